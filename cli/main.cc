@@ -1,0 +1,91 @@
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/commands.h"
+#include "harness/suites.h"
+#include "problem/parallel.h"
+
+int main(int argc, char** argv) {
+  using namespace assay;
+  CLI::App app{"Assay proves an attention kernel right, or shows where it goes wrong."};
+  app.set_version_flag("--version", std::string("assay ") + ASSAY_VERSION);
+  app.require_subcommand(1);
+  app.footer(
+      "Exit status: 0 all passed, 1 some candidate was wrong, 2 bad usage or input (also: nothing was run or\n"
+      "compared), 3 the machine or a device failed.\n\nExamples:\n"
+      "  assay check --suite smoke\n"
+      "  assay check --case 'attention b=1 h=8/2 l=37x53 d=64 dtype=bf16 causal lengths=41 scores=growing'\n"
+      "  assay check --suite standard --json run.json --junit run.xml --html run.html\n"
+      "  assay faults\n"
+      "  assay notation");
+
+  auto add_workers = [](CLI::App* command, WorkerOptions& w) {
+    w.jobs = hardware_threads();
+    command->add_option("--jobs", w.jobs, "Worker processes")->check(CLI::Range(1, 1024))->capture_default_str();
+    command->add_option("--timeout", w.timeout_seconds, "Seconds that one case may take")->check(CLI::PositiveNumber)->capture_default_str();
+    command->add_option("--memory", w.memory_mib, "Address space of a worker in MiB; 0: no limit")->check(CLI::NonNegativeNumber)->capture_default_str();
+  };
+
+  CheckOptions check_options;
+  CLI::App* check_command = app.add_subcommand("check", "Judge a candidate on a suite or on cases: a verdict with a proved bound for every element");
+  auto* suite = check_command->add_option("--suite", check_options.suite, fmt::format("One of {}", fmt::join(suite_names(), ", ")));
+  auto* lines = check_command->add_option("--case", check_options.cases, "A case line (repeatable); `assay notation` explains them");
+  auto* file = check_command->add_option("--cases", check_options.cases_file, "A file of case lines; # starts a comment");
+  suite->excludes(lines)->excludes(file);
+  check_command->add_option("--candidate", check_options.candidate, "host, host-undeclared (no contract: a ladder is tried) or fault:NAME")->capture_default_str();
+  check_command->add_option("--filter", check_options.filter, "Only cases whose line contains this text");
+  check_command->add_option("--seed", check_options.seed, "Of the inputs of a suite")->capture_default_str();
+  check_command->add_option("--shard", check_options.shard, "i/n: every n-th case, from the i-th (0-based) on");
+  check_command->add_option("--time", check_options.time_seconds, "Repeat the suite with new seeds for so many seconds; what no time was left for is counted")->check(CLI::PositiveNumber);
+  check_command->add_flag("--list", check_options.list, "Print the case lines and run nothing");
+  check_command->add_flag("--no-shrink", check_options.no_shrink, "Report failures as they are, without making them smaller");
+  check_command->add_option("--json", check_options.json, "Write the run as JSON");
+  check_command->add_option("--junit", check_options.junit, "Write the run as JUnit XML");
+  check_command->add_option("--html", check_options.html, "Write the run as one HTML page");
+  check_command->add_option("--standalone", check_options.standalone, "Write the first failing case (shrunk), or the first case, as a C++ file without dependencies");
+  check_command->add_option("--ball-rows", check_options.workers.execute.ball_rows, "Rows of a case cross-checked in ball arithmetic")->check(CLI::Range(0, 1 << 20))->capture_default_str();
+  add_workers(check_command, check_options.workers);
+
+  FaultsOptions faults_options;
+  CLI::App* faults_command = app.add_subcommand("faults", "Plant every known bug in the kernel and see which case kills it; then see that the kernel itself passes");
+  faults_command->add_option("--suite", faults_options.suite, "The suite that has to kill them")->capture_default_str();
+  faults_command->add_option("--only", faults_options.only, "One fault by name");
+  faults_command->add_option("--seed", faults_options.seed, "Of the inputs")->capture_default_str();
+  faults_command->add_option("--json", faults_options.json, "Write the score as JSON");
+  faults_command->add_flag("--list", faults_options.list, "Name the faults and run nothing");
+  add_workers(faults_command, faults_options.workers);
+
+  CLI::App* notation = app.add_subcommand("notation", "Explain the one-line case notation, field by field");
+
+  CLI::App* worker = app.add_subcommand("worker", "")->group("");
+  Index worker_memory = 0;
+  ExecuteOptions execute;
+  bool no_power = false, no_relations = false;
+  worker->add_option("--memory", worker_memory);
+  worker->add_option("--ball-rows", execute.ball_rows);
+  worker->add_option("--oracle-threads", execute.oracle_threads);
+  worker->add_flag("--no-power", no_power);
+  worker->add_flag("--no-relations", no_relations);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? all_passed : bad_usage;
+  }
+  if (*worker) {
+    execute.power = !no_power;
+    execute.relations = !no_relations;
+    return worker_main(worker_memory, execute);
+  }
+  if (*notation) {
+    fmt::print("{}", case_help());
+    return all_passed;
+  }
+  if (*faults_command) return faults(faults_options);
+  if (check_options.suite.empty() && check_options.cases.empty() && check_options.cases_file.empty()) {
+    fmt::print(stderr, "assay: check needs --suite, --case or --cases; the suites are {}\n", fmt::join(suite_names(), ", "));
+    return bad_usage;
+  }
+  return check(check_options);
+}

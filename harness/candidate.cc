@@ -1,0 +1,64 @@
+#include "harness/candidate.h"
+
+#include <fmt/format.h>
+
+#include <stdexcept>
+
+#include "harness/contracts.h"
+#include "harness/planted_faults.h"
+#include "kernels/attention.h"
+#include "kernels/targets.h"
+
+namespace assay {
+namespace {
+
+std::string unsupported_dtype(const Attention& p, Dtype out) {
+  for (Dtype d : {p.q.dtype, out})
+    if (d != Dtype::f32 && d != Dtype::f16 && d != Dtype::bf16) return fmt::format("dtype {}", format(d).name);
+  return {};
+}
+
+class Host : public Candidate {
+ public:
+  explicit Host(bool declares) : declares_(declares) {}
+  std::string name() const override { return declares_ ? "host" : "host-undeclared"; }
+  std::string unsupported(const Attention& p, Dtype out) const override { return unsupported_dtype(p, out); }
+  std::optional<Contract> contract(const Attention& p) const override {
+    if (!declares_) return std::nullopt;
+    return host_contract(p, kernels::chosen_target());
+  }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_forward(p, out, threads); }
+
+ private:
+  bool declares_;
+};
+
+class Faulty : public Candidate {
+ public:
+  explicit Faulty(const PlantedFault& fault) : fault_(fault) {}
+  std::string name() const override { return "fault:" + std::string(fault_.name); }
+  std::string unsupported(const Attention& p, Dtype out) const override { return unsupported_dtype(p, out); }
+  std::optional<Contract> contract(const Attention& p) const override { return host_contract(p, std::string(planted_fault_target())); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return run_planted_fault(fault_, p, out, threads); }
+
+ private:
+  const PlantedFault& fault_;
+};
+
+}  // namespace
+
+std::unique_ptr<Candidate> make_candidate(const std::string& name) {
+  if (name == "host" || name == "host-undeclared") return std::make_unique<Host>(name == "host");
+  if (name.starts_with("fault:"))
+    for (const PlantedFault& f : planted_faults())
+      if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
+  throw std::invalid_argument(fmt::format("unknown candidate '{}'; there are {}", name, fmt::join(candidate_names(), ", ")));
+}
+
+std::vector<std::string> candidate_names() {
+  std::vector<std::string> names = {"host", "host-undeclared"};
+  for (const PlantedFault& f : planted_faults()) names.push_back("fault:" + std::string(f.name));
+  return names;
+}
+
+}  // namespace assay

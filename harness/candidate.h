@@ -1,0 +1,31 @@
+// A candidate: anything that computes attention and is put to the test.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/status.h"
+#include "oracle/contract.h"
+#include "problem/attention.h"
+
+namespace assay {
+
+class Candidate {
+ public:
+  virtual ~Candidate() = default;
+  virtual std::string name() const = 0;
+  // Why the candidate does not do this problem; empty if it does.
+  virtual std::string unsupported(const Attention& problem, Dtype out) const = 0;
+  // How it computes; nothing if it declares nothing, and then a ladder of contracts is tried.
+  virtual std::optional<Contract> contract(const Attention& problem) const = 0;
+  virtual kernels::Status run(const Attention& problem, const AttentionOutput& out, int threads) = 0;
+};
+
+// "host": the production kernel; "host-undeclared": the same without its contract; "fault:NAME": the
+// production kernel with a planted fault. Throws std::invalid_argument for any other name.
+std::unique_ptr<Candidate> make_candidate(const std::string& name);
+std::vector<std::string> candidate_names();
+
+}  // namespace assay

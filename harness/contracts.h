@@ -1,0 +1,12 @@
+#pragma once
+
+#include <string>
+
+#include "oracle/contract.h"
+
+namespace assay {
+
+// What kernels/attention-inl.h computes, on a SIMD target named as Highway names it.
+Contract host_contract(const Attention& problem, const std::string& target);
+
+}  // namespace assay

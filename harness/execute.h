@@ -1,0 +1,37 @@
+// Runs a candidate on a case and judges what it left behind.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "harness/candidate.h"
+#include "oracle/verdict.h"
+#include "problem/case.h"
+
+namespace assay {
+
+struct CaseResult {
+  std::string line;
+  std::string candidate;
+  Outcome outcome = Outcome::error;
+  std::string reason;
+  Verdict verdict;
+  // Metamorphic relation -> "held", "violated: ..." or "not applicable: ...".
+  std::map<std::string, std::string> relations;
+  double generate_seconds = 0, candidate_seconds = 0, judge_seconds = 0;
+};
+
+struct ExecuteOptions {
+  int oracle_threads = 1;
+  int ball_rows = 1;
+  bool power = true;
+  bool relations = true;
+};
+
+// The candidate runs twice, its outputs poisoned with NaN first and with a large finite number then; guard
+// bands around every buffer, the gaps between output elements and every input byte are checked after each
+// call, and the two runs must agree bit for bit. Then the relations, then the verdict of the oracle.
+// Throws CaseError where the case cannot run here (memory, an unknown target).
+CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& options = {});
+
+}  // namespace assay

@@ -1,0 +1,110 @@
+#include "harness/relations.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "oracle/visibility.h"
+
+namespace assay {
+namespace {
+
+// Whether every element of a storage can be multiplied by the factor without rounding; does so if it can.
+bool scale_exactly(const Tensor& t, double factor) {
+  const Index n = static_cast<Index>(t.size_in_bytes()) / (format(t.view().dtype).bits / 8);
+  TensorView flat = t.view();
+  for (Index e = 0; e < n; ++e) {
+    const double x = load(flat, e);
+    if (!std::isfinite(x) || round_to(flat.dtype, x * factor) != x * factor) return false;
+  }
+  for (Index e = 0; e < n; ++e) store(flat, e, load(flat, e) * factor);
+  return true;
+}
+
+void negate_elements(const TensorView& t) {
+  for (Index b = 0; b < t.shape[0]; ++b)
+    for (Index h = 0; h < t.shape[1]; ++h)
+      for (Index i = 0; i < t.shape[2]; ++i)
+        for (Index d = 0; d < t.shape[3]; ++d) store(t, t.at(b, h, i, d), -load(t, t.at(b, h, i, d)));
+}
+
+std::string run(Candidate& candidate, const Case& c, const Inputs& inputs, const Outputs& out, int threads) {
+  return call_guarded(candidate, c, inputs, out, Poison::nan, threads);
+}
+
+std::string verdict_of(const std::string& difference) { return difference.empty() ? "held" : "violated: " + difference; }
+
+std::string same_with_threads(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
+  Outputs out(c);
+  if (std::string wrong = run(candidate, c, inputs, out, c.threads == 1 ? 2 : 1); !wrong.empty()) return "violated: " + wrong;
+  return verdict_of(first_difference(base, out));
+}
+
+// V -> -V gives O -> -O.
+std::string negated_values(const Case& c, const Inputs&, Candidate& candidate, const Outputs& base) {
+  Inputs changed(c);
+  if (!scale_exactly(changed.v, -1)) return "not applicable: V is not finite";
+  Outputs out(c);
+  if (std::string wrong = run(candidate, c, changed, out, c.threads); !wrong.empty()) return "violated: " + wrong;
+  negate_elements(out.o.view());
+  return verdict_of(first_difference(base, out));
+}
+
+// Q -> 2 Q, K -> K / 2 changes no product.
+std::string exchanged_scale(const Case& c, const Inputs&, Candidate& candidate, const Outputs& base) {
+  Inputs changed(c);
+  if (!scale_exactly(changed.q, 2) || !scale_exactly(changed.k, 0.5)) return "not applicable: Q or K would round";
+  Outputs out(c);
+  if (std::string wrong = run(candidate, c, changed, out, c.threads); !wrong.empty()) return "violated: " + wrong;
+  return verdict_of(first_difference(base, out));
+}
+
+// What no row of the first `rows` sees may hold anything: those rows do not change. With all rows this is
+// padding; with some of them it is "the future does not leak into the past".
+std::string unseen_keys(const Case& c, Candidate& candidate, const Outputs& base, Index rows, double fill) {
+  for (LayoutKind l : {c.k_layout, c.v_layout})
+    if (l == LayoutKind::shared_head || l == LayoutKind::shared_batch) return "not applicable: keys are shared";
+  Inputs changed(c);
+  const AttentionShape& s = c.shape;
+  Index overwritten = 0;
+  RowVisibility row;
+  for (Index b = 0; b < s.batch; ++b)
+    for (Index g = 0; g < s.kv_heads; ++g) {
+      std::vector<char> seen(static_cast<std::size_t>(s.keys), 0);
+      for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
+        for (Index i = 0; i < rows; ++i) {
+          evaluate_visibility(changed.problem, b, h, i, row);
+          for (Index j = row.begin; j < row.end; ++j)
+            if (row.bias[static_cast<std::size_t>(j)] != -std::numeric_limits<double>::infinity()) seen[static_cast<std::size_t>(j)] = 1;
+        }
+      for (Index j = 0; j < s.keys; ++j) {
+        if (seen[static_cast<std::size_t>(j)]) continue;
+        ++overwritten;
+        const double x = round_to(c.dtype, std::min(fill, format(c.dtype).max_finite));
+        for (Index d = 0; d < s.dim; ++d) store(changed.problem.k, changed.problem.k.at(b, g, j, d), fill == fill ? x : fill);
+        for (Index d = 0; d < s.value_dim; ++d) store(changed.problem.v, changed.problem.v.at(b, g, j, d), fill == fill ? x : fill);
+      }
+    }
+  if (overwritten == 0) return "not applicable: every key is seen";
+  Outputs out(c);
+  if (std::string wrong = run(candidate, c, changed, out, c.threads); !wrong.empty()) return "violated: " + wrong;
+  return verdict_of(first_difference(base, out, rows));
+}
+
+}  // namespace
+
+std::map<std::string, std::string> check_relations(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  std::map<std::string, std::string> found;
+  found["threads"] = same_with_threads(c, inputs, candidate, base);
+  found["negated-values"] = negated_values(c, inputs, candidate, base);
+  found["exchanged-scale"] = exchanged_scale(c, inputs, candidate, base);
+  found["unseen-keys-nan"] = unseen_keys(c, candidate, base, c.shape.rows, nan);
+  found["unseen-keys-large"] = unseen_keys(c, candidate, base, c.shape.rows, 1e30);
+  found["future-of-early-rows"] = unseen_keys(c, candidate, base, (c.shape.rows + 1) / 3, nan);
+  return found;
+}
+
+}  // namespace assay

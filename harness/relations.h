@@ -1,0 +1,15 @@
+// Metamorphic relations: a second problem whose outputs follow bit for bit from those of the first, whatever
+// they are. They need no bound, so they see what a bound cannot; docs/verdict.md lists them.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "harness/run.h"
+
+namespace assay {
+
+// `base` holds the outputs of the case itself. Relation name -> "held", "violated: ..." or "not applicable: ...".
+std::map<std::string, std::string> check_relations(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base);
+
+}  // namespace assay

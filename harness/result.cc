@@ -1,0 +1,112 @@
+#include "harness/result.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+namespace assay {
+namespace {
+
+constexpr std::array<const char*, change_count> change_names = {"deleted", "duplicated", "exchanged", "misweighted"};
+constexpr std::array<const char*, tile_kind_count> tile_kind_names = {"only", "first", "interior", "last_full", "tail"};
+
+// JSON has no NaN and no infinity.
+Json number(double x) {
+  if (std::isnan(x)) return "nan";
+  if (std::isinf(x)) return x > 0 ? "inf" : "-inf";
+  return x;
+}
+
+Json to_json(const Element& e, Index row_tile) {
+  Json j = {{"b", e.b}, {"h", e.h}, {"row", e.row}, {"tile", e.row / row_tile}, {"got", number(e.got)}, {"exact", number(e.exact)},
+            {"bound", number(e.bound)}, {"ratio", number(e.ratio)}, {"ulp", number(e.ulp)}};
+  if (e.column >= 0) j["column"] = e.column;
+  if (!e.why.empty()) j["why"] = e.why;
+  return j;
+}
+
+std::string hex_of(const std::bitset<max_tile>& lanes, Index tile) {
+  std::string text;
+  for (Index digit = 0; digit < (tile + 3) / 4; ++digit) {
+    unsigned value = 0;
+    for (unsigned bit = 0; bit < 4; ++bit) value |= static_cast<unsigned>(lanes[static_cast<std::size_t>(digit) * 4 + bit]) << bit;
+    text += fmt::format("{:x}", value);
+  }
+  return text;
+}
+
+}  // namespace
+
+Json to_json(const CaseResult& r) {
+  const Verdict& v = r.verdict;
+  const Case c = parse_case(r.line);
+  Json j = {{"case", r.line}, {"candidate", r.candidate}, {"outcome", name_of(r.outcome)}, {"reason", r.reason}, {"dtype", format(c.dtype).name},
+            {"seconds", {{"generate", r.generate_seconds}, {"candidate", r.candidate_seconds}, {"judge", r.judge_seconds}}},
+            {"relations", r.relations}};
+  if (v.compared_o + v.compared_lse == 0) return j;
+  j["contract"] = v.contract;
+  j["elements"] = {{"o", v.compared_o}, {"lse", v.compared_lse}, {"inside", v.inside}, {"outside", v.outside}, {"hull_only", v.hull_only},
+                   {"exact", v.exact}, {"excused", v.excused}, {"failures", v.failures}};
+  j["not_finite"] = {{"nan_expected", v.nan_expected}, {"nan_found", v.nan_found}, {"infinity_expected", v.infinity_expected}, {"infinity_found", v.infinity_found}};
+  j["rows"] = {{"judged", v.rows_judged}, {"all", v.rows_total}, {"in_balls", v.rows_in_balls}};
+  if (v.worst_o.bound > 0) j["worst"]["o"] = to_json(v.worst_o, v.row_tile);
+  if (v.worst_lse.bound > 0) j["worst"]["lse"] = to_json(v.worst_lse, v.row_tile);
+  if (v.outside > 0) j["first_failure"] = to_json(v.first_failure, v.row_tile);
+  j["bias"] = {{"mean_ratio", number(v.mean_ratio)}, {"slope_t", number(v.slope_t)}};
+  const Power& p = v.power;
+  Json& power = j["power"];
+  power["pairs"] = p.pairs;
+  power["tile"] = v.tile;
+  for (std::size_t change = 0; change < change_count; ++change) {
+    power["shown"][change_names[change]] = {{"o", p.by_output[change]}, {"lse", p.by_lse[change]}, {"either", p.by_either[change]}};
+    for (std::size_t kind = 0; kind < tile_kind_count; ++kind)
+      if (p.lanes[kind][change].any()) power["lanes"][tile_kind_names[kind]][change_names[change]] = hex_of(p.lanes[kind][change], v.tile);
+  }
+  return j;
+}
+
+Json failed_result(const std::string& line, const std::string& candidate, Outcome outcome, const std::string& reason) {
+  return {{"case", line}, {"candidate", candidate}, {"outcome", name_of(outcome)}, {"reason", reason}};
+}
+
+void Adequacy::add(const Json& result) {
+  if (!result.contains("power") || result["outcome"] != "pass") return;
+  const Json& power = result["power"];
+  const Index tile = power["tile"];
+  Cells& cells = cells_[{result["dtype"], tile}];
+  for (std::size_t kind = 0; kind < tile_kind_count; ++kind)
+    for (std::size_t change = 0; change < change_count; ++change) {
+      auto& lanes = cells.lanes[kind][change];
+      lanes.resize(static_cast<std::size_t>(tile));
+      if (!power.contains("lanes") || !power["lanes"].contains(tile_kind_names[kind]) || !power["lanes"][tile_kind_names[kind]].contains(change_names[change])) continue;
+      const std::string hex = power["lanes"][tile_kind_names[kind]][change_names[change]];
+      for (std::size_t lane = 0; lane < lanes.size() && lane / 4 < hex.size(); ++lane) {
+        const char digit = hex[lane / 4];
+        const int value = digit <= '9' ? digit - '0' : digit - 'a' + 10;
+        if (value >> (lane % 4) & 1) lanes[lane] = true;
+      }
+    }
+}
+
+Json Adequacy::summary() const {
+  Json all = Json::object();
+  for (const auto& [key, cells] : cells_) {
+    Json& entry = all[fmt::format("{} tile {}", key.first, key.second)];
+    Index shown = 0, total = 0;
+    for (std::size_t kind = 0; kind < tile_kind_count; ++kind)
+      for (std::size_t change = 0; change < change_count; ++change) {
+        // A tail is shorter than a tile: its last lane does not exist.
+        const std::size_t lanes = cells.lanes[kind][change].size() - (static_cast<TileKind>(kind) == TileKind::tail ? 1 : 0);
+        Index here = 0;
+        for (std::size_t lane = 0; lane < lanes; ++lane) here += cells.lanes[kind][change][lane];
+        shown += here;
+        total += static_cast<Index>(lanes);
+        if (here < static_cast<Index>(lanes)) entry["missing"][tile_kind_names[kind]][change_names[change]] = static_cast<Index>(lanes) - here;
+      }
+    entry["shown"] = shown;
+    entry["cells"] = total;
+  }
+  return all;
+}
+
+}  // namespace assay

@@ -1,0 +1,32 @@
+// Inside harness/: one call of a candidate, with everything around its buffers watched.
+#pragma once
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "harness/candidate.h"
+#include "problem/generate.h"
+
+namespace assay {
+
+// Fills of an output before the call. The NaN carries a payload, so that an element left alone is recognised.
+enum class Poison { nan, large };
+
+struct Outputs {
+  explicit Outputs(const Case& c);
+  Tensor o, lse;
+  AttentionOutput view() const { return {o.view(), lse.view()}; }
+};
+
+void poison(const Tensor& t, Poison with);
+bool holds_poison(const TensorView& t, Index position, Poison with);
+
+// What went wrong around the call ("o: a guard band was overwritten", "status 5 ..."); empty if nothing did.
+std::string call_guarded(Candidate& candidate, const Case& c, const Inputs& inputs, const Outputs& outputs, Poison with, int threads);
+
+// "row 3 ..." of the first element of O or LSE whose bits differ; empty if none does. Only rows below `rows`
+// of every head are looked at (negative: all).
+std::string first_difference(const Outputs& a, const Outputs& b, Index rows = -1);
+
+}  // namespace assay

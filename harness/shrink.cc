@@ -1,0 +1,100 @@
+#include "harness/shrink.h"
+
+#include <algorithm>
+
+namespace assay {
+
+std::vector<Case> smaller(const Case& c) {
+  std::vector<Case> steps;
+  auto step = [&](auto change) {
+    Case next = c;
+    change(next);
+    if (next == c) return;
+    try {
+      check_case(next);
+    } catch (const CaseError&) {
+      return;  // a feature that another one needs
+    }
+    steps.push_back(std::move(next));
+  };
+  const Case plain;
+  // Extents: all the way, half, one less. Lists are cut to what is left.
+  auto fit = [](Case& n) {
+    for (auto* list : {&n.lengths, &n.starts}) {
+      if (list->size() > 1) list->resize(static_cast<std::size_t>(std::max<Index>(n.shape.batch, 1)));
+      for (Index& x : *list) x = std::min(x, n.shape.keys);
+    }
+    std::erase_if(n.pokes, [&](const Poke& p) {
+      const Index rows = p.tensor == 'q' || p.tensor == 'm' ? n.shape.rows : n.shape.keys;
+      const Index heads = p.tensor == 'q' || p.tensor == 'm' ? n.shape.query_heads : n.shape.kv_heads;
+      const Index columns = p.tensor == 'm' ? n.shape.keys : p.tensor == 'v' ? n.shape.value_dim : n.shape.dim;
+      return p.position[0] >= n.shape.batch || p.position[1] >= heads || p.position[2] >= rows || p.position[3] >= columns;
+    });
+  };
+  for (Index AttentionShape::*extent : {&AttentionShape::batch, &AttentionShape::rows, &AttentionShape::keys, &AttentionShape::dim, &AttentionShape::value_dim}) {
+    const Index now = c.shape.*extent;
+    for (Index target : {Index{1}, now / 2, now - 1})
+      if (target >= 1 && target < now)
+        step([&](Case& n) {
+          n.shape.*extent = target;
+          fit(n);
+        });
+  }
+  auto heads = [&](Index q, Index kv) {
+    step([&](Case& n) {
+      n.shape.query_heads = q;
+      n.shape.kv_heads = kv;
+      fit(n);
+    });
+  };
+  if (c.shape.query_heads > 1) {
+    heads(1, 1);
+    if (c.shape.kv_heads > 1) heads(c.shape.group(), 1);
+    heads(c.shape.kv_heads, c.shape.kv_heads);
+    if (c.shape.kv_heads > 2) heads(2 * c.shape.group(), 2);
+  }
+  // Features back to their defaults, one at a time.
+  step([&](Case& n) { n.keep = {}; });
+  step([&](Case& n) { n.bias = {}, n.finite_min_masks = false; });
+  step([&](Case& n) { n.pokes.clear(); });
+  step([&](Case& n) { n.hidden = plain.hidden; });
+  step([&](Case& n) { n.documents.clear(); });
+  step([&](Case& n) { n.causal = false; });
+  step([&](Case& n) { n.window_left = n.window_right = -1; });
+  step([&](Case& n) { n.offset = {}; });
+  step([&](Case& n) { n.lengths.clear(); });
+  step([&](Case& n) { n.starts.clear(); });
+  step([&](Case& n) { n.alibi = false; });
+  step([&](Case& n) { n.sink.reset(); });
+  step([&](Case& n) { n.softcap = 0; });
+  step([&](Case& n) { n.dropout = 0, n.dropout_seed = 0; });
+  step([&](Case& n) { n.scale.reset(); });
+  step([&](Case& n) { n.q_layout = n.k_layout = n.v_layout = n.o_layout = {}; });
+  step([&](Case& n) { n.threads = 1; });
+  step([&](Case& n) { n.target.clear(); });
+  step([&](Case& n) { n.out.reset(); });
+  step([&](Case& n) { n.dtype = Dtype::f32; });
+  step([&](Case& n) { n.sample_rows = 0; });
+  step([&](Case& n) { n.scores = Scores::normal; });
+  step([&](Case& n) { n.values = Values::normal; });
+  step([&](Case& n) { n.seed = 1; });
+  step([&](Case& n) { n.keep.varies = MaskSpec{}.varies; });
+  step([&](Case& n) { n.bias.varies = MaskSpec{}.varies; });
+  return steps;
+}
+
+Case shrink(Case failing, const std::function<bool(const Case&)>& fails, const std::function<bool()>& keep_going) {
+  for (bool moved = true; moved && keep_going();) {
+    moved = false;
+    for (Case& next : smaller(failing)) {
+      if (!keep_going()) break;
+      if (!fails(next)) continue;
+      failing = std::move(next);
+      moved = true;
+      break;
+    }
+  }
+  return failing;
+}
+
+}  // namespace assay

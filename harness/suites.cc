@@ -1,0 +1,224 @@
+#include "harness/suites.h"
+
+#include <fmt/format.h>
+
+#include <functional>
+#include <stdexcept>
+
+#include "harness/covering.h"
+
+namespace assay {
+namespace {
+
+// A feature and its levels; each level changes a case. Extents come first: later levels depend on them.
+struct Factor {
+  const char* name;
+  std::vector<std::function<void(Case&)>> levels;
+  bool structural;  // meets every two others in triples, not only in pairs
+};
+
+void set_shape(Case& c, Index b, Index hq, Index hkv) {
+  c.shape.batch = b;
+  c.shape.query_heads = hq;
+  c.shape.kv_heads = hkv;
+}
+
+// A list of lengths that differ from batch to batch, within the keys that there are.
+std::vector<Index> ragged(const Case& c, std::initializer_list<double> fractions) {
+  std::vector<Index> list;
+  for (double f : fractions)
+    if (static_cast<Index>(list.size()) < c.shape.batch) list.push_back(static_cast<Index>(f * static_cast<double>(c.shape.keys)));
+  return list;
+}
+
+std::vector<Factor> forward_factors() {
+  using Change = std::function<void(Case&)>;
+  auto nothing = [](Case&) {};
+  auto heads = [](Index b, Index hq, Index hkv) -> Change { return [=](Case& c) { set_shape(c, b, hq, hkv); }; };
+  auto lengths = [](Index rows, Index keys) -> Change { return [=](Case& c) { c.shape.rows = rows, c.shape.keys = keys; }; };
+  auto dims = [](Index d, Index dv) -> Change { return [=](Case& c) { c.shape.dim = d, c.shape.value_dim = dv; }; };
+  auto dtype = [](Dtype in, Dtype out) -> Change { return [=](Case& c) { c.dtype = in; if (out != in) c.out = out; }; };
+  auto keep = [](MaskPattern p, std::array<bool, 4> varies) -> Change { return [=](Case& c) { c.keep = {p, varies}; }; };
+  auto bias = [](MaskPattern p, std::array<bool, 4> varies) -> Change { return [=](Case& c) { c.bias = {p, varies}; }; };
+  auto window = [](Index l, Index r) -> Change { return [=](Case& c) { c.window_left = l, c.window_right = r; }; };
+  auto layout = [](LayoutKind q, LayoutKind k, LayoutKind v, LayoutKind o) -> Change {
+    return [=](Case& c) { c.q_layout = q, c.k_layout = k, c.v_layout = v, c.o_layout = o; };
+  };
+  constexpr std::array<bool, 4> all{true, true, true, true};
+  using enum LayoutKind;
+
+  std::vector<Factor> factors = {
+      {"heads", {heads(1, 1, 1), heads(2, 6, 2), heads(3, 5, 5), heads(2, 3, 1)}, true},
+      // Pairwise different, odd, on both sides of the tiles of 64 and 128 keys and of 96 rows.
+      {"lengths", {lengths(37, 53), lengths(1, 131), lengths(97, 64), lengths(130, 257), lengths(5, 2), lengths(2, 5), lengths(63, 128), lengths(41, 383), lengths(12, 191)}, true},
+      {"dims", {dims(64, 64), dims(40, 72), dims(128, 96), dims(17, 33), dims(1, 3), dims(80, 48), dims(192, 128)}, false},
+      {"dtype", {dtype(Dtype::f32, Dtype::f32), dtype(Dtype::f16, Dtype::f16), dtype(Dtype::bf16, Dtype::bf16), dtype(Dtype::bf16, Dtype::f32)}, true},
+      {"causal", {nothing, [](Case& c) { c.causal = true; }, [](Case& c) { c.causal = true, c.offset = {OffsetSpec::Kind::end, 0}; },
+                  [](Case& c) { c.causal = true, c.offset = {OffsetSpec::Kind::fixed, -3}; }}, true},
+      {"window", {nothing, window(16, 0), window(5, 9), window(-1, 3)}, true},
+      {"padding", {nothing, [](Case& c) { c.lengths = ragged(c, {0.6, 1, 0.31}); }, [](Case& c) { c.starts = ragged(c, {0.4, 0, 0.8}); },
+                   [](Case& c) { c.lengths = ragged(c, {0.9, 0.7, 0}), c.starts = ragged(c, {0.2, 0.5, 0}); }}, true},
+      {"boolean", {nothing, keep(MaskPattern::random, all), keep(MaskPattern::empty_rows, {false, false, true, true}), keep(MaskPattern::tiles, {true, false, true, true}),
+                   keep(MaskPattern::random, {true, false, false, true})}, true},
+      {"bias", {nothing, bias(MaskPattern::normal, all), bias(MaskPattern::minus_infinity, {false, true, true, true}), bias(MaskPattern::minimum, {true, true, true, true}),
+                [=](Case& c) { c.bias = {MaskPattern::minimum_rows, all}, c.finite_min_masks = true; }, bias(MaskPattern::large, {false, false, true, true})}, false},
+      {"hidden", {nothing, [](Case& c) { c.hidden = Hidden::nan; }, [](Case& c) { c.hidden = Hidden::infinity; }, [](Case& c) { c.hidden = Hidden::huge; }}, false},
+      {"alibi", {nothing, [](Case& c) { c.alibi = true; }}, false},
+      {"softcap", {nothing, [](Case& c) { c.softcap = 50; }, [](Case& c) { c.softcap = 1; }}, false},
+      {"sink", {nothing, [](Case& c) { c.sink = 0.5f; }, [](Case& c) { c.sink = 9; }}, false},
+      {"documents", {nothing, [](Case& c) { c.documents = {7, 19, 11}; }}, false},
+      {"dropout", {nothing, nothing, [](Case& c) { c.dropout = 0.3f, c.dropout_seed = 11; }}, false},
+      {"scale", {nothing, nothing, [](Case& c) { c.scale = 0.25f; }}, false},
+      {"layout", {nothing, layout(bshd, bshd, bshd, bshd), layout(packed, packed, packed, bhsd), layout(padded, strided, reversed, padded), layout(strided, shared_head, padded, reversed),
+                  layout(reversed, padded, shared_batch, strided)}, false},
+      {"threads", {nothing, [](Case& c) { c.threads = 2; }}, false},
+  };
+  Factor scores{"scores", {}, false}, values{"values", {}, false};
+  for (int s = 0; s < scores_count; ++s) scores.levels.push_back([=](Case& c) { c.scores = static_cast<Scores>(s); });
+  for (int v = 0; v < values_count; ++v) values.levels.push_back([=](Case& c) { c.values = static_cast<Values>(v); });
+  factors.push_back(std::move(scores));
+  factors.push_back(std::move(values));
+  return factors;
+}
+
+std::vector<Case> cover(const std::vector<Factor>& factors, int structural_strength, std::uint64_t seed) {
+  CoveringPlan plan;
+  std::vector<int> everything, structural;
+  for (std::size_t f = 0; f < factors.size(); ++f) {
+    plan.levels.push_back(static_cast<int>(factors[f].levels.size()));
+    everything.push_back(static_cast<int>(f));
+    if (factors[f].structural) structural.push_back(static_cast<int>(f));
+  }
+  plan.sets = all_sets(everything, 2);
+  for (auto& set : all_sets(structural, structural_strength))
+    if (set.size() > 2) plan.sets.push_back(std::move(set));
+  std::vector<Case> cases;
+  // The array's own seed is fixed: a suite has the same shapes under every --seed.
+  for (const std::vector<int>& row : covering_array(plan, 20261)) {
+    Case c;
+    for (std::size_t f = 0; f < factors.size(); ++f) factors[f].levels[static_cast<std::size_t>(row[f])](c);
+    c.seed = seed + cases.size();
+    check_case(c);
+    cases.push_back(std::move(c));
+  }
+  return cases;
+}
+
+// The first families of smoke are those that killed the most planted faults.
+Suite smoke(std::uint64_t seed) {
+  std::vector<Factor> factors = forward_factors();
+  for (Factor& f : factors) {
+    const std::string_view name = f.name;
+    if (name == "scores") f.levels = {f.levels[0], f.levels[4], f.levels[5], f.levels[7], f.levels[19], f.levels[20]};
+    if (name == "values") f.levels = {f.levels[0], f.levels[4], f.levels[6], f.levels[12], f.levels[15], f.levels[16]};
+  }
+  return {"smoke", "every pair of features once", {}, cover(factors, 2, seed)};
+}
+
+Suite standard(std::uint64_t seed) {
+  Suite suite{"standard", "every pair of features and input families, every triple of structural features, and lanes of every kind of tile", {}, cover(forward_factors(), 3, seed)};
+  // What arrays over features leave open of the adequacy of the suite: rows whose every lane has a weight that
+  // shows, in each kind of tile, for each dtype and tile width.
+  std::uint64_t k = 0;
+  for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
+    for (Index dim : {64, 128}) {
+      const Index tile = dim == 64 ? 128 : 64;
+      for (Index keys : {tile, tile - 1, 3 * tile, 4 * tile - 1})
+        for (Scores scores : {Scores::normal, Scores::gather, Scores::huge}) {
+          Case c;
+          set_shape(c, 1, 2, 1);
+          c.shape.rows = scores == Scores::normal ? 40 : keys;
+          c.shape.keys = keys;
+          c.shape.dim = c.shape.value_dim = dim;
+          c.dtype = dtype;
+          c.scores = scores;
+          if (dtype != Dtype::f32 && scores == Scores::normal) c.out = Dtype::f32;
+          c.seed = seed + 5000 + k++;
+          suite.cases.push_back(c);
+        }
+    }
+  return suite;
+}
+
+Suite padding(std::uint64_t seed) {
+  Suite suite{"padding", "left, right and mixed padding, with and without causality, as intervals, boolean and additive masks", {}, {}};
+  auto add = [&](const std::string& line) {
+    Case c = parse_case(line);
+    c.seed = seed + suite.cases.size();
+    suite.cases.push_back(std::move(c));
+  };
+  // Two sequences, nine and two tokens long, left-padded to eleven: positions 0 to 8 of the second are padding.
+  // One-hot V reads off which keys each row attended; row 9 of the second must see key 9 alone.
+  for (const char* dtype : {"f32", "f16", "bf16"})
+    for (const char* causal : {" causal", ""})
+      for (const char* rest : {" starts=2,9", " starts=2,9 hidden=nan", " starts=2,9 values=one-hot", " starts=2,9 values=one-hot hidden=inf",
+                               " starts=2,9 scores=negative", " starts=2,9 bool=future@ij"})
+        add(fmt::format("attention b=2 h=2 l=11 d=16 dtype={}{}{}", dtype, causal, rest));
+  for (const char* causal : {"", " causal", " causal offset=end", " causal offset=lengths"})
+    for (const char* where : {" lengths=90,150,1", " starts=70,0,149", " lengths=120,150,64 starts=30,149,0", " lengths=0,150,150", " lengths=64,128,127 starts=64,0,1"})
+      for (const char* rest : {"", " hidden=nan", " hidden=huge scores=negative", " bool=empty-rows@bij scores=growing", " bias=minimum-rows finite-min-masks", " values=one-hot dtype=bf16 out=f32"}) {
+        if (std::string_view(causal) == " causal offset=lengths" && std::string_view(where).find("lengths") == std::string_view::npos) continue;
+        add(fmt::format("attention b=3 h=4/2 l=77x150 d=40/24{}{}{}", causal, where, rest));
+      }
+  return suite;
+}
+
+Suite models(std::uint64_t seed) {
+  Suite suite{"models", "the attention of real models, forward", {}, {}};
+  struct Model {
+    const char* name;
+    const char* line;  // without b, l and dtype
+    Index rows, keys;  // at full length
+    const char* dtype;
+  };
+  static constexpr Model table[] = {
+      {"GPT-2", "h=12 d=64 causal", 1024, 1024, "f32"},
+      {"BERT base", "h=12 d=64 lengths=$k", 512, 512, "f32"},
+      {"Llama 3 8B", "h=32/8 d=128 causal", 8192, 8192, "bf16"},
+      {"Mistral 7B", "h=32/8 d=128 causal window=4095,0", 8192, 8192, "bf16"},
+      {"Gemma 2 9B, local", "h=16/8 d=256 causal softcap=50 window=4095,0 scale=0.0625", 8192, 8192, "bf16"},
+      {"Gemma 2 9B, global", "h=16/8 d=256 causal softcap=50 scale=0.0625", 8192, 8192, "bf16"},
+      {"DeepSeek V3", "h=128 d=192/128 causal", 4096, 4096, "bf16"},
+      {"Whisper large, cross attention", "h=20 d=64", 448, 1500, "f16"},
+      {"diffusion at 4,096 tokens", "h=8 d=40", 4096, 4096, "f16"},
+  };
+  std::uint64_t k = 0;
+  for (const Model& m : table) {
+    // Multiply-adds of a head grow with rows * keys; this budget keeps the whole suite near two minutes.
+    Index rows = m.rows, keys = m.keys, factor = 1;
+    while (rows * keys > Index{1024} * 1024) rows = (rows + 1) / 2, keys = (keys + 1) / 2, factor *= 2;
+    std::string line = m.line;
+    Index heads = std::stoll(line.substr(line.find("h=") + 2)), judged_rows = 48;
+    if (const auto at = line.find("$k"); at != std::string::npos) line.replace(at, 2, fmt::format("{}", keys * 3 / 4));
+    if (const auto at = line.find("window="); at != std::string::npos)
+      line.replace(at, line.find(',', at) - at, fmt::format("window={}", 4096 / factor - 1));
+    Case c = parse_case(fmt::format("attention b=1 l={}x{} dtype={} rows={} threads=0 {}", rows, keys, m.dtype, judged_rows, line));
+    c.seed = seed + k++;
+    suite.cases.push_back(c);
+    suite.notes.push_back(fmt::format("{}: {} heads, {} x {}{}; {} rows of each head judged", m.name, heads, rows, keys,
+                                      factor > 1 ? fmt::format(" (lengths and window scaled down by {})", factor) : "", judged_rows));
+  }
+  return suite;
+}
+
+struct Entry {
+  std::string_view name;
+  Suite (*make)(std::uint64_t);
+};
+constexpr Entry entries[] = {{"smoke", smoke}, {"standard", standard}, {"models", models}, {"padding", padding}};
+
+}  // namespace
+
+Suite make_suite(std::string_view name, std::uint64_t seed) {
+  for (const Entry& e : entries)
+    if (e.name == name) return e.make(seed);
+  throw std::invalid_argument(fmt::format("unknown suite '{}'; there are {}", name, fmt::join(suite_names(), ", ")));
+}
+
+std::vector<std::string_view> suite_names() {
+  std::vector<std::string_view> names;
+  for (const Entry& e : entries) names.push_back(e.name);
+  return names;
+}
+
+}  // namespace assay

@@ -1,0 +1,509 @@
+// Tiled attention forward with online softmax, compiled once for each SIMD target (hence the guard).
+//
+// Order of every sum, as the contract in harness/contracts.cc declares it: q.k is one FMA chain over d,
+// P V one FMA chain over the keys of a tile on top of the rescaled accumulator, the row sum is summed within
+// a tile (any order) and then over tiles. All of it in fp32, whatever the inputs are. Masked keys get weight
+// exactly 0, and a tile that no row of a block sees is skipped, which changes no bit.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "kernels/attention_plan.h"
+#include "kernels/convert.h"
+#include "kernels/dropout.h"
+#include "kernels/stages.h"
+#include "problem/parallel.h"
+
+#if defined(ASSAY_KERNELS_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ASSAY_KERNELS_ATTENTION_INL_H_
+#undef ASSAY_KERNELS_ATTENTION_INL_H_
+#else
+#define ASSAY_KERNELS_ATTENTION_INL_H_
+#endif
+
+#include <hwy/aligned_allocator.h>
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace assay::kernels::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using Lanes = hn::ScalableTag<float>;
+using Vector = hn::Vec<Lanes>;
+
+inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+// Two vectors a panel. Rows of a register block: all accumulators, two operands and a broadcast fit.
+inline constexpr Index panel_width = 2 * static_cast<Index>(hn::MaxLanes(Lanes()));
+inline constexpr std::size_t block_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 12 : 6;
+static_assert(panel_alignment % panel_width == 0, "a tile must be whole panels on every target");
+
+// ---- Elementary functions -------------------------------------------------------------------------------
+
+// e^x for x <= 0, or NaN. Within 1 ulp (property_tests/elementary_test.cc tries every float); 0 below -87,
+// where the result leaves the normal range.
+HWY_INLINE Vector exp_of_nonpositive(Lanes d, Vector x) {
+  // x = n ln2 + r, |r| <= ln2 / 2; ln2 in two parts, the first with enough trailing zeros that n times it is exact.
+  // Adding 1.5 * 2^23 leaves n in the low bits of the sum.
+  const Vector shift = hn::Set(d, 0x1.8p23f);
+  const Vector shifted = hn::MulAdd(x, hn::Set(d, 1.44269504f), shift);
+  const Vector n = hn::Sub(shifted, shift);
+  Vector r = hn::NegMulAdd(n, hn::Set(d, 0x1.62e4p-1f), x);
+  r = hn::NegMulAdd(n, hn::Set(d, 0x1.7f7d1cp-20f), r);
+  // (e^r - 1 - r) / r^2, interpolated at the Chebyshev nodes of |r| <= 0.3466.
+  Vector p = hn::Set(d, 0.00019890988455544567f);
+  p = hn::MulAdd(p, r, hn::Set(d, 0.0013933647862928863f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.008333310927615311f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.041666464944505696f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.16666666681621095f));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.5000000013463886f));
+  p = hn::Add(hn::MulAdd(hn::Mul(r, r), p, r), hn::Set(d, 1.0f));
+  const hn::RebindToSigned<Lanes> di;
+  const auto power = hn::Add(hn::ShiftLeft<23>(hn::BitCast(di, shifted)), hn::Set(di, 127 << 23));
+  // NaN fails the comparison, so it stays.
+  return hn::IfThenElse(hn::Lt(x, hn::Set(d, -87.0f)), hn::Zero(d), hn::Mul(p, hn::BitCast(d, power)));
+}
+
+// Within 4 ulp.
+HWY_INLINE Vector tanh_of(Lanes d, Vector x) {
+  const Vector magnitude = hn::Abs(x), z = hn::Mul(x, x);
+  Vector p = hn::Set(d, -0.00604516509062733f);  // (tanh(x)/x - 1)/x^2 on |x| < 0.63
+  p = hn::MulAdd(p, z, hn::Set(d, 0.020961329103236122f));
+  p = hn::MulAdd(p, z, hn::Set(d, -0.053843263173671524f));
+  p = hn::MulAdd(p, z, hn::Set(d, 0.13332718845571667f));
+  p = hn::MulAdd(p, z, hn::Set(d, -0.33333328433318044f));
+  const Vector small = hn::MulAdd(hn::Mul(p, z), x, x);
+  const Vector one = hn::Set(d, 1.0f);
+  const Vector e = exp_of_nonpositive(d, hn::Mul(magnitude, hn::Set(d, -2.0f)));
+  const Vector large = hn::CopySign(hn::Div(hn::Sub(one, e), hn::Add(one, e)), x);
+  return hn::IfThenElse(hn::Lt(magnitude, hn::Set(d, 0.625f)), small, large);
+}
+
+// ---- Register block: kRows x panel of A B ---------------------------------------------------------------
+
+// a: kRows rows of `depth` floats; b: `depth` rows of a panel. Adds A B to the accumulators.
+template <std::size_t... R>
+HWY_INLINE void multiply_add(Lanes d, std::index_sequence<R...>, const float* HWY_RESTRICT a, Index row_stride,
+                             const float* HWY_RESTRICT b, Index depth, Vector (&left)[sizeof...(R)], Vector (&right)[sizeof...(R)]) {
+  const std::size_t n = hn::Lanes(d);
+  for (Index k = 0; k < depth; ++k) {
+    const Vector b0 = hn::Load(d, b + k * panel_width), b1 = hn::Load(d, b + k * panel_width + n);
+    ((left[R] = hn::MulAdd(hn::Set(d, a[static_cast<Index>(R) * row_stride + k]), b0, left[R]),
+      right[R] = hn::MulAdd(hn::Set(d, a[static_cast<Index>(R) * row_stride + k]), b1, right[R])), ...);
+  }
+}
+
+// scores = scale * Q K^T for one panel of keys.
+template <std::size_t... R>
+HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Index dim, const float* keys, float scale, float* scores, Index score_stride) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
+  multiply_add(d, rows, q, dim, keys, dim, left, right);
+  const Vector s = hn::Set(d, scale);
+  ((hn::Store(hn::Mul(left[R], s), d, scores + static_cast<Index>(R) * score_stride),
+    hn::Store(hn::Mul(right[R], s), d, scores + static_cast<Index>(R) * score_stride + n)), ...);
+}
+
+// accumulator = correction * accumulator + P V for one panel of value columns.
+template <std::size_t... R>
+HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights, Index weight_stride, const float* values, Index keys,
+                            const float* correction, float* accumulator, Index accumulator_stride) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  const auto corrected = [&](std::size_t r, std::size_t half) HWY_ATTR {
+    return hn::Mul(hn::Load(d, accumulator + static_cast<Index>(r) * accumulator_stride + half * n), hn::Set(d, correction[r]));
+  };
+  Vector left[] = {corrected(R, 0)...}, right[] = {corrected(R, 1)...};
+  multiply_add(d, rows, weights, weight_stride, values, keys, left, right);
+  ((hn::Store(left[R], d, accumulator + static_cast<Index>(R) * accumulator_stride),
+    hn::Store(right[R], d, accumulator + static_cast<Index>(R) * accumulator_stride + n)), ...);
+}
+
+// Calls body(index_sequence, first row) over [0, rows) in register blocks: full ones, then fours, then ones.
+template <class Body>
+HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
+  Index r = 0;
+  for (; r + static_cast<Index>(block_rows) <= rows; r += static_cast<Index>(block_rows)) body(std::make_index_sequence<block_rows>(), r);
+  for (; r + 4 <= rows; r += 4) body(std::make_index_sequence<4>(), r);
+  for (; r < rows; ++r) body(std::make_index_sequence<1>(), r);
+}
+
+// ---- Packing --------------------------------------------------------------------------------------------
+
+// One row of a tensor in fp32, whatever its dtype and innermost stride.
+inline void load_row(const TensorView& t, Index b, Index h, Index i, Index columns, float* HWY_RESTRICT row) {
+  const Index at = t.at(b, h, i, 0), stride = t.stride[3];
+  if (t.dtype == Dtype::f32) {
+    const float* from = static_cast<const float*>(t.data) + at;
+    for (Index d = 0; d < columns; ++d) row[d] = from[d * stride];
+  } else {
+    const std::uint16_t* from = static_cast<const std::uint16_t*>(t.data) + at;
+    if (t.dtype == Dtype::bf16)
+      for (Index d = 0; d < columns; ++d) row[d] = from_bf16(from[d * stride]);
+    else
+      for (Index d = 0; d < columns; ++d) row[d] = from_f16(from[d * stride]);
+  }
+}
+
+template <class Stages>
+void pack_tile(const ForwardPlan& plan, Index group, Index tile, const Stages& stages) {
+  const Attention& p = *plan.problem;
+  const AttentionShape& s = p.shape;
+  const Index width = plan.tiling.keys, key0 = tile * width, filled = std::min(width, s.keys - key0);
+  const Index b = (plan.first_group + group) / s.kv_heads, g = (plan.first_group + group) % s.kv_heads;
+  float* keys = plan.packed.keys + (group * plan.tiles + tile) * width * s.dim;
+  float* values = plan.packed.values + (group * plan.tiles + tile) * width * plan.padded_value_dim;
+  auto row = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max(s.dim, plan.padded_value_dim)));
+  float value_sum = 0;  // 0 * x is NaN exactly for the values that a weight of 0 does not erase
+  for (Index j = 0; j < width; ++j) {
+    if (j < filled) load_row(p.k, b, g, key0 + j, s.dim, row.get());
+    else std::fill_n(row.get(), s.dim, 0.0f);
+    if constexpr (Stages::observes) stages.at(Stage::key, {b, g, key0 + j, 0, 1, s.dim, row.get(), s.dim});
+    float* column = keys + j / panel_width * panel_width * s.dim + j % panel_width;
+    for (Index d = 0; d < s.dim; ++d) column[d * panel_width] = row[d];
+
+    std::fill_n(row.get(), plan.padded_value_dim, 0.0f);
+    if (j < filled) load_row(p.v, b, g, key0 + j, s.value_dim, row.get());
+    if constexpr (Stages::observes) stages.at(Stage::value, {b, g, key0 + j, 0, 1, s.value_dim, row.get(), s.value_dim});
+    for (Index c = 0; c < plan.padded_value_dim; c += panel_width) {
+      float* to = values + c * width + j * panel_width;
+      for (Index lane = 0; lane < panel_width; ++lane) {
+        to[lane] = row[c + lane];
+        value_sum += 0.0f * to[lane];
+      }
+    }
+  }
+  plan.packed.values_not_finite[group * plan.tiles + tile] = value_sum != value_sum;
+}
+
+// ---- Masks ----------------------------------------------------------------------------------------------
+
+template <class Stages>
+KeyRange visible_keys(const Attention& p, Index b, Index row, const Stages& stages) {
+  const Index keys = p.shape.keys, diagonal = row + p.offset_of(b);
+  Index begin = 0, end = keys;
+  if (p.causal) end = std::min(end, diagonal + 1);
+  if (p.window_left >= 0) begin = std::max(begin, diagonal - p.window_left);
+  if (p.window_right >= 0) end = std::min(end, diagonal + p.window_right + 1);
+  if (!p.key_lengths.empty()) end = std::min(end, p.key_lengths[b]);
+  if (!p.key_starts.empty()) begin = std::max(begin, p.key_starts[b]);
+  begin = std::clamp<Index>(begin, 0, keys);
+  return stages.visible(p, b, row, {begin, std::clamp(end, begin, keys)});
+}
+
+// Biases that differ from key to key; -inf where a key is masked.
+class ElementBias {
+ public:
+  explicit ElementBias(const Attention& p)
+      : p_(p), active_(p.keep || p.bias || !p.alibi_slopes.empty() || !p.query_segment.empty()) {}
+
+  bool active() const { return active_; }
+
+  // bias[j] for keys [key0, key0 + count) of one row.
+  void row(Index b, Index h, Index i, Index key0, Index count, float* HWY_RESTRICT bias) const {
+    if (p_.alibi_slopes.empty()) {
+      std::fill_n(bias, count, 0.0f);
+    } else {
+      const float slope = p_.alibi_slopes[h];
+      const Index diagonal = i + p_.offset_of(b);
+      for (Index j = 0; j < count; ++j) bias[j] = slope * static_cast<float>(key0 + j - diagonal);
+    }
+    if (p_.bias) add_tensor(b, h, i, key0, count, bias);
+    if (p_.keep) {
+      const std::uint8_t* keep = p_.keep.data + b * p_.keep.stride[0] + h * p_.keep.stride[1] + i * p_.keep.stride[2];
+      for (Index j = 0; j < count; ++j) bias[j] = keep[(key0 + j) * p_.keep.stride[3]] ? bias[j] : minus_infinity;
+    }
+    if (!p_.query_segment.empty()) {
+      const std::int32_t mine = p_.query_segment[b * p_.shape.rows + i];
+      const std::int32_t* theirs = p_.key_segment.data() + b * p_.shape.keys + key0;
+      for (Index j = 0; j < count; ++j) bias[j] = theirs[j] == mine ? bias[j] : minus_infinity;
+    }
+  }
+
+ private:
+  void add_tensor(Index b, Index h, Index i, Index key0, Index count, float* HWY_RESTRICT bias) const {
+    const TensorView& t = p_.bias;
+    const Index at = t.at(b, h, i, key0), stride = t.stride[3];
+    const float lowest = !p_.finite_min_masks       ? minus_infinity
+                         : t.dtype == Dtype::f32    ? std::numeric_limits<float>::lowest()
+                         : t.dtype == Dtype::bf16   ? -0x1.fep127f
+                                                    : -65504.0f;
+    for (Index j = 0; j < count; ++j) {
+      const Index e = at + j * stride;
+      const float x = t.dtype == Dtype::f32    ? static_cast<const float*>(t.data)[e]
+                      : t.dtype == Dtype::bf16 ? from_bf16(static_cast<const std::uint16_t*>(t.data)[e])
+                                               : from_f16(static_cast<const std::uint16_t*>(t.data)[e]);
+      bias[j] = x == lowest ? minus_infinity : bias[j] + x;
+    }
+  }
+
+  const Attention& p_;
+  bool active_;
+};
+
+// ---- One block of rows ----------------------------------------------------------------------------------
+
+template <class Stages>
+class RowBlock {
+ public:
+  RowBlock(const ForwardPlan& plan, const Stages& stages)
+      : plan_(plan), p_(*plan.problem), s_(p_.shape), stages_(stages), bias_(p_), width_(plan.tiling.keys),
+        accumulator_stride_(plan.padded_value_dim),
+        q_(allocate(plan.tiling.rows * s_.dim)), scores_(allocate(plan.tiling.rows * width_)),
+        accumulator_(allocate(plan.tiling.rows * accumulator_stride_)),
+        bias_row_(allocate(width_)), max_(allocate(plan.tiling.rows)), sum_(allocate(plan.tiling.rows)),
+        correction_(allocate(plan.tiling.rows)), ranges_(static_cast<std::size_t>(plan.tiling.rows)) {}
+
+  void run(Index group, Index h, Index row0) {
+    b_ = (plan_.first_group + group) / s_.kv_heads;
+    h_ = h;
+    row0_ = row0;
+    rows_ = std::min(plan_.tiling.rows, s_.rows - row0);
+    begin();
+    KeyRange seen{s_.keys, 0};
+    for (Index r = 0; r < rows_; ++r) {
+      ranges_[r] = visible_keys(p_, b_, row0_ + r, stages_);
+      const KeyRange& range = ranges_[r];
+      if (range.begin < range.end) seen = {std::min(seen.begin, range.begin), std::max(seen.end, range.end)};
+    }
+    const Index tiles = std::min(stages_.key_tiles(s_.keys, width_), (seen.end + width_ - 1) / width_);
+    for (Index tile = seen.begin / width_; tile < tiles; ++tile) {
+      key0_ = tile * width_;
+      const Index packed_tile = group * plan_.tiles + tile;
+      compute_scores(plan_.packed.keys + packed_tile * width_ * s_.dim);
+      mask_scores();
+      update_softmax(tile);
+      const float* values = plan_.packed.values + packed_tile * width_ * plan_.padded_value_dim;
+      if (plan_.packed.values_not_finite[packed_tile]) accumulate_visible(values);
+      else accumulate(values);
+      observe(Stage::accumulated, accumulator_.get(), s_.value_dim, accumulator_stride_);
+    }
+    finish();
+  }
+
+ private:
+  static hwy::AlignedFreeUniquePtr<float[]> allocate(Index floats) {
+    auto p = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max<Index>(floats, 1)));
+    if (!p) throw std::bad_alloc();
+    return p;
+  }
+
+  HWY_INLINE void observe(Stage stage, float* data, Index columns, Index stride) const {
+    if constexpr (Stages::observes) stages_.at(stage, {b_, h_, row0_, key0_, rows_, columns, data, stride});
+  }
+
+  void begin() {
+    key0_ = 0;
+    for (Index r = 0; r < rows_; ++r) load_row(p_.q, b_, h_, row0_ + r, s_.dim, q_.get() + r * s_.dim);
+    observe(Stage::query, q_.get(), s_.dim, s_.dim);
+    std::fill_n(accumulator_.get(), rows_ * accumulator_stride_, 0.0f);
+    std::fill_n(max_.get(), rows_, stages_.initial_max());
+    std::fill_n(sum_.get(), rows_, 0.0f);
+  }
+
+  // The keys of this tile, relative to it, that some row of [r, r + count) may see.
+  KeyRange seen_in_tile(Index r, Index count) const {
+    KeyRange seen{width_, 0};
+    for (Index i = r; i < r + count; ++i) {
+      const KeyRange& range = ranges_[i];
+      const Index begin = std::max<Index>(range.begin - key0_, 0), end = std::min(range.end - key0_, width_);
+      if (begin < end) seen = {std::min(seen.begin, begin), std::max(seen.end, end)};
+    }
+    return seen;
+  }
+
+  void compute_scores(const float* keys) {
+    const float scale = stages_.scale(p_.scale);
+    for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
+      const KeyRange seen = seen_in_tile(r, static_cast<Index>(block.size()));
+      for (Index panel = seen.begin / panel_width * panel_width; panel < seen.end; panel += panel_width)
+        score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale, scores_.get() + r * width_ + panel, width_);
+    });
+    if (p_.softcap > 0) apply_softcap();
+    observe(Stage::scores, scores_.get(), width_, width_);
+  }
+
+  void apply_softcap() {
+    const Lanes d;
+    const Vector cap = hn::Set(d, p_.softcap), inverse = hn::Set(d, 1.0f / p_.softcap);
+    for (Index e = 0; e < rows_ * width_; e += static_cast<Index>(hn::Lanes(d)))
+      hn::Store(hn::Mul(cap, tanh_of(d, hn::Mul(hn::Load(d, scores_.get() + e), inverse))), d, scores_.get() + e);
+  }
+
+  // Adds biases and puts -inf wherever a key is not visible, whatever the score there was.
+  void mask_scores() {
+    for (Index r = 0; r < rows_; ++r) {
+      const KeyRange& range = ranges_[r];
+      float* row = scores_.get() + r * width_;
+      const Index begin = std::clamp<Index>(range.begin - key0_, 0, width_), end = std::clamp<Index>(range.end - key0_, begin, width_);
+      if (bias_.active() && begin < end) {
+        bias_.row(b_, h_, row0_ + r, key0_ + begin, end - begin, bias_row_.get() + begin);
+        for (Index j = begin; j < end; ++j) row[j] = bias_row_[j] == minus_infinity ? minus_infinity : row[j] + bias_row_[j];
+      }
+      std::fill(row, row + begin, minus_infinity);
+      std::fill(row + end, row + width_, minus_infinity);
+    }
+    observe(Stage::masked, scores_.get(), width_, width_);
+  }
+
+  // The online softmax: m' = max(m, max s), w = e^(s - m'), l' = l e^(m - m') + sum w, O' = O e^(m - m') + w V.
+  void update_softmax(Index tile) {
+    const Lanes d;
+    const Index n = static_cast<Index>(hn::Lanes(d));
+    for (Index r = 0; r < rows_; ++r) {
+      float* row = scores_.get() + r * width_;
+      Vector tile_max = hn::Load(d, row);
+      for (Index j = n; j < width_; j += n) tile_max = hn::Max(tile_max, hn::Load(d, row + j));
+      const float old_max = max_[r];
+      const float new_max = stages_.new_max(old_max, hn::GetLane(hn::MaxOfLanes(d, tile_max)));
+      max_[r] = new_max;
+      // A row that has seen nothing yet: any finite reference gives weights of 0 where -inf - -inf gives NaN.
+      const float reference = new_max == minus_infinity ? 0.0f : new_max;
+      correction_[r] = old_max - reference;
+      const Vector m = hn::Set(d, reference);
+      Vector total = hn::Zero(d);
+      for (Index j = 0; j < width_; j += n) {
+        const Vector w = exp_of_nonpositive(d, hn::Sub(hn::Load(d, row + j), m));
+        hn::Store(w, d, row + j);
+        total = hn::Add(total, w);
+      }
+      const float tile_sum = stages_.row_sum(hn::GetLane(hn::SumOfLanes(d, total)), reference, width_, tile);
+      const float correction = hn::GetLane(exp_of_nonpositive(d, hn::Set(d, correction_[r])));
+      float& sum = sum_[r];
+      sum = sum * stages_.sum_correction(correction) + tile_sum;
+      correction_[r] = stages_.accumulator_correction(correction);
+    }
+    if (p_.dropout > 0) drop_weights();
+    observe(Stage::row_max, max_.get(), 1, 1);
+    observe(Stage::rescale, correction_.get(), 1, 1);
+    observe(Stage::weights, scores_.get(), width_, width_);
+  }
+
+  // After the row sums: the normaliser is taken before dropout.
+  void drop_weights() {
+    const float keep_scale = 1.0f / (1.0f - p_.dropout);
+    const std::uint64_t threshold = dropout_threshold(p_.dropout);
+    for (Index r = 0; r < rows_; ++r)
+      for (Index j = 0; j < width_; ++j) {
+        float& w = scores_[r * width_ + j];
+        if (w == 0) continue;
+        w = dropout_word(p_.dropout_seed, b_, h_, row0_ + r, key0_ + j) >= threshold ? w * keep_scale : 0.0f;
+      }
+  }
+
+  void accumulate(const float* values) {
+    for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
+      const KeyRange seen = seen_in_tile(r, static_cast<Index>(block.size()));
+      if (seen.begin >= seen.end) return;
+      for (Index c = 0; c < s_.value_dim; c += panel_width)
+        value_panel(block, scores_.get() + r * width_ + seen.begin, width_, values + c * width_ + seen.begin * panel_width, seen.end - seen.begin,
+                    correction_.get() + r, accumulator_.get() + r * accumulator_stride_ + c, accumulator_stride_);
+    });
+  }
+
+  // V holds an infinity or a NaN somewhere in this tile: only what a row sees may reach it, so no 0 * NaN.
+  void accumulate_visible(const float* values) {
+    for (Index r = 0; r < rows_; ++r) {
+      float* row = accumulator_.get() + r * accumulator_stride_;
+      for (Index c = 0; c < s_.value_dim; ++c) row[c] *= correction_[r];
+      for (Index j = 0; j < width_; ++j) {
+        if (!is_visible(r, key0_ + j)) continue;
+        const float w = scores_[r * width_ + j];
+        for (Index c = 0; c < s_.value_dim; ++c)
+          row[c] = std::fma(w, values[c / panel_width * panel_width * width_ + j * panel_width + c % panel_width], row[c]);
+      }
+    }
+  }
+
+  bool is_visible(Index r, Index key) const {
+    const KeyRange& range = ranges_[r];
+    if (key < range.begin || key >= range.end) return false;
+    float bias = 0;
+    if (bias_.active()) bias_.row(b_, h_, row0_ + r, key, 1, &bias);
+    return bias != minus_infinity;
+  }
+
+  void finish() {
+    for (Index r = 0; r < rows_; ++r) {
+      float m = max_[r], sum = sum_[r];
+      float* row = accumulator_.get() + r * accumulator_stride_;
+      if (!p_.sink.empty()) add_sink(p_.sink[h_], m, sum, row);
+      if (sum != 0) {
+        const float inverse = 1.0f / sum;
+        for (Index c = 0; c < s_.value_dim; ++c) row[c] *= inverse;
+      } else if (sees_a_key(r)) {
+        // Every visible score is -inf: 0 / 0, unlike a row whose every key is masked, which is 0.
+        std::fill_n(row, s_.value_dim, std::numeric_limits<float>::quiet_NaN());
+      }
+      store_row(r, row, m, sum);
+    }
+  }
+
+  bool sees_a_key(Index r) const {
+    const KeyRange& range = ranges_[r];
+    for (Index j = range.begin; j < range.end; ++j) {
+      float bias = 0;
+      if (bias_.active()) bias_.row(b_, h_, row0_ + r, j, 1, &bias);
+      if (bias != minus_infinity) return true;
+    }
+    return false;
+  }
+
+  // One more key with logit z and value 0.
+  void add_sink(float z, float& m, float& sum, float* row) const {
+    const Lanes d;
+    const float new_max = m < z ? z : m;
+    const float correction = hn::GetLane(exp_of_nonpositive(d, hn::Set(d, m - new_max)));
+    for (Index c = 0; c < s_.value_dim; ++c) row[c] *= correction;
+    sum = sum * correction + hn::GetLane(exp_of_nonpositive(d, hn::Set(d, z - new_max)));
+    m = new_max;
+  }
+
+  void store_row(Index r, float* row, float m, float sum) const {
+    if constexpr (Stages::observes) stages_.at(Stage::output, {b_, h_, row0_ + r, 0, 1, s_.value_dim, row, s_.value_dim});
+    const TensorView& o = plan_.out.o;
+    const Index at = o.at(b_, h_, row0_ + r, 0), stride = o.stride[3];
+    for (Index c = 0; c < s_.value_dim; ++c) {
+      if (o.dtype == Dtype::f32) static_cast<float*>(o.data)[at + c * stride] = row[c];
+      else static_cast<std::uint16_t*>(o.data)[at + c * stride] = o.dtype == Dtype::bf16 ? to_bf16(row[c]) : to_f16(row[c]);
+    }
+    if (!plan_.out.lse) return;
+    float lse = sum == 0 ? minus_infinity : static_cast<float>(static_cast<double>(m) + std::log(static_cast<double>(sum)));
+    if constexpr (Stages::observes) stages_.at(Stage::lse, {b_, h_, row0_ + r, 0, 1, 1, &lse, 1});
+    const TensorView& t = plan_.out.lse;
+    static_cast<float*>(t.data)[t.at(b_, h_, row0_ + r, 0)] = lse;
+  }
+
+  const ForwardPlan& plan_;
+  const Attention& p_;
+  const AttentionShape& s_;
+  const Stages& stages_;
+  const ElementBias bias_;
+  const Index width_, accumulator_stride_;
+  hwy::AlignedFreeUniquePtr<float[]> q_, scores_, accumulator_, bias_row_, max_, sum_, correction_;
+  std::vector<KeyRange> ranges_;
+  Index b_ = 0, h_ = 0, row0_ = 0, rows_ = 0, key0_ = 0;
+};
+
+// Packs K and V of the wave's groups, then runs every block of rows of every query head that reads them.
+template <class Stages>
+void forward_wave(const ForwardPlan& plan, const Stages& stages) {
+  const AttentionShape& s = plan.problem->shape;
+  parallel_for(plan.groups * plan.tiles, plan.threads, [&](Index task) { pack_tile(plan, task / plan.tiles, task % plan.tiles, stages); });
+  const Index blocks = (s.rows + plan.tiling.rows - 1) / plan.tiling.rows;
+  parallel_for(plan.groups * s.group() * blocks, plan.threads, [&](Index task) {
+    // The last rows of a causal problem see the most keys: they start first.
+    const Index block = blocks - 1 - task % blocks;
+    const Index local_head = task / blocks;  // query heads of the wave in order
+    const Index group = local_head / s.group();
+    const Index head = (plan.first_group + group) % s.kv_heads * s.group() + local_head % s.group();
+    const Index read_group = group + stages.kv_head(head, s.group()) - head / s.group();
+    RowBlock<Stages>(plan, stages).run(read_group, head, block * plan.tiling.rows);
+  });
+}
+
+}  // namespace assay::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // include guard

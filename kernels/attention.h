@@ -1,0 +1,29 @@
+// Attention forward on the host: tiled, online softmax, fp32 accumulation.
+#pragma once
+
+#include <string>
+
+#include "kernels/status.h"
+#include "problem/attention.h"
+
+namespace assay::kernels {
+
+// Computes O and LSE as docs/semantics.md defines them.
+// - Q, K, V and the bias are f32, f16 or bf16 (one dtype for Q, K and V), with any strides; the bias may
+//   have any of the three. O is f32, f16 or bf16, LSE f32 or absent. Outputs may not overlap anything.
+// - `threads` <= 0 means all. The result is bitwise the same for any number of threads.
+// - Needs a workspace of the size of K and V in fp32; where that exceeds 512 MiB, heads take turns.
+Status attention_forward(const Attention& problem, const AttentionOutput& out, int threads = 0);
+
+// How the kernel tiles a problem. Key tiles are anchored at key 0 and depend on D and Dv alone, so that a
+// row's result does not depend on what else is in the call.
+struct ForwardTiling {
+  Index rows;
+  Index keys;
+};
+ForwardTiling forward_tiling(Index dim, Index value_dim);
+
+// Name of the SIMD target that attention_forward uses now.
+std::string attention_forward_target();
+
+}  // namespace assay::kernels

@@ -1,0 +1,46 @@
+// The one seam between a production kernel and whoever wants to watch it or break it.
+//
+// A kernel is a template over a stage policy. The default below observes nothing and decides what is right;
+// it is empty and compiles away. A trace derives from it and sees every stage; a planted fault derives from
+// it and decides wrongly or changes what it sees.
+#pragma once
+
+#include <limits>
+
+#include "problem/attention.h"
+
+namespace assay::kernels {
+
+enum class Stage { query, key, value, scores, masked, row_max, rescale, weights, accumulated, output, lse };
+
+// What one stage has just produced: `rows` rows of `columns` floats. Row r is query row0 + r (for key and
+// value: key key0 + r); columns are keys from key0 on in scores, masked and weights, else head dimensions.
+struct StageView {
+  Index b = 0, head = 0;
+  Index row0 = 0, key0 = 0;
+  Index rows = 0, columns = 0;
+  float* data = nullptr;
+  Index row_stride = 0, column_stride = 1;
+};
+
+// Keys [begin, end) that the intervals of a problem (causal, window, lengths, starts) leave to a row.
+struct KeyRange {
+  Index begin, end;
+};
+
+struct NoStages {
+  static constexpr bool observes = false;  // true: at() is called
+  void at(Stage, const StageView&) const {}
+
+  Index kv_head(Index head, Index group) const { return head / group; }
+  float scale(float declared) const { return declared; }
+  KeyRange visible(const Attention&, Index /*b*/, Index /*row*/, KeyRange range) const { return range; }
+  Index key_tiles(Index keys, Index tile) const { return (keys + tile - 1) / tile; }
+  float initial_max() const { return -std::numeric_limits<float>::infinity(); }
+  float new_max(float running, float of_tile) const { return running < of_tile ? of_tile : running; }
+  float sum_correction(float correction) const { return correction; }
+  float accumulator_correction(float correction) const { return correction; }
+  float row_sum(float of_tile, float /*max*/, Index /*tile_keys*/, Index /*tile*/) const { return of_tile; }
+};
+
+}  // namespace assay::kernels

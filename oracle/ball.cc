@@ -1,0 +1,176 @@
+#include "oracle/ball.h"
+
+#include <arb.h>
+
+#include <cmath>
+#include <limits>
+
+#include "oracle/visibility.h"
+
+namespace assay {
+namespace {
+
+constexpr double inf = std::numeric_limits<double>::infinity();
+
+// Arb's types need clearing; these are what is used of them.
+class Ball {
+ public:
+  Ball() { arb_init(x_); }
+  explicit Ball(double v) : Ball() { arb_set_d(x_, v); }
+  Ball(const Ball& other) : Ball() { arb_set(x_, other.x_); }
+  Ball& operator=(const Ball& other) {
+    arb_set(x_, other.x_);
+    return *this;
+  }
+  ~Ball() { arb_clear(x_); }
+  arb_ptr get() { return x_; }
+  arb_srcptr get() const { return x_; }
+
+ private:
+  arb_t x_;
+};
+
+double nearest(const Ball& x) { return arf_get_d(arb_midref(x.get()), ARF_RND_NEAR); }
+
+BallRow::Enclosure enclose(const Ball& x, long bits) {
+  BallRow::Enclosure e;
+  e.value = nearest(x);
+  Ball rest, value(e.value);
+  arb_sub(rest.get(), x.get(), value.get(), 2 * bits + 128);
+  e.low = nearest(rest);
+  Ball low(e.low);
+  arb_sub(rest.get(), rest.get(), low.get(), 2 * bits + 128);
+  mag_t m;
+  mag_init(m);
+  arb_get_mag(m, rest.get());
+  e.radius = mag_get_d(m) * (1 + 0x1p-50);
+  mag_clear(m);
+  return e;
+}
+
+double finite_or_zero(double x) { return std::isfinite(x) ? x : 0; }
+
+}  // namespace
+
+BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
+  const AttentionShape& s = p.shape;
+  const Index g = h / s.group();
+  const auto keys = static_cast<std::size_t>(s.keys), dim = static_cast<std::size_t>(s.dim);
+  RowVisibility seen;
+  evaluate_visibility(p, b, h, i, seen);
+  for (auto* v : {&gap_, &score_, &absolute_, &prefix_, &weight_}) v->assign(keys, 0);
+  gap_.assign(keys, inf);
+  magnitude_ = seen.magnitude;
+  product_ = seen.product;
+  kept_.assign(keys, 1);
+
+  std::vector<double> q(dim);
+  for (std::size_t d = 0; d < dim; ++d) q[d] = finite_or_zero(load(p.q, p.q.at(b, h, i, static_cast<Index>(d))));
+  const Ball scale(p.scale), cap(p.softcap);
+  std::vector<Ball> score(keys);
+  Ball term, sum, maximum;
+  bool any = false;
+  for (std::size_t j = 0; j < keys; ++j) {
+    if (seen.bias[j] == -inf) continue;
+    arb_zero(sum.get());
+    double partial = 0, absolute = 0, prefix = 0;
+    for (std::size_t d = 0; d < dim; ++d) {
+      const double k = finite_or_zero(load(p.k, p.k.at(b, g, static_cast<Index>(j), static_cast<Index>(d))));
+      arb_set_d(term.get(), k);
+      arb_addmul(sum.get(), term.get(), Ball(q[d]).get(), bits);
+      partial += q[d] * k;
+      absolute += std::fabs(q[d] * k);
+      prefix += std::fabs(partial);
+    }
+    arb_mul(sum.get(), sum.get(), scale.get(), bits);
+    score_[j] = nearest(sum);
+    absolute_[j] = std::fabs(static_cast<double>(p.scale)) * absolute;
+    prefix_[j] = std::fabs(static_cast<double>(p.scale)) * prefix;
+    if (p.softcap > 0) {
+      arb_div(sum.get(), sum.get(), cap.get(), bits);
+      arb_tanh(sum.get(), sum.get(), bits);
+      arb_mul(sum.get(), sum.get(), cap.get(), bits);
+    }
+    // The biases themselves, exactly: visibility.cc has only their sum in double.
+    if (p.bias) {
+      arb_set_d(term.get(), finite_or_zero(load(p.bias, p.bias.at(b, h, i, static_cast<Index>(j)))));
+      arb_add(sum.get(), sum.get(), term.get(), bits);
+    }
+    if (!p.alibi_slopes.empty()) {
+      arb_set_si(term.get(), static_cast<slong>(j) - (i + p.offset_of(b)));
+      arb_addmul(sum.get(), term.get(), Ball(p.alibi_slopes[static_cast<std::size_t>(h)]).get(), bits);
+    }
+    score[j] = sum;
+    ++truth_.live;
+    if (!any || arf_cmp(arb_midref(sum.get()), arb_midref(maximum.get())) > 0) maximum = sum;
+    any = true;
+  }
+  truth_.has_sink = !p.sink.empty();
+  const Ball sink(truth_.has_sink ? p.sink[static_cast<std::size_t>(h)] : 0.0f);
+  if (truth_.has_sink && (!any || arf_cmp(arb_midref(sink.get()), arb_midref(maximum.get())) > 0)) maximum = sink;
+
+  Ball total;
+  std::vector<Ball> weight(keys);
+  for (std::size_t j = 0; j < keys; ++j) {
+    if (seen.bias[j] == -inf) continue;
+    arb_sub(term.get(), maximum.get(), score[j].get(), bits);
+    gap_[j] = std::max(0.0, nearest(term));
+    arb_neg(term.get(), term.get());
+    arb_exp(weight[j].get(), term.get(), bits);
+    arb_add(total.get(), total.get(), weight[j].get(), bits);
+  }
+  if (truth_.has_sink) {
+    arb_sub(term.get(), maximum.get(), sink.get(), bits);
+    truth_.sink_gap = std::max(0.0, nearest(term));
+    arb_neg(term.get(), term.get());
+    arb_exp(term.get(), term.get(), bits);
+    arb_add(total.get(), total.get(), term.get(), bits);
+    arb_div(term.get(), term.get(), total.get(), bits);
+    truth_.sink_weight = nearest(term);
+  }
+  arb_log(term.get(), total.get(), bits);
+  arb_add(term.get(), term.get(), maximum.get(), bits);
+  lse_ = enclose(term, bits);
+  truth_.max = nearest(maximum);
+  truth_.lse = lse_.value;
+  truth_.additions = seen.additions;
+
+  Ball keep_scale(1.0);
+  if (p.dropout > 0) {
+    arb_sub(keep_scale.get(), keep_scale.get(), Ball(p.dropout).get(), bits);
+    arb_inv(keep_scale.get(), keep_scale.get(), bits);
+  }
+  std::vector<Ball> o(static_cast<std::size_t>(s.value_dim));
+  for (std::size_t j = 0; j < keys; ++j) {
+    if (seen.bias[j] == -inf) continue;
+    arb_div(weight[j].get(), weight[j].get(), total.get(), bits);
+    weight_[j] = nearest(weight[j]);
+    kept_[j] = keeps_weight(p, b, h, i, static_cast<Index>(j));
+    if (kept_[j] == 0) continue;
+    for (Index c = 0; c < s.value_dim; ++c) {
+      arb_set_d(term.get(), finite_or_zero(load(p.v, p.v.at(b, g, static_cast<Index>(j), c))));
+      arb_addmul(o[static_cast<std::size_t>(c)].get(), weight[j].get(), term.get(), bits);
+    }
+  }
+  for (Ball& x : o) {
+    arb_mul(x.get(), x.get(), keep_scale.get(), bits);
+    o_.push_back(enclose(x, bits));
+  }
+}
+
+RowTruth BallRow::truth(Index key0, Index count, bool with_prefix) const {
+  RowTruth t = truth_;
+  t.key0 = key0;
+  t.count = count;
+  t.gap = gap_.data() + key0;
+  t.score = score_.data() + key0;
+  t.absolute = absolute_.data() + key0;
+  t.prefix = with_prefix ? prefix_.data() + key0 : nullptr;
+  t.weight = weight_.data() + key0;
+  t.magnitude = truth_.additions > 0 ? magnitude_.data() + key0 : nullptr;
+  t.product = truth_.additions > 0 ? product_.data() + key0 : nullptr;
+  t.kept = kept_.data() + key0;
+  return t;
+}
+
+}  // namespace assay

@@ -1,0 +1,37 @@
+// One row of attention in ball arithmetic (Arb): midpoints with rigorous radii, at any precision.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "oracle/bound.h"
+
+namespace assay {
+
+class BallRow {
+ public:
+  // Row i of query head h. NaN and infinities in the inputs count as 0, as in Reference.
+  BallRow(const Attention& p, Index b, Index h, Index i, long bits);
+
+  // O[c] and LSE lie within radius of value + low (low: what a double leaves of the midpoint).
+  double o(Index c) const { return o_[static_cast<std::size_t>(c)].value; }
+  double o_low(Index c) const { return o_[static_cast<std::size_t>(c)].low; }
+  double o_radius(Index c) const { return o_[static_cast<std::size_t>(c)].radius; }
+  double lse() const { return lse_.value; }
+  double lse_low() const { return lse_.low; }
+  double lse_radius() const { return lse_.radius; }
+  // For the keys [key0, key0 + count); the arrays live as long as this object.
+  RowTruth truth(Index key0, Index count, bool with_prefix) const;
+
+  struct Enclosure {
+    double value = 0, low = 0, radius = 0;
+  };
+
+ private:
+  std::vector<Enclosure> o_;
+  Enclosure lse_;
+  RowTruth truth_;
+  std::vector<double> gap_, score_, absolute_, prefix_, weight_, magnitude_, product_, kept_;
+};
+
+}  // namespace assay

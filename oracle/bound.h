@@ -1,0 +1,77 @@
+// The forward error bound of a row of tiled attention, for any contract. Derivation: docs/bounds.md.
+//
+// With p the exact weights, the computed output is a quotient of perturbed sums, and exactly
+//   Ohat - O = [ sum p (e^eta - 1)(v - O) + (casts and accumulation, against |v|) + (row sum, against O) ] / (1 + ...)
+// so the bound of a row is a handful of weighted sums over V. This file gives the weights; the caller sums
+// (by matrix products for a block of rows, one by one for a row in ball arithmetic) and hands the sums back.
+#pragma once
+
+#include <vector>
+
+#include "oracle/contract.h"
+
+namespace assay {
+
+// What is common to the rows of a problem.
+struct BoundContext {
+  Index dim = 0;
+  double scale = 1;
+  double softcap = 0;
+  bool dropout = false;
+  Dtype out = Dtype::f32;
+};
+
+// Exact quantities of a row, up to double. Arrays cover the keys [key0, key0 + count).
+struct RowTruth {
+  Index key0 = 0, count = 0;
+  Index live = 0;                     // visible keys
+  const double* gap = nullptr;        // M - s_j >= 0; +inf where masked
+  const double* score = nullptr;      // t_j = scale * q.k_j, before softcap and bias
+  const double* absolute = nullptr;   // scale * sum |q||k_j|
+  const double* prefix = nullptr;     // scale * sum over d of |partial sums of q.k_j|; null: not computed
+  const double* weight = nullptr;     // p_j
+  const double* magnitude = nullptr;  // sum of |biases|; null: no bias
+  const double* product = nullptr;    // |ALiBi product|
+  const double* kept = nullptr;       // 1 or 0 by dropout; null: all kept
+  int additions = 0;                  // biases added
+  double max = 0, lse = 0;            // M and L, the sink included
+  bool has_sink = false;
+  double sink_gap = 0, sink_weight = 0;
+};
+
+// Weights of the sums, and everything of the bound that does not involve V.
+struct RowBound {
+  std::vector<double> error;     // E_j: of the computed score
+  std::vector<double> exponent;  // H_j: of the exponent of the effective weight
+  std::vector<double> centred;   // against |v_j - O|
+  std::vector<double> absolute;  // against |v_j|, whatever the order of the sums
+  std::vector<double> tail;      // against |v_j|, where the order is declared
+  double zero_centred = 0;       // centred weight of the sink and of dropped keys: against |O|
+  double sum_weight = 0;         // sum p e^H, times gamma_sum against |O|
+  double gamma_sum = 0, gamma_dot = 0;
+  double denominator = 1;
+  double centred_total = 0;
+  double lse = 0;  // bound of LSE, its rounding to binary32 not included
+  double largest_exponent = 0;  // max H_j
+  double delta = 0;
+  Index tiles = 1;
+  bool vacuous = false;         // nothing is left to divide by: only the hull of V remains
+  bool may_overflow = false;    // some order of summation could leave the range: NaN and infinity tolerated
+  bool must_overflow = false;
+};
+
+void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out);
+
+// max over j of H_j under c divided by H_j in `reference`: how much smaller the exponent errors of c are.
+// Fills largest with max H_j under c.
+double exponent_ratio(const Contract& c, const BoundContext& x, const RowTruth& t, const RowBound& reference, double& largest);
+
+struct ColumnSums {
+  double centred = 0, absolute = 0;  // sums of RowBound::centred |v - O| and RowBound::absolute |v|
+  double prefix = 0, tail = 0;       // ordered: the sum of |partial sums of p v|, and of RowBound::tail |v|
+};
+
+// Bound of |Ohat - O| before the rounding to the output dtype; `hull` is the largest |v - O| of the row's hull.
+double element_bound(const Contract& c, const RowBound& b, double o, const ColumnSums& sums, double hull, double largest_value);
+
+}  // namespace assay

@@ -1,0 +1,66 @@
+#include "oracle/contract.h"
+
+#include <cmath>
+#include <limits>
+
+namespace assay {
+
+Contract Contract::fp64() {
+  Contract c;
+  c.name = "fp64";
+  c.dot_roundoff = c.roundoff = 0x1p-53;
+  c.products_rounded = true;
+  c.largest = std::numeric_limits<double>::max();
+  c.product_floor = 0x1p-1074;
+  c.exp_ulp = c.log_ulp = c.tanh_ulp = 64;
+  c.exp_floor = 0x1p-1020;
+  return c;
+}
+
+std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
+  std::vector<Contract> ladder;
+  Contract c;
+  c.tile = tile;
+  c.products_rounded = true;
+  c.name = "fp32 accumulation, fp32 weights";
+  ladder.push_back(c);
+  c.argument_roundings = 2;
+  c.exp_ulp = 2.6;
+  c.exp_ulp_per_unit = 1.18;
+  c.fused_argument = true;
+  c.scale_error = 0x1.03p-24;
+  c.name = "fp32 accumulation, fp32 weights, fast exp2";
+  ladder.push_back(c);
+  if (dtype != Dtype::f32) {
+    c.weight_dtype = dtype;
+    c.name = "fp32 accumulation, weights in " + std::string(format(dtype).name);
+    ladder.push_back(c);
+    c.dot_roundoff = 0x1p-23;
+    c.dot_block = 16;
+    c.name = "truncating 16-wide block FMA, weights in " + std::string(format(dtype).name);
+    ladder.push_back(c);
+    c.score_dtype = dtype;
+    c.name += ", scores stored in it";
+    ladder.push_back(c);
+    if (dtype == Dtype::f16) {
+      c.dot_block = 0;
+      c.dot_roundoff = 0x1p-11;
+      c.largest = 65504;
+      c.name = "fp16 accumulation";
+      ladder.push_back(c);
+    }
+  }
+  return ladder;
+}
+
+double gamma_factor(double k, double u) {
+  const double ku = k * u;
+  return ku < 0.9 ? ku / (1 - ku) : std::numeric_limits<double>::infinity();
+}
+
+double dot_roundings(const Contract& c, double length) {
+  if (c.dot_block > 0) return std::ceil(length / c.dot_block) * (c.dot_block + 2);
+  return length + (c.products_rounded ? 1 : 0);
+}
+
+}  // namespace assay

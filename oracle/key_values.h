@@ -1,0 +1,42 @@
+// Inside oracle/: one head's K and V in the forms that the sums need.
+#pragma once
+
+#include <Eigen/Core>
+#include <limits>
+#include <mutex>
+#include <vector>
+
+#include "problem/attention.h"
+
+namespace assay {
+
+using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+class KeyValues {
+ public:
+  KeyValues(const Attention& p, Index batch, Index head);
+
+  Index b, g;
+  RowMajor keys_transposed;           // D x Lk; 0 where not finite
+  RowMajor keys_transposed_absolute;  // its absolute values
+  RowMajor values;                    // Lk x Dv, times keep_scale; 0 where not finite
+  RowMajor values_absolute;
+  std::vector<char> key_not_finite;    // per key
+  std::vector<char> value_not_finite;  // per key: some column is not
+  bool any_key_not_finite = false, any_value_not_finite = false;
+
+  // Powers of two that divide every element; infinity where all are 0. Found on first use.
+  struct Quanta {
+    double key = std::numeric_limits<double>::infinity(), value = key;
+  };
+  const Quanta& quanta() const;
+
+ private:
+  mutable std::once_flag quanta_once_;
+  mutable Quanta quanta_;
+};
+
+// The largest power of two that divides x; infinity for 0, which every power of two divides.
+double quantum_of(double x);
+
+}  // namespace assay

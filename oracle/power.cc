@@ -1,0 +1,84 @@
+#include "oracle/power.h"
+
+#include <cmath>
+#include <vector>
+
+#include "oracle/key_values.h"
+#include "oracle/lanes.h"
+
+namespace assay {
+
+void Power::add(const Power& other) {
+  pairs += other.pairs;
+  for (std::size_t c = 0; c < change_count; ++c) {
+    by_output[c] += other.by_output[c];
+    by_lse[c] += other.by_lse[c];
+    by_either[c] += other.by_either[c];
+    for (std::size_t k = 0; k < tile_kind_count; ++k) lanes[k][c] |= other.lanes[k][c];
+  }
+}
+
+namespace {
+
+TileKind tile_kind(Index key, Index keys, Index tile) {
+  const Index t = key / tile, tiles = (keys + tile - 1) / tile;
+  if (tiles == 1) return TileKind::only;
+  if (t == 0) return TileKind::first;
+  if (t + 1 < tiles) return TileKind::interior;
+  return keys % tile == 0 ? TileKind::last_full : TileKind::tail;
+}
+
+}  // namespace
+
+void certify_row(const KeyValues& kv, const Block& block, Index r, const double* full_bound, double lse_bound, Index keys, Index tile, Power& power) {
+  const Index columns = kv.values.cols(), n = block.count;
+  const Index dv = static_cast<Index>(block.o.size()) / block.rows;
+  // 1 / (2 B) per column, 0 where a column cannot show anything (padding, or a bound that is not finite).
+  std::vector<double> o(static_cast<std::size_t>(columns), 0), inverse(o.size(), 0);
+  for (Index c = 0; c < dv; ++c) {
+    const double b = full_bound[r * dv + c];
+    o[static_cast<std::size_t>(c)] = block.o[static_cast<std::size_t>(r * dv + c)];
+    if (b > 0x1p-1000 && std::isfinite(b)) inverse[static_cast<std::size_t>(c)] = 0.5 / b;
+    else if (b <= 0x1p-1000) inverse[static_cast<std::size_t>(c)] = 0x1p999;
+  }
+  double from_zero = 0;
+  for (std::size_t c = 0; c < o.size(); ++c) from_zero = std::max(from_zero, std::fabs(o[c]) * inverse[c]);
+  const double* weights = block.weight.data() + r * n;
+  for (Index j = 0; j < n; ++j) {
+    if (!block.visible[static_cast<std::size_t>(r * n + j)]) continue;
+    ++power.pairs;
+    const Index key = block.key0 + j;
+    const Index next = key + 1 < keys ? key + 1 : key - 1;  // the last key exchanges with the one before it
+    const double* v = kv.values.data() + key * columns;
+    const double* neighbour = next >= 0 ? kv.values.data() + next * columns : v;
+    Lanes8 from_mean{}, from_neighbour{};
+    for (Index c = 0; c < columns; c += lane_count) {
+      const Lanes8 x = load_lanes(v + c), scale = load_lanes(inverse.data() + c);
+      from_mean = larger(from_mean, absolute(x - load_lanes(o.data() + c)) * scale);
+      from_neighbour = larger(from_neighbour, absolute(x - load_lanes(neighbour + c)) * scale);
+    }
+    double centred = 0, exchange = 0;
+    for (int l = 0; l < lane_count; ++l) {
+      centred = std::max(centred, from_mean[l]);
+      exchange = std::max(exchange, from_neighbour[l]);
+    }
+    const double p = weights[j];
+    const Index at_next = next - block.key0;
+    const double p_next = at_next >= 0 && at_next < n ? weights[at_next] : 0;
+    // Without its only key a row is fully masked and gives 0.
+    const double deleted = p < 1 ? p * centred / (1 - p) : from_zero;
+    const std::array<double, change_count> output = {deleted, p * centred / (1 + p), std::fabs(p - p_next) * exchange,
+                                                     0.01 * p * centred / (1 + 0.01 * p)};
+    const std::array<double, change_count> lse = {-std::log1p(-p), std::log1p(p), 0, std::log1p(0.01 * p)};
+    const auto kind = static_cast<std::size_t>(tile_kind(key, keys, tile));
+    for (std::size_t c = 0; c < change_count; ++c) {
+      const bool in_output = output[c] > 1, in_lse = lse[c] > 2 * lse_bound;
+      power.by_output[c] += in_output;
+      power.by_lse[c] += in_lse;
+      power.by_either[c] += in_output || in_lse;
+      if (in_output || (in_lse && static_cast<Change>(c) == Change::misweighted)) power.lanes[kind][c].set(static_cast<std::size_t>(key % tile));
+    }
+  }
+}
+
+}  // namespace assay

@@ -1,0 +1,516 @@
+#include "oracle/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "oracle/ball.h"
+#include "oracle/key_values.h"
+#include "oracle/lanes.h"
+
+namespace assay {
+namespace {
+
+constexpr double inf = std::numeric_limits<double>::infinity();
+constexpr double unit64 = 0x1p-53;
+
+Index round_up(Index n, Index to) { return (n + to - 1) / to * to; }
+
+// One row in double; the dtype is looked at once.
+void load_row(const TensorView& t, Index b, Index h, Index i, std::vector<double>& row) {
+  row.resize(static_cast<std::size_t>(t.shape[3]));
+  const Index at = t.at(b, h, i, 0), step = t.stride[3];
+  const auto* bytes = static_cast<const unsigned char*>(t.data);
+  if (t.dtype == Dtype::f32) {
+    for (std::size_t d = 0; d < row.size(); ++d) {
+      float x;
+      std::memcpy(&x, bytes + 4 * (at + static_cast<Index>(d) * step), 4);
+      row[d] = x;
+    }
+  } else if (t.dtype == Dtype::bf16) {
+    for (std::size_t d = 0; d < row.size(); ++d) {
+      unsigned char x[4] = {0, 0, bytes[2 * (at + static_cast<Index>(d) * step)], bytes[2 * (at + static_cast<Index>(d) * step) + 1]};
+      float value;
+      std::memcpy(&value, x, 4);
+      row[d] = value;
+    }
+  } else {
+    for (std::size_t d = 0; d < row.size(); ++d) row[d] = load(t, at + static_cast<Index>(d) * step);
+  }
+}
+
+double dropout_scale(const Attention& p) { return p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1; }
+
+// Scratch of a block, padded so that lanes never read past a row.
+struct Scores {
+  RowMajor dot, absolute, prefix, gap, weight;
+  RowMajor bias, magnitude, product, kept;
+  std::vector<double> max, lse, sum;
+  std::vector<Index> live;
+  int additions = 0;
+};
+
+// scale * sum over d of |partial sums of q.k_j|, for one row and keys [key0, key0 + padded).
+void prefix_sums(const KeyValues& kv, const double* q, Index dim, Index key0, Index padded, double scale, double* out) {
+  const Index stride = kv.keys_transposed.cols();
+  constexpr Index step = 4 * lane_count;
+  for (Index j = 0; j < padded; j += step) {
+    Lanes8 sum[4] = {}, total[4] = {};
+    const double* column = kv.keys_transposed.data() + key0 + j;
+    for (Index d = 0; d < dim; ++d, column += stride)
+      for (int l = 0; l < 4; ++l) {
+        sum[l] += q[d] * load_lanes(column + l * lane_count);
+        total[l] += absolute(sum[l]);
+      }
+    for (int l = 0; l < 4; ++l) store_lanes(out + j + l * lane_count, scale * total[l]);
+  }
+}
+
+// Per column c: sum over keys of centred_j |v_jc - O_c|, and of |partial sums of p v| at every key and, with
+// `tile_end_factor`, once more at the end of every tile but the last.
+template <bool with_prefix>
+void column_sums(const KeyValues& kv, Index key0, Index count, Index tile, const double* centred, const double* kept_weight, const double* o,
+                 double tile_end_factor, double* out_centred, double* out_prefix) {
+  const Index stride = kv.values.cols();
+  for (Index c = 0; c < stride; c += 2 * lane_count) {
+    const Index halves = std::min<Index>(2, (stride - c) / lane_count);
+    Lanes8 centre[2] = {}, sum[2] = {}, partial[2] = {}, total[2] = {};
+    for (Index l = 0; l < halves; ++l) centre[l] = load_lanes(o + c + l * lane_count);
+    for (Index j = 0; j < count;) {
+      const Index end = std::min(count, round_up(key0 + j + 1, tile) - key0);
+      const double* v = kv.values.data() + (key0 + j) * stride + c;
+      for (; j < end; ++j, v += stride)
+        for (Index l = 0; l < halves; ++l) {
+          const Lanes8 x = load_lanes(v + l * lane_count);
+          sum[l] += centred[j] * absolute(x - centre[l]);
+          if constexpr (with_prefix) {
+            partial[l] += kept_weight[j] * x;
+            total[l] += absolute(partial[l]);
+          }
+        }
+      if constexpr (with_prefix)
+        if (j < count)
+          for (Index l = 0; l < halves; ++l) total[l] += tile_end_factor * absolute(partial[l]);
+    }
+    for (Index l = 0; l < halves; ++l) {
+      store_lanes(out_centred + c + l * lane_count, sum[l]);
+      if constexpr (with_prefix) store_lanes(out_prefix + c + l * lane_count, total[l]);
+    }
+  }
+}
+
+// Largest and smallest visible v of a row, 0 included where the sink or dropout adds it.
+double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, double o, bool with_zero) {
+  double distance = with_zero ? std::fabs(o) : 0;
+  for (Index j = 0; j < block.count; ++j)
+    if (block.visible[static_cast<std::size_t>(r * block.count + j)]) distance = std::max(distance, std::fabs(kv.values(block.key0 + j, c) - o));
+  return distance;
+}
+
+// Exact tier: equal scores of exactly 0, all others so low that exp gives 0, and sums that no order rounds.
+bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t, double largest_absolute_dot) {
+  if (t.max != 0 || t.has_sink || t.additions > 0 || p.dropout > 0 || p.softcap > 0 || t.live == 0) return false;
+  for (Index j = 0; j < t.count; ++j)
+    if (t.gap[j] != 0 && !(t.gap[j] > 104.5)) return false;
+  double q_quantum = inf;
+  for (Index d = 0; d < p.shape.dim; ++d) q_quantum = std::min(q_quantum, quantum_of(q[d]));
+  const double products = q_quantum == inf || kv.quanta().key == inf ? 0 : largest_absolute_dot / (q_quantum * kv.quanta().key);
+  if (!(products < 0x1p24)) return false;
+  double values = 0;
+  for (Index c = 0; c < p.shape.value_dim; ++c) {
+    double sum = 0;
+    for (Index j = 0; j < t.count; ++j)
+      if (t.gap[j] == 0) sum += kv.values_absolute(t.key0 + j, c);
+    values = std::max(values, sum);
+  }
+  return kv.quanta().value == inf || values / kv.quanta().value < 0x1p24;
+}
+
+}  // namespace
+
+double quantum_of(double x) {
+  if (x == 0 || !std::isfinite(x)) return inf;
+  int e;
+  const auto significand = static_cast<std::int64_t>(std::ldexp(std::frexp(std::fabs(x), &e), 53));
+  return std::ldexp(1.0, e - 53 + __builtin_ctzll(static_cast<unsigned long long>(significand)));
+}
+
+KeyValues::KeyValues(const Attention& p, Index batch, Index head) : b(batch), g(head) {
+  const AttentionShape& s = p.shape;
+  constexpr Index pad = 4 * lane_count;
+  keys_transposed = RowMajor::Zero(s.dim, round_up(s.keys, pad) + pad);
+  values = RowMajor::Zero(s.keys + 1, round_up(s.value_dim, lane_count));
+  key_not_finite.assign(static_cast<std::size_t>(s.keys), 0);
+  value_not_finite = key_not_finite;
+  const double scale = dropout_scale(p);
+  std::vector<double> row;
+  for (Index j = 0; j < s.keys; ++j) {
+    load_row(p.k, b, g, j, row);
+    for (Index d = 0; d < s.dim; ++d) {
+      const double x = row[static_cast<std::size_t>(d)];
+      if (!std::isfinite(x)) key_not_finite[static_cast<std::size_t>(j)] = any_key_not_finite = true;
+      else keys_transposed(d, j) = x;
+    }
+    load_row(p.v, b, g, j, row);
+    for (Index c = 0; c < s.value_dim; ++c) {
+      const double x = row[static_cast<std::size_t>(c)];
+      if (!std::isfinite(x)) value_not_finite[static_cast<std::size_t>(j)] = any_value_not_finite = true;
+      else values(j, c) = scale * x;
+    }
+  }
+  keys_transposed_absolute = keys_transposed.cwiseAbs();
+  values_absolute = values.cwiseAbs();
+}
+
+const KeyValues::Quanta& KeyValues::quanta() const {
+  std::call_once(quanta_once_, [this] {
+    for (Index e = 0; e < keys_transposed.size(); ++e) quanta_.key = std::min(quanta_.key, quantum_of(keys_transposed.data()[e]));
+    for (Index e = 0; e < values.size(); ++e) quanta_.value = std::min(quanta_.value, quantum_of(values.data()[e]));
+  });
+  return quanta_;
+}
+
+const double* values_of(const KeyValues& kv, Index key) { return kv.values.data() + key * kv.values.cols(); }
+
+Reference::Reference(const Attention& problem, const Contract& contract, Dtype out) : problem_(problem), contract_(contract) {
+  context_ = {problem.shape.dim, static_cast<double>(problem.scale), static_cast<double>(problem.softcap), problem.dropout > 0, out};
+}
+
+Index Reference::block_rows() const { return std::clamp<Index>((Index{1} << 17) / std::max<Index>(problem_.shape.keys, 1), 4, 64); }
+
+void KeyValuesDeleter::operator()(KeyValues* kv) const { delete kv; }
+
+KeyValuesPointer Reference::load_head(Index b, Index kv_head) const { return KeyValuesPointer(new KeyValues(problem_, b, kv_head)); }
+
+namespace {
+
+// NaN and infinities among what a row sees, by extended-real arithmetic; the sums count them as 0.
+// A visible key whose score is -inf keeps no weight.
+void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Index r, const RowVisibility& seen, double* score) {
+  const AttentionShape& s = p.shape;
+  const Index i = block.row_index[static_cast<std::size_t>(r)];
+  bool q_finite = true;
+  for (Index d = 0; d < s.dim; ++d) q_finite = q_finite && std::isfinite(load(p.q, p.q.at(block.b, block.h, i, d)));
+  for (Index j = seen.begin; j < seen.end; ++j) {
+    const double bias = seen.bias[static_cast<std::size_t>(j)];
+    if (bias == -inf) continue;
+    double t = 0;
+    if (!q_finite || kv.key_not_finite[static_cast<std::size_t>(j)]) {
+      for (Index d = 0; d < s.dim; ++d) t += load(p.q, p.q.at(block.b, block.h, i, d)) * load(p.k, p.k.at(block.b, kv.g, j, d));
+      t *= static_cast<double>(p.scale);
+      if (p.softcap > 0) t = static_cast<double>(p.softcap) * std::tanh(t / static_cast<double>(p.softcap));
+    }
+    if (std::isfinite(t) && std::isfinite(bias)) {
+      // A softcap makes a finite score of an infinite one.
+      if (!q_finite || kv.key_not_finite[static_cast<std::size_t>(j)]) score[j - block.key0] = t + bias;
+      continue;
+    }
+    if (t + bias == -inf) {
+      score[j - block.key0] = -inf;
+    } else {
+      block.lse_kind[static_cast<std::size_t>(r)] = Kind::nan;
+      std::fill_n(block.o_kind.begin() + r * s.value_dim, s.value_dim, Kind::nan);
+      return;
+    }
+  }
+}
+
+void classify_values(const Attention& p, const KeyValues& kv, Block& block, Index r, const RowVisibility& seen, const double* gap, double exp_floor) {
+  const AttentionShape& s = p.shape;
+  if (block.lse_kind[static_cast<std::size_t>(r)] == Kind::nan) return;
+  for (Index j = seen.begin; j < seen.end; ++j) {
+    if (seen.bias[static_cast<std::size_t>(j)] == -inf || !kv.value_not_finite[static_cast<std::size_t>(j)]) continue;
+    const bool zero_weight = gap[j - block.key0] == inf || !keeps_weight(p, block.b, block.h, block.row_index[static_cast<std::size_t>(r)], j);
+    for (Index c = 0; c < s.value_dim; ++c) {
+      const double v = load(p.v, p.v.at(block.b, kv.g, j, c));
+      if (std::isfinite(v)) continue;
+      const auto at = static_cast<std::size_t>(r * s.value_dim + c);
+      const Kind mine = std::isnan(v) || zero_weight ? Kind::nan : v > 0 ? Kind::plus_infinity : Kind::minus_infinity;
+      Kind& kind = block.o_kind[at];
+      kind = kind == Kind::finite || kind == mine ? mine : Kind::nan;
+      if (gap[j - block.key0] > -std::log(exp_floor) - 4) block.underflow_excused[at] = 1;
+    }
+  }
+}
+
+}  // namespace
+
+Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> row_index) const {
+  const Attention& p = problem_;
+  const AttentionShape& s = p.shape;
+  Block block;
+  block.b = kv.b;
+  block.h = h;
+  block.row_index.assign(row_index.begin(), row_index.end());
+  const Index rows = block.rows = static_cast<Index>(row_index.size());
+  const Index dv = s.value_dim;
+  const auto n_rows = static_cast<std::size_t>(rows), n_out = static_cast<std::size_t>(rows * dv);
+  for (auto* v : {&block.o, &block.o_low, &block.radius, &block.bound}) v->assign(n_out, 0);
+  for (auto* v : {&block.lse, &block.lse_low, &block.lse_radius, &block.lse_bound}) v->assign(n_rows, 0);
+  block.o_kind.assign(n_out, Kind::finite);
+  block.lse_kind.assign(n_rows, Kind::finite);
+  block.underflow_excused.assign(n_out, 0);
+  block.domain.assign(n_rows, Domain::bounded);
+  for (auto* v : {&block.exact, &block.fully_masked, &block.needs_ball}) v->assign(n_rows, 0);
+
+  std::vector<RowVisibility> seen(n_rows);
+  Index begin = s.keys, end = 0;
+  for (Index r = 0; r < rows; ++r) {
+    RowVisibility& row = seen[static_cast<std::size_t>(r)];
+    evaluate_visibility(p, block.b, h, block.row_index[static_cast<std::size_t>(r)], row);
+    if (row.visible > 0) begin = std::min(begin, row.begin), end = std::max(end, row.end);
+  }
+  const Index n = std::max<Index>(0, end - begin);
+  block.key0 = n > 0 ? begin : 0;
+  block.count = n;
+  block.weight.assign(static_cast<std::size_t>(rows * n), 0);
+  block.visible.assign(static_cast<std::size_t>(rows * n), 0);
+  const double sink = p.sink.empty() ? -inf : static_cast<double>(p.sink[static_cast<std::size_t>(h)]);
+
+  RowMajor q = RowMajor::Zero(rows, s.dim);
+  bool any_not_finite = kv.any_key_not_finite || kv.any_value_not_finite || p.bias;
+  std::vector<double> q_row;
+  for (Index r = 0; r < rows; ++r) {
+    load_row(p.q, block.b, h, block.row_index[static_cast<std::size_t>(r)], q_row);
+    for (Index d = 0; d < s.dim; ++d) {
+      const double x = q_row[static_cast<std::size_t>(d)];
+      if (std::isfinite(x)) q(r, d) = x;
+      else any_not_finite = true;
+    }
+  }
+
+  // Scores, weights and their gauges: matrix products and row-wise array arithmetic.
+  const double scale = context_.scale;
+  const Index padded = round_up(n, 4 * lane_count);
+  Scores x;
+  x.dot.noalias() = q * kv.keys_transposed.middleCols(block.key0, n);
+  x.absolute.noalias() = q.cwiseAbs() * kv.keys_transposed_absolute.middleCols(block.key0, n);
+  x.dot *= scale;
+  x.absolute *= scale;
+  if (contract_.ordered && n > 0) {
+    x.prefix.resize(rows, padded);
+    for (Index r = 0; r < rows; ++r) prefix_sums(kv, q.row(r).data(), s.dim, block.key0, padded, scale, x.prefix.row(r).data());
+  }
+  x.additions = n_rows > 0 ? seen[0].additions : 0;
+  x.gap.resize(rows, n);
+  x.weight.resize(rows, n);
+  if (x.additions > 0) {
+    x.magnitude.resize(rows, n);
+    x.product.resize(rows, n);
+  }
+  if (p.dropout > 0) x.kept.resize(rows, n);
+  x.max.assign(n_rows, -inf);
+  x.lse.assign(n_rows, -inf);
+  x.live.assign(n_rows, 0);
+  for (Index r = 0; r < rows; ++r) {
+    const RowVisibility& row = seen[static_cast<std::size_t>(r)];
+    auto score = x.gap.row(r).array();  // becomes the gap
+    for (Index j = 0; j < n; ++j) {
+      const auto key = static_cast<std::size_t>(block.key0 + j);
+      const double bias = row.bias[key];
+      block.visible[static_cast<std::size_t>(r * n + j)] = bias != -inf;
+      double t = x.dot(r, j);
+      if (context_.softcap > 0) t = context_.softcap * std::tanh(t / context_.softcap);
+      score(j) = std::isfinite(bias) ? t + bias : bias == -inf ? -inf : t;
+      if (x.additions > 0) {
+        x.magnitude(r, j) = std::isfinite(row.magnitude[key]) ? row.magnitude[key] : 0;
+        x.product(r, j) = row.product[key];
+      }
+      if (p.dropout > 0) x.kept(r, j) = keeps_weight(p, block.b, h, block.row_index[static_cast<std::size_t>(r)], block.key0 + j);
+    }
+    if (any_not_finite && row.visible > 0) classify_scores(p, kv, block, r, row, x.gap.row(r).data());
+    double& m = x.max[static_cast<std::size_t>(r)];
+    m = std::max(sink, n > 0 ? score.maxCoeff() : -inf);
+    Index& live = x.live[static_cast<std::size_t>(r)];
+    for (Index j = 0; j < n; ++j) live += score(j) > -inf;
+    block.fully_masked[static_cast<std::size_t>(r)] = row.visible == 0;
+    if (m == -inf) {
+      // Nothing visible: exactly 0. Visible, but every score -inf: 0 / 0.
+      block.lse[static_cast<std::size_t>(r)] = 0;
+      if (block.lse_kind[static_cast<std::size_t>(r)] == Kind::finite) block.lse_kind[static_cast<std::size_t>(r)] = Kind::minus_infinity;
+      if (row.visible > 0) std::fill_n(block.o_kind.begin() + r * dv, dv, Kind::nan);
+      x.gap.row(r).setConstant(inf);
+      x.weight.row(r).setZero();
+      continue;
+    }
+    score = m - score;
+    if (kv.any_value_not_finite) classify_values(p, kv, block, r, row, x.gap.row(r).data(), contract_.exp_floor);
+    x.weight.row(r).array() = (score < inf).select((-score).max(-745.0).exp(), 0.0);
+    const double sum = x.weight.row(r).sum() + (sink > -inf ? std::exp(sink - m) : 0);
+    x.weight.row(r) *= 1 / sum;
+    x.lse[static_cast<std::size_t>(r)] = block.lse[static_cast<std::size_t>(r)] = m + std::log(sum);
+  }
+
+  // Weights of the bound, per row.
+  const Contract fp64 = Contract::fp64();
+  std::vector<RowBound> bounds(n_rows);
+  std::vector<double> ratio(n_rows, 0);
+  RowMajor centred = RowMajor::Zero(rows, n), absolute = RowMajor::Zero(rows, n), tail = RowMajor::Zero(rows, n);
+  for (Index r = 0; r < rows; ++r) {
+    const auto at = static_cast<std::size_t>(r);
+    if (x.max[at] == -inf) continue;
+    RowTruth t;
+    t.key0 = block.key0;
+    t.count = n;
+    t.live = x.live[at];
+    t.gap = x.gap.row(r).data();
+    t.score = x.dot.row(r).data();
+    t.absolute = x.absolute.row(r).data();
+    t.prefix = contract_.ordered && n > 0 ? x.prefix.row(r).data() : nullptr;
+    t.weight = x.weight.row(r).data();
+    t.magnitude = x.additions > 0 ? x.magnitude.row(r).data() : nullptr;
+    t.product = x.additions > 0 ? x.product.row(r).data() : nullptr;
+    t.kept = p.dropout > 0 ? x.kept.row(r).data() : nullptr;
+    t.additions = x.additions;
+    t.max = x.max[at];
+    t.lse = x.lse[at];
+    t.has_sink = sink > -inf;
+    t.sink_gap = t.max - sink;
+    t.sink_weight = t.has_sink ? std::exp(sink - t.lse) : 0;
+    RowBound& bound = bounds[at];
+    derive_row_bound(contract_, context_, t, bound);
+    double largest64;
+    ratio[at] = exponent_ratio(fp64, context_, t, bound, largest64);
+    block.needs_ball[at] = !(largest64 < 0x1p-33) || contract_.roundoff < 0x1p-40;
+    for (Index j = 0; j < n; ++j) {
+      centred(r, j) = bound.centred[static_cast<std::size_t>(j)];
+      absolute(r, j) = bound.absolute[static_cast<std::size_t>(j)];
+      tail(r, j) = bound.tail[static_cast<std::size_t>(j)];
+    }
+    if (bound.must_overflow) block.domain[at] = Domain::must_overflow;
+    else if (bound.may_overflow) block.domain[at] = Domain::may_overflow;
+    else if (bound.vacuous) block.domain[at] = Domain::vacuous;
+    block.exact[at] = contract_.dot_roundoff <= 0x1p-23 && !contract_.query_prescale && !bound.may_overflow && n > 0 &&
+                      is_exact_row(p, kv, q.row(r).data(), t, x.absolute.row(r).maxCoeff() / (scale > 0 ? scale : 1));
+  }
+
+  // Sums against V.
+  const Index columns = kv.values.cols();
+  RowMajor kept_weight = p.dropout > 0 ? RowMajor(x.weight.cwiseProduct(x.kept)) : RowMajor();
+  const RowMajor& w = p.dropout > 0 ? kept_weight : x.weight;
+  const auto v = kv.values.middleRows(block.key0, n);
+  const auto v_absolute = kv.values_absolute.middleRows(block.key0, n);
+  RowMajor o = RowMajor::Zero(rows, columns), sum_absolute = o, sum_tail = o, sum_centred = o, sum_prefix = o;
+  if (n > 0) {
+    o.noalias() = w * v;
+    sum_absolute.noalias() = absolute * v_absolute;
+    if (contract_.ordered) sum_tail.noalias() = tail * v_absolute;
+    const double tile_end = 1.01 * contract_.roundoff / contract_.dot_roundoff;
+    for (Index r = 0; r < rows; ++r) {
+      if (contract_.ordered)
+        column_sums<true>(kv, block.key0, n, contract_.tile, centred.row(r).data(), w.row(r).data(), o.row(r).data(), tile_end, sum_centred.row(r).data(), sum_prefix.row(r).data());
+      else
+        column_sums<false>(kv, block.key0, n, contract_.tile, centred.row(r).data(), w.row(r).data(), o.row(r).data(), 0, sum_centred.row(r).data(), nullptr);
+    }
+  }
+
+  // Bounds and radii.
+  std::vector<double> low(static_cast<std::size_t>(columns), inf), high(static_cast<std::size_t>(columns), -inf), largest(static_cast<std::size_t>(columns), 0);
+  for (Index j = 0; j < n; ++j)
+    for (Index c = 0; c < columns; ++c) {
+      const auto at = static_cast<std::size_t>(c);
+      low[at] = std::min(low[at], v(j, c));
+      high[at] = std::max(high[at], v(j, c));
+      largest[at] = std::max(largest[at], v_absolute(j, c));
+    }
+  const bool with_zero = sink > -inf || p.dropout > 0;
+  for (Index r = 0; r < rows; ++r) {
+    const auto at = static_cast<std::size_t>(r);
+    if (x.max[at] == -inf) continue;
+    const RowBound& bound = bounds[at];
+    const double n_live = static_cast<double>(x.live[at]) + 4;
+    const double gamma64 = gamma_factor(n_live + 3, unit64);
+    for (Index c = 0; c < dv; ++c) {
+      const auto element = static_cast<std::size_t>(r * dv + c), column = static_cast<std::size_t>(c);
+      const double center = block.o[element] = o(r, c);
+      ColumnSums sums{sum_centred(r, c), sum_absolute(r, c), contract_.dot_roundoff * sum_prefix(r, c), sum_tail(r, c)};
+      const double plain = std::isfinite(bound.gamma_dot) ? sums.absolute / bound.gamma_dot : largest[column];  // at least sum p |v|
+      // The same identity at unit roundoff 2^-53: exponents are at most `ratio` times the contract's.
+      block.radius[element] = 1.01 * (std::min(ratio[at], 1.0) * (sums.centred + std::fabs(center) * bound.zero_centred) +
+                                      (gamma64 + 8 * unit64) * plain + std::fabs(center) * bound.sum_weight * gamma64) +
+                              n_live * largest[column] * 0x1p-1018 + 0x1p-1060;
+      double hull = std::max({high[column] - center, center - low[column], with_zero ? std::fabs(center) : 0});
+      double b = element_bound(contract_, bound, center, sums, hull, largest[column]);
+      if (bound.vacuous) b = element_bound(contract_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero), largest[column]);
+      // Sums of |v - O| were taken around a centre that is off by the radius.
+      block.bound[element] = b + bound.centred_total * block.radius[element] / std::max(bound.denominator, 0.1);
+      if (block.domain[at] == Domain::bounded && !(n_live * largest[column] * (1 + 1e-6) < contract_.largest)) block.domain[at] = Domain::may_overflow;
+      if (block.exact[at]) {
+        // Weights are exactly 0 or 1 and no sum rounds: only the division by the count is left.
+        const double count = std::round(std::exp(x.lse[at]));
+        const bool power_of_two = quantum_of(count) == count;
+        double sum = 0;
+        for (Index j = 0; j < n; ++j)
+          if (x.gap(r, j) == 0) sum += kv.values(block.key0 + j, c);
+        block.o[element] = sum / count;
+        block.radius[element] = power_of_two ? 0 : unit64 * std::fabs(block.o[element]);
+        block.bound[element] = power_of_two ? 0 : 1.01 * contract_.division_roundings * contract_.roundoff * std::fabs(block.o[element]);
+      }
+    }
+    const double reach = std::fabs(x.lse[at] - x.max[at]) + 1;
+    block.lse_bound[at] = bound.lse;
+    block.lse_radius[at] = 1.02 * (std::min(ratio[at], 1.0) * bound.sum_weight * std::min(bound.largest_exponent, 1.0) + gamma64 * bound.sum_weight + n_live * 0x1p-1018) +
+                           130 * unit64 * reach + 1.01 * unit64 * (std::fabs(x.max[at]) + std::fabs(x.lse[at]));
+    if (ratio[at] > 1 || bound.largest_exponent > 1) block.needs_ball[at] = 1;
+    std::copy_n(x.weight.row(r).data(), n, block.weight.begin() + r * n);
+  }
+  return block;
+}
+
+bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) const {
+  const Attention& p = problem_;
+  const Index dv = p.shape.value_dim, n = block.count;
+  const auto at = static_cast<std::size_t>(r);
+  if (block.lse_kind[at] != Kind::finite) return true;
+  const BallRow ball(p, block.b, block.h, block.row_index[static_cast<std::size_t>(r)], bits);
+  const RowTruth t = ball.truth(block.key0, n, contract_.ordered);
+  RowBound bound;
+  derive_row_bound(contract_, context_, t, bound);
+
+  bool consistent = true;
+  auto meet = [&](double center, double radius, double mid, double low, double ball_radius) {
+    if (!(std::fabs((center - mid) - low) <= radius * (1 + 1e-9) + ball_radius)) consistent = false;
+  };
+  if (!block.needs_ball[at]) meet(block.lse[at], block.lse_radius[at], ball.lse(), ball.lse_low(), ball.lse_radius());
+  const bool with_zero = t.has_sink || p.dropout > 0;
+  for (Index c = 0; c < dv; ++c) {
+    const auto element = static_cast<std::size_t>(r * dv + c);
+    if (block.o_kind[element] != Kind::finite) continue;
+    const double o = ball.o(c);
+    if (!block.needs_ball[at]) meet(block.o[element], block.radius[element], o, ball.o_low(c), ball.o_radius(c));
+    if (!block.exact[at]) {
+      ColumnSums sums;
+      double partial = 0, largest = 0, hull = with_zero ? std::fabs(o) : 0;
+      for (Index j = 0; j < n; ++j) {
+        if (!block.visible[static_cast<std::size_t>(r * n + j)]) continue;
+        const auto key = static_cast<std::size_t>(j);
+        const double v = kv.values(block.key0 + j, c);
+        largest = std::max(largest, std::fabs(v));
+        hull = std::max(hull, std::fabs(v - o));
+        sums.centred += bound.centred[key] * std::fabs(v - o);
+        sums.absolute += bound.absolute[key] * std::fabs(v);
+        sums.tail += bound.tail[key] * std::fabs(v);
+        partial += (t.kept && t.kept[j] == 0 ? 0 : t.weight[j]) * v;
+        const bool tile_end = (block.key0 + j + 1) % contract_.tile == 0 && j + 1 < n;
+        sums.prefix += std::fabs(partial) * (contract_.dot_roundoff + (tile_end ? 1.01 * contract_.roundoff : 0));
+      }
+      block.bound[element] = element_bound(contract_, bound, o, sums, hull, largest);
+    }
+    block.o[element] = o;
+    block.o_low[element] = ball.o_low(c);
+    block.radius[element] = ball.o_radius(c);
+  }
+  block.lse[at] = ball.lse();
+  block.lse_low[at] = ball.lse_low();
+  block.lse_radius[at] = ball.lse_radius();
+  block.lse_bound[at] = bound.lse;
+  if (block.needs_ball[at]) {
+    block.domain[at] = bound.must_overflow ? Domain::must_overflow : bound.may_overflow ? Domain::may_overflow : bound.vacuous ? Domain::vacuous : Domain::bounded;
+    for (Index j = 0; j < n; ++j) block.weight[static_cast<std::size_t>(r * n + j)] = t.weight[j];
+    block.needs_ball[at] = 0;
+  }
+  return consistent;
+}
+
+}  // namespace assay

@@ -1,0 +1,71 @@
+// Attention in fp64 for a block of rows, with a proved radius for every element and the bound of a contract.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "oracle/bound.h"
+#include "oracle/visibility.h"
+
+namespace assay {
+
+// What extended-real arithmetic says of an output element.
+enum class Kind : std::uint8_t { finite, nan, plus_infinity, minus_infinity };
+
+// Why a finite bound does not decide a row or an element.
+enum class Domain : std::uint8_t { bounded, vacuous, may_overflow, must_overflow };
+
+// Some rows of one head, over the keys that any of them sees. Matrices are row-major, rows x value_dim,
+// except `weight` and `visible`, which are rows x count.
+struct Block {
+  Index b = 0, h = 0, rows = 0;
+  std::vector<Index> row_index;
+  Index key0 = 0, count = 0;
+  std::vector<double> o, o_low, radius;  // |O - (o + o_low)| <= radius; o_low is 0 but for balls
+  std::vector<double> bound;             // of |Ohat - O| before the output rounding
+  std::vector<double> lse, lse_low, lse_radius, lse_bound;
+  std::vector<Kind> o_kind, lse_kind;    // by the inputs' NaN and infinities
+  std::vector<char> underflow_excused;   // an infinity in V times a weight that may underflow to 0
+  std::vector<Domain> domain;            // per row
+  std::vector<char> exact;               // per row: weights are 0 or equal, sums exact in any order
+  std::vector<char> fully_masked;
+  std::vector<char> needs_ball;          // fp64 is not good enough for this row's bound
+  std::vector<double> weight;            // p, before dropout
+  std::vector<char> visible;             // rows x count
+};
+
+// K and V of one (batch, kv head) as doubles, made once and shared by the blocks that read them.
+class KeyValues;
+struct KeyValuesDeleter {
+  void operator()(KeyValues* kv) const;
+};
+using KeyValuesPointer = std::unique_ptr<KeyValues, KeyValuesDeleter>;
+
+// A contract applied to a problem. Thread-safe.
+class Reference {
+ public:
+  // Keeps a reference to the problem.
+  Reference(const Attention& problem, const Contract& contract, Dtype out);
+
+  KeyValuesPointer load_head(Index b, Index kv_head) const;
+  Block evaluate(const KeyValues& kv, Index h, std::span<const Index> rows) const;
+  // Replaces one row of the block by ball arithmetic of `bits` bits. Reports whether the enclosures in fp64
+  // and in balls had a point in common for every element; if not, the oracle itself is wrong.
+  bool refine(const KeyValues& kv, Block& block, Index row, long bits) const;
+
+  const Contract& contract() const { return contract_; }
+  const Attention& problem() const { return problem_; }
+  // Rows that keep the temporaries of a block within a few MiB.
+  Index block_rows() const;
+
+ private:
+  const Attention& problem_;
+  Contract contract_;
+  BoundContext context_;
+};
+
+// V as the oracle sees it: doubles, times 1/(1-p) under dropout, and 0 where it holds NaN or an infinity.
+const double* values_of(const KeyValues& kv, Index key);
+
+}  // namespace assay

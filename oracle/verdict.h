@@ -1,0 +1,63 @@
+// The verdict on the outputs of one case: every element against its proved bound.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+
+#include "oracle/power.h"
+
+namespace assay {
+
+// pass: every judged element is inside its bound, and something was. suspect: passes, but signed errors lean.
+// inconclusive: nothing was judged by its bound. The rest is for whoever runs candidates.
+enum class Outcome : std::uint8_t { pass, fail, suspect, inconclusive, unsupported, error };
+std::string_view name_of(Outcome outcome);
+
+// One element and how it stands to its bound. column is -1 for LSE.
+struct Element {
+  Index b = 0, h = 0, row = 0, column = -1;
+  double got = 0, exact = 0;
+  double bound = 0;  // of |got - exact|, the output rounding included
+  double ratio = 0;  // error / bound; infinite where the error is not a number
+  double ulp = 0;    // error in ulp of the output dtype
+  std::string why;   // of a failure
+};
+
+struct Verdict {
+  Outcome outcome = Outcome::inconclusive;
+  std::string reason;    // one sentence
+  std::string contract;  // that the bound was derived from
+  Index tile = 64, row_tile = 64;  // of that contract
+  std::int64_t compared_o = 0, compared_lse = 0;
+  std::int64_t inside = 0, outside = 0, hull_only = 0, exact = 0;  // `exact`: judged with zero tolerance, among inside
+  std::map<std::string, std::int64_t> excused;   // elements by reason
+  std::map<std::string, std::int64_t> failures;  // elements by what is wrong with them
+  std::int64_t nan_expected = 0, nan_found = 0, infinity_expected = 0, infinity_found = 0;
+  Element worst_o, worst_lse;  // the largest ratio, kept on a pass too
+  Element first_failure;       // the first in (b, h, row, column) order; LSE of a row before its O
+  double mean_ratio = 0;       // mean of signed error / bound over O: the bias
+  double slope_t = 0;          // t statistic of the slope of error on value, across rows
+  Index rows_judged = 0, rows_total = 0;
+  std::int64_t rows_in_balls = 0;  // decided or cross-checked in ball arithmetic
+  Power power;
+};
+
+struct JudgeOptions {
+  int threads = 1;
+  Index sample_rows = 0;  // judge so many seeded rows of each head; 0: all
+  std::uint64_t seed = 1;
+  int ball_rows = 1;      // rows that are cross-checked in ball arithmetic, seeded
+  bool power = true;
+  bool statistics = false;  // let a leaning error make the case suspect (inputs of independent zero mean only)
+  std::function<bool(const TensorView&, Index position)> untouched;  // whether an element still holds its poison
+};
+
+// `out.o` and `out.lse` as the candidate left them; a null lse is a failure, for LSE is always judged.
+Verdict judge(const Attention& problem, const AttentionOutput& out, const Contract& contract, const JudgeOptions& options = {});
+
+// For a candidate that declares nothing: the verdict under the strictest contract of the ladder that is not
+// refuted, or under the most lenient one if all are.
+Verdict judge_by_ladder(const Attention& problem, const AttentionOutput& out, Index tile, const JudgeOptions& options = {});
+
+}  // namespace assay

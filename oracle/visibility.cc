@@ -1,0 +1,64 @@
+#include "oracle/visibility.h"
+
+#include <Random123/philox.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace assay {
+namespace {
+constexpr double inf = std::numeric_limits<double>::infinity();
+}
+
+void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisibility& row) {
+  const Index keys = p.shape.keys;
+  const auto n = static_cast<std::size_t>(keys);
+  row.bias.assign(n, -inf);
+  row.magnitude.assign(n, 0);
+  row.product.assign(n, 0);
+  row.begin = keys;
+  row.end = row.visible = 0;
+  row.additions = (p.alibi_slopes.empty() ? 0 : 1) + (p.bias ? 1 : 0);
+
+  const Index offset = p.offset_of(b);
+  const double minimum = p.bias ? -format(p.bias.dtype).max_finite : 0;
+  // Intervals first; what remains is asked key by key.
+  Index first = 0, last = keys - 1;
+  if (!p.key_starts.empty()) first = std::max(first, p.key_starts[static_cast<std::size_t>(b)]);
+  if (!p.key_lengths.empty()) last = std::min(last, p.key_lengths[static_cast<std::size_t>(b)] - 1);
+  if (p.causal) last = std::min(last, i + offset);
+  if (p.window_left != -1) first = std::max(first, i + offset - p.window_left);
+  if (p.window_right != -1) last = std::min(last, i + offset + p.window_right);
+  for (Index j = first; j <= last; ++j) {
+    if (p.keep && !p.keep.at(b, h, i, j)) continue;
+    if (!p.query_segment.empty() && p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] != p.key_segment[static_cast<std::size_t>(b * keys + j)]) continue;
+    double bias = 0, magnitude = 0;
+    if (p.bias) {
+      bias = load(p.bias, p.bias.at(b, h, i, j));
+      if (bias == -inf || (p.finite_min_masks && bias == minimum)) continue;
+      magnitude = std::fabs(bias);
+    }
+    const auto at = static_cast<std::size_t>(j);
+    if (!p.alibi_slopes.empty()) {
+      const double product = static_cast<double>(p.alibi_slopes[static_cast<std::size_t>(h)]) * static_cast<double>(j - (i + offset));
+      row.product[at] = std::fabs(product);
+      bias += product;
+      magnitude += std::fabs(product);
+    }
+    row.bias[at] = bias;
+    row.magnitude[at] = magnitude;
+    row.begin = std::min(row.begin, j);
+    row.end = j + 1;
+    ++row.visible;
+  }
+}
+
+bool keeps_weight(const Attention& p, Index b, Index h, Index i, Index j) {
+  if (p.dropout == 0) return true;
+  const r123::Philox4x32::ctr_type counter = {{static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(h), static_cast<std::uint32_t>(b)}};
+  const r123::Philox4x32::key_type key = {{static_cast<std::uint32_t>(p.dropout_seed), static_cast<std::uint32_t>(p.dropout_seed >> 32)}};
+  return r123::Philox4x32()(counter, key)[0] >= static_cast<double>(p.dropout) * 0x1p32;
+}
+
+}  // namespace assay

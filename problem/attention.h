@@ -1,0 +1,70 @@
+// The attention problem as data: what is asked of a kernel and of the oracle alike. Meaning: docs/semantics.md.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "problem/tensor.h"
+
+namespace assay {
+
+struct AttentionShape {
+  Index batch = 1;
+  Index query_heads = 1;
+  Index kv_heads = 1;  // divides query_heads; query head h reads head h / (query_heads / kv_heads)
+  Index rows = 64;     // query positions
+  Index keys = 64;
+  Index dim = 64;        // of Q and K
+  Index value_dim = 64;  // of V and O
+
+  Index group() const { return query_heads / kv_heads; }
+  bool operator==(const AttentionShape&) const = default;
+};
+
+inline constexpr Index max_head_dim = 1024;
+
+// A boolean mask [B, Hq, Lq, Lk]: non-zero keeps, zero masks. Strides in elements, 0 broadcasts.
+struct BoolView {
+  const std::uint8_t* data = nullptr;
+  Extents stride{};
+  bool at(Index b, Index h, Index i, Index j) const {
+    return data[b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3]] != 0;
+  }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// Q [B, Hq, Lq, D], K [B, Hkv, Lk, D], V [B, Hkv, Lk, Dv]. Every mask composes with every other.
+struct Attention {
+  AttentionShape shape;
+  TensorView q, k, v;
+  float scale = 1;
+  float softcap = 0;  // 0: none
+  bool causal = false;
+  std::vector<Index> offset;  // per batch; empty means 0. Used by causal, window and ALiBi
+  Index window_left = -1, window_right = -1;  // -1: open
+  BoolView keep;
+  TensorView bias;                // [B, Hq, Lq, Lk], strides may be 0
+  bool finite_min_masks = false;  // the bias dtype's most negative finite number means -inf
+  std::vector<Index> key_lengths, key_starts;  // per batch; empty: all keys
+  std::vector<float> alibi_slopes;             // per query head; empty: none
+  std::vector<std::int32_t> query_segment, key_segment;  // [B * Lq], [B * Lk]; empty: none
+  std::vector<float> sink;                               // logit per query head; empty: none
+  float dropout = 0;                                     // probability of dropping a weight
+  std::uint64_t dropout_seed = 0;
+
+  Index offset_of(Index b) const { return offset.empty() ? 0 : offset[static_cast<std::size_t>(b)]; }
+};
+
+// O [B, Hq, Lq, Dv] and LSE [B, Hq, Lq, 1], f32.
+struct AttentionOutput {
+  TensorView o, lse;
+};
+
+// 1/sqrt(D) rounded to binary32.
+float default_scale(Index dim);
+
+// The published ALiBi slopes: 2^(-8k/n) for n heads, n a power of two; otherwise those of the power of two
+// below, followed by every other slope of the power of two above. Rounded once to binary32.
+std::vector<float> default_alibi_slopes(Index heads);
+
+}  // namespace assay

@@ -1,0 +1,116 @@
+#include "problem/case.h"
+
+#include <fmt/format.h>
+
+#include <bit>
+#include <limits>
+
+namespace assay {
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) { throw CaseError(0, message); }
+
+void require_range(std::string_view field, Index value, Index low, Index high) {
+  if (value < low || value > high) refuse(fmt::format("{}={} is outside [{}, {}]", field, value, low, high));
+}
+
+// Product of extents, refused where it leaves 64 bits (with room for a factor of 16 bytes).
+Index checked_product(std::string_view what, std::initializer_list<Index> extents) {
+  Index product = 1;
+  for (Index e : extents)
+    if (__builtin_mul_overflow(product, e, &product) || product > std::numeric_limits<Index>::max() / 64)
+      refuse(fmt::format("{}: its size overflows 64 bits", what));
+  return product;
+}
+
+void check_list(std::string_view field, const std::vector<Index>& list, Index batch, Index keys) {
+  if (list.empty()) return;
+  if (list.size() != 1 && static_cast<Index>(list.size()) != batch)
+    refuse(fmt::format("{} has {} entries; it takes 1 or b={}", field, list.size(), batch));
+  for (Index n : list) require_range(field, n, 0, keys);
+}
+
+}  // namespace
+
+CaseError::CaseError(std::size_t at, const std::string& message)
+    : std::runtime_error(at ? fmt::format("column {}: {}", at, message) : message), column(at) {}
+
+bool Poke::operator==(const Poke& o) const {
+  return tensor == o.tensor && position == o.position && std::bit_cast<std::uint64_t>(value) == std::bit_cast<std::uint64_t>(o.value);
+}
+
+void check_case(const Case& c) {
+  const AttentionShape& s = c.shape;
+  constexpr Index most = Index{1} << 40;
+  require_range("b", s.batch, 0, most);
+  require_range("h", s.query_heads, 1, most);
+  require_range("h (kv)", s.kv_heads, 1, most);
+  if (s.query_heads % s.kv_heads != 0)
+    refuse(fmt::format("h={}/{}: query heads must be a multiple of kv heads", s.query_heads, s.kv_heads));
+  require_range("l", s.rows, 0, most);
+  require_range("l (keys)", s.keys, 0, most);
+  require_range("d", s.dim, 1, max_head_dim);
+  require_range("d (value)", s.value_dim, 1, max_head_dim);
+  checked_product("q", {s.batch, s.query_heads, s.rows, s.dim, 8});
+  checked_product("k", {s.batch, s.kv_heads, s.keys, s.dim, 8});
+  checked_product("v", {s.batch, s.kv_heads, s.keys, s.value_dim, 8});
+  checked_product("o", {s.batch, s.query_heads, s.rows, s.value_dim, 8});
+  auto mask_fits = [&](std::string_view name, const MaskSpec& m) {
+    if (m.pattern != MaskPattern::none)
+      checked_product(name, {m.varies[0] ? s.batch : 1, m.varies[1] ? s.query_heads : 1, m.varies[2] ? s.rows : 1,
+                             m.varies[3] ? s.keys : 1});
+  };
+  mask_fits("bool", c.keep);
+  mask_fits("bias", c.bias);
+  auto check_dtype = [](std::string_view field, Dtype d) {
+    if (d != Dtype::f32 && d != Dtype::f16 && d != Dtype::bf16 && d != Dtype::f64)
+      refuse(fmt::format("{}={}: attention takes f64, f32, f16 and bf16", field, format(d).name));
+  };
+  check_dtype("dtype", c.dtype);
+  check_dtype("out", c.out_dtype());
+  if (c.scale && !(*c.scale >= 0 && *c.scale < std::numeric_limits<float>::infinity()))
+    refuse(fmt::format("scale={} is not a finite number of at least 0", *c.scale));
+  if (!(c.softcap >= 0 && c.softcap < std::numeric_limits<float>::infinity()))
+    refuse(fmt::format("softcap={} is not a finite number of at least 0", c.softcap));
+  if (!(c.dropout >= 0 && c.dropout < 1)) refuse(fmt::format("dropout={} is outside [0, 1)", c.dropout));
+  require_range("window", c.window_left, -1, most);
+  require_range("window", c.window_right, -1, most);
+  require_range("offset", c.offset.value, -most, most);
+  check_list("lengths", c.lengths, s.batch, s.keys);
+  check_list("starts", c.starts, s.batch, s.keys);
+  if (c.offset.kind == OffsetSpec::Kind::lengths && c.lengths.empty())
+    refuse("offset=lengths needs lengths=...");
+  for (Index n : c.documents) require_range("docs", n, 1, most);
+  if (c.o_layout == LayoutKind::shared_head || c.o_layout == LayoutKind::shared_batch)
+    refuse(fmt::format("layout=o:{}: an output cannot overlap itself", name_of(c.o_layout)));
+  if (c.finite_min_masks && c.bias.pattern == MaskPattern::none) refuse("finite_min_masks needs bias=...");
+  require_range("threads", c.threads, 0, 1024);
+  require_range("rows", c.sample_rows, 0, most);
+  for (const Poke& p : c.pokes) {
+    Extents shape{s.batch, s.kv_heads, s.keys, s.dim};
+    if (p.tensor == 'q') shape = {s.batch, s.query_heads, s.rows, s.dim};
+    if (p.tensor == 'v') shape[3] = s.value_dim;
+    if (p.tensor == 'm') {
+      if (c.bias.pattern == MaskPattern::none) refuse("poke=m... needs bias=...");
+      shape = {s.batch, s.query_heads, s.rows, s.keys};
+    }
+    for (std::size_t axis = 0; axis < 4; ++axis)
+      if (p.position[axis] < 0 || p.position[axis] >= shape[axis])
+        refuse(fmt::format("poke={}:...: index {} of axis {} is outside [0, {})", p.tensor, p.position[axis], axis, shape[axis]));
+  }
+}
+
+Index case_bytes(const Case& c) {
+  const AttentionShape& s = c.shape;
+  const Index in = format(c.dtype).bits / 8, out = format(c.out_dtype()).bits / 8;
+  auto mask = [&](const MaskSpec& m, Index bytes) {
+    return m.pattern == MaskPattern::none ? 0
+                                          : bytes * (m.varies[0] ? s.batch : 1) * (m.varies[1] ? s.query_heads : 1) *
+                                                (m.varies[2] ? s.rows : 1) * (m.varies[3] ? s.keys : 1);
+  };
+  return s.batch * (s.query_heads * s.rows * (s.dim * in + s.value_dim * out + 4) +
+                    s.kv_heads * s.keys * (s.dim + s.value_dim) * in) +
+         mask(c.keep, 1) + mask(c.bias, in);
+}
+
+}  // namespace assay

@@ -1,0 +1,113 @@
+// A case is one line of text: problem, generator, seed and candidate options. Whoever has the line has the
+// inputs, bit for bit, on any machine. Grammar and every field: case_help(), docs/cases.md.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "problem/attention.h"
+
+namespace assay {
+
+// How Q and K (the scores) and V (the values) are filled. What each family is for stands in generate.cc.
+enum class Scores : std::uint8_t {
+  normal, uniform, tiny, huge, negative, growing, falling, tile_peaks, near_overflow, large_scores, subnormal,
+  signed_zeros, ramp, ties, equal, cancel, heavy_tail, key_sink, flat, subset, gather
+};
+enum class Values : std::uint8_t {
+  normal, uniform, tiny, huge, cancel, offset, one_hot, near_overflow, subnormal, signed_zeros, ramp, heavy_tail,
+  ones, constant, biased, head_number, integers, balanced
+};
+
+enum class LayoutKind : std::uint8_t { bhsd, bshd, packed, padded, strided, shared_head, shared_batch, reversed };
+
+enum class MaskPattern : std::uint8_t {
+  none, all, random, empty_rows, tiles, future,                   // boolean; `future` is a causal pattern
+  normal, minus_infinity, minimum, minimum_rows, large, constant  // additive
+};
+
+struct MaskSpec {
+  MaskPattern pattern = MaskPattern::none;
+  std::array<bool, 4> varies{true, true, true, true};  // which of b, h, i, j; the others broadcast (stride 0)
+  bool operator==(const MaskSpec&) const = default;
+};
+
+struct OffsetSpec {
+  enum class Kind : std::uint8_t { fixed, end, lengths } kind = Kind::fixed;  // end: Lk - Lq; lengths: n[b] - Lq
+  Index value = 0;
+  bool operator==(const OffsetSpec&) const = default;
+};
+
+// What K and V hold at keys beyond the lengths and before the starts, which no row may see.
+enum class Hidden : std::uint8_t { generated, nan, infinity, huge };
+
+// One element overwritten after generation; tensor is q, k, v or m (the bias).
+struct Poke {
+  char tensor = 'v';
+  Extents position{};
+  double value = 0;
+  bool operator==(const Poke& other) const;
+};
+
+struct Case {
+  AttentionShape shape;
+  Dtype dtype = Dtype::f32;      // of Q, K, V and the bias
+  std::optional<Dtype> out;      // of O; the same as dtype if absent
+  std::optional<float> scale;    // default_scale(dim) if absent
+  float softcap = 0;
+  bool causal = false;
+  OffsetSpec offset;
+  Index window_left = -1, window_right = -1;
+  MaskSpec keep, bias;
+  bool finite_min_masks = false;
+  std::vector<Index> lengths, starts;  // one per batch, or one for all
+  std::vector<Index> documents;        // lengths of the packed documents; the last one runs to the end
+  bool alibi = false;
+  std::optional<float> sink;  // logit of head 0; head h has sink + h / 4
+  float dropout = 0;
+  std::uint64_t dropout_seed = 0;
+  Scores scores = Scores::normal;
+  Values values = Values::normal;
+  Hidden hidden = Hidden::generated;
+  std::vector<Poke> pokes;
+  std::uint64_t seed = 1;
+  LayoutKind q_layout{}, k_layout{}, v_layout{}, o_layout{};
+  // Candidate options.
+  int threads = 1;
+  std::string target;  // SIMD target by Highway's name; empty: the best
+  Index sample_rows = 0;  // judge only so many seeded rows of each head; 0: all
+
+  Dtype out_dtype() const { return out.value_or(dtype); }
+  bool operator==(const Case&) const = default;
+};
+
+// A malformed line or an impossible case. column counts from 1; 0 where no text is at fault.
+class CaseError : public std::runtime_error {
+ public:
+  CaseError(std::size_t column, const std::string& message);
+  std::size_t column;
+};
+
+// Parses and checks. Throws CaseError.
+Case parse_case(std::string_view line);
+// The canonical line: fields in a fixed order, defaults left out. parse_case(print_case(c)) == c.
+std::string print_case(const Case& c);
+// Throws CaseError naming the field, its value and the limit, if no such problem can exist.
+void check_case(const Case& c);
+// The fields with their meaning, one a line.
+std::string case_help();
+
+// Bytes that inputs and outputs of the case need. check_case() has made sure that the sum does not overflow.
+Index case_bytes(const Case& c);
+
+std::string_view name_of(Scores);
+std::string_view name_of(Values);
+std::string_view name_of(LayoutKind);
+std::string_view name_of(MaskPattern);
+inline constexpr int scores_count = 21, values_count = 18, layout_count = 8;
+
+}  // namespace assay

@@ -1,0 +1,336 @@
+// The text form of a case: one table row per field says how it is printed, parsed and explained.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "problem/case.h"
+
+namespace assay {
+namespace {
+
+constexpr std::array<std::string_view, scores_count> scores_names = {
+    "normal", "uniform", "tiny", "huge", "negative", "growing", "falling", "tile-peaks", "near-overflow",
+    "large-scores", "subnormal", "signed-zeros", "ramp", "ties", "equal", "cancel", "heavy-tail", "key-sink",
+    "flat", "subset", "gather"};
+constexpr std::array<std::string_view, values_count> values_names = {
+    "normal", "uniform", "tiny", "huge", "cancel", "offset", "one-hot", "near-overflow", "subnormal",
+    "signed-zeros", "ramp", "heavy-tail", "ones", "constant", "biased", "head-number", "integers", "balanced"};
+constexpr std::array<std::string_view, layout_count> layout_names = {
+    "bhsd", "bshd", "packed", "padded", "strided", "shared-head", "shared-batch", "reversed"};
+constexpr std::array<std::string_view, 12> mask_names = {
+    "none", "all", "random", "empty-rows", "tiles", "future",
+    "normal", "minus-infinity", "minimum", "minimum-rows", "large", "constant"};
+constexpr std::array<std::string_view, 4> hidden_names = {"generated", "nan", "inf", "huge"};
+constexpr int boolean_masks_end = 6;
+
+// A cursor over the value of one field; every error it throws points at the column it has reached.
+class Cursor {
+ public:
+  Cursor(std::string_view line, std::size_t begin, std::size_t end) : line_(line), at_(begin), end_(end) {}
+
+  bool done() const { return at_ == end_; }
+  bool accept(char c) {
+    if (done() || line_[at_] != c) return false;
+    ++at_;
+    return true;
+  }
+  void expect(char c) {
+    if (!accept(c)) fail(fmt::format("expected '{}'", c));
+  }
+  void expect_end() const {
+    if (!done()) fail("expected a space or the end of the line");
+  }
+  [[noreturn]] void fail(std::string_view what) const {
+    const std::string_view rest = line_.substr(at_, end_ - at_);
+    throw CaseError(at_ + 1, fmt::format("{}, found {}", what, rest.empty() ? "the end of the field" : fmt::format("'{}'", rest)));
+  }
+  std::string_view word() {
+    const std::size_t begin = at_;
+    while (!done() && (std::isalnum(static_cast<unsigned char>(line_[at_])) || line_[at_] == '-' || line_[at_] == '_')) ++at_;
+    return line_.substr(begin, at_ - begin);
+  }
+  Index integer() { return number<Index>("an integer"); }
+  std::uint64_t natural() { return number<std::uint64_t>("an integer of at least 0"); }
+  float real() { return number<float>("a number"); }
+  double real64() { return number<double>("a number, nan, inf or -inf"); }
+  template <std::size_t n>
+  int choice(const std::array<std::string_view, n>& names, int first = 0, int last = static_cast<int>(n)) {
+    const std::size_t begin = at_;
+    const std::string_view w = word();
+    for (int i = first; i < last; ++i)
+      if (names[static_cast<std::size_t>(i)] == w) return i;
+    at_ = begin;
+    fail(fmt::format("expected one of {}", fmt::join(names.begin() + first, names.begin() + last, ", ")));
+  }
+  std::vector<Index> integers() {
+    std::vector<Index> list{integer()};
+    while (accept(',')) list.push_back(integer());
+    return list;
+  }
+
+ private:
+  template <class T>
+  T number(std::string_view what) {
+    T value{};
+    const char* begin = line_.data() + at_;
+    const auto [stop, error] = std::from_chars(begin, line_.data() + end_, value);
+    if (error == std::errc::result_out_of_range) fail(fmt::format("expected {} that its type can hold", what));
+    if (error != std::errc()) fail(fmt::format("expected {}", what));
+    at_ += static_cast<std::size_t>(stop - begin);
+    return value;
+  }
+  std::string_view line_;
+  std::size_t at_, end_;
+};
+
+Dtype parse_dtype(Cursor& in) {
+  static constexpr std::array<std::string_view, dtype_count> names = {"f64", "f32", "f16", "bf16", "f8e4m3", "f8e5m2", "f4e2m1", "e8m0"};
+  return static_cast<Dtype>(in.choice(names));
+}
+
+// "a/b", or "a" for both.
+void parse_pair(Cursor& in, char separator, Index& first, Index& second) {
+  first = second = in.integer();
+  if (in.accept(separator)) second = in.integer();
+}
+std::string print_pair(Index first, char separator, Index second) {
+  return first == second ? fmt::format("{}", first) : fmt::format("{}{}{}", first, separator, second);
+}
+
+std::string print_mask(const MaskSpec& m) {
+  if (m.pattern == MaskPattern::none) return {};
+  std::string text(name_of(m.pattern));
+  if (m.varies != MaskSpec{}.varies) {
+    text += '@';
+    for (std::size_t axis = 0; axis < 4; ++axis)
+      if (m.varies[axis]) text += "bhij"[axis];
+  }
+  return text;
+}
+void parse_mask(Cursor& in, MaskSpec& m, int first, int last) {
+  m.pattern = static_cast<MaskPattern>(in.choice(mask_names, first, last));
+  if (!in.accept('@')) return;
+  m.varies = {};
+  for (std::size_t axis = 0; axis < 4; ++axis) m.varies[axis] = in.accept("bhij"[axis]);
+}
+
+std::string print_layouts(const Case& c) {
+  const std::array kinds = {c.q_layout, c.k_layout, c.v_layout, c.o_layout};
+  if (kinds == std::array<LayoutKind, 4>{}) return {};
+  if (std::equal(kinds.begin() + 1, kinds.end(), kinds.begin())) return std::string(name_of(kinds[0]));
+  std::string text;
+  for (std::size_t t = 0; t < 4; ++t)
+    if (kinds[t] != LayoutKind{}) text += fmt::format("{}{}:{}", text.empty() ? "" : ",", "qkvo"[t], name_of(kinds[t]));
+  return text;
+}
+void parse_layouts(Cursor& in, Case& c) {
+  const std::array slots = {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout};
+  Cursor ahead = in;
+  const std::string_view first = ahead.word();
+  if (!(first.size() == 1 && ahead.accept(':'))) {
+    const auto kind = static_cast<LayoutKind>(in.choice(layout_names));
+    for (LayoutKind* slot : slots) *slot = kind;
+    return;
+  }
+  static constexpr std::array<std::string_view, 4> tensors = {"q", "k", "v", "o"};
+  do {
+    LayoutKind* slot = slots[static_cast<std::size_t>(in.choice(tensors))];
+    in.expect(':');
+    *slot = static_cast<LayoutKind>(in.choice(layout_names));
+  } while (in.accept(','));
+}
+
+std::string print_pokes(const Case& c) {
+  std::string text;
+  for (const Poke& p : c.pokes)
+    text += fmt::format("{}{}:{}:{}:{}:{}={}", text.empty() ? "" : ";", p.tensor, p.position[0], p.position[1], p.position[2], p.position[3], p.value);
+  return text;
+}
+void parse_pokes(Cursor& in, Case& c) {
+  static constexpr std::array<std::string_view, 4> tensors = {"q", "k", "v", "m"};
+  do {
+    Poke p;
+    p.tensor = tensors[static_cast<std::size_t>(in.choice(tensors))][0];
+    for (Index& x : p.position) {
+      in.expect(':');
+      x = in.integer();
+    }
+    in.expect('=');
+    p.value = in.real64();
+    if (std::isnan(p.value)) p.value = std::numeric_limits<double>::quiet_NaN();
+    c.pokes.push_back(p);
+  } while (in.accept(';'));
+}
+
+std::string print_list(const std::vector<Index>& list) { return fmt::format("{}", fmt::join(list, ",")); }
+
+struct Field {
+  std::string_view name;
+  std::string_view help;
+  // Empty text: the default, left out. A flag prints its own name.
+  std::function<std::string(const Case&)> print;
+  std::function<void(Case&, Cursor&)> parse;
+  bool is_flag = false;
+};
+
+template <class Member>
+Field flag(std::string_view name, std::string_view help, Member member) {
+  return {name, help, [=](const Case& c) { return c.*member ? std::string(name) : std::string(); },
+          [=](Case& c, Cursor&) { c.*member = true; }, true};
+}
+
+const std::vector<Field>& fields() {
+  static const Case defaults;
+  static const std::vector<Field> table = {
+      {"b", "batch", [](const Case& c) { return fmt::format("{}", c.shape.batch); },
+       [](Case& c, Cursor& in) { c.shape.batch = in.integer(); }},
+      {"h", "query heads, or query/kv heads (GQA): 8 or 8/2",
+       [](const Case& c) { return print_pair(c.shape.query_heads, '/', c.shape.kv_heads); },
+       [](Case& c, Cursor& in) { parse_pair(in, '/', c.shape.query_heads, c.shape.kv_heads); }},
+      {"l", "length, or rows x keys: 512 or 37x512", [](const Case& c) { return print_pair(c.shape.rows, 'x', c.shape.keys); },
+       [](Case& c, Cursor& in) { parse_pair(in, 'x', c.shape.rows, c.shape.keys); }},
+      {"d", "head dimension, or that of Q and K / that of V: 64 or 192/128",
+       [](const Case& c) { return print_pair(c.shape.dim, '/', c.shape.value_dim); },
+       [](Case& c, Cursor& in) { parse_pair(in, '/', c.shape.dim, c.shape.value_dim); }},
+      {"dtype", "f32, f16 or bf16 of Q, K, V and bias", [](const Case& c) { return std::string(format(c.dtype).name); },
+       [](Case& c, Cursor& in) { c.dtype = parse_dtype(in); }},
+      {"out", "dtype of O; default: the same", [](const Case& c) { return c.out ? std::string(format(*c.out).name) : ""; },
+       [](Case& c, Cursor& in) { c.out = parse_dtype(in); }},
+      {"scale", "of the scores; default: 1/sqrt(d) in binary32", [](const Case& c) { return c.scale ? fmt::format("{}", *c.scale) : ""; },
+       [](Case& c, Cursor& in) { c.scale = in.real(); }},
+      {"softcap", "c > 0: scores become c tanh(t/c)", [](const Case& c) { return c.softcap != 0 ? fmt::format("{}", c.softcap) : ""; },
+       [](Case& c, Cursor& in) { c.softcap = in.real(); }},
+      flag("causal", "flag: row i sees keys j <= i + offset", &Case::causal),
+      {"offset", "integer, end (keys - rows) or lengths (n[b] - rows); for causal, window and alibi",
+       [](const Case& c) -> std::string {
+         if (c.offset.kind == OffsetSpec::Kind::end) return "end";
+         if (c.offset.kind == OffsetSpec::Kind::lengths) return "lengths";
+         return c.offset.value != 0 ? fmt::format("{}", c.offset.value) : "";
+       },
+       [](Case& c, Cursor& in) {
+         Cursor ahead = in;
+         const std::string_view w = ahead.word();
+         if (w == "end" || w == "lengths") {
+           c.offset.kind = w == "end" ? OffsetSpec::Kind::end : OffsetSpec::Kind::lengths;
+           in = ahead;
+         } else {
+           c.offset.value = in.integer();
+         }
+       }},
+      {"window", "left,right keys around i + offset; -1: open",
+       [](const Case& c) { return c.window_left == -1 && c.window_right == -1 ? "" : fmt::format("{},{}", c.window_left, c.window_right); },
+       [](Case& c, Cursor& in) {
+         c.window_left = in.integer();
+         in.expect(',');
+         c.window_right = in.integer();
+       }},
+      {"bool", "boolean mask: all, random, empty-rows, tiles or future; @bhij says which axes vary: random@bj",
+       [](const Case& c) { return print_mask(c.keep); }, [](Case& c, Cursor& in) { parse_mask(in, c.keep, 1, boolean_masks_end); }},
+      {"bias", "additive mask: normal, minus-infinity, minimum, minimum-rows, large or constant; axes as for bool",
+       [](const Case& c) { return print_mask(c.bias); }, [](Case& c, Cursor& in) { parse_mask(in, c.bias, boolean_masks_end, 12); }},
+      flag("finite-min-masks", "flag: the bias dtype's minimum means -inf", &Case::finite_min_masks),
+      {"lengths", "valid keys (right padding), one for each batch or one for all: 5,64", [](const Case& c) { return print_list(c.lengths); },
+       [](Case& c, Cursor& in) { c.lengths = in.integers(); }},
+      {"starts", "first valid key (left padding), as lengths", [](const Case& c) { return print_list(c.starts); },
+       [](Case& c, Cursor& in) { c.starts = in.integers(); }},
+      {"docs", "lengths of packed documents; the last runs to the end: 5,7,9", [](const Case& c) { return print_list(c.documents); },
+       [](Case& c, Cursor& in) { c.documents = in.integers(); }},
+      flag("alibi", "flag: ALiBi with the published slopes", &Case::alibi),
+      {"sink", "sink logit of head 0; head h has sink + h/4", [](const Case& c) { return c.sink ? fmt::format("{}", *c.sink) : ""; },
+       [](Case& c, Cursor& in) { c.sink = in.real(); }},
+      {"dropout", "probability:seed, as 0.1:7", [](const Case& c) { return c.dropout != 0 || c.dropout_seed != 0 ? fmt::format("{}:{}", c.dropout, c.dropout_seed) : ""; },
+       [](Case& c, Cursor& in) {
+         c.dropout = in.real();
+         in.expect(':');
+         c.dropout_seed = in.natural();
+       }},
+      {"scores", "family of Q and K", [](const Case& c) { return c.scores == defaults.scores ? "" : std::string(name_of(c.scores)); },
+       [](Case& c, Cursor& in) { c.scores = static_cast<Scores>(in.choice(scores_names)); }},
+      {"values", "family of V", [](const Case& c) { return c.values == defaults.values ? "" : std::string(name_of(c.values)); },
+       [](Case& c, Cursor& in) { c.values = static_cast<Values>(in.choice(values_names)); }},
+      {"hidden", "what K and V hold where lengths and starts hide them: generated, nan, inf or huge",
+       [](const Case& c) { return c.hidden == Hidden::generated ? "" : std::string(hidden_names[static_cast<std::size_t>(c.hidden)]); },
+       [](Case& c, Cursor& in) { c.hidden = static_cast<Hidden>(in.choice(hidden_names)); }},
+      {"poke", "elements overwritten: v:b:h:i:d=nan, separated by ';' (q, k, v, or m for the bias)", print_pokes,
+       [](Case& c, Cursor& in) { parse_pokes(in, c); }},
+      {"seed", "of the generator", [](const Case& c) { return c.seed == defaults.seed ? "" : fmt::format("{}", c.seed); },
+       [](Case& c, Cursor& in) { c.seed = in.natural(); }},
+      {"layout", "bhsd, bshd, packed, padded, strided, shared-head, shared-batch or reversed; for all, or as q:bshd,o:padded",
+       print_layouts, [](Case& c, Cursor& in) { parse_layouts(in, c); }},
+      {"threads", "of the candidate; 0: all", [](const Case& c) { return c.threads == 1 ? "" : fmt::format("{}", c.threads); },
+       [](Case& c, Cursor& in) { c.threads = static_cast<int>(std::clamp<Index>(in.integer(), -1, 1 << 20)); }},
+      {"target", "SIMD target by name, as AVX2; default: the best", [](const Case& c) { return c.target; },
+       [](Case& c, Cursor& in) { c.target = std::string(in.word()); }},
+      {"rows", "judge so many seeded rows of each head; 0: all", [](const Case& c) { return c.sample_rows == 0 ? "" : fmt::format("{}", c.sample_rows); },
+       [](Case& c, Cursor& in) { c.sample_rows = in.integer(); }},
+  };
+  return table;
+}
+
+}  // namespace
+
+std::string_view name_of(Scores x) { return scores_names[static_cast<std::size_t>(x)]; }
+std::string_view name_of(Values x) { return values_names[static_cast<std::size_t>(x)]; }
+std::string_view name_of(LayoutKind x) { return layout_names[static_cast<std::size_t>(x)]; }
+std::string_view name_of(MaskPattern x) { return mask_names[static_cast<std::size_t>(x)]; }
+
+std::string print_case(const Case& c) {
+  std::string line = "attention";
+  for (const Field& f : fields()) {
+    const std::string text = f.print(c);
+    if (text.empty()) continue;
+    line += ' ';
+    if (!f.is_flag) (line += f.name) += '=';
+    line += text;
+  }
+  return line;
+}
+
+Case parse_case(std::string_view line) {
+  Case c;
+  std::size_t at = 0;
+  auto skip_spaces = [&] {
+    while (at < line.size() && line[at] == ' ') ++at;
+  };
+  skip_spaces();
+  const std::size_t word_end = std::min(line.find(' ', at), line.size());
+  if (line.substr(at, word_end - at) != "attention")
+    throw CaseError(at + 1, fmt::format("expected the operation 'attention', found '{}'", line.substr(at, word_end - at)));
+  at = word_end;
+  std::vector<std::string_view> seen;
+  for (skip_spaces(); at < line.size(); skip_spaces()) {
+    const std::size_t end = std::min(line.find(' ', at), line.size());
+    const std::size_t equals = std::min(line.find('=', at), end);
+    const std::string_view name = line.substr(at, equals - at);
+    const auto field = std::find_if(fields().begin(), fields().end(), [&](const Field& f) { return f.name == name; });
+    if (field == fields().end()) {
+      std::vector<std::string_view> names;
+      for (const Field& f : fields()) names.push_back(f.name);
+      throw CaseError(at + 1, fmt::format("unknown field '{}'; the fields are {}", name, fmt::join(names, ", ")));
+    }
+    if (std::find(seen.begin(), seen.end(), name) != seen.end()) throw CaseError(at + 1, fmt::format("field '{}' stands twice", name));
+    seen.push_back(name);
+    if (field->is_flag && equals != end) throw CaseError(equals + 1, fmt::format("'{}' is a flag and takes no value", name));
+    if (!field->is_flag && equals == end) throw CaseError(end + 1, fmt::format("expected '=' and a value after '{}'", name));
+    Cursor in(line, std::min(equals + 1, end), end);
+    field->parse(c, in);
+    in.expect_end();
+    at = end;
+  }
+  check_case(c);
+  return c;
+}
+
+std::string case_help() {
+  std::string text = "attention FIELD=VALUE ...   (defaults may be left out)\n";
+  for (const Field& f : fields()) text += fmt::format("  {:<17} {}\n", f.name, f.help);
+  text += fmt::format("  families of scores: {}\n", fmt::join(scores_names, ", "));
+  text += fmt::format("  families of values: {}\n", fmt::join(values_names, ", "));
+  return text;
+}
+
+}  // namespace assay

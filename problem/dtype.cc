@@ -1,0 +1,163 @@
+#include "problem/dtype.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+namespace assay {
+namespace {
+
+constexpr double inf = std::numeric_limits<double>::infinity();
+constexpr double quiet_nan = std::numeric_limits<double>::quiet_NaN();
+
+constexpr std::array<Format, dtype_count> formats = {{
+    {"f64", 64, 53, -1022, 0x1.fffffffffffffp1023, true, false},
+    {"f32", 32, 24, -126, 0x1.fffffep127, true, false},
+    {"f16", 16, 11, -14, 65504.0, true, false},
+    {"bf16", 16, 8, -126, 0x1.fep127, true, false},
+    {"f8e4m3", 8, 4, -6, 448.0, false, true},
+    {"f8e5m2", 8, 3, -14, 57344.0, true, true},
+    {"f4e2m1", 4, 2, 0, 6.0, false, true},
+    {"e8m0", 8, 1, -127, 0x1p127, false, false},
+}};
+
+// Exponent of the binade that holds |x| (x finite, not zero).
+int exponent_of(double x) {
+  int e;
+  std::frexp(x, &e);
+  return e - 1;
+}
+
+// |x| rounded to an integer multiple of `quantum` = 2^q, ties to even; exact scaling, one rounding.
+double round_magnitude(double magnitude, int q) {
+  return std::nearbyint(std::ldexp(magnitude, -q));
+}
+
+std::uint64_t sign_bit(const Format& f, double value) {
+  return std::signbit(value) ? std::uint64_t{1} << (f.bits - 1) : 0;
+}
+
+std::uint64_t nan_code(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f16: return 0x7E00;
+    case Dtype::bf16: return 0x7FC0;
+    case Dtype::f8e4m3: return 0x7F;
+    case Dtype::f8e5m2: return 0x7E;
+    case Dtype::e8m0: return 0xFF;
+    default: throw std::domain_error(fmt::format("NaN has no code in {}", format(dtype).name));
+  }
+}
+
+std::uint64_t max_finite_code(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f16: return 0x7BFF;
+    case Dtype::bf16: return 0x7F7F;
+    case Dtype::f8e4m3: return 0x7E;
+    case Dtype::f8e5m2: return 0x7B;
+    default: return 0x7;
+  }
+}
+
+std::uint64_t overflow_code(Dtype dtype) {
+  return format(dtype).saturates ? max_finite_code(dtype) : max_finite_code(dtype) + 1;
+}
+
+}  // namespace
+
+const Format& format(Dtype dtype) { return formats[static_cast<std::size_t>(dtype)]; }
+
+std::optional<Dtype> dtype_named(std::string_view name) {
+  for (int i = 0; i < dtype_count; ++i)
+    if (formats[static_cast<std::size_t>(i)].name == name) return static_cast<Dtype>(i);
+  return std::nullopt;
+}
+
+double decode(Dtype dtype, std::uint64_t code) {
+  if (dtype == Dtype::f64) return std::bit_cast<double>(code);
+  if (dtype == Dtype::f32) return std::bit_cast<float>(static_cast<std::uint32_t>(code));
+  if (dtype == Dtype::e8m0) return code == 0xFF ? quiet_nan : std::ldexp(1.0, static_cast<int>(code) - 127);
+  const Format& f = format(dtype);
+  const int mantissa_bits = f.precision - 1;
+  const std::uint64_t magnitude = code & ((std::uint64_t{1} << (f.bits - 1)) - 1);
+  const bool negative = (code >> (f.bits - 1)) != 0;
+  double value;
+  if (dtype != Dtype::f4e2m1 && magnitude > max_finite_code(dtype)) {
+    value = f.has_infinity && magnitude == max_finite_code(dtype) + 1 ? inf : quiet_nan;
+  } else {
+    const int exponent = static_cast<int>(magnitude >> mantissa_bits);
+    const std::uint64_t mantissa = magnitude & ((std::uint64_t{1} << mantissa_bits) - 1);
+    const std::uint64_t significand = exponent == 0 ? mantissa : mantissa | (std::uint64_t{1} << mantissa_bits);
+    value = std::ldexp(static_cast<double>(significand), f.min_exponent + (exponent == 0 ? 0 : exponent - 1) - mantissa_bits);
+  }
+  return negative ? -value : value;
+}
+
+std::uint64_t encode(Dtype dtype, double value) {
+  if (dtype == Dtype::f64) return std::bit_cast<std::uint64_t>(value);
+  if (dtype == Dtype::f32) return std::bit_cast<std::uint32_t>(static_cast<float>(value));
+  const Format& f = format(dtype);
+  if (std::isnan(value)) return nan_code(dtype);
+  if (dtype == Dtype::e8m0) {
+    int e;
+    if (!(value > 0) || std::isinf(value) || std::frexp(value, &e) != 0.5 || e - 1 < -127 || e - 1 > 127)
+      throw std::domain_error(fmt::format("{} is not a power of two from 2^-127 to 2^127, so it has no code in e8m0", value));
+    return static_cast<std::uint64_t>(e - 1 + 127);
+  }
+  if (std::isinf(value)) {
+    if (dtype == Dtype::f4e2m1) throw std::domain_error("infinity has no code in f4e2m1");
+    return sign_bit(f, value) | overflow_code(dtype);
+  }
+  if (value == 0) return sign_bit(f, value);
+  const int exponent = std::max(exponent_of(value), f.min_exponent);
+  const double significand = round_magnitude(std::fabs(value), exponent - (f.precision - 1));
+  if (std::ldexp(significand, exponent - (f.precision - 1)) > f.max_finite) return sign_bit(f, value) | overflow_code(dtype);
+  // A significand of 2^precision carries into the exponent field by itself; a subnormal has field 0.
+  const std::uint64_t code = (static_cast<std::uint64_t>(exponent - f.min_exponent) << (f.precision - 1)) +
+                             static_cast<std::uint64_t>(significand);
+  return sign_bit(f, value) | code;
+}
+
+double round_to(Dtype dtype, double value) {
+  if (dtype == Dtype::f64) return value;
+  if (dtype == Dtype::f32) return static_cast<double>(static_cast<float>(value));
+  return decode(dtype, encode(dtype, value));
+}
+
+std::uint64_t encode_scale(double value, ScaleRule rule) {
+  if (std::isnan(value)) return 0xFF;
+  if (!(value > 0) || std::isinf(value))
+    throw std::domain_error(fmt::format("scale {} is not a positive finite number", value));
+  int e;
+  const double fraction = std::frexp(value, &e);  // value = fraction * 2^e, fraction in [0.5, 1)
+  int exponent = e - 1;
+  if (rule == ScaleRule::ceil && fraction != 0.5) ++exponent;
+  // The midpoint between 2^k and 2^(k+1) is 1.5 * 2^k; the tie goes to the even code.
+  if (rule == ScaleRule::nearest_even && (fraction > 0.75 || (fraction == 0.75 && ((exponent + 127) & 1)))) ++exponent;
+  if (exponent > 127) throw std::domain_error(fmt::format("scale {} is above 2^127, the largest of e8m0", value));
+  return static_cast<std::uint64_t>(std::max(exponent, -127) + 127);
+}
+
+double unit_roundoff(Dtype dtype) { return std::ldexp(1.0, -format(dtype).precision); }
+
+double half_min_subnormal(Dtype dtype) {
+  return std::ldexp(1.0, format(dtype).min_exponent - format(dtype).precision);
+}
+
+double half_ulp(Dtype dtype, double value) {
+  const Format& f = format(dtype);
+  if (!std::isfinite(value)) return inf;
+  const int exponent = value == 0 ? f.min_exponent : std::max(exponent_of(value), f.min_exponent);
+  return std::ldexp(1.0, exponent - f.precision);
+}
+
+double overflow_threshold(Dtype dtype) {
+  const Format& f = format(dtype);
+  if (f.bits == 64) return inf;  // 2^1024 - 2^970 is not a double
+  return f.max_finite + half_ulp(dtype, f.max_finite);
+}
+
+}  // namespace assay

@@ -1,0 +1,329 @@
+#include "problem/generate.h"
+
+#include <Random123/philox.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#include "problem/parallel.h"
+
+namespace assay {
+namespace {
+
+enum class Stream : std::uint32_t { q = 1, k, v, keep, bias };
+
+// 128 random bits of one position.
+class Draw {
+ public:
+  Draw(std::uint64_t seed, Stream stream, Index b, Index h, Index i, Index d) {
+    const r123::Philox4x32::ctr_type counter = {{low(i), low(d) ^ high(i) << 16, low(h), low(b)}};
+    const r123::Philox4x32::key_type key = {{low(static_cast<Index>(seed)), static_cast<std::uint32_t>(seed >> 32) ^ static_cast<std::uint32_t>(stream) << 24}};
+    words_ = r123::Philox4x32()(counter, key);
+  }
+  std::uint32_t word(std::size_t w) const { return words_[w]; }
+  // In [0, 1), a multiple of 2^-32.
+  double unit(std::size_t w = 0) const { return words_[w] * 0x1p-32; }
+  bool chance(double p) const { return unit(3) < p; }
+  // The sum of eight 16-bit uniforms, centred, with unit variance: normal to the eye, bounded by 4.9.
+  double normal() const {
+    std::int64_t sum = 0;
+    for (std::size_t w = 0; w < 4; ++w) sum += (words_[w] & 0xFFFF) + (words_[w] >> 16);
+    return static_cast<double>(sum - 4 * 65535) * 0x1.3988e1409212ep-16;  // sqrt(12 / 8) / 65536
+  }
+  double sign(std::size_t w = 1) const { return words_[w] & 1 ? -1.0 : 1.0; }
+
+ private:
+  static std::uint32_t low(Index x) { return static_cast<std::uint32_t>(x); }
+  static std::uint32_t high(Index x) { return static_cast<std::uint32_t>(static_cast<std::uint64_t>(x) >> 32); }
+  r123::Philox4x32::ctr_type words_;
+};
+
+Index ceil_sqrt(Index n) {
+  Index r = 0;
+  while (r * r < n) ++r;
+  return r;
+}
+
+// The least power of two C with 2 * scale * C > 104: a score that misses by one bit of the code is so far
+// below the maximum (0) that its weight is 0 even with gradual underflow (e^-104 < 2^-150).
+double subset_gap(double scale) {
+  double c = 1;
+  while (!(2 * scale * c > 104) && c < 0x1p100) c *= 2;
+  return c;
+}
+
+struct Position {
+  Index b, h, i, d;
+};
+
+// How the scores families see a case.
+struct ScoresContext {
+  const Case& c;
+  double scale;
+  double root;  // about sqrt(D): undoes the default scale
+  int code_bits;
+};
+
+double max_of(Dtype dtype) { return format(dtype).max_finite; }
+double min_subnormal(Dtype dtype) { return 2 * half_min_subnormal(dtype); }
+
+double query(const ScoresContext& x, const Position& p) {
+  const Case& c = x.c;
+  const Draw draw(c.seed, Stream::q, p.b, p.h, p.i, p.d);
+  const double n = draw.normal();
+  switch (c.scores) {
+    case Scores::uniform: return draw.unit();
+    case Scores::tiny: return 0x1p-10 * n;
+    case Scores::huge: return 4 * n;
+    case Scores::negative: return 1 + 0.5 * draw.unit();
+    case Scores::growing:
+    case Scores::falling: return p.d == 0 ? 8 : n;
+    case Scores::tile_peaks: return p.d == 0 ? 6 : n;
+    case Scores::near_overflow: return draw.sign() * max_of(c.dtype) * (0.5 + 0.5 * draw.unit());
+    case Scores::large_scores: return static_cast<double>(ceil_sqrt(60000 * 64 / c.shape.dim)) / 8;
+    case Scores::subnormal: return draw.sign() * min_subnormal(c.dtype) * static_cast<double>(draw.word(0) % 64);
+    case Scores::signed_zeros: return draw.word(0) % 8 == 0 ? draw.sign() : draw.sign() * 0.0;
+    case Scores::ramp: return static_cast<double>(p.i + 1) * 1e-3 + static_cast<double>(p.d + 1) * 1e-6;
+    case Scores::ties: return 1.5 * Draw(c.seed, Stream::k, p.b, p.h / c.shape.group(), 0, p.d).normal();
+    case Scores::equal: return 0;
+    case Scores::cancel: return 20 * Draw(c.seed, Stream::q, p.b, p.h, p.i, p.d / 2).normal();  // pairs are equal
+    case Scores::heavy_tail: return std::clamp(n * n * n * 2, -60.0, 60.0);
+    case Scores::key_sink: return p.d == 0 ? 5 : n;
+    case Scores::flat: return 0.01 * n;
+    case Scores::subset:
+    case Scores::gather: {
+      // Key j carries the bits of j as +-1 and a constant 1; the query asks for some bits of a target key
+      // with +-C and subtracts C for each: a match scores exactly 0, anything else -2C or less.
+      const Draw row(c.seed, Stream::q, p.b, p.h, p.i, -1);
+      const auto target = static_cast<Index>(row.word(0) % static_cast<std::uint64_t>(std::max<Index>(1, std::min(p.i + 1, c.shape.keys))));
+      const std::uint32_t bits_all = (1u << x.code_bits) - 1;
+      const std::uint32_t asked = c.scores == Scores::gather ? bits_all : row.word(1) & row.word(2) & bits_all;
+      const double gap = subset_gap(x.scale);
+      if (p.d < x.code_bits) return asked >> p.d & 1 ? (target >> p.d & 1 ? gap : -gap) : 0;
+      return p.d == x.code_bits ? -gap * std::popcount(asked) : 0;
+    }
+    default: return n;
+  }
+}
+
+double key(const ScoresContext& x, const Position& p) {
+  const Case& c = x.c;
+  const Draw draw(c.seed, Stream::k, p.b, p.h, p.i, p.d);
+  const double n = draw.normal();
+  const double last = static_cast<double>(c.shape.keys);
+  const double j = static_cast<double>(p.i);
+  switch (c.scores) {
+    case Scores::uniform: return draw.unit();
+    case Scores::huge: return 4 * n;
+    // Scores around -100 to -290: with the row maximum far below zero, a zero that leaks in takes over.
+    case Scores::negative: return -(64 / x.root + 2 * draw.unit());
+    case Scores::growing: return p.d == 0 ? 60 * (j + 1) / last * x.root / 8 : n;
+    case Scores::falling: return p.d == 0 ? 60 * (last - j) / last * x.root / 8 : n;
+    case Scores::tile_peaks:
+      return p.d == 0 && (p.i % 16 == 0 || p.i % 16 == 15) ? std::min(60.0, 4 * (j / 16 + 1)) * x.root / 6 : n;
+    case Scores::near_overflow: return n / max_of(c.dtype);
+    case Scores::large_scores: return static_cast<double>(ceil_sqrt(60000 * 64 / c.shape.dim)) / 8 * (1 - 0.002 * draw.unit());
+    case Scores::signed_zeros: return draw.word(0) % 8 == 0 ? draw.sign() : draw.sign() * 0.0;
+    case Scores::ramp: return (j + 1) * 1e-3 + static_cast<double>(p.d + 1) * 1e-6;
+    case Scores::ties: return p.i % 3 == 1 ? Draw(c.seed, Stream::k, p.b, p.h, 0, p.d).normal() : n;
+    case Scores::cancel: {
+      const double pair = 20 * Draw(c.seed, Stream::k, p.b, p.h, p.i, p.d / 2).normal();
+      return p.d % 2 == 0 ? pair : -pair * (1 - 0.01 * draw.unit());
+    }
+    case Scores::heavy_tail: return std::clamp(n * n * n * 2, -60.0, 60.0);
+    case Scores::key_sink: return p.d == 0 && p.i == 0 ? 10 * x.root / 5 : n;
+    case Scores::subset:
+    case Scores::gather:
+      if (p.d < x.code_bits) return p.i >> p.d & 1 ? 1 : -1;
+      return p.d == x.code_bits ? 1 : 0;
+    default: return n;
+  }
+}
+
+double value(const Case& c, const Position& p) {
+  const Draw draw(c.seed, Stream::v, p.b, p.h, p.i, p.d);
+  const double n = draw.normal();
+  switch (c.values) {
+    case Values::uniform: return 1 + draw.unit();
+    case Values::tiny: return 0x1p-12 * n;
+    case Values::huge: return 512 * n;
+    case Values::cancel: return (p.i & 1 ? -512 : 512) * (1 + 0.25 * draw.unit()) + n;
+    case Values::offset: return 1000 + 4 * n;
+    case Values::one_hot: return p.i % c.shape.value_dim == p.d ? 1 : 0;
+    case Values::near_overflow: return draw.sign() * max_of(c.dtype) * (0.5 + 0.5 * draw.unit());
+    case Values::subnormal: return draw.sign() * min_subnormal(c.dtype) * static_cast<double>(draw.word(0) % 64);
+    case Values::signed_zeros: return draw.word(0) % 8 == 0 ? draw.sign() : draw.sign() * 0.0;
+    case Values::ramp: return static_cast<double>(p.i + 1) * 1e-3 + static_cast<double>(p.d + 1) * 1e-6;
+    case Values::heavy_tail: return std::clamp(n * n * n * 4, -200.0, 200.0);
+    case Values::ones: return 1;
+    case Values::constant: return 0.25 + static_cast<double>(p.d % 16);
+    case Values::biased: return -2.3 - 0.3 * draw.unit();
+    case Values::head_number: return static_cast<double>(p.h + 1 + 16 * (p.b % 8));
+    case Values::integers: return static_cast<double>(draw.word(0) % 17) - 8;
+    case Values::balanced: return (p.i + p.d) & 1 ? -1 : 1;
+    default: return n;
+  }
+}
+
+double bias_value(const Case& c, const Position& p) {
+  const Draw draw(c.seed, Stream::bias, p.b, p.h, p.i, p.d);
+  switch (c.bias.pattern) {
+    case MaskPattern::minus_infinity: return draw.chance(0.3) ? -std::numeric_limits<double>::infinity() : draw.normal();
+    case MaskPattern::minimum: return draw.chance(0.3) ? -max_of(c.dtype) : 0;
+    case MaskPattern::minimum_rows: return p.i % 3 == 1 ? -max_of(c.dtype) : 0;
+    case MaskPattern::large: return draw.chance(0.3) ? -10000 : 2 * draw.normal();
+    case MaskPattern::constant: return 3;
+    default: return 2 * draw.normal();
+  }
+}
+
+bool keep_value(const Case& c, const Position& p) {
+  const Draw draw(c.seed, Stream::keep, p.b, p.h, p.i, p.d);
+  switch (c.keep.pattern) {
+    case MaskPattern::random: return draw.chance(0.7);
+    case MaskPattern::empty_rows: return p.i % 3 != 1 && draw.chance(0.8);
+    case MaskPattern::tiles: return (p.i / 16 + p.d / 16) % 2 == 1;
+    case MaskPattern::future: return p.d <= p.i;
+    default: return true;
+  }
+}
+
+// Calls body(position) for every distinct element: an axis of stride 0 is visited once.
+template <class Body>
+void for_each_element(const Extents& shape, const Extents& stride, const Body& body) {
+  Extents distinct = shape;
+  for (std::size_t axis = 0; axis < 4; ++axis)
+    if (stride[axis] == 0) distinct[axis] = std::min<Index>(1, distinct[axis]);
+  parallel_for(distinct[0] * distinct[1] * distinct[2], 0, [&](Index row) {
+    const Index i = row % distinct[2], h = row / distinct[2] % distinct[1], b = row / distinct[2] / distinct[1];
+    for (Index d = 0; d < distinct[3]; ++d) body(Position{b, h, i, d});
+  });
+}
+
+template <class Rule>
+void fill(const TensorView& t, const Rule& rule) {
+  for_each_element(t.shape, t.stride, [&](const Position& p) { store(t, t.at(p.b, p.h, p.i, p.d), rule(p)); });
+}
+
+std::vector<Index> per_batch(const std::vector<Index>& list, Index batch) {
+  if (list.size() == 1) return std::vector<Index>(static_cast<std::size_t>(batch), list[0]);
+  return list;
+}
+
+// Document number of every position, the same for each batch.
+std::vector<std::int32_t> segments(const std::vector<Index>& documents, Index batch, Index length) {
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(batch * length));
+  for (Index i = 0, doc = 0, end = documents[0]; i < length; ++i) {
+    while (i >= end && doc + 1 < static_cast<Index>(documents.size())) end += documents[static_cast<std::size_t>(++doc)];
+    for (Index b = 0; b < batch; ++b) ids[static_cast<std::size_t>(b * length + i)] = static_cast<std::int32_t>(doc);
+  }
+  return ids;
+}
+
+Extents broadcast_strides(const MaskSpec& m, Extents shape) {
+  Extents stride{};
+  Index step = 1;
+  for (std::size_t axis = 4; axis-- > 0;) {
+    if (!m.varies[axis]) continue;
+    stride[axis] = step;
+    step *= shape[axis];
+  }
+  return stride;
+}
+
+}  // namespace
+
+Layout make_layout(LayoutKind kind, const Extents& s, Index heads_in_pack) {
+  const auto [B, H, L, D] = s;
+  switch (kind) {
+    case LayoutKind::bshd: return {{L * H * D, D, H * D, 1}, 0, B * H * L * D};
+    case LayoutKind::packed: return {{L * heads_in_pack * D, D, heads_in_pack * D, 1}, 0, B * L * heads_in_pack * D};
+    case LayoutKind::padded: {
+      const Index row = D + 5, head = L * row + 7, batch = H * head + 11;
+      return {{batch, head, row, 1}, 3, B * batch + 3};
+    }
+    case LayoutKind::strided: return {{H * L * D * 2, L * D * 2, D * 2, 2}, 1, B * H * L * D * 2 + 1};
+    case LayoutKind::shared_head: return {{L * D, 0, D, 1}, 0, B * L * D};
+    case LayoutKind::shared_batch: return {{0, L * D, D, 1}, 0, H * L * D};
+    case LayoutKind::reversed: return {{H * L * D, L * D, -D, 1}, std::max<Index>(0, L - 1) * D, B * H * L * D};
+    default: return {{H * L * D, L * D, D, 1}, 0, B * H * L * D};
+  }
+}
+
+Inputs::Inputs(const Case& c) {
+  const AttentionShape& s = c.shape;
+  const Index pack = s.query_heads + 2 * s.kv_heads;
+  auto make = [&](LayoutKind kind, const Extents& shape) { return Tensor(c.dtype, shape, make_layout(kind, shape, pack)); };
+  q = make(c.q_layout, {s.batch, s.query_heads, s.rows, s.dim});
+  k = make(c.k_layout, {s.batch, s.kv_heads, s.keys, s.dim});
+  v = make(c.v_layout, {s.batch, s.kv_heads, s.keys, s.value_dim});
+
+  Attention& a = problem;
+  a.shape = s;
+  a.q = q.view();
+  a.k = k.view();
+  a.v = v.view();
+  a.scale = c.scale.value_or(default_scale(s.dim));
+  a.softcap = c.softcap;
+  a.causal = c.causal;
+  a.window_left = c.window_left;
+  a.window_right = c.window_right;
+  a.finite_min_masks = c.finite_min_masks;
+  a.key_lengths = per_batch(c.lengths, s.batch);
+  a.key_starts = per_batch(c.starts, s.batch);
+  if (c.offset != OffsetSpec{})
+    for (Index b = 0; b < s.batch; ++b)
+      a.offset.push_back(c.offset.kind == OffsetSpec::Kind::fixed ? c.offset.value
+                         : c.offset.kind == OffsetSpec::Kind::end ? s.keys - s.rows
+                                                                  : a.key_lengths[static_cast<std::size_t>(b)] - s.rows);
+  if (c.alibi) a.alibi_slopes = default_alibi_slopes(s.query_heads);
+  if (c.sink)
+    for (Index h = 0; h < s.query_heads; ++h) a.sink.push_back(*c.sink + static_cast<float>(h) * 0.25f);
+  a.dropout = c.dropout;
+  a.dropout_seed = c.dropout_seed;
+  if (!c.documents.empty()) {
+    a.query_segment = segments(c.documents, s.batch, s.rows);
+    a.key_segment = segments(c.documents, s.batch, s.keys);
+  }
+
+  const ScoresContext context{c, static_cast<double>(a.scale), static_cast<double>(ceil_sqrt(s.dim)),
+                              static_cast<int>(std::min<Index>(std::bit_width(static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1))), s.dim - 1))};
+  fill(a.q, [&](const Position& p) { return query(context, p); });
+  auto hidden_or = [&](const Position& p, double visible) {
+    if (c.hidden == Hidden::generated) return visible;
+    const auto b = static_cast<std::size_t>(p.b);
+    const bool hidden = (!a.key_lengths.empty() && p.i >= a.key_lengths[b]) || (!a.key_starts.empty() && p.i < a.key_starts[b]);
+    if (!hidden) return visible;
+    constexpr double inf = std::numeric_limits<double>::infinity();
+    return c.hidden == Hidden::nan ? std::numeric_limits<double>::quiet_NaN() : c.hidden == Hidden::infinity ? inf : max_of(c.dtype) / 2;
+  };
+  fill(a.k, [&](const Position& p) { return hidden_or(p, key(context, p)); });
+  fill(a.v, [&](const Position& p) { return hidden_or(p, value(c, p)); });
+
+  const Extents mask_shape{s.batch, s.query_heads, s.rows, s.keys};
+  if (c.bias.pattern != MaskPattern::none) {
+    Layout layout{broadcast_strides(c.bias, mask_shape), 0, 1};
+    for (std::size_t axis = 0; axis < 4; ++axis) layout.elements *= c.bias.varies[axis] ? mask_shape[axis] : 1;
+    bias = Tensor(c.dtype, mask_shape, layout);
+    a.bias = bias.view();
+    fill(a.bias, [&](const Position& p) { return bias_value(c, p); });
+  }
+  if (c.keep.pattern != MaskPattern::none) {
+    a.keep.stride = broadcast_strides(c.keep, mask_shape);
+    Index n = 1;
+    for (std::size_t axis = 0; axis < 4; ++axis) n *= c.keep.varies[axis] ? mask_shape[axis] : 1;
+    keep.resize(static_cast<std::size_t>(std::max<Index>(n, 1)));
+    a.keep.data = keep.data();
+    for_each_element(mask_shape, a.keep.stride, [&](const Position& p) {
+      keep[static_cast<std::size_t>(p.b * a.keep.stride[0] + p.h * a.keep.stride[1] + p.i * a.keep.stride[2] + p.d * a.keep.stride[3])] = keep_value(c, p);
+    });
+  }
+  for (const Poke& p : c.pokes) {
+    const TensorView& t = p.tensor == 'q' ? a.q : p.tensor == 'k' ? a.k : p.tensor == 'v' ? a.v : a.bias;
+    store(t, t.at(p.position[0], p.position[1], p.position[2], p.position[3]), p.value);
+  }
+}
+
+}  // namespace assay

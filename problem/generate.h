@@ -1,0 +1,27 @@
+// Inputs of a case, made from its seed.
+//
+// Element (tensor, position) of a seed is a function of those alone: Philox4x32-10 (Random123) with the
+// position as its counter, then integer arithmetic, additions and products of doubles, and one rounding to
+// the dtype. No math library, so the same bits come out on any machine, thread count and build; and a case
+// with smaller extents keeps the elements it still has, which is what makes shrinking work.
+#pragma once
+
+#include "problem/case.h"
+
+namespace assay {
+
+// Owns the inputs; `problem` views them, so the object does not move once made.
+struct Inputs {
+  explicit Inputs(const Case& c);
+  Inputs(const Inputs&) = delete;
+  Inputs& operator=(const Inputs&) = delete;
+
+  Tensor q, k, v, bias;
+  std::vector<std::uint8_t> keep;
+  Attention problem;
+};
+
+// Storage of a tensor of this shape laid out so; `heads_in_pack` is the width of a packed QKV in heads.
+Layout make_layout(LayoutKind kind, const Extents& shape, Index heads_in_pack);
+
+}  // namespace assay

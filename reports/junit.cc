@@ -1,0 +1,63 @@
+#include "reports/junit.h"
+
+#include <fmt/format.h>
+
+namespace assay {
+namespace {
+
+std::string escape(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    switch (c) {
+      case '&': out += "&amp;"; break;
+      case '<': out += "&lt;"; break;
+      case '>': out += "&gt;"; break;
+      case '"': out += "&quot;"; break;
+      default:
+        if (static_cast<unsigned char>(c) >= 0x20 || c == '\n' || c == '\t') out += c;  // XML 1.0 has no other controls
+    }
+  }
+  return out;
+}
+
+double seconds_of(const Json& r) {
+  double total = 0;
+  if (r.contains("seconds"))
+    for (const auto& [stage, seconds] : r["seconds"].items()) total += seconds.get<double>();
+  return total;
+}
+
+}  // namespace
+
+std::string junit_xml(const Json& run) {
+  int failures = 0, errors = 0, skipped = 0;
+  double total = 0;
+  std::string cases;
+  for (const Json& r : run["results"]) {
+    const std::string outcome = r["outcome"], reason = escape(r["reason"]), line = escape(r["case"]);
+    const double seconds = seconds_of(r);
+    total += seconds;
+    cases += fmt::format("    <testcase classname=\"{}\" name=\"{}\" time=\"{:.6f}\"", escape(r["candidate"]), line, seconds);
+    std::string inner;
+    if (outcome == "fail") {
+      ++failures;
+      const std::string shrunk = r.contains("shrunk") ? escape(r["shrunk"]) : line;
+      inner = fmt::format("<failure message=\"{}\">assay check --candidate {} --case '{}'</failure>", reason, escape(r["candidate"]), shrunk);
+    } else if (outcome == "error") {
+      ++errors;
+      inner = fmt::format("<error message=\"{}\"/>", reason);
+    } else if (outcome == "unsupported" || outcome == "inconclusive") {
+      ++skipped;
+      inner = fmt::format("<skipped message=\"{}: {}\"/>", outcome, reason);
+    } else if (outcome == "suspect") {
+      inner = fmt::format("<system-out>suspect: {}</system-out>", reason);
+    }
+    cases += inner.empty() ? "/>\n" : fmt::format(">{}</testcase>\n", inner);
+  }
+  return fmt::format(
+      "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n"
+      "  <testsuite name=\"assay {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"{:.6f}\">\n{}  </testsuite>\n</testsuites>\n",
+      escape(run["suite"]), run["results"].size(), failures, errors, skipped, total, cases);
+}
+
+}  // namespace assay
