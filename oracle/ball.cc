@@ -45,6 +45,7 @@ BallRow::Enclosure enclose(const Ball& x, long bits) {
   arb_get_mag(m, rest.get());
   e.radius = mag_get_d(m) * (1 + 0x1p-50);
   mag_clear(m);
+  if (!std::isfinite(e.value) || !std::isfinite(e.radius)) return {0, 0, inf};  // an enclosure that says nothing
   return e;
 }
 
@@ -66,6 +67,15 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
 
   std::vector<double> q(dim);
   for (std::size_t d = 0; d < dim; ++d) q[d] = finite_or_zero(load(p.q, p.q.at(b, h, i, static_cast<Index>(d))));
+  // The exponent of a weight needs absolute accuracy: as many bits more as the largest score has before its point.
+  double reach = 1;
+  for (std::size_t j = 0; j < keys; ++j) {
+    if (seen.bias[j] == -inf) continue;
+    double absolute = 0;
+    for (std::size_t d = 0; d < dim; ++d) absolute += std::fabs(q[d] * finite_or_zero(load(p.k, p.k.at(b, g, static_cast<Index>(j), static_cast<Index>(d)))));
+    reach = std::max(reach, absolute * std::max(1.0, static_cast<double>(p.scale)) + finite_or_zero(seen.magnitude[j]));
+  }
+  bits += std::ilogb(reach) + 8;
   const Ball scale(p.scale), cap(p.softcap);
   std::vector<Ball> score(keys);
   Ball term, sum, maximum;

@@ -108,6 +108,11 @@ double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, 
   return distance;
 }
 
+// The accumulator holds a sum of at most `live` values, not yet divided by the row sum.
+bool values_may_overflow(const Contract& c, Index live, double largest_value) {
+  return !((static_cast<double>(live) + 1) * largest_value * (1 + 1e-4) < c.largest);
+}
+
 // Exact tier: equal scores of exactly 0, all others so low that exp gives 0, and sums that no order rounds.
 bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t, double largest_absolute_dot) {
   if (t.max != 0 || t.has_sink || t.additions > 0 || p.dropout > 0 || p.softcap > 0 || t.live == 0) return false;
@@ -435,7 +440,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
       if (bound.vacuous) b = element_bound(contract_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero), largest[column]);
       // Sums of |v - O| were taken around a centre that is off by the radius.
       block.bound[element] = b + bound.centred_total * block.radius[element] / std::max(bound.denominator, 0.1);
-      if (block.domain[at] == Domain::bounded && !(n_live * largest[column] * (1 + 1e-6) < contract_.largest)) block.domain[at] = Domain::may_overflow;
+      if (block.domain[at] != Domain::must_overflow && values_may_overflow(contract_, x.live[at], largest[column])) block.domain[at] = Domain::may_overflow;
       if (block.exact[at]) {
         // Weights are exactly 0 or 1 and no sum rounds: only the division by the count is left.
         const double count = std::round(std::exp(x.lse[at]));
@@ -444,8 +449,10 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
         for (Index j = 0; j < n; ++j)
           if (x.gap(r, j) == 0) sum += kv.values(block.key0 + j, c);
         block.o[element] = sum / count;
-        block.radius[element] = power_of_two ? 0 : unit64 * std::fabs(block.o[element]);
-        block.bound[element] = power_of_two ? 0 : 1.01 * contract_.division_roundings * contract_.roundoff * std::fabs(block.o[element]);
+        // What the other keys add to the true value; fp32 cannot see it, so it is all the tolerance there is.
+        const double rest = 2 * n_live * std::exp(-104.5) * largest[column];
+        block.radius[element] = rest + (power_of_two ? 0 : unit64 * std::fabs(block.o[element]));
+        block.bound[element] = 4 * rest + (power_of_two ? 0 : 1.01 * contract_.division_roundings * contract_.roundoff * std::fabs(block.o[element]));
       }
     }
     const double reach = std::fabs(x.lse[at] - x.max[at]) + 1;
@@ -474,6 +481,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   };
   if (!block.needs_ball[at]) meet(block.lse[at], block.lse_radius[at], ball.lse(), ball.lse_low(), ball.lse_radius());
   const bool with_zero = t.has_sink || p.dropout > 0;
+  double largest_of_row = 0;
   for (Index c = 0; c < dv; ++c) {
     const auto element = static_cast<std::size_t>(r * dv + c);
     if (block.o_kind[element] != Kind::finite) continue;
@@ -496,6 +504,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
         sums.prefix += std::fabs(partial) * (contract_.dot_roundoff + (tile_end ? 1.01 * contract_.roundoff : 0));
       }
       block.bound[element] = element_bound(contract_, bound, o, sums, hull, largest);
+      largest_of_row = std::max(largest_of_row, largest);
     }
     block.o[element] = o;
     block.o_low[element] = ball.o_low(c);
@@ -506,7 +515,8 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   block.lse_radius[at] = ball.lse_radius();
   block.lse_bound[at] = bound.lse;
   if (block.needs_ball[at]) {
-    block.domain[at] = bound.must_overflow ? Domain::must_overflow : bound.may_overflow ? Domain::may_overflow : bound.vacuous ? Domain::vacuous : Domain::bounded;
+    const bool may_overflow = bound.may_overflow || values_may_overflow(contract_, t.live, largest_of_row);
+    block.domain[at] = bound.must_overflow ? Domain::must_overflow : may_overflow ? Domain::may_overflow : bound.vacuous ? Domain::vacuous : Domain::bounded;
     for (Index j = 0; j < n; ++j) block.weight[static_cast<std::size_t>(r * n + j)] = t.weight[j];
     block.needs_ball[at] = 0;
   }
