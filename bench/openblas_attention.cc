@@ -1,0 +1,62 @@
+#include <cblas.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "bench/blocks.h"
+#include "bench/peers.h"
+#include "bench/row_softmax.h"
+
+namespace assay::bench {
+
+namespace {
+
+class OpenblasAttention final : public AttentionPeer {
+ public:
+  OpenblasAttention(const PlainAttention& problem, int threads)
+      : p_(problem),
+        threads_(threads),
+        // Smaller blocks under a causal mask: half of the block on the diagonal is thrown away.
+        block_rows_(std::min<Index>(problem.rows, problem.causal ? std::clamp<Index>(problem.rows / 8, 64, 192) : 256)),
+        // Rows a power of two apart would share their cache sets.
+        row_stride_(problem.keys + 16),
+        scores_(static_cast<std::size_t>(threads), std::vector<float>(static_cast<std::size_t>(block_rows_ * row_stride_))) {}
+
+  void run(const float* q, const float* k, const float* v, float* o, float* lse) override {
+    openblas_set_num_threads(1);  // of each call; the calls themselves come from several threads
+    for_each_block(p_, block_rows_, threads_, [&](Index worker, const RowBlock& b) {
+      float* const s = scores_[static_cast<std::size_t>(worker)].data();
+      const Index row0 = b.head * p_.rows + b.begin, count = b.end - b.begin;
+      const auto m = static_cast<blasint>(count), n = static_cast<blasint>(b.keys), ld = static_cast<blasint>(row_stride_);
+      const auto d = static_cast<blasint>(p_.dim), dv = static_cast<blasint>(p_.value_dim);
+      float* const out = o + row0 * p_.value_dim;
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, d, p_.scale, q + row0 * p_.dim, d, k + b.head * p_.keys * p_.dim, d, 0, s, ld);
+      for (Index i = 0; i < count; ++i) {
+        float* const row = s + i * row_stride_;
+        const Index visible = p_.keys_before(b.begin + i + 1);
+        const float max = row_max(row, visible), sum = exponentiate_row(row, visible, max);
+        std::fill(row + visible, row + b.keys, 0.0f);
+        lse[row0 + i] = max + std::log(sum);
+        row[b.keys] = 1 / sum;  // in the padding: the weights stay unnormalised, O is narrower
+      }
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m, dv, n, 1, s, ld, v + b.head * p_.keys * p_.value_dim, dv, 0, out, dv);
+      for (Index i = 0; i < count; ++i)
+        for (Index c = 0; c < p_.value_dim; ++c) out[i * p_.value_dim + c] *= s[i * row_stride_ + b.keys];
+    });
+  }
+
+ private:
+  PlainAttention p_;
+  int threads_;
+  Index block_rows_, row_stride_;
+  std::vector<std::vector<float>> scores_;
+};
+
+}  // namespace
+
+std::unique_ptr<AttentionPeer> make_openblas_attention(const PlainAttention& problem, int threads) {
+  return std::make_unique<OpenblasAttention>(problem, threads);
+}
+
+}  // namespace assay::bench

@@ -1,0 +1,140 @@
+// The bounds themselves: no kernel that keeps its contract may violate one, on any family of inputs; and a bound
+// that no kernel could ever violate would prove nothing.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "harness/candidate.h"
+#include "harness/run.h"
+#include "oracle/verdict.h"
+#include "problem/parallel.h"
+#include "property_tests/emulated_kernel.h"
+
+namespace assay {
+namespace {
+
+// Features that 7.1 of the design left to derive, each alone and together.
+const char* const features[] = {"",
+                                " causal offset=end",
+                                " softcap=1.5",
+                                " softcap=30 causal",
+                                " sink=2",
+                                " alibi causal offset=end",
+                                " alibi bias=normal@hij",
+                                " bias=large@ij",
+                                " dropout=0.4:9",
+                                " softcap=20 alibi bias=normal@bhij sink=6 dropout=0.2:3 causal offset=end"};
+
+struct Tightness {
+  double o = 0, lse = 0;
+  std::int64_t elements = 0, hull_only = 0, excused = 0;
+};
+
+class EmulatedKernels : public testing::TestWithParam<Dtype> {};
+
+TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
+  const Dtype dtype = GetParam();
+  for (const Emulation& e : emulations(dtype)) {
+    std::vector<Case> cases;
+    std::uint64_t seed = 1;
+    for (int s = 0; s < scores_count; ++s)
+      for (const char* feature : features) {
+        const auto values = static_cast<Values>((s + static_cast<int>(seed)) % values_count);
+        // The dtype's extremes overflow an fp16 accumulator by design; the verdict then has nothing to say.
+        Case c = parse_case("attention b=1 h=2/1 l=9x" + std::to_string(seed % 2 ? 150 : 67) + " d=" + std::to_string(seed % 3 ? 40 : 64) + "/12" + feature);
+        c.dtype = dtype;
+        c.scores = static_cast<Scores>(s);
+        c.values = values;
+        c.seed = seed++;
+        cases.push_back(c);
+      }
+    std::mutex mutex;
+    Tightness tight;
+    parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
+      const Case& c = cases[static_cast<std::size_t>(k)];
+      const Inputs inputs(c);
+      const Outputs out(c);
+      run_emulated(e, inputs.problem, out.view());
+      JudgeOptions options;
+      options.power = false;
+      const Verdict v = judge(inputs.problem, out.view(), e.contract, options);
+      const std::lock_guard lock(mutex);
+      EXPECT_EQ(v.outside, 0) << e.contract.name << "\n" << print_case(c) << "\n" << v.reason;
+      EXPECT_NE(v.outcome, Outcome::error) << e.contract.name << "\n" << print_case(c) << "\n" << v.reason;
+      tight.o = std::max(tight.o, v.worst_o.ratio);
+      tight.lse = std::max(tight.lse, v.worst_lse.ratio);
+      tight.elements += v.compared_o + v.compared_lse;
+      tight.hull_only += v.hull_only;
+      for (const auto& [reason, n] : v.excused) tight.excused += n;
+    });
+    printf("%-8s %-42s %8ld elements, largest error/bound O %.3f LSE %.3f, hull only %ld, excused %ld\n", std::string(format(dtype).name).c_str(), e.contract.name.c_str(),
+           static_cast<long>(tight.elements), tight.o, tight.lse, static_cast<long>(tight.hull_only), static_cast<long>(tight.excused));
+    EXPECT_GT(tight.elements, 10000);
+    // Most of what was compared was judged by its bound, or the run says little about it.
+    EXPECT_LT(tight.hull_only + tight.excused, tight.elements / 2) << e.contract.name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, EmulatedKernels, testing::Values(Dtype::f32, Dtype::f16, Dtype::bf16),
+                         [](const auto& test) { return std::string(format(test.param).name); });
+
+// With the bound divided by four, correct kernels must fall outside it: otherwise it is loose by more than that.
+TEST(Bound, OrderedFp32BoundDividedByFourIsViolatedOnSmallShapes) {
+  const auto host = make_candidate("host");
+  double o = 0, lse = 0;
+  std::string line;
+  for (Index rows : {4, 8})
+    for (Index keys = 1; keys <= 8; ++keys)
+      for (Index dim = 1; dim <= 4; ++dim)
+        for (std::uint64_t seed = 1; seed <= 6; ++seed) {
+          Case c;
+          c.shape.rows = rows;
+          c.shape.keys = keys;
+          c.shape.dim = c.shape.value_dim = dim;
+          c.seed = seed;
+          const Inputs inputs(c);
+          const Outputs out(c);
+          ASSERT_TRUE(host->run(inputs.problem, out.view(), 1).ok());
+          const Verdict v = judge(inputs.problem, out.view(), *host->contract(inputs.problem));
+          ASSERT_EQ(v.outcome, Outcome::pass) << print_case(c) << "\n" << v.reason;
+          if (v.worst_o.ratio > o) line = print_case(c);
+          o = std::max(o, v.worst_o.ratio);
+          lse = std::max(lse, v.worst_lse.ratio);
+        }
+  printf("largest error/bound at L <= 8, D <= 4: O %.3f (%s), LSE %.3f\n", o, line.c_str(), lse);
+  EXPECT_GT(o, 0.25);
+  EXPECT_GT(lse, 0.25);
+}
+
+// Where the order is declared the bound is never the worse for it, and sharper on long sums that wander.
+TEST(Bound, OrderSharpensIt) {
+  const Case c = parse_case("attention b=1 h=1 l=8x3000 d=64 seed=5");
+  const Inputs inputs(c);
+  const Outputs out(c);
+  const auto host = make_candidate("host");
+  ASSERT_TRUE(host->run(inputs.problem, out.view(), 1).ok());
+  Contract ordered = *host->contract(inputs.problem), any_order = ordered;
+  any_order.ordered = false;
+  const Verdict sharp = judge(inputs.problem, out.view(), ordered), blunt = judge(inputs.problem, out.view(), any_order);
+  EXPECT_EQ(sharp.outcome, Outcome::pass);
+  EXPECT_EQ(blunt.outcome, Outcome::pass);
+  EXPECT_LT(sharp.worst_o.bound * 3, blunt.worst_o.bound);
+  EXPECT_GT(sharp.power.by_output[0], blunt.power.by_output[0]);
+}
+
+TEST(Ladder, ReportsTheStrictestContractNotRefuted) {
+  const Case c = parse_case("attention b=1 h=2 l=40x150 d=64 dtype=f16 seed=3");
+  const Inputs inputs(c);
+  const Outputs out(c);
+  for (const Emulation& e : emulations(Dtype::f16)) {
+    run_emulated(e, inputs.problem, out.view());
+    const Verdict v = judge_by_ladder(inputs.problem, out.view(), 64);
+    if (e.contract.name == "fp32, fma") EXPECT_EQ(v.contract, "fp32 accumulation, fp32 weights") << v.reason;
+    if (e.contract.name == "weights in the dtype") EXPECT_EQ(v.contract, "fp32 accumulation, weights in f16") << v.reason;
+    if (e.contract.name == "scores stored in the dtype") EXPECT_EQ(v.contract, "truncating 16-wide block FMA, weights in f16, scores stored in it") << v.reason;
+    EXPECT_EQ(v.outcome, Outcome::pass) << e.contract.name;
+  }
+}
+
+}  // namespace
+}  // namespace assay

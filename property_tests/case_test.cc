@@ -1,0 +1,433 @@
+#include "problem/case.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace assay {
+namespace {
+
+using ::testing::HasSubstr;
+constexpr Index most = Index{1} << 40;  // the documented limit of every extent
+
+// What parse_case throws for a line; column 999 if it throws nothing.
+CaseError error_of(std::string_view line) {
+  try {
+    parse_case(line);
+  } catch (const CaseError& e) {
+    return e;
+  }
+  return CaseError(999, "accepted: " + std::string(line));
+}
+
+// --- Arbitrary cases: every field, every value that a line can carry. ---
+
+template <class T>
+T any(T low, T past) {
+  return *rc::gen::inRange<T>(low, past);
+}
+bool coin() { return *rc::gen::arbitrary<bool>(); }
+bool rarely() { return any(0, 4) == 0; }
+
+// Non-negative and below the limit whose bits are given; from zero over the subnormals to the largest.
+float any_float(std::uint32_t bits_end) { return std::bit_cast<float>(any<std::uint32_t>(0, bits_end)); }
+constexpr std::uint32_t infinity_bits = 0x7F800000, one_bits = 0x3F800000;
+
+Dtype any_dtype() { return std::array{Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}[any<std::size_t>(0, 4)]; }
+
+MaskSpec any_mask(int first, int last) {
+  MaskSpec m;
+  m.pattern = static_cast<MaskPattern>(any(first, last));
+  for (bool& axis : m.varies) axis = coin();
+  return m;
+}
+
+std::vector<Index> any_list(Index batch, Index keys) {
+  std::vector<Index> list(batch > 0 && coin() ? static_cast<std::size_t>(batch) : 1);
+  for (Index& n : list) n = any<Index>(0, keys + 1);
+  return list;
+}
+
+Case any_case() {
+  Case c;
+  AttentionShape& s = c.shape;
+  s.batch = any<Index>(0, 4);
+  s.kv_heads = any<Index>(1, 5);
+  s.query_heads = s.kv_heads * any<Index>(1, 5);
+  s.rows = any<Index>(0, 600);
+  // One long axis at most, so that every size stays inside 64 bits.
+  s.keys = rarely() ? any<Index>(0, Index{1} << 34) : any<Index>(0, 600);
+  s.dim = any<Index>(1, 1025);
+  s.value_dim = coin() ? s.dim : any<Index>(1, 1025);
+  c.dtype = any_dtype();
+  if (coin()) c.out = any_dtype();
+  if (coin()) c.scale = any_float(infinity_bits);
+  if (coin()) c.softcap = any_float(infinity_bits);
+  c.causal = coin();
+  if (coin()) c.offset.value = any<Index>(-most, most + 1);
+  if (rarely()) c.offset = {OffsetSpec::Kind::end, 0};
+  if (coin()) {
+    c.window_left = any<Index>(-1, coin() ? 9 : most + 1);
+    c.window_right = any<Index>(-1, coin() ? 9 : most + 1);
+  }
+  if (coin()) c.keep = any_mask(1, 6);
+  if (coin()) c.bias = any_mask(6, 12);
+  c.finite_min_masks = c.bias.pattern != MaskPattern::none && coin();
+  if (coin()) c.lengths = any_list(s.batch, s.keys);
+  if (coin()) c.starts = any_list(s.batch, s.keys);
+  if (!c.lengths.empty() && rarely()) c.offset = {OffsetSpec::Kind::lengths, 0};
+  if (coin())
+    for (Index n = any<Index>(1, 5); n > 0; --n) c.documents.push_back(any<Index>(1, rarely() ? most + 1 : 40));
+  c.alibi = coin();
+  if (coin()) c.sink = coin() ? any_float(infinity_bits) : -any_float(infinity_bits);
+  if (coin()) c.dropout = any_float(one_bits);
+  if (coin()) c.dropout_seed = *rc::gen::arbitrary<std::uint64_t>();
+  c.scores = static_cast<Scores>(any(0, scores_count));
+  c.values = static_cast<Values>(any(0, values_count));
+  c.hidden = static_cast<Hidden>(any(0, 4));
+  for (int n = any(0, 4); n > 0 && s.batch > 0; --n) {
+    Poke p;
+    p.tensor = "qkvm"[any<std::size_t>(0, c.bias.pattern == MaskPattern::none ? 3 : 4)];
+    const bool of_query = p.tensor == 'q' || p.tensor == 'm';
+    const Extents shape{s.batch, of_query ? s.query_heads : s.kv_heads, of_query ? s.rows : s.keys,
+                        p.tensor == 'm' ? s.keys : p.tensor == 'v' ? s.value_dim : s.dim};
+    if (element_count(shape) == 0) continue;
+    for (std::size_t axis = 0; axis < 4; ++axis) p.position[axis] = any<Index>(0, shape[axis]);
+    p.value = std::bit_cast<double>(*rc::gen::arbitrary<std::uint64_t>());
+    if (rarely()) p.value = std::array{0.0, -0.0, std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()}[any<std::size_t>(0, 4)];
+    if (std::isnan(p.value) || rarely()) p.value = std::numeric_limits<double>::quiet_NaN();  // a line has one NaN
+    c.pokes.push_back(p);
+  }
+  if (coin()) c.seed = *rc::gen::arbitrary<std::uint64_t>();
+  for (LayoutKind* kind : {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}) *kind = static_cast<LayoutKind>(any(0, layout_count));
+  if (rarely()) c.q_layout = c.k_layout = c.v_layout = c.o_layout;
+  if (c.o_layout == LayoutKind::shared_head || c.o_layout == LayoutKind::shared_batch) c.o_layout = LayoutKind::bshd;
+  c.threads = any(0, 1025);
+  if (coin()) c.target = std::array{"AVX2", "AVX3_ZEN4", "SSE4", "scalar-1"}[any<std::size_t>(0, 4)];
+  if (coin()) c.sample_rows = any<Index>(0, most + 1);
+  return c;
+}
+
+RC_GTEST_PROP(CaseProperty, ParseOfPrintIsTheCase, ()) {
+  const Case c = any_case();
+  const std::string line = print_case(c);
+  RC_LOG() << line << "\n";
+  const Case parsed = parse_case(line);
+  RC_ASSERT(parsed == c);
+  RC_ASSERT(print_case(parsed) == line);
+}
+
+RC_GTEST_PROP(CaseProperty, OrderAndSpacesDoNotMatter, ()) {
+  const Case c = any_case();
+  std::istringstream words(print_case(c));
+  std::string word, line = "  attention";
+  words >> word;
+  std::vector<std::string> fields;
+  while (words >> word) fields.push_back(word);
+  for (std::size_t i = fields.size(); i > 1; --i) std::swap(fields[i - 1], fields[any<std::size_t>(0, i)]);
+  for (const std::string& f : fields) line += std::string(any<std::size_t>(1, 4), ' ') + f;
+  line += "  ";
+  RC_LOG() << line << "\n";
+  RC_ASSERT(parse_case(line) == c);
+}
+
+// Whatever is wrong with a line, a CaseError says so and points into it. A line that is still right means
+// what its canonical form means.
+RC_GTEST_PROP(CaseProperty, DamagedLinesAreRefusedOrMeanSomething, ()) {
+  std::string line = print_case(any_case());
+  for (int n = any(1, 4); n > 0; --n) {
+    const auto at = any<std::size_t>(0, line.size());
+    const char c = " =,:;/x@-.09abz_\t\n"[any<std::size_t>(0, 18)];
+    if (coin()) line[at] = c;
+    else if (coin()) line.insert(at, 1, c);
+    else line.erase(at, any<std::size_t>(1, 4));
+    if (line.empty()) break;
+  }
+  RC_LOG() << line << "\n";
+  Case parsed;
+  try {
+    parsed = parse_case(line);
+  } catch (const CaseError& e) {
+    RC_ASSERT(e.column <= line.size() + 1);
+    RC_ASSERT(std::string(e.what()).size() > 10u);
+    return;
+  }
+  RC_ASSERT(parse_case(print_case(parsed)) == parsed);
+}
+
+TEST(Case, Defaults) {
+  EXPECT_EQ(parse_case("attention"), Case{});
+  EXPECT_EQ(print_case(Case{}), "attention b=1 h=1 l=64 d=64 dtype=f32");
+}
+
+TEST(Case, GoodLines) {
+  struct Row {
+    const char *line, *canonical;
+  };
+  const std::string base = "attention b=1 h=1 l=64 d=64 dtype=f32";
+  for (const Row& r : {
+           Row{"attention b=2 h=8/2 l=37x512 d=192/128 dtype=bf16", "attention b=2 h=8/2 l=37x512 d=192/128 dtype=bf16"},
+           Row{"  attention   dtype=f16  d=64/64 l=9x9 h=4/4 b=0  ", "attention b=0 h=4 l=9 d=64 dtype=f16"},
+           Row{"attention l=0", "attention b=1 h=1 l=0 d=64 dtype=f32"},
+           Row{"attention d=1024/1", "attention b=1 h=1 l=64 d=1024/1 dtype=f32"},
+           Row{"attention dtype=f64 out=f32", "attention b=1 h=1 l=64 d=64 dtype=f64 out=f32"},
+       }) {
+    EXPECT_EQ(print_case(parse_case(r.line)), r.canonical);
+    EXPECT_EQ(parse_case(r.line), parse_case(r.canonical));
+  }
+  // Fields appended to the defaults, with what they become.
+  for (const Row& r : {
+           Row{"", ""}, Row{" seed=1 threads=1 window=-1,-1 offset=0 softcap=0 rows=0 scores=normal values=normal hidden=generated layout=bhsd dropout=0:0", ""},
+           Row{" out=f32", " out=f32"}, Row{" scale=0.10", " scale=0.1"}, Row{" scale=0", " scale=0"}, Row{" scale=1e-45", " scale=1e-45"},
+           Row{" scale=0.125000000001", " scale=0.125"}, Row{" softcap=30.0", " softcap=30"}, Row{" causal", " causal"},
+           Row{" offset=-7 causal", " causal offset=-7"}, Row{" offset=end", " offset=end"}, Row{" lengths=5 offset=lengths", " offset=lengths lengths=5"},
+           Row{" offset=1099511627776", " offset=1099511627776"}, Row{" window=3,-1", " window=3,-1"}, Row{" window=0,0", " window=0,0"},
+           Row{" bool=random@bj", " bool=random@bj"}, Row{" bool=tiles@bhij", " bool=tiles"}, Row{" bool=all@", " bool=all@"},
+           Row{" bias=minus-infinity@i finite-min-masks", " bias=minus-infinity@i finite-min-masks"}, Row{" lengths=0", " lengths=0"},
+           Row{" starts=64 lengths=64", " lengths=64 starts=64"}, Row{" docs=5,7,9", " docs=5,7,9"}, Row{" alibi", " alibi"},
+           Row{" sink=-0.50", " sink=-0.5"}, Row{" sink=0", " sink=0"}, Row{" dropout=0.1:7", " dropout=0.1:7"}, Row{" dropout=0:7", " dropout=0:7"},
+           Row{" dropout=0.5:18446744073709551615", " dropout=0.5:18446744073709551615"},
+           Row{" scores=tile-peaks values=one-hot", " scores=tile-peaks values=one-hot"}, Row{" hidden=inf", " hidden=inf"},
+           Row{" poke=v:0:0:63:63=nan", " poke=v:0:0:63:63=nan"}, Row{" poke=q:0:0:0:0=-0;k:0:0:1:2=-inf", " poke=q:0:0:0:0=-0;k:0:0:1:2=-inf"},
+           Row{" poke=q:0:0:0:0=-nan", " poke=q:0:0:0:0=nan"}, Row{" poke=m:0:0:63:63=0.1 bias=normal", " bias=normal poke=m:0:0:63:63=0.1"},
+           Row{" seed=18446744073709551615", " seed=18446744073709551615"}, Row{" layout=bshd", " layout=bshd"},
+           Row{" layout=q:bshd,k:bshd,v:bshd,o:bshd", " layout=bshd"}, Row{" layout=o:padded,q:bshd", " layout=q:bshd,o:padded"},
+           Row{" layout=k:shared-head,v:shared-batch", " layout=k:shared-head,v:shared-batch"}, Row{" threads=0", " threads=0"},
+           Row{" threads=1024", " threads=1024"}, Row{" target=AVX3_ZEN4", " target=AVX3_ZEN4"}, Row{" rows=5", " rows=5"},
+       })
+    EXPECT_EQ(print_case(parse_case("attention" + std::string(r.line))), base + r.canonical);
+}
+
+TEST(Case, FieldsLandWhereTheyBelong) {
+  const Case c = parse_case("attention b=3 h=8/2 l=37x512 d=192/128 dtype=bf16 out=f32 scale=0.5 softcap=30 causal offset=-4 window=5,6 bool=random@bj "
+                            "bias=large@hi finite-min-masks lengths=1,2,3 starts=4,5,6 docs=7,8 alibi sink=1.5 dropout=0.25:9 scores=ties "
+                            "values=ramp hidden=huge poke=k:2:1:511:191=-1.5 seed=77 layout=q:bshd,k:packed,v:padded,o:strided threads=3 target=AVX2 rows=4");
+  EXPECT_EQ(c.shape, (AttentionShape{3, 8, 2, 37, 512, 192, 128}));
+  EXPECT_EQ(c.dtype, Dtype::bf16);
+  EXPECT_EQ(c.out, Dtype::f32);
+  EXPECT_EQ(c.scale, 0.5f);
+  EXPECT_EQ(c.softcap, 30.0f);
+  EXPECT_TRUE(c.causal && c.finite_min_masks && c.alibi);
+  EXPECT_EQ(c.offset, (OffsetSpec{OffsetSpec::Kind::fixed, -4}));
+  EXPECT_EQ(c.window_left, 5);
+  EXPECT_EQ(c.window_right, 6);
+  EXPECT_EQ(c.keep, (MaskSpec{MaskPattern::random, {true, false, false, true}}));
+  EXPECT_EQ(c.bias, (MaskSpec{MaskPattern::large, {false, true, true, false}}));
+  EXPECT_EQ(c.lengths, (std::vector<Index>{1, 2, 3}));
+  EXPECT_EQ(c.starts, (std::vector<Index>{4, 5, 6}));
+  EXPECT_EQ(c.documents, (std::vector<Index>{7, 8}));
+  EXPECT_EQ(c.sink, 1.5f);
+  EXPECT_EQ(c.dropout, 0.25f);
+  EXPECT_EQ(c.dropout_seed, 9u);
+  EXPECT_EQ(c.scores, Scores::ties);
+  EXPECT_EQ(c.values, Values::ramp);
+  EXPECT_EQ(c.hidden, Hidden::huge);
+  EXPECT_EQ(c.pokes, (std::vector<Poke>{{'k', {2, 1, 511, 191}, -1.5}}));
+  EXPECT_EQ(c.seed, 77u);
+  EXPECT_EQ((std::array{c.q_layout, c.k_layout, c.v_layout, c.o_layout}),
+            (std::array{LayoutKind::bshd, LayoutKind::packed, LayoutKind::padded, LayoutKind::strided}));
+  EXPECT_EQ(c.threads, 3);
+  EXPECT_EQ(c.target, "AVX2");
+  EXPECT_EQ(c.sample_rows, 4);
+}
+
+// Lines that do not parse: the column of the fault, the text that was found there and what belongs there.
+TEST(Case, MalformedLines) {
+  struct Row {
+    const char* line;
+    std::size_t column;
+    const char *found, *expected;
+  };
+  //  "attention " is 10 columns wide, so the first field begins in column 11.
+  for (const Row& r : {
+           Row{"", 1, "''", "attention"}, Row{"   ", 4, "''", "attention"}, Row{"gemm b=1", 1, "gemm", "attention"}, Row{" attentio", 2, "attentio", "attention"},
+           Row{"attention\tb=1", 1, "attention\tb=1", "attention"}, Row{"attention,b=1", 1, "attention,b=1", "attention"},
+           Row{"attention frobnicate=1", 11, "'frobnicate'", "finite-min-masks"}, Row{"attention B=1", 11, "'B'", "dtype"}, Row{"attention =5", 11, "''", "dtype"},
+           Row{"attention b=1 nonsense", 15, "'nonsense'", "dtype"}, Row{"attention b =1", 12, "b", "="},
+           Row{"attention b=1 b=1", 15, "'b'", "twice"}, Row{"attention causal causal", 18, "'causal'", "twice"},
+           Row{"attention causal=1", 17, "'causal'", "no value"}, Row{"attention causal=", 17, "'causal'", "no value"},
+           Row{"attention alibi=true seed=1", 16, "'alibi'", "no value"}, Row{"attention seed", 15, "'seed'", "="}, Row{"attention seed b=1", 15, "'seed'", "="},
+           Row{"attention seed=", 16, "end of the field", "integer"}, Row{"attention seed= b=1", 16, "end of the field", "integer"},
+           Row{"attention b=x", 13, "'x'", "integer"}, Row{"attention b=1x", 14, "'x'", "space"}, Row{"attention b=+1", 13, "'+1'", "integer"},
+           Row{"attention b=1.5", 14, "'.5'", "space"}, Row{"attention b=0x10", 14, "'x10'", "space"}, Row{"attention b=1,2", 14, "',2'", "space"},
+           Row{"attention b=--1", 13, "'--1'", "integer"}, Row{"attention b=1\n", 14, "'\n'", "space"},
+           Row{"attention b=9223372036854775808", 13, "9223372036854775808", "integer"}, Row{"attention d=18446744073709551680", 13, "18446744073709551680", "integer"},
+           Row{"attention seed=18446744073709551616", 16, "18446744073709551616", "integer"}, Row{"attention seed=-1", 16, "'-1'", "at least 0"},
+           Row{"attention h=8/", 15, "end of the field", "integer"}, Row{"attention h=8x2", 14, "'x2'", "space"}, Row{"attention h=8/2/1", 16, "'/1'", "space"},
+           Row{"attention l=5x", 15, "end of the field", "integer"}, Row{"attention l=5/6", 14, "'/6'", "space"}, Row{"attention d=64x64", 15, "'x64'", "space"},
+           Row{"attention dtype=f33", 17, "'f33'", "bf16"}, Row{"attention dtype=", 17, "end of the field", "bf16"}, Row{"attention out=float", 15, "'float'", "bf16"},
+           Row{"attention scale=abc", 17, "'abc'", "number"}, Row{"attention scale=1e-99", 17, "'1e-99'", "number"}, Row{"attention softcap=1e39", 19, "'1e39'", "number"},
+           Row{"attention scale=0.5f", 20, "'f'", "space"}, Row{"attention offset=begin", 18, "'begin'", "integer"}, Row{"attention offset=end1", 18, "'end1'", "integer"},
+           Row{"attention window=3", 19, "end of the field", "','"}, Row{"attention window=3;4", 19, "';4'", "','"}, Row{"attention window=,4", 18, "',4'", "integer"},
+           Row{"attention window=1,2,3", 21, "',3'", "space"}, Row{"attention bool=none", 16, "'none'", "empty-rows"}, Row{"attention bool=normal", 16, "'normal'", "empty-rows"},
+           Row{"attention bias=random", 16, "'random'", "minimum-rows"}, Row{"attention bool=random@x", 23, "'x'", "space"}, Row{"attention bool=random@jb", 24, "'b'", "space"},
+           Row{"attention bool=random@bb", 24, "'b'", "space"}, Row{"attention lengths=5,", 21, "end of the field", "integer"}, Row{"attention lengths=", 19, "end of the field", "integer"},
+           Row{"attention docs=5;6", 17, "';6'", "space"}, Row{"attention sink=", 16, "end of the field", "number"}, Row{"attention dropout=0.1", 22, "end of the field", "':'"},
+           Row{"attention dropout=0.1:", 23, "end of the field", "integer"}, Row{"attention dropout=0.1:-1", 23, "'-1'", "at least 0"},
+           Row{"attention scores=normall", 18, "'normall'", "heavy-tail"}, Row{"attention scores=", 18, "end of the field", "heavy-tail"},
+           Row{"attention values=flat", 18, "'flat'", "head-number"}, Row{"attention hidden=zero", 18, "'zero'", "huge"}, Row{"attention poke=w:0:0:0:0=1", 16, "'w:0:0:0:0=1'", "q, k, v, m"},
+           Row{"attention poke=v:0:0:0=1", 23, "'=1'", "':'"}, Row{"attention poke=v:0:0:0:0", 25, "end of the field", "'='"},
+           Row{"attention poke=v:0:0:0:0=", 26, "end of the field", "number"}, Row{"attention poke=v:0:0:0:0=1;", 28, "end of the field", "q, k, v, m"},
+           Row{"attention layout=rows", 18, "'rows'", "shared-batch"}, Row{"attention layout=x:bshd", 18, "'x:bshd'", "q, k, v, o"},
+           Row{"attention layout=q:bshd;k:bshd", 24, "';k:bshd'", "space"}, Row{"attention layout=q:", 20, "end of the field", "bhsd"},
+           Row{"attention layout=q:bshd,", 25, "end of the field", "q, k, v, o"}, Row{"attention threads=two", 19, "'two'", "integer"}, Row{"attention target=AVX2!", 22, "'!'", "space"},
+       }) {
+    const CaseError e = error_of(r.line);
+    EXPECT_EQ(e.column, r.column) << "'" << r.line << "': " << e.what();
+    EXPECT_THAT(e.what(), HasSubstr(r.found)) << r.line;
+    EXPECT_THAT(e.what(), HasSubstr(r.expected)) << r.line;
+  }
+}
+
+// A fault inside a value names its field: whoever reads a log sees the message without the line.
+TEST(Case, ValueErrorsNameTheirField) {
+  for (const auto& [field, value] : std::vector<std::pair<std::string, std::string>>{
+           {"seed", "x"}, {"dtype", "f33"}, {"scale", "abc"}, {"offset", "begin"}, {"window", "3"}, {"bool", "none"}, {"bias", "random"}, {"lengths", "5,"},
+           {"starts", "z"}, {"docs", "5;6"}, {"sink", "-"}, {"dropout", "0.1"}, {"hidden", "zero"}, {"poke", "w:0"}, {"layout", "rows"}, {"threads", "two"},
+           {"rows", "9223372036854775808"}})
+    EXPECT_THAT(error_of("attention " + field + "=" + value).what(), HasSubstr(field)) << value;
+}
+
+// Lines that parse, but ask for what cannot be: the message names the field, the value and the limit.
+TEST(Case, ImpossibleCases) {
+  struct Row {
+    const char* line;
+    std::vector<std::string> parts;  // field, value, limit
+  };
+  for (const Row& r : std::vector<Row>{
+           {"attention b=-1", {"b=", "-1", "[0,"}},
+           {"attention b=1099511627777", {"b=", "1099511627777", "1099511627776"}},
+           {"attention h=0", {"h=", "0", "[1,"}},
+           {"attention h=8/0", {"h", "kv", "0", "[1,"}},
+           {"attention h=-2/-1", {"h=", "-2", "[1,"}},
+           {"attention h=8/3", {"h=", "8/3", "multiple"}},
+           {"attention h=2/4", {"h=", "2/4", "multiple"}},
+           {"attention l=-5", {"l=", "-5", "[0,"}},
+           {"attention l=5x-6", {"l", "keys", "-6", "[0,"}},
+           {"attention d=0", {"d=", "0", "[1, 1024]"}},
+           {"attention d=-64", {"d=", "-64", "[1, 1024]"}},
+           {"attention d=1025", {"d=", "1025", "1024"}},
+           {"attention d=65600", {"d=", "65600", "1024"}},
+           {"attention d=4294967360", {"d=", "4294967360", "1024"}},
+           {"attention d=64/0", {"d", "value", "0", "[1, 1024]"}},
+           {"attention d=64/65600", {"d", "value", "65600", "1024"}},
+           {"attention dtype=f8e4m3", {"dtype", "f8e4m3", "bf16"}},
+           {"attention out=e8m0", {"out", "e8m0", "bf16"}},
+           {"attention scale=nan", {"scale", "nan", "finite"}},
+           {"attention scale=inf", {"scale", "inf", "finite"}},
+           {"attention scale=-1", {"scale", "-1", "at least 0"}},
+           {"attention softcap=-2", {"softcap", "-2", "at least 0"}},
+           {"attention softcap=nan", {"softcap", "nan", "finite"}},
+           {"attention softcap=inf", {"softcap", "inf", "finite"}},
+           {"attention dropout=1:0", {"dropout", "1", "[0, 1)"}},
+           {"attention dropout=-0.5:0", {"dropout", "-0.5", "[0, 1)"}},
+           {"attention dropout=nan:0", {"dropout", "nan", "[0, 1)"}},
+           // Below 1, but binary32 has nothing between 1 - 2^-24 and 1.
+           {"attention dropout=0.99999999:0", {"dropout", "1", "[0, 1)"}},
+           {"attention window=-2,0", {"window", "-2", "-1"}},
+           {"attention window=0,-2", {"window", "-2", "-1"}},
+           {"attention window=1099511627777,0", {"window", "1099511627777", "1099511627776"}},
+           {"attention offset=1099511627777", {"offset", "1099511627777", "1099511627776"}},
+           {"attention offset=-1099511627777", {"offset", "-1099511627777", "-1099511627776"}},
+           {"attention offset=lengths", {"offset=lengths", "lengths="}},
+           {"attention l=64 lengths=65", {"lengths", "65", "64"}},
+           {"attention lengths=-1", {"lengths", "-1", "[0,"}},
+           {"attention b=2 lengths=1,2,3", {"lengths", "3", "b=2"}},
+           {"attention b=3 starts=1,2", {"starts", "2", "b=3"}},
+           {"attention l=9x8 starts=9", {"starts", "9", "8]"}},
+           {"attention docs=5,0", {"docs", "0", "[1,"}},
+           {"attention docs=-3", {"docs", "-3", "[1,"}},
+           {"attention layout=o:shared-head", {"layout", "o:shared-head", "overlap"}},
+           {"attention layout=shared-batch", {"layout", "shared-batch", "overlap"}},
+           {"attention finite-min-masks", {"finite", "masks", "bias"}},
+           {"attention threads=-1", {"threads", "-1", "[0, 1024]"}},
+           {"attention threads=-7", {"threads", "-7", "[0, 1024]"}},
+           {"attention threads=1025", {"threads", "1025", "1024"}},
+           {"attention threads=4294967297", {"threads", "4294967297", "1024"}},
+           {"attention rows=-1", {"rows", "-1", "[0,"}},
+           {"attention poke=v:1:0:0:0=1", {"poke=v", "1", "[0, 1)"}},
+           {"attention poke=v:0:0:64:0=1", {"poke=v", "64", "[0, 64)"}},
+           {"attention poke=q:0:0:0:-1=1", {"poke=q", "-1", "[0, 64)"}},
+           {"attention h=4/2 poke=k:0:2:0:0=1", {"poke=k", "2", "[0, 2)"}},
+           {"attention d=64/8 poke=v:0:0:0:8=1", {"poke=v", "8", "[0, 8)"}},
+           {"attention l=5x7 poke=q:0:0:5:0=1", {"poke=q", "5", "[0, 5)"}},
+           {"attention l=5x7 bias=normal poke=m:0:0:0:7=1", {"poke=m", "7", "[0, 7)"}},
+           {"attention poke=m:0:0:0:0=1", {"poke=m", "bias"}},
+           {"attention l=0 poke=q:0:0:0:0=1", {"poke=q", "0", "[0, 0)"}},
+           {"attention b=1099511627776 h=1099511627776", {"q", "overflows", "64 bits"}},
+           {"attention h=1099511627776 l=1099511627776x1", {"q", "overflows", "64 bits"}},
+           {"attention b=1099511627776 l=1x1099511627776", {"k", "overflows", "64 bits"}},
+           {"attention b=1099511627776 l=1x10000 d=1/1024", {"v", "overflows", "64 bits"}},
+           {"attention l=1099511627776 d=1 bool=random", {"bool", "overflows", "64 bits"}},
+           {"attention l=1099511627776 d=1 bias=normal", {"bias", "overflows", "64 bits"}},
+       }) {
+    const CaseError e = error_of(r.line);
+    EXPECT_NE(e.column, 999u) << e.what();
+    for (const std::string& part : r.parts) EXPECT_THAT(e.what(), HasSubstr(part)) << r.line;
+  }
+}
+
+// NaN is not equal to itself: a case with a NaN logit could not be the case that its line says.
+TEST(Case, SinkIsNoNan) { EXPECT_NE(error_of("attention sink=nan").column, 999u); }
+
+// check_case speaks of what a line cannot say either: a Case built by hand has to be printable once it passes.
+TEST(Case, CheckRefusesWhatNoLineCanSay) {
+  auto refuses = [](auto change) {
+    Case c;
+    change(c);
+    try {
+      check_case(c);
+    } catch (const CaseError&) {
+      return true;
+    }
+    return false;
+  };
+  EXPECT_FALSE(refuses([](Case&) {}));
+  EXPECT_TRUE(refuses([](Case& c) { c.target = "AVX2 seed=5"; })) << "a target with a space";
+  EXPECT_TRUE(refuses([](Case& c) { c.keep.pattern = MaskPattern::normal; })) << "an additive pattern as a boolean mask";
+  EXPECT_TRUE(refuses([](Case& c) { c.bias.pattern = MaskPattern::random; })) << "a boolean pattern as a bias";
+  EXPECT_TRUE(refuses([](Case& c) { c.pokes = {Poke{'x', {}, 1}}; })) << "a poke into no tensor";
+}
+
+TEST(Case, BytesOfAnEmptyBatchAreZeroHoweverLargeTheRest) {
+  EXPECT_EQ(case_bytes(parse_case("attention b=0 h=1099511627776 l=1099511627776x5 d=1")), 0);
+}
+
+TEST(Case, Bytes) {
+  // Q 2*8*5*16, K and V 2*2*7*(16 + 4), O 2*8*5*4 elements; the LSE is binary32.
+  EXPECT_EQ(case_bytes(parse_case("attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16")), 2 * (1280 + 560 + 320) + 4 * 80);
+  EXPECT_EQ(case_bytes(parse_case("attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16 out=f32 bool=random bias=normal@ij")),
+            2 * (1280 + 560) + 4 * 320 + 4 * 80 + 2 * 8 * 5 * 7 + 2 * 5 * 7);
+}
+
+TEST(Case, HelpExplainsEveryFieldAndName) {
+  const std::string help = case_help();
+  std::istringstream line(print_case(parse_case("attention b=2 h=4/2 l=5x6 d=7/8 dtype=f16 out=f32 scale=2 softcap=3 causal offset=1 window=1,2 bool=all bias=constant "
+                                                "finite-min-masks lengths=1 starts=1 docs=1 alibi sink=1 dropout=0.5:1 scores=flat values=ones hidden=nan "
+                                                "poke=q:0:0:0:0=1 seed=2 layout=bshd threads=2 target=AVX2 rows=1")));
+  std::string word;
+  line >> word;
+  int fields = 0;
+  while (line >> word) {
+    const std::string name = word.substr(0, word.find('='));
+    EXPECT_THAT(help, HasSubstr("\n  " + name + " ")) << "no help for " << name;
+    ++fields;
+  }
+  EXPECT_EQ(fields, 29);
+  for (int i = 0; i < scores_count; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<Scores>(i)))));
+  for (int i = 0; i < values_count; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<Values>(i)))));
+  for (int i = 0; i < layout_count; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<LayoutKind>(i)))));
+  for (int i = 1; i < 12; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<MaskPattern>(i)))));
+  for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16}) EXPECT_THAT(help, HasSubstr(std::string(format(dtype).name)));
+}
+
+}  // namespace
+}  // namespace assay

@@ -1,0 +1,195 @@
+// The command `assay`, run as a user runs it: exit statuses, messages, files.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "harness/workers.h"
+
+namespace assay {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+using testing::MatchesRegex;
+
+struct Ran {
+  int status;
+  std::string output;  // standard output and error together
+};
+
+Ran run(const std::string& arguments, const std::string& program = ASSAY_COMMAND) {
+  FILE* pipe = popen((program + " " + arguments + " 2>&1").c_str(), "r");
+  std::string output;
+  char chunk[4096];
+  for (std::size_t n; (n = fread(chunk, 1, sizeof chunk, pipe)) > 0;) output.append(chunk, n);
+  const int status = pclose(pipe);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), output};
+}
+
+std::string read(const fs::path& path) {
+  std::ifstream in(path);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+class Command : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / ("assay-command-test-" + std::to_string(getpid()));
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  std::string file(const char* name) const { return folder_ / name; }
+  fs::path folder_;
+};
+
+TEST_F(Command, PassesAndSaysSo) {
+  const Ran r = run("check --case 'attention b=1 h=2 l=9x13 d=8 causal'");
+  EXPECT_EQ(r.status, 0) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("pass: every element is inside its bound"));
+  EXPECT_THAT(r.output, HasSubstr("1 cases: 1 passed, 0 failed"));
+  EXPECT_THAT(r.output, HasSubstr("seed"));
+}
+
+TEST_F(Command, AWrongKernelFailsShrunkToOneLineThatReproducesIt) {
+  const Ran r = run("check --candidate fault:kv-head-modulo --case 'attention b=2 h=6/2 l=37x53 d=16 dtype=f16 causal window=20,0 scores=growing'");
+  EXPECT_EQ(r.status, 1) << r.output;
+  const auto at = r.output.find("reproduce: assay ");
+  ASSERT_NE(at, std::string::npos) << r.output;
+  const std::string line = r.output.substr(at + 17, r.output.find('\n', at) - at - 17);
+  EXPECT_THAT(line, HasSubstr("h=4/2 l=1 d=1 dtype=f32"));
+  const Ran again = run(line + " --no-shrink");
+  EXPECT_EQ(again.status, 1) << again.output;
+  EXPECT_THAT(again.output, HasSubstr("is outside its bound"));
+}
+
+TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
+  const std::pair<const char*, const char*> table[] = {
+      {"check", "check needs --suite, --case or --cases; the suites are smoke, standard, models, padding"},
+      {"check --suite smok", "unknown suite 'smok'"},
+      {"check --suite smoke --filter no-such-text", "--filter=no-such-text: none of"},
+      {"check --suite smoke --shard 4/4", "--shard=4/4: expected i/n with 0 <= i < n"},
+      {"check --suite smoke --shard 99/100", "no case"},
+      {"check --suite smoke --candidate nobody", "unknown candidate 'nobody'"},
+      {"check --case 'attention b=1 h=3/2 l=4 d=4'", "h=3/2: query heads must be a multiple of kv heads"},
+      {"check --case 'attention b=1 h=1 l=-4 d=4'", "l=-4 is outside [0, "},
+      {"check --case 'attention b=1 h=1 l=4 d=1025'", "d=1025 is outside [1, 1024]"},
+      {"check --case 'attention b=99999999 h=99999999 l=99999999 d=4'", "overflows 64 bits"},
+      {"check --case 'attention b=1 h=1 l=4 d=4 wat=3'", "column 25: unknown field 'wat'"},
+      {"check --case 'attention b=1 h=64 l=4194304 d=1024'", "MiB of memory"},
+      {"check --case 'attention b=1 h=1 l=4 d=4 target=MMX'", "target=MMX is not one that this machine runs"},
+      {"check --case 'attention b=0 h=1 l=4 d=4'", "nothing was compared"},
+      {"check --case 'attention b=1 h=1 l=4 d=4 dtype=f64'", "nothing was compared"},
+      {"check --cases /no/such/file", "--cases=/no/such/file: cannot be read"},
+      {"faults --only no-such-fault", "--only=no-such-fault: no such fault"},
+      {"frobnicate", "frobnicate"},
+  };
+  for (const auto& [arguments, words] : table) {
+    const Ran r = run(arguments);
+    EXPECT_EQ(r.status, 2) << arguments << "\n" << r.output;
+    EXPECT_THAT(r.output, HasSubstr(words)) << arguments;
+  }
+}
+
+TEST_F(Command, WritesJsonJunitAndHtml) {
+  const Ran r = run("check --suite smoke --filter dtype=f16 --shard 0/6 --json " + file("r.json") + " --junit " + file("r.xml") + " --html " + file("r.html"));
+  EXPECT_EQ(r.status, 0) << r.output;
+  const auto json = nlohmann::json::parse(read(file("r.json")));
+  EXPECT_EQ(json["summary"]["failed"], 0);
+  EXPECT_EQ(json["summary"]["cases"], json["results"].size());
+  EXPECT_GT(json["results"].size(), 0u);
+  for (const auto& result : json["results"]) {
+    EXPECT_EQ(result["dtype"], "f16");
+    EXPECT_GT(result["elements"]["o"], 0);
+    EXPECT_TRUE(result.contains("power") && result.contains("relations"));
+  }
+  EXPECT_THAT(read(file("r.xml")), HasSubstr("<testsuite name=\"assay smoke\" tests=\""));
+  EXPECT_THAT(read(file("r.html")), HasSubstr("every"));
+  // A folder that is not there: the file named, nothing left behind.
+  const Ran lost = run("check --case 'attention b=1 h=1 l=4 d=4' --json " + file("none/r.json"));
+  EXPECT_EQ(lost.status, 3);
+  EXPECT_THAT(lost.output, HasSubstr("none/r.json"));
+}
+
+TEST_F(Command, ListsAndExplains) {
+  const Ran list = run("check --suite padding --list");
+  EXPECT_EQ(list.status, 0);
+  EXPECT_THAT(list.output, HasSubstr("l=11 d=16 dtype=f32 causal starts=2,9"));
+  EXPECT_THAT(run("notation").output, HasSubstr("lengths"));
+  EXPECT_THAT(run("--help").output, HasSubstr("Exit status: 0 all passed"));
+  EXPECT_THAT(run("faults --list").output, HasSubstr("causal-off-by-one"));
+  EXPECT_EQ(run("--version").status, 0);
+}
+
+TEST_F(Command, UndeclaredKernelsAreHeldToTheLadder) {
+  const Ran r = run("check --candidate host-undeclared --case 'attention b=1 h=2 l=9x13 d=8 dtype=bf16'");
+  EXPECT_EQ(r.status, 0) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("contract: fp32 accumulation, fp32 weights"));
+}
+
+// The file compiles as it is, and tells a right kernel from a wrong one.
+TEST_F(Command, StandaloneProgramCompilesAndJudges) {
+  const Ran r = run("check --candidate fault:causal-off-by-one --case 'attention b=1 h=2/1 l=9x13 d=8 causal sink=1' --standalone " + file("case.cc"));
+  EXPECT_EQ(r.status, 1) << r.output;
+  for (const bool right : {true, false}) {
+    std::ofstream kernel(file("kernel.cc"));
+    kernel << "#include \"case.cc\"\n#include <vector>\n"
+              "void attention_under_test(const double* q, const double* k, const double* v, const double* bias, const double* sink, double scale, double softcap, double* o, double* lse) {\n"
+              "  for (int b = 0; b < B; ++b) for (int h = 0; h < HQ; ++h) for (int i = 0; i < LQ; ++i) {\n"
+              "    const int g = h / (HQ / HKV), row = (b * HQ + h) * LQ + i;\n"
+              "    std::vector<double> s(LK); double m = sink[h];\n"
+              "    for (int j = 0; j < LK; ++j) { double t = 0; for (int d = 0; d < D; ++d) t += q[row * D + d] * k[((b * HKV + g) * LK + j) * D + d];\n"
+              "      t *= scale; if (softcap > 0) t = softcap * tanh(t / softcap); s[j] = t + bias[row * LK + j]; if (s[j] > m) m = s[j]; }\n"
+           << (right ? "" : "    s[0] += 0.01;\n")
+           << "    double sum = m > -INFINITY ? exp(sink[h] - m) : 0; for (int j = 0; j < LK; ++j) sum += m > -INFINITY ? exp(s[j] - m) : 0;\n"
+              "    lse[row] = sum > 0 ? m + log(sum) : -INFINITY;\n"
+              "    for (int c = 0; c < DV; ++c) { double a = 0; for (int j = 0; j < LK; ++j) if (s[j] > -INFINITY) a += exp(s[j] - m) * v[((b * HKV + g) * LK + j) * DV + c]; o[row * DV + c] = sum > 0 ? a / sum : 0; }\n"
+              "  }\n}\n";
+    kernel.close();
+    const Ran compiled = run("-Wall -o " + file("kernel") + " " + file("kernel.cc"), ASSAY_CXX);
+    ASSERT_EQ(compiled.status, 0) << compiled.output;
+    const Ran judged = run("", file("kernel"));
+    EXPECT_EQ(judged.status, right ? 0 : 1) << judged.output;
+    EXPECT_THAT(judged.output, HasSubstr("elements are outside their bounds"));
+  }
+}
+
+// Workers that die, hang or lie in the middle of a case cost that case and nothing else.
+TEST_F(Command, AWorkerThatMisbehavesIsAFailedCase) {
+  auto worker = [&](const char* name, const char* body) {
+    std::ofstream script(file(name));
+    script << "#!/bin/sh\n" << body << "\n";
+    script.close();
+    fs::permissions(file(name), fs::perms::owner_all);
+    return file(name);
+  };
+  auto outcome_of = [&](const std::string& executable, double timeout) {
+    WorkerOptions options;
+    options.executable = executable;
+    options.jobs = 2;
+    options.timeout_seconds = timeout;
+    std::vector<Json> results;
+    run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}, {"attention b=1 h=1 l=5 d=4", "host"}, {"attention b=1 h=1 l=6 d=4", "host"}}, options, [&](std::size_t, Json r) {
+      results.push_back(std::move(r));
+      return true;
+    });
+    EXPECT_EQ(results.size(), 3u);
+    for (const Json& r : results) EXPECT_EQ(r["outcome"], "fail");
+    return results.empty() ? std::string() : results[0]["reason"].get<std::string>();
+  };
+  EXPECT_THAT(outcome_of(worker("crash", "read line; kill -SEGV $$"), 20), HasSubstr("killed by signal 11"));
+  EXPECT_THAT(outcome_of(worker("exit", "read line; exit 7"), 20), HasSubstr("exited with status 7"));
+  EXPECT_THAT(outcome_of(worker("hang", "exec sleep 60"), 0.5), HasSubstr("did not finish within 0.5 s"));
+  WorkerOptions missing;
+  missing.executable = file("not-there");
+  EXPECT_THROW(run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}}, missing, [](std::size_t, Json) { return true; }), std::system_error);
+}
+
+}  // namespace
+}  // namespace assay

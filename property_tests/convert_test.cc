@@ -1,0 +1,63 @@
+// The kernels' own conversions against problem/'s, which are proved by golden tables.
+#include "kernels/convert.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/dropout.h"
+#include "oracle/visibility.h"
+#include "problem/dtype.h"
+
+namespace assay {
+namespace {
+
+TEST(Convert, DecodesEveryCode) {
+  for (std::uint32_t code = 0; code < 65536; ++code) {
+    const auto c = static_cast<std::uint16_t>(code);
+    const double f16 = decode(Dtype::f16, code), bf16 = decode(Dtype::bf16, code);
+    if (std::isnan(f16)) EXPECT_TRUE(std::isnan(kernels::from_f16(c)));
+    else EXPECT_EQ(kernels::from_f16(c), f16) << code;
+    if (std::isnan(bf16)) EXPECT_TRUE(std::isnan(kernels::from_bf16(c)));
+    else EXPECT_EQ(kernels::from_bf16(c), bf16) << code;
+    EXPECT_EQ(std::signbit(kernels::from_f16(c)), code >> 15 != 0);
+  }
+}
+
+// Every midpoint between neighbouring codes, the floats beside it, and a stride through all floats.
+TEST(Convert, EncodesToNearestEven) {
+  auto check = [](float x) {
+    if (std::isnan(x)) {
+      EXPECT_TRUE(std::isnan(decode(Dtype::f16, kernels::to_f16(x))));
+      EXPECT_TRUE(std::isnan(decode(Dtype::bf16, kernels::to_bf16(x))));
+      return;
+    }
+    ASSERT_EQ(kernels::to_f16(x), encode(Dtype::f16, x)) << x;
+    ASSERT_EQ(kernels::to_bf16(x), encode(Dtype::bf16, x)) << x;
+  };
+  for (Dtype dtype : {Dtype::f16, Dtype::bf16})
+    for (std::uint32_t code = 0; code + 1 < 0x7C00; ++code) {
+      const float middle = static_cast<float>((decode(dtype, code) + decode(dtype, code + 1)) / 2);
+      for (float x : {middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)}) check(x), check(-x);
+    }
+  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 4093) check(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+  for (float x : {65519.99f, 65520.0f, 65504.0f, INFINITY, 3.4e38f, 3.39e38f, 0x1.ffp127f, 0x1.fep127f}) check(x), check(-x);
+}
+
+// The kernel's Philox and the oracle's library agree: they share no code.
+TEST(Dropout, KeepsWhatTheOracleKeeps) {
+  Attention p;
+  for (float dropout : {0.1f, 0.5f, 0.99f})
+    for (std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{7}, std::uint64_t{0x123456789ABCDEF0}}) {
+      p.dropout = dropout;
+      p.dropout_seed = seed;
+      for (Index b : {0, 3})
+        for (Index h : {0, 5})
+          for (Index i = 0; i < 20; ++i)
+            for (Index j = 0; j < 50; ++j)
+              ASSERT_EQ(kernels::dropout_word(seed, b, h, i, j) >= kernels::dropout_threshold(dropout), keeps_weight(p, b, h, i, j));
+    }
+}
+
+}  // namespace
+}  // namespace assay

@@ -1,0 +1,47 @@
+#include "harness/covering.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+namespace assay {
+namespace {
+
+std::size_t missing(const CoveringPlan& plan, const std::vector<std::vector<int>>& rows) {
+  std::size_t lacking = 0;
+  for (const auto& set : plan.sets) {
+    std::size_t all = 1;
+    std::set<std::vector<int>> seen;
+    for (int f : set) all *= static_cast<std::size_t>(plan.levels[static_cast<std::size_t>(f)]);
+    for (const auto& row : rows) {
+      std::vector<int> combination;
+      for (int f : set) combination.push_back(row[static_cast<std::size_t>(f)]);
+      seen.insert(combination);
+    }
+    lacking += all - seen.size();
+  }
+  return lacking;
+}
+
+TEST(Covering, EveryCombinationMeets) {
+  for (int strength : {1, 2, 3}) {
+    CoveringPlan plan{{2, 3, 4, 2, 5, 3, 2, 7}, {}};
+    plan.sets = all_sets({0, 1, 2, 3, 4, 5, 6, 7}, strength);
+    const auto rows = covering_array(plan, 5);
+    EXPECT_EQ(missing(plan, rows), 0u);
+    EXPECT_EQ(rows, covering_array(plan, 5));
+    if (strength == 2) EXPECT_LE(rows.size(), 60u);  // 35 at least
+    // The counter above sees a gap: without its last row the array is not complete.
+    auto fewer = rows;
+    fewer.pop_back();
+    EXPECT_GT(missing(plan, fewer), 0u);
+  }
+}
+
+TEST(Covering, SetsOfAStrength) {
+  EXPECT_EQ(all_sets({3, 5, 8}, 2), (std::vector<std::vector<int>>{{3, 5}, {3, 8}, {5, 8}}));
+  EXPECT_EQ(all_sets({1, 2, 3, 4, 5}, 3).size(), 10u);
+}
+
+}  // namespace
+}  // namespace assay

@@ -1,0 +1,88 @@
+// The fp64 level of the oracle against ball arithmetic, over every family of inputs and every mask.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <mutex>
+
+#include "oracle/ball.h"
+#include "oracle/reference.h"
+#include "problem/generate.h"
+#include "problem/parallel.h"
+
+namespace assay {
+namespace {
+
+const char* const masks[] = {"", " causal offset=end", " window=9,4 bool=random", " bias=normal alibi", " softcap=3 sink=1", " lengths=31 starts=4 hidden=nan",
+                             " docs=9,11 dropout=0.3:5 bias=minus-infinity@ij", " bias=minimum-rows finite-min-masks bool=empty-rows", " bias=large sink=-4 softcap=40"};
+
+TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
+  std::vector<Case> cases;
+  for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
+    for (int s = 0; s < scores_count; ++s)
+      for (std::size_t m = 0; m < std::size(masks); ++m) {
+        Case c = parse_case(std::string("attention b=1 h=2/1 l=7x53 d=24/8") + masks[m]);
+        c.dtype = dtype;
+        c.scores = static_cast<Scores>(s);
+        c.values = static_cast<Values>((static_cast<std::size_t>(s) * 5 + m) % values_count);
+        c.seed = cases.size() + 1;
+        cases.push_back(c);
+      }
+  std::mutex mutex;
+  std::int64_t rows = 0, rows_beyond_fp64 = 0;
+  double largest = 0;  // measured error over the radius that was claimed
+  Contract fp32;
+  fp32.ordered = true;
+  parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
+    const Case& c = cases[static_cast<std::size_t>(k)];
+    const Inputs inputs(c);
+    const Reference reference(inputs.problem, fp32, c.dtype);
+    const KeyValuesPointer kv = reference.load_head(0, 0);
+    for (Index h = 0; h < 2; ++h)
+      for (Index i = 0; i < c.shape.rows; ++i) {
+        const Block block = reference.evaluate(*kv, h, {&i, 1});
+        if (block.lse_kind[0] != Kind::finite) continue;
+        const BallRow ball(inputs.problem, 0, h, i, 256);
+        const std::lock_guard lock(mutex);
+        ++rows;
+        if (block.needs_ball[0]) {
+          ++rows_beyond_fp64;
+          continue;
+        }
+        auto check = [&](double center, double radius, double value, double low, double ball_radius, const char* what) {
+          const double error = std::fabs((center - value) - low);
+          EXPECT_LE(error, radius + ball_radius) << what << " of row " << i << " head " << h << "\n" << print_case(c);
+          EXPECT_LT(ball_radius, radius * 0x1p-100 + 0x1p-900) << print_case(c);
+          if (radius > 0) largest = std::max(largest, error / radius);
+        };
+        check(block.lse[0], block.lse_radius[0], ball.lse(), ball.lse_low(), ball.lse_radius(), "LSE");
+        for (Index d = 0; d < c.shape.value_dim; ++d)
+          if (block.o_kind[static_cast<std::size_t>(d)] == Kind::finite)
+            check(block.o[static_cast<std::size_t>(d)], block.radius[static_cast<std::size_t>(d)], ball.o(d), ball.o_low(d), ball.o_radius(d), "O");
+      }
+  });
+  printf("%ld rows, %ld of them beyond fp64; largest measured error over claimed radius %.3f\n", static_cast<long>(rows), static_cast<long>(rows_beyond_fp64), largest);
+  EXPECT_GT(rows, 5000);
+  EXPECT_LT(rows_beyond_fp64, rows / 4);
+}
+
+// The bound of a row is the same whether its quantities come from fp64 or from balls.
+TEST(Enclosure, BoundsAgreeBetweenTheLevels) {
+  for (const char* line : {"attention b=1 h=1 l=5x200 d=40/16 scores=heavy-tail alibi", "attention b=1 h=1 l=5x130 d=64/16 dtype=bf16 sink=1 dropout=0.2:3 softcap=9 values=cancel"}) {
+    const Case c = parse_case(line);
+    const Inputs inputs(c);
+    Contract fp32;
+    fp32.ordered = true;
+    const Reference reference(inputs.problem, fp32, c.dtype);
+    const KeyValuesPointer kv = reference.load_head(0, 0);
+    for (Index i = 0; i < c.shape.rows; ++i) {
+      const Block plain = reference.evaluate(*kv, 0, {&i, 1});
+      Block refined = plain;
+      EXPECT_TRUE(reference.refine(*kv, refined, 0, 128));
+      EXPECT_NEAR(refined.lse_bound[0] / plain.lse_bound[0], 1, 1e-9);
+      for (std::size_t d = 0; d < plain.bound.size(); ++d) EXPECT_NEAR(refined.bound[d] / plain.bound[d], 1, 1e-6) << line << " row " << i << " column " << d;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace assay

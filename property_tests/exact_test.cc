@@ -1,0 +1,61 @@
+// The tier without tolerance: weights that are exactly 0 or equal, sums that no order rounds.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "harness/candidate.h"
+#include "harness/run.h"
+#include "oracle/verdict.h"
+
+namespace assay {
+namespace {
+
+Verdict judge_host(Outputs& out, Inputs& in) {
+  const auto host = make_candidate("host");
+  EXPECT_TRUE(host->run(in.problem, out.view(), 1).ok());
+  JudgeOptions options;
+  options.power = false;
+  return judge(in.problem, out.view(), *host->contract(in.problem), options);
+}
+
+TEST(Exact, EveryElementOfSubsetAndGatherInputs) {
+  for (const char* dtype : {"f32", "f16", "bf16"})
+    for (const char* rest : {"scores=gather", "scores=gather causal", "scores=subset values=integers causal", "scores=equal values=balanced", "scores=subset values=balanced"})
+      for (const char* shape : {"l=70x130 d=64", "l=33x200 d=80/24", "l=20x513 d=128"}) {
+        const Case c = parse_case(std::string("attention b=1 h=2/1 ") + shape + " dtype=" + dtype + " " + rest);
+        Inputs in(c);
+        Outputs out(c);
+        const Verdict v = judge_host(out, in);
+        EXPECT_EQ(v.outcome, Outcome::pass) << print_case(c) << "\n" << v.reason;
+        EXPECT_EQ(v.exact, v.compared_o) << print_case(c);
+      }
+}
+
+// One unit in the last place of one element is a failure, at any length.
+TEST(Exact, OneUlpFails) {
+  const Case c = parse_case("attention b=1 h=1 l=20x3000 d=64 scores=gather");
+  Inputs in(c);
+  Outputs out(c);
+  ASSERT_EQ(judge_host(out, in).outcome, Outcome::pass);
+  const TensorView& o = out.o.view();
+  const Index at = o.at(0, 0, 11, 7);
+  const float x = static_cast<float>(load(o, at));
+  store(o, at, std::nextafter(x, 10.0f));
+  const auto host = make_candidate("host");
+  const Verdict v = judge(in.problem, out.view(), *host->contract(in.problem));
+  EXPECT_EQ(v.outcome, Outcome::fail);
+  EXPECT_EQ(v.failures.at("O is not the exact value"), 1);
+}
+
+// A count that divides exactly: the mean of balanced columns is 0, bit for bit.
+TEST(Exact, BalancedSumsAreZeroBitForBit) {
+  const Case c = parse_case("attention b=1 h=1 l=4x1000 d=16 scores=equal values=balanced");
+  Inputs in(c);
+  Outputs out(c);
+  ASSERT_EQ(judge_host(out, in).outcome, Outcome::pass);
+  for (Index i = 0; i < 4; ++i)
+    for (Index d = 0; d < 16; ++d) EXPECT_EQ(load(out.o.view(), out.o.view().at(0, 0, i, d)), 0);
+}
+
+}  // namespace
+}  // namespace assay

@@ -1,0 +1,41 @@
+#include "harness/shrink.h"
+
+#include <gtest/gtest.h>
+
+namespace assay {
+namespace {
+
+const Case big = parse_case(
+    "attention b=3 h=6/2 l=97x259 d=80/48 dtype=bf16 out=f32 scale=0.25 softcap=50 causal offset=end window=40,3 bool=random@bij bias=normal "
+    "lengths=200,259,100 starts=3,0,9 docs=50,60 alibi sink=2 dropout=0.1:3 scores=growing values=cancel hidden=nan poke=v:0:0:3:1=inf seed=77 "
+    "layout=q:padded,k:strided,v:bshd,o:reversed threads=2");
+
+TEST(Shrink, EveryStepIsAValidCaseThatDiffers) {
+  for (const Case& next : smaller(big)) {
+    EXPECT_FALSE(next == big);
+    EXPECT_EQ(parse_case(print_case(next)), next);
+  }
+  EXPECT_GT(smaller(big).size(), 40u);
+}
+
+// What does not matter goes; what does stays at its threshold.
+TEST(Shrink, FindsTheSmallestCase) {
+  int tried = 0;
+  const auto fails = [&](const Case& c) {
+    ++tried;
+    return c.causal && c.shape.keys > 17 && c.shape.query_heads >= 2;
+  };
+  const Case least = shrink(big, fails, [] { return true; });
+  EXPECT_EQ(print_case(least), "attention b=1 h=2 l=1x18 d=1 dtype=f32 causal");
+  EXPECT_LT(tried, 400);
+  EXPECT_TRUE(shrink(least, fails, [] { return true; }) == least);
+}
+
+TEST(Shrink, StopsWhenAskedTo) {
+  int calls = 0;
+  const Case least = shrink(big, [](const Case&) { return true; }, [&] { return ++calls < 3; });
+  EXPECT_FALSE(least == parse_case("attention b=1 h=1 l=1 d=1"));
+}
+
+}  // namespace
+}  // namespace assay

@@ -1,0 +1,303 @@
+// The checker is checked: outputs that must fail do, with the right words; outputs that must pass do.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "harness/contracts.h"
+#include "harness/run.h"
+#include "kernels/attention.h"
+#include "oracle/ball.h"
+#include "oracle/reference.h"
+#include "oracle/verdict.h"
+
+namespace assay {
+namespace {
+
+using testing::HasSubstr;
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+constexpr double inf = std::numeric_limits<double>::infinity();
+
+// A case with its correctly rounded outputs, by ball arithmetic.
+class VerdictTest : public testing::Test {
+ protected:
+  void prepare(const char* line) {
+    case_ = parse_case(line);
+    inputs_ = std::make_unique<Inputs>(case_);
+    out_ = std::make_unique<Outputs>(case_);
+    contract_ = host_contract(inputs_->problem, "AVX2");
+    const AttentionShape& s = case_.shape;
+    for (Index b = 0; b < s.batch; ++b)
+      for (Index h = 0; h < s.query_heads; ++h)
+        for (Index i = 0; i < s.rows; ++i) {
+          RowVisibility row;
+          evaluate_visibility(inputs_->problem, b, h, i, row);
+          const BallRow ball(inputs_->problem, b, h, i, 128);
+          store(lse(), lse().at(b, h, i, 0), row.visible ? ball.lse() : -inf);
+          for (Index c = 0; c < s.value_dim; ++c) store(o(), o().at(b, h, i, c), row.visible ? ball.o(c) : 0);
+        }
+  }
+  const TensorView& o() const { return out_->o.view(); }
+  const TensorView& lse() const { return out_->lse.view(); }
+  Verdict verdict() const { return judge(inputs_->problem, out_->view(), contract_); }
+  void set_o(Index b, Index h, Index i, Index c, double x) { store(o(), o().at(b, h, i, c), x); }
+  double get_o(Index b, Index h, Index i, Index c) const { return load(o(), o().at(b, h, i, c)); }
+  void expect_failure(const char* words) const {
+    const Verdict v = verdict();
+    EXPECT_EQ(v.outcome, Outcome::fail);
+    EXPECT_THAT(v.reason, HasSubstr(words));
+    EXPECT_GT(v.outside, 0);
+  }
+
+  Case case_;
+  std::unique_ptr<Inputs> inputs_;
+  std::unique_ptr<Outputs> out_;
+  Contract contract_;
+};
+
+constexpr const char* plain = "attention b=2 h=4/2 l=9x13 d=8/6 causal offset=end seed=2";
+
+TEST_F(VerdictTest, CorrectlyRoundedOutputsPass) {
+  for (const char* dtype : {"f32", "f16", "bf16"})
+    for (const char* rest : {"", " causal", " scores=huge values=cancel", " values=near-overflow", " values=subnormal scores=subnormal", " sink=3 softcap=5 alibi", " bool=empty-rows lengths=7,0"}) {
+      prepare((std::string("attention b=2 h=4/2 l=9x13 d=8/6 dtype=") + dtype + rest).c_str());
+      const Verdict v = verdict();
+      EXPECT_EQ(v.outcome, Outcome::pass) << print_case(case_) << "\n" << v.reason;
+      EXPECT_EQ(v.compared_o, 2 * 4 * 9 * 6);
+      EXPECT_EQ(v.compared_lse, 2 * 4 * 9);
+      EXPECT_EQ(v.inside, v.compared_o + v.compared_lse) << print_case(case_);
+    }
+}
+
+TEST_F(VerdictTest, NanFails) {
+  prepare(plain);
+  set_o(1, 2, 3, 4, nan);
+  expect_failure("O is NaN: O[b=1, h=2, row=3, column=4]");
+}
+
+TEST_F(VerdictTest, InfinityFails) {
+  prepare(plain);
+  set_o(0, 0, 8, 5, -inf);
+  expect_failure("O is infinite: O[b=0, h=0, row=8, column=5]");
+}
+
+TEST_F(VerdictTest, NanInLseOnlyFails) {
+  prepare(plain);
+  store(lse(), lse().at(1, 3, 8, 0), nan);
+  expect_failure("LSE is NaN: LSE[b=1, h=3, row=8]");
+}
+
+TEST_F(VerdictTest, InfiniteLseFails) {
+  prepare(plain);
+  store(lse(), lse().at(0, 1, 0, 0), -inf);
+  expect_failure("LSE is infinite");
+}
+
+TEST_F(VerdictTest, AllNanFails) {
+  prepare(plain);
+  for (Index b = 0; b < 2; ++b)
+    for (Index h = 0; h < 4; ++h)
+      for (Index i = 0; i < 9; ++i) {
+        store(lse(), lse().at(b, h, i, 0), nan);
+        for (Index c = 0; c < 6; ++c) set_o(b, h, i, c, nan);
+      }
+  const Verdict v = verdict();
+  EXPECT_EQ(v.outcome, Outcome::fail);
+  EXPECT_EQ(v.outside, v.compared_o + v.compared_lse);
+  EXPECT_EQ(v.nan_found, v.outside);
+}
+
+TEST_F(VerdictTest, ConstantsFail) {
+  for (double constant : {0.0, 1.0, 0.25}) {
+    prepare(plain);
+    for (Index h = 0; h < 4; ++h)
+      for (Index i = 0; i < 9; ++i)
+        for (Index c = 0; c < 6; ++c) set_o(0, h, i, c, constant);
+    expect_failure("O is outside its bound");
+  }
+}
+
+TEST_F(VerdictTest, SwappedRowsHeadsAndTransposedFail) {
+  prepare(plain);
+  for (Index c = 0; c < 6; ++c) {
+    const double x = get_o(0, 1, 2, c);
+    set_o(0, 1, 2, c, get_o(0, 1, 3, c));
+    set_o(0, 1, 3, c, x);
+  }
+  expect_failure("O[b=0, h=1, row=2");
+  prepare(plain);
+  for (Index i = 0; i < 9; ++i)
+    for (Index c = 0; c < 6; ++c) {
+      const double x = get_o(1, 0, i, c);
+      set_o(1, 0, i, c, get_o(1, 1, i, c));
+      set_o(1, 1, i, c, x);
+    }
+  expect_failure("O[b=1, h=0, row=0");
+  prepare("attention b=1 h=1 l=6x9 d=8/6 seed=2");
+  for (Index i = 0; i < 6; ++i)
+    for (Index c = 0; c < i; ++c) {
+      const double x = get_o(0, 0, i, c);
+      set_o(0, 0, i, c, get_o(0, 0, c, i));
+      set_o(0, 0, c, i, x);
+    }
+  expect_failure("O is outside its bound");
+}
+
+// The last representable output inside the bound passes; the next one fails. Both ways, for O and for LSE.
+TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
+  for (const char* line : {"attention b=1 h=1 l=3x13 d=8/6 seed=2", "attention b=1 h=1 l=3x13 d=8/6 dtype=bf16 seed=2", "attention b=1 h=1 l=3x40 d=8/6 dtype=f16 scores=huge seed=2"}) {
+    prepare(line);
+    const Reference reference(inputs_->problem, contract_, case_.out_dtype());
+    const KeyValuesPointer kv = reference.load_head(0, 0);
+    const Index row = 1;
+    const Block block = reference.evaluate(*kv, 0, {&row, 1});
+    for (double direction : {-inf, inf}) {
+      double x = get_o(0, 0, 1, 2);
+      const double correct = x;
+      // Steps of the dtype, away from the exact value, while the verdict passes.
+      auto next = [&](double from) {
+        const double far = from + std::copysign(1.5 * half_ulp(case_.out_dtype(), from), direction);
+        return round_to(case_.out_dtype(), far) == from ? from + std::copysign(2 * half_ulp(case_.out_dtype(), from), direction) : round_to(case_.out_dtype(), far);
+      };
+      int steps = 0;
+      while (set_o(0, 0, 1, 2, x), verdict().outcome == Outcome::pass) x = next(x), ++steps;
+      const double half = case_.out_dtype() == Dtype::f32 ? 0 : half_ulp(case_.out_dtype(), x);
+      const double distance = std::fabs(x - block.o[2]);
+      EXPECT_GT(distance, block.bound[2]) << line;
+      EXPECT_LT(distance, block.bound[2] + 2 * half + 4 * half_ulp(case_.out_dtype(), x)) << line;
+      EXPECT_GE(steps, 1) << line;
+      expect_failure("O is outside its bound");
+      set_o(0, 0, 1, 2, correct);
+    }
+    const Index at = lse().at(0, 0, 1, 0);
+    const double correct = load(lse(), at);
+    float x = static_cast<float>(correct);
+    while (store(lse(), at, x), verdict().outcome == Outcome::pass) x = std::nextafter(x, INFINITY);
+    EXPECT_GT(std::fabs(x - block.lse[0]), block.lse_bound[0]);
+    EXPECT_LT(std::fabs(std::nextafter(x, -INFINITY) - block.lse[0]), block.lse_bound[0] * (1 + 1e-6));
+    expect_failure("LSE is outside its bound");
+  }
+}
+
+TEST_F(VerdictTest, NumbersWhereNanBelongsFail) {
+  prepare("attention b=1 h=2 l=5x7 d=4 poke=v:0:0:3:1=nan");
+  // Column 1 of every row that sees key 3 must be NaN; the balls took the NaN for 0, so it is a number now.
+  expect_failure("O is a number where NaN belongs: O[b=0, h=0, row=0, column=1]");
+  for (Index i = 0; i < 5; ++i) set_o(0, 0, i, 1, nan);
+  EXPECT_EQ(verdict().outcome, Outcome::pass);
+  // One column too many.
+  set_o(0, 0, 4, 2, nan);
+  expect_failure("O is NaN: O[b=0, h=0, row=4, column=2]");
+}
+
+TEST_F(VerdictTest, NanInAQueryReachesItsRowAlone) {
+  prepare("attention b=1 h=2 l=5x7 d=4 poke=q:0:1:3:2=nan");
+  expect_failure("LSE is a number where NaN belongs: LSE[b=0, h=1, row=3]");
+  store(lse(), lse().at(0, 1, 3, 0), nan);
+  expect_failure("O is a number where NaN belongs: O[b=0, h=1, row=3, column=0]");
+  for (Index c = 0; c < 4; ++c) set_o(0, 1, 3, c, nan);
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+}
+
+TEST_F(VerdictTest, NanBehindAMaskBelongsNowhere) {
+  prepare("attention b=1 h=1 l=5x7 d=4 causal poke=k:0:0:6:1=nan;v:0:0:5:2=nan");
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_EQ(verdict().nan_expected, 0);
+}
+
+TEST_F(VerdictTest, InfinitiesFollowTheExtendedReals) {
+  prepare("attention b=1 h=1 l=3x4 d=2 poke=v:0:0:1:0=inf");
+  expect_failure("O is not the infinity that belongs there");
+  for (Index i = 0; i < 3; ++i) set_o(0, 0, i, 0, inf);
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  // Both signs in one column: Inf - Inf.
+  prepare("attention b=1 h=1 l=1x4 d=2 poke=v:0:0:1:0=inf;v:0:0:2:0=-inf");
+  set_o(0, 0, 0, 0, inf);
+  expect_failure("O is a number where NaN belongs");
+  // A score of +Inf.
+  prepare("attention b=1 h=1 l=1x4 d=1 poke=q:0:0:0:0=1;k:0:0:2:0=inf");
+  expect_failure("LSE is a number where NaN belongs");
+  // A score of -Inf leaves its key without weight.
+  prepare("attention b=1 h=1 l=1x2 d=1 scale=1 poke=q:0:0:0:0=1;k:0:0:1:0=-inf;k:0:0:0:0=0.5");
+  store(lse(), lse().at(0, 0, 0, 0), 0.5);
+  set_o(0, 0, 0, 0, load(inputs_->problem.v, inputs_->problem.v.at(0, 0, 0, 0)));
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+}
+
+TEST_F(VerdictTest, FullyMaskedRowsAreZeroAndMinusInfinity) {
+  prepare("attention b=1 h=1 l=4x6 d=4 causal offset=-2");
+  EXPECT_EQ(verdict().outcome, Outcome::pass);
+  set_o(0, 0, 0, 3, 1e-30);
+  expect_failure("a fully masked row of O is not 0");
+  prepare("attention b=1 h=1 l=4x6 d=4 causal offset=-2");
+  store(lse(), lse().at(0, 0, 1, 0), -1e30);
+  expect_failure("LSE of a row without weight is not -inf");
+}
+
+TEST_F(VerdictTest, UntouchedOutputsAreNamed) {
+  prepare(plain);
+  poison(out_->o, Poison::nan);
+  JudgeOptions options;
+  options.untouched = [](const TensorView& t, Index at) { return holds_poison(t, at, Poison::nan); };
+  const Verdict v = judge(inputs_->problem, out_->view(), contract_, options);
+  EXPECT_EQ(v.failures.at("O was not written"), v.compared_o);
+}
+
+TEST_F(VerdictTest, MissingLseFails) {
+  prepare(plain);
+  const Verdict v = judge(inputs_->problem, {out_->o.view(), {}}, contract_);
+  EXPECT_EQ(v.outcome, Outcome::fail);
+  EXPECT_THAT(v.reason, HasSubstr("no LSE"));
+}
+
+TEST_F(VerdictTest, NothingComparedIsNeverAPass) {
+  prepare("attention b=0 h=1 l=4 d=4");
+  EXPECT_EQ(verdict().outcome, Outcome::inconclusive);
+  EXPECT_THAT(verdict().reason, HasSubstr("no output element"));
+}
+
+// Scores that no fp32 kernel can tell apart: only the hull of V and finiteness are asked, and that is no pass.
+TEST_F(VerdictTest, VacuousRowsAreJudgedByTheHull) {
+  prepare("attention b=1 h=1 l=2x5 d=4 bias=minimum-rows@j poke=m:0:0:0:0=-3e38;m:0:0:0:1=-3e38;m:0:0:0:2=-3e38;m:0:0:0:3=-3e38;m:0:0:0:4=-3e38");
+  for (Index i = 0; i < 2; ++i)
+    for (Index c = 0; c < 4; ++c) {
+      double mean = 0;
+      for (Index j = 0; j < 5; ++j) mean += load(inputs_->problem.v, inputs_->problem.v.at(0, 0, j, c)) / 5;
+      set_o(0, 0, i, c, mean);
+    }
+  const Verdict v = verdict();
+  EXPECT_EQ(v.outcome, Outcome::inconclusive) << v.reason;
+  EXPECT_EQ(v.hull_only, 2 * 4 + 2);
+  set_o(0, 0, 1, 2, 100);
+  expect_failure("O is outside the hull of V");
+  set_o(0, 0, 1, 2, nan);
+  expect_failure("O is NaN");
+}
+
+TEST_F(VerdictTest, SampledRowsAreCounted) {
+  prepare("attention b=1 h=2 l=40x13 d=4");
+  JudgeOptions options;
+  options.sample_rows = 5;
+  const Verdict v = judge(inputs_->problem, out_->view(), contract_, options);
+  EXPECT_EQ(v.rows_judged, 10);
+  EXPECT_EQ(v.rows_total, 80);
+  EXPECT_EQ(v.compared_lse, 10);
+}
+
+// A lean far below the bound: every output too small by a few units of 2^-24.
+TEST_F(VerdictTest, ErrorsThatLeanRaiseSuspicionOnly) {
+  prepare("attention b=1 h=4 l=40x64 d=16 seed=3");
+  for (Index h = 0; h < 4; ++h)
+    for (Index i = 0; i < 40; ++i)
+      for (Index c = 0; c < 16; ++c) set_o(0, h, i, c, get_o(0, h, i, c) * (1 - 0x1p-22));
+  JudgeOptions options;
+  options.statistics = true;
+  const Verdict v = judge(inputs_->problem, out_->view(), contract_, options);
+  EXPECT_EQ(v.outside, 0);
+  EXPECT_EQ(v.outcome, Outcome::suspect) << v.slope_t;
+  EXPECT_LT(v.slope_t, -8);
+}
+
+}  // namespace
+}  // namespace assay
