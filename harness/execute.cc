@@ -160,9 +160,9 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
     return result;
   };
   start = std::chrono::steady_clock::now();
-  if (std::string wrong = call_guarded(candidate, c, inputs, first, Poison::nan, c.threads); !wrong.empty()) return failed(std::move(wrong));
+  if (std::string wrong = call_guarded(candidate, c, inputs, first, Poison::nan, static_cast<int>(c.threads)); !wrong.empty()) return failed(std::move(wrong));
   result.candidate_seconds = seconds_since(start);
-  if (std::string wrong = call_guarded(candidate, c, inputs, second, Poison::large, c.threads); !wrong.empty()) return failed(std::move(wrong));
+  if (std::string wrong = call_guarded(candidate, c, inputs, second, Poison::large, static_cast<int>(c.threads)); !wrong.empty()) return failed(std::move(wrong));
   const std::string differs = first_difference(first, second);
 
   start = std::chrono::steady_clock::now();

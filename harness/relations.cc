@@ -47,7 +47,7 @@ std::string negated_values(const Case& c, const Inputs&, Candidate& candidate, c
   Inputs changed(c);
   if (!scale_exactly(changed.v, -1)) return "not applicable: V is not finite";
   Outputs out(c);
-  if (std::string wrong = run(candidate, c, changed, out, c.threads); !wrong.empty()) return "violated: " + wrong;
+  if (std::string wrong = run(candidate, c, changed, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
   negate_elements(out.o.view());
   return verdict_of(first_difference(base, out));
 }
@@ -57,7 +57,7 @@ std::string exchanged_scale(const Case& c, const Inputs&, Candidate& candidate, 
   Inputs changed(c);
   if (!scale_exactly(changed.q, 2) || !scale_exactly(changed.k, 0.5)) return "not applicable: Q or K would round";
   Outputs out(c);
-  if (std::string wrong = run(candidate, c, changed, out, c.threads); !wrong.empty()) return "violated: " + wrong;
+  if (std::string wrong = run(candidate, c, changed, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
   return verdict_of(first_difference(base, out));
 }
 
@@ -89,7 +89,7 @@ std::string unseen_keys(const Case& c, Candidate& candidate, const Outputs& base
     }
   if (overwritten == 0) return "not applicable: every key is seen";
   Outputs out(c);
-  if (std::string wrong = run(candidate, c, changed, out, c.threads); !wrong.empty()) return "violated: " + wrong;
+  if (std::string wrong = run(candidate, c, changed, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
   return verdict_of(first_difference(base, out, rows));
 }
 

@@ -52,6 +52,7 @@ std::vector<Case> smaller(const Case& c) {
     if (c.shape.kv_heads > 1) heads(c.shape.group(), 1);
     heads(c.shape.kv_heads, c.shape.kv_heads);
     if (c.shape.kv_heads > 2) heads(2 * c.shape.group(), 2);
+    if (c.shape.group() > 2) heads(2 * c.shape.kv_heads, c.shape.kv_heads);
   }
   // Features back to their defaults, one at a time.
   step([&](Case& n) { n.keep = {}; });

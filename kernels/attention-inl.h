@@ -94,6 +94,12 @@ HWY_INLINE void multiply_add(Lanes d, std::index_sequence<R...>, const float* HW
   }
 }
 
+// a * b + c, rounded as the register blocks round it on this target (once with FMA, else twice).
+HWY_INLINE float multiply_add_one(float a, float b, float c) {
+  const hn::CappedTag<float, 1> d;
+  return hn::GetLane(hn::MulAdd(hn::Set(d, a), hn::Set(d, b), hn::Set(d, c)));
+}
+
 // scores = scale * Q K^T for one panel of keys.
 template <std::size_t... R>
 HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Index dim, const float* keys, float scale, float* scores, Index score_stride) {
@@ -412,7 +418,7 @@ class RowBlock {
         if (!is_visible(r, key0_ + j)) continue;
         const float w = scores_[r * width_ + j];
         for (Index c = 0; c < s_.value_dim; ++c)
-          row[c] = std::fma(w, values[c / panel_width * panel_width * width_ + j * panel_width + c % panel_width], row[c]);
+          row[c] = multiply_add_one(w, values[c / panel_width * panel_width * width_ + j * panel_width + c % panel_width], row[c]);
       }
     }
   }

@@ -2,6 +2,7 @@
 
 #include <arb.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -67,6 +68,19 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
 
   std::vector<double> q(dim);
   for (std::size_t d = 0; d < dim; ++d) q[d] = finite_or_zero(load(p.q, p.q.at(b, h, i, static_cast<Index>(d))));
+  // A key whose score is -inf keeps no weight; a softcap makes a finite score of an infinite one.
+  const bool q_finite = std::all_of(q.begin(), q.end(), [&, d = Index{0}](double) mutable { return std::isfinite(load(p.q, p.q.at(b, h, i, d++))); });
+  std::vector<double> capped(keys, std::numeric_limits<double>::quiet_NaN());
+  for (std::size_t j = 0; j < keys; ++j) {
+    if (seen.bias[j] == -inf) continue;
+    bool finite = q_finite;
+    for (std::size_t d = 0; finite && d < dim; ++d) finite = std::isfinite(load(p.k, p.k.at(b, g, static_cast<Index>(j), static_cast<Index>(d))));
+    if (finite) continue;
+    const double t = extended_score(p, b, h, i, static_cast<Index>(j));
+    if (t == -inf) seen.bias[j] = -inf;
+    else capped[j] = t;
+  }
+
   // The exponent of a weight needs absolute accuracy: as many bits more as the largest score has before its point.
   double reach = 1;
   for (std::size_t j = 0; j < keys; ++j) {
@@ -101,6 +115,7 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
       arb_tanh(sum.get(), sum.get(), bits);
       arb_mul(sum.get(), sum.get(), cap.get(), bits);
     }
+    if (!std::isnan(capped[j])) arb_set_d(sum.get(), capped[j]);
     // The biases themselves, exactly: visibility.cc has only their sum in double.
     if (p.bias) {
       arb_set_d(term.get(), finite_or_zero(load(p.bias, p.bias.at(b, h, i, static_cast<Index>(j)))));

@@ -25,15 +25,12 @@ class KeyValues {
   std::vector<char> value_not_finite;  // per key: some column is not
   bool any_key_not_finite = false, any_value_not_finite = false;
 
-  // Powers of two that divide every element; infinity where all are 0. Found on first use.
-  struct Quanta {
-    double key = std::numeric_limits<double>::infinity(), value = key;
-  };
-  const Quanta& quanta() const;
+  // The largest power of two that divides every element of K; infinity where all are 0. Found on first use.
+  double key_quantum() const;
 
  private:
-  mutable std::once_flag quanta_once_;
-  mutable Quanta quanta_;
+  mutable std::once_flag quantum_once_;
+  mutable double key_quantum_ = std::numeric_limits<double>::infinity();
 };
 
 // The largest power of two that divides x; infinity for 0, which every power of two divides.

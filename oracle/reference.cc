@@ -120,16 +120,21 @@ bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, cons
     if (t.gap[j] != 0 && !(t.gap[j] > 104.5)) return false;
   double q_quantum = inf;
   for (Index d = 0; d < p.shape.dim; ++d) q_quantum = std::min(q_quantum, quantum_of(q[d]));
-  const double products = q_quantum == inf || kv.quanta().key == inf ? 0 : largest_absolute_dot / (q_quantum * kv.quanta().key);
+  const double products = q_quantum == inf || kv.key_quantum() == inf ? 0 : largest_absolute_dot / (q_quantum * kv.key_quantum());
   if (!(products < 0x1p24)) return false;
-  double values = 0;
+  Index equal = 0;
+  for (Index j = 0; j < t.count; ++j) equal += t.gap[j] == 0;
+  if (equal == 1) return true;
   for (Index c = 0; c < p.shape.value_dim; ++c) {
-    double sum = 0;
+    double sum = 0, quantum = inf;
     for (Index j = 0; j < t.count; ++j)
-      if (t.gap[j] == 0) sum += kv.values_absolute(t.key0 + j, c);
-    values = std::max(values, sum);
+      if (t.gap[j] == 0) {
+        sum += kv.values_absolute(t.key0 + j, c);
+        quantum = std::min(quantum, quantum_of(kv.values(t.key0 + j, c)));
+      }
+    if (!(sum < 0x1p24 * quantum)) return false;
   }
-  return kv.quanta().value == inf || values / kv.quanta().value < 0x1p24;
+  return true;
 }
 
 }  // namespace
@@ -168,12 +173,11 @@ KeyValues::KeyValues(const Attention& p, Index batch, Index head) : b(batch), g(
   values_absolute = values.cwiseAbs();
 }
 
-const KeyValues::Quanta& KeyValues::quanta() const {
-  std::call_once(quanta_once_, [this] {
-    for (Index e = 0; e < keys_transposed.size(); ++e) quanta_.key = std::min(quanta_.key, quantum_of(keys_transposed.data()[e]));
-    for (Index e = 0; e < values.size(); ++e) quanta_.value = std::min(quanta_.value, quantum_of(values.data()[e]));
+double KeyValues::key_quantum() const {
+  std::call_once(quantum_once_, [this] {
+    for (Index e = 0; e < keys_transposed.size(); ++e) key_quantum_ = std::min(key_quantum_, quantum_of(keys_transposed.data()[e]));
   });
-  return quanta_;
+  return key_quantum_;
 }
 
 const double* values_of(const KeyValues& kv, Index key) { return kv.values.data() + key * kv.values.cols(); }
@@ -200,15 +204,11 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
   for (Index j = seen.begin; j < seen.end; ++j) {
     const double bias = seen.bias[static_cast<std::size_t>(j)];
     if (bias == -inf) continue;
-    double t = 0;
-    if (!q_finite || kv.key_not_finite[static_cast<std::size_t>(j)]) {
-      for (Index d = 0; d < s.dim; ++d) t += load(p.q, p.q.at(block.b, block.h, i, d)) * load(p.k, p.k.at(block.b, kv.g, j, d));
-      t *= static_cast<double>(p.scale);
-      if (p.softcap > 0) t = static_cast<double>(p.softcap) * std::tanh(t / static_cast<double>(p.softcap));
-    }
+    const bool suspicious = !q_finite || kv.key_not_finite[static_cast<std::size_t>(j)];
+    const double t = suspicious ? extended_score(p, block.b, block.h, i, j) : 0;
     if (std::isfinite(t) && std::isfinite(bias)) {
       // A softcap makes a finite score of an infinite one.
-      if (!q_finite || kv.key_not_finite[static_cast<std::size_t>(j)]) score[j - block.key0] = t + bias;
+      if (suspicious) score[j - block.key0] = t + bias;
       continue;
     }
     if (t + bias == -inf) {
@@ -476,17 +476,17 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   derive_row_bound(contract_, context_, t, bound);
 
   bool consistent = true;
-  auto meet = [&](double center, double radius, double mid, double low, double ball_radius) {
-    if (!(std::fabs((center - mid) - low) <= radius * (1 + 1e-9) + ball_radius)) consistent = false;
+  auto meet = [&](double center, double center_low, double radius, double mid, double low, double ball_radius) {
+    if (!(std::fabs((center - mid) + (center_low - low)) <= (radius + ball_radius) * (1 + 1e-9))) consistent = false;
   };
-  if (!block.needs_ball[at]) meet(block.lse[at], block.lse_radius[at], ball.lse(), ball.lse_low(), ball.lse_radius());
+  if (!block.needs_ball[at]) meet(block.lse[at], block.lse_low[at], block.lse_radius[at], ball.lse(), ball.lse_low(), ball.lse_radius());
   const bool with_zero = t.has_sink || p.dropout > 0;
   double largest_of_row = 0;
   for (Index c = 0; c < dv; ++c) {
     const auto element = static_cast<std::size_t>(r * dv + c);
     if (block.o_kind[element] != Kind::finite) continue;
     const double o = ball.o(c);
-    if (!block.needs_ball[at]) meet(block.o[element], block.radius[element], o, ball.o_low(c), ball.o_radius(c));
+    if (!block.needs_ball[at]) meet(block.o[element], block.o_low[element], block.radius[element], o, ball.o_low(c), ball.o_radius(c));
     if (!block.exact[at]) {
       ColumnSums sums;
       double partial = 0, largest = 0, hull = with_zero ? std::fabs(o) : 0;

@@ -54,6 +54,13 @@ void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisib
   }
 }
 
+double extended_score(const Attention& p, Index b, Index h, Index i, Index j) {
+  double t = 0;
+  for (Index d = 0; d < p.shape.dim; ++d) t += load(p.q, p.q.at(b, h, i, d)) * load(p.k, p.k.at(b, h / p.shape.group(), j, d));
+  t *= static_cast<double>(p.scale);
+  return p.softcap > 0 ? static_cast<double>(p.softcap) * std::tanh(t / static_cast<double>(p.softcap)) : t;
+}
+
 bool keeps_weight(const Attention& p, Index b, Index h, Index i, Index j) {
   if (p.dropout == 0) return true;
   const r123::Philox4x32::ctr_type counter = {{static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(h), static_cast<std::uint32_t>(b)}};

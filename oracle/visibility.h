@@ -21,6 +21,9 @@ struct RowVisibility {
 // Reuses the storage of `row`.
 void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisibility& row);
 
+// scale * q.k_j after the softcap by extended-real arithmetic: for rows and keys that hold NaN or infinities.
+double extended_score(const Attention& p, Index b, Index h, Index i, Index j);
+
 // Dropout: whether the weight of (b, h, i, j) is kept.
 bool keeps_weight(const Attention& p, Index b, Index h, Index i, Index j);
 

@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <limits>
 
 namespace assay {
@@ -60,6 +62,11 @@ void check_case(const Case& c) {
       checked_product(name, {m.varies[0] ? s.batch : 1, m.varies[1] ? s.query_heads : 1, m.varies[2] ? s.rows : 1,
                              m.varies[3] ? s.keys : 1});
   };
+  auto is_boolean = [](MaskPattern p) { return p <= MaskPattern::future; };
+  if (!is_boolean(c.keep.pattern)) refuse(fmt::format("bool={} is an additive pattern", name_of(c.keep.pattern)));
+  if (c.bias.pattern != MaskPattern::none && is_boolean(c.bias.pattern)) refuse(fmt::format("bias={} is a boolean pattern", name_of(c.bias.pattern)));
+  if (!std::all_of(c.target.begin(), c.target.end(), [](unsigned char x) { return std::isalnum(x) || x == '_' || x == '-'; }))
+    refuse(fmt::format("target='{}' is not a name", c.target));
   mask_fits("bool", c.keep);
   mask_fits("bias", c.bias);
   auto check_dtype = [](std::string_view field, Dtype d) {
@@ -72,6 +79,7 @@ void check_case(const Case& c) {
     refuse(fmt::format("scale={} is not a finite number of at least 0", *c.scale));
   if (!(c.softcap >= 0 && c.softcap < std::numeric_limits<float>::infinity()))
     refuse(fmt::format("softcap={} is not a finite number of at least 0", c.softcap));
+  if (c.sink && !(std::fabs(*c.sink) < std::numeric_limits<float>::infinity())) refuse(fmt::format("sink={} is not a finite number", *c.sink));
   if (!(c.dropout >= 0 && c.dropout < 1)) refuse(fmt::format("dropout={} is outside [0, 1)", c.dropout));
   require_range("window", c.window_left, -1, most);
   require_range("window", c.window_right, -1, most);
@@ -87,6 +95,7 @@ void check_case(const Case& c) {
   require_range("threads", c.threads, 0, 1024);
   require_range("rows", c.sample_rows, 0, most);
   for (const Poke& p : c.pokes) {
+    if (std::string_view("qkvm").find(p.tensor) == std::string_view::npos) refuse(fmt::format("poke={}: the tensors are q, k, v and m", p.tensor));
     Extents shape{s.batch, s.kv_heads, s.keys, s.dim};
     if (p.tensor == 'q') shape = {s.batch, s.query_heads, s.rows, s.dim};
     if (p.tensor == 'v') shape[3] = s.value_dim;
@@ -102,6 +111,7 @@ void check_case(const Case& c) {
 
 Index case_bytes(const Case& c) {
   const AttentionShape& s = c.shape;
+  if (s.batch == 0) return 0;  // the other extents may then be anything, their product included
   const Index in = format(c.dtype).bits / 8, out = format(c.out_dtype()).bits / 8;
   auto mask = [&](const MaskSpec& m, Index bytes) {
     return m.pattern == MaskPattern::none ? 0

@@ -77,7 +77,7 @@ struct Case {
   std::uint64_t seed = 1;
   LayoutKind q_layout{}, k_layout{}, v_layout{}, o_layout{};
   // Candidate options.
-  int threads = 1;
+  Index threads = 1;
   std::string target;  // SIMD target by Highway's name; empty: the best
   Index sample_rows = 0;  // judge only so many seeded rows of each head; 0: all
 

@@ -30,7 +30,7 @@ constexpr int boolean_masks_end = 6;
 // A cursor over the value of one field; every error it throws points at the column it has reached.
 class Cursor {
  public:
-  Cursor(std::string_view line, std::size_t begin, std::size_t end) : line_(line), at_(begin), end_(end) {}
+  Cursor(std::string_view line, std::string_view field, std::size_t begin, std::size_t end) : line_(line), field_(field), at_(begin), end_(end) {}
 
   bool done() const { return at_ == end_; }
   bool accept(char c) {
@@ -46,7 +46,7 @@ class Cursor {
   }
   [[noreturn]] void fail(std::string_view what) const {
     const std::string_view rest = line_.substr(at_, end_ - at_);
-    throw CaseError(at_ + 1, fmt::format("{}, found {}", what, rest.empty() ? "the end of the field" : fmt::format("'{}'", rest)));
+    throw CaseError(at_ + 1, fmt::format("{}: {}, found {}", field_, what, rest.empty() ? "the end of the field" : fmt::format("'{}'", rest)));
   }
   std::string_view word() {
     const std::size_t begin = at_;
@@ -83,7 +83,7 @@ class Cursor {
     at_ += static_cast<std::size_t>(stop - begin);
     return value;
   }
-  std::string_view line_;
+  std::string_view line_, field_;
   std::size_t at_, end_;
 };
 
@@ -262,7 +262,7 @@ const std::vector<Field>& fields() {
       {"layout", "bhsd, bshd, packed, padded, strided, shared-head, shared-batch or reversed; for all, or as q:bshd,o:padded",
        print_layouts, [](Case& c, Cursor& in) { parse_layouts(in, c); }},
       {"threads", "of the candidate; 0: all", [](const Case& c) { return c.threads == 1 ? "" : fmt::format("{}", c.threads); },
-       [](Case& c, Cursor& in) { c.threads = static_cast<int>(std::clamp<Index>(in.integer(), -1, 1 << 20)); }},
+       [](Case& c, Cursor& in) { c.threads = in.integer(); }},
       {"target", "SIMD target by name, as AVX2; default: the best", [](const Case& c) { return c.target; },
        [](Case& c, Cursor& in) { c.target = std::string(in.word()); }},
       {"rows", "judge so many seeded rows of each head; 0: all", [](const Case& c) { return c.sample_rows == 0 ? "" : fmt::format("{}", c.sample_rows); },
@@ -316,7 +316,7 @@ Case parse_case(std::string_view line) {
     seen.push_back(name);
     if (field->is_flag && equals != end) throw CaseError(equals + 1, fmt::format("'{}' is a flag and takes no value", name));
     if (!field->is_flag && equals == end) throw CaseError(end + 1, fmt::format("expected '=' and a value after '{}'", name));
-    Cursor in(line, std::min(equals + 1, end), end);
+    Cursor in(line, name, std::min(equals + 1, end), end);
     field->parse(c, in);
     in.expect_end();
     at = end;

@@ -144,14 +144,15 @@ std::uint64_t encode_scale(double value, ScaleRule rule) {
 double unit_roundoff(Dtype dtype) { return std::ldexp(1.0, -format(dtype).precision); }
 
 double half_min_subnormal(Dtype dtype) {
-  return std::ldexp(1.0, format(dtype).min_exponent - format(dtype).precision);
+  // 2^-1075, that of f64, is no double: rounded up, for it is used as a bound.
+  return std::max(std::ldexp(1.0, format(dtype).min_exponent - format(dtype).precision), 0x1p-1074);
 }
 
 double half_ulp(Dtype dtype, double value) {
   const Format& f = format(dtype);
   if (!std::isfinite(value)) return inf;
   const int exponent = value == 0 ? f.min_exponent : std::max(exponent_of(value), f.min_exponent);
-  return std::ldexp(1.0, exponent - f.precision);
+  return std::max(std::ldexp(1.0, exponent - f.precision), 0x1p-1074);
 }
 
 double overflow_threshold(Dtype dtype) {

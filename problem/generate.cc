@@ -47,10 +47,11 @@ Index ceil_sqrt(Index n) {
 }
 
 // The least power of two C with 2 * scale * C > 104: a score that misses by one bit of the code is so far
-// below the maximum (0) that its weight is 0 even with gradual underflow (e^-104 < 2^-150).
-double subset_gap(double scale) {
+// below the maximum (0) that its weight is 0 even with gradual underflow (e^-104 < 2^-150). Under a tiny scale
+// no C of the dtype does that; the largest one whose sums over a code stay finite has to do.
+double subset_gap(double scale, double largest) {
   double c = 1;
-  while (!(2 * scale * c > 104) && c < 0x1p100) c *= 2;
+  while (!(2 * scale * c > 104) && c * 128 <= largest) c *= 2;
   return c;
 }
 
@@ -100,7 +101,7 @@ double query(const ScoresContext& x, const Position& p) {
       const auto target = static_cast<Index>(row.word(0) % static_cast<std::uint64_t>(std::max<Index>(1, std::min(p.i + 1, c.shape.keys))));
       const std::uint32_t bits_all = (1u << x.code_bits) - 1;
       const std::uint32_t asked = c.scores == Scores::gather ? bits_all : row.word(1) & row.word(2) & bits_all;
-      const double gap = subset_gap(x.scale);
+      const double gap = subset_gap(x.scale, format(c.dtype).max_finite);
       if (p.d < x.code_bits) return asked >> p.d & 1 ? (target >> p.d & 1 ? gap : -gap) : 0;
       return p.d == x.code_bits ? -gap * std::popcount(asked) : 0;
     }
@@ -291,16 +292,21 @@ Inputs::Inputs(const Case& c) {
   const ScoresContext context{c, static_cast<double>(a.scale), static_cast<double>(ceil_sqrt(s.dim)),
                               static_cast<int>(std::min<Index>(std::bit_width(static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1))), s.dim - 1))};
   fill(a.q, [&](const Position& p) { return query(context, p); });
-  auto hidden_or = [&](const Position& p, double visible) {
+  auto is_padding = [&](std::size_t b, Index j) {
+    return (!a.key_lengths.empty() && j >= a.key_lengths[b]) || (!a.key_starts.empty() && j < a.key_starts[b]);
+  };
+  auto hidden_or = [&](const TensorView& t, const Position& p, double visible) {
     if (c.hidden == Hidden::generated) return visible;
-    const auto b = static_cast<std::size_t>(p.b);
-    const bool hidden = (!a.key_lengths.empty() && p.i >= a.key_lengths[b]) || (!a.key_starts.empty() && p.i < a.key_starts[b]);
+    // Where batches share their keys, only what is padding to all of them is hidden.
+    bool hidden = is_padding(static_cast<std::size_t>(p.b), p.i);
+    if (t.stride[0] == 0)
+      for (std::size_t b = 0; b < static_cast<std::size_t>(s.batch); ++b) hidden = hidden && is_padding(b, p.i);
     if (!hidden) return visible;
     constexpr double inf = std::numeric_limits<double>::infinity();
     return c.hidden == Hidden::nan ? std::numeric_limits<double>::quiet_NaN() : c.hidden == Hidden::infinity ? inf : max_of(c.dtype) / 2;
   };
-  fill(a.k, [&](const Position& p) { return hidden_or(p, key(context, p)); });
-  fill(a.v, [&](const Position& p) { return hidden_or(p, value(c, p)); });
+  fill(a.k, [&](const Position& p) { return hidden_or(a.k, p, key(context, p)); });
+  fill(a.v, [&](const Position& p) { return hidden_or(a.v, p, value(c, p)); });
 
   const Extents mask_shape{s.batch, s.query_heads, s.rows, s.keys};
   if (c.bias.pattern != MaskPattern::none) {

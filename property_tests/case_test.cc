@@ -327,6 +327,8 @@ TEST(Case, ImpossibleCases) {
            {"attention softcap=-2", {"softcap", "-2", "at least 0"}},
            {"attention softcap=nan", {"softcap", "nan", "finite"}},
            {"attention softcap=inf", {"softcap", "inf", "finite"}},
+           {"attention sink=nan", {"sink", "nan", "finite"}},
+           {"attention sink=-inf", {"sink", "-inf", "finite"}},
            {"attention dropout=1:0", {"dropout", "1", "[0, 1)"}},
            {"attention dropout=-0.5:0", {"dropout", "-0.5", "[0, 1)"}},
            {"attention dropout=nan:0", {"dropout", "nan", "[0, 1)"}},
@@ -375,8 +377,14 @@ TEST(Case, ImpossibleCases) {
   }
 }
 
-// NaN is not equal to itself: a case with a NaN logit could not be the case that its line says.
-TEST(Case, SinkIsNoNan) { EXPECT_NE(error_of("attention sink=nan").column, 999u); }
+TEST(Case, EveryFieldThatIsNoFlagNeedsAValue) {
+  for (const char* field : {"b", "h", "l", "d", "dtype", "out", "scale", "softcap", "offset", "window", "bool", "bias", "lengths", "starts", "docs", "sink",
+                            "dropout", "scores", "values", "hidden", "poke", "seed", "layout", "threads", "target", "rows"}) {
+    const std::string line = "attention " + std::string(field);
+    EXPECT_EQ(error_of(line).column, line.size() + 1) << line;
+    EXPECT_EQ(error_of(line + "=").column, line.size() + 2) << line << "=";
+  }
+}
 
 // check_case speaks of what a line cannot say either: a Case built by hand has to be printable once it passes.
 TEST(Case, CheckRefusesWhatNoLineCanSay) {

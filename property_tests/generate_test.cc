@@ -97,7 +97,7 @@ TEST(GeneratePinned, Elements) {
   const Inputs in(parse_case(line_with("b=1 h=1 l=2x32 bool=random")));
   std::string row;
   for (Index j = 0; j < 32; ++j) row += in.problem.keep.at(0, 0, 1, j) ? '1' : '0';
-  EXPECT_EQ(row, "KEEPROW");
+  EXPECT_EQ(row, "11011110001111111110111111011111");
 }
 
 // FNV-1a over the doubles in logical order.
@@ -113,9 +113,16 @@ std::uint64_t digest(const Inputs& in, const std::string& tensors) {
 TEST(GeneratePinned, DigestOfEveryFamily) {
   const std::string shape = "b=2 h=4/2 l=19x21 d=6/5";
   const std::array<std::uint64_t, scores_count> of_scores = {
-      0,};
+      0xB5F10DB5E1E9805B, 0xC44528B129405876, 0xF58337942CCE2833, 0xAB9878F58298CF96, 0x841BDEEC7A716393,
+      0xC21C7742DB9DCBBE, 0x57ADA97085DFA742, 0x8569638823D2E943, 0xEBD930391C065E60, 0xCE94BD3FC53314B6,
+      0x3814850B05819A54, 0xB159E5EE6BD4E978, 0x916542D25E77F4BD, 0xAEAA827CC94AEB69, 0x07A35A61463E8F62,
+      0x80794C66F176EFAB, 0x145B4D6C80CC49AE, 0xD78A4A35138B1BC1, 0x05A2369D4AB9C9E4, 0x8BC6E2C6DBFFEEF1,
+      0x2718DF0A2605A625};
   const std::array<std::uint64_t, values_count> of_values = {
-      0,};
+      0xEB27EF8DA41EFD86, 0xE1F64BD7EA9DCFBB, 0x1E1C5DE737453995, 0x5B92A98FF3E06ED6, 0x21D1CEA97CBAAFFF,
+      0x93B416DB64F9C2E3, 0xC805CC4139795865, 0xA33D6DC1BFB61B2F, 0xC5E0F25245220D41, 0x2A4961FDDA95A618,
+      0x285F109E917017C5, 0x5BF9FFA9CB01D98A, 0xB00A5D3D2E126065, 0x604882152A945C25, 0xE12D8F9912239AB8,
+      0xFA99BFF03BC1EB53, 0xE8744C3563B30279, 0x2C6D340426736C65};
   for (int i = 0; i < scores_count; ++i) {
     const std::uint64_t d = digest(Inputs(parse_case(line_with(shape + scores_field(scores_at(i))))), "qk");
     EXPECT_EQ(d, of_scores[static_cast<std::size_t>(i)]) << name_of(scores_at(i)) << std::hex << " 0x" << d;
@@ -298,9 +305,9 @@ TEST(GenerateFamilies, SubsetAndGatherSelectExactly) {
             }
           }
           EXPECT_GE(selected, 1) << fields << " row " << i;
-          if (s == Scores::gather) EXPECT_EQ(selected, 1) << fields << " row " << i;
+          EXPECT_TRUE(s == Scores::subset || selected == 1) << fields << " row " << i << ": " << selected;
         }
-        if (s == Scores::gather && a.shape.rows >= 40 && a.shape.keys >= 40) EXPECT_GT(selected_ever.size(), 10u);
+        EXPECT_TRUE(s == Scores::subset || a.shape.rows < 40 || a.shape.keys < 40 || selected_ever.size() > 10u) << fields;
       }
 }
 
@@ -342,7 +349,7 @@ TEST(GenerateFamilies, NamesMeanWhatTheySay) {
   const auto ties = values_of("scores=ties");
   const TensorView& k = ties->problem.k;
   for_each_position({2, 3, 20, 8}, [&](Index b, Index h, Index i, Index d) {
-    if (i % 3 == 1) EXPECT_EQ(bits_at(k, b, h, i, d), bits_at(k, b, h, 0, d));
+    EXPECT_TRUE(i % 3 != 1 || bits_at(k, b, h, i, d) == bits_at(k, b, h, 0, d)) << i;
   });
 }
 
@@ -542,7 +549,7 @@ TEST(DefaultScale, IsTheNearestFloatForEveryDimension) {
     EXPECT_LT(below * below * d, one) << dim;
     EXPECT_GT(above * above * d, one) << dim;
     // Below a power of two the neighbour is only half as far: then nothing but the exact value will do.
-    if (significand == std::uint64_t{1} << 23) EXPECT_EQ(4 * significand * significand * d, one) << dim;
+    EXPECT_TRUE(significand != std::uint64_t{1} << 23 || 4 * significand * significand * d == one) << dim;
   }
   EXPECT_EQ(default_scale(1), 1.0f);
   EXPECT_EQ(default_scale(64), 0.125f);
@@ -556,8 +563,8 @@ TEST(AlibiSlopes, EightAndTwelveHeads) {
   EXPECT_EQ(default_alibi_slopes(3), (std::vector<float>{0x1p-4f, 0x1p-8f, 0x1p-2f}));
   EXPECT_EQ(default_alibi_slopes(8), (std::vector<float>{0.5f, 0.25f, 0.125f, 0.0625f, 0.03125f, 0.015625f, 0.0078125f, 0.00390625f}));
   // Eight as above, then 2^-0.5, 2^-1.5, 2^-2.5, 2^-3.5: every other one of sixteen.
-  EXPECT_EQ(default_alibi_slopes(12), (std::vector<float>{0.5f, 0.25f, 0.125f, 0.0625f, 0.03125f, 0.015625f, 0.0078125f, 0.00390625f, 0.70710678f, 0.35355339f,
-                                                          0.17677670f, 0.088388348f}));
+  EXPECT_EQ(default_alibi_slopes(12), (std::vector<float>{0.5f, 0.25f, 0.125f, 0.0625f, 0.03125f, 0.015625f, 0.0078125f, 0.00390625f, 0x1.6a09e6p-1f,
+                                                          0x1.6a09e6p-2f, 0x1.6a09e6p-3f, 0x1.6a09e6p-4f}));
 }
 
 TEST(AlibiSlopes, AgreeWithExp2InExtendedPrecision) {
