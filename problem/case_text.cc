@@ -196,7 +196,7 @@ const std::vector<Field>& fields() {
       {"d", "head dimension, or that of Q and K / that of V: 64 or 192/128",
        [](const Case& c) { return print_pair(c.shape.dim, '/', c.shape.value_dim); },
        [](Case& c, Cursor& in) { parse_pair(in, '/', c.shape.dim, c.shape.value_dim); }},
-      {"dtype", "f32, f16 or bf16 of Q, K, V and bias", [](const Case& c) { return std::string(format(c.dtype).name); },
+      {"dtype", "f64, f32, f16 or bf16, of Q, K, V and bias", [](const Case& c) { return std::string(format(c.dtype).name); },
        [](Case& c, Cursor& in) { c.dtype = parse_dtype(in); }},
       {"out", "dtype of O; default: the same", [](const Case& c) { return c.out ? std::string(format(*c.out).name) : ""; },
        [](Case& c, Cursor& in) { c.out = parse_dtype(in); }},

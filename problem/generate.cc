@@ -49,9 +49,9 @@ Index ceil_sqrt(Index n) {
 // The least power of two C with 2 * scale * C > 104: a score that misses by one bit of the code is so far
 // below the maximum (0) that its weight is 0 even with gradual underflow (e^-104 < 2^-150). Under a tiny scale
 // no C of the dtype does that; the largest one whose sums over a code stay finite has to do.
-double subset_gap(double scale, double largest) {
+double subset_gap(double scale, int code_bits, double largest) {
   double c = 1;
-  while (!(2 * scale * c > 104) && c * 128 <= largest) c *= 2;
+  while (!(2 * scale * c > 104) && 2 * c * std::max(code_bits, 1) <= largest) c *= 2;
   return c;
 }
 
@@ -101,7 +101,7 @@ double query(const ScoresContext& x, const Position& p) {
       const auto target = static_cast<Index>(row.word(0) % static_cast<std::uint64_t>(std::max<Index>(1, std::min(p.i + 1, c.shape.keys))));
       const std::uint32_t bits_all = (1u << x.code_bits) - 1;
       const std::uint32_t asked = c.scores == Scores::gather ? bits_all : row.word(1) & row.word(2) & bits_all;
-      const double gap = subset_gap(x.scale, format(c.dtype).max_finite);
+      const double gap = subset_gap(x.scale, x.code_bits, max_of(c.dtype));
       if (p.d < x.code_bits) return asked >> p.d & 1 ? (target >> p.d & 1 ? gap : -gap) : 0;
       return p.d == x.code_bits ? -gap * std::popcount(asked) : 0;
     }

@@ -236,7 +236,8 @@ TEST(DtypeErrors, HandCheckedUnits) {
     Dtype dtype;
     double unit_roundoff, half_min_subnormal, half_ulp_of_one, half_ulp_below_two, half_ulp_of_100;
   };
-  for (const Row& r : {Row{Dtype::f32, 0x1p-24, 0x1p-150, 0x1p-24, 0x1p-24, 0x1p-18}, Row{Dtype::f16, 0x1p-11, 0x1p-25, 0x1p-11, 0x1p-11, 0x1p-5},
+  for (const Row& r : {Row{Dtype::f32, 0x1p-24, 0x1p-150, 0x1p-24, 0x1p-24, 0x1p-18},
+  Row{Dtype::f16, 0x1p-11, 0x1p-25, 0x1p-11, 0x1p-11, 0x1p-5},
                        Row{Dtype::bf16, 0x1p-8, 0x1p-134, 0x1p-8, 0x1p-8, 0x1p-2}, Row{Dtype::f8e4m3, 0x1p-4, 0x1p-10, 0x1p-4, 0x1p-4, 4},
                        Row{Dtype::f8e5m2, 0x1p-3, 0x1p-17, 0x1p-3, 0x1p-3, 8}, Row{Dtype::f4e2m1, 0x1p-2, 0x1p-2, 0x1p-2, 0x1p-2, 16}}) {
     EXPECT_EQ(unit_roundoff(r.dtype), r.unit_roundoff) << format(r.dtype).name;

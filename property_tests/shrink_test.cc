@@ -26,7 +26,7 @@ TEST(Shrink, FindsTheSmallestCase) {
     return c.causal && c.shape.keys > 17 && c.shape.query_heads >= 2;
   };
   const Case least = shrink(big, fails, [] { return true; });
-  EXPECT_EQ(print_case(least), "attention b=1 h=2 l=1x18 d=1 dtype=f32 causal");
+  EXPECT_EQ(print_case(least), "attention b=1 h=2/1 l=1x18 d=1 dtype=f32 causal");
   EXPECT_LT(tried, 400);
   EXPECT_TRUE(shrink(least, fails, [] { return true; }) == least);
 }
