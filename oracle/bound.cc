@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "oracle/lanes.h"
+
 namespace assay {
 namespace {
 
@@ -14,8 +16,40 @@ double sech_squared(double x) {
   return 4 * e / ((1 + e) * (1 + e));
 }
 
-// E_j: |computed score - s_j|.
-void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, std::vector<double>& error) {
+// Reductions in eight lanes: the loops below stay free of them, so that compilers vectorize both.
+double sum_of(const double* x, Index n) {
+  Lanes8 total{};
+  Index j = 0;
+  for (; j + lane_count <= n; j += lane_count) total += load_lanes(x + j);
+  double sum = 0;
+  for (int l = 0; l < lane_count; ++l) sum += total[l];
+  for (; j < n; ++j) sum += x[j];
+  return sum;
+}
+double max_of(const double* x, Index n, double least) {
+  Lanes8 most = least - Lanes8{};
+  Index j = 0;
+  for (; j + lane_count <= n; j += lane_count) most = larger(most, load_lanes(x + j));
+  for (int l = 0; l < lane_count; ++l) least = std::max(least, most[l]);
+  for (; j < n; ++j) least = std::max(least, x[j]);
+  return least;
+}
+
+// Arrays of one row, kept by each thread from row to row.
+struct Scratch {
+  std::vector<double> error, exponent, rescales, defect, weight;
+  void resize(Index n) {
+    for (auto* v : {&error, &exponent, &rescales, &defect, &weight}) v->resize(static_cast<std::size_t>(n));
+  }
+};
+Scratch& scratch_of_thread(Index n) {
+  thread_local Scratch scratch;
+  scratch.resize(n);
+  return scratch;
+}
+
+// E_j: |computed score - s_j|. Entries of masked keys are finite and mean nothing.
+void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
   const double u = c.roundoff, dim = static_cast<double>(x.dim);
   const double n = dot_roundings(c, dim);
   const double relative = (1 + c.query_prescale) * (1 + gamma_factor(n, c.dot_roundoff)) - 1;
@@ -23,110 +57,101 @@ void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, s
   const double per_prefix = c.dot_roundoff * (1 + 2 * n * c.dot_roundoff);
   const double per_absolute = c.dot_roundoff * c.dot_roundoff * n * n + (c.products_rounded ? 1.01 * u : 0);
   const double tau = c.fused_argument && t.additions == 0 && x.softcap == 0 ? 0 : u;
-  const double prescale = c.query_prescale > 0 ? 2 * u : 0;
-  const double score_u = c.score_dtype ? unit_roundoff(*c.score_dtype) : 0;
-  const double score_floor = c.score_dtype ? half_min_subnormal(*c.score_dtype) * std::max(1.0, x.scale) : 0;
+  const double per_score = tau + (c.query_prescale > 0 ? 2 * u : 0);
   const double floor = (2 * dim + 2) * c.product_floor * std::max(1.0, x.scale);
-  error.resize(static_cast<std::size_t>(t.count));
-  for (Index j = 0; j < t.count; ++j) {
-    const double magnitude = std::fabs(t.score[j]);
-    double e = t.absolute[j] * relative;
-    if (ordered) e = std::min(e, per_prefix * t.prefix[j] + per_absolute * t.absolute[j]);
-    e = e * (1 + tau) + magnitude * (tau + prescale);
-    error[static_cast<std::size_t>(j)] = e + floor;
+  if (ordered) {
+    for (Index j = 0; j < t.count; ++j) {
+      const double e = std::min(t.absolute[j] * relative, per_prefix * t.prefix[j] + per_absolute * t.absolute[j]);
+      error[j] = e * (1 + tau) + std::fabs(t.score[j]) * per_score + floor;
+    }
+  } else {
+    for (Index j = 0; j < t.count; ++j) error[j] = t.absolute[j] * relative * (1 + tau) + std::fabs(t.score[j]) * per_score + floor;
   }
   if (x.softcap > 0) {
     // c tanh(t / c): the argument is rounded twice (1/c and the product); the slope between t and t-hat is
     // at most sech^2 at the nearer end; then the error of tanh and the product with c.
     for (Index j = 0; j < t.count; ++j) {
-      double& e = error[static_cast<std::size_t>(j)];
       const double magnitude = std::fabs(t.score[j]);
-      const double argument = e + 2.01 * u * (magnitude + e) + c.scale_error * magnitude;
+      const double argument = error[j] + 2.01 * u * (magnitude + error[j]) + c.scale_error * magnitude;
       const double slope = sech_squared(std::max(0.0, magnitude - argument) / x.softcap);
       const double capped = std::min(x.softcap, magnitude);
-      e = slope * argument + (capped + slope * argument) * (2 * u * c.tanh_ulp + 1.01 * u) + c.product_floor * (1 + x.softcap);
+      error[j] = slope * argument + (capped + slope * argument) * (2 * u * c.tanh_ulp + 1.01 * u) + c.product_floor * (1 + x.softcap);
     }
   }
   if (t.additions > 0) {
     for (Index j = 0; j < t.count; ++j) {
-      if (t.magnitude[j] == 0) continue;  // adding zero is exact
-      double& e = error[static_cast<std::size_t>(j)];
+      if (t.magnitude[j] == 0 || t.gap[j] == inf) continue;  // adding zero is exact
       const double s = std::fabs(t.max - t.gap[j]);
       const double partial = std::fabs(t.score[j]) + t.magnitude[j];
-      e = e * (1 + 2 * u * t.additions) + 2 * u * s + 1.01 * u * t.product[j] + 2 * u * (t.additions - 1) * partial;
+      error[j] = error[j] * (1 + 2 * u * t.additions) + 2 * u * s + 1.01 * u * t.product[j] + 2 * u * (t.additions - 1) * partial;
     }
   }
-  if (score_u > 0)
-    for (Index j = 0; j < t.count; ++j) {
-      double& e = error[static_cast<std::size_t>(j)];
-      e += std::max(score_u * (std::fabs(t.max - t.gap[j]) + e), score_floor);
-    }
+  if (c.score_dtype) {
+    const double score_u = unit_roundoff(*c.score_dtype), score_floor = half_min_subnormal(*c.score_dtype) * std::max(1.0, x.scale);
+    for (Index j = 0; j < t.count; ++j)
+      if (t.gap[j] < inf) error[j] += std::max(score_u * (std::fabs(t.max - t.gap[j]) + error[j]), score_floor);
+  }
 }
 
-struct Rescales {
-  std::vector<double> after;  // per key: maximum updates that can follow its tile
-  double all = 0;
-  Index tiles = 1;
-};
+// Calls body(tile, first, last) for the tiles of a row; keys [first, last) relative to key0.
+template <class Body>
+void for_each_tile(const Contract& c, const RowTruth& t, const Body& body) {
+  for (Index j = 0; j < t.count;) {
+    const Index tile = (t.key0 + j) / c.tile, end = std::min(t.count, (tile + 1) * c.tile - t.key0);
+    body(tile - t.key0 / c.tile, j, end);
+    j = end;
+  }
+}
 
-// How often the running maximum can move after a key's tile: a tile can move it only if its largest possible
+// How often the running maximum can move after each key's tile: a tile can move it only if its largest possible
 // score reaches the running maximum of the smallest possible ones; the correction is exactly 1 otherwise.
-void count_rescales(const Contract& c, const RowTruth& t, const std::vector<double>& error, Rescales& r) {
-  const Index first = t.key0 / c.tile;
-  const Index tiles = t.count == 0 ? 1 : (t.key0 + t.count - 1) / c.tile - first + 1;
-  r.tiles = tiles;
-  r.after.assign(static_cast<std::size_t>(t.count), 0);
+// Returns how often it can move in all.
+double count_rescales(const Contract& c, const RowTruth& t, const double* error, Index tiles, double* after) {
+  const double sink = t.has_sink ? 1 : 0;  // merged at the end: one more possible correction for every key
   if (!c.ordered || c.splits > 1) {
-    r.all = std::max(0.0, static_cast<double>(std::min(tiles, t.live) - 1)) + (c.splits > 1 ? 2 : 0);
-    std::fill(r.after.begin(), r.after.end(), r.all);
-  } else {
-    const auto n = static_cast<std::size_t>(tiles);
-    std::vector<double> high(n, -inf), low(n, -inf);
-    for (Index j = 0; j < t.count; ++j) {
-      if (t.gap[j] == inf) continue;
-      const auto tile = static_cast<std::size_t>((t.key0 + j) / c.tile - first);
-      high[tile] = std::max(high[tile], error[static_cast<std::size_t>(j)] - t.gap[j]);
-      low[tile] = std::max(low[tile], -error[static_cast<std::size_t>(j)] - t.gap[j]);
-    }
-    std::vector<double> moves(n + 1, 0);
-    double running = -inf;
-    for (std::size_t k = 0; k < n; ++k) {
-      moves[k] = running > -inf && high[k] >= running ? 1 : 0;
-      running = std::max(running, low[k]);
-    }
-    for (std::size_t k = n; k-- > 0;) moves[k] += moves[k + 1];
-    r.all = moves[0];
-    for (Index j = 0; j < t.count; ++j) r.after[static_cast<std::size_t>(j)] = moves[static_cast<std::size_t>((t.key0 + j) / c.tile - first) + 1];
+    const double all = std::max(0.0, static_cast<double>(std::min(tiles, t.live) - 1)) + (c.splits > 1 ? 2 : 0) + sink;
+    std::fill_n(after, t.count, all);
+    return all;
   }
-  if (t.has_sink) {  // merged at the end: one more possible correction for every key
-    for (double& a : r.after) a += 1;
-    r.all += 1;
-  }
+  std::vector<double> moves(static_cast<std::size_t>(tiles) + 1, 0);
+  double running = -inf;
+  for_each_tile(c, t, [&](Index tile, Index first, Index last) {
+    double high[lane_count], low[lane_count];
+    std::fill_n(high, lane_count, -inf);
+    std::fill_n(low, lane_count, -inf);
+    for (Index j = first; j < last; ++j) {
+      double &h = high[j % lane_count], &l = low[j % lane_count];
+      h = std::max(h, error[j] - t.gap[j]);
+      l = std::max(l, -error[j] - t.gap[j]);
+    }
+    const double highest = *std::max_element(high, high + lane_count), lowest = *std::max_element(low, low + lane_count);
+    moves[static_cast<std::size_t>(tile)] = running > -inf && highest >= running ? 1 : 0;
+    running = std::max(running, lowest);
+  });
+  for (auto k = static_cast<std::size_t>(tiles); k-- > 0;) moves[k] += moves[k + 1];
+  for_each_tile(c, t, [&](Index tile, Index first, Index last) { std::fill(after + first, after + last, moves[static_cast<std::size_t>(tile) + 1] + sink); });
+  return moves[0] + sink;
 }
 
-// Delta: how far the computed maximum can lie from the exact one.
-double max_error(const RowTruth& t, const std::vector<double>& error) {
-  double delta = 0;
-  for (Index j = 0; j < t.count; ++j) delta = std::max(delta, error[static_cast<std::size_t>(j)] - t.gap[j]);
-  return delta * (1 + 1e-12);
-}
-
-void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t, const std::vector<double>& error, const Rescales& r,
-                     double delta, std::vector<double>& exponent) {
+// H_j; 0 for masked keys.
+void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t, const double* error, const double* rescales, double delta, double* exponent) {
   const double u = c.roundoff;
-  double best = 0;  // score of the maximum; only a folded constant needs it
-  if (c.scale_error > 0 && x.softcap == 0)
-    for (Index j = 0, at = -1; j < t.count; ++j)
-      if (t.gap[j] < inf && (at < 0 || t.gap[j] < t.gap[at])) best = t.score[at = j];
-  exponent.resize(static_cast<std::size_t>(t.count));
+  const double per_argument = c.argument_roundings * u * (1 + 4 * u) + c.exp_ulp_per_unit * 2 * u, per_exp = c.exp_ulp * 2 * u;
   for (Index j = 0; j < t.count; ++j) {
-    const double e = error[static_cast<std::size_t>(j)], argument = t.gap[j] + e + delta;
-    double h = e + c.argument_roundings * u * argument * (1 + 4 * u) + (1 + r.after[static_cast<std::size_t>(j)]) * c.exp_ulp * 2 * u +
-               c.exp_ulp_per_unit * 2 * u * argument;
-    if (c.scale_error > 0 && x.softcap == 0) h += c.scale_error * std::fabs(t.score[j] - best);
-    if (c.fused_argument) h += 1.001 * u * (std::max(std::fabs(t.max - t.gap[j]), std::fabs(t.max)) + delta);
-    exponent[static_cast<std::size_t>(j)] = t.gap[j] == inf ? 0 : h * (1 + 1e-6);
+    const double h = (error[j] + per_argument * (t.gap[j] + error[j] + delta) + (1 + rescales[j]) * per_exp) * (1 + 1e-6);
+    exponent[j] = t.gap[j] < inf ? h : 0;
   }
+  if (c.scale_error > 0 && x.softcap == 0) {
+    // A relative error of the folded constant is common to a row but for score differences.
+    Index best = -1;
+    for (Index j = 0; j < t.count; ++j)
+      if (t.gap[j] < inf && (best < 0 || t.gap[j] < t.gap[best])) best = j;
+    for (Index j = 0; j < t.count; ++j)
+      if (t.gap[j] < inf) exponent[j] += 1.001 * c.scale_error * std::fabs(t.score[j] - t.score[best]);
+  }
+  if (c.fused_argument)
+    for (Index j = 0; j < t.count; ++j)
+      if (t.gap[j] < inf) exponent[j] += 1.002 * u * (std::max(std::fabs(t.max - t.gap[j]), std::fabs(t.max)) + delta);
 }
 
 // Above e^h - 1, without a library call where h is small.
@@ -134,86 +159,83 @@ double expm1_above(double h) { return h <= 1 ? h * (1 + h) : std::expm1(std::min
 
 }  // namespace
 
-double exponent_ratio(const Contract& c, const BoundContext& x, const RowTruth& t, const RowBound& reference, double& largest) {
-  std::vector<double> error, exponent;
-  Rescales rescales;
-  score_errors(c, x, t, error);
-  count_rescales(c, t, error, rescales);
-  exponent_errors(c, x, t, error, rescales, max_error(t, error), exponent);
-  double ratio = 0;
-  largest = 0;
-  for (Index j = 0; j < t.count; ++j) {
-    const auto at = static_cast<std::size_t>(j);
-    // Keys whose weight is no longer a double need no ratio: the floor of exp covers them.
-    if (t.weight[j] == 0) continue;
-    largest = std::max(largest, exponent[at]);
-    ratio = std::max(ratio, exponent[at] / reference.exponent[at]);
-  }
-  return ratio;
+double exponent_ratio(const Contract& c, Index dim) {
+  const double smaller = 0x1p-53 / std::min(c.roundoff, c.dot_roundoff);
+  return smaller * std::max({2.1 * (static_cast<double>(dim) + 2), 65 / std::min(c.exp_ulp, c.tanh_ulp), 15.0});
 }
 
-void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out) {
+void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out, const SumWeights& weights) {
   const double u = c.roundoff;
-  score_errors(c, x, t, out.error);
-  Rescales rescales;
-  count_rescales(c, t, out.error, rescales);
-  out.tiles = rescales.tiles;
-  const double delta = out.delta = max_error(t, out.error);
-  exponent_errors(c, x, t, out.error, rescales, delta, out.exponent);
+  const Index n = t.count;
+  Scratch& s = scratch_of_thread(n);
+  out = {};
+  out.keys = n;
+  out.tiles = n == 0 ? 1 : (t.key0 + n - 1) / c.tile - t.key0 / c.tile + 1;
+  score_errors(c, x, t, s.error.data());
+  // Delta: how far the computed maximum can lie from the exact one.
+  for (Index j = 0; j < n; ++j) s.defect[static_cast<std::size_t>(j)] = s.error[static_cast<std::size_t>(j)] - t.gap[j];
+  const double delta = out.delta = max_of(s.defect.data(), n, 0) * (1 + 1e-12);
+  const double all_rescales = count_rescales(c, t, s.error.data(), out.tiles, s.rescales.data());
+  exponent_errors(c, x, t, s.error.data(), s.rescales.data(), delta, s.exponent.data());
+  out.largest_exponent = max_of(s.exponent.data(), n, 0);
 
-  const double live = static_cast<double>(t.live + (t.has_sink ? 1 : 0));
-  const double n_dot = dot_roundings(c, static_cast<double>(t.live)) + rescales.all + 1 + (c.splits > 1 ? c.splits : 0);
-  const double n_sum = c.ordered ? std::min(live, static_cast<double>(c.tile + rescales.tiles)) : live;
-  out.gamma_dot = gamma_factor(n_dot, c.dot_roundoff);
-  out.gamma_sum = gamma_factor(n_sum + rescales.all + 1 + (c.splits > 1 ? c.splits : 0), u);
+  const double live = static_cast<double>(t.live + (t.has_sink ? 1 : 0)), splits = c.splits > 1 ? c.splits : 0;
+  out.gamma_dot = gamma_factor(dot_roundings(c, static_cast<double>(t.live)) + all_rescales + 1 + splits, c.dot_roundoff);
+  const double n_sum = c.ordered ? std::min(live, static_cast<double>(c.tile + out.tiles)) : live;
+  out.gamma_sum = gamma_factor(n_sum + all_rescales + 1 + splits, u);
 
   const double weight_u = c.weight_dtype ? unit_roundoff(*c.weight_dtype) : 0;
-  const double weight_floor = c.weight_dtype ? half_min_subnormal(*c.weight_dtype) : 0;
   const double unit = std::exp(std::min(0.0, t.max - t.lse) + std::min(delta, 700.0));  // at least 1 / l-hat
+  const double weight_floor = c.weight_dtype ? half_min_subnormal(*c.weight_dtype) * unit : 0;
+  const double exp_floor = c.exp_floor * unit;
   const double dropout = x.dropout ? gamma_factor(3, u) : 0;  // 1 - p, its inverse, and the product with it
   const double rounded_product = c.products_rounded ? 1.01 * u : 0;
+  const double in_sum = c.sum_from_rounded ? 1 : 0;
 
-  const auto n = static_cast<std::size_t>(t.count);
-  out.centred.resize(n);
-  out.absolute.resize(n);
-  out.tail.resize(n);
-  out.zero_centred = out.sum_weight = out.centred_total = out.largest_exponent = 0;
-  double defect = 0, remaining = static_cast<double>(t.live);
-  const Index last_tile = t.count == 0 ? 0 : (t.key0 + t.count - 1) / c.tile;
-  for (std::size_t j = 0; j < n; ++j) {
-    if (t.gap[j] == inf) {
-      out.centred[j] = out.absolute[j] = out.tail[j] = 0;
-      continue;
+  // e^H - 1, from above.
+  double* growth = s.error.data();
+  for (Index j = 0; j < n; ++j) growth[j] = s.exponent[static_cast<std::size_t>(j)] * (1 + s.exponent[static_cast<std::size_t>(j)]);
+  if (out.largest_exponent > 1)
+    for (Index j = 0; j < n; ++j) growth[j] = expm1_above(s.exponent[static_cast<std::size_t>(j)]);
+
+  double remaining = static_cast<double>(t.live);
+  const Index tiles = out.tiles;
+  for_each_tile(c, t, [&](Index tile, Index first, Index last) {
+    // Keys that follow in the order of the sum, those of this tile included: at least as many as really do.
+    const double per_error = c.dot_roundoff * remaining + 1.01 * u * static_cast<double>(tiles - 1 - tile);
+    double live_here = 0;
+    for (Index j = first; j < last; ++j) {
+      const double p = t.weight[j], g = growth[j], e = 1 + g;
+      const double is_live = t.gap[j] < inf ? 1 : 0;
+      const double rho = std::min(p, std::max(weight_u * p, weight_floor));
+      const double omega = (1 + s.rescales[static_cast<std::size_t>(j)]) * exp_floor;
+      const double cast = (1 - in_sum) * rho + dropout * (p + rho);
+      weights.centred[j] = is_live * (p * g + omega + in_sum * e * rho);
+      weights.absolute[j] = is_live * (e * (cast + out.gamma_dot * (p + rho)));
+      weights.tail[j] = is_live * (e * (cast + rounded_product * (p + rho)) + (p * g + omega + e * rho) * per_error);
+      s.defect[static_cast<std::size_t>(j)] = is_live * (p * (g + e * out.gamma_sum) + omega + in_sum * e * rho);
+      s.weight[static_cast<std::size_t>(j)] = p * e;
+      live_here += is_live;
     }
-    const double p = t.weight[j], h = out.exponent[j];
-    const double growth = expm1_above(h), e = 1 + growth;
-    const double rho = std::min(p, std::max(weight_u * p, weight_floor * unit));
-    const double omega = (1 + rescales.after[j]) * c.exp_floor * unit;
-    const double in_sum = c.sum_from_rounded ? e * rho : 0;
-    const double centred = p * growth + omega + in_sum;
-    const double cast = (c.sum_from_rounded ? 0 : rho) + dropout * (p + rho);
-    const bool kept = !t.kept || t.kept[j] != 0;
-    out.centred[j] = kept ? centred : 0;
-    if (!kept) out.zero_centred += centred;
-    out.absolute[j] = kept ? e * (cast + out.gamma_dot * (p + rho)) : 0;
-    const double tile_ends = static_cast<double>(last_tile - (t.key0 + static_cast<Index>(j)) / c.tile);
-    out.tail[j] = kept ? e * (cast + rounded_product * (p + rho)) +
-                             (p * growth + omega + e * rho) * (c.dot_roundoff * remaining + 1.01 * u * tile_ends)
-                       : 0;
-    remaining -= 1;
-    out.centred_total += centred;
-    out.largest_exponent = std::max(out.largest_exponent, h);
-    out.sum_weight += p * e;
-    defect += p * (growth + e * out.gamma_sum) + omega + in_sum;
-  }
+    remaining -= live_here;
+  });
+  out.centred_total = sum_of(weights.centred, n);
+  out.sum_weight = sum_of(s.weight.data(), n);
+  double defect = sum_of(s.defect.data(), n);
+  if (t.kept)
+    for (Index j = 0; j < n; ++j) {
+      if (t.kept[j] != 0) continue;
+      out.zero_centred += weights.centred[j];
+      weights.centred[j] = weights.absolute[j] = weights.tail[j] = 0;
+    }
   if (t.has_sink) {
     const double argument = t.sink_gap + delta;
-    const double h = (c.argument_roundings * u * argument * (1 + 4 * u) + (1 + rescales.all) * c.exp_ulp * 2 * u +
-                      c.exp_ulp_per_unit * 2 * u * argument) * (1 + 1e-6);
-    const double growth = expm1_above(h), omega = (1 + rescales.all) * c.exp_floor * unit;
-    out.zero_centred += t.sink_weight * growth + omega;
-    out.sum_weight += t.sink_weight * (1 + growth);
-    defect += t.sink_weight * (growth + (1 + growth) * out.gamma_sum) + omega;
+    const double h = (c.argument_roundings * u * argument * (1 + 4 * u) + (1 + all_rescales) * c.exp_ulp * 2 * u + c.exp_ulp_per_unit * 2 * u * argument +
+                      (c.fused_argument ? 1.001 * u * (std::fabs(t.max) + t.sink_gap + delta) + c.scale_error * (std::fabs(t.max) + t.sink_gap) : 0)) * (1 + 1e-6);
+    const double sink_growth = expm1_above(h), omega = (1 + all_rescales) * exp_floor;
+    out.zero_centred += t.sink_weight * sink_growth + omega;
+    out.sum_weight += t.sink_weight * (1 + sink_growth);
+    defect += t.sink_weight * (sink_growth + (1 + sink_growth) * out.gamma_sum) + omega;
     out.largest_exponent = std::max(out.largest_exponent, h);
   }
   out.denominator = 1 - defect;
@@ -224,15 +246,15 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
                         : -std::log1p(-defect) + c.log_ulp * 2 * u * (reach + (reach < 0.7 ? 0.5 : 0)) +
                               1.01 * u * (std::fabs(t.max) + std::fabs(t.lse) + 2 * delta) + c.product_floor;
 
-  out.may_overflow = out.must_overflow = false;
   const double g = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
-  for (std::size_t j = 0; j < n; ++j) {
-    if (t.gap[j] == inf) continue;
-    const double unscaled = x.scale > 0 ? 1 / x.scale : 1;
-    const double largest = t.absolute[j] * std::max(1.0, unscaled) * (1 + g) + (t.magnitude ? t.magnitude[j] : 0);
-    if (!(largest * (1 + 1e-6) < c.largest)) out.may_overflow = true;
-    if (std::fabs(t.score[j]) * unscaled > c.largest * (1 + g) * (1 + 1e-6)) out.must_overflow = true;
+  const double unscaled = x.scale > 0 ? 1 / x.scale : 1;
+  for (Index j = 0; j < n; ++j) {
+    const double reached = t.absolute[j] * std::max(1.0, unscaled) * (1 + g) + (t.magnitude ? t.magnitude[j] : 0);
+    s.defect[static_cast<std::size_t>(j)] = t.gap[j] < inf ? reached : 0;
+    s.weight[static_cast<std::size_t>(j)] = t.gap[j] < inf ? std::fabs(t.score[j]) * unscaled : 0;
   }
+  out.may_overflow = !(max_of(s.defect.data(), n, 0) * (1 + 1e-6) < c.largest);
+  out.must_overflow = max_of(s.weight.data(), n, 0) > c.largest * (1 + g) * (1 + 1e-6);
 }
 
 double element_bound(const Contract& c, const RowBound& b, double o, const ColumnSums& sums, double hull, double largest_value) {
@@ -241,10 +263,10 @@ double element_bound(const Contract& c, const RowBound& b, double o, const Colum
   double numerator = sums.absolute + common;
   if (c.ordered && c.splits == 1) numerator = std::min(numerator, (sums.prefix + sums.tail) * (1 + 2 * b.gamma_dot) + common);
   const double weight_u = c.weight_dtype ? unit_roundoff(*c.weight_dtype) : 0;
-  const double weight_floor = c.weight_dtype ? half_min_subnormal(*c.weight_dtype) * static_cast<double>(b.exponent.size()) : 0;
+  const double weight_floor = c.weight_dtype ? half_min_subnormal(*c.weight_dtype) * static_cast<double>(b.keys) : 0;
   const double slack = 1.1 * (weight_u + weight_floor + b.gamma_dot + b.gamma_sum + 4 * u) * largest_value;
   double bound = b.vacuous ? hull + slack : std::min(hull + slack, numerator / b.denominator);
-  bound += (static_cast<double>(b.exponent.size()) + static_cast<double>(b.tiles) + 2) * c.product_floor;
+  bound += (static_cast<double>(b.keys) + static_cast<double>(b.tiles) + 2) * c.product_floor;
   return (bound * (1 + 1.01 * c.division_roundings * u) + 1.01 * c.division_roundings * u * magnitude) * (1 + 1e-9);
 }
 

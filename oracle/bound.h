@@ -39,36 +39,39 @@ struct RowTruth {
   double sink_gap = 0, sink_weight = 0;
 };
 
-// Weights of the sums, and everything of the bound that does not involve V.
+// Everything of the bound that does not involve V.
 struct RowBound {
-  std::vector<double> error;     // E_j: of the computed score
-  std::vector<double> exponent;  // H_j: of the exponent of the effective weight
-  std::vector<double> centred;   // against |v_j - O|
-  std::vector<double> absolute;  // against |v_j|, whatever the order of the sums
-  std::vector<double> tail;      // against |v_j|, where the order is declared
-  double zero_centred = 0;       // centred weight of the sink and of dropped keys: against |O|
-  double sum_weight = 0;         // sum p e^H, times gamma_sum against |O|
+  double zero_centred = 0;  // centred weight of the sink and of dropped keys: against |O|
+  double sum_weight = 0;    // sum p e^H, times gamma_sum against |O|
   double gamma_sum = 0, gamma_dot = 0;
   double denominator = 1;
   double centred_total = 0;
-  double lse = 0;  // bound of LSE, its rounding to binary32 not included
-  double largest_exponent = 0;  // max H_j
-  double delta = 0;
-  Index tiles = 1;
+  double lse = 0;  // bound of LSE
+  double largest_exponent = 0;  // max H_j: the largest relative error of a weight
+  double delta = 0;             // of the row maximum
+  Index keys = 0, tiles = 1;
   bool vacuous = false;         // nothing is left to divide by: only the hull of V remains
   bool may_overflow = false;    // some order of summation could leave the range: NaN and infinity tolerated
   bool must_overflow = false;
 };
 
-void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out);
+// Weights of the sums over V, arrays of RowTruth::count entries that the caller owns.
+struct SumWeights {
+  double* centred;   // against |v_j - O|
+  double* absolute;  // against |v_j|, whatever the order of the sums
+  double* tail;      // against |v_j|, where the order is declared
+};
 
-// max over j of H_j under c divided by H_j in `reference`: how much smaller the exponent errors of c are.
-// Fills largest with max H_j under c.
-double exponent_ratio(const Contract& c, const BoundContext& x, const RowTruth& t, const RowBound& reference, double& largest);
+void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out, const SumWeights& weights);
+
+// The exponent errors H_j of reference.cc are at most this times those of a contract. It computes in fp64 without
+// rescaling, and its exp and tanh are taken to err by up to 64 ulp, which needs no claim about any library. Every
+// term of H_j is linear in a roundoff, and sum |q||k| <= 2 sum of |partial sums| (docs/bounds.md, section 6).
+double exponent_ratio(const Contract& c, Index dim);
 
 struct ColumnSums {
-  double centred = 0, absolute = 0;  // sums of RowBound::centred |v - O| and RowBound::absolute |v|
-  double prefix = 0, tail = 0;       // ordered: the sum of |partial sums of p v|, and of RowBound::tail |v|
+  double centred = 0, absolute = 0;  // sums of centred |v - O| and of absolute |v|
+  double prefix = 0, tail = 0;       // ordered: dot_roundoff times the sum of |partial sums of p v|; sum of tail |v|
 };
 
 // Bound of |Ohat - O| before the rounding to the output dtype; `hull` is the largest |v - O| of the row's hull.

@@ -5,18 +5,6 @@
 
 namespace assay {
 
-Contract Contract::fp64() {
-  Contract c;
-  c.name = "fp64";
-  c.dot_roundoff = c.roundoff = 0x1p-53;
-  c.products_rounded = true;
-  c.largest = std::numeric_limits<double>::max();
-  c.product_floor = 0x1p-1074;
-  c.exp_ulp = c.log_ulp = c.tanh_ulp = 64;
-  c.exp_floor = 0x1p-1020;
-  return c;
-}
-
 std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
   std::vector<Contract> ladder;
   Contract c;

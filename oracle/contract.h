@@ -39,9 +39,6 @@ struct Contract {
   Index row_tile = 64;  // rows a tile; only names places
   int splits = 1;    // of the keys, merged at the end
   bool ordered = false;  // q.k sequential over d, P V sequential over keys, the sum tile by tile: a sharper bound
-
-  // Plain fp64, as reference.cc computes: e0 = 64 ulp for exp needs no claim about any library.
-  static Contract fp64();
 };
 
 // From the strictest to the most lenient: what is tried for a kernel that declares nothing.

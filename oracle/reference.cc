@@ -42,11 +42,13 @@ void load_row(const TensorView& t, Index b, Index h, Index i, std::vector<double
 
 double dropout_scale(const Attention& p) { return p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1; }
 
-// Scratch of a block, padded so that lanes never read past a row.
+// Matrices of a block, kept by each thread from block to block: fresh pages would cost more than the sums.
 struct Scores {
-  RowMajor dot, absolute, prefix, gap, weight;
-  RowMajor bias, magnitude, product, kept;
-  std::vector<double> max, lse, sum;
+  RowMajor q, dot, absolute, prefix, gap, weight, kept_weight;
+  RowMajor magnitude, product, kept;
+  RowMajor centred_weights, absolute_weights, tail_weights;
+  RowMajor o, sum_absolute, sum_tail, sum_centred, sum_prefix;
+  std::vector<double> max, lse;
   std::vector<Index> live;
   int additions = 0;
 };
@@ -186,7 +188,7 @@ Reference::Reference(const Attention& problem, const Contract& contract, Dtype o
   context_ = {problem.shape.dim, static_cast<double>(problem.scale), static_cast<double>(problem.softcap), problem.dropout > 0, out};
 }
 
-Index Reference::block_rows() const { return std::clamp<Index>((Index{1} << 17) / std::max<Index>(problem_.shape.keys, 1), 4, 64); }
+Index Reference::block_rows() const { return std::clamp<Index>((Index{1} << 15) / std::max<Index>(problem_.shape.keys, 1), 8, 48); }
 
 void KeyValuesDeleter::operator()(KeyValues* kv) const { delete kv; }
 
@@ -252,7 +254,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
   const Index dv = s.value_dim;
   const auto n_rows = static_cast<std::size_t>(rows), n_out = static_cast<std::size_t>(rows * dv);
   for (auto* v : {&block.o, &block.o_low, &block.radius, &block.bound}) v->assign(n_out, 0);
-  for (auto* v : {&block.lse, &block.lse_low, &block.lse_radius, &block.lse_bound}) v->assign(n_rows, 0);
+  for (auto* v : {&block.lse, &block.lse_low, &block.lse_radius, &block.lse_bound, &block.slack}) v->assign(n_rows, 0);
   block.o_kind.assign(n_out, Kind::finite);
   block.lse_kind.assign(n_rows, Kind::finite);
   block.underflow_excused.assign(n_out, 0);
@@ -273,14 +275,15 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
   block.visible.assign(static_cast<std::size_t>(rows * n), 0);
   const double sink = p.sink.empty() ? -inf : static_cast<double>(p.sink[static_cast<std::size_t>(h)]);
 
-  RowMajor q = RowMajor::Zero(rows, s.dim);
+  thread_local Scores x;
+  x.q = RowMajor::Zero(rows, s.dim);
   bool any_not_finite = kv.any_key_not_finite || kv.any_value_not_finite || p.bias;
   std::vector<double> q_row;
   for (Index r = 0; r < rows; ++r) {
     load_row(p.q, block.b, h, block.row_index[static_cast<std::size_t>(r)], q_row);
     for (Index d = 0; d < s.dim; ++d) {
-      const double x = q_row[static_cast<std::size_t>(d)];
-      if (std::isfinite(x)) q(r, d) = x;
+      const double element = q_row[static_cast<std::size_t>(d)];
+      if (std::isfinite(element)) x.q(r, d) = element;
       else any_not_finite = true;
     }
   }
@@ -288,14 +291,13 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
   // Scores, weights and their gauges: matrix products and row-wise array arithmetic.
   const double scale = context_.scale;
   const Index padded = round_up(n, 4 * lane_count);
-  Scores x;
-  x.dot.noalias() = q * kv.keys_transposed.middleCols(block.key0, n);
-  x.absolute.noalias() = q.cwiseAbs() * kv.keys_transposed_absolute.middleCols(block.key0, n);
+  x.dot.noalias() = x.q * kv.keys_transposed.middleCols(block.key0, n);
+  x.absolute.noalias() = x.q.cwiseAbs() * kv.keys_transposed_absolute.middleCols(block.key0, n);
   x.dot *= scale;
   x.absolute *= scale;
   if (contract_.ordered && n > 0) {
     x.prefix.resize(rows, padded);
-    for (Index r = 0; r < rows; ++r) prefix_sums(kv, q.row(r).data(), s.dim, block.key0, padded, scale, x.prefix.row(r).data());
+    for (Index r = 0; r < rows; ++r) prefix_sums(kv, x.q.row(r).data(), s.dim, block.key0, padded, scale, x.prefix.row(r).data());
   }
   x.additions = n_rows > 0 ? seen[0].additions : 0;
   x.gap.resize(rows, n);
@@ -341,17 +343,17 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     }
     score = m - score;
     if (kv.any_value_not_finite) classify_values(p, kv, block, r, row, x.gap.row(r).data(), contract_.exp_floor);
-    x.weight.row(r).array() = (score < inf).select((-score).max(-745.0).exp(), 0.0);
+    x.weight.row(r).array() = (-score).max(-745.0).exp();
+    for (Index j = 0; j < n; ++j) x.weight(r, j) = score(j) < inf ? x.weight(r, j) : 0;
     const double sum = x.weight.row(r).sum() + (sink > -inf ? std::exp(sink - m) : 0);
     x.weight.row(r) *= 1 / sum;
     x.lse[static_cast<std::size_t>(r)] = block.lse[static_cast<std::size_t>(r)] = m + std::log(sum);
   }
 
   // Weights of the bound, per row.
-  const Contract fp64 = Contract::fp64();
   std::vector<RowBound> bounds(n_rows);
-  std::vector<double> ratio(n_rows, 0);
-  RowMajor centred = RowMajor::Zero(rows, n), absolute = RowMajor::Zero(rows, n), tail = RowMajor::Zero(rows, n);
+  const double ratio = exponent_ratio(contract_, s.dim);
+  for (RowMajor* m : {&x.centred_weights, &x.absolute_weights, &x.tail_weights}) m->setZero(rows, n);
   for (Index r = 0; r < rows; ++r) {
     const auto at = static_cast<std::size_t>(r);
     if (x.max[at] == -inf) continue;
@@ -374,39 +376,35 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     t.sink_gap = t.max - sink;
     t.sink_weight = t.has_sink ? std::exp(sink - t.lse) : 0;
     RowBound& bound = bounds[at];
-    derive_row_bound(contract_, context_, t, bound);
-    double largest64;
-    ratio[at] = exponent_ratio(fp64, context_, t, bound, largest64);
-    block.needs_ball[at] = !(largest64 < 0x1p-33) || contract_.roundoff < 0x1p-40;
-    for (Index j = 0; j < n; ++j) {
-      centred(r, j) = bound.centred[static_cast<std::size_t>(j)];
-      absolute(r, j) = bound.absolute[static_cast<std::size_t>(j)];
-      tail(r, j) = bound.tail[static_cast<std::size_t>(j)];
-    }
+    derive_row_bound(contract_, context_, t, bound, {x.centred_weights.row(r).data(), x.absolute_weights.row(r).data(), x.tail_weights.row(r).data()});
+    // Every p of the bound is right to a factor of e^H at unit roundoff 2^-53.
+    block.slack[at] = 8 * ratio * bound.largest_exponent + 0x1p-40;
+    block.needs_ball[at] = !(block.slack[at] < 0x1p-16) || contract_.roundoff < 0x1p-40;
     if (bound.must_overflow) block.domain[at] = Domain::must_overflow;
     else if (bound.may_overflow) block.domain[at] = Domain::may_overflow;
     else if (bound.vacuous) block.domain[at] = Domain::vacuous;
     block.exact[at] = contract_.dot_roundoff <= 0x1p-23 && !contract_.query_prescale && !bound.may_overflow && n > 0 &&
-                      is_exact_row(p, kv, q.row(r).data(), t, x.absolute.row(r).maxCoeff() / (scale > 0 ? scale : 1));
+                      is_exact_row(p, kv, x.q.row(r).data(), t, x.absolute.row(r).maxCoeff() / (scale > 0 ? scale : 1));
   }
 
   // Sums against V.
   const Index columns = kv.values.cols();
-  RowMajor kept_weight = p.dropout > 0 ? RowMajor(x.weight.cwiseProduct(x.kept)) : RowMajor();
-  const RowMajor& w = p.dropout > 0 ? kept_weight : x.weight;
+  if (p.dropout > 0) x.kept_weight = x.weight.cwiseProduct(x.kept);
+  const RowMajor& w = p.dropout > 0 ? x.kept_weight : x.weight;
   const auto v = kv.values.middleRows(block.key0, n);
   const auto v_absolute = kv.values_absolute.middleRows(block.key0, n);
-  RowMajor o = RowMajor::Zero(rows, columns), sum_absolute = o, sum_tail = o, sum_centred = o, sum_prefix = o;
+  for (RowMajor* m : {&x.o, &x.sum_absolute, &x.sum_tail, &x.sum_centred, &x.sum_prefix}) m->setZero(rows, columns);
   if (n > 0) {
-    o.noalias() = w * v;
-    sum_absolute.noalias() = absolute * v_absolute;
-    if (contract_.ordered) sum_tail.noalias() = tail * v_absolute;
+    x.o.noalias() = w * v;
+    x.sum_absolute.noalias() = x.absolute_weights * v_absolute;
+    if (contract_.ordered) x.sum_tail.noalias() = x.tail_weights * v_absolute;
     const double tile_end = 1.01 * contract_.roundoff / contract_.dot_roundoff;
     for (Index r = 0; r < rows; ++r) {
       if (contract_.ordered)
-        column_sums<true>(kv, block.key0, n, contract_.tile, centred.row(r).data(), w.row(r).data(), o.row(r).data(), tile_end, sum_centred.row(r).data(), sum_prefix.row(r).data());
+        column_sums<true>(kv, block.key0, n, contract_.tile, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), tile_end,
+                           x.sum_centred.row(r).data(), x.sum_prefix.row(r).data());
       else
-        column_sums<false>(kv, block.key0, n, contract_.tile, centred.row(r).data(), w.row(r).data(), o.row(r).data(), 0, sum_centred.row(r).data(), nullptr);
+        column_sums<false>(kv, block.key0, n, contract_.tile, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), 0, x.sum_centred.row(r).data(), nullptr);
     }
   }
 
@@ -428,11 +426,11 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     const double gamma64 = gamma_factor(n_live + 3, unit64);
     for (Index c = 0; c < dv; ++c) {
       const auto element = static_cast<std::size_t>(r * dv + c), column = static_cast<std::size_t>(c);
-      const double center = block.o[element] = o(r, c);
-      ColumnSums sums{sum_centred(r, c), sum_absolute(r, c), contract_.dot_roundoff * sum_prefix(r, c), sum_tail(r, c)};
+      const double center = block.o[element] = x.o(r, c);
+      const ColumnSums sums{x.sum_centred(r, c), x.sum_absolute(r, c), contract_.dot_roundoff * x.sum_prefix(r, c), x.sum_tail(r, c)};
       const double plain = std::isfinite(bound.gamma_dot) ? sums.absolute / bound.gamma_dot : largest[column];  // at least sum p |v|
       // The same identity at unit roundoff 2^-53: exponents are at most `ratio` times the contract's.
-      block.radius[element] = 1.01 * (std::min(ratio[at], 1.0) * (sums.centred + std::fabs(center) * bound.zero_centred) +
+      block.radius[element] = 1.01 * (std::min(ratio, 1.0) * (sums.centred + std::fabs(center) * bound.zero_centred) +
                                       (gamma64 + 8 * unit64) * plain + std::fabs(center) * bound.sum_weight * gamma64) +
                               n_live * largest[column] * 0x1p-1018 + 0x1p-1060;
       double hull = std::max({high[column] - center, center - low[column], with_zero ? std::fabs(center) : 0});
@@ -457,9 +455,9 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     }
     const double reach = std::fabs(x.lse[at] - x.max[at]) + 1;
     block.lse_bound[at] = bound.lse;
-    block.lse_radius[at] = 1.02 * (std::min(ratio[at], 1.0) * bound.sum_weight * std::min(bound.largest_exponent, 1.0) + gamma64 * bound.sum_weight + n_live * 0x1p-1018) +
+    block.lse_radius[at] = 1.02 * (std::min(ratio, 1.0) * bound.sum_weight * std::min(bound.largest_exponent, 1.0) + gamma64 * bound.sum_weight + n_live * 0x1p-1018) +
                            130 * unit64 * reach + 1.01 * unit64 * (std::fabs(x.max[at]) + std::fabs(x.lse[at]));
-    if (ratio[at] > 1 || bound.largest_exponent > 1) block.needs_ball[at] = 1;
+    if (ratio > 1 || bound.largest_exponent > 1) block.needs_ball[at] = 1;
     std::copy_n(x.weight.row(r).data(), n, block.weight.begin() + r * n);
   }
   return block;
@@ -473,7 +471,9 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   const BallRow ball(p, block.b, block.h, block.row_index[static_cast<std::size_t>(r)], bits);
   const RowTruth t = ball.truth(block.key0, n, contract_.ordered);
   RowBound bound;
-  derive_row_bound(contract_, context_, t, bound);
+  std::vector<double> centred(static_cast<std::size_t>(n)), absolute(centred), tail(centred);
+  derive_row_bound(contract_, context_, t, bound, {centred.data(), absolute.data(), tail.data()});
+  block.slack[at] = 0x1p-40;
 
   bool consistent = true;
   auto meet = [&](double center, double center_low, double radius, double mid, double low, double ball_radius) {
@@ -496,9 +496,9 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
         const double v = kv.values(block.key0 + j, c);
         largest = std::max(largest, std::fabs(v));
         hull = std::max(hull, std::fabs(v - o));
-        sums.centred += bound.centred[key] * std::fabs(v - o);
-        sums.absolute += bound.absolute[key] * std::fabs(v);
-        sums.tail += bound.tail[key] * std::fabs(v);
+        sums.centred += centred[key] * std::fabs(v - o);
+        sums.absolute += absolute[key] * std::fabs(v);
+        sums.tail += tail[key] * std::fabs(v);
         partial += (t.kept && t.kept[j] == 0 ? 0 : t.weight[j]) * v;
         const bool tile_end = (block.key0 + j + 1) % contract_.tile == 0 && j + 1 < n;
         sums.prefix += std::fabs(partial) * (contract_.dot_roundoff + (tile_end ? 1.01 * contract_.roundoff : 0));

@@ -13,9 +13,6 @@ namespace assay {
 namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
-// The bound itself is computed in fp64 from quantities in fp64.
-constexpr double bound_above = 1 + 0x1p-30, bound_below = 1 - 0x1p-30;
-
 enum class Decision { inside, outside, undecided };
 
 // What the output rounding leaves open: every number that rounds to y lies in [low, high].
@@ -30,10 +27,11 @@ Preimage preimage(double y, Dtype out, double arithmetic_roundoff) {
   return {y - h, y + h};
 }
 
-Decision decide(const Preimage& y, double o, double low, double radius, double bound) {
+// `slack` is the relative error of the bound itself.
+Decision decide(const Preimage& y, double o, double low, double radius, double bound, double slack) {
   const double distance = std::max({0.0, (y.low - o) - low, (o - y.high) + low});
-  if (distance + radius <= bound * bound_below || (distance == 0 && radius == 0)) return Decision::inside;
-  if (distance - radius > bound * bound_above) return Decision::outside;
+  if (distance + radius <= bound * (1 - slack) || (distance == 0 && radius == 0)) return Decision::inside;
+  if (distance - radius > bound * (1 + slack)) return Decision::outside;
   // Not a number anywhere ends up here, and stays undecided until it is a failure.
   return Decision::undecided;
 }
@@ -85,7 +83,7 @@ class RowJudge {
   }
   Decision decide_o(const Block& block, Index r, Index c, double y) const {
     const auto e = static_cast<std::size_t>(r * reference_.problem().shape.value_dim + c);
-    return decide(preimage(y, out_.o.dtype, contract_.roundoff), block.o[e], block.o_low[e], block.radius[e], block.bound[e]);
+    return decide(preimage(y, out_.o.dtype, contract_.roundoff), block.o[e], block.o_low[e], block.radius[e], block.bound[e], block.slack[static_cast<std::size_t>(r)]);
   }
 
   bool any_undecided(const Block& block, Index r) const {
@@ -94,7 +92,7 @@ class RowJudge {
     if (block.lse_kind[at] == Kind::finite && out_.lse) {
       const double y = load(out_.lse, out_.lse.at(block.b, block.h, block.row_index[at], 0));
       if (std::isfinite(y) && std::isfinite(block.lse_bound[at]) &&
-          decide({y, y}, block.lse[at], block.lse_low[at], block.lse_radius[at], block.lse_bound[at]) == Decision::undecided)
+          decide({y, y}, block.lse[at], block.lse_low[at], block.lse_radius[at], block.lse_bound[at], block.slack[at]) == Decision::undecided)
         return true;
     }
     for (Index c = 0; c < reference_.problem().shape.value_dim; ++c) {
@@ -156,7 +154,7 @@ class RowJudge {
     }
     if (e.ratio > v.worst_lse.ratio || v.worst_lse.bound == 0) v.worst_lse = e;
     if (std::isnan(bound) || std::isnan(block.lse_radius[at])) tally_.oracle_inconsistent = true;
-    const Decision d = decide({y, y}, block.lse[at], block.lse_low[at], block.lse_radius[at], bound);
+    const Decision d = decide({y, y}, block.lse[at], block.lse_low[at], block.lse_radius[at], bound, block.slack[at]);
     if (d == Decision::outside) return fail(e, "LSE is outside its bound");
     inside();  // undecided at 512 bits: not refuted
   }

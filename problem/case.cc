@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cctype>
 #include <cmath>
 #include <limits>
 
@@ -53,14 +54,13 @@ void check_case(const Case& c) {
   require_range("l (keys)", s.keys, 0, most);
   require_range("d", s.dim, 1, max_head_dim);
   require_range("d (value)", s.value_dim, 1, max_head_dim);
-  checked_product("q", {s.batch, s.query_heads, s.rows, s.dim, 8});
-  checked_product("k", {s.batch, s.kv_heads, s.keys, s.dim, 8});
-  checked_product("v", {s.batch, s.kv_heads, s.keys, s.value_dim, 8});
-  checked_product("o", {s.batch, s.query_heads, s.rows, s.value_dim, 8});
+  // As if every layout were packed and strided, and the batch were not empty: strides are computed all the same.
+  const Index batch = std::max<Index>(s.batch, 1);
+  checked_product("b, h, l and d", {batch, s.query_heads + 2 * s.kv_heads, std::max({s.rows, s.keys, Index{1}}), std::max(s.dim, s.value_dim) + 24, 16});
   auto mask_fits = [&](std::string_view name, const MaskSpec& m) {
     if (m.pattern != MaskPattern::none)
-      checked_product(name, {m.varies[0] ? s.batch : 1, m.varies[1] ? s.query_heads : 1, m.varies[2] ? s.rows : 1,
-                             m.varies[3] ? s.keys : 1});
+      checked_product(name, {m.varies[0] ? std::max<Index>(s.batch, 1) : 1, m.varies[1] ? s.query_heads : 1,
+                             m.varies[2] ? std::max<Index>(s.rows, 1) : 1, m.varies[3] ? std::max<Index>(s.keys, 1) : 1});
   };
   auto is_boolean = [](MaskPattern p) { return p <= MaskPattern::future; };
   if (!is_boolean(c.keep.pattern)) refuse(fmt::format("bool={} is an additive pattern", name_of(c.keep.pattern)));
@@ -113,14 +113,20 @@ Index case_bytes(const Case& c) {
   const AttentionShape& s = c.shape;
   if (s.batch == 0) return 0;  // the other extents may then be anything, their product included
   const Index in = format(c.dtype).bits / 8, out = format(c.out_dtype()).bits / 8;
+  const Index heads_in_pack = s.query_heads + 2 * s.kv_heads;
+  auto tensor = [&](LayoutKind kind, Index heads, Index length, Index columns, Index bytes) {
+    // Padded rows are the widest; a packed tensor has room for all heads of Q, K and V.
+    const Index wide = kind == LayoutKind::strided ? 2 * columns + 1 : kind == LayoutKind::padded ? columns + 24 : columns;
+    return bytes * s.batch * (kind == LayoutKind::packed ? heads_in_pack : heads) * length * wide;
+  };
   auto mask = [&](const MaskSpec& m, Index bytes) {
     return m.pattern == MaskPattern::none ? 0
                                           : bytes * (m.varies[0] ? s.batch : 1) * (m.varies[1] ? s.query_heads : 1) *
                                                 (m.varies[2] ? s.rows : 1) * (m.varies[3] ? s.keys : 1);
   };
-  return s.batch * (s.query_heads * s.rows * (s.dim * in + s.value_dim * out + 4) +
-                    s.kv_heads * s.keys * (s.dim + s.value_dim) * in) +
-         mask(c.keep, 1) + mask(c.bias, in);
+  return tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) + tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, out) +
+         tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) + tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) +
+         4 * s.batch * s.query_heads * s.rows + mask(c.keep, 1) + mask(c.bias, in) + 8 * s.batch * (s.rows + s.keys) + 8 * s.query_heads;
 }
 
 }  // namespace assay

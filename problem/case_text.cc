@@ -264,7 +264,10 @@ const std::vector<Field>& fields() {
       {"threads", "of the candidate; 0: all", [](const Case& c) { return c.threads == 1 ? "" : fmt::format("{}", c.threads); },
        [](Case& c, Cursor& in) { c.threads = in.integer(); }},
       {"target", "SIMD target by name, as AVX2; default: the best", [](const Case& c) { return c.target; },
-       [](Case& c, Cursor& in) { c.target = std::string(in.word()); }},
+       [](Case& c, Cursor& in) {
+         c.target = std::string(in.word());
+         if (c.target.empty()) in.fail("expected a name");
+       }},
       {"rows", "judge so many seeded rows of each head; 0: all", [](const Case& c) { return c.sample_rows == 0 ? "" : fmt::format("{}", c.sample_rows); },
        [](Case& c, Cursor& in) { c.sample_rows = in.integer(); }},
   };

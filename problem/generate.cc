@@ -290,7 +290,7 @@ Inputs::Inputs(const Case& c) {
   }
 
   const ScoresContext context{c, static_cast<double>(a.scale), static_cast<double>(ceil_sqrt(s.dim)),
-                              static_cast<int>(std::min<Index>(std::bit_width(static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1))), s.dim - 1))};
+                              static_cast<int>(std::min<Index>({static_cast<Index>(std::bit_width(static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1)))), s.dim - 1, 31}))};
   fill(a.q, [&](const Position& p) { return query(context, p); });
   auto is_padding = [&](std::size_t b, Index j) {
     return (!a.key_lengths.empty() && j >= a.key_lengths[b]) || (!a.key_starts.empty() && j < a.key_starts[b]);

@@ -98,7 +98,9 @@ Case any_case() {
     p.tensor = "qkvm"[any<std::size_t>(0, c.bias.pattern == MaskPattern::none ? 3 : 4)];
     const bool of_query = p.tensor == 'q' || p.tensor == 'm';
     const Extents shape{s.batch, of_query ? s.query_heads : s.kv_heads, of_query ? s.rows : s.keys,
-                        p.tensor == 'm' ? s.keys : p.tensor == 'v' ? s.value_dim : s.dim};
+                        p.tensor == 'm'   ? s.keys
+                        : p.tensor == 'v' ? s.value_dim
+                                          : s.dim};
     if (element_count(shape) == 0) continue;
     for (std::size_t axis = 0; axis < 4; ++axis) p.position[axis] = any<Index>(0, shape[axis]);
     p.value = std::bit_cast<double>(*rc::gen::arbitrary<std::uint64_t>());
@@ -187,34 +189,56 @@ TEST(Case, GoodLines) {
   for (const Row& r : {
            Row{"", ""},
            Row{" seed=1 threads=1 window=-1,-1 offset=0 softcap=0 rows=0 scores=normal values=normal hidden=generated layout=bhsd dropout=0:0", ""},
-           Row{" out=f32", " out=f32"}, Row{" scale=0.10", " scale=0.1"}, Row{" scale=0", " scale=0"}, Row{" scale=1e-45", " scale=1e-45"},
-           Row{" scale=0.125000000001", " scale=0.125"}, Row{" softcap=30.0", " softcap=30"}, Row{" causal", " causal"},
-           Row{" offset=-7 causal", " causal offset=-7"}, Row{" offset=end", " offset=end"},
+           Row{" out=f32", " out=f32"},
+           Row{" scale=0.10", " scale=0.1"},
+           Row{" scale=0", " scale=0"},
+           Row{" scale=1e-45", " scale=1e-45"},
+           Row{" scale=0.125000000001", " scale=0.125"},
+           Row{" softcap=30.0", " softcap=30"},
+           Row{" causal", " causal"},
+           Row{" offset=-7 causal", " causal offset=-7"},
+           Row{" offset=end", " offset=end"},
            Row{" lengths=5 offset=lengths", " offset=lengths lengths=5"},
-           Row{" offset=1099511627776", " offset=1099511627776"}, Row{" window=3,-1", " window=3,-1"}, Row{" window=0,0", " window=0,0"},
-           Row{" bool=random@bj", " bool=random@bj"}, Row{" bool=tiles@bhij", " bool=tiles"}, Row{" bool=all@", " bool=all@"},
-           Row{" bias=minus-infinity@i finite-min-masks", " bias=minus-infinity@i finite-min-masks"}, Row{" lengths=0", " lengths=0"},
-           Row{" starts=64 lengths=64", " lengths=64 starts=64"}, Row{" docs=5,7,9", " docs=5,7,9"}, Row{" alibi", " alibi"},
-           Row{" sink=-0.50", " sink=-0.5"}, Row{" sink=0", " sink=0"}, Row{" dropout=0.1:7", " dropout=0.1:7"},
+           Row{" offset=1099511627776", " offset=1099511627776"},
+           Row{" window=3,-1", " window=3,-1"},
+           Row{" window=0,0", " window=0,0"},
+           Row{" bool=random@bj", " bool=random@bj"},
+           Row{" bool=tiles@bhij", " bool=tiles"},
+           Row{" bool=all@", " bool=all@"},
+           Row{" bias=minus-infinity@i finite-min-masks", " bias=minus-infinity@i finite-min-masks"},
+           Row{" lengths=0", " lengths=0"},
+           Row{" starts=64 lengths=64", " lengths=64 starts=64"},
+           Row{" docs=5,7,9", " docs=5,7,9"},
+           Row{" alibi", " alibi"},
+           Row{" sink=-0.50", " sink=-0.5"},
+           Row{" sink=0", " sink=0"},
+           Row{" dropout=0.1:7", " dropout=0.1:7"},
            Row{" dropout=0:7", " dropout=0:7"},
            Row{" dropout=0.5:18446744073709551615", " dropout=0.5:18446744073709551615"},
-           Row{" scores=tile-peaks values=one-hot", " scores=tile-peaks values=one-hot"}, Row{" hidden=inf", " hidden=inf"},
+           Row{" scores=tile-peaks values=one-hot", " scores=tile-peaks values=one-hot"},
+           Row{" hidden=inf", " hidden=inf"},
            Row{" poke=v:0:0:63:63=nan", " poke=v:0:0:63:63=nan"},
            Row{" poke=q:0:0:0:0=-0;k:0:0:1:2=-inf", " poke=q:0:0:0:0=-0;k:0:0:1:2=-inf"},
            Row{" poke=q:0:0:0:0=-nan", " poke=q:0:0:0:0=nan"},
            Row{" poke=m:0:0:63:63=0.1 bias=normal", " bias=normal poke=m:0:0:63:63=0.1"},
-           Row{" seed=18446744073709551615", " seed=18446744073709551615"}, Row{" layout=bshd", " layout=bshd"},
-           Row{" layout=q:bshd,k:bshd,v:bshd,o:bshd", " layout=bshd"}, Row{" layout=o:padded,q:bshd", " layout=q:bshd,o:padded"},
-           Row{" layout=k:shared-head,v:shared-batch", " layout=k:shared-head,v:shared-batch"}, Row{" threads=0", " threads=0"},
-           Row{" threads=1024", " threads=1024"}, Row{" target=AVX3_ZEN4", " target=AVX3_ZEN4"}, Row{" rows=5", " rows=5"},
+           Row{" seed=18446744073709551615", " seed=18446744073709551615"},
+           Row{" layout=bshd", " layout=bshd"},
+           Row{" layout=q:bshd,k:bshd,v:bshd,o:bshd", " layout=bshd"},
+           Row{" layout=o:padded,q:bshd", " layout=q:bshd,o:padded"},
+           Row{" layout=k:shared-head,v:shared-batch", " layout=k:shared-head,v:shared-batch"},
+           Row{" threads=0", " threads=0"},
+           Row{" threads=1024", " threads=1024"},
+           Row{" target=AVX3_ZEN4", " target=AVX3_ZEN4"},
+           Row{" rows=5", " rows=5"},
        })
     EXPECT_EQ(print_case(parse_case("attention" + std::string(r.line))), base + r.canonical);
 }
 
 TEST(Case, FieldsLandWhereTheyBelong) {
-  const Case c = parse_case("attention b=3 h=8/2 l=37x512 d=192/128 dtype=bf16 out=f32 scale=0.5 softcap=30 causal offset=-4 window=5,6 bool=random@bj "
-                            "bias=large@hi finite-min-masks lengths=1,2,3 starts=4,5,6 docs=7,8 alibi sink=1.5 dropout=0.25:9 scores=ties "
-                            "values=ramp hidden=huge poke=k:2:1:511:191=-1.5 seed=77 layout=q:bshd,k:packed,v:padded,o:strided threads=3 target=AVX2 rows=4");
+  const Case c = parse_case(
+      "attention b=3 h=8/2 l=37x512 d=192/128 dtype=bf16 out=f32 scale=0.5 softcap=30 causal offset=-4 window=5,6 bool=random@bj "
+      "bias=large@hi finite-min-masks lengths=1,2,3 starts=4,5,6 docs=7,8 alibi sink=1.5 dropout=0.25:9 scores=ties "
+      "values=ramp hidden=huge poke=k:2:1:511:191=-1.5 seed=77 layout=q:bshd,k:packed,v:padded,o:strided threads=3 target=AVX2 rows=4");
   EXPECT_EQ(c.shape, (AttentionShape{3, 8, 2, 37, 512, 192, 128}));
   EXPECT_EQ(c.dtype, Dtype::bf16);
   EXPECT_EQ(c.out, Dtype::f32);
@@ -253,56 +277,85 @@ TEST(Case, MalformedLines) {
   };
   //  "attention " is 10 columns wide, so the first field begins in column 11.
   for (const Row& r : {
-           Row{"", 1, "''", "attention"}, Row{"   ", 4, "''", "attention"}, Row{"gemm b=1", 1, "gemm", "attention"},
+           Row{"", 1, "''", "attention"},
+           Row{"   ", 4, "''", "attention"},
+           Row{"gemm b=1", 1, "gemm", "attention"},
            Row{" attentio", 2, "attentio", "attention"},
-           Row{"attention\tb=1", 1, "attention\tb=1", "attention"}, Row{"attention,b=1", 1, "attention,b=1", "attention"},
-           Row{"attention frobnicate=1", 11, "'frobnicate'", "finite-min-masks"}, Row{"attention B=1", 11, "'B'", "dtype"},
+           Row{"attention\tb=1", 1, "attention\tb=1", "attention"},
+           Row{"attention,b=1", 1, "attention,b=1", "attention"},
+           Row{"attention frobnicate=1", 11, "'frobnicate'", "finite-min-masks"},
+           Row{"attention B=1", 11, "'B'", "dtype"},
            Row{"attention =5", 11, "''", "dtype"},
-           Row{"attention b=1 nonsense", 15, "'nonsense'", "dtype"}, Row{"attention b =1", 12, "b", "="},
-           Row{"attention b=1 b=1", 15, "'b'", "twice"}, Row{"attention causal causal", 18, "'causal'", "twice"},
-           Row{"attention causal=1", 17, "'causal'", "no value"}, Row{"attention causal=", 17, "'causal'", "no value"},
-           Row{"attention alibi=true seed=1", 16, "'alibi'", "no value"}, Row{"attention seed", 15, "'seed'", "="},
+           Row{"attention b=1 nonsense", 15, "'nonsense'", "dtype"},
+           Row{"attention b =1", 12, "b", "="},
+           Row{"attention b=1 b=1", 15, "'b'", "twice"},
+           Row{"attention causal causal", 18, "'causal'", "twice"},
+           Row{"attention causal=1", 17, "'causal'", "no value"},
+           Row{"attention causal=", 17, "'causal'", "no value"},
+           Row{"attention alibi=true seed=1", 16, "'alibi'", "no value"},
+           Row{"attention seed", 15, "'seed'", "="},
            Row{"attention seed b=1", 15, "'seed'", "="},
-           Row{"attention seed=", 16, "end of the field", "integer"}, Row{"attention seed= b=1", 16, "end of the field", "integer"},
-           Row{"attention b=x", 13, "'x'", "integer"}, Row{"attention b=1x", 14, "'x'", "space"},
+           Row{"attention seed=", 16, "end of the field", "integer"},
+           Row{"attention seed= b=1", 16, "end of the field", "integer"},
+           Row{"attention b=x", 13, "'x'", "integer"},
+           Row{"attention b=1x", 14, "'x'", "space"},
            Row{"attention b=+1", 13, "'+1'", "integer"},
-           Row{"attention b=1.5", 14, "'.5'", "space"}, Row{"attention b=0x10", 14, "'x10'", "space"},
+           Row{"attention b=1.5", 14, "'.5'", "space"},
+           Row{"attention b=0x10", 14, "'x10'", "space"},
            Row{"attention b=1,2", 14, "',2'", "space"},
-           Row{"attention b=--1", 13, "'--1'", "integer"}, Row{"attention b=1\n", 14, "'\n'", "space"},
+           Row{"attention b=--1", 13, "'--1'", "integer"},
+           Row{"attention b=1\n", 14, "'\n'", "space"},
            Row{"attention b=9223372036854775808", 13, "9223372036854775808", "integer"},
            Row{"attention d=18446744073709551680", 13, "18446744073709551680", "integer"},
            Row{"attention seed=18446744073709551616", 16, "18446744073709551616", "integer"},
            Row{"attention seed=-1", 16, "'-1'", "at least 0"},
-           Row{"attention h=8/", 15, "end of the field", "integer"}, Row{"attention h=8x2", 14, "'x2'", "space"},
+           Row{"attention h=8/", 15, "end of the field", "integer"},
+           Row{"attention h=8x2", 14, "'x2'", "space"},
            Row{"attention h=8/2/1", 16, "'/1'", "space"},
-           Row{"attention l=5x", 15, "end of the field", "integer"}, Row{"attention l=5/6", 14, "'/6'", "space"},
+           Row{"attention l=5x", 15, "end of the field", "integer"},
+           Row{"attention l=5/6", 14, "'/6'", "space"},
            Row{"attention d=64x64", 15, "'x64'", "space"},
-           Row{"attention dtype=f33", 17, "'f33'", "bf16"}, Row{"attention dtype=", 17, "end of the field", "bf16"},
+           Row{"attention dtype=f33", 17, "'f33'", "bf16"},
+           Row{"attention dtype=", 17, "end of the field", "bf16"},
            Row{"attention out=float", 15, "'float'", "bf16"},
-           Row{"attention scale=abc", 17, "'abc'", "number"}, Row{"attention scale=1e-99", 17, "'1e-99'", "number"},
+           Row{"attention scale=abc", 17, "'abc'", "number"},
+           Row{"attention scale=1e-99", 17, "'1e-99'", "number"},
            Row{"attention softcap=1e39", 19, "'1e39'", "number"},
-           Row{"attention scale=0.5f", 20, "'f'", "space"}, Row{"attention offset=begin", 18, "'begin'", "integer"},
+           Row{"attention scale=0.5f", 20, "'f'", "space"},
+           Row{"attention offset=begin", 18, "'begin'", "integer"},
            Row{"attention offset=end1", 18, "'end1'", "integer"},
-           Row{"attention window=3", 19, "end of the field", "','"}, Row{"attention window=3;4", 19, "';4'", "','"},
+           Row{"attention window=3", 19, "end of the field", "','"},
+           Row{"attention window=3;4", 19, "';4'", "','"},
            Row{"attention window=,4", 18, "',4'", "integer"},
-           Row{"attention window=1,2,3", 21, "',3'", "space"}, Row{"attention bool=none", 16, "'none'", "empty-rows"},
+           Row{"attention window=1,2,3", 21, "',3'", "space"},
+           Row{"attention bool=none", 16, "'none'", "empty-rows"},
            Row{"attention bool=normal", 16, "'normal'", "empty-rows"},
-           Row{"attention bias=random", 16, "'random'", "minimum-rows"}, Row{"attention bool=random@x", 23, "'x'", "space"},
+           Row{"attention bias=random", 16, "'random'", "minimum-rows"},
+           Row{"attention bool=random@x", 23, "'x'", "space"},
            Row{"attention bool=random@jb", 24, "'b'", "space"},
-           Row{"attention bool=random@bb", 24, "'b'", "space"}, Row{"attention lengths=5,", 21, "end of the field", "integer"},
+           Row{"attention bool=random@bb", 24, "'b'", "space"},
+           Row{"attention lengths=5,", 21, "end of the field", "integer"},
            Row{"attention lengths=", 19, "end of the field", "integer"},
-           Row{"attention docs=5;6", 17, "';6'", "space"}, Row{"attention sink=", 16, "end of the field", "number"},
+           Row{"attention docs=5;6", 17, "';6'", "space"},
+           Row{"attention sink=", 16, "end of the field", "number"},
            Row{"attention dropout=0.1", 22, "end of the field", "':'"},
-           Row{"attention dropout=0.1:", 23, "end of the field", "integer"}, Row{"attention dropout=0.1:-1", 23, "'-1'", "at least 0"},
-           Row{"attention scores=normall", 18, "'normall'", "heavy-tail"}, Row{"attention scores=", 18, "end of the field", "heavy-tail"},
-           Row{"attention values=flat", 18, "'flat'", "head-number"}, Row{"attention hidden=zero", 18, "'zero'", "huge"},
+           Row{"attention dropout=0.1:", 23, "end of the field", "integer"},
+           Row{"attention dropout=0.1:-1", 23, "'-1'", "at least 0"},
+           Row{"attention scores=normall", 18, "'normall'", "heavy-tail"},
+           Row{"attention scores=", 18, "end of the field", "heavy-tail"},
+           Row{"attention values=flat", 18, "'flat'", "head-number"},
+           Row{"attention hidden=zero", 18, "'zero'", "huge"},
            Row{"attention poke=w:0:0:0:0=1", 16, "'w:0:0:0:0=1'", "q, k, v, m"},
-           Row{"attention poke=v:0:0:0=1", 23, "'=1'", "':'"}, Row{"attention poke=v:0:0:0:0", 25, "end of the field", "'='"},
+           Row{"attention poke=v:0:0:0=1", 23, "'=1'", "':'"},
+           Row{"attention poke=v:0:0:0:0", 25, "end of the field", "'='"},
            Row{"attention poke=v:0:0:0:0=", 26, "end of the field", "number"},
            Row{"attention poke=v:0:0:0:0=1;", 28, "end of the field", "q, k, v, m"},
-           Row{"attention layout=rows", 18, "'rows'", "shared-batch"}, Row{"attention layout=x:bshd", 18, "'x:bshd'", "q, k, v, o"},
-           Row{"attention layout=q:bshd;k:bshd", 24, "';k:bshd'", "space"}, Row{"attention layout=q:", 20, "end of the field", "bhsd"},
-           Row{"attention layout=q:bshd,", 25, "end of the field", "q, k, v, o"}, Row{"attention threads=two", 19, "'two'", "integer"},
+           Row{"attention layout=rows", 18, "'rows'", "shared-batch"},
+           Row{"attention layout=x:bshd", 18, "'x:bshd'", "q, k, v, o"},
+           Row{"attention layout=q:bshd;k:bshd", 24, "';k:bshd'", "space"},
+           Row{"attention layout=q:", 20, "end of the field", "bhsd"},
+           Row{"attention layout=q:bshd,", 25, "end of the field", "q, k, v, o"},
+           Row{"attention threads=two", 19, "'two'", "integer"},
            Row{"attention target=AVX2!", 22, "'!'", "space"},
        }) {
     const CaseError e = error_of(r.line);
@@ -314,10 +367,23 @@ TEST(Case, MalformedLines) {
 
 // A fault inside a value names its field: whoever reads a log sees the message without the line.
 TEST(Case, ValueErrorsNameTheirField) {
-  for (const auto& [field, value] : std::vector<std::pair<std::string, std::string>>{
-           {"seed", "x"}, {"dtype", "f33"}, {"scale", "abc"}, {"offset", "begin"}, {"window", "3"}, {"bool", "none"}, {"bias", "random"}, {"lengths", "5,"},
-           {"starts", "z"}, {"docs", "5;6"}, {"sink", "-"}, {"dropout", "0.1"}, {"hidden", "zero"}, {"poke", "w:0"}, {"layout", "rows"}, {"threads", "two"},
-           {"rows", "9223372036854775808"}})
+  for (const auto& [field, value] : std::vector<std::pair<std::string, std::string>>{{"seed", "x"},
+                                                                                     {"dtype", "f33"},
+                                                                                     {"scale", "abc"},
+                                                                                     {"offset", "begin"},
+                                                                                     {"window", "3"},
+                                                                                     {"bool", "none"},
+                                                                                     {"bias", "random"},
+                                                                                     {"lengths", "5,"},
+                                                                                     {"starts", "z"},
+                                                                                     {"docs", "5;6"},
+                                                                                     {"sink", "-"},
+                                                                                     {"dropout", "0.1"},
+                                                                                     {"hidden", "zero"},
+                                                                                     {"poke", "w:0"},
+                                                                                     {"layout", "rows"},
+                                                                                     {"threads", "two"},
+                                                                                     {"rows", "9223372036854775808"}})
     EXPECT_THAT(error_of("attention " + field + "=" + value).what(), HasSubstr(field)) << value;
 }
 
@@ -403,8 +469,8 @@ TEST(Case, ImpossibleCases) {
 }
 
 TEST(Case, EveryFieldThatIsNoFlagNeedsAValue) {
-  for (const char* field : {"b", "h", "l", "d", "dtype", "out", "scale", "softcap", "offset", "window", "bool", "bias", "lengths", "starts", "docs", "sink",
-                            "dropout", "scores", "values", "hidden", "poke", "seed", "layout", "threads", "target", "rows"}) {
+  for (const char* field : {"b",      "h",    "l",    "d",       "dtype",  "out",    "scale",  "softcap", "offset", "window", "bool",    "bias",   "lengths",
+                            "starts", "docs", "sink", "dropout", "scores", "values", "hidden", "poke",    "seed",   "layout", "threads", "target", "rows"}) {
     const std::string line = "attention " + std::string(field);
     EXPECT_EQ(error_of(line).column, line.size() + 1) << line;
     EXPECT_EQ(error_of(line + "=").column, line.size() + 2) << line << "=";
@@ -430,9 +496,7 @@ TEST(Case, CheckRefusesWhatNoLineCanSay) {
   EXPECT_TRUE(refuses([](Case& c) { c.pokes = {Poke{'x', {}, 1}}; })) << "a poke into no tensor";
 }
 
-TEST(Case, BytesOfAnEmptyBatchAreZeroHoweverLargeTheRest) {
-  EXPECT_EQ(case_bytes(parse_case("attention b=0 h=1099511627776 l=1099511627776x5 d=1")), 0);
-}
+TEST(Case, BytesOfAnEmptyBatchAreZeroHoweverLargeTheRest) { EXPECT_EQ(case_bytes(parse_case("attention b=0 h=1099511627776 l=1099511627776x5 d=1")), 0); }
 
 TEST(Case, Bytes) {
   // Q 2*8*5*16, K and V 2*2*7*(16 + 4), O 2*8*5*4 elements; the LSE is binary32.
@@ -443,9 +507,10 @@ TEST(Case, Bytes) {
 
 TEST(Case, HelpExplainsEveryFieldAndName) {
   const std::string help = case_help();
-  std::istringstream line(print_case(parse_case("attention b=2 h=4/2 l=5x6 d=7/8 dtype=f16 out=f32 scale=2 softcap=3 causal offset=1 window=1,2 bool=all bias=constant "
-                                                "finite-min-masks lengths=1 starts=1 docs=1 alibi sink=1 dropout=0.5:1 scores=flat values=ones hidden=nan "
-                                                "poke=q:0:0:0:0=1 seed=2 layout=bshd threads=2 target=AVX2 rows=1")));
+  std::istringstream line(
+      print_case(parse_case("attention b=2 h=4/2 l=5x6 d=7/8 dtype=f16 out=f32 scale=2 softcap=3 causal offset=1 window=1,2 bool=all bias=constant "
+                            "finite-min-masks lengths=1 starts=1 docs=1 alibi sink=1 dropout=0.5:1 scores=flat values=ones hidden=nan "
+                            "poke=q:0:0:0:0=1 seed=2 layout=bshd threads=2 target=AVX2 rows=1")));
   std::string word;
   line >> word;
   int fields = 0;

@@ -70,29 +70,98 @@ void expect_landmarks(Dtype dtype, const std::vector<Landmark>& table) {
 }
 
 TEST(DtypeDecode, E2M1AllCodes) {
-  expect_landmarks(Dtype::f4e2m1, {{0, 0.0}, {1, 0.5}, {2, 1.0}, {3, 1.5}, {4, 2.0}, {5, 3.0}, {6, 4.0}, {7, 6.0},
-                                   {8, -0.0}, {9, -0.5}, {10, -1.0}, {11, -1.5}, {12, -2.0}, {13, -3.0}, {14, -4.0}, {15, -6.0}});
+  expect_landmarks(Dtype::f4e2m1, {{0, 0.0},
+                                   {1, 0.5},
+                                   {2, 1.0},
+                                   {3, 1.5},
+                                   {4, 2.0},
+                                   {5, 3.0},
+                                   {6, 4.0},
+                                   {7, 6.0},
+                                   {8, -0.0},
+                                   {9, -0.5},
+                                   {10, -1.0},
+                                   {11, -1.5},
+                                   {12, -2.0},
+                                   {13, -3.0},
+                                   {14, -4.0},
+                                   {15, -6.0}});
 }
 
 TEST(DtypeDecode, Landmarks) {
-  expect_landmarks(Dtype::f8e4m3, {{0x00, 0.0}, {0x80, -0.0}, {0x01, 0.001953125}, {0x07, 0.013671875}, {0x08, 0.015625}, {0x09, 0.017578125},
-                                   {0x30, 0.5}, {0x38, 1.0}, {0x39, 1.125}, {0xB8, -1.0}, {0x40, 2.0}, {0x44, 3.0}, {0x77, 240.0},
-                                   {0x78, 256.0}, {0x7D, 416.0}, {0x7E, 448.0}, {0xFE, -448.0}, {0x7F, nan}, {0xFF, nan}});
-  expect_landmarks(Dtype::f8e5m2, {{0x00, 0.0}, {0x80, -0.0}, {0x01, 0x1p-16}, {0x03, 0x3p-16}, {0x04, 0x1p-14}, {0x05, 0x5p-16}, {0x38, 0.5},
-                                   {0x3C, 1.0}, {0x3D, 1.25}, {0xBC, -1.0}, {0x40, 2.0}, {0x42, 3.0}, {0x7A, 49152.0}, {0x7B, 57344.0},
-                                   {0xFB, -57344.0}, {0x7D, nan}, {0x7E, nan}, {0x7F, nan}, {0xFD, nan}, {0xFF, nan}});
+  expect_landmarks(Dtype::f8e4m3, {{0x00, 0.0},
+                                   {0x80, -0.0},
+                                   {0x01, 0.001953125},
+                                   {0x07, 0.013671875},
+                                   {0x08, 0.015625},
+                                   {0x09, 0.017578125},
+                                   {0x30, 0.5},
+                                   {0x38, 1.0},
+                                   {0x39, 1.125},
+                                   {0xB8, -1.0},
+                                   {0x40, 2.0},
+                                   {0x44, 3.0},
+                                   {0x77, 240.0},
+                                   {0x78, 256.0},
+                                   {0x7D, 416.0},
+                                   {0x7E, 448.0},
+                                   {0xFE, -448.0},
+                                   {0x7F, nan},
+                                   {0xFF, nan}});
+  expect_landmarks(Dtype::f8e5m2, {{0x00, 0.0},      {0x80, -0.0}, {0x01, 0x1p-16}, {0x03, 0x3p-16}, {0x04, 0x1p-14}, {0x05, 0x5p-16}, {0x38, 0.5},
+                                   {0x3C, 1.0},      {0x3D, 1.25}, {0xBC, -1.0},    {0x40, 2.0},     {0x42, 3.0},     {0x7A, 49152.0}, {0x7B, 57344.0},
+                                   {0xFB, -57344.0}, {0x7D, nan},  {0x7E, nan},     {0x7F, nan},     {0xFD, nan},     {0xFF, nan}});
   EXPECT_EQ(decode(Dtype::f8e5m2, 0x7C), inf);  // has a code, but encode() saturates and never gives it
   EXPECT_EQ(decode(Dtype::f8e5m2, 0xFC), -inf);
-  expect_landmarks(Dtype::f16, {{0x0000, 0.0}, {0x8000, -0.0}, {0x0001, 0x1p-24}, {0x03FF, 0x3FFp-24}, {0x0400, 0x1p-14}, {0x3555, 0.333251953125},
-                                {0x3C00, 1.0}, {0x3C01, 1.0009765625}, {0xC000, -2.0}, {0x7BFF, 65504.0}, {0xFBFF, -65504.0}, {0x7C00, inf},
-                                {0xFC00, -inf}, {0x7C01, nan}, {0x7E00, nan}, {0xFFFF, nan}});
-  expect_landmarks(Dtype::bf16, {{0x0000, 0.0}, {0x8000, -0.0}, {0x0001, 0x1p-133}, {0x007F, 0x7Fp-133}, {0x0080, 0x1p-126}, {0x3F80, 1.0},
-                                 {0x3F81, 1.0078125}, {0x4049, 3.140625}, {0xC000, -2.0}, {0x7F7F, 0xFFp120}, {0xFF7F, -0xFFp120},
-                                 {0x7F80, inf}, {0xFF80, -inf}, {0x7F81, nan}, {0x7FC0, nan}, {0xFFFF, nan}});
-  expect_landmarks(Dtype::f32, {{0x00000000, 0.0}, {0x80000000, -0.0}, {0x00000001, 0x1p-149}, {0x007FFFFF, 0x7FFFFFp-149}, {0x00800000, 0x1p-126},
-                                {0x3DCCCCCD, 0.100000001490116119384765625}, {0x3F800000, 1.0}, {0x3F800001, 1.00000011920928955078125},
-                                {0x40490FDB, 3.1415927410125732421875}, {0xC0000000, -2.0}, {0x4B800000, 16777216.0}, {0x7F7FFFFF, 0xFFFFFFp104},
-                                {0xFF7FFFFF, -0xFFFFFFp104}, {0x7F800000, inf}, {0xFF800000, -inf}, {0x7F800001, nan}, {0x7FC00000, nan}});
+  expect_landmarks(Dtype::f16, {{0x0000, 0.0},
+                                {0x8000, -0.0},
+                                {0x0001, 0x1p-24},
+                                {0x03FF, 0x3FFp-24},
+                                {0x0400, 0x1p-14},
+                                {0x3555, 0.333251953125},
+                                {0x3C00, 1.0},
+                                {0x3C01, 1.0009765625},
+                                {0xC000, -2.0},
+                                {0x7BFF, 65504.0},
+                                {0xFBFF, -65504.0},
+                                {0x7C00, inf},
+                                {0xFC00, -inf},
+                                {0x7C01, nan},
+                                {0x7E00, nan},
+                                {0xFFFF, nan}});
+  expect_landmarks(Dtype::bf16, {{0x0000, 0.0},
+                                 {0x8000, -0.0},
+                                 {0x0001, 0x1p-133},
+                                 {0x007F, 0x7Fp-133},
+                                 {0x0080, 0x1p-126},
+                                 {0x3F80, 1.0},
+                                 {0x3F81, 1.0078125},
+                                 {0x4049, 3.140625},
+                                 {0xC000, -2.0},
+                                 {0x7F7F, 0xFFp120},
+                                 {0xFF7F, -0xFFp120},
+                                 {0x7F80, inf},
+                                 {0xFF80, -inf},
+                                 {0x7F81, nan},
+                                 {0x7FC0, nan},
+                                 {0xFFFF, nan}});
+  expect_landmarks(Dtype::f32, {{0x00000000, 0.0},
+                                {0x80000000, -0.0},
+                                {0x00000001, 0x1p-149},
+                                {0x007FFFFF, 0x7FFFFFp-149},
+                                {0x00800000, 0x1p-126},
+                                {0x3DCCCCCD, 0.100000001490116119384765625},
+                                {0x3F800000, 1.0},
+                                {0x3F800001, 1.00000011920928955078125},
+                                {0x40490FDB, 3.1415927410125732421875},
+                                {0xC0000000, -2.0},
+                                {0x4B800000, 16777216.0},
+                                {0x7F7FFFFF, 0xFFFFFFp104},
+                                {0xFF7FFFFF, -0xFFFFFFp104},
+                                {0x7F800000, inf},
+                                {0xFF800000, -inf},
+                                {0x7F800001, nan},
+                                {0x7FC00000, nan}});
   expect_landmarks(Dtype::e8m0, {{0, 0x1p-127}, {1, 0x1p-126}, {126, 0.5}, {127, 1.0}, {128, 2.0}, {254, 0x1p127}, {255, nan}});
   expect_landmarks(Dtype::f64, {{0x3FF0000000000000, 1.0}, {0x8000000000000000, -0.0}, {1, 0x1p-1074}, {0x7FF0000000000000, inf}});
 }
@@ -150,9 +219,9 @@ TEST(DtypeEncode, OverflowsExactlyAtTheThreshold) {
     double threshold;  // half an ulp past the largest finite number
     Code max_finite, at_threshold;
   };
-  for (const Row& r : {Row{Dtype::f16, 65520.0, 0x7BFF, 0x7C00}, Row{Dtype::bf16, 0x1FFp119, 0x7F7F, 0x7F80},
-                       Row{Dtype::f32, 0x1FFFFFFp103, 0x7F7FFFFF, 0x7F800000}, Row{Dtype::f8e4m3, 464.0, 0x7E, 0x7E},
-                       Row{Dtype::f8e5m2, 61440.0, 0x7B, 0x7B}, Row{Dtype::f4e2m1, 7.0, 0x7, 0x7}}) {
+  for (const Row& r :
+       {Row{Dtype::f16, 65520.0, 0x7BFF, 0x7C00}, Row{Dtype::bf16, 0x1FFp119, 0x7F7F, 0x7F80}, Row{Dtype::f32, 0x1FFFFFFp103, 0x7F7FFFFF, 0x7F800000},
+        Row{Dtype::f8e4m3, 464.0, 0x7E, 0x7E}, Row{Dtype::f8e5m2, 61440.0, 0x7B, 0x7B}, Row{Dtype::f4e2m1, 7.0, 0x7, 0x7}}) {
     const Code sign = Code{1} << (format(r.dtype).bits - 1);
     EXPECT_EQ(overflow_threshold(r.dtype), r.threshold) << format(r.dtype).name;
     EXPECT_EQ(encode(r.dtype, std::nextafter(r.threshold, 0)), r.max_finite) << format(r.dtype).name;
@@ -201,16 +270,15 @@ TEST(DtypeScale, FloorCeilNearest) {
     int floor, ceil, nearest;  // exponents
   };
   const double above = std::nextafter(1.0, 2.0), below = std::nextafter(1.0, 0.0);
-  for (const Row& r : {
-           Row{1, 0, 0, 0}, Row{above, 0, 1, 0}, Row{below, -1, 0, 0}, Row{2, 1, 1, 1}, Row{3.75, 1, 2, 2}, Row{0.3, -2, -1, -2},
-           Row{448, 8, 9, 9}, Row{0x1p-126, -126, -126, -126}, Row{0x1.8p-126, -126, -125, -125},
-           // Ties at 1.5 * 2^k go to the even code k + 127, so to an odd exponent.
-           Row{1.5, 0, 1, 1}, Row{3, 1, 2, 1}, Row{6, 2, 3, 3}, Row{12, 3, 4, 3}, Row{0.75, -1, 0, -1}, Row{0.375, -2, -1, -1},
-           Row{1.5 * below, 0, 1, 0}, Row{1.5 * above, 0, 1, 1}, Row{3 * below, 1, 2, 1}, Row{3 * above, 1, 2, 2},
-           Row{0x1.8p126, 126, 127, 127}, Row{0x1p127, 127, 127, 127},
-           // Below the range: code 0.
-           Row{0x1p-127, -127, -127, -127}, Row{0x1.8p-127, -127, -126, -127}, Row{0x1.8p-128, -127, -127, -127},
-           Row{0x1p-128, -127, -127, -127}, Row{0x1p-1074, -127, -127, -127}}) {
+  for (const Row& r :
+       {Row{1, 0, 0, 0}, Row{above, 0, 1, 0}, Row{below, -1, 0, 0}, Row{2, 1, 1, 1}, Row{3.75, 1, 2, 2}, Row{0.3, -2, -1, -2}, Row{448, 8, 9, 9},
+        Row{0x1p-126, -126, -126, -126}, Row{0x1.8p-126, -126, -125, -125},
+        // Ties at 1.5 * 2^k go to the even code k + 127, so to an odd exponent.
+        Row{1.5, 0, 1, 1}, Row{3, 1, 2, 1}, Row{6, 2, 3, 3}, Row{12, 3, 4, 3}, Row{0.75, -1, 0, -1}, Row{0.375, -2, -1, -1}, Row{1.5 * below, 0, 1, 0},
+        Row{1.5 * above, 0, 1, 1}, Row{3 * below, 1, 2, 1}, Row{3 * above, 1, 2, 2}, Row{0x1.8p126, 126, 127, 127}, Row{0x1p127, 127, 127, 127},
+        // Below the range: code 0.
+        Row{0x1p-127, -127, -127, -127}, Row{0x1.8p-127, -127, -126, -127}, Row{0x1.8p-128, -127, -127, -127}, Row{0x1p-128, -127, -127, -127},
+        Row{0x1p-1074, -127, -127, -127}}) {
     EXPECT_EQ(encode_scale(r.value, ScaleRule::floor), static_cast<Code>(r.floor + 127)) << r.value;
     EXPECT_EQ(encode_scale(r.value, ScaleRule::ceil), static_cast<Code>(r.ceil + 127)) << r.value;
     EXPECT_EQ(encode_scale(r.value, ScaleRule::nearest_even), static_cast<Code>(r.nearest + 127)) << r.value;
@@ -227,8 +295,7 @@ TEST(DtypeScale, FloorCeilNearest) {
 
 TEST(DtypeScale, EveryPowerOfTwoIsExactUnderEveryRule) {
   for (Code code = 0; code < 255; ++code)
-    for (ScaleRule rule : {ScaleRule::floor, ScaleRule::ceil, ScaleRule::nearest_even})
-      EXPECT_EQ(encode_scale(defined(Dtype::e8m0, code), rule), code);
+    for (ScaleRule rule : {ScaleRule::floor, ScaleRule::ceil, ScaleRule::nearest_even}) EXPECT_EQ(encode_scale(defined(Dtype::e8m0, code), rule), code);
 }
 
 TEST(DtypeErrors, HandCheckedUnits) {
@@ -236,8 +303,7 @@ TEST(DtypeErrors, HandCheckedUnits) {
     Dtype dtype;
     double unit_roundoff, half_min_subnormal, half_ulp_of_one, half_ulp_below_two, half_ulp_of_100;
   };
-  for (const Row& r : {Row{Dtype::f32, 0x1p-24, 0x1p-150, 0x1p-24, 0x1p-24, 0x1p-18},
-  Row{Dtype::f16, 0x1p-11, 0x1p-25, 0x1p-11, 0x1p-11, 0x1p-5},
+  for (const Row& r : {Row{Dtype::f32, 0x1p-24, 0x1p-150, 0x1p-24, 0x1p-24, 0x1p-18}, Row{Dtype::f16, 0x1p-11, 0x1p-25, 0x1p-11, 0x1p-11, 0x1p-5},
                        Row{Dtype::bf16, 0x1p-8, 0x1p-134, 0x1p-8, 0x1p-8, 0x1p-2}, Row{Dtype::f8e4m3, 0x1p-4, 0x1p-10, 0x1p-4, 0x1p-4, 4},
                        Row{Dtype::f8e5m2, 0x1p-3, 0x1p-17, 0x1p-3, 0x1p-3, 8}, Row{Dtype::f4e2m1, 0x1p-2, 0x1p-2, 0x1p-2, 0x1p-2, 16}}) {
     EXPECT_EQ(unit_roundoff(r.dtype), r.unit_roundoff) << format(r.dtype).name;

@@ -27,9 +27,7 @@ Values values_at(int i) { return static_cast<Values>(i); }
 std::string scores_field(Scores s) { return " scores=" + std::string(name_of(s)); }
 std::string values_field(Values v) { return " values=" + std::string(name_of(v)); }
 
-std::uint64_t bits_at(const TensorView& t, Index b, Index h, Index i, Index d) {
-  return std::bit_cast<std::uint64_t>(load(t, t.at(b, h, i, d)));
-}
+std::uint64_t bits_at(const TensorView& t, Index b, Index h, Index i, Index d) { return std::bit_cast<std::uint64_t>(load(t, t.at(b, h, i, d))); }
 
 template <class Body>
 void for_each_position(const Extents& s, const Body& body) {
@@ -113,16 +111,13 @@ std::uint64_t digest(const Inputs& in, const std::string& tensors) {
 TEST(GeneratePinned, DigestOfEveryFamily) {
   const std::string shape = "b=2 h=4/2 l=19x21 d=6/5";
   const std::array<std::uint64_t, scores_count> of_scores = {
-      0xB5F10DB5E1E9805B, 0xC44528B129405876, 0xF58337942CCE2833, 0xAB9878F58298CF96, 0x841BDEEC7A716393,
-      0xC21C7742DB9DCBBE, 0x57ADA97085DFA742, 0x8569638823D2E943, 0xEBD930391C065E60, 0xCE94BD3FC53314B6,
-      0x3814850B05819A54, 0xB159E5EE6BD4E978, 0x916542D25E77F4BD, 0xAEAA827CC94AEB69, 0x07A35A61463E8F62,
-      0x80794C66F176EFAB, 0x145B4D6C80CC49AE, 0xD78A4A35138B1BC1, 0x05A2369D4AB9C9E4, 0x8BC6E2C6DBFFEEF1,
-      0x2718DF0A2605A625};
-  const std::array<std::uint64_t, values_count> of_values = {
-      0xEB27EF8DA41EFD86, 0xE1F64BD7EA9DCFBB, 0x1E1C5DE737453995, 0x5B92A98FF3E06ED6, 0x21D1CEA97CBAAFFF,
-      0x93B416DB64F9C2E3, 0xC805CC4139795865, 0xA33D6DC1BFB61B2F, 0xC5E0F25245220D41, 0x2A4961FDDA95A618,
-      0x285F109E917017C5, 0x5BF9FFA9CB01D98A, 0xB00A5D3D2E126065, 0x604882152A945C25, 0xE12D8F9912239AB8,
-      0xFA99BFF03BC1EB53, 0xE8744C3563B30279, 0x2C6D340426736C65};
+      0xB5F10DB5E1E9805B, 0xC44528B129405876, 0xF58337942CCE2833, 0xAB9878F58298CF96, 0x841BDEEC7A716393, 0xC21C7742DB9DCBBE, 0x57ADA97085DFA742,
+      0x8569638823D2E943, 0xEBD930391C065E60, 0xCE94BD3FC53314B6, 0x3814850B05819A54, 0xB159E5EE6BD4E978, 0x916542D25E77F4BD, 0xAEAA827CC94AEB69,
+      0x07A35A61463E8F62, 0x80794C66F176EFAB, 0x145B4D6C80CC49AE, 0xD78A4A35138B1BC1, 0x05A2369D4AB9C9E4, 0x8BC6E2C6DBFFEEF1, 0x2718DF0A2605A625};
+  const std::array<std::uint64_t, values_count> of_values = {0xEB27EF8DA41EFD86, 0xE1F64BD7EA9DCFBB, 0x1E1C5DE737453995, 0x5B92A98FF3E06ED6, 0x21D1CEA97CBAAFFF,
+                                                             0x93B416DB64F9C2E3, 0xC805CC4139795865, 0xA33D6DC1BFB61B2F, 0xC5E0F25245220D41, 0x2A4961FDDA95A618,
+                                                             0x285F109E917017C5, 0x5BF9FFA9CB01D98A, 0xB00A5D3D2E126065, 0x604882152A945C25, 0xE12D8F9912239AB8,
+                                                             0xFA99BFF03BC1EB53, 0xE8744C3563B30279, 0x2C6D340426736C65};
   for (int i = 0; i < scores_count; ++i) {
     const std::uint64_t d = digest(Inputs(parse_case(line_with(shape + scores_field(scores_at(i))))), "qk");
     EXPECT_EQ(d, of_scores[static_cast<std::size_t>(i)]) << name_of(scores_at(i)) << std::hex << " 0x" << d;
@@ -156,8 +151,8 @@ TEST(GeneratePinned, NormalElementsFollowFromPhilox) {
       const TensorView& t = tensor_of(in, name);
       for_each_position(t.shape, [&](Index b, Index h, Index i, Index d) {
         auto low = [](Index x) { return static_cast<std::uint32_t>(x); };
-        const auto words = philox({low(i), low(d), low(h), low(b)},
-                                  {static_cast<std::uint32_t>(c.seed), static_cast<std::uint32_t>(c.seed >> 32) ^ stream << 24});
+        const auto words =
+            philox({low(i), low(d), low(h), low(b)}, {static_cast<std::uint32_t>(c.seed), static_cast<std::uint32_t>(c.seed >> 32) ^ stream << 24});
         // Eight uniform 16-bit numbers, centred; sqrt(12 / 8) / 2^16 makes the variance 1.
         double sum = -8 * 32767.5;
         for (std::uint32_t w : words) sum += (w & 0xFFFF) + (w >> 16);
@@ -239,8 +234,8 @@ TEST(GenerateShrink, FewerKeysKeepTheRest) {
 // Families whose formula has no sqrt(D) in it, nor a place that depends on the width.
 TEST(GenerateShrink, SmallerHeadDimensionsKeepTheRest) {
   const std::string large = "b=2 h=4/2 l=7x9 d=33/17", small = "b=2 h=4/2 l=7x9 d=10/4";
-  for (Scores s : {Scores::normal, Scores::uniform, Scores::tiny, Scores::huge, Scores::near_overflow, Scores::subnormal, Scores::signed_zeros,
-                   Scores::ramp, Scores::ties, Scores::equal, Scores::cancel, Scores::heavy_tail, Scores::flat}) {
+  for (Scores s : {Scores::normal, Scores::uniform, Scores::tiny, Scores::huge, Scores::near_overflow, Scores::subnormal, Scores::signed_zeros, Scores::ramp,
+                   Scores::ties, Scores::equal, Scores::cancel, Scores::heavy_tail, Scores::flat}) {
     const Inputs a(parse_case(line_with(small + scores_field(s)))), b(parse_case(line_with(large + scores_field(s))));
     EXPECT_TRUE(is_corner_of(a.problem.q, b.problem.q) && is_corner_of(a.problem.k, b.problem.k)) << name_of(s);
   }
@@ -348,9 +343,8 @@ TEST(GenerateFamilies, NamesMeanWhatTheySay) {
   // Every third key is key 0 again.
   const auto ties = values_of("scores=ties");
   const TensorView& k = ties->problem.k;
-  for_each_position({2, 3, 20, 8}, [&](Index b, Index h, Index i, Index d) {
-    EXPECT_TRUE(i % 3 != 1 || bits_at(k, b, h, i, d) == bits_at(k, b, h, 0, d)) << i;
-  });
+  for_each_position({2, 3, 20, 8},
+                    [&](Index b, Index h, Index i, Index d) { EXPECT_TRUE(i % 3 != 1 || bits_at(k, b, h, i, d) == bits_at(k, b, h, 0, d)) << i; });
 }
 
 // --- Masks. ---
@@ -427,9 +421,15 @@ TEST(GenerateMasks, PatternsMeanWhatTheySay) {
   share("normal", never, [](double x, Index) { return std::fabs(x) < 9.9; });
   share("constant", never, [](double x, Index) { return x == 3; });
   share("minimum-rows", never, [](double x, Index i) { return x == (i % 3 == 1 ? -65504 : 0); });
-  EXPECT_NEAR(share("minus-infinity", [](double x) { return x == -inf; }, [](double x, Index) { return x == -inf || std::fabs(x) < 5; }), 0.3, 0.05);
-  EXPECT_NEAR(share("minimum", [](double x) { return x == -65504; }, [](double x, Index) { return x == -65504 || x == 0; }), 0.3, 0.05);
-  EXPECT_NEAR(share("large", [](double x) { return x == -10000; }, [](double x, Index) { return x == -10000 || std::fabs(x) < 9.9; }), 0.3, 0.05);
+  EXPECT_NEAR(share(
+                  "minus-infinity", [](double x) { return x == -inf; }, [](double x, Index) { return x == -inf || std::fabs(x) < 5; }),
+              0.3, 0.05);
+  EXPECT_NEAR(share(
+                  "minimum", [](double x) { return x == -65504; }, [](double x, Index) { return x == -65504 || x == 0; }),
+              0.3, 0.05);
+  EXPECT_NEAR(share(
+                  "large", [](double x) { return x == -10000; }, [](double x, Index) { return x == -10000 || std::fabs(x) < 9.9; }),
+              0.3, 0.05);
 }
 
 TEST(GenerateMasks, NoneIsNone) {
@@ -498,8 +498,9 @@ TEST(GeneratePokes, ChangeOneElement) {
 // --- What a line says about the problem besides its tensors. ---
 
 TEST(GenerateProblem, FieldsArrive) {
-  const Inputs in(parse_case("attention b=2 h=4/2 l=5x9 d=16/3 scale=0.5 softcap=2 causal offset=lengths window=3,4 lengths=7,2 starts=1 docs=2,3 alibi sink=1.5 "
-                             "dropout=0.25:99 bias=normal finite-min-masks"));
+  const Inputs in(
+      parse_case("attention b=2 h=4/2 l=5x9 d=16/3 scale=0.5 softcap=2 causal offset=lengths window=3,4 lengths=7,2 starts=1 docs=2,3 alibi sink=1.5 "
+                 "dropout=0.25:99 bias=normal finite-min-masks"));
   const Attention& a = in.problem;
   EXPECT_EQ(a.shape, (AttentionShape{2, 4, 2, 5, 9, 16, 3}));
   EXPECT_EQ(a.q.shape, (Extents{2, 4, 5, 16}));
@@ -526,8 +527,9 @@ TEST(GenerateProblem, FieldsArrive) {
 
 TEST(GenerateProblem, EmptyExtents) {
   for (const char* shape : {"b=0", "l=0", "l=0x5", "l=5x0", "b=0 l=0"})
-    for (const char* rest : {"", " bias=normal bool=random", " bias=normal@bh bool=all@j", " docs=3,4 alibi sink=1", " lengths=0 starts=0 hidden=nan offset=lengths",
-                             " layout=q:packed,k:padded,v:strided", " layout=q:reversed,k:shared-head,v:shared-batch"}) {
+    for (const char* rest :
+         {"", " bias=normal bool=random", " bias=normal@bh bool=all@j", " docs=3,4 alibi sink=1", " lengths=0 starts=0 hidden=nan offset=lengths",
+          " layout=q:packed,k:padded,v:strided", " layout=q:reversed,k:shared-head,v:shared-batch"}) {
       const Inputs in(parse_case(line_with(std::string(shape) + rest)));
       EXPECT_EQ(element_count(in.problem.q.shape) + element_count(in.problem.k.shape) > 0, std::string(shape).find("x") != std::string::npos) << shape;
       EXPECT_TRUE(in.q.guards_intact() && in.k.guards_intact() && in.v.guards_intact() && in.bias.guards_intact()) << shape << rest;

@@ -31,7 +31,8 @@ TEST(ParallelFor, NeverMoreThreadsThanAsked) {
     std::atomic<int> running = 0, most = 0;
     parallel_for(40, threads, [&](Index) {
       const int now = ++running;
-      for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {}
+      for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {
+      }
       std::this_thread::sleep_for(std::chrono::microseconds(200));
       --running;
     });
@@ -80,16 +81,19 @@ TEST(ParallelFor, Nested) {
   for (int threads : {0, 1, 2, 5}) {
     std::vector<std::atomic<int>> calls(8 * 9 * 10);
     parallel_for(8, threads, [&](Index i) {
-      parallel_for(9, threads, [&](Index j) {
-        parallel_for(10, 0, [&](Index k) { ++calls[static_cast<std::size_t>((i * 9 + j) * 10 + k)]; });
-      });
+      parallel_for(9, threads, [&](Index j) { parallel_for(10, 0, [&](Index k) { ++calls[static_cast<std::size_t>((i * 9 + j) * 10 + k)]; }); });
     });
     for (const auto& count : calls) ASSERT_EQ(count, 1);
   }
 }
 
 TEST(ParallelFor, AnExceptionLeavesNestedLoops) {
-  EXPECT_THROW(parallel_for(4, 2, [](Index i) { parallel_for(4, 2, [i](Index j) { if (i == 2 && j == 3) throw std::logic_error("inner"); }); }),
+  EXPECT_THROW(parallel_for(4, 2,
+                            [](Index i) {
+                              parallel_for(4, 2, [i](Index j) {
+                                if (i == 2 && j == 3) throw std::logic_error("inner");
+                              });
+                            }),
                std::logic_error);
 }
 

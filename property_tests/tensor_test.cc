@@ -100,9 +100,8 @@ TEST(Tensor, LoadsWhatWasStoredThroughEveryLayoutAndDtype) {
                                       : std::array{0.5, -1.0, 1.5, -2.0, 3.0, -4.0, 6.0}[static_cast<std::size_t>(n)];
         };
         for_each_position(s, [&](Index b, Index h, Index i, Index d) { store(t, t.at(b, h, i, d), value(b, h, i, d)); });
-        for_each_position(s, [&](Index b, Index h, Index i, Index d) {
-          EXPECT_EQ(load(t, t.at(b, h, i, d)), value(b, h, i, d)) << b << " " << h << " " << i << " " << d;
-        });
+        for_each_position(
+            s, [&](Index b, Index h, Index i, Index d) { EXPECT_EQ(load(t, t.at(b, h, i, d)), value(b, h, i, d)) << b << " " << h << " " << i << " " << d; });
         EXPECT_TRUE(tensor.guards_intact());
       }
 }
