@@ -37,6 +37,9 @@ inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 // Two vectors a panel. Rows of a register block: all accumulators, two operands and a broadcast fit.
 inline constexpr Index panel_width = 2 * static_cast<Index>(hn::MaxLanes(Lanes()));
 inline constexpr std::size_t block_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 12 : 6;
+// Floats from one row of a tile of scores to the next: the widest tile, and a vector more so that the rows of a
+// register block do not fall onto the same cache sets.
+inline constexpr Index score_stride = 128 + 16;
 static_assert(panel_alignment % panel_width == 0, "a tile must be whole panels on every target");
 
 // ---- Elementary functions -------------------------------------------------------------------------------
@@ -82,15 +85,15 @@ HWY_INLINE Vector tanh_of(Lanes d, Vector x) {
 
 // ---- Register block: kRows x panel of A B ---------------------------------------------------------------
 
-// a: kRows rows of `depth` floats; b: `depth` rows of a panel. Adds A B to the accumulators.
-template <std::size_t... R>
-HWY_INLINE void multiply_add(Lanes d, std::index_sequence<R...>, const float* HWY_RESTRICT a, Index row_stride,
-                             const float* HWY_RESTRICT b, Index depth, Vector (&left)[sizeof...(R)], Vector (&right)[sizeof...(R)]) {
+// Adds A B to the accumulators. Element (r, k) of A lies at a[r * row_step + k * depth_step], row k of B at
+// b[k * panel_width]. The steps are constants so that no address is computed in the loop.
+template <std::size_t row_step, std::size_t depth_step, std::size_t... R>
+HWY_INLINE void multiply_add(Lanes d, std::index_sequence<R...>, const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, Index depth,
+                             Vector (&left)[sizeof...(R)], Vector (&right)[sizeof...(R)]) {
   const std::size_t n = hn::Lanes(d);
-  for (Index k = 0; k < depth; ++k) {
-    const Vector b0 = hn::Load(d, b + k * panel_width), b1 = hn::Load(d, b + k * panel_width + n);
-    ((left[R] = hn::MulAdd(hn::Set(d, a[static_cast<Index>(R) * row_stride + k]), b0, left[R]),
-      right[R] = hn::MulAdd(hn::Set(d, a[static_cast<Index>(R) * row_stride + k]), b1, right[R])), ...);
+  for (Index k = 0; k < depth; ++k, a += depth_step, b += panel_width) {
+    const Vector b0 = hn::Load(d, b), b1 = hn::Load(d, b + n);
+    ((left[R] = hn::MulAdd(hn::Set(d, a[R * row_step]), b0, left[R]), right[R] = hn::MulAdd(hn::Set(d, a[R * row_step]), b1, right[R])), ...);
   }
 }
 
@@ -100,29 +103,28 @@ HWY_INLINE float multiply_add_one(float a, float b, float c) {
   return hn::GetLane(hn::MulAdd(hn::Set(d, a), hn::Set(d, b), hn::Set(d, c)));
 }
 
-// scores = scale * Q K^T for one panel of keys.
+// scores = scale * Q K^T for one panel of keys. Q is interleaved: the block's rows side by side for each d.
 template <std::size_t... R>
-HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Index dim, const float* keys, float scale, float* scores, Index score_stride) {
+HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Index dim, const float* keys, float scale, float* scores) {
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
-  multiply_add(d, rows, q, dim, keys, dim, left, right);
+  multiply_add<1, sizeof...(R)>(d, rows, q, keys, dim, left, right);
   const Vector s = hn::Set(d, scale);
-  ((hn::Store(hn::Mul(left[R], s), d, scores + static_cast<Index>(R) * score_stride),
-    hn::Store(hn::Mul(right[R], s), d, scores + static_cast<Index>(R) * score_stride + n)), ...);
+  ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
 }
 
 // accumulator = correction * accumulator + P V for one panel of value columns.
 template <std::size_t... R>
-HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights, Index weight_stride, const float* values, Index keys,
-                            const float* correction, float* accumulator, Index accumulator_stride) {
+HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights, const float* values, Index keys, const float* correction,
+                            float* accumulator, Index accumulator_stride) {
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   const auto corrected = [&](std::size_t r, std::size_t half) HWY_ATTR {
     return hn::Mul(hn::Load(d, accumulator + static_cast<Index>(r) * accumulator_stride + half * n), hn::Set(d, correction[r]));
   };
   Vector left[] = {corrected(R, 0)...}, right[] = {corrected(R, 1)...};
-  multiply_add(d, rows, weights, weight_stride, values, keys, left, right);
+  multiply_add<score_stride, 1>(d, rows, weights, values, keys, left, right);
   ((hn::Store(left[R], d, accumulator + static_cast<Index>(R) * accumulator_stride),
     hn::Store(right[R], d, accumulator + static_cast<Index>(R) * accumulator_stride + n)), ...);
 }
@@ -257,10 +259,10 @@ class RowBlock {
   RowBlock(const ForwardPlan& plan, const Stages& stages)
       : plan_(plan), p_(*plan.problem), s_(p_.shape), stages_(stages), bias_(p_), width_(plan.tiling.keys),
         accumulator_stride_(plan.padded_value_dim),
-        q_(allocate(plan.tiling.rows * s_.dim)), scores_(allocate(plan.tiling.rows * width_)),
+        q_(allocate(plan.tiling.rows * s_.dim)), q_row_(allocate(s_.dim)), scores_(allocate(plan.tiling.rows * score_stride)),
         accumulator_(allocate(plan.tiling.rows * accumulator_stride_)),
         bias_row_(allocate(width_)), max_(allocate(plan.tiling.rows)), sum_(allocate(plan.tiling.rows)),
-        correction_(allocate(plan.tiling.rows)), ranges_(static_cast<std::size_t>(plan.tiling.rows)) {}
+        tile_sum_(allocate(plan.tiling.rows)), correction_(allocate(plan.tiling.rows)), ranges_(static_cast<std::size_t>(plan.tiling.rows)) {}
 
   void run(Index group, Index h, Index row0) {
     b_ = (plan_.first_group + group) / s_.kv_heads;
@@ -302,8 +304,15 @@ class RowBlock {
 
   void begin() {
     key0_ = 0;
-    for (Index r = 0; r < rows_; ++r) load_row(p_.q, b_, h_, row0_ + r, s_.dim, q_.get() + r * s_.dim);
-    observe(Stage::query, q_.get(), s_.dim, s_.dim);
+    for_row_blocks(rows_, [&](auto block, Index r) {
+      constexpr auto count = static_cast<Index>(block.size());
+      float* interleaved = q_.get() + r * s_.dim;
+      for (Index i = 0; i < count; ++i) {
+        load_row(p_.q, b_, h_, row0_ + r + i, s_.dim, q_row_.get());
+        if constexpr (Stages::observes) stages_.at(Stage::query, {b_, h_, row0_ + r + i, 0, 1, s_.dim, q_row_.get(), s_.dim});
+        for (Index d = 0; d < s_.dim; ++d) interleaved[d * count + i] = q_row_[d];
+      }
+    });
     std::fill_n(accumulator_.get(), rows_ * accumulator_stride_, 0.0f);
     std::fill_n(max_.get(), rows_, stages_.initial_max());
     std::fill_n(sum_.get(), rows_, 0.0f);
@@ -325,33 +334,34 @@ class RowBlock {
     for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
       const KeyRange seen = seen_in_tile(r, static_cast<Index>(block.size()));
       for (Index panel = seen.begin / panel_width * panel_width; panel < seen.end; panel += panel_width)
-        score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale, scores_.get() + r * width_ + panel, width_);
+        score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale, scores_.get() + r * score_stride + panel);
     });
     if (p_.softcap > 0) apply_softcap();
-    observe(Stage::scores, scores_.get(), width_, width_);
+    observe(Stage::scores, scores_.get(), width_, score_stride);
   }
 
   void apply_softcap() {
     const Lanes d;
     const Vector cap = hn::Set(d, p_.softcap), inverse = hn::Set(d, 1.0f / p_.softcap);
-    for (Index e = 0; e < rows_ * width_; e += static_cast<Index>(hn::Lanes(d)))
-      hn::Store(hn::Mul(cap, tanh_of(d, hn::Mul(hn::Load(d, scores_.get() + e), inverse))), d, scores_.get() + e);
+    for (Index r = 0; r < rows_; ++r)
+      for (float* at = scores_.get() + r * score_stride; at < scores_.get() + r * score_stride + width_; at += hn::Lanes(d))
+        hn::Store(hn::Mul(cap, tanh_of(d, hn::Mul(hn::Load(d, at), inverse))), d, at);
   }
 
   // Adds biases and puts -inf wherever a key is not visible, whatever the score there was.
   void mask_scores() {
     for (Index r = 0; r < rows_; ++r) {
       const KeyRange& range = ranges_[r];
-      float* row = scores_.get() + r * width_;
+      float* row = scores_.get() + r * score_stride;
       const Index begin = std::clamp<Index>(range.begin - key0_, 0, width_), end = std::clamp<Index>(range.end - key0_, begin, width_);
       if (bias_.active() && begin < end) {
         bias_.row(b_, h_, row0_ + r, key0_ + begin, end - begin, bias_row_.get() + begin);
         for (Index j = begin; j < end; ++j) row[j] = bias_row_[j] == minus_infinity ? minus_infinity : row[j] + bias_row_[j];
       }
-      std::fill(row, row + begin, minus_infinity);
-      std::fill(row + end, row + width_, minus_infinity);
+      if (begin > 0) std::fill(row, row + begin, minus_infinity);
+      if (end < width_) std::fill(row + end, row + width_, minus_infinity);
     }
-    observe(Stage::masked, scores_.get(), width_, width_);
+    observe(Stage::masked, scores_.get(), width_, score_stride);
   }
 
   // The online softmax: m' = max(m, max s), w = e^(s - m'), l' = l e^(m - m') + sum w, O' = O e^(m - m') + w V.
@@ -359,7 +369,7 @@ class RowBlock {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));
     for (Index r = 0; r < rows_; ++r) {
-      float* row = scores_.get() + r * width_;
+      float* row = scores_.get() + r * score_stride;
       Vector tile_max = hn::Load(d, row);
       for (Index j = n; j < width_; j += n) tile_max = hn::Max(tile_max, hn::Load(d, row + j));
       const float old_max = max_[r];
@@ -375,16 +385,17 @@ class RowBlock {
         hn::Store(w, d, row + j);
         total = hn::Add(total, w);
       }
-      const float tile_sum = stages_.row_sum(hn::GetLane(hn::SumOfLanes(d, total)), reference, width_, tile);
-      const float correction = hn::GetLane(exp_of_nonpositive(d, hn::Set(d, correction_[r])));
-      float& sum = sum_[r];
-      sum = sum * stages_.sum_correction(correction) + tile_sum;
-      correction_[r] = stages_.accumulator_correction(correction);
+      tile_sum_[r] = stages_.row_sum(hn::GetLane(hn::SumOfLanes(d, total)), reference, width_, tile);
+    }
+    for (Index r = 0; r < rows_; r += n) hn::Store(exp_of_nonpositive(d, hn::Load(d, correction_.get() + r)), d, correction_.get() + r);
+    for (Index r = 0; r < rows_; ++r) {
+      sum_[r] = sum_[r] * stages_.sum_correction(correction_[r]) + tile_sum_[r];
+      correction_[r] = stages_.accumulator_correction(correction_[r]);
     }
     if (p_.dropout > 0) drop_weights();
     observe(Stage::row_max, max_.get(), 1, 1);
     observe(Stage::rescale, correction_.get(), 1, 1);
-    observe(Stage::weights, scores_.get(), width_, width_);
+    observe(Stage::weights, scores_.get(), width_, score_stride);
   }
 
   // After the row sums: the normaliser is taken before dropout.
@@ -393,7 +404,7 @@ class RowBlock {
     const std::uint64_t threshold = dropout_threshold(p_.dropout);
     for (Index r = 0; r < rows_; ++r)
       for (Index j = 0; j < width_; ++j) {
-        float& w = scores_[r * width_ + j];
+        float& w = scores_[r * score_stride + j];
         if (w == 0) continue;
         w = dropout_word(p_.dropout_seed, b_, h_, row0_ + r, key0_ + j) >= threshold ? w * keep_scale : 0.0f;
       }
@@ -404,7 +415,7 @@ class RowBlock {
       const KeyRange seen = seen_in_tile(r, static_cast<Index>(block.size()));
       if (seen.begin >= seen.end) return;
       for (Index c = 0; c < s_.value_dim; c += panel_width)
-        value_panel(block, scores_.get() + r * width_ + seen.begin, width_, values + c * width_ + seen.begin * panel_width, seen.end - seen.begin,
+        value_panel(block, scores_.get() + r * score_stride + seen.begin, values + c * width_ + seen.begin * panel_width, seen.end - seen.begin,
                     correction_.get() + r, accumulator_.get() + r * accumulator_stride_ + c, accumulator_stride_);
     });
   }
@@ -416,7 +427,7 @@ class RowBlock {
       for (Index c = 0; c < s_.value_dim; ++c) row[c] *= correction_[r];
       for (Index j = 0; j < width_; ++j) {
         if (!is_visible(r, key0_ + j)) continue;
-        const float w = scores_[r * width_ + j];
+        const float w = scores_[r * score_stride + j];
         for (Index c = 0; c < s_.value_dim; ++c)
           row[c] = multiply_add_one(w, values[c / panel_width * panel_width * width_ + j * panel_width + c % panel_width], row[c]);
       }
@@ -488,7 +499,7 @@ class RowBlock {
   const Stages& stages_;
   const ElementBias bias_;
   const Index width_, accumulator_stride_;
-  hwy::AlignedFreeUniquePtr<float[]> q_, scores_, accumulator_, bias_row_, max_, sum_, correction_;
+  hwy::AlignedFreeUniquePtr<float[]> q_, q_row_, scores_, accumulator_, bias_row_, max_, sum_, tile_sum_, correction_;
   std::vector<KeyRange> ranges_;
   Index b_ = 0, h_ = 0, row0_ = 0, rows_ = 0, key0_ = 0;
 };

@@ -22,7 +22,7 @@ Index checked_product(std::string_view what, std::initializer_list<Index> extent
   Index product = 1;
   for (Index e : extents)
     if (__builtin_mul_overflow(product, e, &product) || product > std::numeric_limits<Index>::max() / 64)
-      refuse(fmt::format("{}: its size overflows 64 bits", what));
+      refuse(fmt::format("{}: a size overflows 64 bits", what));
   return product;
 }
 
@@ -56,10 +56,10 @@ void check_case(const Case& c) {
   require_range("d (value)", s.value_dim, 1, max_head_dim);
   // As if every layout were packed and strided, and the batch were not empty: strides are computed all the same.
   const Index batch = std::max<Index>(s.batch, 1);
-  checked_product("b, h, l and d", {batch, s.query_heads + 2 * s.kv_heads, std::max({s.rows, s.keys, Index{1}}), std::max(s.dim, s.value_dim) + 24, 16});
+  checked_product(fmt::format("b={} h={}/{} l={}x{} d={}/{}", s.batch, s.query_heads, s.kv_heads, s.rows, s.keys, s.dim, s.value_dim), {batch, s.query_heads + 2 * s.kv_heads, std::max({s.rows, s.keys, Index{1}}), std::max(s.dim, s.value_dim) + 24, 16});
   auto mask_fits = [&](std::string_view name, const MaskSpec& m) {
     if (m.pattern != MaskPattern::none)
-      checked_product(name, {m.varies[0] ? std::max<Index>(s.batch, 1) : 1, m.varies[1] ? s.query_heads : 1,
+      checked_product(fmt::format("{} mask of l={}x{}", name, s.rows, s.keys), {m.varies[0] ? std::max<Index>(s.batch, 1) : 1, m.varies[1] ? s.query_heads : 1,
                              m.varies[2] ? std::max<Index>(s.rows, 1) : 1, m.varies[3] ? std::max<Index>(s.keys, 1) : 1});
   };
   auto is_boolean = [](MaskPattern p) { return p <= MaskPattern::future; };

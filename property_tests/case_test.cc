@@ -455,10 +455,10 @@ TEST(Case, ImpossibleCases) {
            {"attention l=5x7 bias=normal poke=m:0:0:0:7=1", {"poke=m", "7", "[0, 7)"}},
            {"attention poke=m:0:0:0:0=1", {"poke=m", "bias"}},
            {"attention l=0 poke=q:0:0:0:0=1", {"poke=q", "0", "[0, 0)"}},
-           {"attention b=1099511627776 h=1099511627776", {"q", "overflows", "64 bits"}},
-           {"attention h=1099511627776 l=1099511627776x1", {"q", "overflows", "64 bits"}},
-           {"attention b=1099511627776 l=1x1099511627776", {"k", "overflows", "64 bits"}},
-           {"attention b=1099511627776 l=1x10000 d=1/1024", {"v", "overflows", "64 bits"}},
+           {"attention b=1099511627776 h=1099511627776", {"b=1099511627776 h=1099511627776", "overflows", "64 bits"}},
+           {"attention h=1099511627776 l=1099511627776x1", {"l=1099511627776x1", "overflows", "64 bits"}},
+           {"attention b=1099511627776 l=1x1099511627776", {"l=1x1099511627776", "overflows", "64 bits"}},
+           {"attention b=1099511627776 l=1x10000 d=1/1024", {"d=1/1024", "overflows", "64 bits"}},
            {"attention l=1099511627776 d=1 bool=random", {"bool", "overflows", "64 bits"}},
            {"attention l=1099511627776 d=1 bias=normal", {"bias", "overflows", "64 bits"}},
        }) {
@@ -496,13 +496,16 @@ TEST(Case, CheckRefusesWhatNoLineCanSay) {
   EXPECT_TRUE(refuses([](Case& c) { c.pokes = {Poke{'x', {}, 1}}; })) << "a poke into no tensor";
 }
 
-TEST(Case, BytesOfAnEmptyBatchAreZeroHoweverLargeTheRest) { EXPECT_EQ(case_bytes(parse_case("attention b=0 h=1099511627776 l=1099511627776x5 d=1")), 0); }
+TEST(Case, BytesOfAnEmptyBatchAreZero) { EXPECT_EQ(case_bytes(parse_case("attention b=0 h=1048576 l=1048576x5 d=1")), 0); }
 
 TEST(Case, Bytes) {
-  // Q 2*8*5*16, K and V 2*2*7*(16 + 4), O 2*8*5*4 elements; the LSE is binary32.
-  EXPECT_EQ(case_bytes(parse_case("attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16")), 2 * (1280 + 560 + 320) + 4 * 80);
+  // Q 2*8*5*16, K and V 2*2*7*(16 + 4), O 2*8*5*4 elements; the LSE is binary32; per-position and per-head lists.
+  const Index lists = 8 * 2 * (5 + 7) + 8 * 8;
+  EXPECT_EQ(case_bytes(parse_case("attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16")), 2 * (1280 + 560 + 320) + 4 * 80 + lists);
   EXPECT_EQ(case_bytes(parse_case("attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16 out=f32 bool=random bias=normal@ij")),
-            2 * (1280 + 560) + 4 * 320 + 4 * 80 + 2 * 8 * 5 * 7 + 2 * 5 * 7);
+            2 * (1280 + 560) + 4 * 320 + 4 * 80 + 2 * 8 * 5 * 7 + 2 * 5 * 7 + lists);
+  // A packed K has room for the heads of Q, K and V.
+  EXPECT_EQ(case_bytes(parse_case("attention b=1 h=8/2 l=5x7 d=4 layout=k:packed")) - case_bytes(parse_case("attention b=1 h=8/2 l=5x7 d=4")), 4 * 7 * 4 * (12 - 2));
 }
 
 TEST(Case, HelpExplainsEveryFieldAndName) {
