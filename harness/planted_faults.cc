@@ -1,4 +1,6 @@
 // One more instantiation of the kernel, whose policy picks its fault at run time.
+#include "kernels/highway_config.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "harness/planted_faults.cc"
 #ifndef HWY_DISABLED_TARGETS

@@ -118,9 +118,32 @@ class Worker {
   std::string buffer_;
 };
 
+// What can be told of one case; nothing that a candidate throws gets past this.
+Json run_item(const std::string& line, const std::string& name, const ExecuteOptions& options) {
+  Json result;
+  try {
+    const Case c = parse_case(line);
+    const std::unique_ptr<Candidate> candidate = make_candidate(name);
+    return to_json(execute(c, *candidate, options));
+  } catch (const CaseError& e) {
+    result = failed_result(line, name, Outcome::error, e.what());
+    result["bad_input"] = true;
+  } catch (const std::bad_alloc&) {
+    result = failed_result(line, name, Outcome::error, "out of memory (--memory limits a worker)");
+  } catch (const std::exception& e) {
+    result = failed_result(line, name, Outcome::error, e.what());
+  }
+  return result;
+}
+
 }  // namespace
 
 void run_in_workers(const std::vector<WorkItem>& items, const WorkerOptions& options, const OnResult& on_result) {
+  if (options.in_process) {
+    for (std::size_t k = 0; k < items.size(); ++k)
+      if (!on_result(k, run_item(items[k].line, items[k].candidate, options.execute))) return;
+    return;
+  }
   signal(SIGPIPE, SIG_IGN);
   std::vector<std::unique_ptr<Worker>> workers;
   std::size_t next = 0, open = 0;
@@ -188,19 +211,7 @@ int worker_main(Index memory_mib, const ExecuteOptions& options) {
   while (std::getline(std::cin, text)) {
     const auto tab = text.find('\t');
     const std::string name = text.substr(0, tab), line = text.substr(tab + 1);
-    Json result;
-    try {
-      const Case c = parse_case(line);
-      const std::unique_ptr<Candidate> candidate = make_candidate(name);
-      result = to_json(execute(c, *candidate, options));
-    } catch (const CaseError& e) {
-      result = failed_result(line, name, Outcome::error, e.what());
-      result["bad_input"] = true;
-    } catch (const std::bad_alloc&) {
-      result = failed_result(line, name, Outcome::error, fmt::format("out of memory (a worker may use {} MiB)", memory_mib));
-    } catch (const std::exception& e) {
-      result = failed_result(line, name, Outcome::error, e.what());
-    }
+    const Json result = run_item(line, name, options);
     const std::string out = result.dump(-1, ' ', false, Json::error_handler_t::replace) + '\n';
     for (std::size_t at = 0; at < out.size();) {
       const ssize_t n = write(result_descriptor, out.data() + at, out.size() - at);

@@ -1,5 +1,7 @@
 #include "kernels/targets.h"
 
+#include "kernels/highway_config.h"
+
 #include <hwy/highway.h>
 
 #include "kernels/attention.h"

@@ -1,5 +1,7 @@
 // exp and tanh of the kernels, on every SIMD target, against double precision: every float of the range of exp on
 // the best target, a dense sample on the others. The contract declares what is measured here, rounded up.
+#include "kernels/highway_config.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "property_tests/elementary_test.cc"
 #include <hwy/foreach_target.h>

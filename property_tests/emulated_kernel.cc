@@ -39,6 +39,7 @@ float dot(Accumulation how, const std::vector<float>& a, const std::vector<float
         double largest = std::fabs(sum);
         for (std::size_t k = k0; k < end; ++k) largest = std::max(largest, std::fabs(static_cast<double>(a[k]) * b[k]));
         if (largest == 0) continue;
+        if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
         const double quantum = std::max(std::ldexp(1.0, std::ilogb(largest) - 23), 0x1p-149);
         double total = truncated_to(sum, quantum);
         for (std::size_t k = k0; k < end; ++k) total += truncated_to(static_cast<double>(a[k]) * b[k], quantum);

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Cross-compiles the command for 64-bit Arm and runs the smoke and padding suites under qemu-user: the kernel's NEON
+# code under the same verdicts. Debian's arm64 libraries are unpacked into the build folder, not installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=$PWD/build/arm
+mkdir -p "$out/apt/lists/partial" "$out/apt/cache/archives/partial" "$out/debs" "$out/root" "$out/objects"
+
+if [ ! -e "$out/root/ready" ]; then
+  apt_arm=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root
+    -o Dir::State::lists="$out/apt/lists" -o Dir::Cache="$out/apt/cache")
+  "${apt_arm[@]}" update
+  (cd "$out/debs" && "${apt_arm[@]}" download libhwy1 libfmt9 libflint-arb2 libflint17 libmpfr6 libgmp10 libntl44 libgf2x3 libflint-dev libgmp-dev libmpfr-dev)
+  for deb in "$out"/debs/*.deb; do dpkg -x "$deb" "$out/root"; done
+  touch "$out/root/ready"
+fi
+libraries=$out/root/usr/lib/aarch64-linux-gnu
+
+flags=(-std=c++20 -O2 -ffp-contract=off -fno-math-errno -DASSAY_STD_THREADS=1 -DFMT_SHARED -DHWY_SHARED_DEFINE "-DASSAY_VERSION=\"arm\""
+  -I. -isystem "$out/root/usr/include/aarch64-linux-gnu" -idirafter /usr/include/eigen3 -idirafter /usr/include/flint -idirafter /usr/include)
+sources=(problem/*.cc oracle/*.cc kernels/*.cc harness/*.cc reports/*.cc cli/*.cc)
+printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -I{} bash -c '
+  object=$1/objects/$(echo "{}" | tr / _).o; shift
+  [ "$object" -nt "{}" ] || { echo "compiling {}"; aarch64-linux-gnu-g++ "$@" -c "{}" -o "$object"; }' _ "$out" "${flags[@]}"
+aarch64-linux-gnu-g++ -o "$out/assay" "$out"/objects/*.o "$libraries"/libhwy.so.1 "$libraries"/libfmt.so.9 "$libraries"/libflint-arb.so.2 \
+  "$libraries"/libflint.so.17 "$libraries"/libmpfr.so.6 "$libraries"/libgmp.so.10 -pthread -Wl,-rpath-link,"$libraries"
+
+run=(qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH="$libraries" "$out/assay")
+"${run[@]}" check --in-process --suite smoke --no-shrink
+"${run[@]}" check --in-process --suite padding --no-shrink --shard 0/4
