@@ -262,7 +262,7 @@ class RowBlock {
         q_(allocate(plan.tiling.rows * s_.dim)), q_row_(allocate(s_.dim)), scores_(allocate(plan.tiling.rows * score_stride)),
         accumulator_(allocate(plan.tiling.rows * accumulator_stride_)),
         bias_row_(allocate(width_)), max_(allocate(plan.tiling.rows)), sum_(allocate(plan.tiling.rows)),
-        tile_sum_(allocate(plan.tiling.rows)), correction_(allocate(plan.tiling.rows)), ranges_(static_cast<std::size_t>(plan.tiling.rows)) {}
+        tile_sum_(allocate(plan.tiling.rows)), correction_(allocate(plan.tiling.rows)), ranges_(static_cast<std::size_t>(plan.tiling.rows)), seen_(ranges_) {}
 
   void run(Index group, Index h, Index row0) {
     b_ = (plan_.first_group + group) / s_.kv_heads;
@@ -279,6 +279,7 @@ class RowBlock {
     const Index tiles = std::min(stages_.key_tiles(s_.keys, width_), (seen.end + width_ - 1) / width_);
     for (Index tile = seen.begin / width_; tile < tiles; ++tile) {
       key0_ = tile * width_;
+      for_row_blocks(rows_, [&](auto block, Index r) { seen_[r] = seen_in_tile(r, static_cast<Index>(block.size())); });
       const Index packed_tile = group * plan_.tiles + tile;
       compute_scores(plan_.packed.keys + packed_tile * width_ * s_.dim);
       mask_scores();
@@ -331,11 +332,14 @@ class RowBlock {
 
   void compute_scores(const float* keys) {
     const float scale = stages_.scale(p_.scale);
-    for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
-      const KeyRange seen = seen_in_tile(r, static_cast<Index>(block.size()));
-      for (Index panel = seen.begin / panel_width * panel_width; panel < seen.end; panel += panel_width)
+    const KeyRange any = seen_in_tile(0, rows_);
+    // A panel of keys stays in L1 while all rows pass.
+    for (Index panel = any.begin / panel_width * panel_width; panel < any.end; panel += panel_width)
+      for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
+        const KeyRange& seen = seen_[r];
+        if (panel + panel_width <= seen.begin || panel >= seen.end) return;
         score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale, scores_.get() + r * score_stride + panel);
-    });
+      });
     if (p_.softcap > 0) apply_softcap();
     observe(Stage::scores, scores_.get(), width_, score_stride);
   }
@@ -412,7 +416,7 @@ class RowBlock {
 
   void accumulate(const float* values) {
     for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
-      const KeyRange seen = seen_in_tile(r, static_cast<Index>(block.size()));
+      const KeyRange seen = seen_[r];
       if (seen.begin >= seen.end) return;
       for (Index c = 0; c < s_.value_dim; c += panel_width)
         value_panel(block, scores_.get() + r * score_stride + seen.begin, values + c * width_ + seen.begin * panel_width, seen.end - seen.begin,
@@ -500,7 +504,8 @@ class RowBlock {
   const ElementBias bias_;
   const Index width_, accumulator_stride_;
   hwy::AlignedFreeUniquePtr<float[]> q_, q_row_, scores_, accumulator_, bias_row_, max_, sum_, tile_sum_, correction_;
-  std::vector<KeyRange> ranges_;
+  std::vector<KeyRange> ranges_;  // of each row
+  std::vector<KeyRange> seen_;    // in this tile, by the register block that begins at the row
   Index b_ = 0, h_ = 0, row0_ = 0, rows_ = 0, key0_ = 0;
 };
 

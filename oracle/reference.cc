@@ -383,7 +383,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     if (bound.must_overflow) block.domain[at] = Domain::must_overflow;
     else if (bound.may_overflow) block.domain[at] = Domain::may_overflow;
     else if (bound.vacuous) block.domain[at] = Domain::vacuous;
-    block.exact[at] = contract_.dot_roundoff <= 0x1p-23 && !contract_.query_prescale && !bound.may_overflow && n > 0 &&
+    block.exact[at] = contract_.dot_roundoff <= 0x1p-23 && contract_.query_prescale == 0 && !bound.may_overflow && n > 0 &&
                       is_exact_row(p, kv, x.q.row(r).data(), t, x.absolute.row(r).maxCoeff() / (scale > 0 ? scale : 1));
   }
 
