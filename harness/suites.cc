@@ -81,7 +81,7 @@ std::vector<Factor> forward_factors() {
   return factors;
 }
 
-std::vector<Case> cover(const std::vector<Factor>& factors, int structural_strength, std::uint64_t seed) {
+std::vector<Case> cover(const std::vector<Factor>& factors, int structural_strength, std::uint64_t array_seed, std::uint64_t seed) {
   CoveringPlan plan;
   std::vector<int> everything, structural;
   for (std::size_t f = 0; f < factors.size(); ++f) {
@@ -93,8 +93,8 @@ std::vector<Case> cover(const std::vector<Factor>& factors, int structural_stren
   for (auto& set : all_sets(structural, structural_strength))
     if (set.size() > 2) plan.sets.push_back(std::move(set));
   std::vector<Case> cases;
-  // The array's own seed is fixed: a suite has the same shapes under every --seed.
-  for (const std::vector<int>& row : covering_array(plan, 20261)) {
+  // The array's own seed is not the suite's: a suite has the same shapes under every --seed.
+  for (const std::vector<int>& row : covering_array(plan, array_seed)) {
     Case c;
     for (std::size_t f = 0; f < factors.size(); ++f) factors[f].levels[static_cast<std::size_t>(row[f])](c);
     c.seed = seed + cases.size();
@@ -112,11 +112,14 @@ Suite smoke(std::uint64_t seed) {
     if (name == "scores") f.levels = {f.levels[0], f.levels[4], f.levels[5], f.levels[7], f.levels[19], f.levels[20]};
     if (name == "values") f.levels = {f.levels[0], f.levels[4], f.levels[6], f.levels[12], f.levels[15], f.levels[16]};
   }
-  return {"smoke", "every pair of features once", {}, cover(factors, 2, seed)};
+  return {"smoke", "every pair of features once", {}, cover(factors, 2, 20261, seed)};
 }
 
 Suite standard(std::uint64_t seed) {
-  Suite suite{"standard", "every pair of features and input families, every triple of structural features, and lanes of every kind of tile", {}, cover(forward_factors(), 3, seed)};
+  Suite suite{"standard", "every pair of features and input families and every triple of structural features, twice over, and lanes of every kind of tile", {}, {}};
+  // Two arrays: each combination meets in two different surroundings.
+  for (std::uint64_t array_seed : {20261, 20262})
+    for (Case& c : cover(forward_factors(), 3, array_seed, seed + 10000 * (array_seed - 20261))) suite.cases.push_back(std::move(c));
   // What arrays over features leave open of the adequacy of the suite: rows whose every lane has a weight that
   // shows, in each kind of tile, for each dtype and tile width.
   std::uint64_t k = 0;
