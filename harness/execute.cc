@@ -25,7 +25,6 @@ void check_memory(const Case& c) {
     throw CaseError(0, fmt::format("the case needs about {} MiB; this machine has {} MiB of memory", needed >> 20, available >> 20));
 }
 
-// Element count of the storage that a tensor's elements and gaps take.
 std::uint64_t poison_code(Dtype dtype, Poison with) {
   if (with == Poison::large) return encode(dtype, format(dtype).bits == 16 && dtype != Dtype::bf16 ? 60000.0 : 1e30);
   switch (dtype) {
@@ -73,7 +72,7 @@ std::vector<std::byte> snapshot(const Inputs& in) {
 }
 
 bool has_independent_zero_mean(const Case& c) {
-  return c.values == Values::normal && (c.scores == Scores::normal || c.scores == Scores::flat || c.scores == Scores::huge) && c.pokes.empty() &&
+  return c.values == Values::normal && (c.scores == Scores::normal || c.scores == Scores::flat || c.scores == Scores::huge) && c.pokes.empty() && !c.sink &&
          c.hidden == Hidden::generated;
 }
 

@@ -30,7 +30,7 @@ struct ExecuteOptions {
 
 // The candidate runs twice, its outputs poisoned with NaN first and with a large finite number then; guard
 // bands around every buffer, the gaps between output elements and every input byte are checked after each
-// call, and the two runs must agree bit for bit. Then the relations, then the verdict of the oracle.
+// call. Then the verdict of the oracle; then the two runs must agree bit for bit; then the relations.
 // Throws CaseError where the case cannot run here (memory, an unknown target).
 CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& options = {});
 

@@ -38,7 +38,7 @@ std::string standalone_program(const Case& c) {
   const Inputs inputs(c);
   const Attention& p = inputs.problem;
   const Contract contract = host_contract(p, kernels::chosen_target());
-  const Reference reference(p, contract, c.out_dtype());
+  const Reference reference(p, contract);
 
   std::vector<double> o(static_cast<std::size_t>(s.batch * s.query_heads * s.rows * s.value_dim)), bound(o.size());
   std::vector<double> lse(static_cast<std::size_t>(s.batch * s.query_heads * s.rows)), lse_bound(lse.size());
@@ -48,7 +48,7 @@ std::string standalone_program(const Case& c) {
       for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
         for (Index i = 0; i < s.rows; ++i) {
           Block block = reference.evaluate(*kv, h, {&i, 1});
-          if (block.domain[0] == Domain::must_overflow) block.bound.assign(block.bound.size(), INFINITY);
+          if (block.domain[0] != Domain::bounded) block.bound.assign(block.bound.size(), INFINITY);
           const auto at = static_cast<std::size_t>((b * s.query_heads + h) * s.rows + i);
           lse[at] = block.lse_kind[0] == Kind::nan ? NAN : block.lse_kind[0] == Kind::minus_infinity ? -INFINITY : block.lse[0];
           lse_bound[at] = block.lse_kind[0] == Kind::finite ? block.lse_bound[0] + block.lse_radius[0] : 0;

@@ -346,10 +346,10 @@ class RowBlock {
 
   void apply_softcap() {
     const Lanes d;
-    const Vector cap = hn::Set(d, p_.softcap), inverse = hn::Set(d, 1.0f / p_.softcap);
+    const Vector cap = hn::Set(d, p_.softcap);
     for (Index r = 0; r < rows_; ++r)
       for (float* at = scores_.get() + r * score_stride; at < scores_.get() + r * score_stride + width_; at += hn::Lanes(d))
-        hn::Store(hn::Mul(cap, tanh_of(d, hn::Mul(hn::Load(d, at), inverse))), d, at);
+        hn::Store(hn::Mul(cap, tanh_of(d, hn::Div(hn::Load(d, at), cap))), d, at);
   }
 
   // Adds biases and puts -inf wherever a key is not visible, whatever the score there was.

@@ -72,6 +72,9 @@ Status validate(const Attention& p, const AttentionOutput& out) {
                                    sized("key_segment", p.key_segment.size(), s.batch * s.keys)})
     if (!wrong.empty()) return refuse(wrong);
   if (p.query_segment.empty() != p.key_segment.empty() && s.rows > 0 && s.keys > 0) return refuse("query_segment and key_segment must come together");
+  for (auto [name, list] : {std::pair{"sink", &p.sink}, {"alibi_slopes", &p.alibi_slopes}})
+    for (float x : *list)
+      if (!(std::fabs(x) <= std::numeric_limits<float>::max())) return refuse(fmt::format("{} = {} is not finite", name, x));
   for (const auto* list : {&p.key_lengths, &p.key_starts})
     for (Index n : *list)
       if (n < 0 || n > s.keys) return refuse(fmt::format("a key length or start of {} is outside [0, {}]", n, s.keys));

@@ -60,7 +60,7 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
   const auto keys = static_cast<std::size_t>(s.keys), dim = static_cast<std::size_t>(s.dim);
   RowVisibility seen;
   evaluate_visibility(p, b, h, i, seen);
-  for (auto* v : {&gap_, &score_, &absolute_, &prefix_, &weight_}) v->assign(keys, 0);
+  for (auto* v : {&gap_, &dot_, &absolute_, &prefix_, &weight_}) v->assign(keys, 0);
   gap_.assign(keys, inf);
   magnitude_ = seen.magnitude;
   product_ = seen.product;
@@ -106,10 +106,10 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
       absolute += std::fabs(q[d] * k);
       prefix += std::fabs(partial);
     }
+    dot_[j] = nearest(sum);
     arb_mul(sum.get(), sum.get(), scale.get(), bits);
-    score_[j] = nearest(sum);
-    absolute_[j] = std::fabs(static_cast<double>(p.scale)) * absolute;
-    prefix_[j] = std::fabs(static_cast<double>(p.scale)) * prefix;
+    absolute_[j] = absolute;
+    prefix_[j] = prefix;
     if (p.softcap > 0) {
       arb_div(sum.get(), sum.get(), cap.get(), bits);
       arb_tanh(sum.get(), sum.get(), bits);
@@ -130,7 +130,7 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
     if (!any || arf_cmp(arb_midref(sum.get()), arb_midref(maximum.get())) > 0) maximum = sum;
     any = true;
   }
-  truth_.has_sink = !p.sink.empty();
+  truth_.has_sink = !p.sink.empty() && p.sink[static_cast<std::size_t>(h)] > -inf;
   const Ball sink(truth_.has_sink ? p.sink[static_cast<std::size_t>(h)] : 0.0f);
   if (truth_.has_sink && (!any || arf_cmp(arb_midref(sink.get()), arb_midref(maximum.get())) > 0)) maximum = sink;
 
@@ -188,7 +188,7 @@ RowTruth BallRow::truth(Index key0, Index count, bool with_prefix) const {
   t.key0 = key0;
   t.count = count;
   t.gap = gap_.data() + key0;
-  t.score = score_.data() + key0;
+  t.dot = dot_.data() + key0;
   t.absolute = absolute_.data() + key0;
   t.prefix = with_prefix ? prefix_.data() + key0 : nullptr;
   t.weight = weight_.data() + key0;

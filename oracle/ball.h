@@ -31,7 +31,7 @@ class BallRow {
   std::vector<Enclosure> o_;
   Enclosure lse_;
   RowTruth truth_;
-  std::vector<double> gap_, score_, absolute_, prefix_, weight_, magnitude_, product_, kept_;
+  std::vector<double> gap_, dot_, absolute_, prefix_, weight_, magnitude_, product_, kept_;
 };
 
 }  // namespace assay

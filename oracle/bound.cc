@@ -59,31 +59,34 @@ void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, d
   const double tau = c.fused_argument && t.additions == 0 && x.softcap == 0 ? 0 : u;
   const double per_score = tau + (c.query_prescale > 0 ? 2 * u : 0);
   const double floor = (2 * dim + 2) * c.product_floor * std::max(1.0, x.scale);
+  const double per_dot = per_score * x.scale;
   if (ordered) {
     for (Index j = 0; j < t.count; ++j) {
       const double e = std::min(t.absolute[j] * relative, per_prefix * t.prefix[j] + per_absolute * t.absolute[j]);
-      error[j] = e * (1 + tau) + std::fabs(t.score[j]) * per_score + floor;
+      error[j] = e * x.scale * (1 + tau) + std::fabs(t.dot[j]) * per_dot + floor;
     }
   } else {
-    for (Index j = 0; j < t.count; ++j) error[j] = t.absolute[j] * relative * (1 + tau) + std::fabs(t.score[j]) * per_score + floor;
+    for (Index j = 0; j < t.count; ++j) error[j] = t.absolute[j] * x.scale * relative * (1 + tau) + std::fabs(t.dot[j]) * per_dot + floor;
   }
   if (x.softcap > 0) {
     // c tanh(t / c): the argument is rounded twice (1/c and the product); the slope between t and t-hat is
     // at most sech^2 at the nearer end; then the error of tanh and the product with c.
     for (Index j = 0; j < t.count; ++j) {
-      const double magnitude = std::fabs(t.score[j]);
+      const double magnitude = x.scale * std::fabs(t.dot[j]);
       const double argument = error[j] + 2.01 * u * (magnitude + error[j]) + c.scale_error * magnitude;
       const double slope = sech_squared(std::max(0.0, magnitude - argument) / x.softcap);
       const double capped = std::min(x.softcap, magnitude);
       error[j] = slope * argument + (capped + slope * argument) * (2 * u * c.tanh_ulp + 1.01 * u) + c.product_floor * (1 + x.softcap);
+      error[j] = std::min(error[j], 2.01 * x.softcap + c.product_floor);  // both lie in [-c, c]
     }
   }
   if (t.additions > 0) {
     for (Index j = 0; j < t.count; ++j) {
       if (t.magnitude[j] == 0 || t.gap[j] == inf) continue;  // adding zero is exact
       const double s = std::fabs(t.max - t.gap[j]);
-      const double partial = std::fabs(t.score[j]) + t.magnitude[j];
-      error[j] = error[j] * (1 + 2 * u * t.additions) + 2 * u * s + 1.01 * u * t.product[j] + 2 * u * (t.additions - 1) * partial;
+      const double partial = x.scale * std::fabs(t.dot[j]) + t.magnitude[j];
+      // ALiBi's product rounds, and beyond 2^24 its distance too.
+      error[j] = error[j] * (1 + 2 * u * t.additions) + 2 * u * s + 2.01 * u * t.product[j] + 2 * u * (t.additions - 1) * partial;
     }
   }
   if (c.score_dtype) {
@@ -147,7 +150,7 @@ void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t
     for (Index j = 0; j < t.count; ++j)
       if (t.gap[j] < inf && (best < 0 || t.gap[j] < t.gap[best])) best = j;
     for (Index j = 0; j < t.count; ++j)
-      if (t.gap[j] < inf) exponent[j] += 1.001 * c.scale_error * std::fabs(t.score[j] - t.score[best]);
+      if (t.gap[j] < inf) exponent[j] += 1.001 * c.scale_error * x.scale * std::fabs(t.dot[j] - t.dot[best]);
   }
   if (c.fused_argument)
     for (Index j = 0; j < t.count; ++j)
@@ -174,13 +177,17 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   score_errors(c, x, t, s.error.data());
   // Delta: how far the computed maximum can lie from the exact one.
   for (Index j = 0; j < n; ++j) s.defect[static_cast<std::size_t>(j)] = s.error[static_cast<std::size_t>(j)] - t.gap[j];
-  const double delta = out.delta = max_of(s.defect.data(), n, 0) * (1 + 1e-12);
+  const double delta = max_of(s.defect.data(), n, 0) * (1 + 1e-12);
+  for (Index j = 0; j < n; ++j) s.defect[static_cast<std::size_t>(j)] = t.gap[j] < inf ? s.error[static_cast<std::size_t>(j)] : 0;
+  out.gap_error = max_of(s.defect.data(), n, 0) + delta;
+  out.has_sink = t.has_sink;
   const double all_rescales = count_rescales(c, t, s.error.data(), out.tiles, s.rescales.data());
   exponent_errors(c, x, t, s.error.data(), s.rescales.data(), delta, s.exponent.data());
   out.largest_exponent = max_of(s.exponent.data(), n, 0);
 
   const double live = static_cast<double>(t.live + (t.has_sink ? 1 : 0)), splits = c.splits > 1 ? c.splits : 0;
-  out.gamma_dot = gamma_factor(dot_roundings(c, static_cast<double>(t.live)) + all_rescales + 1 + splits, c.dot_roundoff);
+  // A block FMA passes over masked keys too.
+  out.gamma_dot = gamma_factor(dot_roundings(c, static_cast<double>(c.dot_block > 0 ? n : t.live)) + all_rescales + 1 + splits, c.dot_roundoff);
   const double n_sum = c.ordered ? std::min(live, static_cast<double>(c.tile + out.tiles)) : live;
   out.gamma_sum = gamma_factor(n_sum + all_rescales + 1 + splits, u);
 
@@ -202,7 +209,7 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   const Index tiles = out.tiles;
   for_each_tile(c, t, [&](Index tile, Index first, Index last) {
     // Keys that follow in the order of the sum, those of this tile included: at least as many as really do.
-    const double per_error = c.dot_roundoff * remaining + 1.01 * u * static_cast<double>(tiles - 1 - tile);
+    const double per_error = c.dot_roundoff * remaining + 1.01 * u * static_cast<double>(tiles - 1 - tile + (t.has_sink ? 1 : 0));
     double live_here = 0;
     for (Index j = first; j < last; ++j) {
       const double p = t.weight[j], g = growth[j], e = 1 + g;
@@ -238,30 +245,36 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
     defect += t.sink_weight * (sink_growth + (1 + sink_growth) * out.gamma_sum) + omega;
     out.largest_exponent = std::max(out.largest_exponent, h);
   }
+  const double g = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
+  const double score_limit = c.score_dtype ? std::min(c.largest, format(*c.score_dtype).max_finite) : c.largest;
+  for (Index j = 0; j < n; ++j) {
+    // Before the scale in the accumulator, after it (and with every bias) where scores are kept.
+    const double unscaled = t.absolute[j] * (1 + g), scaled = unscaled * x.scale + (t.magnitude ? t.magnitude[j] : 0);
+    s.defect[static_cast<std::size_t>(j)] = t.gap[j] < inf ? std::max(unscaled / c.largest, scaled / score_limit) : 0;
+    s.weight[static_cast<std::size_t>(j)] = t.gap[j] < inf ? std::fabs(t.dot[j]) * std::max(1 / c.largest, x.scale / score_limit) : 0;
+  }
+  out.may_overflow = !(max_of(s.defect.data(), n, 0) * (1 + 1e-6) < 1);
+  out.must_overflow = max_of(s.weight.data(), n, 0) > (1 + g) * (1 + 1e-6) && x.softcap == 0 && !t.magnitude;
+  // The fused argument of the maximum is not exactly 0: its weight can exceed 1, up to e^H.
+  if (c.fused_argument && out.largest_exponent > std::log(c.weight_dtype ? std::min(c.largest, format(*c.weight_dtype).max_finite) : c.largest) - 1) out.may_overflow = true;
+
   out.denominator = 1 - defect;
-  out.vacuous = !(out.denominator > 0.1);
+  out.vacuous = !(out.denominator > 0.1) || !std::isfinite(out.gamma_dot) || out.may_overflow;
 
   const double reach = std::fabs(t.lse - t.max) + delta + std::min(defect, 1.0);
   out.lse = out.vacuous ? inf
                         : -std::log1p(-defect) + c.log_ulp * 2 * u * (reach + (reach < 0.7 ? 0.5 : 0)) +
                               1.01 * u * (std::fabs(t.max) + std::fabs(t.lse) + 2 * delta) + c.product_floor;
-
-  const double g = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
-  const double unscaled = x.scale > 0 ? 1 / x.scale : 1;
-  for (Index j = 0; j < n; ++j) {
-    const double reached = t.absolute[j] * std::max(1.0, unscaled) * (1 + g) + (t.magnitude ? t.magnitude[j] : 0);
-    s.defect[static_cast<std::size_t>(j)] = t.gap[j] < inf ? reached : 0;
-    s.weight[static_cast<std::size_t>(j)] = t.gap[j] < inf ? std::fabs(t.score[j]) * unscaled : 0;
-  }
-  out.may_overflow = !(max_of(s.defect.data(), n, 0) * (1 + 1e-6) < c.largest);
-  out.must_overflow = max_of(s.weight.data(), n, 0) > c.largest * (1 + g) * (1 + 1e-6);
 }
 
 double element_bound(const Contract& c, const RowBound& b, double o, const ColumnSums& sums, double hull, double largest_value) {
   const double u = c.roundoff, magnitude = std::fabs(o);
   const double common = sums.centred + magnitude * (b.zero_centred + b.sum_weight * b.gamma_sum);
   double numerator = sums.absolute + common;
-  if (c.ordered && c.splits == 1) numerator = std::min(numerator, (sums.prefix + sums.tail) * (1 + 2 * b.gamma_dot) + common);
+  if (c.ordered && c.splits == 1) {
+    const double merge = b.has_sink ? 1.01 * u * magnitude : 0;  // the correction at the end
+    numerator = std::min(numerator, (sums.prefix + sums.tail + merge) * (1 + 2 * b.gamma_dot) + common);
+  }
   const double weight_u = c.weight_dtype ? unit_roundoff(*c.weight_dtype) : 0;
   const double weight_floor = c.weight_dtype ? half_min_subnormal(*c.weight_dtype) * static_cast<double>(b.keys) : 0;
   const double slack = 1.1 * (weight_u + weight_floor + b.gamma_dot + b.gamma_sum + 4 * u) * largest_value;

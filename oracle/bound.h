@@ -18,7 +18,6 @@ struct BoundContext {
   double scale = 1;
   double softcap = 0;
   bool dropout = false;
-  Dtype out = Dtype::f32;
 };
 
 // Exact quantities of a row, up to double. Arrays cover the keys [key0, key0 + count).
@@ -26,9 +25,9 @@ struct RowTruth {
   Index key0 = 0, count = 0;
   Index live = 0;                     // visible keys
   const double* gap = nullptr;        // M - s_j >= 0; +inf where masked
-  const double* score = nullptr;      // t_j = scale * q.k_j, before softcap and bias
-  const double* absolute = nullptr;   // scale * sum |q||k_j|
-  const double* prefix = nullptr;     // scale * sum over d of |partial sums of q.k_j|; null: not computed
+  const double* dot = nullptr;        // q.k_j, before the scale
+  const double* absolute = nullptr;   // sum |q||k_j|
+  const double* prefix = nullptr;     // sum over d of |partial sums of q.k_j|; null: not computed
   const double* weight = nullptr;     // p_j
   const double* magnitude = nullptr;  // sum of |biases|; null: no bias
   const double* product = nullptr;    // |ALiBi product|
@@ -48,10 +47,12 @@ struct RowBound {
   double centred_total = 0;
   double lse = 0;  // bound of LSE
   double largest_exponent = 0;  // max H_j: the largest relative error of a weight
-  double delta = 0;             // of the row maximum
+  double gap_error = 0;         // of the computed gap of any visible key
   Index keys = 0, tiles = 1;
+  bool has_sink = false;
   bool vacuous = false;         // nothing is left to divide by: only the hull of V remains
-  bool may_overflow = false;    // some order of summation could leave the range: NaN and infinity tolerated
+  bool may_overflow = false;    // a score could leave the range in some order of summation: vacuous too, for a score
+                                // that becomes -inf drops its key without a trace
   bool must_overflow = false;
 };
 

@@ -27,7 +27,8 @@ struct Contract {
   double scale_error = 0;         // relative error of a constant folded into the argument (scale * log2 e)
   double query_prescale = 0;      // unit roundoff of a query rounded after scaling; 0: scores are scaled
   double exp_ulp = 1, exp_ulp_per_unit = 0;  // error of exp(x): exp_ulp + exp_ulp_per_unit |x|
-  double exp_floor = 0x1p-149;    // absolute error of an exp that underflows (flush: the smallest result kept)
+  double exp_floor = 0x1p-149;    // absolute error of an exp that underflows (flush: the smallest result kept);
+                                  // exp(0) is 1 and exp of -104.5 or less is 0, which the exact tier relies on
   double log_ulp = 1, tanh_ulp = 4;
   std::optional<Dtype> score_dtype;   // scores are stored in it
   std::optional<Dtype> weight_dtype;  // weights are rounded to it before P V

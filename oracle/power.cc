@@ -36,6 +36,7 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
   // 1 / (2 B) per column, 0 where a column cannot show anything (padding, or a bound that is not finite).
   std::vector<double> o(static_cast<std::size_t>(columns), 0), inverse(o.size(), 0);
   for (Index c = 0; c < dv; ++c) {
+    if (block.o_kind[static_cast<std::size_t>(r * dv + c)] != Kind::finite) continue;
     const double b = full_bound[r * dv + c];
     o[static_cast<std::size_t>(c)] = block.o[static_cast<std::size_t>(r * dv + c)];
     if (b > 0x1p-1000 && std::isfinite(b)) inverse[static_cast<std::size_t>(c)] = 0.5 / b;
@@ -51,10 +52,13 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     const Index next = key + 1 < keys ? key + 1 : key - 1;  // the last key exchanges with the one before it
     const double* v = kv.values.data() + key * columns;
     const double* neighbour = next >= 0 ? kv.values.data() + next * columns : v;
+    // Under dropout a dropped key has value 0.
+    const bool kept = block.kept.empty() || block.kept[static_cast<std::size_t>(r * n + j)];
+    const double kept_value = kept ? 1 : 0;
     Lanes8 from_mean{}, from_neighbour{};
     for (Index c = 0; c < columns; c += lane_count) {
       const Lanes8 x = load_lanes(v + c), scale = load_lanes(inverse.data() + c);
-      from_mean = larger(from_mean, absolute(x - load_lanes(o.data() + c)) * scale);
+      from_mean = larger(from_mean, absolute(kept_value * x - load_lanes(o.data() + c)) * scale);
       from_neighbour = larger(from_neighbour, absolute(x - load_lanes(neighbour + c)) * scale);
     }
     double centred = 0, exchange = 0;
@@ -64,10 +68,11 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     }
     const double p = weights[j];
     const Index at_next = next - block.key0;
-    const double p_next = at_next >= 0 && at_next < n ? weights[at_next] : 0;
+    const bool next_counts = at_next >= 0 && at_next < n && (block.kept.empty() || block.kept[static_cast<std::size_t>(r * n + at_next)]);
+    const double p_next = next_counts ? weights[at_next] : 0;
     // Without its only key a row is fully masked and gives 0.
     const double deleted = p < 1 ? p * centred / (1 - p) : from_zero;
-    const std::array<double, change_count> output = {deleted, p * centred / (1 + p), std::fabs(p - p_next) * exchange,
+    const std::array<double, change_count> output = {deleted, p * centred / (1 + p), std::fabs(kept_value * p - p_next) * exchange,
                                                      0.01 * p * centred / (1 + 0.01 * p)};
     const std::array<double, change_count> lse = {-std::log1p(-p), std::log1p(p), 0, std::log1p(0.01 * p)};
     const auto kind = static_cast<std::size_t>(tile_kind(key, keys, tile));

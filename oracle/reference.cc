@@ -53,8 +53,8 @@ struct Scores {
   int additions = 0;
 };
 
-// scale * sum over d of |partial sums of q.k_j|, for one row and keys [key0, key0 + padded).
-void prefix_sums(const KeyValues& kv, const double* q, Index dim, Index key0, Index padded, double scale, double* out) {
+// The sum over d of |partial sums of q.k_j|, for one row and keys [key0, key0 + padded).
+void prefix_sums(const KeyValues& kv, const double* q, Index dim, Index key0, Index padded, double* out) {
   const Index stride = kv.keys_transposed.cols();
   constexpr Index step = 4 * lane_count;
   for (Index j = 0; j < padded; j += step) {
@@ -65,7 +65,7 @@ void prefix_sums(const KeyValues& kv, const double* q, Index dim, Index key0, In
         sum[l] += q[d] * load_lanes(column + l * lane_count);
         total[l] += absolute(sum[l]);
       }
-    for (int l = 0; l < 4; ++l) store_lanes(out + j + l * lane_count, scale * total[l]);
+    for (int l = 0; l < 4; ++l) store_lanes(out + j + l * lane_count, total[l]);
   }
 }
 
@@ -112,7 +112,11 @@ double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, 
 
 // The accumulator holds a sum of at most `live` values, not yet divided by the row sum.
 bool values_may_overflow(const Contract& c, Index live, double largest_value) {
-  return !((static_cast<double>(live) + 1) * largest_value * (1 + 1e-4) < c.largest);
+  return !(static_cast<double>(live) * largest_value * (1 + 1e-4) < c.largest);
+}
+
+Domain domain_of(const RowBound& b) {
+  return b.must_overflow ? Domain::must_overflow : b.may_overflow ? Domain::may_overflow : b.vacuous ? Domain::vacuous : Domain::bounded;
 }
 
 // Exact tier: equal scores of exactly 0, all others so low that exp gives 0, and sums that no order rounds.
@@ -182,11 +186,10 @@ double KeyValues::key_quantum() const {
   return key_quantum_;
 }
 
-const double* values_of(const KeyValues& kv, Index key) { return kv.values.data() + key * kv.values.cols(); }
-
-Reference::Reference(const Attention& problem, const Contract& contract, Dtype out) : problem_(problem), contract_(contract) {
-  context_ = {problem.shape.dim, static_cast<double>(problem.scale), static_cast<double>(problem.softcap), problem.dropout > 0, out};
-}
+Reference::Reference(const Attention& problem, const Contract& contract)
+    : problem_(problem),
+      contract_(contract),
+      context_{problem.shape.dim, static_cast<double>(problem.scale), static_cast<double>(problem.softcap), problem.dropout > 0} {}
 
 Index Reference::block_rows() const { return std::clamp<Index>((Index{1} << 15) / std::max<Index>(problem_.shape.keys, 1), 8, 48); }
 
@@ -223,7 +226,8 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
   }
 }
 
-void classify_values(const Attention& p, const KeyValues& kv, Block& block, Index r, const RowVisibility& seen, const double* gap, double exp_floor) {
+// Weights smaller than e^-largest_gap may underflow to 0 in the kernel.
+void classify_values(const Attention& p, const KeyValues& kv, Block& block, Index r, const RowVisibility& seen, const double* gap, double largest_gap) {
   const AttentionShape& s = p.shape;
   if (block.lse_kind[static_cast<std::size_t>(r)] == Kind::nan) return;
   for (Index j = seen.begin; j < seen.end; ++j) {
@@ -236,7 +240,7 @@ void classify_values(const Attention& p, const KeyValues& kv, Block& block, Inde
       const Kind mine = std::isnan(v) || zero_weight ? Kind::nan : v > 0 ? Kind::plus_infinity : Kind::minus_infinity;
       Kind& kind = block.o_kind[at];
       kind = kind == Kind::finite || kind == mine ? mine : Kind::nan;
-      if (gap[j - block.key0] > -std::log(exp_floor) - 4) block.underflow_excused[at] = 1;
+      if (gap[j - block.key0] > largest_gap) block.underflow_excused[at] = 1;
     }
   }
 }
@@ -258,6 +262,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
   block.o_kind.assign(n_out, Kind::finite);
   block.lse_kind.assign(n_rows, Kind::finite);
   block.underflow_excused.assign(n_out, 0);
+  block.value_overflow.assign(n_out, 0);
   block.domain.assign(n_rows, Domain::bounded);
   for (auto* v : {&block.exact, &block.fully_masked, &block.needs_ball}) v->assign(n_rows, 0);
 
@@ -273,6 +278,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
   block.count = n;
   block.weight.assign(static_cast<std::size_t>(rows * n), 0);
   block.visible.assign(static_cast<std::size_t>(rows * n), 0);
+  if (p.dropout > 0) block.kept.assign(static_cast<std::size_t>(rows * n), 0);
   const double sink = p.sink.empty() ? -inf : static_cast<double>(p.sink[static_cast<std::size_t>(h)]);
 
   thread_local Scores x;
@@ -293,11 +299,9 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
   const Index padded = round_up(n, 4 * lane_count);
   x.dot.noalias() = x.q * kv.keys_transposed.middleCols(block.key0, n);
   x.absolute.noalias() = x.q.cwiseAbs() * kv.keys_transposed_absolute.middleCols(block.key0, n);
-  x.dot *= scale;
-  x.absolute *= scale;
   if (contract_.ordered && n > 0) {
     x.prefix.resize(rows, padded);
-    for (Index r = 0; r < rows; ++r) prefix_sums(kv, x.q.row(r).data(), s.dim, block.key0, padded, scale, x.prefix.row(r).data());
+    for (Index r = 0; r < rows; ++r) prefix_sums(kv, x.q.row(r).data(), s.dim, block.key0, padded, x.prefix.row(r).data());
   }
   x.additions = n_rows > 0 ? seen[0].additions : 0;
   x.gap.resize(rows, n);
@@ -317,7 +321,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
       const auto key = static_cast<std::size_t>(block.key0 + j);
       const double bias = row.bias[key];
       block.visible[static_cast<std::size_t>(r * n + j)] = bias != -inf;
-      double t = x.dot(r, j);
+      double t = scale * x.dot(r, j);
       if (context_.softcap > 0) t = context_.softcap * std::tanh(t / context_.softcap);
       score(j) = std::isfinite(bias) ? t + bias : bias == -inf ? -inf : t;
       if (x.additions > 0) {
@@ -342,7 +346,6 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
       continue;
     }
     score = m - score;
-    if (kv.any_value_not_finite) classify_values(p, kv, block, r, row, x.gap.row(r).data(), contract_.exp_floor);
     x.weight.row(r).array() = (-score).max(-745.0).exp();
     for (Index j = 0; j < n; ++j) x.weight(r, j) = score(j) < inf ? x.weight(r, j) : 0;
     const double sum = x.weight.row(r).sum() + (sink > -inf ? std::exp(sink - m) : 0);
@@ -362,7 +365,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     t.count = n;
     t.live = x.live[at];
     t.gap = x.gap.row(r).data();
-    t.score = x.dot.row(r).data();
+    t.dot = x.dot.row(r).data();
     t.absolute = x.absolute.row(r).data();
     t.prefix = contract_.ordered && n > 0 ? x.prefix.row(r).data() : nullptr;
     t.weight = x.weight.row(r).data();
@@ -380,11 +383,12 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     // Every p of the bound is right to a factor of e^H at unit roundoff 2^-53.
     block.slack[at] = 8 * ratio * bound.largest_exponent + 0x1p-40;
     block.needs_ball[at] = !(block.slack[at] < 0x1p-16) || contract_.roundoff < 0x1p-40;
-    if (bound.must_overflow) block.domain[at] = Domain::must_overflow;
-    else if (bound.may_overflow) block.domain[at] = Domain::may_overflow;
-    else if (bound.vacuous) block.domain[at] = Domain::vacuous;
+    block.domain[at] = domain_of(bound);
+    if (kv.any_value_not_finite)
+      classify_values(p, kv, block, r, seen[at], t.gap, -std::log(contract_.exp_floor) - 1 - bound.gap_error);
     block.exact[at] = contract_.dot_roundoff <= 0x1p-23 && contract_.query_prescale == 0 && !bound.may_overflow && n > 0 &&
-                      is_exact_row(p, kv, x.q.row(r).data(), t, x.absolute.row(r).maxCoeff() / (scale > 0 ? scale : 1));
+                      is_exact_row(p, kv, x.q.row(r).data(), t, x.absolute.row(r).maxCoeff());
+    if (block.exact[at]) block.domain[at] = Domain::bounded;
   }
 
   // Sums against V.
@@ -435,10 +439,10 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
                               n_live * largest[column] * 0x1p-1018 + 0x1p-1060;
       double hull = std::max({high[column] - center, center - low[column], with_zero ? std::fabs(center) : 0});
       double b = element_bound(contract_, bound, center, sums, hull, largest[column]);
-      if (bound.vacuous) b = element_bound(contract_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero), largest[column]);
+      if (bound.vacuous) b = element_bound(contract_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero || bound.may_overflow), largest[column]);
       // Sums of |v - O| were taken around a centre that is off by the radius.
       block.bound[element] = b + bound.centred_total * block.radius[element] / std::max(bound.denominator, 0.1);
-      if (block.domain[at] != Domain::must_overflow && values_may_overflow(contract_, x.live[at], largest[column])) block.domain[at] = Domain::may_overflow;
+      block.value_overflow[element] = values_may_overflow(contract_, x.live[at], largest[column]);
       if (block.exact[at]) {
         // Weights are exactly 0 or 1 and no sum rounds: only the division by the count is left.
         const double count = std::round(std::exp(x.lse[at]));
@@ -450,7 +454,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
         // What the other keys add to the true value; fp32 cannot see it, so it is all the tolerance there is.
         const double rest = 2 * n_live * std::exp(-104.5) * largest[column];
         block.radius[element] = rest + (power_of_two ? 0 : unit64 * std::fabs(block.o[element]));
-        block.bound[element] = 4 * rest + (power_of_two ? 0 : 1.01 * contract_.division_roundings * contract_.roundoff * std::fabs(block.o[element]));
+        block.bound[element] = 4 * rest + contract_.division_roundings * contract_.product_floor + (power_of_two ? 0 : 1.01 * contract_.division_roundings * contract_.roundoff * std::fabs(block.o[element]));
       }
     }
     const double reach = std::fabs(x.lse[at] - x.max[at]) + 1;
@@ -459,6 +463,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
                            130 * unit64 * reach + 1.01 * unit64 * (std::fabs(x.max[at]) + std::fabs(x.lse[at]));
     if (ratio > 1 || bound.largest_exponent > 1) block.needs_ball[at] = 1;
     std::copy_n(x.weight.row(r).data(), n, block.weight.begin() + r * n);
+    if (p.dropout > 0) std::copy_n(x.kept.row(r).data(), n, block.kept.begin() + r * n);
   }
   return block;
 }
@@ -481,20 +486,22 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   };
   if (!block.needs_ball[at]) meet(block.lse[at], block.lse_low[at], block.lse_radius[at], ball.lse(), ball.lse_low(), ball.lse_radius());
   const bool with_zero = t.has_sink || p.dropout > 0;
-  double largest_of_row = 0;
   for (Index c = 0; c < dv; ++c) {
     const auto element = static_cast<std::size_t>(r * dv + c);
     if (block.o_kind[element] != Kind::finite) continue;
     const double o = ball.o(c);
     if (!block.needs_ball[at]) meet(block.o[element], block.o_low[element], block.radius[element], o, ball.o_low(c), ball.o_radius(c));
+    double largest = 0;
+    for (Index j = 0; j < n; ++j)
+      if (block.visible[static_cast<std::size_t>(r * n + j)]) largest = std::max(largest, std::fabs(kv.values(block.key0 + j, c)));
+    block.value_overflow[element] = values_may_overflow(contract_, t.live, largest);
     if (!block.exact[at]) {
       ColumnSums sums;
-      double partial = 0, largest = 0, hull = with_zero ? std::fabs(o) : 0;
+      double partial = 0, hull = with_zero || bound.may_overflow ? std::fabs(o) : 0;
       for (Index j = 0; j < n; ++j) {
         if (!block.visible[static_cast<std::size_t>(r * n + j)]) continue;
         const auto key = static_cast<std::size_t>(j);
         const double v = kv.values(block.key0 + j, c);
-        largest = std::max(largest, std::fabs(v));
         hull = std::max(hull, std::fabs(v - o));
         sums.centred += centred[key] * std::fabs(v - o);
         sums.absolute += absolute[key] * std::fabs(v);
@@ -504,7 +511,6 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
         sums.prefix += std::fabs(partial) * (contract_.dot_roundoff + (tile_end ? 1.01 * contract_.roundoff : 0));
       }
       block.bound[element] = element_bound(contract_, bound, o, sums, hull, largest);
-      largest_of_row = std::max(largest_of_row, largest);
     }
     block.o[element] = o;
     block.o_low[element] = ball.o_low(c);
@@ -515,8 +521,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   block.lse_radius[at] = ball.lse_radius();
   block.lse_bound[at] = bound.lse;
   if (block.needs_ball[at]) {
-    const bool may_overflow = bound.may_overflow || values_may_overflow(contract_, t.live, largest_of_row);
-    block.domain[at] = bound.must_overflow ? Domain::must_overflow : may_overflow ? Domain::may_overflow : bound.vacuous ? Domain::vacuous : Domain::bounded;
+    block.domain[at] = domain_of(bound);
     for (Index j = 0; j < n; ++j) block.weight[static_cast<std::size_t>(r * n + j)] = t.weight[j];
     block.needs_ball[at] = 0;
   }

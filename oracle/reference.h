@@ -13,7 +13,8 @@ namespace assay {
 // What extended-real arithmetic says of an output element.
 enum class Kind : std::uint8_t { finite, nan, plus_infinity, minus_infinity };
 
-// Why a finite bound does not decide a row or an element.
+// Where a bound decides a row. vacuous: only the hull of V is left. may_overflow: a score could leave the range, so NaN
+// and infinity are tolerated and finite values are held to the hull alone. must_overflow: nothing can be asked.
 enum class Domain : std::uint8_t { bounded, vacuous, may_overflow, must_overflow };
 
 // Some rows of one head, over the keys that any of them sees. Matrices are row-major, rows x value_dim,
@@ -27,12 +28,14 @@ struct Block {
   std::vector<double> lse, lse_low, lse_radius, lse_bound;
   std::vector<Kind> o_kind, lse_kind;    // by the inputs' NaN and infinities
   std::vector<char> underflow_excused;   // an infinity in V times a weight that may underflow to 0
+  std::vector<char> value_overflow;      // per element: its accumulator could leave the range (finite values stay bounded)
   std::vector<Domain> domain;            // per row
   std::vector<char> exact;               // per row: weights are 0 or equal, sums exact in any order
   std::vector<char> fully_masked;
   std::vector<char> needs_ball;          // fp64 is not good enough for this row's bound
   std::vector<double> slack;             // relative error of the bounds themselves: they are computed from p in fp64
   std::vector<double> weight;            // p, before dropout
+  std::vector<char> kept;                // rows x count, by dropout; empty without
   std::vector<char> visible;             // rows x count
 };
 
@@ -47,7 +50,7 @@ using KeyValuesPointer = std::unique_ptr<KeyValues, KeyValuesDeleter>;
 class Reference {
  public:
   // Keeps a reference to the problem.
-  Reference(const Attention& problem, const Contract& contract, Dtype out);
+  Reference(const Attention& problem, const Contract& contract);
 
   KeyValuesPointer load_head(Index b, Index kv_head) const;
   Block evaluate(const KeyValues& kv, Index h, std::span<const Index> rows) const;
@@ -65,8 +68,5 @@ class Reference {
   Contract contract_;
   BoundContext context_;
 };
-
-// V as the oracle sees it: doubles, times 1/(1-p) under dropout, and 0 where it holds NaN or an infinity.
-const double* values_of(const KeyValues& kv, Index key);
 
 }  // namespace assay

@@ -32,7 +32,6 @@ Decision decide(const Preimage& y, double o, double low, double radius, double b
   const double distance = std::max({0.0, (y.low - o) - low, (o - y.high) + low});
   if (distance + radius <= bound * (1 - slack) || (distance == 0 && radius == 0)) return Decision::inside;
   if (distance - radius > bound * (1 + slack)) return Decision::outside;
-  // Not a number anywhere ends up here, and stays undecided until it is a failure.
   return Decision::undecided;
 }
 
@@ -40,6 +39,7 @@ Decision decide(const Preimage& y, double o, double low, double radius, double b
 struct Tally {
   Verdict v;
   double ratio_sum = 0;
+  std::int64_t ratios = 0, inside_o = 0;
   std::vector<double> slopes;
   bool oracle_inconsistent = false;
 };
@@ -66,7 +66,7 @@ class RowJudge {
     };
     if (block.needs_ball[at]) refine(128);
     if (cross_check && !in_balls) refine(128);
-    for (long bits = 128; bits <= 512 && any_undecided(block, r); bits *= 2) refine(bits);
+    for (long bits = in_balls ? 256 : 128; bits <= 512 && any_undecided(block, r); bits *= 2) refine(bits);
 
     judge_lse(block, r);
     full_bound_.resize(static_cast<std::size_t>(block.rows * dv));
@@ -86,13 +86,18 @@ class RowJudge {
     return decide(preimage(y, out_.o.dtype, contract_.roundoff), block.o[e], block.o_low[e], block.radius[e], block.bound[e], block.slack[static_cast<std::size_t>(r)]);
   }
 
+  Decision decide_lse(const Block& block, Index r, double y) const {
+    const auto at = static_cast<std::size_t>(r);
+    return decide(preimage(y, out_.lse.dtype, contract_.roundoff), block.lse[at], block.lse_low[at], block.lse_radius[at], block.lse_bound[at], block.slack[at]);
+  }
+
   bool any_undecided(const Block& block, Index r) const {
     const auto at = static_cast<std::size_t>(r);
     if (block.domain[at] == Domain::must_overflow) return false;
     if (block.lse_kind[at] == Kind::finite && out_.lse) {
       const double y = load(out_.lse, out_.lse.at(block.b, block.h, block.row_index[at], 0));
       if (std::isfinite(y) && std::isfinite(block.lse_bound[at]) &&
-          decide({y, y}, block.lse[at], block.lse_low[at], block.lse_radius[at], block.lse_bound[at], block.slack[at]) == Decision::undecided)
+          decide_lse(block, r, y) == Decision::undecided)
         return true;
     }
     for (Index c = 0; c < reference_.problem().shape.value_dim; ++c) {
@@ -140,8 +145,8 @@ class RowJudge {
     const double bound = kind == Kind::finite ? block.lse_bound[at] : 0;
     Element e = element(block, r, -1, y, exact, kind == Kind::finite ? block.lse_low[at] : 0, bound, Dtype::f32);
     const bool poisoned = options_.untouched && options_.untouched(out_.lse, position);
-    if (kind == Kind::finite && block.domain[at] == Domain::must_overflow) return excuse("scores beyond the range");
     if (poisoned && kind != Kind::nan) return fail(e, "LSE was not written");
+    if (kind == Kind::finite && block.domain[at] == Domain::must_overflow) return excuse("scores beyond the range");
     if (kind == Kind::nan) return std::isnan(y) ? inside() : fail(e, "LSE is a number where NaN belongs");
     if (kind == Kind::minus_infinity) return y == -inf ? inside() : fail(e, "LSE of a row without weight is not -inf");
     if (!std::isfinite(y)) {
@@ -153,8 +158,8 @@ class RowJudge {
       return;
     }
     if (e.ratio > v.worst_lse.ratio || v.worst_lse.bound == 0) v.worst_lse = e;
-    if (std::isnan(bound) || std::isnan(block.lse_radius[at])) tally_.oracle_inconsistent = true;
-    const Decision d = decide({y, y}, block.lse[at], block.lse_low[at], block.lse_radius[at], bound, block.slack[at]);
+    if (std::isnan(bound) || !std::isfinite(block.lse_radius[at])) tally_.oracle_inconsistent = true;
+    const Decision d = decide_lse(block, r, y);
     if (d == Decision::outside) return fail(e, "LSE is outside its bound");
     inside();  // undecided at 512 bits: not refuted
   }
@@ -178,28 +183,27 @@ class RowJudge {
       (kind == Kind::nan ? v.nan_expected : v.infinity_expected)++;
       e.exact = kind == Kind::nan ? std::numeric_limits<double>::quiet_NaN() : kind == Kind::plus_infinity ? inf : -inf;
       const bool same = kind == Kind::nan ? std::isnan(y) : y == e.exact;
-      if (same) return inside();
-      if (block.underflow_excused[index]) return excuse("an infinity in V under a weight that may underflow");
-      if (block.domain[at] != Domain::bounded && kind != Kind::nan) return excuse("an infinity in V in a row that may overflow");
+      if (same && !(poisoned && kind != Kind::nan)) return inside_element();
+      // Weight 0 times infinity is NaN; a kernel that skips weights of 0 leaves the value without that key.
+      if (block.underflow_excused[index] && (std::isnan(y) || decide_o(block, r, c, y) != Decision::outside)) return excuse("an infinity in V under a weight that may underflow");
+      const bool may_overflow = block.domain[at] == Domain::may_overflow || block.domain[at] == Domain::must_overflow || block.value_overflow[index];
+      if (kind != Kind::nan && may_overflow && !std::isfinite(y) && !poisoned) return excuse("an infinity in V in a sum that may overflow");
       return fail(e, poisoned ? "O was not written" : kind == Kind::nan ? "O is a number where NaN belongs" : "O is not the infinity that belongs there");
     }
-    if (block.domain[at] == Domain::must_overflow) return excuse("scores beyond the range");
     if (poisoned) return fail(e, "O was not written");
-    if (std::isnan(y)) {
-      if (block.domain[at] == Domain::may_overflow) return excuse("sums may leave the range");
-      return fail(e, "O is NaN");
-    }
-    if (block.fully_masked[at]) return y == 0 ? inside(true) : fail(e, "a fully masked row of O is not 0");
-    if (std::isnan(block.bound[index]) || std::isnan(block.radius[index])) tally_.oracle_inconsistent = true;
+    if (block.domain[at] == Domain::must_overflow) return excuse("scores beyond the range");
+    const bool may_overflow = block.domain[at] == Domain::may_overflow || block.value_overflow[index];
+    if (std::isnan(y)) return may_overflow ? excuse("sums may leave the range") : fail(e, "O is NaN");
+    if (block.fully_masked[at]) return y == 0 ? inside_element(true) : fail(e, "a fully masked row of O is not 0");
+    if (std::isnan(block.bound[index]) || !std::isfinite(block.radius[index])) tally_.oracle_inconsistent = true;
     const Decision d = decide_o(block, r, c, y);
     if (d == Decision::outside) {
       if (std::isinf(y)) {
-        if (block.domain[at] == Domain::may_overflow) return excuse("sums may leave the range");
-        return fail(e, "O is infinite");
+        return may_overflow ? excuse("sums may leave the range") : fail(e, "O is infinite");
       }
-      return fail(e, block.exact[at] ? "O is not the exact value" : block.domain[at] == Domain::vacuous ? "O is outside the hull of V" : "O is outside its bound");
+      return fail(e, block.exact[at] ? "O is not the exact value" : block.domain[at] != Domain::bounded ? "O is outside the hull of V" : "O is outside its bound");
     }
-    if (block.domain[at] == Domain::vacuous) {
+    if (block.domain[at] != Domain::bounded || !std::isfinite(bound)) {
       ++v.hull_only;
       return;
     }
@@ -207,14 +211,17 @@ class RowJudge {
       if (e.ratio > v.worst_o.ratio || v.worst_o.bound == 0) v.worst_o = e;
       const double error = (y - o) - block.o_low[index];
       tally_.ratio_sum += error / bound;
+      ++tally_.ratios;
       sxy += error / bound * (o / bound);
       sxx += o / bound * (o / bound);
     }
-    inside(block.exact[at] != 0);
+    inside_element(block.exact[at] != 0);
   }
 
-  void inside(bool exactly = false) {
-    ++tally_.v.inside;
+  void inside() { ++tally_.v.inside; }
+  void inside_element(bool exactly = false) {
+    inside();
+    ++tally_.inside_o;
     tally_.v.exact += exactly;
   }
   void excuse(const char* reason) { ++tally_.v.excused[reason]; }
@@ -246,6 +253,8 @@ void merge(Tally& into, const Tally& t) {
   if (w.worst_lse.ratio > v.worst_lse.ratio || v.worst_lse.bound == 0) v.worst_lse = w.worst_lse;
   v.power.add(w.power);
   into.ratio_sum += t.ratio_sum;
+  into.ratios += t.ratios;
+  into.inside_o += t.inside_o;
   into.slopes.insert(into.slopes.end(), t.slopes.begin(), t.slopes.end());
   into.oracle_inconsistent = into.oracle_inconsistent || t.oracle_inconsistent;
 }
@@ -301,7 +310,7 @@ Verdict judge(const Attention& problem, const AttentionOutput& out, const Contra
     total.v.reason = "the candidate gives no LSE, which is always judged";
     return total.v;
   }
-  const Reference reference(problem, contract, out.o.dtype);
+  const Reference reference(problem, contract);
   const std::vector<Index> rows = rows_to_judge(s.rows, options.sample_rows, options.seed);
   total.v.rows_total = s.batch * s.query_heads * s.rows;
   const auto row_count = static_cast<Index>(rows.size());
@@ -333,7 +342,11 @@ Verdict judge(const Attention& problem, const AttentionOutput& out, const Contra
     }
 
   Verdict& v = total.v;
-  if (v.compared_o > 0) v.mean_ratio = total.ratio_sum / static_cast<double>(v.compared_o);
+  if (total.ratios > 0) v.mean_ratio = total.ratio_sum / static_cast<double>(total.ratios);
+  std::int64_t excused = 0;
+  for (const auto& [reason, n] : v.excused) excused += n;
+  const std::string rest = excused + v.hull_only == 0 ? "every element is inside its bound"
+                                                      : fmt::format("every element that a bound decides is inside it ({} excused, {} held to the hull of V only)", excused, v.hull_only);
   v.slope_t = t_statistic(total.slopes);
   if (total.oracle_inconsistent) {
     v.outcome = Outcome::error;
@@ -341,15 +354,15 @@ Verdict judge(const Attention& problem, const AttentionOutput& out, const Contra
   } else if (v.outside > 0) {
     v.outcome = Outcome::fail;
     v.reason = describe(v.first_failure);
-  } else if (v.inside == 0) {
+  } else if (total.inside_o == 0) {
     v.outcome = Outcome::inconclusive;
-    v.reason = v.compared_o + v.compared_lse == 0 ? "the problem has no output element" : "no element could be judged by its bound";
+    v.reason = v.compared_o + v.compared_lse == 0 ? "the problem has no output element" : "no element of O could be judged by its bound";
   } else if (options.statistics && std::fabs(v.slope_t) > 8) {
     v.outcome = Outcome::suspect;
-    v.reason = fmt::format("every element is inside its bound, but errors lean with the value: t = {:.1f}", v.slope_t);
+    v.reason = fmt::format("{}, but errors lean with the value: t = {:.1f}", rest, v.slope_t);
   } else {
     v.outcome = Outcome::pass;
-    v.reason = "every element is inside its bound";
+    v.reason = rest;
   }
   return v;
 }

@@ -12,7 +12,7 @@ namespace {
 // Evaluates every row of head 0 of the case.
 Block evaluate(const Inputs& inputs) {
   Contract fp32;
-  const Reference reference(inputs.problem, fp32, Dtype::f32);
+  const Reference reference(inputs.problem, fp32);
   const KeyValuesPointer kv = reference.load_head(0, 0);
   std::vector<Index> rows;
   for (Index i = 0; i < inputs.problem.shape.rows; ++i) rows.push_back(i);

@@ -35,7 +35,7 @@ TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
   parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
     const Case& c = cases[static_cast<std::size_t>(k)];
     const Inputs inputs(c);
-    const Reference reference(inputs.problem, fp32, c.dtype);
+    const Reference reference(inputs.problem, fp32);
     const KeyValuesPointer kv = reference.load_head(0, 0);
     for (Index h = 0; h < 2; ++h)
       for (Index i = 0; i < c.shape.rows; ++i) {
@@ -73,7 +73,7 @@ TEST(Enclosure, BoundsAgreeBetweenTheLevels) {
     const Inputs inputs(c);
     Contract fp32;
     fp32.ordered = true;
-    const Reference reference(inputs.problem, fp32, c.dtype);
+    const Reference reference(inputs.problem, fp32);
     const KeyValuesPointer kv = reference.load_head(0, 0);
     for (Index i = 0; i < c.shape.rows; ++i) {
       const Block plain = reference.evaluate(*kv, 0, {&i, 1});

@@ -148,7 +148,7 @@ TEST_F(VerdictTest, SwappedRowsHeadsAndTransposedFail) {
 TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
   for (const char* line : {"attention b=1 h=1 l=3x13 d=8/6 seed=2", "attention b=1 h=1 l=3x13 d=8/6 dtype=bf16 seed=2", "attention b=1 h=1 l=3x40 d=8/6 dtype=f16 scores=huge seed=2"}) {
     prepare(line);
-    const Reference reference(inputs_->problem, contract_, case_.out_dtype());
+    const Reference reference(inputs_->problem, contract_);
     const KeyValuesPointer kv = reference.load_head(0, 0);
     const Index row = 1;
     const Block block = reference.evaluate(*kv, 0, {&row, 1});
@@ -297,6 +297,76 @@ TEST_F(VerdictTest, ErrorsThatLeanRaiseSuspicionOnly) {
   EXPECT_EQ(v.outside, 0);
   EXPECT_EQ(v.outcome, Outcome::suspect) << v.slope_t;
   EXPECT_LT(v.slope_t, -8);
+}
+
+// A bound that is infinite decides nothing: an accumulator of 11 bits over 2,000 keys proves nothing about anyone.
+TEST_F(VerdictTest, AnInfiniteBoundIsNoPass) {
+  prepare("attention b=1 h=1 l=2x2000 d=4/2 dtype=f16 values=uniform");
+  contract_ = contract_ladder(Dtype::f16, 64).back();
+  ASSERT_EQ(contract_.name, "fp16 accumulation");
+  for (Index i = 0; i < 2; ++i)
+    for (Index c = 0; c < 2; ++c) set_o(0, 0, i, c, -1234);
+  EXPECT_NE(verdict().outcome, Outcome::pass) << verdict().reason;
+}
+
+// Where one column of V could overflow its sum, nothing else is excused.
+TEST_F(VerdictTest, OverflowInOneColumnExcusesThatColumnAlone) {
+  prepare("attention b=1 h=1 l=1x3 d=4/2 poke=v:0:0:0:0=3e38;v:0:0:1:0=3e38;v:0:0:2:0=3e38");
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  set_o(0, 0, 0, 0, inf);
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_EQ(verdict().excused.at("sums may leave the range"), 1);
+  set_o(0, 0, 0, 1, nan);
+  expect_failure("O is NaN: O[b=0, h=0, row=0, column=1]");
+  prepare("attention b=1 h=1 l=1x3 d=4/2 poke=v:0:0:0:0=3e38;v:0:0:1:0=3e38;v:0:0:2:0=3e38");
+  store(lse(), lse().at(0, 0, 0, 0), nan);
+  expect_failure("LSE is NaN");
+}
+
+// Scores that the kernel cannot tell apart, and a column that could overflow: still only the hull, and no pass.
+TEST_F(VerdictTest, OverflowDoesNotHideAVacuousRow) {
+  prepare("attention b=1 h=1 l=2x5 d=4/2 alibi offset=1000000000000 values=uniform poke=v:0:0:0:0=1e38");
+  EXPECT_EQ(verdict().outcome, Outcome::inconclusive) << verdict().reason;
+}
+
+TEST_F(VerdictTest, AnInfinityUnderATinyWeightExcusesNoNumber) {
+  prepare("attention b=1 h=1 l=1x2 d=1/1 scale=1 poke=q:0:0:0:0=1;k:0:0:0:0=0;k:0:0:1:0=-86;v:0:0:1:0=inf");
+  set_o(0, 0, 0, 0, inf);
+  EXPECT_EQ(verdict().failures.size(), 0u) << verdict().reason;
+  set_o(0, 0, 0, 0, nan);
+  EXPECT_EQ(verdict().excused.size(), 1u) << verdict().reason;
+  set_o(0, 0, 0, 0, 12345);
+  expect_failure("O is not the infinity that belongs there");
+}
+
+// What no key can move, the certificate does not claim.
+TEST_F(VerdictTest, PowerClaimsNothingForDroppedKeys) {
+  for (std::uint64_t seed = 0; seed < 400; ++seed) {
+    prepare(("attention b=1 h=1 l=1x2 d=2 dropout=0.9:" + std::to_string(seed)).c_str());
+    if (keeps_weight(inputs_->problem, 0, 0, 0, 0) || keeps_weight(inputs_->problem, 0, 0, 0, 1)) continue;
+    const Verdict v = verdict();
+    EXPECT_EQ(v.power.by_output, (std::array<std::int64_t, change_count>{})) << seed;
+    EXPECT_GT(v.power.by_lse[0], 0);
+    return;
+  }
+  FAIL() << "no seed drops both keys";
+}
+
+// Lines on which an earlier oracle failed a right kernel or passed a wrong one; none may fail now.
+TEST(Regression, RightKernelsAreNotFailed) {
+  for (const char* line :
+       {"attention b=1 h=1 l=1x3 d=2/1 scores=equal values=subnormal", "attention b=1 h=1 l=1x8 d=8/1 dtype=bf16 scale=1e10 scores=subset values=near-overflow",
+        "attention b=1 h=1 l=1x1 d=1 scale=0 poke=q:0:0:0:0=1e30;k:0:0:0:0=1e30", "attention b=1 h=1 l=1x2 d=2/1 softcap=1e-40 scores=equal",
+        "attention b=2 h=3/1 l=41x383 d=17/33 dtype=bf16 out=f32 causal bias=minimum starts=153,0 alibi scores=negative values=ones hidden=inf",
+        "attention b=1 h=2 l=5x9 d=4 scale=1e-45 scores=gather", "attention b=1 h=2 l=40x60 d=16 dtype=bf16 sink=89 seed=2"}) {
+    const Case c = parse_case(line);
+    const Inputs in(c);
+    const Outputs out(c);
+    ASSERT_TRUE(kernels::attention_forward(in.problem, out.view()).ok());
+    const Verdict v = judge(in.problem, out.view(), host_contract(in.problem, "AVX2"));
+    EXPECT_EQ(v.outside, 0) << line << "\n" << v.reason;
+    EXPECT_NE(v.outcome, Outcome::error) << line << "\n" << v.reason;
+  }
 }
 
 }  // namespace
