@@ -176,9 +176,11 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   out.tiles = n == 0 ? 1 : (t.key0 + n - 1) / c.tile - t.key0 / c.tile + 1;
   score_errors(c, x, t, s.error.data());
   // Delta: how far the computed maximum can lie from the exact one.
-  for (Index j = 0; j < n; ++j) s.defect[static_cast<std::size_t>(j)] = s.error[static_cast<std::size_t>(j)] - t.gap[j];
+  double* defect_of = s.defect.data();
+  const double* error_of = s.error.data();
+  for (Index j = 0; j < n; ++j) defect_of[j] = error_of[j] - t.gap[j];
   const double delta = max_of(s.defect.data(), n, 0) * (1 + 1e-12);
-  for (Index j = 0; j < n; ++j) s.defect[static_cast<std::size_t>(j)] = t.gap[j] < inf ? s.error[static_cast<std::size_t>(j)] : 0;
+  for (Index j = 0; j < n; ++j) defect_of[j] = t.gap[j] < inf ? error_of[j] : 0;
   out.gap_error = max_of(s.defect.data(), n, 0) + delta;
   out.has_sink = t.has_sink;
   const double all_rescales = count_rescales(c, t, s.error.data(), out.tiles, s.rescales.data());
@@ -201,30 +203,40 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
 
   // e^H - 1, from above.
   double* growth = s.error.data();
-  for (Index j = 0; j < n; ++j) growth[j] = s.exponent[static_cast<std::size_t>(j)] * (1 + s.exponent[static_cast<std::size_t>(j)]);
+  const double* exponent_of = s.exponent.data();
+  for (Index j = 0; j < n; ++j) growth[j] = exponent_of[j] * (1 + exponent_of[j]);
   if (out.largest_exponent > 1)
-    for (Index j = 0; j < n; ++j) growth[j] = expm1_above(s.exponent[static_cast<std::size_t>(j)]);
+    for (Index j = 0; j < n; ++j) growth[j] = expm1_above(exponent_of[j]);
 
-  double remaining = static_cast<double>(t.live);
+  Index remaining = t.live;
   const Index tiles = out.tiles;
   for_each_tile(c, t, [&](Index tile, Index first, Index last) {
     // Keys that follow in the order of the sum, those of this tile included: at least as many as really do.
-    const double per_error = c.dot_roundoff * remaining + 1.01 * u * static_cast<double>(tiles - 1 - tile + (t.has_sink ? 1 : 0));
-    double live_here = 0;
+    const double per_error = c.dot_roundoff * static_cast<double>(remaining) + 1.01 * u * static_cast<double>(tiles - 1 - tile + (t.has_sink ? 1 : 0));
+    const double gamma_dot = out.gamma_dot, gamma_sum = out.gamma_sum;
+    // No two of these arrays overlap; saying so lets the loop vectorize.
+    const double* __restrict__ gap = t.gap;
+    const double* __restrict__ weight = t.weight;
+    const double* __restrict__ rescales = s.rescales.data();
+    const double* __restrict__ grown = growth;
+    double* __restrict__ centred = weights.centred;
+    double* __restrict__ absolute = weights.absolute;
+    double* __restrict__ tail = weights.tail;
+    double* __restrict__ defects = s.defect.data();
+    double* __restrict__ sums = s.weight.data();
     for (Index j = first; j < last; ++j) {
-      const double p = t.weight[j], g = growth[j], e = 1 + g;
-      const double is_live = t.gap[j] < inf ? 1 : 0;
+      const double p = weight[j], g = grown[j], e = 1 + g;
+      const double is_live = gap[j] < inf ? 1 : 0;
       const double rho = std::min(p, std::max(weight_u * p, weight_floor));
-      const double omega = (1 + s.rescales[static_cast<std::size_t>(j)]) * exp_floor;
+      const double omega = (1 + rescales[j]) * exp_floor;
       const double cast = (1 - in_sum) * rho + dropout * (p + rho);
-      weights.centred[j] = is_live * (p * g + omega + in_sum * e * rho);
-      weights.absolute[j] = is_live * (e * (cast + out.gamma_dot * (p + rho)));
-      weights.tail[j] = is_live * (e * (cast + rounded_product * (p + rho)) + (p * g + omega + e * rho) * per_error);
-      s.defect[static_cast<std::size_t>(j)] = is_live * (p * (g + e * out.gamma_sum) + omega + in_sum * e * rho);
-      s.weight[static_cast<std::size_t>(j)] = p * e;
-      live_here += is_live;
+      centred[j] = is_live * (p * g + omega + in_sum * e * rho);
+      absolute[j] = is_live * (e * (cast + gamma_dot * (p + rho)));
+      tail[j] = is_live * (e * (cast + rounded_product * (p + rho)) + (p * g + omega + e * rho) * per_error);
+      defects[j] = is_live * (p * (g + e * gamma_sum) + omega + in_sum * e * rho);
+      sums[j] = p * e;
     }
-    remaining -= live_here;
+    for (Index j = first; j < last; ++j) remaining -= gap[j] < inf;
   });
   out.centred_total = sum_of(weights.centred, n);
   out.sum_weight = sum_of(s.weight.data(), n);
@@ -246,12 +258,14 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
     out.largest_exponent = std::max(out.largest_exponent, h);
   }
   const double g = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
+  double* reached = s.weight.data();
   const double score_limit = c.score_dtype ? std::min(c.largest, format(*c.score_dtype).max_finite) : c.largest;
+  const double* magnitude = t.magnitude;
   for (Index j = 0; j < n; ++j) {
     // Before the scale in the accumulator, after it (and with every bias) where scores are kept.
-    const double unscaled = t.absolute[j] * (1 + g), scaled = unscaled * x.scale + (t.magnitude ? t.magnitude[j] : 0);
-    s.defect[static_cast<std::size_t>(j)] = t.gap[j] < inf ? std::max(unscaled / c.largest, scaled / score_limit) : 0;
-    s.weight[static_cast<std::size_t>(j)] = t.gap[j] < inf ? std::fabs(t.dot[j]) * std::max(1 / c.largest, x.scale / score_limit) : 0;
+    const double unscaled = t.absolute[j] * (1 + g), scaled = unscaled * x.scale + (magnitude ? magnitude[j] : 0);
+    defect_of[j] = t.gap[j] < inf ? std::max(unscaled / c.largest, scaled / score_limit) : 0;
+    reached[j] = t.gap[j] < inf ? std::fabs(t.dot[j]) * std::max(1 / c.largest, x.scale / score_limit) : 0;
   }
   out.may_overflow = !(max_of(s.defect.data(), n, 0) * (1 + 1e-6) < 1);
   out.must_overflow = max_of(s.weight.data(), n, 0) > (1 + g) * (1 + 1e-6) && x.softcap == 0 && !t.magnitude;
