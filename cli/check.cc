@@ -141,9 +141,10 @@ void print_single(const Json& r) {
         fmt::print("  worst {}: error/bound {} ({} ulp) at b={} h={} row={}{} (tile {}): {}, exact {}, bound {}\n", output, real(w["ratio"]), real(w["ulp"]), w["b"].get<Index>(), w["h"].get<Index>(),
                    w["row"].get<Index>(), w.contains("column") ? fmt::format(" column={}", w["column"].get<Index>()) : "", w["tile"].get<Index>(), real(w["got"]), real(w["exact"]), real(w["bound"]));
       }
-  if (r.contains("bias"))
+  const bool passed = r["outcome"] == "pass" || r["outcome"] == "suspect";
+  if (passed && r.contains("bias"))
     fmt::print("  bias: mean signed error/bound {}, slope t {}\n", r["bias"]["mean_ratio"].dump(), r["bias"]["slope_t"].dump());
-  if (r.contains("power") && r["power"]["pairs"] != 0) {
+  if (passed && r.contains("power") && r["power"]["pairs"] != 0) {
     fmt::print("  power, {} visible (row, key) pairs:", r["power"]["pairs"].get<Index>());
     for (const auto& [change, shown] : r["power"]["shown"].items())
       fmt::print("  {} {:.1f}% (O {:.1f}%, LSE {:.1f}%)", change, 100.0 * shown["either"].get<double>() / r["power"]["pairs"].get<double>(), 100.0 * shown["o"].get<double>() / r["power"]["pairs"].get<double>(),

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 
@@ -22,10 +23,11 @@ int main(int argc, char** argv) {
 
   auto add_workers = [](CLI::App* command, WorkerOptions& w) {
     w.jobs = hardware_threads();
+    w.memory_mib = static_cast<Index>(sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(sysconf(_SC_PAGESIZE)) >> 20;
     command->add_option("--jobs", w.jobs, "Worker processes")->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--timeout", w.timeout_seconds, "Seconds that one case may take")->check(CLI::PositiveNumber)->capture_default_str();
     command->add_flag("--in-process", w.in_process, "Run the cases in this process, one after the other: for debuggers and emulators");
-    command->add_option("--memory", w.memory_mib, "Address space of a worker in MiB; 0: no limit")->check(CLI::NonNegativeNumber)->capture_default_str();
+    command->add_option("--memory", w.memory_mib, "Address space of a worker in MiB, all memory by default; 0: no limit")->check(CLI::NonNegativeNumber)->capture_default_str();
   };
 
   CheckOptions check_options;

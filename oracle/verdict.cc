@@ -197,6 +197,8 @@ class RowJudge {
     if (block.fully_masked[at]) return y == 0 ? inside_element(true) : fail(e, "a fully masked row of O is not 0");
     if (std::isnan(block.bound[index]) || !std::isfinite(block.radius[index])) tally_.oracle_inconsistent = true;
     const Decision d = decide_o(block, r, c, y);
+    const bool has_ratio = block.domain[at] == Domain::bounded && std::isfinite(y) && bound > 0 && std::isfinite(bound);
+    if (has_ratio && (e.ratio > v.worst_o.ratio || v.worst_o.bound == 0)) v.worst_o = e;
     if (d == Decision::outside) {
       if (std::isinf(y)) {
         return may_overflow ? excuse("sums may leave the range") : fail(e, "O is infinite");
@@ -207,8 +209,7 @@ class RowJudge {
       ++v.hull_only;
       return;
     }
-    if (std::isfinite(y) && bound > 0) {
-      if (e.ratio > v.worst_o.ratio || v.worst_o.bound == 0) v.worst_o = e;
+    if (has_ratio) {
       const double error = (y - o) - block.o_low[index];
       tally_.ratio_sum += error / bound;
       ++tally_.ratios;
