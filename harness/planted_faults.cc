@@ -54,7 +54,7 @@ struct FaultyStages : kernels::NoStages {
         break;
       default: return range;
     }
-    return recompute(changed, b, row);
+    return kernels::visible_keys(changed, b, row);
   }
   Index key_tiles(Index keys, Index tile) const {
     return fault == Fault::last_partial_tile_skipped && keys > tile ? keys / tile : (keys + tile - 1) / tile;
@@ -94,19 +94,6 @@ struct FaultyStages : kernels::NoStages {
           const std::uint32_t low = std::bit_cast<std::uint32_t>(pair[0]) >> 16, high = std::bit_cast<std::uint32_t>(pair[1]) & 0xFFFF0000u;
           pair[0] = pair[1] = std::bit_cast<float>(high | low);
         }
-  }
-
- private:
-  static kernels::KeyRange recompute(const Attention& p, Index b, Index row) {
-    Index begin = 0, end = p.shape.keys;
-    const Index diagonal = row + p.offset_of(b);
-    if (p.causal) end = std::min(end, diagonal + 1);
-    if (p.window_left >= 0) begin = std::max(begin, diagonal - p.window_left);
-    if (p.window_right >= 0) end = std::min(end, diagonal + p.window_right + 1);
-    if (!p.key_lengths.empty()) end = std::min(end, p.key_lengths[static_cast<std::size_t>(b)]);
-    if (!p.key_starts.empty()) begin = std::max(begin, p.key_starts[static_cast<std::size_t>(b)]);
-    begin = std::clamp<Index>(begin, 0, p.shape.keys);
-    return {begin, std::clamp(end, begin, p.shape.keys)};
   }
 };
 

@@ -188,19 +188,6 @@ void pack_tile(const ForwardPlan& plan, Index group, Index tile, const Stages& s
 
 // ---- Masks ----------------------------------------------------------------------------------------------
 
-template <class Stages>
-KeyRange visible_keys(const Attention& p, Index b, Index row, const Stages& stages) {
-  const Index keys = p.shape.keys, diagonal = row + p.offset_of(b);
-  Index begin = 0, end = keys;
-  if (p.causal) end = std::min(end, diagonal + 1);
-  if (p.window_left >= 0) begin = std::max(begin, diagonal - p.window_left);
-  if (p.window_right >= 0) end = std::min(end, diagonal + p.window_right + 1);
-  if (!p.key_lengths.empty()) end = std::min(end, p.key_lengths[b]);
-  if (!p.key_starts.empty()) begin = std::max(begin, p.key_starts[b]);
-  begin = std::clamp<Index>(begin, 0, keys);
-  return stages.visible(p, b, row, {begin, std::clamp(end, begin, keys)});
-}
-
 // Biases that differ from key to key; -inf where a key is masked.
 class ElementBias {
  public:
@@ -272,7 +259,7 @@ class RowBlock {
     begin();
     KeyRange seen{s_.keys, 0};
     for (Index r = 0; r < rows_; ++r) {
-      ranges_[r] = visible_keys(p_, b_, row0_ + r, stages_);
+      ranges_[r] = stages_.visible(p_, b_, row0_ + r, visible_keys(p_, b_, row0_ + r));
       const KeyRange& range = ranges_[r];
       if (range.begin < range.end) seen = {std::min(seen.begin, range.begin), std::max(seen.end, range.end)};
     }

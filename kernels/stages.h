@@ -5,6 +5,7 @@
 // it and decides wrongly or changes what it sees.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "problem/attention.h"
@@ -27,6 +28,18 @@ struct StageView {
 struct KeyRange {
   Index begin, end;
 };
+inline KeyRange visible_keys(const Attention& p, Index b, Index row) {
+  const Index keys = p.shape.keys, diagonal = row + p.offset_of(b);
+  const auto batch = static_cast<std::size_t>(b);
+  Index begin = 0, end = keys;
+  if (p.causal) end = std::min(end, diagonal + 1);
+  if (p.window_left >= 0) begin = std::max(begin, diagonal - p.window_left);
+  if (p.window_right >= 0) end = std::min(end, diagonal + p.window_right + 1);
+  if (!p.key_lengths.empty()) end = std::min(end, p.key_lengths[batch]);
+  if (!p.key_starts.empty()) begin = std::max(begin, p.key_starts[batch]);
+  begin = std::clamp<Index>(begin, 0, keys);
+  return {begin, std::clamp(end, begin, keys)};
+}
 
 struct NoStages {
   static constexpr bool observes = false;  // true: at() is called
