@@ -71,7 +71,8 @@ void measure(const char* line, int rounds, int threads) {
     for (std::size_t r = 0; r < x.size(); ++r) ratios.push_back(x[r] / eigen[r]);
     return median(ratios);
   };
-  fmt::print("{:<52} {:>2} {:>10.2f} {:>9.1f} {:>12.1f} {:>11.1f} {:>9.0f}\n", line + std::strlen("attention "), threads, median(eigen) * 1e3, ratio(full), ratio(no_power), ratio(free_order), ratio(balls));
+  fmt::print("{:<52} {:>2} {:>10.2f} {:>9.1f} {:>12.1f} {:>11.1f} {:>9.0f}\n", line + std::strlen("attention "), threads, median(eigen) * 1e3, ratio(full),
+             ratio(no_power), ratio(free_order), ratio(balls));
 }
 
 }  // namespace
@@ -86,8 +87,10 @@ int main(int argc, char** argv) {
   fmt::print("Ratios to plain fp64 attention with Eigen, medians of {} interleaved rounds.\n", rounds);
   fmt::print("{:<52} {:>2} {:>10} {:>9} {:>12} {:>11} {:>9}\n", "case", "t", "Eigen, ms", "verdict", "no power", "any order", "Arb 128");
   for (int threads : {1, 2})
-    for (const char* line : {"attention b=1 h=8 l=512 d=64", "attention b=1 h=8 l=512 d=64 causal", "attention b=1 h=8 l=512 d=128", "attention b=1 h=2 l=2048 d=64"})
+    for (const char* line :
+         {"attention b=1 h=8 l=512 d=64", "attention b=1 h=8 l=512 d=64 causal", "attention b=1 h=8 l=512 d=128", "attention b=1 h=2 l=2048 d=64"})
       assay::bench::measure(line, rounds, threads);
-  fmt::print("verdict: ordered bound, comparison and power certificate; no power: without the certificate; any order: the bound\n"
-             "that needs no declared order, without the certificate. Arb: one row, extrapolated to all.\n");
+  fmt::print(
+      "verdict: ordered bound, comparison and power certificate; no power: without the certificate; any order: the bound\n"
+      "that needs no declared order, without the certificate. Arb: one row, extrapolated to all.\n");
 }

@@ -92,8 +92,13 @@ Json machine() {
       model = line.substr(line.find(':') + 2);
       break;
     }
-  return {{"cpu", model}, {"threads", hardware_threads()}, {"simd target", kernels::chosen_target()}, {"simd targets", fmt::format("{}", fmt::join(kernels::runnable_targets(), ", "))},
-          {"memory MiB", (sysconf(_SC_PHYS_PAGES) / 1024) * (sysconf(_SC_PAGESIZE) / 1024)}, {"compiler", __VERSION__}, {"assay", ASSAY_VERSION}};
+  return {{"cpu", model},
+          {"threads", hardware_threads()},
+          {"simd target", kernels::chosen_target()},
+          {"simd targets", fmt::format("{}", fmt::join(kernels::runnable_targets(), ", "))},
+          {"memory MiB", (sysconf(_SC_PHYS_PAGES) / 1024) * (sysconf(_SC_PAGESIZE) / 1024)},
+          {"compiler", __VERSION__},
+          {"assay", ASSAY_VERSION}};
 }
 
 // Follows one failing case down; every step runs in a worker, for a minute at most.
@@ -124,31 +129,34 @@ void print_single(const Json& r) {
   if (r.contains("contract")) fmt::print("  contract: {}\n", r["contract"].get<std::string>());
   if (r.contains("elements")) {
     const Json& e = r["elements"];
-    fmt::print("  compared: {} of O, {} of LSE; inside {}, outside {}, hull only {}, exact {}\n", e["o"].get<Index>(), e["lse"].get<Index>(), e["inside"].get<Index>(), e["outside"].get<Index>(),
-               e["hull_only"].get<Index>(), e["exact"].get<Index>());
+    fmt::print("  compared: {} of O, {} of LSE; inside {}, outside {}, hull only {}, exact {}\n", e["o"].get<Index>(), e["lse"].get<Index>(),
+               e["inside"].get<Index>(), e["outside"].get<Index>(), e["hull_only"].get<Index>(), e["exact"].get<Index>());
     for (const auto& [why, n] : e["failures"].items()) fmt::print("  {} x {}\n", n.get<Index>(), why);
     for (const auto& [why, n] : e["excused"].items()) fmt::print("  {} excused: {}\n", n.get<Index>(), why);
     const Json& f = r["not_finite"];
     if (f["nan_expected"] != 0 || f["nan_found"] != 0 || f["infinity_found"] != 0 || f["infinity_expected"] != 0)
-      fmt::print("  NaN: {} found, {} belong there; infinities: {} found, {} belong there\n", f["nan_found"].get<Index>(), f["nan_expected"].get<Index>(), f["infinity_found"].get<Index>(), f["infinity_expected"].get<Index>());
-    fmt::print("  rows: {} of {} judged, {} in ball arithmetic\n", r["rows"]["judged"].get<Index>(), r["rows"]["all"].get<Index>(), r["rows"]["in_balls"].get<Index>());
+      fmt::print("  NaN: {} found, {} belong there; infinities: {} found, {} belong there\n", f["nan_found"].get<Index>(), f["nan_expected"].get<Index>(),
+                 f["infinity_found"].get<Index>(), f["infinity_expected"].get<Index>());
+    fmt::print("  rows: {} of {} judged, {} in ball arithmetic\n", r["rows"]["judged"].get<Index>(), r["rows"]["all"].get<Index>(),
+               r["rows"]["in_balls"].get<Index>());
   }
   if (r.contains("worst"))
     for (const char* output : {"o", "lse"})
       if (r["worst"].contains(output)) {
         const Json& w = r["worst"][output];
         const auto real = [](const Json& x) { return x.is_number() ? fmt::format("{:.9g}", x.get<double>()) : x.get<std::string>(); };
-        fmt::print("  worst {}: error/bound {} ({} ulp) at b={} h={} row={}{} (tile {}): {}, exact {}, bound {}\n", output, real(w["ratio"]), real(w["ulp"]), w["b"].get<Index>(), w["h"].get<Index>(),
-                   w["row"].get<Index>(), w.contains("column") ? fmt::format(" column={}", w["column"].get<Index>()) : "", w["tile"].get<Index>(), real(w["got"]), real(w["exact"]), real(w["bound"]));
+        fmt::print("  worst {}: error/bound {} ({} ulp) at b={} h={} row={}{} (tile {}): {}, exact {}, bound {}\n", output, real(w["ratio"]), real(w["ulp"]),
+                   w["b"].get<Index>(), w["h"].get<Index>(), w["row"].get<Index>(),
+                   w.contains("column") ? fmt::format(" column={}", w["column"].get<Index>()) : "", w["tile"].get<Index>(), real(w["got"]), real(w["exact"]),
+                   real(w["bound"]));
       }
   const bool passed = r["outcome"] == "pass" || r["outcome"] == "suspect";
-  if (passed && r.contains("bias"))
-    fmt::print("  bias: mean signed error/bound {}, slope t {}\n", r["bias"]["mean_ratio"].dump(), r["bias"]["slope_t"].dump());
+  if (passed && r.contains("bias")) fmt::print("  bias: mean signed error/bound {}, slope t {}\n", r["bias"]["mean_ratio"].dump(), r["bias"]["slope_t"].dump());
   if (passed && r.contains("power") && r["power"]["pairs"] != 0) {
     fmt::print("  power, {} visible (row, key) pairs:", r["power"]["pairs"].get<Index>());
     for (const auto& [change, shown] : r["power"]["shown"].items())
-      fmt::print("  {} {:.1f}% (O {:.1f}%, LSE {:.1f}%)", change, 100.0 * shown["either"].get<double>() / r["power"]["pairs"].get<double>(), 100.0 * shown["o"].get<double>() / r["power"]["pairs"].get<double>(),
-                 100.0 * shown["lse"].get<double>() / r["power"]["pairs"].get<double>());
+      fmt::print("  {} {:.1f}% (O {:.1f}%, LSE {:.1f}%)", change, 100.0 * shown["either"].get<double>() / r["power"]["pairs"].get<double>(),
+                 100.0 * shown["o"].get<double>() / r["power"]["pairs"].get<double>(), 100.0 * shown["lse"].get<double>() / r["power"]["pairs"].get<double>());
     fmt::print("\n");
   }
   if (r.contains("relations"))
@@ -217,10 +225,15 @@ int run(const CheckOptions& o) {
   for (const Json& r : results) {
     if (r["outcome"] != "fail" && r["outcome"] != "error") continue;
     if (!single) fmt::print("{}: {}\n", r["outcome"].get<std::string>(), r["reason"].get<std::string>());
-    fmt::print("  reproduce: assay check --candidate {} --case '{}'\n", o.candidate, r.contains("shrunk") ? r["shrunk"].get<std::string>() : r["case"].get<std::string>());
+    fmt::print("  reproduce: assay check --candidate {} --case '{}'\n", o.candidate,
+               r.contains("shrunk") ? r["shrunk"].get<std::string>() : r["case"].get<std::string>());
   }
   std::string sentence = fmt::format("{} cases: {} passed, {} failed", results.size(), counts.pass + counts.suspect, counts.fail);
-  for (auto [n, what] : {std::pair{counts.suspect, "of the passed suspect"}, {counts.inconclusive, "inconclusive"}, {counts.unsupported, "unsupported"}, {counts.error, "errors"}, {not_run, "not run for lack of time"}})
+  for (auto [n, what] : {std::pair{counts.suspect, "of the passed suspect"},
+                         {counts.inconclusive, "inconclusive"},
+                         {counts.unsupported, "unsupported"},
+                         {counts.error, "errors"},
+                         {not_run, "not run for lack of time"}})
     if (n > 0) sentence += fmt::format(", {} {}", n, what);
   sentence += fmt::format("; {} elements compared; seed {}; {:.1f} s", elements, o.seed, seconds_since(start));
   std::map<std::string, int> why_unsupported;
@@ -236,9 +249,24 @@ int run(const CheckOptions& o) {
     }
   fmt::print("{}\n", sentence);
 
-  const Json whole = {{"format", 1}, {"suite", selection.title}, {"candidate", o.candidate}, {"seed", o.seed}, {"machine", machine()},
-                      {"summary", {{"sentence", sentence}, {"cases", results.size()}, {"passed", counts.pass}, {"failed", counts.fail}, {"suspect", counts.suspect}, {"inconclusive", counts.inconclusive},
-                                   {"unsupported", counts.unsupported}, {"errors", counts.error}, {"not_run", not_run}, {"elements", elements}, {"seconds", seconds_since(start)}, {"adequacy", adequate}}},
+  const Json whole = {{"format", 1},
+                      {"suite", selection.title},
+                      {"candidate", o.candidate},
+                      {"seed", o.seed},
+                      {"machine", machine()},
+                      {"summary",
+                       {{"sentence", sentence},
+                        {"cases", results.size()},
+                        {"passed", counts.pass},
+                        {"failed", counts.fail},
+                        {"suspect", counts.suspect},
+                        {"inconclusive", counts.inconclusive},
+                        {"unsupported", counts.unsupported},
+                        {"errors", counts.error},
+                        {"not_run", not_run},
+                        {"elements", elements},
+                        {"seconds", seconds_since(start)},
+                        {"adequacy", adequate}}},
                       {"results", results}};
   if (!o.json.empty()) write_file(o.json, whole.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
   if (!o.junit.empty()) write_file(o.junit, junit_xml(whole));
@@ -250,7 +278,8 @@ int run(const CheckOptions& o) {
         chosen = &r;
         break;
       }
-    write_file(o.standalone, standalone_program(parse_case(chosen->contains("shrunk") ? (*chosen)["shrunk"].get<std::string>() : (*chosen)["case"].get<std::string>())));
+    write_file(o.standalone,
+               standalone_program(parse_case(chosen->contains("shrunk") ? (*chosen)["shrunk"].get<std::string>() : (*chosen)["case"].get<std::string>())));
     fmt::print("standalone program: {}\n", o.standalone);
   }
   if (counts.fail > 0) return some_failed;

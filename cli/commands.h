@@ -13,14 +13,14 @@ namespace assay {
 enum ExitStatus { all_passed = 0, some_failed = 1, bad_usage = 2, machine_failed = 3 };
 
 struct CheckOptions {
-  std::string suite;             // a suite, or
+  std::string suite;               // a suite, or
   std::vector<std::string> cases;  // case lines
-  std::string cases_file;        // one line each
+  std::string cases_file;          // one line each
   std::string candidate = "host";
-  std::string filter;            // substring of the line
+  std::string filter;  // substring of the line
   std::uint64_t seed = 1;
-  std::string shard;             // i/n, i from 0
-  double time_seconds = 0;       // repeat with new seeds until then; 0: once
+  std::string shard;        // i/n, i from 0
+  double time_seconds = 0;  // repeat with new seeds until then; 0: once
   bool list = false;
   bool no_shrink = false;
   std::string json, junit, html, standalone;

@@ -72,17 +72,25 @@ int faults(const FaultsOptions& o) {
         if (kill.killed) fmt::print("  {}\n  {}\n", kill.line, kill.reason);
         std::fflush(stdout);
         progress.advance(std::string(f.name));
-        table.push_back({{"fault", f.name}, {"class", f.fault_class}, {"killed", kill.killed}, {"cases", kill.cases}, {"seconds", kill.seconds}, {"case", kill.line}, {"reason", kill.reason}});
+        table.push_back({{"fault", f.name},
+                         {"class", f.fault_class},
+                         {"killed", kill.killed},
+                         {"cases", kill.cases},
+                         {"seconds", kill.seconds},
+                         {"case", kill.line},
+                         {"reason", kill.reason}});
       }
     }
     // The same cases on the kernel without a fault: a suite that cries wolf proves nothing either.
     const Kill alarm = hunt(suite.cases, "host", workers);
     if (alarm.killed) fmt::print("FALSE ALARM on the unplanted kernel\n  {}\n  {}\n", alarm.line, alarm.reason);
     for (const auto& [name, score] : by_class) fmt::print("{}: {} of {} killed\n", name, score.first, score.second);
-    fmt::print("{} of {} faults killed by suite {}; unplanted kernel: {} of {} cases run, {}; seed {}\n", killed, chosen.size(), o.suite, alarm.cases, suite.cases.size(),
-               alarm.killed ? "A FALSE ALARM" : "no false alarm", o.seed);
+    fmt::print("{} of {} faults killed by suite {}; unplanted kernel: {} of {} cases run, {}; seed {}\n", killed, chosen.size(), o.suite, alarm.cases,
+               suite.cases.size(), alarm.killed ? "A FALSE ALARM" : "no false alarm", o.seed);
     if (!o.json.empty())
-      write_file(o.json, Json{{"format", 1}, {"suite", o.suite}, {"seed", o.seed}, {"killed", killed}, {"faults", table}, {"false_alarm", alarm.killed}}.dump(1) + "\n");
+      write_file(
+          o.json,
+          Json{{"format", 1}, {"suite", o.suite}, {"seed", o.seed}, {"killed", killed}, {"faults", table}, {"false_alarm", alarm.killed}}.dump(1) + "\n");
     return killed == chosen.size() && !alarm.killed ? all_passed : some_failed;
   } catch (const std::invalid_argument& e) {
     fmt::print(stderr, "assay: {}\n", e.what());

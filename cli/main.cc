@@ -27,7 +27,9 @@ int main(int argc, char** argv) {
     command->add_option("--jobs", w.jobs, "Worker processes")->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--timeout", w.timeout_seconds, "Seconds that one case may take")->check(CLI::PositiveNumber)->capture_default_str();
     command->add_flag("--in-process", w.in_process, "Run the cases in this process, one after the other: for debuggers and emulators");
-    command->add_option("--memory", w.memory_mib, "Address space of a worker in MiB, all memory by default; 0: no limit")->check(CLI::NonNegativeNumber)->capture_default_str();
+    command->add_option("--memory", w.memory_mib, "Address space of a worker in MiB, all memory by default; 0: no limit")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
   };
 
   CheckOptions check_options;
@@ -36,22 +38,28 @@ int main(int argc, char** argv) {
   auto* lines = check_command->add_option("--case", check_options.cases, "A case line (repeatable); `assay notation` explains them");
   auto* file = check_command->add_option("--cases", check_options.cases_file, "A file of case lines; # starts a comment");
   suite->excludes(lines)->excludes(file);
-  check_command->add_option("--candidate", check_options.candidate, "host, host-undeclared (no contract: a ladder is tried) or fault:NAME")->capture_default_str();
+  check_command->add_option("--candidate", check_options.candidate, "host, host-undeclared (no contract: a ladder is tried) or fault:NAME")
+      ->capture_default_str();
   check_command->add_option("--filter", check_options.filter, "Only cases whose line contains this text");
   check_command->add_option("--seed", check_options.seed, "Of the inputs of a suite")->capture_default_str();
   check_command->add_option("--shard", check_options.shard, "i/n: every n-th case, from the i-th (0-based) on");
-  check_command->add_option("--time", check_options.time_seconds, "Repeat the suite with new seeds for so many seconds; what no time was left for is counted")->check(CLI::PositiveNumber);
+  check_command->add_option("--time", check_options.time_seconds, "Repeat the suite with new seeds for so many seconds; what no time was left for is counted")
+      ->check(CLI::PositiveNumber);
   check_command->add_flag("--list", check_options.list, "Print the case lines and run nothing");
   check_command->add_flag("--no-shrink", check_options.no_shrink, "Report failures as they are, without making them smaller");
   check_command->add_option("--json", check_options.json, "Write the run as JSON");
   check_command->add_option("--junit", check_options.junit, "Write the run as JUnit XML");
   check_command->add_option("--html", check_options.html, "Write the run as one HTML page");
-  check_command->add_option("--standalone", check_options.standalone, "Write the first failing case (shrunk), or the first case, as a C++ file without dependencies");
-  check_command->add_option("--ball-rows", check_options.workers.execute.ball_rows, "Rows of a case cross-checked in ball arithmetic")->check(CLI::Range(0, 1 << 20))->capture_default_str();
+  check_command->add_option("--standalone", check_options.standalone,
+                            "Write the first failing case (shrunk), or the first case, as a C++ file without dependencies");
+  check_command->add_option("--ball-rows", check_options.workers.execute.ball_rows, "Rows of a case cross-checked in ball arithmetic")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
   add_workers(check_command, check_options.workers);
 
   FaultsOptions faults_options;
-  CLI::App* faults_command = app.add_subcommand("faults", "Plant every known bug in the kernel and see which case kills it; then see that the kernel itself passes");
+  CLI::App* faults_command =
+      app.add_subcommand("faults", "Plant every known bug in the kernel and see which case kills it; then see that the kernel itself passes");
   faults_command->add_option("--suite", faults_options.suite, "The suite that has to kill them")->capture_default_str();
   faults_command->add_option("--only", faults_options.only, "One fault by name");
   faults_command->add_option("--seed", faults_options.seed, "Of the inputs")->capture_default_str();

@@ -29,7 +29,8 @@ struct Set {
 
 std::size_t code_of(const Set& s, const std::vector<int>& levels, const std::vector<int>& row) {
   std::size_t code = 0;
-  for (int f : s.factors) code = code * static_cast<std::size_t>(levels[static_cast<std::size_t>(f)]) + static_cast<std::size_t>(row[static_cast<std::size_t>(f)]);
+  for (int f : s.factors)
+    code = code * static_cast<std::size_t>(levels[static_cast<std::size_t>(f)]) + static_cast<std::size_t>(row[static_cast<std::size_t>(f)]);
   return code;
 }
 

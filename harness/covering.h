@@ -7,7 +7,7 @@
 namespace assay {
 
 struct CoveringPlan {
-  std::vector<int> levels;            // of each factor
+  std::vector<int> levels;             // of each factor
   std::vector<std::vector<int>> sets;  // factors of which every combination of levels must occur together
 };
 

@@ -13,16 +13,13 @@
 namespace assay {
 namespace {
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+double seconds_since(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
 
 void check_memory(const Case& c) {
   const Index available = static_cast<Index>(sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(sysconf(_SC_PAGESIZE));
   // Inputs and their snapshot, two sets of outputs, and the oracle's doubles of one head.
   const Index needed = 4 * case_bytes(c) + 32 * c.shape.keys * (c.shape.dim + c.shape.value_dim);
-  if (needed > available)
-    throw CaseError(0, fmt::format("the case needs about {} MiB; this machine has {} MiB of memory", needed >> 20, available >> 20));
+  if (needed > available) throw CaseError(0, fmt::format("the case needs about {} MiB; this machine has {} MiB of memory", needed >> 20, available >> 20));
 }
 
 std::uint64_t poison_code(Dtype dtype, Poison with) {
@@ -65,7 +62,8 @@ bool gaps_intact(const Tensor& t, Poison with) {
 
 std::vector<std::byte> snapshot(const Inputs& in) {
   std::vector<std::byte> bytes;
-  for (const Tensor* t : {&in.q, &in.k, &in.v, &in.bias}) bytes.insert(bytes.end(), t->size_in_bytes() ? t->bytes() : nullptr, t->size_in_bytes() ? t->bytes() + t->size_in_bytes() : nullptr);
+  for (const Tensor* t : {&in.q, &in.k, &in.v, &in.bias})
+    bytes.insert(bytes.end(), t->size_in_bytes() ? t->bytes() : nullptr, t->size_in_bytes() ? t->bytes() + t->size_in_bytes() : nullptr);
   const auto* keep = reinterpret_cast<const std::byte*>(in.keep.data());
   bytes.insert(bytes.end(), keep, keep + in.keep.size());
   return bytes;
@@ -161,7 +159,8 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   start = std::chrono::steady_clock::now();
   if (std::string wrong = call_guarded(candidate, c, inputs, first, Poison::nan, static_cast<int>(c.threads)); !wrong.empty()) return failed(std::move(wrong));
   result.candidate_seconds = seconds_since(start);
-  if (std::string wrong = call_guarded(candidate, c, inputs, second, Poison::large, static_cast<int>(c.threads)); !wrong.empty()) return failed(std::move(wrong));
+  if (std::string wrong = call_guarded(candidate, c, inputs, second, Poison::large, static_cast<int>(c.threads)); !wrong.empty())
+    return failed(std::move(wrong));
   const std::string differs = first_difference(first, second);
 
   start = std::chrono::steady_clock::now();

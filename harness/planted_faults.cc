@@ -24,9 +24,7 @@ struct FaultyStages : kernels::NoStages {
   Fault fault;
   const Attention* problem;
 
-  Index kv_head(Index head, Index group) const {
-    return fault == Fault::kv_head_modulo ? head % problem->shape.kv_heads : head / group;
-  }
+  Index kv_head(Index head, Index group) const { return fault == Fault::kv_head_modulo ? head % problem->shape.kv_heads : head / group; }
   float scale(float declared) const { return fault == Fault::scale_off_by_one_percent ? declared * 1.01f : declared; }
   kernels::KeyRange visible(const Attention& p, Index b, Index row, kernels::KeyRange range) const {
     Attention changed;
@@ -56,9 +54,7 @@ struct FaultyStages : kernels::NoStages {
     }
     return kernels::visible_keys(changed, b, row);
   }
-  Index key_tiles(Index keys, Index tile) const {
-    return fault == Fault::last_partial_tile_skipped && keys > tile ? keys / tile : (keys + tile - 1) / tile;
-  }
+  Index key_tiles(Index keys, Index tile) const { return fault == Fault::last_partial_tile_skipped && keys > tile ? keys / tile : (keys + tile - 1) / tile; }
   float initial_max() const { return fault == Fault::max_starts_at_zero ? 0.0f : -std::numeric_limits<float>::infinity(); }
   float new_max(float running, float of_tile) const {
     // new_max(scores, next, running) called as (scores, running, next): the maximum lands in the old slot and

@@ -10,10 +10,26 @@
 namespace assay {
 
 enum class Fault {
-  row_max_arguments_swapped, accumulator_not_rescaled, sum_not_rescaled, max_starts_at_zero, causal_dropped_with_mask,
-  causal_off_by_one, last_partial_tile_skipped, padding_key_leaks, kv_head_modulo, scale_off_by_one_percent, zero_at_tail_enters_sum,
-  weights_truncated_to_bf16, bf16_read_as_f32, window_off_by_one, max_of_tile_only, lse_in_base_two, stale_max, second_batch_not_computed,
-  output_truncated, causal_anchor_top_left
+  row_max_arguments_swapped,
+  accumulator_not_rescaled,
+  sum_not_rescaled,
+  max_starts_at_zero,
+  causal_dropped_with_mask,
+  causal_off_by_one,
+  last_partial_tile_skipped,
+  padding_key_leaks,
+  kv_head_modulo,
+  scale_off_by_one_percent,
+  zero_at_tail_enters_sum,
+  weights_truncated_to_bf16,
+  bf16_read_as_f32,
+  window_off_by_one,
+  max_of_tile_only,
+  lse_in_base_two,
+  stale_max,
+  second_batch_not_computed,
+  output_truncated,
+  causal_anchor_top_left
 };
 
 struct PlantedFault {

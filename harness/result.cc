@@ -18,8 +18,15 @@ Json number(double x) {
 }
 
 Json to_json(const Element& e, Index row_tile) {
-  Json j = {{"b", e.b}, {"h", e.h}, {"row", e.row}, {"tile", e.row / row_tile}, {"got", number(e.got)}, {"exact", number(e.exact)},
-            {"bound", number(e.bound)}, {"ratio", number(e.ratio)}, {"ulp", number(e.ulp)}};
+  Json j = {{"b", e.b},
+            {"h", e.h},
+            {"row", e.row},
+            {"tile", e.row / row_tile},
+            {"got", number(e.got)},
+            {"exact", number(e.exact)},
+            {"bound", number(e.bound)},
+            {"ratio", number(e.ratio)},
+            {"ulp", number(e.ulp)}};
   if (e.column >= 0) j["column"] = e.column;
   if (!e.why.empty()) j["why"] = e.why;
   return j;
@@ -40,14 +47,19 @@ std::string hex_of(const std::bitset<max_tile>& lanes, Index tile) {
 Json to_json(const CaseResult& r) {
   const Verdict& v = r.verdict;
   const Case c = parse_case(r.line);
-  Json j = {{"case", r.line}, {"candidate", r.candidate}, {"outcome", name_of(r.outcome)}, {"reason", r.reason}, {"dtype", format(c.dtype).name},
+  Json j = {{"case", r.line},
+            {"candidate", r.candidate},
+            {"outcome", name_of(r.outcome)},
+            {"reason", r.reason},
+            {"dtype", format(c.dtype).name},
             {"seconds", {{"generate", r.generate_seconds}, {"candidate", r.candidate_seconds}, {"judge", r.judge_seconds}}},
             {"relations", r.relations}};
   if (v.compared_o + v.compared_lse == 0) return j;
   j["contract"] = v.contract;
-  j["elements"] = {{"o", v.compared_o}, {"lse", v.compared_lse}, {"inside", v.inside}, {"outside", v.outside}, {"hull_only", v.hull_only},
-                   {"exact", v.exact}, {"excused", v.excused}, {"failures", v.failures}};
-  j["not_finite"] = {{"nan_expected", v.nan_expected}, {"nan_found", v.nan_found}, {"infinity_expected", v.infinity_expected}, {"infinity_found", v.infinity_found}};
+  j["elements"] = {{"o", v.compared_o},        {"lse", v.compared_lse}, {"inside", v.inside},   {"outside", v.outside},
+                   {"hull_only", v.hull_only}, {"exact", v.exact},      {"excused", v.excused}, {"failures", v.failures}};
+  j["not_finite"] = {
+      {"nan_expected", v.nan_expected}, {"nan_found", v.nan_found}, {"infinity_expected", v.infinity_expected}, {"infinity_found", v.infinity_found}};
   j["rows"] = {{"judged", v.rows_judged}, {"all", v.rows_total}, {"in_balls", v.rows_in_balls}};
   if (v.worst_o.bound > 0) j["worst"]["o"] = to_json(v.worst_o, v.row_tile);
   if (v.worst_lse.bound > 0) j["worst"]["lse"] = to_json(v.worst_lse, v.row_tile);
@@ -78,7 +90,8 @@ void Adequacy::add(const Json& result) {
     for (std::size_t change = 0; change < change_count; ++change) {
       auto& lanes = cells.lanes[kind][change];
       lanes.resize(static_cast<std::size_t>(tile));
-      if (!power.contains("lanes") || !power["lanes"].contains(tile_kind_names[kind]) || !power["lanes"][tile_kind_names[kind]].contains(change_names[change])) continue;
+      if (!power.contains("lanes") || !power["lanes"].contains(tile_kind_names[kind]) || !power["lanes"][tile_kind_names[kind]].contains(change_names[change]))
+        continue;
       const std::string hex = power["lanes"][tile_kind_names[kind]][change_names[change]];
       for (std::size_t lane = 0; lane < lanes.size() && lane / 4 < hex.size(); ++lane) {
         const char digit = hex[lane / 4];

@@ -31,7 +31,8 @@ std::vector<Case> smaller(const Case& c) {
       return p.position[0] >= n.shape.batch || p.position[1] >= heads || p.position[2] >= rows || p.position[3] >= columns;
     });
   };
-  for (Index AttentionShape::*extent : {&AttentionShape::batch, &AttentionShape::rows, &AttentionShape::keys, &AttentionShape::dim, &AttentionShape::value_dim}) {
+  for (Index AttentionShape::*extent :
+       {&AttentionShape::batch, &AttentionShape::rows, &AttentionShape::keys, &AttentionShape::dim, &AttentionShape::value_dim}) {
     const Index now = c.shape.*extent;
     for (Index target : {Index{1}, now / 2, now - 1})
       if (target >= 1 && target < now)

@@ -74,8 +74,8 @@ std::string standalone_program(const Case& c) {
       "#include <math.h>\n#include <stdio.h>\n\n"
       "enum {{ B = {}, HQ = {}, HKV = {}, LQ = {}, LK = {}, D = {}, DV = {} }};\n"
       "static const double scale = {}, softcap = {};  // softcap 0: none\n",
-      print_case(c), format(c.dtype).name, format(c.out_dtype()).name, c.softcap > 0 ? " and capped" : "", s.batch, s.query_heads, s.kv_heads,
-      s.rows, s.keys, s.dim, s.value_dim, literal(p.scale), literal(p.softcap));
+      print_case(c), format(c.dtype).name, format(c.out_dtype()).name, c.softcap > 0 ? " and capped" : "", s.batch, s.query_heads, s.kv_heads, s.rows, s.keys,
+      s.dim, s.value_dim, literal(p.scale), literal(p.softcap));
   auto from = [](const TensorView& t) { return [&t](Index b, Index h, Index i, Index d) { return load(t, t.at(b, h, i, d)); }; };
   text += array("double", "q", p.q.shape, from(p.q)) + array("double", "k", p.k.shape, from(p.k)) + array("double", "v", p.v.shape, from(p.v));
   RowVisibility row;
@@ -83,7 +83,8 @@ std::string standalone_program(const Case& c) {
     if (j == 0) evaluate_visibility(p, b, h, i, row);
     return row.bias[static_cast<std::size_t>(j)];
   });
-  text += array("double", "sink", {1, 1, 1, s.query_heads}, [&](Index, Index, Index, Index h) { return p.sink.empty() ? -INFINITY : p.sink[static_cast<std::size_t>(h)]; });
+  text += array("double", "sink", {1, 1, 1, s.query_heads},
+                [&](Index, Index, Index, Index h) { return p.sink.empty() ? -INFINITY : p.sink[static_cast<std::size_t>(h)]; });
   const Extents o_shape{s.batch, s.query_heads, s.rows, s.value_dim}, lse_shape{s.batch, s.query_heads, s.rows, 1};
   auto pick = [](const std::vector<double>& data, const Extents& e) {
     return [&data, e](Index b, Index h, Index i, Index d) { return data[static_cast<std::size_t>(((b * e[1] + h) * e[2] + i) * e[3] + d)]; };

@@ -37,7 +37,12 @@ std::vector<Factor> forward_factors() {
   auto heads = [](Index b, Index hq, Index hkv) -> Change { return [=](Case& c) { set_shape(c, b, hq, hkv); }; };
   auto lengths = [](Index rows, Index keys) -> Change { return [=](Case& c) { c.shape.rows = rows, c.shape.keys = keys; }; };
   auto dims = [](Index d, Index dv) -> Change { return [=](Case& c) { c.shape.dim = d, c.shape.value_dim = dv; }; };
-  auto dtype = [](Dtype in, Dtype out) -> Change { return [=](Case& c) { c.dtype = in; if (out != in) c.out = out; }; };
+  auto dtype = [](Dtype in, Dtype out) -> Change {
+    return [=](Case& c) {
+      c.dtype = in;
+      if (out != in) c.out = out;
+    };
+  };
   auto keep = [](MaskPattern p, std::array<bool, 4> varies) -> Change { return [=](Case& c) { c.keep = {p, varies}; }; };
   auto bias = [](MaskPattern p, std::array<bool, 4> varies) -> Change { return [=](Case& c) { c.bias = {p, varies}; }; };
   auto window = [](Index l, Index r) -> Change { return [=](Case& c) { c.window_left = l, c.window_right = r; }; };
@@ -50,27 +55,64 @@ std::vector<Factor> forward_factors() {
   std::vector<Factor> factors = {
       {"heads", {heads(1, 1, 1), heads(2, 6, 2), heads(3, 5, 5), heads(2, 3, 1)}, true},
       // Pairwise different, odd, on both sides of the tiles of 64 and 128 keys and of 96 rows.
-      {"lengths", {lengths(37, 53), lengths(1, 131), lengths(97, 64), lengths(130, 257), lengths(5, 2), lengths(2, 5), lengths(63, 128), lengths(41, 383), lengths(12, 191)}, true},
+      {"lengths",
+       {lengths(37, 53), lengths(1, 131), lengths(97, 64), lengths(130, 257), lengths(5, 2), lengths(2, 5), lengths(63, 128), lengths(41, 383),
+        lengths(12, 191)},
+       true},
       {"dims", {dims(64, 64), dims(40, 72), dims(128, 96), dims(17, 33), dims(1, 3), dims(80, 48), dims(192, 128)}, true},
       {"dtype", {dtype(Dtype::f32, Dtype::f32), dtype(Dtype::f16, Dtype::f16), dtype(Dtype::bf16, Dtype::bf16), dtype(Dtype::bf16, Dtype::f32)}, true},
-      {"causal", {nothing, [](Case& c) { c.causal = true; }, [](Case& c) { c.causal = true, c.offset = {OffsetSpec::Kind::end, 0}; },
-                  [](Case& c) { c.causal = true, c.offset = {OffsetSpec::Kind::fixed, -3}; }}, true},
+      {"causal",
+       {nothing, [](Case& c) { c.causal = true; },
+        [](Case& c) {
+          c.causal = true, c.offset = {OffsetSpec::Kind::end, 0};
+        },
+        [](Case& c) {
+          c.causal = true, c.offset = {OffsetSpec::Kind::fixed, -3};
+        }},
+       true},
       {"window", {nothing, window(16, 0), window(5, 9), window(-1, 3)}, true},
-      {"padding", {nothing, [](Case& c) { c.lengths = ragged(c, {0.6, 1, 0.31}); }, [](Case& c) { c.starts = ragged(c, {0.4, 0, 0.8}); },
-                   [](Case& c) { c.lengths = ragged(c, {0.9, 0.7, 0}), c.starts = ragged(c, {0.2, 0.5, 0}); }}, true},
-      {"boolean", {nothing, keep(MaskPattern::random, all), keep(MaskPattern::empty_rows, {false, false, true, true}), keep(MaskPattern::tiles, {true, false, true, true}),
-                   keep(MaskPattern::random, {true, false, false, true})}, true},
-      {"bias", {nothing, bias(MaskPattern::normal, all), bias(MaskPattern::minus_infinity, {false, true, true, true}), bias(MaskPattern::minimum, {true, true, true, true}),
-                [=](Case& c) { c.bias = {MaskPattern::minimum_rows, all}, c.finite_min_masks = true; }, bias(MaskPattern::large, {false, false, true, true})}, true},
-      {"hidden", {nothing, [](Case& c) { c.hidden = Hidden::nan; }, [](Case& c) { c.hidden = Hidden::infinity; }, [](Case& c) { c.hidden = Hidden::huge; }}, true},
+      {"padding",
+       {nothing,
+        [](Case& c) {
+          c.lengths = ragged(c, {0.6, 1, 0.31});
+        },
+        [](Case& c) {
+          c.starts = ragged(c, {0.4, 0, 0.8});
+        },
+        [](Case& c) {
+          c.lengths = ragged(c, {0.9, 0.7, 0}), c.starts = ragged(c, {0.2, 0.5, 0});
+        }},
+       true},
+      {"boolean",
+       {nothing, keep(MaskPattern::random, all), keep(MaskPattern::empty_rows, {false, false, true, true}), keep(MaskPattern::tiles, {true, false, true, true}),
+        keep(MaskPattern::random, {true, false, false, true})},
+       true},
+      {"bias",
+       {nothing, bias(MaskPattern::normal, all), bias(MaskPattern::minus_infinity, {false, true, true, true}),
+        bias(MaskPattern::minimum, {true, true, true, true}),
+        [=](Case& c) {
+          c.bias = {MaskPattern::minimum_rows, all}, c.finite_min_masks = true;
+        },
+        bias(MaskPattern::large, {false, false, true, true})},
+       true},
+      {"hidden",
+       {nothing, [](Case& c) { c.hidden = Hidden::nan; }, [](Case& c) { c.hidden = Hidden::infinity; }, [](Case& c) { c.hidden = Hidden::huge; }},
+       true},
       {"alibi", {nothing, [](Case& c) { c.alibi = true; }}, false},
       {"softcap", {nothing, [](Case& c) { c.softcap = 50; }, [](Case& c) { c.softcap = 1; }}, false},
       {"sink", {nothing, [](Case& c) { c.sink = 0.5f; }, [](Case& c) { c.sink = 9; }}, false},
-      {"documents", {nothing, [](Case& c) { c.documents = {7, 19, 11}; }}, false},
+      {"documents",
+       {nothing,
+        [](Case& c) {
+          c.documents = {7, 19, 11};
+        }},
+       false},
       {"dropout", {nothing, nothing, [](Case& c) { c.dropout = 0.3f, c.dropout_seed = 11; }}, false},
       {"scale", {nothing, nothing, [](Case& c) { c.scale = 0.25f; }}, false},
-      {"layout", {nothing, layout(bshd, bshd, bshd, bshd), layout(packed, packed, packed, bhsd), layout(padded, strided, reversed, padded), layout(strided, shared_head, padded, reversed),
-                  layout(reversed, padded, shared_batch, strided)}, false},
+      {"layout",
+       {nothing, layout(bshd, bshd, bshd, bshd), layout(packed, packed, packed, bhsd), layout(padded, strided, reversed, padded),
+        layout(strided, shared_head, padded, reversed), layout(reversed, padded, shared_batch, strided)},
+       false},
       {"threads", {nothing, [](Case& c) { c.threads = 2; }}, false},
   };
   Factor scores{"scores", {}, false}, values{"values", {}, false};
@@ -116,7 +158,8 @@ Suite smoke(std::uint64_t seed) {
 }
 
 Suite standard(std::uint64_t seed) {
-  Suite suite{"standard", "every pair of features and input families and every triple of structural features, twice over, and lanes of every kind of tile", {}, {}};
+  Suite suite{
+      "standard", "every pair of features and input families and every triple of structural features, twice over, and lanes of every kind of tile", {}, {}};
   // Two arrays: each combination meets in two different surroundings.
   for (std::uint64_t array_seed : {20261, 20262})
     for (Case& c : cover(forward_factors(), 3, array_seed, seed + 10000 * (array_seed - 20261))) suite.cases.push_back(std::move(c));
@@ -158,8 +201,10 @@ Suite padding(std::uint64_t seed) {
                                " starts=2,9 scores=negative", " starts=2,9 bool=future@ij"})
         add(fmt::format("attention b=2 h=2 l=11 d=16 dtype={}{}{}", dtype, causal, rest));
   for (const char* causal : {"", " causal", " causal offset=end", " causal offset=lengths"})
-    for (const char* where : {" lengths=90,150,1", " starts=70,0,149", " lengths=120,150,64 starts=30,149,0", " lengths=0,150,150", " lengths=64,128,127 starts=64,0,1"})
-      for (const char* rest : {"", " hidden=nan", " hidden=huge scores=negative", " bool=empty-rows@bij scores=growing", " bias=minimum-rows finite-min-masks", " values=one-hot dtype=bf16 out=f32"}) {
+    for (const char* where :
+         {" lengths=90,150,1", " starts=70,0,149", " lengths=120,150,64 starts=30,149,0", " lengths=0,150,150", " lengths=64,128,127 starts=64,0,1"})
+      for (const char* rest : {"", " hidden=nan", " hidden=huge scores=negative", " bool=empty-rows@bij scores=growing", " bias=minimum-rows finite-min-masks",
+                               " values=one-hot dtype=bf16 out=f32"}) {
         if (std::string_view(causal) == " causal offset=lengths" && std::string_view(where).find("lengths") == std::string_view::npos) continue;
         add(fmt::format("attention b=3 h=4/2 l=77x150 d=40/24{}{}{}", causal, where, rest));
       }
@@ -193,8 +238,7 @@ Suite models(std::uint64_t seed) {
     std::string line = m.line;
     Index heads = std::stoll(line.substr(line.find("h=") + 2)), judged_rows = 48;
     if (const auto at = line.find("$k"); at != std::string::npos) line.replace(at, 2, fmt::format("{}", keys * 3 / 4));
-    if (const auto at = line.find("window="); at != std::string::npos)
-      line.replace(at, line.find(',', at) - at, fmt::format("window={}", 4096 / factor - 1));
+    if (const auto at = line.find("window="); at != std::string::npos) line.replace(at, line.find(',', at) - at, fmt::format("window={}", 4096 / factor - 1));
     Case c = parse_case(fmt::format("attention b=1 l={}x{} dtype={} rows={} threads=0 {}", rows, keys, m.dtype, judged_rows, line));
     c.seed = seed + k++;
     suite.cases.push_back(c);

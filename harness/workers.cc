@@ -41,7 +41,8 @@ class Worker {
     posix_spawn_file_actions_adddup2(&actions, to_child[0], STDIN_FILENO);
     posix_spawn_file_actions_adddup2(&actions, 200, result_descriptor);
     posix_spawn_file_actions_addclose(&actions, 200);
-    std::vector<std::string> arguments = {"assay", "worker", fmt::format("--memory={}", options.memory_mib), fmt::format("--ball-rows={}", options.execute.ball_rows)};
+    std::vector<std::string> arguments = {"assay", "worker", fmt::format("--memory={}", options.memory_mib),
+                                          fmt::format("--ball-rows={}", options.execute.ball_rows)};
     if (!options.execute.power) arguments.push_back("--no-power");
     if (!options.execute.relations) arguments.push_back("--no-relations");
     if (options.execute.oracle_threads != 1) arguments.push_back(fmt::format("--oracle-threads={}", options.execute.oracle_threads));

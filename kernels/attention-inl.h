@@ -116,8 +116,8 @@ HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Inde
 
 // accumulator = correction * accumulator + P V for one panel of value columns.
 template <std::size_t... R>
-HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights, const float* values, Index keys, const float* correction,
-                            float* accumulator, Index accumulator_stride) {
+HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights, const float* values, Index keys, const float* correction, float* accumulator,
+                            Index accumulator_stride) {
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   const auto corrected = [&](std::size_t r, std::size_t half) HWY_ATTR {
@@ -126,7 +126,8 @@ HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights
   Vector left[] = {corrected(R, 0)...}, right[] = {corrected(R, 1)...};
   multiply_add<score_stride, 1>(d, rows, weights, values, keys, left, right);
   ((hn::Store(left[R], d, accumulator + static_cast<Index>(R) * accumulator_stride),
-    hn::Store(right[R], d, accumulator + static_cast<Index>(R) * accumulator_stride + n)), ...);
+    hn::Store(right[R], d, accumulator + static_cast<Index>(R) * accumulator_stride + n)),
+   ...);
 }
 
 // Calls body(index_sequence, first row) over [0, rows) in register blocks: full ones, then fours, then ones.
@@ -191,8 +192,7 @@ void pack_tile(const ForwardPlan& plan, Index group, Index tile, const Stages& s
 // Biases that differ from key to key; -inf where a key is masked.
 class ElementBias {
  public:
-  explicit ElementBias(const Attention& p)
-      : p_(p), active_(p.keep || p.bias || !p.alibi_slopes.empty() || !p.query_segment.empty()) {}
+  explicit ElementBias(const Attention& p) : p_(p), active_(p.keep || p.bias || !p.alibi_slopes.empty() || !p.query_segment.empty()) {}
 
   bool active() const { return active_; }
 
@@ -221,10 +221,10 @@ class ElementBias {
   void add_tensor(Index b, Index h, Index i, Index key0, Index count, float* HWY_RESTRICT bias) const {
     const TensorView& t = p_.bias;
     const Index at = t.at(b, h, i, key0), stride = t.stride[3];
-    const float lowest = !p_.finite_min_masks       ? minus_infinity
-                         : t.dtype == Dtype::f32    ? std::numeric_limits<float>::lowest()
-                         : t.dtype == Dtype::bf16   ? -0x1.fep127f
-                                                    : -65504.0f;
+    const float lowest = !p_.finite_min_masks     ? minus_infinity
+                         : t.dtype == Dtype::f32  ? std::numeric_limits<float>::lowest()
+                         : t.dtype == Dtype::bf16 ? -0x1.fep127f
+                                                  : -65504.0f;
     for (Index j = 0; j < count; ++j) {
       const Index e = at + j * stride;
       const float x = t.dtype == Dtype::f32    ? static_cast<const float*>(t.data)[e]
@@ -244,12 +244,24 @@ template <class Stages>
 class RowBlock {
  public:
   RowBlock(const ForwardPlan& plan, const Stages& stages)
-      : plan_(plan), p_(*plan.problem), s_(p_.shape), stages_(stages), bias_(p_), width_(plan.tiling.keys),
+      : plan_(plan),
+        p_(*plan.problem),
+        s_(p_.shape),
+        stages_(stages),
+        bias_(p_),
+        width_(plan.tiling.keys),
         accumulator_stride_(plan.padded_value_dim),
-        q_(allocate(plan.tiling.rows * s_.dim)), q_row_(allocate(s_.dim)), scores_(allocate(plan.tiling.rows * score_stride)),
+        q_(allocate(plan.tiling.rows * s_.dim)),
+        q_row_(allocate(s_.dim)),
+        scores_(allocate(plan.tiling.rows * score_stride)),
         accumulator_(allocate(plan.tiling.rows * accumulator_stride_)),
-        bias_row_(allocate(width_)), max_(allocate(plan.tiling.rows)), sum_(allocate(plan.tiling.rows)),
-        tile_sum_(allocate(plan.tiling.rows)), correction_(allocate(plan.tiling.rows)), ranges_(static_cast<std::size_t>(plan.tiling.rows)), seen_(ranges_) {}
+        bias_row_(allocate(width_)),
+        max_(allocate(plan.tiling.rows)),
+        sum_(allocate(plan.tiling.rows)),
+        tile_sum_(allocate(plan.tiling.rows)),
+        correction_(allocate(plan.tiling.rows)),
+        ranges_(static_cast<std::size_t>(plan.tiling.rows)),
+        seen_(ranges_) {}
 
   void run(Index group, Index h, Index row0) {
     b_ = (plan_.first_group + group) / s_.kv_heads;

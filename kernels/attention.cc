@@ -51,7 +51,8 @@ Status validate(const Attention& p, const AttentionOutput& out) {
   for (auto [name, d] : {std::pair{"dim", s.dim}, std::pair{"value_dim", s.value_dim}})
     if (d < 1 || d > max_head_dim) return refuse(fmt::format("{} = {} is outside [1, {}]", name, d, max_head_dim));
   if (!(p.scale >= 0) || p.scale > std::numeric_limits<float>::max()) return refuse(fmt::format("scale = {} is not a finite number of at least 0", p.scale));
-  if (!(p.softcap >= 0) || p.softcap > std::numeric_limits<float>::max()) return refuse(fmt::format("softcap = {} is not a finite number of at least 0", p.softcap));
+  if (!(p.softcap >= 0) || p.softcap > std::numeric_limits<float>::max())
+    return refuse(fmt::format("softcap = {} is not a finite number of at least 0", p.softcap));
   if (!(p.dropout >= 0 && p.dropout < 1)) return refuse(fmt::format("dropout = {} is outside [0, 1)", p.dropout));
   const bool empty_rows = s.batch == 0 || s.rows == 0, empty_keys = s.batch == 0 || s.keys == 0;
   if (!empty_rows && !p.q) return refuse("q is null");
@@ -66,10 +67,10 @@ Status validate(const Attention& p, const AttentionOutput& out) {
   auto sized = [&](const char* name, std::size_t size, Index wanted) -> std::string {
     return size == 0 || static_cast<Index>(size) == wanted ? "" : fmt::format("{} has {} entries, not {}", name, size, wanted);
   };
-  for (const std::string& wrong : {sized("offset", p.offset.size(), s.batch), sized("key_lengths", p.key_lengths.size(), s.batch),
-                                   sized("key_starts", p.key_starts.size(), s.batch), sized("alibi_slopes", p.alibi_slopes.size(), s.query_heads),
-                                   sized("sink", p.sink.size(), s.query_heads), sized("query_segment", p.query_segment.size(), s.batch * s.rows),
-                                   sized("key_segment", p.key_segment.size(), s.batch * s.keys)})
+  for (const std::string& wrong :
+       {sized("offset", p.offset.size(), s.batch), sized("key_lengths", p.key_lengths.size(), s.batch), sized("key_starts", p.key_starts.size(), s.batch),
+        sized("alibi_slopes", p.alibi_slopes.size(), s.query_heads), sized("sink", p.sink.size(), s.query_heads),
+        sized("query_segment", p.query_segment.size(), s.batch * s.rows), sized("key_segment", p.key_segment.size(), s.batch * s.keys)})
     if (!wrong.empty()) return refuse(wrong);
   if (p.query_segment.empty() != p.key_segment.empty() && s.rows > 0 && s.keys > 0) return refuse("query_segment and key_segment must come together");
   for (auto [name, list] : {std::pair{"sink", &p.sink}, {"alibi_slopes", &p.alibi_slopes}})
@@ -103,8 +104,7 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
     auto keys = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max<Index>(1, wave * plan.tiles * plan.tiling.keys * s.dim)));
     auto values = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max<Index>(1, wave * plan.tiles * plan.tiling.keys * plan.padded_value_dim)));
     auto flags = hwy::AllocateAligned<unsigned char>(static_cast<std::size_t>(std::max<Index>(1, wave * plan.tiles)));
-    if (!keys || !values || !flags)
-      return {StatusCode::memory_allocation_failed, fmt::format("a workspace of {} bytes", 4 * wave * group_floats)};
+    if (!keys || !values || !flags) return {StatusCode::memory_allocation_failed, fmt::format("a workspace of {} bytes", 4 * wave * group_floats)};
     plan.packed = {keys.get(), values.get(), flags.get()};
     for (plan.first_group = 0; plan.first_group < all_groups; plan.first_group += plan.groups) {
       plan.groups = std::min(wave, all_groups - plan.first_group);

@@ -7,8 +7,8 @@ namespace assay::kernels {
 
 // K and V of `groups` consecutive (batch, kv head) pairs, packed in fp32.
 struct PackedKeyValues {
-  float* keys = nullptr;    // [group][tile][panel of keys][D][panel width]
-  float* values = nullptr;  // [group][tile][panel of columns][tile keys][panel width]
+  float* keys = nullptr;                       // [group][tile][panel of keys][D][panel width]
+  float* values = nullptr;                     // [group][tile][panel of columns][tile keys][panel width]
   unsigned char* values_not_finite = nullptr;  // [group][tile]
 };
 

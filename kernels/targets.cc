@@ -19,9 +19,7 @@ std::vector<std::string> names_of(std::int64_t targets) {
 
 std::vector<std::string> compiled_targets() { return names_of(HWY_TARGETS); }
 
-std::vector<std::string> runnable_targets() {
-  return names_of(hwy::SupportedTargets() & HWY_TARGETS);
-}
+std::vector<std::string> runnable_targets() { return names_of(hwy::SupportedTargets() & HWY_TARGETS); }
 
 bool force_target(std::string_view name) {
   hwy::SetSupportedTargetsForTest(0);

@@ -250,7 +250,8 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   if (t.has_sink) {
     const double argument = t.sink_gap + delta;
     const double h = (c.argument_roundings * u * argument * (1 + 4 * u) + (1 + all_rescales) * c.exp_ulp * 2 * u + c.exp_ulp_per_unit * 2 * u * argument +
-                      (c.fused_argument ? 1.001 * u * (std::fabs(t.max) + t.sink_gap + delta) + c.scale_error * (std::fabs(t.max) + t.sink_gap) : 0)) * (1 + 1e-6);
+                      (c.fused_argument ? 1.001 * u * (std::fabs(t.max) + t.sink_gap + delta) + c.scale_error * (std::fabs(t.max) + t.sink_gap) : 0)) *
+                     (1 + 1e-6);
     const double sink_growth = expm1_above(h), omega = (1 + all_rescales) * exp_floor;
     out.zero_centred += t.sink_weight * sink_growth + omega;
     out.sum_weight += t.sink_weight * (1 + sink_growth);
@@ -270,7 +271,8 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   out.may_overflow = !(max_of(s.defect.data(), n, 0) * (1 + 1e-6) < 1);
   out.must_overflow = max_of(s.weight.data(), n, 0) > (1 + g) * (1 + 1e-6) && x.softcap == 0 && !t.magnitude;
   // The fused argument of the maximum is not exactly 0: its weight can exceed 1, up to e^H.
-  if (c.fused_argument && out.largest_exponent > std::log(c.weight_dtype ? std::min(c.largest, format(*c.weight_dtype).max_finite) : c.largest) - 1) out.may_overflow = true;
+  if (c.fused_argument && out.largest_exponent > std::log(c.weight_dtype ? std::min(c.largest, format(*c.weight_dtype).max_finite) : c.largest) - 1)
+    out.may_overflow = true;
 
   out.denominator = 1 - defect;
   out.vacuous = !(out.denominator > 0.1) || !std::isfinite(out.gamma_dot) || out.may_overflow;

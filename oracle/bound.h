@@ -45,14 +45,14 @@ struct RowBound {
   double gamma_sum = 0, gamma_dot = 0;
   double denominator = 1;
   double centred_total = 0;
-  double lse = 0;  // bound of LSE
+  double lse = 0;               // bound of LSE
   double largest_exponent = 0;  // max H_j: the largest relative error of a weight
   double gap_error = 0;         // of the computed gap of any visible key
   Index keys = 0, tiles = 1;
   bool has_sink = false;
-  bool vacuous = false;         // nothing is left to divide by: only the hull of V remains
-  bool may_overflow = false;    // a score could leave the range in some order of summation: vacuous too, for a score
-                                // that becomes -inf drops its key without a trace
+  bool vacuous = false;       // nothing is left to divide by: only the hull of V remains
+  bool may_overflow = false;  // a score could leave the range in some order of summation: vacuous too, for a score
+                              // that becomes -inf drops its key without a trace
   bool must_overflow = false;
 };
 

@@ -14,21 +14,21 @@ struct Contract {
   std::string name;
 
   // Dot products (Q K^T and P V).
-  double dot_roundoff = 0x1p-24;  // of one accumulation step: 2^-24 RN, 2^-23 truncating, 2^-11 fp16
-  int dot_block = 0;              // width of a block FMA that aligns and truncates; 0: one product at a time
-  bool products_rounded = false;  // products are rounded before they are added (no FMA)
+  double dot_roundoff = 0x1p-24;    // of one accumulation step: 2^-24 RN, 2^-23 truncating, 2^-11 fp16
+  int dot_block = 0;                // width of a block FMA that aligns and truncates; 0: one product at a time
+  bool products_rounded = false;    // products are rounded before they are added (no FMA)
   double largest = 0x1.fffffep127;  // finite limit of scores and accumulators
   double product_floor = 0x1p-149;  // absolute error of a product that underflows
 
   // Softmax.
   double roundoff = 0x1p-24;
-  double argument_roundings = 1;  // on the argument of exp: 1 for s - m, 2 for (s - m) * c
-  bool fused_argument = false;    // exp2(fma(S, c, -m c)) instead of a subtraction
-  double scale_error = 0;         // relative error of a constant folded into the argument (scale * log2 e)
-  double query_prescale = 0;      // unit roundoff of a query rounded after scaling; 0: scores are scaled
+  double argument_roundings = 1;             // on the argument of exp: 1 for s - m, 2 for (s - m) * c
+  bool fused_argument = false;               // exp2(fma(S, c, -m c)) instead of a subtraction
+  double scale_error = 0;                    // relative error of a constant folded into the argument (scale * log2 e)
+  double query_prescale = 0;                 // unit roundoff of a query rounded after scaling; 0: scores are scaled
   double exp_ulp = 1, exp_ulp_per_unit = 0;  // error of exp(x): exp_ulp + exp_ulp_per_unit |x|
-  double exp_floor = 0x1p-149;    // absolute error of an exp that underflows (flush: the smallest result kept);
-                                  // exp(0) is 1 and exp of -104.5 or less is 0, which the exact tier relies on
+  double exp_floor = 0x1p-149;               // absolute error of an exp that underflows (flush: the smallest result kept);
+                                             // exp(0) is 1 and exp of -104.5 or less is 0, which the exact tier relies on
   double log_ulp = 1, tanh_ulp = 4;
   std::optional<Dtype> score_dtype;   // scores are stored in it
   std::optional<Dtype> weight_dtype;  // weights are rounded to it before P V
@@ -36,9 +36,9 @@ struct Contract {
   int division_roundings = 2;         // 2: times 1/l, 1: divided by l
 
   // Structure.
-  Index tile = 64;      // keys a tile
-  Index row_tile = 64;  // rows a tile; only names places
-  int splits = 1;    // of the keys, merged at the end
+  Index tile = 64;       // keys a tile
+  Index row_tile = 64;   // rows a tile; only names places
+  int splits = 1;        // of the keys, merged at the end
   bool ordered = false;  // q.k sequential over d, P V sequential over keys, the sum tile by tile: a sharper bound
 };
 

@@ -111,9 +111,7 @@ double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, 
 }
 
 // The accumulator holds a sum of at most `live` values, not yet divided by the row sum.
-bool values_may_overflow(const Contract& c, Index live, double largest_value) {
-  return !(static_cast<double>(live) * largest_value * (1 + 1e-4) < c.largest);
-}
+bool values_may_overflow(const Contract& c, Index live, double largest_value) { return !(static_cast<double>(live) * largest_value * (1 + 1e-4) < c.largest); }
 
 Domain domain_of(const RowBound& b) {
   return b.must_overflow ? Domain::must_overflow : b.may_overflow ? Domain::may_overflow : b.vacuous ? Domain::vacuous : Domain::bounded;
@@ -384,8 +382,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     block.slack[at] = 8 * ratio * bound.largest_exponent + 0x1p-40;
     block.needs_ball[at] = !(block.slack[at] < 0x1p-16) || contract_.roundoff < 0x1p-40;
     block.domain[at] = domain_of(bound);
-    if (kv.any_value_not_finite)
-      classify_values(p, kv, block, r, seen[at], t.gap, -std::log(contract_.exp_floor) - 1 - bound.gap_error);
+    if (kv.any_value_not_finite) classify_values(p, kv, block, r, seen[at], t.gap, -std::log(contract_.exp_floor) - 1 - bound.gap_error);
     block.exact[at] = contract_.dot_roundoff <= 0x1p-23 && contract_.query_prescale == 0 && !bound.may_overflow && n > 0 &&
                       is_exact_row(p, kv, x.q.row(r).data(), t, x.absolute.row(r).maxCoeff());
     if (block.exact[at]) block.domain[at] = Domain::bounded;
@@ -406,9 +403,10 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     for (Index r = 0; r < rows; ++r) {
       if (contract_.ordered)
         column_sums<true>(kv, block.key0, n, contract_.tile, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), tile_end,
-                           x.sum_centred.row(r).data(), x.sum_prefix.row(r).data());
+                          x.sum_centred.row(r).data(), x.sum_prefix.row(r).data());
       else
-        column_sums<false>(kv, block.key0, n, contract_.tile, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), 0, x.sum_centred.row(r).data(), nullptr);
+        column_sums<false>(kv, block.key0, n, contract_.tile, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), 0,
+                           x.sum_centred.row(r).data(), nullptr);
     }
   }
 
@@ -434,12 +432,13 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
       const ColumnSums sums{x.sum_centred(r, c), x.sum_absolute(r, c), contract_.dot_roundoff * x.sum_prefix(r, c), x.sum_tail(r, c)};
       const double plain = std::isfinite(bound.gamma_dot) ? sums.absolute / bound.gamma_dot : largest[column];  // at least sum p |v|
       // The same identity at unit roundoff 2^-53: exponents are at most `ratio` times the contract's.
-      block.radius[element] = 1.01 * (std::min(ratio, 1.0) * (sums.centred + std::fabs(center) * bound.zero_centred) +
-                                      (gamma64 + 8 * unit64) * plain + std::fabs(center) * bound.sum_weight * gamma64) +
+      block.radius[element] = 1.01 * (std::min(ratio, 1.0) * (sums.centred + std::fabs(center) * bound.zero_centred) + (gamma64 + 8 * unit64) * plain +
+                                      std::fabs(center) * bound.sum_weight * gamma64) +
                               n_live * largest[column] * 0x1p-1018 + 0x1p-1060;
       double hull = std::max({high[column] - center, center - low[column], with_zero ? std::fabs(center) : 0});
       double b = element_bound(contract_, bound, center, sums, hull, largest[column]);
-      if (bound.vacuous) b = element_bound(contract_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero || bound.may_overflow), largest[column]);
+      if (bound.vacuous)
+        b = element_bound(contract_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero || bound.may_overflow), largest[column]);
       // Sums of |v - O| were taken around a centre that is off by the radius.
       block.bound[element] = b + bound.centred_total * block.radius[element] / std::max(bound.denominator, 0.1);
       block.value_overflow[element] = values_may_overflow(contract_, x.live[at], largest[column]);
@@ -454,13 +453,15 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
         // What the other keys add to the true value; fp32 cannot see it, so it is all the tolerance there is.
         const double rest = 2 * n_live * std::exp(-104.5) * largest[column];
         block.radius[element] = rest + (power_of_two ? 0 : unit64 * std::fabs(block.o[element]));
-        block.bound[element] = 4 * rest + contract_.division_roundings * contract_.product_floor + (power_of_two ? 0 : 1.01 * contract_.division_roundings * contract_.roundoff * std::fabs(block.o[element]));
+        block.bound[element] = 4 * rest + contract_.division_roundings * contract_.product_floor +
+                               (power_of_two ? 0 : 1.01 * contract_.division_roundings * contract_.roundoff * std::fabs(block.o[element]));
       }
     }
     const double reach = std::fabs(x.lse[at] - x.max[at]) + 1;
     block.lse_bound[at] = bound.lse;
-    block.lse_radius[at] = 1.02 * (std::min(ratio, 1.0) * bound.sum_weight * std::min(bound.largest_exponent, 1.0) + gamma64 * bound.sum_weight + n_live * 0x1p-1018) +
-                           130 * unit64 * reach + 1.01 * unit64 * (std::fabs(x.max[at]) + std::fabs(x.lse[at]));
+    block.lse_radius[at] =
+        1.02 * (std::min(ratio, 1.0) * bound.sum_weight * std::min(bound.largest_exponent, 1.0) + gamma64 * bound.sum_weight + n_live * 0x1p-1018) +
+        130 * unit64 * reach + 1.01 * unit64 * (std::fabs(x.max[at]) + std::fabs(x.lse[at]));
     if (ratio > 1 || bound.largest_exponent > 1) block.needs_ball[at] = 1;
     std::copy_n(x.weight.row(r).data(), n, block.weight.begin() + r * n);
     if (p.dropout > 0) std::copy_n(x.kept.row(r).data(), n, block.kept.begin() + r * n);

@@ -26,17 +26,17 @@ struct Block {
   std::vector<double> o, o_low, radius;  // |O - (o + o_low)| <= radius; o_low is 0 but for balls
   std::vector<double> bound;             // of |Ohat - O| before the output rounding
   std::vector<double> lse, lse_low, lse_radius, lse_bound;
-  std::vector<Kind> o_kind, lse_kind;    // by the inputs' NaN and infinities
-  std::vector<char> underflow_excused;   // an infinity in V times a weight that may underflow to 0
-  std::vector<char> value_overflow;      // per element: its accumulator could leave the range (finite values stay bounded)
-  std::vector<Domain> domain;            // per row
-  std::vector<char> exact;               // per row: weights are 0 or equal, sums exact in any order
+  std::vector<Kind> o_kind, lse_kind;   // by the inputs' NaN and infinities
+  std::vector<char> underflow_excused;  // an infinity in V times a weight that may underflow to 0
+  std::vector<char> value_overflow;     // per element: its accumulator could leave the range (finite values stay bounded)
+  std::vector<Domain> domain;           // per row
+  std::vector<char> exact;              // per row: weights are 0 or equal, sums exact in any order
   std::vector<char> fully_masked;
-  std::vector<char> needs_ball;          // fp64 is not good enough for this row's bound
-  std::vector<double> slack;             // relative error of the bounds themselves: they are computed from p in fp64
-  std::vector<double> weight;            // p, before dropout
-  std::vector<char> kept;                // rows x count, by dropout; empty without
-  std::vector<char> visible;             // rows x count
+  std::vector<char> needs_ball;  // fp64 is not good enough for this row's bound
+  std::vector<double> slack;     // relative error of the bounds themselves: they are computed from p in fp64
+  std::vector<double> weight;    // p, before dropout
+  std::vector<char> kept;        // rows x count, by dropout; empty without
+  std::vector<char> visible;     // rows x count
 };
 
 // K and V of one (batch, kv head) as doubles, made once and shared by the blocks that read them.

@@ -44,9 +44,7 @@ struct Tally {
   bool oracle_inconsistent = false;
 };
 
-bool precedes(const Element& a, const Element& b) {
-  return std::tie(a.b, a.h, a.row, a.column) < std::tie(b.b, b.h, b.row, b.column);
-}
+bool precedes(const Element& a, const Element& b) { return std::tie(a.b, a.h, a.row, a.column) < std::tie(b.b, b.h, b.row, b.column); }
 
 class RowJudge {
  public:
@@ -83,12 +81,14 @@ class RowJudge {
   }
   Decision decide_o(const Block& block, Index r, Index c, double y) const {
     const auto e = static_cast<std::size_t>(r * reference_.problem().shape.value_dim + c);
-    return decide(preimage(y, out_.o.dtype, contract_.roundoff), block.o[e], block.o_low[e], block.radius[e], block.bound[e], block.slack[static_cast<std::size_t>(r)]);
+    return decide(preimage(y, out_.o.dtype, contract_.roundoff), block.o[e], block.o_low[e], block.radius[e], block.bound[e],
+                  block.slack[static_cast<std::size_t>(r)]);
   }
 
   Decision decide_lse(const Block& block, Index r, double y) const {
     const auto at = static_cast<std::size_t>(r);
-    return decide(preimage(y, out_.lse.dtype, contract_.roundoff), block.lse[at], block.lse_low[at], block.lse_radius[at], block.lse_bound[at], block.slack[at]);
+    return decide(preimage(y, out_.lse.dtype, contract_.roundoff), block.lse[at], block.lse_low[at], block.lse_radius[at], block.lse_bound[at],
+                  block.slack[at]);
   }
 
   bool any_undecided(const Block& block, Index r) const {
@@ -96,9 +96,7 @@ class RowJudge {
     if (block.domain[at] == Domain::must_overflow) return false;
     if (block.lse_kind[at] == Kind::finite && out_.lse) {
       const double y = load(out_.lse, out_.lse.at(block.b, block.h, block.row_index[at], 0));
-      if (std::isfinite(y) && std::isfinite(block.lse_bound[at]) &&
-          decide_lse(block, r, y) == Decision::undecided)
-        return true;
+      if (std::isfinite(y) && std::isfinite(block.lse_bound[at]) && decide_lse(block, r, y) == Decision::undecided) return true;
     }
     for (Index c = 0; c < reference_.problem().shape.value_dim; ++c) {
       const auto e = static_cast<std::size_t>(r * reference_.problem().shape.value_dim + c);
@@ -185,7 +183,8 @@ class RowJudge {
       const bool same = kind == Kind::nan ? std::isnan(y) : y == e.exact;
       if (same && !(poisoned && kind != Kind::nan)) return inside_element();
       // Weight 0 times infinity is NaN; a kernel that skips weights of 0 leaves the value without that key.
-      if (block.underflow_excused[index] && (std::isnan(y) || decide_o(block, r, c, y) != Decision::outside)) return excuse("an infinity in V under a weight that may underflow");
+      if (block.underflow_excused[index] && (std::isnan(y) || decide_o(block, r, c, y) != Decision::outside))
+        return excuse("an infinity in V under a weight that may underflow");
       const bool may_overflow = block.domain[at] == Domain::may_overflow || block.domain[at] == Domain::must_overflow || block.value_overflow[index];
       if (kind != Kind::nan && may_overflow && !std::isfinite(y) && !poisoned) return excuse("an infinity in V in a sum that may overflow");
       return fail(e, poisoned ? "O was not written" : kind == Kind::nan ? "O is a number where NaN belongs" : "O is not the infinity that belongs there");
@@ -203,7 +202,9 @@ class RowJudge {
       if (std::isinf(y)) {
         return may_overflow ? excuse("sums may leave the range") : fail(e, "O is infinite");
       }
-      return fail(e, block.exact[at] ? "O is not the exact value" : block.domain[at] != Domain::bounded ? "O is outside the hull of V" : "O is outside its bound");
+      return fail(e, block.exact[at]                       ? "O is not the exact value"
+                     : block.domain[at] != Domain::bounded ? "O is outside the hull of V"
+                                                           : "O is outside its bound");
     }
     if (block.domain[at] != Domain::bounded || !std::isfinite(bound)) {
       ++v.hull_only;
@@ -288,8 +289,8 @@ double t_statistic(const std::vector<double>& slopes) {
 }
 
 std::string describe(const Element& e) {
-  const std::string place = e.column < 0 ? fmt::format("LSE[b={}, h={}, row={}]", e.b, e.h, e.row)
-                                         : fmt::format("O[b={}, h={}, row={}, column={}]", e.b, e.h, e.row, e.column);
+  const std::string place =
+      e.column < 0 ? fmt::format("LSE[b={}, h={}, row={}]", e.b, e.h, e.row) : fmt::format("O[b={}, h={}, row={}, column={}]", e.b, e.h, e.row, e.column);
   return fmt::format("{}: {} = {:.9g}, exact {:.9g}, bound {:.3g}", e.why, place, e.got, e.exact, e.bound);
 }
 
@@ -346,8 +347,10 @@ Verdict judge(const Attention& problem, const AttentionOutput& out, const Contra
   if (total.ratios > 0) v.mean_ratio = total.ratio_sum / static_cast<double>(total.ratios);
   std::int64_t excused = 0;
   for (const auto& [reason, n] : v.excused) excused += n;
-  const std::string rest = excused + v.hull_only == 0 ? "every element is inside its bound"
-                                                      : fmt::format("every element that a bound decides is inside it ({} excused, {} held to the hull of V only)", excused, v.hull_only);
+  const std::string rest =
+      excused + v.hull_only == 0
+          ? "every element is inside its bound"
+          : fmt::format("every element that a bound decides is inside it ({} excused, {} held to the hull of V only)", excused, v.hull_only);
   v.slope_t = t_statistic(total.slopes);
   if (total.oracle_inconsistent) {
     v.outcome = Outcome::error;

@@ -26,13 +26,13 @@ struct Element {
 
 struct Verdict {
   Outcome outcome = Outcome::inconclusive;
-  std::string reason;    // one sentence
-  std::string contract;  // that the bound was derived from
+  std::string reason;              // one sentence
+  std::string contract;            // that the bound was derived from
   Index tile = 64, row_tile = 64;  // of that contract
   std::int64_t compared_o = 0, compared_lse = 0;
   std::int64_t inside = 0, outside = 0, hull_only = 0, exact = 0;  // `exact`: judged with zero tolerance, among inside
-  std::map<std::string, std::int64_t> excused;   // elements by reason
-  std::map<std::string, std::int64_t> failures;  // elements by what is wrong with them
+  std::map<std::string, std::int64_t> excused;                     // elements by reason
+  std::map<std::string, std::int64_t> failures;                    // elements by what is wrong with them
   std::int64_t nan_expected = 0, nan_found = 0, infinity_expected = 0, infinity_found = 0;
   Element worst_o, worst_lse;  // the largest ratio, kept on a pass too
   Element first_failure;       // the first in (b, h, row, column) order; LSE of a row before its O
@@ -47,9 +47,9 @@ struct JudgeOptions {
   int threads = 1;
   Index sample_rows = 0;  // judge so many seeded rows of each head; 0: all
   std::uint64_t seed = 1;
-  int ball_rows = 1;      // rows that are cross-checked in ball arithmetic, seeded
+  int ball_rows = 1;  // rows that are cross-checked in ball arithmetic, seeded
   bool power = true;
-  bool statistics = false;  // let a leaning error make the case suspect (inputs of independent zero mean only)
+  bool statistics = false;                                           // let a leaning error make the case suspect (inputs of independent zero mean only)
   std::function<bool(const TensorView&, Index position)> untouched;  // whether an element still holds its poison
 };
 

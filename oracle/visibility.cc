@@ -32,7 +32,8 @@ void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisib
   if (p.window_right != -1) last = std::min(last, i + offset + p.window_right);
   for (Index j = first; j <= last; ++j) {
     if (p.keep && !p.keep.at(b, h, i, j)) continue;
-    if (!p.query_segment.empty() && p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] != p.key_segment[static_cast<std::size_t>(b * keys + j)]) continue;
+    if (!p.query_segment.empty() && p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] != p.key_segment[static_cast<std::size_t>(b * keys + j)])
+      continue;
     double bias = 0, magnitude = 0;
     if (p.bias) {
       bias = load(p.bias, p.bias.at(b, h, i, j));
@@ -63,7 +64,8 @@ double extended_score(const Attention& p, Index b, Index h, Index i, Index j) {
 
 bool keeps_weight(const Attention& p, Index b, Index h, Index i, Index j) {
   if (p.dropout == 0) return true;
-  const r123::Philox4x32::ctr_type counter = {{static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(h), static_cast<std::uint32_t>(b)}};
+  const r123::Philox4x32::ctr_type counter = {
+      {static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(h), static_cast<std::uint32_t>(b)}};
   const r123::Philox4x32::key_type key = {{static_cast<std::uint32_t>(p.dropout_seed), static_cast<std::uint32_t>(p.dropout_seed >> 32)}};
   return r123::Philox4x32()(counter, key)[0] >= static_cast<double>(p.dropout) * 0x1p32;
 }

@@ -27,9 +27,7 @@ inline constexpr Index max_head_dim = 1024;
 struct BoolView {
   const std::uint8_t* data = nullptr;
   Extents stride{};
-  bool at(Index b, Index h, Index i, Index j) const {
-    return data[b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3]] != 0;
-  }
+  bool at(Index b, Index h, Index i, Index j) const { return data[b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3]] != 0; }
   explicit operator bool() const { return data != nullptr; }
 };
 
@@ -40,13 +38,13 @@ struct Attention {
   float scale = 1;
   float softcap = 0;  // 0: none
   bool causal = false;
-  std::vector<Index> offset;  // per batch; empty means 0. Used by causal, window and ALiBi
+  std::vector<Index> offset;                  // per batch; empty means 0. Used by causal, window and ALiBi
   Index window_left = -1, window_right = -1;  // -1: open
   BoolView keep;
-  TensorView bias;                // [B, Hq, Lq, Lk], strides may be 0
-  bool finite_min_masks = false;  // the bias dtype's most negative finite number means -inf
-  std::vector<Index> key_lengths, key_starts;  // per batch; empty: all keys
-  std::vector<float> alibi_slopes;             // per query head; empty: none
+  TensorView bias;                                       // [B, Hq, Lq, Lk], strides may be 0
+  bool finite_min_masks = false;                         // the bias dtype's most negative finite number means -inf
+  std::vector<Index> key_lengths, key_starts;            // per batch; empty: all keys
+  std::vector<float> alibi_slopes;                       // per query head; empty: none
   std::vector<std::int32_t> query_segment, key_segment;  // [B * Lq], [B * Lk]; empty: none
   std::vector<float> sink;                               // logit per query head; empty: none
   float dropout = 0;                                     // probability of dropping a weight

@@ -28,15 +28,13 @@ Index checked_product(std::string_view what, std::initializer_list<Index> extent
 
 void check_list(std::string_view field, const std::vector<Index>& list, Index batch, Index keys) {
   if (list.empty()) return;
-  if (list.size() != 1 && static_cast<Index>(list.size()) != batch)
-    refuse(fmt::format("{} has {} entries; it takes 1 or b={}", field, list.size(), batch));
+  if (list.size() != 1 && static_cast<Index>(list.size()) != batch) refuse(fmt::format("{} has {} entries; it takes 1 or b={}", field, list.size(), batch));
   for (Index n : list) require_range(field, n, 0, keys);
 }
 
 }  // namespace
 
-CaseError::CaseError(std::size_t at, const std::string& message)
-    : std::runtime_error(at ? fmt::format("column {}: {}", at, message) : message), column(at) {}
+CaseError::CaseError(std::size_t at, const std::string& message) : std::runtime_error(at ? fmt::format("column {}: {}", at, message) : message), column(at) {}
 
 bool Poke::operator==(const Poke& o) const {
   return tensor == o.tensor && position == o.position && std::bit_cast<std::uint64_t>(value) == std::bit_cast<std::uint64_t>(o.value);
@@ -48,19 +46,20 @@ void check_case(const Case& c) {
   require_range("b", s.batch, 0, most);
   require_range("h", s.query_heads, 1, most);
   require_range("h (kv)", s.kv_heads, 1, most);
-  if (s.query_heads % s.kv_heads != 0)
-    refuse(fmt::format("h={}/{}: query heads must be a multiple of kv heads", s.query_heads, s.kv_heads));
+  if (s.query_heads % s.kv_heads != 0) refuse(fmt::format("h={}/{}: query heads must be a multiple of kv heads", s.query_heads, s.kv_heads));
   require_range("l", s.rows, 0, most);
   require_range("l (keys)", s.keys, 0, most);
   require_range("d", s.dim, 1, max_head_dim);
   require_range("d (value)", s.value_dim, 1, max_head_dim);
   // As if every layout were packed and strided, and the batch were not empty: strides are computed all the same.
   const Index batch = std::max<Index>(s.batch, 1);
-  checked_product(fmt::format("b={} h={}/{} l={}x{} d={}/{}", s.batch, s.query_heads, s.kv_heads, s.rows, s.keys, s.dim, s.value_dim), {batch, s.query_heads + 2 * s.kv_heads, std::max({s.rows, s.keys, Index{1}}), std::max(s.dim, s.value_dim) + 24, 16});
+  checked_product(fmt::format("b={} h={}/{} l={}x{} d={}/{}", s.batch, s.query_heads, s.kv_heads, s.rows, s.keys, s.dim, s.value_dim),
+                  {batch, s.query_heads + 2 * s.kv_heads, std::max({s.rows, s.keys, Index{1}}), std::max(s.dim, s.value_dim) + 24, 16});
   auto mask_fits = [&](std::string_view name, const MaskSpec& m) {
     if (m.pattern != MaskPattern::none)
-      checked_product(fmt::format("{} mask of l={}x{}", name, s.rows, s.keys), {m.varies[0] ? std::max<Index>(s.batch, 1) : 1, m.varies[1] ? s.query_heads : 1,
-                             m.varies[2] ? std::max<Index>(s.rows, 1) : 1, m.varies[3] ? std::max<Index>(s.keys, 1) : 1});
+      checked_product(fmt::format("{} mask of l={}x{}", name, s.rows, s.keys),
+                      {m.varies[0] ? std::max<Index>(s.batch, 1) : 1, m.varies[1] ? s.query_heads : 1, m.varies[2] ? std::max<Index>(s.rows, 1) : 1,
+                       m.varies[3] ? std::max<Index>(s.keys, 1) : 1});
   };
   auto is_boolean = [](MaskPattern p) { return p <= MaskPattern::future; };
   if (!is_boolean(c.keep.pattern)) refuse(fmt::format("bool={} is an additive pattern", name_of(c.keep.pattern)));
@@ -86,8 +85,7 @@ void check_case(const Case& c) {
   require_range("offset", c.offset.value, -most, most);
   check_list("lengths", c.lengths, s.batch, s.keys);
   check_list("starts", c.starts, s.batch, s.keys);
-  if (c.offset.kind == OffsetSpec::Kind::lengths && c.lengths.empty())
-    refuse("offset=lengths needs lengths=...");
+  if (c.offset.kind == OffsetSpec::Kind::lengths && c.lengths.empty()) refuse("offset=lengths needs lengths=...");
   for (Index n : c.documents) require_range("docs", n, 1, most);
   if (c.o_layout == LayoutKind::shared_head || c.o_layout == LayoutKind::shared_batch)
     refuse(fmt::format("layout=o:{}: an output cannot overlap itself", name_of(c.o_layout)));
@@ -120,13 +118,13 @@ Index case_bytes(const Case& c) {
     return bytes * s.batch * (kind == LayoutKind::packed ? heads_in_pack : heads) * length * wide;
   };
   auto mask = [&](const MaskSpec& m, Index bytes) {
-    return m.pattern == MaskPattern::none ? 0
-                                          : bytes * (m.varies[0] ? s.batch : 1) * (m.varies[1] ? s.query_heads : 1) *
-                                                (m.varies[2] ? s.rows : 1) * (m.varies[3] ? s.keys : 1);
+    return m.pattern == MaskPattern::none
+               ? 0
+               : bytes * (m.varies[0] ? s.batch : 1) * (m.varies[1] ? s.query_heads : 1) * (m.varies[2] ? s.rows : 1) * (m.varies[3] ? s.keys : 1);
   };
   return tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) + tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, out) +
-         tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) + tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) +
-         4 * s.batch * s.query_heads * s.rows + mask(c.keep, 1) + mask(c.bias, in) + 8 * s.batch * (s.rows + s.keys) + 8 * s.query_heads;
+         tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) + tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) + 4 * s.batch * s.query_heads * s.rows +
+         mask(c.keep, 1) + mask(c.bias, in) + 8 * s.batch * (s.rows + s.keys) + 8 * s.query_heads;
 }
 
 }  // namespace assay

@@ -15,19 +15,64 @@ namespace assay {
 
 // How Q and K (the scores) and V (the values) are filled. What each family is for stands in generate.cc.
 enum class Scores : std::uint8_t {
-  normal, uniform, tiny, huge, negative, growing, falling, tile_peaks, near_overflow, large_scores, subnormal,
-  signed_zeros, ramp, ties, equal, cancel, heavy_tail, key_sink, flat, subset, gather
+  normal,
+  uniform,
+  tiny,
+  huge,
+  negative,
+  growing,
+  falling,
+  tile_peaks,
+  near_overflow,
+  large_scores,
+  subnormal,
+  signed_zeros,
+  ramp,
+  ties,
+  equal,
+  cancel,
+  heavy_tail,
+  key_sink,
+  flat,
+  subset,
+  gather
 };
 enum class Values : std::uint8_t {
-  normal, uniform, tiny, huge, cancel, offset, one_hot, near_overflow, subnormal, signed_zeros, ramp, heavy_tail,
-  ones, constant, biased, head_number, integers, balanced
+  normal,
+  uniform,
+  tiny,
+  huge,
+  cancel,
+  offset,
+  one_hot,
+  near_overflow,
+  subnormal,
+  signed_zeros,
+  ramp,
+  heavy_tail,
+  ones,
+  constant,
+  biased,
+  head_number,
+  integers,
+  balanced
 };
 
 enum class LayoutKind : std::uint8_t { bhsd, bshd, packed, padded, strided, shared_head, shared_batch, reversed };
 
 enum class MaskPattern : std::uint8_t {
-  none, all, random, empty_rows, tiles, future,                   // boolean; `future` is a causal pattern
-  normal, minus_infinity, minimum, minimum_rows, large, constant  // additive
+  none,
+  all,
+  random,
+  empty_rows,
+  tiles,
+  future,  // boolean; `future` is a causal pattern
+  normal,
+  minus_infinity,
+  minimum,
+  minimum_rows,
+  large,
+  constant  // additive
 };
 
 struct MaskSpec {
@@ -55,9 +100,9 @@ struct Poke {
 
 struct Case {
   AttentionShape shape;
-  Dtype dtype = Dtype::f32;      // of Q, K, V and the bias
-  std::optional<Dtype> out;      // of O; the same as dtype if absent
-  std::optional<float> scale;    // default_scale(dim) if absent
+  Dtype dtype = Dtype::f32;    // of Q, K, V and the bias
+  std::optional<Dtype> out;    // of O; the same as dtype if absent
+  std::optional<float> scale;  // default_scale(dim) if absent
   float softcap = 0;
   bool causal = false;
   OffsetSpec offset;
@@ -78,7 +123,7 @@ struct Case {
   LayoutKind q_layout{}, k_layout{}, v_layout{}, o_layout{};
   // Candidate options.
   Index threads = 1;
-  std::string target;  // SIMD target by Highway's name; empty: the best
+  std::string target;     // SIMD target by Highway's name; empty: the best
   Index sample_rows = 0;  // judge only so many seeded rows of each head; 0: all
 
   Dtype out_dtype() const { return out.value_or(dtype); }

@@ -13,17 +13,14 @@ namespace assay {
 namespace {
 
 constexpr std::array<std::string_view, scores_count> scores_names = {
-    "normal", "uniform", "tiny", "huge", "negative", "growing", "falling", "tile-peaks", "near-overflow",
-    "large-scores", "subnormal", "signed-zeros", "ramp", "ties", "equal", "cancel", "heavy-tail", "key-sink",
-    "flat", "subset", "gather"};
-constexpr std::array<std::string_view, values_count> values_names = {
-    "normal", "uniform", "tiny", "huge", "cancel", "offset", "one-hot", "near-overflow", "subnormal",
-    "signed-zeros", "ramp", "heavy-tail", "ones", "constant", "biased", "head-number", "integers", "balanced"};
-constexpr std::array<std::string_view, layout_count> layout_names = {
-    "bhsd", "bshd", "packed", "padded", "strided", "shared-head", "shared-batch", "reversed"};
-constexpr std::array<std::string_view, 12> mask_names = {
-    "none", "all", "random", "empty-rows", "tiles", "future",
-    "normal", "minus-infinity", "minimum", "minimum-rows", "large", "constant"};
+    "normal",       "uniform", "tiny", "huge",  "negative", "growing",    "falling",  "tile-peaks", "near-overflow", "large-scores", "subnormal",
+    "signed-zeros", "ramp",    "ties", "equal", "cancel",   "heavy-tail", "key-sink", "flat",       "subset",        "gather"};
+constexpr std::array<std::string_view, values_count> values_names = {"normal",  "uniform",       "tiny",      "huge",         "cancel",   "offset",
+                                                                     "one-hot", "near-overflow", "subnormal", "signed-zeros", "ramp",     "heavy-tail",
+                                                                     "ones",    "constant",      "biased",    "head-number",  "integers", "balanced"};
+constexpr std::array<std::string_view, layout_count> layout_names = {"bhsd", "bshd", "packed", "padded", "strided", "shared-head", "shared-batch", "reversed"};
+constexpr std::array<std::string_view, 12> mask_names = {"none",           "all",     "random",       "empty-rows", "tiles",   "future", "normal",
+                                                         "minus-infinity", "minimum", "minimum-rows", "large",      "constant"};
 constexpr std::array<std::string_view, 4> hidden_names = {"generated", "nan", "inf", "huge"};
 constexpr int boolean_masks_end = 6;
 
@@ -179,22 +176,18 @@ struct Field {
 
 template <class Member>
 Field flag(std::string_view name, std::string_view help, Member member) {
-  return {name, help, [=](const Case& c) { return c.*member ? std::string(name) : std::string(); },
-          [=](Case& c, Cursor&) { c.*member = true; }, true};
+  return {name, help, [=](const Case& c) { return c.*member ? std::string(name) : std::string(); }, [=](Case& c, Cursor&) { c.*member = true; }, true};
 }
 
 const std::vector<Field>& fields() {
   static const Case defaults;
   static const std::vector<Field> table = {
-      {"b", "batch", [](const Case& c) { return fmt::format("{}", c.shape.batch); },
-       [](Case& c, Cursor& in) { c.shape.batch = in.integer(); }},
-      {"h", "query heads, or query/kv heads (GQA): 8 or 8/2",
-       [](const Case& c) { return print_pair(c.shape.query_heads, '/', c.shape.kv_heads); },
+      {"b", "batch", [](const Case& c) { return fmt::format("{}", c.shape.batch); }, [](Case& c, Cursor& in) { c.shape.batch = in.integer(); }},
+      {"h", "query heads, or query/kv heads (GQA): 8 or 8/2", [](const Case& c) { return print_pair(c.shape.query_heads, '/', c.shape.kv_heads); },
        [](Case& c, Cursor& in) { parse_pair(in, '/', c.shape.query_heads, c.shape.kv_heads); }},
       {"l", "length, or rows x keys: 512 or 37x512", [](const Case& c) { return print_pair(c.shape.rows, 'x', c.shape.keys); },
        [](Case& c, Cursor& in) { parse_pair(in, 'x', c.shape.rows, c.shape.keys); }},
-      {"d", "head dimension, or that of Q and K / that of V: 64 or 192/128",
-       [](const Case& c) { return print_pair(c.shape.dim, '/', c.shape.value_dim); },
+      {"d", "head dimension, or that of Q and K / that of V: 64 or 192/128", [](const Case& c) { return print_pair(c.shape.dim, '/', c.shape.value_dim); },
        [](Case& c, Cursor& in) { parse_pair(in, '/', c.shape.dim, c.shape.value_dim); }},
       {"dtype", "f64, f32, f16 or bf16, of Q, K, V and bias", [](const Case& c) { return std::string(format(c.dtype).name); },
        [](Case& c, Cursor& in) { c.dtype = parse_dtype(in); }},
@@ -242,7 +235,8 @@ const std::vector<Field>& fields() {
       flag("alibi", "flag: ALiBi with the published slopes", &Case::alibi),
       {"sink", "sink logit of head 0; head h has sink + h/4", [](const Case& c) { return c.sink ? fmt::format("{}", *c.sink) : ""; },
        [](Case& c, Cursor& in) { c.sink = in.real(); }},
-      {"dropout", "probability:seed, as 0.1:7", [](const Case& c) { return c.dropout != 0 || c.dropout_seed != 0 ? fmt::format("{}:{}", c.dropout, c.dropout_seed) : ""; },
+      {"dropout", "probability:seed, as 0.1:7",
+       [](const Case& c) { return c.dropout != 0 || c.dropout_seed != 0 ? fmt::format("{}:{}", c.dropout, c.dropout_seed) : ""; },
        [](Case& c, Cursor& in) {
          c.dropout = in.real();
          in.expect(':');
@@ -259,8 +253,8 @@ const std::vector<Field>& fields() {
        [](Case& c, Cursor& in) { parse_pokes(in, c); }},
       {"seed", "of the generator", [](const Case& c) { return c.seed == defaults.seed ? "" : fmt::format("{}", c.seed); },
        [](Case& c, Cursor& in) { c.seed = in.natural(); }},
-      {"layout", "bhsd, bshd, packed, padded, strided, shared-head, shared-batch or reversed; for all, or as q:bshd,o:padded",
-       print_layouts, [](Case& c, Cursor& in) { parse_layouts(in, c); }},
+      {"layout", "bhsd, bshd, packed, padded, strided, shared-head, shared-batch or reversed; for all, or as q:bshd,o:padded", print_layouts,
+       [](Case& c, Cursor& in) { parse_layouts(in, c); }},
       {"threads", "of the candidate; 0: all", [](const Case& c) { return c.threads == 1 ? "" : fmt::format("{}", c.threads); },
        [](Case& c, Cursor& in) { c.threads = in.integer(); }},
       {"target", "SIMD target by name, as AVX2; default: the best", [](const Case& c) { return c.target; },

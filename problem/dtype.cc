@@ -33,13 +33,9 @@ int exponent_of(double x) {
 }
 
 // |x| rounded to an integer multiple of `quantum` = 2^q, ties to even; exact scaling, one rounding.
-double round_magnitude(double magnitude, int q) {
-  return std::nearbyint(std::ldexp(magnitude, -q));
-}
+double round_magnitude(double magnitude, int q) { return std::nearbyint(std::ldexp(magnitude, -q)); }
 
-std::uint64_t sign_bit(const Format& f, double value) {
-  return std::signbit(value) ? std::uint64_t{1} << (f.bits - 1) : 0;
-}
+std::uint64_t sign_bit(const Format& f, double value) { return std::signbit(value) ? std::uint64_t{1} << (f.bits - 1) : 0; }
 
 std::uint64_t nan_code(Dtype dtype) {
   switch (dtype) {
@@ -62,9 +58,7 @@ std::uint64_t max_finite_code(Dtype dtype) {
   }
 }
 
-std::uint64_t overflow_code(Dtype dtype) {
-  return format(dtype).saturates ? max_finite_code(dtype) : max_finite_code(dtype) + 1;
-}
+std::uint64_t overflow_code(Dtype dtype) { return format(dtype).saturates ? max_finite_code(dtype) : max_finite_code(dtype) + 1; }
 
 }  // namespace
 
@@ -116,8 +110,7 @@ std::uint64_t encode(Dtype dtype, double value) {
   const double significand = round_magnitude(std::fabs(value), exponent - (f.precision - 1));
   if (std::ldexp(significand, exponent - (f.precision - 1)) > f.max_finite) return sign_bit(f, value) | overflow_code(dtype);
   // A significand of 2^precision carries into the exponent field by itself; a subnormal has field 0.
-  const std::uint64_t code = (static_cast<std::uint64_t>(exponent - f.min_exponent) << (f.precision - 1)) +
-                             static_cast<std::uint64_t>(significand);
+  const std::uint64_t code = (static_cast<std::uint64_t>(exponent - f.min_exponent) << (f.precision - 1)) + static_cast<std::uint64_t>(significand);
   return sign_bit(f, value) | code;
 }
 
@@ -129,8 +122,7 @@ double round_to(Dtype dtype, double value) {
 
 std::uint64_t encode_scale(double value, ScaleRule rule) {
   if (std::isnan(value)) return 0xFF;
-  if (!(value > 0) || std::isinf(value))
-    throw std::domain_error(fmt::format("scale {} is not a positive finite number", value));
+  if (!(value > 0) || std::isinf(value)) throw std::domain_error(fmt::format("scale {} is not a positive finite number", value));
   int e;
   const double fraction = std::frexp(value, &e);  // value = fraction * 2^e, fraction in [0.5, 1)
   int exponent = e - 1;

@@ -122,8 +122,7 @@ double key(const ScoresContext& x, const Position& p) {
     case Scores::negative: return -(64 / x.root + 2 * draw.unit());
     case Scores::growing: return p.d == 0 ? 60 * (j + 1) / last * x.root / 8 : n;
     case Scores::falling: return p.d == 0 ? 60 * (last - j) / last * x.root / 8 : n;
-    case Scores::tile_peaks:
-      return p.d == 0 && (p.i % 16 == 0 || p.i % 16 == 15) ? std::min(60.0, 4 * (j / 16 + 1)) * x.root / 6 : n;
+    case Scores::tile_peaks: return p.d == 0 && (p.i % 16 == 0 || p.i % 16 == 15) ? std::min(60.0, 4 * (j / 16 + 1)) * x.root / 6 : n;
     case Scores::near_overflow: return n / max_of(c.dtype);
     case Scores::large_scores: return static_cast<double>(ceil_sqrt(60000 * 64 / c.shape.dim)) / 8 * (1 - 0.002 * draw.unit());
     case Scores::signed_zeros: return draw.word(0) % 8 == 0 ? draw.sign() : draw.sign() * 0.0;
@@ -289,12 +288,11 @@ Inputs::Inputs(const Case& c) {
     a.key_segment = segments(c.documents, s.batch, s.keys);
   }
 
-  const ScoresContext context{c, static_cast<double>(a.scale), static_cast<double>(ceil_sqrt(s.dim)),
-                              static_cast<int>(std::min<Index>({static_cast<Index>(std::bit_width(static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1)))), s.dim - 1, 31}))};
+  const ScoresContext context{
+      c, static_cast<double>(a.scale), static_cast<double>(ceil_sqrt(s.dim)),
+      static_cast<int>(std::min<Index>({static_cast<Index>(std::bit_width(static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1)))), s.dim - 1, 31}))};
   fill(a.q, [&](const Position& p) { return query(context, p); });
-  auto is_padding = [&](std::size_t b, Index j) {
-    return (!a.key_lengths.empty() && j >= a.key_lengths[b]) || (!a.key_starts.empty() && j < a.key_starts[b]);
-  };
+  auto is_padding = [&](std::size_t b, Index j) { return (!a.key_lengths.empty() && j >= a.key_lengths[b]) || (!a.key_starts.empty() && j < a.key_starts[b]); };
   auto hidden_or = [&](const TensorView& t, const Position& p, double visible) {
     if (c.hidden == Hidden::generated) return visible;
     // Where batches share their keys, only what is padding to all of them is hidden.

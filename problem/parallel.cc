@@ -47,7 +47,10 @@ void parallel_for(Index n, int threads, const std::function<void(Index)>& body) 
   if (error) std::rethrow_exception(error);
 #else
   tbb::task_arena arena(threads);
-  arena.execute([&] { tbb::parallel_for(Index{0}, n, [&](Index i) { body(i); }, tbb::simple_partitioner()); });
+  arena.execute([&] {
+    tbb::parallel_for(
+        Index{0}, n, [&](Index i) { body(i); }, tbb::simple_partitioner());
+  });
 #endif
 }
 

@@ -25,9 +25,7 @@ struct TensorView {
   Extents stride{};
   Index origin = 0;
 
-  Index at(Index b, Index h, Index i, Index d) const {
-    return origin + b * stride[0] + h * stride[1] + i * stride[2] + d * stride[3];
-  }
+  Index at(Index b, Index h, Index i, Index d) const { return origin + b * stride[0] + h * stride[1] + i * stride[2] + d * stride[3]; }
   explicit operator bool() const { return data != nullptr; }
 };
 

@@ -67,8 +67,9 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
       tight.hull_only += v.hull_only;
       for (const auto& [reason, n] : v.excused) tight.excused += n;
     });
-    printf("%-8s %-42s %8ld elements, largest error/bound O %.3f LSE %.3f, hull only %ld, excused %ld\n", std::string(format(dtype).name).c_str(), e.contract.name.c_str(),
-           static_cast<long>(tight.elements), tight.o, tight.lse, static_cast<long>(tight.hull_only), static_cast<long>(tight.excused));
+    printf("%-8s %-42s %8ld elements, largest error/bound O %.3f LSE %.3f, hull only %ld, excused %ld\n", std::string(format(dtype).name).c_str(),
+           e.contract.name.c_str(), static_cast<long>(tight.elements), tight.o, tight.lse, static_cast<long>(tight.hull_only),
+           static_cast<long>(tight.excused));
     EXPECT_GT(tight.elements, 10000);
     // Most of what was compared was judged by its bound, or the run says little about it.
     EXPECT_LT(tight.hull_only + tight.excused, tight.elements / 2) << e.contract.name;

@@ -505,7 +505,8 @@ TEST(Case, Bytes) {
   EXPECT_EQ(case_bytes(parse_case("attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16 out=f32 bool=random bias=normal@ij")),
             2 * (1280 + 560) + 4 * 320 + 4 * 80 + 2 * 8 * 5 * 7 + 2 * 5 * 7 + lists);
   // A packed K has room for the heads of Q, K and V.
-  EXPECT_EQ(case_bytes(parse_case("attention b=1 h=8/2 l=5x7 d=4 layout=k:packed")) - case_bytes(parse_case("attention b=1 h=8/2 l=5x7 d=4")), 4 * 7 * 4 * (12 - 2));
+  EXPECT_EQ(case_bytes(parse_case("attention b=1 h=8/2 l=5x7 d=4 layout=k:packed")) - case_bytes(parse_case("attention b=1 h=8/2 l=5x7 d=4")),
+            4 * 7 * 4 * (12 - 2));
 }
 
 TEST(Case, HelpExplainsEveryFieldAndName) {

@@ -140,7 +140,8 @@ TEST_F(Command, StandaloneProgramCompilesAndJudges) {
   for (const bool right : {true, false}) {
     std::ofstream kernel(file("kernel.cc"));
     kernel << "#include \"case.cc\"\n#include <vector>\n"
-              "void attention_under_test(const double* q, const double* k, const double* v, const double* bias, const double* sink, double scale, double softcap, double* o, double* lse) {\n"
+              "void attention_under_test(const double* q, const double* k, const double* v, const double* bias, const double* sink, double scale, double "
+              "softcap, double* o, double* lse) {\n"
               "  for (int b = 0; b < B; ++b) for (int h = 0; h < HQ; ++h) for (int i = 0; i < LQ; ++i) {\n"
               "    const int g = h / (HQ / HKV), row = (b * HQ + h) * LQ + i;\n"
               "    std::vector<double> s(LK); double m = sink[h];\n"
@@ -149,7 +150,8 @@ TEST_F(Command, StandaloneProgramCompilesAndJudges) {
            << (right ? "" : "    s[0] += 0.01;\n")
            << "    double sum = m > -INFINITY ? exp(sink[h] - m) : 0; for (int j = 0; j < LK; ++j) sum += m > -INFINITY ? exp(s[j] - m) : 0;\n"
               "    lse[row] = sum > 0 ? m + log(sum) : -INFINITY;\n"
-              "    for (int c = 0; c < DV; ++c) { double a = 0; for (int j = 0; j < LK; ++j) if (s[j] > -INFINITY) a += exp(s[j] - m) * v[((b * HKV + g) * LK + j) * DV + c]; o[row * DV + c] = sum > 0 ? a / sum : 0; }\n"
+              "    for (int c = 0; c < DV; ++c) { double a = 0; for (int j = 0; j < LK; ++j) if (s[j] > -INFINITY) a += exp(s[j] - m) * v[((b * HKV + g) * LK "
+              "+ j) * DV + c]; o[row * DV + c] = sum > 0 ? a / sum : 0; }\n"
               "  }\n}\n";
     kernel.close();
     const Ran compiled = run("-Wall -o " + file("kernel") + " " + file("kernel.cc"), ASSAY_CXX);
@@ -175,10 +177,11 @@ TEST_F(Command, AWorkerThatMisbehavesIsAFailedCase) {
     options.jobs = 2;
     options.timeout_seconds = timeout;
     std::vector<Json> results;
-    run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}, {"attention b=1 h=1 l=5 d=4", "host"}, {"attention b=1 h=1 l=6 d=4", "host"}}, options, [&](std::size_t, Json r) {
-      results.push_back(std::move(r));
-      return true;
-    });
+    run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}, {"attention b=1 h=1 l=5 d=4", "host"}, {"attention b=1 h=1 l=6 d=4", "host"}}, options,
+                   [&](std::size_t, Json r) {
+                     results.push_back(std::move(r));
+                     return true;
+                   });
     EXPECT_EQ(results.size(), 3u);
     for (const Json& r : results) EXPECT_EQ(r["outcome"], "fail");
     return results.empty() ? std::string() : results[0]["reason"].get<std::string>();

@@ -84,22 +84,27 @@ TEST_P(Elementary, ExpStaysWithinTheContract) {
   const std::uint32_t step = best() ? 1 : 997;
 #endif
   // From the least float whose exponential differs from 1 in fp32's neighbourhood down to the flush at -87.
-  const double worst = largest_error(kernels::exp_of, [](double x) { return std::exp(x); }, 0x1p-30f, 87.0f, true, step);
+  const double worst = largest_error(
+      kernels::exp_of, [](double x) { return std::exp(x); }, 0x1p-30f, 87.0f, true, step);
   printf("%s: exp, every %u-th float of [-87, 0]: largest error %.4f ulp\n", GetParam().c_str(), step, worst);
   EXPECT_LE(worst, contract().exp_ulp);
   EXPECT_GT(worst, 0.4);
 }
 
 TEST_P(Elementary, TanhStaysWithinTheContract) {
-  const double worst = largest_error(kernels::tanh_of, [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, false, 251);
+  const double worst = largest_error(
+      kernels::tanh_of, [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, false, 251);
   printf("%s: tanh, every 251st float of [2^-60, 40]: largest error %.4f ulp\n", GetParam().c_str(), worst);
   EXPECT_LE(worst, contract().tanh_ulp);
-  EXPECT_LE(largest_error(kernels::tanh_of, [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, true, 2501), contract().tanh_ulp);
+  EXPECT_LE(largest_error(
+                kernels::tanh_of, [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, true, 2501),
+            contract().tanh_ulp);
 }
 
 TEST_P(Elementary, ExpAtTheEdges) {
   const float inf = INFINITY;
-  const std::vector<float> x = {0.0f, -0.0f, -inf, NAN, -87.0f, std::nextafter(-87.0f, -inf), -88, -104, -126, -150, -1000, -3e38f, -1e-30f, -1e-45f, -0.5f, -0.6931472f};
+  const std::vector<float> x = {0.0f,   -0.0f,   -inf,    NAN,   -87.0f,     std::nextafter(-87.0f, -inf), -88, -104, -126, -150, -1000,
+                                -3e38f, -1e-30f, -1e-45f, -0.5f, -0.6931472f};
   std::vector<float> y(x.size());
   kernels::exp_of(x.data(), y.data(), x.size());
   EXPECT_EQ(y[0], 1);

@@ -66,7 +66,8 @@ struct Partial {
 
 class Row {
  public:
-  Row(const Emulation& e, const Attention& p, Index b, Index h, Index i) : e_(e), c_(e.contract), p_(p), b_(b), h_(h), i_(i), dv_(static_cast<std::size_t>(p.shape.value_dim)) {
+  Row(const Emulation& e, const Attention& p, Index b, Index h, Index i)
+      : e_(e), c_(e.contract), p_(p), b_(b), h_(h), i_(i), dv_(static_cast<std::size_t>(p.shape.value_dim)) {
     evaluate_visibility(p, b, h, i, seen_);
     folded_ = static_cast<float>(static_cast<double>(p.scale) * 1.4426950408889634);
     for (Index d = 0; d < p.shape.dim; ++d) {

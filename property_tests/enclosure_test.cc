@@ -12,8 +12,15 @@
 namespace assay {
 namespace {
 
-const char* const masks[] = {"", " causal offset=end", " window=9,4 bool=random", " bias=normal alibi", " softcap=3 sink=1", " lengths=31 starts=4 hidden=nan",
-                             " docs=9,11 dropout=0.3:5 bias=minus-infinity@ij", " bias=minimum-rows finite-min-masks bool=empty-rows", " bias=large sink=-4 softcap=40"};
+const char* const masks[] = {"",
+                             " causal offset=end",
+                             " window=9,4 bool=random",
+                             " bias=normal alibi",
+                             " softcap=3 sink=1",
+                             " lengths=31 starts=4 hidden=nan",
+                             " docs=9,11 dropout=0.3:5 bias=minus-infinity@ij",
+                             " bias=minimum-rows finite-min-masks bool=empty-rows",
+                             " bias=large sink=-4 softcap=40"};
 
 TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
   std::vector<Case> cases;
@@ -61,14 +68,16 @@ TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
             check(block.o[static_cast<std::size_t>(d)], block.radius[static_cast<std::size_t>(d)], ball.o(d), ball.o_low(d), ball.o_radius(d), "O");
       }
   });
-  printf("%ld rows, %ld of them beyond fp64; largest measured error over claimed radius %.3f\n", static_cast<long>(rows), static_cast<long>(rows_beyond_fp64), largest);
+  printf("%ld rows, %ld of them beyond fp64; largest measured error over claimed radius %.3f\n", static_cast<long>(rows), static_cast<long>(rows_beyond_fp64),
+         largest);
   EXPECT_GT(rows, 5000);
   EXPECT_LT(rows_beyond_fp64, rows / 4);
 }
 
 // The bound of a row is the same whether its quantities come from fp64 or from balls.
 TEST(Enclosure, BoundsAgreeBetweenTheLevels) {
-  for (const char* line : {"attention b=1 h=1 l=5x200 d=40/16 scores=heavy-tail alibi", "attention b=1 h=1 l=5x130 d=64/16 dtype=bf16 sink=1 dropout=0.2:3 softcap=9 values=cancel"}) {
+  for (const char* line : {"attention b=1 h=1 l=5x200 d=40/16 scores=heavy-tail alibi",
+                           "attention b=1 h=1 l=5x130 d=64/16 dtype=bf16 sink=1 dropout=0.2:3 softcap=9 values=cancel"}) {
     const Case c = parse_case(line);
     const Inputs inputs(c);
     Contract fp32;

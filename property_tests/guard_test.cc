@@ -92,9 +92,12 @@ TEST(Guard, OutputsLeftUntouched) {
 }
 
 TEST(Guard, ExceptionsAndStatuses) {
-  EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) -> kernels::Status { throw std::runtime_error("ouch"); }).reason, HasSubstr("the candidate threw: ouch"));
+  EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) -> kernels::Status { throw std::runtime_error("ouch"); }).reason,
+              HasSubstr("the candidate threw: ouch"));
   EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) -> kernels::Status { throw 5; }).reason, HasSubstr("no std::exception"));
-  EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) { return kernels::Status{kernels::StatusCode::execution_failed, "lost"}; }).reason,
+  EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) {
+                return kernels::Status{kernels::StatusCode::execution_failed, "lost"};
+              }).reason,
               HasSubstr("status 5 (Execution failed): lost"));
 }
 

@@ -33,7 +33,8 @@ TEST(Shrink, FindsTheSmallestCase) {
 
 TEST(Shrink, StopsWhenAskedTo) {
   int calls = 0;
-  const Case least = shrink(big, [](const Case&) { return true; }, [&] { return ++calls < 3; });
+  const Case least = shrink(
+      big, [](const Case&) { return true; }, [&] { return ++calls < 3; });
   EXPECT_FALSE(least == parse_case("attention b=1 h=1 l=1 d=1"));
 }
 

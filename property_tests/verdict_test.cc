@@ -60,7 +60,8 @@ constexpr const char* plain = "attention b=2 h=4/2 l=9x13 d=8/6 causal offset=en
 
 TEST_F(VerdictTest, CorrectlyRoundedOutputsPass) {
   for (const char* dtype : {"f32", "f16", "bf16"})
-    for (const char* rest : {"", " causal", " scores=huge values=cancel", " values=near-overflow", " values=subnormal scores=subnormal", " sink=3 softcap=5 alibi", " bool=empty-rows lengths=7,0"}) {
+    for (const char* rest : {"", " causal", " scores=huge values=cancel", " values=near-overflow", " values=subnormal scores=subnormal",
+                             " sink=3 softcap=5 alibi", " bool=empty-rows lengths=7,0"}) {
       prepare((std::string("attention b=2 h=4/2 l=9x13 d=8/6 dtype=") + dtype + rest).c_str());
       const Verdict v = verdict();
       EXPECT_EQ(v.outcome, Outcome::pass) << print_case(case_) << "\n" << v.reason;
@@ -146,7 +147,8 @@ TEST_F(VerdictTest, SwappedRowsHeadsAndTransposedFail) {
 
 // The last representable output inside the bound passes; the next one fails. Both ways, for O and for LSE.
 TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
-  for (const char* line : {"attention b=1 h=1 l=3x13 d=8/6 seed=2", "attention b=1 h=1 l=3x13 d=8/6 dtype=bf16 seed=2", "attention b=1 h=1 l=3x40 d=8/6 dtype=f16 scores=huge seed=2"}) {
+  for (const char* line : {"attention b=1 h=1 l=3x13 d=8/6 seed=2", "attention b=1 h=1 l=3x13 d=8/6 dtype=bf16 seed=2",
+                           "attention b=1 h=1 l=3x40 d=8/6 dtype=f16 scores=huge seed=2"}) {
     prepare(line);
     const Reference reference(inputs_->problem, contract_);
     const KeyValuesPointer kv = reference.load_head(0, 0);
@@ -158,7 +160,8 @@ TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
       // Steps of the dtype, away from the exact value, while the verdict passes.
       auto next = [&](double from) {
         const double far = from + std::copysign(1.5 * half_ulp(case_.out_dtype(), from), direction);
-        return round_to(case_.out_dtype(), far) == from ? from + std::copysign(2 * half_ulp(case_.out_dtype(), from), direction) : round_to(case_.out_dtype(), far);
+        return round_to(case_.out_dtype(), far) == from ? from + std::copysign(2 * half_ulp(case_.out_dtype(), from), direction)
+                                                        : round_to(case_.out_dtype(), far);
       };
       int steps = 0;
       while (set_o(0, 0, 1, 2, x), verdict().outcome == Outcome::pass) x = next(x), ++steps;

@@ -53,23 +53,30 @@ std::string html_report(const Json& run) {
     const std::string line = r->contains("shrunk") ? (*r)["shrunk"] : (*r)["case"];
     body += fmt::format("<p>{}<br><code>assay check --candidate {} --case '{}'</code></p>\n", escape((*r)["reason"]), escape((*r)["candidate"]), escape(line));
   }
-  body += "<h2>Power</h2>\n<p>A pass says as much as the faults it could have shown. A cell is a lane of a kind of tile and a change of one key there "
-          "(deleted, counted twice, V exchanged with its neighbour, weight off by 1%); shown means that some case of the run would have moved an output by more than twice its bound.</p>\n"
-          "<table><tr><th>dtype and tile width</th><th class=\"n\">cells shown</th><th class=\"n\">cells</th></tr>\n";
+  body +=
+      "<h2>Power</h2>\n<p>A pass says as much as the faults it could have shown. A cell is a lane of a kind of tile and a change of one key there "
+      "(deleted, counted twice, V exchanged with its neighbour, weight off by 1%); shown means that some case of the run would have moved an output by more "
+      "than twice its bound.</p>\n"
+      "<table><tr><th>dtype and tile width</th><th class=\"n\">cells shown</th><th class=\"n\">cells</th></tr>\n";
   for (const auto& [name, cells] : summary["adequacy"].items())
-    body += fmt::format("<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n", escape(name), cells["shown"].get<Index>(), cells["cells"].get<Index>());
-  body += "</table>\n<h2>Cases</h2>\n<p>Largest error divided by its proved bound, over all elements of O and of LSE. 1 would be the bound itself.</p>\n"
-          "<div class=\"scroll\"><table><tr><th>outcome</th><th class=\"n\">O</th><th class=\"n\">LSE</th><th>case</th></tr>\n";
+    body += fmt::format("<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n", escape(name), cells["shown"].get<Index>(),
+                        cells["cells"].get<Index>());
+  body +=
+      "</table>\n<h2>Cases</h2>\n<p>Largest error divided by its proved bound, over all elements of O and of LSE. 1 would be the bound itself.</p>\n"
+      "<div class=\"scroll\"><table><tr><th>outcome</th><th class=\"n\">O</th><th class=\"n\">LSE</th><th>case</th></tr>\n";
   for (const Json* r : results) {
     const std::string outcome = (*r)["outcome"];
-    body += fmt::format("<tr><td class=\"{0}\">{0}</td><td class=\"n\">{1}</td><td class=\"n\">{2}</td><td><code>{3}</code></td></tr>\n", escape(outcome), ratio_of(*r, "o"), ratio_of(*r, "lse"), escape((*r)["case"]));
+    body += fmt::format("<tr><td class=\"{0}\">{0}</td><td class=\"n\">{1}</td><td class=\"n\">{2}</td><td><code>{3}</code></td></tr>\n", escape(outcome),
+                        ratio_of(*r, "o"), ratio_of(*r, "lse"), escape((*r)["case"]));
   }
   body += "</table></div>\n<h2>Machine</h2>\n<table>\n";
   for (const auto& [name, value] : run["machine"].items())
     body += fmt::format("<tr><td>{}</td><td>{}</td></tr>\n", escape(name), escape(value.is_string() ? value.get<std::string>() : value.dump()));
   body += "</table>\n";
-  return fmt::format("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">"
-                     "<title>Assay: {}</title><style>{}</style></head><body>\n{}</body></html>\n", escape(run["suite"]), style, body);
+  return fmt::format(
+      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">"
+      "<title>Assay: {}</title><style>{}</style></head><body>\n{}</body></html>\n",
+      escape(run["suite"]), style, body);
 }
 
 }  // namespace assay
