@@ -146,7 +146,7 @@ std::vector<Case> cover(const std::vector<Factor>& factors, int structural_stren
   return cases;
 }
 
-// The first families of smoke are those that killed the most planted faults.
+// A few families stand for all: those in which a maximum moves, a sum cancels or the answer is known exactly.
 Suite smoke(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
   for (Factor& f : factors) {
