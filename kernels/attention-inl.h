@@ -11,8 +11,9 @@
 #include <vector>
 
 #include "kernels/attention_plan.h"
-#include "kernels/convert.h"
 #include "kernels/dropout.h"
+#include "kernels/element_bias-inl.h"
+#include "kernels/register_block-inl.h"
 #include "kernels/stages.h"
 #include "problem/parallel.h"
 
@@ -29,132 +30,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-namespace hn = hwy::HWY_NAMESPACE;
-using Lanes = hn::ScalableTag<float>;
-using Vector = hn::Vec<Lanes>;
-
-inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
-// Two vectors a panel. Rows of a register block: all accumulators, two operands and a broadcast fit.
-inline constexpr Index panel_width = 2 * static_cast<Index>(hn::MaxLanes(Lanes()));
-inline constexpr std::size_t block_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 12 : 6;
-// Floats from one row of a tile of scores to the next: the widest tile, and a vector more so that the rows of a
-// register block do not fall onto the same cache sets.
-inline constexpr Index score_stride = 128 + 16;
-static_assert(panel_alignment % panel_width == 0, "a tile must be whole panels on every target");
-
-// ---- Elementary functions -------------------------------------------------------------------------------
-
-// e^x for x <= 0, or NaN. Within 1 ulp (property_tests/elementary_test.cc tries every float); 0 below -87,
-// where the result leaves the normal range.
-HWY_INLINE Vector exp_of_nonpositive(Lanes d, Vector x) {
-  // x = n ln2 + r, |r| <= ln2 / 2; ln2 in two parts, the first with enough trailing zeros that n times it is exact.
-  // Adding 1.5 * 2^23 leaves n in the low bits of the sum.
-  const Vector shift = hn::Set(d, 0x1.8p23f);
-  const Vector shifted = hn::MulAdd(x, hn::Set(d, 1.44269504f), shift);
-  const Vector n = hn::Sub(shifted, shift);
-  Vector r = hn::NegMulAdd(n, hn::Set(d, 0x1.62e4p-1f), x);
-  r = hn::NegMulAdd(n, hn::Set(d, 0x1.7f7d1cp-20f), r);
-  // (e^r - 1 - r) / r^2, interpolated at the Chebyshev nodes of |r| <= 0.3466.
-  Vector p = hn::Set(d, 0.00019890988455544567f);
-  p = hn::MulAdd(p, r, hn::Set(d, 0.0013933647862928863f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.008333310927615311f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.041666464944505696f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.16666666681621095f));
-  p = hn::MulAdd(p, r, hn::Set(d, 0.5000000013463886f));
-  p = hn::Add(hn::MulAdd(hn::Mul(r, r), p, r), hn::Set(d, 1.0f));
-  const hn::RebindToSigned<Lanes> di;
-  const auto power = hn::Add(hn::ShiftLeft<23>(hn::BitCast(di, shifted)), hn::Set(di, 127 << 23));
-  // NaN fails the comparison, so it stays.
-  return hn::IfThenElse(hn::Lt(x, hn::Set(d, -87.0f)), hn::Zero(d), hn::Mul(p, hn::BitCast(d, power)));
-}
-
-// Within 4 ulp.
-HWY_INLINE Vector tanh_of(Lanes d, Vector x) {
-  const Vector magnitude = hn::Abs(x), z = hn::Mul(x, x);
-  Vector p = hn::Set(d, -0.00604516509062733f);  // (tanh(x)/x - 1)/x^2 on |x| < 0.63
-  p = hn::MulAdd(p, z, hn::Set(d, 0.020961329103236122f));
-  p = hn::MulAdd(p, z, hn::Set(d, -0.053843263173671524f));
-  p = hn::MulAdd(p, z, hn::Set(d, 0.13332718845571667f));
-  p = hn::MulAdd(p, z, hn::Set(d, -0.33333328433318044f));
-  const Vector small = hn::MulAdd(hn::Mul(p, z), x, x);
-  const Vector one = hn::Set(d, 1.0f);
-  const Vector e = exp_of_nonpositive(d, hn::Mul(magnitude, hn::Set(d, -2.0f)));
-  const Vector large = hn::CopySign(hn::Div(hn::Sub(one, e), hn::Add(one, e)), x);
-  return hn::IfThenElse(hn::Lt(magnitude, hn::Set(d, 0.625f)), small, large);
-}
-
-// ---- Register block: kRows x panel of A B ---------------------------------------------------------------
-
-// Adds A B to the accumulators. Element (r, k) of A lies at a[r * row_step + k * depth_step], row k of B at
-// b[k * panel_width]. The steps are constants so that no address is computed in the loop.
-template <std::size_t row_step, std::size_t depth_step, std::size_t... R>
-HWY_INLINE void multiply_add(Lanes d, std::index_sequence<R...>, const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, Index depth,
-                             Vector (&left)[sizeof...(R)], Vector (&right)[sizeof...(R)]) {
-  const std::size_t n = hn::Lanes(d);
-  for (Index k = 0; k < depth; ++k, a += depth_step, b += panel_width) {
-    const Vector b0 = hn::Load(d, b), b1 = hn::Load(d, b + n);
-    ((left[R] = hn::MulAdd(hn::Set(d, a[R * row_step]), b0, left[R]), right[R] = hn::MulAdd(hn::Set(d, a[R * row_step]), b1, right[R])), ...);
-  }
-}
-
-// a * b + c, rounded as the register blocks round it on this target (once with FMA, else twice).
-HWY_INLINE float multiply_add_one(float a, float b, float c) {
-  const hn::CappedTag<float, 1> d;
-  return hn::GetLane(hn::MulAdd(hn::Set(d, a), hn::Set(d, b), hn::Set(d, c)));
-}
-
-// scores = scale * Q K^T for one panel of keys. Q is interleaved: the block's rows side by side for each d.
-template <std::size_t... R>
-HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Index dim, const float* keys, float scale, float* scores) {
-  const Lanes d;
-  const std::size_t n = hn::Lanes(d);
-  Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
-  multiply_add<1, sizeof...(R)>(d, rows, q, keys, dim, left, right);
-  const Vector s = hn::Set(d, scale);
-  ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
-}
-
-// accumulator = correction * accumulator + P V for one panel of value columns.
-template <std::size_t... R>
-HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights, const float* values, Index keys, const float* correction, float* accumulator,
-                            Index accumulator_stride) {
-  const Lanes d;
-  const std::size_t n = hn::Lanes(d);
-  const auto corrected = [&](std::size_t r, std::size_t half) HWY_ATTR {
-    return hn::Mul(hn::Load(d, accumulator + static_cast<Index>(r) * accumulator_stride + half * n), hn::Set(d, correction[r]));
-  };
-  Vector left[] = {corrected(R, 0)...}, right[] = {corrected(R, 1)...};
-  multiply_add<score_stride, 1>(d, rows, weights, values, keys, left, right);
-  ((hn::Store(left[R], d, accumulator + static_cast<Index>(R) * accumulator_stride),
-    hn::Store(right[R], d, accumulator + static_cast<Index>(R) * accumulator_stride + n)),
-   ...);
-}
-
-// Calls body(index_sequence, first row) over [0, rows) in register blocks: full ones, then fours, then ones.
-template <class Body>
-HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
-  Index r = 0;
-  for (; r + static_cast<Index>(block_rows) <= rows; r += static_cast<Index>(block_rows)) body(std::make_index_sequence<block_rows>(), r);
-  for (; r + 4 <= rows; r += 4) body(std::make_index_sequence<4>(), r);
-  for (; r < rows; ++r) body(std::make_index_sequence<1>(), r);
-}
-
 // ---- Packing --------------------------------------------------------------------------------------------
-
-// One row of a tensor in fp32, whatever its dtype and innermost stride.
-inline void load_row(const TensorView& t, Index b, Index h, Index i, Index columns, float* HWY_RESTRICT row) {
-  const Index at = t.at(b, h, i, 0), stride = t.stride[3];
-  if (t.dtype == Dtype::f32) {
-    const float* from = static_cast<const float*>(t.data) + at;
-    for (Index d = 0; d < columns; ++d) row[d] = from[d * stride];
-  } else {
-    const std::uint16_t* from = static_cast<const std::uint16_t*>(t.data) + at;
-    if (t.dtype == Dtype::bf16)
-      for (Index d = 0; d < columns; ++d) row[d] = from_bf16(from[d * stride]);
-    else
-      for (Index d = 0; d < columns; ++d) row[d] = from_f16(from[d * stride]);
-  }
-}
 
 template <class Stages>
 void pack_tile(const ForwardPlan& plan, Index group, Index tile, const Stages& stages) {
@@ -186,57 +62,6 @@ void pack_tile(const ForwardPlan& plan, Index group, Index tile, const Stages& s
   }
   plan.packed.values_not_finite[group * plan.tiles + tile] = value_sum != value_sum;
 }
-
-// ---- Masks ----------------------------------------------------------------------------------------------
-
-// Biases that differ from key to key; -inf where a key is masked.
-class ElementBias {
- public:
-  explicit ElementBias(const Attention& p) : p_(p), active_(p.keep || p.bias || !p.alibi_slopes.empty() || !p.query_segment.empty()) {}
-
-  bool active() const { return active_; }
-
-  // bias[j] for keys [key0, key0 + count) of one row.
-  void row(Index b, Index h, Index i, Index key0, Index count, float* HWY_RESTRICT bias) const {
-    if (p_.alibi_slopes.empty()) {
-      std::fill_n(bias, count, 0.0f);
-    } else {
-      const float slope = p_.alibi_slopes[h];
-      const Index diagonal = i + p_.offset_of(b);
-      for (Index j = 0; j < count; ++j) bias[j] = slope * static_cast<float>(key0 + j - diagonal);
-    }
-    if (p_.bias) add_tensor(b, h, i, key0, count, bias);
-    if (p_.keep) {
-      const std::uint8_t* keep = p_.keep.data + b * p_.keep.stride[0] + h * p_.keep.stride[1] + i * p_.keep.stride[2];
-      for (Index j = 0; j < count; ++j) bias[j] = keep[(key0 + j) * p_.keep.stride[3]] ? bias[j] : minus_infinity;
-    }
-    if (!p_.query_segment.empty()) {
-      const std::int32_t mine = p_.query_segment[b * p_.shape.rows + i];
-      const std::int32_t* theirs = p_.key_segment.data() + b * p_.shape.keys + key0;
-      for (Index j = 0; j < count; ++j) bias[j] = theirs[j] == mine ? bias[j] : minus_infinity;
-    }
-  }
-
- private:
-  void add_tensor(Index b, Index h, Index i, Index key0, Index count, float* HWY_RESTRICT bias) const {
-    const TensorView& t = p_.bias;
-    const Index at = t.at(b, h, i, key0), stride = t.stride[3];
-    const float lowest = !p_.finite_min_masks     ? minus_infinity
-                         : t.dtype == Dtype::f32  ? std::numeric_limits<float>::lowest()
-                         : t.dtype == Dtype::bf16 ? -0x1.fep127f
-                                                  : -65504.0f;
-    for (Index j = 0; j < count; ++j) {
-      const Index e = at + j * stride;
-      const float x = t.dtype == Dtype::f32    ? static_cast<const float*>(t.data)[e]
-                      : t.dtype == Dtype::bf16 ? from_bf16(static_cast<const std::uint16_t*>(t.data)[e])
-                                               : from_f16(static_cast<const std::uint16_t*>(t.data)[e]);
-      bias[j] = x == lowest ? minus_infinity : bias[j] + x;
-    }
-  }
-
-  const Attention& p_;
-  bool active_;
-};
 
 // ---- One block of rows ----------------------------------------------------------------------------------
 

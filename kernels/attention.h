@@ -15,6 +15,12 @@ namespace assay::kernels {
 // - Needs a workspace of the size of K and V in fp32; where that exceeds 512 MiB, heads take turns.
 Status attention_forward(const Attention& problem, const AttentionOutput& out, int threads = 0);
 
+// Gradients of <dO, O>, as docs/semantics.md defines them, from O and LSE as attention_forward stored them.
+// - Dtypes as in the forward pass; dQ, dK and dV may be f32, f16 or bf16 each. All sums are fp32.
+// - Every output element is written, exact zeros where no gradient passes. The result is bitwise the same for any
+//   number of threads.
+Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads = 0);
+
 // How the kernel tiles a problem. Key tiles are anchored at key 0 and depend on D and Dv alone, so that a
 // row's result does not depend on what else is in the call.
 struct ForwardTiling {

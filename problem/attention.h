@@ -58,6 +58,17 @@ struct AttentionOutput {
   TensorView o, lse;
 };
 
+// What the backward pass reads besides the problem: O and LSE as the forward pass stored them, and dO.
+struct AttentionBackwardInput {
+  TensorView o, lse, d_o;  // shapes as in AttentionOutput; LSE is f32, dO has the dtype of Q
+};
+
+// dQ, dK and dV have the shapes of Q, K and V. dBias is f32 [B, Hq, Lq, Lk], strides 0 where the bias broadcasts: such
+// elements hold sums. dSink is f32 [1, Hq, 1, 1]. Those two may be absent.
+struct AttentionGradients {
+  TensorView dq, dk, dv, d_bias, d_sink;
+};
+
 // 1/sqrt(D) rounded to binary32.
 float default_scale(Index dim);
 

@@ -1,0 +1,63 @@
+// Key/value caches: sequences of appends and reads. Reading a cache gives what recomputing from the appended tokens
+// would give, after the rounding of the cache dtype and nothing else.
+#pragma once
+
+#include <memory>
+
+#include "kernels/status.h"
+#include "problem/attention.h"
+
+namespace assay::kernels {
+
+enum class CacheKind : std::uint8_t { contiguous, paged, latent };
+
+struct CacheConfig {
+  CacheKind kind = CacheKind::contiguous;
+  Index sequences = 1;  // the batch
+  Index kv_heads = 1;
+  Index dim = 64, value_dim = 64;  // of K and V as attention sees them
+  Index capacity = 0;              // tokens a sequence can hold
+  Index page_size = 16;            // paged and latent: tokens a page, any positive number
+  Index pages = 0;                 // of the pool that all sequences share; 0: enough for all of them
+  Dtype dtype = Dtype::f32;        // f32, f16, bf16, f8e4m3, f8e5m2 or f4e2m1
+  // f8 and f4: elements that share a scale, along one head's K or V (or the latent vector) of one token; 0: all of them.
+  // The scale is E8M0, the least 2^e, e >= -127, with absmax <= 2^e * (largest finite number of the dtype); absmax is over
+  // the finite elements. Groups never span tokens.
+  Index group_size = 0;
+  // latent: a token is a vector of `rank` elements and a rotary part of `rotary`, common to all heads. For head g,
+  // K = [ up_k[g] c ; rotary part ] with dim = (rows of up_k) + rotary, and V = up_v[g] c.
+  Index rank = 512, rotary = 64;
+};
+
+// Up-projections of a latent cache: up_k [1, Hkv, dim - rotary, rank], up_v [1, Hkv, value_dim, rank]; f32, f16 or bf16.
+struct UpProjection {
+  TensorView up_k, up_v;
+};
+
+// Every operation either succeeds or changes nothing. Appending beyond the capacity or the pool, overlapping or
+// self-overlapping token strides, a sequence that does not exist: invalid_cache_state.
+class Cache {
+ public:
+  static Status create(const CacheConfig& config, std::unique_ptr<Cache>& cache);
+  virtual ~Cache() = default;
+
+  virtual const CacheConfig& config() const = 0;
+  // Tokens appended so far (evicted ones included), and how many of them were evicted.
+  virtual Index length(Index sequence) const = 0;
+  virtual Index evicted(Index sequence) const = 0;
+
+  // k [1, Hkv, n, D], v [1, Hkv, n, Dv] in f32, f16 or bf16. latent: k [1, 1, n, rank], v [1, 1, n, rotary].
+  virtual Status append(Index sequence, const TensorView& k, const TensorView& v) = 0;
+  // Drops all tokens before `position`; the others keep their positions.
+  virtual Status evict(Index sequence, Index position) = 0;
+  // `to`, which must be empty, becomes a copy of `from`; paged and latent caches share pages until one writes.
+  virtual Status fork(Index from, Index to) = 0;
+  virtual Status reset(Index sequence) = 0;
+};
+
+// Attention over what the cache holds. In `problem`, K and V are absent, shape.batch is the number of sequences, and
+// shape.keys, key_lengths and key_starts are taken from the cache. `offset` empty means length(b) - rows: the rows are
+// the last tokens appended. O and LSE are bitwise those of attention_forward over the same keys and values in f32.
+Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads = 0);
+
+}  // namespace assay::kernels

@@ -1,0 +1,101 @@
+// Products of a few rows with a panel of packed columns, kept in registers; compiled once for each SIMD target.
+#include <limits>
+#include <utility>
+
+#include "kernels/attention_plan.h"
+#include "kernels/convert.h"
+#include "kernels/elementary-inl.h"
+
+#if defined(ASSAY_KERNELS_REGISTER_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ASSAY_KERNELS_REGISTER_BLOCK_INL_H_
+#undef ASSAY_KERNELS_REGISTER_BLOCK_INL_H_
+#else
+#define ASSAY_KERNELS_REGISTER_BLOCK_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace assay::kernels::HWY_NAMESPACE {
+
+inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
+// Two vectors a panel. Rows of a register block: all accumulators, two operands and a broadcast fit.
+inline constexpr Index panel_width = 2 * static_cast<Index>(hn::MaxLanes(Lanes()));
+inline constexpr std::size_t block_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 12 : 6;
+// Floats from one row of a tile of scores to the next: the widest tile, and a vector more so that the rows of a
+// register block do not fall onto the same cache sets.
+inline constexpr Index score_stride = 128 + 16;
+static_assert(panel_alignment % panel_width == 0, "a tile must be whole panels on every target");
+
+// Adds A B to the accumulators. Element (r, k) of A lies at a[r * row_step + k * depth_step], row k of B at
+// b[k * panel_width]. The steps are constants so that no address is computed in the loop.
+template <std::size_t row_step, std::size_t depth_step, std::size_t... R>
+HWY_INLINE void multiply_add(Lanes d, std::index_sequence<R...>, const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, Index depth,
+                             Vector (&left)[sizeof...(R)], Vector (&right)[sizeof...(R)]) {
+  const std::size_t n = hn::Lanes(d);
+  for (Index k = 0; k < depth; ++k, a += depth_step, b += panel_width) {
+    const Vector b0 = hn::Load(d, b), b1 = hn::Load(d, b + n);
+    ((left[R] = hn::MulAdd(hn::Set(d, a[R * row_step]), b0, left[R]), right[R] = hn::MulAdd(hn::Set(d, a[R * row_step]), b1, right[R])), ...);
+  }
+}
+
+// a * b + c, rounded as the register blocks round it on this target (once with FMA, else twice).
+HWY_INLINE float multiply_add_one(float a, float b, float c) {
+  const hn::CappedTag<float, 1> d;
+  return hn::GetLane(hn::MulAdd(hn::Set(d, a), hn::Set(d, b), hn::Set(d, c)));
+}
+
+// scores = scale * Q K^T for one panel of keys. Q is interleaved: the block's rows side by side for each d.
+template <std::size_t... R>
+HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Index dim, const float* keys, float scale, float* scores) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
+  multiply_add<1, sizeof...(R)>(d, rows, q, keys, dim, left, right);
+  const Vector s = hn::Set(d, scale);
+  ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
+}
+
+// accumulator = correction * accumulator + P V for one panel of value columns.
+template <std::size_t... R>
+HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights, const float* values, Index keys, const float* correction, float* accumulator,
+                            Index accumulator_stride) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  const auto corrected = [&](std::size_t r, std::size_t half) HWY_ATTR {
+    return hn::Mul(hn::Load(d, accumulator + static_cast<Index>(r) * accumulator_stride + half * n), hn::Set(d, correction[r]));
+  };
+  Vector left[] = {corrected(R, 0)...}, right[] = {corrected(R, 1)...};
+  multiply_add<score_stride, 1>(d, rows, weights, values, keys, left, right);
+  ((hn::Store(left[R], d, accumulator + static_cast<Index>(R) * accumulator_stride),
+    hn::Store(right[R], d, accumulator + static_cast<Index>(R) * accumulator_stride + n)),
+   ...);
+}
+
+// Calls body(index_sequence, first row) over [0, rows) in register blocks: full ones, then fours, then ones.
+template <class Body>
+HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
+  Index r = 0;
+  for (; r + static_cast<Index>(block_rows) <= rows; r += static_cast<Index>(block_rows)) body(std::make_index_sequence<block_rows>(), r);
+  for (; r + 4 <= rows; r += 4) body(std::make_index_sequence<4>(), r);
+  for (; r < rows; ++r) body(std::make_index_sequence<1>(), r);
+}
+
+// One row of a tensor in fp32, whatever its dtype and innermost stride.
+inline void load_row(const TensorView& t, Index b, Index h, Index i, Index columns, float* HWY_RESTRICT row) {
+  const Index at = t.at(b, h, i, 0), stride = t.stride[3];
+  if (t.dtype == Dtype::f32) {
+    const float* from = static_cast<const float*>(t.data) + at;
+    for (Index d = 0; d < columns; ++d) row[d] = from[d * stride];
+  } else {
+    const std::uint16_t* from = static_cast<const std::uint16_t*>(t.data) + at;
+    if (t.dtype == Dtype::bf16)
+      for (Index d = 0; d < columns; ++d) row[d] = from_bf16(from[d * stride]);
+    else
+      for (Index d = 0; d < columns; ++d) row[d] = from_f16(from[d * stride]);
+  }
+}
+
+}  // namespace assay::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // include guard

@@ -1,0 +1,58 @@
+#include "kernels/validate.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <limits>
+
+namespace assay::kernels {
+namespace {
+
+bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
+
+}  // namespace
+
+Status validate_attention(const Attention& p, const AttentionOutput& out) {
+  auto refuse = [](std::string detail) { return Status{StatusCode::invalid_arguments, std::move(detail)}; };
+  const AttentionShape& s = p.shape;
+  if (s.batch < 0) return refuse(fmt::format("batch = {} is negative", s.batch));
+  if (s.rows < 0) return refuse(fmt::format("rows = {} is negative", s.rows));
+  if (s.keys < 0) return refuse(fmt::format("keys = {} is negative", s.keys));
+  if (s.kv_heads < 1) return refuse(fmt::format("kv_heads = {} is below 1", s.kv_heads));
+  if (s.query_heads < 1 || s.query_heads % s.kv_heads != 0)
+    return refuse(fmt::format("query_heads = {} is not a positive multiple of kv_heads = {}", s.query_heads, s.kv_heads));
+  for (auto [name, d] : {std::pair{"dim", s.dim}, std::pair{"value_dim", s.value_dim}})
+    if (d < 1 || d > max_head_dim) return refuse(fmt::format("{} = {} is outside [1, {}]", name, d, max_head_dim));
+  if (!(p.scale >= 0) || p.scale > std::numeric_limits<float>::max()) return refuse(fmt::format("scale = {} is not a finite number of at least 0", p.scale));
+  if (!(p.softcap >= 0) || p.softcap > std::numeric_limits<float>::max())
+    return refuse(fmt::format("softcap = {} is not a finite number of at least 0", p.softcap));
+  if (!(p.dropout >= 0 && p.dropout < 1)) return refuse(fmt::format("dropout = {} is outside [0, 1)", p.dropout));
+  const bool empty_rows = s.batch == 0 || s.rows == 0, empty_keys = s.batch == 0 || s.keys == 0;
+  if (!empty_rows && !p.q) return refuse("q is null");
+  if (!empty_keys && !p.k) return refuse("k is null");
+  if (!empty_keys && !p.v) return refuse("v is null");
+  if (!empty_rows && !out.o) return refuse("o is null");
+  for (auto [name, d] : {std::pair{"q", p.q.dtype}, {"k", p.k.dtype}, {"v", p.v.dtype}, {"o", out.o.dtype}, {"bias", p.bias.dtype}})
+    if (!is_kernel_dtype(d)) return Status{StatusCode::unsupported, fmt::format("{} is {}; the kernel takes f32, f16 and bf16", name, format(d).name)};
+  if (p.k.dtype != p.q.dtype || p.v.dtype != p.q.dtype)
+    return refuse(fmt::format("q, k and v are {}, {} and {}; they must agree", format(p.q.dtype).name, format(p.k.dtype).name, format(p.v.dtype).name));
+  if (out.lse && out.lse.dtype != Dtype::f32) return refuse(fmt::format("lse is {}; it must be f32", format(out.lse.dtype).name));
+  auto sized = [&](const char* name, std::size_t size, Index wanted) -> std::string {
+    return size == 0 || static_cast<Index>(size) == wanted ? "" : fmt::format("{} has {} entries, not {}", name, size, wanted);
+  };
+  for (const std::string& wrong :
+       {sized("offset", p.offset.size(), s.batch), sized("key_lengths", p.key_lengths.size(), s.batch), sized("key_starts", p.key_starts.size(), s.batch),
+        sized("alibi_slopes", p.alibi_slopes.size(), s.query_heads), sized("sink", p.sink.size(), s.query_heads),
+        sized("query_segment", p.query_segment.size(), s.batch * s.rows), sized("key_segment", p.key_segment.size(), s.batch * s.keys)})
+    if (!wrong.empty()) return refuse(wrong);
+  if (p.query_segment.empty() != p.key_segment.empty() && s.rows > 0 && s.keys > 0) return refuse("query_segment and key_segment must come together");
+  for (auto [name, list] : {std::pair{"sink", &p.sink}, {"alibi_slopes", &p.alibi_slopes}})
+    for (float x : *list)
+      if (!(std::fabs(x) <= std::numeric_limits<float>::max())) return refuse(fmt::format("{} = {} is not finite", name, x));
+  for (const auto* list : {&p.key_lengths, &p.key_starts})
+    for (Index n : *list)
+      if (n < 0 || n > s.keys) return refuse(fmt::format("a key length or start of {} is outside [0, {}]", n, s.keys));
+  return {};
+}
+
+}  // namespace assay::kernels

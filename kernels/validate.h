@@ -1,0 +1,12 @@
+// Inside kernels/: what every entry point refuses before it writes anything.
+#pragma once
+
+#include "kernels/status.h"
+#include "problem/attention.h"
+
+namespace assay::kernels {
+
+// The message names the argument, its value and the limit.
+Status validate_attention(const Attention& problem, const AttentionOutput& out);
+
+}  // namespace assay::kernels
