@@ -48,54 +48,6 @@ Scratch& scratch_of_thread(Index n) {
   return scratch;
 }
 
-// E_j: |computed score - s_j|. Entries of masked keys are finite and mean nothing.
-void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
-  const double u = c.roundoff, dim = static_cast<double>(x.dim);
-  const double n = dot_roundings(c, dim);
-  const double relative = (1 + c.query_prescale) * (1 + gamma_factor(n, c.dot_roundoff)) - 1;
-  const bool ordered = c.ordered && t.prefix && c.query_prescale == 0;
-  const double per_prefix = c.dot_roundoff * (1 + 2 * n * c.dot_roundoff);
-  const double per_absolute = c.dot_roundoff * c.dot_roundoff * n * n + (c.products_rounded ? 1.01 * u : 0);
-  const double tau = c.fused_argument && t.additions == 0 && x.softcap == 0 ? 0 : u;
-  const double per_score = tau + (c.query_prescale > 0 ? 2 * u : 0);
-  const double floor = (2 * dim + 2) * c.product_floor * std::max(1.0, x.scale);
-  const double per_dot = per_score * x.scale;
-  if (ordered) {
-    for (Index j = 0; j < t.count; ++j) {
-      const double e = std::min(t.absolute[j] * relative, per_prefix * t.prefix[j] + per_absolute * t.absolute[j]);
-      error[j] = e * x.scale * (1 + tau) + std::fabs(t.dot[j]) * per_dot + floor;
-    }
-  } else {
-    for (Index j = 0; j < t.count; ++j) error[j] = t.absolute[j] * x.scale * relative * (1 + tau) + std::fabs(t.dot[j]) * per_dot + floor;
-  }
-  if (x.softcap > 0) {
-    // c tanh(t / c): the argument is rounded twice (1/c and the product); the slope between t and t-hat is
-    // at most sech^2 at the nearer end; then the error of tanh and the product with c.
-    for (Index j = 0; j < t.count; ++j) {
-      const double magnitude = x.scale * std::fabs(t.dot[j]);
-      const double argument = error[j] + 2.01 * u * (magnitude + error[j]) + c.scale_error * magnitude;
-      const double slope = sech_squared(std::max(0.0, magnitude - argument) / x.softcap);
-      const double capped = std::min(x.softcap, magnitude);
-      error[j] = slope * argument + (capped + slope * argument) * (2 * u * c.tanh_ulp + 1.01 * u) + c.product_floor * (1 + x.softcap);
-      error[j] = std::min(error[j], 2.01 * x.softcap + c.product_floor);  // both lie in [-c, c]
-    }
-  }
-  if (t.additions > 0) {
-    for (Index j = 0; j < t.count; ++j) {
-      if (t.magnitude[j] == 0 || t.gap[j] == inf) continue;  // adding zero is exact
-      const double s = std::fabs(t.max - t.gap[j]);
-      const double partial = x.scale * std::fabs(t.dot[j]) + t.magnitude[j];
-      // ALiBi's product rounds, and beyond 2^24 its distance too.
-      error[j] = error[j] * (1 + 2 * u * t.additions) + 2 * u * s + 2.01 * u * t.product[j] + 2 * u * (t.additions - 1) * partial;
-    }
-  }
-  if (c.score_dtype) {
-    const double score_u = unit_roundoff(*c.score_dtype), score_floor = half_min_subnormal(*c.score_dtype) * std::max(1.0, x.scale);
-    for (Index j = 0; j < t.count; ++j)
-      if (t.gap[j] < inf) error[j] += std::max(score_u * (std::fabs(t.max - t.gap[j]) + error[j]), score_floor);
-  }
-}
-
 // Calls body(tile, first, last) for the tiles of a row; keys [first, last) relative to key0.
 template <class Body>
 void for_each_tile(const Contract& c, const RowTruth& t, const Body& body) {
@@ -157,10 +109,56 @@ void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t
       if (t.gap[j] < inf) exponent[j] += 1.002 * u * (std::max(std::fabs(t.max - t.gap[j]), std::fabs(t.max)) + delta);
 }
 
-// Above e^h - 1, without a library call where h is small.
-double expm1_above(double h) { return h <= 1 ? h * (1 + h) : std::expm1(std::min(h, 700.0)) * (1 + 1e-12); }
-
 }  // namespace
+
+void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
+  const double u = c.roundoff, dim = static_cast<double>(x.dim);
+  const double n = dot_roundings(c, dim);
+  const double relative = (1 + c.query_prescale) * (1 + gamma_factor(n, c.dot_roundoff)) - 1;
+  const bool ordered = c.ordered && t.prefix && c.query_prescale == 0;
+  const double per_prefix = c.dot_roundoff * (1 + 2 * n * c.dot_roundoff);
+  const double per_absolute = c.dot_roundoff * c.dot_roundoff * n * n + (c.products_rounded ? 1.01 * u : 0);
+  const double tau = c.fused_argument && t.additions == 0 && x.softcap == 0 ? 0 : u;
+  const double per_score = tau + (c.query_prescale > 0 ? 2 * u : 0);
+  const double floor = (2 * dim + 2) * c.product_floor * std::max(1.0, x.scale);
+  const double per_dot = per_score * x.scale;
+  if (ordered) {
+    for (Index j = 0; j < t.count; ++j) {
+      const double e = std::min(t.absolute[j] * relative, per_prefix * t.prefix[j] + per_absolute * t.absolute[j]);
+      error[j] = e * x.scale * (1 + tau) + std::fabs(t.dot[j]) * per_dot + floor;
+    }
+  } else {
+    for (Index j = 0; j < t.count; ++j) error[j] = t.absolute[j] * x.scale * relative * (1 + tau) + std::fabs(t.dot[j]) * per_dot + floor;
+  }
+  if (x.softcap > 0) {
+    // c tanh(t / c): the argument is rounded twice (1/c and the product); the slope between t and t-hat is
+    // at most sech^2 at the nearer end; then the error of tanh and the product with c.
+    for (Index j = 0; j < t.count; ++j) {
+      const double magnitude = x.scale * std::fabs(t.dot[j]);
+      const double argument = error[j] + 2.01 * u * (magnitude + error[j]) + c.scale_error * magnitude;
+      const double slope = sech_squared(std::max(0.0, magnitude - argument) / x.softcap);
+      const double capped = std::min(x.softcap, magnitude);
+      error[j] = slope * argument + (capped + slope * argument) * (2 * u * c.tanh_ulp + 1.01 * u) + c.product_floor * (1 + x.softcap);
+      error[j] = std::min(error[j], 2.01 * x.softcap + c.product_floor);  // both lie in [-c, c]
+    }
+  }
+  if (t.additions > 0) {
+    for (Index j = 0; j < t.count; ++j) {
+      if (t.magnitude[j] == 0 || t.gap[j] == inf) continue;  // adding zero is exact
+      const double s = std::fabs(t.max - t.gap[j]);
+      const double partial = x.scale * std::fabs(t.dot[j]) + t.magnitude[j];
+      // ALiBi's product rounds, and beyond 2^24 its distance too.
+      error[j] = error[j] * (1 + 2 * u * t.additions) + 2 * u * s + 2.01 * u * t.product[j] + 2 * u * (t.additions - 1) * partial;
+    }
+  }
+  if (c.score_dtype) {
+    const double score_u = unit_roundoff(*c.score_dtype), score_floor = half_min_subnormal(*c.score_dtype) * std::max(1.0, x.scale);
+    for (Index j = 0; j < t.count; ++j)
+      if (t.gap[j] < inf) error[j] += std::max(score_u * (std::fabs(t.max - t.gap[j]) + error[j]), score_floor);
+  }
+}
+
+double expm1_above(double h) { return h <= 1 ? h * (1 + h) : std::expm1(std::min(h, 700.0)) * (1 + 1e-12); }
 
 double exponent_ratio(const Contract& c, Index dim) {
   const double smaller = 0x1p-53 / std::min(c.roundoff, c.dot_roundoff);

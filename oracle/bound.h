@@ -65,6 +65,12 @@ struct SumWeights {
 
 void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out, const SumWeights& weights);
 
+// E_j: |computed score - s_j|. Entries of masked keys are finite and mean nothing.
+void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error);
+
+// At least e^h - 1 for h >= 0, without a library call where h is small.
+double expm1_above(double h);
+
 // The exponent errors H_j of reference.cc are at most this times those of a contract. It computes in fp64 without
 // rescaling, and its exp and tanh are taken to err by up to 64 ulp, which needs no claim about any library. Every
 // term of H_j is linear in a roundoff, and sum |q||k| <= 2 sum of |partial sums| (docs/bounds.md, section 6).

@@ -245,7 +245,7 @@ void classify_values(const Attention& p, const KeyValues& kv, Block& block, Inde
 
 }  // namespace
 
-Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> row_index) const {
+Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> row_index, Keep keep) const {
   const Attention& p = problem_;
   const AttentionShape& s = p.shape;
   Block block;
@@ -351,6 +351,14 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     x.lse[static_cast<std::size_t>(r)] = block.lse[static_cast<std::size_t>(r)] = m + std::log(sum);
   }
 
+  if (keep == Keep::scores) {
+    block.gap.assign(x.gap.data(), x.gap.data() + rows * n);
+    block.dot.assign(x.dot.data(), x.dot.data() + rows * n);
+    block.score_error.assign(static_cast<std::size_t>(rows * n), 0);
+    if (context_.softcap > 0) block.capped_error = block.score_error;
+    block.max = x.max;
+  }
+
   // Weights of the bound, per row.
   std::vector<RowBound> bounds(n_rows);
   const double ratio = exponent_ratio(contract_, s.dim);
@@ -376,6 +384,14 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     t.has_sink = sink > -inf;
     t.sink_gap = t.max - sink;
     t.sink_weight = t.has_sink ? std::exp(sink - t.lse) : 0;
+    if (keep == Keep::scores) {
+      score_errors(contract_, context_, t, block.score_error.data() + r * n);
+      if (context_.softcap > 0) {
+        RowTruth capped = t;
+        capped.additions = 0;
+        score_errors(contract_, context_, capped, block.capped_error.data() + r * n);
+      }
+    }
     RowBound& bound = bounds[at];
     derive_row_bound(contract_, context_, t, bound, {x.centred_weights.row(r).data(), x.absolute_weights.row(r).data(), x.tail_weights.row(r).data()});
     // Every p of the bound is right to a factor of e^H at unit roundoff 2^-53.

@@ -37,7 +37,15 @@ struct Block {
   std::vector<double> weight;    // p, before dropout
   std::vector<char> kept;        // rows x count, by dropout; empty without
   std::vector<char> visible;     // rows x count
+  // Only where evaluate() was asked to keep scores; rows x count, meaningless where masked.
+  std::vector<double> gap;           // M - s_j; +inf where masked
+  std::vector<double> max;           // M, per row
+  std::vector<double> dot;           // q.k_j
+  std::vector<double> score_error;   // E_j of the contract
+  std::vector<double> capped_error;  // of the score before the biases; only with a softcap
 };
+
+enum class Keep : std::uint8_t { outputs, scores };
 
 // K and V of one (batch, kv head) as doubles, made once and shared by the blocks that read them.
 class KeyValues;
@@ -53,7 +61,7 @@ class Reference {
   Reference(const Attention& problem, const Contract& contract);
 
   KeyValuesPointer load_head(Index b, Index kv_head) const;
-  Block evaluate(const KeyValues& kv, Index h, std::span<const Index> rows) const;
+  Block evaluate(const KeyValues& kv, Index h, std::span<const Index> rows, Keep keep = Keep::outputs) const;
   // Replaces one row of the block by ball arithmetic of `bits` bits. Reports whether the enclosures in fp64
   // and in balls had a point in common for every element; if not, the oracle itself is wrong.
   bool refine(const KeyValues& kv, Block& block, Index row, long bits) const;
