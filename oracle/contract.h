@@ -36,9 +36,12 @@ struct Contract {
   int division_roundings = 2;         // 2: times 1/l, 1: divided by l
 
   // Structure.
-  Index tile = 64;       // keys a tile
-  Index row_tile = 64;   // rows a tile; only names places
-  int splits = 1;        // of the keys, merged at the end
+  Index tile = 64;      // keys a tile
+  Index row_tile = 64;  // rows a tile; only names places
+  int splits = 1;       // of the keys, merged at the end
+  // Backward: sums over the rows of a tile (dK, dV) and over the keys of a tile (dQ) start from zero and are then added to
+  // what the tiles before gave; dQ once more for every split of the keys. 0: one sum in any order.
+  Index backward_row_tile = 0, backward_tile = 0, backward_split = 0;
   bool ordered = false;  // q.k sequential over d, P V sequential over keys, the sum tile by tile: a sharper bound
 };
 

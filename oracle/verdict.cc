@@ -7,33 +7,13 @@
 #include <limits>
 #include <mutex>
 
+#include "oracle/decide.h"
 #include "problem/parallel.h"
 
 namespace assay {
 namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
-enum class Decision { inside, outside, undecided };
-
-// What the output rounding leaves open: every number that rounds to y lies in [low, high].
-struct Preimage {
-  double low, high;
-};
-Preimage preimage(double y, Dtype out, double arithmetic_roundoff) {
-  if (unit_roundoff(out) <= arithmetic_roundoff) return {y, y};  // nothing is rounded on the way out
-  if (y == inf) return {overflow_threshold(out), inf};
-  if (y == -inf) return {-inf, -overflow_threshold(out)};
-  const double h = half_ulp(out, y);
-  return {y - h, y + h};
-}
-
-// `slack` is the relative error of the bound itself.
-Decision decide(const Preimage& y, double o, double low, double radius, double bound, double slack) {
-  const double distance = std::max({0.0, (y.low - o) - low, (o - y.high) + low});
-  if (distance + radius <= bound * (1 - slack) || (distance == 0 && radius == 0)) return Decision::inside;
-  if (distance - radius > bound * (1 + slack)) return Decision::outside;
-  return Decision::undecided;
-}
 
 // Sums over the rows of a task, merged at the end.
 struct Tally {
@@ -112,6 +92,7 @@ class RowJudge {
     e.h = block.h;
     e.row = block.row_index[static_cast<std::size_t>(r)];
     e.column = c;
+    e.output = c < 0 ? Output::lse : Output::o;
     e.got = got;
     e.exact = exact;
     e.bound = bound;
@@ -261,7 +242,17 @@ void merge(Tally& into, const Tally& t) {
   into.oracle_inconsistent = into.oracle_inconsistent || t.oracle_inconsistent;
 }
 
-// Distinct rows of one head, in order: all of them, or a seeded sample.
+double t_statistic(const std::vector<double>& slopes) {
+  const double n = static_cast<double>(slopes.size());
+  if (n < 9) return 0;
+  double mean = 0, variance = 0;
+  for (double s : slopes) mean += s / n;
+  for (double s : slopes) variance += (s - mean) * (s - mean) / (n - 1);
+  return variance > 0 && std::fabs(mean) > 1e-12 ? mean / std::sqrt(variance / n) : 0;
+}
+
+}  // namespace
+
 std::vector<Index> rows_to_judge(Index rows, Index sample, std::uint64_t seed) {
   std::vector<Index> chosen;
   if (sample == 0 || sample >= rows) {
@@ -279,22 +270,23 @@ std::vector<Index> rows_to_judge(Index rows, Index sample, std::uint64_t seed) {
   return chosen;
 }
 
-double t_statistic(const std::vector<double>& slopes) {
-  const double n = static_cast<double>(slopes.size());
-  if (n < 9) return 0;
-  double mean = 0, variance = 0;
-  for (double s : slopes) mean += s / n;
-  for (double s : slopes) variance += (s - mean) * (s - mean) / (n - 1);
-  return variance > 0 && std::fabs(mean) > 1e-12 ? mean / std::sqrt(variance / n) : 0;
+std::string_view name_of(Output output) {
+  constexpr std::array<std::string_view, 7> names = {"O", "LSE", "dQ", "dK", "dV", "dBias", "dSink"};
+  return names[static_cast<std::size_t>(output)];
 }
 
 std::string describe(const Element& e) {
-  const std::string place =
-      e.column < 0 ? fmt::format("LSE[b={}, h={}, row={}]", e.b, e.h, e.row) : fmt::format("O[b={}, h={}, row={}, column={}]", e.b, e.h, e.row, e.column);
+  std::string place;
+  switch (e.output) {
+    case Output::lse: place = fmt::format("LSE[b={}, h={}, row={}]", e.b, e.h, e.row); break;
+    case Output::d_sink: place = fmt::format("dSink[h={}]", e.h); break;
+    case Output::dk:
+    case Output::dv: place = fmt::format("{}[b={}, h={}, key={}, column={}]", name_of(e.output), e.b, e.h, e.row, e.column); break;
+    case Output::d_bias: place = fmt::format("dBias[b={}, h={}, row={}, key={}]", e.b, e.h, e.row, e.column); break;
+    default: place = fmt::format("{}[b={}, h={}, row={}, column={}]", name_of(e.output), e.b, e.h, e.row, e.column);
+  }
   return fmt::format("{}: {} = {:.9g}, exact {:.9g}, bound {:.3g}", e.why, place, e.got, e.exact, e.bound);
 }
-
-}  // namespace
 
 std::string_view name_of(Outcome outcome) {
   constexpr std::array<std::string_view, 6> names = {"pass", "fail", "suspect", "inconclusive", "unsupported", "error"};

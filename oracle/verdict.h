@@ -14,14 +14,27 @@ namespace assay {
 enum class Outcome : std::uint8_t { pass, fail, suspect, inconclusive, unsupported, error };
 std::string_view name_of(Outcome outcome);
 
-// One element and how it stands to its bound. column is -1 for LSE.
+enum class Output : std::uint8_t { o, lse, dq, dk, dv, d_bias, d_sink };
+std::string_view name_of(Output output);
+
+// One element and how it stands to its bound. row is a key in dK and dV; column is -1 for LSE, a key in dBias.
 struct Element {
+  Output output = Output::o;
   Index b = 0, h = 0, row = 0, column = -1;
   double got = 0, exact = 0;
   double bound = 0;  // of |got - exact|, the output rounding included
   double ratio = 0;  // error / bound; infinite where the error is not a number
   double ulp = 0;    // error in ulp of the output dtype
   std::string why;   // of a failure
+};
+
+// "outside its bound: O[b=0, h=1, row=2, column=3] = ..., exact ..., bound ..."
+std::string describe(const Element& e);
+
+// What was compared of one gradient.
+struct Compared {
+  std::int64_t elements = 0;
+  Element worst;  // the largest ratio
 };
 
 struct Verdict {
@@ -34,10 +47,11 @@ struct Verdict {
   std::map<std::string, std::int64_t> excused;                     // elements by reason
   std::map<std::string, std::int64_t> failures;                    // elements by what is wrong with them
   std::int64_t nan_expected = 0, nan_found = 0, infinity_expected = 0, infinity_found = 0;
-  Element worst_o, worst_lse;  // the largest ratio, kept on a pass too
-  Element first_failure;       // the first in (b, h, row, column) order; LSE of a row before its O
-  double mean_ratio = 0;       // mean of signed error / bound over O: the bias
-  double slope_t = 0;          // t statistic of the slope of error on value, across rows
+  Element worst_o, worst_lse;            // the largest ratio, kept on a pass too
+  std::map<Output, Compared> gradients;  // of a backward pass
+  Element first_failure;                 // the first in (b, h, row, column) order; LSE of a row before its O
+  double mean_ratio = 0;                 // mean of signed error / bound over O: the bias
+  double slope_t = 0;                    // t statistic of the slope of error on value, across rows
   Index rows_judged = 0, rows_total = 0;
   std::int64_t rows_in_balls = 0;  // decided or cross-checked in ball arithmetic
   Power power;

@@ -89,14 +89,19 @@ void check_case(const Case& c) {
   for (Index n : c.documents) require_range("docs", n, 1, most);
   if (c.o_layout == LayoutKind::shared_head || c.o_layout == LayoutKind::shared_batch)
     refuse(fmt::format("layout=o:{}: an output cannot overlap itself", name_of(c.o_layout)));
+  if (c.operation != Operation::backward && c.gradient != Values::normal) refuse(fmt::format("grad={}: only backward has a dO", name_of(c.gradient)));
   if (c.finite_min_masks && c.bias.pattern == MaskPattern::none) refuse("finite_min_masks needs bias=...");
   require_range("threads", c.threads, 0, 1024);
   require_range("rows", c.sample_rows, 0, most);
   for (const Poke& p : c.pokes) {
-    if (std::string_view("qkvm").find(p.tensor) == std::string_view::npos) refuse(fmt::format("poke={}: the tensors are q, k, v and m", p.tensor));
+    if (std::string_view("qkvmg").find(p.tensor) == std::string_view::npos) refuse(fmt::format("poke={}: the tensors are q, k, v, m and g", p.tensor));
     Extents shape{s.batch, s.kv_heads, s.keys, s.dim};
     if (p.tensor == 'q') shape = {s.batch, s.query_heads, s.rows, s.dim};
     if (p.tensor == 'v') shape[3] = s.value_dim;
+    if (p.tensor == 'g') {
+      if (c.operation != Operation::backward) refuse("poke=g...: only backward has a dO");
+      shape = {s.batch, s.query_heads, s.rows, s.value_dim};
+    }
     if (p.tensor == 'm') {
       if (c.bias.pattern == MaskPattern::none) refuse("poke=m... needs bias=...");
       shape = {s.batch, s.query_heads, s.rows, s.keys};
@@ -122,7 +127,13 @@ Index case_bytes(const Case& c) {
                ? 0
                : bytes * (m.varies[0] ? s.batch : 1) * (m.varies[1] ? s.query_heads : 1) * (m.varies[2] ? s.rows : 1) * (m.varies[3] ? s.keys : 1);
   };
-  return tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) + tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, out) +
+  // dO, and every gradient beside its input.
+  const Index backward = c.operation != Operation::backward
+                             ? 0
+                             : tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) + 2 * tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, in) +
+                                   tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) + tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) +
+                                   mask(c.bias, 4) + 4 * s.query_heads;
+  return backward + tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) + tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, out) +
          tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) + tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) + 4 * s.batch * s.query_heads * s.rows +
          mask(c.keep, 1) + mask(c.bias, in) + 8 * s.batch * (s.rows + s.keys) + 8 * s.query_heads;
 }

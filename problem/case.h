@@ -90,7 +90,10 @@ struct OffsetSpec {
 // What K and V hold at keys beyond the lengths and before the starts, which no row may see.
 enum class Hidden : std::uint8_t { generated, nan, infinity, huge };
 
-// One element overwritten after generation; tensor is q, k, v or m (the bias).
+// What is asked: O and LSE, or the gradients as well.
+enum class Operation : std::uint8_t { attention, backward };
+
+// One element overwritten after generation; tensor is q, k, v, m (the bias) or g (dO).
 struct Poke {
   char tensor = 'v';
   Extents position{};
@@ -99,6 +102,7 @@ struct Poke {
 };
 
 struct Case {
+  Operation operation = Operation::attention;
   AttentionShape shape;
   Dtype dtype = Dtype::f32;    // of Q, K, V and the bias
   std::optional<Dtype> out;    // of O; the same as dtype if absent
@@ -117,6 +121,7 @@ struct Case {
   std::uint64_t dropout_seed = 0;
   Scores scores = Scores::normal;
   Values values = Values::normal;
+  Values gradient = Values::normal;  // of dO
   Hidden hidden = Hidden::generated;
   std::vector<Poke> pokes;
   std::uint64_t seed = 1;

@@ -21,6 +21,7 @@ constexpr std::array<std::string_view, values_count> values_names = {"normal",  
 constexpr std::array<std::string_view, layout_count> layout_names = {"bhsd", "bshd", "packed", "padded", "strided", "shared-head", "shared-batch", "reversed"};
 constexpr std::array<std::string_view, 12> mask_names = {"none",           "all",     "random",       "empty-rows", "tiles",   "future", "normal",
                                                          "minus-infinity", "minimum", "minimum-rows", "large",      "constant"};
+constexpr std::array<std::string_view, 2> operation_names = {"attention", "backward"};
 constexpr std::array<std::string_view, 4> hidden_names = {"generated", "nan", "inf", "huge"};
 constexpr int boolean_masks_end = 6;
 
@@ -148,7 +149,7 @@ std::string print_pokes(const Case& c) {
   return text;
 }
 void parse_pokes(Cursor& in, Case& c) {
-  static constexpr std::array<std::string_view, 4> tensors = {"q", "k", "v", "m"};
+  static constexpr std::array<std::string_view, 5> tensors = {"q", "k", "v", "m", "g"};
   do {
     Poke p;
     p.tensor = tensors[static_cast<std::size_t>(in.choice(tensors))][0];
@@ -246,10 +247,12 @@ const std::vector<Field>& fields() {
        [](Case& c, Cursor& in) { c.scores = static_cast<Scores>(in.choice(scores_names)); }},
       {"values", "family of V", [](const Case& c) { return c.values == defaults.values ? "" : std::string(name_of(c.values)); },
        [](Case& c, Cursor& in) { c.values = static_cast<Values>(in.choice(values_names)); }},
+      {"grad", "family of dO, as values (backward only)", [](const Case& c) { return c.gradient == defaults.gradient ? "" : std::string(name_of(c.gradient)); },
+       [](Case& c, Cursor& in) { c.gradient = static_cast<Values>(in.choice(values_names)); }},
       {"hidden", "what K and V hold where lengths and starts hide them: generated, nan, inf or huge",
        [](const Case& c) { return c.hidden == Hidden::generated ? "" : std::string(hidden_names[static_cast<std::size_t>(c.hidden)]); },
        [](Case& c, Cursor& in) { c.hidden = static_cast<Hidden>(in.choice(hidden_names)); }},
-      {"poke", "elements overwritten: v:b:h:i:d=nan, separated by ';' (q, k, v, or m for the bias)", print_pokes,
+      {"poke", "elements overwritten: v:b:h:i:d=nan, separated by ';' (q, k, v, m for the bias, g for dO)", print_pokes,
        [](Case& c, Cursor& in) { parse_pokes(in, c); }},
       {"seed", "of the generator", [](const Case& c) { return c.seed == defaults.seed ? "" : fmt::format("{}", c.seed); },
        [](Case& c, Cursor& in) { c.seed = in.natural(); }},
@@ -276,7 +279,7 @@ std::string_view name_of(LayoutKind x) { return layout_names[static_cast<std::si
 std::string_view name_of(MaskPattern x) { return mask_names[static_cast<std::size_t>(x)]; }
 
 std::string print_case(const Case& c) {
-  std::string line = "attention";
+  std::string line(operation_names[static_cast<std::size_t>(c.operation)]);
   for (const Field& f : fields()) {
     const std::string text = f.print(c);
     if (text.empty()) continue;
@@ -295,8 +298,10 @@ Case parse_case(std::string_view line) {
   };
   skip_spaces();
   const std::size_t word_end = std::min(line.find(' ', at), line.size());
-  if (line.substr(at, word_end - at) != "attention")
-    throw CaseError(at + 1, fmt::format("expected the operation 'attention', found '{}'", line.substr(at, word_end - at)));
+  const auto operation = std::find(operation_names.begin(), operation_names.end(), line.substr(at, word_end - at));
+  if (operation == operation_names.end())
+    throw CaseError(at + 1, fmt::format("expected an operation ({}), found '{}'", fmt::join(operation_names, ", "), line.substr(at, word_end - at)));
+  c.operation = static_cast<Operation>(operation - operation_names.begin());
   at = word_end;
   std::vector<std::string_view> seen;
   for (skip_spaces(); at < line.size(); skip_spaces()) {
@@ -323,7 +328,7 @@ Case parse_case(std::string_view line) {
 }
 
 std::string case_help() {
-  std::string text = "attention FIELD=VALUE ...   (defaults may be left out)\n";
+  std::string text = fmt::format("OPERATION FIELD=VALUE ...   (defaults may be left out)\n  operations: {}\n", fmt::join(operation_names, ", "));
   for (const Field& f : fields()) text += fmt::format("  {:<17} {}\n", f.name, f.help);
   text += fmt::format("  families of scores: {}\n", fmt::join(scores_names, ", "));
   text += fmt::format("  families of values: {}\n", fmt::join(values_names, ", "));

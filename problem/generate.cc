@@ -12,7 +12,7 @@
 namespace assay {
 namespace {
 
-enum class Stream : std::uint32_t { q = 1, k, v, keep, bias };
+enum class Stream : std::uint32_t { q = 1, k, v, keep, bias, d_o };
 
 // 128 random bits of one position.
 class Draw {
@@ -142,10 +142,11 @@ double key(const ScoresContext& x, const Position& p) {
   }
 }
 
-double value(const Case& c, const Position& p) {
-  const Draw draw(c.seed, Stream::v, p.b, p.h, p.i, p.d);
+// Of V and of dO.
+double value(const Case& c, Values family, Stream stream, const Position& p) {
+  const Draw draw(c.seed, stream, p.b, p.h, p.i, p.d);
   const double n = draw.normal();
-  switch (c.values) {
+  switch (family) {
     case Values::uniform: return 1 + draw.unit();
     case Values::tiny: return 0x1p-12 * n;
     case Values::huge: return 512 * n;
@@ -304,7 +305,13 @@ Inputs::Inputs(const Case& c) {
     return c.hidden == Hidden::nan ? std::numeric_limits<double>::quiet_NaN() : c.hidden == Hidden::infinity ? inf : max_of(c.dtype) / 2;
   };
   fill(a.k, [&](const Position& p) { return hidden_or(a.k, p, key(context, p)); });
-  fill(a.v, [&](const Position& p) { return hidden_or(a.v, p, value(c, p)); });
+  fill(a.v, [&](const Position& p) { return hidden_or(a.v, p, value(c, c.values, Stream::v, p)); });
+
+  if (c.operation == Operation::backward) {
+    // A packed tensor has no room for a fourth of its kind.
+    d_o = make(c.o_layout == LayoutKind::packed ? LayoutKind::bshd : c.o_layout, {s.batch, s.query_heads, s.rows, s.value_dim});
+    fill(d_o.view(), [&](const Position& p) { return value(c, c.gradient, Stream::d_o, p); });
+  }
 
   const Extents mask_shape{s.batch, s.query_heads, s.rows, s.keys};
   if (c.bias.pattern != MaskPattern::none) {
@@ -325,7 +332,7 @@ Inputs::Inputs(const Case& c) {
     });
   }
   for (const Poke& p : c.pokes) {
-    const TensorView& t = p.tensor == 'q' ? a.q : p.tensor == 'k' ? a.k : p.tensor == 'v' ? a.v : a.bias;
+    const TensorView& t = p.tensor == 'q' ? a.q : p.tensor == 'k' ? a.k : p.tensor == 'v' ? a.v : p.tensor == 'g' ? d_o.view() : a.bias;
     store(t, t.at(p.position[0], p.position[1], p.position[2], p.position[3]), p.value);
   }
 }

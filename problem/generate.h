@@ -17,6 +17,7 @@ struct Inputs {
   Inputs& operator=(const Inputs&) = delete;
 
   Tensor q, k, v, bias;
+  Tensor d_o;  // backward only
   std::vector<std::uint8_t> keep;
   Attention problem;
 };

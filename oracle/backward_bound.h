@@ -1,0 +1,58 @@
+// The backward error bound of a row of a tiled kernel that recomputes P from LSE. Derivation: docs/bounds.md, section 8.
+//
+// dQ, dK, dV and dBias are sums of products of a weight of the pair (i, j) with an input, so their bounds are matrix
+// products of |input| with weights that this file gives. LSE and O are what the forward pass stored: their distance
+// from the exact ones is known, not bounded.
+#pragma once
+
+#include "oracle/bound.h"
+
+namespace assay {
+
+// What is common to the rows of a problem. Lengths are numbers of terms that a sum adds in one chain.
+struct BackwardContext {
+  BoundContext forward;
+  Index value_dim = 0;
+  double keep_scale = 1;                    // 1 / (1 - dropout)
+  double keys_length = 0, rows_length = 0;  // of the sums over keys (dQ) and over rows and heads (dK, dV)
+  double bias_length = 0;                   // of the sum over broadcast dimensions; 1: none
+};
+
+// Exact quantities of a row, up to double; arrays cover the keys of a block.
+struct GradientTruth {
+  Index count = 0;
+  const double* gap = nullptr;           // M - s_j; +inf where masked
+  const double* weight = nullptr;        // p_j
+  const double* dot = nullptr;           // q.k_j
+  const double* score_error = nullptr;   // E_j
+  const double* capped_error = nullptr;  // of the score before the biases; null: no softcap
+  const double* dp = nullptr;            // R_j dO.v_j
+  const double* dp_absolute = nullptr;   // R_j sum |dO||v_j|
+  const char* kept = nullptr;            // by dropout; null: all
+  double max = 0, lse = 0;
+  double lse_error = 0, lse_radius = 0;      // of the stored LSE; of the oracle's
+  double delta = 0;                          // D = sum dO O
+  double delta_error = 0, delta_radius = 0;  // of the D that a kernel computes from the stored O; of the oracle's
+};
+
+// Arrays of GradientTruth::count entries that the caller owns; 0 at masked keys.
+struct GradientWeights {
+  double* kept_weight;                      // R p: dV = sum kept_weight dO
+  double* ds;                               // dS before the softcap's factor: dBias
+  double* dot_gradient;                     // after it: dQ = scale sum dot_gradient K, dK = scale sum dot_gradient Q
+  double *to_dq, *to_dk, *to_dv, *to_bias;  // of the bounds
+};
+
+struct GradientRow {
+  double ratio = 0;           // the oracle's own error is at most this times the bound
+  double slack = 0;           // relative error of the weights themselves
+  bool may_overflow = false;  // a product or a weight of the row could leave the range
+  bool vacuous = false;       // no weight of the row is determined
+};
+
+GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t, const GradientWeights& out);
+
+// |computed sum - sum| from the weighted sum of absolute values; scaled: times the scale, which rounds once more.
+double gradient_bound(const Contract& c, double length, double scale, double value, double sum);
+
+}  // namespace assay

@@ -1,0 +1,38 @@
+// Inside oracle/: an element against its enclosure and its bound.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "oracle/verdict.h"
+
+namespace assay {
+
+enum class Decision { inside, outside, undecided };
+
+// What the output rounding leaves open: every number that rounds to y lies in [low, high].
+struct Preimage {
+  double low, high;
+};
+inline Preimage preimage(double y, Dtype out, double arithmetic_roundoff) {
+  if (unit_roundoff(out) <= arithmetic_roundoff) return {y, y};  // nothing is rounded on the way out
+  if (y == std::numeric_limits<double>::infinity()) return {overflow_threshold(out), std::numeric_limits<double>::infinity()};
+  if (y == -std::numeric_limits<double>::infinity()) return {-std::numeric_limits<double>::infinity(), -overflow_threshold(out)};
+  const double h = half_ulp(out, y);
+  return {y - h, y + h};
+}
+
+// `slack` is the relative error of the bound itself.
+inline Decision decide(const Preimage& y, double o, double low, double radius, double bound, double slack) {
+  const double distance = std::max({0.0, (y.low - o) - low, (o - y.high) + low});
+  if (distance + radius <= bound * (1 - slack) || (distance == 0 && radius == 0)) return Decision::inside;
+  if (distance - radius > bound * (1 + slack)) return Decision::outside;
+  return Decision::undecided;
+}
+
+// Distinct rows of one head, in order: all of them, or a seeded sample.
+std::vector<Index> rows_to_judge(Index rows, Index sample, std::uint64_t seed);
+
+}  // namespace assay
