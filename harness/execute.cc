@@ -83,6 +83,20 @@ Outputs::Outputs(const Case& c) {
   lse = Tensor(Dtype::f32, lse_shape, make_layout(c.o_layout == LayoutKind::packed ? LayoutKind::bhsd : c.o_layout, lse_shape, 1));
 }
 
+GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs) {
+  const AttentionShape& s = c.shape;
+  auto make = [&](LayoutKind kind, const Extents& shape) {
+    if (kind == LayoutKind::shared_head || kind == LayoutKind::shared_batch) kind = LayoutKind::bhsd;
+    return Tensor(c.out_dtype(), shape, make_layout(kind, shape, s.query_heads + 2 * s.kv_heads));
+  };
+  dq = make(c.q_layout, {s.batch, s.query_heads, s.rows, s.dim});
+  dk = make(c.k_layout, {s.batch, s.kv_heads, s.keys, s.dim});
+  dv = make(c.v_layout, {s.batch, s.kv_heads, s.keys, s.value_dim});
+  const TensorView& bias = inputs.problem.bias;
+  if (bias) d_bias = Tensor(Dtype::f32, bias.shape, {bias.stride, 0, static_cast<Index>(inputs.bias.size_in_bytes()) * 8 / format(bias.dtype).bits});
+  if (c.sink) d_sink = Tensor(Dtype::f32, {1, s.query_heads, 1, 1}, {{0, 1, 0, 0}, 0, s.query_heads});
+}
+
 void poison(const Tensor& t, Poison with) {
   const TensorView& v = t.view();
   const auto bytes = static_cast<std::size_t>(format(v.dtype).bits / 8);

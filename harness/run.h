@@ -19,6 +19,13 @@ struct Outputs {
   AttentionOutput view() const { return {o.view(), lse.view()}; }
 };
 
+// dQ, dK and dV laid out as Q, K and V (where those share storage: BHSD) in the dtype of O, dBias as the bias varies.
+struct GradientOutputs {
+  GradientOutputs(const Case& c, const Inputs& inputs);
+  Tensor dq, dk, dv, d_bias, d_sink;
+  AttentionGradients view() const { return {dq.view(), dk.view(), dv.view(), d_bias.view(), d_sink.view()}; }
+};
+
 void poison(const Tensor& t, Poison with);
 bool holds_poison(const TensorView& t, Index position, Poison with);
 

@@ -111,6 +111,23 @@ class Row {
     store(out.lse, lse_at, whole.sum == 0 ? -inf : m + std::log(whole.sum));
   }
 
+  // What the backward pass recomputes for one visible key.
+  struct Pair {
+    Index key;
+    float weight;  // e^(s - LSE), not yet cast
+    float factor;  // 1 - (t/c)^2; 1 without a softcap
+  };
+  std::vector<Pair> backward(float lse) const {
+    std::vector<Pair> pairs;
+    for (Index j = 0; j < p_.shape.keys; ++j) {
+      if (seen_.bias[static_cast<std::size_t>(j)] == -std::numeric_limits<double>::infinity()) continue;
+      const float capped = capped_score(j), s = biased_score(j, capped), ratio = p_.softcap > 0 ? capped / p_.softcap : 0;
+      const float weight = fused_ ? static_cast<float>(std::exp2(static_cast<double>(std::fma(s, folded_, -(lse * 1.44269504f))))) : exp_of(s - lse);
+      pairs.push_back({j, weight, 1 - ratio * ratio});
+    }
+    return pairs;
+  }
+
  private:
   float exp_of(float x) const {
     if (e_.exp == ExpModel::noisy) return noisy_exp(x);
@@ -122,7 +139,8 @@ class Row {
     return exp_of(from - to);
   }
 
-  float score(Index j) const {
+  float score(Index j) const { return biased_score(j, capped_score(j)); }
+  float capped_score(Index j) const {
     std::vector<float> k;
     for (Index d = 0; d < p_.shape.dim; ++d) k.push_back(static_cast<float>(load(p_.k, p_.k.at(b_, h_ / p_.shape.group(), j, d))));
     float s = dot(e_.accumulation == Accumulation::half ? Accumulation::fma : e_.accumulation, q_, k, 0);
@@ -131,6 +149,9 @@ class Row {
       const float inverse = 1 / p_.softcap;
       s = p_.softcap * std::tanh(s * inverse);
     }
+    return s;
+  }
+  float biased_score(Index j, float s) const {
     if (!p_.alibi_slopes.empty()) {
       const float product = p_.alibi_slopes[static_cast<std::size_t>(h_)] * static_cast<float>(j - (i_ + p_.offset_of(b_)));
       s += product;
@@ -242,6 +263,97 @@ void run_emulated(const Emulation& e, const Attention& p, const AttentionOutput&
   for (Index b = 0; b < p.shape.batch; ++b)
     for (Index h = 0; h < p.shape.query_heads; ++h)
       for (Index i = 0; i < p.shape.rows; ++i) Row(e, p, b, h, i).run(out);
+}
+
+namespace {
+
+// The sum of a tile starts from zero and is then added to the sum of those before.
+float blocked_dot(const Emulation& e, const std::vector<float>& a, const std::vector<float>& b, std::size_t tile) {
+  if (tile == 0) return dot(e.accumulation, a, b, 0);
+  float sum = 0;
+  for (std::size_t k = 0; k < a.size(); k += tile) {
+    const auto begin = static_cast<std::ptrdiff_t>(k), end = static_cast<std::ptrdiff_t>(std::min(a.size(), k + tile));
+    sum += dot(e.accumulation, {a.begin() + begin, a.begin() + end}, {b.begin() + begin, b.begin() + end}, 0);
+  }
+  return sum;
+}
+
+struct GradientTerms {
+  std::vector<Index> who;  // keys of a row, or (head, row) of a key
+  std::vector<float> weight, gradient;
+};
+
+}  // namespace
+
+void run_emulated_backward(const Emulation& e, const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out) {
+  const AttentionShape& s = p.shape;
+  const Contract& c = e.contract;
+  const float keep_scale = 1.0f / (1.0f - p.dropout);
+  // A half accumulator serves the sums over keys and rows, as in the forward pass.
+  const Accumulation inner = e.accumulation == Accumulation::half ? Accumulation::fma : e.accumulation;
+  auto row_of = [](const TensorView& t, Index b, Index h, Index i) {
+    std::vector<float> row;
+    for (Index d = 0; d < t.shape[3]; ++d) row.push_back(static_cast<float>(load(t, t.at(b, h, i, d))));
+    return row;
+  };
+  if (out.d_bias)
+    for (Index b = 0; b < s.batch; ++b)
+      for (Index h = 0; h < s.query_heads; ++h)
+        for (Index i = 0; i < s.rows; ++i)
+          for (Index j = 0; j < s.keys; ++j) store(out.d_bias, out.d_bias.at(b, h, i, j), 0);
+  for (Index h = 0; out.d_sink && h < s.query_heads; ++h) store(out.d_sink, out.d_sink.at(0, h, 0, 0), 0);
+  for (Index b = 0; b < s.batch; ++b)
+    for (Index g = 0; g < s.kv_heads; ++g) {
+      std::vector<GradientTerms> of_key(static_cast<std::size_t>(s.keys));
+      std::vector<std::vector<float>> q_rows, d_o_rows;
+      for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
+        for (Index i = 0; i < s.rows; ++i) {
+          const std::vector<float> o = row_of(in.o, b, h, i), d_o = row_of(in.d_o, b, h, i);
+          const auto lse = static_cast<float>(load(in.lse, in.lse.at(b, h, i, 0)));
+          const float delta = dot(Accumulation::fma, d_o, o, 0);
+          GradientTerms row;
+          for (const Row::Pair& x : Row(e, p, b, h, i).backward(lse)) {
+            const bool kept = p.dropout == 0 || keeps_weight(p, b, h, i, x.key);
+            const float mine = p.dropout == 0 ? 1 : kept ? keep_scale : 0;
+            const float weight = rounded(c.weight_dtype, p.dropout == 0 ? x.weight : x.weight * mine);
+            const float dp = dot(inner, d_o, row_of(p.v, b, g, x.key), 0);
+            const float ds = x.weight * ((p.dropout == 0 ? dp : dp * mine) - delta);
+            if (out.d_bias) {
+              const Index at = out.d_bias.at(b, h, i, x.key);
+              store(out.d_bias, at, static_cast<float>(load(out.d_bias, at)) + ds);
+            }
+            const float gradient = rounded(c.weight_dtype, p.softcap > 0 ? ds * x.factor : ds);
+            row.who.push_back(x.key);
+            row.gradient.push_back(gradient);
+            GradientTerms& key = of_key[static_cast<std::size_t>(x.key)];
+            key.who.push_back(static_cast<Index>(q_rows.size()));
+            key.weight.push_back(weight);
+            key.gradient.push_back(gradient);
+          }
+          if (out.d_sink && !p.sink.empty() && lse > -inf) {
+            const float z = p.sink[static_cast<std::size_t>(h)], weight = static_cast<float>(std::exp(static_cast<double>(z - lse)));
+            const Index at = out.d_sink.at(0, h, 0, 0);
+            store(out.d_sink, at, static_cast<float>(load(out.d_sink, at)) - weight * delta);
+          }
+          q_rows.push_back(row_of(p.q, b, h, i));
+          d_o_rows.push_back(d_o);
+          for (std::size_t d = 0; d < static_cast<std::size_t>(s.dim); ++d) {
+            std::vector<float> k;
+            for (Index j : row.who) k.push_back(static_cast<float>(load(p.k, p.k.at(b, g, j, static_cast<Index>(d)))));
+            store(out.dq, out.dq.at(b, h, i, static_cast<Index>(d)), blocked_dot(e, row.gradient, k, static_cast<std::size_t>(c.backward_tile)) * p.scale);
+          }
+        }
+      for (Index j = 0; j < s.keys; ++j) {
+        const GradientTerms& key = of_key[static_cast<std::size_t>(j)];
+        auto sum = [&](const std::vector<float>& terms, const std::vector<std::vector<float>>& rows, std::size_t d) {
+          std::vector<float> other;
+          for (Index who : key.who) other.push_back(rows[static_cast<std::size_t>(who)][d]);
+          return blocked_dot(e, terms, other, static_cast<std::size_t>(c.backward_row_tile));
+        };
+        for (Index d = 0; d < s.dim; ++d) store(out.dk, out.dk.at(b, g, j, d), sum(key.gradient, q_rows, static_cast<std::size_t>(d)) * p.scale);
+        for (Index d = 0; d < s.value_dim; ++d) store(out.dv, out.dv.at(b, g, j, d), sum(key.weight, d_o_rows, static_cast<std::size_t>(d)));
+      }
+    }
 }
 
 }  // namespace assay

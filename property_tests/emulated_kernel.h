@@ -20,5 +20,6 @@ struct Emulation {
 std::vector<Emulation> emulations(Dtype dtype);
 
 void run_emulated(const Emulation& e, const Attention& p, const AttentionOutput& out);
+void run_emulated_backward(const Emulation& e, const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out);
 
 }  // namespace assay
