@@ -1,9 +1,9 @@
 #include "oracle/backward.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "oracle/key_values.h"
 
@@ -53,16 +53,6 @@ void add_to(Gradient& g, Index row0, const RowMajor& value, const RowMajor& boun
 // Terms that meet in one chain of additions: those of a tile, and one for every tile, where sums are blocked.
 double chain_length(Index total, Index tile, Index tiles) { return static_cast<double>(tile > 0 ? std::min(total, tile) + tiles : total) + 1; }
 
-// One block of rows of one head: everything that its products need.
-struct Rows {
-  Block block;
-  RowMajor q, d_o, kept_weight, ds, dot_gradient, to_dq, to_dk, to_dv, to_bias;
-  std::vector<Taint> score_taint, taint;      // per row: of P; of dS
-  std::vector<std::vector<Taint>> d_o_taint;  // per row and column, empty where dO is finite
-  std::vector<GradientRow> bound;             // per row
-  std::vector<double> delta, delta_error;     // per row
-};
-
 }  // namespace
 
 BackwardReference::BackwardReference(const Attention& problem, const AttentionBackwardInput& input, const AttentionGradients& gradients,
@@ -106,207 +96,256 @@ void BackwardReference::finish(SharedGradients& shared) const {
   finish_gradient(c, terms, 1, gamma_factor(terms, c.roundoff), shared.d_sink);
 }
 
-GroupGradients BackwardReference::evaluate(Index b, Index g, std::span<const Index> row_index, SharedGradients& shared) const {
-  const Attention& p = problem_;
-  const AttentionShape& s = p.shape;
-  const Contract& c = contract();
-  const bool all_rows = static_cast<Index>(row_index.size()) == s.rows, bias = bias_elements_ > 0;
-  const KeyValuesPointer kv = reference_.load_head(b, g);
-  const RowMajor keys = kv->keys_transposed.leftCols(s.keys).transpose(), keys_absolute = keys.cwiseAbs();
-  GroupGradients out;
-  out.row_index.assign(row_index.begin(), row_index.end());
-  out.dk = empty_gradient(all_rows ? s.keys : 0, s.dim);
-  out.dv = empty_gradient(all_rows ? s.keys : 0, s.value_dim);
-  const Index columns = kv->values.cols();
-  RowMajor dk = RowMajor::Zero(out.dk.rows, s.dim), dk_bound = dk, dv = RowMajor::Zero(out.dv.rows, s.value_dim), dv_bound = dv;
-  double key_ratio = 0, key_slack = 0x1p-40;
-  const Index per_block = std::clamp<Index>((Index{1} << 16) / std::max<Index>(s.keys, 1), 16, 128);
-  const double gamma_delta = gamma_factor(static_cast<double>(s.value_dim) + 1, c.roundoff);
-  const double gamma64 = gamma_factor(static_cast<double>(s.value_dim) + 2, unit64);
-  const double sink_gamma = gamma_factor(static_cast<double>(s.batch * s.rows) + 1, c.roundoff);
-  thread_local RowMajor q, d_o, dp, dp_absolute, kept_weight, ds, dot_gradient, to_dq, to_dk, to_dv, to_bias;
+// What a row of a block carries besides its scores.
+struct RowState {
+  Taint score_taint = Taint::none;  // of P, hence of all it touches
+  Taint taint = Taint::none;        // of dS
+  bool from_balls = false, d_o_finite = true;
+  double delta = 0, delta_error = 0, delta_radius = 0;  // as in GradientTruth
+};
 
-  for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h) {
-    Gradient& dq = out.dq.emplace_back(empty_gradient(static_cast<Index>(row_index.size()), s.dim));
-    for (Index first = 0; first < dq.rows; first += per_block) {
-      const Index rows = std::min(per_block, dq.rows - first);
-      const Block block = reference_.evaluate(*kv, h, row_index.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(rows)), Keep::scores);
-      const Index n = block.count, key0 = block.key0;
-      q.setZero(rows, s.dim);
-      d_o.setZero(rows, columns);
-      std::vector<Taint> score_taint(static_cast<std::size_t>(rows), Taint::none), taint(score_taint);
-      std::vector<double> delta(static_cast<std::size_t>(rows)), delta_error(delta), delta_radius(delta);
-      std::vector<char> some_d_o_not_finite(static_cast<std::size_t>(rows), 0);
-
-      for (Index r = 0; r < rows; ++r) {
-        const auto at = static_cast<std::size_t>(r);
-        const Index i = block.row_index[at];
-        if (block.fully_masked[at]) continue;
-        for (Index d = 0; d < s.dim; ++d) {
-          const double x = load(p.q, p.q.at(b, h, i, d));
-          if (std::isfinite(x)) q(r, d) = x;
-          else score_taint[at] = Taint::anything;
-        }
-        if (block.domain[at] == Domain::may_overflow || block.domain[at] == Domain::must_overflow || block.lse_kind[at] == Kind::minus_infinity)
-          score_taint[at] = Taint::anything;
-        if (kv->any_key_not_finite)
-          for (Index j = 0; j < n; ++j)
-            if (block.visible[static_cast<std::size_t>(r * n + j)] && kv->key_not_finite[static_cast<std::size_t>(key0 + j)]) score_taint[at] = Taint::anything;
-        if (block.lse_kind[at] == Kind::nan) score_taint[at] = Taint::nan;
-        taint[at] = score_taint[at];
-        double stored = 0, absolute = 0, defect = 0;
-        bool o_finite = true;
-        for (Index col = 0; col < s.value_dim; ++col) {
-          const auto e = static_cast<std::size_t>(r * s.value_dim + col);
-          const double x = load(input_.d_o, input_.d_o.at(b, h, i, col)), o = load(input_.o, input_.o.at(b, h, i, col));
-          const Kind kind = block.o_kind[e];
-          if (!std::isfinite(x)) {
-            some_d_o_not_finite[at] = 1;
-            taint[at] = worse(taint[at], std::isnan(x) ? Taint::nan : Taint::anything);
-          } else {
-            d_o(r, col) = x;
-          }
-          if (kind == Kind::nan) taint[at] = worse(taint[at], block.underflow_excused[e] ? Taint::anything : Taint::nan);
-          else if (kind != Kind::finite || !std::isfinite(o)) taint[at] = worse(taint[at], Taint::anything), o_finite = false;
-          if (!std::isfinite(x) || kind != Kind::finite || !std::isfinite(o)) continue;
-          delta[at] += x * block.o[e];
-          defect += x * ((o - block.o[e]) - block.o_low[e]);
-          stored += std::fabs(x * o);
-          absolute += std::fabs(x * block.o[e]);
-          delta_radius[at] += std::fabs(x) * block.radius[e];
-        }
-        (void)o_finite;
-        delta_radius[at] = delta_radius[at] * (1 + 1e-9) + gamma64 * absolute;
-        delta_error[at] = std::fabs(defect) + gamma_delta * stored + gamma64 * (stored + absolute) + delta_radius[at] +
-                          (static_cast<double>(s.value_dim) + 1) * c.product_floor;
-        if (!(stored * (1 + 1e-4) < c.largest)) taint[at] = worse(taint[at], Taint::anything);
-        if (!std::isfinite(load(input_.lse, input_.lse.at(b, h, i, 0)))) score_taint[at] = taint[at] = worse(score_taint[at], Taint::anything);
-      }
-      if (n == 0) continue;
-
-      dp.noalias() = d_o * kv->values.middleRows(key0, n).transpose();
-      dp_absolute.noalias() = d_o.cwiseAbs() * kv->values_absolute.middleRows(key0, n).transpose();
-      if (p.dropout > 0)
-        for (Index e = 0; e < rows * n; ++e)
-          if (!block.kept[static_cast<std::size_t>(e)]) dp.data()[e] = dp_absolute.data()[e] = 0;
-      for (RowMajor* m : {&kept_weight, &ds, &dot_gradient, &to_dq, &to_dk, &to_dv, &to_bias}) m->resize(rows, n);
-
-      for (Index r = 0; r < rows; ++r) {
-        const auto at = static_cast<std::size_t>(r);
-        const Index i = block.row_index[at], offset = r * n, mine = first + r;
-        const auto own = static_cast<std::size_t>(mine);
-        auto clear = [&](RowMajor& m) { m.row(r).setZero(); };
-        const bool masked = block.fully_masked[at];
-        if (!masked && score_taint[at] == Taint::none) {
-          GradientTruth t;
-          t.count = n;
-          t.gap = block.gap.data() + offset;
-          t.weight = block.weight.data() + offset;
-          t.dot = block.dot.data() + offset;
-          t.score_error = block.score_error.data() + offset;
-          t.capped_error = p.softcap > 0 ? block.capped_error.data() + offset : nullptr;
-          t.dp = dp.row(r).data();
-          t.dp_absolute = dp_absolute.row(r).data();
-          t.kept = p.dropout > 0 ? block.kept.data() + offset : nullptr;
-          t.max = block.max[at];
-          t.lse = block.lse[at];
-          t.lse_radius = block.lse_radius[at];
-          t.lse_error = std::fabs((load(input_.lse, input_.lse.at(b, h, i, 0)) - block.lse[at]) - block.lse_low[at]) + t.lse_radius;
-          t.delta = delta[at];
-          t.delta_error = delta_error[at];
-          t.delta_radius = delta_radius[at];
-          const GradientRow bound = derive_gradient_row(c, context_, t,
-                                                        {kept_weight.row(r).data(), ds.row(r).data(), dot_gradient.row(r).data(), to_dq.row(r).data(),
-                                                         to_dk.row(r).data(), to_dv.row(r).data(), to_bias.row(r).data()});
-          if (bound.vacuous) score_taint[at] = taint[at] = worse(taint[at], Taint::anything);
-          if (bound.may_overflow) taint[at] = worse(taint[at], Taint::anything);
-          dq.ratio[own] = bound.ratio;
-          dq.slack[own] = bound.slack;
-          key_ratio = std::max(key_ratio, bound.ratio);
-          key_slack = std::max(key_slack, bound.slack);
-          if (has_sink_ && taint[at] == Taint::none) {
-            // dSink = -sum e^(z - LSE) D
-            const double argument = static_cast<double>(p.sink[static_cast<std::size_t>(h)]) - t.lse, weight = std::exp(argument);
-            const double reach = std::fabs(argument) + t.lse_error;
-            const double exponent =
-                (t.lse_error + c.argument_roundings * c.roundoff * (1 + 4 * c.roundoff) * reach + 2 * c.roundoff * (c.exp_ulp + c.exp_ulp_per_unit * reach)) *
-                (1 + 1e-6);
-            const double weight_error = weight * expm1_above(exponent) + c.exp_floor, term = weight * std::fabs(t.delta);
-            const double error = (weight_error * (std::fabs(t.delta) + t.delta_error) + weight * t.delta_error) * (1 + c.roundoff) + c.roundoff * term;
-            const auto head = static_cast<std::size_t>(h);
-            Gradient& sink = shared.d_sink;
-            sink.value[head] -= weight * t.delta;
-            const double bound_term = error + sink_gamma * (term + error);
-            sink.bound[head] += bound_term;
-            sink.touched[head] = 1;
-            const double error64 = weight * expm1_above(t.lse_radius + 0x1p-45) * std::fabs(t.delta) + weight * t.delta_radius + 16 * unit64 * term;
-            if (error64 > 0) sink.ratio[head] = std::max(sink.ratio[head], error64 / bound_term + 0x1p-24);
-          }
-        } else {
-          for (RowMajor* m : {&kept_weight, &ds, &dot_gradient, &to_dq, &to_dk, &to_dv, &to_bias}) clear(*m);
-        }
-        if (masked) continue;
-        dq.touched[own] = 1;
-        if (score_taint[at] != Taint::none)
-          for (RowMajor* m : {&kept_weight, &to_dv}) clear(*m);
-        if (taint[at] != Taint::none) {
-          for (RowMajor* m : {&ds, &dot_gradient, &to_dq, &to_dk, &to_bias}) clear(*m);
-          std::fill_n(dq.taint.begin() + mine * s.dim, s.dim, taint[at]);
-          if (has_sink_) {
-            shared.d_sink.touched[static_cast<std::size_t>(h)] = 1;
-            shared.d_sink.taint[static_cast<std::size_t>(h)] = worse(shared.d_sink.taint[static_cast<std::size_t>(h)], taint[at]);
-          }
-        }
-        for (Index j = 0; j < n; ++j) {
-          if (!block.visible[static_cast<std::size_t>(offset + j)]) continue;
-          const auto key = static_cast<std::size_t>(key0 + j);
-          if (bias) {
-            const auto e = static_cast<std::size_t>(bias_element(b, h, i, key0 + j));
-            shared.d_bias.value[e] += ds(r, j);
-            shared.d_bias.bound[e] += to_bias(r, j);
-            shared.d_bias.touched[e] = 1;
-            shared.d_bias.ratio[e] = std::max(shared.d_bias.ratio[e], dq.ratio[own]);
-            shared.d_bias.slack[e] = std::max(shared.d_bias.slack[e], dq.slack[own]);
-            shared.d_bias.taint[e] = worse(shared.d_bias.taint[e], taint[at]);
-          }
-          if (!all_rows) continue;
-          out.dk.touched[key] = out.dv.touched[key] = 1;
-          if (taint[at] != Taint::none)
-            for (Index d = 0; d < s.dim; ++d) {
-              Taint& x = out.dk.taint[key * static_cast<std::size_t>(s.dim) + static_cast<std::size_t>(d)];
-              x = worse(x, taint[at]);
-            }
-          if (score_taint[at] != Taint::none || some_d_o_not_finite[at])
-            for (Index col = 0; col < s.value_dim; ++col) {
-              const double x = load(input_.d_o, input_.d_o.at(b, h, i, col));
-              Taint& e = out.dv.taint[key * static_cast<std::size_t>(s.value_dim) + static_cast<std::size_t>(col)];
-              e = worse(e, worse(score_taint[at], std::isfinite(x) ? Taint::none : std::isnan(x) ? Taint::nan : Taint::anything));
-            }
-        }
-      }
-
-      add_to(dq, first, dot_gradient * keys.middleRows(key0, n), to_dq * keys_absolute.middleRows(key0, n));
-      if (all_rows) {
-        dk.middleRows(key0, n).noalias() += dot_gradient.transpose() * q;
-        dk_bound.middleRows(key0, n).noalias() += to_dk.transpose() * q.cwiseAbs();
-        dv.middleRows(key0, n).noalias() += kept_weight.transpose() * d_o.leftCols(s.value_dim);
-        dv_bound.middleRows(key0, n).noalias() += to_dv.transpose() * d_o.leftCols(s.value_dim).cwiseAbs();
-      }
-    }
-    finish_gradient(c, context_.keys_length, context_.forward.scale, gamma_factor(dot_roundings(c, context_.keys_length), c.dot_roundoff), dq);
+// The sums of one kv head, a block of rows of one query head at a time.
+class GroupSum {
+ public:
+  GroupSum(const BackwardReference& x, Index b, Index g, std::span<const Index> row_index, SharedGradients& shared)
+      : x_(x), p_(x.problem_), s_(p_.shape), c_(x.contract()), shared_(shared), kv_(x.reference_.load_head(b, g)), b_(b) {
+    keys_ = kv_->keys_transposed.leftCols(s_.keys).transpose();
+    keys_absolute_ = keys_.cwiseAbs();
+    out_.row_index.assign(row_index.begin(), row_index.end());
+    all_rows_ = static_cast<Index>(row_index.size()) == s_.rows;
+    out_.dk = empty_gradient(all_rows_ ? s_.keys : 0, s_.dim);
+    out_.dv = empty_gradient(all_rows_ ? s_.keys : 0, s_.value_dim);
+    dk_ = dk_bound_ = RowMajor::Zero(out_.dk.rows, s_.dim);
+    dv_ = dv_bound_ = RowMajor::Zero(out_.dv.rows, s_.value_dim);
   }
-  if (all_rows) {
-    add_to(out.dk, 0, dk, dk_bound);
-    add_to(out.dv, 0, dv, dv_bound);
-    const double gamma = gamma_factor(dot_roundings(c, context_.rows_length), c.dot_roundoff);
-    for (Gradient* m : {&out.dk, &out.dv}) {
-      std::fill(m->ratio.begin(), m->ratio.end(), key_ratio);
-      std::fill(m->slack.begin(), m->slack.end(), key_slack);
-    }
-    finish_gradient(c, context_.rows_length, context_.forward.scale, gamma, out.dk);
-    finish_gradient(c, context_.rows_length, 1, gamma, out.dv);
+
+  void add_head(Index h) {
+    h_ = h;
+    Gradient& dq = out_.dq.emplace_back(empty_gradient(static_cast<Index>(out_.row_index.size()), s_.dim));
+    const Index per_block = std::clamp<Index>((Index{1} << 16) / std::max<Index>(s_.keys, 1), 16, 128);
+    for (Index first = 0; first < dq.rows; first += per_block)
+      add_block(dq, first,
+                x_.reference_.evaluate(*kv_, h, {out_.row_index.data() + first, static_cast<std::size_t>(std::min(per_block, dq.rows - first))}, Keep::scores));
+    finish_gradient(c_, x_.context_.keys_length, x_.context_.forward.scale, gamma_factor(dot_roundings(c_, x_.context_.keys_length), c_.dot_roundoff), dq);
   }
-  return out;
+
+  GroupGradients finish() {
+    if (!all_rows_) return std::move(out_);
+    add_to(out_.dk, 0, dk_, dk_bound_);
+    add_to(out_.dv, 0, dv_, dv_bound_);
+    for (Gradient* m : {&out_.dk, &out_.dv}) {
+      std::fill(m->ratio.begin(), m->ratio.end(), key_ratio_);
+      std::fill(m->slack.begin(), m->slack.end(), key_slack_);
+    }
+    const double gamma = gamma_factor(dot_roundings(c_, x_.context_.rows_length), c_.dot_roundoff);
+    finish_gradient(c_, x_.context_.rows_length, x_.context_.forward.scale, gamma, out_.dk);
+    finish_gradient(c_, x_.context_.rows_length, 1, gamma, out_.dv);
+    return std::move(out_);
+  }
+
+ private:
+  // Matrices of a block, kept by each thread from block to block.
+  struct Products {
+    RowMajor q, d_o, dp, dp_absolute, kept_weight, ds, dot_gradient, to_dq, to_dk, to_dv, to_bias;
+    std::array<RowMajor*, 7> weights() { return {&kept_weight, &ds, &dot_gradient, &to_dq, &to_dk, &to_dv, &to_bias}; }
+  };
+
+  void add_block(Gradient& dq, Index first, Block block) {
+    const Index rows = block.rows, n = block.count, key0 = block.key0;
+    thread_local Products m;
+    m.q.setZero(rows, s_.dim);
+    m.d_o.setZero(rows, kv_->values.cols());
+    std::vector<RowState> states(static_cast<std::size_t>(rows));
+    for (Index r = 0; r < rows; ++r)
+      if (!block.fully_masked[static_cast<std::size_t>(r)]) states[static_cast<std::size_t>(r)] = inspect(block, r, m);
+    if (n == 0) return;
+    m.dp.noalias() = m.d_o * kv_->values.middleRows(key0, n).transpose();
+    m.dp_absolute.noalias() = m.d_o.cwiseAbs() * kv_->values_absolute.middleRows(key0, n).transpose();
+    for (Index e = 0; p_.dropout > 0 && e < rows * n; ++e)
+      if (!block.kept[static_cast<std::size_t>(e)]) m.dp.data()[e] = m.dp_absolute.data()[e] = 0;
+    for (RowMajor* w : m.weights()) w->setZero(rows, n);
+    for (Index r = 0; r < rows; ++r) {
+      const auto at = static_cast<std::size_t>(r), own = static_cast<std::size_t>(first + r);
+      if (block.fully_masked[at]) continue;
+      RowState& state = states[at];
+      dq.touched[own] = 1;
+      if (state.score_taint == Taint::none) weigh(block, r, state, dq, own, m);
+      if (state.score_taint != Taint::none) m.kept_weight.row(r).setZero(), m.to_dv.row(r).setZero();
+      if (state.taint != Taint::none) {
+        for (RowMajor* w : {&m.ds, &m.dot_gradient, &m.to_dq, &m.to_dk, &m.to_bias}) w->row(r).setZero();
+        std::fill_n(dq.taint.begin() + static_cast<Index>(own) * s_.dim, s_.dim, state.taint);
+      }
+      if (x_.has_sink_) add_sink(block, r, state);
+      spread(block, r, state, dq, own, m);
+    }
+    add_to(dq, first, m.dot_gradient * keys_.middleRows(key0, n), m.to_dq * keys_absolute_.middleRows(key0, n));
+    if (!all_rows_) return;
+    dk_.middleRows(key0, n).noalias() += m.dot_gradient.transpose() * m.q;
+    dk_bound_.middleRows(key0, n).noalias() += m.to_dk.transpose() * m.q.cwiseAbs();
+    dv_.middleRows(key0, n).noalias() += m.kept_weight.transpose() * m.d_o.leftCols(s_.value_dim);
+    dv_bound_.middleRows(key0, n).noalias() += m.to_dv.transpose() * m.d_o.leftCols(s_.value_dim).cwiseAbs();
+  }
+
+  // Q and dO of a row, what taints it, and D from the stored O against D from the exact one.
+  RowState inspect(Block& block, Index r, Products& m) const {
+    const auto at = static_cast<std::size_t>(r);
+    const Index i = block.row_index[at];
+    RowState state;
+    if (block.needs_ball[at] && block.lse_kind[at] == Kind::finite) {
+      x_.reference_.refine(*kv_, block, r, 128);
+      state.from_balls = true;
+    }
+    if (block.domain[at] == Domain::may_overflow || block.domain[at] == Domain::must_overflow || block.lse_kind[at] == Kind::minus_infinity ||
+        !std::isfinite(load(x_.input_.lse, x_.input_.lse.at(b_, h_, i, 0))))
+      state.score_taint = Taint::anything;
+    for (Index d = 0; d < s_.dim; ++d) {
+      const double q = load(p_.q, p_.q.at(b_, h_, i, d));
+      if (std::isfinite(q)) m.q(r, d) = q;
+      else state.score_taint = Taint::anything;
+    }
+    for (Index j = 0; kv_->any_key_not_finite && j < block.count; ++j)
+      if (block.visible[static_cast<std::size_t>(r * block.count + j)] && kv_->key_not_finite[static_cast<std::size_t>(block.key0 + j)])
+        state.score_taint = Taint::anything;
+    if (block.lse_kind[at] == Kind::nan) state.score_taint = Taint::nan;
+    state.taint = state.score_taint;
+
+    double stored = 0, absolute = 0, defect = 0;
+    for (Index col = 0; col < s_.value_dim; ++col) {
+      const auto e = static_cast<std::size_t>(r * s_.value_dim + col);
+      const double d_o = load(x_.input_.d_o, x_.input_.d_o.at(b_, h_, i, col)), o = load(x_.input_.o, x_.input_.o.at(b_, h_, i, col));
+      if (std::isfinite(d_o)) {
+        m.d_o(r, col) = d_o;
+      } else {
+        state.d_o_finite = false;
+        state.taint = worse(state.taint, std::isnan(d_o) ? Taint::nan : Taint::anything);
+      }
+      if (block.o_kind[e] == Kind::nan && !block.underflow_excused[e]) state.taint = Taint::nan;
+      else if (block.o_kind[e] != Kind::finite || !std::isfinite(o)) state.taint = worse(state.taint, Taint::anything);
+      if (!std::isfinite(d_o) || block.o_kind[e] != Kind::finite || !std::isfinite(o)) continue;
+      state.delta += d_o * block.o[e];
+      defect += d_o * ((o - block.o[e]) - block.o_low[e]);
+      stored += std::fabs(d_o * o);
+      absolute += std::fabs(d_o * block.o[e]);
+      state.delta_radius += std::fabs(d_o) * block.radius[e];
+    }
+    const double length = static_cast<double>(s_.value_dim) + 1, gamma64 = gamma_factor(length + 1, unit64);
+    state.delta_radius = state.delta_radius * (1 + 1e-9) + gamma64 * absolute;
+    state.delta_error =
+        std::fabs(defect) + gamma_factor(length, c_.roundoff) * stored + gamma64 * (stored + absolute) + state.delta_radius + length * c_.product_floor;
+    if (!(stored * (1 + 1e-4) < c_.largest)) state.taint = worse(state.taint, Taint::anything);
+    return state;
+  }
+
+  void weigh(const Block& block, Index r, RowState& state, Gradient& dq, std::size_t own, Products& m) {
+    const auto at = static_cast<std::size_t>(r);
+    const Index offset = r * block.count;
+    GradientTruth t;
+    t.count = block.count;
+    t.gap = block.gap.data() + offset;
+    t.weight = block.weight.data() + offset;
+    t.dot = block.dot.data() + offset;
+    t.score_error = block.score_error.data() + offset;
+    t.capped_error = p_.softcap > 0 ? block.capped_error.data() + offset : nullptr;
+    t.dp = m.dp.row(r).data();
+    t.dp_absolute = m.dp_absolute.row(r).data();
+    t.kept = p_.dropout > 0 ? block.kept.data() + offset : nullptr;
+    t.weights_from_balls = state.from_balls;
+    t.max = block.max[at];
+    t.lse = block.lse[at];
+    t.lse_radius = block.lse_radius[at];
+    t.lse_error = stored_lse_error(block, r);
+    t.delta = state.delta;
+    t.delta_error = state.delta_error;
+    t.delta_radius = state.delta_radius;
+    const GradientRow bound = derive_gradient_row(c_, x_.context_, t,
+                                                  {m.kept_weight.row(r).data(), m.ds.row(r).data(), m.dot_gradient.row(r).data(), m.to_dq.row(r).data(),
+                                                   m.to_dk.row(r).data(), m.to_dv.row(r).data(), m.to_bias.row(r).data()});
+    if (bound.vacuous) state.score_taint = state.taint = worse(state.taint, Taint::anything);
+    if (bound.may_overflow) state.taint = worse(state.taint, Taint::anything);
+    dq.ratio[own] = bound.ratio;
+    dq.slack[own] = bound.slack;
+    key_ratio_ = std::max(key_ratio_, bound.ratio);
+    key_slack_ = std::max(key_slack_, bound.slack);
+  }
+
+  double stored_lse_error(const Block& block, Index r) const {
+    const auto at = static_cast<std::size_t>(r);
+    const double stored = load(x_.input_.lse, x_.input_.lse.at(b_, h_, block.row_index[at], 0));
+    return std::fabs((stored - block.lse[at]) - block.lse_low[at]) + block.lse_radius[at];
+  }
+
+  // dSink = -sum e^(z - LSE) D
+  void add_sink(const Block& block, Index r, const RowState& state) {
+    const auto at = static_cast<std::size_t>(r), head = static_cast<std::size_t>(h_);
+    Gradient& sink = shared_.d_sink;
+    sink.touched[head] = 1;
+    if (state.taint != Taint::none) {
+      sink.taint[head] = worse(sink.taint[head], state.taint);
+      return;
+    }
+    const double u = c_.roundoff, argument = static_cast<double>(p_.sink[head]) - block.lse[at], weight = std::exp(argument);
+    const double lse_error = stored_lse_error(block, r), reach = std::fabs(argument) + lse_error, magnitude = std::fabs(state.delta), term = weight * magnitude;
+    const double exponent = (lse_error + c_.argument_roundings * u * (1 + 4 * u) * reach + 2 * u * (c_.exp_ulp + c_.exp_ulp_per_unit * reach)) * (1 + 1e-6);
+    const double weight_error = weight * expm1_above(exponent) + c_.exp_floor;
+    const double error = (weight_error * (magnitude + state.delta_error) + weight * state.delta_error) * (1 + u) + u * term;
+    const double bound = error + gamma_factor(static_cast<double>(s_.batch * s_.rows) + 1, u) * (term + error);
+    sink.value[head] -= weight * state.delta;
+    sink.bound[head] += bound;
+    const double own_error = weight * expm1_above(block.lse_radius[at] + 0x1p-45) * magnitude + weight * state.delta_radius +
+                             gamma_factor(static_cast<double>(s_.batch * s_.rows) + 16, unit64) * term;
+    if (own_error > 0) sink.ratio[head] = std::max(sink.ratio[head], own_error / bound);
+  }
+
+  // What a row adds to dBias, and whom it touches or taints.
+  void spread(const Block& block, Index r, const RowState& state, const Gradient& dq, std::size_t own, const Products& m) {
+    const Index i = block.row_index[static_cast<std::size_t>(r)];
+    for (Index j = 0; j < block.count; ++j) {
+      if (!block.visible[static_cast<std::size_t>(r * block.count + j)]) continue;
+      const Index key = block.key0 + j;
+      if (x_.bias_elements_ > 0) {
+        Gradient& bias = shared_.d_bias;
+        const auto e = static_cast<std::size_t>(x_.bias_element(b_, h_, i, key));
+        bias.value[e] += m.ds(r, j);
+        bias.bound[e] += m.to_bias(r, j);
+        bias.touched[e] = 1;
+        bias.ratio[e] = std::max(bias.ratio[e], dq.ratio[own]);
+        bias.slack[e] = std::max(bias.slack[e], dq.slack[own]);
+        bias.taint[e] = worse(bias.taint[e], state.taint);
+      }
+      if (!all_rows_) continue;
+      out_.dk.touched[static_cast<std::size_t>(key)] = out_.dv.touched[static_cast<std::size_t>(key)] = 1;
+      if (state.taint != Taint::none)
+        for (Index d = 0; d < s_.dim; ++d) taint(out_.dk, key, d, state.taint);
+      if (state.score_taint != Taint::none || !state.d_o_finite)
+        for (Index col = 0; col < s_.value_dim; ++col) {
+          const double d_o = load(x_.input_.d_o, x_.input_.d_o.at(b_, h_, i, col));
+          taint(out_.dv, key, col, worse(state.score_taint, std::isfinite(d_o) ? Taint::none : std::isnan(d_o) ? Taint::nan : Taint::anything));
+        }
+    }
+  }
+  static void taint(Gradient& g, Index row, Index column, Taint with) {
+    Taint& mine = g.taint[static_cast<std::size_t>(row * g.columns + column)];
+    mine = worse(mine, with);
+  }
+
+  const BackwardReference& x_;
+  const Attention& p_;
+  const AttentionShape& s_;
+  const Contract& c_;
+  SharedGradients& shared_;
+  const KeyValuesPointer kv_;
+  const Index b_;
+  Index h_ = 0;
+  bool all_rows_ = false;
+  RowMajor keys_, keys_absolute_, dk_, dk_bound_, dv_, dv_bound_;
+  double key_ratio_ = 0, key_slack_ = 0x1p-40;
+  GroupGradients out_;
+};
+
+GroupGradients BackwardReference::evaluate(Index b, Index g, std::span<const Index> rows, SharedGradients& shared) const {
+  GroupSum sum(*this, b, g, rows, shared);
+  for (Index h = g * problem_.shape.group(); h < (g + 1) * problem_.shape.group(); ++h) sum.add_head(h);
+  return sum.finish();
 }
 
 }  // namespace assay

@@ -56,6 +56,7 @@ class BackwardReference {
   const Contract& contract() const { return reference_.contract(); }
 
  private:
+  friend class GroupSum;
   const Attention& problem_;
   const AttentionBackwardInput& input_;
   Reference reference_;

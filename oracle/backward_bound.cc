@@ -55,7 +55,7 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
     double h = score + c.argument_roundings * u * (1 + 4 * u) * reach + 2 * u * (c.exp_ulp + c.exp_ulp_per_unit * reach);
     if (c.fused_argument) h += 2.01 * u * (std::fabs(t.lse) + t.lse_error) + c.scale_error * x.forward.scale * std::fabs(t.dot[j]);
     h *= 1 + 1e-6;
-    const double h64 = ratio * t.score_error[j] + t.lse_radius + 0x1p-45 + 0x1p-51 * argument;
+    const double h64 = (t.weights_from_balls ? 0 : ratio * t.score_error[j] + 0x1p-51 * argument) + t.lse_radius + 0x1p-45;
     largest_exponent64 = std::max(largest_exponent64, h64);
     const double weight_error = p * expm1_above(h) + c.exp_floor, weight_error64 = p * expm1_above(h64) + 0x1p-1070;
     undetermined = std::max(undetermined, h);

@@ -29,6 +29,7 @@ struct GradientTruth {
   const double* dp = nullptr;            // R_j dO.v_j
   const double* dp_absolute = nullptr;   // R_j sum |dO||v_j|
   const char* kept = nullptr;            // by dropout; null: all
+  bool weights_from_balls = false;       // p_j and LSE have all their bits
   double max = 0, lse = 0;
   double lse_error = 0, lse_radius = 0;      // of the stored LSE; of the oracle's
   double delta = 0;                          // D = sum dO O

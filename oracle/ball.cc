@@ -1,54 +1,16 @@
 #include "oracle/ball.h"
 
-#include <arb.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "oracle/arb_ball.h"
 #include "oracle/visibility.h"
 
 namespace assay {
 namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
-
-// Arb's types need clearing; these are what is used of them.
-class Ball {
- public:
-  Ball() { arb_init(x_); }
-  explicit Ball(double v) : Ball() { arb_set_d(x_, v); }
-  Ball(const Ball& other) : Ball() { arb_set(x_, other.x_); }
-  Ball& operator=(const Ball& other) {
-    arb_set(x_, other.x_);
-    return *this;
-  }
-  ~Ball() { arb_clear(x_); }
-  arb_ptr get() { return x_; }
-  arb_srcptr get() const { return x_; }
-
- private:
-  arb_t x_;
-};
-
-double nearest(const Ball& x) { return arf_get_d(arb_midref(x.get()), ARF_RND_NEAR); }
-
-BallRow::Enclosure enclose(const Ball& x, long bits) {
-  BallRow::Enclosure e;
-  e.value = nearest(x);
-  Ball rest, value(e.value);
-  arb_sub(rest.get(), x.get(), value.get(), 2 * bits + 128);
-  e.low = nearest(rest);
-  Ball low(e.low);
-  arb_sub(rest.get(), rest.get(), low.get(), 2 * bits + 128);
-  mag_t m;
-  mag_init(m);
-  arb_get_mag(m, rest.get());
-  e.radius = mag_get_d(m) * (1 + 0x1p-50);
-  mag_clear(m);
-  if (!std::isfinite(e.value) || !std::isfinite(e.radius)) return {0, 0, inf};  // an enclosure that says nothing
-  return e;
-}
 
 double finite_or_zero(double x) { return std::isfinite(x) ? x : 0; }
 
@@ -106,7 +68,7 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
       absolute += std::fabs(q[d] * k);
       prefix += std::fabs(partial);
     }
-    dot_[j] = nearest(sum);
+    dot_[j] = nearest(sum.get());
     arb_mul(sum.get(), sum.get(), scale.get(), bits);
     absolute_[j] = absolute;
     prefix_[j] = prefix;
@@ -139,24 +101,24 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
   for (std::size_t j = 0; j < keys; ++j) {
     if (seen.bias[j] == -inf) continue;
     arb_sub(term.get(), maximum.get(), score[j].get(), bits);
-    gap_[j] = std::max(0.0, nearest(term));
+    gap_[j] = std::max(0.0, nearest(term.get()));
     arb_neg(term.get(), term.get());
     arb_exp(weight[j].get(), term.get(), bits);
     arb_add(total.get(), total.get(), weight[j].get(), bits);
   }
   if (truth_.has_sink) {
     arb_sub(term.get(), maximum.get(), sink.get(), bits);
-    truth_.sink_gap = std::max(0.0, nearest(term));
+    truth_.sink_gap = std::max(0.0, nearest(term.get()));
     arb_neg(term.get(), term.get());
     arb_exp(term.get(), term.get(), bits);
     arb_add(total.get(), total.get(), term.get(), bits);
     arb_div(term.get(), term.get(), total.get(), bits);
-    truth_.sink_weight = nearest(term);
+    truth_.sink_weight = nearest(term.get());
   }
   arb_log(term.get(), total.get(), bits);
   arb_add(term.get(), term.get(), maximum.get(), bits);
-  lse_ = enclose(term, bits);
-  truth_.max = nearest(maximum);
+  lse_ = enclose(term.get(), bits);
+  truth_.max = nearest(maximum.get());
   truth_.lse = lse_.value;
   truth_.additions = seen.additions;
 
@@ -169,7 +131,7 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
   for (std::size_t j = 0; j < keys; ++j) {
     if (seen.bias[j] == -inf) continue;
     arb_div(weight[j].get(), weight[j].get(), total.get(), bits);
-    weight_[j] = nearest(weight[j]);
+    weight_[j] = nearest(weight[j].get());
     kept_[j] = keeps_weight(p, b, h, i, static_cast<Index>(j));
     if (kept_[j] == 0) continue;
     for (Index c = 0; c < s.value_dim; ++c) {
@@ -179,7 +141,7 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
   }
   for (Ball& x : o) {
     arb_mul(x.get(), x.get(), keep_scale.get(), bits);
-    o_.push_back(enclose(x, bits));
+    o_.push_back(enclose(x.get(), bits));
   }
 }
 

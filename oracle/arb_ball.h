@@ -1,0 +1,51 @@
+// Inside oracle/: what is used of Arb's balls.
+#pragma once
+
+#include <arb.h>
+
+#include <cmath>
+#include <limits>
+
+#include "oracle/ball.h"
+
+namespace assay {
+
+// Arb's types need clearing; these are what is used of them.
+class Ball {
+ public:
+  Ball() { arb_init(x_); }
+  explicit Ball(double v) : Ball() { arb_set_d(x_, v); }
+  Ball(const Ball& other) : Ball() { arb_set(x_, other.x_); }
+  Ball& operator=(const Ball& other) {
+    arb_set(x_, other.x_);
+    return *this;
+  }
+  ~Ball() { arb_clear(x_); }
+  arb_ptr get() { return x_; }
+  arb_srcptr get() const { return x_; }
+
+ private:
+  arb_t x_;
+};
+
+inline double nearest(arb_srcptr x) { return arf_get_d(arb_midref(x), ARF_RND_NEAR); }
+
+// As a double, what it leaves of the midpoint, and a radius.
+inline BallRow::Enclosure enclose(arb_srcptr x, long bits) {
+  BallRow::Enclosure e;
+  e.value = nearest(x);
+  Ball rest, value(e.value);
+  arb_sub(rest.get(), x, value.get(), 2 * bits + 128);
+  e.low = nearest(rest.get());
+  Ball low(e.low);
+  arb_sub(rest.get(), rest.get(), low.get(), 2 * bits + 128);
+  mag_t m;
+  mag_init(m);
+  arb_get_mag(m, rest.get());
+  e.radius = mag_get_d(m) * (1 + 0x1p-50);
+  mag_clear(m);
+  if (!std::isfinite(e.value) || !std::isfinite(e.radius)) return {0, 0, std::numeric_limits<double>::infinity()};  // an enclosure that says nothing
+  return e;
+}
+
+}  // namespace assay
