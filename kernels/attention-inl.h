@@ -24,7 +24,6 @@
 #define ASSAY_KERNELS_ATTENTION_INL_H_
 #endif
 
-#include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
@@ -76,15 +75,15 @@ class RowBlock {
         bias_(p_),
         width_(plan.tiling.keys),
         accumulator_stride_(plan.padded_value_dim),
-        q_(allocate(plan.tiling.rows * s_.dim)),
-        q_row_(allocate(s_.dim)),
-        scores_(allocate(plan.tiling.rows * score_stride)),
-        accumulator_(allocate(plan.tiling.rows * accumulator_stride_)),
-        bias_row_(allocate(width_)),
-        max_(allocate(plan.tiling.rows)),
-        sum_(allocate(plan.tiling.rows)),
-        tile_sum_(allocate(plan.tiling.rows)),
-        correction_(allocate(plan.tiling.rows)),
+        q_(allocate_floats(plan.tiling.rows * s_.dim)),
+        q_row_(allocate_floats(s_.dim)),
+        scores_(allocate_floats(plan.tiling.rows * score_stride)),
+        accumulator_(allocate_floats(plan.tiling.rows * accumulator_stride_)),
+        bias_row_(allocate_floats(width_)),
+        max_(allocate_floats(plan.tiling.rows)),
+        sum_(allocate_floats(plan.tiling.rows)),
+        tile_sum_(allocate_floats(plan.tiling.rows)),
+        correction_(allocate_floats(plan.tiling.rows)),
         ranges_(static_cast<std::size_t>(plan.tiling.rows)),
         seen_(ranges_) {}
 
@@ -117,12 +116,6 @@ class RowBlock {
   }
 
  private:
-  static hwy::AlignedFreeUniquePtr<float[]> allocate(Index floats) {
-    auto p = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max<Index>(floats, 1)));
-    if (!p) throw std::bad_alloc();
-    return p;
-  }
-
   HWY_INLINE void observe(Stage stage, float* data, Index columns, Index stride) const {
     if constexpr (Stages::observes) stages_.at(stage, {b_, h_, row0_, key0_, rows_, columns, data, stride});
   }
@@ -264,10 +257,7 @@ class RowBlock {
 
   bool is_visible(Index r, Index key) const {
     const KeyRange& range = ranges_[r];
-    if (key < range.begin || key >= range.end) return false;
-    float bias = 0;
-    if (bias_.active()) bias_.row(b_, h_, row0_ + r, key, 1, &bias);
-    return bias != minus_infinity;
+    return key >= range.begin && key < range.end && bias_.keeps(b_, h_, row0_ + r, key);
   }
 
   void finish() {
@@ -278,22 +268,12 @@ class RowBlock {
       if (sum != 0) {
         const float inverse = 1.0f / sum;
         for (Index c = 0; c < s_.value_dim; ++c) row[c] *= inverse;
-      } else if (sees_a_key(r)) {
+      } else if (bias_.keeps_any(b_, h_, row0_ + r, ranges_[r])) {
         // Every visible score is -inf: 0 / 0, unlike a row whose every key is masked, which is 0.
         std::fill_n(row, s_.value_dim, std::numeric_limits<float>::quiet_NaN());
       }
-      store_row(r, row, m, sum);
+      store_outputs(r, row, m, sum);
     }
-  }
-
-  bool sees_a_key(Index r) const {
-    const KeyRange& range = ranges_[r];
-    for (Index j = range.begin; j < range.end; ++j) {
-      float bias = 0;
-      if (bias_.active()) bias_.row(b_, h_, row0_ + r, j, 1, &bias);
-      if (bias != minus_infinity) return true;
-    }
-    return false;
   }
 
   // One more key with logit z and value 0.
@@ -306,14 +286,9 @@ class RowBlock {
     m = new_max;
   }
 
-  void store_row(Index r, float* row, float m, float sum) const {
+  void store_outputs(Index r, float* row, float m, float sum) const {
     if constexpr (Stages::observes) stages_.at(Stage::output, {b_, h_, row0_ + r, 0, 1, s_.value_dim, row, s_.value_dim});
-    const TensorView& o = plan_.out.o;
-    const Index at = o.at(b_, h_, row0_ + r, 0), stride = o.stride[3];
-    for (Index c = 0; c < s_.value_dim; ++c) {
-      if (o.dtype == Dtype::f32) static_cast<float*>(o.data)[at + c * stride] = row[c];
-      else static_cast<std::uint16_t*>(o.data)[at + c * stride] = o.dtype == Dtype::bf16 ? to_bf16(row[c]) : to_f16(row[c]);
-    }
+    store_row(plan_.out.o, b_, h_, row0_ + r, s_.value_dim, row);
     if (!plan_.out.lse) return;
     float lse = sum == 0 ? minus_infinity : static_cast<float>(static_cast<double>(m) + std::log(static_cast<double>(sum)));
     if constexpr (Stages::observes) stages_.at(Stage::lse, {b_, h_, row0_ + r, 0, 1, 1, &lse, 1});

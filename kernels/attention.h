@@ -1,4 +1,4 @@
-// Attention forward on the host: tiled, online softmax, fp32 accumulation.
+// Attention on the host, forward and backward: tiled, fp32 accumulation.
 #pragma once
 
 #include <string>
@@ -19,6 +19,8 @@ Status attention_forward(const Attention& problem, const AttentionOutput& out, i
 // - Dtypes as in the forward pass; dQ, dK and dV may be f32, f16 or bf16 each. All sums are fp32.
 // - Every output element is written, exact zeros where no gradient passes. The result is bitwise the same for any
 //   number of threads.
+// - dBias may be asked for without a bias; dSink only with a sink. Gradients may not overlap anything.
+// - Needs a workspace of dQ in fp32 for each split of the keys; where that exceeds 256 MiB, heads and splits take turns.
 Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads = 0);
 
 // How the kernel tiles a problem. Key tiles are anchored at key 0 and depend on D and Dv alone, so that a
@@ -28,6 +30,16 @@ struct ForwardTiling {
   Index keys;
 };
 ForwardTiling forward_tiling(Index dim, Index value_dim);
+
+// The same for the backward pass. dK and dV sum over the rows of a tile, dQ over its keys, each tile from zero; then tiles are
+// added in order (for dK and dV: query heads of the group, then rows), and splits of keys, for dQ, after that. Row tiles are
+// anchored at row 0.
+struct BackwardTiling {
+  Index rows;
+  Index keys;
+  Index split_keys;  // a multiple of `keys`
+};
+BackwardTiling backward_tiling(Index dim, Index value_dim);
 
 // Name of the SIMD target that attention_forward uses now.
 std::string attention_forward_target();

@@ -4,6 +4,7 @@
 
 #include "kernels/convert.h"
 #include "kernels/register_block-inl.h"
+#include "kernels/stages.h"
 #include "problem/attention.h"
 
 #if defined(ASSAY_KERNELS_ELEMENT_BIAS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -42,6 +43,18 @@ class ElementBias {
       const std::int32_t* theirs = p_.key_segment.data() + b * p_.shape.keys + key0;
       for (Index j = 0; j < count; ++j) bias[j] = theirs[j] == mine ? bias[j] : minus_infinity;
     }
+  }
+
+  bool keeps(Index b, Index h, Index i, Index key) const {
+    float bias = 0;
+    if (active_) row(b, h, i, key, 1, &bias);
+    return bias != minus_infinity;
+  }
+  // Whether a row has a key in `range` that no bias masks.
+  bool keeps_any(Index b, Index h, Index i, const KeyRange& range) const {
+    Index j = range.begin;
+    while (j < range.end && !keeps(b, h, i, j)) ++j;
+    return j < range.end;
   }
 
  private:

@@ -1,5 +1,7 @@
 // Products of a few rows with a panel of packed columns, kept in registers; compiled once for each SIMD target.
+#include <algorithm>
 #include <limits>
+#include <new>
 #include <utility>
 
 #include "kernels/attention_plan.h"
@@ -13,6 +15,7 @@
 #define ASSAY_KERNELS_REGISTER_BLOCK_INL_H_
 #endif
 
+#include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
@@ -72,6 +75,31 @@ HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights
    ...);
 }
 
+// A B^T for one panel of rows of B, times `scale`. Rows of A begin at `a` in panels of columns, `a_panel` floats from one panel to
+// the next; B is a panel with its rows side by side for each column.
+template <std::size_t out_stride, std::size_t... R>
+HWY_INLINE void dot_panel(std::index_sequence<R...> rows, const float* a, Index a_panel, const float* b, Index columns, float scale, float* out) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
+  for (Index c = 0; c < columns; c += panel_width, a += a_panel, b += panel_width * panel_width)
+    multiply_add<panel_width, 1>(d, rows, a, b, std::min(panel_width, columns - c), left, right);
+  const Vector s = hn::Set(d, scale);
+  ((hn::Store(hn::Mul(left[R], s), d, out + R * out_stride), hn::Store(hn::Mul(right[R], s), d, out + R * out_stride + n)), ...);
+}
+
+// total += A B for one panel of columns, the product summed on its own first. Rows of the total lie side by side as those of B do.
+template <std::size_t row_step, std::size_t depth_step, std::size_t... R>
+HWY_INLINE void add_product(std::index_sequence<R...> rows, const float* a, const float* b, Index depth, float* total) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
+  multiply_add<row_step, depth_step>(d, rows, a, b, depth, left, right);
+  ((hn::Store(hn::Add(hn::Load(d, total + R * panel_width), left[R]), d, total + R * panel_width),
+    hn::Store(hn::Add(hn::Load(d, total + R * panel_width + n), right[R]), d, total + R * panel_width + n)),
+   ...);
+}
+
 // Calls body(index_sequence, first row) over [0, rows) in register blocks: full ones, then fours, then ones.
 template <class Body>
 HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
@@ -94,6 +122,27 @@ inline void load_row(const TensorView& t, Index b, Index h, Index i, Index colum
     else
       for (Index d = 0; d < columns; ++d) row[d] = from_f16(from[d * stride]);
   }
+}
+
+// Its inverse: every element is rounded once.
+inline void store_row(const TensorView& t, Index b, Index h, Index i, Index columns, const float* HWY_RESTRICT row) {
+  const Index at = t.at(b, h, i, 0), stride = t.stride[3];
+  if (t.dtype == Dtype::f32) {
+    float* to = static_cast<float*>(t.data) + at;
+    for (Index d = 0; d < columns; ++d) to[d * stride] = row[d];
+  } else {
+    std::uint16_t* to = static_cast<std::uint16_t*>(t.data) + at;
+    if (t.dtype == Dtype::bf16)
+      for (Index d = 0; d < columns; ++d) to[d * stride] = to_bf16(row[d]);
+    else
+      for (Index d = 0; d < columns; ++d) to[d * stride] = to_f16(row[d]);
+  }
+}
+
+inline hwy::AlignedFreeUniquePtr<float[]> allocate_floats(Index floats) {
+  auto p = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max<Index>(floats, 1)));
+  if (!p) throw std::bad_alloc();
+  return p;
 }
 
 }  // namespace assay::kernels::HWY_NAMESPACE

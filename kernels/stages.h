@@ -12,10 +12,30 @@
 
 namespace assay::kernels {
 
-enum class Stage { query, key, value, scores, masked, row_max, rescale, weights, accumulated, output, lse };
+enum class Stage {
+  query,
+  key,
+  value,
+  scores,
+  masked,
+  row_max,
+  rescale,
+  weights,
+  accumulated,
+  output,
+  lse,
+  // Backward alone; there, weights are P before dropout.
+  output_gradient,
+  weight_gradients,  // dP
+  score_gradients,   // dS as it enters dQ and dK
+  query_gradient,
+  key_gradient,
+  value_gradient
+};
 
 // What one stage has just produced: `rows` rows of `columns` floats. Row r is query row0 + r (for key and
-// value: key key0 + r); columns are keys from key0 on in scores, masked and weights, else head dimensions.
+// value, and their gradients: key key0 + r); columns are keys from key0 on in scores, masked, weights and the gradients
+// of weights and scores, else head dimensions.
 struct StageView {
   Index b = 0, head = 0;
   Index row0 = 0, key0 = 0;
@@ -54,6 +74,14 @@ struct NoStages {
   float sum_correction(float correction) const { return correction; }
   float accumulator_correction(float correction) const { return correction; }
   float row_sum(float of_tile, float /*max*/, Index /*tile_keys*/, Index /*tile*/) const { return of_tile; }
+
+  // Backward.
+  Index query_head(Index kv_head, Index member, Index group) const { return kv_head * group + member; }
+  Index row_tiles(Index rows, Index tile) const { return (rows + tile - 1) / tile; }
+  float row_delta(float delta) const { return delta; }
+  float softcap_curvature() const { return 1; }  // x in 1 - x tanh^2, the slope of the softcap
+  float query_gradient_scale(float declared) const { return declared; }
+  float key_gradient_scale(float declared) const { return declared; }
 };
 
 }  // namespace assay::kernels

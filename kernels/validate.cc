@@ -55,4 +55,23 @@ Status validate_attention(const Attention& p, const AttentionOutput& out) {
   return {};
 }
 
+Status validate_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out) {
+  if (Status status = validate_attention(p, {in.o, in.lse}); !status.ok()) return status;
+  auto refuse = [](std::string detail) { return Status{StatusCode::invalid_arguments, std::move(detail)}; };
+  const AttentionShape& s = p.shape;
+  const bool empty_rows = s.batch == 0 || s.rows == 0, empty_keys = s.batch == 0 || s.keys == 0;
+  for (auto [name, t] : {std::pair{"lse", &in.lse}, {"d_o", &in.d_o}, {"dq", &out.dq}})
+    if (!empty_rows && !*t) return refuse(fmt::format("{} is null", name));
+  for (auto [name, t] : {std::pair{"dk", &out.dk}, {"dv", &out.dv}})
+    if (!empty_keys && !*t) return refuse(fmt::format("{} is null", name));
+  if (in.d_o && in.d_o.dtype != p.q.dtype) return refuse(fmt::format("d_o is {}, q is {}; they must agree", format(in.d_o.dtype).name, format(p.q.dtype).name));
+  for (auto [name, t] : {std::pair{"dq", &out.dq}, {"dk", &out.dk}, {"dv", &out.dv}})
+    if (!is_kernel_dtype(t->dtype))
+      return Status{StatusCode::unsupported, fmt::format("{} is {}; the kernel writes f32, f16 and bf16", name, format(t->dtype).name)};
+  for (auto [name, t] : {std::pair{"d_bias", &out.d_bias}, {"d_sink", &out.d_sink}})
+    if (*t && t->dtype != Dtype::f32) return refuse(fmt::format("{} is {}; it must be f32", name, format(t->dtype).name));
+  if (out.d_sink && p.sink.empty()) return refuse("d_sink is asked for, but sink has 0 entries");
+  return {};
+}
+
 }  // namespace assay::kernels

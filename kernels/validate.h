@@ -8,5 +8,6 @@ namespace assay::kernels {
 
 // The message names the argument, its value and the limit.
 Status validate_attention(const Attention& problem, const AttentionOutput& out);
+Status validate_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out);
 
 }  // namespace assay::kernels

@@ -1,0 +1,103 @@
+#include "kernels/highway_config.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/backward.cc"
+#include <hwy/foreach_target.h>
+// After foreach_target, which redefines the target on each of its passes.
+#include "kernels/backward-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace assay::kernels::HWY_NAMESPACE {
+
+void run_backward(const BackwardPlan& plan, const void*) { backward(plan, NoStages{}); }
+
+}  // namespace assay::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <fmt/format.h>
+#include <hwy/aligned_allocator.h>
+
+#include <algorithm>
+#include <new>
+
+#include "kernels/validate.h"
+
+namespace assay::kernels {
+
+HWY_EXPORT(run_backward);
+
+BackwardTiling backward_tiling(Index dim, Index value_dim) {
+  // 96 is whole register blocks and whole panels on every target. A split holds K twice, V, dK and dV in fp32 within 768 KiB of L2.
+  constexpr Index tile = 96, split_floats = (Index{768} << 10) / 4;
+  const Index rows = dim + value_dim <= 512 ? tile : tile / 2;
+  return {rows, tile, std::clamp<Index>(split_floats / (3 * dim + 2 * value_dim) / tile, 1, 6) * tile};
+}
+
+namespace {
+
+// Elements of a broadcast dimension are one.
+void fill_with_zeros(const TensorView& t, const Extents& shape) {
+  Extents e = shape;
+  for (std::size_t n = 0; n < 4; ++n)
+    if (t.stride[n] == 0) e[n] = 1;
+  float* to = static_cast<float*>(t.data);
+  for (Index b = 0; b < e[0]; ++b)
+    for (Index h = 0; h < e[1]; ++h)
+      for (Index i = 0; i < e[2]; ++i)
+        for (Index j = 0; j < e[3]; ++j) to[t.at(b, h, i, j)] = 0;
+}
+
+}  // namespace
+
+Status plan_and_run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads, RunBackward run,
+                             const void* stages) {
+  if (Status status = validate_backward(problem, in, out); !status.ok()) return status;
+  const AttentionShape& s = problem.shape;
+  BackwardPlan plan;
+  plan.problem = &problem;
+  plan.in = in;
+  plan.out = out;
+  plan.tiling = backward_tiling(s.dim, s.value_dim);
+  plan.threads = threads;
+  const auto padded = [](Index columns) { return (columns + panel_alignment - 1) / panel_alignment * panel_alignment; };
+  plan.padded_dim = padded(s.dim);
+  plan.padded_value_dim = padded(s.value_dim);
+  plan.row_tiles = (s.rows + plan.tiling.rows - 1) / plan.tiling.rows;
+  plan.splits = (s.keys + plan.tiling.split_keys - 1) / plan.tiling.split_keys;
+
+  const Index groups = s.batch * s.kv_heads, split_tiles = s.group() * plan.row_tiles, split_floats = split_tiles * plan.tile_floats();
+  constexpr Index workspace_floats = (Index{256} << 20) / 4;
+  const bool partial = plan.splits > 1;
+  const Index fitting = workspace_floats / std::max<Index>(split_floats, 1);  // splits
+  plan.wave_splits = !partial ? plan.splits : std::clamp<Index>(fitting, 1, plan.splits);
+  plan.wave_groups = !partial ? groups : std::clamp<Index>(fitting / plan.splits, 1, std::max<Index>(groups, 1));
+  const Index tiles = partial ? plan.wave_groups * plan.wave_splits * split_tiles : 0;
+  const Index totals = plan.wave_splits < plan.splits ? split_floats : 0;
+  try {
+    const auto allocate = [](auto type, Index count) {
+      auto p = hwy::AllocateAligned<decltype(type)>(static_cast<std::size_t>(std::max<Index>(count, 1)));
+      if (!p) throw std::bad_alloc();
+      return p;
+    };
+    const auto delta = allocate(float{}, s.batch * s.query_heads * s.rows), partials = allocate(float{}, tiles * plan.tile_floats()),
+               total = allocate(float{}, totals);
+    const auto written = allocate(static_cast<unsigned char>(0), tiles);
+    plan.delta = delta.get();
+    plan.partials = partial ? partials.get() : nullptr;
+    plan.written = written.get();
+    plan.totals = total.get();
+    if (out.d_bias) fill_with_zeros(out.d_bias, {s.batch, s.query_heads, s.rows, s.keys});
+    run(plan, stages);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::memory_allocation_failed, fmt::format("a workspace of {} bytes, or the scratch of a split", 4 * (tiles * plan.tile_floats() + totals))};
+  }
+  return {};
+}
+
+Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) {
+  return plan_and_run_backward(problem, in, out, threads, HWY_DYNAMIC_DISPATCH(run_backward), nullptr);
+}
+
+}  // namespace assay::kernels
+#endif  // HWY_ONCE

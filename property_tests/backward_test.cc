@@ -1,0 +1,505 @@
+// The production backward kernel against plain loops in double precision, written from docs/semantics.md alone: every SIMD
+// target that this machine runs, bitwise promises, exact zeros, NaN behind and before masks, refusals.
+#include <Random123/philox.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <optional>
+
+#include "harness/run.h"
+#include "kernels/attention.h"
+#include "kernels/targets.h"
+#include "problem/generate.h"
+
+namespace assay {
+namespace {
+
+using kernels::StatusCode;
+using testing::HasSubstr;
+
+constexpr double u = 0x1p-24;
+
+Tensor make(Dtype dtype, LayoutKind kind, const Extents& shape) {
+  Tensor t(dtype, shape, make_layout(kind, shape, shape[1] + 2));
+  poison(t, Poison::nan);
+  return t;
+}
+
+// What backward reads and writes, next to the inputs of a case.
+struct Backward {
+  explicit Backward(const Case& c, std::optional<Dtype> gradient_dtype = {}) : in(c), d_o_in(output_gradient_case(c)), p(in.problem) {
+    const AttentionShape& s = p.shape;
+    const Dtype out = gradient_dtype.value_or(c.dtype);
+    o = make(c.out_dtype(), c.o_layout, {s.batch, s.query_heads, s.rows, s.value_dim});
+    lse = make(Dtype::f32, c.o_layout, {s.batch, s.query_heads, s.rows, 1});
+    dq = make(out, c.o_layout, {s.batch, s.query_heads, s.rows, s.dim});
+    dk = make(out, c.o_layout, {s.batch, s.kv_heads, s.keys, s.dim});
+    dv = make(out, c.o_layout == LayoutKind::bhsd ? LayoutKind::bhsd : LayoutKind::strided, {s.batch, s.kv_heads, s.keys, s.value_dim});
+    if (p.bias) {
+      const std::array<bool, 4>& varies = c.bias.varies;
+      Extents extent{s.batch, s.query_heads, s.rows, s.keys};
+      for (std::size_t n = 0; n < 4; ++n)
+        if (!varies[n]) extent[n] = 1;
+      Layout layout = make_layout(LayoutKind::padded, extent, 1);
+      for (std::size_t n = 0; n < 4; ++n)
+        if (!varies[n]) layout.stride[n] = 0;
+      d_bias = Tensor(Dtype::f32, {s.batch, s.query_heads, s.rows, s.keys}, layout);
+      poison(d_bias, Poison::nan);
+    }
+    if (!p.sink.empty()) d_sink = make(Dtype::f32, LayoutKind::strided, {1, s.query_heads, 1, 1});
+  }
+
+  static Case output_gradient_case(const Case& c) {
+    Case g;
+    g.shape = {c.shape.batch, c.shape.query_heads, c.shape.query_heads, c.shape.rows, 1, c.shape.value_dim, 1};
+    g.dtype = c.dtype;
+    g.q_layout = c.o_layout;
+    g.seed = c.seed + 1000;
+    return g;
+  }
+
+  AttentionBackwardInput input() const { return {o.view(), lse.view(), d_o_in.q.view()}; }
+  AttentionGradients output() const { return {dq.view(), dk.view(), dv.view(), d_bias.view(), d_sink.view()}; }
+  kernels::Status run(int threads = 1) const { return kernels::attention_backward(p, input(), output(), threads); }
+
+  Inputs in, d_o_in;
+  Attention& p;
+  Tensor o, lse, dq, dk, dv, d_bias, d_sink;
+};
+
+bool visible(const Attention& p, Index b, Index h, Index i, Index j) {
+  const Index diagonal = i + p.offset_of(b);
+  const auto batch = static_cast<std::size_t>(b);
+  if (p.causal && j > diagonal) return false;
+  if (p.window_left >= 0 && j < diagonal - p.window_left) return false;
+  if (p.window_right >= 0 && j > diagonal + p.window_right) return false;
+  if (!p.key_lengths.empty() && j >= p.key_lengths[batch]) return false;
+  if (!p.key_starts.empty() && j < p.key_starts[batch]) return false;
+  if (!p.query_segment.empty() &&
+      p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] != p.key_segment[static_cast<std::size_t>(b * p.shape.keys + j)])
+    return false;
+  if (p.keep && !p.keep.at(b, h, i, j)) return false;
+  if (!p.bias) return true;
+  const double x = load(p.bias, p.bias.at(b, h, i, j));
+  return x != -INFINITY && !(p.finite_min_masks && x == -format(p.bias.dtype).max_finite);
+}
+
+double kept(const Attention& p, Index b, Index h, Index i, Index j) {
+  if (p.dropout == 0) return 1;
+  r123::Philox4x32 philox;
+  const auto low = static_cast<std::uint32_t>(p.dropout_seed), high = static_cast<std::uint32_t>(p.dropout_seed >> 32);
+  const auto word =
+      philox({{static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(h), static_cast<std::uint32_t>(b)}}, {{low, high}})[0];
+  return word >= static_cast<double>(p.dropout) * 0x1p32 ? 1 / (1 - static_cast<double>(p.dropout)) : 0;
+}
+
+// A value and how far an fp32 kernel may be from it.
+struct Near {
+  double value = 0, error = 0;
+  double terms = 0;  // sum of magnitudes: what a rounded sum may lose a share of
+  void add(double x, double e) { value += x, error += e, terms += std::fabs(x) + e; }
+};
+
+// Gradients of a problem, element by element, O and LSE included (they are stored to `t`, rounded).
+class Reference {
+ public:
+  explicit Reference(const Backward& t)
+      : t_(t),
+        p_(t.p),
+        s_(p_.shape),
+        dq(count(s_.query_heads, s_.rows, s_.dim)),
+        dk(count(s_.kv_heads, s_.keys, s_.dim)),
+        dv(count(s_.kv_heads, s_.keys, s_.value_dim)),
+        d_sink(static_cast<std::size_t>(s_.query_heads)) {
+    if (t.d_bias.view()) {
+      const TensorView& bias = t.d_bias.view();
+      d_bias.resize(static_cast<std::size_t>(t.d_bias.size_in_bytes()) / 4);
+      bias_terms_ = 1;
+      for (std::size_t n = 0; n < 4; ++n) bias_terms_ *= bias.stride[n] == 0 ? static_cast<double>(bias.shape[n]) : 1;
+    }
+    for (Index b = 0; b < s_.batch; ++b)
+      for (Index h = 0; h < s_.query_heads; ++h)
+        for (Index i = 0; i < s_.rows; ++i) row(b, h, i);
+  }
+
+  // Every element of every gradient. Returns the largest error as a fraction of its bound.
+  double compare() const {
+    const double scale = p_.scale, group_rows = static_cast<double>(s_.rows * s_.group());
+    double worst = 0;
+    worst = std::max(worst, compare("dq", t_.dq.view(), dq, s_.query_heads, s_.rows, s_.dim, scale, static_cast<double>(s_.keys)));
+    worst = std::max(worst, compare("dk", t_.dk.view(), dk, s_.kv_heads, s_.keys, s_.dim, scale, group_rows));
+    worst = std::max(worst, compare("dv", t_.dv.view(), dv, s_.kv_heads, s_.keys, s_.value_dim, 1, group_rows));
+    if (t_.d_bias.view()) {
+      const TensorView& v = t_.d_bias.view();
+      for (Index b = 0; b < s_.batch; ++b)
+        for (Index h = 0; h < s_.query_heads; ++h)
+          for (Index i = 0; i < s_.rows; ++i)
+            for (Index j = 0; j < s_.keys; ++j) worst = std::max(worst, judge("d_bias", v, v.at(b, h, i, j), d_bias[index(v.at(b, h, i, j))], 1, bias_terms_));
+    }
+    if (t_.d_sink.view())
+      for (Index h = 0; h < s_.query_heads; ++h)
+        worst =
+            std::max(worst, judge("d_sink", t_.d_sink.view(), t_.d_sink.view().at(0, h, 0, 0), d_sink[index(h)], 1, static_cast<double>(s_.batch * s_.rows)));
+    return worst;
+  }
+
+ private:
+  static std::size_t index(Index i) { return static_cast<std::size_t>(i); }
+  std::size_t count(Index heads, Index rows, Index columns) const { return index(s_.batch * heads * rows * columns); }
+  static double get(const TensorView& t, Index b, Index h, Index i, Index d) { return load(t, t.at(b, h, i, d)); }
+
+  void row(Index b, Index h, Index i) {
+    const Index g = h / s_.group(), D = s_.dim, Dv = s_.value_dim;
+    std::vector<Index> keys;
+    for (Index j = 0; j < s_.keys; ++j)
+      if (visible(p_, b, h, i, j)) keys.push_back(j);
+    const double scale = p_.scale;
+    const TensorView &o = t_.o.view(), &lse_view = t_.lse.view(), &d_o = t_.d_o_in.q.view();
+    std::vector<double> s, s_error, slope;
+    double top = -INFINITY;
+    for (Index j : keys) {
+      double t = 0, magnitude = 0;
+      for (Index d = 0; d < D; ++d) {
+        const double x = get(p_.q, b, h, i, d) * get(p_.k, b, g, j, d);
+        t += x, magnitude += std::fabs(x);
+      }
+      t *= scale, magnitude *= scale;
+      // An infinite score is not rounded.
+      double error = std::isfinite(magnitude) ? 2 * (static_cast<double>(D) + 2) * u * magnitude : 0, derivative = 1;
+      if (p_.softcap > 0) {
+        const double y = std::tanh(t / p_.softcap);
+        t = p_.softcap * y, derivative = 1 - y * y;
+        error += 12 * u * std::fabs(t);
+      }
+      double bias = p_.alibi_slopes.empty() ? 0 : static_cast<double>(p_.alibi_slopes[index(h)]) * static_cast<double>(j - i - p_.offset_of(b));
+      if (p_.bias) bias += get(p_.bias, b, h, i, j);
+      error += 4 * u * (std::fabs(bias) + std::fabs(t));
+      s.push_back(t + bias), s_error.push_back(error), slope.push_back(derivative);
+      top = std::max(top, t + bias);
+    }
+    const bool sink = !p_.sink.empty();
+    const double z = sink ? p_.sink[index(h)] : -INFINITY;
+    top = std::max(top, z);
+    double sum = sink ? std::exp(z - top) : 0;
+    for (double x : s) sum += std::exp(x - top);
+    std::vector<double> out(index(Dv), 0.0);
+    for (std::size_t n = 0; n < keys.size(); ++n)
+      for (Index c = 0; c < Dv; ++c) out[index(c)] += std::exp(s[n] - top) / sum * kept(p_, b, h, i, keys[n]) * get(p_.v, b, g, keys[n], c);
+    for (Index c = 0; c < Dv; ++c) store(o, o.at(b, h, i, c), out[index(c)]);
+    store(lse_view, lse_view.at(b, h, i, 0), top + std::log(sum));
+    if (keys.empty()) {
+      store(lse_view, lse_view.at(b, h, i, 0), sink ? z : -INFINITY);
+      return;
+    }
+    // From here on, O and LSE are what was stored.
+    const double lse = get(lse_view, b, h, i, 0);
+    double delta = 0, delta_terms = 0;
+    for (Index c = 0; c < Dv; ++c) {
+      const double x = get(d_o, b, h, i, c) * get(o, b, h, i, c);
+      delta += x, delta_terms += std::fabs(x);
+    }
+    const double delta_error = 2 * (static_cast<double>(Dv) + 2) * u * delta_terms;
+    if (sink) {
+      const double w = std::exp(z - lse);
+      d_sink[index(h)].add(-w * delta, w * delta_error + w * std::fabs(delta) * u * (8 + 2 * std::fabs(z - lse)));
+    }
+    for (std::size_t n = 0; n < keys.size(); ++n) {
+      const Index j = keys[n];
+      const double r = kept(p_, b, h, i, j), w = std::exp(s[n] - lse);
+      const double w_error = w * std::expm1(s_error[n] + u * (8 + 2 * std::fabs(s[n]) + 2 * std::fabs(lse))) + 0x1p-125;
+      double dp = 0, dp_terms = 0;
+      for (Index c = 0; c < Dv; ++c) {
+        const double x = get(d_o, b, h, i, c) * get(p_.v, b, g, j, c);
+        dp += x, dp_terms += std::fabs(x);
+        dv[index(((b * s_.kv_heads + g) * s_.keys + j) * Dv + c)].add(w * r * get(d_o, b, h, i, c),
+                                                                      (w_error + 4 * u * w) * r * std::fabs(get(d_o, b, h, i, c)));
+      }
+      const double inner = r * dp - delta, inner_terms = r * std::fabs(dp) + std::fabs(delta);
+      const double inner_error = 2 * (static_cast<double>(Dv) + 2) * u * dp_terms * r + delta_error + 4 * u * inner_terms;
+      double ds = w * inner, ds_error = w * inner_error + w_error * (std::fabs(inner) + inner_error) + 4 * u * std::fabs(w * inner);
+      if (!d_bias.empty()) d_bias[index(t_.d_bias.view().at(b, h, i, j))].add(ds, ds_error);
+      ds_error = ds_error * slope[n] + (p_.softcap > 0 ? (24 * u + s_error[n] / p_.softcap * 2) * (std::fabs(ds) + ds_error) : 0);
+      ds *= slope[n];
+      for (Index d = 0; d < D; ++d) {
+        const double q = get(p_.q, b, h, i, d), k = get(p_.k, b, g, j, d);
+        dq[index(((b * s_.query_heads + h) * s_.rows + i) * D + d)].add(ds * k, ds_error * std::fabs(k));
+        dk[index(((b * s_.kv_heads + g) * s_.keys + j) * D + d)].add(ds * q, ds_error * std::fabs(q));
+      }
+    }
+  }
+
+  static double judge(const char* name, const TensorView& t, Index at, const Near& exact, double scale, double terms) {
+    const double got = load(t, at), value = exact.value * scale;
+    if (!std::isfinite(value)) {
+      EXPECT_TRUE(std::isnan(value) ? std::isnan(got) : got == value) << name << " at " << at << ": " << got << ", not " << value;
+      return 0;
+    }
+    double bound = scale * (exact.error + 2 * (terms + 4) * u * exact.terms) + 4 * u * std::fabs(value) + 0x1p-120;
+    bound += half_ulp(t.dtype, std::fabs(value) + bound);
+    const double error = std::fabs(got - value);
+    EXPECT_TRUE(error <= bound) << name << " at " << at << ": " << got << ", not " << value << ", is off by " << error / bound << " bounds";
+    return error / bound;
+  }
+
+  double compare(const char* name, const TensorView& t, const std::vector<Near>& exact, Index heads, Index rows, Index columns, double scale,
+                 double terms) const {
+    double worst = 0;
+    std::size_t e = 0;
+    for (Index b = 0; b < s_.batch; ++b)
+      for (Index h = 0; h < heads; ++h)
+        for (Index i = 0; i < rows; ++i)
+          for (Index c = 0; c < columns; ++c, ++e) {
+            worst = std::max(worst, judge(name, t, t.at(b, h, i, c), exact[e], scale, terms));
+            if (testing::Test::HasFailure()) return worst;
+          }
+    return worst;
+  }
+
+  const Backward& t_;
+  const Attention& p_;
+  const AttentionShape& s_;
+  double bias_terms_ = 0;
+
+ public:
+  std::vector<Near> dq, dk, dv, d_bias, d_sink;
+};
+
+class BackwardOnTarget : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { ASSERT_TRUE(kernels::force_target(GetParam())); }
+  void TearDown() override { kernels::force_target(""); }
+};
+
+TEST_P(BackwardOnTarget, AgreesWithPlainLoops) {
+  double worst = 0;
+  for (const char* line : {
+           "attention b=2 h=2 l=5x7 d=3",
+           "attention b=1 h=1 l=1x1 d=1",
+           "attention b=2 h=4/2 l=100x97 d=24/40 dtype=f16 causal",
+           "attention b=1 h=6/2 l=37x205 d=64 causal offset=end",
+           "attention b=1 h=3/1 l=120x60 d=33/17 causal offset=end",
+           "attention b=1 h=2 l=193x192 d=16 dtype=bf16 window=20,5",
+           "attention b=2 h=2 l=50x150 d=40 window=0,0 offset=60",
+           "attention b=3 h=2 l=40x130 d=8 lengths=0,130,77 starts=0,99,3 hidden=nan",
+           "attention b=2 h=2 l=99x101 d=12 docs=5,40,17,30 hidden=nan alibi",
+           "attention b=1 h=5/5 l=30x98 d=20 alibi causal offset=end",
+           "attention b=2 h=2 l=26x55 d=32 softcap=0.8 scale=1",
+           "attention b=2 h=2 l=26x55 d=32 softcap=5 sink=0.5 dropout=0.3:9 causal",
+           "attention b=2 h=2 l=64x97 d=32 dropout=0.25:77 values=offset",
+           "attention b=2 h=3/1 l=49x49 d=16 sink=-1 dtype=f16 out=f32",
+           "attention b=2 h=4/2 l=13x99 d=8 bool=random bias=normal softcap=2",
+           "attention b=2 h=4/2 l=13x99 d=8 bool=empty-rows bias=normal@hj sink=1",
+           "attention b=2 h=4/2 l=13x99 d=8 bias=minus-infinity@bij dtype=bf16",
+           "attention b=2 h=4/2 l=13x99 d=8 bias=minimum finite-min-masks causal offset=20",
+           "attention b=2 h=2/1 l=110x99 d=8 bias=normal@ij causal",
+           "attention b=2 h=2/1 l=11x20 d=8 bias=normal@bh",
+           "attention b=2 h=2/1 l=11x20 d=8 bias=normal@i",
+           "attention b=2 h=4/2 l=31x220 d=250/100 bias=normal@bhi causal offset=end",
+           "attention b=1 h=4/2 l=31x200 d=500/20 bias=normal@j",
+           "attention b=1 h=1 l=50x70 d=700/30 dtype=f16",
+           "attention b=1 h=2/1 l=3x700 d=64 window=300,300 offset=350",
+           "attention b=1 h=1 l=20x600 d=128 causal offset=500",
+           "attention b=2 h=4/2 l=33x65 d=20/36 layout=q:bshd,k:padded,v:strided,o:reversed causal",
+           "attention b=2 h=4/2 l=33x65 d=20/36 layout=q:reversed,k:shared-head,v:shared-batch,o:padded dtype=bf16 out=f16",
+           "attention b=1 h=2 l=40x40 d=16 scores=negative values=integers",
+           "attention b=1 h=2 l=40x40 d=16 scores=key-sink dtype=f16",
+           "attention b=1 h=2 l=40x140 d=16 scores=growing",
+           "attention b=1 h=2 l=40x140 d=16 scale=0",
+       }) {
+    const Backward t(parse_case(line));
+    const Reference exact(t);
+    ASSERT_TRUE(t.run().ok()) << line;
+    const double ratio = exact.compare();
+    worst = std::max(worst, ratio);
+    ASSERT_FALSE(HasFailure()) << line;
+    for (const Tensor* out : {&t.dq, &t.dk, &t.dv, &t.d_bias, &t.d_sink})
+      if (out->view()) ASSERT_TRUE(out->guards_intact()) << line;
+  }
+  printf("%s: largest error %.3f of its bound\n", GetParam().c_str(), worst);
+  EXPECT_GT(worst, 0.01);
+}
+
+TEST_P(BackwardOnTarget, GradientsComeInEveryDtype) {
+  for (const Dtype out : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
+    const Backward t(parse_case("attention b=1 h=2/1 l=33x45 d=20 dtype=f16"), out);
+    const Reference exact(t);
+    ASSERT_TRUE(t.run().ok());
+    exact.compare();
+  }
+}
+
+// What a visible NaN or infinity touches holds what plain loops over the visible pairs make of it; nothing else does.
+TEST_P(BackwardOnTarget, NaNReachesWhatItTouchesAndNothingElse) {
+  const std::string base = "attention b=1 h=4/2 l=40x110 d=8/12 causal offset=50 bool=random ";
+  for (const std::string poke : {"q:0:1:20:3=nan", "k:0:1:7:2=nan", "k:0:0:100:2=nan", "v:0:1:9:4=nan", "v:0:1:9:4=inf", "q:0:2:39:0=inf", "k:0:0:109:1=nan"})
+    for (const char* more : {"", " softcap=2", " dropout=0.4:3", " sink=0"}) {
+      const Backward t(parse_case(base + "poke=" + poke + more));
+      const Reference exact(t);
+      ASSERT_TRUE(t.run().ok());
+      exact.compare();
+      ASSERT_FALSE(HasFailure()) << poke << more;
+    }
+  for (const double x : {static_cast<double>(NAN), static_cast<double>(INFINITY)})
+    for (const Index i : {0, 39}) {
+      const Backward t(parse_case(base + "sink=0"));
+      store(t.d_o_in.q.view(), t.d_o_in.q.view().at(0, 2, i, 5), x);
+      const Reference exact(t);
+      ASSERT_TRUE(t.run().ok());
+      exact.compare();
+      // It touches some of dV, and not all of it.
+      std::size_t touched = 0;
+      for (const Near& e : exact.dv) touched += !std::isfinite(e.value);
+      EXPECT_GT(touched, 0u);
+      EXPECT_LT(touched, 110u);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, BackwardOnTarget, testing::ValuesIn(kernels::runnable_targets()), [](const auto& test) { return test.param; });
+
+void expect_same_bytes(const Tensor& a, const Tensor& b, const char* name) {
+  ASSERT_EQ(a.size_in_bytes(), b.size_in_bytes());
+  EXPECT_EQ(std::memcmp(a.bytes(), b.bytes(), a.size_in_bytes()), 0) << name;
+}
+
+TEST(BackwardPass, AnyNumberOfThreadsGivesTheSameBits) {
+  for (const char* line : {"attention b=2 h=4/2 l=200x1300 d=64 causal offset=end", "attention b=2 h=4/2 l=150x300 d=300/40 bias=normal@ij sink=0",
+                           "attention b=2 h=4/2 l=150x300 d=300/40 bias=normal@bh", "attention b=3 h=2 l=150x80 d=20 dropout=0.1:4 bias=normal@hj"}) {
+    const Case c = parse_case(line);
+    const Backward one(c);
+    ASSERT_TRUE(kernels::attention_forward(one.p, {one.o.view(), one.lse.view()}).ok());
+    ASSERT_TRUE(one.run(1).ok());
+    for (int threads : {2, 5, 0}) {
+      const Backward many(c);
+      ASSERT_TRUE(kernels::attention_forward(many.p, {many.o.view(), many.lse.view()}).ok());
+      ASSERT_TRUE(many.run(threads).ok());
+      expect_same_bytes(one.dq, many.dq, "dq");
+      expect_same_bytes(one.dk, many.dk, "dk");
+      expect_same_bytes(one.dv, many.dv, "dv");
+      if (one.d_bias.view()) expect_same_bytes(one.d_bias, many.d_bias, "d_bias");
+      if (one.d_sink.view()) expect_same_bytes(one.d_sink, many.d_sink, "d_sink");
+    }
+  }
+}
+
+// The same (batch, kv head) alone in a call, and dQ of one query head alone. The last case is so large that its splits take turns.
+TEST(BackwardPass, AHeadIsTheSameInAnyCall) {
+  for (const char* line : {"attention b=3 h=4/2 l=130x700 d=64 causal offset=end", "attention b=1 h=32/1 l=97x1600 d=1000/1"}) {
+    const Case c = parse_case(line);
+    const Backward whole(c);
+    const AttentionShape& s = c.shape;
+    ASSERT_TRUE(kernels::attention_forward(whole.p, {whole.o.view(), whole.lse.view()}).ok());
+    ASSERT_TRUE(whole.run(2).ok());
+    const Index b = s.batch - 1, g = s.kv_heads - 1, h = g * s.group();
+    Attention part = whole.p;
+    part.shape.batch = part.shape.kv_heads = 1;
+    part.shape.query_heads = s.group();
+    if (!part.offset.empty()) part.offset = {part.offset_of(b)};
+    const auto from = [&](TensorView v, Index head) {
+      v.origin = v.at(b, head, 0, 0);
+      return v;
+    };
+    part.q = from(part.q, h);
+    part.k = from(part.k, g);
+    part.v = from(part.v, g);
+    const AttentionBackwardInput all = whole.input(), in{from(all.o, h), from(all.lse, h), from(all.d_o, h)};
+    const Tensor dq = make(Dtype::f32, LayoutKind::bhsd, {1, s.group(), s.rows, s.dim}), dk = make(Dtype::f32, LayoutKind::bhsd, {1, 1, s.keys, s.dim}),
+                 dv = make(Dtype::f32, LayoutKind::bhsd, {1, 1, s.keys, s.value_dim});
+    ASSERT_TRUE(kernels::attention_backward(part, in, {dq.view(), dk.view(), dv.view(), {}, {}}, 1).ok());
+    const auto expect_part = [&](const Tensor& alone, const Tensor& of, Index head) {
+      const auto* there = reinterpret_cast<const std::byte*>(static_cast<const float*>(of.view().data) + of.view().at(b, head, 0, 0));
+      EXPECT_EQ(std::memcmp(alone.bytes(), there, alone.size_in_bytes()), 0) << line;
+    };
+    expect_part(dq, whole.dq, h);
+    expect_part(dk, whole.dk, g);
+    expect_part(dv, whole.dv, g);
+    part.shape.query_heads = 1;
+    const Tensor dq_alone = make(Dtype::f32, LayoutKind::bhsd, {1, 1, s.rows, s.dim});
+    ASSERT_TRUE(kernels::attention_backward(part, in, {dq_alone.view(), dk.view(), dv.view(), {}, {}}, 1).ok());
+    expect_part(dq_alone, whole.dq, h);
+  }
+}
+
+// Tiles are as declared: the last key of one split and the first of the next take part in dQ once each.
+TEST(BackwardPass, TilingDependsOnTheHeadDimensionsAlone) {
+  for (Index d : {1, 64, 128, 256, 1024}) {
+    const kernels::BackwardTiling tiling = kernels::backward_tiling(d, d);
+    EXPECT_GT(tiling.rows, 0);
+    EXPECT_EQ(tiling.split_keys % tiling.keys, 0);
+  }
+}
+
+TEST(BackwardPass, FullyMaskedRowsAndUnseenKeysGiveExactZeros) {
+  // Rows below 10 see nothing, and hold NaN; keys from 30 on are seen by no row, and hold NaN.
+  const Case c = parse_case("attention b=1 h=2/1 l=40x50 d=8 causal offset=-10 lengths=30 hidden=nan sink=0.25 bias=normal");
+  const Backward t(c);
+  const Reference clean(t);
+  for (Index h = 0; h < 2; ++h)
+    for (Index i = 0; i < 10; ++i)
+      for (const TensorView& v : {t.p.q, t.d_o_in.q.view()}) store(v, v.at(0, h, i, 3), NAN);
+  ASSERT_TRUE(t.run().ok());
+  clean.compare();
+  const auto expect_zero = [](const TensorView& v, Index h, Index i, Index e) { EXPECT_EQ(load(v, v.at(0, h, i, e)), 0); };
+  for (Index e = 0; e < 8; ++e) {
+    for (Index h = 0; h < 2; ++h)
+      for (Index i = 0; i < 10; ++i) expect_zero(t.dq.view(), h, i, e);
+    for (Index j = 30; j < 50; ++j) expect_zero(t.dk.view(), 0, j, e), expect_zero(t.dv.view(), 0, j, e);
+  }
+  for (Index j = 0; j < 50; ++j) expect_zero(t.d_bias.view(), 1, 9, j);
+}
+
+TEST(BackwardPass, EmptyProblemsGiveEmptyOrZeroGradients) {
+  for (const char* line :
+       {"attention b=0 h=1 l=4 d=4 sink=1", "attention b=2 h=2 l=0x4 d=4 sink=1", "attention b=2 h=2 l=4x0 d=4 sink=1", "attention b=1 h=1 l=0 d=4"}) {
+    const Case c = parse_case(line);
+    const Backward t(c);
+    ASSERT_TRUE(kernels::attention_forward(t.p, {t.o.view(), t.lse.view()}).ok());
+    ASSERT_TRUE(t.run().ok()) << line;
+    for (const Tensor* out : {&t.dq, &t.dk, &t.dv})
+      for (Index e = 0; e < element_count(out->view().shape); ++e) {
+        const Extents& n = out->view().shape;
+        EXPECT_EQ(load(out->view(), out->view().at(e / (n[1] * n[2] * n[3]), e / (n[2] * n[3]) % n[1], e / n[3] % n[2], e % n[3])), 0) << line;
+      }
+    if (t.d_sink.view()) EXPECT_EQ(load(t.d_sink.view(), t.d_sink.view().at(0, 0, 0, 0)), 0) << line;
+  }
+}
+
+// Every refusal names the argument, its value and the limit, and writes nothing.
+TEST(BackwardPass, RefusesWhatCannotBe) {
+  const Case c = parse_case("attention b=2 h=4/2 l=3x5 d=8 bias=normal sink=1");
+  auto expect = [&](auto change, StatusCode code, const char* words) {
+    const Backward t(c);
+    Attention p = t.p;
+    AttentionBackwardInput in = t.input();
+    AttentionGradients out = t.output();
+    change(p, in, out);
+    const kernels::Status status = kernels::attention_backward(p, in, out);
+    EXPECT_EQ(status.code, code) << words << ": " << status.detail;
+    EXPECT_THAT(status.detail, HasSubstr(words));
+    for (const Tensor* o : {&t.dq, &t.dk, &t.dv, &t.d_bias, &t.d_sink})
+      for (std::size_t e = 0; e < o->size_in_bytes() / 4; ++e) ASSERT_TRUE(holds_poison(o->view(), static_cast<Index>(e), Poison::nan));
+  };
+  using P = Attention;
+  using In = AttentionBackwardInput;
+  using Out = AttentionGradients;
+  const auto bad = StatusCode::invalid_arguments;
+  expect([](P& p, In&, Out&) { p.shape.dim = 1025; }, bad, "dim = 1025 is outside [1, 1024]");
+  expect([](P& p, In&, Out&) { p.v.data = nullptr; }, bad, "v is null");
+  expect([](P&, In& in, Out&) { in.o.data = nullptr; }, bad, "o is null");
+  expect([](P&, In& in, Out&) { in.lse = {}; }, bad, "lse is null");
+  expect([](P&, In& in, Out&) { in.lse.dtype = Dtype::bf16; }, bad, "lse is bf16; it must be f32");
+  expect([](P&, In& in, Out&) { in.d_o = {}; }, bad, "d_o is null");
+  expect([](P&, In& in, Out&) { in.d_o.dtype = Dtype::f16; }, bad, "d_o is f16, q is f32; they must agree");
+  expect([](P&, In&, Out& out) { out.dq = {}; }, bad, "dq is null");
+  expect([](P&, In&, Out& out) { out.dk = {}; }, bad, "dk is null");
+  expect([](P&, In&, Out& out) { out.dv = {}; }, bad, "dv is null");
+  expect([](P&, In&, Out& out) { out.dk.dtype = Dtype::f64; }, StatusCode::unsupported, "dk is f64");
+  expect([](P&, In& in, Out&) { in.o.dtype = Dtype::f64; }, StatusCode::unsupported, "o is f64");
+  expect([](P&, In&, Out& out) { out.d_bias.dtype = Dtype::f16; }, bad, "d_bias is f16; it must be f32");
+  expect([](P&, In&, Out& out) { out.d_sink.dtype = Dtype::bf16; }, bad, "d_sink is bf16; it must be f32");
+  expect([](P& p, In&, Out&) { p.sink.clear(); }, bad, "d_sink is asked for, but sink has 0 entries");
+}
+
+}  // namespace
+}  // namespace assay
