@@ -36,9 +36,13 @@ struct Contract {
   int division_roundings = 2;         // 2: times 1/l, 1: divided by l
 
   // Structure.
-  Index tile = 64;       // keys a tile
-  Index row_tile = 64;   // rows a tile; only names places
-  int splits = 1;        // of the keys, merged at the end
+  Index tile = 64;      // keys a tile
+  Index row_tile = 64;  // rows a tile; only names places
+  int splits = 1;       // of the keys, merged at the end
+  // Keys of a split, a multiple of tile; 0: one split. Splits begin at multiples of it, each with (m, l, O) of its own, and
+  // are merged in order: m' = max(m, m_s), l' = l a + l_s b, O' = O a + O_s b with a = e^(m - m'), b = e^(m_s - m'),
+  // rounding each product and sum, or fewer of them. The first that is not empty is taken as it is; empty ones change nothing.
+  Index split_keys = 0;
   bool ordered = false;  // q.k sequential over d, P V sequential over keys, the sum tile by tile: a sharper bound
 };
 
