@@ -38,6 +38,7 @@ double max_of(const double* x, Index n, double least) {
 // Arrays of one row, kept by each thread from row to row.
 struct Scratch {
   std::vector<double> error, exponent, rescales, defect, weight;
+  std::vector<double> tile_moves, split_high, split_low, split_moves;
   void resize(Index n) {
     for (auto* v : {&error, &exponent, &rescales, &defect, &weight}) v->resize(static_cast<std::size_t>(n));
   }
@@ -48,44 +49,76 @@ Scratch& scratch_of_thread(Index n) {
   return scratch;
 }
 
-// Calls body(tile, first, last) for the tiles of a row; keys [first, last) relative to key0.
+// A tile of a row: keys [first, last) relative to key0. Tiles and splits count from those of key0.
+struct Tile {
+  Index index, split, first, last;
+};
 template <class Body>
 void for_each_tile(const Contract& c, const RowTruth& t, const Body& body) {
   for (Index j = 0; j < t.count;) {
-    const Index tile = (t.key0 + j) / c.tile, end = std::min(t.count, (tile + 1) * c.tile - t.key0);
-    body(tile - t.key0 / c.tile, j, end);
+    const Index key = t.key0 + j, tile = key / c.tile, end = std::min(t.count, (tile + 1) * c.tile - t.key0);
+    body(Tile{tile - t.key0 / c.tile, c.split_keys > 0 ? key / c.split_keys - t.key0 / c.split_keys : 0, j, end});
     j = end;
   }
 }
 
-// How often the running maximum can move after each key's tile: a tile can move it only if its largest possible
-// score reaches the running maximum of the smallest possible ones; the correction is exactly 1 otherwise.
-// Returns how often it can move in all.
-double count_rescales(const Contract& c, const RowTruth& t, const double* error, Index tiles, double* after) {
+Index tiles_of_a_split(const Contract& c, Index tiles) { return c.split_keys > 0 ? std::min(tiles, c.split_keys / c.tile) : tiles; }
+
+// How many corrections after each key's tile can differ from 1. A tile can move the maximum of its split only if its
+// largest possible score reaches that maximum's least possible value, and a split that of all splits before it; a split
+// is corrected itself only if those before it can exceed it. Returns the largest such number.
+double count_rescales(const Contract& c, const RowTruth& t, const double* error, Index tiles, Index merges, Scratch& s) {
+  double* after = s.rescales.data();
   const double sink = t.has_sink ? 1 : 0;  // merged at the end: one more possible correction for every key
   if (!c.ordered || c.splits > 1) {
-    const double all = std::max(0.0, static_cast<double>(std::min(tiles, t.live) - 1)) + (c.splits > 1 ? 2 : 0) + sink;
+    const double all =
+        std::max(0.0, static_cast<double>(std::min(tiles_of_a_split(c, tiles), t.live) - 1)) + static_cast<double>(merges) + (c.splits > 1 ? 2 : 0) + sink;
     std::fill_n(after, t.count, all);
     return all;
   }
-  std::vector<double> moves(static_cast<std::size_t>(tiles) + 1, 0);
-  double running = -inf;
-  for_each_tile(c, t, [&](Index tile, Index first, Index last) {
+  auto& moves = s.tile_moves;
+  moves.assign(static_cast<std::size_t>(tiles), 0);
+  s.split_high.assign(static_cast<std::size_t>(merges) + 1, -inf);
+  s.split_low.assign(static_cast<std::size_t>(merges) + 1, -inf);
+  for_each_tile(c, t, [&](const Tile& tile) {
     double high[lane_count], low[lane_count];
     std::fill_n(high, lane_count, -inf);
     std::fill_n(low, lane_count, -inf);
-    for (Index j = first; j < last; ++j) {
+    for (Index j = tile.first; j < tile.last; ++j) {
       double &h = high[j % lane_count], &l = low[j % lane_count];
       h = std::max(h, error[j] - t.gap[j]);
       l = std::max(l, -error[j] - t.gap[j]);
     }
     const double highest = *std::max_element(high, high + lane_count), lowest = *std::max_element(low, low + lane_count);
-    moves[static_cast<std::size_t>(tile)] = running > -inf && highest >= running ? 1 : 0;
-    running = std::max(running, lowest);
+    double &split_high = s.split_high[static_cast<std::size_t>(tile.split)], &split_low = s.split_low[static_cast<std::size_t>(tile.split)];
+    moves[static_cast<std::size_t>(tile.index)] = split_low > -inf && highest >= split_low ? 1 : 0;
+    split_high = std::max(split_high, highest);
+    split_low = std::max(split_low, lowest);
   });
-  for (auto k = static_cast<std::size_t>(tiles); k-- > 0;) moves[k] += moves[k + 1];
-  for_each_tile(c, t, [&](Index tile, Index first, Index last) { std::fill(after + first, after + last, moves[static_cast<std::size_t>(tile) + 1] + sink); });
-  return moves[0] + sink;
+  // split_moves: the own correction, if any, and those by later splits.
+  auto& split_moves = s.split_moves;
+  split_moves.assign(s.split_high.size(), 0);
+  double high = -inf, low = -inf;
+  for (std::size_t k = 0; k < split_moves.size(); ++k) {
+    if (low > -inf && s.split_high[k] >= low)
+      for (std::size_t before = 0; before < k; ++before) split_moves[before] += 1;
+    split_moves[k] = high > -inf && high >= s.split_low[k] ? 1 : 0;
+    high = std::max(high, s.split_high[k]);
+    low = std::max(low, s.split_low[k]);
+  }
+  // From the last tile to the first: how many follow in the split.
+  const Index first_tile = t.key0 / c.tile;
+  double all = 0, later = 0;
+  for (Index k = tiles; k-- > 0;) {
+    const Index key0 = (first_tile + k) * c.tile;
+    const auto split = static_cast<std::size_t>(c.split_keys > 0 ? key0 / c.split_keys - t.key0 / c.split_keys : 0);
+    if (c.split_keys > 0 && (key0 + c.tile) % c.split_keys == 0) later = 0;
+    const double mine = later + split_moves[split] + sink;
+    later += moves[static_cast<std::size_t>(k)];
+    all = std::max(all, mine);
+    std::fill(after + std::max<Index>(0, key0 - t.key0), after + std::min(t.count, key0 + c.tile - t.key0), mine);
+  }
+  return all;
 }
 
 // H_j; 0 for masked keys.
@@ -172,6 +205,7 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   out = {};
   out.keys = n;
   out.tiles = n == 0 ? 1 : (t.key0 + n - 1) / c.tile - t.key0 / c.tile + 1;
+  out.merges = n == 0 || c.split_keys == 0 ? 0 : (t.key0 + n - 1) / c.split_keys - t.key0 / c.split_keys;
   score_errors(c, x, t, s.error.data());
   // Delta: how far the computed maximum can lie from the exact one.
   double* defect_of = s.defect.data();
@@ -181,14 +215,18 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   for (Index j = 0; j < n; ++j) defect_of[j] = t.gap[j] < inf ? error_of[j] : 0;
   out.gap_error = max_of(s.defect.data(), n, 0) + delta;
   out.has_sink = t.has_sink;
-  const double all_rescales = count_rescales(c, t, s.error.data(), out.tiles, s.rescales.data());
+  const double all_rescales = count_rescales(c, t, s.error.data(), out.tiles, out.merges, s);
   exponent_errors(c, x, t, s.error.data(), s.rescales.data(), delta, s.exponent.data());
   out.largest_exponent = max_of(s.exponent.data(), n, 0);
 
   const double live = static_cast<double>(t.live + (t.has_sink ? 1 : 0)), splits = c.splits > 1 ? c.splits : 0;
-  // A block FMA passes over masked keys too.
-  out.gamma_dot = gamma_factor(dot_roundings(c, static_cast<double>(c.dot_block > 0 ? n : t.live)) + all_rescales + 1 + splits, c.dot_roundoff);
-  const double n_sum = c.ordered ? std::min(live, static_cast<double>(c.tile + out.tiles)) : live;
+  // The longest chain of sums is that of a split and of the merges. A block FMA passes over masked keys too.
+  const double merges = static_cast<double>(out.merges);
+  const Index split_keys = c.split_keys > 0 ? c.split_keys : n;
+  const double chain = static_cast<double>(std::min(c.dot_block > 0 ? n : t.live, split_keys));
+  out.gamma_dot = gamma_factor(dot_roundings(c, chain) + all_rescales + 1 + splits + merges, c.dot_roundoff);
+  const double in_split = static_cast<double>(c.ordered ? c.tile + tiles_of_a_split(c, out.tiles) : split_keys);
+  const double n_sum = std::min(live, in_split + merges);
   out.gamma_sum = gamma_factor(n_sum + all_rescales + 1 + splits, u);
 
   const double weight_u = c.weight_dtype ? unit_roundoff(*c.weight_dtype) : 0;
@@ -206,11 +244,22 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   if (out.largest_exponent > 1)
     for (Index j = 0; j < n; ++j) growth[j] = expm1_above(exponent_of[j]);
 
-  Index remaining = t.live;
-  const Index tiles = out.tiles;
-  for_each_tile(c, t, [&](Index tile, Index first, Index last) {
-    // Keys that follow in the order of the sum, those of this tile included: at least as many as really do.
-    const double per_error = c.dot_roundoff * static_cast<double>(remaining) + 1.01 * u * static_cast<double>(tiles - 1 - tile + (t.has_sink ? 1 : 0));
+  Index remaining = 0, following = 0, split = -1;  // live keys and tiles of the split from here on
+  const double merge_u = 1.01 * std::max(u, c.dot_roundoff);
+  for_each_tile(c, t, [&](const Tile& tile) {
+    if (tile.split != split) {
+      split = tile.split;
+      const Index end = c.split_keys > 0 ? std::min(n, ((t.key0 + tile.first) / c.split_keys + 1) * c.split_keys - t.key0) : n;
+      remaining = 0;
+      for (Index j = tile.first; j < end; ++j) remaining += t.gap[j] < inf;
+      following = (t.key0 + end - 1) / c.tile - (t.key0 + tile.first) / c.tile + 1;
+    }
+    --following;
+    // What a perturbation of this tile's keys meets: an addition at each key of the split that follows in the order of the
+    // sum, those of this tile included (at least as many as really do), a correction at each tile end, two roundings a merge.
+    const double own_merges = static_cast<double>(std::min(out.merges, out.merges + 1 - split));
+    const double per_error =
+        c.dot_roundoff * static_cast<double>(remaining) + 1.01 * u * static_cast<double>(following + (t.has_sink ? 1 : 0)) + 2 * merge_u * own_merges;
     const double gamma_dot = out.gamma_dot, gamma_sum = out.gamma_sum;
     // No two of these arrays overlap; saying so lets the loop vectorize.
     const double* __restrict__ gap = t.gap;
@@ -222,7 +271,7 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
     double* __restrict__ tail = weights.tail;
     double* __restrict__ defects = s.defect.data();
     double* __restrict__ sums = s.weight.data();
-    for (Index j = first; j < last; ++j) {
+    for (Index j = tile.first; j < tile.last; ++j) {
       const double p = weight[j], g = grown[j], e = 1 + g;
       const double is_live = gap[j] < inf ? 1 : 0;
       const double rho = std::min(p, std::max(weight_u * p, weight_floor));
@@ -234,7 +283,7 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
       defects[j] = is_live * (p * (g + e * gamma_sum) + omega + in_sum * e * rho);
       sums[j] = p * e;
     }
-    for (Index j = first; j < last; ++j) remaining -= gap[j] < inf;
+    for (Index j = tile.first; j < tile.last; ++j) remaining -= gap[j] < inf;
   });
   out.centred_total = sum_of(weights.centred, n);
   out.sum_weight = sum_of(s.weight.data(), n);
@@ -293,7 +342,7 @@ double element_bound(const Contract& c, const RowBound& b, double o, const Colum
   const double weight_floor = c.weight_dtype ? half_min_subnormal(*c.weight_dtype) * static_cast<double>(b.keys) : 0;
   const double slack = 1.1 * (weight_u + weight_floor + b.gamma_dot + b.gamma_sum + 4 * u) * largest_value;
   double bound = b.vacuous ? hull + slack : std::min(hull + slack, numerator / b.denominator);
-  bound += (static_cast<double>(b.keys) + static_cast<double>(b.tiles) + 2) * c.product_floor;
+  bound += (static_cast<double>(b.keys) + static_cast<double>(b.tiles) + 3 * static_cast<double>(b.merges) + 2) * c.product_floor;
   return (bound * (1 + 1.01 * c.division_roundings * u) + 1.01 * c.division_roundings * u * magnitude) * (1 + 1e-9);
 }
 

@@ -49,6 +49,7 @@ struct RowBound {
   double largest_exponent = 0;  // max H_j: the largest relative error of a weight
   double gap_error = 0;         // of the computed gap of any visible key
   Index keys = 0, tiles = 1;
+  Index merges = 0;  // of key splits
   bool has_sink = false;
   bool vacuous = false;       // nothing is left to divide by: only the hull of V remains
   bool may_overflow = false;  // a score could leave the range in some order of summation: vacuous too, for a score

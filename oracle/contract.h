@@ -39,6 +39,10 @@ struct Contract {
   Index tile = 64;      // keys a tile
   Index row_tile = 64;  // rows a tile; only names places
   int splits = 1;       // of the keys, merged at the end
+  // Keys of a split, a multiple of tile; 0: one split. Splits begin at multiples of it, each with (m, l, O) of its own, and
+  // are merged in order: m' = max(m, m_s), l' = l a + l_s b, O' = O a + O_s b with a = e^(m - m'), b = e^(m_s - m'),
+  // rounding each product and sum, or fewer of them. The first that is not empty is taken as it is; empty ones change nothing.
+  Index split_keys = 0;
   // Backward: sums over the rows of a tile (dK, dV) and over the keys of a tile (dQ) start from zero and are then added to
   // what the tiles before gave; dQ once more for every split of the keys. 0: one sum in any order.
   Index backward_row_tile = 0, backward_tile = 0, backward_split = 0;

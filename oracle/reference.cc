@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "oracle/ball.h"
 #include "oracle/key_values.h"
@@ -69,18 +70,29 @@ void prefix_sums(const KeyValues& kv, const double* q, Index dim, Index key0, In
   }
 }
 
-// Per column c: sum over keys of centred_j |v_jc - O_c|, and of |partial sums of p v| at every key and, with
-// `tile_end_factor`, once more at the end of every tile but the last.
+// What the sum over partial sums counts, in units of an addition's roundoff: with `tile_end` the partial sum at the end of
+// every tile but the last of a split, with `merge` the three numbers that a merge of splits rounds.
+struct PartialSums {
+  Index tile = 1, split = 0;  // split 0: one
+  double tile_end = 0, merge = 0;
+
+  explicit PartialSums(const Contract& c)
+      : tile(c.tile), split(c.split_keys), tile_end(1.01 * c.roundoff / c.dot_roundoff), merge(1.01 * std::max(1.0, c.roundoff / c.dot_roundoff)) {}
+  bool ends_split(Index key) const { return split > 0 && key % split == 0; }
+};
+
+// Per column c: sum over keys of centred_j |v_jc - O_c|, and of |partial sums of p v|.
 template <bool with_prefix>
-void column_sums(const KeyValues& kv, Index key0, Index count, Index tile, const double* centred, const double* kept_weight, const double* o,
-                 double tile_end_factor, double* out_centred, double* out_prefix) {
+void column_sums(const KeyValues& kv, Index key0, Index count, const PartialSums& counted, const double* centred, const double* kept_weight, const double* o,
+                 double* out_centred, double* out_prefix) {
   const Index stride = kv.values.cols();
   for (Index c = 0; c < stride; c += 2 * lane_count) {
     const Index halves = std::min<Index>(2, (stride - c) / lane_count);
-    Lanes8 centre[2] = {}, sum[2] = {}, partial[2] = {}, total[2] = {};
+    Lanes8 centre[2] = {}, sum[2] = {}, partial[2] = {}, merged[2] = {}, total[2] = {};
+    bool first_split = true;
     for (Index l = 0; l < halves; ++l) centre[l] = load_lanes(o + c + l * lane_count);
     for (Index j = 0; j < count;) {
-      const Index end = std::min(count, round_up(key0 + j + 1, tile) - key0);
+      const Index end = std::min(count, round_up(key0 + j + 1, counted.tile) - key0);
       const double* v = kv.values.data() + (key0 + j) * stride + c;
       for (; j < end; ++j, v += stride)
         for (Index l = 0; l < halves; ++l) {
@@ -91,9 +103,19 @@ void column_sums(const KeyValues& kv, Index key0, Index count, Index tile, const
             total[l] += absolute(partial[l]);
           }
         }
-      if constexpr (with_prefix)
-        if (j < count)
-          for (Index l = 0; l < halves; ++l) total[l] += tile_end_factor * absolute(partial[l]);
+      if constexpr (with_prefix) {
+        if (counted.ends_split(key0 + j) || (j == count && !first_split)) {
+          for (Index l = 0; l < halves; ++l) {
+            const Lanes8 own = partial[l], before = merged[l];
+            merged[l] += own;
+            partial[l] = Lanes8{};
+            if (!first_split) total[l] += counted.merge * (absolute(before) + absolute(own) + absolute(merged[l]));
+          }
+          first_split = false;
+        } else if (j < count) {
+          for (Index l = 0; l < halves; ++l) total[l] += counted.tile_end * absolute(partial[l]);
+        }
+      }
     }
     for (Index l = 0; l < halves; ++l) {
       store_lanes(out_centred + c + l * lane_count, sum[l]);
@@ -415,14 +437,14 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     x.o.noalias() = w * v;
     x.sum_absolute.noalias() = x.absolute_weights * v_absolute;
     if (contract_.ordered) x.sum_tail.noalias() = x.tail_weights * v_absolute;
-    const double tile_end = 1.01 * contract_.roundoff / contract_.dot_roundoff;
+    const PartialSums counted(contract_);
     for (Index r = 0; r < rows; ++r) {
       if (contract_.ordered)
-        column_sums<true>(kv, block.key0, n, contract_.tile, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), tile_end,
-                          x.sum_centred.row(r).data(), x.sum_prefix.row(r).data());
+        column_sums<true>(kv, block.key0, n, counted, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), x.sum_centred.row(r).data(),
+                          x.sum_prefix.row(r).data());
       else
-        column_sums<false>(kv, block.key0, n, contract_.tile, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), 0,
-                           x.sum_centred.row(r).data(), nullptr);
+        column_sums<false>(kv, block.key0, n, counted, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), x.sum_centred.row(r).data(),
+                           nullptr);
     }
   }
 
@@ -503,6 +525,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   };
   if (!block.needs_ball[at]) meet(block.lse[at], block.lse_low[at], block.lse_radius[at], ball.lse(), ball.lse_low(), ball.lse_radius());
   const bool with_zero = t.has_sink || p.dropout > 0;
+  const PartialSums counted(contract_);
   for (Index c = 0; c < dv; ++c) {
     const auto element = static_cast<std::size_t>(r * dv + c);
     if (block.o_kind[element] != Kind::finite) continue;
@@ -514,19 +537,30 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
     block.value_overflow[element] = values_may_overflow(contract_, t.live, largest);
     if (!block.exact[at]) {
       ColumnSums sums;
-      double partial = 0, hull = with_zero || bound.may_overflow ? std::fabs(o) : 0;
+      bool first_split = true;
+      double partial = 0, merged = 0, hull = with_zero || bound.may_overflow ? std::fabs(o) : 0;
       for (Index j = 0; j < n; ++j) {
-        if (!block.visible[static_cast<std::size_t>(r * n + j)]) continue;
-        const auto key = static_cast<std::size_t>(j);
-        const double v = kv.values(block.key0 + j, c);
-        hull = std::max(hull, std::fabs(v - o));
-        sums.centred += centred[key] * std::fabs(v - o);
-        sums.absolute += absolute[key] * std::fabs(v);
-        sums.tail += tail[key] * std::fabs(v);
-        partial += (t.kept && t.kept[j] == 0 ? 0 : t.weight[j]) * v;
-        const bool tile_end = (block.key0 + j + 1) % contract_.tile == 0 && j + 1 < n;
-        sums.prefix += std::fabs(partial) * (contract_.dot_roundoff + (tile_end ? 1.01 * contract_.roundoff : 0));
+        const Index after = block.key0 + j + 1;
+        if (block.visible[static_cast<std::size_t>(r * n + j)]) {
+          const auto key = static_cast<std::size_t>(j);
+          const double v = kv.values(block.key0 + j, c);
+          hull = std::max(hull, std::fabs(v - o));
+          sums.centred += centred[key] * std::fabs(v - o);
+          sums.absolute += absolute[key] * std::fabs(v);
+          sums.tail += tail[key] * std::fabs(v);
+          partial += (t.kept && t.kept[j] == 0 ? 0 : t.weight[j]) * v;
+          sums.prefix += std::fabs(partial);
+        }
+        if (counted.ends_split(after) || (j + 1 == n && !first_split)) {
+          const double before = std::exchange(merged, merged + partial);
+          if (!first_split) sums.prefix += counted.merge * (std::fabs(before) + std::fabs(partial) + std::fabs(merged));
+          partial = 0;
+          first_split = false;
+        } else if (after % contract_.tile == 0 && j + 1 < n) {
+          sums.prefix += counted.tile_end * std::fabs(partial);
+        }
       }
+      sums.prefix *= contract_.dot_roundoff;
       block.bound[element] = element_bound(contract_, bound, o, sums, hull, largest);
     }
     block.o[element] = o;

@@ -107,6 +107,57 @@ TEST(Bound, OrderedFp32BoundDividedByFourIsViolatedOnSmallShapes) {
   EXPECT_GT(lse, 0.25);
 }
 
+// The same of merges, which such short cases meet only with splits of one or two keys. Values of both signs leave the
+// merges' own roundings to dominate.
+TEST(Bound, OfKeySplitsDividedByFourIsViolatedOnSmallShapes) {
+  double o = 0, lse = 0;
+  std::string line;
+  for (Index split_keys : {1, 2})
+    for (Index keys : {2, 3, 5, 8, 24})
+      for (Index dim : {1, 4})
+        for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+          Emulation e;
+          e.contract.tile = 1;
+          e.contract.split_keys = split_keys;
+          e.contract.ordered = true;
+          e.contract.products_rounded = seed % 2 == 0;
+          e.accumulation = seed % 2 ? Accumulation::fma : Accumulation::rounded_products;
+          Case c;
+          c.shape.rows = 4;
+          c.shape.keys = keys;
+          c.shape.dim = c.shape.value_dim = dim;
+          c.scores = seed % 4 < 2 ? Scores::equal : Scores::normal;
+          c.seed = seed;
+          const Inputs inputs(c);
+          const Outputs out(c);
+          run_emulated(e, inputs.problem, out.view());
+          const Verdict v = judge(inputs.problem, out.view(), e.contract);
+          ASSERT_EQ(v.outcome, Outcome::pass) << print_case(c) << "\n" << v.reason;
+          if (v.worst_o.ratio > o) line = print_case(c);
+          o = std::max(o, v.worst_o.ratio);
+          lse = std::max(lse, v.worst_lse.ratio);
+        }
+  printf("largest error/bound with splits of one or two keys: O %.3f (%s), LSE %.3f\n", o, line.c_str(), lse);
+  EXPECT_GT(o, 0.25);
+  EXPECT_GT(lse, 0.15);  // exp and log are rounded correctly here, and the contract allows an ulp
+}
+
+// Every merge but the last rounds up: the sum of what the merges round must be in the bound.
+TEST(Bound, RoundingsOfMergesAddUp) {
+  const Case c = parse_case("attention b=1 h=1 l=1x64 d=1 scores=equal");
+  const Inputs inputs(c);
+  const Outputs out(c);
+  for (Index j = 0; j < 64; ++j) store(inputs.problem.v, inputs.problem.v.at(0, 0, j, 0), j == 0 ? 1 : j == 63 ? -1 : 0x1.2p-24);
+  Emulation e;
+  e.contract.tile = e.contract.split_keys = 1;
+  e.contract.exp_ulp = 0x1p-10;  // e^0 is all that it meets
+  e.contract.ordered = true;
+  run_emulated(e, inputs.problem, out.view());
+  const Verdict v = judge(inputs.problem, out.view(), e.contract);
+  EXPECT_EQ(v.outcome, Outcome::pass) << v.reason;
+  EXPECT_GT(v.worst_o.ratio, 0.15);
+}
+
 // Where the order is declared the bound is never the worse for it, and sharper on long sums that wander.
 TEST(Bound, OrderSharpensIt) {
   const Case c = parse_case("attention b=1 h=1 l=8x3000 d=64 seed=5");

@@ -80,11 +80,14 @@ class Row {
   }
 
   void run(const AttentionOutput& out) {
-    const Index tiles = (p_.shape.keys + c_.tile - 1) / c_.tile, per_split = (tiles + c_.splits - 1) / c_.splits;
+    const Index tiles = (p_.shape.keys + c_.tile - 1) / c_.tile;
+    const Index per_split = c_.split_keys > 0 ? c_.split_keys / c_.tile : (tiles + c_.splits - 1) / c_.splits;
     std::vector<Partial> parts;
     for (Index t = 0; t < tiles || t == 0; t += std::max<Index>(per_split, 1)) parts.push_back(part(t, std::min(tiles, t + std::max<Index>(per_split, 1))));
     Partial whole = parts[0];
-    if (parts.size() > 1) {
+    if (c_.split_keys > 0) {
+      for (std::size_t s = 1; s < parts.size(); ++s) merge(whole, parts[s]);
+    } else if (parts.size() > 1) {
       whole = {-inf, 0, std::vector<float>(dv_, 0)};
       for (const Partial& x : parts) whole.max = std::max(whole.max, x.max);
       for (const Partial& x : parts) {
@@ -137,6 +140,23 @@ class Row {
     if (from == to) return 1;
     if (fused_) return static_cast<float>(std::exp2(static_cast<double>((from - to) * folded_)));
     return exp_of(from - to);
+  }
+
+  // Into what the splits before have left. With rounded products nothing is fused here either.
+  void merge(Partial& whole, const Partial& x) const {
+    if (x.max == -inf) return;
+    if (whole.max == -inf) {
+      whole = x;
+      return;
+    }
+    const float m = std::max(whole.max, x.max), a = correction(whole.max, m), b = correction(x.max, m);
+    auto merged = [&](float before, float own) {
+      const float kept = before * a, added = own * b;
+      return c_.products_rounded ? kept + added : std::fma(own, b, kept);
+    };
+    whole.max = m;
+    whole.sum = merged(whole.sum, x.sum);
+    for (std::size_t c = 0; c < dv_; ++c) whole.accumulator[c] = merged(whole.accumulator[c], x.accumulator[c]);
   }
 
   float score(Index j) const { return biased_score(j, capped_score(j)); }
@@ -246,8 +266,15 @@ std::vector<Emulation> emulations(Dtype dtype) {
   add("fp32, rounded products, exp2", Accumulation::rounded_products, ExpModel::base_two_fused, plain);
   add("fp32, noisy exp, divided", Accumulation::fma, ExpModel::noisy, [](Contract& c) { c.division_roundings = 1; });
   add("fp32, four splits", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.splits = 4; });
+  add("fp32, splits of one tile of 16", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.tile = c.split_keys = 16; });
+  add("fp32, splits of two tiles of 16, noisy exp", Accumulation::fma, ExpModel::noisy, [](Contract& c) { c.tile = 16, c.split_keys = 32; });
+  add("fp32, splits, rounded products, exp2", Accumulation::rounded_products, ExpModel::base_two_fused, [](Contract& c) { c.tile = 16, c.split_keys = 32; });
+  add("fp32, splits, order not declared", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.tile = 16, c.split_keys = 32, c.ordered = false; });
   add("truncating blocks of 16", Accumulation::truncating_block, ExpModel::precise, plain);
+  add("truncating blocks of 16, splits", Accumulation::truncating_block, ExpModel::precise, [](Contract& c) { c.tile = 16, c.split_keys = 48; });
   if (dtype != Dtype::f32) {
+    add("weights in the dtype, splits", Accumulation::fma, ExpModel::base_two_fused,
+        [=](Contract& c) { c.weight_dtype = dtype, c.tile = 16, c.split_keys = 32; });
     add("weights in the dtype", Accumulation::fma, ExpModel::base_two_fused, [=](Contract& c) { c.weight_dtype = dtype; });
     add("weights in the dtype, summed rounded", Accumulation::fma, ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype, c.sum_from_rounded = true; });
     add("weights in the dtype, truncating blocks", Accumulation::truncating_block, ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype; });
