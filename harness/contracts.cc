@@ -16,6 +16,11 @@ Contract host_contract(const Attention& problem, const std::string& target) {
   const kernels::ForwardTiling tiling = kernels::forward_tiling(problem.shape.dim, problem.shape.value_dim);
   c.tile = tiling.keys;
   c.row_tile = tiling.rows;
+  c.split_keys = tiling.split_keys;
+  const kernels::BackwardTiling backward = kernels::backward_tiling(problem.shape.dim, problem.shape.value_dim);
+  c.backward_row_tile = backward.rows;
+  c.backward_tile = backward.keys;
+  c.backward_split = backward.split_keys;
   return c;
 }
 

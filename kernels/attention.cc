@@ -32,13 +32,37 @@ HWY_EXPORT(target_name);
 ForwardTiling forward_tiling(Index dim, Index value_dim) {
   // A tile of K and V in fp32 stays within 128 KiB, a sixth of the L2 that is tiled for; below 64 keys the
   // per-tile work (row maxima, corrections) would show.
-  return {96, dim + value_dim <= 160 ? 128 : 64};
+  return {96, dim + value_dim <= 160 ? 128 : 64, 512};
 }
 
 std::string attention_forward_target() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
 
+StoredKeyValues stored_key_values(const Attention& p, Index b, Index g) {
+  const auto rows = [&](const TensorView& t, Index columns) {
+    const Index bytes = t.dtype == Dtype::f32 ? 4 : 2;
+    StoredRows stored;
+    stored.columns = {static_cast<const std::byte*>(t.data) + t.at(b, g, 0, 0) * bytes, t.dtype, columns, t.stride[3], t.stride[2] * bytes};
+    stored.end = p.shape.keys;
+    return stored;
+  };
+  return {rows(p.k, p.shape.dim), rows(p.v, p.shape.value_dim)};
+}
+
 Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunWave run, const void* stages) {
   if (Status status = validate_attention(problem, out); !status.ok()) return status;
+  const AttentionShape& s = problem.shape;
+  try {
+    std::vector<StoredKeyValues> stored;
+    stored.reserve(static_cast<std::size_t>(s.batch * s.kv_heads));
+    for (Index b = 0; b < s.batch; ++b)
+      for (Index g = 0; g < s.kv_heads; ++g) stored.push_back(stored_key_values(problem, b, g));
+    return run_stored(problem, std::move(stored), out, threads, run, stages);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::memory_allocation_failed, "the list of key/value heads"};
+  }
+}
+
+Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunWave run, const void* stages) {
   const AttentionShape& s = problem.shape;
   if (s.batch == 0 || s.rows == 0) return {};
   ForwardPlan plan;
@@ -46,25 +70,35 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
   plan.out = out;
   plan.tiling = forward_tiling(s.dim, s.value_dim);
   plan.threads = threads;
+  plan.stored = std::move(stored);
   plan.tiles = (s.keys + plan.tiling.keys - 1) / plan.tiling.keys;
+  plan.splits = (s.keys + plan.tiling.split_keys - 1) / plan.tiling.split_keys;
   plan.padded_value_dim = (s.value_dim + panel_alignment - 1) / panel_alignment * panel_alignment;
+  // As long as they fit one block of rows, packing K and V into memory gains nothing.
+  plan.by_split = s.rows <= plan.tiling.rows && plan.stacked_rows() <= plan.tiling.rows;
 
-  const Index group_floats = plan.tiles * plan.tiling.keys * (s.dim + plan.padded_value_dim);
+  const Index keys = plan.tiles * plan.tiling.keys, states = plan.splits * plan.stacked_rows();
+  const Index group_floats = plan.by_split ? states * (2 + plan.padded_value_dim) : keys * (s.dim + plan.padded_value_dim);
   const Index all_groups = s.batch * s.kv_heads;
   constexpr Index workspace_floats = (Index{512} << 20) / 4;
   const Index wave = std::clamp<Index>(workspace_floats / std::max<Index>(group_floats, 1), 1, all_groups);
   try {
-    auto keys = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max<Index>(1, wave * plan.tiles * plan.tiling.keys * s.dim)));
-    auto values = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max<Index>(1, wave * plan.tiles * plan.tiling.keys * plan.padded_value_dim)));
-    auto flags = hwy::AllocateAligned<unsigned char>(static_cast<std::size_t>(std::max<Index>(1, wave * plan.tiles)));
-    if (!keys || !values || !flags) return {StatusCode::memory_allocation_failed, fmt::format("a workspace of {} bytes", 4 * wave * group_floats)};
-    plan.packed = {keys.get(), values.get(), flags.get()};
+    const auto allocate = [&]<class T>(T*& to, Index count) {
+      auto p = hwy::AllocateAligned<T>(static_cast<std::size_t>(std::max<Index>(1, wave * count)));
+      if (!p) throw std::bad_alloc();
+      to = p.get();
+      return p;
+    };
+    const auto block_0 = allocate(plan.by_split ? plan.partial.max : plan.packed.keys, plan.by_split ? states : keys * s.dim);
+    const auto block_1 = allocate(plan.by_split ? plan.partial.accumulator : plan.packed.values, (plan.by_split ? states : keys) * plan.padded_value_dim);
+    const auto sums = allocate(plan.partial.sum, plan.by_split ? states : 0);
+    const auto flags = allocate(plan.packed.values_not_finite, plan.by_split ? 0 : plan.tiles);
     for (plan.first_group = 0; plan.first_group < all_groups; plan.first_group += plan.groups) {
       plan.groups = std::min(wave, all_groups - plan.first_group);
       run(plan, stages);
     }
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, "scratch of a row block"};
+    return {StatusCode::memory_allocation_failed, fmt::format("a workspace of {} bytes", 4 * wave * group_floats)};
   }
   return {};
 }

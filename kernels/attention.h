@@ -12,7 +12,8 @@ namespace assay::kernels {
 // - Q, K, V and the bias are f32, f16 or bf16 (one dtype for Q, K and V), with any strides; the bias may
 //   have any of the three. O is f32, f16 or bf16, LSE f32 or absent. Outputs may not overlap anything.
 // - `threads` <= 0 means all. The result is bitwise the same for any number of threads.
-// - Needs a workspace of the size of K and V in fp32; where that exceeds 512 MiB, heads take turns.
+// - A row's bits are the same in any batch, chunk and position; few rows (decode) are spread over the splits of their keys.
+// - With many rows, needs a workspace of the size of K and V in fp32; where that exceeds 512 MiB, heads take turns.
 Status attention_forward(const Attention& problem, const AttentionOutput& out, int threads = 0);
 
 // Gradients of <dO, O>, as docs/semantics.md defines them, from O and LSE as attention_forward stored them.
@@ -23,11 +24,12 @@ Status attention_forward(const Attention& problem, const AttentionOutput& out, i
 // - Needs a workspace of dQ in fp32 for each split of the keys; where that exceeds 256 MiB, heads and splits take turns.
 Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads = 0);
 
-// How the kernel tiles a problem. Key tiles are anchored at key 0 and depend on D and Dv alone, so that a
-// row's result does not depend on what else is in the call.
+// How the kernel tiles a problem. Key tiles and splits are anchored at key 0 and depend on D and Dv alone, so that a
+// row's result does not depend on what else is in the call, nor on how the work is shared out.
 struct ForwardTiling {
   Index rows;
-  Index keys;
+  Index keys;        // of a tile
+  Index split_keys;  // of a split, which is whole tiles
 };
 ForwardTiling forward_tiling(Index dim, Index value_dim);
 

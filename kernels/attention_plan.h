@@ -1,9 +1,37 @@
 // What the dispatcher has decided before any SIMD code runs; shared by all targets.
 #pragma once
 
+#include <vector>
+
 #include "kernels/attention.h"
 
 namespace assay::kernels {
+
+// A run of columns of stored rows. Rows lie in pages: row j at slot j % page_size of page pages[j / page_size].
+struct StoredColumns {
+  const std::byte* data = nullptr;  // slot 0 of page 0
+  Dtype dtype = Dtype::f32;
+  Index count = 0;
+  Index stride = 1;  // elements from one column to the next
+  Index row_bytes = 0, page_bytes = 0;
+  // f8 and f4: an E8M0 scale for each `group` columns.
+  const std::uint8_t* scales = nullptr;
+  Index group = 0, row_scales = 0, page_scales = 0;
+};
+
+// K or V of one (batch, kv head) pair, wherever it is kept. Rows outside [begin, end) are never read.
+struct StoredRows {
+  StoredColumns columns, more;   // `more` stand behind `columns`; none where its count is 0
+  const Index* pages = nullptr;  // null: everything is page 0
+  Index page_size = 1;
+  Index begin = 0, end = 0;
+};
+
+struct StoredKeyValues {
+  StoredRows keys, values;
+};
+
+StoredKeyValues stored_key_values(const Attention& problem, Index b, Index g);
 
 // K and V of `groups` consecutive (batch, kv head) pairs, packed in fp32.
 struct PackedKeyValues {
@@ -12,22 +40,39 @@ struct PackedKeyValues {
   unsigned char* values_not_finite = nullptr;  // [group][tile]
 };
 
+// Of each row and split: the maximum, the sum and the accumulator that the split alone gives.
+struct PartialRows {
+  float* max = nullptr;          // [group][split][query head of the group][row]
+  float* sum = nullptr;          // likewise
+  float* accumulator = nullptr;  // likewise, and [padded value dim]
+};
+
 struct ForwardPlan {
   const Attention* problem = nullptr;
   AttentionOutput out;
   ForwardTiling tiling{};
   int threads = 0;
+  std::vector<StoredKeyValues> stored;  // of every (batch, kv head) pair
+  // Few rows a kv head: a task for each of its splits, which packs the keys that it reads for itself. Otherwise K and V
+  // are packed once, and a task computes a block of rows.
+  bool by_split = false;
   PackedKeyValues packed;
+  PartialRows partial;
   Index first_group = 0, groups = 0;  // (batch, kv head) pairs of this wave
-  Index tiles = 0;                    // key tiles
+  Index tiles = 0, splits = 0;        // of keys
   Index padded_value_dim = 0;
+
+  Index stacked_rows() const { return problem->shape.group() * problem->shape.rows; }
 };
 
 // Widest panel of any target, in floats: two AVX-512 vectors. Tile widths are multiples of it.
 inline constexpr Index panel_alignment = 32;
 
-// Validates, plans, and calls run(plan) once per wave of groups.
+// Calls run(plan) once per wave of groups.
 using RunWave = void (*)(const ForwardPlan& plan, const void* stages);
+// Validates and plans first.
 Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunWave run, const void* stages);
+// The problem is valid, its K and V are `stored`.
+Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunWave run, const void* stages);
 
 }  // namespace assay::kernels

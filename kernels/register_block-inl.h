@@ -109,19 +109,23 @@ HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
   for (; r < rows; ++r) body(std::make_index_sequence<1>(), r);
 }
 
-// One row of a tensor in fp32, whatever its dtype and innermost stride.
-inline void load_row(const TensorView& t, Index b, Index h, Index i, Index columns, float* HWY_RESTRICT row) {
-  const Index at = t.at(b, h, i, 0), stride = t.stride[3];
-  if (t.dtype == Dtype::f32) {
-    const float* from = static_cast<const float*>(t.data) + at;
-    for (Index d = 0; d < columns; ++d) row[d] = from[d * stride];
-  } else {
-    const std::uint16_t* from = static_cast<const std::uint16_t*>(t.data) + at;
-    if (t.dtype == Dtype::bf16)
-      for (Index d = 0; d < columns; ++d) row[d] = from_bf16(from[d * stride]);
+// `count` elements of dtype f32, f16 or bf16 in fp32, whatever the stride between them.
+inline void load_columns(Dtype dtype, const void* data, Index stride, Index count, float* HWY_RESTRICT to) {
+  const auto convert = [&](const auto* HWY_RESTRICT from, auto to_float) HWY_ATTR {
+    if (stride == 1)  // by vectors
+      for (Index i = 0; i < count; ++i) to[i] = to_float(from[i]);
     else
-      for (Index d = 0; d < columns; ++d) row[d] = from_f16(from[d * stride]);
-  }
+      for (Index i = 0; i < count; ++i) to[i] = to_float(from[i * stride]);
+  };
+  if (dtype == Dtype::f32) convert(static_cast<const float*>(data), [](float x) HWY_ATTR { return x; });
+  else if (dtype == Dtype::bf16) convert(static_cast<const std::uint16_t*>(data), [](std::uint16_t x) HWY_ATTR { return from_bf16(x); });
+  else convert(static_cast<const std::uint16_t*>(data), [](std::uint16_t x) HWY_ATTR { return from_f16(x); });
+}
+
+// One row of a tensor in fp32.
+inline void load_row(const TensorView& t, Index b, Index h, Index i, Index columns, float* HWY_RESTRICT row) {
+  const Index bytes = t.dtype == Dtype::f32 ? 4 : 2;
+  load_columns(t.dtype, static_cast<const std::byte*>(t.data) + t.at(b, h, i, 0) * bytes, t.stride[3], columns, row);
 }
 
 // Its inverse: every element is rounded once.

@@ -1,0 +1,367 @@
+// A block of query rows against the keys of a split, and splits against one another; compiled once for each SIMD target.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "kernels/attention_plan.h"
+#include "kernels/dropout.h"
+#include "kernels/element_bias-inl.h"
+#include "kernels/pack-inl.h"
+#include "kernels/register_block-inl.h"
+#include "kernels/stages.h"
+
+#if defined(ASSAY_KERNELS_ROW_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ASSAY_KERNELS_ROW_BLOCK_INL_H_
+#undef ASSAY_KERNELS_ROW_BLOCK_INL_H_
+#else
+#define ASSAY_KERNELS_ROW_BLOCK_INL_H_
+#endif
+
+#include <hwy/aligned_allocator.h>
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace assay::kernels::HWY_NAMESPACE {
+
+// What the online softmax carries for each row of a block. All of it may be rescaled by any e^x: it means
+// sum e^(s - max) and sum e^(s - max) V.
+struct RowState {
+  float* max;
+  float* sum;
+  float* accumulator;  // [row][accumulator stride]
+};
+
+template <class Stages>
+class RowBlock {
+ public:
+  RowBlock(const ForwardPlan& plan, const Stages& stages, Index rows)
+      : plan_(plan),
+        p_(*plan.problem),
+        s_(p_.shape),
+        stages_(stages),
+        bias_(p_),
+        width_(plan.tiling.keys),
+        accumulator_stride_(plan.padded_value_dim),
+        capacity_((rows + panel_alignment - 1) / panel_alignment * panel_alignment),
+        q_(allocate(capacity_ * s_.dim)),
+        q_row_(allocate(s_.dim)),
+        scores_(allocate(capacity_ * score_stride)),
+        accumulators_(allocate(2 * capacity_ * accumulator_stride_)),
+        bias_row_(allocate(width_)),
+        of_row_(allocate(7 * capacity_)),
+        split_{vector_of_rows(0), vector_of_rows(1), accumulators_.get()},
+        total_{vector_of_rows(2), vector_of_rows(3), accumulators_.get() + capacity_ * accumulator_stride_},
+        tile_sum_(vector_of_rows(4)),
+        correction_(vector_of_rows(5)),
+        weight_(vector_of_rows(6)),
+        block_(static_cast<std::size_t>(capacity_)),
+        seen_(block_.size()) {
+    std::fill_n(of_row_.get(), 7 * capacity_, 0.0f);
+  }
+
+  // The block is now rows [row0, row0 + rows) of each of `heads` query heads from `head` on, and has seen no key.
+  void place(Index b, Index head, Index heads, Index row0, Index rows) {
+    b_ = b;
+    head_ = head;
+    row0_ = row0;
+    head_rows_ = rows;
+    rows_ = heads * rows;
+    seen_by_block_ = {s_.keys, 0};
+    for (Index r = 0; r < rows_; ++r) {
+      const Index row = row0 + r % rows;
+      const KeyRange keys = stages_.visible(p_, b, row, visible_keys(p_, b, row));
+      block_[r] = {head + r / rows, row, keys};
+      if (keys.begin < keys.end) seen_by_block_ = {std::min(seen_by_block_.begin, keys.begin), std::max(seen_by_block_.end, keys.end)};
+    }
+    load_queries();
+    clear(total_, minus_infinity);
+  }
+
+  // Keys that some row may see.
+  const KeyRange& seen() const { return seen_by_block_; }
+  RowState split_state() const { return split_; }
+  Index rows() const { return rows_; }
+
+  // The online softmax over the keys of one split. tiles(tile) gives its packed keys and values.
+  template <class Tiles>
+  void attend(Index split, Tiles&& tiles) {
+    key0_ = 0;
+    clear(split_, stages_.initial_max());
+    const Index of_split = plan_.tiling.split_keys / width_;
+    const Index end = std::min({(split + 1) * of_split, stages_.key_tiles(s_.keys, width_), (seen_by_block_.end + width_ - 1) / width_});
+    for (Index tile = std::max(split * of_split, seen_by_block_.begin / width_); tile < end; ++tile) {
+      key0_ = tile * width_;
+      for_row_blocks(rows_, [&](auto block, Index r) { seen_[r] = seen_in_tile(r, static_cast<Index>(block.size())); });
+      const PackedTile packed = tiles(tile);
+      compute_scores(packed.keys);
+      mask_scores();
+      update_softmax(tile);
+      if (packed.values_not_finite) accumulate_visible(packed.values);
+      else accumulate(packed.values);
+      observe(Stage::accumulated, split_.accumulator, s_.value_dim, accumulator_stride_);
+    }
+  }
+
+  // Adds a split to those that were merged before it: m' = max(m, m_s), a = e^(m - m'), b = e^(m_s - m'),
+  // l' = l_s b + (l a), O' = O_s b + (O a), with one rounding for what stands in brackets and one for the rest. A split
+  // in which the row saw nothing changes nothing, and the first one in which it saw something is taken as it is.
+  void merge(const RowState& split) {
+    const Lanes d;
+    const Index n = static_cast<Index>(hn::Lanes(d));
+    for (Index r = 0; r < rows_; ++r) {
+      const float new_max = stages_.new_max(total_.max[r], split.max[r]), reference = reference_of(new_max);
+      correction_[r] = total_.max[r] - reference;
+      weight_[r] = split.max[r] - reference;
+      total_.max[r] = new_max;
+    }
+    for (Index r = 0; r < rows_; r += n) {
+      hn::Store(exp_of_nonpositive(d, hn::Load(d, correction_ + r)), d, correction_ + r);
+      hn::Store(exp_of_nonpositive(d, hn::Load(d, weight_ + r)), d, weight_ + r);
+    }
+    for (Index r = 0; r < rows_; ++r) {
+      total_.sum[r] = multiply_add_one(split.sum[r], weight_[r], total_.sum[r] * stages_.sum_correction(correction_[r]));
+      const Vector a = hn::Set(d, stages_.accumulator_correction(correction_[r])), b = hn::Set(d, weight_[r]);
+      const float* from = split.accumulator + r * accumulator_stride_;
+      float* to = total_.accumulator + r * accumulator_stride_;
+      for (Index c = 0; c < accumulator_stride_; c += n) hn::Store(hn::MulAdd(hn::Load(d, from + c), b, hn::Mul(hn::Load(d, to + c), a)), d, to + c);
+    }
+  }
+
+  // Sink, division, output of what has been merged.
+  void finish() {
+    for (Index r = 0; r < rows_; ++r) {
+      float m = total_.max[r], sum = total_.sum[r];
+      float* row = total_.accumulator + r * accumulator_stride_;
+      if (!p_.sink.empty()) add_sink(p_.sink[block_[r].head], m, sum, row);
+      if (sum != 0) {
+        const float inverse = 1.0f / sum;
+        // The sign of a 0 tells which masked keys passed by: + 0 makes it one.
+        for (Index c = 0; c < s_.value_dim; ++c) row[c] = row[c] * inverse + 0.0f;
+      } else if (sees_a_key(r)) {
+        // Every visible score is -inf: 0 / 0, unlike a row whose every key is masked, which is 0.
+        std::fill_n(row, s_.value_dim, std::numeric_limits<float>::quiet_NaN());
+      }
+      store_row(r, row, m, sum);
+    }
+  }
+
+ private:
+  struct Row {
+    Index head, row;
+    KeyRange keys;  // that its intervals leave it
+  };
+
+  float* vector_of_rows(Index index) const { return of_row_.get() + index * capacity_; }
+
+  // A row that has seen nothing yet: any finite reference gives weights of 0 where -inf - -inf gives NaN.
+  static float reference_of(float max) { return max == minus_infinity ? 0.0f : max; }
+
+  void clear(const RowState& state, float max) const {
+    std::fill_n(state.max, rows_, max);
+    std::fill_n(state.sum, rows_, 0.0f);
+    std::fill_n(state.accumulator, rows_ * accumulator_stride_, 0.0f);
+  }
+
+  HWY_INLINE void observe(Stage stage, float* data, Index columns, Index stride) const {
+    if constexpr (Stages::observes)
+      for (Index r = 0; r < rows_; r += head_rows_) stages_.at(stage, {b_, block_[r].head, row0_, key0_, head_rows_, columns, data + r * stride, stride});
+  }
+
+  void load_queries() {
+    for_row_blocks(rows_, [&](auto block, Index r) {
+      constexpr auto count = static_cast<Index>(block.size());
+      float* interleaved = q_.get() + r * s_.dim;
+      for (Index i = 0; i < count; ++i) {
+        const Row& row = block_[r + i];
+        load_row(p_.q, b_, row.head, row.row, s_.dim, q_row_.get());
+        if constexpr (Stages::observes) stages_.at(Stage::query, {b_, row.head, row.row, 0, 1, s_.dim, q_row_.get(), s_.dim});
+        for (Index d = 0; d < s_.dim; ++d) interleaved[d * count + i] = q_row_[d];
+      }
+    });
+  }
+
+  // The keys of this tile, relative to it, that some row of [r, r + count) may see.
+  KeyRange seen_in_tile(Index r, Index count) const {
+    KeyRange seen{width_, 0};
+    for (Index i = r; i < r + count; ++i) {
+      const KeyRange& range = block_[i].keys;
+      const Index begin = std::max<Index>(range.begin - key0_, 0), end = std::min(range.end - key0_, width_);
+      if (begin < end) seen = {std::min(seen.begin, begin), std::max(seen.end, end)};
+    }
+    return seen;
+  }
+
+  void compute_scores(const float* keys) {
+    const float scale = stages_.scale(p_.scale);
+    const KeyRange any = seen_in_tile(0, rows_);
+    // A panel of keys stays in L1 while all rows pass.
+    for (Index panel = any.begin / panel_width * panel_width; panel < any.end; panel += panel_width)
+      for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
+        const KeyRange& seen = seen_[r];
+        if (panel + panel_width <= seen.begin || panel >= seen.end) return;
+        score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale, scores_.get() + r * score_stride + panel);
+      });
+    if (p_.softcap > 0) apply_softcap();
+    observe(Stage::scores, scores_.get(), width_, score_stride);
+  }
+
+  void apply_softcap() {
+    const Lanes d;
+    const Vector cap = hn::Set(d, p_.softcap);
+    for (Index r = 0; r < rows_; ++r)
+      for (float* at = scores_.get() + r * score_stride; at < scores_.get() + r * score_stride + width_; at += hn::Lanes(d))
+        hn::Store(hn::Mul(cap, tanh_of(d, hn::Div(hn::Load(d, at), cap))), d, at);
+  }
+
+  // Adds biases and puts -inf wherever a key is not visible, whatever the score there was.
+  void mask_scores() {
+    for (Index r = 0; r < rows_; ++r) {
+      const auto& [h, i, range] = block_[r];
+      float* row = scores_.get() + r * score_stride;
+      const Index begin = std::clamp<Index>(range.begin - key0_, 0, width_), end = std::clamp<Index>(range.end - key0_, begin, width_);
+      if (bias_.active() && begin < end) {
+        bias_.row(b_, h, i, key0_ + begin, end - begin, bias_row_.get() + begin);
+        for (Index j = begin; j < end; ++j) row[j] = bias_row_[j] == minus_infinity ? minus_infinity : row[j] + bias_row_[j];
+      }
+      if (begin > 0) std::fill(row, row + begin, minus_infinity);
+      if (end < width_) std::fill(row + end, row + width_, minus_infinity);
+    }
+    observe(Stage::masked, scores_.get(), width_, score_stride);
+  }
+
+  // The online softmax: m' = max(m, max s), w = e^(s - m'), l' = l e^(m - m') + sum w, O' = O e^(m - m') + w V.
+  void update_softmax(Index tile) {
+    const Lanes d;
+    const Index n = static_cast<Index>(hn::Lanes(d));
+    for (Index r = 0; r < rows_; ++r) {
+      float* row = scores_.get() + r * score_stride;
+      Vector tile_max = hn::Load(d, row);
+      for (Index j = n; j < width_; j += n) tile_max = hn::Max(tile_max, hn::Load(d, row + j));
+      const float old_max = split_.max[r];
+      const float new_max = stages_.new_max(old_max, hn::GetLane(hn::MaxOfLanes(d, tile_max)));
+      split_.max[r] = new_max;
+      const float reference = reference_of(new_max);
+      correction_[r] = old_max - reference;
+      const Vector m = hn::Set(d, reference);
+      Vector total = hn::Zero(d);
+      for (Index j = 0; j < width_; j += n) {
+        const Vector w = exp_of_nonpositive(d, hn::Sub(hn::Load(d, row + j), m));
+        hn::Store(w, d, row + j);
+        total = hn::Add(total, w);
+      }
+      tile_sum_[r] = stages_.row_sum(hn::GetLane(hn::SumOfLanes(d, total)), reference, width_, tile);
+    }
+    for (Index r = 0; r < rows_; r += n) hn::Store(exp_of_nonpositive(d, hn::Load(d, correction_ + r)), d, correction_ + r);
+    for (Index r = 0; r < rows_; ++r) {
+      split_.sum[r] = split_.sum[r] * stages_.sum_correction(correction_[r]) + tile_sum_[r];
+      correction_[r] = stages_.accumulator_correction(correction_[r]);
+    }
+    if (p_.dropout > 0) drop_weights();
+    observe(Stage::row_max, split_.max, 1, 1);
+    observe(Stage::rescale, correction_, 1, 1);
+    observe(Stage::weights, scores_.get(), width_, score_stride);
+  }
+
+  // After the row sums: the normaliser is taken before dropout.
+  void drop_weights() {
+    const float keep_scale = 1.0f / (1.0f - p_.dropout);
+    const std::uint64_t threshold = dropout_threshold(p_.dropout);
+    for (Index r = 0; r < rows_; ++r)
+      for (Index j = 0; j < width_; ++j) {
+        float& w = scores_[r * score_stride + j];
+        if (w == 0) continue;
+        w = dropout_word(p_.dropout_seed, b_, block_[r].head, block_[r].row, key0_ + j) >= threshold ? w * keep_scale : 0.0f;
+      }
+  }
+
+  void accumulate(const float* values) {
+    for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
+      const KeyRange seen = seen_[r];
+      if (seen.begin >= seen.end) return;
+      for (Index c = 0; c < s_.value_dim; c += panel_width)
+        value_panel(block, scores_.get() + r * score_stride + seen.begin, values + c * width_ + seen.begin * panel_width, seen.end - seen.begin,
+                    correction_ + r, split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
+    });
+  }
+
+  // V holds an infinity or a NaN somewhere in this tile: only what a row sees may reach it, so no 0 * NaN.
+  void accumulate_visible(const float* values) {
+    for (Index r = 0; r < rows_; ++r) {
+      float* row = split_.accumulator + r * accumulator_stride_;
+      for (Index c = 0; c < s_.value_dim; ++c) row[c] *= correction_[r];
+      for (Index j = 0; j < width_; ++j) {
+        if (!is_visible(r, key0_ + j)) continue;
+        const float w = scores_[r * score_stride + j];
+        for (Index c = 0; c < s_.value_dim; ++c)
+          row[c] = multiply_add_one(w, values[c / panel_width * panel_width * width_ + j * panel_width + c % panel_width], row[c]);
+      }
+    }
+  }
+
+  bool is_visible(Index r, Index key) const {
+    const auto& [h, i, range] = block_[r];
+    if (key < range.begin || key >= range.end) return false;
+    float bias = 0;
+    if (bias_.active()) bias_.row(b_, h, i, key, 1, &bias);
+    return bias != minus_infinity;
+  }
+
+  bool sees_a_key(Index r) const {
+    const auto& [h, i, range] = block_[r];
+    for (Index j = range.begin; j < range.end; ++j) {
+      float bias = 0;
+      if (bias_.active()) bias_.row(b_, h, i, j, 1, &bias);
+      if (bias != minus_infinity) return true;
+    }
+    return false;
+  }
+
+  // One more key with logit z and value 0.
+  void add_sink(float z, float& m, float& sum, float* row) const {
+    const Lanes d;
+    const float new_max = m < z ? z : m;
+    const float correction = hn::GetLane(exp_of_nonpositive(d, hn::Set(d, m - new_max)));
+    for (Index c = 0; c < s_.value_dim; ++c) row[c] *= correction;
+    sum = sum * correction + hn::GetLane(exp_of_nonpositive(d, hn::Set(d, z - new_max)));
+    m = new_max;
+  }
+
+  void store_row(Index r, float* row, float m, float sum) const {
+    const auto& [h, i, range] = block_[r];
+    if constexpr (Stages::observes) stages_.at(Stage::output, {b_, h, i, 0, 1, s_.value_dim, row, s_.value_dim});
+    const TensorView& o = plan_.out.o;
+    const Index at = o.at(b_, h, i, 0), stride = o.stride[3];
+    for (Index c = 0; c < s_.value_dim; ++c) {
+      if (o.dtype == Dtype::f32) static_cast<float*>(o.data)[at + c * stride] = row[c];
+      else static_cast<std::uint16_t*>(o.data)[at + c * stride] = o.dtype == Dtype::bf16 ? to_bf16(row[c]) : to_f16(row[c]);
+    }
+    if (!plan_.out.lse) return;
+    float lse = sum == 0 ? minus_infinity : static_cast<float>(static_cast<double>(m) + std::log(static_cast<double>(sum)));
+    if constexpr (Stages::observes) stages_.at(Stage::lse, {b_, h, i, 0, 1, 1, &lse, 1});
+    const TensorView& t = plan_.out.lse;
+    static_cast<float*>(t.data)[t.at(b_, h, i, 0)] = lse;
+  }
+
+  const ForwardPlan& plan_;
+  const Attention& p_;
+  const AttentionShape& s_;
+  const Stages& stages_;
+  const ElementBias bias_;
+  const Index width_, accumulator_stride_, capacity_;
+  hwy::AlignedFreeUniquePtr<float[]> q_, q_row_, scores_, accumulators_, bias_row_, of_row_;
+  const RowState split_, total_;
+  float* const tile_sum_;
+  float* const correction_;
+  float* const weight_;
+  std::vector<Row> block_;
+  std::vector<KeyRange> seen_;  // in this tile, by the register block that begins at the row
+  KeyRange seen_by_block_{0, 0};
+  Index b_ = 0, head_ = 0, row0_ = 0, head_rows_ = 1, rows_ = 0, key0_ = 0;
+};
+
+}  // namespace assay::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // include guard
