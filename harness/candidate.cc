@@ -28,6 +28,10 @@ class Host : public Candidate {
     return host_contract(p, kernels::chosen_target());
   }
   kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_forward(p, out, threads); }
+  bool has_backward() const override { return true; }
+  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
+    return kernels::attention_backward(p, in, out, threads);
+  }
 
  private:
   bool declares_;
@@ -46,6 +50,10 @@ class Faulty : public Candidate {
 };
 
 }  // namespace
+
+kernels::Status Candidate::run_backward(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, int) {
+  return {kernels::StatusCode::unsupported, name() + " has no backward pass"};
+}
 
 std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name == "host" || name == "host-undeclared") return std::make_unique<Host>(name == "host");

@@ -21,6 +21,10 @@ class Candidate {
   // How it computes; nothing if it declares nothing, and then a ladder of contracts is tried.
   virtual std::optional<Contract> contract(const Attention& problem) const = 0;
   virtual kernels::Status run(const Attention& problem, const AttentionOutput& out, int threads) = 0;
+
+  virtual bool has_backward() const { return false; }
+  // Called only where has_backward() says so, with O and LSE as run() left them.
+  virtual kernels::Status run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads);
 };
 
 // "host": the production kernel; "host-undeclared": the same without its contract; "fault:NAME": the

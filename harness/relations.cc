@@ -61,12 +61,8 @@ std::string exchanged_scale(const Case& c, const Inputs&, Candidate& candidate, 
   return verdict_of(first_difference(base, out));
 }
 
-// What no row of the first `rows` sees may hold anything: those rows do not change. With all rows this is
-// padding; with some of them it is "the future does not leak into the past".
-std::string unseen_keys(const Case& c, Candidate& candidate, const Outputs& base, Index rows, double fill) {
-  for (LayoutKind l : {c.k_layout, c.v_layout})
-    if (l == LayoutKind::shared_head || l == LayoutKind::shared_batch) return "not applicable: keys are shared";
-  Inputs changed(c);
+// Fills K and V at the keys that no row of the first `rows` sees; returns how many those are.
+Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, double fill) {
   const AttentionShape& s = c.shape;
   Index overwritten = 0;
   RowVisibility row;
@@ -87,6 +83,16 @@ std::string unseen_keys(const Case& c, Candidate& candidate, const Outputs& base
         for (Index d = 0; d < s.value_dim; ++d) store(changed.problem.v, changed.problem.v.at(b, g, j, d), fill == fill ? x : fill);
       }
     }
+  return overwritten;
+}
+
+// What no row of the first `rows` sees may hold anything: those rows do not change. With all rows this is
+// padding; with some of them it is "the future does not leak into the past".
+std::string unseen_keys(const Case& c, Candidate& candidate, const Outputs& base, Index rows, double fill) {
+  for (LayoutKind l : {c.k_layout, c.v_layout})
+    if (l == LayoutKind::shared_head || l == LayoutKind::shared_batch) return "not applicable: keys are shared";
+  Inputs changed(c);
+  const Index overwritten = overwrite_unseen_keys(c, changed, rows, fill);
   if (overwritten == 0) return "not applicable: every key is seen";
   Outputs out(c);
   if (std::string wrong = run(candidate, c, changed, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
@@ -104,6 +110,40 @@ std::map<std::string, std::string> check_relations(const Case& c, const Inputs& 
   found["unseen-keys-nan"] = unseen_keys(c, candidate, base, c.shape.rows, nan);
   found["unseen-keys-large"] = unseen_keys(c, candidate, base, c.shape.rows, 1e30);
   found["future-of-early-rows"] = unseen_keys(c, candidate, base, (c.shape.rows + 1) / 3, nan);
+  return found;
+}
+
+std::map<std::string, std::string> check_backward_relations(const Case& c, const Inputs& inputs, const Outputs& forward, Candidate& candidate,
+                                                            const GradientOutputs& base) {
+  std::map<std::string, std::string> found;
+  auto gradients = [&](const Inputs& in, int threads, const auto& change) -> std::string {
+    const GradientOutputs out(c, in);
+    if (std::string wrong = call_backward_guarded(candidate, in, forward, out, Poison::nan, threads); !wrong.empty()) return "violated: " + wrong;
+    change(out);
+    return verdict_of(first_difference(base, out));
+  };
+  const int threads = static_cast<int>(c.threads);
+  found["threads"] = gradients(inputs, c.threads == 1 ? 2 : 1, [](const GradientOutputs&) {});
+  {
+    // dO -> -dO turns every gradient around.
+    const Inputs changed(c);
+    found["negated-gradient"] =
+        !scale_exactly(changed.d_o, -1) ? "not applicable: dO is not finite" : gradients(changed, threads, [](const GradientOutputs& out) {
+          for (const Tensor* t : {&out.dq, &out.dk, &out.dv, &out.d_sink}) negate_elements(t->view());
+          // Every element of storage once, however often it is broadcast.
+          TensorView flat = out.d_bias.view();
+          for (Index e = 0; flat && e < static_cast<Index>(out.d_bias.size_in_bytes()) / 4; ++e) store(flat, e, -load(flat, e));
+        });
+  }
+  {
+    const Inputs changed(c);
+    const bool shared = c.k_layout == LayoutKind::shared_head || c.k_layout == LayoutKind::shared_batch || c.v_layout == LayoutKind::shared_head ||
+                        c.v_layout == LayoutKind::shared_batch;
+    found["unseen-keys-nan"] = shared ? "not applicable: keys are shared"
+                               : overwrite_unseen_keys(c, changed, c.shape.rows, std::numeric_limits<double>::quiet_NaN()) == 0
+                                   ? "not applicable: every key is seen"
+                                   : gradients(changed, threads, [](const GradientOutputs&) {});
+  }
   return found;
 }
 

@@ -27,6 +27,7 @@ Json to_json(const Element& e, Index row_tile) {
             {"bound", number(e.bound)},
             {"ratio", number(e.ratio)},
             {"ulp", number(e.ulp)}};
+  if (e.output > Output::lse) j["output"] = name_of(e.output);
   if (e.column >= 0) j["column"] = e.column;
   if (!e.why.empty()) j["why"] = e.why;
   return j;
@@ -63,6 +64,11 @@ Json to_json(const CaseResult& r) {
   j["rows"] = {{"judged", v.rows_judged}, {"all", v.rows_total}, {"in_balls", v.rows_in_balls}};
   if (v.worst_o.bound > 0) j["worst"]["o"] = to_json(v.worst_o, v.row_tile);
   if (v.worst_lse.bound > 0) j["worst"]["lse"] = to_json(v.worst_lse, v.row_tile);
+  for (const auto& [output, compared] : v.gradients) {
+    const std::string name(name_of(output));
+    j["elements"][name] = compared.elements;
+    if (compared.worst.bound > 0) j["worst"][name] = to_json(compared.worst, v.row_tile);
+  }
   if (v.outside > 0) j["first_failure"] = to_json(v.first_failure, v.row_tile);
   j["bias"] = {{"mean_ratio", number(v.mean_ratio)}, {"slope_t", number(v.slope_t)}};
   const Power& p = v.power;

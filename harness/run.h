@@ -32,8 +32,13 @@ bool holds_poison(const TensorView& t, Index position, Poison with);
 // What went wrong around the call ("o: a guard band was overwritten", "status 5 ..."); empty if nothing did.
 std::string call_guarded(Candidate& candidate, const Case& c, const Inputs& inputs, const Outputs& outputs, Poison with, int threads);
 
+// The same for the backward pass, which reads `forward` and writes `gradients`.
+std::string call_backward_guarded(Candidate& candidate, const Inputs& inputs, const Outputs& forward, const GradientOutputs& gradients, Poison with,
+                                  int threads);
+
 // "row 3 ..." of the first element of O or LSE whose bits differ; empty if none does. Only rows below `rows`
 // of every head are looked at (negative: all).
 std::string first_difference(const Outputs& a, const Outputs& b, Index rows = -1);
+std::string first_difference(const GradientOutputs& a, const GradientOutputs& b);
 
 }  // namespace assay

@@ -25,9 +25,9 @@ std::vector<Case> smaller(const Case& c) {
       for (Index& x : *list) x = std::min(x, n.shape.keys);
     }
     std::erase_if(n.pokes, [&](const Poke& p) {
-      const Index rows = p.tensor == 'q' || p.tensor == 'm' ? n.shape.rows : n.shape.keys;
-      const Index heads = p.tensor == 'q' || p.tensor == 'm' ? n.shape.query_heads : n.shape.kv_heads;
-      const Index columns = p.tensor == 'm' ? n.shape.keys : p.tensor == 'v' ? n.shape.value_dim : n.shape.dim;
+      const bool of_queries = p.tensor == 'q' || p.tensor == 'm' || p.tensor == 'g';
+      const Index rows = of_queries ? n.shape.rows : n.shape.keys, heads = of_queries ? n.shape.query_heads : n.shape.kv_heads;
+      const Index columns = p.tensor == 'm' ? n.shape.keys : p.tensor == 'v' || p.tensor == 'g' ? n.shape.value_dim : n.shape.dim;
       return p.position[0] >= n.shape.batch || p.position[1] >= heads || p.position[2] >= rows || p.position[3] >= columns;
     });
   };
@@ -56,6 +56,12 @@ std::vector<Case> smaller(const Case& c) {
     if (c.shape.group() > 2) heads(2 * c.shape.kv_heads, c.shape.kv_heads);
   }
   // Features back to their defaults, one at a time.
+  step([&](Case& n) {
+    n.operation = Operation::attention;
+    n.gradient = plain.gradient;
+    std::erase_if(n.pokes, [](const Poke& p) { return p.tensor == 'g'; });
+  });
+  step([&](Case& n) { n.gradient = plain.gradient; });
   step([&](Case& n) { n.keep = {}; });
   step([&](Case& n) { n.bias = {}, n.finite_min_masks = false; });
   step([&](Case& n) { n.pokes.clear(); });

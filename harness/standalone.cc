@@ -32,6 +32,7 @@ std::string array(const char* type, const char* name, const Extents& shape, cons
 }  // namespace
 
 std::string standalone_program(const Case& c) {
+  if (c.operation != Operation::attention) throw CaseError(0, "standalone files exist for the operation attention only");
   const AttentionShape& s = c.shape;
   const Index elements = s.batch * (s.query_heads * s.rows * (s.dim + 2 * s.value_dim + s.keys) + s.kv_heads * s.keys * (s.dim + s.value_dim));
   if (elements > 65536) throw CaseError(0, fmt::format("the case has {} elements; a standalone file takes at most 65536, so shrink it first", elements));

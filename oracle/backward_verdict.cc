@@ -171,6 +171,19 @@ Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& i
   return v;
 }
 
+void add_gradients(Verdict& forward, const Verdict& gradients) {
+  const Outcome before = forward.outcome;
+  const Index rows = forward.rows_judged;
+  merge(forward, gradients);
+  forward.rows_judged = rows;
+  // A gradient that nobody could judge leaves the case undecided, however good O is.
+  if (gradients.outcome != Outcome::pass || before == Outcome::pass) {
+    forward.outcome = gradients.outcome;
+    forward.reason = gradients.reason;
+  }
+  if (gradients.contract != forward.contract) forward.contract += "; gradients: " + gradients.contract;
+}
+
 Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwardInput& input, const AttentionGradients& out, const JudgeOptions& options) {
   Verdict v;
   for (const Contract& c : contract_ladder(problem.q.dtype, 64)) {

@@ -11,6 +11,9 @@ namespace assay {
 Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& input, const AttentionGradients& out, const Contract& contract,
                        const JudgeOptions& options = {});
 
+// Adds a verdict on gradients to that on the O and LSE they were computed from; the worse outcome counts.
+void add_gradients(Verdict& forward, const Verdict& gradients);
+
 // As judge_by_ladder(), for gradients.
 Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwardInput& input, const AttentionGradients& out,
                                  const JudgeOptions& options = {});

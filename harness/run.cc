@@ -1,0 +1,157 @@
+#include "harness/run.h"
+
+#include <fmt/format.h>
+
+#include <exception>
+#include <initializer_list>
+
+namespace assay {
+namespace {
+
+std::uint64_t poison_code(Dtype dtype, Poison with) {
+  if (with == Poison::large) return encode(dtype, format(dtype).bits == 16 && dtype != Dtype::bf16 ? 60000.0 : 1e30);
+  switch (dtype) {
+    case Dtype::f16: return 0x7E5A;
+    case Dtype::bf16: return 0x7FDA;
+    case Dtype::f32: return 0x7FC0A55A;
+    default: return 0x7FF8A55AA55AA55A;
+  }
+}
+
+std::uint64_t code_at(const TensorView& t, Index position) {
+  std::uint64_t code = 0;
+  const int bytes = format(t.dtype).bits / 8;
+  std::memcpy(&code, static_cast<const std::byte*>(t.data) + position * bytes, static_cast<std::size_t>(bytes));
+  return code;
+}
+
+template <class Body>
+void for_each_position(const TensorView& t, const Body& body) {
+  for (Index b = 0; b < t.shape[0]; ++b)
+    for (Index h = 0; h < t.shape[1]; ++h)
+      for (Index i = 0; i < t.shape[2]; ++i)
+        for (Index d = 0; d < t.shape[3]; ++d) body(t.at(b, h, i, d));
+}
+
+// Whether a byte between the elements of an output has changed.
+bool gaps_intact(const Tensor& t, Poison with) {
+  const TensorView& v = t.view();
+  const auto bytes = static_cast<std::size_t>(format(v.dtype).bits / 8);
+  const std::size_t elements = t.size_in_bytes() / bytes;
+  if (static_cast<Index>(elements) == element_count(v.shape)) return true;
+  std::vector<char> is_element(elements, 0);
+  for_each_position(v, [&](Index position) { is_element[static_cast<std::size_t>(position)] = 1; });
+  for (std::size_t e = 0; e < elements; ++e)
+    if (!is_element[e] && code_at(v, static_cast<Index>(e)) != poison_code(v.dtype, with)) return false;
+  return true;
+}
+
+using Named = std::pair<const char*, const Tensor*>;
+
+// One call between a poisoning of the outputs and a look at everything around them.
+template <class Call>
+std::string guarded(std::initializer_list<Named> inputs, const std::vector<std::uint8_t>& keep, std::initializer_list<Named> outputs, Poison with,
+                    const Call& call) {
+  auto bytes_of_inputs = [&] {
+    std::vector<std::byte> all;
+    for (const auto& [name, t] : inputs)
+      if (t->size_in_bytes() > 0) all.insert(all.end(), t->bytes(), t->bytes() + t->size_in_bytes());
+    const auto* mask = reinterpret_cast<const std::byte*>(keep.data());
+    all.insert(all.end(), mask, mask + keep.size());
+    return all;
+  };
+  for (const auto& [name, t] : outputs) poison(*t, with);
+  const std::vector<std::byte> before = bytes_of_inputs();
+  kernels::Status status;
+  try {
+    status = call();
+  } catch (const std::exception& e) {
+    return fmt::format("the candidate threw: {}", e.what());
+  } catch (...) {
+    return "the candidate threw something that is no std::exception";
+  }
+  if (!status.ok()) return fmt::format("status {} ({}): {}", static_cast<int>(status.code), kernels::message_of(status.code), status.detail);
+  for (const auto& list : {inputs, outputs})
+    for (const auto& [name, t] : list)
+      if (!t->guards_intact()) return fmt::format("{}: a guard band was overwritten", name);
+  for (const auto& [name, t] : outputs)
+    if (!gaps_intact(*t, with)) return fmt::format("{}: bytes between its elements were overwritten", name);
+  if (bytes_of_inputs() != before) return "an input was changed";
+  return {};
+}
+
+// Of the first `rows` rows of each head (negative: all).
+std::string first_difference_of(const char* name, const TensorView& x, const TensorView& y, Index rows) {
+  for (Index b = 0; b < x.shape[0]; ++b)
+    for (Index h = 0; h < x.shape[1]; ++h)
+      for (Index i = 0; i < (rows < 0 ? x.shape[2] : rows); ++i)
+        for (Index d = 0; d < x.shape[3]; ++d) {
+          const Index at = x.at(b, h, i, d);
+          if (code_at(x, at) == code_at(y, at)) continue;
+          const double p = load(x, at), q = load(y, at);
+          if ((p != p && q != q) || p == q) continue;  // any two NaN; +0 and -0
+          return fmt::format("{}[b={}, h={}, row={}, column={}]: {:.9g} and {:.9g}", name, b, h, i, d, p, q);
+        }
+  return {};
+}
+
+}  // namespace
+
+Outputs::Outputs(const Case& c) {
+  const AttentionShape& s = c.shape;
+  const Extents o_shape{s.batch, s.query_heads, s.rows, s.value_dim}, lse_shape{s.batch, s.query_heads, s.rows, 1};
+  o = Tensor(c.out_dtype(), o_shape, make_layout(c.o_layout, o_shape, s.query_heads + 2 * s.kv_heads));
+  lse = Tensor(Dtype::f32, lse_shape, make_layout(c.o_layout == LayoutKind::packed ? LayoutKind::bhsd : c.o_layout, lse_shape, 1));
+}
+
+GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs) {
+  const AttentionShape& s = c.shape;
+  auto make = [&](LayoutKind kind, const Extents& shape) {
+    if (kind == LayoutKind::shared_head || kind == LayoutKind::shared_batch) kind = LayoutKind::bhsd;
+    return Tensor(c.out_dtype(), shape, make_layout(kind, shape, s.query_heads + 2 * s.kv_heads));
+  };
+  dq = make(c.q_layout, {s.batch, s.query_heads, s.rows, s.dim});
+  dk = make(c.k_layout, {s.batch, s.kv_heads, s.keys, s.dim});
+  dv = make(c.v_layout, {s.batch, s.kv_heads, s.keys, s.value_dim});
+  const TensorView& bias = inputs.problem.bias;
+  if (bias) d_bias = Tensor(Dtype::f32, bias.shape, {bias.stride, 0, static_cast<Index>(inputs.bias.size_in_bytes()) * 8 / format(bias.dtype).bits});
+  if (c.sink) d_sink = Tensor(Dtype::f32, {1, s.query_heads, 1, 1}, {{0, 1, 0, 0}, 0, s.query_heads});
+}
+
+void poison(const Tensor& t, Poison with) {
+  const TensorView& v = t.view();
+  const auto bytes = static_cast<std::size_t>(format(v.dtype).bits / 8);
+  const std::uint64_t code = poison_code(v.dtype, with);
+  for (std::size_t at = 0; at + bytes <= t.size_in_bytes(); at += bytes) std::memcpy(t.bytes() + at, &code, bytes);
+}
+
+bool holds_poison(const TensorView& t, Index position, Poison with) { return code_at(t, position) == poison_code(t.dtype, with); }
+
+std::string call_guarded(Candidate& candidate, const Case&, const Inputs& in, const Outputs& out, Poison with, int threads) {
+  return guarded({{"q", &in.q}, {"k", &in.k}, {"v", &in.v}, {"bias", &in.bias}}, in.keep, {{"o", &out.o}, {"lse", &out.lse}}, with,
+                 [&] { return candidate.run(in.problem, out.view(), threads); });
+}
+
+std::string call_backward_guarded(Candidate& candidate, const Inputs& in, const Outputs& forward, const GradientOutputs& out, Poison with, int threads) {
+  return guarded({{"q", &in.q}, {"k", &in.k}, {"v", &in.v}, {"bias", &in.bias}, {"o", &forward.o}, {"lse", &forward.lse}, {"d_o", &in.d_o}}, in.keep,
+                 {{"dq", &out.dq}, {"dk", &out.dk}, {"dv", &out.dv}, {"d_bias", &out.d_bias}, {"d_sink", &out.d_sink}}, with, [&] {
+                   return candidate.run_backward(in.problem, {forward.o.view(), forward.lse.view(), in.d_o.view()}, out.view(), threads);
+                 });
+}
+
+std::string first_difference(const Outputs& a, const Outputs& b, Index rows) {
+  std::string found = first_difference_of("LSE", a.lse.view(), b.lse.view(), rows);
+  return found.empty() ? first_difference_of("O", a.o.view(), b.o.view(), rows) : found;
+}
+
+std::string first_difference(const GradientOutputs& a, const GradientOutputs& b) {
+  for (auto [name, member] : {std::pair{"dQ", &GradientOutputs::dq},
+                              {"dK", &GradientOutputs::dk},
+                              {"dV", &GradientOutputs::dv},
+                              {"dBias", &GradientOutputs::d_bias},
+                              {"dSink", &GradientOutputs::d_sink}})
+    if (std::string found = first_difference_of(name, (a.*member).view(), (b.*member).view(), -1); !found.empty()) return found;
+  return {};
+}
+
+}  // namespace assay
