@@ -129,8 +129,10 @@ void print_single(const Json& r) {
   if (r.contains("contract")) fmt::print("  contract: {}\n", r["contract"].get<std::string>());
   if (r.contains("elements")) {
     const Json& e = r["elements"];
-    fmt::print("  compared: {} of O, {} of LSE; inside {}, outside {}, hull only {}, exact {}\n", e["o"].get<Index>(), e["lse"].get<Index>(),
-               e["inside"].get<Index>(), e["outside"].get<Index>(), e["hull_only"].get<Index>(), e["exact"].get<Index>());
+    std::vector<std::string> compared;
+    for (const auto& [output, n] : e["compared"].items()) compared.push_back(fmt::format("{} of {}", n.get<Index>(), output));
+    fmt::print("  compared: {}; inside {}, outside {}, hull only {}, exact {}\n", fmt::join(compared, ", "), e["inside"].get<Index>(),
+               e["outside"].get<Index>(), e["hull_only"].get<Index>(), e["exact"].get<Index>());
     for (const auto& [why, n] : e["failures"].items()) fmt::print("  {} x {}\n", n.get<Index>(), why);
     for (const auto& [why, n] : e["excused"].items()) fmt::print("  {} excused: {}\n", n.get<Index>(), why);
     const Json& f = r["not_finite"];
@@ -141,15 +143,13 @@ void print_single(const Json& r) {
                r["rows"]["in_balls"].get<Index>());
   }
   if (r.contains("worst"))
-    for (const char* output : {"o", "lse"})
-      if (r["worst"].contains(output)) {
-        const Json& w = r["worst"][output];
-        const auto real = [](const Json& x) { return x.is_number() ? fmt::format("{:.9g}", x.get<double>()) : x.get<std::string>(); };
-        fmt::print("  worst {}: error/bound {} ({} ulp) at b={} h={} row={}{} (tile {}): {}, exact {}, bound {}\n", output, real(w["ratio"]), real(w["ulp"]),
-                   w["b"].get<Index>(), w["h"].get<Index>(), w["row"].get<Index>(),
-                   w.contains("column") ? fmt::format(" column={}", w["column"].get<Index>()) : "", w["tile"].get<Index>(), real(w["got"]), real(w["exact"]),
-                   real(w["bound"]));
-      }
+    for (const auto& [output, w] : r["worst"].items()) {
+      const auto real = [](const Json& x) { return x.is_number() ? fmt::format("{:.9g}", x.get<double>()) : x.get<std::string>(); };
+      fmt::print("  worst {}: error/bound {} ({} ulp) at b={} h={} {}={}{} (tile {}): {}, exact {}, bound {}\n", output, real(w["ratio"]), real(w["ulp"]),
+                 w["b"].get<Index>(), w["h"].get<Index>(), output == "dK" || output == "dV" ? "key" : "row", w["row"].get<Index>(),
+                 w.contains("column") ? fmt::format(" column={}", w["column"].get<Index>()) : "", w["tile"].get<Index>(), real(w["got"]), real(w["exact"]),
+                 real(w["bound"]));
+    }
   const bool passed = r["outcome"] == "pass" || r["outcome"] == "suspect";
   if (passed && r.contains("bias")) fmt::print("  bias: mean signed error/bound {}, slope t {}\n", r["bias"]["mean_ratio"].dump(), r["bias"]["slope_t"].dump());
   if (passed && r.contains("power") && r["power"]["pairs"] != 0) {
@@ -211,7 +211,8 @@ int run(const CheckOptions& o) {
     counts.unsupported += outcome == "unsupported";
     counts.error += outcome == "error";
     bad_input = bad_input || r.contains("bad_input");
-    if (r.contains("elements")) elements += r["elements"]["o"].get<std::int64_t>() + r["elements"]["lse"].get<std::int64_t>();
+    if (r.contains("elements"))
+      for (const auto& [output, n] : r["elements"]["compared"].items()) elements += n.get<std::int64_t>();
     adequacy.add(r);
     // A minute each: the first three tell most of what there is to tell.
     if (outcome == "fail" && !o.no_shrink && shrunk < 3) {

@@ -57,16 +57,21 @@ Json to_json(const CaseResult& r) {
             {"relations", r.relations}};
   if (v.compared_o + v.compared_lse == 0) return j;
   j["contract"] = v.contract;
-  j["elements"] = {{"o", v.compared_o},        {"lse", v.compared_lse}, {"inside", v.inside},   {"outside", v.outside},
-                   {"hull_only", v.hull_only}, {"exact", v.exact},      {"excused", v.excused}, {"failures", v.failures}};
+  j["elements"] = {{"compared", {{"O", v.compared_o}, {"LSE", v.compared_lse}}},
+                   {"inside", v.inside},
+                   {"outside", v.outside},
+                   {"hull_only", v.hull_only},
+                   {"exact", v.exact},
+                   {"excused", v.excused},
+                   {"failures", v.failures}};
   j["not_finite"] = {
       {"nan_expected", v.nan_expected}, {"nan_found", v.nan_found}, {"infinity_expected", v.infinity_expected}, {"infinity_found", v.infinity_found}};
   j["rows"] = {{"judged", v.rows_judged}, {"all", v.rows_total}, {"in_balls", v.rows_in_balls}};
-  if (v.worst_o.bound > 0) j["worst"]["o"] = to_json(v.worst_o, v.row_tile);
-  if (v.worst_lse.bound > 0) j["worst"]["lse"] = to_json(v.worst_lse, v.row_tile);
+  if (v.worst_o.bound > 0) j["worst"]["O"] = to_json(v.worst_o, v.row_tile);
+  if (v.worst_lse.bound > 0) j["worst"]["LSE"] = to_json(v.worst_lse, v.row_tile);
   for (const auto& [output, compared] : v.gradients) {
     const std::string name(name_of(output));
-    j["elements"][name] = compared.elements;
+    j["elements"]["compared"][name] = compared.elements;
     if (compared.worst.bound > 0) j["worst"][name] = to_json(compared.worst, v.row_tile);
   }
   if (v.outside > 0) j["first_failure"] = to_json(v.first_failure, v.row_tile);

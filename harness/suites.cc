@@ -186,6 +186,32 @@ Suite standard(std::uint64_t seed) {
   return suite;
 }
 
+// Gradients: the features of the forward pass and families of dO. Tiles of rows and of keys are 96 wide, splits one to six tiles.
+Suite backward(std::uint64_t seed) {
+  std::vector<Factor> factors = forward_factors();
+  Factor gradient{"gradient", {}, false};
+  for (int v = 0; v < values_count; ++v) gradient.levels.push_back([=](Case& c) { c.operation = Operation::backward, c.gradient = static_cast<Values>(v); });
+  factors.push_back(std::move(gradient));
+  Suite suite{"backward", "gradients: every pair of features and input families, every triple of structural features", {}, cover(factors, 3, 20263, seed)};
+  // Several splits of keys and tiles of rows, one short of a tile and one beyond.
+  for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
+    for (Index dim : {64, 128, 256})
+      for (Index keys : {576, 577, 1151}) {
+        Case c;
+        set_shape(c, 1, 2, 1);
+        c.operation = Operation::backward;
+        c.shape.rows = keys == 577 ? 193 : 96;
+        c.shape.keys = keys;
+        c.shape.dim = c.shape.value_dim = dim;
+        c.dtype = dtype;
+        c.causal = keys == 577;
+        c.offset.kind = OffsetSpec::Kind::end;
+        c.seed = seed + suite.cases.size();
+        suite.cases.push_back(c);
+      }
+  return suite;
+}
+
 Suite padding(std::uint64_t seed) {
   Suite suite{"padding", "left, right and mixed padding, with and without causality, as intervals, boolean and additive masks", {}, {}};
   auto add = [&](const std::string& line) {
@@ -252,7 +278,7 @@ struct Entry {
   std::string_view name;
   Suite (*make)(std::uint64_t);
 };
-constexpr Entry entries[] = {{"smoke", smoke}, {"standard", standard}, {"models", models}, {"padding", padding}};
+constexpr Entry entries[] = {{"smoke", smoke}, {"standard", standard}, {"models", models}, {"padding", padding}, {"backward", backward}};
 
 }  // namespace
 

@@ -161,8 +161,13 @@ class GroupSum {
     if (n == 0) return;
     m.dp.noalias() = m.d_o * kv_->values.middleRows(key0, n).transpose();
     m.dp_absolute.noalias() = m.d_o.cwiseAbs() * kv_->values_absolute.middleRows(key0, n).transpose();
-    for (Index e = 0; p_.dropout > 0 && e < rows * n; ++e)
-      if (!block.kept[static_cast<std::size_t>(e)]) m.dp.data()[e] = m.dp_absolute.data()[e] = 0;
+    for (Index e = 0; p_.dropout > 0 && e < rows * n; ++e) {
+      if (block.kept[static_cast<std::size_t>(e)]) continue;
+      // A kernel may compute what dropout then multiplies by 0.
+      RowState& state = states[static_cast<std::size_t>(e / n)];
+      if (block.visible[static_cast<std::size_t>(e)] && !(m.dp_absolute.data()[e] * (1 + 1e-4) < c_.largest)) state.taint = worse(state.taint, Taint::anything);
+      m.dp.data()[e] = m.dp_absolute.data()[e] = 0;
+    }
     for (RowMajor* w : m.weights()) w->setZero(rows, n);
     for (Index r = 0; r < rows; ++r) {
       const auto at = static_cast<std::size_t>(r), own = static_cast<std::size_t>(first + r);

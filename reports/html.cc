@@ -19,10 +19,16 @@ std::string escape(const std::string& text) {
   return out;
 }
 
-std::string ratio_of(const Json& r, const char* output) {
-  if (!r.contains("worst") || !r["worst"].contains(output)) return "";
-  const Json& ratio = r["worst"][output]["ratio"];
-  return ratio.is_number() ? fmt::format("{:.3g}", ratio.get<double>()) : ratio.get<std::string>();
+// The largest of some outputs.
+std::string ratio_of(const Json& r, std::initializer_list<const char*> outputs) {
+  double largest = -1;
+  for (const char* output : outputs) {
+    if (!r.contains("worst") || !r["worst"].contains(output)) continue;
+    const Json& ratio = r["worst"][output]["ratio"];
+    if (!ratio.is_number()) return ratio.get<std::string>();
+    largest = std::max(largest, ratio.get<double>());
+  }
+  return largest < 0 ? "" : fmt::format("{:.3g}", largest);
 }
 
 constexpr const char* style = R"(
@@ -62,12 +68,14 @@ std::string html_report(const Json& run) {
     body += fmt::format("<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n", escape(name), cells["shown"].get<Index>(),
                         cells["cells"].get<Index>());
   body +=
-      "</table>\n<h2>Cases</h2>\n<p>Largest error divided by its proved bound, over all elements of O and of LSE. 1 would be the bound itself.</p>\n"
-      "<div class=\"scroll\"><table><tr><th>outcome</th><th class=\"n\">O</th><th class=\"n\">LSE</th><th>case</th></tr>\n";
+      "</table>\n<h2>Cases</h2>\n<p>Largest error divided by its proved bound, over all elements of O, of LSE and of the gradients. 1 would be the bound "
+      "itself.</p>\n"
+      "<div class=\"scroll\"><table><tr><th>outcome</th><th class=\"n\">O</th><th class=\"n\">LSE</th><th class=\"n\">gradients</th><th>case</th></tr>\n";
   for (const Json* r : results) {
     const std::string outcome = (*r)["outcome"];
-    body += fmt::format("<tr><td class=\"{0}\">{0}</td><td class=\"n\">{1}</td><td class=\"n\">{2}</td><td><code>{3}</code></td></tr>\n", escape(outcome),
-                        ratio_of(*r, "o"), ratio_of(*r, "lse"), escape((*r)["case"]));
+    body +=
+        fmt::format("<tr><td class=\"{0}\">{0}</td><td class=\"n\">{1}</td><td class=\"n\">{2}</td><td class=\"n\">{3}</td><td><code>{4}</code></td></tr>\n",
+                    escape(outcome), ratio_of(*r, {"O"}), ratio_of(*r, {"LSE"}), ratio_of(*r, {"dQ", "dK", "dV", "dBias", "dSink"}), escape((*r)["case"]));
   }
   body += "</table></div>\n<h2>Machine</h2>\n<table>\n";
   for (const auto& [name, value] : run["machine"].items())
