@@ -9,6 +9,9 @@ namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double unit64 = 0x1p-53;
+// How often the bound holds the oracle's own errors of LSE and D. Where they are all that is left (sums that cancel to
+// nothing), verdicts stay sharp at the price of a bound that much above the oracle's error.
+constexpr double margin = 0x1p10;
 
 // A rounding to a narrow dtype: of a value of at most `magnitude`.
 struct Cast {
@@ -51,7 +54,7 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
     out.kept_weight[j] = out.ds[j] = out.dot_gradient[j] = out.to_dq[j] = out.to_dk[j] = out.to_dv[j] = out.to_bias[j] = 0;
     if (!(t.gap[j] < inf)) continue;
     const double p = t.weight[j], s = t.max - t.gap[j], argument = std::fabs(s - t.lse);
-    const double score = t.score_error[j] + t.lse_error, reach = argument + score;
+    const double score = t.score_error[j] + t.lse_error + margin * t.lse_radius, reach = argument + score;
     double h = score + c.argument_roundings * u * (1 + 4 * u) * reach + 2 * u * (c.exp_ulp + c.exp_ulp_per_unit * reach);
     if (c.fused_argument) h += 2.01 * u * (std::fabs(t.lse) + t.lse_error) + c.scale_error * x.forward.scale * std::fabs(t.dot[j]);
     h *= 1 + 1e-6;
@@ -71,7 +74,8 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
 
     // dS = P (R dP - D)
     const double difference = t.dp[j] - t.delta, magnitude = std::fabs(difference), ds = p * magnitude;
-    const double difference_error = (gamma_dp * t.dp_absolute[j] + dp_floor * std::max(1.0, keep) + t.delta_error) * (1 + u) + u * magnitude;
+    const double difference_error =
+        (gamma_dp * t.dp_absolute[j] + dp_floor * std::max(1.0, keep) + t.delta_error + margin * t.delta_radius) * (1 + u) + u * magnitude;
     const double difference_error64 = gamma64_values * t.dp_absolute[j] + t.delta_radius + 2 * unit64 * magnitude;
     double error = (weight_error * (magnitude + difference_error) + p * difference_error) * (1 + u) + u * ds + product_floor;
     double error64 = weight_error64 * (magnitude + difference_error64) + p * difference_error64 + 4 * unit64 * ds;
