@@ -1,0 +1,265 @@
+// The checker of gradients is checked: what must fail fails with the right words, what must pass passes.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "harness/contracts.h"
+#include "harness/run.h"
+#include "kernels/attention.h"
+#include "oracle/backward.h"
+#include "oracle/backward_verdict.h"
+
+namespace assay {
+namespace {
+
+using testing::HasSubstr;
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+constexpr double inf = std::numeric_limits<double>::infinity();
+
+// A case with O and LSE of the host kernel, and gradients that are the exact ones, rounded.
+class BackwardVerdict : public testing::Test {
+ protected:
+  void prepare(const std::string& line) {
+    case_ = parse_case(line);
+    inputs_ = std::make_unique<Inputs>(case_);
+    forward_ = std::make_unique<Outputs>(case_);
+    out_ = std::make_unique<GradientOutputs>(case_, *inputs_);
+    ASSERT_TRUE(kernels::attention_forward(inputs_->problem, forward_->view(), 1).ok());
+    contract_ = host_contract(inputs_->problem, "AVX2");
+    input_ = {forward_->o.view(), forward_->lse.view(), inputs_->d_o.view()};
+    const AttentionShape& s = case_.shape;
+    reference_ = std::make_unique<BackwardReference>(inputs_->problem, input_, out_->view(), contract_);
+    std::vector<Index> rows;
+    for (Index i = 0; i < s.rows; ++i) rows.push_back(i);
+    SharedGradients shared = reference_->no_shared_gradients();
+    groups_.clear();
+    for (Index b = 0; b < s.batch; ++b)
+      for (Index g = 0; g < s.kv_heads; ++g) {
+        groups_.push_back(reference_->evaluate(b, g, rows, shared));
+        for (Index head = 0; head < s.group(); ++head) fill(out_->dq.view(), b, g * s.group() + head, groups_.back().dq[static_cast<std::size_t>(head)]);
+        fill(out_->dk.view(), b, g, groups_.back().dk);
+        fill(out_->dv.view(), b, g, groups_.back().dv);
+      }
+    reference_->finish(shared);
+    for (Index h = 0; h < shared.d_sink.rows; ++h)
+      store(out_->d_sink.view(), out_->d_sink.view().at(0, h, 0, 0), shared.d_sink.value[static_cast<std::size_t>(h)]);
+    if (shared.d_bias.rows > 0)
+      for (Index b = 0; b < s.batch; ++b)
+        for (Index h = 0; h < s.query_heads; ++h)
+          for (Index i = 0; i < s.rows; ++i)
+            for (Index j = 0; j < s.keys; ++j)
+              store(out_->d_bias.view(), out_->d_bias.view().at(b, h, i, j),
+                    shared.d_bias.value[static_cast<std::size_t>(reference_->bias_element(b, h, i, j))]);
+  }
+  static void fill(const TensorView& t, Index b, Index h, const Gradient& g) {
+    for (Index i = 0; i < g.rows; ++i)
+      for (Index d = 0; d < g.columns; ++d) store(t, t.at(b, h, i, d), g.value[static_cast<std::size_t>(i * g.columns + d)]);
+  }
+  template <class Change>
+  static void change(const TensorView& t, const Change& to) {
+    for (Index b = 0; b < t.shape[0]; ++b)
+      for (Index h = 0; h < t.shape[1]; ++h)
+        for (Index i = 0; i < t.shape[2]; ++i)
+          for (Index d = 0; d < t.shape[3]; ++d) store(t, t.at(b, h, i, d), to(b, h, i, d));
+  }
+  Verdict verdict() const { return judge_backward(inputs_->problem, input_, out_->view(), contract_); }
+  void expect_failure(const char* words) const {
+    const Verdict v = verdict();
+    EXPECT_EQ(v.outcome, Outcome::fail);
+    EXPECT_THAT(v.reason, HasSubstr(words));
+    EXPECT_GT(v.outside, 0);
+  }
+  const TensorView& dq() const { return out_->dq.view(); }
+  const TensorView& dk() const { return out_->dk.view(); }
+  const TensorView& dv() const { return out_->dv.view(); }
+
+  Case case_;
+  std::unique_ptr<Inputs> inputs_;
+  std::unique_ptr<Outputs> forward_;
+  std::unique_ptr<GradientOutputs> out_;
+  AttentionBackwardInput input_;
+  Contract contract_;
+  std::unique_ptr<BackwardReference> reference_;
+  std::vector<GroupGradients> groups_;
+};
+
+constexpr const char* plain = "backward b=2 h=4/2 l=9x13 d=8/6 causal offset=end seed=2";
+
+TEST_F(BackwardVerdict, RoundedExactGradientsPass) {
+  for (const char* dtype : {"f32", "f16", "bf16"})
+    for (const char* rest : {"", " causal", " scores=huge values=cancel grad=cancel", " grad=tiny values=offset", " sink=3 softcap=5 alibi bias=normal@hj",
+                             " bool=empty-rows lengths=7,0", " dropout=0.3:4 bias=normal"}) {
+      prepare(std::string("backward b=2 h=4/2 l=9x13 d=8/6 dtype=") + dtype + rest);
+      const Verdict v = verdict();
+      EXPECT_EQ(v.outcome, Outcome::pass) << print_case(case_) << "\n" << v.reason;
+      EXPECT_EQ(v.gradients.at(Output::dq).elements, 2 * 4 * 9 * 8);
+      EXPECT_EQ(v.gradients.at(Output::dk).elements, 2 * 2 * 13 * 8);
+      EXPECT_EQ(v.gradients.at(Output::dv).elements, 2 * 2 * 13 * 6);
+      EXPECT_EQ(v.gradients.contains(Output::d_bias), case_.bias.pattern != MaskPattern::none);
+      EXPECT_EQ(v.gradients.contains(Output::d_sink), case_.sink.has_value());
+    }
+}
+
+TEST_F(BackwardVerdict, NanInOneElementOfAnyGradientFails) {
+  for (auto [words, member] : {std::pair{"dQ is NaN: dQ[b=1, h=1, row=3, column=4]", &GradientOutputs::dq},
+                               {"dK is NaN: dK[b=1, h=1, key=3, column=4]", &GradientOutputs::dk},
+                               {"dV is NaN: dV[b=1, h=1, key=3, column=4]", &GradientOutputs::dv}}) {
+    prepare(plain);
+    const TensorView& t = ((*out_).*member).view();
+    store(t, t.at(1, 1, 3, 4), nan);
+    expect_failure(words);
+  }
+  prepare(std::string(plain) + " sink=1 bias=normal@hj");
+  store(out_->d_sink.view(), out_->d_sink.view().at(0, 2, 0, 0), nan);
+  expect_failure("dSink is NaN: dSink[h=2]");
+  prepare(std::string(plain) + " sink=1 bias=normal@hj");
+  store(out_->d_bias.view(), out_->d_bias.view().at(0, 3, 0, 5), nan);
+  expect_failure("dBias is NaN: dBias[b=0, h=3, row=0, key=5]");
+}
+
+TEST_F(BackwardVerdict, InfinitiesFail) {
+  prepare(plain);
+  store(dk(), dk().at(0, 1, 2, 3), -inf);
+  expect_failure("dK is infinite: dK[b=0, h=1, key=2, column=3]");
+}
+
+TEST_F(BackwardVerdict, ZerosAndConstantsFail) {
+  for (auto member : {&GradientOutputs::dq, &GradientOutputs::dk, &GradientOutputs::dv})
+    for (double x : {0.0, 0.25}) {
+      prepare(plain);
+      change(((*out_).*member).view(), [&](Index, Index, Index, Index) { return x; });
+      expect_failure("is outside its bound");
+      // Not one element here or there: nearly all of them.
+      EXPECT_GT(verdict().outside, element_count(((*out_).*member).view().shape) * 3 / 4);
+    }
+}
+
+TEST_F(BackwardVerdict, UntouchedOutputsFail) {
+  for (auto [name, member] :
+       {std::pair{"dQ was not written", &GradientOutputs::dq}, {"dK was not written", &GradientOutputs::dk}, {"dV was not written", &GradientOutputs::dv}}) {
+    prepare(plain);
+    poison((*out_).*member, Poison::nan);
+    JudgeOptions options;
+    options.untouched = [](const TensorView& t, Index position) { return holds_poison(t, position, Poison::nan); };
+    const Verdict v = judge_backward(inputs_->problem, input_, out_->view(), contract_, options);
+    EXPECT_EQ(v.outcome, Outcome::fail);
+    EXPECT_THAT(v.reason, HasSubstr(name));
+  }
+}
+
+TEST_F(BackwardVerdict, SwappedRowsHeadsAndTransposesFail) {
+  for (auto member : {&GradientOutputs::dq, &GradientOutputs::dk, &GradientOutputs::dv}) {
+    for (int what = 0; what < 3; ++what) {
+      prepare("backward b=1 h=2 l=8 d=8 seed=3");
+      const TensorView& t = ((*out_).*member).view();
+      std::vector<double> old;
+      change(t, [&](Index b, Index h, Index i, Index d) { return old.push_back(load(t, t.at(b, h, i, d))), old.back(); });
+      change(t, [&](Index, Index h, Index i, Index d) {
+        if (what == 0 && i < 2) i = 1 - i;
+        if (what == 1) h = 1 - h;
+        if (what == 2) std::swap(i, d);
+        return old[static_cast<std::size_t>((h * 8 + i) * 8 + d)];
+      });
+      expect_failure("is outside its bound");
+    }
+  }
+}
+
+TEST_F(BackwardVerdict, WrongByAFactorFails) {
+  for (double factor : {1.01, -1.0, 2.0, 0.99}) {
+    prepare(plain);
+    change(dk(), [&](Index b, Index h, Index i, Index d) { return factor * load(dk(), dk().at(b, h, i, d)); });
+    expect_failure("dK is outside its bound");
+  }
+}
+
+// The edge of the bound of every element, from within and from without by one part in a thousand.
+TEST_F(BackwardVerdict, DecidesAtTheEdge) {
+  for (const char* dtype : {"f32", "bf16"}) {
+    const std::string line = std::string("backward b=1 h=2/1 l=9x13 d=8/6 seed=2 out=f32 softcap=4 dtype=") + dtype;
+    for (double side : {-1.0, 1.0}) {
+      for (auto member : {&GradientOutputs::dq, &GradientOutputs::dk, &GradientOutputs::dv}) {
+        for (double reach : {0.995, 1.005}) {
+          prepare(line);
+          const GroupGradients& g = groups_[0];
+          const TensorView& t = ((*out_).*member).view();
+          std::int64_t moved = 0;
+          change(t, [&](Index, Index h, Index i, Index d) {
+            const Gradient& x = member == &GradientOutputs::dq ? g.dq[static_cast<std::size_t>(h)] : member == &GradientOutputs::dk ? g.dk : g.dv;
+            const auto e = static_cast<std::size_t>(i * x.columns + d);
+            const double y = x.value[e] + side * reach * x.bound[e];
+            // Only where fp32 resolves a five-thousandth of the bound.
+            if (std::fabs(static_cast<double>(static_cast<float>(y)) - y) > 0.001 * x.bound[e]) return x.value[e];
+            ++moved;
+            return y;
+          });
+          EXPECT_GT(moved, 20) << line;
+          const Verdict v = verdict();
+          EXPECT_EQ(v.outside, reach < 1 ? 0 : moved) << line << " " << v.reason;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(BackwardVerdict, NoGradientPassesWhereNothingIsSeen) {
+  // Row 1 sees nothing, key 12 is seen by nobody.
+  prepare("backward b=1 h=1 l=4x13 d=8/6 bool=empty-rows@ij lengths=12 hidden=nan");
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  store(dq(), dq().at(0, 0, 1, 2), 1e-30);
+  expect_failure("dQ is not 0 where no gradient passes: dQ[b=0, h=0, row=1, column=2]");
+  prepare("backward b=1 h=1 l=4x13 d=8/6 bool=empty-rows@ij lengths=12 hidden=nan");
+  store(dv(), dv().at(0, 0, 12, 2), nan);
+  expect_failure("dV is not 0 where no gradient passes: dV[b=0, h=0, key=12, column=2]");
+}
+
+// NaN must be where it belongs, and nowhere else.
+TEST_F(BackwardVerdict, NanOfAVisibleKeyReachesItsRowsAlone) {
+  // Key 9 is seen by the last two rows.
+  prepare("backward b=1 h=1 l=3x10 d=8/6 causal offset=end poke=v:0:0:9:2=nan");
+  const TensorView& t = dq();
+  for (Index d = 0; d < 8; ++d) store(t, t.at(0, 0, 2, d), nan);
+  change(dk(), [](Index, Index, Index, Index) { return nan; });  // row 2 sees every key
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_EQ(verdict().nan_expected, 8 + 10 * 8);
+  store(t, t.at(0, 0, 2, 5), 0.5);
+  expect_failure("dQ is a number where NaN belongs: dQ[b=0, h=0, row=2, column=5]");
+  store(t, t.at(0, 0, 2, 5), nan);
+  store(dv(), dv().at(0, 0, 9, 2), nan);  // dV does not read V
+  expect_failure("dV is NaN");
+}
+
+TEST_F(BackwardVerdict, ErrorsOfTheGivenOutputsAreTakenIntoAccountNotForgiven) {
+  // With LSE off by 2^-10 the gradients that follow from it are right, and those of the exact LSE are still inside.
+  prepare("backward b=1 h=1 l=9x13 d=8/6 seed=5");
+  const TensorView& lse = forward_->lse.view();
+  for (Index i = 0; i < 9; ++i) store(lse, lse.at(0, 0, i, 0), load(lse, lse.at(0, 0, i, 0)) + 0x1p-10);
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  // With the right LSE they are not.
+  ASSERT_TRUE(kernels::attention_forward(inputs_->problem, forward_->view(), 1).ok());
+  expect_failure("is outside its bound");
+}
+
+TEST_F(BackwardVerdict, SampledRowsJudgeDqAloneAndSaySo) {
+  prepare("backward b=1 h=2 l=40 d=8 seed=5");
+  JudgeOptions options;
+  options.sample_rows = 4;
+  poison(out_->dk, Poison::large);
+  const Verdict v = judge_backward(inputs_->problem, input_, out_->view(), contract_, options);
+  EXPECT_EQ(v.outcome, Outcome::pass);
+  EXPECT_THAT(v.reason, HasSubstr("dQ of 4 rows a head only"));
+  EXPECT_EQ(v.gradients.size(), 1u);
+  EXPECT_EQ(v.gradients.at(Output::dq).elements, 2 * 4 * 8);
+}
+
+TEST_F(BackwardVerdict, NothingComparedIsNeverAPass) {
+  prepare("backward b=0 h=1 l=4 d=8");
+  EXPECT_EQ(verdict().outcome, Outcome::inconclusive);
+}
+
+}  // namespace
+}  // namespace assay
