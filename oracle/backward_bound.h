@@ -1,4 +1,4 @@
-// The backward error bound of a row of a tiled kernel that recomputes P from LSE. Derivation: docs/bounds.md, section 8.
+// The backward error bound of a row of a tiled kernel that recomputes P from LSE. Derivation: docs/bounds_backward.md.
 //
 // dQ, dK, dV and dBias are sums of products of a weight of the pair (i, j) with an input, so their bounds are matrix
 // products of |input| with weights that this file gives. LSE and O are what the forward pass stored: their distance
