@@ -37,14 +37,17 @@ namespace assay::kernels::HWY_NAMESPACE {
 // Floats from one row of a tile of weights to the next: the width, and a vector more because of cache sets.
 inline constexpr Index weight_stride = 96 + 16;
 
-// Copies a row into column panels, whose next one is `panel` floats away. Returns NaN for a row that holds a NaN or an
-// infinity, else 0.
-inline float spread_row(const float* HWY_RESTRICT row, Index columns, Index panel, float* HWY_RESTRICT to) {
-  float sum = 0;
+// Copies a row into column panels, whose next one is `panel` floats away. The result is NaN in some lane if the row holds a NaN
+// or an infinity, else 0.
+inline Vector spread_row(const float* HWY_RESTRICT row, Index columns, Index panel, float* HWY_RESTRICT to) {
+  const Lanes d;
+  const Index n = static_cast<Index>(hn::Lanes(d));
+  Vector sum = hn::Zero(d);
   for (Index c = 0; c < columns; c += panel_width, to += panel)
-    for (Index lane = 0; lane < panel_width; ++lane) {
-      to[lane] = row[c + lane];
-      sum += 0.0f * row[c + lane];
+    for (Index half : {Index{0}, n}) {
+      const Vector x = hn::Load(d, row + c + half);
+      hn::Store(x, d, to + half);
+      sum = hn::MulAdd(x, hn::Zero(d), sum);
     }
   return sum;
 }
@@ -53,6 +56,8 @@ inline void gather_row(const float* HWY_RESTRICT from, Index columns, Index pane
   for (Index c = 0; c < columns; c += panel_width, from += panel)
     for (Index lane = 0; lane < panel_width; ++lane) row[c + lane] = factor * from[lane];
 }
+
+inline bool has_nan(Vector x) { return !hn::AllTrue(Lanes(), hn::Eq(x, x)); }
 
 // ---- One split of the keys ------------------------------------------------------------------------------
 
@@ -141,15 +146,16 @@ class KeySplit {
       std::fill_n(keys_across, width_ * s_.dim, 0.0f);
       std::fill_n(values_across, width_ * s_.value_dim, 0.0f);
     }
-    float finite = 0;
+    const Lanes d;
+    Vector finite = hn::Zero(d);
     for (Index j = 0; j < filled; ++j) {
       load(Stage::key, p_.k, g_, key0 + j, s_.dim, plan_.padded_dim);
       turn(s_.dim, j, keys_across);
-      finite += spread_row(row_.get(), plan_.padded_dim, key_panel_, keys_.get() + tile * width_ * plan_.padded_dim + j * panel_width);
+      finite = hn::Add(finite, spread_row(row_.get(), plan_.padded_dim, key_panel_, keys_.get() + tile * width_ * plan_.padded_dim + j * panel_width));
       load(Stage::value, p_.v, g_, key0 + j, s_.value_dim, plan_.padded_value_dim);
       turn(s_.value_dim, j, values_across);
     }
-    keys_not_finite_[tile] = finite != finite;
+    keys_not_finite_[tile] = has_nan(finite);
   }
 
   // False if no row of the tile sees a key of the split; then dq is not written.
@@ -164,13 +170,15 @@ class KeySplit {
       ranges_[r] = range;
     }
     if (any.begin >= any.end) return false;
-    float finite = 0;
+    const Lanes d;
+    Vector finite = hn::Zero(d);
     for (Index r = 0; r < rows_; ++r) {
       load(Stage::query, p_.q, h_, row0_ + r, s_.dim, plan_.padded_dim);
-      finite += spread_row(row_.get(), plan_.padded_dim, row_panel_, q_.get() + r * panel_width);
+      finite = hn::Add(finite, spread_row(row_.get(), plan_.padded_dim, row_panel_, q_.get() + r * panel_width));
       load(Stage::output_gradient, plan_.in.d_o, h_, row0_ + r, s_.value_dim, plan_.padded_value_dim);
-      finite += spread_row(row_.get(), plan_.padded_value_dim, row_panel_, d_o_.get() + r * panel_width);
+      finite = hn::Add(finite, spread_row(row_.get(), plan_.padded_value_dim, row_panel_, d_o_.get() + r * panel_width));
     }
+    const bool rows_not_finite = has_nan(finite);
     std::fill_n(dq, plan_.tile_floats(), 0.0f);
     for (Index tile = (any.begin - split0_) / width_; split0_ + tile * width_ < any.end; ++tile) {
       key0_ = split0_ + tile * width_;
@@ -184,7 +192,7 @@ class KeySplit {
       float* dv = dv_.get() + tile * width_ * plan_.padded_value_dim;
       float* dk = dk_.get() + tile * width_ * plan_.padded_dim;
       const float* keys = keys_.get() + tile * width_ * plan_.padded_dim;
-      if (finite != finite || keys_not_finite_[tile]) {
+      if (rows_not_finite || keys_not_finite_[tile]) {
         add_visible(weights_.get(), true, d_o_.get(), s_.value_dim, dv);
         add_visible(gradients_.get(), true, q_.get(), s_.dim, dk);
         add_visible(gradients_.get(), false, keys, s_.dim, dq);

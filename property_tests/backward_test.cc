@@ -287,7 +287,7 @@ TEST_P(BackwardOnTarget, AgreesWithPlainLoops) {
            "attention b=1 h=5/5 l=30x98 d=20 alibi causal offset=end",
            "attention b=2 h=2 l=26x55 d=32 softcap=0.8 scale=1",
            "attention b=2 h=2 l=26x55 d=32 softcap=5 sink=0.5 dropout=0.3:9 causal",
-           "attention b=2 h=2 l=64x97 d=32 dropout=0.25:77 values=offset",
+           "attention b=2 h=2 l=100x97 d=32 dropout=0.25:77 values=offset",
            "attention b=2 h=3/1 l=49x49 d=16 sink=-1 dtype=f16 out=f32",
            "attention b=2 h=4/2 l=13x99 d=8 bool=random bias=normal softcap=2",
            "attention b=2 h=4/2 l=13x99 d=8 bool=empty-rows bias=normal@hj sink=1",
@@ -364,7 +364,7 @@ void expect_same_bytes(const Tensor& a, const Tensor& b, const char* name) {
 }
 
 TEST(BackwardPass, AnyNumberOfThreadsGivesTheSameBits) {
-  for (const char* line : {"attention b=2 h=4/2 l=200x1300 d=64 causal offset=end", "attention b=2 h=4/2 l=150x300 d=300/40 bias=normal@ij sink=0",
+  for (const char* line : {"attention b=2 h=4/2 l=200x1300 d=64 causal offset=end", "attention b=4 h=8/4 l=150x300 d=300/40 bias=normal@ij sink=0",
                            "attention b=2 h=4/2 l=150x300 d=300/40 bias=normal@bh", "attention b=3 h=2 l=150x80 d=20 dropout=0.1:4 bias=normal@hj"}) {
     const Case c = parse_case(line);
     const Backward one(c);
@@ -463,6 +463,26 @@ TEST(BackwardPass, EmptyProblemsGiveEmptyOrZeroGradients) {
       }
     if (t.d_sink.view()) EXPECT_EQ(load(t.d_sink.view(), t.d_sink.view().at(0, 0, 0, 0)), 0) << line;
   }
+}
+
+// LSE = -inf means that nothing was visible, whatever O says.
+TEST(BackwardPass, AnLseOfMinusInfinityMeansNoContribution) {
+  const Backward t(parse_case("attention b=1 h=1 l=2x3 d=4 sink=0"));
+  const Reference exact(t);
+  for (Index i = 0; i < 2; ++i) store(t.lse.view(), i, -INFINITY);
+  ASSERT_TRUE(t.run().ok());
+  for (const Tensor* gradient : {&t.dq, &t.dk, &t.dv})
+    for (Index e = 0; e < element_count(gradient->view().shape); ++e) EXPECT_EQ(load(gradient->view(), e), 0);
+  EXPECT_EQ(load(t.d_sink.view(), t.d_sink.view().at(0, 0, 0, 0)), 0);
+}
+
+// A score that rounding has put above LSE: its weight is 1, not more.
+TEST(BackwardPass, NoWeightExceedsOne) {
+  const Backward t(parse_case("attention b=1 h=1 l=1 d=1 scale=1"));
+  store(t.p.q, 0, 1), store(t.p.k, 0, 3);
+  store(t.o.view(), 0, load(t.p.v, 0)), store(t.lse.view(), 0, 2.875);
+  ASSERT_TRUE(t.run().ok());
+  EXPECT_EQ(load(t.dv.view(), 0), load(t.d_o_in.q.view(), 0));
 }
 
 // Every refusal names the argument, its value and the limit, and writes nothing.
