@@ -16,31 +16,12 @@ double sech_squared(double x) {
   return 4 * e / ((1 + e) * (1 + e));
 }
 
-// Reductions in eight lanes: the loops below stay free of them, so that compilers vectorize both.
-double sum_of(const double* x, Index n) {
-  Lanes8 total{};
-  Index j = 0;
-  for (; j + lane_count <= n; j += lane_count) total += load_lanes(x + j);
-  double sum = 0;
-  for (int l = 0; l < lane_count; ++l) sum += total[l];
-  for (; j < n; ++j) sum += x[j];
-  return sum;
-}
-double max_of(const double* x, Index n, double least) {
-  Lanes8 most = least - Lanes8{};
-  Index j = 0;
-  for (; j + lane_count <= n; j += lane_count) most = larger(most, load_lanes(x + j));
-  for (int l = 0; l < lane_count; ++l) least = std::max(least, most[l]);
-  for (; j < n; ++j) least = std::max(least, x[j]);
-  return least;
-}
-
 // Arrays of one row, kept by each thread from row to row.
 struct Scratch {
-  std::vector<double> error, exponent, rescales, defect, weight;
+  std::vector<double> error, exponent, rescales;
   std::vector<double> tile_moves, split_high, split_low, split_moves;
   void resize(Index n) {
-    for (auto* v : {&error, &exponent, &rescales, &defect, &weight}) v->resize(static_cast<std::size_t>(n));
+    for (auto* v : {&error, &exponent, &rescales}) v->resize(static_cast<std::size_t>(n));
   }
 };
 Scratch& scratch_of_thread(Index n) {
@@ -81,15 +62,13 @@ double count_rescales(const Contract& c, const RowTruth& t, const double* error,
   s.split_high.assign(static_cast<std::size_t>(merges) + 1, -inf);
   s.split_low.assign(static_cast<std::size_t>(merges) + 1, -inf);
   for_each_tile(c, t, [&](const Tile& tile) {
-    double high[lane_count], low[lane_count];
-    std::fill_n(high, lane_count, -inf);
-    std::fill_n(low, lane_count, -inf);
-    for (Index j = tile.first; j < tile.last; ++j) {
-      double &h = high[j % lane_count], &l = low[j % lane_count];
-      h = std::max(h, error[j] - t.gap[j]);
-      l = std::max(l, -error[j] - t.gap[j]);
-    }
-    const double highest = *std::max_element(high, high + lane_count), lowest = *std::max_element(low, low + lane_count);
+    LaneMax high(-inf), low(-inf);
+    for_lanes(tile.first, tile.last, [&]<class L>(Index j, L) {
+      const L e = load_as<L>(error + j), gap = load_as<L>(t.gap + j);
+      high.add(e - gap);
+      low.add(-e - gap);
+    });
+    const double highest = high.total(), lowest = low.total();
     double &split_high = s.split_high[static_cast<std::size_t>(tile.split)], &split_low = s.split_low[static_cast<std::size_t>(tile.split)];
     moves[static_cast<std::size_t>(tile.index)] = split_low > -inf && highest >= split_low ? 1 : 0;
     split_high = std::max(split_high, highest);
@@ -142,6 +121,26 @@ void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t
       if (t.gap[j] < inf) exponent[j] += 1.002 * u * (std::max(std::fabs(t.max - t.gap[j]), std::fabs(t.max)) + delta);
 }
 
+// Whether a score could leave the range.
+void find_overflow(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out) {
+  if (!t.absolute) return;  // the caller has excluded it
+  const double g = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
+  const double score_limit = c.score_dtype ? std::min(c.largest, format(*c.score_dtype).max_finite) : c.largest;
+  // Before the scale in the accumulator, after it (and with every bias) where scores are kept.
+  const double per_unscaled = (1 + g) / c.largest, per_scaled = (1 + g) * x.scale / score_limit, per_magnitude = 1 / score_limit;
+  const double per_dot = std::max(1 / c.largest, x.scale / score_limit);
+  LaneMax possible(0), certain(0);
+  for_lanes(0, t.count, [&]<class L>(Index j, L zero) {
+    const L absolute = load_as<L>(t.absolute + j), dot = load_as<L>(t.dot + j), unscaled = absolute * per_unscaled;
+    const L scaled = absolute * per_scaled + (t.magnitude ? load_as<L>(t.magnitude + j) : zero) * per_magnitude;
+    const auto live = load_as<L>(t.gap + j) < inf;
+    possible.add(live ? larger(unscaled, scaled) : zero);
+    certain.add(live ? larger(dot, -dot) * per_dot : zero);
+  });
+  out.may_overflow = !(possible.total() * (1 + 1e-6) < 1);
+  out.must_overflow = certain.total() > (1 + g) * (1 + 1e-6) && x.softcap == 0 && !t.magnitude;
+}
+
 }  // namespace
 
 void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
@@ -154,14 +153,20 @@ void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, d
   const double tau = c.fused_argument && t.additions == 0 && x.softcap == 0 ? 0 : u;
   const double per_score = tau + (c.query_prescale > 0 ? 2 * u : 0);
   const double floor = (2 * dim + 2) * c.product_floor * std::max(1.0, x.scale);
-  const double per_dot = per_score * x.scale;
-  if (ordered) {
-    for (Index j = 0; j < t.count; ++j) {
-      const double e = std::min(t.absolute[j] * relative, per_prefix * t.prefix[j] + per_absolute * t.absolute[j]);
-      error[j] = e * x.scale * (1 + tau) + std::fabs(t.dot[j]) * per_dot + floor;
-    }
+  const double per_dot = per_score * x.scale, scale = x.scale * (1 + tau);
+  const double limit = t.absolute_limit;
+  const double* absolute = t.absolute;
+  const double* prefix = t.prefix;
+  const double* dot = t.dot;
+  if (!ordered) {
+    for (Index j = 0; j < t.count; ++j) error[j] = absolute[j] * scale * relative + std::fabs(dot[j]) * per_dot + floor;
+  } else if (absolute) {
+    for (Index j = 0; j < t.count; ++j)
+      error[j] = std::min(absolute[j] * relative, per_prefix * prefix[j] + per_absolute * absolute[j]) * scale + std::fabs(dot[j]) * per_dot + floor;
   } else {
-    for (Index j = 0; j < t.count; ++j) error[j] = t.absolute[j] * x.scale * relative * (1 + tau) + std::fabs(t.dot[j]) * per_dot + floor;
+    // Each product is a difference of partial sums.
+    for (Index j = 0; j < t.count; ++j)
+      error[j] = (per_prefix * prefix[j] + per_absolute * std::min(limit, 2 * prefix[j])) * scale + std::fabs(dot[j]) * per_dot + floor;
   }
   if (x.softcap > 0) {
     // c tanh(t / c): the argument is rounded twice (1/c and the product); the slope between t and t-hat is
@@ -193,6 +198,21 @@ void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, d
 
 double expm1_above(double h) { return h <= 1 ? h * (1 + h) : std::expm1(std::min(h, 700.0)) * (1 + 1e-12); }
 
+bool uses_order(const Contract& c) { return c.ordered && c.splits == 1; }
+
+bool tail_is_second_order(const Contract& c, const BoundContext& x) { return !c.weight_dtype && !c.products_rounded && !x.dropout; }
+
+bool excludes_overflow(const Contract& c, const BoundContext& x, double absolute, double magnitude) {
+  const double above = absolute * (1 + gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff)) * (1 + 1e-6);
+  const double score_limit = c.score_dtype ? std::min(c.largest, format(*c.score_dtype).max_finite) : c.largest;
+  return above < c.largest && above * x.scale + magnitude * (1 + 1e-6) < score_limit;
+}
+
+bool needs_absolute(const Contract& c, const BoundContext& x) {
+  const double n = dot_roundings(c, static_cast<double>(x.dim));
+  return !c.ordered || c.query_prescale > 0 || c.products_rounded || !(c.dot_roundoff * n * n < 0x1p-7);
+}
+
 double exponent_ratio(const Contract& c, Index dim) {
   const double smaller = 0x1p-53 / std::min(c.roundoff, c.dot_roundoff);
   return smaller * std::max({2.1 * (static_cast<double>(dim) + 2), 65 / std::min(c.exp_ulp, c.tanh_ulp), 15.0});
@@ -208,22 +228,26 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   out.merges = n == 0 || c.split_keys == 0 ? 0 : (t.key0 + n - 1) / c.split_keys - t.key0 / c.split_keys;
   score_errors(c, x, t, s.error.data());
   // Delta: how far the computed maximum can lie from the exact one.
-  double* defect_of = s.defect.data();
-  const double* error_of = s.error.data();
-  for (Index j = 0; j < n; ++j) defect_of[j] = error_of[j] - t.gap[j];
-  const double delta = max_of(s.defect.data(), n, 0) * (1 + 1e-12);
-  for (Index j = 0; j < n; ++j) defect_of[j] = t.gap[j] < inf ? error_of[j] : 0;
-  out.gap_error = max_of(s.defect.data(), n, 0) + delta;
+  LaneMax above(0), largest_error(0);
+  for_lanes(0, n, [&]<class L>(Index j, L zero) {
+    const L e = load_as<L>(s.error.data() + j), gap = load_as<L>(t.gap + j);
+    above.add(e - gap);
+    largest_error.add(gap < inf ? e : zero);
+  });
+  const double delta = above.total() * (1 + 1e-12);
+  out.gap_error = largest_error.total() + delta;
   out.has_sink = t.has_sink;
   const double all_rescales = count_rescales(c, t, s.error.data(), out.tiles, out.merges, s);
   exponent_errors(c, x, t, s.error.data(), s.rescales.data(), delta, s.exponent.data());
-  out.largest_exponent = max_of(s.exponent.data(), n, 0);
+  LaneMax largest_exponent(0);
+  for_lanes(0, n, [&]<class L>(Index j, L) { largest_exponent.add(load_as<L>(s.exponent.data() + j)); });
+  out.largest_exponent = largest_exponent.total();
 
   const double live = static_cast<double>(t.live + (t.has_sink ? 1 : 0)), splits = c.splits > 1 ? c.splits : 0;
   // The longest chain of sums is that of a split and of the merges. A block FMA passes over masked keys too.
   const double merges = static_cast<double>(out.merges);
   const Index split_keys = c.split_keys > 0 ? c.split_keys : n;
-  const double chain = static_cast<double>(std::min(c.dot_block > 0 ? n : t.live, split_keys));
+  const double chain = static_cast<double>(std::min(c.dot_block > 0 ? n + t.key0 % c.dot_block : t.live, split_keys));
   out.gamma_dot = gamma_factor(dot_roundings(c, chain) + all_rescales + 1 + splits + merges, c.dot_roundoff);
   const double in_split = static_cast<double>(c.ordered ? c.tile + tiles_of_a_split(c, out.tiles) : split_keys);
   const double n_sum = std::min(live, in_split + merges);
@@ -237,21 +261,17 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   const double rounded_product = c.products_rounded ? 1.01 * u : 0;
   const double in_sum = c.sum_from_rounded ? 1 : 0;
 
-  // e^H - 1, from above.
-  double* growth = s.error.data();
-  const double* exponent_of = s.exponent.data();
-  for (Index j = 0; j < n; ++j) growth[j] = exponent_of[j] * (1 + exponent_of[j]);
-  if (out.largest_exponent > 1)
-    for (Index j = 0; j < n; ++j) growth[j] = expm1_above(exponent_of[j]);
-
+  const bool second_order_tail = tail_is_second_order(c, x);
+  const bool small = out.largest_exponent <= 1;
   Index remaining = 0, following = 0, split = -1;  // live keys and tiles of the split from here on
   const double merge_u = 1.01 * std::max(u, c.dot_roundoff);
+  LaneSum centred_total, sum_weight, defects;
   for_each_tile(c, t, [&](const Tile& tile) {
     if (tile.split != split) {
       split = tile.split;
       const Index end = c.split_keys > 0 ? std::min(n, ((t.key0 + tile.first) / c.split_keys + 1) * c.split_keys - t.key0) : n;
-      remaining = 0;
-      for (Index j = tile.first; j < end; ++j) remaining += t.gap[j] < inf;
+      remaining = end - tile.first;
+      if (t.live < n) remaining = std::count_if(t.gap + tile.first, t.gap + end, [](double gap) { return gap < inf; });
       following = (t.key0 + end - 1) / c.tile - (t.key0 + tile.first) / c.tile + 1;
     }
     --following;
@@ -260,39 +280,48 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
     const double own_merges = static_cast<double>(std::min(out.merges, out.merges + 1 - split));
     const double per_error =
         c.dot_roundoff * static_cast<double>(remaining) + 1.01 * u * static_cast<double>(following + (t.has_sink ? 1 : 0)) + 2 * merge_u * own_merges;
+    out.tail_per_centred = std::max(out.tail_per_centred, per_error);
     const double gamma_dot = out.gamma_dot, gamma_sum = out.gamma_sum;
-    // No two of these arrays overlap; saying so lets the loop vectorize.
-    const double* __restrict__ gap = t.gap;
-    const double* __restrict__ weight = t.weight;
-    const double* __restrict__ rescales = s.rescales.data();
-    const double* __restrict__ grown = growth;
-    double* __restrict__ centred = weights.centred;
-    double* __restrict__ absolute = weights.absolute;
-    double* __restrict__ tail = weights.tail;
-    double* __restrict__ defects = s.defect.data();
-    double* __restrict__ sums = s.weight.data();
-    for (Index j = tile.first; j < tile.last; ++j) {
-      const double p = weight[j], g = grown[j], e = 1 + g;
-      const double is_live = gap[j] < inf ? 1 : 0;
-      const double rho = std::min(p, std::max(weight_u * p, weight_floor));
-      const double omega = (1 + rescales[j]) * exp_floor;
-      const double cast = (1 - in_sum) * rho + dropout * (p + rho);
-      centred[j] = is_live * (p * g + omega + in_sum * e * rho);
-      absolute[j] = is_live * (e * (cast + gamma_dot * (p + rho)));
-      tail[j] = is_live * (e * (cast + rounded_product * (p + rho)) + (p * g + omega + e * rho) * per_error);
-      defects[j] = is_live * (p * (g + e * gamma_sum) + omega + in_sum * e * rho);
-      sums[j] = p * e;
-    }
-    for (Index j = tile.first; j < tile.last; ++j) remaining -= gap[j] < inf;
+    double* exponent = s.exponent.data();
+    if (!small)
+      for (Index j = tile.first; j < tile.last; ++j) exponent[j] = expm1_above(exponent[j]);
+    for_lanes(tile.first, tile.last, [&]<class L>(Index j, L zero) {
+      const L one = zero + 1, gap = load_as<L>(t.gap + j), h = load_as<L>(exponent + j);
+      const L is_live = gap < inf ? one : zero;
+      const L p = load_as<L>(t.weight + j), g = small ? h * (one + h) : h, e = one + g;
+      const L omega = (1 + load_as<L>(s.rescales.data() + j)) * exp_floor;
+      if (second_order_tail) {
+        const L centred = is_live * (p * g + omega), sum = p * e;
+        if (weights.centred) store_lanes(weights.centred + j, centred);
+        if (weights.absolute) store_lanes(weights.absolute + j, gamma_dot * sum);
+        centred_total.add(centred);
+        sum_weight.add(sum);
+        defects.add(centred + sum * gamma_sum);
+        return;
+      }
+      const L cast_least = weight_u * p + zero, at_least = cast_least > weight_floor ? cast_least : zero + weight_floor;
+      const L rho = p < at_least ? p : at_least;
+      const L cast = (1 - in_sum) * rho + dropout * (p + rho);
+      const L centred = is_live * (p * g + omega + in_sum * e * rho);
+      if (weights.centred) store_lanes(weights.centred + j, centred);
+      if (weights.absolute) store_lanes(weights.absolute + j, is_live * (e * (cast + gamma_dot * (p + rho))));
+      if (weights.tail) store_lanes(weights.tail + j, is_live * (e * (cast + rounded_product * (p + rho)) + (p * g + omega + e * rho) * per_error));
+      centred_total.add(centred);
+      sum_weight.add(p * e);
+      defects.add(centred + p * e * gamma_sum);
+    });
+    if (t.live == n) remaining -= tile.last - tile.first;
+    else remaining -= std::count_if(t.gap + tile.first, t.gap + tile.last, [](double gap) { return gap < inf; });
   });
-  out.centred_total = sum_of(weights.centred, n);
-  out.sum_weight = sum_of(s.weight.data(), n);
-  double defect = sum_of(s.defect.data(), n);
+  out.centred_total = centred_total.total();
+  out.sum_weight = sum_weight.total();
+  double defect = defects.total();
   if (t.kept)
     for (Index j = 0; j < n; ++j) {
       if (t.kept[j] != 0) continue;
       out.zero_centred += weights.centred[j];
-      weights.centred[j] = weights.absolute[j] = weights.tail[j] = 0;
+      for (double* w : {weights.centred, weights.absolute, weights.tail})
+        if (w) w[j] = 0;
     }
   if (t.has_sink) {
     const double argument = t.sink_gap + delta;
@@ -305,22 +334,12 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
     defect += t.sink_weight * (sink_growth + (1 + sink_growth) * out.gamma_sum) + omega;
     out.largest_exponent = std::max(out.largest_exponent, h);
   }
-  const double g = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
-  double* reached = s.weight.data();
-  const double score_limit = c.score_dtype ? std::min(c.largest, format(*c.score_dtype).max_finite) : c.largest;
-  const double* magnitude = t.magnitude;
-  for (Index j = 0; j < n; ++j) {
-    // Before the scale in the accumulator, after it (and with every bias) where scores are kept.
-    const double unscaled = t.absolute[j] * (1 + g), scaled = unscaled * x.scale + (magnitude ? magnitude[j] : 0);
-    defect_of[j] = t.gap[j] < inf ? std::max(unscaled / c.largest, scaled / score_limit) : 0;
-    reached[j] = t.gap[j] < inf ? std::fabs(t.dot[j]) * std::max(1 / c.largest, x.scale / score_limit) : 0;
-  }
-  out.may_overflow = !(max_of(s.defect.data(), n, 0) * (1 + 1e-6) < 1);
-  out.must_overflow = max_of(s.weight.data(), n, 0) > (1 + g) * (1 + 1e-6) && x.softcap == 0 && !t.magnitude;
+  find_overflow(c, x, t, out);
   // The fused argument of the maximum is not exactly 0: its weight can exceed 1, up to e^H.
   if (c.fused_argument && out.largest_exponent > std::log(c.weight_dtype ? std::min(c.largest, format(*c.weight_dtype).max_finite) : c.largest) - 1)
     out.may_overflow = true;
 
+  if (!second_order_tail) out.tail_per_centred = 0;
   out.denominator = 1 - defect;
   out.vacuous = !(out.denominator > 0.1) || !std::isfinite(out.gamma_dot) || out.may_overflow;
 
@@ -334,9 +353,10 @@ double element_bound(const Contract& c, const RowBound& b, double o, const Colum
   const double u = c.roundoff, magnitude = std::fabs(o);
   const double common = sums.centred + magnitude * (b.zero_centred + b.sum_weight * b.gamma_sum);
   double numerator = sums.absolute + common;
-  if (c.ordered && c.splits == 1) {
+  if (uses_order(c)) {
     const double merge = b.has_sink ? 1.01 * u * magnitude : 0;  // the correction at the end
-    numerator = std::min(numerator, (sums.prefix + sums.tail + merge) * (1 + 2 * b.gamma_dot) + common);
+    const double tail = b.tail_per_centred > 0 ? b.tail_per_centred * (sums.centred + magnitude * b.centred_total) : sums.tail;
+    numerator = (sums.prefix + tail + merge) * (1 + 2 * b.gamma_dot) + common;
   }
   const double weight_u = c.weight_dtype ? unit_roundoff(*c.weight_dtype) : 0;
   const double weight_floor = c.weight_dtype ? half_min_subnormal(*c.weight_dtype) * static_cast<double>(b.keys) : 0;

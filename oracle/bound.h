@@ -26,7 +26,8 @@ struct RowTruth {
   Index live = 0;                     // visible keys
   const double* gap = nullptr;        // M - s_j >= 0; +inf where masked
   const double* dot = nullptr;        // q.k_j, before the scale
-  const double* absolute = nullptr;   // sum |q||k_j|
+  const double* absolute = nullptr;   // sum |q||k_j|, or more; null: not computed, absolute_limit excludes overflow of scores
+  double absolute_limit = 0;          // at least every sum |q||k_j|
   const double* prefix = nullptr;     // sum over d of |partial sums of q.k_j|; null: not computed
   const double* weight = nullptr;     // p_j
   const double* magnitude = nullptr;  // sum of |biases|; null: no bias
@@ -45,6 +46,7 @@ struct RowBound {
   double gamma_sum = 0, gamma_dot = 0;
   double denominator = 1;
   double centred_total = 0;
+  double tail_per_centred = 0;  // bounds tail weights by centred ones where tails are of second order; 0: they are not
   double lse = 0;               // bound of LSE
   double largest_exponent = 0;  // max H_j: the largest relative error of a weight
   double gap_error = 0;         // of the computed gap of any visible key
@@ -57,12 +59,22 @@ struct RowBound {
   bool must_overflow = false;
 };
 
-// Weights of the sums over V, arrays of RowTruth::count entries that the caller owns.
+// Weights of the sums over V, arrays of RowTruth::count entries that the caller owns; null: not wanted.
 struct SumWeights {
   double* centred;   // against |v_j - O|
   double* absolute;  // against |v_j|, whatever the order of the sums
   double* tail;      // against |v_j|, where the order is declared
 };
+
+// Whether the bound of an element rests on prefix and tail, or else on absolute.
+bool uses_order(const Contract& c);
+// Whether tails hold nothing but products of two roundoffs: then they need no sum of their own.
+bool tail_is_second_order(const Contract& c, const BoundContext& x);
+// Whether sum |q||k_j| enters the bound of scores to first order.
+bool needs_absolute(const Contract& c, const BoundContext& x);
+
+// Whether no score can leave the range, given that no sum |q||k_j| exceeds `absolute` and no sum of |biases| `magnitude`.
+bool excludes_overflow(const Contract& c, const BoundContext& x, double absolute, double magnitude);
 
 void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out, const SumWeights& weights);
 
@@ -78,8 +90,8 @@ double expm1_above(double h);
 double exponent_ratio(const Contract& c, Index dim);
 
 struct ColumnSums {
-  double centred = 0, absolute = 0;  // sums of centred |v - O| and of absolute |v|
-  double prefix = 0, tail = 0;       // ordered: dot_roundoff times the sum of |partial sums of p v|; sum of tail |v|
+  double centred = 0, absolute = 0;  // sums of centred |v - O| and, unless the order is used, of absolute |v|
+  double prefix = 0, tail = 0;       // ordered: dot_roundoff times the sum of |partial sums of p v|; sum of tail |v|, of first order
 };
 
 // Bound of |Ohat - O| before the rounding to the output dtype; `hull` is the largest |v - O| of the row's hull.

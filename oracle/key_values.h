@@ -11,18 +11,23 @@
 namespace assay {
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using RowMajorSingle = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 class KeyValues {
  public:
   KeyValues(const Attention& p, Index batch, Index head);
 
   Index b, g;
-  RowMajor keys_transposed;           // D x Lk; 0 where not finite
+  RowMajor keys_transposed;           // D x Lk, padded; 0 where not finite
   RowMajor keys_transposed_absolute;  // its absolute values
-  RowMajor values;                    // Lk x Dv, times keep_scale; 0 where not finite
+  RowMajor values;                    // Lk x Dv, padded, times keep_scale; 0 where not finite
   RowMajor values_absolute;
-  std::vector<char> key_not_finite;    // per key
-  std::vector<char> value_not_finite;  // per key: some column is not
+  // In binary32: K and V exactly, but for the rounding of a product with keep_scale.
+  RowMajorSingle keys_transposed_single, values_single;
+  bool single = true;                              // whether K and V are of a dtype that binary32 holds, in its normal range
+  double largest_key_norm = 0, largest_value = 0;  // Euclidean, from above; of |v|
+  std::vector<char> key_not_finite;                // per key
+  std::vector<char> value_not_finite;              // per key: some column is not
   bool any_key_not_finite = false, any_value_not_finite = false;
 
   // The largest power of two that divides every element of K; infinity where all are 0. Found on first use.

@@ -9,6 +9,7 @@
 #include "oracle/ball.h"
 #include "oracle/key_values.h"
 #include "oracle/lanes.h"
+#include "oracle/sums.h"
 
 namespace assay {
 namespace {
@@ -54,76 +55,6 @@ struct Scores {
   int additions = 0;
 };
 
-// The sum over d of |partial sums of q.k_j|, for one row and keys [key0, key0 + padded).
-void prefix_sums(const KeyValues& kv, const double* q, Index dim, Index key0, Index padded, double* out) {
-  const Index stride = kv.keys_transposed.cols();
-  constexpr Index step = 4 * lane_count;
-  for (Index j = 0; j < padded; j += step) {
-    Lanes8 sum[4] = {}, total[4] = {};
-    const double* column = kv.keys_transposed.data() + key0 + j;
-    for (Index d = 0; d < dim; ++d, column += stride)
-      for (int l = 0; l < 4; ++l) {
-        sum[l] += q[d] * load_lanes(column + l * lane_count);
-        total[l] += absolute(sum[l]);
-      }
-    for (int l = 0; l < 4; ++l) store_lanes(out + j + l * lane_count, total[l]);
-  }
-}
-
-// What the sum over partial sums counts, in units of an addition's roundoff: with `tile_end` the partial sum at the end of
-// every tile but the last of a split, with `merge` the three numbers that a merge of splits rounds.
-struct PartialSums {
-  Index tile = 1, split = 0;  // split 0: one
-  double tile_end = 0, merge = 0;
-
-  explicit PartialSums(const Contract& c)
-      : tile(c.tile), split(c.split_keys), tile_end(1.01 * c.roundoff / c.dot_roundoff), merge(1.01 * std::max(1.0, c.roundoff / c.dot_roundoff)) {}
-  bool ends_split(Index key) const { return split > 0 && key % split == 0; }
-};
-
-// Per column c: sum over keys of centred_j |v_jc - O_c|, and of |partial sums of p v|.
-template <bool with_prefix>
-void column_sums(const KeyValues& kv, Index key0, Index count, const PartialSums& counted, const double* centred, const double* kept_weight, const double* o,
-                 double* out_centred, double* out_prefix) {
-  const Index stride = kv.values.cols();
-  for (Index c = 0; c < stride; c += 2 * lane_count) {
-    const Index halves = std::min<Index>(2, (stride - c) / lane_count);
-    Lanes8 centre[2] = {}, sum[2] = {}, partial[2] = {}, merged[2] = {}, total[2] = {};
-    bool first_split = true;
-    for (Index l = 0; l < halves; ++l) centre[l] = load_lanes(o + c + l * lane_count);
-    for (Index j = 0; j < count;) {
-      const Index end = std::min(count, round_up(key0 + j + 1, counted.tile) - key0);
-      const double* v = kv.values.data() + (key0 + j) * stride + c;
-      for (; j < end; ++j, v += stride)
-        for (Index l = 0; l < halves; ++l) {
-          const Lanes8 x = load_lanes(v + l * lane_count);
-          sum[l] += centred[j] * absolute(x - centre[l]);
-          if constexpr (with_prefix) {
-            partial[l] += kept_weight[j] * x;
-            total[l] += absolute(partial[l]);
-          }
-        }
-      if constexpr (with_prefix) {
-        if (counted.ends_split(key0 + j) || (j == count && !first_split)) {
-          for (Index l = 0; l < halves; ++l) {
-            const Lanes8 own = partial[l], before = merged[l];
-            merged[l] += own;
-            partial[l] = Lanes8{};
-            if (!first_split) total[l] += counted.merge * (absolute(before) + absolute(own) + absolute(merged[l]));
-          }
-          first_split = false;
-        } else if (j < count) {
-          for (Index l = 0; l < halves; ++l) total[l] += counted.tile_end * absolute(partial[l]);
-        }
-      }
-    }
-    for (Index l = 0; l < halves; ++l) {
-      store_lanes(out_centred + c + l * lane_count, sum[l]);
-      if constexpr (with_prefix) store_lanes(out_prefix + c + l * lane_count, total[l]);
-    }
-  }
-}
-
 // Largest and smallest visible v of a row, 0 included where the sink or dropout adds it.
 double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, double o, bool with_zero) {
   double distance = with_zero ? std::fabs(o) : 0;
@@ -140,10 +71,16 @@ Domain domain_of(const RowBound& b) {
 }
 
 // Exact tier: equal scores of exactly 0, all others so low that exp gives 0, and sums that no order rounds.
-bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t, double largest_absolute_dot) {
+bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t) {
   if (t.max != 0 || t.has_sink || t.additions > 0 || p.dropout > 0 || p.softcap > 0 || t.live == 0) return false;
   for (Index j = 0; j < t.count; ++j)
     if (t.gap[j] != 0 && !(t.gap[j] > 104.5)) return false;
+  double largest_absolute_dot = 0;
+  for (Index j = 0; j < t.count; ++j) {
+    double sum = 0;
+    for (Index d = 0; d < p.shape.dim; ++d) sum += std::fabs(q[d] * kv.keys_transposed(d, t.key0 + j));
+    largest_absolute_dot = std::max(largest_absolute_dot, sum);
+  }
   double q_quantum = inf;
   for (Index d = 0; d < p.shape.dim; ++d) q_quantum = std::min(q_quantum, quantum_of(q[d]));
   const double products = q_quantum == inf || kv.key_quantum() == inf ? 0 : largest_absolute_dot / (q_quantum * kv.key_quantum());
@@ -174,9 +111,9 @@ double quantum_of(double x) {
 
 KeyValues::KeyValues(const Attention& p, Index batch, Index head) : b(batch), g(head) {
   const AttentionShape& s = p.shape;
-  constexpr Index pad = 4 * lane_count;
+  constexpr Index pad = 4 * lanes_of<float>;
   keys_transposed = RowMajor::Zero(s.dim, round_up(s.keys, pad) + pad);
-  values = RowMajor::Zero(s.keys + 1, round_up(s.value_dim, lane_count));
+  values = RowMajor::Zero(s.keys + 1, round_up(s.value_dim, lanes_of<float>));
   key_not_finite.assign(static_cast<std::size_t>(s.keys), 0);
   value_not_finite = key_not_finite;
   const double scale = dropout_scale(p);
@@ -197,6 +134,15 @@ KeyValues::KeyValues(const Attention& p, Index batch, Index head) : b(batch), g(
   }
   keys_transposed_absolute = keys_transposed.cwiseAbs();
   values_absolute = values.cwiseAbs();
+  for (Dtype dtype : {p.q.dtype, p.k.dtype, p.v.dtype}) single = single && dtype != Dtype::f64;
+  if (s.keys > 0) {
+    largest_key_norm = std::sqrt(keys_transposed.colwise().squaredNorm().maxCoeff()) * (1 + 0x1p-40);
+    largest_value = values_absolute.maxCoeff();
+  }
+  if (single) {
+    keys_transposed_single = keys_transposed.cast<float>();
+    values_single = values.cast<float>();
+  }
 }
 
 double KeyValues::key_quantum() const {
@@ -314,63 +260,85 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     }
   }
 
-  // Scores, weights and their gauges: matrix products and row-wise array arithmetic.
+  // Scores and weights: a matrix product and row-wise array arithmetic.
   const double scale = context_.scale;
-  const Index padded = round_up(n, 4 * lane_count);
   x.dot.noalias() = x.q * kv.keys_transposed.middleCols(block.key0, n);
-  x.absolute.noalias() = x.q.cwiseAbs() * kv.keys_transposed_absolute.middleCols(block.key0, n);
-  if (contract_.ordered && n > 0) {
-    x.prefix.resize(rows, padded);
-    for (Index r = 0; r < rows; ++r) prefix_sums(kv, x.q.row(r).data(), s.dim, block.key0, padded, x.prefix.row(r).data());
-  }
   x.additions = n_rows > 0 ? seen[0].additions : 0;
   x.gap.resize(rows, n);
   x.weight.resize(rows, n);
   if (x.additions > 0) {
-    x.magnitude.resize(rows, n);
-    x.product.resize(rows, n);
+    x.magnitude.setZero(rows, n);
+    x.product.setZero(rows, n);
   }
-  if (p.dropout > 0) x.kept.resize(rows, n);
+  if (p.dropout > 0) x.kept.setZero(rows, n);
   x.max.assign(n_rows, -inf);
   x.lse.assign(n_rows, -inf);
   x.live.assign(n_rows, 0);
+  block.seen_begin.assign(n_rows, 0);
+  block.seen_end.assign(n_rows, 0);
+  const bool plain_scores = x.additions == 0 && p.softcap == 0;
   for (Index r = 0; r < rows; ++r) {
-    const RowVisibility& row = seen[static_cast<std::size_t>(r)];
-    auto score = x.gap.row(r).array();  // becomes the gap
-    for (Index j = 0; j < n; ++j) {
-      const auto key = static_cast<std::size_t>(block.key0 + j);
-      const double bias = row.bias[key];
-      block.visible[static_cast<std::size_t>(r * n + j)] = bias != -inf;
-      double t = scale * x.dot(r, j);
-      if (context_.softcap > 0) t = context_.softcap * std::tanh(t / context_.softcap);
-      score(j) = std::isfinite(bias) ? t + bias : bias == -inf ? -inf : t;
-      if (x.additions > 0) {
-        x.magnitude(r, j) = std::isfinite(row.magnitude[key]) ? row.magnitude[key] : 0;
-        x.product(r, j) = row.product[key];
+    const auto at = static_cast<std::size_t>(r);
+    const RowVisibility& row = seen[at];
+    const Index first = row.visible > 0 ? row.begin - block.key0 : 0, last = row.visible > 0 ? row.end - block.key0 : 0, length = last - first;
+    block.seen_begin[at] = first;
+    block.seen_end[at] = last;
+    const bool dense = row.visible == length;
+    char* visible = block.visible.data() + r * n;
+    double* gaps = x.gap.row(r).data();
+    double* weights = x.weight.row(r).data();
+    std::fill(gaps, gaps + first, inf);
+    std::fill(gaps + last, gaps + n, inf);
+    std::fill(weights, weights + first, 0);
+    std::fill(weights + last, weights + n, 0);
+    auto score = x.gap.row(r).segment(first, length).array();  // becomes the gap
+    if (dense) std::fill(visible + first, visible + last, char{1});
+    if (dense && plain_scores) {
+      score = scale * x.dot.row(r).segment(first, length).array();
+    } else {
+      for (Index j = first; j < last; ++j) {
+        const auto key = static_cast<std::size_t>(block.key0 + j);
+        const double bias = row.bias[key];
+        visible[j] = bias != -inf;
+        double t = scale * x.dot(r, j);
+        if (context_.softcap > 0) t = context_.softcap * std::tanh(t / context_.softcap);
+        gaps[j] = std::isfinite(bias) ? t + bias : bias == -inf ? -inf : t;
+        if (x.additions > 0) {
+          x.magnitude(r, j) = std::isfinite(row.magnitude[key]) ? row.magnitude[key] : 0;
+          x.product(r, j) = row.product[key];
+        }
       }
-      if (p.dropout > 0) x.kept(r, j) = keeps_weight(p, block.b, h, block.row_index[static_cast<std::size_t>(r)], block.key0 + j);
     }
-    if (any_not_finite && row.visible > 0) classify_scores(p, kv, block, r, row, x.gap.row(r).data());
-    double& m = x.max[static_cast<std::size_t>(r)];
-    m = std::max(sink, n > 0 ? score.maxCoeff() : -inf);
-    Index& live = x.live[static_cast<std::size_t>(r)];
-    for (Index j = 0; j < n; ++j) live += score(j) > -inf;
-    block.fully_masked[static_cast<std::size_t>(r)] = row.visible == 0;
+    if (p.dropout > 0)
+      for (Index j = first; j < last; ++j) x.kept(r, j) = keeps_weight(p, block.b, h, block.row_index[at], block.key0 + j);
+    if (any_not_finite && row.visible > 0) {
+      std::fill(gaps, gaps + first, -inf);
+      std::fill(gaps + last, gaps + n, -inf);
+      classify_scores(p, kv, block, r, row, gaps);
+      std::fill(gaps, gaps + first, inf);
+      std::fill(gaps + last, gaps + n, inf);
+    }
+    double& m = x.max[at];
+    m = std::max(sink, length > 0 ? score.maxCoeff() : -inf);
+    Index& live = x.live[at];
+    live = dense && !any_not_finite ? length : (score > -inf).count();
+    block.fully_masked[at] = row.visible == 0;
     if (m == -inf) {
       // Nothing visible: exactly 0. Visible, but every score -inf: 0 / 0.
-      block.lse[static_cast<std::size_t>(r)] = 0;
-      if (block.lse_kind[static_cast<std::size_t>(r)] == Kind::finite) block.lse_kind[static_cast<std::size_t>(r)] = Kind::minus_infinity;
+      block.lse[at] = 0;
+      if (block.lse_kind[at] == Kind::finite) block.lse_kind[at] = Kind::minus_infinity;
       if (row.visible > 0) std::fill_n(block.o_kind.begin() + r * dv, dv, Kind::nan);
-      x.gap.row(r).setConstant(inf);
-      x.weight.row(r).setZero();
+      std::fill(gaps, gaps + n, inf);
+      std::fill(weights, weights + n, 0);
       continue;
     }
     score = m - score;
-    x.weight.row(r).array() = (-score).max(-745.0).exp();
-    for (Index j = 0; j < n; ++j) x.weight(r, j) = score(j) < inf ? x.weight(r, j) : 0;
-    const double sum = x.weight.row(r).sum() + (sink > -inf ? std::exp(sink - m) : 0);
-    x.weight.row(r) *= 1 / sum;
-    x.lse[static_cast<std::size_t>(r)] = block.lse[static_cast<std::size_t>(r)] = m + std::log(sum);
+    auto weight = x.weight.row(r).segment(first, length).array();
+    weight = (-score).max(-745.0).exp();
+    if (live < length) weight = (score < inf).select(weight, 0);
+    const double sum = weight.sum() + (sink > -inf ? std::exp(sink - m) : 0);
+    weight *= 1 / sum;
+    x.lse[at] = block.lse[at] = m + std::log(sum);
   }
 
   if (keep == Keep::scores) {
@@ -381,25 +349,38 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     block.max = x.max;
   }
 
+  // Gauges of the scores. Sums of |q||k| are needed only where they enter to first order, or could leave the range.
+  if (contract_.ordered && n > 0) prefix_sums(kv, x.q, block.key0, n, x.prefix);
+  const double largest_magnitude = x.additions > 0 && x.magnitude.size() > 0 ? x.magnitude.maxCoeff() : 0;
+  const double absolute_limit = rows > 0 ? x.q.rowwise().norm().maxCoeff() * kv.largest_key_norm * (1 + 0x1p-40) : 0;
+  const bool with_absolute = needs_absolute(contract_, context_) || !excludes_overflow(contract_, context_, absolute_limit, largest_magnitude);
+  if (with_absolute) absolute_products(kv, x.q, block.key0, n, x.absolute);
+
   // Weights of the bound, per row.
   std::vector<RowBound> bounds(n_rows);
   const double ratio = exponent_ratio(contract_, s.dim);
-  for (RowMajor* m : {&x.centred_weights, &x.absolute_weights, &x.tail_weights}) m->setZero(rows, n);
+  const bool with_order = uses_order(contract_), with_tail = with_order && !tail_is_second_order(contract_, context_);
+  x.centred_weights.setZero(rows, n);
+  if (!with_order) x.absolute_weights.setZero(rows, n);
+  if (with_tail) x.tail_weights.setZero(rows, n);
   for (Index r = 0; r < rows; ++r) {
     const auto at = static_cast<std::size_t>(r);
     if (x.max[at] == -inf) continue;
+    const Index first = block.seen_begin[at];
+    auto from = [&](RowMajor& m, bool wanted) { return wanted ? m.row(r).data() + first : nullptr; };
     RowTruth t;
-    t.key0 = block.key0;
-    t.count = n;
+    t.key0 = block.key0 + first;
+    t.count = block.seen_end[at] - first;
     t.live = x.live[at];
-    t.gap = x.gap.row(r).data();
-    t.dot = x.dot.row(r).data();
-    t.absolute = x.absolute.row(r).data();
-    t.prefix = contract_.ordered && n > 0 ? x.prefix.row(r).data() : nullptr;
-    t.weight = x.weight.row(r).data();
-    t.magnitude = x.additions > 0 ? x.magnitude.row(r).data() : nullptr;
-    t.product = x.additions > 0 ? x.product.row(r).data() : nullptr;
-    t.kept = p.dropout > 0 ? x.kept.row(r).data() : nullptr;
+    t.gap = from(x.gap, true);
+    t.dot = from(x.dot, true);
+    t.absolute = from(x.absolute, with_absolute);
+    t.absolute_limit = absolute_limit;
+    t.prefix = from(x.prefix, contract_.ordered && n > 0);
+    t.weight = from(x.weight, true);
+    t.magnitude = from(x.magnitude, x.additions > 0);
+    t.product = from(x.product, x.additions > 0);
+    t.kept = from(x.kept, p.dropout > 0);
     t.additions = x.additions;
     t.max = x.max[at];
     t.lse = x.lse[at];
@@ -407,22 +388,22 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     t.sink_gap = t.max - sink;
     t.sink_weight = t.has_sink ? std::exp(sink - t.lse) : 0;
     if (keep == Keep::scores) {
-      score_errors(contract_, context_, t, block.score_error.data() + r * n);
+      score_errors(contract_, context_, t, block.score_error.data() + r * n + first);
       if (context_.softcap > 0) {
         RowTruth capped = t;
         capped.additions = 0;
-        score_errors(contract_, context_, capped, block.capped_error.data() + r * n);
+        score_errors(contract_, context_, capped, block.capped_error.data() + r * n + first);
       }
     }
     RowBound& bound = bounds[at];
-    derive_row_bound(contract_, context_, t, bound, {x.centred_weights.row(r).data(), x.absolute_weights.row(r).data(), x.tail_weights.row(r).data()});
+    derive_row_bound(contract_, context_, t, bound, {from(x.centred_weights, true), from(x.absolute_weights, !with_order), from(x.tail_weights, with_tail)});
     // Every p of the bound is right to a factor of e^H at unit roundoff 2^-53.
     block.slack[at] = 8 * ratio * bound.largest_exponent + 0x1p-40;
     block.needs_ball[at] = !(block.slack[at] < 0x1p-16) || contract_.roundoff < 0x1p-40;
     block.domain[at] = domain_of(bound);
-    if (kv.any_value_not_finite) classify_values(p, kv, block, r, seen[at], t.gap, -std::log(contract_.exp_floor) - 1 - bound.gap_error);
-    block.exact[at] = contract_.dot_roundoff <= 0x1p-23 && contract_.query_prescale == 0 && !bound.may_overflow && n > 0 &&
-                      is_exact_row(p, kv, x.q.row(r).data(), t, x.absolute.row(r).maxCoeff());
+    if (kv.any_value_not_finite) classify_values(p, kv, block, r, seen[at], x.gap.row(r).data(), -std::log(contract_.exp_floor) - 1 - bound.gap_error);
+    block.exact[at] =
+        contract_.dot_roundoff <= 0x1p-23 && contract_.query_prescale == 0 && !bound.may_overflow && n > 0 && is_exact_row(p, kv, x.q.row(r).data(), t);
     if (block.exact[at]) block.domain[at] = Domain::bounded;
   }
 
@@ -431,32 +412,26 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
   if (p.dropout > 0) x.kept_weight = x.weight.cwiseProduct(x.kept);
   const RowMajor& w = p.dropout > 0 ? x.kept_weight : x.weight;
   const auto v = kv.values.middleRows(block.key0, n);
-  const auto v_absolute = kv.values_absolute.middleRows(block.key0, n);
-  for (RowMajor* m : {&x.o, &x.sum_absolute, &x.sum_tail, &x.sum_centred, &x.sum_prefix}) m->setZero(rows, columns);
-  if (n > 0) {
-    x.o.noalias() = w * v;
-    x.sum_absolute.noalias() = x.absolute_weights * v_absolute;
-    if (contract_.ordered) x.sum_tail.noalias() = x.tail_weights * v_absolute;
-    const PartialSums counted(contract_);
-    for (Index r = 0; r < rows; ++r) {
-      if (contract_.ordered)
-        column_sums<true>(kv, block.key0, n, counted, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), x.sum_centred.row(r).data(),
-                          x.sum_prefix.row(r).data());
-      else
-        column_sums<false>(kv, block.key0, n, counted, x.centred_weights.row(r).data(), w.row(r).data(), x.o.row(r).data(), x.sum_centred.row(r).data(),
-                           nullptr);
-    }
+  x.o.setZero(rows, columns);
+  if (n > 0) x.o.noalias() = w * v;
+  std::vector<SeenKeys> keys(n_rows);
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    if (x.max[r] == -inf) continue;
+    const bool dense = seen[r].visible == block.seen_end[r] - block.seen_begin[r];
+    keys[r] = {block.seen_begin[r], block.seen_end[r], dense ? nullptr : block.visible.data() + static_cast<Index>(r) * n};
   }
+  const PartialSums counted(contract_);
+  column_sums(kv, block.key0, keys, with_order ? &counted : nullptr, {x.centred_weights, w, x.o}, x.sum_centred, x.sum_prefix);
+  if (!with_order) absolute_values(kv, x.absolute_weights, block.key0, x.sum_absolute);
+  if (with_tail) absolute_values(kv, x.tail_weights, block.key0, x.sum_tail);
 
   // Bounds and radii.
-  std::vector<double> low(static_cast<std::size_t>(columns), inf), high(static_cast<std::size_t>(columns), -inf), largest(static_cast<std::size_t>(columns), 0);
-  for (Index j = 0; j < n; ++j)
-    for (Index c = 0; c < columns; ++c) {
-      const auto at = static_cast<std::size_t>(c);
-      low[at] = std::min(low[at], v(j, c));
-      high[at] = std::max(high[at], v(j, c));
-      largest[at] = std::max(largest[at], v_absolute(j, c));
-    }
+  Eigen::RowVectorXd low = Eigen::RowVectorXd::Constant(columns, inf), high = -low;
+  for (Index j = 0; j < n; ++j) {
+    low = low.cwiseMin(v.row(j));
+    high = high.cwiseMax(v.row(j));
+  }
+  const Eigen::RowVectorXd largest = n > 0 ? Eigen::RowVectorXd(high.cwiseMax(-low)) : Eigen::RowVectorXd::Zero(columns);
   const bool with_zero = sink > -inf || p.dropout > 0;
   for (Index r = 0; r < rows; ++r) {
     const auto at = static_cast<std::size_t>(r);
@@ -465,21 +440,22 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     const double n_live = static_cast<double>(x.live[at]) + 4;
     const double gamma64 = gamma_factor(n_live + 3, unit64);
     for (Index c = 0; c < dv; ++c) {
-      const auto element = static_cast<std::size_t>(r * dv + c), column = static_cast<std::size_t>(c);
+      const auto element = static_cast<std::size_t>(r * dv + c);
       const double center = block.o[element] = x.o(r, c);
-      const ColumnSums sums{x.sum_centred(r, c), x.sum_absolute(r, c), contract_.dot_roundoff * x.sum_prefix(r, c), x.sum_tail(r, c)};
-      const double plain = std::isfinite(bound.gamma_dot) ? sums.absolute / bound.gamma_dot : largest[column];  // at least sum p |v|
+      const ColumnSums sums{x.sum_centred(r, c), with_order ? 0 : x.sum_absolute(r, c), contract_.dot_roundoff * x.sum_prefix(r, c),
+                            with_tail ? x.sum_tail(r, c) : 0};
+      // At least sum p |v|, whose terms are differences of partial sums.
+      const double plain = std::min(largest(c), with_order ? 2 * x.sum_prefix(r, c) : std::isfinite(bound.gamma_dot) ? sums.absolute / bound.gamma_dot : inf);
       // The same identity at unit roundoff 2^-53: exponents are at most `ratio` times the contract's.
       block.radius[element] = 1.01 * (std::min(ratio, 1.0) * (sums.centred + std::fabs(center) * bound.zero_centred) + (gamma64 + 8 * unit64) * plain +
                                       std::fabs(center) * bound.sum_weight * gamma64) +
-                              n_live * largest[column] * 0x1p-1018 + 0x1p-1060;
-      double hull = std::max({high[column] - center, center - low[column], with_zero ? std::fabs(center) : 0});
-      double b = element_bound(contract_, bound, center, sums, hull, largest[column]);
-      if (bound.vacuous)
-        b = element_bound(contract_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero || bound.may_overflow), largest[column]);
+                              n_live * largest(c) * 0x1p-1018 + 0x1p-1060;
+      double hull = std::max({high(c) - center, center - low(c), with_zero ? std::fabs(center) : 0});
+      double b = element_bound(contract_, bound, center, sums, hull, largest(c));
+      if (bound.vacuous) b = element_bound(contract_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero || bound.may_overflow), largest(c));
       // Sums of |v - O| were taken around a centre that is off by the radius.
       block.bound[element] = b + bound.centred_total * block.radius[element] / std::max(bound.denominator, 0.1);
-      block.value_overflow[element] = values_may_overflow(contract_, x.live[at], largest[column]);
+      block.value_overflow[element] = values_may_overflow(contract_, x.live[at], largest(c));
       if (block.exact[at]) {
         // Weights are exactly 0 or 1 and no sum rounds: only the division by the count is left.
         const double count = std::round(std::exp(x.lse[at]));
@@ -489,7 +465,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
           if (x.gap(r, j) == 0) sum += kv.values(block.key0 + j, c);
         block.o[element] = sum / count;
         // What the other keys add to the true value; fp32 cannot see it, so it is all the tolerance there is.
-        const double rest = 2 * n_live * std::exp(-104.5) * largest[column];
+        const double rest = 2 * n_live * std::exp(-104.5) * largest(c);
         block.radius[element] = rest + (power_of_two ? 0 : unit64 * std::fabs(block.o[element]));
         block.bound[element] = 4 * rest + contract_.division_roundings * contract_.product_floor +
                                (power_of_two ? 0 : 1.01 * contract_.division_roundings * contract_.roundoff * std::fabs(block.o[element]));
@@ -513,9 +489,10 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   const auto at = static_cast<std::size_t>(r);
   if (block.lse_kind[at] != Kind::finite) return true;
   const BallRow ball(p, block.b, block.h, block.row_index[static_cast<std::size_t>(r)], bits);
-  const RowTruth t = ball.truth(block.key0, n, contract_.ordered);
+  const Index first = block.seen_begin[at], count = block.seen_end[at] - first;
+  const RowTruth t = ball.truth(block.key0 + first, count, contract_.ordered);
   RowBound bound;
-  std::vector<double> centred(static_cast<std::size_t>(n)), absolute(centred), tail(centred);
+  std::vector<double> centred(static_cast<std::size_t>(count)), absolute(centred), tail(centred);
   derive_row_bound(contract_, context_, t, bound, {centred.data(), absolute.data(), tail.data()});
   block.slack[at] = 0x1p-40;
 
@@ -526,24 +503,26 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   if (!block.needs_ball[at]) meet(block.lse[at], block.lse_low[at], block.lse_radius[at], ball.lse(), ball.lse_low(), ball.lse_radius());
   const bool with_zero = t.has_sink || p.dropout > 0;
   const PartialSums counted(contract_);
+  const char* visible = block.visible.data() + r * n + first;
+  const Index key0 = block.key0 + first;
   for (Index c = 0; c < dv; ++c) {
     const auto element = static_cast<std::size_t>(r * dv + c);
     if (block.o_kind[element] != Kind::finite) continue;
     const double o = ball.o(c);
     if (!block.needs_ball[at]) meet(block.o[element], block.o_low[element], block.radius[element], o, ball.o_low(c), ball.o_radius(c));
     double largest = 0;
-    for (Index j = 0; j < n; ++j)
-      if (block.visible[static_cast<std::size_t>(r * n + j)]) largest = std::max(largest, std::fabs(kv.values(block.key0 + j, c)));
+    for (Index j = 0; j < count; ++j)
+      if (visible[j]) largest = std::max(largest, std::fabs(kv.values(key0 + j, c)));
     block.value_overflow[element] = values_may_overflow(contract_, t.live, largest);
     if (!block.exact[at]) {
       ColumnSums sums;
       bool first_split = true;
       double partial = 0, merged = 0, hull = with_zero || bound.may_overflow ? std::fabs(o) : 0;
-      for (Index j = 0; j < n; ++j) {
-        const Index after = block.key0 + j + 1;
-        if (block.visible[static_cast<std::size_t>(r * n + j)]) {
+      for (Index j = 0; j < count; ++j) {
+        const Index after = key0 + j + 1;
+        if (visible[j]) {
           const auto key = static_cast<std::size_t>(j);
-          const double v = kv.values(block.key0 + j, c);
+          const double v = kv.values(key0 + j, c);
           hull = std::max(hull, std::fabs(v - o));
           sums.centred += centred[key] * std::fabs(v - o);
           sums.absolute += absolute[key] * std::fabs(v);
@@ -551,12 +530,12 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
           partial += (t.kept && t.kept[j] == 0 ? 0 : t.weight[j]) * v;
           sums.prefix += std::fabs(partial);
         }
-        if (counted.ends_split(after) || (j + 1 == n && !first_split)) {
+        if (counted.ends_split(after) || (j + 1 == count && !first_split)) {
           const double before = std::exchange(merged, merged + partial);
           if (!first_split) sums.prefix += counted.merge * (std::fabs(before) + std::fabs(partial) + std::fabs(merged));
           partial = 0;
           first_split = false;
-        } else if (after % contract_.tile == 0 && j + 1 < n) {
+        } else if (after % contract_.tile == 0 && j + 1 < count) {
           sums.prefix += counted.tile_end * std::fabs(partial);
         }
       }
@@ -573,7 +552,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   block.lse_bound[at] = bound.lse;
   if (block.needs_ball[at]) {
     block.domain[at] = domain_of(bound);
-    for (Index j = 0; j < n; ++j) block.weight[static_cast<std::size_t>(r * n + j)] = t.weight[j];
+    std::copy_n(t.weight, count, block.weight.begin() + r * n + first);
     block.needs_ball[at] = 0;
   }
   return consistent;

@@ -23,8 +23,9 @@ struct Block {
   Index b = 0, h = 0, rows = 0;
   std::vector<Index> row_index;
   Index key0 = 0, count = 0;
-  std::vector<double> o, o_low, radius;  // |O - (o + o_low)| <= radius; o_low is 0 but for balls
-  std::vector<double> bound;             // of |Ohat - O| before the output rounding
+  std::vector<Index> seen_begin, seen_end;  // per row, relative to key0: what it sees lies between
+  std::vector<double> o, o_low, radius;     // |O - (o + o_low)| <= radius; o_low is 0 but for balls
+  std::vector<double> bound;                // of |Ohat - O| before the output rounding
   std::vector<double> lse, lse_low, lse_radius, lse_bound;
   std::vector<Kind> o_kind, lse_kind;   // by the inputs' NaN and infinities
   std::vector<char> underflow_excused;  // an infinity in V times a weight that may underflow to 0
