@@ -25,6 +25,11 @@ struct StoredRows {
   const Index* pages = nullptr;  // null: everything is page 0
   Index page_size = 1;
   Index begin = 0, end = 0;
+
+  struct Place {
+    Index page, slot;
+  };
+  Place place_of(Index j) const { return pages ? Place{pages[j / page_size], j % page_size} : Place{0, j}; }
 };
 
 struct StoredKeyValues {
@@ -62,6 +67,10 @@ struct ForwardPlan {
   Index tiles = 0, splits = 0;        // of keys
   Index padded_value_dim = 0;
 
+  // Floats of a packed tile.
+  Index tile_keys() const { return tiling.keys * problem->shape.dim; }
+  Index tile_values() const { return tiling.keys * padded_value_dim; }
+  // Rows of all query heads that read one (batch, kv head) pair.
   Index stacked_rows() const { return problem->shape.group() * problem->shape.rows; }
 };
 
