@@ -81,7 +81,10 @@ inline constexpr Index panel_alignment = 32;
 using RunWave = void (*)(const ForwardPlan& plan, const void* stages);
 // Validates and plans first.
 Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunWave run, const void* stages);
-// The problem is valid, its K and V are `stored`.
+// The problem is valid already, and its K and V are `stored`.
 Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunWave run, const void* stages);
+
+// The production kernel on a valid problem whose K and V are `stored`.
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads);
 
 }  // namespace assay::kernels

@@ -162,6 +162,15 @@ inline void load_row(const TensorView& t, Index b, Index h, Index i, Index colum
   load_columns(t.dtype, static_cast<const std::byte*>(t.data) + t.at(b, h, i, 0) * bytes, t.stride[3], columns, row);
 }
 
+// The other way; rounds to nearest, ties to even.
+inline void store_row(const TensorView& t, Index b, Index h, Index i, Index columns, const float* HWY_RESTRICT row) {
+  const Index at = t.at(b, h, i, 0), stride = t.stride[3];
+  for (Index c = 0; c < columns; ++c) {
+    if (t.dtype == Dtype::f32) static_cast<float*>(t.data)[at + c * stride] = row[c];
+    else static_cast<std::uint16_t*>(t.data)[at + c * stride] = t.dtype == Dtype::bf16 ? to_bf16(row[c]) : to_f16(row[c]);
+  }
+}
+
 }  // namespace assay::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 #endif  // include guard

@@ -144,7 +144,7 @@ class RowBlock {
         // Every visible score is -inf: 0 / 0, unlike a row whose every key is masked, which is 0.
         std::fill_n(row, s_.value_dim, std::numeric_limits<float>::quiet_NaN());
       }
-      store_row(r, row, m, sum);
+      store(r, row, m, sum);
     }
   }
 
@@ -339,15 +339,10 @@ class RowBlock {
     m = new_max;
   }
 
-  void store_row(Index r, float* row, float m, float sum) const {
+  void store(Index r, float* row, float m, float sum) const {
     const auto& [h, i, range] = block_[r];
     if constexpr (Stages::observes) stages_.at(Stage::output, {b_, h, i, 0, 1, s_.value_dim, row, s_.value_dim});
-    const TensorView& o = plan_.out.o;
-    const Index at = o.at(b_, h, i, 0), stride = o.stride[3];
-    for (Index c = 0; c < s_.value_dim; ++c) {
-      if (o.dtype == Dtype::f32) static_cast<float*>(o.data)[at + c * stride] = row[c];
-      else static_cast<std::uint16_t*>(o.data)[at + c * stride] = o.dtype == Dtype::bf16 ? to_bf16(row[c]) : to_f16(row[c]);
-    }
+    store_row(plan_.out.o, b_, h, i, s_.value_dim, row);
     if (!plan_.out.lse) return;
     float lse = sum == 0 ? minus_infinity : static_cast<float>(static_cast<double>(m) + std::log(static_cast<double>(sum)));
     if constexpr (Stages::observes) stages_.at(Stage::lse, {b_, h, i, 0, 1, 1, &lse, 1});

@@ -6,7 +6,7 @@
 
 namespace assay::kernels {
 
-// The message names the argument, its value and the limit.
-Status validate_attention(const Attention& problem, const AttentionOutput& out);
+// The message names the argument, its value and the limit. With `cached`, K and V are not tensors and not looked at.
+Status validate_attention(const Attention& problem, const AttentionOutput& out, bool cached = false);
 
 }  // namespace assay::kernels
