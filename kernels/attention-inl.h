@@ -24,16 +24,42 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
+// Tiles of one of the wave's groups that were packed before.
+struct TilesInMemory {
+  const float* keys(Index tile) const { return plan.packed.keys + (group * plan.tiles + tile) * plan.tile_keys(); }
+  PackedValues values(Index tile) const {
+    const Index at = group * plan.tiles + tile;
+    return {plan.packed.values + at * plan.tile_values(), plan.packed.values_not_finite[at] != 0};
+  }
+  const ForwardPlan& plan;
+  const Index group;
+};
+
+// Tiles packed when they are asked for. The scores no longer need the keys when the values come: one scratch, small
+// enough for L1, holds either.
+template <class Stages>
+struct TilesOnTheFly {
+  const float* keys(Index tile) const {
+    packer.keys(group, tile, scratch);
+    return scratch;
+  }
+  PackedValues values(Index tile) const { return packer.values(group, tile, scratch); }
+  Packer<Stages>& packer;
+  const Index group;
+  float* const scratch;
+};
+
 // Packs K and V of the wave's groups, then runs every block of rows of every query head that reads them.
 template <class Stages>
 void forward_by_rows(const ForwardPlan& plan, const Stages& stages) {
   const AttentionShape& s = plan.problem->shape;
-  const Index tile_keys = plan.tiling.keys * s.dim, tile_values = plan.tiling.keys * plan.padded_value_dim;
+  const Index tile_keys = plan.tile_keys(), tile_values = plan.tile_values();
   const PackedKeyValues& packed = plan.packed;
   parallel_for(plan.groups * plan.tiles, plan.threads, [&](Index task) {
     Packer<Stages> packer(plan, stages);
-    packed.values_not_finite[task] =
-        packer.pack(plan.first_group + task / plan.tiles, task % plan.tiles, packed.keys + task * tile_keys, packed.values + task * tile_values);
+    const Index group = plan.first_group + task / plan.tiles, tile = task % plan.tiles;
+    packer.keys(group, tile, packed.keys + task * tile_keys);
+    packed.values_not_finite[task] = packer.values(group, tile, packed.values + task * tile_values).not_finite;
   });
   const Index blocks = (s.rows + plan.tiling.rows - 1) / plan.tiling.rows;
   parallel_for(plan.groups * s.group() * blocks, plan.threads, [&](Index task) {
@@ -46,10 +72,7 @@ void forward_by_rows(const ForwardPlan& plan, const Stages& stages) {
     RowBlock<Stages> block(plan, stages, plan.tiling.rows);
     block.place((plan.first_group + group) / s.kv_heads, head, 1, row0, std::min(plan.tiling.rows, s.rows - row0));
     for (Index split = block.seen().begin / plan.tiling.split_keys; split * plan.tiling.split_keys < block.seen().end; ++split) {
-      block.attend(split, [&](Index tile) {
-        const Index at = read_group * plan.tiles + tile;
-        return PackedTile{packed.keys + at * tile_keys, packed.values + at * tile_values, packed.values_not_finite[at] != 0};
-      });
+      block.attend(split, TilesInMemory{plan, read_group});
       block.merge(block.split_state());
     }
     block.finish();
@@ -72,7 +95,7 @@ void forward_by_splits(const ForwardPlan& plan, const Stages& stages) {
   parallel_for((items + per_task - 1) / per_task, plan.threads, [&](Index task) {
     Packer<Stages> packer(plan, stages);
     RowBlock<Stages> block(plan, stages, stacked);
-    const auto keys = allocate(plan.tiling.keys * s.dim), values = allocate(plan.tiling.keys * stride);
+    const auto scratch = allocate(std::max(plan.tile_keys(), plan.tile_values()));
     for (Index item = task * per_task; item < std::min(items, (task + 1) * per_task); ++item) {
       const Index group = plan.first_group + item / plan.splits, split = item % plan.splits;
       const Index first_head = group % s.kv_heads * s.group();
@@ -80,10 +103,7 @@ void forward_by_splits(const ForwardPlan& plan, const Stages& stages) {
         const Index read = stages.kv_head(head, s.group());
         for (heads = 1; head + heads < first_head + s.group() && stages.kv_head(head + heads, s.group()) == read;) ++heads;
         block.place(group / s.kv_heads, head, heads, 0, s.rows);
-        block.attend(split, [&](Index tile) {
-          const bool not_finite = packer.pack(group / s.kv_heads * s.kv_heads + read, tile, keys.get(), values.get());
-          return PackedTile{keys.get(), values.get(), not_finite};
-        });
+        block.attend(split, TilesOnTheFly<Stages>{packer, group / s.kv_heads * s.kv_heads + read, scratch.get()});
         const RowState from = block.split_state(), to = partial(item, (head - first_head) * s.rows);
         std::copy_n(from.max, block.rows(), to.max);
         std::copy_n(from.sum, block.rows(), to.sum);

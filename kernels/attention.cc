@@ -103,6 +103,10 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
   return {};
 }
 
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads) {
+  return run_stored(problem, std::move(stored), out, threads, HWY_DYNAMIC_DISPATCH(run_wave), nullptr);
+}
+
 Status attention_forward(const Attention& problem, const AttentionOutput& out, int threads) {
   return plan_and_run(problem, out, threads, HWY_DYNAMIC_DISPATCH(run_wave), nullptr);
 }

@@ -25,6 +25,11 @@ struct StoredRows {
   const Index* pages = nullptr;  // null: everything is page 0
   Index page_size = 1;
   Index begin = 0, end = 0;
+
+  struct Place {
+    Index page, slot;
+  };
+  Place place_of(Index j) const { return pages ? Place{pages[j / page_size], j % page_size} : Place{0, j}; }
 };
 
 struct StoredKeyValues {
@@ -62,6 +67,10 @@ struct ForwardPlan {
   Index tiles = 0, splits = 0;        // of keys
   Index padded_value_dim = 0;
 
+  // Floats of a packed tile.
+  Index tile_keys() const { return tiling.keys * problem->shape.dim; }
+  Index tile_values() const { return tiling.keys * padded_value_dim; }
+  // Rows of all query heads that read one (batch, kv head) pair.
   Index stacked_rows() const { return problem->shape.group() * problem->shape.rows; }
 };
 
@@ -72,7 +81,10 @@ inline constexpr Index panel_alignment = 32;
 using RunWave = void (*)(const ForwardPlan& plan, const void* stages);
 // Validates and plans first.
 Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunWave run, const void* stages);
-// The problem is valid, its K and V are `stored`.
+// The problem is valid already, and its K and V are `stored`.
 Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunWave run, const void* stages);
+
+// The production kernel on a valid problem whose K and V are `stored`.
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads);
 
 }  // namespace assay::kernels

@@ -16,7 +16,7 @@ struct CacheConfig {
   Index sequences = 1;  // the batch
   Index kv_heads = 1;
   Index dim = 64, value_dim = 64;  // of K and V as attention sees them
-  Index capacity = 0;              // tokens a sequence can hold
+  Index capacity = 0;              // positions of a sequence, evicted ones included: eviction frees pages, not positions
   Index page_size = 16;            // paged and latent: tokens a page, any positive number
   Index pages = 0;                 // of the pool that all sequences share; 0: enough for all of them
   Dtype dtype = Dtype::f32;        // f32, f16, bf16, f8e4m3, f8e5m2 or f4e2m1
@@ -34,30 +34,39 @@ struct UpProjection {
   TensorView up_k, up_v;
 };
 
-// Every operation either succeeds or changes nothing. Appending beyond the capacity or the pool, overlapping or
-// self-overlapping token strides, a sequence that does not exist: invalid_cache_state.
+// Every operation either succeeds or changes nothing. Appending beyond the capacity or the pool, token strides that make
+// a tensor overlap itself, a sequence that does not exist, a fork onto one that is not empty: invalid_cache_state. Wrong
+// shapes, dtypes and positions, null, and NaN or infinity into f4e2m1, which has neither: invalid_arguments. Not to be
+// read while it is written.
 class Cache {
  public:
   static Status create(const CacheConfig& config, std::unique_ptr<Cache>& cache);
   virtual ~Cache() = default;
 
   virtual const CacheConfig& config() const = 0;
-  // Tokens appended so far (evicted ones included), and how many of them were evicted.
+  // Tokens appended so far (evicted ones included), and how many of them were evicted. The sequence must exist.
   virtual Index length(Index sequence) const = 0;
   virtual Index evicted(Index sequence) const = 0;
 
-  // k [1, Hkv, n, D], v [1, Hkv, n, Dv] in f32, f16 or bf16. latent: k [1, 1, n, rank], v [1, 1, n, rotary].
+  // k [1, Hkv, n, D], v [1, Hkv, n, Dv] in f32, f16 or bf16. latent: k [1, 1, n, rank], v [1, 1, n, rotary]. Elements are
+  // rounded to nearest, ties to even; f8 and f4 saturate, infinities included, and NaN stays NaN.
   virtual Status append(Index sequence, const TensorView& k, const TensorView& v) = 0;
-  // Drops all tokens before `position`; the others keep their positions.
+  // Drops all tokens before `position`, which is at most the length; the others keep their positions. Pages that are
+  // dropped as a whole go back to the pool.
   virtual Status evict(Index sequence, Index position) = 0;
-  // `to`, which must be empty, becomes a copy of `from`; paged and latent caches share pages until one writes.
+  // `to`, which must be empty, becomes a copy of `from`; they share pages until one of them writes.
   virtual Status fork(Index from, Index to) = 0;
   virtual Status reset(Index sequence) = 0;
 };
 
 // Attention over what the cache holds. In `problem`, K and V are absent, shape.batch is the number of sequences, and
-// shape.keys, key_lengths and key_starts are taken from the cache. `offset` empty means length(b) - rows: the rows are
-// the last tokens appended. O and LSE are bitwise those of attention_forward over the same keys and values in f32.
+// shape.keys (the longest sequence), key_lengths and key_starts are taken from the cache. `offset` empty means
+// length(b) - rows: the rows are the last tokens appended.
+// - Contiguous and paged: O and LSE are bitwise those of attention_forward over the same keys and values in f32.
+// - Latent: up_k is absorbed into the queries. With q' = up_k[g]^T q (FMA chains over dim - rotary, in fp32), O' and LSE
+//   are bitwise those of attention_forward over queries [q' ; rotary part], keys [c ; rotary part] and values c, and
+//   O = up_v[g] O' (rank summed in any order). A score is off by at most gamma_N |q|^T |up_k| |c|, N = dim + rank roundings.
+//   The up-projections are taken to be finite. Needs a workspace of 2 rank + rotary floats for each row and query head.
 Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads = 0);
 
 }  // namespace assay::kernels

@@ -1,5 +1,6 @@
 // Stored rows of K and V as packed fp32 panels; compiled once for each SIMD target.
 #include <algorithm>
+#include <utility>
 
 #include "kernels/attention_plan.h"
 #include "kernels/codec.h"
@@ -42,60 +43,87 @@ inline void load_stored_columns(const StoredColumns& c, Index page, Index slot, 
   }
 }
 
-// Row j in fp32: where it lies, if it is stored so, else in `scratch`.
-inline const float* stored_row(const StoredRows& rows, Index j, bool copy, float* scratch) {
-  const Index page = rows.pages ? rows.pages[j / rows.page_size] : 0, slot = rows.pages ? j % rows.page_size : j;
-  const StoredColumns& c = rows.columns;
-  if (!copy && c.dtype == Dtype::f32 && c.stride == 1 && rows.more.count == 0)
-    return reinterpret_cast<const float*>(c.data + page * c.page_bytes + slot * c.row_bytes);
-  load_stored_columns(c, page, slot, scratch);
-  if (rows.more.count > 0) load_stored_columns(rows.more, page, slot, scratch + c.count);
-  return scratch;
+// Row j in fp32.
+inline void load_stored_row(const StoredRows& rows, Index j, float* HWY_RESTRICT to) {
+  const auto [page, slot] = rows.place_of(j);
+  load_stored_columns(rows.columns, page, slot, to);
+  if (rows.more.count > 0) load_stored_columns(rows.more, page, slot, to + rows.columns.count);
 }
 
-inline constexpr Index lanes = panel_width / 2;
+// Rows [j, j + count) and the bytes from one to the next, if they are f32, f16 or bf16 at even distances; else null.
+inline std::pair<const std::byte*, Index> rows_in_place(const StoredRows& rows, Index j, Index count) {
+  const StoredColumns& c = rows.columns;
+  if (c.scales || c.stride != 1 || rows.more.count > 0) return {nullptr, 0};
+  const auto [page, slot] = rows.place_of(j);
+  if (rows.pages && slot + count > rows.page_size) return {nullptr, 0};
+  return {c.data + page * c.page_bytes + slot * c.row_bytes, c.row_bytes};
+}
+
+HWY_INLINE Vector load_vector(Lanes d, Dtype dtype, const std::byte* row, Index column) {
+  if (dtype == Dtype::f32) return hn::LoadU(d, reinterpret_cast<const float*>(row) + column);
+  return load_narrow(d, dtype, reinterpret_cast<const std::uint16_t*>(row) + column);
+}
 
 // ---- Transposing ----------------------------------------------------------------------------------------
 
+inline constexpr Index lanes = panel_width / 2;
+
 #if HWY_TARGET != HWY_SCALAR
-// 128-bit block b of the result is rows[4 * b][at .. at + 4).
-template <class D>
-HWY_INLINE hn::Vec<D> load_blocks(D d, const float* const* rows, Index at) {
-  if constexpr (hn::MaxLanes(D()) == 4) {
-    return hn::LoadU(d, rows[0] + at);
-  } else {
-    const hn::Half<D> half;
-    return hn::Combine(d, load_blocks(half, rows + hn::MaxLanes(D()) / 2, at), load_blocks(half, rows, at));
+// 128-bit block b of the result is row 4 * b.
+HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
+  const auto block = [&](Index row) HWY_ATTR { return hn::LoadDup128(d, reinterpret_cast<const float*>(rows + row * stride)); };
+  Vector v = block(0);
+  if constexpr (lanes >= 8) v = hn::IfThenElse(hn::FirstN(d, 4), v, block(4));
+  if constexpr (lanes >= 16) {
+    v = hn::IfThenElse(hn::FirstN(d, 8), v, block(8));
+    v = hn::IfThenElse(hn::FirstN(d, 12), v, block(12));
   }
+  return v;
 }
 #endif
 
-// to[d * panel_width + r] = rows[r][d] for as many rows as a vector has lanes.
-HWY_INLINE void transpose_rows(const float* const* rows, Index dim, float* HWY_RESTRICT to) {
-  Index at = 0;
+// to[c * panel_width + r] = column c of row r, for as many rows of f32 or bf16 as a vector has lanes.
+template <Dtype dtype>
+HWY_INLINE void transpose_rows(const std::byte* HWY_RESTRICT rows, Index stride, Index columns, float* HWY_RESTRICT to) {
+  static_assert(lanes == 1 || lanes == 4 || lanes == 8 || lanes == 16);
+  Index c = 0;
 #if HWY_TARGET != HWY_SCALAR
   const Lanes d;
   const hn::Repartition<double, Lanes> pairs;
-  for (; at + 4 <= dim; at += 4, to += 4 * panel_width) {
-    const Vector r0 = load_blocks(d, rows, at), r1 = load_blocks(d, rows + 1, at), r2 = load_blocks(d, rows + 2, at), r3 = load_blocks(d, rows + 3, at);
+  const hn::RebindToUnsigned<Lanes> words;
+  constexpr Index word_columns = dtype == Dtype::bf16 ? 2 : 1;  // a pair of bf16 is transposed as a word, then taken apart
+  const auto store = [&](Index word, auto v) HWY_ATTR {
+    float* at = to + word * word_columns * panel_width;
+    if constexpr (dtype == Dtype::bf16) {
+      hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))), d, at);
+      hn::Store(hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))), d, at + panel_width);
+    } else {
+      hn::Store(hn::BitCast(d, v), d, at);
+    }
+  };
+  for (; c + 4 * word_columns <= columns; c += 4 * word_columns, rows += 16, to += 4 * word_columns * panel_width) {
+    const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
+    const Vector r2 = load_blocks(d, rows + 2 * stride, stride), r3 = load_blocks(d, rows + 3 * stride, stride);
     const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)), high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
     const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
-    hn::Store(hn::BitCast(d, hn::InterleaveLower(pairs, low01, low23)), d, to);
-    hn::Store(hn::BitCast(d, hn::InterleaveUpper(pairs, low01, low23)), d, to + panel_width);
-    hn::Store(hn::BitCast(d, hn::InterleaveLower(pairs, high01, high23)), d, to + 2 * panel_width);
-    hn::Store(hn::BitCast(d, hn::InterleaveUpper(pairs, high01, high23)), d, to + 3 * panel_width);
+    store(0, hn::InterleaveLower(pairs, low01, low23));
+    store(1, hn::InterleaveUpper(pairs, low01, low23));
+    store(2, hn::InterleaveLower(pairs, high01, high23));
+    store(3, hn::InterleaveUpper(pairs, high01, high23));
   }
 #endif
-  for (; at < dim; ++at, to += panel_width)
-    for (Index r = 0; r < lanes; ++r) to[r] = rows[r][at];
+  for (Index i = 0; c < columns; ++c, ++i, to += panel_width)
+    for (Index r = 0; r < lanes; ++r) {
+      if constexpr (dtype == Dtype::bf16) to[r] = from_bf16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[i]);
+      else to[r] = reinterpret_cast<const float*>(rows + r * stride)[i];
+    }
 }
 
 // ---- Packing --------------------------------------------------------------------------------------------
 
-struct PackedTile {
-  const float* keys;    // [panel of keys][D][panel width]
-  const float* values;  // [panel of columns][tile keys][panel width]
-  bool values_not_finite;
+struct PackedValues {
+  const float* data;  // [panel of columns][tile keys][panel width]
+  bool not_finite;
 };
 
 // Packs tiles of K and V. Keys that are not there become 0 up to the next whole panel; beyond it, nothing reads.
@@ -107,64 +135,83 @@ class Packer {
     std::fill_n(value_row_.get(), plan.padded_value_dim, 0.0f);
   }
 
-  // True if some value is infinite or NaN.
-  bool pack(Index group, Index tile, float* keys, float* values) {
-    const Index width = plan_.tiling.keys;
-    key0_ = tile * width;
-    const StoredKeyValues& stored = plan_.stored[static_cast<std::size_t>(group)];
-    b_ = group / plan_.problem->shape.kv_heads;
-    g_ = group % plan_.problem->shape.kv_heads;
-    const Index begin = std::clamp<Index>(stored.keys.begin - key0_, 0, width), end = std::clamp<Index>(stored.keys.end - key0_, begin, width);
-    pack_keys(stored.keys, begin, end, keys);
-    return pack_values(stored.values, begin, end, values);
+  // Into [panel of keys][D][panel width].
+  void keys(Index group, Index tile, float* to) {
+    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].keys;
+    const Index dim = plan_.problem->shape.dim;
+    const auto [key0, begin, end] = place(stored, group, tile);
+    for (Index j = begin / panel_width * panel_width; j < (end + panel_width - 1) / panel_width * panel_width; j += lanes) {
+      float* panel = to + j / panel_width * panel_width * dim + j % panel_width;
+      if (!Stages::observes && j >= begin && j + lanes <= end) {
+        const auto [rows, stride] = rows_in_place(stored, key0 + j, lanes);
+        if (rows && stored.columns.dtype == Dtype::f32) {
+          transpose_rows<Dtype::f32>(rows, stride, dim, panel);
+          continue;
+        }
+        if (rows && stored.columns.dtype == Dtype::bf16) {
+          transpose_rows<Dtype::bf16>(rows, stride, dim, panel);
+          continue;
+        }
+      }
+      for (Index r = 0; r < lanes; ++r) {
+        float* row = rows_.get() + r * dim;
+        if (j + r < begin || j + r >= end) std::fill_n(row, dim, 0.0f);
+        else load_stored_row(stored, key0 + j + r, row);
+        if constexpr (Stages::observes) stages_.at(Stage::key, {b_, g_, key0 + j + r, 0, 1, dim, row, dim});
+      }
+      transpose_rows<Dtype::f32>(reinterpret_cast<const std::byte*>(rows_.get()), dim * 4, dim, panel);
+    }
+  }
+
+  PackedValues values(Index group, Index tile, float* to) {
+    const Lanes d;
+    const hn::RebindToSigned<Lanes> bits;
+    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
+    const Index dim = plan_.problem->shape.value_dim, width = plan_.tiling.keys;
+    const auto [key0, begin, end] = place(stored, group, tile);
+    auto largest = hn::Zero(bits);  // as an integer, the magnitude of infinities and NaN is above all others
+    const auto pack_row = [&](Dtype dtype, const std::byte* row, float* panel) HWY_ATTR {
+      for (Index c = 0; c < plan_.padded_value_dim; c += panel_width) {
+        if (c + panel_width > dim && row != reinterpret_cast<const std::byte*>(value_row_.get())) {
+          load_columns(dtype, row + c * (dtype == Dtype::f32 ? 4 : 2), 1, dim - c, value_row_.get() + c);
+          dtype = Dtype::f32;
+          row = reinterpret_cast<const std::byte*>(value_row_.get());  // 0 behind the columns
+        }
+        const Vector left = load_vector(d, dtype, row, c), right = load_vector(d, dtype, row, c + lanes);
+        largest = hn::Max(largest, hn::Max(hn::BitCast(bits, hn::Abs(left)), hn::BitCast(bits, hn::Abs(right))));
+        hn::Store(left, d, panel + c * width);
+        hn::Store(right, d, panel + c * width + lanes);
+      }
+    };
+    for (Index j = begin; j < end; ++j) {
+      const std::byte* row = Stages::observes ? nullptr : rows_in_place(stored, key0 + j, 1).first;
+      if (row && stored.columns.dtype == Dtype::f32) pack_row(Dtype::f32, row, to + j * panel_width);
+      else if (row && stored.columns.dtype == Dtype::bf16) pack_row(Dtype::bf16, row, to + j * panel_width);
+      else if (row) pack_row(Dtype::f16, row, to + j * panel_width);
+      else {
+        load_stored_row(stored, key0 + j, value_row_.get());
+        if constexpr (Stages::observes) stages_.at(Stage::value, {b_, g_, key0 + j, 0, 1, dim, value_row_.get(), dim});
+        pack_row(Dtype::f32, reinterpret_cast<const std::byte*>(value_row_.get()), to + j * panel_width);
+      }
+    }
+    return {to, hn::GetLane(hn::MaxOfLanes(bits, largest)) >= 0x7F800000};
   }
 
  private:
-  void pack_keys(const StoredRows& stored, Index begin, Index end, float* keys) {
-    const Index dim = plan_.problem->shape.dim;
-    for (Index j0 = begin / panel_width * panel_width; j0 < (end + panel_width - 1) / panel_width * panel_width; j0 += lanes) {
-      const float* rows[lanes];
-      for (Index r = 0; r < lanes; ++r) {
-        float* scratch = rows_.get() + r * dim;
-        if (j0 + r < begin || j0 + r >= end) {
-          std::fill_n(scratch, dim, 0.0f);
-          rows[r] = scratch;
-          continue;
-        }
-        rows[r] = stored_row(stored, key0_ + j0 + r, Stages::observes, scratch);
-        if constexpr (Stages::observes) stages_.at(Stage::key, {b_, g_, key0_ + j0 + r, 0, 1, dim, scratch, dim});
-      }
-      transpose_rows(rows, dim, keys + j0 / panel_width * panel_width * dim + j0 % panel_width);
-    }
-  }
-
-  bool pack_values(const StoredRows& stored, Index begin, Index end, float* values) {
-    const Lanes d;
-    const Index dim = plan_.problem->shape.value_dim, width = plan_.tiling.keys, whole = dim / panel_width * panel_width;
-    Vector total = hn::Zero(d);  // 0 * x is NaN exactly for the values that a weight of 0 does not erase
-    const auto copy = [&](const float* from, float* to) HWY_ATTR {
-      const Vector left = hn::LoadU(d, from), right = hn::LoadU(d, from + lanes);
-      hn::Store(left, d, to);
-      hn::Store(right, d, to + lanes);
-      total = hn::MulAdd(left, hn::Zero(d), hn::MulAdd(right, hn::Zero(d), total));
-    };
-    for (Index j = begin; j < end; ++j) {
-      const float* row = stored_row(stored, key0_ + j, Stages::observes, value_row_.get());
-      if constexpr (Stages::observes) stages_.at(Stage::value, {b_, g_, key0_ + j, 0, 1, dim, value_row_.get(), dim});
-      float* to = values + j * panel_width;
-      for (Index c = 0; c < whole; c += panel_width) copy(row + c, to + c * width);
-      if (whole == dim) continue;
-      if (row != value_row_.get()) std::copy(row + whole, row + dim, value_row_.get() + whole);
-      copy(value_row_.get() + whole, to + whole * width);
-    }
-    const float sum = hn::GetLane(hn::SumOfLanes(d, total));
-    return sum != sum;
+  struct Range {
+    Index key0, begin, end;  // the first key of the tile; relative to it, the keys that are there
+  };
+  Range place(const StoredRows& stored, Index group, Index tile) {
+    b_ = group / plan_.problem->shape.kv_heads;
+    g_ = group % plan_.problem->shape.kv_heads;
+    const Index width = plan_.tiling.keys, key0 = tile * width, begin = std::clamp<Index>(stored.begin - key0, 0, width);
+    return {key0, begin, std::clamp<Index>(stored.end - key0, begin, width)};
   }
 
   const ForwardPlan& plan_;
   const Stages& stages_;
   hwy::AlignedFreeUniquePtr<float[]> rows_, value_row_;
-  Index b_ = 0, g_ = 0, key0_ = 0;
+  Index b_ = 0, g_ = 0;
 };
 
 }  // namespace assay::kernels::HWY_NAMESPACE

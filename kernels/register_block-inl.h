@@ -100,6 +100,51 @@ HWY_INLINE void add_product(std::index_sequence<R...> rows, const float* a, cons
    ...);
 }
 
+// A row alone has one chain of sums to a panel: several panels side by side hide the latency of an addition. The same
+// sums as above for the row a[0], a[depth_step] .. and the panels b, b + panel_step ..; P counts panels.
+template <std::size_t... P>
+HWY_INLINE void multiply_add_row(Lanes d, std::index_sequence<P...>, const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, Index panel_step, Index depth,
+                                 Vector (&left)[sizeof...(P)], Vector (&right)[sizeof...(P)]) {
+  const std::size_t n = hn::Lanes(d);
+  for (Index k = 0; k < depth; ++k, b += panel_width) {
+    const Vector x = hn::Set(d, a[k]);
+    ((left[P] = hn::MulAdd(x, hn::Load(d, b + static_cast<Index>(P) * panel_step), left[P]),
+      right[P] = hn::MulAdd(x, hn::Load(d, b + static_cast<Index>(P) * panel_step + n), right[P])),
+     ...);
+  }
+}
+
+// score_panel of one row and several panels.
+template <std::size_t... P>
+HWY_INLINE void score_row(std::index_sequence<P...> panels, const float* q, Index dim, const float* keys, float scale, float* scores) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  Vector left[] = {((void)P, hn::Zero(d))...}, right[] = {((void)P, hn::Zero(d))...};
+  multiply_add_row(d, panels, q, keys, panel_width * dim, dim, left, right);
+  const Vector s = hn::Set(d, scale);
+  ((hn::Store(hn::Mul(left[P], s), d, scores + P * panel_width), hn::Store(hn::Mul(right[P], s), d, scores + P * panel_width + n)), ...);
+}
+
+// value_panel of one row and several panels.
+template <std::size_t... P>
+HWY_INLINE void value_row(std::index_sequence<P...> panels, const float* weights, const float* values, Index panel_step, Index keys, float correction,
+                          float* accumulator) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  const Vector c = hn::Set(d, correction);
+  Vector left[] = {hn::Mul(hn::Load(d, accumulator + P * panel_width), c)...}, right[] = {hn::Mul(hn::Load(d, accumulator + P * panel_width + n), c)...};
+  multiply_add_row(d, panels, weights, values, panel_step, keys, left, right);
+  ((hn::Store(left[P], d, accumulator + P * panel_width), hn::Store(right[P], d, accumulator + P * panel_width + n)), ...);
+}
+
+// Calls body(index_sequence, first column) over the panels of [begin, end): fours, then twos, then ones.
+template <class Body>
+HWY_INLINE void for_panels(Index begin, Index end, const Body& body) {
+  for (; begin + 4 * panel_width <= end; begin += 4 * panel_width) body(std::make_index_sequence<4>(), begin);
+  for (; begin + 2 * panel_width <= end; begin += 2 * panel_width) body(std::make_index_sequence<2>(), begin);
+  for (; begin < end; begin += panel_width) body(std::make_index_sequence<1>(), begin);
+}
+
 // Calls body(index_sequence, first row) over [0, rows) in register blocks: full ones, then fours, then ones.
 template <class Body>
 HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
@@ -109,17 +154,34 @@ HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
   for (; r < rows; ++r) body(std::make_index_sequence<1>(), r);
 }
 
+// A vector of f16 or bf16 in fp32. Before AVX2 there is no instruction for f16, and Highway's substitute takes
+// infinities for numbers.
+inline constexpr bool converts_f16 = HWY_TARGET <= HWY_AVX2 || HWY_ARCH_ARM;
+HWY_INLINE Vector load_narrow(Lanes d, Dtype dtype, const std::uint16_t* from) {
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Rebind<std::uint16_t, Lanes> codes;
+  if (dtype == Dtype::bf16) return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(hn::RebindToUnsigned<Lanes>(), hn::LoadU(codes, from))));
+  if constexpr (converts_f16) return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, Lanes>(), hn::LoadU(codes, from)));
+#endif
+  float lanes[hn::MaxLanes(Lanes())];
+  for (std::size_t i = 0; i < hn::Lanes(d); ++i) lanes[i] = dtype == Dtype::bf16 ? from_bf16(from[i]) : from_f16(from[i]);
+  return hn::LoadU(d, lanes);
+}
+
 // `count` elements of dtype f32, f16 or bf16 in fp32, whatever the stride between them.
 inline void load_columns(Dtype dtype, const void* data, Index stride, Index count, float* HWY_RESTRICT to) {
-  const auto convert = [&](const auto* HWY_RESTRICT from, auto to_float) HWY_ATTR {
-    if (stride == 1)  // by vectors
-      for (Index i = 0; i < count; ++i) to[i] = to_float(from[i]);
-    else
-      for (Index i = 0; i < count; ++i) to[i] = to_float(from[i * stride]);
-  };
-  if (dtype == Dtype::f32) convert(static_cast<const float*>(data), [](float x) HWY_ATTR { return x; });
-  else if (dtype == Dtype::bf16) convert(static_cast<const std::uint16_t*>(data), [](std::uint16_t x) HWY_ATTR { return from_bf16(x); });
-  else convert(static_cast<const std::uint16_t*>(data), [](std::uint16_t x) HWY_ATTR { return from_f16(x); });
+  if (dtype == Dtype::f32) {
+    const float* from = static_cast<const float*>(data);
+    for (Index i = 0; i < count; ++i) to[i] = from[i * stride];
+    return;
+  }
+  const std::uint16_t* from = static_cast<const std::uint16_t*>(data);
+  const Lanes d;
+  const auto n = static_cast<Index>(hn::Lanes(d));
+  Index i = 0;
+  if (stride == 1)
+    for (; i + n <= count; i += n) hn::StoreU(load_narrow(d, dtype, from + i), d, to + i);
+  for (; i < count; ++i) to[i] = dtype == Dtype::bf16 ? from_bf16(from[i * stride]) : from_f16(from[i * stride]);
 }
 
 // One row of a tensor in fp32.

@@ -85,9 +85,9 @@ class RowBlock {
   RowState split_state() const { return split_; }
   Index rows() const { return rows_; }
 
-  // The online softmax over the keys of one split. tiles(tile) gives its packed keys and values.
+  // The online softmax over the keys of one split. tiles.keys(tile) and then tiles.values(tile) give what is packed.
   template <class Tiles>
-  void attend(Index split, Tiles&& tiles) {
+  void attend(Index split, Tiles tiles) {
     key0_ = 0;
     clear(split_, stages_.initial_max());
     const Index of_split = plan_.tiling.split_keys / width_;
@@ -95,12 +95,12 @@ class RowBlock {
     for (Index tile = std::max(split * of_split, seen_by_block_.begin / width_); tile < end; ++tile) {
       key0_ = tile * width_;
       for_row_blocks(rows_, [&](auto block, Index r) { seen_[r] = seen_in_tile(r, static_cast<Index>(block.size())); });
-      const PackedTile packed = tiles(tile);
-      compute_scores(packed.keys);
+      compute_scores(tiles.keys(tile));
       mask_scores();
       update_softmax(tile);
-      if (packed.values_not_finite) accumulate_visible(packed.values);
-      else accumulate(packed.values);
+      const PackedValues values = tiles.values(tile);
+      if (values.not_finite) accumulate_visible(values.data);
+      else accumulate(values.data);
       observe(Stage::accumulated, split_.accumulator, s_.value_dim, accumulator_stride_);
     }
   }
@@ -144,7 +144,7 @@ class RowBlock {
         // Every visible score is -inf: 0 / 0, unlike a row whose every key is masked, which is 0.
         std::fill_n(row, s_.value_dim, std::numeric_limits<float>::quiet_NaN());
       }
-      store_row(r, row, m, sum);
+      store(r, row, m, sum);
     }
   }
 
@@ -197,13 +197,18 @@ class RowBlock {
   void compute_scores(const float* keys) {
     const float scale = stages_.scale(p_.scale);
     const KeyRange any = seen_in_tile(0, rows_);
-    // A panel of keys stays in L1 while all rows pass.
-    for (Index panel = any.begin / panel_width * panel_width; panel < any.end; panel += panel_width)
-      for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
-        const KeyRange& seen = seen_[r];
-        if (panel + panel_width <= seen.begin || panel >= seen.end) return;
-        score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale, scores_.get() + r * score_stride + panel);
-      });
+    if (rows_ == 1) {
+      for_panels(any.begin / panel_width * panel_width, any.end,
+                 [&](auto panels, Index panel) HWY_ATTR { score_row(panels, q_.get(), s_.dim, keys + panel * s_.dim, scale, scores_.get() + panel); });
+    } else {
+      // A panel of keys stays in L1 while all rows pass.
+      for (Index panel = any.begin / panel_width * panel_width; panel < any.end; panel += panel_width)
+        for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
+          const KeyRange& seen = seen_[r];
+          if (panel + panel_width <= seen.begin || panel >= seen.end) return;
+          score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale, scores_.get() + r * score_stride + panel);
+        });
+    }
     if (p_.softcap > 0) apply_softcap();
     observe(Stage::scores, scores_.get(), width_, score_stride);
   }
@@ -281,6 +286,11 @@ class RowBlock {
     for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
       const KeyRange seen = seen_[r];
       if (seen.begin >= seen.end) return;
+      if (rows_ == 1)
+        return for_panels(0, s_.value_dim, [&](auto panels, Index c) HWY_ATTR {
+          value_row(panels, scores_.get() + seen.begin, values + c * width_ + seen.begin * panel_width, panel_width * width_, seen.end - seen.begin,
+                    correction_[0], split_.accumulator + c);
+        });
       for (Index c = 0; c < s_.value_dim; c += panel_width)
         value_panel(block, scores_.get() + r * score_stride + seen.begin, values + c * width_ + seen.begin * panel_width, seen.end - seen.begin,
                     correction_ + r, split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
@@ -329,15 +339,10 @@ class RowBlock {
     m = new_max;
   }
 
-  void store_row(Index r, float* row, float m, float sum) const {
+  void store(Index r, float* row, float m, float sum) const {
     const auto& [h, i, range] = block_[r];
     if constexpr (Stages::observes) stages_.at(Stage::output, {b_, h, i, 0, 1, s_.value_dim, row, s_.value_dim});
-    const TensorView& o = plan_.out.o;
-    const Index at = o.at(b_, h, i, 0), stride = o.stride[3];
-    for (Index c = 0; c < s_.value_dim; ++c) {
-      if (o.dtype == Dtype::f32) static_cast<float*>(o.data)[at + c * stride] = row[c];
-      else static_cast<std::uint16_t*>(o.data)[at + c * stride] = o.dtype == Dtype::bf16 ? to_bf16(row[c]) : to_f16(row[c]);
-    }
+    store_row(plan_.out.o, b_, h, i, s_.value_dim, row);
     if (!plan_.out.lse) return;
     float lse = sum == 0 ? minus_infinity : static_cast<float>(static_cast<double>(m) + std::log(static_cast<double>(sum)));
     if constexpr (Stages::observes) stages_.at(Stage::lse, {b_, h, i, 0, 1, 1, &lse, 1});

@@ -12,7 +12,7 @@ bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d =
 
 }  // namespace
 
-Status validate_attention(const Attention& p, const AttentionOutput& out) {
+Status validate_attention(const Attention& p, const AttentionOutput& out, bool cached) {
   auto refuse = [](std::string detail) { return Status{StatusCode::invalid_arguments, std::move(detail)}; };
   const AttentionShape& s = p.shape;
   if (s.batch < 0) return refuse(fmt::format("batch = {} is negative", s.batch));
@@ -27,14 +27,15 @@ Status validate_attention(const Attention& p, const AttentionOutput& out) {
   if (!(p.softcap >= 0) || p.softcap > std::numeric_limits<float>::max())
     return refuse(fmt::format("softcap = {} is not a finite number of at least 0", p.softcap));
   if (!(p.dropout >= 0 && p.dropout < 1)) return refuse(fmt::format("dropout = {} is outside [0, 1)", p.dropout));
-  const bool empty_rows = s.batch == 0 || s.rows == 0, empty_keys = s.batch == 0 || s.keys == 0;
+  const bool empty_rows = s.batch == 0 || s.rows == 0, empty_keys = s.batch == 0 || s.keys == 0 || cached;
   if (!empty_rows && !p.q) return refuse("q is null");
   if (!empty_keys && !p.k) return refuse("k is null");
   if (!empty_keys && !p.v) return refuse("v is null");
   if (!empty_rows && !out.o) return refuse("o is null");
-  for (auto [name, d] : {std::pair{"q", p.q.dtype}, {"k", p.k.dtype}, {"v", p.v.dtype}, {"o", out.o.dtype}, {"bias", p.bias.dtype}})
+  for (auto [name, d] :
+       {std::pair{"q", p.q.dtype}, {"k", cached ? p.q.dtype : p.k.dtype}, {"v", cached ? p.q.dtype : p.v.dtype}, {"o", out.o.dtype}, {"bias", p.bias.dtype}})
     if (!is_kernel_dtype(d)) return Status{StatusCode::unsupported, fmt::format("{} is {}; the kernel takes f32, f16 and bf16", name, format(d).name)};
-  if (p.k.dtype != p.q.dtype || p.v.dtype != p.q.dtype)
+  if (!cached && (p.k.dtype != p.q.dtype || p.v.dtype != p.q.dtype))
     return refuse(fmt::format("q, k and v are {}, {} and {}; they must agree", format(p.q.dtype).name, format(p.k.dtype).name, format(p.v.dtype).name));
   if (out.lse && out.lse.dtype != Dtype::f32) return refuse(fmt::format("lse is {}; it must be f32", format(out.lse.dtype).name));
   auto sized = [&](const char* name, std::size_t size, Index wanted) -> std::string {

@@ -6,8 +6,8 @@
 
 namespace assay::kernels {
 
-// The message names the argument, its value and the limit.
-Status validate_attention(const Attention& problem, const AttentionOutput& out);
+// The message names the argument, its value and the limit. With `cached`, K and V are not tensors and not looked at.
+Status validate_attention(const Attention& problem, const AttentionOutput& out, bool cached = false);
 Status validate_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out);
 
 }  // namespace assay::kernels
