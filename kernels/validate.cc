@@ -4,11 +4,40 @@
 
 #include <cmath>
 #include <limits>
+#include <span>
+
+#include "kernels/overlap.h"
 
 namespace assay::kernels {
 namespace {
 
 bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
+
+struct Argument {
+  const char* name;
+  Footprint footprint;
+};
+
+// Empty if every view can be addressed and no output overlaps itself or anything else.
+std::string refused_memory(std::span<const Argument> outputs, std::span<const Argument> inputs) {
+  for (auto list : {outputs, inputs})
+    for (const Argument& a : list)
+      if (!addressable(a.footprint))
+        return fmt::format("{} with strides {} and origin {} reaches more than 2^57 bytes from its pointer", a.name, fmt::join(a.footprint.stride, ", "),
+                           a.footprint.origin);
+  const char* doubt[] = {"", "overlaps", "may overlap"};
+  for (const Argument& out : outputs) {
+    if (const Overlap o = overlap_with_itself(out.footprint); o != Overlap::none)
+      return fmt::format("{} {} itself: shape {}, strides {}", out.name, doubt[static_cast<int>(o)], fmt::join(out.footprint.shape, ", "),
+                         fmt::join(out.footprint.stride, ", "));
+    for (auto list : {inputs, outputs})
+      for (const Argument& other : list)
+        if (&other != &out)
+          if (const Overlap o = overlap(out.footprint, other.footprint); o != Overlap::none)
+            return fmt::format("{} {} {}; an output may overlap nothing", out.name, doubt[static_cast<int>(o)], other.name);
+  }
+  return {};
+}
 
 }  // namespace
 
@@ -52,6 +81,14 @@ Status validate_attention(const Attention& p, const AttentionOutput& out) {
   for (const auto* list : {&p.key_lengths, &p.key_starts})
     for (Index n : *list)
       if (n < 0 || n > s.keys) return refuse(fmt::format("a key length or start of {} is outside [0, {}]", n, s.keys));
+  const Extents pairs{s.batch, s.query_heads, s.rows, s.keys}, rows{s.batch, s.query_heads, s.rows, 1};
+  const Argument outputs[] = {{"o", footprint_of(out.o, {s.batch, s.query_heads, s.rows, s.value_dim})}, {"lse", footprint_of(out.lse, rows)}};
+  const Argument inputs[] = {{"q", footprint_of(p.q, {s.batch, s.query_heads, s.rows, s.dim})},
+                             {"k", footprint_of(p.k, {s.batch, s.kv_heads, s.keys, s.dim})},
+                             {"v", footprint_of(p.v, {s.batch, s.kv_heads, s.keys, s.value_dim})},
+                             {"bias", footprint_of(p.bias, pairs)},
+                             {"keep", {p.keep.data, 8, pairs, p.keep.stride, 0}}};
+  if (std::string wrong = refused_memory(outputs, inputs); !wrong.empty()) return refuse(std::move(wrong));
   return {};
 }
 
