@@ -24,6 +24,7 @@ class HostBackend : public AttentionBackend {
     key.target = attention_forward_target();
     key.tile_rows = tiling.rows;
     key.tile_keys = tiling.keys;
+    key.split_keys = tiling.split_keys;
   }
   // Highway compiled it for every target beforehand: there is nothing to build but the object.
   Status compile(const KernelKey&, std::shared_ptr<const CompiledAttention>& kernel) const override {

@@ -24,7 +24,7 @@ struct KernelKey {
   bool offset, keep, bias, key_lengths, key_starts, alibi, documents, sink, lse;
   // Of the backend.
   std::string target;
-  Index tile_rows, tile_keys;
+  Index tile_rows, tile_keys, split_keys;
 
   // No float of a validated problem is NaN.
   auto operator<=>(const KernelKey&) const = default;
@@ -50,7 +50,7 @@ class AttentionBackend {
   virtual bool supports_layout(const Attention& problem, const AttentionOutput& out) const = 0;
   // Anything else of a problem that it does not do, by name ("softcap"); empty if there is nothing.
   virtual std::string_view unsupported_feature(const Attention& problem) const = 0;
-  // Sets target, tile_rows and tile_keys.
+  // Sets target, tile_rows, tile_keys and split_keys.
   virtual void choose_tiles(KernelKey& key) const = 0;
   virtual Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& kernel) const = 0;
 };

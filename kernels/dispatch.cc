@@ -96,11 +96,13 @@ void Dispatcher::set_settings(DispatchSettings settings) {
   settings_.swap(replacement);
 }
 
-void Dispatcher::set_enabled(bool enabled) {
+bool Dispatcher::set_enabled(bool enabled) {
   const std::lock_guard lock(mutex_);
+  const bool before = settings_->enabled;
   auto replacement = std::make_shared<DispatchSettings>(*settings_);
   replacement->enabled = enabled;
   settings_ = std::move(replacement);
+  return before;
 }
 
 Status Dispatcher::sdpa(const Attention& problem, const AttentionOutput& out, const SdpaOptions& options) {

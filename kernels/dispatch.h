@@ -75,7 +75,7 @@ class Dispatcher {
 
   void enable() { set_enabled(true); }
   void disable() { set_enabled(false); }
-  void set_enabled(bool enabled);
+  bool set_enabled(bool enabled);  // returns what it was
   DispatchSettings settings() const { return *snapshot(); }
   void set_settings(DispatchSettings settings);
 

@@ -24,7 +24,7 @@ using testing::HasSubstr;
 class ProbeDevice : public AttentionBackend {
  public:
   std::string name = "host", target = "probe";
-  Index tile_rows = 8, tile_keys = 16;
+  Index tile_rows = 8, tile_keys = 16, split_keys = 512;
   bool masks = false, dtypes = true, heads = true, layouts = true, features = true;
   StatusCode compile_status = StatusCode::success;
   std::function<Status(const Attention&, const AttentionOutput&)> kernel;
@@ -40,6 +40,7 @@ class ProbeDevice : public AttentionBackend {
     key.target = target;
     key.tile_rows = tile_rows;
     key.tile_keys = tile_keys;
+    key.split_keys = split_keys;
   }
   Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& result) const override {
     ++compiled;
@@ -293,6 +294,7 @@ TEST_F(DispatchTest, KernelsAreKeyedByEveryConstant) {
       {"target", [&](Attention&, AttentionOutput&) { device->target = "other"; }},
       {"tile rows", [&](Attention&, AttentionOutput&) { device->tile_rows = 9; }},
       {"tile keys", [&](Attention&, AttentionOutput&) { device->tile_keys = 17; }},
+      {"split keys", [&](Attention&, AttentionOutput&) { device->split_keys = 1024; }},
   };
   const auto call = [&](const Attention& p, const AttentionOutput& out, const char* name) {
     ASSERT_TRUE(dispatcher.sdpa(p, out).ok()) << name;
@@ -312,7 +314,7 @@ TEST_F(DispatchTest, KernelsAreKeyedByEveryConstant) {
       const Outputs fresh(f.c);
       AttentionOutput out = fresh.view();
       const std::string target = device->target;
-      const Index tile_rows = device->tile_rows, tile_keys = device->tile_keys;
+      const Index tile_rows = device->tile_rows, tile_keys = device->tile_keys, split_keys = device->split_keys;
       change(p, out);
       call(p, out, name);
       (round == 0 ? expected.misses : expected.hits) += 1;
@@ -320,6 +322,7 @@ TEST_F(DispatchTest, KernelsAreKeyedByEveryConstant) {
       device->target = target;
       device->tile_rows = tile_rows;
       device->tile_keys = tile_keys;
+      device->split_keys = split_keys;
       const Outputs again(f.c);
       call(f.in.problem, again.view(), name);
       EXPECT_EQ(first_difference(f.out, again), "") << name;
