@@ -8,6 +8,7 @@
 #include "harness/planted_faults.h"
 #include "kernels/attention.h"
 #include "kernels/targets.h"
+#include "kernels/unfused.h"
 
 namespace assay {
 namespace {
@@ -37,6 +38,14 @@ class Host : public Candidate {
   bool declares_;
 };
 
+class Unfused : public Candidate {
+ public:
+  std::string name() const override { return "unfused"; }
+  std::string unsupported(const Attention& p, Dtype out) const override { return unsupported_dtype(p, out); }
+  std::optional<Contract> contract(const Attention&) const override { return unfused_contract(kernels::chosen_target()); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_unfused(p, out, threads); }
+};
+
 class Faulty : public Candidate {
  public:
   explicit Faulty(const PlantedFault& fault) : fault_(fault) {}
@@ -57,6 +66,7 @@ kernels::Status Candidate::run_backward(const Attention&, const AttentionBackwar
 
 std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name == "host" || name == "host-undeclared") return std::make_unique<Host>(name == "host");
+  if (name == "unfused") return std::make_unique<Unfused>();
   if (name.starts_with("fault:"))
     for (const PlantedFault& f : planted_faults())
       if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
@@ -64,7 +74,7 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
 }
 
 std::vector<std::string> candidate_names() {
-  std::vector<std::string> names = {"host", "host-undeclared"};
+  std::vector<std::string> names = {"host", "host-undeclared", "unfused"};
   for (const PlantedFault& f : planted_faults()) names.push_back("fault:" + std::string(f.name));
   return names;
 }

@@ -27,8 +27,8 @@ class Candidate {
   virtual kernels::Status run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads);
 };
 
-// "host": the production kernel; "host-undeclared": the same without its contract; "fault:NAME": the
-// production kernel with a planted fault. Throws std::invalid_argument for any other name.
+// "host": the production kernel; "host-undeclared": the same without its contract; "unfused": the
+// dispatcher's fallback; "fault:NAME": the production kernel with a planted fault. Throws std::invalid_argument for any other name.
 std::unique_ptr<Candidate> make_candidate(const std::string& name);
 std::vector<std::string> candidate_names();
 

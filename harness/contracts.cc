@@ -4,15 +4,25 @@
 
 namespace assay {
 
-Contract host_contract(const Attention& problem, const std::string& target) {
+namespace {
+
+// What both kernels share: fp32 sums, exp_of_nonpositive and tanh_of of kernels/elementary-inl.h.
+Contract fp32_contract(const std::string& kernel, const std::string& target) {
   Contract c;
-  c.name = "host, fp32 accumulation and weights, " + target;
-  c.ordered = true;
+  c.name = kernel + ", fp32 accumulation and weights, " + target;
   // Before AVX2 there is no FMA.
   c.products_rounded = target == "SCALAR" || target == "SSSE3" || target == "SSE4" || target == "SSE2";
   c.exp_ulp = 1.5;
   c.tanh_ulp = 4;
   c.exp_floor = 0x1p-125;  // e^-87
+  return c;
+}
+
+}  // namespace
+
+Contract host_contract(const Attention& problem, const std::string& target) {
+  Contract c = fp32_contract("host", target);
+  c.ordered = true;
   const kernels::ForwardTiling tiling = kernels::forward_tiling(problem.shape.dim, problem.shape.value_dim);
   c.tile = tiling.keys;
   c.row_tile = tiling.rows;
@@ -21,6 +31,14 @@ Contract host_contract(const Attention& problem, const std::string& target) {
   c.backward_row_tile = backward.rows;
   c.backward_tile = backward.keys;
   c.backward_split = backward.split_keys;
+  return c;
+}
+
+Contract unfused_contract(const std::string& target) {
+  Contract c = fp32_contract("unfused", target);
+  c.division_roundings = 1;
+  // There are no tiles: the widest that names the places of keys. The bound allows a rescaling a tile, of which none is made.
+  c.tile = 256;
   return c;
 }
 

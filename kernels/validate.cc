@@ -2,17 +2,66 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
+#include <vector>
+
+#include "kernels/overlap.h"
 
 namespace assay::kernels {
 namespace {
 
 bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
 
-}  // namespace
+struct Argument {
+  const char* name;
+  Footprint footprint;
+};
 
-Status validate_attention(const Attention& p, const AttentionOutput& out, bool cached) {
+// The shapes of a problem's views, and where its inputs lie.
+struct Views {
+  explicit Views(const Attention& p)
+      : q{p.shape.batch, p.shape.query_heads, p.shape.rows, p.shape.dim},
+        k{p.shape.batch, p.shape.kv_heads, p.shape.keys, p.shape.dim},
+        v{p.shape.batch, p.shape.kv_heads, p.shape.keys, p.shape.value_dim},
+        values{p.shape.batch, p.shape.query_heads, p.shape.rows, p.shape.value_dim},
+        pairs{p.shape.batch, p.shape.query_heads, p.shape.rows, p.shape.keys},
+        rows{p.shape.batch, p.shape.query_heads, p.shape.rows, 1},
+        inputs{{"q", footprint_of(p.q, q)},
+               {"k", footprint_of(p.k, k)},
+               {"v", footprint_of(p.v, v)},
+               {"bias", footprint_of(p.bias, pairs)},
+               {"keep", {p.keep.data, 8, pairs, p.keep.stride, 0}}} {}
+  Extents q, k, v, values, pairs, rows;
+  Argument inputs[5];
+};
+
+// Every view can be addressed, and no output overlaps itself or anything else.
+Status check_memory(std::span<const Argument> outputs, std::span<const Argument> inputs) {
+  auto refuse = [](std::string detail) { return Status{StatusCode::invalid_arguments, std::move(detail)}; };
+  for (auto list : {outputs, inputs})
+    for (const Argument& a : list)
+      if (!addressable(a.footprint))
+        return refuse(fmt::format("{} with strides {} and origin {} reaches more than 2^57 bytes from its pointer", a.name, fmt::join(a.footprint.stride, ", "),
+                                  a.footprint.origin));
+  const char* doubt[] = {"", "overlaps", "may overlap"};
+  for (const Argument& out : outputs) {
+    if (const Overlap o = overlap_with_itself(out.footprint); o != Overlap::none)
+      return refuse(fmt::format("{} {} itself: shape {}, strides {}", out.name, doubt[static_cast<int>(o)], fmt::join(out.footprint.shape, ", "),
+                                fmt::join(out.footprint.stride, ", ")));
+    for (auto list : {inputs, outputs})
+      for (const Argument& other : list)
+        if (&other != &out)
+          if (const Overlap o = overlap(out.footprint, other.footprint); o != Overlap::none)
+            return refuse(fmt::format("{} {} {}; an output may overlap nothing", out.name, doubt[static_cast<int>(o)], other.name));
+  }
+  return {};
+}
+
+// All but where the views lie.
+Status validate_problem(const Attention& p, const AttentionOutput& out, bool cached) {
   auto refuse = [](std::string detail) { return Status{StatusCode::invalid_arguments, std::move(detail)}; };
   const AttentionShape& s = p.shape;
   if (s.batch < 0) return refuse(fmt::format("batch = {} is negative", s.batch));
@@ -38,13 +87,15 @@ Status validate_attention(const Attention& p, const AttentionOutput& out, bool c
   if (!cached && (p.k.dtype != p.q.dtype || p.v.dtype != p.q.dtype))
     return refuse(fmt::format("q, k and v are {}, {} and {}; they must agree", format(p.q.dtype).name, format(p.k.dtype).name, format(p.v.dtype).name));
   if (out.lse && out.lse.dtype != Dtype::f32) return refuse(fmt::format("lse is {}; it must be f32", format(out.lse.dtype).name));
-  auto sized = [&](const char* name, std::size_t size, Index wanted) -> std::string {
-    return size == 0 || static_cast<Index>(size) == wanted ? "" : fmt::format("{} has {} entries, not {}", name, size, wanted);
+  auto sized = [&](const char* name, std::size_t size, Index outer, Index inner = 1) -> std::string {
+    Index wanted = 0;
+    if (size == 0 || (!__builtin_mul_overflow(outer, inner, &wanted) && static_cast<Index>(size) == wanted)) return "";
+    return fmt::format("{} has {} entries, not {}", name, size, inner == 1 ? fmt::to_string(outer) : fmt::format("{} * {}", outer, inner));
   };
   for (const std::string& wrong :
        {sized("offset", p.offset.size(), s.batch), sized("key_lengths", p.key_lengths.size(), s.batch), sized("key_starts", p.key_starts.size(), s.batch),
         sized("alibi_slopes", p.alibi_slopes.size(), s.query_heads), sized("sink", p.sink.size(), s.query_heads),
-        sized("query_segment", p.query_segment.size(), s.batch * s.rows), sized("key_segment", p.key_segment.size(), s.batch * s.keys)})
+        sized("query_segment", p.query_segment.size(), s.batch, s.rows), sized("key_segment", p.key_segment.size(), s.batch, s.keys)})
     if (!wrong.empty()) return refuse(wrong);
   if (p.query_segment.empty() != p.key_segment.empty() && s.rows > 0 && s.keys > 0) return refuse("query_segment and key_segment must come together");
   for (auto [name, list] : {std::pair{"sink", &p.sink}, {"alibi_slopes", &p.alibi_slopes}})
@@ -56,8 +107,17 @@ Status validate_attention(const Attention& p, const AttentionOutput& out, bool c
   return {};
 }
 
+}  // namespace
+
+Status validate_attention(const Attention& p, const AttentionOutput& out, bool cached) {
+  if (Status status = validate_problem(p, out, cached); !status.ok()) return status;
+  const Views v(p);
+  const Argument outputs[] = {{"o", footprint_of(out.o, v.values)}, {"lse", footprint_of(out.lse, v.rows)}};
+  return check_memory(outputs, v.inputs);
+}
+
 Status validate_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out) {
-  if (Status status = validate_attention(p, {in.o, in.lse}); !status.ok()) return status;
+  if (Status status = validate_problem(p, {in.o, in.lse}, false); !status.ok()) return status;
   auto refuse = [](std::string detail) { return Status{StatusCode::invalid_arguments, std::move(detail)}; };
   const AttentionShape& s = p.shape;
   const bool empty_rows = s.batch == 0 || s.rows == 0, empty_keys = s.batch == 0 || s.keys == 0;
@@ -72,7 +132,19 @@ Status validate_backward(const Attention& p, const AttentionBackwardInput& in, c
   for (auto [name, t] : {std::pair{"d_bias", &out.d_bias}, {"d_sink", &out.d_sink}})
     if (*t && t->dtype != Dtype::f32) return refuse(fmt::format("{} is {}; it must be f32", name, format(t->dtype).name));
   if (out.d_sink && p.sink.empty()) return refuse("d_sink is asked for, but sink has 0 entries");
-  return {};
+  const Views v(p);
+  // Where dBias broadcasts, its elements hold sums and are one place on purpose.
+  Extents d_bias = v.pairs;
+  for (std::size_t k = 0; k < 4; ++k)
+    if (out.d_bias.stride[k] == 0) d_bias[k] = std::min<Index>(d_bias[k], 1);
+  const Argument outputs[] = {{"dq", footprint_of(out.dq, v.q)},
+                              {"dk", footprint_of(out.dk, v.k)},
+                              {"dv", footprint_of(out.dv, v.v)},
+                              {"d_bias", footprint_of(out.d_bias, d_bias)},
+                              {"d_sink", footprint_of(out.d_sink, {1, s.query_heads, 1, 1})}};
+  std::vector<Argument> inputs(std::begin(v.inputs), std::end(v.inputs));
+  inputs.insert(inputs.end(), {{"o", footprint_of(in.o, v.values)}, {"lse", footprint_of(in.lse, v.rows)}, {"d_o", footprint_of(in.d_o, v.values)}});
+  return check_memory(outputs, inputs);
 }
 
 }  // namespace assay::kernels

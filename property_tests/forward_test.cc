@@ -144,6 +144,11 @@ TEST(Forward, RefusesWhatCannotBe) {
   expect([](Attention& p, AttentionOutput&) { p.key_lengths = {1, 6}; }, bad, "6 is outside [0, 5]");
   expect([](Attention& p, AttentionOutput&) { p.alibi_slopes = {1}; }, bad, "alibi_slopes has 1 entries, not 4");
   expect([](Attention& p, AttentionOutput&) { p.sink = {1, 2}; }, bad, "sink has 2 entries, not 4");
+  expect([](Attention&, AttentionOutput& o) { o.o.stride[0] = 0; }, bad, "o overlaps itself: shape 2, 4, 3, 8, strides 0, 24, 8, 1");
+  expect([](Attention& p, AttentionOutput& o) { p.v.data = o.o.data; }, bad, "o overlaps v");
+  expect([](Attention& p, AttentionOutput& o) { p.keep = {static_cast<const std::uint8_t*>(o.lse.data) + 95, {0, 0, 0, 0}}; }, bad, "lse overlaps keep");
+  expect([](Attention&, AttentionOutput& o) { o.lse.data = static_cast<float*>(o.o.data) + 191; }, bad, "o overlaps lse");
+  expect([](Attention& p, AttentionOutput&) { p.k.stride[0] = Index{1} << 60; }, bad, "k with strides 1152921504606846976");
 }
 
 }  // namespace

@@ -1,0 +1,269 @@
+/* Assay's C interface: attention forward, backward and over caches, on this machine. C99.
+ *
+ * - Every function returns a status (below) and never throws. On failure nothing was written, and assay_last_error() says
+ *   which argument was refused, its value and the limit that it passed.
+ * - Every struct begins with its version and its size, as the caller compiled them: set both with the *_init function of
+ *   the struct. An older, shorter struct is accepted, its missing fields have their defaults; a longer or newer one is
+ *   refused.
+ * - Handles are opaque. One that was destroyed, or never was one, is refused and not followed. All functions may be called
+ *   from any thread; calls on one cache wait for each other where they must.
+ * - Sizes, strides and positions are 64-bit and count elements. Tensors have rank 4.
+ *
+ * Meaning of every operation: docs/semantics.md. */
+#ifndef ASSAY_ASSAY_H_
+#define ASSAY_ASSAY_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(ASSAY_BUILD) && defined(__GNUC__)
+#define ASSAY_API __attribute__((visibility("default")))
+#else
+#define ASSAY_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Of this interface and of every struct in it. */
+#define ASSAY_VERSION 1u
+
+/* ---- Status ------------------------------------------------------------------------------------------------------- */
+
+typedef int32_t assay_status;
+enum {
+  ASSAY_SUCCESS = 0,
+  ASSAY_INVALID_ARGUMENTS = 1,
+  ASSAY_MEMORY_ALLOCATION_FAILED = 2,
+  ASSAY_DEVICE_NOT_SUPPORTED = 3,
+  ASSAY_KERNEL_COMPILATION_FAILED = 4,
+  ASSAY_EXECUTION_FAILED = 5,
+  ASSAY_UNSUPPORTED = 6,
+  ASSAY_INVALID_CACHE_STATE = 7,
+  ASSAY_UNKNOWN = 255
+};
+
+/* ASSAY_VERSION of the library that is running. */
+ASSAY_API uint32_t assay_version(void);
+/* "Success", "Invalid arguments", ...; "Unknown error" for any number that is no status. Never freed. */
+ASSAY_API const char* assay_status_message(assay_status status);
+/* Of the last call of this thread that returned a status: its message and ": " and what was wrong; "" after a success.
+ * Valid until the thread's next call. */
+ASSAY_API const char* assay_last_error(void);
+
+/* ---- Tensors ------------------------------------------------------------------------------------------------------ */
+
+/* DLPack's DLDataType and its codes. */
+typedef struct assay_dtype {
+  uint8_t code, bits;
+  uint16_t lanes; /* 1 */
+} assay_dtype;
+enum {
+  ASSAY_INT = 0,
+  ASSAY_UINT = 1,
+  ASSAY_FLOAT = 2, /* 16, 32 or 64 bits */
+  ASSAY_BFLOAT = 4,
+  ASSAY_BOOL = 6,
+  ASSAY_FLOAT8_E4M3FN = 10,
+  ASSAY_FLOAT8_E5M2 = 12,
+  ASSAY_FLOAT8_E8M0FNU = 14,
+  ASSAY_FLOAT4_E2M1FN = 17
+};
+
+/* DLPack's device type of memory that this machine's processor reads. */
+enum { ASSAY_CPU = 1 };
+
+/* A view of somebody's memory. Users' own kernels are given the same struct. */
+typedef struct assay_tensor {
+  uint32_t version, struct_size;
+  void* data;
+  assay_dtype dtype;
+  int32_t device_type, device_id;
+  int32_t rank;        /* 4 */
+  int64_t shape[4];
+  int64_t strides[4];  /* in elements; 0 broadcasts, negative reverses */
+  int64_t offset;      /* elements from data to the element (0, 0, 0, 0) */
+} assay_tensor;
+
+/* Contiguous [d0, d1, d2, d3]; the caller may change strides and offset. */
+static inline void assay_tensor_init(assay_tensor* t, void* data, uint8_t dtype_code, uint8_t dtype_bits, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
+  t->version = ASSAY_VERSION;
+  t->struct_size = (uint32_t)sizeof(*t);
+  t->data = data;
+  t->dtype.code = dtype_code;
+  t->dtype.bits = dtype_bits;
+  t->dtype.lanes = 1;
+  t->device_type = ASSAY_CPU;
+  t->device_id = 0;
+  t->rank = 4;
+  t->shape[0] = d0;
+  t->shape[1] = d1;
+  t->shape[2] = d2;
+  t->shape[3] = d3;
+  /* Unsigned: absurd extents are refused by the functions, not computed with here. */
+  t->strides[3] = 1;
+  t->strides[2] = d3;
+  t->strides[1] = (int64_t)((uint64_t)d2 * (uint64_t)d3);
+  t->strides[0] = (int64_t)((uint64_t)d1 * (uint64_t)d2 * (uint64_t)d3);
+  t->offset = 0;
+}
+
+/* ---- Contexts ----------------------------------------------------------------------------------------------------- */
+
+typedef struct assay_context_handle* assay_context;
+
+enum { ASSAY_REPORT_VERBOSE = 0, ASSAY_REPORT_WARNING = 1 };
+typedef void (*assay_report)(void* user, int32_t severity, const char* text);
+
+typedef struct assay_context_options {
+  uint32_t version, struct_size;
+  int32_t threads;                   /* 0: all */
+  int32_t dispatch_enabled;          /* 1 */
+  int64_t min_query_length;          /* 256: shorter queries take the unfused kernel */
+  int32_t compile_cache;             /* 1: compiled kernels are kept */
+  int32_t trust_listed_devices;      /* 0 */
+  const char* const* listed_devices; /* on which causality with padding or masks fails; NULL: { "mps" } */
+  int64_t listed_device_count;
+  assay_report report; /* warnings, and every decision of assay_sdpa; NULL: warnings go to stderr */
+  void* report_user;
+} assay_context_options;
+
+static inline void assay_context_options_init(assay_context_options* o) {
+  o->version = ASSAY_VERSION;
+  o->struct_size = (uint32_t)sizeof(*o);
+  o->threads = 0;
+  o->dispatch_enabled = 1;
+  o->min_query_length = 256;
+  o->compile_cache = 1;
+  o->trust_listed_devices = 0;
+  o->listed_devices = NULL;
+  o->listed_device_count = 0;
+  o->report = NULL;
+  o->report_user = NULL;
+}
+
+/* options may be NULL: the defaults. */
+ASSAY_API assay_status assay_context_create(const assay_context_options* options, assay_context* context);
+ASSAY_API assay_status assay_context_destroy(assay_context context);
+
+/* ---- Attention ---------------------------------------------------------------------------------------------------- */
+
+enum {
+  ASSAY_CAUSAL = 1,
+  ASSAY_FINITE_MIN_MASKS = 2, /* the bias dtype's most negative finite number means -inf */
+  ASSAY_DEFAULT_SCALE = 4     /* 1 / sqrt(D), whatever `scale` holds */
+};
+
+/* Q [B, Hq, Lq, D], K [B, Hkv, Lk, D], V [B, Hkv, Lk, Dv]. Tensors and arrays that are NULL are absent. */
+typedef struct assay_attention {
+  uint32_t version, struct_size;
+  const assay_tensor *q, *k, *v; /* f32, f16 or bf16, one dtype */
+  float scale, softcap;          /* softcap 0: none */
+  uint32_t flags;
+  float dropout;
+  uint64_t dropout_seed;
+  int64_t window_left, window_right;                           /* -1: open */
+  const assay_tensor* keep;                                    /* bool or uint8 [B, Hq, Lq, Lk], non-zero keeps */
+  const assay_tensor* bias;                                    /* f32, f16 or bf16 [B, Hq, Lq, Lk] */
+  const int64_t *offset, *key_lengths, *key_starts;            /* B entries each */
+  int64_t offset_count, key_length_count, key_start_count;     /* B, or 0 */
+  const float *alibi_slopes, *sink;                            /* Hq entries each */
+  int64_t alibi_slope_count, sink_count;                       /* Hq, or 0 */
+  const int32_t *query_segment, *key_segment;                  /* B * Lq and B * Lk entries */
+  int64_t query_segment_count, key_segment_count;              /* so many, or 0 */
+} assay_attention;
+
+/* No mask, the default scale. */
+static inline void assay_attention_init(assay_attention* a) {
+  a->version = ASSAY_VERSION;
+  a->struct_size = (uint32_t)sizeof(*a);
+  a->q = a->k = a->v = NULL;
+  a->scale = 0;
+  a->softcap = 0;
+  a->flags = ASSAY_DEFAULT_SCALE;
+  a->dropout = 0;
+  a->dropout_seed = 0;
+  a->window_left = a->window_right = -1;
+  a->keep = a->bias = NULL;
+  a->offset = a->key_lengths = a->key_starts = NULL;
+  a->offset_count = a->key_length_count = a->key_start_count = 0;
+  a->alibi_slopes = a->sink = NULL;
+  a->alibi_slope_count = a->sink_count = 0;
+  a->query_segment = a->key_segment = NULL;
+  a->query_segment_count = a->key_segment_count = 0;
+}
+
+/* O [B, Hq, Lq, Dv] is f32, f16 or bf16; LSE [B, Hq, Lq, 1] is f32, or NULL. The tiled kernel. */
+ASSAY_API assay_status assay_attention_forward(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse);
+
+/* Packed sequences: Q [1, Hq, total rows, D] and so on; sequence n owns rows [cu_rows[n], cu_rows[n + 1]) and keys
+ * [cu_keys[n], cu_keys[n + 1]). bottom_right: the causal offset of a sequence is its keys less its rows, else 0; where
+ * problem->offset is there, it has an entry per sequence. */
+ASSAY_API assay_status assay_attention_varlen(assay_context context, const assay_attention* problem, const int64_t* cu_rows, const int64_t* cu_keys,
+                                              int64_t sequences, int32_t bottom_right, const assay_tensor* o, const assay_tensor* lse);
+
+enum { ASSAY_AUTOMATIC = 0, ASSAY_SDPA = 1, ASSAY_UNFUSED = 2 };
+
+/* Chooses the tiled kernel or, where a test refuses it, the unfused one. device names where the tensors are; NULL: "host". */
+ASSAY_API assay_status assay_sdpa(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse,
+                                  int32_t implementation, const char* device);
+
+/* Refusals in the order of their tests; the first that fails is counted. */
+enum {
+  ASSAY_REFUSED_DISABLED,
+  ASSAY_REFUSED_ASKED,
+  ASSAY_REFUSED_LISTED_DEVICE,
+  ASSAY_REFUSED_DEVICE,
+  ASSAY_REFUSED_DROPOUT,
+  ASSAY_REFUSED_MASK,
+  ASSAY_REFUSED_QUERY_LENGTH,
+  ASSAY_REFUSED_DTYPE,
+  ASSAY_REFUSED_HEADS,
+  ASSAY_REFUSED_LAYOUT,
+  ASSAY_REFUSED_FEATURE,
+  ASSAY_REFUSAL_COUNT
+};
+
+typedef struct assay_dispatch_counters {
+  uint32_t version, struct_size;
+  int64_t dispatched, fallback;
+  int64_t refused[ASSAY_REFUSAL_COUNT];
+  int64_t cache_hits, cache_misses;
+} assay_dispatch_counters;
+
+static inline void assay_dispatch_counters_init(assay_dispatch_counters* c) {
+  c->version = ASSAY_VERSION;
+  c->struct_size = (uint32_t)sizeof(*c);
+}
+
+/* Writes the fields that the caller's struct has. */
+ASSAY_API assay_status assay_dispatch_read(assay_context context, assay_dispatch_counters* counters);
+ASSAY_API assay_status assay_dispatch_reset(assay_context context);
+/* 0 or 1; assay_sdpa takes the unfused kernel while it is 0. Writes what was set before to *before, unless NULL. */
+ASSAY_API assay_status assay_dispatch_enable(assay_context context, int32_t enabled, int32_t* before);
+
+/* ---- Backward ----------------------------------------------------------------------------------------------------- */
+
+/* dQ, dK and dV have the shapes of Q, K and V, and f32, f16 or bf16 each. d_bias is f32 [B, Hq, Lq, Lk], strides 0 where the
+ * bias broadcasts; d_sink is f32 [1, Hq, 1, 1]; both may be NULL. */
+typedef struct assay_gradients {
+  uint32_t version, struct_size;
+  const assay_tensor *dq, *dk, *dv, *d_bias, *d_sink;
+} assay_gradients;
+
+static inline void assay_gradients_init(assay_gradients* g) {
+  g->version = ASSAY_VERSION;
+  g->struct_size = (uint32_t)sizeof(*g);
+  g->dq = g->dk = g->dv = g->d_bias = g->d_sink = NULL;
+}
+
+/* o and lse as assay_attention_forward stored them; d_o has the shape of o and the dtype of q. */
+ASSAY_API assay_status assay_attention_backward(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse,
+                                                const assay_tensor* d_o, const assay_gradients* gradients);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

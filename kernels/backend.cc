@@ -1,0 +1,100 @@
+#include "kernels/backend.h"
+
+#include "kernels/attention.h"
+
+namespace assay::kernels {
+namespace {
+
+class HostKernel : public CompiledAttention {
+ public:
+  Status run(const Attention& problem, const AttentionOutput& out, int threads) const override { return attention_forward(problem, out, threads); }
+};
+
+bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
+
+class HostBackend : public AttentionBackend {
+ public:
+  std::string_view device() const override { return "host"; }
+  bool supports_dtype(Dtype inputs, Dtype output) const override { return is_kernel_dtype(inputs) && is_kernel_dtype(output); }
+  bool supports_heads(Index query_heads, Index kv_heads) const override { return query_heads % kv_heads == 0; }
+  bool supports_layout(const Attention&, const AttentionOutput&) const override { return true; }
+  std::string_view unsupported_feature(const Attention&) const override { return {}; }
+  void choose_tiles(KernelKey& key) const override {
+    const ForwardTiling tiling = forward_tiling(key.dim, key.value_dim);
+    key.target = attention_forward_target();
+    key.tile_rows = tiling.rows;
+    key.tile_keys = tiling.keys;
+    key.split_keys = tiling.split_keys;
+  }
+  // Highway compiled it for every target beforehand: there is nothing to build but the object.
+  Status compile(const KernelKey&, std::shared_ptr<const CompiledAttention>& kernel) const override {
+    kernel = std::make_shared<HostKernel>();
+    return {};
+  }
+};
+
+}  // namespace
+
+std::shared_ptr<const AttentionBackend> host_backend() {
+  static const auto backend = std::make_shared<const HostBackend>();
+  return backend;
+}
+
+KernelKey key_of(const Attention& p, const AttentionOutput& out, const AttentionBackend& backend) {
+  KernelKey key{};
+  key.dtype = p.q.dtype;
+  key.out_dtype = out.o.dtype;
+  key.bias_dtype = p.bias ? p.bias.dtype : Dtype::f32;
+  key.dim = p.shape.dim;
+  key.value_dim = p.shape.value_dim;
+  key.group = p.shape.group();
+  key.scale = p.scale;
+  key.softcap = p.softcap;
+  key.dropout = p.dropout;
+  key.window_left = p.window_left;
+  key.window_right = p.window_right;
+  key.causal = p.causal;
+  key.finite_min_masks = p.finite_min_masks;
+  key.offset = !p.offset.empty();
+  key.keep = static_cast<bool>(p.keep);
+  key.bias = static_cast<bool>(p.bias);
+  key.key_lengths = !p.key_lengths.empty();
+  key.key_starts = !p.key_starts.empty();
+  key.alibi = !p.alibi_slopes.empty();
+  key.documents = !p.query_segment.empty();
+  key.sink = !p.sink.empty();
+  key.lse = static_cast<bool>(out.lse);
+  backend.choose_tiles(key);
+  return key;
+}
+
+Status KernelCache::get(const KernelKey& key, const AttentionBackend& backend, std::shared_ptr<const CompiledAttention>& kernel) {
+  // Held while compiling too: who asks for the same kernel meanwhile waits for it.
+  const std::lock_guard lock(mutex_);
+  if (const auto found = kernels_.find(key); found != kernels_.end()) {
+    ++counters_.hits;
+    kernel = found->second;
+    return {};
+  }
+  ++counters_.misses;
+  if (Status status = backend.compile(key, kernel); !status.ok()) return status;
+  kernels_.emplace(key, kernel);
+  return {};
+}
+
+void KernelCache::clear() {
+  const std::lock_guard lock(mutex_);
+  kernels_.clear();
+}
+
+KernelCache::Counters KernelCache::counters() const {
+  const std::lock_guard lock(mutex_);
+  return counters_;
+}
+
+void KernelCache::reset_counters() {
+  const std::lock_guard lock(mutex_);
+  counters_ = {};
+}
+
+}  // namespace assay::kernels

@@ -1,0 +1,82 @@
+// What a dispatcher asks of a device's attention kernel: what it supports, and a kernel compiled for given constants.
+#pragma once
+
+#include <compare>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "kernels/status.h"
+#include "problem/attention.h"
+
+namespace assay::kernels {
+
+// Every constant that a backend may compile into a kernel. Problems whose keys are equal share a kernel.
+struct KernelKey {
+  Dtype dtype, out_dtype, bias_dtype;
+  Index dim, value_dim, group;
+  float scale, softcap, dropout;
+  Index window_left, window_right;
+  bool causal, finite_min_masks;
+  // What is there, whatever it holds.
+  bool offset, keep, bias, key_lengths, key_starts, alibi, documents, sink, lse;
+  // Of the backend.
+  std::string target;
+  Index tile_rows, tile_keys, split_keys;
+
+  // No float of a validated problem is NaN.
+  auto operator<=>(const KernelKey&) const = default;
+};
+
+class CompiledAttention {
+ public:
+  virtual ~CompiledAttention() = default;
+  // For problems of the key it was compiled for. Thread-safe.
+  virtual Status run(const Attention& problem, const AttentionOutput& out, int threads) const = 0;
+};
+
+class AttentionBackend {
+ public:
+  virtual ~AttentionBackend() = default;
+  // Name of the device whose memory it reads.
+  virtual std::string_view device() const = 0;
+  // False: only problems without a mask, or with one that is all true, are dispatched to it.
+  virtual bool takes_masks() const { return false; }
+  virtual bool supports_dtype(Dtype inputs, Dtype output) const = 0;
+  virtual bool supports_heads(Index query_heads, Index kv_heads) const = 0;
+  // Strides, and nested (ragged) input: key lengths, key starts, documents.
+  virtual bool supports_layout(const Attention& problem, const AttentionOutput& out) const = 0;
+  // Anything else of a problem that it does not do, by name ("softcap"); empty if there is nothing.
+  virtual std::string_view unsupported_feature(const Attention& problem) const = 0;
+  // Sets target, tile_rows, tile_keys and split_keys.
+  virtual void choose_tiles(KernelKey& key) const = 0;
+  virtual Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& kernel) const = 0;
+};
+
+// The tiled kernel of this machine, which supports all of docs/semantics.md.
+std::shared_ptr<const AttentionBackend> host_backend();
+
+KernelKey key_of(const Attention& problem, const AttentionOutput& out, const AttentionBackend& backend);
+
+// Compiled kernels of one backend, each compiled once. A compilation that fails leaves nothing behind. Thread-safe.
+class KernelCache {
+ public:
+  Status get(const KernelKey& key, const AttentionBackend& backend, std::shared_ptr<const CompiledAttention>& kernel);
+  void clear();
+
+  struct Counters {
+    Index hits = 0, misses = 0;
+    bool operator==(const Counters&) const = default;
+  };
+  Counters counters() const;
+  void reset_counters();
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<KernelKey, std::shared_ptr<const CompiledAttention>> kernels_;
+  Counters counters_;
+};
+
+}  // namespace assay::kernels

@@ -1,0 +1,110 @@
+// Inside kernels/: what the functions of the C interface share. Nothing here throws through guarded().
+#pragma once
+
+#include <assay/assay.h>
+
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <shared_mutex>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+
+#include "kernels/dispatch.h"
+
+namespace assay::kernels {
+
+// Ends a function of the C interface with a status.
+struct Refused {
+  Status status;
+};
+[[noreturn]] void refuse(std::string detail, StatusCode code = StatusCode::invalid_arguments);
+
+// Sets the thread's last error and returns the code.
+assay_status conclude(StatusCode code, std::string_view detail) noexcept;
+
+// Runs the body of a function of the C interface: whatever it throws becomes a status.
+template <class Body>
+assay_status guarded(const Body& body) noexcept {
+  try {
+    const Status status = body();
+    return conclude(status.code, status.detail);
+  } catch (const Refused& r) {
+    return conclude(r.status.code, r.status.detail);
+  } catch (const std::bad_alloc&) {
+    return conclude(StatusCode::memory_allocation_failed, "");
+  } catch (const std::exception& e) {
+    return conclude(StatusCode::execution_failed, e.what());
+  } catch (...) {
+    return conclude(StatusCode::unknown, "something was thrown that is no std::exception");
+  }
+}
+
+// The caller's struct, over defaults for what an older one lacks. Fields come in groups of 8 bytes.
+template <class Struct>
+Struct read_struct(const Struct* given, const char* name, Struct defaults) {
+  if (!given) refuse(std::string(name) + " is null");
+  if (given->version < 1 || given->version > ASSAY_VERSION)
+    refuse(std::string(name) + ".version = " + std::to_string(given->version) + " is not between 1 and " + std::to_string(ASSAY_VERSION));
+  if (given->struct_size < 8 || given->struct_size > sizeof(Struct) || given->struct_size % 8 != 0)
+    refuse(std::string(name) + ".struct_size = " + std::to_string(given->struct_size) + " is not a multiple of 8 from 8 to " + std::to_string(sizeof(Struct)) +
+           ", the size that this library knows");
+  std::memcpy(&defaults, given, given->struct_size);
+  return defaults;
+}
+
+// Objects behind handles. A handle is a number that is no address and is never given out again, so a stale or foreign one
+// is found out and never followed.
+template <class Object, class Handle>
+class Handles {
+ public:
+  Handle add(std::shared_ptr<Object> object) {
+    static_assert(sizeof(Handle) == 8, "handles need 64 bits");
+    static std::atomic<std::uintptr_t> next{1};
+    const std::uintptr_t id = tag | next++;
+    const std::lock_guard lock(mutex_);
+    objects_.emplace(id, std::move(object));
+    return reinterpret_cast<Handle>(id);
+  }
+  // Null if there is none.
+  std::shared_ptr<Object> find(Handle handle) const {
+    const std::shared_lock lock(mutex_);
+    const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
+    return found == objects_.end() ? nullptr : found->second;
+  }
+  // The object lives on until those who found it are done.
+  bool remove(Handle handle) {
+    const std::lock_guard lock(mutex_);
+    return objects_.erase(reinterpret_cast<std::uintptr_t>(handle)) > 0;
+  }
+
+ private:
+  // Differs by type, and no address of this machine has such upper bits.
+  static constexpr std::uintptr_t tag = (std::uintptr_t{0xA55A} << 48) ^ (std::uintptr_t{sizeof(Object)} << 40);
+  mutable std::shared_mutex mutex_;
+  std::unordered_map<std::uintptr_t, std::shared_ptr<Object>> objects_;
+};
+
+struct Context {
+  Context(DispatchSettings settings, int threads_) : threads(threads_), dispatcher(host_backend(), std::move(settings)) {}
+  const int threads;
+  Dispatcher dispatcher;
+};
+std::shared_ptr<Context> context_of(assay_context handle);
+
+Dtype dtype_of(const assay_dtype& given, const char* name);
+// A view with the tensor's own shape; absent where `given` is null.
+TensorView view_of(const assay_tensor* given, const char* name);
+// Refuses a view that is there and whose shape is another.
+void expect_shape(const TensorView& t, const char* name, const Extents& shape);
+
+// The problem, complete but for K and V of a cache (`with_keys` false: shape.kv_heads, keys and value_dim stay 0). Per-batch
+// lists have `lists` entries, or B where it is negative.
+Attention problem_of(const assay_attention* given, bool with_keys = true, Index lists = -1);
+AttentionOutput output_of(const Attention& problem, const assay_tensor* o, const assay_tensor* lse);
+
+}  // namespace assay::kernels

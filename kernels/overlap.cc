@@ -1,0 +1,133 @@
+#include "kernels/overlap.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+
+namespace assay::kernels {
+namespace {
+
+__extension__ using Wide = __int128;
+
+bool is_empty(const Footprint& f) {
+  return f.data == nullptr || std::any_of(f.shape.begin(), f.shape.end(), [](Index n) { return n <= 0; });
+}
+
+// Elements from the first to one behind the last, relative to `data`.
+struct Reach {
+  Wide begin, end;
+};
+Reach reach_of(const Footprint& f) {
+  Reach reach{f.origin, Wide{f.origin} + 1};
+  for (std::size_t k = 0; k < 4; ++k) (f.stride[k] < 0 ? reach.begin : reach.end) += Wide{f.shape[k] - 1} * f.stride[k];
+  return reach;
+}
+
+// step * x with x in [0, most].
+struct Term {
+  std::int64_t step, most;
+};
+
+// How often, up to `enough`, `target` is a sum of the terms.
+class Search {
+ public:
+  void add(std::int64_t step, std::int64_t most) {
+    if (most > 0) terms_[count_++] = {step, most};
+  }
+
+  // Joins terms whose sums leave no gap. Whether there is a solution stays, how many there are does not.
+  void join() {
+    sort();
+    std::size_t kept = 0;
+    for (std::size_t k = 1; k < count_; ++k) {
+      Term& into = terms_[kept];
+      const Term& term = terms_[k];
+      if (term.step % into.step == 0 && term.step / into.step <= into.most + 1) into.most += term.step / into.step * term.most;
+      else terms_[++kept] = term;
+    }
+    if (count_ > 0) count_ = kept + 1;
+  }
+
+  Overlap run(std::int64_t target, int enough) {
+    sort();
+    std::int64_t sum = 0, divisor = 0;
+    for (std::size_t k = 0; k < count_; ++k) {
+      below_[k] = sum;
+      sum += terms_[k].step * terms_[k].most;
+      divisors_[k] = divisor = std::gcd(divisor, terms_[k].step);
+    }
+    const int found = solutions(count_, target, enough);
+    return found >= enough ? Overlap::some : budget_ < 0 ? Overlap::undecided : Overlap::none;
+  }
+
+ private:
+  void sort() {
+    std::sort(terms_, terms_ + count_, [](const Term& a, const Term& b) { return a.step < b.step; });
+  }
+
+  // By the first `count` terms, the largest step first.
+  int solutions(std::size_t count, std::int64_t target, int enough) {
+    if (count == 0) return target == 0;
+    const Term& term = terms_[count - 1];
+    const std::int64_t rest = below_[count - 1];
+    if (target < 0 || target % divisors_[count - 1] != 0) return 0;
+    const std::int64_t least = target <= rest ? 0 : (target - rest + term.step - 1) / term.step, most = std::min(term.most, target / term.step);
+    int found = 0;
+    for (std::int64_t x = least; x <= most && found < enough && budget_-- >= 0; ++x) found += solutions(count - 1, target - x * term.step, enough - found);
+    return found;
+  }
+
+  Term terms_[10];
+  std::int64_t below_[10], divisors_[10];
+  std::size_t count_ = 0;
+  int budget_ = 100'000;
+};
+
+}  // namespace
+
+Footprint footprint_of(const TensorView& t, const Extents& shape) { return {t.data, format(t.dtype).bits, shape, t.stride, t.origin}; }
+
+bool addressable(const Footprint& f) {
+  if (is_empty(f)) return true;
+  constexpr Wide limit = Wide{1} << 60;  // bits
+  const Reach reach = reach_of(f);
+  return reach.begin * f.bits >= -limit && reach.end * f.bits <= limit;
+}
+
+Overlap overlap_with_itself(const Footprint& f) {
+  if (is_empty(f)) return Overlap::none;
+  // Two elements share a place iff sum of stride * difference is 0 for differences in (-n, n), not all of them 0.
+  Search search;
+  std::int64_t middle = 0;
+  for (std::size_t k = 0; k < 4; ++k) {
+    if (f.shape[k] == 1) continue;
+    if (f.stride[k] == 0) return Overlap::some;
+    const std::int64_t step = std::abs(f.stride[k]);
+    search.add(step, 2 * (f.shape[k] - 1));
+    middle += step * (f.shape[k] - 1);
+  }
+  return search.run(middle, 2);
+}
+
+Overlap overlap(const Footprint& a, const Footprint& b) {
+  if (is_empty(a) || is_empty(b)) return Overlap::none;
+  const auto address = [](const Footprint& f) { return static_cast<Wide>(reinterpret_cast<std::uintptr_t>(f.data)) * 8; };
+  const Reach ra = reach_of(a), rb = reach_of(b);
+  const Wide a0 = address(a) + ra.begin * a.bits, a1 = address(a) + ra.end * a.bits;
+  const Wide b0 = address(b) + rb.begin * b.bits, b1 = address(b) + rb.end * b.bits;
+  if (a1 <= b0 || b1 <= a0) return Overlap::none;
+  // a0 + sum |s| x + u = b0 + sum |t| y + v, u and v bits within an element. With y' = most - y and v' = most - v all
+  // coefficients are positive.
+  Search search;
+  for (std::size_t k = 0; k < 4; ++k) {
+    // The stride of an extent of 1 may be anything.
+    for (const Footprint* f : {&a, &b})
+      if (f->shape[k] > 1 && f->stride[k] != 0) search.add(std::abs(f->stride[k]) * f->bits, f->shape[k] - 1);
+  }
+  search.add(1, a.bits - 1);
+  search.add(1, b.bits - 1);
+  search.join();
+  return search.run(static_cast<std::int64_t>(b1 - 1 - a0), 1);
+}
+
+}  // namespace assay::kernels

@@ -1,0 +1,28 @@
+// Whether strided views share memory, decided exactly: interleaved slices of one buffer do not, though their ranges cross.
+#pragma once
+
+#include "problem/tensor.h"
+
+namespace assay::kernels {
+
+// The elements (b, h, i, d) below `shape`; strides and origin count elements of `bits` bits.
+struct Footprint {
+  const void* data = nullptr;
+  int bits = 0;
+  Extents shape{}, stride{};
+  Index origin = 0;
+};
+Footprint footprint_of(const TensorView& t, const Extents& shape);
+
+// No address space holds an offset of 2^57 bytes; beyond that nothing below is computed.
+bool addressable(const Footprint& f);
+
+// The question is a bounded linear Diophantine equation, solved by search. Layouts that people use take a few steps;
+// where 100,000 do not decide, the answer is `undecided`, and who needs to know must refuse.
+enum class Overlap { none, some, undecided };
+// Whether two elements of an addressable view share a place.
+Overlap overlap_with_itself(const Footprint& f);
+// Whether two addressable views share a bit. An empty view shares nothing.
+Overlap overlap(const Footprint& a, const Footprint& b);
+
+}  // namespace assay::kernels

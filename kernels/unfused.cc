@@ -1,0 +1,42 @@
+#include "kernels/unfused.h"
+
+#include "kernels/highway_config.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/unfused.cc"
+#include <hwy/foreach_target.h>
+// After foreach_target, which redefines the target on each of its passes.
+#include "kernels/unfused-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace assay::kernels::HWY_NAMESPACE {
+
+void run_unfused(const Attention& problem, const AttentionOutput& out, int threads) { unfused(problem, out, threads); }
+
+}  // namespace assay::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <fmt/format.h>
+
+#include <new>
+
+#include "kernels/validate.h"
+
+namespace assay::kernels {
+
+HWY_EXPORT(run_unfused);
+
+Status attention_unfused(const Attention& problem, const AttentionOutput& out, int threads) {
+  if (Status status = validate_attention(problem, out); !status.ok()) return status;
+  if (problem.shape.batch == 0 || problem.shape.rows == 0) return {};
+  try {
+    HWY_DYNAMIC_DISPATCH(run_unfused)(problem, out, threads);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::memory_allocation_failed, fmt::format("scores of rows of {} keys", problem.shape.keys)};
+  }
+  return {};
+}
+
+}  // namespace assay::kernels
+#endif  // HWY_ONCE
