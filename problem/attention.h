@@ -47,7 +47,11 @@ struct Attention {
   std::vector<float> alibi_slopes;                       // per query head; empty: none
   std::vector<std::int32_t> query_segment, key_segment;  // [B * Lq], [B * Lk]; empty: none
   std::vector<float> sink;                               // logit per query head; empty: none
-  float dropout = 0;                                     // probability of dropping a weight
+  // K and V that a kernel computes for itself, from a latent cache: sums of `projection` products, whose absolute values
+  // sum to these. Shapes of K and V, f64; absent where K and V are given.
+  TensorView k_absolute, v_absolute;
+  Index projection = 0;
+  float dropout = 0;  // probability of dropping a weight
   std::uint64_t dropout_seed = 0;
 
   Index offset_of(Index b) const { return offset.empty() ? 0 : offset[static_cast<std::size_t>(b)]; }

@@ -32,6 +32,40 @@ void check_list(std::string_view field, const std::vector<Index>& list, Index ba
   for (Index n : list) require_range(field, n, 0, keys);
 }
 
+void check_cache(const Case& c) {
+  const CacheSpec& k = c.cache;
+  if (!k) {
+    if (k != CacheSpec{}) refuse("store and chunks need cache=...");
+    return;
+  }
+  if (c.operation == Operation::backward) refuse("cache=...: there is no backward pass through a cache");
+  const AttentionShape& s = c.shape;
+  if (s.rows > s.keys) refuse(fmt::format("cache=...: l={}x{}: the rows are the last tokens, so there are at least as many keys", s.rows, s.keys));
+  const bool at_the_end = c.offset.kind == OffsetSpec::Kind::end || (c.offset == OffsetSpec{} && s.rows == s.keys);
+  if (!at_the_end) refuse("cache=...: the rows are the last tokens: offset=end");
+  if (!c.lengths.empty()) refuse("cache=...: lengths are those of the cache");
+  for (Index n : c.starts) require_range("starts (evicted before the first row)", n, 0, s.keys - s.rows);
+  require_range("cache page", k.page, 1, Index{1} << 30);
+  require_range("store group", k.group, 0, max_head_dim);
+  for (Index n : k.chunks) require_range("chunks", n, 1, Index{1} << 40);
+  if (c.dropout > 0 && !k.chunks.empty()) refuse("chunks with dropout: rows count from the first of a call, so chunks drop other weights");
+  for (LayoutKind l : {c.k_layout, c.v_layout})
+    if (l == LayoutKind::shared_batch || l == LayoutKind::shared_head)
+      refuse(fmt::format("cache=... with layout={}: tokens are appended one by one", name_of(l)));
+  const Dtype dtype = c.cache_dtype();
+  if (dtype == Dtype::f64 || dtype == Dtype::e8m0) refuse(fmt::format("store={}: caches hold f32, f16, bf16, f8e4m3, f8e5m2 and f4e2m1", format(dtype).name));
+  if (k.group > 0 && format(dtype).bits > 8) refuse(fmt::format("store={}/{}: only f8 and f4 have scales", format(dtype).name, k.group));
+  if (dtype == Dtype::f4e2m1 && (c.hidden == Hidden::nan || c.hidden == Hidden::infinity)) refuse("hidden=nan or inf: f4e2m1 has neither");
+  for (const Poke& p : c.pokes)
+    if ((p.tensor == 'k' || p.tensor == 'v') && (k.kind == CacheSpec::Kind::latent || (dtype == Dtype::f4e2m1 && !std::isfinite(p.value))))
+      refuse(fmt::format("poke={}...: {}", p.tensor,
+                         k.kind == CacheSpec::Kind::latent ? "a latent cache has no K and V of its own" : "f4e2m1 has no NaN and no infinity"));
+  if (k.kind == CacheSpec::Kind::latent) {
+    require_range("cache rank", k.rank, 1, max_head_dim);
+    require_range("cache rotary", k.rotary, 0, std::min(s.dim - 1, max_head_dim - k.rank));
+  }
+}
+
 }  // namespace
 
 CaseError::CaseError(std::size_t at, const std::string& message) : std::runtime_error(at ? fmt::format("column {}: {}", at, message) : message), column(at) {}
@@ -91,6 +125,7 @@ void check_case(const Case& c) {
     refuse(fmt::format("layout=o:{}: an output cannot overlap itself", name_of(c.o_layout)));
   if (c.operation != Operation::backward && c.gradient != Values::normal) refuse(fmt::format("grad={}: only backward has a dO", name_of(c.gradient)));
   if (c.finite_min_masks && c.bias.pattern == MaskPattern::none) refuse("finite_min_masks needs bias=...");
+  check_cache(c);
   require_range("threads", c.threads, 0, 1024);
   require_range("rows", c.sample_rows, 0, most);
   for (const Poke& p : c.pokes) {
@@ -133,7 +168,9 @@ Index case_bytes(const Case& c) {
                              : tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) + 2 * tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, in) +
                                    tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) + tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) +
                                    mask(c.bias, 4) + 4 * s.query_heads;
-  return backward + tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) + tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, out) +
+  // Tokens, their exact values and, of a latent cache, the sums of absolute values.
+  const Index cached = c.cache ? 24 * s.batch * s.kv_heads * s.keys * (s.dim + s.value_dim) : 0;
+  return backward + cached + tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) + tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, out) +
          tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) + tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) + 4 * s.batch * s.query_heads * s.rows +
          mask(c.keep, 1) + mask(c.bias, in) + 8 * s.batch * (s.rows + s.keys) + 8 * s.query_heads;
 }

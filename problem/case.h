@@ -93,6 +93,18 @@ enum class Hidden : std::uint8_t { generated, nan, infinity, huge };
 // What is asked: O and LSE, or the gradients as well.
 enum class Operation : std::uint8_t { attention, backward };
 
+// Keys and values come out of a cache: the rows are the last tokens appended.
+struct CacheSpec {
+  enum class Kind : std::uint8_t { none, contiguous, paged, latent } kind = Kind::none;
+  Index page = 16;              // tokens a page; paged and latent
+  Index rank = 64, rotary = 8;  // latent
+  std::optional<Dtype> dtype;   // of the storage; the same as that of Q if absent
+  Index group = 0;              // elements a scale, 0: all of a token's; f8 and f4
+  std::vector<Index> chunks;    // rows of each call, the last number again and again; empty: one call
+  bool operator==(const CacheSpec&) const = default;
+  explicit operator bool() const { return kind != Kind::none; }
+};
+
 // One element overwritten after generation; tensor is q, k, v, m (the bias) or g (dO).
 struct Poke {
   char tensor = 'v';
@@ -125,6 +137,7 @@ struct Case {
   Hidden hidden = Hidden::generated;
   std::vector<Poke> pokes;
   std::uint64_t seed = 1;
+  CacheSpec cache;
   LayoutKind q_layout{}, k_layout{}, v_layout{}, o_layout{};
   // Candidate options.
   Index threads = 1;
@@ -132,6 +145,7 @@ struct Case {
   Index sample_rows = 0;  // judge only so many seeded rows of each head; 0: all
 
   Dtype out_dtype() const { return out.value_or(dtype); }
+  Dtype cache_dtype() const { return cache.dtype.value_or(dtype); }
   bool operator==(const Case&) const = default;
 };
 

@@ -23,6 +23,7 @@ constexpr std::array<std::string_view, 12> mask_names = {"none",           "all"
                                                          "minus-infinity", "minimum", "minimum-rows", "large",      "constant"};
 constexpr std::array<std::string_view, 2> operation_names = {"attention", "backward"};
 constexpr std::array<std::string_view, 4> hidden_names = {"generated", "nan", "inf", "huge"};
+constexpr std::array<std::string_view, 4> cache_names = {"none", "contiguous", "paged", "latent"};
 constexpr int boolean_masks_end = 6;
 
 // A cursor over the value of one field; every error it throws points at the column it has reached.
@@ -164,6 +165,23 @@ void parse_pokes(Cursor& in, Case& c) {
   } while (in.accept(';'));
 }
 
+std::string print_cache(const CacheSpec& k) {
+  if (!k) return {};
+  std::string text(cache_names[static_cast<std::size_t>(k.kind)]);
+  if (k.kind != CacheSpec::Kind::contiguous) text += fmt::format(":{}", k.page);
+  if (k.kind == CacheSpec::Kind::latent) text += fmt::format(":{}+{}", k.rank, k.rotary);
+  return text;
+}
+void parse_cache(Cursor& in, CacheSpec& k) {
+  k.kind = static_cast<CacheSpec::Kind>(in.choice(cache_names, 1));
+  if (k.kind == CacheSpec::Kind::contiguous || !in.accept(':')) return;
+  k.page = in.integer();
+  if (k.kind != CacheSpec::Kind::latent || !in.accept(':')) return;
+  k.rank = in.integer();
+  in.expect('+');
+  k.rotary = in.integer();
+}
+
 std::string print_list(const std::vector<Index>& list) { return fmt::format("{}", fmt::join(list, ",")); }
 
 struct Field {
@@ -258,6 +276,19 @@ const std::vector<Field>& fields() {
        [](Case& c, Cursor& in) { c.seed = in.natural(); }},
       {"layout", "bhsd, bshd, packed, padded, strided, shared-head, shared-batch or reversed; for all, or as q:bshd,o:padded", print_layouts,
        [](Case& c, Cursor& in) { parse_layouts(in, c); }},
+      {"cache", "keys and values come out of a cache, the rows are the last tokens: contiguous, paged:PAGE or latent:PAGE:RANK+ROTARY",
+       [](const Case& c) { return print_cache(c.cache); }, [](Case& c, Cursor& in) { parse_cache(in, c.cache); }},
+      {"store", "dtype of the cache, and elements a scale (f8, f4): f8e4m3/32; default: that of Q, one scale a token",
+       [](const Case& c) {
+         if (!c.cache.dtype && c.cache.group == 0) return std::string();
+         return std::string(format(c.cache_dtype()).name) + (c.cache.group > 0 ? fmt::format("/{}", c.cache.group) : "");
+       },
+       [](Case& c, Cursor& in) {
+         c.cache.dtype = parse_dtype(in);
+         if (in.accept('/')) c.cache.group = in.integer();
+       }},
+      {"chunks", "rows of each call after another, the last again and again: 5,1; default: one call", [](const Case& c) { return print_list(c.cache.chunks); },
+       [](Case& c, Cursor& in) { c.cache.chunks = in.integers(); }},
       {"threads", "of the candidate; 0: all", [](const Case& c) { return c.threads == 1 ? "" : fmt::format("{}", c.threads); },
        [](Case& c, Cursor& in) { c.threads = in.integer(); }},
       {"target", "SIMD target by name, as AVX2; default: the best", [](const Case& c) { return c.target; },

@@ -12,7 +12,7 @@
 namespace assay {
 namespace {
 
-enum class Stream : std::uint32_t { q = 1, k, v, keep, bias, d_o };
+enum class Stream : std::uint32_t { q = 1, k, v, keep, bias, d_o, latent, rotary, up_k, up_v };
 
 // 128 random bits of one position.
 class Draw {
@@ -234,6 +234,87 @@ Extents broadcast_strides(const MaskSpec& m, Extents shape) {
   return stride;
 }
 
+Tensor contiguous(Dtype dtype, const Extents& shape) { return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1)); }
+
+// What a cache holds after rounding, in f64. Groups of f8 and f4 have a scale: the least 2^e, e >= -127, under which their
+// largest finite magnitude does not exceed the dtype's largest number.
+Tensor cached_values(const Case& c, const TensorView& tokens) {
+  const Dtype dtype = c.cache_dtype();
+  Tensor out = contiguous(Dtype::f64, tokens.shape);
+  const TensorView& to = out.view();
+  const Index columns = tokens.shape[3];
+  const bool scaled = format(dtype).bits <= 8;
+  const Index group = scaled && c.cache.group > 0 ? c.cache.group : columns;
+  parallel_for(tokens.shape[0] * tokens.shape[1] * tokens.shape[2], 0, [&](Index row) {
+    const Index i = row % tokens.shape[2], h = row / tokens.shape[2] % tokens.shape[1], b = row / tokens.shape[2] / tokens.shape[1];
+    for (Index first = 0; first < columns; first += group) {
+      const Index last = std::min(columns, first + group);
+      double largest = 0, scale = 1;
+      for (Index d = first; d < last; ++d) {
+        const double x = std::fabs(load(tokens, tokens.at(b, h, i, d)));
+        if (std::isfinite(x)) largest = std::max(largest, x);
+      }
+      if (scaled) {
+        int e = -127;
+        while (largest > std::ldexp(format(dtype).max_finite, e)) ++e;
+        scale = std::ldexp(1.0, e);
+      }
+      for (Index d = first; d < last; ++d) store(to, to.at(b, h, i, d), scale * round_to(dtype, load(tokens, tokens.at(b, h, i, d)) / scale));
+    }
+  });
+  return out;
+}
+
+// Tokens of rank + rotary elements, up-projections of about unit gain, and the K and V they mean.
+void fill_latent(const Case& c, Inputs& in) {
+  const AttentionShape& s = c.shape;
+  const Index rank = c.cache.rank, rotary = c.cache.rotary, plain = s.dim - rotary;
+  in.token_k = contiguous(c.dtype, {s.batch, 1, s.keys, rank});
+  in.token_v = contiguous(c.dtype, {s.batch, 1, s.keys, rotary});
+  in.up_k = contiguous(c.dtype, {1, s.kv_heads, plain, rank});
+  in.up_v = contiguous(c.dtype, {1, s.kv_heads, s.value_dim, rank});
+  auto normal = [&](Stream stream, double gain) {
+    return [&c, stream, gain](const Position& p) { return gain * Draw(c.seed, stream, p.b, p.h, p.i, p.d).normal(); };
+  };
+  const double gain = 1 / static_cast<double>(ceil_sqrt(rank));
+  fill(in.token_k.view(), normal(Stream::latent, 1));
+  fill(in.token_v.view(), normal(Stream::rotary, 1));
+  fill(in.up_k.view(), normal(Stream::up_k, gain));
+  fill(in.up_v.view(), normal(Stream::up_v, gain));
+  const Tensor latent = cached_values(c, in.token_k.view()), turned = cached_values(c, in.token_v.view());
+  Attention& a = in.problem;
+  const Extents k_shape{s.batch, s.kv_heads, s.keys, s.dim}, v_shape{s.batch, s.kv_heads, s.keys, s.value_dim};
+  in.k = contiguous(Dtype::f64, k_shape);
+  in.v = contiguous(Dtype::f64, v_shape);
+  in.k_absolute = contiguous(Dtype::f64, k_shape);
+  in.v_absolute = contiguous(Dtype::f64, v_shape);
+  a.k = in.k.view();
+  a.v = in.v.view();
+  a.k_absolute = in.k_absolute.view();
+  a.v_absolute = in.v_absolute.view();
+  a.projection = rank;
+  auto project = [&](const TensorView& up, Index b, Index g, Index j, Index row, const TensorView& to, const TensorView& absolute) {
+    double sum = 0, magnitude = 0;
+    for (Index r = 0; r < rank; ++r) {
+      const double product = load(up, up.at(0, g, row, r)) * load(latent.view(), latent.view().at(b, 0, j, r));
+      sum += product;
+      magnitude += std::fabs(product);
+    }
+    store(to, to.at(b, g, j, row), sum);
+    store(absolute, absolute.at(b, g, j, row), magnitude);
+  };
+  parallel_for(s.batch * s.kv_heads * s.keys, 0, [&](Index at) {
+    const Index j = at % s.keys, g = at / s.keys % s.kv_heads, b = at / s.keys / s.kv_heads;
+    for (Index d = 0; d < plain; ++d) project(in.up_k.view(), b, g, j, d, a.k, a.k_absolute);
+    for (Index d = 0; d < s.value_dim; ++d) project(in.up_v.view(), b, g, j, d, a.v, a.v_absolute);
+    for (Index d = 0; d < rotary; ++d) {
+      const double x = load(turned.view(), turned.view().at(b, 0, j, d));
+      store(a.k, a.k.at(b, g, j, plain + d), x);
+      store(a.k_absolute, a.k_absolute.at(b, g, j, plain + d), std::fabs(x));
+    }
+  });
+}
+
 }  // namespace
 
 Layout make_layout(LayoutKind kind, const Extents& s, Index heads_in_pack) {
@@ -258,6 +339,7 @@ Inputs::Inputs(const Case& c) {
   const Index pack = s.query_heads + 2 * s.kv_heads;
   auto make = [&](LayoutKind kind, const Extents& shape) { return Tensor(c.dtype, shape, make_layout(kind, shape, pack)); };
   q = make(c.q_layout, {s.batch, s.query_heads, s.rows, s.dim});
+  const bool latent = c.cache.kind == CacheSpec::Kind::latent;
   k = make(c.k_layout, {s.batch, s.kv_heads, s.keys, s.dim});
   v = make(c.v_layout, {s.batch, s.kv_heads, s.keys, s.value_dim});
 
@@ -331,9 +413,18 @@ Inputs::Inputs(const Case& c) {
       keep[static_cast<std::size_t>(p.b * a.keep.stride[0] + p.h * a.keep.stride[1] + p.i * a.keep.stride[2] + p.d * a.keep.stride[3])] = keep_value(c, p);
     });
   }
+  if (latent) fill_latent(c, *this);
   for (const Poke& p : c.pokes) {
     const TensorView& t = p.tensor == 'q' ? a.q : p.tensor == 'k' ? a.k : p.tensor == 'v' ? a.v : p.tensor == 'g' ? d_o.view() : a.bias;
     store(t, t.at(p.position[0], p.position[1], p.position[2], p.position[3]), p.value);
+  }
+  if (c.cache && !latent) {
+    token_k = std::move(k);
+    token_v = std::move(v);
+    k = cached_values(c, token_k.view());
+    v = cached_values(c, token_v.view());
+    a.k = k.view();
+    a.v = v.view();
   }
 }
 

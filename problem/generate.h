@@ -18,6 +18,9 @@ struct Inputs {
 
   Tensor q, k, v, bias;
   Tensor d_o;  // backward only
+  // A cache's tokens as they are appended: K and V (latent: c [B, 1, Lk, rank] and the rotary part [B, 1, Lk, rotary]), with the
+  // up-projections of a latent cache. problem.k and problem.v then hold, in f64, what the cache means after its rounding.
+  Tensor token_k, token_v, up_k, up_v, k_absolute, v_absolute;
   std::vector<std::uint8_t> keep;
   Attention problem;
 };

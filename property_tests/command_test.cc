@@ -106,7 +106,7 @@ TEST_F(Command, WritesJsonJunitAndHtml) {
   EXPECT_GT(json["results"].size(), 0u);
   for (const auto& result : json["results"]) {
     EXPECT_EQ(result["dtype"], "f16");
-    EXPECT_GT(result["elements"]["o"], 0);
+    EXPECT_GT(result["elements"]["compared"]["O"], 0);
     EXPECT_TRUE(result.contains("power") && result.contains("relations"));
   }
   EXPECT_THAT(read(file("r.xml")), HasSubstr("<testsuite name=\"assay smoke\" tests=\""));
