@@ -1,5 +1,5 @@
 // The verdict on a merge of partial results: O = sum w_s O_s / sum w_s and LSE = M + log sum w_s, w_s = e^(LSE_s - M), M the
-// largest LSE_s. The stored numbers O_s and LSE_s are exact inputs here. Derivation of the bound: docs/bounds.md, section 8.
+// largest LSE_s. The stored numbers O_s and LSE_s are exact inputs here. Derivation of the bound: docs/bounds.md, section 10.
 #pragma once
 
 #include <span>

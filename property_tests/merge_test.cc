@@ -6,6 +6,7 @@
 #include <limits>
 #include <random>
 
+#include "kernels/merge.h"
 #include "oracle/merge.h"
 
 namespace assay {
@@ -127,6 +128,23 @@ TEST(Merge, KernelsThatKeepTheirContractPass) {
   EXPECT_GT(single, 0.25);
   EXPECT_GT(narrow, 0.9);
   EXPECT_GT(twice, 0.9);
+}
+
+// The kernel computes in binary64 and rounds once.
+TEST(Merge, TheKernelPasses) {
+  std::uint64_t seed = 100;
+  for (std::size_t count : {1, 2, 9})
+    for (double spread : {0.5, 40.0})
+      for (bool base_two : {false, true})
+        for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
+          Parts parts(count, 40, 6, dtype);
+          parts.randomize(seed++, spread);
+          const MergeProblem problem = parts.problem(base_two);
+          ASSERT_TRUE(kernels::attention_merge(problem.parts, base_two ? kernels::LogBase::two : kernels::LogBase::natural, parts.out(), 1).ok());
+          const Verdict v = judge_merge(problem, parts.out(), contract_of(0x1p-53));
+          EXPECT_EQ(v.outcome, Outcome::pass) << seed - 1 << ": " << v.reason;
+          EXPECT_EQ(v.inside, v.compared_o + v.compared_lse);
+        }
 }
 
 TEST(Merge, Fp64ContainsTheBalls) {
