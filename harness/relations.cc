@@ -69,12 +69,25 @@ Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, do
   for (Index b = 0; b < s.batch; ++b)
     for (Index g = 0; g < s.kv_heads; ++g) {
       std::vector<char> seen(static_cast<std::size_t>(s.keys), 0);
-      for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
+      if (!masks_elements(changed.problem)) {
+        // A union of intervals, the same for every head.
+        std::vector<Index> depth(static_cast<std::size_t>(s.keys) + 1, 0);
         for (Index i = 0; i < rows; ++i) {
-          evaluate_visibility(changed.problem, b, h, i, row);
-          for (Index j = row.begin; j < row.end; ++j)
-            if (row.bias[static_cast<std::size_t>(j)] != -std::numeric_limits<double>::infinity()) seen[static_cast<std::size_t>(j)] = 1;
+          const KeyInterval interval = visible_interval(changed.problem, b, i);
+          if (interval.begin >= interval.end) continue;
+          ++depth[static_cast<std::size_t>(interval.begin)];
+          --depth[static_cast<std::size_t>(interval.end)];
         }
+        Index open = 0;
+        for (std::size_t j = 0; j < seen.size(); ++j) seen[j] = (open += depth[j]) > 0;
+      } else {
+        for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
+          for (Index i = 0; i < rows; ++i) {
+            evaluate_visibility(changed.problem, b, h, i, row);
+            for (Index j = row.begin; j < row.end; ++j)
+              if (row.bias[static_cast<std::size_t>(j)] != -std::numeric_limits<double>::infinity()) seen[static_cast<std::size_t>(j)] = 1;
+          }
+      }
       for (Index j = 0; j < s.keys; ++j) {
         if (seen[static_cast<std::size_t>(j)]) continue;
         ++overwritten;

@@ -67,6 +67,9 @@ Json to_json(const CaseResult& r) {
   j["not_finite"] = {
       {"nan_expected", v.nan_expected}, {"nan_found", v.nan_found}, {"infinity_expected", v.infinity_expected}, {"infinity_found", v.infinity_found}};
   j["rows"] = {{"judged", v.rows_judged}, {"all", v.rows_total}, {"in_balls", v.rows_in_balls}};
+  if (!v.sampled.empty())
+    j["rows"]["sample"] = {
+        {"rule", "one row of each equal stretch of a head's rows"}, {"rows_of_a_head", v.sample_rows}, {"seed", v.sample_seed}, {"first", v.sampled}};
   if (v.worst_o.bound > 0) j["worst"]["O"] = to_json(v.worst_o, v.row_tile);
   if (v.worst_lse.bound > 0) j["worst"]["LSE"] = to_json(v.worst_lse, v.row_tile);
   for (const auto& [output, compared] : v.gradients) {

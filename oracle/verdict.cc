@@ -307,6 +307,11 @@ Verdict judge(const Attention& problem, const AttentionOutput& out, const Contra
   const Reference reference(problem, contract);
   const std::vector<Index> rows = rows_to_judge(s.rows, options.sample_rows, options.seed);
   total.v.rows_total = s.batch * s.query_heads * s.rows;
+  if (static_cast<Index>(rows.size()) < s.rows) {
+    total.v.sampled.assign(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(rows.size(), 8)));
+    total.v.sample_rows = static_cast<Index>(rows.size());
+    total.v.sample_seed = options.seed;
+  }
   const auto row_count = static_cast<Index>(rows.size());
   const Index per_block = reference.block_rows();
   const Index blocks = (row_count + per_block - 1) / per_block;
@@ -359,6 +364,8 @@ Verdict judge(const Attention& problem, const AttentionOutput& out, const Contra
   } else {
     v.outcome = Outcome::pass;
     v.reason = rest;
+    if (!v.sampled.empty())
+      v.reason += fmt::format("; {} of {} rows of each head were judged: one of each equal stretch, seed {}", v.sample_rows, s.rows, v.sample_seed);
   }
   return v;
 }

@@ -53,6 +53,9 @@ struct Verdict {
   double mean_ratio = 0;                 // mean of signed error / bound over O: the bias
   double slope_t = 0;                    // t statistic of the slope of error on value, across rows
   Index rows_judged = 0, rows_total = 0;
+  std::vector<Index> sampled;      // the first rows of each head that a sample took, at most 8; empty: all rows were judged
+  Index sample_rows = 0;           // rows of each head in that sample
+  std::uint64_t sample_seed = 0;   // that it was drawn with
   std::int64_t rows_in_balls = 0;  // decided or cross-checked in ball arithmetic
   Power power;
 };

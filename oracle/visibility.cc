@@ -11,26 +11,46 @@ namespace {
 constexpr double inf = std::numeric_limits<double>::infinity();
 }
 
-void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisibility& row) {
-  const Index keys = p.shape.keys;
-  const auto n = static_cast<std::size_t>(keys);
-  row.bias.assign(n, -inf);
-  row.magnitude.assign(n, 0);
-  row.product.assign(n, 0);
-  row.begin = keys;
-  row.end = row.visible = 0;
-  row.additions = (p.alibi_slopes.empty() ? 0 : 1) + (p.bias ? 1 : 0);
-
+KeyInterval visible_interval(const Attention& p, Index b, Index i) {
   const Index offset = p.offset_of(b);
-  const double minimum = p.bias ? -format(p.bias.dtype).max_finite : 0;
-  // Intervals first; what remains is asked key by key.
-  Index first = 0, last = keys - 1;
+  Index first = 0, last = p.shape.keys - 1;
   if (!p.key_starts.empty()) first = std::max(first, p.key_starts[static_cast<std::size_t>(b)]);
   if (!p.key_lengths.empty()) last = std::min(last, p.key_lengths[static_cast<std::size_t>(b)] - 1);
   if (p.causal) last = std::min(last, i + offset);
   if (p.window_left != -1) first = std::max(first, i + offset - p.window_left);
   if (p.window_right != -1) last = std::min(last, i + offset + p.window_right);
-  for (Index j = first; j <= last; ++j) {
+  return {first, last + 1};
+}
+
+bool masks_elements(const Attention& p) { return p.keep || p.bias || !p.query_segment.empty(); }
+
+void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisibility& row) {
+  const Index keys = p.shape.keys;
+  const auto n = static_cast<std::size_t>(keys);
+  row.bias.assign(n, -inf);
+  const int additions = (p.alibi_slopes.empty() ? 0 : 1) + (p.bias ? 1 : 0);
+  // Zeros stay zeros from row to row where nothing is added.
+  if (additions > 0 || row.additions > 0 || row.magnitude.size() != n) {
+    row.magnitude.assign(n, 0);
+    row.product.assign(n, 0);
+  }
+  row.additions = additions;
+  row.begin = keys;
+  row.end = row.visible = 0;
+
+  const Index offset = p.offset_of(b);
+  const double minimum = p.bias ? -format(p.bias.dtype).max_finite : 0;
+  // Intervals first; what remains is asked key by key.
+  const KeyInterval interval = visible_interval(p, b, i);
+  if (additions == 0 && !masks_elements(p)) {
+    if (interval.begin >= interval.end) return;
+    std::fill(row.bias.begin() + interval.begin, row.bias.begin() + interval.end, 0.0);
+    row.begin = interval.begin;
+    row.end = interval.end;
+    row.visible = interval.end - interval.begin;
+    return;
+  }
+  for (Index j = interval.begin; j < interval.end; ++j) {
     if (p.keep && !p.keep.at(b, h, i, j)) continue;
     if (!p.query_segment.empty() && p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] != p.key_segment[static_cast<std::size_t>(b * keys + j)])
       continue;

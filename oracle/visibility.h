@@ -18,6 +18,14 @@ struct RowVisibility {
   int additions = 0;              // biases that can differ from zero
 };
 
+// What causality, windows, lengths and starts leave to row i of a batch: keys [begin, end), empty where begin >= end.
+struct KeyInterval {
+  Index begin, end;
+};
+KeyInterval visible_interval(const Attention& p, Index b, Index i);
+// Whether single keys of an interval can be masked: by a boolean or additive mask or by segments.
+bool masks_elements(const Attention& p);
+
 // Reuses the storage of `row`.
 void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisibility& row);
 

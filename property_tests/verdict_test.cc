@@ -288,6 +288,74 @@ TEST_F(VerdictTest, SampledRowsAreCounted) {
   EXPECT_EQ(v.compared_lse, 10);
 }
 
+TEST_F(VerdictTest, ASampleSaysWhatItTook) {
+  prepare("attention b=1 h=2 l=40x13 d=4");
+  EXPECT_TRUE(verdict().sampled.empty());
+  EXPECT_THAT(verdict().reason, testing::Not(HasSubstr("of each head")));
+  JudgeOptions options;
+  options.sample_rows = 5;
+  options.seed = 77;
+  const Verdict v = judge(inputs_->problem, out_->view(), contract_, options);
+  EXPECT_THAT(v.reason, HasSubstr("5 of 40 rows of each head were judged: one of each equal stretch, seed 77"));
+  ASSERT_EQ(v.sampled.size(), 5u);
+  for (std::size_t k = 0; k < 5; ++k) EXPECT_EQ(v.sampled[k] / 8, static_cast<Index>(k));
+  // What the sample names is what was judged, and nothing else.
+  const Index judged = v.sampled[2], other = judged == 16 ? 17 : 16;
+  set_o(0, 1, other, 0, nan);
+  EXPECT_EQ(judge(inputs_->problem, out_->view(), contract_, options).outcome, Outcome::pass);
+  set_o(0, 1, judged, 0, nan);
+  EXPECT_EQ(judge(inputs_->problem, out_->view(), contract_, options).outcome, Outcome::fail);
+}
+
+TEST_F(VerdictTest, UntouchedOutputsFail) {
+  prepare(plain);
+  JudgeOptions options;
+  const Index at = o().at(1, 2, 3, 4), lse_at = lse().at(0, 1, 2, 0);
+  options.untouched = [&](const TensorView& t, Index position) { return t.data == o().data && position == at; };
+  Verdict v = judge(inputs_->problem, out_->view(), contract_, options);
+  EXPECT_THAT(v.reason, HasSubstr("O was not written: O[b=1, h=2, row=3, column=4]"));
+  EXPECT_EQ(v.outside, 1);
+  options.untouched = [&](const TensorView& t, Index position) { return t.data == lse().data && position == lse_at; };
+  v = judge(inputs_->problem, out_->view(), contract_, options);
+  EXPECT_THAT(v.reason, HasSubstr("LSE was not written: LSE[b=0, h=1, row=2]"));
+  EXPECT_EQ(v.outcome, Outcome::fail);
+}
+
+TEST_F(VerdictTest, ZerosInLseAndSwappedLseFail) {
+  prepare(plain);
+  store(lse(), lse().at(1, 0, 5, 0), 0);
+  expect_failure("LSE is outside its bound: LSE[b=1, h=0, row=5]");
+  prepare(plain);
+  const double x = load(lse(), lse().at(0, 2, 7, 0));
+  store(lse(), lse().at(0, 2, 7, 0), load(lse(), lse().at(0, 3, 7, 0)));
+  store(lse(), lse().at(0, 3, 7, 0), x);
+  expect_failure("LSE is outside its bound: LSE[b=0, h=2, row=7]");
+}
+
+// Splits far apart: fp32 sums that start anew, merge terms and all, judged at the edge of the bound of every element.
+TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharpForEveryElement) {
+  prepare("attention b=1 h=1 l=3x300 d=8/6 seed=2 causal offset=end");
+  contract_.tile = 16;
+  contract_.split_keys = 32;
+  const Reference reference(inputs_->problem, contract_);
+  const KeyValuesPointer kv = reference.load_head(0, 0);
+  const std::vector<Index> rows = {0, 1, 2};
+  const Block block = reference.evaluate(*kv, 0, rows);
+  for (double side : {-1.0, 1.0})
+    for (bool outside : {false, true})
+      for (std::size_t e = 0; e < block.o.size(); ++e) {
+        const double edge = block.o[e] + side * block.bound[e];
+        float x = static_cast<float>(edge);
+        const bool beyond = side * (static_cast<double>(x) - edge) > 0;
+        if (beyond != outside) x = std::nextafter(x, static_cast<float>(outside ? side : -side) * INFINITY);
+        const auto row = static_cast<Index>(e / 6), column = static_cast<Index>(e % 6);
+        const double correct = get_o(0, 0, row, column);
+        set_o(0, 0, row, column, x);
+        EXPECT_EQ(verdict().outside, outside) << row << " " << column;
+        set_o(0, 0, row, column, correct);
+      }
+}
+
 // A lean far below the bound: every output too small by a few units of 2^-24.
 TEST_F(VerdictTest, ErrorsThatLeanRaiseSuspicionOnly) {
   prepare("attention b=1 h=4 l=40x64 d=16 seed=3");

@@ -1,0 +1,265 @@
+#include "oracle/merge.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "oracle/arb_ball.h"
+#include "oracle/bound.h"
+#include "oracle/decide.h"
+
+namespace assay {
+namespace {
+
+constexpr double inf = std::numeric_limits<double>::infinity();
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+constexpr double log_two = 0.69314718055994530942;
+
+// What is common to the columns of a row: the non-empty parts and their exact shares p_s, up to double.
+struct Shares {
+  std::vector<std::size_t> part;
+  std::vector<double> distance;  // M - LSE_s, in the base
+  std::vector<double> p;
+  double max = 0, log_sum = 0;  // log sum w_s in the base
+
+  double count() const { return static_cast<double>(part.size()); }
+};
+
+// Of |Ohat - O| and of LSE for arithmetic `c`, as sums over parts.
+class MergeBound {
+ public:
+  MergeBound(const Shares& s, const Contract& c, double unit) : shares_(s), c_(c) {
+    // One part is taken as it is: its weight is 1, and no sum and no division rounds.
+    if (s.part.size() < 2) return;
+    const double u = c.roundoff;
+    term_gamma_ = gamma_factor(s.count() + 1, u);
+    sum_gamma_ = gamma_factor(s.count(), u);
+    omega_ = c.exp_floor;  // the sum of weights is at least 1
+    double defect = 0;
+    for (std::size_t k = 0; k < s.p.size(); ++k) {
+      const double x = s.distance[k] * unit;
+      const double h = s.distance[k] == 0 ? 0 : (c.argument_roundings * u * x + c.exp_ulp * 2 * u + c.exp_ulp_per_unit * 2 * u * x) * (1 + 1e-6);
+      growth_.push_back(expm1_above(h));
+      defect += s.p[k] * (growth_[k] + (1 + growth_[k]) * sum_gamma_) + (s.distance[k] == 0 ? 0 : omega_);
+    }
+    denominator_ = 1 - defect;
+    const double reach = std::fabs(s.log_sum) + defect / unit, magnitude = std::fabs(s.max) + std::fabs(s.log_sum);
+    lse_ = denominator_ > 0.1
+               ? -std::log1p(-defect) / unit + c.log_ulp * 2 * u * (reach + (reach < 0.7 ? 0.5 : 0)) + 1.01 * u * (magnitude + reach) + c.product_floor
+               : inf;
+  }
+
+  double lse() const { return lse_; }
+
+  // values: O_s of one column, for the parts of the shares.
+  double column(const std::vector<double>& values, double o) const {
+    if (shares_.part.size() < 2) return 0;
+    double centred = 0, absolute = 0, sum = 0;
+    for (std::size_t k = 0; k < values.size(); ++k) {
+      const double grown = shares_.p[k] * (1 + growth_[k]);
+      centred += (shares_.p[k] * growth_[k] + (shares_.distance[k] == 0 ? 0 : omega_)) * std::fabs(values[k] - o);
+      absolute += grown * std::fabs(values[k]);
+      sum += grown;
+    }
+    if (!(denominator_ > 0.1)) return inf;
+    const double u = c_.roundoff, divisions = 1.01 * c_.division_roundings * u;
+    const double bound = (centred + term_gamma_ * absolute + std::fabs(o) * sum_gamma_ * sum) / denominator_ + (2 * shares_.count() + 2) * c_.product_floor;
+    return (bound * (1 + divisions) + divisions * std::fabs(o)) * (1 + 1e-9);
+  }
+
+ private:
+  const Shares& shares_;
+  const Contract& c_;
+  double term_gamma_ = 0, sum_gamma_ = 0, omega_ = 0, denominator_ = 1, lse_ = 0;
+  std::vector<double> growth_;
+};
+
+// exp and log of the library are taken to be within 64 ulp, as everywhere in the oracle.
+Contract fp64_contract() {
+  Contract c;
+  c.roundoff = 0x1p-53;
+  c.argument_roundings = 3;
+  c.exp_ulp = c.log_ulp = 64;
+  c.exp_floor = c.product_floor = 0x1p-1070;
+  return c;
+}
+
+void merge_in_balls(const MergeProblem& problem, const Shares& s, Index b, Index h, Index i, long bits, MergedRow& row) {
+  double reach = 1;
+  for (double d : s.distance) reach = std::max(reach, std::min(d, 1e6));
+  bits += std::ilogb(reach) + 8;
+  std::vector<Ball> w(s.part.size());
+  const Ball max(s.max);
+  Ball sum, term, two(2.0);
+  arb_log(two.get(), two.get(), bits);
+  for (std::size_t k = 0; k < w.size(); ++k) {
+    const TensorView& lse = problem.parts[s.part[k]].lse;
+    arb_sub(term.get(), Ball(load(lse, lse.at(b, h, i, 0))).get(), max.get(), bits);
+    if (problem.base_two) arb_mul(term.get(), term.get(), two.get(), bits);
+    arb_exp(w[k].get(), term.get(), bits);
+    arb_add(sum.get(), sum.get(), w[k].get(), bits);
+  }
+  for (std::size_t c = 0; c < row.o.size(); ++c) {
+    Ball o;
+    for (std::size_t k = 0; k < w.size(); ++k) {
+      const TensorView& v = problem.parts[s.part[k]].o;
+      const double x = load(v, v.at(b, h, i, static_cast<Index>(c)));
+      if (std::isfinite(x)) arb_addmul(o.get(), w[k].get(), Ball(x).get(), bits);
+    }
+    arb_div(o.get(), o.get(), sum.get(), bits);
+    const BallRow::Enclosure e = enclose(o.get(), bits);
+    row.o[c] = e.value, row.o_low[c] = e.low, row.o_radius[c] = e.radius;
+  }
+  arb_log(term.get(), sum.get(), bits);
+  if (problem.base_two) arb_div(term.get(), term.get(), two.get(), bits);
+  arb_add(term.get(), term.get(), max.get(), 2 * bits + 128);
+  const BallRow::Enclosure e = enclose(term.get(), bits);
+  row.lse = e.value, row.lse_low = e.low, row.lse_radius = e.radius;
+}
+
+}  // namespace
+
+MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index b, Index h, Index i, long bits) {
+  MergedRow row;
+  Shares s;
+  s.max = -inf;
+  for (std::size_t k = 0; k < problem.parts.size(); ++k) {
+    const double lse = load(problem.parts[k].lse, problem.parts[k].lse.at(b, h, i, 0));
+    if (std::isnan(lse) || lse == inf) row.nan = true;
+    if (lse == -inf) continue;
+    s.part.push_back(k);
+    s.max = std::max(s.max, lse);
+  }
+  if (row.nan) return row;
+  row.empty = s.part.empty();
+  if (row.empty) return row;
+  const double unit = problem.base_two ? log_two : 1;
+  double sum = 0;
+  for (std::size_t k : s.part) {
+    s.distance.push_back(s.max - load(problem.parts[k].lse, problem.parts[k].lse.at(b, h, i, 0)));
+    s.p.push_back(std::exp(-s.distance.back() * unit));
+    sum += s.p.back();
+  }
+  for (double& p : s.p) p /= sum;
+  s.log_sum = std::log(sum) / unit;
+
+  const auto columns = static_cast<std::size_t>(problem.parts[0].o.shape[3]);
+  for (auto* v : {&row.o, &row.o_low, &row.o_radius, &row.o_bound, &row.extended}) v->assign(columns, 0);
+  row.underflow.assign(columns, 0);
+  row.may_overflow.assign(columns, 0);
+  const Contract fp64 = fp64_contract();
+  const MergeBound bound(s, contract, unit), radius(s, fp64, unit);
+  row.lse = s.max + s.log_sum;
+  row.lse_radius = radius.lse() * 1.01;
+  row.lse_bound = bound.lse();
+  const double underflow_distance = (-std::log(contract.exp_floor) - 1) / unit;
+  std::vector<std::vector<double>> values(columns, std::vector<double>(s.part.size()));
+  for (std::size_t c = 0; c < columns; ++c) {
+    double largest = 0;
+    for (std::size_t k = 0; k < s.part.size(); ++k) {
+      const TensorView& o = problem.parts[s.part[k]].o;
+      double x = load(o, o.at(b, h, i, static_cast<Index>(c)));
+      if (!std::isfinite(x)) {
+        row.extended[c] = row.extended[c] == 0 || row.extended[c] == x ? x : nan;
+        row.underflow[c] |= s.distance[k] > underflow_distance;
+        x = 0;
+      }
+      values[c][k] = x;
+      row.o[c] += s.p[k] * x;
+      largest = std::max(largest, std::fabs(x));
+    }
+    row.o_radius[c] = radius.column(values[c], row.o[c]) * 1.01;
+    row.may_overflow[c] = !(s.count() * largest * (1 + 1e-4) < contract.largest) && s.part.size() > 1;
+  }
+  if (bits > 0) merge_in_balls(problem, s, b, h, i, bits, row);
+  for (std::size_t c = 0; c < columns; ++c) row.o_bound[c] = bound.column(values[c], row.o[c]);
+  return row;
+}
+
+Verdict judge_merge(const MergeProblem& problem, const AttentionOutput& out, const Contract& contract) {
+  constexpr double slack = 0x1p-40;
+  Verdict v;
+  v.contract = contract.name;
+  const Extents& shape = out.o.shape;
+  auto fail = [&](Element e, const char* why) {
+    ++v.failures[why];
+    e.why = why;
+    if (v.outside++ == 0) v.first_failure = e;
+  };
+  auto element = [&](Index b, Index h, Index i, Index c, double got, double exact, double low, double bound, Dtype dtype) {
+    Element e;
+    e.output = c < 0 ? Output::lse : Output::o;
+    e.b = b, e.h = h, e.row = i, e.column = c, e.got = got, e.exact = exact, e.bound = bound;
+    const double error = std::fabs((got - exact) - low);
+    e.ratio = error == 0 ? 0 : error <= inf ? error / bound : inf;
+    e.ulp = error / (2 * half_ulp(dtype, exact));
+    return e;
+  };
+  auto rounds = [&](Dtype dtype) { return unit_roundoff(dtype) > contract.roundoff; };
+  // The exact value is NaN, an infinity or a zero without weight: nothing to bound.
+  auto category = [&](const Element& e, const char* why) {
+    if (std::isnan(e.exact) ? std::isnan(e.got) : e.got == e.exact) ++v.inside;
+    else fail(e, why);
+  };
+  for (Index b = 0; b < shape[0]; ++b)
+    for (Index h = 0; h < shape[1]; ++h)
+      for (Index i = 0; i < shape[2]; ++i) {
+        ++v.rows_judged;
+        long bits = contract.roundoff < 0x1p-40 ? 128 : 0;
+        MergedRow row = merge_row(problem, contract, b, h, i, bits);
+        const double lse = out.lse ? load(out.lse, out.lse.at(b, h, i, 0)) : 0;
+        auto got_o = [&](Index c) { return load(out.o, out.o.at(b, h, i, c)); };
+        auto decide_o = [&](Index c) {
+          const auto at = static_cast<std::size_t>(c);
+          return decide(preimage(got_o(c), out.o.dtype, contract.roundoff), row.o[at], row.o_low[at], row.o_radius[at], row.o_bound[at], slack);
+        };
+        auto decide_lse = [&] { return decide(preimage(lse, out.lse.dtype, contract.roundoff), row.lse, row.lse_low, row.lse_radius, row.lse_bound, slack); };
+        const bool bounded = !row.empty && !row.nan;
+        auto undecided = [&] {
+          if (out.lse && std::isfinite(lse) && decide_lse() == Decision::undecided) return true;
+          for (Index c = 0; c < shape[3]; ++c)
+            if (row.extended[static_cast<std::size_t>(c)] == 0 && !std::isnan(got_o(c)) && decide_o(c) == Decision::undecided) return true;
+          return false;
+        };
+        while (bounded && bits < 512 && undecided()) row = merge_row(problem, contract, b, h, i, bits = bits == 0 ? 128 : 2 * bits);
+        v.rows_in_balls += bits > 0;
+
+        const double category_of_row = row.nan ? nan : -inf;
+        if (out.lse) {
+          ++v.compared_lse;
+          const double bound = row.lse_bound + (rounds(out.lse.dtype) ? half_ulp(out.lse.dtype, std::fabs(row.lse) + row.lse_bound) : 0);
+          const Element e = element(b, h, i, -1, lse, bounded ? row.lse : category_of_row, row.lse_low, bounded ? bound : 0, out.lse.dtype);
+          if (!bounded) category(e, row.nan ? "LSE is a number where NaN belongs" : "LSE of a row without weight is not -inf");
+          else if (!std::isfinite(lse)) fail(e, std::isnan(lse) ? "LSE is NaN" : "LSE is infinite");
+          else if (decide_lse() == Decision::outside) fail(e, "LSE is outside its bound");
+          else ++v.inside;
+          if (bounded && std::isfinite(e.ratio) && (e.ratio > v.worst_lse.ratio || v.worst_lse.bound == 0)) v.worst_lse = e;
+        }
+        for (Index c = 0; c < shape[3]; ++c) {
+          ++v.compared_o;
+          const auto at = static_cast<std::size_t>(c);
+          const double y = got_o(c);
+          if (!bounded) {
+            category(element(b, h, i, c, y, row.nan ? nan : 0, 0, 0, out.o.dtype),
+                     row.nan ? "O is a number where NaN belongs" : "a row without weight is not 0");
+            continue;
+          }
+          const double bound = row.o_bound[at] + (rounds(out.o.dtype) ? half_ulp(out.o.dtype, std::fabs(row.o[at]) + row.o_bound[at]) : 0);
+          const bool special = row.extended[at] != 0;
+          const Element e = element(b, h, i, c, y, special ? row.extended[at] : row.o[at], special ? 0 : row.o_low[at], bound, out.o.dtype);
+          if (special && row.underflow[at] && std::isnan(y)) ++v.excused["an infinity in O under a weight that may underflow"];
+          else if (special) category(e, std::isnan(e.exact) ? "O is a number where NaN belongs" : "O is not the infinity that belongs there");
+          else if (row.may_overflow[at] && !std::isfinite(y)) ++v.excused["sums may leave the range"];
+          else if (std::isnan(y)) fail(e, "O is NaN");
+          else if (decide_o(c) == Decision::outside) fail(e, std::isinf(y) ? "O is infinite" : "O is outside its bound");
+          else ++v.inside;
+          if (!special && std::isfinite(e.ratio) && (e.ratio > v.worst_o.ratio || v.worst_o.bound == 0)) v.worst_o = e;
+        }
+      }
+  v.rows_total = v.rows_judged;
+  v.outcome = v.outside > 0 ? Outcome::fail : v.inside > 0 ? Outcome::pass : Outcome::inconclusive;
+  v.reason = v.outside > 0 ? describe(v.first_failure) : v.inside > 0 ? "every element is inside its bound" : "no element could be judged by its bound";
+  return v;
+}
+
+}  // namespace assay
