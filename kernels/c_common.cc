@@ -113,7 +113,7 @@ Attention problem_of(const assay_attention* given, bool with_keys, Index lists) 
       keep.dtype = {ASSAY_FLOAT8_E5M2, 8, 1};  // any format of 8 bits: only the view is wanted
       TensorView t = view_of(&keep, "keep");
       broadcast(t, "keep", pairs);
-      if (!addressable(footprint_of(t, pairs)))
+      if (!reach_of(footprint_of(t, pairs)))
         refuse(fmt::format("keep with strides {} and offset {} reaches more than 2^57 bytes from its pointer", fmt::join(t.stride, ", "), t.origin));
       if (!t.data && element_count(t.shape) > 0) refuse("keep.data is null");
       if (t.data) p.keep = {static_cast<const std::uint8_t*>(t.data) + t.origin, t.stride};

@@ -9,6 +9,7 @@
 #include <new>
 
 #include "kernels/cache_storage.h"
+#include "kernels/overlap.h"
 #include "kernels/codec.h"
 #include "kernels/convert.h"
 
@@ -33,36 +34,17 @@ float element(const TensorView& t, Index head, Index row, Index column) {
   return t.dtype == Dtype::bf16 ? from_bf16(code) : from_f16(code);
 }
 
-// Whether two elements of the view are the same one in memory.
-bool overlaps_itself(const TensorView& t) {
-  std::vector<std::pair<Index, Index>> axes;  // stride, extent
-  for (std::size_t axis = 0; axis < 4; ++axis)
-    if (t.shape[axis] > 1) axes.emplace_back(std::abs(t.stride[axis]), t.shape[axis]);
-  std::sort(axes.begin(), axes.end());
-  Index span = 1;  // of the axes so far
-  bool nested = true;
-  for (const auto& [stride, extent] : axes) {
-    nested &= stride >= span;
-    span += stride * (extent - 1);
-  }
-  if (nested) return false;
-  std::vector<Index> offsets{0};
-  for (const auto& [stride, extent] : axes) {
-    const std::size_t count = offsets.size();
-    for (Index i = 1; i < extent; ++i)
-      for (std::size_t k = 0; k < count; ++k) offsets.push_back(offsets[k] + i * stride);
-  }
-  std::sort(offsets.begin(), offsets.end());
-  return std::adjacent_find(offsets.begin(), offsets.end()) != offsets.end();
-}
-
 Status check_tokens(const char* name, const TensorView& t, Index heads, Index count, Index columns) {
   const Extents wanted{1, heads, count, columns};
   if (t.shape != wanted) return refuse(fmt::format("{} has shape [{}], not [{}]", name, fmt::join(t.shape, ", "), fmt::join(wanted, ", ")));
   if (element_count(wanted) == 0) return {};
   if (!is_token_dtype(t.dtype)) return refuse(fmt::format("{} is {}; it must be f32, f16 or bf16", name, format(t.dtype).name));
   if (!t) return refuse(fmt::format("{} is null", name));
-  if (overlaps_itself(t)) return wrong_state(fmt::format("{} has strides [{}]: it overlaps itself", name, fmt::join(t.stride, ", ")));
+  const Footprint footprint = footprint_of(t, t.shape);
+  if (!reach_of(footprint))
+    return wrong_state(fmt::format("{} has strides [{}]: it reaches more than 2^57 bytes from its pointer", name, fmt::join(t.stride, ", ")));
+  if (overlap_with_itself(footprint) != Overlap::none)
+    return wrong_state(fmt::format("{} has strides [{}]: it overlaps itself", name, fmt::join(t.stride, ", ")));
   return {};
 }
 

@@ -7,20 +7,8 @@
 namespace assay::kernels {
 namespace {
 
-__extension__ using Wide = __int128;
-
 bool is_empty(const Footprint& f) {
   return f.data == nullptr || std::any_of(f.shape.begin(), f.shape.end(), [](Index n) { return n <= 0; });
-}
-
-// Elements from the first to one behind the last, relative to `data`.
-struct Reach {
-  Wide begin, end;
-};
-Reach reach_of(const Footprint& f) {
-  Reach reach{f.origin, Wide{f.origin} + 1};
-  for (std::size_t k = 0; k < 4; ++k) (f.stride[k] < 0 ? reach.begin : reach.end) += Wide{f.shape[k] - 1} * f.stride[k];
-  return reach;
 }
 
 // step * x with x in [0, most].
@@ -87,11 +75,20 @@ class Search {
 
 Footprint footprint_of(const TensorView& t, const Extents& shape) { return {t.data, format(t.dtype).bits, shape, t.stride, t.origin}; }
 
-bool addressable(const Footprint& f) {
-  if (is_empty(f)) return true;
-  constexpr Wide limit = Wide{1} << 60;  // bits
-  const Reach reach = reach_of(f);
-  return reach.begin * f.bits >= -limit && reach.end * f.bits <= limit;
+std::optional<Reach> reach_of(const Footprint& f) {
+  if (is_empty(f)) return Reach{};
+  std::int64_t first = f.origin, last = f.origin;
+  bool overflow = false;
+  for (std::size_t k = 0; k < 4; ++k) {
+    std::int64_t span = 0;
+    overflow |= __builtin_mul_overflow(f.shape[k] - 1, f.stride[k], &span);
+    std::int64_t& end = span < 0 ? first : last;
+    overflow |= __builtin_add_overflow(end, span, &end);
+  }
+  const std::int64_t limit = (std::int64_t{1} << 60) / f.bits;
+  if (overflow || first < -limit || last >= limit) return std::nullopt;
+  const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(f.data) * 8);
+  return Reach{address + first * f.bits, address + (last + 1) * f.bits};
 }
 
 Overlap overlap_with_itself(const Footprint& f) {
@@ -110,13 +107,9 @@ Overlap overlap_with_itself(const Footprint& f) {
 }
 
 Overlap overlap(const Footprint& a, const Footprint& b) {
-  if (is_empty(a) || is_empty(b)) return Overlap::none;
-  const auto address = [](const Footprint& f) { return static_cast<Wide>(reinterpret_cast<std::uintptr_t>(f.data)) * 8; };
-  const Reach ra = reach_of(a), rb = reach_of(b);
-  const Wide a0 = address(a) + ra.begin * a.bits, a1 = address(a) + ra.end * a.bits;
-  const Wide b0 = address(b) + rb.begin * b.bits, b1 = address(b) + rb.end * b.bits;
-  if (a1 <= b0 || b1 <= a0) return Overlap::none;
-  // a0 + sum |s| x + u = b0 + sum |t| y + v, u and v bits within an element. With y' = most - y and v' = most - v all
+  const Reach ra = *reach_of(a), rb = *reach_of(b);
+  if (ra.end <= rb.begin || rb.end <= ra.begin) return Overlap::none;
+  // a.begin + sum |s| x + u = b.begin + sum |t| y + v, u and v bits within an element. With y' = most - y and v' = most - v all
   // coefficients are positive.
   Search search;
   for (std::size_t k = 0; k < 4; ++k) {
@@ -127,7 +120,7 @@ Overlap overlap(const Footprint& a, const Footprint& b) {
   search.add(1, a.bits - 1);
   search.add(1, b.bits - 1);
   search.join();
-  return search.run(static_cast<std::int64_t>(b1 - 1 - a0), 1);
+  return search.run(rb.end - 1 - ra.begin, 1);
 }
 
 }  // namespace assay::kernels

@@ -41,21 +41,30 @@ struct Views {
 // Every view can be addressed, and no output overlaps itself or anything else.
 Status check_memory(std::span<const Argument> outputs, std::span<const Argument> inputs) {
   auto refuse = [](std::string detail) { return Status{StatusCode::invalid_arguments, std::move(detail)}; };
+  constexpr std::size_t most = 16;
+  const Argument* all[most];
+  Reach reach[most];
+  std::size_t count = 0;
   for (auto list : {outputs, inputs})
-    for (const Argument& a : list)
-      if (!addressable(a.footprint))
+    for (const Argument& a : list) {
+      const std::optional<Reach> r = reach_of(a.footprint);
+      if (!r)
         return refuse(fmt::format("{} with strides {} and origin {} reaches more than 2^57 bytes from its pointer", a.name, fmt::join(a.footprint.stride, ", "),
                                   a.footprint.origin));
+      all[count] = &a;
+      reach[count++] = *r;
+    }
   const char* doubt[] = {"", "overlaps", "may overlap"};
-  for (const Argument& out : outputs) {
-    if (const Overlap o = overlap_with_itself(out.footprint); o != Overlap::none)
-      return refuse(fmt::format("{} {} itself: shape {}, strides {}", out.name, doubt[static_cast<int>(o)], fmt::join(out.footprint.shape, ", "),
-                                fmt::join(out.footprint.stride, ", ")));
-    for (auto list : {inputs, outputs})
-      for (const Argument& other : list)
-        if (&other != &out)
-          if (const Overlap o = overlap(out.footprint, other.footprint); o != Overlap::none)
-            return refuse(fmt::format("{} {} {}; an output may overlap nothing", out.name, doubt[static_cast<int>(o)], other.name));
+  for (std::size_t k = 0; k < outputs.size(); ++k) {
+    const Footprint& out = outputs[k].footprint;
+    if (const Overlap o = overlap_with_itself(out); o != Overlap::none)
+      return refuse(fmt::format("{} {} itself: shape {}, strides {}", outputs[k].name, doubt[static_cast<int>(o)], fmt::join(out.shape, ", "),
+                                fmt::join(out.stride, ", ")));
+    // Most views do not even cross.
+    for (std::size_t other = k + 1; other < count; ++other)
+      if (reach[k].begin < reach[other].end && reach[other].begin < reach[k].end)
+        if (const Overlap o = overlap(out, all[other]->footprint); o != Overlap::none)
+          return refuse(fmt::format("{} {} {}; an output may overlap nothing", outputs[k].name, doubt[static_cast<int>(o)], all[other]->name));
   }
   return {};
 }
@@ -87,16 +96,22 @@ Status validate_problem(const Attention& p, const AttentionOutput& out, bool cac
   if (!cached && (p.k.dtype != p.q.dtype || p.v.dtype != p.q.dtype))
     return refuse(fmt::format("q, k and v are {}, {} and {}; they must agree", format(p.q.dtype).name, format(p.k.dtype).name, format(p.v.dtype).name));
   if (out.lse && out.lse.dtype != Dtype::f32) return refuse(fmt::format("lse is {}; it must be f32", format(out.lse.dtype).name));
-  auto sized = [&](const char* name, std::size_t size, Index outer, Index inner = 1) -> std::string {
+  const struct {
+    const char* name;
+    std::size_t size;
+    Index outer, inner;
+  } lists[] = {{"offset", p.offset.size(), s.batch, 1},
+               {"key_lengths", p.key_lengths.size(), s.batch, 1},
+               {"key_starts", p.key_starts.size(), s.batch, 1},
+               {"alibi_slopes", p.alibi_slopes.size(), s.query_heads, 1},
+               {"sink", p.sink.size(), s.query_heads, 1},
+               {"query_segment", p.query_segment.size(), s.batch, s.rows},
+               {"key_segment", p.key_segment.size(), s.batch, s.keys}};
+  for (const auto& [name, size, outer, inner] : lists) {
     Index wanted = 0;
-    if (size == 0 || (!__builtin_mul_overflow(outer, inner, &wanted) && static_cast<Index>(size) == wanted)) return "";
-    return fmt::format("{} has {} entries, not {}", name, size, inner == 1 ? fmt::to_string(outer) : fmt::format("{} * {}", outer, inner));
-  };
-  for (const std::string& wrong :
-       {sized("offset", p.offset.size(), s.batch), sized("key_lengths", p.key_lengths.size(), s.batch), sized("key_starts", p.key_starts.size(), s.batch),
-        sized("alibi_slopes", p.alibi_slopes.size(), s.query_heads), sized("sink", p.sink.size(), s.query_heads),
-        sized("query_segment", p.query_segment.size(), s.batch, s.rows), sized("key_segment", p.key_segment.size(), s.batch, s.keys)})
-    if (!wrong.empty()) return refuse(wrong);
+    if (size == 0 || (!__builtin_mul_overflow(outer, inner, &wanted) && static_cast<Index>(size) == wanted)) continue;
+    return refuse(fmt::format("{} has {} entries, not {}", name, size, inner == 1 ? fmt::to_string(outer) : fmt::format("{} * {}", outer, inner)));
+  }
   if (p.query_segment.empty() != p.key_segment.empty() && s.rows > 0 && s.keys > 0) return refuse("query_segment and key_segment must come together");
   for (auto [name, list] : {std::pair{"sink", &p.sink}, {"alibi_slopes", &p.alibi_slopes}})
     for (float x : *list)

@@ -108,8 +108,9 @@ TEST(CInterface, ViewsAndMasks) {
   c.tq.data = q.data();
   c.tk.data = k.data();
   for (assay_tensor* t : {&c.tq, &c.tk, &c.tv}) t->dtype = {ASSAY_BFLOAT, 16, 1};
-  const std::uint8_t mask[] = {0, 0, 0, 1, 0};
+  const std::uint8_t mask[] = {1, 0, 0, 0, 1, 0};
   assay_tensor_init(&c.tkeep, const_cast<std::uint8_t*>(mask), ASSAY_UINT, 8, 1, 1, 1, 5);
+  c.tkeep.offset = 1;
   c.problem.keep = &c.tkeep;
   ASSERT_EQ(assay_attention_forward(c.context, &c.problem, &c.to, nullptr), ASSAY_SUCCESS) << assay_last_error();
   for (std::size_t b = 0; b < 2; ++b)

@@ -82,11 +82,11 @@ TEST(Overlap, GarbageStridesOfExtentOneDoNotMatter) {
   static float base[8];
   const Index huge = std::numeric_limits<Index>::min();
   const Footprint f{base, 32, {1, 1, 2, 4}, {huge, huge, 4, 1}, 0};
-  EXPECT_TRUE(addressable(f));
+  EXPECT_TRUE(reach_of(f));
   EXPECT_EQ(overlap_with_itself(f), Overlap::none);
   EXPECT_EQ(overlap(f, f), Overlap::some);
-  EXPECT_FALSE(addressable({base, 32, {2, 1, 2, 4}, {huge, huge, 4, 1}, 0}));
-  EXPECT_FALSE(addressable({base, 32, {1, 1, 2, 4}, {0, 0, 4, 1}, Index{1} << 60}));
+  EXPECT_FALSE(reach_of({base, 32, {2, 1, 2, 4}, {huge, huge, 4, 1}, 0}));
+  EXPECT_FALSE(reach_of({base, 32, {1, 1, 2, 4}, {0, 0, 4, 1}, Index{1} << 60}));
 }
 
 }  // namespace

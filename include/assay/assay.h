@@ -80,10 +80,10 @@ typedef struct assay_tensor {
   void* data;
   assay_dtype dtype;
   int32_t device_type, device_id;
-  int32_t rank;        /* 4 */
+  int32_t rank; /* 4 */
   int64_t shape[4];
-  int64_t strides[4];  /* in elements; 0 broadcasts, negative reverses */
-  int64_t offset;      /* elements from data to the element (0, 0, 0, 0) */
+  int64_t strides[4]; /* in elements; 0 broadcasts, negative reverses */
+  int64_t offset;     /* elements from data to the element (0, 0, 0, 0) */
 } assay_tensor;
 
 /* Contiguous [d0, d1, d2, d3]; the caller may change strides and offset. */
@@ -163,15 +163,15 @@ typedef struct assay_attention {
   uint32_t flags;
   float dropout;
   uint64_t dropout_seed;
-  int64_t window_left, window_right;                           /* -1: open */
-  const assay_tensor* keep;                                    /* bool or uint8 [B, Hq, Lq, Lk], non-zero keeps */
-  const assay_tensor* bias;                                    /* f32, f16 or bf16 [B, Hq, Lq, Lk] */
-  const int64_t *offset, *key_lengths, *key_starts;            /* B entries each */
-  int64_t offset_count, key_length_count, key_start_count;     /* B, or 0 */
-  const float *alibi_slopes, *sink;                            /* Hq entries each */
-  int64_t alibi_slope_count, sink_count;                       /* Hq, or 0 */
-  const int32_t *query_segment, *key_segment;                  /* B * Lq and B * Lk entries */
-  int64_t query_segment_count, key_segment_count;              /* so many, or 0 */
+  int64_t window_left, window_right;                       /* -1: open */
+  const assay_tensor* keep;                                /* bool or uint8 [B, Hq, Lq, Lk], non-zero keeps */
+  const assay_tensor* bias;                                /* f32, f16 or bf16 [B, Hq, Lq, Lk] */
+  const int64_t *offset, *key_lengths, *key_starts;        /* B entries each */
+  int64_t offset_count, key_length_count, key_start_count; /* B, or 0 */
+  const float *alibi_slopes, *sink;                        /* Hq entries each */
+  int64_t alibi_slope_count, sink_count;                   /* Hq, or 0 */
+  const int32_t *query_segment, *key_segment;              /* B * Lq and B * Lk entries */
+  int64_t query_segment_count, key_segment_count;          /* so many, or 0 */
 } assay_attention;
 
 /* No mask, the default scale. */
@@ -206,8 +206,8 @@ ASSAY_API assay_status assay_attention_varlen(assay_context context, const assay
 enum { ASSAY_AUTOMATIC = 0, ASSAY_SDPA = 1, ASSAY_UNFUSED = 2 };
 
 /* Chooses the tiled kernel or, where a test refuses it, the unfused one. device names where the tensors are; NULL: "host". */
-ASSAY_API assay_status assay_sdpa(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse,
-                                  int32_t implementation, const char* device);
+ASSAY_API assay_status assay_sdpa(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, int32_t implementation,
+                                  const char* device);
 
 /* Refusals in the order of their tests; the first that fails is counted. */
 enum {
@@ -261,6 +261,57 @@ static inline void assay_gradients_init(assay_gradients* g) {
 /* o and lse as assay_attention_forward stored them; d_o has the shape of o and the dtype of q. */
 ASSAY_API assay_status assay_attention_backward(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse,
                                                 const assay_tensor* d_o, const assay_gradients* gradients);
+
+/* ---- Caches ------------------------------------------------------------------------------------------------------- */
+
+typedef struct assay_cache_handle* assay_cache;
+
+enum { ASSAY_CACHE_CONTIGUOUS = 0, ASSAY_CACHE_PAGED = 1, ASSAY_CACHE_LATENT = 2 };
+
+typedef struct assay_cache_config {
+  uint32_t version, struct_size;
+  int32_t kind;
+  assay_dtype dtype; /* f32, f16, bf16, f8 e4m3fn, f8 e5m2 or f4 e2m1fn */
+  int64_t sequences, kv_heads, dim, value_dim;
+  int64_t capacity;         /* tokens that a sequence can hold */
+  int64_t page_size, pages; /* paged and latent; pages 0: enough for all sequences */
+  int64_t group_size;       /* f8 and f4: elements that share a scale; 0: all of a head's */
+  int64_t rank, rotary;     /* latent */
+} assay_cache_config;
+
+static inline void assay_cache_config_init(assay_cache_config* c) {
+  c->version = ASSAY_VERSION;
+  c->struct_size = (uint32_t)sizeof(*c);
+  c->kind = ASSAY_CACHE_CONTIGUOUS;
+  c->dtype.code = ASSAY_FLOAT;
+  c->dtype.bits = 32;
+  c->dtype.lanes = 1;
+  c->sequences = c->kv_heads = 1;
+  c->dim = c->value_dim = 64;
+  c->capacity = 0;
+  c->page_size = 16;
+  c->pages = 0;
+  c->group_size = 0;
+  c->rank = 512;
+  c->rotary = 64;
+}
+
+ASSAY_API assay_status assay_cache_create(const assay_cache_config* config, assay_cache* cache);
+ASSAY_API assay_status assay_cache_destroy(assay_cache cache);
+/* k [1, Hkv, n, D], v [1, Hkv, n, Dv]; latent: k [1, 1, n, rank], v [1, 1, n, rotary]. */
+ASSAY_API assay_status assay_cache_append(assay_cache cache, int64_t sequence, const assay_tensor* k, const assay_tensor* v);
+/* Drops all tokens before `position`; the others keep their positions. */
+ASSAY_API assay_status assay_cache_evict(assay_cache cache, int64_t sequence, int64_t position);
+/* `to`, which must be empty, becomes a copy of `from`. */
+ASSAY_API assay_status assay_cache_fork(assay_cache cache, int64_t from, int64_t to);
+ASSAY_API assay_status assay_cache_reset(assay_cache cache, int64_t sequence);
+/* Tokens appended so far, and how many of them were evicted; either may be NULL. */
+ASSAY_API assay_status assay_cache_length(assay_cache cache, int64_t sequence, int64_t* length, int64_t* evicted);
+
+/* k, v, key_lengths and key_starts of the problem are absent: the cache has them. No offset: the rows are the last tokens
+ * appended. up_k [1, Hkv, D - rotary, rank] and up_v [1, Hkv, Dv, rank] of a latent cache; NULL otherwise. */
+ASSAY_API assay_status assay_attention_cached(assay_context context, const assay_attention* problem, assay_cache cache, const assay_tensor* up_k,
+                                              const assay_tensor* up_v, const assay_tensor* o, const assay_tensor* lse);
 
 #ifdef __cplusplus
 }
