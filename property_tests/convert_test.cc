@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "kernels/codec.h"
 #include "kernels/dropout.h"
 #include "oracle/visibility.h"
 #include "problem/dtype.h"
@@ -42,6 +43,54 @@ TEST(Convert, EncodesToNearestEven) {
     }
   for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 4093) check(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
   for (float x : {65519.99f, 65520.0f, 65504.0f, INFINITY, 3.4e38f, 3.39e38f, 0x1.ffp127f, 0x1.fep127f}) check(x), check(-x);
+}
+
+TEST(Codec, DecodesEveryCode) {
+  for (Dtype dtype : {Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1})
+    for (std::uint64_t code = 0; code < std::uint64_t{1} << format(dtype).bits; ++code) {
+      const double exact = decode(dtype, code);
+      const float value = kernels::decoded_values(dtype)[code];
+      if (std::isnan(exact)) EXPECT_TRUE(std::isnan(value)) << code;
+      else EXPECT_EQ(value, exact) << code;
+      EXPECT_EQ(std::signbit(value), std::signbit(exact)) << code;
+    }
+  for (std::uint64_t code = 0; code < 255; ++code) EXPECT_EQ(kernels::from_e8m0(static_cast<std::uint8_t>(code)), decode(Dtype::e8m0, code));
+  EXPECT_TRUE(std::isnan(kernels::from_e8m0(0xFF)));
+}
+
+TEST(Codec, EncodesToNearestEven) {
+  for (Dtype dtype : {Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1}) {
+    const kernels::NarrowFormat f = kernels::narrow_format(dtype);
+    const auto check = [&](float x) {
+      for (float y : {x, std::nextafter(x, 0.0f), std::nextafter(x, INFINITY)})
+        for (float z : {y, -y})
+          if (dtype != Dtype::f4e2m1 || std::isfinite(z)) ASSERT_EQ(kernels::encode_narrow(f, z), encode(dtype, static_cast<double>(z))) << z;
+    };
+    for (std::uint64_t code = 0; code < f.max_code; ++code) {
+      check(static_cast<float>(decode(dtype, code)));
+      check(static_cast<float>((decode(dtype, code) + decode(dtype, code + 1)) / 2));
+    }
+    const auto largest = static_cast<float>(format(dtype).max_finite);
+    for (float x : {largest, 1.01f * largest, 1.2f * largest, 1e30f, 3.4e38f, INFINITY, 1e-30f, 1e-40f, 1e-45f}) check(x);
+    if (dtype != Dtype::f4e2m1) EXPECT_EQ(kernels::encode_narrow(f, NAN), encode(dtype, NAN));
+    for (std::uint64_t bits = 0; bits < std::uint64_t{1} << 31; bits += 65521)
+      check(std::bit_cast<float>(static_cast<std::uint32_t>(std::min<std::uint64_t>(bits, 0x7F7FFFFF))));
+  }
+}
+
+// The least power of two that brings the largest element into range.
+TEST(Codec, ScalesAreTheLeastThatFit) {
+  for (Dtype dtype : {Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1})
+    for (int e = -149; e <= 127; ++e)
+      for (double m : {1.0, 1.25, 1.5, 1.75, 1.875}) {
+        const auto absmax = static_cast<float>(std::ldexp(m, e));
+        for (float x : {absmax, std::nextafter(absmax, INFINITY), std::nextafter(absmax, 0.0f)}) {
+          if (!std::isfinite(x)) continue;
+          int expected = -127;
+          while (static_cast<double>(x) > std::ldexp(format(dtype).max_finite, expected)) ++expected;
+          ASSERT_EQ(kernels::scale_exponent(kernels::narrow_format(dtype), x), expected) << x;
+        }
+      }
 }
 
 // The kernel's Philox and the oracle's library agree: they share no code.

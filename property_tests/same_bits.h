@@ -1,0 +1,53 @@
+// Bitwise comparison of outputs, and problems cut into pieces whose rows must keep their bits.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <string>
+
+#include <fmt/format.h>
+
+#include "problem/attention.h"
+
+namespace assay {
+
+// Equal bits; NaN of any payload is one value. Elements come from load(), which is exact.
+inline bool same_bits(double a, double b) { return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b) || (std::isnan(a) && std::isnan(b)); }
+
+// The first element of row (b, h, i) of `a` that differs from row (b2, h, i2) of `b`; empty if none does.
+inline std::string row_difference(const AttentionOutput& a, Index b, Index h, Index i, const AttentionOutput& other, Index b2, Index i2, Index value_dim) {
+  const double l = load(a.lse, a.lse.at(b, h, i, 0)), m = load(other.lse, other.lse.at(b2, h, i2, 0));
+  if (!same_bits(l, m)) return fmt::format("LSE[{}, {}, {}]: {} and {}", b, h, i, l, m);
+  for (Index c = 0; c < value_dim; ++c) {
+    const double x = load(a.o, a.o.at(b, h, i, c)), y = load(other.o, other.o.at(b2, h, i2, c));
+    if (!same_bits(x, y)) return fmt::format("O[{}, {}, {}, {}]: {} and {}", b, h, i, c, x, y);
+  }
+  return "";
+}
+
+// Rows [row0, row0 + rows) of batch b, all heads, over the first `keys` keys. Not for dropout, whose draws are numbered
+// by the rows of a call.
+inline Attention piece_of(const Attention& p, Index b, Index row0, Index rows, Index keys) {
+  Attention piece = p;
+  piece.shape.batch = 1;
+  piece.shape.rows = rows;
+  piece.shape.keys = keys;
+  piece.q.origin = p.q.at(b, 0, row0, 0);
+  piece.k.origin = p.k.at(b, 0, 0, 0);
+  piece.v.origin = p.v.at(b, 0, 0, 0);
+  piece.offset = {p.offset_of(b) + row0};
+  const auto batch = static_cast<std::size_t>(b);
+  if (!p.key_lengths.empty()) piece.key_lengths = {std::min(p.key_lengths[batch], keys)};
+  if (!p.key_starts.empty()) piece.key_starts = {std::min(p.key_starts[batch], keys)};
+  if (p.keep) piece.keep.data = p.keep.data + b * p.keep.stride[0] + row0 * p.keep.stride[2];
+  if (p.bias) piece.bias.origin = p.bias.at(b, 0, row0, 0);
+  if (!p.query_segment.empty()) {
+    const auto queries = p.query_segment.begin() + b * p.shape.rows + row0;
+    const auto segments = p.key_segment.begin() + b * p.shape.keys;
+    piece.query_segment.assign(queries, queries + rows);
+    piece.key_segment.assign(segments, segments + keys);
+  }
+  return piece;
+}
+
+}  // namespace assay
