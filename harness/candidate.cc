@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "harness/cached.h"
 #include "harness/contracts.h"
 #include "harness/planted_faults.h"
 #include "kernels/attention.h"
@@ -29,6 +30,10 @@ class Host : public Candidate {
     return host_contract(p, kernels::chosen_target());
   }
   kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_forward(p, out, threads); }
+  bool has_cache() const override { return true; }
+  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
+    return run_through_cache(c, in, out, threads);
+  }
   bool has_backward() const override { return true; }
   kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
     return kernels::attention_backward(p, in, out, threads);
@@ -59,6 +64,10 @@ class Faulty : public Candidate {
 };
 
 }  // namespace
+
+kernels::Status Candidate::run_cached(const Case&, const Inputs&, const AttentionOutput&, int) {
+  return {kernels::StatusCode::unsupported, name() + " has no cache"};
+}
 
 kernels::Status Candidate::run_backward(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, int) {
   return {kernels::StatusCode::unsupported, name() + " has no backward pass"};

@@ -8,7 +8,7 @@
 
 #include "kernels/status.h"
 #include "oracle/contract.h"
-#include "problem/attention.h"
+#include "problem/generate.h"
 
 namespace assay {
 
@@ -21,6 +21,10 @@ class Candidate {
   // How it computes; nothing if it declares nothing, and then a ladder of contracts is tried.
   virtual std::optional<Contract> contract(const Attention& problem) const = 0;
   virtual kernels::Status run(const Attention& problem, const AttentionOutput& out, int threads) = 0;
+
+  // O and LSE by way of a cache, as the case says: appends and calls in turn. Called only where has_cache() says so.
+  virtual bool has_cache() const { return false; }
+  virtual kernels::Status run_cached(const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads);
 
   virtual bool has_backward() const { return false; }
   // Called only where has_backward() says so, with O and LSE as run() left them.

@@ -31,6 +31,12 @@ Contract host_contract(const Attention& problem, const std::string& target) {
   c.backward_row_tile = backward.rows;
   c.backward_tile = backward.keys;
   c.backward_split = backward.split_keys;
+  if (problem.projection > 0) {
+    // Scores against the latent vector and outputs projected at the end: longer sums in another order, in the narrower tiles.
+    c.name += ", absorbed projections";
+    c.ordered = false;
+    c.tile = 64;
+  }
   return c;
 }
 

@@ -82,6 +82,11 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
     result.reason = "no backward pass";
     return result;
   }
+  if (c.cache && !candidate.has_cache()) {
+    result.outcome = Outcome::unsupported;
+    result.reason = "no cache";
+    return result;
+  }
   if (const std::string why = candidate.unsupported(inputs.problem, c.out_dtype()); !why.empty()) {
     result.outcome = Outcome::unsupported;
     result.reason = why;
@@ -118,7 +123,7 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   if (!differs.empty()) return failed("poison: two runs whose outputs were poisoned differently disagree: " + differs);
   if (c.operation == Operation::backward) return execute_backward(c, candidate, options, judging, inputs, first, std::move(result));
   if (options.relations) {
-    result.relations = check_relations(c, inputs, candidate, first);
+    result.relations = c.cache ? check_cache_relations(c, inputs, candidate, first) : check_relations(c, inputs, candidate, first);
     for (const auto& [name, how] : result.relations)
       if (how.starts_with("violated")) return failed("relation " + name + " " + how);
   }

@@ -126,6 +126,35 @@ std::map<std::string, std::string> check_relations(const Case& c, const Inputs& 
   return found;
 }
 
+std::map<std::string, std::string> check_cache_relations(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
+  std::map<std::string, std::string> found;
+  auto same = [&](const Case& other, const Inputs& in, int threads) {
+    const Outputs out(other);
+    if (std::string wrong = run(candidate, other, in, out, threads); !wrong.empty()) return "violated: " + wrong;
+    return verdict_of(first_difference(base, out));
+  };
+  found["threads"] = same(c, inputs, c.threads == 1 ? 2 : 1);
+  // Rows in other chunks: one call, or several where there was one.
+  Case chunked = c;
+  chunked.cache.chunks = c.cache.chunks.empty() ? std::vector<Index>{2, 3, 1} : std::vector<Index>{};
+  found["chunks"] = c.dropout > 0 ? "not applicable: dropout counts rows from the first of a call" : same(chunked, inputs, static_cast<int>(c.threads));
+  // Another page size, or pages where there were none.
+  Case paged = c;
+  if (c.cache.kind == CacheSpec::Kind::contiguous) paged.cache.kind = CacheSpec::Kind::paged;
+  paged.cache.page = c.cache.page == 3 ? 7 : 3;
+  found["pages"] = same(paged, inputs, static_cast<int>(c.threads));
+  // Without a cache, on the keys and values themselves.
+  if (c.cache.kind == CacheSpec::Kind::latent || c.cache_dtype() != c.dtype) {
+    found["no-cache"] = "not applicable: the cache rounds or projects";
+  } else {
+    Case direct = c;
+    direct.cache = {};
+    const Inputs in(direct);
+    found["no-cache"] = same(direct, in, static_cast<int>(c.threads));
+  }
+  return found;
+}
+
 std::map<std::string, std::string> check_backward_relations(const Case& c, const Inputs& inputs, const Outputs& forward, Candidate& candidate,
                                                             const GradientOutputs& base) {
   std::map<std::string, std::string> found;

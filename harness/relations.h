@@ -12,6 +12,9 @@ namespace assay {
 // `base` holds the outputs of the case itself. Relation name -> "held", "violated: ..." or "not applicable: ...".
 std::map<std::string, std::string> check_relations(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base);
 
+// The same for a case that goes through a cache.
+std::map<std::string, std::string> check_cache_relations(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base);
+
 // The same for the backward pass; `forward` holds O and LSE, `base` their gradients.
 std::map<std::string, std::string> check_backward_relations(const Case& c, const Inputs& inputs, const Outputs& forward, Candidate& candidate,
                                                             const GradientOutputs& base);

@@ -127,9 +127,17 @@ void poison(const Tensor& t, Poison with) {
 
 bool holds_poison(const TensorView& t, Index position, Poison with) { return code_at(t, position) == poison_code(t.dtype, with); }
 
-std::string call_guarded(Candidate& candidate, const Case&, const Inputs& in, const Outputs& out, Poison with, int threads) {
-  return guarded({{"q", &in.q}, {"k", &in.k}, {"v", &in.v}, {"bias", &in.bias}}, in.keep, {{"o", &out.o}, {"lse", &out.lse}}, with,
-                 [&] { return candidate.run(in.problem, out.view(), threads); });
+std::string call_guarded(Candidate& candidate, const Case& c, const Inputs& in, const Outputs& out, Poison with, int threads) {
+  return guarded({{"q", &in.q},
+                  {"k", &in.k},
+                  {"v", &in.v},
+                  {"bias", &in.bias},
+                  {"token_k", &in.token_k},
+                  {"token_v", &in.token_v},
+                  {"up_k", &in.up_k},
+                  {"up_v", &in.up_v}},
+                 in.keep, {{"o", &out.o}, {"lse", &out.lse}}, with,
+                 [&] { return c.cache ? candidate.run_cached(c, in, out.view(), threads) : candidate.run(in.problem, out.view(), threads); });
 }
 
 std::string call_backward_guarded(Candidate& candidate, const Inputs& in, const Outputs& forward, const GradientOutputs& out, Poison with, int threads) {

@@ -10,7 +10,6 @@
 namespace assay {
 namespace {
 
-constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double unit64 = 0x1p-53;
 
 Taint worse(Taint a, Taint b) { return std::max(a, b); }  // NaN plus anything is NaN

@@ -65,7 +65,7 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
       arb_set_d(term.get(), k);
       arb_addmul(sum.get(), term.get(), Ball(q[d]).get(), bits);
       partial += q[d] * k;
-      absolute += std::fabs(q[d] * k);
+      absolute += std::fabs(q[d]) * (p.projection > 0 ? load(p.k_absolute, p.k_absolute.at(b, g, static_cast<Index>(j), static_cast<Index>(d))) : std::fabs(k));
       prefix += std::fabs(partial);
     }
     dot_[j] = nearest(sum.get());

@@ -144,7 +144,7 @@ void find_overflow(const Contract& c, const BoundContext& x, const RowTruth& t, 
 }  // namespace
 
 void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
-  const double u = c.roundoff, dim = static_cast<double>(x.dim);
+  const double u = c.roundoff, dim = static_cast<double>(x.dim + x.projection);
   const double n = dot_roundings(c, dim);
   const double relative = (1 + c.query_prescale) * (1 + gamma_factor(n, c.dot_roundoff)) - 1;
   const bool ordered = c.ordered && t.prefix && c.query_prescale == 0;
@@ -248,7 +248,7 @@ void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& 
   const double merges = static_cast<double>(out.merges);
   const Index split_keys = c.split_keys > 0 ? c.split_keys : n;
   const double chain = static_cast<double>(std::min(c.dot_block > 0 ? n + t.key0 % c.dot_block : t.live, split_keys));
-  out.gamma_dot = gamma_factor(dot_roundings(c, chain) + all_rescales + 1 + splits + merges, c.dot_roundoff);
+  out.gamma_dot = gamma_factor(dot_roundings(c, chain + static_cast<double>(x.projection)) + all_rescales + 1 + splits + merges, c.dot_roundoff);
   const double in_split = static_cast<double>(c.ordered ? c.tile + tiles_of_a_split(c, out.tiles) : split_keys);
   const double n_sum = std::min(live, in_split + merges);
   out.gamma_sum = gamma_factor(n_sum + all_rescales + 1 + splits, u);

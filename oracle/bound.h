@@ -18,6 +18,7 @@ struct BoundContext {
   double scale = 1;
   double softcap = 0;
   bool dropout = false;
+  Index projection = 0;  // products in a sum that makes an element of K or V
 };
 
 // Exact quantities of a row, up to double. Arrays cover the keys [key0, key0 + count).

@@ -134,6 +134,13 @@ KeyValues::KeyValues(const Attention& p, Index batch, Index head) : b(batch), g(
   }
   keys_transposed_absolute = keys_transposed.cwiseAbs();
   values_absolute = values.cwiseAbs();
+  if (p.projection > 0)
+    for (Index j = 0; j < s.keys; ++j) {
+      load_row(p.k_absolute, b, g, j, row);
+      for (Index d = 0; d < s.dim; ++d) keys_transposed_absolute(d, j) = row[static_cast<std::size_t>(d)];
+      load_row(p.v_absolute, b, g, j, row);
+      for (Index c = 0; c < s.value_dim; ++c) values_absolute(j, c) = scale * row[static_cast<std::size_t>(c)];
+    }
   for (Dtype dtype : {p.q.dtype, p.k.dtype, p.v.dtype}) single = single && dtype != Dtype::f64;
   if (s.keys > 0) {
     largest_key_norm = std::sqrt(keys_transposed.colwise().squaredNorm().maxCoeff()) * (1 + 0x1p-40);
@@ -155,7 +162,7 @@ double KeyValues::key_quantum() const {
 Reference::Reference(const Attention& problem, const Contract& contract)
     : problem_(problem),
       contract_(contract),
-      context_{problem.shape.dim, static_cast<double>(problem.scale), static_cast<double>(problem.softcap), problem.dropout > 0} {}
+      context_{problem.shape.dim, static_cast<double>(problem.scale), static_cast<double>(problem.softcap), problem.dropout > 0, problem.projection} {}
 
 Index Reference::block_rows() const { return std::clamp<Index>((Index{1} << 15) / std::max<Index>(problem_.shape.keys, 1), 8, 48); }
 
@@ -358,7 +365,9 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
 
   // Weights of the bound, per row.
   std::vector<RowBound> bounds(n_rows);
-  const double ratio = exponent_ratio(contract_, s.dim);
+  const double ratio = exponent_ratio(contract_, s.dim + p.projection);
+  // Projected K and V are themselves right to 2^-53 of their gauges, of which the bound holds many more.
+  const double own_slack = p.projection > 0 ? 0x1p-24 : 0x1p-40;
   const bool with_order = uses_order(contract_), with_tail = with_order && !tail_is_second_order(contract_, context_);
   x.centred_weights.setZero(rows, n);
   if (!with_order) x.absolute_weights.setZero(rows, n);
@@ -398,12 +407,12 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     RowBound& bound = bounds[at];
     derive_row_bound(contract_, context_, t, bound, {from(x.centred_weights, true), from(x.absolute_weights, !with_order), from(x.tail_weights, with_tail)});
     // Every p of the bound is right to a factor of e^H at unit roundoff 2^-53.
-    block.slack[at] = 8 * ratio * bound.largest_exponent + 0x1p-40;
+    block.slack[at] = 8 * ratio * bound.largest_exponent + own_slack;
     block.needs_ball[at] = !(block.slack[at] < 0x1p-16) || contract_.roundoff < 0x1p-40;
     block.domain[at] = domain_of(bound);
     if (kv.any_value_not_finite) classify_values(p, kv, block, r, seen[at], x.gap.row(r).data(), -std::log(contract_.exp_floor) - 1 - bound.gap_error);
-    block.exact[at] =
-        contract_.dot_roundoff <= 0x1p-23 && contract_.query_prescale == 0 && !bound.may_overflow && n > 0 && is_exact_row(p, kv, x.q.row(r).data(), t);
+    block.exact[at] = contract_.dot_roundoff <= 0x1p-23 && contract_.query_prescale == 0 && p.projection == 0 && !bound.may_overflow && n > 0 &&
+                      is_exact_row(p, kv, x.q.row(r).data(), t);
     if (block.exact[at]) block.domain[at] = Domain::bounded;
   }
 
@@ -431,14 +440,15 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     low = low.cwiseMin(v.row(j));
     high = high.cwiseMax(v.row(j));
   }
-  const Eigen::RowVectorXd largest = n > 0 ? Eigen::RowVectorXd(high.cwiseMax(-low)) : Eigen::RowVectorXd::Zero(columns);
+  Eigen::RowVectorXd largest = n > 0 ? Eigen::RowVectorXd(high.cwiseMax(-low)) : Eigen::RowVectorXd::Zero(columns);
+  if (p.projection > 0 && n > 0) largest = kv.values_absolute.middleRows(block.key0, n).colwise().maxCoeff();
   const bool with_zero = sink > -inf || p.dropout > 0;
   for (Index r = 0; r < rows; ++r) {
     const auto at = static_cast<std::size_t>(r);
     if (x.max[at] == -inf) continue;
     const RowBound& bound = bounds[at];
     const double n_live = static_cast<double>(x.live[at]) + 4;
-    const double gamma64 = gamma_factor(n_live + 3, unit64);
+    const double gamma64 = gamma_factor(n_live + static_cast<double>(p.projection) + 3, unit64);
     for (Index c = 0; c < dv; ++c) {
       const auto element = static_cast<std::size_t>(r * dv + c);
       const double center = block.o[element] = x.o(r, c);
@@ -494,7 +504,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   RowBound bound;
   std::vector<double> centred(static_cast<std::size_t>(count)), absolute(centred), tail(centred);
   derive_row_bound(contract_, context_, t, bound, {centred.data(), absolute.data(), tail.data()});
-  block.slack[at] = 0x1p-40;
+  block.slack[at] = p.projection > 0 ? 0x1p-24 : 0x1p-40;
 
   bool consistent = true;
   auto meet = [&](double center, double center_low, double radius, double mid, double low, double ball_radius) {
@@ -512,7 +522,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
     if (!block.needs_ball[at]) meet(block.o[element], block.o_low[element], block.radius[element], o, ball.o_low(c), ball.o_radius(c));
     double largest = 0;
     for (Index j = 0; j < count; ++j)
-      if (visible[j]) largest = std::max(largest, std::fabs(kv.values(key0 + j, c)));
+      if (visible[j]) largest = std::max(largest, kv.values_absolute(key0 + j, c));
     block.value_overflow[element] = values_may_overflow(contract_, t.live, largest);
     if (!block.exact[at]) {
       ColumnSums sums;
@@ -525,8 +535,8 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
           const double v = kv.values(key0 + j, c);
           hull = std::max(hull, std::fabs(v - o));
           sums.centred += centred[key] * std::fabs(v - o);
-          sums.absolute += absolute[key] * std::fabs(v);
-          sums.tail += tail[key] * std::fabs(v);
+          sums.absolute += absolute[key] * kv.values_absolute(key0 + j, c);
+          sums.tail += tail[key] * kv.values_absolute(key0 + j, c);
           partial += (t.kept && t.kept[j] == 0 ? 0 : t.weight[j]) * v;
           sums.prefix += std::fabs(partial);
         }

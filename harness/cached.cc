@@ -1,0 +1,97 @@
+#include "harness/cached.h"
+
+#include <algorithm>
+
+#include "kernels/cache.h"
+
+namespace assay {
+namespace {
+
+// Tokens [first, first + count) of one sequence.
+TensorView slice(const TensorView& t, Index b, Index first, Index count) {
+  TensorView part = t;
+  part.origin = t.at(b, 0, first, 0);
+  part.shape[0] = 1;
+  part.shape[2] = count;
+  return part;
+}
+
+// Rows [first, first + count) of the problem, over the first `keys` keys.
+Attention rows_of(const Attention& whole, Index first, Index count, Index keys) {
+  Attention p = whole;
+  p.shape.rows = count;
+  p.shape.keys = keys;
+  p.k = p.v = p.k_absolute = p.v_absolute = {};
+  p.projection = 0;
+  p.key_lengths.clear();
+  p.key_starts.clear();
+  p.offset.clear();
+  p.q.origin = whole.q.at(0, 0, first, 0);
+  p.q.shape[2] = count;
+  if (p.keep) p.keep.data += first * p.keep.stride[2];
+  if (p.bias) p.bias.origin = whole.bias.at(0, 0, first, 0);
+  if (!whole.query_segment.empty()) {
+    p.query_segment.clear();
+    p.key_segment.clear();
+    for (Index b = 0; b < whole.shape.batch; ++b) {
+      const auto rows = whole.query_segment.begin() + b * whole.shape.rows + first;
+      const auto tokens = whole.key_segment.begin() + b * whole.shape.keys;
+      p.query_segment.insert(p.query_segment.end(), rows, rows + count);
+      p.key_segment.insert(p.key_segment.end(), tokens, tokens + keys);
+    }
+  }
+  return p;
+}
+
+}  // namespace
+
+kernels::Status run_through_cache(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) {
+  using kernels::Status;
+  const AttentionShape& s = c.shape;
+  kernels::CacheConfig config;
+  config.kind = c.cache.kind == CacheSpec::Kind::latent  ? kernels::CacheKind::latent
+                : c.cache.kind == CacheSpec::Kind::paged ? kernels::CacheKind::paged
+                                                         : kernels::CacheKind::contiguous;
+  config.sequences = s.batch;
+  config.kv_heads = s.kv_heads;
+  config.dim = s.dim;
+  config.value_dim = s.value_dim;
+  config.capacity = s.keys;
+  config.page_size = c.cache.page;
+  config.dtype = c.cache_dtype();
+  config.group_size = c.cache.group;
+  config.rank = c.cache.rank;
+  config.rotary = c.cache.rotary;
+  std::unique_ptr<kernels::Cache> cache;
+  if (Status status = kernels::Cache::create(config, cache); !status.ok()) return status;
+  auto append = [&](Index first, Index count) -> Status {
+    for (Index b = 0; b < s.batch; ++b)
+      if (Status status = cache->append(b, slice(in.token_k.view(), b, first, count), slice(in.token_v.view(), b, first, count)); !status.ok()) return status;
+    return {};
+  };
+  const Index past = s.keys - s.rows;
+  // In two parts, so that a page is met half full.
+  for (const auto& [first, last] : {std::pair{Index{0}, past / 3}, {past / 3, past}})
+    if (last > first)
+      if (Status status = append(first, last - first); !status.ok()) return status;
+  for (Index b = 0; b < s.batch && !c.starts.empty(); ++b)
+    if (Status status = cache->evict(b, c.starts[c.starts.size() == 1 ? 0 : static_cast<std::size_t>(b)]); !status.ok()) return status;
+  const kernels::UpProjection projection{in.up_k.view(), in.up_v.view()};
+  const std::vector<Index>& chunks = c.cache.chunks;
+  for (Index first = 0, call = 0; first < s.rows; ++call) {
+    const Index wanted = chunks.empty() ? s.rows : chunks[std::min(static_cast<std::size_t>(call), chunks.size() - 1)];
+    const Index count = std::min(wanted, s.rows - first);
+    if (Status status = append(past + first, count); !status.ok()) return status;
+    AttentionOutput part = out;
+    for (TensorView* t : {&part.o, &part.lse}) {
+      t->origin = t->at(0, 0, first, 0);
+      t->shape[2] = count;
+    }
+    if (Status status = kernels::attention_cached(rows_of(in.problem, first, count, past + first + count), *cache, projection, part, threads); !status.ok())
+      return status;
+    first += count;
+  }
+  return {};
+}
+
+}  // namespace assay
