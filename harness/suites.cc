@@ -212,6 +212,90 @@ Suite backward(std::uint64_t seed) {
   return suite;
 }
 
+void set_levels(std::vector<Factor>& factors, std::string_view name, std::vector<std::function<void(Case&)>> levels) {
+  for (Factor& f : factors)
+    if (f.name == name) f.levels = std::move(levels);
+}
+
+// Few rows against many keys: each split of 512 keys is computed for itself and merged.
+Suite decode(std::uint64_t seed) {
+  std::vector<Factor> factors = forward_factors();
+  auto lengths = [](Index rows, Index keys) { return [=](Case& c) { c.shape.rows = rows, c.shape.keys = keys; }; };
+  set_levels(factors, "lengths", {lengths(1, 1537), lengths(1, 511), lengths(3, 1024), lengths(2, 513), lengths(5, 2049), lengths(8, 700), lengths(1, 3000)});
+  set_levels(factors, "padding",
+             {[](Case&) {},
+              [](Case& c) {
+                c.lengths = ragged(c, {0.6, 1, 0.31});
+              },
+              [](Case& c) {
+                c.starts = ragged(c, {0.9, 0, 0.4});
+              },
+              [](Case& c) {
+                c.lengths = ragged(c, {0.9, 0.34, 0}), c.starts = ragged(c, {0.7, 0.3, 0});
+              }});
+  set_levels(factors, "causal",
+             {[](Case&) {},
+              [](Case& c) {
+                c.causal = true, c.offset = {OffsetSpec::Kind::end, 0};
+              },
+              [](Case& c) {
+                c.causal = true, c.offset = {OffsetSpec::Kind::fixed, 600};
+              }});
+  set_levels(factors, "window",
+             {[](Case&) {}, [](Case& c) { c.window_left = 530, c.window_right = 0; }, [](Case& c) { c.window_left = 5, c.window_right = 9; },
+              [](Case& c) { c.window_right = 3; }});
+  Suite suite{"decode",
+              "few rows against many keys: every pair of features and input families, every triple of structural features",
+              {},
+              cover(factors, 3, 20264, seed)};
+  return suite;
+}
+
+// Keys and values by way of a cache.
+Suite caches(std::uint64_t seed) {
+  using Kind = CacheSpec::Kind;
+  std::vector<Factor> factors = forward_factors();
+  auto lengths = [](Index rows, Index keys) { return [=](Case& c) { c.shape.rows = rows, c.shape.keys = keys, c.offset.kind = OffsetSpec::Kind::end; }; };
+  set_levels(factors, "lengths", {lengths(37, 53), lengths(1, 131), lengths(64, 64), lengths(5, 257), lengths(130, 130), lengths(9, 600), lengths(1, 1)});
+  set_levels(factors, "causal", {[](Case& c) { c.causal = true; }, [](Case&) {}});
+  // Eviction drops a prefix; lengths are the cache's own.
+  set_levels(factors, "padding",
+             {[](Case&) {},
+              [](Case& c) {
+                for (Index& n : c.starts = ragged(c, {0.7, 0, 0.3})) n = std::min(n, c.shape.keys - c.shape.rows);
+              }});
+  set_levels(factors, "layout",
+             {[](Case&) {}, [](Case& c) { c.q_layout = c.k_layout = c.v_layout = c.o_layout = LayoutKind::bshd; },
+              [](Case& c) { c.q_layout = LayoutKind::packed, c.k_layout = c.v_layout = LayoutKind::packed; },
+              [](Case& c) { c.q_layout = LayoutKind::padded, c.k_layout = LayoutKind::strided, c.v_layout = LayoutKind::reversed; }});
+  auto kind = [](Kind k, Index page, Index rank, Index rotary) {
+    return [=](Case& c) {
+      c.cache.kind = k, c.cache.page = page;
+      if (k == Kind::latent) c.cache.rank = rank, c.cache.rotary = std::min(rotary, c.shape.dim - 1);
+    };
+  };
+  auto store = [](std::optional<Dtype> dtype, Index group) {
+    return [=](Case& c) {
+      c.cache.dtype = dtype, c.cache.group = group;
+      if (dtype == Dtype::f4e2m1 && c.hidden != Hidden::generated) c.hidden = Hidden::huge;
+    };
+  };
+  auto chunks = [](std::vector<Index> list) { return [=](Case& c) { c.cache.chunks = can_chunk(c) ? list : std::vector<Index>{}; }; };
+  factors.push_back({"cache",
+                     {kind(Kind::contiguous, 16, 0, 0), kind(Kind::paged, 1, 0, 0), kind(Kind::paged, 16, 0, 0), kind(Kind::paged, 7, 0, 0),
+                      kind(Kind::latent, 16, 32, 8), kind(Kind::latent, 5, 130, 16)},
+                     true});
+  factors.push_back({"store",
+                     {store({}, 0), store(Dtype::f32, 0), store(Dtype::f16, 0), store(Dtype::bf16, 0), store(Dtype::f8e4m3, 0), store(Dtype::f8e4m3, 32),
+                      store(Dtype::f8e5m2, 16), store(Dtype::f4e2m1, 16), store(Dtype::f4e2m1, 0)},
+                     true});
+  factors.push_back({"chunks", {chunks({}), chunks({1}), chunks({5, 1}), chunks({17, 30})}, true});
+  return {"caches",
+          "prefill in chunks and decode through caches of every kind and dtype: every pair of features, every triple of structural ones",
+          {},
+          cover(factors, 3, 20265, seed)};
+}
+
 Suite padding(std::uint64_t seed) {
   Suite suite{"padding", "left, right and mixed padding, with and without causality, as intervals, boolean and additive masks", {}, {}};
   auto add = [&](const std::string& line) {
@@ -278,7 +362,8 @@ struct Entry {
   std::string_view name;
   Suite (*make)(std::uint64_t);
 };
-constexpr Entry entries[] = {{"smoke", smoke}, {"standard", standard}, {"models", models}, {"padding", padding}, {"backward", backward}};
+constexpr Entry entries[] = {{"smoke", smoke},       {"standard", standard}, {"models", models}, {"padding", padding},
+                             {"backward", backward}, {"decode", decode},     {"caches", caches}};
 
 }  // namespace
 

@@ -48,7 +48,9 @@ void check_cache(const Case& c) {
   require_range("cache page", k.page, 1, Index{1} << 30);
   require_range("store group", k.group, 0, max_head_dim);
   for (Index n : k.chunks) require_range("chunks", n, 1, Index{1} << 40);
-  if (c.dropout > 0 && !k.chunks.empty()) refuse("chunks with dropout: rows count from the first of a call, so chunks drop other weights");
+  if (!k.chunks.empty() && !can_chunk(c))
+    refuse(c.dropout > 0 ? "chunks with dropout: rows count from the first of a call, so chunks drop other weights"
+                         : "chunks: a row of an early call cannot see keys of a later one; causal or window=...,0 is needed");
   for (LayoutKind l : {c.k_layout, c.v_layout})
     if (l == LayoutKind::shared_batch || l == LayoutKind::shared_head)
       refuse(fmt::format("cache=... with layout={}: tokens are appended one by one", name_of(l)));
@@ -73,6 +75,8 @@ CaseError::CaseError(std::size_t at, const std::string& message) : std::runtime_
 bool Poke::operator==(const Poke& o) const {
   return tensor == o.tensor && position == o.position && std::bit_cast<std::uint64_t>(value) == std::bit_cast<std::uint64_t>(o.value);
 }
+
+bool can_chunk(const Case& c) { return (c.causal || c.window_right == 0) && c.dropout == 0; }
 
 void check_case(const Case& c) {
   const AttentionShape& s = c.shape;

@@ -165,6 +165,9 @@ void check_case(const Case& c);
 // The fields with their meaning, one a line.
 std::string case_help();
 
+// Whether rows of a cached case may come in several calls: none sees a key that comes after it, none is dropped by its number.
+bool can_chunk(const Case& c);
+
 // Bytes that inputs and outputs of the case need. check_case() has made sure that the sum does not overflow.
 Index case_bytes(const Case& c);
 
