@@ -71,6 +71,30 @@ TEST_P(Decode, RowsAloneHaveTheBitsOfTheWholeCall) {
   }
 }
 
+// Row 93 sees keys up to 513. What the first split leaves underflows to -0 when it is rescaled, and so does all that the
+// second one adds; key 514, masked but seen by others of the register block, would turn the latter into +0.
+TEST_P(Decode, TheSignOfZeroDoesNotTellWhoElseIsThere) {
+  const Case c = parse_case("attention b=1 h=1 l=97x517 d=1 scale=1 causal offset=420 values=ones seed=1");
+  const Inputs in(c);
+  for (Index i = 0; i < 97; ++i) store(in.problem.q, in.problem.q.at(0, 0, i, 0), 1);
+  const auto set = [&](Index key, double k, double v) {
+    store(in.problem.k, in.problem.k.at(0, 0, key, 0), k);
+    store(in.problem.v, in.problem.v.at(0, 0, key, 0), v);
+  };
+  for (Index j = 0; j < 517; ++j) set(j, -200, 1);
+  set(0, 0, -0x1p-149);
+  set(512, 2, 0);
+  set(513, 0, -0x1p-149);
+  const Outputs whole(c);
+  Case one = c;
+  one.shape.rows = 1;
+  const Outputs alone(one);
+  ASSERT_TRUE(kernels::attention_forward(in.problem, whole.view()).ok());
+  ASSERT_TRUE(kernels::attention_forward(piece_of(in.problem, 0, 93, 1, 514), alone.view()).ok());
+  EXPECT_EQ(load(alone.o.view(), 0), 0);
+  EXPECT_EQ(row_difference(whole.view(), 0, 0, 93, alone.view(), 0, 0, 1), "");
+}
+
 TEST_P(Decode, ThreadsDoNotShow) {
   for (const char* line : {"attention b=3 h=8/2 l=3x5000 d=48 lengths=1,5000,2300 dropout=0.2:9 seed=1", "attention b=1 h=1 l=1x9000 d=128 dtype=bf16 seed=2",
                            "attention b=2 h=2 l=130x1700 d=32 causal offset=end dropout=0.1:3 seed=3"}) {

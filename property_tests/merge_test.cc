@@ -65,6 +65,21 @@ TEST(Merge, IsExactToOneRounding) {
       }
 }
 
+// (1 + 2^-8) + 2^-24 lies above the midpoint of 1 and its successor in bf16; rounded to f32 on the way, it would be that
+// midpoint and go down.
+TEST(Merge, RoundsOnceToNarrowOutputs) {
+  const Parts parts(2, {1, 1, 1, 1}, Dtype::f32, 1);
+  for (std::size_t s = 0; s < 2; ++s) store(parts.lse[s].view(), 0, 3);
+  for (auto [dtype, step] : {std::pair{Dtype::bf16, 0x1p-8}, {Dtype::f16, 0x1p-11}})
+    for (double sign : {1.0, -1.0}) {
+      store(parts.o[0].view(), 0, sign * (1 + step));
+      store(parts.o[1].view(), 0, sign * (1 + step + 0x1p-23));
+      const Tensor o = tensor_of(dtype, {1, 1, 1, 1});
+      ASSERT_TRUE(kernels::attention_merge(parts.views, LogBase::natural, {o.view(), {}}).ok());
+      EXPECT_EQ(load(o.view(), 0), sign * (1 + 2 * step));
+    }
+}
+
 // Keys in three uneven parts, one of which some rows do not see, against one call over all.
 TEST(Merge, PartsOfTheKeysGiveTheWhole) {
   const Case c = parse_case("attention b=2 h=4/2 l=9x300 d=32 causal offset=120 seed=4");
