@@ -39,7 +39,7 @@ int main(int argc, char** argv) {
   auto* file = check_command->add_option("--cases", check_options.cases_file, "A file of case lines; # starts a comment");
   suite->excludes(lines)->excludes(file);
   check_command
-      ->add_option("--candidate", check_options.candidate, "host, host-undeclared (no contract: a ladder is tried), unfused (the fallback) or fault:NAME")
+      ->add_option("--candidate", check_options.candidate, "host, host-undeclared (no contract: a ladder is tried), unfused (the fallback), sdpa (what the dispatcher chooses) or fault:NAME")
       ->capture_default_str();
   check_command->add_option("--filter", check_options.filter, "Only cases whose line contains this text");
   check_command->add_option("--seed", check_options.seed, "Of the inputs of a suite")->capture_default_str();

@@ -8,6 +8,7 @@
 #include "harness/contracts.h"
 #include "harness/planted_faults.h"
 #include "kernels/attention.h"
+#include "kernels/dispatch.h"
 #include "kernels/targets.h"
 #include "kernels/unfused.h"
 
@@ -51,6 +52,27 @@ class Unfused : public Candidate {
   kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_unfused(p, out, threads); }
 };
 
+// Whatever the dispatcher chooses: the tiled kernel or the fallback.
+class Sdpa : public Candidate {
+ public:
+  std::string name() const override { return "sdpa"; }
+  std::string unsupported(const Attention& p, Dtype out) const override { return unsupported_dtype(p, out); }
+  // Of the kernel that the last run chose.
+  std::optional<Contract> contract(const Attention& p) const override {
+    const std::string target = kernels::chosen_target();
+    return dispatcher_.counters().dispatched > 0 ? host_contract(p, target) : unfused_contract(target);
+  }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
+    dispatcher_.reset_counters();
+    kernels::SdpaOptions options;
+    options.threads = threads;
+    return dispatcher_.sdpa(p, out, options);
+  }
+
+ private:
+  kernels::Dispatcher dispatcher_;
+};
+
 class Faulty : public Candidate {
  public:
   explicit Faulty(const PlantedFault& fault) : fault_(fault) {}
@@ -76,6 +98,7 @@ kernels::Status Candidate::run_backward(const Attention&, const AttentionBackwar
 std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name == "host" || name == "host-undeclared") return std::make_unique<Host>(name == "host");
   if (name == "unfused") return std::make_unique<Unfused>();
+  if (name == "sdpa") return std::make_unique<Sdpa>();
   if (name.starts_with("fault:"))
     for (const PlantedFault& f : planted_faults())
       if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
@@ -83,7 +106,7 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
 }
 
 std::vector<std::string> candidate_names() {
-  std::vector<std::string> names = {"host", "host-undeclared", "unfused"};
+  std::vector<std::string> names = {"host", "host-undeclared", "unfused", "sdpa"};
   for (const PlantedFault& f : planted_faults()) names.push_back("fault:" + std::string(f.name));
   return names;
 }

@@ -322,23 +322,24 @@ Suite padding(std::uint64_t seed) {
 }
 
 Suite models(std::uint64_t seed) {
-  Suite suite{"models", "the attention of real models, forward", {}, {}};
+  Suite suite{"models", "the attention of real models: prefill, prefill in chunks and decode through a cache", {}, {}};
   struct Model {
     const char* name;
     const char* line;  // without b, l and dtype
     Index rows, keys;  // at full length
     const char* dtype;
+    const char* cache;  // empty: no decoder
   };
   static constexpr Model table[] = {
-      {"GPT-2", "h=12 d=64 causal", 1024, 1024, "f32"},
-      {"BERT base", "h=12 d=64 lengths=$k", 512, 512, "f32"},
-      {"Llama 3 8B", "h=32/8 d=128 causal", 8192, 8192, "bf16"},
-      {"Mistral 7B", "h=32/8 d=128 causal window=4095,0", 8192, 8192, "bf16"},
-      {"Gemma 2 9B, local", "h=16/8 d=256 causal softcap=50 window=4095,0 scale=0.0625", 8192, 8192, "bf16"},
-      {"Gemma 2 9B, global", "h=16/8 d=256 causal softcap=50 scale=0.0625", 8192, 8192, "bf16"},
-      {"DeepSeek V3", "h=128 d=192/128 causal", 4096, 4096, "bf16"},
-      {"Whisper large, cross attention", "h=20 d=64", 448, 1500, "f16"},
-      {"diffusion at 4,096 tokens", "h=8 d=40", 4096, 4096, "f16"},
+      {"GPT-2", "h=12 d=64 causal", 1024, 1024, "f32", "cache=contiguous"},
+      {"BERT base", "h=12 d=64 lengths=$k", 512, 512, "f32", ""},
+      {"Llama 3 8B", "h=32/8 d=128 causal", 8192, 8192, "bf16", "cache=paged:16"},
+      {"Mistral 7B", "h=32/8 d=128 causal window=4095,0", 8192, 8192, "bf16", "cache=paged:16"},
+      {"Gemma 2 9B, local", "h=16/8 d=256 causal softcap=50 window=4095,0 scale=0.0625", 8192, 8192, "bf16", "cache=paged:16 store=f8e4m3"},
+      {"Gemma 2 9B, global", "h=16/8 d=256 causal softcap=50 scale=0.0625", 8192, 8192, "bf16", "cache=paged:16 store=f8e4m3"},
+      {"DeepSeek V3", "h=128 d=192/128 causal", 4096, 4096, "bf16", "cache=latent:64:512+64"},
+      {"Whisper large, cross attention", "h=20 d=64", 448, 1500, "f16", ""},
+      {"diffusion at 4,096 tokens", "h=8 d=40", 4096, 4096, "f16", ""},
   };
   std::uint64_t k = 0;
   for (const Model& m : table) {
@@ -354,6 +355,17 @@ Suite models(std::uint64_t seed) {
     suite.cases.push_back(c);
     suite.notes.push_back(fmt::format("{}: {} heads, {} x {}{}; {} rows of each head judged", m.name, heads, rows, keys,
                                       factor > 1 ? fmt::format(" (lengths and window scaled down by {})", factor) : "", judged_rows));
+    if (*m.cache == '\0') continue;
+    // Projected keys and values of every head are kept in f64: the latent cache is scaled down further.
+    const bool latent = std::string_view(m.cache).find("latent") != std::string_view::npos;
+    const Index chunked = latent ? 192 : 1024, tokens = latent ? 256 : m.keys;
+    for (const auto& [shape, features] : {std::pair{fmt::format("l={} chunks={},{}", chunked, chunked * 3 / 10, chunked / 5), line},
+                                          {fmt::format("l=1x{} offset=end", tokens), std::string(m.line)}}) {
+      Case cached = parse_case(fmt::format("attention b=1 {} dtype={} rows={} threads=0 {} {}", shape, m.dtype, judged_rows, features, m.cache));
+      cached.seed = seed + k++;
+      suite.cases.push_back(cached);
+    }
+    suite.notes.push_back(fmt::format("{}: prefill of {} tokens in chunks and decode at {} tokens through {}", m.name, chunked, tokens, m.cache));
   }
   return suite;
 }

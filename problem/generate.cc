@@ -293,20 +293,28 @@ void fill_latent(const Case& c, Inputs& in) {
   a.k_absolute = in.k_absolute.view();
   a.v_absolute = in.v_absolute.view();
   a.projection = rank;
-  auto project = [&](const TensorView& up, Index b, Index g, Index j, Index row, const TensorView& to, const TensorView& absolute) {
+  // Decoded once: the sums read every element of them many times.
+  auto decoded = [](const TensorView& t) {
+    std::vector<double> x(static_cast<std::size_t>(element_count(t.shape)));
+    for (std::size_t e = 0; e < x.size(); ++e) x[e] = load(t, static_cast<Index>(e));
+    return x;
+  };
+  const std::vector<double> c_of = decoded(latent.view()), up_k = decoded(in.up_k.view()), up_v = decoded(in.up_v.view());
+  auto project = [&](const double* up, const double* token, Index at, const TensorView& to, const TensorView& absolute) {
     double sum = 0, magnitude = 0;
     for (Index r = 0; r < rank; ++r) {
-      const double product = load(up, up.at(0, g, row, r)) * load(latent.view(), latent.view().at(b, 0, j, r));
+      const double product = up[r] * token[r];
       sum += product;
       magnitude += std::fabs(product);
     }
-    store(to, to.at(b, g, j, row), sum);
-    store(absolute, absolute.at(b, g, j, row), magnitude);
+    store(to, at, sum);
+    store(absolute, at, magnitude);
   };
-  parallel_for(s.batch * s.kv_heads * s.keys, 0, [&](Index at) {
-    const Index j = at % s.keys, g = at / s.keys % s.kv_heads, b = at / s.keys / s.kv_heads;
-    for (Index d = 0; d < plain; ++d) project(in.up_k.view(), b, g, j, d, a.k, a.k_absolute);
-    for (Index d = 0; d < s.value_dim; ++d) project(in.up_v.view(), b, g, j, d, a.v, a.v_absolute);
+  parallel_for(s.batch * s.kv_heads * s.keys, 0, [&](Index position) {
+    const Index j = position % s.keys, g = position / s.keys % s.kv_heads, b = position / s.keys / s.kv_heads;
+    const double* token = c_of.data() + (b * s.keys + j) * rank;
+    for (Index d = 0; d < plain; ++d) project(up_k.data() + (g * plain + d) * rank, token, a.k.at(b, g, j, d), a.k, a.k_absolute);
+    for (Index d = 0; d < s.value_dim; ++d) project(up_v.data() + (g * s.value_dim + d) * rank, token, a.v.at(b, g, j, d), a.v, a.v_absolute);
     for (Index d = 0; d < rotary; ++d) {
       const double x = load(turned.view(), turned.view().at(b, 0, j, d));
       store(a.k, a.k.at(b, g, j, plain + d), x);
