@@ -509,6 +509,59 @@ TEST(Case, Bytes) {
             4 * 7 * 4 * (12 - 2));
 }
 
+TEST(Case, BackwardAndCaches) {
+  const Case backward = parse_case("backward b=1 h=2 l=4 d=8 grad=ones poke=g:0:1:3:7=nan");
+  EXPECT_EQ(backward.operation, Operation::backward);
+  EXPECT_EQ(backward.gradient, Values::ones);
+  EXPECT_EQ(backward.pokes.at(0).tensor, 'g');
+  const Case latent = parse_case("attention b=1 h=2 l=3x9 d=24/8 causal offset=end cache=latent:5:32+8 store=f8e4m3/16 chunks=2,1");
+  EXPECT_EQ(latent.cache.kind, CacheSpec::Kind::latent);
+  EXPECT_EQ(latent.cache.page, 5);
+  EXPECT_EQ(latent.cache.rank, 32);
+  EXPECT_EQ(latent.cache.rotary, 8);
+  EXPECT_EQ(latent.cache_dtype(), Dtype::f8e4m3);
+  EXPECT_EQ(latent.cache.group, 16);
+  EXPECT_EQ(latent.cache.chunks, (std::vector<Index>{2, 1}));
+  for (const char* line : {"backward b=1 h=2 l=4 d=8 dtype=f32 grad=ones poke=g:0:1:3:7=nan", "attention b=1 h=1 l=4 d=8 dtype=f16 cache=contiguous",
+                           "attention b=1 h=1 l=4 d=8 dtype=f16 causal cache=paged:3 store=f4e2m1/16 chunks=1",
+                           "attention b=1 h=2 l=3x9 d=24/8 dtype=bf16 causal offset=end cache=latent:5:32+8 store=f8e4m3 chunks=2,1"}) {
+    EXPECT_EQ(print_case(parse_case(line)), line);
+    EXPECT_EQ(parse_case(print_case(parse_case(line))), parse_case(line));
+  }
+}
+
+TEST(Case, ImpossibleBackwardsAndCaches) {
+  for (auto [line, words] : {std::pair{"attention b=1 h=1 l=4 d=8 grad=ones", "grad=ones: only backward has a dO"},
+                             {"attention b=1 h=1 l=4 d=8 poke=g:0:0:0:0=1", "only backward has a dO"},
+                             {"backward b=1 h=1 l=4 d=8 cache=contiguous", "no backward pass through a cache"},
+                             {"backward b=1 h=1 l=4 d=8/6 poke=g:0:0:0:6=1", "index 6 of axis 3 is outside [0, 6)"},
+                             {"attention b=1 h=1 l=4 d=8 store=f16", "store and chunks need cache"},
+                             {"attention b=1 h=1 l=4 d=8 chunks=1", "store and chunks need cache"},
+                             {"attention b=1 h=1 l=5x4 d=8 offset=end cache=contiguous", "at least as many keys"},
+                             {"attention b=1 h=1 l=3x4 d=8 cache=contiguous", "offset=end"},
+                             {"attention b=1 h=1 l=4 d=8 lengths=3 cache=contiguous", "lengths are those of the cache"},
+                             {"attention b=1 h=1 l=3x4 d=8 offset=end starts=2 cache=contiguous", "starts (evicted before the first row)=2 is outside [0, 1]"},
+                             {"attention b=1 h=1 l=4 d=8 cache=paged:0", "cache page=0 is outside"},
+                             {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f16/4", "only f8 and f4 have scales"},
+                             {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f64", "caches hold f32"},
+                             {"attention b=1 h=1 l=4 d=8 cache=contiguous chunks=2", "causal or window=...,0 is needed"},
+                             {"attention b=1 h=1 l=4 d=8 causal dropout=0.5:1 cache=contiguous chunks=2", "chunks drop other weights"},
+                             {"attention b=1 h=1 l=4 d=8 causal cache=contiguous chunks=0", "chunks=0 is outside"},
+                             {"attention b=1 h=1 l=4 d=8 cache=latent:4:32+8", "cache rotary=8 is outside [0, 7]"},
+                             {"attention b=1 h=1 l=4 d=8 cache=latent:4:2000+4", "cache rank=2000 is outside"},
+                             {"attention b=1 h=1 l=4 d=8 cache=latent:4:32+4 poke=k:0:0:0:0=1", "has no K and V of its own"},
+                             {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f4e2m1 poke=k:0:0:0:0=nan", "f4e2m1 has no NaN"},
+                             {"attention b=1 h=2 l=4 d=8 cache=contiguous layout=k:shared-head", "tokens are appended one by one"},
+                             {"forward b=1 h=1 l=4 d=8", "expected an operation (attention, backward), found 'forward'"}}) {
+    try {
+      parse_case(line);
+      ADD_FAILURE() << line;
+    } catch (const CaseError& e) {
+      EXPECT_THAT(e.what(), HasSubstr(words)) << line;
+    }
+  }
+}
+
 TEST(Case, HelpExplainsEveryFieldAndName) {
   const std::string help = case_help();
   std::istringstream line(

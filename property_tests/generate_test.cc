@@ -525,6 +525,62 @@ TEST(GenerateProblem, FieldsArrive) {
   EXPECT_EQ(Inputs(parse_case("attention d=64")).problem.scale, 0.125f);
 }
 
+// What a cache means, element by element: the token, its scale and the code between.
+TEST(GenerateCache, HoldsRoundedTokens) {
+  for (auto [store_as, dtype, group] : {std::tuple{"f16", Dtype::f16, Index{0}},
+                                        {"f8e4m3", Dtype::f8e4m3, Index{0}},
+                                        {"f8e5m2/5", Dtype::f8e5m2, Index{5}},
+                                        {"f4e2m1/16", Dtype::f4e2m1, Index{16}}}) {
+    const Case c = parse_case(std::string("attention b=2 h=2 l=7 d=24/20 scores=heavy-tail cache=paged:3 store=") + store_as);
+    const Inputs in(c);
+    Index compared = 0;
+    for (const auto& [tokens, read] : {std::pair{&in.token_k.view(), &in.problem.k}, {&in.token_v.view(), &in.problem.v}}) {
+      const Index columns = tokens->shape[3], width = format(dtype).bits > 8 ? columns : group > 0 ? group : columns;
+      for (Index b = 0; b < 2; ++b)
+        for (Index h = 0; h < 2; ++h)
+          for (Index i = 0; i < 7; ++i)
+            for (Index d = 0; d < columns; ++d) {
+              double largest = 0;
+              for (Index e = d / width * width; e < std::min(columns, (d / width + 1) * width); ++e)
+                largest = std::max(largest, std::fabs(load(*tokens, tokens->at(b, h, i, e))));
+              // The least power of two under which the largest magnitude of the group fits.
+              const double scale = format(dtype).bits > 8 ? 1 : std::exp2(std::ceil(std::log2(largest / format(dtype).max_finite)));
+              const double x = load(*tokens, tokens->at(b, h, i, d)), y = load(*read, read->at(b, h, i, d));
+              EXPECT_EQ(y, scale * decode(dtype, encode(dtype, x / scale))) << store_as << " " << x;
+              compared += y != x;
+            }
+    }
+    EXPECT_GT(compared, 100) << "rounding is not seen";
+  }
+}
+
+TEST(GenerateCache, LatentKeysAreProjectedTokens) {
+  const Case c = parse_case("attention b=2 h=4/2 l=3x5 d=9/4 offset=end cache=latent:2:16+3 store=bf16");
+  const Inputs in(c);
+  const Attention& p = in.problem;
+  EXPECT_EQ(p.projection, 16);
+  for (Index b = 0; b < 2; ++b)
+    for (Index g = 0; g < 2; ++g)
+      for (Index j = 0; j < 5; ++j) {
+        auto token = [&](const Tensor& t, Index r) { return round_to(Dtype::bf16, load(t.view(), t.view().at(b, 0, j, r))); };
+        for (Index d = 0; d < 9; ++d) {
+          double sum = 0, absolute = 0;
+          if (d < 6)
+            for (Index r = 0; r < 16; ++r) {
+              const double product = load(in.up_k.view(), in.up_k.view().at(0, g, d, r)) * token(in.token_k, r);
+              sum += product;
+              absolute += std::fabs(product);
+            }
+          else sum = token(in.token_v, d - 6), absolute = std::fabs(sum);
+          EXPECT_EQ(load(p.k, p.k.at(b, g, j, d)), sum);
+          EXPECT_EQ(load(p.k_absolute, p.k_absolute.at(b, g, j, d)), absolute);
+        }
+        double value = 0;
+        for (Index r = 0; r < 16; ++r) value += load(in.up_v.view(), in.up_v.view().at(0, g, 3, r)) * token(in.token_k, r);
+        EXPECT_EQ(load(p.v, p.v.at(b, g, j, 3)), value);
+      }
+}
+
 TEST(GenerateProblem, EmptyExtents) {
   for (const char* shape : {"b=0", "l=0", "l=0x5", "l=5x0", "b=0 l=0"})
     for (const char* rest :
