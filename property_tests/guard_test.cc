@@ -139,6 +139,111 @@ TEST(Guard, ImpossibleRequestsAreRefusedBeforeAnythingIsAllocated) {
   EXPECT_THROW(make_candidate("fault:none-such"), std::invalid_argument);
 }
 
+// The backward pass, or the cache, of the production kernel, then a misdeed.
+class MisbehavingBeyond : public Candidate {
+ public:
+  using Backward = std::function<void(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, int call)>;
+  using Cached = std::function<void(const Inputs&, const AttentionOutput&, int call)>;
+  std::string name() const override { return "misbehaving"; }
+  std::string unsupported(const Attention&, Dtype) const override { return {}; }
+  std::optional<Contract> contract(const Attention& p) const override { return host_contract(p, kernels::chosen_target()); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_forward(p, out, threads); }
+  bool has_backward() const override { return backward != nullptr; }
+  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
+    const kernels::Status status = kernels::attention_backward(p, in, out, threads);
+    backward(p, in, out, calls_++);
+    return status;
+  }
+  bool has_cache() const override { return cached != nullptr; }
+  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
+    const kernels::Status status = make_candidate("host")->run_cached(c, in, out, threads);
+    cached(in, out, calls_++);
+    return status;
+  }
+  Backward backward;
+  Cached cached;
+
+ private:
+  int calls_ = 0;
+};
+
+CaseResult run_backward(MisbehavingBeyond::Backward deed, const char* line = "backward b=1 h=2 l=9x20 d=8 causal layout=q:padded bias=normal@hj") {
+  MisbehavingBeyond candidate;
+  candidate.backward = std::move(deed);
+  return execute(parse_case(line), candidate);
+}
+
+TEST(GuardBackward, TheKernelAloneIsFine) {
+  const CaseResult r = run_backward([](auto&&...) {});
+  EXPECT_EQ(r.outcome, Outcome::pass) << r.reason;
+  for (const char* name : {"threads", "negated-gradient", "unseen-keys-nan"}) EXPECT_EQ(r.relations.at(name), "held") << name;
+}
+
+TEST(GuardBackward, MemoryAroundGradientsAndInputs) {
+  using In = AttentionBackwardInput;
+  using Out = AttentionGradients;
+  auto byte_of = [](const TensorView& t, Index offset) -> std::byte& { return static_cast<std::byte*>(t.data)[offset]; };
+  EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) { byte_of(out.dk, -1) = std::byte{0}; }).reason,
+              HasSubstr("dk: a guard band was overwritten"));
+  EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) { *end_of(out.d_bias, 2 * 20) = std::byte{0}; }).reason,
+              HasSubstr("d_bias: a guard band was overwritten"));
+  EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) { static_cast<float*>(out.dq.data)[out.dq.at(0, 0, 0, 0) + 8] = 0; }).reason,
+              HasSubstr("dq: bytes between its elements were overwritten"));
+  EXPECT_THAT(run_backward([&](auto&, const In& in, const Out&, int) { byte_of(in.lse, 0) ^= std::byte{1}; }).reason, HasSubstr("an input was changed"));
+  EXPECT_THAT(run_backward([&](auto&, const In& in, const Out&, int) { byte_of(in.d_o, 0) ^= std::byte{1}; }).reason, HasSubstr("an input was changed"));
+}
+
+TEST(GuardBackward, RunsAndRelationsThatDisagree) {
+  auto nudge = [](const TensorView& t) { static_cast<float*>(t.data)[t.at(0, 1, 3, 2)] *= 1 + 0x1p-23f; };
+  EXPECT_THAT(run_backward([&](auto&, auto&, const AttentionGradients& out, int call) {
+                if (call == 1) nudge(out.dv);
+              }).reason,
+              HasSubstr("poisoned differently disagree: dV[b=0, h=1, row=3, column=2]"));
+  EXPECT_THAT(run_backward([&](auto&, auto&, const AttentionGradients& out, int call) {
+                if (call == 3) nudge(out.dq);
+              }).reason,
+              HasSubstr("relation negated-gradient violated: dQ"));
+}
+
+TEST(GuardBackward, AWrongForwardIsNotForgivenByItsGradients) {
+  MisbehavingBeyond candidate;
+  candidate.backward = [](auto&&...) {};
+  struct Wrong : MisbehavingBeyond {
+    kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
+      const kernels::Status status = MisbehavingBeyond::run(p, out, threads);
+      static_cast<float*>(out.lse.data)[out.lse.at(0, 0, 2, 0)] += 0.01f;
+      return status;
+    }
+  } wrong;
+  wrong.backward = [](auto&&...) {};
+  const CaseResult r = execute(parse_case("backward b=1 h=2 l=9x20 d=8"), wrong);
+  EXPECT_EQ(r.outcome, Outcome::fail);
+  EXPECT_THAT(r.reason, HasSubstr("LSE is outside its bound"));
+}
+
+TEST(GuardBackward, WithoutABackwardPassOrACacheIsUnsupported) {
+  MisbehavingBeyond candidate;
+  EXPECT_EQ(execute(parse_case("backward b=1 h=1 l=3 d=4"), candidate).outcome, Outcome::unsupported);
+  EXPECT_EQ(execute(parse_case("attention b=1 h=1 l=3 d=4 cache=contiguous"), candidate).outcome, Outcome::unsupported);
+}
+
+TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
+  MisbehavingBeyond candidate;
+  const Case c = parse_case("attention b=2 h=4/2 l=9x20 d=8 causal offset=end cache=paged:4 chunks=4,1");
+  candidate.cached = [](auto&&...) {};
+  const CaseResult fine = execute(c, candidate);
+  EXPECT_EQ(fine.outcome, Outcome::pass) << fine.reason;
+  for (const char* name : {"threads", "chunks", "pages", "no-cache"}) EXPECT_EQ(fine.relations.at(name), "held") << name;
+  candidate.cached = [](const Inputs& in, const AttentionOutput&, int) { in.token_k.bytes()[5] ^= std::byte{1}; };
+  EXPECT_THAT(execute(c, candidate).reason, HasSubstr("an input was changed"));
+  // One call and chunks differ by an ulp: no bound sees that.
+  MisbehavingBeyond leaning;
+  leaning.cached = [](const Inputs&, const AttentionOutput& out, int call) {
+    if (call >= 2) static_cast<float*>(out.o.data)[out.o.at(1, 2, 3, 4)] *= 1 + 0x1p-23f;
+  };
+  EXPECT_THAT(execute(c, leaning).reason, HasSubstr("relation chunks violated: O[b=1, h=2, row=3, column=4]"));
+}
+
 // Shown by a pass that cannot miss it: deleting a key of `gather` inputs moves O by whole values.
 TEST(Power, CertificateOfASuiteIsAUnionOfLanes) {
   const auto host = make_candidate("host");
