@@ -159,6 +159,12 @@ void print_single(const Json& r) {
                  100.0 * shown["o"].get<double>() / r["power"]["pairs"].get<double>(), 100.0 * shown["lse"].get<double>() / r["power"]["pairs"].get<double>());
     fmt::print("\n");
   }
+  if (passed && r.contains("gradient_power")) {
+    const Json& g = r["gradient_power"];
+    const auto percent = [&](const char* output) { return 100.0 * g[output].get<double>() / g["pairs"].get<double>(); };
+    fmt::print("  power of gradients, {} visible pairs, each left out of its sums: {:.1f}% shown (dQ {:.1f}%, dK {:.1f}%, dV {:.1f}%)\n",
+               g["pairs"].get<Index>(), percent("any"), percent("dQ"), percent("dK"), percent("dV"));
+  }
   if (r.contains("relations"))
     for (const auto& [name, how] : r["relations"].items()) fmt::print("  relation {}: {}\n", name, how.get<std::string>());
 }

@@ -79,6 +79,8 @@ Json to_json(const CaseResult& r) {
   }
   if (v.outside > 0) j["first_failure"] = to_json(v.first_failure, v.row_tile);
   j["bias"] = {{"mean_ratio", number(v.mean_ratio)}, {"slope_t", number(v.slope_t)}};
+  if (const GradientPower& g = v.gradient_power; g.pairs > 0)
+    j["gradient_power"] = {{"pairs", g.pairs}, {"dQ", g.by_dq}, {"dK", g.by_dk}, {"dV", g.by_dv}, {"any", g.by_any}};
   const Power& p = v.power;
   Json& power = j["power"];
   power["pairs"] = p.pairs;

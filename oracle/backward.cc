@@ -106,12 +106,13 @@ struct RowState {
 // The sums of one kv head, a block of rows of one query head at a time.
 class GroupSum {
  public:
-  GroupSum(const BackwardReference& x, Index b, Index g, std::span<const Index> row_index, SharedGradients& shared)
+  GroupSum(const BackwardReference& x, Index b, Index g, std::span<const Index> row_index, SharedGradients& shared, bool with_pairs)
       : x_(x), p_(x.problem_), s_(p_.shape), c_(x.contract()), shared_(shared), kv_(x.reference_.load_head(b, g)), b_(b) {
     keys_ = kv_->keys_transposed.leftCols(s_.keys).transpose();
     keys_absolute_ = keys_.cwiseAbs();
     out_.row_index.assign(row_index.begin(), row_index.end());
     all_rows_ = static_cast<Index>(row_index.size()) == s_.rows;
+    with_pairs_ = with_pairs;
     out_.dk = empty_gradient(all_rows_ ? s_.keys : 0, s_.dim);
     out_.dv = empty_gradient(all_rows_ ? s_.keys : 0, s_.value_dim);
     dk_ = dk_bound_ = RowMajor::Zero(out_.dk.rows, s_.dim);
@@ -121,6 +122,8 @@ class GroupSum {
   void add_head(Index h) {
     h_ = h;
     Gradient& dq = out_.dq.emplace_back(empty_gradient(static_cast<Index>(out_.row_index.size()), s_.dim));
+    if (with_pairs_)
+      for (auto* part : {&out_.score_part, &out_.weight_part}) part->emplace_back(static_cast<std::size_t>(dq.rows * s_.keys), 0.0f);
     const Index per_block = std::clamp<Index>((Index{1} << 16) / std::max<Index>(s_.keys, 1), 16, 128);
     for (Index first = 0; first < dq.rows; first += per_block)
       add_block(dq, first,
@@ -183,6 +186,13 @@ class GroupSum {
       spread(block, r, state, dq, own, m);
     }
     add_to(dq, first, m.dot_gradient * keys_.middleRows(key0, n), m.to_dq * keys_absolute_.middleRows(key0, n));
+    if (with_pairs_)
+      for (Index r = 0; r < rows; ++r)
+        for (Index j = 0; j < n; ++j) {
+          const auto pair = static_cast<std::size_t>((first + r) * s_.keys + key0 + j);
+          out_.score_part.back()[pair] = static_cast<float>(m.dot_gradient(r, j));
+          out_.weight_part.back()[pair] = static_cast<float>(m.kept_weight(r, j));
+        }
     if (!all_rows_) return;
     dk_.middleRows(key0, n).noalias() += m.dot_gradient.transpose() * m.q;
     dk_bound_.middleRows(key0, n).noalias() += m.to_dk.transpose() * m.q.cwiseAbs();
@@ -340,14 +350,14 @@ class GroupSum {
   const KeyValuesPointer kv_;
   const Index b_;
   Index h_ = 0;
-  bool all_rows_ = false;
+  bool all_rows_ = false, with_pairs_ = false;
   RowMajor keys_, keys_absolute_, dk_, dk_bound_, dv_, dv_bound_;
   double key_ratio_ = 0, key_slack_ = 0x1p-40;
   GroupGradients out_;
 };
 
-GroupGradients BackwardReference::evaluate(Index b, Index g, std::span<const Index> rows, SharedGradients& shared) const {
-  GroupSum sum(*this, b, g, rows, shared);
+GroupGradients BackwardReference::evaluate(Index b, Index g, std::span<const Index> rows, SharedGradients& shared, bool with_pairs) const {
+  GroupSum sum(*this, b, g, rows, shared, with_pairs);
   for (Index h = g * problem_.shape.group(); h < (g + 1) * problem_.shape.group(); ++h) sum.add_head(h);
   return sum.finish();
 }

@@ -30,6 +30,9 @@ struct GroupGradients {
   std::vector<Index> row_index;  // the rows of dq
   std::vector<Gradient> dq;      // of each query head of the group
   Gradient dk, dv;               // of all rows, or empty where only some rows were asked for
+  // Only where pairs were asked for, of each query head: what the pair (i, j) brings to dQ_i and dK_j (times the scale) and to
+  // dV_j; rows x keys, 0 where it brings nothing.
+  std::vector<std::vector<float>> score_part, weight_part;
 };
 
 // Sums over a whole problem: of the elements of dBias (one row), of the sink of each head (one row).
@@ -45,7 +48,7 @@ class BackwardReference {
 
   // For all rows, or for some of them. Adds what the heads contribute to `shared`. Not for two groups at a time with
   // the same `shared`.
-  GroupGradients evaluate(Index b, Index g, std::span<const Index> rows, SharedGradients& shared) const;
+  GroupGradients evaluate(Index b, Index g, std::span<const Index> rows, SharedGradients& shared, bool with_pairs = false) const;
 
   SharedGradients no_shared_gradients() const;
   // Turns the sums of `shared` into bounds, once all groups are in.

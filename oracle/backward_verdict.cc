@@ -9,6 +9,7 @@
 
 #include "oracle/backward.h"
 #include "oracle/decide.h"
+#include "oracle/gradient_power.h"
 #include "problem/parallel.h"
 
 namespace assay {
@@ -92,6 +93,8 @@ void merge(Verdict& into, const Verdict& w) {
   for (auto member : {&Verdict::inside, &Verdict::outside, &Verdict::hull_only, &Verdict::exact, &Verdict::nan_expected, &Verdict::nan_found,
                       &Verdict::infinity_found, &Verdict::rows_judged})
     into.*member += w.*member;
+  for (auto member : {&GradientPower::pairs, &GradientPower::by_dq, &GradientPower::by_dk, &GradientPower::by_dv, &GradientPower::by_any})
+    into.gradient_power.*member += w.gradient_power.*member;
   for (const auto& [reason, n] : w.excused) into.excused[reason] += n;
   for (const auto& [reason, n] : w.failures) into.failures[reason] += n;
   for (const auto& [output, compared] : w.gradients) {
@@ -116,12 +119,15 @@ Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& i
   const bool all_rows = static_cast<Index>(rows.size()) == s.rows;
   SharedGradients shared = reference.no_shared_gradients();
   std::mutex mutex;
+  // The certificate keeps two floats a pair, and costs about as much as a product.
+  const bool certify = options.power && all_rows && s.group() * s.rows * s.keys <= Index{1} << 26;
   // Sums over heads or batches: one group after the other.
   const int threads = shared.d_bias.rows + shared.d_sink.rows > 0 ? 1 : options.threads;
   parallel_for(s.batch * s.kv_heads, threads, [&](Index task) {
     const Index b = task / s.kv_heads, g = task % s.kv_heads;
-    const GroupGradients exact = reference.evaluate(b, g, rows, shared);
+    const GroupGradients exact = reference.evaluate(b, g, rows, shared, certify);
     Verdict mine;
+    if (certify) certify_gradients(problem, input.d_o, b, g, exact, out, contract.roundoff, mine.gradient_power);
     GradientJudge judge(contract, options, mine);
     for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
       for (std::size_t r = 0; r < rows.size(); ++r) {

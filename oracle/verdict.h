@@ -37,6 +37,12 @@ struct Compared {
   Element worst;  // the largest ratio
 };
 
+// For each visible pair (row, key): whether leaving it out of the sum would move some element of a gradient by more than
+// twice its bound.
+struct GradientPower {
+  std::int64_t pairs = 0, by_dq = 0, by_dk = 0, by_dv = 0, by_any = 0;
+};
+
 struct Verdict {
   Outcome outcome = Outcome::inconclusive;
   std::string reason;              // one sentence
@@ -58,6 +64,7 @@ struct Verdict {
   std::uint64_t sample_seed = 0;   // that it was drawn with
   std::int64_t rows_in_balls = 0;  // decided or cross-checked in ball arithmetic
   Power power;
+  GradientPower gradient_power;
 };
 
 struct JudgeOptions {

@@ -256,6 +256,28 @@ TEST_F(BackwardVerdict, SampledRowsJudgeDqAloneAndSaySo) {
   EXPECT_EQ(v.gradients.at(Output::dq).elements, 2 * 4 * 8);
 }
 
+// One row: leaving its pair with key j out of dV_j or dK_j leaves 0 there.
+TEST_F(BackwardVerdict, PairsThatPowerShowsAreMissed) {
+  const char* line = "backward b=1 h=1 l=1x60 d=8 scores=huge values=offset seed=4";
+  prepare(line);
+  const GradientPower power = verdict().gradient_power;
+  EXPECT_EQ(power.pairs, 60);
+  std::int64_t missed_dk = 0, missed_dv = 0;
+  for (Index j = 0; j < 60; ++j)
+    for (auto [t, missed] : {std::pair{&dk(), &missed_dk}, {&dv(), &missed_dv}}) {
+      prepare(line);
+      for (Index d = 0; d < 8; ++d) store(*t, t->at(0, 0, j, d), 0);
+      *missed += verdict().outcome == Outcome::fail;
+    }
+  EXPECT_GT(power.by_dv, 3);
+  EXPECT_LT(power.by_dv, 60);
+  // Shown means by twice the bound; what moves by more than once is missed as well.
+  EXPECT_LE(power.by_dk, missed_dk);
+  EXPECT_LE(power.by_dv, missed_dv);
+  EXPECT_GE(power.by_dv + 6, missed_dv);
+  EXPECT_GE(power.by_any, std::max({power.by_dq, power.by_dk, power.by_dv}));
+}
+
 TEST_F(BackwardVerdict, NothingComparedIsNeverAPass) {
   prepare("backward b=0 h=1 l=4 d=8");
   EXPECT_EQ(verdict().outcome, Outcome::inconclusive);
