@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "oracle/visibility.h"
@@ -18,7 +19,7 @@ std::vector<float> inverse_bounds(const Gradient& g, Dtype out, double roundoff)
       const auto e = static_cast<std::size_t>(r * g.columns + d);
       const double bound = g.bound[e] + (rounds ? half_ulp(out, std::fabs(g.value[e]) + g.bound[e]) : 0);
       const bool asked = g.taint[e] == Taint::none && bound > 0 && std::isfinite(bound);
-      inverse[static_cast<std::size_t>(d * g.rows + r)] = asked ? static_cast<float>(0.5 / bound) : 0;
+      inverse[static_cast<std::size_t>(d * g.rows + r)] = asked ? static_cast<float>(std::min(0.5 / bound, 0x1p127)) : 0;
     }
   return inverse;
 }

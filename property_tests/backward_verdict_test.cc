@@ -258,15 +258,16 @@ TEST_F(BackwardVerdict, SampledRowsJudgeDqAloneAndSaySo) {
 
 // One row: leaving its pair with key j out of dV_j or dK_j leaves 0 there.
 TEST_F(BackwardVerdict, PairsThatPowerShowsAreMissed) {
-  const char* line = "backward b=1 h=1 l=1x60 d=8 scores=huge values=offset seed=4";
+  const char* line = "backward b=1 h=1 l=1x60 d=8 scale=2 scores=huge values=offset seed=4";
   prepare(line);
   const GradientPower power = verdict().gradient_power;
   EXPECT_EQ(power.pairs, 60);
   std::int64_t missed_dk = 0, missed_dv = 0;
   for (Index j = 0; j < 60; ++j)
-    for (auto [t, missed] : {std::pair{&dk(), &missed_dk}, {&dv(), &missed_dv}}) {
+    for (auto [member, missed] : {std::pair{&GradientOutputs::dk, &missed_dk}, {&GradientOutputs::dv, &missed_dv}}) {
       prepare(line);
-      for (Index d = 0; d < 8; ++d) store(*t, t->at(0, 0, j, d), 0);
+      const TensorView& t = ((*out_).*member).view();
+      for (Index d = 0; d < 8; ++d) store(t, t.at(0, 0, j, d), 0);
       *missed += verdict().outcome == Outcome::fail;
     }
   EXPECT_GT(power.by_dv, 3);
