@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -22,28 +23,71 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Written through a vector extension or intrinsics, never left to the vectoriser. The multiply-add has to be an
-// intrinsic: with contraction off, a * b + c on vectors is two instructions.
+// intrinsic: with contraction off, a * b + c on vectors is two instructions. step(a, x, y) is a chain of them through a.
 #if defined(__AVX512F__)
-using Lanes = __m512;
-Lanes broadcast(float x) { return _mm512_set1_ps(x); }
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
+struct Single {
+  using Lanes = __m512;
+  static Lanes broadcast(float x) { return _mm512_set1_ps(x); }
+  static Lanes step(Lanes a, Lanes x, Lanes y) { return _mm512_fmadd_ps(a, x, y); }
+  static constexpr int flops = 32;
+};
+struct Double {
+  using Lanes = __m512d;
+  static Lanes broadcast(float x) { return _mm512_set1_pd(static_cast<double>(x)); }
+  static Lanes step(Lanes a, Lanes x, Lanes y) { return _mm512_fmadd_pd(a, x, y); }
+  static constexpr int flops = 16;
+};
 constexpr const char* extension = "AVX-512";
 #elif defined(__AVX2__) && defined(__FMA__)
-using Lanes = __m256;
-Lanes broadcast(float x) { return _mm256_set1_ps(x); }
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return _mm256_fmadd_ps(a, b, c); }
+struct Single {
+  using Lanes = __m256;
+  static Lanes broadcast(float x) { return _mm256_set1_ps(x); }
+  static Lanes step(Lanes a, Lanes x, Lanes y) { return _mm256_fmadd_ps(a, x, y); }
+  static constexpr int flops = 16;
+};
+struct Double {
+  using Lanes = __m256d;
+  static Lanes broadcast(float x) { return _mm256_set1_pd(static_cast<double>(x)); }
+  static Lanes step(Lanes a, Lanes x, Lanes y) { return _mm256_fmadd_pd(a, x, y); }
+  static constexpr int flops = 8;
+};
 constexpr const char* extension = "AVX2";
 #else
-using Lanes = float __attribute__((vector_size(16)));
-Lanes broadcast(float x) { return Lanes{x, x, x, x}; }
+template <class T>
+struct Short {
+  using Lanes = T __attribute__((vector_size(16)));
+  static constexpr int lanes = 16 / sizeof(T), flops = 2 * lanes;
+  static Lanes broadcast(float x) { return Lanes{} + static_cast<T>(x); }
+  static Lanes step(Lanes a, Lanes x, Lanes y) {
 #ifdef __FP_FAST_FMAF
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) {
-  return Lanes{std::fma(a[0], b[0], c[0]), std::fma(a[1], b[1], c[1]), std::fma(a[2], b[2], c[2]), std::fma(a[3], b[3], c[3])};
-}
+    for (int l = 0; l < lanes; ++l) a[l] = std::fma(a[l], x[l], y[l]);
+    return a;
 #else
-inline Lanes multiply_add(Lanes a, Lanes b, Lanes c) { return a * b + c; }
+    return a * x + y;
 #endif
+  }
+};
+using Single = Short<float>;
+using Double = Short<double>;
 constexpr const char* extension = "128-bit vectors";
+#endif
+
+#ifdef __AVX512FP16__
+struct Half {
+  using Lanes = __m512h;
+  static Lanes broadcast(float x) { return _mm512_set1_ph(static_cast<_Float16>(x)); }
+  static Lanes step(Lanes a, Lanes x, Lanes y) { return _mm512_fmadd_ph(a, x, y); }
+  static constexpr int flops = 64;
+};
+#endif
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+struct Brain {
+  using Lanes = __m512;
+  static Lanes broadcast(float x) { return _mm512_set1_ps(x); }
+  // Any bits are as good as others: a float's halves are two numbers of moderate size.
+  static Lanes step(Lanes a, Lanes x, Lanes y) { return _mm512_dpbf16_ps(a, std::bit_cast<__m512bh>(x), std::bit_cast<__m512bh>(y)); }
+  static constexpr int flops = 64;
+};
 #endif
 
 volatile float float_sink;
@@ -54,20 +98,23 @@ constexpr int accumulators = 12;  // two units of latency four need eight; more 
 
 // Returns the floating-point operations done. The accumulators have names because gcc 12 keeps an array of them
 // on the stack.
+template <class Ops>
 double fma_burst(int rounds) {
-  const Lanes x = broadcast(factor), y = broadcast(addend);
-  Lanes a0 = broadcast(0), a1 = broadcast(1), a2 = broadcast(2), a3 = broadcast(3), a4 = broadcast(4), a5 = broadcast(5);
-  Lanes a6 = broadcast(6), a7 = broadcast(7), a8 = broadcast(8), a9 = broadcast(9), a10 = broadcast(10), a11 = broadcast(11);
+  using Lanes = typename Ops::Lanes;
+  const Lanes x = Ops::broadcast(factor), y = Ops::broadcast(addend);
+  Lanes a0 = Ops::broadcast(0), a1 = Ops::broadcast(1), a2 = Ops::broadcast(2), a3 = Ops::broadcast(3);
+  Lanes a4 = Ops::broadcast(4), a5 = Ops::broadcast(5), a6 = Ops::broadcast(6), a7 = Ops::broadcast(7);
+  Lanes a8 = Ops::broadcast(8), a9 = Ops::broadcast(9), a10 = Ops::broadcast(10), a11 = Ops::broadcast(11);
   for (int i = 0; i < rounds; ++i) {
-    a0 = multiply_add(a0, x, y), a1 = multiply_add(a1, x, y), a2 = multiply_add(a2, x, y), a3 = multiply_add(a3, x, y);
-    a4 = multiply_add(a4, x, y), a5 = multiply_add(a5, x, y), a6 = multiply_add(a6, x, y), a7 = multiply_add(a7, x, y);
-    a8 = multiply_add(a8, x, y), a9 = multiply_add(a9, x, y), a10 = multiply_add(a10, x, y), a11 = multiply_add(a11, x, y);
+    a0 = Ops::step(a0, x, y), a1 = Ops::step(a1, x, y), a2 = Ops::step(a2, x, y), a3 = Ops::step(a3, x, y);
+    a4 = Ops::step(a4, x, y), a5 = Ops::step(a5, x, y), a6 = Ops::step(a6, x, y), a7 = Ops::step(a7, x, y);
+    a8 = Ops::step(a8, x, y), a9 = Ops::step(a9, x, y), a10 = Ops::step(a10, x, y), a11 = Ops::step(a11, x, y);
   }
   const Lanes sum = ((a0 + a1) + (a2 + a3)) + ((a4 + a5) + (a6 + a7)) + ((a8 + a9) + (a10 + a11));
   float first;
   std::memcpy(&first, &sum, sizeof first);
   float_sink = first;
-  return 2.0 * accumulators * (sizeof(Lanes) / sizeof(float)) * rounds;
+  return static_cast<double>(accumulators) * Ops::flops * rounds;
 }
 
 using Words = std::uint64_t __attribute__((vector_size(64)));  // a cache line; narrower registers take several loads
@@ -99,24 +146,45 @@ double rate(int threads, double seconds, const Step& step) {
 
 }  // namespace
 
-double fma_gflops(int threads, double seconds) {
-  return rate(threads, seconds, [](Index) { return fma_burst(5000); }) * 1e-9;
+double fma_gflops(int threads, double seconds, Dtype dtype) {
+  auto measure = [&](double (*burst)(int)) { return rate(threads, seconds, [burst](Index) { return burst(5000); }) * 1e-9; };
+  switch (dtype) {
+    case Dtype::f32: return measure(fma_burst<Single>);
+    case Dtype::f64: return measure(fma_burst<Double>);
+#ifdef __AVX512FP16__
+    case Dtype::f16: return measure(fma_burst<Half>);
+#endif
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+    case Dtype::bf16: return measure(fma_burst<Brain>);
+#endif
+    default: return 0;
+  }
+}
+
+Reader::Reader(const void* data, std::size_t bytes, int threads)
+    : data_(data), share_(bytes / static_cast<std::size_t>(threads) / sizeof(Words) / 8 * 8 * sizeof(Words)), at_line_(static_cast<std::size_t>(threads)) {}
+
+double Reader::gigabytes_per_second(double seconds) {
+  constexpr std::size_t piece = (std::size_t{1} << 20) / sizeof(Words);  // look at the clock once a MiB
+  const std::size_t lines = share_ / sizeof(Words);
+  if (lines == 0) return 0;
+  return rate(static_cast<int>(at_line_.size()), seconds,
+              [&](Index thread) {
+                const auto t = static_cast<std::size_t>(thread);
+                const auto* const mine = static_cast<const Words*>(data_) + t * lines;
+                const std::size_t count = std::min(piece, lines - at_line_[t]), passes = lines < piece ? piece / lines : 1;
+                read_block(mine + at_line_[t], count, passes);
+                at_line_[t] = (at_line_[t] + count) % lines;
+                return static_cast<double>(passes * count * sizeof(Words));
+              }) *
+         1e-9;
 }
 
 double read_gigabytes_per_second(std::size_t bytes, int threads, double seconds) {
-  const std::size_t lines = std::max<std::size_t>(8, bytes / sizeof(Words)) / 8 * 8;
-  std::vector<std::unique_ptr<Words[]>> blocks;
-  for (int t = 0; t < threads; ++t) {
-    blocks.emplace_back(new Words[lines]);
-    std::memset(blocks.back().get(), t + 1, lines * sizeof(Words));  // untouched pages would all be the zero page
-  }
-  const std::size_t passes = 1 + (std::size_t{1} << 20) / (lines * sizeof(Words));  // look at the clock once a MiB
-  return rate(threads, seconds,
-              [&](Index t) {
-                read_block(blocks[static_cast<std::size_t>(t)].get(), lines, passes);
-                return static_cast<double>(passes * lines * sizeof(Words));
-              }) *
-         1e-9;
+  const std::size_t lines = (bytes / sizeof(Words) + 7) / 8 * 8 * static_cast<std::size_t>(threads);
+  const std::unique_ptr<Words[]> block(new Words[lines]);
+  std::memset(block.get(), 1, lines * sizeof(Words));  // untouched pages would all be the zero page
+  return Reader(block.get(), lines * sizeof(Words), threads).gigabytes_per_second(seconds);
 }
 
 const char* measured_with() { return extension; }

@@ -22,7 +22,9 @@ struct PlainAttention {
     const auto r = static_cast<double>(rows), n = static_cast<double>(keys), h = static_cast<double>(heads);
     return h * (!causal ? r * n : r <= n ? r * (r + 1) / 2 : n * (n + 1) / 2 + (r - n) * n);
   }
+  // Of the two products of the forward pass, and of the five of the backward pass: Q K^T again, dO V^T; dS K, dS^T Q, P^T dO.
   double flops() const { return pairs() * 2.0 * static_cast<double>(dim + value_dim); }
+  double backward_flops() const { return pairs() * 2.0 * static_cast<double>(3 * dim + 2 * value_dim); }
 };
 
 // One problem on one peer: workspace and whatever the library wants prepared are made once, at construction.
@@ -36,11 +38,24 @@ class AttentionPeer {
   virtual void run(const float* q, const float* k, const float* v, float* o, float* lse) = 0;
 };
 
+// The backward pass likewise: the scores again, the weights from LSE, and five products. Parallelism is across heads, each
+// of which sums its own dK and dV.
+class BackwardPeer {
+ public:
+  virtual ~BackwardPeer() = default;
+  // O, dO [heads, rows, value_dim]; gradients have the shapes of Q, K and V.
+  virtual void run(const float* q, const float* k, const float* v, const float* o, const float* lse, const float* d_o, float* dq, float* dk, float* dv) = 0;
+};
+
 // Only those that the build found: ASSAY_BENCH_OPENBLAS, ASSAY_BENCH_ONEDNN.
 std::unique_ptr<AttentionPeer> make_openblas_attention(const PlainAttention& problem, int threads);
+std::unique_ptr<BackwardPeer> make_openblas_backward(const PlainAttention& problem, int threads);
 std::unique_ptr<AttentionPeer> make_onednn_attention(const PlainAttention& problem, int threads);
 
 // Eigen in double on the same inputs: what a plain fp64 reference costs, and right to about 1e-13.
 void eigen_attention(const PlainAttention& problem, const float* q, const float* k, const float* v, double* o, double* lse, int threads);
+// Its gradients, from O and LSE as eigen_attention() left them.
+void eigen_backward(const PlainAttention& problem, const float* q, const float* k, const float* v, const double* o, const double* lse, const float* d_o,
+                    double* dq, double* dk, double* dv, int threads);
 
 }  // namespace assay::bench

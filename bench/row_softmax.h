@@ -72,4 +72,21 @@ inline float exponentiate_row(float* s, Index n, float m) {
   return sum;
 }
 
+inline float dot(const float* a, const float* b, Index n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (Index j = 0; j < n; ++j) sum += a[j] * b[j];
+  return sum;
+}
+
+// s <- exp(s - lse), the weights; g <- scale s (g - mean), the gradients of the unscaled scores from those of the weights.
+inline void softmax_gradient(float* s, float* g, Index n, float lse, float mean, float scale) {
+#pragma omp simd
+  for (Index j = 0; j < n; ++j) {
+    const float weight = exp_nonpositive(s[j] - lse);
+    s[j] = weight;
+    g[j] = scale * weight * (g[j] - mean);
+  }
+}
+
 }  // namespace assay::bench

@@ -1,0 +1,74 @@
+// Tensors of the benchmarks: contiguous, filled from a seed.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include <fmt/format.h>
+
+#include "bench/rounds.h"
+#include "kernels/attention.h"
+#include "problem/parallel.h"
+
+namespace assay::bench {
+
+inline Tensor contiguous(Dtype dtype, const Extents& e) { return Tensor(dtype, e, {{e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0, element_count(e)}); }
+
+// Independent uniform numbers of mean 0 and variance 1; f32, f16 or bf16.
+inline Tensor uniform(Dtype dtype, const Extents& extents, std::uint64_t seed, int threads = 0) {
+  Tensor t = contiguous(dtype, extents);
+  const Index row = extents[3];
+  parallel_for(element_count(extents) / row, threads, [&](Index r) {
+    for (Index at = r * row; at < (r + 1) * row; ++at) {
+      std::uint64_t x = (seed << 48) + static_cast<std::uint64_t>(at) * 0x9E3779B97F4A7C15u;  // splitmix64
+      x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+      x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+      const float value = (static_cast<float>(x >> 40) * 0x1p-23f - 1) * 1.7320508f;
+      if (dtype == Dtype::f32) std::memcpy(t.bytes() + at * 4, &value, 4);
+      else store(t.view(), at, static_cast<double>(value));
+    }
+  });
+  return t;
+}
+
+// All that candidates read and write for one problem in one dtype, gradients included if asked for.
+struct Data {
+  Data(const AttentionShape& s, Dtype dtype, bool causal, bool backward, int threads = 0) {
+    const auto make = [&](Index heads, Index length, Index width) { return contiguous(dtype, {s.batch, heads, length, width}); };
+    q = uniform(dtype, {s.batch, s.query_heads, s.rows, s.dim}, 1, threads);
+    k = uniform(dtype, {s.batch, s.kv_heads, s.keys, s.dim}, 2, threads);
+    v = uniform(dtype, {s.batch, s.kv_heads, s.keys, s.value_dim}, 3, threads);
+    o = make(s.query_heads, s.rows, s.value_dim);
+    lse = contiguous(Dtype::f32, {s.batch, s.query_heads, s.rows, 1});
+    problem.shape = s;
+    problem.scale = default_scale(s.dim);
+    problem.causal = causal;
+    problem.q = q.view(), problem.k = k.view(), problem.v = v.view();
+    if (!backward) return;
+    d_o = uniform(dtype, {s.batch, s.query_heads, s.rows, s.value_dim}, 4, threads);
+    dq = make(s.query_heads, s.rows, s.dim);
+    dk = make(s.kv_heads, s.keys, s.dim);
+    dv = make(s.kv_heads, s.keys, s.value_dim);
+  }
+
+  AttentionOutput out() const { return {o.view(), lse.view()}; }
+  AttentionBackwardInput backward_in() const { return {o.view(), lse.view(), d_o.view()}; }
+  AttentionGradients gradients() const { return {dq.view(), dk.view(), dv.view(), {}, {}}; }
+
+  Tensor q, k, v, o, lse;
+  Tensor d_o, dq, dk, dv;
+  Attention problem;
+};
+
+inline float* floats(const Tensor& t) { return reinterpret_cast<float*>(t.bytes()); }
+
+// What failed, as an exception.
+inline void expect_success(const char* call, const kernels::Status& status) {
+  if (!status.ok()) throw std::runtime_error(fmt::format("{}: {} ({})", call, kernels::message_of(status.code), status.detail));
+}
+
+}  // namespace assay::bench

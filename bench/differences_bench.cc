@@ -1,0 +1,145 @@
+// The source document's table of largest differences, measured: kernel against the oracle's exact values, over seeded
+// cases of ordinary data. Differences are absolute and so depend on the data; whether each element is right is the
+// verdict's business (`assay check`).
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <exception>
+#include <map>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "harness/contracts.h"
+#include "harness/run.h"
+#include "kernels/attention.h"
+#include "kernels/targets.h"
+#include "oracle/backward.h"
+#include "oracle/verdict.h"
+#include "problem/parallel.h"
+
+namespace assay::bench {
+namespace {
+
+struct Largest {
+  double difference = 0;
+  double value = 0;   // the largest exact magnitude, to judge the difference by
+  double radius = 0;  // how far off the oracle itself may be
+  void see(double got, double exact, double off) {
+    const double d = std::fabs(got - exact);
+    if (!(d <= difference)) difference = std::isnan(d) ? INFINITY : d;
+    value = std::fmax(value, std::fabs(exact));
+    if (!(off <= radius)) radius = std::isnan(off) ? INFINITY : off;
+  }
+};
+using Differences = std::map<Output, Largest>;
+
+void expect_success(const kernels::Status& status) {
+  if (!status.ok()) throw std::runtime_error(status.detail);
+}
+
+void see_gradient(Largest& to, const TensorView& t, Index b, Index h, const Gradient& g) {
+  for (Index row = 0; row < g.rows; ++row)
+    for (Index c = 0; c < g.columns; ++c) {
+      const auto at = static_cast<std::size_t>(row * g.columns + c);
+      to.see(load(t, t.at(b, h, row, c)), g.value[at], g.ratio[static_cast<std::size_t>(row)] * g.bound[at]);
+    }
+}
+
+// The gradients are those for the O and LSE that the kernel stored, as an autograd engine would use them.
+void measure(const Case& c, Differences& all) {
+  const Inputs in(c);
+  const Outputs out(c);
+  const GradientOutputs gradients(c, in);
+  const AttentionShape& s = c.shape;
+  expect_success(kernels::attention_forward(in.problem, out.view()));
+  const AttentionBackwardInput input{out.o.view(), out.lse.view(), in.d_o.view()};
+  expect_success(kernels::attention_backward(in.problem, input, gradients.view()));
+
+  const Contract contract = host_contract(in.problem, kernels::chosen_target());
+  const Reference forward(in.problem, contract);
+  const BackwardReference backward(in.problem, input, gradients.view(), contract);
+  SharedGradients shared = backward.no_shared_gradients();
+  std::vector<Index> rows(static_cast<std::size_t>(s.rows));
+  std::iota(rows.begin(), rows.end(), 0);
+  for (Index b = 0; b < s.batch; ++b)
+    for (Index g = 0; g < s.kv_heads; ++g) {
+      const KeyValuesPointer kv = forward.load_head(b, g);
+      const GroupGradients exact = backward.evaluate(b, g, rows, shared);
+      for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h) {
+        const Block block = forward.evaluate(*kv, h, rows);
+        for (Index i = 0; i < s.rows; ++i) {
+          for (Index d = 0; d < s.value_dim; ++d) {
+            const auto at = static_cast<std::size_t>(i * s.value_dim + d);
+            all[Output::o].see(load(input.o, input.o.at(b, h, i, d)), block.o[at], block.radius[at]);
+          }
+        }
+        see_gradient(all[Output::dq], gradients.view().dq, b, h, exact.dq[static_cast<std::size_t>(h % s.group())]);
+      }
+      see_gradient(all[Output::dk], gradients.view().dk, b, g, exact.dk);
+      see_gradient(all[Output::dv], gradients.view().dv, b, g, exact.dv);
+    }
+}
+
+struct Line {
+  Dtype dtype;
+  const char *forward_claim, *backward_claim;
+};
+
+int differences_main(int seeds) {
+  constexpr Line lines[] = {{Dtype::f32, "1e-6", "1e-6"}, {Dtype::f16, "5e-4", "2e-3"}, {Dtype::bf16, "1e-3", "1e-3"}};
+  fmt::print(
+      "Largest |kernel - exact| on {}, over {} seeds of normal data: L = 128, 256 and 512, D = 64 and 128, causal and not,\n"
+      "B = 1, H = 4/2. In brackets the largest exact magnitude; claim: the source document's. Outputs have the dtype of the\n"
+      "inputs, so half an ulp at that magnitude belongs to every kernel; gradients are for the O and LSE that the kernel stored.\n\n",
+      kernels::chosen_target(), seeds);
+  fmt::print("dtype {:>12} {:>18} {:>9} {:>12} {:>18} {:>18} {:>18} {:>16}\n", "fwd claim", "O", "half ulp", "bwd claim", "dQ", "dK", "dV", "oracle within");
+  for (const Line& line : lines) {
+    std::vector<Case> cases;
+    for (int seed = 1; seed <= seeds; ++seed)
+      for (const Index length : {128, 256, 512})
+        for (const Index dim : {64, 128})
+          for (const bool causal : {false, true}) {
+            Case c;
+            c.operation = Operation::backward;
+            c.shape = {1, 4, 2, length, length, dim, dim};
+            c.dtype = line.dtype;
+            c.causal = causal;
+            c.seed = static_cast<std::uint64_t>(seed);
+            cases.push_back(c);
+          }
+    std::vector<Differences> each(cases.size());
+    parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) { measure(cases[static_cast<std::size_t>(k)], each[static_cast<std::size_t>(k)]); });
+    Differences all;
+    double radius = 0;
+    for (const Differences& one : each)
+      for (const auto& [output, seen] : one) {
+        Largest& to = all[output];
+        to.difference = std::fmax(to.difference, seen.difference);
+        to.value = std::fmax(to.value, seen.value);
+        radius = std::fmax(radius, seen.radius);
+      }
+    const auto cell = [&](Output output) { return fmt::format("{:.2e} [{:.2f}]", all[output].difference, all[output].value); };
+    fmt::print("{:<5} {:>12} {:>18} {:>9.2e} {:>12} {:>18} {:>18} {:>18} {:>16.1e}\n", format(line.dtype).name, line.forward_claim, cell(Output::o),
+               half_ulp(line.dtype, all[Output::o].value), line.backward_claim, cell(Output::dq), cell(Output::dk), cell(Output::dv), radius);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace assay::bench
+
+int main(int argc, char** argv) {
+  const int seeds = argc > 1 ? std::atoi(argv[1]) : 5;
+  if (argc > 2 || seeds < 1) {
+    fmt::print(stderr, "usage: differences_bench [SEEDS]   (at least 1; 5 by default)\n");
+    return 2;
+  }
+  try {
+    return assay::bench::differences_main(seeds);
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "differences_bench: {}\n", e.what());
+    return 1;
+  }
+}

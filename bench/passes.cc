@@ -1,0 +1,210 @@
+// Forward and backward attention, against what the linear-algebra libraries make of it and against the machine.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <stdexcept>
+#include <string_view>
+
+#include "bench/data.h"
+#include "bench/machine.h"
+#include "bench/modes.h"
+#include "bench/peers.h"
+#include "bench/table.h"
+#include "kernels/targets.h"
+
+namespace assay::bench {
+namespace {
+
+constexpr Index heads = 8;
+
+struct Problem {
+  int threads = 1;
+  Index dim = 64, length = 1024;
+  bool causal = false;
+
+  AttentionShape shape() const { return {1, heads, heads, length, length, dim, dim}; }
+  PlainAttention plain() const { return {heads, length, length, dim, dim, causal, default_scale(dim)}; }
+  std::string name() const { return fmt::format("L:{}/D:{}/causal:{:d}/threads:{}", length, dim, causal, threads); }
+  std::string label() const { return fmt::format("{:>7} {:>5} {:>4} {:<6}", threads, length, dim, causal ? "causal" : "none"); }
+};
+constexpr const char* labels = "threads     L    D mask  ";
+
+// Computes O and LSE.
+Run forward_ours(const Problem& p, const Data& data) {
+  return [&data, threads = p.threads] { expect_success("attention_forward", kernels::attention_forward(data.problem, data.out(), threads)); };
+}
+
+// Computes dQ, dK and dV from the O and LSE that are there.
+Run backward_ours(const Problem& p, const Data& data) {
+  forward_ours(p, data)();
+  return [&data, threads = p.threads] {
+    expect_success("attention_backward", kernels::attention_backward(data.problem, data.backward_in(), data.gradients(), threads));
+  };
+}
+
+Run both_ours(const Problem& p, const Data& data) {
+  return [forward = forward_ours(p, data), backward = backward_ours(p, data)] {
+    forward();
+    backward();
+  };
+}
+
+template <auto make>
+Run forward_peer(const Problem& p, const Data& data) {
+  return [&data, peer = std::shared_ptr<AttentionPeer>(make(p.plain(), p.threads))] {
+    peer->run(floats(data.q), floats(data.k), floats(data.v), floats(data.o), floats(data.lse));
+  };
+}
+
+template <auto make>
+Run backward_peer(const Problem& p, const Data& data) {
+  forward_ours(p, data)();
+  return [&data, peer = std::shared_ptr<BackwardPeer>(make(p.plain(), p.threads))] {
+    peer->run(floats(data.q), floats(data.k), floats(data.v), floats(data.o), floats(data.lse), floats(data.d_o), floats(data.dq), floats(data.dk),
+              floats(data.dv));
+  };
+}
+
+struct Candidate {
+  std::string_view name;
+  Dtype dtype;
+  Run (*prepare)(const Problem&, const Data&);  // null where it was not built
+};
+
+#ifdef ASSAY_BENCH_OPENBLAS
+constexpr auto openblas_forward = forward_peer<make_openblas_attention>;
+constexpr auto openblas_backward = backward_peer<make_openblas_backward>;
+#else
+constexpr Run (*openblas_forward)(const Problem&, const Data&) = nullptr, (*openblas_backward)(const Problem&, const Data&) = nullptr;
+#endif
+#ifdef ASSAY_BENCH_ONEDNN
+constexpr auto onednn_forward = forward_peer<make_onednn_attention>;
+#else
+constexpr Run (*onednn_forward)(const Problem&, const Data&) = nullptr;
+#endif
+
+constexpr Candidate forward_candidates[] = {
+    {"fp32", Dtype::f32, forward_ours},         {"fp16", Dtype::f16, forward_ours},     {"bf16", Dtype::bf16, forward_ours},
+    {"openblas", Dtype::f32, openblas_forward}, {"onednn", Dtype::f32, onednn_forward},
+};
+constexpr Candidate backward_candidates[] = {
+    {"fp32", Dtype::f32, backward_ours},
+    {"fp16", Dtype::f16, backward_ours},
+    {"bf16", Dtype::bf16, backward_ours},
+    {"openblas", Dtype::f32, openblas_backward},
+};
+constexpr Candidate timed_candidates[] = {
+    {"fwd-fp32", Dtype::f32, forward_ours},  {"fwd-fp16", Dtype::f16, forward_ours},  {"fwd-bf16", Dtype::bf16, forward_ours},
+    {"fwd+bwd-fp32", Dtype::f32, both_ours}, {"fwd+bwd-fp16", Dtype::f16, both_ours}, {"fwd+bwd-bf16", Dtype::bf16, both_ours},
+};
+
+struct DataOfDtypes {
+  explicit DataOfDtypes(const Problem& p, bool backward)
+      : f32(p.shape(), Dtype::f32, p.causal, backward), f16(p.shape(), Dtype::f16, p.causal, backward), bf16(p.shape(), Dtype::bf16, p.causal, backward) {}
+  const Data& of(Dtype dtype) const { return dtype == Dtype::f32 ? f32 : dtype == Dtype::f16 ? f16 : bf16; }
+  Data f32, f16, bf16;
+};
+
+std::vector<float> as_floats(const Tensor& t) {
+  std::vector<float> x(static_cast<std::size_t>(element_count(t.view().shape)));
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(load(t.view(), static_cast<Index>(i)));
+  return x;
+}
+
+// The largest difference, over the largest number of `exact`; infinite where something is no number.
+double relative_difference(const Tensor& t, const std::vector<double>& exact) {
+  double largest = 0, scale = 0;
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    const double d = std::abs(load(t.view(), static_cast<Index>(i)) - exact[i]);
+    if (!(d <= largest)) largest = std::isnan(d) ? INFINITY : d;
+    scale = std::max(scale, std::abs(exact[i]));
+  }
+  return largest / scale;
+}
+
+// Throws if a candidate is wrong against fp64: the time of a wrong kernel says nothing.
+void check(std::span<const Candidate> candidates, const Problem& p, const DataOfDtypes& all, bool backward) {
+  for (const Candidate& candidate : candidates) {
+    if (candidate.prepare == nullptr) continue;
+    const Data& data = all.of(candidate.dtype);
+    const auto q = as_floats(data.q), k = as_floats(data.k), v = as_floats(data.v);
+    std::vector<double> o(q.size()), lse(q.size() / static_cast<std::size_t>(p.dim)), dq(q.size()), dk(q.size()), dv(q.size());
+    eigen_attention(p.plain(), q.data(), k.data(), v.data(), o.data(), lse.data(), p.threads);
+    if (backward)
+      eigen_backward(p.plain(), q.data(), k.data(), v.data(), o.data(), lse.data(), as_floats(data.d_o).data(), dq.data(), dk.data(), dv.data(), p.threads);
+    const auto run = candidate.prepare(p, data);
+    using Output = std::pair<const Tensor*, const std::vector<double>*>;
+    const auto outputs =
+        backward ? std::vector<Output>{{&data.dq, &dq}, {&data.dk, &dk}, {&data.dv, &dv}} : std::vector<Output>{{&data.o, &o}, {&data.lse, &lse}};
+    for (const auto& [tensor, exact] : outputs) std::memset(tensor->bytes(), 0xff, tensor->size_in_bytes());  // NaN in every dtype
+    run();
+    // A right fp32 kernel stays below 1e-5 here; rounding O for the backward pass of 16 bits adds a few roundings.
+    const double tolerance = std::max(1e-4, 8 * unit_roundoff(candidate.dtype));
+    for (const auto& [tensor, exact] : outputs)
+      if (const double error = relative_difference(*tensor, *exact); !(error <= tolerance))
+        throw std::runtime_error(
+            fmt::format("{}/{} is wrong: off fp64 by {:.2g} of the largest element, at most {:.2g} allowed", candidate.name, p.name(), error, tolerance));
+  }
+}
+
+std::vector<Measured> take_turns(Rounds& rounds, std::span<const Candidate> candidates, const Problem& p, const DataOfDtypes& all, const char* pass,
+                                 double flops) {
+  std::vector<Entry> entries;
+  for (const Candidate& c : candidates) {
+    Entry e{fmt::format("{}/{}/{}", pass, c.name, p.name()), nullptr, flops, "GFLOP/s",
+            [threads = p.threads](double seconds) { return fma_gflops(threads, seconds); }};
+    if (c.prepare != nullptr) e.prepare = [&p, &c, &all] { return c.prepare(p, all.of(c.dtype)); };
+    entries.push_back(std::move(e));
+  }
+  return rounds.run(entries);
+}
+
+std::vector<std::string> names_of(std::span<const Candidate> candidates) {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates) names.emplace_back(c.name);
+  return names;
+}
+
+void measure_pass(Rounds& rounds, const Settings& settings, std::span<const Candidate> candidates, bool backward) {
+  fmt::print(rounds.tables(),
+             "\nAttention {}, B = 1, H = {}, on {}. Medians: GFLOP/s of {} products, of visible pairs only,\n"
+             "and that as a fraction of the fp32 multiply-add rate around each repetition; peers are in fp32.\n",
+             backward ? "backward" : "forward", heads, kernels::chosen_target(), backward ? "five" : "two");
+  std::vector<std::size_t> others;
+  for (std::size_t k = 1; k < candidates.size(); ++k) others.push_back(k);
+  Table table(rounds, Table::Cell::rate, labels, names_of(candidates), others);
+  const std::vector<Index> lengths = settings.full ? std::vector<Index>{1024, 2048, 4096} : std::vector<Index>{1024};
+  for (const int threads : settings.threads)
+    for (const Index dim : {64, 128})
+      for (const Index length : lengths)
+        for (const bool causal : {false, true}) {
+          const Problem p{threads, dim, length, causal};
+          const DataOfDtypes data(p, backward);
+          if (length == lengths.front() && !rounds.lists_only()) check(candidates, p, data, backward);
+          table.line(p.label(),
+                     take_turns(rounds, candidates, p, data, backward ? "backward" : "forward", backward ? p.plain().backward_flops() : p.plain().flops()));
+        }
+  table.summary();
+}
+
+}  // namespace
+
+void forward_mode(Rounds& rounds, const Settings& settings) { measure_pass(rounds, settings, forward_candidates, false); }
+void backward_mode(Rounds& rounds, const Settings& settings) { measure_pass(rounds, settings, backward_candidates, true); }
+
+void times_mode(Rounds& rounds, const Settings& settings) {
+  fmt::print(rounds.tables(), "\nAttention, B = 1, H = {}, on {}: milliseconds, medians.\n", heads, kernels::chosen_target());
+  Table table(rounds, Table::Cell::milliseconds, labels, names_of(timed_candidates));
+  for (const int threads : settings.threads)
+    for (const Index dim : settings.full ? std::vector<Index>{64, 128} : std::vector<Index>{64})
+      for (const Index length : {128, 2048, 4096})
+        for (const bool causal : {false, true}) {
+          const Problem p{threads, dim, length, causal};
+          const DataOfDtypes data(p, true);
+          table.line(p.label(), take_turns(rounds, timed_candidates, p, data, "times", p.plain().flops()));
+        }
+}
+
+}  // namespace assay::bench

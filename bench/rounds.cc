@@ -1,0 +1,165 @@
+#include "bench/rounds.h"
+
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <regex>
+#include <stdexcept>
+#include <string_view>
+#include <utility>
+
+namespace assay::bench {
+namespace {
+
+constexpr double burst_seconds = 0.004;  // of the machine's limit on either side of a repetition
+// Dense kernels pull the clock down, by up to a fifth. A burst right after one would see that clock and flatter
+// whoever caused it; after this much of plain work the clock is back.
+constexpr double recovery_seconds = 0.008;
+
+std::string limit_counter(const Entry& e) { return fmt::format("limit_{}", e.unit); }
+
+void time_entry(benchmark::State& state, const Entry& e, Run& run) {
+  try {
+    // Prepared at the first repetition and kept, with one run so that no repetition pays for first touches.
+    if (!run) {
+      Run prepared = e.prepare();
+      prepared();
+      run = std::move(prepared);
+    }
+    const double before = e.limit ? e.limit(burst_seconds) : 0;
+    for (auto _ : state) run();
+    if (e.work > 0) state.counters[e.unit] = benchmark::Counter(e.work * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+    if (!e.limit) return;
+    e.limit(recovery_seconds);
+    state.counters[limit_counter(e)] = (before + e.limit(burst_seconds)) / 2;
+  } catch (const std::exception& error) {
+    state.SkipWithError(error.what());
+  }
+}
+
+// Google Benchmark complains of every group that a filter leaves empty.
+bool is_asked_for(const std::string& name) {
+  std::string filter = benchmark::GetBenchmarkFilter();
+  if (filter.empty() || filter == "all") return true;
+  const bool negative = filter.starts_with('-');
+  return std::regex_search(name + "/real_time", std::regex(filter.substr(negative), std::regex::extended)) != negative;
+}
+
+}  // namespace
+
+double median(std::vector<double> x) {
+  if (x.empty()) return Measured::none;
+  std::sort(x.begin(), x.end());
+  return (x[(x.size() - 1) / 2] + x[x.size() / 2]) / 2;
+}
+
+// Collects the repetitions of one group. Passes everything on to the reporter that --benchmark_format asked for, as if
+// all groups were one.
+class Rounds::Reporter : public benchmark::BenchmarkReporter {
+ public:
+  explicit Reporter(benchmark::BenchmarkReporter* next) : next_(next) {}
+  ~Reporter() override {
+    if (next_ && started_) next_->Finalize();
+  }
+
+  bool ReportContext(const Context& context) override {
+    if (std::exchange(started_, true)) return true;
+    return !next_ || next_->ReportContext(context);
+  }
+
+  void ReportRuns(const std::vector<Run>& runs) override {
+    for (const Run& run : runs) {
+      Samples& samples = samples_[run.run_name.function_name];
+      if (run.error_occurred) {
+        samples.error = run.error_message;
+        fmt::print(stderr, "{} failed: {}\n", run.run_name.function_name, samples.error);
+        continue;
+      }
+      // Aggregates are asked only where the user's flags left nothing else.
+      const bool repetition = run.run_type == Run::RT_Iteration;
+      if (!repetition && (run.aggregate_name != "median" || !samples.seconds.empty())) continue;
+      samples.seconds.push_back(run.GetAdjustedRealTime() / benchmark::GetTimeUnitMultiplier(run.time_unit));
+      for (const auto& [name, counter] : run.counters) samples.counters[name].push_back(counter);
+    }
+    if (next_) next_->ReportRuns(runs);
+  }
+
+  void Finalize() override {}
+  void clear() { samples_.clear(); }
+
+  Measured measured(const Entry& e) const {
+    Measured m;
+    const auto found = samples_.find(e.name);
+    if (!e.prepare) m.missing = "not built";
+    if (found == samples_.end()) return m;
+    const Samples& s = found->second;
+    m.missing = s.error.empty() ? "" : "failed";
+    m.seconds = median(s.seconds);
+    if (const auto rate = s.counters.find(e.unit); rate != s.counters.end()) m.rate = median(rate->second);
+    if (const auto limit = s.counters.find(limit_counter(e)); limit != s.counters.end()) {
+      std::vector<double> fractions = s.counters.at(e.unit);
+      for (std::size_t i = 0; i < fractions.size(); ++i) fractions[i] /= limit->second[i];
+      m.fraction = median(fractions);
+      const auto [low, high] = std::minmax_element(fractions.begin(), fractions.end());
+      m.spread = (*high - *low) / m.fraction;
+    }
+    return m;
+  }
+
+ private:
+  struct Samples {
+    std::vector<double> seconds;
+    std::map<std::string, std::vector<double>> counters;
+    std::string error;
+  };
+  std::unique_ptr<benchmark::BenchmarkReporter> next_;
+  bool started_ = false;
+  std::map<std::string, Samples> samples_;
+};
+
+Rounds::Rounds(const std::vector<std::string>& arguments, void (*help)()) : arguments_(arguments) {
+  bool own_format = false;
+  for (const std::string_view flag : arguments) {
+    if (flag.starts_with("--benchmark_out")) throw std::invalid_argument("--benchmark_out: use --benchmark_format and a redirection");
+    own_format |= flag.starts_with("--benchmark_format");
+    lists_only_ |= flag.starts_with("--benchmark_list_tests") && !flag.ends_with("=false");
+  }
+  // The user's flags come later and win.
+  const auto defaults = {"--benchmark_repetitions=5", "--benchmark_enable_random_interleaving=true", "--benchmark_min_time=0.15"};
+  arguments_.insert(arguments_.begin() + 1, defaults.begin(), defaults.end());
+  std::vector<char*> pointers;
+  for (std::string& flag : arguments_) pointers.push_back(flag.data());
+  int count = static_cast<int>(pointers.size());
+  pointers.push_back(nullptr);
+  benchmark::Initialize(&count, pointers.data(), help);
+  if (count > 1) throw std::invalid_argument(fmt::format("unknown argument {}", pointers[1]));
+  tables_ = lists_only_ ? std::fopen("/dev/null", "w") : own_format ? stderr : stdout;
+  reporter_ = std::make_unique<Reporter>(own_format ? benchmark::CreateDefaultDisplayReporter() : nullptr);
+}
+
+Rounds::~Rounds() {
+  reporter_.reset();
+  benchmark::Shutdown();
+  if (lists_only_ && tables_) std::fclose(tables_);
+}
+
+std::vector<Measured> Rounds::run(const std::vector<Entry>& entries) {
+  reporter_->clear();
+  bool some = false;
+  for (const Entry& e : entries) {
+    if (!e.prepare || !is_asked_for(e.name)) continue;
+    benchmark::RegisterBenchmark(e.name.c_str(), [&e, run = Run()](benchmark::State& state) mutable { time_entry(state, e, run); })->UseRealTime();
+    some = true;
+  }
+  if (some) benchmark::RunSpecifiedBenchmarks(reporter_.get());
+  benchmark::ClearRegisteredBenchmarks();
+  std::fflush(stdout);
+  std::vector<Measured> measured;
+  for (const Entry& e : entries) measured.push_back(reporter_->measured(e));
+  return measured;
+}
+
+}  // namespace assay::bench

@@ -1,0 +1,131 @@
+// What a process pays once, and what calls leave behind.
+#include <fmt/format.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <fstream>
+
+#include "bench/data.h"
+#include "bench/modes.h"
+#include "kernels/dispatch.h"
+
+namespace assay::bench {
+namespace {
+
+double seconds_of(const Run& run) {
+  const auto start = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+struct FirstCall {
+  double first = 0, warmed = 0, later = 0;  // seconds; warmed: after the dispatcher's warm_up
+};
+
+// In a process of its own, which has run nothing yet: not even a thread of the pool.
+FirstCall first_call(const AttentionShape& shape, Dtype dtype, bool warm_up, int threads) {
+  std::array<int, 2> pipe_ends{};
+  if (pipe(pipe_ends.data()) != 0) throw std::runtime_error("no pipe");
+  std::fflush(nullptr);
+  const pid_t child = fork();
+  if (child < 0) throw std::runtime_error("no process to measure in");
+  if (child == 0) {
+    FirstCall result;
+    try {
+      const Data data(shape, dtype, true, false, 1);
+      kernels::DispatchSettings settings;
+      settings.min_query_length = 0;
+      kernels::Dispatcher dispatcher(kernels::host_backend(), settings);
+      const Run call = [&] { expect_success("sdpa", dispatcher.sdpa(data.problem, data.out(), {kernels::Implementation::automatic, "host", threads})); };
+      if (warm_up) expect_success("warm_up", dispatcher.warm_up({&data.problem, 1}, threads));
+      (warm_up ? result.warmed : result.first) = seconds_of(call);
+      std::vector<double> later;
+      for (int k = 0; k < 50; ++k) later.push_back(seconds_of(call));
+      result.later = median(later);
+    } catch (const std::exception& e) {
+      fmt::print(stderr, "first call: {}\n", e.what());
+      _exit(1);
+    }
+    _exit(write(pipe_ends[1], &result, sizeof result) == sizeof result ? 0 : 1);
+  }
+  close(pipe_ends[1]);
+  FirstCall result;
+  const bool complete = read(pipe_ends[0], &result, sizeof result) == sizeof result;
+  close(pipe_ends[0]);
+  waitpid(child, nullptr, 0);
+  if (!complete) throw std::runtime_error("the process that measured a first call failed");
+  return result;
+}
+
+void print_first_calls(std::FILE* to, int threads) {
+  constexpr int processes = 9;
+  fmt::print(to, "\nThe first call of sdpa in a process, causal, on up to {} threads; medians of {} processes, in turn with and without\nwarm_up.\n\n", threads,
+             processes);
+  fmt::print(to, "dtype    H     L    D   first, ms   after warm_up   later calls   first over later\n");
+  for (const AttentionShape& shape :
+       {AttentionShape{1, 1, 1, 64, 64, 16, 16}, AttentionShape{1, 1, 1, 512, 512, 64, 64}, AttentionShape{1, 8, 8, 2048, 2048, 64, 64}})
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      std::vector<double> first, warmed, later;
+      for (int k = 0; k < processes; ++k) {
+        const FirstCall cold = first_call(shape, dtype, false, threads), warm = first_call(shape, dtype, true, threads);
+        first.push_back(cold.first), warmed.push_back(warm.warmed), later.push_back(cold.later);
+      }
+      fmt::print(to, "{:<5} {:>4} {:>5} {:>4} {:>11.3f} {:>15.3f} {:>13.3f} {:>18.2f}\n", format(dtype).name, shape.query_heads, shape.rows, shape.dim,
+                 median(first) * 1e3, median(warmed) * 1e3, median(later) * 1e3, median(first) / median(later));
+    }
+}
+
+// Of this process. The kernel keeps the count in batches of up to 64 pages a thread.
+double resident_mib() {
+  std::ifstream file("/proc/self/statm");
+  long total = 0, resident = 0;
+  if (!(file >> total >> resident)) throw std::runtime_error("/proc/self/statm cannot be read");
+  return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE)) / 1048576;
+}
+
+void print_memory(std::FILE* to, int threads) {
+  constexpr Index calls = 1000, step = 2;
+  const Data data({1, 2, 2, calls * step, calls * step, 64, 64}, Dtype::f32, true, true);
+  Attention problem = data.problem;
+  const auto call = [&](Index length) {
+    problem.shape.rows = problem.shape.keys = length;
+    const auto cut = [&](TensorView t) {
+      t.shape[2] = length;
+      return t;
+    };
+    problem.q = cut(data.q.view()), problem.k = cut(data.k.view()), problem.v = cut(data.v.view());
+    const AttentionOutput out{cut(data.o.view()), cut(data.lse.view())};
+    expect_success("attention_forward", kernels::attention_forward(problem, out, threads));
+    expect_success("attention_backward", kernels::attention_backward(problem, {out.o, out.lse, cut(data.d_o.view())},
+                                                                     {cut(data.dq.view()), cut(data.dk.view()), cut(data.dv.view()), {}, {}}, threads));
+  };
+  for (int k = 0; k < 8; ++k) call(step);  // the pool has started, and what is had once is there
+  const double baseline = resident_mib();
+  double largest = 0, last = 0;
+  Index at = 0, beyond = 0;
+  for (Index k = 1; k <= calls; ++k) {
+    call(k * step);
+    last = resident_mib() - baseline;
+    beyond += last > 1;
+    if (last > largest) largest = last, at = k * step;
+  }
+  fmt::print(to,
+             "\nResident memory over {} calls of forward and backward, L = {} to {}, H = 2, D = 64, fp32, causal, on up to {} threads.\n"
+             "Baseline {:.1f} MiB, tensors included. Largest excess after a call {:.2f} MiB (L = {}), after the last one {:.2f} MiB; above 1 MiB\n"
+             "after {} calls.\n",
+             calls, step, calls * step, threads, baseline, largest, at, last, beyond);
+}
+
+}  // namespace
+
+void steady_mode(Rounds& rounds, const Settings& settings) {
+  if (rounds.lists_only()) return;
+  const int threads = settings.threads.back();
+  print_first_calls(rounds.tables(), threads);
+  print_memory(rounds.tables(), threads);
+}
+
+}  // namespace assay::bench
