@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
+
+#include "oracle/lanes.h"
 
 namespace assay {
 namespace {
@@ -13,7 +16,7 @@ constexpr double unit64 = 0x1p-53;
 // nothing), verdicts stay sharp at the price of a bound that much above the oracle's error.
 constexpr double margin = 0x1p10;
 
-// A rounding to a narrow dtype: of a value of at most `magnitude`.
+// A rounding to a narrow dtype: of values of at most a magnitude. No dtype rounds nothing.
 struct Cast {
   double roundoff = 0, floor = 0, largest = inf;
   bool saturates = false;
@@ -25,10 +28,19 @@ struct Cast {
     largest = format(*dtype).max_finite;
     saturates = format(*dtype).saturates;
   }
-  double error(double magnitude) const {
-    const double rounded = std::min(magnitude, std::max(roundoff * magnitude, floor));
-    if (magnitude <= largest) return rounded;
-    return saturates ? std::max(rounded, magnitude - largest) : inf;
+  template <class L>
+  L error(L magnitude) const {
+    const L zero{}, rounded = smaller(magnitude, larger(roundoff * magnitude, zero + floor));
+    const L beyond = saturates ? larger(rounded, magnitude - largest) : zero + inf;
+    return magnitude <= largest ? rounded : beyond;
+  }
+};
+
+// Arrays of one row, kept by each thread from row to row.
+struct Scratch {
+  std::vector<double> growth, growth64, keep, tau;
+  void resize(Index n) {
+    for (auto* v : {&growth, &growth64, &keep, &tau}) v->resize(static_cast<std::size_t>(n));
   }
 };
 
@@ -43,70 +55,94 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
   const double gamma_values = gamma_factor(dot_roundings(c, static_cast<double>(x.value_dim)), c.dot_roundoff);
   const double gamma_keep = x.forward.dropout ? gamma_factor(3, u) : 0;
   const double gamma_dp = gamma_values + gamma_keep * (1 + gamma_values);
-  const double product_floor = c.product_floor, dp_floor = (static_cast<double>(x.value_dim) + 2) * product_floor;
-  const double ratio = exponent_ratio(c, x.forward.dim);
-  const double gamma64_keys = gamma_factor(x.keys_length + 4, unit64), gamma64_rows = gamma_factor(x.rows_length + 4, unit64);
-  const double gamma64_values = gamma_factor(static_cast<double>(x.value_dim) + 6, unit64);
+  const double product_floor = c.product_floor, dp_floor = (static_cast<double>(x.value_dim) + 2) * product_floor * x.keep_scale;
+  const double ratio = t.weights_from_balls ? 0 : exponent_ratio(c, x.forward.dim);
+  const double own_keys = gamma_factor(x.keys_length + 4, unit64) + 4 * unit64, own_rows = gamma_factor(x.rows_length + 4, unit64) + 4 * unit64;
+  const double own_values = gamma_factor(static_cast<double>(x.value_dim) + 6, unit64);
+  thread_local Scratch s;
+  s.resize(t.count);
+  const double* kept = nullptr;
+  if (t.kept) {
+    for (Index j = 0; j < t.count; ++j) s.keep[static_cast<std::size_t>(j)] = t.kept[j] ? x.keep_scale : 0;
+    kept = s.keep.data();
+  }
+  if (softcap > 0)
+    for (Index j = 0; j < t.count; ++j) s.tau[static_cast<std::size_t>(j)] = std::fabs(std::tanh(x.forward.scale * t.dot[j] / softcap));
 
-  GradientRow row;
-  double undetermined = 0, largest_exponent64 = 0;
-  for (Index j = 0; j < t.count; ++j) {
-    out.kept_weight[j] = out.ds[j] = out.dot_gradient[j] = out.to_dq[j] = out.to_dk[j] = out.to_dv[j] = out.to_bias[j] = 0;
-    if (!(t.gap[j] < inf)) continue;
-    const double p = t.weight[j], s = t.max - t.gap[j], argument = std::fabs(s - t.lse);
-    const double score = t.score_error[j] + t.lse_error + margin * t.lse_radius, reach = argument + score;
-    double h = score + c.argument_roundings * u * (1 + 4 * u) * reach + 2 * u * (c.exp_ulp + c.exp_ulp_per_unit * reach);
-    if (c.fused_argument) h += 2.01 * u * (std::fabs(t.lse) + t.lse_error) + c.scale_error * x.forward.scale * std::fabs(t.dot[j]);
-    h *= 1 + 1e-6;
-    const double h64 = (t.weights_from_balls ? 0 : ratio * t.score_error[j] + 0x1p-51 * argument) + t.lse_radius + 0x1p-45;
-    largest_exponent64 = std::max(largest_exponent64, h64);
-    const double weight_error = p * expm1_above(h) + c.exp_floor, weight_error64 = p * expm1_above(h64) + 0x1p-1070;
-    undetermined = std::max(undetermined, h);
+  // H, and the oracle's own.
+  LaneMax largest_exponent(0), largest_exponent64(0);
+  const double per_reach = c.argument_roundings * u * (1 + 4 * u) + 2 * u * c.exp_ulp_per_unit;
+  const double per_row = t.lse_error + margin * t.lse_radius, fused = c.fused_argument ? 2.01 * u * (std::fabs(t.lse) + t.lse_error) : 0;
+  const double per_dot = c.fused_argument ? c.scale_error * x.forward.scale : 0;
+  for_lanes(0, t.count, [&]<class L>(Index j, L zero) {
+    const L gap = load_as<L>(t.gap + j), score_error = load_as<L>(t.score_error + j);
+    const L argument = absolute((t.max - t.lse) - gap), score = score_error + per_row;
+    const L h = (score + per_reach * (argument + score) + (2 * u * c.exp_ulp + fused) + per_dot * absolute(load_as<L>(t.dot + j))) * (1 + 1e-6);
+    const L h64 = ratio * score_error + (t.lse_radius + 0x1p-45) + (ratio > 0 ? 0x1p-51 : 0) * argument;
+    const L live = gap < inf ? h : zero, live64 = gap < inf ? h64 : zero;
+    largest_exponent.add(live);
+    largest_exponent64.add(live64);
+    store_lanes(s.growth.data() + j, live);
+    store_lanes(s.growth64.data() + j, live64);
+  });
+  const bool small = larger(largest_exponent.total(), largest_exponent64.total()) <= 1;
+  if (!small)
+    for (auto* growth : {&s.growth, &s.growth64})
+      for (double& h : *growth) h = expm1_above(h);
+
+  LaneMax largest_ratio(0), largest_difference(0), largest_cast(0);
+  for_lanes(0, t.count, [&]<class L>(Index j, L zero) {
+    const L one = zero + 1, is_live = load_as<L>(t.gap + j) < inf ? one : zero;
+    const L p = load_as<L>(t.weight + j) * is_live, h = load_as<L>(s.growth.data() + j), h64 = load_as<L>(s.growth64.data() + j);
+    const L weight_error = p * (small ? h * (one + h) : h) + c.exp_floor, weight_error64 = p * (small ? h64 * (one + h64) : h64) + 0x1p-1070;
 
     // dV
-    const double keep = t.kept && !t.kept[j] ? 0 : x.keep_scale;
-    const double kept = out.kept_weight[j] = p * keep;
-    const double kept_error = keep * weight_error * (1 + gamma_keep) + gamma_keep * kept;
-    const double cast_p = cast.error(kept + kept_error);
-    out.to_dv[j] = kept_error + cast_p + gamma_rows * (kept + kept_error + cast_p);
-    double own = keep * weight_error64 + (gamma64_rows + 4 * unit64) * (kept + keep * weight_error64);
-    if (own > 0) row.ratio = std::max(row.ratio, own / out.to_dv[j]);
+    const L keep = kept ? load_as<L>(kept + j) : zero + x.keep_scale;
+    const L kept_weight = p * keep, kept_error = keep * weight_error * (1 + gamma_keep) + gamma_keep * kept_weight;
+    const L cast_p = cast.error(kept_weight + kept_error), to_dv = kept_error + cast_p + gamma_rows * (kept_weight + kept_error + cast_p);
+    store_lanes(out.kept_weight + j, kept_weight);
+    store_lanes(out.to_dv + j, is_live * to_dv);
+    auto compare = [&](L own, L bound) {
+      const L quotient = own / bound;
+      largest_ratio.add(own * is_live > zero ? quotient : zero);
+    };
+    compare(keep * weight_error64 + own_rows * (kept_weight + keep * weight_error64), to_dv);
 
     // dS = P (R dP - D)
-    const double difference = t.dp[j] - t.delta, magnitude = std::fabs(difference), ds = p * magnitude;
-    const double difference_error =
-        (gamma_dp * t.dp_absolute[j] + dp_floor * std::max(1.0, keep) + t.delta_error + margin * t.delta_radius) * (1 + u) + u * magnitude;
-    const double difference_error64 = gamma64_values * t.dp_absolute[j] + t.delta_radius + 2 * unit64 * magnitude;
-    double error = (weight_error * (magnitude + difference_error) + p * difference_error) * (1 + u) + u * ds + product_floor;
-    double error64 = weight_error64 * (magnitude + difference_error64) + p * difference_error64 + 4 * unit64 * ds;
-    out.ds[j] = p * difference;
-    out.to_bias[j] = error + gamma_bias * (ds + error);
-    double gradient = ds;
-    out.dot_gradient[j] = out.ds[j];
-    row.may_overflow = row.may_overflow || !((t.dp_absolute[j] * (1 + gamma_dp) + std::fabs(t.delta) + t.delta_error) * (1 + 1e-6) < c.largest);
+    const L dp_absolute = load_as<L>(t.dp_absolute + j), difference = load_as<L>(t.dp + j) - t.delta, magnitude = absolute(difference), ds = p * magnitude;
+    const L difference_error = (gamma_dp * dp_absolute + (dp_floor + t.delta_error + margin * t.delta_radius)) * (1 + u) + u * magnitude;
+    const L difference_error64 = own_values * dp_absolute + t.delta_radius + 2 * unit64 * magnitude;
+    L error = (weight_error * (magnitude + difference_error) + p * difference_error) * (1 + u) + u * ds + product_floor;
+    L error64 = weight_error64 * (magnitude + difference_error64) + p * difference_error64 + 4 * unit64 * ds;
+    L gradient = ds, signed_gradient = p * difference;
+    store_lanes(out.ds + j, signed_gradient);
+    store_lanes(out.to_bias + j, is_live * (error + gamma_bias * (ds + error)));
+    largest_difference.add(is_live * (dp_absolute * (1 + gamma_dp) + (std::fabs(t.delta) + t.delta_error)));
     if (softcap > 0) {
       // The factor 1 - tanh^2, from a capped score that errs by capped_error.
-      const double tau = std::fabs(std::tanh(x.forward.scale * t.dot[j] / softcap)), factor = 1 - tau * tau;
-      const double e = t.capped_error[j] / softcap + 2.01 * u, e64 = ratio * t.capped_error[j] / softcap + 0x1p-45;
-      const double factor_error = ((2 * tau + e) * e) * (1 + 2 * u) + u * ((tau + e) * (tau + e) + factor) * (1 + 2 * u);
-      const double factor_error64 = (2 * tau + e64) * e64 + 2 * unit64;
+      const L tau = load_as<L>(s.tau.data() + j), factor = one - tau * tau, capped_error = load_as<L>(t.capped_error + j) / softcap;
+      const L e = capped_error + 2.01 * u, e64 = ratio * capped_error + 0x1p-45;
+      const L factor_error = ((2 * tau + e) * e) * (1 + 2 * u) + u * ((tau + e) * (tau + e) + factor) * (1 + 2 * u);
+      const L factor_error64 = (2 * tau + e64) * e64 + 2 * unit64;
       error = (error * (factor + factor_error) + ds * factor_error) * (1 + u) + u * ds * factor + product_floor;
       error64 = error64 * (factor + factor_error64) + ds * factor_error64 + 2 * unit64 * ds;
       gradient *= factor;
-      out.dot_gradient[j] *= factor;
+      signed_gradient *= factor;
     }
-    const double cast_s = cast.error(gradient + error);
-    if (cast_s == inf || cast_p == inf) row.may_overflow = true;
-    const double all = gradient + error + cast_s;
-    out.to_dq[j] = error + cast_s + gamma_keys * all;
-    out.to_dk[j] = error + cast_s + gamma_rows * all;
-    own = error64 + (gamma64_keys + 4 * unit64) * (gradient + error64);
-    if (own > 0) row.ratio = std::max(row.ratio, own / out.to_dq[j]);
-    own = error64 + (gamma64_rows + 4 * unit64) * (gradient + error64);
-    if (own > 0) row.ratio = std::max(row.ratio, own / out.to_dk[j]);
-  }
-  row.slack = 4 * (largest_exponent64 + row.ratio) + 0x1p-40;
-  row.vacuous = !(undetermined < 80);  // e^H leaves the range of fp32
+    const L cast_s = cast.error(gradient + error), all = gradient + error + cast_s;
+    const L to_dq = error + cast_s + gamma_keys * all, to_dk = error + cast_s + gamma_rows * all;
+    store_lanes(out.dot_gradient + j, signed_gradient);
+    store_lanes(out.to_dq + j, is_live * to_dq);
+    store_lanes(out.to_dk + j, is_live * to_dk);
+    largest_cast.add(is_live > zero ? larger(cast_p, cast_s) : zero);
+    compare(error64 + own_keys * (gradient + error64), to_dq);
+    compare(error64 + own_rows * (gradient + error64), to_dk);
+  });
+  GradientRow row;
+  row.ratio = largest_ratio.total();
+  row.may_overflow = !(largest_difference.total() * (1 + 1e-6) < c.largest) || largest_cast.total() == inf;
+  row.slack = 4 * (largest_exponent64.total() + row.ratio) + 0x1p-40;
+  row.vacuous = !(largest_exponent.total() < 80);  // e^H leaves the range of fp32
   return row;
 }
 

@@ -43,6 +43,9 @@ inline Lanes16 absolute(Lanes16 v) {
 }
 inline Lanes8 larger(Lanes8 a, Lanes8 b) { return a > b ? a : b; }
 inline double larger(double a, double b) { return a > b ? a : b; }
+inline Lanes8 smaller(Lanes8 a, Lanes8 b) { return a < b ? a : b; }
+inline double smaller(double a, double b) { return a < b ? a : b; }
+inline double absolute(double x) { return __builtin_fabs(x); }
 
 // a b + c, with one rounding or two.
 inline Lanes8 multiply_add(Lanes8 a, Lanes8 b, Lanes8 c) {
