@@ -1,9 +1,9 @@
 // What stands around the kernel in a call so small that it would show.
+#include <assay/assay.h>
 #include <fmt/format.h>
 
 #include <functional>
 
-#include "assay/assay.h"
 #include "bench/data.h"
 #include "bench/modes.h"
 #include "kernels/attention_plan.h"
@@ -78,7 +78,7 @@ void overhead_mode(Rounds& rounds, const Settings&) {
     };
     std::vector<Entry> entries;
     for (const auto& [name, call] : calls)
-      entries.push_back({fmt::format("overhead/{}/L:{}/D:{}", name, shape.rows, shape.dim), [&call = call] { return call; }, 0, "", nullptr});
+      entries.push_back({fmt::format("overhead/{}/L:{}/D:{}", name, shape.rows, shape.dim), [run = call] { return run; }, 0, "", nullptr});
     const std::vector<Measured> measured = rounds.run(entries);
     fmt::print(rounds.tables(), "\nB = H = 1, L = {}, D = {}        ns   over the kernel   in claimed microseconds\n", shape.rows, shape.dim);
     for (std::size_t k = 0; k < entries.size(); ++k) {

@@ -103,6 +103,7 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
       std::vector<double> fractions = s.counters.at(e.unit);
       for (std::size_t i = 0; i < fractions.size(); ++i) fractions[i] /= limit->second[i];
       m.fraction = median(fractions);
+      if (fractions.size() < 2) return m;
       const auto [low, high] = std::minmax_element(fractions.begin(), fractions.end());
       m.spread = (*high - *low) / m.fraction;
     }

@@ -2,6 +2,9 @@
 #include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -86,22 +89,8 @@ double resident_mib() {
   return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE)) / 1048576;
 }
 
-void print_memory(std::FILE* to, int threads) {
-  constexpr Index calls = 1000, step = 2;
-  const Data data({1, 2, 2, calls * step, calls * step, 64, 64}, Dtype::f32, true, true);
-  Attention problem = data.problem;
-  const auto call = [&](Index length) {
-    problem.shape.rows = problem.shape.keys = length;
-    const auto cut = [&](TensorView t) {
-      t.shape[2] = length;
-      return t;
-    };
-    problem.q = cut(data.q.view()), problem.k = cut(data.k.view()), problem.v = cut(data.v.view());
-    const AttentionOutput out{cut(data.o.view()), cut(data.lse.view())};
-    expect_success("attention_forward", kernels::attention_forward(problem, out, threads));
-    expect_success("attention_backward", kernels::attention_backward(problem, {out.o, out.lse, cut(data.d_o.view())},
-                                                                     {cut(data.dq.view()), cut(data.dk.view()), cut(data.dv.view()), {}, {}}, threads));
-  };
+// One line: what calls of growing length leave behind, as seen right after each.
+void print_excess(std::FILE* to, const char* what, Index calls, Index step, const std::function<void(Index length)>& call) {
   for (int k = 0; k < 8; ++k) call(step);  // the pool has started, and what is had once is there
   const double baseline = resident_mib();
   double largest = 0, last = 0;
@@ -112,11 +101,41 @@ void print_memory(std::FILE* to, int threads) {
     beyond += last > 1;
     if (last > largest) largest = last, at = k * step;
   }
+#ifdef __GLIBC__
+  malloc_trim(0);  // tells a leak from memory that the C library keeps for the next call
+#endif
+  fmt::print(to, "{:<21} {:>13.1f} {:>13.2f} {:>7} {:>18} {:>17.2f} {:>18.2f}\n", what, baseline, largest, at, beyond, last, resident_mib() - baseline);
+  std::fflush(to);
+}
+
+void print_memory(std::FILE* to, int threads) {
+  constexpr Index calls = 1000, step = 2;
+  const Data data({1, 2, 2, calls * step, calls * step, 64, 64}, Dtype::f32, true, true);
+  Attention problem = data.problem;
+  const auto forward = [&](Index length, const auto& cut) {
+    problem.shape.rows = problem.shape.keys = length;
+    problem.q = cut(data.q), problem.k = cut(data.k), problem.v = cut(data.v);
+    expect_success("attention_forward", kernels::attention_forward(problem, {cut(data.o), cut(data.lse)}, threads));
+  };
+  const auto cut_to = [](Index length) {
+    return [length](const Tensor& whole) {
+      TensorView t = whole.view();
+      t.shape[2] = length;
+      return t;
+    };
+  };
   fmt::print(to,
-             "\nResident memory over {} calls of forward and backward, L = {} to {}, H = 2, D = 64, fp32, causal, on up to {} threads.\n"
-             "Baseline {:.1f} MiB, tensors included. Largest excess after a call {:.2f} MiB (L = {}), after the last one {:.2f} MiB; above 1 MiB\n"
-             "after {} calls.\n",
-             calls, step, calls * step, threads, baseline, largest, at, last, beyond);
+             "\nResident memory over {} calls, L = {} to {}, H = 2, D = 64, fp32, causal, on up to {} threads. Baseline with tensors; excess over\n"
+             "it in MiB right after a call.\n\n"
+             "{:<21} {:>13} {:>13} {:>7} {:>18} {:>17} {:>18}\n",
+             calls, step, calls * step, threads, "", "baseline, MiB", "largest", "at L", "calls above 1 MiB", "after the last", "and malloc_trim");
+  print_excess(to, "forward", calls, step, [&](Index length) { forward(length, cut_to(length)); });
+  print_excess(to, "forward and backward", calls, step, [&](Index length) {
+    const auto cut = cut_to(length);
+    forward(length, cut);
+    expect_success("attention_backward", kernels::attention_backward(problem, {cut(data.o), cut(data.lse), cut(data.d_o)},
+                                                                     {cut(data.dq), cut(data.dk), cut(data.dv), {}, {}}, threads));
+  });
 }
 
 }  // namespace

@@ -6,14 +6,57 @@
 #ifdef ASSAY_STD_THREADS
 #include <atomic>
 #include <exception>
-#include <mutex>
 #include <vector>
 #else
+#include <list>
+#include <map>
 #include <oneapi/tbb/parallel_for.h>
 #include <oneapi/tbb/task_arena.h>
 #endif
+#include <mutex>
 
 namespace assay {
+
+#ifndef ASSAY_STD_THREADS
+namespace {
+
+// An arena that nobody else uses until this is destroyed. Arenas are kept: oneTBB 2021.8 loses 7 KiB with each that is
+// destroyed after workers have joined it.
+class Arena {
+ public:
+  explicit Arena(int threads) {
+    {
+      const std::lock_guard lock(idle().mutex);
+      home_ = &idle().arenas[threads];
+      if (!home_->empty()) mine_.splice(mine_.begin(), *home_, home_->begin());
+    }
+    if (mine_.empty()) mine_.emplace_back(threads);
+  }
+  ~Arena() {
+    const std::lock_guard lock(idle().mutex);
+    home_->splice(home_->begin(), mine_);
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  tbb::task_arena* operator->() { return &mine_.front(); }
+
+ private:
+  using Arenas = std::list<tbb::task_arena>;
+  struct Idle {
+    std::mutex mutex;
+    std::map<int, Arenas> arenas;  // by the number of threads
+  };
+  static Idle& idle() {
+    static auto* idle = new Idle;  // outlives every static that still calls
+    return *idle;
+  }
+
+  Arenas mine_;  // one
+  Arenas* home_ = nullptr;
+};
+
+}  // namespace
+#endif
 
 int hardware_threads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
@@ -46,8 +89,8 @@ void parallel_for(Index n, int threads, const std::function<void(Index)>& body) 
   }
   if (error) std::rethrow_exception(error);
 #else
-  tbb::task_arena arena(threads);
-  arena.execute([&] {
+  Arena arena(threads);
+  arena->execute([&] {
     tbb::parallel_for(
         Index{0}, n, [&](Index i) { body(i); }, tbb::simple_partitioner());
   });

@@ -1,9 +1,11 @@
 #include "problem/parallel.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -38,6 +40,26 @@ TEST(ParallelFor, NeverMoreThreadsThanAsked) {
     });
     EXPECT_LE(most, threads);
   }
+}
+
+// Of this process, in KiB.
+long resident() {
+  std::ifstream file("/proc/self/statm");
+  long total = 0, pages = 0;
+  file >> total >> pages;
+  return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+TEST(ParallelFor, CallsLeaveNoMemoryBehind) {
+#ifdef ASSAY_SANITIZED
+  GTEST_SKIP() << "sanitizers keep what was freed";
+#endif
+  const auto call = [] { parallel_for(8, 2, [](Index) {}); };
+  for (int k = 0; k < 100; ++k) call();
+  const long before = resident();
+  ASSERT_GT(before, 0);
+  for (int k = 0; k < 4000; ++k) call();
+  EXPECT_LT(resident() - before, 4096);
 }
 
 TEST(ParallelFor, OneThreadIsTheCallersInOrder) {
