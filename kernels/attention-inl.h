@@ -26,6 +26,7 @@ namespace assay::kernels::HWY_NAMESPACE {
 
 // Tiles of one of the wave's groups that were packed before.
 struct TilesInMemory {
+  static constexpr bool stored = false;
   const float* keys(Index tile) const { return plan.packed.keys + (group * plan.tiles + tile) * plan.tile_keys(); }
   PackedValues values(Index tile) const {
     const Index at = group * plan.tiles + tile;
@@ -39,6 +40,9 @@ struct TilesInMemory {
 // enough for L1, holds either.
 template <class Stages>
 struct TilesOnTheFly {
+  static constexpr bool stored = true;
+  PanelRows panel(Index tile, Index j) const { return packer.panel(group, tile, j); }
+  ValuesInPlace values_in_place(Index tile, const KeyRange& keys) const { return packer.values_in_place(group, tile, keys); }
   const float* keys(Index tile) const {
     packer.keys(group, tile, scratch);
     return scratch;

@@ -59,11 +59,6 @@ inline std::pair<const std::byte*, Index> rows_in_place(const StoredRows& rows, 
   return {c.data + page * c.page_bytes + slot * c.row_bytes, c.row_bytes};
 }
 
-HWY_INLINE Vector load_vector(Lanes d, Dtype dtype, const std::byte* row, Index column) {
-  if (dtype == Dtype::f32) return hn::LoadU(d, reinterpret_cast<const float*>(row) + column);
-  return load_narrow(d, dtype, reinterpret_cast<const std::uint16_t*>(row) + column);
-}
-
 // ---- Transposing ----------------------------------------------------------------------------------------
 
 inline constexpr Index lanes = panel_width / 2;
@@ -80,43 +75,88 @@ HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
   }
   return v;
 }
-#endif
 
-// to[c * panel_width + r] = column c of row r, for as many rows of f32 or bf16 as a vector has lanes.
-template <Dtype dtype>
-HWY_INLINE void transpose_rows(const std::byte* HWY_RESTRICT rows, Index stride, Index columns, float* HWY_RESTRICT to) {
-  static_assert(lanes == 1 || lanes == 4 || lanes == 8 || lanes == 16);
-  Index c = 0;
-#if HWY_TARGET != HWY_SCALAR
-  const Lanes d;
+// take(column, its elements) for each of the columns that lie in the first 16 bytes of as many rows of f32 or bf16 as a
+// vector has lanes.
+template <Dtype dtype, class Take>
+HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Index stride, const Take& take) {
   const hn::Repartition<double, Lanes> pairs;
   const hn::RebindToUnsigned<Lanes> words;
-  constexpr Index word_columns = dtype == Dtype::bf16 ? 2 : 1;  // a pair of bf16 is transposed as a word, then taken apart
-  const auto store = [&](Index word, auto v) HWY_ATTR {
-    float* at = to + word * word_columns * panel_width;
-    if constexpr (dtype == Dtype::bf16) {
-      hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))), d, at);
-      hn::Store(hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))), d, at + panel_width);
+  const auto take_word = [&](Index word, auto v) HWY_ATTR {
+    if constexpr (dtype == Dtype::bf16) {  // a pair of bf16 is transposed as a word, then taken apart
+      take(2 * word, hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))));
+      take(2 * word + 1, hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))));
     } else {
-      hn::Store(hn::BitCast(d, v), d, at);
+      take(word, hn::BitCast(d, v));
     }
   };
-  for (; c + 4 * word_columns <= columns; c += 4 * word_columns, rows += 16, to += 4 * word_columns * panel_width) {
-    const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
-    const Vector r2 = load_blocks(d, rows + 2 * stride, stride), r3 = load_blocks(d, rows + 3 * stride, stride);
-    const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)), high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
-    const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
-    store(0, hn::InterleaveLower(pairs, low01, low23));
-    store(1, hn::InterleaveUpper(pairs, low01, low23));
-    store(2, hn::InterleaveLower(pairs, high01, high23));
-    store(3, hn::InterleaveUpper(pairs, high01, high23));
+  const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
+  const Vector r2 = load_blocks(d, rows + 2 * stride, stride), r3 = load_blocks(d, rows + 3 * stride, stride);
+  const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)), high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
+  const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
+  take_word(0, hn::InterleaveLower(pairs, low01, low23));
+  take_word(1, hn::InterleaveUpper(pairs, low01, low23));
+  take_word(2, hn::InterleaveLower(pairs, high01, high23));
+  take_word(3, hn::InterleaveUpper(pairs, high01, high23));
+}
+#endif
+
+// Element `column` of as many rows as a vector has lanes.
+template <Dtype dtype>
+HWY_INLINE Vector gather_column(Lanes d, const std::byte* rows, Index stride, Index column) {
+  float elements[lanes];
+  for (Index r = 0; r < lanes; ++r) {
+    if constexpr (dtype == Dtype::bf16) elements[r] = from_bf16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
+    else elements[r] = reinterpret_cast<const float*>(rows + r * stride)[column];
+  }
+  return hn::LoadU(d, elements);
+}
+
+// A panel of keys: two halves of as many rows of f32 or bf16 as a vector has lanes, where they are stored or in scratch.
+struct PanelRows {
+  Dtype dtype;
+  const std::byte* half[2];
+  Index stride;  // bytes from one row to the next
+  Index ahead;   // bytes from a row to one that will be needed soon
+};
+
+// take(half, column, its elements) for every column in order.
+template <Dtype dtype, class Take>
+HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, const Take& take) {
+  static_assert(lanes == 1 || lanes == 4 || lanes == 8 || lanes == 16);
+  [[maybe_unused]] constexpr Index bytes = dtype == Dtype::bf16 ? 2 : 4;
+  Index c = 0;
+#if HWY_TARGET != HWY_SCALAR
+  constexpr Index block = 16 / bytes, line_columns = 64 / bytes;
+  for (; c + block <= columns; c += block) {
+    if (rows.ahead > 0) {  // each block fetches its share of the lines
+      const Index first = c / block % 4 * (lanes / 4);
+      for (Index half = 0; half < 2; ++half)
+        for (Index r = first; r < first + lanes / 4; ++r) hwy::Prefetch(rows.half[half] + r * rows.stride + rows.ahead + c / line_columns * 64);
+    }
+    transpose_block<dtype>(d, rows.half[0] + c * bytes, rows.stride, [&](Index i, Vector v) HWY_ATTR { take(0, c + i, v); });
+    transpose_block<dtype>(d, rows.half[1] + c * bytes, rows.stride, [&](Index i, Vector v) HWY_ATTR { take(1, c + i, v); });
   }
 #endif
-  for (Index i = 0; c < columns; ++c, ++i, to += panel_width)
-    for (Index r = 0; r < lanes; ++r) {
-      if constexpr (dtype == Dtype::bf16) to[r] = from_bf16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[i]);
-      else to[r] = reinterpret_cast<const float*>(rows + r * stride)[i];
-    }
+  for (; c < columns; ++c) {
+    take(0, c, gather_column<dtype>(d, rows.half[0], rows.stride, c));
+    take(1, c, gather_column<dtype>(d, rows.half[1], rows.stride, c));
+  }
+}
+
+// score_panel on keys that are not packed.
+template <Dtype dtype, std::size_t... R>
+HWY_INLINE void score_rows(std::index_sequence<R...>, const float* q, Index dim, const PanelRows& keys, float scale, float* scores) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
+  transpose_rows<dtype>(d, keys, dim, [&](Index half, Index c, Vector column) HWY_ATTR {
+    const float* row = q + c * static_cast<Index>(sizeof...(R));
+    if (half == 0) ((left[R] = hn::MulAdd(hn::Set(d, row[R]), column, left[R])), ...);
+    else ((right[R] = hn::MulAdd(hn::Set(d, row[R]), column, right[R])), ...);
+  });
+  const Vector s = hn::Set(d, scale);
+  ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
 }
 
 // ---- Packing --------------------------------------------------------------------------------------------
@@ -126,41 +166,65 @@ struct PackedValues {
   bool not_finite;
 };
 
+// Rows from one that is read to one that is fetched into the cache meanwhile.
+inline constexpr Index prefetch_rows = 32;
+
+// Rows of values where they are stored.
+struct ValuesInPlace {
+  const std::byte* data = nullptr;
+  Dtype dtype = Dtype::f32;
+  Index stride = 0, ahead = 0;  // as in PanelRows
+};
+
 // Packs tiles of K and V. Keys that are not there become 0 up to the next whole panel; beyond it, nothing reads.
 template <class Stages>
 class Packer {
  public:
   Packer(const ForwardPlan& plan, const Stages& stages)
-      : plan_(plan), stages_(stages), rows_(allocate(lanes * plan.problem->shape.dim)), value_row_(allocate(plan.padded_value_dim)) {
+      : plan_(plan), stages_(stages), rows_(allocate(panel_width * plan.problem->shape.dim)), value_row_(allocate(plan.padded_value_dim)) {
     std::fill_n(value_row_.get(), plan.padded_value_dim, 0.0f);
+  }
+
+  // Keys [j, j + panel_width) of a tile, until the next call.
+  PanelRows panel(Index group, Index tile, Index j) {
+    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].keys;
+    const Index dim = plan_.problem->shape.dim;
+    const Dtype dtype = stored.columns.dtype;
+    const auto [key0, begin, end] = place(stored, group, tile);
+    if (!Stages::observes && j >= begin && j + panel_width <= end && (dtype == Dtype::f32 || dtype == Dtype::bf16)) {
+      const auto [left, stride] = rows_in_place(stored, key0 + j, lanes);
+      const std::byte* right = rows_in_place(stored, key0 + j + lanes, lanes).first;
+      if (left && right) return {dtype, {left, right}, stride, prefetch_rows * stride};
+    }
+    for (Index r = 0; r < panel_width; ++r) {
+      float* row = rows_.get() + r * dim;
+      if (j + r < begin || j + r >= end) std::fill_n(row, dim, 0.0f);
+      else load_stored_row(stored, key0 + j + r, row);
+      if constexpr (Stages::observes) stages_.at(Stage::key, {b_, g_, key0 + j + r, 0, 1, dim, row, dim});
+    }
+    const auto* rows = reinterpret_cast<const std::byte*>(rows_.get());
+    return {Dtype::f32, {rows, rows + lanes * dim * 4}, dim * 4, 0};
   }
 
   // Into [panel of keys][D][panel width].
   void keys(Index group, Index tile, float* to) {
-    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].keys;
+    const Lanes d;
     const Index dim = plan_.problem->shape.dim;
-    const auto [key0, begin, end] = place(stored, group, tile);
-    for (Index j = begin / panel_width * panel_width; j < (end + panel_width - 1) / panel_width * panel_width; j += lanes) {
-      float* panel = to + j / panel_width * panel_width * dim + j % panel_width;
-      if (!Stages::observes && j >= begin && j + lanes <= end) {
-        const auto [rows, stride] = rows_in_place(stored, key0 + j, lanes);
-        if (rows && stored.columns.dtype == Dtype::f32) {
-          transpose_rows<Dtype::f32>(rows, stride, dim, panel);
-          continue;
-        }
-        if (rows && stored.columns.dtype == Dtype::bf16) {
-          transpose_rows<Dtype::bf16>(rows, stride, dim, panel);
-          continue;
-        }
-      }
-      for (Index r = 0; r < lanes; ++r) {
-        float* row = rows_.get() + r * dim;
-        if (j + r < begin || j + r >= end) std::fill_n(row, dim, 0.0f);
-        else load_stored_row(stored, key0 + j + r, row);
-        if constexpr (Stages::observes) stages_.at(Stage::key, {b_, g_, key0 + j + r, 0, 1, dim, row, dim});
-      }
-      transpose_rows<Dtype::f32>(reinterpret_cast<const std::byte*>(rows_.get()), dim * 4, dim, panel);
+    const auto [key0, begin, end] = place(plan_.stored[static_cast<std::size_t>(group)].keys, group, tile);
+    for (Index j = begin / panel_width * panel_width; j < end; j += panel_width) {
+      const auto store = [&](Index half, Index c, Vector column) HWY_ATTR { hn::Store(column, d, to + j * dim + c * panel_width + half * lanes); };
+      const PanelRows rows = panel(group, tile, j);
+      if (rows.dtype == Dtype::f32) transpose_rows<Dtype::f32>(d, rows, dim, store);
+      else transpose_rows<Dtype::bf16>(d, rows, dim, store);
     }
+  }
+
+  // The values of some keys of a tile, if they can be read where they are, a panel of columns at a time; else null.
+  ValuesInPlace values_in_place(Index group, Index tile, const KeyRange& keys) const {
+    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
+    if (Stages::observes || plan_.problem->shape.value_dim % panel_width != 0) return {};
+    const auto [data, stride] = rows_in_place(stored, tile * plan_.tiling.keys + keys.begin, keys.end - keys.begin);
+    return {data, stored.columns.dtype, stride, prefetch_rows * stride};
   }
 
   PackedValues values(Index group, Index tile, float* to) {

@@ -85,7 +85,8 @@ class RowBlock {
   RowState split_state() const { return split_; }
   Index rows() const { return rows_; }
 
-  // The online softmax over the keys of one split. tiles.keys(tile) and then tiles.values(tile) give what is packed.
+  // The online softmax over the keys of one split. tiles.keys(tile) and then tiles.values(tile) give what is packed;
+  // a few rows alone read stored keys by tiles.panel() and stored values by tiles.values_in_place().
   template <class Tiles>
   void attend(Index split, Tiles tiles) {
     key0_ = 0;
@@ -95,12 +96,21 @@ class RowBlock {
     for (Index tile = std::max(split * of_split, seen_by_block_.begin / width_); tile < end; ++tile) {
       key0_ = tile * width_;
       for_row_blocks(rows_, [&](auto block, Index r) { seen_[r] = seen_in_tile(r, static_cast<Index>(block.size())); });
-      compute_scores(tiles.keys(tile));
+      bool alone = false;
+      if constexpr (Tiles::stored) alone = rows_ <= lone_rows;
+      if constexpr (Tiles::stored) {
+        if (alone) compute_scores_alone(tile, tiles);
+      }
+      if (!alone) compute_scores(tiles.keys(tile));
+      finish_scores();
       mask_scores();
       update_softmax(tile);
-      const PackedValues values = tiles.values(tile);
-      if (values.not_finite) accumulate_visible(values.data);
-      else accumulate(values.data);
+      if constexpr (Tiles::stored) alone = alone && accumulate_alone(tile, tiles);
+      if (!alone) {
+        const PackedValues values = tiles.values(tile);
+        if (values.not_finite) accumulate_visible(values.data);
+        else accumulate_packed(values.data);
+      }
       observe(Stage::accumulated, split_.accumulator, s_.value_dim, accumulator_stride_);
     }
   }
@@ -209,6 +219,22 @@ class RowBlock {
           score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale, scores_.get() + r * score_stride + panel);
         });
     }
+  }
+
+  template <class Tiles>
+  void compute_scores_alone(Index tile, const Tiles& tiles) {
+    const float scale = stages_.scale(p_.scale);
+    const KeyRange any = seen_in_tile(0, rows_);
+    for (Index j = any.begin / panel_width * panel_width; j < any.end; j += panel_width) {
+      const PanelRows keys = tiles.panel(tile, j);
+      for_lone_rows(rows_, [&](auto block) HWY_ATTR {
+        if (keys.dtype == Dtype::f32) score_rows<Dtype::f32>(block, q_.get(), s_.dim, keys, scale, scores_.get() + j);
+        else score_rows<Dtype::bf16>(block, q_.get(), s_.dim, keys, scale, scores_.get() + j);
+      });
+    }
+  }
+
+  void finish_scores() {
     if (p_.softcap > 0) apply_softcap();
     observe(Stage::scores, scores_.get(), width_, score_stride);
   }
@@ -282,19 +308,46 @@ class RowBlock {
       }
   }
 
-  void accumulate(const float* values) {
+  // values(first key, first column) gives the operand of a register block.
+  template <class Block, class Values>
+  HWY_INLINE void accumulate(Block block, Index r, const Values& values) {
+    const KeyRange seen = seen_[r];
+    if (seen.begin >= seen.end) return;
+    if (rows_ == 1)
+      return for_panels(0, s_.value_dim, [&](auto panels, Index c) HWY_ATTR {
+        value_row(panels, scores_.get() + seen.begin, values(seen.begin, c), seen.end - seen.begin, correction_[0], split_.accumulator + c);
+      });
+    for (Index c = 0; c < s_.value_dim; c += panel_width)
+      value_panel(block, scores_.get() + r * score_stride + seen.begin, values(seen.begin, c), seen.end - seen.begin, correction_ + r,
+                  split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
+  }
+
+  void accumulate_packed(const float* values) {
     for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
-      const KeyRange seen = seen_[r];
-      if (seen.begin >= seen.end) return;
-      if (rows_ == 1)
-        return for_panels(0, s_.value_dim, [&](auto panels, Index c) HWY_ATTR {
-          value_row(panels, scores_.get() + seen.begin, values + c * width_ + seen.begin * panel_width, panel_width * width_, seen.end - seen.begin,
-                    correction_[0], split_.accumulator + c);
-        });
-      for (Index c = 0; c < s_.value_dim; c += panel_width)
-        value_panel(block, scores_.get() + r * score_stride + seen.begin, values + c * width_ + seen.begin * panel_width, seen.end - seen.begin,
-                    correction_ + r, split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
+      accumulate(block, r, [&](Index j, Index c) { return PackedRows{values + c * width_ + j * panel_width, panel_width * width_}; });
     });
+  }
+
+  // False if the values cannot be used as they are stored: a weight of a masked pair may meet an infinity or a NaN.
+  template <class Tiles>
+  bool accumulate_alone(Index tile, const Tiles& tiles) {
+    const KeyRange seen = seen_in_tile(0, rows_);
+    for (Index r = 0; r < rows_; ++r) {
+      const KeyRange own = seen_in_tile(r, 1);
+      if (own.begin != seen.begin || own.end != seen.end) return false;
+    }
+    if (bias_.active() || seen.begin >= seen.end) return false;
+    const ValuesInPlace values = tiles.values_in_place(tile, seen);
+    if (!values.data) return false;
+    for_lone_rows(rows_, [&](auto block) HWY_ATTR {
+      const auto with = [&]<Dtype dtype>(std::integral_constant<Dtype, dtype>) HWY_ATTR {
+        accumulate(block, 0, [&](Index, Index c) { return RowsInPlace<dtype>{values.data + c * (dtype == Dtype::f32 ? 4 : 2), values.stride, values.ahead}; });
+      };
+      if (values.dtype == Dtype::f32) with(std::integral_constant<Dtype, Dtype::f32>());
+      else if (values.dtype == Dtype::bf16) with(std::integral_constant<Dtype, Dtype::bf16>());
+      else with(std::integral_constant<Dtype, Dtype::f16>());
+    });
+    return true;
   }
 
   // V holds an infinity or a NaN somewhere in this tile: only what a row sees may reach it, so no 0 * NaN.
