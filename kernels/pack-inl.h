@@ -76,12 +76,37 @@ HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
   return v;
 }
 
-// take(column, its elements) for each of the columns that lie in the first 16 bytes of as many rows of f32 or bf16 as a
-// vector has lanes.
+// take(column, its elements) for each of the columns that lie in the first 16 bytes of as many rows as a vector has lanes.
 template <Dtype dtype, class Take>
 HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Index stride, const Take& take) {
   const hn::Repartition<double, Lanes> pairs;
   const hn::RebindToUnsigned<Lanes> words;
+  const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
+  const Vector r2 = load_blocks(d, rows + 2 * stride, stride), r3 = load_blocks(d, rows + 3 * stride, stride);
+  if constexpr (dtype == Dtype::f16) {
+    const hn::Repartition<std::uint16_t, Lanes> codes;
+    const hn::Repartition<std::uint64_t, Lanes> quads;
+    const auto interleave = [&](auto a, auto b) HWY_ATTR {
+      const auto x = hn::BitCast(codes, a), y = hn::BitCast(codes, b);
+      return std::pair(hn::BitCast(words, hn::InterleaveLower(codes, x, y)), hn::BitCast(words, hn::InterleaveUpper(codes, x, y)));
+    };
+    const auto [low01, high01] = interleave(r0, r1);
+    const auto [low23, high23] = interleave(r2, r3);
+    // A column of four rows is a quad by now.
+    const auto take_four = [&](Index column, auto low, auto high) HWY_ATTR {
+      const auto first = hn::BitCast(quads, hn::InterleaveLower(words, low, high)), second = hn::BitCast(quads, hn::InterleaveUpper(words, low, high));
+      const hn::Rebind<hwy::float16_t, Lanes> halves;
+      const auto even = hn::BitCast(hn::Twice<decltype(halves)>(), hn::ConcatEven(quads, second, first));
+      const auto odd = hn::BitCast(hn::Twice<decltype(halves)>(), hn::ConcatOdd(quads, second, first));
+      take(column, hn::PromoteTo(d, hn::LowerHalf(halves, even)));
+      take(column + 1, hn::PromoteTo(d, hn::LowerHalf(halves, odd)));
+      take(column + 2, hn::PromoteTo(d, hn::UpperHalf(halves, even)));
+      take(column + 3, hn::PromoteTo(d, hn::UpperHalf(halves, odd)));
+    };
+    take_four(0, low01, low23);
+    take_four(4, high01, high23);
+    return;
+  }
   const auto take_word = [&](Index word, auto v) HWY_ATTR {
     if constexpr (dtype == Dtype::bf16) {  // a pair of bf16 is transposed as a word, then taken apart
       take(2 * word, hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))));
@@ -90,8 +115,6 @@ HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Ind
       take(word, hn::BitCast(d, v));
     }
   };
-  const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
-  const Vector r2 = load_blocks(d, rows + 2 * stride, stride), r3 = load_blocks(d, rows + 3 * stride, stride);
   const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)), high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
   const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
   take_word(0, hn::InterleaveLower(pairs, low01, low23));
@@ -107,12 +130,13 @@ HWY_INLINE Vector gather_column(Lanes d, const std::byte* rows, Index stride, In
   float elements[lanes];
   for (Index r = 0; r < lanes; ++r) {
     if constexpr (dtype == Dtype::bf16) elements[r] = from_bf16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
+    else if constexpr (dtype == Dtype::f16) elements[r] = from_f16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
     else elements[r] = reinterpret_cast<const float*>(rows + r * stride)[column];
   }
   return hn::LoadU(d, elements);
 }
 
-// A panel of keys: two halves of as many rows of f32 or bf16 as a vector has lanes, where they are stored or in scratch.
+// A panel of keys: two halves of as many rows as a vector has lanes, where they are stored or in scratch.
 struct PanelRows {
   Dtype dtype;
   const std::byte* half[2];
@@ -124,10 +148,9 @@ struct PanelRows {
 template <Dtype dtype, class Take>
 HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, const Take& take) {
   static_assert(lanes == 1 || lanes == 4 || lanes == 8 || lanes == 16);
-  [[maybe_unused]] constexpr Index bytes = dtype == Dtype::bf16 ? 2 : 4;
   Index c = 0;
 #if HWY_TARGET != HWY_SCALAR
-  constexpr Index block = 16 / bytes, line_columns = 64 / bytes;
+  constexpr Index bytes = bytes_of<dtype>, block = 16 / bytes, line_columns = 64 / bytes;
   for (; c + block <= columns; c += block) {
     if (rows.ahead > 0) {  // each block fetches its share of the lines
       const Index first = c / block % 4 * (lanes / 4);
@@ -191,7 +214,7 @@ class Packer {
     const Index dim = plan_.problem->shape.dim;
     const Dtype dtype = stored.columns.dtype;
     const auto [key0, begin, end] = place(stored, group, tile);
-    if (!Stages::observes && j >= begin && j + panel_width <= end && (dtype == Dtype::f32 || dtype == Dtype::bf16)) {
+    if (!Stages::observes && j >= begin && j + panel_width <= end && (dtype != Dtype::f16 || converts_f16)) {
       const auto [left, stride] = rows_in_place(stored, key0 + j, lanes);
       const std::byte* right = rows_in_place(stored, key0 + j + lanes, lanes).first;
       if (left && right) return {dtype, {left, right}, stride, prefetch_rows * stride};
@@ -214,8 +237,7 @@ class Packer {
     for (Index j = begin / panel_width * panel_width; j < end; j += panel_width) {
       const auto store = [&](Index half, Index c, Vector column) HWY_ATTR { hn::Store(column, d, to + j * dim + c * panel_width + half * lanes); };
       const PanelRows rows = panel(group, tile, j);
-      if (rows.dtype == Dtype::f32) transpose_rows<Dtype::f32>(d, rows, dim, store);
-      else transpose_rows<Dtype::bf16>(d, rows, dim, store);
+      with_dtype(rows.dtype, [&](auto dtype) HWY_ATTR { transpose_rows<dtype()>(d, rows, dim, store); });
     }
   }
 

@@ -31,6 +31,17 @@ inline constexpr std::size_t block_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
 inline constexpr Index score_stride = 128 + 16;
 static_assert(panel_alignment % panel_width == 0, "a tile must be whole panels on every target");
 
+template <Dtype dtype>
+inline constexpr Index bytes_of = dtype == Dtype::f32 ? 4 : 2;
+
+// Calls body with f32, f16 or bf16 as an integral constant.
+template <class Body>
+HWY_INLINE void with_dtype(Dtype dtype, const Body& body) {
+  if (dtype == Dtype::f32) body(std::integral_constant<Dtype, Dtype::f32>());
+  else if (dtype == Dtype::bf16) body(std::integral_constant<Dtype, Dtype::bf16>());
+  else body(std::integral_constant<Dtype, Dtype::f16>());
+}
+
 // A vector of f16 or bf16 in fp32. Before AVX2 there is no instruction for f16, and Highway's substitute takes
 // infinities for numbers.
 inline constexpr bool converts_f16 = HWY_TARGET <= HWY_AVX2 || HWY_ARCH_ARM;
@@ -67,7 +78,7 @@ struct RowsInPlace {
   Index row_bytes, ahead;
   HWY_INLINE Vector load(Lanes d, std::size_t panel, std::size_t half) const {
     const auto column = static_cast<Index>((2 * panel + half) * hn::Lanes(d));
-    hwy::Prefetch(row + ahead + column * (dtype == Dtype::f32 ? 4 : 2));
+    hwy::Prefetch(row + ahead + column * bytes_of<dtype>);
     return load_vector(d, dtype, row, column);
   }
   HWY_INLINE void next() { row += row_bytes; }
@@ -183,22 +194,21 @@ HWY_INLINE void for_panels(Index begin, Index end, const Body& body) {
   for (; begin < end; begin += panel_width) body(std::make_index_sequence<1>(), begin);
 }
 
-// Calls body(index_sequence) for a number of rows in [1, lone_rows].
-inline constexpr Index lone_rows = 4;
+// Calls body(index_sequence, first row) over [r, rows) in register blocks of four, then one of what is left.
 template <class Body>
-HWY_INLINE void for_lone_rows(Index rows, const Body& body) {
-  if (rows == 1) body(std::make_index_sequence<1>());
-  else if (rows == 2) body(std::make_index_sequence<2>());
-  else if (rows == 3) body(std::make_index_sequence<3>());
-  else body(std::make_index_sequence<4>());
+HWY_INLINE void for_small_blocks(Index r, Index rows, const Body& body) {
+  for (; r + 4 <= rows; r += 4) body(std::make_index_sequence<4>(), r);
+  if (rows - r == 3) body(std::make_index_sequence<3>(), r);
+  if (rows - r == 2) body(std::make_index_sequence<2>(), r);
+  if (rows - r == 1) body(std::make_index_sequence<1>(), r);
 }
 
-// Calls body(index_sequence, first row) over [0, rows) in register blocks: full ones, then fours, then what is left.
+// The same over [0, rows), full register blocks first.
 template <class Body>
 HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
   Index r = 0;
   for (; r + static_cast<Index>(block_rows) <= rows; r += static_cast<Index>(block_rows)) body(std::make_index_sequence<block_rows>(), r);
-  for (; r < rows; r += 4) for_lone_rows(std::min<Index>(rows - r, 4), [&](auto block) HWY_ATTR { body(block, r); });
+  for_small_blocks(r, rows, body);
 }
 
 // `count` elements of dtype f32, f16 or bf16 in fp32, whatever the stride between them.

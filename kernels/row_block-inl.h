@@ -97,7 +97,7 @@ class RowBlock {
       key0_ = tile * width_;
       for_row_blocks(rows_, [&](auto block, Index r) { seen_[r] = seen_in_tile(r, static_cast<Index>(block.size())); });
       bool alone = false;
-      if constexpr (Tiles::stored) alone = rows_ <= lone_rows;
+      if constexpr (Tiles::stored) alone = rows_ < static_cast<Index>(block_rows);
       if constexpr (Tiles::stored) {
         if (alone) compute_scores_alone(tile, tiles);
       }
@@ -227,9 +227,10 @@ class RowBlock {
     const KeyRange any = seen_in_tile(0, rows_);
     for (Index j = any.begin / panel_width * panel_width; j < any.end; j += panel_width) {
       const PanelRows keys = tiles.panel(tile, j);
-      for_lone_rows(rows_, [&](auto block) HWY_ATTR {
-        if (keys.dtype == Dtype::f32) score_rows<Dtype::f32>(block, q_.get(), s_.dim, keys, scale, scores_.get() + j);
-        else score_rows<Dtype::bf16>(block, q_.get(), s_.dim, keys, scale, scores_.get() + j);
+      with_dtype(keys.dtype, [&](auto dtype) HWY_ATTR {
+        for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
+          score_rows<dtype()>(block, q_.get() + r * s_.dim, s_.dim, keys, scale, scores_.get() + r * score_stride + j);
+        });
       });
     }
   }
@@ -339,13 +340,9 @@ class RowBlock {
     if (bias_.active() || seen.begin >= seen.end) return false;
     const ValuesInPlace values = tiles.values_in_place(tile, seen);
     if (!values.data) return false;
-    for_lone_rows(rows_, [&](auto block) HWY_ATTR {
-      const auto with = [&]<Dtype dtype>(std::integral_constant<Dtype, dtype>) HWY_ATTR {
-        accumulate(block, 0, [&](Index, Index c) { return RowsInPlace<dtype>{values.data + c * (dtype == Dtype::f32 ? 4 : 2), values.stride, values.ahead}; });
-      };
-      if (values.dtype == Dtype::f32) with(std::integral_constant<Dtype, Dtype::f32>());
-      else if (values.dtype == Dtype::bf16) with(std::integral_constant<Dtype, Dtype::bf16>());
-      else with(std::integral_constant<Dtype, Dtype::f16>());
+    with_dtype(values.dtype, [&](auto dtype) HWY_ATTR {
+      const auto from = [&](Index, Index c) { return RowsInPlace<dtype()>{values.data + c * bytes_of<dtype()>, values.stride, values.ahead}; };
+      for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR { accumulate(block, r, from); });
     });
     return true;
   }
