@@ -36,7 +36,7 @@ struct TilesInMemory {
   const Index group;
 };
 
-// Tiles packed when they are asked for. The scores no longer need the keys when the values come: one scratch, small
+// Tiles packed when they are asked for, or rows as they are stored. The scores no longer need the keys when the values come: one scratch, small
 // enough for L1, holds either.
 template <class Stages>
 struct TilesOnTheFly {
@@ -84,7 +84,8 @@ void forward_by_rows(const ForwardPlan& plan, const Stages& stages) {
 }
 
 // The rows of all query heads that read a (batch, kv head) pair form one block. Splits go to tasks, which pack tile
-// after tile into scratch that stays in cache; what the splits give is merged in the end.
+// after tile into scratch that stays in cache unless few rows read it as it is stored; what the splits give is merged in
+// the end.
 template <class Stages>
 void forward_by_splits(const ForwardPlan& plan, const Stages& stages) {
   const AttentionShape& s = plan.problem->shape;

@@ -79,48 +79,44 @@ HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
 // take(column, its elements) for each of the columns that lie in the first 16 bytes of as many rows as a vector has lanes.
 template <Dtype dtype, class Take>
 HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Index stride, const Take& take) {
-  const hn::Repartition<double, Lanes> pairs;
-  const hn::RebindToUnsigned<Lanes> words;
   const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
   const Vector r2 = load_blocks(d, rows + 2 * stride, stride), r3 = load_blocks(d, rows + 3 * stride, stride);
+  const hn::RebindToUnsigned<Lanes> words;
   if constexpr (dtype == Dtype::f16) {
     const hn::Repartition<std::uint16_t, Lanes> codes;
     const hn::Repartition<std::uint64_t, Lanes> quads;
-    const auto interleave = [&](auto a, auto b) HWY_ATTR {
-      const auto x = hn::BitCast(codes, a), y = hn::BitCast(codes, b);
-      return std::pair(hn::BitCast(words, hn::InterleaveLower(codes, x, y)), hn::BitCast(words, hn::InterleaveUpper(codes, x, y)));
+    const hn::Rebind<hwy::float16_t, Lanes> half;
+    const hn::Twice<decltype(half)> both;
+    const auto as = [](auto tag, auto v) HWY_ATTR { return hn::BitCast(tag, v); };
+    const auto take_four = [&](Index column, auto pairs01, auto pairs23) HWY_ATTR {
+      // A quad is a column of four rows.
+      const auto first = as(quads, hn::InterleaveLower(words, pairs01, pairs23)), second = as(quads, hn::InterleaveUpper(words, pairs01, pairs23));
+      const auto even = as(both, hn::ConcatEven(quads, second, first)), odd = as(both, hn::ConcatOdd(quads, second, first));
+      take(column, hn::PromoteTo(d, hn::LowerHalf(half, even)));
+      take(column + 1, hn::PromoteTo(d, hn::LowerHalf(half, odd)));
+      take(column + 2, hn::PromoteTo(d, hn::UpperHalf(half, even)));
+      take(column + 3, hn::PromoteTo(d, hn::UpperHalf(half, odd)));
     };
-    const auto [low01, high01] = interleave(r0, r1);
-    const auto [low23, high23] = interleave(r2, r3);
-    // A column of four rows is a quad by now.
-    const auto take_four = [&](Index column, auto low, auto high) HWY_ATTR {
-      const auto first = hn::BitCast(quads, hn::InterleaveLower(words, low, high)), second = hn::BitCast(quads, hn::InterleaveUpper(words, low, high));
-      const hn::Rebind<hwy::float16_t, Lanes> halves;
-      const auto even = hn::BitCast(hn::Twice<decltype(halves)>(), hn::ConcatEven(quads, second, first));
-      const auto odd = hn::BitCast(hn::Twice<decltype(halves)>(), hn::ConcatOdd(quads, second, first));
-      take(column, hn::PromoteTo(d, hn::LowerHalf(halves, even)));
-      take(column + 1, hn::PromoteTo(d, hn::LowerHalf(halves, odd)));
-      take(column + 2, hn::PromoteTo(d, hn::UpperHalf(halves, even)));
-      take(column + 3, hn::PromoteTo(d, hn::UpperHalf(halves, odd)));
+    const auto c0 = as(codes, r0), c1 = as(codes, r1), c2 = as(codes, r2), c3 = as(codes, r3);
+    take_four(0, as(words, hn::InterleaveLower(codes, c0, c1)), as(words, hn::InterleaveLower(codes, c2, c3)));
+    take_four(4, as(words, hn::InterleaveUpper(codes, c0, c1)), as(words, hn::InterleaveUpper(codes, c2, c3)));
+  } else {
+    const hn::Repartition<double, Lanes> pairs;
+    const auto take_word = [&](Index word, auto v) HWY_ATTR {
+      if constexpr (dtype == Dtype::bf16) {  // a pair of bf16 is transposed as a word, then taken apart
+        take(2 * word, hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))));
+        take(2 * word + 1, hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))));
+      } else {
+        take(word, hn::BitCast(d, v));
+      }
     };
-    take_four(0, low01, low23);
-    take_four(4, high01, high23);
-    return;
+    const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)), high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
+    const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
+    take_word(0, hn::InterleaveLower(pairs, low01, low23));
+    take_word(1, hn::InterleaveUpper(pairs, low01, low23));
+    take_word(2, hn::InterleaveLower(pairs, high01, high23));
+    take_word(3, hn::InterleaveUpper(pairs, high01, high23));
   }
-  const auto take_word = [&](Index word, auto v) HWY_ATTR {
-    if constexpr (dtype == Dtype::bf16) {  // a pair of bf16 is transposed as a word, then taken apart
-      take(2 * word, hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))));
-      take(2 * word + 1, hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))));
-    } else {
-      take(word, hn::BitCast(d, v));
-    }
-  };
-  const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)), high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
-  const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
-  take_word(0, hn::InterleaveLower(pairs, low01, low23));
-  take_word(1, hn::InterleaveUpper(pairs, low01, low23));
-  take_word(2, hn::InterleaveLower(pairs, high01, high23));
-  take_word(3, hn::InterleaveUpper(pairs, high01, high23));
 }
 #endif
 
@@ -141,7 +137,7 @@ struct PanelRows {
   Dtype dtype;
   const std::byte* half[2];
   Index stride;  // bytes from one row to the next
-  Index ahead;   // bytes from a row to one that will be needed soon
+  Index ahead;   // bytes from a row to the one that is fetched into the cache meanwhile; 0: none
 };
 
 // take(half, column, its elements) for every column in order.
@@ -152,7 +148,7 @@ HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, co
 #if HWY_TARGET != HWY_SCALAR
   constexpr Index bytes = bytes_of<dtype>, block = 16 / bytes, line_columns = 64 / bytes;
   for (; c + block <= columns; c += block) {
-    if (rows.ahead > 0) {  // each block fetches its share of the lines
+    if (rows.ahead != 0) {  // each block fetches its share of the lines
       const Index first = c / block % 4 * (lanes / 4);
       for (Index half = 0; half < 2; ++half)
         for (Index r = first; r < first + lanes / 4; ++r) hwy::Prefetch(rows.half[half] + r * rows.stride + rows.ahead + c / line_columns * 64);
@@ -189,7 +185,7 @@ struct PackedValues {
   bool not_finite;
 };
 
-// Rows from one that is read to one that is fetched into the cache meanwhile.
+// Rows from one that is read to one that is fetched: past the end of the tensor, that does nothing.
 inline constexpr Index prefetch_rows = 32;
 
 // Rows of values where they are stored.
@@ -214,7 +210,7 @@ class Packer {
     const Index dim = plan_.problem->shape.dim;
     const Dtype dtype = stored.columns.dtype;
     const auto [key0, begin, end] = place(stored, group, tile);
-    if (!Stages::observes && j >= begin && j + panel_width <= end && (dtype != Dtype::f16 || converts_f16)) {
+    if (j >= begin && j + panel_width <= end && reads_in_place(dtype)) {
       const auto [left, stride] = rows_in_place(stored, key0 + j, lanes);
       const std::byte* right = rows_in_place(stored, key0 + j + lanes, lanes).first;
       if (left && right) return {dtype, {left, right}, stride, prefetch_rows * stride};
@@ -244,7 +240,7 @@ class Packer {
   // The values of some keys of a tile, if they can be read where they are, a panel of columns at a time; else null.
   ValuesInPlace values_in_place(Index group, Index tile, const KeyRange& keys) const {
     const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
-    if (Stages::observes || plan_.problem->shape.value_dim % panel_width != 0) return {};
+    if (!reads_in_place(stored.columns.dtype) || plan_.problem->shape.value_dim % panel_width != 0) return {};
     const auto [data, stride] = rows_in_place(stored, tile * plan_.tiling.keys + keys.begin, keys.end - keys.begin);
     return {data, stored.columns.dtype, stride, prefetch_rows * stride};
   }
@@ -284,6 +280,8 @@ class Packer {
   }
 
  private:
+  static constexpr bool reads_in_place(Dtype dtype) { return !Stages::observes && (dtype != Dtype::f16 || converts_f16); }
+
   struct Range {
     Index key0, begin, end;  // the first key of the tile; relative to it, the keys that are there
   };

@@ -61,8 +61,8 @@ HWY_INLINE Vector load_vector(Lanes d, Dtype dtype, const std::byte* row, Index 
   return load_narrow(d, dtype, reinterpret_cast<const std::uint16_t*>(row) + column);
 }
 
-// Row after row of B in A B: packed panels, `panel_step` floats from one to the next, ..
-struct PackedRows {
+// Row after row of B in A B. Either packed panels, `panel_step` floats from one to the next,
+struct PackedOperand {
   const float* HWY_RESTRICT row;
   Index panel_step = 0;
   HWY_INLINE Vector load(Lanes d, std::size_t panel, std::size_t half) const {
@@ -71,9 +71,9 @@ struct PackedRows {
   HWY_INLINE void next() { row += panel_width; }
 };
 
-// .. or rows where they are stored, of which those `ahead` bytes further on will be needed soon.
+// or rows where they are stored, of which those `ahead` bytes further on are fetched into the cache meanwhile.
 template <Dtype dtype>
-struct RowsInPlace {
+struct StoredOperand {
   const std::byte* HWY_RESTRICT row;
   Index row_bytes, ahead;
   HWY_INLINE Vector load(Lanes d, std::size_t panel, std::size_t half) const {
@@ -107,7 +107,7 @@ HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Inde
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
-  multiply_add<1, sizeof...(R)>(d, rows, q, PackedRows{keys}, dim, left, right);
+  multiply_add<1, sizeof...(R)>(d, rows, q, PackedOperand{keys}, dim, left, right);
   const Vector s = hn::Set(d, scale);
   ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
 }
@@ -136,7 +136,7 @@ HWY_INLINE void dot_panel(std::index_sequence<R...> rows, const float* a, Index 
   const std::size_t n = hn::Lanes(d);
   Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
   for (Index c = 0; c < columns; c += panel_width, a += a_panel, b += panel_width * panel_width)
-    multiply_add<panel_width, 1>(d, rows, a, PackedRows{b}, std::min(panel_width, columns - c), left, right);
+    multiply_add<panel_width, 1>(d, rows, a, PackedOperand{b}, std::min(panel_width, columns - c), left, right);
   const Vector s = hn::Set(d, scale);
   ((hn::Store(hn::Mul(left[R], s), d, out + R * out_stride), hn::Store(hn::Mul(right[R], s), d, out + R * out_stride + n)), ...);
 }
@@ -147,7 +147,7 @@ HWY_INLINE void add_product(std::index_sequence<R...> rows, const float* a, cons
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
-  multiply_add<row_step, depth_step>(d, rows, a, PackedRows{b}, depth, left, right);
+  multiply_add<row_step, depth_step>(d, rows, a, PackedOperand{b}, depth, left, right);
   ((hn::Store(hn::Add(hn::Load(d, total + R * panel_width), left[R]), d, total + R * panel_width),
     hn::Store(hn::Add(hn::Load(d, total + R * panel_width + n), right[R]), d, total + R * panel_width + n)),
    ...);
@@ -170,7 +170,7 @@ HWY_INLINE void score_row(std::index_sequence<P...> panels, const float* q, Inde
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   Vector left[] = {((void)P, hn::Zero(d))...}, right[] = {((void)P, hn::Zero(d))...};
-  multiply_add_row(d, panels, q, PackedRows{keys, panel_width * dim}, dim, left, right);
+  multiply_add_row(d, panels, q, PackedOperand{keys, panel_width * dim}, dim, left, right);
   const Vector s = hn::Set(d, scale);
   ((hn::Store(hn::Mul(left[P], s), d, scores + P * panel_width), hn::Store(hn::Mul(right[P], s), d, scores + P * panel_width + n)), ...);
 }

@@ -85,8 +85,8 @@ class RowBlock {
   RowState split_state() const { return split_; }
   Index rows() const { return rows_; }
 
-  // The online softmax over the keys of one split. tiles.keys(tile) and then tiles.values(tile) give what is packed;
-  // a few rows alone read stored keys by tiles.panel() and stored values by tiles.values_in_place().
+  // The online softmax over the keys of one split. tiles.keys(tile) and then tiles.values(tile) give what is packed. If
+  // Tiles::stored, few rows need none of it: tiles.panel(tile, key) and tiles.values_in_place(tile, keys).
   template <class Tiles>
   void attend(Index split, Tiles tiles) {
     key0_ = 0;
@@ -96,21 +96,10 @@ class RowBlock {
     for (Index tile = std::max(split * of_split, seen_by_block_.begin / width_); tile < end; ++tile) {
       key0_ = tile * width_;
       for_row_blocks(rows_, [&](auto block, Index r) { seen_[r] = seen_in_tile(r, static_cast<Index>(block.size())); });
-      bool alone = false;
-      if constexpr (Tiles::stored) alone = rows_ < static_cast<Index>(block_rows);
-      if constexpr (Tiles::stored) {
-        if (alone) compute_scores_alone(tile, tiles);
-      }
-      if (!alone) compute_scores(tiles.keys(tile));
-      finish_scores();
+      compute_scores(tile, tiles);
       mask_scores();
       update_softmax(tile);
-      if constexpr (Tiles::stored) alone = alone && accumulate_alone(tile, tiles);
-      if (!alone) {
-        const PackedValues values = tiles.values(tile);
-        if (values.not_finite) accumulate_visible(values.data);
-        else accumulate_packed(values.data);
-      }
+      accumulate(tile, tiles);
       observe(Stage::accumulated, split_.accumulator, s_.value_dim, accumulator_stride_);
     }
   }
@@ -193,6 +182,8 @@ class RowBlock {
     });
   }
 
+  bool few_rows() const { return rows_ < static_cast<Index>(block_rows); }
+
   // The keys of this tile, relative to it, that some row of [r, r + count) may see.
   KeyRange seen_in_tile(Index r, Index count) const {
     KeyRange seen{width_, 0};
@@ -204,7 +195,14 @@ class RowBlock {
     return seen;
   }
 
-  void compute_scores(const float* keys) {
+  template <class Tiles>
+  void compute_scores(Index tile, const Tiles& tiles) {
+    if (!score_in_place(tile, tiles)) score_packed(tiles.keys(tile));
+    if (p_.softcap > 0) apply_softcap();
+    observe(Stage::scores, scores_.get(), width_, score_stride);
+  }
+
+  void score_packed(const float* keys) {
     const float scale = stages_.scale(p_.scale);
     const KeyRange any = seen_in_tile(0, rows_);
     if (rows_ == 1) {
@@ -221,23 +219,24 @@ class RowBlock {
     }
   }
 
+  // Few rows: transposing keys once more for each register block costs less than storing them transposed.
   template <class Tiles>
-  void compute_scores_alone(Index tile, const Tiles& tiles) {
-    const float scale = stages_.scale(p_.scale);
-    const KeyRange any = seen_in_tile(0, rows_);
-    for (Index j = any.begin / panel_width * panel_width; j < any.end; j += panel_width) {
-      const PanelRows keys = tiles.panel(tile, j);
-      with_dtype(keys.dtype, [&](auto dtype) HWY_ATTR {
-        for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
-          score_rows<dtype()>(block, q_.get() + r * s_.dim, s_.dim, keys, scale, scores_.get() + r * score_stride + j);
+  bool score_in_place(Index tile, const Tiles& tiles) {
+    if constexpr (Tiles::stored) {
+      if (!few_rows()) return false;
+      const float scale = stages_.scale(p_.scale);
+      const KeyRange any = seen_in_tile(0, rows_);
+      for (Index j = any.begin / panel_width * panel_width; j < any.end; j += panel_width) {
+        const PanelRows keys = tiles.panel(tile, j);
+        with_dtype(keys.dtype, [&](auto dtype) HWY_ATTR {
+          for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
+            score_rows<dtype()>(block, q_.get() + r * s_.dim, s_.dim, keys, scale, scores_.get() + r * score_stride + j);
+          });
         });
-      });
+      }
+      return true;
     }
-  }
-
-  void finish_scores() {
-    if (p_.softcap > 0) apply_softcap();
-    observe(Stage::scores, scores_.get(), width_, score_stride);
+    return false;
   }
 
   void apply_softcap() {
@@ -309,9 +308,19 @@ class RowBlock {
       }
   }
 
-  // values(first key, first column) gives the operand of a register block.
+  template <class Tiles>
+  void accumulate(Index tile, const Tiles& tiles) {
+    if (accumulate_in_place(tile, tiles)) return;
+    const PackedValues values = tiles.values(tile);
+    if (values.not_finite) return accumulate_visible(values.data);
+    for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
+      accumulate_block(block, r, [&](Index j, Index c) { return PackedOperand{values.data + c * width_ + j * panel_width, panel_width * width_}; });
+    });
+  }
+
+  // values(first key, first column) gives the operand.
   template <class Block, class Values>
-  HWY_INLINE void accumulate(Block block, Index r, const Values& values) {
+  HWY_INLINE void accumulate_block(Block block, Index r, const Values& values) {
     const KeyRange seen = seen_[r];
     if (seen.begin >= seen.end) return;
     if (rows_ == 1)
@@ -323,28 +332,23 @@ class RowBlock {
                   split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
   }
 
-  void accumulate_packed(const float* values) {
-    for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
-      accumulate(block, r, [&](Index j, Index c) { return PackedRows{values + c * width_ + j * panel_width, panel_width * width_}; });
-    });
-  }
-
-  // False if the values cannot be used as they are stored: a weight of a masked pair may meet an infinity or a NaN.
+  // Few rows that see the same keys of the tile: no weight is that of a masked pair, whatever V holds.
   template <class Tiles>
-  bool accumulate_alone(Index tile, const Tiles& tiles) {
-    const KeyRange seen = seen_in_tile(0, rows_);
-    for (Index r = 0; r < rows_; ++r) {
-      const KeyRange own = seen_in_tile(r, 1);
-      if (own.begin != seen.begin || own.end != seen.end) return false;
+  bool accumulate_in_place(Index tile, const Tiles& tiles) {
+    if constexpr (Tiles::stored) {
+      if (!few_rows() || bias_.active()) return false;
+      const KeyRange seen = seen_in_tile(0, rows_);
+      for (Index r = 0; r < rows_; ++r)
+        if (const KeyRange own = seen_in_tile(r, 1); own.begin != seen.begin || own.end != seen.end) return false;
+      const ValuesInPlace values = tiles.values_in_place(tile, seen);
+      if (!values.data) return false;
+      with_dtype(values.dtype, [&](auto dtype) HWY_ATTR {
+        const auto from = [&](Index, Index c) { return StoredOperand<dtype()>{values.data + c * bytes_of<dtype()>, values.stride, values.ahead}; };
+        for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR { accumulate_block(block, r, from); });
+      });
+      return true;
     }
-    if (bias_.active() || seen.begin >= seen.end) return false;
-    const ValuesInPlace values = tiles.values_in_place(tile, seen);
-    if (!values.data) return false;
-    with_dtype(values.dtype, [&](auto dtype) HWY_ATTR {
-      const auto from = [&](Index, Index c) { return RowsInPlace<dtype()>{values.data + c * bytes_of<dtype()>, values.stride, values.ahead}; };
-      for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR { accumulate(block, r, from); });
-    });
-    return true;
+    return false;
   }
 
   // V holds an infinity or a NaN somewhere in this tile: only what a row sees may reach it, so no 0 * NaN.
