@@ -59,6 +59,14 @@ inline std::pair<const std::byte*, Index> rows_in_place(const StoredRows& rows, 
   return {c.data + page * c.page_bytes + slot * c.row_bytes, c.row_bytes};
 }
 
+// Bytes from row j to the one that is fetched into the cache while it is read; 0 if none is left.
+inline Index bytes_ahead(const StoredRows& rows, Index j) {
+  constexpr Index distance = 32;
+  if (j + distance >= rows.end) return 0;
+  const auto from = rows.place_of(j), to = rows.place_of(j + distance);
+  return (to.page - from.page) * rows.columns.page_bytes + (to.slot - from.slot) * rows.columns.row_bytes;
+}
+
 // ---- Transposing ----------------------------------------------------------------------------------------
 
 inline constexpr Index lanes = panel_width / 2;
@@ -136,8 +144,8 @@ HWY_INLINE Vector gather_column(Lanes d, const std::byte* rows, Index stride, In
 struct PanelRows {
   Dtype dtype;
   const std::byte* half[2];
-  Index stride;  // bytes from one row to the next
-  Index ahead;   // bytes from a row to the one that is fetched into the cache meanwhile; 0: none
+  Index stride;    // bytes from one row to the next
+  Index ahead[2];  // of a half: bytes from a row to the one that is fetched into the cache meanwhile; 0: none
 };
 
 // take(half, column, its elements) for every column in order.
@@ -148,11 +156,11 @@ HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, co
 #if HWY_TARGET != HWY_SCALAR
   constexpr Index bytes = bytes_of<dtype>, block = 16 / bytes, line_columns = 64 / bytes;
   for (; c + block <= columns; c += block) {
-    if (rows.ahead != 0) {  // each block fetches its share of the lines
-      const Index first = c / block % 4 * (lanes / 4);
-      for (Index half = 0; half < 2; ++half)
-        for (Index r = first; r < first + lanes / 4; ++r) hwy::Prefetch(rows.half[half] + r * rows.stride + rows.ahead + c / line_columns * 64);
-    }
+    // Each block fetches its share of the lines.
+    const Index first = c / block % 4 * (lanes / 4);
+    for (Index half = 0; half < 2; ++half)
+      if (rows.ahead[half] != 0)
+        for (Index r = first; r < first + lanes / 4; ++r) hwy::Prefetch(rows.half[half] + rows.ahead[half] + r * rows.stride + c / line_columns * 64);
     transpose_block<dtype>(d, rows.half[0] + c * bytes, rows.stride, [&](Index i, Vector v) HWY_ATTR { take(0, c + i, v); });
     transpose_block<dtype>(d, rows.half[1] + c * bytes, rows.stride, [&](Index i, Vector v) HWY_ATTR { take(1, c + i, v); });
   }
@@ -185,12 +193,10 @@ struct PackedValues {
   bool not_finite;
 };
 
-// Rows from one that is read to one that is fetched: past the end of the tensor, that does nothing.
-inline constexpr Index prefetch_rows = 32;
-
-// Rows of values where they are stored.
+// Rows of values at even distances where they are stored.
 struct ValuesInPlace {
   const std::byte* data = nullptr;
+  Index count = 0;
   Dtype dtype = Dtype::f32;
   Index stride = 0, ahead = 0;  // as in PanelRows
 };
@@ -213,7 +219,7 @@ class Packer {
     if (j >= begin && j + panel_width <= end && reads_in_place(dtype)) {
       const auto [left, stride] = rows_in_place(stored, key0 + j, lanes);
       const std::byte* right = rows_in_place(stored, key0 + j + lanes, lanes).first;
-      if (left && right) return {dtype, {left, right}, stride, prefetch_rows * stride};
+      if (left && right) return {dtype, {left, right}, stride, {bytes_ahead(stored, key0 + j), bytes_ahead(stored, key0 + j + lanes)}};
     }
     for (Index r = 0; r < panel_width; ++r) {
       float* row = rows_.get() + r * dim;
@@ -222,7 +228,7 @@ class Packer {
       if constexpr (Stages::observes) stages_.at(Stage::key, {b_, g_, key0 + j + r, 0, 1, dim, row, dim});
     }
     const auto* rows = reinterpret_cast<const std::byte*>(rows_.get());
-    return {Dtype::f32, {rows, rows + lanes * dim * 4}, dim * 4, 0};
+    return {Dtype::f32, {rows, rows + lanes * dim * 4}, dim * 4, {0, 0}};
   }
 
   // Into [panel of keys][D][panel width].
@@ -237,12 +243,14 @@ class Packer {
     }
   }
 
-  // The values of some keys of a tile, if they can be read where they are, a panel of columns at a time; else null.
+  // The values of the first of some keys of a tile, if all can be read where they are, a panel of columns at a time; else null.
   ValuesInPlace values_in_place(Index group, Index tile, const KeyRange& keys) const {
     const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
     if (!reads_in_place(stored.columns.dtype) || plan_.problem->shape.value_dim % panel_width != 0) return {};
-    const auto [data, stride] = rows_in_place(stored, tile * plan_.tiling.keys + keys.begin, keys.end - keys.begin);
-    return {data, stored.columns.dtype, stride, prefetch_rows * stride};
+    const Index j = tile * plan_.tiling.keys + keys.begin, count = keys.end - keys.begin;
+    const Index run = stored.pages ? std::min(count, stored.page_size - stored.place_of(j).slot) : count;
+    const auto [data, stride] = rows_in_place(stored, j, run);
+    return {data, run, stored.columns.dtype, stride, bytes_ahead(stored, j)};
   }
 
   PackedValues values(Index group, Index tile, float* to) {

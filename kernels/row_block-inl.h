@@ -314,21 +314,21 @@ class RowBlock {
     const PackedValues values = tiles.values(tile);
     if (values.not_finite) return accumulate_visible(values.data);
     for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
-      accumulate_block(block, r, [&](Index j, Index c) { return PackedOperand{values.data + c * width_ + j * panel_width, panel_width * width_}; });
+      const KeyRange& seen = seen_[r];
+      accumulate_block(block, r, seen, [&](Index c) { return PackedOperand{values.data + c * width_ + seen.begin * panel_width, panel_width * width_}; });
     });
   }
 
-  // values(first key, first column) gives the operand.
+  // values(column) gives the operand from there on.
   template <class Block, class Values>
-  HWY_INLINE void accumulate_block(Block block, Index r, const Values& values) {
-    const KeyRange seen = seen_[r];
+  HWY_INLINE void accumulate_block(Block block, Index r, const KeyRange& seen, const Values& values) {
     if (seen.begin >= seen.end) return;
     if (rows_ == 1)
       return for_panels(0, s_.value_dim, [&](auto panels, Index c) HWY_ATTR {
-        value_row(panels, scores_.get() + seen.begin, values(seen.begin, c), seen.end - seen.begin, correction_[0], split_.accumulator + c);
+        value_row(panels, scores_.get() + seen.begin, values(c), seen.end - seen.begin, correction_[0], split_.accumulator + c);
       });
     for (Index c = 0; c < s_.value_dim; c += panel_width)
-      value_panel(block, scores_.get() + r * score_stride + seen.begin, values(seen.begin, c), seen.end - seen.begin, correction_ + r,
+      value_panel(block, scores_.get() + r * score_stride + seen.begin, values(c), seen.end - seen.begin, correction_ + r,
                   split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
   }
 
@@ -337,15 +337,20 @@ class RowBlock {
   bool accumulate_in_place(Index tile, const Tiles& tiles) {
     if constexpr (Tiles::stored) {
       if (!few_rows() || bias_.active()) return false;
-      const KeyRange seen = seen_in_tile(0, rows_);
+      KeyRange seen = seen_in_tile(0, rows_);
       for (Index r = 0; r < rows_; ++r)
         if (const KeyRange own = seen_in_tile(r, 1); own.begin != seen.begin || own.end != seen.end) return false;
-      const ValuesInPlace values = tiles.values_in_place(tile, seen);
-      if (!values.data) return false;
-      with_dtype(values.dtype, [&](auto dtype) HWY_ATTR {
-        const auto from = [&](Index, Index c) { return StoredOperand<dtype()>{values.data + c * bytes_of<dtype()>, values.stride, values.ahead}; };
-        for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR { accumulate_block(block, r, from); });
-      });
+      while (seen.begin < seen.end) {
+        const ValuesInPlace values = tiles.values_in_place(tile, seen);
+        if (!values.data) return false;
+        const KeyRange run{seen.begin, seen.begin + values.count};
+        with_dtype(values.dtype, [&](auto dtype) HWY_ATTR {
+          const auto from = [&](Index c) { return StoredOperand<dtype()>{values.data + c * bytes_of<dtype()>, values.stride, values.ahead}; };
+          for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR { accumulate_block(block, r, run, from); });
+        });
+        std::fill_n(correction_, rows_, 1.0f);
+        seen.begin = run.end;
+      }
       return true;
     }
     return false;
