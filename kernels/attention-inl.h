@@ -26,6 +26,7 @@ namespace assay::kernels::HWY_NAMESPACE {
 
 // Tiles of one of the wave's groups that were packed before.
 struct TilesInMemory {
+  static constexpr bool stored = false;
   const float* keys(Index tile) const { return plan.packed.keys + (group * plan.tiles + tile) * plan.tile_keys(); }
   PackedValues values(Index tile) const {
     const Index at = group * plan.tiles + tile;
@@ -35,10 +36,13 @@ struct TilesInMemory {
   const Index group;
 };
 
-// Tiles packed when they are asked for. The scores no longer need the keys when the values come: one scratch, small
+// Tiles packed when they are asked for, or rows as they are stored. The scores no longer need the keys when the values come: one scratch, small
 // enough for L1, holds either.
 template <class Stages>
 struct TilesOnTheFly {
+  static constexpr bool stored = true;
+  PanelRows panel(Index tile, Index j) const { return packer.panel(group, tile, j); }
+  ValuesInPlace values_in_place(Index tile, const KeyRange& keys) const { return packer.values_in_place(group, tile, keys); }
   const float* keys(Index tile) const {
     packer.keys(group, tile, scratch);
     return scratch;
@@ -80,7 +84,8 @@ void forward_by_rows(const ForwardPlan& plan, const Stages& stages) {
 }
 
 // The rows of all query heads that read a (batch, kv head) pair form one block. Splits go to tasks, which pack tile
-// after tile into scratch that stays in cache; what the splits give is merged in the end.
+// after tile into scratch that stays in cache unless few rows read it as it is stored; what the splits give is merged in
+// the end.
 template <class Stages>
 void forward_by_splits(const ForwardPlan& plan, const Stages& stages) {
   const AttentionShape& s = plan.problem->shape;

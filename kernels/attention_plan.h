@@ -58,7 +58,7 @@ struct ForwardPlan {
   ForwardTiling tiling{};
   int threads = 0;
   std::vector<StoredKeyValues> stored;  // of every (batch, kv head) pair
-  // Few rows a kv head: a task for each of its splits, which packs the keys that it reads for itself. Otherwise K and V
+  // Few rows a kv head: a task for each of its splits, which reads or packs its keys for itself. Otherwise K and V
   // are packed once, and a task computes a block of rows.
   bool by_split = false;
   PackedKeyValues packed;

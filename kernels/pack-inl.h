@@ -59,9 +59,12 @@ inline std::pair<const std::byte*, Index> rows_in_place(const StoredRows& rows, 
   return {c.data + page * c.page_bytes + slot * c.row_bytes, c.row_bytes};
 }
 
-HWY_INLINE Vector load_vector(Lanes d, Dtype dtype, const std::byte* row, Index column) {
-  if (dtype == Dtype::f32) return hn::LoadU(d, reinterpret_cast<const float*>(row) + column);
-  return load_narrow(d, dtype, reinterpret_cast<const std::uint16_t*>(row) + column);
+// Bytes from row j to the one that is fetched into the cache while it is read; 0 if none is left.
+inline Index bytes_ahead(const StoredRows& rows, Index j) {
+  constexpr Index distance = 32;
+  if (j + distance >= rows.end) return 0;
+  const auto from = rows.place_of(j), to = rows.place_of(j + distance);
+  return (to.page - from.page) * rows.columns.page_bytes + (to.slot - from.slot) * rows.columns.row_bytes;
 }
 
 // ---- Transposing ----------------------------------------------------------------------------------------
@@ -80,43 +83,107 @@ HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
   }
   return v;
 }
+
+// take(column, its elements) for each of the columns that lie in the first 16 bytes of as many rows as a vector has lanes.
+template <Dtype dtype, class Take>
+HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Index stride, const Take& take) {
+  const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
+  const Vector r2 = load_blocks(d, rows + 2 * stride, stride), r3 = load_blocks(d, rows + 3 * stride, stride);
+  const hn::RebindToUnsigned<Lanes> words;
+  if constexpr (dtype == Dtype::f16) {
+    const hn::Repartition<std::uint16_t, Lanes> codes;
+    const hn::Repartition<std::uint64_t, Lanes> quads;
+    const hn::Rebind<hwy::float16_t, Lanes> half;
+    const hn::Twice<decltype(half)> both;
+    const auto as = [](auto tag, auto v) HWY_ATTR { return hn::BitCast(tag, v); };
+    const auto take_four = [&](Index column, auto pairs01, auto pairs23) HWY_ATTR {
+      // A quad is a column of four rows.
+      const auto first = as(quads, hn::InterleaveLower(words, pairs01, pairs23)), second = as(quads, hn::InterleaveUpper(words, pairs01, pairs23));
+      const auto even = as(both, hn::ConcatEven(quads, second, first)), odd = as(both, hn::ConcatOdd(quads, second, first));
+      take(column, hn::PromoteTo(d, hn::LowerHalf(half, even)));
+      take(column + 1, hn::PromoteTo(d, hn::LowerHalf(half, odd)));
+      take(column + 2, hn::PromoteTo(d, hn::UpperHalf(half, even)));
+      take(column + 3, hn::PromoteTo(d, hn::UpperHalf(half, odd)));
+    };
+    const auto c0 = as(codes, r0), c1 = as(codes, r1), c2 = as(codes, r2), c3 = as(codes, r3);
+    take_four(0, as(words, hn::InterleaveLower(codes, c0, c1)), as(words, hn::InterleaveLower(codes, c2, c3)));
+    take_four(4, as(words, hn::InterleaveUpper(codes, c0, c1)), as(words, hn::InterleaveUpper(codes, c2, c3)));
+  } else {
+    const hn::Repartition<double, Lanes> pairs;
+    const auto take_word = [&](Index word, auto v) HWY_ATTR {
+      if constexpr (dtype == Dtype::bf16) {  // a pair of bf16 is transposed as a word, then taken apart
+        take(2 * word, hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))));
+        take(2 * word + 1, hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))));
+      } else {
+        take(word, hn::BitCast(d, v));
+      }
+    };
+    const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)), high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
+    const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
+    take_word(0, hn::InterleaveLower(pairs, low01, low23));
+    take_word(1, hn::InterleaveUpper(pairs, low01, low23));
+    take_word(2, hn::InterleaveLower(pairs, high01, high23));
+    take_word(3, hn::InterleaveUpper(pairs, high01, high23));
+  }
+}
 #endif
 
-// to[c * panel_width + r] = column c of row r, for as many rows of f32 or bf16 as a vector has lanes.
+// Element `column` of as many rows as a vector has lanes.
 template <Dtype dtype>
-HWY_INLINE void transpose_rows(const std::byte* HWY_RESTRICT rows, Index stride, Index columns, float* HWY_RESTRICT to) {
+HWY_INLINE Vector gather_column(Lanes d, const std::byte* rows, Index stride, Index column) {
+  float elements[lanes];
+  for (Index r = 0; r < lanes; ++r) {
+    if constexpr (dtype == Dtype::bf16) elements[r] = from_bf16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
+    else if constexpr (dtype == Dtype::f16) elements[r] = from_f16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
+    else elements[r] = reinterpret_cast<const float*>(rows + r * stride)[column];
+  }
+  return hn::LoadU(d, elements);
+}
+
+// A panel of keys: two halves of as many rows as a vector has lanes, where they are stored or in scratch.
+struct PanelRows {
+  Dtype dtype;
+  const std::byte* half[2];
+  Index stride;    // bytes from one row to the next
+  Index ahead[2];  // of a half: bytes from a row to the one that is fetched into the cache meanwhile; 0: none
+};
+
+// take(half, column, its elements) for every column in order.
+template <Dtype dtype, class Take>
+HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, const Take& take) {
   static_assert(lanes == 1 || lanes == 4 || lanes == 8 || lanes == 16);
   Index c = 0;
 #if HWY_TARGET != HWY_SCALAR
-  const Lanes d;
-  const hn::Repartition<double, Lanes> pairs;
-  const hn::RebindToUnsigned<Lanes> words;
-  constexpr Index word_columns = dtype == Dtype::bf16 ? 2 : 1;  // a pair of bf16 is transposed as a word, then taken apart
-  const auto store = [&](Index word, auto v) HWY_ATTR {
-    float* at = to + word * word_columns * panel_width;
-    if constexpr (dtype == Dtype::bf16) {
-      hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))), d, at);
-      hn::Store(hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))), d, at + panel_width);
-    } else {
-      hn::Store(hn::BitCast(d, v), d, at);
-    }
-  };
-  for (; c + 4 * word_columns <= columns; c += 4 * word_columns, rows += 16, to += 4 * word_columns * panel_width) {
-    const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
-    const Vector r2 = load_blocks(d, rows + 2 * stride, stride), r3 = load_blocks(d, rows + 3 * stride, stride);
-    const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)), high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
-    const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
-    store(0, hn::InterleaveLower(pairs, low01, low23));
-    store(1, hn::InterleaveUpper(pairs, low01, low23));
-    store(2, hn::InterleaveLower(pairs, high01, high23));
-    store(3, hn::InterleaveUpper(pairs, high01, high23));
+  constexpr Index bytes = bytes_of<dtype>, block = 16 / bytes, line_columns = 64 / bytes;
+  for (; c + block <= columns; c += block) {
+    // Each block fetches its share of the lines.
+    const Index first = c / block % 4 * (lanes / 4);
+    for (Index half = 0; half < 2; ++half)
+      if (rows.ahead[half] != 0)
+        for (Index r = first; r < first + lanes / 4; ++r) hwy::Prefetch(rows.half[half] + rows.ahead[half] + r * rows.stride + c / line_columns * 64);
+    transpose_block<dtype>(d, rows.half[0] + c * bytes, rows.stride, [&](Index i, Vector v) HWY_ATTR { take(0, c + i, v); });
+    transpose_block<dtype>(d, rows.half[1] + c * bytes, rows.stride, [&](Index i, Vector v) HWY_ATTR { take(1, c + i, v); });
   }
 #endif
-  for (Index i = 0; c < columns; ++c, ++i, to += panel_width)
-    for (Index r = 0; r < lanes; ++r) {
-      if constexpr (dtype == Dtype::bf16) to[r] = from_bf16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[i]);
-      else to[r] = reinterpret_cast<const float*>(rows + r * stride)[i];
-    }
+  for (; c < columns; ++c) {
+    take(0, c, gather_column<dtype>(d, rows.half[0], rows.stride, c));
+    take(1, c, gather_column<dtype>(d, rows.half[1], rows.stride, c));
+  }
+}
+
+// score_panel on keys that are not packed.
+template <Dtype dtype, std::size_t... R>
+HWY_INLINE void score_rows(std::index_sequence<R...>, const float* q, Index dim, const PanelRows& keys, float scale, float* scores) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
+  transpose_rows<dtype>(d, keys, dim, [&](Index half, Index c, Vector column) HWY_ATTR {
+    const float* row = q + c * static_cast<Index>(sizeof...(R));
+    if (half == 0) ((left[R] = hn::MulAdd(hn::Set(d, row[R]), column, left[R])), ...);
+    else ((right[R] = hn::MulAdd(hn::Set(d, row[R]), column, right[R])), ...);
+  });
+  const Vector s = hn::Set(d, scale);
+  ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
 }
 
 // ---- Packing --------------------------------------------------------------------------------------------
@@ -126,41 +193,64 @@ struct PackedValues {
   bool not_finite;
 };
 
+// Rows of values at even distances where they are stored.
+struct ValuesInPlace {
+  const std::byte* data = nullptr;
+  Index count = 0;
+  Dtype dtype = Dtype::f32;
+  Index stride = 0, ahead = 0;  // as in PanelRows
+};
+
 // Packs tiles of K and V. Keys that are not there become 0 up to the next whole panel; beyond it, nothing reads.
 template <class Stages>
 class Packer {
  public:
   Packer(const ForwardPlan& plan, const Stages& stages)
-      : plan_(plan), stages_(stages), rows_(allocate(lanes * plan.problem->shape.dim)), value_row_(allocate(plan.padded_value_dim)) {
+      : plan_(plan), stages_(stages), rows_(allocate(panel_width * plan.problem->shape.dim)), value_row_(allocate(plan.padded_value_dim)) {
     std::fill_n(value_row_.get(), plan.padded_value_dim, 0.0f);
+  }
+
+  // Keys [j, j + panel_width) of a tile, until the next call.
+  PanelRows panel(Index group, Index tile, Index j) {
+    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].keys;
+    const Index dim = plan_.problem->shape.dim;
+    const Dtype dtype = stored.columns.dtype;
+    const auto [key0, begin, end] = place(stored, group, tile);
+    if (j >= begin && j + panel_width <= end && reads_in_place(dtype)) {
+      const auto [left, stride] = rows_in_place(stored, key0 + j, lanes);
+      const std::byte* right = rows_in_place(stored, key0 + j + lanes, lanes).first;
+      if (left && right) return {dtype, {left, right}, stride, {bytes_ahead(stored, key0 + j), bytes_ahead(stored, key0 + j + lanes)}};
+    }
+    for (Index r = 0; r < panel_width; ++r) {
+      float* row = rows_.get() + r * dim;
+      if (j + r < begin || j + r >= end) std::fill_n(row, dim, 0.0f);
+      else load_stored_row(stored, key0 + j + r, row);
+      if constexpr (Stages::observes) stages_.at(Stage::key, {b_, g_, key0 + j + r, 0, 1, dim, row, dim});
+    }
+    const auto* rows = reinterpret_cast<const std::byte*>(rows_.get());
+    return {Dtype::f32, {rows, rows + lanes * dim * 4}, dim * 4, {0, 0}};
   }
 
   // Into [panel of keys][D][panel width].
   void keys(Index group, Index tile, float* to) {
-    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].keys;
+    const Lanes d;
     const Index dim = plan_.problem->shape.dim;
-    const auto [key0, begin, end] = place(stored, group, tile);
-    for (Index j = begin / panel_width * panel_width; j < (end + panel_width - 1) / panel_width * panel_width; j += lanes) {
-      float* panel = to + j / panel_width * panel_width * dim + j % panel_width;
-      if (!Stages::observes && j >= begin && j + lanes <= end) {
-        const auto [rows, stride] = rows_in_place(stored, key0 + j, lanes);
-        if (rows && stored.columns.dtype == Dtype::f32) {
-          transpose_rows<Dtype::f32>(rows, stride, dim, panel);
-          continue;
-        }
-        if (rows && stored.columns.dtype == Dtype::bf16) {
-          transpose_rows<Dtype::bf16>(rows, stride, dim, panel);
-          continue;
-        }
-      }
-      for (Index r = 0; r < lanes; ++r) {
-        float* row = rows_.get() + r * dim;
-        if (j + r < begin || j + r >= end) std::fill_n(row, dim, 0.0f);
-        else load_stored_row(stored, key0 + j + r, row);
-        if constexpr (Stages::observes) stages_.at(Stage::key, {b_, g_, key0 + j + r, 0, 1, dim, row, dim});
-      }
-      transpose_rows<Dtype::f32>(reinterpret_cast<const std::byte*>(rows_.get()), dim * 4, dim, panel);
+    const auto [key0, begin, end] = place(plan_.stored[static_cast<std::size_t>(group)].keys, group, tile);
+    for (Index j = begin / panel_width * panel_width; j < end; j += panel_width) {
+      const auto store = [&](Index half, Index c, Vector column) HWY_ATTR { hn::Store(column, d, to + j * dim + c * panel_width + half * lanes); };
+      const PanelRows rows = panel(group, tile, j);
+      with_dtype(rows.dtype, [&](auto dtype) HWY_ATTR { transpose_rows<dtype()>(d, rows, dim, store); });
     }
+  }
+
+  // The values of the first of some keys of a tile, if all can be read where they are, a panel of columns at a time; else null.
+  ValuesInPlace values_in_place(Index group, Index tile, const KeyRange& keys) const {
+    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
+    if (!reads_in_place(stored.columns.dtype) || plan_.problem->shape.value_dim % panel_width != 0) return {};
+    const Index j = tile * plan_.tiling.keys + keys.begin, count = keys.end - keys.begin;
+    const Index run = stored.pages ? std::min(count, stored.page_size - stored.place_of(j).slot) : count;
+    const auto [data, stride] = rows_in_place(stored, j, run);
+    return {data, run, stored.columns.dtype, stride, bytes_ahead(stored, j)};
   }
 
   PackedValues values(Index group, Index tile, float* to) {
@@ -198,6 +288,8 @@ class Packer {
   }
 
  private:
+  static constexpr bool reads_in_place(Dtype dtype) { return !Stages::observes && (dtype != Dtype::f16 || converts_f16); }
+
   struct Range {
     Index key0, begin, end;  // the first key of the tile; relative to it, the keys that are there
   };

@@ -16,6 +16,7 @@
 #endif
 
 #include <hwy/aligned_allocator.h>
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
@@ -30,14 +31,66 @@ inline constexpr std::size_t block_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM
 inline constexpr Index score_stride = 128 + 16;
 static_assert(panel_alignment % panel_width == 0, "a tile must be whole panels on every target");
 
-// Adds A B to the accumulators. Element (r, k) of A lies at a[r * row_step + k * depth_step], row k of B at
-// b[k * panel_width]. The steps are constants so that no address is computed in the loop.
-template <std::size_t row_step, std::size_t depth_step, std::size_t... R>
-HWY_INLINE void multiply_add(Lanes d, std::index_sequence<R...>, const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, Index depth,
-                             Vector (&left)[sizeof...(R)], Vector (&right)[sizeof...(R)]) {
-  const std::size_t n = hn::Lanes(d);
-  for (Index k = 0; k < depth; ++k, a += depth_step, b += panel_width) {
-    const Vector b0 = hn::Load(d, b), b1 = hn::Load(d, b + n);
+template <Dtype dtype>
+inline constexpr Index bytes_of = dtype == Dtype::f32 ? 4 : 2;
+
+// Calls body with f32, f16 or bf16 as an integral constant.
+template <class Body>
+HWY_INLINE void with_dtype(Dtype dtype, const Body& body) {
+  if (dtype == Dtype::f32) body(std::integral_constant<Dtype, Dtype::f32>());
+  else if (dtype == Dtype::bf16) body(std::integral_constant<Dtype, Dtype::bf16>());
+  else body(std::integral_constant<Dtype, Dtype::f16>());
+}
+
+// A vector of f16 or bf16 in fp32. Before AVX2 there is no instruction for f16, and Highway's substitute takes
+// infinities for numbers.
+inline constexpr bool converts_f16 = HWY_TARGET <= HWY_AVX2 || HWY_ARCH_ARM;
+HWY_INLINE Vector load_narrow(Lanes d, Dtype dtype, const std::uint16_t* from) {
+#if HWY_TARGET != HWY_SCALAR
+  const hn::Rebind<std::uint16_t, Lanes> codes;
+  if (dtype == Dtype::bf16) return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(hn::RebindToUnsigned<Lanes>(), hn::LoadU(codes, from))));
+  if constexpr (converts_f16) return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, Lanes>(), hn::LoadU(codes, from)));
+#endif
+  float lanes[hn::MaxLanes(Lanes())];
+  for (std::size_t i = 0; i < hn::Lanes(d); ++i) lanes[i] = dtype == Dtype::bf16 ? from_bf16(from[i]) : from_f16(from[i]);
+  return hn::LoadU(d, lanes);
+}
+
+HWY_INLINE Vector load_vector(Lanes d, Dtype dtype, const std::byte* row, Index column) {
+  if (dtype == Dtype::f32) return hn::LoadU(d, reinterpret_cast<const float*>(row) + column);
+  return load_narrow(d, dtype, reinterpret_cast<const std::uint16_t*>(row) + column);
+}
+
+// Row after row of B in A B. Either packed panels, `panel_step` floats from one to the next,
+struct PackedOperand {
+  const float* HWY_RESTRICT row;
+  Index panel_step = 0;
+  HWY_INLINE Vector load(Lanes d, std::size_t panel, std::size_t half) const {
+    return hn::Load(d, row + static_cast<Index>(panel) * panel_step + half * hn::Lanes(d));
+  }
+  HWY_INLINE void next() { row += panel_width; }
+};
+
+// or rows where they are stored, of which those `ahead` bytes further on are fetched into the cache meanwhile.
+template <Dtype dtype>
+struct StoredOperand {
+  const std::byte* HWY_RESTRICT row;
+  Index row_bytes, ahead;
+  HWY_INLINE Vector load(Lanes d, std::size_t panel, std::size_t half) const {
+    const auto column = static_cast<Index>((2 * panel + half) * hn::Lanes(d));
+    hwy::Prefetch(row + ahead + column * bytes_of<dtype>);
+    return load_vector(d, dtype, row, column);
+  }
+  HWY_INLINE void next() { row += row_bytes; }
+};
+
+// Adds A B to the accumulators. Element (r, k) of A lies at a[r * row_step + k * depth_step]. The steps are constants so
+// that no address is computed in the loop.
+template <std::size_t row_step, std::size_t depth_step, class Rows, std::size_t... R>
+HWY_INLINE void multiply_add(Lanes d, std::index_sequence<R...>, const float* HWY_RESTRICT a, Rows b, Index depth, Vector (&left)[sizeof...(R)],
+                             Vector (&right)[sizeof...(R)]) {
+  for (Index k = 0; k < depth; ++k, a += depth_step, b.next()) {
+    const Vector b0 = b.load(d, 0, 0), b1 = b.load(d, 0, 1);
     ((left[R] = hn::MulAdd(hn::Set(d, a[R * row_step]), b0, left[R]), right[R] = hn::MulAdd(hn::Set(d, a[R * row_step]), b1, right[R])), ...);
   }
 }
@@ -54,14 +107,14 @@ HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Inde
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
-  multiply_add<1, sizeof...(R)>(d, rows, q, keys, dim, left, right);
+  multiply_add<1, sizeof...(R)>(d, rows, q, PackedOperand{keys}, dim, left, right);
   const Vector s = hn::Set(d, scale);
   ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
 }
 
 // accumulator = correction * accumulator + P V for one panel of value columns.
-template <std::size_t... R>
-HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights, const float* values, Index keys, const float* correction, float* accumulator,
+template <class Rows, std::size_t... R>
+HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights, Rows values, Index keys, const float* correction, float* accumulator,
                             Index accumulator_stride) {
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
@@ -83,7 +136,7 @@ HWY_INLINE void dot_panel(std::index_sequence<R...> rows, const float* a, Index 
   const std::size_t n = hn::Lanes(d);
   Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
   for (Index c = 0; c < columns; c += panel_width, a += a_panel, b += panel_width * panel_width)
-    multiply_add<panel_width, 1>(d, rows, a, b, std::min(panel_width, columns - c), left, right);
+    multiply_add<panel_width, 1>(d, rows, a, PackedOperand{b}, std::min(panel_width, columns - c), left, right);
   const Vector s = hn::Set(d, scale);
   ((hn::Store(hn::Mul(left[R], s), d, out + R * out_stride), hn::Store(hn::Mul(right[R], s), d, out + R * out_stride + n)), ...);
 }
@@ -94,23 +147,20 @@ HWY_INLINE void add_product(std::index_sequence<R...> rows, const float* a, cons
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
-  multiply_add<row_step, depth_step>(d, rows, a, b, depth, left, right);
+  multiply_add<row_step, depth_step>(d, rows, a, PackedOperand{b}, depth, left, right);
   ((hn::Store(hn::Add(hn::Load(d, total + R * panel_width), left[R]), d, total + R * panel_width),
     hn::Store(hn::Add(hn::Load(d, total + R * panel_width + n), right[R]), d, total + R * panel_width + n)),
    ...);
 }
 
 // A row alone has one chain of sums to a panel: several panels side by side hide the latency of an addition. The same
-// sums as above for the row a[0], a[depth_step] .. and the panels b, b + panel_step ..; P counts panels.
-template <std::size_t... P>
-HWY_INLINE void multiply_add_row(Lanes d, std::index_sequence<P...>, const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, Index panel_step, Index depth,
-                                 Vector (&left)[sizeof...(P)], Vector (&right)[sizeof...(P)]) {
-  const std::size_t n = hn::Lanes(d);
-  for (Index k = 0; k < depth; ++k, b += panel_width) {
+// sums as above for the row a[0], a[1] ..; P counts panels.
+template <class Rows, std::size_t... P>
+HWY_INLINE void multiply_add_row(Lanes d, std::index_sequence<P...>, const float* HWY_RESTRICT a, Rows b, Index depth, Vector (&left)[sizeof...(P)],
+                                 Vector (&right)[sizeof...(P)]) {
+  for (Index k = 0; k < depth; ++k, b.next()) {
     const Vector x = hn::Set(d, a[k]);
-    ((left[P] = hn::MulAdd(x, hn::Load(d, b + static_cast<Index>(P) * panel_step), left[P]),
-      right[P] = hn::MulAdd(x, hn::Load(d, b + static_cast<Index>(P) * panel_step + n), right[P])),
-     ...);
+    ((left[P] = hn::MulAdd(x, b.load(d, P, 0), left[P]), right[P] = hn::MulAdd(x, b.load(d, P, 1), right[P])), ...);
   }
 }
 
@@ -120,20 +170,19 @@ HWY_INLINE void score_row(std::index_sequence<P...> panels, const float* q, Inde
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   Vector left[] = {((void)P, hn::Zero(d))...}, right[] = {((void)P, hn::Zero(d))...};
-  multiply_add_row(d, panels, q, keys, panel_width * dim, dim, left, right);
+  multiply_add_row(d, panels, q, PackedOperand{keys, panel_width * dim}, dim, left, right);
   const Vector s = hn::Set(d, scale);
   ((hn::Store(hn::Mul(left[P], s), d, scores + P * panel_width), hn::Store(hn::Mul(right[P], s), d, scores + P * panel_width + n)), ...);
 }
 
 // value_panel of one row and several panels.
-template <std::size_t... P>
-HWY_INLINE void value_row(std::index_sequence<P...> panels, const float* weights, const float* values, Index panel_step, Index keys, float correction,
-                          float* accumulator) {
+template <class Rows, std::size_t... P>
+HWY_INLINE void value_row(std::index_sequence<P...> panels, const float* weights, Rows values, Index keys, float correction, float* accumulator) {
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   const Vector c = hn::Set(d, correction);
   Vector left[] = {hn::Mul(hn::Load(d, accumulator + P * panel_width), c)...}, right[] = {hn::Mul(hn::Load(d, accumulator + P * panel_width + n), c)...};
-  multiply_add_row(d, panels, weights, values, panel_step, keys, left, right);
+  multiply_add_row(d, panels, weights, values, keys, left, right);
   ((hn::Store(left[P], d, accumulator + P * panel_width), hn::Store(right[P], d, accumulator + P * panel_width + n)), ...);
 }
 
@@ -145,27 +194,21 @@ HWY_INLINE void for_panels(Index begin, Index end, const Body& body) {
   for (; begin < end; begin += panel_width) body(std::make_index_sequence<1>(), begin);
 }
 
-// Calls body(index_sequence, first row) over [0, rows) in register blocks: full ones, then fours, then ones.
+// Calls body(index_sequence, first row) over [r, rows) in register blocks of four, then one of what is left.
+template <class Body>
+HWY_INLINE void for_small_blocks(Index r, Index rows, const Body& body) {
+  for (; r + 4 <= rows; r += 4) body(std::make_index_sequence<4>(), r);
+  if (rows - r == 3) body(std::make_index_sequence<3>(), r);
+  if (rows - r == 2) body(std::make_index_sequence<2>(), r);
+  if (rows - r == 1) body(std::make_index_sequence<1>(), r);
+}
+
+// The same over [0, rows), full register blocks first.
 template <class Body>
 HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
   Index r = 0;
   for (; r + static_cast<Index>(block_rows) <= rows; r += static_cast<Index>(block_rows)) body(std::make_index_sequence<block_rows>(), r);
-  for (; r + 4 <= rows; r += 4) body(std::make_index_sequence<4>(), r);
-  for (; r < rows; ++r) body(std::make_index_sequence<1>(), r);
-}
-
-// A vector of f16 or bf16 in fp32. Before AVX2 there is no instruction for f16, and Highway's substitute takes
-// infinities for numbers.
-inline constexpr bool converts_f16 = HWY_TARGET <= HWY_AVX2 || HWY_ARCH_ARM;
-HWY_INLINE Vector load_narrow(Lanes d, Dtype dtype, const std::uint16_t* from) {
-#if HWY_TARGET != HWY_SCALAR
-  const hn::Rebind<std::uint16_t, Lanes> codes;
-  if (dtype == Dtype::bf16) return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(hn::RebindToUnsigned<Lanes>(), hn::LoadU(codes, from))));
-  if constexpr (converts_f16) return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, Lanes>(), hn::LoadU(codes, from)));
-#endif
-  float lanes[hn::MaxLanes(Lanes())];
-  for (std::size_t i = 0; i < hn::Lanes(d); ++i) lanes[i] = dtype == Dtype::bf16 ? from_bf16(from[i]) : from_f16(from[i]);
-  return hn::LoadU(d, lanes);
+  for_small_blocks(r, rows, body);
 }
 
 // `count` elements of dtype f32, f16 or bf16 in fp32, whatever the stride between them.

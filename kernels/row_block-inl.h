@@ -85,7 +85,8 @@ class RowBlock {
   RowState split_state() const { return split_; }
   Index rows() const { return rows_; }
 
-  // The online softmax over the keys of one split. tiles.keys(tile) and then tiles.values(tile) give what is packed.
+  // The online softmax over the keys of one split. tiles.keys(tile) and then tiles.values(tile) give what is packed. If
+  // Tiles::stored, few rows need none of it: tiles.panel(tile, key) and tiles.values_in_place(tile, keys).
   template <class Tiles>
   void attend(Index split, Tiles tiles) {
     key0_ = 0;
@@ -95,12 +96,10 @@ class RowBlock {
     for (Index tile = std::max(split * of_split, seen_by_block_.begin / width_); tile < end; ++tile) {
       key0_ = tile * width_;
       for_row_blocks(rows_, [&](auto block, Index r) { seen_[r] = seen_in_tile(r, static_cast<Index>(block.size())); });
-      compute_scores(tiles.keys(tile));
+      compute_scores(tile, tiles);
       mask_scores();
       update_softmax(tile);
-      const PackedValues values = tiles.values(tile);
-      if (values.not_finite) accumulate_visible(values.data);
-      else accumulate(values.data);
+      accumulate(tile, tiles);
       observe(Stage::accumulated, split_.accumulator, s_.value_dim, accumulator_stride_);
     }
   }
@@ -183,6 +182,8 @@ class RowBlock {
     });
   }
 
+  bool few_rows() const { return rows_ < static_cast<Index>(block_rows); }
+
   // The keys of this tile, relative to it, that some row of [r, r + count) may see.
   KeyRange seen_in_tile(Index r, Index count) const {
     KeyRange seen{width_, 0};
@@ -194,7 +195,14 @@ class RowBlock {
     return seen;
   }
 
-  void compute_scores(const float* keys) {
+  template <class Tiles>
+  void compute_scores(Index tile, const Tiles& tiles) {
+    if (!score_in_place(tile, tiles)) score_packed(tiles.keys(tile));
+    if (p_.softcap > 0) apply_softcap();
+    observe(Stage::scores, scores_.get(), width_, score_stride);
+  }
+
+  void score_packed(const float* keys) {
     const float scale = stages_.scale(p_.scale);
     const KeyRange any = seen_in_tile(0, rows_);
     if (rows_ == 1) {
@@ -209,8 +217,26 @@ class RowBlock {
           score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale, scores_.get() + r * score_stride + panel);
         });
     }
-    if (p_.softcap > 0) apply_softcap();
-    observe(Stage::scores, scores_.get(), width_, score_stride);
+  }
+
+  // Few rows: transposing keys once more for each register block costs less than storing them transposed.
+  template <class Tiles>
+  bool score_in_place(Index tile, const Tiles& tiles) {
+    if constexpr (Tiles::stored) {
+      if (!few_rows()) return false;
+      const float scale = stages_.scale(p_.scale);
+      const KeyRange any = seen_in_tile(0, rows_);
+      for (Index j = any.begin / panel_width * panel_width; j < any.end; j += panel_width) {
+        const PanelRows keys = tiles.panel(tile, j);
+        with_dtype(keys.dtype, [&](auto dtype) HWY_ATTR {
+          for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
+            score_rows<dtype()>(block, q_.get() + r * s_.dim, s_.dim, keys, scale, scores_.get() + r * score_stride + j);
+          });
+        });
+      }
+      return true;
+    }
+    return false;
   }
 
   void apply_softcap() {
@@ -282,19 +308,52 @@ class RowBlock {
       }
   }
 
-  void accumulate(const float* values) {
+  template <class Tiles>
+  void accumulate(Index tile, const Tiles& tiles) {
+    if (accumulate_in_place(tile, tiles)) return;
+    const PackedValues values = tiles.values(tile);
+    if (values.not_finite) return accumulate_visible(values.data);
     for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
-      const KeyRange seen = seen_[r];
-      if (seen.begin >= seen.end) return;
-      if (rows_ == 1)
-        return for_panels(0, s_.value_dim, [&](auto panels, Index c) HWY_ATTR {
-          value_row(panels, scores_.get() + seen.begin, values + c * width_ + seen.begin * panel_width, panel_width * width_, seen.end - seen.begin,
-                    correction_[0], split_.accumulator + c);
-        });
-      for (Index c = 0; c < s_.value_dim; c += panel_width)
-        value_panel(block, scores_.get() + r * score_stride + seen.begin, values + c * width_ + seen.begin * panel_width, seen.end - seen.begin,
-                    correction_ + r, split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
+      const KeyRange& seen = seen_[r];
+      accumulate_block(block, r, seen, [&](Index c) { return PackedOperand{values.data + c * width_ + seen.begin * panel_width, panel_width * width_}; });
     });
+  }
+
+  // values(column) gives the operand from there on.
+  template <class Block, class Values>
+  HWY_INLINE void accumulate_block(Block block, Index r, const KeyRange& seen, const Values& values) {
+    if (seen.begin >= seen.end) return;
+    if (rows_ == 1)
+      return for_panels(0, s_.value_dim, [&](auto panels, Index c) HWY_ATTR {
+        value_row(panels, scores_.get() + seen.begin, values(c), seen.end - seen.begin, correction_[0], split_.accumulator + c);
+      });
+    for (Index c = 0; c < s_.value_dim; c += panel_width)
+      value_panel(block, scores_.get() + r * score_stride + seen.begin, values(c), seen.end - seen.begin, correction_ + r,
+                  split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
+  }
+
+  // Few rows that see the same keys of the tile: no weight is that of a masked pair, whatever V holds.
+  template <class Tiles>
+  bool accumulate_in_place(Index tile, const Tiles& tiles) {
+    if constexpr (Tiles::stored) {
+      if (!few_rows() || bias_.active()) return false;
+      KeyRange seen = seen_in_tile(0, rows_);
+      for (Index r = 0; r < rows_; ++r)
+        if (const KeyRange own = seen_in_tile(r, 1); own.begin != seen.begin || own.end != seen.end) return false;
+      while (seen.begin < seen.end) {
+        const ValuesInPlace values = tiles.values_in_place(tile, seen);
+        if (!values.data) return false;
+        const KeyRange run{seen.begin, seen.begin + values.count};
+        with_dtype(values.dtype, [&](auto dtype) HWY_ATTR {
+          const auto from = [&](Index c) { return StoredOperand<dtype()>{values.data + c * bytes_of<dtype()>, values.stride, values.ahead}; };
+          for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR { accumulate_block(block, r, run, from); });
+        });
+        std::fill_n(correction_, rows_, 1.0f);
+        seen.begin = run.end;
+      }
+      return true;
+    }
+    return false;
   }
 
   // V holds an infinity or a NaN somewhere in this tile: only what a row sees may reach it, so no 0 * NaN.
