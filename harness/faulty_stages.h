@@ -7,6 +7,7 @@
 #include "harness/planted_faults.h"
 #include "kernels/attention_plan.h"
 #include "kernels/backward_plan.h"
+#include "kernels/convert.h"
 #include "kernels/stages.h"
 
 namespace assay {
@@ -97,8 +98,7 @@ struct FaultyStages : kernels::NoStages {
   Index row_tiles(Index rows, Index tile) const { return fault == Fault::last_row_tile_dropped && rows > tile ? rows / tile : (rows + tile - 1) / tile; }
   float row_delta(float delta) const {
     if (fault == Fault::delta_omitted) return 0;
-    if (fault == Fault::delta_truncated_to_bf16) truncate(delta);
-    return delta;
+    return fault == Fault::delta_in_bf16 ? kernels::from_bf16(kernels::to_bf16(delta)) : delta;
   }
   float softcap_curvature() const { return fault == Fault::softcap_slope_omitted ? 0.0f : 1.0f; }
   float query_gradient_scale(float declared) const { return fault == Fault::query_gradient_scaled_twice ? declared * declared : declared; }
@@ -111,6 +111,7 @@ struct FaultyStages : kernels::NoStages {
         for (Index c = 0; c < view.columns; ++c) change(view.data[r * view.row_stride + c * view.column_stride]);
     };
     const auto zero = [](float& x) { x = 0; };
+    const auto truncate = [](float& x) { x = std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xFFFF0000u); };
     const auto is = [&](Stage s, Fault f) { return stage == s && fault == f; };
     if (is(Stage::weights, Fault::weights_truncated_to_bf16) || is(Stage::weights, Fault::backward_weights_truncated_to_bf16) ||
         is(Stage::score_gradients, Fault::score_gradients_truncated_to_bf16) || is(Stage::output, Fault::output_truncated))
@@ -132,9 +133,6 @@ struct FaultyStages : kernels::NoStages {
           pair[0] = pair[1] = std::bit_cast<float>(high | low);
         }
   }
-
- private:
-  static void truncate(float& x) { x = std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xFFFF0000u); }
 };
 
 // The kernels with that policy: what plan_and_run, run_stored and plan_and_run_backward take, their stages being a FaultyStages.

@@ -41,7 +41,7 @@ std::span<const PlantedFault> planted_faults() {
       {empty_split_gives_nan, "empty-split-gives-nan", "F13", "decode", "a split that saw nothing is merged by e^(-inf - -inf)"},
 
       {delta_omitted, "delta-omitted", "F33", "backward", "D = sum dO O is not subtracted from dP"},
-      {delta_truncated_to_bf16, "delta-truncated-to-bf16", "F20", "backward", "D is kept in bf16"},
+      {delta_in_bf16, "delta-in-bf16", "F20", "backward", "D is kept in bf16"},
       {query_gradient_scaled_twice, "query-gradient-scaled-twice", "F32", "backward", "dQ is multiplied by the scale of the scores twice"},
       {key_gradient_unscaled, "key-gradient-unscaled", "F32", "backward", "dK lacks the scale of the scores"},
       {softcap_slope_omitted, "softcap-slope-omitted", "F09", "backward", "dS lacks the slope of the softcap, 1 - tanh^2"},

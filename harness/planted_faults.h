@@ -41,7 +41,7 @@ enum class Fault {
   empty_split_gives_nan,
   // Backward.
   delta_omitted,
-  delta_truncated_to_bf16,
+  delta_in_bf16,
   query_gradient_scaled_twice,
   key_gradient_unscaled,
   softcap_slope_omitted,
