@@ -99,8 +99,8 @@ int faults(const FaultsOptions& o) {
     }
     if (named == 0) throw std::invalid_argument(fmt::format("--only={}: no such fault; `assay faults --list` names them", o.only));
     if (hunts.empty())
-      throw std::invalid_argument(
-          fmt::format("nothing to hunt: {} faults are equivalent, and suite {} does not reach {}", equivalent.size(), o.suite, out_of_reach));
+      throw std::invalid_argument(out_of_reach == 0 ? fmt::format("nothing to hunt: {} of the faults named is equivalent", equivalent.size())
+                                                    : fmt::format("nothing to hunt: suite {} runs no case of {} of the faults named", o.suite, out_of_reach));
 
     WorkerOptions workers = o.workers;
     workers.execute.power = false;
