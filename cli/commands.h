@@ -29,8 +29,8 @@ struct CheckOptions {
 int check(const CheckOptions& options);
 
 struct FaultsOptions {
-  std::string suite = "standard";
-  std::string only;  // one fault by name
+  std::string suite;  // empty: each fault's own
+  std::string only;   // one fault by name
   std::uint64_t seed = 1;
   std::string json;
   bool list = false;

@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <map>
 
 #include "cli/commands.h"
@@ -40,40 +42,89 @@ Kill hunt(const std::vector<Case>& cases, const std::string& candidate, const Wo
   return kill;
 }
 
+struct Score {
+  std::size_t killed = 0, all = 0;
+  void add(bool dead) {
+    killed += dead;
+    ++all;
+  }
+};
+
+// The cheapest cases first: most faults die by them.
+const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suites, const std::string& name, std::uint64_t seed) {
+  const auto [found, made] = suites.try_emplace(name);
+  if (!made) return found->second;
+  found->second = make_suite(name, seed).cases;
+  std::ranges::stable_sort(found->second, {}, [](const Case& c) {
+    const AttentionShape& s = c.shape;
+    return s.batch * s.query_heads * s.rows * s.keys * (s.dim + s.value_dim);
+  });
+  return found->second;
+}
+
+void list_faults() {
+  for (const PlantedFault& f : planted_faults()) {
+    fmt::print("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class, f.equivalent.empty() ? f.suite : "-", f.what);
+    if (!f.equivalent.empty()) fmt::print("{:<54}equivalent: {}\n", "", f.equivalent);
+  }
+}
+
 }  // namespace
 
 int faults(const FaultsOptions& o) {
   try {
     if (o.list) {
-      for (const PlantedFault& f : planted_faults()) fmt::print("{:<28} {}  {}\n", f.name, f.fault_class, f.what);
+      list_faults();
       return all_passed;
     }
-    std::vector<PlantedFault> chosen;
-    for (const PlantedFault& f : planted_faults())
-      if (o.only.empty() || o.only == f.name) chosen.push_back(f);
-    if (chosen.empty()) throw std::invalid_argument(fmt::format("--only={}: no such fault; `assay faults --list` names them", o.only));
-    const Suite suite = make_suite(o.suite, o.seed);
+    std::map<std::string, std::vector<Case>> suites;
+    struct Hunt {
+      const PlantedFault& fault;
+      std::string suite;
+    };
+    std::vector<Hunt> hunts;
+    Json equivalent = Json::array();
+    std::size_t named = 0, out_of_reach = 0;
+    for (const PlantedFault& f : planted_faults()) {
+      if (!o.only.empty() && o.only != f.name) continue;
+      ++named;
+      if (!f.equivalent.empty()) {
+        equivalent.push_back({{"fault", f.name}, {"class", f.fault_class}, {"proof", f.equivalent}});
+        continue;
+      }
+      const std::string suite = o.suite.empty() ? std::string(f.suite) : o.suite;
+      const std::vector<Case>& cases = cases_of(suites, suite, o.seed);
+      if (std::ranges::any_of(cases, [&](const Case& c) { return reaches(f, c); })) hunts.push_back({f, suite});
+      else ++out_of_reach;
+    }
+    if (named == 0) throw std::invalid_argument(fmt::format("--only={}: no such fault; `assay faults --list` names them", o.only));
+    if (hunts.empty())
+      throw std::invalid_argument(out_of_reach == 0 ? fmt::format("nothing to hunt: {} of the faults named is equivalent", equivalent.size())
+                                                    : fmt::format("nothing to hunt: suite {} runs no case of {} of the faults named", o.suite, out_of_reach));
 
     WorkerOptions workers = o.workers;
     workers.execute.power = false;
-    std::size_t killed = 0;
-    std::map<std::string, std::pair<std::size_t, std::size_t>> by_class;
+    workers.execute.relations = false;
+    Score score;
+    std::map<std::string, Score> by_class, by_suite;
     Json table = Json::array();
     {
-      Progress progress("faults", chosen.size());
-      for (const PlantedFault& f : chosen) {
-        const Kill kill = hunt(suite.cases, "fault:" + std::string(f.name), workers);
-        killed += kill.killed;
-        auto& [dead, all] = by_class[std::string(f.fault_class)];
-        dead += kill.killed;
-        ++all;
+      Progress progress("faults", hunts.size());
+      for (const auto& [f, suite] : hunts) {
+        std::vector<Case> cases;
+        std::ranges::copy_if(suites[suite], std::back_inserter(cases), [&f = f](const Case& c) { return reaches(f, c); });
+        const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
+        score.add(kill.killed);
+        by_class[std::string(f.fault_class)].add(kill.killed);
+        by_suite[suite].add(kill.killed);
         progress.say("");
-        fmt::print("{} {} ({}): {} cases, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name, f.fault_class, kill.cases, kill.seconds);
+        fmt::print("{} {} ({}, {}): {} cases, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name, f.fault_class, suite, kill.cases, kill.seconds);
         if (kill.killed) fmt::print("  {}\n  {}\n", kill.line, kill.reason);
         std::fflush(stdout);
         progress.advance(std::string(f.name));
         table.push_back({{"fault", f.name},
                          {"class", f.fault_class},
+                         {"suite", suite},
                          {"killed", kill.killed},
                          {"cases", kill.cases},
                          {"seconds", kill.seconds},
@@ -81,17 +132,34 @@ int faults(const FaultsOptions& o) {
                          {"reason", kill.reason}});
       }
     }
-    // The same cases on the kernel without a fault: a suite that cries wolf proves nothing either.
-    const Kill alarm = hunt(suite.cases, "host", workers);
-    if (alarm.killed) fmt::print("FALSE ALARM on the unplanted kernel\n  {}\n  {}\n", alarm.line, alarm.reason);
-    for (const auto& [name, score] : by_class) fmt::print("{}: {} of {} killed\n", name, score.first, score.second);
-    fmt::print("{} of {} faults killed by suite {}; unplanted kernel: {} of {} cases run, {}; seed {}\n", killed, chosen.size(), o.suite, alarm.cases,
-               suite.cases.size(), alarm.killed ? "A FALSE ALARM" : "no false alarm", o.seed);
+    for (const auto& [name, s] : by_class) fmt::print("{}: {} of {} killed\n", name, s.killed, s.all);
+    // The same cases on the kernels without a fault: a suite that cries wolf proves nothing either.
+    Json unplanted = Json::array();
+    bool alarmed = false;
+    for (const auto& [name, s] : by_suite) {
+      const Kill alarm = hunt(suites[name], "host", workers);
+      alarmed |= alarm.killed;
+      fmt::print("suite {}: {} of {} faults killed; unplanted kernel: {} of {} cases run, {}, {:.0f} s\n", name, s.killed, s.all, alarm.cases,
+                 suites[name].size(), alarm.killed ? "A FALSE ALARM" : "no false alarm", alarm.seconds);
+      if (alarm.killed) fmt::print("  {}\n  {}\n", alarm.line, alarm.reason);
+      std::fflush(stdout);
+      unplanted.push_back(
+          {{"suite", name}, {"cases", alarm.cases}, {"seconds", alarm.seconds}, {"false_alarm", alarm.killed}, {"case", alarm.line}, {"reason", alarm.reason}});
+    }
+    if (out_of_reach > 0) fmt::print("{} faults left out: suite {} runs no case of their operation\n", out_of_reach, o.suite);
+    fmt::print("{} of {} faults killed, {} equivalent left out; {}; seed {}\n", score.killed, score.all, equivalent.size(),
+               alarmed ? "A FALSE ALARM" : "no false alarm", o.seed);
     if (!o.json.empty())
-      write_file(
-          o.json,
-          Json{{"format", 1}, {"suite", o.suite}, {"seed", o.seed}, {"killed", killed}, {"faults", table}, {"false_alarm", alarm.killed}}.dump(1) + "\n");
-    return killed == chosen.size() && !alarm.killed ? all_passed : some_failed;
+      write_file(o.json, Json{{"format", 1},
+                              {"seed", o.seed},
+                              {"killed", score.killed},
+                              {"out_of_reach", out_of_reach},
+                              {"faults", table},
+                              {"equivalent", equivalent},
+                              {"unplanted", unplanted}}
+                                 .dump(1) +
+                             "\n");
+    return score.killed == score.all && !alarmed ? all_passed : some_failed;
   } catch (const std::invalid_argument& e) {
     fmt::print(stderr, "assay: {}\n", e.what());
     return bad_usage;

@@ -39,7 +39,8 @@ int main(int argc, char** argv) {
   auto* file = check_command->add_option("--cases", check_options.cases_file, "A file of case lines; # starts a comment");
   suite->excludes(lines)->excludes(file);
   check_command
-      ->add_option("--candidate", check_options.candidate, "host, host-undeclared (no contract: a ladder is tried), unfused (the fallback), sdpa (what the dispatcher chooses) or fault:NAME")
+      ->add_option("--candidate", check_options.candidate,
+                   "host, host-undeclared (no contract: a ladder is tried), unfused (the fallback), sdpa (what the dispatcher chooses) or fault:NAME")
       ->capture_default_str();
   check_command->add_option("--filter", check_options.filter, "Only cases whose line contains this text");
   check_command->add_option("--seed", check_options.seed, "Of the inputs of a suite")->capture_default_str();
@@ -61,7 +62,7 @@ int main(int argc, char** argv) {
   FaultsOptions faults_options;
   CLI::App* faults_command =
       app.add_subcommand("faults", "Plant every known bug in the kernel and see which case kills it; then see that the kernel itself passes");
-  faults_command->add_option("--suite", faults_options.suite, "The suite that has to kill them")->capture_default_str();
+  faults_command->add_option("--suite", faults_options.suite, "The suite that has to kill them, instead of each fault's own");
   faults_command->add_option("--only", faults_options.only, "One fault by name");
   faults_command->add_option("--seed", faults_options.seed, "Of the inputs")->capture_default_str();
   faults_command->add_option("--json", faults_options.json, "Write the score as JSON");

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "kernels/cache.h"
-
 namespace assay {
 namespace {
 
@@ -45,7 +43,14 @@ Attention rows_of(const Attention& whole, Index first, Index count, Index keys) 
 
 }  // namespace
 
-kernels::Status run_through_cache(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) {
+kernels::Status CacheCalls::append(kernels::Cache& cache, Index sequence, const TensorView& k, const TensorView& v) { return cache.append(sequence, k, v); }
+
+kernels::Status CacheCalls::attend(const Attention& problem, const kernels::Cache& cache, const kernels::UpProjection& projection, const AttentionOutput& out,
+                                   int threads) {
+  return kernels::attention_cached(problem, cache, projection, out, threads);
+}
+
+kernels::Status run_through_cache(const Case& c, const Inputs& in, const AttentionOutput& out, int threads, CacheCalls&& calls) {
   using kernels::Status;
   const AttentionShape& s = c.shape;
   kernels::CacheConfig config;
@@ -66,7 +71,8 @@ kernels::Status run_through_cache(const Case& c, const Inputs& in, const Attenti
   if (Status status = kernels::Cache::create(config, cache); !status.ok()) return status;
   auto append = [&](Index first, Index count) -> Status {
     for (Index b = 0; b < s.batch; ++b)
-      if (Status status = cache->append(b, slice(in.token_k.view(), b, first, count), slice(in.token_v.view(), b, first, count)); !status.ok()) return status;
+      if (Status status = calls.append(*cache, b, slice(in.token_k.view(), b, first, count), slice(in.token_v.view(), b, first, count)); !status.ok())
+        return status;
     return {};
   };
   const Index past = s.keys - s.rows;
@@ -87,8 +93,7 @@ kernels::Status run_through_cache(const Case& c, const Inputs& in, const Attenti
       t->origin = t->at(0, 0, first, 0);
       t->shape[2] = count;
     }
-    if (Status status = kernels::attention_cached(rows_of(in.problem, first, count, past + first + count), *cache, projection, part, threads); !status.ok())
-      return status;
+    if (Status status = calls.attend(rows_of(in.problem, first, count, past + first + count), *cache, projection, part, threads); !status.ok()) return status;
     first += count;
   }
   return {};

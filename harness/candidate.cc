@@ -79,7 +79,18 @@ class Faulty : public Candidate {
   std::string name() const override { return "fault:" + std::string(fault_.name); }
   std::string unsupported(const Attention& p, Dtype out) const override { return unsupported_dtype(p, out); }
   std::optional<Contract> contract(const Attention& p) const override { return host_contract(p, std::string(planted_fault_target())); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return run_planted_fault(fault_, p, out, threads); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
+    return fault_.suite == "backward" ? kernels::attention_forward(p, out, threads) : run_planted_fault(fault_, p, out, threads);
+  }
+  bool has_cache() const override { return true; }
+  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
+    return fault_.suite == "backward" ? run_through_cache(c, in, out, threads) : run_planted_cache(fault_, c, in, out, threads);
+  }
+  bool has_backward() const override { return true; }
+  // What a wrong forward pass leaves is not differentiated wrongly on top.
+  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
+    return fault_.suite == "backward" ? run_planted_backward(fault_, p, in, out, threads) : kernels::attention_backward(p, in, out, threads);
+  }
 
  private:
   const PlantedFault& fault_;

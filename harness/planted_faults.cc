@@ -1,155 +1,97 @@
-// One more instantiation of the kernel, whose policy picks its fault at run time.
-#include "kernels/highway_config.h"
-
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "harness/planted_faults.cc"
-#ifndef HWY_DISABLED_TARGETS
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)  // the best target of any machine, and a baseline
-#endif
-#include <hwy/foreach_target.h>
-
-#include "kernels/attention-inl.h"
-
-#ifndef ASSAY_HARNESS_PLANTED_FAULTS_ONCE
-#define ASSAY_HARNESS_PLANTED_FAULTS_ONCE
-#include <bit>
-
 #include "harness/planted_faults.h"
 
+#include "harness/faulty_stages.h"
+
 namespace assay {
-
-// Decides and changes as a buggy kernel would; every branch below is one bug.
-struct FaultyStages : kernels::NoStages {
-  static constexpr bool observes = true;
-  Fault fault;
-  const Attention* problem;
-
-  Index kv_head(Index head, Index group) const { return fault == Fault::kv_head_modulo ? head % problem->shape.kv_heads : head / group; }
-  float scale(float declared) const { return fault == Fault::scale_off_by_one_percent ? declared * 1.01f : declared; }
-  kernels::KeyRange visible(const Attention& p, Index b, Index row, kernels::KeyRange range) const {
-    Attention changed;
-    changed.shape = p.shape;
-    changed.causal = p.causal;
-    changed.offset = p.offset;
-    changed.window_left = p.window_left;
-    changed.window_right = p.window_right;
-    changed.key_lengths = p.key_lengths;
-    changed.key_starts = p.key_starts;
-    switch (fault) {
-      case Fault::causal_dropped_with_mask:
-        if (p.keep || p.bias || !p.key_starts.empty() || !p.key_lengths.empty()) changed.causal = false;
-        break;
-      case Fault::causal_off_by_one:
-        if (p.causal) changed.offset.assign(static_cast<std::size_t>(p.shape.batch), p.offset_of(b) + 1);
-        break;
-      case Fault::causal_anchor_top_left: changed.offset.clear(); break;
-      case Fault::window_off_by_one:
-        if (changed.window_left > 0) --changed.window_left;
-        break;
-      case Fault::padding_key_leaks:
-        for (Index& n : changed.key_lengths) n = std::min(n + 1, p.shape.keys);
-        for (Index& n : changed.key_starts) n = std::max<Index>(n - 1, 0);
-        break;
-      default: return range;
-    }
-    return kernels::visible_keys(changed, b, row);
-  }
-  Index key_tiles(Index keys, Index tile) const { return fault == Fault::last_partial_tile_skipped && keys > tile ? keys / tile : (keys + tile - 1) / tile; }
-  float initial_max() const { return fault == Fault::max_starts_at_zero ? 0.0f : -std::numeric_limits<float>::infinity(); }
-  float new_max(float running, float of_tile) const {
-    // new_max(scores, next, running) called as (scores, running, next): the maximum lands in the old slot and
-    // `next` stays what the scratch held.
-    if (fault == Fault::row_max_arguments_swapped) return std::numeric_limits<float>::quiet_NaN();
-    if (fault == Fault::max_of_tile_only) return of_tile;
-    if (fault == Fault::stale_max && running > -std::numeric_limits<float>::infinity()) return running;
-    return std::max(running, of_tile);
-  }
-  float sum_correction(float c) const { return fault == Fault::sum_not_rescaled ? 1.0f : c; }
-  float accumulator_correction(float c) const { return fault == Fault::accumulator_not_rescaled ? 1.0f : c; }
-  float row_sum(float of_tile, float max, Index tile_keys, Index tile) const {
-    const bool partial = problem->shape.keys % tile_keys != 0 && tile == problem->shape.keys / tile_keys;
-    return fault == Fault::zero_at_tail_enters_sum && partial ? of_tile + std::exp(0.0f - max) : of_tile;
-  }
-  void at(kernels::Stage stage, const kernels::StageView& view) const {
-    using kernels::Stage;
-    const auto each = [&](auto change) {
-      for (Index r = 0; r < view.rows; ++r)
-        for (Index c = 0; c < view.columns; ++c) change(view.data[r * view.row_stride + c * view.column_stride]);
-    };
-    const auto truncate = [](float& x) { x = std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xFFFF0000u); };
-    if (stage == Stage::weights && fault == Fault::weights_truncated_to_bf16) each(truncate);
-    if (stage == Stage::output && fault == Fault::output_truncated) each(truncate);
-    if (stage == Stage::output && fault == Fault::second_batch_not_computed && view.b > 0) each([](float& x) { x = 0; });
-    if (stage == Stage::lse && fault == Fault::lse_in_base_two) each([](float& x) { x *= 1.44269504f; });
-    const bool loads = stage == Stage::query || stage == Stage::key || stage == Stage::value;
-    if (loads && fault == Fault::bf16_read_as_f32 && problem->q.dtype == Dtype::bf16)
-      for (Index r = 0; r < view.rows; ++r)
-        for (Index c = 0; c + 1 < view.columns; c += 2) {
-          // Two neighbours taken for the halves of one float.
-          float* pair = view.data + r * view.row_stride + c;
-          const std::uint32_t low = std::bit_cast<std::uint32_t>(pair[0]) >> 16, high = std::bit_cast<std::uint32_t>(pair[1]) & 0xFFFF0000u;
-          pair[0] = pair[1] = std::bit_cast<float>(high | low);
-        }
-  }
-};
-
-}  // namespace assay
-#endif
-
-HWY_BEFORE_NAMESPACE();
-namespace assay::kernels::HWY_NAMESPACE {
-
-void run_faulty_wave(const ForwardPlan& plan, const void* stages) { forward_wave(plan, *static_cast<const FaultyStages*>(stages)); }
-const char* faulty_target_name() { return hwy::TargetName(HWY_TARGET); }
-
-}  // namespace assay::kernels::HWY_NAMESPACE
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
-namespace assay {
-namespace kernels {
-HWY_EXPORT(run_faulty_wave);
-HWY_EXPORT(faulty_target_name);
-}  // namespace kernels
 
 std::span<const PlantedFault> planted_faults() {
+  using enum Fault;
   static constexpr PlantedFault faults[] = {
-      {Fault::row_max_arguments_swapped, "row-max-arguments-swapped", "F11", "the arguments of the row maximum are swapped: the next maximum is never written"},
-      {Fault::accumulator_not_rescaled, "accumulator-not-rescaled", "F12", "the accumulator keeps its scale when the maximum moves"},
-      {Fault::sum_not_rescaled, "sum-not-rescaled", "F12", "the row sum keeps its scale when the maximum moves"},
-      {Fault::max_starts_at_zero, "max-starts-at-zero", "F11", "the running maximum starts at 0 instead of -inf"},
-      {Fault::max_of_tile_only, "max-of-tile-only", "F11", "the new maximum is that of the tile, not combined with the running one"},
-      {Fault::stale_max, "stale-max", "F11", "the maximum of the first tile is kept"},
-      {Fault::causal_dropped_with_mask, "causal-dropped-with-mask", "F05", "a mask or padding switches causality off"},
-      {Fault::causal_off_by_one, "causal-off-by-one", "F01", "row i sees key i + 1"},
-      {Fault::causal_anchor_top_left, "causal-anchor-top-left", "F01", "the offset of causality and windows is ignored"},
-      {Fault::window_off_by_one, "window-off-by-one", "F02", "a left window is one key short"},
-      {Fault::last_partial_tile_skipped, "last-partial-tile-skipped", "F16", "the number of key tiles is rounded down"},
-      {Fault::padding_key_leaks, "padding-key-leaks", "F30", "one key of padding takes part, on either side"},
-      {Fault::kv_head_modulo, "kv-head-modulo", "F28", "query head h reads head h % Hkv"},
-      {Fault::scale_off_by_one_percent, "scale-off-by-one-percent", "F42", "the scale of the scores is 1% too large"},
-      {Fault::zero_at_tail_enters_sum, "zero-at-tail-enters-sum", "F26", "a padded key of the last tile enters the row sum with score 0"},
-      {Fault::weights_truncated_to_bf16, "weights-truncated-to-bf16", "F15", "the weights are cast to bf16 by truncation before P V"},
-      {Fault::bf16_read_as_f32, "bf16-read-as-f32", "F49", "bf16 inputs are read as fp32"},
-      {Fault::lse_in_base_two, "lse-in-base-two", "F14", "LSE is returned as a logarithm to base 2"},
-      {Fault::second_batch_not_computed, "second-batch-not-computed", "F18", "only batch 0 is computed"},
-      {Fault::output_truncated, "output-truncated", "F39", "the output is cast to bf16 by truncation"},
+      {row_max_arguments_swapped, "row-max-arguments-swapped", "F11", "standard",
+       "the arguments of the row maximum are swapped: the next maximum is never written"},
+      {accumulator_not_rescaled, "accumulator-not-rescaled", "F12", "standard", "the accumulator keeps its scale when the maximum moves"},
+      {sum_not_rescaled, "sum-not-rescaled", "F12", "standard", "the row sum keeps its scale when the maximum moves"},
+      {max_starts_at_zero, "max-starts-at-zero", "F11", "standard", "the running maximum starts at 0 instead of -inf"},
+      {max_starts_at_lowest, "max-starts-at-lowest", "F11", "standard", "the running maximum starts at the lowest finite number instead of -inf",
+       "no score is between the two; until a finite one comes, the weights are e^-inf = 0 under either, so that the sum is 0, and a sum of 0 decides O and "
+       "LSE whatever the maximum is"},
+      {max_of_tile_only, "max-of-tile-only", "F11", "standard", "the new maximum is that of the tile, not combined with the running one"},
+      {stale_max, "stale-max", "F11", "standard", "the maximum of the first tile is kept"},
+      {causal_dropped_with_mask, "causal-dropped-with-mask", "F05", "standard", "a mask or padding switches causality off"},
+      {causal_off_by_one, "causal-off-by-one", "F01", "standard", "row i sees key i + 1"},
+      {causal_anchor_top_left, "causal-anchor-top-left", "F01", "standard", "the offset of causality and windows is ignored"},
+      {window_off_by_one, "window-off-by-one", "F02", "standard", "a left window is one key short"},
+      {last_partial_tile_skipped, "last-partial-tile-skipped", "F16", "standard", "the number of key tiles is rounded down"},
+      {padding_key_leaks, "padding-key-leaks", "F30", "standard", "one key of padding takes part, on either side"},
+      {kv_head_modulo, "kv-head-modulo", "F28", "standard", "query head h reads head h % Hkv"},
+      {scale_off_by_one_percent, "scale-off-by-one-percent", "F42", "standard", "the scale of the scores is 1% too large"},
+      {zero_at_tail_enters_sum, "zero-at-tail-enters-sum", "F26", "standard", "a padded key of the last tile enters the row sum with score 0"},
+      {weights_truncated_to_bf16, "weights-truncated-to-bf16", "F15", "standard", "the weights are cast to bf16 by truncation before P V"},
+      {bf16_read_as_f32, "bf16-read-as-f32", "F49", "standard", "bf16 inputs are read as fp32"},
+      {lse_in_base_two, "lse-in-base-two", "F14", "standard", "LSE is returned as a logarithm to base 2"},
+      {second_batch_not_computed, "second-batch-not-computed", "F18", "standard", "only batch 0 is computed"},
+      {output_truncated, "output-truncated", "F39", "standard", "the output is cast to bf16 by truncation"},
+
+      {merged_sum_not_corrected, "merged-sum-not-corrected", "F13", "decode",
+       "the sum of earlier splits keeps its scale when a later one has a larger maximum"},
+      {merged_accumulator_not_corrected, "merged-accumulator-not-corrected", "F13", "decode",
+       "the accumulator of earlier splits keeps its scale when a later one has a larger maximum"},
+      {merged_max_stale, "merged-max-stale", "F13", "decode", "the maximum of the first split that saw something is kept"},
+      {split_count_rounded_down, "split-count-rounded-down", "F13", "decode", "the number of splits is rounded down: the last, shorter one is not merged"},
+      {empty_split_gives_nan, "empty-split-gives-nan", "F13", "decode", "a split that saw nothing is merged by e^(-inf - -inf)"},
+
+      {delta_omitted, "delta-omitted", "F33", "backward", "D = sum dO O is not subtracted from dP"},
+      {delta_in_bf16, "delta-in-bf16", "F20", "backward", "D is kept in bf16"},
+      {query_gradient_scaled_twice, "query-gradient-scaled-twice", "F32", "backward", "dQ is multiplied by the scale of the scores twice"},
+      {key_gradient_unscaled, "key-gradient-unscaled", "F32", "backward", "dK lacks the scale of the scores"},
+      {softcap_slope_omitted, "softcap-slope-omitted", "F09", "backward", "dS lacks the slope of the softcap, 1 - tanh^2"},
+      {last_row_tile_dropped, "last-row-tile-dropped", "F18", "backward", "the number of row tiles is rounded down"},
+      {last_partial_key_tile_dropped, "last-partial-key-tile-dropped", "F16", "backward", "dK and dV of the last, shorter tile of keys are 0"},
+      {key_gradients_of_last_head_only, "key-gradients-of-last-head-only", "F34", "backward", "each query head of a group overwrites dK and dV"},
+      {backward_head_modulo, "backward-head-modulo", "F28", "backward", "the backward pass alone gives query head h the head h % Hkv"},
+      {backward_causal_off_by_one, "backward-causal-off-by-one", "F01", "backward", "in the backward pass alone, row i sees key i + 1"},
+      {backward_anchor_top_left, "backward-anchor-top-left", "F01", "backward", "the backward pass alone ignores the offset of causality and windows"},
+      {backward_without_bias, "backward-without-bias", "F05", "backward", "P is recomputed without the bias"},
+      {backward_without_dropout, "backward-without-dropout", "F43", "backward", "nothing is dropped in the backward pass"},
+      {backward_draws_anew, "backward-draws-anew", "F43", "backward", "the backward pass draws its dropout from another seed"},
+      {weight_gradients_without_dropout_scale, "weight-gradients-without-dropout-scale", "F44", "backward", "dP lacks the 1 / (1 - p) of dropout"},
+      {backward_weights_truncated_to_bf16, "backward-weights-truncated-to-bf16", "F15", "backward", "P is cast to bf16 by truncation"},
+      {score_gradients_truncated_to_bf16, "score-gradients-truncated-to-bf16", "F15", "backward", "dS is cast to bf16 by truncation"},
+      {backward_lse_in_base_two, "backward-lse-in-base-two", "F14", "backward", "LSE is taken for a logarithm to base 2"},
+      {backward_lse_without_sink, "backward-lse-without-sink", "F33", "backward", "P is recomputed from an LSE without the sink"},
+      {query_gradient_of_first_split_only, "query-gradient-of-first-split-only", "F35", "backward", "dQ is that of the first split of the keys"},
+      {bias_gradient_overwritten, "bias-gradient-overwritten", "F35", "backward", "an element of a broadcast dBias is overwritten, not added to"},
+      {sink_gradient_sign, "sink-gradient-sign", "F10", "backward", "dSink has the wrong sign"},
+
+      {page_table_off_by_one, "page-table-off-by-one", "F29", "caches", "page n is looked up at n + 1"},
+      {pages_taken_as_consecutive, "pages-taken-as-consecutive", "F29", "caches", "the pages of a sequence are taken to follow its first one"},
+      {slot_past_length_read, "slot-past-length-read", "F30", "caches", "the slot behind the last token, where an old one lies, takes part"},
+      {newest_token_not_seen, "newest-token-not-seen", "F30", "caches", "attention reads the length before the last token came"},
+      {eviction_rounded_to_page, "eviction-rounded-to-page", "F30", "caches", "evicted tokens of a page that is still there are seen"},
+      {batch_stride_missing, "batch-stride-missing", "F27", "caches", "every sequence reads the pages of sequence 0"},
+      {head_stride_missing, "head-stride-missing", "F27", "caches", "every head reads the slots of head 0"},
+      {scale_of_neighbour_group, "scale-of-neighbour-group", "F40", "caches", "a group is decoded with the scale of the next one"},
+      {scale_of_first_token, "scale-of-first-token", "F22", "caches", "the tokens of a page are decoded with the scales of its first one"},
+      {nibbles_swapped, "nibbles-swapped", "F36", "caches", "the high nibble is read first"},
+      {offset_code_read_as_e2m1, "offset-code-read-as-e2m1", "F36", "caches", "f4 is written as 8 + round(2 x) and read as E2M1"},
+      {uniform_code_read_as_e4m3, "uniform-code-read-as-e4m3", "F36", "caches", "f8 is written as 128 + round(127 x / 448) and read as E4M3"},
+      {rotary_part_dropped, "rotary-part-dropped", "F05", "caches", "the keys of a latent cache lack their rotary part"},
+      {keys_of_chunk_zero, "keys-of-chunk-zero", "F05", "caches", "the keys that came with the rows are still 0 when the rows attend"},
+      {positions_counted_after_append, "positions-counted-after-append", "F30", "caches", "rows are numbered from the length that the append has left behind"},
+      {window_underflow, "window-underflow", "F02", "caches", "position - window wraps below 0: the row sees nothing"},
+      {tokens_by_head_first_stride, "tokens-by-head-first-stride", "F27", "caches", "tokens of a chunk are read as [token][head] where they are [head][token]"},
+      {written_past_the_new_length, "written-past-the-new-length", "F30", "caches", "a chunk is written where the next one belongs"},
   };
   return faults;
 }
 
-kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads) {
-  using namespace kernels;
-  FaultyStages stages;
-  stages.fault = fault.fault;
-  stages.problem = &problem;
-  return plan_and_run(problem, out, threads, HWY_DYNAMIC_DISPATCH(run_faulty_wave), &stages);
+bool reaches(const PlantedFault& fault, const Case& c) {
+  return fault.suite == "backward" ? c.operation == Operation::backward : fault.suite != "caches" || c.cache;
 }
 
-std::string_view planted_fault_target() {
-  using namespace kernels;
-  return HWY_DYNAMIC_DISPATCH(faulty_target_name)();
+kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads) {
+  const FaultyStages stages(fault.fault, problem);
+  return kernels::plan_and_run(problem, out, threads, faulty_wave(), &stages);
 }
 
 }  // namespace assay
-#endif  // HWY_ONCE

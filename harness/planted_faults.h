@@ -1,21 +1,28 @@
-// Deliberate, realistic bugs in the production kernel, planted through its stage policy, to test the tests.
+// Deliberate, realistic bugs in the production kernels, to test the tests: planted through the stage policy, through what a cache is
+// given and gives, or through what the backward pass is handed.
 #pragma once
 
 #include <span>
 #include <string_view>
 
 #include "kernels/status.h"
-#include "problem/attention.h"
+#include "problem/generate.h"
 
 namespace assay {
 
 enum class Fault {
+  // Forward.
   row_max_arguments_swapped,
   accumulator_not_rescaled,
   sum_not_rescaled,
   max_starts_at_zero,
+  max_starts_at_lowest,
+  max_of_tile_only,
+  stale_max,
   causal_dropped_with_mask,
   causal_off_by_one,
+  causal_anchor_top_left,
+  window_off_by_one,
   last_partial_tile_skipped,
   padding_key_leaks,
   kv_head_modulo,
@@ -23,26 +30,78 @@ enum class Fault {
   zero_at_tail_enters_sum,
   weights_truncated_to_bf16,
   bf16_read_as_f32,
-  window_off_by_one,
-  max_of_tile_only,
   lse_in_base_two,
-  stale_max,
   second_batch_not_computed,
   output_truncated,
-  causal_anchor_top_left
+  // Splits and their merge.
+  merged_sum_not_corrected,
+  merged_accumulator_not_corrected,
+  merged_max_stale,
+  split_count_rounded_down,
+  empty_split_gives_nan,
+  // Backward.
+  delta_omitted,
+  delta_in_bf16,
+  query_gradient_scaled_twice,
+  key_gradient_unscaled,
+  softcap_slope_omitted,
+  last_row_tile_dropped,
+  last_partial_key_tile_dropped,
+  key_gradients_of_last_head_only,
+  backward_head_modulo,
+  backward_causal_off_by_one,
+  backward_anchor_top_left,
+  backward_without_bias,
+  backward_without_dropout,
+  backward_draws_anew,
+  weight_gradients_without_dropout_scale,
+  backward_weights_truncated_to_bf16,
+  score_gradients_truncated_to_bf16,
+  backward_lse_in_base_two,
+  backward_lse_without_sink,
+  query_gradient_of_first_split_only,
+  bias_gradient_overwritten,
+  sink_gradient_sign,
+  // Caches.
+  page_table_off_by_one,
+  pages_taken_as_consecutive,
+  slot_past_length_read,
+  newest_token_not_seen,
+  eviction_rounded_to_page,
+  batch_stride_missing,
+  head_stride_missing,
+  scale_of_neighbour_group,
+  scale_of_first_token,
+  nibbles_swapped,
+  offset_code_read_as_e2m1,
+  uniform_code_read_as_e4m3,
+  rotary_part_dropped,
+  keys_of_chunk_zero,
+  positions_counted_after_append,
+  window_underflow,
+  tokens_by_head_first_stride,
+  written_past_the_new_length
 };
 
 struct PlantedFault {
   Fault fault;
   std::string_view name;
   std::string_view fault_class;  // of faults.md
+  std::string_view suite;        // that hunts it
   std::string_view what;
+  std::string_view equivalent = {};  // the proof that no input shows it; empty: some does
 };
 
 std::span<const PlantedFault> planted_faults();
 
-// The production kernel, on the best target of this machine that the faults are compiled for, with the fault.
+// Whether the case runs the code that the fault is in.
+bool reaches(const PlantedFault& fault, const Case& c);
+
+// The production kernels, on the best target of this machine that the faults are compiled for, with the fault.
 kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads);
+kernels::Status run_planted_backward(const PlantedFault& fault, const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out,
+                                     int threads);
+kernels::Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads);
 std::string_view planted_fault_target();
 
 }  // namespace assay

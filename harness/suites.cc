@@ -290,10 +290,17 @@ Suite caches(std::uint64_t seed) {
                       store(Dtype::f8e5m2, 16), store(Dtype::f4e2m1, 16), store(Dtype::f4e2m1, 0)},
                      true});
   factors.push_back({"chunks", {chunks({}), chunks({1}), chunks({5, 1}), chunks({17, 30})}, true});
-  return {"caches",
-          "prefill in chunks and decode through caches of every kind and dtype: every pair of features, every triple of structural ones",
-          {},
-          cover(factors, 3, 20265, seed)};
+  Suite suite{"caches",
+              "prefill in chunks and decode through caches of every kind and dtype: every pair of features, every triple of structural ones",
+              {},
+              cover(factors, 3, 20265, seed)};
+  // Cross attention: no mask hides the slots behind the last token of an open page.
+  for (const char* cache : {"contiguous", "paged:16", "paged:16 store=f8e4m3/16", "paged:7 store=f4e2m1", "latent:16:32+8", "latent:5:130+16 store=f8e5m2"}) {
+    Case c = parse_case(fmt::format("attention b=2 h=6/2 l=5x50 d=40/24 offset=end cache={}", cache));
+    c.seed = seed + suite.cases.size();
+    suite.cases.push_back(std::move(c));
+  }
+  return suite;
 }
 
 Suite padding(std::uint64_t seed) {

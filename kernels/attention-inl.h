@@ -120,7 +120,7 @@ void forward_by_splits(const ForwardPlan& plan, const Stages& stages) {
     const Index group = plan.first_group + index;
     RowBlock<Stages> block(plan, stages, stacked);
     block.place(group / s.kv_heads, group % s.kv_heads * s.group(), s.group(), 0, s.rows);
-    for (Index split = 0; split < plan.splits; ++split) block.merge(partial(index * plan.splits + split, 0));
+    for (Index split = 0; split < stages.merged_splits(plan.splits); ++split) block.merge(partial(index * plan.splits + split, 0));
     block.finish();
   });
 }

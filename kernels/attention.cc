@@ -103,7 +103,7 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
   return {};
 }
 
-Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads) {
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void*) {
   return run_stored(problem, std::move(stored), out, threads, HWY_DYNAMIC_DISPATCH(run_wave), nullptr);
 }
 

@@ -98,7 +98,8 @@ TensorView rows_of(float* data, const AttentionShape& s, Index columns) {
 
 // s = (W_k c + rotary) . q = [c ; rotary] . [W_k^T q ; q of the rotary part], and W_v passes through the sum over keys:
 // all heads share one key/value head of [c ; rotary] and c.
-Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjection& projection, const AttentionOutput& out, int threads) {
+Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjection& projection, const AttentionOutput& out, int threads, AttendStored attend,
+                     const void* context) {
   const AttentionShape& s = p.shape;
   const Index rank = cache.config().rank, rotary = cache.config().rotary, absorbed_dim = rank + rotary, plain = s.dim - rotary;
   if (Status status = check_projection("up_k", projection.up_k, {1, s.kv_heads, plain, rank}); !status.ok()) return status;
@@ -132,7 +133,7 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
     }
     HWY_DYNAMIC_DISPATCH(multiply_rows)(projection.up_k, h / s.group(), plain, rank, q.data(), s.dim, count, to, absorbed_dim, scratch.data());
   });
-  if (Status status = forward_stored(absorbed, stored_in(cache, 1), {sum, out.lse}, threads); !status.ok()) return status;
+  if (Status status = attend(absorbed, stored_in(cache, 1), {sum, out.lse}, threads, context); !status.ok()) return status;
   for_blocks([&](Index b, Index h, Index row0, Index count, Index at) {
     std::vector<float> o(static_cast<std::size_t>(block * s.value_dim)), scratch(static_cast<std::size_t>(rank));
     HWY_DYNAMIC_DISPATCH(multiply_transposed)(projection.up_v, h / s.group(), rank, s.value_dim, sums.get() + at * rank, count, o.data(), scratch.data());
@@ -144,6 +145,11 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
 }  // namespace
 
 Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads) {
+  return attention_cached(problem, cache, projection, out, threads, forward_stored, nullptr);
+}
+
+Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads,
+                        AttendStored attend, const void* context) {
   const auto* paged = dynamic_cast<const PagedCache*>(&cache);
   if (!paged) return {StatusCode::unsupported, "cache was not made by Cache::create"};
   const CacheConfig& config = cache.config();
@@ -167,8 +173,8 @@ Status attention_cached(const Attention& problem, const Cache& cache, const UpPr
       for (Index n : p.key_lengths) p.offset.push_back(n - s.rows);
     if (Status status = validate_attention(p, out, true); !status.ok()) return status;
     if (s.rows == 0) return {};
-    if (config.kind == CacheKind::latent) return attend_latent(p, *paged, projection, out, threads);
-    return forward_stored(p, stored_in(*paged, s.kv_heads), out, threads);
+    if (config.kind == CacheKind::latent) return attend_latent(p, *paged, projection, out, threads, attend, context);
+    return attend(p, stored_in(*paged, s.kv_heads), out, threads, context);
   } catch (const std::bad_alloc&) {
     return {StatusCode::memory_allocation_failed, "scratch of attention over a cache"};
   }

@@ -84,7 +84,8 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
 // The problem is valid already, and its K and V are `stored`.
 Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunWave run, const void* stages);
 
-// The production kernel on a valid problem whose K and V are `stored`.
-Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads);
+// Attention over a valid problem whose K and V are `stored`, wherever a cache keeps them; the production kernel has no context.
+using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void* context);
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void*);
 
 }  // namespace assay::kernels

@@ -58,7 +58,7 @@ void reduce_query_gradients(const BackwardPlan& plan, Index pair, Index first_pa
   float* total = plan.totals + (member * plan.row_tiles + tile) * floats;
   if (first_split > 0) std::copy_n(total, floats, sum.get());
   else std::fill_n(sum.get(), floats, 0.0f);
-  for (Index split = 0; split < splits; ++split) {
+  for (Index split = 0; split < stages.merged_splits(splits); ++split) {
     const Index at = (((pair - first_pair) * plan.wave_splits + split) * s.group() + member) * plan.row_tiles + tile;
     if (!plan.written[at]) continue;
     const float* partial = plan.partials + at * floats;

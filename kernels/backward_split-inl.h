@@ -96,11 +96,13 @@ class KeySplit {
     split0_ = split * plan_.tiling.split_keys;
     split_keys_ = std::min(plan_.tiling.split_keys, s_.keys - split0_);
     for (Index tile = 0; tile * width_ < split_keys_; ++tile) pack_keys(tile);
-    std::fill_n(dk_.get(), plan_.tiling.split_keys * plan_.padded_dim, 0.0f);
-    std::fill_n(dv_.get(), plan_.tiling.split_keys * plan_.padded_value_dim, 0.0f);
     const Index row_tiles = stages_.row_tiles(s_.rows, plan_.tiling.rows);
     for (Index member = 0; member < s_.group(); ++member) {
       h_ = stages_.query_head(g_, member, s_.group());
+      if (stages_.starts_key_sums(member)) {
+        std::fill_n(dk_.get(), plan_.tiling.split_keys * plan_.padded_dim, 0.0f);
+        std::fill_n(dv_.get(), plan_.tiling.split_keys * plan_.padded_value_dim, 0.0f);
+      }
       for (Index tile = 0; tile < row_tiles; ++tile) {
         row0_ = tile * plan_.tiling.rows;
         rows_ = std::min(plan_.tiling.rows, s_.rows - row0_);

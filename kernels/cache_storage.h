@@ -67,4 +67,8 @@ class PagedCache final : public Cache {
   std::vector<Sequence> sequences_;
 };
 
+// Validates, completes the problem from the cache, and attends over what is stored. Of a latent cache that is the absorbed problem.
+Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads,
+                        AttendStored attend, const void* context);
+
 }  // namespace assay::kernels

@@ -111,7 +111,7 @@ class RowBlock {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));
     for (Index r = 0; r < rows_; ++r) {
-      const float new_max = stages_.new_max(total_.max[r], split.max[r]), reference = reference_of(new_max);
+      const float new_max = stages_.merged_max(total_.max[r], split.max[r]), reference = reference_of(new_max);
       correction_[r] = total_.max[r] - reference;
       weight_[r] = split.max[r] - reference;
       total_.max[r] = new_max;
@@ -121,8 +121,8 @@ class RowBlock {
       hn::Store(exp_of_nonpositive(d, hn::Load(d, weight_ + r)), d, weight_ + r);
     }
     for (Index r = 0; r < rows_; ++r) {
-      total_.sum[r] = multiply_add_one(split.sum[r], weight_[r], total_.sum[r] * stages_.sum_correction(correction_[r]));
-      const Vector a = hn::Set(d, stages_.accumulator_correction(correction_[r])), b = hn::Set(d, weight_[r]);
+      total_.sum[r] = multiply_add_one(split.sum[r], weight_[r], total_.sum[r] * stages_.merged_sum_correction(correction_[r]));
+      const Vector a = hn::Set(d, stages_.merged_accumulator_correction(correction_[r])), b = hn::Set(d, weight_[r]);
       const float* from = split.accumulator + r * accumulator_stride_;
       float* to = total_.accumulator + r * accumulator_stride_;
       for (Index c = 0; c < accumulator_stride_; c += n) hn::Store(hn::MulAdd(hn::Load(d, from + c), b, hn::Mul(hn::Load(d, to + c), a)), d, to + c);

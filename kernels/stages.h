@@ -75,7 +75,14 @@ struct NoStages {
   float accumulator_correction(float correction) const { return correction; }
   float row_sum(float of_tile, float /*max*/, Index /*tile_keys*/, Index /*tile*/) const { return of_tile; }
 
+  // Merging the splits of the keys; in the backward pass, adding up what they give dQ.
+  Index merged_splits(Index count) const { return count; }
+  float merged_max(float total, float of_split) const { return total < of_split ? of_split : total; }
+  float merged_sum_correction(float correction) const { return correction; }
+  float merged_accumulator_correction(float correction) const { return correction; }
+
   // Backward.
+  bool starts_key_sums(Index member) const { return member == 0; }  // dK and dV of a group, at this query head
   Index query_head(Index kv_head, Index member, Index group) const { return kv_head * group + member; }
   Index row_tiles(Index rows, Index tile) const { return (rows + tile - 1) / tile; }
   float row_delta(float delta) const { return delta; }

@@ -88,6 +88,9 @@ TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
       {"check --case 'attention b=1 h=1 l=4 d=4 dtype=f64'", "nothing was compared"},
       {"check --cases /no/such/file", "--cases=/no/such/file: cannot be read"},
       {"faults --only no-such-fault", "--only=no-such-fault: no such fault"},
+      {"faults --suite smok", "unknown suite 'smok'"},
+      {"faults --only max-starts-at-lowest", "nothing to hunt: 1 of the faults named is equivalent"},
+      {"faults --only delta-omitted --suite smoke", "nothing to hunt: suite smoke runs no case of 1 of the faults named"},
       {"frobnicate", "A subcommand is required"},
   };
   for (const auto& [arguments, words] : table) {
@@ -123,7 +126,7 @@ TEST_F(Command, ListsAndExplains) {
   EXPECT_THAT(list.output, HasSubstr("l=11 d=16 dtype=f32 causal starts=2,9"));
   EXPECT_THAT(run("notation").output, HasSubstr("lengths"));
   EXPECT_THAT(run("--help").output, HasSubstr("Exit status: 0 all passed"));
-  EXPECT_THAT(run("faults --list").output, HasSubstr("causal-off-by-one"));
+  EXPECT_THAT(run("faults --list").output, HasSubstr("causal-off-by-one                      F01  standard  row i sees key i + 1"));
   EXPECT_EQ(run("--version").status, 0);
 }
 

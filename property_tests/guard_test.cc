@@ -2,12 +2,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
+#include <set>
 
 #include "harness/contracts.h"
 #include "harness/execute.h"
+#include "harness/planted_faults.h"
 #include "harness/result.h"
 #include "harness/run.h"
+#include "harness/suites.h"
 #include "kernels/attention.h"
 #include "kernels/targets.h"
 
@@ -242,6 +246,35 @@ TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
     if (call >= 2) static_cast<float*>(out.o.data)[out.o.at(1, 2, 3, 4)] *= 1 + 0x1p-23f;
   };
   EXPECT_THAT(execute(c, leaning).reason, HasSubstr("relation chunks violated: O[b=1, h=2, row=3, column=4]"));
+}
+
+// A fault that is listed as equivalent changes no bit; every other one is a candidate under its name, hunted by a suite that reaches it.
+TEST(PlantedFaults, EquivalentOnesChangeNoBit) {
+  const std::vector<Case> cases = make_suite("smoke", 3).cases;
+  const PlantedFault elsewhere{Fault::sink_gradient_sign, "", "", "", ""};
+  std::size_t equivalent = 0;
+  for (const PlantedFault& f : planted_faults()) {
+    if (f.equivalent.empty()) continue;
+    ++equivalent;
+    for (const Case& c : cases) {
+      const Inputs inputs(c);
+      const Outputs with(c), without(c);
+      ASSERT_TRUE(run_planted_fault(f, inputs.problem, with.view(), 1).ok() && run_planted_fault(elsewhere, inputs.problem, without.view(), 1).ok());
+      EXPECT_EQ(first_difference(with, without), "") << f.name << ": " << print_case(c);
+    }
+  }
+  EXPECT_EQ(equivalent, 1u);
+}
+
+TEST(PlantedFaults, AreNamedOnceAndReachedByTheirSuites) {
+  std::set<std::string_view> names;
+  std::set<Fault> faults;
+  for (const PlantedFault& f : planted_faults()) {
+    EXPECT_TRUE(names.insert(f.name).second && faults.insert(f.fault).second) << f.name;
+    EXPECT_EQ(make_candidate("fault:" + std::string(f.name))->name(), "fault:" + std::string(f.name));
+    EXPECT_TRUE(std::ranges::any_of(make_suite(f.suite, 1).cases, [&](const Case& c) { return reaches(f, c); })) << f.name;
+  }
+  EXPECT_EQ(faults.size(), static_cast<std::size_t>(Fault::written_past_the_new_length) + 1);
 }
 
 // Shown by a pass that cannot miss it: deleting a key of `gather` inputs moves O by whole values.

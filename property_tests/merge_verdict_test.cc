@@ -232,6 +232,39 @@ TEST_F(WrongMerge, APlainMeanFails) {
     for (Index c = 0; c < 4; ++c) parts_.set_o(out, r, c, (parts_.o(0, r, c) + parts_.o(1, r, c) + parts_.o(2, r, c)) / 3);
   expect_failure("O is outside its bound");
 }
+// What goes wrong in a merge of one pass, which corrects what it has whenever a larger LSE comes.
+enum class Bug { none, sum_not_corrected, accumulator_not_corrected, last_part_dropped, empty_part_counts, parts_weigh_the_same, log_of_sum_omitted };
+
+void merge_in_one_pass(Parts& parts, Bug bug) {
+  for (Index r = 0; r < parts.rows(); ++r) {
+    double m = -inf, sum = 0;
+    std::vector<double> o(static_cast<std::size_t>(parts.columns()));
+    for (std::size_t s = 0; s < parts.count() - (bug == Bug::last_part_dropped); ++s) {
+      const double lse = parts.lse(s, r), larger = std::max(m, lse);
+      if (lse == -inf && bug != Bug::empty_part_counts) continue;
+      const double correction = std::exp(m - larger), weight = bug == Bug::parts_weigh_the_same ? 1 : std::exp(lse - larger);
+      m = larger;
+      sum = (bug == Bug::sum_not_corrected ? sum : sum * correction) + weight;
+      for (std::size_t c = 0; c < o.size(); ++c)
+        o[c] = (bug == Bug::accumulator_not_corrected ? o[c] : o[c] * correction) + weight * parts.o(s, r, static_cast<Index>(c));
+    }
+    const std::size_t out = parts.count();
+    parts.set_lse(out, r, sum == 0 ? -inf : bug == Bug::log_of_sum_omitted ? m : m + std::log(sum));
+    for (std::size_t c = 0; c < o.size(); ++c) parts.set_o(out, r, static_cast<Index>(c), sum == 0 ? 0 : o[c] / sum);
+  }
+}
+
+TEST_F(WrongMerge, PlantedFaultsFail) {
+  parts_.set_lse(0, 3, -inf);
+  merge_in_one_pass(parts_, Bug::none);
+  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  for (Bug bug : {Bug::sum_not_corrected, Bug::accumulator_not_corrected, Bug::last_part_dropped, Bug::empty_part_counts, Bug::parts_weigh_the_same,
+                  Bug::log_of_sum_omitted}) {
+    merge_in_one_pass(parts_, bug);
+    EXPECT_EQ(verdict().outcome, Outcome::fail) << static_cast<int>(bug);
+  }
+}
+
 TEST_F(WrongMerge, TheEdgeOfTheBoundIsSharp) {
   const MergedRow row = merge_row(parts_.problem(), contract_of(0x1p-24), 3, 0, 0, 256);
   auto x = static_cast<float>(row.o[1]);

@@ -1,0 +1,63 @@
+// Faults of the backward pass: through the stage policy, or in what the kernel is handed and in what is made of its results.
+#include <cmath>
+
+#include "harness/faulty_stages.h"
+
+namespace assay {
+namespace {
+
+template <class Body>
+void for_each(const Extents& shape, const Body& body) {
+  for (Index b = 0; b < shape[0]; ++b)
+    for (Index h = 0; h < shape[1]; ++h)
+      for (Index i = 0; i < shape[2]; ++i)
+        for (Index j = 0; j < shape[3]; ++j) body(b, h, i, j);
+}
+
+Layout dense(const Extents& e) { return {{e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0, element_count(e)}; }
+float& float_at(const TensorView& t, Index b, Index h, Index i, Index j) { return static_cast<float*>(t.data)[t.at(b, h, i, j)]; }
+
+// LSE as the buggy kernel understands it.
+Tensor misread_lse(Fault fault, const Attention& p, const TensorView& lse) {
+  Tensor changed(Dtype::f32, lse.shape, dense(lse.shape));
+  for_each(lse.shape, [&](Index b, Index h, Index i, Index j) {
+    double x = float_at(lse, b, h, i, j);
+    if (fault == Fault::backward_lse_in_base_two) x *= 0.6931471805599453;
+    if (fault == Fault::backward_lse_without_sink && !p.sink.empty()) x += std::log1p(-std::exp(static_cast<double>(p.sink[static_cast<std::size_t>(h)]) - x));
+    float_at(changed.view(), b, h, i, j) = static_cast<float>(x);
+  });
+  return changed;
+}
+
+}  // namespace
+
+kernels::Status run_planted_backward(const PlantedFault& planted, const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out,
+                                     int threads) {
+  const Fault fault = planted.fault;
+  Attention p = problem;
+  AttentionBackwardInput read = in;
+  AttentionGradients written = out;
+  if (fault == Fault::backward_without_bias) p.bias = {};
+  if (fault == Fault::backward_without_dropout) p.dropout = 0;
+  if (fault == Fault::backward_draws_anew) ++p.dropout_seed;
+  const Tensor lse = misread_lse(fault, p, in.lse);
+  read.lse = lse.view();
+  Tensor d_bias;
+  if (fault == Fault::bias_gradient_overwritten && out.d_bias) {
+    d_bias = Tensor(Dtype::f32, out.d_bias.shape, dense(out.d_bias.shape));
+    written.d_bias = d_bias.view();
+  }
+
+  FaultyStages stages(fault, p);
+  stages.backward_tile = kernels::backward_tiling(p.shape.dim, p.shape.value_dim).keys;
+  if (kernels::Status status = kernels::plan_and_run_backward(p, read, written, threads, faulty_backward(), &stages); !status.ok()) return status;
+
+  // The last of those that share an element is what stays.
+  if (d_bias.view())
+    for_each(out.d_bias.shape, [&](Index b, Index h, Index i, Index j) { float_at(out.d_bias, b, h, i, j) = float_at(d_bias.view(), b, h, i, j); });
+  if (fault == Fault::sink_gradient_sign && out.d_sink)
+    for (Index h = 0; h < p.shape.query_heads; ++h) float_at(out.d_sink, 0, h, 0, 0) *= -1;
+  return {};
+}
+
+}  // namespace assay
