@@ -94,7 +94,7 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
   for_lanes(0, t.count, [&]<class L>(Index j, L zero) {
     const L one = zero + 1, is_live = load_as<L>(t.gap + j) < inf ? one : zero;
     const L p = load_as<L>(t.weight + j) * is_live, h = load_as<L>(s.growth.data() + j), h64 = load_as<L>(s.growth64.data() + j);
-    const L weight_error = p * (small ? h * (one + h) : h) + c.exp_floor, weight_error64 = p * (small ? h64 * (one + h64) : h64) + 0x1p-1070;
+    const L weight_error = p * (small ? h * (one + h) : h) + c.exp_floor, weight_error64 = p * (small ? h64 * (one + h64) : h64) + 0x1p-1000;
 
     // dV
     const L keep = kept ? load_as<L>(kept + j) : zero + x.keep_scale;
