@@ -66,7 +66,9 @@ void overhead_mode(Rounds& rounds, const Settings&) {
     CCall c(data);
     const std::pair<const char*, Run> calls[] = {
         {"kernel",
-         [&] { expect_success("forward_stored", kernels::forward_stored(data.problem, {kernels::stored_key_values(data.problem, 0, 0)}, data.out(), 1)); }},
+         [&] {
+           expect_success("forward_stored", kernels::forward_stored(data.problem, {kernels::stored_key_values(data.problem, 0, 0)}, data.out(), 1, nullptr));
+         }},
         {"validation", [&] { expect_success("validate_attention", kernels::validate_attention(data.problem, data.out())); }},
         {"attention_forward", [&] { expect_success("attention_forward", kernels::attention_forward(data.problem, data.out(), 1)); }},
         {"sdpa",
