@@ -4,6 +4,7 @@
 #include <chrono>
 #include <iterator>
 #include <map>
+#include <utility>
 
 #include "cli/commands.h"
 #include "cli/progress.h"
@@ -55,9 +56,9 @@ const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suit
   const auto [found, made] = suites.try_emplace(name);
   if (!made) return found->second;
   found->second = make_suite(name, seed).cases;
-  std::ranges::stable_sort(found->second, {}, [](const Case& c) {
+  std::ranges::sort(found->second, {}, [](const Case& c) {
     const AttentionShape& s = c.shape;
-    return s.batch * s.query_heads * s.rows * s.keys * (s.dim + s.value_dim);
+    return std::pair(s.batch * s.query_heads * s.rows * s.keys * (s.dim + s.value_dim), c.seed);
   });
   return found->second;
 }
@@ -112,7 +113,7 @@ int faults(const FaultsOptions& o) {
       Progress progress("faults", hunts.size());
       for (const auto& [f, suite] : hunts) {
         std::vector<Case> cases;
-        std::ranges::copy_if(suites[suite], std::back_inserter(cases), [&f = f](const Case& c) { return reaches(f, c); });
+        std::ranges::copy_if(suites[suite], std::back_inserter(cases), [&fault = f](const Case& c) { return reaches(fault, c); });
         const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
         score.add(kill.killed);
         by_class[std::string(f.fault_class)].add(kill.killed);
