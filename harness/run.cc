@@ -25,12 +25,16 @@ std::uint64_t code_at(const TensorView& t, Index position) {
   return code;
 }
 
+// A broadcast axis has one position, even where its extent is 0: the empty sum is stored there.
 template <class Body>
 void for_each_position(const TensorView& t, const Body& body) {
-  for (Index b = 0; b < t.shape[0]; ++b)
-    for (Index h = 0; h < t.shape[1]; ++h)
-      for (Index i = 0; i < t.shape[2]; ++i)
-        for (Index d = 0; d < t.shape[3]; ++d) body(t.at(b, h, i, d));
+  Extents e = t.shape;
+  for (std::size_t axis = 0; axis < 4; ++axis)
+    if (t.stride[axis] == 0) e[axis] = 1;
+  for (Index b = 0; b < e[0]; ++b)
+    for (Index h = 0; h < e[1]; ++h)
+      for (Index i = 0; i < e[2]; ++i)
+        for (Index d = 0; d < e[3]; ++d) body(t.at(b, h, i, d));
 }
 
 // Whether a byte between the elements of an output has changed.

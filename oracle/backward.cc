@@ -29,14 +29,14 @@ Gradient empty_gradient(Index rows, Index columns) {
   return g;
 }
 
-// From sums of products and of bound weights to values and bounds. `gamma`, the accumulation's part of every weight,
-// tells the largest that a sum of absolute values can be.
-void finish_gradient(const Contract& c, double length, double scale, double gamma, Gradient& g) {
+// From sums of products and of bound weights to values and bounds. `gamma`, the accumulation's part of every weight (0: one
+// term, no sum), tells the largest that a sum of absolute values can be.
+void finish_gradient(const Contract& c, double terms, double scale, double gamma, Gradient& g) {
   for (std::size_t e = 0; e < g.value.size(); ++e) {
-    const double absolute_sum = gamma > 0 ? g.bound[e] / gamma : 0;
+    const double absolute_sum = gamma > 0 ? g.bound[e] / gamma : std::fabs(g.value[e]) + g.bound[e];
     g.may_overflow[e] = !(absolute_sum * std::max(1.0, scale) * (1 + 1e-4) < c.largest);
     g.value[e] *= scale;
-    g.bound[e] = g.touched[e / static_cast<std::size_t>(g.columns)] ? gradient_bound(c, length, scale, g.value[e], g.bound[e]) : 0;
+    g.bound[e] = g.touched[e / static_cast<std::size_t>(g.columns)] ? gradient_bound(c, terms, scale, g.value[e], g.bound[e]) : 0;
   }
 }
 
@@ -64,6 +64,8 @@ BackwardReference::BackwardReference(const Attention& problem, const AttentionBa
   auto tiles = [](Index n, Index tile) { return tile > 0 ? (n + tile - 1) / tile : 0; };
   context_.keys_length = chain_length(s.keys, contract.backward_tile, tiles(s.keys, contract.backward_tile) + tiles(s.keys, contract.backward_split));
   context_.rows_length = chain_length(s.rows * s.group(), contract.backward_row_tile, tiles(s.rows, contract.backward_row_tile) * s.group());
+  context_.keys_terms = static_cast<double>(s.keys);
+  context_.rows_terms = static_cast<double>(s.rows * s.group());
   context_.bias_length = 1;
   if (gradients.d_bias) {
     const Extents extent{s.batch, s.query_heads, s.rows, s.keys};
@@ -128,7 +130,7 @@ class GroupSum {
     for (Index first = 0; first < dq.rows; first += per_block)
       add_block(dq, first,
                 x_.reference_.evaluate(*kv_, h, {out_.row_index.data() + first, static_cast<std::size_t>(std::min(per_block, dq.rows - first))}, Keep::scores));
-    finish_gradient(c_, x_.context_.keys_length, x_.context_.forward.scale, gamma_factor(dot_roundings(c_, x_.context_.keys_length), c_.dot_roundoff), dq);
+    finish_gradient(c_, x_.context_.keys_terms, x_.context_.forward.scale, gamma_factor(dot_roundings(c_, x_.context_.keys_length), c_.dot_roundoff), dq);
   }
 
   GroupGradients finish() {
@@ -140,8 +142,8 @@ class GroupSum {
       std::fill(m->slack.begin(), m->slack.end(), key_slack_);
     }
     const double gamma = gamma_factor(dot_roundings(c_, x_.context_.rows_length), c_.dot_roundoff);
-    finish_gradient(c_, x_.context_.rows_length, x_.context_.forward.scale, gamma, out_.dk);
-    finish_gradient(c_, x_.context_.rows_length, 1, gamma, out_.dv);
+    finish_gradient(c_, x_.context_.rows_terms, x_.context_.forward.scale, gamma, out_.dk);
+    finish_gradient(c_, x_.context_.rows_terms, 1, gamma, out_.dv);
     return std::move(out_);
   }
 
@@ -233,7 +235,8 @@ class GroupSum {
         state.d_o_finite = false;
         state.taint = worse(state.taint, std::isnan(d_o) ? Taint::nan : Taint::anything);
       }
-      if (block.o_kind[e] == Kind::nan && !block.underflow_excused[e]) state.taint = Taint::nan;
+      // Where every visible score is -inf O is NaN, but a kernel may read LSE = -inf as a row without keys.
+      if (block.o_kind[e] == Kind::nan && !block.underflow_excused[e] && block.lse_kind[at] != Kind::minus_infinity) state.taint = Taint::nan;
       else if (block.o_kind[e] != Kind::finite || !std::isfinite(o)) state.taint = worse(state.taint, Taint::anything);
       if (!std::isfinite(d_o) || block.o_kind[e] != Kind::finite || !std::isfinite(o)) continue;
       state.delta += d_o * block.o[e];
@@ -274,7 +277,10 @@ class GroupSum {
     const GradientRow bound = derive_gradient_row(c_, x_.context_, t,
                                                   {m.kept_weight.row(r).data(), m.ds.row(r).data(), m.dot_gradient.row(r).data(), m.to_dq.row(r).data(),
                                                    m.to_dk.row(r).data(), m.to_dv.row(r).data(), m.to_bias.row(r).data()});
-    if (bound.vacuous) state.score_taint = state.taint = worse(state.taint, Taint::anything);
+    if (bound.vacuous) {
+      state.score_taint = worse(state.score_taint, Taint::anything);
+      state.taint = worse(state.taint, Taint::anything);
+    }
     if (bound.may_overflow) state.taint = worse(state.taint, Taint::anything);
     dq.ratio[own] = bound.ratio;
     dq.slack[own] = bound.slack;
@@ -299,7 +305,9 @@ class GroupSum {
     }
     const double u = c_.roundoff, argument = static_cast<double>(p_.sink[head]) - block.lse[at], weight = std::exp(argument);
     const double lse_error = stored_lse_error(block, r), reach = std::fabs(argument) + lse_error, magnitude = std::fabs(state.delta), term = weight * magnitude;
-    const double exponent = (lse_error + c_.argument_roundings * u * (1 + 4 * u) * reach + 2 * u * (c_.exp_ulp + c_.exp_ulp_per_unit * reach)) * (1 + 1e-6);
+    double exponent = lse_error + c_.argument_roundings * u * (1 + 4 * u) * reach + 2 * u * (c_.exp_ulp + c_.exp_ulp_per_unit * reach);
+    if (c_.fused_argument) exponent += 2.01 * u * (std::fabs(block.lse[at]) + lse_error) + c_.scale_error * std::fabs(static_cast<double>(p_.sink[head]));
+    exponent *= 1 + 1e-6;
     const double weight_error = weight * expm1_above(exponent) + c_.exp_floor;
     const double error = (weight_error * (magnitude + state.delta_error) + weight * state.delta_error) * (1 + u) + u * term;
     const double bound = error + gamma_factor(static_cast<double>(s_.batch * s_.rows) + 1, u) * (term + error);

@@ -56,8 +56,10 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
   const double gamma_keep = x.forward.dropout ? gamma_factor(3, u) : 0;
   const double gamma_dp = gamma_values + gamma_keep * (1 + gamma_values);
   const double product_floor = c.product_floor, dp_floor = (static_cast<double>(x.value_dim) + 2) * product_floor * x.keep_scale;
-  const double ratio = t.weights_from_balls ? 0 : exponent_ratio(c, x.forward.dim);
   const double own_keys = gamma_factor(x.keys_length + 4, unit64) + 4 * unit64, own_rows = gamma_factor(x.rows_length + 4, unit64) + 4 * unit64;
+  const double own_bias = gamma_factor(x.bias_length, unit64), keep_floor = x.forward.dropout ? product_floor : 0;
+  // Balls refine weights and LSE; q.k, of which the softcap's factor is taken, stays that of fp64.
+  const double dot_ratio = exponent_ratio(c, x.forward.dim), ratio = t.weights_from_balls ? 0 : dot_ratio;
   const double own_values = gamma_factor(static_cast<double>(x.value_dim) + 6, unit64);
   thread_local Scratch s;
   s.resize(t.count);
@@ -98,7 +100,7 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
 
     // dV
     const L keep = kept ? load_as<L>(kept + j) : zero + x.keep_scale;
-    const L kept_weight = p * keep, kept_error = keep * weight_error * (1 + gamma_keep) + gamma_keep * kept_weight;
+    const L kept_weight = p * keep, kept_error = keep * (weight_error * (1 + gamma_keep) + keep_floor) + gamma_keep * kept_weight;
     const L cast_p = cast.error(kept_weight + kept_error), to_dv = kept_error + cast_p + gamma_rows * (kept_weight + kept_error + cast_p);
     store_lanes(out.kept_weight + j, kept_weight);
     store_lanes(out.to_dv + j, is_live * to_dv);
@@ -116,12 +118,14 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
     L error64 = weight_error64 * (magnitude + difference_error64) + p * difference_error64 + 4 * unit64 * ds;
     L gradient = ds, signed_gradient = p * difference;
     store_lanes(out.ds + j, signed_gradient);
-    store_lanes(out.to_bias + j, is_live * (error + gamma_bias * (ds + error)));
+    const L to_bias = error + gamma_bias * (ds + error);
+    store_lanes(out.to_bias + j, is_live * to_bias);
+    compare(error64 + own_bias * (ds + error64), to_bias);
     largest_difference.add(is_live * (dp_absolute * (1 + gamma_dp) + (std::fabs(t.delta) + t.delta_error)));
     if (softcap > 0) {
       // The factor 1 - tanh^2, from a capped score that errs by capped_error.
       const L tau = load_as<L>(s.tau.data() + j), factor = one - tau * tau, capped_error = load_as<L>(t.capped_error + j) / softcap;
-      const L e = capped_error + 2.01 * u, e64 = ratio * capped_error + 0x1p-45;
+      const L e = capped_error + 2.01 * u, e64 = dot_ratio * capped_error + 0x1p-45;
       const L factor_error = ((2 * tau + e) * e) * (1 + 2 * u) + u * ((tau + e) * (tau + e) + factor) * (1 + 2 * u);
       const L factor_error64 = (2 * tau + e64) * e64 + 2 * unit64;
       error = (error * (factor + factor_error) + ds * factor_error) * (1 + u) + u * ds * factor + product_floor;
@@ -146,8 +150,8 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
   return row;
 }
 
-double gradient_bound(const Contract& c, double length, double scale, double value, double sum) {
-  const double underflow = (length + 2) * c.product_floor * std::max(1.0, scale);
+double gradient_bound(const Contract& c, double terms, double scale, double value, double sum) {
+  const double underflow = (terms + 2) * c.product_floor * std::max(1.0, scale);
   return (scale * sum * (1 + c.roundoff) + (scale == 1 ? 0 : c.roundoff * std::fabs(value)) + underflow) * (1 + 1e-9);
 }
 

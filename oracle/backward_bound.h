@@ -15,6 +15,7 @@ struct BackwardContext {
   Index value_dim = 0;
   double keep_scale = 1;                    // 1 / (1 - dropout)
   double keys_length = 0, rows_length = 0;  // of the sums over keys (dQ) and over rows and heads (dK, dV)
+  double keys_terms = 0, rows_terms = 0;    // all terms of those sums: each product can underflow, whatever the chains
   double bias_length = 0;                   // of the sum over broadcast dimensions; 1: none
 };
 
@@ -54,6 +55,7 @@ struct GradientRow {
 GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t, const GradientWeights& out);
 
 // |computed sum - sum| from the weighted sum of absolute values; scaled: times the scale, which rounds once more.
-double gradient_bound(const Contract& c, double length, double scale, double value, double sum);
+// `terms` of the sum can underflow.
+double gradient_bound(const Contract& c, double terms, double scale, double value, double sum);
 
 }  // namespace assay

@@ -148,7 +148,8 @@ Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& i
     reference.finish(shared);
     GradientJudge judge(contract, options, v);
     if (shared.d_bias.rows > 0) {
-      auto extent = [&](std::size_t axis, Index n) { return out.d_bias.stride[axis] == 0 ? std::min<Index>(n, 1) : n; };
+      // The element of a broadcast axis is there even where nothing is summed into it.
+      auto extent = [&](std::size_t axis, Index n) { return out.d_bias.stride[axis] == 0 ? 1 : n; };
       for (Index b = 0; b < extent(0, s.batch); ++b)
         for (Index h = 0; h < extent(1, s.query_heads); ++h)
           for (Index i = 0; i < extent(2, s.rows); ++i)

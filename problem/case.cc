@@ -40,6 +40,7 @@ void check_cache(const Case& c) {
   }
   if (c.operation == Operation::backward) refuse("cache=...: there is no backward pass through a cache");
   const AttentionShape& s = c.shape;
+  require_range("b (sequences of a cache)", s.batch, 1, Index{1} << 40);
   if (s.rows > s.keys) refuse(fmt::format("cache=...: l={}x{}: the rows are the last tokens, so there are at least as many keys", s.rows, s.keys));
   const bool at_the_end = c.offset.kind == OffsetSpec::Kind::end || (c.offset == OffsetSpec{} && s.rows == s.keys);
   if (!at_the_end) refuse("cache=...: the rows are the last tokens: offset=end");
@@ -62,7 +63,11 @@ void check_cache(const Case& c) {
     if ((p.tensor == 'k' || p.tensor == 'v') && (k.kind == CacheSpec::Kind::latent || (dtype == Dtype::f4e2m1 && !std::isfinite(p.value))))
       refuse(fmt::format("poke={}...: {}", p.tensor,
                          k.kind == CacheSpec::Kind::latent ? "a latent cache has no K and V of its own" : "f4e2m1 has no NaN and no infinity"));
+  const Index pages = (s.keys + k.page - 1) / k.page;
+  checked_product(fmt::format("cache of b={} h={}/{} l={}x{} in pages of {}", s.batch, s.query_heads, s.kv_heads, s.rows, s.keys, k.page),
+                  {s.batch, std::max<Index>(pages, 1), k.page, std::max<Index>(s.kv_heads * (s.dim + s.value_dim), max_head_dim), 16});
   if (k.kind == CacheSpec::Kind::latent) {
+    checked_product(fmt::format("projections of {} heads from a latent cache", s.kv_heads), {s.kv_heads, s.dim + s.value_dim, max_head_dim, 16});
     require_range("cache rank", k.rank, 1, max_head_dim);
     require_range("cache rotary", k.rotary, 0, std::min(s.dim - 1, max_head_dim - k.rank));
   }
@@ -172,8 +177,13 @@ Index case_bytes(const Case& c) {
                              : tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) + 2 * tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, in) +
                                    tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) + tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) +
                                    mask(c.bias, 4) + 4 * s.query_heads;
-  // Tokens, their exact values and, of a latent cache, the sums of absolute values.
-  const Index cached = c.cache ? 24 * s.batch * s.kv_heads * s.keys * (s.dim + s.value_dim) : 0;
+  // Tokens, their exact values and, of a latent cache, the sums of absolute values and the projections; whole pages.
+  const bool latent = c.cache.kind == CacheSpec::Kind::latent;
+  const Index slots = c.cache && c.cache.kind != CacheSpec::Kind::contiguous ? (s.keys + c.cache.page - 1) / c.cache.page * c.cache.page : s.keys;
+  const Index slot = latent ? c.cache.rank + c.cache.rotary : s.kv_heads * (s.dim + s.value_dim);
+  const Index cached = c.cache ? 24 * s.batch * s.kv_heads * s.keys * (s.dim + s.value_dim) + 4 * s.batch * slots * slot +
+                                     (latent ? 12 * s.kv_heads * (s.dim + s.value_dim) * c.cache.rank : 0)
+                               : 0;
   return backward + cached + tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) + tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, out) +
          tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) + tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) + 4 * s.batch * s.query_heads * s.rows +
          mask(c.keep, 1) + mask(c.bias, in) + 8 * s.batch * (s.rows + s.keys) + 8 * s.query_heads;

@@ -231,6 +231,66 @@ TEST_F(BackwardVerdict, NanOfAVisibleKeyReachesItsRowsAlone) {
   expect_failure("dV is NaN");
 }
 
+// Row 15 has no determined weight (its scores reach 1e38), which says nothing of its NaN in dO: dV is NaN in that column alone.
+TEST_F(BackwardVerdict, NanOfDoInARowWithoutDeterminedWeightsStaysInItsColumn) {
+  prepare("backward b=1 h=1 l=16x55 d=21/8 poke=g:0:0:15:7=nan;k:0:0:54:20=3e+38 seed=530109");
+  ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
+  const Verdict v = verdict();
+  EXPECT_EQ(v.outside, 0) << v.reason;
+  EXPECT_GT(v.nan_expected, 0);
+}
+
+// Every visible score is -inf: O is 0/0, LSE is -inf. A kernel that takes LSE for the sign of an empty row gives 0, one that does not, NaN.
+TEST_F(BackwardVerdict, RowsWithoutWeightAreExcused) {
+  prepare("backward b=1 h=1 l=2x1 d=1 poke=k:0:0:0:0=1;q:0:0:1:0=-inf");
+  ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
+  EXPECT_EQ(verdict().outside, 0) << verdict().reason;
+  store(dq(), dq().at(0, 0, 1, 0), nan), store(dk(), 0, nan), store(dv(), 0, nan);
+  EXPECT_EQ(verdict().outside, 0) << verdict().reason;
+}
+
+// Products of 2^-151 all round to 0: a thousand of them are lost, however short the chains are that add them.
+TEST_F(BackwardVerdict, EveryProductOfASumMayUnderflow) {
+  prepare("backward b=1 h=1 l=1000x4 d=1 scores=equal");
+  change(inputs_->d_o.view(), [](Index, Index, Index, Index) { return 0x1p-149; });
+  ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
+  EXPECT_EQ(load(dv(), 0), 0);
+  EXPECT_EQ(verdict().outside, 0) << verdict().reason;
+}
+
+// A subnormal weight is within its absolute error, then its product with 1/(1 - p) rounds once more.
+TEST_F(BackwardVerdict, DropoutRoundsSubnormalWeightsOnceMore) {
+  for (int k = 0; k < 40; ++k) {
+    prepare("backward b=1 h=1 l=1 d=1 scale=0 sink=" + std::to_string(101 + 0.04 * k) + " dropout=0.1:1");
+    contract_ = Contract{};
+    store(inputs_->d_o.view(), 0, 0x1p100);
+    store(inputs_->problem.v, 0, 0), store(dq(), 0, 0), store(dk(), 0, 0);
+    store(out_->d_sink.view(), 0, 0), store(forward_->o.view(), 0, 0);
+    if (load(dv(), 0) == 0) continue;  // dropped
+    const double p = 1 / (1 + std::exp(static_cast<double>(inputs_->problem.sink[0])));
+    const float weight = static_cast<float>(std::ceil(p * 0x1p149) * 0x1p-149), kept = weight * (1.0f / (1.0f - 0.1f));
+    store(dv(), 0, static_cast<double>(kept) * 0x1p100);
+    EXPECT_EQ(verdict().outside, 0) << k << " " << verdict().reason;
+  }
+}
+
+// exp2(fma(z, log2 e, -L log2 e)): the product with L rounds, however near z is.
+TEST_F(BackwardVerdict, FusedArgumentsOfASinkRoundTheProductWithLse) {
+  for (int k = 0; k < 20; ++k) {
+    prepare("backward b=1 h=1 l=1x5 d=1/4 scores=large-scores values=offset grad=offset sink=" + std::to_string(59800 + 10 * k));
+    contract_ = Contract{};
+    contract_.fused_argument = true;
+    contract_.argument_roundings = 2;
+    contract_.scale_error = 0x1.03p-24;
+    float delta = 0;
+    for (Index c = 0; c < 4; ++c) delta = std::fma(static_cast<float>(load(input_.d_o, c)), static_cast<float>(load(input_.o, c)), delta);
+    const float log2e = 1.44269504f, lse = static_cast<float>(load(input_.lse, 0)), product = lse * log2e;
+    const float weight = std::exp2(std::fma(inputs_->problem.sink[0], log2e, -product));
+    store(out_->d_sink.view(), 0, -weight * delta);
+    EXPECT_EQ(verdict().outside, 0) << k << " " << verdict().reason;
+  }
+}
+
 TEST_F(BackwardVerdict, ErrorsOfTheGivenOutputsAreTakenIntoAccountNotForgiven) {
   // With LSE off by 2^-10 the gradients that follow from it are right, and those of the exact LSE are still inside.
   prepare("backward b=1 h=1 l=9x13 d=8/6 seed=5");

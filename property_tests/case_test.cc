@@ -530,6 +530,13 @@ TEST(Case, BackwardAndCaches) {
   }
 }
 
+// What a cache allocates counts: whole pages, and the projections of a latent one.
+TEST(Case, BytesOfCaches) {
+  EXPECT_GT(case_bytes(parse_case("attention b=1 h=4 l=16 d=16 cache=paged:1073741824")), Index{1} << 38);
+  EXPECT_GT(case_bytes(parse_case("attention b=1 h=1000000 l=0 d=1024 cache=latent:16:1000+8")), Index{1} << 42);
+  EXPECT_LT(case_bytes(parse_case("attention b=1 h=4 l=16 d=16 cache=contiguous")), Index{1} << 18);
+}
+
 TEST(Case, ImpossibleBackwardsAndCaches) {
   for (auto [line, words] : {std::pair{"attention b=1 h=1 l=4 d=8 grad=ones", "grad=ones: only backward has a dO"},
                              {"attention b=1 h=1 l=4 d=8 poke=g:0:0:0:0=1", "only backward has a dO"},
@@ -542,6 +549,9 @@ TEST(Case, ImpossibleBackwardsAndCaches) {
                              {"attention b=1 h=1 l=4 d=8 lengths=3 cache=contiguous", "lengths are those of the cache"},
                              {"attention b=1 h=1 l=3x4 d=8 offset=end starts=2 cache=contiguous", "starts (evicted before the first row)=2 is outside [0, 1]"},
                              {"attention b=1 h=1 l=4 d=8 cache=paged:0", "cache page=0 is outside"},
+                             {"attention b=0 h=1 l=4 d=8 cache=contiguous", "b (sequences of a cache)=0 is outside"},
+                             {"attention b=1 h=17592186044416 l=0 d=1 cache=latent:1:64+0", "is outside"},
+                             {"attention b=1 h=1099511627776 l=0 d=100 cache=latent:1:64+0", "a size overflows 64 bits"},
                              {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f16/4", "only f8 and f4 have scales"},
                              {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f64", "caches hold f32"},
                              {"attention b=1 h=1 l=4 d=8 cache=contiguous chunks=2", "causal or window=...,0 is needed"},
