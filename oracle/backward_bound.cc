@@ -96,6 +96,8 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
   for_lanes(0, t.count, [&]<class L>(Index j, L zero) {
     const L one = zero + 1, is_live = load_as<L>(t.gap + j) < inf ? one : zero;
     const L p = load_as<L>(t.weight + j) * is_live, h = load_as<L>(s.growth.data() + j), h64 = load_as<L>(s.growth64.data() + j);
+    // Not a product: what a masked key holds may be too large for one.
+    auto where_live = [&](L value) { return is_live > zero ? value : zero; };
     const L weight_error = p * (small ? h * (one + h) : h) + c.exp_floor, weight_error64 = p * (small ? h64 * (one + h64) : h64) + 0x1p-1000;
 
     // dV
@@ -103,10 +105,10 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
     const L kept_weight = p * keep, kept_error = keep * (weight_error * (1 + gamma_keep) + keep_floor) + gamma_keep * kept_weight;
     const L cast_p = cast.error(kept_weight + kept_error), to_dv = kept_error + cast_p + gamma_rows * (kept_weight + kept_error + cast_p);
     store_lanes(out.kept_weight + j, kept_weight);
-    store_lanes(out.to_dv + j, is_live * to_dv);
+    store_lanes(out.to_dv + j, where_live(to_dv));
     auto compare = [&](L own, L bound) {
       const L quotient = own / bound;
-      largest_ratio.add(own * is_live > zero ? quotient : zero);
+      largest_ratio.add(where_live(own) > zero ? quotient : zero);
     };
     compare(keep * weight_error64 + own_rows * (kept_weight + keep * weight_error64), to_dv);
 
@@ -119,9 +121,9 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
     L gradient = ds, signed_gradient = p * difference;
     store_lanes(out.ds + j, signed_gradient);
     const L to_bias = error + gamma_bias * (ds + error);
-    store_lanes(out.to_bias + j, is_live * to_bias);
+    store_lanes(out.to_bias + j, where_live(to_bias));
     compare(error64 + own_bias * (ds + error64), to_bias);
-    largest_difference.add(is_live * (dp_absolute * (1 + gamma_dp) + (std::fabs(t.delta) + t.delta_error)));
+    largest_difference.add(where_live(dp_absolute * (1 + gamma_dp) + (std::fabs(t.delta) + t.delta_error)));
     if (softcap > 0) {
       // The factor 1 - tanh^2, from a capped score that errs by capped_error.
       const L tau = load_as<L>(s.tau.data() + j), factor = one - tau * tau, capped_error = load_as<L>(t.capped_error + j) / softcap;
@@ -136,9 +138,9 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
     const L cast_s = cast.error(gradient + error), all = gradient + error + cast_s;
     const L to_dq = error + cast_s + gamma_keys * all, to_dk = error + cast_s + gamma_rows * all;
     store_lanes(out.dot_gradient + j, signed_gradient);
-    store_lanes(out.to_dq + j, is_live * to_dq);
-    store_lanes(out.to_dk + j, is_live * to_dk);
-    largest_cast.add(is_live > zero ? larger(cast_p, cast_s) : zero);
+    store_lanes(out.to_dq + j, where_live(to_dq));
+    store_lanes(out.to_dk + j, where_live(to_dk));
+    largest_cast.add(where_live(larger(cast_p, cast_s)));
     compare(error64 + own_keys * (gradient + error64), to_dq);
     compare(error64 + own_rows * (gradient + error64), to_dk);
   });
