@@ -65,7 +65,9 @@ std::vector<Case> smaller(const Case& c) {
   step([&](Case& n) { n.cache = {}; });
   step([&](Case& n) { n.cache.chunks.clear(); });
   step([&](Case& n) { n.cache.dtype.reset(), n.cache.group = 0; });
-  step([&](Case& n) { n.cache.kind = CacheSpec::Kind::contiguous; });
+  step([&](Case& n) {
+    if (n.cache) n.cache.kind = CacheSpec::Kind::contiguous;
+  });
   step([&](Case& n) { n.keep = {}; });
   step([&](Case& n) { n.bias = {}, n.finite_min_masks = false; });
   step([&](Case& n) { n.pokes.clear(); });

@@ -31,6 +31,18 @@ TEST(Shrink, FindsTheSmallestCase) {
   EXPECT_TRUE(shrink(least, fails, [] { return true; }) == least);
 }
 
+// A feature that a case does not have is never a step: where everything fails, steps back and forth would not end.
+TEST(Shrink, EndsWhereEverythingFails) {
+  for (const char* line : {"attention b=2 h=4/2 l=9 d=8 causal window=4,0", "backward b=2 h=4/2 l=9 d=8 bias=normal grad=ones",
+                           "attention b=2 h=4/2 l=3x9 d=8 causal offset=end cache=latent:3:16+2 store=f8e4m3/4 chunks=1"}) {
+    int tried = 0;
+    const Case least = shrink(
+        parse_case(line), [&](const Case&) { return ++tried > 0; }, [&] { return tried < 200; });
+    EXPECT_LT(tried, 200) << line;
+    EXPECT_EQ(print_case(least), "attention b=1 h=1 l=1 d=1 dtype=f32");
+  }
+}
+
 TEST(Shrink, StopsWhenAskedTo) {
   int calls = 0;
   const Case least = shrink(
