@@ -321,24 +321,27 @@ Verdict judge(const Attention& problem, const AttentionOutput& out, const Contra
   const Index all_rows = s.batch * s.query_heads * row_count;
   const Index ball_stride = options.ball_rows > 0 ? std::max<Index>(1, all_rows / options.ball_rows) : 0;
   std::mutex mutex;
-  for (Index b = 0; b < s.batch; ++b)
-    for (Index g = 0; g < s.kv_heads; ++g) {
-      const KeyValuesPointer kv = reference.load_head(b, g);
-      parallel_for(s.group() * blocks, options.threads, [&](Index task) {
-        const Index h = g * s.group() + task / blocks, first = task % blocks * per_block;
-        const auto count = static_cast<std::size_t>(std::min(per_block, row_count - first));
-        Block block = reference.evaluate(*kv, h, {rows.data() + first, count});
-        Tally tally;
-        RowJudge judge(reference, *kv, out, options, tally);
-        for (Index r = 0; r < static_cast<Index>(count); ++r) {
-          const Index serial = (b * s.query_heads + h) * row_count + first + r;
-          const bool cross_check = ball_stride > 0 && (serial + static_cast<Index>(options.seed % 1000003)) % ball_stride == 0;
-          judge.judge(block, r, cross_check, options.power && serial % power_stride == 0);
-        }
-        const std::lock_guard lock(mutex);
-        merge(total, tally);
-      });
-    }
+  // Heads side by side as far as their K and V, in fp64 and fp32 with absolute values, stay within half a GiB.
+  const Index head_bytes = 24 * std::max<Index>(s.keys, 1) * (s.dim + s.value_dim);
+  const int heads_at_once = static_cast<int>(std::clamp<Index>((Index{1} << 29) / head_bytes, 1, options.threads > 0 ? options.threads : hardware_threads()));
+  parallel_for(s.batch * s.kv_heads, heads_at_once, [&](Index group) {
+    const Index b = group / s.kv_heads, g = group % s.kv_heads;
+    const KeyValuesPointer kv = reference.load_head(b, g);
+    parallel_for(s.group() * blocks, options.threads, [&](Index task) {
+      const Index h = g * s.group() + task / blocks, first = task % blocks * per_block;
+      const auto count = static_cast<std::size_t>(std::min(per_block, row_count - first));
+      Block block = reference.evaluate(*kv, h, {rows.data() + first, count});
+      Tally tally;
+      RowJudge judge(reference, *kv, out, options, tally);
+      for (Index r = 0; r < static_cast<Index>(count); ++r) {
+        const Index serial = (b * s.query_heads + h) * row_count + first + r;
+        const bool cross_check = ball_stride > 0 && (serial + static_cast<Index>(options.seed % 1000003)) % ball_stride == 0;
+        judge.judge(block, r, cross_check, options.power && serial % power_stride == 0);
+      }
+      const std::lock_guard lock(mutex);
+      merge(total, tally);
+    });
+  });
 
   Verdict& v = total.v;
   if (total.ratios > 0) v.mean_ratio = total.ratio_sum / static_cast<double>(total.ratios);
