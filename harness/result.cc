@@ -72,7 +72,7 @@ Json to_json(const CaseResult& r) {
         {"rule", "one row of each equal stretch of a head's rows"}, {"rows_of_a_head", v.sample_rows}, {"seed", v.sample_seed}, {"first", v.sampled}};
   if (v.worst_o.bound > 0) j["worst"]["O"] = to_json(v.worst_o, v.row_tile);
   if (v.worst_lse.bound > 0) j["worst"]["LSE"] = to_json(v.worst_lse, v.row_tile);
-  for (const auto& [output, compared] : v.gradients) {
+  for (const auto& [output, compared] : v.outputs) {
     const std::string name(name_of(output));
     j["elements"]["compared"][name] = compared.elements;
     if (compared.worst.bound > 0) j["worst"][name] = to_json(compared.worst, v.row_tile);

@@ -1,4 +1,4 @@
-// Single elements of the narrow cache formats: E4M3 and E5M2 (OCP 8-bit Floating Point 1.0), E2M1 and E8M0 (OCP
+// Single elements of the narrow formats of caches and weights: E4M3 and E5M2 (OCP 8-bit Floating Point 1.0), E2M1 and E8M0 (OCP
 // Microscaling Formats 1.0).
 #pragma once
 
@@ -69,6 +69,17 @@ inline std::uint8_t encode_narrow(const NarrowFormat& f, float value) {
   bits += (1u << (dropped - 1)) - 1 + (bits >> dropped & 1);
   const std::uint32_t code = (bits >> dropped) - (static_cast<std::uint32_t>(f.min_exponent - 1 + 127) << f.mantissa_bits);
   return static_cast<std::uint8_t>(sign | std::min(code, f.max_code));
+}
+
+// The code nearest to any finite number, ties to even; saturates.
+inline std::uint32_t encode_exact(const NarrowFormat& f, double value) {
+  const std::uint32_t sign = std::signbit(value) ? 1u << (f.bits - 1) : 0;
+  if (value == 0) return sign;
+  const int exponent = std::max(std::ilogb(value), f.min_exponent);
+  const double quanta = std::nearbyint(std::ldexp(std::fabs(value), f.mantissa_bits - exponent));
+  // 2^(mantissa_bits + 1) quanta carry into the exponent field by themselves; subnormals have field 0.
+  const double code = std::ldexp(static_cast<double>(exponent - f.min_exponent), f.mantissa_bits) + quanta;
+  return sign | static_cast<std::uint32_t>(std::min(code, static_cast<double>(f.max_code)));
 }
 
 // The exponent e of a group's scale: the least e >= -127 with absmax <= 2^e * (largest finite number).

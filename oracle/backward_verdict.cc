@@ -37,7 +37,7 @@ class GradientJudge {
   void judge(const TensorView& out, Index position, const Gradient& g, Index row, Index column, Element e) {
     const auto at = static_cast<std::size_t>(row), index = static_cast<std::size_t>(row * g.columns + column);
     const double y = load(out, position), value = g.value[index], bound = g.bound[index];
-    Compared& compared = v_.gradients[e.output];
+    Compared& compared = v_.outputs[e.output];
     ++compared.elements;
     v_.nan_found += std::isnan(y);
     v_.infinity_found += std::isinf(y);
@@ -97,8 +97,8 @@ void merge(Verdict& into, const Verdict& w) {
     into.gradient_power.*member += w.gradient_power.*member;
   for (const auto& [reason, n] : w.excused) into.excused[reason] += n;
   for (const auto& [reason, n] : w.failures) into.failures[reason] += n;
-  for (const auto& [output, compared] : w.gradients) {
-    Compared& mine = into.gradients[output];
+  for (const auto& [output, compared] : w.outputs) {
+    Compared& mine = into.outputs[output];
     mine.elements += compared.elements;
     if (compared.worst.ratio > mine.worst.ratio || mine.worst.bound == 0) mine.worst = compared.worst;
   }
@@ -160,7 +160,7 @@ Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& i
   }
 
   std::int64_t compared = 0, excused = 0;
-  for (const auto& [output, part] : v.gradients) compared += part.elements;
+  for (const auto& [output, part] : v.outputs) compared += part.elements;
   for (const auto& [reason, n] : v.excused) excused += n;
   if (v.outside > 0) {
     v.outcome = Outcome::fail;

@@ -271,7 +271,7 @@ std::vector<Index> rows_to_judge(Index rows, Index sample, std::uint64_t seed) {
 }
 
 std::string_view name_of(Output output) {
-  constexpr std::array<std::string_view, 7> names = {"O", "LSE", "dQ", "dK", "dV", "dBias", "dSink"};
+  constexpr std::array<std::string_view, 8> names = {"O", "LSE", "dQ", "dK", "dV", "dBias", "dSink", "C"};
   return names[static_cast<std::size_t>(output)];
 }
 
@@ -280,6 +280,7 @@ std::string describe(const Element& e) {
   switch (e.output) {
     case Output::lse: place = fmt::format("LSE[b={}, h={}, row={}]", e.b, e.h, e.row); break;
     case Output::d_sink: place = fmt::format("dSink[h={}]", e.h); break;
+    case Output::c: place = fmt::format("C[row={}, column={}]", e.row, e.column); break;
     case Output::dk:
     case Output::dv: place = fmt::format("{}[b={}, h={}, key={}, column={}]", name_of(e.output), e.b, e.h, e.row, e.column); break;
     case Output::d_bias: place = fmt::format("dBias[b={}, h={}, row={}, key={}]", e.b, e.h, e.row, e.column); break;

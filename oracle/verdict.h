@@ -14,10 +14,10 @@ namespace assay {
 enum class Outcome : std::uint8_t { pass, fail, suspect, inconclusive, unsupported, error };
 std::string_view name_of(Outcome outcome);
 
-enum class Output : std::uint8_t { o, lse, dq, dk, dv, d_bias, d_sink };
+enum class Output : std::uint8_t { o, lse, dq, dk, dv, d_bias, d_sink, c };
 std::string_view name_of(Output output);
 
-// One element and how it stands to its bound. row is a key in dK and dV; column is -1 for LSE, a key in dBias.
+// One element and how it stands to its bound. row is a key in dK and dV; column is -1 for LSE, a key in dBias. C has b = h = 0.
 struct Element {
   Output output = Output::o;
   Index b = 0, h = 0, row = 0, column = -1;
@@ -31,7 +31,7 @@ struct Element {
 // "outside its bound: O[b=0, h=1, row=2, column=3] = ..., exact ..., bound ..."
 std::string describe(const Element& e);
 
-// What was compared of one gradient.
+// What was compared of one output.
 struct Compared {
   std::int64_t elements = 0;
   Element worst;  // the largest ratio
@@ -54,7 +54,7 @@ struct Verdict {
   std::map<std::string, std::int64_t> failures;                    // elements by what is wrong with them
   std::int64_t nan_expected = 0, nan_found = 0, infinity_expected = 0, infinity_found = 0;
   Element worst_o, worst_lse;            // the largest ratio, kept on a pass too
-  std::map<Output, Compared> gradients;  // of a backward pass
+  std::map<Output, Compared> outputs;    // all but O and LSE: gradients, C of a product
   Element first_failure;                 // the first in (b, h, row, column) order; LSE of a row before its O
   double mean_ratio = 0;                 // mean of signed error / bound over O: the bias
   double slope_t = 0;                    // t statistic of the slope of error on value, across rows

@@ -11,6 +11,8 @@
 namespace assay {
 namespace {
 
+constexpr Index most = Index{1} << 40;
+
 [[noreturn]] void refuse(const std::string& message) { throw CaseError(0, message); }
 
 void require_range(std::string_view field, Index value, Index low, Index high) {
@@ -73,6 +75,45 @@ void check_cache(const Case& c) {
   }
 }
 
+void check_product(const Case& c) {
+  const ProductSpec& p = c.product;
+  require_range("m", p.m, 0, most);
+  require_range("n", p.n, 1, most);
+  require_range("k", p.k, 1, most);
+  checked_product(fmt::format("m={} n={} k={}", p.m, p.n, p.k), {std::max(p.m, p.n) + 8, p.k + 24, 16});
+  checked_product(fmt::format("m={} n={}", p.m, p.n), {p.m + 8, p.n + 24, 16});
+  for (auto [field, d] : {std::pair{"dtype", c.dtype}, std::pair{"out", c.out_dtype()}})
+    if (d != Dtype::f32 && d != Dtype::f16 && d != Dtype::bf16) refuse(fmt::format("{}={}: products take f32, f16 and bf16", field, format(d).name));
+  const LowBitTraits& t = traits(p.format);
+  if (p.group) {
+    if (!t.group_free && *p.group != t.group) refuse(fmt::format("w={}:{}: its groups are of {}", t.name, *p.group, t.group));
+    require_range("w (group size)", *p.group, t.scale == Dtype::e8m0 ? 0 : 8, most);
+    if (*p.group % 8 != 0) refuse(fmt::format("w={}:{}: a group is a multiple of 8", t.name, *p.group));
+  }
+  if (p.format == LowBit::fp4_sparse && p.k % 4 != 0) refuse(fmt::format("k={}: two of each four are kept, so it is a multiple of 4", p.k));
+  if (p.a_format && traits(*p.a_format).layout != CodeLayout::columns) refuse(fmt::format("a={}: A is mxfp4, nvfp4, f8e4m3 or f8e5m2", traits(*p.a_format).name));
+  if (p.weights == Weights::quantized && (p.scales != ScaleFamily::unit || p.zeros != ZeroFamily::random))
+    refuse("scales and zeros of quantized weights follow from the weights");
+  if (!t.integer && p.zeros != ZeroFamily::random) refuse(fmt::format("zeros: {} has no zero points", t.name));
+  if (p.scales == ScaleFamily::zero && t.scale == Dtype::e8m0) refuse(fmt::format("scales=zero: e8m0, the scale of {}, has no zero", t.name));
+  if (p.scales != ScaleFamily::unit && p.group_size() == 0) refuse(fmt::format("scales={}: w={}:0 has none", name_of(p.scales), t.name));
+  if (p.weights == Weights::special && (t.bits != 8 || t.integer)) refuse(fmt::format("weights=special: {} has neither NaN nor infinity", t.name));
+  for (LayoutKind l : {c.q_layout, c.o_layout})
+    if (l != LayoutKind::bhsd && l != LayoutKind::padded && l != LayoutKind::strided && l != LayoutKind::reversed)
+      refuse(fmt::format("layout={}: A and C are bhsd, padded, strided or reversed", name_of(l)));
+  if (p.a_format && (c.q_layout != LayoutKind::bhsd || !c.pokes.empty())) refuse("a=...: a low-bit A has one layout and no pokes");
+  if (p.a_format && (c.values == Values::near_overflow || c.values == Values::subnormal) && c.dtype != Dtype::f16)
+    refuse(fmt::format("values={}: scales of a={} do not reach as far as {}", name_of(c.values), traits(*p.a_format).name, format(c.dtype).name));
+  require_range("rows", c.sample_rows, 0, most);
+  for (const Poke& poke : c.pokes) {
+    if (poke.tensor != 'a') refuse(fmt::format("poke={}: the tensor is a", poke.tensor));
+    const Extents shape{1, 1, p.m, p.k};
+    for (std::size_t axis = 0; axis < 4; ++axis)
+      if (poke.position[axis] < 0 || poke.position[axis] >= shape[axis])
+        refuse(fmt::format("poke=a:...: index {} of axis {} is outside [0, {})", poke.position[axis], axis, shape[axis]));
+  }
+}
+
 }  // namespace
 
 CaseError::CaseError(std::size_t at, const std::string& message) : std::runtime_error(at ? fmt::format("column {}: {}", at, message) : message), column(at) {}
@@ -84,8 +125,12 @@ bool Poke::operator==(const Poke& o) const {
 bool can_chunk(const Case& c) { return (c.causal || c.window_right == 0) && c.dropout == 0; }
 
 void check_case(const Case& c) {
+  if (!std::all_of(c.target.begin(), c.target.end(), [](unsigned char x) { return std::isalnum(x) || x == '_' || x == '-'; }))
+    refuse(fmt::format("target='{}' is not a name", c.target));
+  require_range("threads", c.threads, 0, 1024);
+  if (c.operation == Operation::product) return check_product(c);
   const AttentionShape& s = c.shape;
-  constexpr Index most = Index{1} << 40;
+  if (c.product != ProductSpec{}) refuse("m, n, k and what W is are those of a product");
   require_range("b", s.batch, 0, most);
   require_range("h", s.query_heads, 1, most);
   require_range("h (kv)", s.kv_heads, 1, most);
@@ -107,8 +152,6 @@ void check_case(const Case& c) {
   auto is_boolean = [](MaskPattern p) { return p <= MaskPattern::future; };
   if (!is_boolean(c.keep.pattern)) refuse(fmt::format("bool={} is an additive pattern", name_of(c.keep.pattern)));
   if (c.bias.pattern != MaskPattern::none && is_boolean(c.bias.pattern)) refuse(fmt::format("bias={} is a boolean pattern", name_of(c.bias.pattern)));
-  if (!std::all_of(c.target.begin(), c.target.end(), [](unsigned char x) { return std::isalnum(x) || x == '_' || x == '-'; }))
-    refuse(fmt::format("target='{}' is not a name", c.target));
   mask_fits("bool", c.keep);
   mask_fits("bias", c.bias);
   auto check_dtype = [](std::string_view field, Dtype d) {
@@ -135,7 +178,6 @@ void check_case(const Case& c) {
   if (c.operation != Operation::backward && c.gradient != Values::normal) refuse(fmt::format("grad={}: only backward has a dO", name_of(c.gradient)));
   if (c.finite_min_masks && c.bias.pattern == MaskPattern::none) refuse("finite_min_masks needs bias=...");
   check_cache(c);
-  require_range("threads", c.threads, 0, 1024);
   require_range("rows", c.sample_rows, 0, most);
   for (const Poke& p : c.pokes) {
     if (std::string_view("qkvmg").find(p.tensor) == std::string_view::npos) refuse(fmt::format("poke={}: the tensors are q, k, v, m and g", p.tensor));
@@ -157,6 +199,11 @@ void check_case(const Case& c) {
 }
 
 Index case_bytes(const Case& c) {
+  if (c.operation == Operation::product) {
+    // A and C in their widest layouts, and W as bytes and as the oracle's doubles.
+    const ProductSpec& p = c.product;
+    return 8 * (p.m * (2 * p.k + 24) + p.m * (2 * p.n + 24)) + 10 * p.n * p.k;
+  }
   const AttentionShape& s = c.shape;
   if (s.batch == 0) return 0;  // the other extents may then be anything, their product included
   const Index in = format(c.dtype).bits / 8, out = format(c.out_dtype()).bits / 8;

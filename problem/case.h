@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "problem/attention.h"
+#include "problem/low_bit.h"
 
 namespace assay {
 
@@ -90,8 +91,8 @@ struct OffsetSpec {
 // What K and V hold at keys beyond the lengths and before the starts, which no row may see.
 enum class Hidden : std::uint8_t { generated, nan, infinity, huge };
 
-// What is asked: O and LSE, or the gradients as well.
-enum class Operation : std::uint8_t { attention, backward };
+// What is asked: O and LSE, the gradients as well, or a low-bit product.
+enum class Operation : std::uint8_t { attention, backward, product };
 
 // Keys and values come out of a cache: the rows are the last tokens appended.
 struct CacheSpec {
@@ -105,7 +106,27 @@ struct CacheSpec {
   explicit operator bool() const { return kind != Kind::none; }
 };
 
-// One element overwritten after generation; tensor is q, k, v, m (the bias) or g (dO).
+// How the codes of W are drawn. quantized: normal numbers, quantized by the declared rules, scales included.
+enum class Weights : std::uint8_t { quantized, codes, ramp, one_hot, largest, cancel, zeros, special };
+// How the scales are, unless W is quantized.
+enum class ScaleFamily : std::uint8_t { unit, distinct, random, smallest, largest, zero, nan };
+enum class ZeroFamily : std::uint8_t { random, symmetric, edges };
+
+// C [m, n] = A [m, k] W [k, n].
+struct ProductSpec {
+  Index m = 4, n = 32, k = 64;
+  LowBit format = LowBit::mxfp4;
+  std::optional<Index> group;      // that of the format if absent
+  std::optional<LowBit> a_format;  // A is low-bit too
+  Weights weights = Weights::quantized;
+  ScaleFamily scales = ScaleFamily::unit;
+  ZeroFamily zeros = ZeroFamily::random;
+
+  Index group_size() const { return group.value_or(traits(format).group); }
+  bool operator==(const ProductSpec&) const = default;
+};
+
+// One element overwritten after generation; tensor is q, k, v, m (the bias), g (dO) or a (A of a product, position 0:0:m:k).
 struct Poke {
   char tensor = 'v';
   Extents position{};
@@ -138,6 +159,7 @@ struct Case {
   std::vector<Poke> pokes;
   std::uint64_t seed = 1;
   CacheSpec cache;
+  ProductSpec product;         // and nothing of attention, where that is asked: values is the family of A, q_layout lays out A, o_layout C
   LayoutKind q_layout{}, k_layout{}, v_layout{}, o_layout{};
   // Candidate options.
   Index threads = 1;
@@ -175,6 +197,8 @@ std::string_view name_of(Scores);
 std::string_view name_of(Values);
 std::string_view name_of(LayoutKind);
 std::string_view name_of(MaskPattern);
-inline constexpr int scores_count = 21, values_count = 18, layout_count = 8;
+std::string_view name_of(Weights);
+std::string_view name_of(ScaleFamily);
+inline constexpr int scores_count = 21, values_count = 18, layout_count = 8, weights_count = 8, scale_family_count = 7, zero_family_count = 3;
 
 }  // namespace assay

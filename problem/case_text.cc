@@ -21,9 +21,12 @@ constexpr std::array<std::string_view, values_count> values_names = {"normal",  
 constexpr std::array<std::string_view, layout_count> layout_names = {"bhsd", "bshd", "packed", "padded", "strided", "shared-head", "shared-batch", "reversed"};
 constexpr std::array<std::string_view, 12> mask_names = {"none",           "all",     "random",       "empty-rows", "tiles",   "future", "normal",
                                                          "minus-infinity", "minimum", "minimum-rows", "large",      "constant"};
-constexpr std::array<std::string_view, 2> operation_names = {"attention", "backward"};
+constexpr std::array<std::string_view, 3> operation_names = {"attention", "backward", "product"};
 constexpr std::array<std::string_view, 4> hidden_names = {"generated", "nan", "inf", "huge"};
 constexpr std::array<std::string_view, 4> cache_names = {"none", "contiguous", "paged", "latent"};
+constexpr std::array<std::string_view, weights_count> weights_names = {"quantized", "codes", "ramp", "one-hot", "largest", "cancel", "zeros", "special"};
+constexpr std::array<std::string_view, scale_family_count> scale_family_names = {"unit", "distinct", "random", "smallest", "largest", "zero", "nan"};
+constexpr std::array<std::string_view, zero_family_count> zero_family_names = {"random", "symmetric", "edges"};
 constexpr int boolean_masks_end = 6;
 
 // A cursor over the value of one field; every error it throws points at the column it has reached.
@@ -91,6 +94,15 @@ Dtype parse_dtype(Cursor& in) {
   return static_cast<Dtype>(in.choice(names));
 }
 
+LowBit parse_low_bit(Cursor& in) {
+  static const auto names = [] {
+    std::array<std::string_view, low_bit_count> list;
+    for (std::size_t f = 0; f < list.size(); ++f) list[f] = traits(static_cast<LowBit>(f)).name;
+    return list;
+  }();
+  return static_cast<LowBit>(in.choice(names));
+}
+
 // "a/b", or "a" for both.
 void parse_pair(Cursor& in, char separator, Index& first, Index& second) {
   first = second = in.integer();
@@ -117,17 +129,20 @@ void parse_mask(Cursor& in, MaskSpec& m, int first, int last) {
   for (std::size_t axis = 0; axis < 4; ++axis) m.varies[axis] = in.accept("bhij"[axis]);
 }
 
-std::string print_layouts(const Case& c) {
-  const std::array kinds = {c.q_layout, c.k_layout, c.v_layout, c.o_layout};
-  if (kinds == std::array<LayoutKind, 4>{}) return {};
+constexpr std::array<std::string_view, 4> attention_tensors = {"q", "k", "v", "o"};
+constexpr std::array<std::string_view, 2> product_tensors = {"a", "c"};
+
+template <std::size_t n>
+std::string print_layouts(const std::array<std::string_view, n>& tensors, const std::array<LayoutKind, n>& kinds) {
+  if (kinds == std::array<LayoutKind, n>{}) return {};
   if (std::equal(kinds.begin() + 1, kinds.end(), kinds.begin())) return std::string(name_of(kinds[0]));
   std::string text;
-  for (std::size_t t = 0; t < 4; ++t)
-    if (kinds[t] != LayoutKind{}) text += fmt::format("{}{}:{}", text.empty() ? "" : ",", "qkvo"[t], name_of(kinds[t]));
+  for (std::size_t t = 0; t < n; ++t)
+    if (kinds[t] != LayoutKind{}) text += fmt::format("{}{}:{}", text.empty() ? "" : ",", tensors[t], name_of(kinds[t]));
   return text;
 }
-void parse_layouts(Cursor& in, Case& c) {
-  const std::array slots = {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout};
+template <std::size_t n>
+void parse_layouts(Cursor& in, const std::array<std::string_view, n>& tensors, const std::array<LayoutKind*, n>& slots) {
   Cursor ahead = in;
   const std::string_view first = ahead.word();
   if (!(first.size() == 1 && ahead.accept(':'))) {
@@ -135,7 +150,6 @@ void parse_layouts(Cursor& in, Case& c) {
     for (LayoutKind* slot : slots) *slot = kind;
     return;
   }
-  static constexpr std::array<std::string_view, 4> tensors = {"q", "k", "v", "o"};
   do {
     LayoutKind* slot = slots[static_cast<std::size_t>(in.choice(tensors))];
     in.expect(':');
@@ -150,7 +164,7 @@ std::string print_pokes(const Case& c) {
   return text;
 }
 void parse_pokes(Cursor& in, Case& c) {
-  static constexpr std::array<std::string_view, 5> tensors = {"q", "k", "v", "m", "g"};
+  static constexpr std::array<std::string_view, 6> tensors = {"q", "k", "v", "m", "g", "a"};
   do {
     Poke p;
     p.tensor = tensors[static_cast<std::size_t>(in.choice(tensors))][0];
@@ -198,7 +212,82 @@ Field flag(std::string_view name, std::string_view help, Member member) {
   return {name, help, [=](const Case& c) { return c.*member ? std::string(name) : std::string(); }, [=](Case& c, Cursor&) { c.*member = true; }, true};
 }
 
-const std::vector<Field>& fields() {
+// Fields that every operation has.
+Field seed_field() {
+  return {"seed", "of the generator", [](const Case& c) { return c.seed == 1 ? "" : fmt::format("{}", c.seed); },
+          [](Case& c, Cursor& in) { c.seed = in.natural(); }};
+}
+Field threads_field() {
+  return {"threads", "of the candidate; 0: all", [](const Case& c) { return c.threads == 1 ? "" : fmt::format("{}", c.threads); },
+          [](Case& c, Cursor& in) { c.threads = in.integer(); }};
+}
+Field target_field() {
+  return {"target", "SIMD target by name, as AVX2; default: the best", [](const Case& c) { return c.target; },
+          [](Case& c, Cursor& in) {
+            c.target = std::string(in.word());
+            if (c.target.empty()) in.fail("expected a name");
+          }};
+}
+Field rows_field(std::string_view help) {
+  return {"rows", help, [](const Case& c) { return c.sample_rows == 0 ? "" : fmt::format("{}", c.sample_rows); },
+          [](Case& c, Cursor& in) { c.sample_rows = in.integer(); }};
+}
+Field dtype_field(std::string_view help) {
+  return {"dtype", help, [](const Case& c) { return std::string(format(c.dtype).name); }, [](Case& c, Cursor& in) { c.dtype = parse_dtype(in); }};
+}
+Field out_field(std::string_view help) {
+  return {"out", help, [](const Case& c) { return c.out ? std::string(format(*c.out).name) : ""; }, [](Case& c, Cursor& in) { c.out = parse_dtype(in); }};
+}
+Field values_field(std::string_view help) {
+  return {"values", help, [](const Case& c) { return c.values == Values::normal ? "" : std::string(name_of(c.values)); },
+          [](Case& c, Cursor& in) { c.values = static_cast<Values>(in.choice(values_names)); }};
+}
+
+const std::vector<Field>& product_fields() {
+  static const ProductSpec defaults;
+  static const std::vector<Field> table = {
+      {"m", "rows of A and C", [](const Case& c) { return fmt::format("{}", c.product.m); }, [](Case& c, Cursor& in) { c.product.m = in.integer(); }},
+      {"n", "columns of W and C", [](const Case& c) { return fmt::format("{}", c.product.n); }, [](Case& c, Cursor& in) { c.product.n = in.integer(); }},
+      {"k", "columns of A, rows of W: the sum's length", [](const Case& c) { return fmt::format("{}", c.product.k); },
+       [](Case& c, Cursor& in) { c.product.k = in.integer(); }},
+      dtype_field("f32, f16 or bf16, of A"),
+      out_field("dtype of C; default: that of A"),
+      {"w", "format of W, and its group size where that is free: mxfp4, nvfp4, fp4:128, fp4-sparse, f8e4m3:0 (no scales), f8e5m2, int8:32, int4",
+       [](const Case& c) {
+         return std::string(traits(c.product.format).name) + (c.product.group ? fmt::format(":{}", *c.product.group) : "");
+       },
+       [](Case& c, Cursor& in) {
+         c.product.format = parse_low_bit(in);
+         if (in.accept(':')) c.product.group = in.integer();
+       }},
+      {"a", "format of A, where it is low-bit too: mxfp4, nvfp4, f8e4m3 or f8e5m2, quantized from values",
+       [](const Case& c) { return c.product.a_format ? std::string(traits(*c.product.a_format).name) : ""; },
+       [](Case& c, Cursor& in) { c.product.a_format = parse_low_bit(in); }},
+      {"weights", "how the codes of W are drawn",
+       [](const Case& c) { return c.product.weights == defaults.weights ? "" : std::string(name_of(c.product.weights)); },
+       [](Case& c, Cursor& in) { c.product.weights = static_cast<Weights>(in.choice(weights_names)); }},
+      {"scales", "how the scales of W are, unless it is quantized",
+       [](const Case& c) { return c.product.scales == defaults.scales ? "" : std::string(name_of(c.product.scales)); },
+       [](Case& c, Cursor& in) { c.product.scales = static_cast<ScaleFamily>(in.choice(scale_family_names)); }},
+      {"zeros", "zero points of integers, unless W is quantized: random, symmetric or edges",
+       [](const Case& c) {
+         return c.product.zeros == defaults.zeros ? "" : std::string(zero_family_names[static_cast<std::size_t>(c.product.zeros)]);
+       },
+       [](Case& c, Cursor& in) { c.product.zeros = static_cast<ZeroFamily>(in.choice(zero_family_names)); }},
+      values_field("family of A"),
+      {"poke", "elements of A overwritten: a:0:0:m:k=nan, separated by ';'", print_pokes, [](Case& c, Cursor& in) { parse_pokes(in, c); }},
+      seed_field(),
+      {"layout", "bhsd (contiguous), padded, strided or reversed; for both, or as a:padded,c:strided",
+       [](const Case& c) { return print_layouts<2>(product_tensors, {c.q_layout, c.o_layout}); },
+       [](Case& c, Cursor& in) { parse_layouts<2>(in, product_tensors, {&c.q_layout, &c.o_layout}); }},
+      threads_field(),
+      target_field(),
+      rows_field("judge so many seeded rows; 0: all"),
+  };
+  return table;
+}
+
+const std::vector<Field>& attention_fields() {
   static const Case defaults;
   static const std::vector<Field> table = {
       {"b", "batch", [](const Case& c) { return fmt::format("{}", c.shape.batch); }, [](Case& c, Cursor& in) { c.shape.batch = in.integer(); }},
@@ -208,10 +297,8 @@ const std::vector<Field>& fields() {
        [](Case& c, Cursor& in) { parse_pair(in, 'x', c.shape.rows, c.shape.keys); }},
       {"d", "head dimension, or that of Q and K / that of V: 64 or 192/128", [](const Case& c) { return print_pair(c.shape.dim, '/', c.shape.value_dim); },
        [](Case& c, Cursor& in) { parse_pair(in, '/', c.shape.dim, c.shape.value_dim); }},
-      {"dtype", "f64, f32, f16 or bf16, of Q, K, V and bias", [](const Case& c) { return std::string(format(c.dtype).name); },
-       [](Case& c, Cursor& in) { c.dtype = parse_dtype(in); }},
-      {"out", "dtype of O; default: the same", [](const Case& c) { return c.out ? std::string(format(*c.out).name) : ""; },
-       [](Case& c, Cursor& in) { c.out = parse_dtype(in); }},
+      dtype_field("f64, f32, f16 or bf16, of Q, K, V and bias"),
+      out_field("dtype of O; default: the same"),
       {"scale", "of the scores; default: 1/sqrt(d) in binary32", [](const Case& c) { return c.scale ? fmt::format("{}", *c.scale) : ""; },
        [](Case& c, Cursor& in) { c.scale = in.real(); }},
       {"softcap", "c > 0: scores become c tanh(t/c)", [](const Case& c) { return c.softcap != 0 ? fmt::format("{}", c.softcap) : ""; },
@@ -263,8 +350,7 @@ const std::vector<Field>& fields() {
        }},
       {"scores", "family of Q and K", [](const Case& c) { return c.scores == defaults.scores ? "" : std::string(name_of(c.scores)); },
        [](Case& c, Cursor& in) { c.scores = static_cast<Scores>(in.choice(scores_names)); }},
-      {"values", "family of V", [](const Case& c) { return c.values == defaults.values ? "" : std::string(name_of(c.values)); },
-       [](Case& c, Cursor& in) { c.values = static_cast<Values>(in.choice(values_names)); }},
+      values_field("family of V"),
       {"grad", "family of dO, as values (backward only)", [](const Case& c) { return c.gradient == defaults.gradient ? "" : std::string(name_of(c.gradient)); },
        [](Case& c, Cursor& in) { c.gradient = static_cast<Values>(in.choice(values_names)); }},
       {"hidden", "what K and V hold where lengths and starts hide them: generated, nan, inf or huge",
@@ -272,10 +358,10 @@ const std::vector<Field>& fields() {
        [](Case& c, Cursor& in) { c.hidden = static_cast<Hidden>(in.choice(hidden_names)); }},
       {"poke", "elements overwritten: v:b:h:i:d=nan, separated by ';' (q, k, v, m for the bias, g for dO)", print_pokes,
        [](Case& c, Cursor& in) { parse_pokes(in, c); }},
-      {"seed", "of the generator", [](const Case& c) { return c.seed == defaults.seed ? "" : fmt::format("{}", c.seed); },
-       [](Case& c, Cursor& in) { c.seed = in.natural(); }},
-      {"layout", "bhsd, bshd, packed, padded, strided, shared-head, shared-batch or reversed; for all, or as q:bshd,o:padded", print_layouts,
-       [](Case& c, Cursor& in) { parse_layouts(in, c); }},
+      seed_field(),
+      {"layout", "bhsd, bshd, packed, padded, strided, shared-head, shared-batch or reversed; for all, or as q:bshd,o:padded",
+       [](const Case& c) { return print_layouts<4>(attention_tensors, {c.q_layout, c.k_layout, c.v_layout, c.o_layout}); },
+       [](Case& c, Cursor& in) { parse_layouts<4>(in, attention_tensors, {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}); }},
       {"cache", "keys and values come out of a cache, the rows are the last tokens: contiguous, paged:PAGE or latent:PAGE:RANK+ROTARY",
        [](const Case& c) { return print_cache(c.cache); }, [](Case& c, Cursor& in) { parse_cache(in, c.cache); }},
       {"store", "dtype of the cache, and elements a scale (f8, f4): f8e4m3/32; default: that of Q, one scale a token",
@@ -289,21 +375,19 @@ const std::vector<Field>& fields() {
        }},
       {"chunks", "rows of each call after another, the last again and again: 5,1; default: one call", [](const Case& c) { return print_list(c.cache.chunks); },
        [](Case& c, Cursor& in) { c.cache.chunks = in.integers(); }},
-      {"threads", "of the candidate; 0: all", [](const Case& c) { return c.threads == 1 ? "" : fmt::format("{}", c.threads); },
-       [](Case& c, Cursor& in) { c.threads = in.integer(); }},
-      {"target", "SIMD target by name, as AVX2; default: the best", [](const Case& c) { return c.target; },
-       [](Case& c, Cursor& in) {
-         c.target = std::string(in.word());
-         if (c.target.empty()) in.fail("expected a name");
-       }},
-      {"rows", "judge so many seeded rows of each head; 0: all", [](const Case& c) { return c.sample_rows == 0 ? "" : fmt::format("{}", c.sample_rows); },
-       [](Case& c, Cursor& in) { c.sample_rows = in.integer(); }},
+      threads_field(),
+      target_field(),
+      rows_field("judge so many seeded rows of each head; 0: all"),
   };
   return table;
 }
 
+const std::vector<Field>& fields(Operation operation) { return operation == Operation::product ? product_fields() : attention_fields(); }
+
 }  // namespace
 
+std::string_view name_of(Weights x) { return weights_names[static_cast<std::size_t>(x)]; }
+std::string_view name_of(ScaleFamily x) { return scale_family_names[static_cast<std::size_t>(x)]; }
 std::string_view name_of(Scores x) { return scores_names[static_cast<std::size_t>(x)]; }
 std::string_view name_of(Values x) { return values_names[static_cast<std::size_t>(x)]; }
 std::string_view name_of(LayoutKind x) { return layout_names[static_cast<std::size_t>(x)]; }
@@ -311,7 +395,7 @@ std::string_view name_of(MaskPattern x) { return mask_names[static_cast<std::siz
 
 std::string print_case(const Case& c) {
   std::string line(operation_names[static_cast<std::size_t>(c.operation)]);
-  for (const Field& f : fields()) {
+  for (const Field& f : fields(c.operation)) {
     const std::string text = f.print(c);
     if (text.empty()) continue;
     line += ' ';
@@ -339,10 +423,11 @@ Case parse_case(std::string_view line) {
     const std::size_t end = std::min(line.find(' ', at), line.size());
     const std::size_t equals = std::min(line.find('=', at), end);
     const std::string_view name = line.substr(at, equals - at);
-    const auto field = std::find_if(fields().begin(), fields().end(), [&](const Field& f) { return f.name == name; });
-    if (field == fields().end()) {
+    const std::vector<Field>& known = fields(c.operation);
+    const auto field = std::find_if(known.begin(), known.end(), [&](const Field& f) { return f.name == name; });
+    if (field == known.end()) {
       std::vector<std::string_view> names;
-      for (const Field& f : fields()) names.push_back(f.name);
+      for (const Field& f : known) names.push_back(f.name);
       throw CaseError(at + 1, fmt::format("unknown field '{}'; the fields are {}", name, fmt::join(names, ", ")));
     }
     if (std::find(seen.begin(), seen.end(), name) != seen.end()) throw CaseError(at + 1, fmt::format("field '{}' stands twice", name));
@@ -360,9 +445,13 @@ Case parse_case(std::string_view line) {
 
 std::string case_help() {
   std::string text = fmt::format("OPERATION FIELD=VALUE ...   (defaults may be left out)\n  operations: {}\n", fmt::join(operation_names, ", "));
-  for (const Field& f : fields()) text += fmt::format("  {:<17} {}\n", f.name, f.help);
+  text += "attention, backward:\n";
+  for (const Field& f : attention_fields()) text += fmt::format("  {:<17} {}\n", f.name, f.help);
+  text += "product:\n";
+  for (const Field& f : product_fields()) text += fmt::format("  {:<17} {}\n", f.name, f.help);
   text += fmt::format("  families of scores: {}\n", fmt::join(scores_names, ", "));
   text += fmt::format("  families of values: {}\n", fmt::join(values_names, ", "));
+  text += fmt::format("  families of weights: {}\n  families of scales: {}\n", fmt::join(weights_names, ", "), fmt::join(scale_family_names, ", "));
   return text;
 }
 

@@ -1,44 +1,15 @@
 #include "problem/generate.h"
 
-#include <Random123/philox.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
 
+#include "problem/draw.h"
 #include "problem/parallel.h"
 
 namespace assay {
 namespace {
-
-enum class Stream : std::uint32_t { q = 1, k, v, keep, bias, d_o, latent, rotary, up_k, up_v };
-
-// 128 random bits of one position.
-class Draw {
- public:
-  Draw(std::uint64_t seed, Stream stream, Index b, Index h, Index i, Index d) {
-    const r123::Philox4x32::ctr_type counter = {{low(i), low(d) ^ high(i) << 16, low(h), low(b)}};
-    const r123::Philox4x32::key_type key = {{low(static_cast<Index>(seed)), static_cast<std::uint32_t>(seed >> 32) ^ static_cast<std::uint32_t>(stream) << 24}};
-    words_ = r123::Philox4x32()(counter, key);
-  }
-  std::uint32_t word(std::size_t w) const { return words_[w]; }
-  // In [0, 1), a multiple of 2^-32.
-  double unit(std::size_t w = 0) const { return words_[w] * 0x1p-32; }
-  bool chance(double p) const { return unit(3) < p; }
-  // The sum of eight 16-bit uniforms, centred, with unit variance: normal to the eye, bounded by 4.9.
-  double normal() const {
-    std::int64_t sum = 0;
-    for (std::size_t w = 0; w < 4; ++w) sum += (words_[w] & 0xFFFF) + (words_[w] >> 16);
-    return static_cast<double>(sum - 4 * 65535) * 0x1.3988e1409212ep-16;  // sqrt(12 / 8) / 65536
-  }
-  double sign(std::size_t w = 1) const { return words_[w] & 1 ? -1.0 : 1.0; }
-
- private:
-  static std::uint32_t low(Index x) { return static_cast<std::uint32_t>(x); }
-  static std::uint32_t high(Index x) { return static_cast<std::uint32_t>(static_cast<std::uint64_t>(x) >> 32); }
-  r123::Philox4x32::ctr_type words_;
-};
 
 Index ceil_sqrt(Index n) {
   Index r = 0;
@@ -55,10 +26,6 @@ double subset_gap(double scale, int code_bits, double largest) {
   return c;
 }
 
-struct Position {
-  Index b, h, i, d;
-};
-
 // How the scores families see a case.
 struct ScoresContext {
   const Case& c;
@@ -67,12 +34,9 @@ struct ScoresContext {
   int code_bits;
 };
 
-double max_of(Dtype dtype) { return format(dtype).max_finite; }
-double min_subnormal(Dtype dtype) { return 2 * half_min_subnormal(dtype); }
-
 double query(const ScoresContext& x, const Position& p) {
   const Case& c = x.c;
-  const Draw draw(c.seed, Stream::q, p.b, p.h, p.i, p.d);
+  const Draw draw(c.seed, Stream::q, p);
   const double n = draw.normal();
   switch (c.scores) {
     case Scores::uniform: return draw.unit();
@@ -111,7 +75,7 @@ double query(const ScoresContext& x, const Position& p) {
 
 double key(const ScoresContext& x, const Position& p) {
   const Case& c = x.c;
-  const Draw draw(c.seed, Stream::k, p.b, p.h, p.i, p.d);
+  const Draw draw(c.seed, Stream::k, p);
   const double n = draw.normal();
   const double last = static_cast<double>(c.shape.keys);
   const double j = static_cast<double>(p.i);
@@ -142,34 +106,8 @@ double key(const ScoresContext& x, const Position& p) {
   }
 }
 
-// Of V and of dO.
-double value(const Case& c, Values family, Stream stream, const Position& p) {
-  const Draw draw(c.seed, stream, p.b, p.h, p.i, p.d);
-  const double n = draw.normal();
-  switch (family) {
-    case Values::uniform: return 1 + draw.unit();
-    case Values::tiny: return 0x1p-12 * n;
-    case Values::huge: return 512 * n;
-    case Values::cancel: return (p.i & 1 ? -512 : 512) * (1 + 0.25 * draw.unit()) + n;
-    case Values::offset: return 1000 + 4 * n;
-    case Values::one_hot: return p.i % c.shape.value_dim == p.d ? 1 : 0;
-    case Values::near_overflow: return draw.sign() * max_of(c.dtype) * (0.5 + 0.5 * draw.unit());
-    case Values::subnormal: return draw.sign() * min_subnormal(c.dtype) * static_cast<double>(draw.word(0) % 64);
-    case Values::signed_zeros: return draw.word(0) % 8 == 0 ? draw.sign() : draw.sign() * 0.0;
-    case Values::ramp: return static_cast<double>(p.i + 1) * 1e-3 + static_cast<double>(p.d + 1) * 1e-6;
-    case Values::heavy_tail: return std::clamp(n * n * n * 4, -200.0, 200.0);
-    case Values::ones: return 1;
-    case Values::constant: return 0.25 + static_cast<double>(p.d % 16);
-    case Values::biased: return -2.3 - 0.3 * draw.unit();
-    case Values::head_number: return static_cast<double>(p.h + 1 + 16 * (p.b % 8));
-    case Values::integers: return static_cast<double>(draw.word(0) % 17) - 8;
-    case Values::balanced: return (p.i + p.d) & 1 ? -1 : 1;
-    default: return n;
-  }
-}
-
 double bias_value(const Case& c, const Position& p) {
-  const Draw draw(c.seed, Stream::bias, p.b, p.h, p.i, p.d);
+  const Draw draw(c.seed, Stream::bias, p);
   switch (c.bias.pattern) {
     case MaskPattern::minus_infinity: return draw.chance(0.3) ? -std::numeric_limits<double>::infinity() : draw.normal();
     case MaskPattern::minimum: return draw.chance(0.3) ? -max_of(c.dtype) : 0;
@@ -181,7 +119,7 @@ double bias_value(const Case& c, const Position& p) {
 }
 
 bool keep_value(const Case& c, const Position& p) {
-  const Draw draw(c.seed, Stream::keep, p.b, p.h, p.i, p.d);
+  const Draw draw(c.seed, Stream::keep, p);
   switch (c.keep.pattern) {
     case MaskPattern::random: return draw.chance(0.7);
     case MaskPattern::empty_rows: return p.i % 3 != 1 && draw.chance(0.8);
@@ -274,7 +212,7 @@ void fill_latent(const Case& c, Inputs& in) {
   in.up_k = contiguous(c.dtype, {1, s.kv_heads, plain, rank});
   in.up_v = contiguous(c.dtype, {1, s.kv_heads, s.value_dim, rank});
   auto normal = [&](Stream stream, double gain) {
-    return [&c, stream, gain](const Position& p) { return gain * Draw(c.seed, stream, p.b, p.h, p.i, p.d).normal(); };
+    return [&c, stream, gain](const Position& p) { return gain * Draw(c.seed, stream, p).normal(); };
   };
   const double gain = 1 / static_cast<double>(ceil_sqrt(rank));
   fill(in.token_k.view(), normal(Stream::latent, 1));
@@ -395,12 +333,12 @@ Inputs::Inputs(const Case& c) {
     return c.hidden == Hidden::nan ? std::numeric_limits<double>::quiet_NaN() : c.hidden == Hidden::infinity ? inf : max_of(c.dtype) / 2;
   };
   fill(a.k, [&](const Position& p) { return hidden_or(a.k, p, key(context, p)); });
-  fill(a.v, [&](const Position& p) { return hidden_or(a.v, p, value(c, c.values, Stream::v, p)); });
+  fill(a.v, [&](const Position& p) { return hidden_or(a.v, p, value(c.values, Draw(c.seed, Stream::v, p), p, c.dtype, s.value_dim)); });
 
   if (c.operation == Operation::backward) {
     // A packed tensor has no room for a fourth of its kind.
     d_o = make(c.o_layout == LayoutKind::packed ? LayoutKind::bshd : c.o_layout, {s.batch, s.query_heads, s.rows, s.value_dim});
-    fill(d_o.view(), [&](const Position& p) { return value(c, c.gradient, Stream::d_o, p); });
+    fill(d_o.view(), [&](const Position& p) { return value(c.gradient, Draw(c.seed, Stream::d_o, p), p, c.dtype, s.value_dim); });
   }
 
   const Extents mask_shape{s.batch, s.query_heads, s.rows, s.keys};

@@ -25,6 +25,20 @@ struct Inputs {
   Attention problem;
 };
 
+// Inputs of a product; does not move once made, as above.
+struct ProductInputs {
+  explicit ProductInputs(const Case& c);
+  ProductInputs(const ProductInputs&) = delete;
+  ProductInputs& operator=(const ProductInputs&) = delete;
+
+  Tensor a;
+  LowBitMatrix a_low, w;
+  Product problem;
+};
+
+// What quantized weights were quantized from: f32.
+double original_weight(const Case& c, Index k, Index n);
+
 // Storage of a tensor of this shape laid out so; `heads_in_pack` is the width of a packed QKV in heads.
 Layout make_layout(LayoutKind kind, const Extents& shape, Index heads_in_pack);
 

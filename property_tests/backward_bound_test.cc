@@ -69,7 +69,7 @@ TEST_P(EmulatedBackward, NeverViolatesTheBoundOfItsContract) {
       const Verdict v = judge_backward(inputs.problem, in, gradients.view(), e.contract);
       const std::lock_guard lock(mutex);
       EXPECT_EQ(v.outside, 0) << e.contract.name << "\n" << print_case(c) << "\n" << v.reason;
-      for (const auto& [output, compared] : v.gradients) {
+      for (const auto& [output, compared] : v.outputs) {
         tight.ratio[output] = std::max(tight.ratio[output], compared.worst.ratio);
         tight.elements += compared.elements;
       }

@@ -94,11 +94,11 @@ TEST_F(BackwardVerdict, RoundedExactGradientsPass) {
       prepare(std::string("backward b=2 h=4/2 l=9x13 d=8/6 dtype=") + dtype + rest);
       const Verdict v = verdict();
       EXPECT_EQ(v.outcome, Outcome::pass) << print_case(case_) << "\n" << v.reason;
-      EXPECT_EQ(v.gradients.at(Output::dq).elements, 2 * 4 * 9 * 8);
-      EXPECT_EQ(v.gradients.at(Output::dk).elements, 2 * 2 * 13 * 8);
-      EXPECT_EQ(v.gradients.at(Output::dv).elements, 2 * 2 * 13 * 6);
-      EXPECT_EQ(v.gradients.contains(Output::d_bias), case_.bias.pattern != MaskPattern::none);
-      EXPECT_EQ(v.gradients.contains(Output::d_sink), case_.sink.has_value());
+      EXPECT_EQ(v.outputs.at(Output::dq).elements, 2 * 4 * 9 * 8);
+      EXPECT_EQ(v.outputs.at(Output::dk).elements, 2 * 2 * 13 * 8);
+      EXPECT_EQ(v.outputs.at(Output::dv).elements, 2 * 2 * 13 * 6);
+      EXPECT_EQ(v.outputs.contains(Output::d_bias), case_.bias.pattern != MaskPattern::none);
+      EXPECT_EQ(v.outputs.contains(Output::d_sink), case_.sink.has_value());
     }
 }
 
@@ -312,8 +312,8 @@ TEST_F(BackwardVerdict, SampledRowsJudgeDqAloneAndSaySo) {
   const Verdict v = judge_backward(inputs_->problem, input_, out_->view(), contract_, options);
   EXPECT_EQ(v.outcome, Outcome::pass);
   EXPECT_THAT(v.reason, HasSubstr("dQ of 4 rows a head only"));
-  EXPECT_EQ(v.gradients.size(), 1u);
-  EXPECT_EQ(v.gradients.at(Output::dq).elements, 2 * 4 * 8);
+  EXPECT_EQ(v.outputs.size(), 1u);
+  EXPECT_EQ(v.outputs.at(Output::dq).elements, 2 * 4 * 8);
 }
 
 // One row: leaving its pair with key j out of dV_j or dK_j leaves 0 there.

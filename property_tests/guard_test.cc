@@ -189,7 +189,7 @@ TEST(GuardBackward, EmptyProblemsWithABroadcastBiasAreFine) {
        {"backward b=0 h=2 l=9x20 d=8 bias=normal@hij sink=1", "backward b=1 h=2 l=0x20 d=8 bias=normal@j", "backward b=2 h=2 l=9x0 d=8 bias=normal@"}) {
     const CaseResult r = run_backward([](auto&&...) {}, line);
     EXPECT_NE(r.outcome, Outcome::fail) << line << "\n" << r.reason;
-    EXPECT_GT(r.verdict.gradients.at(Output::d_bias).elements, 0) << line;
+    EXPECT_GT(r.verdict.outputs.at(Output::d_bias).elements, 0) << line;
     EXPECT_THAT(
         run_backward([](auto&, const AttentionBackwardInput&, const AttentionGradients& out, int) { *static_cast<float*>(out.d_bias.data) = 1; }, line).reason,
         HasSubstr("dBias is not 0 where no gradient passes"))

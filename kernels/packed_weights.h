@@ -1,0 +1,74 @@
+// Weights of a low-bit product in the order in which the kernels read them.
+#pragma once
+
+#include <hwy/aligned_allocator.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels/status.h"
+#include "problem/low_bit.h"
+
+namespace assay::kernels {
+
+// What pack() refuses.
+Status validate_low_bit(const LowBitView& w);
+
+// W in a low-bit format, in panels of 64 columns. 4-bit formats take half a byte a weight, the others one; scales and zero points keep
+// their own width. A 2:4 sparse matrix is expanded: its bandwidth is that of a dense one. Immutable.
+class PackedWeights {
+ public:
+  static constexpr Index panel = 64;
+
+  // invalid_arguments: what is null or negative, group sizes that the format does not have, codes that it forbids (scales
+  // that are negative or infinite, zero points above 15 of int4, metadata of fp4_sparse whose positions do not ascend), and a tensor
+  // scale where there is none.
+  static Status pack(const LowBitView& w, std::shared_ptr<const PackedWeights>& packed);
+  // The bytes again, nibbles behind K being 0. The view's buffers have the sizes of sizes_of(); format, k, n and group must agree.
+  Status unpack(std::byte* codes, std::byte* scales, std::byte* extra) const;
+
+  LowBit format() const { return format_; }
+  Index k() const { return k_; }
+  Index n() const { return n_; }
+  Index group() const { return group_; }  // K where there are no scales
+  Index groups() const { return groups_; }
+  bool has_scales() const { return scaled_; }
+  float tensor_scale() const { return tensor_scale_; }
+  Index panels() const { return (n_ + panel - 1) / panel; }
+  Index blocks() const { return (k_ + 7) / 8; }  // of eight k
+  std::size_t bytes() const;
+
+  // Blocks of eight k of a panel. 4 bits: 16 bytes for every four columns; byte i holds of column (i % 8) / 2, in its low nibble,
+  // k = i / 8 * 2 + i % 2, and k + 4 in the high one: what two table look-ups and one interleaving turn into pairs of bf16.
+  // 8 bits: [k][column].
+  const std::uint8_t* panel_codes(Index p) const { return codes_.get() + p * blocks() * block_bytes(); }
+  Index block_bytes() const { return panel * 8 * bits_ / 8; }
+  // [group][column], a byte each, or two of f16.
+  const std::uint8_t* panel_scales(Index p) const { return scales_.data() + p * groups_ * panel * scale_bytes_; }
+  Index scale_bytes() const { return scale_bytes_; }
+  const std::int8_t* panel_zeros(Index p) const { return zeros_.data() + p * groups_ * panel; }
+
+  // Single elements.
+  std::uint32_t code(Index k, Index n) const;
+  float value(Index k, Index n) const;  // decoded, zero point taken off
+  float scale(Index t, Index n) const;
+  int zero(Index t, Index n) const { return zeros_[static_cast<std::size_t>((n / panel * groups_ + t) * panel + n % panel)]; }
+
+ private:
+  PackedWeights() = default;
+  void set_code(Index k, Index n, std::uint32_t code);
+  std::uint32_t scale_code(Index t, Index n) const;
+
+  LowBit format_ = LowBit::mxfp4;
+  Index k_ = 0, n_ = 0, group_ = 0, groups_ = 0;
+  int bits_ = 4;
+  bool scaled_ = true;
+  float tensor_scale_ = 1;
+  Index scale_bytes_ = 1;
+  hwy::AlignedFreeUniquePtr<std::uint8_t[]> codes_;
+  std::vector<std::uint8_t> scales_, kept_;  // kept_: metadata of fp4_sparse, [quad][n]
+  std::vector<std::int8_t> zeros_;
+};
+
+}  // namespace assay::kernels

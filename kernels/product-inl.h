@@ -1,0 +1,458 @@
+// The low-bit product; compiled once for each SIMD target.
+//
+// Few rows of A: product_block() decodes eight k of two vectors of columns and uses them for every row at once; one row has its own
+// loop, of as many vectors as hide the latency of an addition. Many rows: decode_panel() writes fp32 panels, which the register blocks
+// of attention multiply. All three make the same sums.
+#include <algorithm>
+#include <utility>
+
+#include "kernels/codec.h"
+#include "kernels/product_plan.h"
+#include "kernels/product_stages.h"
+#include "kernels/register_block-inl.h"
+#include "problem/parallel.h"
+
+#if defined(ASSAY_KERNELS_PRODUCT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ASSAY_KERNELS_PRODUCT_INL_H_
+#undef ASSAY_KERNELS_PRODUCT_INL_H_
+#else
+#define ASSAY_KERNELS_PRODUCT_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace assay::kernels::HWY_NAMESPACE {
+
+inline constexpr Index lane_count = static_cast<Index>(hn::MaxLanes(Lanes()));
+// Rows that are multiplied while their weights are decoded: accumulators of two vectors, and room to decode.
+inline constexpr std::size_t decoding_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 8 : 4;
+// Vectors of columns that a row alone sums side by side.
+inline constexpr std::size_t row_vectors = std::min<std::size_t>(8, static_cast<std::size_t>(PackedWeights::panel / lane_count));
+static_assert(PackedWeights::panel % panel_width == 0 && PackedWeights::panel % (static_cast<Index>(row_vectors) * lane_count) == 0);
+
+// ---- Decoding -------------------------------------------------------------------------------------------
+
+enum class Code { e2m1, int4, int8, e4m3, e5m2 };
+
+constexpr Code code_of(LowBit format) {
+  switch (format) {
+    case LowBit::int8: return Code::int8;
+    case LowBit::int4: return Code::int4;
+    case LowBit::f8e4m3: return Code::e4m3;
+    case LowBit::f8e5m2: return Code::e5m2;
+    default: return Code::e2m1;
+  }
+}
+template <Code code>
+inline constexpr bool is_nibble = code == Code::e2m1 || code == Code::int4;
+template <Code code>
+inline constexpr bool has_zeros = code == Code::int4 || code == Code::int8;
+
+// The upper and the lower byte of the bf16 of each nibble; both hold every one of them exactly.
+struct NibbleTable {
+  alignas(16) std::uint8_t upper[16], lower[16];
+};
+template <Code code>
+inline constexpr NibbleTable nibble_table = [] {
+  NibbleTable t{};
+  for (std::uint32_t c = 0; c < 16; ++c) {
+    const float value = code == Code::e2m1 ? decode_narrow(narrow_format(Dtype::f4e2m1), c) : static_cast<float>(c);
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(value) >> 16;
+    t.upper[c] = static_cast<std::uint8_t>(bits >> 8);
+    t.lower[c] = static_cast<std::uint8_t>(bits);
+  }
+  return t;
+}();
+
+// E4M3 and E5M2: the fields move to where fp32 has its own, and a power of two makes up for the bias; subnormals come out right.
+template <int mantissa_bits>
+HWY_INLINE Vector decode_f8(Lanes d, hn::Vec<hn::RebindToUnsigned<Lanes>> codes) {
+  const hn::RebindToUnsigned<Lanes> du;
+  const auto magnitude = hn::And(codes, hn::Set(du, 0x7Fu));
+  const Vector scaled = hn::Mul(hn::BitCast(d, hn::ShiftLeft<23 - mantissa_bits>(magnitude)), hn::Set(d, mantissa_bits == 3 ? 0x1p120f : 0x1p112f));
+  // Above the largest finite number: E4M3 has NaN, E5M2 infinity and NaN.
+  const auto special = hn::Or(hn::ShiftLeft<23 - mantissa_bits>(magnitude), hn::Set(du, 0x7F800000u));
+  const auto is_special = hn::Gt(hn::BitCast(hn::RebindToSigned<Lanes>(), magnitude), hn::Set(hn::RebindToSigned<Lanes>(), mantissa_bits == 3 ? 0x7E : 0x7B));
+  const Vector value = hn::IfThenElse(hn::RebindMask(d, is_special), hn::BitCast(d, special), scaled);
+  return hn::Or(value, hn::BitCast(d, hn::ShiftLeft<24>(hn::And(codes, hn::Set(du, 0x80u)))));
+}
+
+// Calls use(depth, weights) for the eight k of a block, in order: a vector of columns from `column` on, zero points not yet taken off.
+template <Code code, class Use>
+HWY_INLINE void decode_block(Lanes d, const std::uint8_t* HWY_RESTRICT block, Index column, const Use& use) {
+  const hn::RebindToUnsigned<Lanes> du;
+  if constexpr (!is_nibble<code>) {
+    const auto at = [&](std::size_t depth) HWY_ATTR {
+      const auto codes = hn::LoadU(hn::Rebind<std::uint8_t, Lanes>(), block + static_cast<Index>(depth) * PackedWeights::panel + column);
+      if constexpr (code == Code::int8) {
+        const hn::Rebind<std::int8_t, Lanes> narrow;
+        return hn::ConvertTo(d, hn::PromoteTo(hn::RebindToSigned<Lanes>(), hn::BitCast(narrow, codes)));
+      } else {
+        return decode_f8<code == Code::e4m3 ? 3 : 2>(d, hn::PromoteTo(du, codes));
+      }
+    };
+    use(0, at(0)), use(1, at(1)), use(2, at(2)), use(3, at(3)), use(4, at(4)), use(5, at(5)), use(6, at(6)), use(7, at(7));
+  } else {
+#if HWY_TARGET == HWY_SCALAR
+    for (std::size_t depth = 0; depth < 8; ++depth) {
+      const std::size_t nibble = block[column / 4 * 16 + static_cast<Index>(depth % 4 / 2 * 8) + column % 4 * 2 + static_cast<Index>(depth % 2)] >> (depth / 4 * 4) & 0xFu;
+      const std::uint32_t bits = static_cast<std::uint32_t>(nibble_table<code>.upper[nibble] << 8 | nibble_table<code>.lower[nibble]) << 16;
+      use(depth, hn::Set(d, std::bit_cast<float>(bits)));
+    }
+#else
+    const hn::Repartition<std::uint8_t, Lanes> d8;
+    const hn::Repartition<std::uint16_t, Lanes> d16;
+    const auto upper = hn::LoadDup128(d8, nibble_table<code>.upper), lower = hn::LoadDup128(d8, nibble_table<code>.lower);
+    const auto nibble = hn::Set(d8, std::uint8_t{0x0F});
+    const auto odd = hn::Set(du, 0xFFFF0000u);
+    const auto bytes = hn::LoadU(d8, block + 4 * column);
+    const auto four = [&](auto nibbles, std::size_t depth) HWY_ATTR {
+      const auto high = hn::TableLookupBytes(upper, nibbles), low = hn::TableLookupBytes(lower, nibbles);
+      const auto first = hn::BitCast(du, hn::InterleaveLower(d8, low, high)), second = hn::BitCast(du, hn::InterleaveUpper(d8, low, high));
+      use(depth, hn::BitCast(d, hn::ShiftLeft<16>(first)));
+      use(depth + 1, hn::BitCast(d, hn::And(first, odd)));
+      use(depth + 2, hn::BitCast(d, hn::ShiftLeft<16>(second)));
+      use(depth + 3, hn::BitCast(d, hn::And(second, odd)));
+    };
+    four(hn::And(bytes, nibble), 0);
+    four(hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, bytes))), nibble), 4);
+#endif
+  }
+}
+
+// Zero points of group t, or nothing.
+template <Code code>
+HWY_INLINE Vector load_zeros(Lanes d, const PackedWeights& w, Index panel, Index t, Index column) {
+  if constexpr (has_zeros<code>) {
+    const auto zeros = hn::LoadU(hn::Rebind<std::int8_t, Lanes>(), w.panel_zeros(panel) + t * PackedWeights::panel + column);
+    return hn::ConvertTo(d, hn::PromoteTo(hn::RebindToSigned<Lanes>(), zeros));
+  } else {
+    return hn::Zero(d);
+  }
+}
+template <Code code>
+HWY_INLINE Vector take_off(Vector weights, Vector zeros) {
+  if constexpr (has_zeros<code>) return hn::Sub(weights, zeros);
+  else return weights;
+}
+
+// Scales of group t.
+HWY_INLINE Vector load_scales(Lanes d, const PackedWeights& w, Index panel, Index t, Index column) {
+  if (!w.has_scales()) return hn::Set(d, 1.0f);
+  const hn::RebindToUnsigned<Lanes> du;
+  const std::uint8_t* from = w.panel_scales(panel) + (t * PackedWeights::panel + column) * w.scale_bytes();
+  if (w.scale_bytes() == 2) return load_narrow(d, Dtype::f16, reinterpret_cast<const std::uint16_t*>(from));
+  const auto codes = hn::PromoteTo(du, hn::LoadU(hn::Rebind<std::uint8_t, Lanes>(), from));
+  if (w.format() == LowBit::nvfp4) return decode_f8<3>(d, codes);
+  // E8M0 is the exponent field of fp32, but for its 0, a subnormal there, and for NaN.
+  const auto power = hn::Or(hn::ShiftLeft<23>(codes), hn::IfThenElseZero(hn::Eq(codes, hn::Set(du, 0u)), hn::Set(du, 0x00400000u)));
+  return hn::BitCast(d, hn::Or(power, hn::IfThenElseZero(hn::Eq(codes, hn::Set(du, 0xFFu)), hn::Set(du, 0x7FC00000u))));
+}
+
+// The same, by way of a policy.
+template <Code code, class Stages, class Use>
+HWY_INLINE void weights_of_block(Lanes d, const Stages& stages, const PackedWeights& w, Index panel, Index block, Index column, Vector zeros, const Use& use) {
+  if constexpr (Stages::observes) {
+    float lanes[hn::MaxLanes(Lanes())];
+    for (std::size_t depth = 0; depth < 8; ++depth) {
+      for (Index i = 0; i < lane_count; ++i) {
+        const Index k = 8 * block + static_cast<Index>(depth), n = panel * PackedWeights::panel + column + i;
+        lanes[i] = k < w.k() && n < w.n() ? stages.weight(w, k, n) : 0;
+      }
+      use(depth, hn::LoadU(d, lanes));
+    }
+  } else {
+    decode_block<code>(d, w.panel_codes(panel) + block * w.block_bytes(), column,
+                       [&](std::size_t depth, Vector weights) HWY_ATTR { use(depth, take_off<code>(weights, zeros)); });
+  }
+}
+template <class Stages>
+HWY_INLINE Vector scales_of_group(Lanes d, const Stages& stages, const PackedWeights& w, Index panel, Index t, Index column, Index rows) {
+  if constexpr (Stages::observes) {
+    float lanes[hn::MaxLanes(Lanes())];
+    for (Index i = 0; i < lane_count; ++i) {
+      const Index n = panel * PackedWeights::panel + column + i;
+      lanes[i] = n < w.n() ? stages.scale(w, t, n, rows) : 0;
+    }
+    return hn::LoadU(d, lanes);
+  } else {
+    return load_scales(d, w, panel, t, column);
+  }
+}
+template <class Stages>
+HWY_INLINE Vector initial_total(Lanes d, const Stages& stages, const ProductPlan& plan, Index row, Index column) {
+  if constexpr (Stages::observes) {
+    float lanes[hn::MaxLanes(Lanes())];
+    for (Index i = 0; i < lane_count; ++i) lanes[i] = stages.initial(row, column + i, plan.m);
+    return hn::LoadU(d, lanes);
+  } else {
+    return hn::Zero(d);
+  }
+}
+// total + sum * scale.
+template <class Stages>
+HWY_INLINE Vector add_group(Lanes d, const Stages& stages, Vector sum, Vector scale, Vector total) {
+  total = hn::MulAdd(sum, scale, total);
+  if constexpr (Stages::observes) {
+    float lanes[hn::MaxLanes(Lanes())];
+    hn::StoreU(total, d, lanes);
+    for (float& x : lanes) x = stages.after_group(x);
+    total = hn::LoadU(d, lanes);
+  }
+  return total;
+}
+
+// ---- Few rows -------------------------------------------------------------------------------------------
+
+// Blocks of eight k of group t.
+struct BlockRange {
+  Index begin, end;
+};
+template <class Stages>
+HWY_INLINE BlockRange blocks_of_group(const Stages& stages, const PackedWeights& w, Index t) {
+  const Index all = stages.depth_blocks(w.blocks()), begin = std::min(t * w.group() / 8, all);
+  return {begin, std::min((t + 1) * w.group() / 8, all)};
+}
+
+// Totals of one row for the columns of vectors V of a panel, from `column` on.
+template <Code code, class Stages, std::size_t... V>
+HWY_INLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
+                            const float* HWY_RESTRICT a, float* totals) {
+  const Lanes d;
+  const PackedWeights& w = *plan.w;
+  const auto columns = [&](std::size_t v) { return column + static_cast<Index>(v) * lane_count; };
+  Vector total[] = {initial_total(d, stages, plan, row, panel * PackedWeights::panel + columns(V))...};
+  for (Index t = 0; t < w.groups(); ++t) {
+    Vector sum[] = {((void)V, hn::Zero(d))...};
+    const Vector zeros[] = {load_zeros<code>(d, w, panel, t, columns(V))...};
+    const auto [begin, end] = blocks_of_group(stages, w, t);
+    for (Index block = begin; block < end; ++block) {
+      const float* x = a + 8 * block;
+      (weights_of_block<code>(d, stages, w, panel, block, columns(V), zeros[V],
+                              [&](std::size_t depth, Vector weights) HWY_ATTR { sum[V] = hn::MulAdd(hn::Set(d, x[depth]), weights, sum[V]); }),
+       ...);
+    }
+    ((total[V] = add_group(d, stages, sum[V], scales_of_group(d, stages, w, panel, t, columns(V), plan.m), total[V])), ...);
+  }
+  (hn::StoreU(total[V], d, totals + columns(V)), ...);
+}
+
+// Totals of rows R for two vectors of columns. A is interleaved: the block's rows side by side for each k.
+template <Code code, class Stages, std::size_t... R>
+HWY_INLINE void product_block(std::index_sequence<R...>, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
+                              const float* HWY_RESTRICT a, float* totals) {
+  const Lanes d;
+  const PackedWeights& w = *plan.w;
+  const Index right = column + lane_count, n0 = panel * PackedWeights::panel;
+  Vector total_left[] = {initial_total(d, stages, plan, row + static_cast<Index>(R), n0 + column)...};
+  Vector total_right[] = {initial_total(d, stages, plan, row + static_cast<Index>(R), n0 + right)...};
+  for (Index t = 0; t < w.groups(); ++t) {
+    Vector left[] = {((void)R, hn::Zero(d))...}, rest[] = {((void)R, hn::Zero(d))...};
+    const Vector zeros_left = load_zeros<code>(d, w, panel, t, column), zeros_right = load_zeros<code>(d, w, panel, t, right);
+    const auto [begin, end] = blocks_of_group(stages, w, t);
+    for (Index block = begin; block < end; ++block) {
+      const float* x = a + 8 * block * static_cast<Index>(sizeof...(R));
+      weights_of_block<code>(d, stages, w, panel, block, column, zeros_left, [&](std::size_t depth, Vector weights) HWY_ATTR {
+        ((left[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), weights, left[R])), ...);
+      });
+      weights_of_block<code>(d, stages, w, panel, block, right, zeros_right, [&](std::size_t depth, Vector weights) HWY_ATTR {
+        ((rest[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), weights, rest[R])), ...);
+      });
+    }
+    const Vector scale_left = scales_of_group(d, stages, w, panel, t, column, plan.m), scale_right = scales_of_group(d, stages, w, panel, t, right, plan.m);
+    ((total_left[R] = add_group(d, stages, left[R], scale_left, total_left[R]), total_right[R] = add_group(d, stages, rest[R], scale_right, total_right[R])),
+     ...);
+  }
+  ((hn::StoreU(total_left[R], d, totals + static_cast<Index>(R) * PackedWeights::panel + column),
+    hn::StoreU(total_right[R], d, totals + static_cast<Index>(R) * PackedWeights::panel + right)),
+   ...);
+}
+
+// ---- Many rows ------------------------------------------------------------------------------------------
+
+// Groups of a panel in fp32: strips of panel_width columns, [strip][k][column], and the scales [group][column].
+struct DecodedPanel {
+  Index groups, depth;  // that it has room for; depth is in k
+  hwy::AlignedFreeUniquePtr<float[]> weights, scales;
+  explicit DecodedPanel(const PackedWeights& w)
+      : groups(std::min(w.groups(), std::max<Index>(1, 256 / w.group()))),
+        depth(std::min(groups * w.group(), w.blocks() * 8)),
+        weights(allocate_floats(depth * PackedWeights::panel)),
+        scales(allocate_floats(groups * PackedWeights::panel)) {}
+  const float* strip(Index column) const { return weights.get() + column * depth; }
+};
+
+template <Code code, class Stages>
+HWY_INLINE void decode_panel(const ProductPlan& plan, const Stages& stages, Index panel, Index first_group, Index end_group, DecodedPanel& to) {
+  const Lanes d;
+  const PackedWeights& w = *plan.w;
+  for (Index t = first_group; t < end_group; ++t) {
+    const auto [begin, end] = blocks_of_group(stages, w, t);
+    const Index k0 = (t - first_group) * w.group() - begin * 8;
+    for (Index column = 0; column < PackedWeights::panel; column += lane_count) {
+      const Vector zeros = load_zeros<code>(d, w, panel, t, column);
+      float* strip = to.weights.get() + column / panel_width * panel_width * to.depth + column % panel_width;
+      for (Index block = begin; block < end; ++block)
+        weights_of_block<code>(d, stages, w, panel, block, column, zeros, [&](std::size_t depth, Vector weights) HWY_ATTR {
+          hn::Store(weights, d, strip + (k0 + 8 * block + static_cast<Index>(depth)) * panel_width);
+        });
+      hn::Store(scales_of_group(d, stages, w, panel, t, column, plan.m), d, to.scales.get() + (t - first_group) * PackedWeights::panel + column);
+    }
+  }
+}
+
+// Adds the groups [first, end) of a strip to the totals of rows R.
+template <class Stages, std::size_t... R>
+HWY_INLINE void add_decoded(std::index_sequence<R...> rows, const ProductPlan& plan, const Stages& stages, Index first_group, Index end_group,
+                            const DecodedPanel& b, Index column, const float* a, float* totals) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  const PackedWeights& w = *plan.w;
+  float* to = totals + column;
+  Vector total_left[] = {hn::Load(d, to + R * PackedWeights::panel)...}, total_right[] = {hn::Load(d, to + R * PackedWeights::panel + n)...};
+  const float* strip = b.strip(column);
+  for (Index t = first_group; t < end_group; ++t) {
+    const auto [begin, end] = blocks_of_group(stages, w, t);
+    const Index k0 = (t - first_group) * w.group();
+    Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
+    multiply_add<1, sizeof...(R)>(d, rows, a + 8 * begin * static_cast<Index>(sizeof...(R)), PackedOperand{strip + k0 * panel_width}, 8 * (end - begin), left, right);
+    const float* scales = b.scales.get() + (t - first_group) * PackedWeights::panel + column;
+    const Vector scale_left = hn::Load(d, scales), scale_right = hn::Load(d, scales + n);
+    ((total_left[R] = add_group(d, stages, left[R], scale_left, total_left[R]), total_right[R] = add_group(d, stages, right[R], scale_right, total_right[R])),
+     ...);
+  }
+  ((hn::Store(total_left[R], d, to + R * PackedWeights::panel), hn::Store(total_right[R], d, to + R * PackedWeights::panel + n)), ...);
+}
+
+// ---- The whole ------------------------------------------------------------------------------------------
+
+// Rows of A in fp32, K rounded up with zeros. Rows [r, r + R) of a register block lie interleaved from r * depth on.
+inline void pack_activations(const ProductPlan& plan, Index row0, Index rows, Index r, Index block, Index depth, float* to, float* line) {
+  for (Index i = 0; i < block; ++i) {
+    std::fill(line, line + depth, 0.0f);
+    if (i < rows - r) {
+      if (plan.a) {
+        load_row(*plan.a, 0, 0, row0 + r + i, plan.w->k(), line);
+      } else {
+        const LowBitView& a = *plan.a_low;
+        const Index m = row0 + r + i;
+        for (Index k = 0; k < a.k; ++k) line[k] = decode_low_bit(a, k, m);
+      }
+    }
+    for (Index k = 0; k < depth; ++k) to[(r * depth) + k * block + i] = line[k];
+  }
+}
+
+// Calls body(index_sequence, first row) over [0, rows): register blocks of `most` rows, then one of what is left.
+template <std::size_t most, class Body>
+HWY_INLINE void for_blocks_of(Index rows, const Body& body) {
+  Index r = 0;
+  for (; r + static_cast<Index>(most) <= rows; r += static_cast<Index>(most)) body(std::make_index_sequence<most>(), r);
+  for_small_blocks(r, rows, body);
+}
+
+template <class Stages>
+HWY_INLINE void store_totals(const ProductPlan& plan, const Stages& stages, Index panel, Index row0, Index rows, float* totals) {
+  const PackedWeights& w = *plan.w;
+  const Index n0 = panel * PackedWeights::panel, columns = stages.stored_columns(std::min(PackedWeights::panel, w.n() - n0));
+  const float scale_w = stages.tensor_scale(w.tensor_scale()), scale_a = plan.a_low ? plan.a_low->tensor_scale : 1.0f;
+  TensorView c = plan.c;
+  c.origin += n0 * c.stride[3];
+  for (Index i = 0; i < rows; ++i) {
+    float* line = totals + i * PackedWeights::panel;
+    if (scale_w != 1 || scale_a != 1)
+      for (Index n = 0; n < columns; ++n) line[n] = line[n] * scale_w * scale_a;
+    if constexpr (Stages::observes)
+      for (Index n = 0; n < columns; ++n) line[n] = stages.output(line[n], row0 + i, n0 + n);
+    store_row(c, 0, 0, row0 + i, columns, line);
+  }
+}
+
+template <Code code, class Stages>
+void product_few_rows(const ProductPlan& plan, const Stages& stages, Index row0, Index rows, const float* a) {
+  const Index depth = plan.w->blocks() * 8;
+  parallel_for(plan.w->panels(), plan.threads, [&](Index panel) HWY_ATTR {
+    alignas(64) float totals[static_cast<std::size_t>(many_rows * PackedWeights::panel)];
+    for_blocks_of<decoding_rows>(rows, [&](auto block, Index r) HWY_ATTR {
+      const float* x = a + r * depth;
+      float* to = totals + r * PackedWeights::panel;
+      if constexpr (block.size() == 1) {
+        for (Index column = 0; column < PackedWeights::panel; column += static_cast<Index>(row_vectors) * lane_count)
+          product_row<code>(std::make_index_sequence<row_vectors>(), plan, stages, panel, column, row0 + r, x, to);
+      } else {
+        for (Index column = 0; column < PackedWeights::panel; column += panel_width) product_block<code>(block, plan, stages, panel, column, row0 + r, x, to);
+      }
+    });
+    store_totals(plan, stages, panel, row0, stages.stored_rows(rows, rows), totals);
+  });
+}
+
+template <Code code, class Stages>
+void product_many_rows(const ProductPlan& plan, const Stages& stages, Index row0, Index rows, const float* a) {
+  const PackedWeights& w = *plan.w;
+  const Index depth = w.blocks() * 8;
+  constexpr Index rows_of_a_task = 384;
+  const Index chunks = (rows + rows_of_a_task - 1) / rows_of_a_task;
+  parallel_for(w.panels() * chunks, plan.threads, [&](Index task) HWY_ATTR {
+    const Lanes d;
+    const Index panel = task / chunks, first = task % chunks * rows_of_a_task, count = std::min(rows_of_a_task, rows - first);
+    DecodedPanel decoded(w);
+    const auto totals = allocate_floats(count * PackedWeights::panel);
+    for (Index i = 0; i < count; ++i)
+      for (Index column = 0; column < PackedWeights::panel; column += lane_count)
+        hn::Store(initial_total(d, stages, plan, row0 + first + i, panel * PackedWeights::panel + column), d, totals.get() + i * PackedWeights::panel + column);
+    for (Index t = 0; t < w.groups(); t += decoded.groups) {
+      const Index end = std::min(t + decoded.groups, w.groups());
+      decode_panel<code>(plan, stages, panel, t, end, decoded);
+      for (Index column = 0; column < PackedWeights::panel; column += panel_width)
+        for_row_blocks(count, [&](auto block, Index r) HWY_ATTR {
+          add_decoded(block, plan, stages, t, end, decoded, column, a + (first + r) * depth, totals.get() + r * PackedWeights::panel);
+        });
+    }
+    store_totals(plan, stages, panel, row0 + first, count, totals.get());
+  });
+}
+
+template <Code code, class Stages>
+void product_of_code(const ProductPlan& plan, const Stages& stages) {
+  const Index depth = plan.w->blocks() * 8;
+  // Register blocks of a task begin at its first row: 384 and 768 are multiples of them all.
+  constexpr Index wave = 768;
+  const auto a = allocate_floats(std::min(wave, plan.m) * depth);
+  for (Index row0 = 0; row0 < plan.m; row0 += wave) {
+    const Index rows = std::min(wave, plan.m - row0);
+    const bool many = plan.m >= many_rows;
+    const auto pack = [&](auto most) {
+      // Blocks as for_blocks_of() cuts them.
+      const Index full = rows / most.value, blocks = full + (rows % most.value + 3) / 4;
+      parallel_for(blocks, plan.threads, [&](Index b) {
+        const auto line = allocate_floats(depth);
+        const Index r = b < full ? b * most.value : full * most.value + (b - full) * 4;
+        pack_activations(plan, row0, rows, r, b < full ? most.value : std::min<Index>(4, rows - r), depth, a.get(), line.get());
+      });
+    };
+    if (many) {
+      pack(std::integral_constant<Index, static_cast<Index>(block_rows)>());
+      product_many_rows<code>(plan, stages, row0, rows, a.get());
+    } else {
+      pack(std::integral_constant<Index, static_cast<Index>(decoding_rows)>());
+      product_few_rows<code>(plan, stages, row0, rows, a.get());
+    }
+  }
+}
+
+template <class Stages>
+void run_product(const ProductPlan& plan, const Stages& stages) {
+  switch (code_of(plan.w->format())) {
+    case Code::e2m1: return product_of_code<Code::e2m1>(plan, stages);
+    case Code::int4: return product_of_code<Code::int4>(plan, stages);
+    case Code::int8: return product_of_code<Code::int8>(plan, stages);
+    case Code::e4m3: return product_of_code<Code::e4m3>(plan, stages);
+    case Code::e5m2: return product_of_code<Code::e5m2>(plan, stages);
+  }
+}
+
+}  // namespace assay::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // include guard

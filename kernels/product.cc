@@ -1,0 +1,100 @@
+#include "kernels/highway_config.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/product.cc"
+#include <hwy/foreach_target.h>
+// After foreach_target, which redefines the target on each of its passes.
+#include "kernels/product-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace assay::kernels::HWY_NAMESPACE {
+
+void run_product_unobserved(const ProductPlan& plan, const void*) { run_product(plan, NoProductStages{}); }
+
+}  // namespace assay::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <new>
+
+#include "kernels/overlap.h"
+
+namespace assay::kernels {
+
+HWY_EXPORT(run_product_unobserved);
+
+namespace {
+
+Status refuse(std::string detail) { return {StatusCode::invalid_arguments, std::move(detail)}; }
+
+bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
+
+Status check_view(const char* name, const TensorView& t, const Extents& wanted) {
+  if (t.shape != wanted) return refuse(fmt::format("{} has shape [{}], not [{}]", name, fmt::join(t.shape, ", "), fmt::join(wanted, ", ")));
+  if (!is_kernel_dtype(t.dtype)) return {StatusCode::unsupported, fmt::format("{} is {}; products take f32, f16 and bf16", name, format(t.dtype).name)};
+  if (element_count(wanted) == 0) return {};
+  if (!t) return refuse(fmt::format("{} is null", name));
+  if (!reach_of(footprint_of(t, wanted)))
+    return refuse(fmt::format("{} with strides {} and origin {} reaches more than 2^57 bytes from its pointer", name, fmt::join(t.stride, ", "), t.origin));
+  return {};
+}
+
+Status check(const ProductPlan& plan) {
+  const PackedWeights& w = *plan.w;
+  const Extents c_shape{1, 1, plan.m, w.n()}, a_shape{1, 1, plan.m, w.k()};
+  if (plan.m < 0) return refuse(fmt::format("m = {} is negative", plan.m));
+  if (plan.a) {
+    if (Status status = check_view("a", *plan.a, a_shape); !status.ok()) return status;
+  } else {
+    const LowBitView& a = *plan.a_low;
+    if (traits(a.format).layout != CodeLayout::columns)
+      return {StatusCode::unsupported, fmt::format("a is {}; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2", traits(a.format).name)};
+    if (Status status = validate_low_bit(a); !status.ok()) return {status.code, "a: " + status.detail};
+    if (a.k != w.k()) return refuse(fmt::format("a has k = {}, not the {} of the weights", a.k, w.k()));
+  }
+  if (Status status = check_view("c", plan.c, c_shape); !status.ok()) return status;
+  if (element_count(c_shape) == 0) return {};
+  const Footprint c = footprint_of(plan.c, c_shape);
+  if (overlap_with_itself(c) != Overlap::none) return refuse(fmt::format("c overlaps itself: shape {}, strides {}", fmt::join(c.shape, ", "), fmt::join(c.stride, ", ")));
+  if (plan.a && overlap(c, footprint_of(*plan.a, a_shape)) != Overlap::none) return refuse("c overlaps a; an output may overlap nothing");
+  return {};
+}
+
+}  // namespace
+
+Status plan_and_run_product(const ProductPlan& plan, RunProduct run, const void* stages) {
+  if (Status status = check(plan); !status.ok()) return status;
+  if (plan.m == 0) return {};
+  try {
+    run(plan, stages);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::memory_allocation_failed, fmt::format("a workspace for {} rows of k = {}", plan.m, plan.w->k())};
+  }
+  return {};
+}
+
+Status product(const TensorView& a, const PackedWeights& w, const TensorView& c, int threads) {
+  ProductPlan plan;
+  plan.a = &a;
+  plan.w = &w;
+  plan.c = c;
+  plan.m = a.shape[2];
+  plan.threads = threads;
+  return plan_and_run_product(plan, HWY_DYNAMIC_DISPATCH(run_product_unobserved), nullptr);
+}
+
+Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c, int threads) {
+  ProductPlan plan;
+  plan.a_low = &a;
+  plan.w = &w;
+  plan.c = c;
+  plan.m = a.n;
+  plan.threads = threads;
+  return plan_and_run_product(plan, HWY_DYNAMIC_DISPATCH(run_product_unobserved), nullptr);
+}
+
+}  // namespace assay::kernels
+#endif  // HWY_ONCE

@@ -1,0 +1,25 @@
+// Inside kernels/: a low-bit product once everything is decided; shared by all targets.
+#pragma once
+
+#include "kernels/product.h"
+
+namespace assay::kernels {
+
+struct ProductPlan {
+  const TensorView* a = nullptr;     // or
+  const LowBitView* a_low = nullptr;
+  const PackedWeights* w = nullptr;
+  TensorView c;
+  Index m = 0;
+  int threads = 0;
+};
+
+using RunProduct = void (*)(const ProductPlan& plan, const void* stages);
+
+// Code k of column n times its scale in fp32; without the tensor scale.
+float decode_low_bit(const LowBitView& w, Index k, Index n);
+
+// Validates and runs: product() with another kernel in its place.
+Status plan_and_run_product(const ProductPlan& plan, RunProduct run, const void* stages);
+
+}  // namespace assay::kernels
