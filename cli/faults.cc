@@ -58,6 +58,7 @@ const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suit
   found->second = make_suite(name, seed).cases;
   std::ranges::sort(found->second, {}, [](const Case& c) {
     const AttentionShape& s = c.shape;
+    if (c.operation == Operation::product) return std::pair(c.product.m * c.product.n * c.product.k, c.seed);
     return std::pair(s.batch * s.query_heads * s.rows * s.keys * (s.dim + s.value_dim), c.seed);
   });
   return found->second;

@@ -39,6 +39,20 @@ class Host : public Candidate {
   kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
     return kernels::attention_backward(p, in, out, threads);
   }
+  bool has_products() const override { return true; }
+  kernels::Status run_product(const Product& p, const TensorView& c, int threads) override {
+    std::shared_ptr<const kernels::PackedWeights> w;
+    if (kernels::Status status = kernels::PackedWeights::pack(p.w, w); !status.ok()) return status;
+    return p.a ? kernels::product(p.a, *w, c, threads) : kernels::product(p.a_low, *w, c, threads);
+  }
+  std::optional<ProductContract> product_contract() const override {
+    if (!declares_) return std::nullopt;
+    return host_product_contract(kernels::chosen_target());
+  }
+  bool has_quantizer() const override { return true; }
+  kernels::Status quantize(const TensorView& w, LowBit format, Index group, kernels::LowBitBytes& to) override {
+    return kernels::quantize_weights(w, format, {group == 0 ? -1 : group}, to);
+  }
 
  private:
   bool declares_;
@@ -91,6 +105,9 @@ class Faulty : public Candidate {
   kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
     return fault_.suite == "backward" ? run_planted_backward(fault_, p, in, out, threads) : kernels::attention_backward(p, in, out, threads);
   }
+  bool has_products() const override { return true; }
+  kernels::Status run_product(const Product& p, const TensorView& c, int threads) override { return run_planted_product(fault_, p, c, threads); }
+  std::optional<ProductContract> product_contract() const override { return host_product_contract(std::string(planted_fault_target())); }
 
  private:
   const PlantedFault& fault_;
@@ -104,6 +121,14 @@ kernels::Status Candidate::run_cached(const Case&, const Inputs&, const Attentio
 
 kernels::Status Candidate::run_backward(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, int) {
   return {kernels::StatusCode::unsupported, name() + " has no backward pass"};
+}
+
+kernels::Status Candidate::run_product(const Product&, const TensorView&, int) {
+  return {kernels::StatusCode::unsupported, name() + " has no low-bit products"};
+}
+
+kernels::Status Candidate::quantize(const TensorView&, LowBit, Index, kernels::LowBitBytes&) {
+  return {kernels::StatusCode::unsupported, name() + " does not quantize"};
 }
 
 std::unique_ptr<Candidate> make_candidate(const std::string& name) {

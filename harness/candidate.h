@@ -6,8 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "kernels/product.h"
 #include "kernels/status.h"
 #include "oracle/contract.h"
+#include "oracle/product.h"
 #include "problem/generate.h"
 
 namespace assay {
@@ -29,6 +31,13 @@ class Candidate {
   virtual bool has_backward() const { return false; }
   // Called only where has_backward() says so, with O and LSE as run() left them.
   virtual kernels::Status run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads);
+
+  virtual bool has_products() const { return false; }
+  // Called only where has_products() says so, as the next one where has_quantizer() does.
+  virtual kernels::Status run_product(const Product& problem, const TensorView& c, int threads);
+  virtual std::optional<ProductContract> product_contract() const { return std::nullopt; }
+  virtual bool has_quantizer() const { return false; }
+  virtual kernels::Status quantize(const TensorView& w, LowBit format, Index group, kernels::LowBitBytes& to);
 };
 
 // "host": the production kernel; "host-undeclared": the same without its contract; "unfused": the

@@ -6,12 +6,14 @@ namespace assay {
 
 namespace {
 
+// Before AVX2 there is no FMA.
+bool lacks_fma(const std::string& target) { return target == "SCALAR" || target == "SSSE3" || target == "SSE4" || target == "SSE2"; }
+
 // What both kernels share: fp32 sums, exp_of_nonpositive and tanh_of of kernels/elementary-inl.h.
 Contract fp32_contract(const std::string& kernel, const std::string& target) {
   Contract c;
   c.name = kernel + ", fp32 accumulation and weights, " + target;
-  // Before AVX2 there is no FMA.
-  c.products_rounded = target == "SCALAR" || target == "SSSE3" || target == "SSE4" || target == "SSE2";
+  c.products_rounded = lacks_fma(target);
   c.exp_ulp = 1.5;
   c.tanh_ulp = 4;
   c.exp_floor = 0x1p-125;  // e^-87
@@ -45,6 +47,14 @@ Contract unfused_contract(const std::string& target) {
   c.division_roundings = 1;
   // There are no tiles: the widest that names the places of keys. The bound allows a rescaling a tile, of which none is made.
   c.tile = 256;
+  return c;
+}
+
+ProductContract host_product_contract(const std::string& target) {
+  ProductContract c;
+  c.name = "host, fp32 sums by group in order, " + target;
+  c.order = ProductOrder::groups_in_order;
+  c.products_rounded = lacks_fma(target);
   return c;
 }
 

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "oracle/contract.h"
+#include "oracle/product.h"
 
 namespace assay {
 
@@ -10,5 +11,8 @@ namespace assay {
 Contract host_contract(const Attention& problem, const std::string& target);
 // What kernels/unfused-inl.h computes.
 Contract unfused_contract(const std::string& target);
+
+// What kernels/product-inl.h computes.
+ProductContract host_product_contract(const std::string& target);
 
 }  // namespace assay

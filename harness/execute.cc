@@ -19,7 +19,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) { return std::
 void check_memory(const Case& c) {
   const Index available = static_cast<Index>(sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(sysconf(_SC_PAGESIZE));
   // Inputs and their snapshot, two sets of outputs, and the oracle's doubles of one head.
-  const Index needed = 4 * case_bytes(c) + 32 * c.shape.keys * (c.shape.dim + c.shape.value_dim);
+  const Index needed = 4 * case_bytes(c) + (c.operation == Operation::product ? 0 : 32 * c.shape.keys * (c.shape.dim + c.shape.value_dim));
   if (needed > available) throw CaseError(0, fmt::format("the case needs about {} MiB; this machine has {} MiB of memory", needed >> 20, available >> 20));
 }
 
@@ -73,6 +73,8 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   check_memory(c);
   if (!kernels::force_target(c.target))
     throw CaseError(0, fmt::format("target={} is not one that this machine runs: {}", c.target, fmt::join(kernels::runnable_targets(), ", ")));
+
+  if (c.operation == Operation::product) return execute_product(c, candidate, options, std::move(result));
 
   auto start = std::chrono::steady_clock::now();
   const Inputs inputs(c);

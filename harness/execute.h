@@ -5,6 +5,7 @@
 #include <string>
 
 #include "harness/candidate.h"
+#include "oracle/product.h"
 #include "oracle/verdict.h"
 #include "problem/case.h"
 
@@ -18,6 +19,7 @@ struct CaseResult {
   Verdict verdict;
   // Metamorphic relation -> "held", "violated: ..." or "not applicable: ...".
   std::map<std::string, std::string> relations;
+  std::optional<QuantizationError> quantization;  // of a product whose weights were quantized, whatever the kernel does
   double generate_seconds = 0, candidate_seconds = 0, judge_seconds = 0;
 };
 
@@ -33,5 +35,8 @@ struct ExecuteOptions {
 // call. Then the verdict of the oracle; then the two runs must agree bit for bit; then the relations.
 // Throws CaseError where the case cannot run here (memory, an unknown target).
 CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& options = {});
+
+// Inside harness/: the same for a product; `result` names case and candidate.
+CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOptions& options, CaseResult result);
 
 }  // namespace assay

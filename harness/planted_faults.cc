@@ -81,11 +81,41 @@ std::span<const PlantedFault> planted_faults() {
       {window_underflow, "window-underflow", "F02", "caches", "position - window wraps below 0: the row sees nothing"},
       {tokens_by_head_first_stride, "tokens-by-head-first-stride", "F27", "caches", "tokens of a chunk are read as [token][head] where they are [head][token]"},
       {written_past_the_new_length, "written-past-the-new-length", "F30", "caches", "a chunk is written where the next one belongs"},
+
+      {totals_not_reset, "totals-not-reset", "F23", "products", "from four rows on, an element's sum begins with what the tile before left"},
+      {totals_in_half_precision, "totals-in-half-precision", "F20", "products", "the sum over groups is kept in fp16"},
+      {weight_nibbles_swapped, "weight-nibbles-swapped", "F36", "products", "the high nibble of a byte is read first"},
+      {scale_group_of_tail, "scale-group-of-tail", "F40", "products", "a last, shorter group is read with the scale of the one before"},
+      {scale_group_by_tile, "scale-group-by-tile", "F40", "products", "the group of a scale is counted in tiles of 32: k_tile / G + (k - k_tile) / G"},
+      {scales_transposed_for_one_row, "scales-transposed-for-one-row", "F37", "products", "the variant for one row reads scales as [N][groups]"},
+      {scale_dropped, "scale-dropped", "F22", "products", "scales are taken to be 1"},
+      {scale_applied_twice, "scale-applied-twice", "F22", "products", "every scale is applied twice"},
+      {scale_in_bf16, "scale-in-bf16", "F39", "products", "scales are rounded to bf16"},
+      {tensor_scale_dropped, "tensor-scale-dropped", "F22", "products", "the tensor scale is not applied"},
+      {nan_scale_as_number, "nan-scale-as-number", "F41", "products", "a scale that is NaN is read as 0"},
+      {nan_weight_as_number, "nan-weight-as-number", "F41", "products", "the NaN of E4M3 is read as 480, that of E5M2 as infinity"},
+      {smallest_scale_flushed, "smallest-scale-flushed", "F48", "products", "the smallest scale of a format is read as 0"},
+      {half_read_as_quarter, "half-read-as-quarter", "F36", "products", "the subnormal of E2M1, 0.5, is read as 0.25"},
+      {offset_code_read_as_float, "offset-code-read-as-float", "F36", "products", "FP4 is written as 8 + round(2 x) and read as E2M1"},
+      {kept_positions_mirrored, "kept-positions-mirrored", "F36", "products", "positions of 2:4 metadata are counted from the far end of the four"},
+      {zero_point_off_by_one, "zero-point-off-by-one", "F38", "products", "zero points are one too large"},
+      {zero_point_wraps, "zero-point-wraps", "F38", "products", "a zero point of 0 is stored as zero point - 1 in its own bits, and read back as the largest + 1"},
+      {integer_saturates, "integer-saturates", "F21", "products", "q - zero point is kept in eight bits"},
+      {row_beyond_the_last_stored, "row-beyond-the-last-stored", "F18", "products", "few rows are stored by twos: a row beyond the last one is written"},
+      {padding_of_rows_not_zeroed, "padding-of-rows-not-zeroed", "F16", "products", "what follows the last k of a row, up to a whole block, is not zeroed"},
+      {padding_rows_not_zeroed, "padding-rows-not-zeroed", "F18", "products", "rows beyond M, up to a whole tile, are not zeroed",
+       "register blocks have as many rows as there are: 12, 8, 6, 4, 3, 2 or 1; no row beyond M is ever loaded, multiplied or stored"},
+      {upper_half_of_tile_zero, "upper-half-of-tile-zero", "F18", "products", "rows 32 to 63 of every 64 are not computed: 0"},
+      {columns_repeated, "columns-repeated", "F27", "products", "an index of accumulators collapses: columns 0 to 7 stand in 8 to 31 of every 32 as well"},
+      {last_columns_not_written, "last-columns-not-written", "F18", "products", "columns of a last, narrower panel are stored by eights, the rest is not"},
+      {depth_tail_dropped, "depth-tail-dropped", "F16", "products", "K is rounded down to whole blocks of eight"},
+      {added_to_the_output, "added-to-the-output", "F23", "products", "C is added to, not written"},
   };
   return faults;
 }
 
 bool reaches(const PlantedFault& fault, const Case& c) {
+  if (fault.suite == "products" || c.operation == Operation::product) return fault.suite == "products" && c.operation == Operation::product;
   return fault.suite == "backward" ? c.operation == Operation::backward : fault.suite != "caches" || c.cache;
 }
 

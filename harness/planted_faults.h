@@ -80,7 +80,35 @@ enum class Fault {
   positions_counted_after_append,
   window_underflow,
   tokens_by_head_first_stride,
-  written_past_the_new_length
+  written_past_the_new_length,
+  // Products.
+  totals_not_reset,
+  totals_in_half_precision,
+  weight_nibbles_swapped,
+  scale_group_of_tail,
+  scale_group_by_tile,
+  scales_transposed_for_one_row,
+  scale_dropped,
+  scale_applied_twice,
+  scale_in_bf16,
+  tensor_scale_dropped,
+  nan_scale_as_number,
+  nan_weight_as_number,
+  smallest_scale_flushed,
+  half_read_as_quarter,
+  offset_code_read_as_float,
+  kept_positions_mirrored,
+  zero_point_off_by_one,
+  zero_point_wraps,
+  integer_saturates,
+  row_beyond_the_last_stored,
+  padding_of_rows_not_zeroed,
+  padding_rows_not_zeroed,
+  upper_half_of_tile_zero,
+  columns_repeated,
+  last_columns_not_written,
+  depth_tail_dropped,
+  added_to_the_output
 };
 
 struct PlantedFault {
@@ -101,6 +129,7 @@ bool reaches(const PlantedFault& fault, const Case& c);
 kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads);
 kernels::Status run_planted_backward(const PlantedFault& fault, const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out,
                                      int threads);
+kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem, const TensorView& c, int threads);
 kernels::Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads);
 std::string_view planted_fault_target();
 

@@ -52,12 +52,12 @@ Json to_json(const CaseResult& r) {
             {"candidate", r.candidate},
             {"outcome", name_of(r.outcome)},
             {"reason", r.reason},
-            {"dtype", format(c.dtype).name},
+            {"dtype", c.operation == Operation::product ? traits(c.product.format).name : format(c.dtype).name},
             {"seconds", {{"generate", r.generate_seconds}, {"candidate", r.candidate_seconds}, {"judge", r.judge_seconds}}},
             {"relations", r.relations}};
-  if (v.compared_o + v.compared_lse == 0) return j;
+  if (v.compared_o + v.compared_lse == 0 && v.outputs.empty()) return j;
   j["contract"] = v.contract;
-  j["elements"] = {{"compared", {{"O", v.compared_o}, {"LSE", v.compared_lse}}},
+  j["elements"] = {{"compared", c.operation == Operation::product ? Json::object() : Json{{"O", v.compared_o}, {"LSE", v.compared_lse}}},
                    {"inside", v.inside},
                    {"outside", v.outside},
                    {"hull_only", v.hull_only},
@@ -78,6 +78,7 @@ Json to_json(const CaseResult& r) {
     if (compared.worst.bound > 0) j["worst"][name] = to_json(compared.worst, v.row_tile);
   }
   if (v.outside > 0) j["first_failure"] = to_json(v.first_failure, v.row_tile);
+  if (r.quantization) j["quantization"] = {{"weights", r.quantization->weights}, {"products", r.quantization->products}};
   j["bias"] = {{"mean_ratio", number(v.mean_ratio)}, {"slope_t", number(v.slope_t)}};
   if (const GradientPower& g = v.gradient_power; g.pairs > 0)
     j["gradient_power"] = {{"pairs", g.pairs}, {"dQ", g.by_dq}, {"dK", g.by_dk}, {"dV", g.by_dv}, {"any", g.by_any}};
@@ -85,6 +86,8 @@ Json to_json(const CaseResult& r) {
   Json& power = j["power"];
   power["pairs"] = p.pairs;
   power["tile"] = v.tile;
+  // A tail is shorter than a tile, of 2:4 sparse weights by four.
+  power["tail_lanes"] = v.tile - (c.operation == Operation::product && c.product.format == LowBit::fp4_sparse ? 4 : 1);
   for (std::size_t change = 0; change < change_count; ++change) {
     power["shown"][change_names[change]] = {{"o", p.by_output[change]}, {"lse", p.by_lse[change]}, {"either", p.by_either[change]}};
     for (std::size_t kind = 0; kind < tile_kind_count; ++kind)
@@ -102,6 +105,7 @@ void Adequacy::add(const Json& result) {
   const Json& power = result["power"];
   const Index tile = power["tile"];
   Cells& cells = cells_[{result["dtype"], tile}];
+  cells.tail_lanes = power["tail_lanes"];
   for (std::size_t kind = 0; kind < tile_kind_count; ++kind)
     for (std::size_t change = 0; change < change_count; ++change) {
       auto& lanes = cells.lanes[kind][change];
@@ -124,8 +128,7 @@ Json Adequacy::summary() const {
     Index shown = 0, total = 0;
     for (std::size_t kind = 0; kind < tile_kind_count; ++kind)
       for (std::size_t change = 0; change < change_count; ++change) {
-        // A tail is shorter than a tile: its last lane does not exist.
-        const std::size_t lanes = cells.lanes[kind][change].size() - (static_cast<TileKind>(kind) == TileKind::tail ? 1 : 0);
+        const std::size_t lanes = static_cast<TileKind>(kind) == TileKind::tail ? static_cast<std::size_t>(cells.tail_lanes) : cells.lanes[kind][change].size();
         Index here = 0;
         for (std::size_t lane = 0; lane < lanes; ++lane) here += cells.lanes[kind][change][lane];
         shown += here;

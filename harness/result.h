@@ -22,6 +22,7 @@ class Adequacy {
 
  private:
   struct Cells {
+    Index tail_lanes = 0;
     std::array<std::array<std::vector<bool>, change_count>, tile_kind_count> lanes;
   };
   std::map<std::pair<std::string, Index>, Cells> cells_;

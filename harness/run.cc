@@ -53,6 +53,11 @@ bool gaps_intact(const Tensor& t, Poison with) {
 using Named = std::pair<const char*, const Tensor*>;
 
 // One call between a poisoning of the outputs and a look at everything around them.
+std::string failure_of(const kernels::Status& status) {
+  if (status.ok()) return {};
+  return fmt::format("status {} ({}): {}", static_cast<int>(status.code), kernels::message_of(status.code), status.detail);
+}
+
 template <class Call>
 std::string guarded(std::initializer_list<Named> inputs, const std::vector<std::uint8_t>& keep, std::initializer_list<Named> outputs, Poison with,
                     const Call& call) {
@@ -74,7 +79,7 @@ std::string guarded(std::initializer_list<Named> inputs, const std::vector<std::
   } catch (...) {
     return "the candidate threw something that is no std::exception";
   }
-  if (!status.ok()) return fmt::format("status {} ({}): {}", static_cast<int>(status.code), kernels::message_of(status.code), status.detail);
+  if (std::string failure = failure_of(status); !failure.empty()) return failure;
   for (const auto& list : {inputs, outputs})
     for (const auto& [name, t] : list)
       if (!t->guards_intact()) return fmt::format("{}: a guard band was overwritten", name);
@@ -84,6 +89,14 @@ std::string guarded(std::initializer_list<Named> inputs, const std::vector<std::
   return {};
 }
 
+// "1 and 2", or empty.
+std::string difference_at(const TensorView& x, Index at, const TensorView& y, Index other) {
+  if (code_at(x, at) == code_at(y, other)) return {};
+  const double p = load(x, at), q = load(y, other);
+  if ((p != p && q != q) || p == q) return {};  // any two NaN; +0 and -0
+  return fmt::format("{:.9g} and {:.9g}", p, q);
+}
+
 // Of the first `rows` rows of each head (negative: all).
 std::string first_difference_of(const char* name, const TensorView& x, const TensorView& y, Index rows) {
   for (Index b = 0; b < x.shape[0]; ++b)
@@ -91,10 +104,8 @@ std::string first_difference_of(const char* name, const TensorView& x, const Ten
       for (Index i = 0; i < (rows < 0 ? x.shape[2] : rows); ++i)
         for (Index d = 0; d < x.shape[3]; ++d) {
           const Index at = x.at(b, h, i, d);
-          if (code_at(x, at) == code_at(y, at)) continue;
-          const double p = load(x, at), q = load(y, at);
-          if ((p != p && q != q) || p == q) continue;  // any two NaN; +0 and -0
-          return fmt::format("{}[b={}, h={}, row={}, column={}]: {:.9g} and {:.9g}", name, b, h, i, d, p, q);
+          if (const std::string found = difference_at(x, at, y, at); !found.empty())
+            return fmt::format("{}[b={}, h={}, row={}, column={}]: {}", name, b, h, i, d, found);
         }
   return {};
 }
@@ -120,6 +131,11 @@ GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs) {
   const TensorView& bias = inputs.problem.bias;
   if (bias) d_bias = Tensor(Dtype::f32, bias.shape, {bias.stride, 0, static_cast<Index>(inputs.bias.size_in_bytes()) * 8 / format(bias.dtype).bits});
   if (c.sink) d_sink = Tensor(Dtype::f32, {1, s.query_heads, 1, 1}, {{0, 1, 0, 0}, 0, s.query_heads});
+}
+
+ProductOutput::ProductOutput(const Case& k) {
+  const Extents shape{1, 1, k.product.m, k.product.n};
+  c = Tensor(k.out_dtype(), shape, make_layout(k.o_layout, shape, 1));
 }
 
 void poison(const Tensor& t, Poison with) {
@@ -149,6 +165,33 @@ std::string call_backward_guarded(Candidate& candidate, const Inputs& in, const 
                  {{"dq", &out.dq}, {"dk", &out.dk}, {"dv", &out.dv}, {"d_bias", &out.d_bias}, {"d_sink", &out.d_sink}}, with, [&] {
                    return candidate.run_backward(in.problem, {forward.o.view(), forward.lse.view(), in.d_o.view()}, out.view(), threads);
                  });
+}
+
+std::string call_product_guarded(Candidate& candidate, const ProductInputs& in, const Product& problem, const Tensor& c, Poison with, int threads) {
+  return guarded({{"a", &in.a},
+                  {"a.codes", &in.a_low.codes()},
+                  {"a.scales", &in.a_low.scales()},
+                  {"w.codes", &in.w.codes()},
+                  {"w.scales", &in.w.scales()},
+                  {"w.extra", &in.w.extra()}},
+                 {}, {{"c", &c}}, with, [&] { return candidate.run_product(problem, c.view(), threads); });
+}
+
+std::string run_product_plainly(Candidate& candidate, const Product& problem, const TensorView& c, int threads) {
+  return failure_of(candidate.run_product(problem, c, threads));
+}
+
+std::string first_difference(const Tensor& a, const Tensor& b, Index rows) { return first_difference_of("C", a.view(), b.view(), rows); }
+
+std::string first_difference_of_rows(const char* name, const TensorView& x, Index i, const TensorView& y, Index j) {
+  TensorView a = x, b = y;
+  a.origin = x.at(0, 0, i, 0);
+  b.origin = y.at(0, 0, j, 0);
+  a.shape[2] = b.shape[2] = 1;
+  for (Index d = 0; d < a.shape[3]; ++d)
+    if (const std::string found = difference_at(a, a.at(0, 0, 0, d), b, b.at(0, 0, 0, d)); !found.empty())
+      return fmt::format("{}: row {} against row {}, column {}: {}", name, i, j, d, found);
+  return {};
 }
 
 std::string first_difference(const Outputs& a, const Outputs& b, Index rows) {

@@ -26,6 +26,12 @@ struct GradientOutputs {
   AttentionGradients view() const { return {dq.view(), dk.view(), dv.view(), d_bias.view(), d_sink.view()}; }
 };
 
+// C, laid out as the case says.
+struct ProductOutput {
+  explicit ProductOutput(const Case& c);
+  Tensor c;
+};
+
 void poison(const Tensor& t, Poison with);
 bool holds_poison(const TensorView& t, Index position, Poison with);
 
@@ -36,9 +42,17 @@ std::string call_guarded(Candidate& candidate, const Case& c, const Inputs& inpu
 std::string call_backward_guarded(Candidate& candidate, const Inputs& inputs, const Outputs& forward, const GradientOutputs& gradients, Poison with,
                                   int threads);
 
+// The same for a product, whose bytes are those of `inputs`.
+std::string call_product_guarded(Candidate& candidate, const ProductInputs& inputs, const Product& problem, const Tensor& c, Poison with, int threads);
+// Without a look around it: "status 5 ..." or empty.
+std::string run_product_plainly(Candidate& candidate, const Product& problem, const TensorView& c, int threads);
+
 // "row 3 ..." of the first element of O or LSE whose bits differ; empty if none does. Only rows below `rows`
 // of every head are looked at (negative: all).
 std::string first_difference(const Outputs& a, const Outputs& b, Index rows = -1);
 std::string first_difference(const GradientOutputs& a, const GradientOutputs& b);
+std::string first_difference(const Tensor& a, const Tensor& b, Index rows = -1);
+// Row i of x against row j of y, [1, 1, M, N] both.
+std::string first_difference_of_rows(const char* name, const TensorView& x, Index i, const TensorView& y, Index j);
 
 }  // namespace assay

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <functional>
+#include <limits>
 #include <stdexcept>
 
 #include "harness/covering.h"
@@ -377,12 +378,98 @@ Suite models(std::uint64_t seed) {
   return suite;
 }
 
+// What one feature rules out of another.
+void fit_product(Case& c) {
+  ProductSpec& p = c.product;
+  const LowBitTraits& t = traits(p.format);
+  if (!t.group_free || (t.scale == Dtype::e8m0 && p.group && *p.group > 32)) p.group.reset();
+  if (p.format == LowBit::fp4_sparse) p.k = (p.k + 3) / 4 * 4;
+  if (p.weights == Weights::special && (t.integer || t.bits == 4)) p.weights = Weights::codes;
+  if (p.scales == ScaleFamily::zero && t.scale == Dtype::e8m0) p.scales = ScaleFamily::smallest;
+  if (p.weights == Weights::quantized || p.group_size() == 0) p.scales = ScaleFamily::unit;
+  if (p.weights == Weights::quantized || !t.integer) p.zeros = ZeroFamily::random;
+  if (p.a_format) {
+    c.q_layout = {};
+    c.pokes.clear();
+    if (c.values == Values::near_overflow || c.values == Values::subnormal) c.values = Values::normal;
+  }
+  for (Poke& poke : c.pokes) poke.position = {0, 0, std::min(poke.position[2], p.m - 1), std::min(poke.position[3], p.k - 1)};
+}
+
+Suite products(std::uint64_t seed) {
+  using Change = std::function<void(Case&)>;
+  auto rows = [](Index m) -> Change { return [=](Case& c) { c.operation = Operation::product, c.product.m = m; }; };
+  auto columns = [](Index n) -> Change { return [=](Case& c) { c.product.n = n; }; };
+  auto depth = [](Index k) -> Change { return [=](Case& c) { c.product.k = k; }; };
+  auto dtype = [](Dtype in, Dtype out) -> Change {
+    return [=](Case& c) {
+      c.dtype = in;
+      if (out != in) c.out = out;
+    };
+  };
+  auto group = [](std::optional<Index> g) -> Change { return [=](Case& c) { c.product.group = g; }; };
+  auto a = [](std::optional<LowBit> f) -> Change { return [=](Case& c) { c.product.a_format = f; }; };
+  auto layout = [](LayoutKind in, LayoutKind out) -> Change { return [=](Case& c) { c.q_layout = in, c.o_layout = out; }; };
+  auto poke = [](double x) -> Change { return [=](Case& c) { c.pokes = {{'a', {0, 0, 2, 33}, x}}; }; };
+  auto nothing = [](Case&) {};
+  using enum LayoutKind;
+  Factor format{"format", {}, true}, weights{"weights", {}, false}, scales{"scales", {}, false}, values{"values", {}, false};
+  for (int f = 0; f < low_bit_count; ++f) format.levels.push_back([=](Case& c) { c.product.format = static_cast<LowBit>(f); });
+  for (int w = 0; w < weights_count; ++w) weights.levels.push_back([=](Case& c) { c.product.weights = static_cast<Weights>(w); });
+  for (int s = 0; s < scale_family_count; ++s) scales.levels.push_back([=](Case& c) { c.product.scales = static_cast<ScaleFamily>(s); });
+  for (int v = 0; v < values_count; ++v) values.levels.push_back([=](Case& c) { c.values = static_cast<Values>(v); });
+  const std::vector<Factor> factors = {
+      // Every register block and its neighbours, the rows from which panels are decoded first, and two tiles.
+      {"m", {rows(1), rows(2), rows(3), rows(4), rows(5), rows(7), rows(8), rows(9), rows(31), rows(32), rows(33), rows(65)}, true},
+      // Panels of 64 columns.
+      {"n", {columns(64), columns(1), columns(63), columns(65), columns(130), columns(24)}, true},
+      // Blocks of 8, groups of 16, 32 and 128, and the depth of 256 up to which a panel is decoded at a time.
+      {"k", {depth(128), depth(32), depth(33), depth(7), depth(300), depth(515), depth(96), depth(47)}, true},
+      {"dtype", {dtype(Dtype::f32, Dtype::f32), dtype(Dtype::f16, Dtype::f16), dtype(Dtype::bf16, Dtype::f32), dtype(Dtype::bf16, Dtype::bf16)}, true},
+      std::move(format),
+      {"group", {group({}), group(8), group(32), group(48), group(0), group(64)}, true},
+      {"a", {nothing, nothing, nothing, a(LowBit::mxfp4), a(LowBit::nvfp4), a(LowBit::f8e4m3), a(LowBit::f8e5m2)}, false},
+      std::move(weights),
+      std::move(scales),
+      {"zeros", {nothing, [](Case& c) { c.product.zeros = ZeroFamily::symmetric; }, [](Case& c) { c.product.zeros = ZeroFamily::edges; }}, false},
+      std::move(values),
+      {"layout", {nothing, layout(padded, padded), layout(strided, reversed), layout(reversed, strided)}, false},
+      {"poke", {nothing, nothing, nothing, poke(std::numeric_limits<double>::quiet_NaN()), poke(std::numeric_limits<double>::infinity())}, false},
+      {"threads", {nothing, [](Case& c) { c.threads = 2; }}, false},
+      // Last: it looks at what the others chose.
+      {"fit",
+       {[](Case& c) {
+         if (c.product.group && *c.product.group == 0 && traits(c.product.format).scale != Dtype::e8m0) c.product.group.reset();
+         fit_product(c);
+       }},
+       false},
+  };
+  Suite suite{"products", "low-bit products in every format: every pair of features and families, every triple of structural features", {}, cover(factors, 3, 20266, seed)};
+  // Lanes of every kind of group, of every format and group size above.
+  for (int f = 0; f < low_bit_count; ++f) {
+    const auto format_of = static_cast<LowBit>(f);
+    const LowBitTraits& t = traits(format_of);
+    for (Index g : t.group_free ? (t.scale == Dtype::e8m0 ? std::vector<Index>{0, 8, 32} : std::vector<Index>{8, 32, 48, 64, 128}) : std::vector<Index>{t.group}) {
+      const Index tile = g > 0 ? g : 128, short_by = format_of == LowBit::fp4_sparse ? 4 : 1;
+      for (Index k : {tile, 4 * tile - short_by}) {
+        Case c;
+        c.operation = Operation::product;
+        c.product = {4, 40, k, format_of, g, {}, Weights::codes, g > 0 ? ScaleFamily::distinct : ScaleFamily::unit, ZeroFamily::random};
+        c.seed = seed + suite.cases.size();
+        check_case(c);
+        suite.cases.push_back(std::move(c));
+      }
+    }
+  }
+  return suite;
+}
+
 struct Entry {
   std::string_view name;
   Suite (*make)(std::uint64_t);
 };
 constexpr Entry entries[] = {{"smoke", smoke},       {"standard", standard}, {"models", models}, {"padding", padding},
-                             {"backward", backward}, {"decode", decode},     {"caches", caches}};
+                             {"backward", backward}, {"decode", decode},     {"caches", caches},     {"products", products}};
 
 }  // namespace
 

@@ -211,7 +211,7 @@ struct BlockRange {
 };
 template <class Stages>
 HWY_INLINE BlockRange blocks_of_group(const Stages& stages, const PackedWeights& w, Index t) {
-  const Index all = stages.depth_blocks(w.blocks()), begin = std::min(t * w.group() / 8, all);
+  const Index all = stages.depth_blocks(w), begin = std::min(t * w.group() / 8, all);
   return {begin, std::min((t + 1) * w.group() / 8, all)};
 }
 
@@ -328,19 +328,15 @@ HWY_INLINE void add_decoded(std::index_sequence<R...> rows, const ProductPlan& p
 // ---- The whole ------------------------------------------------------------------------------------------
 
 // Rows of A in fp32, K rounded up with zeros. Rows [r, r + R) of a register block lie interleaved from r * depth on.
-inline void pack_activations(const ProductPlan& plan, Index row0, Index rows, Index r, Index block, Index depth, float* to, float* line) {
+template <class Stages>
+void pack_activations(const ProductPlan& plan, const Stages& stages, Index row0, Index r, Index block, Index depth, float* to, float* line) {
+  std::fill(line + plan.w->k(), line + depth, stages.padding());
   for (Index i = 0; i < block; ++i) {
-    std::fill(line, line + depth, 0.0f);
-    if (i < rows - r) {
-      if (plan.a) {
-        load_row(*plan.a, 0, 0, row0 + r + i, plan.w->k(), line);
-      } else {
-        const LowBitView& a = *plan.a_low;
-        const Index m = row0 + r + i;
-        for (Index k = 0; k < a.k; ++k) line[k] = decode_low_bit(a, k, m);
-      }
-    }
-    for (Index k = 0; k < depth; ++k) to[(r * depth) + k * block + i] = line[k];
+    const Index m = row0 + r + i;
+    if (plan.a) load_row(*plan.a, 0, 0, m, plan.w->k(), line);
+    else
+      for (Index k = 0; k < plan.w->k(); ++k) line[k] = decode_low_bit(*plan.a_low, k, m);
+    for (Index k = 0; k < depth; ++k) to[r * depth + k * block + i] = line[k];
   }
 }
 
@@ -429,7 +425,7 @@ void product_of_code(const ProductPlan& plan, const Stages& stages) {
       parallel_for(blocks, plan.threads, [&](Index b) {
         const auto line = allocate_floats(depth);
         const Index r = b < full ? b * most.value : full * most.value + (b - full) * 4;
-        pack_activations(plan, row0, rows, r, b < full ? most.value : std::min<Index>(4, rows - r), depth, a.get(), line.get());
+        pack_activations(plan, stages, row0, r, b < full ? most.value : std::min<Index>(4, rows - r), depth, a.get(), line.get());
       });
     };
     if (many) {

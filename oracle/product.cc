@@ -283,17 +283,19 @@ struct RowBounds {
  private:
   std::vector<double> sum_, error_, magnitude_, total_, total_error_;
   std::vector<int> quantum_;
+  std::vector<char> rounded_;  // some group sum may be
 };
 
 void RowBounds::compute(const Row& row, const Columns& w, const ProductContract& contract, Index length) {
   const auto n = static_cast<std::size_t>(w.count);
-  const double u = contract.roundoff, rounded = contract.products_rounded ? u : 0, exact_limit = 1 / u;
+  const double u = contract.roundoff, product_u = contract.products_rounded ? u : 0, exact_limit = 1 / u;
   const bool in_order = contract.order == ProductOrder::groups_in_order;
   total_.assign(n, 0);
   total_error_.assign(n, 0);
   gauge.assign(n, 0);
   may_overflow.assign(n, 0);
   quantum_.assign(n, no_bit);
+  rounded_.assign(n, 0);
   for (Index t = 0; t < w.groups; ++t) {
     sum_.assign(n, 0);
     error_.assign(n, 0);
@@ -306,7 +308,7 @@ void RowBounds::compute(const Row& row, const Columns& w, const ProductContract&
         const double term = a * code[i];
         sum_[i] += term;
         magnitude_[i] += std::fabs(term);
-        error_[i] = error_[i] * (1 + u) + (u * std::fabs(sum_[i]) + rounded * std::fabs(term));
+        error_[i] = error_[i] * (1 + u) + (u * std::fabs(sum_[i]) + product_u * std::fabs(term));
       }
     }
     const double steps = static_cast<double>(end - begin);
@@ -319,7 +321,8 @@ void RowBounds::compute(const Row& row, const Columns& w, const ProductContract&
       error = exact ? 0 : error + u * magnitude_[i] * steps * steps * 0x1p-52 + steps * contract.floor * (contract.products_rounded ? 2 : 1);
       if (scale != 0 && quantum < no_bit / 2) quantum_[i] = std::min(quantum_[i], quantum + lowest_bit(scale));
       may_overflow[i] |= !(magnitude_[i] * (1 + 0x1p-10) < contract.largest);
-      if (contract.order == ProductOrder::any) may_overflow[i] |= !(w.largest_code(t, static_cast<Index>(i)) * size <= contract.largest);
+      if (contract.order != ProductOrder::any) rounded_[i] |= !exact;
+      else may_overflow[i] |= !(w.largest_code(t, static_cast<Index>(i)) * size <= contract.largest);
       const double term = sum_[i] * scale;
       total_[i] += term;
       gauge[i] += magnitude_[i] * size;
@@ -337,7 +340,7 @@ void RowBounds::compute(const Row& row, const Columns& w, const ProductContract&
   for (std::size_t i = 0; i < n; ++i) {
     may_overflow[i] |= !(gauge[i] * (1 + 0x1p-10) < contract.largest) || row.not_in_f32;
     // As for a group: no sum of these numbers, in any order and whether scaled before or after, is rounded at all.
-    const bool exact = quantum_[i] > no_bit / 2 || (gauge[i] <= std::ldexp(exact_limit, quantum_[i]) && quantum_[i] >= -149);
+    const bool exact = rounded_[i] ? false : quantum_[i] > no_bit / 2 || (gauge[i] <= std::ldexp(exact_limit, quantum_[i]) && quantum_[i] >= -149);
     if (contract.order == ProductOrder::any) {
       const double u_weight = contract.weight_dtype ? unit_roundoff(*contract.weight_dtype) : 0;
       const double weights = contract.weight_dtype ? u_weight * gauge[i] + steps * half_min_subnormal(*contract.weight_dtype) * largest : 0;
@@ -421,8 +424,8 @@ class ProductJudge {
     }
     ++mine.inside;
     mine.exact += bound == 0;
-    if (e.ratio >= compared.worst.ratio && e.bound > 0) compared.worst = e;
-    if (e.bound > 0) {
+    if (std::isfinite(y) && e.bound > 0) {  // an infinity is right beyond the range of the output
+      if (e.ratio >= compared.worst.ratio) compared.worst = e;
       ratio_sum_ += ((y - exact.high) - exact.low) / e.bound;
       ++ratios_;
     }
@@ -437,7 +440,8 @@ class ProductJudge {
     const Index tile = tile_of(p_.w), tiles = (p_.k + tile - 1) / tile;
     for (Index k = 0; k < p_.k; ++k) {
       const double term = std::fabs(row.a[static_cast<std::size_t>(k)] * w.weight(k, i));
-      const double exchange = k + 1 < p_.k ? std::fabs((row.a[static_cast<std::size_t>(k)] - row.a[static_cast<std::size_t>(k + 1)]) * (w.weight(k, i) - w.weight(k + 1, i))) : 0;
+      const Index next = k + 1 < p_.k ? k + 1 : std::max<Index>(k - 1, 0);
+      const double exchange = std::fabs((row.a[static_cast<std::size_t>(k)] - row.a[static_cast<std::size_t>(next)]) * (w.weight(k, i) - w.weight(next, i)));
       const std::array<bool, change_count> shown = {term > threshold, term > threshold, exchange > threshold, 0.01 * term > threshold};
       const Index t = k / tile;
       const bool full = (t + 1) * tile <= p_.k;

@@ -40,7 +40,7 @@ struct ExactSum {
 ExactSum exact_product(const Product& p, Index m, Index n);
 
 // `c` is [1, 1, M, N]. Of the options, threads, sample_rows, seed, power and untouched count. Power: a pair is a term of a sum, its
-// tile a group of W (128 terms where there are no groups); exchanged: the weights of k and k + 1 change places.
+// tile a group of W (128 terms where there are no groups); exchanged: the weights of k and k + 1 (of the last k and the one before) change places.
 Verdict judge_product(const Product& p, const TensorView& c, const ProductContract& contract, const JudgeOptions& options = {});
 Verdict judge_product_by_ladder(const Product& p, const TensorView& c, const JudgeOptions& options = {});
 

@@ -1,0 +1,46 @@
+// The low-bit product with a policy that picks its fault at run time, for the best target.
+#include "kernels/highway_config.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "harness/faulty_product.cc"
+#ifndef HWY_DISABLED_TARGETS
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)  // the best target of any machine, and a baseline
+#endif
+#include <hwy/foreach_target.h>
+// After foreach_target, which redefines the target on each of its passes.
+#include "harness/faulty_product.h"
+#include "kernels/product-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace assay::kernels::HWY_NAMESPACE {
+
+void run_faulty_product(const ProductPlan& plan, const void* stages) { run_product(plan, *static_cast<const FaultyProductStages*>(stages)); }
+
+}  // namespace assay::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace assay {
+namespace kernels {
+HWY_EXPORT(run_faulty_product);
+}  // namespace kernels
+
+kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem, const TensorView& c, int threads) {
+  using namespace kernels;
+  std::shared_ptr<const PackedWeights> w;
+  if (Status status = PackedWeights::pack(problem.w, w); !status.ok()) return status;
+  FaultyProductStages stages;
+  stages.fault = fault.fault;
+  stages.c = c;
+  ProductPlan plan;
+  if (problem.a) plan.a = &problem.a;
+  else plan.a_low = &problem.a_low;
+  plan.w = w.get();
+  plan.c = c;
+  plan.m = problem.m;
+  plan.threads = threads;
+  return plan_and_run_product(plan, HWY_DYNAMIC_DISPATCH(run_faulty_product), &stages);
+}
+
+}  // namespace assay
+#endif  // HWY_ONCE
