@@ -145,20 +145,27 @@ void print_single(const Json& r) {
   if (r.contains("worst"))
     for (const auto& [output, w] : r["worst"].items()) {
       const auto real = [](const Json& x) { return x.is_number() ? fmt::format("{:.9g}", x.get<double>()) : x.get<std::string>(); };
-      fmt::print("  worst {}: error/bound {} ({} ulp) at b={} h={} {}={}{} (tile {}): {}, exact {}, bound {}\n", output, real(w["ratio"]), real(w["ulp"]),
-                 w["b"].get<Index>(), w["h"].get<Index>(), output == "dK" || output == "dV" ? "key" : "row", w["row"].get<Index>(),
-                 w.contains("column") ? fmt::format(" column={}", w["column"].get<Index>()) : "", w["tile"].get<Index>(), real(w["got"]), real(w["exact"]),
-                 real(w["bound"]));
+      // C has neither batch nor head nor tiles of rows.
+      const std::string head = output == "C" ? "" : fmt::format("b={} h={} ", w["b"].get<Index>(), w["h"].get<Index>());
+      fmt::print("  worst {}: error/bound {} ({} ulp) at {}{}={}{}{}: {}, exact {}, bound {}\n", output, real(w["ratio"]), real(w["ulp"]), head,
+                 output == "dK" || output == "dV" ? "key" : "row", w["row"].get<Index>(),
+                 w.contains("column") ? fmt::format(" column={}", w["column"].get<Index>()) : "",
+                 output == "C" ? "" : fmt::format(" (tile {})", w["tile"].get<Index>()), real(w["got"]), real(w["exact"]), real(w["bound"]));
     }
   const bool passed = r["outcome"] == "pass" || r["outcome"] == "suspect";
   if (passed && r.contains("bias")) fmt::print("  bias: mean signed error/bound {}, slope t {}\n", r["bias"]["mean_ratio"].dump(), r["bias"]["slope_t"].dump());
   if (passed && r.contains("power") && r["power"]["pairs"] != 0) {
-    fmt::print("  power, {} visible (row, key) pairs:", r["power"]["pairs"].get<Index>());
-    for (const auto& [change, shown] : r["power"]["shown"].items())
-      fmt::print("  {} {:.1f}% (O {:.1f}%, LSE {:.1f}%)", change, 100.0 * shown["either"].get<double>() / r["power"]["pairs"].get<double>(),
-                 100.0 * shown["o"].get<double>() / r["power"]["pairs"].get<double>(), 100.0 * shown["lse"].get<double>() / r["power"]["pairs"].get<double>());
+    const bool product = r["elements"]["compared"].contains("C");
+    fmt::print("  power, {} {}:", r["power"]["pairs"].get<Index>(), product ? "terms of sums" : "visible (row, key) pairs");
+    for (const auto& [change, shown] : r["power"]["shown"].items()) {
+      const auto percent = [&](const char* through) { return 100.0 * shown[through].get<double>() / r["power"]["pairs"].get<double>(); };
+      fmt::print("  {} {:.1f}%{}", change, percent("either"), product ? "" : fmt::format(" (O {:.1f}%, LSE {:.1f}%)", percent("o"), percent("lse")));
+    }
     fmt::print("\n");
   }
+  if (r.contains("quantization"))
+    fmt::print("  quantization, whatever the kernel does: W is off by {:.2g}, A W by {:.2g} (rms over rms)\n", r["quantization"]["weights"].get<double>(),
+               r["quantization"]["products"].get<double>());
   if (passed && r.contains("gradient_power")) {
     const Json& g = r["gradient_power"];
     const auto percent = [&](const char* output) { return 100.0 * g[output].get<double>() / g["pairs"].get<double>(); };

@@ -9,7 +9,7 @@
 namespace assay {
 
 // Changes of one visible (row, key) pair: the key deleted, counted twice, its V exchanged with the next
-// key's, its weight off by 1%.
+// key's, its weight off by 1%. Of products: of one term of a sum (oracle/product.h).
 enum class Change { deleted, duplicated, exchanged, misweighted };
 inline constexpr int change_count = 4;
 // Where in the tiling a key stands.

@@ -289,6 +289,7 @@ struct RowBounds {
 void RowBounds::compute(const Row& row, const Columns& w, const ProductContract& contract, Index length) {
   const auto n = static_cast<std::size_t>(w.count);
   const double u = contract.roundoff, product_u = contract.products_rounded ? u : 0, exact_limit = 1 / u;
+  const int least_bit = std::ilogb(contract.floor);
   const bool in_order = contract.order == ProductOrder::groups_in_order;
   total_.assign(n, 0);
   total_error_.assign(n, 0);
@@ -316,7 +317,7 @@ void RowBounds::compute(const Row& row, const Columns& w, const ProductContract&
       const double scale = w.scale_at(t, static_cast<Index>(i)), size = std::fabs(scale);
       const int quantum = row.quantum[static_cast<std::size_t>(t)] + w.quantum[static_cast<std::size_t>(t) * n + i];
       // A group in which every number is a multiple of one power of two, and no sum of them needs more bits than there are.
-      const bool exact = quantum > no_bit / 2 || (magnitude_[i] <= std::ldexp(exact_limit, quantum) && quantum >= -149);
+      const bool exact = quantum > no_bit / 2 || (magnitude_[i] <= std::ldexp(exact_limit, quantum) && quantum >= least_bit);
       double error = in_order ? error_[i] : gamma_factor(steps + (contract.products_rounded ? 1 : 0), u) * magnitude_[i];
       error = exact ? 0 : error + u * magnitude_[i] * steps * steps * 0x1p-52 + steps * contract.floor * (contract.products_rounded ? 2 : 1);
       if (scale != 0 && quantum < no_bit / 2) quantum_[i] = std::min(quantum_[i], quantum + lowest_bit(scale));
@@ -340,7 +341,7 @@ void RowBounds::compute(const Row& row, const Columns& w, const ProductContract&
   for (std::size_t i = 0; i < n; ++i) {
     may_overflow[i] |= !(gauge[i] * (1 + 0x1p-10) < contract.largest) || row.not_in_f32;
     // As for a group: no sum of these numbers, in any order and whether scaled before or after, is rounded at all.
-    const bool exact = rounded_[i] ? false : quantum_[i] > no_bit / 2 || (gauge[i] <= std::ldexp(exact_limit, quantum_[i]) && quantum_[i] >= -149);
+    const bool exact = rounded_[i] ? false : quantum_[i] > no_bit / 2 || (gauge[i] <= std::ldexp(exact_limit, quantum_[i]) && quantum_[i] >= least_bit);
     if (contract.order == ProductOrder::any) {
       const double u_weight = contract.weight_dtype ? unit_roundoff(*contract.weight_dtype) : 0;
       const double weights = contract.weight_dtype ? u_weight * gauge[i] + steps * half_min_subnormal(*contract.weight_dtype) * largest : 0;

@@ -26,7 +26,7 @@ struct ProductContract {
   bool products_rounded = false;         // no FMA
   std::optional<Dtype> weight_dtype;     // dequantized weights are rounded to it
   double largest = 0x1.fffffep127;       // finite limit of the sums
-  double floor = 0x1p-149;               // absolute error of a step that underflows
+  double floor = 0x1p-149;               // the smallest subnormal: no step that underflows errs by more
 };
 
 // What is tried for a kernel that declares nothing, the strictest first.

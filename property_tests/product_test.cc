@@ -1,0 +1,388 @@
+// The low-bit product and its packed weights: every target, every refusal, and what the judge makes of wrong outputs.
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "harness/candidate.h"
+#include "harness/contracts.h"
+#include "harness/execute.h"
+#include "harness/planted_faults.h"
+#include "harness/run.h"
+#include "harness/shrink.h"
+#include "harness/suites.h"
+#include "kernels/product.h"
+#include "kernels/targets.h"
+
+namespace assay {
+namespace {
+
+class ForcedTarget {
+ public:
+  explicit ForcedTarget(const std::string& name) { EXPECT_TRUE(kernels::force_target(name)); }
+  ~ForcedTarget() { kernels::force_target(""); }
+};
+
+// Every third case of the suite on every target that this machine runs; those with FMA agree bit for bit.
+TEST(ProductKernel, EveryTargetStaysWithinItsBound) {
+  const std::unique_ptr<Candidate> host = make_candidate("host");
+  const std::vector<Case> cases = make_suite("products", 5).cases;
+  for (const std::string& target : kernels::runnable_targets()) {
+    int judged = 0;
+    for (std::size_t i = 0; i < cases.size(); i += 3) {
+      Case c = cases[i];
+      c.target = target;
+      ExecuteOptions options;
+      options.power = false;
+      const CaseResult r = execute(c, *host, options);
+      ASSERT_NE(r.outcome, Outcome::fail) << print_case(c) << "\n" << r.reason;
+      judged += r.outcome == Outcome::pass;
+    }
+    EXPECT_GT(judged, 250) << target;
+    std::printf("target %s: %d cases passed\n", target.c_str(), judged);
+  }
+  kernels::force_target("");
+  for (const std::string& target : kernels::compiled_targets())
+    if (!std::ranges::count(kernels::runnable_targets(), target)) std::printf("target %s: not run on this machine\n", target.c_str());
+}
+
+TEST(ProductKernel, TargetsWithFmaAgreeBitForBit) {
+  std::vector<std::string> fused;
+  for (const std::string& t : kernels::runnable_targets())
+    if (!host_product_contract(t).products_rounded) fused.push_back(t);
+  const Case c = parse_case("product m=45 n=70 k=300 dtype=bf16 out=f32 w=nvfp4 weights=codes scales=random");
+  const ProductInputs in(c);
+  const std::unique_ptr<Candidate> host = make_candidate("host");
+  std::vector<ProductOutput> outputs;
+  for (const std::string& target : fused) {
+    const ForcedTarget forced(target);
+    outputs.emplace_back(c);
+    ASSERT_EQ(run_product_plainly(*host, in.problem, outputs.back().c.view(), 1), "");
+    EXPECT_EQ(first_difference(outputs.front().c, outputs.back().c), "") << target;
+  }
+  std::printf("%zu targets with FMA compared\n", fused.size());
+}
+
+// The policy itself changes nothing: with a fault of another kernel planted, the bits are those of production.
+TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
+  const PlantedFault& other = planted_faults()[0];
+  ASSERT_EQ(other.suite, "standard");
+  const std::unique_ptr<Candidate> host = make_candidate("host");
+  int compared = 0;
+  for (const Case& c : make_suite("products", 3).cases) {
+    if (++compared % 5 != 0) continue;
+    const ProductInputs in(c);
+    const ProductOutput mine(c), theirs(c);
+    ASSERT_EQ(run_product_plainly(*host, in.problem, mine.c.view(), 1), "");
+    ASSERT_TRUE(run_planted_product(other, in.problem, theirs.c.view(), 1).ok());
+    EXPECT_EQ(first_difference(mine.c, theirs.c), "") << print_case(c);
+  }
+}
+
+// pack, then unpack: the same bytes, but for what lies behind K.
+RC_GTEST_PROP(PackedWeights, RoundTrip, ()) {
+  Case c;
+  c.operation = Operation::product;
+  c.product.format = static_cast<LowBit>(*rc::gen::inRange(0, low_bit_count));
+  c.product.n = *rc::gen::inRange<Index>(1, 140);
+  c.product.k = *rc::gen::inRange<Index>(1, 70) * (c.product.format == LowBit::fp4_sparse ? 4 : 1);
+  if (traits(c.product.format).group_free) c.product.group = 8 * *rc::gen::inRange<Index>(1, 9);
+  c.product.weights = Weights::codes;
+  c.product.scales = static_cast<ScaleFamily>(*rc::gen::inRange(0, 5));
+  c.seed = *rc::gen::inRange<std::uint64_t>(0, 1000);
+  check_case(c);
+  const ProductInputs in(c);
+  std::shared_ptr<const kernels::PackedWeights> packed;
+  RC_ASSERT(kernels::PackedWeights::pack(in.problem.w, packed).ok());
+  std::vector<std::byte> codes(in.w.codes().size_in_bytes()), scales(in.w.scales().size_in_bytes()), extra(in.w.extra().size_in_bytes());
+  RC_ASSERT(packed->unpack(codes.data(), scales.data(), extra.data()).ok());
+  LowBitView again = in.problem.w;
+  again.codes = codes.data();
+  again.scales = scales.empty() ? nullptr : scales.data();
+  again.extra = extra.empty() ? nullptr : extra.data();
+  RC_ASSERT(decode_weights(again) == decode_weights(in.problem.w));
+  RC_ASSERT(scales.empty() || std::memcmp(scales.data(), in.w.scales().bytes(), scales.size()) == 0);
+  if (c.product.k % 32 == 0) {
+    RC_ASSERT(std::memcmp(codes.data(), in.w.codes().bytes(), codes.size()) == 0);
+    RC_ASSERT(extra.empty() || std::memcmp(extra.data(), in.w.extra().bytes(), extra.size()) == 0);
+  }
+}
+
+// Random products of any shape pass, and rows alone are the rows together (relations of execute()).
+RC_GTEST_PROP(ProductKernel, RandomCasesPass, ()) {
+  Case c;
+  c.operation = Operation::product;
+  ProductSpec& p = c.product;
+  p.format = static_cast<LowBit>(*rc::gen::inRange(0, low_bit_count));
+  p.m = *rc::gen::inRange<Index>(1, 50);
+  p.n = *rc::gen::inRange<Index>(1, 140);
+  p.k = *rc::gen::inRange<Index>(1, 100) * (p.format == LowBit::fp4_sparse ? 4 : 1);
+  if (traits(p.format).group_free) p.group = 8 * *rc::gen::inRange<Index>(1, 9);
+  c.dtype = *rc::gen::element(Dtype::f32, Dtype::f16, Dtype::bf16);
+  c.out = *rc::gen::element(Dtype::f32, Dtype::f16, Dtype::bf16);
+  c.values = static_cast<Values>(*rc::gen::inRange(0, values_count));
+  p.weights = *rc::gen::element(Weights::quantized, Weights::codes, Weights::largest, Weights::cancel);
+  c.seed = *rc::gen::inRange<std::uint64_t>(0, 1000);
+  check_case(c);
+  ExecuteOptions options;
+  options.power = false;
+  const CaseResult r = execute(c, *make_candidate("host"), options);
+  if (r.outcome == Outcome::fail) RC_FAIL(print_case(c) + "\n" + r.reason);
+}
+
+// ---- The judge --------------------------------------------------------------------------------------------
+
+struct Judged {
+  explicit Judged(const std::string& line) : c(parse_case(line)), in(c), out(c) {
+    EXPECT_EQ(run_product_plainly(*make_candidate("host"), in.problem, out.c.view(), 1), "");
+  }
+  Verdict verdict() const { return judge_product(in.problem, out.c.view(), host_product_contract(kernels::chosen_target())); }
+  double get(Index m, Index n) const { return load(out.c.view(), out.c.view().at(0, 0, m, n)); }
+  void set(Index m, Index n, double x) const { store(out.c.view(), out.c.view().at(0, 0, m, n), x); }
+  Case c;
+  ProductInputs in;
+  ProductOutput out;
+};
+
+TEST(ProductVerdict, WrongOutputsFail) {
+  const char* line = "product m=3 n=20 k=100 dtype=f32 w=nvfp4";
+  const Judged good(line);
+  ASSERT_EQ(good.verdict().outcome, Outcome::pass) << good.verdict().reason;
+  auto expect_failure = [&](const char* what, const auto& change) {
+    const Judged bad(line);
+    change(bad);
+    const Verdict v = bad.verdict();
+    EXPECT_EQ(v.outcome, Outcome::fail) << what;
+    EXPECT_GT(v.outside, 0) << what;
+  };
+  expect_failure("NaN", [](const Judged& x) { x.set(1, 7, std::nan("")); });
+  expect_failure("infinity", [](const Judged& x) { x.set(2, 19, std::numeric_limits<double>::infinity()); });
+  expect_failure("zero", [](const Judged& x) { x.set(0, 0, 0); });
+  expect_failure("two parts in a hundred thousand", [](const Judged& x) { x.set(1, 3, x.get(1, 3) * (1 + 2e-5)); });
+  expect_failure("rows exchanged", [](const Judged& x) {
+    for (Index n = 0; n < 20; ++n) {
+      const double kept = x.get(0, n);
+      x.set(0, n, x.get(1, n));
+      x.set(1, n, kept);
+    }
+  });
+  expect_failure("a constant", [](const Judged& x) {
+    for (Index m = 0; m < 3; ++m)
+      for (Index n = 0; n < 20; ++n) x.set(m, n, 1);
+  });
+  const Judged nan(std::string(line) + " poke=a:0:0:1:5=nan");
+  EXPECT_EQ(nan.verdict().outcome, Outcome::pass);
+  EXPECT_EQ(nan.verdict().nan_expected, 20);
+  nan.set(1, 4, 0.5);
+  EXPECT_EQ(nan.verdict().outcome, Outcome::fail);
+}
+
+// Where no order of additions rounds, nothing is forgiven: not one ulp.
+TEST(ProductVerdict, ExactTierForgivesNothing) {
+  const Judged x("product m=2 n=6 k=256 dtype=bf16 out=f32 w=mxfp4 weights=codes scales=distinct values=integers");
+  const Verdict v = x.verdict();
+  ASSERT_EQ(v.outcome, Outcome::pass);
+  EXPECT_EQ(v.exact, 12);
+  const double y = x.get(1, 5);
+  x.set(1, 5, std::nextafter(static_cast<float>(y), 1e30f));
+  EXPECT_EQ(x.verdict().outcome, Outcome::fail);
+  EXPECT_THAT(x.verdict().reason, testing::HasSubstr("no rounding explains it"));
+}
+
+TEST(ProductVerdict, IntegersOfEveryWidthAreUsed) {
+  auto bits = [](const char* line) {
+    const ProductInputs in(parse_case(line));
+    return exact_product(in.problem, 0, 0).bits;
+  };
+  EXPECT_EQ(bits("product m=1 n=1 k=512 dtype=f32 w=nvfp4 a=nvfp4 weights=codes scales=random"), 64);
+  EXPECT_EQ(bits("product m=1 n=1 k=512 dtype=f32 w=f8e5m2 weights=codes scales=random values=heavy-tail"), 128);
+  EXPECT_EQ(bits("product m=1 n=1 k=512 dtype=f32 w=mxfp4 weights=codes poke=a:0:0:0:3=1e-40;a:0:0:0:4=1e30"), 0);
+  EXPECT_EQ(bits("product m=1 n=1 k=8 dtype=f32 w=mxfp4 poke=a:0:0:0:3=nan"), 0);
+}
+
+// 64 bits, 128 bits and big integers give one answer: terms of a long sum, exponents far apart, that cancel but for the least of them.
+TEST(ProductVerdict, CancellationLeavesTheLeastTerm) {
+  for (auto [large, small] : {std::pair{1024.0, 0x1p-10}, {0x1p60, 0x1p-30}, {0x1p126, 0x1p-149}}) {
+    const Case c = parse_case(fmt::format("product m=1 n=1 k=3 dtype=f32 w=f8e4m3:0 weights=largest poke=a:0:0:0:0={};a:0:0:0:1={};a:0:0:0:2={}", large, small, -large));
+    const ProductInputs in(c);
+    LowBitMatrix w(LowBit::f8e4m3, 3, 1, 0);
+    for (Index k = 0; k < 3; ++k) w.set_code(k, 0, 0x38);  // 1
+    Product p = in.problem;
+    p.w = w.view();
+    const ExactSum s = exact_product(p, 0, 0);
+    EXPECT_EQ(s.high, small);
+    EXPECT_EQ(s.low, 0);
+    EXPECT_EQ(s.radius, 0);
+  }
+}
+
+TEST(ProductVerdict, NothingComparedIsNoPass) {
+  const Judged x("product m=0 n=5 k=8 dtype=f32 w=mxfp4");
+  EXPECT_EQ(x.verdict().outcome, Outcome::inconclusive);
+}
+
+// ---- Bad input ----------------------------------------------------------------------------------------------
+
+class Refusals : public testing::Test {
+ protected:
+  Refusals() : c_(parse_case("product m=2 n=5 k=32 dtype=f32 w=mxfp4 weights=codes")), in_(c_) {}
+
+  std::string pack(const LowBitView& w) {
+    std::shared_ptr<const kernels::PackedWeights> packed;
+    const kernels::Status s = kernels::PackedWeights::pack(w, packed);
+    EXPECT_EQ(s.ok(), packed != nullptr);
+    return s.ok() ? "" : fmt::format("{}: {}", static_cast<int>(s.code), s.detail);
+  }
+  std::string multiply(const TensorView& a, const TensorView& c) {
+    std::shared_ptr<const kernels::PackedWeights> packed;
+    EXPECT_EQ(pack(in_.problem.w), "");
+    EXPECT_TRUE(kernels::PackedWeights::pack(in_.problem.w, packed).ok());
+    const kernels::Status s = kernels::product(a, *packed, c);
+    return s.ok() ? "" : fmt::format("{}: {}", static_cast<int>(s.code), s.detail);
+  }
+
+  Case c_;
+  ProductInputs in_;
+};
+
+TEST_F(Refusals, OfWeightsNameArgumentValueAndLimit) {
+  const LowBitView good = in_.problem.w;
+  auto with = [&](const auto& change) {
+    LowBitView w = good;
+    change(w);
+    return pack(w);
+  };
+  EXPECT_EQ(with([](LowBitView&) {}), "");
+  EXPECT_EQ(with([](LowBitView& w) { w.k = 0; }), "1: k = 0 is outside [1, 1099511627776]");
+  EXPECT_EQ(with([](LowBitView& w) { w.n = -3; }), "1: n = -3 is outside [1, 1099511627776]");
+  EXPECT_EQ(with([](LowBitView& w) { w.k = w.n = Index{1} << 39; }), "2: k * n = 549755813888 * 549755813888 weights are above 2^46");
+  EXPECT_EQ(with([](LowBitView& w) { w.group = 16; }), "1: group = 16: groups of mxfp4 have 32");
+  EXPECT_EQ(with([](LowBitView& w) { w.codes = nullptr; }), "1: codes is null");
+  EXPECT_EQ(with([](LowBitView& w) { w.scales = nullptr; }), "1: scales is null");
+  EXPECT_EQ(with([](LowBitView& w) { w.tensor_scale = 2; }), "1: tensor_scale = 2: mxfp4 has none, so it must be 1");
+  EXPECT_EQ(with([](LowBitView& w) { w.tensor_scale = std::nanf(""); }), "1: tensor_scale = nan is not finite");
+  EXPECT_EQ(with([](LowBitView& w) { w.format = static_cast<LowBit>(77); }), "1: format = 77 is none of the 8");
+  {
+    const ProductInputs in(parse_case("product m=2 n=5 k=32 dtype=f32 w=int4:8 weights=codes"));
+    LowBitView w = in.problem.w;
+    w.group = 12;
+    EXPECT_EQ(pack(w), "1: group = 12 is not a positive multiple of 8");
+    w = in.problem.w;
+    w.extra = nullptr;
+    EXPECT_EQ(pack(w), "1: extra (zero points) is null");
+    in.w.extra().bytes()[7] = std::byte{16};
+    EXPECT_EQ(pack(in.problem.w), "1: extra: zero point 16 of group 1 of column 2 is outside [0, 15]");
+  }
+  {
+    const ProductInputs in(parse_case("product m=2 n=5 k=32 dtype=f32 w=fp4:8 weights=codes"));
+    const std::uint16_t infinite = 0x7C00, negative = 0x8001;
+    std::memcpy(in.w.scales().bytes() + 2 * 6, &infinite, 2);
+    EXPECT_EQ(pack(in.problem.w), "1: scales: code 0x7c00 of group 1 of column 1 is infinite; a scale is finite and at least 0, or NaN");
+    std::memcpy(in.w.scales().bytes() + 2 * 6, &negative, 2);
+    EXPECT_EQ(pack(in.problem.w), "1: scales: code 0x8001 of group 1 of column 1 is negative; a scale is finite and at least 0, or NaN");
+  }
+  {
+    const ProductInputs in(parse_case("product m=2 n=5 k=32 dtype=f32 w=nvfp4 weights=codes"));
+    in.w.scales().bytes()[3] = std::byte{0xB8};
+    EXPECT_EQ(pack(in.problem.w), "1: scales: code 0xb8 of group 1 of column 1 is negative; a scale is finite and at least 0, or NaN");
+  }
+  {
+    const ProductInputs in(parse_case("product m=2 n=1 k=32 dtype=f32 w=fp4-sparse weights=codes"));
+    in.w.extra().bytes()[0] = std::byte{0x45};  // of k = 0: 5, both kept are position 1
+    EXPECT_EQ(pack(in.problem.w), "1: extra: metadata 5 of k = 0 of column 0 is none of 4, 8, 9, 12, 13, 14");
+    LowBitView w = in.problem.w;
+    w.k = 30;
+    EXPECT_EQ(pack(w), "1: k = 30 is not a multiple of 4, of which two are kept");
+  }
+}
+
+TEST_F(Refusals, OfOperandsLeaveTheOutputAlone) {
+  const ProductOutput out(c_);
+  poison(out.c, Poison::large);
+  const TensorView a = in_.problem.a, c = out.c.view();
+  auto with = [&](const auto& change) {
+    TensorView x = a, y = c;
+    change(x, y);
+    return multiply(x, y);
+  };
+  EXPECT_EQ(with([](TensorView& x, TensorView&) { x.shape[3] = 31; }), "1: a has shape [1, 1, 2, 31], not [1, 1, 2, 32]");
+  EXPECT_EQ(with([](TensorView&, TensorView& y) { y.shape[2] = 3; }), "1: c has shape [1, 1, 3, 5], not [1, 1, 2, 5]");
+  EXPECT_EQ(with([](TensorView& x, TensorView&) { x.shape[2] = -1; }), "1: m = -1 is negative");
+  EXPECT_EQ(with([](TensorView& x, TensorView&) { x.data = nullptr; }), "1: a is null");
+  EXPECT_EQ(with([](TensorView&, TensorView& y) { y.data = nullptr; }), "1: c is null");
+  EXPECT_EQ(with([](TensorView& x, TensorView&) { x.dtype = Dtype::f64; }), "6: a is f64; products take f32, f16 and bf16");
+  EXPECT_EQ(with([](TensorView&, TensorView& y) { y.dtype = Dtype::f8e4m3; }), "6: c is f8e4m3; products take f32, f16 and bf16");
+  EXPECT_EQ(with([](TensorView&, TensorView& y) { y.stride[2] = 0; }), "1: c overlaps itself: shape 1, 1, 2, 5, strides 10, 10, 0, 1");
+  EXPECT_EQ(with([](TensorView& x, TensorView& y) { y.data = x.data; }), "1: c overlaps a; an output may overlap nothing");
+  EXPECT_EQ(with([](TensorView& x, TensorView&) { x.stride[2] = Index{1} << 60; }),
+            "1: a with strides 64, 64, 1152921504606846976, 1 and origin 0 reaches more than 2^57 bytes from its pointer");
+  for (Index e = 0; e < 10; ++e) EXPECT_TRUE(holds_poison(c, e, Poison::large));
+  EXPECT_EQ(with([](TensorView&, TensorView&) {}), "");
+  // A low-bit A of another depth, or with k in words.
+  std::shared_ptr<const kernels::PackedWeights> packed;
+  ASSERT_TRUE(kernels::PackedWeights::pack(in_.problem.w, packed).ok());
+  const LowBitMatrix shorter(LowBit::mxfp4, 31, 2, 32), words(LowBit::fp4, 32, 2, 8);
+  EXPECT_EQ(kernels::product(shorter.view(), *packed, c).detail, "a has k = 31, not the 32 of the weights");
+  EXPECT_EQ(kernels::product(words.view(), *packed, c).detail, "a is fp4; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2");
+}
+
+// ---- Case lines -----------------------------------------------------------------------------------------------
+
+TEST(ProductCase, LinesRoundTrip) {
+  for (const Case& c : make_suite("products", 2).cases) EXPECT_EQ(parse_case(print_case(c)), c) << print_case(c);
+  EXPECT_EQ(print_case(parse_case("product w=int4:48 m=3 zeros=edges weights=codes k=9 scales=nan dtype=bf16 layout=c:padded")),
+            "product m=3 n=32 k=9 dtype=bf16 w=int4:48 weights=codes scales=nan zeros=edges layout=c:padded");
+}
+
+TEST(ProductCase, WhatCannotBeIsRefused) {
+  auto refusal = [](const char* line) -> std::string {
+    try {
+      parse_case(line);
+      return "";
+    } catch (const CaseError& e) {
+      return e.what();
+    }
+  };
+  EXPECT_EQ(refusal("product m=-1"), "m=-1 is outside [0, 1099511627776]");
+  EXPECT_EQ(refusal("product k=0"), "k=0 is outside [1, 1099511627776]");
+  EXPECT_EQ(refusal("product w=int4:12"), "w=int4:12: a group is a multiple of 8");
+  EXPECT_EQ(refusal("product w=nvfp4:32"), "w=nvfp4:32: its groups are of 16");
+  EXPECT_EQ(refusal("product w=int4:0"), "w (group size)=0 is outside [8, 1099511627776]");
+  EXPECT_EQ(refusal("product w=fp4-sparse k=6"), "k=6: two of each four are kept, so it is a multiple of 4");
+  EXPECT_EQ(refusal("product a=int8"), "a=int8: A is mxfp4, nvfp4, f8e4m3 or f8e5m2");
+  EXPECT_EQ(refusal("product scales=nan"), "scales and zeros of quantized weights follow from the weights");
+  EXPECT_EQ(refusal("product weights=codes zeros=edges"), "zeros: mxfp4 has no zero points");
+  EXPECT_EQ(refusal("product weights=special"), "weights=special: mxfp4 has neither NaN nor infinity");
+  EXPECT_EQ(refusal("product dtype=f8e4m3"), "dtype=f8e4m3: products take f32, f16 and bf16");
+  EXPECT_EQ(refusal("product layout=packed"), "layout=packed: A and C are bhsd, padded, strided or reversed");
+  EXPECT_EQ(refusal("product m=1099511627776 n=1099511627776"), "m=1099511627776 n=1099511627776: a size overflows 64 bits");
+  EXPECT_EQ(refusal("product poke=q:0:0:0:0=1"), "poke=q: the tensor is a");
+  EXPECT_EQ(refusal("product m=2 poke=a:0:0:2:0=1"), "poke=a:...: index 2 of axis 2 is outside [0, 2)");
+  EXPECT_EQ(refusal("attention m=3").substr(0, 24), "column 11: unknown field");
+  EXPECT_EQ(refusal("product causal").substr(0, 23), "column 9: unknown field");
+}
+
+// A fault of the tail shrinks to a tail.
+TEST(ProductCase, ShrinksToWhatMatters) {
+  const std::unique_ptr<Candidate> faulty = make_candidate("fault:depth-tail-dropped");
+  auto fails = [&](const Case& c) {
+    ExecuteOptions options;
+    options.power = options.relations = false;
+    return execute(c, *faulty, options).outcome == Outcome::fail;
+  };
+  const Case start = parse_case("product m=33 n=65 k=300 dtype=bf16 w=nvfp4 layout=padded threads=2 seed=9");
+  ASSERT_TRUE(fails(start));
+  const Case small = shrink(start, fails, [] { return true; });
+  EXPECT_EQ(small.product.m, 1);
+  EXPECT_EQ(small.product.n, 1);
+  EXPECT_EQ(small.product.k, 1);
+  EXPECT_EQ(small.dtype, Dtype::f32);
+  EXPECT_EQ(small.q_layout, LayoutKind::bhsd);
+}
+
+}  // namespace
+}  // namespace assay
