@@ -25,6 +25,7 @@ constexpr Mode modes[] = {
     {"backward", backward_mode, true, "the same with five products; OpenBLAS"},
     {"times", times_mode, false, "milliseconds of forward and of forward and backward, L = 128, 2048, 4096"},
     {"decode", decode_mode, true, "one row over 4,096 keys and more, from tensors and caches, as fractions of the read rate"},
+    {"products", products_mode, true, "low-bit products, OpenBLAS, oneDNN and ggml, as fractions of the read or the multiply-add rate"},
     {"overhead", overhead_mode, false, "validation, dispatch and the C interface around a tiny call"},
     {"steady", steady_mode, false, "first calls against later ones; memory over 1,000 calls of growing length"},
 };

@@ -20,6 +20,8 @@ void backward_mode(Rounds& rounds, const Settings& settings);
 void times_mode(Rounds& rounds, const Settings& settings);
 // One row over long keys, from tensors and from caches, as a fraction of the rate of plain reads.
 void decode_mode(Rounds& rounds, const Settings& settings);
+// Low-bit products of one row, as a fraction of plain reads, and of several, of the multiply-add rate.
+void products_mode(Rounds& rounds, const Settings& settings);
 // What validation, dispatch and the C interface add to a tiny call.
 void overhead_mode(Rounds& rounds, const Settings& settings);
 // First calls of a process against later ones, and memory over calls of growing length.

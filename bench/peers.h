@@ -4,7 +4,11 @@
 
 #include <memory>
 
-#include "problem/tensor.h"
+#include "problem/low_bit.h"
+
+namespace assay::kernels {
+struct LowBitBytes;
+}
 
 namespace assay::bench {
 
@@ -51,6 +55,26 @@ class BackwardPeer {
 std::unique_ptr<AttentionPeer> make_openblas_attention(const PlainAttention& problem, int threads);
 std::unique_ptr<BackwardPeer> make_openblas_backward(const PlainAttention& problem, int threads);
 std::unique_ptr<AttentionPeer> make_onednn_attention(const PlainAttention& problem, int threads);
+
+// C [m, n] = A [m, k] W [k, n], all f32 and contiguous but for W, which is MXFP4 bytes; `plain` is what those were made from.
+struct PlainProduct {
+  Index m, n, k;
+  const float* a;
+  float* c;
+  const kernels::LowBitBytes* mxfp4;
+  const float* plain;
+};
+class ProductPeer {
+ public:
+  virtual ~ProductPeer() = default;
+  virtual void run() = 0;
+};
+// Decodes the bytes a block of columns at a time and multiplies with sgemm, in every run.
+std::unique_ptr<ProductPeer> make_openblas_product(const PlainProduct& problem, int threads);
+// fp32 weights, decoded once: what a product costs whose weights take four bytes.
+std::unique_ptr<ProductPeer> make_onednn_product(const PlainProduct& problem, int threads);
+// ggml's own MXFP4 of the plain weights, whose activations it rounds to eight bits. Where a checkout is given: ASSAY_GGML.
+std::unique_ptr<ProductPeer> make_ggml_product(const PlainProduct& problem, int threads);
 
 // Eigen in double on the same inputs: what a plain fp64 reference costs, and right to about 1e-13.
 void eigen_attention(const PlainAttention& problem, const float* q, const float* k, const float* v, double* o, double* lse, int threads);

@@ -603,7 +603,9 @@ QuantizationError quantization_error(const Product& p, const std::function<doubl
   QuantizationError q;
   q.weights = size > 0 ? std::sqrt(error / size) : 0;
   error = size = 0;
-  for (Index m = 0; m < p.m; ++m)
+  for (Index m = 0; m < p.m; ++m) {
+    // What is no number says nothing about quantization.
+    if (!std::all_of(a.begin() + m * p.k, a.begin() + (m + 1) * p.k, [](double x) { return std::isfinite(x); })) continue;
     for (Index n = 0; n < p.n; ++n) {
       double off = 0, whole = 0;
       for (Index k = 0; k < p.k; ++k) {
@@ -613,6 +615,7 @@ QuantizationError quantization_error(const Product& p, const std::function<doubl
       error += off * off;
       size += whole * whole;
     }
+  }
   q.products = size > 0 ? std::sqrt(error / size) : 0;
   return q;
 }

@@ -1,0 +1,175 @@
+// Low-bit products: few rows are read-bound, so their limit is plain reads of the packed bytes; many rows are held to the multiply-add rate.
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <stdexcept>
+
+#include "bench/data.h"
+#include "bench/machine.h"
+#include "bench/modes.h"
+#include "bench/peers.h"
+#include "bench/table.h"
+#include "kernels/product.h"
+#include "kernels/targets.h"
+
+namespace assay::bench {
+namespace {
+
+struct Shape {
+  Index m, n, k;
+  double flops() const { return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k); }
+};
+
+// Weights of one K and N in every format, and activations for the most rows.
+struct Weights {
+  Weights(Index k_, Index n_, Index most_rows) : k(k_), n(n_), plain(static_cast<std::size_t>(k_ * n_)), a(static_cast<std::size_t>(most_rows * k_)) {
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    for (float& x : plain) x = 0.02f * normal(random);
+    for (float& x : a) x = normal(random);
+  }
+  const kernels::LowBitBytes& bytes(LowBit format) {
+    kernels::LowBitBytes& b = bytes_[format];
+    if (b.codes.empty()) {
+      const TensorView w{plain.data(), Dtype::f32, {1, 1, k, n}, {0, 0, n, 1}, 0};
+      expect_success("quantize_weights", kernels::quantize_weights(w, format, {}, b));
+    }
+    return b;
+  }
+  std::shared_ptr<const kernels::PackedWeights> packed(LowBit format) {
+    std::shared_ptr<const kernels::PackedWeights>& p = packed_[format];
+    if (!p) expect_success("pack", kernels::PackedWeights::pack(bytes(format).view, p));
+    return p;
+  }
+
+  Index k, n;
+  std::vector<float> plain, a;
+
+ private:
+  std::map<LowBit, kernels::LowBitBytes> bytes_;
+  std::map<LowBit, std::shared_ptr<const kernels::PackedWeights>> packed_;
+};
+
+struct Ours {
+  const char* name;
+  LowBit format;
+  Dtype activations;
+};
+constexpr Ours ours[] = {{"mxfp4", LowBit::mxfp4, Dtype::f32},   {"nvfp4", LowBit::nvfp4, Dtype::f32}, {"fp4", LowBit::fp4, Dtype::f32},
+                         {"mxfp4-bf16", LowBit::mxfp4, Dtype::bf16}, {"int4", LowBit::int4, Dtype::f32},   {"int8", LowBit::int8, Dtype::f32},
+                         {"f8e4m3", LowBit::f8e4m3, Dtype::f32}};
+
+Run ours_run(const Ours& which, const Shape& s, Weights& w, std::vector<float>& c, int threads) {
+  auto a = std::make_shared<Tensor>(which.activations, Extents{1, 1, s.m, s.k}, Layout{{0, 0, s.k, 1}, 0, s.m * s.k});
+  for (Index e = 0; e < s.m * s.k; ++e) store(a->view(), e, static_cast<double>(w.a[static_cast<std::size_t>(e)]));
+  return [a, s, &c, threads, packed = w.packed(which.format)] {
+    const TensorView out{c.data(), Dtype::f32, {1, 1, s.m, s.n}, {0, 0, s.n, 1}, 0};
+    expect_success("product", kernels::product(a->view(), *packed, out, threads));
+  };
+}
+
+using MakePeer = std::unique_ptr<ProductPeer> (*)(const PlainProduct&, int);
+struct Peer {
+  const char* name;
+  MakePeer make;    // null where it was not built
+  double tolerance;  // of its largest error over the largest element
+};
+#ifdef ASSAY_BENCH_OPENBLAS
+constexpr MakePeer openblas = make_openblas_product;
+#else
+constexpr MakePeer openblas = nullptr;
+#endif
+#ifdef ASSAY_BENCH_ONEDNN
+constexpr MakePeer onednn = make_onednn_product;
+#else
+constexpr MakePeer onednn = nullptr;
+#endif
+#ifdef ASSAY_BENCH_GGML
+constexpr MakePeer ggml = make_ggml_product;
+#else
+constexpr MakePeer ggml = nullptr;
+#endif
+// ggml rounds activations to eight bits.
+constexpr Peer peers[] = {{"deq+openblas", openblas, 1e-4}, {"onednn-fp32", onednn, 1e-4}, {"ggml", ggml, 0.05}};
+
+// Throws if a candidate is wrong: the time of a wrong kernel says nothing. Some columns, in fp64.
+void check(const char* name, double tolerance, const Shape& s, const std::vector<float>& a, const kernels::PackedWeights& w, const std::vector<float>& c) {
+  double largest = 0, size = 0;
+  for (Index m = 0; m < s.m; m += 1 + s.m / 5)
+    for (Index n = 0; n < s.n; n += 1 + s.n / 37) {
+      double exact = 0;
+      for (Index k = 0; k < s.k; ++k)
+        exact += static_cast<double>(a[static_cast<std::size_t>(m * s.k + k)]) * static_cast<double>(w.value(k, n)) *
+                 static_cast<double>(w.scale(k / w.group(), n)) * static_cast<double>(w.tensor_scale());
+      const double error = std::fabs(static_cast<double>(c[static_cast<std::size_t>(m * s.n + n)]) - exact);
+      if (!(error <= largest)) largest = std::isnan(error) ? INFINITY : error;
+      size = std::max(size, std::fabs(exact));
+    }
+  if (!(largest <= tolerance * size)) throw std::runtime_error(fmt::format("{} is wrong: off by {:.2g} of the largest element, at most {:.2g} allowed", name, largest / size, tolerance));
+}
+
+}  // namespace
+
+void products_mode(Rounds& rounds, const Settings& settings) {
+  std::vector<std::string> names;
+  for (const Ours& o : ours) names.emplace_back(o.name);
+  for (const Peer& p : peers) names.emplace_back(p.name);
+  const std::vector<Index> rows = settings.full ? std::vector<Index>{1, 2, 4, 8, 16, 32, 64, 256, 512} : std::vector<Index>{1, 8, 256};
+  for (const auto& [n, k] : settings.full ? std::vector<std::pair<Index, Index>>{{4096, 4096}, {14336, 4096}, {4096, 14336}} : std::vector<std::pair<Index, Index>>{{4096, 4096}}) {
+    Weights w(k, n, rows.back());
+    std::vector<float> c(static_cast<std::size_t>(rows.back() * n));
+    // What is read of one row: a footprint of its own, as large as the weights.
+    const std::vector<char> footprint(static_cast<std::size_t>(2 * k * n));
+    for (const bool reads : {true, false}) {
+      fmt::print(rounds.tables(), "\nProducts, K = {}, N = {}, on {}: {}\n", k, n, kernels::chosen_target(),
+                 reads ? "one row. Medians: GB/s (1e9) of packed bytes, and that over plain reads of as many bytes on as many threads"
+                       : "several rows. Medians: GFLOP/s, and that over the fp32 multiply-add rate around each repetition");
+      std::vector<std::string> columns = names;
+      Table table(rounds, Table::Cell::rate, "threads     M", columns, {7, 8, 9});
+      for (const int threads : settings.threads)
+        for (const Index m : rows) {
+          if (reads != (m == 1)) continue;
+          const Shape s{m, n, k};
+          std::vector<Entry> entries;
+          const auto entry = [&](const char* name, double bytes, std::function<Run()> prepare) {
+            Entry e{fmt::format("products/{}/M:{}/N:{}/K:{}/threads:{}", name, m, n, k, threads), std::move(prepare), reads ? bytes : s.flops(), reads ? "GB/s" : "GFLOP/s", nullptr};
+            if (reads)
+              e.limit = [reader = Reader(footprint.data(), std::min(footprint.size(), static_cast<std::size_t>(bytes)) / static_cast<std::size_t>(threads), threads)](
+                            double seconds) mutable { return reader.gigabytes_per_second(seconds); };
+            else e.limit = [threads](double seconds) { return fma_gflops(threads, seconds); };
+            entries.push_back(std::move(e));
+          };
+          for (const Ours& o : ours) {
+            const double bytes = rounds.lists_only() ? 1 : static_cast<double>(w.packed(o.format)->bytes());
+            entry(o.name, bytes, [&, threads] {
+              Run run = ours_run(o, s, w, c, threads);
+              std::fill(c.begin(), c.end(), NAN);
+              run();
+              check(o.name, o.activations == Dtype::f32 ? 1e-4 : 1e-2, s, w.a, *w.packed(o.format), c);
+              return run;
+            });
+          }
+          for (const Peer& p : peers) {
+            const PlainProduct plain{m, n, k, w.a.data(), c.data(), rounds.lists_only() ? nullptr : &w.bytes(LowBit::mxfp4), w.plain.data()};
+            // oneDNN reads fp32, four bytes a weight.
+            const double bytes = static_cast<double>(k * n) * (std::string_view(p.name) == "onednn-fp32" ? 4 : 0.53125);
+            entry(p.name, bytes, p.make == nullptr ? std::function<Run()>() : [&, plain, threads]() -> Run {
+              std::shared_ptr<ProductPeer> peer = p.make(plain, threads);
+              std::fill(c.begin(), c.end(), NAN);
+              peer->run();
+              check(p.name, p.tolerance, s, w.a, *w.packed(LowBit::mxfp4), c);
+              return [peer] { peer->run(); };
+            });
+          }
+          table.line(fmt::format("{:>7} {:>5}", threads, m), rounds.run(entries));
+        }
+      table.summary();
+    }
+  }
+}
+
+}  // namespace assay::bench
