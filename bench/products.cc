@@ -123,7 +123,7 @@ void products_mode(Rounds& rounds, const Settings& settings) {
     Weights w(k, n, rows.back());
     std::vector<float> c(static_cast<std::size_t>(rows.back() * n));
     // What is read of one row: a footprint of its own, as large as the weights.
-    const std::vector<char> footprint(static_cast<std::size_t>(2 * k * n));
+    const Tensor footprint = uniform(Dtype::f32, {1, 1, k, n / 2}, 5);
     for (const bool reads : {true, false}) {
       fmt::print(rounds.tables(), "\nProducts, K = {}, N = {}, on {}: {}\n", k, n, kernels::chosen_target(),
                  reads ? "one row. Medians: GB/s (1e9) of packed bytes, and that over plain reads of as many bytes on as many threads"
@@ -138,7 +138,7 @@ void products_mode(Rounds& rounds, const Settings& settings) {
           const auto entry = [&](const char* name, double bytes, std::function<Run()> prepare) {
             Entry e{fmt::format("products/{}/M:{}/N:{}/K:{}/threads:{}", name, m, n, k, threads), std::move(prepare), reads ? bytes : s.flops(), reads ? "GB/s" : "GFLOP/s", nullptr};
             if (reads)
-              e.limit = [reader = Reader(footprint.data(), std::min(footprint.size(), static_cast<std::size_t>(bytes)) / static_cast<std::size_t>(threads), threads)](
+              e.limit = [reader = Reader(footprint.bytes(), std::min(footprint.size_in_bytes(), static_cast<std::size_t>(bytes)) / static_cast<std::size_t>(threads), threads)](
                             double seconds) mutable { return reader.gigabytes_per_second(seconds); };
             else e.limit = [threads](double seconds) { return fma_gflops(threads, seconds); };
             entries.push_back(std::move(e));
