@@ -23,7 +23,7 @@ class OnednnProduct final : public ProductPeer {
     set(threads);
 #endif
     std::shared_ptr<const kernels::PackedWeights> w;
-    if (!kernels::PackedWeights::pack(p_.mxfp4->view, w).ok()) throw std::runtime_error("pack");
+    if (!kernels::PackedWeights::pack(p_.mxfp4->view(), w).ok()) throw std::runtime_error("pack");
     decoded_.resize(static_cast<std::size_t>(p_.k * p_.n));
     for (Index k = 0; k < p_.k; ++k)
       for (Index n = 0; n < p_.n; ++n) decoded_[static_cast<std::size_t>(k * p_.n + n)] = w->value(k, n) * w->scale(k / 32, n);

@@ -42,7 +42,7 @@ struct Weights {
   }
   std::shared_ptr<const kernels::PackedWeights> packed(LowBit format) {
     std::shared_ptr<const kernels::PackedWeights>& p = packed_[format];
-    if (!p) expect_success("pack", kernels::PackedWeights::pack(bytes(format).view, p));
+    if (!p) expect_success("pack", kernels::PackedWeights::pack(bytes(format).view(), p));
     return p;
   }
 

@@ -121,10 +121,14 @@ std::string compare_quantization(const Case& c, Candidate& candidate, const Prod
   kernels::LowBitBytes bytes;
   if (const kernels::Status status = candidate.quantize(w.view(), p.format, p.group_size(), bytes); !status.ok())
     return fmt::format("quantization: status {}: {}", static_cast<int>(status.code), status.detail);
-  if (bytes.view.tensor_scale != in.problem.w.tensor_scale)
-    return fmt::format("quantization: tensor scale {}, by the rule {}", bytes.view.tensor_scale, in.problem.w.tensor_scale);
-  // What lies behind K is not compared: a matrix of the reference, filled by the candidate's codes one by one.
-  const std::vector<double> got = decode_weights(bytes.view), wanted = decode_weights(in.problem.w);
+  const LowBitSizes sizes = sizes_of(p.format, p.k, p.n, p.group_size());
+  if (bytes.format != p.format || bytes.k != p.k || bytes.n != p.n || bytes.group != p.group_size() || std::ssize(bytes.codes) != sizes.codes ||
+      std::ssize(bytes.scales) != sizes.scales || std::ssize(bytes.extra) != sizes.extra)
+    return "quantization: the bytes are those of another matrix";
+  if (bytes.tensor_scale != in.problem.w.tensor_scale)
+    return fmt::format("quantization: tensor scale {}, by the rule {}", bytes.tensor_scale, in.problem.w.tensor_scale);
+  // Decoded, so that what lies behind K is not compared.
+  const std::vector<double> got = decode_weights(bytes.view()), wanted = decode_weights(in.problem.w);
   for (std::size_t e = 0; e < got.size(); ++e)
     if (!(got[e] == wanted[e]))
       return fmt::format("quantization: w[k={}, n={}] = {:.9g} is stored as {:.9g}, by the rule {:.9g}", e / static_cast<std::size_t>(p.n),

@@ -131,7 +131,7 @@ void KernelArithmetic::linear(Linear<float>& layer, const std::vector<float>& x,
   if (!layer.format) return multiply(x, layer.weights, rows, layer.in, layer.out, y);
   if (layer.stale) {
     expect(kernels::quantize_weights(matrix(layer.weights, layer.in, layer.out), *layer.format, {}, layer.bytes));
-    expect(kernels::PackedWeights::pack(layer.bytes.view, layer.packed));
+    expect(kernels::PackedWeights::pack(layer.bytes.view(), layer.packed));
     layer.rounded.resize(layer.weights.size());
     for (Index k = 0; k < layer.in; ++k)
       for (Index n = 0; n < layer.out; ++n)
@@ -167,7 +167,7 @@ void JudgedArithmetic::linear(Linear<float>& layer, const std::vector<float>& x,
   p.n = layer.out;
   p.k = layer.in;
   p.a = matrix(x, rows, layer.in);
-  p.w = layer.bytes.view;
+  p.w = layer.bytes.view();
   JudgeOptions options;
   options.power = false;
   add(judge_product(p, matrix(y, rows, layer.out), host_product_contract(kernels::chosen_target()), options));

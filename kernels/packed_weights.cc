@@ -42,7 +42,9 @@ std::uint32_t code_of(const LowBitView& w, Index k, Index n) {
   }
 }
 
-Status check_shape(const LowBitView& w) {
+}  // namespace
+
+Status validate_low_bit_shape(const LowBitView& w) {
   if (static_cast<int>(w.format) >= low_bit_count) return refuse(fmt::format("format = {} is none of the {}", static_cast<int>(w.format), low_bit_count));
   const LowBitTraits& t = traits(w.format);
   constexpr Index most = Index{1} << 40;
@@ -50,6 +52,7 @@ Status check_shape(const LowBitView& w) {
     if (value < 1 || value > most) return refuse(fmt::format("{} = {} is outside [1, {}]", name, value, most));
   if (static_cast<double>(w.k) * static_cast<double>(w.n) > 0x1p46)
     return {StatusCode::memory_allocation_failed, fmt::format("k * n = {} * {} weights are above 2^46", w.k, w.n)};
+  if (w.group > most) return refuse(fmt::format("group = {} is above {}", w.group, most));
   if (!t.group_free && w.group != t.group) return refuse(fmt::format("group = {}: groups of {} have {}", w.group, t.name, t.group));
   if (w.group % 8 != 0 || w.group < (t.scale == Dtype::e8m0 ? 0 : 8))
     return refuse(fmt::format("group = {} is not a positive multiple of 8{}", w.group, t.scale == Dtype::e8m0 ? ", nor 0" : ""));
@@ -62,6 +65,8 @@ Status check_shape(const LowBitView& w) {
   if (w.tensor_scale != 1 && w.format != LowBit::nvfp4) return refuse(fmt::format("tensor_scale = {}: {} has none, so it must be 1", w.tensor_scale, t.name));
   return {};
 }
+
+namespace {
 
 // Codes that a format forbids.
 Status check_codes(const LowBitView& w) {
@@ -105,7 +110,7 @@ float scale_of(LowBit format, std::uint32_t code) {
 }  // namespace
 
 Status validate_low_bit(const LowBitView& w) {
-  if (Status status = check_shape(w); !status.ok()) return status;
+  if (Status status = validate_low_bit_shape(w); !status.ok()) return status;
   return check_codes(w);
 }
 

@@ -12,8 +12,9 @@
 
 namespace assay::kernels {
 
-// What pack() refuses.
+// What pack() refuses; of the shape alone: without a look at any byte.
 Status validate_low_bit(const LowBitView& w);
+Status validate_low_bit_shape(const LowBitView& w);
 
 // W in a low-bit format, in panels of 64 columns. 4-bit formats take half a byte a weight, the others one; scales and zero points keep
 // their own width. A 2:4 sparse matrix is expanded: its bandwidth is that of a dense one. Immutable.

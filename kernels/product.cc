@@ -18,7 +18,10 @@ HWY_AFTER_NAMESPACE();
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <new>
+#include <string>
+#include <tuple>
 
 #include "kernels/overlap.h"
 
@@ -32,10 +35,13 @@ Status refuse(std::string detail) { return {StatusCode::invalid_arguments, std::
 
 bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
 
+// Extents may be so large that their product wraps.
+bool is_empty(const Extents& e) { return std::ranges::count(e, 0) > 0; }
+
 Status check_view(const char* name, const TensorView& t, const Extents& wanted) {
   if (t.shape != wanted) return refuse(fmt::format("{} has shape [{}], not [{}]", name, fmt::join(t.shape, ", "), fmt::join(wanted, ", ")));
-  if (!is_kernel_dtype(t.dtype)) return {StatusCode::unsupported, fmt::format("{} is {}; products take f32, f16 and bf16", name, format(t.dtype).name)};
-  if (element_count(wanted) == 0) return {};
+  if (!is_kernel_dtype(t.dtype)) return {StatusCode::unsupported, fmt::format("{} is {}; products take f32, f16 and bf16", name, name_of_dtype(t.dtype))};
+  if (is_empty(wanted)) return {};
   if (!t) return refuse(fmt::format("{} is null", name));
   if (!reach_of(footprint_of(t, wanted)))
     return refuse(fmt::format("{} with strides {} and origin {} reaches more than 2^57 bytes from its pointer", name, fmt::join(t.stride, ", "), t.origin));
@@ -50,16 +56,26 @@ Status check(const ProductPlan& plan) {
     if (Status status = check_view("a", *plan.a, a_shape); !status.ok()) return status;
   } else {
     const LowBitView& a = *plan.a_low;
-    if (traits(a.format).layout != CodeLayout::columns)
-      return {StatusCode::unsupported, fmt::format("a is {}; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2", traits(a.format).name)};
-    if (Status status = validate_low_bit(a); !status.ok()) return {status.code, "a: " + status.detail};
+    if (static_cast<int>(a.format) >= low_bit_count || traits(a.format).layout != CodeLayout::columns)
+      return {StatusCode::unsupported, fmt::format("a is {}; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2",
+                                                     static_cast<int>(a.format) < low_bit_count ? std::string(traits(a.format).name)
+                                                                                                 : "format " + std::to_string(static_cast<int>(a.format)))};
+    LowBitView rows = a;
+    rows.n = std::max<Index>(a.n, 1);  // no rows at all are allowed here
+    if (Status status = a.n == 0 ? validate_low_bit_shape(rows) : validate_low_bit(a); !status.ok()) return {status.code, "a: " + status.detail};
     if (a.k != w.k()) return refuse(fmt::format("a has k = {}, not the {} of the weights", a.k, w.k()));
   }
   if (Status status = check_view("c", plan.c, c_shape); !status.ok()) return status;
-  if (element_count(c_shape) == 0) return {};
+  if (is_empty(c_shape)) return {};
   const Footprint c = footprint_of(plan.c, c_shape);
   if (overlap_with_itself(c) != Overlap::none) return refuse(fmt::format("c overlaps itself: shape {}, strides {}", fmt::join(c.shape, ", "), fmt::join(c.stride, ", ")));
   if (plan.a && overlap(c, footprint_of(*plan.a, a_shape)) != Overlap::none) return refuse("c overlaps a; an output may overlap nothing");
+  if (!plan.a) {
+    const LowBitSizes sizes = sizes_of(plan.a_low->format, plan.a_low->k, plan.a_low->n, plan.a_low->group);
+    for (auto [name, data, bytes] : {std::tuple{"codes", plan.a_low->codes, sizes.codes}, {"scales", plan.a_low->scales, sizes.scales}})
+      if (bytes > 0 && overlap(c, {data, 8, {1, 1, 1, bytes}, {0, 0, 0, 1}, 0}) != Overlap::none)
+        return refuse(fmt::format("c overlaps the {} of a; an output may overlap nothing", name));
+  }
   return {};
 }
 

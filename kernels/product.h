@@ -13,7 +13,7 @@ namespace assay::kernels {
 //   times their scales are added up in the same way; the tensor scale comes last. So scales never round a weight or leave its range.
 // - The result is bitwise the same for any number of rows, threads and variant: few rows decode weights as they go, many rows decode a
 //   panel into fp32 first.
-// - Needs a workspace of at most 768 rows of A in fp32, and per thread one of 128 KiB to 64 * 4 bytes a k.
+// - Needs a workspace of at most 768 rows of A in fp32, and for each thread one of about 160 KiB; where W has no scales, of 256 bytes a k.
 Status product(const TensorView& a, const PackedWeights& w, const TensorView& c, int threads = 0);
 // A low-bit, with k along its columns (mxfp4, nvfp4, f8e4m3, f8e5m2): it is decoded to fp32, exactly but for numbers of 2^128 and more.
 Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c, int threads = 0);
@@ -28,8 +28,14 @@ struct QuantizeOptions {
 
 // Bytes as sizes_of() counts them.
 struct LowBitBytes {
+  LowBit format = LowBit::mxfp4;
+  Index k = 0, n = 0, group = 0;
+  float tensor_scale = 1;
   std::vector<std::byte> codes, scales, extra;
-  LowBitView view;  // of those
+  LowBitView view() const {
+    const auto data = [](const std::vector<std::byte>& bytes) { return bytes.empty() ? nullptr : bytes.data(); };
+    return {format, k, n, group, data(codes), data(scales), data(extra), tensor_scale};
+  }
 };
 
 // W [1, 1, K, N] in f32, f16 or bf16 by the rules of problem/low_bit.h. invalid_arguments: NaN or infinity in W, a scale that overflows

@@ -11,7 +11,7 @@
 #include "kernels/codec.h"
 #include "kernels/convert.h"
 #include "kernels/overlap.h"
-#include "kernels/product.h"
+#include "kernels/product_plan.h"
 
 namespace assay::kernels {
 namespace {
@@ -32,10 +32,10 @@ class Quantizer {
     to_.codes.assign(static_cast<std::size_t>(sizes.codes), {});
     to_.scales.assign(static_cast<std::size_t>(sizes.scales), {});
     to_.extra.assign(static_cast<std::size_t>(sizes.extra), {});
-    to_.view.format = format_;
-    to_.view.k = k_;
-    to_.view.n = n_;
-    to_.view.group = group_;
+    to_.format = format_;
+    to_.k = k_;
+    to_.n = n_;
+    to_.group = group_;
     if (format_ == LowBit::nvfp4) {
       float largest = 0;
       for (Index n = 0; n < n_; ++n) {
@@ -45,16 +45,13 @@ class Quantizer {
       tensor_scale_ = static_cast<float>(static_cast<double>(largest) / (6 * 448.0));
       if (tensor_scale_ == 0) tensor_scale_ = 1;
     }
-    to_.view.tensor_scale = tensor_scale_;
+    to_.tensor_scale = tensor_scale_;
     for (Index n = 0; n < n_; ++n) {
       if (Status status = load_column(n); !status.ok()) return status;
       const Index step = group_ > 0 ? group_ : k_;
       for (Index t = 0, begin = 0; begin < k_; ++t, begin += step)
         if (Status status = quantize_group(t, n, begin, std::min(begin + step, k_)); !status.ok()) return status;
     }
-    to_.view.codes = to_.codes.data();
-    to_.view.scales = to_.scales.empty() ? nullptr : to_.scales.data();
-    to_.view.extra = to_.extra.empty() ? nullptr : to_.extra.data();
     return {};
   }
 
@@ -129,7 +126,7 @@ class Quantizer {
   }
 
   void put_scale(Index t, Index n, std::uint32_t code) {
-    const Index at = traits_.layout == CodeLayout::columns ? n * to_.view.groups() + t : t * n_ + n;
+    const Index at = traits_.layout == CodeLayout::columns ? n * ((k_ + group_ - 1) / group_) + t : t * n_ + n;
     const std::size_t bytes = traits_.scale == Dtype::f16 ? 2 : 1;
     std::memcpy(to_.scales.data() + static_cast<std::size_t>(at) * bytes, &code, bytes);
   }
@@ -178,8 +175,13 @@ Status quantize_weights(const TensorView& w, LowBit format, const QuantizeOption
   const LowBitTraits& t = traits(format);
   const Index k = w.shape[2], n = w.shape[3];
   if (w.shape[0] != 1 || w.shape[1] != 1 || k < 1 || n < 1) return refuse(fmt::format("w has shape [{}], not [1, 1, K, N]", fmt::join(w.shape, ", ")));
+  constexpr Index most = Index{1} << 40;
+  for (auto [name, value] : {std::pair{"k", k}, {"n", n}, {"group", options.group}})
+    if (value > most) return refuse(fmt::format("{} = {} is above {}", name, value, most));
+  if (static_cast<double>(k) * static_cast<double>(n) > 0x1p46)
+    return {StatusCode::memory_allocation_failed, fmt::format("k * n = {} * {} weights are above 2^46", k, n)};
   if (w.dtype != Dtype::f32 && w.dtype != Dtype::f16 && w.dtype != Dtype::bf16)
-    return {StatusCode::unsupported, fmt::format("w is {}; weights are quantized from f32, f16 and bf16", assay::format(w.dtype).name)};
+    return {StatusCode::unsupported, fmt::format("w is {}; weights are quantized from f32, f16 and bf16", name_of_dtype(w.dtype))};
   if (!w) return refuse("w is null");
   if (!reach_of(footprint_of(w, w.shape))) return refuse(fmt::format("w with strides {} reaches more than 2^57 bytes from its pointer", fmt::join(w.stride, ", ")));
   const bool no_scales = options.group == -1 && t.scale == Dtype::e8m0 && t.group_free;
@@ -191,7 +193,7 @@ Status quantize_weights(const TensorView& w, LowBit format, const QuantizeOption
   try {
     LowBitBytes made;
     if (Status status = Quantizer(format, group, w, made).run(); !status.ok()) return status;
-    to = std::move(made);  // the views keep pointing to the moved buffers
+    to = std::move(made);
   } catch (const std::bad_alloc&) {
     return {StatusCode::memory_allocation_failed, fmt::format("the bytes of {} x {} weights", k, n)};
   }

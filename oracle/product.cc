@@ -168,7 +168,7 @@ ExactSum big_sum(Index count, const Term& term) {
 
 // Times a binary32 number: exact where it is a power of two, else within 2^-100.
 ExactSum times(ExactSum s, double factor) {
-  if (is_power_of_two(factor)) {
+  if (is_power_of_two(factor) || !std::isfinite(s.high)) {
     s.high *= factor;
     s.low *= factor;
     s.radius *= std::fabs(factor);
@@ -186,6 +186,7 @@ ExactSum times(ExactSum s, double factor) {
 
 struct Row {
   std::vector<double> a;       // without tensor scale
+  std::vector<double> finite;  // the same, 0 where it is NaN or infinite
   Integers integers;
   std::vector<int> quantum;    // of each group of W: its lowest bit
   bool not_in_f32 = false;     // some dequantized element exceeds binary32
@@ -201,6 +202,8 @@ void Row::read(const Product& p, Index m) {
     not_in_f32 |= std::isfinite(a[static_cast<std::size_t>(k)]) && std::fabs(a[static_cast<std::size_t>(k)]) > 0x1.fffffep127;
   }
   integers = to_integers(p.k, [&](Index k) { return a[static_cast<std::size_t>(k)]; });
+  finite = a;
+  if (!integers.finite) std::ranges::replace_if(finite, [](double x) { return !std::isfinite(x); }, 0.0);
   const Index step = p.w.group > 0 ? p.w.group : p.k;
   quantum.assign(static_cast<std::size_t>((p.k + step - 1) / step), no_bit);
   if (integers.finite)
@@ -211,6 +214,7 @@ void Row::read(const Product& p, Index m) {
 struct Columns {
   Index first = 0, count = 0, groups = 0, step = 0;
   std::vector<double> code, scale;
+  std::vector<double> finite_code, finite_scale;  // the same, 0 where they are NaN or infinite
   std::vector<Integers> integers;      // of a column's weights
   std::vector<int> quantum;            // of the codes of a group, [t][column]
   std::vector<double> largest;         // of the codes of a group, [t][column]
@@ -233,6 +237,9 @@ struct Columns {
       }
     for (Index t = 0; t < groups; ++t)
       for (Index c = 0; c < count; ++c) scale[static_cast<std::size_t>(t * count + c)] = scale_value(w, t, first + c);
+    finite_code = code;
+    finite_scale = scale;
+    for (auto* list : {&finite_code, &finite_scale}) std::ranges::replace_if(*list, [](double x) { return !std::isfinite(x); }, 0.0);
     for (Index c = 0; c < count; ++c) {
       integers.push_back(to_integers(w.k, [&](Index k) { return weight(k, c); }));
       if (!integers.back().finite) continue;
@@ -276,6 +283,7 @@ ExactSum exact_of(const Row& row, const Columns& w, Index c, Index length) {
 struct RowBounds {
   std::vector<double> bound;     // of the sum before tensor scales and output rounding
   std::vector<double> gauge;     // sum |a w|
+  std::vector<double> reach;     // that no partial sum exceeds, roundings included
   std::vector<char> may_overflow;
 
   void compute(const Row& row, const Columns& w, const ProductContract& c, Index length);
@@ -289,11 +297,13 @@ struct RowBounds {
 void RowBounds::compute(const Row& row, const Columns& w, const ProductContract& contract, Index length) {
   const auto n = static_cast<std::size_t>(w.count);
   const double u = contract.roundoff, product_u = contract.products_rounded ? u : 0, exact_limit = 1 / u;
+  const double largest_weight = contract.weight_dtype ? overflow_threshold(*contract.weight_dtype) : std::nextafter(contract.largest, inf);
   const int least_bit = std::ilogb(contract.floor);
   const bool in_order = contract.order == ProductOrder::groups_in_order;
   total_.assign(n, 0);
   total_error_.assign(n, 0);
   gauge.assign(n, 0);
+  reach.assign(n, 0);
   may_overflow.assign(n, 0);
   quantum_.assign(n, no_bit);
   rounded_.assign(n, 0);
@@ -303,8 +313,8 @@ void RowBounds::compute(const Row& row, const Columns& w, const ProductContract&
     magnitude_.assign(n, 0);
     const Index begin = t * w.step, end = std::min(begin + w.step, length);
     for (Index k = begin; k < end; ++k) {
-      const double a = row.a[static_cast<std::size_t>(k)];
-      const double* code = w.code.data() + k * w.count;
+      const double a = row.finite[static_cast<std::size_t>(k)];
+      const double* code = w.finite_code.data() + k * w.count;
       for (std::size_t i = 0; i < n; ++i) {
         const double term = a * code[i];
         sum_[i] += term;
@@ -314,16 +324,19 @@ void RowBounds::compute(const Row& row, const Columns& w, const ProductContract&
     }
     const double steps = static_cast<double>(end - begin);
     for (std::size_t i = 0; i < n; ++i) {
-      const double scale = w.scale_at(t, static_cast<Index>(i)), size = std::fabs(scale);
+      const double scale = w.finite_scale[static_cast<std::size_t>(t) * n + i], size = std::fabs(scale);
       const int quantum = row.quantum[static_cast<std::size_t>(t)] + w.quantum[static_cast<std::size_t>(t) * n + i];
       // A group in which every number is a multiple of one power of two, and no sum of them needs more bits than there are.
       const bool exact = quantum > no_bit / 2 || (magnitude_[i] <= std::ldexp(exact_limit, quantum) && quantum >= least_bit);
       double error = in_order ? error_[i] : gamma_factor(steps + (contract.products_rounded ? 1 : 0), u) * magnitude_[i];
       error = exact ? 0 : error + u * magnitude_[i] * steps * steps * 0x1p-52 + steps * contract.floor * (contract.products_rounded ? 2 : 1);
       if (scale != 0 && quantum < no_bit / 2) quantum_[i] = std::min(quantum_[i], quantum + lowest_bit(scale));
-      may_overflow[i] |= !(magnitude_[i] * (1 + 0x1p-10) < contract.largest);
-      if (contract.order != ProductOrder::any) rounded_[i] |= !exact;
-      else may_overflow[i] |= !(w.largest_code(t, static_cast<Index>(i)) * size <= contract.largest);
+      if (contract.order == ProductOrder::any) {
+        may_overflow[i] |= !(w.largest_code(t, static_cast<Index>(i)) * size < largest_weight);
+      } else {
+        rounded_[i] |= !exact;
+        may_overflow[i] |= !(magnitude_[i] * (1 + gamma_factor(steps + 1, u)) < contract.largest);
+      }
       const double term = sum_[i] * scale;
       total_[i] += term;
       gauge[i] += magnitude_[i] * size;
@@ -336,10 +349,12 @@ void RowBounds::compute(const Row& row, const Columns& w, const ProductContract&
   }
   bound.assign(n, 0);
   double largest = 0;
-  for (double a : row.a) largest = std::max(largest, std::fabs(a));
+  for (double a : row.finite) largest = std::max(largest, std::fabs(a));
   const double steps = static_cast<double>(length), groups = static_cast<double>(w.groups);
   for (std::size_t i = 0; i < n; ++i) {
-    may_overflow[i] |= !(gauge[i] * (1 + 0x1p-10) < contract.largest) || row.not_in_f32;
+    // No sum, in any order and with any of its roundings, exceeds this.
+    reach[i] = gauge[i] * (1 + gamma_factor(steps + groups + 2, u));
+    may_overflow[i] |= !(reach[i] < contract.largest) || row.not_in_f32;
     // As for a group: no sum of these numbers, in any order and whether scaled before or after, is rounded at all.
     const bool exact = rounded_[i] ? false : quantum_[i] > no_bit / 2 || (gauge[i] <= std::ldexp(exact_limit, quantum_[i]) && quantum_[i] >= least_bit);
     if (contract.order == ProductOrder::any) {
@@ -381,13 +396,15 @@ class ProductJudge {
     ExactSum exact = exact_of(row, w, i, p_.k);
     double bound = bounds_.bound[at];
     bool may_overflow = bounds_.may_overflow[at];
+    double reach = bounds_.reach[at];
     for (double g : {static_cast<double>(p_.w.tensor_scale), p_.a_low ? static_cast<double>(p_.a_low.tensor_scale) : 1.0}) {
       if (g == 1) continue;
       exact = times(exact, g);
       bound *= std::fabs(g);
       if (!is_power_of_two(g)) bound = bound * (1 + contract_.roundoff) + contract_.roundoff * std::fabs(exact.high);
       bound += contract_.floor;
-      may_overflow |= !(bounds_.gauge[at] * std::fabs(g) * (1 + 0x1p-10) < contract_.largest);
+      reach *= std::fabs(g) * (1 + 2 * contract_.roundoff);
+      may_overflow |= !(reach < contract_.largest);
     }
     const Index position = c_.at(0, 0, m, w.first + i);
     const double y = load(c_, position);
@@ -414,7 +431,7 @@ class ProductJudge {
     if (std::isinf(exact.high)) {
       ++mine.infinity_expected;
       if (y == exact.high) return void(++mine.inside);
-      return may_overflow ? excuse("sums may leave the range") : fail(e, "C is not the infinity that belongs there");
+      return may_overflow && !std::isfinite(y) ? excuse("sums may leave the range") : fail(e, "C is not the infinity that belongs there");
     }
     if (may_overflow && !std::isfinite(y)) return excuse("sums may leave the range");
     if (std::isnan(y)) return fail(e, "C is NaN");
@@ -518,10 +535,8 @@ std::vector<ProductContract> product_ladder(Dtype a) {
   add("fp32 sums by group, any order", ProductOrder::groups, 0x1p-24, true, {});
   add("fp32 sums, any order", ProductOrder::any, 0x1p-24, true, {});
   add("fp32 truncating sums, any order", ProductOrder::any, 0x1p-23, true, {});
-  if (a != Dtype::f32) {
-    add("weights rounded to the dtype of A, fp32 sums, any order", ProductOrder::any, 0x1p-24, true, a);
-    add("fp16 sums, any order", ProductOrder::any, 0x1p-11, true, a);
-  }
+  if (a != Dtype::f32) add("weights rounded to the dtype of A, fp32 sums, any order", ProductOrder::any, 0x1p-24, true, a);
+  if (a == Dtype::f16) add("fp16 sums, any order", ProductOrder::any, 0x1p-11, true, a);
   return ladder;
 }
 

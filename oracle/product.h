@@ -25,7 +25,7 @@ struct ProductContract {
   double roundoff = 0x1p-24;             // of an accumulation step
   bool products_rounded = false;         // no FMA
   std::optional<Dtype> weight_dtype;     // dequantized weights are rounded to it
-  double largest = 0x1.fffffep127;       // finite limit of the sums
+  double largest = 0x1.fffffep127;       // finite limit of the sums; beyond it they are infinite, truncating ones too
   double floor = 0x1p-149;               // the smallest subnormal: no step that underflows errs by more
 };
 

@@ -123,8 +123,8 @@ void expect_nearest(LowBit format, Index group, const std::vector<float>& column
   const TensorView w{const_cast<float*>(column.data()), Dtype::f32, {1, 1, k, 1}, {0, 0, 1, 1}, 0};
   const kernels::Status status = kernels::quantize_weights(w, format, {group}, bytes);
   ASSERT_TRUE(status.ok()) << status.detail;
-  EXPECT_EQ(bytes.view.tensor_scale, reference.view().tensor_scale);
-  EXPECT_EQ(decode_weights(bytes.view), decode_weights(reference.view()));
+  EXPECT_EQ(bytes.tensor_scale, reference.view().tensor_scale);
+  EXPECT_EQ(decode_weights(bytes.view()), decode_weights(reference.view()));
   ASSERT_EQ(bytes.scales.size(), reference.scales().size_in_bytes());
   EXPECT_EQ(std::memcmp(bytes.scales.data(), reference.scales().bytes(), bytes.scales.size()), 0);
 }
@@ -185,7 +185,7 @@ TEST(LowBitEncoders, KeepTheTwoLargestOfFour) {
     const LowBitMatrix reference = quantize(LowBit::fp4_sparse, 16, 1, 128, [&](Index i, Index) { return column[static_cast<std::size_t>(i)]; });
     const TensorView w{const_cast<float*>(column.data()), Dtype::f32, {1, 1, 16, 1}, {0, 0, 1, 1}, 0};
     ASSERT_TRUE(kernels::quantize_weights(w, LowBit::fp4_sparse, {}, bytes).ok());
-    EXPECT_THAT(decode_weights(which == 0 ? reference.view() : bytes.view), ElementsAre(0, -3, 3, 0, 0, 0, 0, 0, 0, 4, -6, 0, 6, 0, 0, -6));
+    EXPECT_THAT(decode_weights(which == 0 ? reference.view() : bytes.view()), ElementsAre(0, -3, 3, 0, 0, 0, 0, 0, 0, 4, -6, 0, 6, 0, 0, -6));
   }
   for (const std::vector<float>& ties : {std::vector<float>{3, 3, 5, 3}, {1, 5, 5, 5}, {0, 0, 0, 0}, {-2, 2, -2, 2}, {1, 2, 3, 4}, {4, 3, 2, 1}})
     expect_nearest(LowBit::fp4_sparse, 128, ties);

@@ -225,6 +225,90 @@ TEST(ProductVerdict, NothingComparedIsNoPass) {
   EXPECT_EQ(x.verdict().outcome, Outcome::inconclusive);
 }
 
+// What a review found: infinities that nobody judged, ranges taken too narrow or too wide.
+class Ranges : public testing::Test {
+ protected:
+  // One column of equal weights of E4M3 without scales, and C as a kernel would have left it.
+  Verdict judge_one(const std::vector<double>& a, double weight, double c, const ProductContract& contract) {
+    const Index k = std::ssize(a);
+    LowBitMatrix w(LowBit::f8e4m3, k, 1, 0);
+    for (Index i = 0; i < k; ++i) w.set_code(i, 0, static_cast<std::uint32_t>(encode(Dtype::f8e4m3, weight)));
+    const Tensor x(Dtype::f32, {1, 1, 1, k}, {{0, 0, k, 1}, 0, k}), y(Dtype::f32, {1, 1, 1, 1}, {{0, 0, 1, 1}, 0, 1});
+    for (Index i = 0; i < k; ++i) store(x.view(), i, a[static_cast<std::size_t>(i)]);
+    store(y.view(), 0, c);
+    Product p;
+    p.m = p.n = 1;
+    p.k = k;
+    p.a = x.view();
+    p.w = w.view();
+    return judge_product(p, y.view(), contract);
+  }
+  const double inf = std::numeric_limits<double>::infinity();
+  const ProductContract host = host_product_contract("AVX2");
+};
+
+TEST_F(Ranges, InfinitiesAreJudged) {
+  std::vector<double> a(32, 1);
+  a[5] = inf;
+  EXPECT_EQ(judge_one(a, 1, inf, host).inside, 1);
+  for (double wrong : {0.0, 42.0, -inf, std::nan("")}) EXPECT_EQ(judge_one(a, 1, wrong, host).outcome, Outcome::fail) << wrong;
+  EXPECT_EQ(judge_one(a, 0, std::nan(""), host).inside, 1);
+  EXPECT_EQ(judge_one(a, 0, inf, host).outcome, Outcome::fail);
+}
+
+TEST_F(Ranges, SumsMayOverflowByTheirRoundings) {
+  // Sequential sums in fp16 leave its range here, though the exact sum is 49,168.
+  const ProductContract fp16 = product_ladder(Dtype::f16).back();
+  ASSERT_EQ(fp16.roundoff, 0x1p-11);
+  std::vector<double> a(1100, round_to(Dtype::f16, 16.02));
+  a[0] = 32768;
+  EXPECT_EQ(judge_one(a, 1, inf, fp16).outside, 0);
+  std::vector<double> b(131272, std::nextafter(0x1p103f, 1e38f));
+  b[0] = 0x1.fcp127;
+  EXPECT_EQ(judge_one(b, 1, inf, host).outside, 0);
+}
+
+TEST_F(Ranges, NothingIsExcusedWhereNothingOverflows) {
+  // Scaled weights never form the sum of unscaled ones.
+  const Judged x("product m=1 n=1 k=32 dtype=f32 w=mxfp4 weights=largest scales=smallest values=ones");
+  x.set(0, 0, inf);
+  for (const ProductContract& c : product_ladder(Dtype::f32)) EXPECT_EQ(judge_product(x.in.problem, x.out.c.view(), c).outcome, Outcome::fail) << c.name;
+  EXPECT_EQ(judge_one({0x1p126}, 0x1p-6, inf, host).outcome, Outcome::fail);
+}
+
+TEST_F(Ranges, RoundedWeightsMayOverflow) {
+  LowBitMatrix w(LowBit::mxfp4, 1, 1, 32);
+  w.set_code(0, 0, 7);
+  w.set_scale(0, 0, 127 + 14);  // 98,304
+  float one = 1, infinite = std::numeric_limits<float>::infinity();
+  Product p;
+  p.m = p.n = p.k = 1;
+  p.a = {&one, Dtype::f32, {1, 1, 1, 1}, {0, 0, 1, 1}, 0};
+  p.w = w.view();
+  const TensorView c{&infinite, Dtype::f32, {1, 1, 1, 1}, {0, 0, 1, 1}, 0};
+  for (const ProductContract& contract : product_ladder(Dtype::f16))
+    EXPECT_EQ(judge_product(p, c, contract).outside, contract.weight_dtype ? 0 : 1) << contract.name;
+}
+
+TEST_F(Ranges, TwoTensorScalesOverflowTogether) {
+  LowBitMatrix a(LowBit::nvfp4, 16, 1, 16), w(LowBit::nvfp4, 16, 1, 16);
+  for (LowBitMatrix* m : {&a, &w}) {
+    for (Index k = 0; k < 16; ++k) m->set_code(k, 0, 2);
+    m->set_scale(0, 0, 0x38);
+    m->set_tensor_scale(0x1.8p70f);
+  }
+  Product p;
+  p.m = p.n = 1;
+  p.k = 16;
+  p.a_low = a.view();
+  p.w = w.view();
+  float out = 0;
+  const TensorView c{&out, Dtype::f32, {1, 1, 1, 1}, {0, 0, 1, 1}, 0};
+  ASSERT_EQ(run_product_plainly(*make_candidate("host"), p, c, 1), "");
+  EXPECT_TRUE(std::isinf(out));
+  EXPECT_EQ(judge_product(p, c, host).outside, 0);
+}
+
 // ---- Bad input ----------------------------------------------------------------------------------------------
 
 class Refusals : public testing::Test {
@@ -328,6 +412,48 @@ TEST_F(Refusals, OfOperandsLeaveTheOutputAlone) {
   const LowBitMatrix shorter(LowBit::mxfp4, 31, 2, 32), words(LowBit::fp4, 32, 2, 8);
   EXPECT_EQ(kernels::product(shorter.view(), *packed, c).detail, "a has k = 31, not the 32 of the weights");
   EXPECT_EQ(kernels::product(words.view(), *packed, c).detail, "a is fp4; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2");
+}
+
+// Numbers that a hostile caller would choose.
+TEST_F(Refusals, OfAbsurdNumbersNeverCrash) {
+  constexpr Index absurd = 0x7ffffffffffffff8;
+  LowBitView w = in_.problem.w;
+  w.format = LowBit::f8e4m3;
+  w.group = absurd;
+  EXPECT_EQ(pack(w), "1: group = 9223372036854775800 is above 1099511627776");
+  std::vector<float> data(64, 1);
+  const TensorView plain{data.data(), Dtype::f32, {1, 1, 8, 8}, {0, 0, 8, 1}, 0};
+  kernels::LowBitBytes bytes;
+  EXPECT_EQ(kernels::quantize_weights(plain, LowBit::int8, {absurd}, bytes).detail, "group = 9223372036854775800 is above 1099511627776");
+  TensorView tall = plain;
+  tall.shape[2] = Index{1} << 62;
+  tall.stride[2] = 0;
+  EXPECT_EQ(kernels::quantize_weights(tall, LowBit::int8, {}, bytes).detail, "k = 4611686018427387904 is above 1099511627776");
+  TensorView odd = plain;
+  odd.dtype = static_cast<Dtype>(77);
+  EXPECT_EQ(kernels::quantize_weights(odd, LowBit::int8, {}, bytes).detail, "w is dtype 77; weights are quantized from f32, f16 and bf16");
+  std::shared_ptr<const kernels::PackedWeights> packed;
+  ASSERT_TRUE(kernels::PackedWeights::pack(in_.problem.w, packed).ok());
+  // Extents whose product wraps to 0.
+  TensorView a{data.data(), Dtype::f32, {1, 1, Index{1} << 62, 32}, {0, 0, 0, 1}, 0}, c{data.data(), Dtype::f32, {1, 1, Index{1} << 62, 5}, {0, 0, 5, 1}, 0};
+  EXPECT_FALSE(kernels::product(a, *packed, c).ok());
+  LowBitView low = in_.problem.w;
+  low.format = static_cast<LowBit>(200);
+  EXPECT_EQ(kernels::product(low, *packed, c).detail, "a is format 200; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2");
+}
+
+TEST_F(Refusals, OfAnOutputOverALowBitInput) {
+  std::shared_ptr<const kernels::PackedWeights> packed;
+  ASSERT_TRUE(kernels::PackedWeights::pack(in_.problem.w, packed).ok());
+  LowBitMatrix a(LowBit::f8e4m3, 32, 2, 32);
+  const TensorView over_codes{a.codes().bytes(), Dtype::f32, {1, 1, 2, 5}, {0, 0, 5, 1}, 0}, over_scales{a.scales().bytes() - 8, Dtype::f32, {1, 1, 2, 5}, {0, 0, 5, 1}, 0};
+  EXPECT_EQ(kernels::product(a.view(), *packed, over_codes).detail, "c overlaps the codes of a; an output may overlap nothing");
+  EXPECT_EQ(kernels::product(a.view(), *packed, over_scales).detail, "c overlaps the scales of a; an output may overlap nothing");
+  // No rows are no error.
+  LowBitView none = a.view();
+  none.n = 0;
+  float x = 0;
+  EXPECT_TRUE(kernels::product(none, *packed, {&x, Dtype::f32, {1, 1, 0, 5}, {0, 0, 5, 1}, 0}).ok());
 }
 
 // ---- Case lines -----------------------------------------------------------------------------------------------

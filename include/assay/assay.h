@@ -1,4 +1,4 @@
-/* Assay's C interface: attention forward, backward and over caches, on this machine. C99.
+/* Assay's C interface: attention forward, backward and over caches, and low-bit products, on this machine. C99.
  *
  * - Every function returns a status (below) and never throws. On failure nothing was written, and assay_last_error() says
  *   which argument was refused, its value and the limit that it passed.
@@ -312,6 +312,61 @@ ASSAY_API assay_status assay_cache_length(assay_cache cache, int64_t sequence, i
  * appended. up_k [1, Hkv, D - rotary, rank] and up_v [1, Hkv, Dv, rank] of a latent cache; NULL otherwise. */
 ASSAY_API assay_status assay_attention_cached(assay_context context, const assay_attention* problem, assay_cache cache, const assay_tensor* up_k,
                                               const assay_tensor* up_v, const assay_tensor* o, const assay_tensor* lse);
+
+/* ---- Low-bit products --------------------------------------------------------------------------------------------- */
+
+typedef struct assay_weights_handle* assay_weights;
+
+/* Bytes, values and groups of each: docs/formats.md. */
+enum {
+  ASSAY_MXFP4 = 0,
+  ASSAY_NVFP4 = 1,
+  ASSAY_FP4 = 2,        /* grouped f16 scales, eight nibbles along k in a 32-bit word */
+  ASSAY_FP4_SPARSE = 3, /* the same, two of each four k */
+  ASSAY_MXFP8_E4M3 = 4,
+  ASSAY_MXFP8_E5M2 = 5,
+  ASSAY_INT8 = 6,
+  ASSAY_INT4 = 7
+};
+
+/* A matrix [K, N] as codes and scales. */
+typedef struct assay_low_bit {
+  uint32_t version, struct_size;
+  int32_t format;
+  float tensor_scale; /* 1, but for ASSAY_NVFP4 */
+  int64_t k, n;
+  int64_t group_size; /* 0: that of the format; -1: 8-bit floats without scales */
+  const void *codes, *scales;
+  const void* extra; /* zero points of integers, metadata of ASSAY_FP4_SPARSE; NULL otherwise */
+} assay_low_bit;
+
+static inline void assay_low_bit_init(assay_low_bit* m, int32_t format, int64_t k, int64_t n) {
+  m->version = ASSAY_VERSION;
+  m->struct_size = (uint32_t)sizeof(*m);
+  m->format = format;
+  m->tensor_scale = 1;
+  m->k = k;
+  m->n = n;
+  m->group_size = 0;
+  m->codes = m->scales = m->extra = NULL;
+}
+
+/* Bytes that codes, scales and extra take; any may be NULL. The matrix's pointers are not looked at. */
+ASSAY_API assay_status assay_low_bit_size(const assay_low_bit* matrix, int64_t* code_bytes, int64_t* scale_bytes, int64_t* extra_bytes);
+
+/* Weights in the order in which the kernels read them; the caller's bytes are not needed any more. Codes that the format forbids
+ * are refused. */
+ASSAY_API assay_status assay_weights_create(const assay_low_bit* matrix, assay_weights* weights);
+/* From w [1, 1, K, N] in f32, f16 or bf16. pad_k 0: K must be whole groups. NaN, infinities and scales that overflow are refused. */
+ASSAY_API assay_status assay_weights_quantize(const assay_tensor* w, int32_t format, int64_t group_size, int32_t pad_k, assay_weights* weights);
+/* The bytes again, of assay_low_bit_size(); tensor_scale may be NULL. */
+ASSAY_API assay_status assay_weights_read(assay_weights weights, void* codes, void* scales, void* extra, float* tensor_scale);
+ASSAY_API assay_status assay_weights_destroy(assay_weights weights);
+
+/* C = A W: a [1, 1, M, K] and c [1, 1, M, N] are f32, f16 or bf16. */
+ASSAY_API assay_status assay_product(assay_context context, const assay_tensor* a, assay_weights weights, const assay_tensor* c);
+/* The same with a low-bit A: ASSAY_MXFP4, ASSAY_NVFP4 or 8-bit floats, whose n counts the rows of A. */
+ASSAY_API assay_status assay_product_low_bit(assay_context context, const assay_low_bit* a, assay_weights weights, const assay_tensor* c);
 
 #ifdef __cplusplus
 }
