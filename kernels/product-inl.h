@@ -1,6 +1,6 @@
 // The low-bit product; compiled once for each SIMD target.
 //
-// Few rows of A: product_block() decodes eight k of two vectors of columns and uses them for every row at once; one row has its own
+// Few rows of A: product_block() decodes four k of two vectors of columns and uses them for every row at once; one row has its own
 // loop, of as many vectors as hide the latency of an addition. Many rows: decode_panel() writes fp32 panels, which the register blocks
 // of attention multiply. All three make the same sums.
 #include <algorithm>
@@ -78,48 +78,65 @@ HWY_INLINE Vector decode_f8(Lanes d, hn::Vec<hn::RebindToUnsigned<Lanes>> codes)
   return hn::Or(value, hn::BitCast(d, hn::ShiftLeft<24>(hn::And(codes, hn::Set(du, 0x80u)))));
 }
 
-// Calls use(depth, weights) for the eight k of a block, in order: a vector of columns from `column` on, zero points not yet taken off.
-template <Code code, class Use>
-HWY_INLINE void decode_block(Lanes d, const std::uint8_t* HWY_RESTRICT block, Index column, const Use& use) {
-  const hn::RebindToUnsigned<Lanes> du;
-  if constexpr (!is_nibble<code>) {
-    const auto at = [&](std::size_t depth) HWY_ATTR {
-      const auto codes = hn::LoadU(hn::Rebind<std::uint8_t, Lanes>(), block + static_cast<Index>(depth) * PackedWeights::panel + column);
+// Four k of a block, k = 4 * half + depth: a vector of columns from `column` on, zero points not yet taken off. Depth by depth, so that
+// several columns or rows advance side by side: their sums are what hides the latency of an addition.
+template <Code code>
+class HalfBlock {
+ public:
+  HWY_INLINE HalfBlock(const std::uint8_t* HWY_RESTRICT block, Index column, Index half) {
+    if constexpr (!is_nibble<code>) {
+      from_ = block + 4 * half * PackedWeights::panel + column;
+    } else {
+#if HWY_TARGET == HWY_SCALAR
+      from_ = block + column / 4 * 16 + column % 4 * 2;
+      half_ = half;
+#else
+      const Lanes d;
+      const hn::Repartition<std::uint8_t, Lanes> d8;
+      const hn::Repartition<std::uint16_t, Lanes> d16;
+      const auto bytes = hn::LoadU(d8, block + 4 * column);
+      const auto shifted = half == 0 ? bytes : hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, bytes)));
+      const auto nibbles = hn::And(shifted, hn::Set(d8, std::uint8_t{0x0F}));
+      const auto upper = hn::TableLookupBytes(hn::LoadDup128(d8, nibble_table<code>.upper), nibbles);
+      const auto lower = hn::TableLookupBytes(hn::LoadDup128(d8, nibble_table<code>.lower), nibbles);
+      first_ = hn::BitCast(d, hn::InterleaveLower(d8, lower, upper));
+      second_ = hn::BitCast(d, hn::InterleaveUpper(d8, lower, upper));
+#endif
+    }
+  }
+  template <std::size_t depth>
+  HWY_INLINE Vector at() const {
+    const Lanes d;
+    const hn::RebindToUnsigned<Lanes> du;
+    if constexpr (!is_nibble<code>) {
+      const auto codes = hn::LoadU(hn::Rebind<std::uint8_t, Lanes>(), from_ + static_cast<Index>(depth) * PackedWeights::panel);
       if constexpr (code == Code::int8) {
         const hn::Rebind<std::int8_t, Lanes> narrow;
         return hn::ConvertTo(d, hn::PromoteTo(hn::RebindToSigned<Lanes>(), hn::BitCast(narrow, codes)));
       } else {
         return decode_f8<code == Code::e4m3 ? 3 : 2>(d, hn::PromoteTo(du, codes));
       }
-    };
-    use(0, at(0)), use(1, at(1)), use(2, at(2)), use(3, at(3)), use(4, at(4)), use(5, at(5)), use(6, at(6)), use(7, at(7));
-  } else {
+    } else {
 #if HWY_TARGET == HWY_SCALAR
-    for (std::size_t depth = 0; depth < 8; ++depth) {
-      const std::size_t nibble = block[column / 4 * 16 + static_cast<Index>(depth % 4 / 2 * 8) + column % 4 * 2 + static_cast<Index>(depth % 2)] >> (depth / 4 * 4) & 0xFu;
+      const std::size_t nibble = from_[depth / 2 * 8 + depth % 2] >> (half_ * 4) & 0xFu;
       const std::uint32_t bits = static_cast<std::uint32_t>(nibble_table<code>.upper[nibble] << 8 | nibble_table<code>.lower[nibble]) << 16;
-      use(depth, hn::Set(d, std::bit_cast<float>(bits)));
-    }
+      return hn::Set(d, std::bit_cast<float>(bits));
 #else
-    const hn::Repartition<std::uint8_t, Lanes> d8;
-    const hn::Repartition<std::uint16_t, Lanes> d16;
-    const auto upper = hn::LoadDup128(d8, nibble_table<code>.upper), lower = hn::LoadDup128(d8, nibble_table<code>.lower);
-    const auto nibble = hn::Set(d8, std::uint8_t{0x0F});
-    const auto odd = hn::Set(du, 0xFFFF0000u);
-    const auto bytes = hn::LoadU(d8, block + 4 * column);
-    const auto four = [&](auto nibbles, std::size_t depth) HWY_ATTR {
-      const auto high = hn::TableLookupBytes(upper, nibbles), low = hn::TableLookupBytes(lower, nibbles);
-      const auto first = hn::BitCast(du, hn::InterleaveLower(d8, low, high)), second = hn::BitCast(du, hn::InterleaveUpper(d8, low, high));
-      use(depth, hn::BitCast(d, hn::ShiftLeft<16>(first)));
-      use(depth + 1, hn::BitCast(d, hn::And(first, odd)));
-      use(depth + 2, hn::BitCast(d, hn::ShiftLeft<16>(second)));
-      use(depth + 3, hn::BitCast(d, hn::And(second, odd)));
-    };
-    four(hn::And(bytes, nibble), 0);
-    four(hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, bytes))), nibble), 4);
+      // Pairs of bf16: the even k in the lower half of a lane.
+      const auto pair = hn::BitCast(du, depth < 2 ? first_ : second_);
+      return hn::BitCast(d, depth % 2 == 0 ? hn::ShiftLeft<16>(pair) : hn::And(pair, hn::Set(du, 0xFFFF0000u)));
 #endif
+    }
   }
-}
+
+ private:
+  const std::uint8_t* from_ = nullptr;
+#if HWY_TARGET == HWY_SCALAR
+  Index half_ = 0;
+#else
+  Vector first_, second_;
+#endif
+};
 
 // Zero points of group t, or nothing.
 template <Code code>
@@ -150,23 +167,36 @@ HWY_INLINE Vector load_scales(Lanes d, const PackedWeights& w, Index panel, Inde
   return hn::BitCast(d, hn::Or(power, hn::IfThenElseZero(hn::Eq(codes, hn::Set(du, 0xFFu)), hn::Set(du, 0x7FC00000u))));
 }
 
-// The same, by way of a policy.
-template <Code code, class Stages, class Use>
-HWY_INLINE void weights_of_block(Lanes d, const Stages& stages, const PackedWeights& w, Index panel, Index block, Index column, Vector zeros, const Use& use) {
-  if constexpr (Stages::observes) {
-    float lanes[hn::MaxLanes(Lanes())];
-    for (std::size_t depth = 0; depth < 8; ++depth) {
-      for (Index i = 0; i < lane_count; ++i) {
-        const Index k = 8 * block + static_cast<Index>(depth), n = panel * PackedWeights::panel + column + i;
-        lanes[i] = k < w.k() && n < w.n() ? stages.weight(w, k, n) : 0;
-      }
-      use(depth, hn::LoadU(d, lanes));
+// Zero points taken off, by way of a policy.
+template <Code code, class Stages>
+class Weights {
+ public:
+  HWY_INLINE Weights(const Stages& stages, const PackedWeights& w, Index panel, Index block, Index column, Index half, Vector zeros)
+      : codes_(w.panel_codes(panel) + block * w.block_bytes(), column, half),
+        zeros_(zeros),
+        stages_(stages),
+        w_(w),
+        k_(8 * block + 4 * half),
+        n_(panel * PackedWeights::panel + column) {}
+  template <std::size_t depth>
+  HWY_INLINE Vector at() const {
+    if constexpr (Stages::observes) {
+      float lanes[hn::MaxLanes(Lanes())];
+      const Index k = k_ + static_cast<Index>(depth);
+      for (Index i = 0; i < lane_count; ++i) lanes[i] = k < w_.k() && n_ + i < w_.n() ? stages_.weight(w_, k, n_ + i) : 0;
+      return hn::LoadU(Lanes(), lanes);
+    } else {
+      return take_off<code>(codes_.template at<depth>(), zeros_);
     }
-  } else {
-    decode_block<code>(d, w.panel_codes(panel) + block * w.block_bytes(), column,
-                       [&](std::size_t depth, Vector weights) HWY_ATTR { use(depth, take_off<code>(weights, zeros)); });
   }
-}
+
+ private:
+  HalfBlock<code> codes_;
+  Vector zeros_;
+  const Stages& stages_;
+  const PackedWeights& w_;
+  Index k_, n_;
+};
 template <class Stages>
 HWY_INLINE Vector scales_of_group(Lanes d, const Stages& stages, const PackedWeights& w, Index panel, Index t, Index column, Index rows) {
   if constexpr (Stages::observes) {
@@ -215,6 +245,22 @@ HWY_INLINE BlockRange blocks_of_group(const Stages& stages, const PackedWeights&
   return {begin, std::min((t + 1) * w.group() / 8, all)};
 }
 
+// sum[V] += x[depth] * weights[V] for four k of some vectors.
+template <std::size_t depth, class Weights, std::size_t... V>
+HWY_INLINE void add_depth(std::index_sequence<V...>, const float* HWY_RESTRICT x, const Weights* weights, Vector* sum) {
+  const Vector a = hn::Set(Lanes(), x[depth]);
+  ((sum[V] = hn::MulAdd(a, weights[V].template at<depth>(), sum[V])), ...);
+}
+template <Code code, class Stages, std::size_t... V>
+HWY_INLINE void add_half_block(std::index_sequence<V...> vectors, const Stages& stages, const PackedWeights& w, Index panel, Index block, Index column, Index half,
+                               const Vector* zeros, const float* HWY_RESTRICT x, Vector* sum) {
+  const Weights<code, Stages> weights[] = {{stages, w, panel, block, column + static_cast<Index>(V) * lane_count, half, zeros[V]}...};
+  add_depth<0>(vectors, x, weights, sum);
+  add_depth<1>(vectors, x, weights, sum);
+  add_depth<2>(vectors, x, weights, sum);
+  add_depth<3>(vectors, x, weights, sum);
+}
+
 // Totals of one row for the columns of vectors V of a panel, from `column` on.
 template <Code code, class Stages, std::size_t... V>
 HWY_INLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
@@ -222,25 +268,34 @@ HWY_INLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan, 
   const Lanes d;
   const PackedWeights& w = *plan.w;
   const auto columns = [&](std::size_t v) { return column + static_cast<Index>(v) * lane_count; };
+  // Four at a time: their half blocks fit into registers.
+  constexpr std::size_t step = std::min<std::size_t>(4, sizeof...(V));
   Vector total[] = {initial_total(d, stages, plan, row, panel * PackedWeights::panel + columns(V))...};
   for (Index t = 0; t < w.groups(); ++t) {
     Vector sum[] = {((void)V, hn::Zero(d))...};
     const Vector zeros[] = {load_zeros<code>(d, w, panel, t, columns(V))...};
     const auto [begin, end] = blocks_of_group(stages, w, t);
-    for (Index block = begin; block < end; ++block) {
-      const float* x = a + 8 * block;
-      (weights_of_block<code>(d, stages, w, panel, block, columns(V), zeros[V],
-                              [&](std::size_t depth, Vector weights) HWY_ATTR { sum[V] = hn::MulAdd(hn::Set(d, x[depth]), weights, sum[V]); }),
-       ...);
-    }
+    for (Index block = begin; block < end; ++block)
+      for (std::size_t v = 0; v < sizeof...(V); v += step)
+        for (Index half = 0; half < 2; ++half)
+          add_half_block<code>(std::make_index_sequence<step>(), stages, w, panel, block, columns(v), half, zeros + v, a + 8 * block + 4 * half, sum + v);
     ((total[V] = add_group(d, stages, sum[V], scales_of_group(d, stages, w, panel, t, columns(V), plan.m), total[V])), ...);
   }
   (hn::StoreU(total[V], d, totals + columns(V)), ...);
 }
 
+// left[R] += x[depth][R] * weights, and so for the vector of columns to the right.
+template <std::size_t depth, class Weights, std::size_t... R>
+HWY_INLINE void add_depth_of_rows(std::index_sequence<R...>, const float* HWY_RESTRICT x, const Weights& left_weights, const Weights& right_weights,
+                                  Vector (&left)[sizeof...(R)], Vector (&right)[sizeof...(R)]) {
+  const Lanes d;
+  const Vector l = left_weights.template at<depth>(), r = right_weights.template at<depth>();
+  ((left[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), l, left[R]), right[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), r, right[R])), ...);
+}
+
 // Totals of rows R for two vectors of columns. A is interleaved: the block's rows side by side for each k.
 template <Code code, class Stages, std::size_t... R>
-HWY_INLINE void product_block(std::index_sequence<R...>, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
+HWY_INLINE void product_block(std::index_sequence<R...> rows, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
                               const float* HWY_RESTRICT a, float* totals) {
   const Lanes d;
   const PackedWeights& w = *plan.w;
@@ -251,15 +306,15 @@ HWY_INLINE void product_block(std::index_sequence<R...>, const ProductPlan& plan
     Vector left[] = {((void)R, hn::Zero(d))...}, rest[] = {((void)R, hn::Zero(d))...};
     const Vector zeros_left = load_zeros<code>(d, w, panel, t, column), zeros_right = load_zeros<code>(d, w, panel, t, right);
     const auto [begin, end] = blocks_of_group(stages, w, t);
-    for (Index block = begin; block < end; ++block) {
-      const float* x = a + 8 * block * static_cast<Index>(sizeof...(R));
-      weights_of_block<code>(d, stages, w, panel, block, column, zeros_left, [&](std::size_t depth, Vector weights) HWY_ATTR {
-        ((left[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), weights, left[R])), ...);
-      });
-      weights_of_block<code>(d, stages, w, panel, block, right, zeros_right, [&](std::size_t depth, Vector weights) HWY_ATTR {
-        ((rest[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), weights, rest[R])), ...);
-      });
-    }
+    for (Index block = begin; block < end; ++block)
+      for (Index half = 0; half < 2; ++half) {
+        const float* x = a + (8 * block + 4 * half) * static_cast<Index>(sizeof...(R));
+        const Weights<code, Stages> l(stages, w, panel, block, column, half, zeros_left), r(stages, w, panel, block, right, half, zeros_right);
+        add_depth_of_rows<0>(rows, x, l, r, left, rest);
+        add_depth_of_rows<1>(rows, x, l, r, left, rest);
+        add_depth_of_rows<2>(rows, x, l, r, left, rest);
+        add_depth_of_rows<3>(rows, x, l, r, left, rest);
+      }
     const Vector scale_left = scales_of_group(d, stages, w, panel, t, column, plan.m), scale_right = scales_of_group(d, stages, w, panel, t, right, plan.m);
     ((total_left[R] = add_group(d, stages, left[R], scale_left, total_left[R]), total_right[R] = add_group(d, stages, rest[R], scale_right, total_right[R])),
      ...);
@@ -294,9 +349,14 @@ HWY_INLINE void decode_panel(const ProductPlan& plan, const Stages& stages, Inde
       const Vector zeros = load_zeros<code>(d, w, panel, t, column);
       float* strip = to.weights.get() + column / panel_width * panel_width * to.depth + column % panel_width;
       for (Index block = begin; block < end; ++block)
-        weights_of_block<code>(d, stages, w, panel, block, column, zeros, [&](std::size_t depth, Vector weights) HWY_ATTR {
-          hn::Store(weights, d, strip + (k0 + 8 * block + static_cast<Index>(depth)) * panel_width);
-        });
+        for (Index half = 0; half < 2; ++half) {
+          const Weights<code, Stages> weights(stages, w, panel, block, column, half, zeros);
+          float* to_rows = strip + (k0 + 8 * block + 4 * half) * panel_width;
+          hn::Store(weights.template at<0>(), d, to_rows);
+          hn::Store(weights.template at<1>(), d, to_rows + panel_width);
+          hn::Store(weights.template at<2>(), d, to_rows + 2 * panel_width);
+          hn::Store(weights.template at<3>(), d, to_rows + 3 * panel_width);
+        }
       hn::Store(scales_of_group(d, stages, w, panel, t, column, plan.m), d, to.scales.get() + (t - first_group) * PackedWeights::panel + column);
     }
   }
