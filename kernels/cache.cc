@@ -130,11 +130,7 @@ void TokenPlane::encode_row(const TensorView& t, Index row, Index head, Index pa
     const int exponent = scale_exponent(f, absmax);
     scales_[static_cast<std::size_t>(at * row_scales_ + begin / group_)] = static_cast<std::uint8_t>(exponent + 127);
     const float inverse = power_of_two(-exponent);
-    for (Index c = begin; c < end; ++c) {
-      const std::uint8_t code = encode_narrow(f, element(t, head, row, c) * inverse);
-      if (f.bits == 8) to[c] = static_cast<std::byte>(code);
-      else to[c / 2] |= static_cast<std::byte>(code << (c % 2 * 4));
-    }
+    for (Index c = begin; c < end; ++c) put_code(f.bits, to, c, encode_narrow(f, element(t, head, row, c) * inverse));
   }
 }
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 
@@ -69,6 +70,12 @@ inline std::uint8_t encode_narrow(const NarrowFormat& f, float value) {
   bits += (1u << (dropped - 1)) - 1 + (bits >> dropped & 1);
   const std::uint32_t code = (bits >> dropped) - (static_cast<std::uint32_t>(f.min_exponent - 1 + 127) << f.mantissa_bits);
   return static_cast<std::uint8_t>(sign | std::min(code, f.max_code));
+}
+
+// Code `at` of a row of codes, two nibbles a byte, the low one first: rows of caches, columns and words of weights. The bytes begin as 0.
+inline void put_code(int bits, std::byte* row, std::int64_t at, std::uint32_t code) {
+  if (bits == 8) row[at] = static_cast<std::byte>(code);
+  else row[at / 2] |= static_cast<std::byte>(code << (at % 2 * 4));
 }
 
 // The code nearest to any finite number, ties to even; saturates.

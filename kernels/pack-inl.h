@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "kernels/attention_plan.h"
-#include "kernels/codec.h"
+#include "kernels/decode-inl.h"
 #include "kernels/register_block-inl.h"
 #include "kernels/stages.h"
 
@@ -32,14 +32,12 @@ inline void load_stored_columns(const StoredColumns& c, Index page, Index slot, 
   const std::byte* from = c.data + page * c.page_bytes + slot * c.row_bytes;
   if (!c.scales) return load_columns(c.dtype, from, c.stride, c.count, to);
   const std::uint8_t* scales = c.scales + page * c.page_scales + slot * c.row_scales;
-  const float* values = decoded_values(c.dtype);
   for (Index begin = 0; begin < c.count; begin += c.group, ++scales) {
     const float scale = from_e8m0(*scales);
-    const Index end = std::min(begin + c.group, c.count);
-    if (c.dtype == Dtype::f4e2m1)
-      for (Index i = begin; i < end; ++i) to[i] = values[static_cast<std::uint8_t>(from[i / 2]) >> (i % 2 * 4) & 0xF] * scale;
-    else
-      for (Index i = begin; i < end; ++i) to[i] = values[static_cast<std::uint8_t>(from[i])] * scale;
+    const Index count = std::min(c.group, c.count - begin);
+    if (c.dtype == Dtype::f4e2m1) decode_row<Code::e2m1>(from, begin, count, scale, to);
+    else if (c.dtype == Dtype::f8e4m3) decode_row<Code::e4m3>(from, begin, count, scale, to);
+    else decode_row<Code::e5m2>(from, begin, count, scale, to);
   }
 }
 

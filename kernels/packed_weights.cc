@@ -169,7 +169,6 @@ Status PackedWeights::unpack(std::byte* codes, std::byte* scales, std::byte* ext
     if (!to && bytes > 0) return refuse(fmt::format("{} is null", name));
     if (bytes > 0) std::memset(to, 0, static_cast<std::size_t>(bytes));
   }
-  const auto put_nibble = [](std::byte* to, Index at, std::uint32_t value) { to[at / 2] |= static_cast<std::byte>(value << (at % 2 * 4)); };
   LowBitView shape;
   shape.format = format_;
   shape.k = k_;
@@ -186,18 +185,17 @@ Status PackedWeights::unpack(std::byte* codes, std::byte* scales, std::byte* ext
       for (Index quad = 0; 4 * quad < k_; ++quad) {
         const std::uint32_t kept = kept_[static_cast<std::size_t>(quad * n_ + n)];
         const Index pair = (quad / 4 * n_ + n) * 8 + quad % 4 * 2;
-        put_nibble(codes, pair, code(4 * quad + (kept & 3), n));
-        put_nibble(codes, pair + 1, code(4 * quad + (kept >> 2), n));
-        put_nibble(extra, (quad / 8 * n_ + n) * 8 + quad % 8, kept);
+        put_code(4, codes, pair, code(4 * quad + (kept & 3), n));
+        put_code(4, codes, pair + 1, code(4 * quad + (kept >> 2), n));
+        put_code(4, extra, (quad / 8 * n_ + n) * 8 + quad % 8, kept);
       }
       continue;
     }
     for (Index k = 0; k < k_; ++k) {
       const std::uint32_t c = code(k, n);
-      if (t.layout == CodeLayout::words) put_nibble(codes, (k / 8 * n_ + n) * 8 + k % 8, c);
-      else if (t.layout == CodeLayout::bytes) codes[k * n_ + n] = static_cast<std::byte>(c);
-      else if (t.bits == 8) codes[n * k_ + k] = static_cast<std::byte>(c);
-      else put_nibble(codes + n * ((k_ + 1) / 2), k, c);
+      if (t.layout == CodeLayout::words) put_code(4, codes, (k / 8 * n_ + n) * 8 + k % 8, c);
+      else if (t.layout == CodeLayout::bytes) put_code(8, codes, k * n_ + n, c);
+      else put_code(t.bits, codes + n * ((k_ * t.bits + 7) / 8), k, c);
     }
   }
   return {};

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "kernels/codec.h"
+#include "kernels/decode-inl.h"
 #include "kernels/product_plan.h"
 #include "kernels/product_stages.h"
 #include "kernels/register_block-inl.h"
@@ -33,8 +33,6 @@ static_assert(PackedWeights::panel % panel_width == 0 && PackedWeights::panel % 
 
 // ---- Decoding -------------------------------------------------------------------------------------------
 
-enum class Code { e2m1, int4, int8, e4m3, e5m2 };
-
 constexpr Code code_of(LowBit format) {
   switch (format) {
     case LowBit::int8: return Code::int8;
@@ -44,40 +42,6 @@ constexpr Code code_of(LowBit format) {
     default: return Code::e2m1;
   }
 }
-template <Code code>
-inline constexpr bool is_nibble = code == Code::e2m1 || code == Code::int4;
-template <Code code>
-inline constexpr bool has_zeros = code == Code::int4 || code == Code::int8;
-
-// The upper and the lower byte of the bf16 of each nibble; both hold every one of them exactly.
-struct NibbleTable {
-  alignas(16) std::uint8_t upper[16], lower[16];
-};
-template <Code code>
-inline constexpr NibbleTable nibble_table = [] {
-  NibbleTable t{};
-  for (std::uint32_t c = 0; c < 16; ++c) {
-    const float value = code == Code::e2m1 ? decode_narrow(narrow_format(Dtype::f4e2m1), c) : static_cast<float>(c);
-    const std::uint32_t bits = std::bit_cast<std::uint32_t>(value) >> 16;
-    t.upper[c] = static_cast<std::uint8_t>(bits >> 8);
-    t.lower[c] = static_cast<std::uint8_t>(bits);
-  }
-  return t;
-}();
-
-// E4M3 and E5M2: the fields move to where fp32 has its own, and a power of two makes up for the bias; subnormals come out right.
-template <int mantissa_bits>
-HWY_INLINE Vector decode_f8(Lanes d, hn::Vec<hn::RebindToUnsigned<Lanes>> codes) {
-  const hn::RebindToUnsigned<Lanes> du;
-  const auto magnitude = hn::And(codes, hn::Set(du, 0x7Fu));
-  const Vector scaled = hn::Mul(hn::BitCast(d, hn::ShiftLeft<23 - mantissa_bits>(magnitude)), hn::Set(d, mantissa_bits == 3 ? 0x1p120f : 0x1p112f));
-  // Above the largest finite number: E4M3 has NaN, E5M2 infinity and NaN.
-  const auto special = hn::Or(hn::ShiftLeft<23 - mantissa_bits>(magnitude), hn::Set(du, 0x7F800000u));
-  const auto is_special = hn::Gt(hn::BitCast(hn::RebindToSigned<Lanes>(), magnitude), hn::Set(hn::RebindToSigned<Lanes>(), mantissa_bits == 3 ? 0x7E : 0x7B));
-  const Vector value = hn::IfThenElse(hn::RebindMask(d, is_special), hn::BitCast(d, special), scaled);
-  return hn::Or(value, hn::BitCast(d, hn::ShiftLeft<24>(hn::And(codes, hn::Set(du, 0x80u)))));
-}
-
 // Four k of a block, k = 4 * half + depth: a vector of columns from `column` on, zero points not yet taken off. Depth by depth, so that
 // several columns or rows advance side by side: their sums are what hides the latency of an addition.
 template <Code code>

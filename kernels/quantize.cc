@@ -20,8 +20,6 @@ Status refuse(std::string detail) { return {StatusCode::invalid_arguments, std::
 
 constexpr NarrowFormat f16_format{16, 10, -14, 0x7BFF, 0x7E00, true};
 
-void put_nibble(std::byte* to, Index at, std::uint32_t code) { to[at / 2] |= static_cast<std::byte>(code << (at % 2 * 4)); }
-
 class Quantizer {
  public:
   Quantizer(LowBit format, Index group, const TensorView& w, LowBitBytes& to)
@@ -95,7 +93,7 @@ class Quantizer {
       return {};
     }
     const NarrowFormat element = narrow_format(traits_.element);
-    for (Index k = begin; k < end; ++k) put_code(k, n, scale == 0 ? 0 : encode_exact(element, value(k) / scale));
+    for (Index k = begin; k < end; ++k) put(k, n, scale == 0 ? 0 : encode_exact(element, value(k) / scale));
     return {};
   }
 
@@ -114,7 +112,7 @@ class Quantizer {
     const double zero = round_into(std::nearbyint(-low / scale) + least);
     to_.extra[static_cast<std::size_t>(t * n_ + n)] = static_cast<std::byte>(static_cast<int>(zero));
     for (Index k = begin; k < end; ++k)
-      put_code(k, n, static_cast<std::uint32_t>(static_cast<int>(round_into(std::nearbyint(value(k) / scale) + zero))) & (traits_.bits == 8 ? 0xFFu : 0xFu));
+      put(k, n, static_cast<std::uint32_t>(static_cast<int>(round_into(std::nearbyint(value(k) / scale) + zero))) & (traits_.bits == 8 ? 0xFFu : 0xFu));
     return {};
   }
 
@@ -131,12 +129,11 @@ class Quantizer {
     std::memcpy(to_.scales.data() + static_cast<std::size_t>(at) * bytes, &code, bytes);
   }
 
-  void put_code(Index k, Index n, std::uint32_t code) {
+  void put(Index k, Index n, std::uint32_t code) {
     std::byte* codes = to_.codes.data();
-    if (traits_.layout == CodeLayout::words) put_nibble(codes, (k / 8 * n_ + n) * 8 + k % 8, code);
-    else if (traits_.layout == CodeLayout::bytes) codes[k * n_ + n] = static_cast<std::byte>(code);
-    else if (traits_.bits == 8) codes[n * k_ + k] = static_cast<std::byte>(code);
-    else put_nibble(codes + n * ((k_ + 1) / 2), k, code);
+    if (traits_.layout == CodeLayout::words) put_code(4, codes, (k / 8 * n_ + n) * 8 + k % 8, code);
+    else if (traits_.layout == CodeLayout::bytes) put_code(8, codes, k * n_ + n, code);
+    else put_code(traits_.bits, codes + n * ((k_ * traits_.bits + 7) / 8), k, code);
   }
 
   // Of four k from `first` on the two largest magnitudes, the lower index first where they are equal.
@@ -154,9 +151,9 @@ class Quantizer {
     const Index low = std::min(best, next), high = std::max(best, next), quad = first / 4;
     const NarrowFormat element = narrow_format(Dtype::f4e2m1);
     const Index pair = (quad / 4 * n_ + n) * 8 + quad % 4 * 2;
-    put_nibble(to_.codes.data(), pair, encode_exact(element, value(first + low) / scale));
-    put_nibble(to_.codes.data(), pair + 1, encode_exact(element, value(first + high) / scale));
-    put_nibble(to_.extra.data(), (quad / 8 * n_ + n) * 8 + quad % 8, static_cast<std::uint32_t>(high * 4 + low));
+    put_code(4, to_.codes.data(), pair, encode_exact(element, value(first + low) / scale));
+    put_code(4, to_.codes.data(), pair + 1, encode_exact(element, value(first + high) / scale));
+    put_code(4, to_.extra.data(), (quad / 8 * n_ + n) * 8 + quad % 8, static_cast<std::uint32_t>(high * 4 + low));
   }
 
   const LowBit format_;

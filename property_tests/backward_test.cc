@@ -65,7 +65,7 @@ TEST_P(BackwardOnTarget, AgreesWithPlainLoops) {
            "attention b=1 h=2 l=40x140 d=16 scale=0",
        }) {
     const Backward t(parse_case(line));
-    const Reference exact(t);
+    const PlainReference exact(t);
     ASSERT_TRUE(t.run().ok()) << line;
     const double ratio = exact.compare();
     worst = std::max(worst, ratio);
@@ -80,7 +80,7 @@ TEST_P(BackwardOnTarget, AgreesWithPlainLoops) {
 TEST_P(BackwardOnTarget, GradientsComeInEveryDtype) {
   for (const Dtype out : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
     const Backward t(parse_case("attention b=1 h=2/1 l=33x45 d=20 dtype=f16"), out);
-    const Reference exact(t);
+    const PlainReference exact(t);
     ASSERT_TRUE(t.run().ok());
     exact.compare();
   }
@@ -92,7 +92,7 @@ TEST_P(BackwardOnTarget, NaNReachesWhatItTouchesAndNothingElse) {
   for (const std::string poke : {"q:0:1:20:3=nan", "k:0:1:7:2=nan", "k:0:0:100:2=nan", "v:0:1:9:4=nan", "v:0:1:9:4=inf", "q:0:2:39:0=inf", "k:0:0:109:1=nan"})
     for (const char* more : {"", " softcap=2", " dropout=0.4:3", " sink=0"}) {
       const Backward t(parse_case(base + "poke=" + poke + more));
-      const Reference exact(t);
+      const PlainReference exact(t);
       ASSERT_TRUE(t.run().ok());
       exact.compare();
       ASSERT_FALSE(HasFailure()) << poke << more;
@@ -101,7 +101,7 @@ TEST_P(BackwardOnTarget, NaNReachesWhatItTouchesAndNothingElse) {
     for (const Index i : {0, 39}) {
       const Backward t(parse_case(base + "sink=0"));
       store(t.d_o_in.q.view(), t.d_o_in.q.view().at(0, 2, i, 5), x);
-      const Reference exact(t);
+      const PlainReference exact(t);
       ASSERT_TRUE(t.run().ok());
       exact.compare();
       // It touches some of dV, and not all of it.
@@ -205,7 +205,7 @@ TEST(BackwardPass, FullyMaskedRowsAndUnseenKeysGiveExactZeros) {
   // Rows below 10 see nothing, and hold NaN; keys from 30 on are seen by no row, and hold NaN.
   const Case c = parse_case("attention b=1 h=2/1 l=40x50 d=8 causal offset=-10 lengths=30 hidden=nan sink=0.25 bias=normal");
   const Backward t(c);
-  const Reference clean(t);
+  const PlainReference clean(t);
   for (Index h = 0; h < 2; ++h)
     for (Index i = 0; i < 10; ++i)
       for (const TensorView& v : {t.p.q, t.d_o_in.q.view()}) store(v, v.at(0, h, i, 3), NAN);
@@ -239,7 +239,7 @@ TEST(BackwardPass, EmptyProblemsGiveEmptyOrZeroGradients) {
 // LSE = -inf means that nothing was visible, whatever O says.
 TEST(BackwardPass, AnLseOfMinusInfinityMeansNoContribution) {
   const Backward t(parse_case("attention b=1 h=1 l=2x3 d=4 sink=0"));
-  const Reference exact(t);
+  const PlainReference exact(t);
   for (Index i = 0; i < 2; ++i) store(t.lse.view(), i, -INFINITY);
   ASSERT_TRUE(t.run().ok());
   for (const Tensor* gradient : {&t.dq, &t.dk, &t.dv})

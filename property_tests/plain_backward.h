@@ -100,9 +100,9 @@ struct Near {
 };
 
 // Gradients of a problem, element by element, O and LSE included (they are stored to `t`, rounded).
-class Reference {
+class PlainReference {
  public:
-  explicit Reference(const Backward& t)
+  explicit PlainReference(const Backward& t)
       : t_(t),
         p_(t.p),
         s_(p_.shape),

@@ -15,6 +15,7 @@
 #include "harness/run.h"
 #include "harness/shrink.h"
 #include "harness/suites.h"
+#include "kernels/cache_storage.h"
 #include "kernels/product.h"
 #include "kernels/targets.h"
 
@@ -132,6 +133,48 @@ RC_GTEST_PROP(ProductKernel, RandomCasesPass, ()) {
   options.power = false;
   const CaseResult r = execute(c, *make_candidate("host"), options);
   if (r.outcome == Outcome::fail) RC_FAIL(print_case(c) + "\n" + r.reason);
+}
+
+// A cache of E2M1 with a scale for each 32 elements keeps a token as MXFP4 keeps a column: the product reads the cache's own bytes as weights.
+TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
+  constexpr Index tokens = 21, dim = 64;
+  kernels::CacheConfig config;
+  config.dim = config.value_dim = dim;
+  config.capacity = tokens;
+  config.dtype = Dtype::f4e2m1;
+  config.group_size = 32;
+  kernels::PagedCache cache(config);
+  const Tensor k(Dtype::f32, {1, 1, tokens, dim}, {{0, 0, dim, 1}, 0, tokens * dim});
+  for (Index i = 0; i < tokens; ++i)
+    for (Index d = 0; d < dim; ++d) {
+      // The largest of every group is 5 times a power of two, for which both declared scale rules choose the same scale.
+      const double x = d % 32 == 7 ? 5 : static_cast<double>((i * 37 + d * 11) % 19 - 9) / 2;
+      store(k.view(), i * dim + d, std::ldexp(x, static_cast<int>(i % 7 - d / 32 * 3)));
+    }
+  ASSERT_TRUE(cache.append(0, k.view(), k.view()).ok());
+  const kernels::StoredColumns stored = cache.stored(0, 0).keys.columns;
+  const LowBitView cached{LowBit::mxfp4, dim, tokens, 32, stored.data, reinterpret_cast<const std::byte*>(stored.scales), nullptr, 1};
+
+  TensorView columns = k.view();  // [dim, tokens]
+  std::swap(columns.shape[2], columns.shape[3]);
+  std::swap(columns.stride[2], columns.stride[3]);
+  kernels::LowBitBytes quantized;
+  ASSERT_TRUE(kernels::quantize_weights(columns, LowBit::mxfp4, {}, quantized).ok());
+  EXPECT_EQ(std::memcmp(quantized.codes.data(), cached.codes, quantized.codes.size()), 0);
+  EXPECT_EQ(std::memcmp(quantized.scales.data(), cached.scales, quantized.scales.size()), 0);
+
+  std::shared_ptr<const kernels::PackedWeights> packed;
+  ASSERT_TRUE(kernels::PackedWeights::pack(cached, packed).ok());
+  const Tensor q(Dtype::f32, {1, 1, 1, dim}, {{0, 0, dim, 1}, 0, dim}), scores(Dtype::f32, {1, 1, 1, tokens}, {{0, 0, tokens, 1}, 0, tokens});
+  for (Index d = 0; d < dim; ++d) store(q.view(), d, static_cast<double>(d % 5) - 2);
+  ASSERT_TRUE(kernels::product(q.view(), *packed, scores.view()).ok());
+  Product p;
+  p.m = 1;
+  p.n = tokens;
+  p.k = dim;
+  p.a = q.view();
+  p.w = cached;
+  EXPECT_EQ(judge_product(p, scores.view(), host_product_contract(kernels::chosen_target())).outcome, Outcome::pass);
 }
 
 // ---- The judge --------------------------------------------------------------------------------------------
