@@ -118,18 +118,26 @@ void products_mode(Rounds& rounds, const Settings& settings) {
   std::vector<std::string> names;
   for (const Ours& o : ours) names.emplace_back(o.name);
   for (const Peer& p : peers) names.emplace_back(p.name);
-  const std::vector<Index> rows = settings.full ? std::vector<Index>{1, 2, 4, 8, 16, 32, 64, 256, 512} : std::vector<Index>{1, 8, 256};
-  for (const auto& [n, k] : settings.full ? std::vector<std::pair<Index, Index>>{{4096, 4096}, {14336, 4096}, {4096, 14336}} : std::vector<std::pair<Index, Index>>{{4096, 4096}}) {
+  struct Matrix {
+    Index n, k;
+    std::vector<Index> rows;
+  };
+  const std::vector<Index> all = settings.full ? std::vector<Index>{1, 2, 4, 8, 16, 32, 64, 256, 512} : std::vector<Index>{1, 8, 256};
+  std::vector<Matrix> matrices = {{4096, 4096, all}};
+  if (settings.full) matrices.insert(matrices.end(), {{14336, 4096, all}, {4096, 14336, all}});
+  // 62 MB and more in four bits: larger than the caches of most machines, as the layers of a model are together.
+  matrices.push_back({8192, 14336, {1}});
+  for (const auto& [n, k, rows] : matrices) {
     Weights w(k, n, rows.back());
     std::vector<float> c(static_cast<std::size_t>(rows.back() * n));
     // What is read of one row: a footprint of its own, as large as the weights.
     const Tensor footprint = uniform(Dtype::f32, {1, 1, k, n / 2}, 5);
     for (const bool reads : {true, false}) {
+      if (!reads && rows.back() == 1) continue;
       fmt::print(rounds.tables(), "\nProducts, K = {}, N = {}, on {}: {}\n", k, n, kernels::chosen_target(),
                  reads ? "one row. Medians: GB/s (1e9) of packed bytes, and that over plain reads of as many bytes on as many threads"
                        : "several rows. Medians: GFLOP/s, and that over the fp32 multiply-add rate around each repetition");
-      std::vector<std::string> columns = names;
-      Table table(rounds, Table::Cell::rate, "threads     M", columns, {7, 8, 9});
+      Table table(rounds, Table::Cell::rate, "threads     M", names, {7, 8, 9});
       for (const int threads : settings.threads)
         for (const Index m : rows) {
           if (reads != (m == 1)) continue;
@@ -144,8 +152,8 @@ void products_mode(Rounds& rounds, const Settings& settings) {
             entries.push_back(std::move(e));
           };
           for (const Ours& o : ours) {
-            const double bytes = rounds.lists_only() ? 1 : static_cast<double>(w.packed(o.format)->bytes());
-            entry(o.name, bytes, [&, threads] {
+            const LowBitSizes sizes = sizes_of(o.format, k, n, traits(o.format).group);
+            entry(o.name, static_cast<double>(sizes.codes + sizes.scales + sizes.extra), [&, threads] {
               Run run = ours_run(o, s, w, c, threads);
               std::fill(c.begin(), c.end(), NAN);
               run();
@@ -154,10 +162,11 @@ void products_mode(Rounds& rounds, const Settings& settings) {
             });
           }
           for (const Peer& p : peers) {
-            const PlainProduct plain{m, n, k, w.a.data(), c.data(), rounds.lists_only() ? nullptr : &w.bytes(LowBit::mxfp4), w.plain.data()};
+            PlainProduct plain{m, n, k, w.a.data(), c.data(), nullptr, w.plain.data()};
             // oneDNN reads fp32, four bytes a weight.
             const double bytes = static_cast<double>(k * n) * (std::string_view(p.name) == "onednn-fp32" ? 4 : 0.53125);
-            entry(p.name, bytes, p.make == nullptr ? std::function<Run()>() : [&, plain, threads]() -> Run {
+            entry(p.name, bytes, p.make == nullptr ? std::function<Run()>() : [&, plain, threads]() mutable -> Run {
+              plain.mxfp4 = &w.bytes(LowBit::mxfp4);
               std::shared_ptr<ProductPeer> peer = p.make(plain, threads);
               std::fill(c.begin(), c.end(), NAN);
               peer->run();

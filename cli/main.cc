@@ -9,7 +9,7 @@
 
 int main(int argc, char** argv) {
   using namespace assay;
-  CLI::App app{"Assay proves an attention kernel right, or shows where it goes wrong."};
+  CLI::App app{"Assay proves an attention kernel or a low-bit product right, or shows where it goes wrong."};
   app.set_version_flag("--version", std::string("assay ") + ASSAY_VERSION);
   app.require_subcommand(1);
   app.footer(
@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
       "compared), 3 the machine or a device failed.\n\nExamples:\n"
       "  assay check --suite smoke\n"
       "  assay check --case 'attention b=1 h=8/2 l=37x53 d=64 dtype=bf16 causal lengths=41 scores=growing'\n"
+      "  assay check --case 'product m=5 n=70 k=100 dtype=bf16 w=nvfp4'\n"
       "  assay check --suite standard --json run.json --junit run.xml --html run.html\n"
       "  assay faults\n"
       "  assay notation");

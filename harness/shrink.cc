@@ -6,19 +6,23 @@ namespace assay {
 
 namespace {
 
+// Adds the changed case, if it is another one and can be.
+template <class Change>
+void add_step(std::vector<Case>& steps, const Case& c, const Change& change) {
+  Case next = c;
+  change(next);
+  if (next == c) return;
+  try {
+    check_case(next);
+  } catch (const CaseError&) {
+    return;  // a feature that another one needs
+  }
+  steps.push_back(std::move(next));
+}
+
 std::vector<Case> smaller_products(const Case& c) {
   std::vector<Case> steps;
-  auto step = [&](auto change) {
-    Case next = c;
-    change(next);
-    if (next == c) return;
-    try {
-      check_case(next);
-    } catch (const CaseError&) {
-      return;
-    }
-    steps.push_back(std::move(next));
-  };
+  const auto step = [&](const auto& change) { add_step(steps, c, change); };
   for (Index ProductSpec::*extent : {&ProductSpec::m, &ProductSpec::n, &ProductSpec::k}) {
     const Index now = c.product.*extent;
     for (Index target : {Index{1}, now / 2, now - 4, now - 1})
@@ -60,17 +64,7 @@ std::vector<Case> smaller_products(const Case& c) {
 std::vector<Case> smaller(const Case& c) {
   if (c.operation == Operation::product) return smaller_products(c);
   std::vector<Case> steps;
-  auto step = [&](auto change) {
-    Case next = c;
-    change(next);
-    if (next == c) return;
-    try {
-      check_case(next);
-    } catch (const CaseError&) {
-      return;  // a feature that another one needs
-    }
-    steps.push_back(std::move(next));
-  };
+  const auto step = [&](const auto& change) { add_step(steps, c, change); };
   const Case plain;
   // Extents: all the way, half, one less. Lists are cut to what is left.
   auto fit = [](Case& n) {

@@ -562,7 +562,7 @@ TEST(Case, ImpossibleBackwardsAndCaches) {
                              {"attention b=1 h=1 l=4 d=8 cache=latent:4:32+4 poke=k:0:0:0:0=1", "has no K and V of its own"},
                              {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f4e2m1 poke=k:0:0:0:0=nan", "f4e2m1 has no NaN"},
                              {"attention b=1 h=2 l=4 d=8 cache=contiguous layout=k:shared-head", "tokens are appended one by one"},
-                             {"forward b=1 h=1 l=4 d=8", "expected an operation (attention, backward), found 'forward'"}}) {
+                             {"forward b=1 h=1 l=4 d=8", "expected an operation (attention, backward, product), found 'forward'"}}) {
     try {
       parse_case(line);
       ADD_FAILURE() << line;
