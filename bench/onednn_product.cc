@@ -16,7 +16,7 @@ using Memory = dnnl::memory;
 
 class OnednnProduct final : public ProductPeer {
  public:
-  OnednnProduct(const PlainProduct& problem, int threads) : p_(problem), threads_(threads), engine_(dnnl::engine::kind::cpu, 0) {
+  OnednnProduct(const PlainProduct& problem, [[maybe_unused]] int threads) : p_(problem), engine_(dnnl::engine::kind::cpu, 0) {
 #if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP
     const auto set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
     if (set == nullptr) throw std::runtime_error("oneDNN's OpenMP runtime is not to be found: its threads cannot be limited");
@@ -48,7 +48,6 @@ class OnednnProduct final : public ProductPeer {
 
  private:
   PlainProduct p_;
-  int threads_;
   dnnl::engine engine_;
   dnnl::stream stream_;
   dnnl::matmul matmul_;

@@ -6,8 +6,10 @@ namespace assay {
 
 namespace {
 
-// Before AVX2 there is no FMA.
-bool lacks_fma(const std::string& target) { return target == "SCALAR" || target == "SSSE3" || target == "SSE4" || target == "SSE2"; }
+// Before AVX2 there is no FMA; EMU128, which stands for SCALAR in some builds, multiplies and adds.
+bool lacks_fma(const std::string& target) {
+  return target == "SCALAR" || target == "EMU128" || target == "SSSE3" || target == "SSE4" || target == "SSE2";
+}
 
 // What both kernels share: fp32 sums, exp_of_nonpositive and tanh_of of kernels/elementary-inl.h.
 Contract fp32_contract(const std::string& kernel, const std::string& target) {
