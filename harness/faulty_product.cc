@@ -14,7 +14,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-void run_faulty_product(const ProductPlan& plan, const void* stages) { run_product(plan, *static_cast<const FaultyProductStages*>(stages)); }
+void run_faulty_product(const ProductPlan& plan, const void* stages) { 
+  run_product<Code::e2m1, Code::int4, Code::int8, Code::e4m3, Code::e5m2>(plan, *static_cast<const FaultyProductStages*>(stages));
+ }
 
 }  // namespace assay::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -131,6 +131,14 @@ HWY_INLINE Vector load_scales(Lanes d, const PackedWeights& w, Index panel, Inde
   return hn::BitCast(d, hn::Or(power, hn::IfThenElseZero(hn::Eq(codes, hn::Set(du, 0xFFu)), hn::Set(du, 0x7FC00000u))));
 }
 
+// What a policy makes of weights.
+template <class Stages>
+HWY_NOINLINE Vector observed_weights(const Stages& stages, const PackedWeights& w, Index k, Index n) {
+  float lanes[hn::MaxLanes(Lanes())];
+  for (Index i = 0; i < lane_count; ++i) lanes[i] = k < w.k() && n + i < w.n() ? stages.weight(w, k, n + i) : 0;
+  return hn::LoadU(Lanes(), lanes);
+}
+
 // Zero points taken off, by way of a policy.
 template <Code code, class Stages>
 class Weights {
@@ -145,10 +153,7 @@ class Weights {
   template <std::size_t depth>
   HWY_INLINE Vector at() const {
     if constexpr (Stages::observes) {
-      float lanes[hn::MaxLanes(Lanes())];
-      const Index k = k_ + static_cast<Index>(depth);
-      for (Index i = 0; i < lane_count; ++i) lanes[i] = k < w_.k() && n_ + i < w_.n() ? stages_.weight(w_, k, n_ + i) : 0;
-      return hn::LoadU(Lanes(), lanes);
+      return observed_weights(stages_, w_, k_ + static_cast<Index>(depth), n_);
     } else {
       return take_off<code>(codes_.template at<depth>(), zeros_);
     }
@@ -162,14 +167,15 @@ class Weights {
   Index k_, n_;
 };
 template <class Stages>
+HWY_NOINLINE Vector observed_scales(const Stages& stages, const PackedWeights& w, Index t, Index n, Index rows) {
+  float lanes[hn::MaxLanes(Lanes())];
+  for (Index i = 0; i < lane_count; ++i) lanes[i] = n + i < w.n() ? stages.scale(w, t, n + i, rows) : 0;
+  return hn::LoadU(Lanes(), lanes);
+}
+template <class Stages>
 HWY_INLINE Vector scales_of_group(Lanes d, const Stages& stages, const PackedWeights& w, Index panel, Index t, Index column, Index rows) {
   if constexpr (Stages::observes) {
-    float lanes[hn::MaxLanes(Lanes())];
-    for (Index i = 0; i < lane_count; ++i) {
-      const Index n = panel * PackedWeights::panel + column + i;
-      lanes[i] = n < w.n() ? stages.scale(w, t, n, rows) : 0;
-    }
-    return hn::LoadU(d, lanes);
+    return observed_scales(stages, w, t, panel * PackedWeights::panel + column, rows);
   } else {
     return load_scales(d, w, panel, t, column);
   }
@@ -184,17 +190,19 @@ HWY_INLINE Vector initial_total(Lanes d, const Stages& stages, const ProductPlan
     return hn::Zero(d);
   }
 }
+template <class Stages>
+HWY_NOINLINE Vector observed_total(Lanes d, const Stages& stages, Vector total) {
+  float lanes[hn::MaxLanes(Lanes())];
+  hn::StoreU(total, d, lanes);
+  for (float& x : lanes) x = stages.after_group(x);
+  return hn::LoadU(d, lanes);
+}
 // total + sum * scale.
 template <class Stages>
 HWY_INLINE Vector add_group(Lanes d, const Stages& stages, Vector sum, Vector scale, Vector total) {
   total = hn::MulAdd(sum, scale, total);
-  if constexpr (Stages::observes) {
-    float lanes[hn::MaxLanes(Lanes())];
-    hn::StoreU(total, d, lanes);
-    for (float& x : lanes) x = stages.after_group(x);
-    total = hn::LoadU(d, lanes);
-  }
-  return total;
+  if constexpr (Stages::observes) return observed_total(d, stages, total);
+  else return total;
 }
 
 // ---- Few rows -------------------------------------------------------------------------------------------
@@ -227,7 +235,7 @@ HWY_INLINE void add_half_block(std::index_sequence<V...> vectors, const Stages& 
 
 // Totals of one row for the columns of vectors V of a panel, from `column` on.
 template <Code code, class Stages, std::size_t... V>
-HWY_INLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
+HWY_NOINLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
                             const float* HWY_RESTRICT a, float* totals) {
   const Lanes d;
   const PackedWeights& w = *plan.w;
@@ -303,7 +311,7 @@ struct DecodedPanel {
 };
 
 template <Code code, class Stages>
-HWY_INLINE void decode_panel(const ProductPlan& plan, const Stages& stages, Index panel, Index first_group, Index end_group, DecodedPanel& to) {
+HWY_NOINLINE void decode_panel(const ProductPlan& plan, const Stages& stages, Index panel, Index first_group, Index end_group, DecodedPanel& to) {
   const Lanes d;
   const PackedWeights& w = *plan.w;
   for (Index t = first_group; t < end_group; ++t) {
@@ -328,7 +336,7 @@ HWY_INLINE void decode_panel(const ProductPlan& plan, const Stages& stages, Inde
 
 // Adds the groups [first, end) of a strip to the totals of rows R.
 template <class Stages, std::size_t... R>
-HWY_INLINE void add_decoded(std::index_sequence<R...> rows, const ProductPlan& plan, const Stages& stages, Index first_group, Index end_group,
+HWY_NOINLINE void add_decoded(std::index_sequence<R...> rows, const ProductPlan& plan, const Stages& stages, Index first_group, Index end_group,
                             const DecodedPanel& b, Index column, const float* a, float* totals) {
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
@@ -373,7 +381,7 @@ HWY_INLINE void for_blocks_of(Index rows, const Body& body) {
 }
 
 template <class Stages>
-HWY_INLINE void store_totals(const ProductPlan& plan, const Stages& stages, Index panel, Index row0, Index rows, float* totals) {
+HWY_NOINLINE void store_totals(const ProductPlan& plan, const Stages& stages, Index panel, Index row0, Index rows, float* totals) {
   const PackedWeights& w = *plan.w;
   const Index n0 = panel * PackedWeights::panel, columns = stages.stored_columns(std::min(PackedWeights::panel, w.n() - n0));
   const float scale_w = stages.tensor_scale(w.tensor_scale()), scale_a = plan.a_low ? plan.a_low->tensor_scale : 1.0f;
@@ -462,15 +470,11 @@ void product_of_code(const ProductPlan& plan, const Stages& stages) {
   }
 }
 
-template <class Stages>
+// One of these codes is that of the weights.
+template <Code... codes, class Stages>
 void run_product(const ProductPlan& plan, const Stages& stages) {
-  switch (code_of(plan.w->format())) {
-    case Code::e2m1: return product_of_code<Code::e2m1>(plan, stages);
-    case Code::int4: return product_of_code<Code::int4>(plan, stages);
-    case Code::int8: return product_of_code<Code::int8>(plan, stages);
-    case Code::e4m3: return product_of_code<Code::e4m3>(plan, stages);
-    case Code::e5m2: return product_of_code<Code::e5m2>(plan, stages);
-  }
+  const Code wanted = code_of(plan.w->format());
+  ((wanted == codes ? product_of_code<codes>(plan, stages) : void()), ...);
 }
 
 }  // namespace assay::kernels::HWY_NAMESPACE

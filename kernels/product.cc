@@ -1,20 +1,5 @@
-#include "kernels/highway_config.h"
+#include "kernels/product.h"
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/product.cc"
-#include <hwy/foreach_target.h>
-// After foreach_target, which redefines the target on each of its passes.
-#include "kernels/product-inl.h"
-
-HWY_BEFORE_NAMESPACE();
-namespace assay::kernels::HWY_NAMESPACE {
-
-void run_product_unobserved(const ProductPlan& plan, const void*) { run_product(plan, NoProductStages{}); }
-
-}  // namespace assay::kernels::HWY_NAMESPACE
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -24,10 +9,9 @@ HWY_AFTER_NAMESPACE();
 #include <tuple>
 
 #include "kernels/overlap.h"
+#include "kernels/product_plan.h"
 
 namespace assay::kernels {
-
-HWY_EXPORT(run_product_unobserved);
 
 namespace {
 
@@ -79,6 +63,8 @@ Status check(const ProductPlan& plan) {
   return {};
 }
 
+RunProduct production_kernel(const PackedWeights& w) { return traits(w.format()).bits == 4 ? nibble_product() : byte_product(); }
+
 }  // namespace
 
 Status plan_and_run_product(const ProductPlan& plan, RunProduct run, const void* stages) {
@@ -99,7 +85,7 @@ Status product(const TensorView& a, const PackedWeights& w, const TensorView& c,
   plan.c = c;
   plan.m = a.shape[2];
   plan.threads = threads;
-  return plan_and_run_product(plan, HWY_DYNAMIC_DISPATCH(run_product_unobserved), nullptr);
+  return plan_and_run_product(plan, production_kernel(w), nullptr);
 }
 
 Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c, int threads) {
@@ -109,8 +95,7 @@ Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c,
   plan.c = c;
   plan.m = a.n;
   plan.threads = threads;
-  return plan_and_run_product(plan, HWY_DYNAMIC_DISPATCH(run_product_unobserved), nullptr);
+  return plan_and_run_product(plan, production_kernel(w), nullptr);
 }
 
 }  // namespace assay::kernels
-#endif  // HWY_ONCE

@@ -22,6 +22,10 @@ inline std::string name_of_dtype(Dtype d) { return static_cast<int>(d) < dtype_c
 // Code k of column n times its scale in fp32; without the tensor scale.
 float decode_low_bit(const LowBitView& w, Index k, Index n);
 
+// The production kernel for weights of four bits and of eight, on the target in use.
+RunProduct nibble_product();
+RunProduct byte_product();
+
 // Validates and runs: product() with another kernel in its place.
 Status plan_and_run_product(const ProductPlan& plan, RunProduct run, const void* stages);
 

@@ -67,8 +67,9 @@ int draw_zero(const Case& c, Index t, Index n) {
   switch (c.product.zeros) {
     case ZeroFamily::symmetric: return wide ? 0 : 8;
     case ZeroFamily::edges: {
-      constexpr int of_int8[] = {-128, -127, 0, 127}, of_int4[] = {0, 1, 8, 15};
-      return (wide ? of_int8 : of_int4)[draw.word(0) % 4];
+      static constexpr int of_int8[] = {-128, -127, 0, 127}, of_int4[] = {0, 1, 8, 15};
+      const std::uint32_t which = draw.word(0) % 4;
+      return wide ? of_int8[which] : of_int4[which];
     }
     default: return static_cast<int>(draw.word(0) % (wide ? 256 : 16)) - (wide ? 128 : 0);
   }

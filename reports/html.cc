@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <vector>
 
 namespace assay {
 namespace {
@@ -20,7 +21,7 @@ std::string escape(const std::string& text) {
 }
 
 // The largest of some outputs.
-std::string ratio_of(const Json& r, std::initializer_list<const char*> outputs) {
+std::string ratio_of(const Json& r, const std::vector<const char*>& outputs) {
   double largest = -1;
   for (const char* output : outputs) {
     if (!r.contains("worst") || !r["worst"].contains(output)) continue;
@@ -60,22 +61,30 @@ std::string html_report(const Json& run) {
     body += fmt::format("<p>{}<br><code>assay check --candidate {} --case '{}'</code></p>\n", escape((*r)["reason"]), escape((*r)["candidate"]), escape(line));
   }
   body +=
-      "<h2>Power</h2>\n<p>A pass says as much as the faults it could have shown. A cell is a lane of a kind of tile and a change of one key there "
+      "<h2>Power</h2>\n<p>A pass says as much as the faults it could have shown. A cell is a lane of a kind of tile and a change of one key, or of one term of a sum, there "
       "(deleted, counted twice, V exchanged with its neighbour, weight off by 1%); shown means that some case of the run would have moved an output by more "
       "than twice its bound.</p>\n"
       "<table><tr><th>dtype and tile width</th><th class=\"n\">cells shown</th><th class=\"n\">cells</th></tr>\n";
   for (const auto& [name, cells] : summary["adequacy"].items())
     body += fmt::format("<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n", escape(name), cells["shown"].get<Index>(),
                         cells["cells"].get<Index>());
+  // Only the outputs that this run has.
+  struct Column {
+    const char* title;
+    std::vector<const char*> outputs;
+  };
+  std::vector<Column> columns = {{"O", {"O"}}, {"LSE", {"LSE"}}, {"gradients", {"dQ", "dK", "dV", "dBias", "dSink"}}, {"C", {"C"}}};
+  std::erase_if(columns, [&](const Column& c) { return std::ranges::all_of(results, [&](const Json* r) { return ratio_of(*r, c.outputs).empty(); }); });
   body +=
-      "</table>\n<h2>Cases</h2>\n<p>Largest error divided by its proved bound, over all elements of O, of LSE and of the gradients. 1 would be the bound "
-      "itself.</p>\n"
-      "<div class=\"scroll\"><table><tr><th>outcome</th><th class=\"n\">O</th><th class=\"n\">LSE</th><th class=\"n\">gradients</th><th>case</th></tr>\n";
+      "</table>\n<h2>Cases</h2>\n<p>Largest error divided by its proved bound, over all elements of an output. 1 would be the bound itself; a case judged "
+      "without tolerance alone has none.</p>\n<div class=\"scroll\"><table><tr><th>outcome</th>";
+  for (const Column& c : columns) body += fmt::format("<th class=\"n\">{}</th>", c.title);
+  body += "<th>case</th></tr>\n";
   for (const Json* r : results) {
     const std::string outcome = (*r)["outcome"];
-    body +=
-        fmt::format("<tr><td class=\"{0}\">{0}</td><td class=\"n\">{1}</td><td class=\"n\">{2}</td><td class=\"n\">{3}</td><td><code>{4}</code></td></tr>\n",
-                    escape(outcome), ratio_of(*r, {"O"}), ratio_of(*r, {"LSE"}), ratio_of(*r, {"dQ", "dK", "dV", "dBias", "dSink"}), escape((*r)["case"]));
+    body += fmt::format("<tr><td class=\"{0}\">{0}</td>", escape(outcome));
+    for (const Column& c : columns) body += fmt::format("<td class=\"n\">{}</td>", ratio_of(*r, c.outputs));
+    body += fmt::format("<td><code>{}</code></td></tr>\n", escape((*r)["case"]));
   }
   body += "</table></div>\n<h2>Machine</h2>\n<table>\n";
   for (const auto& [name, value] : run["machine"].items())

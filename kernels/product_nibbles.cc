@@ -1,0 +1,26 @@
+// The product of weights whose codes are nibbles. Two files, because each is compiled for every SIMD target.
+#include "kernels/highway_config.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/product_nibbles.cc"
+#include <hwy/foreach_target.h>
+// After foreach_target, which redefines the target on each of its passes.
+#include "kernels/product-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace assay::kernels::HWY_NAMESPACE {
+
+void run_nibble_product(const ProductPlan& plan, const void*) { run_product<Code::e2m1, Code::int4>(plan, NoProductStages{}); }
+
+}  // namespace assay::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace assay::kernels {
+
+HWY_EXPORT(run_nibble_product);
+
+RunProduct nibble_product() { return HWY_DYNAMIC_DISPATCH(run_nibble_product); }
+
+}  // namespace assay::kernels
+#endif  // HWY_ONCE
