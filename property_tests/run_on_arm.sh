@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Cross-compiles the command for 64-bit Arm and runs the smoke and padding suites under qemu-user: the kernel's NEON
+# Cross-compiles the command for 64-bit Arm and runs the smoke, padding and products suites under qemu-user: the kernels' NEON
 # code under the same verdicts. Debian's arm64 libraries are unpacked into the build folder, not installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,3 +28,4 @@ aarch64-linux-gnu-g++ -o "$out/assay" "$out"/objects/*.o "$libraries"/libhwy.so.
 run=(qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH="$libraries" "$out/assay")
 "${run[@]}" check --in-process --suite smoke --no-shrink
 "${run[@]}" check --in-process --suite padding --no-shrink --shard 0/4
+"${run[@]}" check --in-process --suite products --no-shrink --shard 0/4
