@@ -3,6 +3,7 @@
 #include <Random123/philox.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <stdexcept>
@@ -46,12 +47,19 @@ void multiply(const std::vector<Real>& x, const std::vector<Real>& w, Index rows
     }
 }
 
+// Whether no gradient reaches a row. Such a row passes none on, whatever its activations hold: 0 * NaN of padding would be NaN.
+template <class Real>
+bool is_zero_row(const std::vector<Real>& d, std::size_t first, Index columns) {
+  return std::all_of(d.begin() + static_cast<std::ptrdiff_t>(first), d.begin() + static_cast<std::ptrdiff_t>(first) + columns, [](Real x) { return x == 0; });
+}
+
 // dx = dy W^T with the rounded weights, and dW += x^T dy, straight through the rounding.
 template <class Real>
 void multiply_backward(Linear<Real>& layer, const std::vector<Real>& x, const std::vector<Real>& dy, Index rows, std::vector<Real>& dx) {
   const std::vector<Real>& w = layer.format ? layer.rounded : layer.weights;
   dx.assign(static_cast<std::size_t>(rows * layer.in), 0);
-  for (Index r = 0; r < rows; ++r)
+  for (Index r = 0; r < rows; ++r) {
+    if (is_zero_row(dy, static_cast<std::size_t>(r * layer.out), layer.out)) continue;
     for (Index i = 0; i < layer.in; ++i) {
       const Real a = x[static_cast<std::size_t>(r * layer.in + i)];
       Real sum = 0;
@@ -62,6 +70,7 @@ void multiply_backward(Linear<Real>& layer, const std::vector<Real>& x, const st
       }
       dx[static_cast<std::size_t>(r * layer.in + i)] = sum;
     }
+  }
 }
 
 constexpr double epsilon = 1e-5;
@@ -81,6 +90,7 @@ std::vector<Real> norm(const std::vector<Real>& x, Index width) {
 template <class Real>
 void add_norm_backward(const std::vector<Real>& x, const std::vector<Real>& dy, Index width, std::vector<Real>& dx) {
   for (std::size_t row = 0; row < x.size(); row += static_cast<std::size_t>(width)) {
+    if (is_zero_row(dy, row, width)) continue;
     Real squares = 0, dot = 0;
     for (Index c = 0; c < width; ++c) {
       const auto e = row + static_cast<std::size_t>(c);
@@ -416,7 +426,7 @@ void Transformer<Real>::backward(const TokenBatch& batch, Arithmetic<Real>& arit
     Layer& l = layers_[static_cast<std::size_t>(n)];
     const Trace& t = trace_[static_cast<std::size_t>(n)];
     multiply_backward(l.down, t.activated, dx, rows, d);
-    for (std::size_t e = 0; e < d.size(); ++e) d[e] *= silu_slope(t.up[e]);
+    for (std::size_t e = 0; e < d.size(); ++e) d[e] = d[e] == 0 ? 0 : d[e] * silu_slope(t.up[e]);
     std::vector<Real> d_normed;
     multiply_backward(l.up, t.normed_middle, d, rows, d_normed);
     add_norm_backward(t.middle, d_normed, c.width, dx);

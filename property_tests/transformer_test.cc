@@ -124,8 +124,9 @@ TEST(SmallTransformer, NanStaysInPaddingAndIsNamedWhereItEnters) {
   const double with_nan = poisoned.loss(batch, kernels, true);
   EXPECT_EQ(outside.stage, "");
   EXPECT_EQ(with_nan, clean.loss(batch, kernels, true));
-  // Gradients of everything that a visible token reaches are the same bits; weights are reached by padding rows too, through 0 * NaN of their own
-  // products, so only attention's containment is asked of them.
+  // Nor does it reach any gradient, that of the padding token's own embedding included.
+  const auto with = poisoned.parameters(), without = clean.parameters();
+  for (std::size_t p = 0; p < with.size(); ++p) EXPECT_EQ(with[p]->gradient, without[p]->gradient) << "parameter " << p;
   poisoned.observe = nullptr;
 
   batch.tokens[30] = config.vocabulary - 1;  // sequence 2, position 6: a token that is seen
