@@ -17,7 +17,7 @@ struct FaultyProductStages : kernels::NoProductStages {
   TensorView c;
 
   Index depth_blocks(const kernels::PackedWeights& w) const { return fault == Fault::depth_tail_dropped ? w.k() / 8 : w.blocks(); }
-  Index stored_rows(Index rows, Index /*of_block*/) const { return fault == Fault::row_beyond_the_last_stored ? rows + rows % 2 : rows; }
+  Index stored_rows(Index rows) const { return fault == Fault::row_beyond_the_last_stored ? rows + rows % 2 : rows; }
   Index stored_columns(Index columns) const {
     return fault == Fault::last_columns_not_written && columns < kernels::PackedWeights::panel ? columns / 8 * 8 : columns;
   }

@@ -236,7 +236,7 @@ HWY_INLINE void add_half_block(std::index_sequence<V...> vectors, const Stages& 
 // Totals of one row for the columns of vectors V of a panel, from `column` on.
 template <Code code, class Stages, std::size_t... V>
 HWY_NOINLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
-                            const float* HWY_RESTRICT a, float* totals) {
+                              const float* HWY_RESTRICT a, float* totals) {
   const Lanes d;
   const PackedWeights& w = *plan.w;
   const auto columns = [&](std::size_t v) { return column + static_cast<Index>(v) * lane_count; };
@@ -337,7 +337,7 @@ HWY_NOINLINE void decode_panel(const ProductPlan& plan, const Stages& stages, In
 // Adds the groups [first, end) of a strip to the totals of rows R.
 template <class Stages, std::size_t... R>
 HWY_NOINLINE void add_decoded(std::index_sequence<R...> rows, const ProductPlan& plan, const Stages& stages, Index first_group, Index end_group,
-                            const DecodedPanel& b, Index column, const float* a, float* totals) {
+                              const DecodedPanel& b, Index column, const float* a, float* totals) {
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   const PackedWeights& w = *plan.w;
@@ -412,7 +412,7 @@ void product_few_rows(const ProductPlan& plan, const Stages& stages, Index row0,
         for (Index column = 0; column < PackedWeights::panel; column += panel_width) product_block<code>(block, plan, stages, panel, column, row0 + r, x, to);
       }
     });
-    store_totals(plan, stages, panel, row0, stages.stored_rows(rows, rows), totals);
+    store_totals(plan, stages, panel, row0, stages.stored_rows(rows), totals);
   });
 }
 

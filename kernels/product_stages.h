@@ -10,7 +10,7 @@ struct NoProductStages {
   static constexpr bool observes = false;  // true: the functions that take weights or floats are called
 
   Index depth_blocks(const PackedWeights& w) const { return w.blocks(); }  // of eight k
-  Index stored_rows(Index rows, Index /*of_block*/) const { return rows; }
+  Index stored_rows(Index rows) const { return rows; }                     // by the kernel for few rows
   Index stored_columns(Index columns) const { return columns; }   // of a panel
   float padding() const { return 0; }                             // of rows of A, up to whole blocks
   float tensor_scale(float declared) const { return declared; }
