@@ -17,6 +17,7 @@ struct CheckOptions {
   std::vector<std::string> cases;  // case lines
   std::string cases_file;          // one line each
   std::string candidate = "host";
+  std::string device;  // instead of a candidate: device:NAME
   std::string filter;  // substring of the line
   std::uint64_t seed = 1;
   std::string shard;        // i/n, i from 0

@@ -41,8 +41,13 @@ int main(int argc, char** argv) {
   suite->excludes(lines)->excludes(file);
   check_command
       ->add_option("--candidate", check_options.candidate,
-                   "host, host-undeclared (no contract: a ladder is tried), unfused (the fallback), sdpa (what the dispatcher chooses) or fault:NAME")
+                   "host, host-undeclared (no contract: a ladder is tried), unfused (the fallback), sdpa (what the dispatcher chooses), device:NAME or fault:NAME")
       ->capture_default_str();
+  check_command
+      ->add_option("--device", check_options.device,
+                   "Judge the kernels of a device instead: opencl (the first GPU, or else the first device), opencl:TEXT (the first whose platform or device\n"
+                   "name contains TEXT) or host. Exit status 3 where there is none")
+      ->excludes("--candidate");
   check_command->add_option("--filter", check_options.filter, "Only cases whose line contains this text");
   check_command->add_option("--seed", check_options.seed, "Of the inputs of a suite")->capture_default_str();
   check_command->add_option("--shard", check_options.shard, "i/n: every n-th case, from the i-th (0-based) on");
@@ -101,5 +106,8 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "assay: check needs --suite, --case or --cases; the suites are {}\n", fmt::join(suite_names(), ", "));
     return bad_usage;
   }
+  if (!check_options.device.empty()) check_options.candidate = "device:" + check_options.device;
+  // Drivers of devices reserve far more addresses than they use.
+  if (check_options.candidate.starts_with("device:") && check_command->count("--memory") == 0) check_options.workers.memory_mib = 0;
   return check(check_options);
 }

@@ -8,6 +8,7 @@
 #include "harness/contracts.h"
 #include "harness/planted_faults.h"
 #include "kernels/attention.h"
+#include "kernels/device/device_backend.h"
 #include "kernels/dispatch.h"
 #include "kernels/targets.h"
 #include "kernels/unfused.h"
@@ -39,7 +40,7 @@ class Host : public Candidate {
   kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
     return kernels::attention_backward(p, in, out, threads);
   }
-  bool has_products() const override { return true; }
+  std::string unsupported_product(const Product&) const override { return {}; }
   kernels::Status run_product(const Product& p, const TensorView& c, int threads) override {
     std::shared_ptr<const kernels::PackedWeights> w;
     if (kernels::Status status = kernels::PackedWeights::pack(p.w, w); !status.ok()) return status;
@@ -87,6 +88,53 @@ class Sdpa : public Candidate {
   kernels::Dispatcher dispatcher_;
 };
 
+// The kernels of a device, by way of the dispatcher, which must not answer in its place.
+class OnDevice : public Candidate {
+ public:
+  explicit OnDevice(const std::string& device) : device_(device) {
+    std::shared_ptr<kernels::Device> opened = kernels::make_device(device);
+    if (!opened)
+      throw std::invalid_argument(fmt::format("unknown device '{}'; there are {}", device, fmt::join(kernels::device_names(), ", ")));
+    session_ = std::make_shared<kernels::DeviceSession>(std::move(opened));
+    if (kernels::Status status = session_->limits(limits_); !status.ok()) throw DeviceUnavailable(fmt::format("device {}: {}", device, status.detail));
+    kernels::DispatchSettings settings;
+    settings.min_query_length = 0;
+    settings.fall_back_on_failure = false;
+    dispatcher_ = std::make_unique<kernels::Dispatcher>(std::make_shared<kernels::DeviceBackend>(session_), std::move(settings));
+  }
+  std::string name() const override { return "device:" + device_; }
+  std::string unsupported(const Attention& p, Dtype out) const override {
+    if (p.dropout > 0) return "dropout on a device";
+    return limits_.has_subnormals ? unsupported_dtype(p, out) : "the device flushes subnormal numbers to zero";
+  }
+  std::optional<Contract> contract(const Attention& p) const override {
+    return device_ == "host" ? host_contract(p, kernels::chosen_target()) : device_contract(limits_.name);
+  }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
+    dispatcher_->reset_counters();
+    kernels::SdpaOptions options;
+    options.threads = threads;
+    kernels::Status status = dispatcher_->sdpa(p, out, options);
+    if (status.ok() && dispatcher_->counters().dispatched != 1) return {kernels::StatusCode::execution_failed, "the dispatcher did not use the device"};
+    return status;
+  }
+  std::string unsupported_product(const Product& p) const override {
+    if (!p.a) return "a low-bit A on a device";
+    if (!kernels::device_product_supports(p.w.format)) return fmt::format("{} weights on a device", traits(p.w.format).name);
+    return limits_.has_subnormals ? "" : "the device flushes subnormal numbers to zero";
+  }
+  kernels::Status run_product(const Product& p, const TensorView& c, int threads) override { return kernels::device_product(*session_, p.a, p.w, c, threads); }
+  std::optional<ProductContract> product_contract() const override {
+    return device_ == "host" ? host_product_contract(kernels::chosen_target()) : device_product_contract(limits_.name);
+  }
+
+ private:
+  const std::string device_;
+  std::shared_ptr<kernels::DeviceSession> session_;
+  kernels::DeviceLimits limits_;
+  std::unique_ptr<kernels::Dispatcher> dispatcher_;
+};
+
 class Faulty : public Candidate {
  public:
   explicit Faulty(const PlantedFault& fault) : fault_(fault) {}
@@ -105,7 +153,7 @@ class Faulty : public Candidate {
   kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
     return fault_.suite == "backward" ? run_planted_backward(fault_, p, in, out, threads) : kernels::attention_backward(p, in, out, threads);
   }
-  bool has_products() const override { return true; }
+  std::string unsupported_product(const Product&) const override { return {}; }
   kernels::Status run_product(const Product& p, const TensorView& c, int threads) override { return run_planted_product(fault_, p, c, threads); }
   std::optional<ProductContract> product_contract() const override { return host_product_contract(std::string(planted_fault_target())); }
 
@@ -135,6 +183,7 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name == "host" || name == "host-undeclared") return std::make_unique<Host>(name == "host");
   if (name == "unfused") return std::make_unique<Unfused>();
   if (name == "sdpa") return std::make_unique<Sdpa>();
+  if (name.starts_with("device:")) return std::make_unique<OnDevice>(name.substr(7));
   if (name.starts_with("fault:"))
     for (const PlantedFault& f : planted_faults())
       if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
@@ -143,6 +192,7 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
 
 std::vector<std::string> candidate_names() {
   std::vector<std::string> names = {"host", "host-undeclared", "unfused", "sdpa"};
+  for (const std::string& device : kernels::device_names()) names.push_back("device:" + device);
   for (const PlantedFault& f : planted_faults()) names.push_back("fault:" + std::string(f.name));
   return names;
 }

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -32,16 +33,22 @@ class Candidate {
   // Called only where has_backward() says so, with O and LSE as run() left them.
   virtual kernels::Status run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads);
 
-  virtual bool has_products() const { return false; }
-  // Called only where has_products() says so, as the next one where has_quantizer() does.
+  // Why the candidate does not do this product; empty if it does.
+  virtual std::string unsupported_product(const Product&) const { return "no low-bit products"; }
+  // Called only where unsupported_product() says nothing, as quantize() where has_quantizer() does.
   virtual kernels::Status run_product(const Product& problem, const TensorView& c, int threads);
   virtual std::optional<ProductContract> product_contract() const { return std::nullopt; }
   virtual bool has_quantizer() const { return false; }
   virtual kernels::Status quantize(const TensorView& w, LowBit format, Index group, kernels::LowBitBytes& to);
 };
 
+struct DeviceUnavailable : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 // "host": the production kernel; "host-undeclared": the same without its contract; "unfused": the
-// dispatcher's fallback; "fault:NAME": the production kernel with a planted fault. Throws std::invalid_argument for any other name.
+// dispatcher's fallback; "device:NAME": the kernels of a device (kernels/device/device.h), which is opened at once; "fault:NAME": the production
+// kernel with a planted fault. Throws std::invalid_argument for any other name, DeviceUnavailable if the device cannot be opened.
 std::unique_ptr<Candidate> make_candidate(const std::string& name);
 std::vector<std::string> candidate_names();
 

@@ -1,6 +1,7 @@
 #include "harness/contracts.h"
 
 #include "kernels/attention.h"
+#include "kernels/device/kernel_parameters.h"
 
 namespace assay {
 
@@ -49,6 +50,29 @@ Contract unfused_contract(const std::string& target) {
   c.division_roundings = 1;
   // There are no tiles: the widest that names the places of keys. The bound allows a rescaling a tile, of which none is made.
   c.tile = 256;
+  return c;
+}
+
+Contract device_contract(const std::string& device) {
+  Contract c;
+  c.name = "OpenCL, fp32 accumulation and weights, " + device;
+  // What the OpenCL specification grants the built-in functions of single precision, section 7.4 of OpenCL C: exp and log 3 ulp,
+  // tanh 5, division 2.5, which is 5 units of roundoff. fma is exact but for its rounding, and so are + and * (contraction is off).
+  c.exp_ulp = 3;
+  c.log_ulp = 3;
+  c.tanh_ulp = 5;
+  c.division_roundings = 5;
+  c.exp_floor = 0x1p-125;  // e^-87, below which weights are 0
+  c.ordered = true;
+  c.tile = kernels::device_tile_keys;
+  c.row_tile = kernels::device_tile_rows;
+  return c;
+}
+
+ProductContract device_product_contract(const std::string& device) {
+  ProductContract c;
+  c.name = "OpenCL, fp32 sums by group in order, " + device;
+  c.order = ProductOrder::groups_in_order;
   return c;
 }
 

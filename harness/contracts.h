@@ -12,6 +12,10 @@ Contract host_contract(const Attention& problem, const std::string& target);
 // What kernels/unfused-inl.h computes.
 Contract unfused_contract(const std::string& target);
 
+// What kernels/device/attention.cl and product.cl compute, on a device that keeps subnormal numbers.
+Contract device_contract(const std::string& device);
+ProductContract device_product_contract(const std::string& device);
+
 // What kernels/product-inl.h computes.
 ProductContract host_product_contract(const std::string& target);
 

@@ -148,9 +148,9 @@ CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOpt
   const ProductInputs inputs(c);
   const ProductOutput first(c), second(c);
   result.generate_seconds = seconds_since(start);
-  if (!candidate.has_products()) {
+  if (std::string why = candidate.unsupported_product(inputs.problem); !why.empty()) {
     result.outcome = Outcome::unsupported;
-    result.reason = "no low-bit products";
+    result.reason = std::move(why);
     return result;
   }
   auto failed = [&](std::string reason) {

@@ -42,6 +42,10 @@ class AttentionBackend {
   virtual ~AttentionBackend() = default;
   // Name of the device whose memory it reads.
   virtual std::string_view device() const = 0;
+  // Who computes, for messages; differs where copies go to another device.
+  virtual std::string_view name() const { return device(); }
+  // Recovers from a device that was lost.
+  virtual Status reopen() const { return {}; }
   // False: only problems without a mask, or with one that is all true, are dispatched to it.
   virtual bool takes_masks() const { return false; }
   virtual bool supports_dtype(Dtype inputs, Dtype output) const = 0;

@@ -9,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "kernels/attention.h"
 #include "kernels/unfused.h"
 #include "kernels/validate.h"
 
@@ -122,19 +123,35 @@ Status Dispatcher::decide_and_run(const Attention& problem, const AttentionOutpu
     if (warns || settings->verbose) {
       const std::string text = fmt::format("sdpa: unfused, {}: {}", name_of(*refusal), explain(*refusal, problem, out, options, *settings, *backend_));
       if (settings->verbose) settings->verbose(text);
-      if (warns && settings->warn) settings->warn(text);
-      if (warns && !settings->warn) std::fprintf(stderr, "assay: %s\n", text.c_str());
+      if (warns) warn(*settings, text);
     }
     ++refused_[static_cast<std::size_t>(*refusal)];
     return attention_unfused(problem, out, options.threads);
   }
-  if (settings->verbose) settings->verbose(fmt::format("sdpa: dispatched to {}", backend_->device()));
+  if (settings->verbose) settings->verbose(fmt::format("sdpa: dispatched to {}", backend_->name()));
   ++dispatched_;
-  if (!problem.keep || backend_->takes_masks()) return run_kernel(problem, out, *settings, options.threads);
+  if (!problem.keep || backend_->takes_masks()) return run_or_replace(problem, out, *settings, options.threads);
   // A mask that is all true masks nothing, and the kernel need not know it.
   Attention unmasked = problem;
   unmasked.keep = {};
-  return run_kernel(unmasked, out, *settings, options.threads);
+  return run_or_replace(unmasked, out, *settings, options.threads);
+}
+
+void Dispatcher::warn(const DispatchSettings& settings, const std::string& text) const {
+  if (settings.warn) settings.warn(text);
+  else std::fprintf(stderr, "assay: %s\n", text.c_str());
+}
+
+Status Dispatcher::run_or_replace(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads) {
+  Status status = run_kernel(problem, out, settings, threads);
+  const bool of_device = status.code != StatusCode::success && status.code != StatusCode::invalid_arguments && status.code != StatusCode::unsupported;
+  if (!of_device || !settings.fall_back_on_failure || backend_ == host_backend()) return status;
+  warn(settings, fmt::format("sdpa: {}: {}; the host's kernel instead", message_of(status.code), status.detail));
+  ++replaced_;
+  const Status second = attention_forward(problem, out, threads);
+  if (second.ok()) return {};
+  status.detail += fmt::format("; then the host's kernel: {}: {}", message_of(second.code), second.detail);
+  return status;
 }
 
 Status Dispatcher::run_kernel(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads) {
@@ -200,12 +217,14 @@ Status Dispatcher::warm_up_one(const Attention& wanted, int threads) {
 DispatchCounters Dispatcher::counters() const {
   DispatchCounters c;
   c.dispatched = dispatched_;
+  c.replaced = replaced_;
   for (std::size_t k = 0; k < refusal_count; ++k) c.fallback += c.refused[k] = refused_[k];
   return c;
 }
 
 void Dispatcher::reset_counters() {
   dispatched_ = 0;
+  replaced_ = 0;
   for (auto& n : refused_) n = 0;
 }
 

@@ -36,13 +36,16 @@ struct DispatchSettings {
   bool enabled = true;
   Index min_query_length = 256;
   bool compile_cache = true;
+  // A kernel that fails for a reason of its device (2 to 5, or unknown, after what its backend tried again) is replaced by the host's, with a
+  // warning. Invalid arguments and unsupported problems are not.
+  bool fall_back_on_failure = true;
   // Devices on which causality with padding or a mask is known to fail. "mps" drops causality once there is a mask and
   // makes NaN of rows that see no key: a batch padded on the left has both.
   std::vector<std::string> listed_devices = {"mps"};
   // Dispatch on listed devices all the same: reproduces their failure.
   bool trust_listed_devices = false;
   std::function<void(std::string_view)> verbose;  // told of every decision with its reason; none: silence
-  std::function<void(std::string_view)> warn;     // told of every listed device avoided; none: standard error
+  std::function<void(std::string_view)> warn;     // told of every listed device avoided and every failure replaced; none: standard error
 };
 
 enum class Implementation { automatic, sdpa, unfused };  // the first two are the same
@@ -56,6 +59,7 @@ struct SdpaOptions {
 struct DispatchCounters {
   Index dispatched = 0, fallback = 0;
   std::array<Index, refusal_count> refused{};  // by Refusal; sums up to `fallback`
+  Index replaced = 0;                          // of the dispatched: failed on their device, then computed by the host's kernel
   bool operator==(const DispatchCounters&) const = default;
 };
 
@@ -78,6 +82,8 @@ class Dispatcher {
   bool set_enabled(bool enabled);  // returns what it was
   DispatchSettings settings() const { return *snapshot(); }
   void set_settings(DispatchSettings settings);
+  // The backend's device after a sticky failure.
+  Status reopen() { return backend_->reopen(); }
 
   // Each number is exact; a reading while calls run is not a single moment.
   DispatchCounters counters() const;
@@ -88,13 +94,15 @@ class Dispatcher {
   std::shared_ptr<const DispatchSettings> snapshot() const;
   Status decide_and_run(const Attention& problem, const AttentionOutput& out, const SdpaOptions& options);
   Status warm_up_one(const Attention& wanted, int threads);
+  void warn(const DispatchSettings& settings, const std::string& text) const;
+  Status run_or_replace(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads);
   Status run_kernel(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads);
 
   const std::shared_ptr<const AttentionBackend> backend_;
   mutable std::mutex mutex_;
   std::shared_ptr<const DispatchSettings> settings_;  // replaced as a whole
   KernelCache cache_;
-  std::atomic<Index> dispatched_{0};
+  std::atomic<Index> dispatched_{0}, replaced_{0};
   std::array<std::atomic<Index>, refusal_count> refused_{};
 };
 

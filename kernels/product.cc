@@ -32,14 +32,17 @@ Status check_view(const char* name, const TensorView& t, const Extents& wanted) 
   return {};
 }
 
-Status check(const ProductPlan& plan) {
-  const PackedWeights& w = *plan.w;
-  const Extents c_shape{1, 1, plan.m, w.n()}, a_shape{1, 1, plan.m, w.k()};
-  if (plan.m < 0) return refuse(fmt::format("m = {} is negative", plan.m));
-  if (plan.a) {
-    if (Status status = check_view("a", *plan.a, a_shape); !status.ok()) return status;
+RunProduct production_kernel(const PackedWeights& w) { return traits(w.format()).bits == 4 ? nibble_product() : byte_product(); }
+
+}  // namespace
+
+Status check_product(const ProductOperands& p, Index k, Index n) {
+  const Extents c_shape{1, 1, p.m, n}, a_shape{1, 1, p.m, k};
+  if (p.m < 0) return refuse(fmt::format("m = {} is negative", p.m));
+  if (p.a) {
+    if (Status status = check_view("a", *p.a, a_shape); !status.ok()) return status;
   } else {
-    const LowBitView& a = *plan.a_low;
+    const LowBitView& a = *p.a_low;
     if (static_cast<int>(a.format) >= low_bit_count || traits(a.format).layout != CodeLayout::columns)
       return {StatusCode::unsupported, fmt::format("a is {}; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2",
                                                      static_cast<int>(a.format) < low_bit_count ? std::string(traits(a.format).name)
@@ -47,28 +50,24 @@ Status check(const ProductPlan& plan) {
     LowBitView rows = a;
     rows.n = std::max<Index>(a.n, 1);  // no rows at all are allowed here
     if (Status status = a.n == 0 ? validate_low_bit_shape(rows) : validate_low_bit(a); !status.ok()) return {status.code, "a: " + status.detail};
-    if (a.k != w.k()) return refuse(fmt::format("a has k = {}, not the {} of the weights", a.k, w.k()));
+    if (a.k != k) return refuse(fmt::format("a has k = {}, not the {} of the weights", a.k, k));
   }
-  if (Status status = check_view("c", plan.c, c_shape); !status.ok()) return status;
+  if (Status status = check_view("c", p.c, c_shape); !status.ok()) return status;
   if (is_empty(c_shape)) return {};
-  const Footprint c = footprint_of(plan.c, c_shape);
+  const Footprint c = footprint_of(p.c, c_shape);
   if (overlap_with_itself(c) != Overlap::none) return refuse(fmt::format("c overlaps itself: shape {}, strides {}", fmt::join(c.shape, ", "), fmt::join(c.stride, ", ")));
-  if (plan.a && overlap(c, footprint_of(*plan.a, a_shape)) != Overlap::none) return refuse("c overlaps a; an output may overlap nothing");
-  if (!plan.a) {
-    const LowBitSizes sizes = sizes_of(plan.a_low->format, plan.a_low->k, plan.a_low->n, plan.a_low->group);
-    for (auto [name, data, bytes] : {std::tuple{"codes", plan.a_low->codes, sizes.codes}, {"scales", plan.a_low->scales, sizes.scales}})
+  if (p.a && overlap(c, footprint_of(*p.a, a_shape)) != Overlap::none) return refuse("c overlaps a; an output may overlap nothing");
+  if (!p.a) {
+    const LowBitSizes sizes = sizes_of(p.a_low->format, p.a_low->k, p.a_low->n, p.a_low->group);
+    for (auto [name, data, bytes] : {std::tuple{"codes", p.a_low->codes, sizes.codes}, {"scales", p.a_low->scales, sizes.scales}})
       if (bytes > 0 && overlap(c, {data, 8, {1, 1, 1, bytes}, {0, 0, 0, 1}, 0}) != Overlap::none)
         return refuse(fmt::format("c overlaps the {} of a; an output may overlap nothing", name));
   }
   return {};
 }
 
-RunProduct production_kernel(const PackedWeights& w) { return traits(w.format()).bits == 4 ? nibble_product() : byte_product(); }
-
-}  // namespace
-
 Status plan_and_run_product(const ProductPlan& plan, RunProduct run, const void* stages) {
-  if (Status status = check(plan); !status.ok()) return status;
+  if (Status status = check_product(plan, plan.w->k(), plan.w->n()); !status.ok()) return status;
   if (plan.m == 0) return {};
   try {
     run(plan, stages);

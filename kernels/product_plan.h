@@ -5,12 +5,15 @@
 
 namespace assay::kernels {
 
-struct ProductPlan {
+struct ProductOperands {
   const TensorView* a = nullptr;     // or
   const LowBitView* a_low = nullptr;
-  const PackedWeights* w = nullptr;
   TensorView c;
   Index m = 0;
+};
+
+struct ProductPlan : ProductOperands {
+  const PackedWeights* w = nullptr;
   int threads = 0;
 };
 
@@ -25,6 +28,9 @@ float decode_low_bit(const LowBitView& w, Index k, Index n);
 // The production kernel for weights of four bits and of eight, on the target in use.
 RunProduct nibble_product();
 RunProduct byte_product();
+
+// Dtypes, shapes and reach of A [m, k] and C [m, n], and that C overlaps nothing.
+Status check_product(const ProductOperands& operands, Index k, Index n);
 
 // Validates and runs: product() with another kernel in its place.
 Status plan_and_run_product(const ProductPlan& plan, RunProduct run, const void* stages);

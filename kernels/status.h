@@ -24,6 +24,7 @@ std::string_view message_of(StatusCode code);
 struct Status {
   StatusCode code = StatusCode::success;
   std::string detail;
+  std::string origin = {};  // of a failure on a device: the call and what it was for ("allocate query"); otherwise empty
   bool ok() const { return code == StatusCode::success; }
 };
 

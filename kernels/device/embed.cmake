@@ -1,0 +1,13 @@
+# Writes the kernels' sources as C++ string literals: cmake -DOUT=... -DDIR=... -P embed.cmake
+set(text "// Written by embed.cmake.\n#include \"kernels/device/sources.h\"\n\nnamespace assay::kernels {\n\n")
+foreach(kernel attention product)
+  set(source "")
+  foreach(part ${kernel}_parameters.h elements.cl.h ${kernel}.cl)
+    file(READ ${DIR}/${part} piece)
+    string(APPEND source "${piece}\n")
+  endforeach()
+  string(APPEND text "const std::string_view ${kernel}_source = R\"opencl(${source})opencl\";\n")
+endforeach()
+string(APPEND text "\n}  // namespace assay::kernels\n")
+file(WRITE ${OUT}.tmp "${text}")
+file(COPY_FILE ${OUT}.tmp ${OUT} ONLY_IF_DIFFERENT)

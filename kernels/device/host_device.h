@@ -1,0 +1,42 @@
+#pragma once
+
+#include <map>
+#include <memory>
+
+#include "kernels/device/device.h"
+
+namespace assay::kernels {
+
+// This machine as a device: its memory are copies, its kernels the production ones, its codes errno. For programs that want one way of
+// calling everywhere, and as the reference of what a device does; who is on the host anyhow calls the kernels themselves.
+class HostDevice : public Device {
+ public:
+  std::string_view name() const override { return "host"; }
+  const NativeTable& codes() const override { return posix_codes(); }
+  std::string detail() const override { return detail_; }
+
+  NativeCode open() override;
+  NativeCode close() override;
+  NativeCode query(DeviceLimits& limits) override;
+  NativeCode allocate(std::size_t bytes, BufferHandle& buffer) override;
+  NativeCode free(BufferHandle buffer) override;
+  NativeCode upload(BufferHandle to, std::span<const std::byte> from) override;
+  NativeCode download(std::span<std::byte> to, BufferHandle from) override;
+  NativeCode compile(const KernelSource& source, KernelHandle& kernel) override;
+  NativeCode release(KernelHandle kernel) override;
+  NativeCode launch(KernelHandle kernel, const Grid& grid, std::span<const BufferHandle> arguments) override;
+  NativeCode synchronize() override;
+
+ private:
+  using Memory = std::vector<std::byte>;
+  NativeCode refuse(NativeCode code, std::string why);
+  Memory* find(BufferHandle buffer);
+
+  bool open_ = false;
+  std::uint64_t next_ = 1;
+  std::map<BufferHandle, Memory> buffers_;
+  std::map<KernelHandle, std::size_t> kernels_;  // index of the entry
+  std::string detail_;
+};
+
+}  // namespace assay::kernels

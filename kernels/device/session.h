@@ -1,0 +1,72 @@
+// A device in use: opened when it is first needed, its kernels compiled once, its buffers those of one job at a time.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernels/device/device.h"
+
+namespace assay::kernels {
+
+struct JobInput {
+  std::string_view name;
+  std::span<const std::byte> bytes;  // empty: the kernel gets a null pointer
+};
+struct JobOutput {
+  std::string_view name;
+  std::span<std::byte> staging;  // of the host; not the caller's memory. Empty: a null pointer
+};
+
+// One launch: its arguments are the inputs, then the outputs, in order.
+struct Job {
+  KernelSource source;
+  std::vector<JobInput> inputs;
+  std::vector<JobOutput> outputs;
+  Grid grid;
+};
+
+// Thread-safe: jobs take turns. Every failure becomes a status whose detail names the call, what it was for, and the native code with its
+// name; the first failure counts, later ones of the clean-up stand behind it. Whatever a job allocated is freed in reverse order before run()
+// returns. After a sticky failure every call but reopen() and close() fails at once, without a device call.
+class DeviceSession {
+ public:
+  explicit DeviceSession(std::shared_ptr<Device> device) : device_(std::move(device)) {}
+  ~DeviceSession() { close(); }
+  DeviceSession(const DeviceSession&) = delete;
+  DeviceSession& operator=(const DeviceSession&) = delete;
+
+  std::string_view name() const { return device_->name(); }
+  Status limits(DeviceLimits& limits);
+  Status compile(const KernelSource& source);
+  Status run(const Job& job);
+
+  // Releases kernels, the last first, and closes. The first failure of these is returned; all of them are called.
+  Status close();
+  // Closes, whatever that says, forgets a sticky failure, and opens.
+  Status reopen();
+  bool lost() const;
+
+ private:
+  struct Compiled {
+    std::string key;
+    KernelHandle handle;
+  };
+  Status ready();
+  Status find_kernel(const KernelSource& source, KernelHandle& kernel);
+  Status run_locked(const Job& job);
+  Status close_locked();
+  template <class Body>
+  Status call(DeviceCall what, std::string_view object, const Body& body) noexcept;
+
+  const std::shared_ptr<Device> device_;
+  mutable std::mutex mutex_;
+  bool open_ = false;
+  Status lost_;  // the sticky failure
+  DeviceLimits limits_;
+  std::vector<Compiled> kernels_;  // in the order of compilation
+};
+
+}  // namespace assay::kernels

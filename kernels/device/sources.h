@@ -1,0 +1,10 @@
+#pragma once
+
+#include <string_view>
+
+namespace assay::kernels {
+
+// attention.cl and product.cl with what they include, put there by the build.
+extern const std::string_view attention_source, product_source;
+
+}  // namespace assay::kernels
