@@ -59,12 +59,17 @@ Dtype dtype_of(const assay_dtype& given, const char* name) {
          StatusCode::unsupported);
 }
 
-TensorView view_of(const assay_tensor* given, const char* name) {
-  if (!given) return {};
+assay_tensor tensor_of(const assay_tensor* given, const char* name) {
   const assay_tensor t = read_struct(given, name, assay_tensor{});
-  if (t.rank != 4) refuse(fmt::format("{}.rank = {} is not 4", name, t.rank));
   if (t.device_type != ASSAY_CPU)
     refuse(fmt::format("{}.device_type = {} is not {}, the processor", name, t.device_type, +ASSAY_CPU), StatusCode::device_not_supported);
+  return t;
+}
+
+TensorView view_of(const assay_tensor* given, const char* name) {
+  if (!given) return {};
+  const assay_tensor t = tensor_of(given, name);
+  if (t.rank != 4) refuse(fmt::format("{}.rank = {} is not 4", name, t.rank));
   TensorView view{t.data, dtype_of(t.dtype, name), {}, {}, t.offset};
   for (std::size_t k = 0; k < 4; ++k) {
     if (t.shape[k] < 0) refuse(fmt::format("{}.shape[{}] = {} is negative", name, k, t.shape[k]));

@@ -90,13 +90,17 @@ class Handles {
 };
 
 struct Context {
-  Context(DispatchSettings settings, int threads_) : threads(threads_), dispatcher(host_backend(), std::move(settings)) {}
+  Context(std::shared_ptr<const AttentionBackend> backend, DispatchSettings settings, int threads_)
+      : threads(threads_), dispatcher(std::move(backend), std::move(settings)) {}
   const int threads;
   Dispatcher dispatcher;
 };
+assay_context add_context(std::shared_ptr<Context> context);
 std::shared_ptr<Context> context_of(assay_context handle);
 
 Dtype dtype_of(const assay_dtype& given, const char* name);
+// The caller's tensor; of its rank nothing is asked.
+assay_tensor tensor_of(const assay_tensor* given, const char* name);
 // A view with the tensor's own shape; absent where `given` is null.
 TensorView view_of(const assay_tensor* given, const char* name);
 // Refuses a view that is there and whose shape is another.

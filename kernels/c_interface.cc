@@ -1,6 +1,8 @@
 // Contexts, attention and dispatch of the C interface; caches: kernels/c_cache.cc.
 #include "kernels/attention.h"
 #include "kernels/c_common.h"
+#include "kernels/device/device_backend.h"
+#include "kernels/single_head.h"
 #include "kernels/varlen.h"
 
 namespace assay::kernels {
@@ -46,7 +48,33 @@ std::shared_ptr<Context> make_context(const assay_context_options* given) {
     settings.verbose = tell(ASSAY_REPORT_VERBOSE);
     settings.warn = tell(ASSAY_REPORT_WARNING);
   }
-  return std::make_shared<Context>(std::move(settings), options.threads);
+  expect_bool(options.device_fallback, "device_fallback");
+  if (options.reserved != 0) refuse("reserved = " + std::to_string(options.reserved) + " is not 0");
+  settings.fall_back_on_failure = options.device_fallback != 0;
+  std::shared_ptr<const AttentionBackend> backend = host_backend();
+  if (const std::string name = options.device ? options.device : "host"; name != "host") {
+    std::shared_ptr<Device> device = make_device(name);
+    if (!device) refuse("device = " + name + " is none of host, opencl, opencl:TEXT", StatusCode::device_not_supported);
+    DevicePolicy policy;
+    policy.warn = settings.warn;
+    auto on_device = std::make_shared<DeviceBackend>(std::make_shared<DeviceSession>(std::move(device)), std::move(policy));
+    if (Status status = on_device->reopen(); !status.ok()) throw Refused{std::move(status)};
+    backend = std::move(on_device);
+  }
+  return std::make_shared<Context>(std::move(backend), std::move(settings), options.threads);
+}
+
+Array array_of(const assay_tensor* given, const char* name) {
+  if (!given) refuse(std::string(name) + " is null");
+  const assay_tensor t = tensor_of(given, name);
+  if (t.rank < 0 || t.rank > 4) refuse(std::string(name) + ".rank = " + std::to_string(t.rank) + " is outside [0, 4]");
+  Array a;
+  a.dtype = dtype_of(t.dtype, name);
+  // An element is whole bytes in every dtype that is read behind this; the others are refused.
+  a.data = t.data && t.offset != 0 ? static_cast<std::byte*>(t.data) + t.offset * std::max(1, format(a.dtype).bits / 8) : t.data;
+  a.shape.assign(t.shape, t.shape + t.rank);
+  a.stride.assign(t.strides, t.strides + t.rank);
+  return a;
 }
 
 TensorView gradient_of(const assay_tensor* given, const char* name, const Extents& shape) {
@@ -57,6 +85,8 @@ TensorView gradient_of(const assay_tensor* given, const char* name, const Extent
 }
 
 }  // namespace
+
+assay_context add_context(std::shared_ptr<Context> context) { return contexts().add(std::move(context)); }
 
 std::shared_ptr<Context> context_of(assay_context handle) {
   if (!handle) refuse("context is null");
@@ -75,7 +105,7 @@ extern "C" {
 assay_status assay_context_create(const assay_context_options* options, assay_context* context) {
   return guarded([&] {
     if (!context) refuse("context is null");
-    *context = contexts().add(make_context(options));
+    *context = add_context(make_context(options));
     return Status{};
   });
 }
@@ -85,6 +115,23 @@ assay_status assay_context_destroy(assay_context context) {
     context_of(context);
     contexts().remove(context);
     return Status{};
+  });
+}
+
+assay_status assay_context_reopen(assay_context context) {
+  return guarded([&] { return context_of(context)->dispatcher.reopen(); });
+}
+
+assay_status assay_single_head_attention(assay_context context, const assay_tensor* q, const assay_tensor* k, const assay_tensor* v, const assay_tensor* o,
+                                         const float* scale, int32_t causal) {
+  return guarded([&] {
+    const auto c = context_of(context);
+    expect_bool(causal, "causal");
+    SingleHeadOptions options;
+    if (scale) options.scale = *scale;
+    options.causal = causal != 0;
+    options.threads = c->threads;
+    return single_head_attention(c->dispatcher, array_of(q, "q"), array_of(k, "k"), array_of(v, "v"), array_of(o, "o"), options);
   });
 }
 
@@ -134,6 +181,7 @@ assay_status assay_dispatch_read(assay_context context, assay_dispatch_counters*
     std::copy(dispatch.refused.begin(), dispatch.refused.end(), now.refused);
     now.cache_hits = cache.hits;
     now.cache_misses = cache.misses;
+    now.replaced = dispatch.replaced;
     std::memcpy(counters, &now, counters->struct_size);
     return Status{};
   });

@@ -1,4 +1,4 @@
-/* Assay's C interface: attention forward, backward and over caches, and low-bit products, on this machine. C99.
+/* Assay's C interface: attention forward, backward and over caches, and low-bit products, on this machine; attention forward on a device. C99.
  *
  * - Every function returns a status (below) and never throws. On failure nothing was written, and assay_last_error() says
  *   which argument was refused, its value and the limit that it passed.
@@ -127,6 +127,11 @@ typedef struct assay_context_options {
   int64_t listed_device_count;
   assay_report report; /* warnings, and every decision of assay_sdpa; NULL: warnings go to stderr */
   void* report_user;
+  /* Whose kernels assay_sdpa and assay_single_head_attention use: "host" (NULL means it), "opencl", or "opencl:TEXT", the first whose
+   * platform or device name contains TEXT. Tensors stay in the host's memory and are copied. */
+  const char* device;
+  int32_t device_fallback; /* 1: where the device fails, the host's kernel, with a warning. 0: its status is returned */
+  int32_t reserved;        /* 0 */
 } assay_context_options;
 
 static inline void assay_context_options_init(assay_context_options* o) {
@@ -141,11 +146,16 @@ static inline void assay_context_options_init(assay_context_options* o) {
   o->listed_device_count = 0;
   o->report = NULL;
   o->report_user = NULL;
+  o->device = NULL;
+  o->device_fallback = 1;
+  o->reserved = 0;
 }
 
-/* options may be NULL: the defaults. */
+/* A device is opened here, and it failing is the status. options may be NULL: the defaults. */
 ASSAY_API assay_status assay_context_create(const assay_context_options* options, assay_context* context);
 ASSAY_API assay_status assay_context_destroy(assay_context context);
+/* After a device was lost (every call answers device_not_supported, or is replaced by the host): opens it again. */
+ASSAY_API assay_status assay_context_reopen(assay_context context);
 
 /* ---- Attention ---------------------------------------------------------------------------------------------------- */
 
@@ -209,6 +219,12 @@ enum { ASSAY_AUTOMATIC = 0, ASSAY_SDPA = 1, ASSAY_UNFUSED = 2 };
 ASSAY_API assay_status assay_sdpa(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, int32_t implementation,
                                   const char* device);
 
+/* One head, for callers of an older interface: tensors of rank 2 [S, D] or 4 [B, S, 1, D] (with rank 2, shape[0..1] and strides[0..1]), lengths up to
+ * 65,535, D and B up to 1,024. The order of its checks and its messages are those of kernels/single_head.h: assay_last_error() holds them
+ * behind the status's own message. scale NULL: 1 / sqrt(D). */
+ASSAY_API assay_status assay_single_head_attention(assay_context context, const assay_tensor* q, const assay_tensor* k, const assay_tensor* v,
+                                                   const assay_tensor* o, const float* scale, int32_t causal);
+
 /* Refusals in the order of their tests; the first that fails is counted. */
 enum {
   ASSAY_REFUSED_DISABLED,
@@ -230,6 +246,7 @@ typedef struct assay_dispatch_counters {
   int64_t dispatched, fallback;
   int64_t refused[ASSAY_REFUSAL_COUNT];
   int64_t cache_hits, cache_misses;
+  int64_t replaced; /* of the dispatched: failed on their device, then computed by the host's kernel */
 } assay_dispatch_counters;
 
 static inline void assay_dispatch_counters_init(assay_dispatch_counters* c) {
