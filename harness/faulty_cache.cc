@@ -163,7 +163,7 @@ class FaultyStorage {
 Status attend_faulty(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void* fault) {
   const FaultyStorage storage(*static_cast<const Fault*>(fault), problem, std::move(stored));
   const FaultyStages stages(*static_cast<const Fault*>(fault), storage.problem());
-  return kernels::run_stored(storage.problem(), storage.stored(), out, threads, faulty_wave(), &stages);
+  return kernels::run_stored(storage.problem(), storage.stored(), out, threads, faulty_forward(), &stages);
 }
 
 class FaultyCalls : public CacheCalls {

@@ -15,7 +15,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-void run_faulty_wave(const ForwardPlan& plan, const void* stages) { forward_wave(plan, *static_cast<const FaultyStages*>(stages)); }
+void run_faulty_forward(ForwardPlan& plan, const void* stages) { forward(plan, *static_cast<const FaultyStages*>(stages)); }
 void run_faulty_backward(const BackwardPlan& plan, const void* stages) { backward(plan, *static_cast<const FaultyStages*>(stages)); }
 const char* faulty_target_name() { return hwy::TargetName(HWY_TARGET); }
 
@@ -25,14 +25,14 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace assay {
 namespace kernels {
-HWY_EXPORT(run_faulty_wave);
+HWY_EXPORT(run_faulty_forward);
 HWY_EXPORT(run_faulty_backward);
 HWY_EXPORT(faulty_target_name);
 }  // namespace kernels
 
-kernels::RunWave faulty_wave() {
+kernels::RunForward faulty_forward() {
   using namespace kernels;
-  return HWY_DYNAMIC_DISPATCH(run_faulty_wave);
+  return HWY_DYNAMIC_DISPATCH(run_faulty_forward);
 }
 kernels::RunBackward faulty_backward() {
   using namespace kernels;

@@ -136,7 +136,7 @@ struct FaultyStages : kernels::NoStages {
 };
 
 // The kernels with that policy: what plan_and_run, run_stored and plan_and_run_backward take, their stages being a FaultyStages.
-kernels::RunWave faulty_wave();
+kernels::RunForward faulty_forward();
 kernels::RunBackward faulty_backward();
 
 }  // namespace assay

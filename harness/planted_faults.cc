@@ -121,7 +121,7 @@ bool reaches(const PlantedFault& fault, const Case& c) {
 
 kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads) {
   const FaultyStages stages(fault.fault, problem);
-  return kernels::plan_and_run(problem, out, threads, faulty_wave(), &stages);
+  return kernels::plan_and_run(problem, out, threads, faulty_forward(), &stages);
 }
 
 }  // namespace assay

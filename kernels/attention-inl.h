@@ -7,6 +7,7 @@
 // that no row of a block sees is skipped, which changes no bit. Tiles and splits begin at key 0 and have lengths that
 // D and Dv alone decide, so a row's bits do not depend on what else is in the call, nor on which way below computes it.
 #include <algorithm>
+#include <memory>
 
 #include "kernels/attention_plan.h"
 #include "kernels/pack-inl.h"
@@ -53,33 +54,48 @@ struct TilesOnTheFly {
   float* const scratch;
 };
 
+// Calls wave() for each run of (batch, kv head) pairs that the workspace has room for; plan.first_group and groups say which.
+template <class Wave>
+void for_waves(ForwardPlan& plan, const Wave& wave) {
+  const Index all_groups = plan.problem->shape.batch * plan.problem->shape.kv_heads;
+  for (plan.first_group = 0; plan.first_group < all_groups; plan.first_group += plan.groups) {
+    plan.groups = std::min(plan.wave_groups, all_groups - plan.first_group);
+    wave();
+  }
+}
+
 // Packs K and V of the wave's groups, then runs every block of rows of every query head that reads them.
 template <class Stages>
-void forward_by_rows(const ForwardPlan& plan, const Stages& stages) {
+void forward_by_rows(ForwardPlan& plan, const Stages& stages) {
   const AttentionShape& s = plan.problem->shape;
   const Index tile_keys = plan.tile_keys(), tile_values = plan.tile_values();
   const PackedKeyValues& packed = plan.packed;
-  parallel_for(plan.groups * plan.tiles, plan.threads, [&](Index task) {
-    Packer<Stages> packer(plan, stages);
-    const Index group = plan.first_group + task / plan.tiles, tile = task % plan.tiles;
-    packer.keys(group, tile, packed.keys + task * tile_keys);
-    packed.values_not_finite[task] = packer.values(group, tile, packed.values + task * tile_values).not_finite;
-  });
   const Index blocks = (s.rows + plan.tiling.rows - 1) / plan.tiling.rows;
-  parallel_for(plan.groups * s.group() * blocks, plan.threads, [&](Index task) {
-    // The last rows of a causal problem see the most keys: they start first.
-    const Index row0 = (blocks - 1 - task % blocks) * plan.tiling.rows;
-    const Index local_head = task / blocks;  // query heads of the wave in order
-    const Index group = local_head / s.group();
-    const Index head = (plan.first_group + group) % s.kv_heads * s.group() + local_head % s.group();
-    const Index read_group = group + stages.kv_head(head, s.group()) - head / s.group();
-    RowBlock<Stages> block(plan, stages, plan.tiling.rows);
-    block.place((plan.first_group + group) / s.kv_heads, head, 1, row0, std::min(plan.tiling.rows, s.rows - row0));
-    for (Index split = block.seen().begin / plan.tiling.split_keys; split * plan.tiling.split_keys < block.seen().end; ++split) {
-      block.attend(split, TilesInMemory{plan, read_group});
-      block.merge(block.split_state());
-    }
-    block.finish();
+  ScratchPool<Packer<Stages>> packers(plan.wave_groups * plan.tiles, plan.threads, [&] { return std::make_unique<Packer<Stages>>(plan, stages); });
+  ScratchPool<RowBlock<Stages>> row_blocks(plan.wave_groups * s.group() * blocks, plan.threads,
+                                           [&] { return std::make_unique<RowBlock<Stages>>(plan, stages, plan.tiling.rows); });
+  for_waves(plan, [&] {
+    parallel_for(plan.groups * plan.tiles, plan.threads, [&](Index task) {
+      const auto packer = packers.take();
+      const Index group = plan.first_group + task / plan.tiles, tile = task % plan.tiles;
+      packer->keys(group, tile, packed.keys + task * tile_keys);
+      packed.values_not_finite[task] = packer->values(group, tile, packed.values + task * tile_values).not_finite;
+    });
+    parallel_for(plan.groups * s.group() * blocks, plan.threads, [&](Index task) {
+      // The last rows of a causal problem see the most keys: they start first.
+      const Index row0 = (blocks - 1 - task % blocks) * plan.tiling.rows;
+      const Index local_head = task / blocks;  // query heads of the wave in order
+      const Index group = local_head / s.group();
+      const Index head = (plan.first_group + group) % s.kv_heads * s.group() + local_head % s.group();
+      const Index read_group = group + stages.kv_head(head, s.group()) - head / s.group();
+      const auto block = row_blocks.take();
+      block->place((plan.first_group + group) / s.kv_heads, head, 1, row0, std::min(plan.tiling.rows, s.rows - row0));
+      for (Index split = block->seen().begin / plan.tiling.split_keys; split * plan.tiling.split_keys < block->seen().end; ++split) {
+        block->attend(split, TilesInMemory{plan, read_group});
+        block->merge(block->split_state());
+      }
+      block->finish();
+    });
   });
 }
 
@@ -87,46 +103,57 @@ void forward_by_rows(const ForwardPlan& plan, const Stages& stages) {
 // after tile into scratch that stays in cache unless few rows read it as it is stored; what the splits give is merged in
 // the end.
 template <class Stages>
-void forward_by_splits(const ForwardPlan& plan, const Stages& stages) {
+void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
   const AttentionShape& s = plan.problem->shape;
   const Index stacked = plan.stacked_rows(), stride = plan.padded_value_dim;
   const auto partial = [&](Index item, Index row) {
     const Index at = item * stacked + row;
     return RowState{plan.partial.max + at, plan.partial.sum + at, plan.partial.accumulator + at * stride};
   };
-  const Index items = plan.groups * plan.splits;
   const Index threads = plan.threads > 0 ? plan.threads : hardware_threads();
-  const Index per_task = std::max<Index>(1, items / (8 * threads));
-  parallel_for((items + per_task - 1) / per_task, plan.threads, [&](Index task) {
-    Packer<Stages> packer(plan, stages);
-    RowBlock<Stages> block(plan, stages, stacked);
-    const auto scratch = allocate(std::max(plan.tile_keys(), plan.tile_values()));
-    for (Index item = task * per_task; item < std::min(items, (task + 1) * per_task); ++item) {
-      const Index group = plan.first_group + item / plan.splits, split = item % plan.splits;
-      const Index first_head = group % s.kv_heads * s.group();
-      for (Index head = first_head, heads; head < first_head + s.group(); head += heads) {
-        const Index read = stages.kv_head(head, s.group());
-        for (heads = 1; head + heads < first_head + s.group() && stages.kv_head(head + heads, s.group()) == read;) ++heads;
-        block.place(group / s.kv_heads, head, heads, 0, s.rows);
-        block.attend(split, TilesOnTheFly<Stages>{packer, group / s.kv_heads * s.kv_heads + read, scratch.get()});
-        const RowState from = block.split_state(), to = partial(item, (head - first_head) * s.rows);
-        std::copy_n(from.max, block.rows(), to.max);
-        std::copy_n(from.sum, block.rows(), to.sum);
-        std::copy_n(from.accumulator, block.rows() * stride, to.accumulator);
+  struct Scratch {
+    Scratch(const ForwardPlan& of, const Stages& with, Index rows)
+        : packer(of, with), block(of, with, rows), tile(allocate_floats(std::max(of.tile_keys(), of.tile_values()))) {}
+    Packer<Stages> packer;
+    RowBlock<Stages> block;
+    hwy::AlignedFreeUniquePtr<float[]> tile;
+  };
+  // Those of the splits also merge what they gave.
+  const Index tasks = plan.wave_groups * std::max<Index>(plan.splits, 1);
+  ScratchPool<Scratch> pool(tasks, plan.threads, [&] { return std::make_unique<Scratch>(plan, stages, stacked); });
+  for_waves(plan, [&] {
+    const Index items = plan.groups * plan.splits, per_task = std::max<Index>(1, items / (8 * threads));
+    parallel_for((items + per_task - 1) / per_task, plan.threads, [&](Index task) {
+      const auto scratch = pool.take();
+      RowBlock<Stages>& block = scratch->block;
+      for (Index item = task * per_task; item < std::min(items, (task + 1) * per_task); ++item) {
+        const Index group = plan.first_group + item / plan.splits, split = item % plan.splits;
+        const Index first_head = group % s.kv_heads * s.group();
+        for (Index head = first_head, heads; head < first_head + s.group(); head += heads) {
+          const Index read = stages.kv_head(head, s.group());
+          for (heads = 1; head + heads < first_head + s.group() && stages.kv_head(head + heads, s.group()) == read;) ++heads;
+          block.place(group / s.kv_heads, head, heads, 0, s.rows);
+          block.attend(split, TilesOnTheFly<Stages>{scratch->packer, group / s.kv_heads * s.kv_heads + read, scratch->tile.get()});
+          const RowState from = block.split_state(), to = partial(item, (head - first_head) * s.rows);
+          std::copy_n(from.max, block.rows(), to.max);
+          std::copy_n(from.sum, block.rows(), to.sum);
+          std::copy_n(from.accumulator, block.rows() * stride, to.accumulator);
+        }
       }
-    }
-  });
-  parallel_for(plan.groups, plan.threads, [&](Index index) {
-    const Index group = plan.first_group + index;
-    RowBlock<Stages> block(plan, stages, stacked);
-    block.place(group / s.kv_heads, group % s.kv_heads * s.group(), s.group(), 0, s.rows);
-    for (Index split = 0; split < stages.merged_splits(plan.splits); ++split) block.merge(partial(index * plan.splits + split, 0));
-    block.finish();
+    });
+    parallel_for(plan.groups, plan.threads, [&](Index index) {
+      const Index group = plan.first_group + index;
+      const auto scratch = pool.take();
+      RowBlock<Stages>& block = scratch->block;
+      block.place(group / s.kv_heads, group % s.kv_heads * s.group(), s.group(), 0, s.rows);
+      for (Index split = 0; split < stages.merged_splits(plan.splits); ++split) block.merge(partial(index * plan.splits + split, 0));
+      block.finish();
+    });
   });
 }
 
 template <class Stages>
-void forward_wave(const ForwardPlan& plan, const Stages& stages) {
+void forward(ForwardPlan& plan, const Stages& stages) {
   if (plan.by_split) forward_by_splits(plan, stages);
   else forward_by_rows(plan, stages);
 }

@@ -9,7 +9,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-void run_wave(const ForwardPlan& plan, const void*) { forward_wave(plan, NoStages{}); }
+void run_forward(ForwardPlan& plan, const void*) { forward(plan, NoStages{}); }
 const char* target_name() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace assay::kernels::HWY_NAMESPACE
@@ -17,7 +17,6 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include <fmt/format.h>
-#include <hwy/aligned_allocator.h>
 
 #include <algorithm>
 #include <new>
@@ -26,7 +25,7 @@ HWY_AFTER_NAMESPACE();
 
 namespace assay::kernels {
 
-HWY_EXPORT(run_wave);
+HWY_EXPORT(run_forward);
 HWY_EXPORT(target_name);
 
 ForwardTiling forward_tiling(Index dim, Index value_dim) {
@@ -48,7 +47,7 @@ StoredKeyValues stored_key_values(const Attention& p, Index b, Index g) {
   return {rows(p.k, p.shape.dim), rows(p.v, p.shape.value_dim)};
 }
 
-Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunWave run, const void* stages) {
+Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunForward run, const void* stages) {
   if (Status status = validate_attention(problem, out); !status.ok()) return status;
   const AttentionShape& s = problem.shape;
   try {
@@ -62,7 +61,7 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
   }
 }
 
-Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunWave run, const void* stages) {
+Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunForward run, const void* stages) {
   const AttentionShape& s = problem.shape;
   if (s.batch == 0 || s.rows == 0) return {};
   ForwardPlan plan;
@@ -81,11 +80,10 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
   const Index group_floats = plan.by_split ? states * (2 + plan.padded_value_dim) : keys * (s.dim + plan.padded_value_dim);
   const Index all_groups = s.batch * s.kv_heads;
   constexpr Index workspace_floats = (Index{512} << 20) / 4;
-  const Index wave = std::clamp<Index>(workspace_floats / std::max<Index>(group_floats, 1), 1, all_groups);
+  const Index wave = plan.wave_groups = std::clamp<Index>(workspace_floats / std::max<Index>(group_floats, 1), 1, all_groups);
   try {
     const auto allocate = [&]<class T>(T*& to, Index count) {
-      auto p = hwy::AllocateAligned<T>(static_cast<std::size_t>(std::max<Index>(1, wave * count)));
-      if (!p) throw std::bad_alloc();
+      auto p = allocate_aligned<T>(wave * count);
       to = p.get();
       return p;
     };
@@ -93,10 +91,7 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
     const auto block_1 = allocate(plan.by_split ? plan.partial.accumulator : plan.packed.values, (plan.by_split ? states : keys) * plan.padded_value_dim);
     const auto sums = allocate(plan.partial.sum, plan.by_split ? states : 0);
     const auto flags = allocate(plan.packed.values_not_finite, plan.by_split ? 0 : plan.tiles);
-    for (plan.first_group = 0; plan.first_group < all_groups; plan.first_group += plan.groups) {
-      plan.groups = std::min(wave, all_groups - plan.first_group);
-      run(plan, stages);
-    }
+    run(plan, stages);
   } catch (const std::bad_alloc&) {
     return {StatusCode::memory_allocation_failed, fmt::format("a workspace of {} bytes", 4 * wave * group_floats)};
   }
@@ -104,11 +99,11 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
 }
 
 Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void*) {
-  return run_stored(problem, std::move(stored), out, threads, HWY_DYNAMIC_DISPATCH(run_wave), nullptr);
+  return run_stored(problem, std::move(stored), out, threads, HWY_DYNAMIC_DISPATCH(run_forward), nullptr);
 }
 
 Status attention_forward(const Attention& problem, const AttentionOutput& out, int threads) {
-  return plan_and_run(problem, out, threads, HWY_DYNAMIC_DISPATCH(run_wave), nullptr);
+  return plan_and_run(problem, out, threads, HWY_DYNAMIC_DISPATCH(run_forward), nullptr);
 }
 
 }  // namespace assay::kernels

@@ -63,6 +63,7 @@ HWY_AFTER_NAMESPACE();
 #include <new>
 
 #include "kernels/cache_storage.h"
+#include "kernels/scratch.h"
 #include "kernels/validate.h"
 #include "problem/parallel.h"
 
@@ -105,9 +106,7 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
   if (Status status = check_projection("up_k", projection.up_k, {1, s.kv_heads, plain, rank}); !status.ok()) return status;
   if (Status status = check_projection("up_v", projection.up_v, {1, s.kv_heads, s.value_dim, rank}); !status.ok()) return status;
   const Index rows = s.batch * s.query_heads * s.rows;
-  const auto queries = hwy::AllocateAligned<float>(static_cast<std::size_t>(rows * absorbed_dim));
-  const auto sums = hwy::AllocateAligned<float>(static_cast<std::size_t>(rows * rank));
-  if (!queries || !sums) return {StatusCode::memory_allocation_failed, fmt::format("a workspace of {} bytes", 4 * rows * (absorbed_dim + rank))};
+  const auto queries = allocate_floats(rows * absorbed_dim), sums = allocate_floats(rows * rank);
   Attention absorbed = p;
   absorbed.shape.kv_heads = 1;
   absorbed.shape.dim = absorbed_dim;
@@ -117,6 +116,13 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
 
   constexpr Index block = 16;
   const Index blocks = (s.rows + block - 1) / block;
+  struct Scratch {
+    std::vector<float> rows, of_projection;
+  };
+  ScratchPool<Scratch> pool(s.batch * s.query_heads * blocks, threads, [&] {
+    const auto floats = [](Index n) { return std::vector<float>(static_cast<std::size_t>(n)); };
+    return std::make_unique<Scratch>(Scratch{floats(block * std::max(s.dim, s.value_dim)), floats(rank)});
+  });
   // body(b, h, first row, rows, first row counted over all heads)
   const auto for_blocks = [&](auto body) {
     parallel_for(s.batch * s.query_heads * blocks, threads, [&](Index task) {
@@ -125,19 +131,21 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
     });
   };
   for_blocks([&](Index b, Index h, Index row0, Index count, Index at) {
-    std::vector<float> q(static_cast<std::size_t>(block * s.dim)), scratch(static_cast<std::size_t>(rank));
+    const auto scratch = pool.take();
+    float* q = scratch->rows.data();
     float* to = queries.get() + at * absorbed_dim;
     for (Index i = 0; i < count; ++i) {
-      HWY_DYNAMIC_DISPATCH(load_query)(p.q, b, h, row0 + i, s.dim, q.data() + i * s.dim);
-      std::copy_n(q.data() + i * s.dim + plain, rotary, to + i * absorbed_dim + rank);
+      HWY_DYNAMIC_DISPATCH(load_query)(p.q, b, h, row0 + i, s.dim, q + i * s.dim);
+      std::copy_n(q + i * s.dim + plain, rotary, to + i * absorbed_dim + rank);
     }
-    HWY_DYNAMIC_DISPATCH(multiply_rows)(projection.up_k, h / s.group(), plain, rank, q.data(), s.dim, count, to, absorbed_dim, scratch.data());
+    HWY_DYNAMIC_DISPATCH(multiply_rows)(projection.up_k, h / s.group(), plain, rank, q, s.dim, count, to, absorbed_dim, scratch->of_projection.data());
   });
   if (Status status = attend(absorbed, stored_in(cache, 1), {sum, out.lse}, threads, context); !status.ok()) return status;
   for_blocks([&](Index b, Index h, Index row0, Index count, Index at) {
-    std::vector<float> o(static_cast<std::size_t>(block * s.value_dim)), scratch(static_cast<std::size_t>(rank));
-    HWY_DYNAMIC_DISPATCH(multiply_transposed)(projection.up_v, h / s.group(), rank, s.value_dim, sums.get() + at * rank, count, o.data(), scratch.data());
-    for (Index i = 0; i < count; ++i) HWY_DYNAMIC_DISPATCH(store_output)(out.o, b, h, row0 + i, s.value_dim, o.data() + i * s.value_dim);
+    const auto scratch = pool.take();
+    float* o = scratch->rows.data();
+    HWY_DYNAMIC_DISPATCH(multiply_transposed)(projection.up_v, h / s.group(), rank, s.value_dim, sums.get() + at * rank, count, o, scratch->of_projection.data());
+    for (Index i = 0; i < count; ++i) HWY_DYNAMIC_DISPATCH(store_output)(out.o, b, h, row0 + i, s.value_dim, o + i * s.value_dim);
   });
   return {};
 }

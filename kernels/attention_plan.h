@@ -63,7 +63,8 @@ struct ForwardPlan {
   bool by_split = false;
   PackedKeyValues packed;
   PartialRows partial;
-  Index first_group = 0, groups = 0;  // (batch, kv head) pairs of this wave
+  Index wave_groups = 0;              // (batch, kv head) pairs that there is a workspace for
+  Index first_group = 0, groups = 0;  // those of this wave
   Index tiles = 0, splits = 0;        // of keys
   Index padded_value_dim = 0;
 
@@ -77,12 +78,12 @@ struct ForwardPlan {
 // Widest panel of any target, in floats: two AVX-512 vectors. Tile widths are multiples of it.
 inline constexpr Index panel_alignment = 32;
 
-// Calls run(plan) once per wave of groups.
-using RunWave = void (*)(const ForwardPlan& plan, const void* stages);
+// The kernel: forward() of a target and a policy.
+using RunForward = void (*)(ForwardPlan& plan, const void* stages);
 // Validates and plans first.
-Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunWave run, const void* stages);
+Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunForward run, const void* stages);
 // The problem is valid already, and its K and V are `stored`.
-Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunWave run, const void* stages);
+Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunForward run, const void* stages);
 
 // Attention over a valid problem whose K and V are `stored`, wherever a cache keeps them; the production kernel has no context.
 using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void* context);

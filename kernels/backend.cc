@@ -19,12 +19,13 @@ class HostBackend : public AttentionBackend {
   bool supports_heads(Index query_heads, Index kv_heads) const override { return query_heads % kv_heads == 0; }
   bool supports_layout(const Attention&, const AttentionOutput&) const override { return true; }
   std::string_view unsupported_feature(const Attention&) const override { return {}; }
-  void choose_tiles(KernelKey& key) const override {
+  Status choose_tiles(KernelKey& key) const override {
     const ForwardTiling tiling = forward_tiling(key.dim, key.value_dim);
     key.target = attention_forward_target();
     key.tile_rows = tiling.rows;
     key.tile_keys = tiling.keys;
     key.split_keys = tiling.split_keys;
+    return {};
   }
   // Highway compiled it for every target beforehand: there is nothing to build but the object.
   Status compile(const KernelKey&, std::shared_ptr<const CompiledAttention>& kernel) const override {
@@ -40,8 +41,8 @@ std::shared_ptr<const AttentionBackend> host_backend() {
   return backend;
 }
 
-KernelKey key_of(const Attention& p, const AttentionOutput& out, const AttentionBackend& backend) {
-  KernelKey key{};
+Status key_of(const Attention& p, const AttentionOutput& out, const AttentionBackend& backend, KernelKey& key) {
+  key = {};
   key.dtype = p.q.dtype;
   key.out_dtype = out.o.dtype;
   key.bias_dtype = p.bias ? p.bias.dtype : Dtype::f32;
@@ -64,8 +65,7 @@ KernelKey key_of(const Attention& p, const AttentionOutput& out, const Attention
   key.documents = !p.query_segment.empty();
   key.sink = !p.sink.empty();
   key.lse = static_cast<bool>(out.lse);
-  backend.choose_tiles(key);
-  return key;
+  return backend.choose_tiles(key);
 }
 
 Status KernelCache::get(const KernelKey& key, const AttentionBackend& backend, std::shared_ptr<const CompiledAttention>& kernel) {

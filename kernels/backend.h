@@ -55,14 +55,14 @@ class AttentionBackend {
   // Anything else of a problem that it does not do, by name ("softcap"); empty if there is nothing.
   virtual std::string_view unsupported_feature(const Attention& problem) const = 0;
   // Sets target, tile_rows, tile_keys and split_keys.
-  virtual void choose_tiles(KernelKey& key) const = 0;
+  virtual Status choose_tiles(KernelKey& key) const = 0;
   virtual Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& kernel) const = 0;
 };
 
 // The tiled kernel of this machine, which supports all of docs/semantics.md.
 std::shared_ptr<const AttentionBackend> host_backend();
 
-KernelKey key_of(const Attention& problem, const AttentionOutput& out, const AttentionBackend& backend);
+Status key_of(const Attention& problem, const AttentionOutput& out, const AttentionBackend& backend, KernelKey& key);
 
 // Compiled kernels of one backend, each compiled once. A compilation that fails leaves nothing behind. Thread-safe.
 class KernelCache {

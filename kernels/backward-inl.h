@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -23,21 +24,26 @@ HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
 // D_i = sum_c dO O of one tile of rows; 0 for rows that see no key, whatever dO holds there.
+struct DeltaRows {
+  explicit DeltaRows(const BackwardPlan& plan) : o(allocate_floats(plan.padded_value_dim)), d_o(allocate_floats(plan.padded_value_dim)) {
+    std::fill_n(o.get(), plan.padded_value_dim, 0.0f);
+    std::fill_n(d_o.get(), plan.padded_value_dim, 0.0f);
+  }
+  hwy::AlignedFreeUniquePtr<float[]> o, d_o;
+};
+
 template <class Stages>
-void compute_delta(const BackwardPlan& plan, Index head, Index tile, const Stages& stages) {
+void compute_delta(const BackwardPlan& plan, Index head, Index tile, const Stages& stages, DeltaRows& rows) {
   const Attention& p = *plan.problem;
   const AttentionShape& s = p.shape;
   const Index b = head / s.query_heads, h = head % s.query_heads;
   const Lanes d;
   const Index n = static_cast<Index>(hn::Lanes(d));
-  const auto o = allocate_floats(plan.padded_value_dim), d_o = allocate_floats(plan.padded_value_dim);
-  std::fill_n(o.get(), plan.padded_value_dim, 0.0f);
-  std::fill_n(d_o.get(), plan.padded_value_dim, 0.0f);
   for (Index i = tile * plan.tiling.rows; i < std::min(s.rows, (tile + 1) * plan.tiling.rows); ++i) {
-    load_row(plan.in.o, b, h, i, s.value_dim, o.get());
-    load_row(plan.in.d_o, b, h, i, s.value_dim, d_o.get());
+    load_row(plan.in.o, b, h, i, s.value_dim, rows.o.get());
+    load_row(plan.in.d_o, b, h, i, s.value_dim, rows.d_o.get());
     Vector sum = hn::Zero(d);
-    for (Index c = 0; c < plan.padded_value_dim; c += n) sum = hn::MulAdd(hn::Load(d, o.get() + c), hn::Load(d, d_o.get() + c), sum);
+    for (Index c = 0; c < plan.padded_value_dim; c += n) sum = hn::MulAdd(hn::Load(d, rows.o.get() + c), hn::Load(d, rows.d_o.get() + c), sum);
     float delta = hn::GetLane(hn::SumOfLanes(d, sum));
     if (!(std::fabs(delta) <= std::numeric_limits<float>::max())) {
       const KeyRange range = stages.visible(p, b, i, visible_keys(p, b, i));
@@ -48,16 +54,21 @@ void compute_delta(const BackwardPlan& plan, Index head, Index tile, const Stage
 }
 
 // Adds the splits of a wave for one tile of rows, in their order, on top of the waves before it.
+struct ReducedTile {
+  explicit ReducedTile(const BackwardPlan& plan) : sum(allocate_floats(plan.tile_floats())), row(allocate_floats(plan.padded_dim)) {}
+  hwy::AlignedFreeUniquePtr<float[]> sum, row;
+};
+
 template <class Stages>
 void reduce_query_gradients(const BackwardPlan& plan, Index pair, Index first_pair, Index first_split, Index splits, Index member, Index tile,
-                            const Stages& stages) {
+                            const Stages& stages, ReducedTile& scratch) {
   const Attention& p = *plan.problem;
   const AttentionShape& s = p.shape;
   const Index floats = plan.tile_floats(), row_panel = plan.tiling.rows * panel_width;
-  const auto sum = allocate_floats(floats), row = allocate_floats(plan.padded_dim);
+  float *sum = scratch.sum.get(), *row = scratch.row.get();
   float* total = plan.totals + (member * plan.row_tiles + tile) * floats;
-  if (first_split > 0) std::copy_n(total, floats, sum.get());
-  else std::fill_n(sum.get(), floats, 0.0f);
+  if (first_split > 0) std::copy_n(total, floats, sum);
+  else std::fill_n(sum, floats, 0.0f);
   for (Index split = 0; split < stages.merged_splits(splits); ++split) {
     const Index at = (((pair - first_pair) * plan.wave_splits + split) * s.group() + member) * plan.row_tiles + tile;
     if (!plan.written[at]) continue;
@@ -65,14 +76,14 @@ void reduce_query_gradients(const BackwardPlan& plan, Index pair, Index first_pa
     for (Index e = 0; e < floats; ++e) sum[e] += partial[e];
   }
   if (first_split + splits < plan.splits) {
-    std::copy_n(sum.get(), floats, total);
+    std::copy_n(sum, floats, total);
     return;
   }
   const Index b = pair / s.kv_heads, h = stages.query_head(pair % s.kv_heads, member, s.group()), row0 = tile * plan.tiling.rows;
   for (Index r = 0; r < std::min(plan.tiling.rows, s.rows - row0); ++r) {
-    gather_row(sum.get() + r * panel_width, plan.padded_dim, row_panel, stages.query_gradient_scale(p.scale), row.get());
-    if constexpr (Stages::observes) stages.at(Stage::query_gradient, {b, h, row0 + r, 0, 1, s.dim, row.get(), s.dim});
-    store_row(plan.out.dq, b, h, row0 + r, s.dim, row.get());
+    gather_row(sum + r * panel_width, plan.padded_dim, row_panel, stages.query_gradient_scale(p.scale), row);
+    if constexpr (Stages::observes) stages.at(Stage::query_gradient, {b, h, row0 + r, 0, 1, s.dim, row, s.dim});
+    store_row(plan.out.dq, b, h, row0 + r, s.dim, row);
   }
 }
 
@@ -115,30 +126,64 @@ inline std::vector<std::vector<SplitTask>> chains_of(const BackwardPlan& plan, I
   return list;
 }
 
+// Elements of a broadcast dimension are one.
+inline void fill_with_zeros(const TensorView& t, const Extents& shape) {
+  Extents e = shape;
+  for (std::size_t n = 0; n < 4; ++n)
+    if (t.stride[n] == 0) e[n] = 1;
+  float* to = static_cast<float*>(t.data);
+  for (Index b = 0; b < e[0]; ++b)
+    for (Index h = 0; h < e[1]; ++h)
+      for (Index i = 0; i < e[2]; ++i)
+        for (Index j = 0; j < e[3]; ++j) to[t.at(b, h, i, j)] = 0;
+}
+
+// Some pairs, and some of their splits.
+struct BackwardWave {
+  Index first_pair, pairs, first_split, splits;
+  std::vector<std::vector<SplitTask>> chains;
+};
+
+inline std::vector<BackwardWave> waves_of(const BackwardPlan& plan) {
+  const Index all_pairs = plan.problem->shape.batch * plan.problem->shape.kv_heads;
+  std::vector<BackwardWave> waves;
+  for (Index pair = 0; pair < all_pairs; pair += plan.wave_groups)
+    for (Index split = 0; split == 0 || split < plan.splits; split += plan.wave_splits) {
+      const Index pairs = std::min(plan.wave_groups, all_pairs - pair), splits = std::min(plan.wave_splits, plan.splits - split);
+      waves.push_back({pair, pairs, split, splits, chains_of(plan, pair, pairs, split, splits)});
+      if (plan.splits == 0) break;
+    }
+  return waves;
+}
+
 template <class Stages>
 void backward(const BackwardPlan& plan, const Stages& stages) {
   const AttentionShape& s = plan.problem->shape;
-  const Index all_pairs = s.batch * s.kv_heads, pair_tiles = s.group() * plan.row_tiles;
-  parallel_for(s.batch * s.query_heads * plan.row_tiles, plan.threads,
-               [&](Index task) { compute_delta(plan, task / plan.row_tiles, task % plan.row_tiles, stages); });
-  for (Index first_pair = 0; first_pair < all_pairs; first_pair += plan.wave_groups) {
-    const Index pairs = std::min(plan.wave_groups, all_pairs - first_pair);
-    for (Index first_split = 0; first_split == 0 || first_split < plan.splits; first_split += plan.wave_splits) {
-      const Index splits = std::min(plan.wave_splits, plan.splits - first_split);
-      if (plan.partials) std::fill_n(plan.written, pairs * plan.wave_splits * pair_tiles, static_cast<unsigned char>(0));
-      const auto chains = chains_of(plan, first_pair, pairs, first_split, splits);
-      parallel_for(static_cast<Index>(chains.size()), plan.threads, [&](Index c) {
-        KeySplit<Stages> work(plan, stages);
-        for (const SplitTask& task : chains[c])
-          work.run(task.pair / s.kv_heads, task.pair % s.kv_heads, task.split, (task.pair - first_pair) * plan.wave_splits + task.split - first_split);
+  const Index pair_tiles = s.group() * plan.row_tiles, delta_tasks = s.batch * s.query_heads * plan.row_tiles;
+  const std::vector<BackwardWave> waves = waves_of(plan);
+  Index most_chains = 0, most_tiles = 0;
+  for (const BackwardWave& wave : waves) {
+    most_chains = std::max<Index>(most_chains, std::ssize(wave.chains));
+    if (plan.splits != 1) most_tiles = std::max(most_tiles, wave.pairs * pair_tiles);
+  }
+  ScratchPool<DeltaRows> delta_rows(delta_tasks, plan.threads, [&] { return std::make_unique<DeltaRows>(plan); });
+  ScratchPool<KeySplit<Stages>> key_splits(most_chains, plan.threads, [&] { return std::make_unique<KeySplit<Stages>>(plan, stages); });
+  ScratchPool<ReducedTile> reduced_tiles(most_tiles, plan.threads, [&] { return std::make_unique<ReducedTile>(plan); });
+
+  parallel_for(delta_tasks, plan.threads, [&](Index task) { compute_delta(plan, task / plan.row_tiles, task % plan.row_tiles, stages, *delta_rows.take()); });
+  if (plan.out.d_bias) fill_with_zeros(plan.out.d_bias, {s.batch, s.query_heads, s.rows, s.keys});
+  for (const BackwardWave& wave : waves) {
+    if (plan.partials) std::fill_n(plan.written, wave.pairs * plan.wave_splits * pair_tiles, static_cast<unsigned char>(0));
+    parallel_for(std::ssize(wave.chains), plan.threads, [&](Index c) {
+      const auto work = key_splits.take();
+      for (const SplitTask& task : wave.chains[static_cast<std::size_t>(c)])
+        work->run(task.pair / s.kv_heads, task.pair % s.kv_heads, task.split, (task.pair - wave.first_pair) * plan.wave_splits + task.split - wave.first_split);
+    });
+    if (plan.splits != 1)
+      parallel_for(wave.pairs * pair_tiles, plan.threads, [&](Index task) {
+        const Index pair = wave.first_pair + task / pair_tiles, member = task % pair_tiles / plan.row_tiles;
+        reduce_query_gradients(plan, pair, wave.first_pair, wave.first_split, wave.splits, member, task % plan.row_tiles, stages, *reduced_tiles.take());
       });
-      if (plan.splits != 1)
-        parallel_for(pairs * pair_tiles, plan.threads, [&](Index task) {
-          const Index pair = first_pair + task / pair_tiles, member = task % pair_tiles / plan.row_tiles;
-          reduce_query_gradients(plan, pair, first_pair, first_split, splits, member, task % plan.row_tiles, stages);
-        });
-      if (plan.splits == 0) break;
-    }
   }
   if (plan.out.d_sink) parallel_for(s.query_heads, plan.threads, [&](Index h) { compute_sink_gradient(plan, h); });
 }

@@ -16,7 +16,6 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include <fmt/format.h>
-#include <hwy/aligned_allocator.h>
 
 #include <algorithm>
 #include <new>
@@ -33,22 +32,6 @@ BackwardTiling backward_tiling(Index dim, Index value_dim) {
   const Index rows = dim + value_dim <= 512 ? tile : tile / 2;
   return {rows, tile, std::clamp<Index>(split_floats / (3 * dim + 2 * value_dim) / tile, 1, 6) * tile};
 }
-
-namespace {
-
-// Elements of a broadcast dimension are one.
-void fill_with_zeros(const TensorView& t, const Extents& shape) {
-  Extents e = shape;
-  for (std::size_t n = 0; n < 4; ++n)
-    if (t.stride[n] == 0) e[n] = 1;
-  float* to = static_cast<float*>(t.data);
-  for (Index b = 0; b < e[0]; ++b)
-    for (Index h = 0; h < e[1]; ++h)
-      for (Index i = 0; i < e[2]; ++i)
-        for (Index j = 0; j < e[3]; ++j) to[t.at(b, h, i, j)] = 0;
-}
-
-}  // namespace
 
 Status plan_and_run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads, RunBackward run,
                              const void* stages) {
@@ -75,19 +58,12 @@ Status plan_and_run_backward(const Attention& problem, const AttentionBackwardIn
   const Index tiles = partial ? plan.wave_groups * plan.wave_splits * split_tiles : 0;
   const Index totals = plan.wave_splits < plan.splits ? split_floats : 0;
   try {
-    const auto allocate = [](auto type, Index count) {
-      auto p = hwy::AllocateAligned<decltype(type)>(static_cast<std::size_t>(std::max<Index>(count, 1)));
-      if (!p) throw std::bad_alloc();
-      return p;
-    };
-    const auto delta = allocate(float{}, s.batch * s.query_heads * s.rows), partials = allocate(float{}, tiles * plan.tile_floats()),
-               total = allocate(float{}, totals);
-    const auto written = allocate(static_cast<unsigned char>(0), tiles);
+    const auto delta = allocate_floats(s.batch * s.query_heads * s.rows), partials = allocate_floats(tiles * plan.tile_floats()), total = allocate_floats(totals);
+    const auto written = allocate_aligned<unsigned char>(tiles);
     plan.delta = delta.get();
     plan.partials = partial ? partials.get() : nullptr;
     plan.written = written.get();
     plan.totals = total.get();
-    if (out.d_bias) fill_with_zeros(out.d_bias, {s.batch, s.query_heads, s.rows, s.keys});
     run(plan, stages);
   } catch (const std::bad_alloc&) {
     return {StatusCode::memory_allocation_failed, fmt::format("a workspace of {} bytes, or the scratch of a split", 4 * (tiles * plan.tile_floats() + totals))};

@@ -68,13 +68,7 @@ Array array_of(const assay_tensor* given, const char* name) {
   if (!given) refuse(std::string(name) + " is null");
   const assay_tensor t = tensor_of(given, name);
   if (t.rank < 0 || t.rank > 4) refuse(std::string(name) + ".rank = " + std::to_string(t.rank) + " is outside [0, 4]");
-  Array a;
-  a.dtype = dtype_of(t.dtype, name);
-  // An element is whole bytes in every dtype that is read behind this; the others are refused.
-  a.data = t.data && t.offset != 0 ? static_cast<std::byte*>(t.data) + t.offset * std::max(1, format(a.dtype).bits / 8) : t.data;
-  a.shape.assign(t.shape, t.shape + t.rank);
-  a.stride.assign(t.strides, t.strides + t.rank);
-  return a;
+  return {t.data, dtype_of(t.dtype, name), {t.shape, t.shape + t.rank}, {t.strides, t.strides + t.rank}, t.offset};
 }
 
 TensorView gradient_of(const assay_tensor* given, const char* name, const Extents& shape) {

@@ -10,6 +10,7 @@
 
 #include "kernels/cache_storage.h"
 #include "kernels/overlap.h"
+#include "kernels/scratch.h"
 #include "kernels/codec.h"
 #include "kernels/convert.h"
 
@@ -93,9 +94,8 @@ TokenPlane::TokenPlane(Dtype dtype, Index heads, Index columns, Index group_size
       page_size_(page_size) {
   const auto rows = static_cast<std::size_t>(pages * heads * page_size);
   // Never initialised: a slot that was not written is never read.
-  data_ = hwy::AllocateAligned<std::byte>(std::max<std::size_t>(1, rows * static_cast<std::size_t>(row_bytes_)));
-  scales_ = hwy::AllocateAligned<std::uint8_t>(std::max<std::size_t>(1, rows * static_cast<std::size_t>(row_scales_)));
-  if (!data_ || !scales_) throw std::bad_alloc();
+  data_ = allocate_aligned<std::byte>(static_cast<Index>(rows) * row_bytes_);
+  scales_ = allocate_aligned<std::uint8_t>(static_cast<Index>(rows) * row_scales_);
 }
 
 bool TokenPlane::can_hold(const TensorView& t, Index head, Index row) const {

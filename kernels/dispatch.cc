@@ -155,7 +155,8 @@ Status Dispatcher::run_or_replace(const Attention& problem, const AttentionOutpu
 }
 
 Status Dispatcher::run_kernel(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads) {
-  const KernelKey key = key_of(problem, out, *backend_);
+  KernelKey key;
+  if (Status status = key_of(problem, out, *backend_, key); !status.ok()) return status;
   std::shared_ptr<const CompiledAttention> kernel;
   const Status status = settings.compile_cache ? cache_.get(key, *backend_, kernel) : backend_->compile(key, kernel);
   return status.ok() ? kernel->run(problem, out, threads) : status;

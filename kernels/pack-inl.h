@@ -14,17 +14,10 @@
 #define ASSAY_KERNELS_PACK_INL_H_
 #endif
 
-#include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
-
-inline hwy::AlignedFreeUniquePtr<float[]> allocate(Index floats) {
-  auto p = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max<Index>(floats, 1)));
-  if (!p) throw std::bad_alloc();
-  return p;
-}
 
 // ---- Reading --------------------------------------------------------------------------------------------
 
@@ -204,7 +197,7 @@ template <class Stages>
 class Packer {
  public:
   Packer(const ForwardPlan& plan, const Stages& stages)
-      : plan_(plan), stages_(stages), rows_(allocate(panel_width * plan.problem->shape.dim)), value_row_(allocate(plan.padded_value_dim)) {
+      : plan_(plan), stages_(stages), rows_(allocate_floats(panel_width * plan.problem->shape.dim)), value_row_(allocate_floats(plan.padded_value_dim)) {
     std::fill_n(value_row_.get(), plan.padded_value_dim, 0.0f);
   }
 

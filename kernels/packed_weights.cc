@@ -9,6 +9,7 @@
 #include "kernels/codec.h"
 #include "kernels/convert.h"
 #include "kernels/product_plan.h"
+#include "kernels/scratch.h"
 
 namespace assay::kernels {
 namespace {
@@ -137,8 +138,7 @@ Status PackedWeights::pack(const LowBitView& w, std::shared_ptr<const PackedWeig
     p->scale_bytes_ = t.scale == Dtype::f16 ? 2 : 1;
     // Columns behind N and rows behind K hold codes, scales and zero points of 0.
     const auto bytes = static_cast<std::size_t>(p->panels() * p->blocks() * p->block_bytes());
-    p->codes_ = hwy::AllocateAligned<std::uint8_t>(bytes);
-    if (!p->codes_) throw std::bad_alloc();
+    p->codes_ = allocate_aligned<std::uint8_t>(static_cast<Index>(bytes));
     std::memset(p->codes_.get(), 0, bytes);
     const auto cells = static_cast<std::size_t>(p->panels() * p->groups_ * panel);
     p->scales_.resize(p->scaled_ ? cells * static_cast<std::size_t>(p->scale_bytes_) : 0);

@@ -4,6 +4,7 @@
 // loop, of as many vectors as hide the latency of an addition. Many rows: decode_panel() writes fp32 panels, which the register blocks
 // of attention multiply. All three make the same sums.
 #include <algorithm>
+#include <memory>
 #include <utility>
 
 #include "kernels/decode-inl.h"
@@ -416,53 +417,69 @@ void product_few_rows(const ProductPlan& plan, const Stages& stages, Index row0,
   });
 }
 
+inline constexpr Index rows_of_a_task = 384;
+
+struct ManyRows {
+  ManyRows(const PackedWeights& w, Index rows) : decoded(w), totals(allocate_floats(rows * PackedWeights::panel)) {}
+  DecodedPanel decoded;
+  hwy::AlignedFreeUniquePtr<float[]> totals;
+};
+
 template <Code code, class Stages>
-void product_many_rows(const ProductPlan& plan, const Stages& stages, Index row0, Index rows, const float* a) {
+void product_many_rows(const ProductPlan& plan, const Stages& stages, Index row0, Index rows, const float* a, ScratchPool<ManyRows>& pool) {
   const PackedWeights& w = *plan.w;
   const Index depth = w.blocks() * 8;
-  constexpr Index rows_of_a_task = 384;
   const Index chunks = (rows + rows_of_a_task - 1) / rows_of_a_task;
   parallel_for(w.panels() * chunks, plan.threads, [&](Index task) HWY_ATTR {
     const Lanes d;
     const Index panel = task / chunks, first = task % chunks * rows_of_a_task, count = std::min(rows_of_a_task, rows - first);
-    DecodedPanel decoded(w);
-    const auto totals = allocate_floats(count * PackedWeights::panel);
+    const auto scratch = pool.take();
+    DecodedPanel& decoded = scratch->decoded;
+    float* totals = scratch->totals.get();
     for (Index i = 0; i < count; ++i)
       for (Index column = 0; column < PackedWeights::panel; column += lane_count)
-        hn::Store(initial_total(d, stages, plan, row0 + first + i, panel * PackedWeights::panel + column), d, totals.get() + i * PackedWeights::panel + column);
+        hn::Store(initial_total(d, stages, plan, row0 + first + i, panel * PackedWeights::panel + column), d, totals + i * PackedWeights::panel + column);
     for (Index t = 0; t < w.groups(); t += decoded.groups) {
       const Index end = std::min(t + decoded.groups, w.groups());
       decode_panel<code>(plan, stages, panel, t, end, decoded);
       for (Index column = 0; column < PackedWeights::panel; column += panel_width)
         for_row_blocks(count, [&](auto block, Index r) HWY_ATTR {
-          add_decoded(block, plan, stages, t, end, decoded, column, a + (first + r) * depth, totals.get() + r * PackedWeights::panel);
+          add_decoded(block, plan, stages, t, end, decoded, column, a + (first + r) * depth, totals + r * PackedWeights::panel);
         });
     }
-    store_totals(plan, stages, panel, row0 + first, count, totals.get());
+    store_totals(plan, stages, panel, row0 + first, count, totals);
   });
 }
 
 template <Code code, class Stages>
 void product_of_code(const ProductPlan& plan, const Stages& stages) {
-  const Index depth = plan.w->blocks() * 8;
+  const PackedWeights& w = *plan.w;
+  const Index depth = w.blocks() * 8;
   // Register blocks of a task begin at its first row: 384 and 768 are multiples of them all.
   constexpr Index wave = 768;
-  const auto a = allocate_floats(std::min(wave, plan.m) * depth);
+  const Index most_rows = std::min(wave, plan.m);
+  const bool many = plan.m >= many_rows;
+  struct Line {
+    hwy::AlignedFreeUniquePtr<float[]> floats;
+  };
+  const auto a = allocate_floats(most_rows * depth);
+  ScratchPool<Line> lines(most_rows, plan.threads, [&] { return std::make_unique<Line>(Line{allocate_floats(depth)}); });
+  ScratchPool<ManyRows> pool(many ? w.panels() * ((most_rows + rows_of_a_task - 1) / rows_of_a_task) : 0, plan.threads,
+                             [&] { return std::make_unique<ManyRows>(w, std::min(rows_of_a_task, most_rows)); });
   for (Index row0 = 0; row0 < plan.m; row0 += wave) {
     const Index rows = std::min(wave, plan.m - row0);
-    const bool many = plan.m >= many_rows;
     const auto pack = [&](auto most) {
       // Blocks as for_blocks_of() cuts them.
       const Index full = rows / most.value, blocks = full + (rows % most.value + 3) / 4;
       parallel_for(blocks, plan.threads, [&](Index b) {
-        const auto line = allocate_floats(depth);
+        const auto line = lines.take();
         const Index r = b < full ? b * most.value : full * most.value + (b - full) * 4;
-        pack_activations(plan, stages, row0, r, b < full ? most.value : std::min<Index>(4, rows - r), depth, a.get(), line.get());
+        pack_activations(plan, stages, row0, r, b < full ? most.value : std::min<Index>(4, rows - r), depth, a.get(), line->floats.get());
       });
     };
     if (many) {
       pack(std::integral_constant<Index, static_cast<Index>(block_rows)>());
-      product_many_rows<code>(plan, stages, row0, rows, a.get());
+      product_many_rows<code>(plan, stages, row0, rows, a.get(), pool);
     } else {
       pack(std::integral_constant<Index, static_cast<Index>(decoding_rows)>());
       product_few_rows<code>(plan, stages, row0, rows, a.get());

@@ -1,12 +1,12 @@
 // Products of a few rows with a panel of packed columns, kept in registers; compiled once for each SIMD target.
 #include <algorithm>
 #include <limits>
-#include <new>
 #include <utility>
 
 #include "kernels/attention_plan.h"
 #include "kernels/convert.h"
 #include "kernels/elementary-inl.h"
+#include "kernels/scratch.h"
 
 #if defined(ASSAY_KERNELS_REGISTER_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ASSAY_KERNELS_REGISTER_BLOCK_INL_H_
@@ -15,7 +15,6 @@
 #define ASSAY_KERNELS_REGISTER_BLOCK_INL_H_
 #endif
 
-#include <hwy/aligned_allocator.h>
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
@@ -246,12 +245,6 @@ inline void store_row(const TensorView& t, Index b, Index h, Index i, Index colu
     else
       for (Index d = 0; d < columns; ++d) to[d * stride] = to_f16(row[d]);
   }
-}
-
-inline hwy::AlignedFreeUniquePtr<float[]> allocate_floats(Index floats) {
-  auto p = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max<Index>(floats, 1)));
-  if (!p) throw std::bad_alloc();
-  return p;
 }
 
 }  // namespace assay::kernels::HWY_NAMESPACE

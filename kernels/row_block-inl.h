@@ -20,7 +20,6 @@
 #define ASSAY_KERNELS_ROW_BLOCK_INL_H_
 #endif
 
-#include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
@@ -46,12 +45,12 @@ class RowBlock {
         width_(plan.tiling.keys),
         accumulator_stride_(plan.padded_value_dim),
         capacity_((rows + panel_alignment - 1) / panel_alignment * panel_alignment),
-        q_(allocate(capacity_ * s_.dim)),
-        q_row_(allocate(s_.dim)),
-        scores_(allocate(capacity_ * score_stride)),
-        accumulators_(allocate(2 * capacity_ * accumulator_stride_)),
-        bias_row_(allocate(width_)),
-        of_row_(allocate(7 * capacity_)),
+        q_(allocate_floats(capacity_ * s_.dim)),
+        q_row_(allocate_floats(s_.dim)),
+        scores_(allocate_floats(capacity_ * score_stride)),
+        accumulators_(allocate_floats(2 * capacity_ * accumulator_stride_)),
+        bias_row_(allocate_floats(width_)),
+        of_row_(allocate_floats(7 * capacity_)),
         split_{vector_of_rows(0), vector_of_rows(1), accumulators_.get()},
         total_{vector_of_rows(2), vector_of_rows(3), accumulators_.get() + capacity_ * accumulator_stride_},
         tile_sum_(vector_of_rows(4)),

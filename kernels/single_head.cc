@@ -82,8 +82,8 @@ Status check(const Named& q, const Named& k, const Named& v, const Named& o, con
 // [B, S, H, D] as [B, H, S, D].
 TensorView view_of(const Array& a) {
   const std::size_t rank = a.shape.size();
-  if (rank == 2) return {a.data, a.dtype, {1, 1, a.shape[0], a.shape[1]}, {0, 0, a.stride[0], a.stride[1]}, 0};
-  return {a.data, a.dtype, {a.shape[0], a.shape[2], a.shape[1], a.shape[3]}, {a.stride[0], a.stride[2], a.stride[1], a.stride[3]}, 0};
+  if (rank == 2) return {a.data, a.dtype, {1, 1, a.shape[0], a.shape[1]}, {0, 0, a.stride[0], a.stride[1]}, a.origin};
+  return {a.data, a.dtype, {a.shape[0], a.shape[2], a.shape[1], a.shape[3]}, {a.stride[0], a.stride[2], a.stride[1], a.stride[3]}, a.origin};
 }
 
 // Which sentence a failure behind the dispatcher has. The status and all that is known of it stand behind the sentence.

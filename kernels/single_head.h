@@ -10,11 +10,12 @@
 
 namespace assay::kernels {
 
-// [S, D], or [B, S, H, D] with H = 1. Strides in elements, from `data`.
+// [S, D], or [B, S, H, D] with H = 1. Strides and origin in elements, as in TensorView.
 struct Array {
   void* data = nullptr;
   Dtype dtype = Dtype::f32;
   std::vector<Index> shape, stride;
+  Index origin = 0;
 };
 
 inline constexpr Index single_head_max_length = 65535, single_head_max_dim = 1024, single_head_max_batch = 1024;

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <mutex>
 #include <vector>
 
 #include "kernels/dropout.h"
@@ -20,7 +19,6 @@
 #define ASSAY_KERNELS_UNFUSED_INL_H_
 #endif
 
-#include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
@@ -38,11 +36,11 @@ class UnfusedRows {
         dim_(whole_vectors(p.shape.dim)),
         value_dim_(whole_vectors(p.shape.value_dim)),
         keys_(whole_vectors(p.shape.keys)),
-        q_(allocate(most * dim_)),
-        row_(allocate(std::max(dim_, value_dim_))),
-        scores_(allocate(most * keys_)),
-        bias_row_(allocate(keys_)),
-        out_(allocate(most * value_dim_)) {}
+        q_(allocate_floats(most * dim_)),
+        row_(allocate_floats(std::max(dim_, value_dim_))),
+        scores_(allocate_floats(most * keys_)),
+        bias_row_(allocate_floats(keys_)),
+        out_(allocate_floats(most * value_dim_)) {}
 
   // Rows [first, first + count) of the key/value head g, its query heads one after the other.
   void run(const AttentionOutput& out, Index b, Index g, Index first, Index count) {
@@ -74,12 +72,6 @@ class UnfusedRows {
     bool sees_a_key = false;
     float max = 0, sum = 0;
   };
-
-  static hwy::AlignedFreeUniquePtr<float[]> allocate(Index floats) {
-    auto p = hwy::AllocateAligned<float>(static_cast<std::size_t>(std::max<Index>(floats, 1)));
-    if (!p) throw std::bad_alloc();
-    return p;
-  }
 
   float* scores_of(Index r) const { return scores_.get() + r * keys_; }
 
@@ -192,24 +184,11 @@ class UnfusedRows {
 inline void unfused(const Attention& p, const AttentionOutput& out, int threads) {
   const AttentionShape& s = p.shape;
   const Index rows = s.group() * s.rows, blocks = (rows + UnfusedRows::most - 1) / UnfusedRows::most, tasks = s.batch * s.kv_heads * blocks;
-  if (threads <= 0) threads = hardware_threads();
-  // All memory is had before anything is written; no more tasks than threads run at a time.
-  std::vector<UnfusedRows> idle;
-  idle.reserve(static_cast<std::size_t>(std::min<Index>(threads, tasks)));
-  while (idle.size() < idle.capacity()) idle.emplace_back(p);
-  std::mutex mutex;
+  ScratchPool<UnfusedRows> scratch(tasks, threads, [&] { return std::make_unique<UnfusedRows>(p); });
   parallel_for(tasks, threads, [&](Index task) {
-    const auto take = [&] {
-      const std::lock_guard lock(mutex);
-      UnfusedRows taken = std::move(idle.back());
-      idle.pop_back();
-      return taken;
-    };
-    UnfusedRows mine = take();
+    const auto mine = scratch.take();
     const Index group = task / blocks, first = task % blocks * UnfusedRows::most;
-    mine.run(out, group / s.kv_heads, group % s.kv_heads, first, std::min(UnfusedRows::most, rows - first));
-    const std::lock_guard lock(mutex);
-    idle.push_back(std::move(mine));
+    mine->run(out, group / s.kv_heads, group % s.kv_heads, first, std::min(UnfusedRows::most, rows - first));
   });
 }
 

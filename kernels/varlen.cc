@@ -7,6 +7,7 @@
 #include <new>
 
 #include "kernels/attention.h"
+#include "kernels/staging.h"
 #include "kernels/validate.h"
 #include "problem/parallel.h"
 
@@ -39,6 +40,23 @@ Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
   const std::size_t sequences = cu_rows.size() - 1;
   if (!packed.offset.empty() && packed.offset.size() != sequences) return refuse(fmt::format("offset has {} entries, not {}", packed.offset.size(), sequences));
 
+  // One sequence after the other may lack memory when others have written: their rows come out when none does any more.
+  AttentionOutput staged = out;
+  std::vector<std::byte> o_bytes, lse_bytes;
+  TensorView o_rows = out.o, lse_rows = out.lse;
+  const bool stages = sequences > 1;
+  if (stages) {
+    const AttentionShape& s = packed.shape;
+    const Index rows = cu_rows.back();
+    o_rows.shape = {1, s.query_heads, rows, s.value_dim};
+    lse_rows.shape = {1, s.query_heads, rows, 1};
+    try {
+      if (o_rows) staged.o = contiguous_copy(o_rows, o_bytes);
+      if (lse_rows) staged.lse = contiguous_copy(lse_rows, lse_bytes);
+    } catch (const std::bad_alloc&) {
+      return {StatusCode::memory_allocation_failed, fmt::format("a copy of {} rows of o", rows)};
+    }
+  }
   const auto run = [&](std::size_t n, int threads_of_one) {
     const Index row0 = cu_rows[n], key0 = cu_keys[n];
     Attention p = whole;
@@ -51,9 +69,9 @@ Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
     p.v.origin = packed.v.at(0, 0, key0, 0);
     if (p.bias) p.bias.origin = packed.bias.at(0, 0, row0, key0);
     if (p.keep) p.keep.data += row0 * p.keep.stride[2] + key0 * p.keep.stride[3];
-    AttentionOutput part = out;
-    part.o.origin = out.o.at(0, 0, row0, 0);
-    if (part.lse) part.lse.origin = out.lse.at(0, 0, row0, 0);
+    AttentionOutput part = staged;
+    part.o.origin = staged.o.at(0, 0, row0, 0);
+    if (part.lse) part.lse.origin = staged.lse.at(0, 0, row0, 0);
     return attention_forward(p, part, threads_of_one);
   };
 
@@ -74,6 +92,10 @@ Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
     }
   } catch (const std::bad_alloc&) {
     return {StatusCode::memory_allocation_failed, "a sequence's problem"};
+  }
+  if (stages && first_failure.ok()) {
+    scatter(o_bytes, o_rows);
+    if (lse_rows) scatter(lse_bytes, lse_rows);
   }
   return first_failure;
 }

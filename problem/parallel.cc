@@ -60,11 +60,11 @@ class Arena {
 
 int hardware_threads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
-void parallel_for(Index n, int threads, const std::function<void(Index)>& body) {
+void parallel_for_each_index(Index n, int threads, void (*call)(const void* body, Index i), const void* body) {
   if (threads <= 0) threads = hardware_threads();
   threads = static_cast<int>(std::min<Index>(threads, n));
   if (threads <= 1) {
-    for (Index i = 0; i < n; ++i) body(i);
+    for (Index i = 0; i < n; ++i) call(body, i);
     return;
   }
 #ifdef ASSAY_STD_THREADS
@@ -74,7 +74,7 @@ void parallel_for(Index n, int threads, const std::function<void(Index)>& body) 
   auto work = [&] {
     for (Index i; (i = next.fetch_add(1)) < n;) {
       try {
-        body(i);
+        call(body, i);
       } catch (...) {
         const std::lock_guard lock(error_mutex);
         if (!error) error = std::current_exception();
@@ -92,7 +92,7 @@ void parallel_for(Index n, int threads, const std::function<void(Index)>& body) 
   Arena arena(threads);
   arena->execute([&] {
     tbb::parallel_for(
-        Index{0}, n, [&](Index i) { body(i); }, tbb::simple_partitioner());
+        Index{0}, n, [&](Index i) { call(body, i); }, tbb::simple_partitioner());
   });
 #endif
 }

@@ -36,11 +36,12 @@ class ProbeDevice : public AttentionBackend {
   bool supports_heads(Index, Index) const override { return heads; }
   bool supports_layout(const Attention&, const AttentionOutput&) const override { return layouts; }
   std::string_view unsupported_feature(const Attention&) const override { return features ? "" : "softcap"; }
-  void choose_tiles(KernelKey& key) const override {
+  Status choose_tiles(KernelKey& key) const override {
     key.target = target;
     key.tile_rows = tile_rows;
     key.tile_keys = tile_keys;
     key.split_keys = split_keys;
+    return {};
   }
   Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& result) const override {
     ++compiled;
@@ -366,6 +367,9 @@ TEST_F(DispatchTest, FailedCompilationsLeaveNothingBehind) {
   Fixture f(plain);
   poison(f.out.o, Poison::nan);
   device->compile_status = StatusCode::kernel_compilation_failed;
+  DispatchSettings settings;
+  settings.fall_back_on_failure = false;
+  dispatcher.set_settings(settings);
   const Status status = dispatcher.sdpa(f.in.problem, f.out.view());
   EXPECT_EQ(status.code, StatusCode::kernel_compilation_failed);
   EXPECT_EQ(status.detail, "the probe's compiler");

@@ -10,7 +10,7 @@
 
 #include "kernels/device/kernel_parameters.h"
 #include "kernels/device/sources.h"
-#include "kernels/device/staging.h"
+#include "kernels/staging.h"
 #include "kernels/packed_weights.h"
 #include "kernels/product_plan.h"
 
@@ -250,15 +250,15 @@ bool DeviceBackend::supports_dtype(Dtype inputs, Dtype output) const { return is
 
 std::string_view DeviceBackend::unsupported_feature(const Attention& problem) const { return problem.dropout > 0 ? "dropout" : ""; }
 
-void DeviceBackend::choose_tiles(KernelKey& key) const {
+Status DeviceBackend::choose_tiles(KernelKey& key) const {
   DeviceLimits limits;
-  // Where the device cannot be opened, compiling for it says so.
-  if (!shared_->session->limits(limits).ok()) limits.largest_group = static_cast<std::size_t>(device_tile_rows * device_lanes);
+  if (Status status = shared_->session->limits(limits); !status.ok()) return status;
   while (shared_->tile_rows > 1 && static_cast<std::size_t>(shared_->tile_rows * device_lanes) > limits.largest_group) shared_->tile_rows = shared_->tile_rows / 2;
-  key.target = limits.name.empty() ? std::string(name()) : limits.name;
+  key.target = limits.name;
   key.tile_rows = shared_->tile_rows;
   key.tile_keys = device_tile_keys;
   key.split_keys = 0;
+  return {};
 }
 
 Status DeviceBackend::compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& kernel) const {

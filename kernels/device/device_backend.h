@@ -37,7 +37,7 @@ class DeviceBackend : public AttentionBackend {
   bool supports_heads(Index query_heads, Index kv_heads) const override { return query_heads % kv_heads == 0; }
   bool supports_layout(const Attention&, const AttentionOutput&) const override { return true; }
   std::string_view unsupported_feature(const Attention& problem) const override;
-  void choose_tiles(KernelKey& key) const override;
+  Status choose_tiles(KernelKey& key) const override;
   Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& kernel) const override;
   Status reopen() const override { return shared_->session->reopen(); }
 

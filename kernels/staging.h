@@ -1,4 +1,4 @@
-// Inside kernels/device/: between tensors with strides and the contiguous bytes that go to a device and come back.
+// Inside kernels/: between tensors with strides and contiguous bytes, which go to a device and come back, or hold outputs until nothing can fail.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,8 @@ std::size_t contiguous_bytes(const Extents& e, Index element_bytes);
 // The elements in order of their index, contiguous: in place where they lie so, in `storage` otherwise.
 std::span<const std::byte> gather(const void* data, const Extents& shape, const Extents& stride, Index origin, Index element_bytes, std::vector<std::byte>& storage);
 std::span<const std::byte> gather(const TensorView& t, std::vector<std::byte>& storage);
+// A contiguous tensor of the same shape and dtype; its elements are not copied.
+TensorView contiguous_copy(const TensorView& t, std::vector<std::byte>& storage);
 // The way back; `t` has as many elements.
 void scatter(std::span<const std::byte> from, const TensorView& t);
 

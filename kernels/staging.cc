@@ -1,4 +1,4 @@
-#include "kernels/device/staging.h"
+#include "kernels/staging.h"
 
 #include <fmt/format.h>
 
@@ -59,6 +59,12 @@ std::span<const std::byte> gather(const void* data, const Extents& shape, const 
 
 std::span<const std::byte> gather(const TensorView& t, std::vector<std::byte>& storage) {
   return gather(t.data, t.shape, t.stride, t.origin, bytes_of(t.dtype), storage);
+}
+
+TensorView contiguous_copy(const TensorView& t, std::vector<std::byte>& storage) {
+  const Extents& e = t.shape;
+  storage.resize(contiguous_bytes(e, bytes_of(t.dtype)));
+  return {storage.empty() ? nullptr : storage.data(), t.dtype, e, {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0};
 }
 
 void scatter(std::span<const std::byte> from, const TensorView& t) {

@@ -1,0 +1,70 @@
+// Inside kernels/: memory of a kernel's own. Everything comes from operator new, throws std::bad_alloc, and is there before the first
+// output element is written: what fails has written nothing.
+#pragma once
+
+#include <hwy/aligned_allocator.h>
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "problem/parallel.h"
+#include "problem/tensor.h"
+
+namespace assay::kernels {
+
+// Uninitialized, aligned for any vector; at least one.
+template <class T>
+hwy::AlignedFreeUniquePtr<T[]> allocate_aligned(Index count) {
+  auto p = hwy::AllocateAligned<T>(
+      static_cast<std::size_t>(std::max<Index>(count, 1)), [](void*, std::size_t bytes) { return ::operator new(bytes, std::nothrow); },
+      [](void*, void* bytes) { ::operator delete(bytes, std::nothrow); }, nullptr);
+  if (!p) throw std::bad_alloc();
+  return p;
+}
+inline hwy::AlignedFreeUniquePtr<float[]> allocate_floats(Index count) { return allocate_aligned<float>(count); }
+
+// As many scratches as tasks of a loop run at a time, none of which runs another loop.
+template <class Scratch>
+class ScratchPool {
+ public:
+  // make() gives a std::unique_ptr<Scratch>.
+  template <class Make>
+  ScratchPool(Index tasks, int threads, const Make& make) {
+    const Index count = std::min<Index>(threads > 0 ? threads : hardware_threads(), tasks);
+    idle_.reserve(static_cast<std::size_t>(std::max<Index>(count, 0)));
+    while (std::ssize(idle_) < count) idle_.push_back(make());
+  }
+
+  // One of them until the end of a scope.
+  class Lease {
+   public:
+    explicit Lease(ScratchPool& pool) : pool_(pool) {
+      const std::lock_guard lock(pool_.mutex_);
+      mine_ = std::move(pool_.idle_.back());
+      pool_.idle_.pop_back();
+    }
+    ~Lease() {
+      const std::lock_guard lock(pool_.mutex_);
+      pool_.idle_.push_back(std::move(mine_));
+    }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    Scratch& operator*() const { return *mine_; }
+    Scratch* operator->() const { return mine_.get(); }
+
+   private:
+    ScratchPool& pool_;
+    std::unique_ptr<Scratch> mine_;
+  };
+  Lease take() { return Lease(*this); }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Scratch>> idle_;
+};
+
+}  // namespace assay::kernels
