@@ -57,7 +57,7 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
       for (Index g = 0; g < s.kv_heads; ++g) stored.push_back(stored_key_values(problem, b, g));
     return run_stored(problem, std::move(stored), out, threads, run, stages);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, "the list of key/value heads"};
+    return out_of_memory("the list of key/value heads");
   }
 }
 
@@ -93,7 +93,7 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
     const auto flags = allocate(plan.packed.values_not_finite, plan.by_split ? 0 : plan.tiles);
     run(plan, stages);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, fmt::format("a workspace of {} bytes", 4 * wave * group_floats)};
+    return out_of_memory("a workspace of {} bytes", 4 * wave * group_floats);
   }
   return {};
 }

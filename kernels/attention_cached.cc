@@ -184,7 +184,7 @@ Status attention_cached(const Attention& problem, const Cache& cache, const UpPr
     if (config.kind == CacheKind::latent) return attend_latent(p, *paged, projection, out, threads, attend, context);
     return attend(p, stored_in(*paged, s.kv_heads), out, threads, context);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, "scratch of attention over a cache"};
+    return out_of_memory("scratch of attention over a cache");
   }
 }
 

@@ -66,7 +66,7 @@ Status plan_and_run_backward(const Attention& problem, const AttentionBackwardIn
     plan.totals = total.get();
     run(plan, stages);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, fmt::format("a workspace of {} bytes, or the scratch of a split", 4 * (tiles * plan.tile_floats() + totals))};
+    return out_of_memory("a workspace of {} bytes, or the scratch of a split", 4 * (tiles * plan.tile_floats() + totals));
   }
   return {};
 }

@@ -167,7 +167,7 @@ Status Cache::create(const CacheConfig& config, std::unique_ptr<Cache>& cache) {
   try {
     cache = std::make_unique<PagedCache>(config);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, fmt::format("{} pages of {} slots", pages_of(config), config.page_size)};
+    return out_of_memory("{} pages of {} slots", pages_of(config), config.page_size);
   }
   return {};
 }
@@ -232,7 +232,7 @@ Status PagedCache::append(Index sequence, const TensorView& k, const TensorView&
       mine = taken;
     }
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, "the page table of a sequence"};
+    return out_of_memory("the page table of a sequence");
   }
   for (Index row = 0; row < count; ++row) {
     const Index position = s.length + row, page = s.pages[static_cast<std::size_t>(position / page_size_)];
@@ -266,7 +266,7 @@ Status PagedCache::fork(Index from, Index to) {
   try {
     target = Sequence(source);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, "the page table of a sequence"};
+    return out_of_memory("the page table of a sequence");
   }
   for (Index page : target.pages)
     if (page >= 0) ++users_[static_cast<std::size_t>(page)];

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "kernels/attention.h"
+#include "kernels/scratch.h"
 #include "kernels/unfused.h"
 #include "kernels/validate.h"
 
@@ -111,7 +112,7 @@ Status Dispatcher::sdpa(const Attention& problem, const AttentionOutput& out, co
   try {
     return decide_and_run(problem, out, options);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, "a decision of the dispatcher"};
+    return out_of_memory("a decision of the dispatcher");
   }
 }
 
@@ -167,7 +168,7 @@ Status Dispatcher::warm_up(std::span<const Attention> problems, int threads) {
     try {
       if (Status status = warm_up_one(wanted, threads); !status.ok()) return status;
     } catch (const std::bad_alloc&) {
-      return {StatusCode::memory_allocation_failed, "tensors of a warm-up"};
+      return out_of_memory("tensors of a warm-up");
     }
   }
   return {};

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/convert.h"
+#include "kernels/scratch.h"
 #include "problem/parallel.h"
 
 namespace assay::kernels {
@@ -44,15 +45,19 @@ void write(const TensorView& t, Index position, double value) {
   else static_cast<std::uint16_t*>(t.data)[position] = t.dtype == Dtype::bf16 ? to_bf16(round_to_odd(value)) : to_f16(round_to_odd(value));
 }
 
-void merge_row(std::span<const AttentionOutput> parts, LogBase base, const AttentionOutput& out, Index b, Index h, Index i) {
-  std::vector<double> lse(parts.size()), weights(parts.size());
+struct OfParts {
+  std::vector<double> lse, weights;
+};
+
+void merge_row(std::span<const AttentionOutput> parts, LogBase base, const AttentionOutput& out, Index b, Index h, Index i, OfParts& scratch) {
+  auto& [lse, weights] = scratch;
   double m = minus_infinity, sum = 0;
   for (std::size_t s = 0; s < parts.size(); ++s) {
     lse[s] = element(parts[s].lse, parts[s].lse.at(b, h, i, 0));
     m = m < lse[s] ? lse[s] : m;
   }
   for (std::size_t s = 0; s < parts.size(); ++s) {
-    if (lse[s] != minus_infinity) weights[s] = base == LogBase::natural ? std::exp(lse[s] - m) : std::exp2(lse[s] - m);
+    weights[s] = lse[s] == minus_infinity ? 0 : base == LogBase::natural ? std::exp(lse[s] - m) : std::exp2(lse[s] - m);
     sum += weights[s];
   }
   for (Index c = 0; c < out.o.shape[3]; ++c) {
@@ -79,10 +84,12 @@ Status attention_merge(std::span<const AttentionOutput> parts, LogBase base, con
   }
   if (!refusal.empty()) return {StatusCode::invalid_arguments, refusal};
   try {
-    parallel_for(shape[0] * shape[1] * shape[2], threads,
-                 [&](Index row) { merge_row(parts, base, out, row / (shape[1] * shape[2]), row / shape[2] % shape[1], row % shape[2]); });
+    const Index rows = shape[0] * shape[1] * shape[2];
+    ScratchPool<OfParts> pool(rows, threads, [&] { return std::make_unique<OfParts>(OfParts{std::vector<double>(parts.size()), std::vector<double>(parts.size())}); });
+    parallel_for(rows, threads,
+                 [&](Index row) { merge_row(parts, base, out, row / (shape[1] * shape[2]), row / shape[2] % shape[1], row % shape[2], *pool.take()); });
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, fmt::format("the weights of {} parts", parts.size())};
+    return out_of_memory("the weights of {} parts", parts.size());
   }
   return {};
 }

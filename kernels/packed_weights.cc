@@ -157,7 +157,7 @@ Status PackedWeights::pack(const LowBitView& w, std::shared_ptr<const PackedWeig
         for (Index n = 0; n < w.n; ++n) p->kept_.push_back(static_cast<std::uint8_t>(nibble(w.extra, (quad / 8 * w.n + n) * 8 + quad % 8)));
     packed = std::move(p);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, fmt::format("the packed form of {} x {} weights", w.k, w.n)};
+    return out_of_memory("the packed form of {} x {} weights", w.k, w.n);
   }
   return {};
 }

@@ -10,6 +10,7 @@
 
 #include "kernels/overlap.h"
 #include "kernels/product_plan.h"
+#include "kernels/scratch.h"
 
 namespace assay::kernels {
 
@@ -72,7 +73,7 @@ Status plan_and_run_product(const ProductPlan& plan, RunProduct run, const void*
   try {
     run(plan, stages);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, fmt::format("a workspace for {} rows of k = {}", plan.m, plan.w->k())};
+    return out_of_memory("a workspace for {} rows of k = {}", plan.m, plan.w->k());
   }
   return {};
 }

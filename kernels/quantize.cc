@@ -12,6 +12,7 @@
 #include "kernels/convert.h"
 #include "kernels/overlap.h"
 #include "kernels/product_plan.h"
+#include "kernels/scratch.h"
 
 namespace assay::kernels {
 namespace {
@@ -192,7 +193,7 @@ Status quantize_weights(const TensorView& w, LowBit format, const QuantizeOption
     if (Status status = Quantizer(format, group, w, made).run(); !status.ok()) return status;
     to = std::move(made);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, fmt::format("the bytes of {} x {} weights", k, n)};
+    return out_of_memory("the bytes of {} x {} weights", k, n);
   }
   return {};
 }

@@ -2,6 +2,7 @@
 // output element is written: what fails has written nothing.
 #pragma once
 
+#include <fmt/format.h>
 #include <hwy/aligned_allocator.h>
 
 #include <algorithm>
@@ -11,10 +12,22 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/status.h"
 #include "problem/parallel.h"
 #include "problem/tensor.h"
 
 namespace assay::kernels {
+
+// The status for a std::bad_alloc: its words are given up where there is no memory for them either.
+template <class... Values>
+Status out_of_memory(fmt::format_string<Values...> what, Values... values) noexcept {
+  Status status{StatusCode::memory_allocation_failed, {}};
+  try {
+    status.detail = fmt::vformat(what, fmt::make_format_args(values...));
+  } catch (const std::bad_alloc&) {
+  }
+  return status;
+}
 
 // Uninitialized, aligned for any vector; at least one.
 template <class T>

@@ -33,7 +33,7 @@ Status attention_unfused(const Attention& problem, const AttentionOutput& out, i
   try {
     HWY_DYNAMIC_DISPATCH(run_unfused)(problem, out, threads);
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, fmt::format("scores of rows of {} keys", problem.shape.keys)};
+    return out_of_memory("scores of rows of {} keys", problem.shape.keys);
   }
   return {};
 }

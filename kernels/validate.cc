@@ -6,7 +6,6 @@
 #include <cmath>
 #include <limits>
 #include <span>
-#include <vector>
 
 #include "kernels/overlap.h"
 
@@ -157,8 +156,8 @@ Status validate_backward(const Attention& p, const AttentionBackwardInput& in, c
                               {"dv", footprint_of(out.dv, v.v)},
                               {"d_bias", footprint_of(out.d_bias, d_bias)},
                               {"d_sink", footprint_of(out.d_sink, {1, s.query_heads, 1, 1})}};
-  std::vector<Argument> inputs(std::begin(v.inputs), std::end(v.inputs));
-  inputs.insert(inputs.end(), {{"o", footprint_of(in.o, v.values)}, {"lse", footprint_of(in.lse, v.rows)}, {"d_o", footprint_of(in.d_o, v.values)}});
+  const auto& [q, k, value, bias, keep] = v.inputs;
+  const Argument inputs[] = {q, k, value, bias, keep, {"o", footprint_of(in.o, v.values)}, {"lse", footprint_of(in.lse, v.rows)}, {"d_o", footprint_of(in.d_o, v.values)}};
   return check_memory(outputs, inputs);
 }
 

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "kernels/attention.h"
+#include "kernels/scratch.h"
 #include "kernels/staging.h"
 #include "kernels/validate.h"
 #include "problem/parallel.h"
@@ -54,7 +55,7 @@ Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
       if (o_rows) staged.o = contiguous_copy(o_rows, o_bytes);
       if (lse_rows) staged.lse = contiguous_copy(lse_rows, lse_bytes);
     } catch (const std::bad_alloc&) {
-      return {StatusCode::memory_allocation_failed, fmt::format("a copy of {} rows of o", rows)};
+      return out_of_memory("a copy of {} rows of o", rows);
     }
   }
   const auto run = [&](std::size_t n, int threads_of_one) {
@@ -91,7 +92,7 @@ Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
       for (std::size_t n = 0; n < sequences && first_failure.ok(); ++n) note(run(n, workers));
     }
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, "a sequence's problem"};
+    return out_of_memory("a sequence's problem");
   }
   if (stages && first_failure.ok()) {
     scatter(o_bytes, o_rows);

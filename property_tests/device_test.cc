@@ -622,8 +622,8 @@ TEST(HostDevice, RefusesWhatItDoesNotHold) {
   EXPECT_EQ(d.download(bytes, buffer), EINVAL);
   EXPECT_EQ(d.upload(BufferHandle{99}, std::span(bytes, 1)), EINVAL);
   KernelHandle kernel{};
-  EXPECT_EQ(d.compile({"", "", "no_such_kernel", {}, ""}, kernel), ENOENT);
-  ASSERT_EQ(d.compile({"", "", "attention_forward", {}, ""}, kernel), 0);
+  EXPECT_EQ(d.compile({"", "", "no_such_kernel", {}}, kernel), ENOENT);
+  ASSERT_EQ(d.compile({"", "", "attention_forward", {}}, kernel), 0);
   EXPECT_EQ(d.launch(kernel, {}, std::span(&buffer, 1)), EINVAL) << "one argument of thirteen";
   EXPECT_EQ(d.launch(KernelHandle{99}, {}, {}), EINVAL);
   EXPECT_EQ(d.free(buffer), 0);

@@ -37,8 +37,7 @@ struct KernelSource {
   std::string_view text;
   std::string_view entry;
   std::vector<std::pair<std::string, std::string>> constants;  // macros
-  std::string options;                                         // of the compiler
-  std::string key() const;                                     // entry, constants and options
+  std::string key() const;                                     // entry and constants
 };
 
 struct Grid {

@@ -13,6 +13,7 @@
 #include "kernels/staging.h"
 #include "kernels/packed_weights.h"
 #include "kernels/product_plan.h"
+#include "kernels/scratch.h"
 
 namespace assay::kernels {
 namespace {
@@ -32,8 +33,7 @@ KernelSource attention_kernel(Dtype input, Dtype output, Index value_dim, Index 
   return {"attention.cl",
           attention_source,
           "attention_forward",
-          {{"INPUT", dtype_constant(input)}, {"OUTPUT", dtype_constant(output)}, {"ROWS", fmt::to_string(tile_rows)}, {"VALUES", fmt::to_string(values)}},
-          ""};
+          {{"INPUT", dtype_constant(input)}, {"OUTPUT", dtype_constant(output)}, {"ROWS", fmt::to_string(tile_rows)}, {"VALUES", fmt::to_string(values)}}};
 }
 
 // Batches [batch, + batches) and key/value heads [head, + heads) of a problem.
@@ -113,7 +113,7 @@ class DeviceKernel : public CompiledAttention {
       if (lse) scatter(staging.lse, lse);
       return {};
     } catch (const std::bad_alloc&) {
-      return {StatusCode::memory_allocation_failed, "copies of tensors for a device"};
+      return out_of_memory("copies of tensors for a device");
     }
   }
 
@@ -290,8 +290,7 @@ Status device_product(DeviceSession& session, const TensorView& a, const LowBitV
     job.source = {"product.cl",
                   product_source,
                   "low_bit_product",
-                  {{"INPUT", dtype_constant(a.dtype)}, {"OUTPUT", dtype_constant(c.dtype)}, {"WORDS", w.format == LowBit::fp4 ? "1" : "0"}, {"SCALE", scale}},
-                  ""};
+                  {{"INPUT", dtype_constant(a.dtype)}, {"OUTPUT", dtype_constant(c.dtype)}, {"WORDS", w.format == LowBit::fp4 ? "1" : "0"}, {"SCALE", scale}}};
     job.inputs = {{"a", gather(a, copy)},
                   {"codes", {w.codes, static_cast<std::size_t>(sizes.codes)}},
                   {"scales", {w.scales, static_cast<std::size_t>(sizes.scales)}},
@@ -304,7 +303,7 @@ Status device_product(DeviceSession& session, const TensorView& a, const LowBitV
     scatter(staging, c);
     return {};
   } catch (const std::bad_alloc&) {
-    return {StatusCode::memory_allocation_failed, "copies of matrices for a device"};
+    return out_of_memory("copies of matrices for a device");
   }
 }
 

@@ -103,7 +103,7 @@ NativeCode OpenclDevice::choose() {
     }
   }
   if (device_) return CL_SUCCESS;
-  return done("clGetDeviceIDs", CL_DEVICE_NOT_FOUND, fmt::format("none of these devices is '{}': {}", wanted_, seen.empty() ? "there is none" : fmt::format("{}", fmt::join(seen, "; "))));
+  return done("clGetDeviceIDs", CL_DEVICE_NOT_FOUND, fmt::format("{}: {}", wanted_.empty() ? "no platform has a device" : fmt::format("none of these devices is '{}'", wanted_), fmt::join(seen, "; ")));
 }
 
 NativeCode OpenclDevice::open() {
@@ -171,7 +171,7 @@ NativeCode OpenclDevice::download(std::span<std::byte> to, BufferHandle from) {
 
 NativeCode OpenclDevice::compile(const KernelSource& source, KernelHandle& kernel) {
   auto compiled = std::make_unique<Compiled>();
-  std::string options = "-cl-std=CL1.2 " + source.options;
+  std::string options = "-cl-std=CL1.2";
   for (const auto& [name, value] : source.constants) options += fmt::format(" -D{}={}", name, value);
   NativeCode code = CL_SUCCESS;
   const char* text = source.text.data();
@@ -189,7 +189,7 @@ NativeCode OpenclDevice::compile(const KernelSource& source, KernelHandle& kerne
       if (api_.clGetProgramBuildInfo(program.get(), device_, CL_PROGRAM_BUILD_LOG, size, log.data(), nullptr) != CL_SUCCESS) log.clear();
       log.resize(std::min(log.size(), log.find('\0')));
     }
-    return done("clBuildProgram", code, fmt::format("{} with{}\n{}", source.name, options, log));
+    return done("clBuildProgram", code, fmt::format("{} with {}\n{}", source.name, options, log));
   }
   compiled->kernel = api_.clCreateKernel(program.get(), std::string(source.entry).c_str(), &code);
   if (code != CL_SUCCESS) return done("clCreateKernel", code, source.name);

@@ -5,6 +5,8 @@
 #include <array>
 #include <new>
 
+#include "kernels/scratch.h"
+
 namespace assay::kernels {
 namespace {
 
@@ -36,7 +38,7 @@ std::string_view name_of(DeviceCall call) {
 std::string KernelSource::key() const {
   std::string key(entry);
   for (const auto& [macro, definition] : constants) key += fmt::format(" {}={}", macro, definition);
-  return key + ' ' + options;
+  return key;
 }
 
 // Whatever happens in `body`, its code or its exception becomes a status: the code of it is never lost, the words at most to a lack of memory.
@@ -121,7 +123,7 @@ Status DeviceSession::run(const Job& job) {
   try {
     return run_locked(job);
   } catch (const std::bad_alloc&) {  // before the first device call of the job: what follows allocates nothing
-    return {StatusCode::memory_allocation_failed, "the list of a device's buffers"};
+    return out_of_memory("the list of a device's buffers");
   }
 }
 

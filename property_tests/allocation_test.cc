@@ -1,0 +1,362 @@
+// The n-th allocation of a call fails, for every n: the status says so, nothing of the caller's was written, nothing leaks (the leak
+// sanitizer looks on), and the next call is right. Two ways to fail: once, and from then on.
+#include <assay/assay.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <iostream>
+#include <new>
+
+#include "harness/run.h"
+#include "kernels/attention.h"
+#include "kernels/c_common.h"
+#include "kernels/cache.h"
+#include "kernels/device/device_backend.h"
+#include "kernels/merge.h"
+#include "kernels/product.h"
+#include "kernels/single_head.h"
+#include "kernels/unfused.h"
+#include "kernels/varlen.h"
+
+namespace {
+
+std::atomic<long> allocations_left{-1};  // below 0: no limit
+std::atomic<bool> fails_for_good{false};
+std::atomic<long> failed{0};
+
+bool may_allocate() {
+  long left = allocations_left.load();
+  while (left >= 0 && !allocations_left.compare_exchange_weak(left, left > 0 ? left - 1 : (fails_for_good ? 0 : -1))) {
+  }
+  if (left != 0) return true;
+  ++failed;
+  return false;
+}
+
+void* allocate(std::size_t bytes, std::size_t alignment) {
+  if (!may_allocate()) return nullptr;
+  return alignment > 0 ? std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment) : std::malloc(bytes > 0 ? bytes : 1);
+}
+void* allocate_or_throw(std::size_t bytes, std::size_t alignment = 0) {
+  if (void* p = allocate(bytes, alignment)) return p;
+  throw std::bad_alloc();
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) { return allocate_or_throw(bytes); }
+void* operator new[](std::size_t bytes) { return allocate_or_throw(bytes); }
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return allocate(bytes, 0); }
+void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept { return allocate(bytes, 0); }
+void* operator new(std::size_t bytes, std::align_val_t a) { return allocate_or_throw(bytes, static_cast<std::size_t>(a)); }
+void* operator new[](std::size_t bytes, std::align_val_t a) { return allocate_or_throw(bytes, static_cast<std::size_t>(a)); }
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete[](void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::size_t) noexcept { std::free(p); }
+void operator delete(void* p, const std::nothrow_t&) noexcept { std::free(p); }
+void operator delete[](void* p, const std::nothrow_t&) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+
+namespace assay {
+namespace {
+
+using namespace kernels;
+
+struct Operation {
+  std::string name;
+  std::function<Status()> call;
+  std::vector<const Tensor*> outputs;
+  // What else a failure must leave alone, as text; nothing by default.
+  std::function<std::string()> state = [] { return std::string(); };
+  // Makes the next call possible after a success.
+  std::function<void()> undo = [] {};
+};
+
+std::string bytes(const std::vector<const Tensor*>& tensors) {
+  std::string all;
+  for (const Tensor* t : tensors) all.append(reinterpret_cast<const char*>(t->bytes()), t->size_in_bytes());
+  return all;
+}
+void poison_all(const std::vector<const Tensor*>& tensors) {
+  for (const Tensor* t : tensors) std::memset(t->bytes(), 0xA5, t->size_in_bytes());
+}
+
+// Returns how many allocations the operation makes.
+long enumerate(const Operation& op) {
+  poison_all(op.outputs);
+  const std::string untouched = bytes(op.outputs), state = op.state();
+  const Status first = op.call();
+  EXPECT_TRUE(first.ok()) << op.name << ": " << first.detail;
+  const std::string result = bytes(op.outputs);
+  op.undo();
+  long most = 0;
+  for (const bool for_good : {false, true})
+    for (long n = 0;; ++n) {
+      poison_all(op.outputs);
+      failed = 0;
+      fails_for_good = for_good;
+      allocations_left = n;
+      Status status;
+      bool threw = false;
+      try {
+        status = op.call();
+      } catch (...) {
+        threw = true;
+      }
+      allocations_left = -1;
+      const auto where = [&] { return testing::Message() << op.name << ", allocation " << n << (for_good ? " and all after it" : "") << ": " << status.detail; };
+      EXPECT_FALSE(threw) << where();
+      if (threw) return -1;
+      if (failed == 0) {
+        EXPECT_TRUE(status.ok()) << where();
+        EXPECT_TRUE(bytes(op.outputs) == result) << where();
+        op.undo();
+        most = std::max(most, n);
+        break;
+      }
+      // A text that could not be had may be missing, and a loss that nobody notices is none.
+      if (status.ok()) {
+        EXPECT_TRUE(bytes(op.outputs) == result) << where();
+        op.undo();
+      } else {
+        EXPECT_EQ(status.code, StatusCode::memory_allocation_failed) << where();
+        EXPECT_TRUE(bytes(op.outputs) == untouched) << where() << ": an output was written";
+        EXPECT_TRUE(op.state() == state) << where();
+      }
+      if (testing::Test::HasFailure()) return -1;
+      EXPECT_TRUE(op.call().ok()) << where() << ", then the next call";
+      EXPECT_TRUE(bytes(op.outputs) == result) << where() << ", then the next call";
+      op.undo();
+      EXPECT_LT(n, 20000) << op.name;
+    }
+  return most;
+}
+
+struct AttentionFixture {
+  explicit AttentionFixture(const std::string& line) : c(parse_case(line)), in(c), out(c) {}
+  Case c;
+  Inputs in;
+  Outputs out;
+};
+
+// The words are copied when memory is there again.
+Status status_of_c(assay_status code) {
+  allocations_left = -1;
+  return {static_cast<StatusCode>(code), assay_last_error()};
+}
+
+TEST(Allocation, AttentionWritesNothingIfAnyFails) {
+  long all = 0;
+  for (const char* line : {"attention b=2 h=4/2 l=200x300 d=24/40 causal bool=random bias=normal alibi sink=0.5 docs=90,200 lengths=300,250 layout=q:bshd,v:padded seed=3",
+                           "attention b=2 h=4/2 l=3x1200 d=24/40 lengths=1200,700 seed=3", "attention b=1 h=2 l=5x0 d=8 seed=3"})
+    for (int threads : {1, 2}) {
+      AttentionFixture f(line);
+      all += enumerate({std::string("forward, ") + line, [&] { return attention_forward(f.in.problem, f.out.view(), threads); }, {&f.out.o, &f.out.lse}});
+      all += enumerate({std::string("unfused, ") + line, [&] { return attention_unfused(f.in.problem, f.out.view(), threads); }, {&f.out.o, &f.out.lse}});
+      Dispatcher dispatcher;
+      all += enumerate({std::string("sdpa, ") + line, [&] { return dispatcher.sdpa(f.in.problem, f.out.view(), {Implementation::automatic, "host", threads}); }, {&f.out.o, &f.out.lse}});
+    }
+  for (const char* line : {"backward b=2 h=4/2 l=130x250 d=24/40 causal bias=normal@ij sink=0.5 softcap=9 seed=3", "backward b=1 h=2/1 l=100x1300 d=64 bias=normal seed=3"})
+    for (int threads : {1, 2}) {
+      AttentionFixture f(line);
+      ASSERT_TRUE(attention_forward(f.in.problem, f.out.view()).ok());
+      const GradientOutputs g(f.c, f.in);
+      std::vector<const Tensor*> outputs = {&g.dq, &g.dk, &g.dv, &g.d_bias};
+      if (!f.in.problem.sink.empty()) outputs.push_back(&g.d_sink);
+      all += enumerate({line, [&] { return attention_backward(f.in.problem, {f.out.o.view(), f.out.lse.view(), f.in.d_o.view()}, g.view(), threads); }, outputs});
+    }
+  for (int sequences : {3, 9})  // one after the other, and side by side
+    for (int threads : {1, 2}) {
+      AttentionFixture f("attention b=1 h=4/2 l=90x180 d=16 causal layout=bshd seed=3");
+      std::vector<Index> rows, keys;
+      for (Index n = 0; n <= sequences; ++n) rows.push_back(n * 90 / sequences), keys.push_back(n * 180 / sequences);
+      all += enumerate({"variable lengths", [&] { return attention_varlen(f.in.problem, rows, keys, Anchor::bottom_right, f.out.view(), threads); }, {&f.out.o, &f.out.lse}});
+    }
+  {
+    AttentionFixture a("attention b=2 h=3 l=40x20 d=8 seed=1"), b("attention b=2 h=3 l=40x20 d=8 seed=2");
+    const Outputs merged(a.c);
+    ASSERT_TRUE(attention_forward(a.in.problem, a.out.view()).ok() && attention_forward(b.in.problem, b.out.view()).ok());
+    const AttentionOutput parts[] = {a.out.view(), b.out.view()};
+    all += enumerate({"merge", [&] { return attention_merge(parts, LogBase::natural, merged.view(), 2); }, {&merged.o, &merged.lse}});
+  }
+  std::cout << "  " << all << " allocations, each failing in two ways\n";
+  EXPECT_GT(all, 500);
+}
+
+TEST(Allocation, CachesChangeNothing) {
+  long all = 0;
+  for (const auto& [kind, dtype] : {std::pair{CacheKind::contiguous, Dtype::f32}, {CacheKind::paged, Dtype::bf16}, {CacheKind::paged, Dtype::f4e2m1}, {CacheKind::latent, Dtype::f8e4m3}}) {
+    const bool latent = kind == CacheKind::latent;
+    CacheConfig config;
+    config.kind = kind;
+    config.dtype = dtype;
+    config.sequences = 3;
+    config.kv_heads = 2;
+    config.dim = config.value_dim = 16;
+    config.capacity = 64;
+    config.page_size = 7;
+    config.rank = 12;
+    config.rotary = 4;
+    const auto random = [](const Extents& e, int seed) {
+      Tensor t(Dtype::f32, e, {{e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0, element_count(e)});
+      for (Index n = 0; n < element_count(e); ++n) store(t.view(), n, static_cast<double>((n * 7 + seed) % 23) / 16 - 0.7);
+      return t;
+    };
+    const Tensor k = random({1, latent ? 1 : 2, 25, latent ? 12 : 16}, 1), v = random({1, latent ? 1 : 2, 25, latent ? 4 : 16}, 2);
+    const Tensor q = random({3, 4, 2, 16}, 3), up_k = random({1, 2, 12, 12}, 4), up_v = random({1, 2, 16, 12}, 5);
+    const Tensor o = random({3, 4, 2, 16}, 0), lse = random({3, 4, 2, 1}, 0);
+    const std::string name = std::to_string(static_cast<int>(kind)) + " in " + std::string(format(dtype).name);
+
+    std::unique_ptr<Cache> cache;
+    all += enumerate({"creating cache " + name, [&] { return Cache::create(config, cache); }, {}, [&] { return std::string(cache ? "made" : ""); }, [&] { cache.reset(); }});
+    ASSERT_TRUE(Cache::create(config, cache).ok());
+    ASSERT_TRUE(cache->append(0, k.view(), v.view()).ok());
+    ASSERT_TRUE(cache->fork(0, 1).ok());
+    Attention p;
+    p.shape = {3, 4, 2, 2, 0, 16, 16};
+    p.q = q.view();
+    p.scale = 0.25f;
+    p.causal = true;
+    const UpProjection projection{latent ? up_k.view() : TensorView{}, latent ? up_v.view() : TensorView{}};
+    for (int threads : {1, 2})
+      all += enumerate({"attention over cache " + name, [&] { return attention_cached(p, *cache, projection, {o.view(), lse.view()}, threads); }, {&o, &lse}});
+    // What a cache holds, as attention sees it.
+    const auto contents = [&] {
+      EXPECT_TRUE(attention_cached(p, *cache, projection, {o.view(), lse.view()}, 1).ok());
+      std::string text = bytes({&o, &lse});
+      for (Index n = 0; n < 3; ++n) text += std::to_string(cache->length(n)) + ' ' + std::to_string(cache->evicted(n)) + ' ';
+      return text;
+    };
+    const auto begin_again = [&] {
+      EXPECT_TRUE(cache->reset(1).ok());
+      EXPECT_TRUE(cache->fork(0, 1).ok());
+    };
+    all += enumerate({"appending to cache " + name, [&] { return cache->append(1, k.view(), v.view()); }, {}, contents, begin_again});
+    all += enumerate({"evicting from cache " + name, [&] { return cache->evict(1, 15); }, {}, contents, begin_again});
+    all += enumerate({"forking cache " + name, [&] { return cache->fork(0, 2); }, {}, contents, [&] { EXPECT_TRUE(cache->reset(2).ok()); }});
+    // A fork that writes copies the page that both hold.
+    EXPECT_EQ(cache->length(0), 25);
+  }
+  std::cout << "  " << all << " allocations, each failing in two ways\n";
+  EXPECT_GT(all, 100);
+}
+
+TEST(Allocation, ProductsWriteNothingIfAnyFails) {
+  long all = 0;
+  for (const char* line : {"product m=1 n=200 k=300 w=mxfp4 seed=3", "product m=70 n=200 k=300 w=nvfp4 dtype=bf16 seed=3", "product m=900 n=70 k=64 w=int8 seed=3",
+                           "product m=5 n=70 k=64 w=fp4-sparse a=mxfp4 seed=3"})
+    for (int threads : {1, 2}) {
+      const Case c = parse_case(line);
+      const ProductInputs in(c);
+      const ProductOutput out(c);
+      const Product& p = in.problem;
+      std::shared_ptr<const PackedWeights> w;
+      all += enumerate({std::string("packing, ") + line, [&] { return PackedWeights::pack(p.w, w); }, {}});
+      all += enumerate({line, [&] { return p.a ? product(p.a, *w, out.c.view(), threads) : product(p.a_low, *w, out.c.view(), threads); }, {&out.c}});
+      LowBitBytes made;
+      const Tensor wide(Dtype::f32, {1, 1, 64, 20}, {{0, 0, 20, 1}, 0, 64 * 20});
+      all += enumerate({"quantizing", [&] { return quantize_weights(wide.view(), p.w.format, {}, made); }, {}});
+    }
+  std::cout << "  " << all << " allocations, each failing in two ways\n";
+  EXPECT_GT(all, 100);
+}
+
+TEST(Allocation, DevicesWriteNothingIfAnyFails) {
+  long all = 0;
+  AttentionFixture f("attention b=2 h=4/2 l=3x5 d=4/6 causal offset=end bool=random bias=normal alibi sink=0.5 docs=2 lengths=5,4 layout=q:bshd,v:padded seed=3");
+  DispatchSettings settings;
+  settings.min_query_length = 0;
+  settings.fall_back_on_failure = false;
+  for (const bool cold : {true, false}) {
+    const auto session = std::make_shared<DeviceSession>(make_device("host"));
+    Dispatcher dispatcher(std::make_shared<DeviceBackend>(session, DevicePolicy{false, false, {}}), settings);
+    all += enumerate({cold ? "attention on a cold device" : "attention on a warm device",
+                      [&] {
+                        if (cold) session->close();
+                        return dispatcher.sdpa(f.in.problem, f.out.view(), {Implementation::automatic, "host", 1});
+                      },
+                      {&f.out.o, &f.out.lse}});
+  }
+  const Case c = parse_case("product m=3 n=20 k=40 dtype=f32 w=nvfp4 layout=padded seed=3");
+  const ProductInputs in(c);
+  const ProductOutput out(c);
+  DeviceSession session(make_device("host"));
+  all += enumerate({"the FP4 product on a device", [&] { return device_product(session, in.problem.a, in.problem.w, out.c.view(), 1); }, {&out.c}});
+  std::cout << "  " << all << " allocations, each failing in two ways\n";
+  EXPECT_GT(all, 100);
+}
+
+// Through C nothing is thrown, and a context or a handle that could not be made is none.
+TEST(Allocation, TheCInterfaceThrowsNothing) {
+  long all = 0;
+  assay_context kept = nullptr;
+  ASSERT_EQ(assay_context_create(nullptr, &kept), ASSAY_SUCCESS);
+  AttentionFixture f("attention b=1 h=1 l=30x40 d=8 seed=3");
+  const auto tensor = [](const TensorView& t) {
+    assay_tensor c;
+    assay_tensor_init(&c, t.data, ASSAY_FLOAT, 32, t.shape[0], t.shape[1], t.shape[2], t.shape[3]);
+    return c;
+  };
+  const assay_tensor q = tensor(f.in.q.view()), k = tensor(f.in.k.view()), v = tensor(f.in.v.view()), o = tensor(f.out.o.view()), lse = tensor(f.out.lse.view());
+  assay_attention problem;
+  assay_attention_init(&problem);
+  problem.q = &q;
+  problem.k = &k;
+  problem.v = &v;
+  all += enumerate({"assay_attention_forward", [&] { return status_of_c(assay_attention_forward(kept, &problem, &o, &lse)); }, {&f.out.o, &f.out.lse}});
+  all += enumerate({"assay_sdpa", [&] { return status_of_c(assay_sdpa(kept, &problem, &o, &lse, ASSAY_AUTOMATIC, nullptr)); }, {&f.out.o, &f.out.lse}});
+  const auto arrays = [](const assay_tensor& t) {
+    assay_tensor a = t;
+    a.shape[1] = t.shape[2];
+    a.shape[2] = 1;
+    a.strides[1] = t.strides[2];
+    return a;
+  };
+  const assay_tensor aq = arrays(q), ak = arrays(k), av = arrays(v), ao = arrays(o);
+  all += enumerate({"assay_single_head_attention", [&] { return status_of_c(assay_single_head_attention(kept, &aq, &ak, &av, &ao, nullptr, 0)); }, {&f.out.o}});
+  assay_context made = nullptr;
+  assay_context_options options;
+  assay_context_options_init(&options);
+  options.device = nullptr;
+  all += enumerate({"assay_context_create", [&] { return status_of_c(assay_context_create(&options, &made)); }, {}, [&] { return std::string(made ? "made" : ""); },
+                    [&] {
+                      EXPECT_EQ(assay_context_destroy(made), ASSAY_SUCCESS);
+                      made = nullptr;
+                    }});
+  std::vector<std::uint8_t> codes(64 * 20, 1), scales(64 * 20, 127);
+  assay_low_bit matrix;
+  assay_low_bit_init(&matrix, ASSAY_MXFP4, 64, 20);
+  matrix.codes = codes.data();
+  matrix.scales = scales.data();
+  assay_weights weights = nullptr;
+  all += enumerate({"assay_weights_create", [&] { return status_of_c(assay_weights_create(&matrix, &weights)); }, {}, [&] { return std::string(weights ? "made" : ""); },
+                    [&] {
+                      EXPECT_EQ(assay_weights_destroy(weights), ASSAY_SUCCESS);
+                      weights = nullptr;
+                    }});
+  assay_cache_config config;
+  assay_cache_config_init(&config);
+  config.kind = ASSAY_CACHE_PAGED;
+  config.dim = config.value_dim = 8;
+  config.capacity = 100;
+  assay_cache cache = nullptr;
+  all += enumerate({"assay_cache_create", [&] { return status_of_c(assay_cache_create(&config, &cache)); }, {}, [&] { return std::string(cache ? "made" : ""); },
+                    [&] {
+                      EXPECT_EQ(assay_cache_destroy(cache), ASSAY_SUCCESS);
+                      cache = nullptr;
+                    }});
+  EXPECT_EQ(assay_context_destroy(kept), ASSAY_SUCCESS);
+  std::cout << "  " << all << " allocations, each failing in two ways\n";
+  EXPECT_GT(all, 20);
+}
+
+}  // namespace
+}  // namespace assay
