@@ -468,7 +468,24 @@ struct Entry {
   std::string_view name;
   Suite (*make)(std::uint64_t);
 };
-constexpr Entry entries[] = {{"smoke", smoke},       {"standard", standard}, {"models", models}, {"padding", padding},
+// For simulators that take 1e5 multiply-adds a second: lengths and dimensions up to 32, and a few cases that cross tiles of 64 keys and
+// slices of 32 columns, where work-items share what they overwrite.
+Suite tiny(std::uint64_t seed) {
+  Suite suite{"tiny", "every feature of a device's kernels in a few thousand multiply-adds", {}, {}};
+  for (const char* line : {"attention b=1 h=2/1 l=32x32 d=32 causal", "attention b=2 h=2 l=5x29 d=20/24 lengths=29,11 hidden=nan",
+                           "attention b=1 h=2 l=17x32 d=8/32 dtype=f16 window=4,2 sink=0.5", "attention b=1 h=2/1 l=9x31 d=31/7 dtype=bf16 out=f32 bool=random bias=normal softcap=5",
+                           "attention b=1 h=4/2 l=16x16 d=16 alibi docs=5,6 causal", "attention b=2 h=1 l=7x13 d=5/3 bias=minimum-rows finite-min-masks dtype=f16",
+                           "attention b=1 h=1 l=1x1 d=1", "attention b=1 h=1 l=17x70 d=12/8 causal offset=end", "attention b=1 h=1 l=3x130 d=40/36 starts=20 scores=growing",
+                           "attention b=1 h=1 l=4x8 d=4/70 dtype=bf16 layout=strided", "product m=5 n=20 k=32 w=mxfp4", "product m=17 n=18 k=40 w=nvfp4 dtype=f16 weights=codes",
+                           "product m=1 n=5 k=70 w=fp4:24 dtype=bf16 out=f32 layout=padded"}) {
+    Case c = parse_case(line);
+    c.seed = seed + suite.cases.size();
+    suite.cases.push_back(std::move(c));
+  }
+  return suite;
+}
+
+constexpr Entry entries[] = {{"tiny", tiny},         {"smoke", smoke},       {"standard", standard}, {"models", models}, {"padding", padding},
                              {"backward", backward}, {"decode", decode},     {"caches", caches},     {"products", products}};
 
 }  // namespace

@@ -148,7 +148,7 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
     }
   }
 
-  barrier(CLK_LOCAL_MEM_FENCE);
+  // The row sum was read before the barriers of V.
   reduced[row][lane] = seen ? 1.0f : 0.0f;
   barrier(CLK_LOCAL_MEM_FENCE);
   if (i >= p->rows) return;
