@@ -69,6 +69,29 @@ TEST_F(Command, AWrongKernelFailsShrunkToOneLineThatReproducesIt) {
   EXPECT_THAT(again.output, HasSubstr("is outside its bound"));
 }
 
+TEST_F(Command, DevicesAreFoundOrWhatWasLookedForIsTold) {
+  const std::string line = " --case 'attention b=1 h=2 l=9x13 d=8 causal'";
+  const Ran good = run("check --device host" + line);
+  EXPECT_EQ(good.status, 0) << good.output;
+  const Ran none = run("check --device opencl:no-such-device" + line);
+  EXPECT_EQ(none.status, 3) << none.output;
+  EXPECT_THAT(none.output, HasSubstr("none of these devices is 'no-such-device': "));
+  EXPECT_THAT(none.output, HasSubstr("CL_DEVICE_NOT_FOUND (-1)"));
+  const Ran no_driver = run("check --device opencl" + line, "OCL_ICD_VENDORS=/nowhere " ASSAY_COMMAND);
+  EXPECT_EQ(no_driver.status, 3) << no_driver.output;
+  EXPECT_THAT(no_driver.output, HasSubstr("CL_PLATFORM_NOT_FOUND_KHR (-1001)"));
+  EXPECT_THAT(no_driver.output, HasSubstr("no driver is installed"));
+  const Ran unknown = run("check --device cuda" + line);
+  EXPECT_EQ(unknown.status, 2) << unknown.output;
+  EXPECT_THAT(unknown.output, HasSubstr("unknown device 'cuda'; there are host, opencl, opencl:TEXT"));
+  const Ran both = run("check --device host --candidate unfused" + line);
+  EXPECT_EQ(both.status, 2) << both.output;
+  // What a device does not do is counted with its reason, and alone is no pass.
+  const Ran dropped = run("check --device host --case 'attention b=1 h=2 l=9x13 d=8 dropout=0.1:7'");
+  EXPECT_EQ(dropped.status, 2) << dropped.output;
+  EXPECT_THAT(dropped.output, HasSubstr("unsupported: 1 x dropout on a device"));
+}
+
 TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
   const std::pair<const char*, const char*> table[] = {
       {"check", "check needs --suite, --case or --cases; the suites are smoke, standard, models, padding"},

@@ -539,6 +539,56 @@ TEST(DevicePolicies, ALostDeviceIsReplacedUntilItIsReopened) {
   EXPECT_EQ(p.world->script.held(), 0u);
 }
 
+// The host's kernel cannot help either: the device's status stays, and both reasons are told.
+TEST(DevicePolicies, BothFailuresAreTold) {
+  PolicyWorld p;
+  p.world->script.fail_every(DeviceCall::upload, [] { return -14; });
+  // More keys than the host can have packed: K and V broadcast over 2^40 positions, which no tensor really has.
+  float number = 1;
+  Attention huge;
+  huge.shape = {1, 1, 1, 100, Index{1} << 40, 8, 8};
+  huge.q = {&number, Dtype::f32, {1, 1, 100, 8}, {0, 0, 0, 0}, 0};
+  huge.k = huge.v = {&number, Dtype::f32, {1, 1, Index{1} << 40, 8}, {0, 0, 0, 0}, 0};
+  std::vector<float> o(800, 7), lse(100, 7);
+  const AttentionOutput out{{o.data(), Dtype::f32, {1, 1, 100, 8}, {800, 800, 8, 1}, 0}, {lse.data(), Dtype::f32, {1, 1, 100, 1}, {100, 100, 1, 1}, 0}};
+  const Status status = p.world->dispatcher().sdpa(huge, out);
+  EXPECT_EQ(status.code, StatusCode::memory_allocation_failed);
+  EXPECT_THAT(status.detail, HasSubstr("mock: key needs 35184372088832 bytes, but a buffer of the device has at most "));
+  EXPECT_THAT(status.detail, HasSubstr("; then the host's kernel: Memory allocation failed: a workspace of "));
+  for (float x : o) ASSERT_EQ(x, 7);
+  EXPECT_EQ(p.world->dispatcher().counters().replaced, 1);
+}
+
+// The book that the enumeration rests on notices what it must.
+TEST(Script, NoticesEveryBreach) {
+  const auto breach = [](const std::function<void(MockDevice&)>& use) {
+    Script script(opencl_codes());
+    NiceMock<MockDevice> device;
+    script.attach(device);
+    use(device);
+    return script.breach() + (script.held() > 0 ? "held" : "");
+  };
+  BufferHandle a{}, b{};
+  KernelHandle kernel{};
+  EXPECT_EQ(breach([&](MockDevice& d) {
+              d.open();
+              d.compile({"", "", "attention_forward", {}}, kernel);
+              d.allocate(4, a);
+              d.allocate(4, b);
+              d.free(b);
+              d.free(a);
+              d.release(kernel);
+              d.close();
+            }),
+            "");
+  EXPECT_THAT(breach([&](MockDevice& d) { d.allocate(4, a); }), HasSubstr("allocate of a device that is not open"));
+  EXPECT_THAT(breach([&](MockDevice& d) { d.open(); }), HasSubstr("held"));
+  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.allocate(4, a), d.close(); }), HasSubstr("close of what is not held, or out of order"));
+  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.allocate(4, a), d.allocate(4, b), d.free(a); }), HasSubstr("free of what is not held, or out of order"));
+  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.allocate(4, a), d.free(a), d.free(a); }), HasSubstr("free of what is not held"));
+  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.close(), d.close(); }), HasSubstr("close of a device that is not open"));
+}
+
 // ---- Tables ---------------------------------------------------------------------------------------------
 
 // Every row, by status, in the order of the numbers.
@@ -575,7 +625,7 @@ TEST(NativeCodes, EveryRowOfEveryTable) {
             "13 43 44 45 98 200 218 221 222 223 225 300 301 302 303 500 811 812 913");
   EXPECT_EQ(rows_of(cuda_codes(), execution_failed),
             "5 6 7 8 23 24 25 28 53 205 206 214 220 226 304 401 402 600 700 702 703 710 714 715 716 717 718 719 721 806 900 "
-            "901 902 903 904 905 906 907 908 909 910 911 999");
+            "901 902 903 904 905 906 907 908 909 910 911 999 10000");
   EXPECT_EQ(rows_of(metal_codes(), invalid_arguments),
             "9 10");
   EXPECT_EQ(rows_of(metal_codes(), memory_allocation_failed),

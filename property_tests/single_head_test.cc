@@ -185,6 +185,39 @@ TEST(SingleHead, LimitsAreInclusive) {
   EXPECT_THAT(run({1025, 2, 1, 3}, {1025, 2, 1, 3}), HasSubstr("Batch size too large (max 1024) [query.shape[0] = 1025]"));
 }
 
+// A backend that throws: of std::exception the words, of anything else the sentence for it.
+TEST(SingleHead, ExceptionsHaveTheirWords) {
+  class Throwing : public AttentionBackend {
+   public:
+    explicit Throwing(std::function<void()> how) : how_(std::move(how)) {}
+    std::string_view device() const override { return "host"; }
+    bool supports_dtype(Dtype, Dtype) const override { return true; }
+    bool supports_heads(Index, Index) const override { return true; }
+    bool supports_layout(const Attention&, const AttentionOutput&) const override { return true; }
+    std::string_view unsupported_feature(const Attention&) const override { return {}; }
+    Status choose_tiles(KernelKey&) const override {
+      how_();
+      return {};
+    }
+    Status compile(const KernelKey&, std::shared_ptr<const CompiledAttention>&) const override { return {}; }
+
+   private:
+    std::function<void()> how_;
+  };
+  const auto run = [](std::function<void()> how) {
+    Arrays a({5, 4}, {7, 4});
+    DispatchSettings settings;
+    settings.min_query_length = 0;
+    Dispatcher dispatcher(std::make_shared<Throwing>(std::move(how)), settings);
+    const Status status = single_head_attention(dispatcher, a.q, a.k, a.v, a.o);
+    EXPECT_TRUE(a.untouched());
+    return std::pair(status.code, status.detail);
+  };
+  EXPECT_EQ(run([] { throw std::runtime_error("no such thing"); }), std::pair(StatusCode::execution_failed, std::string("Metal SDPA Backend Error: no such thing")));
+  EXPECT_EQ(run([] { throw 42; }), std::pair(StatusCode::unknown, std::string("Metal SDPA Backend: Unknown error occurred")));
+  EXPECT_EQ(run([] { throw std::bad_alloc(); }).first, StatusCode::memory_allocation_failed);
+}
+
 // What the dispatcher refuses reaches the caller too, with the sentence of a forward pass.
 TEST(SingleHead, OverlapsAreRefused) {
   Arrays a({5, 4}, {7, 4});

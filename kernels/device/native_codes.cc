@@ -212,6 +212,7 @@ constexpr NativeEntry cuda[] = {
     {914, "cudaErrorInvalidResourceType", invalid_arguments},
     {915, "cudaErrorInvalidResourceConfiguration", invalid_arguments},
     {999, "cudaErrorUnknown", execution_failed},
+    {10000, "cudaErrorApiFailureBase", execution_failed},
 };
 
 constexpr NativeEntry metal[] = {

@@ -25,7 +25,7 @@ struct NativeTable {
 };
 
 const NativeTable& opencl_codes();  // CL/cl.h, and the loader's -1001 of CL/cl_ext.h
-const NativeTable& cuda_codes();    // cudaError of driver_types.h, runtime 12 and 13
+const NativeTable& cuda_codes();    // cudaError of driver_types.h, runtime 13.0
 // MTLCommandBufferError as it is, MTLLibraryError + 100, and + 200 the creations that answer nil without any code.
 const NativeTable& metal_codes();
 const NativeTable& posix_codes();  // errno of POSIX.1-2017
