@@ -9,6 +9,7 @@
 
 #include "cli/commands.h"
 #include "cli/progress.h"
+#include "harness/kernel_process.h"
 #include "harness/shrink.h"
 #include "harness/standalone.h"
 #include "harness/suites.h"
@@ -98,7 +99,7 @@ Json machine() {
           {"simd targets", fmt::format("{}", fmt::join(kernels::runnable_targets(), ", "))},
           {"memory MiB", (sysconf(_SC_PHYS_PAGES) / 1024) * (sysconf(_SC_PAGESIZE) / 1024)},
           {"compiler", __VERSION__},
-          {"assay", ASSAY_VERSION}};
+          {"assay", ASSAY_RELEASE}};
 }
 
 // Follows one failing case down; every step runs in a worker, for a minute at most.
@@ -317,6 +318,9 @@ int check(const CheckOptions& options) {
     fmt::print(stderr, "assay: {}\n", e.what());
     return bad_usage;
   } catch (const std::invalid_argument& e) {
+    fmt::print(stderr, "assay: {}\n", e.what());
+    return bad_usage;
+  } catch (const LibraryError& e) {
     fmt::print(stderr, "assay: {}\n", e.what());
     return bad_usage;
   } catch (const std::exception& e) {

@@ -17,7 +17,8 @@ struct CheckOptions {
   std::vector<std::string> cases;  // case lines
   std::string cases_file;          // one line each
   std::string candidate = "host";
-  std::string device;  // instead of a candidate: device:NAME
+  std::string device;   // instead of a candidate: device:NAME
+  std::string library;  // likewise: lib:PATH
   std::string filter;  // substring of the line
   std::uint64_t seed = 1;
   std::string shard;        // i/n, i from 0

@@ -4,13 +4,14 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/commands.h"
+#include "harness/kernel_process.h"
 #include "harness/suites.h"
 #include "problem/parallel.h"
 
 int main(int argc, char** argv) {
   using namespace assay;
   CLI::App app{"Assay proves an attention kernel or a low-bit product right, or shows where it goes wrong."};
-  app.set_version_flag("--version", std::string("assay ") + ASSAY_VERSION);
+  app.set_version_flag("--version", std::string("assay ") + ASSAY_RELEASE);
   app.require_subcommand(1);
   app.footer(
       "Exit status: 0 all passed, 1 some candidate was wrong, 2 bad usage or input (also: nothing was run or\n"
@@ -48,6 +49,11 @@ int main(int argc, char** argv) {
                    "Judge the kernels of a device instead: opencl (the first GPU, or else the first device), opencl:TEXT (the first whose platform or device\n"
                    "name contains TEXT) or host. Exit status 3 where there is none")
       ->excludes("--candidate");
+  check_command
+      ->add_option("--kernel", check_options.library,
+                   "Judge a shared library of yours, in a process of its own: include/assay/kernel.h, or `assay new-kernel DIR`, says how it looks")
+      ->excludes("--candidate")
+      ->excludes("--device");
   check_command->add_option("--filter", check_options.filter, "Only cases whose line contains this text");
   check_command->add_option("--seed", check_options.seed, "Of the inputs of a suite")->capture_default_str();
   check_command->add_option("--shard", check_options.shard, "i/n: every n-th case, from the i-th (0-based) on");
@@ -77,6 +83,12 @@ int main(int argc, char** argv) {
 
   CLI::App* notation = app.add_subcommand("notation", "Explain the one-line case notation, field by field");
 
+  std::string served_library;
+  std::size_t served_base = 0;
+  CLI::App* server = app.add_subcommand("serve-kernel", "")->group("");
+  server->add_option("library", served_library)->required();
+  server->add_option("base", served_base)->required();
+
   CLI::App* worker = app.add_subcommand("worker", "")->group("");
   Index worker_memory = 0;
   ExecuteOptions execute;
@@ -97,6 +109,7 @@ int main(int argc, char** argv) {
     execute.relations = !no_relations;
     return worker_main(worker_memory, execute);
   }
+  if (*server) return KernelProcess::serve(served_library, served_base);
   if (*notation) {
     fmt::print("{}", case_help());
     return all_passed;
@@ -107,6 +120,7 @@ int main(int argc, char** argv) {
     return bad_usage;
   }
   if (!check_options.device.empty()) check_options.candidate = "device:" + check_options.device;
+  if (!check_options.library.empty()) check_options.candidate = "lib:" + check_options.library;
   // Drivers of devices reserve far more addresses than they use.
   if (check_options.candidate.starts_with("device:") && check_command->count("--memory") == 0) check_options.workers.memory_mib = 0;
   return check(check_options);

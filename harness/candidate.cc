@@ -6,6 +6,7 @@
 
 #include "harness/cached.h"
 #include "harness/contracts.h"
+#include "harness/library_candidate.h"
 #include "harness/planted_faults.h"
 #include "kernels/attention.h"
 #include "kernels/device/device_backend.h"
@@ -184,6 +185,7 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name == "unfused") return std::make_unique<Unfused>();
   if (name == "sdpa") return std::make_unique<Sdpa>();
   if (name.starts_with("device:")) return std::make_unique<OnDevice>(name.substr(7));
+  if (name.starts_with("lib:")) return make_library_candidate(name.substr(4));
   if (name.starts_with("fault:"))
     for (const PlantedFault& f : planted_faults())
       if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
@@ -193,6 +195,7 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
 std::vector<std::string> candidate_names() {
   std::vector<std::string> names = {"host", "host-undeclared", "unfused", "sdpa"};
   for (const std::string& device : kernels::device_names()) names.push_back("device:" + device);
+  names.push_back("lib:PATH");
   for (const PlantedFault& f : planted_faults()) names.push_back("fault:" + std::string(f.name));
   return names;
 }

@@ -29,7 +29,12 @@ class Candidate {
   virtual bool has_cache() const { return false; }
   virtual kernels::Status run_cached(const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads);
 
+  // False: run() leaves LSE alone, which is then absent, and nothing is judged of it.
+  virtual bool gives_lse() const { return true; }
+
   virtual bool has_backward() const { return false; }
+  // As unsupported(), of the backward pass alone.
+  virtual std::string unsupported_backward(const Attention&, Dtype) const { return {}; }
   // Called only where has_backward() says so, with O and LSE as run() left them.
   virtual kernels::Status run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads);
 
@@ -42,13 +47,18 @@ class Candidate {
   virtual kernels::Status quantize(const TensorView& w, LowBit format, Index group, kernels::LowBitBytes& to);
 };
 
+// What a candidate did that no candidate may, told by its adapter: a finding.
+struct CandidateError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct DeviceUnavailable : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 // "host": the production kernel; "host-undeclared": the same without its contract; "unfused": the
-// dispatcher's fallback; "device:NAME": the kernels of a device (kernels/device/device.h), which is opened at once; "fault:NAME": the production
-// kernel with a planted fault. Throws std::invalid_argument for any other name, DeviceUnavailable if the device cannot be opened.
+// dispatcher's fallback; "device:NAME": the kernels of a device (kernels/device/device.h), which is opened at once; "lib:PATH": a shared library (harness/library_candidate.h); "fault:NAME":
+// the production kernel with a planted fault. Throws std::invalid_argument for any other name, DeviceUnavailable if the device cannot be opened.
 std::unique_ptr<Candidate> make_candidate(const std::string& name);
 std::vector<std::string> candidate_names();
 

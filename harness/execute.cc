@@ -78,7 +78,7 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
 
   auto start = std::chrono::steady_clock::now();
   const Inputs inputs(c);
-  const Outputs first(c), second(c);
+  const Outputs first(c, candidate.gives_lse()), second(c, candidate.gives_lse());
   result.generate_seconds = seconds_since(start);
   if (c.operation == Operation::backward && !candidate.has_backward()) {
     result.outcome = Outcome::unsupported;
@@ -90,9 +90,17 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
     result.reason = "no cache";
     return result;
   }
-  if (const std::string why = candidate.unsupported(inputs.problem, c.out_dtype()); !why.empty()) {
-    result.outcome = Outcome::unsupported;
-    result.reason = why;
+  try {
+    std::string why = candidate.unsupported(inputs.problem, c.out_dtype());
+    if (why.empty() && c.operation == Operation::backward) why = candidate.unsupported_backward(inputs.problem, c.out_dtype());
+    if (!why.empty()) {
+      result.outcome = Outcome::unsupported;
+      result.reason = why;
+      return result;
+    }
+  } catch (const CandidateError& e) {
+    result.outcome = Outcome::fail;
+    result.reason = e.what();
     return result;
   }
 
@@ -116,6 +124,7 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   judging.ball_rows = options.ball_rows;
   judging.power = options.power;
   judging.statistics = has_independent_zero_mean(c);
+  judging.without_lse = !candidate.gives_lse();
   judging.untouched = [](const TensorView& t, Index position) { return holds_poison(t, position, Poison::nan); };
   const std::optional<Contract> contract = candidate.contract(inputs.problem);
   result.verdict = contract ? judge(inputs.problem, first.view(), *contract, judging) : judge_by_ladder(inputs.problem, first.view(), 64, judging);

@@ -37,7 +37,7 @@ std::string run(Candidate& candidate, const Case& c, const Inputs& inputs, const
 std::string verdict_of(const std::string& difference) { return difference.empty() ? "held" : "violated: " + difference; }
 
 std::string same_with_threads(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
-  Outputs out(c);
+  Outputs out(c, candidate.gives_lse());
   if (std::string wrong = run(candidate, c, inputs, out, c.threads == 1 ? 2 : 1); !wrong.empty()) return "violated: " + wrong;
   return verdict_of(first_difference(base, out));
 }
@@ -46,7 +46,7 @@ std::string same_with_threads(const Case& c, const Inputs& inputs, Candidate& ca
 std::string negated_values(const Case& c, const Inputs&, Candidate& candidate, const Outputs& base) {
   Inputs changed(c);
   if (!scale_exactly(changed.v, -1)) return "not applicable: V is not finite";
-  Outputs out(c);
+  Outputs out(c, candidate.gives_lse());
   if (std::string wrong = run(candidate, c, changed, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
   negate_elements(out.o.view());
   return verdict_of(first_difference(base, out));
@@ -56,7 +56,7 @@ std::string negated_values(const Case& c, const Inputs&, Candidate& candidate, c
 std::string exchanged_scale(const Case& c, const Inputs&, Candidate& candidate, const Outputs& base) {
   Inputs changed(c);
   if (!scale_exactly(changed.q, 2) || !scale_exactly(changed.k, 0.5)) return "not applicable: Q or K would round";
-  Outputs out(c);
+  Outputs out(c, candidate.gives_lse());
   if (std::string wrong = run(candidate, c, changed, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
   return verdict_of(first_difference(base, out));
 }
@@ -107,7 +107,7 @@ std::string unseen_keys(const Case& c, Candidate& candidate, const Outputs& base
   Inputs changed(c);
   const Index overwritten = overwrite_unseen_keys(c, changed, rows, fill);
   if (overwritten == 0) return "not applicable: every key is seen";
-  Outputs out(c);
+  Outputs out(c, candidate.gives_lse());
   if (std::string wrong = run(candidate, c, changed, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
   return verdict_of(first_difference(base, out, rows));
 }
@@ -129,7 +129,7 @@ std::map<std::string, std::string> check_relations(const Case& c, const Inputs& 
 std::map<std::string, std::string> check_cache_relations(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
   std::map<std::string, std::string> found;
   auto same = [&](const Case& other, const Inputs& in, int threads) {
-    const Outputs out(other);
+    const Outputs out(other, candidate.gives_lse());
     if (std::string wrong = run(candidate, other, in, out, threads); !wrong.empty()) return "violated: " + wrong;
     return verdict_of(first_difference(base, out));
   };

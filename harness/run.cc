@@ -74,6 +74,8 @@ std::string guarded(std::initializer_list<Named> inputs, const std::vector<std::
   kernels::Status status;
   try {
     status = call();
+  } catch (const CandidateError& e) {
+    return e.what();
   } catch (const std::exception& e) {
     return fmt::format("the candidate threw: {}", e.what());
   } catch (...) {
@@ -112,11 +114,11 @@ std::string first_difference_of(const char* name, const TensorView& x, const Ten
 
 }  // namespace
 
-Outputs::Outputs(const Case& c) {
+Outputs::Outputs(const Case& c, bool with_lse) {
   const AttentionShape& s = c.shape;
   const Extents o_shape{s.batch, s.query_heads, s.rows, s.value_dim}, lse_shape{s.batch, s.query_heads, s.rows, 1};
   o = Tensor(c.out_dtype(), o_shape, make_layout(c.o_layout, o_shape, s.query_heads + 2 * s.kv_heads));
-  lse = Tensor(Dtype::f32, lse_shape, make_layout(c.o_layout == LayoutKind::packed ? LayoutKind::bhsd : c.o_layout, lse_shape, 1));
+  if (with_lse) lse = Tensor(Dtype::f32, lse_shape, make_layout(c.o_layout == LayoutKind::packed ? LayoutKind::bhsd : c.o_layout, lse_shape, 1));
 }
 
 GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs) {

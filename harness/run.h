@@ -14,7 +14,8 @@ namespace assay {
 enum class Poison { nan, large };
 
 struct Outputs {
-  explicit Outputs(const Case& c);
+  // lse false: there is none.
+  explicit Outputs(const Case& c, bool with_lse = true);
   Tensor o, lse;
   AttentionOutput view() const { return {o.view(), lse.view()}; }
 };

@@ -84,6 +84,27 @@ void expect_shape(const TensorView& t, const char* name, const Extents& shape) {
     if (t.shape[k] != shape[k]) refuse(fmt::format("{}.shape[{}] = {} is not {}", name, k, t.shape[k], shape[k]));
 }
 
+LowBit low_bit_format(std::int32_t format, const char* name) {
+  if (format < 0 || format >= low_bit_count) refuse(std::string(name) + ".format = " + std::to_string(format) + " is outside [0, " + std::to_string(low_bit_count - 1) + "]");
+  return static_cast<LowBit>(format);
+}
+
+LowBitView low_bit_view(const assay_low_bit* given, const char* name) {
+  assay_low_bit m;
+  assay_low_bit_init(&m, ASSAY_MXFP4, 0, 0);
+  m = read_struct(given, name, m);
+  LowBitView v;
+  v.format = low_bit_format(m.format, name);
+  v.k = m.k;
+  v.n = m.n;
+  v.group = m.group_size == 0 ? traits(v.format).group : m.group_size == -1 ? 0 : m.group_size;
+  v.codes = static_cast<const std::byte*>(m.codes);
+  v.scales = static_cast<const std::byte*>(m.scales);
+  v.extra = static_cast<const std::byte*>(m.extra);
+  v.tensor_scale = m.tensor_scale;
+  return v;
+}
+
 Attention problem_of(const assay_attention* given, bool with_keys, Index lists) {
   assay_attention defaults;
   assay_attention_init(&defaults);

@@ -15,6 +15,7 @@
 #include <unordered_map>
 
 #include "kernels/dispatch.h"
+#include "problem/low_bit.h"
 
 namespace assay::kernels {
 
@@ -105,6 +106,10 @@ assay_tensor tensor_of(const assay_tensor* given, const char* name);
 TensorView view_of(const assay_tensor* given, const char* name);
 // Refuses a view that is there and whose shape is another.
 void expect_shape(const TensorView& t, const char* name, const Extents& shape);
+
+// A format's number, and a matrix in it.
+LowBit low_bit_format(std::int32_t format, const char* name);
+LowBitView low_bit_view(const assay_low_bit* given, const char* name);
 
 // The problem, complete but for K and V of a cache (`with_keys` false: shape.kv_heads, keys and value_dim stay 0). Per-batch
 // lists have `lists` entries, or B where it is negative.

@@ -23,27 +23,6 @@ std::shared_ptr<WeightsObject> weights_of(assay_weights handle) {
   return object;
 }
 
-LowBit format_of(std::int32_t format, const char* name) {
-  if (format < 0 || format >= low_bit_count) refuse(std::string(name) + ".format = " + std::to_string(format) + " is outside [0, " + std::to_string(low_bit_count - 1) + "]");
-  return static_cast<LowBit>(format);
-}
-
-LowBitView view_of_bytes(const assay_low_bit* given, const char* name) {
-  assay_low_bit m;
-  assay_low_bit_init(&m, ASSAY_MXFP4, 0, 0);
-  m = read_struct(given, name, m);
-  LowBitView v;
-  v.format = format_of(m.format, name);
-  v.k = m.k;
-  v.n = m.n;
-  v.group = m.group_size == 0 ? traits(v.format).group : m.group_size == -1 ? 0 : m.group_size;
-  v.codes = static_cast<const std::byte*>(m.codes);
-  v.scales = static_cast<const std::byte*>(m.scales);
-  v.extra = static_cast<const std::byte*>(m.extra);
-  v.tensor_scale = m.tensor_scale;
-  return v;
-}
-
 void expect_matrix(const TensorView& t, const char* name) {
   if (t.shape[0] != 1 || t.shape[1] != 1) refuse(std::string(name) + " is not of shape [1, 1, rows, columns]");
 }
@@ -65,7 +44,7 @@ extern "C" {
 
 assay_status assay_low_bit_size(const assay_low_bit* matrix, int64_t* code_bytes, int64_t* scale_bytes, int64_t* extra_bytes) {
   return guarded([&] {
-    const LowBitView v = view_of_bytes(matrix, "matrix");
+    const LowBitView v = low_bit_view(matrix, "matrix");
     // The bytes need not be there yet.
     static constexpr std::byte somewhere{};
     LowBitView complete = v;
@@ -82,7 +61,7 @@ assay_status assay_low_bit_size(const assay_low_bit* matrix, int64_t* code_bytes
 assay_status assay_weights_create(const assay_low_bit* matrix, assay_weights* out) {
   return guarded([&] {
     if (!out) refuse("weights is null");
-    return make_weights(view_of_bytes(matrix, "matrix"), out);
+    return make_weights(low_bit_view(matrix, "matrix"), out);
   });
 }
 
@@ -94,7 +73,7 @@ assay_status assay_weights_quantize(const assay_tensor* w, int32_t format, int64
     const TensorView view = view_of(w, "w");
     expect_matrix(view, "w");
     LowBitBytes bytes;
-    if (Status status = quantize_weights(view, format_of(format, "weights"), {group_size, pad_k != 0}, bytes); !status.ok()) return status;
+    if (Status status = quantize_weights(view, low_bit_format(format, "weights"), {group_size, pad_k != 0}, bytes); !status.ok()) return status;
     return make_weights(bytes.view(), out);
   });
 }
@@ -136,7 +115,7 @@ assay_status assay_product_low_bit(assay_context context, const assay_low_bit* a
     if (!c) refuse("c is null");
     const TensorView y = view_of(c, "c");
     expect_matrix(y, "c");
-    return product(view_of_bytes(a, "a"), *object->packed, y, used->threads);
+    return product(low_bit_view(a, "a"), *object->packed, y, used->threads);
   });
 }
 

@@ -46,7 +46,7 @@ class RowJudge {
     if (cross_check && !in_balls) refine(128);
     for (long bits = in_balls ? 256 : 128; bits <= 512 && any_undecided(block, r); bits *= 2) refine(bits);
 
-    judge_lse(block, r);
+    if (out_.lse) judge_lse(block, r);
     full_bound_.resize(static_cast<std::size_t>(block.rows * dv));
     double sxy = 0, sxx = 0;
     for (Index c = 0; c < dv; ++c) judge_element(block, r, c, sxy, sxx);
@@ -300,7 +300,7 @@ Verdict judge(const Attention& problem, const AttentionOutput& out, const Contra
   total.v.contract = contract.name;
   total.v.tile = contract.tile;
   total.v.row_tile = contract.row_tile;
-  if (!out.lse) {
+  if (!out.lse && !options.without_lse) {
     total.v.outcome = Outcome::fail;
     total.v.reason = "the candidate gives no LSE, which is always judged";
     return total.v;

@@ -68,6 +68,7 @@ struct Verdict {
 };
 
 struct JudgeOptions {
+  bool without_lse = false;  // O alone is judged where LSE is absent; otherwise its absence is a failure
   int threads = 1;
   Index sample_rows = 0;  // judge so many seeded rows of each head; 0: all
   std::uint64_t seed = 1;

@@ -13,8 +13,7 @@
 #ifndef ASSAY_ASSAY_H_
 #define ASSAY_ASSAY_H_
 
-#include <stddef.h>
-#include <stdint.h>
+#include "kernel.h" /* status codes, tensors and problems: common to this interface and to kernels of your own */
 
 #if defined(ASSAY_BUILD) && defined(__GNUC__)
 #define ASSAY_API __attribute__((visibility("default")))
@@ -26,23 +25,6 @@
 extern "C" {
 #endif
 
-/* Of this interface and of every struct in it. */
-#define ASSAY_VERSION 1u
-
-/* ---- Status ------------------------------------------------------------------------------------------------------- */
-
-typedef int32_t assay_status;
-enum {
-  ASSAY_SUCCESS = 0,
-  ASSAY_INVALID_ARGUMENTS = 1,
-  ASSAY_MEMORY_ALLOCATION_FAILED = 2,
-  ASSAY_DEVICE_NOT_SUPPORTED = 3,
-  ASSAY_KERNEL_COMPILATION_FAILED = 4,
-  ASSAY_EXECUTION_FAILED = 5,
-  ASSAY_UNSUPPORTED = 6,
-  ASSAY_INVALID_CACHE_STATE = 7,
-  ASSAY_UNKNOWN = 255
-};
 
 /* ASSAY_VERSION of the library that is running. */
 ASSAY_API uint32_t assay_version(void);
@@ -51,63 +33,6 @@ ASSAY_API const char* assay_status_message(assay_status status);
 /* Of the last call of this thread that returned a status: its message and ": " and what was wrong; "" after a success.
  * Valid until the thread's next call. */
 ASSAY_API const char* assay_last_error(void);
-
-/* ---- Tensors ------------------------------------------------------------------------------------------------------ */
-
-/* DLPack's DLDataType and its codes. */
-typedef struct assay_dtype {
-  uint8_t code, bits;
-  uint16_t lanes; /* 1 */
-} assay_dtype;
-enum {
-  ASSAY_INT = 0,
-  ASSAY_UINT = 1,
-  ASSAY_FLOAT = 2, /* 16, 32 or 64 bits */
-  ASSAY_BFLOAT = 4,
-  ASSAY_BOOL = 6,
-  ASSAY_FLOAT8_E4M3FN = 10,
-  ASSAY_FLOAT8_E5M2 = 12,
-  ASSAY_FLOAT8_E8M0FNU = 14,
-  ASSAY_FLOAT4_E2M1FN = 17
-};
-
-/* DLPack's device type of memory that this machine's processor reads. */
-enum { ASSAY_CPU = 1 };
-
-/* A view of somebody's memory. Users' own kernels are given the same struct. */
-typedef struct assay_tensor {
-  uint32_t version, struct_size;
-  void* data;
-  assay_dtype dtype;
-  int32_t device_type, device_id;
-  int32_t rank; /* 4 */
-  int64_t shape[4];
-  int64_t strides[4]; /* in elements; 0 broadcasts, negative reverses */
-  int64_t offset;     /* elements from data to the element (0, 0, 0, 0) */
-} assay_tensor;
-
-/* Contiguous [d0, d1, d2, d3]; the caller may change strides and offset. */
-static inline void assay_tensor_init(assay_tensor* t, void* data, uint8_t dtype_code, uint8_t dtype_bits, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
-  t->version = ASSAY_VERSION;
-  t->struct_size = (uint32_t)sizeof(*t);
-  t->data = data;
-  t->dtype.code = dtype_code;
-  t->dtype.bits = dtype_bits;
-  t->dtype.lanes = 1;
-  t->device_type = ASSAY_CPU;
-  t->device_id = 0;
-  t->rank = 4;
-  t->shape[0] = d0;
-  t->shape[1] = d1;
-  t->shape[2] = d2;
-  t->shape[3] = d3;
-  /* Unsigned: absurd extents are refused by the functions, not computed with here. */
-  t->strides[3] = 1;
-  t->strides[2] = d3;
-  t->strides[1] = (int64_t)((uint64_t)d2 * (uint64_t)d3);
-  t->strides[0] = (int64_t)((uint64_t)d1 * (uint64_t)d2 * (uint64_t)d3);
-  t->offset = 0;
-}
 
 /* ---- Contexts ----------------------------------------------------------------------------------------------------- */
 
@@ -158,51 +83,6 @@ ASSAY_API assay_status assay_context_destroy(assay_context context);
 ASSAY_API assay_status assay_context_reopen(assay_context context);
 
 /* ---- Attention ---------------------------------------------------------------------------------------------------- */
-
-enum {
-  ASSAY_CAUSAL = 1,
-  ASSAY_FINITE_MIN_MASKS = 2, /* the bias dtype's most negative finite number means -inf */
-  ASSAY_DEFAULT_SCALE = 4     /* 1 / sqrt(D), whatever `scale` holds */
-};
-
-/* Q [B, Hq, Lq, D], K [B, Hkv, Lk, D], V [B, Hkv, Lk, Dv]. Tensors and arrays that are NULL are absent. */
-typedef struct assay_attention {
-  uint32_t version, struct_size;
-  const assay_tensor *q, *k, *v; /* f32, f16 or bf16, one dtype */
-  float scale, softcap;          /* softcap 0: none */
-  uint32_t flags;
-  float dropout;
-  uint64_t dropout_seed;
-  int64_t window_left, window_right;                       /* -1: open */
-  const assay_tensor* keep;                                /* bool or uint8 [B, Hq, Lq, Lk], non-zero keeps */
-  const assay_tensor* bias;                                /* f32, f16 or bf16 [B, Hq, Lq, Lk] */
-  const int64_t *offset, *key_lengths, *key_starts;        /* B entries each */
-  int64_t offset_count, key_length_count, key_start_count; /* B, or 0 */
-  const float *alibi_slopes, *sink;                        /* Hq entries each */
-  int64_t alibi_slope_count, sink_count;                   /* Hq, or 0 */
-  const int32_t *query_segment, *key_segment;              /* B * Lq and B * Lk entries */
-  int64_t query_segment_count, key_segment_count;          /* so many, or 0 */
-} assay_attention;
-
-/* No mask, the default scale. */
-static inline void assay_attention_init(assay_attention* a) {
-  a->version = ASSAY_VERSION;
-  a->struct_size = (uint32_t)sizeof(*a);
-  a->q = a->k = a->v = NULL;
-  a->scale = 0;
-  a->softcap = 0;
-  a->flags = ASSAY_DEFAULT_SCALE;
-  a->dropout = 0;
-  a->dropout_seed = 0;
-  a->window_left = a->window_right = -1;
-  a->keep = a->bias = NULL;
-  a->offset = a->key_lengths = a->key_starts = NULL;
-  a->offset_count = a->key_length_count = a->key_start_count = 0;
-  a->alibi_slopes = a->sink = NULL;
-  a->alibi_slope_count = a->sink_count = 0;
-  a->query_segment = a->key_segment = NULL;
-  a->query_segment_count = a->key_segment_count = 0;
-}
 
 /* O [B, Hq, Lq, Dv] is f32, f16 or bf16; LSE [B, Hq, Lq, 1] is f32, or NULL. The tiled kernel. */
 ASSAY_API assay_status assay_attention_forward(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse);
@@ -264,17 +144,6 @@ ASSAY_API assay_status assay_dispatch_enable(assay_context context, int32_t enab
 
 /* dQ, dK and dV have the shapes of Q, K and V, and f32, f16 or bf16 each. d_bias is f32 [B, Hq, Lq, Lk], strides 0 where the
  * bias broadcasts; d_sink is f32 [1, Hq, 1, 1]; both may be NULL. */
-typedef struct assay_gradients {
-  uint32_t version, struct_size;
-  const assay_tensor *dq, *dk, *dv, *d_bias, *d_sink;
-} assay_gradients;
-
-static inline void assay_gradients_init(assay_gradients* g) {
-  g->version = ASSAY_VERSION;
-  g->struct_size = (uint32_t)sizeof(*g);
-  g->dq = g->dk = g->dv = g->d_bias = g->d_sink = NULL;
-}
-
 /* o and lse as assay_attention_forward stored them; d_o has the shape of o and the dtype of q. */
 ASSAY_API assay_status assay_attention_backward(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse,
                                                 const assay_tensor* d_o, const assay_gradients* gradients);
@@ -333,40 +202,6 @@ ASSAY_API assay_status assay_attention_cached(assay_context context, const assay
 /* ---- Low-bit products --------------------------------------------------------------------------------------------- */
 
 typedef struct assay_weights_handle* assay_weights;
-
-/* Bytes, values and groups of each: docs/formats.md. */
-enum {
-  ASSAY_MXFP4 = 0,
-  ASSAY_NVFP4 = 1,
-  ASSAY_FP4 = 2,        /* grouped f16 scales, eight nibbles along k in a 32-bit word */
-  ASSAY_FP4_SPARSE = 3, /* the same, two of each four k */
-  ASSAY_MXFP8_E4M3 = 4,
-  ASSAY_MXFP8_E5M2 = 5,
-  ASSAY_INT8 = 6,
-  ASSAY_INT4 = 7
-};
-
-/* A matrix [K, N] as codes and scales. */
-typedef struct assay_low_bit {
-  uint32_t version, struct_size;
-  int32_t format;
-  float tensor_scale; /* 1, but for ASSAY_NVFP4 */
-  int64_t k, n;
-  int64_t group_size; /* 0: that of the format; -1: 8-bit floats without scales */
-  const void *codes, *scales;
-  const void* extra; /* zero points of integers, metadata of ASSAY_FP4_SPARSE; NULL otherwise */
-} assay_low_bit;
-
-static inline void assay_low_bit_init(assay_low_bit* m, int32_t format, int64_t k, int64_t n) {
-  m->version = ASSAY_VERSION;
-  m->struct_size = (uint32_t)sizeof(*m);
-  m->format = format;
-  m->tensor_scale = 1;
-  m->k = k;
-  m->n = n;
-  m->group_size = 0;
-  m->codes = m->scales = m->extra = NULL;
-}
 
 /* Bytes that codes, scales and extra take; any may be NULL. The matrix's pointers are not looked at. */
 ASSAY_API assay_status assay_low_bit_size(const assay_low_bit* matrix, int64_t* code_bytes, int64_t* scale_bytes, int64_t* extra_bytes);

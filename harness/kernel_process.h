@@ -1,0 +1,119 @@
+// Somebody's kernel library in a process of its own. Tensors lie in memory that both processes map at the same addresses: inputs read-only
+// on the library's side, outputs and workspace between pages that are not mapped. What the library does to its process (a crash, exit, a
+// broken heap, a stray write) is told as a finding and costs one call.
+#pragma once
+
+#include <assay/kernel.h>
+#include <sys/types.h>
+
+#include <cstddef>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "problem/tensor.h"
+
+namespace assay {
+
+// The library cannot be used at all: not loadable, no entry symbol, another version.
+struct LibraryError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// What the library offers.
+struct LibraryFacts {
+  std::string name;
+  bool forward = false, backward = false, product = false, lse = true, workspace = false;
+};
+
+// One call, built up by its arguments: each add_* copies into shared memory and returns an address that is valid in both processes.
+class KernelCall {
+ public:
+  // The bytes that a view reaches, gaps included.
+  const assay_tensor* add_input(const TensorView& t, std::optional<assay_dtype> as = {});
+  const assay_tensor* add_output(const TensorView& t);
+  // Without memory: for questions about a problem.
+  const assay_tensor* add_shape(const TensorView& t, std::optional<assay_dtype> as = {});
+  const void* add_bytes(const void* from, std::size_t bytes);
+  template <class T>
+  const T* add(const T& value) {
+    return static_cast<const T*>(add_bytes(&value, sizeof value));
+  }
+  template <class T>
+  const T* add_list(const std::vector<T>& list) {
+    return list.empty() ? nullptr : static_cast<const T*>(add_bytes(list.data(), list.size() * sizeof(T)));
+  }
+  void* add_workspace(std::size_t bytes);
+
+ private:
+  friend class KernelProcess;
+  struct Region {
+    std::size_t offset, pages_begin, pages_end;  // bytes in the arena
+    std::size_t bytes;
+    const void* from = nullptr;  // copied there; null: filled
+    void* to = nullptr;          // copied back
+    bool writable = false;
+    std::string name;
+  };
+  explicit KernelCall(std::size_t base) : base_(base) {}
+  std::size_t place(std::size_t bytes, bool writable, const void* from, void* to, const char* name);
+  const assay_tensor* describe(const TensorView& t, void* data, Index origin, std::optional<assay_dtype> as = {});
+
+  const std::size_t base_;
+  std::size_t end_ = 0;
+  std::vector<Region> regions_;
+  std::vector<std::vector<std::byte>> kept_;  // small copies until they are in the arena
+};
+
+class KernelProcess {
+ public:
+  // Starts `server serve-kernel` and loads the library. Throws LibraryError, or std::system_error if nothing can be started.
+  explicit KernelProcess(std::string library, std::string server = "/proc/self/exe");
+  ~KernelProcess();
+  KernelProcess(const KernelProcess&) = delete;
+  KernelProcess& operator=(const KernelProcess&) = delete;
+
+  const LibraryFacts& facts() const { return facts_; }
+  KernelCall call() const { return KernelCall(base_); }
+
+  struct Answer {
+    std::string finding;  // what the library did that no library may; then the rest means nothing
+    assay_status status = ASSAY_SUCCESS;
+    std::string reason;
+    std::optional<assay_arithmetic> arithmetic;
+    std::size_t workspace = 0;
+  };
+  // Does the library do this, how does it compute, what workspace does it need?
+  Answer ask(KernelCall& call, int operation, const assay_attention* problem, const assay_dtype& output);
+  // Runs it and copies outputs back, unless something was found. Pointers that an operation does not have are null.
+  struct Arguments {
+    const assay_attention* problem = nullptr;
+    const assay_tensor *o = nullptr, *lse = nullptr, *d_o = nullptr;
+    const assay_gradients* gradients = nullptr;
+    const assay_tensor *a = nullptr, *c = nullptr;
+    const assay_low_bit* w = nullptr;
+    const assay_run* run = nullptr;
+  };
+  Answer run(KernelCall& call, int operation, const Arguments& arguments);
+
+  // The other end: what `serve-kernel LIBRARY` runs.
+  static int serve(const std::string& library, std::size_t base);
+
+ private:
+  struct Request;
+  struct Response;
+  void start();
+  void stop();
+  std::string exchange(KernelCall& call, Request& request, Response& response);
+  std::string how_it_ended(const char* when);
+  void reserve(std::size_t bytes);
+
+  const std::string library_, server_;
+  LibraryFacts facts_;
+  pid_t pid_ = -1;
+  int socket_ = -1, memory_ = -1;
+  std::size_t base_ = 0, mapped_ = 0;
+};
+
+}  // namespace assay

@@ -1,0 +1,209 @@
+#include "harness/library_candidate.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "harness/kernel_process.h"
+
+namespace assay {
+namespace {
+
+using kernels::Status;
+using kernels::StatusCode;
+
+assay_dtype c_dtype_of(Dtype d) { return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT), static_cast<std::uint8_t>(format(d).bits), 1}; }
+
+// The problem in the arena, with its tensors or (for questions) their shapes alone.
+const assay_attention* add_problem(KernelCall& call, const Attention& p, bool with_elements) {
+  const auto tensor = [&](const TensorView& t) { return with_elements ? call.add_input(t) : call.add_shape(t); };
+  assay_attention a;
+  assay_attention_init(&a);
+  a.q = tensor(p.q);
+  a.k = tensor(p.k);
+  a.v = tensor(p.v);
+  a.scale = p.scale;
+  a.softcap = p.softcap;
+  a.flags = (p.causal ? +ASSAY_CAUSAL : 0u) | (p.finite_min_masks ? +ASSAY_FINITE_MIN_MASKS : 0u);
+  a.dropout = p.dropout;
+  a.dropout_seed = p.dropout_seed;
+  a.window_left = p.window_left;
+  a.window_right = p.window_right;
+  if (p.bias) a.bias = tensor(p.bias);
+  if (p.keep) {
+    const AttentionShape& s = p.shape;
+    const TensorView bytes{const_cast<std::uint8_t*>(p.keep.data), Dtype::f8e5m2, {s.batch, s.query_heads, s.rows, s.keys}, p.keep.stride, 0};
+    const assay_dtype boolean = {ASSAY_BOOL, 8, 1};
+    a.keep = with_elements ? call.add_input(bytes, boolean) : call.add_shape(bytes, boolean);
+  }
+  const auto list = [&](const auto& values, auto& to, std::int64_t& count) {
+    to = call.add_list(values);
+    count = std::ssize(values);
+  };
+  list(p.offset, a.offset, a.offset_count);
+  list(p.key_lengths, a.key_lengths, a.key_length_count);
+  list(p.key_starts, a.key_starts, a.key_start_count);
+  list(p.alibi_slopes, a.alibi_slopes, a.alibi_slope_count);
+  list(p.sink, a.sink, a.sink_count);
+  list(p.query_segment, a.query_segment, a.query_segment_count);
+  list(p.key_segment, a.key_segment, a.key_segment_count);
+  return call.add(a);
+}
+
+std::optional<Dtype> dtype_of_bits(int bits, std::string& wrong) {
+  if (bits == 16) return Dtype::f16;
+  if (bits == -16) return Dtype::bf16;
+  if (bits != 0) wrong = fmt::format("{} bits", bits);
+  return std::nullopt;
+}
+
+// What a library declares, as a contract; `wrong` says what no kernel can mean.
+Contract contract_of(const std::string& name, const assay_arithmetic& a, std::string& wrong) {
+  Contract c;
+  c.name = fmt::format("{}, as its library declares it", name);
+  const auto in = [&](const char* what, double value, double low, double high) {
+    if (!(value >= low && value <= high) && wrong.empty()) wrong = fmt::format("{} = {:g} is outside [{:g}, {:g}]", what, value, low, high);
+    return value;
+  };
+  c.dot_roundoff = in("dot_roundoff", a.dot_roundoff, 0x1p-53, 0.25);
+  c.roundoff = in("roundoff", a.roundoff, 0x1p-53, 0.25);
+  c.largest = in("largest", a.largest, 1, 0x1.fffffep127);
+  c.exp_ulp = in("exp_ulp", a.exp_ulp, 0.5, 1e6);
+  c.log_ulp = in("log_ulp", a.log_ulp, 0.5, 1e6);
+  c.tanh_ulp = in("tanh_ulp", a.tanh_ulp, 0.5, 1e6);
+  c.exp_ulp_per_unit = in("exp_ulp_per_unit", a.exp_ulp_per_unit, 0, 1e6);
+  c.exp_floor = in("exp_floor", a.exp_floor, 0, 1);
+  c.scale_error = in("scale_error", a.scale_error, 0, 0.25);
+  c.argument_roundings = in("argument_roundings", a.argument_roundings, 0, 16);
+  c.dot_block = static_cast<int>(in("dot_block", a.dot_block, 0, 4096));
+  c.division_roundings = static_cast<int>(in("division_roundings", a.division_roundings, 1, 64));
+  c.tile = static_cast<Index>(in("tile", static_cast<double>(a.tile), 1, 1 << 20));
+  c.row_tile = static_cast<Index>(in("row_tile", static_cast<double>(a.row_tile), 1, 1 << 20));
+  c.products_rounded = in("products_rounded", a.products_rounded, 0, 1) != 0;
+  c.fused_argument = in("fused_argument", a.fused_argument, 0, 1) != 0;
+  c.sum_from_rounded = in("sum_from_rounded", a.sum_from_rounded, 0, 1) != 0;
+  c.ordered = in("ordered", a.ordered, 0, 1) != 0;
+  c.weight_dtype = dtype_of_bits(a.weight_bits, wrong);
+  c.score_dtype = dtype_of_bits(a.score_bits, wrong);
+  return c;
+}
+
+class Library : public Candidate {
+ public:
+  explicit Library(const std::string& path) : path_(path), process_(path) {}
+
+  std::string name() const override { return "lib:" + path_; }
+
+  std::string unsupported(const Attention& p, Dtype out) const override { return process_.facts().forward ? ask(ASSAY_FORWARD, p, out) : "no forward pass in the library"; }
+  std::string unsupported_backward(const Attention& p, Dtype out) const override {
+    if (!process_.facts().backward) return "no backward pass in the library";
+    if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";
+    return ask(ASSAY_BACKWARD, p, out);
+  }
+  std::optional<Contract> contract(const Attention&) const override { return contract_; }
+  bool gives_lse() const override { return process_.facts().lse; }
+
+  Status run(const Attention& p, const AttentionOutput& out, int threads) override {
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.problem = add_problem(call, p, true);
+    a.o = call.add_output(shaped(out.o, p.shape.value_dim, p));
+    if (gives_lse()) a.lse = call.add_output(shaped(out.lse, 1, p));
+    a.run = add_run(call, ASSAY_FORWARD, p, out.o.dtype, threads);
+    return finish(process_.run(call, ASSAY_FORWARD, a), "forward");
+  }
+
+  bool has_backward() const override { return process_.facts().backward; }
+  Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.problem = add_problem(call, p, true);
+    a.o = call.add_input(shaped(in.o, p.shape.value_dim, p));
+    a.lse = call.add_input(shaped(in.lse, 1, p));
+    a.d_o = call.add_input(shaped(in.d_o, p.shape.value_dim, p));
+    assay_gradients g;
+    assay_gradients_init(&g);
+    g.dq = call.add_output(out.dq);
+    g.dk = call.add_output(out.dk);
+    g.dv = call.add_output(out.dv);
+    g.d_bias = call.add_output(out.d_bias);
+    g.d_sink = call.add_output(out.d_sink);
+    a.gradients = call.add(g);
+    a.run = add_run(call, ASSAY_BACKWARD, p, out.dq.dtype, threads);
+    return finish(process_.run(call, ASSAY_BACKWARD, a), "backward");
+  }
+
+  std::string unsupported_product(const Product& p) const override {
+    if (!process_.facts().product) return "no product in the library";
+    return p.a ? "" : "a low-bit A for a library";
+  }
+  Status run_product(const Product& p, const TensorView& c, int threads) override {
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.a = call.add_input(p.a);
+    const LowBitSizes sizes = sizes_of(p.w.format, p.w.k, p.w.n, p.w.group);
+    assay_low_bit w;
+    assay_low_bit_init(&w, static_cast<std::int32_t>(p.w.format), p.w.k, p.w.n);
+    w.tensor_scale = p.w.tensor_scale;
+    w.group_size = p.w.group == 0 ? -1 : p.w.group;
+    w.codes = call.add_bytes(p.w.codes, static_cast<std::size_t>(sizes.codes));
+    if (sizes.scales > 0) w.scales = call.add_bytes(p.w.scales, static_cast<std::size_t>(sizes.scales));
+    if (sizes.extra > 0) w.extra = call.add_bytes(p.w.extra, static_cast<std::size_t>(sizes.extra));
+    a.w = call.add(w);
+    a.c = call.add_output(c);
+    a.run = call.add(assay_run{ASSAY_VERSION, sizeof(assay_run), nullptr, 0, threads, 0});
+    return finish(process_.run(call, ASSAY_PRODUCT, a), "product");
+  }
+
+ private:
+  static TensorView shaped(const TensorView& t, Index columns, const Attention& p) {
+    TensorView view = t;
+    view.shape = {p.shape.batch, p.shape.query_heads, p.shape.rows, columns};
+    return view;
+  }
+
+  // Asks, and keeps what the library declares of such a problem.
+  std::string ask(int operation, const Attention& p, Dtype out) const {
+    KernelCall call = process_.call();
+    const assay_attention* problem = add_problem(call, p, false);
+    const KernelProcess::Answer answer = process_.ask(call, operation, problem, c_dtype_of(out));
+    if (!answer.finding.empty()) throw CandidateError(answer.finding);
+    if (answer.status == ASSAY_UNSUPPORTED) return answer.reason.empty() ? "the library gives no reason" : answer.reason;
+    if (answer.status != ASSAY_SUCCESS) throw CandidateError(fmt::format("the library's supports function answered {}: {}", answer.status, answer.reason));
+    contract_.reset();
+    if (answer.arithmetic) {
+      std::string wrong;
+      contract_ = contract_of(process_.facts().name, *answer.arithmetic, wrong);
+      if (!wrong.empty()) throw CandidateError("the library declares an arithmetic that cannot be: " + wrong);
+    }
+    return {};
+  }
+
+  const assay_run* add_run(KernelCall& call, int operation, const Attention& p, Dtype out, int threads) {
+    if (!process_.facts().workspace) return call.add(assay_run{ASSAY_VERSION, sizeof(assay_run), nullptr, 0, threads, 0});
+    KernelCall question = process_.call();
+    const assay_attention* problem = add_problem(question, p, false);
+    const KernelProcess::Answer answer = process_.ask(question, operation, problem, c_dtype_of(out));
+    if (!answer.finding.empty()) throw CandidateError(answer.finding);
+    if (answer.workspace > std::size_t{32} << 30) throw CandidateError(fmt::format("the library asks for a workspace of {} bytes", answer.workspace));
+    assay_run run{ASSAY_VERSION, sizeof(assay_run), call.add_workspace(answer.workspace), answer.workspace, threads, 0};
+    return call.add(run);
+  }
+
+  static Status finish(const KernelProcess::Answer& answer, const char* operation) {
+    if (!answer.finding.empty()) throw CandidateError(answer.finding);
+    if (answer.status == ASSAY_SUCCESS) return {};
+    if (answer.status == ASSAY_UNSUPPORTED) throw CandidateError(fmt::format("the library said that it supports this, and then answered unsupported in {}", operation));
+    return {static_cast<StatusCode>(answer.status), fmt::format("the answer of the library in {}", operation)};
+  }
+
+  const std::string path_;
+  mutable KernelProcess process_;
+  mutable std::optional<Contract> contract_;
+};
+
+}  // namespace
+
+std::unique_ptr<Candidate> make_library_candidate(const std::string& path) { return std::make_unique<Library>(path); }
+
+}  // namespace assay

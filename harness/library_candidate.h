@@ -1,0 +1,13 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "harness/candidate.h"
+
+namespace assay {
+
+// A shared library behind include/assay/kernel.h, in a process of its own. Throws LibraryError.
+std::unique_ptr<Candidate> make_library_candidate(const std::string& path);
+
+}  // namespace assay
