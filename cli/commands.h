@@ -30,6 +30,9 @@ struct CheckOptions {
 };
 int check(const CheckOptions& options);
 
+// Writes a project for a kernel library into a folder that is not there yet, or empty.
+int new_kernel(const std::string& folder);
+
 struct FaultsOptions {
   std::string suite;  // empty: each fault's own
   std::string only;   // one fault by name

@@ -19,6 +19,9 @@ int main(int argc, char** argv) {
       "  assay check --suite smoke\n"
       "  assay check --case 'attention b=1 h=8/2 l=37x53 d=64 dtype=bf16 causal lengths=41 scores=growing'\n"
       "  assay check --case 'product m=5 n=70 k=100 dtype=bf16 w=nvfp4'\n"
+      "  assay new-kernel mine && cmake -S mine -B mine/build && cmake --build mine/build\n"
+      "  assay check --kernel mine/build/libmy_kernel.so --suite plain\n"
+      "  assay check --device opencl --suite standard\n"
       "  assay check --suite standard --json run.json --junit run.xml --html run.html\n"
       "  assay faults\n"
       "  assay notation");
@@ -81,6 +84,11 @@ int main(int argc, char** argv) {
   faults_command->add_flag("--list", faults_options.list, "Name the faults and run nothing");
   add_workers(faults_command, faults_options.workers);
 
+  std::string project_folder;
+  CLI::App* new_kernel_command =
+      app.add_subcommand("new-kernel", "Write a CMake project of a kernel library, which builds and passes: put your kernel in the place of its");
+  new_kernel_command->add_option("DIR", project_folder, "A folder that is not there yet, or empty")->required();
+
   CLI::App* notation = app.add_subcommand("notation", "Explain the one-line case notation, field by field");
 
   std::string served_library;
@@ -114,6 +122,7 @@ int main(int argc, char** argv) {
     fmt::print("{}", case_help());
     return all_passed;
   }
+  if (*new_kernel_command) return new_kernel(project_folder);
   if (*faults_command) return faults(faults_options);
   if (check_options.suite.empty() && check_options.cases.empty() && check_options.cases_file.empty()) {
     fmt::print(stderr, "assay: check needs --suite, --case or --cases; the suites are {}\n", fmt::join(suite_names(), ", "));

@@ -158,6 +158,16 @@ Suite smoke(std::uint64_t seed) {
   return {"smoke", "every pair of features once", {}, cover(factors, 2, 20261, seed)};
 }
 
+// Where a new kernel begins: shapes, dtypes, causality, and every family of inputs, without any other mask.
+Suite plain(std::uint64_t seed) {
+  std::vector<Factor> factors = forward_factors();
+  std::erase_if(factors, [](const Factor& f) {
+    static constexpr std::string_view left_out[] = {"window", "padding", "boolean", "bias", "hidden", "alibi", "softcap", "sink", "documents", "dropout", "layout", "threads"};
+    return std::ranges::find(left_out, std::string_view(f.name)) != std::end(left_out);
+  });
+  return {"plain", "shapes, dtypes, causality and every family of inputs", {}, cover(factors, 2, 20266, seed)};
+}
+
 Suite standard(std::uint64_t seed) {
   Suite suite{
       "standard", "every pair of features and input families and every triple of structural features, twice over, and lanes of every kind of tile", {}, {}};
@@ -485,7 +495,7 @@ Suite tiny(std::uint64_t seed) {
   return suite;
 }
 
-constexpr Entry entries[] = {{"tiny", tiny},         {"smoke", smoke},       {"standard", standard}, {"models", models}, {"padding", padding},
+constexpr Entry entries[] = {{"tiny", tiny},         {"plain", plain},       {"smoke", smoke},       {"standard", standard}, {"models", models}, {"padding", padding},
                              {"backward", backward}, {"decode", decode},     {"caches", caches},     {"products", products}};
 
 }  // namespace

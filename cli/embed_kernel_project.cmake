@@ -1,0 +1,10 @@
+# Writes the files of a kernel project as C++ string literals: cmake -DOUT=... -DSOURCE=... -P embed_kernel_project.cmake
+set(text "// Written by embed_kernel_project.cmake.\n#include \"cli/kernel_project.h\"\n\nnamespace assay {\n\nstd::vector<std::pair<std::string_view, std::string_view>> kernel_project() {\n  return {\n")
+foreach(file include/assay/kernel.h examples/kernel/my_kernel.c examples/kernel/CMakeLists.txt examples/kernel/README.md)
+  file(READ ${SOURCE}/${file} piece)
+  get_filename_component(name ${file} NAME)
+  string(APPEND text "      {\"${name}\", R\"assay(${piece})assay\"},\n")
+endforeach()
+string(APPEND text "  };\n}\n\n}  // namespace assay\n")
+file(WRITE ${OUT}.tmp "${text}")
+file(COPY_FILE ${OUT}.tmp ${OUT} ONLY_IF_DIFFERENT)

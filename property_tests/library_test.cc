@@ -1,0 +1,145 @@
+// Kernel libraries of other people, through the command: what a library may do wrong is a finding with a name, a right one passes, and our
+// own kernels as such a library have the bits that they have without it.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+namespace assay {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+struct Ran {
+  int status;
+  std::string output;
+};
+
+Ran run(const std::string& command) {
+  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+  std::string output;
+  char chunk[4096];
+  for (std::size_t n; (n = fread(chunk, 1, sizeof chunk, pipe)) > 0;) output.append(chunk, n);
+  const int status = pclose(pipe);
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), output};
+}
+
+Ran check(const std::string& library, const std::string& rest = "--case 'attention b=1 h=1 l=7x9 d=5/3'") {
+  return run(std::string(ASSAY_COMMAND) + " check --no-shrink --kernel " + library + " " + rest);
+}
+
+class Library : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / ("assay-library-test-" + std::to_string(getpid()));
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  // misbehaving_kernel.c with one mistake.
+  std::string built(const std::string& mistake, const std::string& flags = "") {
+    const fs::path library = folder_ / ("lib" + mistake + ".so");
+    const Ran r = run(std::string(ASSAY_CC) + " -O1 -ffp-contract=off -shared -fPIC -I" ASSAY_SOURCE_DIR "/include -DMISTAKE=" + mistake + " " + flags + " -o " + library.string() +
+                      " " ASSAY_SOURCE_DIR "/property_tests/misbehaving_kernel.c -lm");
+    EXPECT_EQ(r.status, 0) << r.output;
+    return library;
+  }
+  fs::path folder_;
+};
+
+TEST_F(Library, ARightOnePasses) {
+  const Ran r = check(built("none"));
+  EXPECT_EQ(r.status, 0) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("pass: every element is inside its bound"));
+  EXPECT_THAT(r.output, HasSubstr("contract: a misbehaving kernel, as its library declares it"));
+}
+
+TEST_F(Library, EveryMistakeIsAFindingWithAName) {
+  for (const auto& [mistake, words] : std::vector<std::pair<const char*, const char*>>{
+           {"crashes", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
+           {"leaves", "the library's process exited with status 7 in forward"},
+           {"aborts", "the library's process was killed by signal 6 (Aborted) in forward"},
+           {"writes_before", "the library wrote before the begin of an output, in forward"},
+           {"writes_behind", "the library wrote behind the end of an output, in forward"},
+           {"writes_far_away", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
+           {"writes_an_input", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
+           {"writes_behind_its_workspace", "the library wrote behind the end of the workspace, in forward"},
+           {"reads_on", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
+           {"breaks_the_heap", "the library's process was killed by signal 6 (Aborted) in forward"},
+           {"writes_nothing", "was not written"},
+           {"refuses", "the library said that it supports this, and then answered unsupported in forward"},
+           {"fails", "status 5 (Execution failed): the answer of the library in forward"},
+           {"cannot_compute_so", "the library declares an arithmetic that cannot be: exp_ulp = -1 is outside [0.5, 1e+06]"},
+           {"crashes_when_asked", "the library's process was killed by signal 11 (Segmentation fault) in answering what it supports"}}) {
+    const Ran r = check(built(mistake));
+    EXPECT_EQ(r.status, 1) << mistake << ": " << r.output;
+    EXPECT_THAT(r.output, HasSubstr(words)) << mistake;
+    EXPECT_THAT(r.output, HasSubstr("reproduce: assay check --candidate lib:")) << mistake;
+  }
+}
+
+TEST_F(Library, AHangEndsWithItsTime) {
+  const Ran r = check(built("hangs"), "--timeout 2 --case 'attention b=1 h=1 l=7x9 d=5/3'");
+  EXPECT_EQ(r.status, 1) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("the candidate did not finish within 2 s"));
+}
+
+// One bad case costs one case.
+TEST_F(Library, TheNextCaseIsJudged) {
+  std::ofstream(folder_ / "cases") << "attention b=1 h=1 l=7x9 d=5/3\nattention b=1 h=1 l=8x9 d=5/3\n";
+  const Ran r = check(built("crashes"), "--jobs 1 --cases " + (folder_ / "cases").string());
+  EXPECT_THAT(r.output, HasSubstr("2 cases: 0 passed, 2 failed")) << r.output;
+}
+
+TEST_F(Library, WhatIsNoKernelLibraryIsRefused) {
+  for (const auto& [library, words] : std::vector<std::pair<std::string, const char*>>{
+           {built("none", "-DNO_ENTRY"), "has no symbol assay_kernel_entry"},
+           {built("has_no_table"), "does not work with version 1 of kernel.h: its entry answered null"},
+           {built("has_another_version"), "its table has version = 99; between 1 and 1 are known"},
+           {built("has_another_size"), "its table has struct_size = 8, not "},
+           {built("has_no_function"), "its table has no function"},
+           {"/nowhere/libnone.so", "cannot be loaded"},
+           {ASSAY_SOURCE_DIR "/README.md", "cannot be loaded"}}) {
+    const Ran r = check(library);
+    EXPECT_EQ(r.status, 2) << library << ": " << r.output;
+    EXPECT_THAT(r.output, HasSubstr(words));
+    EXPECT_THAT(r.output, HasSubstr(library));
+  }
+}
+
+// The kernels of this project behind the table: everything that they support passes, gradients and products too.
+TEST_F(Library, OurKernelsPassAsALibrary) {
+  for (const char* rest : {"--suite smoke", "--suite products --shard 0/9", "--suite backward --shard 0/20"}) {
+    const Ran r = check(ASSAY_KERNEL_LIBRARY, rest);
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_THAT(r.output, HasSubstr(" 0 failed"));
+  }
+}
+
+// What new users do, in less than a minute.
+TEST_F(Library, ANewProjectBuildsAndPasses) {
+  const std::string project = (folder_ / "mine").string();
+  const Ran made = run(std::string(ASSAY_COMMAND) + " new-kernel " + project);
+  ASSERT_EQ(made.status, 0) << made.output;
+  EXPECT_THAT(made.output, HasSubstr("assay check --kernel " + project + "/build/libmy_kernel.so --suite plain"));
+  const Ran built = run("cmake -S " + project + " -B " + project + "/build && cmake --build " + project + "/build");
+  ASSERT_EQ(built.status, 0) << built.output;
+  for (const char* suite : {"plain", "padding"}) {
+    const Ran r = check(project + "/build/libmy_kernel.so", std::string("--suite ") + suite);
+    EXPECT_EQ(r.status, 0) << r.output;
+    EXPECT_THAT(r.output, HasSubstr(" 0 failed"));
+    EXPECT_THAT(r.output, HasSubstr("x another dtype than fp32"));
+  }
+  const Ran again = run(std::string(ASSAY_COMMAND) + " new-kernel " + project);
+  EXPECT_EQ(again.status, 2);
+  EXPECT_THAT(again.output, HasSubstr("is there already, and is no empty folder; nothing was written"));
+}
+
+}  // namespace
+}  // namespace assay

@@ -1,0 +1,92 @@
+/* A kernel library that does one thing wrong: -DMISTAKE=name. Without one (none) it is right for the problems of library_test.cc: one batch and head,
+ * contiguous fp32, no mask. */
+#include <assay/kernel.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+  none, crashes, leaves, aborts, hangs, writes_before, writes_behind, writes_far_away, writes_an_input, breaks_the_heap, writes_nothing, refuses, fails, cannot_compute_so,
+  reads_on, crashes_when_asked, has_no_table, has_another_version, has_another_size, has_no_function, writes_behind_its_workspace
+};
+
+static float* data(const assay_tensor* t) { return (float*)t->data + t->offset; }
+
+static assay_status supports(int32_t operation, const assay_attention* p, const assay_dtype* output, const char** reason) {
+  (void)operation, (void)p, (void)output, (void)reason;
+  if (MISTAKE == crashes_when_asked) *(volatile int*)8 = 1;
+  return ASSAY_SUCCESS;
+}
+
+static assay_status arithmetic(const assay_attention* p, assay_arithmetic* a) {
+  (void)p;
+  a->division_roundings = 1;
+  if (MISTAKE == cannot_compute_so) a->exp_ulp = -1;
+  return ASSAY_SUCCESS;
+}
+
+static uint64_t workspace(int32_t operation, const assay_attention* p) {
+  (void)operation;
+  return (uint64_t)p->k->shape[2] * sizeof(float);
+}
+
+static assay_status forward(const assay_attention* p, const assay_tensor* o, const assay_tensor* lse, const assay_run* run) {
+  const int64_t rows = p->q->shape[2], keys = p->k->shape[2], dim = p->q->shape[3], value_dim = p->v->shape[3], all = rows * value_dim;
+  const float *q = data(p->q), *k = data(p->k), *v = data(p->v);
+  float *to = data(o), *score = (float*)run->workspace;
+  int64_t i, j, c;
+  if (MISTAKE == crashes) *(volatile int*)8 = 1;
+  if (MISTAKE == leaves) exit(7);
+  if (MISTAKE == aborts) abort();
+  if (MISTAKE == hangs) sleep(1000);
+  if (MISTAKE == writes_nothing) return ASSAY_SUCCESS;
+  if (MISTAKE == refuses) return ASSAY_UNSUPPORTED;
+  if (MISTAKE == fails) return ASSAY_EXECUTION_FAILED;
+  for (i = 0; i < rows; ++i) {
+    float max = -INFINITY, sum = 0;
+    for (j = 0; j < keys; ++j) {
+      float dot = 0;
+      for (c = 0; c < dim; ++c) dot += q[i * dim + c] * k[j * dim + c];
+      score[j] = dot * p->scale;
+      if (score[j] > max) max = score[j];
+    }
+    for (j = 0; j < keys; ++j) sum += score[j] = expf(score[j] - max);
+    for (c = 0; c < value_dim; ++c) {
+      float value = 0;
+      for (j = 0; j < keys; ++j) value += score[j] * v[j * value_dim + c];
+      to[i * value_dim + c] = value / sum;
+    }
+    data(lse)[i] = max + logf(sum);
+  }
+  if (MISTAKE == writes_before) to[-1] = 1;
+  if (MISTAKE == writes_behind) to[all] = 1;
+  if (MISTAKE == writes_far_away) to[all + 100000] = 1;
+  if (MISTAKE == writes_an_input) ((float*)p->q->data)[0] = 1;
+  if (MISTAKE == writes_behind_its_workspace) score[keys] = 1;
+  if (MISTAKE == reads_on) to[0] += 0 * v[keys * value_dim + 100];
+  if (MISTAKE == breaks_the_heap) {
+    char* volatile block = (char*)malloc(24);
+    memset(block, 1, 64);
+    free(block);
+  }
+  return ASSAY_SUCCESS;
+}
+
+#ifndef NO_ENTRY
+const assay_kernel* assay_kernel_entry(uint32_t version) {
+  static assay_kernel table;
+  (void)version;
+  assay_kernel_init(&table, "a misbehaving kernel");
+  table.supports = supports;
+  table.arithmetic = arithmetic;
+  table.workspace = workspace;
+  table.forward = MISTAKE == has_no_function ? NULL : forward;
+  if (MISTAKE == has_another_version) table.version = 99;
+  if (MISTAKE == has_another_size) table.struct_size = 8;
+  return MISTAKE == has_no_table ? NULL : &table;
+}
+#else
+void keep_them(void);
+void keep_them(void) { (void)supports, (void)arithmetic, (void)workspace, (void)forward; }
+#endif
