@@ -82,6 +82,7 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
   constexpr Index workspace_floats = (Index{512} << 20) / 4;
   const Index wave = plan.wave_groups = std::clamp<Index>(workspace_floats / std::max<Index>(group_floats, 1), 1, all_groups);
   try {
+    const ParallelRegion region(threads);
     const auto allocate = [&]<class T>(T*& to, Index count) {
       auto p = allocate_aligned<T>(wave * count);
       to = p.get();

@@ -116,6 +116,7 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
 
   constexpr Index block = 16;
   const Index blocks = (s.rows + block - 1) / block;
+  const ParallelRegion region(threads);
   struct Scratch {
     std::vector<float> rows, of_projection;
   };

@@ -58,6 +58,7 @@ Status plan_and_run_backward(const Attention& problem, const AttentionBackwardIn
   const Index tiles = partial ? plan.wave_groups * plan.wave_splits * split_tiles : 0;
   const Index totals = plan.wave_splits < plan.splits ? split_floats : 0;
   try {
+    const ParallelRegion region(threads);
     const auto delta = allocate_floats(s.batch * s.query_heads * s.rows), partials = allocate_floats(tiles * plan.tile_floats()), total = allocate_floats(totals);
     const auto written = allocate_aligned<unsigned char>(tiles);
     plan.delta = delta.get();

@@ -79,8 +79,13 @@ class Handles {
   }
   // The object lives on until those who found it are done.
   bool remove(Handle handle) {
+    std::shared_ptr<Object> last;  // ends, where it does, without the lock: closing a device takes its time
     const std::lock_guard lock(mutex_);
-    return objects_.erase(reinterpret_cast<std::uintptr_t>(handle)) > 0;
+    const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
+    if (found == objects_.end()) return false;
+    last = std::move(found->second);
+    objects_.erase(found);
+    return true;
   }
 
  private:

@@ -70,7 +70,7 @@ class ElementBias {
       const float x = t.dtype == Dtype::f32    ? static_cast<const float*>(t.data)[e]
                       : t.dtype == Dtype::bf16 ? from_bf16(static_cast<const std::uint16_t*>(t.data)[e])
                                                : from_f16(static_cast<const std::uint16_t*>(t.data)[e]);
-      bias[j] = x == lowest ? minus_infinity : bias[j] + x;
+      bias[j] = x == lowest || x == minus_infinity ? minus_infinity : bias[j] + x;
     }
   }
 

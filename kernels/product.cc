@@ -71,6 +71,7 @@ Status plan_and_run_product(const ProductPlan& plan, RunProduct run, const void*
   if (Status status = check_product(plan, plan.w->k(), plan.w->n()); !status.ok()) return status;
   if (plan.m == 0) return {};
   try {
+    const ParallelRegion region(plan.threads);
     run(plan, stages);
   } catch (const std::bad_alloc&) {
     return out_of_memory("a workspace for {} rows of k = {}", plan.m, plan.w->k());

@@ -53,8 +53,9 @@ inline KeyRange visible_keys(const Attention& p, Index b, Index row) {
   const auto batch = static_cast<std::size_t>(b);
   Index begin = 0, end = keys;
   if (p.causal) end = std::min(end, diagonal + 1);
-  if (p.window_left >= 0) begin = std::max(begin, diagonal - p.window_left);
-  if (p.window_right >= 0) end = std::min(end, diagonal + p.window_right + 1);
+  constexpr Index widest = 4 * largest_extent;  // hides nothing
+  if (p.window_left >= 0) begin = std::max(begin, diagonal - std::min(p.window_left, widest));
+  if (p.window_right >= 0) end = std::min(end, diagonal + std::min(p.window_right, widest) + 1);
   if (!p.key_lengths.empty()) end = std::min(end, p.key_lengths[batch]);
   if (!p.key_starts.empty()) begin = std::max(begin, p.key_starts[batch]);
   begin = std::clamp<Index>(begin, 0, keys);

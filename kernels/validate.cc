@@ -78,6 +78,13 @@ Status validate_problem(const Attention& p, const AttentionOutput& out, bool cac
   if (s.kv_heads < 1) return refuse(fmt::format("kv_heads = {} is below 1", s.kv_heads));
   if (s.query_heads < 1 || s.query_heads % s.kv_heads != 0)
     return refuse(fmt::format("query_heads = {} is not a positive multiple of kv_heads = {}", s.query_heads, s.kv_heads));
+  // Sums and products of extents and positions stay far from the ends of 64 bits.
+  for (auto [name, extent] : {std::pair{"batch", s.batch}, {"query_heads", s.query_heads}, {"rows", s.rows}, {"keys", s.keys}})
+    if (extent > largest_extent) return refuse(fmt::format("{} = {} is above 2^40", name, extent));
+  if (static_cast<double>(s.batch) * static_cast<double>(s.query_heads) > 0x1p40)
+    return refuse(fmt::format("batch * query_heads = {} * {} is above 2^40", s.batch, s.query_heads));
+  for (Index offset : p.offset)
+    if (offset > largest_extent || offset < -largest_extent) return refuse(fmt::format("offset = {} is outside [-2^40, 2^40]", offset));
   for (auto [name, d] : {std::pair{"dim", s.dim}, std::pair{"value_dim", s.value_dim}})
     if (d < 1 || d > max_head_dim) return refuse(fmt::format("{} = {} is outside [1, {}]", name, d, max_head_dim));
   if (!(p.scale >= 0) || p.scale > std::numeric_limits<float>::max()) return refuse(fmt::format("scale = {} is not a finite number of at least 0", p.scale));

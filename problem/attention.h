@@ -22,6 +22,8 @@ struct AttentionShape {
 };
 
 inline constexpr Index max_head_dim = 1024;
+// Of batch, heads, rows and keys, and of offsets; wider windows than a few times this hide nothing.
+inline constexpr Index largest_extent = Index{1} << 40;
 
 // A boolean mask [B, Hq, Lq, Lk]: non-zero keeps, zero masks. Strides in elements, 0 broadcasts.
 struct BoolView {

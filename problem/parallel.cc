@@ -24,7 +24,7 @@ namespace {
 // destroyed after workers have joined it.
 class Arena {
  public:
-  explicit Arena(int threads) {
+  explicit Arena(int threads) : threads_(threads) {
     {
       const std::lock_guard lock(idle().mutex);
       home_ = &idle().arenas[threads];
@@ -39,6 +39,7 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
   tbb::task_arena* operator->() { return &mine_.front(); }
+  int threads() const { return threads_; }
 
  private:
   using Arenas = std::list<tbb::task_arena>;
@@ -51,23 +52,46 @@ class Arena {
     return *idle;
   }
 
+  const int threads_;
   Arenas mine_;  // one
   Arenas* home_ = nullptr;
 };
 
+// Of this thread.
+thread_local Arena* region = nullptr;
+
 }  // namespace
+
+ParallelRegion::ParallelRegion(int threads) : outer_(region) {
+  if (threads <= 0) threads = hardware_threads();
+  if (threads <= 1) return;
+  arena_ = region = new Arena(threads);
+  // oneTBB makes what it needs in the first loop of an arena.
+  (*region)->execute([] { tbb::parallel_for(Index{0}, Index{2}, [](Index) {}, tbb::simple_partitioner()); });
+}
+
+ParallelRegion::~ParallelRegion() {
+  region = static_cast<Arena*>(outer_);
+  delete static_cast<Arena*>(arena_);
+}
+#else
+ParallelRegion::ParallelRegion(int) : outer_(nullptr) {}
+ParallelRegion::~ParallelRegion() = default;
 #endif
 
-int hardware_threads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+int hardware_threads() {
+  static const int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return threads;
+}
 
 void parallel_for_each_index(Index n, int threads, void (*call)(const void* body, Index i), const void* body) {
   if (threads <= 0) threads = hardware_threads();
-  threads = static_cast<int>(std::min<Index>(threads, n));
-  if (threads <= 1) {
+  if (threads <= 1 || n <= 1) {
     for (Index i = 0; i < n; ++i) call(body, i);
     return;
   }
 #ifdef ASSAY_STD_THREADS
+  threads = static_cast<int>(std::min<Index>(threads, n));
   std::atomic<Index> next{0};
   std::exception_ptr error;
   std::mutex error_mutex;
@@ -89,11 +113,16 @@ void parallel_for_each_index(Index n, int threads, void (*call)(const void* body
   }
   if (error) std::rethrow_exception(error);
 #else
-  Arena arena(threads);
-  arena->execute([&] {
+  const auto loop = [&] {
     tbb::parallel_for(
         Index{0}, n, [&](Index i) { call(body, i); }, tbb::simple_partitioner());
-  });
+  };
+  if (region && region->threads() == threads) {
+    (*region)->execute(loop);
+  } else {
+    Arena arena(static_cast<int>(std::min<Index>(threads, n)));
+    arena->execute(loop);
+  }
 #endif
 }
 

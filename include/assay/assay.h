@@ -100,8 +100,9 @@ ASSAY_API assay_status assay_sdpa(assay_context context, const assay_attention* 
                                   const char* device);
 
 /* One head, for callers of an older interface: tensors of rank 2 [S, D] or 4 [B, S, 1, D] (with rank 2, shape[0..1] and strides[0..1]), lengths up to
- * 65,535, D and B up to 1,024. The order of its checks and its messages are those of kernels/single_head.h: assay_last_error() holds them
- * behind the status's own message. scale NULL: 1 / sqrt(D). */
+ * 65,535, D and B up to 1,024. What is no tensor at all (null, a rank outside [0, 4], an unknown dtype) is refused first, in the words of this
+ * interface; then come the checks and messages of kernels/single_head.h, which assay_last_error() holds behind the status's own message. scale
+ * NULL: 1 / sqrt(D). */
 ASSAY_API assay_status assay_single_head_attention(assay_context context, const assay_tensor* q, const assay_tensor* k, const assay_tensor* v,
                                                    const assay_tensor* o, const float* scale, int32_t causal);
 

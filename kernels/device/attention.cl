@@ -25,7 +25,7 @@ inline float bias_of(global const Parameters* p, global const void* bias, global
   if (bias) {
     const float x = load_as(bias, b * p->bias_batch + h * p->bias_head + i * p->bias_row + j * p->bias_key, (int)p->bias_dtype);
     const float lowest = p->bias_dtype == 1 ? -FLT_MAX : p->bias_dtype == 2 ? -65504.0f : -0x1.fep127f;
-    if (p->finite_min_masks && x == lowest) return -INFINITY;
+    if (x == -INFINITY || (p->finite_min_masks && x == lowest)) return -INFINITY;
     sum += x;
   }
   if (keep && !keep[b * p->keep_batch + h * p->keep_head + i * p->keep_row + j * p->keep_key]) return -INFINITY;

@@ -125,16 +125,17 @@ class DeviceKernel : public CompiledAttention {
   };
 
   Status run_part(const Attention& whole, Dtype output, const Part& part, Staging& staging, const DeviceLimits& limits, int threads) const {
-    Index rows = shared_->tile_rows;
+    const Index preferred = shared_->tile_rows;
+    Index rows = preferred;
     Status status = run_once(part_of(whole, part), whole.shape, output, part, rows, staging, limits, threads);
     const DevicePolicy& policy = shared_->policy;
     while (status.code == StatusCode::memory_allocation_failed && status.origin.starts_with("launch") && policy.halve_tile && rows > 1) {
       rows /= 2;
       shared_->warn(fmt::format("{}; {} rows a work-group instead of {}", status.detail, rows, 2 * rows));
       ++shared_->halved_tiles;
-      shared_->tile_rows = rows;
       status = run_once(part_of(whole, part), whole.shape, output, part, rows, staging, limits, threads);
     }
+    if (status.ok() && rows != preferred) shared_->tile_rows = rows;  // it helped
     const bool by_batch = part.batches > 1;
     if (status.code != StatusCode::memory_allocation_failed || status.origin.empty() || !policy.split || (!by_batch && part.heads == 1)) return status;
     Part first = part, second = part;
@@ -166,8 +167,7 @@ class DeviceKernel : public CompiledAttention {
     told.dim = s.dim;
     told.value_dim = s.value_dim;
     told.causal = p.causal;
-    // Sums with positions stay far from the ends of 64 bits: so wide a window hides nothing, so far an offset everything or nothing.
-    constexpr Index widest = Index{1} << 60;
+    constexpr Index widest = 4 * largest_extent;  // hides nothing
     told.window_left = std::min(p.window_left, widest);
     told.window_right = std::min(p.window_right, widest);
     told.finite_min_masks = p.finite_min_masks;
@@ -201,7 +201,7 @@ class DeviceKernel : public CompiledAttention {
     std::vector<Index> of_batch;
     for (Index b = 0; b < s.batch; ++b) {
       const auto at = static_cast<std::size_t>(b);
-      of_batch.push_back(std::clamp(p.offset_of(b), -widest, widest));
+      of_batch.push_back(p.offset_of(b));
       of_batch.push_back(p.key_starts.empty() ? 0 : p.key_starts[at]);
       of_batch.push_back(p.key_lengths.empty() ? s.keys : p.key_lengths[at]);
     }
@@ -248,7 +248,12 @@ DeviceBackend::DeviceBackend(std::shared_ptr<DeviceSession> session, DevicePolic
 
 bool DeviceBackend::supports_dtype(Dtype inputs, Dtype output) const { return is_kernel_dtype(inputs) && is_kernel_dtype(output); }
 
-std::string_view DeviceBackend::unsupported_feature(const Attention& problem) const { return problem.dropout > 0 ? "dropout" : ""; }
+std::string_view DeviceBackend::unsupported_feature(const Attention& problem) const {
+  if (problem.dropout > 0) return "dropout";
+  // Kernels multiply by its inverse.
+  if (problem.softcap > 0 && (problem.softcap < 0x1p-100f || problem.softcap > 0x1p100f)) return "a softcap outside [2^-100, 2^100]";
+  return {};
+}
 
 Status DeviceBackend::choose_tiles(KernelKey& key) const {
   DeviceLimits limits;
@@ -259,6 +264,11 @@ Status DeviceBackend::choose_tiles(KernelKey& key) const {
   key.tile_keys = device_tile_keys;
   key.split_keys = 0;
   return {};
+}
+
+Status DeviceBackend::reopen() const {
+  shared_->tile_rows = device_tile_rows;
+  return shared_->session->reopen();
 }
 
 Status DeviceBackend::compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& kernel) const {

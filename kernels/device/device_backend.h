@@ -23,7 +23,7 @@ struct DeviceCounters {
   bool operator==(const DeviceCounters&) const = default;
 };
 
-// Takes tensors of the host's memory, with any strides, and copies them to the device and back. All of docs/semantics.md but dropout. Nothing
+// Takes tensors of the host's memory, with any strides, and copies them to the device and back. All of docs/semantics.md but dropout and softcaps outside [2^-100, 2^100]. Nothing
 // of the caller's is written before the last call of the device has succeeded; scratch of the host: copies of inputs that are not contiguous, and
 // of the outputs.
 class DeviceBackend : public AttentionBackend {
@@ -39,7 +39,7 @@ class DeviceBackend : public AttentionBackend {
   std::string_view unsupported_feature(const Attention& problem) const override;
   Status choose_tiles(KernelKey& key) const override;
   Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& kernel) const override;
-  Status reopen() const override { return shared_->session->reopen(); }
+  Status reopen() const override;
 
   DeviceSession& session() const { return *shared_->session; }
   DeviceCounters counters() const { return {shared_->splits, shared_->halved_tiles}; }
@@ -57,7 +57,7 @@ class DeviceBackend : public AttentionBackend {
 };
 
 // C = A W for the dense formats of four-bit floats (mxfp4, nvfp4, fp4); A [1, 1, M, K] and C [1, 1, M, N] in f32, f16 or bf16, any strides. The
-// bits are those of the host's product() where that has FMA. Refuses what that refuses; unsupported: other formats. C is written
+// bits are those of the host's product() where that has FMA, on devices that keep subnormal numbers. Refuses what that refuses; unsupported: other formats. C is written
 // after the device's last call.
 Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w, const TensorView& c, int threads = 0);
 bool device_product_supports(LowBit format);

@@ -131,8 +131,8 @@ NativeCode HostDevice::allocate(std::size_t bytes, BufferHandle& buffer) {
     ++next_;
     buffer = handle;
     return 0;
-  } catch (const std::bad_alloc&) {
-    return ENOMEM;
+  } catch (const std::exception&) {  // bad_alloc, or length_error of a size that no memory has
+    return refuse(ENOMEM, fmt::format("{} bytes", bytes));
   }
 }
 

@@ -12,7 +12,8 @@ namespace {
 
 using enum StatusCode;
 
-// -5 is what a launch answers that needs more than there is; some drivers also answer it when a kernel has crashed.
+// -5 is what a launch answers that needs more than there is; some drivers also answer it when a kernel has crashed. After a crash others call
+// their own context or queue invalid (-34, -36), and nothing works any more.
 constexpr NativeEntry opencl[] = {
     {CL_DEVICE_NOT_FOUND, "CL_DEVICE_NOT_FOUND", device_not_supported},
     {CL_DEVICE_NOT_AVAILABLE, "CL_DEVICE_NOT_AVAILABLE", device_not_supported, true},
@@ -37,9 +38,9 @@ constexpr NativeEntry opencl[] = {
     {CL_INVALID_DEVICE_TYPE, "CL_INVALID_DEVICE_TYPE", invalid_arguments},
     {CL_INVALID_PLATFORM, "CL_INVALID_PLATFORM", invalid_arguments},
     {CL_INVALID_DEVICE, "CL_INVALID_DEVICE", invalid_arguments},
-    {CL_INVALID_CONTEXT, "CL_INVALID_CONTEXT", invalid_arguments},
+    {CL_INVALID_CONTEXT, "CL_INVALID_CONTEXT", invalid_arguments, true},
     {CL_INVALID_QUEUE_PROPERTIES, "CL_INVALID_QUEUE_PROPERTIES", invalid_arguments},
-    {CL_INVALID_COMMAND_QUEUE, "CL_INVALID_COMMAND_QUEUE", invalid_arguments},
+    {CL_INVALID_COMMAND_QUEUE, "CL_INVALID_COMMAND_QUEUE", invalid_arguments, true},
     {CL_INVALID_HOST_PTR, "CL_INVALID_HOST_PTR", invalid_arguments},
     {CL_INVALID_MEM_OBJECT, "CL_INVALID_MEM_OBJECT", invalid_arguments},
     {CL_INVALID_IMAGE_FORMAT_DESCRIPTOR, "CL_INVALID_IMAGE_FORMAT_DESCRIPTOR", invalid_arguments},

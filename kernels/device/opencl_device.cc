@@ -67,42 +67,57 @@ NativeCode OpenclDevice::text_of(cl_platform_id platform, cl_device_id device, s
   return code;
 }
 
+// Devices of one platform, by name; the first that is wanted, a GPU before any other, becomes device_.
+NativeCode OpenclDevice::look_through(cl_platform_id platform, std::vector<std::string>& seen, bool& found_gpu) {
+  cl_uint devices = 0;
+  NativeCode code = api_.clGetDeviceIDs(platform, CL_DEVICE_TYPE_ALL, 0, nullptr, &devices);
+  if (code == CL_DEVICE_NOT_FOUND) {
+    std::string text;
+    if (code = text_of(platform, nullptr, text); code == CL_SUCCESS) seen.push_back(text + " (no device)");
+    return code;
+  }
+  if (code != CL_SUCCESS) return done("clGetDeviceIDs", code);
+  std::vector<cl_device_id> ids(devices);
+  if (code = done("clGetDeviceIDs", api_.clGetDeviceIDs(platform, CL_DEVICE_TYPE_ALL, devices, ids.data(), nullptr)); code != CL_SUCCESS) return code;
+  for (cl_device_id id : ids) {
+    std::string text;
+    if (code = text_of(platform, id, text); code != CL_SUCCESS) return code;
+    cl_device_type type = 0;
+    if (code = done("clGetDeviceInfo", api_.clGetDeviceInfo(id, CL_DEVICE_TYPE, sizeof type, &type, nullptr)); code != CL_SUCCESS) return code;
+    const bool gpu = (type & CL_DEVICE_TYPE_GPU) != 0;
+    if (lower(text).find(lower(wanted_)) != std::string::npos && (!device_ || (gpu && !found_gpu))) {
+      device_ = id;
+      device_text_ = text;
+      found_gpu = gpu;
+    }
+    seen.push_back(std::move(text));
+  }
+  return CL_SUCCESS;
+}
+
 NativeCode OpenclDevice::choose() {
   cl_uint count = 0;
   NativeCode code = api_.clGetPlatformIDs(0, nullptr, &count);
+  if (code == CL_SUCCESS && count == 0) code = CL_PLATFORM_NOT_FOUND_KHR;
   if (code != CL_SUCCESS) return done("clGetPlatformIDs", code, "no driver is installed (looked for: platforms of the OpenCL loader)");
   std::vector<cl_platform_id> platforms(count);
   if (code = done("clGetPlatformIDs", api_.clGetPlatformIDs(count, platforms.data(), nullptr)); code != CL_SUCCESS) return code;
   std::vector<std::string> seen;
   bool found_gpu = false;
   device_ = nullptr;
-  for (cl_platform_id platform : platforms) {
-    cl_uint devices = 0;
-    code = api_.clGetDeviceIDs(platform, CL_DEVICE_TYPE_ALL, 0, nullptr, &devices);
-    if (code == CL_DEVICE_NOT_FOUND) {
-      std::string text;
-      if (code = text_of(platform, nullptr, text); code != CL_SUCCESS) return code;
-      seen.push_back(text + " (no device)");
-      continue;
+  // A driver that is broken does not stand in the way of others; it is told of where none of them will do.
+  NativeCode broken = CL_SUCCESS;
+  std::string how;
+  for (cl_platform_id platform : platforms)
+    if (code = look_through(platform, seen, found_gpu); code != CL_SUCCESS && broken == CL_SUCCESS) {
+      broken = code;
+      how = detail_;
     }
-    if (code != CL_SUCCESS) return done("clGetDeviceIDs", code);
-    std::vector<cl_device_id> ids(devices);
-    if (code = done("clGetDeviceIDs", api_.clGetDeviceIDs(platform, CL_DEVICE_TYPE_ALL, devices, ids.data(), nullptr)); code != CL_SUCCESS) return code;
-    for (cl_device_id id : ids) {
-      std::string text;
-      if (code = text_of(platform, id, text); code != CL_SUCCESS) return code;
-      cl_device_type type = 0;
-      if (code = done("clGetDeviceInfo", api_.clGetDeviceInfo(id, CL_DEVICE_TYPE, sizeof type, &type, nullptr)); code != CL_SUCCESS) return code;
-      const bool gpu = (type & CL_DEVICE_TYPE_GPU) != 0;
-      if (lower(text).find(lower(wanted_)) != std::string::npos && (!device_ || (gpu && !found_gpu))) {
-        device_ = id;
-        device_text_ = text;
-        found_gpu = gpu;
-      }
-      seen.push_back(std::move(text));
-    }
-  }
   if (device_) return CL_SUCCESS;
+  if (broken != CL_SUCCESS) {
+    detail_ = how;
+    return broken;
+  }
   return done("clGetDeviceIDs", CL_DEVICE_NOT_FOUND, fmt::format("{}: {}", wanted_.empty() ? "no platform has a device" : fmt::format("none of these devices is '{}'", wanted_), fmt::join(seen, "; ")));
 }
 
@@ -127,11 +142,10 @@ NativeCode OpenclDevice::open() {
 }
 
 NativeCode OpenclDevice::close() {
-  const NativeCode queue = done("clReleaseCommandQueue", api_.clReleaseCommandQueue(queue_));
-  const NativeCode context = api_.clReleaseContext(context_);
+  const NativeCode queue = api_.clReleaseCommandQueue(queue_), context = api_.clReleaseContext(context_);
   queue_ = nullptr;
   context_ = nullptr;
-  return queue != CL_SUCCESS ? queue : done("clReleaseContext", context);
+  return queue != CL_SUCCESS ? done("clReleaseCommandQueue", queue) : done("clReleaseContext", context);
 }
 
 NativeCode OpenclDevice::query(DeviceLimits& limits) {
@@ -200,9 +214,8 @@ NativeCode OpenclDevice::compile(const KernelSource& source, KernelHandle& kerne
 
 NativeCode OpenclDevice::release(KernelHandle handle) {
   const std::unique_ptr<Compiled> compiled(reinterpret_cast<Compiled*>(handle));
-  const NativeCode kernel = done("clReleaseKernel", api_.clReleaseKernel(compiled->kernel));
-  const NativeCode program = api_.clReleaseProgram(compiled->program);
-  return kernel != CL_SUCCESS ? kernel : done("clReleaseProgram", program);
+  const NativeCode kernel = api_.clReleaseKernel(compiled->kernel), program = api_.clReleaseProgram(compiled->program);
+  return kernel != CL_SUCCESS ? done("clReleaseKernel", kernel) : done("clReleaseProgram", program);
 }
 
 NativeCode OpenclDevice::launch(KernelHandle handle, const Grid& grid, std::span<const BufferHandle> arguments) {

@@ -34,6 +34,7 @@ class OpenclDevice : public Device {
   struct Compiled;
   NativeCode done(const char* function, NativeCode code, std::string_view more = {});
   NativeCode text_of(cl_platform_id platform, cl_device_id device, std::string& text);
+  NativeCode look_through(cl_platform_id platform, std::vector<std::string>& seen, bool& found_gpu);
   NativeCode choose();
 
   const std::string wanted_;

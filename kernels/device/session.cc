@@ -6,6 +6,7 @@
 #include <new>
 
 #include "kernels/scratch.h"
+#include "kernels/staging.h"
 
 namespace assay::kernels {
 namespace {
@@ -104,27 +105,34 @@ Status DeviceSession::find_kernel(const KernelSource& source, KernelHandle& kern
   return status;
 }
 
-Status DeviceSession::limits(DeviceLimits& limits) {
+template <class Body>
+Status DeviceSession::locked(const Body& body) {
   const std::lock_guard lock(mutex_);
-  Status status = ready();
-  if (status.ok()) limits = limits_;
-  return status;
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {  // of lists and names; nothing of a device is lost with them
+    return out_of_memory("the books of a device");
+  }
+}
+
+Status DeviceSession::limits(DeviceLimits& limits) {
+  return locked([&] {
+    Status status = ready();
+    if (status.ok()) limits = limits_;
+    return status;
+  });
 }
 
 Status DeviceSession::compile(const KernelSource& source) {
-  const std::lock_guard lock(mutex_);
-  KernelHandle kernel{};
-  Status status = ready();
-  return status.ok() ? find_kernel(source, kernel) : status;
+  return locked([&] {
+    KernelHandle kernel{};
+    Status status = ready();
+    return status.ok() ? find_kernel(source, kernel) : status;
+  });
 }
 
 Status DeviceSession::run(const Job& job) {
-  const std::lock_guard lock(mutex_);
-  try {
-    return run_locked(job);
-  } catch (const std::bad_alloc&) {  // before the first device call of the job: what follows allocates nothing
-    return out_of_memory("the list of a device's buffers");
-  }
+  return locked([&] { return run_locked(job); });
 }
 
 Status DeviceSession::run_locked(const Job& job) {
@@ -138,6 +146,7 @@ Status DeviceSession::run_locked(const Job& job) {
 
   const auto allocate = [&](std::string_view name, std::size_t bytes) {
     BufferHandle buffer{};
+    if (status.ok() && bytes > limits_.largest_buffer) status = exceeds_buffer(device_->name(), name, bytes, limits_.largest_buffer);
     if (status.ok() && bytes > 0) {
       status = call(DeviceCall::allocate, name, [&] { return device_->allocate(bytes, buffer); });
       if (status.ok()) allocated.push_back(buffer);
@@ -172,10 +181,11 @@ Status DeviceSession::close_locked() {
 }
 
 Status DeviceSession::reopen() {
-  const std::lock_guard lock(mutex_);
-  close_locked();
-  lost_ = {};
-  return ready();
+  return locked([&] {
+    close_locked();
+    lost_ = {};
+    return ready();
+  });
 }
 
 bool DeviceSession::lost() const {

@@ -59,6 +59,8 @@ class DeviceSession {
   Status run_locked(const Job& job);
   Status close_locked();
   template <class Body>
+  Status locked(const Body& body);
+  template <class Body>
   Status call(DeviceCall what, std::string_view object, const Body& body) noexcept;
 
   const std::shared_ptr<Device> device_;
