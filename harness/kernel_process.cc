@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 #include <system_error>
 
 extern char** environ;
@@ -159,6 +160,11 @@ const assay_tensor* KernelCall::add_shape(const TensorView& t, std::optional<ass
 
 const void* KernelCall::add_bytes(const void* from, std::size_t bytes) {
   const auto* first = static_cast<const std::byte*>(from);
+  if (const std::size_t at = round_up(arguments_.size(), 16); at + bytes <= argument_bytes) {
+    arguments_.resize(at);
+    arguments_.insert(arguments_.end(), first, first + bytes);
+    return reinterpret_cast<const void*>(base_ + at);
+  }
   kept_.emplace_back(first, first + bytes);
   const std::size_t at = place(bytes, false, kept_.back().data(), nullptr, "an argument");
   return reinterpret_cast<const void*>(base_ + at);
@@ -269,8 +275,12 @@ void KernelProcess::reserve(std::size_t bytes) {
 
 std::string KernelProcess::exchange(KernelCall& call, Request& request, Response& response) {
   if (pid_ < 0) start();
-  if (call.regions_.size() > most_regions) throw std::logic_error("a call of a kernel library has too many arguments");
+  if (call.regions_.size() >= most_regions) throw std::logic_error("a call of a kernel library has too many arguments");
   reserve(call.end_ + page);
+  if (!call.arguments_.empty()) {
+    std::memcpy(reinterpret_cast<void*>(base_), call.arguments_.data(), call.arguments_.size());
+    request.mappings[request.mapping_count++] = {0, KernelCall::argument_bytes, 0, 0};
+  }
   for (const KernelCall::Region& r : call.regions_) {
     auto* pages = reinterpret_cast<std::byte*>(base_ + r.pages_begin);
     const std::size_t before = r.offset - r.pages_begin, after = r.pages_end - r.offset - r.bytes;
@@ -370,9 +380,12 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
       transfer(socket, &response, sizeof response, true);
       continue;
     }
-    for (const auto& m : mapped) munmap(reinterpret_cast<void*>(base + m.offset), m.bytes);
-    mapped.assign(request.mappings.begin(), request.mappings.begin() + request.mapping_count);
-    for (const auto& m : mapped)
+    const std::span<const Request::Mapping> wanted(request.mappings.data(), request.mapping_count);
+    const bool as_before = std::ranges::equal(mapped, wanted, [](const auto& x, const auto& y) { return x.offset == y.offset && x.bytes == y.bytes && x.writable == y.writable; });
+    if (!as_before)
+      for (const auto& m : mapped) munmap(reinterpret_cast<void*>(base + m.offset), m.bytes);
+    if (!as_before) mapped.assign(wanted.begin(), wanted.end());
+    for (const auto& m : as_before ? std::span<const Request::Mapping>() : wanted)
       if (mmap(reinterpret_cast<void*>(base + m.offset), m.bytes, m.writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_FIXED, memory, static_cast<off_t>(m.offset)) ==
           MAP_FAILED)
         return 120;  // told as the status that the process ended with

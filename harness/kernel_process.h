@@ -56,14 +56,16 @@ class KernelCall {
     bool writable = false;
     std::string name;
   };
+  static constexpr std::size_t argument_bytes = 32768;
   explicit KernelCall(std::size_t base) : base_(base) {}
   std::size_t place(std::size_t bytes, bool writable, const void* from, void* to, const char* name);
   const assay_tensor* describe(const TensorView& t, void* data, Index origin, std::optional<assay_dtype> as = {});
 
   const std::size_t base_;
-  std::size_t end_ = 0;
+  std::size_t end_ = argument_bytes;  // the first pages are those of small arguments
   std::vector<Region> regions_;
-  std::vector<std::vector<std::byte>> kept_;  // small copies until they are in the arena
+  std::vector<std::byte> arguments_;
+  std::vector<std::vector<std::byte>> kept_;  // larger ones, until they are in the arena
 };
 
 class KernelProcess {

@@ -3,7 +3,6 @@
 #include <assay/kernel.h>
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 enum {
@@ -66,9 +65,9 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o, con
   if (MISTAKE == writes_behind_its_workspace) score[keys] = 1;
   if (MISTAKE == reads_on) to[0] += 0 * v[keys * value_dim + 100];
   if (MISTAKE == breaks_the_heap) {
-    char* volatile block = (char*)malloc(24);
-    memset(block, 1, 64);
-    free(block);
+    volatile char* block = (volatile char*)malloc(24);
+    for (i = 0; i < 64; ++i) block[i] = 1;
+    free((void*)block);
   }
   return ASSAY_SUCCESS;
 }
