@@ -3,6 +3,8 @@
 #include <assay/assay.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -292,6 +294,54 @@ TEST(Allocation, DevicesWriteNothingIfAnyFails) {
   all += enumerate({"the FP4 product on a device", [&] { return device_product(session, in.problem.a, in.problem.w, out.c.view(), 1); }, {&out.c}});
   std::cout << "  " << all << " allocations, each failing in two ways\n";
   EXPECT_GT(all, 100);
+}
+
+// The first call of a process makes what later calls find: a child for every allocation, with more threads than some loops have tasks.
+TEST(Allocation, FirstCallsWriteNothingIfAnyFails) {
+  long all = 0;
+  const auto enumerate_cold = [&](const char* name, const std::function<Status()>& call, const std::vector<const Tensor*>& outputs) {
+    for (long n = 0; n < 2000; ++n) {
+      poison_all(outputs);
+      const std::string untouched = bytes(outputs);
+      const pid_t child = fork();
+      if (child == 0) {
+        allocations_left = n;
+        const Status status = call();
+        allocations_left = -1;
+        _exit(failed == 0 ? 2 : status.ok() || bytes(outputs) == untouched ? 0 : 1);
+      }
+      int how = 0;
+      ASSERT_EQ(waitpid(child, &how, 0), child);
+      ASSERT_TRUE(WIFEXITED(how)) << name << ", allocation " << n;
+      ASSERT_NE(WEXITSTATUS(how), 1) << name << ", allocation " << n << ": an output was written";
+      if (WEXITSTATUS(how) == 2) {
+        EXPECT_GT(n, 10) << name;
+        all += n;
+        return;
+      }
+    }
+    FAIL() << name << " does not end";
+  };
+  constexpr int threads = 8;
+  for (const char* line : {"backward b=4 h=3 l=200x100 d=8 sink=0.5 seed=3", "backward b=1 h=3 l=200x700 d=8 sink=0.5 seed=3"}) {
+    AttentionFixture f(line);
+    for (const Tensor* t : {&f.out.o, &f.out.lse}) std::memset(t->bytes(), 0, t->size_in_bytes());
+    const GradientOutputs g(f.c, f.in);
+    enumerate_cold(line, [&] { return attention_backward(f.in.problem, {f.out.o.view(), f.out.lse.view(), f.in.d_o.view()}, g.view(), threads); }, {&g.dq, &g.dk, &g.dv, &g.d_sink});
+  }
+  for (const char* line : {"product m=770 n=200 k=64 w=mxfp4 seed=3", "product m=786 n=70 k=64 w=int8 seed=3"}) {
+    const Case c = parse_case(line);
+    const ProductInputs in(c);
+    const ProductOutput out(c);
+    std::shared_ptr<const PackedWeights> w;
+    ASSERT_TRUE(PackedWeights::pack(in.problem.w, w).ok());
+    enumerate_cold(line, [&] { return product(in.problem.a, *w, out.c.view(), threads); }, {&out.c});
+  }
+  {
+    AttentionFixture f("attention b=2 h=4/2 l=200x300 d=24/40 causal seed=3");
+    enumerate_cold("forward", [&] { return attention_forward(f.in.problem, f.out.view(), threads); }, {&f.out.o, &f.out.lse});
+  }
+  std::cout << "  " << all << " allocations of first calls\n";
 }
 
 // Through C nothing is thrown, and a context or a handle that could not be made is none.

@@ -705,6 +705,48 @@ TEST(HostDevice, HasTheBitsOfTheKernels) {
   EXPECT_EQ(first_difference(by_host.c, p.out.c), "");
 }
 
+// What lies at the ends of 64 bits, or of fp32, on the host and on devices.
+TEST(DeviceBackends, ExtremesMeanWhatTheyMeanOnTheHost) {
+  AttentionFixture f("attention b=1 h=2 l=9x13 d=4 seed=3");
+  constexpr Index huge = std::numeric_limits<Index>::max();
+  World w(opencl_codes());
+  const auto both = [&](const Attention& p) {
+    const Outputs host(f.c), device(f.c);
+    EXPECT_TRUE(attention_forward(p, host.view()).ok());
+    const Status status = w.dispatcher().sdpa(p, device.view());
+    EXPECT_TRUE(status.ok()) << status.detail;
+    EXPECT_EQ(first_difference(host, device), "");
+    return Scenario::bytes({&host.o, &host.lse});
+  };
+  const std::string open = both(f.in.problem);
+  Attention p = f.in.problem;
+  p.window_right = huge;
+  EXPECT_EQ(both(p), open) << "so wide a window hides nothing";
+  p.window_left = huge;
+  p.offset = {-10};
+  EXPECT_EQ(both(p), open);
+  p.offset = {largest_extent};
+  EXPECT_EQ(both(p), open);
+  for (const Index offset : {largest_extent + 1, -largest_extent - 1, huge, -huge}) {
+    p.offset = {offset};
+    const Status status = attention_forward(p, f.out.view());
+    EXPECT_EQ(status.code, StatusCode::invalid_arguments);
+    EXPECT_EQ(status.detail, "offset = " + std::to_string(offset) + " is outside [-2^40, 2^40]");
+    EXPECT_EQ(w.dispatcher().sdpa(p, f.out.view()).code, StatusCode::invalid_arguments);
+  }
+  p = f.in.problem;
+  p.shape.keys = huge;
+  p.k.stride = p.v.stride = {};
+  EXPECT_EQ(attention_forward(p, f.out.view()).detail, "keys = 9223372036854775807 is above 2^40");
+  // Multiplied by its inverse this softcap would be NaN: the dispatcher takes the host for it.
+  p = f.in.problem;
+  p.softcap = 1e-45f;
+  p.scale = 0;
+  const DispatchCounters before = w.dispatcher().counters();
+  ASSERT_TRUE(w.dispatcher().sdpa(p, f.out.view()).ok());
+  EXPECT_EQ(w.dispatcher().counters().refused[static_cast<std::size_t>(Refusal::feature)], before.refused[static_cast<std::size_t>(Refusal::feature)] + 1);
+}
+
 TEST(DeviceBackends, RefuseByName) {
   EXPECT_EQ(make_device("cuda"), nullptr);
   assay_context_options options;

@@ -5,9 +5,11 @@
 
 #include <cstring>
 #include <iostream>
+#include <limits>
 #include <set>
 
 #include "harness/run.h"
+#include "kernels/attention.h"
 #include "kernels/device/device_backend.h"
 #include "kernels/device/opencl_device.h"
 #include "kernels/dispatch.h"
@@ -288,6 +290,29 @@ TEST(Opencl, ARowsBitsDependOnNothingElse) {
   ASSERT_TRUE(dispatcher.sdpa(second, alone.view()).ok());
   const std::size_t half = f.out.o.size_in_bytes() / 2;
   EXPECT_EQ(std::memcmp(alone.o.bytes(), f.out.o.bytes() + half, half), 0);
+}
+
+// -infinity in a bias masks, whatever ALiBi adds: here +infinity, to the pairs that are masked alone.
+TEST(Opencl, MinusInfinityMasksAnInfiniteSlope) {
+  const auto session = real_session();
+  Dispatcher dispatcher(std::make_shared<DeviceBackend>(session), on_device());
+  for (const bool finite_minima : {false, true}) {
+    Fixture f("attention b=1 h=1 l=6x6 d=4 bias=normal alibi seed=3");
+    Attention p = f.in.problem;
+    p.finite_min_masks = finite_minima;
+    p.alibi_slopes = {-3e38f};
+    for (Index i = 0; i < 6; ++i)
+      for (Index j = 0; j + 1 < i; ++j) store(p.bias, p.bias.at(0, 0, i, j), -std::numeric_limits<double>::infinity());
+    const Outputs host(f.c), device(f.c);
+    ASSERT_TRUE(attention_forward(p, host.view()).ok());
+    ASSERT_TRUE(dispatcher.sdpa(p, device.view()).ok());
+    for (Index i = 0; i < 6; ++i)
+      for (Index c = 0; c < 4; ++c) {
+        const double exact = load(f.in.v.view(), f.in.v.view().at(0, 0, std::max<Index>(i - 1, 0), c));  // the key before is alone: the others are e^-3e38
+        EXPECT_EQ(load(host.o.view(), host.o.view().at(0, 0, i, c)), exact);
+        EXPECT_EQ(load(device.o.view(), device.o.view().at(0, 0, i, c)), exact);
+      }
+  }
 }
 
 // The product in the order of the host's kernel, so with its bits.
