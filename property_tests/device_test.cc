@@ -233,15 +233,13 @@ void fail_and_recover(const Scenario& scenario, const NativeTable& table, const 
 }
 
 TEST(DeviceFailures, EveryCallFailsOnceWithEveryCode) {
-  std::size_t pairs = 0, calls = 0, codes = 0;
+  std::size_t pairs = 0;
   for (const Scenario& scenario : scenarios())
     for (const NativeTable* table : native_tables()) {
       const Recorded r = record(scenario, *table);
       SCOPED_TRACE(testing::Message() << scenario.name << ", " << table->interface);
       std::vector<NativeEntry> entries(table->entries.begin(), table->entries.end());
       for (NativeCode code : undefined_codes) entries.push_back({code, "", StatusCode::unknown});
-      calls += r.calls.size();
-      codes += entries.size();
       for (std::size_t i = 0; i < r.calls.size(); ++i)
         for (const NativeEntry& e : entries) {
           ++pairs;

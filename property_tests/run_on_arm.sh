@@ -16,9 +16,11 @@ if [ ! -e "$out/root/ready" ]; then
 fi
 libraries=$out/root/usr/lib/aarch64-linux-gnu
 
-flags=(-std=c++20 -O2 -ffp-contract=off -fno-math-errno -DASSAY_STD_THREADS=1 -DFMT_SHARED -DHWY_SHARED_DEFINE "-DASSAY_VERSION=\"arm\""
-  -I. -isystem "$out/root/usr/include/aarch64-linux-gnu" -idirafter /usr/include/eigen3 -idirafter /usr/include/flint -idirafter /usr/include)
-sources=(problem/*.cc oracle/*.cc kernels/*.cc harness/*.cc reports/*.cc cli/*.cc)
+flags=(-std=c++20 -O2 -ffp-contract=off -fno-math-errno -DASSAY_STD_THREADS=1 -DFMT_SHARED -DHWY_SHARED_DEFINE "-DASSAY_RELEASE=\"arm\""
+  -I. -Iinclude -isystem "$out/root/usr/include/aarch64-linux-gnu" -idirafter /usr/include/eigen3 -idirafter /usr/include/flint -idirafter /usr/include)
+cmake -DOUT="$out/device_sources.cc" -DDIR=kernels/device -P kernels/device/embed.cmake
+cmake -DOUT="$out/kernel_project.cc" -DSOURCE="$PWD" -P cli/embed_kernel_project.cmake
+sources=(problem/*.cc oracle/*.cc kernels/*.cc kernels/device/*.cc harness/*.cc reports/*.cc cli/*.cc "$out"/*.cc)
 printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -I{} bash -c '
   object=$1/objects/$(echo "{}" | tr / _).o; shift
   [ "$object" -nt "{}" ] || { echo "compiling {}"; aarch64-linux-gnu-g++ "$@" -c "{}" -o "$object"; }' _ "$out" "${flags[@]}"
