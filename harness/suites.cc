@@ -496,8 +496,8 @@ Suite tiny(std::uint64_t seed) {
   return suite;
 }
 
-constexpr Entry entries[] = {{"tiny", tiny},         {"plain", plain},       {"smoke", smoke},       {"standard", standard}, {"models", models}, {"padding", padding},
-                             {"backward", backward}, {"decode", decode},     {"caches", caches},     {"products", products}};
+constexpr Entry entries[] = {{"smoke", smoke},       {"standard", standard}, {"models", models}, {"padding", padding},   {"backward", backward},
+                             {"decode", decode},     {"caches", caches},     {"products", products}, {"plain", plain},   {"tiny", tiny}};
 
 }  // namespace
 

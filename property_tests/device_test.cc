@@ -678,7 +678,9 @@ TEST(HostDevice, RefusesWhatItDoesNotHold) {
   EXPECT_EQ(d.free(buffer), EINVAL);
   EXPECT_EQ(d.release(kernel), 0);
   EXPECT_EQ(d.release(kernel), EINVAL);
+#ifndef ASSAY_SANITIZED  // whose operator new ends the process instead of throwing
   EXPECT_EQ(d.allocate(static_cast<std::size_t>(1) << 62, buffer), ENOMEM);
+#endif
   EXPECT_EQ(d.close(), 0);
 }
 
