@@ -298,6 +298,10 @@ int run(const CheckOptions& o) {
     fmt::print("standalone program: {}\n", o.standalone);
   }
   if (counts.fail > 0) return some_failed;
+  if (const double percent = 100.0 * static_cast<double>(counts.unsupported) / static_cast<double>(results.size()); percent > o.most_unsupported) {
+    fmt::print(stderr, "assay: {:.1f}% of the cases are unsupported, more than --max-unsupported={}\n", percent, o.most_unsupported);
+    return some_failed;
+  }
   if (counts.error > 0) return bad_input ? bad_usage : machine_failed;
   if (counts.compared() == 0) {
     fmt::print(stderr, "assay: nothing was compared, so nothing has passed\n");

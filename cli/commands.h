@@ -23,6 +23,7 @@ struct CheckOptions {
   std::uint64_t seed = 1;
   std::string shard;        // i/n, i from 0
   double time_seconds = 0;  // repeat with new seeds until then; 0: once
+  double most_unsupported = 100;  // percent of the cases
   bool list = false;
   bool no_shrink = false;
   std::string json, junit, html, standalone;

@@ -62,6 +62,9 @@ int main(int argc, char** argv) {
   check_command->add_option("--shard", check_options.shard, "i/n: every n-th case, from the i-th (0-based) on");
   check_command->add_option("--time", check_options.time_seconds, "Repeat the suite with new seeds for so many seconds; what no time was left for is counted")
       ->check(CLI::PositiveNumber);
+  check_command->add_option("--max-unsupported", check_options.most_unsupported, "Percent of the cases that may be unsupported; more of them is exit status 1")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
   check_command->add_flag("--list", check_options.list, "Print the case lines and run nothing");
   check_command->add_flag("--no-shrink", check_options.no_shrink, "Report failures as they are, without making them smaller");
   check_command->add_option("--json", check_options.json, "Write the run as JSON");

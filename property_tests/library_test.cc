@@ -136,6 +136,9 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
     EXPECT_THAT(r.output, HasSubstr(" 0 failed"));
     EXPECT_THAT(r.output, HasSubstr("x another dtype than fp32"));
   }
+  const Ran budget = check(project + "/build/libmy_kernel.so", "--suite plain --max-unsupported 50");
+  EXPECT_EQ(budget.status, 1);
+  EXPECT_THAT(budget.output, HasSubstr("% of the cases are unsupported, more than --max-unsupported=50"));
   const Ran again = run(std::string(ASSAY_COMMAND) + " new-kernel " + project);
   EXPECT_EQ(again.status, 2);
   EXPECT_THAT(again.output, HasSubstr("is there already, and is no empty folder; nothing was written"));
