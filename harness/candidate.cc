@@ -41,7 +41,7 @@ class Host : public Candidate {
   kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
     return kernels::attention_backward(p, in, out, threads);
   }
-  std::string unsupported_product(const Product&) const override { return {}; }
+  std::string unsupported_product(const Product&, Dtype) const override { return {}; }
   kernels::Status run_product(const Product& p, const TensorView& c, int threads) override {
     std::shared_ptr<const kernels::PackedWeights> w;
     if (kernels::Status status = kernels::PackedWeights::pack(p.w, w); !status.ok()) return status;
@@ -119,7 +119,7 @@ class OnDevice : public Candidate {
     if (status.ok() && dispatcher_->counters().dispatched != 1) return {kernels::StatusCode::execution_failed, "the dispatcher did not use the device"};
     return status;
   }
-  std::string unsupported_product(const Product& p) const override {
+  std::string unsupported_product(const Product& p, Dtype) const override {
     if (!p.a) return "a low-bit A on a device";
     if (!kernels::device_product_supports(p.w.format)) return fmt::format("{} weights on a device", traits(p.w.format).name);
     return limits_.has_subnormals ? "" : "the device flushes subnormal numbers to zero";
@@ -154,7 +154,7 @@ class Faulty : public Candidate {
   kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
     return fault_.suite == "backward" ? run_planted_backward(fault_, p, in, out, threads) : kernels::attention_backward(p, in, out, threads);
   }
-  std::string unsupported_product(const Product&) const override { return {}; }
+  std::string unsupported_product(const Product&, Dtype) const override { return {}; }
   kernels::Status run_product(const Product& p, const TensorView& c, int threads) override { return run_planted_product(fault_, p, c, threads); }
   std::optional<ProductContract> product_contract() const override { return host_product_contract(std::string(planted_fault_target())); }
 

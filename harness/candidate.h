@@ -39,7 +39,7 @@ class Candidate {
   virtual kernels::Status run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads);
 
   // Why the candidate does not do this product; empty if it does.
-  virtual std::string unsupported_product(const Product&) const { return "no low-bit products"; }
+  virtual std::string unsupported_product(const Product&, Dtype) const { return "no low-bit products"; }
   // Called only where unsupported_product() says nothing, as quantize() where has_quantizer() does.
   virtual kernels::Status run_product(const Product& problem, const TensorView& c, int threads);
   virtual std::optional<ProductContract> product_contract() const { return std::nullopt; }

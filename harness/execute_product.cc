@@ -148,9 +148,15 @@ CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOpt
   const ProductInputs inputs(c);
   const ProductOutput first(c), second(c);
   result.generate_seconds = seconds_since(start);
-  if (std::string why = candidate.unsupported_product(inputs.problem); !why.empty()) {
-    result.outcome = Outcome::unsupported;
-    result.reason = std::move(why);
+  try {
+    if (std::string why = candidate.unsupported_product(inputs.problem, c.out_dtype()); !why.empty()) {
+      result.outcome = Outcome::unsupported;
+      result.reason = std::move(why);
+      return result;
+    }
+  } catch (const CandidateError& e) {
+    result.outcome = Outcome::fail;
+    result.reason = e.what();
     return result;
   }
   auto failed = [&](std::string reason) {

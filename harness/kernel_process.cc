@@ -324,6 +324,21 @@ KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation, const 
   return answer;
 }
 
+KernelProcess::Answer KernelProcess::ask_product(KernelCall& call, const assay_tensor* a, const assay_low_bit* w, const assay_dtype& output) {
+  Request request;
+  request.question = Question::ask;
+  request.operation = ASSAY_PRODUCT;
+  request.arguments.a = a;
+  request.arguments.w = w;
+  request.output = output;
+  Response response;
+  Answer answer;
+  answer.finding = exchange(call, request, response);
+  answer.status = response.status;
+  answer.reason = response.text;
+  return answer;
+}
+
 KernelProcess::Answer KernelProcess::run(KernelCall& call, int operation, const Arguments& arguments) {
   Request request;
   request.question = Question::run;
@@ -401,6 +416,11 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
         break;
       case Question::ask: {
         const char* reason = nullptr;
+        if (request.operation == ASSAY_PRODUCT) {
+          if (kernel->supports_product) response.status = kernel->supports_product(a.a, a.w, &request.output, &reason);
+          copy_text(response.text, reason);
+          break;
+        }
         if (kernel->supports) response.status = kernel->supports(request.operation, a.problem, &request.output, &reason);
         copy_text(response.text, reason);
         if (response.status != ASSAY_SUCCESS) break;

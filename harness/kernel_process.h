@@ -88,6 +88,7 @@ class KernelProcess {
   };
   // Does the library do this, how does it compute, what workspace does it need?
   Answer ask(KernelCall& call, int operation, const assay_attention* problem, const assay_dtype& output);
+  Answer ask_product(KernelCall& call, const assay_tensor* a, const assay_low_bit* w, const assay_dtype& output);
   // Runs it and copies outputs back, unless something was found. Pointers that an operation does not have are null.
   struct Arguments {
     const assay_attention* problem = nullptr;

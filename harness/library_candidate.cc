@@ -133,19 +133,19 @@ class Library : public Candidate {
     return finish(process_.run(call, ASSAY_BACKWARD, a), "backward");
   }
 
-  std::string unsupported_product(const Product& p) const override {
+  std::string unsupported_product(const Product& p, Dtype out) const override {
     if (!process_.facts().product) return "no product in the library";
-    return p.a ? "" : "a low-bit A for a library";
+    if (!p.a) return "a low-bit A for a library";
+    KernelCall call = process_.call();
+    const assay_low_bit w = described(p.w);
+    return reason_of(process_.ask_product(call, call.add_shape(p.a), call.add(w), c_dtype_of(out)));
   }
   Status run_product(const Product& p, const TensorView& c, int threads) override {
     KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.a = call.add_input(p.a);
     const LowBitSizes sizes = sizes_of(p.w.format, p.w.k, p.w.n, p.w.group);
-    assay_low_bit w;
-    assay_low_bit_init(&w, static_cast<std::int32_t>(p.w.format), p.w.k, p.w.n);
-    w.tensor_scale = p.w.tensor_scale;
-    w.group_size = p.w.group == 0 ? -1 : p.w.group;
+    assay_low_bit w = described(p.w);
     w.codes = call.add_bytes(p.w.codes, static_cast<std::size_t>(sizes.codes));
     if (sizes.scales > 0) w.scales = call.add_bytes(p.w.scales, static_cast<std::size_t>(sizes.scales));
     if (sizes.extra > 0) w.extra = call.add_bytes(p.w.extra, static_cast<std::size_t>(sizes.extra));
@@ -162,14 +162,29 @@ class Library : public Candidate {
     return view;
   }
 
+  // Without its bytes.
+  static assay_low_bit described(const LowBitView& w) {
+    assay_low_bit c;
+    assay_low_bit_init(&c, static_cast<std::int32_t>(w.format), w.k, w.n);
+    c.tensor_scale = w.tensor_scale;
+    c.group_size = w.group == 0 ? -1 : w.group;
+    return c;
+  }
+
+  // Why something is not supported; empty if it is.
+  static std::string reason_of(const KernelProcess::Answer& answer) {
+    if (!answer.finding.empty()) throw CandidateError(answer.finding);
+    if (answer.status == ASSAY_UNSUPPORTED) return answer.reason.empty() ? "the library gives no reason" : answer.reason;
+    if (answer.status != ASSAY_SUCCESS) throw CandidateError(fmt::format("the library's answer to what it supports is {}: {}", answer.status, answer.reason));
+    return {};
+  }
+
   // Asks, and keeps what the library declares of such a problem.
   std::string ask(int operation, const Attention& p, Dtype out) const {
     KernelCall call = process_.call();
     const assay_attention* problem = add_problem(call, p, false);
     const KernelProcess::Answer answer = process_.ask(call, operation, problem, c_dtype_of(out));
-    if (!answer.finding.empty()) throw CandidateError(answer.finding);
-    if (answer.status == ASSAY_UNSUPPORTED) return answer.reason.empty() ? "the library gives no reason" : answer.reason;
-    if (answer.status != ASSAY_SUCCESS) throw CandidateError(fmt::format("the library's supports function answered {}: {}", answer.status, answer.reason));
+    if (std::string why = reason_of(answer); !why.empty()) return why;
     contract_.reset();
     if (answer.arithmetic) {
       std::string wrong;

@@ -10,8 +10,6 @@ class HostKernel : public CompiledAttention {
   Status run(const Attention& problem, const AttentionOutput& out, int threads) const override { return attention_forward(problem, out, threads); }
 };
 
-bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
-
 class HostBackend : public AttentionBackend {
  public:
   std::string_view device() const override { return "host"; }

@@ -13,6 +13,9 @@
 
 namespace assay::kernels {
 
+// Of tensors that attention kernels read and write.
+inline bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
+
 // Every constant that a backend may compile into a kernel. Problems whose keys are equal share a kernel.
 struct KernelKey {
   Dtype dtype, out_dtype, bias_dtype;

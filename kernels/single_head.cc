@@ -23,7 +23,6 @@ Status refuse(std::string_view sentence, const std::string& what, StatusCode cod
   return {code, fmt::format("{}{} [{}]", prefix, sentence, what)};
 }
 
-bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
 std::string dtype_name(Dtype d) { return static_cast<int>(d) < dtype_count ? std::string(format(d).name) : fmt::format("dtype {}", static_cast<int>(d)); }
 
 Status check(const Named& q, const Named& k, const Named& v, const Named& o, const SingleHeadOptions& options) {

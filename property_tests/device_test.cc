@@ -450,6 +450,20 @@ TEST(DevicePolicies, MemorySplitsTheBatchThenTheHeads) {
   EXPECT_EQ(most_splits, 8u) << "nine heads one by one";
 }
 
+// A smaller part would ask for as much: nothing is split.
+TEST(DevicePolicies, OpeningAndCompilingAreNotSplit) {
+  AttentionFixture f("attention b=3 h=6/3 l=8x64 d=16 seed=2");
+  for (const DeviceCall call : {DeviceCall::open, DeviceCall::query, DeviceCall::compile, DeviceCall::download}) {
+    PolicyWorld p(false);
+    p.world->script.fail_every(call, [] { return -6; });
+    Status status;
+    result_of(f, *p.world, &status);
+    EXPECT_EQ(status.code, StatusCode::memory_allocation_failed);
+    EXPECT_EQ(p.world->backend->counters(), DeviceCounters{}) << name_of(call);
+    EXPECT_TRUE(p.device_warnings.empty());
+  }
+}
+
 TEST(DevicePolicies, LaunchesOutOfResourcesHalveTheTile) {
   AttentionFixture f("attention b=1 h=2 l=40x70 d=8 causal seed=2");
   World plain(opencl_codes());

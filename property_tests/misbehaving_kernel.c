@@ -72,6 +72,21 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o, con
   return ASSAY_SUCCESS;
 }
 
+/* Writes zeros, and says that it does so for MXFP4 alone. */
+static assay_status supports_product(const assay_tensor* a, const assay_low_bit* w, const assay_dtype* output, const char** reason) {
+  (void)a, (void)output;
+  if (w->format == ASSAY_MXFP4) return ASSAY_SUCCESS;
+  *reason = "another format than mxfp4";
+  return ASSAY_UNSUPPORTED;
+}
+
+static assay_status product(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c, const assay_run* run) {
+  int64_t e;
+  (void)a, (void)w, (void)run;
+  for (e = 0; e < c->shape[2] * c->shape[3]; ++e) data(c)[e] = 0;
+  return ASSAY_SUCCESS;
+}
+
 #ifndef NO_ENTRY
 const assay_kernel* assay_kernel_entry(uint32_t version) {
   static assay_kernel table;
@@ -81,11 +96,13 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   table.arithmetic = arithmetic;
   table.workspace = workspace;
   table.forward = MISTAKE == has_no_function ? NULL : forward;
+  table.supports_product = supports_product;
+  table.product = MISTAKE == has_no_function ? NULL : product;
   if (MISTAKE == has_another_version) table.version = 99;
   if (MISTAKE == has_another_size) table.struct_size = 8;
   return MISTAKE == has_no_table ? NULL : &table;
 }
 #else
 void keep_them(void);
-void keep_them(void) { (void)supports, (void)arithmetic, (void)workspace, (void)forward; }
+void keep_them(void) { (void)supports, (void)arithmetic, (void)workspace, (void)forward, (void)supports_product, (void)product; }
 #endif

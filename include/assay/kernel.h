@@ -187,7 +187,7 @@ static inline void assay_low_bit_init(assay_low_bit* m, int32_t format, int64_t 
 
 /* ---- Kernels ------------------------------------------------------------------------------------------------------ */
 
-enum { ASSAY_FORWARD = 0, ASSAY_BACKWARD = 1, ASSAY_PRODUCT = 2 };
+enum { ASSAY_FORWARD = 0, ASSAY_BACKWARD = 1, ASSAY_PRODUCT = 2 }; /* `operation` below is one of the first two */
 
 /* How a kernel computes. The bound of every element is derived from it and the data (docs/bounds.md), so an error beyond it is a proof. What
  * is not declared is tried from the strictest arithmetic to the most lenient, and the verdict names the first that is not refuted. */
@@ -248,6 +248,8 @@ typedef struct assay_kernel {
   /* ASSAY_SUCCESS if the kernel does this problem. Otherwise ASSAY_UNSUPPORTED, and *reason may say why; that is counted, and is never a
    * pass. output: of O and of the gradients. Saying yes and then answering ASSAY_UNSUPPORTED is a failure. NULL: does everything. */
   assay_status (*supports)(int32_t operation, const assay_attention* problem, const assay_dtype* output, const char** reason);
+  /* The same of products; a and w have no elements there. */
+  assay_status (*supports_product)(const assay_tensor* a, const assay_low_bit* w, const assay_dtype* output, const char** reason);
   /* NULL: not declared. */
   assay_status (*arithmetic)(const assay_attention* problem, assay_arithmetic* declared);
   /* Bytes that a call needs beside its tensors. NULL: none. */
@@ -258,7 +260,7 @@ typedef struct assay_kernel {
   /* dQ, dK, dV, and dBias and dSink where they are not NULL, from O and LSE as forward stored them, and dO. */
   assay_status (*backward)(const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, const assay_tensor* d_o,
                            const assay_gradients* gradients, const assay_run* run);
-  /* C [1, 1, M, N] = A W, A [1, 1, M, K]. ASSAY_UNSUPPORTED for formats that there are not. */
+  /* C [1, 1, M, N] = A W, A [1, 1, M, K]. */
   assay_status (*product)(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c, const assay_run* run);
 } assay_kernel;
 
@@ -268,6 +270,7 @@ static inline void assay_kernel_init(assay_kernel* k, const char* name) {
   k->name = name;
   k->no_lse = k->reserved = 0;
   k->supports = NULL;
+  k->supports_product = NULL;
   k->arithmetic = NULL;
   k->workspace = NULL;
   k->forward = NULL;

@@ -18,8 +18,6 @@
 namespace assay::kernels {
 namespace {
 
-bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
-
 std::string dtype_constant(Dtype d) { return fmt::to_string(static_cast<int>(d)); }
 static_assert(static_cast<int>(Dtype::f32) == 1 && static_cast<int>(Dtype::f16) == 2 && static_cast<int>(Dtype::bf16) == 3, "elements.cl.h has these numbers");
 
@@ -34,6 +32,13 @@ KernelSource attention_kernel(Dtype input, Dtype output, Index value_dim, Index 
           attention_source,
           "attention_forward",
           {{"INPUT", dtype_constant(input)}, {"OUTPUT", dtype_constant(output)}, {"ROWS", fmt::to_string(tile_rows)}, {"VALUES", fmt::to_string(values)}}};
+}
+
+// A smaller part asks for less of what was refused: memory of the tensors. Opening, compiling and the like ask for as much.
+bool is_of_tensors(const Status& status) {
+  for (std::string_view call : {"allocate", "upload", "launch", "synchronize"})
+    if (status.origin.starts_with(call)) return true;
+  return false;
 }
 
 // Batches [batch, + batches) and key/value heads [head, + heads) of a problem.
@@ -137,7 +142,7 @@ class DeviceKernel : public CompiledAttention {
     }
     if (status.ok() && rows != preferred) shared_->tile_rows = rows;  // it helped
     const bool by_batch = part.batches > 1;
-    if (status.code != StatusCode::memory_allocation_failed || status.origin.empty() || !policy.split || (!by_batch && part.heads == 1)) return status;
+    if (status.code != StatusCode::memory_allocation_failed || !is_of_tensors(status) || !policy.split || (!by_batch && part.heads == 1)) return status;
     Part first = part, second = part;
     if (by_batch) {
       first.batches = part.batches / 2;

@@ -144,9 +144,14 @@ Status DeviceSession::run_locked(const Job& job) {
   Status status = ready();
   if (status.ok()) status = find_kernel(job.source, kernel);
 
+  // Before anything is held: the words for it may lack memory themselves.
+  const auto check = [&](std::string_view name, std::size_t bytes) {
+    if (status.ok() && bytes > limits_.largest_buffer) status = exceeds_buffer(device_->name(), name, bytes, limits_.largest_buffer);
+  };
+  for (const JobInput& in : job.inputs) check(in.name, in.bytes.size());
+  for (const JobOutput& out : job.outputs) check(out.name, out.staging.size());
   const auto allocate = [&](std::string_view name, std::size_t bytes) {
     BufferHandle buffer{};
-    if (status.ok() && bytes > limits_.largest_buffer) status = exceeds_buffer(device_->name(), name, bytes, limits_.largest_buffer);
     if (status.ok() && bytes > 0) {
       status = call(DeviceCall::allocate, name, [&] { return device_->allocate(bytes, buffer); });
       if (status.ok()) allocated.push_back(buffer);
