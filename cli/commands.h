@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "cli/run_report.h"
+#include "cli/selection.h"
 #include "harness/workers.h"
 
 namespace assay {
@@ -13,26 +15,40 @@ namespace assay {
 enum ExitStatus { all_passed = 0, some_failed = 1, bad_usage = 2, machine_failed = 3 };
 
 struct CheckOptions {
-  std::string suite;               // a suite, or
-  std::vector<std::string> cases;  // case lines
-  std::string cases_file;          // one line each
+  SelectionOptions selection;
   std::string candidate = "host";
   std::string device;   // instead of a candidate: device:NAME
   std::string library;  // likewise: lib:PATH
-  std::string filter;  // substring of the line
-  std::uint64_t seed = 1;
-  std::string shard;        // i/n, i from 0
   double time_seconds = 0;  // repeat with new seeds until then; 0: once
   double most_unsupported = 100;  // percent of the cases
   bool list = false;
   bool no_shrink = false;
-  std::string json, junit, html, standalone;
+  ReportFiles files;
+  std::string standalone;
   WorkerOptions workers;
 };
 int check(const CheckOptions& options);
 
 // Writes a project for a kernel library into a folder that is not there yet, or empty.
 int new_kernel(const std::string& folder);
+
+struct RecordOptions {
+  SelectionOptions selection;
+  std::string candidate;      // empty: inputs alone
+  std::string file;
+};
+int record(const RecordOptions& options);
+
+struct VerifyCommandOptions {
+  std::vector<std::string> files;
+  std::string record;  // empty: all of them
+  Index rows = 0;
+  std::uint64_t seed = 1;
+  int threads = 1;
+  bool list = false;
+  ReportFiles files_to_write;
+};
+int verify(const VerifyCommandOptions& options);
 
 struct FaultsOptions {
   std::string suite;  // empty: each fault's own

@@ -10,7 +10,7 @@
 #include "cli/progress.h"
 #include "harness/planted_faults.h"
 #include "harness/suites.h"
-#include "reports/files.h"
+#include "harness/files.h"
 
 namespace assay {
 namespace {

@@ -22,6 +22,8 @@ int main(int argc, char** argv) {
       "  assay new-kernel mine && cmake -S mine -B mine/build && cmake --build mine/build\n"
       "  assay check --kernel mine/build/libmy_kernel.so --suite plain\n"
       "  assay check --device opencl --suite standard\n"
+      "  assay record --case 'attention b=1 h=4 l=300 d=64 dtype=bf16 causal' -o inputs.safetensors\n"
+      "  assay verify outputs.safetensors --html run.html\n"
       "  assay check --suite standard --json run.json --junit run.xml --html run.html\n"
       "  assay faults\n"
       "  assay notation");
@@ -37,12 +39,25 @@ int main(int argc, char** argv) {
         ->capture_default_str();
   };
 
+  auto add_report_files = [](CLI::App* command, ReportFiles& files) {
+    command->add_option("--json", files.json, "Write the run as JSON");
+    command->add_option("--junit", files.junit, "Write the run as JUnit XML");
+    command->add_option("--html", files.html, "Write the run as one HTML page");
+  };
+
+  auto add_selection = [](CLI::App* command, SelectionOptions& s) {
+    auto* suite = command->add_option("--suite", s.suite, fmt::format("One of {}", fmt::join(suite_names(), ", ")));
+    auto* lines = command->add_option("--case", s.cases, "A case line (repeatable); `assay notation` explains them");
+    auto* file = command->add_option("--cases", s.cases_file, "A file of case lines; # starts a comment");
+    suite->excludes(lines)->excludes(file);
+    command->add_option("--filter", s.filter, "Only cases whose line contains this text");
+    command->add_option("--seed", s.seed, "Of the inputs of a suite")->capture_default_str();
+    command->add_option("--shard", s.shard, "i/n: every n-th case, from the i-th (0-based) on");
+  };
+
   CheckOptions check_options;
   CLI::App* check_command = app.add_subcommand("check", "Judge a candidate on a suite or on cases: a verdict with a proved bound for every element");
-  auto* suite = check_command->add_option("--suite", check_options.suite, fmt::format("One of {}", fmt::join(suite_names(), ", ")));
-  auto* lines = check_command->add_option("--case", check_options.cases, "A case line (repeatable); `assay notation` explains them");
-  auto* file = check_command->add_option("--cases", check_options.cases_file, "A file of case lines; # starts a comment");
-  suite->excludes(lines)->excludes(file);
+  add_selection(check_command, check_options.selection);
   check_command
       ->add_option("--candidate", check_options.candidate,
                    "host, host-undeclared (no contract: a ladder is tried), unfused (the fallback), sdpa (what the dispatcher chooses), device:NAME or fault:NAME")
@@ -57,9 +72,6 @@ int main(int argc, char** argv) {
                    "Judge a shared library of yours, in a process of its own: include/assay/kernel.h, or `assay new-kernel DIR`, says how it looks")
       ->excludes("--candidate")
       ->excludes("--device");
-  check_command->add_option("--filter", check_options.filter, "Only cases whose line contains this text");
-  check_command->add_option("--seed", check_options.seed, "Of the inputs of a suite")->capture_default_str();
-  check_command->add_option("--shard", check_options.shard, "i/n: every n-th case, from the i-th (0-based) on");
   check_command->add_option("--time", check_options.time_seconds, "Repeat the suite with new seeds for so many seconds; what no time was left for is counted")
       ->check(CLI::PositiveNumber);
   check_command->add_option("--max-unsupported", check_options.most_unsupported, "Percent of the cases that may be unsupported; more of them is exit status 1")
@@ -67,15 +79,30 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   check_command->add_flag("--list", check_options.list, "Print the case lines and run nothing");
   check_command->add_flag("--no-shrink", check_options.no_shrink, "Report failures as they are, without making them smaller");
-  check_command->add_option("--json", check_options.json, "Write the run as JSON");
-  check_command->add_option("--junit", check_options.junit, "Write the run as JUnit XML");
-  check_command->add_option("--html", check_options.html, "Write the run as one HTML page");
+  add_report_files(check_command, check_options.files);
   check_command->add_option("--standalone", check_options.standalone,
                             "Write the first failing case (shrunk), or the first case, as a C++ file without dependencies");
   check_command->add_option("--ball-rows", check_options.workers.execute.ball_rows, "Rows of a case cross-checked in ball arithmetic")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
   add_workers(check_command, check_options.workers);
+
+  RecordOptions record_options;
+  CLI::App* record_command = app.add_subcommand("record", "Write cases as tensors, so that they travel to another machine or framework and its answer comes back");
+  add_selection(record_command, record_options.selection);
+  record_command->add_option("--candidate", record_options.candidate, "Also what this candidate makes of them: host, lib:PATH, fault:NAME, ...");
+  record_command->add_option("-o,--output", record_options.file, "The file: NAME.safetensors")->required();
+
+  VerifyCommandOptions verify_options;
+  verify_options.threads = hardware_threads();
+  CLI::App* verify_command = app.add_subcommand("verify", "Judge recorded tensors: inputs and outputs in safetensors files, whoever made them; docs/records.md");
+  verify_command->add_option("FILE", verify_options.files, "A file of one or more records")->required();
+  verify_command->add_option("--record", verify_options.record, "Only the record of this name");
+  verify_command->add_flag("--list", verify_options.list, "Read all records, print their lines, and judge nothing");
+  verify_command->add_option("--rows", verify_options.rows, "Judge so many seeded rows of each head (of C); 0: all")->check(CLI::Range(Index{0}, Index{1} << 40))->capture_default_str();
+  verify_command->add_option("--seed", verify_options.seed, "Of that choice")->capture_default_str();
+  verify_command->add_option("--threads", verify_options.threads, "Threads of the oracle")->check(CLI::Range(1, 1024))->capture_default_str();
+  add_report_files(verify_command, verify_options.files_to_write);
 
   FaultsOptions faults_options;
   CLI::App* faults_command =
@@ -126,11 +153,9 @@ int main(int argc, char** argv) {
     return all_passed;
   }
   if (*new_kernel_command) return new_kernel(project_folder);
+  if (*record_command) return record(record_options);
+  if (*verify_command) return verify(verify_options);
   if (*faults_command) return faults(faults_options);
-  if (check_options.suite.empty() && check_options.cases.empty() && check_options.cases_file.empty()) {
-    fmt::print(stderr, "assay: check needs --suite, --case or --cases; the suites are {}\n", fmt::join(suite_names(), ", "));
-    return bad_usage;
-  }
   if (!check_options.device.empty()) check_options.candidate = "device:" + check_options.device;
   if (!check_options.library.empty()) check_options.candidate = "lib:" + check_options.library;
   // Drivers of devices reserve far more addresses than they use.

@@ -4,7 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/kernel_project.h"
-#include "reports/files.h"
+#include "harness/files.h"
 
 namespace assay {
 

@@ -66,10 +66,14 @@ CaseResult execute_backward(const Case& c, Candidate& candidate, const ExecuteOp
 
 }  // namespace
 
+std::string check_command(const std::string& candidate, const std::string& line) { return fmt::format("assay check --candidate {} --case '{}'", candidate, line); }
+
 CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& options) {
   CaseResult result;
   result.line = print_case(c);
   result.candidate = candidate.name();
+  result.reproduce = check_command(result.candidate, result.line);
+  result.dtype = c.operation == Operation::product ? traits(c.product.format).name : format(c.dtype).name;
   check_memory(c);
   if (!kernels::force_target(c.target))
     throw CaseError(0, fmt::format("target={} is not one that this machine runs: {}", c.target, fmt::join(kernels::runnable_targets(), ", ")));

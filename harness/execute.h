@@ -14,6 +14,9 @@ namespace assay {
 struct CaseResult {
   std::string line;
   std::string candidate;
+  std::string reproduce;  // a command
+  std::string dtype;      // of Q, or of the weights of a product
+  Index tail_step = 1;    // a tail is shorter than a tile by a multiple of it
   Outcome outcome = Outcome::error;
   std::string reason;
   Verdict verdict;
@@ -22,6 +25,9 @@ struct CaseResult {
   std::optional<QuantizationError> quantization;  // of a product whose weights were quantized, whatever the kernel does
   double generate_seconds = 0, candidate_seconds = 0, judge_seconds = 0;
 };
+
+// The command that runs a case again.
+std::string check_command(const std::string& candidate, const std::string& line);
 
 struct ExecuteOptions {
   int oracle_threads = 1;

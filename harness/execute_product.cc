@@ -148,6 +148,7 @@ CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOpt
   const ProductInputs inputs(c);
   const ProductOutput first(c), second(c);
   result.generate_seconds = seconds_since(start);
+  if (c.product.format == LowBit::fp4_sparse) result.tail_step = 4;
   try {
     if (std::string why = candidate.unsupported_product(inputs.problem, c.out_dtype()); !why.empty()) {
       result.outcome = Outcome::unsupported;

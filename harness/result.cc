@@ -47,17 +47,17 @@ std::string hex_of(const std::bitset<max_tile>& lanes, Index tile) {
 
 Json to_json(const CaseResult& r) {
   const Verdict& v = r.verdict;
-  const Case c = parse_case(r.line);
   Json j = {{"case", r.line},
             {"candidate", r.candidate},
+            {"reproduce", r.reproduce},
             {"outcome", name_of(r.outcome)},
             {"reason", r.reason},
-            {"dtype", c.operation == Operation::product ? traits(c.product.format).name : format(c.dtype).name},
+            {"dtype", r.dtype},
             {"seconds", {{"generate", r.generate_seconds}, {"candidate", r.candidate_seconds}, {"judge", r.judge_seconds}}},
             {"relations", r.relations}};
   if (v.compared_o + v.compared_lse == 0 && v.outputs.empty()) return j;
   j["contract"] = v.contract;
-  j["elements"] = {{"compared", c.operation == Operation::product ? Json::object() : Json{{"O", v.compared_o}, {"LSE", v.compared_lse}}},
+  j["elements"] = {{"compared", v.outputs.contains(Output::c) ? Json::object() : Json{{"O", v.compared_o}, {"LSE", v.compared_lse}}},
                    {"inside", v.inside},
                    {"outside", v.outside},
                    {"hull_only", v.hull_only},
@@ -86,8 +86,7 @@ Json to_json(const CaseResult& r) {
   Json& power = j["power"];
   power["pairs"] = p.pairs;
   power["tile"] = v.tile;
-  // A tail is shorter than a tile, of 2:4 sparse weights by four.
-  power["tail_lanes"] = v.tile - (c.operation == Operation::product && c.product.format == LowBit::fp4_sparse ? 4 : 1);
+  power["tail_lanes"] = v.tile - r.tail_step;
   for (std::size_t change = 0; change < change_count; ++change) {
     power["shown"][change_names[change]] = {{"o", p.by_output[change]}, {"lse", p.by_lse[change]}, {"either", p.by_either[change]}};
     for (std::size_t kind = 0; kind < tile_kind_count; ++kind)
@@ -97,7 +96,7 @@ Json to_json(const CaseResult& r) {
 }
 
 Json failed_result(const std::string& line, const std::string& candidate, Outcome outcome, const std::string& reason) {
-  return {{"case", line}, {"candidate", candidate}, {"outcome", name_of(outcome)}, {"reason", reason}};
+  return {{"case", line}, {"candidate", candidate}, {"reproduce", check_command(candidate, line)}, {"outcome", name_of(outcome)}, {"reason", reason}};
 }
 
 void Adequacy::add(const Json& result) {

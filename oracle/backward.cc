@@ -212,7 +212,7 @@ class GroupSum {
       state.from_balls = true;
     }
     if (block.domain[at] == Domain::may_overflow || block.domain[at] == Domain::must_overflow || block.lse_kind[at] == Kind::minus_infinity ||
-        !std::isfinite(load(x_.input_.lse, x_.input_.lse.at(b_, h_, i, 0))))
+        (x_.input_.lse && !std::isfinite(load(x_.input_.lse, x_.input_.lse.at(b_, h_, i, 0)))))
       state.score_taint = Taint::anything;
     for (Index d = 0; d < s_.dim; ++d) {
       const double q = load(p_.q, p_.q.at(b_, h_, i, d));
@@ -290,6 +290,14 @@ class GroupSum {
 
   double stored_lse_error(const Block& block, Index r) const {
     const auto at = static_cast<std::size_t>(r);
+    if (!x_.input_.lse) {
+      // A kernel that keeps its weights: docs/bounds_backward.md, "Where no LSE was stored".
+      const double u = c_.roundoff, tiles = std::ceil(static_cast<double>(block.count) / static_cast<double>(std::min(c_.tile, c_.split_keys > 0 ? c_.split_keys : c_.tile)));
+      double largest = std::fabs(block.max[at]);
+      for (Index j = 0; j < block.count; ++j)
+        if (block.visible[static_cast<std::size_t>(r * block.count + j)]) largest = std::max(largest, std::fabs(static_cast<double>(p_.scale) * block.dot[static_cast<std::size_t>(r * block.count + j)]));
+      return block.lse_bound[at] + block.lse_radius[at] + 2.02 * u * (tiles + 1) * c_.exp_ulp + 1.01 * u * c_.division_roundings + (c_.scale_error + (c_.fused_argument ? u : 0)) * largest;
+    }
     const double stored = load(x_.input_.lse, x_.input_.lse.at(b_, h_, block.row_index[at], 0));
     return std::fabs((stored - block.lse[at]) - block.lse_low[at]) + block.lse_radius[at];
   }

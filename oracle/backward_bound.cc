@@ -28,6 +28,13 @@ struct Cast {
     largest = format(*dtype).max_finite;
     saturates = format(*dtype).saturates;
   }
+  // Of what is later multiplied by the scale, where it is scaled before it is rounded, or may be.
+  Cast scaled(double scale) const {
+    Cast c = *this;
+    if (scale > 0 && scale < 1) c.floor /= scale;
+    if (scale > 1) c.largest /= scale;
+    return c;
+  }
   template <class L>
   L error(L magnitude) const {
     const L zero{}, rounded = smaller(magnitude, larger(roundoff * magnitude, zero + floor));
@@ -48,7 +55,8 @@ struct Scratch {
 
 GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t, const GradientWeights& out) {
   const double u = c.roundoff, softcap = x.forward.softcap;
-  const Cast cast(c.weight_dtype);
+  const bool late = c.score_gradients_late && c.weight_dtype;
+  const Cast cast(c.weight_dtype), cast_of_ds = late ? cast.scaled(x.forward.scale) : cast;
   const double gamma_keys = gamma_factor(dot_roundings(c, x.keys_length), c.dot_roundoff);
   const double gamma_rows = gamma_factor(dot_roundings(c, x.rows_length), c.dot_roundoff);
   const double gamma_bias = x.bias_length > 1 ? gamma_factor(x.bias_length, u) : 0;
@@ -116,7 +124,8 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
     const L dp_absolute = load_as<L>(t.dp_absolute + j), difference = load_as<L>(t.dp + j) - t.delta, magnitude = absolute(difference), ds = p * magnitude;
     const L difference_error = (gamma_dp * dp_absolute + (dp_floor + t.delta_error + margin * t.delta_radius)) * (1 + u) + u * magnitude;
     const L difference_error64 = own_values * dp_absolute + t.delta_radius + 2 * unit64 * magnitude;
-    L error = (weight_error * (magnitude + difference_error) + p * difference_error) * (1 + u) + u * ds + product_floor;
+    const L ds_weight_error = late ? weight_error + cast.error(p + weight_error) : weight_error;
+    L error = (ds_weight_error * (magnitude + difference_error) + p * difference_error) * (1 + u) + u * ds + product_floor;
     L error64 = weight_error64 * (magnitude + difference_error64) + p * difference_error64 + 4 * unit64 * ds;
     L gradient = ds, signed_gradient = p * difference;
     store_lanes(out.ds + j, signed_gradient);
@@ -135,7 +144,7 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
       gradient *= factor;
       signed_gradient *= factor;
     }
-    const L cast_s = cast.error(gradient + error), all = gradient + error + cast_s;
+    const L cast_s = cast_of_ds.error(gradient + error), all = gradient + error + cast_s;
     const L to_dq = error + cast_s + gamma_keys * all, to_dk = error + cast_s + gamma_rows * all;
     store_lanes(out.dot_gradient + j, signed_gradient);
     store_lanes(out.to_dq + j, where_live(to_dq));

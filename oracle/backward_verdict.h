@@ -6,7 +6,7 @@
 namespace assay {
 
 // Judges dQ, dK, dV and, where given, dBias and dSink, for the O and LSE in `input`, whose own errors it takes into
-// account element by element (whether O and LSE are good enough is judge()'s business). With options.sample_rows only dQ is
+// account element by element (whether O and LSE are good enough is judge()'s business). Without an LSE the kernel is taken to have kept its weights. With options.sample_rows only dQ is
 // judged: the others need every row.
 Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& input, const AttentionGradients& out, const Contract& contract,
                        const JudgeOptions& options = {});

@@ -25,6 +25,7 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
     ladder.push_back(c);
     c.dot_roundoff = 0x1p-23;
     c.dot_block = 16;
+    c.score_gradients_late = true;
     c.name = "truncating 16-wide block FMA, weights in " + std::string(format(dtype).name);
     ladder.push_back(c);
     c.score_dtype = dtype;

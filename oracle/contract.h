@@ -34,6 +34,7 @@ struct Contract {
   std::optional<Dtype> weight_dtype;  // weights are rounded to it before P V
   bool sum_from_rounded = false;      // the row sum adds the rounded weights
   int division_roundings = 2;         // 2: times 1/l, 1: divided by l
+  bool score_gradients_late = false;  // backward, with a weight_dtype: dS comes from rounded weights, and is scaled before it is rounded itself
 
   // Structure.
   Index tile = 64;      // keys a tile

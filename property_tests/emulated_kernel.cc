@@ -279,6 +279,8 @@ std::vector<Emulation> emulations(Dtype dtype) {
     add("weights in the dtype, summed rounded", Accumulation::fma, ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype, c.sum_from_rounded = true; });
     add("weights in the dtype, truncating blocks", Accumulation::truncating_block, ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype; });
     add("scores stored in the dtype", Accumulation::fma, ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype, c.score_dtype = dtype; });
+    add("weights in the dtype, dS from them and scaled", Accumulation::fma, ExpModel::precise,
+        [=](Contract& c) { c.weight_dtype = dtype, c.score_gradients_late = true; });
     add("weights in e4m3", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.weight_dtype = Dtype::f8e4m3; });
     add("fp16 accumulator", Accumulation::half, ExpModel::precise, [](Contract& c) { c.ordered = false; });
     add("query prescaled in bf16", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.query_prescale = 0x1p-8; });
@@ -315,7 +317,7 @@ struct GradientTerms {
 void run_emulated_backward(const Emulation& e, const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out) {
   const AttentionShape& s = p.shape;
   const Contract& c = e.contract;
-  const float keep_scale = 1.0f / (1.0f - p.dropout);
+  const float keep_scale = 1.0f / (1.0f - p.dropout), late_scale = c.score_gradients_late ? 1 : p.scale;
   // A half accumulator serves the sums over keys and rows, as in the forward pass.
   const Accumulation inner = e.accumulation == Accumulation::half ? Accumulation::fma : e.accumulation;
   auto row_of = [](const TensorView& t, Index b, Index h, Index i) {
@@ -344,12 +346,12 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
             const float mine = p.dropout == 0 ? 1 : kept ? keep_scale : 0;
             const float weight = rounded(c.weight_dtype, p.dropout == 0 ? x.weight : x.weight * mine);
             const float dp = dot(inner, d_o, row_of(p.v, b, g, x.key), 0);
-            const float ds = x.weight * ((p.dropout == 0 ? dp : dp * mine) - delta);
+            const float ds = (c.score_gradients_late ? rounded(c.weight_dtype, x.weight) : x.weight) * ((p.dropout == 0 ? dp : dp * mine) - delta);
             if (out.d_bias) {
               const Index at = out.d_bias.at(b, h, i, x.key);
               store(out.d_bias, at, static_cast<float>(load(out.d_bias, at)) + ds);
             }
-            const float gradient = rounded(c.weight_dtype, p.softcap > 0 ? ds * x.factor : ds);
+            const float exact = p.softcap > 0 ? ds * x.factor : ds, gradient = rounded(c.weight_dtype, c.score_gradients_late ? exact * p.scale : exact);
             row.who.push_back(x.key);
             row.gradient.push_back(gradient);
             GradientTerms& key = of_key[static_cast<std::size_t>(x.key)];
@@ -367,7 +369,7 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
           for (std::size_t d = 0; d < static_cast<std::size_t>(s.dim); ++d) {
             std::vector<float> k;
             for (Index j : row.who) k.push_back(static_cast<float>(load(p.k, p.k.at(b, g, j, static_cast<Index>(d)))));
-            store(out.dq, out.dq.at(b, h, i, static_cast<Index>(d)), blocked_dot(e, row.gradient, k, static_cast<std::size_t>(c.backward_tile)) * p.scale);
+            store(out.dq, out.dq.at(b, h, i, static_cast<Index>(d)), blocked_dot(e, row.gradient, k, static_cast<std::size_t>(c.backward_tile)) * late_scale);
           }
         }
       for (Index j = 0; j < s.keys; ++j) {
@@ -377,7 +379,7 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
           for (Index who : key.who) other.push_back(rows[static_cast<std::size_t>(who)][d]);
           return blocked_dot(e, terms, other, static_cast<std::size_t>(c.backward_row_tile));
         };
-        for (Index d = 0; d < s.dim; ++d) store(out.dk, out.dk.at(b, g, j, d), sum(key.gradient, q_rows, static_cast<std::size_t>(d)) * p.scale);
+        for (Index d = 0; d < s.dim; ++d) store(out.dk, out.dk.at(b, g, j, d), sum(key.gradient, q_rows, static_cast<std::size_t>(d)) * late_scale);
         for (Index d = 0; d < s.value_dim; ++d) store(out.dv, out.dv.at(b, g, j, d), sum(key.weight, d_o_rows, static_cast<std::size_t>(d)));
       }
     }

@@ -57,8 +57,7 @@ std::string html_report(const Json& run) {
     if ((*r)["outcome"] != "fail" && (*r)["outcome"] != "error") continue;
     if (!any_failed) body += "<h2>Failures</h2>\n";
     any_failed = true;
-    const std::string line = r->contains("shrunk") ? (*r)["shrunk"] : (*r)["case"];
-    body += fmt::format("<p>{}<br><code>assay check --candidate {} --case '{}'</code></p>\n", escape((*r)["reason"]), escape((*r)["candidate"]), escape(line));
+    body += fmt::format("<p>{}<br><code>{}</code></p>\n", escape((*r)["reason"]), escape((*r)["reproduce"]));
   }
   body +=
       "<h2>Power</h2>\n<p>A pass says as much as the faults it could have shown. A cell is a lane of a kind of tile and a change of one key, or of one term of a sum, there "

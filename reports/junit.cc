@@ -41,8 +41,7 @@ std::string junit_xml(const Json& run) {
     std::string inner;
     if (outcome == "fail") {
       ++failures;
-      const std::string shrunk = r.contains("shrunk") ? escape(r["shrunk"]) : line;
-      inner = fmt::format("<failure message=\"{}\">assay check --candidate {} --case '{}'</failure>", reason, escape(r["candidate"]), shrunk);
+      inner = fmt::format("<failure message=\"{}\">{}</failure>", reason, escape(r["reproduce"]));
     } else if (outcome == "error") {
       ++errors;
       inner = fmt::format("<error message=\"{}\"/>", reason);

@@ -1,0 +1,69 @@
+#include "cli/selection.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <utility>
+
+#include "cli/exit_status.h"
+#include "harness/suites.h"
+
+namespace assay {
+namespace {
+
+std::pair<std::size_t, std::size_t> parse_shard(const std::string& text) {
+  std::size_t i = 0, n = 0;
+  const char* end = text.data() + text.size();
+  const auto [slash, first] = std::from_chars(text.data(), end, i);
+  if (first == std::errc() && slash != end && *slash == '/') {
+    const auto [stop, second] = std::from_chars(slash + 1, end, n);
+    if (second == std::errc() && stop == end && i < n) return {i, n};
+  }
+  throw UsageError(fmt::format("--shard={}: expected i/n with 0 <= i < n, as 0/4", text));
+}
+
+}  // namespace
+
+Selection select_cases(const SelectionOptions& o, std::uint64_t seed) {
+  if (o.suite.empty() && o.cases.empty() && o.cases_file.empty())
+    throw UsageError(fmt::format("--suite, --case or --cases is needed; the suites are {}", fmt::join(suite_names(), ", ")));
+  Selection s;
+  if (!o.suite.empty()) {
+    Suite suite = make_suite(o.suite, seed);
+    s = {std::string(suite.name), std::move(suite.notes), std::move(suite.cases)};
+  } else {
+    s.title = "cases";
+    std::vector<std::string> lines = o.cases;
+    if (!o.cases_file.empty()) {
+      std::ifstream in(o.cases_file);
+      if (!in) throw UsageError(fmt::format("--cases={}: cannot be read", o.cases_file));
+      for (std::string line; std::getline(in, line);)
+        if (!line.empty() && line[0] != '#') lines.push_back(line);
+    }
+    for (std::size_t k = 0; k < lines.size(); ++k) {
+      try {
+        s.cases.push_back(parse_case(lines[k]));
+      } catch (const CaseError& e) {
+        throw UsageError(fmt::format("{}\n  {}\n{}", e.what(), lines[k], e.column ? fmt::format("  {}^", std::string(e.column - 1, ' ')) : ""));
+      }
+    }
+  }
+  if (!o.filter.empty()) {
+    const std::size_t before = s.cases.size();
+    std::erase_if(s.cases, [&](const Case& c) { return print_case(c).find(o.filter) == std::string::npos; });
+    if (s.cases.empty()) throw UsageError(fmt::format("--filter={}: none of {} cases contains it", o.filter, before));
+  }
+  if (!o.shard.empty()) {
+    const auto [i, n] = parse_shard(o.shard);
+    std::vector<Case> mine;
+    for (std::size_t k = i; k < s.cases.size(); k += n) mine.push_back(s.cases[k]);
+    if (mine.empty()) throw UsageError(fmt::format("--shard={}: no case of {} falls into it", o.shard, s.cases.size()));
+    s.cases = std::move(mine);
+  }
+  if (s.cases.empty()) throw UsageError("nothing to run: no case was given");
+  return s;
+}
+
+}  // namespace assay

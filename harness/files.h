@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace assay {
+
+// A file under a temporary name beside `path`; commit() renames it. A reader sees the old file or the new one, never a part, and what
+// is not committed is removed. All of it throws std::system_error naming the path.
+class NewFile {
+ public:
+  explicit NewFile(std::string path);
+  ~NewFile();
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+
+  void write(const void* data, std::size_t bytes);
+  void commit();
+
+ private:
+  [[noreturn]] void fail() const;
+  std::string path_, temporary_;
+  int file_ = -1;
+};
+
+void write_file(const std::string& path, const std::string& text);
+
+}  // namespace assay
