@@ -50,6 +50,12 @@ struct VerifyCommandOptions {
 };
 int verify(const VerifyCommandOptions& options);
 
+struct TraceOptions {
+  std::string line;
+  std::string candidate = "host";
+};
+int trace(const TraceOptions& options);
+
 struct FaultsOptions {
   std::string suite;  // empty: each fault's own
   std::string only;   // one fault by name

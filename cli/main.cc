@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
       "  assay record --case 'attention b=1 h=4 l=300 d=64 dtype=bf16 causal' -o inputs.safetensors\n"
       "  assay verify outputs.safetensors --html run.html\n"
       "  assay check --suite standard --json run.json --junit run.xml --html run.html\n"
+      "  assay trace --candidate fault:row-max-arguments-swapped 'attention b=1 h=1 l=70x200 d=16'\n"
       "  assay faults\n"
       "  assay notation");
 
@@ -104,6 +105,13 @@ int main(int argc, char** argv) {
   verify_command->add_option("--threads", verify_options.threads, "Threads of the oracle")->check(CLI::Range(1, 1024))->capture_default_str();
   add_report_files(verify_command, verify_options.files_to_write);
 
+  TraceOptions trace_options;
+  std::string traced_library;
+  CLI::App* trace_command = app.add_subcommand("trace", "Follow one case stage by stage: the first stage, tile, row and lane that leaves its enclosure; docs/trace.md");
+  trace_command->add_option("CASE", trace_options.line, "A case line, as `assay check` prints it")->required();
+  trace_command->add_option("--candidate", trace_options.candidate, "host, fault:NAME or lib:PATH (of a library that calls the probe)")->capture_default_str();
+  trace_command->add_option("--kernel", traced_library, "A shared library of yours, likewise")->excludes("--candidate");
+
   FaultsOptions faults_options;
   CLI::App* faults_command =
       app.add_subcommand("faults", "Plant every known bug in the kernel and see which case kills it; then see that the kernel itself passes");
@@ -155,6 +163,10 @@ int main(int argc, char** argv) {
   if (*new_kernel_command) return new_kernel(project_folder);
   if (*record_command) return record(record_options);
   if (*verify_command) return verify(verify_options);
+  if (*trace_command) {
+    if (!traced_library.empty()) trace_options.candidate = "lib:" + traced_library;
+    return trace(trace_options);
+  }
   if (*faults_command) return faults(faults_options);
   if (!check_options.device.empty()) check_options.candidate = "device:" + check_options.device;
   if (!check_options.library.empty()) check_options.candidate = "lib:" + check_options.library;

@@ -14,8 +14,20 @@ TensorView slice(const TensorView& t, Index b, Index first, Index count) {
   return part;
 }
 
-// Rows [first, first + count) of the problem, over the first `keys` keys.
-Attention rows_of(const Attention& whole, Index first, Index count, Index keys) {
+}  // namespace
+
+std::vector<Chunk> chunks_of(const Case& c) {
+  std::vector<Chunk> list;
+  const std::vector<Index>& sizes = c.cache.chunks;
+  for (Index first = 0; first < c.shape.rows; first += list.back().count) {
+    const Index wanted = sizes.empty() ? c.shape.rows : sizes[std::min(list.size(), sizes.size() - 1)];
+    list.push_back({first, std::min(wanted, c.shape.rows - first)});
+  }
+  return list;
+}
+
+Attention rows_of(const Attention& whole, Chunk chunk, Index keys) {
+  const auto [first, count] = chunk;
   Attention p = whole;
   p.shape.rows = count;
   p.shape.keys = keys;
@@ -41,7 +53,14 @@ Attention rows_of(const Attention& whole, Index first, Index count, Index keys) 
   return p;
 }
 
-}  // namespace
+AttentionOutput rows_of(const AttentionOutput& whole, Chunk rows) {
+  AttentionOutput part = whole;
+  for (TensorView* t : {&part.o, &part.lse}) {
+    t->origin = t->at(0, 0, rows.first, 0);
+    t->shape[2] = rows.count;
+  }
+  return part;
+}
 
 kernels::Status CacheCalls::append(kernels::Cache& cache, Index sequence, const TensorView& k, const TensorView& v) { return cache.append(sequence, k, v); }
 
@@ -83,18 +102,10 @@ kernels::Status run_through_cache(const Case& c, const Inputs& in, const Attenti
   for (Index b = 0; b < s.batch && !c.starts.empty(); ++b)
     if (Status status = cache->evict(b, c.starts[c.starts.size() == 1 ? 0 : static_cast<std::size_t>(b)]); !status.ok()) return status;
   const kernels::UpProjection projection{in.up_k.view(), in.up_v.view()};
-  const std::vector<Index>& chunks = c.cache.chunks;
-  for (Index first = 0, call = 0; first < s.rows; ++call) {
-    const Index wanted = chunks.empty() ? s.rows : chunks[std::min(static_cast<std::size_t>(call), chunks.size() - 1)];
-    const Index count = std::min(wanted, s.rows - first);
-    if (Status status = append(past + first, count); !status.ok()) return status;
-    AttentionOutput part = out;
-    for (TensorView* t : {&part.o, &part.lse}) {
-      t->origin = t->at(0, 0, first, 0);
-      t->shape[2] = count;
-    }
-    if (Status status = calls.attend(rows_of(in.problem, first, count, past + first + count), *cache, projection, part, threads); !status.ok()) return status;
-    first += count;
+  for (const Chunk& rows : chunks_of(c)) {
+    if (Status status = append(past + rows.first, rows.count); !status.ok()) return status;
+    const Attention p = rows_of(in.problem, rows, past + rows.first + rows.count);
+    if (Status status = calls.attend(p, *cache, projection, rows_of(out, rows), threads); !status.ok()) return status;
   }
   return {};
 }

@@ -6,6 +6,15 @@
 
 namespace assay {
 
+// Rows of a case that come in one call.
+struct Chunk {
+  Index first, count;
+};
+std::vector<Chunk> chunks_of(const Case& c);
+// The problem and the outputs of those rows, over the first `keys` tokens; without K and V, lengths, starts and offsets, which a cache says.
+Attention rows_of(const Attention& whole, Chunk rows, Index keys);
+AttentionOutput rows_of(const AttentionOutput& whole, Chunk rows);
+
 // The calls of a cache that a case makes.
 class CacheCalls {
  public:

@@ -23,6 +23,8 @@ std::string unsupported_dtype(const Attention& p, Dtype out) {
   return {};
 }
 
+constexpr PlantedFault kernel_itself{Fault::none, "none", "", "", ""};
+
 class Host : public Candidate {
  public:
   explicit Host(bool declares) : declares_(declares) {}
@@ -40,6 +42,12 @@ class Host : public Candidate {
   bool has_backward() const override { return true; }
   kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
     return kernels::attention_backward(p, in, out, threads);
+  }
+  // Compiled once more, with a policy that watches, for the best target alone.
+  bool offers_stages() const override { return true; }
+  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override { return assay::run_watched(Fault::none, p, out, observer); }
+  kernels::Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer) override {
+    return run_planted_backward(kernel_itself, p, in, out, 1, &observer);
   }
   std::string unsupported_product(const Product&, Dtype) const override { return {}; }
   kernels::Status run_product(const Product& p, const TensorView& c, int threads) override {
@@ -154,6 +162,13 @@ class Faulty : public Candidate {
   kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
     return fault_.suite == "backward" ? run_planted_backward(fault_, p, in, out, threads) : kernels::attention_backward(p, in, out, threads);
   }
+  bool offers_stages() const override { return true; }
+  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override {
+    return assay::run_watched(fault_.suite == "backward" ? Fault::none : fault_.fault, p, out, observer);
+  }
+  kernels::Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer) override {
+    return run_planted_backward(fault_.suite == "backward" ? fault_ : kernel_itself, p, in, out, 1, &observer);
+  }
   std::string unsupported_product(const Product&, Dtype) const override { return {}; }
   kernels::Status run_product(const Product& p, const TensorView& c, int threads) override { return run_planted_product(fault_, p, c, threads); }
   std::optional<ProductContract> product_contract() const override { return host_product_contract(std::string(planted_fault_target())); }
@@ -170,6 +185,14 @@ kernels::Status Candidate::run_cached(const Case&, const Inputs&, const Attentio
 
 kernels::Status Candidate::run_backward(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, int) {
   return {kernels::StatusCode::unsupported, name() + " has no backward pass"};
+}
+
+kernels::Status Candidate::run_watched(const Attention&, const AttentionOutput&, StageObserver&) {
+  return {kernels::StatusCode::unsupported, name() + " does not tell its stages"};
+}
+
+kernels::Status Candidate::run_backward_watched(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, StageObserver&) {
+  return {kernels::StatusCode::unsupported, name() + " does not tell its stages"};
 }
 
 kernels::Status Candidate::run_product(const Product&, const TensorView&, int) {

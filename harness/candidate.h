@@ -15,6 +15,8 @@
 
 namespace assay {
 
+class StageObserver;
+
 class Candidate {
  public:
   virtual ~Candidate() = default;
@@ -27,6 +29,10 @@ class Candidate {
 
   // O and LSE by way of a cache, as the case says: appends and calls in turn. Called only where has_cache() says so.
   virtual bool has_cache() const { return false; }
+  // As unsupported(), of a case with a cache.
+  virtual std::string unsupported_cached(const Case&, const Attention& problem, Dtype out) const { return unsupported(problem, out); }
+  // Whether a row has the same bits whatever the chunks, the pages, and without a cache.
+  virtual bool cached_bits_are_promised() const { return true; }
   virtual kernels::Status run_cached(const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads);
 
   // False: run() leaves LSE alone, which is then absent, and nothing is judged of it.
@@ -37,6 +43,11 @@ class Candidate {
   virtual std::string unsupported_backward(const Attention&, Dtype) const { return {}; }
   // Called only where has_backward() says so, with O and LSE as run() left them.
   virtual kernels::Status run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads);
+
+  // Whether the two below tell their stages.
+  virtual bool offers_stages() const { return false; }
+  virtual kernels::Status run_watched(const Attention& problem, const AttentionOutput& out, StageObserver& observer);
+  virtual kernels::Status run_backward_watched(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer);
 
   // Why the candidate does not do this product; empty if it does.
   virtual std::string unsupported_product(const Product&, Dtype) const { return "no low-bit products"; }

@@ -95,7 +95,7 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
     return result;
   }
   try {
-    std::string why = candidate.unsupported(inputs.problem, c.out_dtype());
+    std::string why = c.cache ? candidate.unsupported_cached(c, inputs.problem, c.out_dtype()) : candidate.unsupported(inputs.problem, c.out_dtype());
     if (why.empty() && c.operation == Operation::backward) why = candidate.unsupported_backward(inputs.problem, c.out_dtype());
     if (!why.empty()) {
       result.outcome = Outcome::unsupported;

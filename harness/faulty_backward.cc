@@ -32,7 +32,7 @@ Tensor misread_lse(Fault fault, const Attention& p, const TensorView& lse) {
 }  // namespace
 
 kernels::Status run_planted_backward(const PlantedFault& planted, const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out,
-                                     int threads) {
+                                     int threads, StageObserver* observer) {
   const Fault fault = planted.fault;
   Attention p = problem;
   AttentionBackwardInput read = in;
@@ -49,6 +49,7 @@ kernels::Status run_planted_backward(const PlantedFault& planted, const Attentio
   }
 
   FaultyStages stages(fault, p);
+  stages.observer = observer;
   stages.backward_tile = kernels::backward_tiling(p.shape.dim, p.shape.value_dim).keys;
   if (kernels::Status status = kernels::plan_and_run_backward(p, read, written, threads, faulty_backward(), &stages); !status.ok()) return status;
 

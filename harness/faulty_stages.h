@@ -18,6 +18,7 @@ struct FaultyStages : kernels::NoStages {
   Fault fault;
   const Attention* problem;
   Index backward_tile = 0;  // of keys
+  StageObserver* observer = nullptr;
   FaultyStages(Fault with, const Attention& of) : fault(with), problem(&of) {}
 
   Index kv_head(Index head, Index group) const { return fault == Fault::kv_head_modulo ? head % problem->shape.kv_heads : head / group; }
@@ -132,6 +133,7 @@ struct FaultyStages : kernels::NoStages {
           const std::uint32_t low = std::bit_cast<std::uint32_t>(pair[0]) >> 16, high = std::bit_cast<std::uint32_t>(pair[1]) & 0xFFFF0000u;
           pair[0] = pair[1] = std::bit_cast<float>(high | low);
         }
+    if (observer) observer->at(stage, view);
   }
 };
 

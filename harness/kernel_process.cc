@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <span>
 #include <system_error>
 
@@ -58,7 +59,12 @@ std::vector<std::string> malloc_checks() {
 }
 
 const char* name_of_operation(int operation) {
-  return operation == ASSAY_FORWARD ? "forward" : operation == ASSAY_BACKWARD ? "backward" : "product";
+  switch (operation) {
+    case ASSAY_FORWARD: return "forward";
+    case ASSAY_BACKWARD: return "backward";
+    case ASSAY_DECODE: return "decode";
+    default: return "product";
+  }
 }
 
 assay_dtype c_dtype(Dtype d) {
@@ -87,11 +93,14 @@ struct KernelProcess::Request {
   };
   std::array<Mapping, most_regions> mappings{};
   std::uint32_t mapping_count = 0;
+  std::int32_t probed = 0;
 };
 
 struct KernelProcess::Response {
   std::int32_t status = 0;
-  std::int32_t forward = 0, backward = 0, product = 0, lse = 0, workspace_function = 0, has_arithmetic = 0, arithmetic_status = 0;
+  std::int32_t told = 0;  // 1: a stage, whose rows * columns floats follow; the answer is still to come
+  std::int32_t forward = 0, backward = 0, product = 0, decode = 0, lse = 0, probes = 0, workspace_function = 0, has_arithmetic = 0, arithmetic_status = 0;
+  assay_stage stage{};
   std::uint64_t workspace = 0;
   assay_arithmetic arithmetic{};
   char text[1024] = "";  // a reason, a name, or why the library cannot be used
@@ -237,7 +246,14 @@ void KernelProcess::start() {
     stop();
     throw LibraryError(fmt::format("{}: {}", library_, response.text));
   }
-  facts_ = {response.text, response.forward != 0, response.backward != 0, response.product != 0, response.lse != 0, response.workspace_function != 0};
+  facts_ = {.name = response.text,
+            .forward = response.forward != 0,
+            .backward = response.backward != 0,
+            .product = response.product != 0,
+            .decode = response.decode != 0,
+            .lse = response.lse != 0,
+            .workspace = response.workspace_function != 0,
+            .probes = response.probes != 0};
 }
 
 void KernelProcess::stop() {
@@ -273,7 +289,19 @@ void KernelProcess::reserve(std::size_t bytes) {
   mapped_ = wanted;
 }
 
-std::string KernelProcess::exchange(KernelCall& call, Request& request, Response& response) {
+// A stage that the library told, and its floats. What it says of them is not believed.
+std::string KernelProcess::hear(const Response& told, const Probe& probe) {
+  assay_stage stage = told.stage;
+  std::vector<float> data(static_cast<std::size_t>(stage.rows * stage.columns));
+  if (!transfer(socket_, data.data(), data.size() * sizeof(float), false)) return how_it_ended("telling a stage");
+  stage.data = data.data();
+  stage.row_stride = stage.columns;
+  stage.column_stride = 1;
+  if (probe) probe(stage);
+  return {};
+}
+
+std::string KernelProcess::exchange(KernelCall& call, Request& request, Response& response, const Probe& probe) {
   if (pid_ < 0) start();
   if (call.regions_.size() >= most_regions) throw std::logic_error("a call of a kernel library has too many arguments");
   reserve(call.end_ + page);
@@ -291,7 +319,12 @@ std::string KernelProcess::exchange(KernelCall& call, Request& request, Response
     request.mappings[request.mapping_count++] = {r.pages_begin, r.pages_end - r.pages_begin, r.writable ? 1 : 0, 0};
   }
   const char* when = request.question == Question::load ? "loading" : request.question == Question::ask ? "answering what it supports" : name_of_operation(request.operation);
-  if (!transfer(socket_, &request, sizeof request, true) || !transfer(socket_, &response, sizeof response, false)) return how_it_ended(when);
+  if (!transfer(socket_, &request, sizeof request, true)) return how_it_ended(when);
+  do {
+    if (!transfer(socket_, &response, sizeof response, false)) return how_it_ended(when);
+    if (response.told)
+      if (std::string ended = hear(response, probe); !ended.empty()) return ended;
+  } while (response.told);
   response.text[sizeof response.text - 1] = '\0';
   for (const KernelCall::Region& r : call.regions_) {
     if (!r.writable) continue;
@@ -339,15 +372,17 @@ KernelProcess::Answer KernelProcess::ask_product(KernelCall& call, const assay_t
   return answer;
 }
 
-KernelProcess::Answer KernelProcess::run(KernelCall& call, int operation, const Arguments& arguments) {
+KernelProcess::Answer KernelProcess::run(KernelCall& call, int operation, const Arguments& arguments, const Probe& probe) {
   Request request;
   request.question = Question::run;
   request.operation = operation;
   request.arguments = arguments;
+  request.probed = probe ? 1 : 0;
   Response response;
   Answer answer;
-  answer.finding = exchange(call, request, response);
+  answer.finding = exchange(call, request, response, probe);
   answer.status = response.status;
+  if (answer.finding.empty() && response.text[0] != '\0') answer.finding = response.text;
   if (!answer.finding.empty()) return answer;
   for (const KernelCall::Region& r : call.regions_)
     if (r.to) std::memcpy(r.to, reinterpret_cast<const void*>(base_ + r.offset), r.bytes);
@@ -373,13 +408,38 @@ const assay_kernel* load_kernel(const std::string& library, std::string& why) {
   if (!kernel) why = fmt::format("does not work with version {} of kernel.h: its entry answered null", ASSAY_VERSION);
   else if (kernel->version < 1 || kernel->version > ASSAY_VERSION) why = fmt::format("its table has version = {}; between 1 and {} are known", kernel->version, ASSAY_VERSION);
   else if (kernel->struct_size != sizeof(assay_kernel)) why = fmt::format("its table has struct_size = {}, not {}", kernel->struct_size, sizeof(assay_kernel));
-  else if (kernel->reserved != 0) why = fmt::format("its table has reserved = {}, not 0", kernel->reserved);
-  else if (!kernel->forward && !kernel->backward && !kernel->product) why = "its table has no function";
+  else if (kernel->probes != 0 && kernel->probes != 1) why = fmt::format("its table has probes = {}, neither 0 nor 1", kernel->probes);
+  else if (!kernel->forward && !kernel->backward && !kernel->product && !kernel->decode) why = "its table has no function";
   else return kernel;
   return nullptr;
 }
 
 }  // namespace
+
+// What a kernel calls as its probe: sends the stage at once, from whatever thread.
+struct KernelProcess::Teller {
+  std::mutex mutex;
+  std::string wrong;
+
+  static void tell(void* context, const assay_stage* made) {
+    auto& self = *static_cast<Teller*>(context);
+    const std::lock_guard lock(self.mutex);
+    constexpr std::int64_t most = 1 << 24;
+    if (!made || made->version != ASSAY_VERSION || made->struct_size != sizeof(assay_stage)) self.wrong = "the library told a stage of another version or size";
+    else if (made->stage < ASSAY_STAGE_QUERY || made->stage > ASSAY_STAGE_SCORE_GRADIENTS) self.wrong = fmt::format("the library told a stage of number {}", made->stage);
+    else if (!made->data || made->rows < 0 || made->columns < 0 || (made->rows > 0 && made->columns > most / made->rows))
+      self.wrong = fmt::format("the library told a stage of {} rows and {} columns", made->rows, made->columns);
+    if (!self.wrong.empty()) return;
+    Response response;
+    response.told = 1;
+    response.stage = *made;
+    std::vector<float> dense(static_cast<std::size_t>(made->rows * made->columns));
+    for (std::int64_t r = 0; r < made->rows; ++r)
+      for (std::int64_t c = 0; c < made->columns; ++c) dense[static_cast<std::size_t>(r * made->columns + c)] = made->data[r * made->row_stride + c * made->column_stride];
+    transfer(server_socket, &response, sizeof response, true);
+    transfer(server_socket, dense.data(), dense.size() * sizeof(float), true);
+  }
+};
 
 int KernelProcess::serve(const std::string& library, std::size_t base) {
   constexpr int socket = server_socket, memory = server_memory;
@@ -411,7 +471,9 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
         response.forward = kernel->forward != nullptr;
         response.backward = kernel->backward != nullptr;
         response.product = kernel->product != nullptr;
+        response.decode = kernel->decode != nullptr;
         response.lse = kernel->no_lse == 0;
+        response.probes = kernel->probes;
         response.workspace_function = kernel->workspace != nullptr;
         break;
       case Question::ask: {
@@ -432,13 +494,21 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
         }
         break;
       }
-      case Question::run:
-        response.status = request.operation == ASSAY_FORWARD    ? kernel->forward(a.problem, a.o, a.lse, a.run)
-                          : request.operation == ASSAY_BACKWARD ? kernel->backward(a.problem, a.o, a.lse, a.d_o, a.gradients, a.run)
-                                                                : kernel->product(a.a, a.w, a.c, a.run);
+      case Question::run: {
+        Teller teller;
+        assay_run told = *a.run;
+        if (request.probed) told.probe = Teller::tell, told.probe_context = &teller;
+        switch (request.operation) {
+          case ASSAY_FORWARD: response.status = kernel->forward(a.problem, a.o, a.lse, &told); break;
+          case ASSAY_BACKWARD: response.status = kernel->backward(a.problem, a.o, a.lse, a.d_o, a.gradients, &told); break;
+          case ASSAY_DECODE: response.status = kernel->decode(a.problem, a.pages, a.o, a.lse, &told); break;
+          default: response.status = kernel->product(a.a, a.w, a.c, &told);
+        }
+        copy_text(response.text, teller.wrong.c_str());
         // The allocator looks at its own books: what a stray write broke there ends the process now and not in somebody else's call.
         for (std::size_t bytes = 16; bytes <= 65536; bytes *= 2) std::free(std::malloc(bytes));
         break;
+      }
     }
     if (!transfer(socket, &response, sizeof response, true)) break;
   }

@@ -7,6 +7,7 @@
 #include <sys/types.h>
 
 #include <cstddef>
+#include <functional>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -24,7 +25,7 @@ struct LibraryError : std::runtime_error {
 // What the library offers.
 struct LibraryFacts {
   std::string name;
-  bool forward = false, backward = false, product = false, lse = true, workspace = false;
+  bool forward = false, backward = false, product = false, decode = false, lse = true, workspace = false, probes = false;
 };
 
 // One call, built up by its arguments: each add_* copies into shared memory and returns an address that is valid in both processes.
@@ -96,9 +97,12 @@ class KernelProcess {
     const assay_gradients* gradients = nullptr;
     const assay_tensor *a = nullptr, *c = nullptr;
     const assay_low_bit* w = nullptr;
+    const assay_pages* pages = nullptr;
     const assay_run* run = nullptr;
   };
-  Answer run(KernelCall& call, int operation, const Arguments& arguments);
+  // `probe` is called with each stage that the library tells; its data are valid for that call alone.
+  using Probe = std::function<void(const assay_stage&)>;
+  Answer run(KernelCall& call, int operation, const Arguments& arguments, const Probe& probe = {});
 
   // The other end: what `serve-kernel LIBRARY` runs.
   static int serve(const std::string& library, std::size_t base);
@@ -106,9 +110,11 @@ class KernelProcess {
  private:
   struct Request;
   struct Response;
+  struct Teller;
   void start();
   void stop();
-  std::string exchange(KernelCall& call, Request& request, Response& response);
+  std::string exchange(KernelCall& call, Request& request, Response& response, const Probe& probe = {});
+  std::string hear(const Response& told, const Probe& probe);
   std::string how_it_ended(const char* when);
   void reserve(std::size_t bytes);
 

@@ -4,7 +4,10 @@
 
 #include <cmath>
 
+#include "harness/cached.h"
 #include "harness/kernel_process.h"
+#include "harness/planted_faults.h"
+#include "harness/run.h"
 
 namespace assay {
 namespace {
@@ -14,14 +17,17 @@ using kernels::StatusCode;
 
 assay_dtype c_dtype_of(Dtype d) { return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT), static_cast<std::uint8_t>(format(d).bits), 1}; }
 
-// The problem in the arena, with its tensors or (for questions) their shapes alone.
-const assay_attention* add_problem(KernelCall& call, const Attention& p, bool with_elements) {
+// What of a problem's tensors lies in the arena: all, none (for questions), or all but K and V, which are in a cache.
+enum class Elements { all, none, but_keys };
+
+const assay_attention* add_problem(KernelCall& call, const Attention& p, Elements elements) {
+  const bool with_elements = elements != Elements::none;
   const auto tensor = [&](const TensorView& t) { return with_elements ? call.add_input(t) : call.add_shape(t); };
   assay_attention a;
   assay_attention_init(&a);
   a.q = tensor(p.q);
-  a.k = tensor(p.k);
-  a.v = tensor(p.v);
+  a.k = elements == Elements::all ? tensor(p.k) : call.add_shape(p.k);
+  a.v = elements == Elements::all ? tensor(p.v) : call.add_shape(p.v);
   a.scale = p.scale;
   a.softcap = p.softcap;
   a.flags = (p.causal ? +ASSAY_CAUSAL : 0u) | (p.finite_min_masks ? +ASSAY_FINITE_MIN_MASKS : 0u);
@@ -29,9 +35,13 @@ const assay_attention* add_problem(KernelCall& call, const Attention& p, bool wi
   a.dropout_seed = p.dropout_seed;
   a.window_left = p.window_left;
   a.window_right = p.window_right;
-  if (p.bias) a.bias = tensor(p.bias);
+  const AttentionShape& s = p.shape;
+  if (p.bias) {
+    TensorView bias = p.bias;  // of a chunk of rows it may still have the shape of all
+    bias.shape = {s.batch, s.query_heads, s.rows, s.keys};
+    a.bias = tensor(bias);
+  }
   if (p.keep) {
-    const AttentionShape& s = p.shape;
     const TensorView bytes{const_cast<std::uint8_t*>(p.keep.data), Dtype::f8e5m2, {s.batch, s.query_heads, s.rows, s.keys}, p.keep.stride, 0};
     const assay_dtype boolean = {ASSAY_BOOL, 8, 1};
     a.keep = with_elements ? call.add_input(bytes, boolean) : call.add_shape(bytes, boolean);
@@ -103,35 +113,28 @@ class Library : public Candidate {
   std::optional<Contract> contract(const Attention&) const override { return contract_; }
   bool gives_lse() const override { return process_.facts().lse; }
 
-  Status run(const Attention& p, const AttentionOutput& out, int threads) override {
-    KernelCall call = process_.call();
-    KernelProcess::Arguments a;
-    a.problem = add_problem(call, p, true);
-    a.o = call.add_output(shaped(out.o, p.shape.value_dim, p));
-    if (gives_lse()) a.lse = call.add_output(shaped(out.lse, 1, p));
-    a.run = add_run(call, ASSAY_FORWARD, p, out.o.dtype, threads);
-    return finish(process_.run(call, ASSAY_FORWARD, a), "forward");
+  Status run(const Attention& p, const AttentionOutput& out, int threads) override { return forward(p, out, threads, nullptr); }
+  bool offers_stages() const override { return process_.facts().probes; }
+  Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override { return forward(p, out, 1, &observer); }
+  Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer) override {
+    return backward(p, in, out, 1, &observer);
+  }
+
+  bool has_cache() const override { return process_.facts().decode; }
+  bool cached_bits_are_promised() const override { return false; }
+  std::string unsupported_cached(const Case& c, const Attention& p, Dtype out) const override {
+    if (c.cache.kind == CacheSpec::Kind::latent) return "a latent cache for a library";
+    if (c.cache_dtype() != c.dtype) return fmt::format("a cache in {} for a library", format(c.cache_dtype()).name);
+    return ask(ASSAY_DECODE, of_cache(c, p, {0, c.shape.rows}), out);
+  }
+  Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
+    for (const Chunk& rows : chunks_of(c))
+      if (Status status = decode(c, in, rows, rows_of(out, rows), threads); !status.ok()) return status;
+    return {};
   }
 
   bool has_backward() const override { return process_.facts().backward; }
-  Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
-    KernelCall call = process_.call();
-    KernelProcess::Arguments a;
-    a.problem = add_problem(call, p, true);
-    a.o = call.add_input(shaped(in.o, p.shape.value_dim, p));
-    a.lse = call.add_input(shaped(in.lse, 1, p));
-    a.d_o = call.add_input(shaped(in.d_o, p.shape.value_dim, p));
-    assay_gradients g;
-    assay_gradients_init(&g);
-    g.dq = call.add_output(out.dq);
-    g.dk = call.add_output(out.dk);
-    g.dv = call.add_output(out.dv);
-    g.d_bias = call.add_output(out.d_bias);
-    g.d_sink = call.add_output(out.d_sink);
-    a.gradients = call.add(g);
-    a.run = add_run(call, ASSAY_BACKWARD, p, out.dq.dtype, threads);
-    return finish(process_.run(call, ASSAY_BACKWARD, a), "backward");
-  }
+  Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override { return backward(p, in, out, threads, nullptr); }
 
   std::string unsupported_product(const Product& p, Dtype out) const override {
     if (!process_.facts().product) return "no product in the library";
@@ -151,11 +154,100 @@ class Library : public Candidate {
     if (sizes.extra > 0) w.extra = call.add_bytes(p.w.extra, static_cast<std::size_t>(sizes.extra));
     a.w = call.add(w);
     a.c = call.add_output(c);
-    a.run = call.add(assay_run{ASSAY_VERSION, sizeof(assay_run), nullptr, 0, threads, 0});
+    a.run = call.add(plain_run(threads));
     return finish(process_.run(call, ASSAY_PRODUCT, a), "product");
   }
 
  private:
+  // Hands on what the library tells; the observer sees the kernels' own kind of view.
+  static KernelProcess::Probe probe_of(StageObserver* observer) {
+    if (!observer) return {};
+    return [observer](const assay_stage& s) {
+      constexpr kernels::Stage stages[] = {kernels::Stage::query,   kernels::Stage::key,         kernels::Stage::value,  kernels::Stage::scores, kernels::Stage::masked,          kernels::Stage::row_max,
+                                           kernels::Stage::rescale, kernels::Stage::weights,     kernels::Stage::row_sum, kernels::Stage::accumulated, kernels::Stage::output,    kernels::Stage::lse,
+                                           kernels::Stage::output_gradient, kernels::Stage::delta, kernels::Stage::weight_gradients, kernels::Stage::score_gradients};
+      observer->at(stages[s.stage], {s.b, s.head, s.row0, s.key0, s.rows, s.columns, const_cast<float*>(s.data), s.row_stride, s.column_stride, s.first_key, s.keys});
+    };
+  }
+
+  Status forward(const Attention& p, const AttentionOutput& out, int threads, StageObserver* observer) {
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.problem = add_problem(call, p, Elements::all);
+    a.o = call.add_output(shaped(out.o, p.shape.value_dim, p));
+    if (gives_lse()) a.lse = call.add_output(shaped(out.lse, 1, p));
+    a.run = add_run(call, ASSAY_FORWARD, p, out.o.dtype, threads);
+    return finish(process_.run(call, ASSAY_FORWARD, a, probe_of(observer)), "forward");
+  }
+
+  Status backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads, StageObserver* observer) {
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.problem = add_problem(call, p, Elements::all);
+    a.o = call.add_input(shaped(in.o, p.shape.value_dim, p));
+    a.lse = call.add_input(shaped(in.lse, 1, p));
+    a.d_o = call.add_input(shaped(in.d_o, p.shape.value_dim, p));
+    assay_gradients g;
+    assay_gradients_init(&g);
+    g.dq = call.add_output(out.dq);
+    g.dk = call.add_output(out.dk);
+    g.dv = call.add_output(out.dv);
+    g.d_bias = call.add_output(out.d_bias);
+    g.d_sink = call.add_output(out.d_sink);
+    a.gradients = call.add(g);
+    a.run = add_run(call, ASSAY_BACKWARD, p, out.dq.dtype, threads);
+    return finish(process_.run(call, ASSAY_BACKWARD, a, probe_of(observer)), "backward");
+  }
+
+  // The rows of a chunk as the last tokens of a cache, whose K and V have shapes alone.
+  static Attention of_cache(const Case& c, const Attention& whole, Chunk rows) {
+    const AttentionShape& s = c.shape;
+    const Index keys = s.keys - s.rows + rows.first + rows.count;
+    Attention p = rows_of(whole, rows, keys);
+    const auto every = static_cast<std::size_t>(s.batch);
+    p.key_lengths.assign(every, keys);
+    p.offset.assign(every, keys - rows.count);
+    if (!c.starts.empty())
+      for (std::size_t b = 0; b < every; ++b) p.key_starts.push_back(c.starts[c.starts.size() == 1 ? 0 : b]);
+    p.k = {whole.q.data, whole.q.dtype, {s.batch, s.kv_heads, keys, s.dim}, {}, 0};
+    p.v = {whole.q.data, whole.q.dtype, {s.batch, s.kv_heads, keys, s.value_dim}, {}, 0};
+    return p;
+  }
+
+  // Pages lie in an order of their own, those of a sequence apart and falling; what no token fills is NaN.
+  Status decode(const Case& c, const Inputs& in, Chunk rows, const AttentionOutput& out, int threads) {
+    const AttentionShape& s = c.shape;
+    const Attention p = of_cache(c, in.problem, rows);
+    const bool paged = c.cache.kind == CacheSpec::Kind::paged;
+    const Index size = paged ? c.cache.page : std::max<Index>(s.keys, 1), each = (s.keys + size - 1) / size, all = each * s.batch;
+    std::vector<std::int32_t> table(static_cast<std::size_t>(all), -1);
+    const auto paged_tensor = [&](const TensorView& tokens, Index columns) {
+      const Extents shape{all, s.kv_heads, size, columns};
+      Tensor pages(c.dtype, shape, {{s.kv_heads * size * columns, size * columns, columns, 1}, 0, element_count(shape)});
+      poison(pages, Poison::nan);
+      for (Index b = 0; b < s.batch; ++b)
+        for (Index j = p.key_starts.empty() ? 0 : p.key_starts[static_cast<std::size_t>(b)]; j < p.key_lengths[static_cast<std::size_t>(b)]; ++j) {
+          const Index page = all - 1 - (j / size * s.batch + b);
+          table[static_cast<std::size_t>(b * each + j / size)] = static_cast<std::int32_t>(page);
+          for (Index g = 0; g < s.kv_heads; ++g)
+            for (Index d = 0; d < columns; ++d) store(pages.view(), pages.view().at(page, g, j % size, d), load(tokens, tokens.at(b, g, j, d)));
+        }
+      return pages;
+    };
+    const Tensor k = paged_tensor(in.token_k.view(), s.dim), v = paged_tensor(in.token_v.view(), s.value_dim);
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.problem = add_problem(call, p, Elements::but_keys);
+    assay_pages pages{ASSAY_VERSION, sizeof(assay_pages), call.add_input(k.view()), call.add_input(v.view()), size, each, call.add_list(table)};
+    a.pages = call.add(pages);
+    a.o = call.add_output(shaped(out.o, s.value_dim, p));
+    if (gives_lse()) a.lse = call.add_output(shaped(out.lse, 1, p));
+    a.run = add_run(call, ASSAY_DECODE, p, out.o.dtype, threads);
+    return finish(process_.run(call, ASSAY_DECODE, a), "decode");
+  }
+
+  static assay_run plain_run(int threads) { return {ASSAY_VERSION, sizeof(assay_run), nullptr, 0, threads, 0, nullptr, nullptr}; }
+
   static TensorView shaped(const TensorView& t, Index columns, const Attention& p) {
     TensorView view = t;
     view.shape = {p.shape.batch, p.shape.query_heads, p.shape.rows, columns};
@@ -182,7 +274,7 @@ class Library : public Candidate {
   // Asks, and keeps what the library declares of such a problem.
   std::string ask(int operation, const Attention& p, Dtype out) const {
     KernelCall call = process_.call();
-    const assay_attention* problem = add_problem(call, p, false);
+    const assay_attention* problem = add_problem(call, p, Elements::none);
     const KernelProcess::Answer answer = process_.ask(call, operation, problem, c_dtype_of(out));
     if (std::string why = reason_of(answer); !why.empty()) return why;
     contract_.reset();
@@ -195,13 +287,15 @@ class Library : public Candidate {
   }
 
   const assay_run* add_run(KernelCall& call, int operation, const Attention& p, Dtype out, int threads) {
-    if (!process_.facts().workspace) return call.add(assay_run{ASSAY_VERSION, sizeof(assay_run), nullptr, 0, threads, 0});
+    assay_run run = plain_run(threads);
+    if (!process_.facts().workspace) return call.add(run);
     KernelCall question = process_.call();
-    const assay_attention* problem = add_problem(question, p, false);
+    const assay_attention* problem = add_problem(question, p, Elements::none);
     const KernelProcess::Answer answer = process_.ask(question, operation, problem, c_dtype_of(out));
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
     if (answer.workspace > std::size_t{32} << 30) throw CandidateError(fmt::format("the library asks for a workspace of {} bytes", answer.workspace));
-    assay_run run{ASSAY_VERSION, sizeof(assay_run), call.add_workspace(answer.workspace), answer.workspace, threads, 0};
+    run.workspace = call.add_workspace(answer.workspace);
+    run.workspace_bytes = answer.workspace;
     return call.add(run);
   }
 

@@ -119,6 +119,12 @@ bool reaches(const PlantedFault& fault, const Case& c) {
   return fault.suite == "backward" ? c.operation == Operation::backward : fault.suite != "caches" || c.cache;
 }
 
+kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, StageObserver& observer) {
+  FaultyStages stages(fault, problem);
+  stages.observer = &observer;
+  return kernels::plan_and_run(problem, out, 1, faulty_forward(), &stages);
+}
+
 kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads) {
   const FaultyStages stages(fault.fault, problem);
   return kernels::plan_and_run(problem, out, threads, faulty_forward(), &stages);

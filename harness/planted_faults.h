@@ -5,12 +5,14 @@
 #include <span>
 #include <string_view>
 
+#include "kernels/stages.h"
 #include "kernels/status.h"
 #include "problem/generate.h"
 
 namespace assay {
 
 enum class Fault {
+  none,  // the kernel itself
   // Forward.
   row_max_arguments_swapped,
   accumulator_not_rescaled,
@@ -125,10 +127,19 @@ std::span<const PlantedFault> planted_faults();
 // Whether the case runs the code that the fault is in.
 bool reaches(const PlantedFault& fault, const Case& c);
 
+// Told of every stage of a kernel, in the order in which it computes them. What it is shown is the kernel's own memory.
+class StageObserver {
+ public:
+  virtual ~StageObserver() = default;
+  virtual void at(kernels::Stage stage, const kernels::StageView& view) = 0;
+};
+// The production kernels with their stages watched, on one thread.
+kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, StageObserver& observer);
+
 // The production kernels, on the best target of this machine that the faults are compiled for, with the fault.
 kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads);
 kernels::Status run_planted_backward(const PlantedFault& fault, const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out,
-                                     int threads);
+                                     int threads, StageObserver* observer = nullptr);
 kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem, const TensorView& c, int threads);
 kernels::Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads);
 std::string_view planted_fault_target();

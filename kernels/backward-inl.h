@@ -49,7 +49,9 @@ void compute_delta(const BackwardPlan& plan, Index head, Index tile, const Stage
       const KeyRange range = stages.visible(p, b, i, visible_keys(p, b, i));
       if (!ElementBias(p).keeps_any(b, h, i, range)) delta = 0;
     }
-    plan.delta[head * s.rows + i] = stages.row_delta(delta);
+    delta = stages.row_delta(delta);
+    if constexpr (Stages::observes) stages.at(Stage::delta, {b, h, i, 0, 1, 1, &delta, 1});
+    plan.delta[head * s.rows + i] = delta;
   }
 }
 

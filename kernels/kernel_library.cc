@@ -2,8 +2,10 @@
 #include <assay/kernel.h>
 
 #include "kernels/attention.h"
+#include "kernels/attention_plan.h"
 #include "kernels/c_common.h"
 #include "kernels/product.h"
+#include "kernels/validate.h"
 
 using namespace assay;
 using namespace assay::kernels;
@@ -42,6 +44,32 @@ assay_status backward(const assay_attention* problem, const assay_tensor* o, con
   });
 }
 
+assay_status decode(const assay_attention* problem, const assay_pages* pages, const assay_tensor* o, const assay_tensor* lse, const assay_run* run) {
+  return guarded([&] {
+    const Attention p = problem_of(problem);
+    const AttentionOutput out = output_of(p, o, lse);
+    if (Status status = validate_attention(p, out, true); !status.ok()) return status;
+    const std::vector<Index> table(pages->block_table, pages->block_table + p.shape.batch * pages->pages_per_sequence);
+    const TensorView k = view_of(pages->k, "k"), v = view_of(pages->v, "v");
+    std::vector<StoredKeyValues> stored;
+    for (Index b = 0; b < p.shape.batch; ++b)
+      for (Index g = 0; g < p.shape.kv_heads; ++g) {
+        const auto rows = [&](const TensorView& t) {
+          const Index bytes = format(t.dtype).bits / 8;
+          StoredRows r;
+          r.columns = {static_cast<const std::byte*>(t.data) + t.at(0, g, 0, 0) * bytes, t.dtype, t.shape[3], t.stride[3], t.stride[2] * bytes, t.stride[0] * bytes};
+          r.pages = table.data() + b * pages->pages_per_sequence;
+          r.page_size = pages->page_size;
+          r.begin = p.key_starts.empty() ? 0 : p.key_starts[static_cast<std::size_t>(b)];
+          r.end = p.key_lengths[static_cast<std::size_t>(b)];
+          return r;
+        };
+        stored.push_back({rows(k), rows(v)});
+      }
+    return forward_stored(p, std::move(stored), out, run->threads, nullptr);
+  });
+}
+
 assay_status multiply(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c, const assay_run* run) {
   return guarded([&] {
     std::shared_ptr<const PackedWeights> packed;
@@ -60,6 +88,7 @@ extern "C" const assay_kernel* assay_kernel_entry(std::uint32_t version) {
     k.arithmetic = arithmetic;
     k.forward = forward;
     k.backward = backward;
+    k.decode = decode;
     k.product = multiply;
     return k;
   }();

@@ -165,7 +165,7 @@ class RowBlock {
 
   HWY_INLINE void observe(Stage stage, float* data, Index columns, Index stride) const {
     if constexpr (Stages::observes)
-      for (Index r = 0; r < rows_; r += head_rows_) stages_.at(stage, {b_, block_[r].head, row0_, key0_, head_rows_, columns, data + r * stride, stride});
+      for (Index r = 0; r < rows_; r += head_rows_) stages_.at(stage, {b_, block_[r].head, row0_, key0_, head_rows_, columns, data + r * stride, stride, 1, key0_ / plan_.tiling.split_keys * plan_.tiling.split_keys, width_});
   }
 
   void load_queries() {
@@ -293,6 +293,7 @@ class RowBlock {
     observe(Stage::row_max, split_.max, 1, 1);
     observe(Stage::rescale, correction_, 1, 1);
     observe(Stage::weights, scores_.get(), width_, score_stride);
+    observe(Stage::row_sum, split_.sum, 1, 1);
   }
 
   // After the row sums: the normaliser is taken before dropout.

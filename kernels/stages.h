@@ -21,11 +21,13 @@ enum class Stage {
   row_max,
   rescale,
   weights,
+  row_sum,
   accumulated,
   output,
   lse,
   // Backward alone; there, weights are P before dropout.
   output_gradient,
+  delta,             // D
   weight_gradients,  // dP
   score_gradients,   // dS as it enters dQ and dK
   query_gradient,
@@ -42,6 +44,8 @@ struct StageView {
   Index rows = 0, columns = 0;
   float* data = nullptr;
   Index row_stride = 0, column_stride = 1;
+  // Of running maxima, sums and accumulators: their first key, and how many keys the tile at key0 has.
+  Index first_key = 0, keys = 0;
 };
 
 // Keys [begin, end) that the intervals of a problem (causal, window, lengths, starts) leave to a row.

@@ -187,7 +187,16 @@ static inline void assay_low_bit_init(assay_low_bit* m, int32_t format, int64_t 
 
 /* ---- Kernels ------------------------------------------------------------------------------------------------------ */
 
-enum { ASSAY_FORWARD = 0, ASSAY_BACKWARD = 1, ASSAY_PRODUCT = 2 }; /* `operation` below is one of the first two */
+enum { ASSAY_FORWARD = 0, ASSAY_BACKWARD = 1, ASSAY_PRODUCT = 2, ASSAY_DECODE = 3 }; /* `operation` below is any but PRODUCT */
+
+/* Where decode finds keys and values: token j of sequence b is slot j % page_size of page block_table[b * pages_per_sequence + j / page_size].
+ * Pages that hold no token of a sequence are -1. A contiguous cache has one page a sequence. */
+typedef struct assay_pages {
+  uint32_t version, struct_size;
+  const assay_tensor *k, *v; /* [pages, Hkv, page_size, D] and [pages, Hkv, page_size, Dv], in the dtype of Q; unused slots hold NaN */
+  int64_t page_size, pages_per_sequence;
+  const int32_t* block_table; /* B * pages_per_sequence */
+} assay_pages;
 
 /* How a kernel computes. The bound of every element is derived from it and the data (docs/bounds.md), so an error beyond it is a proof. What
  * is not declared is tried from the strictest arithmetic to the most lenient, and the verdict names the first that is not refuted. */
@@ -229,6 +238,50 @@ static inline void assay_arithmetic_init(assay_arithmetic* a) {
   a->tile = a->row_tile = 64;
 }
 
+/* A stage of a kernel that can be watched (assay trace): docs/trace.md says what each holds. */
+enum {
+  ASSAY_STAGE_QUERY = 0, /* as loaded: one row, columns are those of the head */
+  ASSAY_STAGE_KEY = 1,
+  ASSAY_STAGE_VALUE = 2,
+  ASSAY_STAGE_SCORES = 3, /* scaled and capped, before biases */
+  ASSAY_STAGE_MASKED = 4, /* with biases; -infinity where masked */
+  ASSAY_STAGE_ROW_MAX = 5,
+  ASSAY_STAGE_RESCALE = 6,     /* e^(old maximum - new maximum) */
+  ASSAY_STAGE_WEIGHTS = 7,     /* e^(score - maximum), after dropout */
+  ASSAY_STAGE_ROW_SUM = 8,     /* after this tile */
+  ASSAY_STAGE_ACCUMULATED = 9, /* likewise */
+  ASSAY_STAGE_OUTPUT = 10,     /* before it is rounded to the dtype of O */
+  ASSAY_STAGE_LSE = 11,
+  /* Of a backward pass, where scores are those before the softcap, and weights are P before dropout. */
+  ASSAY_STAGE_OUTPUT_GRADIENT = 12,
+  ASSAY_STAGE_DELTA = 13,
+  ASSAY_STAGE_WEIGHT_GRADIENTS = 14, /* dP = dO.v, before dropout */
+  ASSAY_STAGE_SCORE_GRADIENTS = 15   /* dS */
+};
+
+/* Rows [row0, row0 + rows) of a query head (of keys and values: of a kv head). Columns are the keys from key0 on in scores, masked, weights
+ * and their gradients, columns of the head in loads, accumulated and output, and in row_max, rescale and row_sum the lanes that hold the one
+ * number of a row, which have to agree. */
+typedef struct assay_stage {
+  uint32_t version, struct_size;
+  int32_t stage, reserved;
+  int64_t b, head, row0, key0, rows, columns;
+  int64_t first_key, keys; /* of running values: their first key (0, or that of a split), and how many keys the tile at key0 has */
+  const float* data;
+  int64_t row_stride, column_stride;
+} assay_stage;
+
+static inline void assay_stage_init(assay_stage* s, int32_t stage, const float* data) {
+  s->version = ASSAY_VERSION;
+  s->struct_size = (uint32_t)sizeof(*s);
+  s->stage = stage;
+  s->reserved = 0;
+  s->b = s->head = s->row0 = s->key0 = s->first_key = s->keys = 0;
+  s->rows = s->columns = 1;
+  s->data = data;
+  s->row_stride = s->column_stride = 1;
+}
+
 /* What a call brings along. */
 typedef struct assay_run {
   uint32_t version, struct_size;
@@ -236,14 +289,17 @@ typedef struct assay_run {
   uint64_t workspace_bytes;
   int32_t threads; /* 0: all */
   int32_t reserved;
+  /* NULL but for assay trace. To be called, where the kernel offers it, with what a stage has just made, from any thread. */
+  void (*probe)(void* context, const assay_stage* made);
+  void* probe_context;
 } assay_run;
 
 /* The table. Functions that are NULL are operations or options that there are not. */
 typedef struct assay_kernel {
   uint32_t version, struct_size;
   const char* name;
-  int32_t no_lse; /* 1: forward writes no LSE; its argument is NULL then, and LSE is not judged */
-  int32_t reserved;
+  int32_t no_lse; /* 1: forward and decode write no LSE; their argument is NULL then, and LSE is not judged */
+  int32_t probes; /* 1: forward and backward call run->probe where it is not NULL */
 
   /* ASSAY_SUCCESS if the kernel does this problem. Otherwise ASSAY_UNSUPPORTED, and *reason may say why; that is counted, and is never a
    * pass. output: of O and of the gradients. Saying yes and then answering ASSAY_UNSUPPORTED is a failure. NULL: does everything. */
@@ -260,6 +316,9 @@ typedef struct assay_kernel {
   /* dQ, dK, dV, and dBias and dSink where they are not NULL, from O and LSE as forward stored them, and dO. */
   assay_status (*backward)(const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, const assay_tensor* d_o,
                            const assay_gradients* gradients, const assay_run* run);
+  /* As forward, over the keys of a cache: in `problem`, k and v are shapes without data (Lk: the most keys of a sequence), key_lengths says how many tokens
+   * each sequence has and key_starts which were dropped. The rows are the last tokens: offset is key length - Lq. */
+  assay_status (*decode)(const assay_attention* problem, const assay_pages* pages, const assay_tensor* o, const assay_tensor* lse, const assay_run* run);
   /* C [1, 1, M, N] = A W, A [1, 1, M, K]. */
   assay_status (*product)(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c, const assay_run* run);
 } assay_kernel;
@@ -268,13 +327,14 @@ static inline void assay_kernel_init(assay_kernel* k, const char* name) {
   k->version = ASSAY_VERSION;
   k->struct_size = (uint32_t)sizeof(*k);
   k->name = name;
-  k->no_lse = k->reserved = 0;
+  k->no_lse = k->probes = 0;
   k->supports = NULL;
   k->supports_product = NULL;
   k->arithmetic = NULL;
   k->workspace = NULL;
   k->forward = NULL;
   k->backward = NULL;
+  k->decode = NULL;
   k->product = NULL;
 }
 

@@ -1,0 +1,90 @@
+// What every stage of tiled attention holds, and how far a kernel that keeps its contract may be from it. Derivation: docs/trace.md.
+//
+// The state of the online softmax after some tiles is that over the visible keys of [first, end): m = max s_j, l = sum e^(s_j - m) and
+// the accumulator sum e^(s_j - m) v_j, whatever the tiles were. Sinks join at the end, in the output and LSE.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <map>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "oracle/backward_bound.h"
+#include "oracle/reference.h"
+
+namespace assay {
+
+// |computed - value| <= error. Not known: nothing is asked but that it is a number.
+struct Expected {
+  double value = 0, error = 0;
+  bool known = true;
+  static Expected unknown() { return {0, std::numeric_limits<double>::infinity(), false}; }
+  bool holds(double computed) const { return known ? computed == value || std::fabs(computed - value) <= error : !std::isnan(computed); }
+};
+
+// The stages of one query row.
+class StageRow {
+ public:
+  // Inputs without NaN and infinities where the row sees them, scores within the range: stages of other rows are not asked.
+  bool judged() const { return judged_; }
+  bool visible(Index j) const;
+
+  Expected score(Index j) const;       // scaled and capped, before biases; of a visible key
+  Expected plain_score(Index j) const;  // before the softcap; not known where there is one
+  Expected masked(Index j) const;  // with biases; -infinity where masked
+  // Of the keys [first, end), which `tiles` tiles hold, or [first, before) and then more.
+  Expected row_max(Index first, Index end) const;
+  Expected correction(Index first, Index before, Index end) const;
+  Expected weight(Index j, Index first, Index end) const;  // e^(s_j - m) under dropout
+  Expected row_sum(Index first, Index end, Index tiles) const;
+  Expected accumulated(Index first, Index end, Index tiles, Index column) const;
+  Expected output(Index column) const;  // before it is rounded to the dtype of O
+  Expected lse() const;
+
+  // Backward: what follows from O and LSE as they are stored.
+  Expected delta() const;
+  Expected probability(Index j) const;      // before dropout
+  Expected weight_gradient(Index j) const;  // dP = dO.v, before dropout
+  Expected score_gradient(Index j) const;   // dS, with the softcap's slope
+
+ private:
+  friend class StageReference;
+  struct Maximum {
+    double value, error;  // |computed - value| <= error
+    double least_gap;     // gap of the largest
+    Index live;
+  };
+  const Maximum& maximum(Index first, Index end) const;
+  double exponent_error(Index j, const Maximum& m) const;
+
+  const Attention* p_ = nullptr;
+  const Contract* c_ = nullptr;
+  const KeyValues* kv_ = nullptr;
+  Block block_;
+  bool judged_ = false;
+  mutable std::map<std::pair<Index, Index>, Maximum> maxima_;
+  // Backward.
+  Expected delta_;
+  std::vector<Expected> probability_, weight_gradient_, score_gradient_;
+};
+
+// Rows are computed when they are asked for, and kept. Not thread-safe. Keeps references to what it is given.
+class StageReference {
+ public:
+  StageReference(const Attention& problem, const Contract& contract, const AttentionBackwardInput* backward = nullptr);
+  const StageRow& row(Index b, Index h, Index i);
+
+ private:
+  void add_backward(StageRow& row, Index b, Index h, Index i) const;
+
+  const Attention& problem_;
+  const Contract contract_;
+  const AttentionBackwardInput* backward_;
+  Reference reference_;
+  std::map<std::pair<Index, Index>, KeyValuesPointer> heads_;
+  std::map<std::tuple<Index, Index, Index>, StageRow> rows_;
+};
+
+}  // namespace assay
