@@ -389,6 +389,7 @@ void read_product(Reader& reader, RecordLine& line, Record& r) {
 // "q" if that tensor is not what the case generates.
 std::string differs_from_case(const Record& r) {
   const auto same = [](const TensorView& a, const TensorView& b) {
+    if (a.shape == b.shape && element_count(a.shape) == 0) return true;  // without keys there is nothing to point to
     if (!a != !b) return false;
     if (!a) return true;
     if (a.dtype != b.dtype || a.shape != b.shape) return false;

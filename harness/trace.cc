@@ -24,6 +24,8 @@ constexpr std::array<std::string_view, stage_count> stage_names = {
     "query",  "key", "value",           "scores", "masked",           "row_max",         "rescale",        "weights",      "row_sum",       "accumulated",
     "output", "lse", "output_gradient", "delta",  "weight_gradients", "score_gradients", "query_gradient", "key_gradient", "value_gradient"};
 
+bool is_load(Stage s) { return s == Stage::query || s == Stage::key || s == Stage::value || s == Stage::output_gradient; }
+
 // Compares what it is told. One state of a row: (b, head, row, first key).
 class Follower : public StageObserver {
  public:
@@ -61,7 +63,7 @@ class Follower : public StageObserver {
     if (trace_.first || findings_.empty()) return;
     trace_.first = findings_.begin()->second;
     const StageFinding& f = *trace_.first;
-    if (const auto state = states_.find({f.b, f.head, f.row, f.first_key}); state != states_.end())
+    if (const auto state = states_.find({f.b, f.head, f.row, f.first_key}); !is_load(f.stage) && state != states_.end())
       for (const RunningState& s : state->second.tiles)
         if (s.key0 <= f.key0) trace_.state.push_back(s);
     for (const auto& [place, other] : findings_)
@@ -80,11 +82,10 @@ class Follower : public StageObserver {
   void find(StageFinding f) {
     StageSummary& s = trace_.stages[static_cast<std::size_t>(f.stage)];
     ++s.wrong;
-    const bool load = f.stage == Stage::query || f.stage == Stage::key || f.stage == Stage::value || f.stage == Stage::output_gradient;
     // The first of each stage of a tile of a row is enough, and the last stages of a row come behind all its tiles.
     const Index key0 = f.stage == Stage::output || f.stage == Stage::lse ? p_.shape.keys : f.key0;
     if (findings_.size() < 4096) {
-      const Place place{!load, f.b, f.head, f.row, key0, order_++};
+      const Place place{!is_load(f.stage), f.b, f.head, f.row, key0, order_++};
       if (seen_.insert({f.stage, f.b, f.head, f.row, key0}).second) findings_.emplace(place, std::move(f));
     }
   }
@@ -94,11 +95,9 @@ class Follower : public StageObserver {
     for (Index r = 0; r < v.rows; ++r) {
       const Index i = v.row0 + r;
       if (i < 0 || i >= from.shape[2]) continue;
-      const auto expected = [&](Index c) {
-        const double x = load(from, from.at(v.b, v.head, i, c));
-        return std::isnan(x) ? Expected::unknown() : Expected{x, 0};
-      };
-      compare_lanes(stage, v, r, i, std::min(v.columns, from.shape[3]), 0, expected, [](Index) { return true; });
+      const auto stored = [&](Index c) { return load(from, from.at(v.b, v.head, i, c)); };
+      compare_lanes(stage, v, r, i, std::min(v.columns, from.shape[3]), 0, [&](Index c) { return Expected{stored(c), 0}; },
+                    [&](Index c) { return !std::isnan(stored(c)) || !std::isnan(v.data[r * v.row_stride + c * v.column_stride]); });
     }
   }
 
@@ -270,11 +269,10 @@ std::string describe(const Trace& t, const Case& c) {
     return text;
   }
   const StageFinding& f = *t.first;
-  const bool load = f.stage == Stage::query || f.stage == Stage::key || f.stage == Stage::value || f.stage == Stage::output_gradient;
   const bool of_keys = f.stage == Stage::scores || f.stage == Stage::masked || f.stage == Stage::weights || f.stage == Stage::weight_gradients || f.stage == Stage::score_gradients;
   const char* row_name = f.stage == Stage::key || f.stage == Stage::value ? "key" : "row";
   text += fmt::format("  first wrong: {} at b={} {}={} {}={}", name_of(f.stage), f.b, row_name[0] == 'k' ? "kv head" : "h", f.head, row_name, f.row);
-  if (!load && f.keys > 0 && f.stage != Stage::output && f.stage != Stage::lse && f.stage != Stage::delta)
+  if (!is_load(f.stage) && f.keys > 0 && f.stage != Stage::output && f.stage != Stage::lse && f.stage != Stage::delta)
     text += fmt::format(", tile {} (keys {} to {})", f.key0 / f.keys, f.key0, std::min(f.key0 + f.keys, c.shape.keys) - 1);
   text += fmt::format(", {} {}: {} {}; {} belongs there\n", of_keys ? "key" : "lane", f.value.lane, number(f.value.got), f.what, enclosure(f.value));
   for (const StageValue& v : f.around) text += fmt::format("    {} {}: {}, exact {}\n", of_keys ? "key" : "lane", v.lane, number(v.got), enclosure(v));

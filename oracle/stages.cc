@@ -37,8 +37,9 @@ Expected StageRow::plain_score(Index j) const { return p_->softcap > 0 ? Expecte
 Expected StageRow::masked(Index j) const {
   if (!visible(j)) return {-inf, 0};
   const auto at = static_cast<std::size_t>(j - block_.key0);
+  // The largest score may be that of a sink, far from s.
   const double s = block_.max[0] - block_.gap[at];
-  return {s, block_.score_error[at] * own + 0x1p-45 * std::fabs(s)};
+  return {s, block_.score_error[at] * own + 0x1p-45 * std::fabs(s) + 0x1p-52 * (std::fabs(block_.max[0]) + block_.gap[at])};
 }
 
 const StageRow::Maximum& StageRow::maximum(Index first, Index end) const {
@@ -219,6 +220,8 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
       dp_absolute[j] += std::fabs(term);
     }
     row.weight_gradient_[static_cast<std::size_t>(block.key0) + j] = {dp[j] / x.keep_scale, (gamma_values * dp_absolute[j] / x.keep_scale + (length + 1) * c.product_floor) * own};
+    // Of dropped pairs too, which a kernel may compute before it drops them.
+    if (!(dp_absolute[j] * (1 + 1e-4) < c.largest)) row.judged_ = false;
     if (problem_.dropout > 0 && !block.kept[j]) dp[j] = dp_absolute[j] = 0;
   }
   GradientTruth t;
