@@ -21,7 +21,7 @@ struct Mode {
 };
 
 constexpr Mode modes[] = {
-    {"forward", forward_mode, true, "fp32, fp16 and bf16, OpenBLAS and oneDNN, as fractions of the multiply-add rate"},
+    {"forward", forward_mode, true, "fp32, fp16 and bf16, and the peers that were built, as fractions of the multiply-add rate"},
     {"backward", backward_mode, true, "the same with five products; OpenBLAS"},
     {"times", times_mode, false, "milliseconds of forward and of forward and backward, L = 128, 2048, 4096"},
     {"decode", decode_mode, true, "one row over 4,096 keys and more, from tensors and caches, as fractions of the read rate"},

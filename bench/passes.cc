@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "bench/data.h"
+#include "bench/library_peer.h"
 #include "bench/machine.h"
 #include "bench/modes.h"
 #include "bench/peers.h"
@@ -51,50 +52,55 @@ Run both_ours(const Problem& p, const Data& data) {
   };
 }
 
-template <auto make>
-Run forward_peer(const Problem& p, const Data& data) {
-  return [&data, peer = std::shared_ptr<AttentionPeer>(make(p.plain(), p.threads))] {
-    peer->run(floats(data.q), floats(data.k), floats(data.v), floats(data.o), floats(data.lse));
-  };
+// By way of the peer's library; the peers that there are.
+template <const char* name>
+const assay_kernel* peer() {
+  static const assay_kernel* const table = load_peer(name);
+  return table;
 }
-
-template <auto make>
+template <const char* name>
+Run forward_peer(const Problem& p, const Data& data) {
+  return peer_forward(*peer<name>(), data, p.threads);
+}
+template <const char* name>
 Run backward_peer(const Problem& p, const Data& data) {
   forward_ours(p, data)();
-  return [&data, peer = std::shared_ptr<BackwardPeer>(make(p.plain(), p.threads))] {
-    peer->run(floats(data.q), floats(data.k), floats(data.v), floats(data.o), floats(data.lse), floats(data.d_o), floats(data.dq), floats(data.dk),
-              floats(data.dv));
-  };
+  return peer_backward(*peer<name>(), data, p.threads);
 }
+constexpr char openblas[] = "openblas", onednn[] = "onednn", torch[] = "torch", ggml[] = "ggml";
 
 struct Candidate {
   std::string_view name;
   Dtype dtype;
   Run (*prepare)(const Problem&, const Data&);  // null where it was not built
+  bool lse = true;
 };
 
-#ifdef ASSAY_BENCH_OPENBLAS
-constexpr auto openblas_forward = forward_peer<make_openblas_attention>;
-constexpr auto openblas_backward = backward_peer<make_openblas_backward>;
-#else
-constexpr Run (*openblas_forward)(const Problem&, const Data&) = nullptr, (*openblas_backward)(const Problem&, const Data&) = nullptr;
-#endif
-#ifdef ASSAY_BENCH_ONEDNN
-constexpr auto onednn_forward = forward_peer<make_onednn_attention>;
-#else
-constexpr Run (*onednn_forward)(const Problem&, const Data&) = nullptr;
-#endif
+// Candidates of our own, and the peers whose library is there.
+using Prepare = Run (*)(const Problem&, const Data&);
+Prepare if_there(const assay_kernel* table, Prepare prepare) { return table ? prepare : nullptr; }
 
-constexpr Candidate forward_candidates[] = {
-    {"fp32", Dtype::f32, forward_ours},         {"fp16", Dtype::f16, forward_ours},     {"bf16", Dtype::bf16, forward_ours},
-    {"openblas", Dtype::f32, openblas_forward}, {"onednn", Dtype::f32, onednn_forward},
-};
-constexpr Candidate backward_candidates[] = {
-    {"fp32", Dtype::f32, backward_ours},
-    {"fp16", Dtype::f16, backward_ours},
-    {"bf16", Dtype::bf16, backward_ours},
-    {"openblas", Dtype::f32, openblas_backward},
-};
+const std::vector<Candidate>& forward_candidates() {
+  static const std::vector<Candidate> all = {
+      {"fp32", Dtype::f32, forward_ours},
+      {"fp16", Dtype::f16, forward_ours},
+      {"bf16", Dtype::bf16, forward_ours},
+      {"openblas", Dtype::f32, if_there(peer<openblas>(), forward_peer<openblas>)},
+      {"onednn", Dtype::f32, if_there(peer<onednn>(), forward_peer<onednn>)},
+      {"torch", Dtype::f32, if_there(peer<torch>(), forward_peer<torch>), false},
+      {"ggml", Dtype::f32, if_there(peer<ggml>(), forward_peer<ggml>), false},
+  };
+  return all;
+}
+const std::vector<Candidate>& backward_candidates() {
+  static const std::vector<Candidate> all = {
+      {"fp32", Dtype::f32, backward_ours},
+      {"fp16", Dtype::f16, backward_ours},
+      {"bf16", Dtype::bf16, backward_ours},
+      {"openblas", Dtype::f32, if_there(peer<openblas>(), backward_peer<openblas>)},
+  };
+  return all;
+}
 constexpr Candidate timed_candidates[] = {
     {"fwd-fp32", Dtype::f32, forward_ours},  {"fwd-fp16", Dtype::f16, forward_ours},  {"fwd-bf16", Dtype::bf16, forward_ours},
     {"fwd+bwd-fp32", Dtype::f32, both_ours}, {"fwd+bwd-fp16", Dtype::f16, both_ours}, {"fwd+bwd-bf16", Dtype::bf16, both_ours},
@@ -137,7 +143,8 @@ void check(std::span<const Candidate> candidates, const Problem& p, const DataOf
     const auto run = candidate.prepare(p, data);
     using Output = std::pair<const Tensor*, const std::vector<double>*>;
     const auto outputs =
-        backward ? std::vector<Output>{{&data.dq, &dq}, {&data.dk, &dk}, {&data.dv, &dv}} : std::vector<Output>{{&data.o, &o}, {&data.lse, &lse}};
+        backward ? std::vector<Output>{{&data.dq, &dq}, {&data.dk, &dk}, {&data.dv, &dv}}
+                 : candidate.lse ? std::vector<Output>{{&data.o, &o}, {&data.lse, &lse}} : std::vector<Output>{{&data.o, &o}};
     for (const auto& [tensor, exact] : outputs) std::memset(tensor->bytes(), 0xff, tensor->size_in_bytes());  // NaN in every dtype
     run();
     // A right fp32 kernel stays below 1e-5 here; rounding O for the backward pass of 16 bits adds a few roundings.
@@ -191,8 +198,8 @@ void measure_pass(Rounds& rounds, const Settings& settings, std::span<const Cand
 
 }  // namespace
 
-void forward_mode(Rounds& rounds, const Settings& settings) { measure_pass(rounds, settings, forward_candidates, false); }
-void backward_mode(Rounds& rounds, const Settings& settings) { measure_pass(rounds, settings, backward_candidates, true); }
+void forward_mode(Rounds& rounds, const Settings& settings) { measure_pass(rounds, settings, forward_candidates(), false); }
+void backward_mode(Rounds& rounds, const Settings& settings) { measure_pass(rounds, settings, backward_candidates(), true); }
 
 void times_mode(Rounds& rounds, const Settings& settings) {
   fmt::print(rounds.tables(), "\nAttention, B = 1, H = {}, on {}: milliseconds, medians.\n", heads, kernels::chosen_target());

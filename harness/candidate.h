@@ -31,8 +31,8 @@ class Candidate {
   virtual bool has_cache() const { return false; }
   // As unsupported(), of a case with a cache.
   virtual std::string unsupported_cached(const Case&, const Attention& problem, Dtype out) const { return unsupported(problem, out); }
-  // Whether a row has the same bits whatever the chunks, the pages, and without a cache.
-  virtual bool cached_bits_are_promised() const { return true; }
+  // Whether a row has the same bits whatever else is in the call: other rows, in chunks or at once, in pages or without a cache.
+  virtual bool bits_are_promised() const { return true; }
   virtual kernels::Status run_cached(const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads);
 
   // False: run() leaves LSE alone, which is then absent, and nothing is judged of it.

@@ -121,7 +121,7 @@ class Library : public Candidate {
   }
 
   bool has_cache() const override { return process_.facts().decode; }
-  bool cached_bits_are_promised() const override { return false; }
+  bool bits_are_promised() const override { return false; }
   std::string unsupported_cached(const Case& c, const Attention& p, Dtype out) const override {
     if (c.cache.kind == CacheSpec::Kind::latent) return "a latent cache for a library";
     if (c.cache_dtype() != c.dtype) return fmt::format("a cache in {} for a library", format(c.cache_dtype()).name);

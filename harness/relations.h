@@ -9,6 +9,9 @@
 
 namespace assay {
 
+// Of a relation that asks for a promise which the candidate does not make (Candidate::bits_are_promised).
+inline constexpr const char* other_order = "not applicable: the candidate may add up in another order there";
+
 // `base` holds the outputs of the case itself. Relation name -> "held", "violated: ..." or "not applicable: ...".
 std::map<std::string, std::string> check_relations(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base);
 
