@@ -2,8 +2,11 @@
 #include "harness/record.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <chrono>
+#include <optional>
+#include <set>
 
 #include "cli/exit_status.h"
 #include "cli/progress.h"
@@ -24,31 +27,43 @@ int verify(const VerifyCommandOptions& o) {
   return exit_status_of([&] {
     const auto start = std::chrono::steady_clock::now();
     Json results = Json::array();
-    std::string kernels;
+    std::set<std::string> kernels;
+    // What cannot be judged is a result too: the others keep theirs.
+    const auto refuse = [&](const std::string& path, const std::string& name, const std::exception& e) {
+      fmt::print(stderr, "assay: {}\n", e.what());
+      results.push_back({{"case", path + (name.empty() ? "" : ", record " + name)}, {"candidate", "recorded"}, {"reproduce", verify_command(path, name)}, {"outcome", "error"}, {"reason", e.what()}, {"bad_input", true}});
+    };
     for (const std::string& path : o.files) {
-      const RecordFile file(path);
-      std::vector<std::string> names = file.names();
+      std::optional<RecordFile> file;
+      try {
+        file.emplace(path);
+      } catch (const FileError& e) {
+        refuse(path, "", e);
+        continue;
+      }
+      std::vector<std::string> names = file->names();
       if (!o.record.empty()) names = {o.record};
       if (o.list) {
-        for (const std::string& name : names) {
-          const Record r = file.read(name);
-          fmt::print("{}{}{}{}\n", name, name.empty() ? "" : ": ", r.line, r.case_line.empty() ? "" : "  (" + r.case_line + ")");
-        }
+        for (const std::string& name : names) fmt::print("{}{}{}\n", name, name.empty() ? "" : ": ", file->line(name));
         continue;
       }
       Progress progress("verify", names.size());
       for (const std::string& name : names) {
-        const Record r = file.read(name);
-        const CaseResult result = verify(file, r, {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed});
-        if (result.outcome == Outcome::fail) progress.say(fmt::format("fail: {}\n  {}", result.reason, result.reproduce));
+        try {
+          const Record r = file->read(name);
+          const CaseResult result = verify(*file, r, {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed});
+          if (result.outcome == Outcome::fail) progress.say(fmt::format("fail: {}\n  {}", result.reason, result.reproduce));
+          kernels.insert(r.kernel);
+          results.push_back(to_json(result));
+        } catch (const FileError& e) {
+          refuse(path, name, e);
+        }
         progress.advance(name);
-        if (kernels.find(r.kernel) == std::string::npos) kernels += (kernels.empty() ? "" : ", ") + r.kernel;
-        results.push_back(to_json(result));
       }
     }
-    if (o.list) return static_cast<int>(all_passed);
+    if (o.list) return static_cast<int>(results.empty() ? all_passed : bad_usage);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return report_run({.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()), .candidate = kernels, .unit = "records", .seed = o.seed, .seconds = seconds, .files = o.files_to_write}, results);
+    return report_run({.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()), .candidate = fmt::format("{}", fmt::join(kernels, ", ")), .unit = "records", .seed = o.seed, .seconds = seconds, .files = o.files_to_write}, results);
   });
 }
 

@@ -29,7 +29,7 @@ class Reader {
   Reader(const std::string& path, const Safetensors& contents, Record& into)
       : contents_(contents), record_(into), where_(into.name.empty() ? path : fmt::format("{}, record {}", path, into.name)) {}
 
-  [[noreturn]] void fail(const std::string& what) const { throw FileError(fmt::format("{}: {}", where_, what)); }
+  [[noreturn]] void fail(const std::string& what) const { throw FileError(fmt::format("{}: {}", where_, shown(what))); }
 
   const StoredTensor* find(const std::string& name) {
     const std::string full = record_.name.empty() ? name : record_.name + "." + name;
@@ -215,7 +215,8 @@ void read_masks(Reader& reader, RecordLine& line, Record& r) {
     if (comma == std::string::npos) reader.fail(fmt::format("window={}: two numbers are wanted, left,right", *window));
     p.window_left = line.number<Index>("window", window->substr(0, comma));
     p.window_right = line.number<Index>("window", window->substr(comma + 1));
-    if (p.window_left < -1 || p.window_right < -1) reader.fail(fmt::format("window={}: below -1", *window));
+    for (const Index side : {p.window_left, p.window_right})
+      if (side < -1 || side > largest_extent) reader.fail(fmt::format("window={}: outside [-1, 2^40]", *window));
   }
   if (const auto offset = line.text("offset")) p.offset.assign(static_cast<std::size_t>(s.batch), *offset == "end" ? s.keys - s.rows : line.number<Index>("offset", *offset));
   if (const auto dropout = line.text("dropout")) {
@@ -307,12 +308,36 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
   if (!status.ok()) reader.fail(status.detail);
 }
 
+// Bytes that docs/formats.md gives no meaning.
+void check_low_bit(const Reader& reader, const std::string& name, const LowBitView& v) {
+  const LowBitTraits& t = traits(v.format);
+  const auto byte_at = [](const std::byte* p, Index at) { return std::to_integer<unsigned>(p[at]); };
+  for (Index s = 0; v.scales && s < v.groups() * v.n; ++s) {
+    if (t.scale == Dtype::f8e4m3 && byte_at(v.scales, s) > 0x7F) reader.fail(fmt::format("tensor {}.scales: scale {} is negative", name, s));
+    const unsigned half = t.scale == Dtype::f16 ? byte_at(v.scales, 2 * s) | byte_at(v.scales, 2 * s + 1) << 8 : 0;
+    if (half > 0x7FFF) reader.fail(fmt::format("tensor {}.scales: scale {} is negative", name, s));
+    if (half == 0x7C00) reader.fail(fmt::format("tensor {}.scales: scale {} is infinite", name, s));
+  }
+  if (v.format == LowBit::int4)
+    for (Index s = 0; s < v.groups() * v.n; ++s)
+      if (byte_at(v.extra, s) > 15) reader.fail(fmt::format("tensor {}.extra: zero point {} is {}, above 15", name, s, byte_at(v.extra, s)));
+  if (v.format == LowBit::fp4_sparse)
+    for (Index quad = 0; quad < v.k / 4; ++quad)
+      for (Index n = 0; n < v.n; ++n) {
+        const Index nibble = (quad / 8 * v.n + n) * 8 + quad % 8;
+        const unsigned kept = byte_at(v.extra, nibble / 2) >> (nibble % 2 * 4) & 15, first = kept & 3, second = kept >> 2;
+        if (first >= second) reader.fail(fmt::format("tensor {}.extra: column {} keeps positions {} and {} of the four from k = {} on; they must rise", name, n, first, second, 4 * quad));
+      }
+}
+
 // Codes, scales and the rest of one low-bit matrix, each of exactly its size.
 LowBitView read_low_bit(Reader& reader, const std::string& name, LowBit format, Index group, Index k, Index n) {
   const LowBitSizes sizes = sizes_of(format, k, n, group);
   const auto bytes = [&](const char* part, Index wanted) -> const std::byte* {
     if (wanted == 0) return nullptr;
     const StoredTensor& t = reader.need(name + "." + part, "a low-bit matrix is its bytes, as docs/formats.md lays them out");
+    if (t.dtype != "U8" && t.dtype != "I8" && t.dtype != "F8_E4M3" && t.dtype != "F8_E5M2" && t.dtype != "F8_E8M0" && !(t.dtype == "F16" && std::string_view(part) == "scales"))
+      reader.fail(fmt::format("tensor {}.{} is {}, not bytes (U8)", name, part, t.dtype));
     if (std::ssize(t.bytes) != wanted) reader.fail(fmt::format("tensor {}.{} has {} bytes; {} of {} x {} takes {}", name, part, t.bytes.size(), traits(format).name, k, n, wanted));
     return t.bytes.data();
   };
@@ -324,6 +349,7 @@ LowBitView read_low_bit(Reader& reader, const std::string& name, LowBit format, 
   v.codes = bytes("codes", sizes.codes);
   v.scales = bytes("scales", sizes.scales);
   v.extra = bytes("extra", sizes.extra);
+  check_low_bit(reader, name, v);
   return v;
 }
 
@@ -386,38 +412,48 @@ void read_product(Reader& reader, RecordLine& line, Record& r) {
   if (r.c.shape[2] != p.m || r.c.shape[3] != p.n) reader.fail(fmt::format("tensor c is {} x {}, not m x n = {} x {}", r.c.shape[2], r.c.shape[3], p.m, p.n));
 }
 
-// "q" if that tensor is not what the case generates.
+bool same_number(double a, double b) { return (a == b && std::signbit(a) == std::signbit(b)) || (std::isnan(a) && std::isnan(b)); }
+
+bool same_elements(const TensorView& a, const TensorView& b) {
+  if (a.shape == b.shape && element_count(a.shape) == 0) return true;  // without keys there is nothing to point to
+  if (!a || !b) return !a && !b;
+  if (a.dtype != b.dtype || a.shape != b.shape) return false;
+  for (Index x = 0; x < a.shape[0]; ++x)
+    for (Index y = 0; y < a.shape[1]; ++y)
+      for (Index i = 0; i < a.shape[2]; ++i)
+        for (Index d = 0; d < a.shape[3]; ++d)
+          if (!same_number(load(a, a.at(x, y, i, d)), load(b, b.at(x, y, i, d)))) return false;
+  return true;
+}
+
+bool same_matrix(const LowBitView& a, const LowBitView& b) {
+  if (!a || !b) return !a && !b;
+  if (a.format != b.format || a.group != b.group || a.tensor_scale != b.tensor_scale) return false;
+  return std::ranges::equal(decode_weights(a), decode_weights(b), same_number);
+}
+
+// "q" if that tensor is not what the case generates. Extents and dtypes first: a case may ask for more than there is memory.
 std::string differs_from_case(const Record& r) {
-  const auto same = [](const TensorView& a, const TensorView& b) {
-    if (a.shape == b.shape && element_count(a.shape) == 0) return true;  // without keys there is nothing to point to
-    if (!a != !b) return false;
-    if (!a) return true;
-    if (a.dtype != b.dtype || a.shape != b.shape) return false;
-    for (Index x = 0; x < a.shape[0]; ++x)
-      for (Index y = 0; y < a.shape[1]; ++y)
-        for (Index i = 0; i < a.shape[2]; ++i)
-          for (Index d = 0; d < a.shape[3]; ++d) {
-            const double u = load(a, a.at(x, y, i, d)), v = load(b, b.at(x, y, i, d));
-            if (!(u == v && std::signbit(u) == std::signbit(v)) && !(std::isnan(u) && std::isnan(v))) return false;
-          }
-    return true;
-  };
   const Case c = parse_case(r.case_line);
+  if (c.cache) return "the operation (a record has no cache)";
   if (c.operation != r.operation) return "the operation";
   if (c.operation == Operation::product) {
+    const Product& q = r.product;
+    if (c.product.m != q.m || c.product.n != q.n || c.product.k != q.k) return "an extent";
+    if (c.out_dtype() != r.c.dtype) return "the dtype of c";
     const ProductInputs in(c);
-    if (in.problem.m != r.product.m || in.problem.n != r.product.n || in.problem.k != r.product.k) return "an extent";
-    if (decode_weights(in.problem.w) != decode_weights(r.product.w)) return "w";
-    return decode_activations(in.problem) == decode_activations(r.product) ? "" : "a";
+    const Product& p = in.problem;
+    if (!same_matrix(p.w, q.w)) return "w";
+    return same_elements(p.a, q.a) && same_matrix(p.a_low, q.a_low) ? "" : "a";
   }
+  if (!(c.shape == r.problem.shape)) return "an extent";
+  if (c.dtype != r.problem.q.dtype) return "the dtype of q";
+  if (c.out_dtype() != r.out.o.dtype) return "the dtype of o";
   const Inputs in(c);
   const Attention &p = in.problem, &q = r.problem;
-  if (!(p.shape == q.shape)) return "an extent";
-  if (!same(p.q, q.q)) return "q";
-  if (!same(p.k, q.k)) return "k";
-  if (!same(p.v, q.v)) return "v";
-  if (!same(p.bias, q.bias)) return "bias";
-  if (r.d_o && !same(in.d_o.view(), r.d_o)) return "do";
+  for (const auto& [name, mine, theirs] : {std::tuple{"q", &p.q, &q.q}, {"k", &p.k, &q.k}, {"v", &p.v, &q.v}, {"bias", &p.bias, &q.bias}})
+    if (!same_elements(*mine, *theirs)) return name;
+  if (r.operation == Operation::backward && !same_elements(in.d_o.view(), r.d_o)) return "do";
   if (p.scale != q.scale || p.softcap != q.softcap || p.causal != q.causal || p.window_left != q.window_left || p.window_right != q.window_right ||
       p.finite_min_masks != q.finite_min_masks || p.dropout != q.dropout || p.dropout_seed != q.dropout_seed || !p.keep != !q.keep ||
       p.key_lengths != q.key_lengths || p.key_starts != q.key_starts || p.alibi_slopes != q.alibi_slopes || p.sink != q.sink || p.query_segment != q.query_segment ||
@@ -436,45 +472,59 @@ std::string differs_from_case(const Record& r) {
 
 }  // namespace
 
-RecordFile::RecordFile(std::string path) : path_(std::move(path)), file_(path_) {
+RecordFile::RecordFile(std::string path) : RecordFile(path, {}) {}
+
+RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes) : path_(std::move(path)) {
+  if (!bytes.data()) {
+    file_ = std::make_unique<MappedFile>(path_);
+    bytes = file_->bytes();
+  }
   try {
-    contents_ = parse_safetensors(file_.bytes());
+    contents_ = parse_safetensors(bytes);
   } catch (const FileError& e) {
     throw FileError(fmt::format("{}: {}", path_, e.what()));
   }
   const auto version = contents_.metadata.find("assay");
   if (version == contents_.metadata.end()) throw FileError(fmt::format("{}: the metadata have no key assay: it holds no records (docs/records.md)", path_));
-  if (version->second != "1") throw FileError(fmt::format("{}: records of version {}; version 1 is known", path_, version->second.substr(0, 40)));
+  if (version->second != "1") throw FileError(fmt::format("{}: records of version {}; version 1 is known", path_, shown(version->second)));
   for (const auto& [key, value] : contents_.metadata) {
     if (key == record_key) names_.insert(names_.begin(), "");
     else if (key.starts_with(fmt::format("{}.", record_key))) names_.push_back(key.substr(std::strlen(record_key) + 1));
-    else if (key != "assay" && key != "case" && !key.starts_with("case.") && !key.starts_with("format"))
-      throw FileError(fmt::format("{}: metadata key {} is not one of assay, record, record.NAME, case, case.NAME", path_, key.substr(0, 80)));
+    else if (key != "assay" && key != "case" && !key.starts_with("case.") && key != "format")  // "format" is what frameworks' own writers add
+      throw FileError(fmt::format("{}: metadata key {} is not one of assay, record, record.NAME, case, case.NAME", path_, shown(key)));
   }
+  for (const auto& [key, value] : contents_.metadata)
+    if (key == "case" || key.starts_with("case."))
+      if (const std::string name = key == "case" ? "" : key.substr(5); std::ranges::find(names_, name) == names_.end())
+        throw FileError(fmt::format("{}: metadata key {} is the case of no record", path_, shown(key)));
   if (names_.empty()) throw FileError(fmt::format("{}: the metadata have no key record or record.NAME", path_));
   if (names_.size() > 1 && names_.front().empty()) throw FileError(fmt::format("{}: a record without a name and records with names", path_));
   for (const std::string& name : names_)
     if (!name.empty() && (name.size() > 200 || !std::ranges::all_of(name, [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_'; })))
-      throw FileError(fmt::format("{}: a record's name is letters, digits, - and _, not {}", path_, name.substr(0, 80)));
+      throw FileError(fmt::format("{}: a record's name is letters, digits, - and _, not {}", path_, shown(name)));
   // Names have no dots, so whose tensor it is stands before the first.
   if (!names_.front().empty())
     for (const auto& [tensor, stored] : contents_.tensors)
       if (std::ranges::find(names_, tensor.substr(0, tensor.find('.'))) == names_.end())
-        throw FileError(fmt::format("{}: tensor {} belongs to no record", path_, tensor.substr(0, 80)));
+        throw FileError(fmt::format("{}: tensor {} belongs to no record", path_, shown(tensor)));
+}
+
+std::string RecordFile::line(const std::string& name) const {
+  const auto asked = contents_.metadata.find(name.empty() ? record_key : fmt::format("{}.{}", record_key, name));
+  if (asked == contents_.metadata.end()) throw FileError(fmt::format("{}: no record {}; there are {}", path_, shown(name), fmt::join(names_, ", ")));
+  return shown(asked->second);
 }
 
 Record RecordFile::read(const std::string& name) const {
   Record r;
   r.name = name;
+  r.line = line(name);
   const auto entry = [&](const char* key) { return contents_.metadata.find(name.empty() ? key : fmt::format("{}.{}", key, name)); };
-  const auto asked = entry(record_key);
-  if (asked == contents_.metadata.end()) throw FileError(fmt::format("{}: no record {}; there are {}", path_, name, fmt::join(names_, ", ")));
-  r.line = asked->second;
   if (const auto from = entry("case"); from != contents_.metadata.end()) r.case_line = from->second;
   Reader reader(path_, contents_, r);
   r.owned.reserve(32);  // views into it stay
-  RecordLine line(reader, r.line);
-  if (const auto kernel = line.text("kernel")) r.kernel = *kernel;
+  RecordLine line(reader, entry(record_key)->second);
+  if (const auto kernel = line.text("kernel")) r.kernel = shown(*kernel);
   if (line.operation == "attention" || line.operation == "backward") {
     r.operation = line.operation == "backward" ? Operation::backward : Operation::attention;
     read_attention(reader, line, r);
@@ -482,7 +532,7 @@ Record RecordFile::read(const std::string& name) const {
     r.operation = Operation::product;
     read_product(reader, line, r);
   } else {
-    reader.fail(fmt::format("its line begins with '{}', which is neither attention nor backward nor product", line.operation.substr(0, 80)));
+    reader.fail(fmt::format("its line begins with '{}', which is neither attention nor backward nor product", line.operation));
   }
   line.check_all_used();
   reader.check_all_used();
@@ -495,11 +545,17 @@ Record RecordFile::read(const std::string& name) const {
   return r;
 }
 
+std::string verify_command(const std::string& path, const std::string& name) {
+  std::string quoted;
+  for (const char c : path) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return fmt::format("assay verify '{}'{}", quoted, name.empty() ? "" : " --record " + name);
+}
+
 CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& o) {
   CaseResult result;
   result.line = r.case_line.empty() ? fmt::format("{} in {}", r.name.empty() ? "the record" : r.name, file.path()) : r.case_line;
   result.candidate = r.kernel;
-  result.reproduce = fmt::format("assay verify '{}'{}", file.path(), r.name.empty() ? "" : " --record " + r.name);
+  result.reproduce = verify_command(file.path(), r.name);
   const bool product = r.operation == Operation::product;
   result.dtype = product ? traits(r.product.w.format).name : format(r.problem.q.dtype).name;
   if (product && r.product.w.format == LowBit::fp4_sparse) result.tail_step = 4;
@@ -682,7 +738,12 @@ void write_records(const std::string& path, const std::vector<Case>& cases, Cand
   std::string kernel = candidate ? candidate->name() : "";
   std::ranges::replace_if(kernel, [](unsigned char c) { return std::isspace(c); }, '_');
   for (std::size_t k = 0; k < cases.size(); ++k) {
-    Recorded& r = recorded.emplace_back(cases[k]);
+    try {
+      recorded.emplace_back(cases[k]);
+    } catch (const CaseError& e) {
+      throw CaseError(0, fmt::format("{}\n  {}", e.what(), print_case(cases[k])));
+    }
+    Recorded& r = recorded.back();
     if (candidate) run(cases[k], *candidate, r);
     const std::string name = cases.size() > 1 ? fmt::to_string(k) : "";
     RecordWriter to(name.empty() ? "" : name + ".", tensors);

@@ -31,17 +31,24 @@ class RecordFile {
  public:
   // Throws FileError.
   explicit RecordFile(std::string path);
+  // A file that is in memory already, and stays there; `path` is what messages call it.
+  RecordFile(std::string path, std::span<const std::byte> bytes);
   const std::string& path() const { return path_; }
   const std::vector<std::string>& names() const { return names_; }
+  // Its line of the metadata, without control characters.
+  std::string line(const std::string& name) const;
   // With its outputs, which have to be there. Throws FileError that says which record, what is missing and what contradicts what.
   Record read(const std::string& name) const;
 
  private:
   std::string path_;
-  MappedFile file_;
+  std::unique_ptr<MappedFile> file_;
   Safetensors contents_;
   std::vector<std::string> names_;
 };
+
+// The command that judges a record again.
+std::string verify_command(const std::string& path, const std::string& name);
 
 struct VerifyOptions {
   int threads = 1;

@@ -32,24 +32,20 @@ int bits_of(const std::string& dtype) {
   return 0;
 }
 
-// What an error message may repeat of a file.
-std::string shown(const std::string& name) {
-  std::string text;
-  for (const char c : name.substr(0, 80)) text += static_cast<unsigned char>(c) < 0x20 || c == 0x7F ? '?' : c;
-  return text + (name.size() > 80 ? "..." : "");
-}
-
 std::size_t offset_of(const Json& j, const std::string& name, const char* what) {
   if (!j.is_number_unsigned()) throw FileError(fmt::format("tensor {}: {} is no whole number of bytes", shown(name), what));
   return j.get<std::size_t>();
 }
 
 Json parse_header(const char* begin, const char* end) {
-  std::set<std::string> seen;
+  if (std::find(begin, end, '\0') != end) throw FileError("the header holds a NUL");
+  std::vector<std::set<std::string>> seen;  // in the objects that are open
   std::string wrong;
   const auto look = [&](int depth, Json::parse_event_t event, Json& value) {
     if (depth > 3) throw FileError("the header nests deeper than tensors do");
-    if (event == Json::parse_event_t::key && depth == 1 && !seen.insert(value.get<std::string>()).second && wrong.empty())
+    if (event == Json::parse_event_t::object_start) seen.emplace_back();
+    if (event == Json::parse_event_t::object_end) seen.pop_back();
+    if (event == Json::parse_event_t::key && !seen.back().insert(value.get<std::string>()).second && wrong.empty())
       wrong = fmt::format("the header names {} twice", shown(value.get<std::string>()));
     return true;
   };
@@ -99,6 +95,12 @@ StoredTensor parse_tensor(const std::string& name, const Json& j, std::span<cons
 
 }  // namespace
 
+std::string shown(const std::string& text) {
+  std::string found;
+  for (const char c : text.substr(0, 200)) found += static_cast<unsigned char>(c) < 0x20 || c == 0x7F ? '?' : c;
+  return found + (text.size() > 200 ? "..." : "");
+}
+
 Safetensors parse_safetensors(std::span<const std::byte> file) {
   if (file.size() < 8) throw FileError(fmt::format("{} bytes are too few for a safetensors file", file.size()));
   std::uint64_t length = 0;
@@ -139,7 +141,7 @@ Safetensors parse_safetensors(std::span<const std::byte> file) {
 
 MappedFile::MappedFile(const std::string& path) {
   const auto fail = [&] { throw FileError(fmt::format("{}: {}", path, std::strerror(errno))); };
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file < 0) fail();
   struct stat facts{};
   if (fstat(file, &facts) != 0 || !S_ISREG(facts.st_mode)) {

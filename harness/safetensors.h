@@ -21,6 +21,9 @@ struct FileError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Text of a file as a message may repeat it: no control characters, and not all of it if it is long.
+std::string shown(const std::string& text);
+
 struct StoredTensor {
   std::string dtype;  // as the file names it: F32, BF16, BOOL, I64, ...
   std::vector<Index> shape;

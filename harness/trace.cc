@@ -24,6 +24,8 @@ constexpr std::array<std::string_view, stage_count> stage_names = {
     "query",  "key", "value",           "scores", "masked",           "row_max",         "rescale",        "weights",      "row_sum",       "accumulated",
     "output", "lse", "output_gradient", "delta",  "weight_gradients", "score_gradients", "query_gradient", "key_gradient", "value_gradient"};
 
+constexpr const char* no_place = "belongs to no head or key of the problem";
+
 bool is_load(Stage s) { return s == Stage::query || s == Stage::key || s == Stage::value || s == Stage::output_gradient; }
 
 // Compares what it is told. One state of a row: (b, head, row, first key).
@@ -46,8 +48,11 @@ class Follower : public StageObserver {
       case Stage::value_gradient: return;  // sums over what was looked at: the verdict on the outputs has them
       default: break;
     }
-    if (v.b < 0 || v.b >= p_.shape.batch || v.head < 0 || v.head >= p_.shape.query_heads)
-      return find({stage, v.b, v.head, v.row0, v.first_key, v.key0, v.keys, {}, "belongs to no head of the problem", {}});
+    const auto outside = [](Index x, Index end) { return x < 0 || x >= end; };
+    if (outside(v.b, p_.shape.batch) || outside(v.head, p_.shape.query_heads) || outside(v.row0, largest_extent) || outside(v.first_key, largest_extent) ||
+        outside(v.key0, largest_extent) || v.key0 < v.first_key ||
+        outside(v.keys, largest_extent))
+      return find({stage, v.b, v.head, v.row0, v.first_key, v.key0, v.keys, {}, no_place, {}});
     for (Index r = 0; r < v.rows; ++r) {
       const Index i = v.row0 + r;
       if (i < 0 || i >= p_.shape.rows) continue;  // a tile's rows beyond the last
@@ -91,7 +96,7 @@ class Follower : public StageObserver {
   }
 
   void loaded(Stage stage, const StageView& v, const TensorView& from, Index heads) {
-    if (v.b < 0 || v.b >= p_.shape.batch || v.head < 0 || v.head >= heads) return find({stage, v.b, v.head, v.row0, 0, 0, 0, {}, "belongs to no head of the problem", {}});
+    if (v.b < 0 || v.b >= p_.shape.batch || v.head < 0 || v.head >= heads) return find({stage, v.b, v.head, v.row0, 0, 0, 0, {}, no_place, {}});
     for (Index r = 0; r < v.rows; ++r) {
       const Index i = v.row0 + r;
       if (i < 0 || i >= from.shape[2]) continue;

@@ -33,7 +33,7 @@ Gradient empty_gradient(Index rows, Index columns) {
 // term, no sum), tells the largest that a sum of absolute values can be.
 void finish_gradient(const Contract& c, double terms, double scale, double gamma, Gradient& g) {
   for (std::size_t e = 0; e < g.value.size(); ++e) {
-    const double absolute_sum = gamma > 0 ? g.bound[e] / gamma : std::fabs(g.value[e]) + g.bound[e];
+    const double absolute_sum = !g.absolute.empty() ? g.absolute[e] : gamma > 0 ? g.bound[e] / gamma : std::fabs(g.value[e]) + g.bound[e];
     g.may_overflow[e] = !(absolute_sum * std::max(1.0, scale) * (1 + 1e-4) < c.largest);
     g.value[e] *= scale;
     g.bound[e] = g.touched[e / static_cast<std::size_t>(g.columns)] ? gradient_bound(c, terms, scale, g.value[e], g.bound[e]) : 0;
@@ -87,7 +87,9 @@ Index BackwardReference::bias_element(Index b, Index h, Index i, Index j) const 
 
 SharedGradients BackwardReference::no_shared_gradients() const {
   // One row an element: rows carry what is known of an element as a whole.
-  return {empty_gradient(bias_elements_, 1), empty_gradient(has_sink_ ? problem_.shape.query_heads : 0, 1)};
+  SharedGradients shared{empty_gradient(bias_elements_, 1), empty_gradient(has_sink_ ? problem_.shape.query_heads : 0, 1)};
+  for (Gradient* g : {&shared.d_bias, &shared.d_sink}) g->absolute.assign(g->value.size(), 0);
+  return shared;
 }
 
 void BackwardReference::finish(SharedGradients& shared) const {
@@ -321,6 +323,7 @@ class GroupSum {
     const double bound = error + gamma_factor(static_cast<double>(s_.batch * s_.rows) + 1, u) * (term + error);
     sink.value[head] -= weight * state.delta;
     sink.bound[head] += bound;
+    sink.absolute[head] += term + error;
     const double own_error = weight * expm1_above(block.lse_radius[at] + 0x1p-45) * magnitude + weight * state.delta_radius +
                              gamma_factor(static_cast<double>(s_.batch * s_.rows) + 16, unit64) * term;
     if (own_error > 0) sink.ratio[head] = std::max(sink.ratio[head], own_error / bound);
@@ -337,6 +340,7 @@ class GroupSum {
         const auto e = static_cast<std::size_t>(x_.bias_element(b_, h_, i, key));
         bias.value[e] += m.ds(r, j);
         bias.bound[e] += m.to_bias(r, j);
+        bias.absolute[e] += std::fabs(m.ds(r, j)) + m.to_bias(r, j);
         bias.touched[e] = 1;
         bias.ratio[e] = std::max(bias.ratio[e], dq.ratio[own]);
         bias.slack[e] = std::max(bias.slack[e], dq.slack[own]);

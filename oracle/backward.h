@@ -24,6 +24,7 @@ struct Gradient {
   std::vector<char> touched;       // per row: some visible pair contributes; if none does, the gradient is exactly 0
   std::vector<Taint> taint;        // per element
   std::vector<char> may_overflow;  // per element: its accumulator could leave the range
+  std::vector<double> absolute;    // of dBias and dSink: sums of the largest that each computed term can be
 };
 
 struct GroupGradients {

@@ -69,6 +69,39 @@ TEST_F(Command, AWrongKernelFailsShrunkToOneLineThatReproducesIt) {
   EXPECT_THAT(again.output, HasSubstr("is outside its bound"));
 }
 
+TEST_F(Command, RecordsTravel) {
+  const Ran written = run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' --case 'product m=2 n=3 k=32' --candidate host -o " + file("good"));
+  EXPECT_EQ(written.status, 0) << written.output;
+  const Ran good = run("verify " + file("good") + " --json " + file("j") + " --junit " + file("x") + " --html " + file("h"));
+  EXPECT_EQ(good.status, 0) << good.output;
+  EXPECT_THAT(good.output, HasSubstr("2 records: 2 passed, 0 failed"));
+  const nlohmann::json whole = nlohmann::json::parse(read(file("j")));
+  EXPECT_EQ(whole["results"][0]["reproduce"], "assay verify '" + file("good") + "' --record 0");
+  EXPECT_THAT(read(file("h")), HasSubstr("attention b=1 h=2 l=9x13 d=8 dtype=f32 causal"));
+  EXPECT_THAT(run("verify --list " + file("good")).output, HasSubstr("1: product m=2 n=3 k=32 w=mxfp4 kernel=host"));
+  EXPECT_EQ(run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' --candidate fault:causal-off-by-one -o " + file("bad")).status, 0);
+  // A wrong one, a right one and one that is none: each has its result.
+  std::ofstream(file("none")) << "{}";
+  const Ran all = run("verify " + file("bad") + " " + file("good") + " " + file("none") + " --junit " + file("x"));
+  EXPECT_EQ(all.status, 1) << all.output;
+  EXPECT_THAT(all.output, HasSubstr("4 records: 2 passed, 1 failed, 1 errors"));
+  EXPECT_THAT(all.output, HasSubstr("reproduce: assay verify '" + file("bad") + "'"));
+  EXPECT_THAT(read(file("x")), HasSubstr("failures=\"1\" errors=\"1\""));
+  const Ran inputs = run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' -o " + file("inputs") + " && " ASSAY_COMMAND " verify " + file("inputs"));
+  EXPECT_EQ(inputs.status, 2);
+  EXPECT_THAT(inputs.output, HasSubstr("tensor o is missing; the record holds inputs only"));
+  EXPECT_EQ(run("record --case 'attention b=1 h=1 l=4 d=4' -o /no/such/folder/x").status, 3);
+}
+
+TEST_F(Command, ATraceNamesTheFirstStage) {
+  const Ran wrong = run("trace --candidate fault:row-max-arguments-swapped 'attention b=1 h=1 l=70x200 d=16'");
+  EXPECT_EQ(wrong.status, 1) << wrong.output;
+  EXPECT_THAT(wrong.output, HasSubstr("first wrong: row_max at b=0 h=0 row=0, tile 0 (keys 0 to 127)"));
+  const Ran right = run("trace 'backward b=1 h=2 l=20 d=16 causal'");
+  EXPECT_EQ(right.status, 0) << right.output;
+  EXPECT_THAT(right.output, HasSubstr("every stage holds; outputs: pass"));
+}
+
 TEST_F(Command, DevicesAreFoundOrWhatWasLookedForIsTold) {
   const std::string line = " --case 'attention b=1 h=2 l=9x13 d=8 causal'";
   const Ran good = run("check --device host" + line);
@@ -94,7 +127,20 @@ TEST_F(Command, DevicesAreFoundOrWhatWasLookedForIsTold) {
 
 TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
   const std::pair<const char*, const char*> table[] = {
-      {"check", "check needs --suite, --case or --cases; the suites are smoke, standard, models, padding"},
+      {"check", "--suite, --case or --cases is needed; the suites are smoke, standard, models, padding"},
+      {"record -o /tmp/x", "--suite, --case or --cases is needed"},
+      {"record --suite smok -o /tmp/x", "unknown suite 'smok'"},
+      {"record --case 'attention b=1 h=1 l=4 d=4'", "--output is required"},
+      {"record --case 'attention b=1 h=1 l=4 d=4 cache=paged:4' -o /tmp/x", "a record holds keys and values, not a cache"},
+      {"record --case 'attention b=1 h=1 l=4 d=4' --candidate nobody -o /tmp/x", "unknown candidate 'nobody'"},
+      {"verify", "FILE is required"},
+      {"verify /no/such/file", "/no/such/file: No such file or directory"},
+      {"verify /proc", "/proc: is no regular file"},
+      {"verify " ASSAY_COMMAND, "no safetensors file"},
+      {"trace", "CASE is required"},
+      {"trace 'attention b=1 h=1 l=4 d=4 wat=3'", "unknown field 'wat'"},
+      {"trace 'product m=2 n=2 k=32'", "stages are those of attention"},
+      {"trace --candidate unfused 'attention b=1 h=1 l=4 d=4'", "unfused does not tell its stages"},
       {"check --suite smok", "unknown suite 'smok'"},
       {"check --suite smoke --filter no-such-text", "--filter=no-such-text: none of"},
       {"check --suite smoke --shard 4/4", "--shard=4/4: expected i/n with 0 <= i < n"},

@@ -101,6 +101,24 @@ TEST_F(Library, AHangEndsWithItsTime) {
   EXPECT_THAT(r.output, HasSubstr("the candidate did not finish within 2 s"));
 }
 
+// What a library tells is not believed either.
+TEST_F(Library, StagesAreFollowed) {
+  const auto trace = [](const std::string& library) { return run(std::string(ASSAY_COMMAND) + " trace --kernel " + library + " 'attention b=1 h=1 l=7x9 d=5/3'"); };
+  const Ran silent = trace(built("none"));
+  EXPECT_EQ(silent.status, 2);
+  EXPECT_THAT(silent.output, HasSubstr("does not tell its stages"));
+  for (const auto& [mistake, words] : std::vector<std::pair<const char*, const char*>>{{"tells_another_version", "the library told a stage of another version or size"},
+                                                                                    {"tells_an_unknown_stage", "the library told a stage of number 77"},
+                                                                                    {"tells_too_much", "the library told a stage of 1099511627776 rows and 1099511627776 columns"},
+                                                                                    {"tells_of_another_head", "first wrong: scores at b=0 h=9 row=0"},
+                                                                                    {"tells_of_another_key", "belongs to no head or key of the problem"},
+                                                                                    {"crashes", "the library's process was killed by signal 11 (Segmentation fault) in forward"}}) {
+    const Ran r = trace(built(mistake, "-DTELLS"));
+    EXPECT_EQ(r.status, 1) << mistake << r.output;
+    EXPECT_THAT(r.output, HasSubstr(words));
+  }
+}
+
 // One bad case costs one case.
 TEST_F(Library, TheNextCaseIsJudged) {
   std::ofstream(folder_ / "cases") << "attention b=1 h=1 l=7x9 d=5/3\nattention b=1 h=1 l=8x9 d=5/3\n";
@@ -126,7 +144,7 @@ TEST_F(Library, WhatIsNoKernelLibraryIsRefused) {
 
 // The kernels of this project behind the table: everything that they support passes, gradients and products too.
 TEST_F(Library, OurKernelsPassAsALibrary) {
-  for (const char* rest : {"--suite smoke", "--suite products --shard 0/9", "--suite backward --shard 0/20"}) {
+  for (const char* rest : {"--suite smoke", "--suite products --shard 0/9", "--suite backward --shard 0/20", "--suite caches --shard 0/5", "--suite decode --shard 0/9"}) {
     const Ran r = check(ASSAY_KERNEL_LIBRARY, rest);
     EXPECT_EQ(r.status, 0) << r.output;
     EXPECT_THAT(r.output, HasSubstr(" 0 failed"));
@@ -147,6 +165,10 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
     EXPECT_THAT(r.output, HasSubstr(" 0 failed"));
     EXPECT_THAT(r.output, HasSubstr("x another dtype than fp32"));
   }
+  // It tells its stages.
+  const Ran traced = run(std::string(ASSAY_COMMAND) + " trace --kernel " + project + "/build/libmy_kernel.so 'attention b=1 h=2 l=37x53 d=16 causal bias=normal bool=random'");
+  EXPECT_EQ(traced.status, 0) << traced.output;
+  EXPECT_THAT(traced.output, HasSubstr("every stage holds; outputs: pass"));
   const Ran budget = check(project + "/build/libmy_kernel.so", "--suite plain --max-unsupported 50");
   EXPECT_EQ(budget.status, 1);
   EXPECT_THAT(budget.output, HasSubstr("% of the cases are unsupported, more than --max-unsupported=50"));

@@ -7,7 +7,8 @@
 
 enum {
   none, crashes, leaves, aborts, hangs, writes_before, writes_behind, writes_far_away, writes_an_input, breaks_the_heap, writes_nothing, refuses, fails, cannot_compute_so,
-  reads_on, crashes_when_asked, has_no_table, has_another_version, has_another_size, has_no_function, writes_behind_its_workspace
+  reads_on, crashes_when_asked, has_no_table, has_another_version, has_another_size, has_no_function, writes_behind_its_workspace,
+  tells_another_version, tells_an_unknown_stage, tells_too_much, tells_of_another_head, tells_of_another_key
 };
 
 static float* data(const assay_tensor* t) { return (float*)t->data + t->offset; }
@@ -30,6 +31,18 @@ static uint64_t workspace(int32_t operation, const assay_attention* p) {
   return (uint64_t)p->k->shape[2] * sizeof(float);
 }
 
+static void tell(const assay_run* run, const float* scores, int64_t keys) {
+  assay_stage made;
+  if (!run->probe) return;
+  assay_stage_init(&made, MISTAKE == tells_an_unknown_stage ? 77 : ASSAY_STAGE_SCORES, scores);
+  made.columns = made.keys = keys;
+  if (MISTAKE == tells_another_version) made.version = 99;
+  if (MISTAKE == tells_too_much) made.rows = made.columns = (int64_t)1 << 40;
+  if (MISTAKE == tells_of_another_head) made.head = 9;
+  if (MISTAKE == tells_of_another_key) made.key0 = -5;
+  run->probe(run->probe_context, &made);
+}
+
 static assay_status forward(const assay_attention* p, const assay_tensor* o, const assay_tensor* lse, const assay_run* run) {
   const int64_t rows = p->q->shape[2], keys = p->k->shape[2], dim = p->q->shape[3], value_dim = p->v->shape[3], all = rows * value_dim;
   const float *q = data(p->q), *k = data(p->k), *v = data(p->v);
@@ -50,6 +63,7 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o, con
       score[j] = dot * p->scale;
       if (score[j] > max) max = score[j];
     }
+    if (i == 0) tell(run, score, keys);
     for (j = 0; j < keys; ++j) sum += score[j] = expf(score[j] - max);
     for (c = 0; c < value_dim; ++c) {
       float value = 0;
@@ -98,11 +112,14 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   table.forward = MISTAKE == has_no_function ? NULL : forward;
   table.supports_product = supports_product;
   table.product = MISTAKE == has_no_function ? NULL : product;
+#ifdef TELLS
+  table.probes = 1;
+#endif
   if (MISTAKE == has_another_version) table.version = 99;
   if (MISTAKE == has_another_size) table.struct_size = 8;
   return MISTAKE == has_no_table ? NULL : &table;
 }
 #else
 void keep_them(void);
-void keep_them(void) { (void)supports, (void)arithmetic, (void)workspace, (void)forward, (void)supports_product, (void)product; }
+void keep_them(void) { (void)supports, (void)arithmetic, (void)workspace, (void)forward, (void)tell, (void)supports_product, (void)product; }
 #endif

@@ -4,9 +4,10 @@
 
 #include <cmath>
 #include <functional>
-#include <set>
+#include <type_traits>
 
 #include "harness/contracts.h"
+#include "harness/run.h"
 #include "harness/suites.h"
 #include "harness/trace.h"
 #include "kernels/attention.h"
@@ -161,7 +162,7 @@ TEST(Trace, InvariantsAreChecked) {
   found("a row sum below 1, after a visible key", [&](StageObserver& o) { tell(o, Stage::row_sum, {0.5f}); });
   found("is outside its enclosure", [&](StageObserver& o) { tell(o, Stage::row_sum, {2}); });
   found("is not a number", [&](StageObserver& o) { tell(o, Stage::accumulated, {1, std::nanf("")}); });
-  found("belongs to no head", [&](StageObserver& o) {
+  found("belongs to no head or key of the problem", [&](StageObserver& o) {
     float x = 0;
     o.at(Stage::scores, {0, 7, 0, 0, 1, 1, &x, 1, 1, 0, 1});
   });
@@ -175,6 +176,23 @@ TEST(Trace, BoundsAreNotLoose) {
   ASSERT_FALSE(t.first);
   for (const auto& [stage, least] : {std::pair{Stage::scores, 0.2}, {Stage::row_max, 0.1}, {Stage::weights, 0.1}, {Stage::rescale, 0.05}, {Stage::row_sum, 0.005}, {Stage::accumulated, 0.002}})
     EXPECT_GT(t.stages[static_cast<std::size_t>(stage)].worst, least) << name_of(stage);
+}
+
+TEST(Trace, ProductionKernelsAreNotWatched) {
+  static_assert(!kernels::NoStages::observes && std::is_empty_v<kernels::NoStages>);
+  // A candidate that is not traced runs the production kernel, whose bits are those of the watched one.
+  const Case c = parse_case("attention b=2 h=4/2 l=70x300 d=16 dtype=bf16 causal offset=end");
+  const Inputs in(c);
+  const Outputs unwatched(c), watched(c);
+  class : public StageObserver {
+   public:
+    void at(Stage, const kernels::StageView&) override { ++told; }
+    int told = 0;
+  } observer;
+  ASSERT_TRUE(kernels::attention_forward(in.problem, unwatched.view(), 1).ok());
+  ASSERT_TRUE(run_watched(Fault::none, in.problem, watched.view(), observer).ok());
+  EXPECT_GT(observer.told, 100);
+  EXPECT_EQ(first_difference(unwatched, watched), "");
 }
 
 TEST(Trace, RefusesWhatHasNoStages) {
