@@ -1,8 +1,6 @@
 // The table of kernel.h, made of what a peer does: inside the peers' shared libraries.
 #pragma once
 
-#include <assay/kernel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -11,30 +9,9 @@
 #include <vector>
 
 #include "bench/peers.h"
+#include "bench/table_views.h"
 
 namespace assay::bench {
-
-inline bool is_f32(const assay_dtype& d) { return d.code == ASSAY_FLOAT && d.bits == 32; }
-
-inline bool is_contiguous(const assay_tensor& t) {
-  std::int64_t step = 1;
-  for (int axis = 4; axis-- > 0;) {
-    if (t.shape[axis] != 1 && t.strides[axis] != step) return false;
-    step *= t.shape[axis];
-  }
-  return true;
-}
-
-inline std::int64_t count_of(const assay_tensor& t) { return t.shape[0] * t.shape[1] * t.shape[2] * t.shape[3]; }
-
-template <class Body>
-void for_each_element(const assay_tensor& t, const Body& body) {
-  std::int64_t n = 0;
-  for (std::int64_t b = 0; b < t.shape[0]; ++b)
-    for (std::int64_t h = 0; h < t.shape[1]; ++h)
-      for (std::int64_t i = 0; i < t.shape[2]; ++i)
-        for (std::int64_t d = 0; d < t.shape[3]; ++d) body(n++, t.offset + b * t.strides[0] + h * t.strides[1] + i * t.strides[2] + d * t.strides[3]);
-}
 
 // An f32 tensor as contiguous floats: its own where it is so, a copy otherwise.
 class Floats {
@@ -73,11 +50,6 @@ inline const char* why_not_plain(const assay_attention& p, const assay_dtype& ou
   for (const assay_tensor* t : {p.q, p.k, p.v})
     if (count_of(*t) == 0) return "no element";
   return nullptr;
-}
-
-inline assay_status answer(const char* why, const char** reason) {
-  *reason = why;
-  return why ? ASSAY_UNSUPPORTED : ASSAY_SUCCESS;
 }
 
 inline PlainAttention plain_of(const assay_attention& p) {

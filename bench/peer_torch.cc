@@ -3,7 +3,10 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include "bench/peer_table.h"
+#include <algorithm>
+#include <cmath>
+
+#include "bench/table_views.h"
 
 namespace assay::bench {
 namespace {

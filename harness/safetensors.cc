@@ -165,7 +165,7 @@ MappedFile::~MappedFile() {
 }
 
 void write_safetensors(const std::string& path, std::vector<TensorToStore> tensors, const std::map<std::string, std::string>& metadata) {
-  std::ranges::stable_sort(tensors, std::ranges::greater(), [](const TensorToStore& t) { return bits_of(t.dtype); });
+  std::ranges::sort(tensors, {}, [](const TensorToStore& t) { return std::pair(-bits_of(t.dtype), t.name); });
   Json header = {{"__metadata__", metadata}};
   std::size_t at = 0;
   for (const TensorToStore& t : tensors) {
