@@ -99,7 +99,7 @@ int main(int argc, char** argv) {
   CLI::App* verify_command = app.add_subcommand("verify", "Judge recorded tensors: inputs and outputs in safetensors files, whoever made them; docs/records.md");
   verify_command->add_option("FILE", verify_options.files, "A file of one or more records")->required();
   verify_command->add_option("--record", verify_options.record, "Only the record of this name");
-  verify_command->add_flag("--list", verify_options.list, "Read all records, print their lines, and judge nothing");
+  verify_command->add_flag("--list", verify_options.list, "Print the lines of the records, and judge nothing");
   verify_command->add_option("--rows", verify_options.rows, "Judge so many seeded rows of each head (of C); 0: all")->check(CLI::Range(Index{0}, Index{1} << 40))->capture_default_str();
   verify_command->add_option("--seed", verify_options.seed, "Of that choice")->capture_default_str();
   verify_command->add_option("--threads", verify_options.threads, "Threads of the oracle")->check(CLI::Range(1, 1024))->capture_default_str();

@@ -745,7 +745,8 @@ void write_records(const std::string& path, const std::vector<Case>& cases, Cand
     }
     Recorded& r = recorded.back();
     if (candidate) run(cases[k], *candidate, r);
-    const std::string name = cases.size() > 1 ? fmt::to_string(k) : "";
+    // As wide as the last, so that the order of names is theirs.
+    const std::string name = cases.size() > 1 ? fmt::format("{:0{}}", k, fmt::to_string(cases.size() - 1).size()) : "";
     RecordWriter to(name.empty() ? "" : name + ".", tensors);
     const auto key = [&](const char* what) { return name.empty() ? std::string(what) : fmt::format("{}.{}", what, name); };
     metadata[key(record_key)] = describe(r, candidate != nullptr, kernel, to);

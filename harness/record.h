@@ -61,7 +61,7 @@ struct VerifyOptions {
 // inputs must be those of the case, bit for bit.
 CaseResult verify(const RecordFile& file, const Record& record, const VerifyOptions& options = {});
 
-// Writes the inputs of each case, and what `candidate` makes of them if there is one. Records are named 0, 1, ... unless there is but one.
+// Writes the inputs of each case, and what `candidate` makes of them if there is one. Records are numbered from 0 (00 where there are more than ten), unless there is but one.
 // Throws CaseError for a case that a record cannot hold (caches), FileError if the candidate fails, std::system_error.
 void write_records(const std::string& path, const std::vector<Case>& cases, Candidate* candidate = nullptr);
 

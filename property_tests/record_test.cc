@@ -135,13 +135,13 @@ TEST_F(Records, WhatIsWrittenIsReadBackAndPasses) {
   const RecordFile read(file());
   ASSERT_EQ(read.names().size(), cases.size());
   for (std::size_t k = 0; k < cases.size(); ++k) {
-    const Record r = read.read(std::to_string(k));
+    const Record r = read.read(read.names()[k]);
     EXPECT_EQ(r.kernel, "host");
     EXPECT_EQ(r.case_line, print_case(cases[k]));
     const CaseResult result = verify(read, r);
     // NaN in W leaves next to nothing that a bound decides.
     EXPECT_TRUE(result.outcome == Outcome::pass || (r.case_line.find("nan") != std::string::npos && result.outcome == Outcome::inconclusive)) << r.line << ": " << result.reason;
-    EXPECT_EQ(result.reproduce, "assay verify '" + file() + "' --record " + std::to_string(k));
+    EXPECT_EQ(result.reproduce, "assay verify '" + file() + "' --record " + read.names()[k]);
     // Nothing that the case asks for was left out of the verdict.
     std::int64_t compared = result.verdict.compared_o + result.verdict.compared_lse;
     for (const auto& [output, part] : result.verdict.outputs) compared += part.elements;
