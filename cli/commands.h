@@ -56,6 +56,18 @@ struct TraceOptions {
 };
 int trace(const TraceOptions& options);
 
+struct StoreOptions {
+  std::string file;
+  std::string import, benchmarks, export_to;  // none of them: list the runs
+};
+int store(const StoreOptions& options);
+
+struct CompareOptions {
+  std::string a, b;                               // STORE#RUN
+  double accuracy_margin = 5, time_margin = 10;  // percent
+};
+int compare(const CompareOptions& options);
+
 struct FaultsOptions {
   std::string suite;  // empty: each fault's own
   std::string only;   // one fault by name

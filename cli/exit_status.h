@@ -8,6 +8,7 @@
 #include "harness/kernel_process.h"
 #include "harness/safetensors.h"
 #include "problem/case.h"
+#include "reports/store.h"
 
 namespace assay {
 
@@ -30,6 +31,8 @@ int exit_status_of(const Command& command) {
   } catch (const CaseError& e) {
     return say(e, bad_usage);
   } catch (const FileError& e) {
+    return say(e, bad_usage);
+  } catch (const StoreError& e) {
     return say(e, bad_usage);
   } catch (const LibraryError& e) {
     return say(e, bad_usage);

@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
       "  assay verify outputs.safetensors --html run.html\n"
       "  assay check --suite standard --json run.json --junit run.xml --html run.html\n"
       "  assay trace --candidate fault:row-max-arguments-swapped 'attention b=1 h=1 l=70x200 d=16'\n"
+      "  assay check --suite smoke --store runs.db && assay compare runs.db#1 runs.db#2\n"
       "  assay faults\n"
       "  assay notation");
 
@@ -44,6 +45,7 @@ int main(int argc, char** argv) {
     command->add_option("--json", files.json, "Write the run as JSON");
     command->add_option("--junit", files.junit, "Write the run as JUnit XML");
     command->add_option("--html", files.html, "Write the run as one HTML page");
+    command->add_option("--store", files.store, "Append the run to this store, which is made if it is not there; `assay store` reads it");
   };
 
   auto add_selection = [](CLI::App* command, SelectionOptions& s) {
@@ -112,6 +114,20 @@ int main(int argc, char** argv) {
   trace_command->add_option("--candidate", trace_options.candidate, "host, fault:NAME or lib:PATH (of a library that calls the probe)")->capture_default_str();
   trace_command->add_option("--kernel", traced_library, "A shared library of yours, likewise")->excludes("--candidate");
 
+  StoreOptions store_options;
+  CLI::App* store_command = app.add_subcommand("store", "Runs over time, in one SQLite file: list them, export and import them");
+  store_command->add_option("STORE", store_options.file, "The file that --store appends to")->required();
+  store_command->add_option("--export", store_options.export_to, "Write all runs as JSON lines");
+  store_command->add_option("--import", store_options.import, "Append the runs of such a file: all or none");
+  store_command->add_option("--benchmarks", store_options.benchmarks, "Append what Google Benchmark wrote with --benchmark_out_format=json");
+
+  CompareOptions compare_options;
+  CLI::App* compare_command = app.add_subcommand("compare", "Two runs of a store: how much nearer to the bounds, how much slower, with intervals; exit status 1 beyond the margins");
+  compare_command->add_option("A", compare_options.a, "STORE#RUN, as runs.db#3")->required();
+  compare_command->add_option("B", compare_options.b, "Likewise; ratios are B over A")->required();
+  compare_command->add_option("--accuracy-margin", compare_options.accuracy_margin, "Percent that the largest error/bound may grow")->check(CLI::Range(0.0, 1e6))->capture_default_str();
+  compare_command->add_option("--time-margin", compare_options.time_margin, "Percent that the candidate may slow down")->check(CLI::Range(0.0, 1e6))->capture_default_str();
+
   FaultsOptions faults_options;
   CLI::App* faults_command =
       app.add_subcommand("faults", "Plant every known bug in the kernel and see which case kills it; then see that the kernel itself passes");
@@ -167,6 +183,8 @@ int main(int argc, char** argv) {
     if (!traced_library.empty()) trace_options.candidate = "lib:" + traced_library;
     return trace(trace_options);
   }
+  if (*store_command) return store(store_options);
+  if (*compare_command) return compare(compare_options);
   if (*faults_command) return faults(faults_options);
   if (!check_options.device.empty()) check_options.candidate = "device:" + check_options.device;
   if (!check_options.library.empty()) check_options.candidate = "lib:" + check_options.library;

@@ -9,11 +9,13 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/commit.h"
 #include "harness/files.h"
 #include "kernels/targets.h"
 #include "problem/parallel.h"
 #include "reports/html.h"
 #include "reports/junit.h"
+#include "reports/store.h"
 
 namespace assay {
 namespace {
@@ -32,6 +34,8 @@ Json machine() {
           {"simd targets", fmt::format("{}", fmt::join(kernels::runnable_targets(), ", "))},
           {"memory MiB", (sysconf(_SC_PHYS_PAGES) / 1024) * (sysconf(_SC_PAGESIZE) / 1024)},
           {"compiler", __VERSION__},
+          {"flags", ASSAY_FLAGS},
+          {"commit", ASSAY_COMMIT},
           {"assay", ASSAY_RELEASE}};
 }
 
@@ -162,6 +166,7 @@ int report_run(const RunFacts& run, const Json& results) {
   if (!run.files.json.empty()) write_file(run.files.json, whole.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
   if (!run.files.junit.empty()) write_file(run.files.junit, junit_xml(whole));
   if (!run.files.html.empty()) write_file(run.files.html, html_report(whole));
+  if (!run.files.store.empty()) fmt::print("store: run {} of {}\n", Store(run.files.store).append(whole), run.files.store);
   if (counts.fail > 0) return some_failed;
   if (const double percent = 100.0 * static_cast<double>(counts.unsupported) / static_cast<double>(results.size()); percent > run.most_unsupported) {
     fmt::print(stderr, "assay: {:.1f}% of the cases are unsupported, more than --max-unsupported={}\n", percent, run.most_unsupported);

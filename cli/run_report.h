@@ -10,6 +10,7 @@ namespace assay {
 // Where a run is written besides the terminal; empty: nowhere.
 struct ReportFiles {
   std::string json, junit, html;
+  std::string store;  // appended to
 };
 
 struct RunFacts {

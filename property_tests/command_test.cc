@@ -93,6 +93,22 @@ TEST_F(Command, RecordsTravel) {
   EXPECT_EQ(run("record --case 'attention b=1 h=1 l=4 d=4' -o /no/such/folder/x").status, 3);
 }
 
+TEST_F(Command, RunsAreStoredAndCompared) {
+  const std::string check = "check --suite smoke --filter dtype=f32 --store " + file("runs.db");
+  for (const char* candidate : {"host", "host", "fault:scale-off-by-one-percent"}) run(check + " --no-shrink --candidate " + candidate);
+  const Ran list = run("store " + file("runs.db") + " --export " + file("lines"));
+  EXPECT_EQ(list.status, 0) << list.output;
+  EXPECT_THAT(run("store " + file("runs.db")).output, HasSubstr("fault:scale-off-by-one-percent on smoke"));
+  EXPECT_THAT(run("store " + file("other.db") + " --import " + file("lines")).output, HasSubstr("3 runs imported"));
+  const Ran same = run("compare " + file("runs.db") + "#1 " + file("other.db") + "#2 --time-margin 100000");
+  EXPECT_EQ(same.status, 0) << same.output;
+  EXPECT_THAT(same.output, HasSubstr("largest error/bound: x 1 [1, 1]"));
+  const Ran worse = run("compare " + file("runs.db") + "#1 " + file("runs.db") + "#3 --time-margin 100000");
+  EXPECT_EQ(worse.status, 1) << worse.output;
+  EXPECT_THAT(worse.output, HasSubstr("beyond the margin of 5%"));
+  EXPECT_THAT(worse.output, HasSubstr("pass -> fail: attention"));
+}
+
 TEST_F(Command, ATraceNamesTheFirstStage) {
   const Ran wrong = run("trace --candidate fault:row-max-arguments-swapped 'attention b=1 h=1 l=70x200 d=16'");
   EXPECT_EQ(wrong.status, 1) << wrong.output;
@@ -160,6 +176,10 @@ TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
       {"faults --suite smok", "unknown suite 'smok'"},
       {"faults --only max-starts-at-lowest", "nothing to hunt: 1 of the faults named is equivalent"},
       {"faults --only delta-omitted --suite smoke", "nothing to hunt: suite smoke runs no case of 1 of the faults named"},
+      {"store /no/such/store", "/no/such/store: there is no such store"},
+      {"store " ASSAY_COMMAND " --export /tmp/x", "file is not a database"},
+      {"compare a b", "'a': STORE#RUN is wanted"},
+      {"compare a#x b#1", "'a#x': x is no number of a run"},
       {"frobnicate", "A subcommand is required"},
   };
   for (const auto& [arguments, words] : table) {

@@ -1,0 +1,220 @@
+// The store of runs: what goes in comes out, whoever is killed meanwhile; what is no store is left as it is.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sqlite3.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "reports/compare.h"
+#include "reports/store.h"
+
+namespace assay {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+Json result(const std::string& line, double ratio, double seconds, const char* outcome = "pass") {
+  return {{"case", line},
+          {"candidate", "host"},
+          {"reproduce", "assay check --case '" + line + "'"},
+          {"outcome", outcome},
+          {"reason", "so it is"},
+          {"dtype", "f32"},
+          {"worst", {{"O", {{"ratio", ratio}}}, {"LSE", {{"ratio", ratio / 2}}}}},
+          {"bias", {{"mean_ratio", 0.25}, {"slope_t", -1.5}}},
+          {"seconds", {{"generate", 0.1}, {"candidate", seconds}, {"judge", 0.3}}}};
+}
+
+Json run_of(std::vector<Json> results) {
+  return {{"suite", "smoke"}, {"candidate", "host"}, {"seed", 7}, {"machine", {{"cpu", "a processor"}, {"commit", "abc"}}}, {"summary", {{"sentence", "so many cases"}}}, {"results", results}};
+}
+
+class Stores : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / ("assay-store-test-" + std::to_string(getpid()));
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  std::string file(const char* name = "runs.db") const { return folder_ / name; }
+  std::string refusal(const std::string& path) const {
+    try {
+      Store s(path);
+    } catch (const StoreError& e) {
+      return e.what();
+    }
+    return "opened";
+  }
+  fs::path folder_;
+};
+
+TEST_F(Stores, WhatGoesInComesOut) {
+  Json infinite = result("c", 1, 1, "fail");
+  infinite["worst"]["O"]["ratio"] = "inf";
+  {
+    Store s(file());
+    EXPECT_EQ(s.append(run_of({result("a", 0.5, 2), result("b", 0.25, 3)})), 1);
+    EXPECT_EQ(s.append(run_of({infinite})), 2);
+    EXPECT_THROW(s.append(run_of({})), StoreError);
+  }
+  const Store s(file());
+  ASSERT_EQ(s.runs().size(), 2u);
+  EXPECT_EQ(s.runs()[0].results, 2);
+  EXPECT_EQ(s.runs()[0].commit, "abc");
+  const Json run = s.run(1);
+  EXPECT_EQ(run["title"], "smoke");
+  EXPECT_EQ(run["machine"]["cpu"], "a processor");
+  EXPECT_EQ(run["results"][1]["name"], "b");
+  EXPECT_EQ(run["results"][0]["worst_ratio"], 0.5);
+  EXPECT_EQ(run["results"][0]["worst_output"], "O");
+  EXPECT_EQ(run["results"][0]["bias"], 0.25);
+  EXPECT_EQ(run["results"][0]["seconds"], 2);
+  EXPECT_EQ(s.run(2)["results"][0]["worst_ratio"], "inf");
+  EXPECT_THROW(s.run(3), StoreError);
+}
+
+TEST_F(Stores, LinesTravelAndAreAllOrNone) {
+  Store a(file());
+  a.append(run_of({result("a", 0.5, 2), result("b", 0.25, 3)}));
+  a.append(run_of({result("c", 0.125, 1)}));
+  std::stringstream lines;
+  a.export_lines(lines);
+  Store b(file("b"));
+  EXPECT_EQ(b.import_lines(lines), 2u);
+  EXPECT_EQ(a.run(1), b.run(1));
+  EXPECT_EQ(a.run(2), b.run(2));
+  lines.clear();
+  lines.seekg(0);
+  std::stringstream broken(lines.str() + "{\"kind\":\"check\"}\n");
+  try {
+    b.import_lines(broken);
+    ADD_FAILURE();
+  } catch (const StoreError& e) {
+    EXPECT_THAT(e.what(), HasSubstr("line 3 of what is imported: a run without results; nothing was imported"));
+  }
+  EXPECT_EQ(b.runs().size(), 2u);
+}
+
+TEST_F(Stores, BenchmarksOfGoogle) {
+  Store s(file());
+  const Json report = {{"context", {{"date", "2026-11-25T00:00:00+00:00"}, {"executable", "bench"}}},
+                       {"benchmarks",
+                        {{{"name", "x"}, {"run_type", "iteration"}, {"real_time", 2.5}, {"cpu_time", 2.4}, {"time_unit", "us"}, {"GFLOP/s", 70.0}},
+                         {{"name", "x_mean"}, {"run_type", "aggregate"}, {"real_time", 2.5}, {"time_unit", "us"}}}}};
+  const Json run = s.run(s.append_benchmarks(report, "bench.json"));
+  ASSERT_EQ(run["results"].size(), 1u);
+  EXPECT_DOUBLE_EQ(run["results"][0]["seconds"].get<double>(), 2.5e-6);
+  EXPECT_EQ(run["results"][0]["counters"]["GFLOP/s"], 70.0);
+  EXPECT_THROW(s.append_benchmarks({{"context", Json::object()}, {"benchmarks", Json::array()}}, "empty"), StoreError);
+  EXPECT_THROW(s.append_benchmarks(Json::array(), "none"), StoreError);
+}
+
+TEST_F(Stores, WhatIsNoStoreIsRefusedAndLeftAlone) {
+  std::ofstream(file("text")) << "no database, but long enough to be taken for something that has a header of its own";
+  EXPECT_THAT(refusal(file("text")), HasSubstr("file is not a database"));
+  const auto sql = [&](const char* name, const char* statements) {
+    sqlite3* db = nullptr;
+    ASSERT_EQ(sqlite3_open(file(name).c_str(), &db), SQLITE_OK);
+    ASSERT_EQ(sqlite3_exec(db, statements, nullptr, nullptr, nullptr), SQLITE_OK);
+    sqlite3_close(db);
+  };
+  sql("other", "CREATE TABLE t(x)");
+  EXPECT_THAT(refusal(file("other")), HasSubstr("is a database of something else"));
+  { Store s(file()); s.append(run_of({result("a", 0.5, 2)})); }
+  sql("runs.db", "PRAGMA user_version = 99");
+  EXPECT_THAT(refusal(file()), HasSubstr("has schema 99, this program knows up to 1"));
+  sql("runs.db", "PRAGMA user_version = 1");
+  EXPECT_EQ(Store(file()).runs().size(), 1u);
+  // A page that holds rows, overwritten.
+  { Store s(file("damaged")); for (int k = 0; k < 50; ++k) s.append(run_of({result(std::string(500, 'a'), 0.5, 2)})); }
+  const auto size = fs::file_size(file("damaged"));
+  std::fstream damage(file("damaged"), std::ios::in | std::ios::out | std::ios::binary);
+  damage.seekp(static_cast<std::streamoff>(size / 4096 / 2 * 4096));
+  damage << std::string(4096, '\x5A');
+  damage.close();
+  EXPECT_THAT(refusal(file("damaged")), HasSubstr("is damaged"));
+  EXPECT_THAT(refusal("/no/such/folder/runs.db"), HasSubstr("unable to open"));
+}
+
+TEST_F(Stores, SeveralAppendAtATime) {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&] {
+      for (int k = 0; k < 10; ++k) Store(file()).append(run_of({result("a", 0.5, 2), result("b", 0.5, 2)}));
+    });
+  for (std::thread& t : threads) t.join();
+  const Store s(file());
+  ASSERT_EQ(s.runs().size(), 40u);
+  for (const StoredRun& r : s.runs()) EXPECT_EQ(r.results, 2);
+}
+
+// Killed at any point, a store opens, every run is whole, and no run is lost that append() had answered.
+TEST_F(Stores, SurviveAKill) {
+  std::mt19937 random(20261125);
+  std::int64_t answered = 0;
+  constexpr int results = 200;
+  for (int round = 0; round < 25; ++round) {
+    int channel[2];
+    ASSERT_EQ(pipe(channel), 0);
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      close(channel[0]);
+      std::vector<Json> many(results, result("attention b=1 h=1 l=4 d=4", 0.5, 2));
+      Store s(file());
+      for (;;) {
+        const std::int64_t id = s.append(run_of(many));
+        if (write(channel[1], &id, sizeof id) != sizeof id) _exit(1);
+      }
+    }
+    close(channel[1]);
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 120000));
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    for (std::int64_t id; read(channel[0], &id, sizeof id) == sizeof id;) answered = std::max(answered, id);
+    close(channel[0]);
+    const Store s(file());
+    const std::vector<StoredRun> runs = s.runs();
+    ASSERT_GE(static_cast<std::int64_t>(runs.size()), answered) << round;
+    for (const StoredRun& r : runs) ASSERT_EQ(r.results, results) << round;
+  }
+  printf("%ld runs were answered over 25 kills\n", static_cast<long>(answered));
+  EXPECT_GT(answered, 25);
+}
+
+TEST(Compare, TellsEffectsFromNoise) {
+  std::vector<Json> a, b;
+  std::mt19937 random(1);
+  std::normal_distribution<double> noise(0, 0.2);
+  for (int k = 0; k < 200; ++k) {
+    const std::string line = "case " + std::to_string(k);
+    const double ratio = 0.1 + 0.001 * k, seconds = 1e-3 * (1 + k);
+    a.push_back({{"name", line}, {"outcome", "pass"}, {"worst_ratio", ratio}, {"seconds", seconds * std::exp(noise(random))}});
+    b.push_back({{"name", line}, {"outcome", k == 3 ? "fail" : "pass"}, {"worst_ratio", 2 * ratio}, {"seconds", seconds * std::exp(noise(random))}});
+  }
+  a.push_back({{"name", "only here"}, {"outcome", "pass"}});
+  const Comparison c = compare_runs({{"results", a}}, {{"results", b}});
+  EXPECT_EQ(c.shared, 200u);
+  EXPECT_EQ(c.only_a, 1u);
+  EXPECT_NEAR(c.accuracy.mean, 2, 1e-9);
+  EXPECT_NEAR(c.accuracy.low, 2, 1e-9);
+  // The same speed: 1 lies within the interval, which is about as wide as its noise says.
+  EXPECT_LT(c.seconds.low, 1);
+  EXPECT_GT(c.seconds.high, 1);
+  EXPECT_NEAR(std::log(c.seconds.high / c.seconds.low), 2 * 1.96 * 0.2 * std::sqrt(2.0 / 200), 0.02);
+  EXPECT_EQ(c.changed, std::vector<std::string>{"pass -> fail: case 3"});
+  EXPECT_THROW(compare_runs({{"results", a}}, {{"results", Json::array({{{"name", "another"}}})}}), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace assay
