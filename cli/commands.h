@@ -53,6 +53,7 @@ int verify(const VerifyCommandOptions& options);
 struct TraceOptions {
   std::string line;
   std::string candidate = "host";
+  int timeout_seconds = 120;
 };
 int trace(const TraceOptions& options);
 

@@ -128,6 +128,8 @@ int main(int argc, char** argv) {
   compare_command->add_option("--accuracy-margin", compare_options.accuracy_margin, "Percent that the largest error/bound may grow")->check(CLI::Range(0.0, 1e6))->capture_default_str();
   compare_command->add_option("--time-margin", compare_options.time_margin, "Percent that the candidate may slow down")->check(CLI::Range(0.0, 1e6))->capture_default_str();
 
+  trace_command->add_option("--timeout", trace_options.timeout_seconds, "Seconds that it may take")->check(CLI::Range(1, 86400))->capture_default_str();
+
   FaultsOptions faults_options;
   CLI::App* faults_command =
       app.add_subcommand("faults", "Plant every known bug in the kernel and see which case kills it; then see that the kernel itself passes");

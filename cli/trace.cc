@@ -1,12 +1,29 @@
 #include "harness/trace.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <string_view>
 
 #include "cli/exit_status.h"
 
 namespace assay {
 
+namespace {
+
+// A library may hang in ways that nothing else notices; its process ends with this one.
+void end_in_time(int) {
+  constexpr std::string_view words = "assay: the candidate did not finish within --timeout\n";
+  (void)!write(STDERR_FILENO, words.data(), words.size());
+  _exit(some_failed);
+}
+
+}  // namespace
+
 int trace(const TraceOptions& o) {
+  std::signal(SIGALRM, end_in_time);
+  alarm(static_cast<unsigned>(o.timeout_seconds));
   return exit_status_of([&] {
     const std::unique_ptr<Candidate> candidate = make_candidate(o.candidate);
     const Case c = parse_case(o.line);

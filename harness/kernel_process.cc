@@ -72,6 +72,16 @@ assay_dtype c_dtype(Dtype d) {
   return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT), bits, 1};
 }
 
+// What is wrong with a stage that a library tells; empty if nothing is.
+std::string wrong_with(const assay_stage& made) {
+  constexpr std::int64_t most = 1 << 24;
+  if (made.version != ASSAY_VERSION || made.struct_size != sizeof(assay_stage)) return "the library told a stage of another version or size";
+  if (made.stage < ASSAY_STAGE_QUERY || made.stage > ASSAY_STAGE_SCORE_GRADIENTS) return fmt::format("the library told a stage of number {}", made.stage);
+  if (!made.data || made.rows < 0 || made.columns < 0 || made.rows > most || made.columns > most || made.rows * made.columns > most)
+    return fmt::format("the library told a stage of {} rows and {} columns", made.rows, made.columns);
+  return {};
+}
+
 template <std::size_t n>
 void copy_text(char (&to)[n], const char* from) {
   std::strncpy(to, from ? from : "", n - 1);
@@ -292,6 +302,10 @@ void KernelProcess::reserve(std::size_t bytes) {
 // A stage that the library told, and its floats. What it says of them is not believed.
 std::string KernelProcess::hear(const Response& told, const Probe& probe) {
   assay_stage stage = told.stage;
+  if (std::string wrong = wrong_with(stage); !wrong.empty()) {
+    stop();
+    return wrong;
+  }
   std::vector<float> data(static_cast<std::size_t>(stage.rows * stage.columns));
   if (!transfer(socket_, data.data(), data.size() * sizeof(float), false)) return how_it_ended("telling a stage");
   stage.data = data.data();
@@ -416,19 +430,17 @@ const assay_kernel* load_kernel(const std::string& library, std::string& why) {
 
 }  // namespace
 
-// What a kernel calls as its probe: sends the stage at once, from whatever thread.
+// What a kernel calls as its probe: sends the stage at once, from whatever thread, as long as its call lasts.
 struct KernelProcess::Teller {
   std::mutex mutex;
+  bool open = false;
   std::string wrong;
 
   static void tell(void* context, const assay_stage* made) {
     auto& self = *static_cast<Teller*>(context);
     const std::lock_guard lock(self.mutex);
-    constexpr std::int64_t most = 1 << 24;
-    if (!made || made->version != ASSAY_VERSION || made->struct_size != sizeof(assay_stage)) self.wrong = "the library told a stage of another version or size";
-    else if (made->stage < ASSAY_STAGE_QUERY || made->stage > ASSAY_STAGE_SCORE_GRADIENTS) self.wrong = fmt::format("the library told a stage of number {}", made->stage);
-    else if (!made->data || made->rows < 0 || made->columns < 0 || (made->rows > 0 && made->columns > most / made->rows))
-      self.wrong = fmt::format("the library told a stage of {} rows and {} columns", made->rows, made->columns);
+    if (!self.open) self.wrong = "the library told a stage when its call had returned";
+    else if (self.wrong.empty()) self.wrong = made ? wrong_with(*made) : "the library told no stage";
     if (!self.wrong.empty()) return;
     Response response;
     response.told = 1;
@@ -439,6 +451,10 @@ struct KernelProcess::Teller {
     transfer(server_socket, &response, sizeof response, true);
     transfer(server_socket, dense.data(), dense.size() * sizeof(float), true);
   }
+  void set_open(bool to) {
+    const std::lock_guard lock(mutex);
+    open = to;
+  }
 };
 
 int KernelProcess::serve(const std::string& library, std::size_t base) {
@@ -447,6 +463,7 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
   std::string why;
   const assay_kernel* kernel = load_kernel(library, why);
   std::vector<Request::Mapping> mapped;
+  Teller teller;  // a library may keep the address
   for (Request request; transfer(socket, &request, sizeof request, false);) {
     Response response;
     if (!kernel) {
@@ -495,8 +512,8 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
         break;
       }
       case Question::run: {
-        Teller teller;
         assay_run told = *a.run;
+        teller.set_open(true);
         if (request.probed) told.probe = Teller::tell, told.probe_context = &teller;
         switch (request.operation) {
           case ASSAY_FORWARD: response.status = kernel->forward(a.problem, a.o, a.lse, &told); break;
@@ -504,12 +521,15 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
           case ASSAY_DECODE: response.status = kernel->decode(a.problem, a.pages, a.o, a.lse, &told); break;
           default: response.status = kernel->product(a.a, a.w, a.c, &told);
         }
-        copy_text(response.text, teller.wrong.c_str());
+        teller.set_open(false);
         // The allocator looks at its own books: what a stray write broke there ends the process now and not in somebody else's call.
         for (std::size_t bytes = 16; bytes <= 65536; bytes *= 2) std::free(std::malloc(bytes));
         break;
       }
     }
+    // Nobody else writes to the socket meanwhile.
+    const std::lock_guard lock(teller.mutex);
+    if (request.question == Question::run) copy_text(response.text, teller.wrong.c_str());
     if (!transfer(socket, &response, sizeof response, true)) break;
   }
   _exit(0);  // destructors of a library are not what is judged

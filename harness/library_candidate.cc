@@ -78,6 +78,7 @@ Contract contract_of(const std::string& name, const assay_arithmetic& a, std::st
   c.dot_roundoff = in("dot_roundoff", a.dot_roundoff, 0x1p-53, 0.25);
   c.roundoff = in("roundoff", a.roundoff, 0x1p-53, 0.25);
   c.largest = in("largest", a.largest, 1, 0x1.fffffep127);
+  if (c.dot_roundoff >= 0x1p-11 && c.largest <= 65504) c.product_floor = 0x1p-25;  // sums in f16 underflow as f16 does
   c.exp_ulp = in("exp_ulp", a.exp_ulp, 0.5, 1e6);
   c.log_ulp = in("log_ulp", a.log_ulp, 0.5, 1e6);
   c.tanh_ulp = in("tanh_ulp", a.tanh_ulp, 0.5, 1e6);

@@ -28,6 +28,12 @@ constexpr const char* no_place = "belongs to no head or key of the problem";
 
 bool is_load(Stage s) { return s == Stage::query || s == Stage::key || s == Stage::value || s == Stage::output_gradient; }
 
+// What is told is rounded to f32, whatever the kernel keeps.
+Expected as_told(Expected e) {
+  if (std::isfinite(e.value)) e.error += 0x1p-24 * std::fabs(e.value) + 0x1p-150;  // -infinity is told as it is
+  return e;
+}
+
 // Compares what it is told. One state of a row: (b, head, row, first key).
 class Follower : public StageObserver {
  public:
@@ -36,6 +42,10 @@ class Follower : public StageObserver {
 
   void at(Stage stage, const StageView& v) override {
     trace_.stages[static_cast<std::size_t>(stage)].told += v.rows * v.columns;
+    const bool of_backward = stage >= Stage::output_gradient, of_forward = stage == Stage::masked || stage == Stage::row_max || stage == Stage::rescale || stage == Stage::row_sum ||
+                                                                           stage == Stage::accumulated || stage == Stage::output || stage == Stage::lse;
+    if ((of_backward && !backward_) || (of_forward && backward_) || v.columns < 1)
+      return find({stage, v.b, v.head, v.row0, 0, 0, 0, {}, v.columns < 1 ? "was told without a column" : "does not belong to this pass", {}});
     switch (stage) {
       case Stage::query: return loaded(stage, v, p_.q, p_.shape.query_heads);
       case Stage::key: return loaded(stage, v, p_.k, p_.shape.kv_heads);
@@ -50,12 +60,12 @@ class Follower : public StageObserver {
     }
     const auto outside = [](Index x, Index end) { return x < 0 || x >= end; };
     if (outside(v.b, p_.shape.batch) || outside(v.head, p_.shape.query_heads) || outside(v.row0, largest_extent) || outside(v.first_key, largest_extent) ||
-        outside(v.key0, largest_extent) || v.key0 < v.first_key ||
+        outside(v.key0, std::max<Index>(p_.shape.keys, 1)) || v.key0 < v.first_key ||
         outside(v.keys, largest_extent))
       return find({stage, v.b, v.head, v.row0, v.first_key, v.key0, v.keys, {}, no_place, {}});
-    for (Index r = 0; r < v.rows; ++r) {
+    // A tile may have rows beyond the last.
+    for (Index r = 0; r < std::min(v.rows, p_.shape.rows - v.row0); ++r) {
       const Index i = v.row0 + r;
-      if (i < 0 || i >= p_.shape.rows) continue;  // a tile's rows beyond the last
       const StageRow& row = reference_.row(v.b, v.head, i);
       if (row.judged()) follow(stage, v, r, row);
       else unjudged_.insert({v.b, v.head, i});
@@ -97,9 +107,8 @@ class Follower : public StageObserver {
 
   void loaded(Stage stage, const StageView& v, const TensorView& from, Index heads) {
     if (v.b < 0 || v.b >= p_.shape.batch || v.head < 0 || v.head >= heads) return find({stage, v.b, v.head, v.row0, 0, 0, 0, {}, no_place, {}});
-    for (Index r = 0; r < v.rows; ++r) {
+    for (Index r = 0; v.row0 >= 0 && r < std::min(v.rows, from.shape[2] - v.row0); ++r) {
       const Index i = v.row0 + r;
-      if (i < 0 || i >= from.shape[2]) continue;
       const auto stored = [&](Index c) { return load(from, from.at(v.b, v.head, i, c)); };
       compare_lanes(stage, v, r, i, std::min(v.columns, from.shape[3]), 0, [&](Index c) { return Expected{stored(c), 0}; },
                     [&](Index c) { return !std::isnan(stored(c)) || !std::isnan(v.data[r * v.row_stride + c * v.column_stride]); });
@@ -110,14 +119,15 @@ class Follower : public StageObserver {
   template <class Expect, class Asked>
   void compare_lanes(Stage stage, const StageView& v, Index r, Index row, Index count, Index lane0, const Expect& expected, const Asked& asked) {
     StageSummary& s = trace_.stages[static_cast<std::size_t>(stage)];
+    const auto enclosure = [&](Index c) { return is_load(stage) ? expected(c) : as_told(expected(c)); };
     const auto value = [&](Index c) {
-      const Expected e = expected(c);
+      const Expected e = enclosure(c);
       return StageValue{lane0 + c, v.data[r * v.row_stride + c * v.column_stride], e.known ? e.value : std::numeric_limits<double>::quiet_NaN(), e.error};
     };
     for (Index c = 0; c < count; ++c) {
       if (!asked(c)) continue;
       ++s.compared;
-      const Expected e = expected(c);
+      const Expected e = enclosure(c);
       const StageValue x = value(c);
       if (e.holds(x.got)) {
         if (e.known && e.error > 0) s.worst = std::max(s.worst, std::fabs(x.got - e.value) / e.error);
@@ -181,7 +191,7 @@ class Follower : public StageObserver {
     Running& state = states_[{v.b, v.head, i, v.first_key}];
     const double before = state.max;
     if (v.key0 == v.first_key) state = {};
-    state.tiles.push_back({v.key0, {0, got, e.known ? e.value : std::numeric_limits<double>::quiet_NaN(), e.error}, {}});
+    if (state.tiles.empty() || v.key0 > state.tiles.back().key0) state.tiles.push_back({v.key0, {0, got, e.known ? e.value : std::numeric_limits<double>::quiet_NaN(), e.error}, {}});
     state.max = got;
     if (!lanes_agree(Stage::row_max, v, r)) return;
     if (v.key0 != v.first_key && got < before) return violated(Stage::row_max, v, r, got, e, fmt::format("the running maximum fell, from {:.9g}", before));

@@ -36,6 +36,7 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
       c.dot_block = 0;
       c.dot_roundoff = 0x1p-11;
       c.largest = 65504;
+      c.product_floor = 0x1p-25;
       c.name = "fp16 accumulation";
       ladder.push_back(c);
     }

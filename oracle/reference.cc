@@ -352,7 +352,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     block.gap.assign(x.gap.data(), x.gap.data() + rows * n);
     block.dot.assign(x.dot.data(), x.dot.data() + rows * n);
     block.score_error.assign(static_cast<std::size_t>(rows * n), 0);
-    if (context_.softcap > 0) block.capped_error = block.score_error;
+    if (context_.softcap > 0 || x.additions > 0) block.capped_error = block.score_error;
     block.max = x.max;
   }
 
@@ -398,7 +398,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
     t.sink_weight = t.has_sink ? std::exp(sink - t.lse) : 0;
     if (keep == Keep::scores) {
       score_errors(contract_, context_, t, block.score_error.data() + r * n + first);
-      if (context_.softcap > 0) {
+      if (!block.capped_error.empty()) {
         RowTruth capped = t;
         capped.additions = 0;
         score_errors(contract_, context_, capped, block.capped_error.data() + r * n + first);

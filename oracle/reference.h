@@ -43,7 +43,7 @@ struct Block {
   std::vector<double> max;           // M, per row
   std::vector<double> dot;           // q.k_j
   std::vector<double> score_error;   // E_j of the contract
-  std::vector<double> capped_error;  // of the score before the biases; only with a softcap
+  std::vector<double> capped_error;  // of the score before the biases; only with a softcap or biases
 };
 
 enum class Keep : std::uint8_t { outputs, scores };

@@ -27,8 +27,8 @@ Expected StageRow::score(Index j) const {
   if (p_->softcap > 0) {
     const double cap = p_->softcap;
     t = cap * std::tanh(t / cap);
-    e = block_.capped_error[at];
   }
+  if (!block_.capped_error.empty()) e = block_.capped_error[at];
   return {t, e * own + 0x1p-45 * std::fabs(t)};
 }
 
@@ -95,7 +95,7 @@ Expected StageRow::weight(Index j, Index first, Index end) const {
   }
   const double value = exact * keep_scale(*p_);
   // Whether a probe sees it before or after the cast, is its own business.
-  if (c_->weight_dtype) error += std::max(unit_roundoff(*c_->weight_dtype) * (value + error), half_min_subnormal(*c_->weight_dtype));
+  if (c_->weight_dtype) error += std::max(unit_roundoff(*c_->weight_dtype) * (value + error), half_min_subnormal(*c_->weight_dtype) * keep_scale(*p_));
   return {value, error * own};
 }
 
@@ -105,13 +105,14 @@ Expected StageRow::row_sum(Index first, Index end, Index tiles) const {
   if (m.live == 0) return Expected::unknown();
   const double u = c_->roundoff, corrections = 2 * u * c_->exp_ulp * static_cast<double>(tiles);
   const double gamma = gamma_factor(static_cast<double>(m.live + tiles) + 1, u), floor = static_cast<double>(tiles + 1) * c_->exp_floor;
-  const double cast = c_->sum_from_rounded && c_->weight_dtype ? unit_roundoff(*c_->weight_dtype) : 0;
+  const bool rounded = c_->sum_from_rounded && c_->weight_dtype;
+  const double cast = rounded ? unit_roundoff(*c_->weight_dtype) : 0, cast_floor = rounded ? half_min_subnormal(*c_->weight_dtype) : 0;
   double value = 0, error = 0;
   for (Index j = std::max(first, block_.key0); j < std::min(end, block_.key0 + block_.count); ++j) {
     if (!visible(j)) continue;
     const double w = std::exp(masked(j).value - m.value), growth = expm1_above(exponent_error(j, m) + corrections);
     value += w;
-    error += w * growth + (gamma + cast) * w * (1 + growth) + floor;
+    error += w * growth + (gamma + cast) * w * (1 + growth) + floor + cast_floor;
   }
   return {value, error * own};
 }
@@ -251,7 +252,9 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
     const double argument = std::fabs((t.max - t.lse) - t.gap[j]), off = t.score_error[j];
     double exponent = off + (c.argument_roundings * u * (1 + 4 * u) + 2 * u * c.exp_ulp_per_unit) * (argument + off) + 2 * u * c.exp_ulp;
     if (c.fused_argument) exponent += 2.01 * u * std::fabs(t.lse) + c.scale_error * std::fabs(static_cast<double>(problem_.scale) * t.dot[j]);
-    row.probability_[key] = {t.weight[j], (t.weight[j] * (expm1_above(exponent * own) + 0x1p-40) + c.exp_floor) * own};
+    double error = t.weight[j] * (expm1_above(exponent * own) + 0x1p-40) + c.exp_floor;
+    if (c.weight_dtype) error += std::max(unit_roundoff(*c.weight_dtype) * (t.weight[j] + error), half_min_subnormal(*c.weight_dtype));
+    row.probability_[key] = {t.weight[j], error * own};
     row.score_gradient_[key] = {weights.dot_gradient[j], weights.to_dq[j] * (1 + bound.ratio) * own};
   }
 }

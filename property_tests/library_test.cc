@@ -111,12 +111,20 @@ TEST_F(Library, StagesAreFollowed) {
                                                                                     {"tells_an_unknown_stage", "the library told a stage of number 77"},
                                                                                     {"tells_too_much", "the library told a stage of 1099511627776 rows and 1099511627776 columns"},
                                                                                     {"tells_of_another_head", "first wrong: scores at b=0 h=9 row=0"},
+                                                                                    {"tells_no_column", "was told without a column"},
+                                                                                    {"tells_a_gradient", "does not belong to this pass"},
                                                                                     {"tells_of_another_key", "belongs to no head or key of the problem"},
                                                                                     {"crashes", "the library's process was killed by signal 11 (Segmentation fault) in forward"}}) {
     const Ran r = trace(built(mistake, "-DTELLS"));
     EXPECT_EQ(r.status, 1) << mistake << r.output;
     EXPECT_THAT(r.output, HasSubstr(words));
   }
+}
+
+TEST_F(Library, ATraceEndsInItsTime) {
+  const Ran r = run(std::string(ASSAY_COMMAND) + " trace --timeout 2 --kernel " + built("hangs", "-DTELLS") + " 'attention b=1 h=1 l=7x9 d=5/3'");
+  EXPECT_EQ(r.status, 1);
+  EXPECT_THAT(r.output, HasSubstr("did not finish within --timeout"));
 }
 
 // One bad case costs one case.

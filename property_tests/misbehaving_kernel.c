@@ -8,7 +8,7 @@
 enum {
   none, crashes, leaves, aborts, hangs, writes_before, writes_behind, writes_far_away, writes_an_input, breaks_the_heap, writes_nothing, refuses, fails, cannot_compute_so,
   reads_on, crashes_when_asked, has_no_table, has_another_version, has_another_size, has_no_function, writes_behind_its_workspace,
-  tells_another_version, tells_an_unknown_stage, tells_too_much, tells_of_another_head, tells_of_another_key
+  tells_another_version, tells_an_unknown_stage, tells_too_much, tells_of_another_head, tells_of_another_key, tells_no_column, tells_a_gradient
 };
 
 static float* data(const assay_tensor* t) { return (float*)t->data + t->offset; }
@@ -40,6 +40,8 @@ static void tell(const assay_run* run, const float* scores, int64_t keys) {
   if (MISTAKE == tells_too_much) made.rows = made.columns = (int64_t)1 << 40;
   if (MISTAKE == tells_of_another_head) made.head = 9;
   if (MISTAKE == tells_of_another_key) made.key0 = -5;
+  if (MISTAKE == tells_no_column) made.stage = ASSAY_STAGE_ROW_MAX, made.columns = 0;
+  if (MISTAKE == tells_a_gradient) made.stage = ASSAY_STAGE_SCORE_GRADIENTS;
   run->probe(run->probe_context, &made);
 }
 

@@ -93,6 +93,15 @@ INSTANTIATE_TEST_SUITE_P(Faults, Localizes,
                            return name;
                          });
 
+// The enclosure of scores is that before the biases, however large those are.
+TEST(Trace, LargeBiasesHideNoWrongScore) {
+  const std::unique_ptr<Candidate> scaled = make_candidate("fault:scale-off-by-one-percent");
+  const Case c = parse_case("attention b=1 h=1 l=4x200 d=16 bias=large scores=tiny");
+  const Trace t = trace_case(c, *scaled);
+  ASSERT_TRUE(t.first) << describe(t, c);
+  EXPECT_EQ(t.first->stage, Stage::scores) << describe(t, c);
+}
+
 // What took six steps to find: the first tile of the first row, NaN where a maximum belongs, l before and after.
 TEST(Trace, SaysAtOnceThatTheRowMaximumIsNotWritten) {
   const std::unique_ptr<Candidate> swapped = make_candidate("fault:row-max-arguments-swapped");
@@ -162,6 +171,9 @@ TEST(Trace, InvariantsAreChecked) {
   found("a row sum below 1, after a visible key", [&](StageObserver& o) { tell(o, Stage::row_sum, {0.5f}); });
   found("is outside its enclosure", [&](StageObserver& o) { tell(o, Stage::row_sum, {2}); });
   found("is not a number", [&](StageObserver& o) { tell(o, Stage::accumulated, {1, std::nanf("")}); });
+  found("does not belong to this pass", [&](StageObserver& o) { tell(o, Stage::score_gradients, {0, 0}); });
+  found("was told without a column", [&](StageObserver& o) { tell(o, Stage::row_max, {}); });
+  found("belongs to no head or key of the problem", [&](StageObserver& o) { tell(o, Stage::row_max, {0}, 4); });
   found("belongs to no head or key of the problem", [&](StageObserver& o) {
     float x = 0;
     o.at(Stage::scores, {0, 7, 0, 0, 1, 1, &x, 1, 1, 0, 1});
