@@ -31,6 +31,7 @@ int trace(const TraceOptions& o) {
       const Trace t = trace_case(c, *candidate);
       fmt::print("{}", describe(t, c));
       if (t.first || t.verdict.outcome == Outcome::fail) return static_cast<int>(some_failed);
+      if (t.compared() == 0) return static_cast<int>(bad_usage);
       return static_cast<int>(t.verdict.outcome == Outcome::pass || t.verdict.outcome == Outcome::suspect ? all_passed : bad_usage);
     } catch (const CandidateError& e) {
       fmt::print("{}\n  {}\n", print_case(c), e.what());

@@ -40,7 +40,10 @@ class Follower : public StageObserver {
   Follower(const Attention& problem, const Contract& contract, Trace& trace, const AttentionBackwardInput* backward = nullptr)
       : p_(problem), reference_(problem, contract, backward), backward_(backward), trace_(trace) {}
 
+  bool heard() const { return heard_; }
+
   void at(Stage stage, const StageView& v) override {
+    heard_ = true;
     trace_.stages[static_cast<std::size_t>(stage)].told += v.rows * v.columns;
     const bool of_backward = stage >= Stage::output_gradient, of_forward = stage == Stage::masked || stage == Stage::row_max || stage == Stage::rescale || stage == Stage::row_sum ||
                                                                            stage == Stage::accumulated || stage == Stage::output || stage == Stage::lse;
@@ -50,9 +53,7 @@ class Follower : public StageObserver {
       case Stage::query: return loaded(stage, v, p_.q, p_.shape.query_heads);
       case Stage::key: return loaded(stage, v, p_.k, p_.shape.kv_heads);
       case Stage::value: return loaded(stage, v, p_.v, p_.shape.kv_heads);
-      case Stage::output_gradient:
-        if (backward_) loaded(stage, v, backward_->d_o, p_.shape.query_heads);
-        return;
+      case Stage::output_gradient: return loaded(stage, v, backward_->d_o, p_.shape.query_heads);
       case Stage::query_gradient:
       case Stage::key_gradient:
       case Stage::value_gradient: return;  // sums over what was looked at: the verdict on the outputs has them
@@ -222,6 +223,7 @@ class Follower : public StageObserver {
   std::map<Place, StageFinding> findings_;
   std::set<std::tuple<Stage, Index, Index, Index, Index>> seen_;
   std::size_t order_ = 0;
+  bool heard_ = false;
   std::map<std::tuple<Index, Index, Index, Index>, Running> states_;
   std::set<std::tuple<Index, Index, Index>> unjudged_;
 };
@@ -246,7 +248,8 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   const Outputs outputs(c, candidate.gives_lse());
   poison(outputs.o, Poison::nan);
   if (candidate.gives_lse()) poison(outputs.lse, Poison::nan);
-  const auto check = [&](const kernels::Status& status) {
+  const auto check = [&](const kernels::Status& status, const Follower& follower) {
+    if (status.ok() && !follower.heard()) throw CandidateError(fmt::format("{} says that it tells its stages, and told none", candidate.name()));
     if (!status.ok()) throw CandidateError(fmt::format("status {}: {}", static_cast<int>(status.code), status.detail));
   };
   JudgeOptions judging;
@@ -255,7 +258,7 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   Trace trace;
   {
     Follower follower(inputs.problem, contract, trace);
-    check(candidate.run_watched(inputs.problem, outputs.view(), follower));
+    check(candidate.run_watched(inputs.problem, outputs.view(), follower), follower);
     follower.finish();
   }
   trace.verdict = judge(inputs.problem, outputs.view(), contract, judging);
@@ -263,7 +266,7 @@ Trace trace_case(const Case& c, Candidate& candidate) {
     const GradientOutputs gradients(c, inputs);
     const AttentionBackwardInput in{outputs.o.view(), outputs.lse.view(), inputs.d_o.view()};
     Follower follower(inputs.problem, contract, trace, &in);
-    check(candidate.run_backward_watched(inputs.problem, in, gradients.view(), follower));
+    check(candidate.run_backward_watched(inputs.problem, in, gradients.view(), follower), follower);
     follower.finish();
     add_gradients(trace.verdict, judge_backward(inputs.problem, in, gradients.view(), contract, judging));
   }
@@ -279,6 +282,7 @@ std::string describe(const Trace& t, const Case& c) {
   if (t.rows_not_judged > 0) text += fmt::format("  {} rows were not followed: NaN, infinities or scores out of range take part\n", t.rows_not_judged);
   const auto number = [](double x) { return fmt::format("{:.9g}", x); };
   const auto enclosure = [&](const StageValue& v) { return std::isnan(v.exact) ? std::string("anything that is a number") : fmt::format("{} +- {:.3g}", number(v.exact), v.bound); };
+  if (!t.first && t.compared() == 0) return text + "  no stage could be compared, so nothing holds\n";
   if (!t.first) {
     text += t.verdict.outcome == Outcome::fail ? fmt::format("  every stage that was told holds, and yet: {}\n", t.verdict.reason) : fmt::format("  every stage holds; outputs: {}: {}\n", name_of(t.verdict.outcome), t.verdict.reason);
     return text;

@@ -47,6 +47,12 @@ struct Trace {
   std::vector<kernels::Stage> then;
   std::int64_t rows_not_judged = 0;  // NaN, infinities or scores out of range take part
   Verdict verdict;                   // of the outputs of the same run
+
+  std::int64_t compared() const {
+    std::int64_t n = 0;
+    for (const StageSummary& s : stages) n += s.compared;
+    return n;
+  }
 };
 
 // Runs the candidate on one thread and follows it. Throws CaseError for a case without stages (products, caches) or too large to keep, and

@@ -46,7 +46,7 @@ const StageRow::Maximum& StageRow::maximum(Index first, Index end) const {
   const auto [found, made] = maxima_.try_emplace({first, end});
   Maximum& m = found->second;
   if (!made) return m;
-  m = {-inf, 0, inf, 0};
+  m = {-inf, 0, 0};
   double high = -inf, low = -inf;
   for (Index j = std::max(first, block_.key0); j < std::min(end, block_.key0 + block_.count); ++j) {
     if (!visible(j)) continue;
@@ -56,7 +56,7 @@ const StageRow::Maximum& StageRow::maximum(Index first, Index end) const {
     high = std::max(high, s.value + s.error);
     low = std::max(low, s.value - s.error);
   }
-  if (m.live > 0) m.error = std::max(high - m.value, m.value - low), m.least_gap = block_.max[0] - m.value;
+  if (m.live > 0) m.error = std::max(high - m.value, m.value - low);
   return m;
 }
 

@@ -53,7 +53,6 @@ class StageRow {
   friend class StageReference;
   struct Maximum {
     double value, error;  // |computed - value| <= error
-    double least_gap;     // gap of the largest
     Index live;
   };
   const Maximum& maximum(Index first, Index end) const;

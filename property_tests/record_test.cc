@@ -439,6 +439,23 @@ TEST_F(Records, BytesWithoutAMeaningAreRefused) {
   refused("tensor w.extra: column 0 keeps positions 1 and 1 of the four from k = 0 on", "product m=2 n=4 k=64 w=fp4-sparse", "w.extra", 0, 0x45);
 }
 
+// Gradients of a kernel that gives no LSE have a bound of their own: a right one passes, a wrong one fails.
+TEST_F(Records, GradientsWithoutLse) {
+  for (const auto& [candidate, outcome] : {std::pair{"host", Outcome::pass}, {"fault:delta-omitted", Outcome::fail}, {"fault:query-gradient-scaled-twice", Outcome::fail}}) {
+    write_records(file("whole"), {parse_case("backward b=1 h=2 l=40x70 d=16 causal offset=end")}, make_candidate(candidate).get());
+    const MappedFile whole(file("whole"));
+    Safetensors s = parse_safetensors(whole.bytes());
+    s.tensors.erase("lse");
+    std::vector<TensorToStore> tensors;
+    for (const auto& [name, t] : s.tensors) tensors.push_back({name, t.dtype, t.shape, t.bytes.size(), [bytes = t.bytes](const auto& put) { put(bytes.data(), bytes.size()); }});
+    write_safetensors(file(), std::move(tensors), s.metadata);
+    const RecordFile read(file());
+    const CaseResult result = verify(read, read.read(""));
+    EXPECT_EQ(result.outcome, outcome) << candidate << ": " << result.reason;
+    EXPECT_EQ(result.verdict.compared_lse, 0);
+  }
+}
+
 // A gradient that is no number is not taken for a sum that left the range of fp16.
 TEST_F(Records, NanInSharedGradientsFails) {
   const std::unique_ptr<Candidate> host = make_candidate("host");

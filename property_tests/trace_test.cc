@@ -207,6 +207,10 @@ TEST(Trace, ProductionKernelsAreNotWatched) {
   EXPECT_EQ(first_difference(unwatched, watched), "");
 }
 
+TEST(Trace, SilenceIsNoPass) {
+  EXPECT_THROW(told([](StageObserver&) {}), CandidateError);
+}
+
 TEST(Trace, RefusesWhatHasNoStages) {
   const std::unique_ptr<Candidate> host = make_candidate("host"), unfused = make_candidate("unfused");
   EXPECT_THROW(trace_case(parse_case("product m=2 n=2 k=32"), *host), CaseError);
