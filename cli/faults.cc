@@ -115,6 +115,7 @@ int faults(const FaultsOptions& o) {
       for (const auto& [f, suite] : hunts) {
         std::vector<Case> cases;
         std::ranges::copy_if(suites[suite], std::back_inserter(cases), [&fault = f](const Case& c) { return reaches(fault, c); });
+        workers.execute.relations = f.by_relation;
         const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
         score.add(kill.killed);
         by_class[std::string(f.fault_class)].add(kill.killed);
@@ -134,6 +135,7 @@ int faults(const FaultsOptions& o) {
                          {"reason", kill.reason}});
       }
     }
+    workers.execute.relations = false;
     for (const auto& [name, s] : by_class) fmt::print("{}: {} of {} killed\n", name, s.killed, s.all);
     // The same cases on the kernels without a fault: a suite that cries wolf proves nothing either.
     Json unplanted = Json::array();

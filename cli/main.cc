@@ -36,7 +36,7 @@ int main(int argc, char** argv) {
     command->add_option("--jobs", w.jobs, "Worker processes")->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--timeout", w.timeout_seconds, "Seconds that one case may take")->check(CLI::PositiveNumber)->capture_default_str();
     command->add_flag("--in-process", w.in_process, "Run the cases in this process, one after the other: for debuggers and emulators");
-    command->add_option("--memory", w.memory_mib, "Address space of a worker in MiB, all memory by default; 0: no limit")
+    command->add_option("--memory", w.memory_mib, "Memory of a worker in MiB, all there is by default; 0: no limit")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
   };

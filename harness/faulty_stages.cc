@@ -15,7 +15,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-void run_faulty_forward(ForwardPlan& plan, const void* stages) { forward(plan, *static_cast<const FaultyStages*>(stages)); }
+void run_faulty_forward(ForwardPlan& plan, const void* stages) {
+  static_cast<const FaultyStages*>(stages)->misplace(plan);
+  forward(plan, *static_cast<const FaultyStages*>(stages));
+}
 void run_faulty_backward(const BackwardPlan& plan, const void* stages) { backward(plan, *static_cast<const FaultyStages*>(stages)); }
 const char* faulty_target_name() { return hwy::TargetName(HWY_TARGET); }
 
@@ -29,6 +32,41 @@ HWY_EXPORT(run_faulty_forward);
 HWY_EXPORT(run_faulty_backward);
 HWY_EXPORT(faulty_target_name);
 }  // namespace kernels
+
+void FaultyStages::mask_wrongly(const kernels::StageView& view) const {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float fill = fault == Fault::masked_with_minus_ten_thousand                    ? -10000.0f
+                     : fault == Fault::masked_with_lowest                              ? std::numeric_limits<float>::lowest()
+                     : fault == Fault::softcap_after_mask && problem->softcap > 0 ? -problem->softcap
+                                                                                       : -infinity;
+  const bool from_key_zero = fault == Fault::alibi_distance_from_key_zero && !problem->alibi_slopes.empty();
+  if (fill == -infinity && !from_key_zero) return;
+  for (Index r = 0; r < view.rows; ++r) {
+    const float shift =
+        from_key_zero ? problem->alibi_slopes[static_cast<std::size_t>(view.head)] * static_cast<float>(view.row0 + r + problem->offset_of(view.b)) : 0;
+    for (Index c = 0; c < view.columns; ++c) {
+      float& s = view.data[r * view.row_stride + c];
+      s = s == -infinity ? fill : s + shift;
+    }
+  }
+}
+
+void FaultyStages::divide_empty_row(const kernels::StageView& view) const {
+  const kernels::KeyRange seen = kernels::visible_keys(*problem, view.b, view.row0);
+  if (seen.begin == seen.end) std::fill_n(view.data, view.columns, std::numeric_limits<float>::quiet_NaN());
+}
+
+// What P V would give over whole tiles, where V is not finite at keys of weight 0.
+void FaultyStages::add_masked_values(const kernels::StageView& view) const {
+  const kernels::KeyRange seen = kernels::visible_keys(*problem, view.b, view.row0);
+  if (seen.begin == seen.end) return;
+  const Index head = view.head / problem->shape.group(), end = std::min((seen.end + tile() - 1) / tile() * tile(), problem->shape.keys);
+  for (Index j = seen.begin / tile() * tile(); j < end; ++j) {
+    if (j >= seen.begin && j < seen.end) continue;
+    for (Index c = 0; c < view.columns; ++c)
+      if (!std::isfinite(load(problem->v, problem->v.at(view.b, head, j, c)))) view.data[c] = std::numeric_limits<float>::quiet_NaN();
+  }
+}
 
 kernels::RunForward faulty_forward() {
   using namespace kernels;

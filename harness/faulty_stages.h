@@ -18,11 +18,21 @@ struct FaultyStages : kernels::NoStages {
   Fault fault;
   const Attention* problem;
   Index backward_tile = 0;  // of keys
+  int threads = 1;
   StageObserver* observer = nullptr;
   FaultyStages(Fault with, const Attention& of) : fault(with), problem(&of) {}
 
   Index kv_head(Index head, Index group) const { return fault == Fault::kv_head_modulo ? head % problem->shape.kv_heads : head / group; }
-  float scale(float declared) const { return fault == Fault::scale_off_by_one_percent ? declared * 1.01f : declared; }
+  float scale(float declared) const {
+    if (fault == Fault::scale_hard_wired) return default_scale(problem->shape.dim);
+    return fault == Fault::scale_off_by_one_percent ? declared * 1.01f : declared;
+  }
+  // Of the workspace.
+  void misplace(kernels::ForwardPlan& plan) const {
+    if (fault == Fault::partial_sums_alias_maxima) plan.partial.sum = plan.partial.max;
+    if (fault == Fault::packed_values_alias_keys && plan.tile_values() <= plan.tile_keys()) plan.packed.values = plan.packed.keys;
+  }
+  Index tile() const { return kernels::forward_tiling(problem->shape.dim, problem->shape.value_dim).keys; }
   kernels::KeyRange visible(const Attention& p, Index b, Index row, kernels::KeyRange range) const {
     Attention changed;
     changed.shape = p.shape;
@@ -45,6 +55,17 @@ struct FaultyStages : kernels::NoStages {
       case Fault::window_off_by_one:
         if (changed.window_left > 0) --changed.window_left;
         break;
+      case Fault::window_start_rounded_up_to_tile:
+        if (p.window_left >= 0) return {std::min((range.begin + tile() - 1) / tile() * tile(), range.end), range.end};
+        return range;
+      case Fault::diagonal_tile_taken_as_full: {
+        changed.causal = false;
+        const kernels::KeyRange whole = kernels::visible_keys(changed, b, row);
+        return p.causal && range.begin < range.end ? kernels::KeyRange{range.begin, std::min((range.end + tile() - 1) / tile() * tile(), whole.end)} : range;
+      }
+      case Fault::causal_by_last_row_of_four:
+        if (p.causal) return kernels::visible_keys(p, b, std::min(row / 4 * 4 + 3, p.shape.rows - 1));
+        return range;
       case Fault::window_underflow:
         // max(0u, position - window): the difference wraps.
         if (p.window_left >= 0 && row + p.offset_of(b) < p.window_left) return {range.end, range.end};
@@ -70,8 +91,9 @@ struct FaultyStages : kernels::NoStages {
     if (fault == Fault::stale_max && running > -std::numeric_limits<float>::infinity()) return running;
     return std::max(running, of_tile);
   }
-  float sum_correction(float c) const { return fault == Fault::sum_not_rescaled ? 1.0f : c; }
-  float accumulator_correction(float c) const { return fault == Fault::accumulator_not_rescaled ? 1.0f : c; }
+  float in_half(float c) const { return fault == Fault::rescale_in_half_precision ? kernels::from_f16(kernels::to_f16(c)) : c; }
+  float sum_correction(float c) const { return fault == Fault::sum_not_rescaled ? 1.0f : in_half(c); }
+  float accumulator_correction(float c) const { return fault == Fault::accumulator_not_rescaled ? 1.0f : in_half(c); }
   float row_sum(float of_tile, float max, Index tile_keys, Index tile) const {
     const bool partial = problem->shape.keys % tile_keys != 0 && tile == problem->shape.keys / tile_keys;
     return fault == Fault::zero_at_tail_enters_sum && partial ? of_tile + std::exp(0.0f - max) : of_tile;
@@ -118,6 +140,15 @@ struct FaultyStages : kernels::NoStages {
         is(Stage::score_gradients, Fault::score_gradients_truncated_to_bf16) || is(Stage::output, Fault::output_truncated))
       each(truncate);
     if (is(Stage::output, Fault::second_batch_not_computed) && view.b > 0) each(zero);
+    if (is(Stage::output, Fault::only_head_zero_computed) && view.head > 0) each(zero);
+    if (is(Stage::output, Fault::rows_by_thread_without_remainder) && view.row0 >= problem->shape.rows / threads * threads) each(zero);
+    if (is(Stage::output, Fault::value_columns_beyond_dim_dropped)) zero_columns(view, problem->shape.dim);
+    if (is(Stage::query, Fault::dim_tail_dropped) && problem->shape.dim > 8) zero_columns(view, problem->shape.dim / 8 * 8);
+    if (is(Stage::output, Fault::empty_row_divided)) divide_empty_row(view);
+    if (is(Stage::output, Fault::masked_values_reach_product)) add_masked_values(view);
+    if (stage == Stage::masked) mask_wrongly(view);
+    if (is(Stage::lse, Fault::lse_without_sink) && !problem->sink.empty())
+      each([&](float& x) { x += std::log1p(-std::exp(problem->sink[static_cast<std::size_t>(view.head)] - x)); });
     if (is(Stage::lse, Fault::lse_in_base_two)) each([](float& x) { x *= 1.44269504f; });
     if (is(Stage::weight_gradients, Fault::weight_gradients_without_dropout_scale)) each([&](float& x) { x *= 1 - problem->dropout; });
     if (is(Stage::key, Fault::keys_of_chunk_zero) && view.row0 >= problem->shape.keys - problem->shape.rows) each(zero);
@@ -134,6 +165,15 @@ struct FaultyStages : kernels::NoStages {
           pair[0] = pair[1] = std::bit_cast<float>(high | low);
         }
     if (observer) observer->at(stage, view);
+  }
+
+ private:
+  void mask_wrongly(const kernels::StageView& view) const;
+  void divide_empty_row(const kernels::StageView& view) const;
+  void add_masked_values(const kernels::StageView& view) const;
+  static void zero_columns(const kernels::StageView& view, Index from) {
+    for (Index r = 0; r < view.rows; ++r)
+      for (Index c = from; c < view.columns; ++c) view.data[r * view.row_stride + c * view.column_stride] = 0;
   }
 };
 

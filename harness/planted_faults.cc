@@ -1,6 +1,8 @@
 #include "harness/planted_faults.h"
 
+#include "harness/faulty_problem.h"
 #include "harness/faulty_stages.h"
+#include "problem/parallel.h"
 
 namespace assay {
 
@@ -31,6 +33,43 @@ std::span<const PlantedFault> planted_faults() {
       {lse_in_base_two, "lse-in-base-two", "F14", "standard", "LSE is returned as a logarithm to base 2"},
       {second_batch_not_computed, "second-batch-not-computed", "F18", "standard", "only batch 0 is computed"},
       {output_truncated, "output-truncated", "F39", "standard", "the output is cast to bf16 by truncation"},
+      {window_start_rounded_up_to_tile, "window-start-rounded-up-to-tile", "F03", "standard", "the first tile of a window is ceil(begin / tile), not floor"},
+      {diagonal_tile_taken_as_full, "diagonal-tile-taken-as-full", "F03", "standard", "the tile that the diagonal crosses is not masked"},
+      {causal_by_last_row_of_four, "causal-by-last-row-of-four", "F03", "standard", "causality is evaluated once for four rows, by the last of them"},
+      {mask_batch_stride_dropped, "mask-batch-stride-dropped", "F04", "standard", "every batch element reads the masks of the first"},
+      {mask_of_head_zero, "mask-of-head-zero", "F04", "standard", "every head reads the masks of head 0"},
+      {bias_row_stride_is_row_count, "bias-row-stride-is-row-count", "F04", "standard", "rows of the bias are taken to be Lq apart, not Lk"},
+      {bias_scaled_like_scores, "bias-scaled-like-scores", "F42", "standard", "the bias is added before the scale"},
+      {empty_row_divided, "empty-row-divided", "F06", "standard", "a row that sees no key is 0 / 0"},
+      {masked_with_minus_ten_thousand, "masked-with-minus-ten-thousand", "F07", "standard", "masked scores are -10000, not -inf"},
+      {masked_with_lowest, "masked-with-lowest", "F07", "standard", "masked scores are the lowest finite number, not -inf"},
+      {alibi_slope_of_head_before, "alibi-slope-of-head-before", "F08", "standard", "slopes are 2^(-8 h / H), not 2^(-8 (h + 1) / H)"},
+      {alibi_without_rule_for_other_counts, "alibi-without-rule-for-other-counts", "F08", "standard",
+       "slopes are 2^(-8 (h + 1) / H) for any number of heads, powers of two or not"},
+      {alibi_distance_from_key_zero, "alibi-distance-from-key-zero", "F08", "standard", "the distance is counted from key 0: a constant of each row, which LSE alone sees"},
+      {softcap_dropped, "softcap-dropped", "F09", "standard", "the softcap is ignored"},
+      {softcap_after_mask, "softcap-after-mask", "F09", "standard", "the softcap is applied after masking: masked scores are -cap"},
+      {sink_dropped, "sink-dropped", "F10", "standard", "the sink is ignored"},
+      {lse_without_sink, "lse-without-sink", "F10", "standard", "LSE lacks the sink"},
+      {dim_tail_dropped, "dim-tail-dropped", "F17", "standard", "D is rounded down to a multiple of 8"},
+      {value_columns_beyond_dim_dropped, "value-columns-beyond-dim-dropped", "F17", "standard", "as many columns of O are written as Q has"},
+      {packed_values_alias_keys, "packed-values-alias-keys", "F19", "standard", "packed values lie where packed keys do, if they fit"},
+      {masked_values_reach_product, "masked-values-reach-product", "F24", "standard", "masked keys enter P V with weight 0: 0 * NaN"},
+      {query_rows_taken_as_packed, "query-rows-taken-as-packed", "F25", "standard", "rows of Q are taken to be D apart"},
+      {query_columns_taken_as_adjacent, "query-columns-taken-as-adjacent", "F25", "standard", "the innermost stride of Q is taken to be 1"},
+      {output_written_packed, "output-written-packed", "F25", "standard", "O is written as if it were contiguous"},
+      {lse_of_all_heads_in_one, "lse-of-all-heads-in-one", "F27", "standard", "every head writes its LSE where head 0 does"},
+      {only_head_zero_computed, "only-head-zero-computed", "F18", "standard", "O of heads other than 0 stays 0"},
+      {document_boundary_off_by_one, "document-boundary-off-by-one", "F31", "standard", "the first key of a document belongs to the one before"},
+      {length_zero_means_all, "length-zero-means-all", "F31", "standard", "a sequence of length 0 is taken for one without a length"},
+      {values_replaced_by_keys, "values-replaced-by-keys", "F05", "standard", "where D = Dv, K is read for V"},
+      {scale_hard_wired, "scale-hard-wired", "F42", "standard", "scores are scaled by 1 / sqrt(D), whatever the scale is"},
+      {rescale_in_half_precision, "rescale-in-half-precision", "F48", "standard", "e^(m - m') is kept in fp16: it flushes below 2^-25"},
+      {offset_in_32_bits, "offset-in-32-bits", "F45", "standard", "offsets into K are kept in 32 bits"},
+      {wide_heads_return_ok, "wide-heads-return-ok", "F46", "standard", "D above 128 is not supported, and OK is returned"},
+      {rows_by_thread_without_remainder, "rows-by-thread-without-remainder", "F47", "standard",
+       "each of n threads computes floor(Lq / n) rows; the remainder stays 0"},
+      {window_of_previous_call, "window-of-previous-call", "F50", "standard", "a call without a left window keeps that of the call before", {}, true},
 
       {merged_sum_not_corrected, "merged-sum-not-corrected", "F13", "decode",
        "the sum of earlier splits keeps its scale when a later one has a larger maximum"},
@@ -39,6 +78,8 @@ std::span<const PlantedFault> planted_faults() {
       {merged_max_stale, "merged-max-stale", "F13", "decode", "the maximum of the first split that saw something is kept"},
       {split_count_rounded_down, "split-count-rounded-down", "F13", "decode", "the number of splits is rounded down: the last, shorter one is not merged"},
       {empty_split_gives_nan, "empty-split-gives-nan", "F13", "decode", "a split that saw nothing is merged by e^(-inf - -inf)"},
+      {sink_in_every_split, "sink-in-every-split", "F10", "decode", "every split adds the sink to its sum"},
+      {partial_sums_alias_maxima, "partial-sums-alias-maxima", "F19", "decode", "the maxima and the sums of the splits share their memory"},
 
       {delta_omitted, "delta-omitted", "F33", "backward", "D = sum dO O is not subtracted from dP"},
       {delta_in_bf16, "delta-in-bf16", "F20", "backward", "D is kept in bf16"},
@@ -120,14 +161,18 @@ bool reaches(const PlantedFault& fault, const Case& c) {
 }
 
 kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, StageObserver& observer) {
-  FaultyStages stages(fault, problem);
+  const MisreadProblem misread(fault, problem, out);
+  FaultyStages stages(fault, misread.problem());
   stages.observer = &observer;
-  return kernels::plan_and_run(problem, out, 1, faulty_forward(), &stages);
+  return kernels::plan_and_run(misread.problem(), misread.out(), 1, faulty_forward(), &stages);
 }
 
 kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads) {
-  const FaultyStages stages(fault.fault, problem);
-  return kernels::plan_and_run(problem, out, threads, faulty_forward(), &stages);
+  if (fault.fault == Fault::wide_heads_return_ok && problem.shape.dim > 128) return {};
+  const MisreadProblem misread(fault.fault, problem, out);
+  FaultyStages stages(fault.fault, misread.problem());
+  stages.threads = threads > 0 ? threads : hardware_threads();
+  return kernels::plan_and_run(misread.problem(), misread.out(), threads, faulty_forward(), &stages);
 }
 
 }  // namespace assay

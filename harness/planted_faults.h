@@ -35,12 +35,49 @@ enum class Fault {
   lse_in_base_two,
   second_batch_not_computed,
   output_truncated,
+  window_start_rounded_up_to_tile,
+  diagonal_tile_taken_as_full,
+  causal_by_last_row_of_four,
+  mask_batch_stride_dropped,
+  mask_of_head_zero,
+  bias_row_stride_is_row_count,
+  bias_scaled_like_scores,
+  empty_row_divided,
+  masked_with_minus_ten_thousand,
+  masked_with_lowest,
+  alibi_slope_of_head_before,
+  alibi_without_rule_for_other_counts,
+  alibi_distance_from_key_zero,
+  softcap_dropped,
+  softcap_after_mask,
+  sink_dropped,
+  lse_without_sink,
+  dim_tail_dropped,
+  value_columns_beyond_dim_dropped,
+  packed_values_alias_keys,
+  masked_values_reach_product,
+  query_rows_taken_as_packed,
+  query_columns_taken_as_adjacent,
+  output_written_packed,
+  lse_of_all_heads_in_one,
+  only_head_zero_computed,
+  document_boundary_off_by_one,
+  length_zero_means_all,
+  values_replaced_by_keys,
+  scale_hard_wired,
+  rescale_in_half_precision,
+  offset_in_32_bits,
+  wide_heads_return_ok,
+  rows_by_thread_without_remainder,
+  window_of_previous_call,
   // Splits and their merge.
   merged_sum_not_corrected,
   merged_accumulator_not_corrected,
   merged_max_stale,
   split_count_rounded_down,
   empty_split_gives_nan,
+  sink_in_every_split,
+  partial_sums_alias_maxima,
   // Backward.
   delta_omitted,
   delta_in_bf16,
@@ -120,6 +157,7 @@ struct PlantedFault {
   std::string_view suite;        // that hunts it
   std::string_view what;
   std::string_view equivalent = {};  // the proof that no input shows it; empty: some does
+  bool by_relation = false;          // one call shows nothing: it takes another one before
 };
 
 std::span<const PlantedFault> planted_faults();

@@ -13,14 +13,19 @@ namespace {
 
 // Whether every element of a storage can be multiplied by the factor without rounding; does so if it can.
 bool scale_exactly(const Tensor& t, double factor) {
-  const Index n = static_cast<Index>(t.size_in_bytes()) / (format(t.view().dtype).bits / 8);
   TensorView flat = t.view();
-  for (Index e = 0; e < n; ++e) {
+  const auto bytes = static_cast<std::size_t>(format(flat.dtype).bits / 8);
+  const auto for_each = [&](const auto& body) {
+    for (const auto& [begin, end] : t.regions())
+      for (std::size_t e = begin / bytes; e < end / bytes; ++e)
+        if (!body(static_cast<Index>(e))) return false;
+    return true;
+  };
+  const bool exact = for_each([&](Index e) {
     const double x = load(flat, e);
-    if (!std::isfinite(x) || round_to(flat.dtype, x * factor) != x * factor) return false;
-  }
-  for (Index e = 0; e < n; ++e) store(flat, e, load(flat, e) * factor);
-  return true;
+    return std::isfinite(x) && round_to(flat.dtype, x * factor) == x * factor;
+  });
+  return exact && for_each([&](Index e) { return store(flat, e, load(flat, e) * factor), true; });
 }
 
 void negate_elements(const TensorView& t) {
@@ -119,12 +124,33 @@ std::string unseen_keys(const Case& c, Candidate& candidate, const Outputs& base
   return verdict_of(found) + (unchanged ? "; with finite numbers there nothing changes: the keys are masked, and 0 times NaN is added" : "");
 }
 
+// A call for another problem in between leaves nothing behind: its other causality, window, scale and mask are forgotten.
+std::string after_another_call(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
+  Case scaled = c;
+  scaled.scale = 2 * inputs.problem.scale;
+  Case other = scaled;
+  other.causal = !c.causal;
+  other.window_left = c.window_left < 0 ? 1 : -1;
+  other.keep.pattern = c.keep.pattern == MaskPattern::none ? MaskPattern::random : MaskPattern::none;
+  for (const Case& between : {other, scaled}) {
+    const Inputs in(between);
+    if (!candidate.unsupported(in.problem, between.out_dtype()).empty()) continue;
+    const Outputs ignored(between, candidate.gives_lse()), out(c, candidate.gives_lse());
+    if (std::string wrong = run(candidate, between, in, ignored, static_cast<int>(c.threads)); !wrong.empty())
+      return fmt::format("violated: {}: {}", print_case(between), wrong);
+    if (std::string wrong = run(candidate, c, inputs, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
+    return verdict_of(first_difference(base, out));
+  }
+  return "not applicable: the candidate takes no other problem of this shape";
+}
+
 }  // namespace
 
 std::map<std::string, std::string> check_relations(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();
   std::map<std::string, std::string> found;
   found["threads"] = same_with_threads(c, inputs, candidate, base);
+  found["after-another"] = after_another_call(c, inputs, candidate, base);
   found["negated-values"] = negated_values(c, inputs, candidate, base);
   found["exchanged-scale"] = exchanged_scale(c, inputs, candidate, base);
   found["unseen-keys-nan"] = unseen_keys(c, candidate, base, c.shape.rows, nan);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <exception>
 #include <initializer_list>
 
@@ -41,12 +42,17 @@ void for_each_position(const TensorView& t, const Body& body) {
 bool gaps_intact(const Tensor& t, Poison with) {
   const TensorView& v = t.view();
   const auto bytes = static_cast<std::size_t>(format(v.dtype).bits / 8);
-  const std::size_t elements = t.size_in_bytes() / bytes;
-  if (static_cast<Index>(elements) == element_count(v.shape)) return true;
-  std::vector<char> is_element(elements, 0);
-  for_each_position(v, [&](Index position) { is_element[static_cast<std::size_t>(position)] = 1; });
-  for (std::size_t e = 0; e < elements; ++e)
-    if (!is_element[e] && code_at(v, static_cast<Index>(e)) != poison_code(v.dtype, with)) return false;
+  if (static_cast<Index>(t.size_in_bytes() / bytes) == element_count(v.shape)) return true;
+  std::vector<Index> positions;
+  for_each_position(v, [&](Index position) { positions.push_back(position); });
+  std::ranges::sort(positions);
+  auto next = positions.begin();
+  for (const auto& [begin, end] : t.regions())
+    for (auto e = static_cast<Index>(begin / bytes); e < static_cast<Index>(end / bytes); ++e) {
+      while (next != positions.end() && *next < e) ++next;
+      if (next != positions.end() && *next == e) continue;
+      if (code_at(v, e) != poison_code(v.dtype, with)) return false;
+    }
   return true;
 }
 
@@ -64,7 +70,8 @@ std::string guarded(std::initializer_list<Named> inputs, const std::vector<std::
   auto bytes_of_inputs = [&] {
     std::vector<std::byte> all;
     for (const auto& [name, t] : inputs)
-      if (t->size_in_bytes() > 0) all.insert(all.end(), t->bytes(), t->bytes() + t->size_in_bytes());
+      for (const auto& [begin, end] : t->regions())
+        if (begin < end) all.insert(all.end(), t->bytes() + begin, t->bytes() + end);
     const auto* mask = reinterpret_cast<const std::byte*>(keep.data());
     all.insert(all.end(), mask, mask + keep.size());
     return all;
@@ -144,7 +151,8 @@ void poison(const Tensor& t, Poison with) {
   const TensorView& v = t.view();
   const auto bytes = static_cast<std::size_t>(format(v.dtype).bits / 8);
   const std::uint64_t code = poison_code(v.dtype, with);
-  for (std::size_t at = 0; at + bytes <= t.size_in_bytes(); at += bytes) std::memcpy(t.bytes() + at, &code, bytes);
+  for (const auto& [begin, end] : t.regions())
+    for (std::size_t at = begin; at + bytes <= end; at += bytes) std::memcpy(t.bytes() + at, &code, bytes);
 }
 
 bool holds_poison(const TensorView& t, Index position, Poison with) { return code_at(t, position) == poison_code(t.dtype, with); }

@@ -29,7 +29,7 @@ std::vector<Case> smaller_products(const Case& c) {
       if (target >= 1 && target < now)
         step([&](Case& n) {
           n.product.*extent = target;
-          std::erase_if(n.pokes, [&](const Poke& p) { return p.position[2] >= n.product.m || p.position[3] >= n.product.k; });
+          fit_lists(n);
         });
   }
   const Case plain;
@@ -61,24 +61,30 @@ std::vector<Case> smaller_products(const Case& c) {
 
 }  // namespace
 
+void fit_lists(Case& c) {
+  if (c.operation == Operation::product) {
+    std::erase_if(c.pokes, [&](const Poke& p) { return p.position[2] >= c.product.m || p.position[3] >= c.product.k; });
+    return;
+  }
+  const AttentionShape& s = c.shape;
+  for (auto* list : {&c.lengths, &c.starts}) {
+    if (list->size() > 1) list->resize(static_cast<std::size_t>(std::max<Index>(s.batch, 1)));
+    for (Index& x : *list) x = std::min(x, s.keys);
+  }
+  std::erase_if(c.pokes, [&](const Poke& p) {
+    const bool of_queries = p.tensor == 'q' || p.tensor == 'm' || p.tensor == 'g';
+    const Index rows = of_queries ? s.rows : s.keys, heads = of_queries ? s.query_heads : s.kv_heads;
+    const Index columns = p.tensor == 'm' ? s.keys : p.tensor == 'v' || p.tensor == 'g' ? s.value_dim : s.dim;
+    return p.position[0] >= s.batch || p.position[1] >= heads || p.position[2] >= rows || p.position[3] >= columns;
+  });
+}
+
 std::vector<Case> smaller(const Case& c) {
   if (c.operation == Operation::product) return smaller_products(c);
   std::vector<Case> steps;
   const auto step = [&](const auto& change) { add_step(steps, c, change); };
   const Case plain;
-  // Extents: all the way, half, one less. Lists are cut to what is left.
-  auto fit = [](Case& n) {
-    for (auto* list : {&n.lengths, &n.starts}) {
-      if (list->size() > 1) list->resize(static_cast<std::size_t>(std::max<Index>(n.shape.batch, 1)));
-      for (Index& x : *list) x = std::min(x, n.shape.keys);
-    }
-    std::erase_if(n.pokes, [&](const Poke& p) {
-      const bool of_queries = p.tensor == 'q' || p.tensor == 'm' || p.tensor == 'g';
-      const Index rows = of_queries ? n.shape.rows : n.shape.keys, heads = of_queries ? n.shape.query_heads : n.shape.kv_heads;
-      const Index columns = p.tensor == 'm' ? n.shape.keys : p.tensor == 'v' || p.tensor == 'g' ? n.shape.value_dim : n.shape.dim;
-      return p.position[0] >= n.shape.batch || p.position[1] >= heads || p.position[2] >= rows || p.position[3] >= columns;
-    });
-  };
+  // Extents: all the way, half, one less.
   for (Index AttentionShape::*extent :
        {&AttentionShape::batch, &AttentionShape::rows, &AttentionShape::keys, &AttentionShape::dim, &AttentionShape::value_dim}) {
     const Index now = c.shape.*extent;
@@ -86,14 +92,14 @@ std::vector<Case> smaller(const Case& c) {
       if (target >= 1 && target < now)
         step([&](Case& n) {
           n.shape.*extent = target;
-          fit(n);
+          fit_lists(n);
         });
   }
   auto heads = [&](Index q, Index kv) {
     step([&](Case& n) {
       n.shape.query_heads = q;
       n.shape.kv_heads = kv;
-      fit(n);
+      fit_lists(n);
     });
   };
   if (c.shape.query_heads > 1) {

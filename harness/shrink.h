@@ -8,6 +8,9 @@
 
 namespace assay {
 
+// Cuts lists and pokes to the extents that there are now.
+void fit_lists(Case& c);
+
 // Cases one step smaller, the boldest steps first: features dropped, extents cut, families made plain. Every
 // one is a case that check_case() accepts.
 std::vector<Case> smaller(const Case& c);

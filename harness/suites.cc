@@ -195,6 +195,14 @@ Suite standard(std::uint64_t seed) {
           suite.cases.push_back(c);
         }
     }
+  // Offsets beyond 32 bits, each tensor alone and all together.
+  for (const char* line : {"attention b=2 h=6/2 l=37x53 d=40/72 causal layout=distant", "attention b=1 h=2/1 l=97x131 d=64 dtype=bf16 layout=k:distant",
+                           "attention b=2 h=3 l=12x191 d=17/33 dtype=f16 lengths=150,60 hidden=nan layout=v:distant",
+                           "attention b=1 h=4/2 l=130x64 d=80/48 window=16,0 layout=o:distant,q:distant", "attention b=2 h=2/1 l=3x1024 d=64 layout=k:distant,v:distant"}) {
+    Case c = parse_case(line);
+    c.seed = seed + 7000 + k++;
+    suite.cases.push_back(std::move(c));
+  }
   return suite;
 }
 
@@ -221,6 +229,11 @@ Suite backward(std::uint64_t seed) {
         c.seed = seed + suite.cases.size();
         suite.cases.push_back(c);
       }
+  for (const char* line : {"backward b=2 h=6/2 l=37x53 d=40/72 causal layout=distant", "backward b=1 h=2 l=130x97 d=64 dtype=bf16 layout=k:distant,v:distant"}) {
+    Case c = parse_case(line);
+    c.seed = seed + suite.cases.size();
+    suite.cases.push_back(std::move(c));
+  }
   return suite;
 }
 

@@ -203,7 +203,7 @@ int worker_main(Index memory_mib, const ExecuteOptions& options) {
 #ifndef ASSAY_SANITIZED  // sanitizers reserve far more address space than they use
   if (memory_mib > 0) {
     const rlimit limit{static_cast<rlim_t>(memory_mib) << 20, static_cast<rlim_t>(memory_mib) << 20};
-    setrlimit(RLIMIT_AS, &limit);
+    setrlimit(RLIMIT_DATA, &limit);
   }
 #else
   (void)memory_mib;

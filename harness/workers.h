@@ -14,7 +14,7 @@ struct WorkerOptions {
   std::string executable = "/proc/self/exe";  // run as `executable worker ...`
   int jobs = 1;
   double timeout_seconds = 120;  // for one case
-  Index memory_mib = 0;          // address space of a worker; 0: no limit
+  Index memory_mib = 0;          // private memory of a worker; 0: no limit
   bool in_process = false;       // no workers: for debuggers and emulators; a crash then ends the run
   ExecuteOptions execute;
 };

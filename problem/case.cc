@@ -211,6 +211,7 @@ Index case_bytes(const Case& c) {
   auto tensor = [&](LayoutKind kind, Index heads, Index length, Index columns, Index bytes) {
     // Padded rows are the widest; a packed tensor has room for all heads of Q, K and V.
     const Index wide = kind == LayoutKind::strided ? 2 * columns + 1 : kind == LayoutKind::padded ? columns + 24 : columns;
+    if (kind == LayoutKind::distant) return s.batch * length * (bytes * heads * columns + 8192);  // whole pages
     return bytes * s.batch * (kind == LayoutKind::packed ? heads_in_pack : heads) * length * wide;
   };
   auto mask = [&](const MaskSpec& m, Index bytes) {

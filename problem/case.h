@@ -59,7 +59,7 @@ enum class Values : std::uint8_t {
   balanced
 };
 
-enum class LayoutKind : std::uint8_t { bhsd, bshd, packed, padded, strided, shared_head, shared_batch, reversed };
+enum class LayoutKind : std::uint8_t { bhsd, bshd, packed, padded, strided, shared_head, shared_batch, reversed, distant };
 
 enum class MaskPattern : std::uint8_t {
   none,
@@ -199,6 +199,6 @@ std::string_view name_of(LayoutKind);
 std::string_view name_of(MaskPattern);
 std::string_view name_of(Weights);
 std::string_view name_of(ScaleFamily);
-inline constexpr int scores_count = 21, values_count = 18, layout_count = 8, weights_count = 8, scale_family_count = 7, zero_family_count = 3;
+inline constexpr int scores_count = 21, values_count = 18, layout_count = 9, weights_count = 8, scale_family_count = 7, zero_family_count = 3;
 
 }  // namespace assay

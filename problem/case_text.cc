@@ -18,7 +18,7 @@ constexpr std::array<std::string_view, scores_count> scores_names = {
 constexpr std::array<std::string_view, values_count> values_names = {"normal",  "uniform",       "tiny",      "huge",         "cancel",   "offset",
                                                                      "one-hot", "near-overflow", "subnormal", "signed-zeros", "ramp",     "heavy-tail",
                                                                      "ones",    "constant",      "biased",    "head-number",  "integers", "balanced"};
-constexpr std::array<std::string_view, layout_count> layout_names = {"bhsd", "bshd", "packed", "padded", "strided", "shared-head", "shared-batch", "reversed"};
+constexpr std::array<std::string_view, layout_count> layout_names = {"bhsd", "bshd", "packed", "padded", "strided", "shared-head", "shared-batch", "reversed", "distant"};
 constexpr std::array<std::string_view, 12> mask_names = {"none",           "all",     "random",       "empty-rows", "tiles",   "future", "normal",
                                                          "minus-infinity", "minimum", "minimum-rows", "large",      "constant"};
 constexpr std::array<std::string_view, 3> operation_names = {"attention", "backward", "product"};
@@ -359,7 +359,7 @@ const std::vector<Field>& attention_fields() {
       {"poke", "elements overwritten: v:b:h:i:d=nan, separated by ';' (q, k, v, m for the bias, g for dO)", print_pokes,
        [](Case& c, Cursor& in) { parse_pokes(in, c); }},
       seed_field(),
-      {"layout", "bhsd, bshd, packed, padded, strided, shared-head, shared-batch or reversed; for all, or as q:bshd,o:padded",
+      {"layout", "bhsd, bshd, packed, padded, strided, shared-head, shared-batch, reversed or distant (rows so far apart that offsets need 64 bits); for all, or as q:bshd,o:padded",
        [](const Case& c) { return print_layouts<4>(attention_tensors, {c.q_layout, c.k_layout, c.v_layout, c.o_layout}); },
        [](Case& c, Cursor& in) { parse_layouts<4>(in, attention_tensors, {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}); }},
       {"cache", "keys and values come out of a cache, the rows are the last tokens: contiguous, paged:PAGE or latent:PAGE:RANK+ROTARY",

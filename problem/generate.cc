@@ -275,6 +275,12 @@ Layout make_layout(LayoutKind kind, const Extents& s, Index heads_in_pack) {
     case LayoutKind::strided: return {{H * L * D * 2, L * D * 2, D * 2, 2}, 1, B * H * L * D * 2 + 1};
     case LayoutKind::shared_head: return {{L * D, 0, D, 1}, 0, B * L * D};
     case LayoutKind::shared_batch: return {{0, L * D, D, 1}, 0, H * L * D};
+    case LayoutKind::distant: {
+      // Rows of all heads, so far from one another that the last ones lie beyond 2^32 elements. The storage is a mapping that has memory where
+      // somebody has written.
+      const Index row = H * D + (Index{3} << 31) / std::max<Index>(1, B * L);
+      return {{L * row, D, row, 1}, 0, B * L * row, true};
+    }
     case LayoutKind::reversed: return {{H * L * D, L * D, -D, 1}, std::max<Index>(0, L - 1) * D, B * H * L * D};
     default: return {{H * L * D, L * D, D, 1}, 0, B * H * L * D};
   }

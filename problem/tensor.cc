@@ -1,5 +1,9 @@
 #include "problem/tensor.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -9,6 +13,7 @@ namespace assay {
 namespace {
 
 constexpr std::byte guard_pattern{0xA7};
+Surroundings surroundings = Surroundings::bands;
 
 template <class T>
 T get(const TensorView& t, Index position) {
@@ -50,24 +55,56 @@ void store(const TensorView& t, Index position, double value) {
   }
 }
 
+void surround_tensors(Surroundings with) { surroundings = with; }
+
 Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout)
-    : bytes_((static_cast<std::size_t>(layout.elements) * static_cast<std::size_t>(format(dtype).bits) + 7) / 8) {
-  const std::size_t total = (bytes_ + 2 * guard_bytes + 63) / 64 * 64;
-  storage_.reset(static_cast<std::byte*>(std::aligned_alloc(64, total)));
-  if (!storage_) throw std::bad_alloc();
-  std::memset(storage_.get(), static_cast<int>(guard_pattern), guard_bytes);
-  std::memset(bytes(), 0, bytes_);
-  std::memset(bytes() + bytes_, static_cast<int>(guard_pattern), guard_bytes);
-  view_ = {bytes(), dtype, shape, layout.stride, layout.origin};
+    : size_((static_cast<std::size_t>(layout.elements) * static_cast<std::size_t>(format(dtype).bits) + 7) / 8), sparse_(layout.sparse) {
+  const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const Surroundings around = surroundings;
+  if (sparse_ || around != Surroundings::bands) {
+    const std::size_t inner = (size_ + page - 1) / page * page, total = inner + 2 * page;
+    // Inaccessible first: the pages at both ends stay so. Shared, which a limit of private memory does not count: its size is no memory.
+    void* mapping = mmap(nullptr, total, PROT_NONE, (sparse_ ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapping == MAP_FAILED) throw std::bad_alloc();
+    storage_ = {static_cast<std::byte*>(mapping), Release{total}};
+    if (inner > 0 && mprotect(storage_.get() + page, inner, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+    bytes_ = storage_.get() + page + (around == Surroundings::page_before ? 0 : inner - size_);
+  } else {
+    const std::size_t total = (size_ + 2 * guard_bytes + 63) / 64 * 64;
+    storage_ = {static_cast<std::byte*>(std::aligned_alloc(64, total)), Release{}};
+    if (!storage_) throw std::bad_alloc();
+    banded_ = true;
+    bytes_ = storage_.get() + guard_bytes;
+    std::memset(storage_.get(), static_cast<int>(guard_pattern), guard_bytes);
+    std::memset(bytes_, 0, size_);
+    std::memset(bytes_ + size_, static_cast<int>(guard_pattern), guard_bytes);
+  }
+  view_ = {bytes_, dtype, shape, layout.stride, layout.origin};
 }
 
 bool Tensor::guards_intact() const {
-  if (!storage_) return true;
+  if (!banded_) return true;
   for (std::size_t i = 0; i < guard_bytes; ++i)
-    if (storage_[i] != guard_pattern || bytes()[bytes_ + i] != guard_pattern) return false;
+    if (storage_[i] != guard_pattern || bytes_[size_ + i] != guard_pattern) return false;
   return true;
 }
 
-void Tensor::AlignedFree::operator()(std::byte* p) const { std::free(p); }
+std::vector<Tensor::Region> Tensor::regions() const {
+  if (!sparse_) return {{0, size_}};
+  std::vector<Region> found;
+  constexpr Index margin = 32;  // elements
+  const Index bytes = format(view_.dtype).bits / 8, all = static_cast<Index>(size_) / bytes;
+  for (Index b = 0; b < view_.shape[0]; ++b)
+    for (Index i = 0; i < view_.shape[2]; ++i) {
+      const Index first = view_.at(b, 0, i, 0), last = view_.at(b, view_.shape[1] - 1, i, view_.shape[3] - 1);
+      found.push_back({static_cast<std::size_t>(std::max<Index>(0, first - margin) * bytes), static_cast<std::size_t>(std::min(all, last + 1 + margin) * bytes)});
+    }
+  return found;
+}
+
+void Tensor::Release::operator()(std::byte* p) const {
+  if (mapped > 0) munmap(p, mapped);
+  else std::free(p);
+}
 
 }  // namespace assay

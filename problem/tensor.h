@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "problem/dtype.h"
 
@@ -39,27 +40,44 @@ struct Layout {
   Extents stride{};
   Index origin = 0;
   Index elements = 0;
+  bool sparse = false;  // most of the storage holds no element: rows of all heads lie far from one another
 };
 
-// A tensor with storage of its own, between two guard bands whose bytes guards_intact() checks.
+// What lies around the storage of tensors that are made from now on. Bands of bytes that guards_intact() checks: every tensor gets them. Or a page
+// that cannot be touched, directly behind the last element or directly before the first: whoever reads or writes there dies at once.
+enum class Surroundings { bands, page_behind, page_before };
+void surround_tensors(Surroundings with);
+
+// A tensor with storage of its own.
 class Tensor {
  public:
   Tensor() = default;
+  // Throws std::bad_alloc.
   Tensor(Dtype dtype, const Extents& shape, const Layout& layout);
 
   const TensorView& view() const { return view_; }
-  std::byte* bytes() const { return storage_.get() + guard_bytes; }
-  std::size_t size_in_bytes() const { return bytes_; }
+  std::byte* bytes() const { return bytes_; }
+  std::size_t size_in_bytes() const { return size_; }
   bool guards_intact() const;
+
+  struct Region {
+    std::size_t begin, end;  // bytes
+  };
+  // The parts of the storage that hold elements, and a little around them: all of it unless the layout is sparse. Nothing else of a sparse
+  // tensor is to be looked at: it has no memory until then.
+  std::vector<Region> regions() const;
 
   static constexpr std::size_t guard_bytes = 4096;
 
  private:
-  struct AlignedFree {
+  struct Release {
+    std::size_t mapped;  // bytes of a mapping; 0: from aligned_alloc
     void operator()(std::byte* p) const;
   };
-  std::unique_ptr<std::byte[], AlignedFree> storage_;
-  std::size_t bytes_ = 0;
+  std::unique_ptr<std::byte[], Release> storage_;
+  std::byte* bytes_ = nullptr;
+  std::size_t size_ = 0;
+  bool banded_ = false, sparse_ = false;
   TensorView view_;
 };
 

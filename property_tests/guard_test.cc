@@ -1,4 +1,5 @@
 // What the harness must notice around a call, tried with candidates that misbehave in one way each.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -296,6 +297,12 @@ TEST(PlantedFaults, AreNamedOnceAndReachedByTheirSuites) {
     EXPECT_EQ(make_candidate("fault:" + std::string(f.name))->name(), "fault:" + std::string(f.name));
     EXPECT_TRUE(std::ranges::any_of(make_suite(f.suite, 1).cases, [&](const Case& c) { return reaches(f, c); })) << f.name;
   }
+  // Every class of the list of how kernels fail, F01 to F50, has a fault that some input shows.
+  std::set<std::string> classes;
+  for (const PlantedFault& f : planted_faults())
+    if (f.equivalent.empty()) classes.insert(std::string(f.fault_class));
+  for (int n = 1; n <= 50; ++n) EXPECT_TRUE(classes.contains(fmt::format("F{:02}", n))) << n;
+  EXPECT_EQ(classes.size(), 50u);
   EXPECT_FALSE(faults.contains(Fault::none));
   EXPECT_EQ(faults.size(), static_cast<std::size_t>(Fault::added_to_the_output));
 }
