@@ -2,6 +2,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <map>
+#include <string>
 
 #include "cli/commands.h"
 #include "harness/kernel_process.h"
@@ -85,6 +87,15 @@ int main(int argc, char** argv) {
   add_report_files(check_command, check_options.files);
   check_command->add_option("--standalone", check_options.standalone,
                             "Write the first failing case (shrunk), or the first case, as a C++ file without dependencies");
+  const std::map<std::string, Surroundings> surroundings = {{"none", Surroundings::bands}, {"behind", Surroundings::page_behind}, {"before", Surroundings::page_before}};
+  const auto add_guard_pages = [&](CLI::App* command, ExecuteOptions& execute) {
+    command
+        ->add_option("--guard-pages", execute.around,
+                     "behind or before: a page that cannot be touched lies there next to every tensor, so that one element read or written beyond it is a crash.\n"
+                     "A library always has them behind its tensors")
+        ->transform(CLI::CheckedTransformer(surroundings).description("none|behind|before"));
+  };
+  add_guard_pages(check_command, check_options.workers.execute);
   check_command->add_option("--ball-rows", check_options.workers.execute.ball_rows, "Rows of a case cross-checked in ball arithmetic")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
@@ -159,6 +170,7 @@ int main(int argc, char** argv) {
   bool no_power = false, no_relations = false;
   worker->add_option("--memory", worker_memory);
   worker->add_option("--ball-rows", execute.ball_rows);
+  add_guard_pages(worker, execute);
   worker->add_option("--oracle-threads", execute.oracle_threads);
   worker->add_flag("--no-power", no_power);
   worker->add_flag("--no-relations", no_relations);

@@ -75,6 +75,7 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   result.reproduce = check_command(result.candidate, result.line);
   result.dtype = c.operation == Operation::product ? traits(c.product.format).name : format(c.dtype).name;
   check_memory(c);
+  surround_tensors(options.around);
   if (!kernels::force_target(c.target))
     throw CaseError(0, fmt::format("target={} is not one that this machine runs: {}", c.target, fmt::join(kernels::runnable_targets(), ", ")));
 

@@ -34,6 +34,7 @@ struct ExecuteOptions {
   int ball_rows = 1;
   bool power = true;
   bool relations = true;
+  Surroundings around = Surroundings::bands;  // of every tensor
 };
 
 // The candidate runs twice, its outputs poisoned with NaN first and with a large finite number then; guard

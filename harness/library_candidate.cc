@@ -105,7 +105,14 @@ class Library : public Candidate {
 
   std::string name() const override { return "lib:" + path_; }
 
-  std::string unsupported(const Attention& p, Dtype out) const override { return process_.facts().forward ? ask(ASSAY_FORWARD, p, out) : "no forward pass in the library"; }
+  std::string unsupported(const Attention& p, Dtype out) const override {
+    if (!process_.facts().forward) return "no forward pass in the library";
+    // Every byte between two elements would be copied.
+    for (const TensorView* t : {&p.q, &p.k, &p.v})
+      for (std::size_t axis = 0; axis < 4; ++axis)
+        if (t->shape[axis] > 1 && std::abs(t->stride[axis]) > (Index{1} << 32) / t->shape[axis]) return "a tensor whose storage has holes of gigabytes";
+    return ask(ASSAY_FORWARD, p, out);
+  }
   std::string unsupported_backward(const Attention& p, Dtype out) const override {
     if (!process_.facts().backward) return "no backward pass in the library";
     if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";

@@ -1,0 +1,4 @@
+// Forward and backward pass under the certified verdict.
+#include "fuzz/judge.h"
+
+ASSAY_JUDGE_TARGET(assay::CaseKind::backward)

@@ -1,0 +1,88 @@
+#include "fuzz/judge.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "harness/execute.h"
+
+namespace assay {
+namespace {
+
+// A second fitness beside coverage: libFuzzer keeps an input that sets one of these bytes for the first time, and one is set for every half power of two
+// of the largest error/bound of every output.
+constexpr std::size_t outputs = 16, steps = 64;
+__attribute__((used, section("__libfuzzer_extra_counters"))) std::uint8_t nearness[outputs * steps];
+
+void note_nearness(const Verdict& v) {
+  for (const auto& [output, part] : v.outputs) {
+    const double ratio = part.worst.ratio;
+    if (!(ratio > 0)) continue;
+    const int step = std::clamp(static_cast<int>(std::floor(2 * std::log2(ratio))) + 48, 0, static_cast<int>(steps) - 1);
+    nearness[static_cast<std::size_t>(output) % outputs * steps + static_cast<std::size_t>(step)] = 1;
+  }
+}
+
+// 64 bytes from a seed: splitmix64.
+std::vector<unsigned char> bytes_of_seed(unsigned seed) {
+  std::vector<unsigned char> bytes(64);
+  std::uint64_t state = seed;
+  for (std::size_t at = 0; at < bytes.size(); at += 8) {
+    std::uint64_t z = state += 0x9E3779B97F4A7C15u;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    z ^= z >> 31;
+    std::memcpy(bytes.data() + at, &z, 8);
+  }
+  return bytes;
+}
+
+std::size_t write_line(const Case& c, unsigned char* out, std::size_t size, std::size_t most) {
+  const std::string line = print_case(c);
+  if (line.size() > most) return size;  // as it was
+  std::memcpy(out, line.data(), line.size());
+  return line.size();
+}
+
+}  // namespace
+
+int judge_bytes(CaseKind kind, const unsigned char* data, std::size_t size) {
+  static const char* const name = std::getenv("ASSAY_FUZZ_CANDIDATE");
+  static const std::unique_ptr<Candidate> candidate = make_candidate(name ? name : "host");
+  const Case c = case_of_bytes(kind, {data, size});
+  ExecuteOptions options;
+  options.power = false;
+  CaseResult result;
+  try {
+    result = execute(c, *candidate, options);
+  } catch (const CaseError&) {
+    return -1;  // not on this machine; not kept
+  }
+  note_nearness(result.verdict);
+  if (result.outcome == Outcome::fail || result.outcome == Outcome::error) {
+    std::fprintf(stderr, "finding: %s\nfinding case: %s\n", result.reason.c_str(), result.line.c_str());
+    std::abort();
+  }
+  return 0;
+}
+
+std::size_t mutate_bytes(CaseKind kind, unsigned char* data, std::size_t size, std::size_t most, unsigned seed) {
+  const std::vector<unsigned char> bytes = bytes_of_seed(seed);
+  Case c = case_of_bytes(kind, {data, size});
+  // One move as a rule, now and then several.
+  const int moves = bytes[0] % 4 != 0 ? 1 : 1 + bytes[1] % 4;
+  for (int move = 0; move < moves; ++move) c = move_case(c, kind, Choices(std::span(bytes).subspan(static_cast<std::size_t>(2 + 12 * move))));
+  return write_line(c, data, size, most);
+}
+
+std::size_t cross_bytes(CaseKind kind, const unsigned char* a, std::size_t a_size, const unsigned char* b, std::size_t b_size, unsigned char* out, std::size_t most,
+                        unsigned seed) {
+  const std::vector<unsigned char> bytes = bytes_of_seed(seed);
+  return write_line(cross_cases(case_of_bytes(kind, {a, a_size}), case_of_bytes(kind, {b, b_size}), kind, Choices(bytes)), out, 0, most);
+}
+
+}  // namespace assay

@@ -1,0 +1,43 @@
+// What is imported into a store, JSON lines and reports of Google Benchmark: refused with a sentence and nothing stored, or there whole, and what is
+// exported can be imported again.
+#include <cstdio>
+#include <cstdlib>
+#include <sstream>
+
+#include "reports/store.h"
+
+namespace {
+
+void require(bool holds, const char* what) {
+  if (holds) return;
+  std::fprintf(stderr, "finding: %s\n", what);
+  std::abort();
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
+  using namespace assay;
+  const std::string text(reinterpret_cast<const char*>(data), size);
+  Store store(":memory:");
+  std::istringstream in(text);
+  try {
+    const std::size_t count = store.import_lines(in);
+    require(store.runs().size() == count, "not as many runs as were imported");
+  } catch (const StoreError& e) {
+    require(e.what()[0] != '\0', "a refusal without a word");
+    require(store.runs().empty(), "a refused import has left something");
+  }
+  try {
+    store.append_benchmarks(Json::parse(text, nullptr, false), "input");
+  } catch (const StoreError&) {
+  }
+  std::ostringstream first, second;
+  store.export_lines(first);
+  Store copy(":memory:");
+  std::istringstream again(first.str());
+  require(copy.import_lines(again) == store.runs().size(), "not every exported run is imported");
+  copy.export_lines(second);
+  require(first.str() == second.str(), "a run changed on its way through a store");
+  return 0;
+}
