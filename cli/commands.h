@@ -7,6 +7,7 @@
 
 #include "cli/run_report.h"
 #include "cli/selection.h"
+#include "fuzz/jobs.h"
 #include "harness/workers.h"
 
 namespace assay {
@@ -73,10 +74,19 @@ struct FaultsOptions {
   std::string suite;  // empty: each fault's own
   std::string only;   // one fault by name
   std::uint64_t seed = 1;
-  std::string json;
+  std::string json, store;
   bool list = false;
   WorkerOptions workers;
 };
 int faults(const FaultsOptions& options);
+
+struct FuzzCommandOptions {
+  FuzzOptions jobs;
+  double hours = 1;
+  bool faults = false;        // instead: how long each planted fault takes to be found
+  double fault_seconds = 600;
+  std::string only, json, store;
+};
+int fuzz_command(const FuzzCommandOptions& options);
 
 }  // namespace assay

@@ -6,7 +6,8 @@
 #include <map>
 #include <utility>
 
-#include "cli/commands.h"
+#include "cli/exit_status.h"
+#include "cli/machine.h"
 #include "cli/progress.h"
 #include "harness/planted_faults.h"
 #include "harness/suites.h"
@@ -71,106 +72,96 @@ void list_faults() {
   }
 }
 
+int run(const FaultsOptions& o) {
+  if (o.list) {
+    list_faults();
+    return all_passed;
+  }
+  std::map<std::string, std::vector<Case>> suites;
+  struct Hunt {
+    const PlantedFault& fault;
+    std::string suite;
+  };
+  std::vector<Hunt> hunts;
+  Json equivalent = Json::array();
+  std::size_t named = 0, out_of_reach = 0;
+  for (const PlantedFault& f : planted_faults()) {
+    if (!o.only.empty() && o.only != f.name) continue;
+    ++named;
+    if (!f.equivalent.empty()) {
+      equivalent.push_back({{"fault", f.name}, {"class", f.fault_class}, {"proof", f.equivalent}});
+      continue;
+    }
+    const std::string suite = o.suite.empty() ? std::string(f.suite) : o.suite;
+    const std::vector<Case>& cases = cases_of(suites, suite, o.seed);
+    if (std::ranges::any_of(cases, [&](const Case& c) { return reaches(f, c); })) hunts.push_back({f, suite});
+    else ++out_of_reach;
+  }
+  if (named == 0) throw std::invalid_argument(fmt::format("--only={}: no such fault; `assay faults --list` names them", o.only));
+  if (hunts.empty())
+    throw std::invalid_argument(out_of_reach == 0 ? fmt::format("nothing to hunt: {} of the faults named is equivalent", equivalent.size())
+                                                  : fmt::format("nothing to hunt: suite {} runs no case of {} of the faults named", o.suite, out_of_reach));
+
+  WorkerOptions workers = o.workers;
+  workers.execute.power = false;
+  workers.execute.relations = false;
+  Score score;
+  std::map<std::string, Score> by_class, by_suite;
+  Json table = Json::array();
+  {
+    Progress progress("faults", hunts.size());
+    for (const auto& [f, suite] : hunts) {
+      std::vector<Case> cases;
+      std::ranges::copy_if(suites[suite], std::back_inserter(cases), [&fault = f](const Case& c) { return reaches(fault, c); });
+      workers.execute.relations = f.by_relation;
+      const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
+      score.add(kill.killed);
+      by_class[std::string(f.fault_class)].add(kill.killed);
+      by_suite[suite].add(kill.killed);
+      progress.say("");
+      fmt::print("{} {} ({}, {}): {} cases, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name, f.fault_class, suite, kill.cases, kill.seconds);
+      if (kill.killed) fmt::print("  {}\n  {}\n", kill.line, kill.reason);
+      std::fflush(stdout);
+      progress.advance(std::string(f.name));
+      table.push_back({{"fault", f.name},
+                       {"class", f.fault_class},
+                       {"suite", suite},
+                       {"killed", kill.killed},
+                       {"cases", kill.cases},
+                       {"seconds", kill.seconds},
+                       {"case", kill.line},
+                       {"reason", kill.reason}});
+    }
+  }
+  workers.execute.relations = false;
+  for (const auto& [name, s] : by_class) fmt::print("{}: {} of {} killed\n", name, s.killed, s.all);
+  // The same cases on the kernels without a fault: a suite that cries wolf proves nothing either.
+  Json unplanted = Json::array();
+  bool alarmed = false;
+  for (const auto& [name, s] : by_suite) {
+    const Kill alarm = hunt(suites[name], "host", workers);
+    alarmed |= alarm.killed;
+    fmt::print("suite {}: {} of {} faults killed; unplanted kernel: {} of {} cases run, {}, {:.0f} s\n", name, s.killed, s.all, alarm.cases,
+               suites[name].size(), alarm.killed ? "A FALSE ALARM" : "no false alarm", alarm.seconds);
+    if (alarm.killed) fmt::print("  {}\n  {}\n", alarm.line, alarm.reason);
+    std::fflush(stdout);
+    unplanted.push_back(
+        {{"suite", name}, {"cases", alarm.cases}, {"seconds", alarm.seconds}, {"false_alarm", alarm.killed}, {"case", alarm.line}, {"reason", alarm.reason}});
+  }
+  if (out_of_reach > 0) fmt::print("{} faults left out: suite {} runs no case of their operation\n", out_of_reach, o.suite);
+  fmt::print("{} of {} faults killed, {} equivalent left out; {}; seed {}\n", score.killed, score.all, equivalent.size(),
+             alarmed ? "A FALSE ALARM" : "no false alarm", o.seed);
+  const Json whole = {{"format", 1},          {"seed", o.seed},           {"killed", score.killed},  {"out_of_reach", out_of_reach},
+                      {"faults", table}, {"equivalent", equivalent}, {"unplanted", unplanted}};
+  if (!o.json.empty()) write_file(o.json, whole.dump(1) + "\n");
+  if (!o.store.empty()) fmt::print("store: run {} of {}\n", Store(o.store).append_faults(whole, machine_facts()), o.store);
+  return score.killed == score.all && !alarmed ? all_passed : some_failed;
+}
+
 }  // namespace
 
-int faults(const FaultsOptions& o) {
-  try {
-    if (o.list) {
-      list_faults();
-      return all_passed;
-    }
-    std::map<std::string, std::vector<Case>> suites;
-    struct Hunt {
-      const PlantedFault& fault;
-      std::string suite;
-    };
-    std::vector<Hunt> hunts;
-    Json equivalent = Json::array();
-    std::size_t named = 0, out_of_reach = 0;
-    for (const PlantedFault& f : planted_faults()) {
-      if (!o.only.empty() && o.only != f.name) continue;
-      ++named;
-      if (!f.equivalent.empty()) {
-        equivalent.push_back({{"fault", f.name}, {"class", f.fault_class}, {"proof", f.equivalent}});
-        continue;
-      }
-      const std::string suite = o.suite.empty() ? std::string(f.suite) : o.suite;
-      const std::vector<Case>& cases = cases_of(suites, suite, o.seed);
-      if (std::ranges::any_of(cases, [&](const Case& c) { return reaches(f, c); })) hunts.push_back({f, suite});
-      else ++out_of_reach;
-    }
-    if (named == 0) throw std::invalid_argument(fmt::format("--only={}: no such fault; `assay faults --list` names them", o.only));
-    if (hunts.empty())
-      throw std::invalid_argument(out_of_reach == 0 ? fmt::format("nothing to hunt: {} of the faults named is equivalent", equivalent.size())
-                                                    : fmt::format("nothing to hunt: suite {} runs no case of {} of the faults named", o.suite, out_of_reach));
-
-    WorkerOptions workers = o.workers;
-    workers.execute.power = false;
-    workers.execute.relations = false;
-    Score score;
-    std::map<std::string, Score> by_class, by_suite;
-    Json table = Json::array();
-    {
-      Progress progress("faults", hunts.size());
-      for (const auto& [f, suite] : hunts) {
-        std::vector<Case> cases;
-        std::ranges::copy_if(suites[suite], std::back_inserter(cases), [&fault = f](const Case& c) { return reaches(fault, c); });
-        workers.execute.relations = f.by_relation;
-        const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
-        score.add(kill.killed);
-        by_class[std::string(f.fault_class)].add(kill.killed);
-        by_suite[suite].add(kill.killed);
-        progress.say("");
-        fmt::print("{} {} ({}, {}): {} cases, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name, f.fault_class, suite, kill.cases, kill.seconds);
-        if (kill.killed) fmt::print("  {}\n  {}\n", kill.line, kill.reason);
-        std::fflush(stdout);
-        progress.advance(std::string(f.name));
-        table.push_back({{"fault", f.name},
-                         {"class", f.fault_class},
-                         {"suite", suite},
-                         {"killed", kill.killed},
-                         {"cases", kill.cases},
-                         {"seconds", kill.seconds},
-                         {"case", kill.line},
-                         {"reason", kill.reason}});
-      }
-    }
-    workers.execute.relations = false;
-    for (const auto& [name, s] : by_class) fmt::print("{}: {} of {} killed\n", name, s.killed, s.all);
-    // The same cases on the kernels without a fault: a suite that cries wolf proves nothing either.
-    Json unplanted = Json::array();
-    bool alarmed = false;
-    for (const auto& [name, s] : by_suite) {
-      const Kill alarm = hunt(suites[name], "host", workers);
-      alarmed |= alarm.killed;
-      fmt::print("suite {}: {} of {} faults killed; unplanted kernel: {} of {} cases run, {}, {:.0f} s\n", name, s.killed, s.all, alarm.cases,
-                 suites[name].size(), alarm.killed ? "A FALSE ALARM" : "no false alarm", alarm.seconds);
-      if (alarm.killed) fmt::print("  {}\n  {}\n", alarm.line, alarm.reason);
-      std::fflush(stdout);
-      unplanted.push_back(
-          {{"suite", name}, {"cases", alarm.cases}, {"seconds", alarm.seconds}, {"false_alarm", alarm.killed}, {"case", alarm.line}, {"reason", alarm.reason}});
-    }
-    if (out_of_reach > 0) fmt::print("{} faults left out: suite {} runs no case of their operation\n", out_of_reach, o.suite);
-    fmt::print("{} of {} faults killed, {} equivalent left out; {}; seed {}\n", score.killed, score.all, equivalent.size(),
-               alarmed ? "A FALSE ALARM" : "no false alarm", o.seed);
-    if (!o.json.empty())
-      write_file(o.json, Json{{"format", 1},
-                              {"seed", o.seed},
-                              {"killed", score.killed},
-                              {"out_of_reach", out_of_reach},
-                              {"faults", table},
-                              {"equivalent", equivalent},
-                              {"unplanted", unplanted}}
-                                 .dump(1) +
-                             "\n");
-    return score.killed == score.all && !alarmed ? all_passed : some_failed;
-  } catch (const std::invalid_argument& e) {
-    fmt::print(stderr, "assay: {}\n", e.what());
-    return bad_usage;
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "assay: {}\n", e.what());
-    return machine_failed;
-  }
+int faults(const FaultsOptions& options) {
+  return exit_status_of([&] { return run(options); });
 }
 
 }  // namespace assay

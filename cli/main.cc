@@ -148,8 +148,29 @@ int main(int argc, char** argv) {
   faults_command->add_option("--only", faults_options.only, "One fault by name");
   faults_command->add_option("--seed", faults_options.seed, "Of the inputs")->capture_default_str();
   faults_command->add_option("--json", faults_options.json, "Write the score as JSON");
+  faults_command->add_option("--store", faults_options.store, "Append the score to this store");
   faults_command->add_flag("--list", faults_options.list, "Name the faults and run nothing");
   add_workers(faults_command, faults_options.workers);
+
+  FuzzCommandOptions fuzz_options;
+  fuzz_options.jobs.jobs = hardware_threads();
+  CLI::App* fuzz_sub = app.add_subcommand("fuzz", "Long fuzz jobs over libFuzzer targets: budget shared by who still finds something, killed and gone on with at will; docs/fuzzing.md");
+  fuzz_sub->add_option("TARGET", fuzz_options.jobs.targets, "Only these; all by default");
+  fuzz_sub->add_option("--bin", fuzz_options.jobs.binaries, "Where the targets lie (TARGET_fuzz), as the presets fuzz and fuzz-fast build them")->required();
+  fuzz_sub->add_option("--work", fuzz_options.jobs.work, "Folder of corpora, findings and state; the same folder goes on where it was")->required();
+  fuzz_sub->add_option("--seeds", fuzz_options.jobs.seeds, "A folder of folders of inputs, by target");
+  fuzz_sub->add_option("--keep", fuzz_options.jobs.keep, "Where minimised inputs of findings go, by target, to be replayed as tests; else WORK/regressions");
+  fuzz_sub->add_option("--hours", fuzz_options.hours, "Altogether, earlier runs in the same folder included")->check(CLI::PositiveNumber)->capture_default_str();
+  fuzz_sub->add_option("--jobs", fuzz_options.jobs.jobs, "Processes at a time")->check(CLI::Range(1, 1024))->capture_default_str();
+  fuzz_sub->add_option("--slice", fuzz_options.jobs.slice, "Seconds that a target gets at a time")->check(CLI::Range(2.0, 86400.0))->capture_default_str();
+  fuzz_sub->add_option("--corpus-mib", fuzz_options.jobs.corpus_mib, "Of a target; a larger corpus is merged to what adds coverage")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  fuzz_sub->add_option("--memory", fuzz_options.jobs.memory_mib, "MiB of a process")->check(CLI::Range(64, 1 << 20))->capture_default_str();
+  fuzz_sub->add_option("--seed", fuzz_options.jobs.seed, "Of the fuzzers")->capture_default_str();
+  fuzz_sub->add_flag("--faults", fuzz_options.faults, "Instead: each planted fault against its target from an empty corpus, and how long it takes to be found");
+  fuzz_sub->add_option("--fault-seconds", fuzz_options.fault_seconds, "That a fault is looked for")->check(CLI::PositiveNumber)->capture_default_str();
+  fuzz_sub->add_option("--only", fuzz_options.only, "One fault by name");
+  fuzz_sub->add_option("--json", fuzz_options.json, "Write the summary as JSON");
+  fuzz_sub->add_option("--store", fuzz_options.store, "Append the summary to this store");
 
   std::string project_folder;
   CLI::App* new_kernel_command =
@@ -200,6 +221,7 @@ int main(int argc, char** argv) {
   if (*store_command) return store(store_options);
   if (*compare_command) return compare(compare_options);
   if (*faults_command) return faults(faults_options);
+  if (*fuzz_sub) return fuzz_command(fuzz_options);
   if (!check_options.device.empty()) check_options.candidate = "device:" + check_options.device;
   if (!check_options.library.empty()) check_options.candidate = "lib:" + check_options.library;
   // Drivers of devices reserve far more addresses than they use.

@@ -1,43 +1,20 @@
 #include "cli/run_report.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <fstream>
 #include <map>
 #include <utility>
 #include <vector>
 
 #include "cli/commands.h"
-#include "cli/commit.h"
+#include "cli/machine.h"
 #include "harness/files.h"
-#include "kernels/targets.h"
-#include "problem/parallel.h"
 #include "reports/html.h"
 #include "reports/junit.h"
 #include "reports/store.h"
 
 namespace assay {
 namespace {
-
-Json machine() {
-  std::string model = "unknown";
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);)
-    if (line.starts_with("model name")) {
-      model = line.substr(line.find(':') + 2);
-      break;
-    }
-  return {{"cpu", model},
-          {"threads", hardware_threads()},
-          {"simd target", kernels::chosen_target()},
-          {"simd targets", fmt::format("{}", fmt::join(kernels::runnable_targets(), ", "))},
-          {"memory MiB", (sysconf(_SC_PHYS_PAGES) / 1024) * (sysconf(_SC_PAGESIZE) / 1024)},
-          {"compiler", __VERSION__},
-          {"flags", ASSAY_FLAGS},
-          {"commit", ASSAY_COMMIT},
-          {"assay", ASSAY_RELEASE}};
-}
 
 struct Counts {
   std::size_t pass = 0, fail = 0, suspect = 0, inconclusive = 0, unsupported = 0, error = 0;
@@ -148,7 +125,7 @@ int report_run(const RunFacts& run, const Json& results) {
                       {"suite", run.title},
                       {"candidate", run.candidate},
                       {"seed", run.seed},
-                      {"machine", machine()},
+                      {"machine", machine_facts()},
                       {"summary",
                        {{"sentence", sentence},
                         {"cases", results.size()},

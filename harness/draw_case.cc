@@ -181,6 +181,9 @@ bool is_allowed(const Case& c) {
   return affordable(c);
 }
 
+// What the line of a case keeps of it: a seed without dropout, say, is not there.
+Case as_its_line(const Case& c) { return parse_case(print_case(c)); }
+
 // One change of any kind; true if what comes out is a case.
 bool change(Choices& in, Case& c, CaseKind kind) {
   Case next = c;
@@ -217,7 +220,7 @@ std::uint64_t Choices::below(std::uint64_t n) {
 }
 
 bool affordable(const Case& c) {
-  constexpr Index most = 3'000'000;  // multiply-adds
+  constexpr Index most = 1'000'000;  // multiply-adds
   if (c.threads > 16) return false;
   if (c.operation == Operation::product) return c.product.m <= 512 && c.product.n <= 4096 && c.product.k <= 8192 && c.product.m * c.product.n * c.product.k <= most;
   const AttentionShape& s = c.shape;
@@ -242,13 +245,13 @@ Case draw_case(CaseKind kind, Choices in) {
     if (is_allowed(next)) c = std::move(next);
   }
   for (Index n = in.between(0, 14); n > 0; --n) change(in, c, kind);
-  return c;
+  return as_its_line(c);
 }
 
 Case move_case(const Case& c, CaseKind kind, Choices in) {
   Case next = c;
   for (int attempt = 0; attempt < 8; ++attempt)
-    if (change(in, next, kind) && !(next == c)) return next;
+    if (change(in, next, kind) && print_case(next) != print_case(c)) return as_its_line(next);
   return draw_case(kind, in);
 }
 
@@ -278,7 +281,7 @@ Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices in) {
   take([&](Case& n) { n.cache = b.cache; });
   take([&](Case& n) { n.product = b.product; });
   take([&](Case& n) { n.q_layout = b.q_layout, n.k_layout = b.k_layout, n.v_layout = b.v_layout, n.o_layout = b.o_layout; });
-  return c == a ? move_case(a, kind, in) : c;
+  return c == a ? move_case(a, kind, in) : as_its_line(c);
 }
 
 CaseKind kind_of(const Case& c) {

@@ -48,8 +48,10 @@ Status check_product(const ProductOperands& p, Index k, Index n) {
       return {StatusCode::unsupported, fmt::format("a is {}; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2",
                                                      static_cast<int>(a.format) < low_bit_count ? std::string(traits(a.format).name)
                                                                                                  : "format " + std::to_string(static_cast<int>(a.format)))};
+    // No rows at all are allowed here, and have no bytes.
+    static constexpr std::byte nothing{};
     LowBitView rows = a;
-    rows.n = std::max<Index>(a.n, 1);  // no rows at all are allowed here
+    if (a.n == 0) rows.n = 1, rows.codes = rows.scales = &nothing;
     if (Status status = a.n == 0 ? validate_low_bit_shape(rows) : validate_low_bit(a); !status.ok()) return {status.code, "a: " + status.detail};
     if (a.k != k) return refuse(fmt::format("a has k = {}, not the {} of the weights", a.k, k));
   }

@@ -84,9 +84,8 @@ Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout)
 
 bool Tensor::guards_intact() const {
   if (!banded_) return true;
-  for (std::size_t i = 0; i < guard_bytes; ++i)
-    if (storage_[i] != guard_pattern || bytes_[size_ + i] != guard_pattern) return false;
-  return true;
+  const auto intact = [](const std::byte* band) { return band[0] == guard_pattern && std::memcmp(band, band + 1, guard_bytes - 1) == 0; };
+  return intact(storage_.get()) && intact(bytes_ + size_);
 }
 
 std::vector<Tensor::Region> Tensor::regions() const {

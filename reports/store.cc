@@ -20,7 +20,7 @@ constexpr const char* migrations[] = {
     R"(
 CREATE TABLE run(
   id INTEGER PRIMARY KEY,
-  kind TEXT NOT NULL,       -- check or benchmark
+  kind TEXT NOT NULL,       -- check, faults, fuzz or benchmark
   started TEXT NOT NULL,    -- UTC
   title TEXT NOT NULL,
   candidate TEXT NOT NULL,
@@ -95,7 +95,7 @@ class Statement {
   int at_ = 0;
 };
 
-Json at(const Json& j, const char* key) { return j.contains(key) ? j[key] : Json(); }
+Json at(const Json& j, const char* key) { return j.is_object() && j.contains(key) ? j[key] : Json(); }
 
 // What a store keeps of a result of `assay check --json`.
 Json kept(const Json& r) {
@@ -165,18 +165,18 @@ Store::~Store() = default;
 
 std::int64_t Store::insert(const Json& run) {
   Statement(db_.get(), "INSERT INTO run(kind, started, title, candidate, seed, commit_id, machine, sentence) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
-      .bind(run["kind"].get<std::string>())
-      .bind(run["started"].get<std::string>())
-      .bind(run["title"].get<std::string>())
-      .bind(run["candidate"].get<std::string>())
-      .bind(run["seed"].get<std::int64_t>())
-      .bind(run["commit"].get<std::string>())
-      .bind(run["machine"].dump())
-      .bind(run["sentence"].get<std::string>())
+      .bind(run.at("kind").get<std::string>())
+      .bind(run.at("started").get<std::string>())
+      .bind(run.at("title").get<std::string>())
+      .bind(run.at("candidate").get<std::string>())
+      .bind(run.at("seed").get<std::int64_t>())
+      .bind(run.at("commit").get<std::string>())
+      .bind(run.at("machine").dump())
+      .bind(run.at("sentence").get<std::string>())
       .step();
   const std::int64_t id = sqlite3_last_insert_rowid(db_.get());
   std::int64_t index = 0;
-  for (const Json& r : run["results"]) {
+  for (const Json& r : run.at("results")) {
     Statement s(db_.get(), "INSERT INTO result VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
     s.bind(id).bind(index++);
     for (const char* field : fields) {
@@ -200,9 +200,43 @@ std::int64_t Store::append(const Json& run) {
                 {"sentence", run["summary"]["sentence"]},
                 {"results", Json::array()}};
   for (const Json& r : run["results"]) whole["results"].push_back(kept(r));
+  return insert_alone(whole);
+}
+
+std::int64_t Store::append_faults(const Json& score, const Json& machine) {
+  Json whole = {{"kind", "faults"}, {"started", now()}, {"title", "planted faults"}, {"candidate", "faults"}, {"seed", score.at("seed")}, {"commit", machine.value("commit", "unknown")},
+                {"machine", machine}, {"results", Json::array()}};
+  for (const Json& f : score.at("faults"))
+    whole["results"].push_back({{"name", f.at("fault")},
+                                {"outcome", f.at("killed").get<bool>() ? "killed" : "survived"},
+                                {"reason", f.at("reason")},
+                                {"reproduce", f.at("case")},
+                                {"seconds", f.at("seconds")},
+                                {"counters", {{"class", f.at("class")}, {"suite", f.at("suite")}, {"cases", f.at("cases")}}}});
+  for (const Json& f : score.at("equivalent"))
+    whole["results"].push_back({{"name", f.at("fault")}, {"outcome", "equivalent"}, {"reason", f.at("proof")}, {"counters", {{"class", f.at("class")}}}});
+  whole["sentence"] = fmt::format("{} of {} faults killed", score.at("killed").get<std::size_t>(), score.at("faults").size());
+  return insert_alone(whole);
+}
+
+std::int64_t Store::append_fuzz(const Json& summary, const Json& machine) {
+  Json whole = {{"kind", "fuzz"}, {"started", now()}, {"title", "fuzz jobs"}, {"candidate", "fuzz"}, {"seed", summary.at("seed")}, {"commit", machine.value("commit", "unknown")},
+                {"machine", machine}, {"results", Json::array()}};
+  for (const Json& t : summary.at("targets"))
+    whole["results"].push_back({{"name", t.at("target")},
+                                {"outcome", t.at("findings") == 0 ? "clean" : "finding"},
+                                {"seconds", t.at("seconds")},
+                                {"counters",
+                                 {{"executions", t.at("executions")}, {"executions_per_second", t.at("executions_per_second")}, {"coverage", t.at("coverage")}, {"corpus", t.at("corpus")}, {"findings", t.at("findings")}}}});
+  if (whole["results"].empty()) fail("fuzz jobs without targets are not stored");
+  whole["sentence"] = fmt::format("{} targets, {:.0f} s, {} findings", whole["results"].size(), summary.at("seconds").get<double>(), summary.at("findings").size());
+  return insert_alone(whole);
+}
+
+std::int64_t Store::insert_alone(const Json& run) {
   execute("BEGIN IMMEDIATE");
   try {
-    const std::int64_t id = insert(whole);
+    const std::int64_t id = insert(run);
     execute("COMMIT");
     return id;
   } catch (const std::exception& e) {
@@ -213,25 +247,27 @@ std::int64_t Store::append(const Json& run) {
 
 std::int64_t Store::append_benchmarks(const Json& report, const std::string& title) {
   if (!report.is_object() || !report.contains("benchmarks") || !report.contains("context")) fail(fmt::format("{} is no report of Google Benchmark: it has no context or no benchmarks", title));
-  const Json& context = report["context"];
-  Json whole = {{"kind", "benchmark"}, {"started", context.value("date", now())},     {"title", title},      {"candidate", context.value("executable", "unknown")},
-                {"seed", 0},           {"commit", context.value("commit", "unknown")}, {"machine", context}, {"sentence", ""},
-                {"results", Json::array()}};
-  for (const Json& b : report["benchmarks"]) {
-    if (b.value("run_type", "iteration") != "iteration" || !b.contains("real_time") || b.value("error_occurred", false)) continue;
-    const std::string unit = b.value("time_unit", "ns");
-    const double to_seconds = unit == "ns" ? 1e-9 : unit == "us" ? 1e-6 : unit == "ms" ? 1e-3 : 1;
-    Json counters = Json::object();
-    for (const auto& [name, value] : b.items())
-      if (value.is_number() && name != "real_time" && name != "cpu_time") counters[name] = value;
-    whole["results"].push_back({{"name", b["name"]}, {"seconds", b["real_time"].get<double>() * to_seconds}, {"counters", counters}});
+  Json whole;
+  try {
+    const Json& context = report.at("context");
+    whole = {{"kind", "benchmark"}, {"started", context.value("date", now())},     {"title", title},      {"candidate", context.value("executable", "unknown")},
+             {"seed", 0},           {"commit", context.value("commit", "unknown")}, {"machine", context}, {"sentence", ""},
+             {"results", Json::array()}};
+    for (const Json& b : report.at("benchmarks")) {
+      if (b.value("run_type", "iteration") != "iteration" || !b.contains("real_time") || b.value("error_occurred", false)) continue;
+      const std::string unit = b.value("time_unit", "ns");
+      const double to_seconds = unit == "ns" ? 1e-9 : unit == "us" ? 1e-6 : unit == "ms" ? 1e-3 : 1;
+      Json counters = Json::object();
+      for (const auto& [name, value] : b.items())
+        if (value.is_number() && name != "real_time" && name != "cpu_time") counters[name] = value;
+      whole["results"].push_back({{"name", b.at("name")}, {"seconds", b.at("real_time").get<double>() * to_seconds}, {"counters", counters}});
+    }
+  } catch (const Json::exception& e) {
+    fail(fmt::format("{} is no report of Google Benchmark: {}", title, e.what()));
   }
   if (whole["results"].empty()) fail(fmt::format("{} has no iteration of a benchmark", title));
   whole["sentence"] = fmt::format("{} measurements", whole["results"].size());
-  execute("BEGIN IMMEDIATE");
-  const std::int64_t id = insert(whole);
-  execute("COMMIT");
-  return id;
+  return insert_alone(whole);
 }
 
 std::vector<StoredRun> Store::runs() const {
@@ -271,7 +307,7 @@ std::size_t Store::import_lines(std::istream& in) {
       if (line.empty()) continue;
       const Json run = Json::parse(line);
       if (!run.is_object()) throw StoreError("no JSON object");
-      if (!run.contains("results") || run["results"].empty()) throw StoreError("a run without results");
+      if (!run.contains("results") || !run["results"].is_array() || run["results"].empty()) throw StoreError("a run without results");
       insert(run);
       ++count;
     }

@@ -37,6 +37,9 @@ class Store {
 
   // A run as `assay check --json` writes it. Returns its number.
   std::int64_t append(const Json& run);
+  // The score of `assay faults --json`, and the summary of `assay fuzz --json`, on the machine that made them.
+  std::int64_t append_faults(const Json& score, const Json& machine);
+  std::int64_t append_fuzz(const Json& summary, const Json& machine);
   // What Google Benchmark writes with --benchmark_out_format=json. Returns the run's number.
   std::int64_t append_benchmarks(const Json& report, const std::string& title);
 
@@ -54,6 +57,7 @@ class Store {
     void operator()(sqlite3* db) const;
   };
   std::int64_t insert(const Json& run);
+  std::int64_t insert_alone(const Json& run);  // whole, in a transaction of its own
   void execute(const char* sql) const;
   [[noreturn]] void fail(const std::string& what) const;
 
