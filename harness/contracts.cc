@@ -39,6 +39,7 @@ Contract host_contract(const Attention& problem, const std::string& target) {
   if (problem.projection > 0) {
     // Scores against the latent vector and outputs projected at the end: longer sums in another order, in the narrower tiles.
     c.name += ", absorbed projections";
+    c.absorbed = true;
     c.ordered = false;
     c.tile = 64;
   }

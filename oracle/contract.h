@@ -47,6 +47,8 @@ struct Contract {
   // Backward: sums over the rows of a tile (dK, dV) and over the keys of a tile (dQ) start from zero and are then added to
   // what the tiles before gave; dQ once more for every split of the keys. 0: one sum in any order.
   Index backward_row_tile = 0, backward_tile = 0, backward_split = 0;
+  // Of a latent cache: Q is multiplied by the projection first, so that an infinity of Q meets every element of a token, in sums with both signs.
+  bool absorbed = false;
   bool ordered = false;  // q.k sequential over d, P V sequential over keys, the sum tile by tile: a sharper bound
 };
 

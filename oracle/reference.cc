@@ -237,7 +237,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
   block.underflow_excused.assign(n_out, 0);
   block.value_overflow.assign(n_out, 0);
   block.domain.assign(n_rows, Domain::bounded);
-  for (auto* v : {&block.exact, &block.fully_masked, &block.needs_ball}) v->assign(n_rows, 0);
+  for (auto* v : {&block.exact, &block.fully_masked, &block.needs_ball, &block.query_lost}) v->assign(n_rows, 0);
 
   std::vector<RowVisibility> seen(n_rows);
   Index begin = s.keys, end = 0;
@@ -264,6 +264,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
       const double element = q_row[static_cast<std::size_t>(d)];
       if (std::isfinite(element)) x.q(r, d) = element;
       else any_not_finite = true;
+      if (!std::isfinite(element) && contract_.absorbed && seen[static_cast<std::size_t>(r)].visible > 0) block.query_lost[static_cast<std::size_t>(r)] = 1;
     }
   }
 
