@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
+#include <vector>
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
@@ -33,6 +35,36 @@ std::string shrink_line(const Json& failed, const WorkerOptions& options) {
     return bad;
   };
   return print_case(shrink(parse_case(failed["case"].get<std::string>()), fails, [&] { return Clock::now() < deadline; }));
+}
+
+// For a page: what is drawn of the first failures and of the passes that came nearest to their bounds. They are run once more.
+void add_pictures(Json& results, const WorkerOptions& options) {
+  constexpr std::size_t most_failures = 12, most_passes = 8;
+  std::vector<std::size_t> chosen, passes;
+  const auto worst = [&](std::size_t k) {
+    double ratio = -1;
+    if (results[k].contains("worst"))
+      for (const auto& [output, w] : results[k]["worst"].items())
+        if (w["ratio"].is_number()) ratio = std::max(ratio, w["ratio"].get<double>());
+    return ratio;
+  };
+  for (std::size_t k = 0; k < results.size(); ++k) {
+    if (results[k]["outcome"] == "fail" && chosen.size() < most_failures) chosen.push_back(k);
+    if (results[k]["outcome"] == "pass" && worst(k) > 0) passes.push_back(k);
+  }
+  std::ranges::sort(passes, {}, [&](std::size_t k) { return std::pair(-worst(k), k); });
+  passes.resize(std::min(passes.size(), most_passes));
+  chosen.insert(chosen.end(), passes.begin(), passes.end());
+  std::vector<WorkItem> items;
+  for (const std::size_t k : chosen) items.push_back({results[k]["case"], results[k]["candidate"]});
+  WorkerOptions drawing = options;
+  drawing.execute.pictures = true;
+  drawing.execute.power = drawing.execute.relations = false;
+  run_in_workers(items, drawing, [&](std::size_t item, Json r) {
+    for (const char* field : {"maps", "heads", "tiles", "ulps", "mask"})
+      if (r.contains(field)) results[chosen[item]][field] = r[field];
+    return true;
+  });
 }
 
 int run(const CheckOptions& o) {
@@ -78,6 +110,7 @@ int run(const CheckOptions& o) {
       r["shrunk"] = shrink_line(r, o.workers);
       r["reproduce"] = check_command(o.candidate, r["shrunk"]);
     }
+  if (!o.files.html.empty()) add_pictures(results, o.workers);
   if (!o.standalone.empty()) {
     const Json* chosen = &results[0];
     for (const Json& r : results)

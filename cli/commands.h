@@ -60,7 +60,7 @@ int trace(const TraceOptions& options);
 
 struct StoreOptions {
   std::string file;
-  std::string import, benchmarks, export_to;  // none of them: list the runs
+  std::string import, benchmarks, export_to, dashboard;  // none of them: list the runs
 };
 int store(const StoreOptions& options);
 

@@ -130,6 +130,7 @@ int main(int argc, char** argv) {
   store_command->add_option("STORE", store_options.file, "The file that --store appends to")->required();
   store_command->add_option("--export", store_options.export_to, "Write all runs as JSON lines");
   store_command->add_option("--import", store_options.import, "Append the runs of such a file: all or none");
+  store_command->add_option("--dashboard", store_options.dashboard, "Write accuracy and speed over time as one HTML page");
   store_command->add_option("--benchmarks", store_options.benchmarks, "Append what Google Benchmark wrote with --benchmark_out_format=json");
 
   CompareOptions compare_options;
@@ -193,6 +194,7 @@ int main(int argc, char** argv) {
   worker->add_option("--ball-rows", execute.ball_rows);
   add_guard_pages(worker, execute);
   worker->add_option("--oracle-threads", execute.oracle_threads);
+  worker->add_flag("--pictures", execute.pictures);
   worker->add_flag("--no-power", no_power);
   worker->add_flag("--no-relations", no_relations);
 

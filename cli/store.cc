@@ -1,9 +1,11 @@
 // assay store and assay compare.
 #include "reports/store.h"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <charconv>
+#include <ctime>
 #include <fstream>
 #include <iostream>
 #include <sstream>
@@ -11,6 +13,7 @@
 #include "cli/exit_status.h"
 #include "harness/files.h"
 #include "reports/compare.h"
+#include "reports/html.h"
 
 namespace assay {
 namespace {
@@ -56,7 +59,13 @@ int store(const StoreOptions& o) {
       s.export_lines(lines);
       write_file(o.export_to, lines.str());
     }
-    if (o.import.empty() && o.benchmarks.empty() && o.export_to.empty())
+    if (!o.dashboard.empty()) {
+      Json runs = Json::array();
+      for (const StoredRun& r : s.runs()) runs.push_back(s.run(r.id));
+      write_file(o.dashboard, html_dashboard(runs, fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))));
+      fmt::print("dashboard: {}\n", o.dashboard);
+    }
+    if (o.import.empty() && o.benchmarks.empty() && o.export_to.empty() && o.dashboard.empty())
       for (const StoredRun& r : s.runs()) fmt::print("{:>5}  {}  {:<9}  {}  {} on {}: {}\n", r.id, r.started, r.kind, r.commit.substr(0, 10), r.candidate, r.title, r.sentence);
     return static_cast<int>(all_passed);
   });

@@ -130,6 +130,10 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   judging.power = options.power;
   judging.statistics = has_independent_zero_mean(c);
   judging.without_lse = !candidate.gives_lse();
+  if (options.pictures) {
+    result.pictures = std::make_shared<Pictures>(inputs.problem);
+    judging.judged = [pictures = result.pictures.get()](const Element& e) { pictures->add(e); };
+  }
   judging.untouched = [](const TensorView& t, Index position) { return holds_poison(t, position, Poison::nan); };
   const std::optional<Contract> contract = candidate.contract(inputs.problem);
   result.verdict = contract ? judge(inputs.problem, first.view(), *contract, judging) : judge_by_ladder(inputs.problem, first.view(), 64, judging);

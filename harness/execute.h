@@ -2,9 +2,11 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
 
 #include "harness/candidate.h"
+#include "harness/pictures.h"
 #include "oracle/product.h"
 #include "oracle/verdict.h"
 #include "problem/case.h"
@@ -23,6 +25,7 @@ struct CaseResult {
   // Metamorphic relation -> "held", "violated: ..." or "not applicable: ...".
   std::map<std::string, std::string> relations;
   std::optional<QuantizationError> quantization;  // of a product whose weights were quantized, whatever the kernel does
+  std::shared_ptr<Pictures> pictures;               // if they were asked for and something was judged
   double generate_seconds = 0, candidate_seconds = 0, judge_seconds = 0;
 };
 
@@ -35,6 +38,7 @@ struct ExecuteOptions {
   bool power = true;
   bool relations = true;
   Surroundings around = Surroundings::bands;  // of every tensor
+  bool pictures = false;                      // keep what a report draws
 };
 
 // The candidate runs twice, its outputs poisoned with NaN first and with a large finite number then; guard

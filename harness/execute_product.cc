@@ -180,6 +180,10 @@ CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOpt
   judging.sample_rows = c.sample_rows;
   judging.seed = c.seed;
   judging.power = options.power;
+  if (options.pictures) {
+    result.pictures = std::make_shared<Pictures>(c.product.m, c.product.n);
+    judging.judged = [pictures = result.pictures.get()](const Element& e) { pictures->add(e); };
+  }
   judging.untouched = [](const TensorView& t, Index position) { return holds_poison(t, position, Poison::nan); };
   const std::optional<ProductContract> contract = candidate.product_contract();
   result.verdict =

@@ -5,7 +5,7 @@
 #define HWY_TARGET_INCLUDE "harness/faulty_stages.cc"
 #ifndef HWY_DISABLED_TARGETS
 #ifdef ASSAY_SANITIZED  // whose code takes minutes to compile
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3 | HWY_AVX3_DL | HWY_AVX3_ZEN4 | HWY_AVX3_SPR)
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3 | HWY_AVX3_DL)
 #else
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)  // the best target of any machine, and a baseline
 #endif

@@ -82,6 +82,7 @@ Json to_json(const CaseResult& r) {
   j["bias"] = {{"mean_ratio", number(v.mean_ratio)}, {"slope_t", number(v.slope_t)}};
   if (const GradientPower& g = v.gradient_power; g.pairs > 0)
     j["gradient_power"] = {{"pairs", g.pairs}, {"dQ", g.by_dq}, {"dK", g.by_dk}, {"dV", g.by_dv}, {"any", g.by_any}};
+  if (r.pictures) j.update(r.pictures->json(v.row_tile));
   const Power& p = v.power;
   Json& power = j["power"];
   power["pairs"] = p.pairs;

@@ -45,6 +45,7 @@ class Worker {
                                           fmt::format("--ball-rows={}", options.execute.ball_rows)};
     if (!options.execute.power) arguments.push_back("--no-power");
     if (!options.execute.relations) arguments.push_back("--no-relations");
+    if (options.execute.pictures) arguments.push_back("--pictures");
     if (options.execute.around != Surroundings::bands)
       arguments.push_back(options.execute.around == Surroundings::page_behind ? "--guard-pages=behind" : "--guard-pages=before");
     if (options.execute.oracle_threads != 1) arguments.push_back(fmt::format("--oracle-threads={}", options.execute.oracle_threads));

@@ -64,7 +64,10 @@ class GradientJudge {
     }
     if (std::isfinite(y) && e.bound > 0 && (e.ratio > compared.worst.ratio || compared.worst.bound == 0)) compared.worst = e;
     switch (decide(preimage(y, out.dtype, contract_.roundoff), value, 0, g.ratio[at] * bound, bound, std::min(g.slack[at], 1.0))) {
-      case Decision::inside: ++v_.inside; return;
+      case Decision::inside:
+        ++v_.inside;
+        if (options_.judged && e.bound > 0) options_.judged(e);
+        return;
       case Decision::undecided: return excuse("within the oracle's own error of the bound");
       case Decision::outside: return fail(e, name + (std::isinf(y) ? " is infinite" : " is outside its bound"));
     }
@@ -80,6 +83,7 @@ class GradientJudge {
     ++v_.outside;
     ++v_.failures[why];
     e.why = std::move(why);
+    if (options_.judged) options_.judged(e);
     if (v_.outside == 1 || precedes(e, v_.first_failure)) v_.first_failure = e;
   }
 
@@ -192,12 +196,7 @@ void add_gradients(Verdict& forward, const Verdict& gradients) {
 }
 
 Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwardInput& input, const AttentionGradients& out, const JudgeOptions& options) {
-  Verdict v;
-  for (const Contract& c : contract_ladder(problem.q.dtype, 64)) {
-    v = judge_backward(problem, input, out, c, options);
-    if (v.outcome != Outcome::fail) break;
-  }
-  return v;
+  return climb(contract_ladder(problem.q.dtype, 64), options, [&](const Contract& c, const JudgeOptions& o) { return judge_backward(problem, input, out, c, o); });
 }
 
 }  // namespace assay

@@ -10,6 +10,20 @@
 
 namespace assay {
 
+// The verdict under the first of the contracts that is not refuted, or under the last. Nobody is told of elements under one that was.
+template <class Contracts, class Judge>
+Verdict climb(const Contracts& ladder, const JudgeOptions& options, const Judge& judge) {
+  JudgeOptions quiet = options;
+  quiet.judged = nullptr;
+  Verdict v;
+  for (const auto& contract : ladder) {
+    v = judge(contract, quiet);
+    if (v.outcome == Outcome::fail && &contract != &ladder.back()) continue;
+    return options.judged ? judge(contract, options) : v;
+  }
+  return v;
+}
+
 enum class Decision { inside, outside, undecided };
 
 // What the output rounding leaves open: every number that rounds to y lies in [low, high].

@@ -444,6 +444,7 @@ class ProductJudge {
     mine.exact += bound == 0;
     if (std::isfinite(y) && e.bound > 0) {  // an infinity is right beyond the range of the output
       if (e.ratio >= compared.worst.ratio) compared.worst = e;
+      if (options_.judged) options_.judged(e);
       ratio_sum_ += ((y - exact.high) - exact.low) / e.bound;
       ++ratios_;
     }
@@ -476,6 +477,7 @@ class ProductJudge {
 
   void fail(Element& e, std::string why) {
     e.why = std::move(why);
+    if (options_.judged) options_.judged(e);
     ++mine.outside;
     ++mine.failures[e.why];
     if (mine.outside == 1 || precedes(e, mine.first_failure)) mine.first_failure = e;
@@ -594,12 +596,8 @@ Verdict judge_product(const Product& p, const TensorView& c, const ProductContra
 }
 
 Verdict judge_product_by_ladder(const Product& p, const TensorView& c, const JudgeOptions& options) {
-  Verdict v;
-  for (const ProductContract& contract : product_ladder(p.a_low ? Dtype::f32 : p.a.dtype)) {
-    v = judge_product(p, c, contract, options);
-    if (v.outcome != Outcome::fail) break;
-  }
-  return v;
+  return climb(product_ladder(p.a_low ? Dtype::f32 : p.a.dtype), options,
+               [&](const ProductContract& contract, const JudgeOptions& o) { return judge_product(p, c, contract, o); });
 }
 
 QuantizationError quantization_error(const Product& p, const std::function<double(Index, Index)>& original) {

@@ -107,6 +107,7 @@ class RowJudge {
     ++v.outside;
     ++v.failures[why];
     e.why = std::move(why);
+    if (options_.judged) options_.judged(e);
     if (v.outside == 1 || precedes(e, v.first_failure)) v.first_failure = e;
   }
 
@@ -142,6 +143,7 @@ class RowJudge {
     const Decision d = decide_lse(block, r, y);
     if (d == Decision::outside) return fail(e, "LSE is outside its bound");
     inside();  // undecided at 512 bits: not refuted
+    if (options_.judged) options_.judged(e);
   }
 
   void judge_element(const Block& block, Index r, Index c, double& sxy, double& sxx) {
@@ -199,6 +201,7 @@ class RowJudge {
       ++tally_.ratios;
       sxy += error / bound * (o / bound);
       sxx += o / bound * (o / bound);
+      if (options_.judged) options_.judged(e);
     }
     inside_element(block.exact[at] != 0);
   }
@@ -377,12 +380,7 @@ Verdict judge(const Attention& problem, const AttentionOutput& out, const Contra
 }
 
 Verdict judge_by_ladder(const Attention& problem, const AttentionOutput& out, Index tile, const JudgeOptions& options) {
-  Verdict v;
-  for (const Contract& c : contract_ladder(problem.q.dtype, tile)) {
-    v = judge(problem, out, c, options);
-    if (v.outcome != Outcome::fail) break;
-  }
-  return v;
+  return climb(contract_ladder(problem.q.dtype, tile), options, [&](const Contract& c, const JudgeOptions& o) { return judge(problem, out, c, o); });
 }
 
 }  // namespace assay

@@ -76,6 +76,7 @@ struct JudgeOptions {
   bool power = true;
   bool statistics = false;                                           // let a leaning error make the case suspect (inputs of independent zero mean only)
   std::function<bool(const TensorView&, Index position)> untouched;  // whether an element still holds its poison
+  std::function<void(const Element&)> judged;                        // told of each element that a bound decided or that failed, by any of the threads
 };
 
 // `out.o` and `out.lse` as the candidate left them; a null lse is a failure, for LSE is always judged.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 #include <set>
+#include <tuple>
 
 #include "harness/contracts.h"
 #include "harness/execute.h"
@@ -127,6 +128,74 @@ TEST(Guard, RelationsSeeWhatNoBoundSees) {
   });
   EXPECT_EQ(r.outcome, Outcome::fail);
   EXPECT_THAT(r.reason, HasSubstr("relation negated-values violated"));
+}
+
+// One element read beyond the end, which changes no output: a page that cannot be touched tells.
+TEST(Guard, PagesTellOneElementTooMany) {
+  const auto reads_at = [](Index element) {
+    return [element](const Attention& p, const AttentionOutput&, int) {
+      const volatile float* k = static_cast<const float*>(p.k.data);
+      return k[element] > 1e30f ? kernels::Status{kernels::StatusCode::unknown, "read"} : kernels::Status{};
+    };
+  };
+  const Case c = parse_case("attention b=1 h=1 l=9x20 d=8");
+  ExecuteOptions options;
+  for (const auto& [around, element, dies] : {std::tuple{Surroundings::page_behind, Index{160}, true}, {Surroundings::page_before, Index{-1}, true}, {Surroundings::bands, Index{160}, false}}) {
+    options.around = around;
+    Misbehaving candidate(reads_at(element));
+    if (dies) EXPECT_DEATH(execute(c, candidate, options), "");
+    else EXPECT_EQ(execute(c, candidate, options).outcome, Outcome::pass);
+  }
+  surround_tensors(Surroundings::bands);
+}
+
+// What a report draws is what was judged: as many elements in the bins, the largest ratio in some cell, failures where they are.
+TEST(Pictures, AreOfTheElementsJudged) {
+  ExecuteOptions options;
+  options.pictures = true;
+  const auto host = make_candidate("host");
+  const Json fine = to_json(execute(parse_case("attention b=2 h=2/1 l=9x300 d=8 causal offset=end"), *host, options));
+  for (const Json& u : fine["ulps"]) {
+    std::int64_t all = u["above"];
+    for (const Json& n : u["counts"]) all += n.get<std::int64_t>();
+    EXPECT_EQ(all, fine["elements"]["compared"][u["output"].get<std::string>()]) << u["output"];
+  }
+  double largest = 0;
+  for (const Json& m : fine["maps"])
+    if (m["output"] == "O")
+      for (const Json& row : m["cells"])
+        for (const Json& cell : row)
+          if (cell.is_number()) largest = std::max(largest, cell.get<double>());
+  EXPECT_EQ(largest, fine["worst"]["O"]["ratio"]);
+  ASSERT_EQ(fine["mask"].size(), 1u);  // every head sees the same
+  EXPECT_EQ(fine["mask"][0]["key_step"], 4);
+  EXPECT_EQ(fine["mask"][0]["cells"][8], std::string(75, '9'));
+  EXPECT_EQ(fine["heads"][0]["ratios"].size(), 2u);
+
+  const auto wrong = make_candidate("fault:second-batch-not-computed");
+  const Json failed = to_json(execute(parse_case("attention b=2 h=1 l=9x30 d=8"), *wrong, options));
+  EXPECT_EQ(failed["outcome"], "fail");
+  EXPECT_EQ(failed["maps"][0]["b"], 1) << "the worst head comes first";
+  const auto product = to_json(execute(parse_case("product m=70 n=20 k=40 w=nvfp4"), *host, options));
+  EXPECT_EQ(product["maps"][0]["row_step"], 2);
+  const auto gradients = to_json(execute(parse_case("backward b=1 h=2/1 l=9x30 d=8 causal"), *host, options));
+  std::set<std::string> drawn;
+  for (const Json& m : gradients["maps"]) drawn.insert(m["output"]);
+  EXPECT_EQ(drawn, (std::set<std::string>{"O", "LSE", "dQ", "dK", "dV"}));
+}
+
+// Offsets beyond 2^32 elements, over mappings that have memory for the rows alone.
+TEST(Guard, DistantRowsAreGuardedToo) {
+  const char* line = "attention b=2 h=2 l=9x20 d=8 layout=distant";
+  EXPECT_EQ(run([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; }, line).outcome, Outcome::pass);
+  EXPECT_THAT(run(
+                  [](const Attention&, const AttentionOutput& out, int) {
+                    static_cast<float*>(out.o.data)[out.o.at(1, 1, 7, 7) + 1] = 0;  // behind a row that begins beyond 2^32
+                    return kernels::Status{};
+                  },
+                  line)
+                  .reason,
+              HasSubstr("o: bytes between its elements were overwritten"));
 }
 
 TEST(Guard, UnsupportedIsNeverAPass) {

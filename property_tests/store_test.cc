@@ -216,5 +216,39 @@ TEST(Compare, TellsEffectsFromNoise) {
   EXPECT_THROW(compare_runs({{"results", a}}, {{"results", Json::array({{{"name", "another"}}})}}), std::invalid_argument);
 }
 
+TEST_F(Stores, FaultsAndFuzzJobsAreRunsToo) {
+  Store s(file());
+  const Json machine = {{"cpu", "a processor"}, {"commit", "abc"}};
+  const Json score = {{"seed", 3},
+                      {"killed", 1},
+                      {"faults", {{{"fault", "a"}, {"class", "F01"}, {"suite", "smoke"}, {"killed", true}, {"cases", 4}, {"seconds", 0.5}, {"case", "attention"}, {"reason", "outside"}},
+                                  {{"fault", "b"}, {"class", "F02"}, {"suite", "smoke"}, {"killed", false}, {"cases", 9}, {"seconds", 1}, {"case", ""}, {"reason", ""}}}},
+                      {"equivalent", {{{"fault", "c"}, {"class", "F11"}, {"proof", "because"}}}}};
+  const Json faults = s.run(s.append_faults(score, machine));
+  EXPECT_EQ(faults["kind"], "faults");
+  EXPECT_EQ(faults["sentence"], "1 of 2 faults killed");
+  ASSERT_EQ(faults["results"].size(), 3u);
+  EXPECT_EQ(faults["results"][0]["outcome"], "killed");
+  EXPECT_EQ(faults["results"][1]["outcome"], "survived");
+  EXPECT_EQ(faults["results"][2]["outcome"], "equivalent");
+  const Json summary = {{"seed", 3},
+                        {"seconds", 60},
+                        {"targets", {{{"target", "forward"}, {"seconds", 60}, {"executions", 1000}, {"executions_per_second", 16.5}, {"coverage", 77}, {"corpus", 5}, {"findings", 1}}}},
+                        {"findings", {{{"target", "forward"}}}}};
+  const Json fuzz = s.run(s.append_fuzz(summary, machine));
+  EXPECT_EQ(fuzz["kind"], "fuzz");
+  EXPECT_EQ(fuzz["results"][0]["outcome"], "finding");
+  EXPECT_THROW(s.append_fuzz({{"seed", 3}, {"seconds", 1}, {"targets", Json::array()}, {"findings", Json::array()}}, machine), StoreError);
+}
+
+// What a file of imports lacks is told, and nothing is stored.
+TEST_F(Stores, ImportsThatLackSomething) {
+  Store s(file());
+  std::istringstream lines("{\"results\": [{}]}\n");
+  EXPECT_THROW(s.import_lines(lines), StoreError);
+  EXPECT_THROW(s.append_benchmarks(Json::parse(R"({"context": {}, "benchmarks": [{"run_type": "iteration", "real_time": 1}]})"), "x"), StoreError);
+  EXPECT_TRUE(s.runs().empty());
+}
+
 }  // namespace
 }  // namespace assay

@@ -21,9 +21,9 @@ const std::map<std::string, Rooms> allowed = {
     {"kernels", {"kernels", "problem"}},
     {"harness", {"harness", "oracle", "kernels", "problem"}},
     {"reports", {"reports", "harness", "problem"}},
-    {"cli", {"cli", "reports", "harness", "oracle", "kernels", "problem"}},
-    {"property_tests", {"property_tests", "cli", "reports", "harness", "oracle", "kernels", "problem"}},
-    {"fuzz", {"fuzz", "harness", "oracle", "kernels", "problem"}},
+    {"cli", {"cli", "fuzz", "reports", "harness", "oracle", "kernels", "problem"}},
+    {"property_tests", {"property_tests", "cli", "fuzz", "reports", "harness", "oracle", "kernels", "problem"}},
+    {"fuzz", {"fuzz", "property_tests", "reports", "harness", "oracle", "kernels", "problem"}},
     {"bench", {"bench", "harness", "oracle", "kernels", "problem"}},
 };
 

@@ -1,0 +1,10 @@
+# cmake -DWEB=SOURCE -DINSTALLED=BUILD -DNODE=PROGRAM -P pages_test.cmake: the browser tests of the pages, beside the packages that the build has installed.
+file(COPY ${WEB}/test ${WEB}/fixtures DESTINATION ${INSTALLED})
+file(GLOB tests ${INSTALLED}/test/*.test.mjs)
+if(NOT tests)
+  message(FATAL_ERROR "no test of the pages was found")
+endif()
+execute_process(COMMAND ${NODE} --test ${tests} WORKING_DIRECTORY ${INSTALLED} RESULT_VARIABLE failed)
+if(failed)
+  message(FATAL_ERROR "the pages fail in the browser")
+endif()

@@ -1,0 +1,12 @@
+# cmake -DPAGES=DIR -DOUT=FILE -P embed_pages.cmake: the bundled pages as string literals.
+set(text "#include <string_view>\n\nnamespace assay {\n\nextern const std::string_view report_page, dashboard_page;\n\n")
+foreach(page report dashboard)
+  file(READ ${PAGES}/${page}.html html)
+  string(FIND "${html}" ")page\"" end)
+  if(NOT end EQUAL -1)
+    message(FATAL_ERROR "${page}.html holds what ends a literal")
+  endif()
+  string(APPEND text "const std::string_view ${page}_page = R\"page(${html})page\";\n")
+endforeach()
+string(APPEND text "\n}  // namespace assay\n")
+file(WRITE ${OUT} "${text}")

@@ -1,0 +1,104 @@
+// Pictures, by ECharts as SVG. Each stands in a figure whose button shows the same numbers as a table.
+import * as echarts from 'echarts/core';
+import { BarChart, CustomChart, LineChart, ScatterChart } from 'echarts/charts';
+import { AriaComponent, DataZoomInsideComponent, DataZoomSliderComponent, GridComponent, LegendComponent, LegendScrollComponent, MarkLineComponent, TooltipComponent } from 'echarts/components';
+import { SVGRenderer } from 'echarts/renderers';
+import { beyond, el, has, real, scroller } from './page.mjs';
+
+echarts.use([BarChart, CustomChart, LineChart, ScatterChart, AriaComponent, DataZoomInsideComponent, DataZoomSliderComponent, GridComponent, LegendComponent, LegendScrollComponent,
+  MarkLineComponent, TooltipComponent, SVGRenderer]);
+
+// ECharts wants plain colours; the style sheet has them by scheme.
+export function colour(name) {
+  const probe = el('span', { style: `color:var(--${name})` });
+  document.body.append(probe);
+  const value = getComputedStyle(probe).color;
+  probe.remove();
+  return value;
+}
+
+let near;  // draws what comes near the window: a run may have a thousand pictures
+function whenNear(element, draw) {
+  near ??= new IntersectionObserver((entries) => {
+    for (const e of entries) if (e.isIntersecting) near.unobserve(e.target), e.target.draw();
+  }, { rootMargin: '400px' });
+  element.draw = draw;
+  near.observe(element);
+}
+
+// height(width) in pixels; option(width) of ECharts; table() is called when asked for; onclick(what) after a click on a mark,
+// onpick(x) after one anywhere in the plot, x being the index on the axis.
+export function figure({ title, note, summary, height, option, table, legend, onclick, onpick, className }) {
+  const box = el('div', { class: 'chart' });
+  const list = scroller(`${title}: table`);
+  list.hidden = true;
+  const button = el('button', { type: 'button', class: 'toggle', 'aria-pressed': 'false', 'aria-label': `Table: ${title}`, onclick: () => {
+    const show = list.hidden;
+    if (show) list.replaceChildren(table());
+    list.hidden = !show;
+    picture.hidden = show;
+    button.setAttribute('aria-pressed', String(show));
+    if (!show) draw();
+  } }, 'Table');
+  const picture = el('div', { class: 'picture' }, box, legend);
+  const whole = el('figure', { class: className }, el('figcaption', {}, el('span', { class: 'title' }, title), button, note && el('span', { class: 'note' }, note)), picture, list);
+  let chart, drawn = 0;
+  function draw() {
+    const width = box.clientWidth;
+    if (width === 0) return;
+    drawn = width;
+    box.style.height = `${height(width)}px`;
+    chart ??= echarts.init(box, null, { renderer: 'svg' });
+    chart.resize();
+    const text = colour('text'), line = colour('line'), dim = colour('dim');
+    const styled = option(width);
+    for (const axis of [styled.xAxis, styled.yAxis].flat()) {
+      axis.axisLine = { show: true, lineStyle: { color: dim } };
+      axis.axisLabel = { color: dim, hideOverlap: true, ...axis.axisLabel };
+      axis.nameTextStyle = { color: dim, ...axis.nameTextStyle };
+      axis.splitLine = { lineStyle: { color: line }, ...axis.splitLine };
+    }
+    if (styled.legend) styled.legend = { type: 'scroll', itemWidth: 22, itemHeight: 10, top: 0, left: 0, right: 0, textStyle: { color: text }, pageTextStyle: { color: text }, pageIconColor: text, pageIconInactiveColor: line, ...styled.legend };
+    styled.tooltip = { confine: true, backgroundColor: colour('panel'), borderColor: dim, textStyle: { color: text, fontSize: 13 }, ...styled.tooltip };
+    // The description is ours: the built-in one would read out every number.
+    chart.setOption({ animation: false, aria: { enabled: true, label: { description: `${title}. ${summary ?? ''} The button Table shows the numbers.` } }, ...styled }, true);
+  }
+  whenNear(box, () => {
+    draw();
+    if (onclick) chart?.on('click', onclick);
+    if (onpick) chart?.getZr().on('click', (e) => {
+      const at = [e.offsetX, e.offsetY];
+      if (chart.containPixel('grid', at)) onpick(chart.convertFromPixel('grid', at)[0]);
+    });
+    new ResizeObserver(() => { if (box.clientWidth !== drawn) draw(); }).observe(box);
+    addEventListener('schemechange', draw);
+  });
+  return whole;
+}
+
+export const tip = (...lines) => el('div', { class: 'tip' }, lines.filter(has).map((l) => el('div', {}, l)));
+
+// Ratios stand on a logarithmic axis that ends at both sides, so that neither 0 nor 1e40 nor NaN needs a place of its own.
+const low = -4, high = 6;
+export const level = (ratio) => (typeof ratio === 'number' ? Math.min(Math.max(ratio > 0 ? Math.log10(ratio) : low, low), high) : high) - low;
+// Bars start at its foot; marks and lines may do with less of it.
+export function ratioAxis(ratios, { fit = false } = {}) {
+  const levels = ratios.filter(has).map(level);
+  const top = Math.ceil(levels.reduce((a, b) => Math.max(a, b), 1 - low) - 1e-9), foot = fit ? Math.floor(levels.reduce((a, b) => Math.min(a, b), -low - 1)) : 0;
+  return { type: 'value', name: 'error / bound', nameLocation: 'end', nameTextStyle: { align: 'left' }, min: foot, max: top, interval: top - foot > 6 ? 2 : 1,
+    axisLabel: { formatter: (l) => (l === 0 ? `≤ 1e${low}` : l === high - low ? `≥ 1e${high}` : real(10 ** (l + low))) } };
+}
+// The line at 1, the bound itself.
+export const boundLine = (label = 'bound') => ({ silent: true, symbol: 'none', data: [{ yAxis: -low }], lineStyle: { color: colour('bad'), type: 'solid', width: 1.5 },
+  label: { formatter: label, position: 'end', color: colour('bad') } });
+
+// Beyond the bound is another colour and hatched.
+export const ratioBar = (ratio) => ({ value: has(ratio) ? level(ratio) : null, itemStyle: beyond(ratio) ?
+  { color: colour('f1'), decal: { symbol: 'rect', symbolSize: 1, color: colour('bg'), dashArrayX: [1, 0], dashArrayY: [2, 5], rotation: -Math.PI / 4 } } : { color: colour('h3') } });
+
+// Counts on a logarithmic axis that has a place for 0.
+export const countLevel = (n) => (n > 0 ? Math.log10(n) + 1 : 0);
+export const countAxis = (name) => ({ type: 'value', name, nameTextStyle: { align: 'left' }, min: 0, minInterval: 1, axisLabel: { formatter: (l) => (l === 0 ? '0' : Number.isInteger(l) ? real(10 ** (l - 1)) : '') } });
+
+export const seriesColours = () => [1, 2, 3, 4, 5, 6, 7, 8].map((i) => colour(`s${i}`));
+export const seriesSymbols = ['circle', 'rect', 'triangle', 'diamond', 'emptyCircle', 'emptyRect', 'emptyTriangle', 'emptyDiamond'];

@@ -1,0 +1,155 @@
+// Pages in headless Chromium, served from this machine. Whatever a page logs as an error or asks for beyond itself fails the test.
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import puppeteer from 'puppeteer-core';
+import { fill } from '../fill.mjs';
+
+const here = dirname(fileURLToPath(import.meta.url));
+export const fixture = (name) => JSON.parse(readFileSync(join(here, '../fixtures', `${name}.json`), 'utf8'));
+
+export class Bench {
+  async start() {
+    const chromium = process.env.CHROMIUM || '/usr/bin/chromium';
+    if (!existsSync(chromium)) throw new Error(`these tests need a browser and ${chromium} is not there: install chromium, or set CHROMIUM to where it is`);
+    this.folder = mkdtempSync(join(tmpdir(), 'assay-pages-'));
+    execFileSync(process.execPath, [join(here, '../build.mjs'), this.folder]);
+    this.pages = new Map();
+    this.asked = [];
+    this.server = createServer((request, response) => {
+      const page = this.pages.get(request.url);
+      this.asked.push(request.url);
+      response.writeHead(page ? 200 : 404, { 'content-type': 'text/html; charset=utf-8' });
+      response.end(page ?? '');
+    });
+    await new Promise((done) => this.server.listen(0, '127.0.0.1', done));
+    this.origin = `http://127.0.0.1:${this.server.address().port}`;
+    this.browser = await puppeteer.launch({ executablePath: chromium, args: ['--no-sandbox'], protocolTimeout: 120000 });
+    await this.browser.defaultBrowserContext().overridePermissions(this.origin, ['clipboard-read', 'clipboard-write', 'clipboard-sanitized-write']);
+    return this;
+  }
+
+  async stop() {
+    await this.browser?.close();
+    this.server?.close();
+    if (this.folder) rmSync(this.folder, { recursive: true, force: true });
+  }
+
+  template(name) { return readFileSync(join(this.folder, `${name}.html`), 'utf8'); }
+  html(template, data) { return fill(this.template(template), JSON.stringify(data)); }
+  file(name, html) {
+    const path = join(this.folder, name);
+    writeFileSync(path, html);
+    return path;
+  }
+
+  // A page that holds the data. page.finish() says what went wrong meanwhile, and closes it.
+  async open(template, data, { hash = '', width = 1280, scheme = 'light', before, file = false } = {}) {
+    const html = this.html(template, data), path = `/${template}-${this.pages.size}.html`;
+    this.pages.set(path, html);
+    const page = await this.browser.newPage();
+    const wrong = [];
+    const url = file ? `file://${this.file(path.slice(1), html)}` : this.origin + path;
+    page.on('console', (m) => { if (['error', 'warn'].includes(m.type())) wrong.push(`console: ${m.text()}`); });
+    page.on('pageerror', (e) => wrong.push(`error: ${e.message}`));
+    page.on('dialog', (d) => { wrong.push(`dialog: ${d.message()}`); d.dismiss(); });
+    page.on('request', (r) => { if (r.url().split('#')[0] !== url && !r.url().startsWith('data:')) wrong.push(`request: ${r.url()}`); });
+    await page.setViewport({ width, height: 900 });
+    await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }, { name: 'prefers-reduced-motion', value: 'reduce' }]);
+    if (before) await page.evaluateOnNewDocument(before);
+    await page.goto(url + hash);
+    await page.waitForSelector(template === 'report' ? '#overview, #case' : '.empty, table, h2');
+    page.wrong = wrong;
+    page.finish = async () => {
+      await page.close();
+      assert.deepEqual(wrong, []);
+    };
+    return page;
+  }
+}
+
+export const texts = (page, selector) => page.$$eval(selector, (all) => all.map((e) => e.textContent.trim()));
+export const text = (page, selector) => page.$eval(selector, (e) => e.textContent.trim());
+export const until = (page, what, ...args) => page.waitForFunction(what, { timeout: 8000 }, ...args);
+export const shown = (page, selector) => page.$$eval(selector, (all) => all.filter((e) => e.checkVisibility()).length);
+
+// Pictures are drawn as they come near the window: go past all of them.
+export async function drawAll(page) {
+  await page.evaluate(async () => {
+    for (let y = 0; y < document.documentElement.scrollHeight; y += 600) {
+      scrollTo(0, y);
+      await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 20)));
+    }
+    scrollTo(0, 0);
+  });
+  await until(page, () => [...document.querySelectorAll('.chart')].every((c) => !c.checkVisibility() || c.querySelector('svg')));
+}
+
+export async function checkLayout(page) {
+  const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  assert.ok(over <= 0, `the page is ${over} pixels wider than the window`);
+  const out = await page.evaluate(() => [...document.querySelectorAll('main *')].filter((e) => e.checkVisibility() && !e.closest('.scroll, svg, .chart') && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80)));
+  assert.deepEqual(out, []);
+}
+
+// The contrast of text against the background it stands on, at least 4.5 (WCAG AA).
+export async function checkContrast(page) {
+  const low = await page.evaluate(() => {
+    const numbers = (c) => c.match(/[\d.]+/g).map(Number);
+    const light = (c) => { const [r, g, b] = numbers(c).map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if ((numbers(c)[3] ?? 1) > 0.99) return c; } return 'rgb(255, 255, 255)'; };
+    const found = new Set();
+    for (const e of document.querySelectorAll('body *')) {
+      if (!e.checkVisibility() || e.closest('svg') || ![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
+      const a = light(getComputedStyle(e).color), b = light(behind(e)), ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+      if (ratio < 4.5) found.add(`${e.tagName}.${e.className} ${ratio.toFixed(2)}`);
+    }
+    for (const t of document.querySelectorAll('svg text')) {
+      const a = light(getComputedStyle(t).fill), b = light(behind(t.closest('.chart'))), ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+      if (ratio < 4.5) found.add(`svg text ${t.textContent} ${ratio.toFixed(2)}`);
+    }
+    return [...found];
+  });
+  assert.deepEqual(low, []);
+}
+
+// Every picture has a table of its numbers, and a description.
+export async function checkTables(page) {
+  const figures = await page.$$('figure');
+  for (const f of figures) {
+    if (!(await f.evaluate((e) => e.checkVisibility()))) continue;
+    const title = await f.$eval('.title', (e) => e.textContent);
+    assert.equal(await f.$eval('.chart', (e) => e.getAttribute('role')), 'img', title);
+    assert.match(await f.$eval('.chart', (e) => e.getAttribute('aria-label')), /button Table shows the numbers/, title);
+    const toggle = await f.$('.toggle');
+    await toggle.click();
+    assert.ok((await f.$$('table tbody tr')).length > 0, `${title}: its table is empty`);
+    assert.equal(await f.$eval('.picture', (e) => e.checkVisibility()), false, title);
+    assert.equal(await toggle.evaluate((e) => e.getAttribute('aria-pressed')), 'true');
+    await toggle.click();
+    assert.equal(await f.$eval('.picture', (e) => e.checkVisibility()), true, title);
+    assert.equal(await f.$eval('.scroll', (e) => e.checkVisibility()), false, title);
+  }
+  return figures.length;
+}
+
+export async function screenshot(page, name) {
+  const folder = process.env.ASSAY_SCREENSHOTS;
+  if (!folder) return;
+  mkdirSync(folder, { recursive: true });
+  await page.screenshot({ path: join(folder, `${name}.png`), fullPage: true });
+}
+
+export const clipboard = (page) => page.evaluate(() => navigator.clipboard.readText());
+
+// Texts of the data are text: nothing ran, and nothing became an element.
+export async function checkHarmless(page) {
+  assert.equal(await page.evaluate(() => window.hacked), undefined);
+  assert.equal(await page.$$eval('img, iframe, object, main script, main b', (all) => all.length), 0);
+  const handlers = await page.evaluate(() => [...document.querySelectorAll('*')].flatMap((e) => [...e.attributes].filter((a) => a.name.startsWith('on')).map((a) => a.name)));
+  assert.deepEqual(handlers, []);
+}
