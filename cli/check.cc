@@ -61,6 +61,7 @@ void add_pictures(Json& results, const WorkerOptions& options) {
   drawing.execute.pictures = true;
   drawing.execute.power = drawing.execute.relations = false;
   run_in_workers(items, drawing, [&](std::size_t item, Json r) {
+    if (r["outcome"] != results[chosen[item]]["outcome"]) return true;  // another answer the second time: nothing to draw of the first
     for (const char* field : {"maps", "heads", "tiles", "ulps", "mask"})
       if (r.contains(field)) results[chosen[item]][field] = r[field];
     return true;

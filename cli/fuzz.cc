@@ -22,6 +22,7 @@ std::string target_of(const PlantedFault& f) {
 
 // Every fault that some input shows, one after the other, each from no inputs at all.
 int find_faults(const FuzzCommandOptions& o) {
+  if (!o.store.empty() || !o.jobs.targets.empty()) throw UsageError("--faults takes neither --store nor targets: --only names a fault, and each has its target");
   const std::vector<std::string> targets = fuzz_targets(o.jobs.binaries);
   Json table = Json::array();
   std::size_t found = 0;

@@ -1,24 +1,12 @@
 // A device whose calls fail at chosen places, with chosen codes, several times in a row: whatever happens, outputs are whole or untouched, nothing stays
 // allocated, nothing is used after it failed, and the next call is right.
-#include <cstdio>
-#include <cstdlib>
 
+#include "fuzz/require.h"
 #include "harness/draw_case.h"
 #include "property_tests/device_world.h"
 
-namespace {
-
-using namespace assay;
-
-void require(bool holds, const std::string& what) {
-  if (holds) return;
-  std::fprintf(stderr, "finding: %s\n", what.c_str());
-  std::abort();
-}
-
-}  // namespace
-
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
+  using namespace assay;
   Choices in({data, size});
   AttentionFixture& a = everything();
   const std::vector<const Tensor*> outputs = {&a.out.o, &a.out.lse};

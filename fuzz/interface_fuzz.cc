@@ -4,24 +4,19 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <limits>
 #include <vector>
 
+#include "fuzz/require.h"
 #include "harness/draw_case.h"
 
 namespace {
 
 using assay::Choices;
 
-void require(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "finding: %s (%s)\n", what, assay_last_error());
-  std::abort();
-}
+void require(bool holds, const char* what) { assay::require(holds, std::string(what) + " (" + assay_last_error() + ")"); }
 
 constexpr std::size_t buffer_bytes = 1 << 16;
 

@@ -249,7 +249,6 @@ class Jobs {
   void run_slice(const std::string& target, double seconds) {
     TargetState& state = states_[target];
     const auto start = Clock::now();
-    const fs::path findings = o_.work / "findings" / target;
     struct Job {
       std::unique_ptr<Process> process;
       fs::path output;
@@ -340,7 +339,7 @@ class Jobs {
       const auto same = std::ranges::count_if(findings_, [&](const Json& other) { return other["target"] == target && without_numbers(other["reason"]) == signature; });
       const bool seen = said && same > 0;
       // Twenty of a kind tell as much as a thousand.
-      if (same >= 20) {
+      if (seen && same >= 20) {
         fs::remove(file);
         continue;
       }
@@ -415,10 +414,10 @@ class Jobs {
     states_[target].corpus = static_cast<double>(stay.size());
   }
 
-  Json summary() const {
+  Json summary() {
     Json targets = Json::array();
     for (const std::string& name : o_.targets) {
-      const TargetState& t = states_.at(name);
+      const TargetState& t = states_[name];  // zeros, if no time was left for it
       const auto found = std::ranges::count_if(findings_, [&](const Json& f) { return f["target"] == name; });
       targets.push_back({{"target", name},
                          {"seconds", t.seconds},

@@ -1,27 +1,15 @@
 // Bytes of low-bit weights, whatever they are: refused with a sentence, or packed, unpacked to the same bytes, and multiplied as each code and
 // scale means by itself.
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <vector>
 
+#include "fuzz/require.h"
 #include "harness/draw_case.h"
 #include "kernels/packed_weights.h"
 #include "oracle/product.h"
 
-namespace {
-
-using namespace assay;
-
-void require(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "finding: %s\n", what);
-  std::abort();
-}
-
-}  // namespace
-
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
+  using namespace assay;
   Choices in({data, size});
   LowBitView w;
   w.format = static_cast<LowBit>(in.below(low_bit_count));

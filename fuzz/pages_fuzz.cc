@@ -1,8 +1,7 @@
 // Any sequence of appends, evictions, forks and resets, failing ones included, does to a cache what it does to a plain list of tokens; what the cache
 // holds of them is read back through attention.
-#include <cstdio>
-#include <cstdlib>
 
+#include "fuzz/require.h"
 #include "harness/draw_case.h"
 #include "kernels/attention.h"
 #include "kernels/cache_storage.h"
@@ -11,12 +10,6 @@
 namespace {
 
 using namespace assay;
-
-void require(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "finding: %s\n", what);
-  std::abort();
-}
 
 Tensor make(const Extents& shape) { return Tensor(Dtype::f32, shape, {{shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}, 0, element_count(shape)}); }
 

@@ -1,20 +1,9 @@
 // What is imported into a store, JSON lines and reports of Google Benchmark: refused with a sentence and nothing stored, or there whole, and what is
 // exported can be imported again.
-#include <cstdio>
-#include <cstdlib>
 #include <sstream>
 
+#include "fuzz/require.h"
 #include "reports/store.h"
-
-namespace {
-
-void require(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "finding: %s\n", what);
-  std::abort();
-}
-
-}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
   using namespace assay;

@@ -6,21 +6,13 @@
 namespace assay {
 namespace {
 
-template <class Body>
-void for_each(const Extents& shape, const Body& body) {
-  for (Index b = 0; b < shape[0]; ++b)
-    for (Index h = 0; h < shape[1]; ++h)
-      for (Index i = 0; i < shape[2]; ++i)
-        for (Index j = 0; j < shape[3]; ++j) body(b, h, i, j);
-}
-
-Layout dense(const Extents& e) { return {{e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0, element_count(e)}; }
+Layout dense(const Extents& e) { return make_layout(LayoutKind::bhsd, e, 1); }
 float& float_at(const TensorView& t, Index b, Index h, Index i, Index j) { return static_cast<float*>(t.data)[t.at(b, h, i, j)]; }
 
 // LSE as the buggy kernel understands it.
 Tensor misread_lse(Fault fault, const Attention& p, const TensorView& lse) {
   Tensor changed(Dtype::f32, lse.shape, dense(lse.shape));
-  for_each(lse.shape, [&](Index b, Index h, Index i, Index j) {
+  for_each_index(lse.shape, [&](Index b, Index h, Index i, Index j) {
     double x = float_at(lse, b, h, i, j);
     if (fault == Fault::backward_lse_in_base_two) x *= 0.6931471805599453;
     if (fault == Fault::backward_lse_without_sink && !p.sink.empty()) x += std::log1p(-std::exp(static_cast<double>(p.sink[static_cast<std::size_t>(h)]) - x));
@@ -55,7 +47,7 @@ kernels::Status run_planted_backward(const PlantedFault& planted, const Attentio
 
   // The last of those that share an element is what stays.
   if (d_bias.view())
-    for_each(out.d_bias.shape, [&](Index b, Index h, Index i, Index j) { float_at(out.d_bias, b, h, i, j) = float_at(d_bias.view(), b, h, i, j); });
+    for_each_index(out.d_bias.shape, [&](Index b, Index h, Index i, Index j) { float_at(out.d_bias, b, h, i, j) = float_at(d_bias.view(), b, h, i, j); });
   if (fault == Fault::sink_gradient_sign && out.d_sink)
     for (Index h = 0; h < p.shape.query_heads; ++h) float_at(out.d_sink, 0, h, 0, 0) *= -1;
   return {};

@@ -12,16 +12,6 @@ namespace {
 // "The kernel object", which should have forgotten it.
 std::atomic<Index> window_of_last_call{-1};
 
-template <class Body>
-void for_each(const Extents& e, const Body& body) {
-  for (Index b = 0; b < e[0]; ++b)
-    for (Index h = 0; h < e[1]; ++h)
-      for (Index i = 0; i < e[2]; ++i)
-        for (Index d = 0; d < e[3]; ++d) body(b, h, i, d);
-}
-
-Extents packed_strides(const Extents& e) { return {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}; }
-
 }  // namespace
 
 MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const AttentionOutput& out) : p_(problem), out_(out) {
@@ -70,8 +60,8 @@ void MisreadProblem::misread_masks(Fault fault) {
   if (fault == Fault::bias_row_stride_is_row_count && p_.bias && p_.bias.stride[2] > s.rows) p_.bias.stride[2] = s.rows;
   if (fault == Fault::bias_scaled_like_scores && p_.bias && !p_.finite_min_masks) {
     const TensorView& from = p_.bias;
-    const TensorView to = copy(from, from.shape);
-    for_each(to.shape, [&](Index b, Index h, Index i, Index j) {
+    const TensorView to = room_for(from);
+    for_each_index(to.shape, [&](Index b, Index h, Index i, Index j) {
       store(to, to.at(b, h, i, j), round_to(to.dtype, load(from, from.at(b, h, i, j)) * static_cast<double>(p_.scale)));
     });
     p_.bias = to;
@@ -85,7 +75,7 @@ void MisreadProblem::misread_tensors(Fault fault) {
   if (fault == Fault::query_rows_taken_as_packed && p_.q.stride[2] > s.dim) p_.q.stride[2] = s.dim;
   // Where that stays inside: strides that are at least those of a contiguous tensor.
   if (fault == Fault::output_written_packed) {
-    const Extents packed = packed_strides(out_.o.shape);
+    const Extents packed = make_layout(LayoutKind::bhsd, out_.o.shape, 1).stride;
     bool inside = true;
     for (std::size_t axis = 0; axis < 4; ++axis) inside = inside && out_.o.stride[axis] >= packed[axis];
     if (inside) out_.o.stride = packed;
@@ -93,15 +83,15 @@ void MisreadProblem::misread_tensors(Fault fault) {
   // In 32 bits, unsigned, whatever lies beyond is looked for from the start again.
   if (fault == Fault::offset_in_32_bits) {
     const TensorView from = p_.k;
-    const TensorView to = copy(from, from.shape);
-    for_each(to.shape, [&](Index b, Index h, Index j, Index d) { store(to, to.at(b, h, j, d), load(from, from.at(b, h, j, d) & 0xFFFFFFFF)); });
+    const TensorView to = room_for(from);
+    for_each_index(to.shape, [&](Index b, Index h, Index j, Index d) { store(to, to.at(b, h, j, d), load(from, from.at(b, h, j, d) & 0xFFFFFFFF)); });
     p_.k = to;
   }
 }
 
 // Room for a contiguous copy.
-TensorView MisreadProblem::copy(const TensorView& of, const Extents& shape) {
-  return copies_.emplace_back(of.dtype, shape, Layout{packed_strides(shape), 0, element_count(shape)}).view();
+TensorView MisreadProblem::room_for(const TensorView& of) {
+  return copies_.emplace_back(of.dtype, of.shape, make_layout(LayoutKind::bhsd, of.shape, 1)).view();
 }
 
 }  // namespace assay

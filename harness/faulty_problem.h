@@ -20,7 +20,7 @@ class MisreadProblem {
  private:
   void misread_masks(Fault fault);
   void misread_tensors(Fault fault);
-  TensorView copy(const TensorView& of, const Extents& shape);
+  TensorView room_for(const TensorView& of);
 
   Attention p_;
   AttentionOutput out_;

@@ -131,7 +131,8 @@ std::string after_another_call(const Case& c, const Inputs& inputs, Candidate& c
   Case other = scaled;
   other.causal = !c.causal;
   other.window_left = c.window_left < 0 ? 1 : -1;
-  other.keep.pattern = c.keep.pattern == MaskPattern::none ? MaskPattern::random : MaskPattern::none;
+  if (c.keep.pattern == MaskPattern::none) other.keep = {MaskPattern::random, {true, false, false, true}};  // of the keys alone: no memory to speak of
+  else other.keep = {};
   for (const Case& between : {other, scaled}) {
     const Inputs in(between);
     if (!candidate.unsupported(in.problem, between.out_dtype()).empty()) continue;

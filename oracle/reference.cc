@@ -264,7 +264,7 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
       const double element = q_row[static_cast<std::size_t>(d)];
       if (std::isfinite(element)) x.q(r, d) = element;
       else any_not_finite = true;
-      if (!std::isfinite(element) && contract_.absorbed && seen[static_cast<std::size_t>(r)].visible > 0) block.query_lost[static_cast<std::size_t>(r)] = 1;
+      if (std::isinf(element) && contract_.absorbed && d < p.projected_columns && seen[static_cast<std::size_t>(r)].visible > 0) block.query_lost[static_cast<std::size_t>(r)] = 1;
     }
   }
 

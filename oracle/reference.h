@@ -33,7 +33,7 @@ struct Block {
   std::vector<Domain> domain;           // per row
   std::vector<char> exact;              // per row: weights are 0 or equal, sums exact in any order
   std::vector<char> fully_masked;
-  std::vector<char> query_lost;  // per row: not finite, and a contract multiplies it by a projection before any key is met
+  std::vector<char> query_lost;  // per row: infinite where a contract multiplies Q by a projection before any key is met, so that NaN may come of it
   std::vector<char> needs_ball;  // fp64 is not good enough for this row's bound
   std::vector<double> slack;     // relative error of the bounds themselves: they are computed from p in fp64
   std::vector<double> weight;    // p, before dropout

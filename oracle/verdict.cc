@@ -126,7 +126,7 @@ class RowJudge {
     Element e = element(block, r, -1, y, exact, kind == Kind::finite ? block.lse_low[at] : 0, bound, Dtype::f32);
     const bool poisoned = options_.untouched && options_.untouched(out_.lse, position);
     if (poisoned && kind != Kind::nan) return fail(e, "LSE was not written");
-    if (block.query_lost[at]) return excuse("Q is not finite, and is projected first");
+    if (kind != Kind::nan && std::isnan(y) && block.query_lost[at]) return excuse("Q is infinite, and is projected first");
     if (kind == Kind::finite && block.domain[at] == Domain::must_overflow) return excuse("scores beyond the range");
     if (kind == Kind::nan) return std::isnan(y) ? inside() : fail(e, "LSE is a number where NaN belongs");
     if (kind == Kind::minus_infinity) return y == -inf ? inside() : fail(e, "LSE of a row without weight is not -inf");
@@ -161,7 +161,7 @@ class RowJudge {
     full_bound_[index] = bound;
     Element e = element(block, r, c, y, o, block.o_low[index], bound, out_.o.dtype);
     const bool poisoned = options_.untouched && options_.untouched(out_.o, position);
-    if (!poisoned && block.query_lost[static_cast<std::size_t>(r)]) return excuse("Q is not finite, and is projected first");
+    if (!poisoned && kind != Kind::nan && std::isnan(y) && block.query_lost[static_cast<std::size_t>(r)]) return excuse("Q is infinite, and is projected first");
     if (kind != Kind::finite) {
       (kind == Kind::nan ? v.nan_expected : v.infinity_expected)++;
       e.exact = kind == Kind::nan ? std::numeric_limits<double>::quiet_NaN() : kind == Kind::plus_infinity ? inf : -inf;

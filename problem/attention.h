@@ -53,6 +53,7 @@ struct Attention {
   // sum to these. Shapes of K and V, f64; absent where K and V are given.
   TensorView k_absolute, v_absolute;
   Index projection = 0;
+  Index projected_columns = 0;  // of K: the first so many; the rotary part behind them is stored
   float dropout = 0;  // probability of dropping a weight
   std::uint64_t dropout_seed = 0;
 

@@ -231,6 +231,7 @@ void fill_latent(const Case& c, Inputs& in) {
   a.k_absolute = in.k_absolute.view();
   a.v_absolute = in.v_absolute.view();
   a.projection = rank;
+  a.projected_columns = plain;
   // Decoded once: the sums read every element of them many times.
   auto decoded = [](const TensorView& t) {
     std::vector<double> x(static_cast<std::size_t>(element_count(t.shape)));

@@ -15,6 +15,15 @@ namespace assay {
 using Index = std::int64_t;
 using Extents = std::array<Index, 4>;
 
+// body(b, h, i, d) for every index below the extents.
+template <class Body>
+void for_each_index(const Extents& e, const Body& body) {
+  for (Index b = 0; b < e[0]; ++b)
+    for (Index h = 0; h < e[1]; ++h)
+      for (Index i = 0; i < e[2]; ++i)
+        for (Index d = 0; d < e[3]; ++d) body(b, h, i, d);
+}
+
 constexpr Index element_count(const Extents& e) { return e[0] * e[1] * e[2] * e[3]; }
 
 // A view owns nothing. Strides and origin count elements (for f4e2m1: nibbles, the low one first); the

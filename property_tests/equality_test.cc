@@ -22,21 +22,13 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-template <class Body>
-void for_each(const Extents& e, const Body& body) {
-  for (Index b = 0; b < e[0]; ++b)
-    for (Index h = 0; h < e[1]; ++h)
-      for (Index i = 0; i < e[2]; ++i)
-        for (Index d = 0; d < e[3]; ++d) body(b, h, i, d);
-}
-
 Tensor contiguous(Dtype dtype, const Extents& shape) { return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1)); }
 
 // A contiguous tensor of that shape whose element (b, h, i, d) is what `from` says.
 template <class From>
 Tensor made(Dtype dtype, const Extents& shape, const From& from) {
   Tensor t = contiguous(dtype, shape);
-  for_each(shape, [&](Index b, Index h, Index i, Index d) { store(t.view(), t.view().at(b, h, i, d), from(b, h, i, d)); });
+  for_each_index(shape, [&](Index b, Index h, Index i, Index d) { store(t.view(), t.view().at(b, h, i, d), from(b, h, i, d)); });
   return t;
 }
 double at(const TensorView& t, Index b, Index h, Index i, Index d) { return load(t, t.at(b, h, i, d)); }
@@ -273,8 +265,8 @@ RC_GTEST_PROP(Exact, ScoresMayBeShifted, ()) {
   const Tensor bias = made(r.c.dtype, {s.batch, s.query_heads, s.rows, s.keys}, [](Index, Index, Index, Index) { return 4.0; });
   p.bias = bias.view();
   const Outputs before = r.run(r.in.problem), shifted = r.run(p);
-  for_each(before.o.view().shape, [&](Index b, Index h, Index i, Index d) { RC_ASSERT(same_bits(at(before.o.view(), b, h, i, d), at(shifted.o.view(), b, h, i, d))); });
-  for_each(before.lse.view().shape, [&](Index b, Index h, Index i, Index d) {
+  for_each_index(before.o.view().shape, [&](Index b, Index h, Index i, Index d) { RC_ASSERT(same_bits(at(before.o.view(), b, h, i, d), at(shifted.o.view(), b, h, i, d))); });
+  for_each_index(before.lse.view().shape, [&](Index b, Index h, Index i, Index d) {
     const double expected = at(before.lse.view(), b, h, i, d) + 4;
     RC_ASSERT(std::fabs(at(shifted.lse.view(), b, h, i, d) - expected) <= 0x1p-22 * expected);
   });
@@ -296,7 +288,7 @@ RC_GTEST_PROP(Exact, PowersOfTwoPassThrough, ()) {
   p.v = v.view();
   const Outputs plain = r.run(r.in.problem), scaled = r.run(p);
   Index compared = 0;
-  for_each(plain.o.view().shape, [&](Index b, Index h, Index i, Index d) {
+  for_each_index(plain.o.view().shape, [&](Index b, Index h, Index i, Index d) {
     const double x = at(plain.o.view(), b, h, i, d), y = at(scaled.o.view(), b, h, i, d);
     if (std::fabs(x) < 0x1p-13 || !std::isfinite(y)) return;  // a tiny sum, or beyond fp16
     ++compared;
@@ -321,7 +313,7 @@ RC_GTEST_PROP(Exact, GatheredRowsAreLinearInV, ()) {
   both.v = sum.view();
   const Outputs x = r.run(p), y = r.run(q), z = r.run(both);
   // A row of several keys, where D is too small for a code of all of them, gives a mean.
-  for_each(z.o.view().shape, [&](Index b, Index h, Index i, Index d) {
+  for_each_index(z.o.view().shape, [&](Index b, Index h, Index i, Index d) {
     if (at(z.lse.view(), b, h, i, 0) == 0) RC_ASSERT(at(z.o.view(), b, h, i, d) == at(x.o.view(), b, h, i, d) + at(y.o.view(), b, h, i, d));
   });
 }
@@ -346,7 +338,7 @@ RC_GTEST_PROP(Exact, GradientsAreLinearInPowersOfTwo, ()) {
   RC_ASSERT(kernels::attention_backward(r.in.problem, {forward.o.view(), forward.lse.view(), twice.view()}, doubled.view(), 1).ok());
   for (const auto member : {&GradientOutputs::dq, &GradientOutputs::dk, &GradientOutputs::dv}) {
     const TensorView &a = (once.*member).view(), &b = (doubled.*member).view();
-    for_each(a.shape, [&](Index n, Index h, Index i, Index d) {
+    for_each_index(a.shape, [&](Index n, Index h, Index i, Index d) {
       const double x = at(a, n, h, i, d), y = at(b, n, h, i, d);
       if (!(std::fabs(x) >= 0x1p-13) || !std::isfinite(y)) return;
       RC_ASSERT(std::fabs(y - 2 * x) <= 0x1p-100);
@@ -386,7 +378,7 @@ RC_GTEST_PROP(SameProblem, ProductsColumnByColumn, ()) {
   const ProductOutput all(c), part(narrow);
   product(wide, all.c.view());
   product(few, part.c.view());
-  for_each(part.c.view().shape, [&](Index b, Index h, Index i, Index j) { RC_ASSERT(same_bits(at(all.c.view(), b, h, i, j), at(part.c.view(), b, h, i, j))); });
+  for_each_index(part.c.view().shape, [&](Index b, Index h, Index i, Index j) { RC_ASSERT(same_bits(at(all.c.view(), b, h, i, j), at(part.c.view(), b, h, i, j))); });
 }
 
 // ---- The generator itself --------------------------------------------------------------------------------

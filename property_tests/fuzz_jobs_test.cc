@@ -135,6 +135,9 @@ TEST_F(FuzzJobs, AKillLosesNothingAndLeavesNothingRunning) {
   const Json again = fuzz(options_);
   EXPECT_EQ(again["findings"].size(), 1u);
   EXPECT_EQ(again["seconds"], summary["seconds"]);
+  // A target that no time is left for is told as such.
+  options_.targets = {"two"};
+  EXPECT_EQ(fuzz(options_)["targets"][0]["seconds"], 0);
 }
 
 TEST_F(FuzzJobs, EveryTargetGetsItsTurn) {

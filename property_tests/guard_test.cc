@@ -332,6 +332,31 @@ TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
   EXPECT_THAT(execute(c, leaning).reason, HasSubstr("relation chunks violated: O[b=1, h=2, row=3, column=4]"));
 }
 
+// An infinity of Q that is projected first may end as NaN, and as nothing else; in the rotary part, or as a NaN of Q, it is judged as ever.
+TEST(GuardCache, OnlyNanIsExcusedOfAProjectedInfinity) {
+  MisbehavingBeyond candidate;
+  candidate.cached = [](auto&&...) {};
+  const auto with = [&](const char* poke, double instead) {
+    candidate.cached = [instead](const Inputs&, const AttentionOutput& out, int) {
+      if (instead == 0) return;
+      store(out.lse, out.lse.at(0, 5, 2, 0), instead);
+      for (Index c = 0; c < out.o.shape[3]; ++c) store(out.o, out.o.at(0, 5, 2, c), instead);
+    };
+    ExecuteOptions options;
+    options.relations = false;
+    return execute(parse_case(std::string("attention b=1 h=6/3 l=3 d=27/1 softcap=1 cache=latent:16:20+9 poke=q:0:5:2:") + poke), candidate, options);
+  };
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const CaseResult excused = with("17=inf", 0);
+  EXPECT_EQ(excused.outcome, Outcome::pass) << excused.reason;
+  EXPECT_EQ(excused.verdict.excused.at("Q is infinite, and is projected first"), 2);
+  EXPECT_EQ(with("17=inf", 7).outcome, Outcome::fail);
+  EXPECT_EQ(with("18=inf", 0).outcome, Outcome::pass);
+  EXPECT_EQ(with("18=inf", nan).outcome, Outcome::fail) << "the rotary part is not projected";
+  EXPECT_EQ(with("17=nan", 0).outcome, Outcome::pass);
+  EXPECT_EQ(with("17=nan", 7).outcome, Outcome::fail);
+}
+
 // A fault that is listed as equivalent changes no bit; every other one is a candidate under its name, hunted by a suite that reaches it.
 TEST(PlantedFaults, EquivalentOnesChangeNoBit) {
   const std::vector<Case> cases = make_suite("smoke", 3).cases, products = make_suite("products", 3).cases;
