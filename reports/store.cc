@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <istream>
 #include <ostream>
+#include <thread>
 
 namespace assay {
 namespace {
@@ -48,10 +49,19 @@ CREATE INDEX result_name ON result(name);
 };
 constexpr int newest = static_cast<int>(std::size(migrations));
 
+// Somebody else is at it: worth another try.
+struct Busy : StoreError {
+  using StoreError::StoreError;
+};
+[[noreturn]] void raise(sqlite3* db, const std::string& what) {
+  if ((sqlite3_errcode(db) & 0xFF) == SQLITE_BUSY) throw Busy(what);
+  throw StoreError(what);
+}
+
 class Statement {
  public:
   Statement(sqlite3* db, const char* sql) : db_(db) {
-    if (sqlite3_prepare_v2(db, sql, -1, &s_, nullptr) != SQLITE_OK) throw StoreError(sqlite3_errmsg(db));
+    if (sqlite3_prepare_v2(db, sql, -1, &s_, nullptr) != SQLITE_OK) raise(db, sqlite3_errmsg(db));
   }
   ~Statement() { sqlite3_finalize(s_); }
   Statement(const Statement&) = delete;
@@ -73,7 +83,7 @@ class Statement {
   }
   bool step() {
     const int code = sqlite3_step(s_);
-    if (code != SQLITE_ROW && code != SQLITE_DONE) throw StoreError(sqlite3_errmsg(db_));
+    if (code != SQLITE_ROW && code != SQLITE_DONE) raise(db_, sqlite3_errmsg(db_));
     return code == SQLITE_ROW;
   }
   std::int64_t integer(int column) const { return sqlite3_column_int64(s_, column); }
@@ -130,7 +140,7 @@ void Store::execute(const char* sql) const {
   if (sqlite3_exec(db_.get(), sql, nullptr, nullptr, &message) == SQLITE_OK) return;
   const std::string what = message ? message : sqlite3_errmsg(db_.get());
   sqlite3_free(message);
-  fail(what);
+  raise(db_.get(), fmt::format("{}: {}", path_, what));
 }
 
 Store::Store(const std::string& path) : path_(path) {
@@ -139,26 +149,41 @@ Store::Store(const std::string& path) : path_(path) {
   db_.reset(db);
   if (code != SQLITE_OK) fail(db ? sqlite3_errmsg(db) : "cannot be opened");
   sqlite3_busy_timeout(db, 30000);
+  // SQLite waits for a lock, but not for the one that changes the journal of a new file.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  for (;;) {
+    try {
+      prepare();
+      return;
+    } catch (const StoreError& e) {
+      sqlite3_exec(db, "ROLLBACK", nullptr, nullptr, nullptr);
+      if (!dynamic_cast<const Busy*>(&e) || std::chrono::steady_clock::now() > deadline) {
+        if (std::string(e.what()).starts_with(path_)) throw;
+        fail(e.what());
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  }
+}
+
+// Looks whether it is a store, and brings it up to date.
+void Store::prepare() {
+  sqlite3* db = db_.get();
   const auto number = [&](const char* pragma) {
     Statement s(db, pragma);
     s.step();
     return s.integer(0);
   };
-  try {
-    const std::int64_t tables = number("SELECT count(*) FROM sqlite_master"), mine = number("PRAGMA application_id"), version = number("PRAGMA user_version");
-    if (tables > 0 && mine != application) fail("is a database of something else");
-    if (version > newest) fail(fmt::format("has schema {}, this program knows up to {}: use a newer one", version, newest));
-    if (Statement check(db, "PRAGMA quick_check(1)"); check.step() && check.text(0) != "ok") fail("is damaged: " + check.text(0));
-    execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON");
-    if (version == newest) return;
-    // Somebody else may be at it, too: the version counts that is read under the lock.
-    execute("BEGIN IMMEDIATE");
-    for (std::int64_t v = number("PRAGMA user_version"); v < newest; ++v) execute(migrations[v]);
-    execute(fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}; COMMIT", application, newest).c_str());
-  } catch (const StoreError& e) {
-    if (std::string(e.what()).starts_with(path_)) throw;
-    fail(e.what());
-  }
+  const std::int64_t tables = number("SELECT count(*) FROM sqlite_master"), mine = number("PRAGMA application_id"), version = number("PRAGMA user_version");
+  if (tables > 0 && mine != application) fail("is a database of something else");
+  if (version > newest) fail(fmt::format("has schema {}, this program knows up to {}: use a newer one", version, newest));
+  if (Statement check(db, "PRAGMA quick_check(1)"); check.step() && check.text(0) != "ok") fail("is damaged: " + check.text(0));
+  execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON");
+  if (version == newest) return;
+  // Somebody else may be at it, too: the version counts that is read under the lock.
+  execute("BEGIN IMMEDIATE");
+  for (std::int64_t v = number("PRAGMA user_version"); v < newest; ++v) execute(migrations[v]);
+  execute(fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}; COMMIT", application, newest).c_str());
 }
 
 Store::~Store() = default;

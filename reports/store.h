@@ -56,6 +56,7 @@ class Store {
   struct Close {
     void operator()(sqlite3* db) const;
   };
+  void prepare();
   std::int64_t insert(const Json& run);
   std::int64_t insert_alone(const Json& run);  // whole, in a transaction of its own
   void execute(const char* sql) const;
