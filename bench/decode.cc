@@ -82,14 +82,14 @@ void decode_mode(Rounds& rounds, const Settings& settings) {
           for (const Source& from : sources) {
             const auto bytes = static_cast<std::size_t>(2 * kv_heads * length * dim * format(from.dtype).bits / 8);
             Entry e{fmt::format("decode/{}/H:{}/{}/D:{}/L:{}/threads:{}", from.name, query_heads, kv_heads, dim, length, threads), nullptr,
-                    static_cast<double>(bytes), "GB/s",
+                    4.0 * static_cast<double>(query_heads * length * dim), static_cast<double>(bytes), Entry::Limit::bytes,
                     [reader = Reader(footprint.bytes(), bytes, threads)](double seconds) mutable { return reader.gigabytes_per_second(seconds); }};
             e.prepare = [&shape, &source, &from, threads] {
               return from.cache ? decode_cache(source, *from.cache, from.dtype, threads) : decode_tensors(shape, from.dtype, threads);
             };
             entries.push_back(std::move(e));
           }
-          table.line(fmt::format("{:>7} {:>4} {:>4} {:>6}", threads, kv_heads, dim, length), rounds.run(entries));
+          table.line(fmt::format("{:>7} {:>4} {:>4} {:>6}", threads, kv_heads, dim, length), entries);
         }
   table.summary();
 }

@@ -1,141 +1,176 @@
-// What a certified verdict costs: oracle, bound and comparison of every element, against the plain fp64 attention
-// that a careful tester would write with Eigen, and Arb at 128 bits beside both. All candidates take turns in
-// every round, so a busy machine slows them alike; ratios are medians over the rounds.
+// What a certified verdict costs: oracle, bound and comparison of every element, against the plain fp64 attention that a careful tester would write
+// with Eigen, and Arb at 128 bits beside both. And what inputs cost.
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <vector>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
 
+#include "bench/machine.h"
 #include "bench/peers.h"
+#include "bench/program.h"
+#include "bench/table.h"
 #include "harness/candidate.h"
 #include "harness/run.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/ball.h"
+#include "oracle/reference.h"
 #include "oracle/verdict.h"
 #include "problem/generate.h"
+#include "problem/parallel.h"
 
 namespace assay::bench {
 namespace {
 
-double seconds_of(const std::function<void()>& body) {
-  const auto start = std::chrono::steady_clock::now();
-  body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+constexpr long arb_bits = 128;
 
-double median(std::vector<double> x) {
-  std::nth_element(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(x.size() / 2), x.end());
-  return x[x.size() / 2];
-}
-
+// A case with its inputs, what the kernel made of them, and room for what Eigen makes of them.
 struct Problem {
-  explicit Problem(const char* line)
-      : c(parse_case(line)), in(c), out(c), gradients(c, in), plain{c.shape.query_heads, c.shape.rows, c.shape.keys,    c.shape.dim,
-                                                                    c.shape.value_dim,   c.causal,     in.problem.scale} {
+  explicit Problem(const char* text)
+      : line(text), c(parse_case(line)), in(c), out(c), gradients(c, in), plain{c.shape.query_heads, c.shape.rows, c.shape.keys,    c.shape.dim,
+                                                                               c.shape.value_dim,   c.causal,     in.problem.scale} {
     const auto host = make_candidate("host");
     contract = *host->contract(in.problem);
     expect(host->run(in.problem, out.view(), 0).ok());
-    if (c.operation == Operation::backward) expect(host->run_backward(in.problem, backward_input(), gradients.view(), 0).ok());
+    if (backward()) expect(host->run_backward(in.problem, backward_input(), gradients.view(), 0).ok());
+    o.resize(count(c.shape.value_dim)), lse.resize(count(1));
+    if (backward()) dq.resize(count(c.shape.dim)), dk.resize(count(c.shape.dim)), dv.resize(count(c.shape.value_dim));
   }
   static void expect(bool passed) {
-    if (passed) return;
-    fmt::print(stderr, "oracle_bench: the kernel did not pass\n");
-    std::exit(1);
+    if (!passed) throw std::runtime_error("the kernel did not pass");
   }
+  bool backward() const { return c.operation == Operation::backward; }
   AttentionBackwardInput backward_input() const { return {out.o.view(), out.lse.view(), in.d_o.view()}; }
   std::size_t count(Index width) const { return static_cast<std::size_t>(c.shape.query_heads * c.shape.rows * width); }
   static const float* floats(const Tensor& t) { return reinterpret_cast<const float*>(t.bytes()); }
 
+  void eigen(int threads) {
+    const float *const q = floats(in.q), *const k = floats(in.k), *const v = floats(in.v);
+    eigen_attention(plain, q, k, v, o.data(), lse.data(), threads);
+    if (backward()) eigen_backward(plain, q, k, v, o.data(), lse.data(), floats(in.d_o), dq.data(), dk.data(), dv.data(), threads);
+  }
+  void verdict(int threads, bool power, bool ordered = true) const {
+    Contract promised = contract;
+    promised.ordered = promised.ordered && ordered;
+    JudgeOptions options;
+    options.threads = threads;
+    options.power = power;
+    expect((backward() ? judge_backward(in.problem, backward_input(), gradients.view(), promised, options) : judge(in.problem, out.view(), promised, options)).outcome ==
+           Outcome::pass);
+  }
+  // Without a comparison.
+  void oracle(int threads) const {
+    const Reference reference(in.problem, contract);
+    const Index step = reference.block_rows(), blocks = (c.shape.rows + step - 1) / step;
+    parallel_for(c.shape.query_heads * blocks, threads, [&](Index at) {
+      const Index h = at / blocks, first = at % blocks * step;
+      std::vector<Index> rows(static_cast<std::size_t>(std::min(step, c.shape.rows - first)));
+      std::iota(rows.begin(), rows.end(), first);
+      reference.evaluate(*reference.load_head(0, h), h, rows);
+    });
+  }
+
+  std::string line;
   Case c;
   Inputs in;
   Outputs out;
   GradientOutputs gradients;
   PlainAttention plain;
   Contract contract;
+  std::vector<double> o, lse, dq, dk, dv;
 };
 
-JudgeOptions options_of(int threads, bool power) {
-  JudgeOptions options;
-  options.threads = threads;
-  options.power = power;
-  return options;
+void measure_verdicts(Rounds& rounds, const Settings& settings, const std::vector<const char*>& lines) {
+  std::vector<std::string> names = {"eigen-fp64", "verdict", "no-power"};
+  const bool forward = std::string_view(lines.front()).starts_with("attention");
+  if (forward) names.insert(names.end(), {"any-order", "oracle", "arb-128"});
+  std::vector<std::size_t> others(names.size() - 1);
+  std::iota(others.begin(), others.end(), std::size_t{1});
+  Table table(rounds, Table::Cell::rate, fmt::format("{:<44} threads", "case"), names, others);
+  for (const int threads : settings.threads)
+    for (const char* line : lines) {
+      const auto p = std::make_shared<Problem>(line);
+      const double flops = p->plain.flops() + (p->backward() ? p->plain.backward_flops() : 0);
+      std::vector<Entry> entries;
+      const auto entry = [&](double work, int on, Run run) {
+        entries.push_back({fmt::format("verdicts/{}/{}/threads:{}", names[entries.size()], line, threads), [run = std::move(run)] { return run; }, work, 0, Entry::Limit::flops,
+                           [on](double seconds) { return fma_gflops(on, seconds, Dtype::f64); }});
+      };
+      entry(flops, threads, [p, threads] { p->eigen(threads); });
+      entry(flops, threads, [p, threads] { p->verdict(threads, true); });
+      entry(flops, threads, [p, threads] { p->verdict(threads, false); });
+      if (forward) {
+        entry(flops, threads, [p, threads] { p->verdict(threads, false, false); });
+        entry(flops, threads, [p, threads] { p->oracle(threads); });
+        // One row, on one thread.
+        const AttentionShape& s = p->c.shape;
+        entry(2.0 * static_cast<double>(p->plain.keys_before(s.rows) * (s.dim + s.value_dim)), 1, [p, last = s.rows - 1] { BallRow(p->in.problem, 0, 0, last, arb_bits); });
+      }
+      table.line(fmt::format("{:<44} {:>7}", line, threads), entries);
+    }
+  table.summary();
 }
 
-// Medians of the ratios to `base`, which took its turn in the same round.
-double ratio(const std::vector<double>& x, const std::vector<double>& base) {
-  std::vector<double> ratios;
-  for (std::size_t r = 0; r < x.size(); ++r) ratios.push_back(x[r] / base[r]);
-  return median(ratios);
+void verdicts_mode(Rounds& rounds, const Settings& settings) {
+  fmt::print(rounds.tables(),
+             "\nCertified verdicts and plain fp64 attention with Eigen. Medians: GFLOP/s of the products that the case needs, and that as a fraction of\n"
+             "the fp64 multiply-add rate around each repetition; eigen-fp64 over another: how many times its time that one takes.\n"
+             "verdict: ordered bound, comparison of every element and power certificate; no-power: without the certificate; any-order: the bound\n"
+             "that needs no declared order, without the certificate; oracle: values, radii and bounds, nothing compared; arb-128: one row on one thread.\n");
+  measure_verdicts(rounds, settings, {"attention b=1 h=8 l=512 d=64", "attention b=1 h=8 l=512 d=64 causal", "attention b=1 h=8 l=512 d=128", "attention b=1 h=2 l=2048 d=64"});
+  fmt::print(rounds.tables(), "\nGradients alone, against forward and backward of Eigen.\n");
+  measure_verdicts(rounds, settings, {"backward b=1 h=8 l=512 d=64", "backward b=1 h=8 l=512 d=64 causal", "backward b=1 h=8 l=512 d=128", "backward b=1 h=2 l=2048 d=64"});
 }
 
-void measure_forward(const char* line, int rounds, int threads) {
-  const Problem p(line);
-  const AttentionShape& s = p.c.shape;
-  Contract any_order = p.contract;
-  any_order.ordered = false;
-  std::vector<double> o(p.count(s.value_dim)), lse(p.count(1));
-  auto verdict = [&](const Contract& contract, bool power) {
-    Problem::expect(judge(p.in.problem, p.out.view(), contract, options_of(threads, power)).outcome == Outcome::pass);
+Entry generating(std::string name, Case c, double bytes) {
+  auto footprint = std::make_shared<const Tensor>(Dtype::f32, Extents{1, 1, 1, static_cast<Index>(bytes) / 4}, Layout{{0, 0, 0, 1}, 0, static_cast<Index>(bytes) / 4});
+  Entry e{std::move(name), nullptr, 0, bytes, Entry::Limit::bytes, nullptr};
+  e.limit = [footprint, reader = Reader(footprint->bytes(), static_cast<std::size_t>(bytes), 1)](double seconds) mutable { return reader.gigabytes_per_second(seconds); };
+  e.prepare = [c = std::move(c)]() -> Run {
+    return [c] {
+      if (c.operation == Operation::product) ProductInputs{c};
+      else Inputs{c};
+    };
   };
-  std::vector<double> eigen, full, no_power, free_order, balls;
-  for (int r = 0; r < rounds; ++r) {
-    eigen.push_back(seconds_of(
-        [&] { eigen_attention(p.plain, Problem::floats(p.in.q), Problem::floats(p.in.k), Problem::floats(p.in.v), o.data(), lse.data(), threads); }));
-    full.push_back(seconds_of([&] { verdict(p.contract, true); }));
-    no_power.push_back(seconds_of([&] { verdict(p.contract, false); }));
-    free_order.push_back(seconds_of([&] { verdict(any_order, false); }));
-    // One row of Arb, times the rows there are, on one thread.
-    balls.push_back(seconds_of([&] { BallRow(p.in.problem, 0, 0, s.rows - 1, 128); }) * static_cast<double>(p.count(1)) / threads);
-  }
-  fmt::print("{:<52} {:>2} {:>10.2f} {:>9.1f} {:>12.1f} {:>11.1f} {:>9.0f}\n", line + std::strlen("attention "), threads, median(eigen) * 1e3,
-             ratio(full, eigen), ratio(no_power, eigen), ratio(free_order, eigen), ratio(balls, eigen));
+  return e;
 }
 
-void measure_backward(const char* line, int rounds, int threads) {
-  const Problem p(line);
-  const AttentionShape& s = p.c.shape;
-  std::vector<double> o(p.count(s.value_dim)), lse(p.count(1)), dq(p.count(s.dim)), dk(p.count(s.dim)), dv(p.count(s.value_dim));
-  const float *const q = Problem::floats(p.in.q), *const k = Problem::floats(p.in.k), *const v = Problem::floats(p.in.v);
-  auto verdict = [&](bool power) {
-    Problem::expect(judge_backward(p.in.problem, p.backward_input(), p.gradients.view(), p.contract, options_of(threads, power)).outcome == Outcome::pass);
-  };
-  std::vector<double> eigen, full, no_power;
-  for (int r = 0; r < rounds; ++r) {
-    eigen.push_back(seconds_of([&] {
-      eigen_attention(p.plain, q, k, v, o.data(), lse.data(), threads);
-      eigen_backward(p.plain, q, k, v, o.data(), lse.data(), Problem::floats(p.in.d_o), dq.data(), dk.data(), dv.data(), threads);
-    }));
-    full.push_back(seconds_of([&] { verdict(true); }));
-    no_power.push_back(seconds_of([&] { verdict(false); }));
+void generators_mode(Rounds& rounds, const Settings& settings) {
+  fmt::print(rounds.tables(),
+             "\nInputs of cases, on all threads. Medians: GB/s (1e9) of Q, K and V, or of A and the codes of W, and that as a fraction of plain reads of as many\n"
+             "bytes on one thread.\n");
+  Table attention(rounds, Table::Cell::rate, "scores         ", {"f32", "f16", "bf16"});
+  const Index length = settings.full ? 4096 : 1024;
+  for (int s = 0; s < scores_count; ++s) {
+    std::vector<Entry> entries;
+    for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
+      Case c;
+      c.shape = {1, 8, 8, length, length, 64, 64};
+      c.scores = static_cast<Scores>(s);
+      c.dtype = dtype;
+      const double bytes = 3 * 8 * 64 * static_cast<double>(length * format(dtype).bits) / 8;
+      entries.push_back(generating(fmt::format("generators/{}/{}/L:{}", name_of(c.scores), format(dtype).name, length), c, bytes));
+    }
+    attention.line(fmt::format("{:<15}", name_of(static_cast<Scores>(s))), entries);
   }
-  fmt::print("{:<52} {:>2} {:>10.2f} {:>9.1f} {:>12.1f}\n", line, threads, median(eigen) * 1e3, ratio(full, eigen), ratio(no_power, eigen));
+  Table products(rounds, Table::Cell::rate, "W              ", {"A and W"});
+  for (int w = 0; w < low_bit_count; ++w) {
+    const auto& format = traits(static_cast<LowBit>(w));
+    const Case c = parse_case(fmt::format("product m=64 n={} k={} w={}", length, length, format.name));
+    const LowBitSizes sizes = sizes_of(c.product.format, length, length, format.group);
+    products.line(fmt::format("{:<15}", format.name),
+                  {generating(fmt::format("generators/product/{}/N:{}", format.name, length), c, 64 * 4 * static_cast<double>(length) + static_cast<double>(sizes.codes + sizes.scales))});
+  }
 }
+
+constexpr Mode modes[] = {
+    {"verdicts", verdicts_mode, true, "certified verdicts, the oracle alone and Arb beside plain fp64 attention with Eigen"},
+    {"generators", generators_mode, true, "inputs of every family of scores and of every low-bit format, as fractions of the read rate"},
+};
 
 }  // namespace
 }  // namespace assay::bench
 
-int main(int argc, char** argv) {
-  const int rounds = argc > 1 ? std::atoi(argv[1]) : 7;
-  if (argc > 2 || rounds < 1) {
-    fmt::print(stderr, "usage: oracle_bench [ROUNDS]   (at least 1; 7 by default)\n");
-    return 2;
-  }
-  fmt::print("Ratios to plain fp64 attention with Eigen, medians of {} interleaved rounds; the goal of each verdict is 5.\n", rounds);
-  fmt::print("{:<52} {:>2} {:>10} {:>9} {:>12} {:>11} {:>9}\n", "case", "t", "Eigen, ms", "verdict", "no power", "any order", "Arb 128");
-  for (int threads : {1, 2})
-    for (const char* line :
-         {"attention b=1 h=8 l=512 d=64", "attention b=1 h=8 l=512 d=64 causal", "attention b=1 h=8 l=512 d=128", "attention b=1 h=2 l=2048 d=64"})
-      assay::bench::measure_forward(line, rounds, threads);
-  for (int threads : {1, 2})
-    for (const char* line :
-         {"backward b=1 h=8 l=512 d=64", "backward b=1 h=8 l=512 d=64 causal", "backward b=1 h=8 l=512 d=128", "backward b=1 h=2 l=2048 d=64"})
-      assay::bench::measure_backward(line, rounds, threads);
-  fmt::print(
-      "verdict: ordered bound, comparison and power certificate; no power: without the certificate; any order: the bound\n"
-      "that needs no declared order, without the certificate. Arb: one row, extrapolated to all. backward: gradients alone,\n"
-      "against forward and backward of Eigen.\n");
-}
+int main(int argc, char** argv) { return assay::bench::run_program(argc, argv, "oracle_bench", assay::bench::modes); }

@@ -87,7 +87,7 @@ void overhead_mode(Rounds& rounds, const Settings&) {
     };
     std::vector<Entry> entries;
     for (const auto& [name, call] : calls)
-      entries.push_back({fmt::format("overhead/{}/L:{}/D:{}", name, shape.rows, shape.dim), [run = call] { return run; }, 0, "", nullptr});
+      entries.push_back({fmt::format("overhead/{}/L:{}/D:{}", name, shape.rows, shape.dim), [run = call] { return run; }, 0, 0, Entry::Limit::none, nullptr});
     const std::vector<Measured> measured = rounds.run(entries);
     fmt::print(rounds.tables(), "\nB = H = 1, L = {}, D = {}        ns   over the kernel   in claimed microseconds\n", shape.rows, shape.dim);
     for (std::size_t k = 0; k < entries.size(); ++k) {

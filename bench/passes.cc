@@ -156,16 +156,17 @@ void check(std::span<const Candidate> candidates, const Problem& p, const DataOf
   }
 }
 
-std::vector<Measured> take_turns(Rounds& rounds, std::span<const Candidate> candidates, const Problem& p, const DataOfDtypes& all, const char* pass,
-                                 double flops) {
+// Bytes: every tensor of the pass once.
+std::vector<Entry> entries_of(std::span<const Candidate> candidates, const Problem& p, const DataOfDtypes& all, const char* pass, double flops, int tensors) {
   std::vector<Entry> entries;
   for (const Candidate& c : candidates) {
-    Entry e{fmt::format("{}/{}/{}", pass, c.name, p.name()), nullptr, flops, "GFLOP/s",
+    const double elements = static_cast<double>(tensors) * static_cast<double>(heads * p.length * p.dim), lse = 4 * static_cast<double>(heads * p.length);
+    Entry e{fmt::format("{}/{}/{}", pass, c.name, p.name()), nullptr, flops, elements * format(c.dtype).bits / 8 + lse, Entry::Limit::flops,
             [threads = p.threads](double seconds) { return fma_gflops(threads, seconds); }};
     if (c.prepare != nullptr) e.prepare = [&p, &c, &all] { return c.prepare(p, all.of(c.dtype)); };
     entries.push_back(std::move(e));
   }
-  return rounds.run(entries);
+  return entries;
 }
 
 std::vector<std::string> names_of(std::span<const Candidate> candidates) {
@@ -191,7 +192,7 @@ void measure_pass(Rounds& rounds, const Settings& settings, std::span<const Cand
           const DataOfDtypes data(p, backward);
           if (length == lengths.front() && !rounds.lists_only()) check(candidates, p, data, backward);
           table.line(p.label(),
-                     take_turns(rounds, candidates, p, data, backward ? "backward" : "forward", backward ? p.plain().backward_flops() : p.plain().flops()));
+                     entries_of(candidates, p, data, backward ? "backward" : "forward", backward ? p.plain().backward_flops() : p.plain().flops(), backward ? 8 : 4));
         }
   table.summary();
 }
@@ -210,7 +211,7 @@ void times_mode(Rounds& rounds, const Settings& settings) {
         for (const bool causal : {false, true}) {
           const Problem p{threads, dim, length, causal};
           const DataOfDtypes data(p, true);
-          table.line(p.label(), take_turns(rounds, timed_candidates, p, data, "times", p.plain().flops()));
+          table.line(p.label(), entries_of(timed_candidates, p, data, "times", p.plain().flops(), 4));
         }
 }
 

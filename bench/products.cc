@@ -144,7 +144,7 @@ void products_mode(Rounds& rounds, const Settings& settings) {
           const Shape s{m, n, k};
           std::vector<Entry> entries;
           const auto entry = [&](const char* name, double bytes, std::function<Run()> prepare) {
-            Entry e{fmt::format("products/{}/M:{}/N:{}/K:{}/threads:{}", name, m, n, k, threads), std::move(prepare), reads ? bytes : s.flops(), reads ? "GB/s" : "GFLOP/s", nullptr};
+            Entry e{fmt::format("products/{}/M:{}/N:{}/K:{}/threads:{}", name, m, n, k, threads), std::move(prepare), s.flops(), bytes, reads ? Entry::Limit::bytes : Entry::Limit::flops, nullptr};
             if (reads)
               e.limit = [reader = Reader(footprint.bytes(), std::min(footprint.size_in_bytes(), static_cast<std::size_t>(bytes)) / static_cast<std::size_t>(threads), threads)](
                             double seconds) mutable { return reader.gigabytes_per_second(seconds); };
@@ -174,7 +174,7 @@ void products_mode(Rounds& rounds, const Settings& settings) {
               return [peer] { peer->run(); };
             });
           }
-          table.line(fmt::format("{:>7} {:>5}", threads, m), rounds.run(entries));
+          table.line(fmt::format("{:>7} {:>5}", threads, m), entries);
         }
       table.summary();
     }

@@ -19,7 +19,9 @@ constexpr double burst_seconds = 0.004;  // of the machine's limit on either sid
 // whoever caused it; after this much of plain work the clock is back.
 constexpr double recovery_seconds = 0.008;
 
-std::string limit_counter(const Entry& e) { return fmt::format("limit_{}", e.unit); }
+constexpr const char *flops_rate = "GFLOP/s", *bytes_rate = "GB/s";
+const char* limited_rate(const Entry& e) { return e.limited_by == Entry::Limit::bytes ? bytes_rate : flops_rate; }
+std::string limit_counter(const Entry& e) { return fmt::format("limit_{}", limited_rate(e)); }
 
 void time_entry(benchmark::State& state, const Entry& e, Run& run) {
   try {
@@ -31,7 +33,8 @@ void time_entry(benchmark::State& state, const Entry& e, Run& run) {
     }
     const double before = e.limit ? e.limit(burst_seconds) : 0;
     for (auto _ : state) run();
-    if (e.work > 0) state.counters[e.unit] = benchmark::Counter(e.work * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+    for (const auto& [rate, work] : {std::pair(flops_rate, e.flops), {bytes_rate, e.bytes}})
+      if (work > 0) state.counters[rate] = benchmark::Counter(work * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
     if (!e.limit) return;
     e.limit(recovery_seconds);
     state.counters[limit_counter(e)] = (before + e.limit(burst_seconds)) / 2;
@@ -98,16 +101,31 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
     const Samples& s = found->second;
     m.missing = s.error.empty() ? "" : "failed";
     m.seconds = median(s.seconds);
-    if (const auto rate = s.counters.find(e.unit); rate != s.counters.end()) m.rate = median(rate->second);
-    if (const auto limit = s.counters.find(limit_counter(e)); limit != s.counters.end()) {
-      std::vector<double> fractions = s.counters.at(e.unit);
-      for (std::size_t i = 0; i < fractions.size(); ++i) fractions[i] /= limit->second[i];
-      m.fraction = median(fractions);
-      if (fractions.size() < 2) return m;
-      const auto [low, high] = std::minmax_element(fractions.begin(), fractions.end());
-      m.spread = (*high - *low) / m.fraction;
-    }
+    if (const auto rate = s.counters.find(limited_rate(e)); rate != s.counters.end()) m.rate = median(rate->second);
+    for (const double seconds : s.seconds) m.speeds.push_back(1 / seconds);
+    const std::vector<double> fractions = fractions_of(e, s);
+    if (fractions.empty()) return m;
+    if (e.limited_by == Entry::Limit::flops) m.speeds = fractions;
+    m.fraction = median(fractions);
+    if (fractions.size() < 2) return m;
+    const auto [low, high] = std::minmax_element(fractions.begin(), fractions.end());
+    m.spread = (*high - *low) / m.fraction;
     return m;
+  }
+
+  nlohmann::json described(const Entry& e, const Measured& m) const {
+    const Samples& s = samples_.at(e.name);
+    if (!s.error.empty()) return {{"name", e.name}, {"failed", s.error}};
+    const Interval seconds = median_interval(s.seconds);
+    nlohmann::json j = {{"name", e.name},       {"seconds", seconds.estimate},        {"low", seconds.low}, {"high", seconds.high},
+                        {"coverage", seconds.coverage}, {"repetitions", s.seconds.size()}, {"ratios", nlohmann::json::array()}};
+    for (const char* rate : {flops_rate, bytes_rate})
+      if (const auto found = s.counters.find(rate); found != s.counters.end()) j[rate] = median(found->second);
+    if (std::isnan(m.fraction)) return j;
+    const Interval fraction = median_interval(fractions_of(e, s));
+    j["fraction"] = fraction.estimate, j["fraction_low"] = fraction.low, j["fraction_high"] = fraction.high;
+    j["limited_by"] = limited_rate(e), j["limit"] = median(s.counters.at(limit_counter(e)));
+    return j;
   }
 
  private:
@@ -116,6 +134,15 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
     std::map<std::string, std::vector<double>> counters;
     std::string error;
   };
+  // Of each repetition; none where nothing limits.
+  static std::vector<double> fractions_of(const Entry& e, const Samples& s) {
+    const auto limit = s.counters.find(limit_counter(e));
+    if (limit == s.counters.end()) return {};
+    std::vector<double> fractions = s.counters.at(limited_rate(e));
+    for (std::size_t i = 0; i < fractions.size(); ++i) fractions[i] /= limit->second[i];
+    return fractions;
+  }
+
   std::unique_ptr<benchmark::BenchmarkReporter> next_;
   bool started_ = false;
   std::map<std::string, Samples> samples_;
@@ -129,7 +156,7 @@ Rounds::Rounds(const std::vector<std::string>& arguments, void (*help)()) : argu
     lists_only_ |= flag.starts_with("--benchmark_list_tests") && !flag.ends_with("=false");
   }
   // The user's flags come later and win.
-  const auto defaults = {"--benchmark_repetitions=5", "--benchmark_enable_random_interleaving=true", "--benchmark_min_time=0.15"};
+  const auto defaults = {"--benchmark_repetitions=6", "--benchmark_enable_random_interleaving=true", "--benchmark_min_time=0.15"};
   arguments_.insert(arguments_.begin() + 1, defaults.begin(), defaults.end());
   std::vector<char*> pointers;
   for (std::string& flag : arguments_) pointers.push_back(flag.data());
@@ -159,8 +186,16 @@ std::vector<Measured> Rounds::run(const std::vector<Entry>& entries) {
   benchmark::ClearRegisteredBenchmarks();
   std::fflush(stdout);
   std::vector<Measured> measured;
-  for (const Entry& e : entries) measured.push_back(reporter_->measured(e));
+  for (const Entry& e : entries) {
+    measured.push_back(reporter_->measured(e));
+    if (!std::isnan(measured.back().seconds) || measured.back().missing == "failed") report_.push_back(reporter_->described(e, measured.back()));
+  }
   return measured;
+}
+
+void Rounds::add_ratio(const std::string& name, const std::string& over, const Interval& ratio) {
+  const auto found = std::find_if(report_.rbegin(), report_.rend(), [&](const nlohmann::json& j) { return j["name"] == name; });
+  (*found)["ratios"].push_back({{"over", over}, {"ratio", ratio.estimate}, {"low", ratio.low}, {"high", ratio.high}, {"coverage", ratio.coverage}});
 }
 
 }  // namespace assay::bench

@@ -14,13 +14,15 @@ class Table {
  public:
   enum class Cell { rate, milliseconds };  // rate: with the fraction of the machine's limit beside
 
-  // Behind the candidates, columns of what the first one's fraction is over those of `ratios`, by index.
-  Table(const Rounds& rounds, Cell cell, std::string labels, std::vector<std::string> candidates, std::vector<std::size_t> ratios = {});
-  void line(const std::string& label, const std::vector<Measured>& cells);
+  // Behind the candidates, columns of how many times the speed of those of `ratios`, by index, the first one runs, with the interval of ratio_interval().
+  Table(Rounds& rounds, Cell cell, std::string labels, std::vector<std::string> candidates, std::vector<std::size_t> ratios = {});
+  // Entries of one comparison, one a candidate, take their turns.
+  void line(const std::string& label, const std::vector<Entry>& entries);
   // Geometric means of the ratios over all lines, and how far repetitions lay apart.
   void summary() const;
 
  private:
+  Rounds& rounds_;
   std::FILE* to_;
   Cell cell_;
   std::string labels_;
@@ -31,7 +33,7 @@ class Table {
   bool begun_ = false;
 };
 
-// The machine's limits on so many threads, in a few lines.
-void print_machine(std::FILE* to, const std::vector<int>& thread_counts);
+// The machine's limits on so many threads, in a few lines; returned as what was measured: [{"threads", "fma GFLOP/s": {dtype: median}, "read GB/s": {KiB: rate}}].
+nlohmann::json print_machine(std::FILE* to, const std::vector<int>& thread_counts);
 
 }  // namespace assay::bench

@@ -67,6 +67,7 @@ int store(const StoreOptions& options);
 struct CompareOptions {
   std::string a, b;                               // STORE#RUN
   double accuracy_margin = 5, time_margin = 10;  // percent
+  std::string markdown;
 };
 int compare(const CompareOptions& options);
 
@@ -88,5 +89,17 @@ struct FuzzCommandOptions {
   std::string only, json, store;
 };
 int fuzz_command(const FuzzCommandOptions& options);
+
+struct BenchOptions {
+  std::vector<std::string> modes;  // none: all
+  std::vector<int> threads;        // none: 1 and 2
+  std::string shapes = "quick", filter;
+  int repetitions = 6;
+  double min_time = 0.15;  // seconds of a repetition
+  bool list = false;
+  std::string bin, json, store;
+};
+std::vector<std::string> bench_modes();
+int bench(const BenchOptions& options);
 
 }  // namespace assay

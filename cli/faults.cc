@@ -108,6 +108,7 @@ int run(const FaultsOptions& o) {
   Score score;
   std::map<std::string, Score> by_class, by_suite;
   Json table = Json::array();
+  std::vector<double> seconds;  // of each kill
   {
     Progress progress("faults", hunts.size());
     for (const auto& [f, suite] : hunts) {
@@ -116,6 +117,7 @@ int run(const FaultsOptions& o) {
       workers.execute.relations = f.by_relation;
       const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
       score.add(kill.killed);
+      if (kill.killed) seconds.push_back(kill.seconds);
       by_class[std::string(f.fault_class)].add(kill.killed);
       by_suite[suite].add(kill.killed);
       progress.say("");
@@ -149,6 +151,7 @@ int run(const FaultsOptions& o) {
         {{"suite", name}, {"cases", alarm.cases}, {"seconds", alarm.seconds}, {"false_alarm", alarm.killed}, {"case", alarm.line}, {"reason", alarm.reason}});
   }
   if (out_of_reach > 0) fmt::print("{} faults left out: suite {} runs no case of their operation\n", out_of_reach, o.suite);
+  if (std::ranges::sort(seconds); !seconds.empty()) fmt::print("time to kill: median {:.2f} s, worst {:.2f} s\n", seconds[seconds.size() / 2], seconds.back());
   fmt::print("{} of {} faults killed, {} equivalent left out; {}; seed {}\n", score.killed, score.all, equivalent.size(),
              alarmed ? "A FALSE ALARM" : "no false alarm", o.seed);
   const Json whole = {{"format", 1},          {"seed", o.seed},           {"killed", score.killed},  {"out_of_reach", out_of_reach},

@@ -47,6 +47,7 @@ int main(int argc, char** argv) {
     command->add_option("--json", files.json, "Write the run as JSON");
     command->add_option("--junit", files.junit, "Write the run as JUnit XML");
     command->add_option("--html", files.html, "Write the run as one HTML page");
+    command->add_option("--markdown", files.markdown, "Write a summary of the run as Markdown, as a comment on a pull request");
     command->add_option("--store", files.store, "Append the run to this store, which is made if it is not there; `assay store` reads it");
   };
 
@@ -140,6 +141,8 @@ int main(int argc, char** argv) {
   compare_command->add_option("--accuracy-margin", compare_options.accuracy_margin, "Percent that the largest error/bound may grow")->check(CLI::Range(0.0, 1e6))->capture_default_str();
   compare_command->add_option("--time-margin", compare_options.time_margin, "Percent that the candidate may slow down")->check(CLI::Range(0.0, 1e6))->capture_default_str();
 
+  compare_command->add_option("--markdown", compare_options.markdown, "Write the comparison as Markdown, as a comment on a pull request");
+
   trace_command->add_option("--timeout", trace_options.timeout_seconds, "Seconds that it may take")->check(CLI::Range(1, 86400))->capture_default_str();
 
   FaultsOptions faults_options;
@@ -172,6 +175,21 @@ int main(int argc, char** argv) {
   fuzz_sub->add_option("--only", fuzz_options.only, "One fault by name");
   fuzz_sub->add_option("--json", fuzz_options.json, "Write the summary as JSON");
   fuzz_sub->add_option("--store", fuzz_options.store, "Append the summary to this store");
+
+  BenchOptions bench_options;
+  CLI::App* bench_command = app.add_subcommand("bench", "Measure kernels, caches, products, verdicts and generators: fractions of the machine's limits, ratios to peers with intervals; docs/commands/bench.md");
+  bench_command->add_option("WHAT", bench_options.modes, fmt::format("Some of {}; all by default", fmt::join(bench_modes(), ", ")));
+  bench_command->add_option("--threads", bench_options.threads, "Counts of threads, as 1,2")->delimiter(',')->check(CLI::Range(1, 4096));
+  bench_command->add_option("--shapes", bench_options.shapes, "quick or full")->check(CLI::IsMember({"quick", "full"}))->capture_default_str();
+  bench_command->add_option("--filter", bench_options.filter, "Only benchmarks whose name this regular expression finds; those that are not measured leave gaps in the tables");
+  bench_command->add_option("--repetitions", bench_options.repetitions, "Of each benchmark, in random order among those it is compared with; 6 are the fewest of a 95% interval of a median")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  bench_command->add_option("--min-time", bench_options.min_time, "Seconds of a repetition, at least")->check(CLI::Range(0.001, 60.0))->capture_default_str();
+  bench_command->add_flag("--list", bench_options.list, "Name the benchmarks and run nothing");
+  bench_command->add_option("--bin", bench_options.bin, "Where attention_bench and oracle_bench lie; beside this command's folder by default");
+  bench_command->add_option("--json", bench_options.json, "Write what was measured as JSON");
+  bench_command->add_option("--store", bench_options.store, "Append what was measured to this store");
 
   std::string project_folder;
   CLI::App* new_kernel_command =
@@ -223,6 +241,7 @@ int main(int argc, char** argv) {
   if (*store_command) return store(store_options);
   if (*compare_command) return compare(compare_options);
   if (*faults_command) return faults(faults_options);
+  if (*bench_command) return bench(bench_options);
   if (*fuzz_sub) return fuzz_command(fuzz_options);
   if (!check_options.device.empty()) check_options.candidate = "device:" + check_options.device;
   if (!check_options.library.empty()) check_options.candidate = "lib:" + check_options.library;

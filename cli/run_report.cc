@@ -11,6 +11,7 @@
 #include "harness/files.h"
 #include "reports/html.h"
 #include "reports/junit.h"
+#include "reports/markdown.h"
 #include "reports/store.h"
 
 namespace assay {
@@ -142,6 +143,7 @@ int report_run(const RunFacts& run, const Json& results) {
                       {"results", results}};
   if (!run.files.json.empty()) write_file(run.files.json, whole.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
   if (!run.files.junit.empty()) write_file(run.files.junit, junit_xml(whole));
+  if (!run.files.markdown.empty()) write_file(run.files.markdown, markdown_summary(whole));
   if (!run.files.html.empty()) write_file(run.files.html, html_report(whole));
   if (!run.files.store.empty()) fmt::print("store: run {} of {}\n", Store(run.files.store).append(whole), run.files.store);
   if (counts.fail > 0) return some_failed;

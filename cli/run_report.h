@@ -9,7 +9,7 @@ namespace assay {
 
 // Where a run is written besides the terminal; empty: nowhere.
 struct ReportFiles {
-  std::string json, junit, html;
+  std::string json, junit, html, markdown;
   std::string store;  // appended to
 };
 

@@ -14,6 +14,7 @@
 #include "harness/files.h"
 #include "reports/compare.h"
 #include "reports/html.h"
+#include "reports/markdown.h"
 
 namespace assay {
 namespace {
@@ -85,11 +86,12 @@ int compare(const CompareOptions& o) {
       fmt::print("  {}: x {:.4g} [{:.4g}, {:.4g}] over {} cases{}\n", what, e.mean, e.low, e.high, e.cases, beyond ? fmt::format(", beyond the margin of {}%", margin) : "");
     };
     say("largest error/bound", c.accuracy, o.accuracy_margin);
-    say("time of the candidate", c.seconds, o.time_margin);
+    say("time", c.seconds, o.time_margin);
     for (const std::string& change : c.changed) {
       fmt::print("  {}\n", change);
       worse = worse || change.find("-> fail") != std::string::npos || change.find("-> error") != std::string::npos;
     }
+    if (!o.markdown.empty()) write_file(o.markdown, markdown_comparison(a, b, c, o.accuracy_margin, o.time_margin));
     return static_cast<int>(worse ? some_failed : all_passed);
   });
 }

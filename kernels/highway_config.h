@@ -2,6 +2,9 @@
 // be in: Arm machines run the NEON code.
 #pragma once
 
-#if defined(__aarch64__)
+#if defined(ASSAY_FEW_TARGETS) && defined(__x86_64__)
+// AVX2 and the baseline: for builds in which every target costs minutes.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3 | HWY_AVX3_DL)
+#elif defined(__aarch64__)
 #define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
 #endif

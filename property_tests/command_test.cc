@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "harness/workers.h"
+#include "property_tests/run_command.h"
 
 namespace assay {
 namespace {
@@ -18,25 +19,6 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 using testing::MatchesRegex;
-
-struct Ran {
-  int status;
-  std::string output;  // standard output and error together
-};
-
-Ran run(const std::string& arguments, const std::string& program = ASSAY_COMMAND) {
-  FILE* pipe = popen((program + " " + arguments + " 2>&1").c_str(), "r");
-  std::string output;
-  char chunk[4096];
-  for (std::size_t n; (n = fread(chunk, 1, sizeof chunk, pipe)) > 0;) output.append(chunk, n);
-  const int status = pclose(pipe);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), output};
-}
-
-std::string read(const fs::path& path) {
-  std::ifstream in(path);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
 
 class Command : public testing::Test {
  protected:

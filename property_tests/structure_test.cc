@@ -22,7 +22,7 @@ const std::map<std::string, Rooms> allowed = {
     {"harness", {"harness", "oracle", "kernels", "problem"}},
     {"reports", {"reports", "harness", "problem"}},
     {"cli", {"cli", "fuzz", "reports", "harness", "oracle", "kernels", "problem"}},
-    {"property_tests", {"property_tests", "cli", "fuzz", "reports", "harness", "oracle", "kernels", "problem"}},
+    {"property_tests", {"property_tests", "bench", "cli", "fuzz", "reports", "harness", "oracle", "kernels", "problem"}},
     {"fuzz", {"fuzz", "property_tests", "reports", "harness", "oracle", "kernels", "problem"}},
     {"bench", {"bench", "harness", "oracle", "kernels", "problem"}},
 };

@@ -41,6 +41,11 @@ void add_ratio(const Json& a, const Json& b, const char* field, std::vector<doub
   if (x > 0 && y > 0) logs.push_back(std::log(y / x));
 }
 
+const Json& counters_of(const Json& result) {
+  static const Json none = Json::object();
+  return result.contains("counters") ? result["counters"] : none;
+}
+
 }  // namespace
 
 Comparison compare_runs(const Json& a, const Json& b) {
@@ -65,7 +70,9 @@ Comparison compare_runs(const Json& a, const Json& b) {
     ++c.shared;
     const Json& before = *found->second;
     add_ratio(before, r, "worst_ratio", accuracy);
-    add_ratio(before, r, "seconds", seconds);
+    // How much of the machine's limit a benchmark reached says more than its time on a machine that is shared.
+    if (const Json &x = counters_of(before), &y = counters_of(r); x.contains("fraction") && y.contains("fraction")) add_ratio(y, x, "fraction", seconds);
+    else add_ratio(before, r, "seconds", seconds);
     const std::string was = before.value("outcome", ""), is = r.value("outcome", "");
     if (was != is) c.changed.push_back(fmt::format("{} -> {}: {}", was, is, key.first));
   });

@@ -17,7 +17,7 @@ struct Effect {
 struct Comparison {
   std::size_t shared = 0, only_a = 0, only_b = 0;
   Effect accuracy;  // of the largest error/bound; cases whose ratio is 0 or no number in either run are left out
-  Effect seconds;   // of the candidate's time
+  Effect seconds;   // of the candidate's time, or of the inverse fraction of the machine's limit where both runs have it
   std::vector<std::string> changed;  // cases whose outcome differs: "pass -> fail: LINE"
 };
 

@@ -5,7 +5,9 @@
 namespace assay {
 namespace {
 
-std::string escape(const std::string& text) {
+// Of any bytes, as XML 1.0 in UTF-8 that says as much.
+std::string escape(const std::string& bytes) {
+  const std::string text = Json::parse(Json(bytes).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
   std::string out;
   for (const char c : text) {
     switch (c) {

@@ -258,6 +258,38 @@ std::int64_t Store::append_fuzz(const Json& summary, const Json& machine) {
   return insert_alone(whole);
 }
 
+std::int64_t Store::append_bench(const Json& measured) {
+  const Json& machine = measured.at("machine");
+  Json whole = {{"kind", "benchmark"}, {"started", now()}, {"candidate", "bench"}, {"seed", 0}, {"commit", machine.value("commit", "unknown")}, {"machine", machine}, {"results", Json::array()}};
+  std::vector<std::string> modes;
+  std::size_t failed = 0;
+  for (const Json& part : measured.at("modes")) {
+    modes.push_back(part.at("mode"));
+    for (const Json& m : part.at("measured")) {
+      Json r = {{"name", m.at("name")}};
+      if (m.contains("failed")) {
+        ++failed;
+        r["outcome"] = "error", r["reason"] = m["failed"];
+      } else {
+        Json counters = Json::object();
+        for (const auto& [name, value] : m.items())
+          if (value.is_number() && name != "seconds") counters[name] = value;
+        // mode/candidate/problem: the candidate tells the ratios of a line apart.
+        for (const Json& ratio : m.at("ratios")) {
+          const std::string over = ratio.at("over"), rest = over.substr(over.find('/') + 1);
+          counters["over " + rest.substr(0, rest.find('/'))] = ratio.at("ratio");
+        }
+        r["seconds"] = m.at("seconds"), r["counters"] = counters;
+      }
+      whole["results"].push_back(std::move(r));
+    }
+  }
+  if (whole["results"].empty()) fail("benchmarks without results are not stored");
+  whole["title"] = fmt::format("{}", fmt::join(modes, " "));
+  whole["sentence"] = fmt::format("{} measured, {} failed", whole["results"].size() - failed, failed);
+  return insert_alone(whole);
+}
+
 std::int64_t Store::insert_alone(const Json& run) {
   execute("BEGIN IMMEDIATE");
   try {

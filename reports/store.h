@@ -40,6 +40,8 @@ class Store {
   // The score of `assay faults --json`, and the summary of `assay fuzz --json`, on the machine that made them.
   std::int64_t append_faults(const Json& score, const Json& machine);
   std::int64_t append_fuzz(const Json& summary, const Json& machine);
+  // What `assay bench --json` writes.
+  std::int64_t append_bench(const Json& measured);
   // What Google Benchmark writes with --benchmark_out_format=json. Returns the run's number.
   std::int64_t append_benchmarks(const Json& report, const std::string& title);
 

@@ -1,0 +1,99 @@
+#include "reports/markdown.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cctype>
+#include <vector>
+
+namespace assay {
+namespace {
+
+constexpr std::size_t most_failures = 20, most_passes = 5;
+
+// In a cell of a table, whatever it holds: a row ends with its line, a cell at a bar.
+std::string prose(const std::string& text) {
+  std::string out;
+  for (const char c : text) switch (c) {
+      case '\n': out += ' '; break;
+      case '<': out += "&lt;"; break;
+      case '>': out += "&gt;"; break;
+      case '&': out += "&amp;"; break;
+      case '|':
+      case '\\':
+      case '`':
+      case '*':
+      case '_':
+      case '[':
+      case ']':
+      case '~':
+      case '#': out += '\\', out += c; break;
+      default: out += c;
+    }
+  return out;
+}
+// Code in a cell. What a fence cannot hold there is written as entities.
+std::string code(const std::string& text) {
+  if (text.find_first_of("|`\\\n") == std::string::npos) return '`' + text + '`';
+  std::string out = "<code>";
+  for (const char c : text)
+    if (std::isalnum(static_cast<unsigned char>(c)) || c == ' ' || static_cast<unsigned char>(c) >= 0x80) out += c;
+    else out += fmt::format("&#{};", static_cast<int>(c));
+  return out + "</code>";
+}
+
+// The largest error/bound of a result; negative without one. JSON has no infinity but a text.
+double worst_of(const Json& r) {
+  double worst = -1;
+  if (r.contains("worst"))
+    for (const auto& [output, w] : r["worst"].items())
+      if (w["ratio"].is_number()) worst = std::max(worst, w["ratio"].get<double>());
+  return worst;
+}
+
+std::string effect(const Effect& e, double margin) {
+  if (e.cases == 0) return "not in both";
+  return fmt::format("× {:.4g} \\[{:.4g}, {:.4g}\\] over {} cases{}", e.mean, e.low, e.high, e.cases, e.low > 1 + margin / 100 ? fmt::format(", **beyond the margin of {}%**", margin) : "");
+}
+
+}  // namespace
+
+std::string markdown_summary(const Json& run) {
+  std::vector<const Json*> bad, passed;
+  for (const Json& r : run["results"]) {
+    const std::string outcome = r["outcome"];
+    if (outcome == "fail" || outcome == "error") bad.push_back(&r);
+    else if (worst_of(r) >= 0) passed.push_back(&r);
+  }
+  std::string text = fmt::format("### Assay: {} on {}\n\n{} {}\n", prose(run["candidate"]), prose(run["suite"]), bad.empty() ? "✅" : "❌", prose(run["summary"]["sentence"]));
+  if (!bad.empty()) {
+    text += "\n| | what is wrong | reproduce |\n| --- | --- | --- |\n";
+    for (std::size_t k = 0; k < std::min(bad.size(), most_failures); ++k)
+      text += fmt::format("| {} | {} | {} |\n", (*bad[k])["outcome"].get<std::string>(), prose((*bad[k])["reason"]), code((*bad[k])["reproduce"]));
+    if (bad.size() > most_failures) text += fmt::format("\n{} more are in the report.\n", bad.size() - most_failures);
+  }
+  std::ranges::stable_sort(passed, std::ranges::greater(), [](const Json* r) { return worst_of(*r); });
+  if (!passed.empty()) {
+    text += fmt::format("\n<details><summary>The passes nearest to their bounds ({} in all)</summary>\n\n| error / bound | case |\n| ---: | --- |\n", passed.size());
+    for (std::size_t k = 0; k < std::min(passed.size(), most_passes); ++k) text += fmt::format("| {:.3f} | {} |\n", worst_of(*passed[k]), code((*passed[k])["case"]));
+    text += "\n</details>\n";
+  }
+  const Json& m = run["machine"];
+  return text + fmt::format("\n<sub>{}, {}, {}; commit {}; seed {}</sub>\n", prose(m.value("cpu", "unknown")), prose(m.value("simd target", "unknown")), prose(m.value("compiler", "unknown")),
+                            prose(m.value("commit", "unknown")), run["seed"].dump());
+}
+
+std::string markdown_comparison(const Json& a, const Json& b, const Comparison& c, double accuracy_margin, double time_margin) {
+  const auto name = [](const Json& r) { return fmt::format("{} on {}, commit {}", prose(r["candidate"]), prose(r["title"]), prose(r["commit"].get<std::string>().substr(0, 10))); };
+  std::string text = fmt::format("### Assay: two runs\n\nFrom {} to {}: {} cases in both, {} in the first alone, {} in the second alone.\n\n| | second over first, 95% interval |\n| --- | --- |\n", name(a), name(b),
+                                 c.shared, c.only_a, c.only_b);
+  text += fmt::format("| largest error/bound | {} |\n| time | {} |\n", effect(c.accuracy, accuracy_margin), effect(c.seconds, time_margin));
+  if (!c.changed.empty()) {
+    text += "\n| outcome changed |\n| --- |\n";
+    for (std::size_t k = 0; k < std::min(c.changed.size(), most_failures); ++k) text += fmt::format("| {} |\n", code(c.changed[k]));
+    if (c.changed.size() > most_failures) text += fmt::format("\n{} more.\n", c.changed.size() - most_failures);
+  }
+  return text;
+}
+
+}  // namespace assay
