@@ -39,7 +39,7 @@ std::string junit_xml(const Json& run) {
     const std::string outcome = r["outcome"], reason = escape(r["reason"]), line = escape(r["case"]);
     const double seconds = seconds_of(r);
     total += seconds;
-    cases += fmt::format("    <testcase classname=\"{}\" name=\"{}\" time=\"{:.6f}\"", escape(r["candidate"]), line, seconds);
+    cases += fmt::format("    <testcase classname=\"{}\" name=\"{}\" time=\"{:.3f}\"", escape(r["candidate"]), line, seconds);
     std::string inner;
     if (outcome == "fail") {
       ++failures;
@@ -57,7 +57,7 @@ std::string junit_xml(const Json& run) {
   }
   return fmt::format(
       "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n"
-      "  <testsuite name=\"assay {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"{:.6f}\">\n{}  </testsuite>\n</testsuites>\n",
+      "  <testsuite name=\"assay {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"{:.3f}\">\n{}  </testsuite>\n</testsuites>\n",
       escape(run["suite"]), run["results"].size(), failures, errors, skipped, total, cases);
 }
 

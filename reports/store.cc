@@ -272,8 +272,8 @@ std::int64_t Store::append_bench(const Json& measured) {
         r["outcome"] = "error", r["reason"] = m["failed"];
       } else {
         Json counters = Json::object();
-        for (const auto& [name, value] : m.items())
-          if (value.is_number() && name != "seconds") counters[name] = value;
+        for (const char* name : {"GFLOP/s", "GB/s", "fraction", "fraction_low", "fraction_high", "limit"})
+          if (m.contains(name)) counters[name] = m[name];
         // mode/candidate/problem: the candidate tells the ratios of a line apart.
         for (const Json& ratio : m.at("ratios")) {
           const std::string over = ratio.at("over"), rest = over.substr(over.find('/') + 1);
