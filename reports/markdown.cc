@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <utility>
 #include <vector>
 
 namespace assay {
@@ -72,7 +73,7 @@ std::string markdown_summary(const Json& run) {
       text += fmt::format("| {} | {} | {} |\n", (*bad[k])["outcome"].get<std::string>(), prose((*bad[k])["reason"]), code((*bad[k])["reproduce"]));
     if (bad.size() > most_failures) text += fmt::format("\n{} more are in the report.\n", bad.size() - most_failures);
   }
-  std::ranges::stable_sort(passed, std::ranges::greater(), [](const Json* r) { return worst_of(*r); });
+  std::ranges::sort(passed, {}, [](const Json* r) { return std::pair(-worst_of(*r), (*r)["case"].get<std::string>()); });
   if (!passed.empty()) {
     text += fmt::format("\n<details><summary>The passes nearest to their bounds ({} in all)</summary>\n\n| error / bound | case |\n| ---: | --- |\n", passed.size());
     for (std::size_t k = 0; k < std::min(passed.size(), most_passes); ++k) text += fmt::format("| {:.3f} | {} |\n", worst_of(*passed[k]), code((*passed[k])["case"]));
