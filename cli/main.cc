@@ -98,7 +98,7 @@ int main(int argc, char** argv) {
       "3 the machine or a device failed.\n\nExamples:\n"
       "  assay check --suite smoke --html run.html\n"
       "  assay check --case 'product m=5 n=70 k=100 dtype=bf16 w=nvfp4'\n"
-      "  assay check --kernel mine/build/libmy_kernel.so --suite plain --max-unsupported 20\n"
+      "  assay check --kernel mine/build/libmy_kernel.so --suite plain --max-unsupported 80\n"
       "  assay check --device opencl --suite tiny");
 
   RecordOptions record_options;
@@ -125,7 +125,7 @@ int main(int argc, char** argv) {
       "Exit status: 0 all passed, 1 a record failed, 2 a file or record cannot be read, or nothing was compared, 3 the machine failed.\n\nExamples:\n"
       "  assay record --suite tiny --candidate host -o answers.safetensors\n"
       "  assay verify answers.safetensors --list\n"
-      "  assay verify answers.safetensors --record 0 --html run.html\n"
+      "  assay verify answers.safetensors --record 00 --html run.html\n"
       "  assay verify answers.safetensors --rows 16 --seed 7");
 
   TraceOptions trace_options;
