@@ -22,7 +22,7 @@ int main(int argc, char** argv) {
       "  assay check --case 'attention b=1 h=8/2 l=37x53 d=64 dtype=bf16 causal lengths=41 scores=growing'\n"
       "  assay new-kernel mine && cmake -S mine -B mine/build && cmake --build mine/build\n"
       "  assay check --kernel mine/build/libmy_kernel.so --suite plain --html run.html\n"
-      "  assay COMMAND --help     the options of a command, with examples; docs/commands/ says more");
+      "  assay check --help     the options of a command, with examples; docs/commands/ says more");
 
   auto add_workers = [](CLI::App* command, WorkerOptions& w) {
     w.jobs = hardware_threads();
@@ -46,7 +46,7 @@ int main(int argc, char** argv) {
   auto add_selection = [](CLI::App* command, SelectionOptions& s) {
     auto* suite = command->add_option("--suite", s.suite, fmt::format("One of {}", fmt::join(suite_names(), ", ")));
     auto* lines = command->add_option("--case", s.cases, "A case line (repeatable); `assay notation` explains them");
-    auto* file = command->add_option("--cases", s.cases_file, "A file of case lines; # starts a comment");
+    auto* file = command->add_option("--cases", s.cases_file, "A file of case lines; a line that begins with # is a comment");
     suite->excludes(lines)->excludes(file);
     command->add_option("--filter", s.filter, "Only cases whose line contains this text");
     command->add_option("--seed", s.seed, "Of the inputs of a suite; a case line has a seed of its own")->capture_default_str();
@@ -79,7 +79,7 @@ int main(int argc, char** argv) {
   check_command->add_flag("--no-shrink", check_options.no_shrink, "Report failures as they are, without making them smaller");
   add_report_files(check_command, check_options.files);
   check_command->add_option("--standalone", check_options.standalone,
-                            "Write the first failing case (shrunk), or the first case, as a C++ file without dependencies");
+                            "Write the first failing case (shrunk), or the first case, as a C++ file without dependencies; of attention alone");
   const std::map<std::string, Surroundings> surroundings = {{"none", Surroundings::bands}, {"behind", Surroundings::page_behind}, {"before", Surroundings::page_before}};
   const auto add_guard_pages = [&](CLI::App* command, ExecuteOptions& execute) {
     command

@@ -247,6 +247,13 @@ TEST(Structure, DocumentedCommandsExist) {
   for (const fs::path& document : documents())
     for (const std::string& what : unknown_to_the_command(text_of(document), commands, seen)) ADD_FAILURE() << document << ": cli/main.cc declares no " << what;
   EXPECT_GT(seen, 100);
+  // The examples of the help texts.
+  const std::string help = text_of(fs::path(ASSAY_SOURCE_DIR) / "cli" / "main.cc");
+  static const std::regex example(R"re("  ((?:\./dev )?assay [^"]*?)(?:\\n|"))re");
+  int examples = 0;
+  for (std::sregex_iterator i(help.begin(), help.end(), example), end; i != end; ++i)
+    for (const std::string& what : unknown_to_the_command("    " + (*i)[1].str(), commands, examples)) ADD_FAILURE() << "a help text has " << what;
+  EXPECT_GT(examples, 20);
   // What is made up is found: an option, one of another command, a command, in a block and between backquotes, behind && and behind ./dev.
   for (const char* made_up : {"    assay check --sweet smoke", "say `assay trace --suite smoke 'attention'`", "```\n$ ./dev assay prove --suite smoke\n```",
                               "    cmake -S . && assay verify x -q", "    X=1 assay store runs.db --dashbord=x"})
