@@ -228,6 +228,12 @@ int main(int argc, char** argv) {
   bench_command->add_option("--bin", bench_options.bin, "Where attention_bench and oracle_bench lie; beside this command's folder by default");
   bench_command->add_option("--json", bench_options.json, "Write what was measured as JSON");
   bench_command->add_option("--store", bench_options.store, "Append what was measured to this store");
+  bench_command->footer(
+      "Exit status: 0, 1 a candidate failed, 2 bad usage, or nothing was measured, 3 a benchmark program failed.\n\nExamples:\n"
+      "  assay bench --list\n"
+      "  assay bench overhead\n"
+      "  assay bench forward --threads 1 --store runs.db\n"
+      "  assay bench decode products --filter 'mxfp4|cache' --repetitions 20");
 
   std::string project_folder;
   CLI::App* new_kernel_command =
