@@ -258,7 +258,8 @@ TEST(Structure, DocumentedCommandsExist) {
   for (const char* made_up : {"    assay check --sweet smoke", "say `assay trace --suite smoke 'attention'`", "```\n$ ./dev assay prove --suite smoke\n```",
                               "    cmake -S . && assay verify x -q", "    X=1 assay store runs.db --dashbord=x"})
     EXPECT_EQ(unknown_to_the_command(made_up, commands, seen).size(), 1u) << made_up;
-  for (const char* right : {"assay check --sweet", "    assay: no such --thing", "    assay check --case 'product --x' # --y", "    assay record -o x && cmake --build y"})
+  for (const char* right :
+       {"assay check --sweet", "    assay: no such --thing", "    assay check --case 'product --x' # --y", "    assay record -o x && cmake --build y"})
     EXPECT_TRUE(unknown_to_the_command(right, commands, seen).empty()) << right;
 }
 
@@ -280,7 +281,8 @@ std::vector<std::string> dead_links(const std::string& text, const fs::path& fol
 TEST(Structure, LinksInDocumentsLead) {
   int seen = 0;
   for (const fs::path& document : documents())
-    for (const std::string& target : dead_links(text_of(document), document.parent_path(), seen)) ADD_FAILURE() << document << " links to " << target << ", which is not there";
+    for (const std::string& target : dead_links(text_of(document), document.parent_path(), seen))
+      ADD_FAILURE() << document << " links to " << target << ", which is not there";
   EXPECT_GT(seen, 50);
   EXPECT_EQ(dead_links("[one](docs/verdict.md), [no](docs/no.md#at), ![pic](docs/none.png), <img src=\"none.png\">", ASSAY_SOURCE_DIR, seen),
             (std::vector<std::string>{"docs/no.md", "docs/none.png", "none.png"}));
