@@ -109,28 +109,28 @@ int run(const CheckOptions& o) {
       ++shrunk;
       fmt::print(stderr, "shrinking: {}\n", r["case"].get<std::string>());
       r["shrunk"] = shrink_line(r, o.workers);
-      r["reproduce"] = check_command(o.candidate, r["shrunk"]);
+      r["reproduce"] = check_command(o.candidate, r["shrunk"], o.workers.execute.around);
     }
   if (!o.files.html.empty()) add_pictures(results, o.workers);
+  const int status = report_run({.title = selection.title,
+                                 .candidate = o.candidate,
+                                 .seed = o.selection.seed,
+                                 .not_run = not_run,
+                                 .seconds = seconds_since(start),
+                                 .most_unsupported = o.most_unsupported,
+                                 .files = o.files},
+                                results);
   if (!o.standalone.empty()) {
-    const Json* chosen = &results[0];
-    for (const Json& r : results)
-      if (r["outcome"] == "fail") {
-        chosen = &r;
-        break;
-      }
-    write_file(o.standalone,
-               standalone_program(parse_case(chosen->contains("shrunk") ? (*chosen)["shrunk"].get<std::string>() : (*chosen)["case"].get<std::string>())));
+    // The first failure that can stand alone, or the first case.
+    const auto line = [](const Json& r) { return r.value("shrunk", r["case"].get<std::string>()); };
+    const auto can = [&](const Json& r) { return !has_no_standalone(parse_case(line(r))); };
+    auto chosen = std::ranges::find_if(results, [&](const Json& r) { return r["outcome"] == "fail" && can(r); });
+    if (chosen == results.end()) chosen = std::ranges::find_if(results, can);
+    if (chosen == results.end()) throw UsageError(fmt::format("--standalone={}: nothing was written: {}", o.standalone, *has_no_standalone(parse_case(line(results[0])))));
+    write_file(o.standalone, standalone_program(parse_case(line(*chosen))));
     fmt::print("standalone program: {}\n", o.standalone);
   }
-  return report_run({.title = selection.title,
-                     .candidate = o.candidate,
-                     .seed = o.selection.seed,
-                     .not_run = not_run,
-                     .seconds = seconds_since(start),
-                     .most_unsupported = o.most_unsupported,
-                     .files = o.files},
-                    results);
+  return status;
 }
 
 }  // namespace

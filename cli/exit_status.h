@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <stdexcept>
+#include <system_error>
 
 #include "cli/commands.h"
 #include "harness/kernel_process.h"
@@ -36,6 +38,11 @@ int exit_status_of(const Command& command) {
     return say(e, bad_usage);
   } catch (const LibraryError& e) {
     return say(e, bad_usage);
+  } catch (const std::system_error& e) {
+    // A path that cannot be is the user's; a full disk is the machine's.
+    const int number = e.code().value();
+    const bool named_wrong = e.code().category() == std::generic_category() && (number == ENOENT || number == EACCES || number == ENOTDIR || number == EISDIR || number == EROFS);
+    return say(e, named_wrong ? bad_usage : machine_failed);
   } catch (const std::invalid_argument& e) {
     return say(e, bad_usage);
   } catch (const std::exception& e) {

@@ -120,7 +120,6 @@ int run(const FaultsOptions& o) {
       if (kill.killed) seconds.push_back(kill.seconds);
       by_class[std::string(f.fault_class)].add(kill.killed);
       by_suite[suite].add(kill.killed);
-      progress.say("");
       fmt::print("{} {} ({}, {}): {} cases, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name, f.fault_class, suite, kill.cases, kill.seconds);
       if (kill.killed) fmt::print("  {}\n  {}\n", kill.line, kill.reason);
       std::fflush(stdout);

@@ -2,13 +2,35 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <map>
 #include <string>
 
 #include "cli/commands.h"
+#include "harness/files.h"
 #include "harness/kernel_process.h"
 #include "harness/suites.h"
 #include "problem/parallel.h"
+
+namespace {
+
+// A bare name is a library of this folder, where there is one; the loader would look for it in the system's folders alone.
+std::string here_or_as_named(const std::string& library) { return std::filesystem::exists(library) ? std::filesystem::absolute(library).string() : library; }
+
+// What would otherwise be found out when everything is computed. Opens nothing that is there, and leaves nothing behind.
+const CLI::Validator writable(
+    [](std::string& path) -> std::string {
+      if (std::filesystem::exists(path) && !std::filesystem::is_regular_file(path) && !std::filesystem::is_directory(path)) return {};  // a pipe, /dev/stdout
+      try {
+        assay::NewFile probe(path);
+        return {};
+      } catch (const std::system_error& e) {
+        return e.what();
+      }
+    },
+    "FILE");
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace assay;
@@ -36,11 +58,11 @@ int main(int argc, char** argv) {
   };
 
   auto add_report_files = [](CLI::App* command, ReportFiles& files) {
-    command->add_option("--json", files.json, "Write the run as JSON");
-    command->add_option("--junit", files.junit, "Write the run as JUnit XML");
-    command->add_option("--html", files.html, "Write the run as one HTML page");
-    command->add_option("--markdown", files.markdown, "Write a summary of the run as Markdown, as a comment on a pull request");
-    command->add_option("--store", files.store, "Append the run to this store, which is made if it is not there; `assay store` reads it");
+    command->add_option("--json", files.json, "Write the run as JSON")->check(writable);
+    command->add_option("--junit", files.junit, "Write the run as JUnit XML")->check(writable);
+    command->add_option("--html", files.html, "Write the run as one HTML page")->check(writable);
+    command->add_option("--markdown", files.markdown, "Write a summary of the run as Markdown, as a comment on a pull request")->check(writable);
+    command->add_option("--store", files.store, "Append the run to this store, which is made if it is not there; `assay store` reads it")->check(writable);
   };
 
   auto add_selection = [](CLI::App* command, SelectionOptions& s) {
@@ -79,7 +101,7 @@ int main(int argc, char** argv) {
   check_command->add_flag("--no-shrink", check_options.no_shrink, "Report failures as they are, without making them smaller");
   add_report_files(check_command, check_options.files);
   check_command->add_option("--standalone", check_options.standalone,
-                            "Write the first failing case (shrunk), or the first case, as a C++ file without dependencies; of attention alone");
+                            "Write the first failing case (shrunk), or the first case, as a C++ file without dependencies; of attention alone")->check(writable);
   const std::map<std::string, Surroundings> surroundings = {{"none", Surroundings::bands}, {"behind", Surroundings::page_behind}, {"before", Surroundings::page_before}};
   const auto add_guard_pages = [&](CLI::App* command, ExecuteOptions& execute) {
     command
@@ -105,7 +127,7 @@ int main(int argc, char** argv) {
   CLI::App* record_command = app.add_subcommand("record", "Write cases as tensors, so that they travel to another machine or framework and its answer comes back");
   add_selection(record_command, record_options.selection);
   record_command->add_option("--candidate", record_options.candidate, "Also what this candidate makes of them: host, lib:PATH, fault:NAME, ...");
-  record_command->add_option("-o,--output", record_options.file, "The file: NAME.safetensors")->required();
+  record_command->add_option("-o,--output", record_options.file, "The file: NAME.safetensors")->check(writable)->required();
   record_command->footer(
       "Caches and dtype=f64 have no record. Exit status: 0 written, 2 bad usage or input, 3 the file could not be written.\n\nExamples:\n"
       "  assay record --case 'attention b=1 h=4 l=300 d=64 dtype=bf16 causal' -o inputs.safetensors\n"
@@ -145,9 +167,9 @@ int main(int argc, char** argv) {
   StoreOptions store_options;
   CLI::App* store_command = app.add_subcommand("store", "Runs over time, in one SQLite file: list them, export and import them");
   store_command->add_option("STORE", store_options.file, "The file that --store appends to")->required();
-  store_command->add_option("--export", store_options.export_to, "Write all runs to this file as JSON, a line each");
+  store_command->add_option("--export", store_options.export_to, "Write all runs to this file as JSON, a line each")->check(writable);
   store_command->add_option("--import", store_options.import, "Append the runs of such a file: all or none");
-  store_command->add_option("--dashboard", store_options.dashboard, "Write accuracy and speed over time as one HTML page");
+  store_command->add_option("--dashboard", store_options.dashboard, "Write accuracy and speed over time as one HTML page")->check(writable);
   store_command->add_option("--benchmarks", store_options.benchmarks, "Append what Google Benchmark wrote with --benchmark_out_format=json");
   store_command->footer(
       "Without an option the runs are listed. Exit status: 0, 2 a file is no store, is damaged or cannot be read, 3 one cannot be written.\n\nExamples:\n"
@@ -162,7 +184,7 @@ int main(int argc, char** argv) {
   compare_command->add_option("B", compare_options.b, "Likewise; ratios are B over A")->required();
   compare_command->add_option("--accuracy-margin", compare_options.accuracy_margin, "Percent that the largest error/bound may grow")->check(CLI::Range(0.0, 1e6))->capture_default_str();
   compare_command->add_option("--time-margin", compare_options.time_margin, "Percent that the candidate may slow down")->check(CLI::Range(0.0, 1e6))->capture_default_str();
-  compare_command->add_option("--markdown", compare_options.markdown, "Write the comparison as Markdown, as a comment on a pull request");
+  compare_command->add_option("--markdown", compare_options.markdown, "Write the comparison as Markdown, as a comment on a pull request")->check(writable);
   compare_command->footer(
       "Cases are matched by their line, so both runs need the same --seed. Exit status: 0 within the margins, 1 a whole interval lies\n"
       "beyond its margin or a case fails that did not, 2 bad usage, or no case in common.\n\nExamples:\n"
@@ -176,8 +198,8 @@ int main(int argc, char** argv) {
   faults_command->add_option("--suite", faults_options.suite, "The suite that has to kill them, instead of each fault's own; names as for `assay check --suite`");
   faults_command->add_option("--only", faults_options.only, "One fault by name, as --list prints it");
   faults_command->add_option("--seed", faults_options.seed, "Of the inputs")->capture_default_str();
-  faults_command->add_option("--json", faults_options.json, "Write the score as JSON");
-  faults_command->add_option("--store", faults_options.store, "Append the score to this store");
+  faults_command->add_option("--json", faults_options.json, "Write the score as JSON")->check(writable);
+  faults_command->add_option("--store", faults_options.store, "Append the score to this store")->check(writable);
   faults_command->add_flag("--list", faults_options.list, "Print name, class, suite and meaning of each fault, and run nothing");
   add_workers(faults_command, faults_options.workers);
   faults_command->footer(
@@ -204,8 +226,8 @@ int main(int argc, char** argv) {
   fuzz_sub->add_flag("--faults", fuzz_options.faults, "Instead: each planted fault against its target from an empty corpus, and how long it takes to be found");
   fuzz_sub->add_option("--fault-seconds", fuzz_options.fault_seconds, "With --faults: seconds that each is looked for")->check(CLI::PositiveNumber)->capture_default_str();
   fuzz_sub->add_option("--only", fuzz_options.only, "With --faults: one fault by name");
-  fuzz_sub->add_option("--json", fuzz_options.json, "Write the summary as JSON");
-  fuzz_sub->add_option("--store", fuzz_options.store, "Append the summary to this store");
+  fuzz_sub->add_option("--json", fuzz_options.json, "Write the summary as JSON")->check(writable);
+  fuzz_sub->add_option("--store", fuzz_options.store, "Append the summary to this store")->check(writable);
   fuzz_sub->footer(
       "`./dev fuzz` builds the targets and fills in --bin, --work, --seeds and --keep. Exit status: 0 no findings, 1 findings (or, with\n"
       "--faults, one that was not found), 2 bad usage, 3 the machine failed.\n\nExamples:\n"
@@ -226,8 +248,8 @@ int main(int argc, char** argv) {
   bench_command->add_option("--min-time", bench_options.min_time, "Seconds of a repetition, at least")->check(CLI::Range(0.001, 60.0))->capture_default_str();
   bench_command->add_flag("--list", bench_options.list, "Name the benchmarks and run nothing");
   bench_command->add_option("--bin", bench_options.bin, "Where attention_bench and oracle_bench lie; beside this command's folder by default");
-  bench_command->add_option("--json", bench_options.json, "Write what was measured as JSON");
-  bench_command->add_option("--store", bench_options.store, "Append what was measured to this store");
+  bench_command->add_option("--json", bench_options.json, "Write what was measured as JSON")->check(writable);
+  bench_command->add_option("--store", bench_options.store, "Append what was measured to this store")->check(writable);
   bench_command->footer(
       "Exit status: 0, 1 a candidate failed, 2 bad usage, or nothing was measured, 3 a benchmark program failed.\n\nExamples:\n"
       "  assay bench --list\n"
@@ -287,7 +309,7 @@ int main(int argc, char** argv) {
   if (*record_command) return record(record_options);
   if (*verify_command) return verify(verify_options);
   if (*trace_command) {
-    if (!traced_library.empty()) trace_options.candidate = "lib:" + traced_library;
+    if (!traced_library.empty()) trace_options.candidate = "lib:" + here_or_as_named(traced_library);
     return trace(trace_options);
   }
   if (*store_command) return store(store_options);
@@ -296,7 +318,7 @@ int main(int argc, char** argv) {
   if (*bench_command) return bench(bench_options);
   if (*fuzz_sub) return fuzz_command(fuzz_options);
   if (!check_options.device.empty()) check_options.candidate = "device:" + check_options.device;
-  if (!check_options.library.empty()) check_options.candidate = "lib:" + check_options.library;
+  if (!check_options.library.empty()) check_options.candidate = "lib:" + here_or_as_named(check_options.library);
   // Drivers of devices reserve far more addresses than they use.
   if (check_options.candidate.starts_with("device:") && check_command->count("--memory") == 0) check_options.workers.memory_mib = 0;
   return check(check_options);

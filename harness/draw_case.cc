@@ -114,7 +114,7 @@ void draw_feature(Choices& in, Case& c) {
 
 void draw_extent(Choices& in, Case& c) {
   AttentionShape& s = c.shape;
-  switch (in.below(10)) {
+  switch (in.below(11)) {
     case 0: s.batch = in.between(1, 3); break;
     case 1: s.kv_heads = in.between(1, 3), s.query_heads = s.kv_heads * in.between(1, 4); break;
     case 2: s.rows = in.between(1, 40); break;
@@ -124,6 +124,8 @@ void draw_extent(Choices& in, Case& c) {
     case 6: s.dim = std::max<Index>(1, near(in, 193)); break;
     case 7: s.value_dim = std::max<Index>(1, near(in, 193)); break;
     case 8: std::swap(s.rows, s.keys); break;
+    // Keys that decoding splits, on either side of one, two and three splits.
+    case 9: s.rows = in.between(1, 4), s.keys = in.of<Index>({511, 512, 513, 577, 1023, 1024, 1025, 1100, 1536, 1537}); break;
     default: std::swap(s.dim, s.value_dim); break;
   }
 }

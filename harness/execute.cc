@@ -23,12 +23,6 @@ void check_memory(const Case& c) {
   if (needed > available) throw CaseError(0, fmt::format("the case needs about {} MiB; this machine has {} MiB of memory", needed >> 20, available >> 20));
 }
 
-// Rows that share a few keys err together.
-bool has_independent_zero_mean(const Case& c) {
-  return c.shape.keys * 4 >= c.shape.rows && c.values == Values::normal &&
-         (c.scores == Scores::normal || c.scores == Scores::flat || c.scores == Scores::huge) && c.pokes.empty() && !c.sink && c.hidden == Hidden::generated;
-}
-
 // After a forward pass that was judged: the gradients for its O and LSE. `result` holds the verdict on those.
 CaseResult execute_backward(const Case& c, Candidate& candidate, const ExecuteOptions& options, const JudgeOptions& judging, const Inputs& inputs,
                             const Outputs& forward, CaseResult result) {
@@ -40,12 +34,14 @@ CaseResult execute_backward(const Case& c, Candidate& candidate, const ExecuteOp
     return result;
   };
   auto start = std::chrono::steady_clock::now();
+  options.turn_of("candidate");
   if (std::string wrong = call_backward_guarded(candidate, inputs, forward, first, Poison::nan, threads); !wrong.empty()) return failed(std::move(wrong));
   result.candidate_seconds += seconds_since(start);
   if (std::string wrong = call_backward_guarded(candidate, inputs, forward, second, Poison::large, threads); !wrong.empty()) return failed(std::move(wrong));
   const std::string differs = first_difference(first, second);
 
   start = std::chrono::steady_clock::now();
+  options.turn_of("verdict");
   const AttentionBackwardInput in{forward.o.view(), forward.lse.view(), inputs.d_o.view()};
   const std::optional<Contract> contract = candidate.contract(inputs.problem);
   const Verdict gradients =
@@ -57,6 +53,7 @@ CaseResult execute_backward(const Case& c, Candidate& candidate, const ExecuteOp
   if (result.outcome == Outcome::fail || result.outcome == Outcome::error) return result;
   if (!differs.empty()) return failed("poison: two runs whose gradients were poisoned differently disagree: " + differs);
   if (options.relations) {
+    options.turn_of("candidate");
     result.relations = check_backward_relations(c, inputs, forward, candidate, first);
     for (const auto& [name, how] : result.relations)
       if (how.starts_with("violated")) return failed("relation " + name + " " + how);
@@ -66,13 +63,22 @@ CaseResult execute_backward(const Case& c, Candidate& candidate, const ExecuteOp
 
 }  // namespace
 
-std::string check_command(const std::string& candidate, const std::string& line) { return fmt::format("assay check --candidate {} --case '{}'", candidate, line); }
+std::string check_command(const std::string& candidate, const std::string& line, Surroundings around) {
+  const char* pages = around == Surroundings::page_behind ? " --guard-pages behind" : around == Surroundings::page_before ? " --guard-pages before" : "";
+  return fmt::format("assay check --candidate {}{} --case '{}'", candidate, pages, line);
+}
+
+// Rows that share a few keys err together.
+bool has_independent_zero_mean(const Case& c) {
+  return c.shape.keys * 4 >= c.shape.rows && c.values == Values::normal &&
+         (c.scores == Scores::normal || c.scores == Scores::flat || c.scores == Scores::huge) && c.pokes.empty() && !c.sink && c.hidden == Hidden::generated;
+}
 
 CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& options) {
   CaseResult result;
   result.line = print_case(c);
   result.candidate = candidate.name();
-  result.reproduce = check_command(result.candidate, result.line);
+  result.reproduce = check_command(result.candidate, result.line, options.around);
   result.dtype = c.operation == Operation::product ? traits(c.product.format).name : format(c.dtype).name;
   check_memory(c);
   surround_tensors(options.around);
@@ -82,9 +88,11 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   if (c.operation == Operation::product) return execute_product(c, candidate, options, std::move(result));
 
   auto start = std::chrono::steady_clock::now();
+  options.turn_of("inputs");
   const Inputs inputs(c);
   const Outputs first(c, candidate.gives_lse()), second(c, candidate.gives_lse());
   result.generate_seconds = seconds_since(start);
+  options.turn_of("candidate");
   if (c.operation == Operation::backward && !candidate.has_backward()) {
     result.outcome = Outcome::unsupported;
     result.reason = "no backward pass";
@@ -122,6 +130,7 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   const std::string differs = first_difference(first, second);
 
   start = std::chrono::steady_clock::now();
+  options.turn_of("verdict");
   JudgeOptions judging;
   judging.threads = options.oracle_threads;
   judging.sample_rows = c.sample_rows;
@@ -144,6 +153,7 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   if (!differs.empty()) return failed("poison: two runs whose outputs were poisoned differently disagree: " + differs);
   if (c.operation == Operation::backward) return execute_backward(c, candidate, options, judging, inputs, first, std::move(result));
   if (options.relations) {
+    options.turn_of("candidate");
     result.relations = c.cache ? check_cache_relations(c, inputs, candidate, first) : check_relations(c, inputs, candidate, first);
     for (const auto& [name, how] : result.relations)
       if (how.starts_with("violated")) return failed("relation " + name + " " + how);

@@ -1,6 +1,7 @@
 // Runs a candidate on a case and judges what it left behind.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -30,7 +31,7 @@ struct CaseResult {
 };
 
 // The command that runs a case again.
-std::string check_command(const std::string& candidate, const std::string& line);
+std::string check_command(const std::string& candidate, const std::string& line, Surroundings around);
 
 struct ExecuteOptions {
   int oracle_threads = 1;
@@ -39,6 +40,12 @@ struct ExecuteOptions {
   bool relations = true;
   Surroundings around = Surroundings::bands;  // of every tensor
   bool pictures = false;                      // keep what a report draws
+  // Told when inputs are made ("inputs"), when the candidate is asked and called ("candidate") and when its answer is judged ("verdict"), so that who takes
+  // long can be named.
+  std::function<void(const char* whose_turn)> turn = nullptr;
+  void turn_of(const char* whose) const {
+    if (turn) turn(whose);
+  }
 };
 
 // The candidate runs twice, its outputs poisoned with NaN first and with a large finite number then; guard
@@ -46,6 +53,9 @@ struct ExecuteOptions {
 // call. Then the verdict of the oracle; then the two runs must agree bit for bit; then the relations.
 // Throws CaseError where the case cannot run here (memory, an unknown target).
 CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& options = {});
+
+// Whether errors of a right kernel lean to neither side on these inputs, so that a leaning error says something.
+bool has_independent_zero_mean(const Case& c);
 
 // Inside harness/: the same for a product; `result` names case and candidate.
 CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOptions& options, CaseResult result);

@@ -147,9 +147,11 @@ std::string compare_quantization(const Case& c, Candidate& candidate, const Prod
 
 CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOptions& options, CaseResult result) {
   auto start = std::chrono::steady_clock::now();
+  options.turn_of("inputs");
   const ProductInputs inputs(c);
   const ProductOutput first(c), second(c);
   result.generate_seconds = seconds_since(start);
+  options.turn_of("candidate");
   if (c.product.format == LowBit::fp4_sparse) result.tail_step = 4;
   try {
     if (std::string why = candidate.unsupported_product(inputs.problem, c.out_dtype()); !why.empty()) {
@@ -175,6 +177,7 @@ CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOpt
   const std::string differs = first_difference(first.c, second.c);
 
   start = std::chrono::steady_clock::now();
+  options.turn_of("verdict");
   JudgeOptions judging;
   judging.threads = options.oracle_threads;
   judging.sample_rows = c.sample_rows;
@@ -198,6 +201,7 @@ CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOpt
   if (c.product.weights == Weights::quantized && candidate.has_quantizer())
     if (std::string wrong = compare_quantization(c, candidate, inputs); !wrong.empty()) return failed(std::move(wrong));
   if (options.relations) {
+    options.turn_of("candidate");
     result.relations = check_product_relations(c, inputs, candidate, first);
     for (const auto& [name, how] : result.relations)
       if (how.starts_with("violated")) return failed("relation " + name + " " + how);

@@ -564,6 +564,8 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   judging.seed = o.seed;
   judging.power = o.power;
   judging.without_lse = !r.out.lse;
+  // What is known of inputs that a case made; of others, nothing is.
+  judging.statistics = !product && !r.case_line.empty() && has_independent_zero_mean(parse_case(r.case_line));
   const auto start = std::chrono::steady_clock::now();
   result.verdict = product ? judge_product_by_ladder(r.product, r.c, judging) : judge_by_ladder(r.problem, r.out, 64, judging);
   if (r.operation == Operation::backward && result.verdict.outcome != Outcome::fail && result.verdict.outcome != Outcome::error)

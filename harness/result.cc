@@ -96,8 +96,8 @@ Json to_json(const CaseResult& r) {
   return j;
 }
 
-Json failed_result(const std::string& line, const std::string& candidate, Outcome outcome, const std::string& reason) {
-  return {{"case", line}, {"candidate", candidate}, {"reproduce", check_command(candidate, line)}, {"outcome", name_of(outcome)}, {"reason", reason}};
+Json failed_result(const std::string& line, const std::string& candidate, Outcome outcome, const std::string& reason, Surroundings around) {
+  return {{"case", line}, {"candidate", candidate}, {"reproduce", check_command(candidate, line, around)}, {"outcome", name_of(outcome)}, {"reason", reason}};
 }
 
 void Adequacy::add(const Json& result) {

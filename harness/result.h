@@ -11,7 +11,7 @@ using Json = nlohmann::json;
 
 Json to_json(const CaseResult& result);
 // A result without a verdict: the worker crashed, hung or refused.
-Json failed_result(const std::string& line, const std::string& candidate, Outcome outcome, const std::string& reason);
+Json failed_result(const std::string& line, const std::string& candidate, Outcome outcome, const std::string& reason, Surroundings around);
 
 // Lanes of every kind of tile, by dtype and tile width: the union of the power certificates of a suite.
 class Adequacy {

@@ -31,11 +31,17 @@ std::string array(const char* type, const char* name, const Extents& shape, cons
 
 }  // namespace
 
-std::string standalone_program(const Case& c) {
-  if (c.operation != Operation::attention) throw CaseError(0, "standalone files exist for the operation attention only");
+std::optional<std::string> has_no_standalone(const Case& c) {
+  if (c.operation != Operation::attention) return "standalone files exist for the operation attention only";
   const AttentionShape& s = c.shape;
   const Index elements = s.batch * (s.query_heads * s.rows * (s.dim + 2 * s.value_dim + s.keys) + s.kv_heads * s.keys * (s.dim + s.value_dim));
-  if (elements > 65536) throw CaseError(0, fmt::format("the case has {} elements; a standalone file takes at most 65536, so shrink it first", elements));
+  if (elements > 65536) return fmt::format("the case has {} elements; a standalone file takes at most 65536, so shrink it first", elements);
+  return std::nullopt;
+}
+
+std::string standalone_program(const Case& c) {
+  if (const auto why = has_no_standalone(c)) throw CaseError(0, *why);
+  const AttentionShape& s = c.shape;
   const Inputs inputs(c);
   const Attention& p = inputs.problem;
   const Contract contract = host_contract(p, kernels::chosen_target());

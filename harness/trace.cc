@@ -240,6 +240,7 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   const AttentionShape& s = c.shape;
   if (static_cast<double>(s.batch) * static_cast<double>(s.query_heads) * static_cast<double>(s.rows) * static_cast<double>(s.keys) > static_cast<double>(most_pairs))
     throw CaseError(0, fmt::format("b * h * l = {} x {} x {} x {} is more than the {} pairs that a trace takes: make it smaller", s.batch, s.query_heads, s.rows, s.keys, most_pairs));
+  if (s.batch * s.query_heads * s.rows == 0) throw CaseError(0, fmt::format("b * h * l = {} x {} x {}: a case without rows has no stages", s.batch, s.query_heads, s.rows));
   if (!candidate.offers_stages()) throw std::invalid_argument(fmt::format("{} does not tell its stages", candidate.name()));
   const Inputs inputs(c);
   if (const std::string why = candidate.unsupported(inputs.problem, c.out_dtype()); !why.empty()) throw std::invalid_argument(fmt::format("{} does not do this case: {}", candidate.name(), why));

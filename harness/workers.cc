@@ -22,6 +22,18 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr int result_descriptor = 3;
+constexpr char turn_mark = '@';  // begins a line that says whose turn it is; a result begins with a brace
+
+// False if nobody reads any more.
+bool send(std::string line) {
+  line += '\n';
+  for (std::size_t at = 0; at < line.size();) {
+    const ssize_t n = write(result_descriptor, line.data() + at, line.size() - at);
+    if (n < 0 && errno != EINTR) return false;
+    if (n > 0) at += static_cast<std::size_t>(n);
+  }
+  return true;
+}
 
 [[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::generic_category(), what); }
 
@@ -77,9 +89,11 @@ class Worker {
   int descriptor() const { return out_; }
   std::optional<std::size_t> item;
   Clock::time_point deadline;
+  std::string turn;  // whose it is; that of the candidate, unless something else is said
 
   void give(std::size_t index, const WorkItem& work, double timeout) {
     item = index;
+    turn = "candidate";
     deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout));
     const std::string text = work.candidate + '\t' + work.line + '\n';
     // A worker that is already gone shows as the end of its output.
@@ -130,12 +144,12 @@ Json run_item(const std::string& line, const std::string& name, const ExecuteOpt
     const std::unique_ptr<Candidate> candidate = make_candidate(name);
     return to_json(execute(c, *candidate, options));
   } catch (const CaseError& e) {
-    result = failed_result(line, name, Outcome::error, e.what());
+    result = failed_result(line, name, Outcome::error, e.what(), options.around);
     result["bad_input"] = true;
   } catch (const std::bad_alloc&) {
-    result = failed_result(line, name, Outcome::error, "out of memory (--memory limits a worker)");
+    result = failed_result(line, name, Outcome::error, "out of memory (--memory limits a worker)", options.around);
   } catch (const std::exception& e) {
-    result = failed_result(line, name, Outcome::error, e.what());
+    result = failed_result(line, name, Outcome::error, e.what(), options.around);
   }
   return result;
 }
@@ -184,17 +198,23 @@ void run_in_workers(const std::vector<WorkItem>& items, const WorkerOptions& opt
       const WorkItem& work = items[*w->item];
       if (polled[k].revents != 0) {
         const bool alive = w->read_some();
-        if (std::optional<std::string> text = w->line()) {
+        std::optional<std::string> text = w->line();
+        for (; text && text->starts_with(turn_mark); text = w->line()) w->turn = text->substr(1);
+        if (text) {
           finish(w, Json::parse(*text));
           feed(w);
         } else if (!alive) {
-          finish(w, failed_result(work.line, work.candidate, Outcome::fail, w->how_it_ended()));
+          finish(w, failed_result(work.line, work.candidate, Outcome::fail, w->how_it_ended(), options.execute.around));
           w.reset();
           feed(w);
         }
       } else if (Clock::now() >= w->deadline) {
         w->end();
-        finish(w, failed_result(work.line, work.candidate, Outcome::fail, fmt::format("the candidate did not finish within {} s", options.timeout_seconds)));
+        // Who takes long to judge has not failed.
+        finish(w, w->turn == "candidate" ? failed_result(work.line, work.candidate, Outcome::fail, fmt::format("the candidate did not finish within {} s", options.timeout_seconds), options.execute.around)
+                                         : failed_result(work.line, work.candidate, Outcome::error,
+                                                         fmt::format("not judged: the {} were not ready within the {} s of --timeout", w->turn == "verdict" ? "candidate had answered; oracle and bound" : w->turn, options.timeout_seconds),
+                                                         options.execute.around));
         w.reset();
         feed(w);
       }
@@ -211,17 +231,13 @@ int worker_main(Index memory_mib, const ExecuteOptions& options) {
 #else
   (void)memory_mib;
 #endif
+  ExecuteOptions telling = options;
+  telling.turn = [](const char* whose) { send(std::string(1, turn_mark) + whose); };
   std::string text;
   while (std::getline(std::cin, text)) {
     const auto tab = text.find('\t');
     const std::string name = text.substr(0, tab), line = text.substr(tab + 1);
-    const Json result = run_item(line, name, options);
-    const std::string out = result.dump(-1, ' ', false, Json::error_handler_t::replace) + '\n';
-    for (std::size_t at = 0; at < out.size();) {
-      const ssize_t n = write(result_descriptor, out.data() + at, out.size() - at);
-      if (n < 0 && errno != EINTR) return 3;
-      if (n > 0) at += static_cast<std::size_t>(n);
-    }
+    if (!send(run_item(line, name, telling).dump(-1, ' ', false, Json::error_handler_t::replace))) return 3;
   }
   return 0;
 }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -18,6 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
+using testing::Not;
 using testing::MatchesRegex;
 
 class Command : public testing::Test {
@@ -72,7 +74,7 @@ TEST_F(Command, RecordsTravel) {
   const Ran inputs = run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' -o " + file("inputs") + " && " ASSAY_COMMAND " verify " + file("inputs"));
   EXPECT_EQ(inputs.status, 2);
   EXPECT_THAT(inputs.output, HasSubstr("tensor o is missing; the record holds inputs only"));
-  EXPECT_EQ(run("record --case 'attention b=1 h=1 l=4 d=4' -o /no/such/folder/x").status, 3);
+  EXPECT_EQ(run("record --case 'attention b=1 h=1 l=4 d=4' -o /no/such/folder/x").status, 2);
 }
 
 TEST_F(Command, RunsAreStoredAndCompared) {
@@ -92,6 +94,7 @@ TEST_F(Command, RunsAreStoredAndCompared) {
 }
 
 TEST_F(Command, ATraceNamesTheFirstStage) {
+  EXPECT_THAT(run("trace 'attention b=1 h=1 l=0x13 d=8'").output, HasSubstr("a case without rows has no stages"));
   const Ran wrong = run("trace --candidate fault:row-max-arguments-swapped 'attention b=1 h=1 l=70x200 d=16'");
   EXPECT_EQ(wrong.status, 1) << wrong.output;
   EXPECT_THAT(wrong.output, HasSubstr("first wrong: row_max at b=0 h=0 row=0, tile 0 (keys 0 to 127)"));
@@ -185,10 +188,37 @@ TEST_F(Command, WritesJsonJunitAndHtml) {
   }
   EXPECT_THAT(read(file("r.xml")), HasSubstr("<testsuite name=\"assay smoke\" tests=\""));
   EXPECT_THAT(read(file("r.html")), HasSubstr("\"suite\":\"smoke\""));
-  // A folder that is not there: the file named, nothing left behind.
-  const Ran lost = run("check --case 'attention b=1 h=1 l=4 d=4' --json " + file("none/r.json"));
-  EXPECT_EQ(lost.status, 3);
-  EXPECT_THAT(lost.output, HasSubstr("none/r.json"));
+}
+
+// Where a file cannot be written is told before anything runs, and nothing is left behind.
+TEST_F(Command, FilesThatCannotBeWrittenAreToldFirst) {
+  for (const char* option : {"--json ", "--junit ", "--html ", "--markdown ", "--store ", "--standalone "}) {
+    const Ran r = run("check --case 'attention b=1 h=1 l=4 d=4' " + std::string(option) + file("none/r"));
+    EXPECT_EQ(r.status, 2) << r.output;
+    EXPECT_THAT(r.output, HasSubstr("none/r: No such file or directory"));
+    EXPECT_THAT(r.output, HasSubstr(std::string(option, strlen(option) - 1) + ": "));
+    EXPECT_THAT(r.output, Not(HasSubstr("passed")));
+  }
+  EXPECT_EQ(run("record --case 'attention b=1 h=1 l=4 d=4' -o " + file("none/r")).status, 2);
+  // What could stand alone is chosen among the cases; without any, the run is written all the same.
+  const Ran products = run("check --suite tiny --filter product --json " + file("kept.json") + " --standalone " + file("s.cc"));
+  EXPECT_EQ(products.status, 2);
+  EXPECT_THAT(products.output, HasSubstr("nothing was written: standalone files exist for the operation attention only"));
+  EXPECT_TRUE(fs::exists(file("kept.json")));
+  EXPECT_EQ(run("check --suite tiny --standalone " + file("s.cc")).status, 0);
+}
+
+// Who takes long to judge has not failed; who takes long to answer has.
+TEST_F(Command, ASlowVerdictIsNoFailureOfTheCandidate) {
+  const Ran r = run("check --timeout 0.2 --no-shrink --ball-rows 100000 --case 'attention b=1 h=4 l=1024 d=64'");
+  EXPECT_EQ(r.status, 3) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("error: not judged: the candidate had answered; oracle and bound were not ready within the 0.2 s of --timeout"));
+}
+
+TEST_F(Command, ACaseIsReproducedAsItWasRun) {
+  const Ran r = run("check --no-shrink --candidate fault:row-beyond-the-last-stored --guard-pages behind --case 'product m=3 n=40 k=32 w=mxfp4'");
+  EXPECT_EQ(r.status, 1) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("reproduce: assay check --candidate fault:row-beyond-the-last-stored --guard-pages behind --case 'product"));
 }
 
 TEST_F(Command, ListsAndExplains) {

@@ -411,7 +411,7 @@ TEST(Power, CertificateOfASuiteIsAUnionOfLanes) {
   // Row i reads key <= i at random, so some lanes of the only tile are shown, and no other kind of tile is.
   EXPECT_GT(before["shown"], 100);
   EXPECT_LT(before["shown"], 4 * 64 + 1);
-  adequacy.add(failed_result("attention b=1 h=1 l=64 d=128", "host", Outcome::fail, "x"));
+  adequacy.add(failed_result("attention b=1 h=1 l=64 d=128", "host", Outcome::fail, "x", Surroundings::bands));
   EXPECT_EQ(adequacy.summary()["f32 tile 64"]["shown"], before["shown"]);
 }
 

@@ -202,6 +202,12 @@ NativeCode OpenclDevice::compile(const KernelSource& source, KernelHandle& kerne
       log.resize(size);
       if (api_.clGetProgramBuildInfo(program.get(), device_, CL_PROGRAM_BUILD_LOG, size, log.data(), nullptr) != CL_SUCCESS) log.clear();
       log.resize(std::min(log.size(), log.find('\0')));
+      // A compiler repeats itself: the first errors say what there is to say.
+      if (constexpr std::size_t most = 4000; log.size() > most) {
+        const std::size_t left = log.size() - most;
+        log.resize(most);
+        log += fmt::format("\n... {} more bytes", left);
+      }
     }
     return done("clBuildProgram", code, fmt::format("{} with {}\n{}", source.name, options, log));
   }
