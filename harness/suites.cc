@@ -133,10 +133,12 @@ std::vector<Factor> forward_factors() {
 
 CoveringPlan plan_of(const std::vector<Factor>& factors, int structural_strength, const std::vector<Exclusion>& exclusions = {}) {
   CoveringPlan plan;
+  const auto index_of = [&](std::string_view name) {
+    return static_cast<int>(std::ranges::find_if(factors, [&](const Factor& f) { return f.name == name; }) - factors.begin());
+  };
   for (const Exclusion& e : exclusions) {
     plan.excluded.emplace_back();
-    for (const auto& [name, level] : e.levels)
-      plan.excluded.back().emplace_back(static_cast<int>(std::ranges::find(factors, name, [](const Factor& f) { return std::string_view(f.name); }) - factors.begin()), level);
+    for (const auto& [name, level] : e.levels) plan.excluded.back().emplace_back(index_of(name), level);
   }
   std::vector<int> everything, structural;
   for (std::size_t f = 0; f < factors.size(); ++f) {
@@ -352,8 +354,8 @@ Suite caches(std::uint64_t seed) {
   return suite;
 }
 
-// Every way that keys take to a row, and what may go wrong on the way: tensors and caches of each kind and dtype, one call and several, one split of the keys and several, with
-// every mask and feature, all in triples.
+// Every way that keys take to a row, and what may go wrong on the way: tensors and caches of each kind and dtype, one call and several, one split of the keys
+// and several, with every mask and feature, all in triples.
 Suite paths(std::uint64_t seed) {
   using Kind = CacheSpec::Kind;
   using enum MaskPattern;
@@ -404,13 +406,14 @@ Suite paths(std::uint64_t seed) {
                         c.documents = c.shape.rows > 5 ? std::vector<Index>{3, c.shape.keys - 12} : std::vector<Index>{c.shape.keys - 9};
                       }},
                      true});
-  factors.push_back({"path", {[](Case&) {}, cache_of(Kind::contiguous, 16), cache_of(Kind::paged, 16), cache_of(Kind::paged, 5), cache_of(Kind::latent, 16, 32, 8)}, true});
+  factors.push_back(
+      {"path", {[](Case&) {}, cache_of(Kind::contiguous, 16), cache_of(Kind::paged, 16), cache_of(Kind::paged, 5), cache_of(Kind::latent, 16, 32, 8)}, true});
   factors.push_back({"store", {stored_as({}), stored_as(Dtype::bf16), stored_as(Dtype::f8e4m3), stored_as(Dtype::f8e5m2, 16), stored_as(Dtype::f4e2m1, 16)}, true});
   // Levels by their numbers above. What needs a cache goes with no tensors, hence not with lengths either.
   std::vector<Exclusion> exclusions = {{"tensors in chunks: they are read by one call", {{"path", 0}, {"calls", 3}}}};
   for (int store = 1; store < 5; ++store) exclusions.push_back({"tensors in a cache's dtype: there is no cache", {{"path", 0}, {"store", store}}});
-  for (int level : {0, 3})
-    exclusions.push_back({"chunks without causality or window=...,0: a row of an early call cannot see keys of a later one", {{"calls", 3}, {"causal", 0}, {"window", level}}});
+  const char* later_keys = "chunks without causality or window=...,0: a row of an early call cannot see keys of a later one";
+  for (int level : {0, 3}) exclusions.push_back({later_keys, {{"calls", 3}, {"causal", 0}, {"window", level}}});
   const char* own_lengths = "lengths with a cache, its chunks or its dtypes: it has its own";
   exclusions.push_back({own_lengths, {{"calls", 3}, {"mask", 3}}});
   for (int level = 1; level < 5; ++level)

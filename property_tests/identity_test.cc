@@ -96,7 +96,8 @@ struct Prepended {
   Prepended(const Attention& p, Index more, double fill) : problem(p) {
     const AttentionShape& s = p.shape;
     const auto longer = [&](const TensorView& t, Index columns) {
-      return made(t.dtype, {s.batch, s.kv_heads, s.keys + more, columns}, [&](Index b, Index g, Index j, Index d) { return j < more ? round_to(t.dtype, fill) : at(t, b, g, j - more, d); });
+      return made(t.dtype, {s.batch, s.kv_heads, s.keys + more, columns},
+                  [&](Index b, Index g, Index j, Index d) { return j < more ? round_to(t.dtype, fill) : at(t, b, g, j - more, d); });
     };
     k = longer(p.k, s.dim);
     v = longer(p.v, s.value_dim);
@@ -105,7 +106,8 @@ struct Prepended {
     problem.v = v.view();
     const Extents pairs{s.batch, s.query_heads, s.rows, s.keys + more};
     if (p.bias) {
-      bias = made(p.bias.dtype, pairs, [&](Index b, Index h, Index i, Index j) { return j < more ? round_to(p.bias.dtype, fill) : at(p.bias, b, h, i, j - more); });
+      bias = made(p.bias.dtype, pairs,
+                  [&](Index b, Index h, Index i, Index j) { return j < more ? round_to(p.bias.dtype, fill) : at(p.bias, b, h, i, j - more); });
       problem.bias = bias.view();
     }
     if (p.keep) {
@@ -132,9 +134,10 @@ struct Prepended {
   std::vector<std::uint8_t> keep;
 };
 
-// Splits of keys, and the tiles that they consist of, begin at multiples of their width from key 0. Behind whole splits of hidden keys every key therefore stands in a
-// tile with the same neighbours, empty splits are left out of the merge, and every bit of O and LSE is the same. Behind any other number the keys fall into other
-// tiles: maxima rise at other keys, sums are associated in another way, and both answers are only within their own bounds of the one exact value that they share.
+// Splits of keys, and the tiles that they consist of, begin at multiples of their width from key 0. Behind whole splits of hidden keys every key therefore
+// stands in a tile with the same neighbours, empty splits are left out of the merge, and every bit of O and LSE is the same. Behind any other number the keys
+// fall into other tiles: maxima rise at other keys, sums are associated in another way, and both answers are only within their own bounds of the one exact
+// value that they share.
 std::int64_t prepended_keys_change_nothing(const Case& drawn, Candidate& kernel) {
   const Ran r(without_dropout(drawn), kernel);  // whose draws are numbered by the key
   const AttentionShape& s = r.c.shape;
@@ -165,7 +168,8 @@ std::int64_t prepended_keys_change_nothing(const Case& drawn, Candidate& kernel)
 
 TEST(Identity, MaskedKeysMayBePrepended) {
   expect_of_the_kernel(CaseKind::forward, prepended_keys_change_nothing, 20000);
-  for (const char* fault : {"fault:window-start-rounded-up-to-tile", "fault:alibi-distance-from-key-zero"}) expect_to_fail_of(fault, CaseKind::forward, prepended_keys_change_nothing);
+  for (const char* fault : {"fault:window-start-rounded-up-to-tile", "fault:alibi-distance-from-key-zero"})
+    expect_to_fail_of(fault, CaseKind::forward, prepended_keys_change_nothing);
 }
 
 // The same rows over the keys [begin, end) alone.
@@ -188,8 +192,9 @@ Attention over_keys(const Attention& p, Index begin, Index end) {
 
 // Keys in up to four parts, each by the kernel, merged in natural units or with every LSE in base 2.
 //
-// The parts' exact results merge to the exact whole: O = sum p_s O_s, p_s = e^(L_s - L). The merge reads computed ones, LSE_s within beta_s of L_s (its conversion to base 2
-// included) and O_s within B_s of the exact. With beta the largest beta_s every weight changes by a factor within e^(+-2 beta) once they are normalised, so that
+// The parts' exact results merge to the exact whole: O = sum p_s O_s, p_s = e^(L_s - L). The merge reads computed ones, LSE_s within beta_s of L_s (its
+// conversion to base 2 included) and O_s within B_s of the exact. With beta the largest beta_s every weight changes by a factor within e^(+-2 beta) once they
+// are normalised, so that
 //   |O' - O| <= sum p_s e^(2 beta) B_s + (e^(2 beta) - 1) sum p_s |O_s - O|,   |L' - L| <= beta,
 // and then come the merge's own errors, whose bound for the numbers that it read is that of its verdict.
 std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
@@ -241,7 +246,9 @@ std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
         if (!known || !(beta < 1)) continue;
         const MergedRow own = merge_row(problem, merging, b, h, i, 0);
         if (own.nan || own.empty) continue;
-        const auto merge_error = [&](double value, double bound, double radius, Dtype dtype) { return bound + radius + half_ulp(dtype, std::fabs(value) + bound); };
+        const auto merge_error = [&](double value, double bound, double radius, Dtype dtype) {
+          return bound + radius + half_ulp(dtype, std::fabs(value) + bound);
+        };
         const double lse = at(merged.lse.view(), b, h, i, 0) * unit;
         const double lse_error = beta + merge_error(own.lse, own.lse_bound, own.lse_radius, Dtype::f32) * unit * (1 + 0x1p-40) + 0x1p-50 * std::fabs(lse);
         RC_ASSERT(std::fabs(lse - l.exact) <= lse_error + l.bound);
@@ -269,16 +276,17 @@ std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
 
 TEST(Identity, PartsOfTheKeysMergeToTheWhole) {
   expect_of_the_kernel(CaseKind::forward, parts_merge_to_the_whole, 20000);
-  for (const char* fault : {"fault:lse-in-base-two", "fault:alibi-distance-from-key-zero"}) expect_to_fail_of(fault, CaseKind::forward, parts_merge_to_the_whole);
+  for (const char* fault : {"fault:lse-in-base-two", "fault:alibi-distance-from-key-zero"})
+    expect_to_fail_of(fault, CaseKind::forward, parts_merge_to_the_whole);
 }
 
-// A record with its LSE in base 2, rounded to binary32 once more as a kernel that works in base 2 would, gets the verdict of the one in natural units; the same numbers under the
-// wrong unit do not, but where every LSE is near 0.
+// A record with its LSE in base 2, rounded to binary32 once more as a kernel that works in base 2 would, gets the verdict of the one in natural units; the same
+// numbers under the wrong unit do not, but where every LSE is near 0.
 TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
   const std::string path = (std::filesystem::path(testing::TempDir()) / ("base_two_" + std::to_string(getpid()))).string();
   VerifyOptions options;
   options.power = false;
-  std::int64_t compared = 0, judged = 0, wrong_unit = 0;
+  std::int64_t compared = 0, judged = 0, wrong_unit = 0, other_contract = 0;
   EXPECT_TRUE(rc::check([&] {
     const Case c = *any_case(CaseKind::forward);
     kernels::force_target(c.target);
@@ -317,15 +325,19 @@ TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
     RC_ASSERT(natural.outcome != Outcome::fail && natural.outcome != Outcome::error);
     RC_ASSERT(name_of(base_two.outcome) == name_of(natural.outcome));
     RC_ASSERT(base_two.compared_lse == natural.compared_lse);
-    RC_ASSERT(base_two.inside == natural.inside);
+    // One more rounding may refute the strictest arithmetic, and another one leaves other elements to the hull.
+    if (base_two.contract == natural.contract) RC_ASSERT(base_two.inside == natural.inside);
+    else ++other_contract;
     compared += base_two.compared_lse;
     ++judged;
     wrong_unit += mistaken.outcome == Outcome::fail;
   }));
   std::filesystem::remove(path);
-  printf("%ld LSEs compared; %ld of %ld records fail under the wrong unit\n", static_cast<long>(compared), static_cast<long>(wrong_unit), static_cast<long>(judged));
+  printf("%ld LSEs compared; of %ld records %ld fail under the wrong unit, %ld pass by a more lenient arithmetic\n", static_cast<long>(compared),
+         static_cast<long>(judged), static_cast<long>(wrong_unit), static_cast<long>(other_contract));
   EXPECT_GE(compared, 1000);
   EXPECT_GE(wrong_unit, judged / 2);
+  EXPECT_LE(other_contract, judged / 4);
 }
 
 // ---- What the values say ---------------------------------------------------------------------------------
@@ -361,7 +373,7 @@ std::int64_t outputs_lie_in_the_hull(const Case& c, Candidate& kernel) {
   const AttentionShape& s = p.shape;
   const Outputs out = r.run(p);
   const Enclosures e(p, *kernel.contract(p), r.c.out_dtype());
-  const double scale = p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) * (1 + 0x1p-50) : 1;
+  const double scale = 1 / (1 - static_cast<double>(p.dropout));
   std::int64_t compared = 0;
   RowVisibility row;
   for (Index b = 0; b < s.batch; ++b)
@@ -378,8 +390,8 @@ std::int64_t outputs_lie_in_the_hull(const Case& c, Candidate& kernel) {
             const double x = p.dropout > 0 && !keeps_weight(p, b, h, i, j) ? 0 : scale * at(p.v, b, h / s.group(), j, column);
             low = std::min(low, x), high = std::max(high, x);
           }
-          const double y = at(out.o.view(), b, h, i, column);
-          RC_ASSERT(y >= low - o.bound && y <= high + o.bound);
+          const double y = at(out.o.view(), b, h, i, column), outside = std::max(low - y, y - high);
+          RC_ASSERT(outside <= o.bound + 0x1p-50 * std::max(std::fabs(low), std::fabs(high)));  // the roundings of `scale` and of its products
           ++compared;
         }
       }
@@ -391,8 +403,8 @@ TEST(Identity, OutputsLieInTheHullOfWhatIsSeen) {
   expect_to_fail_of("fault:accumulator-not-rescaled", CaseKind::forward, outputs_lie_in_the_hull);
 }
 
-// V the unit matrix: O lists the weights. A key that is hidden or dropped has exactly 0, which no sum of products with 0 misses; one that is seen has more, unless its bound
-// says that it may vanish; and the weights sum to 1.
+// V the unit matrix: O lists the weights. A key that is hidden or dropped has exactly 0, which no sum of products with 0 misses; one that is seen has more,
+// unless its bound says that it may vanish; and the weights sum to 1.
 std::int64_t weights_read_off(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -429,7 +441,7 @@ TEST(Identity, UnitVectorsReadOffTheAttendedKeys) {
   for (const char* fault : {"fault:causal-off-by-one", "fault:document-boundary-off-by-one"}) expect_to_fail_of(fault, CaseKind::forward, weights_read_off);
 }
 
-// Codes whose weights are exactly 0 or equal, values whose sums do not round: nothing of O is left to a bound, whatever the extents, the lengths and the starts.
+// Codes whose weights are exactly 0 or equal, values whose sums do not round: nothing of O is left to a bound, whatever the extents and the masks.
 std::int64_t codes_are_exact(const Case& drawn, Candidate& kernel) {
   Case c = without_dropout_and_sink(drawn);
   c.scores = *rc::gen::element(Scores::subset, Scores::gather, Scores::equal);
@@ -455,11 +467,12 @@ TEST(Identity, CodesAreExactAtAnyLength) {
 }
 
 // ---- Gradients -------------------------------------------------------------------------------------------
-// Of exact gradients, dS_ij = p_ij (R_ij dP_ij - D_i) with dP_ij = dO_i . v_j, D_i = dO_i . O_i, O_i = sum_j p_ij R_ij v_j, and dS' = f dS with the softcap's slope f.
+// Of exact gradients, dS_ij = p_ij (R_ij dP_ij - D_i) with dP_ij = dO_i . v_j, D_i = dO_i . O_i, O_i = sum_j p_ij R_ij v_j, and dS' = f dS, f the slope of a
+// softcap.
 
-// sum_j p_ij R_ij dP_ij = dO_i . O_i = D_i with any mask, softcap and dropout, for R stands in O as well. So sum_j dS_ij = D_i (1 - sum_j p_ij): 0 without a sink; with one,
-// 1 - sum_j p_ij is the sink's share, and -D_i times it is what the row brings to dSink. dS is the gradient of the bias, before the softcap's slope: sums of dBias over the keys
-// are 0, and with a sink sum_bij dBias + dSink = 0 for each head.
+// sum_j p_ij R_ij dP_ij = dO_i . O_i = D_i with any mask, softcap and dropout, for R stands in O as well. So sum_j dS_ij = D_i (1 - sum_j p_ij): 0 without a
+// sink; with one, 1 - sum_j p_ij is the sink's share, and -D_i times it is what the row brings to dSink. dS is the gradient of the bias, before the softcap's
+// slope: sums of dBias over the keys are 0, and with a sink sum_bij dBias + dSink = 0 for each head.
 std::int64_t bias_gradients_sum_to_zero(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -484,10 +497,11 @@ std::int64_t bias_gradients_sum_to_zero(const Case& c, Candidate& kernel) {
 
 TEST(Identity, GradientsOfScoresSumToZero) {
   expect_of_the_kernel(CaseKind::backward, bias_gradients_sum_to_zero, 300);
-  for (const char* fault : {"fault:delta-omitted", "fault:sink-gradient-sign", "fault:weight-gradients-without-dropout-scale"}) expect_to_fail_of(fault, CaseKind::backward, bias_gradients_sum_to_zero);
+  for (const char* fault : {"fault:delta-omitted", "fault:sink-gradient-sign", "fault:weight-gradients-without-dropout-scale"})
+    expect_to_fail_of(fault, CaseKind::backward, bias_gradients_sum_to_zero);
 }
 
-// Both sides are scale sum_ij dS'_ij q_i . k_j, for the query heads of one kv head: with any mask, softcap, sink and dropout, since dQ and dK take the same dS'.
+// Both sides are scale sum_ij dS'_ij q_i . k_j, for the query heads of one kv head: with any mask, softcap, sink and dropout, for dQ and dK take the same dS'.
 std::int64_t queries_and_keys_balance(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -509,11 +523,12 @@ std::int64_t queries_and_keys_balance(const Case& c, Candidate& kernel) {
 
 TEST(Identity, QueriesAndKeysBalance) {
   expect_of_the_kernel(CaseKind::backward, queries_and_keys_balance, 20);
-  for (const char* fault : {"fault:key-gradient-unscaled", "fault:query-gradient-scaled-twice"}) expect_to_fail_of(fault, CaseKind::backward, queries_and_keys_balance);
+  for (const char* fault : {"fault:key-gradient-unscaled", "fault:query-gradient-scaled-twice"})
+    expect_to_fail_of(fault, CaseKind::backward, queries_and_keys_balance);
 }
 
-// sum_j v_j . dV_j = sum_ij p_ij R_ij dO_i . v_j = sum_i dO_i . O_i, always. And sum_j dV_j = sum_i (sum_j p_ij R_ij) dO_i, which without a sink and without dropout is the
-// sum of dO over the rows that see a key.
+// sum_j v_j . dV_j = sum_ij p_ij R_ij dO_i . v_j = sum_i dO_i . O_i, always. And sum_j dV_j = sum_i (sum_j p_ij R_ij) dO_i, which without a sink and without
+// dropout is the sum of dO over the rows that see a key.
 std::int64_t values_and_outputs_balance(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -574,14 +589,16 @@ std::int64_t nothing_comes_of_nothing(const Case& c, Candidate& kernel) {
 
 TEST(Identity, NothingComesOfNothing) { expect_of_the_kernel(CaseKind::backward, nothing_comes_of_nothing, 20000); }
 
-// Where dO is orthogonal to every difference of values, dP_ij is one number for all j, and D_i, a mean of it, is that number too: dS = 0, hence dQ = dK = 0 but for roundings. Not
-// with a sink, whose share lacks in D, nor with dropout. Here values are the same for all keys in one half of the columns, and dO is 0 in the other.
+// Where dO is orthogonal to every difference of values, dP_ij is one number for all j, and D_i, a mean of it, is that number too: dS = 0, hence dQ = dK = 0 but
+// for roundings. Not with a sink, whose share lacks in D, nor with dropout. Here values are the same for all keys in one half of the columns, and dO is 0 in
+// the other.
 std::int64_t equal_values_give_no_gradient(const Case& drawn, Candidate& kernel) {
   const Ran r(without_dropout_and_sink(drawn), kernel);
   const AttentionShape& s = r.c.shape;
   const Tensor v = made(r.in.problem.v.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim},
                         [&](Index b, Index g, Index j, Index d) { return at(r.in.problem.v, b, g, d % 2 == 0 ? 0 : j, d); });
-  const Tensor d_o = made(r.in.d_o.view().dtype, r.in.d_o.view().shape, [&](Index b, Index h, Index i, Index d) { return d % 2 == 0 ? at(r.in.d_o.view(), b, h, i, d) : 0.0; });
+  const Tensor d_o = made(r.in.d_o.view().dtype, r.in.d_o.view().shape,
+                          [&](Index b, Index h, Index i, Index d) { return d % 2 == 0 ? at(r.in.d_o.view(), b, h, i, d) : 0.0; });
   const RanBackward x(r, with_values(r.in.problem, v), d_o.view());
   std::int64_t compared = 0;
   const auto require_none = [&](const TensorView& t, const auto& of) {

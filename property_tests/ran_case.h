@@ -91,7 +91,8 @@ class Enclosures {
             Enclosed& e = o_[index(b, h, i, shape_.value_dim) + static_cast<std::size_t>(c)];
             const auto k = static_cast<std::size_t>(c);
             if (block.fully_masked[0]) e = {0, 0, true};
-            else if (block.o_kind[k] != Kind::finite) e = {block.o_kind[k] == Kind::nan ? std::nan("") : block.o_kind[k] == Kind::plus_infinity ? INFINITY : -INFINITY, 0, false};
+            else if (block.o_kind[k] != Kind::finite)
+              e = {block.o_kind[k] == Kind::nan ? std::nan("") : block.o_kind[k] == Kind::plus_infinity ? INFINITY : -INFINITY, 0, false};
             else {
               e = enclosed(block.o[k], block.bound[k] * slack + block.radius[k], out, contract);
               e.known = e.known && decided && !block.value_overflow[k];
@@ -144,7 +145,8 @@ class RanBackward {
   Enclosed dk(Index b, Index g, Index j, Index d) const { return enclosure(group(b, g).dk, j, d, out_.dk.dtype); }
   Enclosed dv(Index b, Index g, Index j, Index d) const { return enclosure(group(b, g).dv, j, d, out_.dv.dtype); }
   Enclosed d_bias(Index b, Index h, Index i, Index j) const {
-    return enclosure(shared_.d_bias, bias_element_[static_cast<std::size_t>(((b * shape_.query_heads + h) * shape_.rows + i) * shape_.keys + j)], 0, Dtype::f32);
+    return enclosure(shared_.d_bias, bias_element_[static_cast<std::size_t>(((b * shape_.query_heads + h) * shape_.rows + i) * shape_.keys + j)], 0,
+                     Dtype::f32);
   }
   Enclosed d_sink(Index h) const { return enclosure(shared_.d_sink, h, 0, Dtype::f32); }
 
