@@ -454,7 +454,7 @@ std::string differs_from_case(const Record& r) {
     if (!same_elements(*mine, *theirs)) return name;
   if (r.operation == Operation::backward && !same_elements(in.d_o.view(), r.d_o)) return "do";
   if (p.scale != q.scale || p.softcap != q.softcap || p.causal != q.causal || p.window_left != q.window_left || p.window_right != q.window_right ||
-      p.finite_min_masks != q.finite_min_masks || p.dropout != q.dropout || p.dropout_seed != q.dropout_seed || !p.keep != !q.keep ||
+      p.finite_min_masks != q.finite_min_masks || p.dropout != q.dropout || (p.dropout > 0 && p.dropout_seed != q.dropout_seed) || !p.keep != !q.keep ||
       p.key_lengths != q.key_lengths || p.key_starts != q.key_starts || p.alibi_slopes != q.alibi_slopes || p.sink != q.sink || p.query_segment != q.query_segment ||
       p.key_segment != q.key_segment)
     return "a mask or a scale";

@@ -19,6 +19,12 @@ struct Factor {
   bool structural;  // meets every two others in triples, not only in pairs
 };
 
+// Levels that cannot occur together, by the names of their factors.
+struct Exclusion {
+  std::string_view why;
+  std::vector<std::pair<std::string_view, int>> levels;
+};
+
 void set_shape(Case& c, Index b, Index hq, Index hkv) {
   c.shape.batch = b;
   c.shape.query_heads = hq;
@@ -125,8 +131,15 @@ std::vector<Factor> forward_factors() {
   return factors;
 }
 
-std::vector<Case> cover(const std::vector<Factor>& factors, int structural_strength, std::uint64_t array_seed, std::uint64_t seed) {
+CoveringPlan plan_of(const std::vector<Factor>& factors, int structural_strength, const std::vector<Exclusion>& exclusions = {}) {
   CoveringPlan plan;
+  const auto index_of = [&](std::string_view name) {
+    return static_cast<int>(std::ranges::find_if(factors, [&](const Factor& f) { return f.name == name; }) - factors.begin());
+  };
+  for (const Exclusion& e : exclusions) {
+    plan.excluded.emplace_back();
+    for (const auto& [name, level] : e.levels) plan.excluded.back().emplace_back(index_of(name), level);
+  }
   std::vector<int> everything, structural;
   for (std::size_t f = 0; f < factors.size(); ++f) {
     plan.levels.push_back(static_cast<int>(factors[f].levels.size()));
@@ -136,6 +149,10 @@ std::vector<Case> cover(const std::vector<Factor>& factors, int structural_stren
   plan.sets = all_sets(everything, 2);
   for (auto& set : all_sets(structural, structural_strength))
     if (set.size() > 2) plan.sets.push_back(std::move(set));
+  return plan;
+}
+
+std::vector<Case> cover(const std::vector<Factor>& factors, const CoveringPlan& plan, std::uint64_t array_seed, std::uint64_t seed) {
   std::vector<Case> cases;
   // The array's own seed is not the suite's: a suite has the same shapes under every --seed.
   for (const std::vector<int>& row : covering_array(plan, array_seed)) {
@@ -146,6 +163,10 @@ std::vector<Case> cover(const std::vector<Factor>& factors, int structural_stren
     cases.push_back(std::move(c));
   }
   return cases;
+}
+
+std::vector<Case> cover(const std::vector<Factor>& factors, int structural_strength, std::uint64_t array_seed, std::uint64_t seed) {
+  return cover(factors, plan_of(factors, structural_strength), array_seed, seed);
 }
 
 // A few families stand for all: those in which a maximum moves, a sum cancels or the answer is known exactly.
@@ -276,6 +297,26 @@ Suite decode(std::uint64_t seed) {
   return suite;
 }
 
+// Levels of a cache.
+auto cache_of(CacheSpec::Kind k, Index page, Index rank = 0, Index rotary = 0) {
+  return [=](Case& c) {
+    c.cache.kind = k, c.cache.page = page;
+    if (k == CacheSpec::Kind::latent) c.cache.rank = rank, c.cache.rotary = std::min(rotary, c.shape.dim - 1);
+  };
+}
+auto stored_as(std::optional<Dtype> dtype, Index group = 0) {
+  return [=](Case& c) {
+    c.cache.dtype = dtype, c.cache.group = group;
+    if (dtype == Dtype::f4e2m1 && c.hidden != Hidden::generated) c.hidden = Hidden::huge;
+  };
+}
+// Layouts of tensors that a cache takes token by token.
+std::vector<std::function<void(Case&)>> layouts_of_tokens() {
+  return {[](Case&) {}, [](Case& c) { c.q_layout = c.k_layout = c.v_layout = c.o_layout = LayoutKind::bshd; },
+          [](Case& c) { c.q_layout = LayoutKind::packed, c.k_layout = c.v_layout = LayoutKind::packed; },
+          [](Case& c) { c.q_layout = LayoutKind::padded, c.k_layout = LayoutKind::strided, c.v_layout = LayoutKind::reversed; }};
+}
+
 // Keys and values by way of a cache.
 Suite caches(std::uint64_t seed) {
   using Kind = CacheSpec::Kind;
@@ -289,30 +330,15 @@ Suite caches(std::uint64_t seed) {
               [](Case& c) {
                 for (Index& n : c.starts = ragged(c, {0.7, 0, 0.3})) n = std::min(n, c.shape.keys - c.shape.rows);
               }});
-  set_levels(factors, "layout",
-             {[](Case&) {}, [](Case& c) { c.q_layout = c.k_layout = c.v_layout = c.o_layout = LayoutKind::bshd; },
-              [](Case& c) { c.q_layout = LayoutKind::packed, c.k_layout = c.v_layout = LayoutKind::packed; },
-              [](Case& c) { c.q_layout = LayoutKind::padded, c.k_layout = LayoutKind::strided, c.v_layout = LayoutKind::reversed; }});
-  auto kind = [](Kind k, Index page, Index rank, Index rotary) {
-    return [=](Case& c) {
-      c.cache.kind = k, c.cache.page = page;
-      if (k == Kind::latent) c.cache.rank = rank, c.cache.rotary = std::min(rotary, c.shape.dim - 1);
-    };
-  };
-  auto store = [](std::optional<Dtype> dtype, Index group) {
-    return [=](Case& c) {
-      c.cache.dtype = dtype, c.cache.group = group;
-      if (dtype == Dtype::f4e2m1 && c.hidden != Hidden::generated) c.hidden = Hidden::huge;
-    };
-  };
+  set_levels(factors, "layout", layouts_of_tokens());
   auto chunks = [](std::vector<Index> list) { return [=](Case& c) { c.cache.chunks = can_chunk(c) ? list : std::vector<Index>{}; }; };
   factors.push_back({"cache",
-                     {kind(Kind::contiguous, 16, 0, 0), kind(Kind::paged, 1, 0, 0), kind(Kind::paged, 16, 0, 0), kind(Kind::paged, 7, 0, 0),
-                      kind(Kind::latent, 16, 32, 8), kind(Kind::latent, 5, 130, 16)},
+                     {cache_of(Kind::contiguous, 16), cache_of(Kind::paged, 1), cache_of(Kind::paged, 16), cache_of(Kind::paged, 7), cache_of(Kind::latent, 16, 32, 8),
+                      cache_of(Kind::latent, 5, 130, 16)},
                      true});
   factors.push_back({"store",
-                     {store({}, 0), store(Dtype::f32, 0), store(Dtype::f16, 0), store(Dtype::bf16, 0), store(Dtype::f8e4m3, 0), store(Dtype::f8e4m3, 32),
-                      store(Dtype::f8e5m2, 16), store(Dtype::f4e2m1, 16), store(Dtype::f4e2m1, 0)},
+                     {stored_as({}), stored_as(Dtype::f32), stored_as(Dtype::f16), stored_as(Dtype::bf16), stored_as(Dtype::f8e4m3), stored_as(Dtype::f8e4m3, 32),
+                      stored_as(Dtype::f8e5m2, 16), stored_as(Dtype::f4e2m1, 16), stored_as(Dtype::f4e2m1)},
                      true});
   factors.push_back({"chunks", {chunks({}), chunks({1}), chunks({5, 1}), chunks({17, 30})}, true});
   Suite suite{"caches",
@@ -325,6 +351,79 @@ Suite caches(std::uint64_t seed) {
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   }
+  return suite;
+}
+
+// Every way that keys take to a row, and what may go wrong on the way: tensors and caches of each kind and dtype, one call and several, one split of the keys
+// and several, with every mask and feature, all in triples.
+Suite paths(std::uint64_t seed) {
+  using Kind = CacheSpec::Kind;
+  using enum MaskPattern;
+  std::vector<Factor> factors = forward_factors();
+  std::erase_if(factors, [](const Factor& f) {
+    static constexpr std::string_view left_out[] = {"lengths", "padding", "boolean", "bias", "hidden", "documents", "dropout", "scale"};
+    return std::ranges::find(left_out, std::string_view(f.name)) != std::end(left_out);
+  });
+  for (Factor& f : factors) f.structural = f.name != std::string_view("scores") && f.name != std::string_view("values") && f.name != std::string_view("threads");
+  auto keep_levels = [&](std::string_view name, std::initializer_list<std::size_t> which) {
+    for (Factor& f : factors)
+      if (f.name == name) {
+        std::vector<std::function<void(Case&)>> kept;
+        for (std::size_t level : which) kept.push_back(f.levels[level]);
+        f.levels = std::move(kept);
+      }
+  };
+  keep_levels("heads", {0, 1, 3});
+  keep_levels("dims", {0, 1, 2});
+  keep_levels("causal", {0, 2});
+  keep_levels("softcap", {0, 1});
+  keep_levels("sink", {0, 1});
+  auto window = [](Index l, Index r) { return [=](Case& c) { c.window_left = l, c.window_right = r; }; };
+  // Every triple is to be judged by its bound; sums of numbers at the end of their dtype may be judged by nothing. Other suites have them.
+  for (Factor& f : factors) {
+    if (f.name == std::string_view("scores")) f.levels.erase(f.levels.begin() + static_cast<int>(Scores::near_overflow));
+    if (f.name == std::string_view("values")) f.levels.erase(f.levels.begin() + static_cast<int>(Values::near_overflow));
+  }
+  set_levels(factors, "window", {[](Case&) {}, window(16, 0), window(600, 0), window(5, 9)});
+  set_levels(factors, "layout", layouts_of_tokens());
+  // Splits are of 512 keys; the last one has one or two tiles, whole, less a key, or a key more.
+  auto splits = [](Index n) { return [=](Case& c) { c.shape.keys = 512 * (n - 1), c.offset.kind = OffsetSpec::Kind::end; }; };
+  auto tail = [](Index n) { return [=](Case& c) { c.shape.keys += n; }; };
+  auto calls = [](Index rows, std::vector<Index> chunks) { return [=](Case& c) { c.shape.rows = rows, c.cache.chunks = chunks; }; };
+  auto at_front = [&](Factor f) { factors.insert(factors.begin(), std::move(f)); };
+  at_front({"tail", {tail(128), tail(127), tail(129)}, true});
+  at_front({"splits", {splits(1), splits(2), splits(3)}, true});
+  at_front({"calls", {calls(37, {}), calls(1, {}), calls(5, {}), calls(37, {17, 1})}, true});
+  factors.push_back({"mask",
+                     {[](Case&) {}, [](Case& c) { c.keep = {random, {true, true, true, true}}; }, [](Case& c) { c.bias = {minus_infinity, {true, true, true, true}}; },
+                      [](Case& c) { c.lengths = ragged(c, {0.6, 1}), c.hidden = Hidden::nan; },
+                      [](Case& c) {
+                        c.hidden = Hidden::nan;
+                        for (Index& n : c.starts = ragged(c, {0.7, 0.1})) n = std::min(n, c.shape.keys - c.shape.rows);
+                      },
+                      [](Case& c) {
+                        // Rows count from the first document on, and stand at the end of the keys.
+                        c.documents = c.shape.rows > 5 ? std::vector<Index>{3, c.shape.keys - 12} : std::vector<Index>{c.shape.keys - 9};
+                      }},
+                     true});
+  factors.push_back(
+      {"path", {[](Case&) {}, cache_of(Kind::contiguous, 16), cache_of(Kind::paged, 16), cache_of(Kind::paged, 5), cache_of(Kind::latent, 16, 32, 8)}, true});
+  factors.push_back({"store", {stored_as({}), stored_as(Dtype::bf16), stored_as(Dtype::f8e4m3), stored_as(Dtype::f8e5m2, 16), stored_as(Dtype::f4e2m1, 16)}, true});
+  // Levels by their numbers above. What needs a cache goes with no tensors, hence not with lengths either.
+  std::vector<Exclusion> exclusions = {{"tensors in chunks: they are read by one call", {{"path", 0}, {"calls", 3}}}};
+  for (int store = 1; store < 5; ++store) exclusions.push_back({"tensors in a cache's dtype: there is no cache", {{"path", 0}, {"store", store}}});
+  const char* later_keys = "chunks without causality or window=...,0: a row of an early call cannot see keys of a later one";
+  for (int level : {0, 3}) exclusions.push_back({later_keys, {{"calls", 3}, {"causal", 0}, {"window", level}}});
+  const char* own_lengths = "lengths with a cache, its chunks or its dtypes: it has its own";
+  exclusions.push_back({own_lengths, {{"calls", 3}, {"mask", 3}}});
+  for (int level = 1; level < 5; ++level)
+    for (const char* factor : {"path", "store"}) exclusions.push_back({own_lengths, {{factor, level}, {"mask", 3}}});
+  const CoveringPlan plan = plan_of(factors, 3, exclusions);
+  Suite suite{"paths", "every path of the keys with every mask, feature, layout and dtype: every triple", {}, cover(factors, plan, 20267, seed)};
+  const Combinations count = count_combinations(plan);
+  suite.notes.push_back(fmt::format("{} of {} pairs and triples cannot be:", count.excluded, count.all));
+  for (const Exclusion& e : exclusions)
+    if (std::string note = fmt::format("  {}", e.why); suite.notes.back() != note) suite.notes.push_back(std::move(note));
   return suite;
 }
 
@@ -510,7 +609,8 @@ Suite tiny(std::uint64_t seed) {
 }
 
 constexpr Entry entries[] = {{"smoke", smoke},       {"standard", standard}, {"models", models}, {"padding", padding},   {"backward", backward},
-                             {"decode", decode},     {"caches", caches},     {"products", products}, {"plain", plain},   {"tiny", tiny}};
+                             {"decode", decode},     {"caches", caches},     {"products", products}, {"plain", plain},   {"tiny", tiny},
+                             {"paths", paths}};
 
 }  // namespace
 

@@ -14,44 +14,13 @@
 #include "kernels/product.h"
 #include "kernels/targets.h"
 #include "oracle/visibility.h"
-#include "property_tests/any_case.h"
+#include "property_tests/ran_case.h"
 #include "property_tests/same_bits.h"
 
 namespace assay {
 namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
-
-Tensor contiguous(Dtype dtype, const Extents& shape) { return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1)); }
-
-// A contiguous tensor of that shape whose element (b, h, i, d) is what `from` says.
-template <class From>
-Tensor made(Dtype dtype, const Extents& shape, const From& from) {
-  Tensor t = contiguous(dtype, shape);
-  for_each_index(shape, [&](Index b, Index h, Index i, Index d) { store(t.view(), t.view().at(b, h, i, d), from(b, h, i, d)); });
-  return t;
-}
-double at(const TensorView& t, Index b, Index h, Index i, Index d) { return load(t, t.at(b, h, i, d)); }
-
-// A case with its inputs, and what the production kernel makes of a problem of its shape.
-struct Ran {
-  explicit Ran(const Case& of) : c(of), in(of) { kernels::force_target(c.target); }
-  ~Ran() { kernels::force_target(""); }
-  Outputs run(const Attention& p, int threads = 1) const {
-    Case shape = c;
-    shape.shape = p.shape;
-    shape.o_layout = LayoutKind::bhsd;  // a packed one would depend on the number of heads
-    Outputs out(shape);
-    const kernels::Status status = kernels::attention_forward(p, out.view(), threads);
-    RC_ASSERT(status.ok());
-    return out;
-  }
-  const Case c;
-  const Inputs in;
-};
-
-// The output of two problems, rows of `a` first.
-void require_same(const Outputs& a, const Outputs& b) { RC_ASSERT(first_difference(a, b) == std::string()); }
 
 // Without what ties a key to its number; the families whose scores and sums are exact.
 Case exact_and_plain(Case c, Index scores, Index values) {

@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <map>
 #include <set>
 #include <stdexcept>
+#include <vector>
 
 namespace assay {
 namespace {
@@ -47,6 +50,107 @@ TEST(Suites, StandardHoldsEveryFamilyAndFeature) {
   EXPECT_EQ(values.size(), static_cast<std::size_t>(values_count));
   EXPECT_EQ(layouts.size(), static_cast<std::size_t>(layout_count));
   EXPECT_TRUE(with_mask_and_causal && with_gqa_and_mask);
+}
+
+// The factors of suite `paths`, read off a case line, whatever the suite thought that it made.
+using Named = std::map<std::string, std::string>;  // factor -> level
+Named features_of(const std::string& line) {
+  const Case c = parse_case(line);
+  const AttentionShape& s = c.shape;
+  const Index before_tail = (s.keys - 100) / 512 * 512;
+  const auto text = [](auto... x) { return ((std::to_string(x) + " ") + ...); };
+  const bool tokens = c.cache.kind != CacheSpec::Kind::none;
+  return {
+      {"path", tokens ? text(static_cast<int>(c.cache.kind), c.cache.page) : "tensors"},
+      {"store", c.cache.dtype ? text(static_cast<int>(*c.cache.dtype), c.cache.group) : "same"},
+      {"calls", c.cache.chunks.empty() ? text(s.rows) : "chunks"},
+      {"mask", c.keep.pattern != MaskPattern::none   ? "boolean"
+               : c.bias.pattern != MaskPattern::none ? "additive"
+               : !c.lengths.empty()                  ? "lengths"
+               : !c.starts.empty()                   ? "starts"
+               : !c.documents.empty()                ? "documents"
+                                                     : "none"},
+      {"causal", c.causal ? "yes" : "no"},
+      {"window", text(c.window_left, c.window_right)},
+      {"softcap", c.softcap > 0 ? "yes" : "no"},
+      {"sink", c.sink ? "yes" : "no"},
+      {"alibi", c.alibi ? "yes" : "no"},
+      {"heads", text(s.batch, s.query_heads, s.kv_heads)},
+      {"dims", text(s.dim, s.value_dim)},
+      {"splits", text(before_tail / 512 + 1)},
+      {"tail", text(s.keys - before_tail)},
+      {"strides", text(static_cast<int>(c.q_layout), static_cast<int>(c.k_layout), static_cast<int>(c.v_layout), static_cast<int>(c.o_layout))},
+      {"dtype", text(static_cast<int>(c.dtype), static_cast<int>(c.out_dtype()))},
+  };
+}
+
+// What cannot be, by what the words mean.
+bool is_possible(const Named& x) {
+  const auto is = [&](const char* factor, std::initializer_list<std::string_view> levels) {
+    const auto found = x.find(factor);
+    return found != x.end() && std::ranges::find(levels, std::string_view(found->second)) != levels.end();
+  };
+  const auto has = [&](const char* factor, std::string_view but) { return x.contains(factor) && x.at(factor) != but; };
+  const bool cache = has("path", "tensors") || has("store", "same") || is("calls", {"chunks"});
+  if (cache && (is("path", {"tensors"}) || is("mask", {"lengths"}))) return false;
+  return !(is("calls", {"chunks"}) && is("causal", {"no"}) && is("window", {"-1 -1 ", "5 9 "}));
+}
+
+struct Triples {
+  std::size_t met = 0, possible = 0, impossible = 0, impossible_but_met = 0;
+};
+Triples count_triples(const std::vector<std::string>& lines) {
+  std::map<std::string, std::set<std::string>> levels;
+  std::set<Named> met;
+  for (const std::string& line : lines) {
+    const Named x = features_of(line);
+    for (auto a = x.begin(); a != x.end(); ++a) {
+      levels[a->first].insert(a->second);
+      for (auto b = std::next(a); b != x.end(); ++b)
+        for (auto d = std::next(b); d != x.end(); ++d) met.insert({*a, *b, *d});
+    }
+  }
+  Triples count;
+  for (auto a = levels.begin(); a != levels.end(); ++a)
+    for (auto b = std::next(a); b != levels.end(); ++b)
+      for (auto d = std::next(b); d != levels.end(); ++d)
+        for (const auto& i : a->second)
+          for (const auto& j : b->second)
+            for (const auto& k : d->second) {
+              const Named triple{{a->first, i}, {b->first, j}, {d->first, k}};
+              const bool possible = is_possible(triple), seen = met.contains(triple);
+              ++(possible ? count.possible : count.impossible);
+              if (seen) ++(possible ? count.met : count.impossible_but_met);
+            }
+  return count;
+}
+
+TEST(Suites, PathsMeetEveryTripleThatCanBe) {
+  std::vector<std::string> lines;
+  for (const Case& c : make_suite("paths", 1).cases) lines.push_back(print_case(c));
+  std::map<std::string, std::set<std::string>> levels;
+  for (const std::string& line : lines)
+    for (const auto& [factor, level] : features_of(line)) levels[factor].insert(level);
+  const std::map<std::string, std::size_t> expected = {{"path", 5},  {"store", 5}, {"calls", 4}, {"mask", 6},   {"causal", 2}, {"window", 4},  {"softcap", 2}, {"sink", 2},
+                                                       {"alibi", 2}, {"heads", 3}, {"dims", 3},  {"splits", 3}, {"tail", 3},   {"strides", 4}, {"dtype", 4}};
+  EXPECT_EQ(levels.size(), expected.size());
+  for (const auto& [factor, n] : expected) EXPECT_EQ(levels[factor].size(), n) << factor;
+
+  const Triples t = count_triples(lines);
+  printf("%zu of %zu triples met, %zu more cannot be, %zu cases\n", t.met, t.possible, t.impossible, lines.size());
+  EXPECT_EQ(t.met, t.possible);
+  EXPECT_EQ(t.impossible_but_met, 0u);
+  EXPECT_EQ(t.possible + t.impossible, 18470u);
+  EXPECT_EQ(t.impossible, 550u);
+  // The counter sees a gap: without the cases of one triple that triple is missing, and few others.
+  std::erase_if(lines, [](const std::string& line) {
+    const Named x = features_of(line);
+    return x.at("path").starts_with(std::to_string(static_cast<int>(CacheSpec::Kind::latent))) && x.at("calls") == "chunks" && x.at("mask") == "documents";
+  });
+  const Triples gap = count_triples(lines);
+  EXPECT_EQ(gap.possible, t.possible);
+  EXPECT_LT(gap.met, t.possible);
+  EXPECT_GT(gap.met, t.possible - 200);
 }
 
 TEST(Suites, UnknownNamesAreRefused) { EXPECT_THROW(make_suite("smok", 1), std::invalid_argument); }
