@@ -37,39 +37,23 @@ std::string shrink_line(const Json& failed, const WorkerOptions& options) {
   return print_case(shrink(parse_case(failed["case"].get<std::string>()), fails, [&] { return Clock::now() < deadline; }));
 }
 
-// For a page: what is drawn of the first failures and of the passes that came nearest to their bounds. They are run once more.
+// For a page: what is worth drawing is run once more.
 void add_pictures(Json& results, const WorkerOptions& options) {
-  constexpr std::size_t most_failures = 12, most_passes = 8;
-  std::vector<std::size_t> chosen, passes;
-  const auto worst = [&](std::size_t k) {
-    double ratio = -1;
-    if (results[k].contains("worst"))
-      for (const auto& [output, w] : results[k]["worst"].items())
-        if (w["ratio"].is_number()) ratio = std::max(ratio, w["ratio"].get<double>());
-    return ratio;
-  };
-  for (std::size_t k = 0; k < results.size(); ++k) {
-    if (results[k]["outcome"] == "fail" && chosen.size() < most_failures) chosen.push_back(k);
-    if (results[k]["outcome"] == "pass" && worst(k) > 0) passes.push_back(k);
-  }
-  std::ranges::sort(passes, {}, [&](std::size_t k) { return std::pair(-worst(k), k); });
-  passes.resize(std::min(passes.size(), most_passes));
-  chosen.insert(chosen.end(), passes.begin(), passes.end());
+  const std::vector<std::size_t> chosen = worth_drawing(results);
   std::vector<WorkItem> items;
   for (const std::size_t k : chosen) items.push_back({results[k]["case"], results[k]["candidate"]});
   WorkerOptions drawing = options;
   drawing.execute.pictures = true;
   drawing.execute.power = drawing.execute.relations = false;
   run_in_workers(items, drawing, [&](std::size_t item, Json r) {
-    if (r["outcome"] != results[chosen[item]]["outcome"]) return true;  // another answer the second time: nothing to draw of the first
-    for (const char* field : {"maps", "heads", "tiles", "ulps", "mask"})
-      if (r.contains(field)) results[chosen[item]][field] = r[field];
+    take_pictures(results[chosen[item]], r);
     return true;
   });
 }
 
 int run(const CheckOptions& o) {
   const auto start = Clock::now();
+  const Json sections = sections_of_page(o.files);
   make_candidate(o.candidate);  // an unknown name is an error before anything runs
   Selection selection = select_cases(o.selection, o.selection.seed);
   if (o.list) {
@@ -118,7 +102,8 @@ int run(const CheckOptions& o) {
                                  .not_run = not_run,
                                  .seconds = seconds_since(start),
                                  .most_unsupported = o.most_unsupported,
-                                 .files = o.files},
+                                 .files = o.files,
+                                 .sections = sections},
                                 results);
   if (!o.standalone.empty()) {
     // The first failure that can stand alone, or the first case.

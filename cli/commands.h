@@ -75,7 +75,7 @@ struct FaultsOptions {
   std::string suite;  // empty: each fault's own
   std::string only;   // one fault by name
   std::uint64_t seed = 1;
-  std::string json, store;
+  std::string json, html, store;
   bool list = false;
   WorkerOptions workers;
 };
@@ -86,7 +86,7 @@ struct FuzzCommandOptions {
   double hours = 1;
   bool faults = false;        // instead: how long each planted fault takes to be found
   double fault_seconds = 600;
-  std::string only, json, store;
+  std::string only, json, html, store;
 };
 int fuzz_command(const FuzzCommandOptions& options);
 

@@ -12,6 +12,7 @@
 #include "harness/planted_faults.h"
 #include "harness/suites.h"
 #include "harness/files.h"
+#include "reports/html.h"
 
 namespace assay {
 namespace {
@@ -156,6 +157,8 @@ int run(const FaultsOptions& o) {
   const Json whole = {{"format", 1},          {"seed", o.seed},           {"killed", score.killed},  {"out_of_reach", out_of_reach},
                       {"faults", table}, {"equivalent", equivalent}, {"unplanted", unplanted}};
   if (!o.json.empty()) write_file(o.json, whole.dump(1) + "\n");
+  if (!o.html.empty())
+    write_file(o.html, html_report({{"candidate", "planted faults"}, {"suite", o.suite.empty() ? "their suites" : o.suite}, {"seed", o.seed}, {"machine", machine_facts()}, {"faults", whole}}));
   if (!o.store.empty()) fmt::print("store: run {} of {}\n", Store(o.store).append_faults(whole, machine_facts()), o.store);
   return score.killed == score.all && !alarmed ? all_passed : some_failed;
 }

@@ -10,6 +10,7 @@
 #include "cli/machine.h"
 #include "harness/files.h"
 #include "harness/planted_faults.h"
+#include "reports/html.h"
 
 namespace assay {
 namespace {
@@ -22,7 +23,7 @@ std::string target_of(const PlantedFault& f) {
 
 // Every fault that some input shows, one after the other, each from no inputs at all.
 int find_faults(const FuzzCommandOptions& o) {
-  if (!o.store.empty() || !o.jobs.targets.empty()) throw UsageError("--faults takes neither --store nor targets: --only names a fault, and each has its target");
+  if (!o.store.empty() || !o.html.empty() || !o.jobs.targets.empty()) throw UsageError("--faults takes neither --store, --html nor targets: --only names a fault, and each has its target");
   const std::vector<std::string> targets = fuzz_targets(o.jobs.binaries);
   Json table = Json::array();
   std::size_t found = 0;
@@ -61,6 +62,8 @@ int run_jobs(const FuzzCommandOptions& o) {
     if (f.contains("kept")) fmt::print("{}: {}\n  {}\n  kept as {}\n", f["target"].get<std::string>(), f["reason"].get<std::string>(), f.value("shrunk", f["file"].get<std::string>()), f["kept"].get<std::string>());
   fmt::print("{:.0f} s in all, {} findings; seed {}; the folder {} goes on with more --hours\n", summary["seconds"].get<double>(), summary["findings"].size(), o.jobs.seed, o.jobs.work.string());
   if (!o.json.empty()) write_file(o.json, summary.dump(1) + "\n");
+  if (!o.html.empty())
+    write_file(o.html, html_report({{"candidate", "fuzzers"}, {"suite", o.jobs.work.string()}, {"seed", o.jobs.seed}, {"machine", machine_facts()}, {"fuzz", fuzz_of_page(summary)}}));
   if (!o.store.empty()) fmt::print("run {} of {}\n", Store(o.store).append_fuzz(summary, machine_facts()), o.store);
   return summary["findings"].empty() ? all_passed : some_failed;
 }

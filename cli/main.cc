@@ -30,6 +30,9 @@ const CLI::Validator writable(
     },
     "FILE");
 
+// With ends that a message can print; ten years are as good as no limit.
+const CLI::Range seconds(0.001, 3e8);
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -50,10 +53,10 @@ int main(int argc, char** argv) {
     w.jobs = hardware_threads();
     w.memory_mib = static_cast<Index>(sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(sysconf(_SC_PAGESIZE)) >> 20;
     command->add_option("--jobs", w.jobs, "Worker processes")->check(CLI::Range(1, 1024))->capture_default_str();
-    command->add_option("--timeout", w.timeout_seconds, "Seconds that one case may take, judging it included; beyond them it has failed")->check(CLI::PositiveNumber)->capture_default_str();
+    command->add_option("--timeout", w.timeout_seconds, "Seconds that one case may take, judging it included; beyond them it has failed")->check(seconds)->capture_default_str();
     command->add_flag("--in-process", w.in_process, "Run the cases in this process, one after the other: for debuggers and emulators");
     command->add_option("--memory", w.memory_mib, "Memory of a worker in MiB, all there is by default; 0: no limit")
-        ->check(CLI::NonNegativeNumber)
+        ->check(CLI::Range(Index{0}, Index{1} << 30))
         ->capture_default_str();
   };
 
@@ -93,13 +96,15 @@ int main(int argc, char** argv) {
       ->excludes("--candidate")
       ->excludes("--device");
   check_command->add_option("--time", check_options.time_seconds, "Repeat the suite with new seeds for so many seconds; what no time was left for is counted and not run")
-      ->check(CLI::PositiveNumber);
+      ->check(seconds);
   check_command->add_option("--max-unsupported", check_options.most_unsupported, "Percent of the cases that may be unsupported; more of them is exit status 1")
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
   check_command->add_flag("--list", check_options.list, "Print the case lines and run nothing");
   check_command->add_flag("--no-shrink", check_options.no_shrink, "Report failures as they are, without making them smaller");
   add_report_files(check_command, check_options.files);
+  check_command->add_option("--with-faults", check_options.files.faults, "With --html: show this score too, which `assay faults --json` wrote")->needs("--html");
+  check_command->add_option("--with-fuzz", check_options.files.fuzz, "With --html: show this summary too, which `assay fuzz --json` wrote")->needs("--html");
   check_command->add_option("--standalone", check_options.standalone,
                             "Write the first failing case (shrunk), or the first case, as a C++ file without dependencies; of attention alone")->check(writable);
   const std::map<std::string, Surroundings> surroundings = {{"none", Surroundings::bands}, {"behind", Surroundings::page_behind}, {"before", Surroundings::page_before}};
@@ -199,6 +204,7 @@ int main(int argc, char** argv) {
   faults_command->add_option("--only", faults_options.only, "One fault by name, as --list prints it");
   faults_command->add_option("--seed", faults_options.seed, "Of the inputs")->capture_default_str();
   faults_command->add_option("--json", faults_options.json, "Write the score as JSON")->check(writable);
+  faults_command->add_option("--html", faults_options.html, "Write the score as one HTML page")->check(writable);
   faults_command->add_option("--store", faults_options.store, "Append the score to this store")->check(writable);
   faults_command->add_flag("--list", faults_options.list, "Print name, class, suite and meaning of each fault, and run nothing");
   add_workers(faults_command, faults_options.workers);
@@ -217,16 +223,17 @@ int main(int argc, char** argv) {
   fuzz_sub->add_option("--work", fuzz_options.jobs.work, "Folder of corpora, findings and state; the same folder goes on where it was")->required();
   fuzz_sub->add_option("--seeds", fuzz_options.jobs.seeds, "A folder of folders of inputs, by target");
   fuzz_sub->add_option("--keep", fuzz_options.jobs.keep, "Where minimised inputs of findings go, by target, to be replayed as tests; else WORK/regressions");
-  fuzz_sub->add_option("--hours", fuzz_options.hours, "Altogether, earlier runs in the same folder included")->check(CLI::PositiveNumber)->capture_default_str();
+  fuzz_sub->add_option("--hours", fuzz_options.hours, "Altogether, earlier runs in the same folder included")->check(CLI::Range(1e-5, 1e5))->capture_default_str();
   fuzz_sub->add_option("--jobs", fuzz_options.jobs.jobs, "Processes at a time")->check(CLI::Range(1, 1024))->capture_default_str();
   fuzz_sub->add_option("--slice", fuzz_options.jobs.slice, "Seconds that a target gets at a time")->check(CLI::Range(2.0, 86400.0))->capture_default_str();
   fuzz_sub->add_option("--corpus-mib", fuzz_options.jobs.corpus_mib, "Of a target; a larger corpus is merged to what adds coverage")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   fuzz_sub->add_option("--memory", fuzz_options.jobs.memory_mib, "MiB of a process")->check(CLI::Range(64, 1 << 20))->capture_default_str();
   fuzz_sub->add_option("--seed", fuzz_options.jobs.seed, "Of the fuzzers")->capture_default_str();
   fuzz_sub->add_flag("--faults", fuzz_options.faults, "Instead: each planted fault against its target from an empty corpus, and how long it takes to be found");
-  fuzz_sub->add_option("--fault-seconds", fuzz_options.fault_seconds, "With --faults: seconds that each is looked for")->check(CLI::PositiveNumber)->capture_default_str();
+  fuzz_sub->add_option("--fault-seconds", fuzz_options.fault_seconds, "With --faults: seconds that each is looked for")->check(seconds)->capture_default_str();
   fuzz_sub->add_option("--only", fuzz_options.only, "With --faults: one fault by name");
   fuzz_sub->add_option("--json", fuzz_options.json, "Write the summary as JSON")->check(writable);
+  fuzz_sub->add_option("--html", fuzz_options.html, "Write the summary as one HTML page")->check(writable);
   fuzz_sub->add_option("--store", fuzz_options.store, "Append the summary to this store")->check(writable);
   fuzz_sub->footer(
       "`./dev fuzz` builds the targets and fills in --bin, --work, --seeds and --keep. Exit status: 0 no findings, 1 findings (or, with\n"

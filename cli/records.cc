@@ -7,6 +7,8 @@
 #include <chrono>
 #include <optional>
 #include <set>
+#include <utility>
+#include <vector>
 
 #include "cli/exit_status.h"
 #include "cli/progress.h"
@@ -27,10 +29,12 @@ int verify(const VerifyCommandOptions& o) {
   return exit_status_of([&] {
     const auto start = std::chrono::steady_clock::now();
     Json results = Json::array();
+    std::vector<std::pair<std::string, std::string>> places;  // of each result: file and record
     std::set<std::string> kernels;
     // What cannot be judged is a result too: the others keep theirs.
     const auto refuse = [&](const std::string& path, const std::string& name, const std::exception& e) {
       fmt::print(stderr, "assay: {}\n", e.what());
+      places.emplace_back(path, name);
       results.push_back({{"case", path + (name.empty() ? "" : ", record " + name)}, {"candidate", "recorded"}, {"reproduce", verify_command(path, name)}, {"outcome", "error"}, {"reason", e.what()}, {"bad_input", true}});
     };
     for (const std::string& path : o.files) {
@@ -54,6 +58,7 @@ int verify(const VerifyCommandOptions& o) {
           const CaseResult result = verify(*file, r, {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed});
           if (result.outcome == Outcome::fail) progress.say(fmt::format("fail: {}\n  {}", result.reason, result.reproduce));
           kernels.insert(r.kernel);
+          places.emplace_back(path, name);
           results.push_back(to_json(result));
         } catch (const FileError& e) {
           refuse(path, name, e);
@@ -62,6 +67,15 @@ int verify(const VerifyCommandOptions& o) {
       }
     }
     if (o.list) return static_cast<int>(results.empty() ? all_passed : bad_usage);
+    if (!o.files_to_write.html.empty())
+      for (const std::size_t k : worth_drawing(results)) {  // judged once more
+        try {
+          const RecordFile file(places[k].first);
+          take_pictures(results[k], to_json(verify(file, file.read(places[k].second), {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed, .power = false, .pictures = true})));
+        } catch (const FileError& e) {
+          fmt::print(stderr, "assay: nothing is drawn of what changed since it was judged: {}\n", e.what());
+        }
+      }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return report_run({.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()), .candidate = fmt::format("{}", fmt::join(kernels, ", ")), .unit = "records", .seed = o.seed, .seconds = seconds, .files = o.files_to_write}, results);
   });

@@ -2,11 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
 #include <map>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/exit_status.h"
 #include "cli/machine.h"
 #include "harness/files.h"
 #include "reports/html.h"
@@ -76,6 +81,54 @@ void print_single(const Json& r) {
 
 }  // namespace
 
+Json sections_of_page(const ReportFiles& files) {
+  const auto read = [](const char* option, const std::string& path, const char* written_by, const std::vector<const char*>& fields) {
+    std::ifstream in(path, std::ios::binary);
+    if (!in) throw UsageError(fmt::format("{}={}: {}", option, path, std::generic_category().message(errno)));
+    const Json j = Json::parse(in, nullptr, false);
+    const bool whole = j.is_object() && std::ranges::all_of(fields, [&](const char* f) { return j.contains(f) && j[f].is_array() && std::ranges::all_of(j[f], [](const Json& x) { return x.is_object(); }); });
+    if (!whole || j.value("format", Json()) != 1) throw UsageError(fmt::format("{}={}: not what `{} --json` writes", option, path, written_by));
+    return j;
+  };
+  Json sections = Json::object();
+  if (!files.faults.empty()) sections["faults"] = read("--with-faults", files.faults, "assay faults", {"faults", "equivalent", "unplanted"});
+  if (!files.fuzz.empty()) {
+    const Json summary = read("--with-fuzz", files.fuzz, "assay fuzz", {"targets", "findings"});
+    try {
+      sections["fuzz"] = fuzz_of_page(summary);
+    } catch (const Json::exception&) {
+      throw UsageError(fmt::format("--with-fuzz={}: a target or a finding lacks its fields", files.fuzz));
+    }
+  }
+  return sections;
+}
+
+std::vector<std::size_t> worth_drawing(const Json& results) {
+  constexpr std::size_t most_failures = 12, most_passes = 8;
+  std::vector<std::size_t> chosen, passes;
+  const auto worst = [&](std::size_t k) {
+    double ratio = -1;
+    if (results[k].contains("worst"))
+      for (const auto& [output, w] : results[k]["worst"].items())
+        if (w["ratio"].is_number()) ratio = std::max(ratio, w["ratio"].get<double>());
+    return ratio;
+  };
+  for (std::size_t k = 0; k < results.size(); ++k) {
+    if (results[k]["outcome"] == "fail" && chosen.size() < most_failures) chosen.push_back(k);
+    if (results[k]["outcome"] == "pass" && worst(k) > 0) passes.push_back(k);
+  }
+  std::ranges::sort(passes, {}, [&](std::size_t k) { return std::pair(-worst(k), k); });
+  passes.resize(std::min(passes.size(), most_passes));
+  chosen.insert(chosen.end(), passes.begin(), passes.end());
+  return chosen;
+}
+
+void take_pictures(Json& result, const Json& drawn) {
+  if (drawn["outcome"] != result["outcome"]) return;
+  for (const char* field : {"maps", "heads", "tiles", "ulps", "mask"})
+    if (drawn.contains(field)) result[field] = drawn[field];
+}
+
 int report_run(const RunFacts& run, const Json& results) {
   Counts counts;
   Adequacy adequacy;
@@ -144,7 +197,11 @@ int report_run(const RunFacts& run, const Json& results) {
   if (!run.files.json.empty()) write_file(run.files.json, whole.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
   if (!run.files.junit.empty()) write_file(run.files.junit, junit_xml(whole));
   if (!run.files.markdown.empty()) write_file(run.files.markdown, markdown_summary(whole));
-  if (!run.files.html.empty()) write_file(run.files.html, html_report(whole));
+  if (!run.files.html.empty()) {
+    Json page = whole;
+    page.update(run.sections);
+    write_file(run.files.html, html_report(page));
+  }
   if (!run.files.store.empty()) fmt::print("store: run {} of {}\n", Store(run.files.store).append(whole), run.files.store);
   if (counts.fail > 0) return some_failed;
   if (const double percent = 100.0 * static_cast<double>(counts.unsupported) / static_cast<double>(results.size()); percent > run.most_unsupported) {

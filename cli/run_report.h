@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "harness/result.h"
 
@@ -11,7 +12,11 @@ namespace assay {
 struct ReportFiles {
   std::string json, junit, html, markdown;
   std::string store;  // appended to
+  std::string faults, fuzz;  // read: what `assay faults --json` and `assay fuzz --json` wrote, for the page
 };
+
+// The fields `faults` and `fuzz` of a page, as far as there are files for them. Throws UsageError for a file that is something else.
+Json sections_of_page(const ReportFiles& files);
 
 struct RunFacts {
   std::string title, candidate;
@@ -21,7 +26,13 @@ struct RunFacts {
   double seconds = 0;
   double most_unsupported = 100;  // percent
   ReportFiles files;
+  Json sections = Json::object();  // further fields of the page
 };
+
+// Of a run's results, those that a page draws: the first failures, and the passes that came nearest to their bounds.
+std::vector<std::size_t> worth_drawing(const Json& results);
+// Takes over what is drawn from the same case judged once more. An answer that differs the second time has nothing to draw of the first.
+void take_pictures(Json& result, const Json& drawn);
 
 // Prints and writes what came out of a run, and returns its exit status.
 int report_run(const RunFacts& run, const Json& results);

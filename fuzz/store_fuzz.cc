@@ -25,6 +25,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   store.export_lines(first);
   Store copy(":memory:");
   std::istringstream again(first.str());
+  if (store.runs().empty()) return 0;  // an import of nothing is refused
   require(copy.import_lines(again) == store.runs().size(), "not every exported run is imported");
   copy.export_lines(second);
   require(first.str() == second.str(), "a run changed on its way through a store");

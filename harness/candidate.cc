@@ -45,7 +45,9 @@ class Host : public Candidate {
   }
   // Compiled once more, with a policy that watches, for the best target alone.
   bool offers_stages() const override { return true; }
-  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override { return assay::run_watched(Fault::none, p, out, observer); }
+  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override {
+    return assay::run_watched(Fault::none, p, out, observer);
+  }
   kernels::Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer) override {
     return run_planted_backward(kernel_itself, p, in, out, 1, &observer);
   }
@@ -102,8 +104,7 @@ class OnDevice : public Candidate {
  public:
   explicit OnDevice(const std::string& device) : device_(device) {
     std::shared_ptr<kernels::Device> opened = kernels::make_device(device);
-    if (!opened)
-      throw std::invalid_argument(fmt::format("unknown device '{}'; there are {}", device, fmt::join(kernels::device_names(), ", ")));
+    if (!opened) throw std::invalid_argument(fmt::format("unknown device '{}'; there are {}", device, fmt::join(kernels::device_names(), ", ")));
     session_ = std::make_shared<kernels::DeviceSession>(std::move(opened));
     if (kernels::Status status = session_->limits(limits_); !status.ok()) throw DeviceUnavailable(fmt::format("device {}: {}", device, status.detail));
     kernels::DispatchSettings settings;
@@ -212,14 +213,15 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name.starts_with("fault:"))
     for (const PlantedFault& f : planted_faults())
       if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
-  throw std::invalid_argument(fmt::format("unknown candidate '{}'; there are {}", name, fmt::join(candidate_names(), ", ")));
+  throw std::invalid_argument(fmt::format("unknown candidate '{}'; there are {}; `assay faults --list` has the {} names of faults", name,
+                                          fmt::join(candidate_names(), ", "), planted_faults().size()));
 }
 
 std::vector<std::string> candidate_names() {
   std::vector<std::string> names = {"host", "host-undeclared", "unfused", "sdpa"};
   for (const std::string& device : kernels::device_names()) names.push_back("device:" + device);
   names.push_back("lib:PATH");
-  for (const PlantedFault& f : planted_faults()) names.push_back("fault:" + std::string(f.name));
+  names.push_back("fault:NAME");
   return names;
 }
 

@@ -71,6 +71,7 @@ struct DeviceUnavailable : std::runtime_error {
 // dispatcher's fallback; "device:NAME": the kernels of a device (kernels/device/device.h), which is opened at once; "lib:PATH": a shared library (harness/library_candidate.h); "fault:NAME":
 // the production kernel with a planted fault. Throws std::invalid_argument for any other name, DeviceUnavailable if the device cannot be opened.
 std::unique_ptr<Candidate> make_candidate(const std::string& name);
+// What messages offer: those names, with PATH and NAME as they stand.
 std::vector<std::string> candidate_names();
 
 }  // namespace assay

@@ -29,6 +29,8 @@ std::uint8_t uniform_code(std::uint8_t code) {
   return std::isnan(x) ? code : static_cast<std::uint8_t>(std::clamp(std::lround(x * (127.0f / 448)) + 128, 0l, 255l));
 }
 
+std::uint8_t at_most_four(std::uint8_t code) { return (code & 7) == 7 ? static_cast<std::uint8_t>(code - 1) : code; }  // 6 is the code beyond that of 4
+
 class FaultyStorage {
  public:
   FaultyStorage(Fault fault, const Attention& problem, std::vector<StoredKeyValues> stored) : fault_(fault), problem_(problem), stored_(std::move(stored)) {
@@ -116,6 +118,29 @@ class FaultyStorage {
       edit_codes(c, r, [](std::uint8_t b) { return static_cast<std::uint8_t>(b << 4 | b >> 4); });
     if (fault_ == Fault::offset_code_read_as_e2m1 && c.dtype == Dtype::f4e2m1)
       edit_codes(c, r, [](std::uint8_t b) { return static_cast<std::uint8_t>(offset_code(b & 0xF) | offset_code(b >> 4) << 4); });
+    if (fault_ == Fault::f4_saturates_at_four && c.dtype == Dtype::f4e2m1)
+      edit_codes(c, r, [](std::uint8_t b) { return static_cast<std::uint8_t>(at_most_four(b & 0xF) | at_most_four(b >> 4) << 4); });
+    if (fault_ == Fault::stored_beyond_f32 && c.row_scales > 0) {
+      const kernels::NarrowFormat f = kernels::narrow_format(c.dtype);
+      edit(c, r, [&](std::byte* row, std::uint8_t* scales, Index) {
+        for (Index at = 0; at < c.count; ++at) {
+          std::byte& b = row[f.bits == 4 ? at / 2 : at];
+          const int shift = f.bits == 4 ? static_cast<int>(at % 2 * 4) : 0;
+          const std::uint32_t limit = kernels::max_code_under(f, scales[at / c.group] - 127);
+          if (limit < f.max_code && (std::to_integer<std::uint32_t>(b) >> shift & ((1u << (f.bits - 1)) - 1)) == limit)
+            b = static_cast<std::byte>(std::to_integer<std::uint32_t>(b) + (1u << shift));
+        }
+      });
+    }
+    if (fault_ == Fault::zero_group_divided && c.row_scales > 0) {
+      const bool four_bits = c.dtype == Dtype::f4e2m1;
+      const Index group = four_bits ? c.group / 2 : c.group;
+      const std::byte magnitude{four_bits ? std::uint8_t{0x77} : std::uint8_t{0x7F}};
+      edit(c, r, [&](std::byte* row, std::uint8_t* scales, Index) {
+        for (Index n = 0; n < c.row_scales; ++n)
+          if (std::all_of(row + n * group, row + std::min((n + 1) * group, c.row_bytes), [&](std::byte b) { return (b & magnitude) == std::byte{0}; })) scales[n] = 0xFF;
+      });
+    }
     if (fault_ == Fault::uniform_code_read_as_e4m3 && c.dtype == Dtype::f8e4m3) edit_codes(c, r, uniform_code);
     // The slot holds what the last token holds.
     if (fault_ == Fault::slot_past_length_read && slot_exists_)

@@ -52,8 +52,40 @@ MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const Atte
   misread_tensors(fault);
 }
 
+template <class FromRow>
+void MisreadProblem::replace_masks(const FromRow& from_row) {
+  const Extents pairs = {p_.shape.batch, p_.shape.query_heads, p_.shape.rows, p_.shape.keys};
+  const Layout dense = make_layout(LayoutKind::bhsd, pairs, 1);
+  if (p_.keep) {
+    const BoolView from = p_.keep;
+    keep_.resize(static_cast<std::size_t>(element_count(pairs)), 1);
+    p_.keep = {keep_.data(), dense.stride};
+    for_each_index(pairs, [&](Index b, Index h, Index i, Index j) {
+      const Index row = from_row(i, j);
+      if (row >= 0) keep_[static_cast<std::size_t>(b * dense.stride[0] + h * dense.stride[1] + i * dense.stride[2] + j)] = from.data[b * from.stride[0] + h * from.stride[1] + row * from.stride[2] + j * from.stride[3]];
+    });
+  }
+  if (p_.bias) {
+    const TensorView from = p_.bias;
+    const TensorView to = copies_.emplace_back(from.dtype, pairs, dense).view();
+    for_each_index(pairs, [&](Index b, Index h, Index i, Index j) {
+      const Index row = from_row(i, j);
+      store(to, to.at(b, h, i, j), row < 0 ? 0 : load(from, from.at(b, h, row, j)));
+    });
+    p_.bias = to;
+  }
+}
+
 void MisreadProblem::misread_masks(Fault fault) {
   const AttentionShape& s = p_.shape;
+  if (fault == Fault::bool_mask_ignored) p_.keep = {};
+  if (fault == Fault::bias_ignored) p_.bias = {};
+  if (fault == Fault::mask_of_first_rows_of_tile) replace_masks([](Index i, Index) { return i - i % 32 + i % 8; });
+  if (fault == Fault::mask_on_first_keys_of_tile) replace_masks([](Index i, Index j) { return j % 32 < 8 ? i : -1; });
+  if (fault == Fault::bool_mask_inverted && p_.keep) {
+    replace_masks([](Index i, Index) { return i; });
+    for (std::uint8_t& kept : keep_) kept = !kept;
+  }
   if (fault == Fault::mask_batch_stride_dropped) p_.keep.stride[0] = p_.bias.stride[0] = 0;
   if (fault == Fault::mask_of_head_zero) p_.keep.stride[1] = p_.bias.stride[1] = 0;
   // Where that stays inside.
@@ -72,6 +104,12 @@ void MisreadProblem::misread_tensors(Fault fault) {
   const AttentionShape& s = p_.shape;
   if (fault == Fault::values_replaced_by_keys && s.dim == s.value_dim) p_.v = p_.k;
   if (fault == Fault::query_columns_taken_as_adjacent) p_.q.stride[3] = 1;
+  if (fault == Fault::values_read_with_key_strides) {
+    bool inside = true;
+    for (std::size_t axis = 0; axis < 4; ++axis) inside = inside && p_.k.stride[axis] >= 0 && p_.k.stride[axis] <= p_.v.stride[axis];
+    if (inside) p_.v.stride = p_.k.stride;
+  }
+  if (fault == Fault::query_heads_at_row_stride && p_.q.stride[2] >= 0 && p_.q.stride[2] <= p_.q.stride[1]) p_.q.stride[1] = p_.q.stride[2];
   if (fault == Fault::query_rows_taken_as_packed && p_.q.stride[2] > s.dim) p_.q.stride[2] = s.dim;
   // Where that stays inside: strides that are at least those of a contiguous tensor.
   if (fault == Fault::output_written_packed) {

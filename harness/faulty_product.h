@@ -32,6 +32,7 @@ struct FaultyProductStages : kernels::NoProductStages {
     switch (fault) {
       case Fault::weight_nibbles_swapped: return t.bits == 4 && (k ^ 1) < w.k() ? w.value(k ^ 1, n) : x;
       case Fault::half_read_as_quarter: return is_fp4 && std::fabs(x) == 0.5f ? x / 2 : x;
+      case Fault::half_read_as_zero: return is_fp4 && std::fabs(x) == 0.5f ? 0 : x;
       case Fault::offset_code_read_as_float: {
         if (!is_fp4) return x;
         constexpr float values[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
@@ -62,6 +63,7 @@ struct FaultyProductStages : kernels::NoProductStages {
         const Index flat = n * w.groups() + t;
         return rows == 1 ? w.scale(flat / w.n(), flat % w.n()) : s;
       }
+      case Fault::scale_of_last_odd_column: return n > 0 && n + 1 == w.n() && w.n() % 2 == 1 ? w.scale(t, n - 1) : s;
       case Fault::scale_dropped: return 1;
       case Fault::scale_applied_twice: return s * s;
       case Fault::scale_in_bf16: return kernels::from_bf16(kernels::to_bf16(s));

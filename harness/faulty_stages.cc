@@ -30,6 +30,8 @@ const char* faulty_target_name() { return hwy::TargetName(HWY_TARGET); }
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <vector>
+
 namespace assay {
 namespace kernels {
 HWY_EXPORT(run_faulty_forward);
@@ -53,6 +55,18 @@ void FaultyStages::mask_wrongly(const kernels::StageView& view) const {
       s = s == -infinity ? fill : s + shift;
     }
   }
+}
+
+// The row sums follow the weights of their tile.
+void FaultyStages::drop_lane(kernels::Stage stage, const kernels::StageView& view) const {
+  static thread_local std::vector<float> lane;
+  if (stage == kernels::Stage::weights) {
+    lane.assign(static_cast<std::size_t>(view.rows), 0);
+    for (Index r = 0; r < view.rows; ++r)
+      for (Index c = 7; c < view.columns; c += 8) lane[static_cast<std::size_t>(r)] += view.data[r * view.row_stride + c * view.column_stride];
+  }
+  if (stage == kernels::Stage::row_sum)
+    for (Index r = 0; r < view.rows; ++r) view.data[r * view.row_stride] -= lane[static_cast<std::size_t>(r)];
 }
 
 void FaultyStages::divide_empty_row(const kernels::StageView& view) const {

@@ -70,6 +70,16 @@ struct FaultyStages : kernels::NoStages {
         // max(0u, position - window): the difference wraps.
         if (p.window_left >= 0 && row + p.offset_of(b) < p.window_left) return {range.end, range.end};
         return range;
+      case Fault::causal_key_counted_in_tile:
+        if (row + p.offset_of(b) < tile()) return range;
+        changed.causal = false;
+        break;
+      case Fault::keys_as_many_as_rows: return {std::min(range.begin, p.shape.rows), std::min(range.end, p.shape.rows)};
+      case Fault::key_gradients_with_inverted_triangle: {
+        changed.causal = false;
+        const kernels::KeyRange whole = kernels::visible_keys(changed, b, row);
+        return p.causal ? kernels::KeyRange{std::clamp(row + p.offset_of(b) + 1, whole.begin, whole.end), whole.end} : range;
+      }
       case Fault::padding_key_leaks:
         for (Index& n : changed.key_lengths) n = std::min(n + 1, p.shape.keys);
         for (Index& n : changed.key_starts) n = std::max<Index>(n - 1, 0);
@@ -88,6 +98,7 @@ struct FaultyStages : kernels::NoStages {
     // `next` stays what the scratch held.
     if (fault == Fault::row_max_arguments_swapped) return std::numeric_limits<float>::quiet_NaN();
     if (fault == Fault::max_of_tile_only) return of_tile;
+    if (fault == Fault::row_max_scaled_twice) return std::max(running, of_tile * problem->scale);
     if (fault == Fault::stale_max && running > -std::numeric_limits<float>::infinity()) return running;
     return std::max(running, of_tile);
   }
@@ -155,6 +166,7 @@ struct FaultyStages : kernels::NoStages {
     if ((is(Stage::key_gradient, Fault::last_partial_key_tile_dropped) || is(Stage::value_gradient, Fault::last_partial_key_tile_dropped)) &&
         problem->shape.keys > backward_tile && view.row0 >= problem->shape.keys / backward_tile * backward_tile)
       each(zero);
+    if (fault == Fault::last_lane_missing_from_row_sum) drop_lane(stage, view);
     const bool loads = stage == Stage::query || stage == Stage::key || stage == Stage::value;
     if (loads && fault == Fault::bf16_read_as_f32 && problem->q.dtype == Dtype::bf16)
       for (Index r = 0; r < view.rows; ++r)
@@ -169,6 +181,7 @@ struct FaultyStages : kernels::NoStages {
 
  private:
   void mask_wrongly(const kernels::StageView& view) const;
+  void drop_lane(kernels::Stage stage, const kernels::StageView& view) const;
   void divide_empty_row(const kernels::StageView& view) const;
   void add_masked_values(const kernels::StageView& view) const;
   static void zero_columns(const kernels::StageView& view, Index from) {

@@ -1,10 +1,25 @@
 #include "harness/planted_faults.h"
 
+#include <atomic>
+#include <cstring>
+#include <vector>
+
 #include "harness/faulty_problem.h"
 #include "harness/faulty_stages.h"
 #include "problem/parallel.h"
 
 namespace assay {
+namespace {
+
+// What a store of fp32 leaves in a contiguous output of 16 bits; the second half would lie beyond its end.
+void write_as_floats(const TensorView& o) {
+  if (o.dtype == Dtype::f32 || o.stride != make_layout(LayoutKind::bhsd, o.shape, 1).stride) return;
+  std::vector<float> results;
+  for_each_index(o.shape, [&](Index b, Index h, Index i, Index c) { results.push_back(static_cast<float>(load(o, o.at(b, h, i, c)))); });
+  std::memcpy(static_cast<std::uint16_t*>(o.data) + o.at(0, 0, 0, 0), results.data(), results.size() / 2 * sizeof(float));
+}
+
+}  // namespace
 
 std::span<const PlantedFault> planted_faults() {
   using enum Fault;
@@ -70,6 +85,19 @@ std::span<const PlantedFault> planted_faults() {
       {rows_by_thread_without_remainder, "rows-by-thread-without-remainder", "F47", "standard",
        "each of n threads computes floor(Lq / n) rows; the remainder stays 0"},
       {window_of_previous_call, "window-of-previous-call", "F50", "standard", "a call without a left window keeps that of the call before", {}, true},
+      {first_call_writes_nothing, "first-call-writes-nothing", "F50", "standard", "the first call of a process returns OK and writes nothing"},
+      {output_of_16_bits_written_as_f32, "output-of-16-bits-written-as-f32", "F49", "standard", "fp32 results are written over an output of 16 bits, as far as it reaches"},
+      {bool_mask_inverted, "bool-mask-inverted", "F04", "standard", "the boolean mask keeps what it should mask"},
+      {bool_mask_ignored, "bool-mask-ignored", "F05", "standard", "the boolean mask is ignored, and OK is returned"},
+      {bias_ignored, "bias-ignored", "F05", "standard", "the additive mask is ignored, and OK is returned"},
+      {mask_of_first_rows_of_tile, "mask-of-first-rows-of-tile", "F03", "standard", "rows 8 to 31 of every 32 read the masks of rows 0 to 7"},
+      {mask_on_first_keys_of_tile, "mask-on-first-keys-of-tile", "F03", "standard", "masks are applied to the first 8 keys of every 32"},
+      {causal_key_counted_in_tile, "causal-key-counted-in-tile", "F03", "standard", "causality counts keys from their tile on: rows beyond the first tile see the future"},
+      {keys_as_many_as_rows, "keys-as-many-as-rows", "F31", "standard", "keys from Lq on are not seen"},
+      {values_read_with_key_strides, "values-read-with-key-strides", "F25", "standard", "V is read with the strides of K, where they stay inside V"},
+      {query_heads_at_row_stride, "query-heads-at-row-stride", "F27", "standard", "heads of Q are looked for a row apart, where that stays inside Q"},
+      {row_max_scaled_twice, "row-max-scaled-twice", "F48", "standard", "the row maximum is scaled once more than the scores: their exponentials overflow or vanish"},
+      {last_lane_missing_from_row_sum, "last-lane-missing-from-row-sum", "F12", "standard", "one lane of eight is not added to the row sum"},
 
       {merged_sum_not_corrected, "merged-sum-not-corrected", "F13", "decode",
        "the sum of earlier splits keeps its scale when a later one has a larger maximum"},
@@ -103,6 +131,7 @@ std::span<const PlantedFault> planted_faults() {
       {query_gradient_of_first_split_only, "query-gradient-of-first-split-only", "F35", "backward", "dQ is that of the first split of the keys"},
       {bias_gradient_overwritten, "bias-gradient-overwritten", "F35", "backward", "an element of a broadcast dBias is overwritten, not added to"},
       {sink_gradient_sign, "sink-gradient-sign", "F10", "backward", "dSink has the wrong sign"},
+      {key_gradients_with_inverted_triangle, "key-gradients-with-inverted-triangle", "F32", "backward", "the causal triangle is inverted in dK and dV alone"},
 
       {page_table_off_by_one, "page-table-off-by-one", "F29", "caches", "page n is looked up at n + 1"},
       {pages_taken_as_consecutive, "pages-taken-as-consecutive", "F29", "caches", "the pages of a sequence are taken to follow its first one"},
@@ -122,6 +151,9 @@ std::span<const PlantedFault> planted_faults() {
       {window_underflow, "window-underflow", "F02", "caches", "position - window wraps below 0: the row sees nothing"},
       {tokens_by_head_first_stride, "tokens-by-head-first-stride", "F27", "caches", "tokens of a chunk are read as [token][head] where they are [head][token]"},
       {written_past_the_new_length, "written-past-the-new-length", "F30", "caches", "a chunk is written where the next one belongs"},
+      {stored_beyond_f32, "stored-beyond-f32", "F39", "caches", "a code that reaches 2^128 under its scale is stored: a finite number is read as infinity"},
+      {f4_saturates_at_four, "f4-saturates-at-four", "F39", "caches", "f4 ends at 4: what a group scales by is what 6 stands for"},
+      {zero_group_divided, "zero-group-divided", "F39", "caches", "a group of zeros has the scale 0 / 0"},
 
       {totals_not_reset, "totals-not-reset", "F23", "products", "from four rows on, an element's sum begins with what the tile before left"},
       {totals_in_half_precision, "totals-in-half-precision", "F20", "products", "the sum over groups is kept in fp16"},
@@ -129,6 +161,7 @@ std::span<const PlantedFault> planted_faults() {
       {scale_group_of_tail, "scale-group-of-tail", "F40", "products", "a last, shorter group is read with the scale of the one before"},
       {scale_group_by_tile, "scale-group-by-tile", "F40", "products", "the group of a scale is counted in tiles of 32: k_tile / G + (k - k_tile) / G"},
       {scales_transposed_for_one_row, "scales-transposed-for-one-row", "F37", "products", "the variant for one row reads scales as [N][groups]"},
+      {scale_of_last_odd_column, "scale-of-last-odd-column", "F40", "products", "scales are loaded by pairs: where N is odd, the last column has that of the one before"},
       {scale_dropped, "scale-dropped", "F22", "products", "scales are taken to be 1"},
       {scale_applied_twice, "scale-applied-twice", "F22", "products", "every scale is applied twice"},
       {scale_in_bf16, "scale-in-bf16", "F39", "products", "scales are rounded to bf16"},
@@ -137,6 +170,7 @@ std::span<const PlantedFault> planted_faults() {
       {nan_weight_as_number, "nan-weight-as-number", "F41", "products", "the NaN of E4M3 is read as 480, that of E5M2 as infinity"},
       {smallest_scale_flushed, "smallest-scale-flushed", "F48", "products", "the smallest scale of a format is read as 0"},
       {half_read_as_quarter, "half-read-as-quarter", "F36", "products", "the subnormal of E2M1, 0.5, is read as 0.25"},
+      {half_read_as_zero, "half-read-as-zero", "F36", "products", "the subnormal of E2M1, 0.5, is flushed to 0"},
       {offset_code_read_as_float, "offset-code-read-as-float", "F36", "products", "FP4 is written as 8 + round(2 x) and read as E2M1"},
       {kept_positions_mirrored, "kept-positions-mirrored", "F36", "products", "positions of 2:4 metadata are counted from the far end of the four"},
       {zero_point_off_by_one, "zero-point-off-by-one", "F38", "products", "zero points are one too large"},
@@ -169,10 +203,14 @@ kernels::Status run_watched(Fault fault, const Attention& problem, const Attenti
 
 kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads) {
   if (fault.fault == Fault::wide_heads_return_ok && problem.shape.dim > 128) return {};
+  static std::atomic<bool> called = false;
+  if (fault.fault == Fault::first_call_writes_nothing && !called.exchange(true)) return {};
   const MisreadProblem misread(fault.fault, problem, out);
   FaultyStages stages(fault.fault, misread.problem());
   stages.threads = threads > 0 ? threads : hardware_threads();
-  return kernels::plan_and_run(misread.problem(), misread.out(), threads, faulty_forward(), &stages);
+  kernels::Status status = kernels::plan_and_run(misread.problem(), misread.out(), threads, faulty_forward(), &stages);
+  if (fault.fault == Fault::output_of_16_bits_written_as_f32 && status.ok()) write_as_floats(out.o);
+  return status;
 }
 
 }  // namespace assay

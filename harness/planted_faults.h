@@ -70,6 +70,19 @@ enum class Fault {
   wide_heads_return_ok,
   rows_by_thread_without_remainder,
   window_of_previous_call,
+  first_call_writes_nothing,
+  output_of_16_bits_written_as_f32,
+  bool_mask_inverted,
+  bool_mask_ignored,
+  bias_ignored,
+  mask_of_first_rows_of_tile,
+  mask_on_first_keys_of_tile,
+  causal_key_counted_in_tile,
+  keys_as_many_as_rows,
+  values_read_with_key_strides,
+  query_heads_at_row_stride,
+  row_max_scaled_twice,
+  last_lane_missing_from_row_sum,
   // Splits and their merge.
   merged_sum_not_corrected,
   merged_accumulator_not_corrected,
@@ -101,6 +114,7 @@ enum class Fault {
   query_gradient_of_first_split_only,
   bias_gradient_overwritten,
   sink_gradient_sign,
+  key_gradients_with_inverted_triangle,
   // Caches.
   page_table_off_by_one,
   pages_taken_as_consecutive,
@@ -120,6 +134,9 @@ enum class Fault {
   window_underflow,
   tokens_by_head_first_stride,
   written_past_the_new_length,
+  f4_saturates_at_four,
+  stored_beyond_f32,
+  zero_group_divided,
   // Products.
   totals_not_reset,
   totals_in_half_precision,
@@ -127,6 +144,7 @@ enum class Fault {
   scale_group_of_tail,
   scale_group_by_tile,
   scales_transposed_for_one_row,
+  scale_of_last_odd_column,
   scale_dropped,
   scale_applied_twice,
   scale_in_bf16,
@@ -135,6 +153,7 @@ enum class Fault {
   nan_weight_as_number,
   smallest_scale_flushed,
   half_read_as_quarter,
+  half_read_as_zero,
   offset_code_read_as_float,
   kept_positions_mirrored,
   zero_point_off_by_one,
@@ -153,7 +172,7 @@ enum class Fault {
 struct PlantedFault {
   Fault fault;
   std::string_view name;
-  std::string_view fault_class;  // of faults.md
+  std::string_view fault_class;  // F01 to F50, of docs/faults.md
   std::string_view suite;        // that hunts it
   std::string_view what;
   std::string_view equivalent = {};  // the proof that no input shows it; empty: some does

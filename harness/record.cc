@@ -564,6 +564,10 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   judging.seed = o.seed;
   judging.power = o.power;
   judging.without_lse = !r.out.lse;
+  if (o.pictures) {
+    result.pictures = product ? std::make_shared<Pictures>(r.product.m, r.product.n) : std::make_shared<Pictures>(r.problem);
+    judging.judged = [pictures = result.pictures.get()](const Element& e) { pictures->add(e); };
+  }
   // What is known of inputs that a case made; of others, nothing is.
   judging.statistics = !product && !r.case_line.empty() && has_independent_zero_mean(parse_case(r.case_line));
   const auto start = std::chrono::steady_clock::now();

@@ -55,6 +55,7 @@ struct VerifyOptions {
   Index sample_rows = 0;  // of each head; 0: all
   std::uint64_t seed = 1;
   bool power = true;
+  bool pictures = false;  // keep what a report draws
 };
 
 // The verdict on a record, under the strictest arithmetic of the ladder that is not refuted. Where the record says which case it is, its

@@ -351,6 +351,12 @@ Suite caches(std::uint64_t seed) {
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   }
+  // What is stored must not round up to 2^128. The scores stay small.
+  for (const char* store : {"f8e4m3", "f8e5m2/16", "f4e2m1/16"}) {
+    Case c = parse_case(fmt::format("attention b=1 h=2/1 l=3x20 d=24/16 offset=end scores=subnormal poke=k:0:0:3:5=-3.4028235e38 cache=paged:7 store={}", store));
+    c.seed = seed + suite.cases.size();
+    suite.cases.push_back(std::move(c));
+  }
   return suite;
 }
 

@@ -1,11 +1,12 @@
 // Tiled attention backward, compiled once for each SIMD target (hence the guard): row sums of dO O, then the splits of the keys
 // (backward_split-inl.h) in waves, then the sums over splits and the gradient of the sinks.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
-#include <map>
 #include <memory>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels/backward_split-inl.h"
@@ -119,12 +120,16 @@ struct SplitTask {
 inline std::vector<std::vector<SplitTask>> chains_of(const BackwardPlan& plan, Index first_pair, Index pairs, Index first_split, Index splits) {
   const Index kv_heads = plan.problem->shape.kv_heads;
   const auto shared = [&](std::size_t axis) { return plan.out.d_bias && plan.out.d_bias.stride[axis] == 0; };
-  std::map<std::tuple<Index, Index, Index>, std::vector<SplitTask>> chains;
+  std::vector<std::pair<std::array<Index, 3>, SplitTask>> tasks;  // by what they share
   for (Index pair = first_pair; pair < first_pair + pairs; ++pair)
     for (Index split = first_split; split < first_split + splits; ++split)
-      chains[{shared(0) ? 0 : pair / kv_heads, shared(1) ? 0 : pair % kv_heads, shared(3) ? 0 : split}].push_back({pair, split});
+      tasks.push_back({{shared(0) ? 0 : pair / kv_heads, shared(1) ? 0 : pair % kv_heads, shared(3) ? 0 : split}, {pair, split}});
+  std::ranges::sort(tasks, {}, [](const auto& task) { return std::tuple(task.first, task.second.pair, task.second.split); });
   std::vector<std::vector<SplitTask>> list;
-  for (auto& [key, chain] : chains) list.push_back(std::move(chain));
+  for (std::size_t n = 0; n < tasks.size(); ++n) {
+    if (n == 0 || tasks[n].first != tasks[n - 1].first) list.emplace_back();
+    list.back().push_back(tasks[n].second);
+  }
   return list;
 }
 

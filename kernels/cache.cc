@@ -120,16 +120,17 @@ void TokenPlane::encode_row(const TensorView& t, Index row, Index head, Index pa
     }
     return;
   }
-  const NarrowFormat f = narrow_format(dtype_);
+  NarrowFormat f = narrow_format(dtype_);
   std::memset(to, 0, static_cast<std::size_t>(row_bytes_));
   for (Index begin = 0; begin < columns_; begin += group_) {
     const Index end = std::min(begin + group_, columns_);
     float absmax = 0;
     for (Index c = begin; c < end; ++c)
       if (const float x = std::fabs(element(t, head, row, c)); std::isfinite(x)) absmax = std::max(absmax, x);
-    const int exponent = scale_exponent(f, absmax);
+    const int exponent = scale_exponent(narrow_format(dtype_), absmax);
     scales_[static_cast<std::size_t>(at * row_scales_ + begin / group_)] = static_cast<std::uint8_t>(exponent + 127);
     const float inverse = power_of_two(-exponent);
+    f.max_code = max_code_under(narrow_format(dtype_), exponent);
     for (Index c = begin; c < end; ++c) put_code(f.bits, to, c, encode_narrow(f, element(t, head, row, c) * inverse));
   }
 }

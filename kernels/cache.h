@@ -22,7 +22,7 @@ struct CacheConfig {
   Dtype dtype = Dtype::f32;        // f32, f16, bf16, f8e4m3, f8e5m2 or f4e2m1
   // f8 and f4: elements that share a scale, along one head's K or V (or the latent vector) of one token; 0: all of them.
   // The scale is E8M0, the least 2^e, e >= -127, with absmax <= 2^e * (largest finite number of the dtype); absmax is over
-  // the finite elements. Groups never span tokens.
+  // the finite elements. Codes saturate at the largest one that f32 holds under the scale. Groups never span tokens.
   Index group_size = 0;
   // latent: a token is a vector of `rank` elements and a rotary part of `rotary`, common to all heads. For head g,
   // K = [ up_k[g] c ; rotary part ] with dim = (rows of up_k) + rotary, and V = up_v[g] c.

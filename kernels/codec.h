@@ -97,4 +97,11 @@ inline int scale_exponent(const NarrowFormat& f, float absmax) {
   return std::max(absmax_exponent - largest_exponent + (m > largest ? 1 : 0), -127);
 }
 
+// The greatest code that f32 holds under the scale 2^e. What is stored is read as f32: beside 2^128 it would round up to infinity.
+inline std::uint32_t max_code_under(const NarrowFormat& f, int e) {
+  std::uint32_t code = f.max_code;
+  while (std::isinf(decode_narrow(f, code) * power_of_two(e))) --code;
+  return code;
+}
+
 }  // namespace assay::kernels

@@ -175,7 +175,7 @@ Extents broadcast_strides(const MaskSpec& m, Extents shape) {
 Tensor contiguous(Dtype dtype, const Extents& shape) { return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1)); }
 
 // What a cache holds after rounding, in f64. Groups of f8 and f4 have a scale: the least 2^e, e >= -127, under which their
-// largest finite magnitude does not exceed the dtype's largest number.
+// largest finite magnitude does not exceed the dtype's largest number, and saturate at the largest code that f32 holds under it.
 Tensor cached_values(const Case& c, const TensorView& tokens) {
   const Dtype dtype = c.cache_dtype();
   Tensor out = contiguous(Dtype::f64, tokens.shape);
@@ -197,7 +197,11 @@ Tensor cached_values(const Case& c, const TensorView& tokens) {
         while (largest > std::ldexp(format(dtype).max_finite, e)) ++e;
         scale = std::ldexp(1.0, e);
       }
-      for (Index d = first; d < last; ++d) store(to, to.at(b, h, i, d), scale * round_to(dtype, load(tokens, tokens.at(b, h, i, d)) / scale));
+      for (Index d = first; d < last; ++d) {
+        double x = round_to(dtype, load(tokens, tokens.at(b, h, i, d)) / scale);
+        while (scaled && std::fabs(x) * scale > format(Dtype::f32).max_finite) x = decode(dtype, encode(dtype, x) - 1);
+        store(to, to.at(b, h, i, d), scale * x);
+      }
     }
   });
   return out;

@@ -10,6 +10,7 @@
 #else
 #include <list>
 #include <map>
+#include <memory>
 #include <oneapi/tbb/parallel_for.h>
 #include <oneapi/tbb/task_arena.h>
 #endif
@@ -65,9 +66,10 @@ thread_local Arena* region = nullptr;
 ParallelRegion::ParallelRegion(int threads) : outer_(region) {
   if (threads <= 0) threads = hardware_threads();
   if (threads <= 1) return;
-  arena_ = region = new Arena(threads);
+  auto arena = std::make_unique<Arena>(threads);
   // oneTBB makes what it needs in the first loop of an arena.
-  (*region)->execute([] { tbb::parallel_for(Index{0}, Index{2}, [](Index) {}, tbb::simple_partitioner()); });
+  (*arena)->execute([] { tbb::parallel_for(Index{0}, Index{2}, [](Index) {}, tbb::simple_partitioner()); });
+  arena_ = region = arena.release();
 }
 
 ParallelRegion::~ParallelRegion() {
@@ -108,7 +110,11 @@ void parallel_for_each_index(Index n, int threads, void (*call)(const void* body
   };
   {
     std::vector<std::jthread> pool;
-    for (int t = 1; t < threads; ++t) pool.emplace_back(work);
+    try {
+      for (int t = 1; t < threads; ++t) pool.emplace_back(work);
+    } catch (const std::exception&) {
+      // Those that run already write: what no memory or no thread is left for, fewer do.
+    }
     work();
   }
   if (error) std::rethrow_exception(error);

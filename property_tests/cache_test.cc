@@ -389,6 +389,7 @@ TEST(Cache, RefusesWhatCannotBe) {
   expect(refused([](CacheConfig& c) { c.dim = 65600; }), bad, "dim = 65600 is outside [1, 1024]");
   expect(refused([](CacheConfig& c) { c.rank = 1020; }), bad, "rank + rotary = 1020 + 6 is above 1024");
   expect(refused([](CacheConfig& c) { c.rotary = c.dim; }), bad, "rotary");
+  expect(refused([](CacheConfig& c) { c.kind = static_cast<CacheKind>(7); }), bad, "kind = 7 is none of the three");
   expect(refused([](CacheConfig& c) { c.capacity = -1; }), bad, "capacity = -1");
   expect(refused([](CacheConfig& c) { c.group_size = -1; }), bad, "group_size = -1");
   expect(refused([](CacheConfig& c) { c.dtype = Dtype::f64; }), StatusCode::unsupported, "dtype is f64");

@@ -18,6 +18,7 @@ namespace assay {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 using testing::MatchesRegex;
@@ -62,6 +63,8 @@ TEST_F(Command, RecordsTravel) {
   const nlohmann::json whole = nlohmann::json::parse(read(file("j")));
   EXPECT_EQ(whole["results"][0]["reproduce"], "assay verify '" + file("good") + "' --record 0");
   EXPECT_THAT(read(file("h")), HasSubstr("attention b=1 h=2 l=9x13 d=8 dtype=f32 causal"));
+  // The page draws what was judged: maps of every output, the mask.
+  EXPECT_THAT(read(file("h")), AllOf(HasSubstr("\"maps\":[{"), HasSubstr("\"mask\":[{"), HasSubstr("\"output\":\"C\"")));
   EXPECT_THAT(run("verify --list " + file("good")).output, HasSubstr("1: product m=2 n=3 k=32 w=mxfp4 kernel=host"));
   EXPECT_EQ(run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' --candidate fault:causal-off-by-one -o " + file("bad")).status, 0);
   // A wrong one, a right one and one that is none: each has its result.
@@ -147,6 +150,8 @@ TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
       {"check --suite smoke --shard 4/4", "--shard=4/4: expected i/n with 0 <= i < n"},
       {"check --suite smoke --shard 99/100", "no case"},
       {"check --suite smoke --candidate nobody", "unknown candidate 'nobody'"},
+      {"check --suite smoke --time -1", "--time: Value -1 not in range"},
+      {"check --suite smoke --memory -1", "--memory: Value -1 not in range"},
       {"check --case 'attention b=1 h=3/2 l=4 d=4'", "h=3/2: query heads must be a multiple of kv heads"},
       {"check --case 'attention b=1 h=1 l=-4 d=4'", "l=-4 is outside [0, "},
       {"check --case 'attention b=1 h=1 l=4 d=1025'", "d=1025 is outside [1, 1024]"},
@@ -190,6 +195,33 @@ TEST_F(Command, WritesJsonJunitAndHtml) {
   EXPECT_THAT(read(file("r.html")), HasSubstr("\"suite\":\"smoke\""));
 }
 
+// Planted faults have a page, and a place on the page of a check; a file that is something else is refused before anything runs.
+TEST_F(Command, FaultsAndFuzzersAreShownOnPages) {
+  const Ran faults = run("faults --only causal-off-by-one --suite smoke --json " + file("score.json") + " --html " + file("score.html"));
+  EXPECT_EQ(faults.status, 0) << faults.output;
+  EXPECT_THAT(read(file("score.html")), AllOf(HasSubstr("\"fault\":\"causal-off-by-one\""), HasSubstr("\"machine\":{"), Not(HasSubstr("\"results\":"))));
+  std::ofstream(file("fuzz.json")) << R"({"format": 1, "targets": [{"target": "forward", "executions": 7}, {"target": "case", "executions": 8}],
+    "findings": [{"target": "case", "file": "crash-1", "reason": "it ends in a signal"}]})";
+  const std::string check = "check --case 'attention b=1 h=1 l=4 d=4' ";
+  const Ran both = run(check + "--html " + file("run.html") + " --with-faults " + file("score.json") + " --with-fuzz " + file("fuzz.json"));
+  EXPECT_EQ(both.status, 0) << both.output;
+  EXPECT_THAT(read(file("run.html")), AllOf(HasSubstr("\"fault\":\"causal-off-by-one\""), HasSubstr("\"results\":[{"), HasSubstr("\"findings\":[],\"target\":\"forward\"}"),
+                                            HasSubstr("\"findings\":[{\"case\":\"crash-1\",\"reason\":\"it ends in a signal\"}],\"target\":\"case\"}")));
+  std::ofstream(file("odd.json")) << R"({"format": 1, "targets": [{}], "findings": [{"reason": 7}]})";
+  const std::string html = check + "--html " + file("other.html");
+  for (const auto& [arguments, words] : {std::pair{html + " --with-faults " + file("fuzz.json"), "--with-faults=" + file("fuzz.json") + ": not what `assay faults --json` writes"},
+                                         {html + " --with-fuzz " + file("none.json"), "--with-fuzz=" + file("none.json") + ": No such file or directory"},
+                                         {html + " --with-fuzz " + file("odd.json"), "--with-fuzz=" + file("odd.json") + ": a target or a finding lacks its fields"},
+                                         {html + " --with-fuzz " + file("run.html"), "not what `assay fuzz --json` writes"},
+                                         {check + "--with-fuzz " + file("fuzz.json"), std::string("--with-fuzz requires --html")}}) {
+    const Ran r = run(arguments);
+    EXPECT_EQ(r.status, 2) << r.output;
+    EXPECT_THAT(r.output, HasSubstr(words));
+    EXPECT_THAT(r.output, Not(HasSubstr("passed")));
+  }
+  EXPECT_FALSE(fs::exists(file("other.html")));
+}
+
 // Where a file cannot be written is told before anything runs, and nothing is left behind.
 TEST_F(Command, FilesThatCannotBeWrittenAreToldFirst) {
   for (const char* option : {"--json ", "--junit ", "--html ", "--markdown ", "--store ", "--standalone "}) {
@@ -210,9 +242,9 @@ TEST_F(Command, FilesThatCannotBeWrittenAreToldFirst) {
 
 // Who takes long to judge has not failed; who takes long to answer has.
 TEST_F(Command, ASlowVerdictIsNoFailureOfTheCandidate) {
-  const Ran r = run("check --timeout 0.2 --no-shrink --ball-rows 100000 --case 'attention b=1 h=4 l=1024 d=64'");
+  const Ran r = run("check --timeout 2 --no-shrink --ball-rows 100000 --case 'attention b=1 h=4 l=1024 d=64'");
   EXPECT_EQ(r.status, 3) << r.output;
-  EXPECT_THAT(r.output, HasSubstr("error: not judged: the candidate had answered; oracle and bound were not ready within the 0.2 s of --timeout"));
+  EXPECT_THAT(r.output, HasSubstr("error: not judged: the candidate had answered; oracle and bound were not ready within the 2 s of --timeout"));
 }
 
 TEST_F(Command, ACaseIsReproducedAsItWasRun) {

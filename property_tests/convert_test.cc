@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "kernels/codec.h"
 #include "kernels/dropout.h"
@@ -91,6 +92,20 @@ TEST(Codec, ScalesAreTheLeastThatFit) {
           ASSERT_EQ(kernels::scale_exponent(kernels::narrow_format(dtype), x), expected) << x;
         }
       }
+}
+
+// A number beside 2^128 would round up to it under its scale, and be read as infinity.
+TEST(Codec, WhatIsStoredUnderAScaleIsFinite) {
+  constexpr float most = std::numeric_limits<float>::max();
+  for (Dtype dtype : {Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1}) {
+    const kernels::NarrowFormat f = kernels::narrow_format(dtype);
+    EXPECT_EQ(kernels::max_code_under(f, kernels::scale_exponent(f, 1e38f)), f.max_code);
+    const int e = kernels::scale_exponent(f, most);
+    const std::uint32_t limit = kernels::max_code_under(f, e);
+    ASSERT_LT(limit, f.max_code);
+    EXPECT_LE(std::ldexp(decode(dtype, limit), e), static_cast<double>(most));
+    EXPECT_GT(std::ldexp(decode(dtype, limit + 1), e), static_cast<double>(most));
+  }
 }
 
 // The kernel's Philox and the oracle's library agree: they share no code.

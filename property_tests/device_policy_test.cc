@@ -338,6 +338,10 @@ TEST(DeviceBackends, ExtremesMeanWhatTheyMeanOnTheHost) {
   p.shape.keys = huge;
   p.k.stride = p.v.stride = {};
   EXPECT_EQ(attention_forward(p, f.out.view()).detail, "keys = 9223372036854775807 is above 2^40");
+  p = f.in.problem;
+  p.shape.batch = largest_extent;
+  p.shape.query_heads = 3 * p.shape.kv_heads;
+  EXPECT_EQ(attention_forward(p, f.out.view()).detail, "batch * query_heads = 1099511627776 * " + std::to_string(p.shape.query_heads) + " is above 2^40");
   // Multiplied by its inverse this softcap would be NaN: the dispatcher takes the host for it.
   p = f.in.problem;
   p.softcap = 1e-45f;

@@ -43,6 +43,7 @@ float dot(Accumulation how, const std::vector<float>& a, const std::vector<float
         const double quantum = std::max(std::ldexp(1.0, std::ilogb(largest) - 23), 0x1p-149);
         double total = truncated_to(sum, quantum);
         for (std::size_t k = k0; k < end; ++k) total += truncated_to(static_cast<double>(a[k]) * b[k], quantum);
+        if (!std::isfinite(total)) return std::numeric_limits<float>::quiet_NaN();  // of NaN, which no maximum shows
         const double final_quantum = total == 0 ? quantum : std::max(std::ldexp(1.0, std::ilogb(total) - 23), 0x1p-149);
         sum = static_cast<float>(truncated_to(total, final_quantum));
       }
@@ -53,6 +54,7 @@ float dot(Accumulation how, const std::vector<float>& a, const std::vector<float
 
 // A relative error of up to 2 + 1.173 |x| ulp that depends on the argument alone.
 float noisy_exp(float x) {
+  if (!std::isfinite(x)) return std::exp(x);
   std::uint64_t h = static_cast<std::uint64_t>(static_cast<std::int64_t>(static_cast<double>(x) * 1e6)) * 0x9E3779B97F4A7C15u;
   h = (h ^ h >> 29) * 0xBF58476D1CE4E5B9u;
   const double noise = static_cast<double>(static_cast<std::int64_t>(h ^ h >> 32)) * 0x1p-63;

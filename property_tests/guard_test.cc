@@ -4,8 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
+#include <fstream>
 #include <functional>
+#include <map>
 #include <set>
+#include <sstream>
 #include <tuple>
 
 #include "harness/contracts.h"
@@ -399,6 +403,39 @@ TEST(PlantedFaults, AreNamedOnceAndReachedByTheirSuites) {
   EXPECT_EQ(classes.size(), 50u);
   EXPECT_FALSE(faults.contains(Fault::none));
   EXPECT_EQ(faults.size(), static_cast<std::size_t>(Fault::added_to_the_output));
+}
+
+// docs/faults.md has every fault once, in the row of its class, and what it says stands for the faults of other systems is there.
+TEST(PlantedFaults, TheirDocumentIsWhole) {
+  std::map<std::string, std::string> expected, listed;
+  std::set<std::string> names;
+  for (const PlantedFault& f : planted_faults()) {
+    expected[std::string(f.name)] = f.fault_class;
+    names.emplace(f.name);
+  }
+  std::ifstream document(ASSAY_SOURCE_DIR "/docs/faults.md");
+  std::size_t models = 0;
+  for (std::string line; std::getline(document, line);) {
+    if (!line.starts_with("| ") || line.starts_with("| ---")) continue;
+    std::istringstream columns(line);
+    std::string bar, first, last;
+    std::getline(columns, bar, '|');
+    std::getline(columns, first, '|');
+    for (std::string cell; std::getline(columns, cell, '|');) last = cell;
+    const bool is_class = first.size() == 5 && first[1] == 'F' && std::isdigit(first[2]);
+    std::ranges::replace(last, ';', ',');
+    std::istringstream cells(last);
+    for (std::string name; std::getline(cells, name, ',');) {
+      std::erase_if(name, [](char c) { return c == ' ' || c == '*'; });
+      if (is_class) EXPECT_TRUE(listed.emplace(name, first.substr(1, 3)).second) << name;
+      else if (name.find('-') != std::string::npos) {
+        ++models;
+        EXPECT_TRUE(names.contains(name)) << name;
+      }
+    }
+  }
+  EXPECT_EQ(listed, expected);
+  EXPECT_GT(models, 40u);
 }
 
 // Shown by a pass that cannot miss it: deleting a key of `gather` inputs moves O by whole values.

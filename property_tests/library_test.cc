@@ -61,6 +61,9 @@ TEST_F(Library, ARightOnePasses) {
 }
 
 TEST_F(Library, EveryMistakeIsAFindingWithAName) {
+#ifdef ASSAY_SANITIZED
+  printf("left out: 1 mistake, breaks_the_heap, which the sanitizer's allocator does not see in a library without it\n");
+#endif
   for (const auto& [mistake, words] : std::vector<std::pair<const char*, const char*>>{
            {"crashes", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
            {"leaves", "the library's process exited with status 7 in forward"},
@@ -71,7 +74,9 @@ TEST_F(Library, EveryMistakeIsAFindingWithAName) {
            {"writes_an_input", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
            {"writes_behind_its_workspace", "the library wrote behind the end of the workspace, in forward"},
            {"reads_on", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
+#ifndef ASSAY_SANITIZED
            {"breaks_the_heap", "the library's process was killed by signal 6 (Aborted) in forward"},
+#endif
            {"writes_nothing", "was not written"},
            {"refuses", "the library said that it supports this, and then answered unsupported in forward"},
            {"fails", "status 5 (Execution failed): the answer of the library in forward"},

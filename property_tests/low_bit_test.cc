@@ -129,6 +129,27 @@ void expect_nearest(LowBit format, Index group, const std::vector<float>& column
   EXPECT_EQ(std::memcmp(bytes.scales.data(), reference.scales().bytes(), bytes.scales.size()), 0);
 }
 
+// Weights in 16 bits are read as what they are: quantized as the same numbers in f32.
+TEST(LowBitEncoders, ReadWeightsOfSixteenBits) {
+  constexpr Index k = 96, n = 9;
+  for (const Dtype dtype : {Dtype::f16, Dtype::bf16}) {
+    const Tensor narrow(dtype, {1, 1, k, n}, {{0, 0, n, 1}, 0, k * n}), wide(Dtype::f32, {1, 1, k, n}, {{0, 0, n, 1}, 0, k * n});
+    for (Index at = 0; at < k * n; ++at) {
+      const double x = std::ldexp(static_cast<double>((at * 37) % 129 - 64), static_cast<int>(at % 5) - 6);  // a number of either
+      store(narrow.view(), at, x);
+      store(wide.view(), at, x);
+    }
+    for (int format = 0; format < low_bit_count; ++format) {
+      kernels::LowBitBytes of_narrow, of_wide;
+      ASSERT_TRUE(kernels::quantize_weights(narrow.view(), static_cast<LowBit>(format), {}, of_narrow).ok());
+      ASSERT_TRUE(kernels::quantize_weights(wide.view(), static_cast<LowBit>(format), {}, of_wide).ok());
+      EXPECT_EQ(of_narrow.codes, of_wide.codes);
+      EXPECT_EQ(of_narrow.scales, of_wide.scales);
+      EXPECT_EQ(of_narrow.tensor_scale, of_wide.tensor_scale);
+    }
+  }
+}
+
 // Elements of a group whose largest makes the scale 1, then every midpoint between neighbouring codes, one float below it and one above.
 TEST(LowBitEncoders, RoundMidpointsToEvenAndTheirNeighboursToTheNearest) {
   struct Rule {

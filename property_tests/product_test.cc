@@ -106,10 +106,12 @@ RC_GTEST_PROP(PackedWeights, RoundTrip, ()) {
   again.scales = scales.empty() ? nullptr : scales.data();
   again.extra = extra.empty() ? nullptr : extra.data();
   RC_ASSERT(decode_weights(again) == decode_weights(in.problem.w));
-  RC_ASSERT(scales.empty() || std::memcmp(scales.data(), in.w.scales().bytes(), scales.size()) == 0);
+  // Either side may be empty, where memcmp() takes no null pointer.
+  const auto same = [](const std::vector<std::byte>& bytes, const std::byte* others) { return std::equal(bytes.begin(), bytes.end(), others); };
+  RC_ASSERT(same(scales, in.w.scales().bytes()));
   if (c.product.k % 32 == 0) {
-    RC_ASSERT(std::memcmp(codes.data(), in.w.codes().bytes(), codes.size()) == 0);
-    RC_ASSERT(extra.empty() || std::memcmp(extra.data(), in.w.extra().bytes(), extra.size()) == 0);
+    RC_ASSERT(same(codes, in.w.codes().bytes()));
+    RC_ASSERT(same(extra, in.w.extra().bytes()));
   }
 }
 
@@ -183,13 +185,32 @@ struct Judged {
   explicit Judged(const std::string& line) : c(parse_case(line)), in(c), out(c) {
     EXPECT_EQ(run_product_plainly(*make_candidate("host"), in.problem, out.c.view(), 1), "");
   }
-  Verdict verdict() const { return judge_product(in.problem, out.c.view(), host_product_contract(kernels::chosen_target())); }
+  Verdict verdict(const JudgeOptions& options = {}) const { return judge_product(in.problem, out.c.view(), host_product_contract(kernels::chosen_target()), options); }
   double get(Index m, Index n) const { return load(out.c.view(), out.c.view().at(0, 0, m, n)); }
   void set(Index m, Index n, double x) const { store(out.c.view(), out.c.view().at(0, 0, m, n), x); }
   Case c;
   ProductInputs in;
   ProductOutput out;
 };
+
+TEST(ProductVerdict, SampledRowsAreJudgedAloneAndSaySo) {
+  const Judged judged("product m=40 n=20 k=100 dtype=f32 w=nvfp4");
+  JudgeOptions options;
+  options.sample_rows = 4;
+  options.seed = 7;
+  const Verdict v = judged.verdict(options);
+  EXPECT_EQ(v.outcome, Outcome::pass);
+  EXPECT_EQ(v.reason, "every element is inside its bound; 4 of 40 rows were judged: one of each equal stretch, seed 7");
+  EXPECT_EQ(v.outputs.at(Output::c).elements, 4 * 20);
+  ASSERT_EQ(v.sampled.size(), 4u);
+  // A wrong row is found if it is in the sample, and not otherwise.
+  for (Index m = 0; m < 40; ++m) {
+    const double right = judged.get(m, 3);
+    judged.set(m, 3, right + 100);
+    EXPECT_EQ(judged.verdict(options).outcome == Outcome::fail, std::ranges::find(v.sampled, m) != v.sampled.end()) << m;
+    judged.set(m, 3, right);
+  }
+}
 
 TEST(ProductVerdict, WrongOutputsFail) {
   const char* line = "product m=3 n=20 k=100 dtype=f32 w=nvfp4";
@@ -472,6 +493,10 @@ TEST_F(Refusals, OfAbsurdNumbersNeverCrash) {
   tall.shape[2] = Index{1} << 62;
   tall.stride[2] = 0;
   EXPECT_EQ(kernels::quantize_weights(tall, LowBit::int8, {}, bytes).detail, "k = 4611686018427387904 is above 1099511627776");
+  tall.shape[2] = tall.shape[3] = Index{1} << 24;
+  const kernels::Status many = kernels::quantize_weights(tall, LowBit::int8, {}, bytes);
+  EXPECT_EQ(many.code, kernels::StatusCode::memory_allocation_failed);
+  EXPECT_EQ(many.detail, "k * n = 16777216 * 16777216 weights are above 2^46");
   TensorView odd = plain;
   odd.dtype = static_cast<Dtype>(77);
   EXPECT_EQ(kernels::quantize_weights(odd, LowBit::int8, {}, bytes).detail, "w is dtype 77; weights are quantized from f32, f16 and bf16");

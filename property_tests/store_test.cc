@@ -30,6 +30,7 @@ Json result(const std::string& line, double ratio, double seconds, const char* o
           {"outcome", outcome},
           {"reason", "so it is"},
           {"dtype", "f32"},
+          {"elements", {{"compared", {{"O", 30}, {"LSE", 5}}}}},
           {"worst", {{"O", {{"ratio", ratio}}}, {"LSE", {{"ratio", ratio / 2}}}}},
           {"bias", {{"mean_ratio", 0.25}, {"slope_t", -1.5}}},
           {"seconds", {{"generate", 0.1}, {"candidate", seconds}, {"judge", 0.3}}}};
@@ -55,6 +56,29 @@ class Stores : public testing::Test {
     }
     return "opened";
   }
+  void sql(const char* name, const std::string& statements) const {
+    sqlite3* db = nullptr;
+    ASSERT_EQ(sqlite3_open(file(name).c_str(), &db), SQLITE_OK);
+    ASSERT_EQ(sqlite3_exec(db, statements.c_str(), nullptr, nullptr, nullptr), SQLITE_OK);
+    sqlite3_close(db);
+  }
+  // A store that a program of schema 1 wrote: a check that passed, one that failed.
+  void old_store(const char* name = "runs.db") const {
+    std::ifstream dump(ASSAY_STORE_SCHEMA_1);
+    ASSERT_TRUE(dump) << ASSAY_STORE_SCHEMA_1;
+    sql(name, {std::istreambuf_iterator<char>(dump), {}});
+  }
+  std::int64_t schema(const char* name = "runs.db") const {
+    sqlite3* db = nullptr;
+    sqlite3_stmt* s = nullptr;
+    EXPECT_EQ(sqlite3_open_v2(file(name).c_str(), &db, SQLITE_OPEN_READONLY, nullptr), SQLITE_OK);
+    EXPECT_EQ(sqlite3_prepare_v2(db, "PRAGMA user_version", -1, &s, nullptr), SQLITE_OK);
+    EXPECT_EQ(sqlite3_step(s), SQLITE_ROW);
+    const std::int64_t version = sqlite3_column_int64(s, 0);
+    sqlite3_finalize(s);
+    sqlite3_close(db);
+    return version;
+  }
   fs::path folder_;
 };
 
@@ -78,6 +102,7 @@ TEST_F(Stores, WhatGoesInComesOut) {
   EXPECT_EQ(run["results"][0]["worst_ratio"], 0.5);
   EXPECT_EQ(run["results"][0]["worst_output"], "O");
   EXPECT_EQ(run["results"][0]["bias"], 0.25);
+  EXPECT_EQ(run["results"][0]["compared"], 35);
   EXPECT_EQ(run["results"][0]["seconds"], 2);
   EXPECT_EQ(s.run(2)["results"][0]["worst_ratio"], "inf");
   EXPECT_THROW(s.run(3), StoreError);
@@ -95,13 +120,19 @@ TEST_F(Stores, LinesTravelAndAreAllOrNone) {
   EXPECT_EQ(a.run(2), b.run(2));
   lines.clear();
   lines.seekg(0);
-  std::stringstream broken(lines.str() + "{\"kind\":\"check\"}\n");
-  try {
-    b.import_lines(broken);
-    ADD_FAILURE();
-  } catch (const StoreError& e) {
-    EXPECT_THAT(e.what(), HasSubstr("line 3 of what is imported: a run without results; nothing was imported"));
-  }
+  const auto refused = [&](const std::string& text) -> std::string {
+    std::stringstream in(text);
+    try {
+      return std::to_string(b.import_lines(in)) + " imported";
+    } catch (const StoreError& e) {
+      return e.what();
+    }
+  };
+  EXPECT_THAT(refused(lines.str() + "{\"kind\":\"check\"}\n"), HasSubstr("line 3 of what is imported: a run without results; nothing was imported"));
+  EXPECT_THAT(refused(lines.str() + "{\"results\":[{}]}\n"), HasSubstr("line 3 of what is imported: no field \"kind\", so it is no run of a store"));
+  EXPECT_THAT(refused(lines.str() + "no JSON\n"), HasSubstr("line 3 of what is imported: no JSON from byte 2 on; nothing was imported"));
+  EXPECT_THAT(refused(lines.str() + "[]\n"), HasSubstr("line 3 of what is imported: no JSON object; nothing was imported"));
+  EXPECT_THAT(refused("\n"), HasSubstr("there is no run; nothing was imported"));
   EXPECT_EQ(b.runs().size(), 2u);
 }
 
@@ -122,18 +153,12 @@ TEST_F(Stores, BenchmarksOfGoogle) {
 TEST_F(Stores, WhatIsNoStoreIsRefusedAndLeftAlone) {
   std::ofstream(file("text")) << "no database, but long enough to be taken for something that has a header of its own";
   EXPECT_THAT(refusal(file("text")), HasSubstr("file is not a database"));
-  const auto sql = [&](const char* name, const char* statements) {
-    sqlite3* db = nullptr;
-    ASSERT_EQ(sqlite3_open(file(name).c_str(), &db), SQLITE_OK);
-    ASSERT_EQ(sqlite3_exec(db, statements, nullptr, nullptr, nullptr), SQLITE_OK);
-    sqlite3_close(db);
-  };
   sql("other", "CREATE TABLE t(x)");
   EXPECT_THAT(refusal(file("other")), HasSubstr("is a database of something else"));
   { Store s(file()); s.append(run_of({result("a", 0.5, 2)})); }
   sql("runs.db", "PRAGMA user_version = 99");
-  EXPECT_THAT(refusal(file()), HasSubstr("has schema 99, this program knows up to 1"));
-  sql("runs.db", "PRAGMA user_version = 1");
+  EXPECT_THAT(refusal(file()), HasSubstr("has schema 99, this program knows up to 2"));
+  sql("runs.db", "PRAGMA user_version = 2");
   EXPECT_EQ(Store(file()).runs().size(), 1u);
   // A page that holds rows, overwritten.
   { Store s(file("damaged")); for (int k = 0; k < 50; ++k) s.append(run_of({result(std::string(500, 'a'), 0.5, 2)})); }
@@ -144,6 +169,41 @@ TEST_F(Stores, WhatIsNoStoreIsRefusedAndLeftAlone) {
   damage.close();
   EXPECT_THAT(refusal(file("damaged")), HasSubstr("is damaged"));
   EXPECT_THAT(refusal("/no/such/folder/runs.db"), HasSubstr("unable to open"));
+}
+
+TEST_F(Stores, AnOlderSchemaIsBroughtUpToDateAndKeepsItsRuns) {
+  old_store();
+  ASSERT_EQ(schema(), 1);
+  {
+    Store s(file());
+    ASSERT_EQ(s.runs().size(), 2u);
+    const Json passed = s.run(1)["results"][0], failed = s.run(2)["results"][0];
+    EXPECT_EQ(passed["name"], "attention b=1 h=2/1 l=5x7 d=8 dtype=bf16 causal");
+    EXPECT_EQ(passed["worst_ratio"], 0.99463570564201087);
+    EXPECT_EQ(passed["bias"], 0.053064306656730578);
+    EXPECT_EQ(failed["outcome"], "fail");
+    EXPECT_THAT(failed["reason"].get<std::string>(), HasSubstr("-2.01450345"));
+    EXPECT_FALSE(passed.contains("compared")) << "nobody had counted";
+    EXPECT_EQ(s.append(run_of({result("a", 0.5, 2)})), 3);
+  }
+  EXPECT_EQ(schema(), 2);
+  EXPECT_EQ(Store(file()).run(3)["results"][0]["compared"], 35);
+}
+
+TEST_F(Stores, AMigrationThatFailsLeavesTheOldStore) {
+  old_store();
+  sql("runs.db", "ALTER TABLE result ADD COLUMN compared INTEGER");  // which no program of schema 1 has
+  EXPECT_THAT(refusal(file()), HasSubstr("duplicate column name: compared"));
+  EXPECT_EQ(schema(), 1);
+}
+
+TEST_F(Stores, SeveralOpenAnOlderSchemaAtATime) {
+  old_store();
+  std::vector<std::thread> threads;
+  for (int k = 0; k < 8; ++k) threads.emplace_back([&, k] { Store(file()).append(run_of({result("case " + std::to_string(k), 0.5, 2)})); });
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(schema(), 2);
+  EXPECT_EQ(Store(file()).runs().size(), 10u);
 }
 
 TEST_F(Stores, SeveralAppendAtATime) {
@@ -163,7 +223,9 @@ TEST_F(Stores, SurviveAKill) {
   std::mt19937 random(20261125);
   std::int64_t answered = 0;
   constexpr int results = 200;
-  for (int round = 0; round < 25; ++round) {
+  int kills = 0;
+  // A slow machine gets little done before a kill, so it is killed more often.
+  for (; kills < 25 || (answered <= 25 && kills < 1000); ++kills) {
     int channel[2];
     ASSERT_EQ(pipe(channel), 0);
     const pid_t child = fork();
@@ -185,10 +247,10 @@ TEST_F(Stores, SurviveAKill) {
     close(channel[0]);
     const Store s(file());
     const std::vector<StoredRun> runs = s.runs();
-    ASSERT_GE(static_cast<std::int64_t>(runs.size()), answered) << round;
-    for (const StoredRun& r : runs) ASSERT_EQ(r.results, results) << round;
+    ASSERT_GE(static_cast<std::int64_t>(runs.size()), answered) << kills;
+    for (const StoredRun& r : runs) ASSERT_EQ(r.results, results) << kills;
   }
-  printf("%ld runs were answered over 25 kills\n", static_cast<long>(answered));
+  printf("%ld runs were answered over %d kills\n", static_cast<long>(answered), kills);
   EXPECT_GT(answered, 25);
 }
 

@@ -27,6 +27,17 @@ std::string filled(std::string_view page, const Json& data) {
 
 std::string html_report(const Json& run) { return filled(report_page, run); }
 
+Json fuzz_of_page(const Json& summary) {
+  Json targets = summary.at("targets");
+  for (Json& t : targets) {
+    Json findings = Json::array();
+    for (const Json& f : summary.at("findings"))
+      if (f.at("target") == t.at("target")) findings.push_back({{"reason", f.value("reason", "")}, {"case", f.value("shrunk", f.value("case", f.value("file", "")))}});
+    t["findings"] = std::move(findings);
+  }
+  return targets;
+}
+
 std::string html_dashboard(const Json& runs, const std::string& generated) {
   // Names, reasons and commands come again in every run: each text once, and numbers in their places.
   Json strings = Json::array(), short_runs = runs;

@@ -6,7 +6,8 @@ namespace assay {
 namespace {
 
 // Of any bytes, as XML 1.0 in UTF-8 that says as much.
-std::string escape(const std::string& bytes) {
+// Not `escape`: newer versions of the JSON library have one, which a Json argument would find.
+std::string escape_xml(const std::string& bytes) {
   const std::string text = Json::parse(Json(bytes).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
   std::string out;
   for (const char c : text) {
@@ -36,14 +37,14 @@ std::string junit_xml(const Json& run) {
   double total = 0;
   std::string cases;
   for (const Json& r : run["results"]) {
-    const std::string outcome = r["outcome"], reason = escape(r["reason"]), line = escape(r["case"]);
+    const std::string outcome = r["outcome"], reason = escape_xml(r["reason"]), line = escape_xml(r["case"]);
     const double seconds = seconds_of(r);
     total += seconds;
-    cases += fmt::format("    <testcase classname=\"{}\" name=\"{}\" time=\"{:.3f}\"", escape(r["candidate"]), line, seconds);
+    cases += fmt::format("    <testcase classname=\"{}\" name=\"{}\" time=\"{:.3f}\"", escape_xml(r["candidate"]), line, seconds);
     std::string inner;
     if (outcome == "fail") {
       ++failures;
-      inner = fmt::format("<failure message=\"{}\">{}</failure>", reason, escape(r["reproduce"]));
+      inner = fmt::format("<failure message=\"{}\">{}</failure>", reason, escape_xml(r["reproduce"]));
     } else if (outcome == "error") {
       ++errors;
       inner = fmt::format("<error message=\"{}\"/>", reason);
@@ -58,7 +59,7 @@ std::string junit_xml(const Json& run) {
   return fmt::format(
       "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n"
       "  <testsuite name=\"assay {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"{:.3f}\">\n{}  </testsuite>\n</testsuites>\n",
-      escape(run["suite"]), run["results"].size(), failures, errors, skipped, total, cases);
+      escape_xml(run["suite"]), run["results"].size(), failures, errors, skipped, total, cases);
 }
 
 }  // namespace assay

@@ -46,6 +46,8 @@ CREATE TABLE result(
   PRIMARY KEY(run, number));
 CREATE INDEX result_name ON result(name);
 )",
+    // A pass says as much as was compared; of earlier runs it is not known.
+    "ALTER TABLE result ADD COLUMN compared INTEGER",
 };
 constexpr int newest = static_cast<int>(std::size(migrations));
 
@@ -77,6 +79,7 @@ class Statement {
   }
   Statement& bind(const Json& j) {
     if (j.is_string()) return bind(j.get<std::string>());
+    if (j.is_number_integer()) return bind(j.get<std::int64_t>());
     if (j.is_number()) sqlite3_bind_double(s_, ++at_, j.get<double>());
     else sqlite3_bind_null(s_, ++at_);
     return *this;
@@ -95,6 +98,7 @@ class Statement {
     switch (sqlite3_column_type(s_, column)) {
       case SQLITE_NULL: return nullptr;
       case SQLITE_TEXT: return text(column);
+      case SQLITE_INTEGER: return integer(column);
       default: return sqlite3_column_double(s_, column);
     }
   }
@@ -120,6 +124,11 @@ Json kept(const Json& r) {
       k["worst_ratio"] = w["ratio"];
       k["worst_output"] = output;
     }
+  if (r.contains("elements")) {
+    std::int64_t compared = 0;
+    for (const auto& [output, n] : r["elements"]["compared"].items()) compared += n.get<std::int64_t>();
+    k["compared"] = compared;
+  }
   if (r.contains("bias")) k["bias"] = r["bias"]["mean_ratio"], k["slope"] = r["bias"]["slope_t"];
   if (r.contains("seconds")) k["seconds"] = r["seconds"]["candidate"], k["judge_seconds"] = r["seconds"]["judge"];
   return k;
@@ -127,7 +136,7 @@ Json kept(const Json& r) {
 
 std::string now() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now()))); }
 
-constexpr const char* fields[] = {"name", "dtype", "outcome", "reason", "reproduce", "worst_output", "worst_ratio", "bias", "slope", "seconds", "judge_seconds", "counters"};
+constexpr const char* fields[] = {"name", "dtype", "outcome", "reason", "reproduce", "worst_output", "worst_ratio", "bias", "slope", "seconds", "judge_seconds", "counters", "compared"};
 
 }  // namespace
 
@@ -201,8 +210,11 @@ std::int64_t Store::insert(const Json& run) {
       .step();
   const std::int64_t id = sqlite3_last_insert_rowid(db_.get());
   std::int64_t index = 0;
+  std::string values;
+  for ([[maybe_unused]] const char* field : fields) values += ", ?";
+  const std::string insert_result = fmt::format("INSERT INTO result(run, number, {}) VALUES(?, ?{})", fmt::join(fields, ", "), values);
   for (const Json& r : run.at("results")) {
-    Statement s(db_.get(), "INSERT INTO result VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    Statement s(db_.get(), insert_result.c_str());
     s.bind(id).bind(index++);
     for (const char* field : fields) {
       const Json value = at(r, field);
@@ -340,7 +352,7 @@ Json Store::run(std::int64_t id) const {
   if (!s.step()) fail(fmt::format("has no run {}", id));
   Json run = {{"id", id},          {"kind", s.text(0)},   {"started", s.text(1)},           {"title", s.text(2)},   {"candidate", s.text(3)},
               {"seed", s.integer(4)}, {"commit", s.text(5)}, {"machine", Json::parse(s.text(6))}, {"sentence", s.text(7)}, {"results", Json::array()}};
-  Statement r(db_.get(), "SELECT name, dtype, outcome, reason, reproduce, worst_output, worst_ratio, bias, slope, seconds, judge_seconds, counters FROM result WHERE run = ? ORDER BY number");
+  Statement r(db_.get(), fmt::format("SELECT {} FROM result WHERE run = ? ORDER BY number", fmt::join(fields, ", ")).c_str());
   r.bind(id);
   while (r.step()) {
     Json result;
@@ -365,10 +377,16 @@ std::size_t Store::import_lines(std::istream& in) {
       const Json run = Json::parse(line);
       if (!run.is_object()) throw StoreError("no JSON object");
       if (!run.contains("results") || !run["results"].is_array() || run["results"].empty()) throw StoreError("a run without results");
+      for (const char* field : {"kind", "started", "title", "candidate", "seed", "commit", "machine", "sentence"})
+        if (!run.contains(field)) throw StoreError(fmt::format("no field \"{}\", so it is no run of a store (what `assay check --json` wrote goes in by --store of that command)", field));
       insert(run);
       ++count;
     }
+    if (count == 0) throw StoreError("there is no run");
     execute("COMMIT");
+  } catch (const Json::parse_error& e) {
+    sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
+    fail(fmt::format("line {} of what is imported: no JSON from byte {} on; nothing was imported", number, e.byte));
   } catch (const std::exception& e) {
     sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
     fail(fmt::format("line {} of what is imported: {}; nothing was imported", number, e.what()));

@@ -17,16 +17,19 @@ export function colour(name) {
   return value;
 }
 
-let near;  // draws what comes near the window: a run may have a thousand pictures
-function whenNear(element, draw) {
+let near;  // draws what comes near the window: a run may have a thousand pictures; the others get their place, or what one points at would move
+function whenNear(element, draw, reserve) {
   near ??= new IntersectionObserver((entries) => {
-    for (const e of entries) if (e.isIntersecting) near.unobserve(e.target), e.target.draw();
+    for (const { target, isIntersecting, boundingClientRect: { width } } of entries) {
+      if (isIntersecting) near.unobserve(target), target.draw();
+      else if (width > 0) target.reserve(Math.round(width));
+    }
   }, { rootMargin: '400px' });
-  element.draw = draw;
+  Object.assign(element, { draw, reserve });
   near.observe(element);
 }
 
-// height(width) in pixels; option(width) of ECharts; table() is called when asked for; onclick(what) after a click on a mark,
+// height in pixels, or height(width); option(width) of ECharts; table() is called when asked for; onclick(what) after a click on a mark,
 // onpick(x) after one anywhere in the plot, x being the index on the axis.
 export function figure({ title, note, summary, height, option, table, legend, onclick, onpick, className }) {
   const box = el('div', { class: 'chart' });
@@ -42,12 +45,14 @@ export function figure({ title, note, summary, height, option, table, legend, on
   } }, 'Table');
   const picture = el('div', { class: 'picture' }, box, legend);
   const whole = el('figure', { class: className }, el('figcaption', {}, el('span', { class: 'title' }, title), button, note && el('span', { class: 'note' }, note)), picture, list);
+  const reserve = (width) => { box.style.height = `${typeof height === 'function' ? height(width) : height}px`; };
+  if (typeof height === 'number') reserve();
   let chart, drawn = 0;
   function draw() {
     const width = box.clientWidth;
     if (width === 0) return;
     drawn = width;
-    box.style.height = `${height(width)}px`;
+    reserve(width);
     chart ??= echarts.init(box, null, { renderer: 'svg' });
     chart.resize();
     const text = colour('text'), line = colour('line'), dim = colour('dim');
@@ -72,7 +77,7 @@ export function figure({ title, note, summary, height, option, table, legend, on
     });
     new ResizeObserver(() => { if (box.clientWidth !== drawn) draw(); }).observe(box);
     addEventListener('schemechange', draw);
-  });
+  }, reserve);
   return whole;
 }
 

@@ -62,7 +62,7 @@ function overTime({ title, note, at, series, axis, bound, state = {} }) {
   const hidden = groups.length > most ? ` ${groups.length} series: the first ${most} are drawn, the table has all; choose a candidate, a dtype or a machine.` : '';
   const open = (i) => go({ ...state, run: at[i].runs.at(-1).id });
   return figure({
-    title, note: `${note}${hidden} A click opens the run.`, summary: `${plural(series.length, 'series', 'series')} over ${plural(used.length, 'place')}.`, height: () => (used.length > 40 ? 390 : 340),
+    title, note: `${note}${hidden} A click opens the run.`, summary: `${plural(series.length, 'series', 'series')} over ${plural(used.length, 'place')}.`, height: used.length > 40 ? 390 : 340,
     onpick: (x) => { const i = used[Math.round(x)]; if (i !== undefined) open(i); },
     option: () => {
       const colours = seriesColours();
@@ -193,7 +193,7 @@ function fuzzing(view) {
   const findings = at.map((p) => p.runs.reduce((n, run) => n + run.results.filter((r) => view.keep(r, run) && r.outcome === 'finding').length, 0));
   const total = at.map((_, i) => targets.reduce((n, t) => n + t.values[i], 0));
   return figure({
-    title: 'Fuzzing', note: 'Executions of each target; a cross marks a run with findings. A click opens the run.', summary: `${plural(findings.reduce((a, b) => a + b, 0), 'finding')}.`, height: () => 320,
+    title: 'Fuzzing', note: 'Executions of each target; a cross marks a run with findings. A click opens the run.', summary: `${plural(findings.reduce((a, b) => a + b, 0), 'finding')}.`, height: 320,
     onpick: (x) => at[Math.round(x)] && go({ ...view.state, run: at[Math.round(x)].runs.at(-1).id }),
     option: () => {
       const colours = seriesColours();
@@ -307,6 +307,7 @@ function runView(state, run) {
         some((r) => r.dtype) && { key: 'dtype', title: 'dtype', value: (r) => r.dtype, cell: (r) => r.dtype ?? '' },
         some((r) => r.worst_ratio) && { key: 'worst', title: 'worst', number: true, value: (r) => rank(r.worst_ratio), cell: (r) => ratioCell(r.worst_ratio) },
         some((r) => r.worst_output) && { key: 'output', title: 'in', value: (r) => r.worst_output, cell: (r) => r.worst_output ?? '' },
+        some((r) => r.compared) && { key: 'compared', title: 'compared', number: true, value: (r) => r.compared ?? -1, cell: (r) => (has(r.compared) ? count(r.compared) : '') },
         some((r) => r.bias) && { key: 'bias', title: 'bias', number: true, value: (r) => rank(r.bias), cell: (r) => real(r.bias) },
         some((r) => r.slope) && { key: 'slope', title: 'slope t', number: true, value: (r) => rank(r.slope), cell: (r) => real(r.slope) },
         some((r) => r.seconds) && { key: 'seconds', title: run.kind === 'check' ? 'candidate' : 'time', number: true, value: (r) => r.seconds ?? -1, cell: (r) => seconds(r.seconds) },

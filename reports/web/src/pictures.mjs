@@ -95,7 +95,7 @@ export function ratioMap(map) {
 function bars(title, note, names, xName, ratios, nameHead) {
   return figure({
     title, note, className: 'small', summary: `${plural(ratios.filter(beyond).length, 'bar')} of ${ratios.length} beyond the bound.`,
-    height: () => 220,
+    height: 220,
     option: () => ({
       grid: { left: 58, right: 50, top: 30, bottom: 46 },
       xAxis: { type: 'category', data: names, name: xName, nameLocation: 'middle', nameGap: 28 },
@@ -124,7 +124,7 @@ export function ulpBars({ output, edges, counts, above }) {
   return figure({
     title: `${output}: errors in ulps`, note: 'Elements by |error| in units in the last place of the output’s dtype. Logarithmic.', className: 'small',
     summary: `${plural(all.reduce((a, b) => a + b, 0), 'element')}.`,
-    height: () => 240,
+    height: 240,
     option: () => ({
       grid: { left: 58, right: 14, top: 30, bottom: 46 },
       xAxis: { type: 'category', data: [...inner.map((_, i) => `${real(edges[i])}`), `≥ ${real(edges.at(-1))}`], name: '|error| from, in ulps', nameLocation: 'middle', nameGap: 28 },

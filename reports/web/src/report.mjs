@@ -72,7 +72,21 @@ function details(c) {
 
 // The run.
 
+// A page of planted faults alone, or of fuzzers alone.
+const others = !run.results && (run.faults || run.fuzz);
+
+function verdictOfOthers() {
+  const list = run.faults?.faults ?? [], survived = list.filter((f) => !f.killed).length, alarms = (run.faults?.unplanted ?? []).filter((u) => u.false_alarm).length;
+  const findings = (run.fuzz ?? []).reduce((n, f) => n + (f.findings ?? []).length, 0), executions = (run.fuzz ?? []).reduce((n, f) => n + (f.executions ?? 0), 0);
+  const words = [
+    run.faults && (list.length === 0 ? 'No fault was hunted' : survived > 0 ? `${plural(survived, 'planted fault')} survived` : alarms > 0 ? plural(alarms, 'false alarm') : `${list.length === 1 ? 'The planted fault was' : `All ${count(list.length)} planted faults were`} killed`),
+    run.fuzz && (executions === 0 ? 'No fuzzer was run' : findings > 0 ? plural(findings, 'finding') : 'No findings')].filter(Boolean).join('; ');
+  const bad = survived + alarms + findings > 0, nothing = list.length === 0 && executions === 0;
+  return el('div', { class: `verdict ${bad ? 'bad' : nothing ? 'open' : 'good'}` }, el('p', { class: 'words' }, words), executions > 0 && el('p', { id: 'sentence' }, plural(executions, 'execution')));
+}
+
 function verdict() {
+  if (others) return verdictOfOthers();
   const failed = failures.length, errors = cases.filter((c) => c.result.outcome === 'error').length, passed = cases.filter((c) => c.result.outcome === 'pass').length;
   const [kind, words] = failed - errors > 0 ? ['bad', `${plural(failed - errors, 'case')} failed`] : errors > 0 ? ['bad', `${plural(errors, 'case')} could not be judged`] :
     cases.length === 0 ? ['open', 'Nothing was judged'] : passed === cases.length ? ['good', 'Every case passed'] : passed === 0 ? ['open', 'No case passed, none failed'] : ['open', `No case failed; ${count(cases.length - passed)} did not pass`];
@@ -158,10 +172,10 @@ function faults() {
     el('p', { class: survivors.length + alarms.length > 0 ? 'bad' : 'good' }, el('strong', {}, `${count(f.killed ?? list.length - survivors.length)} of ${plural(list.length, 'planted fault')} killed`),
       `; ${plural((f.equivalent ?? []).length, 'equivalent one')} left out; ${alarms.length === 0 ? 'no false alarm' : plural(alarms.length, 'false alarm')}${has(f.seed) ? `; seed ${f.seed}` : ''}.`),
     names.length > 0 && figure({
-      title: 'Score by class', note: 'Planted faults of each class, killed and survived.', summary: `${survivors.length} survived.`, height: () => 240,
+      title: 'Score by class', note: 'Planted faults of each class, killed and survived.', summary: `${survivors.length} survived.`, height: 240,
       option: () => ({
-        grid: { left: 44, right: 14, top: 40, bottom: 44 }, legend: {}, tooltip: { trigger: 'axis', formatter: ([{ dataIndex: i }]) => tip(names[i], `${classes.get(names[i]).killed} of ${classes.get(names[i]).all} killed`) },
-        xAxis: { type: 'category', data: names, name: 'class', nameLocation: 'middle', nameGap: 28 }, yAxis: { type: 'value', minInterval: 1, name: 'faults', nameTextStyle: { align: 'right' } },
+        grid: { left: 44, right: 14, top: 58, bottom: 44 }, legend: {}, tooltip: { trigger: 'axis', formatter: ([{ dataIndex: i }]) => tip(names[i], `${classes.get(names[i]).killed} of ${classes.get(names[i]).all} killed`) },
+        xAxis: { type: 'category', data: names, name: 'class', nameLocation: 'middle', nameGap: 28 }, yAxis: { type: 'value', minInterval: 1, name: 'faults', nameTextStyle: { align: 'left' } },
         series: [{ name: 'killed', type: 'bar', stack: 'all', barMaxWidth: 30, itemStyle: { color: colour('h3') }, data: names.map((n) => classes.get(n).killed) },
           { name: 'survived', type: 'bar', stack: 'all', barMaxWidth: 30, itemStyle: { color: colour('f1'), decal: { symbol: 'rect', dashArrayX: [1, 0], dashArrayY: [2, 5], rotation: -Math.PI / 4, color: colour('bg') } },
             data: names.map((n) => classes.get(n).all - classes.get(n).killed) }],
@@ -200,7 +214,7 @@ function strip(some) {
   if (judged.length === 0) return null;
   return figure({
     title: 'Worst error / bound of each case', summary: `${plural(ratios.filter(beyond).length, 'case')} of ${judged.length} beyond the bound.`,
-    note: 'Above the line an error is beyond its proved bound. A click opens the case.', height: () => 300,
+    note: 'Above the line an error is beyond its proved bound. A click opens the case.', height: 300,
     onclick: ({ name }) => go({ case: name }),
     option: () => ({
       grid: { left: 58, right: 50, top: 56, bottom: 44 }, legend: { top: 0 },
@@ -272,8 +286,8 @@ function machine() {
 
 function overview() {
   const parts = [
-    ['failures', `Failures (${count(failures.length)})`, failureList()], ['power', 'Power', power()], run.faults && ['faults', 'Planted faults', faults()], run.fuzz && ['fuzz', 'Fuzzing', fuzz()],
-    ['cases', 'Cases'], ['machine', 'Machine and run', machine()]].filter(Boolean);
+    !others && ['failures', `Failures (${count(failures.length)})`, failureList()], !others && ['power', 'Power', power()], run.faults && ['faults', 'Planted faults', faults()], run.fuzz && ['fuzz', 'Fuzzing', fuzz()],
+    !others && ['cases', 'Cases'], ['machine', 'Machine and run', machine()]].filter(Boolean);
   return el('div', { id: 'overview' }, verdict(),
     el('nav', { 'aria-label': 'Sections' }, parts.map(([id, title]) => el('a', { href: `#${id}`, onclick: (e) => jump(e, id) }, title))),
     parts.map(([id, title, content]) => (id === 'cases' ? casesSection() : section(id, title, content))));
@@ -308,7 +322,7 @@ start(() => {
   shownCase = null;
   if (!whole) main.append((whole = overview()));
   whole.hidden = false;
-  showCases(state);
+  if (!others) showCases(state);
   if (cameBack) scrollTo(0, scrolled);
 });
 document.querySelector('header').append(el('h1', {}, `Assay: ${run.candidate ?? ''} on ${run.suite ?? ''}`), schemeButton());

@@ -126,7 +126,7 @@ test('a point opens its run, a run its cases, a case its history; back leads bac
   assert.equal((await page.$$('.sortable tbody tr')).length, last.results.length);
   await page.goBack();
   await until(page, () => document.querySelector('figure'));
-  assert.ok((await page.evaluate(() => scrollY)) > 200, 'the overview is where it was');
+  await until(page, () => scrollY > 200);  // the overview is where it was
   await page.click('[aria-label="Run 16"]');
   await until(page, () => location.hash === '#run=16' && document.querySelector('.caseline a'));
   await page.focus('.caseline a');
@@ -156,6 +156,15 @@ test('a link to a case shows its history, its reason and its command', async () 
     assert.equal(await clipboard(page), lost.reproduce);
     await page.finish();
   }
+});
+
+test('how many elements were compared, and nothing where nobody counted', async () => {
+  const data = structuredClone(store);
+  data.runs.find((r) => r.id === failed.id).results[1].compared = 12345;
+  const page = await open(data, { hash: `#run=${failed.id}` });
+  const column = (await texts(page, '.sortable th')).findIndex((t) => t.startsWith('compared')) + 1;
+  assert.deepEqual(await texts(page, `.sortable tbody td:nth-child(${column})`), failed.results.map((_, k) => (k === 1 ? '12,345' : '')));
+  await page.finish();
 });
 
 test('results of a run sort and filter', async () => {
@@ -229,16 +238,21 @@ test('by keyboard alone: every control is reached and the focus is seen', async 
   await page.finish();
 });
 
-test('500 runs of 400 results are painted within 2 seconds, and answer', async () => {
+test('500 runs of 400 results cost a small multiple of reading them, and answer', async (t) => {
   const results = Array.from({ length: 400 }, (_, k) => ({ name: `attention b=2 h=6/2 l=${k + 1}x${k + 53} d=40/72 dtype=${['f32', 'f16', 'bf16'][k % 3]} causal window=16,0 bias=normal scores=negative seed=${k} layout=q:padded,k:strided`,
     dtype: ['f32', 'f16', 'bf16'][k % 3], outcome: 'pass', reason: 'every element is inside its bound', reproduce: `assay check --candidate host --case 'attention b=2 h=6/2 l=${k + 1}x${k + 53} d=40/72 causal'`, worst_output: 'O', worst_ratio: (k % 97) / 100, seconds: 0.001 * (1 + (k % 7)) }));
   const data = { generated: '', runs: Array.from({ length: 500 }, (_, i) => ({ ...run(1), id: i + 1, candidate: i % 2 ? 'host' : 'peer:torch', commit: `${i}`, started: new Date(Date.UTC(2025, 0, 1 + i)).toISOString(), results })) };
   const page = await open(data);
   await page.waitForSelector('.sortable');
-  const paint = await page.evaluate(() => performance.getEntriesByName('first-contentful-paint')[0].startTime);
-  assert.ok(paint < 2000, `${paint} ms to the first paint`);
+  // The machine may be busy or slow: the unit is what the browser takes to parse the data here and now.
+  const parse = () => page.evaluate(() => { const t = performance.now(); JSON.parse(document.getElementById('data').textContent); return performance.now() - t; });
+  const { ScriptDuration, LayoutDuration, RecalcStyleDuration } = await page.metrics(), drawn = 1000 * (ScriptDuration + LayoutDuration + RecalcStyleDuration);
+  const before = await parse();
   const took = await page.evaluate(() => { const t = performance.now(), s = document.querySelector('[name=dtype]'); s.value = 'bf16'; s.dispatchEvent(new Event('change')); return performance.now() - t; });
-  assert.ok(took < 1500, `${took} ms for a filter`);
+  const unit = Math.max(before, await parse());
+  t.diagnostic(`parse ${unit.toFixed(0)} ms, drawn in ${drawn.toFixed(0)} ms, a filter ${took.toFixed(0)} ms`);
+  assert.ok(drawn < 20 * unit, `${drawn / unit} times the parse until it is drawn`);
+  assert.ok(took < 10 * unit, `${took / unit} times the parse for a filter`);
   await page.evaluate((name) => { location.hash = `run=12&case=${encodeURIComponent(name)}`; }, results[7].name);
   await until(page, () => document.querySelectorAll('.scroll:not([hidden]) > table tbody tr').length === 500);
   await drawAll(page);

@@ -178,8 +178,7 @@ test('a case has an address; a row, a mark and the keyboard lead there, and back
     const page = await open(run, { hash: '#outcome=fail', file });
     await page.click('#case-table tbody tr:nth-child(2) td:nth-child(3)');
     const number = failing[1].number;
-    assert.equal(await page.evaluate(() => location.hash), `#case=${number}`);
-    assert.equal(await shown(page, '#overview'), 0);
+    await until(page, (n) => location.hash === `#case=${n}` && !document.querySelector('#overview').checkVisibility(), number);
     assert.match(await text(page, '#case h2'), new RegExp(`^Case ${number} of`));
     assert.equal(await text(page, '#case .reason'), failing[1].reason);
     assert.ok((await text(page, '#case')).includes('Largest error of each output'));
@@ -187,20 +186,30 @@ test('a case has an address; a row, a mark and the keyboard lead there, and back
     await until(page, (n) => document.querySelector('#case h2').textContent.startsWith(`Case ${n} `), failing[2].number);
     await page.goBack();
     await until(page, (n) => document.querySelector('#case h2').textContent.startsWith(`Case ${n} `), number);
-    const place = await page.evaluate(() => scrollY);
-    assert.equal(place, 0);
+    await until(page, () => scrollY === 0);
     await page.goBack();
     await until(page, () => document.querySelector('#overview').checkVisibility() && !document.querySelector('#case'));
     assert.deepEqual(await rows(page), failing.map((f) => `${f.number}`));
-    assert.ok((await page.evaluate(() => scrollY)) > 500, 'the list is where it was');
+    await until(page, () => scrollY > 500);  // the list is where it was
     await page.goForward();
     await until(page, () => document.querySelector('#case'));
     await page.click('#case .back');
-    await until(page, () => document.querySelector('#overview').checkVisibility());
-    assert.equal(await page.evaluate(() => location.hash), '#outcome=fail');
+    await until(page, () => document.querySelector('#overview').checkVisibility() && location.hash === '#outcome=fail');
     await page.focus('#case-table tbody a');
     await page.keyboard.press('Enter');
     await until(page, (n) => location.hash === `#case=${n}`, failing[0].number);
+    await page.finish();
+  }
+});
+
+test('nothing moves while pictures are drawn', async () => {
+  for (const width of [1280, 360]) {
+    const page = await open(run, { width });
+    await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+    assert.ok((await page.$$('.chart:not(:has(svg))')).length > 0, 'some are not drawn yet');
+    const before = await page.evaluate(() => document.documentElement.scrollHeight);
+    await drawAll(page);
+    assert.equal(await page.evaluate(() => document.documentElement.scrollHeight), before);
     await page.finish();
   }
 });
@@ -292,6 +301,26 @@ test('planted faults: score, survivors, proofs, classes', async () => {
   await page.finish();
 });
 
+test('a page of planted faults alone, and of fuzzers alone: their own words, and no section without content', async () => {
+  const { faults, fuzz, machine } = run;
+  for (const [data, words, sections] of [
+    [{ faults, machine }, /^4 planted faults survived$/, ['faults', 'machine']],
+    [{ faults: { ...faults, faults: faults.faults.filter((f) => f.killed), unplanted: [] }, machine }, /^All 8 planted faults were killed$/, ['faults', 'machine']],
+    [{ faults: { ...faults, faults: faults.faults.filter((f) => f.killed).slice(0, 1), unplanted: [{ suite: 'smoke', cases: 3, seconds: 1, false_alarm: true, case: 'attention', reason: 'x' }] } }, /^1 false alarm$/, ['faults', 'machine']],
+    [{ faults: { faults: [], equivalent: [], unplanted: [] } }, /^No fault was hunted$/, ['faults', 'machine']],
+    [{ fuzz, machine }, /^1 finding$/, ['fuzz', 'machine']],
+    [{ fuzz: fuzz.slice(0, 1) }, /^No findings$/, ['fuzz', 'machine']],
+  ]) {
+    const page = await open(data);
+    assert.match(await text(page, '.words'), words);
+    assert.deepEqual(await page.$$eval('section h2', (hs) => hs.map((h) => h.id)), sections);
+    await drawAll(page);
+    await checkLayout(page);
+    await checkContrast(page);
+    await page.finish();
+  }
+});
+
 test('by keyboard alone: every control is reached and the focus is seen', async () => {
   const page = await open(run);
   await page.evaluate(() => document.querySelectorAll('.failure[open]').forEach((d) => { d.open = false; }));
@@ -331,11 +360,9 @@ test('the scheme can be chosen, and is kept', async () => {
   await page.finish();
 });
 
-test('a thousand failures open quickly, and all can be listed', async () => {
+test('of a thousand failures fifty are made at first, and all can be listed', async () => {
   const data = { ...run, results: Array.from({ length: 1000 }, () => failing[0]) };
   const page = await open(data);
-  const ready = await page.evaluate(() => performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd);
-  assert.ok(ready < 4000, `${ready} ms`);
   assert.equal((await page.$$('.failure')).length, 50);
   await page.click('#failures ~ .more');
   assert.equal((await page.$$('.failure')).length, 1000);
