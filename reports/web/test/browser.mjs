@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
+import { setTimeout as delay } from 'node:timers/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -62,6 +63,8 @@ export class Bench {
     await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }, { name: 'prefers-reduced-motion', value: 'reduce' }]);
     if (before) await page.evaluateOnNewDocument(before);
     await page.goto(url + hash);
+    // The tab behind the one that was closed before may come to the front after this one; a hidden page has no frames, so nothing is drawn.
+    await page.bringToFront();
     await page.waitForSelector(template === 'report' ? '#overview, #case' : '.empty, table, h2');
     page.wrong = wrong;
     page.finish = async () => {
@@ -74,19 +77,25 @@ export class Bench {
 
 export const texts = (page, selector) => page.$$eval(selector, (all) => all.map((e) => e.textContent.trim()));
 export const text = (page, selector) => page.$eval(selector, (e) => e.textContent.trim());
-export const until = (page, what, ...args) => page.waitForFunction(what, { timeout: 8000 }, ...args);
+// By the clock: a page that lost the front has no frames to ask at.
+export const until = (page, what, ...args) => page.waitForFunction(what, { timeout: 8000, polling: 50 }, ...args);
 export const shown = (page, selector) => page.$$eval(selector, (all) => all.filter((e) => e.checkVisibility()).length);
 
 // Pictures are drawn as they come near the window: go past all of them.
 export async function drawAll(page) {
+  await page.bringToFront();
   await page.evaluate(async () => {
     for (let y = 0; y < document.documentElement.scrollHeight; y += 600) {
       scrollTo(0, y);
-      await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 20)));
+      await new Promise((done) => setTimeout(done, 40));
     }
     scrollTo(0, 0);
   });
-  await until(page, () => [...document.querySelectorAll('.chart')].every((c) => !c.checkVisibility() || c.querySelector('svg')));
+  for (const end = Date.now() + 8000; ; await delay(50)) {
+    const { blank, visible } = await page.evaluate(() => ({ blank: [...document.querySelectorAll('.chart')].filter((c) => c.checkVisibility() && !c.querySelector('svg')).length, visible: document.visibilityState }));
+    if (blank === 0) return;
+    assert.ok(Date.now() < end, `${blank} pictures are not drawn 8 s after the last was in sight; the page is ${visible}`);
+  }
 }
 
 export async function checkLayout(page) {
