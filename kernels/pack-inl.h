@@ -84,17 +84,18 @@ HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Ind
   if constexpr (dtype == Dtype::f16) {
     const hn::Repartition<std::uint16_t, Lanes> codes;
     const hn::Repartition<std::uint64_t, Lanes> quads;
-    const hn::Rebind<hwy::float16_t, Lanes> half;
-    const hn::Twice<decltype(half)> both;
+    const hn::Rebind<std::uint16_t, Lanes> half;
+    const hn::Rebind<hwy::float16_t, Lanes> half_floats;
     const auto as = [](auto tag, auto v) HWY_ATTR { return hn::BitCast(tag, v); };
     const auto take_four = [&](Index column, auto pairs01, auto pairs23) HWY_ATTR {
       // A quad is a column of four rows.
       const auto first = as(quads, hn::InterleaveLower(words, pairs01, pairs23)), second = as(quads, hn::InterleaveUpper(words, pairs01, pairs23));
-      const auto even = as(both, hn::ConcatEven(quads, second, first)), odd = as(both, hn::ConcatOdd(quads, second, first));
-      take(column, hn::PromoteTo(d, hn::LowerHalf(half, even)));
-      take(column + 1, hn::PromoteTo(d, hn::LowerHalf(half, odd)));
-      take(column + 2, hn::PromoteTo(d, hn::UpperHalf(half, even)));
-      take(column + 3, hn::PromoteTo(d, hn::UpperHalf(half, odd)));
+      const auto even = as(codes, hn::ConcatEven(quads, second, first)), odd = as(codes, hn::ConcatOdd(quads, second, first));
+      // Halves are taken as codes: not every target has them of float16_t.
+      take(column, hn::PromoteTo(d, as(half_floats, hn::LowerHalf(half, even))));
+      take(column + 1, hn::PromoteTo(d, as(half_floats, hn::LowerHalf(half, odd))));
+      take(column + 2, hn::PromoteTo(d, as(half_floats, hn::UpperHalf(half, even))));
+      take(column + 3, hn::PromoteTo(d, as(half_floats, hn::UpperHalf(half, odd))));
     };
     const auto c0 = as(codes, r0), c1 = as(codes, r1), c2 = as(codes, r2), c3 = as(codes, r3);
     take_four(0, as(words, hn::InterleaveLower(codes, c0, c1)), as(words, hn::InterleaveLower(codes, c2, c3)));

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Cross-compiles the command for 64-bit Arm and runs the smoke, padding and products suites under qemu-user: the kernels' NEON
-# code under the same verdicts. Debian's arm64 libraries are unpacked into the build folder, not installed.
+# code under the same verdicts. The pages are those of the release build. Debian's arm64 libraries are unpacked into the build folder, not installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$PWD/build/arm
@@ -10,22 +10,23 @@ if [ ! -e "$out/root/ready" ]; then
   apt_arm=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root
     -o Dir::State::lists="$out/apt/lists" -o Dir::Cache="$out/apt/cache")
   "${apt_arm[@]}" update
-  (cd "$out/debs" && "${apt_arm[@]}" download libhwy1 libfmt9 libflint-arb2 libflint17 libmpfr6 libgmp10 libntl44 libgf2x3 libflint-dev libgmp-dev libmpfr-dev)
+  (cd "$out/debs" && "${apt_arm[@]}" download libhwy1 libfmt9 libflint-arb2 libflint17 libmpfr6 libgmp10 libntl44 libgf2x3 libsqlite3-0 libflint-dev libgmp-dev libmpfr-dev)
   for deb in "$out"/debs/*.deb; do dpkg -x "$deb" "$out/root"; done
   touch "$out/root/ready"
 fi
 libraries=$out/root/usr/lib/aarch64-linux-gnu
 
 flags=(-std=c++20 -O2 -ffp-contract=off -fno-math-errno -DASSAY_STD_THREADS=1 -DFMT_SHARED -DHWY_SHARED_DEFINE "-DASSAY_RELEASE=\"arm\""
-  -I. -Iinclude -isystem "$out/root/usr/include/aarch64-linux-gnu" -idirafter /usr/include/eigen3 -idirafter /usr/include/flint -idirafter /usr/include)
+  -I. -Iinclude -I"$out/include" -isystem "$out/root/usr/include/aarch64-linux-gnu" -idirafter /usr/include/eigen3 -idirafter /usr/include/flint -idirafter /usr/include)
 cmake -DOUT="$out/device_sources.cc" -DDIR=kernels/device -P kernels/device/embed.cmake
+cmake -DOUT="$out/include/cli/commit.h" -DSOURCE="$PWD" -DFLAGS=-O2 -P cli/commit.cmake
 cmake -DOUT="$out/kernel_project.cc" -DSOURCE="$PWD" -P cli/embed_kernel_project.cmake
-sources=(problem/*.cc oracle/*.cc kernels/*.cc kernels/device/*.cc harness/*.cc reports/*.cc cli/*.cc "$out"/*.cc)
+sources=(problem/*.cc oracle/*.cc kernels/*.cc kernels/device/*.cc harness/*.cc reports/*.cc fuzz/jobs.cc cli/*.cc build/release/reports/pages.cc "$out"/*.cc)
 printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -I{} bash -c '
   object=$1/objects/$(echo "{}" | tr / _).o; shift
-  [ "$object" -nt "{}" ] || { echo "compiling {}"; aarch64-linux-gnu-g++ "$@" -c "{}" -o "$object"; }' _ "$out" "${flags[@]}"
+  [ "$object" -nt "{}" ] && [ -z "$(find problem oracle kernels harness reports cli include fuzz -name "*.h" -newer "$object" -print -quit)" ] || { echo "compiling {}"; aarch64-linux-gnu-g++ "$@" -c "{}" -o "$object"; }' _ "$out" "${flags[@]}"
 aarch64-linux-gnu-g++ -o "$out/assay" "$out"/objects/*.o "$libraries"/libhwy.so.1 "$libraries"/libfmt.so.9 "$libraries"/libflint-arb.so.2 \
-  "$libraries"/libflint.so.17 "$libraries"/libmpfr.so.6 "$libraries"/libgmp.so.10 -pthread -Wl,-rpath-link,"$libraries"
+  "$libraries"/libflint.so.17 "$libraries"/libmpfr.so.6 "$libraries"/libgmp.so.10 "$libraries"/libsqlite3.so.0 -pthread -Wl,-rpath-link,"$libraries"
 
 run=(qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH="$libraries" "$out/assay")
 "${run[@]}" check --in-process --suite smoke --no-shrink
