@@ -201,10 +201,6 @@ Status PackedWeights::unpack(std::byte* codes, std::byte* scales, std::byte* ext
   return {};
 }
 
-std::size_t PackedWeights::bytes() const {
-  return static_cast<std::size_t>(panels() * blocks() * block_bytes()) + scales_.size() + zeros_.size() + kept_.size();
-}
-
 void PackedWeights::set_code(Index k, Index n, std::uint32_t code) {
   std::uint8_t* block = codes_.get() + (n / panel * blocks() + k / 8) * block_bytes();
   const Index column = n % panel, depth = k % 8;

@@ -38,7 +38,6 @@ class PackedWeights {
   float tensor_scale() const { return tensor_scale_; }
   Index panels() const { return (n_ + panel - 1) / panel; }
   Index blocks() const { return (k_ + 7) / 8; }  // of eight k
-  std::size_t bytes() const;
 
   // Blocks of eight k of a panel. 4 bits: 16 bytes for every four columns; byte i holds of column (i % 8) / 2, in its low nibble,
   // k = i / 8 * 2 + i % 2, and k + 4 in the high one: what two table look-ups and one interleaving turn into pairs of bf16.

@@ -73,8 +73,6 @@ inline double largest_of(Lanes8 v) {
   for (int l = 1; l < lane_count; ++l) most = v[l] > most ? v[l] : most;
   return most;
 }
-inline double sum_of(double x) { return x; }
-inline double largest_of(double x) { return x; }
 
 // Calls body(j, lanes) for eight of [first, last) at a time, then for what is left one by one: `lanes` is a Lanes8 or a double.
 template <class Body>

@@ -3,7 +3,6 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
-import { setTimeout as delay } from 'node:timers/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -81,20 +80,26 @@ export const text = (page, selector) => page.$eval(selector, (e) => e.textConten
 export const until = (page, what, ...args) => page.waitForFunction(what, { timeout: 8000, polling: 50 }, ...args);
 export const shown = (page, selector) => page.$$eval(selector, (all) => all.filter((e) => e.checkVisibility()).length);
 
-// Pictures are drawn as they come near the window: go past all of them.
+// Waits until the page has painted. A page that gets no frames, hidden or starved, is not waited for without end.
+export const painted = (page) => page.evaluate(() => Promise.race([
+  new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true)))),
+  new Promise((done) => setTimeout(() => done(false), 2000)),
+]));
+
+// Pictures are drawn as they come near the window: go past all of them, again if frames were missing.
 export async function drawAll(page) {
-  await page.bringToFront();
-  await page.evaluate(async () => {
-    for (let y = 0; y < document.documentElement.scrollHeight; y += 600) {
-      scrollTo(0, y);
-      await new Promise((done) => setTimeout(done, 40));
+  for (const end = Date.now() + 60000; ;) {
+    await page.bringToFront();
+    let missing = 0;
+    for (let y = 0; y < await page.evaluate(() => document.documentElement.scrollHeight); y += 600) {
+      await page.evaluate((top) => scrollTo(0, top), y);
+      if (!await painted(page)) ++missing;
     }
-    scrollTo(0, 0);
-  });
-  for (const end = Date.now() + 8000; ; await delay(50)) {
+    await page.evaluate(() => scrollTo(0, 0));
+    await painted(page);
     const { blank, visible } = await page.evaluate(() => ({ blank: [...document.querySelectorAll('.chart')].filter((c) => c.checkVisibility() && !c.querySelector('svg')).length, visible: document.visibilityState }));
     if (blank === 0) return;
-    assert.ok(Date.now() < end, `${blank} pictures are not drawn 8 s after the last was in sight; the page is ${visible}`);
+    assert.ok(Date.now() < end, `${blank} pictures are not drawn although the page was scrolled past them; ${missing} stops had no frame, and the page is ${visible}`);
   }
 }
 

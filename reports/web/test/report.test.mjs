@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { Bench, checkContrast, checkHarmless, checkLayout, checkTables, clipboard, drawAll, fixture, screenshot, shown, text, texts, until } from './browser.mjs';
+import { Bench, checkContrast, checkHarmless, checkLayout, checkTables, clipboard, drawAll, fixture, painted, screenshot, shown, text, texts, until } from './browser.mjs';
 
 const bench = new Bench();
 before(() => bench.start());
@@ -205,7 +205,7 @@ test('a case has an address; a row, a mark and the keyboard lead there, and back
 test('nothing moves while pictures are drawn', async () => {
   for (const width of [1280, 360]) {
     const page = await open(run, { width });
-    await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+    await painted(page);
     assert.ok((await page.$$('.chart:not(:has(svg))')).length > 0, 'some are not drawn yet');
     const before = await page.evaluate(() => document.documentElement.scrollHeight);
     await drawAll(page);
