@@ -88,6 +88,7 @@ export const painted = (page) => page.evaluate(() => Promise.race([
 
 // Pictures are drawn as they come near the window: go past all of them, again if frames were missing.
 export async function drawAll(page) {
+  const drawn = () => [...document.querySelectorAll('.chart')].every((c) => !c.checkVisibility() || c.querySelector('svg'));
   for (const end = Date.now() + 60000; ;) {
     await page.bringToFront();
     let missing = 0;
@@ -97,9 +98,8 @@ export async function drawAll(page) {
     }
     await page.evaluate(() => scrollTo(0, 0));
     await painted(page);
-    const { blank, visible } = await page.evaluate(() => ({ blank: [...document.querySelectorAll('.chart')].filter((c) => c.checkVisibility() && !c.querySelector('svg')).length, visible: document.visibilityState }));
-    if (blank === 0) return;
-    assert.ok(Date.now() < end, `${blank} pictures are not drawn although the page was scrolled past them; ${missing} stops had no frame, and the page is ${visible}`);
+    if (missing === 0 || await page.evaluate(drawn)) return until(page, drawn);
+    assert.ok(Date.now() < end, `pictures are not drawn: ${missing} stops had no frame, and the page is ${await page.evaluate(() => document.visibilityState)}`);
   }
 }
 
