@@ -6,6 +6,14 @@
 
 namespace assay {
 
+void ProductElementBound::scale_by(double g, double size, const ProductContract& contract) {
+  bound *= std::fabs(g);
+  if (!is_power_of_two(g)) bound = bound * (1 + contract.roundoff) + contract.roundoff * size;
+  bound += contract.floor;
+  reach *= std::fabs(g) * (1 + 2 * contract.roundoff);
+  may_overflow |= !(reach < contract.largest);
+}
+
 void ProductBounds::compute(const ProductRow& row, const ProductColumns& w, const ProductContract& contract, Index length) {
   const auto n = static_cast<std::size_t>(w.count);
   const double u = contract.roundoff, product_u = contract.products_rounded ? u : 0, exact_limit = 1 / u;

@@ -8,6 +8,15 @@
 
 namespace assay {
 
+// Of one element, from its sum to the output.
+struct ProductElementBound {
+  double bound = 0, reach = 0;  // as in ProductBounds
+  bool may_overflow = false;
+
+  // Multiplies by a tensor scale g; `size` is the modulus of the exact value after it.
+  void scale_by(double g, double size, const ProductContract& contract);
+};
+
 // Of a row against some columns; docs/bounds_product.md derives every line.
 struct ProductBounds {
   std::vector<double> bound;     // of the sum before tensor scales and output rounding
@@ -16,6 +25,7 @@ struct ProductBounds {
   std::vector<char> may_overflow;
 
   void compute(const ProductRow& row, const ProductColumns& w, const ProductContract& c, Index length);
+  ProductElementBound of_element(std::size_t column) const { return {bound[column], reach[column], may_overflow[column] != 0}; }
 
  private:
   std::vector<double> sum_, error_, magnitude_, total_, total_error_;

@@ -39,18 +39,15 @@ class ProductJudge {
   void judge_element(const ProductRow& row, Index m, const ProductColumns& w, Index i) {
     const auto at = static_cast<std::size_t>(i);
     ExactSum exact = exact_of(row, w, i, p_.k);
-    double bound = bounds_.bound[at];
-    bool may_overflow = bounds_.may_overflow[at];
-    double reach = bounds_.reach[at];
-    for (double g : {static_cast<double>(p_.w.tensor_scale), p_.a_low ? static_cast<double>(p_.a_low.tensor_scale) : 1.0}) {
+    ProductElementBound of_element = bounds_.of_element(at);
+    for (double g : {static_cast<double>(p_.w.tensor_scale),
+                     p_.a_low ? static_cast<double>(p_.a_low.tensor_scale) : 1.0}) {
       if (g == 1) continue;
       exact = times(exact, g);
-      bound *= std::fabs(g);
-      if (!is_power_of_two(g)) bound = bound * (1 + contract_.roundoff) + contract_.roundoff * std::fabs(exact.high);
-      bound += contract_.floor;
-      reach *= std::fabs(g) * (1 + 2 * contract_.roundoff);
-      may_overflow |= !(reach < contract_.largest);
+      of_element.scale_by(g, std::fabs(exact.high), contract_);
     }
+    const double bound = of_element.bound;
+    const bool may_overflow = of_element.may_overflow;
     const Index position = c_.at(0, 0, m, w.first + i);
     const double y = load(c_, position);
     Compared& compared = mine.outputs[Output::c];
