@@ -54,11 +54,11 @@ class RowJudge {
 
   void judge(Block& block, Index r, bool cross_check, bool certify) {
     const AttentionShape& s = reference_.problem().shape;
-    const auto at = static_cast<std::size_t>(r);
+    const auto at = usize(r);
     ++tally_.verdict.rows_judged;
     refine(block, r, cross_check);
     if (out_.lse) judge_lse(block, r);
-    full_bound_.resize(static_cast<std::size_t>(block.rows * s.value_dim));
+    full_bound_.resize(usize(block.rows * s.value_dim));
     Slope slope;
     for (Index c = 0; c < s.value_dim; ++c) judge_element(block, r, c, slope);
     if (slope.xx > 0) rows_.slopes.push_back(slope.xy / slope.xx);
@@ -76,43 +76,43 @@ class RowJudge {
       if (!in_balls) ++tally_.verdict.rows_in_balls;
       in_balls = true;
     };
-    if (block.needs_ball[static_cast<std::size_t>(r)] || cross_check) take(first_ball_bits);
+    if (block.needs_ball[usize(r)] || cross_check) take(first_ball_bits);
     for (long bits = in_balls ? 2 * first_ball_bits : first_ball_bits;
          bits <= last_ball_bits && any_undecided(block, r); bits *= 2)
       take(bits);
   }
 
   std::size_t index_of(Index r, Index c) const {
-    return static_cast<std::size_t>(r * reference_.problem().shape.value_dim + c);
+    return usize(r * reference_.problem().shape.value_dim + c);
   }
   Index position_of_o(const Block& block, Index r, Index c) const {
-    return out_.o.at(block.b, block.h, block.row_index[static_cast<std::size_t>(r)], c);
+    return out_.o.at(block.b, block.h, block.row_index[usize(r)], c);
   }
   Index position_of_lse(const Block& block, Index r) const {
-    return out_.lse.at(block.b, block.h, block.row_index[static_cast<std::size_t>(r)], 0);
+    return out_.lse.at(block.b, block.h, block.row_index[usize(r)], 0);
   }
   bool untouched(const TensorView& t, Index position) const {
     return options_.untouched && options_.untouched(t, position);
   }
   bool may_overflow(const Block& block, Index r, Index c) const {
-    return block.domain[static_cast<std::size_t>(r)] == Domain::may_overflow ||
+    return block.domain[usize(r)] == Domain::may_overflow ||
            block.value_overflow[index_of(r, c)];
   }
 
   Decision decide_o(const Block& block, Index r, Index c, double y) const {
     const auto e = index_of(r, c);
     return decide(preimage(y, out_.o.dtype, contract_.roundoff), block.o[e], block.o_low[e],
-                  block.radius[e], block.bound[e], block.slack[static_cast<std::size_t>(r)]);
+                  block.radius[e], block.bound[e], block.slack[usize(r)]);
   }
 
   Decision decide_lse(const Block& block, Index r, double y) const {
-    const auto at = static_cast<std::size_t>(r);
+    const auto at = usize(r);
     return decide(preimage(y, out_.lse.dtype, contract_.roundoff), block.lse[at], block.lse_low[at],
                   block.lse_radius[at], block.lse_bound[at], block.slack[at]);
   }
 
   bool any_undecided(const Block& block, Index r) const {
-    const auto at = static_cast<std::size_t>(r);
+    const auto at = usize(r);
     if (block.domain[at] == Domain::must_overflow) return false;
     if (block.lse_kind[at] == Kind::finite && out_.lse) {
       const double y = load(out_.lse, position_of_lse(block, r));
@@ -130,7 +130,7 @@ class RowJudge {
   }
 
   void judge_lse(const Block& block, Index r) {
-    const auto at = static_cast<std::size_t>(r);
+    const auto at = usize(r);
     const Index position = position_of_lse(block, r);
     const double y = load(out_.lse, position);
     const Kind kind = block.lse_kind[at];
@@ -154,7 +154,7 @@ class RowJudge {
   }
 
   void judge_finite_lse(const Block& block, Index r, const Element& e) {
-    const auto at = static_cast<std::size_t>(r);
+    const auto at = usize(r);
     if (block.domain[at] == Domain::must_overflow) return tally_.excuse("scores beyond the range");
     if (!std::isfinite(e.got)) {
       if (block.domain[at] == Domain::may_overflow)
@@ -171,7 +171,7 @@ class RowJudge {
   }
 
   void judge_element(const Block& block, Index r, Index c, Slope& slope) {
-    const auto at = static_cast<std::size_t>(r), index = index_of(r, c);
+    const auto at = usize(r), index = index_of(r, c);
     const Index position = position_of_o(block, r, c);
     const double y = load(out_.o, position), o = block.o[index];
     full_bound_[index] = stored_bound(block.bound[index], o, out_.o.dtype, contract_.roundoff);
@@ -209,7 +209,7 @@ class RowJudge {
         (std::isnan(y) || decide_o(block, r, c, y) != Decision::outside))
       return tally_.excuse("an infinity in V under a weight that may underflow");
     const bool overflows = may_overflow(block, r, c) ||
-                           block.domain[static_cast<std::size_t>(r)] == Domain::must_overflow;
+                           block.domain[usize(r)] == Domain::must_overflow;
     if (!is_nan && overflows && !std::isfinite(y) && !poisoned)
       return tally_.excuse("an infinity in V in a sum that may overflow");
     tally_.fail(e, poisoned ? "O was not written"
@@ -219,7 +219,7 @@ class RowJudge {
 
   // An element of a row that sees some key, whose exact value and whose computed one are no NaN.
   void judge_finite(const Block& block, Index r, Index c, const Element& e, Slope& slope) {
-    const auto at = static_cast<std::size_t>(r), index = index_of(r, c);
+    const auto at = usize(r), index = index_of(r, c);
     if (std::isnan(block.bound[index]) || !std::isfinite(block.radius[index]))
       rows_.oracle_inconsistent = true;
     const bool bounded = block.domain[at] == Domain::bounded;
@@ -309,7 +309,7 @@ void judge_rows(const Reference& reference, const AttentionOutput& out,
       const Index h = g * s.group() + task / blocks, first = task % blocks * per_block;
       const Index count = std::min(per_block, row_count - first);
       Block block =
-          reference.evaluate(*kv, h, {rows.data() + first, static_cast<std::size_t>(count)});
+          reference.evaluate(*kv, h, {rows.data() + first, usize(count)});
       RowTally tally(options);
       RowJudge judge(reference, *kv, out, options, tally);
       for (Index r = 0; r < count; ++r) {

@@ -26,7 +26,7 @@ class GradientJudge {
   void judge_queries(Index b, Index g, const std::vector<Index>& rows,
                      const GroupGradients& exact) {
     for (Index h = g * shape_.group(); h < (g + 1) * shape_.group(); ++h) {
-      const Gradient& dq = exact.dq[static_cast<std::size_t>(h % shape_.group())];
+      const Gradient& dq = exact.dq[usize(h % shape_.group())];
       for (std::size_t r = 0; r < rows.size(); ++r) {
         ++tally_.verdict.rows_judged;
         for (Index d = 0; d < shape_.dim; ++d)
@@ -69,8 +69,8 @@ class GradientJudge {
   // One element of `g`; `e` says where it is.
   void judge(const TensorView& out, Index position, const Gradient& g, Index row, Index column,
              Element e) {
-    const auto at = static_cast<std::size_t>(row);
-    const auto index = static_cast<std::size_t>(row * g.columns + column);
+    const auto at = usize(row);
+    const auto index = usize(row * g.columns + column);
     const double y = load(out, position), value = g.value[index], bound = g.bound[index];
     const bool is_nan = g.taint[index] == Taint::nan;
     const std::string name(name_of(e.output));

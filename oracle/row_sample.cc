@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "problem/random.h"
+
 namespace assay {
 
 std::vector<Index> rows_to_judge(Index rows, Index sample, std::uint64_t seed) {
@@ -15,10 +17,8 @@ std::vector<Index> rows_to_judge(Index rows, Index sample, std::uint64_t seed) {
   // One row of each of `sample` equal stretches: early, late and in between are always there.
   for (Index k = 0; k < sample; ++k) {
     const Index begin = rows * k / sample, end = rows * (k + 1) / sample;
-    std::uint64_t x = seed + static_cast<std::uint64_t>(k) * 0x9E3779B97F4A7C15u;
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-    chosen.push_back(begin + static_cast<Index>((x ^ x >> 31) % static_cast<std::uint64_t>(end - begin)));
+    const std::uint64_t x = SplitMix64::number(seed, usize(k));
+    chosen.push_back(begin + static_cast<Index>(x % usize(end - begin)));
   }
   return chosen;
 }
