@@ -60,7 +60,7 @@ struct FinalWords {
   std::string_view element = "element";  // what was judged, one of them
   std::string_view judged = "element";   // of these at least one must be inside
   std::string_view nothing = "the problem has no output element";
-  std::string_view hull_only;  // what is said of elements without a bound; empty: there are none
+  std::string_view hull_only = "";  // what is said of elements without a bound; empty: there are none
 };
 
 // Decides between pass, fail and inconclusive, and says why. `judged` is the number of elements inside
