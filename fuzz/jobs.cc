@@ -3,8 +3,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
-#include <spawn.h>
-#include <sys/prctl.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,7 +13,6 @@
 #include <cstring>
 #include <fstream>
 #include <map>
-#include <optional>
 #include <regex>
 #include <set>
 #include <stdexcept>
@@ -23,6 +20,7 @@
 #include <thread>
 
 #include "harness/files.h"
+#include "harness/process.h"
 #include "harness/shrink.h"
 #include "problem/clock.h"
 
@@ -38,59 +36,26 @@ std::string read_whole(const fs::path& path) {
 
 // ---- A process ------------------------------------------------------------------------------------------
 
-// Dies with its parent, however that ends, so that nothing runs on after a kill.
-class Process {
- public:
-  Process(const std::vector<std::string>& arguments, const fs::path& output, const std::vector<std::pair<std::string, std::string>>& environment = {}) {
-    std::vector<char*> argv;
-    for (const std::string& a : arguments) argv.push_back(const_cast<char*>(a.c_str()));
-    argv.push_back(nullptr);
-    const pid_t parent = getpid();
-    pid_ = fork();
-    if (pid_ < 0) throw std::system_error(errno, std::generic_category(), "starting " + arguments[0]);
-    if (pid_ > 0) return;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent) _exit(127);
-    const int file = open(output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666), null = open("/dev/null", O_RDONLY);
-    if (file < 0 || dup2(file, STDOUT_FILENO) < 0 || dup2(file, STDERR_FILENO) < 0 || null < 0 || dup2(null, STDIN_FILENO) < 0) _exit(127);
-    for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
-    execv(argv[0], argv.data());
-    _exit(127);
-  }
-  Process(const Process&) = delete;
-  Process& operator=(const Process&) = delete;
-  ~Process() {
-    if (!done_) kill(pid_, SIGKILL);
-    wait();
-  }
-  // nullopt while it runs.
-  std::optional<int> poll() {
-    if (!done_ && waitpid(pid_, &status_, WNOHANG) == pid_) done_ = true;
-    return done_ ? std::optional(status_) : std::nullopt;
-  }
-  int wait() {
-    if (!done_) waitpid(pid_, &status_, 0);
-    done_ = true;
-    return status_;
-  }
-  // What is left of the time; then it is killed. False if it was.
-  bool wait_for(double seconds) {
-    for (const auto start = Clock::now(); !poll();) {
-      if (seconds_since(start) > seconds) {
-        kill(pid_, SIGKILL);
-        wait();
-        return false;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    return true;
-  }
+Descriptor opened(const fs::path& path, int flags) {
+  Descriptor file(open(path.c_str(), flags | O_CLOEXEC, 0666));
+  if (file.number() < 0) throw std::system_error(errno, std::generic_category(), path.string());
+  return file;
+}
 
- private:
-  pid_t pid_ = -1;
-  int status_ = 0;
-  bool done_ = false;
-};
+// Starts a program whose output goes to a file. It dies with this thread, so that nothing runs on
+// after a kill.
+Process started(std::vector<std::string> arguments, const fs::path& output,
+                std::vector<std::string> environment) {
+  const Descriptor nothing = opened("/dev/null", O_RDONLY);
+  const Descriptor file = opened(output, O_WRONLY | O_CREAT | O_TRUNC);
+  return Process({.program = arguments[0],
+                  .arguments = arguments,
+                  .descriptors = {{nothing.number(), STDIN_FILENO},
+                                  {file.number(), STDOUT_FILENO},
+                                  {file.number(), STDERR_FILENO}},
+                  .environment = std::move(environment),
+                  .dies_with_thread = true});
+}
 
 // ---- What libFuzzer says --------------------------------------------------------------------------------
 
@@ -262,7 +227,7 @@ class Jobs {
     };
     // A process ends by its time or by a finding; a target that finds the same over and over is left to the next slice.
     const int most_starts = 100 + o_.jobs;
-    for (int started = 0; seconds_since(start) < seconds && (started < most_starts || std::ranges::any_of(jobs, [](const Job& j) { return j.process != nullptr; }));) {
+    for (int starts = 0; seconds_since(start) < seconds && (starts < most_starts || std::ranges::any_of(jobs, [](const Job& j) { return j.process != nullptr; }));) {
       for (std::size_t n = 0; n < jobs.size(); ++n) {
         Job& job = jobs[n];
         if (job.process && !job.process->poll()) continue;
@@ -270,13 +235,13 @@ class Jobs {
         if (job.process) {
           hear(job.output);
           job.process.reset();
-          if (executions == 0 && started > o_.jobs + 5)
+          if (executions == 0 && starts > o_.jobs + 5)
             throw std::runtime_error(fmt::format("{} ends before it has run anything: {}", program(target).string(), read_whole(job.output).substr(0, 500)));
         }
-        if (left < 1 || started >= most_starts) continue;
+        if (left < 1 || starts >= most_starts) continue;
         job.output = o_.work / "logs" / fmt::format("{}.{}.txt", target, n);
-        job.process = std::make_unique<Process>(arguments(target, left, started), job.output, environment());
-        ++started;
+        job.process.reset(new Process(started(arguments(target, left, starts), job.output, environment())));
+        ++starts;
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
@@ -307,14 +272,15 @@ class Jobs {
     if (const fs::path seeds = o_.seeds / target; !o_.seeds.empty() && fs::is_directory(seeds)) a.push_back(seeds);
     return a;
   }
-  std::vector<std::pair<std::string, std::string>> environment() const {
-    return {{"TMPDIR", o_.work / "tmp"}, {"ASAN_OPTIONS", "allocator_may_return_null=1:detect_leaks=0"}};
+  std::vector<std::string> environment() const {
+    return {"TMPDIR=" + (o_.work / "tmp").string(),
+            "ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0"};
   }
 
   // Runs the target on one input: what it said, if it did not come to its end.
   std::optional<Said> said_on(const std::string& target, const fs::path& input, double seconds) const {
     const fs::path output = o_.work / "logs" / (target + ".reproduce.txt");
-    Process p({program(target), "-timeout=60", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), input}, output, environment());
+    Process p = started({program(target), "-timeout=60", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), input}, output, environment());
     const bool ended = p.wait_for(seconds);
     if (ended && WIFEXITED(p.wait()) && WEXITSTATUS(p.wait()) == 0) return std::nullopt;
     Said said = listen(read_whole(output));
@@ -371,7 +337,7 @@ class Jobs {
     const fs::path to = o_.work / "tmp" / "minimised";
     std::error_code ignored;
     fs::remove(to, ignored);
-    Process p({program(target), "-minimize_crash=1", fmt::format("-max_total_time={:.0f}", o_.shrink_seconds), "-timeout=60", fmt::format("-exact_artifact_path={}", to.string()), file},
+    Process p = started({program(target), "-minimize_crash=1", fmt::format("-max_total_time={:.0f}", o_.shrink_seconds), "-timeout=60", fmt::format("-exact_artifact_path={}", to.string()), file},
               o_.work / "logs" / (target + ".minimise.txt"), environment());
     p.wait_for(o_.shrink_seconds + 30);
     const bool smaller = fs::exists(to) && said_on(target, to, 90).has_value();
@@ -399,7 +365,7 @@ class Jobs {
     std::error_code ignored;
     fs::remove_all(merged, ignored);
     make_folder(merged);
-    Process p({program(target), "-merge=1", "-timeout=60", "-max_len=4096", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), merged, corpus},
+    Process p = started({program(target), "-merge=1", "-timeout=60", "-max_len=4096", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), merged, corpus},
               o_.work / "logs" / (target + ".merge.txt"), environment());
     if (!p.wait_for(600) || !WIFEXITED(p.wait()) || WEXITSTATUS(p.wait()) != 0) return;  // as it was
     std::set<std::string> stay;
@@ -464,8 +430,8 @@ TimeToFind time_to_find(const fs::path& program, const std::string& candidate, c
   make_folder(work);
   const fs::path output = work / "output.txt";
   const auto start = Clock::now();
-  Process p({program, fmt::format("-max_total_time={:.0f}", seconds), "-max_len=4096", "-print_final_stats=1", "-timeout=60", fmt::format("-seed={}", seed), fmt::format("-artifact_prefix={}/", work.string())}, output,
-            {{"ASSAY_FUZZ_CANDIDATE", candidate}});
+  Process p = started({program, fmt::format("-max_total_time={:.0f}", seconds), "-max_len=4096", "-print_final_stats=1", "-timeout=60", fmt::format("-seed={}", seed), fmt::format("-artifact_prefix={}/", work.string())}, output,
+            {"ASSAY_FUZZ_CANDIDATE=" + candidate});
   p.wait_for(seconds + 60);
   const Said said = listen(read_whole(output));
   return {!said.line.empty(), seconds_since(start), said.executions, said.line, said.reason};

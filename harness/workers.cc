@@ -4,23 +4,22 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
-#include <cstring>
 #include <iostream>
 #include <optional>
 #include <system_error>
+#include <utility>
 
-extern char** environ;
+#include "harness/process.h"
+#include "problem/clock.h"
 
 namespace assay {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 constexpr int result_descriptor = 3;
 constexpr char turn_mark = '@';  // begins a line that says whose turn it is; a result begins with a brace
 
@@ -40,19 +39,7 @@ bool send(std::string line) {
 class Worker {
  public:
   explicit Worker(const WorkerOptions& options) {
-    int to_child[2], from_child[2];
-    if (pipe2(to_child, O_CLOEXEC) != 0) fail("pipe for a worker");
-    if (pipe2(from_child, O_CLOEXEC) != 0) {
-      close(to_child[0]), close(to_child[1]);
-      fail("pipe for a worker");
-    }
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    // The child's own ends may already be descriptor 3: go by way of a number that nobody uses.
-    posix_spawn_file_actions_adddup2(&actions, from_child[1], 200);
-    posix_spawn_file_actions_adddup2(&actions, to_child[0], STDIN_FILENO);
-    posix_spawn_file_actions_adddup2(&actions, 200, result_descriptor);
-    posix_spawn_file_actions_addclose(&actions, 200);
+    Channel to_child = make_pipe("pipe for a worker"), from_child = make_pipe("pipe for a worker");
     std::vector<std::string> arguments = {"assay", "worker", fmt::format("--memory={}", options.memory_mib),
                                           fmt::format("--ball-rows={}", options.execute.ball_rows)};
     if (!options.execute.power) arguments.push_back("--no-power");
@@ -61,32 +48,23 @@ class Worker {
     if (options.execute.around != Surroundings::bands)
       arguments.push_back(options.execute.around == Surroundings::page_behind ? "--guard-pages=behind" : "--guard-pages=before");
     if (options.execute.oracle_threads != 1) arguments.push_back(fmt::format("--oracle-threads={}", options.execute.oracle_threads));
-    std::vector<char*> argv;
-    for (std::string& a : arguments) argv.push_back(a.data());
-    argv.push_back(nullptr);
-    const int error = posix_spawn(&pid_, options.executable.c_str(), &actions, nullptr, argv.data(), environ);
-    posix_spawn_file_actions_destroy(&actions);
-    close(to_child[0]);
-    close(from_child[1]);
-    if (error != 0) {
-      close(to_child[1]), close(from_child[0]);
-      throw std::system_error(error, std::generic_category(), "starting a worker");
-    }
-    in_ = to_child[1];
-    out_ = from_child[0];
+    process_.emplace(ProcessStart{.program = options.executable,
+                                  .arguments = std::move(arguments),
+                                  .descriptors = {{to_child.out.number(), STDIN_FILENO},
+                                                  {from_child.in.number(), result_descriptor}}});
+    in_ = std::move(to_child.in);
+    out_ = std::move(from_child.out);
   }
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
   ~Worker() {
-    close(in_);
-    close(out_);
-    if (pid_ > 0) {
-      if (item) kill(pid_, SIGKILL);
-      waitpid(pid_, nullptr, 0);
-    }
+    in_.close();
+    out_.close();
+    if (item) process_->kill();
+    process_->wait();  // at the end of its input it ends by itself
   }
 
-  int descriptor() const { return out_; }
+  int descriptor() const { return out_.number(); }
   std::optional<std::size_t> item;
   Clock::time_point deadline;
   std::string turn;  // whose it is; that of the candidate, unless something else is said
@@ -94,11 +72,11 @@ class Worker {
   void give(std::size_t index, const WorkItem& work, double timeout) {
     item = index;
     turn = "candidate";
-    deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout));
+    deadline = seconds_from_now(timeout);
     const std::string text = work.candidate + '\t' + work.line + '\n';
     // A worker that is already gone shows as the end of its output.
     for (std::size_t at = 0; at < text.size();) {
-      const ssize_t n = write(in_, text.data() + at, text.size() - at);
+      const ssize_t n = write(in_.number(), text.data() + at, text.size() - at);
       if (n < 0 && errno != EINTR) return;
       if (n > 0) at += static_cast<std::size_t>(n);
     }
@@ -107,7 +85,7 @@ class Worker {
   // Appends what can be read; false at the end of the output.
   bool read_some() {
     char chunk[65536];
-    const ssize_t n = read(out_, chunk, sizeof chunk);
+    const ssize_t n = read(out_.number(), chunk, sizeof chunk);
     if (n < 0 && errno == EINTR) return true;
     if (n <= 0) return false;
     buffer_.append(chunk, static_cast<std::size_t>(n));
@@ -121,18 +99,16 @@ class Worker {
     return text;
   }
 
-  void end() { kill(pid_, SIGKILL); }
+  void end() { process_->kill(); }
   std::string how_it_ended() {
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    if (WIFSIGNALED(status)) return fmt::format("the candidate's process was killed by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)));
-    return fmt::format("the candidate's process exited with status {} in the middle of the case", WEXITSTATUS(status));
+    const int status = process_->wait();
+    return fmt::format("the candidate's process {}{}", assay::how_it_ended(status),
+                       WIFSIGNALED(status) ? "" : " in the middle of the case");
   }
 
  private:
-  pid_t pid_ = -1;
-  int in_ = -1, out_ = -1;
+  std::optional<Process> process_;
+  Descriptor in_, out_;
   std::string buffer_;
 };
 
