@@ -21,7 +21,7 @@ Json machine_facts() {
     }
   return {{"cpu", model},
           {"threads", hardware_threads()},
-          {"simd target", kernels::chosen_target()},
+          {"simd target", kernels::Target().name()},
           {"simd targets", fmt::format("{}", fmt::join(kernels::runnable_targets(), ", "))},
           {"memory MiB", (sysconf(_SC_PHYS_PAGES) / 1024) * (sysconf(_SC_PAGESIZE) / 1024)},
           {"compiler", __VERSION__},

@@ -11,7 +11,6 @@
 #include "kernels/attention.h"
 #include "kernels/device/device_backend.h"
 #include "kernels/dispatch.h"
-#include "kernels/targets.h"
 #include "kernels/unfused.h"
 
 namespace assay {
@@ -30,36 +29,36 @@ class Host : public Candidate {
   explicit Host(bool declares) : declares_(declares) {}
   std::string name() const override { return declares_ ? "host" : "host-undeclared"; }
   std::string unsupported(const Attention& p, Dtype out) const override { return unsupported_dtype(p, out); }
-  std::optional<Contract> contract(const Attention& p) const override {
+  std::optional<Contract> contract(const Attention& p, const kernels::Target& target) const override {
     if (!declares_) return std::nullopt;
-    return host_contract(p, kernels::chosen_target());
+    return host_contract(p, target.name());
   }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_forward(p, out, threads); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override { return kernels::attention_forward(p, out, how); }
   bool has_cache() const override { return true; }
-  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
-    return run_through_cache(c, in, out, threads);
+  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, const kernels::Execution& how) override {
+    return run_through_cache(c, in, out, how);
   }
   bool has_backward() const override { return true; }
-  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
-    return kernels::attention_backward(p, in, out, threads);
+  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Execution& how) override {
+    return kernels::attention_backward(p, in, out, how);
   }
-  // Compiled once more, with a policy that watches, for the best target alone.
+  // Compiled once more, with a policy that watches, for the best targets and the baseline.
   bool offers_stages() const override { return true; }
-  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override {
-    return assay::run_watched(Fault::none, p, out, observer);
+  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, const kernels::Target& target, StageObserver& observer) override {
+    return assay::run_watched(Fault::none, p, out, target, observer);
   }
-  kernels::Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer) override {
-    return run_planted_backward(kernel_itself, p, in, out, 1, &observer);
+  kernels::Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Target& target, StageObserver& observer) override {
+    return run_planted_backward(kernel_itself, p, in, out, {1, target}, &observer);
   }
   std::string unsupported_product(const Product&, Dtype) const override { return {}; }
-  kernels::Status run_product(const Product& p, const TensorView& c, int threads) override {
+  kernels::Status run_product(const Product& p, const TensorView& c, const kernels::Execution& how) override {
     std::shared_ptr<const kernels::PackedWeights> w;
     if (kernels::Status status = kernels::PackedWeights::pack(p.w, w); !status.ok()) return status;
-    return p.a ? kernels::product(p.a, *w, c, threads) : kernels::product(p.a_low, *w, c, threads);
+    return p.a ? kernels::product(p.a, *w, c, how) : kernels::product(p.a_low, *w, c, how);
   }
-  std::optional<ProductContract> product_contract() const override {
+  std::optional<ProductContract> product_contract(const kernels::Target& target) const override {
     if (!declares_) return std::nullopt;
-    return host_product_contract(kernels::chosen_target());
+    return host_product_contract(target.name());
   }
   bool has_quantizer() const override { return true; }
   kernels::Status quantize(const TensorView& w, LowBit format, Index group, kernels::LowBitBytes& to) override {
@@ -74,8 +73,8 @@ class Unfused : public Candidate {
  public:
   std::string name() const override { return "unfused"; }
   std::string unsupported(const Attention& p, Dtype out) const override { return unsupported_dtype(p, out); }
-  std::optional<Contract> contract(const Attention&) const override { return unfused_contract(kernels::chosen_target()); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_unfused(p, out, threads); }
+  std::optional<Contract> contract(const Attention&, const kernels::Target& target) const override { return unfused_contract(target.name()); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override { return kernels::attention_unfused(p, out, how); }
 };
 
 // Whatever the dispatcher chooses: the tiled kernel or the fallback.
@@ -84,14 +83,13 @@ class Sdpa : public Candidate {
   std::string name() const override { return "sdpa"; }
   std::string unsupported(const Attention& p, Dtype out) const override { return unsupported_dtype(p, out); }
   // Of the kernel that the last run chose.
-  std::optional<Contract> contract(const Attention& p) const override {
-    const std::string target = kernels::chosen_target();
-    return dispatcher_.counters().dispatched > 0 ? host_contract(p, target) : unfused_contract(target);
+  std::optional<Contract> contract(const Attention& p, const kernels::Target& target) const override {
+    return dispatcher_.counters().dispatched > 0 ? host_contract(p, target.name()) : unfused_contract(target.name());
   }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
+  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override {
     dispatcher_.reset_counters();
     kernels::SdpaOptions options;
-    options.threads = threads;
+    options.execution = how;
     return dispatcher_.sdpa(p, out, options);
   }
 
@@ -117,13 +115,13 @@ class OnDevice : public Candidate {
     if (p.dropout > 0) return "dropout on a device";
     return limits_.has_subnormals ? unsupported_dtype(p, out) : "the device flushes subnormal numbers to zero";
   }
-  std::optional<Contract> contract(const Attention& p) const override {
-    return device_ == "host" ? host_contract(p, kernels::chosen_target()) : device_contract(limits_.name);
+  std::optional<Contract> contract(const Attention& p, const kernels::Target& target) const override {
+    return device_ == "host" ? host_contract(p, target.name()) : device_contract(limits_.name);
   }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
+  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override {
     dispatcher_->reset_counters();
     kernels::SdpaOptions options;
-    options.threads = threads;
+    options.execution = how;
     kernels::Status status = dispatcher_->sdpa(p, out, options);
     if (status.ok() && dispatcher_->counters().dispatched != 1) return {kernels::StatusCode::execution_failed, "the dispatcher did not use the device"};
     return status;
@@ -133,9 +131,9 @@ class OnDevice : public Candidate {
     if (!kernels::device_product_supports(p.w.format)) return fmt::format("{} weights on a device", traits(p.w.format).name);
     return limits_.has_subnormals ? "" : "the device flushes subnormal numbers to zero";
   }
-  kernels::Status run_product(const Product& p, const TensorView& c, int threads) override { return kernels::device_product(*session_, p.a, p.w, c, threads); }
-  std::optional<ProductContract> product_contract() const override {
-    return device_ == "host" ? host_product_contract(kernels::chosen_target()) : device_product_contract(limits_.name);
+  kernels::Status run_product(const Product& p, const TensorView& c, const kernels::Execution& how) override { return kernels::device_product(*session_, p.a, p.w, c, how); }
+  std::optional<ProductContract> product_contract(const kernels::Target& target) const override {
+    return device_ == "host" ? host_product_contract(target.name()) : device_product_contract(limits_.name);
   }
 
  private:
@@ -150,29 +148,29 @@ class Faulty : public Candidate {
   explicit Faulty(const PlantedFault& fault) : fault_(fault) {}
   std::string name() const override { return "fault:" + std::string(fault_.name); }
   std::string unsupported(const Attention& p, Dtype out) const override { return unsupported_dtype(p, out); }
-  std::optional<Contract> contract(const Attention& p) const override { return host_contract(p, std::string(planted_fault_target())); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
-    return fault_.suite == "backward" ? kernels::attention_forward(p, out, threads) : run_planted_fault(fault_, p, out, threads);
+  std::optional<Contract> contract(const Attention& p, const kernels::Target& target) const override { return host_contract(p, std::string(planted_fault_target(target))); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override {
+    return fault_.suite == "backward" ? kernels::attention_forward(p, out, how) : run_planted_fault(fault_, p, out, how);
   }
   bool has_cache() const override { return true; }
-  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
-    return fault_.suite == "backward" ? run_through_cache(c, in, out, threads) : run_planted_cache(fault_, c, in, out, threads);
+  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, const kernels::Execution& how) override {
+    return fault_.suite == "backward" ? run_through_cache(c, in, out, how) : run_planted_cache(fault_, c, in, out, how);
   }
   bool has_backward() const override { return true; }
   // What a wrong forward pass leaves is not differentiated wrongly on top.
-  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
-    return fault_.suite == "backward" ? run_planted_backward(fault_, p, in, out, threads) : kernels::attention_backward(p, in, out, threads);
+  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Execution& how) override {
+    return fault_.suite == "backward" ? run_planted_backward(fault_, p, in, out, how) : kernels::attention_backward(p, in, out, how);
   }
   bool offers_stages() const override { return true; }
-  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override {
-    return assay::run_watched(fault_.suite == "backward" ? Fault::none : fault_.fault, p, out, observer);
+  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, const kernels::Target& target, StageObserver& observer) override {
+    return assay::run_watched(fault_.suite == "backward" ? Fault::none : fault_.fault, p, out, target, observer);
   }
-  kernels::Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer) override {
-    return run_planted_backward(fault_.suite == "backward" ? fault_ : kernel_itself, p, in, out, 1, &observer);
+  kernels::Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Target& target, StageObserver& observer) override {
+    return run_planted_backward(fault_.suite == "backward" ? fault_ : kernel_itself, p, in, out, {1, target}, &observer);
   }
   std::string unsupported_product(const Product&, Dtype) const override { return {}; }
-  kernels::Status run_product(const Product& p, const TensorView& c, int threads) override { return run_planted_product(fault_, p, c, threads); }
-  std::optional<ProductContract> product_contract() const override { return host_product_contract(std::string(planted_fault_target())); }
+  kernels::Status run_product(const Product& p, const TensorView& c, const kernels::Execution& how) override { return run_planted_product(fault_, p, c, how); }
+  std::optional<ProductContract> product_contract(const kernels::Target& target) const override { return host_product_contract(std::string(planted_fault_target(target))); }
 
  private:
   const PlantedFault& fault_;
@@ -180,23 +178,23 @@ class Faulty : public Candidate {
 
 }  // namespace
 
-kernels::Status Candidate::run_cached(const Case&, const Inputs&, const AttentionOutput&, int) {
+kernels::Status Candidate::run_cached(const Case&, const Inputs&, const AttentionOutput&, const kernels::Execution&) {
   return {kernels::StatusCode::unsupported, name() + " has no cache"};
 }
 
-kernels::Status Candidate::run_backward(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, int) {
+kernels::Status Candidate::run_backward(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, const kernels::Execution&) {
   return {kernels::StatusCode::unsupported, name() + " has no backward pass"};
 }
 
-kernels::Status Candidate::run_watched(const Attention&, const AttentionOutput&, StageObserver&) {
+kernels::Status Candidate::run_watched(const Attention&, const AttentionOutput&, const kernels::Target&, StageObserver&) {
   return {kernels::StatusCode::unsupported, name() + " does not tell its stages"};
 }
 
-kernels::Status Candidate::run_backward_watched(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, StageObserver&) {
+kernels::Status Candidate::run_backward_watched(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, const kernels::Target&, StageObserver&) {
   return {kernels::StatusCode::unsupported, name() + " does not tell its stages"};
 }
 
-kernels::Status Candidate::run_product(const Product&, const TensorView&, int) {
+kernels::Status Candidate::run_product(const Product&, const TensorView&, const kernels::Execution&) {
   return {kernels::StatusCode::unsupported, name() + " has no low-bit products"};
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/execution.h"
 #include "kernels/product.h"
 #include "kernels/status.h"
 #include "oracle/contract.h"
@@ -23,9 +24,9 @@ class Candidate {
   virtual std::string name() const = 0;
   // Why the candidate does not do this problem; empty if it does.
   virtual std::string unsupported(const Attention& problem, Dtype out) const = 0;
-  // How it computes; nothing if it declares nothing, and then a ladder of contracts is tried.
-  virtual std::optional<Contract> contract(const Attention& problem) const = 0;
-  virtual kernels::Status run(const Attention& problem, const AttentionOutput& out, int threads) = 0;
+  // How it computes on a SIMD target; nothing if it declares nothing, and then a ladder of contracts is tried.
+  virtual std::optional<Contract> contract(const Attention& problem, const kernels::Target& target) const = 0;
+  virtual kernels::Status run(const Attention& problem, const AttentionOutput& out, const kernels::Execution& how) = 0;
 
   // O and LSE by way of a cache, as the case says: appends and calls in turn. Called only where has_cache() says so.
   virtual bool has_cache() const { return false; }
@@ -33,7 +34,7 @@ class Candidate {
   virtual std::string unsupported_cached(const Case&, const Attention& problem, Dtype out) const { return unsupported(problem, out); }
   // Whether a row has the same bits whatever else is in the call: other rows, in chunks or at once, in pages or without a cache.
   virtual bool bits_are_promised() const { return true; }
-  virtual kernels::Status run_cached(const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads);
+  virtual kernels::Status run_cached(const Case& c, const Inputs& inputs, const AttentionOutput& out, const kernels::Execution& how);
 
   // False: run() leaves LSE alone, which is then absent, and nothing is judged of it.
   virtual bool gives_lse() const { return true; }
@@ -42,18 +43,18 @@ class Candidate {
   // As unsupported(), of the backward pass alone.
   virtual std::string unsupported_backward(const Attention&, Dtype) const { return {}; }
   // Called only where has_backward() says so, with O and LSE as run() left them.
-  virtual kernels::Status run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads);
+  virtual kernels::Status run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Execution& how);
 
   // Whether the two below tell their stages.
   virtual bool offers_stages() const { return false; }
-  virtual kernels::Status run_watched(const Attention& problem, const AttentionOutput& out, StageObserver& observer);
-  virtual kernels::Status run_backward_watched(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer);
+  virtual kernels::Status run_watched(const Attention& problem, const AttentionOutput& out, const kernels::Target& target, StageObserver& observer);
+  virtual kernels::Status run_backward_watched(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Target& target, StageObserver& observer);
 
   // Why the candidate does not do this product; empty if it does.
   virtual std::string unsupported_product(const Product&, Dtype) const { return "no low-bit products"; }
   // Called only where unsupported_product() says nothing, as quantize() where has_quantizer() does.
-  virtual kernels::Status run_product(const Product& problem, const TensorView& c, int threads);
-  virtual std::optional<ProductContract> product_contract() const { return std::nullopt; }
+  virtual kernels::Status run_product(const Product& problem, const TensorView& c, const kernels::Execution& how);
+  virtual std::optional<ProductContract> product_contract(const kernels::Target&) const { return std::nullopt; }
   virtual bool has_quantizer() const { return false; }
   virtual kernels::Status quantize(const TensorView& w, LowBit format, Index group, kernels::LowBitBytes& to);
 };

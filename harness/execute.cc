@@ -8,7 +8,6 @@
 
 #include "harness/relations.h"
 #include "harness/run.h"
-#include "kernels/targets.h"
 #include "oracle/backward_verdict.h"
 
 namespace assay {
@@ -25,9 +24,8 @@ void check_memory(const Case& c) {
 
 // After a forward pass that was judged: the gradients for its O and LSE. `result` holds the verdict on those.
 CaseResult execute_backward(const Case& c, Candidate& candidate, const ExecuteOptions& options, const JudgeOptions& judging, const Inputs& inputs,
-                            const Outputs& forward, CaseResult result) {
+                            const kernels::Execution& how, const Outputs& forward, CaseResult result) {
   const GradientOutputs first(c, inputs), second(c, inputs);
-  const int threads = static_cast<int>(c.threads);
   auto failed = [&](std::string reason) {
     result.outcome = Outcome::fail;
     result.reason = std::move(reason);
@@ -35,15 +33,15 @@ CaseResult execute_backward(const Case& c, Candidate& candidate, const ExecuteOp
   };
   auto start = std::chrono::steady_clock::now();
   options.turn_of("candidate");
-  if (std::string wrong = call_backward_guarded(candidate, inputs, forward, first, Poison::nan, threads); !wrong.empty()) return failed(std::move(wrong));
+  if (std::string wrong = call_backward_guarded(candidate, inputs, forward, first, Poison::nan, how); !wrong.empty()) return failed(std::move(wrong));
   result.candidate_seconds += seconds_since(start);
-  if (std::string wrong = call_backward_guarded(candidate, inputs, forward, second, Poison::large, threads); !wrong.empty()) return failed(std::move(wrong));
+  if (std::string wrong = call_backward_guarded(candidate, inputs, forward, second, Poison::large, how); !wrong.empty()) return failed(std::move(wrong));
   const std::string differs = first_difference(first, second);
 
   start = std::chrono::steady_clock::now();
   options.turn_of("verdict");
   const AttentionBackwardInput in{forward.o.view(), forward.lse.view(), inputs.d_o.view()};
-  const std::optional<Contract> contract = candidate.contract(inputs.problem);
+  const std::optional<Contract> contract = candidate.contract(inputs.problem, how.target);
   const Verdict gradients =
       contract ? judge_backward(inputs.problem, in, first.view(), *contract, judging) : judge_backward_by_ladder(inputs.problem, in, first.view(), judging);
   result.judge_seconds += seconds_since(start);
@@ -55,8 +53,8 @@ CaseResult execute_backward(const Case& c, Candidate& candidate, const ExecuteOp
   if (options.relations) {
     options.turn_of("candidate");
     result.relations = check_backward_relations(c, inputs, forward, candidate, first);
-    for (const auto& [name, how] : result.relations)
-      if (how.starts_with("violated")) return failed("relation " + name + " " + how);
+    for (const auto& [name, found] : result.relations)
+      if (found.starts_with("violated")) return failed("relation " + name + " " + found);
   }
   return result;
 }
@@ -82,8 +80,7 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   result.dtype = c.operation == Operation::product ? traits(c.product.format).name : format(c.dtype).name;
   check_memory(c);
   surround_tensors(options.around);
-  if (!kernels::force_target(c.target))
-    throw CaseError(0, fmt::format("target={} is not one that this machine runs: {}", c.target, fmt::join(kernels::runnable_targets(), ", ")));
+  const kernels::Execution how = execution_of(c);
 
   if (c.operation == Operation::product) return execute_product(c, candidate, options, std::move(result));
 
@@ -123,9 +120,9 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
     return result;
   };
   start = std::chrono::steady_clock::now();
-  if (std::string wrong = call_guarded(candidate, c, inputs, first, Poison::nan, static_cast<int>(c.threads)); !wrong.empty()) return failed(std::move(wrong));
+  if (std::string wrong = call_guarded(candidate, c, inputs, first, Poison::nan, how); !wrong.empty()) return failed(std::move(wrong));
   result.candidate_seconds = seconds_since(start);
-  if (std::string wrong = call_guarded(candidate, c, inputs, second, Poison::large, static_cast<int>(c.threads)); !wrong.empty())
+  if (std::string wrong = call_guarded(candidate, c, inputs, second, Poison::large, how); !wrong.empty())
     return failed(std::move(wrong));
   const std::string differs = first_difference(first, second);
 
@@ -144,19 +141,19 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
     judging.judged = [pictures = result.pictures.get()](const Element& e) { pictures->add(e); };
   }
   judging.untouched = [](const TensorView& t, Index position) { return holds_poison(t, position, Poison::nan); };
-  const std::optional<Contract> contract = candidate.contract(inputs.problem);
+  const std::optional<Contract> contract = candidate.contract(inputs.problem, how.target);
   result.verdict = contract ? judge(inputs.problem, first.view(), *contract, judging) : judge_by_ladder(inputs.problem, first.view(), 64, judging);
   result.judge_seconds = seconds_since(start);
   result.outcome = result.verdict.outcome;
   result.reason = result.verdict.reason;
   if (result.outcome == Outcome::fail || result.outcome == Outcome::error) return result;
   if (!differs.empty()) return failed("poison: two runs whose outputs were poisoned differently disagree: " + differs);
-  if (c.operation == Operation::backward) return execute_backward(c, candidate, options, judging, inputs, first, std::move(result));
+  if (c.operation == Operation::backward) return execute_backward(c, candidate, options, judging, inputs, how, first, std::move(result));
   if (options.relations) {
     options.turn_of("candidate");
     result.relations = c.cache ? check_cache_relations(c, inputs, candidate, first) : check_relations(c, inputs, candidate, first);
-    for (const auto& [name, how] : result.relations)
-      if (how.starts_with("violated")) return failed("relation " + name + " " + how);
+    for (const auto& [name, found] : result.relations)
+      if (found.starts_with("violated")) return failed("relation " + name + " " + found);
   }
   return result;
 }

@@ -47,13 +47,13 @@ Product repeated(const Product& p, Index times) {
 
 std::map<std::string, std::string> check_product_relations(const Case& c, const ProductInputs& in, Candidate& candidate, const ProductOutput& base) {
   std::map<std::string, std::string> found;
-  const int threads = static_cast<int>(c.threads);
-  auto run = [&](const ProductInputs& inputs, const Product& p, const Tensor& to, int with) {
+  const kernels::Execution how = execution_of(c);
+  auto run = [&](const ProductInputs& inputs, const Product& p, const Tensor& to, const kernels::Execution& with) {
     return call_product_guarded(candidate, inputs, p, to, Poison::nan, with);
   };
   {
     const ProductOutput out(c);
-    const std::string wrong = run(in, in.problem, out.c, c.threads == 1 ? 2 : 1);
+    const std::string wrong = run(in, in.problem, out.c, on_other_threads(c));
     found["threads"] = verdict_of(wrong, first_difference(base.c, out.c));
   }
   found["single-rows"] = found["many-rows"] = other_order;
@@ -65,14 +65,14 @@ std::map<std::string, std::string> check_product_relations(const Case& c, const 
       TensorView row = out.c.view();
       row.origin = row.at(0, 0, m, 0);
       row.shape[2] = 1;
-      wrong = run_product_plainly(candidate, rows_of(in.problem, m, 1), row, threads);
+      wrong = run_product_plainly(candidate, rows_of(in.problem, m, 1), row, how);
     }
     found["single-rows"] = c.product.m < 2 ? "not applicable: there is one row" : verdict_of(wrong, first_difference(base.c, out.c));
   }
   if (candidate.bits_are_promised() && in.problem.a && c.product.m > 0) {
     const Index times = 97;
     const Tensor out(c.out_dtype(), {1, 1, times, c.product.n}, {{0, 0, c.product.n, 1}, 0, times * c.product.n});
-    const std::string wrong = run(in, repeated(in.problem, times), out, threads);
+    const std::string wrong = run(in, repeated(in.problem, times), out, how);
     std::string difference;
     for (Index m = 0; m < times && difference.empty(); ++m) difference = first_difference_of_rows("C", base.c.view(), 0, out.view(), m);
     found["many-rows"] = verdict_of(wrong, difference);
@@ -91,7 +91,7 @@ std::map<std::string, std::string> check_product_relations(const Case& c, const 
       found[name] = "not applicable: no such rows";
       return;
     }
-    const std::string wrong = run(changed, changed.problem, out.c, threads);
+    const std::string wrong = run(changed, changed.problem, out.c, how);
     if (std::string_view(name) == "negated-activations")
       for (Index m = 0; m < c.product.m; ++m)
         for (Index n = 0; n < c.product.n; ++n) {
@@ -169,11 +169,11 @@ CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOpt
     result.reason = std::move(reason);
     return result;
   };
-  const int threads = static_cast<int>(c.threads);
+  const kernels::Execution how = execution_of(c);
   start = std::chrono::steady_clock::now();
-  if (std::string wrong = call_product_guarded(candidate, inputs, inputs.problem, first.c, Poison::nan, threads); !wrong.empty()) return failed(std::move(wrong));
+  if (std::string wrong = call_product_guarded(candidate, inputs, inputs.problem, first.c, Poison::nan, how); !wrong.empty()) return failed(std::move(wrong));
   result.candidate_seconds = seconds_since(start);
-  if (std::string wrong = call_product_guarded(candidate, inputs, inputs.problem, second.c, Poison::large, threads); !wrong.empty()) return failed(std::move(wrong));
+  if (std::string wrong = call_product_guarded(candidate, inputs, inputs.problem, second.c, Poison::large, how); !wrong.empty()) return failed(std::move(wrong));
   const std::string differs = first_difference(first.c, second.c);
 
   start = std::chrono::steady_clock::now();
@@ -188,7 +188,7 @@ CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOpt
     judging.judged = [pictures = result.pictures.get()](const Element& e) { pictures->add(e); };
   }
   judging.untouched = [](const TensorView& t, Index position) { return holds_poison(t, position, Poison::nan); };
-  const std::optional<ProductContract> contract = candidate.product_contract();
+  const std::optional<ProductContract> contract = candidate.product_contract(how.target);
   result.verdict =
       contract ? judge_product(inputs.problem, first.c.view(), *contract, judging) : judge_product_by_ladder(inputs.problem, first.c.view(), judging);
   if (c.product.weights == Weights::quantized)
@@ -203,8 +203,8 @@ CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOpt
   if (options.relations) {
     options.turn_of("candidate");
     result.relations = check_product_relations(c, inputs, candidate, first);
-    for (const auto& [name, how] : result.relations)
-      if (how.starts_with("violated")) return failed("relation " + name + " " + how);
+    for (const auto& [name, found] : result.relations)
+      if (found.starts_with("violated")) return failed("relation " + name + " " + found);
   }
   return result;
 }

@@ -118,13 +118,13 @@ class Library : public Candidate {
     if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";
     return ask(ASSAY_BACKWARD, p, out);
   }
-  std::optional<Contract> contract(const Attention&) const override { return contract_; }
+  std::optional<Contract> contract(const Attention&, const kernels::Target&) const override { return contract_; }
   bool gives_lse() const override { return process_.facts().lse; }
 
-  Status run(const Attention& p, const AttentionOutput& out, int threads) override { return forward(p, out, threads, nullptr); }
+  Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override { return forward(p, out, how.threads, nullptr); }
   bool offers_stages() const override { return process_.facts().probes; }
-  Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override { return forward(p, out, 1, &observer); }
-  Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer) override {
+  Status run_watched(const Attention& p, const AttentionOutput& out, const kernels::Target&, StageObserver& observer) override { return forward(p, out, 1, &observer); }
+  Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Target&, StageObserver& observer) override {
     return backward(p, in, out, 1, &observer);
   }
 
@@ -135,14 +135,14 @@ class Library : public Candidate {
     if (c.cache_dtype() != c.dtype) return fmt::format("a cache in {} for a library", format(c.cache_dtype()).name);
     return ask(ASSAY_DECODE, of_cache(c, p, {0, c.shape.rows}), out);
   }
-  Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
+  Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, const kernels::Execution& how) override {
     for (const Chunk& rows : chunks_of(c))
-      if (Status status = decode(c, in, rows, rows_of(out, rows), threads); !status.ok()) return status;
+      if (Status status = decode(c, in, rows, rows_of(out, rows), how.threads); !status.ok()) return status;
     return {};
   }
 
   bool has_backward() const override { return process_.facts().backward; }
-  Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override { return backward(p, in, out, threads, nullptr); }
+  Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Execution& how) override { return backward(p, in, out, how.threads, nullptr); }
 
   std::string unsupported_product(const Product& p, Dtype out) const override {
     if (!process_.facts().product) return "no product in the library";
@@ -151,7 +151,7 @@ class Library : public Candidate {
     const assay_low_bit w = described(p.w);
     return reason_of(process_.ask_product(call, call.add_shape(p.a), call.add(w), c_dtype_of(out)));
   }
-  Status run_product(const Product& p, const TensorView& c, int threads) override {
+  Status run_product(const Product& p, const TensorView& c, const kernels::Execution& how) override {
     KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.a = call.add_input(p.a);
@@ -162,7 +162,7 @@ class Library : public Candidate {
     if (sizes.extra > 0) w.extra = call.add_bytes(p.w.extra, static_cast<std::size_t>(sizes.extra));
     a.w = call.add(w);
     a.c = call.add_output(c);
-    a.run = call.add(plain_run(threads));
+    a.run = call.add(plain_run(how.threads));
     return finish(process_.run(call, ASSAY_PRODUCT, a), "product");
   }
 

@@ -35,15 +35,15 @@ void negate_elements(const TensorView& t) {
         for (Index d = 0; d < t.shape[3]; ++d) store(t, t.at(b, h, i, d), -load(t, t.at(b, h, i, d)));
 }
 
-std::string run(Candidate& candidate, const Case& c, const Inputs& inputs, const Outputs& out, int threads) {
-  return call_guarded(candidate, c, inputs, out, Poison::nan, threads);
+std::string run(Candidate& candidate, const Case& c, const Inputs& inputs, const Outputs& out, const kernels::Execution& how) {
+  return call_guarded(candidate, c, inputs, out, Poison::nan, how);
 }
 
 std::string verdict_of(const std::string& difference) { return difference.empty() ? "held" : "violated: " + difference; }
 
 std::string same_with_threads(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
   Outputs out(c, candidate.gives_lse());
-  if (std::string wrong = run(candidate, c, inputs, out, c.threads == 1 ? 2 : 1); !wrong.empty()) return "violated: " + wrong;
+  if (std::string wrong = run(candidate, c, inputs, out, on_other_threads(c)); !wrong.empty()) return "violated: " + wrong;
   return verdict_of(first_difference(base, out));
 }
 
@@ -52,7 +52,7 @@ std::string negated_values(const Case& c, const Inputs&, Candidate& candidate, c
   Inputs changed(c);
   if (!scale_exactly(changed.v, -1)) return "not applicable: V is not finite";
   Outputs out(c, candidate.gives_lse());
-  if (std::string wrong = run(candidate, c, changed, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
+  if (std::string wrong = run(candidate, c, changed, out, execution_of(c)); !wrong.empty()) return "violated: " + wrong;
   negate_elements(out.o.view());
   return verdict_of(first_difference(base, out));
 }
@@ -62,7 +62,7 @@ std::string exchanged_scale(const Case& c, const Inputs&, Candidate& candidate, 
   Inputs changed(c);
   if (!scale_exactly(changed.q, 2) || !scale_exactly(changed.k, 0.5)) return "not applicable: Q or K would round";
   Outputs out(c, candidate.gives_lse());
-  if (std::string wrong = run(candidate, c, changed, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
+  if (std::string wrong = run(candidate, c, changed, out, execution_of(c)); !wrong.empty()) return "violated: " + wrong;
   return verdict_of(first_difference(base, out));
 }
 
@@ -113,14 +113,14 @@ std::string unseen_keys(const Case& c, Candidate& candidate, const Outputs& base
   const Index overwritten = overwrite_unseen_keys(c, changed, rows, fill);
   if (overwritten == 0) return "not applicable: every key is seen";
   Outputs out(c, candidate.gives_lse());
-  if (std::string wrong = run(candidate, c, changed, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
+  if (std::string wrong = run(candidate, c, changed, out, execution_of(c)); !wrong.empty()) return "violated: " + wrong;
   const std::string found = first_difference(base, out, rows);
   if (found.empty() || !std::isnan(fill)) return verdict_of(found);
   // A leak, or a weight of 0 that met NaN?
   Inputs finite(c);
   overwrite_unseen_keys(c, finite, rows, 1e30);
   Outputs again(c, candidate.gives_lse());
-  const bool unchanged = run(candidate, c, finite, again, static_cast<int>(c.threads)).empty() && first_difference(base, again, rows).empty();
+  const bool unchanged = run(candidate, c, finite, again, execution_of(c)).empty() && first_difference(base, again, rows).empty();
   return verdict_of(found) + (unchanged ? "; with finite numbers there nothing changes: the keys are masked, and 0 times NaN is added" : "");
 }
 
@@ -137,9 +137,9 @@ std::string after_another_call(const Case& c, const Inputs& inputs, Candidate& c
     const Inputs in(between);
     if (!candidate.unsupported(in.problem, between.out_dtype()).empty()) continue;
     const Outputs ignored(between, candidate.gives_lse()), out(c, candidate.gives_lse());
-    if (std::string wrong = run(candidate, between, in, ignored, static_cast<int>(c.threads)); !wrong.empty())
+    if (std::string wrong = run(candidate, between, in, ignored, execution_of(c)); !wrong.empty())
       return fmt::format("violated: {}: {}", print_case(between), wrong);
-    if (std::string wrong = run(candidate, c, inputs, out, static_cast<int>(c.threads)); !wrong.empty()) return "violated: " + wrong;
+    if (std::string wrong = run(candidate, c, inputs, out, execution_of(c)); !wrong.empty()) return "violated: " + wrong;
     return verdict_of(first_difference(base, out));
   }
   return "not applicable: the candidate takes no other problem of this shape";
@@ -162,12 +162,12 @@ std::map<std::string, std::string> check_relations(const Case& c, const Inputs& 
 
 std::map<std::string, std::string> check_cache_relations(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
   std::map<std::string, std::string> found;
-  auto same = [&](const Case& other, const Inputs& in, int threads) {
+  auto same = [&](const Case& other, const Inputs& in, const kernels::Execution& how) {
     const Outputs out(other, candidate.gives_lse());
-    if (std::string wrong = run(candidate, other, in, out, threads); !wrong.empty()) return "violated: " + wrong;
+    if (std::string wrong = run(candidate, other, in, out, how); !wrong.empty()) return "violated: " + wrong;
     return verdict_of(first_difference(base, out));
   };
-  found["threads"] = same(c, inputs, c.threads == 1 ? 2 : 1);
+  found["threads"] = same(c, inputs, on_other_threads(c));
   if (!candidate.bits_are_promised()) {
     for (const char* relation : {"chunks", "pages", "no-cache"}) found[relation] = other_order;
     return found;
@@ -175,12 +175,12 @@ std::map<std::string, std::string> check_cache_relations(const Case& c, const In
   // Rows in other chunks: one call, or several where there was one.
   Case chunked = c;
   chunked.cache.chunks = c.cache.chunks.empty() ? std::vector<Index>{2, 3, 1} : std::vector<Index>{};
-  found["chunks"] = !can_chunk(c) ? "not applicable: rows see later keys, or dropout counts them" : same(chunked, inputs, static_cast<int>(c.threads));
+  found["chunks"] = !can_chunk(c) ? "not applicable: rows see later keys, or dropout counts them" : same(chunked, inputs, execution_of(c));
   // Another page size, or pages where there were none.
   Case paged = c;
   if (c.cache.kind == CacheSpec::Kind::contiguous) paged.cache.kind = CacheSpec::Kind::paged;
   paged.cache.page = c.cache.page == 3 ? 7 : 3;
-  found["pages"] = same(paged, inputs, static_cast<int>(c.threads));
+  found["pages"] = same(paged, inputs, execution_of(c));
   // Without a cache, on the keys and values themselves.
   if (c.cache.kind == CacheSpec::Kind::latent || c.cache_dtype() != c.dtype) {
     found["no-cache"] = "not applicable: the cache rounds or projects";
@@ -188,7 +188,7 @@ std::map<std::string, std::string> check_cache_relations(const Case& c, const In
     Case direct = c;
     direct.cache = {};
     const Inputs in(direct);
-    found["no-cache"] = same(direct, in, static_cast<int>(c.threads));
+    found["no-cache"] = same(direct, in, execution_of(c));
   }
   return found;
 }
@@ -196,19 +196,19 @@ std::map<std::string, std::string> check_cache_relations(const Case& c, const In
 std::map<std::string, std::string> check_backward_relations(const Case& c, const Inputs& inputs, const Outputs& forward, Candidate& candidate,
                                                             const GradientOutputs& base) {
   std::map<std::string, std::string> found;
-  auto gradients = [&](const Inputs& in, int threads, const auto& change) -> std::string {
+  auto gradients = [&](const Inputs& in, const kernels::Execution& how, const auto& change) -> std::string {
     const GradientOutputs out(c, in);
-    if (std::string wrong = call_backward_guarded(candidate, in, forward, out, Poison::nan, threads); !wrong.empty()) return "violated: " + wrong;
+    if (std::string wrong = call_backward_guarded(candidate, in, forward, out, Poison::nan, how); !wrong.empty()) return "violated: " + wrong;
     change(out);
     return verdict_of(first_difference(base, out));
   };
-  const int threads = static_cast<int>(c.threads);
-  found["threads"] = gradients(inputs, c.threads == 1 ? 2 : 1, [](const GradientOutputs&) {});
+  const kernels::Execution how = execution_of(c);
+  found["threads"] = gradients(inputs, on_other_threads(c), [](const GradientOutputs&) {});
   {
     // dO -> -dO turns every gradient around.
     const Inputs changed(c);
     found["negated-gradient"] =
-        !scale_exactly(changed.d_o, -1) ? "not applicable: dO is not finite" : gradients(changed, threads, [](const GradientOutputs& out) {
+        !scale_exactly(changed.d_o, -1) ? "not applicable: dO is not finite" : gradients(changed, how, [](const GradientOutputs& out) {
           for (const Tensor* t : {&out.dq, &out.dk, &out.dv, &out.d_sink}) negate_elements(t->view());
           // Every element of storage once, however often it is broadcast.
           TensorView flat = out.d_bias.view();
@@ -222,7 +222,7 @@ std::map<std::string, std::string> check_backward_relations(const Case& c, const
     found["unseen-keys-nan"] = shared ? "not applicable: keys are shared"
                                : overwrite_unseen_keys(c, changed, c.shape.rows, std::numeric_limits<double>::quiet_NaN()) == 0
                                    ? "not applicable: every key is seen"
-                                   : gradients(changed, threads, [](const GradientOutputs&) {});
+                                   : gradients(changed, how, [](const GradientOutputs&) {});
   }
   return found;
 }

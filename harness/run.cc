@@ -147,6 +147,15 @@ ProductOutput::ProductOutput(const Case& k) {
   c = Tensor(k.out_dtype(), shape, make_layout(k.o_layout, shape, 1));
 }
 
+kernels::Execution execution_of(const Case& c) {
+  const std::optional<kernels::Target> target = kernels::Target::named(c.target);
+  if (!target)
+    throw CaseError(0, fmt::format("target={} is not one that this machine runs: {}", c.target, fmt::join(kernels::runnable_targets(), ", ")));
+  return {static_cast<int>(c.threads), *target};
+}
+
+kernels::Execution on_other_threads(const Case& c) { return {c.threads == 1 ? 2 : 1, execution_of(c).target}; }
+
 void poison(const Tensor& t, Poison with) {
   const TensorView& v = t.view();
   const auto bytes = static_cast<std::size_t>(format(v.dtype).bits / 8);
@@ -157,7 +166,7 @@ void poison(const Tensor& t, Poison with) {
 
 bool holds_poison(const TensorView& t, Index position, Poison with) { return code_at(t, position) == poison_code(t.dtype, with); }
 
-std::string call_guarded(Candidate& candidate, const Case& c, const Inputs& in, const Outputs& out, Poison with, int threads) {
+std::string call_guarded(Candidate& candidate, const Case& c, const Inputs& in, const Outputs& out, Poison with, const kernels::Execution& how) {
   return guarded({{"q", &in.q},
                   {"k", &in.k},
                   {"v", &in.v},
@@ -167,28 +176,28 @@ std::string call_guarded(Candidate& candidate, const Case& c, const Inputs& in, 
                   {"up_k", &in.up_k},
                   {"up_v", &in.up_v}},
                  in.keep, {{"o", &out.o}, {"lse", &out.lse}}, with,
-                 [&] { return c.cache ? candidate.run_cached(c, in, out.view(), threads) : candidate.run(in.problem, out.view(), threads); });
+                 [&] { return c.cache ? candidate.run_cached(c, in, out.view(), how) : candidate.run(in.problem, out.view(), how); });
 }
 
-std::string call_backward_guarded(Candidate& candidate, const Inputs& in, const Outputs& forward, const GradientOutputs& out, Poison with, int threads) {
+std::string call_backward_guarded(Candidate& candidate, const Inputs& in, const Outputs& forward, const GradientOutputs& out, Poison with, const kernels::Execution& how) {
   return guarded({{"q", &in.q}, {"k", &in.k}, {"v", &in.v}, {"bias", &in.bias}, {"o", &forward.o}, {"lse", &forward.lse}, {"d_o", &in.d_o}}, in.keep,
                  {{"dq", &out.dq}, {"dk", &out.dk}, {"dv", &out.dv}, {"d_bias", &out.d_bias}, {"d_sink", &out.d_sink}}, with, [&] {
-                   return candidate.run_backward(in.problem, {forward.o.view(), forward.lse.view(), in.d_o.view()}, out.view(), threads);
+                   return candidate.run_backward(in.problem, {forward.o.view(), forward.lse.view(), in.d_o.view()}, out.view(), how);
                  });
 }
 
-std::string call_product_guarded(Candidate& candidate, const ProductInputs& in, const Product& problem, const Tensor& c, Poison with, int threads) {
+std::string call_product_guarded(Candidate& candidate, const ProductInputs& in, const Product& problem, const Tensor& c, Poison with, const kernels::Execution& how) {
   return guarded({{"a", &in.a},
                   {"a.codes", &in.a_low.codes()},
                   {"a.scales", &in.a_low.scales()},
                   {"w.codes", &in.w.codes()},
                   {"w.scales", &in.w.scales()},
                   {"w.extra", &in.w.extra()}},
-                 {}, {{"c", &c}}, with, [&] { return candidate.run_product(problem, c.view(), threads); });
+                 {}, {{"c", &c}}, with, [&] { return candidate.run_product(problem, c.view(), how); });
 }
 
-std::string run_product_plainly(Candidate& candidate, const Product& problem, const TensorView& c, int threads) {
-  return failure_of(candidate.run_product(problem, c, threads));
+std::string run_product_plainly(Candidate& candidate, const Product& problem, const TensorView& c, const kernels::Execution& how) {
+  return failure_of(candidate.run_product(problem, c, how));
 }
 
 std::string first_difference(const Tensor& a, const Tensor& b, Index rows) { return first_difference_of("C", a.view(), b.view(), rows); }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "harness/candidate.h"
+#include "kernels/execution.h"
 #include "problem/generate.h"
 
 namespace assay {
@@ -36,17 +37,22 @@ struct ProductOutput {
 void poison(const Tensor& t, Poison with);
 bool holds_poison(const TensorView& t, Index position, Poison with);
 
+// The target and the threads that the case asks for. Throws CaseError for a target that this machine does not run.
+kernels::Execution execution_of(const Case& c);
+// The same target on another number of threads.
+kernels::Execution on_other_threads(const Case& c);
+
 // What went wrong around the call ("o: a guard band was overwritten", "status 5 ..."); empty if nothing did.
-std::string call_guarded(Candidate& candidate, const Case& c, const Inputs& inputs, const Outputs& outputs, Poison with, int threads);
+std::string call_guarded(Candidate& candidate, const Case& c, const Inputs& inputs, const Outputs& outputs, Poison with, const kernels::Execution& how);
 
 // The same for the backward pass, which reads `forward` and writes `gradients`.
 std::string call_backward_guarded(Candidate& candidate, const Inputs& inputs, const Outputs& forward, const GradientOutputs& gradients, Poison with,
-                                  int threads);
+                                  const kernels::Execution& how);
 
 // The same for a product, whose bytes are those of `inputs`.
-std::string call_product_guarded(Candidate& candidate, const ProductInputs& inputs, const Product& problem, const Tensor& c, Poison with, int threads);
+std::string call_product_guarded(Candidate& candidate, const ProductInputs& inputs, const Product& problem, const Tensor& c, Poison with, const kernels::Execution& how);
 // Without a look around it: "status 5 ..." or empty.
-std::string run_product_plainly(Candidate& candidate, const Product& problem, const TensorView& c, int threads);
+std::string run_product_plainly(Candidate& candidate, const Product& problem, const TensorView& c, const kernels::Execution& how);
 
 // "row 3 ..." of the first element of O or LSE whose bits differ; empty if none does. Only rows below `rows`
 // of every head are looked at (negative: all).

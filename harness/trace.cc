@@ -242,10 +242,11 @@ Trace trace_case(const Case& c, Candidate& candidate) {
     throw CaseError(0, fmt::format("b * h * l = {} x {} x {} x {} is more than the {} pairs that a trace takes: make it smaller", s.batch, s.query_heads, s.rows, s.keys, most_pairs));
   if (s.batch * s.query_heads * s.rows == 0) throw CaseError(0, fmt::format("b * h * l = {} x {} x {}: a case without rows has no stages", s.batch, s.query_heads, s.rows));
   if (!candidate.offers_stages()) throw std::invalid_argument(fmt::format("{} does not tell its stages", candidate.name()));
+  const kernels::Target target = execution_of(c).target;
   const Inputs inputs(c);
   if (const std::string why = candidate.unsupported(inputs.problem, c.out_dtype()); !why.empty()) throw std::invalid_argument(fmt::format("{} does not do this case: {}", candidate.name(), why));
   const std::vector<Contract> ladder = contract_ladder(c.dtype, 64);
-  const Contract contract = candidate.contract(inputs.problem).value_or(ladder.back());
+  const Contract contract = candidate.contract(inputs.problem, target).value_or(ladder.back());
   const Outputs outputs(c, candidate.gives_lse());
   poison(outputs.o, Poison::nan);
   if (candidate.gives_lse()) poison(outputs.lse, Poison::nan);
@@ -259,7 +260,7 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   Trace trace;
   {
     Follower follower(inputs.problem, contract, trace);
-    check(candidate.run_watched(inputs.problem, outputs.view(), follower), follower);
+    check(candidate.run_watched(inputs.problem, outputs.view(), target, follower), follower);
     follower.finish();
   }
   trace.verdict = judge(inputs.problem, outputs.view(), contract, judging);
@@ -267,7 +268,7 @@ Trace trace_case(const Case& c, Candidate& candidate) {
     const GradientOutputs gradients(c, inputs);
     const AttentionBackwardInput in{outputs.o.view(), outputs.lse.view(), inputs.d_o.view()};
     Follower follower(inputs.problem, contract, trace, &in);
-    check(candidate.run_backward_watched(inputs.problem, in, gradients.view(), follower), follower);
+    check(candidate.run_backward_watched(inputs.problem, in, gradients.view(), target, follower), follower);
     follower.finish();
     add_gradients(trace.verdict, judge_backward(inputs.problem, in, gradients.view(), contract, judging));
   }

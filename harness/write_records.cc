@@ -88,16 +88,16 @@ struct Recorded {
 };
 
 void run(const Case& c, Candidate& candidate, Recorded& r) {
-  const int threads = static_cast<int>(c.threads);
+  const kernels::Execution how = execution_of(c);
   std::string why, wrong;
   if (r.product) {
     why = candidate.unsupported_product(r.product->problem, c.out_dtype());
-    if (why.empty()) wrong = call_product_guarded(candidate, *r.product, r.product->problem, r.product_output->c, Poison::nan, threads);
+    if (why.empty()) wrong = call_product_guarded(candidate, *r.product, r.product->problem, r.product_output->c, Poison::nan, how);
   } else {
     why = candidate.unsupported(r.inputs->problem, c.out_dtype());
     if (why.empty() && r.gradients) why = candidate.has_backward() ? candidate.unsupported_backward(r.inputs->problem, c.out_dtype()) : "no backward pass";
-    if (why.empty()) wrong = call_guarded(candidate, c, *r.inputs, *r.outputs, Poison::nan, threads);
-    if (why.empty() && wrong.empty() && r.gradients) wrong = call_backward_guarded(candidate, *r.inputs, *r.outputs, *r.gradients, Poison::nan, threads);
+    if (why.empty()) wrong = call_guarded(candidate, c, *r.inputs, *r.outputs, Poison::nan, how);
+    if (why.empty() && wrong.empty() && r.gradients) wrong = call_backward_guarded(candidate, *r.inputs, *r.outputs, *r.gradients, Poison::nan, how);
   }
   if (!why.empty()) throw FileError(fmt::format("{} does not support '{}': {}", candidate.name(), print_case(c), why));
   if (!wrong.empty()) throw FileError(fmt::format("{} failed on '{}': {}", candidate.name(), print_case(c), wrong));

@@ -33,9 +33,9 @@ class Misbehaving : public Candidate {
   explicit Misbehaving(Deed deed) : deed_(std::move(deed)) {}
   std::string name() const override { return "misbehaving"; }
   std::string unsupported(const Attention&, Dtype) const override { return why_; }
-  std::optional<Contract> contract(const Attention& p) const override { return host_contract(p, kernels::chosen_target()); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
-    const kernels::Status status = kernels::attention_forward(p, out, threads);
+  std::optional<Contract> contract(const Attention& p, const kernels::Target& target) const override { return host_contract(p, target.name()); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override {
+    const kernels::Status status = kernels::attention_forward(p, out, how);
     if (!status.ok()) return status;
     return deed_(p, out, calls_++);
   }
@@ -224,17 +224,17 @@ class MisbehavingBeyond : public Candidate {
   using Cached = std::function<void(const Inputs&, const AttentionOutput&, int call)>;
   std::string name() const override { return "misbehaving"; }
   std::string unsupported(const Attention&, Dtype) const override { return {}; }
-  std::optional<Contract> contract(const Attention& p) const override { return host_contract(p, kernels::chosen_target()); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_forward(p, out, threads); }
+  std::optional<Contract> contract(const Attention& p, const kernels::Target& target) const override { return host_contract(p, target.name()); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override { return kernels::attention_forward(p, out, how); }
   bool has_backward() const override { return backward != nullptr; }
-  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
-    const kernels::Status status = kernels::attention_backward(p, in, out, threads);
+  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Execution& how) override {
+    const kernels::Status status = kernels::attention_backward(p, in, out, how);
     backward(p, in, out, calls_++);
     return status;
   }
   bool has_cache() const override { return cached != nullptr; }
-  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
-    const kernels::Status status = make_candidate("host")->run_cached(c, in, out, threads);
+  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, const kernels::Execution& how) override {
+    const kernels::Status status = make_candidate("host")->run_cached(c, in, out, how);
     cached(in, out, calls_++);
     return status;
   }
@@ -301,8 +301,8 @@ TEST(GuardBackward, AWrongForwardIsNotForgivenByItsGradients) {
   MisbehavingBeyond candidate;
   candidate.backward = [](auto&&...) {};
   struct Wrong : MisbehavingBeyond {
-    kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
-      const kernels::Status status = MisbehavingBeyond::run(p, out, threads);
+    kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override {
+      const kernels::Status status = MisbehavingBeyond::run(p, out, how);
       static_cast<float*>(out.lse.data)[out.lse.at(0, 0, 2, 0)] += 0.01f;
       return status;
     }
