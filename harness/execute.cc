@@ -79,15 +79,14 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   result.reproduce = check_command(result.candidate, result.line, options.around);
   result.dtype = c.operation == Operation::product ? traits(c.product.format).name : format(c.dtype).name;
   check_memory(c);
-  surround_tensors(options.around);
   const kernels::Execution how = execution_of(c);
 
   if (c.operation == Operation::product) return execute_product(c, candidate, options, std::move(result));
 
   auto start = std::chrono::steady_clock::now();
   options.turn_of("inputs");
-  const Inputs inputs(c);
-  const Outputs first(c, candidate.gives_lse()), second(c, candidate.gives_lse());
+  const Inputs inputs(c, options.around);
+  const Outputs first(c, candidate.gives_lse(), options.around), second(c, candidate.gives_lse(), options.around);
   result.generate_seconds = seconds_since(start);
   options.turn_of("candidate");
   if (c.operation == Operation::backward && !candidate.has_backward()) {

@@ -52,14 +52,14 @@ std::map<std::string, std::string> check_product_relations(const Case& c, const 
     return call_product_guarded(candidate, inputs, p, to, Poison::nan, with);
   };
   {
-    const ProductOutput out(c);
+    const ProductOutput out(c, in.around);
     const std::string wrong = run(in, in.problem, out.c, on_other_threads(c));
     found["threads"] = verdict_of(wrong, first_difference(base.c, out.c));
   }
   found["single-rows"] = found["many-rows"] = other_order;
   if (candidate.bits_are_promised()) {
     // Each row for itself.
-    const ProductOutput out(c);
+    const ProductOutput out(c, in.around);
     std::string wrong;
     for (Index m = 0; m < c.product.m && wrong.empty(); ++m) {
       TensorView row = out.c.view();
@@ -71,7 +71,7 @@ std::map<std::string, std::string> check_product_relations(const Case& c, const 
   }
   if (candidate.bits_are_promised() && in.problem.a && c.product.m > 0) {
     const Index times = 97;
-    const Tensor out(c.out_dtype(), {1, 1, times, c.product.n}, {{0, 0, c.product.n, 1}, 0, times * c.product.n});
+    const Tensor out(c.out_dtype(), {1, 1, times, c.product.n}, {{0, 0, c.product.n, 1}, 0, times * c.product.n}, in.around);
     const std::string wrong = run(in, repeated(in.problem, times), out, how);
     std::string difference;
     for (Index m = 0; m < times && difference.empty(); ++m) difference = first_difference_of_rows("C", base.c.view(), 0, out.view(), m);
@@ -84,8 +84,8 @@ std::map<std::string, std::string> check_product_relations(const Case& c, const 
       found[name] = "not applicable: A is low-bit";
       return;
     }
-    const ProductInputs changed(c);
-    const ProductOutput out(c);
+    const ProductInputs changed(c, in.around);
+    const ProductOutput out(c, in.around);
     const Index rows = change(changed.problem.a);
     if (rows == 0) {
       found[name] = "not applicable: no such rows";
@@ -117,7 +117,7 @@ std::map<std::string, std::string> check_product_relations(const Case& c, const 
 // The candidate's own bytes for the weights of a quantized case against those of the reference encoder.
 std::string compare_quantization(const Case& c, Candidate& candidate, const ProductInputs& in) {
   const ProductSpec& p = c.product;
-  const Tensor w(Dtype::f32, {1, 1, p.k, p.n}, {{0, 0, p.n, 1}, 0, p.k * p.n});
+  const Tensor w(Dtype::f32, {1, 1, p.k, p.n}, {{0, 0, p.n, 1}, 0, p.k * p.n}, in.around);
   for (Index k = 0; k < p.k; ++k)
     for (Index n = 0; n < p.n; ++n) store(w.view(), k * p.n + n, original_weight(c, k, n));
   kernels::LowBitBytes bytes;
@@ -148,8 +148,8 @@ std::string compare_quantization(const Case& c, Candidate& candidate, const Prod
 CaseResult execute_product(const Case& c, Candidate& candidate, const ExecuteOptions& options, CaseResult result) {
   auto start = std::chrono::steady_clock::now();
   options.turn_of("inputs");
-  const ProductInputs inputs(c);
-  const ProductOutput first(c), second(c);
+  const ProductInputs inputs(c, options.around);
+  const ProductOutput first(c, options.around), second(c, options.around);
   result.generate_seconds = seconds_since(start);
   options.turn_of("candidate");
   if (c.product.format == LowBit::fp4_sparse) result.tail_step = 4;

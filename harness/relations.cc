@@ -42,26 +42,26 @@ std::string run(Candidate& candidate, const Case& c, const Inputs& inputs, const
 std::string verdict_of(const std::string& difference) { return difference.empty() ? "held" : "violated: " + difference; }
 
 std::string same_with_threads(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
-  Outputs out(c, candidate.gives_lse());
+  Outputs out(c, candidate.gives_lse(), inputs.around);
   if (std::string wrong = run(candidate, c, inputs, out, on_other_threads(c)); !wrong.empty()) return "violated: " + wrong;
   return verdict_of(first_difference(base, out));
 }
 
 // V -> -V gives O -> -O.
-std::string negated_values(const Case& c, const Inputs&, Candidate& candidate, const Outputs& base) {
-  Inputs changed(c);
+std::string negated_values(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
+  Inputs changed(c, inputs.around);
   if (!scale_exactly(changed.v, -1)) return "not applicable: V is not finite";
-  Outputs out(c, candidate.gives_lse());
+  Outputs out(c, candidate.gives_lse(), inputs.around);
   if (std::string wrong = run(candidate, c, changed, out, execution_of(c)); !wrong.empty()) return "violated: " + wrong;
   negate_elements(out.o.view());
   return verdict_of(first_difference(base, out));
 }
 
 // Q -> 2 Q, K -> K / 2 changes no product.
-std::string exchanged_scale(const Case& c, const Inputs&, Candidate& candidate, const Outputs& base) {
-  Inputs changed(c);
+std::string exchanged_scale(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
+  Inputs changed(c, inputs.around);
   if (!scale_exactly(changed.q, 2) || !scale_exactly(changed.k, 0.5)) return "not applicable: Q or K would round";
-  Outputs out(c, candidate.gives_lse());
+  Outputs out(c, candidate.gives_lse(), inputs.around);
   if (std::string wrong = run(candidate, c, changed, out, execution_of(c)); !wrong.empty()) return "violated: " + wrong;
   return verdict_of(first_difference(base, out));
 }
@@ -109,17 +109,17 @@ Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, do
 std::string unseen_keys(const Case& c, Candidate& candidate, const Outputs& base, Index rows, double fill) {
   for (LayoutKind l : {c.k_layout, c.v_layout})
     if (l == LayoutKind::shared_head || l == LayoutKind::shared_batch) return "not applicable: keys are shared";
-  Inputs changed(c);
+  Inputs changed(c, inputs.around);
   const Index overwritten = overwrite_unseen_keys(c, changed, rows, fill);
   if (overwritten == 0) return "not applicable: every key is seen";
-  Outputs out(c, candidate.gives_lse());
+  Outputs out(c, candidate.gives_lse(), inputs.around);
   if (std::string wrong = run(candidate, c, changed, out, execution_of(c)); !wrong.empty()) return "violated: " + wrong;
   const std::string found = first_difference(base, out, rows);
   if (found.empty() || !std::isnan(fill)) return verdict_of(found);
   // A leak, or a weight of 0 that met NaN?
-  Inputs finite(c);
+  Inputs finite(c, inputs.around);
   overwrite_unseen_keys(c, finite, rows, 1e30);
-  Outputs again(c, candidate.gives_lse());
+  Outputs again(c, candidate.gives_lse(), inputs.around);
   const bool unchanged = run(candidate, c, finite, again, execution_of(c)).empty() && first_difference(base, again, rows).empty();
   return verdict_of(found) + (unchanged ? "; with finite numbers there nothing changes: the keys are masked, and 0 times NaN is added" : "");
 }
@@ -134,9 +134,9 @@ std::string after_another_call(const Case& c, const Inputs& inputs, Candidate& c
   if (c.keep.pattern == MaskPattern::none) other.keep = {MaskPattern::random, {true, false, false, true}};  // of the keys alone: no memory to speak of
   else other.keep = {};
   for (const Case& between : {other, scaled}) {
-    const Inputs in(between);
+    const Inputs in(between, inputs.around);
     if (!candidate.unsupported(in.problem, between.out_dtype()).empty()) continue;
-    const Outputs ignored(between, candidate.gives_lse()), out(c, candidate.gives_lse());
+    const Outputs ignored(between, candidate.gives_lse(), inputs.around), out(c, candidate.gives_lse(), inputs.around);
     if (std::string wrong = run(candidate, between, in, ignored, execution_of(c)); !wrong.empty())
       return fmt::format("violated: {}: {}", print_case(between), wrong);
     if (std::string wrong = run(candidate, c, inputs, out, execution_of(c)); !wrong.empty()) return "violated: " + wrong;
@@ -163,7 +163,7 @@ std::map<std::string, std::string> check_relations(const Case& c, const Inputs& 
 std::map<std::string, std::string> check_cache_relations(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base) {
   std::map<std::string, std::string> found;
   auto same = [&](const Case& other, const Inputs& in, const kernels::Execution& how) {
-    const Outputs out(other, candidate.gives_lse());
+    const Outputs out(other, candidate.gives_lse(), inputs.around);
     if (std::string wrong = run(candidate, other, in, out, how); !wrong.empty()) return "violated: " + wrong;
     return verdict_of(first_difference(base, out));
   };
@@ -187,7 +187,7 @@ std::map<std::string, std::string> check_cache_relations(const Case& c, const In
   } else {
     Case direct = c;
     direct.cache = {};
-    const Inputs in(direct);
+    const Inputs in(direct, inputs.around);
     found["no-cache"] = same(direct, in, execution_of(c));
   }
   return found;
@@ -206,7 +206,7 @@ std::map<std::string, std::string> check_backward_relations(const Case& c, const
   found["threads"] = gradients(inputs, on_other_threads(c), [](const GradientOutputs&) {});
   {
     // dO -> -dO turns every gradient around.
-    const Inputs changed(c);
+    const Inputs changed(c, inputs.around);
     found["negated-gradient"] =
         !scale_exactly(changed.d_o, -1) ? "not applicable: dO is not finite" : gradients(changed, how, [](const GradientOutputs& out) {
           for (const Tensor* t : {&out.dq, &out.dk, &out.dv, &out.d_sink}) negate_elements(t->view());
@@ -216,7 +216,7 @@ std::map<std::string, std::string> check_backward_relations(const Case& c, const
         });
   }
   {
-    const Inputs changed(c);
+    const Inputs changed(c, inputs.around);
     const bool shared = c.k_layout == LayoutKind::shared_head || c.k_layout == LayoutKind::shared_batch || c.v_layout == LayoutKind::shared_head ||
                         c.v_layout == LayoutKind::shared_batch;
     found["unseen-keys-nan"] = shared ? "not applicable: keys are shared"

@@ -121,30 +121,30 @@ std::string first_difference_of(const char* name, const TensorView& x, const Ten
 
 }  // namespace
 
-Outputs::Outputs(const Case& c, bool with_lse) {
+Outputs::Outputs(const Case& c, bool with_lse, Surroundings around) {
   const AttentionShape& s = c.shape;
   const Extents o_shape{s.batch, s.query_heads, s.rows, s.value_dim}, lse_shape{s.batch, s.query_heads, s.rows, 1};
-  o = Tensor(c.out_dtype(), o_shape, make_layout(c.o_layout, o_shape, s.query_heads + 2 * s.kv_heads));
-  if (with_lse) lse = Tensor(Dtype::f32, lse_shape, make_layout(c.o_layout == LayoutKind::packed ? LayoutKind::bhsd : c.o_layout, lse_shape, 1));
+  o = Tensor(c.out_dtype(), o_shape, make_layout(c.o_layout, o_shape, s.query_heads + 2 * s.kv_heads), around);
+  if (with_lse) lse = Tensor(Dtype::f32, lse_shape, make_layout(c.o_layout == LayoutKind::packed ? LayoutKind::bhsd : c.o_layout, lse_shape, 1), around);
 }
 
 GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs) {
   const AttentionShape& s = c.shape;
   auto make = [&](LayoutKind kind, const Extents& shape) {
     if (kind == LayoutKind::shared_head || kind == LayoutKind::shared_batch) kind = LayoutKind::bhsd;
-    return Tensor(c.out_dtype(), shape, make_layout(kind, shape, s.query_heads + 2 * s.kv_heads));
+    return Tensor(c.out_dtype(), shape, make_layout(kind, shape, s.query_heads + 2 * s.kv_heads), inputs.around);
   };
   dq = make(c.q_layout, {s.batch, s.query_heads, s.rows, s.dim});
   dk = make(c.k_layout, {s.batch, s.kv_heads, s.keys, s.dim});
   dv = make(c.v_layout, {s.batch, s.kv_heads, s.keys, s.value_dim});
   const TensorView& bias = inputs.problem.bias;
-  if (bias) d_bias = Tensor(Dtype::f32, bias.shape, {bias.stride, 0, static_cast<Index>(inputs.bias.size_in_bytes()) * 8 / format(bias.dtype).bits});
-  if (c.sink) d_sink = Tensor(Dtype::f32, {1, s.query_heads, 1, 1}, {{0, 1, 0, 0}, 0, s.query_heads});
+  if (bias) d_bias = Tensor(Dtype::f32, bias.shape, {bias.stride, 0, static_cast<Index>(inputs.bias.size_in_bytes()) * 8 / format(bias.dtype).bits}, inputs.around);
+  if (c.sink) d_sink = Tensor(Dtype::f32, {1, s.query_heads, 1, 1}, {{0, 1, 0, 0}, 0, s.query_heads}, inputs.around);
 }
 
-ProductOutput::ProductOutput(const Case& k) {
+ProductOutput::ProductOutput(const Case& k, Surroundings around) {
   const Extents shape{1, 1, k.product.m, k.product.n};
-  c = Tensor(k.out_dtype(), shape, make_layout(k.o_layout, shape, 1));
+  c = Tensor(k.out_dtype(), shape, make_layout(k.o_layout, shape, 1), around);
 }
 
 kernels::Execution execution_of(const Case& c) {

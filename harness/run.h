@@ -16,12 +16,12 @@ enum class Poison { nan, large };
 
 struct Outputs {
   // lse false: there is none.
-  explicit Outputs(const Case& c, bool with_lse = true);
+  explicit Outputs(const Case& c, bool with_lse = true, Surroundings around = Surroundings::bands);
   Tensor o, lse;
   AttentionOutput view() const { return {o.view(), lse.view()}; }
 };
 
-// dQ, dK and dV laid out as Q, K and V (where those share storage: BHSD) in the dtype of O, dBias as the bias varies.
+// Surrounded as the inputs are; dQ, dK and dV laid out as Q, K and V (where those share storage: BHSD) in the dtype of O, dBias as the bias varies.
 struct GradientOutputs {
   GradientOutputs(const Case& c, const Inputs& inputs);
   Tensor dq, dk, dv, d_bias, d_sink;
@@ -30,7 +30,7 @@ struct GradientOutputs {
 
 // C, laid out as the case says.
 struct ProductOutput {
-  explicit ProductOutput(const Case& c);
+  explicit ProductOutput(const Case& c, Surroundings around = Surroundings::bands);
   Tensor c;
 };
 

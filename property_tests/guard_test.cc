@@ -93,7 +93,7 @@ TEST(Guard, OutputsLeftUntouched) {
   class Lazy : public Misbehaving {
    public:
     Lazy() : Misbehaving([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; }) {}
-    kernels::Status run(const Attention&, const AttentionOutput&, int) override { return {}; }
+    kernels::Status run(const Attention&, const AttentionOutput&, const kernels::Execution&) override { return {}; }
   } lazy;
   const CaseResult r = execute(parse_case("attention b=1 h=2 l=9x20 d=8"), lazy);
   EXPECT_EQ(r.outcome, Outcome::fail);
@@ -150,7 +150,6 @@ TEST(Guard, PagesTellOneElementTooMany) {
     if (dies) EXPECT_DEATH(execute(c, candidate, options), "");
     else EXPECT_EQ(execute(c, candidate, options).outcome, Outcome::pass);
   }
-  surround_tensors(Surroundings::bands);
 }
 
 // What a report draws is what was judged: as many elements in the bins, the largest ratio in some cell, failures where they are.
