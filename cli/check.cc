@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <utility>
 #include <vector>
 
@@ -121,6 +122,7 @@ int run(const CheckOptions& o) {
 }  // namespace
 
 int check(const CheckOptions& options) {
+  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the output may stop reading; files are written all the same
   return exit_status_of([&] { return run(options); });
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <iterator>
 #include <map>
 #include <utility>
@@ -166,6 +167,7 @@ int run(const FaultsOptions& o) {
 }  // namespace
 
 int faults(const FaultsOptions& options) {
+  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the output may stop reading; files are written all the same
   return exit_status_of([&] { return run(options); });
 }
 

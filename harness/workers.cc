@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -41,7 +42,8 @@ class Worker {
  public:
   explicit Worker(const WorkerOptions& options) {
     int to_child[2], from_child[2];
-    if (pipe2(to_child, O_CLOEXEC) != 0) fail("pipe for a worker");
+    // A socket: writing to one whose reader is gone need not raise SIGPIPE, whose disposition belongs to the whole process.
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, to_child) != 0) fail("socket for a worker");
     if (pipe2(from_child, O_CLOEXEC) != 0) {
       close(to_child[0]), close(to_child[1]);
       fail("pipe for a worker");
@@ -98,7 +100,7 @@ class Worker {
     const std::string text = work.candidate + '\t' + work.line + '\n';
     // A worker that is already gone shows as the end of its output.
     for (std::size_t at = 0; at < text.size();) {
-      const ssize_t n = write(in_, text.data() + at, text.size() - at);
+      const ssize_t n = ::send(in_, text.data() + at, text.size() - at, MSG_NOSIGNAL);
       if (n < 0 && errno != EINTR) return;
       if (n > 0) at += static_cast<std::size_t>(n);
     }
@@ -162,7 +164,6 @@ void run_in_workers(const std::vector<WorkItem>& items, const WorkerOptions& opt
       if (!on_result(k, run_item(items[k].line, items[k].candidate, options.execute))) return;
     return;
   }
-  signal(SIGPIPE, SIG_IGN);
   std::vector<std::unique_ptr<Worker>> workers;
   std::size_t next = 0, open = 0;
   bool stopped = false;
