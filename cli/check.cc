@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <utility>
 #include <vector>
 
@@ -142,6 +143,7 @@ int run(const CheckOptions& o) {
 }  // namespace
 
 int check(const CheckOptions& options) {
+  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the output may stop reading; files are written all the same
   return exit_status_of([&] { return run(options); });
 }
 

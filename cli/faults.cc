@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <csignal>
 #include <iterator>
 #include <map>
 #include <utility>
@@ -207,6 +208,7 @@ int run(const FaultsOptions& o) {
 }  // namespace
 
 int faults(const FaultsOptions& options) {
+  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the output may stop reading; files are written all the same
   return exit_status_of([&] { return run(options); });
 }
 

@@ -65,7 +65,7 @@ class Host : public Candidate {
  public:
   explicit Host(bool declares) : declares_(declares) {}
   std::string name() const override { return declares_ ? "host" : "host-undeclared"; }
-  // Stages: compiled once more, with a policy that watches, for the best target alone.
+  // Stages: compiled once more, with a policy that watches, for the best targets and the baseline.
   Abilities abilities() const override {
     return {.cache = true, .backward = true, .product = true, .quantizer = true, .stages = true};
   }
@@ -78,13 +78,13 @@ class Host : public Candidate {
     return std::visit(
         ByCall{
             [&](const ForwardCall& c) {
-              if (r.observer) return run_watched(Fault::none, c.problem, c.out, *r.observer);
+              if (r.observer) return run_watched(Fault::none, c.problem, c.out, r.how.target, *r.observer);
               return kernels::attention_forward(c.problem, c.out, r.how);
             },
             [&](const CachedCall& c) { return run_through_cache(c.c, c.inputs, c.out, r.how); },
             [&](const BackwardCall& c) {
               if (r.observer)
-                return run_planted_backward(kernel_itself, c.problem, c.in, c.out, 1, r.observer);
+                return run_planted_backward(kernel_itself, c.problem, c.in, c.out, r.how, r.observer);
               return kernels::attention_backward(c.problem, c.in, c.out, r.how);
             },
             [&](const ProductCall& c) { return run_host_product(c, r.how); },
@@ -128,7 +128,7 @@ class Sdpa : public Candidate {
     const auto& c = std::get<ForwardCall>(r.call);
     dispatcher_.reset_counters();
     kernels::SdpaOptions options;
-    options.how = r.how;
+    options.execution = r.how;
     return dispatcher_.sdpa(c.problem, c.out, options);
   }
 
@@ -184,7 +184,7 @@ class OnDevice : public Candidate {
   Status run_attention(const ForwardCall& c, const Execution& how) {
     dispatcher_->reset_counters();
     kernels::SdpaOptions options;
-    options.how = how;
+    options.execution = how;
     Status status = dispatcher_->sdpa(c.problem, c.out, options);
     if (status.ok() && dispatcher_->counters().dispatched != 1)
       return {kernels::StatusCode::execution_failed, "the dispatcher did not use the device"};
@@ -207,8 +207,8 @@ class Faulty : public Candidate {
     return {.cache = true, .backward = true, .product = true, .stages = true};
   }
   std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
-  std::optional<Arithmetic> arithmetic(const Call& call, const Execution&) const override {
-    return host_arithmetic(call, std::string(planted_fault_target()));
+  std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
+    return host_arithmetic(call, std::string(planted_fault_target(how.target)));
   }
   Status run(const Request& r) override {
     return std::visit(ByCall{[&](const ForwardCall& c) { return run_forward(c, r); },
@@ -230,14 +230,15 @@ class Faulty : public Candidate {
  private:
   Status run_forward(const ForwardCall& c, const Request& r) const {
     if (r.observer)
-      return run_watched(of_backward_ ? Fault::none : fault_.fault, c.problem, c.out, *r.observer);
+      return run_watched(of_backward_ ? Fault::none : fault_.fault, c.problem, c.out, r.how.target,
+                         *r.observer);
     if (of_backward_) return kernels::attention_forward(c.problem, c.out, r.how);
     return run_planted_fault(fault_, c.problem, c.out, r.how);
   }
   // What a wrong forward pass leaves is not differentiated wrongly on top.
   Status run_backward(const BackwardCall& c, const Request& r) const {
     const PlantedFault& fault = of_backward_ ? fault_ : kernel_itself;
-    if (r.observer) return run_planted_backward(fault, c.problem, c.in, c.out, 1, r.observer);
+    if (r.observer) return run_planted_backward(fault, c.problem, c.in, c.out, r.how, r.observer);
     if (!of_backward_) return kernels::attention_backward(c.problem, c.in, c.out, r.how);
     return run_planted_backward(fault_, c.problem, c.in, c.out, r.how);
   }

@@ -32,7 +32,7 @@ namespace {
 using AskedBackward = Asked<BackwardStep>;
 
 BackwardStep with_inputs(const BackwardStep& step, const Inputs& in) {
-  return {step.c, in, step.forward, step.around};
+  return {step.c, in, step.forward};
 }
 
 void negate_gradients(const GradientOutputs& out) {
@@ -46,7 +46,7 @@ void negate_gradients(const GradientOutputs& out) {
 // dO -> -dO turns every gradient around.
 Relation negated_gradient(const AskedBackward& asked) {
   const BackwardStep& step = asked.step;
-  const Inputs changed(step.c, step.around);
+  const Inputs changed(step.c, step.in.around);
   if (!scale_exactly(changed.d_o, -1)) return Relation::not_applicable("dO is not finite");
   return same_after(asked, with_inputs(step, changed), execution_of(step.c), negate_gradients);
 }
@@ -54,7 +54,7 @@ Relation negated_gradient(const AskedBackward& asked) {
 Relation unseen_keys_nan(const AskedBackward& asked) {
   const BackwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
-  const Inputs changed(step.c, step.around);
+  const Inputs changed(step.c, step.in.around);
   const double nan = std::numeric_limits<double>::quiet_NaN();
   if (overwrite_unseen_keys(step.c, changed, step.c.shape.rows, nan) == 0)
     return Relation::not_applicable("every key is seen");

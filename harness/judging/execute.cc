@@ -122,7 +122,7 @@ void run_attention(const Run& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
   const Inputs inputs(run.c, run.options.around);
-  const ForwardStep step{run.c, inputs, run.candidate.abilities().lse, run.options.around};
+  const ForwardStep step{run.c, inputs, run.candidate.abilities().lse};
   const Outputs outputs = step.outputs();
   run.result.seconds.generate = seconds_since(start);
   if (!run.supported({step.call(outputs)})) return;
@@ -138,11 +138,10 @@ void run_attention(const Run& run) {
 void run_backward(const Run& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
-  const Surroundings around = run.options.around;
-  const Inputs inputs(run.c, around);
-  const ForwardStep forward{run.c, inputs, run.candidate.abilities().lse, around};
+  const Inputs inputs(run.c, run.options.around);
+  const ForwardStep forward{run.c, inputs, run.candidate.abilities().lse};
   const Outputs outputs = forward.outputs();
-  const BackwardStep backward{run.c, inputs, outputs, around};
+  const BackwardStep backward{run.c, inputs, outputs};
   const GradientOutputs gradients = backward.outputs();
   run.result.seconds.generate = seconds_since(start);
   if (!run.supported({backward.call(gradients), forward.call(outputs)})) return;
@@ -161,7 +160,7 @@ void run_product(const Run& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
   const ProductInputs inputs(run.c, run.options.around);
-  const ProductStep step{run.c, inputs, run.options.around};
+  const ProductStep step{run.c, inputs};
   const ProductOutput outputs = step.outputs();
   run.result.seconds.generate = seconds_since(start);
   if (!run.supported({step.call(outputs)})) return;

@@ -119,16 +119,16 @@ using AskedForward = Asked<ForwardStep>;
 
 // The same step on other inputs, or on another case.
 ForwardStep with_inputs(const ForwardStep& step, const Inputs& in) {
-  return {step.c, in, step.with_lse, step.around};
+  return {step.c, in, step.with_lse};
 }
 ForwardStep of_case(const ForwardStep& step, const Case& c, const Inputs& in) {
-  return {c, in, step.with_lse, step.around};
+  return {c, in, step.with_lse};
 }
 
 // V -> -V gives O -> -O.
 Relation negated_values(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
-  const Inputs changed(step.c, step.around);
+  const Inputs changed(step.c, step.in.around);
   if (!scale_exactly(changed.v, -1)) return Relation::not_applicable("V is not finite");
   return same_after(asked, with_inputs(step, changed), execution_of(step.c),
                     [](const Outputs& out) { negate_elements(out.o.view()); });
@@ -137,7 +137,7 @@ Relation negated_values(const AskedForward& asked) {
 // Q -> 2 Q, K -> K / 2 changes no product.
 Relation exchanged_scale(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
-  const Inputs changed(step.c, step.around);
+  const Inputs changed(step.c, step.in.around);
   if (!scale_exactly(changed.q, 2) || !scale_exactly(changed.k, 0.5))
     return Relation::not_applicable("Q or K would round");
   return same_after(asked, with_inputs(step, changed), execution_of(step.c));
@@ -148,7 +148,7 @@ Relation exchanged_scale(const AskedForward& asked) {
 Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
   const ForwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
-  const Inputs changed(step.c, step.around);
+  const Inputs changed(step.c, step.in.around);
   if (overwrite_unseen_keys(step.c, changed, rows, fill) == 0)
     return Relation::not_applicable("every key is seen");
   const ForwardStep other = with_inputs(step, changed);
@@ -159,7 +159,7 @@ Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
   Relation found = Relation::unless(first_difference(asked.base, out, rows));
   if (found.how == Relation::How::held || !std::isnan(fill)) return found;
   // A leak, or a weight of 0 that met NaN?
-  const Inputs finite(step.c, step.around);
+  const Inputs finite(step.c, step.in.around);
   overwrite_unseen_keys(step.c, finite, rows, 1e30);
   if (same_after(asked, with_inputs(step, finite), how, rows).how == Relation::How::held)
     found.why +=
@@ -193,7 +193,7 @@ Relation after_another_call(const AskedForward& asked) {
     other.keep = {MaskPattern::random, {true, false, false, true}};
   else other.keep = {};
   for (const Case& between : {other, scaled}) {
-    const Inputs in(between, step.around);
+    const Inputs in(between, step.in.around);
     const ForwardStep another = of_case(step, between, in);
     const Outputs ignored = another.outputs();
     if (!asked.candidate.unsupported(another.call(ignored)).empty()) continue;
@@ -235,7 +235,7 @@ Relation no_cache(const AskedForward& asked) {
     return Relation::not_applicable("the cache rounds or projects");
   Case direct = step.c;
   direct.cache = {};
-  const Inputs in(direct, step.around);
+  const Inputs in(direct, step.in.around);
   return same_after(asked, of_case(step, direct, in), execution_of(direct));
 }
 

@@ -77,8 +77,9 @@ Outputs::Outputs(const Case& c, bool with_lse, Surroundings around) {
   lse = Tensor(Dtype::f32, lse_shape, make_layout(kind, lse_shape, 1), around);
 }
 
-GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs, Surroundings around) {
+GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs) {
   const AttentionShape& s = c.shape;
+  const Surroundings around = inputs.around;
   const auto make = [&](LayoutKind kind, const Extents& shape) {
     if (kind == LayoutKind::shared_head || kind == LayoutKind::shared_batch) kind = LayoutKind::bhsd;
     const Index heads_in_pack = s.query_heads + 2 * s.kv_heads;

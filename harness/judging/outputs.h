@@ -25,9 +25,9 @@ struct Outputs {
 };
 
 // dQ, dK and dV are laid out as Q, K and V (BHSD where those share storage), in the dtype of O; dBias
-// varies as the bias does.
+// varies as the bias does. What surrounds them is what surrounds the inputs.
 struct GradientOutputs {
-  GradientOutputs(const Case& c, const Inputs& inputs, Surroundings around = Surroundings::bands);
+  GradientOutputs(const Case& c, const Inputs& inputs);
   Tensor dq, dk, dv, d_bias, d_sink;
   AttentionGradients view() const {
     return {dq.view(), dk.view(), dv.view(), d_bias.view(), d_sink.view()};

@@ -72,7 +72,7 @@ Relation many_rows(const AskedProduct& asked) {
   many.a.stride[2] = 0;
   many.a.shape[2] = times;
   const Layout layout{{0, 0, n, 1}, 0, times * n};
-  const Tensor out(step.c.out_dtype(), {1, 1, times, n}, layout, step.around);
+  const Tensor out(step.c.out_dtype(), {1, 1, times, n}, layout, step.in.around);
   const Request request{ProductCall{many, out.view()}, execution_of(step.c)};
   const std::string wrong = call_guarded(asked.candidate, request, step.watched(),
                                          {{Output::c, &out}}, Poison::nan);
@@ -88,10 +88,10 @@ template <class Change, class Undo>
 Relation with_activations(const AskedProduct& asked, const Change& change, const Undo& undo) {
   const ProductStep& step = asked.step;
   if (!step.in.problem.a) return Relation::not_applicable("A is low-bit");
-  const ProductInputs changed(step.c, step.around);
+  const ProductInputs changed(step.c, step.in.around);
   const Index rows = change(changed.problem.a);
   if (rows == 0) return Relation::not_applicable("no such rows");
-  const ProductStep other{step.c, changed, step.around};
+  const ProductStep other{step.c, changed};
   return same_after(asked, other, execution_of(step.c), undo, rows);
 }
 

@@ -73,9 +73,8 @@ struct ForwardStep {
   const Case& c;
   const Inputs& in;
   bool with_lse = true;
-  Surroundings around = Surroundings::bands;
 
-  Out outputs() const { return Out(c, with_lse, around); }
+  Out outputs() const { return Out(c, with_lse, in.around); }
   Call call(const Out& out) const;
   WatchedInputs watched() const;
   Verdict judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
@@ -91,9 +90,8 @@ struct BackwardStep {
   const Case& c;
   const Inputs& in;
   const Outputs& forward;
-  Surroundings around = Surroundings::bands;
 
-  Out outputs() const { return Out(c, in, around); }
+  Out outputs() const { return Out(c, in); }
   Call call(const Out& out) const;
   WatchedInputs watched() const;
   AttentionBackwardInput input() const {
@@ -111,9 +109,8 @@ struct ProductStep {
 
   const Case& c;
   const ProductInputs& in;
-  Surroundings around = Surroundings::bands;
 
-  Out outputs() const { return Out(c, around); }
+  Out outputs() const { return Out(c, in.around); }
   Call call(const Out& out) const;
   WatchedInputs watched() const;
   Verdict judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
