@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "harness/transformer.h"
+#include "testing/transformer.h"
 #include "kernels/targets.h"
 
 namespace assay {

@@ -8,7 +8,7 @@
 #include "harness/run.h"
 #include "oracle/verdict.h"
 #include "problem/parallel.h"
-#include "property_tests/emulated_kernel.h"
+#include "testing/emulated_kernel.h"
 
 namespace assay {
 namespace {

@@ -9,7 +9,7 @@
 #include "harness/run.h"
 #include "kernels/targets.h"
 #include "oracle/backward.h"
-#include "property_tests/any_case.h"
+#include "testing/any_case.h"
 
 namespace assay {
 

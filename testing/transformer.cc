@@ -1,4 +1,4 @@
-#include "harness/transformer.h"
+#include "testing/transformer.h"
 
 #include <Random123/philox.h>
 #include <fmt/format.h>

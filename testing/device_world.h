@@ -11,7 +11,7 @@
 #include "harness/run.h"
 #include "kernels/c_common.h"
 #include "kernels/device/device_backend.h"
-#include "property_tests/scripted_device.h"
+#include "testing/scripted_device.h"
 
 namespace assay {
 
