@@ -1,4 +1,4 @@
-// Inside harness/: one call of a candidate, with everything around its buffers watched.
+// One call of a candidate, with everything around its buffers watched.
 #pragma once
 
 #include <cstring>

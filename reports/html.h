@@ -1,3 +1,4 @@
+// Reports as HTML pages.
 #pragma once
 
 #include <string>

@@ -1,3 +1,4 @@
+// Reports as JUnit XML, which other tools read.
 #pragma once
 
 #include <string>

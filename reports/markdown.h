@@ -1,3 +1,4 @@
+// Reports as Markdown, for a comment on a pull request.
 #pragma once
 
 #include <string>

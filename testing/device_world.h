@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "harness/run.h"
-#include "kernels/c_common.h"
+#include "kernels/c_context.h"
 #include "kernels/device/device_backend.h"
 #include "testing/scripted_device.h"
 
