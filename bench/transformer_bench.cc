@@ -9,12 +9,12 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <chrono>
 #include <stdexcept>
 #include <string_view>
 
 #include "testing/transformer.h"
 #include "kernels/targets.h"
+#include "problem/clock.h"
 
 namespace assay {
 namespace {
@@ -32,9 +32,9 @@ struct Result {
 
 template <class Body>
 double milliseconds(const Body& body) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   body();
-  return 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return 1e3 * seconds_since(start);
 }
 
 double median(std::vector<double> x) {

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 #include <vector>
 
@@ -12,16 +11,14 @@
 #include "harness/files.h"
 #include "harness/shrink.h"
 #include "harness/standalone.h"
+#include "problem/clock.h"
 
 namespace assay {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
-
 // Follows one failing case down; every step runs in a worker, for a minute at most.
 std::string shrink_line(const Json& failed, const WorkerOptions& options) {
-  const auto deadline = Clock::now() + std::chrono::seconds(60);
+  const auto deadline = seconds_from_now(60);
   WorkerOptions quick = options;
   quick.jobs = 1;
   quick.timeout_seconds = std::min(options.timeout_seconds, 20.0);

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <iterator>
 #include <map>
 #include <utility>
@@ -12,13 +11,11 @@
 #include "harness/planted_faults.h"
 #include "harness/suites.h"
 #include "harness/files.h"
+#include "problem/clock.h"
 #include "reports/html.h"
 
 namespace assay {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
 struct Kill {
   bool killed = false;

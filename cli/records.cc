@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <chrono>
 #include <optional>
 #include <set>
 #include <utility>
@@ -12,6 +11,7 @@
 
 #include "cli/exit_status.h"
 #include "cli/progress.h"
+#include "problem/clock.h"
 
 namespace assay {
 int record(const RecordOptions& o) {
@@ -27,7 +27,7 @@ int record(const RecordOptions& o) {
 
 int verify(const VerifyCommandOptions& o) {
   return exit_status_of([&] {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     Json results = Json::array();
     std::vector<std::pair<std::string, std::string>> places;  // of each result: file and record
     std::set<std::string> kernels;
@@ -76,8 +76,7 @@ int verify(const VerifyCommandOptions& o) {
           fmt::print(stderr, "assay: nothing is drawn of what changed since it was judged: {}\n", e.what());
         }
       }
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return report_run({.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()), .candidate = fmt::format("{}", fmt::join(kernels, ", ")), .unit = "records", .seed = o.seed, .seconds = seconds, .files = o.files_to_write}, results);
+    return report_run({.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()), .candidate = fmt::format("{}", fmt::join(kernels, ", ")), .unit = "records", .seed = o.seed, .seconds = seconds_since(start), .files = o.files_to_write}, results);
   });
 }
 

@@ -24,13 +24,12 @@
 
 #include "harness/files.h"
 #include "harness/shrink.h"
+#include "problem/clock.h"
 
 namespace assay {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
-double since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
 std::string read_whole(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
@@ -77,7 +76,7 @@ class Process {
   // What is left of the time; then it is killed. False if it was.
   bool wait_for(double seconds) {
     for (const auto start = Clock::now(); !poll();) {
-      if (since(start) > seconds) {
+      if (seconds_since(start) > seconds) {
         kill(pid_, SIGKILL);
         wait();
         return false;
@@ -263,11 +262,11 @@ class Jobs {
     };
     // A process ends by its time or by a finding; a target that finds the same over and over is left to the next slice.
     const int most_starts = 100 + o_.jobs;
-    for (int started = 0; since(start) < seconds && (started < most_starts || std::ranges::any_of(jobs, [](const Job& j) { return j.process != nullptr; }));) {
+    for (int started = 0; seconds_since(start) < seconds && (started < most_starts || std::ranges::any_of(jobs, [](const Job& j) { return j.process != nullptr; }));) {
       for (std::size_t n = 0; n < jobs.size(); ++n) {
         Job& job = jobs[n];
         if (job.process && !job.process->poll()) continue;
-        const auto left = static_cast<int>(seconds - since(start));
+        const auto left = static_cast<int>(seconds - seconds_since(start));
         if (job.process) {
           hear(job.output);
           job.process.reset();
@@ -286,7 +285,7 @@ class Jobs {
         job.process->wait_for(15);
         hear(job.output);
       }
-    const double took = since(start);
+    const double took = seconds_since(start);
     state.gain = std::max(0.0, coverage - state.coverage) / took;
     state.coverage = std::max(state.coverage, coverage);
     state.executions += executions;
@@ -357,7 +356,7 @@ class Jobs {
   }
 
   void shrink_by_meaning(const std::string& target, const Said& said, Json& f) const {
-    const auto deadline = Clock::now() + std::chrono::duration<double>(o_.shrink_seconds);
+    const auto deadline = seconds_from_now(o_.shrink_seconds);
     const fs::path trial = o_.work / "tmp" / "shrinking";
     const auto fails = [&](const Case& c) {
       write_file(trial, print_case(c));
@@ -469,7 +468,7 @@ TimeToFind time_to_find(const fs::path& program, const std::string& candidate, c
             {{"ASSAY_FUZZ_CANDIDATE", candidate}});
   p.wait_for(seconds + 60);
   const Said said = listen(read_whole(output));
-  return {!said.line.empty(), since(start), said.executions, said.line, said.reason};
+  return {!said.line.empty(), seconds_since(start), said.executions, said.line, said.reason};
 }
 
 }  // namespace assay

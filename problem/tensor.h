@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "problem/dtype.h"
+#include "problem/index.h"
 
 namespace assay {
 
-using Index = std::int64_t;
 using Extents = std::array<Index, 4>;
 
 // body(b, h, i, d) for every index below the extents.
