@@ -12,7 +12,7 @@
 #include <stdexcept>
 #include <string_view>
 
-#include "harness/transformer.h"
+#include "testing/transformer.h"
 #include "kernels/targets.h"
 #include "problem/clock.h"
 

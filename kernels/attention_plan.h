@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/panels.h"
 
 namespace assay::kernels {
 
@@ -74,9 +75,6 @@ struct ForwardPlan {
   // Rows of all query heads that read one (batch, kv head) pair.
   Index stacked_rows() const { return problem->shape.group() * problem->shape.rows; }
 };
-
-// Widest panel of any target, in floats: two AVX-512 vectors. Tile widths are multiples of it.
-inline constexpr Index panel_alignment = 32;
 
 // The kernel: forward() of a target and a policy.
 using RunForward = void (*)(ForwardPlan& plan, const void* stages);

@@ -1,4 +1,4 @@
-// Inside kernels/: how caches of every kind keep their tokens.
+// How caches of every kind keep their tokens: for the kernels that read them, and for those who plant faults there.
 #pragma once
 
 #include <hwy/aligned_allocator.h>

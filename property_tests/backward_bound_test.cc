@@ -7,7 +7,7 @@
 #include "harness/judging/guarded_call.h"
 #include "oracle/backward_verdict.h"
 #include "problem/parallel.h"
-#include "property_tests/emulated_kernel.h"
+#include "testing/emulated_kernel.h"
 
 namespace assay {
 namespace {

@@ -14,7 +14,7 @@
 #include "kernels/targets.h"
 #include "problem/generate.h"
 #include "problem/parallel.h"
-#include "property_tests/plain_backward.h"
+#include "testing/plain_backward.h"
 
 namespace assay {
 namespace {

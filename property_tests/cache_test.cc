@@ -10,8 +10,8 @@
 #include "kernels/cache_storage.h"
 #include "kernels/targets.h"
 #include "problem/dtype.h"
-#include "property_tests/cache_model.h"
-#include "property_tests/same_bits.h"
+#include "testing/cache_model.h"
+#include "testing/same_bits.h"
 
 namespace assay {
 namespace {

@@ -10,7 +10,7 @@
 #include "kernels/attention.h"
 #include "kernels/targets.h"
 #include "problem/generate.h"
-#include "property_tests/same_bits.h"
+#include "testing/same_bits.h"
 
 namespace assay {
 namespace {

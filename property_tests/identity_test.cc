@@ -12,8 +12,8 @@
 #include "kernels/merge.h"
 #include "oracle/merge.h"
 #include "oracle/visibility.h"
-#include "property_tests/ran_case.h"
-#include "property_tests/same_bits.h"
+#include "testing/ran_case.h"
+#include "testing/same_bits.h"
 
 namespace assay {
 namespace {
@@ -322,11 +322,11 @@ TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
     if (!fits) return;
     RC_ASSERT(natural.outcome != Outcome::fail && natural.outcome != Outcome::error);
     RC_ASSERT(name_of(base_two.outcome) == name_of(natural.outcome));
-    RC_ASSERT(base_two.compared_lse == natural.compared_lse);
+    RC_ASSERT(base_two.compared(Output::lse) == natural.compared(Output::lse));
     // One more rounding may refute the strictest arithmetic, and another one leaves other elements to the hull.
     if (base_two.contract == natural.contract) RC_ASSERT(base_two.inside == natural.inside);
     else ++other_contract;
-    compared += base_two.compared_lse;
+    compared += base_two.compared(Output::lse);
     ++judged;
     wrong_unit += mistaken.outcome == Outcome::fail;
   }));
@@ -455,7 +455,7 @@ std::int64_t codes_are_exact(const Case& drawn, Candidate& kernel) {
   options.power = false;
   const Verdict v = judge(r.in.problem, out.view(), *kernel.contract(r.in.problem, r.how.target), options);
   RC_ASSERT(v.outcome != Outcome::fail && v.outcome != Outcome::error);
-  if (c.scores == Scores::equal) RC_ASSERT(v.exact == v.compared_o);  // of the others masks may hide the key that a row was to pick
+  if (c.scores == Scores::equal) RC_ASSERT(v.exact == v.compared(Output::o));  // of the others masks may hide the key that a row was to pick
   return v.exact;
 }
 

@@ -1,3 +1,4 @@
+// A candidate that is somebody's shared library.
 #pragma once
 
 #include <memory>

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "harness/judging/guarded_call.h"
-#include "kernels/c_common.h"
+#include "kernels/c_context.h"
 #include "kernels/device/device_backend.h"
-#include "property_tests/scripted_device.h"
+#include "testing/scripted_device.h"
 
 namespace assay {
 

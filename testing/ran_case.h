@@ -8,7 +8,7 @@
 
 #include "harness/judging/guarded_call.h"
 #include "oracle/backward.h"
-#include "property_tests/any_case.h"
+#include "testing/any_case.h"
 
 namespace assay {
 

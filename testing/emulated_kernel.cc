@@ -1,4 +1,4 @@
-#include "property_tests/emulated_kernel.h"
+#include "testing/emulated_kernel.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "harness/transformer.h"
+#include "testing/transformer.h"
 
 #include <Random123/philox.h>
 #include <fmt/format.h>
@@ -160,12 +160,8 @@ void KernelArithmetic::attention_backward(const Attention& problem, const Attent
 
 void JudgedArithmetic::add(const Verdict& v) {
   if (v.outcome != Outcome::pass && v.outcome != Outcome::suspect) failures.push_back(v.reason);
-  elements += v.compared_o + v.compared_lse;
-  worst = std::max({worst, v.worst_o.ratio, v.worst_lse.ratio});
-  for (const auto& [output, compared] : v.outputs) {
-    elements += compared.elements;
-    worst = std::max(worst, compared.worst.ratio);
-  }
+  elements += v.compared();
+  for (const auto& [output, compared] : v.outputs) worst = std::max(worst, v.worst_ratio(output));
 }
 
 void JudgedArithmetic::linear(Linear<float>& layer, const std::vector<float>& x, Index rows, std::vector<float>& y) {
