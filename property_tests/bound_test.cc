@@ -4,11 +4,11 @@
 
 #include <algorithm>
 
-#include "harness/candidate.h"
-#include "harness/run.h"
+#include "harness/candidates/candidate.h"
+#include "harness/judging/guarded_call.h"
 #include "oracle/verdict.h"
 #include "problem/parallel.h"
-#include "property_tests/emulated_kernel.h"
+#include "testing/emulated_kernel.h"
 
 namespace assay {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "harness/candidate.h"
-#include "harness/run.h"
+#include "harness/candidates/candidate.h"
+#include "harness/judging/guarded_call.h"
 #include "oracle/verdict.h"
 
 namespace assay {
