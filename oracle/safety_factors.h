@@ -125,6 +125,11 @@ inline constexpr double slack_per_ratio = 4;
 // e^80 is about 2^115: with it the weights' errors leave the range of fp32, and no row is determined.
 inline constexpr double largest_exponent = 80;
 
+// ## Products (bounds_product.md)
+
+// S_k and T_t are taken in fp64: a sum of L terms errs by L 2^-53 of their moduli, and L of them enter a recurrence.
+inline constexpr double partial_sums_in_fp64 = 0x1p-52;
+
 // ## Sums in fp32 from above (bounds.md, 9)
 
 inline constexpr double unit32 = 0x1p-24;
