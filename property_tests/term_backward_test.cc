@@ -398,7 +398,8 @@ const std::vector<Case>& cases() {
        }},
       {Term::score, Gradients::dv,
        [](Small& s, Contract& c) {
-         s.q = Small::all(1);
+         s.dim = 32;
+         s.q = Small::first(1, 0x1p-30);
          c.dot_roundoff = 0x1p-16;
        }},
       {Term::argument, Gradients::dv,
