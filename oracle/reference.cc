@@ -456,14 +456,14 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
       const ColumnSums sums{x.sum_centred(r, c), with_order ? 0 : x.sum_absolute(r, c), contract_.dot_roundoff * x.sum_prefix(r, c),
                             with_tail ? x.sum_tail(r, c) : 0};
       // At least sum p |v|, whose terms are differences of partial sums.
-      const double plain = std::min(largest(c), with_order ? 2 * x.sum_prefix(r, c) : std::isfinite(bound.gamma_dot) ? sums.absolute / bound.gamma_dot : inf);
+      const double plain = std::min(largest(c), with_order ? 2 * x.sum_prefix(r, c) : std::isfinite(bound.gamma_n) ? sums.absolute / bound.gamma_n : inf);
       // The same identity at unit roundoff 2^-53: exponents are at most `ratio` times the contract's.
       block.radius[element] = 1.01 * (std::min(ratio, 1.0) * (sums.centred + std::fabs(center) * bound.zero_centred) + (gamma64 + 8 * unit64) * plain +
                                       std::fabs(center) * bound.sum_weight * gamma64) +
                               n_live * largest(c) * 0x1p-1018 + 0x1p-1060;
       double hull = std::max({high(c) - center, center - low(c), with_zero ? std::fabs(center) : 0});
-      double b = element_bound(contract_, bound, center, sums, hull, largest(c));
-      if (bound.vacuous) b = element_bound(contract_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero || bound.may_overflow), largest(c));
+      double b = element_bound(contract_, context_, bound, center, sums, hull, largest(c));
+      if (bound.vacuous) b = element_bound(contract_, context_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero || bound.may_overflow), largest(c));
       // Sums of |v - O| were taken around a centre that is off by the radius.
       block.bound[element] = b + bound.centred_total * block.radius[element] / std::max(bound.denominator, 0.1);
       block.value_overflow[element] = values_may_overflow(contract_, x.live[at], largest(c));
@@ -551,7 +551,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
         }
       }
       sums.prefix *= contract_.dot_roundoff;
-      block.bound[element] = element_bound(contract_, bound, o, sums, hull, largest);
+      block.bound[element] = element_bound(contract_, context_, bound, o, sums, hull, largest);
     }
     block.o[element] = o;
     block.o_low[element] = ball.o_low(c);
