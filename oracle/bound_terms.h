@@ -4,9 +4,10 @@
 #pragma once
 
 #include <array>
-#include <cstddef>
 #include <cstdint>
 #include <string_view>
+
+#include "oracle/terms.h"
 
 namespace assay {
 
@@ -78,21 +79,6 @@ inline constexpr auto bound_terms = std::to_array<BoundTermInfo>({
 #undef ASSAY_TERM
 });
 
-// 1 for each term that counts, 0 for one that is left out.
-class BoundTerms {
- public:
-  constexpr BoundTerms() { factors_.fill(1); }
-  constexpr BoundTerms without(BoundTerm term) const {
-    BoundTerms rest = *this;
-    rest.factors_[static_cast<std::size_t>(term)] = 0;
-    return rest;
-  }
-  constexpr double operator[](BoundTerm term) const {
-    return factors_[static_cast<std::size_t>(term)];
-  }
-
- private:
-  std::array<double, bound_terms.size()> factors_{};
-};
+using BoundTerms = Terms<BoundTerm, bound_terms.size()>;
 
 }  // namespace assay
