@@ -216,8 +216,7 @@ Erring<L> difference(const RowNumbers& n, const GradientTruth& t, L dp, L dp_abs
           n.oracle.values * dp_absolute + t.delta_radius + 2 * unit64 * magnitude};
 }
 
-// bounds_backward.md, 4: dS = p t and E_dS. Rounded weights (bounds_backward.md, 4, Rounded weights)
-// bring the error of their cast.
+// bounds_backward.md, 4: dS = p t and E_dS, from rounded weights where the contract says so.
 template <class L>
 Erring<L> score_gradient(const RowNumbers& n, const Erring<L>& p, const Erring<L>& t) {
   const L size = absolute(t.value), ds = p.value * size;

@@ -92,7 +92,7 @@ void ProductBounds::add_scaled_group(std::size_t i, double scale, double error,
     total_error_[i] += terms_[Term::groups_in_any_order_underflow] * c.floor;
 }
 
-// One group of one column: its error, and what may leave the range (bounds_product.md, 6).
+// bounds_product.md, 6: what of a group of one column may leave the range; its error goes on to section 3.
 void ProductBounds::add_group(std::size_t i, const Group& group, const ProductRow& row,
                               const ProductColumns& w, const ProductContract& c) {
   const auto t = static_cast<std::size_t>(group.index);

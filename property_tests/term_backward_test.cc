@@ -452,6 +452,15 @@ const std::vector<Case>& cases() {
          s.d_o = Small::first(1, 0x1p-40);
          c.dot_roundoff = 0x1p-24;
        }},
+      {Term::rows_sum, Gradients::dk,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.rows = 32;
+         s.k = Small::all(0);
+         s.q = Small::all(1);
+         s.d_o = Small::first(1, 0x1p-40);
+         c.dot_roundoff = 0x1p-24;
+       }},
       {Term::keys_sum, Gradients::dq,
        [](Small& s, Contract& c) {
          s.keys = 32;
@@ -514,6 +523,13 @@ const std::vector<Case>& cases() {
       {Term::gradient_cast, Gradients::dq,
        [](Small& s, Contract& c) {
          opposite_values(s);
+         c.weight_dtype = Dtype::bf16;
+       }},
+      {Term::gradient_cast, Gradients::dk,
+       [](Small& s, Contract& c) {
+         opposite_values(s);
+         s.k = Small::all(0);
+         s.q = Small::all(1);
          c.weight_dtype = Dtype::bf16;
        }},
       {Term::late_cast, Gradients::d_bias,
@@ -588,6 +604,19 @@ const std::vector<Case>& cases() {
        [](Small& s, Contract&) {
          opposite_values(s);
          s.scale = 0.75f;
+       }},
+      {Term::scale_product, Gradients::dk,
+       [](Small& s, Contract&) {
+         opposite_values(s);
+         s.k = Small::all(0);
+         s.q = Small::all(1);
+         s.scale = 0.75f;
+       }},
+      {Term::sum_underflow, Gradients::dv,
+       [](Small& s, Contract& c) {
+         s.rows = 32;
+         s.d_o = Small::all(0x1p-10);
+         c.product_floor = 0x1p-16;
        }},
       {Term::sum_underflow, Gradients::dq,
        [](Small& s, Contract& c) {
