@@ -1,6 +1,4 @@
-// The terms of the forward bound by name, so that a test can leave each out and show the arithmetic that needs it.
-//
-// A term is the factor 1 of some coefficient. Production never changes a factor, and a product with 1 is exact.
+// The terms of the forward bound by name (oracle/terms.h). Derivation: docs/bounds.md.
 #pragma once
 
 #include <array>

@@ -89,6 +89,11 @@ inline constexpr double exp_underflow = 0x1p-1018;
 // A product of fp64 that underflows errs by at most 2^-1075, and there are fewer than 2^15 additions of such.
 inline constexpr double product_underflow = 0x1p-1060;
 
+// exp and products of merges, whose terms underflow only at the edge of fp64: 2^-1074 and a few roundings.
+inline constexpr double merge_underflow = 0x1p-1070;
+// A part that lies farther below the maximum has no weight that any precision of ours would show.
+inline constexpr double largest_distance_in_balls = 1e6;
+
 // What is left of the exact tier: keys of weight below e^-104.5 on both sides of the quotient, and twice that for the bound.
 inline constexpr double rest_of_both_sums = 2;
 inline constexpr double rest_of_kernel = 4;
