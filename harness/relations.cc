@@ -106,7 +106,7 @@ Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, do
 
 // What no row of the first `rows` sees may hold anything: those rows do not change. With all rows this is
 // padding; with some of them it is "the future does not leak into the past".
-std::string unseen_keys(const Case& c, Candidate& candidate, const Outputs& base, Index rows, double fill) {
+std::string unseen_keys(const Case& c, const Inputs& inputs, Candidate& candidate, const Outputs& base, Index rows, double fill) {
   for (LayoutKind l : {c.k_layout, c.v_layout})
     if (l == LayoutKind::shared_head || l == LayoutKind::shared_batch) return "not applicable: keys are shared";
   Inputs changed(c, inputs.around);
@@ -154,9 +154,9 @@ std::map<std::string, std::string> check_relations(const Case& c, const Inputs& 
   found["after-another"] = after_another_call(c, inputs, candidate, base);
   found["negated-values"] = negated_values(c, inputs, candidate, base);
   found["exchanged-scale"] = exchanged_scale(c, inputs, candidate, base);
-  found["unseen-keys-nan"] = unseen_keys(c, candidate, base, c.shape.rows, nan);
-  found["unseen-keys-large"] = unseen_keys(c, candidate, base, c.shape.rows, 1e30);
-  found["future-of-early-rows"] = unseen_keys(c, candidate, base, (c.shape.rows + 1) / 3, nan);
+  found["unseen-keys-nan"] = unseen_keys(c, inputs, candidate, base, c.shape.rows, nan);
+  found["unseen-keys-large"] = unseen_keys(c, inputs, candidate, base, c.shape.rows, 1e30);
+  found["future-of-early-rows"] = unseen_keys(c, inputs, candidate, base, (c.shape.rows + 1) / 3, nan);
   return found;
 }
 
