@@ -32,7 +32,7 @@ struct Problem {
       : line(text), c(parse_case(line)), in(c), out(c), gradients(c, in), plain{c.shape.query_heads, c.shape.rows, c.shape.keys,    c.shape.dim,
                                                                                c.shape.value_dim,   c.causal,     in.problem.scale} {
     const auto host = make_candidate("host");
-    contract = *host->contract(in.problem);
+    contract = *host->contract(in.problem, {});
     expect(host->run(in.problem, out.view(), 0).ok());
     if (backward()) expect(host->run_backward(in.problem, backward_input(), gradients.view(), 0).ok());
     o.resize(count(c.shape.value_dim)), lse.resize(count(1));
