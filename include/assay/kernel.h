@@ -317,9 +317,7 @@ static inline void assay_stage_init(assay_stage* s, int32_t stage, const float* 
 /* What a call receives beside its tensors. */
 typedef struct assay_run {
   uint32_t version, struct_size;
-  /* as many bytes as the function `workspace` asked for, aligned to 64; NULL if it asked for none
-   */
-  void* workspace;
+  void* workspace; /* as many bytes as the function `workspace` asked for, aligned to 64; or NULL */
   uint64_t workspace_bytes;
   int32_t threads; /* 0: all hardware threads */
   int32_t reserved;
