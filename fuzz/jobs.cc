@@ -37,7 +37,7 @@ std::string read_whole(const fs::path& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-// ---- A process ------------------------------------------------------------------------------------------
+// ---- A process ----------------------------------------------------------------------------------
 
 // Dies with its parent, however that ends, so that nothing runs on after a kill.
 class Process {
@@ -93,7 +93,7 @@ class Process {
   bool done_ = false;
 };
 
-// ---- What libFuzzer says --------------------------------------------------------------------------------
+// ---- What libFuzzer says ------------------------------------------------------------------------
 
 struct Said {
   double executions = 0, coverage = 0, corpus = 0;
@@ -130,7 +130,7 @@ std::string without_numbers(const std::string& reason) {
   return std::regex_replace(reason, number, "#");
 }
 
-// ---- Files ----------------------------------------------------------------------------------------------
+// ---- Files --------------------------------------------------------------------------------------
 
 bool named_by_hash(const fs::path& p) {
   const std::string name = p.filename();
@@ -167,7 +167,7 @@ void require_space(const fs::path& folder) {
                             fmt::format("{}: {} MiB are left of its disk, at least {} are wanted; nothing was removed, the same command goes on from here", folder.string(), left >> 20, least >> 20));
 }
 
-// ---- The jobs -------------------------------------------------------------------------------------------
+// ---- The jobs -----------------------------------------------------------------------------------
 
 struct TargetState {
   double seconds = 0, executions = 0, coverage = 0, corpus = 0;

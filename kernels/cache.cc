@@ -82,7 +82,7 @@ Status check_config(const CacheConfig& c) {
 
 }  // namespace
 
-// ---- Planes ---------------------------------------------------------------------------------------------
+// ---- Planes -------------------------------------------------------------------------------------
 
 TokenPlane::TokenPlane(Dtype dtype, Index heads, Index columns, Index group_size, Index page_size, Index pages)
     : dtype_(dtype),
@@ -161,7 +161,7 @@ StoredColumns TokenPlane::stored(Index head) const {
   return c;
 }
 
-// ---- The cache ------------------------------------------------------------------------------------------
+// ---- The cache ----------------------------------------------------------------------------------
 
 Status Cache::create(const CacheConfig& config, std::unique_ptr<Cache>& cache) {
   if (Status status = check_config(config); !status.ok()) return status;
