@@ -90,8 +90,8 @@ struct NoStages {
   float merged_sum_correction(float correction) const { return correction; }
   float merged_accumulator_correction(float correction) const { return correction; }
 
-  // These functions are of the backward pass.
-  // whether dK and dV of a group begin at this query head
+  // The functions of the backward pass. starts_key_sums: whether dK and dV of a group begin at this
+  // query head.
   bool starts_key_sums(Index member) const { return member == 0; }
   Index query_head(Index kv_head, Index member, Index group) const { return kv_head * group + member; }
   Index row_tiles(Index rows, Index tile) const { return (rows + tile - 1) / tile; }

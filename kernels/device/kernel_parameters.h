@@ -1,4 +1,5 @@
-// Inside kernels/device/: what kernels are told, as their sources read it, and the order of their arguments.
+// Inside kernels/device/: the parameters of the kernels, as their sources read them, and the order
+// of their arguments.
 #pragma once
 
 #include <cstdint>
