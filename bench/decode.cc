@@ -1,4 +1,5 @@
-// One row over long keys reads K and V once: its limit is how fast this machine reads as many bytes.
+// Benchmarks of one row over long keys. Such a call reads K and V once, so its limit is how fast
+// this machine reads as many bytes.
 #include <fmt/format.h>
 
 #include <memory>
@@ -41,7 +42,7 @@ Run decode_tensors(const AttentionShape& shape, Dtype dtype, int threads) {
   };
 }
 
-// `source` is in f32; its K and V are appended, and its Q and O used.
+// `source` is in f32. Its K and V are appended to the cache, and its Q and O are used.
 Run decode_cache(const Data& source, kernels::CacheKind kind, Dtype dtype, int threads) {
   const AttentionShape& s = source.problem.shape;
   kernels::CacheConfig config;

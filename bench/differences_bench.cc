@@ -1,6 +1,6 @@
-// The source document's table of largest differences, measured: kernel against the oracle's exact values, over seeded
-// cases of ordinary data. Differences are absolute and so depend on the data; whether each element is right is the
-// verdict's business (`assay check`).
+// Measures the source document's table of largest differences: the kernel against the oracle's
+// exact values, over seeded cases of ordinary data. The differences are absolute, so they depend on
+// the data. Whether each element is right is the question of the verdict (`assay check`).
 #include <fmt/format.h>
 
 #include <cmath>
@@ -24,8 +24,8 @@ namespace {
 
 struct Largest {
   double difference = 0;
-  double value = 0;   // the largest exact magnitude, to judge the difference by
-  double radius = 0;  // how far off the oracle itself may be
+  double value = 0;   // the largest exact magnitude, for comparison with the difference
+  double radius = 0;  // the largest possible error of the oracle itself
   void see(double got, double exact, double off) {
     const double d = std::fabs(got - exact);
     if (!(d <= difference)) difference = std::isnan(d) ? INFINITY : d;
@@ -47,7 +47,7 @@ void see_gradient(Largest& to, const TensorView& t, Index b, Index h, const Grad
     }
 }
 
-// The gradients are those for the O and LSE that the kernel stored, as an autograd engine would use them.
+// These gradients belong to the O and LSE that the kernel stored, as in an autograd engine.
 void measure(const Case& c, Differences& all) {
   const Inputs in(c);
   const Outputs out(c);

@@ -1,5 +1,6 @@
-// What a certified verdict costs: oracle, bound and comparison of every element, against the plain fp64 attention that a careful tester would write
-// with Eigen, and Arb at 128 bits beside both. And what inputs cost.
+// Measures what a certified verdict costs, that is the oracle, the bound and the comparison of
+// every element, against the plain fp64 attention that a careful tester would write with Eigen, and
+// against Arb at 128 bits. It also measures what inputs cost.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -26,7 +27,7 @@ namespace {
 
 constexpr long arb_bits = 128;
 
-// A case with its inputs, what the kernel made of them, and room for what Eigen makes of them.
+// A case with its inputs, the outputs of the kernel, and room for the outputs of Eigen.
 struct Problem {
   explicit Problem(const char* text)
       : line(text), c(parse_case(line)), in(c), out(c), gradients(c, in), plain{c.shape.query_heads, c.shape.rows, c.shape.keys,    c.shape.dim,
@@ -60,7 +61,7 @@ struct Problem {
     expect((backward() ? judge_backward(in.problem, backward_input(), gradients.view(), promised, options) : judge(in.problem, out.view(), promised, options)).outcome ==
            Outcome::pass);
   }
-  // Without a comparison.
+  // The oracle alone, without a comparison.
   void oracle(int threads) const {
     const Reference reference(in.problem, contract);
     const Index step = reference.block_rows(), blocks = (c.shape.rows + step - 1) / step;

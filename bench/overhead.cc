@@ -1,4 +1,4 @@
-// What stands around the kernel in a call so small that it would show.
+// Measures everything around the kernel, in calls so small that it shows.
 #include <assay/assay.h>
 #include <fmt/format.h>
 
@@ -65,7 +65,7 @@ void overhead_mode(Rounds& rounds, const Settings&) {
     kernels::DispatchSettings settings;
     settings.min_query_length = 0;
     kernels::Dispatcher dispatcher(kernels::host_backend(), settings);
-    // The host behind the device interface: six buffers, copies in and out, a launch.
+    // The host behind the device interface: six buffers, copies to and from them, and a launch.
     kernels::Dispatcher on_device(std::make_shared<kernels::DeviceBackend>(std::make_shared<kernels::DeviceSession>(kernels::make_device("host"))), settings);
     CCall c(data);
     const std::pair<const char*, Run> calls[] = {
@@ -90,7 +90,7 @@ void overhead_mode(Rounds& rounds, const Settings&) {
     for (const auto& [name, call] : calls)
       entries.push_back({fmt::format("overhead/{}/L:{}/D:{}", name, shape.rows, shape.dim), [run = call] { return run; }, 0, 0, Entry::Limit::none, nullptr});
     const std::vector<Measured> measured = rounds.run(entries);
-    if (std::isnan(measured[0].seconds)) continue;  // everything is told by what it adds to that
+    if (std::isnan(measured[0].seconds)) continue;  // the other lines are differences to this one
     fmt::print(rounds.tables(), "\nB = H = 1, L = {}, D = {}        ns   over the kernel   in claimed microseconds\n", shape.rows, shape.dim);
     for (std::size_t k = 0; k < entries.size(); ++k) {
       const char* const name = calls[k].first;

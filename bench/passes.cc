@@ -1,4 +1,5 @@
-// Forward and backward attention, against what the linear-algebra libraries make of it and against the machine.
+// Benchmarks of forward and backward attention, against the same computed with linear-algebra
+// libraries and against the machine's limits.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -37,7 +38,7 @@ Run forward_ours(const Problem& p, const Data& data) {
   return [&data, threads = p.threads] { expect_success("attention_forward", kernels::attention_forward(data.problem, data.out(), threads)); };
 }
 
-// Computes dQ, dK and dV from the O and LSE that are there.
+// Computes dQ, dK and dV from the given O and LSE.
 Run backward_ours(const Problem& p, const Data& data) {
   forward_ours(p, data)();
   return [&data, threads = p.threads] {
@@ -52,7 +53,7 @@ Run both_ours(const Problem& p, const Data& data) {
   };
 }
 
-// By way of the peer's library; the peers that there are.
+// The table of a peer's library, which is loaded once; null if the library is not there.
 template <const char* name>
 const assay_kernel* peer() {
   static const assay_kernel* const table = load_peer(name);
@@ -72,11 +73,11 @@ constexpr char openblas[] = "openblas", onednn[] = "onednn", torch[] = "torch", 
 struct Candidate {
   std::string_view name;
   Dtype dtype;
-  Run (*prepare)(const Problem&, const Data&);  // null where it was not built
+  Run (*prepare)(const Problem&, const Data&);  // null if it was not built
   bool lse = true;
 };
 
-// Candidates of our own, and the peers whose library is there.
+// Our own candidates, and the peers whose library was found.
 using Prepare = Run (*)(const Problem&, const Data&);
 Prepare if_there(const assay_kernel* table, Prepare prepare) { return table ? prepare : nullptr; }
 
@@ -119,7 +120,8 @@ std::vector<float> as_floats(const Tensor& t) {
   return x;
 }
 
-// The largest difference, over the largest number of `exact`; infinite where something is no number.
+// Returns the largest difference over the largest number of `exact`, or infinity where something is
+// not a number.
 double relative_difference(const Tensor& t, const std::vector<double>& exact) {
   double largest = 0, scale = 0;
   for (std::size_t i = 0; i < exact.size(); ++i) {
@@ -130,7 +132,7 @@ double relative_difference(const Tensor& t, const std::vector<double>& exact) {
   return largest / scale;
 }
 
-// Throws if a candidate is wrong against fp64: the time of a wrong kernel says nothing.
+// Throws if a candidate is wrong against fp64, because the time of a wrong kernel says nothing.
 void check(std::span<const Candidate> candidates, const Problem& p, const DataOfDtypes& all, bool backward) {
   for (const Candidate& candidate : candidates) {
     if (candidate.prepare == nullptr) continue;
@@ -145,9 +147,11 @@ void check(std::span<const Candidate> candidates, const Problem& p, const DataOf
     const auto outputs =
         backward ? std::vector<Output>{{&data.dq, &dq}, {&data.dk, &dk}, {&data.dv, &dv}}
                  : candidate.lse ? std::vector<Output>{{&data.o, &o}, {&data.lse, &lse}} : std::vector<Output>{{&data.o, &o}};
-    for (const auto& [tensor, exact] : outputs) std::memset(tensor->bytes(), 0xff, tensor->size_in_bytes());  // NaN in every dtype
+    // NaN in every dtype
+    for (const auto& [tensor, exact] : outputs) std::memset(tensor->bytes(), 0xff, tensor->size_in_bytes());
     run();
-    // A right fp32 kernel stays below 1e-5 here; rounding O for the backward pass of 16 bits adds a few roundings.
+    // The error of a right fp32 kernel stays below 1e-5 here. In 16-bit dtypes, rounding O for the
+    // backward pass adds a few roundings.
     const double tolerance = std::max(1e-4, 8 * unit_roundoff(candidate.dtype));
     for (const auto& [tensor, exact] : outputs)
       if (const double error = relative_difference(*tensor, *exact); !(error <= tolerance))
@@ -156,7 +160,7 @@ void check(std::span<const Candidate> candidates, const Problem& p, const DataOf
   }
 }
 
-// Bytes: every tensor of the pass once.
+// Returns the bytes of every tensor of the pass, each counted once.
 std::vector<Entry> entries_of(std::span<const Candidate> candidates, const Problem& p, const DataOfDtypes& all, const char* pass, double flops, int tensors) {
   std::vector<Entry> entries;
   for (const Candidate& c : candidates) {

@@ -15,7 +15,7 @@
 namespace assay::bench {
 namespace {
 
-std::string_view program_name;  // for what Google Benchmark calls without arguments
+std::string_view program_name;  // for callbacks of Google Benchmark that have no arguments
 std::span<const Mode> all_modes;
 
 void print_help() {

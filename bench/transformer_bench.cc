@@ -1,4 +1,5 @@
-// The small transformer as a whole: prefill and decode, with and without caches, one process for each configuration.
+// Benchmarks of the small transformer as a whole: prefill and decode, with and without caches, with
+// one process for each configuration.
 //
 //   transformer_bench [--threads N]
 #include <fmt/format.h>
@@ -77,7 +78,7 @@ Result measure(const Configuration& c, int threads) {
   }
   r.prefill = median(prefill);
   r.decode = median(decode);
-  r.peak = peak_mib();  // with caches: what follows keeps every layer's activations
+  r.peak = peak_mib();  // with caches; the following part keeps the activations of every layer
   std::vector<double> whole;
   for (int k = 0; k < 3; ++k)
     whole.push_back(milliseconds([&] {
@@ -88,7 +89,7 @@ Result measure(const Configuration& c, int threads) {
   return r;
 }
 
-// In a process of its own, which has run nothing yet: not even a thread of the pool.
+// Runs in a process of its own that has not run anything yet, not even a thread of the pool.
 Result in_a_process(const Configuration& c, int threads) {
   std::array<int, 2> ends{};
   if (pipe(ends.data()) != 0) throw std::runtime_error("no pipe");
