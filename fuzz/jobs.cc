@@ -39,7 +39,8 @@ std::string read_whole(const fs::path& path) {
 
 // ---- A process ----------------------------------------------------------------------------------
 
-// Dies with its parent, however that ends, so that nothing runs on after a kill.
+// A process that ends when its parent ends, however that happens, so that nothing continues after a
+// kill.
 class Process {
  public:
   Process(const std::vector<std::string>& arguments, const fs::path& output, const std::vector<std::pair<std::string, std::string>>& environment = {}) {
@@ -64,7 +65,7 @@ class Process {
     if (!done_) kill(pid_, SIGKILL);
     wait();
   }
-  // nullopt while it runs.
+  // Returns nullopt while the process runs.
   std::optional<int> poll() {
     if (!done_ && waitpid(pid_, &status_, WNOHANG) == pid_) done_ = true;
     return done_ ? std::optional(status_) : std::nullopt;
@@ -74,7 +75,7 @@ class Process {
     done_ = true;
     return status_;
   }
-  // What is left of the time; then it is killed. False if it was.
+  // Waits for the rest of the time, and then kills the process. Returns false if it was killed.
   bool wait_for(double seconds) {
     for (const auto start = Clock::now(); !poll();) {
       if (since(start) > seconds) {
@@ -124,7 +125,7 @@ Said listen(const std::string& text) {
   return said;
 }
 
-// Findings whose reasons differ in numbers alone are one.
+// Findings whose reasons differ only in numbers count as one.
 std::string without_numbers(const std::string& reason) {
   static const std::regex number(R"([-+]?(0x)?[0-9][0-9a-fA-F.]*(e[-+]?[0-9]+)?|-?nan|-?inf)");
   return std::regex_replace(reason, number, "#");
@@ -156,7 +157,7 @@ void make_folder(const fs::path& folder) {
   fs::remove(probe, error);
 }
 
-// libFuzzer drops inputs without a word when a disk is full.
+// libFuzzer silently drops inputs when a disk is full, so this is checked here.
 void require_space(const fs::path& folder) {
   struct statvfs s{};
   if (statvfs(folder.c_str(), &s) != 0) return;
@@ -172,8 +173,8 @@ void require_space(const fs::path& folder) {
 struct TargetState {
   double seconds = 0, executions = 0, coverage = 0, corpus = 0;
   int slices = 0;
-  double gain = 0;    // new coverage a second in its last slice
-  int last_slice = 0;  // its number
+  double gain = 0;    // new coverage per second in its last slice
+  int last_slice = 0;  // the number of that slice
 };
 
 class Jobs {
@@ -186,7 +187,7 @@ class Jobs {
   }
 
   Json run() {
-    // Of a run that was killed before it got to them.
+    // These findings come from a run that was killed before it reached them.
     for (const std::string& t : o_.targets) take_findings(t);
     while (spent_ < o_.seconds) {
       require_space(o_.work);
@@ -237,7 +238,8 @@ class Jobs {
     if (o_.say) o_.say(line);
   }
 
-  // Each once; then whoever found most, a second, in its last slice, and in every fourth slice whoever has waited longest.
+  // Each target runs once first. Then the target that found most per second in its last slice runs;
+  // every fourth slice goes to the target that has waited longest.
   std::string next_target() {
     const auto state = [&](const std::string& t) -> const TargetState& { return states_[t]; };
     for (const std::string& t : o_.targets)
@@ -261,7 +263,8 @@ class Jobs {
       coverage = std::max(coverage, said.coverage);
       corpus = std::max(corpus, said.corpus);
     };
-    // A process ends by its time or by a finding; a target that finds the same over and over is left to the next slice.
+    // A process ends when its time is over or when it has a finding. A target that finds the same
+    // again and again waits for its next slice.
     const int most_starts = 100 + o_.jobs;
     for (int started = 0; since(start) < seconds && (started < most_starts || std::ranges::any_of(jobs, [](const Job& j) { return j.process != nullptr; }));) {
       for (std::size_t n = 0; n < jobs.size(); ++n) {
@@ -312,7 +315,7 @@ class Jobs {
     return {{"TMPDIR", o_.work / "tmp"}, {"ASAN_OPTIONS", "allocator_may_return_null=1:detect_leaks=0"}};
   }
 
-  // Runs the target on one input: what it said, if it did not come to its end.
+  // Runs the target on one input. Returns what it printed if it did not end normally.
   std::optional<Said> said_on(const std::string& target, const fs::path& input, double seconds) const {
     const fs::path output = o_.work / "logs" / (target + ".reproduce.txt");
     Process p({program(target), "-timeout=60", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), input}, output, environment());
@@ -332,13 +335,14 @@ class Jobs {
       const std::string name = file.filename();
       if (known_.contains(target + "/" + name)) continue;
       Json f = {{"target", target}, {"file", name}};
-      if (name.find('-') == std::string::npos || name.starts_with('.')) continue;  // not libFuzzer's
+      // not a file of libFuzzer
+      if (name.find('-') == std::string::npos || name.starts_with('.')) continue;
       const std::optional<Said> said = said_on(target, file, 90);
       f["reason"] = said ? said->reason : "does not happen again on its own";
       const std::string signature = without_numbers(f["reason"]);
       const auto same = std::ranges::count_if(findings_, [&](const Json& other) { return other["target"] == target && without_numbers(other["reason"]) == signature; });
       const bool seen = said && same > 0;
-      // Twenty of a kind tell as much as a thousand.
+      // Twenty findings of one kind say as much as a thousand.
       if (seen && same >= 20) {
         fs::remove(file);
         continue;
@@ -379,7 +383,7 @@ class Jobs {
     keep(target, f, read_whole(smaller ? to : file));
   }
 
-  // A regression from now on.
+  // From now on this input is a regression test.
   void keep(const std::string& target, Json& f, const std::string& bytes) const {
     const fs::path folder = (o_.keep.empty() ? o_.work / "regressions" : o_.keep) / target;
     make_folder(folder);
@@ -394,7 +398,8 @@ class Jobs {
     write_file(o_.work / "findings.jsonl", lines);
   }
 
-  // Only what adds coverage stays. The merged folder is whole before anything is removed, and foreign files are not touched.
+  // Keeps only inputs that add coverage. The merged folder is whole before anything is removed, and
+  // files of other programs are not touched.
   void merge(const std::string& target) {
     const fs::path corpus = o_.work / "corpus" / target, merged = o_.work / "tmp" / (target + ".merged");
     std::error_code ignored;
@@ -402,7 +407,8 @@ class Jobs {
     make_folder(merged);
     Process p({program(target), "-merge=1", "-timeout=60", "-max_len=4096", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), merged, corpus},
               o_.work / "logs" / (target + ".merge.txt"), environment());
-    if (!p.wait_for(600) || !WIFEXITED(p.wait()) || WEXITSTATUS(p.wait()) != 0) return;  // as it was
+    // the corpus stays as it was
+    if (!p.wait_for(600) || !WIFEXITED(p.wait()) || WEXITSTATUS(p.wait()) != 0) return;
     std::set<std::string> stay;
     for (const auto& e : fs::directory_iterator(merged)) stay.insert(e.path().filename());
     if (stay.empty()) return;
@@ -417,7 +423,7 @@ class Jobs {
   Json summary() {
     Json targets = Json::array();
     for (const std::string& name : o_.targets) {
-      const TargetState& t = states_[name];  // zeros, if no time was left for it
+      const TargetState& t = states_[name];  // zeros, if there was no time left for it
       const auto found = std::ranges::count_if(findings_, [&](const Json& f) { return f["target"] == name; });
       targets.push_back({{"target", name},
                          {"seconds", t.seconds},
