@@ -18,7 +18,9 @@ export function colour(name) {
   return value;
 }
 
-let near;  // draws what comes near the window: a run may have a thousand pictures; the others get their place, or what one points at would move
+// Draws the pictures that come near the window, because a run may have a thousand pictures. The
+// others only get their place, so that nothing moves later.
+let near;
 function whenNear(element, draw, reserve) {
   near ??= new IntersectionObserver((entries) => {
     for (const { target, isIntersecting, boundingClientRect: { width } } of entries) {
