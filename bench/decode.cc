@@ -66,8 +66,9 @@ Run decode_cache(const Data& source, kernels::CacheKind kind, Dtype dtype, int t
 
 void decode_mode(Rounds& rounds, const Settings& settings) {
   fmt::print(rounds.tables(),
-             "\nDecode: one row, B = 1, H = {}, on {}; cache: contiguous, paged: pages of {}. Medians: GB/s (1e9) of K and V,\n"
-             "scales not counted, and that as a fraction of plain reads of as many bytes on as many threads around each repetition.\n",
+             "\nDecode: one row, B = 1, H = {}, on {}. cache: a contiguous cache; paged: a cache with pages of {} tokens.\n"
+             "Medians of GB/s (1e9) of K and V, without scales, and of this rate as a fraction of the rate of plain reads\n"
+             "of as many bytes on as many threads, measured around each repetition.\n",
              query_heads, kernels::chosen_target(), kernels::CacheConfig{}.page_size);
   std::vector<std::string> names;
   for (const Source& source : sources) names.emplace_back(source.name);

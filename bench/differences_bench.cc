@@ -91,8 +91,9 @@ int differences_main(int seeds) {
   constexpr Line lines[] = {{Dtype::f32, "1e-6", "1e-6"}, {Dtype::f16, "5e-4", "2e-3"}, {Dtype::bf16, "1e-3", "1e-3"}};
   fmt::print(
       "Largest |kernel - exact| on {}, over {} seeds of normal data: L = 128, 256 and 512, D = 64 and 128, causal and not,\n"
-      "B = 1, H = 4/2. In brackets the largest exact magnitude; claim: the source document's. Outputs have the dtype of the\n"
-      "inputs, so half an ulp at that magnitude belongs to every kernel; gradients are for the O and LSE that the kernel stored.\n\n",
+      "B = 1, H = 4/2. In brackets: the largest exact magnitude. Claim: the number of the source document. Outputs have the\n"
+      "dtype of the inputs, so every kernel has an error of half an ulp at that magnitude. Gradients are those for the O and\n"
+      "LSE that the kernel stored.\n\n",
       kernels::chosen_target(), seeds);
   fmt::print("dtype {:>12} {:>18} {:>9} {:>12} {:>18} {:>18} {:>18} {:>16}\n", "fwd claim", "O", "half ulp", "bwd claim", "dQ", "dK", "dV", "oracle within");
   for (const Line& line : lines) {

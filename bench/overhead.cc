@@ -58,8 +58,9 @@ class CCall {
 
 void overhead_mode(Rounds& rounds, const Settings&) {
   fmt::print(rounds.tables(),
-             "\nOne tiny call on one thread, fp32: medians. kernel: validated already. Over it: what the call adds to the kernel's\n"
-             "time, and that as a multiple of the microsecond that the source document claims for validation.\n");
+             "\nOne tiny call on one thread, in fp32: medians. kernel: the kernel alone, on arguments that were validated before.\n"
+             "over the kernel: the time that a call adds to the time of the kernel, and this time as a multiple of the microsecond\n"
+             "that the source document claims for validation.\n");
   for (const AttentionShape& shape : {AttentionShape{1, 1, 1, 1, 1, 8, 8}, AttentionShape{1, 1, 1, 16, 16, 64, 64}}) {
     const Data data(shape, Dtype::f32, false, false);
     kernels::DispatchSettings settings;
@@ -99,7 +100,7 @@ void overhead_mode(Rounds& rounds, const Settings&) {
       else fmt::print(rounds.tables(), "{:<24} {:>9.1f} {:>17.1f} {:>25.3f}\n", name, seconds * 1e9, over * 1e9, over / claimed_seconds);
     }
     if (dispatcher.counters().fallback > 0 || on_device.counters().fallback > 0 || on_device.counters().replaced > 0)
-      throw std::runtime_error("sdpa took its fallback: its time is not that of dispatching");
+      throw std::runtime_error("sdpa ran the fallback, so its time is not the time of dispatching");
   }
 }
 

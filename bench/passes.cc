@@ -156,11 +156,11 @@ void check(std::span<const Candidate> candidates, const Problem& p, const DataOf
     for (const auto& [tensor, exact] : outputs)
       if (const double error = relative_difference(*tensor, *exact); !(error <= tolerance))
         throw std::runtime_error(
-            fmt::format("{}/{} is wrong: off fp64 by {:.2g} of the largest element, at most {:.2g} allowed", candidate.name, p.name(), error, tolerance));
+            fmt::format("{}/{} is wrong: it differs from fp64 by {:.2g} of the largest element; at most {:.2g} is allowed", candidate.name, p.name(), error, tolerance));
   }
 }
 
-// Returns the bytes of every tensor of the pass, each counted once.
+// Makes the entries of a pass. The bytes of an entry count every tensor of the pass once.
 std::vector<Entry> entries_of(std::span<const Candidate> candidates, const Problem& p, const DataOfDtypes& all, const char* pass, double flops, int tensors) {
   std::vector<Entry> entries;
   for (const Candidate& c : candidates) {
@@ -181,8 +181,8 @@ std::vector<std::string> names_of(std::span<const Candidate> candidates) {
 
 void measure_pass(Rounds& rounds, const Settings& settings, std::span<const Candidate> candidates, bool backward) {
   fmt::print(rounds.tables(),
-             "\nAttention {}, B = 1, H = {}, on {}. Medians: GFLOP/s of {} products, of visible pairs only,\n"
-             "and that as a fraction of the fp32 multiply-add rate around each repetition; peers are in fp32.\n",
+             "\nAttention {}, B = 1, H = {}, on {}. Medians of GFLOP/s of {} products over the visible pairs, and of\n"
+             "this rate as a fraction of the fp32 multiply-add rate around each repetition. Peers are in fp32.\n",
              backward ? "backward" : "forward", heads, kernels::chosen_target(), backward ? "five" : "two");
   std::vector<std::size_t> others;
   for (std::size_t k = 1; k < candidates.size(); ++k) others.push_back(k);
@@ -207,7 +207,7 @@ void forward_mode(Rounds& rounds, const Settings& settings) { measure_pass(round
 void backward_mode(Rounds& rounds, const Settings& settings) { measure_pass(rounds, settings, backward_candidates(), true); }
 
 void times_mode(Rounds& rounds, const Settings& settings) {
-  fmt::print(rounds.tables(), "\nAttention, B = 1, H = {}, on {}: milliseconds, medians.\n", heads, kernels::chosen_target());
+  fmt::print(rounds.tables(), "\nAttention, B = 1, H = {}, on {}: medians of milliseconds.\n", heads, kernels::chosen_target());
   Table table(rounds, Table::Cell::milliseconds, labels, names_of(timed_candidates));
   for (const int threads : settings.threads)
     for (const Index dim : settings.full ? std::vector<Index>{64, 128} : std::vector<Index>{64})

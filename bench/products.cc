@@ -111,7 +111,7 @@ void check(const char* name, double tolerance, const Shape& s, const std::vector
       if (!(error <= largest)) largest = std::isnan(error) ? INFINITY : error;
       size = std::max(size, std::fabs(exact));
     }
-  if (!(largest <= tolerance * size)) throw std::runtime_error(fmt::format("{} is wrong: off by {:.2g} of the largest element, at most {:.2g} allowed", name, largest / size, tolerance));
+  if (!(largest <= tolerance * size)) throw std::runtime_error(fmt::format("{} is wrong: it is off by {:.2g} of the largest element; at most {:.2g} is allowed", name, largest / size, tolerance));
 }
 
 }  // namespace
@@ -138,8 +138,8 @@ void products_mode(Rounds& rounds, const Settings& settings) {
     for (const bool reads : {true, false}) {
       if (!reads && rows.back() == 1) continue;
       fmt::print(rounds.tables(), "\nProducts, K = {}, N = {}, on {}: {}\n", k, n, kernels::chosen_target(),
-                 reads ? "one row. Medians: GB/s (1e9) of packed bytes, and that over plain reads of as many bytes on as many threads"
-                       : "several rows. Medians: GFLOP/s, and that over the fp32 multiply-add rate around each repetition");
+                 reads ? "one row. Medians of GB/s (1e9) of packed bytes, and of this rate over that of plain reads of as many bytes on as many threads"
+                       : "several rows. Medians of GFLOP/s, and of this rate over the fp32 multiply-add rate around each repetition");
       Table table(rounds, Table::Cell::rate, "threads     M", names, {7, 8, 9});
       for (const int threads : settings.threads)
         for (const Index m : rows) {

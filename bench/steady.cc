@@ -65,7 +65,7 @@ FirstCall first_call(const AttentionShape& shape, Dtype dtype, bool warm_up, int
 
 void print_first_calls(std::FILE* to, int threads) {
   constexpr int processes = 9;
-  fmt::print(to, "\nThe first call of sdpa in a process, causal, on up to {} threads; medians of {} processes, in turn with and without\nwarm_up.\n\n", threads,
+  fmt::print(to, "\nThe first call of sdpa in a process, causal, on up to {} threads. Medians of {} processes with warm_up and as many\nwithout, which take turns.\n\n", threads,
              processes);
   fmt::print(to, "dtype    H     L    D   first, ms   after warm_up   later calls   first over later\n");
   for (const AttentionShape& shape :
@@ -127,8 +127,8 @@ void print_memory(std::FILE* to, int threads) {
     };
   };
   fmt::print(to,
-             "\nResident memory over {} calls, L = {} to {}, H = 2, D = 64, fp32, causal, on up to {} threads. Baseline with tensors; excess over\n"
-             "it in MiB right after a call.\n\n"
+             "\nResident memory over {} calls, L = {} to {}, H = 2, D = 64, fp32, causal, on up to {} threads. The baseline includes the\n"
+             "tensors; the other columns are MiB above it, right after a call.\n\n"
              "{:<21} {:>13} {:>13} {:>7} {:>18} {:>17} {:>18}\n",
              calls, step, calls * step, threads, "", "baseline, MiB", "largest", "at L", "calls above 1 MiB", "after the last", "and malloc_trim");
   print_excess(to, "forward", calls, step, [&](Index length) { forward(length, cut_to(length)); });
