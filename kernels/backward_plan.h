@@ -19,8 +19,8 @@ struct BackwardPlan {
   // A wave is `wave_groups` (batch, kv head) pairs with all their splits, or one pair with
   // `wave_splits` of its splits.
   Index wave_groups = 0, wave_splits = 0;
-  // dQ of each split; null if there is only one split. A tile is [panel of columns][tile
-  // rows][panel width].
+  // dQ of each split; null if there is only one split. A tile is [panel of columns]
+  // [tile rows][panel width].
   float* partials = nullptr;         // [pair of the wave][split of the wave][query head of the pair][row tile][tile]
   // in the same order, one flag for each tile; a tile whose flag is not set is zero
   unsigned char* written = nullptr;

@@ -32,8 +32,8 @@ struct CacheConfig {
   Index rank = 512, rotary = 64;
 };
 
-// The up-projections of a latent cache: up_k [1, Hkv, dim - rotary, rank] and up_v [1, Hkv,
-// value_dim, rank], in f32, f16 or bf16.
+// The up-projections of a latent cache: up_k [1, Hkv, dim - rotary, rank] and up_v
+// [1, Hkv, value_dim, rank], in f32, f16 or bf16.
 struct UpProjection {
   TensorView up_k, up_v;
 };

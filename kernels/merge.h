@@ -10,8 +10,8 @@ namespace assay::kernels {
 
 enum class LogBase { natural, two };
 
-// Merges parts, which are normalised results O_s [B, H, L, Dv] (f32, f16 or bf16) and LSE_s [B, H,
-// L, 1] (f32, in the given base) for the same rows over different keys. For each row:
+// Merges parts, which are normalised results O_s [B, H, L, Dv] (f32, f16 or bf16) and LSE_s
+// [B, H, L, 1] (f32, in the given base) for the same rows over different keys. For each row:
 //   m = max_s LSE_s,  w_s = base^(LSE_s - m),
 //   O = sum_s (w_s / sum_s w_s) O_s,  LSE = m + log_base(sum_s w_s).
 // All of this is computed in binary64. Both sums are in the order of the parts, and the second one

@@ -26,8 +26,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-// What the online softmax carries for each row of a block: the sums sum e^(s - max) and sum e^(s -
-// max) V. Both may be rescaled together by any e^x.
+// What the online softmax carries for each row of a block: the sums sum e^(s - max) and
+// sum e^(s - max) V. Both may be rescaled together by any e^x.
 struct RowState {
   float* max;
   float* sum;
@@ -106,10 +106,12 @@ class RowBlock {
     }
   }
 
-  // Adds a split to those that were merged before it: m' = max(m, m_s), a = e^(m - m'), b = e^(m_s
-  // - m'), l' = l_s b + (l a), O' = O_s b + (O a). Each bracket is rounded once, and the rest of
-  // its formula is rounded once. A split in which the row saw nothing changes nothing, and the
-  // first split in which it saw something is taken as it is.
+  // Adds a split to those that were merged before it:
+  //   m' = max(m, m_s), a = e^(m - m'), b = e^(m_s - m'),
+  //   l' = l_s b + (l a), O' = O_s b + (O a).
+  // Each bracket is rounded once, and the rest of its formula is rounded once. A split in which the
+  // row saw nothing changes nothing, and the first split in which it saw something is taken as it
+  // is.
   void merge(const RowState& split) {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));
@@ -271,8 +273,8 @@ class RowBlock {
     observe(Stage::masked, scores_.get(), width_, score_stride);
   }
 
-  // The online softmax: m' = max(m, max s), w = e^(s - m'), l' = l e^(m - m') + sum w, O' = O e^(m
-  // - m') + w V.
+  // The online softmax:
+  //   m' = max(m, max s), w = e^(s - m'), l' = l e^(m - m') + sum w, O' = O e^(m - m') + w V.
   void update_softmax(Index tile) {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));

@@ -126,8 +126,8 @@ class UnfusedRows {
     Vector largest = hn::Set(d, p_.sink.empty() ? minus_infinity : p_.sink[row.head]);
     for (Index j = first; j < last; j += n) largest = hn::Max(largest, hn::Load(d, s + j));
     row.max = hn::GetLane(hn::MaxOfLanes(d, largest));
-    // Where no score is finite, any finite reference will do: the weights are then 0, where e^(-inf
-    // - -inf) would be NaN.
+    // Where no score is finite, any finite reference will do: the weights are then 0, where
+    // e^(-inf - -inf) would be NaN.
     const Vector reference = hn::Set(d, row.max == minus_infinity ? 0.0f : row.max);
     Vector total = hn::Zero(d);
     for (Index j = first; j < last; j += n) {

@@ -256,8 +256,8 @@ ASSAY_API assay_status assay_cache_length(assay_cache cache, int64_t sequence, i
 /* Computes attention over the tokens of a cache. k, v, keep, bias, key_lengths and key_starts of
  * the problem must be absent, because the cache holds the keys. B must be the number of sequences
  * of the cache. Without problem->offset, the rows of a sequence are the last tokens that were
- * appended to it. For a latent cache, up_k is [1, Hkv, D - rotary, rank] and up_v is [1, Hkv, Dv,
- * rank], each f32, f16 or bf16; for other caches both are NULL. o and lse are as for
+ * appended to it. For a latent cache, up_k is [1, Hkv, D - rotary, rank] and up_v is
+ * [1, Hkv, Dv, rank], each f32, f16 or bf16; for other caches both are NULL. o and lse are as for
  * assay_attention_forward. */
 ASSAY_API assay_status assay_attention_cached(assay_context context, const assay_attention* problem, assay_cache cache, const assay_tensor* up_k,
                                               const assay_tensor* up_v, const assay_tensor* o, const assay_tensor* lse);

@@ -43,8 +43,8 @@ bool is_of_tensors(const Status& status) {
   return false;
 }
 
-// A part of a problem: the batch elements [batch, batch + batches) and the key/value heads [head,
-// head + heads).
+// A part of a problem: the batch elements [batch, batch + batches) and the key/value heads
+// [head, head + heads).
 struct Part {
   Index batch, batches, head, heads;
 };
