@@ -69,7 +69,7 @@ void decode_mode(Rounds& rounds, const Settings& settings) {
              "\nDecode: one row, B = 1, H = {}, on {}. cache: a contiguous cache; paged: a cache with pages of {} tokens.\n"
              "Medians of GB/s (1e9) of K and V, without scales, and of this rate as a fraction of the rate of plain reads\n"
              "of as many bytes on as many threads, measured around each repetition.\n",
-             query_heads, kernels::chosen_target(), kernels::CacheConfig{}.page_size);
+             query_heads, kernels::Target().name(), kernels::CacheConfig{}.page_size);
   std::vector<std::string> names;
   for (const Source& source : sources) names.emplace_back(source.name);
   Table table(rounds, Table::Cell::rate, "threads  Hkv    D      L", names);

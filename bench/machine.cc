@@ -7,20 +7,18 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <vector>
 
+#include "problem/clock.h"
 #include "problem/parallel.h"
 
 namespace assay::bench {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // These loops use a vector extension or intrinsics and never rely on the vectoriser. The
 // multiply-add has to be an intrinsic: contraction is off, so a * b + c on vectors would be two
@@ -140,13 +138,13 @@ template <class Step>
 double rate(int threads, double seconds, const Step& step) {
   std::atomic<double> total{0};
   const auto start = Clock::now();
-  const auto deadline = start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const auto deadline = seconds_from_now(seconds);
   parallel_for(threads, threads, [&](Index t) {
     double done = 0;
     while (Clock::now() < deadline) done += step(t);
     total += done;
   });
-  return total / std::chrono::duration<double>(Clock::now() - start).count();
+  return total / seconds_since(start);
 }
 
 }  // namespace

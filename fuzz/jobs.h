@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/result.h"
+#include "harness/results/fuzz_summary.h"
 
 namespace assay {
 
@@ -47,7 +47,7 @@ std::vector<std::string> fuzz_targets(const std::filesystem::path& binaries);
 // "executions_per_second", "coverage", "corpus", "findings"}], "findings": [...], "seconds"}.
 // Throws std::invalid_argument for an unknown target or a folder that cannot be used, and
 // std::system_error if the machine fails.
-Json fuzz(const FuzzOptions& options);
+FuzzSummary fuzz(const FuzzOptions& options);
 
 struct TimeToFind {
   bool found = false;

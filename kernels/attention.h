@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "kernels/execution.h"
 #include "kernels/status.h"
 #include "problem/attention.h"
 
@@ -12,13 +13,12 @@ namespace assay::kernels {
 // - Q, K, V and the bias are f32, f16 or bf16, with any strides. Q, K and V have one dtype; the
 //   bias may have any of the three. O is f32, f16 or bf16; LSE is f32 or absent. An output must not
 //   overlap any other tensor.
-// - `threads` <= 0 means all hardware threads. The result is bitwise the same for any number of
-//   threads.
+// - The result is bitwise the same for any number of threads.
 // - The bits of a row are the same in any batch, chunk and position. If there are few rows
 //   (decode), the splits of their keys are shared among the threads.
 // - If there are many rows, the kernel needs a workspace of the size of K and V in fp32. Where that
 //   exceeds 512 MiB, heads take turns.
-Status attention_forward(const Attention& problem, const AttentionOutput& out, int threads = 0);
+Status attention_forward(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
 
 // Computes the gradients of <dO, O>, as docs/semantics.md defines them, from O and LSE as
 // attention_forward stored them.
@@ -30,7 +30,7 @@ Status attention_forward(const Attention& problem, const AttentionOutput& out, i
 //   any other tensor.
 // - The kernel needs a workspace of dQ in fp32 for each split of the keys. Where that exceeds 256
 //   MiB, heads and splits take turns.
-Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads = 0);
+Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, const Execution& how = {});
 
 // How the kernel tiles a problem. Key tiles and splits begin at key 0 and depend on D and Dv alone.
 // So the result of a row depends neither on what else is in the call, nor on how the work is shared
@@ -53,7 +53,8 @@ struct BackwardTiling {
 };
 BackwardTiling backward_tiling(Index dim, Index value_dim);
 
-// Returns the name of the SIMD target that attention_forward uses now.
-std::string attention_forward_target();
+// Returns the name of the SIMD target whose code attention_forward runs when it is called with this
+// target.
+std::string attention_forward_target(const Target& target);
 
 }  // namespace assay::kernels

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/panels.h"
 
 namespace assay::kernels {
 
@@ -78,9 +79,6 @@ struct ForwardPlan {
   Index stacked_rows() const { return problem->shape.group() * problem->shape.rows; }
 };
 
-// The widest panel of any target, in floats: two AVX-512 vectors. Tile widths are multiples of it.
-inline constexpr Index panel_alignment = 32;
-
 // The kernel: forward() of a target and of a policy.
 using RunForward = void (*)(ForwardPlan& plan, const void* stages);
 // Validates the problem, makes the plan, and runs the kernel.
@@ -90,7 +88,7 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
 
 // Computes attention over a valid problem whose K and V are `stored`, wherever a cache keeps them.
 // The production kernel ignores `context`.
-using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void* context);
-Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void*);
+using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void* context);
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void*);
 
 }  // namespace assay::kernels

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "kernels/execution.h"
 #include "kernels/status.h"
 #include "problem/attention.h"
 
@@ -38,7 +39,7 @@ class CompiledAttention {
  public:
   virtual ~CompiledAttention() = default;
   // Runs the kernel on a problem that has the key for which it was compiled. Thread-safe.
-  virtual Status run(const Attention& problem, const AttentionOutput& out, int threads) const = 0;
+  virtual Status run(const Attention& problem, const AttentionOutput& out, const Execution& how) const = 0;
 };
 
 class AttentionBackend {

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "kernels/execution.h"
 #include "kernels/status.h"
 #include "problem/attention.h"
 
@@ -79,6 +80,6 @@ class Cache {
 //   The error of a score from this is at most gamma_N |q|^T |up_k| |c|, with N = dim + rank
 //   roundings. The up-projections are assumed to be finite. The kernel needs a workspace of 2 rank
 //   + rotary floats for each row and query head.
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads = 0);
+Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how = {});
 
 }  // namespace assay::kernels

@@ -1,4 +1,5 @@
-// Inside kernels/: how caches of every kind store their tokens.
+// How caches of every kind store their tokens, for the kernels that read them and for planted
+// faults.
 #pragma once
 
 #include <hwy/aligned_allocator.h>
@@ -70,7 +71,7 @@ class PagedCache final : public Cache {
 
 // Validates the problem, completes it from the cache, and computes attention over the stored
 // tokens. For a latent cache that is the absorbed problem.
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads,
+Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how,
                         AttendStored attend, const void* context);
 
 }  // namespace assay::kernels

@@ -61,8 +61,8 @@ enum class Implementation { automatic, sdpa, unfused };  // the first two are th
 struct SdpaOptions {
   Implementation implementation = Implementation::automatic;
   // where the tensors are; the unfused kernel reads them on the host
-  std::string_view device = "host";
-  int threads = 0;
+  std::string_view device = "host";  // where the tensors are. The fallback reads them from the host.
+  Execution execution = {};
 };
 
 struct DispatchCounters {
@@ -87,7 +87,7 @@ class Dispatcher {
   // zeros, so that no later call has to compile. Tensors may be absent; only the dtypes of Q and
   // the bias are read. O is assumed to have the dtype of Q, and LSE is assumed to be wanted.
   // Nothing is counted as dispatched.
-  Status warm_up(std::span<const Attention> problems, int threads = 0);
+  Status warm_up(std::span<const Attention> problems, const Execution& how = {});
 
   void enable() { set_enabled(true); }
   void disable() { set_enabled(false); }
@@ -105,10 +105,10 @@ class Dispatcher {
  private:
   std::shared_ptr<const DispatchSettings> snapshot() const;
   Status decide_and_run(const Attention& problem, const AttentionOutput& out, const SdpaOptions& options);
-  Status warm_up_one(const Attention& wanted, int threads);
+  Status warm_up_one(const Attention& wanted, const Execution& how);
   void warn(const DispatchSettings& settings, const std::string& text) const;
-  Status run_or_replace(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads);
-  Status run_kernel(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads);
+  Status run_or_replace(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, const Execution& how);
+  Status run_kernel(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, const Execution& how);
 
   const std::shared_ptr<const AttentionBackend> backend_;
   mutable std::mutex mutex_;
@@ -138,6 +138,6 @@ class ScopedSettings {
 Dispatcher& default_dispatcher();
 
 // Calls sdpa of the process's dispatcher, with default options.
-Status attention_auto(const Attention& problem, const AttentionOutput& out, int threads = 0);
+Status attention_auto(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
 
 }  // namespace assay::kernels

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/execution.h"
 #include "kernels/packed_weights.h"
 
 namespace assay::kernels {
@@ -19,10 +20,10 @@ namespace assay::kernels {
 //   panel into fp32.
 // - The kernel needs a workspace for at most 768 rows of A in fp32, and about 160 KiB for each
 //   thread; if W has no scales, 256 bytes for each k instead.
-Status product(const TensorView& a, const PackedWeights& w, const TensorView& c, int threads = 0);
+Status product(const TensorView& a, const PackedWeights& w, const TensorView& c, const Execution& how = {});
 // Computes the same with a low-bit A, whose columns run along k (mxfp4, nvfp4, f8e4m3, f8e5m2). A
 // is decoded to fp32, which is exact except for numbers of 2^128 and more.
-Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c, int threads = 0);
+Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c, const Execution& how = {});
 
 // With at least so many rows, panels are decoded first.
 inline constexpr Index many_rows = 32;

@@ -3,6 +3,7 @@
 
 #include <span>
 
+#include "kernels/execution.h"
 #include "kernels/status.h"
 #include "problem/attention.h"
 
@@ -23,6 +24,6 @@ enum class Anchor { top_left, bottom_right };
 //
 // The bits of every sequence are those of its own call of attention_forward.
 Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows, std::span<const Index> cu_keys, Anchor anchor, const AttentionOutput& out,
-                        int threads = 0);
+                        const Execution& how = {});
 
 }  // namespace assay::kernels

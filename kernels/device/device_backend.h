@@ -63,7 +63,7 @@ class DeviceBackend : public AttentionBackend {
 // subnormal numbers and the host has FMA, the bits are those of the host's product(). The function
 // refuses what product() refuses; other formats are unsupported. C is written after the device's
 // last call.
-Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w, const TensorView& c, int threads = 0);
+Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w, const TensorView& c, const Execution& how = {});
 bool device_product_supports(LowBit format);
 
 }  // namespace assay::kernels

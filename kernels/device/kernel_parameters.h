@@ -1,5 +1,5 @@
-// Inside kernels/device/: the parameters of the kernels, as their sources read them, and the order
-// of their arguments.
+// The parameters of a device's kernels, as their sources read them, the order of their arguments,
+// and their tiles.
 #pragma once
 
 #include <cstdint>

@@ -146,8 +146,8 @@ Status DeviceSession::run_locked(const Job& job) {
   Status status = ready();
   if (status.ok()) status = find_kernel(job.source, kernel);
 
-  // These checks are made before anything is allocated on the device, because there may be no memory
-  // for the text of a failure.
+  // These checks are made before anything is allocated on the device, because there may be no
+  // memory for the text of a failure.
   const auto check = [&](std::string_view name, std::size_t bytes) {
     if (status.ok() && bytes > limits_.largest_buffer) status = exceeds_buffer(device_->name(), name, bytes, limits_.largest_buffer);
   };
