@@ -1,5 +1,5 @@
-// Picks the function of the target that a call asks for, in files that compile kernels for every SIMD
-// target.
+// Picks the function of the target that a call asks for, in files that compile kernels for every
+// SIMD target.
 #pragma once
 
 #include <hwy/highway.h>
@@ -15,7 +15,8 @@ namespace assay::kernels {
 // compiled for the target, the entry holds its baseline. The table is indexed as Highway's own
 // dispatch indexes it, but by the target of the call and not by the one that Highway keeps for the
 // process. If only one target is compiled, the table has one entry. The function has internal
-// linkage, because files are compiled for different sets of targets and the index depends on the set.
+// linkage, because files are compiled for different sets of targets, and the index depends on the
+// set.
 static inline std::size_t entry_of(Target target, std::size_t entries) {
   if (entries == 1) return 0;
   hwy::ChosenTarget chosen;

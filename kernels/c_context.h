@@ -1,5 +1,5 @@
-// The contexts of the C interface. A test with a backend of its own puts the backend behind a handle
-// here.
+// The contexts of the C interface. A test with a backend of its own puts the backend behind a
+// handle here.
 #pragma once
 
 #include <assay/assay.h>

@@ -1,5 +1,5 @@
-// The largest width of a panel of packed columns. Memory and tiles are planned for it before any SIMD
-// code runs.
+// The largest width of a panel of packed columns. Memory and tiles are planned for it before any
+// SIMD code runs.
 #pragma once
 
 #include "problem/tensor.h"
