@@ -1,4 +1,4 @@
-// Inside kernels/: the checks that every entry point makes before it writes anything.
+// The checks that every entry point of the kernels makes before it writes anything.
 #pragma once
 
 #include "kernels/status.h"
