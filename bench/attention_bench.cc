@@ -1,4 +1,4 @@
-// What can be measured of kernels, beside peers. See bench/program.h.
+// The benchmark program of kernels and peers. See bench/program.h.
 #include "bench/program.h"
 
 namespace assay::bench {

@@ -1,4 +1,4 @@
-// Tensors of the benchmarks: contiguous, filled from a seed.
+// The tensors of the benchmarks: contiguous, and filled from a seed.
 #pragma once
 
 #include <cmath>
@@ -19,7 +19,7 @@ namespace assay::bench {
 
 inline Tensor contiguous(Dtype dtype, const Extents& e) { return Tensor(dtype, e, {{e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0, element_count(e)}); }
 
-// Independent uniform numbers of mean 0 and variance 1; f32, f16 or bf16.
+// Fills a tensor in f32, f16 or bf16 with independent uniform numbers of mean 0 and variance 1.
 inline Tensor uniform(Dtype dtype, const Extents& extents, std::uint64_t seed, int threads = 0) {
   Tensor t = contiguous(dtype, extents);
   const Index row = extents[3];
@@ -34,7 +34,8 @@ inline Tensor uniform(Dtype dtype, const Extents& extents, std::uint64_t seed, i
   return t;
 }
 
-// All that candidates read and write for one problem in one dtype, gradients included if asked for.
+// All tensors that candidates read and write for one problem in one dtype, including gradients if
+// they are asked for.
 struct Data {
   Data(const AttentionShape& s, Dtype dtype, bool causal, bool backward, int threads = 0) {
     const auto make = [&](Index heads, Index length, Index width) { return contiguous(dtype, {s.batch, heads, length, width}); };
@@ -65,7 +66,7 @@ struct Data {
 
 inline float* floats(const Tensor& t) { return reinterpret_cast<float*>(t.bytes()); }
 
-// What failed, as an exception.
+// Throws an exception for a status that is a failure.
 inline void expect_success(const char* call, const kernels::Status& status) {
   if (!status.ok()) throw std::runtime_error(fmt::format("{}: {} ({})", call, kernels::message_of(status.code), status.detail));
 }

@@ -1,4 +1,5 @@
-// One row over long keys reads K and V once: its limit is how fast this machine reads as many bytes.
+// Benchmarks of one row over long keys. Such a call reads K and V once, so its limit is how fast
+// this machine reads as many bytes.
 #include <fmt/format.h>
 
 #include <memory>
@@ -41,7 +42,7 @@ Run decode_tensors(const AttentionShape& shape, Dtype dtype, int threads) {
   };
 }
 
-// `source` is in f32; its K and V are appended, and its Q and O used.
+// `source` is in f32. Its K and V are appended to the cache, and its Q and O are used.
 Run decode_cache(const Data& source, kernels::CacheKind kind, Dtype dtype, int threads) {
   const AttentionShape& s = source.problem.shape;
   kernels::CacheConfig config;
@@ -65,8 +66,9 @@ Run decode_cache(const Data& source, kernels::CacheKind kind, Dtype dtype, int t
 
 void decode_mode(Rounds& rounds, const Settings& settings) {
   fmt::print(rounds.tables(),
-             "\nDecode: one row, B = 1, H = {}, on {}; cache: contiguous, paged: pages of {}. Medians: GB/s (1e9) of K and V,\n"
-             "scales not counted, and that as a fraction of plain reads of as many bytes on as many threads around each repetition.\n",
+             "\nDecode: one row, B = 1, H = {}, on {}. cache: a contiguous cache; paged: a cache with pages of {} tokens.\n"
+             "Medians of GB/s (1e9) of K and V, without scales, and of this rate as a fraction of the rate of plain reads\n"
+             "of as many bytes on as many threads, measured around each repetition.\n",
              query_heads, kernels::Target().name(), kernels::CacheConfig{}.page_size);
   std::vector<std::string> names;
   for (const Source& source : sources) names.emplace_back(source.name);

@@ -1,6 +1,6 @@
-// The source document's table of largest differences, measured: kernel against the oracle's exact values, over seeded
-// cases of ordinary data. Differences are absolute and so depend on the data; whether each element is right is the
-// verdict's business (`assay check`).
+// Measures the source document's table of largest differences: the kernel against the oracle's
+// exact values, over seeded cases of ordinary data. The differences are absolute, so they depend on
+// the data. Whether each element is right is the question of the verdict (`assay check`).
 #include <fmt/format.h>
 
 #include <cmath>
@@ -24,8 +24,8 @@ namespace {
 
 struct Largest {
   double difference = 0;
-  double value = 0;   // the largest exact magnitude, to judge the difference by
-  double radius = 0;  // how far off the oracle itself may be
+  double value = 0;   // the largest exact magnitude, for comparison with the difference
+  double radius = 0;  // the largest possible error of the oracle itself
   void see(double got, double exact, double off) {
     const double d = std::fabs(got - exact);
     if (!(d <= difference)) difference = std::isnan(d) ? INFINITY : d;
@@ -47,7 +47,7 @@ void see_gradient(Largest& to, const TensorView& t, Index b, Index h, const Grad
     }
 }
 
-// The gradients are those for the O and LSE that the kernel stored, as an autograd engine would use them.
+// These gradients belong to the O and LSE that the kernel stored, as in an autograd engine.
 void measure(const Case& c, Differences& all) {
   const Inputs in(c);
   const Outputs out(c);
@@ -91,8 +91,9 @@ int differences_main(int seeds) {
   constexpr Line lines[] = {{Dtype::f32, "1e-6", "1e-6"}, {Dtype::f16, "5e-4", "2e-3"}, {Dtype::bf16, "1e-3", "1e-3"}};
   fmt::print(
       "Largest |kernel - exact| on {}, over {} seeds of normal data: L = 128, 256 and 512, D = 64 and 128, causal and not,\n"
-      "B = 1, H = 4/2. In brackets the largest exact magnitude; claim: the source document's. Outputs have the dtype of the\n"
-      "inputs, so half an ulp at that magnitude belongs to every kernel; gradients are for the O and LSE that the kernel stored.\n\n",
+      "B = 1, H = 4/2. In brackets: the largest exact magnitude. Claim: the number of the source document. Outputs have the\n"
+      "dtype of the inputs, so every kernel has an error of half an ulp at that magnitude. Gradients are those for the O and\n"
+      "LSE that the kernel stored.\n\n",
       kernels::Target().name(), seeds);
   fmt::print("dtype {:>12} {:>18} {:>9} {:>12} {:>18} {:>18} {:>18} {:>16}\n", "fwd claim", "O", "half ulp", "bwd claim", "dQ", "dK", "dV", "oracle within");
   for (const Line& line : lines) {

@@ -11,7 +11,8 @@
 namespace assay::bench {
 namespace {
 
-// C^T = W^T A^T in ggml's order: a matrix is rows of contiguous elements, and W has its K innermost.
+// C^T = W^T A^T in ggml's order: a matrix is rows of contiguous elements, and the innermost
+// dimension of W is K.
 class GgmlProduct final : public ProductPeer {
  public:
   GgmlProduct(const PlainProduct& p, int threads) : p_(p), threads_(threads) {

@@ -10,7 +10,8 @@ constexpr double missed = 0.05;
 
 double middle(const std::vector<double>& sorted) { return (sorted[(sorted.size() - 1) / 2] + sorted[sorted.size() / 2]) / 2; }
 
-// Between the k-th smallest and the k-th largest; P(statistic = i) is `probability(i)`, and the interval misses with twice P(statistic < k).
+// The interval between the k-th smallest and the k-th largest number. P(statistic = i) is
+// `probability(i)`, and the interval misses with probability 2 P(statistic < k).
 Interval between(std::vector<double> x, const std::vector<double>& probability) {
   std::sort(x.begin(), x.end());
   std::size_t k = 1;
@@ -19,9 +20,11 @@ Interval between(std::vector<double> x, const std::vector<double>& probability) 
   return {middle(x), x[k - 1], x[x.size() - k], std::max(0.0, 1 - 2 * tail)};
 }
 
-// Of the number of pairs (i, j) with x_i > y_j, if the two are alike: every order of the m + n numbers is as likely as every other.
+// The distribution of the number of pairs (i, j) with x_i > y_j, if x and y have the same
+// distribution: every order of the m + n numbers is then equally likely.
 std::vector<double> mann_whitney(std::size_t m, std::size_t n) {
-  // Of a x's and b y's: the largest is an x, above all b y's, or a y, above nothing. Row a from row a - 1.
+  // For a numbers of x and b of y: the largest number is an x, which is above all b of y, or a y,
+  // which is above none. So row a follows from row a - 1.
   std::vector<std::vector<double>> row(n + 1, std::vector<double>(m * n + 1)), before;
   for (std::size_t a = 0; a <= m; ++a) {
     before = row;

@@ -17,7 +17,7 @@ assay_tensor described(const Tensor& t) {
   return to;
 }
 
-// What a call points to.
+// The arguments of a call.
 struct Call {
   Call(const Data& d, int threads) {
     q = described(d.q), k = described(d.k), v = described(d.v), o = described(d.o), lse = described(d.lse);

@@ -10,10 +10,11 @@ struct assay_kernel;
 
 namespace assay::bench {
 
-// The library libassay_peer_NAME.so beside this program, or null if there is none.
+// Loads the library libassay_peer_NAME.so beside this program. Returns null if there is none.
 const assay_kernel* load_peer(const std::string& name);
 
-// One call: O and LSE, or dQ, dK and dV from the O and LSE that are there. The first call of a problem prepares it.
+// Makes one call, which computes O and LSE, or dQ, dK and dV from the given O and LSE. The first
+// call for a problem also prepares it.
 Run peer_forward(const assay_kernel& peer, const Data& data, int threads);
 Run peer_backward(const assay_kernel& peer, const Data& data, int threads);
 

@@ -20,8 +20,9 @@ namespace assay::bench {
 
 namespace {
 
-// Written through a vector extension or intrinsics, never left to the vectoriser. The multiply-add has to be an
-// intrinsic: with contraction off, a * b + c on vectors is two instructions. step(a, x, y) is a chain of them through a.
+// These loops use a vector extension or intrinsics and never rely on the vectoriser. The
+// multiply-add has to be an intrinsic: contraction is off, so a * b + c on vectors would be two
+// instructions. step(a, x, y) is a chain of multiply-adds through a.
 #if defined(__AVX512F__)
 struct Single {
   using Lanes = __m512;
@@ -82,20 +83,22 @@ struct Half {
 struct Brain {
   using Lanes = __m512;
   static Lanes broadcast(float x) { return _mm512_set1_ps(x); }
-  // Any bits are as good as others: a float's halves are two numbers of moderate size.
+  // Any bits will do: the two halves of such a float are numbers of moderate size.
   static Lanes step(Lanes a, Lanes x, Lanes y) { return _mm512_dpbf16_ps(a, std::bit_cast<__m512bh>(x), std::bit_cast<__m512bh>(y)); }
   static constexpr int flops = 64;
 };
 #endif
 
 volatile float float_sink;
-volatile float factor = 0.999f, addend = 0.001f;  // as constants, clang finds an accumulator that stays 1 and drops it
+// volatile, because clang would find that an accumulator of constants stays 1, and would drop it
+volatile float factor = 0.999f, addend = 0.001f;
 volatile std::uint64_t word_sink;
 
-constexpr int accumulators = 12;  // two units of latency four need eight; more than twelve may spill on AVX2
+// two units with latency four need eight; more than twelve may spill on AVX2
+constexpr int accumulators = 12;
 
-// Returns the floating-point operations done. The accumulators have names because gcc 12 keeps an array of them
-// on the stack.
+// Returns the number of floating-point operations done. The accumulators have names, because gcc 12
+// would keep an array of them on the stack.
 template <class Ops>
 double fma_burst(int rounds) {
   using Lanes = typename Ops::Lanes;
@@ -115,7 +118,8 @@ double fma_burst(int rounds) {
   return static_cast<double>(accumulators) * Ops::flops * rounds;
 }
 
-using Words = std::uint64_t __attribute__((vector_size(64)));  // a cache line; narrower registers take several loads
+// a cache line; narrower registers take several loads
+using Words = std::uint64_t __attribute__((vector_size(64)));
 
 void read_block(const Words* p, std::size_t lines, std::size_t passes) {
   Words a{}, b{}, c{}, d{};
@@ -128,7 +132,8 @@ void read_block(const Words* p, std::size_t lines, std::size_t passes) {
   word_sink = all[0] + all[1] + all[2] + all[3] + all[4] + all[5] + all[6] + all[7];
 }
 
-// Work done by all threads until the time is up, over the wall time that they took. `step` returns its work.
+// Returns the work that all threads do until the time is up, divided by the wall time that they
+// took. `step` returns its work.
 template <class Step>
 double rate(int threads, double seconds, const Step& step) {
   std::atomic<double> total{0};
@@ -163,7 +168,8 @@ Reader::Reader(const void* data, std::size_t bytes, int threads)
     : data_(data), share_(bytes / static_cast<std::size_t>(threads) / sizeof(Words) / 8 * 8 * sizeof(Words)), at_line_(static_cast<std::size_t>(threads)) {}
 
 double Reader::gigabytes_per_second(double seconds) {
-  constexpr std::size_t piece = (std::size_t{1} << 20) / sizeof(Words);  // look at the clock once a MiB
+  // the clock is read once in each MiB
+  constexpr std::size_t piece = (std::size_t{1} << 20) / sizeof(Words);
   const std::size_t lines = share_ / sizeof(Words);
   if (lines == 0) return 0;
   return rate(static_cast<int>(at_line_.size()), seconds,
@@ -181,7 +187,8 @@ double Reader::gigabytes_per_second(double seconds) {
 double read_gigabytes_per_second(std::size_t bytes, int threads, double seconds) {
   const std::size_t lines = (bytes / sizeof(Words) + 7) / 8 * 8 * static_cast<std::size_t>(threads);
   const std::unique_ptr<Words[]> block(new Words[lines]);
-  std::memset(block.get(), 1, lines * sizeof(Words));  // untouched pages would all be the zero page
+  // pages that were never written would all be the same page of zeros
+  std::memset(block.get(), 1, lines * sizeof(Words));
   return Reader(block.get(), lines * sizeof(Words), threads).gigabytes_per_second(seconds);
 }
 

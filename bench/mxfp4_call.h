@@ -1,4 +1,4 @@
-// One product of the table as the peers' MXFP4 products take it.
+// One product of kernel.h's table in the form that the peers' MXFP4 products take.
 #pragma once
 
 #include "bench/peer_table.h"

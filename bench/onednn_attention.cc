@@ -15,8 +15,9 @@ namespace assay::bench {
 
 namespace {
 
-// oneDNN has no thread count of its own: it uses the OpenMP default of whichever thread calls it. The symbol is
-// looked up because it has to be that of the OpenMP runtime which oneDNN was linked with, whatever ours would be.
+// oneDNN has no thread count of its own: it uses the OpenMP default of the thread that calls it.
+// The symbol is looked up at run time, because it has to belong to the OpenMP runtime with which
+// oneDNN was linked, whatever runtime this program uses.
 void one_library_thread() {
 #if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP
   static const auto set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
@@ -30,11 +31,13 @@ void one_library_thread() {
 using Memory = dnnl::memory;
 using Tag = Memory::format_tag;
 
-// What one row block executes. Blocks of a causal problem differ in their keys, so each has its own.
+// What one row block executes. The blocks of a causal problem have different numbers of keys, so
+// each has its own.
 struct BlockPrimitives {
   dnnl::matmul scores, output;
   dnnl::softmax_forward softmax;
-  // One set for each worker: a memory's pointer is set before each execution.
+  // Each worker has its own set, because the pointer of a memory object is set before each
+  // execution.
   struct Memories {
     Memory q, k, s, v, o, scores_pad, output_pad, softmax_pad;
   };
@@ -90,8 +93,9 @@ class OnednnAttention final : public AttentionPeer {
   }
 
  private:
-  // The softmax primitive keeps its normaliser to itself. The largest weight is its reciprocal, and lies in the
-  // chunk that held the largest score: LSE = max - log(largest weight), for one pass over the scores.
+  // The softmax primitive does not return its normaliser. The largest weight is the reciprocal of
+  // it, and lies in the chunk that held the largest score. So LSE = max - log(largest weight) costs
+  // one pass over the scores.
   struct RowStats {
     float max = -std::numeric_limits<float>::infinity();
     Index chunk = 0, length = 1;
@@ -111,7 +115,8 @@ class OnednnAttention final : public AttentionPeer {
     const Memory::desc q({rows, p_.dim}, f32, Tag::ab), k({p_.dim, keys}, f32, Tag::ba), s({rows, keys}, f32, Tag::ab);
     const Memory::desc v({keys, p_.value_dim}, f32, Tag::ab), o({rows, p_.value_dim}, f32, Tag::ab);
     dnnl::primitive_attr attr, scaled;
-    // The library's own scratchpad belongs to a thread, and several execute the same primitive.
+    // The library's own scratchpad belongs to a thread, but here several threads execute the same
+    // primitive.
     attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
     scaled.set_scratchpad_mode(dnnl::scratchpad_mode::user);
     scaled.set_output_scales(0, {p_.scale});

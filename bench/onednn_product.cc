@@ -34,7 +34,7 @@ class OnednnProduct final : public ProductPeer {
     stream_ = dnnl::stream(engine_);
     a_ = Memory(a, engine_, const_cast<float*>(p_.a));
     c_ = Memory(c, engine_, p_.c);
-    // In the layout that oneDNN likes best, once.
+    // The weights are converted once to the layout that oneDNN prefers.
     w_ = Memory(description.weights_desc(), engine_);
     Memory from(plain, engine_, decoded_.data());
     dnnl::reorder(from, w_).execute(stream_, from, w_);

@@ -17,14 +17,15 @@ class OpenblasAttention final : public AttentionPeer {
   OpenblasAttention(const PlainAttention& problem, int threads)
       : p_(problem),
         threads_(threads),
-        // Smaller blocks under a causal mask: half of the block on the diagonal is thrown away.
+        // Blocks are smaller under a causal mask, because half of the block on the diagonal is
+        // thrown away.
         block_rows_(std::min<Index>(problem.rows, problem.causal ? std::clamp<Index>(problem.rows / 8, 64, 192) : 256)),
-        // Rows a power of two apart would share their cache sets.
+        // Rows whose distance is a power of two would share their cache sets.
         row_stride_(problem.keys + 16),
         scores_(static_cast<std::size_t>(threads), std::vector<float>(static_cast<std::size_t>(block_rows_ * row_stride_))) {}
 
   void run(const float* q, const float* k, const float* v, float* o, float* lse) override {
-    openblas_set_num_threads(1);  // of each call; the calls themselves come from several threads
+    openblas_set_num_threads(1);  // for each call; the calls themselves come from several threads
     for_each_block(p_, block_rows_, threads_, [&](Index worker, const RowBlock& b) {
       float* const s = scores_[static_cast<std::size_t>(worker)].data();
       const Index row0 = b.head * p_.rows + b.begin, count = b.end - b.begin;
@@ -38,7 +39,8 @@ class OpenblasAttention final : public AttentionPeer {
         const float max = row_max(row, visible), sum = exponentiate_row(row, visible, max);
         std::fill(row + visible, row + b.keys, 0.0f);
         lse[row0 + i] = max + std::log(sum);
-        row[b.keys] = 1 / sum;  // in the padding: the weights stay unnormalised, O is narrower
+        // lies in the padding: the weights stay unnormalised, because O has fewer columns
+        row[b.keys] = 1 / sum;
       }
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m, dv, n, 1, s, ld, v + b.head * p_.keys * p_.value_dim, dv, 0, out, dv);
       for (Index i = 0; i < count; ++i)

@@ -16,7 +16,7 @@ class OpenblasProduct final : public ProductPeer {
   OpenblasProduct(const PlainProduct& problem, int threads) : p_(problem), threads_(threads) {}
 
   void run() override {
-    openblas_set_num_threads(1);  // of each call; the calls themselves come from several threads
+    openblas_set_num_threads(1);  // for each call; the calls themselves come from several threads
     const Index blocks = (p_.n + columns - 1) / columns;
     parallel_for(blocks, threads_, [&](Index block) {
       thread_local std::vector<float> weights;  // [column][k]

@@ -1,5 +1,6 @@
-// What a certified verdict costs: oracle, bound and comparison of every element, against the plain fp64 attention that a careful tester would write
-// with Eigen, and Arb at 128 bits beside both. And what inputs cost.
+// Measures what a certified verdict costs, that is the oracle, the bound and the comparison of
+// every element, against the plain fp64 attention that a careful tester would write with Eigen, and
+// against Arb at 128 bits. It also measures what inputs cost.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -26,7 +27,7 @@ namespace {
 
 constexpr long arb_bits = 128;
 
-// A case with its inputs, what the kernel made of them, and room for what Eigen makes of them.
+// A case with its inputs, the outputs of the kernel, and room for the outputs of Eigen.
 struct Problem {
   explicit Problem(const char* text)
       : line(text), c(parse_case(line)), in(c), out(c), gradients(c, in), plain{c.shape.query_heads, c.shape.rows, c.shape.keys,    c.shape.dim,
@@ -60,7 +61,7 @@ struct Problem {
     expect((backward() ? judge_backward(in.problem, backward_input(), gradients.view(), promised, options) : judge(in.problem, out.view(), promised, options)).outcome ==
            Outcome::pass);
   }
-  // Without a comparison.
+  // The oracle alone, without a comparison.
   void oracle(int threads) const {
     const Reference reference(in.problem, contract);
     const Index step = reference.block_rows(), blocks = (c.shape.rows + step - 1) / step;
@@ -115,12 +116,14 @@ void measure_verdicts(Rounds& rounds, const Settings& settings, const std::vecto
 
 void verdicts_mode(Rounds& rounds, const Settings& settings) {
   fmt::print(rounds.tables(),
-             "\nCertified verdicts and plain fp64 attention with Eigen. Medians: GFLOP/s of the products that the case needs, and that as a fraction of\n"
-             "the fp64 multiply-add rate around each repetition; eigen-fp64 over another: how many times its time that one takes.\n"
-             "verdict: ordered bound, comparison of every element and power certificate; no-power: without the certificate; any-order: the bound\n"
-             "that needs no declared order, without the certificate; oracle: values, radii and bounds, nothing compared; arb-128: one row on one thread.\n");
+             "\nCertified verdicts and plain fp64 attention with Eigen.\n"
+             "Medians of GFLOP/s of the products that the case needs, and of this rate as a fraction of the fp64 multiply-add rate around each\n"
+             "repetition. eigen-fp64 over X: how many times the time of eigen-fp64 the candidate X takes.\n"
+             "verdict: the ordered bound, the comparison of every element and the power certificate; no-power: without the certificate;\n"
+             "any-order: the bound that needs no declared order, without the certificate; oracle: values, radii and bounds, without a comparison;\n"
+             "arb-128: one row on one thread.\n");
   measure_verdicts(rounds, settings, {"attention b=1 h=8 l=512 d=64", "attention b=1 h=8 l=512 d=64 causal", "attention b=1 h=8 l=512 d=128", "attention b=1 h=2 l=2048 d=64"});
-  fmt::print(rounds.tables(), "\nGradients alone, against forward and backward of Eigen.\n");
+  fmt::print(rounds.tables(), "\nVerdicts on gradients alone, against the forward and backward passes of Eigen.\n");
   measure_verdicts(rounds, settings, {"backward b=1 h=8 l=512 d=64", "backward b=1 h=8 l=512 d=64 causal", "backward b=1 h=8 l=512 d=128", "backward b=1 h=2 l=2048 d=64"});
 }
 
@@ -139,8 +142,8 @@ Entry generating(std::string name, Case c, double bytes) {
 
 void generators_mode(Rounds& rounds, const Settings& settings) {
   fmt::print(rounds.tables(),
-             "\nInputs of cases, on all threads. Medians: GB/s (1e9) of Q, K and V, or of A and the codes of W, and that as a fraction of plain reads of as many\n"
-             "bytes on one thread.\n");
+             "\nGenerating the inputs of cases, on all threads. Medians of GB/s (1e9) of Q, K and V, or of A and the codes of W, and of this rate as a\n"
+             "fraction of the rate of plain reads of as many bytes on one thread.\n");
   Table attention(rounds, Table::Cell::rate, "scores         ", {"f32", "f16", "bf16"});
   const Index length = settings.full ? 4096 : 1024;
   for (int s = 0; s < scores_count; ++s) {

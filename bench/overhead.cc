@@ -1,4 +1,4 @@
-// What stands around the kernel in a call so small that it would show.
+// Measures everything around the kernel, in calls so small that it shows.
 #include <assay/assay.h>
 #include <fmt/format.h>
 
@@ -58,14 +58,15 @@ class CCall {
 
 void overhead_mode(Rounds& rounds, const Settings&) {
   fmt::print(rounds.tables(),
-             "\nOne tiny call on one thread, fp32: medians. kernel: validated already. Over it: what the call adds to the kernel's\n"
-             "time, and that as a multiple of the microsecond that the source document claims for validation.\n");
+             "\nOne tiny call on one thread, in fp32: medians. kernel: the kernel alone, on arguments that were validated before.\n"
+             "over the kernel: the time that a call adds to the time of the kernel, and this time as a multiple of the microsecond\n"
+             "that the source document claims for validation.\n");
   for (const AttentionShape& shape : {AttentionShape{1, 1, 1, 1, 1, 8, 8}, AttentionShape{1, 1, 1, 16, 16, 64, 64}}) {
     const Data data(shape, Dtype::f32, false, false);
     kernels::DispatchSettings settings;
     settings.min_query_length = 0;
     kernels::Dispatcher dispatcher(kernels::host_backend(), settings);
-    // The host behind the device interface: six buffers, copies in and out, a launch.
+    // The host behind the device interface: six buffers, copies to and from them, and a launch.
     kernels::Dispatcher on_device(std::make_shared<kernels::DeviceBackend>(std::make_shared<kernels::DeviceSession>(kernels::make_device("host"))), settings);
     CCall c(data);
     const std::pair<const char*, Run> calls[] = {
@@ -90,7 +91,7 @@ void overhead_mode(Rounds& rounds, const Settings&) {
     for (const auto& [name, call] : calls)
       entries.push_back({fmt::format("overhead/{}/L:{}/D:{}", name, shape.rows, shape.dim), [run = call] { return run; }, 0, 0, Entry::Limit::none, nullptr});
     const std::vector<Measured> measured = rounds.run(entries);
-    if (std::isnan(measured[0].seconds)) continue;  // everything is told by what it adds to that
+    if (std::isnan(measured[0].seconds)) continue;  // the other lines are differences to this one
     fmt::print(rounds.tables(), "\nB = H = 1, L = {}, D = {}        ns   over the kernel   in claimed microseconds\n", shape.rows, shape.dim);
     for (std::size_t k = 0; k < entries.size(); ++k) {
       const char* const name = calls[k].first;
@@ -99,7 +100,7 @@ void overhead_mode(Rounds& rounds, const Settings&) {
       else fmt::print(rounds.tables(), "{:<24} {:>9.1f} {:>17.1f} {:>25.3f}\n", name, seconds * 1e9, over * 1e9, over / claimed_seconds);
     }
     if (dispatcher.counters().fallback > 0 || on_device.counters().fallback > 0 || on_device.counters().replaced > 0)
-      throw std::runtime_error("sdpa took its fallback: its time is not that of dispatching");
+      throw std::runtime_error("sdpa ran the fallback, so its time is not the time of dispatching");
   }
 }
 

@@ -1,4 +1,5 @@
-// Forward and backward attention, against what the linear-algebra libraries make of it and against the machine.
+// Benchmarks of forward and backward attention, against the same computed with linear-algebra
+// libraries and against the machine's limits.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -37,7 +38,7 @@ Run forward_ours(const Problem& p, const Data& data) {
   return [&data, threads = p.threads] { expect_success("attention_forward", kernels::attention_forward(data.problem, data.out(), threads)); };
 }
 
-// Computes dQ, dK and dV from the O and LSE that are there.
+// Computes dQ, dK and dV from the given O and LSE.
 Run backward_ours(const Problem& p, const Data& data) {
   forward_ours(p, data)();
   return [&data, threads = p.threads] {
@@ -52,7 +53,7 @@ Run both_ours(const Problem& p, const Data& data) {
   };
 }
 
-// By way of the peer's library; the peers that there are.
+// The table of a peer's library, which is loaded once; null if the library is not there.
 template <const char* name>
 const assay_kernel* peer() {
   static const assay_kernel* const table = load_peer(name);
@@ -72,11 +73,11 @@ constexpr char openblas[] = "openblas", onednn[] = "onednn", torch[] = "torch", 
 struct Candidate {
   std::string_view name;
   Dtype dtype;
-  Run (*prepare)(const Problem&, const Data&);  // null where it was not built
+  Run (*prepare)(const Problem&, const Data&);  // null if it was not built
   bool lse = true;
 };
 
-// Candidates of our own, and the peers whose library is there.
+// Our own candidates, and the peers whose library was found.
 using Prepare = Run (*)(const Problem&, const Data&);
 Prepare if_there(const assay_kernel* table, Prepare prepare) { return table ? prepare : nullptr; }
 
@@ -119,7 +120,8 @@ std::vector<float> as_floats(const Tensor& t) {
   return x;
 }
 
-// The largest difference, over the largest number of `exact`; infinite where something is no number.
+// Returns the largest difference over the largest number of `exact`, or infinity where something is
+// not a number.
 double relative_difference(const Tensor& t, const std::vector<double>& exact) {
   double largest = 0, scale = 0;
   for (std::size_t i = 0; i < exact.size(); ++i) {
@@ -130,7 +132,7 @@ double relative_difference(const Tensor& t, const std::vector<double>& exact) {
   return largest / scale;
 }
 
-// Throws if a candidate is wrong against fp64: the time of a wrong kernel says nothing.
+// Throws if a candidate is wrong against fp64, because the time of a wrong kernel says nothing.
 void check(std::span<const Candidate> candidates, const Problem& p, const DataOfDtypes& all, bool backward) {
   for (const Candidate& candidate : candidates) {
     if (candidate.prepare == nullptr) continue;
@@ -145,18 +147,20 @@ void check(std::span<const Candidate> candidates, const Problem& p, const DataOf
     const auto outputs =
         backward ? std::vector<Output>{{&data.dq, &dq}, {&data.dk, &dk}, {&data.dv, &dv}}
                  : candidate.lse ? std::vector<Output>{{&data.o, &o}, {&data.lse, &lse}} : std::vector<Output>{{&data.o, &o}};
-    for (const auto& [tensor, exact] : outputs) std::memset(tensor->bytes(), 0xff, tensor->size_in_bytes());  // NaN in every dtype
+    // NaN in every dtype
+    for (const auto& [tensor, exact] : outputs) std::memset(tensor->bytes(), 0xff, tensor->size_in_bytes());
     run();
-    // A right fp32 kernel stays below 1e-5 here; rounding O for the backward pass of 16 bits adds a few roundings.
+    // The error of a right fp32 kernel stays below 1e-5 here. In 16-bit dtypes, rounding O for the
+    // backward pass adds a few roundings.
     const double tolerance = std::max(1e-4, 8 * unit_roundoff(candidate.dtype));
     for (const auto& [tensor, exact] : outputs)
       if (const double error = relative_difference(*tensor, *exact); !(error <= tolerance))
         throw std::runtime_error(
-            fmt::format("{}/{} is wrong: off fp64 by {:.2g} of the largest element, at most {:.2g} allowed", candidate.name, p.name(), error, tolerance));
+            fmt::format("{}/{} is wrong: it differs from fp64 by {:.2g} of the largest element; at most {:.2g} is allowed", candidate.name, p.name(), error, tolerance));
   }
 }
 
-// Bytes: every tensor of the pass once.
+// Makes the entries of a pass. The bytes of an entry count every tensor of the pass once.
 std::vector<Entry> entries_of(std::span<const Candidate> candidates, const Problem& p, const DataOfDtypes& all, const char* pass, double flops, int tensors) {
   std::vector<Entry> entries;
   for (const Candidate& c : candidates) {
@@ -177,8 +181,8 @@ std::vector<std::string> names_of(std::span<const Candidate> candidates) {
 
 void measure_pass(Rounds& rounds, const Settings& settings, std::span<const Candidate> candidates, bool backward) {
   fmt::print(rounds.tables(),
-             "\nAttention {}, B = 1, H = {}, on {}. Medians: GFLOP/s of {} products, of visible pairs only,\n"
-             "and that as a fraction of the fp32 multiply-add rate around each repetition; peers are in fp32.\n",
+             "\nAttention {}, B = 1, H = {}, on {}. Medians of GFLOP/s of {} products over the visible pairs, and of\n"
+             "this rate as a fraction of the fp32 multiply-add rate around each repetition. Peers are in fp32.\n",
              backward ? "backward" : "forward", heads, kernels::Target().name(), backward ? "five" : "two");
   std::vector<std::size_t> others;
   for (std::size_t k = 1; k < candidates.size(); ++k) others.push_back(k);
@@ -203,7 +207,7 @@ void forward_mode(Rounds& rounds, const Settings& settings) { measure_pass(round
 void backward_mode(Rounds& rounds, const Settings& settings) { measure_pass(rounds, settings, backward_candidates(), true); }
 
 void times_mode(Rounds& rounds, const Settings& settings) {
-  fmt::print(rounds.tables(), "\nAttention, B = 1, H = {}, on {}: milliseconds, medians.\n", heads, kernels::Target().name());
+  fmt::print(rounds.tables(), "\nAttention, B = 1, H = {}, on {}: medians of milliseconds.\n", heads, kernels::Target().name());
   Table table(rounds, Table::Cell::milliseconds, labels, names_of(timed_candidates));
   for (const int threads : settings.threads)
     for (const Index dim : settings.full ? std::vector<Index>{64, 128} : std::vector<Index>{64})

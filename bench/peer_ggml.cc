@@ -45,7 +45,7 @@ class Context {
   ggml_context* context_;
 };
 
-// [d, i, h, b] in ggml's order, contiguous, in the type.
+// Makes a contiguous tensor [d, i, h, b], in ggml's order and in the given type.
 ggml_tensor* tensor_of(ggml_context* context, ggml_type type, const assay_tensor& t) {
   ggml_tensor* to = ggml_new_tensor_4d(context, type, t.shape[3], t.shape[2], t.shape[1], t.shape[0]);
   for_each_element(t, [&](std::int64_t n, std::int64_t at) {
@@ -55,7 +55,7 @@ ggml_tensor* tensor_of(ggml_context* context, ggml_type type, const assay_tensor
   return to;
 }
 
-// Every mask there is as one of ggml's: what is added to the scores, in fp16.
+// Writes all masks of a problem as one mask of ggml: numbers in fp16 that are added to the scores.
 ggml_tensor* mask_of(ggml_context* context, const assay_attention& p) {
   const std::int64_t batch = p.q->shape[0], heads = p.q->shape[1], rows = p.q->shape[2], keys = p.k->shape[2];
   ggml_tensor* mask = ggml_new_tensor_4d(context, GGML_TYPE_F16, keys, rows, heads, batch);
@@ -93,7 +93,7 @@ assay_status forward(const assay_attention* p, const assay_tensor* o, const assa
   std::vector<std::uint8_t> work(plan.work_size);
   plan.work_data = work.data();
   if (ggml_graph_compute(graph, &plan) != GGML_STATUS_SUCCESS) return ASSAY_EXECUTION_FAILED;
-  // [c, head, row, batch] there.
+  // ggml's result is [c, head, row, batch].
   const auto* from = static_cast<const float*>(out->data);
   const std::int64_t heads = o->shape[1], rows = o->shape[2], columns = o->shape[3];
   for_each_element(*o, [&](std::int64_t n, std::int64_t at) {
@@ -105,7 +105,8 @@ assay_status forward(const assay_attention* p, const assay_tensor* o, const assa
   return ASSAY_SUCCESS;
 }
 
-// Its own blocks: a scale, then 16 bytes whose low nibbles are the first 16 elements and whose high nibbles are the others.
+// Packs ggml's own blocks: a scale, and 16 bytes whose low nibbles are the first 16 elements and
+// whose high nibbles are the others.
 assay_status product(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c, const assay_run* run) {
   const Context context(static_cast<std::size_t>(w->k * w->n + 8 * (count_of(*a) + count_of(*c))));
   ggml_tensor* weights = ggml_new_tensor_2d(context, GGML_TYPE_MXFP4, w->k, w->n);

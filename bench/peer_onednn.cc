@@ -1,4 +1,5 @@
-// oneDNN's matrix product and softmax as attention, and its product with decoded weights, behind kernel.h.
+// oneDNN's matrix product and softmax as attention, and its product with decoded weights, behind
+// kernel.h.
 #include "bench/mxfp4_call.h"
 
 namespace assay::bench {

@@ -1,4 +1,5 @@
-// Attention as one writes it on sgemm, forward and backward, and products of decoded weights, behind kernel.h.
+// Attention forward and backward, composed from sgemm, and products of decoded weights, behind
+// kernel.h.
 #include "bench/mxfp4_call.h"
 
 namespace assay::bench {

@@ -1,4 +1,5 @@
-// The table of kernel.h, made of what a peer does: inside the peers' shared libraries.
+// The table of kernel.h, made from the functions of a peer. This header is used inside the peers'
+// shared libraries.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +14,8 @@
 
 namespace assay::bench {
 
-// An f32 tensor as contiguous floats: its own where it is so, a copy otherwise.
+// An f32 tensor as contiguous floats: the tensor's own floats if it is contiguous, and a copy
+// otherwise.
 class Floats {
  public:
   explicit Floats(const assay_tensor& t) : tensor_(t) {
@@ -26,7 +28,7 @@ class Floats {
     data_ = copy_.data();
   }
   float* data() const { return data_; }
-  // An output that was written in the copy.
+  // Copies an output back that was written into the copy.
   void give_back() const {
     if (!copy_.empty()) for_each_element(tensor_, [&](std::int64_t n, std::int64_t at) { static_cast<float*>(tensor_.data)[at] = copy_[static_cast<std::size_t>(n)]; });
   }
@@ -37,7 +39,7 @@ class Floats {
   float* data_ = nullptr;
 };
 
-// Why something that takes a PlainAttention does not do a problem; null if it does.
+// Returns why a PlainAttention cannot do a problem, or null if it can.
 inline const char* why_not_plain(const assay_attention& p, const assay_dtype& output) {
   if (!is_f32(p.q->dtype) || !is_f32(output)) return "another dtype than fp32";
   if (p.q->shape[1] != p.k->shape[1]) return "grouped heads";
@@ -56,7 +58,8 @@ inline PlainAttention plain_of(const assay_attention& p) {
   return {p.q->shape[0] * p.q->shape[1], p.q->shape[2], p.k->shape[2], p.q->shape[3], p.v->shape[3], (p.flags & ASSAY_CAUSAL) != 0, p.scale};
 }
 
-// The peer of the last problem, whose preparation is not part of a call: libraries plan once, too.
+// The peer of the last problem. Its preparation is not part of a call, because libraries also plan
+// only once.
 template <class Peer>
 Peer& prepared(const PlainAttention& p, int threads, std::unique_ptr<Peer> (*make)(const PlainAttention&, int)) {
   using Key = std::tuple<Index, Index, Index, Index, Index, bool, float, int>;
@@ -80,7 +83,7 @@ assay_status plain_forward(const assay_attention* p, const assay_tensor* o, cons
   return ASSAY_SUCCESS;
 }
 
-// Why a product is not W in MXFP4 with A and C in fp32; null if it is.
+// Returns why a product is not W in MXFP4 with A and C in fp32, or null if it is.
 inline const char* why_not_mxfp4(const assay_tensor& a, const assay_low_bit& w, const assay_dtype& output) {
   if (w.format != ASSAY_MXFP4 || (w.group_size != 0 && w.group_size != 32)) return "weights in another format than mxfp4";
   return is_f32(a.dtype) && is_f32(output) ? nullptr : "another dtype than fp32";

@@ -1,5 +1,5 @@
-// libtorch's scaled_dot_product_attention on the CPU, behind kernel.h. Of version 1.13 that is the composed one, in fp32 and
-// bf16, with the default scale alone and without LSE.
+// libtorch's scaled_dot_product_attention on the CPU, behind kernel.h. In version 1.13 this is the
+// composed one: in fp32 and bf16, with the default scale only, and without LSE.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -13,7 +13,8 @@ namespace {
 
 at::ScalarType type_of(const assay_dtype& d) { return d.code == ASSAY_BFLOAT ? at::kBFloat16 : at::kFloat; }
 
-// A view of the caller's memory; negative strides, which torch has not, were declined.
+// A view of the caller's memory. Tensors with negative strides, which torch does not have, were
+// declined before.
 at::Tensor tensor_of(const assay_tensor& t) {
   const std::size_t width = t.dtype.bits / 8;
   return at::from_blob(static_cast<char*>(t.data) + t.offset * static_cast<std::int64_t>(width), at::IntArrayRef(t.shape, 4), at::IntArrayRef(t.strides, 4), at::TensorOptions(type_of(t.dtype)));

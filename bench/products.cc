@@ -1,4 +1,5 @@
-// Low-bit products: few rows are read-bound, so their limit is plain reads of the packed bytes; many rows are held to the multiply-add rate.
+// Benchmarks of low-bit products. Few rows are bound by reading, so their limit is plain reads of
+// the packed bytes; many rows are compared with the multiply-add rate.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -24,7 +25,7 @@ struct Shape {
   double flops() const { return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k); }
 };
 
-// Weights of one K and N in every format, and activations for the most rows.
+// Weights of one K and N in every format, and activations for the largest number of rows.
 struct Weights {
   Weights(Index k_, Index n_, Index most_rows) : k(k_), n(n_), plain(static_cast<std::size_t>(k_ * n_)), a(static_cast<std::size_t>(most_rows * k_)) {
     std::mt19937 random(3);
@@ -75,8 +76,8 @@ Run ours_run(const Ours& which, const Shape& s, Weights& w, std::vector<float>& 
 using MakePeer = std::unique_ptr<ProductPeer> (*)(const PlainProduct&, int);
 struct Peer {
   const char* name;
-  MakePeer make;    // null where it was not built
-  double tolerance;  // of its largest error over the largest element
+  MakePeer make;    // null if it was not built
+  double tolerance;  // the largest error that is allowed, over the largest element
 };
 #ifdef ASSAY_BENCH_OPENBLAS
 constexpr MakePeer openblas = make_openblas_product;
@@ -96,7 +97,8 @@ constexpr MakePeer ggml = nullptr;
 // ggml rounds activations to eight bits.
 constexpr Peer peers[] = {{"deq+openblas", openblas, 1e-4}, {"onednn-fp32", onednn, 1e-4}, {"ggml", ggml, 0.05}};
 
-// Throws if a candidate is wrong: the time of a wrong kernel says nothing. Some columns, in fp64.
+// Throws if a candidate is wrong, because the time of a wrong kernel says nothing. Compares some
+// columns with fp64.
 void check(const char* name, double tolerance, const Shape& s, const std::vector<float>& a, const kernels::PackedWeights& w, const std::vector<float>& c) {
   double largest = 0, size = 0;
   for (Index m = 0; m < s.m; m += 1 + s.m / 5)
@@ -109,7 +111,7 @@ void check(const char* name, double tolerance, const Shape& s, const std::vector
       if (!(error <= largest)) largest = std::isnan(error) ? INFINITY : error;
       size = std::max(size, std::fabs(exact));
     }
-  if (!(largest <= tolerance * size)) throw std::runtime_error(fmt::format("{} is wrong: off by {:.2g} of the largest element, at most {:.2g} allowed", name, largest / size, tolerance));
+  if (!(largest <= tolerance * size)) throw std::runtime_error(fmt::format("{} is wrong: it is off by {:.2g} of the largest element; at most {:.2g} is allowed", name, largest / size, tolerance));
 }
 
 }  // namespace
@@ -125,18 +127,19 @@ void products_mode(Rounds& rounds, const Settings& settings) {
   const std::vector<Index> all = settings.full ? std::vector<Index>{1, 2, 4, 8, 16, 32, 64, 256, 512} : std::vector<Index>{1, 8, 256};
   std::vector<Matrix> matrices = {{4096, 4096, all}};
   if (settings.full) matrices.insert(matrices.end(), {{14336, 4096, all}, {4096, 14336, all}});
-  // 62 MB and more in four bits: larger than the caches of most machines, as the layers of a model are together.
+  // These take 62 MB or more in four bits, which is larger than the caches of most machines, as the
+  // layers of a model are together.
   matrices.push_back({8192, 14336, {1}});
   for (const auto& [n, k, rows] : matrices) {
     Weights w(k, n, rows.back());
     std::vector<float> c(static_cast<std::size_t>(rows.back() * n));
-    // What is read of one row: a footprint of its own, as large as the weights.
+    // The memory that the reads use for one row: a footprint of its own, as large as the weights.
     const Tensor footprint = uniform(Dtype::f32, {1, 1, k, n / 2}, 5);
     for (const bool reads : {true, false}) {
       if (!reads && rows.back() == 1) continue;
       fmt::print(rounds.tables(), "\nProducts, K = {}, N = {}, on {}: {}\n", k, n, kernels::Target().name(),
-                 reads ? "one row. Medians: GB/s (1e9) of packed bytes, and that over plain reads of as many bytes on as many threads"
-                       : "several rows. Medians: GFLOP/s, and that over the fp32 multiply-add rate around each repetition");
+                 reads ? "one row. Medians of GB/s (1e9) of packed bytes, and of this rate over that of plain reads of as many bytes on as many threads"
+                       : "several rows. Medians of GFLOP/s, and of this rate over the fp32 multiply-add rate around each repetition");
       Table table(rounds, Table::Cell::rate, "threads     M", names, {7, 8, 9});
       for (const int threads : settings.threads)
         for (const Index m : rows) {
@@ -163,7 +166,7 @@ void products_mode(Rounds& rounds, const Settings& settings) {
           }
           for (const Peer& p : peers) {
             PlainProduct plain{m, n, k, w.a.data(), c.data(), nullptr, w.plain.data()};
-            // oneDNN reads fp32, four bytes a weight.
+            // oneDNN reads fp32, which is four bytes for each weight.
             const double bytes = static_cast<double>(k * n) * (std::string_view(p.name) == "onednn-fp32" ? 4 : 0.53125);
             entry(p.name, bytes, p.make == nullptr ? std::function<Run()>() : [&, plain, threads]() mutable -> Run {
               plain.mxfp4 = &w.bytes(LowBit::mxfp4);

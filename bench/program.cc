@@ -15,15 +15,16 @@
 namespace assay::bench {
 namespace {
 
-std::string_view program_name;  // for what Google Benchmark calls without arguments
+std::string_view program_name;  // for callbacks of Google Benchmark that have no arguments
 std::span<const Mode> all_modes;
 
 void print_help() {
   fmt::print("{} MODE [--shapes quick|full] [--threads N,...] [--json FILE] [flags of Google Benchmark]\n\n", program_name);
   for (const Mode& mode : all_modes) fmt::print("  {:<10} {}\n", mode.name, mode.what);
   fmt::print(
-      "\nShapes are quick unless asked for; threads 1 and 2. Six repetitions, random interleaving and a short\n"
-      "--benchmark_min_time are set unless given. --json writes what was measured, with intervals:\n\n");
+      "\nThe defaults are quick shapes, and 1 and 2 threads. Unless you give these flags, six repetitions, random\n"
+      "interleaving and a short --benchmark_min_time are set. --json writes what was measured, with intervals.\n"
+      "The flags of Google Benchmark:\n\n");
   benchmark::PrintDefaultHelp();
 }
 
@@ -37,7 +38,7 @@ std::vector<int> parse_threads(std::string_view text) {
     threads.push_back(n);
     p = stop + (stop != end);
   }
-  if (threads.empty()) throw std::invalid_argument("--threads: no count");
+  if (threads.empty()) throw std::invalid_argument("--threads: the list has no count");
   return threads;
 }
 
@@ -67,7 +68,7 @@ int run(int argc, char** argv) {
     else throw std::invalid_argument(fmt::format("--shapes is quick or full, not {}", value));
   }
   Rounds rounds(rest, print_help);
-  if (chosen == nullptr) throw std::invalid_argument("no mode; --help lists them");
+  if (chosen == nullptr) throw std::invalid_argument("no mode is given; --help lists the modes");
   nlohmann::json limits = nlohmann::json::array();
   if (chosen->limits && !rounds.lists_only()) limits = print_machine(rounds.tables(), settings.threads);
   chosen->run(rounds, settings);

@@ -14,9 +14,11 @@
 namespace assay::bench {
 namespace {
 
-constexpr double burst_seconds = 0.004;  // of the machine's limit on either side of a repetition
-// Dense kernels pull the clock down, by up to a fifth. A burst right after one would see that clock and flatter
-// whoever caused it; after this much of plain work the clock is back.
+// of measuring the machine's limit, before and after each repetition
+constexpr double burst_seconds = 0.004;
+// Dense kernels make the clock slower, by up to a fifth. A burst right after such a kernel would
+// measure the slower clock, and the fraction of that kernel would look too good. After this much
+// plain work the clock is back to normal.
 constexpr double recovery_seconds = 0.008;
 
 constexpr const char *flops_rate = "GFLOP/s", *bytes_rate = "GB/s";
@@ -25,7 +27,8 @@ std::string limit_counter(const Entry& e) { return fmt::format("limit_{}", limit
 
 void time_entry(benchmark::State& state, const Entry& e, Run& run) {
   try {
-    // Prepared at the first repetition and kept, with one run so that no repetition pays for first touches.
+    // The candidate is prepared at the first repetition and kept. It runs once before, so that no
+    // repetition pays for first touches of memory.
     if (!run) {
       Run prepared = e.prepare();
       prepared();
@@ -59,8 +62,8 @@ double median(std::vector<double> x) {
   return (x[(x.size() - 1) / 2] + x[x.size() / 2]) / 2;
 }
 
-// Collects the repetitions of one group. Passes everything on to the reporter that --benchmark_format asked for, as if
-// all groups were one.
+// Collects the repetitions of one group. It passes everything on to the reporter that
+// --benchmark_format asked for, as if all groups were one.
 class Rounds::Reporter : public benchmark::BenchmarkReporter {
  public:
   explicit Reporter(benchmark::BenchmarkReporter* next) : next_(next) {}
@@ -81,7 +84,7 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
         fmt::print(stderr, "{} failed: {}\n", run.run_name.function_name, samples.error);
         continue;
       }
-      // Aggregates are asked only where the user's flags left nothing else.
+      // Aggregates are used only where the user's flags left nothing else.
       const bool repetition = run.run_type == Run::RT_Iteration;
       if (!repetition && (run.aggregate_name != "median" || !samples.seconds.empty())) continue;
       samples.seconds.push_back(run.GetAdjustedRealTime() / benchmark::GetTimeUnitMultiplier(run.time_unit));
@@ -134,7 +137,7 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
     std::map<std::string, std::vector<double>> counters;
     std::string error;
   };
-  // Of each repetition; none where nothing limits.
+  // One number for each repetition; none if there is no limit.
   static std::vector<double> fractions_of(const Entry& e, const Samples& s) {
     const auto limit = s.counters.find(limit_counter(e));
     if (limit == s.counters.end()) return {};
@@ -155,7 +158,7 @@ Rounds::Rounds(const std::vector<std::string>& arguments, void (*help)()) : argu
     own_format |= flag.starts_with("--benchmark_format");
     lists_only_ |= flag.starts_with("--benchmark_list_tests") && !flag.ends_with("=false");
   }
-  // The user's flags come later and win.
+  // The user's flags come later, so they win.
   const auto defaults = {"--benchmark_repetitions=6", "--benchmark_enable_random_interleaving=true", "--benchmark_min_time=0.15"};
   arguments_.insert(arguments_.begin() + 1, defaults.begin(), defaults.end());
   std::vector<char*> pointers;

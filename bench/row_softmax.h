@@ -1,4 +1,4 @@
-// Softmax of a row in loops that the compiler vectorises (-fopenmp-simd for the sum).
+// The softmax of a row, in loops that the compiler vectorises (-fopenmp-simd for the sum).
 #pragma once
 
 #include <bit>
@@ -19,9 +19,10 @@ inline float fused(float a, float b, float c) {
 #endif
 }
 
-// e^x for x <= 0 to about 2 ulp; 0 below -87, where the result would leave the normal numbers.
+// e^x for x <= 0, to about 2 ulp; 0 below -87, where the result would leave the normal numbers.
 inline float exp_nonpositive(float x) {
-  constexpr float round = 0x1.8p23f;  // adding it leaves the nearest integer in the low mantissa bits
+  // adding it leaves the nearest integer in the low bits of the mantissa
+  constexpr float round = 0x1.8p23f;
   const float clamped = x > -87.0f ? x : -87.0f;
   const float shifted = fused(clamped, 0x1.715476p0f, round), n = shifted - round;
   const float r = fused(n, 0x1.05c61p-29f, fused(n, -0x1.62e43p-1f, clamped));  // ln 2 in two parts
@@ -36,7 +37,8 @@ inline float exp_nonpositive(float x) {
   return x > -87.0f ? p * power : 0.0f;
 }
 
-// On explicit vectors: clang takes no maximum of floats for a reduction unless told that there are no NaN.
+// Uses explicit vectors, because clang takes no maximum of floats for a reduction unless it is told
+// that there are no NaN.
 inline float row_max(const float* s, Index n) {
   using Lanes = float __attribute__((vector_size(64)));
   constexpr Index width = sizeof(Lanes) / sizeof(float);
@@ -61,7 +63,7 @@ inline float row_max(const float* s, Index n) {
   return m;
 }
 
-// s <- exp(s - m); returns the sum.
+// Computes s <- exp(s - m) and returns the sum.
 inline float exponentiate_row(float* s, Index n, float m) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -79,7 +81,8 @@ inline float dot(const float* a, const float* b, Index n) {
   return sum;
 }
 
-// s <- exp(s - lse), the weights; g <- scale s (g - mean), the gradients of the unscaled scores from those of the weights.
+// Computes s <- exp(s - lse), the weights, and g <- scale s (g - mean), the gradients of the
+// unscaled scores from those of the weights.
 inline void softmax_gradient(float* s, float* g, Index n, float lse, float mean, float scale) {
 #pragma omp simd
   for (Index j = 0; j < n; ++j) {

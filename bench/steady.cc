@@ -1,4 +1,4 @@
-// What a process pays once, and what calls leave behind.
+// Measures what a process pays once, and what calls leave behind.
 #include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,10 +25,10 @@ double seconds_of(const Run& run) {
 }
 
 struct FirstCall {
-  double first = 0, warmed = 0, later = 0;  // seconds; warmed: after the dispatcher's warm_up
+  double first = 0, warmed = 0, later = 0;  // in seconds; warmed: after the dispatcher's warm_up
 };
 
-// In a process of its own, which has run nothing yet: not even a thread of the pool.
+// Runs in a process of its own that has not run anything yet, not even a thread of the pool.
 FirstCall first_call(const AttentionShape& shape, Dtype dtype, bool warm_up, int threads) {
   std::array<int, 2> pipe_ends{};
   if (pipe(pipe_ends.data()) != 0) throw std::runtime_error("no pipe");
@@ -65,7 +65,7 @@ FirstCall first_call(const AttentionShape& shape, Dtype dtype, bool warm_up, int
 
 void print_first_calls(std::FILE* to, int threads) {
   constexpr int processes = 9;
-  fmt::print(to, "\nThe first call of sdpa in a process, causal, on up to {} threads; medians of {} processes, in turn with and without\nwarm_up.\n\n", threads,
+  fmt::print(to, "\nThe first call of sdpa in a process, causal, on up to {} threads. Medians of {} processes with warm_up and as many\nwithout, which take turns.\n\n", threads,
              processes);
   fmt::print(to, "dtype    H     L    D   first, ms   after warm_up   later calls   first over later\n");
   for (const AttentionShape& shape :
@@ -81,7 +81,8 @@ void print_first_calls(std::FILE* to, int threads) {
     }
 }
 
-// Of this process. The kernel keeps the count in batches of up to 64 pages a thread.
+// Memory of this process. The system's kernel counts it in batches of up to 64 pages for each
+// thread.
 double resident_mib() {
   std::ifstream file("/proc/self/statm");
   long total = 0, resident = 0;
@@ -89,9 +90,10 @@ double resident_mib() {
   return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE)) / 1048576;
 }
 
-// One line: what calls of growing length leave behind, as seen right after each.
+// Prints one line: the memory after each of some calls of growing length.
 void print_excess(std::FILE* to, const char* what, Index calls, Index step, const std::function<void(Index length)>& call) {
-  for (int k = 0; k < 8; ++k) call(step);  // the pool has started, and what is had once is there
+  // the pool has started, and memory that is allocated once is there
+  for (int k = 0; k < 8; ++k) call(step);
   const double baseline = resident_mib();
   double largest = 0, last = 0;
   Index at = 0, beyond = 0;
@@ -102,7 +104,7 @@ void print_excess(std::FILE* to, const char* what, Index calls, Index step, cons
     if (last > largest) largest = last, at = k * step;
   }
 #ifdef __GLIBC__
-  malloc_trim(0);  // tells a leak from memory that the C library keeps for the next call
+  malloc_trim(0);  // separates a leak from memory that the C library keeps for the next call
 #endif
   fmt::print(to, "{:<21} {:>13.1f} {:>13.2f} {:>7} {:>18} {:>17.2f} {:>18.2f}\n", what, baseline, largest, at, beyond, last, resident_mib() - baseline);
   std::fflush(to);
@@ -125,8 +127,8 @@ void print_memory(std::FILE* to, int threads) {
     };
   };
   fmt::print(to,
-             "\nResident memory over {} calls, L = {} to {}, H = 2, D = 64, fp32, causal, on up to {} threads. Baseline with tensors; excess over\n"
-             "it in MiB right after a call.\n\n"
+             "\nResident memory over {} calls, L = {} to {}, H = 2, D = 64, fp32, causal, on up to {} threads. The baseline includes the\n"
+             "tensors; the other columns are MiB above it, right after a call.\n\n"
              "{:<21} {:>13} {:>13} {:>7} {:>18} {:>17} {:>18}\n",
              calls, step, calls * step, threads, "", "baseline, MiB", "largest", "at L", "calls above 1 MiB", "after the last", "and malloc_trim");
   print_excess(to, "forward", calls, step, [&](Index length) { forward(length, cut_to(length)); });

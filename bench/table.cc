@@ -18,7 +18,7 @@ std::string cell_text(Table::Cell kind, const Measured& m) {
   return kind == Table::Cell::rate ? fmt::format("{:.1f} {:>6.2f}", m.rate, m.fraction) : fmt::format("{:.3f}", m.seconds * 1e3);
 }
 
-// Two decimals, as long as they say something.
+// Prints two decimals where they say something.
 std::string ratio_text(const Interval& r) {
   const int digits = r.high < 20 ? 2 : r.high < 200 ? 1 : 0;
   return fmt::format("{:.{}f} [{:.{}f}, {:.{}f}]", r.estimate, digits, r.low, digits, r.high, digits);

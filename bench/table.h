@@ -1,4 +1,4 @@
-// Tables of what took turns, and what stands above them.
+// Tables of candidates that took turns, and the lines above the tables.
 #pragma once
 
 #include <string>
@@ -9,16 +9,18 @@
 
 namespace assay::bench {
 
-// Lines of one candidate a column, printed as they come; a line of which nothing was run is left out.
+// A table with one column for each candidate, whose lines are printed as they come. A line of which
+// nothing was run is left out.
 class Table {
  public:
-  enum class Cell { rate, milliseconds };  // rate: with the fraction of the machine's limit beside
+  enum class Cell { rate, milliseconds };  // rate: beside the fraction of the machine's limit
 
-  // Behind the candidates, columns of how many times the speed of those of `ratios`, by index, the first one runs, with the interval of ratio_interval().
+  // Behind the candidates there are columns that say how many times the speed of the candidates of
+  // `ratios`, given by index, the first candidate runs, with the interval of ratio_interval().
   Table(Rounds& rounds, Cell cell, std::string labels, std::vector<std::string> candidates, std::vector<std::size_t> ratios = {});
-  // Entries of one comparison, one a candidate, take their turns.
+  // Runs the entries of one comparison, one for each candidate, in turns.
   void line(const std::string& label, const std::vector<Entry>& entries);
-  // Geometric means of the ratios over all lines, and how far repetitions lay apart.
+  // Prints geometric means of the ratios over all lines, and how far apart repetitions were.
   void summary() const;
 
  private:
@@ -28,12 +30,13 @@ class Table {
   std::string labels_;
   std::vector<std::string> candidates_;
   std::vector<std::size_t> ratios_;
-  std::vector<std::vector<double>> seen_;  // of each ratio
+  std::vector<std::vector<double>> seen_;  // for each ratio
   std::vector<double> spreads_;
   bool begun_ = false;
 };
 
-// The machine's limits on so many threads, in a few lines; returned as what was measured: [{"threads", "fma GFLOP/s": {dtype: median}, "read GB/s": {KiB: rate}}].
+// Prints the machine's limits on so many threads in a few lines, and returns what was measured:
+// [{"threads", "fma GFLOP/s": {dtype: median}, "read GB/s": {KiB: rate}}].
 nlohmann::json print_machine(std::FILE* to, const std::vector<int>& thread_counts);
 
 }  // namespace assay::bench

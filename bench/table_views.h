@@ -1,4 +1,5 @@
-// What the peers' libraries ask of the structs of kernel.h. C++17, as libtorch's headers are.
+// Views of the structs of kernel.h for the peers' libraries. This header is C++17, as libtorch's
+// headers are.
 #pragma once
 
 #include <assay/kernel.h>

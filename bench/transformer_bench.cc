@@ -1,4 +1,5 @@
-// The small transformer as a whole: prefill and decode, with and without caches, one process for each configuration.
+// Benchmarks of the small transformer as a whole: prefill and decode, with and without caches, with
+// one process for each configuration.
 //
 //   transformer_bench [--threads N]
 #include <fmt/format.h>
@@ -77,7 +78,7 @@ Result measure(const Configuration& c, int threads) {
   }
   r.prefill = median(prefill);
   r.decode = median(decode);
-  r.peak = peak_mib();  // with caches: what follows keeps every layer's activations
+  r.peak = peak_mib();  // with caches; the following part keeps the activations of every layer
   std::vector<double> whole;
   for (int k = 0; k < 3; ++k)
     whole.push_back(milliseconds([&] {
@@ -88,7 +89,7 @@ Result measure(const Configuration& c, int threads) {
   return r;
 }
 
-// In a process of its own, which has run nothing yet: not even a thread of the pool.
+// Runs in a process of its own that has not run anything yet, not even a thread of the pool.
 Result in_a_process(const Configuration& c, int threads) {
   std::array<int, 2> ends{};
   if (pipe(ends.data()) != 0) throw std::runtime_error("no pipe");
@@ -117,8 +118,8 @@ Result in_a_process(const Configuration& c, int threads) {
 int bench_main(int threads) {
   fmt::print("Small transformer: 4 layers, width 256, 8 heads of 32 (2 of keys and values), hidden 1,024, vocabulary 512; {} thread(s), {}.\n", threads,
              kernels::Target().name());
-  fmt::print("Milliseconds. first: the first prefill of a process, weights quantized and packed in it; decode: one token through the cache; without: the\n"
-             "same token by the whole sequence again. Peak memory of the process while it has caches.\n\n");
+  fmt::print("Milliseconds. first: the first prefill of a process, which also quantizes and packs the weights; decode: one token through the cache;\n"
+             "without: the same token, with the whole sequence computed again. The peak memory is that of the process while it has caches.\n\n");
   fmt::print("{:<10} {:<7} {:>6} | {:>8} {:>8} {:>9} | {:>8} {:>8} {:>7} | {:>9}\n", "weights", "cache", "tokens", "first", "prefill", "tokens/s", "decode", "without", "ratio",
              "peak MiB");
   for (LowBit format : {LowBit::mxfp4, LowBit::nvfp4, LowBit::int4})

@@ -1,4 +1,5 @@
-# Compares O and LSE of two records in f32 the way tests commonly do: python3 allclose.py A B RTOL ATOL. docs/tolerance.md shows what that misses.
+# Compares O and LSE of two records in f32, in the way in which tests commonly do it:
+# python3 allclose.py A B RTOL ATOL. docs/tolerance.md shows what such a test misses.
 import json, struct, sys
 
 def read(path):

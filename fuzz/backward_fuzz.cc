@@ -1,4 +1,4 @@
-// Forward and backward pass under the certified verdict.
+// Fuzz target: forward and backward passes under the certified verdict.
 #include "fuzz/judge.h"
 
 ASSAY_JUDGE_TARGET(assay::CaseKind::backward)

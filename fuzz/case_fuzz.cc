@@ -1,5 +1,5 @@
-// The case notation: any text either parses to a case that prints back to the same case, or is refused with an
-// error that points into the text.
+// Fuzz target: the case notation. Any text either parses to a case that prints back to the same
+// case, or is refused with an error that points into the text.
 #include <cstdlib>
 #include <string_view>
 

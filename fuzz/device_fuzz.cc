@@ -1,5 +1,6 @@
-// A device whose calls fail at chosen places, with chosen codes, several times in a row: whatever happens, outputs are whole or untouched, nothing stays
-// allocated, nothing is used after it failed, and the next call is right.
+// Fuzz target: a device whose calls fail at chosen places, with chosen codes, several times in a
+// row. Whatever happens, outputs are whole or untouched, nothing stays allocated, nothing is used
+// after it failed, and the next call is right.
 
 #include "fuzz/require.h"
 #include "harness/draw_case.h"

@@ -1,4 +1,4 @@
-// The forward pass under the certified verdict.
+// Fuzz target: the forward pass under the certified verdict.
 #include "fuzz/judge.h"
 
 ASSAY_JUDGE_TARGET(assay::CaseKind::forward)

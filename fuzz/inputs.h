@@ -1,4 +1,4 @@
-// The inputs in folders, and programs that go through them.
+// Reads the inputs in folders, and runs programs over them.
 #pragma once
 
 #include <algorithm>
@@ -19,11 +19,12 @@ namespace assay {
 
 struct FuzzInput {
   std::filesystem::path file;
-  std::unique_ptr<unsigned char[]> bytes;  // of exactly its size, so that a sanitizer sees one byte too many
+  // of exactly its size, so that a sanitizer sees an access one byte beyond
+  std::unique_ptr<unsigned char[]> bytes;
   std::size_t size = 0;
 };
 
-// Every file of a folder, by name. Throws std::filesystem::filesystem_error.
+// Returns every file of a folder, sorted by name. Throws std::filesystem::filesystem_error.
 inline std::vector<FuzzInput> read_inputs(const char* folder) {
   std::vector<FuzzInput> inputs;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
@@ -39,8 +40,9 @@ inline std::vector<FuzzInput> read_inputs(const char* folder) {
   return inputs;
 }
 
-// Main of a program `[--seconds S] FOLDER...`: every input once, each named before it is used; or all of them again and again for so long, with the
-// number of executions in a second at the end.
+// The main function of a program `[--seconds S] FOLDER...`. It uses every input once and prints the
+// name of each before using it. With --seconds it uses all of them again and again for that time,
+// and prints the number of executions per second at the end.
 template <class Use>
 int for_inputs(int argc, char** argv, const Use& use) {
   double seconds = 0;
@@ -68,7 +70,8 @@ int for_inputs(int argc, char** argv, const Use& use) {
   }
   if (seconds == 0) {
     for (const FuzzInput& input : inputs) {
-      std::fprintf(stderr, "%s\n", input.file.c_str());  // the last one printed is the one that aborts
+      // if the program aborts, the last name printed is the input
+      std::fprintf(stderr, "%s\n", input.file.c_str());
       use(input);
     }
     std::printf("%zu inputs replayed\n", inputs.size());

@@ -1,5 +1,6 @@
-// The C interface with hostile arguments: every field may hold anything, but memory is never said to be there where it is not. A call is refused with a
-// status and a sentence and writes nothing, or it succeeds.
+// Fuzz target: the C interface with hostile arguments. Every field may hold anything, but an
+// argument never claims memory that is not there. A call is refused with a status and a sentence
+// and writes nothing, or it succeeds.
 #include <assay/assay.h>
 
 #include <algorithm>
@@ -30,7 +31,7 @@ class Arguments {
   }
   float real() { return in_.of({0.0f, 1.0f, 0.25f, -1.0f, 1e30f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN(), 0.999f}); }
 
-  // A tensor of about this shape; null now and then.
+  // Makes a tensor of about this shape; sometimes null.
   const assay_tensor* tensor(std::array<std::int64_t, 4> shape, std::uint8_t code = ASSAY_FLOAT, std::uint8_t bits = 32) {
     if (in_.below(24) == 0) return nullptr;
     assay_tensor& t = tensors_.emplace_back();
@@ -68,11 +69,11 @@ class Arguments {
   }
   std::int32_t segment() { return static_cast<std::int32_t>(in_.between(-2, 5)); }
 
-  // Everything that a call may not change when it fails.
+  // Everything that a call must not change when it fails.
   std::vector<std::vector<std::byte>> snapshot() const { return {memory_.begin(), memory_.end()}; }
 
  private:
-  // Whether each element, if the struct is taken at its word, lies in a buffer.
+  // Whether each element lies in a buffer, if the fields of the struct are believed.
   static bool reaches_inside(const assay_tensor& t) {
     __int128 low = t.offset, high = t.offset;
     for (std::size_t axis = 0; axis < 4; ++axis) {

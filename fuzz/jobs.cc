@@ -34,7 +34,7 @@ std::string read_whole(const fs::path& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-// ---- A process ------------------------------------------------------------------------------------------
+// ---- A process ----------------------------------------------------------------------------------
 
 Descriptor opened(const fs::path& path, int flags) {
   Descriptor file(open(path.c_str(), flags | O_CLOEXEC, 0666));
@@ -57,7 +57,7 @@ Process started(std::vector<std::string> arguments, const fs::path& output,
                   .dies_with_thread = true});
 }
 
-// ---- What libFuzzer says --------------------------------------------------------------------------------
+// ---- What libFuzzer says ------------------------------------------------------------------------
 
 struct Said {
   double executions = 0, coverage = 0, corpus = 0;
@@ -88,13 +88,13 @@ Said listen(const std::string& text) {
   return said;
 }
 
-// Findings whose reasons differ in numbers alone are one.
+// Findings whose reasons differ only in numbers count as one.
 std::string without_numbers(const std::string& reason) {
   static const std::regex number(R"([-+]?(0x)?[0-9][0-9a-fA-F.]*(e[-+]?[0-9]+)?|-?nan|-?inf)");
   return std::regex_replace(reason, number, "#");
 }
 
-// ---- Files ----------------------------------------------------------------------------------------------
+// ---- Files --------------------------------------------------------------------------------------
 
 bool named_by_hash(const fs::path& p) {
   const std::string name = p.filename();
@@ -120,7 +120,7 @@ void make_folder(const fs::path& folder) {
   fs::remove(probe, error);
 }
 
-// libFuzzer drops inputs without a word when a disk is full.
+// libFuzzer silently drops inputs when a disk is full, so this is checked here.
 void require_space(const fs::path& folder) {
   struct statvfs s{};
   if (statvfs(folder.c_str(), &s) != 0) return;
@@ -131,7 +131,7 @@ void require_space(const fs::path& folder) {
                             fmt::format("{}: {} MiB are left of its disk, at least {} are wanted; nothing was removed, the same command goes on from here", folder.string(), left >> 20, least >> 20));
 }
 
-// ---- The jobs -------------------------------------------------------------------------------------------
+// ---- The jobs -----------------------------------------------------------------------------------
 
 struct TargetState {
   double seconds = 0, executions = 0, coverage = 0, corpus = 0;
@@ -175,7 +175,7 @@ class Jobs {
   }
 
   FuzzSummary run() {
-    // Of a run that was killed before it got to them.
+    // These findings come from a run that was killed before it reached them.
     for (const std::string& t : o_.targets) take_findings(t);
     while (state_.seconds < o_.seconds) {
       require_space(o_.work);
@@ -232,7 +232,8 @@ class Jobs {
     if (o_.say) o_.say(line);
   }
 
-  // Each once; then whoever found most, a second, in its last slice, and in every fourth slice whoever has waited longest.
+  // Each target runs once first. Then the target that found most per second in its last slice runs;
+  // every fourth slice goes to the target that has waited longest.
   std::string next_target() {
     const auto state = [&](const std::string& t) -> const TargetState& { return state_.targets[t]; };
     for (const std::string& t : o_.targets)
@@ -256,7 +257,8 @@ class Jobs {
       coverage = std::max(coverage, said.coverage);
       corpus = std::max(corpus, said.corpus);
     };
-    // A process ends by its time or by a finding; a target that finds the same over and over is left to the next slice.
+    // A process ends when its time is over or when it has a finding. A target that finds the same
+    // again and again waits for its next slice.
     const int most_starts = 100 + o_.jobs;
     for (int starts = 0; seconds_since(start) < seconds && (starts < most_starts || std::ranges::any_of(jobs, [](const Job& j) { return j.process != nullptr; }));) {
       for (std::size_t n = 0; n < jobs.size(); ++n) {
@@ -308,7 +310,7 @@ class Jobs {
             "ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0"};
   }
 
-  // Runs the target on one input: what it said, if it did not come to its end.
+  // Runs the target on one input. Returns what it printed if it did not end normally.
   std::optional<Said> said_on(const std::string& target, const fs::path& input, double seconds) const {
     const fs::path output = o_.work / "logs" / (target + ".reproduce.txt");
     Process p = started({program(target), "-timeout=60", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), input}, output, environment());
@@ -328,6 +330,7 @@ class Jobs {
       const std::string name = file.filename();
       if (known_.contains(target + "/" + name)) continue;
       if (name.find('-') == std::string::npos || name.starts_with('.')) continue;  // not libFuzzer's
+      // not a file of libFuzzer
       FuzzFinding f{target, name, {}, {}, {}, {}};
       const std::optional<Said> said = said_on(target, file, 90);
       f.reason = said ? said->reason : "does not happen again on its own";
@@ -336,7 +339,7 @@ class Jobs {
         return other.target == target && without_numbers(other.reason) == signature;
       });
       const bool seen = said && same > 0;
-      // Twenty of a kind tell as much as a thousand.
+      // Twenty findings of one kind say as much as a thousand.
       if (seen && same >= 20) {
         fs::remove(file);
         continue;
@@ -378,7 +381,7 @@ class Jobs {
     keep(target, f, read_whole(smaller ? to : file));
   }
 
-  // A regression from now on.
+  // From now on this input is a regression test.
   void keep(const std::string& target, FuzzFinding& f, const std::string& bytes) const {
     const fs::path folder = (o_.keep.empty() ? o_.work / "regressions" : o_.keep) / target;
     make_folder(folder);
@@ -394,7 +397,8 @@ class Jobs {
     write_file(o_.work / "findings.jsonl", lines);
   }
 
-  // Only what adds coverage stays. The merged folder is whole before anything is removed, and foreign files are not touched.
+  // Keeps only inputs that add coverage. The merged folder is whole before anything is removed, and
+  // files of other programs are not touched.
   void merge(const std::string& target) {
     const fs::path corpus = o_.work / "corpus" / target, merged = o_.work / "tmp" / (target + ".merged");
     std::error_code ignored;
@@ -402,7 +406,8 @@ class Jobs {
     make_folder(merged);
     Process p = started({program(target), "-merge=1", "-timeout=60", "-max_len=4096", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), merged, corpus},
               o_.work / "logs" / (target + ".merge.txt"), environment());
-    if (!p.wait_for(600) || !WIFEXITED(p.wait()) || WEXITSTATUS(p.wait()) != 0) return;  // as it was
+    // the corpus stays as it was
+    if (!p.wait_for(600) || !WIFEXITED(p.wait()) || WEXITSTATUS(p.wait()) != 0) return;
     std::set<std::string> stay;
     for (const auto& e : fs::directory_iterator(merged)) stay.insert(e.path().filename());
     if (stay.empty()) return;
@@ -418,7 +423,7 @@ class Jobs {
     FuzzSummary summary{state_.seconds, o_.seed, {}, findings_};
     for (const std::string& name : o_.targets) {
       const auto found = state_.targets.find(name);
-      // Zeros, if no time was left for it.
+      // zeros, if there was no time left for it
       const TargetState t = found == state_.targets.end() ? TargetState() : found->second;
       const auto findings = std::ranges::count(findings_, name, &FuzzFinding::target);
       summary.targets.push_back({name, t.seconds, t.executions,

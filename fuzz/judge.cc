@@ -14,8 +14,9 @@
 namespace assay {
 namespace {
 
-// A second fitness beside coverage: libFuzzer keeps an input that sets one of these bytes for the first time, and one is set for every half power of two
-// of the largest error/bound of every output.
+// A second fitness beside coverage. libFuzzer keeps an input that sets one of these bytes for the
+// first time. There is one byte for every half power of two of the largest error/bound of every
+// output.
 constexpr std::size_t outputs = 16, steps = 64;
 __attribute__((used, section("__libfuzzer_extra_counters"))) std::uint8_t nearness[outputs * steps];
 
@@ -28,7 +29,7 @@ void note_nearness(const Verdict& v) {
   }
 }
 
-// 64 bytes from a seed.
+// Makes 64 bytes from a seed with splitmix64.
 std::vector<unsigned char> bytes_of_seed(unsigned seed) {
   std::vector<unsigned char> bytes(64);
   SplitMix64 random(seed);
@@ -41,7 +42,7 @@ std::vector<unsigned char> bytes_of_seed(unsigned seed) {
 
 std::size_t write_line(const Case& c, unsigned char* out, std::size_t size, std::size_t most) {
   const std::string line = print_case(c);
-  if (line.size() > most) return size;  // as it was
+  if (line.size() > most) return size;  // unchanged
   std::memcpy(out, line.data(), line.size());
   return line.size();
 }
@@ -58,7 +59,7 @@ int judge_bytes(CaseKind kind, const unsigned char* data, std::size_t size) {
   try {
     result = execute(c, *candidate, options);
   } catch (const CaseError&) {
-    return -1;  // not on this machine; not kept
+    return -1;  // this machine cannot run it, so it is not kept
   }
   note_nearness(result.verdict);
   if (result.outcome == Outcome::fail || result.outcome == Outcome::error) {
@@ -71,7 +72,7 @@ int judge_bytes(CaseKind kind, const unsigned char* data, std::size_t size) {
 std::size_t mutate_bytes(CaseKind kind, unsigned char* data, std::size_t size, std::size_t most, unsigned seed) {
   const std::vector<unsigned char> bytes = bytes_of_seed(seed);
   Case c = case_of_bytes(kind, {data, size});
-  // One move as a rule, now and then several.
+  // Usually one move, sometimes several.
   const int moves = bytes[0] % 4 != 0 ? 1 : 1 + bytes[1] % 4;
   for (int move = 0; move < moves; ++move) c = move_case(c, kind, Choices(std::span(bytes).subspan(static_cast<std::size_t>(2 + 12 * move))));
   return write_line(c, data, size, most);

@@ -1,5 +1,6 @@
-// A fuzz target that judges cases: bytes become a case, the case is executed with the certified verdict and its relations, and every outcome but a
-// wrong candidate or a broken oracle is fine. Inputs are case lines as a rule: mutators move from case to case by meaning.
+// A fuzz target that judges cases. Bytes become a case, and the case is executed with the certified
+// verdict and its relations. Every outcome is fine except a wrong candidate or a broken oracle.
+// Inputs are usually case lines: mutators move from case to case by meaning.
 #pragma once
 
 #include <cstddef>
@@ -9,16 +10,17 @@
 
 namespace assay {
 
-// Aborts on a finding, which it prints as a case line. The candidate is that of the environment variable ASSAY_FUZZ_CANDIDATE, else host.
+// Executes a case, and aborts on a finding, which it prints as a case line. The environment
+// variable ASSAY_FUZZ_CANDIDATE names the candidate; the default is host.
 int judge_bytes(CaseKind kind, const unsigned char* data, std::size_t size);
-// What libFuzzer asks for a mutation or a mixture; returns the bytes written.
+// Do what libFuzzer asks of a mutation and of a mixture. They return the number of bytes written.
 std::size_t mutate_bytes(CaseKind kind, unsigned char* data, std::size_t size, std::size_t most, unsigned seed);
 std::size_t cross_bytes(CaseKind kind, const unsigned char* a, std::size_t a_size, const unsigned char* b, std::size_t b_size, unsigned char* out, std::size_t most,
                         unsigned seed);
 
 }  // namespace assay
 
-// The three functions of a target.
+// Defines the three functions of a target.
 #define ASSAY_JUDGE_TARGET(kind)                                                                                                                        \
   extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) { return assay::judge_bytes(kind, data, size); }                  \
   extern "C" std::size_t LLVMFuzzerCustomMutator(unsigned char* data, std::size_t size, std::size_t most, unsigned seed);                              \

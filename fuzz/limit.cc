@@ -1,5 +1,7 @@
-// What an execution of the targets that judge cases costs at least: the case out of its bytes, its inputs, and the outputs by plain loops in fp64. No kernel,
-// no bound, no comparison; sinks, dropout and the slope of the softcap, which cost next to nothing, are left out.
+// Measures the least that an execution of the targets that judge cases can cost: the case is
+// decoded from its bytes, its inputs are made, and the outputs are computed by plain loops in fp64.
+// There is no kernel, no bound and no comparison. Sinks, dropout and the slope of the softcap cost
+// nearly nothing, so they are left out.
 #include <cmath>
 #include <limits>
 #include <string_view>
@@ -28,7 +30,7 @@ double dot(const double* a, const double* b, Index n) {
   return sum;
 }
 
-// Returns something of every output, so that nothing is optimized away.
+// Returns a number that depends on every output, so that nothing is optimized away.
 double plain_attention(const Attention& p, const TensorView& d_o) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   const AttentionShape& s = p.shape;

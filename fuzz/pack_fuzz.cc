@@ -1,5 +1,6 @@
-// Bytes of low-bit weights, whatever they are: refused with a sentence, or packed, unpacked to the same bytes, and multiplied as each code and
-// scale means by itself.
+// Fuzz target: any bytes as low-bit weights. They are refused with a sentence, or they are packed,
+// unpacked to the same bytes, and multiplied with the meaning that each code and scale has by
+// itself.
 #include <cmath>
 #include <vector>
 
@@ -18,7 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   w.group = traits(w.format).group_free ? 8 * in.between(0, 11) : traits(w.format).group;
   if (in.below(16) == 0) w.group = in.between(-3, 40);  // nearly valid
   if (w.format == LowBit::nvfp4) w.tensor_scale = in.of({1.0f, 0.5f, 0.0f, 3e-39f});
-  // Where the bytes lie is known when their number is.
+  // The pointers can be set when the number of bytes is known.
   const std::byte anywhere{};
   w.codes = w.scales = w.extra = &anywhere;
   if (!kernels::validate_low_bit_shape(w).ok()) return -1;
@@ -26,7 +27,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   const LowBitSizes sizes = sizes_of(w.format, w.k, w.n, w.group);
   std::vector<std::byte> bytes[3] = {std::vector<std::byte>(static_cast<std::size_t>(sizes.codes)), std::vector<std::byte>(static_cast<std::size_t>(sizes.scales)),
                                      std::vector<std::byte>(static_cast<std::size_t>(sizes.extra))};
-  // The input, over and over; from here on it is data.
+  // The bytes of the input are repeated; from here on they are data.
   std::size_t at = 16;
   for (auto& part : bytes)
     for (std::byte& b : part) b = size > 16 ? static_cast<std::byte>(data[16 + at++ % (size - 16)]) : std::byte{};

@@ -1,5 +1,6 @@
-// Any sequence of appends, evictions, forks and resets, failing ones included, does to a cache what it does to a plain list of tokens; what the cache
-// holds of them is read back through attention.
+// Fuzz target: any sequence of appends, evictions, forks and resets, including failing ones. It
+// changes a cache in the same way as a plain list of tokens. The contents of the cache are read
+// back through attention.
 
 #include "fuzz/require.h"
 #include "harness/draw_case.h"
@@ -13,7 +14,7 @@ using namespace assay;
 
 Tensor make(const Extents& shape) { return Tensor(Dtype::f32, shape, {{shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}, 0, element_count(shape)}); }
 
-// One row of every head over the cache and over the list.
+// Compares one row of every head, computed over the cache and over the list.
 void compare_reading(const kernels::Cache& cache, const CacheModel& model) {
   const CacheConfig& c = model.config;
   const Tensor q = make({c.sequences, c.kv_heads, 1, c.dim});

@@ -1,11 +1,12 @@
-// Safetensors files and records: whatever the bytes, they are refused with a sentence or judged.
+// Fuzz target: safetensors files and records. Whatever the bytes are, they are refused with a
+// sentence or judged.
 #include <cstdlib>
 
 #include "harness/record.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
   using namespace assay;
-  // Aligned as a mapping is, and of exactly its size.
+  // Aligned as a mapping of a file is, and of exactly its size.
   const std::vector<std::byte> file(reinterpret_cast<const std::byte*>(data), reinterpret_cast<const std::byte*>(data) + size);
   try {
     const RecordFile records("input", file);

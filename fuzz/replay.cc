@@ -1,4 +1,5 @@
-// A fuzz target without a fuzzer: for compilers without libFuzzer, for ctest, and to measure what an execution costs.
+// A fuzz target without a fuzzer: for compilers without libFuzzer, for ctest, and to measure what
+// an execution costs.
 #include "fuzz/inputs.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size);

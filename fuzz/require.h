@@ -1,4 +1,4 @@
-// What a fuzz target demands of every input.
+// The check that fuzz targets share.
 #pragma once
 
 #include <cstdio>
@@ -7,7 +7,8 @@
 
 namespace assay {
 
-// What must hold of any input; what does not is a finding, told in the words that `assay fuzz` listens for.
+// Requires what must hold for any input. If it does not hold, this is a finding, which is printed
+// in the words that `assay fuzz` looks for.
 inline void require(bool holds, const std::string& what) {
   if (holds) return;
   std::fprintf(stderr, "finding: %s\n", what.c_str());

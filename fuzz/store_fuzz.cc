@@ -1,5 +1,6 @@
-// What is imported into a store, JSON lines and reports of Google Benchmark: refused with a sentence and nothing stored, or there whole, and what is
-// exported can be imported again.
+// Fuzz target: what is imported into a store, JSON lines and reports of Google Benchmark. An import
+// is refused with a sentence and stores nothing, or it is stored whole, and its export can be
+// imported again.
 #include <sstream>
 
 #include "fuzz/require.h"

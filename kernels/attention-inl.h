@@ -1,11 +1,16 @@
-// Tiled attention forward with online softmax, compiled once for each SIMD target (hence the guard).
+// Tiled attention forward with online softmax. The file is compiled once for each SIMD target,
+// hence the guard.
 //
-// Order of every sum, as the contract in harness/contracts.cc declares it: q.k is one FMA chain over d,
-// P V one FMA chain over the keys of a tile on top of the rescaled accumulator, the row sum is summed within
-// a tile (any order) and then over the tiles of a split. Each split starts afresh, and splits are merged in order
-// (RowBlock::merge). All of it in fp32, whatever the inputs are. Masked keys get weight exactly 0; a tile or a split
-// that no row of a block sees is skipped, which changes no bit. Tiles and splits begin at key 0 and have lengths that
-// D and Dv alone decide, so a row's bits do not depend on what else is in the call, nor on which way below computes it.
+// The contract of the host's kernels declares the order of every sum: q.k is one FMA chain over d.
+// P V is one FMA chain over the keys of a tile, on top of the rescaled accumulator. The row sum is
+// summed within a tile, in any order, and then over the tiles of a split. Each split starts from
+// nothing, and splits are merged in order (RowBlock::merge). All sums are fp32, whatever the inputs
+// are.
+//
+// Masked keys get a weight of exactly 0. A tile or a split that no row of a block sees is skipped,
+// which changes no bit. Tiles and splits begin at key 0, and D and Dv alone decide their lengths.
+// So the bits of a row depend neither on what else is in the call, nor on which of the ways below
+// computes the row.
 #include <algorithm>
 #include <memory>
 
@@ -25,7 +30,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-// Tiles of one of the wave's groups that were packed before.
+// Gives the tiles of one of the wave's groups, which were packed before.
 struct TilesInMemory {
   static constexpr bool stored = false;
   const float* keys(Index tile) const { return plan.packed.keys + (group * plan.tiles + tile) * plan.tile_keys(); }
@@ -37,8 +42,9 @@ struct TilesInMemory {
   const Index group;
 };
 
-// Tiles packed when they are asked for, or rows as they are stored. The scores no longer need the keys when the values come: one scratch, small
-// enough for L1, holds either.
+// Gives tiles that are packed when they are asked for, or rows as they are stored. The scores no
+// longer need the keys when the values are loaded, so one scratch, small enough for L1, holds
+// either.
 template <class Stages>
 struct TilesOnTheFly {
   static constexpr bool stored = true;
@@ -54,7 +60,8 @@ struct TilesOnTheFly {
   float* const scratch;
 };
 
-// Calls wave() for each run of (batch, kv head) pairs that the workspace has room for; plan.first_group and groups say which.
+// Calls wave() for each run of (batch, kv head) pairs for which the workspace has room;
+// plan.first_group and plan.groups say which pairs these are.
 template <class Wave>
 void for_waves(ForwardPlan& plan, const Wave& wave) {
   const Index all_groups = plan.problem->shape.batch * plan.problem->shape.kv_heads;
@@ -64,7 +71,8 @@ void for_waves(ForwardPlan& plan, const Wave& wave) {
   }
 }
 
-// Packs K and V of the wave's groups, then runs every block of rows of every query head that reads them.
+// Packs K and V of the wave's groups, then computes every block of rows of every query head that
+// reads them.
 template <class Stages>
 void forward_by_rows(ForwardPlan& plan, const Stages& stages) {
   const AttentionShape& s = plan.problem->shape;
@@ -82,9 +90,9 @@ void forward_by_rows(ForwardPlan& plan, const Stages& stages) {
       packed.values_not_finite[task] = packer->values(group, tile, packed.values + task * tile_values).not_finite;
     });
     parallel_for(plan.groups * s.group() * blocks, plan.threads, [&](Index task) {
-      // The last rows of a causal problem see the most keys: they start first.
+      // Under causality the last rows see the most keys, so they start first.
       const Index row0 = (blocks - 1 - task % blocks) * plan.tiling.rows;
-      const Index local_head = task / blocks;  // query heads of the wave in order
+      const Index local_head = task / blocks;  // the query heads of the wave, in order
       const Index group = local_head / s.group();
       const Index head = (plan.first_group + group) % s.kv_heads * s.group() + local_head % s.group();
       const Index read_group = group + stages.kv_head(head, s.group()) - head / s.group();
@@ -99,9 +107,9 @@ void forward_by_rows(ForwardPlan& plan, const Stages& stages) {
   });
 }
 
-// The rows of all query heads that read a (batch, kv head) pair form one block. Splits go to tasks, which pack tile
-// after tile into scratch that stays in cache unless few rows read it as it is stored; what the splits give is merged in
-// the end.
+// The rows of all query heads that read one (batch, kv head) pair form one block. Tasks compute
+// splits. A task packs tile after tile into a scratch that stays in cache, or reads tiles as they
+// are stored if only a few rows need them. The results of the splits are merged at the end.
 template <class Stages>
 void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
   const AttentionShape& s = plan.problem->shape;
@@ -118,7 +126,7 @@ void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
     RowBlock<Stages> block;
     hwy::AlignedFreeUniquePtr<float[]> tile;
   };
-  // Those of the splits also merge what they gave.
+  // The scratches of the splits also merge the results of the splits.
   const Index tasks = plan.wave_groups * std::max<Index>(plan.splits, 1);
   ScratchPool<Scratch> pool(tasks, plan.threads, [&] { return std::make_unique<Scratch>(plan, stages, stacked); });
   for_waves(plan, [&] {

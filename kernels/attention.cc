@@ -3,7 +3,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention.cc"
 #include <hwy/foreach_target.h>
-// After foreach_target, which redefines the target on each of its passes.
+// This include comes after foreach_target, which redefines the target on each of its passes.
 #include "kernels/attention-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -30,8 +30,9 @@ HWY_EXPORT(run_forward);
 HWY_EXPORT(target_name);
 
 ForwardTiling forward_tiling(Index dim, Index value_dim) {
-  // A tile of K and V in fp32 stays within 128 KiB, a sixth of the L2 that is tiled for; below 64 keys the
-  // per-tile work (row maxima, corrections) would show.
+  // A tile of K and V in fp32 stays within 128 KiB, which is a sixth of the L2 cache for which the
+  // tiles are chosen. With fewer than 64 keys, the work that every tile causes (row maxima,
+  // corrections) would cost noticeable time.
   return {96, dim + value_dim <= 160 ? 128 : 64, 512};
 }
 
@@ -74,7 +75,7 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
   plan.tiles = (s.keys + plan.tiling.keys - 1) / plan.tiling.keys;
   plan.splits = (s.keys + plan.tiling.split_keys - 1) / plan.tiling.split_keys;
   plan.padded_value_dim = (s.value_dim + panel_alignment - 1) / panel_alignment * panel_alignment;
-  // As long as they fit one block of rows, packing K and V into memory gains nothing.
+  // If all rows fit into one block of rows, packing K and V into memory gains nothing.
   plan.by_split = s.rows <= plan.tiling.rows && plan.stacked_rows() <= plan.tiling.rows;
 
   const Index keys = plan.tiles * plan.tiling.keys, states = plan.splits * plan.stacked_rows();

@@ -1,4 +1,4 @@
-// Attention on the host, forward and backward: tiled, fp32 accumulation.
+// Tiled attention on the host, forward and backward, with fp32 accumulation.
 #pragma once
 
 #include <string>
@@ -10,33 +10,42 @@
 namespace assay::kernels {
 
 // Computes O and LSE as docs/semantics.md defines them.
-// - Q, K, V and the bias are f32, f16 or bf16 (one dtype for Q, K and V), with any strides; the bias may
-//   have any of the three. O is f32, f16 or bf16, LSE f32 or absent. Outputs may not overlap anything.
+// - Q, K, V and the bias are f32, f16 or bf16, with any strides. Q, K and V have one dtype; the
+//   bias may have any of the three. O is f32, f16 or bf16; LSE is f32 or absent. An output must not
+//   overlap any other tensor.
 // - The result is bitwise the same for any number of threads.
-// - A row's bits are the same in any batch, chunk and position; few rows (decode) are spread over the splits of their keys.
-// - With many rows, needs a workspace of the size of K and V in fp32; where that exceeds 512 MiB, heads take turns.
+// - The bits of a row are the same in any batch, chunk and position. If there are few rows
+//   (decode), the splits of their keys are shared among the threads.
+// - If there are many rows, the kernel needs a workspace of the size of K and V in fp32. Where that
+//   exceeds 512 MiB, heads take turns.
 Status attention_forward(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
 
-// Gradients of <dO, O>, as docs/semantics.md defines them, from O and LSE as attention_forward stored them.
-// - Dtypes as in the forward pass; dQ, dK and dV may be f32, f16 or bf16 each. All sums are fp32.
-// - Every output element is written, exact zeros where no gradient passes. The result is bitwise the same for any
-//   number of threads.
-// - dBias may be asked for without a bias; dSink only with a sink. Gradients may not overlap anything.
-// - Needs a workspace of dQ in fp32 for each split of the keys; where that exceeds 256 MiB, heads and splits take turns.
+// Computes the gradients of <dO, O>, as docs/semantics.md defines them, from O and LSE as
+// attention_forward stored them.
+// - Dtypes are as in the forward pass; dQ, dK and dV may each be f32, f16 or bf16. All sums are
+//   fp32.
+// - Every output element is written, with exact zeros where no gradient passes. The result is
+//   bitwise the same for any number of threads.
+// - dBias may be asked for without a bias, but dSink only with a sink. A gradient must not overlap
+//   any other tensor.
+// - The kernel needs a workspace of dQ in fp32 for each split of the keys. Where that exceeds 256
+//   MiB, heads and splits take turns.
 Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, const Execution& how = {});
 
-// How the kernel tiles a problem. Key tiles and splits are anchored at key 0 and depend on D and Dv alone, so that a
-// row's result does not depend on what else is in the call, nor on how the work is shared out.
+// How the kernel tiles a problem. Key tiles and splits begin at key 0 and depend on D and Dv alone.
+// So the result of a row depends neither on what else is in the call, nor on how the work is shared
+// among threads.
 struct ForwardTiling {
   Index rows;
   Index keys;        // of a tile
-  Index split_keys;  // of a split, which is whole tiles
+  Index split_keys;  // of a split, which consists of whole tiles
 };
 ForwardTiling forward_tiling(Index dim, Index value_dim);
 
-// The same for the backward pass. dK and dV sum over the rows of a tile, dQ over its keys, each tile from zero; then tiles are
-// added in order (for dK and dV: query heads of the group, then rows), and splits of keys, for dQ, after that. Row tiles are
-// anchored at row 0.
+// The same for the backward pass. dK and dV are sums over the rows of a tile, and dQ is a sum over
+// its keys; each of these sums begins at zero. The sums of tiles are then added in order (for dK
+// and dV: by query heads of the group, then by rows), and after that, for dQ, the splits of the
+// keys. Row tiles begin at row 0.
 struct BackwardTiling {
   Index rows;
   Index keys;
@@ -44,7 +53,8 @@ struct BackwardTiling {
 };
 BackwardTiling backward_tiling(Index dim, Index value_dim);
 
-// Name of the SIMD target that the code of attention_forward was compiled for which a call on this target runs.
+// Returns the name of the SIMD target whose code attention_forward runs when it is called with this
+// target.
 std::string attention_forward_target(const Target& target);
 
 }  // namespace assay::kernels

@@ -1,4 +1,4 @@
-// Attention over a cache: the forward kernel, reading from the cache's storage.
+// Attention over a cache: the forward kernel, which reads from the cache's storage.
 #include "kernels/highway_config.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -10,7 +10,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-// to[row][c] = sum_i from[row][i] w[g][i][c], one FMA chain over i, for `count` rows. `scratch` holds a row of w.
+// Computes to[row][c] = sum_i from[row][i] w[g][i][c] as one FMA chain over i, for `count` rows.
+// `scratch` holds a row of w.
 void multiply_rows(const TensorView& w, Index g, Index depth, Index columns, const float* from, Index from_stride, Index count, float* to, Index to_stride,
                    float* scratch) {
   const Lanes d;
@@ -28,7 +29,7 @@ void multiply_rows(const TensorView& w, Index g, Index depth, Index columns, con
   }
 }
 
-// to[row][c] = sum_i w[g][c][i] from[row][i], for `count` rows. `scratch` holds a row of w.
+// Computes to[row][c] = sum_i w[g][c][i] from[row][i] for `count` rows. `scratch` holds a row of w.
 void multiply_transposed(const TensorView& w, Index g, Index depth, Index columns, const float* from, Index count, float* to, float* scratch) {
   const Lanes d;
   const Index n = static_cast<Index>(hn::Lanes(d));
@@ -98,8 +99,9 @@ TensorView rows_of(float* data, const AttentionShape& s, Index columns) {
   return {data, Dtype::f32, {s.batch, s.query_heads, s.rows, columns}, {s.query_heads * s.rows * columns, s.rows * columns, columns, 1}, 0};
 }
 
-// s = (W_k c + rotary) . q = [c ; rotary] . [W_k^T q ; q of the rotary part], and W_v passes through the sum over keys:
-// all heads share one key/value head of [c ; rotary] and c.
+// s = (W_k c + rotary) . q = [c ; rotary] . [W_k^T q ; q of the rotary part], and W_v can be
+// applied after the sum over the keys. So all heads share one key/value head, whose keys are [c ;
+// rotary] and whose values are c.
 Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how, AttendStored attend,
                      const void* context) {
   const AttentionShape& s = p.shape;
@@ -129,7 +131,7 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
   const auto multiply = ASSAY_OF_TARGET(multiply_rows, how.target);
   const auto multiply_back = ASSAY_OF_TARGET(multiply_transposed, how.target);
   const auto store = ASSAY_OF_TARGET(store_output, how.target);
-  // body(b, h, first row, rows, first row counted over all heads)
+  // Calls body(b, h, first row, number of rows, first row counted over all heads).
   const auto for_blocks = [&](auto body) {
     parallel_for(s.batch * s.query_heads * blocks, how.threads, [&](Index task) {
       const Index head = task / blocks, row0 = task % blocks * block;

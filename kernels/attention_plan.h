@@ -1,4 +1,4 @@
-// What the dispatcher has decided before any SIMD code runs; shared by all targets.
+// The plan of a forward pass, which is made before any SIMD code runs and is shared by all targets.
 #pragma once
 
 #include <vector>
@@ -8,7 +8,8 @@
 
 namespace assay::kernels {
 
-// A run of columns of stored rows. Rows lie in pages: row j at slot j % page_size of page pages[j / page_size].
+// A run of columns of stored rows. The rows lie in pages: row j is at slot j % page_size of page
+// pages[j / page_size].
 struct StoredColumns {
   const std::byte* data = nullptr;  // slot 0 of page 0
   Dtype dtype = Dtype::f32;
@@ -20,10 +21,12 @@ struct StoredColumns {
   Index group = 0, row_scales = 0, page_scales = 0;
 };
 
-// K or V of one (batch, kv head) pair, wherever it is kept. Rows outside [begin, end) are never read.
+// K or V of one (batch, kv head) pair, wherever it is stored. Rows outside [begin, end) are never
+// read.
 struct StoredRows {
-  StoredColumns columns, more;   // `more` stand behind `columns`; none where its count is 0
-  const Index* pages = nullptr;  // null: everything is page 0
+  // `more` are the columns behind `columns`; there are none if its count is 0
+  StoredColumns columns, more;
+  const Index* pages = nullptr;  // null: everything is in page 0
   Index page_size = 1;
   Index begin = 0, end = 0;
 
@@ -46,11 +49,11 @@ struct PackedKeyValues {
   unsigned char* values_not_finite = nullptr;  // [group][tile]
 };
 
-// Of each row and split: the maximum, the sum and the accumulator that the split alone gives.
+// For each row and split: the maximum, the sum and the accumulator of that split alone.
 struct PartialRows {
   float* max = nullptr;          // [group][split][query head of the group][row]
-  float* sum = nullptr;          // likewise
-  float* accumulator = nullptr;  // likewise, and [padded value dim]
+  float* sum = nullptr;          // in the same order
+  float* accumulator = nullptr;  // in the same order, then [padded value dim]
 };
 
 struct ForwardPlan {
@@ -58,32 +61,33 @@ struct ForwardPlan {
   AttentionOutput out;
   ForwardTiling tiling{};
   int threads = 0;
-  std::vector<StoredKeyValues> stored;  // of every (batch, kv head) pair
-  // Few rows a kv head: a task for each of its splits, which reads or packs its keys for itself. Otherwise K and V
-  // are packed once, and a task computes a block of rows.
+  std::vector<StoredKeyValues> stored;  // for every (batch, kv head) pair
+  // True if a kv head has few rows: each of its splits is then a task, which reads or packs its
+  // keys itself. Otherwise K and V are packed once, and a task computes a block of rows.
   bool by_split = false;
   PackedKeyValues packed;
   PartialRows partial;
-  Index wave_groups = 0;              // (batch, kv head) pairs that there is a workspace for
-  Index first_group = 0, groups = 0;  // those of this wave
-  Index tiles = 0, splits = 0;        // of keys
+  Index wave_groups = 0;              // (batch, kv head) pairs for which there is a workspace
+  Index first_group = 0, groups = 0;  // the pairs of this wave
+  Index tiles = 0, splits = 0;        // of the keys
   Index padded_value_dim = 0;
 
-  // Floats of a packed tile.
+  // How many floats a packed tile has.
   Index tile_keys() const { return tiling.keys * problem->shape.dim; }
   Index tile_values() const { return tiling.keys * padded_value_dim; }
-  // Rows of all query heads that read one (batch, kv head) pair.
+  // How many rows of all query heads read one (batch, kv head) pair.
   Index stacked_rows() const { return problem->shape.group() * problem->shape.rows; }
 };
 
-// The kernel: forward() of a target and a policy.
+// The kernel: forward() of a target and of a policy.
 using RunForward = void (*)(ForwardPlan& plan, const void* stages);
-// Validates and plans first.
+// Validates the problem, makes the plan, and runs the kernel.
 Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunForward run, const void* stages);
-// The problem is valid already, and its K and V are `stored`.
+// Makes the plan for a problem that is valid and whose K and V are `stored`, and runs the kernel.
 Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunForward run, const void* stages);
 
-// Attention over a valid problem whose K and V are `stored`, wherever a cache keeps them; the production kernel has no context.
+// Computes attention over a valid problem whose K and V are `stored`, wherever a cache keeps them.
+// The production kernel ignores `context`.
 using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void* context);
 Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void*);
 

@@ -25,7 +25,7 @@ class HostBackend : public AttentionBackend {
     key.split_keys = tiling.split_keys;
     return {};
   }
-  // Highway compiled it for every target beforehand: there is nothing to build but the object.
+  // Highway has compiled the kernel for every target already, so only the object is made here.
   Status compile(const KernelKey&, std::shared_ptr<const CompiledAttention>& kernel) const override {
     kernel = std::make_shared<HostKernel>();
     return {};
@@ -67,7 +67,8 @@ Status key_of(const Attention& p, const AttentionOutput& out, const AttentionBac
 }
 
 Status KernelCache::get(const KernelKey& key, const AttentionBackend& backend, std::shared_ptr<const CompiledAttention>& kernel) {
-  // Held while compiling too: who asks for the same kernel meanwhile waits for it.
+  // The lock is held while compiling too: another caller that asks for the same kernel waits for
+  // it.
   const std::lock_guard lock(mutex_);
   if (const auto found = kernels_.find(key); found != kernels_.end()) {
     ++counters_.hits;

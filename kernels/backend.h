@@ -1,4 +1,5 @@
-// What a dispatcher asks of a device's attention kernel: what it supports, and a kernel compiled for given constants.
+// The attention kernel of a device, as the dispatcher sees it: what it supports, and how it is
+// compiled for given constants.
 #pragma once
 
 #include <compare>
@@ -14,61 +15,66 @@
 
 namespace assay::kernels {
 
-// Of tensors that attention kernels read and write.
+// Whether attention kernels read and write tensors of this dtype.
 inline bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
 
-// Every constant that a backend may compile into a kernel. Problems whose keys are equal share a kernel.
+// Every constant that a backend may compile into a kernel. Problems with equal keys share a kernel.
 struct KernelKey {
   Dtype dtype, out_dtype, bias_dtype;
   Index dim, value_dim, group;
   float scale, softcap, dropout;
   Index window_left, window_right;
   bool causal, finite_min_masks;
-  // What is there, whatever it holds.
+  // Which of these tensors and lists are there, whatever they hold.
   bool offset, keep, bias, key_lengths, key_starts, alibi, documents, sink, lse;
-  // Of the backend.
+  // These are set by the backend.
   std::string target;
   Index tile_rows, tile_keys, split_keys;
 
-  // No float of a validated problem is NaN.
+  // The comparison is total, because no float of a validated problem is NaN.
   auto operator<=>(const KernelKey&) const = default;
 };
 
 class CompiledAttention {
  public:
   virtual ~CompiledAttention() = default;
-  // For problems of the key it was compiled for. Thread-safe.
+  // Runs the kernel on a problem that has the key for which it was compiled. Thread-safe.
   virtual Status run(const Attention& problem, const AttentionOutput& out, const Execution& how) const = 0;
 };
 
 class AttentionBackend {
  public:
   virtual ~AttentionBackend() = default;
-  // Name of the device whose memory it reads.
+  // The name of the device whose memory the backend reads.
   virtual std::string_view device() const = 0;
-  // Who computes, for messages; differs where copies go to another device.
+  // The name of the device that computes, for messages. It differs from device() if data are copied
+  // to another device.
   virtual std::string_view name() const { return device(); }
-  // Recovers from a device that was lost.
+  // Opens the device again after it was lost.
   virtual Status reopen() const { return {}; }
-  // False: only problems without a mask, or with one that is all true, are dispatched to it.
+  // If false, the dispatcher gives this backend only problems without a mask, or with one that is
+  // all true.
   virtual bool takes_masks() const { return false; }
   virtual bool supports_dtype(Dtype inputs, Dtype output) const = 0;
   virtual bool supports_heads(Index query_heads, Index kv_heads) const = 0;
-  // Strides, and nested (ragged) input: key lengths, key starts, documents.
+  // Whether the backend supports the strides, and nested (ragged) input: key lengths, key starts,
+  // documents.
   virtual bool supports_layout(const Attention& problem, const AttentionOutput& out) const = 0;
-  // Anything else of a problem that it does not do, by name ("softcap"); empty if there is nothing.
+  // The name of any other feature of a problem that the backend does not support ("softcap"); empty
+  // if there is none.
   virtual std::string_view unsupported_feature(const Attention& problem) const = 0;
   // Sets target, tile_rows, tile_keys and split_keys.
   virtual Status choose_tiles(KernelKey& key) const = 0;
   virtual Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& kernel) const = 0;
 };
 
-// The tiled kernel of this machine, which supports all of docs/semantics.md.
+// Returns the tiled kernel of this machine, which supports all of docs/semantics.md.
 std::shared_ptr<const AttentionBackend> host_backend();
 
 Status key_of(const Attention& problem, const AttentionOutput& out, const AttentionBackend& backend, KernelKey& key);
 
-// Compiled kernels of one backend, each compiled once. A compilation that fails leaves nothing behind. Thread-safe.
+// The compiled kernels of one backend. Each is compiled once. A compilation that fails leaves
+// nothing behind. Thread-safe.
 class KernelCache {
  public:
   Status get(const KernelKey& key, const AttentionBackend& backend, std::shared_ptr<const CompiledAttention>& kernel);

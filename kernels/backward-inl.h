@@ -1,5 +1,6 @@
-// Tiled attention backward, compiled once for each SIMD target (hence the guard): row sums of dO O, then the splits of the keys
-// (backward_split-inl.h) in waves, then the sums over splits and the gradient of the sinks.
+// Tiled attention backward. The file is compiled once for each SIMD target, hence the guard. It
+// computes the row sums of dO O, then the splits of the keys (backward_split-inl.h) in waves, then
+// the sums over the splits and the gradient of the sinks.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -24,7 +25,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-// D_i = sum_c dO O of one tile of rows; 0 for rows that see no key, whatever dO holds there.
+// Computes D_i = sum_c dO O for one tile of rows. D_i is 0 for rows that see no key, whatever dO
+// holds there.
 struct DeltaRows {
   explicit DeltaRows(const BackwardPlan& plan) : o(allocate_floats(plan.padded_value_dim)), d_o(allocate_floats(plan.padded_value_dim)) {
     std::fill_n(o.get(), plan.padded_value_dim, 0.0f);
@@ -56,7 +58,8 @@ void compute_delta(const BackwardPlan& plan, Index head, Index tile, const Stage
   }
 }
 
-// Adds the splits of a wave for one tile of rows, in their order, on top of the waves before it.
+// Adds the splits of a wave for one tile of rows, in their order, to the sums of the waves before
+// it.
 struct ReducedTile {
   explicit ReducedTile(const BackwardPlan& plan) : sum(allocate_floats(plan.tile_floats())), row(allocate_floats(plan.padded_dim)) {}
   hwy::AlignedFreeUniquePtr<float[]> sum, row;
@@ -90,7 +93,8 @@ void reduce_query_gradients(const BackwardPlan& plan, Index pair, Index first_pa
   }
 }
 
-// dz = -sum e^(z - LSE) D over the batch and the rows of a head, a tile of rows on its own first.
+// Computes dz = -sum e^(z - LSE) D over the batch and the rows of a head. Each tile of rows is
+// summed on its own first.
 inline void compute_sink_gradient(const BackwardPlan& plan, Index h) {
   const Attention& p = *plan.problem;
   const AttentionShape& s = p.shape;
@@ -111,16 +115,17 @@ inline void compute_sink_gradient(const BackwardPlan& plan, Index h) {
   static_cast<float*>(plan.out.d_sink.data)[plan.out.d_sink.at(0, h, 0, 0)] = -total;
 }
 
-// One (batch, kv head) pair and split.
+// A task computes one (batch, kv head) pair and one split.
 struct SplitTask {
   Index pair, split;
 };
 
-// The tasks of a wave. Those that add to the same elements of a broadcast dBias form a chain, which one thread runs in order.
+// The tasks of a wave. Tasks that add to the same elements of a broadcast dBias form a chain, which
+// one thread runs in order.
 inline std::vector<std::vector<SplitTask>> chains_of(const BackwardPlan& plan, Index first_pair, Index pairs, Index first_split, Index splits) {
   const Index kv_heads = plan.problem->shape.kv_heads;
   const auto shared = [&](std::size_t axis) { return plan.out.d_bias && plan.out.d_bias.stride[axis] == 0; };
-  std::vector<std::pair<std::array<Index, 3>, SplitTask>> tasks;  // by what they share
+  std::vector<std::pair<std::array<Index, 3>, SplitTask>> tasks;  // by the elements that they share
   for (Index pair = first_pair; pair < first_pair + pairs; ++pair)
     for (Index split = first_split; split < first_split + splits; ++split)
       tasks.push_back({{shared(0) ? 0 : pair / kv_heads, shared(1) ? 0 : pair % kv_heads, shared(3) ? 0 : split}, {pair, split}});
@@ -133,7 +138,7 @@ inline std::vector<std::vector<SplitTask>> chains_of(const BackwardPlan& plan, I
   return list;
 }
 
-// Elements of a broadcast dimension are one.
+// All elements of a broadcast dimension are one element.
 inline void fill_with_zeros(const TensorView& t, const Extents& shape) {
   Extents e = shape;
   for (std::size_t n = 0; n < 4; ++n)
@@ -145,7 +150,7 @@ inline void fill_with_zeros(const TensorView& t, const Extents& shape) {
         for (Index j = 0; j < e[3]; ++j) to[t.at(b, h, i, j)] = 0;
 }
 
-// Some pairs, and some of their splits.
+// A wave computes some pairs, and some splits of these pairs.
 struct BackwardWave {
   Index first_pair, pairs, first_split, splits;
   std::vector<std::vector<SplitTask>> chains;

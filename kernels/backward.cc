@@ -3,7 +3,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/backward.cc"
 #include <hwy/foreach_target.h>
-// After foreach_target, which redefines the target on each of its passes.
+// This include comes after foreach_target, which redefines the target on each of its passes.
 #include "kernels/backward-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -28,7 +28,8 @@ namespace assay::kernels {
 HWY_EXPORT(run_backward);
 
 BackwardTiling backward_tiling(Index dim, Index value_dim) {
-  // 96 is whole register blocks and whole panels on every target. A split holds K twice, V, dK and dV in fp32 within 768 KiB of L2.
+  // 96 is a multiple of the register blocks and of the panels on every target. A split holds K
+  // twice, V, dK and dV in fp32 within 768 KiB of L2.
   constexpr Index tile = 96, split_floats = (Index{768} << 10) / 4;
   const Index rows = dim + value_dim <= 512 ? tile : tile / 2;
   return {rows, tile, std::clamp<Index>(split_floats / (3 * dim + 2 * value_dim) / tile, 1, 6) * tile};
@@ -53,7 +54,7 @@ Status plan_and_run_backward(const Attention& problem, const AttentionBackwardIn
   const Index groups = s.batch * s.kv_heads, split_tiles = s.group() * plan.row_tiles, split_floats = split_tiles * plan.tile_floats();
   constexpr Index workspace_floats = (Index{256} << 20) / 4;
   const bool partial = plan.splits > 1;
-  const Index fitting = workspace_floats / std::max<Index>(split_floats, 1);  // splits
+  const Index fitting = workspace_floats / std::max<Index>(split_floats, 1);  // how many splits fit
   plan.wave_splits = !partial ? plan.splits : std::clamp<Index>(fitting, 1, plan.splits);
   plan.wave_groups = !partial ? groups : std::clamp<Index>(fitting / plan.splits, 1, std::max<Index>(groups, 1));
   const Index tiles = partial ? plan.wave_groups * plan.wave_splits * split_tiles : 0;

@@ -1,12 +1,15 @@
-// One task of attention backward, compiled once for each SIMD target (hence the guard).
+// One task of attention backward. The file is compiled once for each SIMD target, hence the guard.
 //
-// A task owns the keys of one split of one key/value head: it packs K and V once, walks over the rows of the group's query
-// heads, recomputes P from LSE, and keeps dK and dV of its keys; dQ of the split goes to a buffer of its own, and buffers are
-// added in the order of the splits. Five products: S, dP, dV, dK, dQ.
+// A task owns the keys of one split of one key/value head. It packs K and V once, walks over the
+// rows of the group's query heads, recomputes P from LSE, and keeps dK and dV of its keys. The dQ
+// of the split goes to a buffer of its own, and these buffers are added in the order of the splits.
+// There are five products: S, dP, dV, dK, dQ.
 //
-// Order of every sum: q.k as in the forward pass, dO.V one FMA chain over c; within a tile, P^T dO and dS^T Q are FMA chains
-// over its rows and dS K one over its keys, from zero; tiles, query heads and splits are added in order. All of it in fp32.
-// Pairs that are masked have P and dS exactly 0, and a tile that no row sees is skipped, which changes no bit.
+// The order of every sum is this: q.k is summed as in the forward pass, and dO.V is one FMA chain
+// over c. Within a tile, P^T dO and dS^T Q are FMA chains over the rows of the tile, and dS K is
+// one over its keys; all of them begin at zero. Tiles, query heads and splits are added in order.
+// All sums are fp32. Masked pairs have a P and a dS of exactly 0. A tile that no row sees is
+// skipped, which changes no bit.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -32,11 +35,12 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-// Floats from one row of a tile of weights to the next: the width, and a vector more because of cache sets.
+// Floats from one row of a tile of weights to the next: the width of the tile, and one vector more,
+// so that the rows do not fall onto the same cache sets.
 inline constexpr Index weight_stride = 96 + 16;
 
-// Copies a row into column panels, whose next one is `panel` floats away. The result is NaN in some lane if the row holds a NaN
-// or an infinity, else 0.
+// Copies a row into column panels; the next panel is `panel` floats away. Some lane of the result
+// is NaN if the row holds a NaN or an infinity; otherwise all lanes are 0.
 inline Vector spread_row(const float* HWY_RESTRICT row, Index columns, Index panel, float* HWY_RESTRICT to) {
   const Lanes d;
   const Index n = static_cast<Index>(hn::Lanes(d));
@@ -89,7 +93,7 @@ class KeySplit {
         seeing_(static_cast<std::size_t>(width_)),
         keys_not_finite_(static_cast<std::size_t>(plan.tiling.split_keys / width_)) {}
 
-  // `slot` is the split's place among the partial dQ of the wave.
+  // `slot` is the place of the split among the partial dQ of the wave.
   void run(Index b, Index g, Index split, Index slot) {
     b_ = b;
     g_ = g;
@@ -130,7 +134,7 @@ class KeySplit {
     observe_row(stage, head, row, columns);
   }
 
-  // One row of K or V becomes a column of its panel of keys.
+  // Writes one row of K or V as a column of its panel of keys.
   void turn(Index columns, Index j, float* tile) {
     float* column = tile + j / panel_width * panel_width * columns + j % panel_width;
     for (Index c = 0; c < columns; ++c) column[c * panel_width] = row_[c];
@@ -156,7 +160,7 @@ class KeySplit {
     keys_not_finite_[tile] = has_nan(finite);
   }
 
-  // False if no row of the tile sees a key of the split; then dq is not written.
+  // Returns false if no row of the tile sees a key of the split; dq is not written then.
   bool run_rows(float* dq) {
     KeyRange any{s_.keys, 0};
     for (Index r = 0; r < rows_; ++r) {
@@ -203,13 +207,14 @@ class KeySplit {
     return true;
   }
 
-  // The keys of this tile, relative to it, that the intervals leave to a row.
+  // The keys of this tile, relative to its first key, that the intervals leave to a row.
   KeyRange in_tile(Index r) const {
     const Index begin = std::clamp<Index>(ranges_[r].begin - key0_, 0, width_);
     return {begin, std::clamp<Index>(ranges_[r].end - key0_, begin, width_)};
   }
 
-  // Which keys each register block of rows sees, and which rows see each register block of keys.
+  // Finds the keys that each register block of rows sees, and the rows that see each register block
+  // of keys.
   void find_visible() {
     any_ = {width_, 0};
     const auto widen = [](KeyRange& range, const KeyRange& by) {
@@ -237,7 +242,7 @@ class KeySplit {
     });
   }
 
-  // A tile of S or dP; a panel of keys stays in L1 while all rows pass.
+  // Computes a tile of S or dP. A panel of keys stays in L1 while all rows pass.
   void compute_products(const float* rows, const float* across, Index columns, float scale, float* tile) {
     for (Index panel = any_.begin / panel_width * panel_width; panel < any_.end; panel += panel_width)
       for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
@@ -246,7 +251,8 @@ class KeySplit {
       });
   }
 
-  // s becomes P; -0 where a key is masked, whatever s is there: no visible pair has that weight.
+  // Turns s into P. Where a key is masked, P becomes -0, whatever s is there; no visible pair has
+  // that weight.
   void compute_weights() {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));
@@ -274,7 +280,7 @@ class KeySplit {
         }
         const Vector bias = hn::Load(d, bias_row_.get() + j);
         const Vector exponent = hn::Sub(hn::Add(s, bias), lse);
-        // Rounding may lift it above 0, which P is never; NaN stays.
+        // Rounding may lift the exponent above 0, although P is never above 1. NaN stays NaN.
         const Vector w = exp_of_nonpositive(d, hn::IfThenElse(hn::Gt(exponent, zero), zero, exponent));
         hn::Store(hn::IfThenElse(hn::Eq(bias, masked), hn::Neg(zero), w), d, row + j);
       }
@@ -282,7 +288,7 @@ class KeySplit {
     observe(Stage::weights, weights_.get());
   }
 
-  // dP becomes dS, and P becomes P R.
+  // Turns dP into dS, and P into P R.
   void compute_score_gradients() {
     const Lanes d;
     const hn::RebindToSigned<Lanes> di;
@@ -320,7 +326,7 @@ class KeySplit {
     observe(Stage::score_gradients, gradients_.get());
   }
 
-  // R of keys [begin, end) of a row.
+  // Writes R of the keys [begin, end) of a row.
   void draw_dropout(Index row, Index begin, Index end) {
     const float keep_scale = 1.0f / (1.0f - p_.dropout);
     const std::uint64_t threshold = dropout_threshold(p_.dropout);
@@ -341,7 +347,7 @@ class KeySplit {
     }
   }
 
-  // total[j] += sum_i tile[i][j] rows[i], register blocks of keys by panels of columns.
+  // Computes total[j] += sum_i tile[i][j] rows[i], in register blocks of keys by panels of columns.
   void add_over_rows(const float* tile, const float* rows, Index padded_columns, float* total) {
     for (Index c = 0; c < padded_columns; c += panel_width, rows += row_panel_, total += key_panel_)
       for_row_blocks(any_.end - any_.begin, [&](auto block, Index j) HWY_ATTR {
@@ -353,7 +359,7 @@ class KeySplit {
       });
   }
 
-  // total[i] += sum_j tile[i][j] keys[j].
+  // Computes total[i] += sum_j tile[i][j] keys[j].
   void add_over_keys(const float* tile, const float* keys, float* total) {
     for (Index c = 0; c < plan_.padded_dim; c += panel_width, keys += key_panel_, total += row_panel_)
       for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
@@ -364,7 +370,8 @@ class KeySplit {
       });
   }
 
-  // The same sums where Q, K or dO holds an infinity or a NaN: only visible pairs are multiplied, so no 0 * NaN.
+  // Computes the same sums where Q, K or dO holds an infinity or a NaN: only visible pairs are
+  // multiplied, so that 0 * NaN never occurs.
   void add_visible(const float* tile, bool over_rows, const float* operand, Index columns, float* total) {
     const Index operand_panel = over_rows ? row_panel_ : key_panel_, total_panel = over_rows ? key_panel_ : row_panel_;
     const Index outputs = over_rows ? width_ : rows_, terms = over_rows ? rows_ : width_;
@@ -372,7 +379,8 @@ class KeySplit {
       std::fill_n(row_.get(), columns, 0.0f);
       for (Index t = 0; t < terms; ++t) {
         const Index at = over_rows ? t * weight_stride + o : o * weight_stride + t;
-        if (std::bit_cast<std::uint32_t>(weights_[at]) == 0x80000000) continue;  // the mark of compute_weights
+        // the mark that compute_weights sets
+        if (std::bit_cast<std::uint32_t>(weights_[at]) == 0x80000000) continue;
         for (Index c = 0; c < columns; ++c)
           row_[c] = multiply_add_one(tile[at], operand[c / panel_width * operand_panel + t * panel_width + c % panel_width], row_[c]);
       }
@@ -406,16 +414,19 @@ class KeySplit {
   const AttentionShape& s_;
   const Stages& stages_;
   const ElementBias bias_;
-  const Index width_, row_panel_, key_panel_;  // floats from a panel of columns to the next, in tiles of rows and of keys
-  // Of the split, by tiles: K and V as panels of keys, K, dK and dV as panels of columns.
+  // floats from one panel of columns to the next, in tiles of rows and of keys
+  const Index width_, row_panel_, key_panel_;
+  // Arrays of the split, by tiles: K and V as panels of keys; K, dK and dV as panels of columns.
   hwy::AlignedFreeUniquePtr<float[]> keys_across_, values_across_, keys_, dk_, dv_;
   hwy::AlignedFreeUniquePtr<float[]> q_, d_o_, dq_, row_, weights_, gradients_, slopes_, bias_row_, kept_row_;
   std::vector<float> lse_;
   std::vector<KeyRange> ranges_;                // of each row, within the split
-  std::vector<KeyRange> seen_;                  // keys of this tile, by the register block of rows that begins there
-  std::vector<KeyRange> seeing_;                // rows, by the register block of keys that begins at any_.begin + index
+  // keys of this tile, by the register block of rows that begins at the index
+  std::vector<KeyRange> seen_;
+  // rows, by the register block of keys that begins at any_.begin + index
+  std::vector<KeyRange> seeing_;
   std::vector<unsigned char> keys_not_finite_;  // by tile
-  KeyRange any_{};                              // keys of this tile that some row sees
+  KeyRange any_{};                              // keys of this tile that at least one row sees
   Index b_ = 0, g_ = 0, h_ = 0, split0_ = 0, split_keys_ = 0, row0_ = 0, rows_ = 0, key0_ = 0;
 };
 

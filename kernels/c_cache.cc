@@ -7,7 +7,7 @@ namespace {
 
 struct CacheObject {
   std::unique_ptr<Cache> cache;
-  std::shared_mutex mutex;  // shared: reads
+  std::shared_mutex mutex;  // shared while reading
 };
 
 Handles<CacheObject, assay_cache>& caches() {
@@ -22,7 +22,7 @@ std::shared_ptr<CacheObject> cache_of(assay_cache handle) {
   return object;
 }
 
-// Status of a change of the cache, alone with it.
+// Runs a function that changes the cache, while no other call uses it, and returns its status.
 template <class Change>
 assay_status change(assay_cache handle, const Change& apply) {
   return guarded([&] {

@@ -24,7 +24,7 @@ std::vector<T> list_of(const T* data, std::int64_t count, const char* name, Inde
   return {data, data + count};
 }
 
-// [B, Hq, Lq, Lk]; an extent of 1 broadcasts.
+// Broadcasts a view to [B, Hq, Lq, Lk]; an extent of 1 is repeated.
 void broadcast(TensorView& t, const char* name, const Extents& shape) {
   for (std::size_t k = 0; k < 4; ++k)
     if (t.shape[k] == 1) t.stride[k] = 0, t.shape[k] = shape[k];
@@ -136,7 +136,8 @@ Attention problem_of(const assay_attention* given, bool with_keys, Index lists) 
       if ((keep.dtype.code != ASSAY_BOOL && keep.dtype.code != ASSAY_UINT) || keep.dtype.bits != 8 || keep.dtype.lanes != 1)
         refuse(fmt::format("keep.dtype has code {}, {} bits, {} lanes; it is bool or uint8", keep.dtype.code, keep.dtype.bits, keep.dtype.lanes),
                StatusCode::unsupported);
-      keep.dtype = {ASSAY_FLOAT8_E5M2, 8, 1};  // any format of 8 bits: only the view is wanted
+      // any format of 8 bits, because only the view is used
+      keep.dtype = {ASSAY_FLOAT8_E5M2, 8, 1};
       TensorView t = view_of(&keep, "keep");
       broadcast(t, "keep", pairs);
       if (!reach_of(footprint_of(t, pairs)))
@@ -186,7 +187,7 @@ extern "C" {
 uint32_t assay_version(void) { return ASSAY_VERSION; }
 
 const char* assay_status_message(assay_status status) {
-  // The messages are literals, so they end with a zero.
+  // The messages are literals, so they end with a zero byte.
   return assay::kernels::message_of(static_cast<assay::kernels::StatusCode>(status)).data();
 }
 

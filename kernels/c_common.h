@@ -1,4 +1,4 @@
-// Inside kernels/: what the functions of the C interface share. Nothing here throws through guarded().
+// Inside kernels/: what the functions of the C interface share. No exception passes guarded().
 #pragma once
 
 #include <assay/assay.h>
@@ -19,16 +19,16 @@
 
 namespace assay::kernels {
 
-// Ends a function of the C interface with a status.
+// The exception that ends a function of the C interface with a status.
 struct Refused {
   Status status;
 };
 [[noreturn]] void refuse(std::string detail, StatusCode code = StatusCode::invalid_arguments);
 
-// Sets the thread's last error and returns the code.
+// Sets the last error of the thread and returns the code.
 assay_status conclude(StatusCode code, std::string_view detail) noexcept;
 
-// Runs the body of a function of the C interface: whatever it throws becomes a status.
+// Runs the body of a function of the C interface. An exception of the body becomes a status.
 template <class Body>
 assay_status guarded(const Body& body) noexcept {
   try {
@@ -45,7 +45,8 @@ assay_status guarded(const Body& body) noexcept {
   }
 }
 
-// The caller's struct, over defaults for what an older one lacks. Fields come in groups of 8 bytes.
+// Reads the caller's struct. Fields that an older, shorter struct lacks keep their defaults. Fields
+// come in groups of 8 bytes.
 template <class Struct>
 Struct read_struct(const Struct* given, const char* name, Struct defaults) {
   if (!given) refuse(std::string(name) + " is null");
@@ -58,8 +59,8 @@ Struct read_struct(const Struct* given, const char* name, Struct defaults) {
   return defaults;
 }
 
-// Objects behind handles. A handle is a number that is no address and is never given out again, so a stale or foreign one
-// is found out and never followed.
+// Objects behind handles. A handle is a number that is no address and is never given out again. So
+// a stale or foreign handle is found out, and is never followed.
 template <class Object, class Handle>
 class Handles {
  public:
@@ -71,15 +72,17 @@ class Handles {
     objects_.emplace(id, std::move(object));
     return reinterpret_cast<Handle>(id);
   }
-  // Null if there is none.
+  // Returns null if there is no such object.
   std::shared_ptr<Object> find(Handle handle) const {
     const std::shared_lock lock(mutex_);
     const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
     return found == objects_.end() ? nullptr : found->second;
   }
-  // The object lives on until those who found it are done.
+  // Removes a handle. The object lives until every caller that has found it is done with it.
   bool remove(Handle handle) {
-    std::shared_ptr<Object> last;  // ends, where it does, without the lock: closing a device takes its time
+    // may be the last owner; it is destroyed after the lock is released, because closing a device
+    // takes time
+    std::shared_ptr<Object> last;
     const std::lock_guard lock(mutex_);
     const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
     if (found == objects_.end()) return false;
@@ -89,26 +92,27 @@ class Handles {
   }
 
  private:
-  // Differs by type, and no address of this machine has such upper bits.
+  // The tag differs from type to type, and no address of this machine has such upper bits.
   static constexpr std::uintptr_t tag = (std::uintptr_t{0xA55A} << 48) ^ (std::uintptr_t{sizeof(Object)} << 40);
   mutable std::shared_mutex mutex_;
   std::unordered_map<std::uintptr_t, std::shared_ptr<Object>> objects_;
 };
 
 Dtype dtype_of(const assay_dtype& given, const char* name);
-// The caller's tensor; of its rank nothing is asked.
+// Reads the caller's tensor. Its rank is not checked.
 assay_tensor tensor_of(const assay_tensor* given, const char* name);
-// A view with the tensor's own shape; absent where `given` is null.
+// Returns a view with the tensor's own shape; the view is absent if `given` is null.
 TensorView view_of(const assay_tensor* given, const char* name);
-// Refuses a view that is there and whose shape is another.
+// Refuses a view that is present and has another shape.
 void expect_shape(const TensorView& t, const char* name, const Extents& shape);
 
-// A format's number, and a matrix in it.
+// Reads the number of a format, and a matrix in a format.
 LowBit low_bit_format(std::int32_t format, const char* name);
 LowBitView low_bit_view(const assay_low_bit* given, const char* name);
 
-// The problem, complete but for K and V of a cache (`with_keys` false: shape.kv_heads, keys and value_dim stay 0). Per-batch
-// lists have `lists` entries, or B where it is negative.
+// Reads the problem. If `with_keys` is false, K and V are in a cache, and shape.kv_heads, keys and
+// value_dim stay 0. Lists with one entry for each batch element have `lists` entries, or B if
+// `lists` is negative.
 Attention problem_of(const assay_attention* given, bool with_keys = true, Index lists = -1);
 AttentionOutput output_of(const Attention& problem, const assay_tensor* o, const assay_tensor* lse);
 

@@ -1,4 +1,4 @@
-// Contexts, attention and dispatch of the C interface; caches: kernels/c_cache.cc.
+// Contexts, attention and dispatch of the C interface. Caches are in kernels/c_cache.cc.
 #include "kernels/attention.h"
 #include "kernels/c_common.h"
 #include "kernels/device/device_backend.h"
@@ -9,7 +9,8 @@ namespace assay::kernels {
 namespace {
 
 Handles<Context, assay_context>& contexts() {
-  static auto* handles = new Handles<Context, assay_context>;  // outlives every static that still calls
+  // never destroyed, because static objects may still call it at exit
+  static auto* handles = new Handles<Context, assay_context>;
   return *handles;
 }
 

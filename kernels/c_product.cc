@@ -45,7 +45,7 @@ extern "C" {
 assay_status assay_low_bit_size(const assay_low_bit* matrix, int64_t* code_bytes, int64_t* scale_bytes, int64_t* extra_bytes) {
   return guarded([&] {
     const LowBitView v = low_bit_view(matrix, "matrix");
-    // The bytes need not be there yet.
+    // The size does not depend on the bytes, so they need not exist yet.
     static constexpr std::byte somewhere{};
     LowBitView complete = v;
     complete.codes = complete.scales = complete.extra = &somewhere;

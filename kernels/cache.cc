@@ -82,7 +82,7 @@ Status check_config(const CacheConfig& c) {
 
 }  // namespace
 
-// ---- Planes ---------------------------------------------------------------------------------------------
+// ---- Planes -------------------------------------------------------------------------------------
 
 TokenPlane::TokenPlane(Dtype dtype, Index heads, Index columns, Index group_size, Index page_size, Index pages)
     : dtype_(dtype),
@@ -93,7 +93,7 @@ TokenPlane::TokenPlane(Dtype dtype, Index heads, Index columns, Index group_size
       row_scales_(is_scaled(dtype) ? (columns + group_ - 1) / group_ : 0),
       page_size_(page_size) {
   const auto rows = static_cast<std::size_t>(pages * heads * page_size);
-  // Never initialised: a slot that was not written is never read.
+  // The memory is never initialised, because a slot that was not written is never read.
   data_ = allocate_aligned<std::byte>(static_cast<Index>(rows) * row_bytes_);
   scales_ = allocate_aligned<std::uint8_t>(static_cast<Index>(rows) * row_scales_);
 }
@@ -161,7 +161,7 @@ StoredColumns TokenPlane::stored(Index head) const {
   return c;
 }
 
-// ---- The cache ------------------------------------------------------------------------------------------
+// ---- The cache ----------------------------------------------------------------------------------
 
 Status Cache::create(const CacheConfig& config, std::unique_ptr<Cache>& cache) {
   if (Status status = check_config(config); !status.ok()) return status;
@@ -196,7 +196,8 @@ Index PagedCache::take_page() {
 }
 
 void PagedCache::release(Index page) {
-  if (page >= 0 && --users_[static_cast<std::size_t>(page)] == 0) free_.push_back(page);  // has room for every page
+  // free_ has room for every page
+  if (page >= 0 && --users_[static_cast<std::size_t>(page)] == 0) free_.push_back(page);
 }
 
 Status PagedCache::append(Index sequence, const TensorView& k, const TensorView& v) {
@@ -215,11 +216,12 @@ Status PagedCache::append(Index sequence, const TensorView& k, const TensorView&
         if (!k_.can_hold(k, head, row) || !v_.can_hold(v, head, row))
           return refuse(fmt::format("token {} of head {} is not finite, which {} cannot hold", row, head, format(config_.dtype).name));
     const Index first_page = s.length / page_size_, end_page = (s.length + count - 1) / page_size_ + 1;
-    const bool open = s.length % page_size_ != 0;  // the first page holds tokens
+    // whether the first page that is written to holds tokens already
+    const bool open = s.length % page_size_ != 0;
     const bool shared = open && users_[static_cast<std::size_t>(s.pages[static_cast<std::size_t>(first_page)])] > 1;
     const Index wanted = end_page - first_page - (open && !shared ? 1 : 0);
     if (wanted > free_pages()) return wrong_state(fmt::format("{} tokens need {} pages, {} are free", count, wanted, free_pages()));
-    s.pages.resize(static_cast<std::size_t>(end_page), -1);  // the last thing that can fail
+    s.pages.resize(static_cast<std::size_t>(end_page), -1);  // nothing can fail after this
     for (Index page = first_page; page < end_page; ++page) {
       Index& mine = s.pages[static_cast<std::size_t>(page)];
       if (page == first_page && open && !shared) continue;

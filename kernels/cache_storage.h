@@ -1,4 +1,5 @@
-// How caches of every kind keep their tokens: for the kernels that read them, and for those who plant faults there.
+// How caches of every kind store their tokens, for the kernels that read them and for planted
+// faults.
 #pragma once
 
 #include <hwy/aligned_allocator.h>
@@ -10,15 +11,15 @@
 
 namespace assay::kernels {
 
-// Rows of `columns` elements, encoded, in pages: [page][head][slot][row].
+// Encoded rows of `columns` elements, stored in pages: [page][head][slot][row].
 class TokenPlane {
  public:
   TokenPlane(Dtype dtype, Index heads, Index columns, Index group_size, Index page_size, Index pages);
 
-  // False if some element of the row, which is f32, f16 or bf16, has no code.
+  // Returns false if some element of the row has no code. The row is f32, f16 or bf16.
   bool can_hold(const TensorView& t, Index head, Index row) const;
   void encode_row(const TensorView& t, Index row, Index head, Index page, Index slot);
-  // Slots [begin, end) of a page.
+  // Copies the slots [begin, end) of one page to another page.
   void copy_slots(Index from, Index to, Index begin, Index end);
   StoredColumns stored(Index head) const;
   Index heads() const { return heads_; }
@@ -31,7 +32,7 @@ class TokenPlane {
   hwy::AlignedFreeUniquePtr<std::uint8_t[]> scales_;
 };
 
-// Every kind: a contiguous cache is one whose page is a whole sequence.
+// A cache of any kind. A contiguous cache is one whose page is a whole sequence.
 class PagedCache final : public Cache {
  public:
   explicit PagedCache(const CacheConfig& config);
@@ -44,15 +45,16 @@ class PagedCache final : public Cache {
   Status fork(Index from, Index to) override;
   Status reset(Index sequence) override;
 
-  // Where attention reads the tokens of a sequence. Of a latent cache, whose head is 0: keys are a token's vector and its rotary part, values
-  // its vector. Valid until the cache changes.
+  // Returns where attention reads the tokens of a sequence. For a latent cache, `head` is 0, the
+  // keys are the vectors and rotary parts of the tokens, and the values are the vectors. The result
+  // is valid until the cache changes.
   StoredKeyValues stored(Index sequence, Index head) const;
   Index free_pages() const { return static_cast<Index>(free_.size()); }
 
  private:
   struct Sequence {
     Index length = 0, evicted = 0;
-    std::vector<Index> pages;  // of the pool; -1 where the page was evicted
+    std::vector<Index> pages;  // numbers of pages of the pool; -1 where the page was evicted
   };
 
   Status check_sequence(const char* name, Index sequence) const;
@@ -62,12 +64,13 @@ class PagedCache final : public Cache {
   const CacheConfig config_;
   const Index page_size_;
   TokenPlane k_, v_;
-  std::vector<Index> users_;  // of each page
+  std::vector<Index> users_;  // of each page: how many sequences use it
   std::vector<Index> free_;
   std::vector<Sequence> sequences_;
 };
 
-// Validates, completes the problem from the cache, and attends over what is stored. Of a latent cache that is the absorbed problem.
+// Validates the problem, completes it from the cache, and computes attention over the stored
+// tokens. For a latent cache that is the absorbed problem.
 Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how,
                         AttendStored attend, const void* context);
 

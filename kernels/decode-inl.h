@@ -1,4 +1,5 @@
-// Codes of low-bit products and caches as vectors of fp32; compiled once for each SIMD target.
+// Turns codes of low-bit products and caches into vectors of fp32. The file is compiled once for
+// each SIMD target.
 #include <bit>
 #include <cstdint>
 
@@ -24,7 +25,8 @@ inline constexpr bool is_nibble = code == Code::e2m1 || code == Code::int4;
 template <Code code>
 inline constexpr bool has_zeros = code == Code::int4 || code == Code::int8;
 
-// The upper and the lower byte of the bf16 of each nibble; both hold every one of them exactly.
+// The upper and the lower byte of the bf16 value of each nibble. bf16 holds every one of these
+// values exactly.
 struct NibbleTable {
   alignas(16) std::uint8_t upper[16], lower[16];
 };
@@ -40,20 +42,23 @@ inline constexpr NibbleTable nibble_table = [] {
   return t;
 }();
 
-// E4M3 and E5M2: the fields move to where fp32 has its own, and a power of two makes up for the bias; subnormals come out right.
+// Decodes E4M3 and E5M2: the fields move to the places of the fields of fp32, and a multiplication
+// by a power of two corrects the bias. Subnormals come out right.
 template <int mantissa_bits>
 HWY_INLINE Vector decode_f8(Lanes d, hn::Vec<hn::RebindToUnsigned<Lanes>> codes) {
   const hn::RebindToUnsigned<Lanes> du;
   const auto magnitude = hn::And(codes, hn::Set(du, 0x7Fu));
   const Vector scaled = hn::Mul(hn::BitCast(d, hn::ShiftLeft<23 - mantissa_bits>(magnitude)), hn::Set(d, mantissa_bits == 3 ? 0x1p120f : 0x1p112f));
-  // Above the largest finite number: E4M3 has NaN, E5M2 infinity and NaN.
+  // Above the largest finite number E4M3 has NaN, and E5M2 has infinity and NaN.
   const auto special = hn::Or(hn::ShiftLeft<23 - mantissa_bits>(magnitude), hn::Set(du, 0x7F800000u));
   const auto is_special = hn::Gt(hn::BitCast(hn::RebindToSigned<Lanes>(), magnitude), hn::Set(hn::RebindToSigned<Lanes>(), mantissa_bits == 3 ? 0x7E : 0x7B));
   const Vector value = hn::IfThenElse(hn::RebindMask(d, is_special), hn::BitCast(d, special), scaled);
   return hn::Or(value, hn::BitCast(d, hn::ShiftLeft<24>(hn::And(codes, hn::Set(du, 0x80u)))));
 }
 
-// `count` elements that lie side by side, as a row of a cache or a column of MXFP4 stores them (nibbles the low one first), times their scale.
+// Decodes `count` elements that lie side by side and multiplies them by their scale. The elements
+// are stored as in a row of a cache or in a column of MXFP4; of two nibbles the low one comes
+// first.
 template <Code code>
 HWY_INLINE void decode_row(const std::byte* from, Index first, Index count, float scale, float* HWY_RESTRICT to) {
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(from);
@@ -71,7 +76,8 @@ HWY_INLINE void decode_row(const std::byte* from, Index first, Index count, floa
     const hn::Rebind<std::uint16_t, hn::Half<Lanes>> pairs;
     const hn::Rebind<std::uint8_t, hn::Half<Lanes>> half8;
     for (; i % 2 == 0 && i + n <= first + count; i += n) {
-      // A byte's nibbles into the two halves of 16 bits, then a byte for each element.
+      // The two nibbles of a byte go into the two halves of 16 bits, which gives one byte for each
+      // element.
       const auto wide = hn::PromoteTo(pairs, hn::LoadU(half8, bytes + i / 2));
       const auto nibbles = hn::BitCast(d8, hn::Or(hn::And(wide, hn::Set(pairs, std::uint16_t{0x000F})), hn::ShiftLeft<4>(hn::And(wide, hn::Set(pairs, std::uint16_t{0x00F0})))));
       const auto high = hn::PromoteTo(du, hn::TableLookupBytes(upper, nibbles)), low = hn::PromoteTo(du, hn::TableLookupBytes(lower, nibbles));

@@ -17,7 +17,7 @@
 namespace assay::kernels {
 namespace {
 
-// Looks at the mask itself, broadcast dimensions once.
+// Reads the mask itself; dimensions that broadcast are read once.
 bool all_true(const BoolView& keep, const AttentionShape& s) {
   const auto steps = [&](std::size_t k, Index n) { return keep.stride[k] == 0 ? std::min<Index>(n, 1) : n; };
   const Index batches = steps(0, s.batch), heads = steps(1, s.query_heads), rows = steps(2, s.rows), keys = steps(3, s.keys);
@@ -132,7 +132,7 @@ Status Dispatcher::decide_and_run(const Attention& problem, const AttentionOutpu
   if (settings->verbose) settings->verbose(fmt::format("sdpa: dispatched to {}", backend_->name()));
   ++dispatched_;
   if (!problem.keep || backend_->takes_masks()) return run_or_replace(problem, out, *settings, options.execution);
-  // A mask that is all true masks nothing, and the kernel need not know it.
+  // A mask that is all true masks nothing, so the kernel does not receive it.
   Attention unmasked = problem;
   unmasked.keep = {};
   return run_or_replace(unmasked, out, *settings, options.execution);
@@ -175,7 +175,8 @@ Status Dispatcher::warm_up(std::span<const Attention> problems, const Execution&
 }
 
 Status Dispatcher::warm_up_one(const Attention& wanted, const Execution& how) {
-  // The same constants on one batch of at most 128 rows and keys, contiguous and zero.
+  // The problem has the same constants, and one batch element of at most 128 rows and keys,
+  // contiguous and zero.
   Attention p = wanted;
   AttentionShape& s = p.shape;
   for (auto* list : {&p.offset, &p.key_lengths, &p.key_starts}) list->clear();
@@ -185,7 +186,7 @@ Status Dispatcher::warm_up_one(const Attention& wanted, const Execution& how) {
   p.k = p.v = p.q;
   p.bias = {nullptr, p.bias.dtype};
   p.keep = {};
-  s.batch = 0;  // refuses bad constants before anything is sized by them
+  s.batch = 0;  // refuses bad constants before any size is computed from them
   if (Status status = validate_attention(p, {}); !status.ok()) return status;
   s = {1, s.query_heads, s.kv_heads, std::clamp<Index>(s.rows, 1, 128), std::clamp<Index>(s.keys, 1, 128), s.dim, s.value_dim};
   const auto zeros = [](Dtype dtype, Index heads, Index length, Index columns) {
@@ -200,7 +201,8 @@ Status Dispatcher::warm_up_one(const Attention& wanted, const Execution& how) {
   p.k = k.view();
   p.v = v.view();
   if (wanted.keep && backend_->takes_masks()) p.keep = {&yes, {0, 0, 0, 0}};
-  if (wanted.bias) p.bias = {const_cast<float*>(&none), p.bias.dtype, {1, 1, 1, 1}, {0, 0, 0, 0}, 0};  // 0 in every dtype
+  // 0 in every dtype
+  if (wanted.bias) p.bias = {const_cast<float*>(&none), p.bias.dtype, {1, 1, 1, 1}, {0, 0, 0, 0}, 0};
   if (!wanted.offset.empty()) p.offset = {0};
   if (!wanted.key_lengths.empty()) p.key_lengths = {s.keys};
   if (!wanted.key_starts.empty()) p.key_starts = {0};

@@ -1,4 +1,5 @@
-// Scaled dot product attention: the accelerated kernel where every test passes, the unfused one otherwise.
+// The dispatcher of scaled dot product attention: it runs the accelerated kernel if every test
+// passes, and the unfused kernel otherwise.
 #pragma once
 
 #include <array>
@@ -15,19 +16,21 @@
 
 namespace assay::kernels {
 
-// Why the fallback ran, in the order of the tests: the first that fails is the one that is counted.
+// The reasons for running the unfused kernel, in the order of the tests. The first test that fails
+// is counted.
 enum class Refusal {
-  disabled,       // disable()
+  disabled,       // dispatch was switched off
   asked,          // SdpaOptions ask for the unfused kernel
-  listed_device,  // causality together with padding or a mask, on a device that is listed for getting that wrong
+  // causality with padding or a mask, on a device that is listed because it gets that wrong
+  listed_device,
   device,         // the tensors are not on the backend's device
   dropout,
-  mask,          // a boolean mask that is not all true, or any additive one
+  mask,          // a boolean mask that is not all true, or any additive mask
   query_length,  // fewer rows than the threshold
   dtype,
   heads,
-  layout,  // strides, and nested input
-  feature  // anything else the backend does not do
+  layout,  // strides, or nested input
+  feature  // any other feature that the backend does not support
 };
 inline constexpr std::size_t refusal_count = 11;
 std::string_view name_of(Refusal refusal);
@@ -36,56 +39,65 @@ struct DispatchSettings {
   bool enabled = true;
   Index min_query_length = 256;
   bool compile_cache = true;
-  // A kernel that fails for a reason of its device (2 to 5, or unknown, after what its backend tried again) is replaced by the host's, with a
-  // warning. Invalid arguments and unsupported problems are not.
+  // If a kernel fails for a reason of its device (status 2 to 5, or unknown, after the retries of
+  // its backend), the host's kernel computes the call, with a warning. Invalid arguments and
+  // unsupported problems are returned as they are.
   bool fall_back_on_failure = true;
-  // Devices on which causality with padding or a mask is known to fail. "mps" drops causality once there is a mask and
-  // makes NaN of rows that see no key: a batch padded on the left has both.
+  // Devices on which causality with padding or a mask is known to fail. "mps" drops causality if
+  // there is a mask, and gives NaN for rows that see no key; a batch that is padded on the left has
+  // both.
   std::vector<std::string> listed_devices = {"mps"};
-  // Dispatch on listed devices all the same: reproduces their failure.
+  // Dispatches on listed devices all the same, which reproduces their failure.
   bool trust_listed_devices = false;
-  std::function<void(std::string_view)> verbose;  // told of every decision with its reason; none: silence
-  std::function<void(std::string_view)> warn;     // told of every listed device avoided and every failure replaced; none: standard error
+  // gets every decision with its reason; none: no output
+  std::function<void(std::string_view)> verbose;
+  // gets every listed device that was avoided and every failure that was replaced; none: standard
+  // error
+  std::function<void(std::string_view)> warn;
 };
 
 enum class Implementation { automatic, sdpa, unfused };  // the first two are the same
 
 struct SdpaOptions {
   Implementation implementation = Implementation::automatic;
+  // where the tensors are; the unfused kernel reads them on the host
   std::string_view device = "host";  // where the tensors are. The fallback reads them from the host.
   Execution execution = {};
 };
 
 struct DispatchCounters {
   Index dispatched = 0, fallback = 0;
-  std::array<Index, refusal_count> refused{};  // by Refusal; sums up to `fallback`
-  Index replaced = 0;                          // of the dispatched: failed on their device, then computed by the host's kernel
+  std::array<Index, refusal_count> refused{};  // by Refusal; their sum is `fallback`
+  // how many dispatched calls failed on their device and were then computed by the host's kernel
+  Index replaced = 0;
   bool operator==(const DispatchCounters&) const = default;
 };
 
-// Thread-safe. Results depend on the problem, the backend and the settings alone, not on what ran before.
+// Thread-safe. Results depend on the problem, the backend and the settings alone, and not on
+// earlier calls.
 class Dispatcher {
  public:
   explicit Dispatcher(std::shared_ptr<const AttentionBackend> backend = host_backend(), DispatchSettings settings = {});
 
-  // Refuses what attention_forward refuses, with its statuses, before anything is counted. Masks are looked at in every
-  // call, element by element.
+  // Refuses what attention_forward refuses, with the same statuses, before anything is counted.
+  // Every call reads the masks, element by element.
   Status sdpa(const Attention& problem, const AttentionOutput& out, const SdpaOptions& options = {});
 
-  // Compiles what problems of these constants need and runs it once on a few zeros, so that no first call pays for it.
-  // Tensors may be absent: of Q and the bias the dtype is read. O is taken to have the dtype of Q, LSE to be asked for.
+  // Compiles the kernels that problems with these constants need, and runs each once on a few
+  // zeros, so that no later call has to compile. Tensors may be absent; only the dtypes of Q and
+  // the bias are read. O is assumed to have the dtype of Q, and LSE is assumed to be wanted.
   // Nothing is counted as dispatched.
   Status warm_up(std::span<const Attention> problems, const Execution& how = {});
 
   void enable() { set_enabled(true); }
   void disable() { set_enabled(false); }
-  bool set_enabled(bool enabled);  // returns what it was
+  bool set_enabled(bool enabled);  // returns the former setting
   DispatchSettings settings() const { return *snapshot(); }
   void set_settings(DispatchSettings settings);
-  // The backend's device after a sticky failure.
+  // Opens the backend's device again after a sticky failure.
   Status reopen() { return backend_->reopen(); }
 
-  // Each number is exact; a reading while calls run is not a single moment.
+  // Each number is exact, but numbers that are read while calls run do not belong to one moment.
   DispatchCounters counters() const;
   void reset_counters();
   KernelCache& cache() { return cache_; }
@@ -100,7 +112,7 @@ class Dispatcher {
 
   const std::shared_ptr<const AttentionBackend> backend_;
   mutable std::mutex mutex_;
-  std::shared_ptr<const DispatchSettings> settings_;  // replaced as a whole
+  std::shared_ptr<const DispatchSettings> settings_;  // always replaced as a whole
   KernelCache cache_;
   std::atomic<Index> dispatched_{0}, replaced_{0};
   std::array<std::atomic<Index>, refusal_count> refused_{};
@@ -122,10 +134,10 @@ class ScopedSettings {
   DispatchSettings before_;
 };
 
-// The dispatcher of this process, on the host's kernel.
+// Returns the dispatcher of this process, which uses the host's kernel.
 Dispatcher& default_dispatcher();
 
-// sdpa of the process's dispatcher, with default options.
+// Calls sdpa of the process's dispatcher, with default options.
 Status attention_auto(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
 
 }  // namespace assay::kernels

@@ -1,5 +1,6 @@
-// Which weights dropout keeps: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as
-// 1, 2, 3, SC 2011) with key (seed low, seed high) and counter (j, i, h, b); word 0 decides.
+// The decision which weights dropout keeps: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel
+// Random Numbers: As Easy as 1, 2, 3, SC 2011) with key (seed low, seed high) and counter (j, i, h,
+// b). Word 0 decides.
 #pragma once
 
 #include <cmath>
@@ -26,7 +27,7 @@ inline std::uint32_t dropout_word(std::uint64_t seed, Index b, Index h, Index i,
   return c0;
 }
 
-// A word keeps its weight iff word >= p * 2^32, compared exactly.
+// A weight is kept if and only if its word is at least p * 2^32, compared exactly.
 inline std::uint64_t dropout_threshold(float p) { return static_cast<std::uint64_t>(std::ceil(static_cast<double>(p) * 0x1p32)); }
 
 }  // namespace assay::kernels

@@ -1,4 +1,4 @@
-// Masks and biases that differ from key to key; compiled once for each SIMD target.
+// Masks and biases that differ from key to key. The file is compiled once for each SIMD target.
 #include <algorithm>
 #include <limits>
 
@@ -17,14 +17,14 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-// Biases that differ from key to key; -inf where a key is masked.
+// The biases that differ from key to key, as one number for each key; -inf where a key is masked.
 class ElementBias {
  public:
   explicit ElementBias(const Attention& p) : p_(p), active_(p.keep || p.bias || !p.alibi_slopes.empty() || !p.query_segment.empty()) {}
 
   bool active() const { return active_; }
 
-  // bias[j] for keys [key0, key0 + count) of one row.
+  // Writes bias[j] for the keys [key0, key0 + count) of one row.
   void row(Index b, Index h, Index i, Index key0, Index count, float* HWY_RESTRICT bias) const {
     if (p_.alibi_slopes.empty()) {
       std::fill_n(bias, count, 0.0f);

@@ -1,4 +1,5 @@
-// The functions exp and tanh of vectors, compiled once for each SIMD target (hence the guard).
+// The functions exp and tanh of vectors. The file is compiled once for each SIMD target, hence the
+// guard.
 #if defined(ASSAY_KERNELS_ELEMENTARY_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ASSAY_KERNELS_ELEMENTARY_INL_H_
 #undef ASSAY_KERNELS_ELEMENTARY_INL_H_
@@ -15,11 +16,11 @@ namespace hn = hwy::HWY_NAMESPACE;
 using Lanes = hn::ScalableTag<float>;
 using Vector = hn::Vec<Lanes>;
 
-// e^x for x <= 0, or NaN. Within 1 ulp (property_tests/elementary_test.cc tries every float); 0 below -87,
-// where the result leaves the normal range.
+// e^x for x <= 0 or NaN. The result is within 1 ulp (property_tests/elementary_test.cc tries every
+// float). It is 0 below -87, where it would leave the normal range.
 HWY_INLINE Vector exp_of_nonpositive(Lanes d, Vector x) {
-  // x = n ln2 + r, |r| <= ln2 / 2; ln2 in two parts, the first with enough trailing zeros that n times it is exact.
-  // Adding 1.5 * 2^23 leaves n in the low bits of the sum.
+  // x = n ln2 + r with |r| <= ln2 / 2. ln2 is taken in two parts; the first has enough trailing
+  // zeros that n times it is exact. Adding 1.5 * 2^23 leaves n in the low bits of the sum.
   const Vector shift = hn::Set(d, 0x1.8p23f);
   const Vector shifted = hn::MulAdd(x, hn::Set(d, 1.44269504f), shift);
   const Vector n = hn::Sub(shifted, shift);
@@ -35,11 +36,11 @@ HWY_INLINE Vector exp_of_nonpositive(Lanes d, Vector x) {
   p = hn::Add(hn::MulAdd(hn::Mul(r, r), p, r), hn::Set(d, 1.0f));
   const hn::RebindToSigned<Lanes> di;
   const auto power = hn::Add(hn::ShiftLeft<23>(hn::BitCast(di, shifted)), hn::Set(di, 127 << 23));
-  // NaN fails the comparison, so it stays.
+  // NaN fails the comparison, so it stays NaN.
   return hn::IfThenElse(hn::Lt(x, hn::Set(d, -87.0f)), hn::Zero(d), hn::Mul(p, hn::BitCast(d, power)));
 }
 
-// Within 4 ulp.
+// tanh(x), within 4 ulp.
 HWY_INLINE Vector tanh_of(Lanes d, Vector x) {
   const Vector magnitude = hn::Abs(x), z = hn::Mul(x, x);
   Vector p = hn::Set(d, -0.00604516509062733f);  // (tanh(x)/x - 1)/x^2 on |x| < 0.63

@@ -5,11 +5,11 @@
 
 namespace assay::kernels {
 
-// Travels with the call, so that calls on different targets can run at the same time. A number of threads alone means
-// the best target.
+// How to compute a call. It travels with the call, so calls on different targets can run at the
+// same time. A number of threads alone means the best target.
 struct Execution {
   Execution(int threads_ = 0, Target target_ = {}) : threads(threads_), target(target_) {}
-  int threads;  // 0 and below: all
+  int threads;  // 0 or less: all hardware threads
   Target target;
 };
 

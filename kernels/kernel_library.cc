@@ -1,4 +1,5 @@
-// The production kernels as a library behind include/assay/kernel.h, as anybody's would be: what `assay check --kernel` is tried with.
+// The production kernels as a library behind include/assay/kernel.h, like anybody else's library.
+// `assay check --kernel` is tested with it.
 #include <assay/kernel.h>
 
 #include "kernels/attention.h"
@@ -14,7 +15,8 @@ namespace {
 
 assay_status supports(std::int32_t, const assay_attention*, const assay_dtype*, const char**) { return ASSAY_SUCCESS; }
 
-// As harness/contracts.cc declares it, but for splits of the keys, which the table cannot say: order is not declared.
+// The same contract as in process, except for the splits of the keys, which the struct cannot
+// declare. So the order of sums is not declared.
 assay_status arithmetic(const assay_attention* problem, assay_arithmetic* a) {
   a->exp_ulp = 1.5;
   a->tanh_ulp = 4;

@@ -32,7 +32,8 @@ double element(const TensorView& t, Index position) {
   return t.dtype == Dtype::bf16 ? from_bf16(code) : from_f16(code);
 }
 
-// The float that a narrower dtype rounds as it would round `value`: truncated, and odd unless it is exact.
+// Returns the float that rounds to a narrower dtype as `value` would: `value` truncated, with the
+// last bit set unless it is exact.
 float round_to_odd(double value) {
   float nearest = static_cast<float>(value);
   if (std::isnan(value) || std::isinf(nearest) || static_cast<double>(nearest) == value) return nearest;

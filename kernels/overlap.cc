@@ -11,19 +11,20 @@ bool is_empty(const Footprint& f) {
   return f.data == nullptr || std::any_of(f.shape.begin(), f.shape.end(), [](Index n) { return n <= 0; });
 }
 
-// step * x with x in [0, most].
+// The numbers step * x with x in [0, most].
 struct Term {
   std::int64_t step, most;
 };
 
-// How often, up to `enough`, `target` is a sum of the terms.
+// Counts in how many ways, up to `enough`, `target` is a sum of one number of each term.
 class Search {
  public:
   void add(std::int64_t step, std::int64_t most) {
     if (most > 0) terms_[count_++] = {step, most};
   }
 
-  // Joins terms whose sums leave no gap. Whether there is a solution stays, how many there are does not.
+  // Joins terms whose sums leave no gap. This keeps whether there is a solution, but not how many
+  // there are.
   void join() {
     sort();
     std::size_t kept = 0;
@@ -53,7 +54,7 @@ class Search {
     std::sort(terms_, terms_ + count_, [](const Term& a, const Term& b) { return a.step < b.step; });
   }
 
-  // By the first `count` terms, the largest step first.
+  // Counts the solutions with the first `count` terms, beginning with the largest step.
   int solutions(std::size_t count, std::int64_t target, int enough) {
     if (count == 0) return target == 0;
     const Term& term = terms_[count - 1];
@@ -93,7 +94,8 @@ std::optional<Reach> reach_of(const Footprint& f) {
 
 Overlap overlap_with_itself(const Footprint& f) {
   if (is_empty(f)) return Overlap::none;
-  // Two elements share a place iff sum of stride * difference is 0 for differences in (-n, n), not all of them 0.
+  // Two elements share a place if and only if the sum of stride * difference is 0 for some
+  // differences in (-n, n) that are not all 0.
   Search search;
   std::int64_t middle = 0;
   for (std::size_t k = 0; k < 4; ++k) {
@@ -109,11 +111,11 @@ Overlap overlap_with_itself(const Footprint& f) {
 Overlap overlap(const Footprint& a, const Footprint& b) {
   const Reach ra = *reach_of(a), rb = *reach_of(b);
   if (ra.end <= rb.begin || rb.end <= ra.begin) return Overlap::none;
-  // a.begin + sum |s| x + u = b.begin + sum |t| y + v, u and v bits within an element. With y' = most - y and v' = most - v all
-  // coefficients are positive.
+  // The views share a bit if a.begin + sum |s| x + u = b.begin + sum |t| y + v, where u and v count
+  // bits within an element. With y' = most - y and v' = most - v all coefficients are positive.
   Search search;
   for (std::size_t k = 0; k < 4; ++k) {
-    // The stride of an extent of 1 may be anything.
+    // The stride of an extent of 1 has no meaning, so it may be anything.
     for (const Footprint* f : {&a, &b})
       if (f->shape[k] > 1 && f->stride[k] != 0) search.add(std::abs(f->stride[k]) * f->bits, f->shape[k] - 1);
   }

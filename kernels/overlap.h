@@ -1,4 +1,5 @@
-// Whether strided views share memory, decided exactly: interleaved slices of one buffer do not, though their ranges cross.
+// Decides exactly whether strided views share memory. Interleaved slices of one buffer do not share
+// memory, although their ranges cross.
 #pragma once
 
 #include <optional>
@@ -7,7 +8,7 @@
 
 namespace assay::kernels {
 
-// The elements (b, h, i, d) below `shape`; strides and origin count elements of `bits` bits.
+// The elements (b, h, i, d) below `shape`. Strides and origin count elements of `bits` bits.
 struct Footprint {
   const void* data = nullptr;
   int bits = 0;
@@ -16,19 +17,22 @@ struct Footprint {
 };
 Footprint footprint_of(const TensorView& t, const Extents& shape);
 
-// Bits of the address space [begin, end) from the first to the last that a view has; begin = end where it has none.
+// The bits [begin, end) of the address space, from the first to the last bit of a view; begin = end
+// if the view is empty.
 struct Reach {
   std::int64_t begin = 0, end = 0;
 };
-// Nothing if it lies 2^57 bytes or more away from `data`, which no address space holds.
+// Returns nothing if the view reaches 2^57 bytes or more away from `data`, because no address space
+// holds that.
 std::optional<Reach> reach_of(const Footprint& f);
 
-// The question is a bounded linear Diophantine equation, solved by search. Layouts that people use take a few steps;
-// where 100,000 do not decide, the answer is `undecided`, and who needs to know must refuse.
+// The question is a bounded linear Diophantine equation, which is solved by search. Layouts that
+// people use take a few steps. If 100,000 steps do not decide, the answer is `undecided`, and a
+// caller that needs to know must refuse.
 enum class Overlap { none, some, undecided };
-// Of views that have a reach. Whether two elements of a view share a place.
+// Whether two elements of a view share a place. The view must have a reach.
 Overlap overlap_with_itself(const Footprint& f);
-// Whether two views share a bit. An empty view shares nothing.
+// Whether two views share a bit. Both must have a reach. An empty view shares nothing.
 Overlap overlap(const Footprint& a, const Footprint& b);
 
 }  // namespace assay::kernels

@@ -1,4 +1,4 @@
-// Stored rows of K and V as packed fp32 panels; compiled once for each SIMD target.
+// Packs stored rows of K and V into fp32 panels. The file is compiled once for each SIMD target.
 #include <algorithm>
 #include <utility>
 
@@ -19,7 +19,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-// ---- Reading --------------------------------------------------------------------------------------------
+// ---- Reading ------------------------------------------------------------------------------------
 
 inline void load_stored_columns(const StoredColumns& c, Index page, Index slot, float* HWY_RESTRICT to) {
   const std::byte* from = c.data + page * c.page_bytes + slot * c.row_bytes;
@@ -34,14 +34,15 @@ inline void load_stored_columns(const StoredColumns& c, Index page, Index slot, 
   }
 }
 
-// Row j in fp32.
+// Loads row j as fp32.
 inline void load_stored_row(const StoredRows& rows, Index j, float* HWY_RESTRICT to) {
   const auto [page, slot] = rows.place_of(j);
   load_stored_columns(rows.columns, page, slot, to);
   if (rows.more.count > 0) load_stored_columns(rows.more, page, slot, to + rows.columns.count);
 }
 
-// Rows [j, j + count) and the bytes from one to the next, if they are f32, f16 or bf16 at even distances; else null.
+// Returns where the rows [j, j + count) lie, and the bytes from one row to the next, if they are
+// f32, f16 or bf16 at even distances. Otherwise returns null.
 inline std::pair<const std::byte*, Index> rows_in_place(const StoredRows& rows, Index j, Index count) {
   const StoredColumns& c = rows.columns;
   if (c.scales || c.stride != 1 || rows.more.count > 0) return {nullptr, 0};
@@ -50,7 +51,8 @@ inline std::pair<const std::byte*, Index> rows_in_place(const StoredRows& rows, 
   return {c.data + page * c.page_bytes + slot * c.row_bytes, c.row_bytes};
 }
 
-// Bytes from row j to the one that is fetched into the cache while it is read; 0 if none is left.
+// Returns the bytes from row j to the row that is fetched into the cache while row j is read, or 0
+// if no such row is left.
 inline Index bytes_ahead(const StoredRows& rows, Index j) {
   constexpr Index distance = 32;
   if (j + distance >= rows.end) return 0;
@@ -58,12 +60,12 @@ inline Index bytes_ahead(const StoredRows& rows, Index j) {
   return (to.page - from.page) * rows.columns.page_bytes + (to.slot - from.slot) * rows.columns.row_bytes;
 }
 
-// ---- Transposing ----------------------------------------------------------------------------------------
+// ---- Transposing --------------------------------------------------------------------------------
 
 inline constexpr Index lanes = panel_width / 2;
 
 #if HWY_TARGET != HWY_SCALAR
-// 128-bit block b of the result is row 4 * b.
+// The 128-bit block b of the result is taken from row 4 * b.
 HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
   const auto block = [&](Index row) HWY_ATTR { return hn::LoadDup128(d, reinterpret_cast<const float*>(rows + row * stride)); };
   Vector v = block(0);
@@ -75,7 +77,8 @@ HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
   return v;
 }
 
-// take(column, its elements) for each of the columns that lie in the first 16 bytes of as many rows as a vector has lanes.
+// Calls take(column, its elements) for each column that lies in the first 16 bytes of the rows.
+// There are as many rows as a vector has lanes.
 template <Dtype dtype, class Take>
 HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Index stride, const Take& take) {
   const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
@@ -88,10 +91,10 @@ HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Ind
     const hn::Rebind<hwy::float16_t, Lanes> half_floats;
     const auto as = [](auto tag, auto v) HWY_ATTR { return hn::BitCast(tag, v); };
     const auto take_four = [&](Index column, auto pairs01, auto pairs23) HWY_ATTR {
-      // A quad is a column of four rows.
+      // A quad holds one column of four rows.
       const auto first = as(quads, hn::InterleaveLower(words, pairs01, pairs23)), second = as(quads, hn::InterleaveUpper(words, pairs01, pairs23));
       const auto even = as(codes, hn::ConcatEven(quads, second, first)), odd = as(codes, hn::ConcatOdd(quads, second, first));
-      // Halves are taken as codes: not every target has them of float16_t.
+      // Halves of vectors are taken as codes, because not every target has halves of float16_t.
       take(column, hn::PromoteTo(d, as(half_floats, hn::LowerHalf(half, even))));
       take(column + 1, hn::PromoteTo(d, as(half_floats, hn::LowerHalf(half, odd))));
       take(column + 2, hn::PromoteTo(d, as(half_floats, hn::UpperHalf(half, even))));
@@ -103,7 +106,8 @@ HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Ind
   } else {
     const hn::Repartition<double, Lanes> pairs;
     const auto take_word = [&](Index word, auto v) HWY_ATTR {
-      if constexpr (dtype == Dtype::bf16) {  // a pair of bf16 is transposed as a word, then taken apart
+      // a pair of bf16 is transposed as one word, and then separated
+      if constexpr (dtype == Dtype::bf16) {
         take(2 * word, hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))));
         take(2 * word + 1, hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))));
       } else {
@@ -120,7 +124,7 @@ HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Ind
 }
 #endif
 
-// Element `column` of as many rows as a vector has lanes.
+// Gathers element `column` of as many rows as a vector has lanes.
 template <Dtype dtype>
 HWY_INLINE Vector gather_column(Lanes d, const std::byte* rows, Index stride, Index column) {
   float elements[lanes];
@@ -132,15 +136,17 @@ HWY_INLINE Vector gather_column(Lanes d, const std::byte* rows, Index stride, In
   return hn::LoadU(d, elements);
 }
 
-// A panel of keys: two halves of as many rows as a vector has lanes, where they are stored or in scratch.
+// The rows of a panel of keys, in two halves. Each half has as many rows as a vector has lanes,
+// where they are stored or in scratch.
 struct PanelRows {
   Dtype dtype;
   const std::byte* half[2];
   Index stride;    // bytes from one row to the next
-  Index ahead[2];  // of a half: bytes from a row to the one that is fetched into the cache meanwhile; 0: none
+  // for each half: bytes from a row to the row that is fetched into the cache meanwhile; 0 if none
+  Index ahead[2];
 };
 
-// take(half, column, its elements) for every column in order.
+// Calls take(half, column, its elements) for every column in order.
 template <Dtype dtype, class Take>
 HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, const Take& take) {
   static_assert(lanes == 1 || lanes == 4 || lanes == 8 || lanes == 16);
@@ -148,7 +154,7 @@ HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, co
 #if HWY_TARGET != HWY_SCALAR
   constexpr Index bytes = bytes_of<dtype>, block = 16 / bytes, line_columns = 64 / bytes;
   for (; c + block <= columns; c += block) {
-    // Each block fetches its share of the lines.
+    // Each block fetches its share of the cache lines.
     const Index first = c / block % 4 * (lanes / 4);
     for (Index half = 0; half < 2; ++half)
       if (rows.ahead[half] != 0)
@@ -163,7 +169,7 @@ HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, co
   }
 }
 
-// score_panel on keys that are not packed.
+// Does what score_panel does, on keys that are not packed.
 template <Dtype dtype, std::size_t... R>
 HWY_INLINE void score_rows(std::index_sequence<R...>, const float* q, Index dim, const PanelRows& keys, float scale, float* scores) {
   const Lanes d;
@@ -178,14 +184,14 @@ HWY_INLINE void score_rows(std::index_sequence<R...>, const float* q, Index dim,
   ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
 }
 
-// ---- Packing --------------------------------------------------------------------------------------------
+// ---- Packing ------------------------------------------------------------------------------------
 
 struct PackedValues {
   const float* data;  // [panel of columns][tile keys][panel width]
   bool not_finite;
 };
 
-// Rows of values at even distances where they are stored.
+// Rows of values that are read where they are stored, at even distances.
 struct ValuesInPlace {
   const std::byte* data = nullptr;
   Index count = 0;
@@ -193,7 +199,8 @@ struct ValuesInPlace {
   Index stride = 0, ahead = 0;  // as in PanelRows
 };
 
-// Packs tiles of K and V. Keys that are not there become 0 up to the next whole panel; beyond it, nothing reads.
+// Packs tiles of K and V. Keys that are not there become 0, up to the end of the panel; nothing
+// reads beyond that.
 template <class Stages>
 class Packer {
  public:
@@ -202,7 +209,7 @@ class Packer {
     std::fill_n(value_row_.get(), plan.padded_value_dim, 0.0f);
   }
 
-  // Keys [j, j + panel_width) of a tile, until the next call.
+  // Returns the keys [j, j + panel_width) of a tile. The result is valid until the next call.
   PanelRows panel(Index group, Index tile, Index j) {
     const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].keys;
     const Index dim = plan_.problem->shape.dim;
@@ -223,7 +230,7 @@ class Packer {
     return {Dtype::f32, {rows, rows + lanes * dim * 4}, dim * 4, {0, 0}};
   }
 
-  // Into [panel of keys][D][panel width].
+  // Packs the keys of a tile into [panel of keys][D][panel width].
   void keys(Index group, Index tile, float* to) {
     const Lanes d;
     const Index dim = plan_.problem->shape.dim;
@@ -235,7 +242,8 @@ class Packer {
     }
   }
 
-  // The values of the first of some keys of a tile, if all can be read where they are, a panel of columns at a time; else null.
+  // Returns where the values of the given keys of a tile lie, beginning with the first key, if they
+  // can be read where they are, one panel of columns at a time. Otherwise returns null.
   ValuesInPlace values_in_place(Index group, Index tile, const KeyRange& keys) const {
     const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
     if (!reads_in_place(stored.columns.dtype) || plan_.problem->shape.value_dim % panel_width != 0) return {};
@@ -251,13 +259,14 @@ class Packer {
     const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
     const Index dim = plan_.problem->shape.value_dim, width = plan_.tiling.keys;
     const auto [key0, begin, end] = place(stored, group, tile);
-    auto largest = hn::Zero(bits);  // as an integer, the magnitude of infinities and NaN is above all others
+    // compared as integers, the magnitudes of infinities and NaN are above all others
+    auto largest = hn::Zero(bits);
     const auto pack_row = [&](Dtype dtype, const std::byte* row, float* panel) HWY_ATTR {
       for (Index c = 0; c < plan_.padded_value_dim; c += panel_width) {
         if (c + panel_width > dim && row != reinterpret_cast<const std::byte*>(value_row_.get())) {
           load_columns(dtype, row + c * (dtype == Dtype::f32 ? 4 : 2), 1, dim - c, value_row_.get() + c);
           dtype = Dtype::f32;
-          row = reinterpret_cast<const std::byte*>(value_row_.get());  // 0 behind the columns
+          row = reinterpret_cast<const std::byte*>(value_row_.get());  // it is 0 behind the columns
         }
         const Vector left = load_vector(d, dtype, row, c), right = load_vector(d, dtype, row, c + lanes);
         largest = hn::Max(largest, hn::Max(hn::BitCast(bits, hn::Abs(left)), hn::BitCast(bits, hn::Abs(right))));
@@ -283,7 +292,8 @@ class Packer {
   static constexpr bool reads_in_place(Dtype dtype) { return !Stages::observes && (dtype != Dtype::f16 || converts_f16); }
 
   struct Range {
-    Index key0, begin, end;  // the first key of the tile; relative to it, the keys that are there
+    // the first key of the tile; then, relative to it, the keys that are there
+    Index key0, begin, end;
   };
   Range place(const StoredRows& stored, Index group, Index tile) {
     b_ = group / plan_.problem->shape.kv_heads;

@@ -18,7 +18,7 @@ Status refuse(std::string detail) { return {StatusCode::invalid_arguments, std::
 
 std::uint32_t nibble(const std::byte* data, Index at) { return static_cast<std::uint32_t>(data[at / 2]) >> (at % 2 * 4) & 0xF; }
 
-// Where scale or zero point [t, n] of somebody's bytes lies.
+// Returns the place of scale or zero point [t, n] in the bytes of a matrix.
 Index scale_place(const LowBitView& w, Index t, Index n) { return traits(w.format).layout == CodeLayout::columns ? n * w.groups() + t : t * w.n + n; }
 
 std::uint32_t scale_code_of(const LowBitView& w, Index t, Index n) {
@@ -29,7 +29,7 @@ std::uint32_t scale_code_of(const LowBitView& w, Index t, Index n) {
   return half;
 }
 
-// Dense codes; those of a sparse matrix that were not kept are 0.
+// Returns dense codes. A code of a sparse matrix that was not kept is 0.
 std::uint32_t code_of(const LowBitView& w, Index k, Index n) {
   switch (traits(w.format).layout) {
     case CodeLayout::columns: return traits(w.format).bits == 8 ? static_cast<std::uint32_t>(w.codes[n * w.k + k]) : nibble(w.codes + n * ((w.k + 1) / 2), k);
@@ -69,7 +69,7 @@ Status validate_low_bit_shape(const LowBitView& w) {
 
 namespace {
 
-// Codes that a format forbids.
+// Refuses codes that a format forbids.
 Status check_codes(const LowBitView& w) {
   const LowBitTraits& t = traits(w.format);
   for (Index n = 0; n < w.n; ++n) {
@@ -136,7 +136,7 @@ Status PackedWeights::pack(const LowBitView& w, std::shared_ptr<const PackedWeig
     p->bits_ = t.bits;
     p->tensor_scale_ = w.tensor_scale;
     p->scale_bytes_ = t.scale == Dtype::f16 ? 2 : 1;
-    // Columns behind N and rows behind K hold codes, scales and zero points of 0.
+    // Columns behind N and rows behind K have codes, scales and zero points of 0.
     const auto bytes = static_cast<std::size_t>(p->panels() * p->blocks() * p->block_bytes());
     p->codes_ = allocate_aligned<std::uint8_t>(static_cast<Index>(bytes));
     std::memset(p->codes_.get(), 0, bytes);

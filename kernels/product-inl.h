@@ -1,8 +1,9 @@
-// The low-bit product; compiled once for each SIMD target.
+// The low-bit product. The file is compiled once for each SIMD target.
 //
-// Few rows of A: product_block() decodes four k of two vectors of columns and uses them for every row at once; one row has its own
-// loop, of as many vectors as hide the latency of an addition. Many rows: decode_panel() writes fp32 panels, which the register blocks
-// of attention multiply. All three make the same sums.
+// For a few rows of A, product_block() decodes four k of two vectors of columns and uses them for
+// every row at once. A single row has a loop of its own, over as many vectors as hide the latency
+// of an addition. For many rows, decode_panel() writes fp32 panels, which the register blocks of
+// attention multiply. All three make the same sums.
 #include <algorithm>
 #include <memory>
 #include <utility>
@@ -26,13 +27,14 @@ HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
 inline constexpr Index lane_count = static_cast<Index>(hn::MaxLanes(Lanes()));
-// Rows that are multiplied while their weights are decoded: accumulators of two vectors, and room to decode.
+// How many rows are multiplied at once while their weights are decoded: registers must hold the
+// accumulators of two vectors for each row, and what decoding needs.
 inline constexpr std::size_t decoding_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 8 : 4;
-// Vectors of columns that a row alone sums side by side.
+// How many vectors of columns a single row sums side by side.
 inline constexpr std::size_t row_vectors = std::min<std::size_t>(8, static_cast<std::size_t>(PackedWeights::panel / lane_count));
 static_assert(PackedWeights::panel % panel_width == 0 && PackedWeights::panel % (static_cast<Index>(row_vectors) * lane_count) == 0);
 
-// ---- Decoding -------------------------------------------------------------------------------------------
+// ---- Decoding -----------------------------------------------------------------------------------
 
 constexpr Code code_of(LowBit format) {
   switch (format) {
@@ -43,8 +45,9 @@ constexpr Code code_of(LowBit format) {
     default: return Code::e2m1;
   }
 }
-// Four k of a block, k = 4 * half + depth: a vector of columns from `column` on, zero points not yet taken off. Depth by depth, so that
-// several columns or rows advance side by side: their sums are what hides the latency of an addition.
+// Four k of a block, k = 4 * half + depth, each as a vector of columns from `column` on. Zero
+// points are not yet subtracted. The caller goes depth by depth, so that several columns or rows
+// advance side by side: their independent sums hide the latency of an addition.
 template <Code code>
 class HalfBlock {
  public:
@@ -87,7 +90,7 @@ class HalfBlock {
       const std::uint32_t bits = static_cast<std::uint32_t>(nibble_table<code>.upper[nibble] << 8 | nibble_table<code>.lower[nibble]) << 16;
       return hn::Set(d, std::bit_cast<float>(bits));
 #else
-      // Pairs of bf16: the even k in the lower half of a lane.
+      // Each lane holds a pair of bf16, with the even k in the lower half.
       const auto pair = hn::BitCast(du, depth < 2 ? first_ : second_);
       return hn::BitCast(d, depth % 2 == 0 ? hn::ShiftLeft<16>(pair) : hn::And(pair, hn::Set(du, 0xFFFF0000u)));
 #endif
@@ -103,7 +106,7 @@ class HalfBlock {
 #endif
 };
 
-// Zero points of group t, or nothing.
+// Loads the zero points of group t; 0 if the format has none.
 template <Code code>
 HWY_INLINE Vector load_zeros(Lanes d, const PackedWeights& w, Index panel, Index t, Index column) {
   if constexpr (has_zeros<code>) {
@@ -119,7 +122,7 @@ HWY_INLINE Vector take_off(Vector weights, Vector zeros) {
   else return weights;
 }
 
-// Scales of group t.
+// Loads the scales of group t.
 HWY_INLINE Vector load_scales(Lanes d, const PackedWeights& w, Index panel, Index t, Index column) {
   if (!w.has_scales()) return hn::Set(d, 1.0f);
   const hn::RebindToUnsigned<Lanes> du;
@@ -127,12 +130,13 @@ HWY_INLINE Vector load_scales(Lanes d, const PackedWeights& w, Index panel, Inde
   if (w.scale_bytes() == 2) return load_narrow(d, Dtype::f16, reinterpret_cast<const std::uint16_t*>(from));
   const auto codes = hn::PromoteTo(du, hn::LoadU(hn::Rebind<std::uint8_t, Lanes>(), from));
   if (w.format() == LowBit::nvfp4) return decode_f8<3>(d, codes);
-  // E8M0 is the exponent field of fp32, but for its 0, a subnormal there, and for NaN.
+  // An E8M0 code is the exponent field of fp32, except for code 0, which is a subnormal number
+  // there, and for NaN.
   const auto power = hn::Or(hn::ShiftLeft<23>(codes), hn::IfThenElseZero(hn::Eq(codes, hn::Set(du, 0u)), hn::Set(du, 0x00400000u)));
   return hn::BitCast(d, hn::Or(power, hn::IfThenElseZero(hn::Eq(codes, hn::Set(du, 0xFFu)), hn::Set(du, 0x7FC00000u))));
 }
 
-// What a policy makes of weights.
+// The weights as a policy changes them.
 template <class Stages>
 HWY_NOINLINE Vector observed_weights(const Stages& stages, const PackedWeights& w, Index k, Index n) {
   float lanes[hn::MaxLanes(Lanes())];
@@ -140,7 +144,7 @@ HWY_NOINLINE Vector observed_weights(const Stages& stages, const PackedWeights& 
   return hn::LoadU(Lanes(), lanes);
 }
 
-// Zero points taken off, by way of a policy.
+// The weights with their zero points subtracted, as a policy changes them.
 template <Code code, class Stages>
 class Weights {
  public:
@@ -198,7 +202,7 @@ HWY_NOINLINE Vector observed_total(Lanes d, const Stages& stages, Vector total) 
   for (float& x : lanes) x = stages.after_group(x);
   return hn::LoadU(d, lanes);
 }
-// total + sum * scale.
+// Computes total + sum * scale.
 template <class Stages>
 HWY_INLINE Vector add_group(Lanes d, const Stages& stages, Vector sum, Vector scale, Vector total) {
   total = hn::MulAdd(sum, scale, total);
@@ -206,9 +210,9 @@ HWY_INLINE Vector add_group(Lanes d, const Stages& stages, Vector sum, Vector sc
   else return total;
 }
 
-// ---- Few rows -------------------------------------------------------------------------------------------
+// ---- Few rows -----------------------------------------------------------------------------------
 
-// Blocks of eight k of group t.
+// The blocks of eight k that belong to group t.
 struct BlockRange {
   Index begin, end;
 };
@@ -218,7 +222,7 @@ HWY_INLINE BlockRange blocks_of_group(const Stages& stages, const PackedWeights&
   return {begin, std::min((t + 1) * w.group() / 8, all)};
 }
 
-// sum[V] += x[depth] * weights[V] for four k of some vectors.
+// Computes sum[V] += x[depth] * weights[V] for four k of some vectors.
 template <std::size_t depth, class Weights, std::size_t... V>
 HWY_INLINE void add_depth(std::index_sequence<V...>, const float* HWY_RESTRICT x, const Weights* weights, Vector* sum) {
   const Vector a = hn::Set(Lanes(), x[depth]);
@@ -234,14 +238,14 @@ HWY_INLINE void add_half_block(std::index_sequence<V...> vectors, const Stages& 
   add_depth<3>(vectors, x, weights, sum);
 }
 
-// Totals of one row for the columns of vectors V of a panel, from `column` on.
+// Computes the totals of one row for the columns of the vectors V of a panel, from `column` on.
 template <Code code, class Stages, std::size_t... V>
 HWY_NOINLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
                               const float* HWY_RESTRICT a, float* totals) {
   const Lanes d;
   const PackedWeights& w = *plan.w;
   const auto columns = [&](std::size_t v) { return column + static_cast<Index>(v) * lane_count; };
-  // Four at a time: their half blocks fit into registers.
+  // Four vectors at a time, because their half blocks fit into registers.
   constexpr std::size_t step = std::min<std::size_t>(4, sizeof...(V));
   Vector total[] = {initial_total(d, stages, plan, row, panel * PackedWeights::panel + columns(V))...};
   for (Index t = 0; t < w.groups(); ++t) {
@@ -257,7 +261,7 @@ HWY_NOINLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan
   (hn::StoreU(total[V], d, totals + columns(V)), ...);
 }
 
-// left[R] += x[depth][R] * weights, and so for the vector of columns to the right.
+// Computes left[R] += x[depth][R] * weights, and the same for the vector of columns to the right.
 template <std::size_t depth, class Weights, std::size_t... R>
 HWY_INLINE void add_depth_of_rows(std::index_sequence<R...>, const float* HWY_RESTRICT x, const Weights& left_weights, const Weights& right_weights,
                                   Vector (&left)[sizeof...(R)], Vector (&right)[sizeof...(R)]) {
@@ -266,7 +270,8 @@ HWY_INLINE void add_depth_of_rows(std::index_sequence<R...>, const float* HWY_RE
   ((left[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), l, left[R]), right[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), r, right[R])), ...);
 }
 
-// Totals of rows R for two vectors of columns. A is interleaved: the block's rows side by side for each k.
+// Computes the totals of the rows R for two vectors of columns. A is interleaved: for each k, the
+// elements of the block's rows lie side by side.
 template <Code code, class Stages, std::size_t... R>
 HWY_INLINE void product_block(std::index_sequence<R...> rows, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
                               const float* HWY_RESTRICT a, float* totals) {
@@ -297,11 +302,12 @@ HWY_INLINE void product_block(std::index_sequence<R...> rows, const ProductPlan&
    ...);
 }
 
-// ---- Many rows ------------------------------------------------------------------------------------------
+// ---- Many rows ----------------------------------------------------------------------------------
 
-// Groups of a panel in fp32: strips of panel_width columns, [strip][k][column], and the scales [group][column].
+// Some groups of a panel in fp32: strips of panel_width columns, [strip][k][column], and the
+// scales, [group][column].
 struct DecodedPanel {
-  Index groups, depth;  // that it has room for; depth is in k
+  Index groups, depth;  // for how many it has room; depth counts k
   hwy::AlignedFreeUniquePtr<float[]> weights, scales;
   explicit DecodedPanel(const PackedWeights& w)
       : groups(std::min(w.groups(), std::max<Index>(1, 256 / w.group()))),
@@ -335,7 +341,7 @@ HWY_NOINLINE void decode_panel(const ProductPlan& plan, const Stages& stages, In
   }
 }
 
-// Adds the groups [first, end) of a strip to the totals of rows R.
+// Adds the groups [first, end) of a strip to the totals of the rows R.
 template <class Stages, std::size_t... R>
 HWY_NOINLINE void add_decoded(std::index_sequence<R...> rows, const ProductPlan& plan, const Stages& stages, Index first_group, Index end_group,
                               const DecodedPanel& b, Index column, const float* a, float* totals) {
@@ -358,9 +364,10 @@ HWY_NOINLINE void add_decoded(std::index_sequence<R...> rows, const ProductPlan&
   ((hn::Store(total_left[R], d, to + R * PackedWeights::panel), hn::Store(total_right[R], d, to + R * PackedWeights::panel + n)), ...);
 }
 
-// ---- The whole ------------------------------------------------------------------------------------------
+// ---- The whole ----------------------------------------------------------------------------------
 
-// Rows of A in fp32, K rounded up with zeros. Rows [r, r + R) of a register block lie interleaved from r * depth on.
+// Rows of A in fp32, with K rounded up and filled with zeros. The rows [r, r + R) of a register
+// block lie interleaved from r * depth on.
 template <class Stages>
 void pack_activations(const ProductPlan& plan, const Stages& stages, Index row0, Index r, Index block, Index depth, float* to, float* line) {
   std::fill(line + plan.w->k(), line + depth, stages.padding());
@@ -373,7 +380,8 @@ void pack_activations(const ProductPlan& plan, const Stages& stages, Index row0,
   }
 }
 
-// Calls body(index_sequence, first row) over [0, rows): register blocks of `most` rows, then one of what is left.
+// Calls body(index_sequence, first row) over [0, rows): for register blocks of `most` rows, and
+// then for one block with the rows that are left.
 template <std::size_t most, class Body>
 HWY_INLINE void for_blocks_of(Index rows, const Body& body) {
   Index r = 0;
@@ -455,7 +463,8 @@ template <Code code, class Stages>
 void product_of_code(const ProductPlan& plan, const Stages& stages) {
   const PackedWeights& w = *plan.w;
   const Index depth = w.blocks() * 8;
-  // Register blocks of a task begin at its first row: 384 and 768 are multiples of them all.
+  // The register blocks of a task begin at its first row, because 384 and 768 are multiples of all
+  // block sizes.
   constexpr Index wave = 768;
   const Index most_rows = std::min(wave, plan.m);
   const bool many = plan.m >= many_rows;
@@ -469,7 +478,7 @@ void product_of_code(const ProductPlan& plan, const Stages& stages) {
   for (Index row0 = 0; row0 < plan.m; row0 += wave) {
     const Index rows = std::min(wave, plan.m - row0);
     const auto pack = [&](auto most) {
-      // Blocks as for_blocks_of() cuts them.
+      // The blocks are cut as for_blocks_of() cuts them.
       const Index full = rows / most.value, blocks = full + (rows % most.value + 3) / 4;
       parallel_for(blocks, plan.threads, [&](Index b) {
         const auto line = lines.take();
@@ -487,7 +496,7 @@ void product_of_code(const ProductPlan& plan, const Stages& stages) {
   }
 }
 
-// One of these codes is that of the weights.
+// One of these codes is the code of the weights.
 template <Code... codes, class Stages>
 void run_product(const ProductPlan& plan, const Stages& stages) {
   const Code wanted = code_of(plan.w->format());

@@ -20,7 +20,7 @@ Status refuse(std::string detail) { return {StatusCode::invalid_arguments, std::
 
 bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
 
-// Extents may be so large that their product wraps.
+// Counts zeros, because extents may be so large that their product wraps.
 bool is_empty(const Extents& e) { return std::ranges::count(e, 0) > 0; }
 
 Status check_view(const char* name, const TensorView& t, const Extents& wanted) {
@@ -48,7 +48,7 @@ Status check_product(const ProductOperands& p, Index k, Index n) {
       return {StatusCode::unsupported, fmt::format("a is {}; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2",
                                                      static_cast<int>(a.format) < low_bit_count ? std::string(traits(a.format).name)
                                                                                                  : "format " + std::to_string(static_cast<int>(a.format)))};
-    // No rows at all are allowed here, and have no bytes.
+    // A matrix without any rows is allowed here; it has no bytes.
     static constexpr std::byte nothing{};
     LowBitView rows = a;
     if (a.n == 0) rows.n = 1, rows.codes = rows.scales = &nothing;

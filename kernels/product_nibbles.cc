@@ -1,10 +1,11 @@
-// The product of weights whose codes are nibbles. Two files, because each is compiled for every SIMD target.
+// The product of weights whose codes are nibbles. The product has two files because each is
+// compiled for every SIMD target.
 #include "kernels/highway_config.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/product_nibbles.cc"
 #include <hwy/foreach_target.h>
-// After foreach_target, which redefines the target on each of its passes.
+// This include comes after foreach_target, which redefines the target on each of its passes.
 #include "kernels/product-inl.h"
 
 HWY_BEFORE_NAMESPACE();

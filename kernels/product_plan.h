@@ -1,4 +1,5 @@
-// Inside kernels/: a low-bit product once everything is decided; shared by all targets.
+// Inside kernels/: the plan of a low-bit product, which is made before any SIMD code runs and is
+// shared by all targets.
 #pragma once
 
 #include "kernels/product.h"
@@ -19,20 +20,21 @@ struct ProductPlan : ProductOperands {
 
 using RunProduct = void (*)(const ProductPlan& plan, const void* stages);
 
-// Also of a number that is no dtype.
+// The name of a dtype; also defined for a number that is no dtype.
 inline std::string name_of_dtype(Dtype d) { return static_cast<int>(d) < dtype_count ? std::string(format(d).name) : "dtype " + std::to_string(static_cast<int>(d)); }
 
-// Code k of column n times its scale in fp32; without the tensor scale.
+// Returns code k of column n times its scale in fp32, without the tensor scale.
 float decode_low_bit(const LowBitView& w, Index k, Index n);
 
-// The production kernel for weights of four bits and of eight.
+// The production kernels for weights of four and of eight bits, compiled for a target.
 RunProduct nibble_product(const Target& target);
 RunProduct byte_product(const Target& target);
 
-// Dtypes, shapes and reach of A [m, k] and C [m, n], and that C overlaps nothing.
+// Checks the dtypes, shapes and reach of A [m, k] and C [m, n], and that C overlaps nothing.
 Status check_product(const ProductOperands& operands, Index k, Index n);
 
-// Validates and runs: product() with another kernel in its place.
+// Validates and runs a product as product() does, with another kernel in the place of the
+// production kernel.
 Status plan_and_run_product(const ProductPlan& plan, RunProduct run, const void* stages);
 
 }  // namespace assay::kernels

@@ -1,4 +1,5 @@
-// Numbers to codes and scales, by the rules of problem/low_bit.h; the kernels' own encoder.
+// Quantizes numbers to codes and scales, by the rules of problem/low_bit.h. This is the kernels'
+// own encoder.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -137,7 +138,8 @@ class Quantizer {
     else put_code(traits_.bits, codes + n * ((k_ * traits_.bits + 7) / 8), k, code);
   }
 
-  // Of four k from `first` on the two largest magnitudes, the lower index first where they are equal.
+  // Finds the two elements of largest magnitude among four k, from `first` on. Where magnitudes are
+  // equal, the lower index is taken.
   void keep_two(Index n, Index first, double scale) {
     Index best = 0, next = -1;
     const auto size = [&](Index i) { return std::fabs(value(first + i)); };

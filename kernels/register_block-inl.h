@@ -1,4 +1,5 @@
-// Products of a few rows with a panel of packed columns, kept in registers; compiled once for each SIMD target.
+// Products of a few rows with a panel of packed columns, kept in registers. The file is compiled
+// once for each SIMD target.
 #include <algorithm>
 #include <limits>
 #include <utility>
@@ -22,11 +23,12 @@ HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
-// Two vectors a panel. Rows of a register block: all accumulators, two operands and a broadcast fit.
+// A panel is two vectors wide. A register block has so many rows that all accumulators, two
+// operands and a broadcast fit into the registers.
 inline constexpr Index panel_width = 2 * static_cast<Index>(hn::MaxLanes(Lanes()));
 inline constexpr std::size_t block_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 12 : 6;
-// Floats from one row of a tile of scores to the next: the widest tile, and a vector more so that the rows of a
-// register block do not fall onto the same cache sets.
+// Floats from one row of a tile of scores to the next: the width of the widest tile, and one vector
+// more, so that the rows of a register block do not fall onto the same cache sets.
 inline constexpr Index score_stride = 128 + 16;
 static_assert(panel_alignment % panel_width == 0, "a tile must be whole panels on every target");
 
@@ -41,8 +43,8 @@ HWY_INLINE void with_dtype(Dtype dtype, const Body& body) {
   else body(std::integral_constant<Dtype, Dtype::f16>());
 }
 
-// A vector of f16 or bf16 in fp32. Before AVX2 there is no instruction for f16, and Highway's substitute takes
-// infinities for numbers.
+// Loads a vector of f16 or bf16 as fp32. Before AVX2 there is no instruction for f16, and Highway's
+// substitute takes infinities for finite numbers.
 inline constexpr bool converts_f16 = HWY_TARGET <= HWY_AVX2 || HWY_ARCH_ARM;
 HWY_INLINE Vector load_narrow(Lanes d, Dtype dtype, const std::uint16_t* from) {
 #if HWY_TARGET != HWY_SCALAR
@@ -60,7 +62,8 @@ HWY_INLINE Vector load_vector(Lanes d, Dtype dtype, const std::byte* row, Index 
   return load_narrow(d, dtype, reinterpret_cast<const std::uint16_t*>(row) + column);
 }
 
-// Row after row of B in A B. Either packed panels, `panel_step` floats from one to the next,
+// One kind of the operand B in A B, which is read row after row: packed panels, with `panel_step`
+// floats from one panel to the next.
 struct PackedOperand {
   const float* HWY_RESTRICT row;
   Index panel_step = 0;
@@ -70,7 +73,8 @@ struct PackedOperand {
   HWY_INLINE void next() { row += panel_width; }
 };
 
-// or rows where they are stored, of which those `ahead` bytes further on are fetched into the cache meanwhile.
+// The other kind: rows where they are stored. While a row is read, the row `ahead` bytes further on
+// is fetched into the cache.
 template <Dtype dtype>
 struct StoredOperand {
   const std::byte* HWY_RESTRICT row;
@@ -83,8 +87,8 @@ struct StoredOperand {
   HWY_INLINE void next() { row += row_bytes; }
 };
 
-// Adds A B to the accumulators. Element (r, k) of A lies at a[r * row_step + k * depth_step]. The steps are constants so
-// that no address is computed in the loop.
+// Adds A B to the accumulators. Element (r, k) of A lies at a[r * row_step + k * depth_step]. The
+// steps are constants, so that the loop computes no addresses.
 template <std::size_t row_step, std::size_t depth_step, class Rows, std::size_t... R>
 HWY_INLINE void multiply_add(Lanes d, std::index_sequence<R...>, const float* HWY_RESTRICT a, Rows b, Index depth, Vector (&left)[sizeof...(R)],
                              Vector (&right)[sizeof...(R)]) {
@@ -94,13 +98,15 @@ HWY_INLINE void multiply_add(Lanes d, std::index_sequence<R...>, const float* HW
   }
 }
 
-// a * b + c, rounded as the register blocks round it on this target (once with FMA, else twice).
+// Computes a * b + c, rounded as the register blocks round it on this target: once with FMA,
+// otherwise twice.
 HWY_INLINE float multiply_add_one(float a, float b, float c) {
   const hn::CappedTag<float, 1> d;
   return hn::GetLane(hn::MulAdd(hn::Set(d, a), hn::Set(d, b), hn::Set(d, c)));
 }
 
-// scores = scale * Q K^T for one panel of keys. Q is interleaved: the block's rows side by side for each d.
+// Computes scores = scale * Q K^T for one panel of keys. Q is interleaved: for each d, the elements
+// of the block's rows lie side by side.
 template <std::size_t... R>
 HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Index dim, const float* keys, float scale, float* scores) {
   const Lanes d;
@@ -111,7 +117,7 @@ HWY_INLINE void score_panel(std::index_sequence<R...> rows, const float* q, Inde
   ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
 }
 
-// accumulator = correction * accumulator + P V for one panel of value columns.
+// Computes accumulator = correction * accumulator + P V for one panel of value columns.
 template <class Rows, std::size_t... R>
 HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights, Rows values, Index keys, const float* correction, float* accumulator,
                             Index accumulator_stride) {
@@ -127,8 +133,9 @@ HWY_INLINE void value_panel(std::index_sequence<R...> rows, const float* weights
    ...);
 }
 
-// A B^T for one panel of rows of B, times `scale`. Rows of A begin at `a` in panels of columns, `a_panel` floats from one panel to
-// the next; B is a panel with its rows side by side for each column.
+// Computes A B^T for one panel of rows of B, times `scale`. The rows of A begin at `a` and lie in
+// panels of columns, with `a_panel` floats from one panel to the next. B is a panel in which the
+// elements of its rows lie side by side for each column.
 template <std::size_t out_stride, std::size_t... R>
 HWY_INLINE void dot_panel(std::index_sequence<R...> rows, const float* a, Index a_panel, const float* b, Index columns, float scale, float* out) {
   const Lanes d;
@@ -140,7 +147,8 @@ HWY_INLINE void dot_panel(std::index_sequence<R...> rows, const float* a, Index 
   ((hn::Store(hn::Mul(left[R], s), d, out + R * out_stride), hn::Store(hn::Mul(right[R], s), d, out + R * out_stride + n)), ...);
 }
 
-// total += A B for one panel of columns, the product summed on its own first. Rows of the total lie side by side as those of B do.
+// Computes total += A B for one panel of columns, where the product is summed on its own first. The
+// rows of the total lie side by side, as those of B do.
 template <std::size_t row_step, std::size_t depth_step, std::size_t... R>
 HWY_INLINE void add_product(std::index_sequence<R...> rows, const float* a, const float* b, Index depth, float* total) {
   const Lanes d;
@@ -152,8 +160,9 @@ HWY_INLINE void add_product(std::index_sequence<R...> rows, const float* a, cons
    ...);
 }
 
-// A row alone has one chain of sums to a panel: several panels side by side hide the latency of an addition. The same
-// sums as above for the row a[0], a[1] ..; P counts panels.
+// A single row has one chain of sums for each panel, so several panels are computed side by side to
+// hide the latency of an addition. The sums are the same as above, for the row a[0], a[1], ...; P
+// counts the panels.
 template <class Rows, std::size_t... P>
 HWY_INLINE void multiply_add_row(Lanes d, std::index_sequence<P...>, const float* HWY_RESTRICT a, Rows b, Index depth, Vector (&left)[sizeof...(P)],
                                  Vector (&right)[sizeof...(P)]) {
@@ -163,7 +172,7 @@ HWY_INLINE void multiply_add_row(Lanes d, std::index_sequence<P...>, const float
   }
 }
 
-// score_panel of one row and several panels.
+// Does what score_panel does, for one row and several panels.
 template <std::size_t... P>
 HWY_INLINE void score_row(std::index_sequence<P...> panels, const float* q, Index dim, const float* keys, float scale, float* scores) {
   const Lanes d;
@@ -174,7 +183,7 @@ HWY_INLINE void score_row(std::index_sequence<P...> panels, const float* q, Inde
   ((hn::Store(hn::Mul(left[P], s), d, scores + P * panel_width), hn::Store(hn::Mul(right[P], s), d, scores + P * panel_width + n)), ...);
 }
 
-// value_panel of one row and several panels.
+// Does what value_panel does, for one row and several panels.
 template <class Rows, std::size_t... P>
 HWY_INLINE void value_row(std::index_sequence<P...> panels, const float* weights, Rows values, Index keys, float correction, float* accumulator) {
   const Lanes d;
@@ -185,7 +194,8 @@ HWY_INLINE void value_row(std::index_sequence<P...> panels, const float* weights
   ((hn::Store(left[P], d, accumulator + P * panel_width), hn::Store(right[P], d, accumulator + P * panel_width + n)), ...);
 }
 
-// Calls body(index_sequence, first column) over the panels of [begin, end): fours, then twos, then ones.
+// Calls body(index_sequence, first column) over the panels of [begin, end): by fours, then by twos,
+// then by ones.
 template <class Body>
 HWY_INLINE void for_panels(Index begin, Index end, const Body& body) {
   for (; begin + 4 * panel_width <= end; begin += 4 * panel_width) body(std::make_index_sequence<4>(), begin);
@@ -193,7 +203,8 @@ HWY_INLINE void for_panels(Index begin, Index end, const Body& body) {
   for (; begin < end; begin += panel_width) body(std::make_index_sequence<1>(), begin);
 }
 
-// Calls body(index_sequence, first row) over [r, rows) in register blocks of four, then one of what is left.
+// Calls body(index_sequence, first row) over [r, rows): for register blocks of four rows, and then
+// for one block with the rows that are left.
 template <class Body>
 HWY_INLINE void for_small_blocks(Index r, Index rows, const Body& body) {
   for (; r + 4 <= rows; r += 4) body(std::make_index_sequence<4>(), r);
@@ -202,7 +213,7 @@ HWY_INLINE void for_small_blocks(Index r, Index rows, const Body& body) {
   if (rows - r == 1) body(std::make_index_sequence<1>(), r);
 }
 
-// The same over [0, rows), full register blocks first.
+// Does the same over [0, rows), with full register blocks first.
 template <class Body>
 HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
   Index r = 0;
@@ -210,7 +221,7 @@ HWY_INLINE void for_row_blocks(Index rows, const Body& body) {
   for_small_blocks(r, rows, body);
 }
 
-// `count` elements of dtype f32, f16 or bf16 in fp32, whatever the stride between them.
+// Loads `count` elements of dtype f32, f16 or bf16 as fp32, whatever the stride between them is.
 inline void load_columns(Dtype dtype, const void* data, Index stride, Index count, float* HWY_RESTRICT to) {
   if (dtype == Dtype::f32) {
     const float* from = static_cast<const float*>(data);
@@ -226,13 +237,13 @@ inline void load_columns(Dtype dtype, const void* data, Index stride, Index coun
   for (; i < count; ++i) to[i] = dtype == Dtype::bf16 ? from_bf16(from[i * stride]) : from_f16(from[i * stride]);
 }
 
-// One row of a tensor in fp32.
+// Loads one row of a tensor as fp32.
 inline void load_row(const TensorView& t, Index b, Index h, Index i, Index columns, float* HWY_RESTRICT row) {
   const Index bytes = t.dtype == Dtype::f32 ? 4 : 2;
   load_columns(t.dtype, static_cast<const std::byte*>(t.data) + t.at(b, h, i, 0) * bytes, t.stride[3], columns, row);
 }
 
-// Its inverse: every element is rounded once.
+// Stores one row of a tensor; every element is rounded once.
 inline void store_row(const TensorView& t, Index b, Index h, Index i, Index columns, const float* HWY_RESTRICT row) {
   const Index at = t.at(b, h, i, 0), stride = t.stride[3];
   if (t.dtype == Dtype::f32) {

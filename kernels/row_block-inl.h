@@ -1,4 +1,5 @@
-// A block of query rows against the keys of a split, and splits against one another; compiled once for each SIMD target.
+// A block of query rows against the keys of a split, and the merging of splits. The file is
+// compiled once for each SIMD target.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -25,8 +26,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-// What the online softmax carries for each row of a block. All of it may be rescaled by any e^x: it means
-// sum e^(s - max) and sum e^(s - max) V.
+// What the online softmax carries for each row of a block: the sums sum e^(s - max) and
+// sum e^(s - max) V. Both may be rescaled together by any e^x.
 struct RowState {
   float* max;
   float* sum;
@@ -61,7 +62,8 @@ class RowBlock {
     std::fill_n(of_row_.get(), 7 * capacity_, 0.0f);
   }
 
-  // The block is now rows [row0, row0 + rows) of each of `heads` query heads from `head` on, and has seen no key.
+  // Makes this block the rows [row0, row0 + rows) of each of `heads` query heads, from `head` on,
+  // which have seen no key yet.
   void place(Index b, Index head, Index heads, Index row0, Index rows) {
     b_ = b;
     head_ = head;
@@ -79,13 +81,14 @@ class RowBlock {
     clear(total_, minus_infinity);
   }
 
-  // Keys that some row may see.
+  // The keys that at least one row may see.
   const KeyRange& seen() const { return seen_by_block_; }
   RowState split_state() const { return split_; }
   Index rows() const { return rows_; }
 
-  // The online softmax over the keys of one split. tiles.keys(tile) and then tiles.values(tile) give what is packed. If
-  // Tiles::stored, few rows need none of it: tiles.panel(tile, key) and tiles.values_in_place(tile, keys).
+  // Runs the online softmax over the keys of one split. tiles.keys(tile), and then
+  // tiles.values(tile), give packed keys and values. If Tiles::stored is true, a few rows do not
+  // need packed tiles: they use tiles.panel(tile, key) and tiles.values_in_place(tile, keys).
   template <class Tiles>
   void attend(Index split, Tiles tiles) {
     key0_ = 0;
@@ -103,9 +106,12 @@ class RowBlock {
     }
   }
 
-  // Adds a split to those that were merged before it: m' = max(m, m_s), a = e^(m - m'), b = e^(m_s - m'),
-  // l' = l_s b + (l a), O' = O_s b + (O a), with one rounding for what stands in brackets and one for the rest. A split
-  // in which the row saw nothing changes nothing, and the first one in which it saw something is taken as it is.
+  // Adds a split to those that were merged before it:
+  //   m' = max(m, m_s), a = e^(m - m'), b = e^(m_s - m'),
+  //   l' = l_s b + (l a), O' = O_s b + (O a).
+  // Each bracket is rounded once, and the rest of its formula is rounded once. A split in which the
+  // row saw nothing changes nothing, and the first split in which it saw something is taken as it
+  // is.
   void merge(const RowState& split) {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));
@@ -128,7 +134,7 @@ class RowBlock {
     }
   }
 
-  // Sink, division, output of what has been merged.
+  // Adds the sink, divides by the sum, and writes the outputs of what has been merged.
   void finish() {
     for (Index r = 0; r < rows_; ++r) {
       float m = total_.max[r], sum = total_.sum[r];
@@ -136,10 +142,12 @@ class RowBlock {
       if (!p_.sink.empty()) add_sink(p_.sink[block_[r].head], m, sum, row);
       if (sum != 0) {
         const float inverse = 1.0f / sum;
-        // The sign of a 0 tells which masked keys passed by: + 0 makes it one.
+        // The sign of a 0 would depend on the masked keys that passed by. Adding 0 makes every zero
+        // +0.
         for (Index c = 0; c < s_.value_dim; ++c) row[c] = row[c] * inverse + 0.0f;
       } else if (sees_a_key(r)) {
-        // Every visible score is -inf: 0 / 0, unlike a row whose every key is masked, which is 0.
+        // Every visible score is -inf, which is 0 / 0. A row whose every key is masked is 0
+        // instead.
         std::fill_n(row, s_.value_dim, std::numeric_limits<float>::quiet_NaN());
       }
       store(r, row, m, sum);
@@ -149,12 +157,13 @@ class RowBlock {
  private:
   struct Row {
     Index head, row;
-    KeyRange keys;  // that its intervals leave it
+    KeyRange keys;  // the keys that its intervals leave to the row
   };
 
   float* vector_of_rows(Index index) const { return of_row_.get() + index * capacity_; }
 
-  // A row that has seen nothing yet: any finite reference gives weights of 0 where -inf - -inf gives NaN.
+  // The reference for a row that has seen nothing yet: any finite number gives weights of 0, where
+  // -inf - -inf would give NaN.
   static float reference_of(float max) { return max == minus_infinity ? 0.0f : max; }
 
   void clear(const RowState& state, float max) const {
@@ -183,7 +192,8 @@ class RowBlock {
 
   bool few_rows() const { return rows_ < static_cast<Index>(block_rows); }
 
-  // The keys of this tile, relative to it, that some row of [r, r + count) may see.
+  // The keys of this tile, relative to its first key, that at least one row of [r, r + count) may
+  // see.
   KeyRange seen_in_tile(Index r, Index count) const {
     KeyRange seen{width_, 0};
     for (Index i = r; i < r + count; ++i) {
@@ -218,7 +228,8 @@ class RowBlock {
     }
   }
 
-  // Few rows: transposing keys once more for each register block costs less than storing them transposed.
+  // With few rows, transposing keys once more for each register block costs less than storing them
+  // transposed.
   template <class Tiles>
   bool score_in_place(Index tile, const Tiles& tiles) {
     if constexpr (Tiles::stored) {
@@ -246,7 +257,7 @@ class RowBlock {
         hn::Store(hn::Mul(cap, tanh_of(d, hn::Div(hn::Load(d, at), cap))), d, at);
   }
 
-  // Adds biases and puts -inf wherever a key is not visible, whatever the score there was.
+  // Adds biases, and writes -inf wherever a key is not visible, whatever the score there was.
   void mask_scores() {
     for (Index r = 0; r < rows_; ++r) {
       const auto& [h, i, range] = block_[r];
@@ -262,7 +273,8 @@ class RowBlock {
     observe(Stage::masked, scores_.get(), width_, score_stride);
   }
 
-  // The online softmax: m' = max(m, max s), w = e^(s - m'), l' = l e^(m - m') + sum w, O' = O e^(m - m') + w V.
+  // The online softmax:
+  //   m' = max(m, max s), w = e^(s - m'), l' = l e^(m - m') + sum w, O' = O e^(m - m') + w V.
   void update_softmax(Index tile) {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));
@@ -296,7 +308,7 @@ class RowBlock {
     observe(Stage::row_sum, split_.sum, 1, 1);
   }
 
-  // After the row sums: the normaliser is taken before dropout.
+  // Applies dropout after the row sums, because the normaliser is computed before dropout.
   void drop_weights() {
     const float keep_scale = 1.0f / (1.0f - p_.dropout);
     const std::uint64_t threshold = dropout_threshold(p_.dropout);
@@ -319,7 +331,7 @@ class RowBlock {
     });
   }
 
-  // values(column) gives the operand from there on.
+  // values(column) gives the operand from that column on.
   template <class Block, class Values>
   HWY_INLINE void accumulate_block(Block block, Index r, const KeyRange& seen, const Values& values) {
     if (seen.begin >= seen.end) return;
@@ -332,7 +344,8 @@ class RowBlock {
                   split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
   }
 
-  // Few rows that see the same keys of the tile: no weight is that of a masked pair, whatever V holds.
+  // For a few rows that see the same keys of the tile. No weight here belongs to a masked pair, so
+  // it does not matter what V holds at masked keys.
   template <class Tiles>
   bool accumulate_in_place(Index tile, const Tiles& tiles) {
     if constexpr (Tiles::stored) {
@@ -356,7 +369,8 @@ class RowBlock {
     return false;
   }
 
-  // V holds an infinity or a NaN somewhere in this tile: only what a row sees may reach it, so no 0 * NaN.
+  // For a tile in which V holds an infinity or a NaN: only the values that a row sees may reach the
+  // row, so that 0 * NaN never occurs.
   void accumulate_visible(const float* values) {
     for (Index r = 0; r < rows_; ++r) {
       float* row = split_.accumulator + r * accumulator_stride_;
@@ -388,7 +402,7 @@ class RowBlock {
     return false;
   }
 
-  // One more key with logit z and value 0.
+  // Adds one more key, with logit z and value 0.
   void add_sink(float z, float& m, float& sum, float* row) const {
     const Lanes d;
     const float new_max = m < z ? z : m;
@@ -421,7 +435,7 @@ class RowBlock {
   float* const correction_;
   float* const weight_;
   std::vector<Row> block_;
-  std::vector<KeyRange> seen_;  // in this tile, by the register block that begins at the row
+  std::vector<KeyRange> seen_;  // keys in this tile, by the register block that begins at the row
   KeyRange seen_by_block_{0, 0};
   Index b_ = 0, head_ = 0, row0_ = 0, head_rows_ = 1, rows_ = 0, key0_ = 0;
 };

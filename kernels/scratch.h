@@ -1,5 +1,6 @@
-// Inside kernels/: memory of a kernel's own. Everything comes from operator new, throws std::bad_alloc, and is there before the first
-// output element is written: what fails has written nothing.
+// Inside kernels/: memory that a kernel needs for itself. All of it comes from operator new, which
+// throws std::bad_alloc, and is there before the first output element is written. So a call that
+// fails has written nothing.
 #pragma once
 
 #include <fmt/format.h>
@@ -18,7 +19,8 @@
 
 namespace assay::kernels {
 
-// The status for a std::bad_alloc: its words are given up where there is no memory for them either.
+// Makes the status for a std::bad_alloc. If there is no memory for its text either, the status has
+// no text.
 template <class... Values>
 Status out_of_memory(fmt::format_string<Values...> what, Values... values) noexcept {
   Status status{StatusCode::memory_allocation_failed, {}};
@@ -29,7 +31,7 @@ Status out_of_memory(fmt::format_string<Values...> what, Values... values) noexc
   return status;
 }
 
-// Uninitialized, aligned for any vector; at least one.
+// Allocates uninitialized memory, aligned for any vector, for at least one element.
 template <class T>
 hwy::AlignedFreeUniquePtr<T[]> allocate_aligned(Index count) {
   auto p = hwy::AllocateAligned<T>(
@@ -40,11 +42,12 @@ hwy::AlignedFreeUniquePtr<T[]> allocate_aligned(Index count) {
 }
 inline hwy::AlignedFreeUniquePtr<float[]> allocate_floats(Index count) { return allocate_aligned<float>(count); }
 
-// As many scratches as tasks of a loop run at a time, none of which runs another loop.
+// As many scratches as tasks of one loop run at the same time. A task must not run another such
+// loop.
 template <class Scratch>
 class ScratchPool {
  public:
-  // make() gives a std::unique_ptr<Scratch>.
+  // make() returns a std::unique_ptr<Scratch>.
   template <class Make>
   ScratchPool(Index tasks, int threads, const Make& make) {
     const Index count = std::min<Index>(threads > 0 ? threads : hardware_threads(), tasks);
@@ -52,7 +55,7 @@ class ScratchPool {
     while (std::ssize(idle_) < count) idle_.push_back(make());
   }
 
-  // One of them until the end of a scope.
+  // Owns one scratch until the end of a scope.
   class Lease {
    public:
     explicit Lease(ScratchPool& pool) : pool_(pool) {

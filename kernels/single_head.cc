@@ -48,7 +48,7 @@ Status check(const Named& q, const Named& k, const Named& v, const Named& o, con
     for (const Named* t : {&q, &k, &v})
       if (t->extent(0) > single_head_max_batch) return refuse("Batch size too large (max 1024)", t->shape_of(0));
 
-  // From here on what that interface never looked at.
+  // The following checks are those that the older interface did not make.
   constexpr const char* invalid = "Invalid arguments";
   for (const Named* t : {&q, &k, &v, &o}) {
     if (t->array.shape.size() != rank) return refuse(invalid, fmt::format("{} has {} dimensions, not {}", t->name, t->array.shape.size(), rank));
@@ -78,14 +78,15 @@ Status check(const Named& q, const Named& k, const Named& v, const Named& o, con
   return {};
 }
 
-// [B, S, H, D] as [B, H, S, D].
+// Views [B, S, H, D] as [B, H, S, D].
 TensorView view_of(const Array& a) {
   const std::size_t rank = a.shape.size();
   if (rank == 2) return {a.data, a.dtype, {1, 1, a.shape[0], a.shape[1]}, {0, 0, a.stride[0], a.stride[1]}, a.origin};
   return {a.data, a.dtype, {a.shape[0], a.shape[2], a.shape[1], a.shape[3]}, {a.stride[0], a.stride[2], a.stride[1], a.stride[3]}, a.origin};
 }
 
-// Which sentence a failure behind the dispatcher has. The status and all that is known of it stand behind the sentence.
+// Chooses the sentence for a failure behind the dispatcher. The status and its details follow the
+// sentence.
 Status explain(const Status& status) {
   const auto begins = [&](std::string_view text) { return status.origin.starts_with(text); };
   std::string sentence = forward_failure_message(static_cast<int>(status.code));
@@ -125,7 +126,7 @@ Status single_head_attention(Dispatcher& dispatcher, const Array& q, const Array
     p.causal = options.causal;
     status = dispatcher.sdpa(p, {view_of(o), {}}, {Implementation::automatic, "host", options.threads});
     return status.ok() ? status : explain(status);
-  } catch (const std::bad_alloc&) {  // of a text at most: the code stays
+  } catch (const std::bad_alloc&) {  // at most a text failed to allocate; the status code stays
     if (status.ok()) status.code = StatusCode::memory_allocation_failed;
   } catch (const std::exception& e) {
     return {StatusCode::execution_failed, std::string(prefix) + e.what()};

@@ -1,8 +1,8 @@
-// The one seam between a production kernel and whoever wants to watch it or break it.
+// The stage policy: the one place where a trace or a planted fault enters a production kernel.
 //
-// A kernel is a template over a stage policy. The default below observes nothing and decides what is right;
-// it is empty and compiles away. A trace derives from it and sees every stage; a planted fault derives from
-// it and decides wrongly or changes what it sees.
+// A kernel is a template over a stage policy. The default policy below observes nothing and decides
+// what is right; it is empty and compiles away. A trace derives from it and sees every stage. A
+// planted fault derives from it and decides wrongly, or changes what it sees.
 #pragma once
 
 #include <algorithm>
@@ -25,30 +25,33 @@ enum class Stage {
   accumulated,
   output,
   lse,
-  // Backward alone; there, weights are P before dropout.
+  // The following stages belong to the backward pass. There, weights are P before dropout.
   output_gradient,
   delta,             // D
   weight_gradients,  // dP
-  score_gradients,   // dS as it enters dQ and dK
+  score_gradients,   // dS as it is used for dQ and dK
   query_gradient,
   key_gradient,
   value_gradient
 };
 
-// What one stage has just produced: `rows` rows of `columns` floats. Row r is query row0 + r (for key and
-// value, and their gradients: key key0 + r); columns are keys from key0 on in scores, masked, weights and the gradients
-// of weights and scores, else head dimensions.
+// What one stage has just produced: `rows` rows of `columns` floats. Row r is query row0 + r; for
+// key and value, and for their gradients, it is key key0 + r. The columns are keys from key0 on in
+// scores, masked, weights, and the gradients of weights and scores; in all other stages they are
+// head dimensions.
 struct StageView {
   Index b = 0, head = 0;
   Index row0 = 0, key0 = 0;
   Index rows = 0, columns = 0;
   float* data = nullptr;
   Index row_stride = 0, column_stride = 1;
-  // Of running maxima, sums and accumulators: their first key, and how many keys the tile at key0 has.
+  // For running maxima, sums and accumulators: the first key that they include, and how many keys
+  // the tile at key0 has.
   Index first_key = 0, keys = 0;
 };
 
-// Keys [begin, end) that the intervals of a problem (causal, window, lengths, starts) leave to a row.
+// The keys [begin, end) that the intervals of a problem (causality, window, lengths, starts) leave
+// to a row.
 struct KeyRange {
   Index begin, end;
 };
@@ -57,7 +60,7 @@ inline KeyRange visible_keys(const Attention& p, Index b, Index row) {
   const auto batch = static_cast<std::size_t>(b);
   Index begin = 0, end = keys;
   if (p.causal) end = std::min(end, diagonal + 1);
-  constexpr Index widest = 4 * largest_extent;  // hides nothing
+  constexpr Index widest = 4 * largest_extent;  // such a window hides nothing
   if (p.window_left >= 0) begin = std::max(begin, diagonal - std::min(p.window_left, widest));
   if (p.window_right >= 0) end = std::min(end, diagonal + std::min(p.window_right, widest) + 1);
   if (!p.key_lengths.empty()) end = std::min(end, p.key_lengths[batch]);
@@ -80,18 +83,21 @@ struct NoStages {
   float accumulator_correction(float correction) const { return correction; }
   float row_sum(float of_tile, float /*max*/, Index /*tile_keys*/, Index /*tile*/) const { return of_tile; }
 
-  // Merging the splits of the keys; in the backward pass, adding up what they give dQ.
+  // These functions merge the splits of the keys; in the backward pass, they add up the dQ of the
+  // splits.
   Index merged_splits(Index count) const { return count; }
   float merged_max(float total, float of_split) const { return total < of_split ? of_split : total; }
   float merged_sum_correction(float correction) const { return correction; }
   float merged_accumulator_correction(float correction) const { return correction; }
 
-  // Backward.
-  bool starts_key_sums(Index member) const { return member == 0; }  // dK and dV of a group, at this query head
+  // The functions of the backward pass. starts_key_sums: whether dK and dV of a group begin at this
+  // query head.
+  bool starts_key_sums(Index member) const { return member == 0; }
   Index query_head(Index kv_head, Index member, Index group) const { return kv_head * group + member; }
   Index row_tiles(Index rows, Index tile) const { return (rows + tile - 1) / tile; }
   float row_delta(float delta) const { return delta; }
-  float softcap_curvature() const { return 1; }  // x in 1 - x tanh^2, the slope of the softcap
+  // the factor x in 1 - x tanh^2, the slope of the softcap
+  float softcap_curvature() const { return 1; }
   float query_gradient_scale(float declared) const { return declared; }
   float key_gradient_scale(float declared) const { return declared; }
 };

@@ -8,7 +8,7 @@
 namespace assay::kernels {
 namespace {
 
-// body(element of the tensor, element of the contiguous bytes, how many of both)
+// Calls body(element of the tensor, element of the contiguous bytes, how many elements of both).
 template <class Body>
 void for_runs(const Extents& shape, const Extents& stride, Index origin, const Body& body) {
   Index at = 0;

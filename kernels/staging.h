@@ -1,4 +1,5 @@
-// Inside kernels/: between tensors with strides and contiguous bytes, which go to a device and come back, or hold outputs until nothing can fail.
+// Inside kernels/: copies between tensors with strides and contiguous bytes. Such bytes go to a
+// device and come back, or hold outputs until nothing can fail any more.
 #pragma once
 
 #include <cstddef>
@@ -12,20 +13,22 @@
 
 namespace assay::kernels {
 
-// f32, f16 and bf16.
+// Returns the bytes of an element of f32, f16 or bf16.
 Index bytes_of(Dtype dtype);
-// Bytes of so many contiguous elements; the largest number there is where that does not fit.
+// Returns the bytes of contiguous elements, or the largest number there is if the count does not
+// fit.
 std::size_t contiguous_bytes(const Extents& e, Index element_bytes);
 
-// The elements in order of their index, contiguous: in place where they lie so, in `storage` otherwise.
+// Returns the elements as contiguous bytes, in the order of their index. If they lie so in memory,
+// the result points there; otherwise it points into `storage`.
 std::span<const std::byte> gather(const void* data, const Extents& shape, const Extents& stride, Index origin, Index element_bytes, std::vector<std::byte>& storage);
 std::span<const std::byte> gather(const TensorView& t, std::vector<std::byte>& storage);
-// A contiguous tensor of the same shape and dtype; its elements are not copied.
+// Returns a contiguous tensor of the same shape and dtype. The elements of `t` are not copied.
 TensorView contiguous_copy(const TensorView& t, std::vector<std::byte>& storage);
-// The way back; `t` has as many elements.
+// Copies contiguous bytes into `t`, which has as many elements.
 void scatter(std::span<const std::byte> from, const TensorView& t);
 
-// A buffer that the device could not have.
+// The status for a buffer that is larger than the device allows.
 Status exceeds_buffer(std::string_view device, std::string_view name, std::size_t bytes, std::size_t largest);
 
 }  // namespace assay::kernels

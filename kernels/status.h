@@ -1,4 +1,4 @@
-// How every entry point of the kernels says whether it did what it was asked.
+// The status that every kernel returns, and its codes.
 #pragma once
 
 #include <string>
@@ -6,7 +6,7 @@
 
 namespace assay::kernels {
 
-// The codes of the C interface; docs/semantics.md, "Status".
+// The codes of the C interface; see "Status" in docs/semantics.md.
 enum class StatusCode : int {
   success = 0,
   invalid_arguments = 1,
@@ -21,11 +21,13 @@ enum class StatusCode : int {
 
 std::string_view message_of(StatusCode code);
 
-// On failure nothing was written; `detail` names the argument, the value that was refused and the limit.
+// The result of a call. If it is a failure, nothing was written, and `detail` names the argument,
+// the value that was refused and the limit.
 struct Status {
   StatusCode code = StatusCode::success;
   std::string detail;
-  std::string origin = {};  // of a failure on a device: the call and what it was for ("allocate query"); otherwise empty
+  // for a failure on a device: the call and its purpose ("allocate query"); otherwise empty
+  std::string origin = {};
   bool ok() const { return code == StatusCode::success; }
 };
 

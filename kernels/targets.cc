@@ -10,7 +10,8 @@ namespace {
 // The lowest bit is the best target.
 std::int64_t first_of(std::int64_t targets) { return targets & -targets; }
 
-// Asked once: the answer takes several CPUID instructions, which are slow in a virtual machine.
+// Highway is asked once: the answer takes several CPUID instructions, which are slow in a virtual
+// machine.
 std::int64_t runnable() {
   static const std::int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
   return targets;

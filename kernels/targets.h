@@ -1,4 +1,5 @@
-// SIMD targets: which ones are compiled, which ones this machine runs, and one of them as a value that travels with a call.
+// SIMD targets: the compiled ones, the ones that this machine can run, and one of them as a value
+// that travels with a call.
 #pragma once
 
 #include <cstdint>
@@ -16,10 +17,11 @@ std::vector<std::string> runnable_targets();
 // A compiled target that this machine can run.
 class Target {
  public:
-  Target();  // the best one
-  // Nothing if no target of this name is compiled, or this machine cannot run it. The empty name means the best one.
+  Target();  // the best target
+  // Returns nothing if no target of this name is compiled, or if this machine cannot run it. The
+  // empty name means the best target.
   static std::optional<Target> named(std::string_view name);
-  // The target whose bit() this is.
+  // Returns the target whose bit() this is.
   static Target of_bit(std::int64_t bit) { return Target(bit); }
 
   std::string name() const;

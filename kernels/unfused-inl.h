@@ -1,6 +1,7 @@
-// Unfused attention, compiled once for each SIMD target (hence the guard).
+// Unfused attention. The file is compiled once for each SIMD target, hence the guard.
 //
-// Every sum is fp32, in an order that depends on the target alone: q.k and the row sum in vector lanes, P V key by key.
+// Every sum is fp32, in an order that depends on the target alone: q.k and the row sum in vector
+// lanes, P V key by key.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -26,7 +27,8 @@ namespace assay::kernels::HWY_NAMESPACE {
 
 inline Index whole_vectors(Index n) { return (n + panel_alignment - 1) / panel_alignment * panel_alignment; }
 
-// A few rows that read the same key/value head: each key and value is converted once for all of them.
+// A few rows that read the same key/value head. Each key and each value is converted once for all
+// of them.
 class UnfusedRows {
  public:
   static constexpr Index most = 8;
@@ -42,7 +44,8 @@ class UnfusedRows {
         bias_row_(allocate_floats(keys_)),
         out_(allocate_floats(most * value_dim_)) {}
 
-  // Rows [first, first + count) of the key/value head g, its query heads one after the other.
+  // Computes the rows [first, first + count) of the key/value head g. Its query heads come one
+  // after the other.
   void run(const AttentionOutput& out, Index b, Index g, Index first, Index count) {
     const AttentionShape& s = p_.shape;
     Index begin = s.keys, end = 0;
@@ -68,7 +71,7 @@ class UnfusedRows {
  private:
   struct Row {
     Index head = 0, i = 0;
-    Index begin = 0, end = 0;  // keys that the intervals of the problem leave
+    Index begin = 0, end = 0;  // the keys that the intervals of the problem leave
     bool sees_a_key = false;
     float max = 0, sum = 0;
   };
@@ -93,13 +96,15 @@ class UnfusedRows {
     }
   }
 
-  // Scores become weights, not yet divided by their sum; a masked key's is -1, which no weight is.
+  // Turns scores into weights that are not yet divided by their sum. The weight of a masked key is
+  // -1, which no other weight is.
   void softmax(Index b, Index r) {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));
     Row& row = rows_[r];
     float* s = scores_of(r);
-    // Whole vectors around the row's keys; what is no key of it scores -inf.
+    // Whole vectors are computed around the keys of the row; the places that are no keys of the row
+    // get a score of -inf.
     const Index first = row.begin / n * n, last = std::max(first, (row.end + n - 1) / n * n);
     if (p_.softcap > 0) {
       const Vector cap = hn::Set(d, p_.softcap);
@@ -121,7 +126,8 @@ class UnfusedRows {
     Vector largest = hn::Set(d, p_.sink.empty() ? minus_infinity : p_.sink[row.head]);
     for (Index j = first; j < last; j += n) largest = hn::Max(largest, hn::Load(d, s + j));
     row.max = hn::GetLane(hn::MaxOfLanes(d, largest));
-    // Where nothing is finite any finite reference will do: the weights are 0, not e^(-inf - -inf).
+    // Where no score is finite, any finite reference will do: the weights are then 0, where
+    // e^(-inf - -inf) would be NaN.
     const Vector reference = hn::Set(d, row.max == minus_infinity ? 0.0f : row.max);
     Vector total = hn::Zero(d);
     for (Index j = first; j < last; j += n) {
@@ -137,7 +143,7 @@ class UnfusedRows {
         if (bias[j] == minus_infinity) s[j] = -1;
   }
 
-  // After the row sum: the normaliser is taken before dropout.
+  // Applies dropout after the row sums, because the normaliser is computed before dropout.
   void drop_weights(Index b, const Row& row, float* weights) const {
     const float keep_scale = 1.0f / (1.0f - p_.dropout);
     const std::uint64_t threshold = dropout_threshold(p_.dropout);
@@ -153,7 +159,7 @@ class UnfusedRows {
     for (Index j = begin; j < end; ++j) {
       load_row(p_.v, b, g, j, p_.shape.value_dim, row_.get());
       for (Index r = 0; r < count; ++r) {
-        // A masked key is passed over, whatever its value holds: 0 * NaN would be seen.
+        // A masked key is skipped, whatever its value holds, because 0 * NaN would show.
         if (j < rows_[r].begin || j >= rows_[r].end || scores_of(r)[j] < 0) continue;
         const Vector w = hn::Set(d, scores_of(r)[j]);
         float* o = out_.get() + r * value_dim_;
@@ -165,7 +171,7 @@ class UnfusedRows {
   void store(const AttentionOutput& out, Index b, Index r) {
     const Row& row = rows_[r];
     float* o = out_.get() + r * value_dim_;
-    // A sum of 0 is 0/0 where a key is seen, and a fully masked row where none is.
+    // A sum of 0 means 0/0 if the row sees a key, and a fully masked row if it sees none.
     if (row.sum != 0)
       for (Index c = 0; c < p_.shape.value_dim; ++c) o[c] /= row.sum;
     else std::fill_n(o, p_.shape.value_dim, row.sees_a_key ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
@@ -176,7 +182,7 @@ class UnfusedRows {
   }
 
   const Attention& p_;
-  const Index dim_, value_dim_, keys_;  // whole vectors
+  const Index dim_, value_dim_, keys_;  // rounded up to whole vectors
   hwy::AlignedFreeUniquePtr<float[]> q_, row_, scores_, bias_row_, out_;
   Row rows_[most];
 };

@@ -5,7 +5,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/unfused.cc"
 #include <hwy/foreach_target.h>
-// After foreach_target, which redefines the target on each of its passes.
+// This include comes after foreach_target, which redefines the target on each of its passes.
 #include "kernels/unfused-inl.h"
 
 HWY_BEFORE_NAMESPACE();

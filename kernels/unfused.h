@@ -1,5 +1,5 @@
-// Attention forward without tiles: all scores of a row, their softmax, then P V. What runs where the tiled kernel is
-// refused, so it does everything that docs/semantics.md defines.
+// Attention forward without tiles: all scores of a row, their softmax, then P V. It runs where the
+// tiled kernel is refused, so it does everything that docs/semantics.md defines.
 #pragma once
 
 #include "kernels/execution.h"
@@ -8,8 +8,8 @@
 
 namespace assay::kernels {
 
-// Dtypes, strides, refusals and threads as attention_forward. Nothing is written unless all memory was had: the
-// workspace is 8 rows of scores for each thread.
+// Dtypes, strides, refusals and threads are as for attention_forward. The workspace is 8 rows of
+// scores for each thread; if it cannot be allocated, nothing is written.
 Status attention_unfused(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
 
 }  // namespace assay::kernels

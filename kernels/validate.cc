@@ -19,7 +19,7 @@ struct Argument {
   Footprint footprint;
 };
 
-// The shapes of a problem's views, and where its inputs lie.
+// The shapes of a problem's views, and the places of its inputs.
 struct Views {
   explicit Views(const Attention& p)
       : q{p.shape.batch, p.shape.query_heads, p.shape.rows, p.shape.dim},
@@ -37,7 +37,7 @@ struct Views {
   Argument inputs[5];
 };
 
-// Every view can be addressed, and no output overlaps itself or anything else.
+// Checks that every view can be addressed, and that no output overlaps itself or another tensor.
 Status check_memory(std::span<const Argument> outputs, std::span<const Argument> inputs) {
   auto refuse = [](std::string detail) { return Status{StatusCode::invalid_arguments, std::move(detail)}; };
   constexpr std::size_t most = 16;
@@ -59,7 +59,7 @@ Status check_memory(std::span<const Argument> outputs, std::span<const Argument>
     if (const Overlap o = overlap_with_itself(out); o != Overlap::none)
       return refuse(fmt::format("{} {} itself: shape {}, strides {}", outputs[k].name, doubt[static_cast<int>(o)], fmt::join(out.shape, ", "),
                                 fmt::join(out.stride, ", ")));
-    // Most views do not even cross.
+    // Most views do not even have ranges that cross.
     for (std::size_t other = k + 1; other < count; ++other)
       if (reach[k].begin < reach[other].end && reach[other].begin < reach[k].end)
         if (const Overlap o = overlap(out, all[other]->footprint); o != Overlap::none)
@@ -68,7 +68,7 @@ Status check_memory(std::span<const Argument> outputs, std::span<const Argument>
   return {};
 }
 
-// All but where the views lie.
+// Checks everything except the places of the views.
 Status validate_problem(const Attention& p, const AttentionOutput& out, bool cached) {
   auto refuse = [](std::string detail) { return Status{StatusCode::invalid_arguments, std::move(detail)}; };
   const AttentionShape& s = p.shape;
@@ -78,7 +78,7 @@ Status validate_problem(const Attention& p, const AttentionOutput& out, bool cac
   if (s.kv_heads < 1) return refuse(fmt::format("kv_heads = {} is below 1", s.kv_heads));
   if (s.query_heads < 1 || s.query_heads % s.kv_heads != 0)
     return refuse(fmt::format("query_heads = {} is not a positive multiple of kv_heads = {}", s.query_heads, s.kv_heads));
-  // Sums and products of extents and positions stay far from the ends of 64 bits.
+  // With this limit, sums and products of extents and positions stay far from the ends of 64 bits.
   for (auto [name, extent] : {std::pair{"batch", s.batch}, {"query_heads", s.query_heads}, {"rows", s.rows}, {"keys", s.keys}})
     if (extent > largest_extent) return refuse(fmt::format("{} = {} is above 2^40", name, extent));
   if (static_cast<double>(s.batch) * static_cast<double>(s.query_heads) > 0x1p40)
@@ -154,7 +154,7 @@ Status validate_backward(const Attention& p, const AttentionBackwardInput& in, c
     if (*t && t->dtype != Dtype::f32) return refuse(fmt::format("{} is {}; it must be f32", name, format(t->dtype).name));
   if (out.d_sink && p.sink.empty()) return refuse("d_sink is asked for, but sink has 0 entries");
   const Views v(p);
-  // Where dBias broadcasts, its elements hold sums and are one place on purpose.
+  // Where dBias broadcasts, its elements are sums and share one place on purpose.
   Extents d_bias = v.pairs;
   for (std::size_t k = 0; k < 4; ++k)
     if (out.d_bias.stride[k] == 0) d_bias[k] = std::min<Index>(d_bias[k], 1);

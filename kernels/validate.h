@@ -1,4 +1,4 @@
-// What every entry point refuses before it writes anything.
+// The checks that every entry point of the kernels makes before it writes anything.
 #pragma once
 
 #include "kernels/status.h"
@@ -6,7 +6,8 @@
 
 namespace assay::kernels {
 
-// The message names the argument, its value and the limit. With `cached`, K and V are not tensors and not looked at.
+// The message names the argument, its value and the limit. If `cached` is true, K and V are not
+// tensors and are not checked.
 Status validate_attention(const Attention& problem, const AttentionOutput& out, bool cached = false);
 Status validate_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out);
 

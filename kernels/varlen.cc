@@ -41,7 +41,8 @@ Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
   const std::size_t sequences = cu_rows.size() - 1;
   if (!packed.offset.empty() && packed.offset.size() != sequences) return refuse(fmt::format("offset has {} entries, not {}", packed.offset.size(), sequences));
 
-  // One sequence after the other may lack memory when others have written: their rows come out when none does any more.
+  // If sequences are computed one after the other, one may lack memory when others have already
+  // written. So the rows are staged, and are copied to the outputs when nothing can fail any more.
   AttentionOutput staged = out;
   std::vector<std::byte> o_bytes, lse_bytes;
   TensorView o_rows = out.o, lse_rows = out.lse;
@@ -85,7 +86,7 @@ Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
   };
   try {
     const int workers = how.threads > 0 ? how.threads : hardware_threads();
-    // Many sequences side by side, few one after the other on all threads.
+    // Many sequences run side by side; a few run one after the other, each on all threads.
     if (sequences >= 2 * static_cast<std::size_t>(workers)) {
       parallel_for(static_cast<Index>(sequences), workers, [&](Index n) { note(run(static_cast<std::size_t>(n), 1)); });
     } else {

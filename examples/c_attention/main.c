@@ -1,5 +1,6 @@
-/* Attention whose answer is known in closed form: with K = 0 every visible key weighs the same, so a causal row i of O is
- * the mean of V[0..i], and LSE is log(i + 1). Prints the largest error; exit status 0 if it is that of fp32. */
+/* Attention whose answer is known in closed form. With K = 0 every visible key has the same weight,
+ * so row i of O is the mean of V[0..i] under causality, and its LSE is log(i + 1). The program
+ * prints the largest error; its exit status is 0 if that is an error of fp32. */
 #include <assay/assay.h>
 #include <math.h>
 #include <stdio.h>
@@ -20,7 +21,7 @@ int main(void) {
   float* lse = calloc((size_t)heads * length, sizeof(float));
   if (!q || !k || !v || !o || !lse) return 1;
   for (int e = 0; e < heads * length * dim; ++e) q[e] = (float)(e % 11);
-  /* V[g, j, c] = j + c + 1000 g: the mean over j = 0..i is i / 2 + c + 1000 g. */
+  /* V[g, j, c] = j + c + 1000 g, so the mean over j = 0..i is i / 2 + c + 1000 g. */
   for (int g = 0; g < kv_heads; ++g)
     for (int j = 0; j < length; ++j)
       for (int c = 0; c < dim; ++c) v[(g * length + j) * dim + c] = (float)(j + c + 1000 * g);
@@ -59,7 +60,7 @@ int main(void) {
   printf("assay %u: largest error %.2g, dispatched %lld, fallback %lld\n", (unsigned)assay_version(), worst, (long long)counters.dispatched,
          (long long)counters.fallback);
 
-  /* What is refused says why. */
+  /* A call that is refused says why. */
   problem.flags = 0;
   problem.scale = -1;
   if (assay_sdpa(context, &problem, &to, &tlse, ASSAY_AUTOMATIC, NULL) != ASSAY_INVALID_ARGUMENTS) return failed("a negative scale passed");

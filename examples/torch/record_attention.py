@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Runs the attention of PyTorch on recorded inputs and records what it answers.
+"""Runs the attention of PyTorch on recorded inputs and records its answers.
 
     assay record --case 'backward b=2 h=4 l=256 d=64 dtype=bf16 causal' -o inputs.safetensors
     python3 record_attention.py inputs.safetensors outputs.safetensors --backend flash efficient cudnn math
     assay verify outputs.safetensors
 
-A record that a backend does not take is left out, and counted with the reason. Needs torch alone. docs/records.md says what a file holds.
+A record that a backend does not take is left out, and counted with the reason. The script needs
+torch and nothing else. docs/records.md says what a file holds.
 """
 import argparse
 import collections
@@ -57,7 +58,7 @@ class Unsupported(Exception):
 
 
 def forward(backend, q, k, v, mask, causal, scale):
-    """O, and LSE where the backend gives one."""
+    """Returns O, and LSE if the backend gives one."""
     ops = torch.ops.aten
     if backend == "flash":
         if mask is not None:
@@ -109,7 +110,7 @@ def run(backend, tensors, line, device):
     if causal and mask is not None:
         raise Unsupported("causal together with a mask")
     group = q.shape[1] // k.shape[1]
-    # Heads are repeated as a view, so gradients of a group add up.
+    # Heads are repeated as a view, so the gradients of a group are added up.
     wide = [t if group == 1 else t.repeat_interleave(group, 1) for t in (k, v)]
     o, lse = forward(backend, q, *wide, mask, causal, float(scale) if scale else None)
     found = {"o": o}

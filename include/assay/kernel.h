@@ -1,10 +1,14 @@
-/* What a kernel of yours looks like to Assay: copy this file, fill the table at its end, build a shared library, and
+/* The interface between Assay and a kernel of yours, in C99 without dependencies. Copy this file,
+ * fill the table at its end, and build a shared library. Then
  *     assay check --kernel ./libmine.so --suite standard
- * judges it in a process of its own. C99, no dependencies; `assay new-kernel DIR` writes a project that builds and passes.
+ * judges the library in a process of its own. `assay new-kernel DIR` writes a project that builds
+ * and passes.
  *
- * - Sizes, strides and positions are 64-bit and count elements. Tensors have rank 4 and any strides; what is read is given with the layouts of
- *   the case. Inputs are mapped read-only: writing to one ends the process.
- * - Meaning of every operation and mask: docs/semantics.md. Masks compose; every field that is there counts.
+ * - Sizes, strides and positions are 64-bit and count elements. Tensors have rank 4 and may have
+ *   any strides; a kernel receives them in the layouts of the case. Inputs are mapped read-only, so
+ *   writing to one ends the process.
+ * - docs/semantics.md says what every operation and every mask means. Masks compose: every field
+ *   that is present counts.
  * - Assay's own C interface (assay.h) uses the same structs. */
 #ifndef ASSAY_KERNEL_H_
 #define ASSAY_KERNEL_H_
@@ -16,10 +20,11 @@
 extern "C" {
 #endif
 
-/* Of the structs here and in assay.h. Every struct begins with its version and its size: set both with its *_init function. */
+/* The version of the structs here and in assay.h. Every struct begins with its version and its
+ * size; the *_init function of the struct sets both. */
 #define ASSAY_VERSION 1u
 
-/* ---- Status ------------------------------------------------------------------------------------------------------- */
+/* ---- Status ---------------------------------------------------------------------------------- */
 
 typedef int32_t assay_status;
 enum {
@@ -34,17 +39,17 @@ enum {
   ASSAY_UNKNOWN = 255
 };
 
-/* ---- Tensors ------------------------------------------------------------------------------------------------------ */
+/* ---- Tensors --------------------------------------------------------------------------------- */
 
-/* DLPack's DLDataType and its codes. */
+/* The number format of an element: DLPack's DLDataType, with DLPack's codes. */
 typedef struct assay_dtype {
   uint8_t code, bits;
-  uint16_t lanes; /* 1 */
+  uint16_t lanes; /* always 1 */
 } assay_dtype;
 enum {
   ASSAY_INT = 0,
   ASSAY_UINT = 1,
-  ASSAY_FLOAT = 2, /* 16, 32 or 64 bits */
+  ASSAY_FLOAT = 2, /* with 16, 32 or 64 bits */
   ASSAY_BFLOAT = 4,
   ASSAY_BOOL = 6,
   ASSAY_FLOAT8_E4M3FN = 10,
@@ -53,22 +58,24 @@ enum {
   ASSAY_FLOAT4_E2M1FN = 17
 };
 
-/* DLPack's device type of memory that this machine's processor reads. */
+/* DLPack's device type for memory that this machine's processor reads. */
 enum { ASSAY_CPU = 1 };
 
-/* A view of somebody's memory. */
+/* A view of memory that the caller owns. */
 typedef struct assay_tensor {
   uint32_t version, struct_size;
   void* data;
   assay_dtype dtype;
   int32_t device_type, device_id;
-  int32_t rank; /* 4 */
+  int32_t rank; /* 4, except for assay_single_head_attention */
   int64_t shape[4];
-  int64_t strides[4]; /* in elements; 0 broadcasts, negative reverses */
+  /* in elements; 0 repeats one element along the dimension, a negative stride reverses it */
+  int64_t strides[4];
   int64_t offset;     /* elements from data to the element (0, 0, 0, 0) */
 } assay_tensor;
 
-/* Contiguous [d0, d1, d2, d3]; the caller may change strides and offset. */
+/* Describes a contiguous tensor [d0, d1, d2, d3]. The caller may change strides and offset
+ * afterwards. */
 static inline void assay_tensor_init(assay_tensor* t, void* data, uint8_t dtype_code, uint8_t dtype_bits, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
   t->version = ASSAY_VERSION;
   t->struct_size = (uint32_t)sizeof(*t);
@@ -83,7 +90,8 @@ static inline void assay_tensor_init(assay_tensor* t, void* data, uint8_t dtype_
   t->shape[1] = d1;
   t->shape[2] = d2;
   t->shape[3] = d3;
-  /* Unsigned: absurd extents are refused by the functions, not computed with here. */
+  /* The arithmetic is unsigned, so that it cannot overflow here: the functions refuse absurd
+   * extents. */
   t->strides[3] = 1;
   t->strides[2] = d3;
   t->strides[1] = (int64_t)((uint64_t)d2 * (uint64_t)d3);
@@ -91,34 +99,35 @@ static inline void assay_tensor_init(assay_tensor* t, void* data, uint8_t dtype_
   t->offset = 0;
 }
 
-/* ---- Operations --------------------------------------------------------------------------------------------------- */
+/* ---- Operations ------------------------------------------------------------------------------ */
 
 enum {
   ASSAY_CAUSAL = 1,
-  ASSAY_FINITE_MIN_MASKS = 2, /* the bias dtype's most negative finite number means -inf */
-  ASSAY_DEFAULT_SCALE = 4     /* 1 / sqrt(D), whatever `scale` holds */
+  ASSAY_FINITE_MIN_MASKS = 2, /* the most negative finite number of the bias's dtype means -inf */
+  ASSAY_DEFAULT_SCALE = 4     /* the scale is 1 / sqrt(D), whatever `scale` holds */
 };
 
-/* Q [B, Hq, Lq, D], K [B, Hkv, Lk, D], V [B, Hkv, Lk, Dv]. Tensors and arrays that are NULL are absent. */
+/* An attention problem: Q [B, Hq, Lq, D], K [B, Hkv, Lk, D], V [B, Hkv, Lk, Dv], and its masks. Hq
+ * is a multiple of Hkv. A tensor or array that is NULL is absent. */
 typedef struct assay_attention {
   uint32_t version, struct_size;
-  const assay_tensor *q, *k, *v; /* f32, f16 or bf16, one dtype */
-  float scale, softcap;          /* softcap 0: none */
+  const assay_tensor *q, *k, *v; /* f32, f16 or bf16, all of one dtype */
+  float scale, softcap;          /* softcap 0 means none */
   uint32_t flags;
   float dropout;
   uint64_t dropout_seed;
-  int64_t window_left, window_right;                       /* -1: open */
-  const assay_tensor* keep;                                /* bool or uint8 [B, Hq, Lq, Lk], non-zero keeps */
-  const assay_tensor* bias;                                /* f32, f16 or bf16 [B, Hq, Lq, Lk] */
+  int64_t window_left, window_right;                       /* -1 means open */
+  const assay_tensor* keep; /* bool or uint8 [B, Hq, Lq, Lk]; non-zero keeps a pair */
+  const assay_tensor* bias; /* f32, f16 or bf16 [B, Hq, Lq, Lk]; is added to the scores */
   const int64_t *offset, *key_lengths, *key_starts;        /* B entries each */
-  int64_t offset_count, key_length_count, key_start_count; /* B, or 0 */
+  int64_t offset_count, key_length_count, key_start_count; /* B, or 0 if the array is absent */
   const float *alibi_slopes, *sink;                        /* Hq entries each */
-  int64_t alibi_slope_count, sink_count;                   /* Hq, or 0 */
+  int64_t alibi_slope_count, sink_count;                   /* Hq, or 0 if the array is absent */
   const int32_t *query_segment, *key_segment;              /* B * Lq and B * Lk entries */
-  int64_t query_segment_count, key_segment_count;          /* so many, or 0 */
+  int64_t query_segment_count, key_segment_count; /* as many, or 0 if the arrays are absent */
 } assay_attention;
 
-/* No mask, the default scale. */
+/* Describes a problem without tensors, without masks, and with the default scale. */
 static inline void assay_attention_init(assay_attention* a) {
   a->version = ASSAY_VERSION;
   a->struct_size = (uint32_t)sizeof(*a);
@@ -138,8 +147,10 @@ static inline void assay_attention_init(assay_attention* a) {
   a->query_segment_count = a->key_segment_count = 0;
 }
 
-/* dQ, dK and dV have the shapes of Q, K and V, and f32, f16 or bf16 each. d_bias is f32 [B, Hq, Lq, Lk], strides 0 where the
- * bias broadcasts; d_sink is f32 [1, Hq, 1, 1]; both may be NULL. */
+/* The gradients that a backward pass writes. dQ, dK and dV have the shapes of Q, K and V, and are
+ * f32, f16 or bf16 each. d_bias is f32 [B, Hq, Lq, Lk], with stride 0 where the bias broadcasts:
+ * such an element receives the sum over the dimension. d_sink is f32 [1, Hq, 1, 1]. d_bias and
+ * d_sink may be NULL. */
 typedef struct assay_gradients {
   uint32_t version, struct_size;
   const assay_tensor *dq, *dk, *dv, *d_bias, *d_sink;
@@ -151,27 +162,28 @@ static inline void assay_gradients_init(assay_gradients* g) {
   g->dq = g->dk = g->dv = g->d_bias = g->d_sink = NULL;
 }
 
-/* Bytes, values and groups of each: docs/formats.md. */
+/* The low-bit formats. docs/formats.md describes the bytes, values and groups of each. */
 enum {
   ASSAY_MXFP4 = 0,
   ASSAY_NVFP4 = 1,
-  ASSAY_FP4 = 2,        /* grouped f16 scales, eight nibbles along k in a 32-bit word */
-  ASSAY_FP4_SPARSE = 3, /* the same, two of each four k */
+  ASSAY_FP4 = 2,        /* f16 scales for groups; a 32-bit word has eight nibbles along k */
+  ASSAY_FP4_SPARSE = 3, /* the same, with two kept of each four k */
   ASSAY_MXFP8_E4M3 = 4,
   ASSAY_MXFP8_E5M2 = 5,
   ASSAY_INT8 = 6,
   ASSAY_INT4 = 7
 };
 
-/* A matrix [K, N] as codes and scales. */
+/* A matrix [K, N] in a low-bit format. */
 typedef struct assay_low_bit {
   uint32_t version, struct_size;
   int32_t format;
-  float tensor_scale; /* 1, but for ASSAY_NVFP4 */
+  float tensor_scale; /* 1, except for ASSAY_NVFP4 */
   int64_t k, n;
-  int64_t group_size; /* 0: that of the format; -1: 8-bit floats without scales */
+  int64_t group_size; /* 0: the group size of the format; -1: 8-bit floats without scales */
   const void *codes, *scales;
-  const void* extra; /* zero points of integers, metadata of ASSAY_FP4_SPARSE; NULL otherwise */
+  /* the zero points of integers, or the metadata of ASSAY_FP4_SPARSE; NULL otherwise */
+  const void* extra;
 } assay_low_bit;
 
 static inline void assay_low_bit_init(assay_low_bit* m, int32_t format, int64_t k, int64_t n) {
@@ -185,43 +197,58 @@ static inline void assay_low_bit_init(assay_low_bit* m, int32_t format, int64_t 
   m->codes = m->scales = m->extra = NULL;
 }
 
-/* ---- Kernels ------------------------------------------------------------------------------------------------------ */
+/* ---- Kernels --------------------------------------------------------------------------------- */
 
-enum { ASSAY_FORWARD = 0, ASSAY_BACKWARD = 1, ASSAY_PRODUCT = 2, ASSAY_DECODE = 3 }; /* `operation` below is any but PRODUCT */
+/* where an `operation` is passed below, it is never ASSAY_PRODUCT */
+enum { ASSAY_FORWARD = 0, ASSAY_BACKWARD = 1, ASSAY_PRODUCT = 2, ASSAY_DECODE = 3 };
 
-/* Where decode finds keys and values: token j of sequence b is slot j % page_size of page block_table[b * pages_per_sequence + j / page_size].
- * Pages that hold no token of a sequence are -1. A contiguous cache has one page a sequence. */
+/* Where decode finds keys and values. Token j of sequence b is slot j % page_size of the page
+ * block_table[b * pages_per_sequence + j / page_size]. An entry is -1 if its page holds no token of
+ * the sequence. A contiguous cache has one page for each sequence. */
 typedef struct assay_pages {
   uint32_t version, struct_size;
-  const assay_tensor *k, *v; /* [pages, Hkv, page_size, D] and [pages, Hkv, page_size, Dv], in the dtype of Q; unused slots hold NaN */
+  /* [pages, Hkv, page_size, D] and [pages, Hkv, page_size, Dv], in the dtype of Q; unused slots
+   * hold NaN */
+  const assay_tensor *k, *v;
   int64_t page_size, pages_per_sequence;
-  const int32_t* block_table; /* B * pages_per_sequence */
+  const int32_t* block_table; /* B * pages_per_sequence entries */
 } assay_pages;
 
-/* How a kernel computes. The bound of every element is derived from it and the data (docs/bounds.md), so an error beyond it is a proof. What
- * is not declared is tried from the strictest arithmetic to the most lenient, and the verdict names the first that is not refuted. */
+/* How a kernel computes. The bound of every element is derived from this struct and from the data
+ * (docs/bounds.md), so an error beyond the bound is a proof. For a kernel that declares nothing,
+ * arithmetics are tried from the strictest to the most lenient, and the verdict names the first
+ * that is not refuted.
+ *
+ * Unit roundoffs and relative errors are plain numbers. An error in ulp is at most that many times
+ * 2 * roundoff, relative to the result. */
 typedef struct assay_arithmetic {
   uint32_t version, struct_size;
-  double dot_roundoff;       /* of an accumulation step of Q K^T and P V: 2^-24 fp32, 2^-23 truncating, 2^-11 fp16 */
-  double largest;            /* finite limit of scores and accumulators */
-  double roundoff;           /* of softmax, 2^-24 */
-  double exp_ulp, log_ulp, tanh_ulp;
-  double exp_ulp_per_unit;   /* error of exp(x): exp_ulp + exp_ulp_per_unit |x| */
-  double exp_floor;          /* absolute error of exp where it underflows */
-  double scale_error;        /* relative error of a constant folded into the argument of exp */
-  double argument_roundings; /* on the argument of exp: 1 for s - m, 2 for (s - m) * c */
-  int32_t dot_block;         /* width of a matrix instruction that aligns and truncates; 0: one product at a time */
-  int32_t products_rounded;  /* 1: no fused multiply-add */
-  int32_t fused_argument;    /* 1: exp2(fma(s, c, -m c)) */
-  int32_t weight_bits;       /* weights are rounded before P V: 0 not, 16 to f16, -16 to bf16 */
-  int32_t score_bits;        /* scores are stored in: likewise */
-  int32_t sum_from_rounded;  /* 1: the row sum adds rounded weights */
-  int32_t division_roundings; /* 2: times 1 / l, 1: divided by l */
-  int32_t ordered;           /* 1: q.k ascending over d, P V ascending over keys, tile after tile: a sharper bound */
-  int64_t tile, row_tile;    /* keys and rows of a tile; 64 */
+  /* unit roundoff of an accumulation step of Q K^T and P V: 2^-24 for fp32, 2^-23 for fp32 that
+   * truncates, 2^-11 for fp16 */
+  double dot_roundoff;
+  double largest;            /* the largest finite number of scores and accumulators */
+  double roundoff;           /* unit roundoff of the softmax: 2^-24 for fp32 */
+  double exp_ulp, log_ulp, tanh_ulp; /* errors of exp, log and tanh in ulp */
+  double exp_ulp_per_unit;   /* makes the error of exp(x) exp_ulp + exp_ulp_per_unit |x| ulp */
+  double exp_floor;          /* absolute error of exp where its result underflows */
+  double scale_error; /* relative error of a constant that is folded into the argument of exp */
+  double argument_roundings; /* roundings of the argument of exp: 1 for s - m, 2 for (s - m) * c */
+  /* width of a matrix instruction that aligns and truncates products; 0: one product at a time */
+  int32_t dot_block;
+  int32_t products_rounded; /* 1: a product is rounded before it is added (no fused multiply-add) */
+  int32_t fused_argument;    /* 1: the weight is exp2(fma(s, c, -m c)) */
+  int32_t weight_bits; /* dtype to which weights are rounded before P V: 0 none, 16 f16, -16 bf16 */
+  int32_t score_bits;        /* dtype in which scores are stored: likewise */
+  int32_t sum_from_rounded;  /* 1: the row sum adds the rounded weights */
+  /* 1: O is divided by the row sum; 2: O is multiplied by its rounded inverse */
+  int32_t division_roundings;
+  /* 1: q.k is summed with d ascending, and P V with keys ascending, tile after tile, which gives a
+   * sharper bound; 0: any order */
+  int32_t ordered;
+  int64_t tile, row_tile;    /* keys and rows of a tile; 64 by default */
 } assay_arithmetic;
 
-/* fp32 throughout, any order, exp within an ulp. */
+/* Declares fp32 throughout, sums in any order, and an exp within one ulp. */
 static inline void assay_arithmetic_init(assay_arithmetic* a) {
   a->version = ASSAY_VERSION;
   a->struct_size = (uint32_t)sizeof(*a);
@@ -238,9 +265,9 @@ static inline void assay_arithmetic_init(assay_arithmetic* a) {
   a->tile = a->row_tile = 64;
 }
 
-/* A stage of a kernel that can be watched (assay trace): docs/trace.md says what each holds. */
+/* The stages of a kernel that `assay trace` can watch. docs/trace.md says what each one holds. */
 enum {
-  ASSAY_STAGE_QUERY = 0, /* as loaded: one row, columns are those of the head */
+  ASSAY_STAGE_QUERY = 0, /* as loaded: one row, whose columns are those of the head */
   ASSAY_STAGE_KEY = 1,
   ASSAY_STAGE_VALUE = 2,
   ASSAY_STAGE_SCORES = 3, /* scaled and capped, before biases */
@@ -248,25 +275,30 @@ enum {
   ASSAY_STAGE_ROW_MAX = 5,
   ASSAY_STAGE_RESCALE = 6,     /* e^(old maximum - new maximum) */
   ASSAY_STAGE_WEIGHTS = 7,     /* e^(score - maximum), after dropout */
-  ASSAY_STAGE_ROW_SUM = 8,     /* after this tile */
-  ASSAY_STAGE_ACCUMULATED = 9, /* likewise */
+  ASSAY_STAGE_ROW_SUM = 8,     /* up to and including this tile */
+  ASSAY_STAGE_ACCUMULATED = 9, /* up to and including this tile */
   ASSAY_STAGE_OUTPUT = 10,     /* before it is rounded to the dtype of O */
   ASSAY_STAGE_LSE = 11,
-  /* Of a backward pass, where scores are those before the softcap, and weights are P before dropout. */
+  /* The following stages are those of a backward pass. There, scores are before the softcap, and
+   * weights are P before dropout. */
   ASSAY_STAGE_OUTPUT_GRADIENT = 12,
   ASSAY_STAGE_DELTA = 13,
   ASSAY_STAGE_WEIGHT_GRADIENTS = 14, /* dP = dO.v, before dropout */
   ASSAY_STAGE_SCORE_GRADIENTS = 15   /* dS */
 };
 
-/* Rows [row0, row0 + rows) of a query head (of keys and values: of a kv head). Columns are the keys from key0 on in scores, masked, weights
- * and their gradients, columns of the head in loads, accumulated and output, and in row_max, rescale and row_sum the lanes that hold the one
- * number of a row, which have to agree. */
+/* What a stage holds for the rows [row0, row0 + rows) of one query head; for ASSAY_STAGE_KEY and
+ * ASSAY_STAGE_VALUE, for these rows of one kv head. The meaning of a column depends on the stage:
+ * in scores, masked, weights and their gradients, a column is a key, from key0 on; in loads,
+ * accumulated and output, it is a column of the head; in row_max, rescale and row_sum, the columns
+ * are the lanes that hold the one number of a row, and they have to agree. */
 typedef struct assay_stage {
   uint32_t version, struct_size;
   int32_t stage, reserved;
   int64_t b, head, row0, key0, rows, columns;
-  int64_t first_key, keys; /* of running values: their first key (0, or that of a split), and how many keys the tile at key0 has */
+  /* for running values: the first key that they include (0, or that of a split), and how many keys
+   * the tile at key0 has */
+  int64_t first_key, keys;
   const float* data;
   int64_t row_stride, column_stride;
 } assay_stage;
@@ -282,44 +314,54 @@ static inline void assay_stage_init(assay_stage* s, int32_t stage, const float* 
   s->row_stride = s->column_stride = 1;
 }
 
-/* What a call brings along. */
+/* What a call receives beside its tensors. */
 typedef struct assay_run {
   uint32_t version, struct_size;
-  void* workspace; /* of as many bytes as the kernel's workspace function said, aligned to 64; NULL: none */
+  void* workspace; /* as many bytes as the function `workspace` asked for, aligned to 64; or NULL */
   uint64_t workspace_bytes;
-  int32_t threads; /* 0: all */
+  int32_t threads; /* 0: all hardware threads */
   int32_t reserved;
-  /* NULL but for assay trace. To be called, where the kernel offers it, with what a stage has just made, from any thread. */
+  /* NULL except under `assay trace`. A kernel that offers its stages calls it, from any thread,
+   * with what a stage has just computed. `context` is probe_context. */
   void (*probe)(void* context, const assay_stage* made);
   void* probe_context;
 } assay_run;
 
-/* The table. Functions that are NULL are operations or options that there are not. */
+/* The table of a kernel. A function that is NULL is an operation or an option that the kernel does
+ * not have. */
 typedef struct assay_kernel {
   uint32_t version, struct_size;
   const char* name;
-  int32_t no_lse; /* 1: forward and decode write no LSE; their argument is NULL then, and LSE is not judged */
+  /* 1: forward and decode write no LSE; their argument lse is NULL then, and LSE is not judged */
+  int32_t no_lse;
   int32_t probes; /* 1: forward and backward call run->probe where it is not NULL */
 
-  /* ASSAY_SUCCESS if the kernel does this problem. Otherwise ASSAY_UNSUPPORTED, and *reason may say why; that is counted, and is never a
-   * pass. output: of O and of the gradients. Saying yes and then answering ASSAY_UNSUPPORTED is a failure. NULL: does everything. */
+  /* Returns ASSAY_SUCCESS if the kernel does this problem. Otherwise it returns ASSAY_UNSUPPORTED
+   * and may set *reason to a text that says why; the case is counted under this reason, and is
+   * never a pass. `output` is the dtype of O and of the gradients. A kernel that says yes and then
+   * answers ASSAY_UNSUPPORTED fails the case. The tensors of `problem` have no data here. NULL
+   * means that the kernel does everything. */
   assay_status (*supports)(int32_t operation, const assay_attention* problem, const assay_dtype* output, const char** reason);
-  /* The same of products; a and w have no elements there. */
+  /* Answers the same question for products; a and w have no data here. */
   assay_status (*supports_product)(const assay_tensor* a, const assay_low_bit* w, const assay_dtype* output, const char** reason);
-  /* NULL: not declared. */
+  /* Describes in *declared how the kernel computes. NULL means that nothing is declared. */
   assay_status (*arithmetic)(const assay_attention* problem, assay_arithmetic* declared);
-  /* Bytes that a call needs beside its tensors. NULL: none. */
+  /* Returns how many bytes a call needs beside its tensors. NULL means none. */
   uint64_t (*workspace)(int32_t operation, const assay_attention* problem);
 
-  /* O [B, Hq, Lq, Dv] in f32, f16 or bf16, and LSE [B, Hq, Lq, 1] in f32 (the natural logarithm). Every element is to be written. */
+  /* Writes O [B, Hq, Lq, Dv] in f32, f16 or bf16, and LSE [B, Hq, Lq, 1] in f32 (the natural
+   * logarithm). Every element has to be written. */
   assay_status (*forward)(const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, const assay_run* run);
-  /* dQ, dK, dV, and dBias and dSink where they are not NULL, from O and LSE as forward stored them, and dO. */
+  /* Writes dQ, dK and dV, and d_bias and d_sink where they are not NULL, from dO and from O and LSE
+   * as forward stored them. */
   assay_status (*backward)(const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, const assay_tensor* d_o,
                            const assay_gradients* gradients, const assay_run* run);
-  /* As forward, over the keys of a cache: in `problem`, k and v are shapes without data (Lk: the most keys of a sequence), key_lengths says how many tokens
-   * each sequence has and key_starts which were dropped. The rows are the last tokens: offset is key length - Lq. */
+  /* Does the same as forward over the keys of a cache. In `problem`, k and v are shapes without
+   * data (Lk is the largest number of keys of a sequence), key_lengths says how many tokens each
+   * sequence has, and key_starts says how many of them were dropped. The rows are the last tokens:
+   * the offset of a sequence is its key length less Lq. */
   assay_status (*decode)(const assay_attention* problem, const assay_pages* pages, const assay_tensor* o, const assay_tensor* lse, const assay_run* run);
-  /* C [1, 1, M, N] = A W, A [1, 1, M, K]. */
+  /* Writes C = A W, where A is [1, 1, M, K] and C is [1, 1, M, N]. */
   assay_status (*product)(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c, const assay_run* run);
 } assay_kernel;
 
@@ -338,8 +380,8 @@ static inline void assay_kernel_init(assay_kernel* k, const char* name) {
   k->product = NULL;
 }
 
-/* The one symbol of your library: a table that lives as long as the library. version: the newest that the caller knows; a library that is
- * newer answers NULL. */
+/* The one symbol of your library. It returns a table that lives as long as the library. `version`
+ * is the newest version that the caller knows; a library that is newer returns NULL. */
 typedef const assay_kernel* (*assay_kernel_entry_function)(uint32_t version);
 #if defined(__GNUC__)
 __attribute__((visibility("default")))

@@ -1,11 +1,15 @@
-// Tiled attention forward with online softmax. A work-group owns ROWS query rows of one head, LANES work-items a row; K and V pass through
-// local memory, SLICE columns of a tile of KEYS keys at a time.
+// Tiled attention forward with online softmax. A work-group owns ROWS query rows of one head, with
+// LANES work-items for each row. K and V pass through local memory, SLICE columns of a tile of KEYS
+// keys at a time.
 //
-// Order of every sum, as device_contract() declares it: q.k is one FMA chain over d; P V one FMA chain over the keys of a tile on top of
-// the rescaled accumulator; the row sum by halves within a tile, then tile by tile. Tiles begin at key 0, so a row's bits depend neither on
-// ROWS nor on what else is in the call. A masked key has no weight at all: what it holds is never multiplied.
+// device_contract() declares the order of every sum: q.k is one FMA chain over d. P V is one FMA
+// chain over the keys of a tile, on top of the rescaled accumulator. The row sum is summed by
+// halves within a tile, and then tile by tile. Tiles begin at key 0, so the bits of a row depend
+// neither on ROWS nor on what else is in the call. A masked key has no weight at all: what it holds
+// is never multiplied.
 //
-// Constants: INPUT, OUTPUT, ROWS, and VALUES, the columns of O that a work-item keeps (at least two for each SLICE of Dv).
+// The constants are INPUT, OUTPUT, ROWS, and VALUES, the number of columns of O that a work-item
+// keeps (at least two for each SLICE of Dv).
 
 #define LANES 16
 #define KEYS 64
@@ -15,10 +19,10 @@ typedef struct {
   ASSAY_ATTENTION_PARAMETERS(WHOLE, REAL)
 } Parameters;
 
-// e^x for x <= 0, or NaN; below -87, where results leave the normal range, 0 on every device.
+// e^x for x <= 0 or NaN. Below -87, where results leave the normal range, it is 0 on every device.
 inline float weight_of(float x) { return x < -87.0f ? 0.0f : exp(x); }
 
-// The sum of what is added to a score; -inf masks.
+// Returns the sum of everything that is added to a score; -inf masks the key.
 inline float bias_of(global const Parameters* p, global const void* bias, global const uchar* keep, global const float* slopes, global const int* query_segment,
                      global const int* key_segment, long b, long h, long i, long j, long offset) {
   float sum = slopes ? slopes[h] * (float)(j - (i + offset)) : 0.0f;
@@ -47,7 +51,7 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
   const long row0 = get_group_id(0) * ROWS, row_end = min(row0 + ROWS, p->rows), i = row0 + row;
   const long offset = limits[3 * b], keys_begin = limits[3 * b + 1], keys_end = limits[3 * b + 2];
 
-  // Keys that this row may see, and those that any row of the group may.
+  // The keys that this row may see, and the keys that any row of the group may see.
   long begin = keys_begin, end = i < p->rows ? keys_end : keys_begin, first = keys_begin, last = keys_end;
   if (p->causal) {
     end = min(end, i + offset + 1);
@@ -62,7 +66,7 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
     last = min(last, row_end + offset + p->window_right);
   }
 
-  // A sink is a key that was seen before all others and has no value.
+  // A sink is treated as a key that was seen before all others and has no value.
   float m = sinks ? sinks[h] : -INFINITY, l = m == -INFINITY ? 0.0f : 1.0f, o[VALUES];
   for (int c = 0; c < VALUES; ++c) o[c] = 0;
   int seen = 0;
@@ -87,7 +91,7 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
     }
 
     float highest = -INFINITY;
-    int visible = 0;  // bit n
+    int visible = 0;  // bit n: whether key n is visible
     for (int n = 0; n < KEYS / LANES; ++n) {
       const long j = tile + lane + n * LANES;
       if (j < begin || j >= end) continue;
@@ -98,7 +102,7 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
       s += added;
       score[n] = s;
       visible |= 1 << n;
-      highest = fmax(highest, s);  // passes over NaN, whose weight is NaN
+      highest = fmax(highest, s);  // fmax ignores NaN, whose weight is NaN later
     }
     seen |= visible;
 
@@ -109,13 +113,14 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
       barrier(CLK_LOCAL_MEM_FENCE);
     }
     const float m_new = fmax(m, reduced[row][0]);
-    // While every score is -inf any finite reference gives weights of 0, where -inf - -inf would give NaN.
+    // While every score is -inf, any finite reference gives weights of 0, where -inf - -inf would
+    // give NaN.
     const float reference = m_new == -INFINITY ? 0.0f : m_new;
     const float correction = weight_of(m - reference);
     float sum = 0;
     for (int n = 0; n < KEYS / LANES; ++n) {
       const bool sees = (visible >> n) & 1;
-      const float w = sees ? weight_of(score[n] - reference) : -1.0f;  // below 0: masked
+      const float w = sees ? weight_of(score[n] - reference) : -1.0f;  // below 0 means masked
       weights[row][lane + n * LANES] = w;
       if (sees) sum += w;
     }
@@ -157,7 +162,7 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
   const long at = (b * p->query_heads + h) * p->rows + i;
   for (int n = 0; n < VALUES; ++n) {
     const long c = n / 2 * SLICE + n % 2 * LANES + lane;
-    // Where every visible score is -inf: 0 / 0. A row whose every key is masked is 0.
+    // Where every visible score is -inf, the result is 0 / 0. A row whose every key is masked is 0.
     if (c < p->value_dim) store_as(output, at * p->value_dim + c, OUTPUT, row_seen ? o[n] / l : 0.0f);
   }
   if (lse && lane == 0) lse[at] = m + log(l);

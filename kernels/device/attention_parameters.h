@@ -1,4 +1,5 @@
-// What attention.cl is told besides its tensors, in the order of the struct: read by C++ and by the OpenCL compiler alike.
+// The parameters of attention.cl besides its tensors, in the order of the struct. The C++ compiler
+// and the OpenCL compiler both read this file.
 #define ASSAY_ATTENTION_PARAMETERS(WHOLE, REAL)                                               \
   WHOLE(batch)                                                                                \
   WHOLE(query_heads)                                                                          \

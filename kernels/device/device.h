@@ -1,5 +1,7 @@
-// What an accelerated kernel needs of a device. Backends: host (threads of this machine), opencl; the tests have one of GoogleMock's. A cuda
-// backend would be one more class behind this interface, with cuda_codes() as its table, and a line in make_device().
+// The interface between an accelerated kernel and a device. There are two backends: host (threads
+// of this machine) and opencl; the tests have a third, made with GoogleMock. A CUDA backend would
+// be one more class behind this interface, with cuda_codes() as its table, and a line in
+// make_device().
 #pragma once
 
 #include <cstddef>
@@ -23,37 +25,40 @@ enum class BufferHandle : std::uint64_t { none = 0 };
 enum class KernelHandle : std::uint64_t { none = 0 };
 
 struct DeviceLimits {
-  std::string name;                // of the device, with its driver
-  std::size_t memory = 0;          // bytes
-  std::size_t largest_buffer = 0;  // bytes
-  std::size_t local_memory = 0;    // bytes a work-group
-  std::size_t largest_group = 0;   // work-items
-  bool has_subnormals = false;     // fp32 results below 2^-126 are kept
+  std::string name;                // the name of the device, with its driver
+  std::size_t memory = 0;          // in bytes
+  std::size_t largest_buffer = 0;  // in bytes
+  std::size_t local_memory = 0;    // in bytes for each work-group
+  std::size_t largest_group = 0;   // in work-items
+  bool has_subnormals = false;     // whether fp32 results below 2^-126 are kept
 };
 
-// A kernel to compile: the source of a device that compiles, of which one that does not (host) needs the entry alone.
+// A kernel to compile. A device that compiles needs its source; a device that does not (host) needs
+// its entry alone.
 struct KernelSource {
   std::string_view name;  // of the file, for messages
   std::string_view text;
   std::string_view entry;
   std::vector<std::pair<std::string, std::string>> constants;  // macros
-  std::string key() const;                                     // entry and constants
+  std::string key() const;  // made of the entry and the constants
 };
 
 struct Grid {
-  std::size_t global[3] = {1, 1, 1};  // work-items, whole groups in each dimension
+  std::size_t global[3] = {1, 1, 1};  // work-items; whole groups in each dimension
   std::size_t group[3] = {1, 1, 1};
 };
 
-// Every call returns a native code of codes(); success is 0. A call that fails has no effect: nothing to free or release comes from it.
-// close, free and release are called once for each open, allocate and compile that succeeded, and count as done whatever they return.
-// Calls are made one at a time. A call may throw; what std::exception says goes into the message.
+// Every call returns a native code of codes(); success is 0. A call that fails has no effect: it
+// leaves nothing to free or to release. close, free and release are called once for each open,
+// allocate and compile that succeeded, and count as done whatever they return. Calls are made one
+// at a time. A call may throw; the text of a std::exception goes into the message.
 class Device {
  public:
   virtual ~Device() = default;
   virtual std::string_view name() const = 0;
   virtual const NativeTable& codes() const = 0;
-  // More about the call that failed last (the native function, a build log, what was looked for), or nothing.
+  // Returns more about the call that failed last (the native function, a build log, what was looked
+  // for), or nothing.
   virtual std::string detail() const { return {}; }
 
   virtual NativeCode open() = 0;
@@ -65,13 +70,13 @@ class Device {
   virtual NativeCode download(std::span<std::byte> to, BufferHandle from) = 0;
   virtual NativeCode compile(const KernelSource& source, KernelHandle& kernel) = 0;
   virtual NativeCode release(KernelHandle kernel) = 0;
-  // Every argument is a buffer; none: a null pointer.
+  // Every argument is a buffer; BufferHandle::none means a null pointer.
   virtual NativeCode launch(KernelHandle kernel, const Grid& grid, std::span<const BufferHandle> arguments) = 0;
   virtual NativeCode synchronize() = 0;
 };
 
-// "host", "opencl", or "opencl:TEXT": the first whose platform or device name contains TEXT, in any case. Nothing is opened yet.
-// Null for any other name.
+// Makes "host", "opencl", or "opencl:TEXT", which is the first device whose platform or device name
+// contains TEXT, in any case of letters. Nothing is opened yet. Returns null for any other name.
 std::shared_ptr<Device> make_device(const std::string& name);
 std::vector<std::string> device_names();
 

@@ -27,21 +27,24 @@ std::span<const std::byte> bytes_of_list(const std::vector<T>& list) {
 }
 
 KernelSource attention_kernel(Dtype input, Dtype output, Index value_dim, Index tile_rows) {
-  const Index values = value_dim <= 64 ? 4 : value_dim <= 256 ? 16 : 64;  // two columns of O a work-item for each 32
+  // two columns of O in each work-item for each 32 columns
+  const Index values = value_dim <= 64 ? 4 : value_dim <= 256 ? 16 : 64;
   return {"attention.cl",
           attention_source,
           "attention_forward",
           {{"INPUT", dtype_constant(input)}, {"OUTPUT", dtype_constant(output)}, {"ROWS", fmt::to_string(tile_rows)}, {"VALUES", fmt::to_string(values)}}};
 }
 
-// A smaller part asks for less of what was refused: memory of the tensors. Opening, compiling and the like ask for as much.
+// Whether a smaller part of the work would ask for less of what was refused, which is memory of the
+// tensors. Opening, compiling and similar calls would ask for as much as before.
 bool is_of_tensors(const Status& status) {
   for (std::string_view call : {"allocate", "upload", "launch", "synchronize"})
     if (status.origin.starts_with(call)) return true;
   return false;
 }
 
-// Batches [batch, + batches) and key/value heads [head, + heads) of a problem.
+// A part of a problem: the batch elements [batch, batch + batches) and the key/value heads
+// [head, head + heads).
 struct Part {
   Index batch, batches, head, heads;
 };
@@ -79,7 +82,8 @@ Attention part_of(const Attention& p, const Part& part) {
   return sub;
 }
 
-// A mask or bias [B, Hq, Lq, Lk] as it is stored: dimensions that broadcast have one element, and the strides of the copy.
+// A mask or bias [B, Hq, Lq, Lk] as it is stored: a dimension that broadcasts has one element, and
+// the strides are those of the copy.
 struct Compact {
   Extents shape, stride;
 };
@@ -123,7 +127,7 @@ class DeviceKernel : public CompiledAttention {
   }
 
  private:
-  // Whole outputs; a part is contiguous in them.
+  // These are whole outputs; a part of the problem is contiguous in them.
   struct Staging {
     std::vector<std::byte> o, lse;
     Index row_bytes = 0;
@@ -140,7 +144,8 @@ class DeviceKernel : public CompiledAttention {
       ++shared_->halved_tiles;
       status = run_once(part_of(whole, part), whole.shape, output, part, rows, staging, limits, how);
     }
-    if (status.ok() && rows != preferred) shared_->tile_rows = rows;  // it helped
+    // the smaller number of rows helped, so it is kept
+    if (status.ok() && rows != preferred) shared_->tile_rows = rows;
     const bool by_batch = part.batches > 1;
     if (status.code != StatusCode::memory_allocation_failed || !is_of_tensors(status) || !policy.split || (!by_batch && part.heads == 1)) return status;
     Part first = part, second = part;
@@ -172,7 +177,7 @@ class DeviceKernel : public CompiledAttention {
     told.dim = s.dim;
     told.value_dim = s.value_dim;
     told.causal = p.causal;
-    constexpr Index widest = 4 * largest_extent;  // hides nothing
+    constexpr Index widest = 4 * largest_extent;  // such a window hides nothing
     told.window_left = std::min(p.window_left, widest);
     told.window_right = std::min(p.window_right, widest);
     told.finite_min_masks = p.finite_min_masks;
@@ -256,7 +261,7 @@ bool DeviceBackend::supports_dtype(Dtype inputs, Dtype output) const { return is
 
 std::string_view DeviceBackend::unsupported_feature(const Attention& problem) const {
   if (problem.dropout > 0) return "dropout";
-  // Kernels multiply by its inverse.
+  // The kernels multiply by the inverse of the softcap.
   if (problem.softcap > 0 && (problem.softcap < 0x1p-100f || problem.softcap > 0x1p100f)) return "a softcap outside [2^-100, 2^100]";
   return {};
 }

@@ -11,10 +11,11 @@
 
 namespace assay::kernels {
 
-// What is tried when the device refuses memory, each with a warning that names the reason. The output's bits stay the same.
+// What is tried when the device refuses memory. Each try gives a warning that names the reason. The
+// bits of the output stay the same.
 struct DevicePolicy {
-  bool split = true;       // a buffer was refused: half of the batch, or of the heads, at a time
-  bool halve_tile = true;  // a launch was refused: half of the rows a work-group
+  bool split = true;       // if a buffer was refused: half of the batch, or of the heads, at a time
+  bool halve_tile = true;  // if a launch was refused: half of the rows for each work-group
   std::function<void(std::string_view)> warn;  // none: standard error
 };
 
@@ -23,15 +24,16 @@ struct DeviceCounters {
   bool operator==(const DeviceCounters&) const = default;
 };
 
-// Takes tensors of the host's memory, with any strides, and copies them to the device and back. All of docs/semantics.md but dropout and softcaps outside [2^-100, 2^100]. Nothing
-// of the caller's is written before the last call of the device has succeeded; scratch of the host: copies of inputs that are not contiguous, and
-// of the outputs.
+// Takes tensors in the host's memory, with any strides, and copies them to the device and back. It
+// supports all of docs/semantics.md except dropout and softcaps outside [2^-100, 2^100]. The
+// caller's outputs are written only after the last call of the device has succeeded. On the host,
+// it needs memory for copies of inputs that are not contiguous, and for copies of the outputs.
 class DeviceBackend : public AttentionBackend {
  public:
   explicit DeviceBackend(std::shared_ptr<DeviceSession> session, DevicePolicy policy = {});
 
   std::string_view name() const override { return shared_->session->name(); }
-  std::string_view device() const override { return "host"; }  // whose memory it reads
+  std::string_view device() const override { return "host"; }  // tensors are in the host's memory
   bool takes_masks() const override { return true; }
   bool supports_dtype(Dtype inputs, Dtype output) const override;
   bool supports_heads(Index query_heads, Index kv_heads) const override { return query_heads % kv_heads == 0; }
@@ -46,7 +48,7 @@ class DeviceBackend : public AttentionBackend {
 
  private:
   friend class DeviceKernel;
-  // Lives as long as any kernel of it.
+  // Lives as long as any kernel that this backend has compiled.
   struct Shared {
     std::shared_ptr<DeviceSession> session;
     DevicePolicy policy;
@@ -56,9 +58,11 @@ class DeviceBackend : public AttentionBackend {
   std::shared_ptr<Shared> shared_;
 };
 
-// C = A W for the dense formats of four-bit floats (mxfp4, nvfp4, fp4); A [1, 1, M, K] and C [1, 1, M, N] in f32, f16 or bf16, any strides. The
-// bits are those of the host's product() where that has FMA, on devices that keep subnormal numbers. Refuses what that refuses; unsupported: other formats. C is written
-// after the device's last call.
+// Computes C = A W on the device for the dense formats of four-bit floats (mxfp4, nvfp4, fp4). A
+// [1, 1, M, K] and C [1, 1, M, N] are f32, f16 or bf16, with any strides. If the device keeps
+// subnormal numbers and the host has FMA, the bits are those of the host's product(). The function
+// refuses what product() refuses; other formats are unsupported. C is written after the device's
+// last call.
 Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w, const TensorView& c, const Execution& how = {});
 bool device_product_supports(LowBit format);
 

@@ -1,6 +1,7 @@
-// Numbers in memory, for attention.cl and product.cl. INPUT and OUTPUT: 1 f32, 2 f16, 3 bf16, as the host numbers them.
+// Reads and writes numbers in memory, for attention.cl and product.cl. INPUT and OUTPUT are 1 for
+// f32, 2 for f16, 3 for bf16, as the host numbers them.
 
-// Every rounding that a bound counts is the rounding that was written.
+// Without contraction, every rounding that a bound counts is a rounding that was written here.
 #pragma OPENCL FP_CONTRACT OFF
 
 #define WHOLE(name) long name;
@@ -19,7 +20,7 @@ inline void store_as(global void* data, long at, int dtype, float x) {
     vstore_half_rte(x, at, (global half*)data);
   } else {
     const uint bits = as_uint(x);
-    // To nearest, ties to even; NaN must not round to infinity.
+    // Rounds to nearest, ties to even; NaN must not round to infinity.
     ((global ushort*)data)[at] = (ushort)((isnan(x) ? bits | 0x400000u : bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
   }
 }

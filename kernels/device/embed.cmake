@@ -1,4 +1,4 @@
-# Writes the kernels' sources as C++ string literals: cmake -DOUT=... -DDIR=... -P embed.cmake
+# Writes the sources of the kernels as C++ string literals: cmake -DOUT=... -DDIR=... -P embed.cmake
 set(text "// Written by embed.cmake.\n#include \"kernels/device/sources.h\"\n\nnamespace assay::kernels {\n\n")
 foreach(kernel attention product)
   set(source "")

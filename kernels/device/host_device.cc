@@ -82,7 +82,8 @@ struct Entry {
 };
 constexpr Entry entries[] = {{"attention_forward", attention_arguments, run_attention}, {"low_bit_product", product_arguments, run_product}};
 
-// The other way round than everywhere else: a status of a kernel that was asked directly becomes a code of this device.
+// Elsewhere a code of the device becomes a status. Here it is the other way round: the kernel was
+// called directly, and its status becomes a code of this device.
 NativeCode code_of(StatusCode status) {
   switch (status) {
     case StatusCode::success: return 0;
@@ -121,7 +122,8 @@ NativeCode HostDevice::close() {
 NativeCode HostDevice::query(DeviceLimits& to) {
   to.name = "host, " + Target().name();
   to.memory = to.largest_buffer = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  to.local_memory = to.largest_group = static_cast<std::size_t>(-1);  // its kernels tile for themselves
+  // the kernels choose their tiles themselves
+  to.local_memory = to.largest_group = static_cast<std::size_t>(-1);
   to.has_subnormals = true;
   return 0;
 }
@@ -133,7 +135,8 @@ NativeCode HostDevice::allocate(std::size_t bytes, BufferHandle& buffer) {
     ++next_;
     buffer = handle;
     return 0;
-  } catch (const std::exception&) {  // bad_alloc, or length_error of a size that no memory has
+  // std::bad_alloc, or std::length_error if no memory is so large
+  } catch (const std::exception&) {
     return refuse(ENOMEM, fmt::format("{} bytes", bytes));
   }
 }

@@ -1,4 +1,4 @@
-// This machine as a device.
+// The host as a device.
 #pragma once
 
 #include <map>
@@ -8,8 +8,10 @@
 
 namespace assay::kernels {
 
-// This machine as a device: its memory are copies, its kernels the production ones, its codes errno. For programs that want one way of
-// calling everywhere, and as the reference of what a device does; who is on the host anyhow calls the kernels themselves.
+// This machine as a device: its memory calls are copies, its kernels are the production kernels,
+// and its codes are those of errno. It is for programs that want to call every device in the same
+// way, and it is the reference for what a device does. A program that needs only the host calls the
+// kernels directly.
 class HostDevice : public Device {
  public:
   std::string_view name() const override { return "host"; }

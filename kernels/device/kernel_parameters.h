@@ -1,4 +1,5 @@
-// What the kernels of a device are told, as their sources read it, the order of their arguments, and their tiles.
+// The parameters of a device's kernels, as their sources read them, the order of their arguments,
+// and their tiles.
 #pragma once
 
 #include <cstdint>

@@ -12,8 +12,9 @@ namespace {
 
 using enum StatusCode;
 
-// -5 is what a launch answers that needs more than there is; some drivers also answer it when a kernel has crashed. After a crash others call
-// their own context or queue invalid (-34, -36), and nothing works any more.
+// A launch that needs more than there is answers -5; some drivers answer it after a crash of a
+// kernel, too. Other drivers, after a crash, call their own context or queue invalid (-34, -36),
+// and nothing works any more.
 constexpr NativeEntry opencl[] = {
     {CL_DEVICE_NOT_FOUND, "CL_DEVICE_NOT_FOUND", device_not_supported},
     {CL_DEVICE_NOT_AVAILABLE, "CL_DEVICE_NOT_AVAILABLE", device_not_supported, true},
@@ -243,7 +244,7 @@ constexpr NativeEntry metal[] = {
     {208, "nil MTLComputePipelineState", kernel_compilation_failed},
 };
 
-// EWOULDBLOCK is EAGAIN and EOPNOTSUPP is ENOTSUP here.
+// On this machine EWOULDBLOCK equals EAGAIN, and EOPNOTSUPP equals ENOTSUP.
 constexpr NativeEntry posix[] = {
     {E2BIG, "E2BIG", invalid_arguments},
     {EACCES, "EACCES", device_not_supported},

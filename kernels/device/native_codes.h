@@ -1,4 +1,5 @@
-// Native codes of devices and the status that each becomes. One table for each interface, complete for the vendor's header that it names.
+// Native codes of devices, and the status that each becomes. There is one table for each interface;
+// it is complete for the vendor's header that it names.
 #pragma once
 
 #include <span>
@@ -15,27 +16,28 @@ struct NativeEntry {
   NativeCode code;
   std::string_view name;  // as the header spells it
   StatusCode status;
-  // After it nothing on the device works until it is opened again.
+  // After such a code nothing on the device works until the device is opened again.
   bool sticky = false;
 };
 
 struct NativeTable {
   std::string_view interface;
-  std::span<const NativeEntry> entries;  // without success
+  std::span<const NativeEntry> entries;  // without the code of success
 };
 
-const NativeTable& opencl_codes();  // CL/cl.h, and the loader's -1001 of CL/cl_ext.h
+const NativeTable& opencl_codes();  // of CL/cl.h, and -1001 of the loader (CL/cl_ext.h)
 const NativeTable& cuda_codes();    // cudaError of driver_types.h, runtime 13.0
-// MTLCommandBufferError as it is, MTLLibraryError + 100, and + 200 the creations that answer nil without any code.
+// MTLCommandBufferError as it is, MTLLibraryError + 100, and + 200 for creations that answer nil
+// and give no code.
 const NativeTable& metal_codes();
 const NativeTable& posix_codes();  // errno of POSIX.1-2017
 std::span<const NativeTable* const> native_tables();
 
-// Null: the table does not have it.
+// Returns null if the table does not have the code.
 const NativeEntry* find_native(const NativeTable& table, NativeCode code);
-// unknown for codes that the table does not have.
+// Returns unknown for a code that the table does not have.
 StatusCode status_of(const NativeTable& table, NativeCode code);
-// "CL_OUT_OF_RESOURCES (-5)", or "code -9999, which opencl does not define".
+// Returns "CL_OUT_OF_RESOURCES (-5)", or "code -9999, which opencl does not define".
 std::string describe(const NativeTable& table, NativeCode code);
 
 }  // namespace assay::kernels

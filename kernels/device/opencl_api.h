@@ -1,4 +1,5 @@
-// The functions of OpenCL that the backend calls, found at run time: nothing has to be installed to build or to start.
+// The functions of OpenCL that the backend calls. They are found at run time, so nothing has to be
+// installed to build or to start.
 #pragma once
 
 #ifndef CL_TARGET_OPENCL_VERSION
@@ -39,7 +40,8 @@ struct OpenclApi {
 #undef ASSAY_OPENCL_MEMBER
 };
 
-// From libOpenCL.so.1, which stays loaded. False: `why` says what was not found.
+// Loads the functions from libOpenCL.so.1, which stays loaded. If it returns false, `why` says what
+// was not found.
 bool load_opencl(OpenclApi& api, std::string& why);
 
 }  // namespace assay::kernels

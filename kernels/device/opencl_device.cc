@@ -45,7 +45,7 @@ OpenclDevice::~OpenclDevice() {
   if (context_) OpenclDevice::close();
 }
 
-// Remembers which function answered what.
+// Remembers which function answered which code.
 NativeCode OpenclDevice::done(const char* function, NativeCode code, std::string_view more) {
   if (code != CL_SUCCESS) detail_ = fmt::format("{}{}{}", function, more.empty() ? "" : ": ", more);
   return code;
@@ -67,7 +67,8 @@ NativeCode OpenclDevice::text_of(cl_platform_id platform, cl_device_id device, s
   return code;
 }
 
-// Devices of one platform, by name; the first that is wanted, a GPU before any other, becomes device_.
+// Looks at the devices of one platform, by name. The first one that is wanted becomes device_, and
+// a GPU comes before any other device.
 NativeCode OpenclDevice::look_through(cl_platform_id platform, std::vector<std::string>& seen, bool& found_gpu) {
   cl_uint devices = 0;
   NativeCode code = api_.clGetDeviceIDs(platform, CL_DEVICE_TYPE_ALL, 0, nullptr, &devices);
@@ -105,7 +106,8 @@ NativeCode OpenclDevice::choose() {
   std::vector<std::string> seen;
   bool found_gpu = false;
   device_ = nullptr;
-  // A driver that is broken does not stand in the way of others; it is told of where none of them will do.
+  // A broken driver does not hide the others. It is named in the message if none of the others will
+  // do.
   NativeCode broken = CL_SUCCESS;
   std::string how;
   for (cl_platform_id platform : platforms)
@@ -192,7 +194,7 @@ NativeCode OpenclDevice::compile(const KernelSource& source, KernelHandle& kerne
   const std::size_t length = source.text.size();
   compiled->program = api_.clCreateProgramWithSource(context_, 1, &text, &length, &code);
   if (code != CL_SUCCESS) return done("clCreateProgramWithSource", code);
-  // Released whatever happens until the kernel is there.
+  // Released in every case until the kernel has been made.
   const auto release = [&](cl_program program) { api_.clReleaseProgram(program); };
   std::unique_ptr<std::remove_pointer_t<cl_program>, decltype(release)> program(compiled->program, release);
   if (code = api_.clBuildProgram(program.get(), 1, &device_, options.c_str(), nullptr, nullptr); code != CL_SUCCESS) {
@@ -202,7 +204,7 @@ NativeCode OpenclDevice::compile(const KernelSource& source, KernelHandle& kerne
       log.resize(size);
       if (api_.clGetProgramBuildInfo(program.get(), device_, CL_PROGRAM_BUILD_LOG, size, log.data(), nullptr) != CL_SUCCESS) log.clear();
       log.resize(std::min(log.size(), log.find('\0')));
-      // A compiler repeats itself: the first errors say what there is to say.
+      // A compiler repeats itself, so the first errors are enough.
       if (constexpr std::size_t most = 4000; log.size() > most) {
         const std::size_t left = log.size() - most;
         log.resize(most);

@@ -1,4 +1,4 @@
-// An OpenCL device.
+// OpenCL as a device.
 #pragma once
 
 #include <optional>
@@ -8,10 +8,11 @@
 
 namespace assay::kernels {
 
-// Any OpenCL 1.2 device, through the loader and whatever drivers it knows. Without `wanted`, the first GPU, or else the first device.
+// Any OpenCL 1.2 device, through the loader and the drivers that it knows. Without `wanted`, it is
+// the first GPU, or else the first device.
 class OpenclDevice : public Device {
  public:
-  // `api`: instead of that of the loader.
+  // `api` is used in the place of the loader's functions.
   explicit OpenclDevice(std::string wanted = {}, std::optional<OpenclApi> api = {}) : wanted_(std::move(wanted)), given_(api) {}
   ~OpenclDevice() override;
 

@@ -1,8 +1,11 @@
-// C = A W, W in one of the formats of four bits. A work-group owns 16 x 16 elements of C; A and the decoded codes of W pass through local
-// memory, SLICE of k at a time. Every group of W is summed for itself, k ascending from 0, one FMA chain; group sums times their scales are
-// added up in the same way; the tensor scale comes last. That is the order of the host's kernel, whose bits come out.
+// C = A W, where W is in one of the formats of four bits. A work-group owns 16 x 16 elements of C;
+// A and the decoded codes of W pass through local memory, SLICE of k at a time. Every group of W is
+// summed on its own, with k ascending from 0, as one FMA chain. Group sums times their scales are
+// added up in the same way, and the tensor scale comes last. That is the order of the host's
+// kernel, so the bits are the same.
 //
-// Constants: INPUT, OUTPUT; WORDS: whether codes are words of eight k (else columns); SCALE: 0 E8M0, 1 E4M3, 2 f16.
+// The constants are INPUT, OUTPUT; WORDS, which says whether codes are words of eight k or columns;
+// and SCALE, which is 0 for E8M0, 1 for E4M3, 2 for f16.
 
 #define TILE 16
 #define SLICE 32
@@ -17,7 +20,7 @@ inline float decode_e2m1(uint code) { return code & 8 ? -e2m1[code & 7] : e2m1[c
 
 inline float weight_at(global const uchar* codes, global const Parameters* p, long k, long n) {
 #if WORDS
-  // Little-endian words: two nibbles a byte, the low one first.
+  // The words are little-endian: two nibbles in each byte, the low one first.
   const uint byte = codes[4 * (k / 8 * p->columns + n) + k % 8 / 2];
 #else
   const uint byte = codes[n * ((p->depth + 1) / 2) + k / 2];

@@ -1,4 +1,5 @@
-// What product.cl is told besides its matrices: read by C++ and by the OpenCL compiler alike.
+// The parameters of product.cl besides its matrices. The C++ compiler and the OpenCL compiler both
+// read this file.
 #define ASSAY_PRODUCT_PARAMETERS(WHOLE, REAL) \
   WHOLE(rows)                                 \
   WHOLE(columns)                              \

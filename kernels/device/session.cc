@@ -11,14 +11,14 @@
 namespace assay::kernels {
 namespace {
 
-// Once something has failed: what else goes wrong stands behind it.
+// Adds a later failure to the message of the first one. The status stays that of the first failure.
 void append(Status& first, const Status& later) noexcept {
   if (later.ok()) return;
   if (first.ok()) {
     first.code = later.code;
     try {
       first = later;
-    } catch (...) {  // the code is there
+    } catch (...) {  // the code is set already
     }
     return;
   }
@@ -42,7 +42,8 @@ std::string KernelSource::key() const {
   return key;
 }
 
-// Whatever happens in `body`, its code or its exception becomes a status: the code of it is never lost, the words at most to a lack of memory.
+// Turns the code or the exception of `body` into a status. The code is never lost; the text is lost
+// only if there is no memory for it.
 template <class Body>
 Status DeviceSession::call(DeviceCall what, std::string_view object, const Body& body) noexcept {
   Status status;
@@ -60,7 +61,8 @@ Status DeviceSession::call(DeviceCall what, std::string_view object, const Body&
   } catch (const std::bad_alloc&) {
     explain(StatusCode::memory_allocation_failed, "std::bad_alloc");
   } catch (const std::exception& e) {
-    // A compiler that gives up in this way has failed to compile; anything else that does has failed to run.
+    // If a compiler throws, it has failed to compile; if any other call throws, it has failed to
+    // run.
     explain(what == DeviceCall::compile ? StatusCode::kernel_compilation_failed : StatusCode::execution_failed, e.what());
   } catch (...) {
     explain(StatusCode::unknown, "an exception that is no std::exception");
@@ -99,7 +101,7 @@ Status DeviceSession::find_kernel(const KernelSource& source, KernelHandle& kern
       kernel = c.handle;
       return {};
     }
-  kernels_.reserve(kernels_.size() + 1);  // nothing may fail once it is compiled
+  kernels_.reserve(kernels_.size() + 1);  // nothing may fail after the kernel is compiled
   Status status = call(DeviceCall::compile, source.entry, [&] { return device_->compile(source, kernel); });
   if (status.ok()) kernels_.push_back({std::move(key), kernel});
   return status;
@@ -110,7 +112,7 @@ Status DeviceSession::locked(const Body& body) {
   const std::lock_guard lock(mutex_);
   try {
     return body();
-  } catch (const std::bad_alloc&) {  // of lists and names; nothing of a device is lost with them
+  } catch (const std::bad_alloc&) {  // from lists and names; nothing of the device is lost
     return out_of_memory("the books of a device");
   }
 }
@@ -144,7 +146,8 @@ Status DeviceSession::run_locked(const Job& job) {
   Status status = ready();
   if (status.ok()) status = find_kernel(job.source, kernel);
 
-  // Before anything is held: the words for it may lack memory themselves.
+  // These checks are made before anything is allocated on the device, because there may be no
+  // memory for the text of a failure.
   const auto check = [&](std::string_view name, std::size_t bytes) {
     if (status.ok() && bytes > limits_.largest_buffer) status = exceeds_buffer(device_->name(), name, bytes, limits_.largest_buffer);
   };

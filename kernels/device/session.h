@@ -1,4 +1,5 @@
-// A device in use: opened when it is first needed, its kernels compiled once, its buffers those of one job at a time.
+// A device in use: it is opened when it is first needed, each of its kernels is compiled once, and
+// its buffers belong to one job at a time.
 #pragma once
 
 #include <map>
@@ -17,10 +18,11 @@ struct JobInput {
 };
 struct JobOutput {
   std::string_view name;
-  std::span<std::byte> staging;  // of the host; not the caller's memory. Empty: a null pointer
+  // memory of the host that is not the caller's; empty: the kernel gets a null pointer
+  std::span<std::byte> staging;
 };
 
-// One launch: its arguments are the inputs, then the outputs, in order.
+// One launch. Its arguments are the inputs and then the outputs, in order.
 struct Job {
   KernelSource source;
   std::vector<JobInput> inputs;
@@ -28,9 +30,11 @@ struct Job {
   Grid grid;
 };
 
-// Thread-safe: jobs take turns. Every failure becomes a status whose detail names the call, what it was for, and the native code with its
-// name; the first failure counts, later ones of the clean-up stand behind it. Whatever a job allocated is freed in reverse order before run()
-// returns. After a sticky failure every call but reopen() and close() fails at once, without a device call.
+// Thread-safe: jobs take turns. Every failure becomes a status whose detail names the call, its
+// purpose, and the native code with its name. The first failure gives the status; later failures of
+// the clean-up are added to its detail. Everything that a job allocated is freed in reverse order
+// before run() returns. After a sticky failure, every call except reopen() and close() fails at
+// once, without a call of the device.
 class DeviceSession {
  public:
   explicit DeviceSession(std::shared_ptr<Device> device) : device_(std::move(device)) {}
@@ -43,9 +47,10 @@ class DeviceSession {
   Status compile(const KernelSource& source);
   Status run(const Job& job);
 
-  // Releases kernels, the last first, and closes. The first failure of these is returned; all of them are called.
+  // Releases all kernels, the last first, and closes the device. Every call is made, and the first
+  // failure is returned.
   Status close();
-  // Closes, whatever that says, forgets a sticky failure, and opens.
+  // Closes the device, whatever that returns, forgets a sticky failure, and opens the device.
   Status reopen();
   bool lost() const;
 

@@ -1,11 +1,11 @@
-// The sources of the OpenCL kernels, compiled into the library as text.
+// The sources of the device's kernels.
 #pragma once
 
 #include <string_view>
 
 namespace assay::kernels {
 
-// attention.cl and product.cl with what they include, put there by the build.
+// attention.cl and product.cl with the files that they include. The build puts them there.
 extern const std::string_view attention_source, product_source;
 
 }  // namespace assay::kernels

@@ -1,4 +1,5 @@
-// node build.mjs OUTDIR: writes report.html and dashboard.html, each whole in itself, with a place for the data.
+// node build.mjs OUTDIR: writes report.html and dashboard.html. Each needs no other file, and has a
+// place for the data.
 import { build } from 'esbuild';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -15,7 +16,7 @@ const { outputFiles: [style] } = await build({ entryPoints: [join(here, 'style.c
 
 for (const page of ['report', 'dashboard']) {
   const { outputFiles: [script] } = await build({ entryPoints: [join(here, `src/${page}.mjs`)], bundle: true, minify: true, format: 'iife', write: false, target: 'es2020', charset: 'utf8', legalComments: 'none' });
-  // Inside a script element only this would end it.
+  // Inside a script element, only this text would end the element.
   const code = script.text.replaceAll('</script', '<\\/script');
   const license = '<!-- Contains Apache ECharts, Apache License 2.0, and zrender, BSD 3-Clause License. -->';
   await writeFile(join(out, `${page}.html`), `<!doctype html>

@@ -1,4 +1,5 @@
-// node fill.mjs TEMPLATE DATA.json OUT.html: puts the data in its place.
+// node fill.mjs TEMPLATE DATA.json OUT.html: writes the data into the place that a page has for
+// them.
 import { readFile, writeFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 

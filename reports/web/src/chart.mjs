@@ -1,4 +1,5 @@
-// Pictures, by ECharts as SVG. Each stands in a figure whose button shows the same numbers as a table.
+// Draws pictures with ECharts as SVG. Each picture stands in a figure, whose button shows the same
+// numbers as a table.
 import * as echarts from 'echarts/core';
 import { BarChart, CustomChart, LineChart, ScatterChart } from 'echarts/charts';
 import { AriaComponent, DataZoomInsideComponent, DataZoomSliderComponent, GridComponent, LegendComponent, LegendScrollComponent, MarkLineComponent, TooltipComponent } from 'echarts/components';
@@ -8,7 +9,7 @@ import { beyond, el, has, real, scroller } from './page.mjs';
 echarts.use([BarChart, CustomChart, LineChart, ScatterChart, AriaComponent, DataZoomInsideComponent, DataZoomSliderComponent, GridComponent, LegendComponent, LegendScrollComponent,
   MarkLineComponent, TooltipComponent, SVGRenderer]);
 
-// ECharts wants plain colours; the style sheet has them by scheme.
+// ECharts needs plain colours; the style sheet defines them for each colour scheme.
 export function colour(name) {
   const probe = el('span', { style: `color:var(--${name})` });
   document.body.append(probe);
@@ -17,7 +18,9 @@ export function colour(name) {
   return value;
 }
 
-let near;  // draws what comes near the window: a run may have a thousand pictures; the others get their place, or what one points at would move
+// Draws the pictures that come near the window, because a run may have a thousand pictures. The
+// others only get their place, so that nothing moves later.
+let near;
 function whenNear(element, draw, reserve) {
   near ??= new IntersectionObserver((entries) => {
     for (const { target, isIntersecting, boundingClientRect: { width } } of entries) {
@@ -29,8 +32,9 @@ function whenNear(element, draw, reserve) {
   near.observe(element);
 }
 
-// height in pixels, or height(width); option(width) of ECharts; table() is called when asked for; onclick(what) after a click on a mark,
-// onpick(x) after one anywhere in the plot, x being the index on the axis.
+// height is in pixels, or a function height(width); option(width) returns the options of ECharts.
+// table() is called when the table is asked for; onclick(what) after a click on a mark; onpick(x)
+// after a click anywhere in the plot, where x is the index on the axis.
 export function figure({ title, note, summary, height, option, table, legend, onclick, onpick, className }) {
   const box = el('div', { class: 'chart' });
   const list = scroller(`${title}: table`);
@@ -65,7 +69,8 @@ export function figure({ title, note, summary, height, option, table, legend, on
     }
     if (styled.legend) styled.legend = { type: 'scroll', itemWidth: 22, itemHeight: 10, top: 0, left: 0, right: 0, textStyle: { color: text }, pageTextStyle: { color: text }, pageIconColor: text, pageIconInactiveColor: line, ...styled.legend };
     styled.tooltip = { confine: true, backgroundColor: colour('panel'), borderColor: dim, textStyle: { color: text, fontSize: 13 }, ...styled.tooltip };
-    // The description is ours: the built-in one would read out every number.
+    // The page writes its own description, because ECharts' built-in one would read out every
+    // number.
     chart.setOption({ animation: false, aria: { enabled: true, label: { description: `${title}. ${summary ?? ''} The button Table shows the numbers.` } }, ...styled }, true);
   }
   whenNear(box, () => {
@@ -83,25 +88,26 @@ export function figure({ title, note, summary, height, option, table, legend, on
 
 export const tip = (...lines) => el('div', { class: 'tip' }, lines.filter(has).map((l) => el('div', {}, l)));
 
-// Ratios stand on a logarithmic axis that ends at both sides, so that neither 0 nor 1e40 nor NaN needs a place of its own.
+// Ratios are drawn on a logarithmic axis with an end on both sides, so that 0, 1e40 and NaN need no
+// place of their own.
 const low = -4, high = 6;
 export const level = (ratio) => (typeof ratio === 'number' ? Math.min(Math.max(ratio > 0 ? Math.log10(ratio) : low, low), high) : high) - low;
-// Bars start at its foot; marks and lines may do with less of it.
+// Bars start at the foot of the axis; marks and lines may use a shorter axis.
 export function ratioAxis(ratios, { fit = false } = {}) {
   const levels = ratios.filter(has).map(level);
   const top = Math.ceil(levels.reduce((a, b) => Math.max(a, b), 1 - low) - 1e-9), foot = fit ? Math.floor(levels.reduce((a, b) => Math.min(a, b), -low - 1)) : 0;
   return { type: 'value', name: 'error / bound', nameLocation: 'end', nameTextStyle: { align: 'left' }, min: foot, max: top, interval: top - foot > 6 ? 2 : 1,
     axisLabel: { formatter: (l) => (l === 0 ? `≤ 1e${low}` : l === high - low ? `≥ 1e${high}` : real(10 ** (l + low))) } };
 }
-// The line at 1, the bound itself.
+// The line at 1 is the bound itself.
 export const boundLine = (label = 'bound') => ({ silent: true, symbol: 'none', data: [{ yAxis: -low }], lineStyle: { color: colour('bad'), type: 'solid', width: 1.5 },
   label: { formatter: label, position: 'end', color: colour('bad') } });
 
-// Beyond the bound is another colour and hatched.
+// Values beyond the bound have another colour and are hatched.
 export const ratioBar = (ratio) => ({ value: has(ratio) ? level(ratio) : null, itemStyle: beyond(ratio) ?
   { color: colour('f1'), decal: { symbol: 'rect', symbolSize: 1, color: colour('bg'), dashArrayX: [1, 0], dashArrayY: [2, 5], rotation: -Math.PI / 4 } } : { color: colour('h3') } });
 
-// Counts on a logarithmic axis that has a place for 0.
+// Counts are drawn on a logarithmic axis that has a place for 0.
 export const countLevel = (n) => (n > 0 ? Math.log10(n) + 1 : 0);
 export const countAxis = (name) => ({ type: 'value', name, nameTextStyle: { align: 'left' }, min: 0, minInterval: 1, axisLabel: { formatter: (l) => (l === 0 ? '0' : Number.isInteger(l) ? real(10 ** (l - 1)) : '') } });
 

@@ -1,4 +1,5 @@
-// The dashboard over a store of runs: accuracy, speed, planted faults and fuzzing over time; each run; each case's history.
+// The dashboard over a store of runs: accuracy, speed, planted faults and fuzzing over time, each
+// run, and the history of each case.
 import { boundLine, colour, figure, level, ratioAxis, seriesColours, seriesSymbols, tip } from './chart.mjs';
 import { address, copyLine, count, data, el, facts, go, has, link, matcher, outcome, percent, plural, rank, ratioCell, real, schemeButton, scroller, search, seconds, select, sortable, start, table } from './page.mjs';
 
@@ -8,7 +9,8 @@ let runs = [], generated, byId = new Map();
 function read() {
   const store = data();
   generated = store.generated;
-  // A store repeats its texts from run to run. The filler may list each once in `strings` and give its number instead.
+  // The texts of a store repeat from run to run. The program that fills the page may list each text
+  // once in `strings` and write its number instead.
   if (store.strings)
     for (const run of store.runs) for (const r of run.results) for (const k of ['name', 'reason', 'reproduce']) if (typeof r[k] === 'number') r[k] = store.strings[r[k]];
   runs = (store.runs ?? []).map((run) => ({ ...run, results: run.results ?? [], where: machineName(run.machine ?? {}) }));
@@ -16,7 +18,7 @@ function read() {
   byId = new Map(runs.map((r) => [String(r.id), r]));
 }
 
-// Times compare within one machine, compiler and flags.
+// Times can be compared only for one machine, compiler and set of flags.
 const machineName = (m) => [m.processor ?? m.cpu, has(m.threads) && plural(m.threads, 'thread'), m.compiler, m.flags].filter(Boolean).join(', ') || 'unknown machine';
 const unique = (values) => [...new Set(values.filter(has))].sort((a, b) => String(a).localeCompare(String(b), 'en', { numeric: true }));
 const date = (run) => String(run.started ?? '').replace('T', ' ').replace(/:\d\dZ$/, '');
@@ -29,7 +31,8 @@ function median(values) {
 }
 const largest = (values) => values.reduce((a, b) => (rank(b) > rank(a) ? b : a), values[0]);
 
-// One name for what a filter asks of many results: the names of a store repeat from run to run.
+// Many results share the names that a filter reads, because the names of a store repeat from run to
+// run.
 function nameFilter(filter) {
   if (!has(filter)) return () => true;
   const match = matcher(filter), known = new Map();
@@ -40,7 +43,7 @@ function nameFilter(filter) {
   };
 }
 
-// Pictures over time. A place on the axis is a run, or all runs of a commit.
+// Pictures over time. A place on the axis is one run, or all runs of a commit.
 
 function places(of, along) {
   if (along !== 'commits') return of.map((run) => ({ runs: [run], label: String(run.started ?? '').slice(0, 10), title: `run ${run.id}, ${date(run)}, ${short(run.commit)}` }));
@@ -54,7 +57,8 @@ function places(of, along) {
 
 const most = 12;
 
-// series: {name, values: by place, dashed}; values are plotted through axis.place and shown by axis.show.
+// series: {name, values: by place, dashed}. Values are drawn through axis.place, and axis.show
+// prints them.
 function overTime({ title, note, at, series, axis, bound, state = {} }) {
   const used = at.map((_, i) => i).filter((i) => series.some((s) => has(s.values[i])));
   if (used.length === 0) return null;
@@ -78,7 +82,7 @@ function overTime({ title, note, at, series, axis, bound, state = {} }) {
         dataZoom: used.length > 40 ? [{ type: 'slider', bottom: 8, height: 22, startValue: Math.max(0, used.length - 120), borderColor: colour('dim'), textStyle: { color: colour('dim') } }] : undefined,
         series: drawn.map((s, k) => {
           const n = groups.indexOf(s.group ?? s.name);
-          // Lines of one group share their entry of the legend.
+          // The lines of one group share their entry in the legend.
           return { name: s.group ?? s.name, type: 'line', connectNulls: true, cursor: 'pointer', symbol: seriesSymbols[n % 8], symbolSize: 7, showSymbol: used.length <= 120,
             color: colours[n % 8], lineStyle: { width: 2, type: s.dashed ? 'dashed' : 'solid' }, data: used.map((i) => (has(s.values[i]) ? axis.place(s.values[i]) : null)), markLine: bound && k === 0 ? boundLine() : undefined };
         }),
@@ -109,7 +113,8 @@ function gather(at, keep, key, value) {
   return groups;
 }
 
-// In a legend a machine is named by its processor, and in full only where that does not tell it from another.
+// A legend names a machine by its processor, and in full only where the processor does not tell it
+// from another machine.
 const join = (...parts) => parts.filter(Boolean).join(' · ');
 function machineNames(of) {
   const names = new Map(of.map((run) => [run.where, String(run.machine?.processor ?? run.machine?.cpu ?? run.where)]));
@@ -127,7 +132,7 @@ function accuracy(view) {
   return overTime({ title: 'Accuracy', note: 'Worst (solid) and median (dashed) error / bound of the cases of a run; above the line an error is beyond its proved bound.', at, series, axis: ratios, bound: true, state: view.state });
 }
 
-// What can be shown of speed: times of checks, times and counters of benchmarks.
+// The measures of speed that can be shown: times of checks, and times and counters of benchmarks.
 function measures(of) {
   const counters = new Set();
   let timed = false, checked = false;
@@ -139,7 +144,8 @@ function measures(of) {
       for (const [k, v] of Object.entries(r.counters ?? {})) if (typeof v === 'number') counters.add(k);
     }
   }
-  // The fraction of the machine's limit comes first: on a shared machine it says most. Ends of intervals are no measure.
+  // The fraction of the machine's limit comes first, because it says most on a shared machine. The
+  // ends of intervals are no measure.
   const named = [...counters].filter((c) => !/_(low|high)$/.test(c)).sort((a, b) => (b === 'fraction') - (a === 'fraction')), [best, ...others] = named[0] === 'fraction' ? named : [null, ...named];
   return [best && `benchmark: ${best}`, timed && 'benchmark: seconds', ...others.map((c) => `benchmark: ${c}`), checked && 'check: candidate seconds'].filter(Boolean);
 }
@@ -160,7 +166,8 @@ function speed(view) {
     const series = [...gather(at, view.keep, one, value)].map(([name, values]) => ({ name, values: values.map((v) => median(v) ?? null) }));
     return [chooser, overTime({ title: `Speed: ${measure}`, note: check ? 'Time of one call of the candidate, by case.' : 'By benchmark.', at, series, axis: linear(counter ?? 'time', show, { min: 0 }), state: view.state })];
   }
-  // Many names: each relative to its own first value, and the geometric mean of these. So a run with other cases does not jump.
+  // With many names, each is shown relative to its own first value, and the picture has the
+  // geometric mean of these. So a run with other cases does not make the line jump.
   const first = new Map(), group = seriesName(view.machine), groups = new Map();
   at.forEach((place, i) => {
     for (const run of place.runs) for (const r of run.results) {
@@ -212,7 +219,7 @@ function fuzzing(view) {
   });
 }
 
-// What a run comes to, in a word. Made once: a store may have 200,000 results.
+// The result of each run in a word. It is computed once, because a store may have 200,000 results.
 const sums = new WeakMap();
 function sum(run) {
   if (sums.has(run)) return sums.get(run);
@@ -222,7 +229,7 @@ function sum(run) {
   const worse = (n.fail ?? 0) + (n.error ?? 0) + (n.survived ?? 0) + (n.finding ?? 0);
   const words = run.kind === 'faults' ? [`${n.killed ?? 0} of ${(n.killed ?? 0) + (n.survived ?? 0)} killed`] : run.kind === 'benchmark' ? [plural(run.results.length, 'benchmark')] :
     run.kind === 'fuzz' ? [worse ? plural(worse, 'finding') : 'clean'] : [worse ? `${count(worse)} of ${count(run.results.length)} failed` : `${count(n.pass ?? 0)} of ${count(run.results.length)} passed`];
-  // As in a report, what neither failed nor passed is not good.
+  // As in a report, a case that neither failed nor passed does not count as good.
   const kind = run.kind === 'benchmark' ? '' : worse ? 'bad' : run.kind === 'check' && (n.pass ?? 0) < run.results.length ? 'open' : run.results.length === 0 ? 'open' : 'good';
   const s = { worse, kind, words: words[0], worst: all.length ? largest(all) : undefined, median: median(all), time };
   sums.set(run, s);
@@ -344,7 +351,8 @@ function caseView(state, run, name) {
   ];
 }
 
-// Typing into a filter draws when the typing pauses: a large store takes a moment.
+// While the user types into a filter, the page is drawn only when the typing pauses, because a
+// large store takes a moment.
 let timer;
 function later(work) {
   clearTimeout(timer);
@@ -362,7 +370,8 @@ function show() {
   const content = has(state.case) ? caseView(state, run, state.case) : run ? runView(state, run) :
     has(state.run) ? [el('nav', {}, back(state)), el('h2', { tabindex: -1 }, `There is no run ${state.run}`), el('p', {}, `The store has ${plural(runs.length, 'run')}.`)] : overview(state);
   main.replaceChildren(...content.flat(Infinity).filter(Boolean));
-  // The same control keeps the focus when a page is drawn again; another page starts at its heading.
+  // When a page is drawn again, the same control keeps the focus. Another page starts at its
+  // heading.
   if (shownAt === page) {
     const again = key && [...main.querySelectorAll('[name], [data-sort]')].find((e) => e.name === key || e.dataset.sort === key);
     again?.focus({ preventScroll: true });

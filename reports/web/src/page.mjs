@@ -1,5 +1,5 @@
-// What both pages are made of: elements, numbers, the address, tables, the copy button and the colour scheme.
-// Text from the data only ever becomes a text node or an attribute's value, never markup.
+// What both pages share: elements, numbers, the address, tables, the copy button and the colour
+// scheme. A text of the data only becomes a text node or the value of an attribute, never markup.
 
 export function el(tag, attributes, ...children) {
   const e = document.createElement(tag);
@@ -14,7 +14,7 @@ export function el(tag, attributes, ...children) {
 
 export const data = () => JSON.parse(document.getElementById('data').textContent);
 
-// Numbers. JSON cannot hold some of them: those are the texts "nan", "inf" and "-inf".
+// Numbers. JSON cannot hold some numbers; they are the texts "nan", "inf" and "-inf".
 
 export const has = (x) => x !== undefined && x !== null && x !== '';
 
@@ -24,7 +24,7 @@ export function real(x, digits = 3) {
   if (x === 0) return Object.is(x, -0) ? '-0' : '0';
   const size = Math.abs(x);
   const text = size < 1e-4 || size >= 10 ** Math.max(digits, 5) ? x.toExponential(digits - 1) : x.toPrecision(digits);
-  // What lies beside a bound must not read as the bound.
+  // A number close to a bound must not be printed as the bound.
   if (Number(text) === 1 && x !== 1 && digits < 9) return real(x, digits + 1);
   if (/e/.test(text)) return text.replace(/\.?0+e/, 'e');
   return /\./.test(text) ? text.replace(/\.?0+$/, '') : text;
@@ -40,7 +40,8 @@ export function seconds(s) {
   for (const [unit, size] of [['s', 1], ['ms', 1e-3], ['µs', 1e-6], ['ns', 1e-9]]) if (s >= size || unit === 'ns') return `${real(s / size)} ${unit}`;
 }
 
-// A ratio as a number to sort and compare by: nothing at all below 0, NaN above infinity.
+// Turns a ratio into a number for sorting and comparing: a missing ratio is below 0, and NaN is
+// above infinity.
 export function rank(x) {
   if (!has(x)) return -1;
   if (typeof x === 'number') return x;
@@ -50,7 +51,7 @@ export const beyond = (ratio) => has(ratio) && !(typeof ratio === 'number' && ra
 
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
-// The address. All state of a page that is worth a link stands behind the #.
+// The address. Everything about a page that is worth a link stands behind the #.
 
 export const address = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1).replace(/\+/g, '%2B')));
 export const link = (state) =>
@@ -62,7 +63,7 @@ export function start(show) {
   addEventListener('hashchange', route);
   route();
 }
-// Changing location.hash to nothing would scroll to the top, hence history.
+// Setting location.hash to nothing would scroll to the top, so history is used.
 export function go(state, { replace = false } = {}) {
   if (link(state) === (location.hash || '#')) return;
   try {
@@ -73,13 +74,13 @@ export function go(state, { replace = false } = {}) {
   }
 }
 
-// Every word must be found; so a filter is quick to type and does not care about order.
+// Every word must be found, in any order, so a filter is quick to type.
 export function matcher(filter) {
   const words = (filter ?? '').toLowerCase().split(/\s+/).filter(Boolean);
   return (text) => words.length === 0 || ((t) => words.every((w) => t.includes(w)))(text.toLowerCase());
 }
 
-// Something to copy.
+// A text with a button that copies it.
 
 export function copyLine(text, label) {
   const code = el('code', { tabindex: 0, 'aria-label': label }, text);
@@ -91,7 +92,8 @@ export function copyLine(text, label) {
       await navigator.clipboard.writeText(text);
       done = true;
     } catch {
-      // Not allowed, or no clipboard in this context: the selection is the user's to copy.
+      // If copying is not allowed, or there is no clipboard here, the text is selected, so that the
+      // user can copy it.
       const range = document.createRange();
       range.selectNodeContents(code);
       getSelection().removeAllRanges();
@@ -108,7 +110,8 @@ export function copyLine(text, label) {
 
 export const scroller = (label, ...children) => el('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': label }, children);
 
-// head: titles, or [title, 'n'] for numbers, which stand to the right. rows: arrays of text or elements.
+// head: titles, or [title, 'n'] for numbers, which are aligned to the right. rows: arrays of texts
+// or elements.
 export function table(caption, head, rows, { numbers = head.map((h) => Array.isArray(h)) } = {}) {
   return el('table', {},
     caption && el('caption', {}, caption),
@@ -119,8 +122,9 @@ export function table(caption, head, rows, { numbers = head.map((h) => Array.isA
 export const facts = (pairs) =>
   el('dl', {}, pairs.filter(([, v]) => has(v) && v !== false).map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, value))));
 
-// Columns are {key, title, number, value(row) to sort by, cell(row)}. The order is of the owner's address: 'key' or '-key'.
-// A long table starts with so many rows as read well; the rest comes when asked for.
+// Columns are {key, title, number, value(row) to sort by, cell(row)}. The owner's address holds the
+// order: 'key' or '-key'. A long table starts with as many rows as can be read well; the rest is
+// shown when it is asked for.
 export function sortable({ label, columns, rows, sort, onsort, empty, limit = 300, rowAttributes = () => ({}) }) {
   if (rows.length === 0) return el('p', { class: 'empty' }, empty);
   const descending = sort?.startsWith('-');
@@ -135,7 +139,7 @@ export function sortable({ label, columns, rows, sort, onsort, empty, limit = 30
   }
   const head = columns.map((c) => {
     const state = by === c ? (descending ? 'descending' : 'ascending') : 'none';
-    // Numbers are asked for with the largest first.
+    // A column of numbers is first sorted with the largest on top.
     const next = by !== c ? (c.number ? `-${c.key}` : c.key) : descending ? c.key : `-${c.key}`;
     return el('th', { scope: 'col', class: c.number && 'n', 'aria-sort': state },
       el('button', { type: 'button', 'data-sort': c.key, onclick: () => onsort(next) }, c.title, el('span', { 'aria-hidden': 'true', class: 'arrow' }, { none: '↕', ascending: '↑', descending: '↓' }[state])));
@@ -155,7 +159,8 @@ export function sortable({ label, columns, rows, sort, onsort, empty, limit = 30
   return el('div', {}, scroller(label, el('table', { class: 'sortable' }, el('thead', {}, el('tr', {}, head)), body)), more);
 }
 
-// The part of the bound that the largest error takes, up to the bound itself; what lies beyond is a full bar of another pattern.
+// The share of the bound that the largest error takes, up to the bound itself. An error beyond the
+// bound is a full bar with another pattern.
 export function ratioCell(ratio) {
   if (!has(ratio)) return '';
   const bad = beyond(ratio);
@@ -177,7 +182,8 @@ export function select(label, name, values, chosen, onchange) {
 export const search = (label, value, oninput) =>
   el('label', { class: 'grow' }, label, el('input', { type: 'search', name: 'filter', value: value ?? '', spellcheck: 'false', autocomplete: 'off', oninput: (e) => oninput(e.target.value) }));
 
-// The scheme follows the system until the reader chooses; the choice is kept where the browser allows it.
+// The scheme follows the system until the reader chooses; the choice is kept if the browser allows
+// it.
 export function schemeButton() {
   const schemes = ['auto', 'light', 'dark'];
   let chosen = 'auto';

@@ -1,4 +1,5 @@
-// The pictures of one case: where the errors are, how they spread, and what the mask lets through.
+// The pictures of one case: where the errors are, how they are distributed, and which pairs the
+// mask keeps.
 import { boundLine, colour, countAxis, countLevel, figure, ratioAxis, ratioBar, tip } from './chart.mjs';
 import { beyond, count, el, has, plural, rank, real, table } from './page.mjs';
 
@@ -15,7 +16,7 @@ export const mapLegend = () =>
   el('p', { class: 'legend' }, el('strong', {}, 'Largest error / bound in a cell:'), inside.map(([limit, name]) => key(name, `≤ ${limit}`)),
     el('strong', {}, 'outside, with a cross:'), key('f0 cross', '1–10'), key('f1 cross', '10–1000'), key('f2 cross', '> 1000'), key('fx cross', 'inf or nan'), key('none', 'not judged by a bound'));
 
-// Room around a grid of cells, and the size of a cell such that the grid fits.
+// The space around a grid of cells, and a size of the cells with which the grid fits.
 function layout(width, columns, rows) {
   const left = 52, right = 12, top = 10, bottom = 44;
   const cell = Math.min((width - left - right) / columns, 18);
@@ -23,7 +24,7 @@ function layout(width, columns, rows) {
   return { left, top, width: Math.max(cell * columns, 14), height: Math.max(down * rows, 14), whole: Math.max(down * rows, 14) + top + bottom };
 }
 
-// Marks of an axis: round steps, and the end, which says how many there are.
+// The marks of an axis: round steps, and the end, which says how many there are.
 function marks(end, room) {
   const wanted = end / Math.max(1, room), size = 10 ** Math.floor(Math.log10(wanted));
   const step = Math.max(1, [1, 2, 5, 10].map((m) => m * size).find((m) => m >= wanted));
@@ -42,14 +43,14 @@ function gridOption(width, columns, rows, xName, yName, xEnd, yEnd) {
   };
 }
 
-// From (x, y) to (x + w, y + h) of the data.
+// A rectangle from (x, y) to (x + w, y + h), in units of the data.
 function corner(api, x, y, w, h) {
   const a = api.coord([x, y]), b = api.coord([x + w, y + h]);
   return { x: a[0], y: a[1], width: b[0] - a[0], height: b[1] - a[1] };
 }
 
 export function ratioMap(map) {
-  // One column, as LSE has, is a strip: its rows run to the right.
+  // An output with one column, like LSE, is drawn as a strip whose rows run to the right.
   const strip = map.columns === 1;
   const rowName = map.row_axis === 'key' ? 'key' : 'row';
   const items = map.cells.flatMap((cells, i) => cells.map((ratio, j) => ({ ratio, row: i * map.row_step, column: j * map.column_step })));
@@ -76,7 +77,7 @@ export function ratioMap(map) {
           const h = Math.min(map.row_step, map.rows - c.row), w = Math.min(map.column_step, map.columns - c.column);
           const r = strip ? corner(api, c.row, 0, h, 1) : corner(api, c.column, c.row, w, h);
           const box = { type: 'rect', shape: r, style: { fill: has(c.ratio) ? colours[shade(c.ratio)] : colours.bg, stroke: colours.bg, lineWidth: Math.min(r.width, r.height) > 6 ? 1 : 0 } };
-          // In a small cell a cross from corner to corner can still be told from a spot.
+          // In a small cell, a cross from corner to corner can still be told from a spot.
           const edge = Math.min(r.width, r.height) > 9 ? 0.25 : 0.08;
           const line = (x1, y1, x2, y2, stroke) => ({ type: 'line', shape: { x1, y1, x2, y2 }, style: { stroke, lineWidth: Math.min(r.width, r.height) > 9 ? 1.5 : 0.8 }, silent: true });
           const [x1, y1, x2, y2] = [r.x + r.width * edge, r.y + r.height * edge, r.x + r.width * (1 - edge), r.y + r.height * (1 - edge)];
@@ -117,7 +118,7 @@ export const tileBars = ({ tile, ratios }) =>
 
 export function ulpBars({ output, edges, counts, above }) {
   const name = (i) => `${real(edges[i])} to ${i + 1 < edges.length ? real(edges[i + 1]) : ''}`;
-  // The last count reaches to the last edge; all that is above stands in a bar of its own.
+  // The last count reaches to the last edge; everything above it has a bar of its own.
   const inner = counts.slice(0, edges.length - 1);
   const beyondLast = (above ?? 0) + counts.slice(edges.length - 1).reduce((a, b) => a + b, 0);
   const names = [...inner.map((_, i) => name(i)), `${real(edges.at(-1))} and more`], all = [...inner, beyondLast];
@@ -138,7 +139,7 @@ export function ulpBars({ output, edges, counts, above }) {
 
 export function maskPicture(mask) {
   const columns = mask.cells[0]?.length ?? 1;
-  // Equal neighbours of a row are one rectangle: a mask is mostly long runs.
+  // Equal neighbours in a row become one rectangle, because a mask consists mostly of long runs.
   const runs = mask.cells.flatMap((text, i) => [...text.matchAll(/(.)\1*/gs)].map((m) => ({ row: i, from: m.index, length: m[0].length, share: Number(m[1]) / 9 })));
   const steps = mask.row_step * mask.key_step > 1 ? ` A cell is ${plural(mask.row_step, 'row')} × ${plural(mask.key_step, 'key')}.` : '';
   const title = `Mask, b=${mask.b}, h=${mask.h}`;
@@ -172,7 +173,7 @@ function blend(a, b, share) {
   return `rgb(${[0, 1, 2].map((i) => Math.round(x[i] + (y[i] - x[i]) * share)).join(',')})`;
 }
 
-// All pictures that a result has.
+// All pictures of a result.
 export function pictures(r) {
   const maps = r.maps ?? [];
   const figures = [maps.map(ratioMap), (r.heads ?? []).map(headBars), r.tiles?.ratios.length > 0 && tileBars(r.tiles), (r.ulps ?? []).map(ulpBars), (r.mask ?? []).map(maskPicture)].flat().filter(Boolean);

@@ -14,11 +14,12 @@ document.title = `Assay: ${run.candidate ?? ''} on ${run.suite ?? ''}`;
 const section = (id, title, ...content) => el('section', { 'aria-labelledby': id }, el('h2', { id, tabindex: -1 }, title), content);
 const text = (v) => (typeof v === 'string' ? v : typeof v === 'number' ? exact(v) : JSON.stringify(v));
 
-// One case, in full.
+// One case with all its fields.
 
 const place = (w) => ['b', 'h', 'row', 'column', 'tile'].filter((k) => has(w[k])).map((k) => `${k}=${w[k]}`).join(', ');
 
-// What is shown elsewhere; any other field of a result is listed as it is, so that nothing of the JSON is lost.
+// Fields that are shown elsewhere on the page. Any other field of a result is listed as it is, so
+// that nothing of the JSON is lost.
 const known = ['case', 'candidate', 'dtype', 'reproduce', 'outcome', 'reason', 'contract', 'elements', 'not_finite', 'rows', 'worst', 'first_failure', 'bias', 'power', 'quantization', 'gradient_power',
   'relations', 'seconds', 'shrunk', 'maps', 'heads', 'tiles', 'ulps', 'mask'];
 
@@ -114,7 +115,7 @@ function failureList() {
     const kind = (r.reason ?? '').split(': ')[0] || 'no reason given';
     why.set(kind, (why.get(kind) ?? 0) + 1);
   }
-  // What is inside is made when it is opened: a run may have a thousand failures.
+  // The contents are made when they are opened, because a run may have a thousand failures.
   const entry = (c, i) => {
     const fill = () => { if (body.childElementCount === 0) body.append(...details(c).flat(Infinity).filter(Boolean)); };
     const body = el('div', { class: 'body' });
@@ -199,7 +200,7 @@ const fuzz = () => (run.fuzz.length === 0 ? el('p', { class: 'empty' }, 'No fuzz
   run.fuzz.flatMap((f) => (f.findings ?? []).map((x) => el('div', { class: 'finding' }, el('p', {}, el('strong', {}, f.target), ': ', x.reason), copyLine(x.case ?? '', 'case of the finding')))),
 ]);
 
-// Outputs by column; only those that the run has.
+// The outputs as columns; only those that the run has.
 const columnsOfRatio = [['O', ['O']], ['LSE', ['LSE']], ['gradients', ['dQ', 'dK', 'dV', 'dBias', 'dSink']], ['C', ['C']]].map(([title, outputs]) => ({
   title, of: (c) => outputs.map((o) => c.result.worst?.[o]?.ratio).filter(has).sort((a, b) => rank(b) - rank(a))[0],
 })).filter(({ of }) => cases.some((c) => has(of(c))));

@@ -1,4 +1,5 @@
-// Pages in headless Chromium, served from this machine. Whatever a page logs as an error or asks for beyond itself fails the test.
+// Opens pages in headless Chromium, served from this machine. The test fails if a page logs an
+// error or asks for anything outside itself.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -47,7 +48,8 @@ export class Bench {
     return path;
   }
 
-  // A page that holds the data. page.finish() says what went wrong meanwhile, and closes it.
+  // Opens a page that holds the data. page.finish() reports what went wrong meanwhile, and closes
+  // the page.
   async open(template, data, { hash = '', width = 1280, scheme = 'light', before, file = false } = {}) {
     const html = this.html(template, data), path = `/${template}-${this.pages.size}.html`;
     this.pages.set(path, html);
@@ -62,7 +64,8 @@ export class Bench {
     await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }, { name: 'prefers-reduced-motion', value: 'reduce' }]);
     if (before) await page.evaluateOnNewDocument(before);
     await page.goto(url + hash);
-    // The tab behind the one that was closed before may come to the front after this one; a hidden page has no frames, so nothing is drawn.
+    // After another tab was closed, the tab behind it may come to the front after this one. A
+    // hidden page has no frames, so nothing is drawn.
     await page.bringToFront();
     await page.waitForSelector(template === 'report' ? '#overview, #case' : '.empty, table, h2');
     page.wrong = wrong;
@@ -76,17 +79,19 @@ export class Bench {
 
 export const texts = (page, selector) => page.$$eval(selector, (all) => all.map((e) => e.textContent.trim()));
 export const text = (page, selector) => page.$eval(selector, (e) => e.textContent.trim());
-// By the clock: a page that lost the front has no frames to ask at.
+// This waits by the clock, because a page that is not in front has no frames at which it could ask.
 export const until = (page, what, ...args) => page.waitForFunction(what, { timeout: 8000, polling: 50 }, ...args);
 export const shown = (page, selector) => page.$$eval(selector, (all) => all.filter((e) => e.checkVisibility()).length);
 
-// Waits until the page has painted. A page that gets no frames, hidden or starved, is not waited for without end.
+// Waits until the page has painted. The wait has an end for a page that gets no frames because it
+// is hidden or starved.
 export const painted = (page) => page.evaluate(() => Promise.race([
   new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true)))),
   new Promise((done) => setTimeout(() => done(false), 2000)),
 ]));
 
-// Pictures are drawn as they come near the window: go past all of them, again if frames were missing.
+// Pictures are drawn when they come near the window. So this scrolls past all of them, and again if
+// frames were missing.
 export async function drawAll(page) {
   const drawn = () => [...document.querySelectorAll('.chart')].every((c) => !c.checkVisibility() || c.querySelector('svg'));
   for (const end = Date.now() + 60000; ;) {
@@ -110,7 +115,7 @@ export async function checkLayout(page) {
   assert.deepEqual(out, []);
 }
 
-// The contrast of text against the background it stands on, at least 4.5 (WCAG AA).
+// The contrast of text against its background is at least 4.5 (WCAG AA).
 export async function checkContrast(page) {
   const low = await page.evaluate(() => {
     const numbers = (c) => c.match(/[\d.]+/g).map(Number);
@@ -160,7 +165,7 @@ export async function screenshot(page, name) {
 
 export const clipboard = (page) => page.evaluate(() => navigator.clipboard.readText());
 
-// Texts of the data are text: nothing ran, and nothing became an element.
+// The texts of the data stayed texts: no script in them ran, and none became an element.
 export async function checkHarmless(page) {
   assert.equal(await page.evaluate(() => window.hacked), undefined);
   assert.equal(await page.$$eval('img, iframe, object, main script, main b', (all) => all.length), 0);

@@ -28,7 +28,7 @@ test('the overview: accuracy, speed, faults, fuzzing, and every run', async () =
   assert.deepEqual(await titles(page), ['Accuracy', 'Speed: benchmark: seconds', 'Planted faults killed', 'Fuzzing']);
   assert.deepEqual(await rows(page), store.runs.map((r) => `${r.id}`).reverse());
   assert.match(await text(page, 'header'), /28 runs, as of 2026-01-12/);
-  // Worst and median of a run, by hand.
+  // The worst and the median of a run, computed by hand.
   const accuracy = await tableOf(page, 'Accuracy'), first = run(1).results.filter((r) => r.dtype === 'f32').map((r) => r.worst_ratio).sort((a, b) => a - b);
   const of = (what) => Number(accuracy.find((r) => r[2] === '1' && r[3] === `host · f32 · AMD EPYC, ${what}`)[4]);
   assert.ok(Math.abs(of('worst') - first.at(-1)) < 1e-3);
@@ -102,7 +102,7 @@ test('speed by other measures, and along commits', async () => {
   const benchmark = store.runs.find((r) => r.kind === 'benchmark');
   const table = await tableOf(page, 'Speed: benchmark: fraction_of_peak');
   assert.equal(Number(table.find((r) => r[2] === `${benchmark.id}`)[4]), benchmark.results[0].counters.fraction_of_peak);
-  // Many cases are shown relative to their own first time, so that the first run is 1.
+  // Many cases are shown relative to their own first time, so the first run is 1.
   await page.select('[name=measure]', 'check: candidate seconds');
   const relative = await tableOf(page, 'Speed: check');
   assert.ok(relative.filter((r) => r[2] === '1').every((r) => Number(r[4]) === 1));
@@ -118,7 +118,7 @@ test('a point opens its run, a run its cases, a case its history; back leads bac
   const f = await figureOf(page, 'Planted faults');
   await f.evaluate((e) => e.scrollIntoView({ block: 'center' }));
   const box = await (await f.$('.chart')).boundingBox();
-  // The last of three places.
+  // This is the last of three places.
   await page.mouse.click(box.x + 66 + (box.width - 82) * 0.83, box.y + 120);
   const last = store.runs.filter((r) => r.kind === 'faults').at(-1);
   await until(page, (id) => location.hash === `#run=${id}` && document.querySelector('main h2[tabindex]'), last.id);
@@ -244,7 +244,8 @@ test('500 runs of 400 results cost a small multiple of reading them, and answer'
   const data = { generated: '', runs: Array.from({ length: 500 }, (_, i) => ({ ...run(1), id: i + 1, candidate: i % 2 ? 'host' : 'peer:torch', commit: `${i}`, started: new Date(Date.UTC(2025, 0, 1 + i)).toISOString(), results })) };
   const page = await open(data);
   await page.waitForSelector('.sortable');
-  // The machine may be busy or slow: the unit is what the browser takes to parse the data here and now.
+  // The machine may be busy or slow, so the unit of time is what the browser needs to parse the
+  // data here and now.
   const parse = () => page.evaluate(() => { const t = performance.now(); JSON.parse(document.getElementById('data').textContent); return performance.now() - t; });
   const { ScriptDuration, LayoutDuration, RecalcStyleDuration } = await page.metrics(), drawn = 1000 * (ScriptDuration + LayoutDuration + RecalcStyleDuration);
   const before = await parse();

@@ -16,7 +16,7 @@ test('the page begins with the verdict and says all that a run says', async () =
   assert.equal(await text(page, 'h1'), 'Assay: fault:causal-off-by-one on smoke');
   assert.equal(await text(page, '.words'), `${failing.length} cases failed`);
   assert.equal(await text(page, '#sentence'), run.summary.sentence);
-  // Failures come before all else, each with its reason.
+  // Failures come first, each with its reason.
   assert.equal(await page.$eval('section h2', (e) => e.id), 'failures');
   assert.deepEqual(await texts(page, '.failure > summary strong'), failing.map((f) => f.reason));
   const all = await text(page, 'main');
@@ -38,7 +38,7 @@ test('a failure shows its element, its lines and its pictures', async () => {
   assert.ok((await texts(page, '.failure .line code')).includes(failing[0].reproduce));
   const figures = await texts(page, '.failure[open] figcaption .title');
   assert.deepEqual(figures, ['O, b=1, h=2', 'O, b=0, h=1', 'LSE, b=0, h=1', 'LSE, b=1, h=2', 'O by head', 'LSE by head', 'O by tile of query rows', 'O: errors in ulps', 'LSE: errors in ulps', 'Mask, b=0, h=0']);
-  // The next one is filled when it is opened, by keyboard too.
+  // The next one is filled when it is opened, also by keyboard.
   assert.equal(await shown(page, '.failure:nth-of-type(2) .line'), 0);
   await page.focus('.failure:nth-of-type(2) > summary');
   await page.keyboard.press('Enter');
@@ -51,14 +51,14 @@ test('a heat map draws every cell and crosses those beyond the bound', async () 
   await drawAll(page);
   for (const [i, map] of run.results[1].maps.entries()) {
     const cells = map.cells.flat(), bad = cells.filter((c) => c !== null && !(typeof c === 'number' && c <= 1)).length;
-    // A cross is two lines, a cell that is not judged has one.
+    // A cross has two lines, and a cell that is not judged has one.
     const drawn = await page.$$eval('figure.map', (all, n) => {
       const paths = [...all[n].querySelectorAll('svg path')].map((p) => p.getAttribute('d'));
       return { cells: paths.filter((d) => /[zZ]$/.test(d)).length, lines: paths.filter((d) => /^M[-\d. ]+L[-\d. ]+$/.test(d)).length };
     }, i);
     assert.ok(drawn.cells >= cells.length, `${drawn.cells} of ${cells.length} cells`);
     assert.ok(drawn.lines >= 2 * bad + cells.filter((c) => c === null).length, `${drawn.lines} lines, ${bad} bad cells`);
-    // The colours of the legend, as often as the numbers say.
+    // The colours of the legend occur as often as the numbers say.
     const limits = [['h0', 0.01], ['h1', 0.03], ['h2', 0.1], ['h3', 0.3], ['h4', 1], ['f0', 10], ['f1', 1000], ['f2', Infinity]];
     const shade = (r) => (typeof r === 'number' ? limits.find(([, limit]) => r <= limit)[0] : 'fx');
     for (const name of [...limits.map(([n]) => n), 'fx']) {

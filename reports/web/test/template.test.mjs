@@ -1,4 +1,4 @@
-// What the filler relies on, and what the page may never do.
+// What the program that fills the pages relies on, and what a page must never do.
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { fill } from '../fill.mjs';
