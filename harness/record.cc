@@ -355,7 +355,7 @@ LowBitView read_low_bit(Reader& reader, const std::string& name, LowBit format, 
 void read_product(Reader& reader, RecordLine& line, Record& r) {
   const auto format_of = [&](const std::string& field, const std::string& text, Index& group) {
     const auto colon = text.find(':');
-    const std::optional<LowBit> format = low_bit_named(text.substr(0, colon));
+    const std::optional<LowBit> format = value_named<LowBit>(text.substr(0, colon));
     if (!format) reader.fail(fmt::format("{}={}: no such format; docs/formats.md names them", field, text));
     group = traits(*format).group;
     if (colon != std::string::npos) {

@@ -85,7 +85,7 @@ void expect_shape(const TensorView& t, const char* name, const Extents& shape) {
 }
 
 LowBit low_bit_format(std::int32_t format, const char* name) {
-  if (format < 0 || format >= low_bit_count) refuse(std::string(name) + ".format = " + std::to_string(format) + " is outside [0, " + std::to_string(low_bit_count - 1) + "]");
+  if (format < 0 || format >= count_of<LowBit>) refuse(std::string(name) + ".format = " + std::to_string(format) + " is outside [0, " + std::to_string(count_of<LowBit> - 1) + "]");
   return static_cast<LowBit>(format);
 }
 

@@ -90,8 +90,8 @@ Case any_case() {
   if (coin()) c.sink = coin() ? any_float(infinity_bits) : -any_float(infinity_bits);
   if (coin()) c.dropout = any_float(one_bits);
   if (coin()) c.dropout_seed = *rc::gen::arbitrary<std::uint64_t>();
-  c.scores = static_cast<Scores>(any(0, scores_count));
-  c.values = static_cast<Values>(any(0, values_count));
+  c.scores = static_cast<Scores>(any(0, count_of<Scores>));
+  c.values = static_cast<Values>(any(0, count_of<Values>));
   c.hidden = static_cast<Hidden>(any(0, 4));
   for (int n = any(0, 4); n > 0 && s.batch > 0; --n) {
     Poke p;
@@ -109,7 +109,7 @@ Case any_case() {
     c.pokes.push_back(p);
   }
   if (coin()) c.seed = *rc::gen::arbitrary<std::uint64_t>();
-  for (LayoutKind* kind : {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}) *kind = static_cast<LayoutKind>(any(0, layout_count));
+  for (LayoutKind* kind : {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}) *kind = static_cast<LayoutKind>(any(0, count_of<LayoutKind>));
   if (rarely()) c.q_layout = c.k_layout = c.v_layout = c.o_layout;
   if (c.o_layout == LayoutKind::shared_head || c.o_layout == LayoutKind::shared_batch) c.o_layout = LayoutKind::bshd;
   c.threads = any(0, 1025);
@@ -587,9 +587,9 @@ TEST(Case, HelpExplainsEveryFieldAndName) {
     ++fields;
   }
   EXPECT_EQ(fields, 29);
-  for (int i = 0; i < scores_count; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<Scores>(i)))));
-  for (int i = 0; i < values_count; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<Values>(i)))));
-  for (int i = 0; i < layout_count; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<LayoutKind>(i)))));
+  for (int i = 0; i < count_of<Scores>; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<Scores>(i)))));
+  for (int i = 0; i < count_of<Values>; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<Values>(i)))));
+  for (int i = 0; i < count_of<LayoutKind>; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<LayoutKind>(i)))));
   for (int i = 1; i < 12; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<MaskPattern>(i)))));
   for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16}) EXPECT_THAT(help, HasSubstr(std::string(format(dtype).name)));
 }

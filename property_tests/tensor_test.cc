@@ -44,7 +44,7 @@ Index expected_position(LayoutKind kind, const Extents& s, Index b, Index h, Ind
 }
 
 TEST(Layout, PositionsAreInsideDistinctAndWhereTheyShouldBe) {
-  for (int k = 0; k < layout_count; ++k)
+  for (int k = 0; k < count_of<LayoutKind>; ++k)
     for (const Extents& s : shapes) {
       const LayoutKind kind = kind_at(k);
       SCOPED_TRACE(name_of(kind));
@@ -74,7 +74,7 @@ TEST(Layout, KindsThatClaimGapsHaveThem) {
 }
 
 TEST(Layout, EmptyShapesHaveValidStorage) {
-  for (int k = 0; k < layout_count; ++k)
+  for (int k = 0; k < count_of<LayoutKind>; ++k)
     for (const Extents& s : empty_shapes) {
       const Layout layout = make_layout(kind_at(k), s, heads_in_pack);
       EXPECT_GE(layout.elements, 0) << name_of(kind_at(k));
@@ -85,7 +85,7 @@ TEST(Layout, EmptyShapesHaveValidStorage) {
 
 TEST(Tensor, LoadsWhatWasStoredThroughEveryLayoutAndDtype) {
   for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1, Dtype::e8m0})
-    for (int k = 0; k < layout_count; ++k)
+    for (int k = 0; k < count_of<LayoutKind>; ++k)
       for (const Extents& s : shapes) {
         const LayoutKind kind = kind_at(k);
         SCOPED_TRACE(::testing::Message() << format(dtype).name << " " << name_of(kind) << " " << element_count(s) << " elements");
@@ -108,7 +108,7 @@ TEST(Tensor, LoadsWhatWasStoredThroughEveryLayoutAndDtype) {
 
 TEST(Tensor, ElementsOfEveryNonBroadcastLayoutAreIndependent) {
   const Extents s{2, 3, 4, 5};
-  for (int k = 0; k < layout_count; ++k) {
+  for (int k = 0; k < count_of<LayoutKind>; ++k) {
     if (is_broadcast(kind_at(k))) continue;
     const Tensor tensor(Dtype::f32, s, make_layout(kind_at(k), s, heads_in_pack));
     const TensorView& t = tensor.view();
