@@ -436,8 +436,9 @@ TEST(GenerateMasks, NoneIsNone) {
   const Inputs in(parse_case("attention"));
   EXPECT_FALSE(in.problem.keep);
   EXPECT_FALSE(in.problem.bias);
-  EXPECT_TRUE(in.problem.key_lengths.empty() && in.problem.key_starts.empty() && in.problem.offset.empty() && in.problem.alibi_slopes.empty() &&
-              in.problem.sink.empty() && in.problem.query_segment.empty() && in.problem.key_segment.empty());
+  for_each_list([&](const auto& field) {
+    EXPECT_TRUE((in.problem.*field.list).empty()) << field.name;
+  });
 }
 
 // --- Hidden keys and pokes. ---
