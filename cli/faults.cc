@@ -64,8 +64,8 @@ const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suit
 }
 
 void list_faults() {
-  for (const PlantedFault& f : planted_faults()) {
-    fmt::print("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class, f.equivalent.empty() ? f.suite : "-", f.what);
+  for (const PlantedFault& f : planted_faults) {
+    fmt::print("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class, f.equivalent.empty() ? f.suite() : "-", f.what);
     if (!f.equivalent.empty()) fmt::print("{:<54}equivalent: {}\n", "", f.equivalent);
   }
 }
@@ -83,14 +83,14 @@ int run(const FaultsOptions& o) {
   std::vector<Hunt> hunts;
   Json equivalent = Json::array();
   std::size_t named = 0, out_of_reach = 0;
-  for (const PlantedFault& f : planted_faults()) {
+  for (const PlantedFault& f : planted_faults) {
     if (!o.only.empty() && o.only != f.name) continue;
     ++named;
     if (!f.equivalent.empty()) {
       equivalent.push_back({{"fault", f.name}, {"class", f.fault_class}, {"proof", f.equivalent}});
       continue;
     }
-    const std::string suite = o.suite.empty() ? std::string(f.suite) : o.suite;
+    const std::string suite = o.suite.empty() ? std::string(f.suite()) : o.suite;
     const std::vector<Case>& cases = cases_of(suites, suite, o.seed);
     if (std::ranges::any_of(cases, [&](const Case& c) { return reaches(f, c); })) hunts.push_back({f, suite});
     else ++out_of_reach;

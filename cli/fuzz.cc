@@ -16,9 +16,8 @@ namespace assay {
 namespace {
 
 std::string target_of(const PlantedFault& f) {
-  if (f.suite == "products") return "product";
-  if (f.suite == "caches") return "cache";
-  return f.suite == "backward" ? "backward" : "forward";
+  // Splits are of the forward pass.
+  return std::string(name_of(f.about == Subject::splits ? Subject::forward : f.about));
 }
 
 // Every fault that some input shows, one after the other, each from no inputs at all.
@@ -28,7 +27,7 @@ int find_faults(const FuzzCommandOptions& o) {
   Json table = Json::array();
   std::size_t found = 0;
   std::vector<double> seconds;
-  for (const PlantedFault& f : planted_faults()) {
+  for (const PlantedFault& f : planted_faults) {
     if (!f.equivalent.empty() || (!o.only.empty() && o.only != f.name)) continue;
     const std::string target = target_of(f), name(f.name);
     if (std::ranges::find(targets, target) == targets.end()) throw std::invalid_argument(fmt::format("{}: target {} is not there", o.jobs.binaries.string(), target));

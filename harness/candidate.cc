@@ -23,7 +23,7 @@ std::string unsupported_dtype(const Attention& p, Dtype out) {
   return {};
 }
 
-constexpr PlantedFault kernel_itself{Fault::none, "none", "", "", ""};
+constexpr PlantedFault kernel_itself{.name = "none"};
 
 class Host : public Candidate {
  public:
@@ -46,7 +46,7 @@ class Host : public Candidate {
   // Compiled once more, with a policy that watches, for the best target alone.
   bool offers_stages() const override { return true; }
   kernels::Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override {
-    return assay::run_watched(Fault::none, p, out, observer);
+    return assay::run_watched(no_fault, p, out, observer);
   }
   kernels::Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer) override {
     return run_planted_backward(kernel_itself, p, in, out, 1, &observer);
@@ -152,23 +152,23 @@ class Faulty : public Candidate {
   std::string unsupported(const Attention& p, Dtype out) const override { return unsupported_dtype(p, out); }
   std::optional<Contract> contract(const Attention& p) const override { return host_contract(p, std::string(planted_fault_target())); }
   kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
-    return fault_.suite == "backward" ? kernels::attention_forward(p, out, threads) : run_planted_fault(fault_, p, out, threads);
+    return fault_.about == Subject::backward ? kernels::attention_forward(p, out, threads) : run_planted_fault(fault_, p, out, threads);
   }
   bool has_cache() const override { return true; }
   kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
-    return fault_.suite == "backward" ? run_through_cache(c, in, out, threads) : run_planted_cache(fault_, c, in, out, threads);
+    return fault_.about == Subject::backward ? run_through_cache(c, in, out, threads) : run_planted_cache(fault_, c, in, out, threads);
   }
   bool has_backward() const override { return true; }
   // What a wrong forward pass leaves is not differentiated wrongly on top.
   kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
-    return fault_.suite == "backward" ? run_planted_backward(fault_, p, in, out, threads) : kernels::attention_backward(p, in, out, threads);
+    return fault_.about == Subject::backward ? run_planted_backward(fault_, p, in, out, threads) : kernels::attention_backward(p, in, out, threads);
   }
   bool offers_stages() const override { return true; }
   kernels::Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override {
-    return assay::run_watched(fault_.suite == "backward" ? Fault::none : fault_.fault, p, out, observer);
+    return assay::run_watched(fault_.about == Subject::backward ? no_fault : fault_.fault, p, out, observer);
   }
   kernels::Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer) override {
-    return run_planted_backward(fault_.suite == "backward" ? fault_ : kernel_itself, p, in, out, 1, &observer);
+    return run_planted_backward(fault_.about == Subject::backward ? fault_ : kernel_itself, p, in, out, 1, &observer);
   }
   std::string unsupported_product(const Product&, Dtype) const override { return {}; }
   kernels::Status run_product(const Product& p, const TensorView& c, int threads) override { return run_planted_product(fault_, p, c, threads); }
@@ -211,10 +211,10 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name.starts_with("device:")) return std::make_unique<OnDevice>(name.substr(7));
   if (name.starts_with("lib:")) return make_library_candidate(name.substr(4));
   if (name.starts_with("fault:"))
-    for (const PlantedFault& f : planted_faults())
+    for (const PlantedFault& f : planted_faults)
       if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
   throw std::invalid_argument(fmt::format("unknown candidate '{}'; there are {}; `assay faults --list` has the {} names of faults", name,
-                                          fmt::join(candidate_names(), ", "), planted_faults().size()));
+                                          fmt::join(candidate_names(), ", "), planted_faults.size()));
 }
 
 std::vector<std::string> candidate_names() {

@@ -70,8 +70,8 @@ TEST(ProductKernel, TargetsWithFmaAgreeBitForBit) {
 
 // The policy itself changes nothing: with a fault of another kernel planted, the bits are those of production.
 TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
-  const PlantedFault& other = planted_faults()[0];
-  ASSERT_EQ(other.suite, "standard");
+  const PlantedFault& other = planted_faults[0];
+  ASSERT_EQ(other.about, Subject::forward);
   const std::unique_ptr<Candidate> host = make_candidate("host");
   int compared = 0;
   for (const Case& c : make_suite("products", 3).cases) {
