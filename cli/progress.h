@@ -1,3 +1,4 @@
+// How far a command is, told on the terminal while it runs.
 #pragma once
 
 #include <string>

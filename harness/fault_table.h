@@ -12,19 +12,19 @@
 namespace assay {
 
 // The part of the system that a fault is in, and the suite that hunts its faults.
-enum class Subject : std::uint8_t { forward, splits, backward, cache, product };
+enum class FaultSubject : std::uint8_t { forward, splits, backward, cache, product };
 struct SubjectRow {
-  Subject value;
+  FaultSubject value;
   std::string_view name;
   std::string_view suite;
 };
 template <>
-inline constexpr auto table_of<Subject> = complete<SubjectRow>({
-    {Subject::forward, "forward", "standard"},
-    {Subject::splits, "splits", "decode"},
-    {Subject::backward, "backward", "backward"},
-    {Subject::cache, "cache", "caches"},
-    {Subject::product, "product", "products"},
+inline constexpr auto table_of<FaultSubject> = complete<SubjectRow>({
+    {FaultSubject::forward, "forward", "standard"},
+    {FaultSubject::splits, "splits", "decode"},
+    {FaultSubject::backward, "backward", "backward"},
+    {FaultSubject::cache, "cache", "caches"},
+    {FaultSubject::product, "product", "products"},
 });
 
 // A fault by its number, which is its place in the table from 1 on. 0: none, the kernel itself.
@@ -37,7 +37,7 @@ inline constexpr Fault no_fault{};
 struct PlantedFault {
   std::string_view name;
   std::string_view fault_class{};  // F01 to F50, of docs/faults.md
-  Subject about = Subject::forward;
+  FaultSubject about = FaultSubject::forward;
   std::string_view what{};
   std::string_view equivalent{};  // the proof that no input shows it; empty: some does
   bool by_relation = false;       // one call shows nothing: it takes another one before
@@ -58,7 +58,7 @@ consteval std::array<PlantedFault, n> numbered(const PlantedFault (&rows)[n]) {
 }
 
 inline constexpr auto planted_faults = [] {
-  using enum Subject;
+  using enum FaultSubject;
   return numbered({
     {"row-max-arguments-swapped", "F11", forward,
      "the arguments of the row maximum are swapped: the next maximum is never written"},

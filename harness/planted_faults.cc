@@ -24,28 +24,28 @@ void write_as_floats(const TensorView& o) {
 bool reaches(const PlantedFault& fault, const Case& c) {
   const bool is_product = c.operation == Operation::product;
   switch (fault.about) {
-    case Subject::product: return is_product;
-    case Subject::backward: return c.operation == Operation::backward;
-    case Subject::cache: return !is_product && c.cache;
+    case FaultSubject::product: return is_product;
+    case FaultSubject::backward: return c.operation == Operation::backward;
+    case FaultSubject::cache: return !is_product && c.cache;
     default: return !is_product;
   }
 }
 
-kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, StageObserver& observer) {
+kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, const kernels::Target& target, StageObserver& observer) {
   const MisreadProblem misread(fault, problem, out);
   FaultyStages stages(fault, misread.problem());
   stages.observer = &observer;
-  return kernels::plan_and_run(misread.problem(), misread.out(), 1, faulty_forward(), &stages);
+  return kernels::plan_and_run(misread.problem(), misread.out(), 1, faulty_forward(target), &stages);
 }
 
-kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads) {
+kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, const kernels::Execution& how) {
   if (fault.fault == "wide-heads-return-ok"_fault && problem.shape.dim > 128) return {};
   static std::atomic<bool> called = false;
   if (fault.fault == "first-call-writes-nothing"_fault && !called.exchange(true)) return {};
   const MisreadProblem misread(fault.fault, problem, out);
   FaultyStages stages(fault.fault, misread.problem());
-  stages.threads = threads > 0 ? threads : hardware_threads();
-  kernels::Status status = kernels::plan_and_run(misread.problem(), misread.out(), threads, faulty_forward(), &stages);
+  stages.threads = how.threads > 0 ? how.threads : hardware_threads();
+  kernels::Status status = kernels::plan_and_run(misread.problem(), misread.out(), how.threads, faulty_forward(how.target), &stages);
   if (fault.fault == "output-of-16-bits-written-as-f32"_fault && status.ok()) write_as_floats(out.o);
   return status;
 }
