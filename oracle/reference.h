@@ -56,11 +56,15 @@ struct KeyValuesDeleter {
 };
 using KeyValuesPointer = std::unique_ptr<KeyValues, KeyValuesDeleter>;
 
+Domain domain_of(const RowBound& b);
+// Whether the accumulator of a column could leave the range.
+bool values_may_overflow(const Contract& c, Index live, double largest_value);
+
 // A contract applied to a problem. Thread-safe.
 class Reference {
  public:
-  // Keeps a reference to the problem.
-  Reference(const Attention& problem, const Contract& contract);
+  // Keeps a reference to the problem. Fewer terms than all are for tests of the bound.
+  Reference(const Attention& problem, const Contract& contract, const BoundTerms& terms = {});
 
   KeyValuesPointer load_head(Index b, Index kv_head) const;
   Block evaluate(const KeyValues& kv, Index h, std::span<const Index> rows, Keep keep = Keep::outputs) const;
