@@ -89,10 +89,10 @@ struct JudgeOptions {
 };
 
 // `out.o` and `out.lse` as the candidate left them; a null lse is a failure, for LSE is always judged.
-Verdict judge(const Attention& problem, const AttentionOutput& out, const Contract& contract, const JudgeOptions& options = {});
+Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out, const Contract& contract, const JudgeOptions& options = {});
 
 // For a candidate that declares nothing: the verdict under the strictest contract of the ladder that is not
 // refuted, or under the most lenient one if all are.
-Verdict judge_by_ladder(const Attention& problem, const AttentionOutput& out, Index tile, const JudgeOptions& options = {});
+Verdict judge_by_ladder(const ProjectedAttention& problem, const AttentionOutput& out, Index tile, const JudgeOptions& options = {});
 
 }  // namespace assay

@@ -51,15 +51,30 @@ struct Attention {
   std::vector<float> alibi_slopes;                       // per query head; empty: none
   std::vector<std::int32_t> query_segment, key_segment;  // [B * Lq], [B * Lk]; empty: none
   std::vector<float> sink;                               // logit per query head; empty: none
-  // K and V that a kernel computes for itself, from a latent cache: sums of `projection` products, whose absolute values
-  // sum to these. Shapes of K and V, f64; absent where K and V are given.
-  TensorView k_absolute, v_absolute;
-  Index projection = 0;
-  Index projected_columns = 0;  // of K: the first so many; the rotary part behind them is stored
   float dropout = 0;  // probability of dropping a weight
   std::uint64_t dropout_seed = 0;
 
   Index offset_of(Index b) const { return offset.empty() ? 0 : offset[static_cast<std::size_t>(b)]; }
+};
+
+// Where a kernel computes K and V itself, from a latent cache: their elements are sums of products.
+// Kernels do not see this. The oracle bounds their errors by it.
+struct Projection {
+  TensorView k_absolute, v_absolute;  // sums of the products' absolute values; shapes of K and V, f64
+  Index length = 0;                   // products in a sum; 0: K and V are given
+  Index columns = 0;                  // of K, the first so many; the rotary part behind them is stored
+
+  explicit operator bool() const { return length > 0; }
+};
+
+// A problem as the oracle is asked it.
+struct ProjectedAttention : Attention {
+  ProjectedAttention() = default;
+  // With K and V that are given.
+  ProjectedAttention(const Attention& given)  // NOLINT(google-explicit-constructor)
+      : Attention(given) {}
+
+  Projection projection;
 };
 
 // What the entries of a list belong to. Rows and keys are those of every batch.

@@ -558,8 +558,8 @@ TEST(GenerateCache, HoldsRoundedTokens) {
 TEST(GenerateCache, LatentKeysAreProjectedTokens) {
   const Case c = parse_case("attention b=2 h=4/2 l=3x5 d=9/4 offset=end cache=latent:2:16+3 store=bf16");
   const Inputs in(c);
-  const Attention& p = in.problem;
-  EXPECT_EQ(p.projection, 16);
+  const ProjectedAttention& p = in.problem;
+  EXPECT_EQ(p.projection.length, 16);
   for (Index b = 0; b < 2; ++b)
     for (Index g = 0; g < 2; ++g)
       for (Index j = 0; j < 5; ++j) {
@@ -574,7 +574,7 @@ TEST(GenerateCache, LatentKeysAreProjectedTokens) {
             }
           else sum = token(in.token_v, d - 6), absolute = std::fabs(sum);
           EXPECT_EQ(load(p.k, p.k.at(b, g, j, d)), sum);
-          EXPECT_EQ(load(p.k_absolute, p.k_absolute.at(b, g, j, d)), absolute);
+          EXPECT_EQ(load(p.projection.k_absolute, p.projection.k_absolute.at(b, g, j, d)), absolute);
         }
         double value = 0;
         for (Index r = 0; r < 16; ++r) value += load(in.up_v.view(), in.up_v.view().at(0, g, 3, r)) * token(in.token_k, r);

@@ -48,8 +48,12 @@ const Attention* attention_of(const Call& call) {
 }
 
 Arithmetic host_arithmetic(const Call& call, const std::string& target) {
-  if (const Attention* problem = attention_of(call)) return host_contract(*problem, target);
-  return host_product_contract(target);
+  return std::visit(
+      ByCall{[&](const CachedCall& c) -> Arithmetic { return host_contract(c.inputs.problem, target); },
+             [&](const ForwardCall& c) -> Arithmetic { return host_contract(c.problem, target); },
+             [&](const BackwardCall& c) -> Arithmetic { return host_contract(c.problem, target); },
+             [&](const auto&) -> Arithmetic { return host_product_contract(target); }},
+      call);
 }
 
 Status run_host_product(const ProductCall& c, const Execution& how) {
