@@ -2,7 +2,10 @@
 //
 //   enum class Colour : std::uint8_t { red, dark_blue };
 //   template <>
-//   inline constexpr auto table_of<Colour> = complete<Named<Colour>>({{Colour::red, "red"}, {Colour::dark_blue, "dark-blue"}});
+//   inline constexpr auto table_of<Colour> = complete<Named<Colour>>({
+//       {Colour::red, "red"},
+//       {Colour::dark_blue, "dark-blue"},
+//   });
 //
 // A row that is missing, or stands in the wrong place, is an error of the compiler.
 #pragma once
@@ -42,7 +45,8 @@ consteval std::array<Row, n> complete(const Row (&rows)[n]) {
   static_assert(!is_enumerator<static_cast<E>(n)>(), "an enumerator has no row in its table");
   std::array<Row, n> table{};
   for (std::size_t k = 0; k < n; ++k) {
-    if (rows[k].value != static_cast<E>(k)) throw "the rows are not in the order of the enumeration";
+    if (rows[k].value != static_cast<E>(k))
+      throw "the rows are not in the order of the enumeration";
     table[k] = rows[k];
   }
   return table;

@@ -1,5 +1,5 @@
-// Random numbers that are the same on every machine, which std::shuffle and the distributions of the
-// standard library are not: a small generator for choices, and the normal numbers of data.
+// Random numbers that are the same on every machine, which those of the standard library are not:
+// a small generator for choices, and the normal numbers of data.
 #pragma once
 
 #include <cstddef>
