@@ -1,0 +1,273 @@
+#include "property_tests/adversarial_row.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "oracle/visibility.h"
+
+namespace assay {
+namespace {
+
+constexpr double inf = std::numeric_limits<double>::infinity();
+
+double sign_of(double x) { return x < 0 ? -1 : 1; }
+
+// Whether a result so small may have underflowed.
+bool is_tiny(double x, double floor) { return x != 0 && std::fabs(x) < floor * 0x1p11; }
+
+struct Partial {
+  double max = -inf, sum = 0, o = 0;
+};
+
+class Row {
+ public:
+  Row(const Contract& c, const Attention& p, double exact_o, const Target& target)
+      : c_(c), p_(p), o_(exact_o), target_(target), d_(target.direction), u_(c.roundoff) {
+    evaluate_visibility(p, 0, 0, 0, seen_);
+    fused_ = c.fused_argument && p.softcap == 0 && seen_.additions == 0;
+    keep_scale_ = p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1;
+  }
+
+  AdversarialOutput run() {
+    const Index keys = p_.shape.keys, per_split = c_.split_keys > 0 ? c_.split_keys : keys;
+    Partial whole;
+    for (Index first = 0; first < keys; first += per_split)
+      merge(whole, part(first, std::min(keys, first + per_split)));
+    if (!p_.sink.empty()) merge_sink(whole);
+    AdversarialOutput out;
+    const double divided = std::pow(1 + d_ * sign_of(whole.o) * u_, c_.division_roundings);
+    out.o = whole.sum > 0 ? whole.o / whole.sum * divided : 0;
+    out.lse = lse_of(whole);
+    return out;
+  }
+
+ private:
+  // x after a rounding of at most `roundoff`, towards `direction`.
+  static double rounded(double x, double roundoff, double direction) {
+    return x + direction * roundoff * std::fabs(x);
+  }
+  double value(Index j) const { return load(p_.v, p_.v.at(0, 0, j, 0)); }
+  bool kept(Index j) const { return p_.dropout == 0 || keeps_weight(p_, 0, 0, 0, j); }
+  double effective_value(Index j) const { return kept(j) ? keep_scale_ * value(j) : 0; }
+
+  // Which way the weight of a key has to err.
+  double direction_of(Index j) const {
+    return target_.lse ? d_ : d_ * sign_of(effective_value(j) - o_);
+  }
+
+  double dot(Index j, double direction) const {
+    double sum = 0;
+    for (Index d = 0; d < p_.shape.dim; ++d) {
+      double q = load(p_.q, p_.q.at(0, 0, 0, d));
+      const double k = load(p_.k, p_.k.at(0, 0, j, d));
+      if (c_.query_prescale > 0)
+        q = rounded(rounded(q * static_cast<double>(p_.scale), u_, direction * sign_of(k)),
+                    c_.query_prescale, direction * sign_of(k));
+      double product = q * k;
+      if (is_tiny(product, c_.product_floor)) product += direction * c_.product_floor;
+      if (c_.products_rounded) product = rounded(product, u_, direction);
+      const bool rounds = d > 0 || !c_.products_rounded;
+      sum = rounds ? rounded(sum + product, c_.dot_roundoff, direction) : product;
+    }
+    return sum;
+  }
+
+  double capped(double t, double direction) const {
+    const double cap = p_.softcap;
+    double x = rounded(rounded(t / cap, u_, direction), u_, direction);
+    x = rounded(x, c_.scale_error, direction);
+    if (is_tiny(x, c_.product_floor)) x += direction * c_.product_floor;
+    const double tanh = rounded(std::tanh(x), 2 * u_ * c_.tanh_ulp, direction);
+    double s = rounded(cap * tanh, u_, direction);
+    if (is_tiny(s, c_.product_floor)) s += direction * c_.product_floor;
+    return s;
+  }
+
+  // Nearest to what it stores, or to a neighbour: an error of half a unit in the last place.
+  double stored(double s, double direction) const {
+    if (!c_.score_dtype) return s;
+    const double error = std::max(unit_roundoff(*c_.score_dtype) * std::fabs(s),
+                                  half_min_subnormal(*c_.score_dtype));
+    return s + direction * error;
+  }
+
+  double score(Index j) const {
+    const double direction = direction_of(j);
+    double s = dot(j, direction);
+    if (!fused_ && c_.query_prescale == 0)
+      s = rounded(s * static_cast<double>(p_.scale), u_, direction);
+    else if (fused_ && c_.query_prescale == 0)
+      s *= static_cast<double>(p_.scale);  // inside the argument, whose constant holds it
+    if (p_.softcap > 0) s = capped(s, direction);
+    if (!p_.alibi_slopes.empty()) {
+      const double distance = static_cast<double>(j - p_.offset_of(0));
+      const double slope = static_cast<double>(p_.alibi_slopes[0]);
+      const double product = rounded(distance * slope, u_, direction);
+      s = product == 0 ? s : rounded(s + product, u_, direction);
+    }
+    if (p_.bias) {
+      const double bias = load(p_.bias, p_.bias.at(0, 0, 0, j));
+      s = bias == 0 ? s : rounded(s + bias, u_, direction);
+    }
+    return stored(s, direction);
+  }
+
+  // e^(from - to), erring towards `direction`. The fused form rounds -m c before it is added.
+  double exponential(double from, double to, double direction, bool fused) const {
+    if (from == to && !fused) return 1;
+    double x = rounded(from - to, c_.argument_roundings * u_, direction);
+    if (fused) x += direction * u_ * std::max(std::fabs(from), std::fabs(to));
+    x *= 1 + target_.fold * (p_.softcap > 0 ? 0 : c_.scale_error);
+    const double relative = 2 * u_ * (c_.exp_ulp + c_.exp_ulp_per_unit * std::fabs(x));
+    const double e = rounded(std::exp(x), relative, direction);
+    return is_tiny(e, c_.exp_floor) ? std::max(0.0, e + direction * c_.exp_floor) : e;
+  }
+
+  // A correction errs towards what moves the output: all that came before it, or its part of the row sum.
+  double correction(const Partial& x, double to) const {
+    const double moved = target_.lse ? 1 : x.o - o_ * x.sum;
+    return x.max == to ? 1 : exponential(x.max, to, d_ * sign_of(moved), false);
+  }
+  double accumulate(double o, double roundoff) const {
+    return target_.lse ? o : rounded(o, roundoff, d_);
+  }
+  double add_to_sum(double sum, double roundoff) const {
+    return rounded(sum, roundoff, target_.lse ? d_ : -d_ * sign_of(o_));
+  }
+
+  // w, rounded to the dtype of weights.
+  double cast(double w, double direction) const {
+    if (!c_.weight_dtype || w == 1) return w;
+    const double error =
+        std::max(unit_roundoff(*c_.weight_dtype) * w, half_min_subnormal(*c_.weight_dtype));
+    return std::max(0.0, w + direction * std::min(w, error));
+  }
+
+  Partial part(Index first, Index last) const {
+    Partial x;
+    for (Index begin = first; begin < last;) {
+      const Index end = std::min(last, (begin / c_.tile + 1) * c_.tile);
+      add_tile(x, begin, end);
+      begin = end;
+    }
+    return x;
+  }
+
+  void add_tile(Partial& x, Index begin, Index end) const {
+    double m = x.max;
+    for (Index j = begin; j < end; ++j)
+      if (seen_.bias[static_cast<std::size_t>(j)] > -inf) m = std::max(m, score(j));
+    if (m == -inf) return;
+    if (x.max > -inf && x.max != m) {
+      const double a = correction(x, m);
+      x.o = accumulate(x.o * a, u_);
+      x.sum = add_to_sum(x.sum * a, u_);
+    }
+    x.max = m;
+    double tile_sum = 0;
+    for (Index j = begin; j < end; ++j) {
+      if (seen_.bias[static_cast<std::size_t>(j)] == -inf) continue;
+      const double e = exponential(score(j), m, direction_of(j), fused_);
+      // Where the row sum adds the rounded weights, a cast counts as an error of the weight.
+      const bool of_weight = c_.sum_from_rounded || target_.lse;
+      const double towards = of_weight ? direction_of(j) : d_ * sign_of(effective_value(j));
+      const double w = cast(e, towards);
+      const double added = tile_sum + (c_.sum_from_rounded ? w : e);
+      tile_sum = tile_sum == 0 ? added : add_to_sum(added, u_);
+      if (kept(j)) add_value(x, j, w);
+    }
+    x.sum = x.sum == 0 ? tile_sum : add_to_sum(x.sum + tile_sum, u_);
+  }
+
+  void add_value(Partial& x, Index j, double w) const {
+    const double direction = d_ * sign_of(value(j));
+    // 1 - p, its inverse and the product with it.
+    if (p_.dropout > 0)
+      for (int k = 0; k < 3; ++k) w = rounded(k == 0 ? w * keep_scale_ : w, u_, direction);
+    double product = w * value(j);
+    if (is_tiny(product, c_.product_floor)) product += d_ * c_.product_floor;
+    if (c_.products_rounded) product = rounded(product, u_, d_);
+    x.o = x.o == 0 && c_.products_rounded ? product : accumulate(x.o + product, c_.dot_roundoff);
+  }
+
+  void merge(Partial& whole, const Partial& x) const {
+    if (x.max == -inf) return;
+    if (whole.max == -inf) {
+      whole = x;
+      return;
+    }
+    const double m = std::max(whole.max, x.max), u = std::max(u_, c_.dot_roundoff);
+    const double a = correction(whole, m), b = correction(x, m);
+    const double before = a == 1 ? whole.o : accumulate(whole.o * a, u);
+    const double own = b == 1 ? x.o : accumulate(x.o * b, u);
+    whole.o = accumulate(before + own, u);
+    const double sum = a == 1 ? whole.sum : add_to_sum(whole.sum * a, u_);
+    const double own_sum = b == 1 ? x.sum : add_to_sum(x.sum * b, u_);
+    whole.sum = add_to_sum(sum + own_sum, u_);
+    whole.max = m;
+  }
+
+  void merge_sink(Partial& whole) const {
+    const double z = p_.sink[0], m = std::max(whole.max, z);
+    if (m != whole.max) {
+      const double a = correction(whole, m);
+      whole.o = accumulate(whole.o * a, u_);
+      whole.sum = add_to_sum(whole.sum * a, u_);
+    }
+    const double direction = target_.lse ? d_ : -d_ * sign_of(o_);
+    whole.sum = add_to_sum(whole.sum + exponential(z, m, direction, fused_), u_);
+    whole.max = m;
+  }
+
+  double lse_of(const Partial& whole) const {
+    const double log = std::log(whole.sum), near_one = std::fabs(log) < 0.7 ? 0.5 : 0;
+    double error = c_.log_ulp * 2 * u_ * (std::fabs(log) + near_one);
+    if (is_tiny(log, c_.product_floor)) error += c_.product_floor;
+    return rounded(whole.max + (log + d_ * error), u_, d_);
+  }
+
+  const Contract& c_;
+  const Attention& p_;
+  const double o_;
+  const Target target_;
+  const double d_, u_;
+  RowVisibility seen_;
+  bool fused_ = false;
+  double keep_scale_ = 1;
+};
+
+TensorView view_of(std::vector<float>& data, Index rows, Index columns) {
+  TensorView t;
+  t.data = data.data();
+  t.shape = {1, 1, rows, columns};
+  t.stride = {rows * columns, rows * columns, columns, 1};
+  return t;
+}
+
+}  // namespace
+
+TinyProblem::TinyProblem(std::vector<float> query, std::vector<float> keys,
+                         std::vector<float> values)
+    : q(std::move(query)), k(std::move(keys)), v(std::move(values)) {
+  AttentionShape& s = attention.shape;
+  s.rows = s.value_dim = 1;
+  s.dim = static_cast<Index>(q.size());
+  s.keys = static_cast<Index>(v.size());
+  attention.q = view_of(q, 1, s.dim);
+  attention.k = view_of(k, s.keys, s.dim);
+  attention.v = view_of(v, s.keys, 1);
+}
+
+void TinyProblem::set_bias(std::vector<float> values) {
+  bias = std::move(values);
+  attention.bias = view_of(bias, 1, attention.shape.keys);
+}
+
+AdversarialOutput run_adversarial(const Contract& c, const Attention& p, double exact_o,
+                                  const Target& target) {
+  return Row(c, p, exact_o, target).run();
+}
+
+}  // namespace assay
