@@ -8,7 +8,7 @@
 #include "cli/run_report.h"
 #include "cli/selection.h"
 #include "fuzz/jobs.h"
-#include "harness/workers.h"
+#include "harness/judging/workers.h"
 
 namespace assay {
 

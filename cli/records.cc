@@ -28,14 +28,20 @@ int record(const RecordOptions& o) {
 int verify(const VerifyCommandOptions& o) {
   return exit_status_of([&] {
     const auto start = Clock::now();
-    Json results = Json::array();
+    std::vector<CaseResult> results;
     std::vector<std::pair<std::string, std::string>> places;  // of each result: file and record
     std::set<std::string> kernels;
     // What cannot be judged is a result too: the others keep theirs.
     const auto refuse = [&](const std::string& path, const std::string& name, const std::exception& e) {
       fmt::print(stderr, "assay: {}\n", e.what());
       places.emplace_back(path, name);
-      results.push_back({{"case", path + (name.empty() ? "" : ", record " + name)}, {"candidate", "recorded"}, {"reproduce", verify_command(path, name)}, {"outcome", "error"}, {"reason", e.what()}, {"bad_input", true}});
+      CaseResult refused;
+      refused.line = path + (name.empty() ? "" : ", record " + name);
+      refused.candidate = "recorded";
+      refused.reproduce = verify_command(path, name);
+      refused.reason = e.what();
+      refused.bad_input = true;
+      results.push_back(std::move(refused));
     };
     for (const std::string& path : o.files) {
       std::optional<RecordFile> file;
@@ -59,7 +65,7 @@ int verify(const VerifyCommandOptions& o) {
           if (result.outcome == Outcome::fail) progress.say(fmt::format("fail: {}\n  {}", result.reason, result.reproduce));
           kernels.insert(r.kernel);
           places.emplace_back(path, name);
-          results.push_back(to_json(result));
+          results.push_back(result);
         } catch (const FileError& e) {
           refuse(path, name, e);
         }
@@ -71,7 +77,12 @@ int verify(const VerifyCommandOptions& o) {
       for (const std::size_t k : worth_drawing(results)) {  // judged once more
         try {
           const RecordFile file(places[k].first);
-          take_pictures(results[k], to_json(verify(file, file.read(places[k].second), {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed, .power = false, .pictures = true})));
+          const VerifyOptions drawing{.threads = o.threads,
+                                      .sample_rows = o.rows,
+                                      .seed = o.seed,
+                                      .power = false,
+                                      .pictures = true};
+          take_pictures(results[k], verify(file, file.read(places[k].second), drawing));
         } catch (const FileError& e) {
           fmt::print(stderr, "assay: nothing is drawn of what changed since it was judged: {}\n", e.what());
         }

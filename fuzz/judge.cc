@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "harness/execute.h"
+#include "harness/judging/execute.h"
 #include "problem/random.h"
 
 namespace assay {

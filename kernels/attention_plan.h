@@ -84,7 +84,7 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
 Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunForward run, const void* stages);
 
 // Attention over a valid problem whose K and V are `stored`, wherever a cache keeps them; the production kernel has no context.
-using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void* context);
-Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void*);
+using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void* context);
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void*);
 
 }  // namespace assay::kernels

@@ -68,7 +68,7 @@ class PagedCache final : public Cache {
 };
 
 // Validates, completes the problem from the cache, and attends over what is stored. Of a latent cache that is the absorbed problem.
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads,
+Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how,
                         AttendStored attend, const void* context);
 
 }  // namespace assay::kernels

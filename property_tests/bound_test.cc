@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include "harness/candidate.h"
-#include "harness/run.h"
+#include "harness/candidates/candidate.h"
+#include "harness/judging/guarded_call.h"
 #include "oracle/verdict.h"
 #include "problem/parallel.h"
 #include "testing/emulated_kernel.h"

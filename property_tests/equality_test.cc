@@ -8,8 +8,8 @@
 #include <set>
 #include <string>
 
-#include "harness/execute.h"
-#include "harness/run.h"
+#include "harness/judging/execute.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
 #include "kernels/product.h"
 #include "kernels/targets.h"

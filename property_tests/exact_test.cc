@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "harness/candidate.h"
-#include "harness/run.h"
+#include "harness/candidates/candidate.h"
+#include "harness/judging/guarded_call.h"
 #include "oracle/verdict.h"
 #include "testing/matchers.h"
 

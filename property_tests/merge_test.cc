@@ -7,7 +7,7 @@
 #include <cmath>
 #include <random>
 
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
 #include "problem/generate.h"
 #include "testing/same_bits.h"

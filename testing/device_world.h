@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/c_context.h"
 #include "kernels/device/device_backend.h"
 #include "testing/scripted_device.h"

@@ -10,7 +10,7 @@
 #include <optional>
 #include <vector>
 
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
 #include "problem/generate.h"
 
@@ -59,7 +59,7 @@ struct Backward {
 
   AttentionBackwardInput input() const { return {o.view(), lse.view(), d_o_in.q.view()}; }
   AttentionGradients output() const { return {dq.view(), dk.view(), dv.view(), d_bias.view(), d_sink.view()}; }
-  kernels::Status run(int threads = 1) const { return kernels::attention_backward(p, input(), output(), threads); }
+  kernels::Status run(const kernels::Execution& how = 1) const { return kernels::attention_backward(p, input(), output(), how); }
 
   Inputs in, d_o_in;
   Attention& p;

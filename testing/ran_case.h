@@ -6,8 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/run.h"
-#include "kernels/targets.h"
+#include "harness/judging/guarded_call.h"
 #include "oracle/backward.h"
 #include "testing/any_case.h"
 
@@ -31,8 +30,7 @@ inline Candidate& production_kernel() {
 
 // A case with its inputs, and what a kernel makes of a problem of its shape.
 struct Ran {
-  explicit Ran(const Case& of, Candidate& by = production_kernel()) : c(of), in(of), kernel(by) { kernels::force_target(c.target); }
-  ~Ran() { kernels::force_target(""); }
+  explicit Ran(const Case& of, Candidate& by = production_kernel()) : c(of), in(of), how(execution_of(of)), kernel(by) {}
   Ran(const Ran&) = delete;
   Ran& operator=(const Ran&) = delete;
 
@@ -41,13 +39,14 @@ struct Ran {
     shape.shape = p.shape;
     shape.o_layout = LayoutKind::bhsd;  // a packed one would depend on the number of heads
     Outputs out(shape);
-    const kernels::Status status = kernel.run(p, out.view(), threads);
+    const kernels::Status status = kernel.run(p, out.view(), {threads, how.target});
     RC_ASSERT(status.ok());
     return out;
   }
 
   const Case c;
   const Inputs in;
+  const kernels::Execution how;  // on one thread, unless run() is told otherwise
   Candidate& kernel;
 };
 
@@ -119,13 +118,13 @@ class RanBackward {
   RanBackward(const Ran& r, const Attention& p, const TensorView& d_o)
       : shape_(p.shape),
         forward_(r.run(p)),
-        contract_(*r.kernel.contract(p)),
+        contract_(*r.kernel.contract(p, r.how.target)),
         storage_(r.c, r.in),
         d_bias_(contiguous(Dtype::f32, {shape_.batch, shape_.query_heads, shape_.rows, shape_.keys})),
         out_(storage_.view()) {
     out_.d_bias = d_bias_.view();
     const AttentionBackwardInput input{forward_.o.view(), forward_.lse.view(), d_o};
-    const kernels::Status status = r.kernel.run_backward(p, input, out_, 1);
+    const kernels::Status status = r.kernel.run_backward(p, input, out_, {1, r.how.target});
     RC_ASSERT(status.ok());
     const BackwardReference reference(p, input, out_, contract_);
     shared_ = reference.no_shared_gradients();

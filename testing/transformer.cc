@@ -176,7 +176,7 @@ void JudgedArithmetic::linear(Linear<float>& layer, const std::vector<float>& x,
   p.w = layer.bytes.view();
   JudgeOptions options;
   options.power = false;
-  add(judge_product(p, matrix(y, rows, layer.out), host_product_contract(kernels::chosen_target()), options));
+  add(judge_product(p, matrix(y, rows, layer.out), host_product_contract(kernels::Target().name()), options));
 }
 
 void JudgedArithmetic::attention(const Attention& problem, const AttentionOutput& out) {
@@ -184,7 +184,7 @@ void JudgedArithmetic::attention(const Attention& problem, const AttentionOutput
   ++attentions;
   JudgeOptions options;
   options.power = false;
-  add(judge(problem, out, host_contract(problem, kernels::chosen_target()), options));
+  add(judge(problem, out, host_contract(problem, kernels::Target().name()), options));
 }
 
 void JudgedArithmetic::attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out) {
@@ -192,7 +192,7 @@ void JudgedArithmetic::attention_backward(const Attention& problem, const Attent
   ++backwards;
   JudgeOptions options;
   options.power = false;
-  add(judge_backward(problem, in, out, host_contract(problem, kernels::chosen_target()), options));
+  add(judge_backward(problem, in, out, host_contract(problem, kernels::Target().name()), options));
 }
 
 void OracleArithmetic::linear(Linear<double>& layer, const std::vector<double>& x, Index rows, std::vector<double>& y) {

@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "harness/candidate.h"
+#include "harness/candidates/candidate.h"
 
 namespace assay {
 

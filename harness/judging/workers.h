@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/result.h"
+#include "harness/judging/execute.h"
 
 namespace assay {
 
@@ -25,7 +25,7 @@ struct WorkItem {
 };
 
 // Called in the parent, in order of completion. Returns false to stop: what has not started is not run.
-using OnResult = std::function<bool(std::size_t item, Json result)>;
+using OnResult = std::function<bool(std::size_t item, CaseResult result)>;
 
 // Throws std::system_error if no worker can be started.
 void run_in_workers(const std::vector<WorkItem>& items, const WorkerOptions& options, const OnResult& on_result);

@@ -1,13 +1,14 @@
-#include "harness/library_candidate.h"
+#include "harness/candidates/library_candidate.h"
 
 #include <fmt/format.h>
 
 #include <cmath>
+#include <map>
 
 #include "harness/cached.h"
 #include "harness/kernel_process.h"
 #include "harness/planted_faults.h"
-#include "harness/run.h"
+#include "harness/judging/outputs.h"
 
 namespace assay {
 namespace {
@@ -105,68 +106,76 @@ class Library : public Candidate {
 
   std::string name() const override { return "lib:" + path_; }
 
-  std::string unsupported(const Attention& p, Dtype out) const override {
-    if (!process_.facts().forward) return "no forward pass in the library";
-    // Every byte between two elements would be copied.
-    for (const TensorView* t : {&p.q, &p.k, &p.v})
-      for (std::size_t axis = 0; axis < 4; ++axis)
-        if (t->shape[axis] > 1 && std::abs(t->stride[axis]) > (Index{1} << 32) / t->shape[axis]) return "a tensor whose storage has holes of gigabytes";
-    return ask(ASSAY_FORWARD, p, out);
+  Abilities abilities() const override {
+    const LibraryFacts& facts = process_.facts();
+    return {.forward = facts.forward,
+            .cache = facts.decode,
+            .backward = facts.backward,
+            .product = facts.product,
+            .lse = facts.lse,
+            .stages = facts.probes,
+            .promises_bits = false};
   }
-  std::string unsupported_backward(const Attention& p, Dtype out) const override {
-    if (!process_.facts().backward) return "no backward pass in the library";
-    if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";
-    return ask(ASSAY_BACKWARD, p, out);
+  std::string unsupported(const Call& call) const override {
+    return std::visit(ByCall{[&](const ForwardCall& c) { return unsupported_forward(c); },
+                             [&](const CachedCall& c) { return unsupported_cached(c); },
+                             [&](const BackwardCall& c) { return unsupported_backward(c); },
+                             [&](const ProductCall& c) { return unsupported_product(c); },
+                             [](const QuantizeCall&) { return std::string("no quantizer"); }},
+                      call);
   }
-  std::optional<Contract> contract(const Attention&) const override { return contract_; }
-  bool gives_lse() const override { return process_.facts().lse; }
-
-  Status run(const Attention& p, const AttentionOutput& out, int threads) override { return forward(p, out, threads, nullptr); }
-  bool offers_stages() const override { return process_.facts().probes; }
-  Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override { return forward(p, out, 1, &observer); }
-  Status run_backward_watched(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, StageObserver& observer) override {
-    return backward(p, in, out, 1, &observer);
+  std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution&) const override {
+    const auto declared = declared_.find(operation_of(call));
+    if (declared == declared_.end()) return std::nullopt;
+    return declared->second;
   }
-
-  bool has_cache() const override { return process_.facts().decode; }
-  bool bits_are_promised() const override { return false; }
-  std::string unsupported_cached(const Case& c, const Attention& p, Dtype out) const override {
-    if (c.cache.kind == CacheSpec::Kind::latent) return "a latent cache for a library";
-    if (c.cache_dtype() != c.dtype) return fmt::format("a cache in {} for a library", format(c.cache_dtype()).name);
-    return ask(ASSAY_DECODE, of_cache(c, p, {0, c.shape.rows}), out);
-  }
-  Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
-    for (const Chunk& rows : chunks_of(c))
-      if (Status status = decode(c, in, rows, rows_of(out, rows), threads); !status.ok()) return status;
-    return {};
-  }
-
-  bool has_backward() const override { return process_.facts().backward; }
-  Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override { return backward(p, in, out, threads, nullptr); }
-
-  std::string unsupported_product(const Product& p, Dtype out) const override {
-    if (!process_.facts().product) return "no product in the library";
-    if (!p.a) return "a low-bit A for a library";
-    KernelCall call = process_.call();
-    const assay_low_bit w = described(p.w);
-    return reason_of(process_.ask_product(call, call.add_shape(p.a), call.add(w), c_dtype_of(out)));
-  }
-  Status run_product(const Product& p, const TensorView& c, int threads) override {
-    KernelCall call = process_.call();
-    KernelProcess::Arguments a;
-    a.a = call.add_input(p.a);
-    const LowBitSizes sizes = sizes_of(p.w.format, p.w.k, p.w.n, p.w.group);
-    assay_low_bit w = described(p.w);
-    w.codes = call.add_bytes(p.w.codes, static_cast<std::size_t>(sizes.codes));
-    if (sizes.scales > 0) w.scales = call.add_bytes(p.w.scales, static_cast<std::size_t>(sizes.scales));
-    if (sizes.extra > 0) w.extra = call.add_bytes(p.w.extra, static_cast<std::size_t>(sizes.extra));
-    a.w = call.add(w);
-    a.c = call.add_output(c);
-    a.run = call.add(plain_run(threads));
-    return finish(process_.run(call, ASSAY_PRODUCT, a), "product");
+  Status run(const Request& r) override {
+    return std::visit(ByCall{[&](const ForwardCall& c) { return forward(c, r); },
+                             [&](const CachedCall& c) { return decode(c, r); },
+                             [&](const BackwardCall& c) { return backward(c, r); },
+                             [&](const ProductCall& c) { return product(c, r); },
+                             [](const QuantizeCall&) -> Status {
+                               return {StatusCode::unsupported, "a library has no quantizer"};
+                             }},
+                      r.call);
   }
 
  private:
+  static int operation_of(const Call& call) {
+    return std::visit(ByCall{[](const ForwardCall&) { return +ASSAY_FORWARD; },
+                             [](const CachedCall&) { return +ASSAY_DECODE; },
+                             [](const BackwardCall&) { return +ASSAY_BACKWARD; },
+                             [](const auto&) { return +ASSAY_PRODUCT; }},
+                      call);
+  }
+
+  std::string unsupported_forward(const ForwardCall& c) const {
+    const Attention& p = c.problem;
+    // Every byte between two elements would be copied.
+    for (const TensorView* t : {&p.q, &p.k, &p.v})
+      for (std::size_t axis = 0; axis < 4; ++axis)
+        if (t->shape[axis] > 1 && std::abs(t->stride[axis]) > (Index{1} << 32) / t->shape[axis])
+          return "a tensor whose storage has holes of gigabytes";
+    return ask(ASSAY_FORWARD, p, c.out.o.dtype);
+  }
+  std::string unsupported_cached(const CachedCall& c) const {
+    if (c.c.cache.kind == CacheSpec::Kind::latent) return "a latent cache for a library";
+    if (c.c.cache_dtype() != c.c.dtype)
+      return fmt::format("a cache in {} for a library", format(c.c.cache_dtype()).name);
+    return ask(ASSAY_DECODE, of_cache(c.c, c.inputs.problem, {0, c.c.shape.rows}), c.out.o.dtype);
+  }
+  std::string unsupported_backward(const BackwardCall& c) const {
+    if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";
+    return ask(ASSAY_BACKWARD, c.problem, c.out.dq.dtype);
+  }
+  std::string unsupported_product(const ProductCall& c) const {
+    if (!c.problem.a) return "a low-bit A for a library";
+    KernelCall call = process_.call();
+    const assay_low_bit w = described(c.problem.w);
+    return reason_of(process_.ask_product(call, call.add_shape(c.problem.a), call.add(w),
+                                          c_dtype_of(c.c.dtype)));
+  }
+
   // Hands on what the library tells; the observer sees the kernels' own kind of view.
   static KernelProcess::Probe probe_of(StageObserver* observer) {
     if (!observer) return {};
@@ -178,33 +187,57 @@ class Library : public Candidate {
     };
   }
 
-  Status forward(const Attention& p, const AttentionOutput& out, int threads, StageObserver* observer) {
+  // A watched call runs on one thread, so that stages are told in order.
+  static int threads_of(const Request& r) { return r.observer ? 1 : r.how.threads; }
+
+  Status forward(const ForwardCall& c, const Request& r) {
+    const Attention& p = c.problem;
     KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::all);
-    a.o = call.add_output(shaped(out.o, p.shape.value_dim, p));
-    if (gives_lse()) a.lse = call.add_output(shaped(out.lse, 1, p));
-    a.run = add_run(call, ASSAY_FORWARD, p, out.o.dtype, threads);
-    return finish(process_.run(call, ASSAY_FORWARD, a, probe_of(observer)), "forward");
+    a.o = call.add_output(shaped(c.out.o, p.shape.value_dim, p));
+    if (process_.facts().lse) a.lse = call.add_output(shaped(c.out.lse, 1, p));
+    a.run = add_run(call, ASSAY_FORWARD, p, c.out.o.dtype, threads_of(r));
+    return finish(process_.run(call, ASSAY_FORWARD, a, probe_of(r.observer)), "forward");
   }
 
-  Status backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads, StageObserver* observer) {
+  Status backward(const BackwardCall& c, const Request& r) {
+    const Attention& p = c.problem;
     KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::all);
-    a.o = call.add_input(shaped(in.o, p.shape.value_dim, p));
-    a.lse = call.add_input(shaped(in.lse, 1, p));
-    a.d_o = call.add_input(shaped(in.d_o, p.shape.value_dim, p));
+    a.o = call.add_input(shaped(c.in.o, p.shape.value_dim, p));
+    a.lse = call.add_input(shaped(c.in.lse, 1, p));
+    a.d_o = call.add_input(shaped(c.in.d_o, p.shape.value_dim, p));
     assay_gradients g;
     assay_gradients_init(&g);
-    g.dq = call.add_output(out.dq);
-    g.dk = call.add_output(out.dk);
-    g.dv = call.add_output(out.dv);
-    g.d_bias = call.add_output(out.d_bias);
-    g.d_sink = call.add_output(out.d_sink);
+    g.dq = call.add_output(c.out.dq);
+    g.dk = call.add_output(c.out.dk);
+    g.dv = call.add_output(c.out.dv);
+    g.d_bias = call.add_output(c.out.d_bias);
+    g.d_sink = call.add_output(c.out.d_sink);
     a.gradients = call.add(g);
-    a.run = add_run(call, ASSAY_BACKWARD, p, out.dq.dtype, threads);
-    return finish(process_.run(call, ASSAY_BACKWARD, a, probe_of(observer)), "backward");
+    a.run = add_run(call, ASSAY_BACKWARD, p, c.out.dq.dtype, threads_of(r));
+    return finish(process_.run(call, ASSAY_BACKWARD, a, probe_of(r.observer)), "backward");
+  }
+
+  Status product(const ProductCall& c, const Request& r) {
+    const LowBitView& weights = c.problem.w;
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.a = call.add_input(c.problem.a);
+    const LowBitSizes sizes = sizes_of(weights.format, weights.k, weights.n, weights.group);
+    const auto bytes = [&](const std::byte* from, Index count) {
+      return call.add_bytes(from, static_cast<std::size_t>(count));
+    };
+    assay_low_bit w = described(weights);
+    w.codes = bytes(weights.codes, sizes.codes);
+    if (sizes.scales > 0) w.scales = bytes(weights.scales, sizes.scales);
+    if (sizes.extra > 0) w.extra = bytes(weights.extra, sizes.extra);
+    a.w = call.add(w);
+    a.c = call.add_output(c.c);
+    a.run = call.add(plain_run(r.how.threads));
+    return finish(process_.run(call, ASSAY_PRODUCT, a), "product");
   }
 
   // The rows of a chunk as the last tokens of a cache, whose K and V have shapes alone.
@@ -222,8 +255,19 @@ class Library : public Candidate {
     return p;
   }
 
-  // Pages lie in an order of their own, those of a sequence apart and falling; what no token fills is NaN.
-  Status decode(const Case& c, const Inputs& in, Chunk rows, const AttentionOutput& out, int threads) {
+  Status decode(const CachedCall& c, const Request& r) {
+    for (const Chunk& rows : chunks_of(c.c)) {
+      const AttentionOutput out = rows_of(c.out, rows);
+      if (Status status = decode(c.c, c.inputs, rows, out, r.how.threads); !status.ok())
+        return status;
+    }
+    return {};
+  }
+
+  // Pages lie in an order of their own, those of a sequence apart and falling; what no token fills is
+  // NaN.
+  Status decode(const Case& c, const Inputs& in, Chunk rows, const AttentionOutput& out,
+                int threads) {
     const AttentionShape& s = c.shape;
     const Attention p = of_cache(c, in.problem, rows);
     const bool paged = c.cache.kind == CacheSpec::Kind::paged;
@@ -249,7 +293,7 @@ class Library : public Candidate {
     assay_pages pages{ASSAY_VERSION, sizeof(assay_pages), call.add_input(k.view()), call.add_input(v.view()), size, each, call.add_list(table)};
     a.pages = call.add(pages);
     a.o = call.add_output(shaped(out.o, s.value_dim, p));
-    if (gives_lse()) a.lse = call.add_output(shaped(out.lse, 1, p));
+    if (process_.facts().lse) a.lse = call.add_output(shaped(out.lse, 1, p));
     a.run = add_run(call, ASSAY_DECODE, p, out.o.dtype, threads);
     return finish(process_.run(call, ASSAY_DECODE, a), "decode");
   }
@@ -285,10 +329,10 @@ class Library : public Candidate {
     const assay_attention* problem = add_problem(call, p, Elements::none);
     const KernelProcess::Answer answer = process_.ask(call, operation, problem, c_dtype_of(out));
     if (std::string why = reason_of(answer); !why.empty()) return why;
-    contract_.reset();
+    declared_.erase(operation);
     if (answer.arithmetic) {
       std::string wrong;
-      contract_ = contract_of(process_.facts().name, *answer.arithmetic, wrong);
+      declared_[operation] = contract_of(process_.facts().name, *answer.arithmetic, wrong);
       if (!wrong.empty()) throw CandidateError("the library declares an arithmetic that cannot be: " + wrong);
     }
     return {};
@@ -316,7 +360,8 @@ class Library : public Candidate {
 
   const std::string path_;
   mutable KernelProcess process_;
-  mutable std::optional<Contract> contract_;
+  // By operation, what the library declared when it was last asked about a problem.
+  mutable std::map<int, Contract> declared_;
 };
 
 }  // namespace
