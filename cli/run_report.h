@@ -1,3 +1,4 @@
+// What a run leaves behind: the summary on the terminal, and the files that were asked for.
 #pragma once
 
 #include <cstdint>
@@ -5,6 +6,10 @@
 #include <vector>
 
 #include "harness/result.h"
+
+namespace CLI {
+class App;
+}
 
 namespace assay {
 
@@ -14,6 +19,9 @@ struct ReportFiles {
   std::string store;  // appended to
   std::string faults, fuzz;  // read: what `assay faults --json` and `assay fuzz --json` wrote, for the page
 };
+
+// --json, --junit, --html, --markdown, --store.
+void add_report_files(CLI::App& command, ReportFiles& files);
 
 // The fields `faults` and `fuzz` of a page, as far as there are files for them. Throws UsageError for a file that is something else.
 Json sections_of_page(const ReportFiles& files);
