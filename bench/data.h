@@ -13,6 +13,7 @@
 #include "bench/rounds.h"
 #include "kernels/attention.h"
 #include "problem/parallel.h"
+#include "problem/random.h"
 
 namespace assay::bench {
 
@@ -24,9 +25,7 @@ inline Tensor uniform(Dtype dtype, const Extents& extents, std::uint64_t seed, i
   const Index row = extents[3];
   parallel_for(element_count(extents) / row, threads, [&](Index r) {
     for (Index at = r * row; at < (r + 1) * row; ++at) {
-      std::uint64_t x = (seed << 48) + static_cast<std::uint64_t>(at) * 0x9E3779B97F4A7C15u;  // splitmix64
-      x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
-      x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+      const std::uint64_t x = SplitMix64::number(seed << 48, static_cast<std::uint64_t>(at));
       const float value = (static_cast<float>(x >> 40) * 0x1p-23f - 1) * 1.7320508f;
       if (dtype == Dtype::f32) std::memcpy(t.bytes() + at * 4, &value, 4);
       else store(t.view(), at, static_cast<double>(value));

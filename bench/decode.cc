@@ -67,7 +67,7 @@ void decode_mode(Rounds& rounds, const Settings& settings) {
   fmt::print(rounds.tables(),
              "\nDecode: one row, B = 1, H = {}, on {}; cache: contiguous, paged: pages of {}. Medians: GB/s (1e9) of K and V,\n"
              "scales not counted, and that as a fraction of plain reads of as many bytes on as many threads around each repetition.\n",
-             query_heads, kernels::chosen_target(), kernels::CacheConfig{}.page_size);
+             query_heads, kernels::Target().name(), kernels::CacheConfig{}.page_size);
   std::vector<std::string> names;
   for (const Source& source : sources) names.emplace_back(source.name);
   Table table(rounds, Table::Cell::rate, "threads  Hkv    D      L", names);

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "harness/contracts.h"
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
 #include "kernels/targets.h"
 #include "oracle/backward.h"
@@ -57,7 +57,7 @@ void measure(const Case& c, Differences& all) {
   const AttentionBackwardInput input{out.o.view(), out.lse.view(), in.d_o.view()};
   expect_success(kernels::attention_backward(in.problem, input, gradients.view()));
 
-  const Contract contract = host_contract(in.problem, kernels::chosen_target());
+  const Contract contract = host_contract(in.problem, kernels::Target().name());
   const Reference forward(in.problem, contract);
   const BackwardReference backward(in.problem, input, gradients.view(), contract);
   SharedGradients shared = backward.no_shared_gradients();
@@ -93,7 +93,7 @@ int differences_main(int seeds) {
       "Largest |kernel - exact| on {}, over {} seeds of normal data: L = 128, 256 and 512, D = 64 and 128, causal and not,\n"
       "B = 1, H = 4/2. In brackets the largest exact magnitude; claim: the source document's. Outputs have the dtype of the\n"
       "inputs, so half an ulp at that magnitude belongs to every kernel; gradients are for the O and LSE that the kernel stored.\n\n",
-      kernels::chosen_target(), seeds);
+      kernels::Target().name(), seeds);
   fmt::print("dtype {:>12} {:>18} {:>9} {:>12} {:>18} {:>18} {:>18} {:>16}\n", "fwd claim", "O", "half ulp", "bwd claim", "dQ", "dK", "dV", "oracle within");
   for (const Line& line : lines) {
     std::vector<Case> cases;

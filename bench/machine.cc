@@ -7,20 +7,18 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <vector>
 
+#include "problem/clock.h"
 #include "problem/parallel.h"
 
 namespace assay::bench {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // Written through a vector extension or intrinsics, never left to the vectoriser. The multiply-add has to be an
 // intrinsic: with contraction off, a * b + c on vectors is two instructions. step(a, x, y) is a chain of them through a.
@@ -135,13 +133,13 @@ template <class Step>
 double rate(int threads, double seconds, const Step& step) {
   std::atomic<double> total{0};
   const auto start = Clock::now();
-  const auto deadline = start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const auto deadline = seconds_from_now(seconds);
   parallel_for(threads, threads, [&](Index t) {
     double done = 0;
     while (Clock::now() < deadline) done += step(t);
     total += done;
   });
-  return total / std::chrono::duration<double>(Clock::now() - start).count();
+  return total / seconds_since(start);
 }
 
 }  // namespace

@@ -179,7 +179,7 @@ void measure_pass(Rounds& rounds, const Settings& settings, std::span<const Cand
   fmt::print(rounds.tables(),
              "\nAttention {}, B = 1, H = {}, on {}. Medians: GFLOP/s of {} products, of visible pairs only,\n"
              "and that as a fraction of the fp32 multiply-add rate around each repetition; peers are in fp32.\n",
-             backward ? "backward" : "forward", heads, kernels::chosen_target(), backward ? "five" : "two");
+             backward ? "backward" : "forward", heads, kernels::Target().name(), backward ? "five" : "two");
   std::vector<std::size_t> others;
   for (std::size_t k = 1; k < candidates.size(); ++k) others.push_back(k);
   Table table(rounds, Table::Cell::rate, labels, names_of(candidates), others);
@@ -203,7 +203,7 @@ void forward_mode(Rounds& rounds, const Settings& settings) { measure_pass(round
 void backward_mode(Rounds& rounds, const Settings& settings) { measure_pass(rounds, settings, backward_candidates(), true); }
 
 void times_mode(Rounds& rounds, const Settings& settings) {
-  fmt::print(rounds.tables(), "\nAttention, B = 1, H = {}, on {}: milliseconds, medians.\n", heads, kernels::chosen_target());
+  fmt::print(rounds.tables(), "\nAttention, B = 1, H = {}, on {}: milliseconds, medians.\n", heads, kernels::Target().name());
   Table table(rounds, Table::Cell::milliseconds, labels, names_of(timed_candidates));
   for (const int threads : settings.threads)
     for (const Index dim : settings.full ? std::vector<Index>{64, 128} : std::vector<Index>{64})

@@ -134,7 +134,7 @@ void products_mode(Rounds& rounds, const Settings& settings) {
     const Tensor footprint = uniform(Dtype::f32, {1, 1, k, n / 2}, 5);
     for (const bool reads : {true, false}) {
       if (!reads && rows.back() == 1) continue;
-      fmt::print(rounds.tables(), "\nProducts, K = {}, N = {}, on {}: {}\n", k, n, kernels::chosen_target(),
+      fmt::print(rounds.tables(), "\nProducts, K = {}, N = {}, on {}: {}\n", k, n, kernels::Target().name(),
                  reads ? "one row. Medians: GB/s (1e9) of packed bytes, and that over plain reads of as many bytes on as many threads"
                        : "several rows. Medians: GFLOP/s, and that over the fp32 multiply-add rate around each repetition");
       Table table(rounds, Table::Cell::rate, "threads     M", names, {7, 8, 9});

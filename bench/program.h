@@ -1,4 +1,4 @@
-// PROGRAM MODE [--shapes quick|full] [--threads N,...] [--json FILE] [any flag of Google Benchmark]
+// The command line that the benchmark programs share: PROGRAM MODE [--shapes quick|full] [--threads N,...] [--json FILE] [any flag of Google Benchmark]
 #pragma once
 
 #include <span>

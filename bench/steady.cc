@@ -8,20 +8,20 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <fstream>
 
 #include "bench/data.h"
 #include "bench/modes.h"
 #include "kernels/dispatch.h"
+#include "problem/clock.h"
 
 namespace assay::bench {
 namespace {
 
 double seconds_of(const Run& run) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   run();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return seconds_since(start);
 }
 
 struct FirstCall {

@@ -9,12 +9,12 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <chrono>
 #include <stdexcept>
 #include <string_view>
 
-#include "harness/transformer.h"
+#include "testing/transformer.h"
 #include "kernels/targets.h"
+#include "problem/clock.h"
 
 namespace assay {
 namespace {
@@ -32,9 +32,9 @@ struct Result {
 
 template <class Body>
 double milliseconds(const Body& body) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   body();
-  return 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return 1e3 * seconds_since(start);
 }
 
 double median(std::vector<double> x) {
@@ -116,7 +116,7 @@ Result in_a_process(const Configuration& c, int threads) {
 
 int bench_main(int threads) {
   fmt::print("Small transformer: 4 layers, width 256, 8 heads of 32 (2 of keys and values), hidden 1,024, vocabulary 512; {} thread(s), {}.\n", threads,
-             kernels::chosen_target());
+             kernels::Target().name());
   fmt::print("Milliseconds. first: the first prefill of a process, weights quantized and packed in it; decode: one token through the cache; without: the\n"
              "same token by the whole sequence again. Peak memory of the process while it has caches.\n\n");
   fmt::print("{:<10} {:<7} {:>6} | {:>8} {:>8} {:>9} | {:>8} {:>8} {:>7} | {:>9}\n", "weights", "cache", "tokens", "first", "prefill", "tokens/s", "decode", "without", "ratio",

@@ -1,6 +1,5 @@
 // assay bench.
 #include <fmt/format.h>
-#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -8,13 +7,16 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <regex>
+#include <system_error>
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
 #include "cli/machine.h"
 #include "cli/options.h"
 #include "harness/files.h"
+#include "harness/process.h"
 #include "reports/store.h"
 
 namespace assay {
@@ -48,17 +50,19 @@ std::vector<std::string> bench_modes() {
 // Where a program ended with a sentence on standard error, its exit status is all there is to add.
 int run_program(const fs::path& program, std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), program.string());
-  std::vector<char*> pointers;
-  for (std::string& a : arguments) pointers.push_back(a.data());
-  pointers.push_back(nullptr);
-  pid_t child = 0;
   std::fflush(nullptr);
-  if (const int error = posix_spawn(&child, program.c_str(), nullptr, nullptr, pointers.data(), environ); error != 0)
-    throw UsageError(fmt::format("{} cannot be run ({}): --bin says where the benchmarks lie; builds with -DASSAY_BENCH=ON have them", program.string(), std::strerror(error)));
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  std::optional<Process> child;
+  try {
+    child.emplace(ProcessStart{.program = program, .arguments = std::move(arguments)});
+  } catch (const std::system_error& e) {
+    throw UsageError(fmt::format("{} cannot be run ({}): --bin says where the benchmarks lie; "
+                                 "builds with -DASSAY_BENCH=ON have them",
+                                 program.string(), e.code().message()));
   }
-  if (WIFSIGNALED(status)) throw std::runtime_error(fmt::format("{} was ended by signal {}", program.filename().string(), WTERMSIG(status)));
+  const int status = child->wait();
+  if (WIFSIGNALED(status))
+    throw std::runtime_error(fmt::format("{} was ended by signal {}", program.filename().string(),
+                                         WTERMSIG(status)));
   return WEXITSTATUS(status);
 }
 

@@ -2,7 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
+#include <csignal>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -16,6 +16,7 @@
 #include "harness/files.h"
 #include "harness/shrink.h"
 #include "harness/standalone.h"
+#include "problem/clock.h"
 
 namespace assay {
 namespace {
@@ -34,103 +35,124 @@ struct CheckOptions {
   WorkerOptions workers;
 };
 
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
-
 // Follows one failing case down; every step runs in a worker, for a minute at most.
-std::string shrink_line(const Json& failed, const WorkerOptions& options) {
-  const auto deadline = Clock::now() + std::chrono::seconds(60);
+std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) {
+  const auto deadline = seconds_from_now(60);
   WorkerOptions quick = options;
   quick.jobs = 1;
   quick.timeout_seconds = std::min(options.timeout_seconds, 20.0);
   quick.execute.power = false;
   auto fails = [&](const Case& c) {
     bool bad = false;
-    run_in_workers({{print_case(c), failed["candidate"]}}, quick, [&](std::size_t, Json r) {
-      bad = r["outcome"] == "fail";
+    run_in_workers({{print_case(c), failed.candidate}}, quick, [&](std::size_t, const CaseResult& r) {
+      bad = r.outcome == Outcome::fail;
       return true;
     });
     return bad;
   };
-  return print_case(shrink(parse_case(failed["case"].get<std::string>()), fails, [&] { return Clock::now() < deadline; }));
+  const auto in_time = [&] { return Clock::now() < deadline; };
+  return print_case(shrink(parse_case(failed.line), fails, in_time));
 }
 
 // For a page: what is worth drawing is run once more.
-void add_pictures(Json& results, const WorkerOptions& options) {
+void add_pictures(std::vector<CaseResult>& results, const WorkerOptions& options) {
   const std::vector<std::size_t> chosen = worth_drawing(results);
   std::vector<WorkItem> items;
-  for (const std::size_t k : chosen) items.push_back({results[k]["case"], results[k]["candidate"]});
+  for (const std::size_t k : chosen) items.push_back({results[k].line, results[k].candidate});
   WorkerOptions drawing = options;
   drawing.execute.pictures = true;
   drawing.execute.power = drawing.execute.relations = false;
-  run_in_workers(items, drawing, [&](std::size_t item, Json r) {
+  run_in_workers(items, drawing, [&](std::size_t item, const CaseResult& r) {
     take_pictures(results[chosen[item]], r);
     return true;
   });
 }
 
+struct Ran {
+  std::vector<CaseResult> results;
+  std::size_t not_run = 0;  // for lack of time
+};
+
+// Runs the selection; with a time, again and again with new seeds until it is over.
+Ran run_selection(const CheckOptions& o, Selection selection, Clock::time_point start) {
+  Ran ran;
+  std::uint64_t seed = o.selection.seed;
+  const auto in_time = [&] { return seconds_since(start) < o.time_seconds; };
+  for (;;) {
+    std::vector<WorkItem> items;
+    for (const Case& c : selection.cases) items.push_back({print_case(c), o.candidate});
+    Progress progress(selection.title, items.size());
+    std::vector<std::optional<CaseResult>> round(items.size());
+    std::size_t finished = 0;
+    run_in_workers(items, o.workers, [&](std::size_t k, CaseResult r) {
+      if (r.outcome == Outcome::fail || r.outcome == Outcome::error)
+        progress.say(fmt::format("{}: {}\n  {}", name_of(r.outcome), r.reason, items[k].line));
+      progress.advance(items[k].line);
+      round[k] = std::move(r);
+      ++finished;
+      return o.time_seconds == 0 || in_time();
+    });
+    ran.not_run += items.size() - finished;
+    for (std::optional<CaseResult>& r : round)
+      if (r) ran.results.push_back(std::move(*r));
+    if (o.time_seconds == 0 || !in_time()) return ran;
+    selection = select_cases(o.selection, seed += 1000003);
+  }
+}
+
+// A minute each: the first three tell most of what there is to tell.
+void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o) {
+  std::size_t shrunk = 0;
+  for (CaseResult& r : results) {
+    if (r.outcome != Outcome::fail || shrunk == 3) continue;
+    ++shrunk;
+    fmt::print(stderr, "shrinking: {}\n", r.line);
+    r.shrunk = shrink_line(r, o.workers);
+    r.reproduce = check_command(o.candidate, r.shrunk, o.workers.execute.around);
+  }
+}
+
+// The first failure that can stand alone, or the first case that can. Throws UsageError if none can.
+Case standalone_case(const std::vector<CaseResult>& results, const std::string& file) {
+  std::optional<Case> chosen;
+  std::optional<std::string> why;
+  for (const CaseResult& r : results) {
+    const Case c = parse_case(r.shrunk.empty() ? r.line : r.shrunk);
+    const std::optional<std::string> cannot = has_no_standalone(c);
+    if (!why) why = cannot;
+    if (cannot) continue;
+    if (r.outcome == Outcome::fail) return c;
+    if (!chosen) chosen = c;
+  }
+  if (!chosen) throw UsageError(fmt::format("--standalone={}: nothing was written: {}", file, *why));
+  return *chosen;
+}
+
 int run(const CheckOptions& o) {
   const auto start = Clock::now();
-  const Json sections = sections_of_page(o.files);
+  const PageSections sections = sections_of_page(o.files);
   make_candidate(o.candidate);  // an unknown name is an error before anything runs
-  Selection selection = select_cases(o.selection, o.selection.seed);
+  const Selection selection = select_cases(o.selection, o.selection.seed);
   if (o.list) {
     for (const Case& c : selection.cases) fmt::print("{}\n", print_case(c));
     return all_passed;
   }
   for (const std::string& note : selection.notes) fmt::print("{}\n", note);
 
-  Json results = Json::array();
-  std::size_t not_run = 0, rounds = 0;
-  std::uint64_t seed = o.selection.seed;
-  do {
-    if (rounds > 0) selection = select_cases(o.selection, seed += 1000003);
-    ++rounds;
-    std::vector<WorkItem> items;
-    for (const Case& c : selection.cases) items.push_back({print_case(c), o.candidate});
-    Progress progress(selection.title, items.size());
-    std::vector<Json> round(items.size());
-    std::size_t finished = 0;
-    run_in_workers(items, o.workers, [&](std::size_t k, Json r) {
-      if (r["outcome"] == "fail" || r["outcome"] == "error")
-        progress.say(fmt::format("{}: {}\n  {}", r["outcome"].get<std::string>(), r["reason"].get<std::string>(), items[k].line));
-      progress.advance(items[k].line);
-      round[k] = std::move(r);
-      ++finished;
-      return o.time_seconds == 0 || seconds_since(start) < o.time_seconds;
-    });
-    not_run += items.size() - finished;
-    for (Json& r : round)
-      if (!r.is_null()) results.push_back(std::move(r));
-  } while (o.time_seconds > 0 && seconds_since(start) < o.time_seconds);
-
-  std::size_t shrunk = 0;
-  for (Json& r : results)
-    // A minute each: the first three tell most of what there is to tell.
-    if (r["outcome"] == "fail" && !o.no_shrink && shrunk < 3) {
-      ++shrunk;
-      fmt::print(stderr, "shrinking: {}\n", r["case"].get<std::string>());
-      r["shrunk"] = shrink_line(r, o.workers);
-      r["reproduce"] = check_command(o.candidate, r["shrunk"], o.workers.execute.around);
-    }
-  if (!o.files.html.empty()) add_pictures(results, o.workers);
-  const int status = report_run({.title = selection.title,
-                                 .candidate = o.candidate,
-                                 .seed = o.selection.seed,
-                                 .not_run = not_run,
-                                 .seconds = seconds_since(start),
-                                 .most_unsupported = o.most_unsupported,
-                                 .files = o.files,
-                                 .sections = sections},
-                                results);
+  Ran ran = run_selection(o, selection, start);
+  if (!o.no_shrink) shrink_failures(ran.results, o);
+  if (!o.files.html.empty()) add_pictures(ran.results, o.workers);
+  const RunFacts facts{.title = selection.title,
+                       .candidate = o.candidate,
+                       .seed = o.selection.seed,
+                       .not_run = ran.not_run,
+                       .seconds = seconds_since(start),
+                       .most_unsupported = o.most_unsupported,
+                       .files = o.files,
+                       .sections = sections};
+  const int status = report_run(facts, ran.results);
   if (!o.standalone.empty()) {
-    // The first failure that can stand alone, or the first case.
-    const auto line = [](const Json& r) { return r.value("shrunk", r["case"].get<std::string>()); };
-    const auto can = [&](const Json& r) { return !has_no_standalone(parse_case(line(r))); };
-    auto chosen = std::ranges::find_if(results, [&](const Json& r) { return r["outcome"] == "fail" && can(r); });
-    if (chosen == results.end()) chosen = std::ranges::find_if(results, can);
-    if (chosen == results.end()) throw UsageError(fmt::format("--standalone={}: nothing was written: {}", o.standalone, *has_no_standalone(parse_case(line(results[0])))));
-    write_file(o.standalone, standalone_program(parse_case(line(*chosen))));
+    write_file(o.standalone, standalone_program(standalone_case(ran.results, o.standalone)));
     fmt::print("standalone program: {}\n", o.standalone);
   }
   return status;
@@ -190,6 +212,8 @@ void add_outputs(CLI::App& check, CheckOptions& o) {
 }
 
 int check_as_asked(const CLI::App& check, CheckOptions& o) {
+  // Whoever reads the output may stop reading; files are written all the same.
+  std::signal(SIGPIPE, SIG_IGN);
   if (!o.device.empty()) o.candidate = "device:" + o.device;
   if (!o.library.empty()) o.candidate = candidate_of_library(o.library);
   // Drivers of devices reserve far more addresses than they use.

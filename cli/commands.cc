@@ -5,7 +5,7 @@
 #include "cli/commands.h"
 #include "cli/exit_status.h"
 #include "cli/options.h"
-#include "harness/result.h"
+#include "harness/results/result.h"
 
 namespace assay {
 namespace {

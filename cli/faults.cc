@@ -2,7 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
+#include <csignal>
 #include <iterator>
 #include <map>
 #include <memory>
@@ -16,6 +16,7 @@
 #include "harness/planted_faults.h"
 #include "harness/suites.h"
 #include "harness/files.h"
+#include "problem/clock.h"
 #include "reports/html.h"
 #include "reports/store.h"
 
@@ -31,9 +32,6 @@ struct FaultsOptions {
   WorkerOptions workers;
 };
 
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
-
 struct Kill {
   bool killed = false;
   std::size_t cases = 0;  // run until then
@@ -46,13 +44,14 @@ Kill hunt(const std::vector<Case>& cases, const std::string& candidate, const Wo
   for (const Case& c : cases) items.push_back({print_case(c), candidate});
   const auto start = Clock::now();
   Kill kill;
-  run_in_workers(items, workers, [&](std::size_t k, Json r) {
+  run_in_workers(items, workers, [&](std::size_t k, const CaseResult& r) {
     ++kill.cases;
-    if (r["outcome"] == "error") throw std::runtime_error(fmt::format("{}: {}", items[k].line, r["reason"].get<std::string>()));
-    if (r["outcome"] != "fail") return true;
+    if (r.outcome == Outcome::error)
+      throw std::runtime_error(fmt::format("{}: {}", items[k].line, r.reason));
+    if (r.outcome != Outcome::fail) return true;
     kill.killed = true;
     kill.line = items[k].line;
-    kill.reason = r["reason"];
+    kill.reason = r.reason;
     return false;
   });
   kill.seconds = seconds_since(start);
@@ -87,94 +86,137 @@ void list_faults() {
   }
 }
 
+// What is hunted by which suite.
+struct Hunt {
+  const PlantedFault& fault;
+  std::string suite;
+};
+
+struct Plan {
+  std::map<std::string, std::vector<Case>> suites;
+  std::vector<Hunt> hunts;
+};
+
+// The faults that were asked for; notes in the score what is not hunted. Throws std::invalid_argument if
+// nothing is left to hunt.
+Plan plan_hunts(const FaultsOptions& o, FaultsScore& score) {
+  Plan plan;
+  std::size_t named = 0;
+  for (const PlantedFault& f : planted_faults()) {
+    if (!o.only.empty() && o.only != f.name) continue;
+    ++named;
+    if (!f.equivalent.empty()) {
+      score.equivalent.push_back({std::string(f.name), std::string(f.fault_class), std::string(f.equivalent)});
+      continue;
+    }
+    const std::string suite = o.suite.empty() ? std::string(f.suite) : o.suite;
+    const std::vector<Case>& cases = cases_of(plan.suites, suite, o.seed);
+    if (std::ranges::any_of(cases, [&](const Case& c) { return reaches(f, c); }))
+      plan.hunts.push_back({f, suite});
+    else ++score.out_of_reach;
+  }
+  if (named == 0)
+    throw std::invalid_argument(
+        fmt::format("--only={}: no such fault; `assay faults --list` names them", o.only));
+  if (plan.hunts.empty())
+    throw std::invalid_argument(
+        score.out_of_reach == 0
+            ? fmt::format("nothing to hunt: {} of the faults named is equivalent",
+                          score.equivalent.size())
+            : fmt::format("nothing to hunt: suite {} runs no case of {} of the faults named",
+                          o.suite, score.out_of_reach));
+  return plan;
+}
+
+void hunt_faults(Plan& plan, WorkerOptions workers, FaultsScore& score) {
+  Progress progress("faults", plan.hunts.size());
+  for (const auto& [f, suite] : plan.hunts) {
+    std::vector<Case> cases;
+    std::ranges::copy_if(plan.suites[suite], std::back_inserter(cases),
+                         [&fault = f](const Case& c) { return reaches(fault, c); });
+    workers.execute.relations = f.by_relation;
+    const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
+    score.killed += kill.killed;
+    fmt::print("{} {} ({}, {}): {} cases, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name,
+               f.fault_class, suite, kill.cases, kill.seconds);
+    if (kill.killed) fmt::print("  {}\n  {}\n", kill.line, kill.reason);
+    std::fflush(stdout);
+    progress.advance(std::string(f.name));
+    score.faults.push_back({std::string(f.name), std::string(f.fault_class), suite, kill.killed,
+                            kill.cases, kill.seconds, kill.line, kill.reason});
+  }
+}
+
+// The same cases on the kernels without a fault: a suite that cries wolf proves nothing either.
+bool run_unplanted(Plan& plan, const WorkerOptions& workers, FaultsScore& score) {
+  std::map<std::string, Score> by_suite;
+  for (const FaultHunt& f : score.faults) by_suite[f.suite].add(f.killed);
+  bool alarmed = false;
+  for (const auto& [name, s] : by_suite) {
+    const std::vector<Case>& cases = plan.suites[name];
+    const Kill alarm = hunt(cases, "host", workers);
+    alarmed |= alarm.killed;
+    fmt::print("suite {}: {} of {} faults killed; unplanted kernel: {} of {} cases run, {}, {:.0f} s\n",
+               name, s.killed, s.all, alarm.cases, cases.size(),
+               alarm.killed ? "A FALSE ALARM" : "no false alarm", alarm.seconds);
+    if (alarm.killed) fmt::print("  {}\n  {}\n", alarm.line, alarm.reason);
+    std::fflush(stdout);
+    score.unplanted.push_back(
+        {name, alarm.cases, alarm.seconds, alarm.killed, alarm.line, alarm.reason});
+  }
+  return alarmed;
+}
+
+void print_classes(const FaultsScore& score) {
+  std::map<std::string, Score> by_class;
+  for (const FaultHunt& f : score.faults) by_class[f.fault_class].add(f.killed);
+  for (const auto& [name, s] : by_class) fmt::print("{}: {} of {} killed\n", name, s.killed, s.all);
+}
+
+void print_times(const FaultsScore& score) {
+  std::vector<double> seconds;
+  for (const FaultHunt& f : score.faults)
+    if (f.killed) seconds.push_back(f.seconds);
+  std::ranges::sort(seconds);
+  if (!seconds.empty())
+    fmt::print("time to kill: median {:.2f} s, worst {:.2f} s\n", seconds[seconds.size() / 2],
+               seconds.back());
+}
+
+void write_score(const FaultsOptions& o, const FaultsScore& score) {
+  if (!o.json.empty()) write_file(o.json, to_json(score).dump(1) + "\n");
+  if (!o.html.empty()) {
+    const Run page{o.suite.empty() ? "their suites" : o.suite, "planted faults", o.seed,
+                   this_machine(), {}, {}};
+    write_file(o.html, html_report(page, {.faults = score, .fuzz = {}}));
+  }
+  if (!o.store.empty())
+    fmt::print("store: run {} of {}\n", Store(o.store).append(score, this_machine()), o.store);
+}
+
 int run(const FaultsOptions& o) {
   if (o.list) {
     list_faults();
     return all_passed;
   }
-  std::map<std::string, std::vector<Case>> suites;
-  struct Hunt {
-    const PlantedFault& fault;
-    std::string suite;
-  };
-  std::vector<Hunt> hunts;
-  Json equivalent = Json::array();
-  std::size_t named = 0, out_of_reach = 0;
-  for (const PlantedFault& f : planted_faults()) {
-    if (!o.only.empty() && o.only != f.name) continue;
-    ++named;
-    if (!f.equivalent.empty()) {
-      equivalent.push_back({{"fault", f.name}, {"class", f.fault_class}, {"proof", f.equivalent}});
-      continue;
-    }
-    const std::string suite = o.suite.empty() ? std::string(f.suite) : o.suite;
-    const std::vector<Case>& cases = cases_of(suites, suite, o.seed);
-    if (std::ranges::any_of(cases, [&](const Case& c) { return reaches(f, c); })) hunts.push_back({f, suite});
-    else ++out_of_reach;
-  }
-  if (named == 0) throw std::invalid_argument(fmt::format("--only={}: no such fault; `assay faults --list` names them", o.only));
-  if (hunts.empty())
-    throw std::invalid_argument(out_of_reach == 0 ? fmt::format("nothing to hunt: {} of the faults named is equivalent", equivalent.size())
-                                                  : fmt::format("nothing to hunt: suite {} runs no case of {} of the faults named", o.suite, out_of_reach));
-
+  FaultsScore score;
+  score.seed = o.seed;
+  Plan plan = plan_hunts(o, score);
   WorkerOptions workers = o.workers;
   workers.execute.power = false;
   workers.execute.relations = false;
-  Score score;
-  std::map<std::string, Score> by_class, by_suite;
-  Json table = Json::array();
-  std::vector<double> seconds;  // of each kill
-  {
-    Progress progress("faults", hunts.size());
-    for (const auto& [f, suite] : hunts) {
-      std::vector<Case> cases;
-      std::ranges::copy_if(suites[suite], std::back_inserter(cases), [&fault = f](const Case& c) { return reaches(fault, c); });
-      workers.execute.relations = f.by_relation;
-      const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
-      score.add(kill.killed);
-      if (kill.killed) seconds.push_back(kill.seconds);
-      by_class[std::string(f.fault_class)].add(kill.killed);
-      by_suite[suite].add(kill.killed);
-      fmt::print("{} {} ({}, {}): {} cases, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name, f.fault_class, suite, kill.cases, kill.seconds);
-      if (kill.killed) fmt::print("  {}\n  {}\n", kill.line, kill.reason);
-      std::fflush(stdout);
-      progress.advance(std::string(f.name));
-      table.push_back({{"fault", f.name},
-                       {"class", f.fault_class},
-                       {"suite", suite},
-                       {"killed", kill.killed},
-                       {"cases", kill.cases},
-                       {"seconds", kill.seconds},
-                       {"case", kill.line},
-                       {"reason", kill.reason}});
-    }
-  }
-  workers.execute.relations = false;
-  for (const auto& [name, s] : by_class) fmt::print("{}: {} of {} killed\n", name, s.killed, s.all);
-  // The same cases on the kernels without a fault: a suite that cries wolf proves nothing either.
-  Json unplanted = Json::array();
-  bool alarmed = false;
-  for (const auto& [name, s] : by_suite) {
-    const Kill alarm = hunt(suites[name], "host", workers);
-    alarmed |= alarm.killed;
-    fmt::print("suite {}: {} of {} faults killed; unplanted kernel: {} of {} cases run, {}, {:.0f} s\n", name, s.killed, s.all, alarm.cases,
-               suites[name].size(), alarm.killed ? "A FALSE ALARM" : "no false alarm", alarm.seconds);
-    if (alarm.killed) fmt::print("  {}\n  {}\n", alarm.line, alarm.reason);
-    std::fflush(stdout);
-    unplanted.push_back(
-        {{"suite", name}, {"cases", alarm.cases}, {"seconds", alarm.seconds}, {"false_alarm", alarm.killed}, {"case", alarm.line}, {"reason", alarm.reason}});
-  }
-  if (out_of_reach > 0) fmt::print("{} faults left out: suite {} runs no case of their operation\n", out_of_reach, o.suite);
-  if (std::ranges::sort(seconds); !seconds.empty()) fmt::print("time to kill: median {:.2f} s, worst {:.2f} s\n", seconds[seconds.size() / 2], seconds.back());
-  fmt::print("{} of {} faults killed, {} equivalent left out; {}; seed {}\n", score.killed, score.all, equivalent.size(),
+  hunt_faults(plan, workers, score);
+  print_classes(score);
+  const bool alarmed = run_unplanted(plan, workers, score);
+  if (score.out_of_reach > 0)
+    fmt::print("{} faults left out: suite {} runs no case of their operation\n", score.out_of_reach,
+               o.suite);
+  print_times(score);
+  fmt::print("{} of {} faults killed, {} equivalent left out; {}; seed {}\n", score.killed,
+             score.faults.size(), score.equivalent.size(),
              alarmed ? "A FALSE ALARM" : "no false alarm", o.seed);
-  const Json whole = {{"format", 1},          {"seed", o.seed},           {"killed", score.killed},  {"out_of_reach", out_of_reach},
-                      {"faults", table}, {"equivalent", equivalent}, {"unplanted", unplanted}};
-  if (!o.json.empty()) write_file(o.json, whole.dump(1) + "\n");
-  if (!o.html.empty())
-    write_file(o.html, html_report({{"candidate", "planted faults"}, {"suite", o.suite.empty() ? "their suites" : o.suite}, {"seed", o.seed}, {"machine", machine_facts()}, {"faults", whole}}));
-  if (!o.store.empty()) fmt::print("store: run {} of {}\n", Store(o.store).append_faults(whole, machine_facts()), o.store);
-  return score.killed == score.all && !alarmed ? all_passed : some_failed;
+  write_score(o, score);
+  return score.killed == score.faults.size() && !alarmed ? all_passed : some_failed;
 }
 
 }  // namespace
@@ -205,7 +247,11 @@ Command add_faults(CLI::App& app) {
       "  assay faults --list\n"
       "  assay faults --only causal-off-by-one --suite plain\n"
       "  assay faults --suite smoke --json score.json");
-  return {command, [o] { return run(*o); }};
+  return {command, [o] {
+            // Whoever reads the output may stop reading; files are written all the same.
+            std::signal(SIGPIPE, SIG_IGN);
+            return run(*o);
+          }};
 }
 
 }  // namespace assay

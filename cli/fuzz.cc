@@ -29,9 +29,12 @@ struct FuzzCommandOptions {
 };
 
 std::string target_of(const PlantedFault& f) {
-  if (f.suite == "products") return "product";
-  if (f.suite == "caches") return "cache";
-  return f.suite == "backward" ? "backward" : "forward";
+  switch (f.about) {
+    case FaultSubject::product: return "product";
+    case FaultSubject::cache: return "cache";
+    case FaultSubject::backward: return "backward";
+    default: return "forward";
+  }
 }
 
 // Every fault that some input shows, one after the other, each from no inputs at all.
@@ -67,18 +70,25 @@ int run_jobs(const FuzzCommandOptions& o) {
   jobs.seconds = o.hours * 3600;
   const bool terminal = isatty(STDERR_FILENO) != 0;
   jobs.say = [&](const std::string& line) { fmt::print(stderr, "{}{}\n", terminal ? "\r" : "", line); };
-  const Json summary = fuzz(jobs);
-  for (const Json& t : summary["targets"])
-    fmt::print("{:<10} {:>11.0f} executions, {:>7.0f} a second, coverage {:>6.0f}, corpus {:>6.0f}, {} findings\n", t["target"].get<std::string>(), t["executions"].get<double>(),
-               t["executions_per_second"].get<double>(), t["coverage"].get<double>(), t["corpus"].get<double>(), t["findings"].get<int>());
-  for (const Json& f : summary["findings"])
-    if (f.contains("kept")) fmt::print("{}: {}\n  {}\n  kept as {}\n", f["target"].get<std::string>(), f["reason"].get<std::string>(), f.value("shrunk", f["file"].get<std::string>()), f["kept"].get<std::string>());
-  fmt::print("{:.0f} s in all, {} findings; seed {}; the folder {} goes on with more --hours\n", summary["seconds"].get<double>(), summary["findings"].size(), o.jobs.seed, o.jobs.work.string());
-  if (!o.json.empty()) write_file(o.json, summary.dump(1) + "\n");
-  if (!o.html.empty())
-    write_file(o.html, html_report({{"candidate", "fuzzers"}, {"suite", o.jobs.work.string()}, {"seed", o.jobs.seed}, {"machine", machine_facts()}, {"fuzz", fuzz_of_page(summary)}}));
-  if (!o.store.empty()) fmt::print("run {} of {}\n", Store(o.store).append_fuzz(summary, machine_facts()), o.store);
-  return summary["findings"].empty() ? all_passed : some_failed;
+  const FuzzSummary summary = fuzz(jobs);
+  for (const FuzzTarget& t : summary.targets)
+    fmt::print("{:<10} {:>11.0f} executions, {:>7.0f} a second, coverage {:>6.0f}, corpus {:>6.0f}, {} "
+               "findings\n",
+               t.target, t.executions, t.executions_per_second, t.coverage, t.corpus, t.findings);
+  for (const FuzzFinding& f : summary.findings)
+    if (!f.kept.empty())
+      fmt::print("{}: {}\n  {}\n  kept as {}\n", f.target, f.reason,
+                 f.shrunk.empty() ? f.file : f.shrunk, f.kept);
+  fmt::print("{:.0f} s in all, {} findings; seed {}; the folder {} goes on with more --hours\n",
+             summary.seconds, summary.findings.size(), o.jobs.seed, o.jobs.work.string());
+  if (!o.json.empty()) write_file(o.json, to_json(summary).dump(1) + "\n");
+  if (!o.html.empty()) {
+    const Run page{o.jobs.work.string(), "fuzzers", o.jobs.seed, this_machine(), {}, {}};
+    write_file(o.html, html_report(page, {.faults = {}, .fuzz = summary}));
+  }
+  if (!o.store.empty())
+    fmt::print("run {} of {}\n", Store(o.store).append(summary, this_machine()), o.store);
+  return summary.findings.empty() ? all_passed : some_failed;
 }
 
 void add_budget(CLI::App& fuzz, FuzzCommandOptions& o) {

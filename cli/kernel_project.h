@@ -1,3 +1,4 @@
+// The files of a new kernel project, compiled into the command.
 #pragma once
 
 #include <string_view>

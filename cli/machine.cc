@@ -11,23 +11,24 @@
 
 namespace assay {
 
-Json machine_facts() {
-  std::string model = "unknown";
+Machine this_machine() {
+  Machine m;
+  m.cpu = "unknown";
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);)
     if (line.starts_with("model name")) {
-      model = line.substr(line.find(':') + 2);
+      m.cpu = line.substr(line.find(':') + 2);
       break;
     }
-  return {{"cpu", model},
-          {"threads", hardware_threads()},
-          {"simd target", kernels::chosen_target()},
-          {"simd targets", fmt::format("{}", fmt::join(kernels::runnable_targets(), ", "))},
-          {"memory MiB", (sysconf(_SC_PHYS_PAGES) / 1024) * (sysconf(_SC_PAGESIZE) / 1024)},
-          {"compiler", __VERSION__},
-          {"flags", ASSAY_FLAGS},
-          {"commit", ASSAY_COMMIT},
-          {"assay", ASSAY_RELEASE}};
+  m.threads = hardware_threads();
+  m.simd_target = kernels::Target().name();
+  m.simd_targets = fmt::format("{}", fmt::join(kernels::runnable_targets(), ", "));
+  m.memory_mib = (sysconf(_SC_PHYS_PAGES) / 1024) * (sysconf(_SC_PAGESIZE) / 1024);
+  m.compiler = __VERSION__;
+  m.flags = ASSAY_FLAGS;
+  m.commit = ASSAY_COMMIT;
+  m.release = ASSAY_RELEASE;
+  return m;
 }
 
 }  // namespace assay

@@ -1,10 +1,11 @@
+// The machine, the compiler and the commit of a run.
 #pragma once
 
-#include "harness/result.h"
+#include "harness/results/run.h"
 
 namespace assay {
 
-// Where a run takes place: processor, threads, targets, memory, compiler, flags, commit, release.
-Json machine_facts();
+// Where this process runs, and how it was built.
+Machine this_machine();
 
 }  // namespace assay

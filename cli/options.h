@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "harness/workers.h"
+#include "harness/judging/workers.h"
 
 namespace assay {
 

@@ -9,7 +9,7 @@
 namespace assay {
 
 Progress::Progress(std::string what, std::size_t total)
-    : what_(std::move(what)), total_(total), terminal_(isatty(STDERR_FILENO) != 0), start_(std::chrono::steady_clock::now()), last_(start_) {}
+    : what_(std::move(what)), total_(total), terminal_(isatty(STDERR_FILENO) != 0), start_(Clock::now()), last_(start_) {}
 
 Progress::~Progress() {
   if (terminal_) std::fputs("\r\033[K", stderr);  // which never throws
@@ -27,8 +27,8 @@ void Progress::say(const std::string& line) {
 }
 
 void Progress::draw() {
-  const auto now = std::chrono::steady_clock::now();
-  const double seconds = std::chrono::duration<double>(now - start_).count();
+  const auto now = Clock::now();
+  const double seconds = seconds_since(start_);
   if (terminal_) {
     if (now - last_ < std::chrono::milliseconds(100) && done_ < total_) return;
     constexpr std::size_t width = 30;

@@ -1,7 +1,9 @@
+// How far a command is, told on the terminal while it runs.
 #pragma once
 
-#include <chrono>
 #include <string>
+
+#include "problem/clock.h"
 
 namespace assay {
 
@@ -19,7 +21,7 @@ class Progress {
   std::string what_, note_;
   std::size_t done_ = 0, total_;
   bool terminal_;
-  std::chrono::steady_clock::time_point start_, last_;
+  Clock::time_point start_, last_;
 };
 
 }  // namespace assay

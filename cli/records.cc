@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <chrono>
 #include <memory>
 #include <optional>
 #include <set>
@@ -17,6 +16,7 @@
 #include "cli/progress.h"
 #include "cli/run_report.h"
 #include "cli/selection.h"
+#include "problem/clock.h"
 #include "problem/parallel.h"
 
 namespace assay {
@@ -48,15 +48,21 @@ int record(const RecordOptions& o) {
 }
 
 int verify(const VerifyCommandOptions& o) {
-    const auto start = std::chrono::steady_clock::now();
-    Json results = Json::array();
+    const auto start = Clock::now();
+    std::vector<CaseResult> results;
     std::vector<std::pair<std::string, std::string>> places;  // of each result: file and record
     std::set<std::string> kernels;
     // What cannot be judged is a result too: the others keep theirs.
     const auto refuse = [&](const std::string& path, const std::string& name, const std::exception& e) {
       fmt::print(stderr, "assay: {}\n", e.what());
       places.emplace_back(path, name);
-      results.push_back({{"case", path + (name.empty() ? "" : ", record " + name)}, {"candidate", "recorded"}, {"reproduce", verify_command(path, name)}, {"outcome", "error"}, {"reason", e.what()}, {"bad_input", true}});
+      CaseResult refused;
+      refused.line = path + (name.empty() ? "" : ", record " + name);
+      refused.candidate = "recorded";
+      refused.reproduce = verify_command(path, name);
+      refused.reason = e.what();
+      refused.bad_input = true;
+      results.push_back(std::move(refused));
     };
     for (const std::string& path : o.files) {
       std::optional<RecordFile> file;
@@ -80,7 +86,7 @@ int verify(const VerifyCommandOptions& o) {
           if (result.outcome == Outcome::fail) progress.say(fmt::format("fail: {}\n  {}", result.reason, result.reproduce));
           kernels.insert(r.kernel);
           places.emplace_back(path, name);
-          results.push_back(to_json(result));
+          results.push_back(result);
         } catch (const FileError& e) {
           refuse(path, name, e);
         }
@@ -92,13 +98,17 @@ int verify(const VerifyCommandOptions& o) {
       for (const std::size_t k : worth_drawing(results)) {  // judged once more
         try {
           const RecordFile file(places[k].first);
-          take_pictures(results[k], to_json(verify(file, file.read(places[k].second), {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed, .power = false, .pictures = true})));
+          const VerifyOptions drawing{.threads = o.threads,
+                                      .sample_rows = o.rows,
+                                      .seed = o.seed,
+                                      .power = false,
+                                      .pictures = true};
+          take_pictures(results[k], verify(file, file.read(places[k].second), drawing));
         } catch (const FileError& e) {
           fmt::print(stderr, "assay: nothing is drawn of what changed since it was judged: {}\n", e.what());
         }
       }
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return report_run({.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()), .candidate = fmt::format("{}", fmt::join(kernels, ", ")), .unit = "records", .seed = o.seed, .seconds = seconds, .files = o.files_to_write}, results);
+    return report_run({.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()), .candidate = fmt::format("{}", fmt::join(kernels, ", ")), .unit = "records", .seed = o.seed, .seconds = seconds_since(start), .files = o.files_to_write}, results);
 }
 
 }  // namespace

@@ -22,61 +22,182 @@
 namespace assay {
 namespace {
 
-struct Counts {
-  std::size_t pass = 0, fail = 0, suspect = 0, inconclusive = 0, unsupported = 0, error = 0;
-  std::size_t compared() const { return pass + fail + suspect; }
-};
+double percent(std::int64_t part, std::int64_t of) {
+  return 100.0 * static_cast<double>(part) / static_cast<double>(of);
+}
 
-void print_single(const Json& r) {
-  fmt::print("{}\n  {}: {}\n", r["case"].get<std::string>(), r["outcome"].get<std::string>(), r["reason"].get<std::string>());
-  if (r.contains("contract")) fmt::print("  contract: {}\n", r["contract"].get<std::string>());
-  if (r.contains("elements")) {
-    const Json& e = r["elements"];
-    std::vector<std::string> compared;
-    for (const auto& [output, n] : e["compared"].items()) compared.push_back(fmt::format("{} of {}", n.get<Index>(), output));
-    fmt::print("  compared: {}; inside {}, outside {}, hull only {}, exact {}\n", fmt::join(compared, ", "), e["inside"].get<Index>(),
-               e["outside"].get<Index>(), e["hull_only"].get<Index>(), e["exact"].get<Index>());
-    for (const auto& [why, n] : e["failures"].items()) fmt::print("  {} x {}\n", n.get<Index>(), why);
-    for (const auto& [why, n] : e["excused"].items()) fmt::print("  {} excused: {}\n", n.get<Index>(), why);
-    const Json& f = r["not_finite"];
-    if (f["nan_expected"] != 0 || f["nan_found"] != 0 || f["infinity_found"] != 0 || f["infinity_expected"] != 0)
-      fmt::print("  NaN: {} found, {} belong there; infinities: {} found, {} belong there\n", f["nan_found"].get<Index>(), f["nan_expected"].get<Index>(),
-                 f["infinity_found"].get<Index>(), f["infinity_expected"].get<Index>());
-    fmt::print("  rows: {} of {} judged, {} in ball arithmetic\n", r["rows"]["judged"].get<Index>(), r["rows"]["all"].get<Index>(),
-               r["rows"]["in_balls"].get<Index>());
+// In the order of their names, as JSON has them.
+std::map<std::string_view, std::pair<Output, const Compared*>> by_name(const Verdict& v) {
+  std::map<std::string_view, std::pair<Output, const Compared*>> sorted;
+  for (const auto& [output, part] : v.outputs) sorted[name_of(output)] = {output, &part};
+  return sorted;
+}
+
+void print_comparison(const Verdict& v) {
+  std::vector<std::string> compared;
+  for (const auto& [name, part] : by_name(v))
+    compared.push_back(fmt::format("{} of {}", part.second->elements, name));
+  fmt::print("  compared: {}; inside {}, outside {}, hull only {}, exact {}\n",
+             fmt::join(compared, ", "), v.inside, v.outside, v.hull_only, v.exact);
+  for (const auto& [why, n] : v.failures) fmt::print("  {} x {}\n", n, why);
+  for (const auto& [why, n] : v.excused) fmt::print("  {} excused: {}\n", n, why);
+  if (v.nan_expected != 0 || v.nan_found != 0 || v.infinity_found != 0 || v.infinity_expected != 0)
+    fmt::print("  NaN: {} found, {} belong there; infinities: {} found, {} belong there\n",
+               v.nan_found, v.nan_expected, v.infinity_found, v.infinity_expected);
+  fmt::print("  rows: {} of {} judged, {} in ball arithmetic\n", v.rows_judged, v.rows_total,
+             v.rows_in_balls);
+}
+
+void print_worst(Output output, const Element& w, Index row_tile) {
+  // C has neither batch nor head nor tiles of rows.
+  const bool product = output == Output::c;
+  const bool of_keys = output == Output::dk || output == Output::dv;
+  const std::string head = product ? "" : fmt::format("b={} h={} ", w.b, w.h);
+  const std::string column = w.column >= 0 ? fmt::format(" column={}", w.column) : "";
+  const std::string tile = product ? "" : fmt::format(" (tile {})", w.row / row_tile);
+  fmt::print("  worst {}: error/bound {:.9g} ({:.9g} ulp) at {}{}={}{}{}: {:.9g}, exact {:.9g}, "
+             "bound {:.9g}\n",
+             name_of(output), w.ratio, w.ulp, head, of_keys ? "key" : "row", w.row, column, tile,
+             w.got, w.exact, w.bound);
+}
+
+void print_power(const Verdict& v) {
+  const Power& p = v.power;
+  const bool product = v.outputs.contains(Output::c);
+  fmt::print("  power, {} {}:", p.pairs, product ? "terms of sums" : "visible (row, key) pairs");
+  for (std::size_t k = 0; k < change_count; ++k) {
+    fmt::print("  {} {:.1f}%", name_of(static_cast<Change>(k)), percent(p.by_either[k], p.pairs));
+    if (!product)
+      fmt::print(" (O {:.1f}%, LSE {:.1f}%)", percent(p.by_output[k], p.pairs),
+                 percent(p.by_lse[k], p.pairs));
   }
-  if (r.contains("worst"))
-    for (const auto& [output, w] : r["worst"].items()) {
-      const auto real = [](const Json& x) { return x.is_number() ? fmt::format("{:.9g}", x.get<double>()) : x.get<std::string>(); };
-      // C has neither batch nor head nor tiles of rows.
-      const std::string head = output == "C" ? "" : fmt::format("b={} h={} ", w["b"].get<Index>(), w["h"].get<Index>());
-      fmt::print("  worst {}: error/bound {} ({} ulp) at {}{}={}{}{}: {}, exact {}, bound {}\n", output, real(w["ratio"]), real(w["ulp"]), head,
-                 output == "dK" || output == "dV" ? "key" : "row", w["row"].get<Index>(),
-                 w.contains("column") ? fmt::format(" column={}", w["column"].get<Index>()) : "",
-                 output == "C" ? "" : fmt::format(" (tile {})", w["tile"].get<Index>()), real(w["got"]), real(w["exact"]), real(w["bound"]));
-    }
-  const bool passed = r["outcome"] == "pass" || r["outcome"] == "suspect";
-  if (passed && r.contains("bias")) fmt::print("  bias: mean signed error/bound {}, slope t {}\n", r["bias"]["mean_ratio"].dump(), r["bias"]["slope_t"].dump());
-  if (passed && r.contains("power") && r["power"]["pairs"] != 0) {
-    const bool product = r["elements"]["compared"].contains("C");
-    fmt::print("  power, {} {}:", r["power"]["pairs"].get<Index>(), product ? "terms of sums" : "visible (row, key) pairs");
-    for (const auto& [change, shown] : r["power"]["shown"].items()) {
-      const auto percent = [&](const char* through) { return 100.0 * shown[through].get<double>() / r["power"]["pairs"].get<double>(); };
-      fmt::print("  {} {:.1f}%{}", change, percent("either"), product ? "" : fmt::format(" (O {:.1f}%, LSE {:.1f}%)", percent("o"), percent("lse")));
-    }
-    fmt::print("\n");
+  fmt::print("\n");
+}
+
+void print_gradient_power(const GradientPower& g) {
+  fmt::print("  power of gradients, {} visible pairs, each left out of its sums: {:.1f}% shown (dQ "
+             "{:.1f}%, dK {:.1f}%, dV {:.1f}%)\n",
+             g.pairs, percent(g.by_any, g.pairs), percent(g.by_dq, g.pairs),
+             percent(g.by_dk, g.pairs), percent(g.by_dv, g.pairs));
+}
+
+void print_single(const CaseResult& r) {
+  const Verdict& v = r.verdict;
+  fmt::print("{}\n  {}: {}\n", r.line, name_of(r.outcome), r.reason);
+  if (r.was_compared()) {
+    fmt::print("  contract: {}\n", v.contract);
+    print_comparison(v);
+    for (const auto& [name, part] : by_name(v))
+      if (part.second->worst.bound > 0) print_worst(part.first, part.second->worst, v.row_tile);
   }
-  if (r.contains("quantization"))
-    fmt::print("  quantization, whatever the kernel does: W is off by {:.2g}, A W by {:.2g} (rms over rms)\n", r["quantization"]["weights"].get<double>(),
-               r["quantization"]["products"].get<double>());
-  if (passed && r.contains("gradient_power")) {
-    const Json& g = r["gradient_power"];
-    const auto percent = [&](const char* output) { return 100.0 * g[output].get<double>() / g["pairs"].get<double>(); };
-    fmt::print("  power of gradients, {} visible pairs, each left out of its sums: {:.1f}% shown (dQ {:.1f}%, dK {:.1f}%, dV {:.1f}%)\n",
-               g["pairs"].get<Index>(), percent("any"), percent("dQ"), percent("dK"), percent("dV"));
+  const bool right = passed(r.outcome);
+  if (right)
+    fmt::print("  bias: mean signed error/bound {}, slope t {}\n", to_json(v.mean_ratio).dump(),
+               to_json(v.slope_t).dump());
+  if (right && v.power.pairs != 0) print_power(v);
+  if (r.quantization)
+    fmt::print("  quantization, whatever the kernel does: W is off by {:.2g}, A W by {:.2g} (rms "
+               "over rms)\n",
+               r.quantization->weights, r.quantization->products);
+  if (right && v.gradient_power.pairs > 0) print_gradient_power(v.gradient_power);
+  for (const auto& [name, relation] : r.relations)
+    fmt::print("  relation {}: {}\n", name, text_of(relation));
+}
+
+// Throws UsageError for a file that cannot be read or holds something else.
+template <class Document>
+Document read_document(const char* option, const std::string& path, const char* written_by) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in)
+    throw UsageError(
+        fmt::format("{}={}: {}", option, path, std::generic_category().message(errno)));
+  const Json json = Json::parse(in, nullptr, false);
+  const auto refuse = [&](const std::string& why) -> UsageError {
+    return UsageError(
+        fmt::format("{}={}: not what `{} --json` writes{}", option, path, written_by, why));
+  };
+  if (json.is_discarded()) throw refuse("");
+  try {
+    return from_json<Document>(json, "the file");
+  } catch (const SchemaError& e) {
+    throw refuse(fmt::format(": {}", e.what()));
   }
-  if (r.contains("relations"))
-    for (const auto& [name, how] : r["relations"].items()) fmt::print("  relation {}: {}\n", name, how.get<std::string>());
+}
+
+std::string sentence_of(const RunFacts& run, const RunSummary& s, std::size_t cases) {
+  const OutcomeCounts& n = s.counts;
+  std::string sentence = fmt::format("{} {}: {} passed, {} failed", cases, run.unit,
+                                     n.pass + n.suspect, n.fail);
+  for (auto [count, what] : {std::pair{n.suspect, "of the passed suspect"},
+                             {n.inconclusive, "inconclusive"},
+                             {n.unsupported, "unsupported"},
+                             {n.error, "errors"},
+                             {run.not_run, "not run for lack of time"}})
+    if (count > 0) sentence += fmt::format(", {} {}", count, what);
+  return sentence + fmt::format("; {} elements compared; seed {}; {:.1f} s", s.elements, run.seed,
+                                run.seconds);
+}
+
+RunSummary summary_of(const RunFacts& run, const std::vector<CaseResult>& results) {
+  RunSummary s;
+  s.counts = count_outcomes(results);
+  s.not_run = run.not_run;
+  s.seconds = run.seconds;
+  Adequacy adequacy;
+  for (const CaseResult& r : results) {
+    s.elements += r.elements_compared();
+    adequacy.add(r);
+  }
+  s.adequacy = adequacy.summary();
+  s.sentence = sentence_of(run, s, results.size());
+  return s;
+}
+
+void print_results(const Run& run) {
+  const bool single = run.results.size() == 1;
+  if (single) print_single(run.results[0]);
+  std::map<std::string, int> why_unsupported;
+  for (const CaseResult& r : run.results) {
+    if (r.outcome == Outcome::unsupported) ++why_unsupported[r.reason];
+    if (r.outcome != Outcome::fail && r.outcome != Outcome::error) continue;
+    if (!single) fmt::print("{}: {}\n", name_of(r.outcome), r.reason);
+    fmt::print("  reproduce: {}\n", r.reproduce);
+  }
+  for (const auto& [why, n] : why_unsupported) fmt::print("  unsupported: {} x {}\n", n, why);
+  if (!single)
+    for (const auto& [name, cells] : run.summary.adequacy)
+      fmt::print("power of the suite, {}: {} of {} cells shown{}\n", name, cells.shown, cells.cells,
+                 cells.missing.empty() ? "" : " (--json names the others)");
+  fmt::print("{}\n", run.summary.sentence);
+}
+
+void write_run(const Run& run, const ReportFiles& files, const PageSections& sections) {
+  if (!files.json.empty())
+    write_file(files.json, to_json(run).dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+  if (!files.junit.empty()) write_file(files.junit, junit_xml(run));
+  if (!files.markdown.empty()) write_file(files.markdown, markdown_summary(run));
+  if (!files.html.empty()) write_file(files.html, html_report(run, sections));
+  if (!files.store.empty())
+    fmt::print("store: run {} of {}\n", Store(files.store).append(run), files.store);
+}
+
+int exit_status(const RunFacts& facts, const Run& run) {
+  const OutcomeCounts& n = run.summary.counts;
+  if (n.fail > 0) return some_failed;
+  const double unsupported = percent(static_cast<std::int64_t>(n.unsupported),
+                                     static_cast<std::int64_t>(run.results.size()));
+  if (unsupported > facts.most_unsupported) {
+    fmt::print(stderr, "assay: {:.1f}% of the cases are unsupported, more than --max-unsupported={}\n",
+               unsupported, facts.most_unsupported);
+    return some_failed;
+  }
+  if (n.error > 0)
+    return std::ranges::any_of(run.results, &CaseResult::bad_input) ? bad_usage : machine_failed;
+  if (n.compared() == 0) {
+    fmt::print(stderr, "assay: nothing was compared, so nothing has passed\n");
+    return bad_usage;
+  }
+  return all_passed;
 }
 
 }  // namespace
@@ -96,41 +217,22 @@ void add_report_files(CLI::App& command, ReportFiles& files) {
       ->check(writable());
 }
 
-Json sections_of_page(const ReportFiles& files) {
-  const auto read = [](const char* option, const std::string& path, const char* written_by, const std::vector<const char*>& fields) {
-    std::ifstream in(path, std::ios::binary);
-    if (!in) throw UsageError(fmt::format("{}={}: {}", option, path, std::generic_category().message(errno)));
-    const Json j = Json::parse(in, nullptr, false);
-    const bool whole = j.is_object() && std::ranges::all_of(fields, [&](const char* f) { return j.contains(f) && j[f].is_array() && std::ranges::all_of(j[f], [](const Json& x) { return x.is_object(); }); });
-    if (!whole || j.value("format", Json()) != 1) throw UsageError(fmt::format("{}={}: not what `{} --json` writes", option, path, written_by));
-    return j;
-  };
-  Json sections = Json::object();
-  if (!files.faults.empty()) sections["faults"] = read("--with-faults", files.faults, "assay faults", {"faults", "equivalent", "unplanted"});
-  if (!files.fuzz.empty()) {
-    const Json summary = read("--with-fuzz", files.fuzz, "assay fuzz", {"targets", "findings"});
-    try {
-      sections["fuzz"] = fuzz_of_page(summary);
-    } catch (const Json::exception&) {
-      throw UsageError(fmt::format("--with-fuzz={}: a target or a finding lacks its fields", files.fuzz));
-    }
-  }
+PageSections sections_of_page(const ReportFiles& files) {
+  PageSections sections;
+  if (!files.faults.empty())
+    sections.faults = read_document<FaultsScore>("--with-faults", files.faults, "assay faults");
+  if (!files.fuzz.empty())
+    sections.fuzz = read_document<FuzzSummary>("--with-fuzz", files.fuzz, "assay fuzz");
   return sections;
 }
 
-std::vector<std::size_t> worth_drawing(const Json& results) {
+std::vector<std::size_t> worth_drawing(const std::vector<CaseResult>& results) {
   constexpr std::size_t most_failures = 12, most_passes = 8;
   std::vector<std::size_t> chosen, passes;
-  const auto worst = [&](std::size_t k) {
-    double ratio = -1;
-    if (results[k].contains("worst"))
-      for (const auto& [output, w] : results[k]["worst"].items())
-        if (w["ratio"].is_number()) ratio = std::max(ratio, w["ratio"].get<double>());
-    return ratio;
-  };
+  const auto worst = [&](std::size_t k) { return worst_finite_ratio(results[k]); };
   for (std::size_t k = 0; k < results.size(); ++k) {
-    if (results[k]["outcome"] == "fail" && chosen.size() < most_failures) chosen.push_back(k);
-    if (results[k]["outcome"] == "pass" && worst(k) > 0) passes.push_back(k);
+    if (results[k].outcome == Outcome::fail && chosen.size() < most_failures) chosen.push_back(k);
+    if (results[k].outcome == Outcome::pass && worst(k) > 0) passes.push_back(k);
   }
   std::ranges::sort(passes, {}, [&](std::size_t k) { return std::pair(-worst(k), k); });
   passes.resize(std::min(passes.size(), most_passes));
@@ -138,97 +240,16 @@ std::vector<std::size_t> worth_drawing(const Json& results) {
   return chosen;
 }
 
-void take_pictures(Json& result, const Json& drawn) {
-  if (drawn["outcome"] != result["outcome"]) return;
-  for (const char* field : {"maps", "heads", "tiles", "ulps", "mask"})
-    if (drawn.contains(field)) result[field] = drawn[field];
+void take_pictures(CaseResult& result, const CaseResult& drawn) {
+  if (drawn.outcome == result.outcome) result.pictures = drawn.pictures;
 }
 
-int report_run(const RunFacts& run, const Json& results) {
-  Counts counts;
-  Adequacy adequacy;
-  std::int64_t elements = 0;
-  bool bad_input = false;
-  for (const Json& r : results) {
-    const std::string outcome = r["outcome"];
-    counts.pass += outcome == "pass";
-    counts.fail += outcome == "fail";
-    counts.suspect += outcome == "suspect";
-    counts.inconclusive += outcome == "inconclusive";
-    counts.unsupported += outcome == "unsupported";
-    counts.error += outcome == "error";
-    bad_input = bad_input || r.contains("bad_input");
-    if (r.contains("elements"))
-      for (const auto& [output, n] : r["elements"]["compared"].items()) elements += n.get<std::int64_t>();
-    adequacy.add(r);
-  }
-  const bool single = results.size() == 1;
-  if (single) print_single(results[0]);
-  for (const Json& r : results) {
-    if (r["outcome"] != "fail" && r["outcome"] != "error") continue;
-    if (!single) fmt::print("{}: {}\n", r["outcome"].get<std::string>(), r["reason"].get<std::string>());
-    fmt::print("  reproduce: {}\n", r["reproduce"].get<std::string>());
-  }
-  std::string sentence = fmt::format("{} {}: {} passed, {} failed", results.size(), run.unit, counts.pass + counts.suspect, counts.fail);
-  for (auto [n, what] : {std::pair{counts.suspect, "of the passed suspect"},
-                         {counts.inconclusive, "inconclusive"},
-                         {counts.unsupported, "unsupported"},
-                         {counts.error, "errors"},
-                         {run.not_run, "not run for lack of time"}})
-    if (n > 0) sentence += fmt::format(", {} {}", n, what);
-  sentence += fmt::format("; {} elements compared; seed {}; {:.1f} s", elements, run.seed, run.seconds);
-  std::map<std::string, int> why_unsupported;
-  for (const Json& r : results)
-    if (r["outcome"] == "unsupported") ++why_unsupported[r["reason"]];
-  for (const auto& [why, n] : why_unsupported) fmt::print("  unsupported: {} x {}\n", n, why);
-  const Json adequate = adequacy.summary();
-  if (!single)
-    for (const auto& [name, cells] : adequate.items()) {
-      fmt::print("power of the suite, {}: {} of {} cells shown", name, cells["shown"].get<Index>(), cells["cells"].get<Index>());
-      if (cells.contains("missing")) fmt::print(" (--json names the others)");
-      fmt::print("\n");
-    }
-  fmt::print("{}\n", sentence);
-
-  const Json whole = {{"format", 1},
-                      {"suite", run.title},
-                      {"candidate", run.candidate},
-                      {"seed", run.seed},
-                      {"machine", machine_facts()},
-                      {"summary",
-                       {{"sentence", sentence},
-                        {"cases", results.size()},
-                        {"passed", counts.pass},
-                        {"failed", counts.fail},
-                        {"suspect", counts.suspect},
-                        {"inconclusive", counts.inconclusive},
-                        {"unsupported", counts.unsupported},
-                        {"errors", counts.error},
-                        {"not_run", run.not_run},
-                        {"elements", elements},
-                        {"seconds", run.seconds},
-                        {"adequacy", adequate}}},
-                      {"results", results}};
-  if (!run.files.json.empty()) write_file(run.files.json, whole.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
-  if (!run.files.junit.empty()) write_file(run.files.junit, junit_xml(whole));
-  if (!run.files.markdown.empty()) write_file(run.files.markdown, markdown_summary(whole));
-  if (!run.files.html.empty()) {
-    Json page = whole;
-    page.update(run.sections);
-    write_file(run.files.html, html_report(page));
-  }
-  if (!run.files.store.empty()) fmt::print("store: run {} of {}\n", Store(run.files.store).append(whole), run.files.store);
-  if (counts.fail > 0) return some_failed;
-  if (const double percent = 100.0 * static_cast<double>(counts.unsupported) / static_cast<double>(results.size()); percent > run.most_unsupported) {
-    fmt::print(stderr, "assay: {:.1f}% of the cases are unsupported, more than --max-unsupported={}\n", percent, run.most_unsupported);
-    return some_failed;
-  }
-  if (counts.error > 0) return bad_input ? bad_usage : machine_failed;
-  if (counts.compared() == 0) {
-    fmt::print(stderr, "assay: nothing was compared, so nothing has passed\n");
-    return bad_usage;
-  }
-  return all_passed;
+int report_run(const RunFacts& facts, const std::vector<CaseResult>& results) {
+  Run run{facts.title, facts.candidate, facts.seed, this_machine(), {}, results};
+  run.summary = summary_of(facts, run.results);
+  print_results(run);
+  write_run(run, facts.files, facts.sections);
+  return exit_status(facts, run);
 }
 
 }  // namespace assay

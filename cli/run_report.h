@@ -5,7 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "harness/result.h"
+#include "harness/results/run.h"
+#include "reports/html.h"
 
 namespace CLI {
 class App;
@@ -23,8 +24,9 @@ struct ReportFiles {
 // --json, --junit, --html, --markdown, --store.
 void add_report_files(CLI::App& command, ReportFiles& files);
 
-// The fields `faults` and `fuzz` of a page, as far as there are files for them. Throws UsageError for a file that is something else.
-Json sections_of_page(const ReportFiles& files);
+// What a page shows besides a run, as far as there are files for it. Throws UsageError for a file that
+// is something else.
+PageSections sections_of_page(const ReportFiles& files);
 
 struct RunFacts {
   std::string title, candidate;
@@ -34,15 +36,17 @@ struct RunFacts {
   double seconds = 0;
   double most_unsupported = 100;  // percent
   ReportFiles files;
-  Json sections = Json::object();  // further fields of the page
+  PageSections sections;
 };
 
-// Of a run's results, those that a page draws: the first failures, and the passes that came nearest to their bounds.
-std::vector<std::size_t> worth_drawing(const Json& results);
-// Takes over what is drawn from the same case judged once more. An answer that differs the second time has nothing to draw of the first.
-void take_pictures(Json& result, const Json& drawn);
+// Of a run's results, those that a page draws: the first failures, and the passes that came nearest to
+// their bounds.
+std::vector<std::size_t> worth_drawing(const std::vector<CaseResult>& results);
+// Takes over what is drawn from the same case judged once more. An answer that differs the second time
+// has nothing to draw of the first.
+void take_pictures(CaseResult& result, const CaseResult& drawn);
 
 // Prints and writes what came out of a run, and returns its exit status.
-int report_run(const RunFacts& run, const Json& results);
+int report_run(const RunFacts& run, const std::vector<CaseResult>& results);
 
 }  // namespace assay

@@ -49,7 +49,7 @@ Store opened(const std::string& path, bool make) {
 }
 
 // STORE#RUN.
-Json run_of(const std::string& text) {
+StoredRun run_of(const std::string& text) {
   const auto hash = text.rfind('#');
   std::int64_t id = 0;
   if (hash == std::string::npos) throw UsageError(fmt::format("'{}': STORE#RUN is wanted, as runs.db#3; `assay store STORE` lists the runs", text));
@@ -72,18 +72,18 @@ int store(const StoreOptions& o) {
       write_file(o.export_to, lines.str());
     }
     if (!o.dashboard.empty()) {
-      Json runs = Json::array();
-      for (const StoredRun& r : s.runs()) runs.push_back(s.run(r.id));
+      std::vector<StoredRun> runs;
+      for (const RunEntry& r : s.runs()) runs.push_back(s.run(r.id));
       write_file(o.dashboard, html_dashboard(runs, fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))));
       fmt::print("dashboard: {}\n", o.dashboard);
     }
     if (o.import.empty() && o.benchmarks.empty() && o.export_to.empty() && o.dashboard.empty())
-      for (const StoredRun& r : s.runs()) fmt::print("{:>5}  {}  {:<9}  {}  {} on {}: {}\n", r.id, r.started, r.kind, r.commit.substr(0, 10), r.candidate, r.title, r.sentence);
+      for (const RunEntry& r : s.runs()) fmt::print("{:>5}  {}  {:<9}  {}  {} on {}: {}\n", r.id, r.started, r.kind, r.commit.substr(0, 10), r.candidate, r.title, r.sentence);
     return static_cast<int>(all_passed);
 }
 
 int compare(const CompareOptions& o) {
-    const Json a = run_of(o.a), b = run_of(o.b);
+    const StoredRun a = run_of(o.a), b = run_of(o.b);
     const Comparison c = compare_runs(a, b);
     fmt::print("{} cases in both, {} in the first alone, {} in the second alone\n", c.shared, c.only_a, c.only_b);
     bool worse = false;

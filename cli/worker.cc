@@ -1,5 +1,5 @@
 // assay worker and assay serve-kernel, which the program starts itself: no help text lists them.
-#include "harness/workers.h"
+#include "harness/judging/workers.h"
 
 #include <memory>
 

@@ -3,7 +3,7 @@
 
 #include "fuzz/require.h"
 #include "harness/draw_case.h"
-#include "property_tests/device_world.h"
+#include "testing/device_world.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
   using namespace assay;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +12,8 @@
 #include <memory>
 #include <system_error>
 #include <vector>
+
+#include "problem/clock.h"
 
 namespace assay {
 
@@ -73,11 +74,10 @@ int for_inputs(int argc, char** argv, const Use& use) {
     std::printf("%zu inputs replayed\n", inputs.size());
     return 0;
   }
-  using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   double took = 0;
   std::size_t rounds = 0;
-  for (; took < seconds; took = std::chrono::duration<double>(Clock::now() - start).count(), ++rounds)
+  for (; took < seconds; took = seconds_since(start), ++rounds)
     for (const FuzzInput& input : inputs) use(input);
   std::printf("%.1f executions a second: %zu inputs, %zu times\n", static_cast<double>(rounds * inputs.size()) / took, inputs.size(), rounds);
   return 0;

@@ -3,8 +3,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
-#include <spawn.h>
-#include <sys/prctl.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,7 +13,6 @@
 #include <cstring>
 #include <fstream>
 #include <map>
-#include <optional>
 #include <regex>
 #include <set>
 #include <stdexcept>
@@ -23,14 +20,14 @@
 #include <thread>
 
 #include "harness/files.h"
+#include "harness/process.h"
 #include "harness/shrink.h"
+#include "problem/clock.h"
 
 namespace assay {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
-double since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
 std::string read_whole(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
@@ -39,59 +36,26 @@ std::string read_whole(const fs::path& path) {
 
 // ---- A process ------------------------------------------------------------------------------------------
 
-// Dies with its parent, however that ends, so that nothing runs on after a kill.
-class Process {
- public:
-  Process(const std::vector<std::string>& arguments, const fs::path& output, const std::vector<std::pair<std::string, std::string>>& environment = {}) {
-    std::vector<char*> argv;
-    for (const std::string& a : arguments) argv.push_back(const_cast<char*>(a.c_str()));
-    argv.push_back(nullptr);
-    const pid_t parent = getpid();
-    pid_ = fork();
-    if (pid_ < 0) throw std::system_error(errno, std::generic_category(), "starting " + arguments[0]);
-    if (pid_ > 0) return;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent) _exit(127);
-    const int file = open(output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666), null = open("/dev/null", O_RDONLY);
-    if (file < 0 || dup2(file, STDOUT_FILENO) < 0 || dup2(file, STDERR_FILENO) < 0 || null < 0 || dup2(null, STDIN_FILENO) < 0) _exit(127);
-    for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
-    execv(argv[0], argv.data());
-    _exit(127);
-  }
-  Process(const Process&) = delete;
-  Process& operator=(const Process&) = delete;
-  ~Process() {
-    if (!done_) kill(pid_, SIGKILL);
-    wait();
-  }
-  // nullopt while it runs.
-  std::optional<int> poll() {
-    if (!done_ && waitpid(pid_, &status_, WNOHANG) == pid_) done_ = true;
-    return done_ ? std::optional(status_) : std::nullopt;
-  }
-  int wait() {
-    if (!done_) waitpid(pid_, &status_, 0);
-    done_ = true;
-    return status_;
-  }
-  // What is left of the time; then it is killed. False if it was.
-  bool wait_for(double seconds) {
-    for (const auto start = Clock::now(); !poll();) {
-      if (since(start) > seconds) {
-        kill(pid_, SIGKILL);
-        wait();
-        return false;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    return true;
-  }
+Descriptor opened(const fs::path& path, int flags) {
+  Descriptor file(open(path.c_str(), flags | O_CLOEXEC, 0666));
+  if (file.number() < 0) throw std::system_error(errno, std::generic_category(), path.string());
+  return file;
+}
 
- private:
-  pid_t pid_ = -1;
-  int status_ = 0;
-  bool done_ = false;
-};
+// Starts a program whose output goes to a file. It dies with this thread, so that nothing runs on
+// after a kill.
+Process started(std::vector<std::string> arguments, const fs::path& output,
+                std::vector<std::string> environment) {
+  const Descriptor nothing = opened("/dev/null", O_RDONLY);
+  const Descriptor file = opened(output, O_WRONLY | O_CREAT | O_TRUNC);
+  return Process({.program = arguments[0],
+                  .arguments = arguments,
+                  .descriptors = {{nothing.number(), STDIN_FILENO},
+                                  {file.number(), STDOUT_FILENO},
+                                  {file.number(), STDERR_FILENO}},
+                  .environment = std::move(environment),
+                  .dies_with_thread = true});
+}
 
 // ---- What libFuzzer says --------------------------------------------------------------------------------
 
@@ -172,9 +136,34 @@ void require_space(const fs::path& folder) {
 struct TargetState {
   double seconds = 0, executions = 0, coverage = 0, corpus = 0;
   int slices = 0;
-  double gain = 0;    // new coverage a second in its last slice
+  double gain = 0;     // new coverage a second in its last slice
   int last_slice = 0;  // its number
 };
+
+template <class Fields, Described<TargetState> Value>
+void describe_fields(Fields& fields, Value& t) {
+  fields("seconds", t.seconds);
+  fields("executions", t.executions);
+  fields("coverage", t.coverage);
+  fields("corpus", t.corpus);
+  fields("slices", t.slices);
+  fields("gain", t.gain);
+  fields("last_slice", t.last_slice);
+}
+
+// state.json.
+struct JobsState {
+  double seconds = 0;  // spent so far
+  int slices = 0;
+  std::map<std::string, TargetState> targets;
+};
+
+template <class Fields, Described<JobsState> Value>
+void describe_fields(Fields& fields, Value& s) {
+  fields("seconds", s.seconds);
+  fields("slices", s.slices);
+  fields("targets", s.targets);
+}
 
 class Jobs {
  public:
@@ -185,13 +174,13 @@ class Jobs {
     load();
   }
 
-  Json run() {
+  FuzzSummary run() {
     // Of a run that was killed before it got to them.
     for (const std::string& t : o_.targets) take_findings(t);
-    while (spent_ < o_.seconds) {
+    while (state_.seconds < o_.seconds) {
       require_space(o_.work);
       const std::string target = next_target();
-      run_slice(target, std::min(o_.slice, o_.seconds - spent_));
+      run_slice(target, std::min(o_.slice, o_.seconds - state_.seconds));
       take_findings(target);
       if (bytes_in(o_.work / "corpus" / target) >> 20 > static_cast<std::uintmax_t>(o_.corpus_mib)) merge(target);
       save();
@@ -205,33 +194,39 @@ class Jobs {
   fs::path program(const std::string& target) const { return o_.binaries / (target + "_fuzz"); }
 
   void load() {
-    const fs::path path = o_.work / "state.json";
-    if (!fs::exists(path)) return;
-    Json j;
-    try {
-      j = Json::parse(read_whole(path));
-      spent_ = j.at("seconds");
-      slice_ = j.at("slices");
-      for (const auto& [name, t] : j.at("targets").items())
-        states_[name] = {t.at("seconds"), t.at("executions"), t.at("coverage"), t.at("corpus"), t.at("slices"), t.at("gain"), t.at("last_slice")};
-    } catch (const Json::exception& e) {
-      throw std::invalid_argument(fmt::format("{}: is no state of fuzz jobs ({}); nothing was changed", path.string(), e.what()));
-    }
-    for (std::ifstream in(o_.work / "findings.jsonl"); in;) {
-      std::string line;
-      if (!std::getline(in, line)) break;
-      const Json f = Json::parse(line, nullptr, false);
-      if (f.is_object() && f.contains("file")) findings_.push_back(f), known_.insert(f.value("target", "") + "/" + f.value("file", ""));
-    }
-    if (spent_ > 0) say(fmt::format("going on after {:.0f} s and {} findings", spent_, findings_.size()));
+    load_file("state.json", "state of fuzz jobs", [&](const std::string& text) {
+      state_ = from_json<JobsState>(Json::parse(text), "state");
+    });
+    load_file("findings.jsonl", "list of findings", [&](const std::string& text) {
+      std::istringstream lines(text);
+      for (std::string line; std::getline(lines, line);) {
+        findings_.push_back(from_json<FuzzFinding>(Json::parse(line), "finding"));
+        known_.insert(findings_.back().target + "/" + findings_.back().file);
+      }
+    });
+    if (state_.seconds > 0)
+      say(fmt::format("going on after {:.0f} s and {} findings", state_.seconds, findings_.size()));
   }
 
-  void save() const {
-    Json targets = Json::object();
-    for (const auto& [name, t] : states_)
-      targets[name] = {{"seconds", t.seconds}, {"executions", t.executions}, {"coverage", t.coverage}, {"corpus", t.corpus}, {"slices", t.slices}, {"gain", t.gain}, {"last_slice", t.last_slice}};
-    write_file(o_.work / "state.json", Json{{"seconds", spent_}, {"slices", slice_}, {"targets", targets}}.dump(1) + "\n");
+  // Reads a file of the working folder, if it is there.
+  template <class Read>
+  void load_file(const char* name, const char* what, const Read& read) const {
+    const fs::path path = o_.work / name;
+    if (!fs::exists(path)) return;
+    const auto refuse = [&](const std::exception& e) {
+      return std::invalid_argument(
+          fmt::format("{}: is no {} ({}); nothing was changed", path.string(), what, e.what()));
+    };
+    try {
+      read(read_whole(path));
+    } catch (const Json::exception& e) {
+      throw refuse(e);
+    } catch (const SchemaError& e) {
+      throw refuse(e);
+    }
   }
+
+  void save() const { write_file(o_.work / "state.json", to_json(state_).dump(1) + "\n"); }
 
   void say(const std::string& line) const {
     if (o_.say) o_.say(line);
@@ -239,15 +234,15 @@ class Jobs {
 
   // Each once; then whoever found most, a second, in its last slice, and in every fourth slice whoever has waited longest.
   std::string next_target() {
-    const auto state = [&](const std::string& t) -> const TargetState& { return states_[t]; };
+    const auto state = [&](const std::string& t) -> const TargetState& { return state_.targets[t]; };
     for (const std::string& t : o_.targets)
       if (state(t).slices == 0) return t;
-    if (slice_ % 4 == 3) return *std::ranges::min_element(o_.targets, {}, [&](const std::string& t) { return state(t).last_slice; });
+    if (state_.slices % 4 == 3) return *std::ranges::min_element(o_.targets, {}, [&](const std::string& t) { return state(t).last_slice; });
     return *std::ranges::max_element(o_.targets, {}, [&](const std::string& t) { return std::pair(state(t).gain, -state(t).last_slice); });
   }
 
   void run_slice(const std::string& target, double seconds) {
-    TargetState& state = states_[target];
+    TargetState& state = state_.targets[target];
     const auto start = Clock::now();
     struct Job {
       std::unique_ptr<Process> process;
@@ -263,21 +258,21 @@ class Jobs {
     };
     // A process ends by its time or by a finding; a target that finds the same over and over is left to the next slice.
     const int most_starts = 100 + o_.jobs;
-    for (int started = 0; since(start) < seconds && (started < most_starts || std::ranges::any_of(jobs, [](const Job& j) { return j.process != nullptr; }));) {
+    for (int starts = 0; seconds_since(start) < seconds && (starts < most_starts || std::ranges::any_of(jobs, [](const Job& j) { return j.process != nullptr; }));) {
       for (std::size_t n = 0; n < jobs.size(); ++n) {
         Job& job = jobs[n];
         if (job.process && !job.process->poll()) continue;
-        const auto left = static_cast<int>(seconds - since(start));
+        const auto left = static_cast<int>(seconds - seconds_since(start));
         if (job.process) {
           hear(job.output);
           job.process.reset();
-          if (executions == 0 && started > o_.jobs + 5)
+          if (executions == 0 && starts > o_.jobs + 5)
             throw std::runtime_error(fmt::format("{} ends before it has run anything: {}", program(target).string(), read_whole(job.output).substr(0, 500)));
         }
-        if (left < 1 || started >= most_starts) continue;
+        if (left < 1 || starts >= most_starts) continue;
         job.output = o_.work / "logs" / fmt::format("{}.{}.txt", target, n);
-        job.process = std::make_unique<Process>(arguments(target, left, started), job.output, environment());
-        ++started;
+        job.process.reset(new Process(started(arguments(target, left, starts), job.output, environment())));
+        ++starts;
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
@@ -286,16 +281,16 @@ class Jobs {
         job.process->wait_for(15);
         hear(job.output);
       }
-    const double took = since(start);
+    const double took = seconds_since(start);
     state.gain = std::max(0.0, coverage - state.coverage) / took;
     state.coverage = std::max(state.coverage, coverage);
     state.executions += executions;
     state.corpus = corpus;
     state.seconds += took;
-    state.last_slice = ++slice_;
+    state.last_slice = ++state_.slices;
     ++state.slices;
-    spent_ += took;
-    const std::string line = fmt::format("{:>6.0f} s  {:<10} {:>9.0f} executions, {:>6.0f} a second, coverage {:.0f} (+{:.2f} a second), corpus {:.0f}, findings {}", spent_, target, executions,
+    state_.seconds += took;
+    const std::string line = fmt::format("{:>6.0f} s  {:<10} {:>9.0f} executions, {:>6.0f} a second, coverage {:.0f} (+{:.2f} a second), corpus {:.0f}, findings {}", state_.seconds, target, executions,
                                          executions / took, state.coverage, state.gain, corpus, findings_.size());
     std::ofstream(o_.work / "log.txt", std::ios::app) << line << "\n";
     say(line);
@@ -303,19 +298,20 @@ class Jobs {
 
   std::vector<std::string> arguments(const std::string& target, int seconds, int number) const {
     std::vector<std::string> a = {program(target), fmt::format("-max_total_time={}", seconds), fmt::format("-rss_limit_mb={}", o_.memory_mib), "-timeout=60", "-print_final_stats=1", "-reload=5",
-                                  "-max_len=4096", fmt::format("-seed={}", o_.seed + static_cast<std::uint64_t>(slice_ * 1000 + number)), fmt::format("-artifact_prefix={}/", (o_.work / "findings" / target).string()),
+                                  "-max_len=4096", fmt::format("-seed={}", o_.seed + static_cast<std::uint64_t>(state_.slices * 1000 + number)), fmt::format("-artifact_prefix={}/", (o_.work / "findings" / target).string()),
                                   o_.work / "corpus" / target};
     if (const fs::path seeds = o_.seeds / target; !o_.seeds.empty() && fs::is_directory(seeds)) a.push_back(seeds);
     return a;
   }
-  std::vector<std::pair<std::string, std::string>> environment() const {
-    return {{"TMPDIR", o_.work / "tmp"}, {"ASAN_OPTIONS", "allocator_may_return_null=1:detect_leaks=0"}};
+  std::vector<std::string> environment() const {
+    return {"TMPDIR=" + (o_.work / "tmp").string(),
+            "ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0"};
   }
 
   // Runs the target on one input: what it said, if it did not come to its end.
   std::optional<Said> said_on(const std::string& target, const fs::path& input, double seconds) const {
     const fs::path output = o_.work / "logs" / (target + ".reproduce.txt");
-    Process p({program(target), "-timeout=60", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), input}, output, environment());
+    Process p = started({program(target), "-timeout=60", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), input}, output, environment());
     const bool ended = p.wait_for(seconds);
     if (ended && WIFEXITED(p.wait()) && WEXITSTATUS(p.wait()) == 0) return std::nullopt;
     Said said = listen(read_whole(output));
@@ -331,12 +327,14 @@ class Jobs {
     for (const fs::path& file : files) {
       const std::string name = file.filename();
       if (known_.contains(target + "/" + name)) continue;
-      Json f = {{"target", target}, {"file", name}};
       if (name.find('-') == std::string::npos || name.starts_with('.')) continue;  // not libFuzzer's
+      FuzzFinding f{target, name, {}, {}, {}, {}};
       const std::optional<Said> said = said_on(target, file, 90);
-      f["reason"] = said ? said->reason : "does not happen again on its own";
-      const std::string signature = without_numbers(f["reason"]);
-      const auto same = std::ranges::count_if(findings_, [&](const Json& other) { return other["target"] == target && without_numbers(other["reason"]) == signature; });
+      f.reason = said ? said->reason : "does not happen again on its own";
+      const std::string signature = without_numbers(f.reason);
+      const auto same = std::ranges::count_if(findings_, [&](const FuzzFinding& other) {
+        return other.target == target && without_numbers(other.reason) == signature;
+      });
       const bool seen = said && same > 0;
       // Twenty of a kind tell as much as a thousand.
       if (seen && same >= 20) {
@@ -351,28 +349,29 @@ class Jobs {
       known_.insert(target + "/" + name);
       write_findings();
       if (!seen)
-        say(fmt::format("FINDING in {}: {}\n  {}\n  reproduce: {} {}", target, f["reason"].get<std::string>(), f.contains("shrunk") ? f["shrunk"].get<std::string>() : name, program(target).string(),
-                        f.contains("kept") ? f["kept"].get<std::string>() : file.string()));
+        say(fmt::format("FINDING in {}: {}\n  {}\n  reproduce: {} {}", target, f.reason,
+                        f.shrunk.empty() ? name : f.shrunk, program(target).string(),
+                        f.kept.empty() ? file.string() : f.kept));
     }
   }
 
-  void shrink_by_meaning(const std::string& target, const Said& said, Json& f) const {
-    const auto deadline = Clock::now() + std::chrono::duration<double>(o_.shrink_seconds);
+  void shrink_by_meaning(const std::string& target, const Said& said, FuzzFinding& f) const {
+    const auto deadline = seconds_from_now(o_.shrink_seconds);
     const fs::path trial = o_.work / "tmp" / "shrinking";
     const auto fails = [&](const Case& c) {
       write_file(trial, print_case(c));
       return said_on(target, trial, 60).has_value();
     };
-    f["case"] = said.line;
-    f["shrunk"] = print_case(shrink(parse_case(said.line), fails, [&] { return Clock::now() < deadline; }));
-    keep(target, f, f["shrunk"]);
+    f.line = said.line;
+    f.shrunk = print_case(shrink(parse_case(said.line), fails, [&] { return Clock::now() < deadline; }));
+    keep(target, f, f.shrunk);
   }
 
-  void shrink_by_bytes(const std::string& target, const fs::path& file, Json& f) const {
+  void shrink_by_bytes(const std::string& target, const fs::path& file, FuzzFinding& f) const {
     const fs::path to = o_.work / "tmp" / "minimised";
     std::error_code ignored;
     fs::remove(to, ignored);
-    Process p({program(target), "-minimize_crash=1", fmt::format("-max_total_time={:.0f}", o_.shrink_seconds), "-timeout=60", fmt::format("-exact_artifact_path={}", to.string()), file},
+    Process p = started({program(target), "-minimize_crash=1", fmt::format("-max_total_time={:.0f}", o_.shrink_seconds), "-timeout=60", fmt::format("-exact_artifact_path={}", to.string()), file},
               o_.work / "logs" / (target + ".minimise.txt"), environment());
     p.wait_for(o_.shrink_seconds + 30);
     const bool smaller = fs::exists(to) && said_on(target, to, 90).has_value();
@@ -380,17 +379,18 @@ class Jobs {
   }
 
   // A regression from now on.
-  void keep(const std::string& target, Json& f, const std::string& bytes) const {
+  void keep(const std::string& target, FuzzFinding& f, const std::string& bytes) const {
     const fs::path folder = (o_.keep.empty() ? o_.work / "regressions" : o_.keep) / target;
     make_folder(folder);
-    const fs::path to = folder / ("finding-" + f["file"].get<std::string>().substr(0, 24));
+    const fs::path to = folder / ("finding-" + f.file.substr(0, 24));
     write_file(to, bytes);
-    f["kept"] = to.string();
+    f.kept = to.string();
   }
 
   void write_findings() const {
     std::string lines;
-    for (const Json& f : findings_) lines += f.dump() + "\n";
+    for (const FuzzFinding& f : findings_)
+      lines += to_json(f).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
     write_file(o_.work / "findings.jsonl", lines);
   }
 
@@ -400,7 +400,7 @@ class Jobs {
     std::error_code ignored;
     fs::remove_all(merged, ignored);
     make_folder(merged);
-    Process p({program(target), "-merge=1", "-timeout=60", "-max_len=4096", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), merged, corpus},
+    Process p = started({program(target), "-merge=1", "-timeout=60", "-max_len=4096", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), merged, corpus},
               o_.work / "logs" / (target + ".merge.txt"), environment());
     if (!p.wait_for(600) || !WIFEXITED(p.wait()) || WEXITSTATUS(p.wait()) != 0) return;  // as it was
     std::set<std::string> stay;
@@ -411,30 +411,26 @@ class Jobs {
     for (const auto& e : fs::directory_iterator(corpus))
       if (named_by_hash(e.path()) && !stay.contains(e.path().filename())) gone.push_back(e.path());
     for (const fs::path& path : gone) fs::remove(path, ignored);
-    states_[target].corpus = static_cast<double>(stay.size());
+    state_.targets[target].corpus = static_cast<double>(stay.size());
   }
 
-  Json summary() {
-    Json targets = Json::array();
+  FuzzSummary summary() const {
+    FuzzSummary summary{state_.seconds, o_.seed, {}, findings_};
     for (const std::string& name : o_.targets) {
-      const TargetState& t = states_[name];  // zeros, if no time was left for it
-      const auto found = std::ranges::count_if(findings_, [&](const Json& f) { return f["target"] == name; });
-      targets.push_back({{"target", name},
-                         {"seconds", t.seconds},
-                         {"executions", t.executions},
-                         {"executions_per_second", t.seconds > 0 ? t.executions / t.seconds : 0},
-                         {"coverage", t.coverage},
-                         {"corpus", t.corpus},
-                         {"findings", found}});
+      const auto found = state_.targets.find(name);
+      // Zeros, if no time was left for it.
+      const TargetState t = found == state_.targets.end() ? TargetState() : found->second;
+      const auto findings = std::ranges::count(findings_, name, &FuzzFinding::target);
+      summary.targets.push_back({name, t.seconds, t.executions,
+                                 t.seconds > 0 ? t.executions / t.seconds : 0, t.coverage, t.corpus,
+                                 static_cast<std::size_t>(findings)});
     }
-    return {{"format", 1}, {"seconds", spent_}, {"seed", o_.seed}, {"targets", targets}, {"findings", findings_}};
+    return summary;
   }
 
   const FuzzOptions& o_;
-  double spent_ = 0;
-  int slice_ = 0;
-  std::map<std::string, TargetState> states_;
-  std::vector<Json> findings_;
+  JobsState state_;
+  std::vector<FuzzFinding> findings_;
   std::set<std::string> known_;
 };
 
@@ -452,7 +448,7 @@ std::vector<std::string> fuzz_targets(const fs::path& binaries) {
   return targets;
 }
 
-Json fuzz(const FuzzOptions& options) {
+FuzzSummary fuzz(const FuzzOptions& options) {
   const std::vector<std::string> known = fuzz_targets(options.binaries);
   FuzzOptions o = options;
   if (o.targets.empty()) o.targets = known;
@@ -465,11 +461,11 @@ TimeToFind time_to_find(const fs::path& program, const std::string& candidate, c
   make_folder(work);
   const fs::path output = work / "output.txt";
   const auto start = Clock::now();
-  Process p({program, fmt::format("-max_total_time={:.0f}", seconds), "-max_len=4096", "-print_final_stats=1", "-timeout=60", fmt::format("-seed={}", seed), fmt::format("-artifact_prefix={}/", work.string())}, output,
-            {{"ASSAY_FUZZ_CANDIDATE", candidate}});
+  Process p = started({program, fmt::format("-max_total_time={:.0f}", seconds), "-max_len=4096", "-print_final_stats=1", "-timeout=60", fmt::format("-seed={}", seed), fmt::format("-artifact_prefix={}/", work.string())}, output,
+            {"ASSAY_FUZZ_CANDIDATE=" + candidate});
   p.wait_for(seconds + 60);
   const Said said = listen(read_whole(output));
-  return {!said.line.empty(), since(start), said.executions, said.line, said.reason};
+  return {!said.line.empty(), seconds_since(start), said.executions, said.line, said.reason};
 }
 
 }  // namespace assay

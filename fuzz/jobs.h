@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/result.h"
+#include "harness/results/fuzz_summary.h"
 
 namespace assay {
 
@@ -36,9 +36,8 @@ struct FuzzOptions {
 // Names of the targets whose programs lie in the folder. Throws std::invalid_argument if there is none.
 std::vector<std::string> fuzz_targets(const std::filesystem::path& binaries);
 
-// {"targets": [{"target", "seconds", "executions", "executions_per_second", "coverage", "corpus", "findings"}], "findings": [...], "seconds"}. Throws
-// std::invalid_argument for an unknown target and a folder that cannot be used, std::system_error where the machine fails.
-Json fuzz(const FuzzOptions& options);
+// Throws std::invalid_argument for an unknown target and a folder that cannot be used, std::system_error where the machine fails.
+FuzzSummary fuzz(const FuzzOptions& options);
 
 struct TimeToFind {
   bool found = false;

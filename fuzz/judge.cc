@@ -8,7 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "harness/execute.h"
+#include "harness/judging/execute.h"
+#include "problem/random.h"
 
 namespace assay {
 namespace {
@@ -27,16 +28,13 @@ void note_nearness(const Verdict& v) {
   }
 }
 
-// 64 bytes from a seed: splitmix64.
+// 64 bytes from a seed.
 std::vector<unsigned char> bytes_of_seed(unsigned seed) {
   std::vector<unsigned char> bytes(64);
-  std::uint64_t state = seed;
+  SplitMix64 random(seed);
   for (std::size_t at = 0; at < bytes.size(); at += 8) {
-    std::uint64_t z = state += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    z ^= z >> 31;
-    std::memcpy(bytes.data() + at, &z, 8);
+    const std::uint64_t word = random();
+    std::memcpy(bytes.data() + at, &word, 8);
   }
   return bytes;
 }

@@ -5,7 +5,7 @@
 #include "harness/draw_case.h"
 #include "kernels/attention.h"
 #include "kernels/cache_storage.h"
-#include "property_tests/cache_model.h"
+#include "testing/cache_model.h"
 
 namespace {
 

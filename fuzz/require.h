@@ -1,3 +1,4 @@
+// What a fuzz target demands of every input.
 #pragma once
 
 #include <cstdio>

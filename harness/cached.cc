@@ -65,11 +65,11 @@ AttentionOutput rows_of(const AttentionOutput& whole, Chunk rows) {
 kernels::Status CacheCalls::append(kernels::Cache& cache, Index sequence, const TensorView& k, const TensorView& v) { return cache.append(sequence, k, v); }
 
 kernels::Status CacheCalls::attend(const Attention& problem, const kernels::Cache& cache, const kernels::UpProjection& projection, const AttentionOutput& out,
-                                   int threads) {
-  return kernels::attention_cached(problem, cache, projection, out, threads);
+                                   const kernels::Execution& how) {
+  return kernels::attention_cached(problem, cache, projection, out, how);
 }
 
-kernels::Status run_through_cache(const Case& c, const Inputs& in, const AttentionOutput& out, int threads, CacheCalls&& calls) {
+kernels::Status run_through_cache(const Case& c, const Inputs& in, const AttentionOutput& out, const kernels::Execution& how, CacheCalls&& calls) {
   using kernels::Status;
   const AttentionShape& s = c.shape;
   kernels::CacheConfig config;
@@ -105,7 +105,7 @@ kernels::Status run_through_cache(const Case& c, const Inputs& in, const Attenti
   for (const Chunk& rows : chunks_of(c)) {
     if (Status status = append(past + rows.first, rows.count); !status.ok()) return status;
     const Attention p = rows_of(in.problem, rows, past + rows.first + rows.count);
-    if (Status status = calls.attend(p, *cache, projection, rows_of(out, rows), threads); !status.ok()) return status;
+    if (Status status = calls.attend(p, *cache, projection, rows_of(out, rows), how); !status.ok()) return status;
   }
   return {};
 }

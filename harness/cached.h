@@ -21,11 +21,11 @@ class CacheCalls {
   virtual ~CacheCalls() = default;
   virtual kernels::Status append(kernels::Cache& cache, Index sequence, const TensorView& k, const TensorView& v);
   virtual kernels::Status attend(const Attention& problem, const kernels::Cache& cache, const kernels::UpProjection& projection, const AttentionOutput& out,
-                                 int threads);
+                                 const kernels::Execution& how);
 };
 
 // Appends the tokens before the first row, evicts what the case's starts say, then for every chunk of rows appends its
 // tokens and attends. Writes the rows of O and LSE as it goes.
-kernels::Status run_through_cache(const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads, CacheCalls&& calls = {});
+kernels::Status run_through_cache(const Case& c, const Inputs& inputs, const AttentionOutput& out, const kernels::Execution& how, CacheCalls&& calls = {});
 
 }  // namespace assay

@@ -1,3 +1,4 @@
+// The contracts of our own kernels: the arithmetic that each of them declares.
 #pragma once
 
 #include <string>

@@ -4,23 +4,10 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "problem/random.h"
+
 namespace assay {
 namespace {
-
-// Small, fixed and the same everywhere (std::shuffle is not): splitmix64.
-class Shuffle {
- public:
-  explicit Shuffle(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t below(std::uint64_t n) {
-    std::uint64_t x = state_ += 0x9E3779B97F4A7C15u;
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-    return (x ^ x >> 31) % n;
-  }
-
- private:
-  std::uint64_t state_;
-};
 
 struct Set {
   std::vector<int> factors;
@@ -101,7 +88,7 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
     sets.push_back({members, std::vector<char>(combinations, 0), combinations});
     for_each_excluded(plan, members, combinations, [&](std::size_t code) { sets.back().covered[code] = 1, --sets.back().missing; });
   }
-  Shuffle random(seed);
+  SplitMix64 random(seed);
   std::vector<std::vector<int>> rows;
   for (;;) {
     const auto worst = std::max_element(sets.begin(), sets.end(), [](const Set& a, const Set& b) { return a.missing < b.missing; });

@@ -24,7 +24,7 @@ Tensor misread_lse(Fault fault, const Attention& p, const TensorView& lse) {
 }  // namespace
 
 kernels::Status run_planted_backward(const PlantedFault& planted, const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out,
-                                     int threads, StageObserver* observer) {
+                                     const kernels::Execution& how, StageObserver* observer) {
   const Fault fault = planted.fault;
   Attention p = problem;
   AttentionBackwardInput read = in;
@@ -43,14 +43,14 @@ kernels::Status run_planted_backward(const PlantedFault& planted, const Attentio
   FaultyStages stages(fault, p);
   stages.observer = observer;
   stages.backward_tile = kernels::backward_tiling(p.shape.dim, p.shape.value_dim).keys;
-  if (kernels::Status status = kernels::plan_and_run_backward(p, read, written, threads, faulty_backward(), &stages); !status.ok()) return status;
+  if (kernels::Status status = kernels::plan_and_run_backward(p, read, written, how.threads, faulty_backward(how.target), &stages); !status.ok()) return status;
   if (fault == Fault::key_gradients_with_inverted_triangle) {
     // What is not of keys, right.
     const Tensor d_k(out.dk.dtype, out.dk.shape, dense(out.dk.shape)), d_v(out.dv.dtype, out.dv.shape, dense(out.dv.shape));
     written.dk = d_k.view(), written.dv = d_v.view();
     stages.fault = Fault::none;
     stages.observer = nullptr;
-    if (kernels::Status status = kernels::plan_and_run_backward(p, read, written, threads, faulty_backward(), &stages); !status.ok()) return status;
+    if (kernels::Status status = kernels::plan_and_run_backward(p, read, written, how.threads, faulty_backward(how.target), &stages); !status.ok()) return status;
   }
 
   // The last of those that share an element is what stays.

@@ -185,10 +185,10 @@ class FaultyStorage {
   std::deque<std::vector<std::uint8_t>> scales_;
 };
 
-Status attend_faulty(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void* fault) {
+Status attend_faulty(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const kernels::Execution& how, const void* fault) {
   const FaultyStorage storage(*static_cast<const Fault*>(fault), problem, std::move(stored));
   const FaultyStages stages(*static_cast<const Fault*>(fault), storage.problem());
-  return kernels::run_stored(storage.problem(), storage.stored(), out, threads, faulty_forward(), &stages);
+  return kernels::run_stored(storage.problem(), storage.stored(), out, how.threads, faulty_forward(how.target), &stages);
 }
 
 class FaultyCalls : public CacheCalls {
@@ -204,8 +204,8 @@ class FaultyCalls : public CacheCalls {
     return cache.append(sequence, wrong_k.view(), wrong_v.view());
   }
   Status attend(const Attention& problem, const kernels::Cache& cache, const kernels::UpProjection& projection, const AttentionOutput& out,
-                int threads) override {
-    return kernels::attention_cached(problem, cache, projection, out, threads, attend_faulty, &fault_);
+                const kernels::Execution& how) override {
+    return kernels::attention_cached(problem, cache, projection, out, how, attend_faulty, &fault_);
   }
 
  private:
@@ -230,8 +230,8 @@ class FaultyCalls : public CacheCalls {
 
 }  // namespace
 
-Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads) {
-  return run_through_cache(c, inputs, out, threads, FaultyCalls(fault.fault));
+Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs, const AttentionOutput& out, const kernels::Execution& how) {
+  return run_through_cache(c, inputs, out, how, FaultyCalls(fault.fault));
 }
 
 }  // namespace assay

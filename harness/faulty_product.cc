@@ -26,12 +26,14 @@ void run_faulty_product(const ProductPlan& plan, const void* stages) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include "kernels/by_target.h"
+
 namespace assay {
 namespace kernels {
 HWY_EXPORT(run_faulty_product);
 }  // namespace kernels
 
-kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem, const TensorView& c, int threads) {
+kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem, const TensorView& c, const kernels::Execution& how) {
   using namespace kernels;
   std::shared_ptr<const PackedWeights> w;
   if (Status status = PackedWeights::pack(problem.w, w); !status.ok()) return status;
@@ -44,8 +46,8 @@ kernels::Status run_planted_product(const PlantedFault& fault, const Product& pr
   plan.w = w.get();
   plan.c = c;
   plan.m = problem.m;
-  plan.threads = threads;
-  return plan_and_run_product(plan, HWY_DYNAMIC_DISPATCH(run_faulty_product), &stages);
+  plan.threads = how.threads;
+  return plan_and_run_product(plan, ASSAY_OF_TARGET(run_faulty_product, how.target), &stages);
 }
 
 }  // namespace assay

@@ -32,6 +32,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <vector>
 
+#include "kernels/by_target.h"
+
 namespace assay {
 namespace kernels {
 HWY_EXPORT(run_faulty_forward);
@@ -86,17 +88,17 @@ void FaultyStages::add_masked_values(const kernels::StageView& view) const {
   }
 }
 
-kernels::RunForward faulty_forward() {
+kernels::RunForward faulty_forward(const kernels::Target& target) {
   using namespace kernels;
-  return HWY_DYNAMIC_DISPATCH(run_faulty_forward);
+  return ASSAY_OF_TARGET(run_faulty_forward, target);
 }
-kernels::RunBackward faulty_backward() {
+kernels::RunBackward faulty_backward(const kernels::Target& target) {
   using namespace kernels;
-  return HWY_DYNAMIC_DISPATCH(run_faulty_backward);
+  return ASSAY_OF_TARGET(run_faulty_backward, target);
 }
-std::string_view planted_fault_target() {
+std::string_view planted_fault_target(const kernels::Target& target) {
   using namespace kernels;
-  return HWY_DYNAMIC_DISPATCH(faulty_target_name)();
+  return ASSAY_OF_TARGET(faulty_target_name, target)();
 }
 
 }  // namespace assay

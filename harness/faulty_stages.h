@@ -191,7 +191,7 @@ struct FaultyStages : kernels::NoStages {
 };
 
 // The kernels with that policy: what plan_and_run, run_stored and plan_and_run_backward take, their stages being a FaultyStages.
-kernels::RunForward faulty_forward();
-kernels::RunBackward faulty_backward();
+kernels::RunForward faulty_forward(const kernels::Target& target);
+kernels::RunBackward faulty_backward(const kernels::Target& target);
 
 }  // namespace assay

@@ -3,11 +3,9 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,8 +17,6 @@
 #include <mutex>
 #include <span>
 #include <system_error>
-
-extern char** environ;
 
 namespace assay {
 namespace {
@@ -200,13 +196,12 @@ KernelProcess::KernelProcess(std::string library, std::string server) : library_
 KernelProcess::~KernelProcess() {
   stop();
   if (mapped_ > 0) munmap(reinterpret_cast<void*>(base_), mapped_);
-  if (memory_ >= 0) close(memory_);
 }
 
 void KernelProcess::start() {
-  if (memory_ < 0) {
-    memory_ = memfd_create("assay-kernel", MFD_CLOEXEC);
-    if (memory_ < 0) throw std::system_error(errno, std::generic_category(), "shared memory for a kernel library");
+  if (memory_.number() < 0) {
+    memory_ = Descriptor(memfd_create("assay-kernel", MFD_CLOEXEC));
+    if (memory_.number() < 0) throw std::system_error(errno, std::generic_category(), "shared memory for a kernel library");
     for (std::size_t base : bases) {
       base_ = base;
       mapped_ = 0;
@@ -218,36 +213,15 @@ void KernelProcess::start() {
       }
     }
   }
-  int ends[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) throw std::system_error(errno, std::generic_category(), "a socket for a kernel library");
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  // By way of numbers that nobody uses: the ends may be 3 or 4 already.
-  posix_spawn_file_actions_adddup2(&actions, ends[1], 200);
-  posix_spawn_file_actions_adddup2(&actions, memory_, 201);
-  posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);  // what it prints is no output of ours
-  posix_spawn_file_actions_adddup2(&actions, 200, server_socket);
-  posix_spawn_file_actions_adddup2(&actions, 201, server_memory);
-  posix_spawn_file_actions_addclose(&actions, 200);
-  posix_spawn_file_actions_addclose(&actions, 201);
-  std::vector<std::string> arguments = {"assay", "serve-kernel", library_, fmt::to_string(base_)};
-  std::vector<char*> argv;
-  for (std::string& a : arguments) argv.push_back(a.data());
-  argv.push_back(nullptr);
-  std::vector<std::string> extra = malloc_checks();
-  std::vector<char*> environment;
-  for (char** e = environ; *e; ++e) environment.push_back(*e);
-  for (std::string& e : extra) environment.push_back(e.data());
-  environment.push_back(nullptr);
-  const int error = posix_spawn(&pid_, server_.c_str(), &actions, nullptr, argv.data(), environment.data());
-  posix_spawn_file_actions_destroy(&actions);
-  close(ends[1]);
-  socket_ = ends[0];
-  if (error != 0) {
-    close(socket_);
-    socket_ = pid_ = -1;
-    throw std::system_error(error, std::generic_category(), "starting a process for a kernel library");
-  }
+  Channel ends = make_socket_pair("a socket for a kernel library");
+  process_.emplace(ProcessStart{
+      .program = server_,
+      .arguments = {"assay", "serve-kernel", library_, fmt::to_string(base_)},
+      .descriptors = {{STDERR_FILENO, STDOUT_FILENO},  // what it prints is no output of ours
+                      {ends.in.number(), server_socket},
+                      {memory_.number(), server_memory}},
+      .environment = malloc_checks()});
+  socket_ = std::move(ends.out);
   Request request;
   Response response;
   KernelCall nothing(base_);
@@ -267,20 +241,14 @@ void KernelProcess::start() {
 }
 
 void KernelProcess::stop() {
-  if (pid_ < 0) return;
-  close(socket_);
-  kill(pid_, SIGKILL);
-  waitpid(pid_, nullptr, 0);
-  pid_ = socket_ = -1;
+  process_.reset();
+  socket_.close();
 }
 
 std::string KernelProcess::how_it_ended(const char* when) {
-  int status = 0;
-  waitpid(pid_, &status, 0);
-  close(socket_);
-  pid_ = socket_ = -1;
-  if (WIFSIGNALED(status)) return fmt::format("the library's process was killed by signal {} ({}) in {}", WTERMSIG(status), strsignal(WTERMSIG(status)), when);
-  return fmt::format("the library's process exited with status {} in {}", WEXITSTATUS(status), when);
+  const std::string how = assay::how_it_ended(process_->wait());
+  stop();
+  return fmt::format("the library's process {} in {}", how, when);
 }
 
 // Room for an arena of so many bytes on this side.
@@ -288,9 +256,9 @@ void KernelProcess::reserve(std::size_t bytes) {
   if (bytes <= mapped_) return;
   if (bytes > largest_arena) throw std::system_error(ENOMEM, std::generic_category(), "tensors for a kernel library");
   const std::size_t wanted = std::min(largest_arena, round_up(std::max(bytes, 2 * mapped_), page));
-  if (ftruncate(memory_, static_cast<off_t>(wanted)) != 0) throw std::system_error(errno, std::generic_category(), "shared memory for a kernel library");
+  if (ftruncate(memory_.number(), static_cast<off_t>(wanted)) != 0) throw std::system_error(errno, std::generic_category(), "shared memory for a kernel library");
   auto* at = reinterpret_cast<std::byte*>(base_ + mapped_);
-  void* got = mmap(at, wanted - mapped_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, memory_, static_cast<off_t>(mapped_));
+  void* got = mmap(at, wanted - mapped_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, memory_.number(), static_cast<off_t>(mapped_));
   if (got != at) {
     const int error = got == MAP_FAILED ? errno : EEXIST;
     if (got != MAP_FAILED) munmap(got, wanted - mapped_);
@@ -307,7 +275,7 @@ std::string KernelProcess::hear(const Response& told, const Probe& probe) {
     return wrong;
   }
   std::vector<float> data(static_cast<std::size_t>(stage.rows * stage.columns));
-  if (!transfer(socket_, data.data(), data.size() * sizeof(float), false)) return how_it_ended("telling a stage");
+  if (!transfer(socket_.number(), data.data(), data.size() * sizeof(float), false)) return how_it_ended("telling a stage");
   stage.data = data.data();
   stage.row_stride = stage.columns;
   stage.column_stride = 1;
@@ -316,7 +284,7 @@ std::string KernelProcess::hear(const Response& told, const Probe& probe) {
 }
 
 std::string KernelProcess::exchange(KernelCall& call, Request& request, Response& response, const Probe& probe) {
-  if (pid_ < 0) start();
+  if (!process_) start();
   if (call.regions_.size() >= most_regions) throw std::logic_error("a call of a kernel library has too many arguments");
   reserve(call.end_ + page);
   if (!call.arguments_.empty()) {
@@ -333,9 +301,9 @@ std::string KernelProcess::exchange(KernelCall& call, Request& request, Response
     request.mappings[request.mapping_count++] = {r.pages_begin, r.pages_end - r.pages_begin, r.writable ? 1 : 0, 0};
   }
   const char* when = request.question == Question::load ? "loading" : request.question == Question::ask ? "answering what it supports" : name_of_operation(request.operation);
-  if (!transfer(socket_, &request, sizeof request, true)) return how_it_ended(when);
+  if (!transfer(socket_.number(), &request, sizeof request, true)) return how_it_ended(when);
   do {
-    if (!transfer(socket_, &response, sizeof response, false)) return how_it_ended(when);
+    if (!transfer(socket_.number(), &response, sizeof response, false)) return how_it_ended(when);
     if (response.told)
       if (std::string ended = hear(response, probe); !ended.empty()) return ended;
   } while (response.told);

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <assay/kernel.h>
-#include <sys/types.h>
 
 #include <cstddef>
 #include <functional>
@@ -13,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "harness/process.h"
 #include "problem/tensor.h"
 
 namespace assay {
@@ -120,8 +120,8 @@ class KernelProcess {
 
   const std::string library_, server_;
   LibraryFacts facts_;
-  pid_t pid_ = -1;
-  int socket_ = -1, memory_ = -1;
+  std::optional<Process> process_;
+  Descriptor socket_, memory_;
   std::size_t base_ = 0, mapped_ = 0;
 };
 

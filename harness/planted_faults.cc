@@ -194,21 +194,21 @@ bool reaches(const PlantedFault& fault, const Case& c) {
   return fault.suite == "backward" ? c.operation == Operation::backward : fault.suite != "caches" || c.cache;
 }
 
-kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, StageObserver& observer) {
+kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, const kernels::Target& target, StageObserver& observer) {
   const MisreadProblem misread(fault, problem, out);
   FaultyStages stages(fault, misread.problem());
   stages.observer = &observer;
-  return kernels::plan_and_run(misread.problem(), misread.out(), 1, faulty_forward(), &stages);
+  return kernels::plan_and_run(misread.problem(), misread.out(), 1, faulty_forward(target), &stages);
 }
 
-kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads) {
+kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, const kernels::Execution& how) {
   if (fault.fault == Fault::wide_heads_return_ok && problem.shape.dim > 128) return {};
   static std::atomic<bool> called = false;
   if (fault.fault == Fault::first_call_writes_nothing && !called.exchange(true)) return {};
   const MisreadProblem misread(fault.fault, problem, out);
   FaultyStages stages(fault.fault, misread.problem());
-  stages.threads = threads > 0 ? threads : hardware_threads();
-  kernels::Status status = kernels::plan_and_run(misread.problem(), misread.out(), threads, faulty_forward(), &stages);
+  stages.threads = how.threads > 0 ? how.threads : hardware_threads();
+  kernels::Status status = kernels::plan_and_run(misread.problem(), misread.out(), how.threads, faulty_forward(how.target), &stages);
   if (fault.fault == Fault::output_of_16_bits_written_as_f32 && status.ok()) write_as_floats(out.o);
   return status;
 }

@@ -5,6 +5,7 @@
 #include <span>
 #include <string_view>
 
+#include "kernels/execution.h"
 #include "kernels/stages.h"
 #include "kernels/status.h"
 #include "problem/generate.h"
@@ -191,14 +192,15 @@ class StageObserver {
   virtual void at(kernels::Stage stage, const kernels::StageView& view) = 0;
 };
 // The production kernels with their stages watched, on one thread.
-kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, StageObserver& observer);
+kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, const kernels::Target& target, StageObserver& observer);
 
-// The production kernels, on the best target of this machine that the faults are compiled for, with the fault.
-kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, int threads);
+// The production kernels with the fault, on the target of the call, or on the baseline if faults are not compiled for that target.
+kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, const kernels::Execution& how);
 kernels::Status run_planted_backward(const PlantedFault& fault, const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out,
-                                     int threads, StageObserver* observer = nullptr);
-kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem, const TensorView& c, int threads);
-kernels::Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs, const AttentionOutput& out, int threads);
-std::string_view planted_fault_target();
+                                     const kernels::Execution& how, StageObserver* observer = nullptr);
+kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem, const TensorView& c, const kernels::Execution& how);
+kernels::Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs, const AttentionOutput& out, const kernels::Execution& how);
+// The target whose code a call on `target` runs.
+std::string_view planted_fault_target(const kernels::Target& target);
 
 }  // namespace assay

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cctype>
 #include <charconv>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -13,9 +12,11 @@
 #include <set>
 #include <sstream>
 
+#include "harness/judging/painter.h"
 #include "kernels/validate.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/product.h"
+#include "problem/clock.h"
 
 namespace assay {
 namespace {
@@ -556,27 +557,37 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   result.candidate = r.kernel;
   result.reproduce = verify_command(file.path(), r.name);
   const bool product = r.operation == Operation::product;
-  result.dtype = product ? traits(r.product.w.format).name : format(r.problem.q.dtype).name;
-  if (product && r.product.w.format == LowBit::fp4_sparse) result.tail_step = 4;
+  const LowBit weights = r.product.w.format;
+  result.dtype = product ? traits(weights).name : format(r.problem.q.dtype).name;
+  if (product) result.tail_step = tail_step_of(weights);
   JudgeOptions judging;
   judging.threads = o.threads;
   judging.sample_rows = o.sample_rows;
   judging.seed = o.seed;
   judging.power = o.power;
   judging.without_lse = !r.out.lse;
+  std::optional<Painter> painter;
   if (o.pictures) {
-    result.pictures = product ? std::make_shared<Pictures>(r.product.m, r.product.n) : std::make_shared<Pictures>(r.problem);
-    judging.judged = [pictures = result.pictures.get()](const Element& e) { pictures->add(e); };
+    if (product) painter.emplace(r.product.m, r.product.n);
+    else painter.emplace(r.problem);
+    judging.judged = [&](const Element& e) { painter->add(e); };
   }
   // What is known of inputs that a case made; of others, nothing is.
-  judging.statistics = !product && !r.case_line.empty() && has_independent_zero_mean(parse_case(r.case_line));
-  const auto start = std::chrono::steady_clock::now();
-  result.verdict = product ? judge_product_by_ladder(r.product, r.c, judging) : judge_by_ladder(r.problem, r.out, 64, judging);
-  if (r.operation == Operation::backward && result.verdict.outcome != Outcome::fail && result.verdict.outcome != Outcome::error)
-    add_gradients(result.verdict, judge_backward_by_ladder(r.problem, {r.out.o, r.out.lse, r.d_o}, r.gradients, judging));
-  result.judge_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  result.outcome = result.verdict.outcome;
-  result.reason = result.verdict.reason;
+  judging.statistics =
+      !product && !r.case_line.empty() && has_independent_zero_mean(parse_case(r.case_line));
+  const auto start = Clock::now();
+  Verdict& v = result.verdict;
+  v = product ? judge_product_by_ladder(r.product, r.c, judging)
+              : judge_by_ladder(r.problem, r.out, 64, judging);
+  if (r.operation == Operation::backward && v.outcome != Outcome::fail &&
+      v.outcome != Outcome::error) {
+    const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o};
+    add_gradients(v, judge_backward_by_ladder(r.problem, input, r.gradients, judging));
+  }
+  result.seconds.judge = seconds_since(start);
+  result.outcome = v.outcome;
+  result.reason = v.reason;
+  if (painter && result.was_compared()) result.pictures = painter->pictures(v.row_tile);
   return result;
 }
 

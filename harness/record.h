@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/execute.h"
+#include "harness/judging/execute.h"
 #include "harness/safetensors.h"
 
 namespace assay {

@@ -44,7 +44,7 @@ std::string standalone_program(const Case& c) {
   const AttentionShape& s = c.shape;
   const Inputs inputs(c);
   const Attention& p = inputs.problem;
-  const Contract contract = host_contract(p, kernels::chosen_target());
+  const Contract contract = host_contract(p, kernels::Target().name());
   const Reference reference(p, contract);
 
   std::vector<double> o(static_cast<std::size_t>(s.batch * s.query_heads * s.rows * s.value_dim)), bound(o.size());

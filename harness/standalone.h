@@ -1,3 +1,4 @@
+// A case as a C++ file that needs nothing of Assay.
 #pragma once
 
 #include <optional>

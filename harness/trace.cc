@@ -9,8 +9,8 @@
 #include <set>
 #include <tuple>
 
-#include "harness/candidate.h"
-#include "harness/run.h"
+#include "harness/candidates/candidate.h"
+#include "harness/judging/step.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/stages.h"
 
@@ -241,35 +241,43 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   if (static_cast<double>(s.batch) * static_cast<double>(s.query_heads) * static_cast<double>(s.rows) * static_cast<double>(s.keys) > static_cast<double>(most_pairs))
     throw CaseError(0, fmt::format("b * h * l = {} x {} x {} x {} is more than the {} pairs that a trace takes: make it smaller", s.batch, s.query_heads, s.rows, s.keys, most_pairs));
   if (s.batch * s.query_heads * s.rows == 0) throw CaseError(0, fmt::format("b * h * l = {} x {} x {}: a case without rows has no stages", s.batch, s.query_heads, s.rows));
-  if (!candidate.offers_stages()) throw std::invalid_argument(fmt::format("{} does not tell its stages", candidate.name()));
+  if (!candidate.abilities().stages)
+    throw std::invalid_argument(fmt::format("{} does not tell its stages", candidate.name()));
   const Inputs inputs(c);
-  if (const std::string why = candidate.unsupported(inputs.problem, c.out_dtype()); !why.empty()) throw std::invalid_argument(fmt::format("{} does not do this case: {}", candidate.name(), why));
+  const kernels::Execution how{1, execution_of(c).target};
+  const ForwardStep forward{c, inputs, candidate.abilities().lse};
+  const Outputs outputs = forward.outputs();
+  if (const std::string why = why_unsupported(candidate, forward.call(outputs)); !why.empty())
+    throw std::invalid_argument(
+        fmt::format("{} does not do this case: {}", candidate.name(), why));
   const std::vector<Contract> ladder = contract_ladder(c.dtype, 64);
-  const Contract contract = candidate.contract(inputs.problem).value_or(ladder.back());
-  const Outputs outputs(c, candidate.gives_lse());
-  poison(outputs.o, Poison::nan);
-  if (candidate.gives_lse()) poison(outputs.lse, Poison::nan);
-  const auto check = [&](const kernels::Status& status, const Follower& follower) {
-    if (status.ok() && !follower.heard()) throw CandidateError(fmt::format("{} says that it tells its stages, and told none", candidate.name()));
-    if (!status.ok()) throw CandidateError(fmt::format("status {}: {}", static_cast<int>(status.code), status.detail));
+  const Contract contract =
+      declared<Contract>(candidate, forward.call(outputs), how).value_or(ladder.back());
+  for (const auto& [output, tensor] : outputs.named()) poison(*tensor, Poison::nan);
+  Trace trace;
+  const auto follow = [&](const Call& call, const AttentionBackwardInput* backward) {
+    Follower follower(inputs.problem, contract, trace, backward);
+    const kernels::Status status = candidate.run({call, how, &follower});
+    if (!status.ok())
+      throw CandidateError(
+          fmt::format("status {}: {}", static_cast<int>(status.code), status.detail));
+    if (!follower.heard())
+      throw CandidateError(fmt::format("{} says that it tells its stages, and told none",
+                                       candidate.name()));
+    follower.finish();
   };
   JudgeOptions judging;
-  judging.without_lse = !candidate.gives_lse();
+  judging.without_lse = !candidate.abilities().lse;
   judging.power = false;
-  Trace trace;
-  {
-    Follower follower(inputs.problem, contract, trace);
-    check(candidate.run_watched(inputs.problem, outputs.view(), follower), follower);
-    follower.finish();
-  }
+  follow(forward.call(outputs), nullptr);
   trace.verdict = judge(inputs.problem, outputs.view(), contract, judging);
   if (c.operation == Operation::backward && !trace.first && trace.verdict.outcome != Outcome::fail) {
-    const GradientOutputs gradients(c, inputs);
-    const AttentionBackwardInput in{outputs.o.view(), outputs.lse.view(), inputs.d_o.view()};
-    Follower follower(inputs.problem, contract, trace, &in);
-    check(candidate.run_backward_watched(inputs.problem, in, gradients.view(), follower), follower);
-    follower.finish();
-    add_gradients(trace.verdict, judge_backward(inputs.problem, in, gradients.view(), contract, judging));
+    const BackwardStep backward{c, inputs, outputs};
+    const GradientOutputs gradients = backward.outputs();
+    const AttentionBackwardInput in = backward.input();
+    follow(backward.call(gradients), &in);
+    add_gradients(trace.verdict,
+                  judge_backward(inputs.problem, in, gradients.view(), contract, judging));
   }
   return trace;
 }

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/execute.h"
+#include "harness/judging/execute.h"
 #include "harness/planted_faults.h"
 
 namespace assay {

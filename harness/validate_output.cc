@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "harness/run.h"
+#include "harness/judging/outputs.h"
 #include "oracle/product.h"
 
 namespace assay {

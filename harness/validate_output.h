@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "harness/candidate.h"
+#include "harness/candidates/candidate.h"
 #include "oracle/verdict.h"
 
 namespace assay {

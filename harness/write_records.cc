@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "harness/record.h"
-#include "harness/run.h"
+#include "harness/judging/step.h"
 
 namespace assay {
 namespace {
@@ -87,20 +87,22 @@ struct Recorded {
   std::unique_ptr<ProductOutput> product_output;
 };
 
-void run(const Case& c, Candidate& candidate, Recorded& r) {
-  const int threads = static_cast<int>(c.threads);
-  std::string why, wrong;
-  if (r.product) {
-    why = candidate.unsupported_product(r.product->problem, c.out_dtype());
-    if (why.empty()) wrong = call_product_guarded(candidate, *r.product, r.product->problem, r.product_output->c, Poison::nan, threads);
-  } else {
-    why = candidate.unsupported(r.inputs->problem, c.out_dtype());
-    if (why.empty() && r.gradients) why = candidate.has_backward() ? candidate.unsupported_backward(r.inputs->problem, c.out_dtype()) : "no backward pass";
-    if (why.empty()) wrong = call_guarded(candidate, c, *r.inputs, *r.outputs, Poison::nan, threads);
-    if (why.empty() && wrong.empty() && r.gradients) wrong = call_backward_guarded(candidate, *r.inputs, *r.outputs, *r.gradients, Poison::nan, threads);
-  }
-  if (!why.empty()) throw FileError(fmt::format("{} does not support '{}': {}", candidate.name(), print_case(c), why));
-  if (!wrong.empty()) throw FileError(fmt::format("{} failed on '{}': {}", candidate.name(), print_case(c), wrong));
+// Throws FileError if the candidate does not do the step, or fails.
+template <class Step>
+void run_step(const Step& step, Candidate& candidate, const typename Step::Out& out) {
+  const auto refuse = [&](const char* how, const std::string& why) {
+    if (!why.empty())
+      throw FileError(
+          fmt::format("{} {} '{}': {}", candidate.name(), how, print_case(step.c), why));
+  };
+  refuse("does not support", why_unsupported(candidate, step.call(out)));
+  refuse("failed on", run_guarded(step, candidate, out, Poison::nan, execution_of(step.c)));
+}
+
+void run(const Case& c, Candidate& candidate, const Recorded& r) {
+  if (r.product) return run_step(ProductStep{c, *r.product}, candidate, *r.product_output);
+  run_step(ForwardStep{c, *r.inputs}, candidate, *r.outputs);
+  if (r.gradients) run_step(BackwardStep{c, *r.inputs, *r.outputs}, candidate, *r.gradients);
 }
 
 std::string describe(const Recorded& r, bool with_outputs, const std::string& kernel, RecordWriter& to) {

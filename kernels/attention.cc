@@ -21,6 +21,7 @@ HWY_AFTER_NAMESPACE();
 #include <algorithm>
 #include <new>
 
+#include "kernels/by_target.h"
 #include "kernels/validate.h"
 
 namespace assay::kernels {
@@ -34,7 +35,7 @@ ForwardTiling forward_tiling(Index dim, Index value_dim) {
   return {96, dim + value_dim <= 160 ? 128 : 64, 512};
 }
 
-std::string attention_forward_target() { return HWY_DYNAMIC_DISPATCH(target_name)(); }
+std::string attention_forward_target(const Target& target) { return ASSAY_OF_TARGET(target_name, target)(); }
 
 StoredKeyValues stored_key_values(const Attention& p, Index b, Index g) {
   const auto rows = [&](const TensorView& t, Index columns) {
@@ -99,12 +100,12 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
   return {};
 }
 
-Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void*) {
-  return run_stored(problem, std::move(stored), out, threads, HWY_DYNAMIC_DISPATCH(run_forward), nullptr);
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void*) {
+  return run_stored(problem, std::move(stored), out, how.threads, ASSAY_OF_TARGET(run_forward, how.target), nullptr);
 }
 
-Status attention_forward(const Attention& problem, const AttentionOutput& out, int threads) {
-  return plan_and_run(problem, out, threads, HWY_DYNAMIC_DISPATCH(run_forward), nullptr);
+Status attention_forward(const Attention& problem, const AttentionOutput& out, const Execution& how) {
+  return plan_and_run(problem, out, how.threads, ASSAY_OF_TARGET(run_forward, how.target), nullptr);
 }
 
 }  // namespace assay::kernels

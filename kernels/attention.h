@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "kernels/execution.h"
 #include "kernels/status.h"
 #include "problem/attention.h"
 
@@ -11,10 +12,10 @@ namespace assay::kernels {
 // Computes O and LSE as docs/semantics.md defines them.
 // - Q, K, V and the bias are f32, f16 or bf16 (one dtype for Q, K and V), with any strides; the bias may
 //   have any of the three. O is f32, f16 or bf16, LSE f32 or absent. Outputs may not overlap anything.
-// - `threads` <= 0 means all. The result is bitwise the same for any number of threads.
+// - The result is bitwise the same for any number of threads.
 // - A row's bits are the same in any batch, chunk and position; few rows (decode) are spread over the splits of their keys.
 // - With many rows, needs a workspace of the size of K and V in fp32; where that exceeds 512 MiB, heads take turns.
-Status attention_forward(const Attention& problem, const AttentionOutput& out, int threads = 0);
+Status attention_forward(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
 
 // Gradients of <dO, O>, as docs/semantics.md defines them, from O and LSE as attention_forward stored them.
 // - Dtypes as in the forward pass; dQ, dK and dV may be f32, f16 or bf16 each. All sums are fp32.
@@ -22,7 +23,7 @@ Status attention_forward(const Attention& problem, const AttentionOutput& out, i
 //   number of threads.
 // - dBias may be asked for without a bias; dSink only with a sink. Gradients may not overlap anything.
 // - Needs a workspace of dQ in fp32 for each split of the keys; where that exceeds 256 MiB, heads and splits take turns.
-Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads = 0);
+Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, const Execution& how = {});
 
 // How the kernel tiles a problem. Key tiles and splits are anchored at key 0 and depend on D and Dv alone, so that a
 // row's result does not depend on what else is in the call, nor on how the work is shared out.
@@ -43,7 +44,7 @@ struct BackwardTiling {
 };
 BackwardTiling backward_tiling(Index dim, Index value_dim);
 
-// Name of the SIMD target that attention_forward uses now.
-std::string attention_forward_target();
+// Name of the SIMD target that the code of attention_forward was compiled for which a call on this target runs.
+std::string attention_forward_target(const Target& target);
 
 }  // namespace assay::kernels

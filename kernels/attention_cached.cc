@@ -62,6 +62,7 @@ HWY_AFTER_NAMESPACE();
 #include <algorithm>
 #include <new>
 
+#include "kernels/by_target.h"
 #include "kernels/cache_storage.h"
 #include "kernels/scratch.h"
 #include "kernels/validate.h"
@@ -99,7 +100,7 @@ TensorView rows_of(float* data, const AttentionShape& s, Index columns) {
 
 // s = (W_k c + rotary) . q = [c ; rotary] . [W_k^T q ; q of the rotary part], and W_v passes through the sum over keys:
 // all heads share one key/value head of [c ; rotary] and c.
-Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjection& projection, const AttentionOutput& out, int threads, AttendStored attend,
+Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how, AttendStored attend,
                      const void* context) {
   const AttentionShape& s = p.shape;
   const Index rank = cache.config().rank, rotary = cache.config().rotary, absorbed_dim = rank + rotary, plain = s.dim - rotary;
@@ -116,17 +117,21 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
 
   constexpr Index block = 16;
   const Index blocks = (s.rows + block - 1) / block;
-  const ParallelRegion region(threads);
+  const ParallelRegion region(how.threads);
   struct Scratch {
     std::vector<float> rows, of_projection;
   };
-  ScratchPool<Scratch> pool(s.batch * s.query_heads * blocks, threads, [&] {
+  ScratchPool<Scratch> pool(s.batch * s.query_heads * blocks, how.threads, [&] {
     const auto floats = [](Index n) { return std::vector<float>(static_cast<std::size_t>(n)); };
     return std::make_unique<Scratch>(Scratch{floats(block * std::max(s.dim, s.value_dim)), floats(rank)});
   });
+  const auto load = ASSAY_OF_TARGET(load_query, how.target);
+  const auto multiply = ASSAY_OF_TARGET(multiply_rows, how.target);
+  const auto multiply_back = ASSAY_OF_TARGET(multiply_transposed, how.target);
+  const auto store = ASSAY_OF_TARGET(store_output, how.target);
   // body(b, h, first row, rows, first row counted over all heads)
   const auto for_blocks = [&](auto body) {
-    parallel_for(s.batch * s.query_heads * blocks, threads, [&](Index task) {
+    parallel_for(s.batch * s.query_heads * blocks, how.threads, [&](Index task) {
       const Index head = task / blocks, row0 = task % blocks * block;
       body(head / s.query_heads, head % s.query_heads, row0, std::min(block, s.rows - row0), head * s.rows + row0);
     });
@@ -136,28 +141,28 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
     float* q = scratch->rows.data();
     float* to = queries.get() + at * absorbed_dim;
     for (Index i = 0; i < count; ++i) {
-      HWY_DYNAMIC_DISPATCH(load_query)(p.q, b, h, row0 + i, s.dim, q + i * s.dim);
+      load(p.q, b, h, row0 + i, s.dim, q + i * s.dim);
       std::copy_n(q + i * s.dim + plain, rotary, to + i * absorbed_dim + rank);
     }
-    HWY_DYNAMIC_DISPATCH(multiply_rows)(projection.up_k, h / s.group(), plain, rank, q, s.dim, count, to, absorbed_dim, scratch->of_projection.data());
+    multiply(projection.up_k, h / s.group(), plain, rank, q, s.dim, count, to, absorbed_dim, scratch->of_projection.data());
   });
-  if (Status status = attend(absorbed, stored_in(cache, 1), {sum, out.lse}, threads, context); !status.ok()) return status;
+  if (Status status = attend(absorbed, stored_in(cache, 1), {sum, out.lse}, how, context); !status.ok()) return status;
   for_blocks([&](Index b, Index h, Index row0, Index count, Index at) {
     const auto scratch = pool.take();
     float* o = scratch->rows.data();
-    HWY_DYNAMIC_DISPATCH(multiply_transposed)(projection.up_v, h / s.group(), rank, s.value_dim, sums.get() + at * rank, count, o, scratch->of_projection.data());
-    for (Index i = 0; i < count; ++i) HWY_DYNAMIC_DISPATCH(store_output)(out.o, b, h, row0 + i, s.value_dim, o + i * s.value_dim);
+    multiply_back(projection.up_v, h / s.group(), rank, s.value_dim, sums.get() + at * rank, count, o, scratch->of_projection.data());
+    for (Index i = 0; i < count; ++i) store(out.o, b, h, row0 + i, s.value_dim, o + i * s.value_dim);
   });
   return {};
 }
 
 }  // namespace
 
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads) {
-  return attention_cached(problem, cache, projection, out, threads, forward_stored, nullptr);
+Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how) {
+  return attention_cached(problem, cache, projection, out, how, forward_stored, nullptr);
 }
 
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads,
+Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how,
                         AttendStored attend, const void* context) {
   const auto* paged = dynamic_cast<const PagedCache*>(&cache);
   if (!paged) return {StatusCode::unsupported, "cache was not made by Cache::create"};
@@ -182,8 +187,8 @@ Status attention_cached(const Attention& problem, const Cache& cache, const UpPr
       for (Index n : p.key_lengths) p.offset.push_back(n - s.rows);
     if (Status status = validate_attention(p, out, true); !status.ok()) return status;
     if (s.rows == 0) return {};
-    if (config.kind == CacheKind::latent) return attend_latent(p, *paged, projection, out, threads, attend, context);
-    return attend(p, stored_in(*paged, s.kv_heads), out, threads, context);
+    if (config.kind == CacheKind::latent) return attend_latent(p, *paged, projection, out, how, attend, context);
+    return attend(p, stored_in(*paged, s.kv_heads), out, how, context);
   } catch (const std::bad_alloc&) {
     return out_of_memory("scratch of attention over a cache");
   }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/panels.h"
 
 namespace assay::kernels {
 
@@ -75,9 +76,6 @@ struct ForwardPlan {
   Index stacked_rows() const { return problem->shape.group() * problem->shape.rows; }
 };
 
-// Widest panel of any target, in floats: two AVX-512 vectors. Tile widths are multiples of it.
-inline constexpr Index panel_alignment = 32;
-
 // The kernel: forward() of a target and a policy.
 using RunForward = void (*)(ForwardPlan& plan, const void* stages);
 // Validates and plans first.
@@ -86,7 +84,7 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
 Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunForward run, const void* stages);
 
 // Attention over a valid problem whose K and V are `stored`, wherever a cache keeps them; the production kernel has no context.
-using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void* context);
-Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, const void*);
+using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void* context);
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void*);
 
 }  // namespace assay::kernels

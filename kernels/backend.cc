@@ -7,7 +7,7 @@ namespace {
 
 class HostKernel : public CompiledAttention {
  public:
-  Status run(const Attention& problem, const AttentionOutput& out, int threads) const override { return attention_forward(problem, out, threads); }
+  Status run(const Attention& problem, const AttentionOutput& out, const Execution& how) const override { return attention_forward(problem, out, how); }
 };
 
 class HostBackend : public AttentionBackend {
@@ -19,7 +19,7 @@ class HostBackend : public AttentionBackend {
   std::string_view unsupported_feature(const Attention&) const override { return {}; }
   Status choose_tiles(KernelKey& key) const override {
     const ForwardTiling tiling = forward_tiling(key.dim, key.value_dim);
-    key.target = attention_forward_target();
+    key.target = "host";  // whatever the SIMD target: the call says it
     key.tile_rows = tiling.rows;
     key.tile_keys = tiling.keys;
     key.split_keys = tiling.split_keys;

@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "kernels/execution.h"
 #include "kernels/status.h"
 #include "problem/attention.h"
 
@@ -37,7 +38,7 @@ class CompiledAttention {
  public:
   virtual ~CompiledAttention() = default;
   // For problems of the key it was compiled for. Thread-safe.
-  virtual Status run(const Attention& problem, const AttentionOutput& out, int threads) const = 0;
+  virtual Status run(const Attention& problem, const AttentionOutput& out, const Execution& how) const = 0;
 };
 
 class AttentionBackend {

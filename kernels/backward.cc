@@ -20,6 +20,7 @@ HWY_AFTER_NAMESPACE();
 #include <algorithm>
 #include <new>
 
+#include "kernels/by_target.h"
 #include "kernels/validate.h"
 
 namespace assay::kernels {
@@ -72,8 +73,8 @@ Status plan_and_run_backward(const Attention& problem, const AttentionBackwardIn
   return {};
 }
 
-Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) {
-  return plan_and_run_backward(problem, in, out, threads, HWY_DYNAMIC_DISPATCH(run_backward), nullptr);
+Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, const Execution& how) {
+  return plan_and_run_backward(problem, in, out, how.threads, ASSAY_OF_TARGET(run_backward, how.target), nullptr);
 }
 
 }  // namespace assay::kernels

@@ -14,7 +14,7 @@
 #include <string_view>
 #include <unordered_map>
 
-#include "kernels/dispatch.h"
+#include "kernels/c_context.h"
 #include "problem/low_bit.h"
 
 namespace assay::kernels {
@@ -94,15 +94,6 @@ class Handles {
   mutable std::shared_mutex mutex_;
   std::unordered_map<std::uintptr_t, std::shared_ptr<Object>> objects_;
 };
-
-struct Context {
-  Context(std::shared_ptr<const AttentionBackend> backend, DispatchSettings settings, int threads_)
-      : threads(threads_), dispatcher(std::move(backend), std::move(settings)) {}
-  const int threads;
-  Dispatcher dispatcher;
-};
-assay_context add_context(std::shared_ptr<Context> context);
-std::shared_ptr<Context> context_of(assay_context handle);
 
 Dtype dtype_of(const assay_dtype& given, const char* name);
 // The caller's tensor; of its rank nothing is asked.

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "kernels/execution.h"
 #include "kernels/status.h"
 #include "problem/attention.h"
 
@@ -67,6 +68,6 @@ class Cache {
 //   are bitwise those of attention_forward over queries [q' ; rotary part], keys [c ; rotary part] and values c, and
 //   O = up_v[g] O' (rank summed in any order). A score is off by at most gamma_N |q|^T |up_k| |c|, N = dim + rank roundings.
 //   The up-projections are taken to be finite. Needs a workspace of 2 rank + rotary floats for each row and query head.
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads = 0);
+Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how = {});
 
 }  // namespace assay::kernels

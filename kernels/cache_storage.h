@@ -1,4 +1,4 @@
-// Inside kernels/: how caches of every kind keep their tokens.
+// How caches of every kind keep their tokens: for the kernels that read them, and for those who plant faults there.
 #pragma once
 
 #include <hwy/aligned_allocator.h>
@@ -68,7 +68,7 @@ class PagedCache final : public Cache {
 };
 
 // Validates, completes the problem from the cache, and attends over what is stored. Of a latent cache that is the absorbed problem.
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, int threads,
+Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how,
                         AttendStored attend, const void* context);
 
 }  // namespace assay::kernels

@@ -127,15 +127,15 @@ Status Dispatcher::decide_and_run(const Attention& problem, const AttentionOutpu
       if (warns) warn(*settings, text);
     }
     ++refused_[static_cast<std::size_t>(*refusal)];
-    return attention_unfused(problem, out, options.threads);
+    return attention_unfused(problem, out, options.execution);
   }
   if (settings->verbose) settings->verbose(fmt::format("sdpa: dispatched to {}", backend_->name()));
   ++dispatched_;
-  if (!problem.keep || backend_->takes_masks()) return run_or_replace(problem, out, *settings, options.threads);
+  if (!problem.keep || backend_->takes_masks()) return run_or_replace(problem, out, *settings, options.execution);
   // A mask that is all true masks nothing, and the kernel need not know it.
   Attention unmasked = problem;
   unmasked.keep = {};
-  return run_or_replace(unmasked, out, *settings, options.threads);
+  return run_or_replace(unmasked, out, *settings, options.execution);
 }
 
 void Dispatcher::warn(const DispatchSettings& settings, const std::string& text) const {
@@ -143,30 +143,30 @@ void Dispatcher::warn(const DispatchSettings& settings, const std::string& text)
   else std::fprintf(stderr, "assay: %s\n", text.c_str());
 }
 
-Status Dispatcher::run_or_replace(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads) {
-  Status status = run_kernel(problem, out, settings, threads);
+Status Dispatcher::run_or_replace(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, const Execution& how) {
+  Status status = run_kernel(problem, out, settings, how);
   const bool of_device = status.code != StatusCode::success && status.code != StatusCode::invalid_arguments && status.code != StatusCode::unsupported;
   if (!of_device || !settings.fall_back_on_failure || backend_ == host_backend()) return status;
   warn(settings, fmt::format("sdpa: {}: {}; the host's kernel instead", message_of(status.code), status.detail));
   ++replaced_;
-  const Status second = attention_forward(problem, out, threads);
+  const Status second = attention_forward(problem, out, how);
   if (second.ok()) return {};
   status.detail += fmt::format("; then the host's kernel: {}: {}", message_of(second.code), second.detail);
   return status;
 }
 
-Status Dispatcher::run_kernel(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads) {
+Status Dispatcher::run_kernel(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, const Execution& how) {
   KernelKey key;
   if (Status status = key_of(problem, out, *backend_, key); !status.ok()) return status;
   std::shared_ptr<const CompiledAttention> kernel;
   const Status status = settings.compile_cache ? cache_.get(key, *backend_, kernel) : backend_->compile(key, kernel);
-  return status.ok() ? kernel->run(problem, out, threads) : status;
+  return status.ok() ? kernel->run(problem, out, how) : status;
 }
 
-Status Dispatcher::warm_up(std::span<const Attention> problems, int threads) {
+Status Dispatcher::warm_up(std::span<const Attention> problems, const Execution& how) {
   for (const Attention& wanted : problems) {
     try {
-      if (Status status = warm_up_one(wanted, threads); !status.ok()) return status;
+      if (Status status = warm_up_one(wanted, how); !status.ok()) return status;
     } catch (const std::bad_alloc&) {
       return out_of_memory("tensors of a warm-up");
     }
@@ -174,7 +174,7 @@ Status Dispatcher::warm_up(std::span<const Attention> problems, int threads) {
   return {};
 }
 
-Status Dispatcher::warm_up_one(const Attention& wanted, int threads) {
+Status Dispatcher::warm_up_one(const Attention& wanted, const Execution& how) {
   // The same constants on one batch of at most 128 rows and keys, contiguous and zero.
   Attention p = wanted;
   AttentionShape& s = p.shape;
@@ -212,8 +212,8 @@ Status Dispatcher::warm_up_one(const Attention& wanted, int threads) {
   Attention as_long = p;
   as_long.shape.rows = wanted.shape.rows;
   const AttentionOutput out{o.view(), lse.view()};
-  const SdpaOptions here{Implementation::automatic, backend_->device(), threads};
-  return first_refusal(as_long, out, here, *settings, *backend_) ? attention_unfused(p, out, threads) : run_kernel(p, out, *settings, threads);
+  const SdpaOptions here{Implementation::automatic, backend_->device(), how};
+  return first_refusal(as_long, out, here, *settings, *backend_) ? attention_unfused(p, out, how) : run_kernel(p, out, *settings, how);
 }
 
 DispatchCounters Dispatcher::counters() const {
@@ -235,8 +235,8 @@ Dispatcher& default_dispatcher() {
   return dispatcher;
 }
 
-Status attention_auto(const Attention& problem, const AttentionOutput& out, int threads) {
-  return default_dispatcher().sdpa(problem, out, {Implementation::automatic, "host", threads});
+Status attention_auto(const Attention& problem, const AttentionOutput& out, const Execution& how) {
+  return default_dispatcher().sdpa(problem, out, {Implementation::automatic, "host", how});
 }
 
 }  // namespace assay::kernels

@@ -53,7 +53,7 @@ enum class Implementation { automatic, sdpa, unfused };  // the first two are th
 struct SdpaOptions {
   Implementation implementation = Implementation::automatic;
   std::string_view device = "host";  // where the tensors are. The fallback reads them from the host.
-  int threads = 0;
+  Execution execution = {};
 };
 
 struct DispatchCounters {
@@ -75,7 +75,7 @@ class Dispatcher {
   // Compiles what problems of these constants need and runs it once on a few zeros, so that no first call pays for it.
   // Tensors may be absent: of Q and the bias the dtype is read. O is taken to have the dtype of Q, LSE to be asked for.
   // Nothing is counted as dispatched.
-  Status warm_up(std::span<const Attention> problems, int threads = 0);
+  Status warm_up(std::span<const Attention> problems, const Execution& how = {});
 
   void enable() { set_enabled(true); }
   void disable() { set_enabled(false); }
@@ -93,10 +93,10 @@ class Dispatcher {
  private:
   std::shared_ptr<const DispatchSettings> snapshot() const;
   Status decide_and_run(const Attention& problem, const AttentionOutput& out, const SdpaOptions& options);
-  Status warm_up_one(const Attention& wanted, int threads);
+  Status warm_up_one(const Attention& wanted, const Execution& how);
   void warn(const DispatchSettings& settings, const std::string& text) const;
-  Status run_or_replace(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads);
-  Status run_kernel(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, int threads);
+  Status run_or_replace(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, const Execution& how);
+  Status run_kernel(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, const Execution& how);
 
   const std::shared_ptr<const AttentionBackend> backend_;
   mutable std::mutex mutex_;
@@ -126,6 +126,6 @@ class ScopedSettings {
 Dispatcher& default_dispatcher();
 
 // sdpa of the process's dispatcher, with default options.
-Status attention_auto(const Attention& problem, const AttentionOutput& out, int threads = 0);
+Status attention_auto(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
 
 }  // namespace assay::kernels

@@ -1,4 +1,4 @@
-// exp and tanh of vectors, compiled once for each SIMD target (hence the guard).
+// The functions exp and tanh of vectors, compiled once for each SIMD target (hence the guard).
 #if defined(ASSAY_KERNELS_ELEMENTARY_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ASSAY_KERNELS_ELEMENTARY_INL_H_
 #undef ASSAY_KERNELS_ELEMENTARY_INL_H_

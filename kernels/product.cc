@@ -33,7 +33,7 @@ Status check_view(const char* name, const TensorView& t, const Extents& wanted) 
   return {};
 }
 
-RunProduct production_kernel(const PackedWeights& w) { return traits(w.format()).bits == 4 ? nibble_product() : byte_product(); }
+RunProduct production_kernel(const PackedWeights& w, const Target& target) { return traits(w.format()).bits == 4 ? nibble_product(target) : byte_product(target); }
 
 }  // namespace
 
@@ -81,24 +81,24 @@ Status plan_and_run_product(const ProductPlan& plan, RunProduct run, const void*
   return {};
 }
 
-Status product(const TensorView& a, const PackedWeights& w, const TensorView& c, int threads) {
+Status product(const TensorView& a, const PackedWeights& w, const TensorView& c, const Execution& how) {
   ProductPlan plan;
   plan.a = &a;
   plan.w = &w;
   plan.c = c;
   plan.m = a.shape[2];
-  plan.threads = threads;
-  return plan_and_run_product(plan, production_kernel(w), nullptr);
+  plan.threads = how.threads;
+  return plan_and_run_product(plan, production_kernel(w, how.target), nullptr);
 }
 
-Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c, int threads) {
+Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c, const Execution& how) {
   ProductPlan plan;
   plan.a_low = &a;
   plan.w = &w;
   plan.c = c;
   plan.m = a.n;
-  plan.threads = threads;
-  return plan_and_run_product(plan, production_kernel(w), nullptr);
+  plan.threads = how.threads;
+  return plan_and_run_product(plan, production_kernel(w, how.target), nullptr);
 }
 
 }  // namespace assay::kernels

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/execution.h"
 #include "kernels/packed_weights.h"
 
 namespace assay::kernels {
@@ -14,9 +15,9 @@ namespace assay::kernels {
 // - The result is bitwise the same for any number of rows, threads and variant: few rows decode weights as they go, many rows decode a
 //   panel into fp32 first.
 // - Needs a workspace of at most 768 rows of A in fp32, and for each thread one of about 160 KiB; where W has no scales, of 256 bytes a k.
-Status product(const TensorView& a, const PackedWeights& w, const TensorView& c, int threads = 0);
+Status product(const TensorView& a, const PackedWeights& w, const TensorView& c, const Execution& how = {});
 // A low-bit, with k along its columns (mxfp4, nvfp4, f8e4m3, f8e5m2): it is decoded to fp32, exactly but for numbers of 2^128 and more.
-Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c, int threads = 0);
+Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c, const Execution& how = {});
 
 // Rows from which panels are decoded first.
 inline constexpr Index many_rows = 32;

@@ -16,11 +16,13 @@ void run_byte_product(const ProductPlan& plan, const void*) { run_product<Code::
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include "kernels/by_target.h"
+
 namespace assay::kernels {
 
 HWY_EXPORT(run_byte_product);
 
-RunProduct byte_product() { return HWY_DYNAMIC_DISPATCH(run_byte_product); }
+RunProduct byte_product(const Target& target) { return ASSAY_OF_TARGET(run_byte_product, target); }
 
 }  // namespace assay::kernels
 #endif  // HWY_ONCE

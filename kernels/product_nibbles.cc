@@ -16,11 +16,13 @@ void run_nibble_product(const ProductPlan& plan, const void*) { run_product<Code
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include "kernels/by_target.h"
+
 namespace assay::kernels {
 
 HWY_EXPORT(run_nibble_product);
 
-RunProduct nibble_product() { return HWY_DYNAMIC_DISPATCH(run_nibble_product); }
+RunProduct nibble_product(const Target& target) { return ASSAY_OF_TARGET(run_nibble_product, target); }
 
 }  // namespace assay::kernels
 #endif  // HWY_ONCE

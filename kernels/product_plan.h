@@ -25,9 +25,9 @@ inline std::string name_of_dtype(Dtype d) { return static_cast<int>(d) < dtype_c
 // Code k of column n times its scale in fp32; without the tensor scale.
 float decode_low_bit(const LowBitView& w, Index k, Index n);
 
-// The production kernel for weights of four bits and of eight, on the target in use.
-RunProduct nibble_product();
-RunProduct byte_product();
+// The production kernel for weights of four bits and of eight.
+RunProduct nibble_product(const Target& target);
+RunProduct byte_product(const Target& target);
 
 // Dtypes, shapes and reach of A [m, k] and C [m, n], and that C overlaps nothing.
 Status check_product(const ProductOperands& operands, Index k, Index n);

@@ -3,9 +3,9 @@
 #include <limits>
 #include <utility>
 
-#include "kernels/attention_plan.h"
 #include "kernels/convert.h"
 #include "kernels/elementary-inl.h"
+#include "kernels/panels.h"
 #include "kernels/scratch.h"
 
 #if defined(ASSAY_KERNELS_REGISTER_BLOCK_INL_H_) == defined(HWY_TARGET_TOGGLE)

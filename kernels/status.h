@@ -1,3 +1,4 @@
+// How every entry point of the kernels says whether it did what it was asked.
 #pragma once
 
 #include <string>

@@ -4,14 +4,21 @@
 
 #include <hwy/highway.h>
 
-#include "kernels/attention.h"
-
 namespace assay::kernels {
 namespace {
 
+// The lowest bit is the best target.
+std::int64_t first_of(std::int64_t targets) { return targets & -targets; }
+
+// Asked once: the answer takes several CPUID instructions, which are slow in a virtual machine.
+std::int64_t runnable() {
+  static const std::int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
+  return targets;
+}
+
 std::vector<std::string> names_of(std::int64_t targets) {
   std::vector<std::string> names;
-  for (; targets != 0; targets &= targets - 1) names.emplace_back(hwy::TargetName(targets & -targets));
+  for (; targets != 0; targets &= targets - 1) names.emplace_back(hwy::TargetName(first_of(targets)));
   return names;
 }
 
@@ -19,20 +26,17 @@ std::vector<std::string> names_of(std::int64_t targets) {
 
 std::vector<std::string> compiled_targets() { return names_of(HWY_TARGETS); }
 
-std::vector<std::string> runnable_targets() { return names_of(hwy::SupportedTargets() & HWY_TARGETS); }
+std::vector<std::string> runnable_targets() { return names_of(runnable()); }
 
-bool force_target(std::string_view name) {
-  hwy::SetSupportedTargetsForTest(0);
-  if (name.empty()) return true;
-  for (std::int64_t rest = hwy::SupportedTargets() & HWY_TARGETS; rest != 0; rest &= rest - 1) {
-    const std::int64_t target = rest & -rest;
-    if (name != hwy::TargetName(target)) continue;
-    hwy::SetSupportedTargetsForTest(target);
-    return true;
-  }
-  return false;
+Target::Target() : bit_(first_of(runnable())) {}
+
+std::optional<Target> Target::named(std::string_view name) {
+  if (name.empty()) return Target();
+  for (std::int64_t rest = runnable(); rest != 0; rest &= rest - 1)
+    if (name == hwy::TargetName(first_of(rest))) return Target(first_of(rest));
+  return std::nullopt;
 }
 
-std::string chosen_target() { return attention_forward_target(); }
+std::string Target::name() const { return hwy::TargetName(bit_); }
 
 }  // namespace assay::kernels

@@ -1,6 +1,8 @@
-// SIMD targets by name: which ones are compiled, which ones this machine runs, and forcing one of them.
+// SIMD targets: which ones are compiled, which ones this machine runs, and one of them as a value that travels with a call.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,9 +12,23 @@ namespace assay::kernels {
 std::vector<std::string> compiled_targets();
 // The compiled targets that this machine can run, the best first.
 std::vector<std::string> runnable_targets();
-// Makes every kernel of this process use the target (empty: the best again). False if it is not runnable.
-bool force_target(std::string_view name);
-// The target that the kernels use now.
-std::string chosen_target();
+
+// A compiled target that this machine can run.
+class Target {
+ public:
+  Target();  // the best one
+  // Nothing if no target of this name is compiled, or this machine cannot run it. The empty name means the best one.
+  static std::optional<Target> named(std::string_view name);
+  // The target whose bit() this is.
+  static Target of_bit(std::int64_t bit) { return Target(bit); }
+
+  std::string name() const;
+  std::int64_t bit() const { return bit_; }  // as Highway numbers it
+  bool operator==(const Target&) const = default;
+
+ private:
+  explicit Target(std::int64_t bit) : bit_(bit) {}
+  std::int64_t bit_;
+};
 
 }  // namespace assay::kernels

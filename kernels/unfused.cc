@@ -21,17 +21,18 @@ HWY_AFTER_NAMESPACE();
 
 #include <new>
 
+#include "kernels/by_target.h"
 #include "kernels/validate.h"
 
 namespace assay::kernels {
 
 HWY_EXPORT(run_unfused);
 
-Status attention_unfused(const Attention& problem, const AttentionOutput& out, int threads) {
+Status attention_unfused(const Attention& problem, const AttentionOutput& out, const Execution& how) {
   if (Status status = validate_attention(problem, out); !status.ok()) return status;
   if (problem.shape.batch == 0 || problem.shape.rows == 0) return {};
   try {
-    HWY_DYNAMIC_DISPATCH(run_unfused)(problem, out, threads);
+    ASSAY_OF_TARGET(run_unfused, how.target)(problem, out, how.threads);
   } catch (const std::bad_alloc&) {
     return out_of_memory("scores of rows of {} keys", problem.shape.keys);
   }

@@ -2,6 +2,7 @@
 // refused, so it does everything that docs/semantics.md defines.
 #pragma once
 
+#include "kernels/execution.h"
 #include "kernels/status.h"
 #include "problem/attention.h"
 
@@ -9,6 +10,6 @@ namespace assay::kernels {
 
 // Dtypes, strides, refusals and threads as attention_forward. Nothing is written unless all memory was had: the
 // workspace is 8 rows of scores for each thread.
-Status attention_unfused(const Attention& problem, const AttentionOutput& out, int threads = 0);
+Status attention_unfused(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
 
 }  // namespace assay::kernels

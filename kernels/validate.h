@@ -1,4 +1,4 @@
-// Inside kernels/: what every entry point refuses before it writes anything.
+// What every entry point refuses before it writes anything.
 #pragma once
 
 #include "kernels/status.h"

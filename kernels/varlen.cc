@@ -27,7 +27,7 @@ std::string wrong_lengths(const char* name, std::span<const Index> cu, Index tot
 }  // namespace
 
 Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows, std::span<const Index> cu_keys, Anchor anchor, const AttentionOutput& out,
-                        int threads) {
+                        const Execution& how) {
   const auto refuse = [](std::string detail) { return Status{StatusCode::invalid_arguments, std::move(detail)}; };
   if (!packed.key_lengths.empty() || !packed.key_starts.empty() || !packed.query_segment.empty() || !packed.key_segment.empty())
     return {StatusCode::unsupported, "key lengths, key starts and documents do not go with cumulative lengths"};
@@ -73,7 +73,7 @@ Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
     AttentionOutput part = staged;
     part.o.origin = staged.o.at(0, 0, row0, 0);
     if (part.lse) part.lse.origin = staged.lse.at(0, 0, row0, 0);
-    return attention_forward(p, part, threads_of_one);
+    return attention_forward(p, part, {threads_of_one, how.target});
   };
 
   Status first_failure;
@@ -84,7 +84,7 @@ Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
     if (first_failure.ok()) first_failure = status;
   };
   try {
-    const int workers = threads > 0 ? threads : hardware_threads();
+    const int workers = how.threads > 0 ? how.threads : hardware_threads();
     // Many sequences side by side, few one after the other on all threads.
     if (sequences >= 2 * static_cast<std::size_t>(workers)) {
       parallel_for(static_cast<Index>(sequences), workers, [&](Index n) { note(run(static_cast<std::size_t>(n), 1)); });

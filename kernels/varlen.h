@@ -3,6 +3,7 @@
 
 #include <span>
 
+#include "kernels/execution.h"
 #include "kernels/status.h"
 #include "problem/attention.h"
 
@@ -19,6 +20,6 @@ enum class Anchor { top_left, bottom_right };
 //
 // Every sequence gets the bits of a call of attention_forward of its own.
 Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows, std::span<const Index> cu_keys, Anchor anchor, const AttentionOutput& out,
-                        int threads = 0);
+                        const Execution& how = {});
 
 }  // namespace assay::kernels

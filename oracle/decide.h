@@ -4,13 +4,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "oracle/verdict.h"
 
 namespace assay {
 
-// The verdict under the first of the contracts that is not refuted, or under the last. Nobody is told of elements under one that was.
+// The verdict under the first of the contracts that is not refuted, or under the last. Nobody is told
+// of elements under a contract that was refuted.
 template <class Contracts, class Judge>
 Verdict climb(const Contracts& ladder, const JudgeOptions& options, const Judge& judge) {
   JudgeOptions quiet = options;
@@ -38,6 +38,12 @@ inline Preimage preimage(double y, Dtype out, double arithmetic_roundoff) {
   return {y - h, y + h};
 }
 
+// The bound of what is stored, from the bound of what is computed: the output rounding comes on top.
+inline double stored_bound(double bound, double exact, Dtype out, double arithmetic_roundoff) {
+  const bool rounds = unit_roundoff(out) > arithmetic_roundoff;
+  return bound + (rounds ? half_ulp(out, std::fabs(exact) + bound) : 0);
+}
+
 // `slack` is the relative error of the bound itself.
 inline Decision decide(const Preimage& y, double o, double low, double radius, double bound, double slack) {
   const double distance = std::max({0.0, (y.low - o) - low, (o - y.high) + low});
@@ -45,8 +51,5 @@ inline Decision decide(const Preimage& y, double o, double low, double radius, d
   if (distance - radius > bound * (1 + slack)) return Decision::outside;
   return Decision::undecided;
 }
-
-// Distinct rows of one head, in order: all of them, or a seeded sample.
-std::vector<Index> rows_to_judge(Index rows, Index sample, std::uint64_t seed);
 
 }  // namespace assay

@@ -6,7 +6,6 @@
 
 #include "oracle/arb_ball.h"
 #include "oracle/bound.h"
-#include "oracle/decide.h"
 
 namespace assay {
 namespace {
@@ -174,92 +173,6 @@ MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index
   if (bits > 0) merge_in_balls(problem, s, b, h, i, bits, row);
   for (std::size_t c = 0; c < columns; ++c) row.o_bound[c] = bound.column(values[c], row.o[c]);
   return row;
-}
-
-Verdict judge_merge(const MergeProblem& problem, const AttentionOutput& out, const Contract& contract) {
-  constexpr double slack = 0x1p-40;
-  Verdict v;
-  v.contract = contract.name;
-  const Extents& shape = out.o.shape;
-  auto fail = [&](Element e, const char* why) {
-    ++v.failures[why];
-    e.why = why;
-    if (v.outside++ == 0) v.first_failure = e;
-  };
-  auto element = [&](Index b, Index h, Index i, Index c, double got, double exact, double low, double bound, Dtype dtype) {
-    Element e;
-    e.output = c < 0 ? Output::lse : Output::o;
-    e.b = b, e.h = h, e.row = i, e.column = c, e.got = got, e.exact = exact, e.bound = bound;
-    const double error = std::fabs((got - exact) - low);
-    e.ratio = error == 0 ? 0 : error <= inf ? error / bound : inf;
-    e.ulp = error / (2 * half_ulp(dtype, exact));
-    return e;
-  };
-  auto rounds = [&](Dtype dtype) { return unit_roundoff(dtype) > contract.roundoff; };
-  // The exact value is NaN, an infinity or a zero without weight: nothing to bound.
-  auto category = [&](const Element& e, const char* why) {
-    if (std::isnan(e.exact) ? std::isnan(e.got) : e.got == e.exact) ++v.inside;
-    else fail(e, why);
-  };
-  for (Index b = 0; b < shape[0]; ++b)
-    for (Index h = 0; h < shape[1]; ++h)
-      for (Index i = 0; i < shape[2]; ++i) {
-        ++v.rows_judged;
-        long bits = contract.roundoff < 0x1p-40 ? 128 : 0;
-        MergedRow row = merge_row(problem, contract, b, h, i, bits);
-        const double lse = out.lse ? load(out.lse, out.lse.at(b, h, i, 0)) : 0;
-        auto got_o = [&](Index c) { return load(out.o, out.o.at(b, h, i, c)); };
-        auto decide_o = [&](Index c) {
-          const auto at = static_cast<std::size_t>(c);
-          return decide(preimage(got_o(c), out.o.dtype, contract.roundoff), row.o[at], row.o_low[at], row.o_radius[at], row.o_bound[at], slack);
-        };
-        auto decide_lse = [&] { return decide(preimage(lse, out.lse.dtype, contract.roundoff), row.lse, row.lse_low, row.lse_radius, row.lse_bound, slack); };
-        const bool bounded = !row.empty && !row.nan;
-        auto undecided = [&] {
-          if (out.lse && std::isfinite(lse) && decide_lse() == Decision::undecided) return true;
-          for (Index c = 0; c < shape[3]; ++c)
-            if (row.extended[static_cast<std::size_t>(c)] == 0 && !std::isnan(got_o(c)) && decide_o(c) == Decision::undecided) return true;
-          return false;
-        };
-        while (bounded && bits < 512 && undecided()) row = merge_row(problem, contract, b, h, i, bits = bits == 0 ? 128 : 2 * bits);
-        v.rows_in_balls += bits > 0;
-
-        const double category_of_row = row.nan ? nan : -inf;
-        if (out.lse) {
-          ++v.compared_lse;
-          const double bound = row.lse_bound + (rounds(out.lse.dtype) ? half_ulp(out.lse.dtype, std::fabs(row.lse) + row.lse_bound) : 0);
-          const Element e = element(b, h, i, -1, lse, bounded ? row.lse : category_of_row, row.lse_low, bounded ? bound : 0, out.lse.dtype);
-          if (!bounded) category(e, row.nan ? "LSE is a number where NaN belongs" : "LSE of a row without weight is not -inf");
-          else if (!std::isfinite(lse)) fail(e, std::isnan(lse) ? "LSE is NaN" : "LSE is infinite");
-          else if (decide_lse() == Decision::outside) fail(e, "LSE is outside its bound");
-          else ++v.inside;
-          if (bounded && std::isfinite(e.ratio) && (e.ratio > v.worst_lse.ratio || v.worst_lse.bound == 0)) v.worst_lse = e;
-        }
-        for (Index c = 0; c < shape[3]; ++c) {
-          ++v.compared_o;
-          const auto at = static_cast<std::size_t>(c);
-          const double y = got_o(c);
-          if (!bounded) {
-            category(element(b, h, i, c, y, row.nan ? nan : 0, 0, 0, out.o.dtype),
-                     row.nan ? "O is a number where NaN belongs" : "a row without weight is not 0");
-            continue;
-          }
-          const double bound = row.o_bound[at] + (rounds(out.o.dtype) ? half_ulp(out.o.dtype, std::fabs(row.o[at]) + row.o_bound[at]) : 0);
-          const bool special = row.extended[at] != 0;
-          const Element e = element(b, h, i, c, y, special ? row.extended[at] : row.o[at], special ? 0 : row.o_low[at], bound, out.o.dtype);
-          if (special && row.underflow[at] && std::isnan(y)) ++v.excused["an infinity in O under a weight that may underflow"];
-          else if (special) category(e, std::isnan(e.exact) ? "O is a number where NaN belongs" : "O is not the infinity that belongs there");
-          else if (row.may_overflow[at] && !std::isfinite(y)) ++v.excused["sums may leave the range"];
-          else if (std::isnan(y)) fail(e, "O is NaN");
-          else if (decide_o(c) == Decision::outside) fail(e, std::isinf(y) ? "O is infinite" : "O is outside its bound");
-          else ++v.inside;
-          if (!special && std::isfinite(e.ratio) && (e.ratio > v.worst_o.ratio || v.worst_o.bound == 0)) v.worst_o = e;
-        }
-      }
-  v.rows_total = v.rows_judged;
-  v.outcome = v.outside > 0 ? Outcome::fail : v.inside > 0 ? Outcome::pass : Outcome::inconclusive;
-  v.reason = v.outside > 0 ? describe(v.first_failure) : v.inside > 0 ? "every element is inside its bound" : "no element could be judged by its bound";
-  return v;
 }
 
 }  // namespace assay

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <bitset>
+#include <string_view>
 
 #include "oracle/reference.h"
 
@@ -12,9 +13,13 @@ namespace assay {
 // key's, its weight off by 1%. Of products: of one term of a sum (oracle/product.h).
 enum class Change { deleted, duplicated, exchanged, misweighted };
 inline constexpr int change_count = 4;
+std::string_view name_of(Change change);
+constexpr int count_of(Change) { return change_count; }
 // Where in the tiling a key stands.
 enum class TileKind { only, first, interior, last_full, tail };
 inline constexpr int tile_kind_count = 5;
+std::string_view name_of(TileKind kind);
+constexpr int count_of(TileKind) { return tile_kind_count; }
 inline constexpr int max_tile = 256;
 
 struct Power {

@@ -1,4 +1,4 @@
-// Inside oracle/: the sums of a bound over all pairs of a row and a key, for a block of rows. They need to be no more than
+// The sums of a bound over all pairs of a row and a key, for a block of rows. They need to be no more than
 // upper bounds, so most are taken in fp32, sixteen at a time, and enlarged by what fp32 may have lost (docs/bounds.md, section 9).
 #pragma once
 

@@ -17,7 +17,8 @@ std::string_view name_of(Outcome outcome);
 enum class Output : std::uint8_t { o, lse, dq, dk, dv, d_bias, d_sink, c };
 std::string_view name_of(Output output);
 
-// One element and how it stands to its bound. row is a key in dK and dV; column is -1 for LSE, a key in dBias. C has b = h = 0.
+// One element and how it stands to its bound. row is a key in dK and dV; column is -1 for LSE, a key
+// in dBias. C has b = h = 0.
 struct Element {
   Output output = Output::o;
   Index b = 0, h = 0, row = 0, column = -1;
@@ -33,14 +34,16 @@ std::string describe(const Element& e);
 
 // What was compared of one output.
 struct Compared {
-  std::int64_t elements = 0;
-  Element worst;  // the largest ratio
+  std::int64_t elements = 0, inside = 0;
+  Element worst;  // the largest ratio, kept on a pass too; its bound is 0 where no element has a ratio
 };
 
 // For each visible pair (row, key): whether leaving it out of the sum would move some element of a gradient by more than
 // twice its bound.
 struct GradientPower {
   std::int64_t pairs = 0, by_dq = 0, by_dk = 0, by_dv = 0, by_any = 0;
+
+  void add(const GradientPower& other);
 };
 
 struct Verdict {
@@ -48,14 +51,13 @@ struct Verdict {
   std::string reason;              // one sentence
   std::string contract;            // that the bound was derived from
   Index tile = 64, row_tile = 64;  // of that contract
-  std::int64_t compared_o = 0, compared_lse = 0;
-  std::int64_t inside = 0, outside = 0, hull_only = 0, exact = 0;  // `exact`: judged with zero tolerance, among inside
-  std::map<std::string, std::int64_t> excused;                     // elements by reason
-  std::map<std::string, std::int64_t> failures;                    // elements by what is wrong with them
+  std::map<Output, Compared> outputs;  // those of which some element was compared
+  std::int64_t inside = 0, outside = 0, hull_only = 0;
+  std::int64_t exact = 0;                        // judged with zero tolerance, among inside
+  std::map<std::string, std::int64_t> excused;   // elements by reason
+  std::map<std::string, std::int64_t> failures;  // elements by what is wrong with them
   std::int64_t nan_expected = 0, nan_found = 0, infinity_expected = 0, infinity_found = 0;
-  Element worst_o, worst_lse;            // the largest ratio, kept on a pass too
-  std::map<Output, Compared> outputs;    // all but O and LSE: gradients, C of a product
-  Element first_failure;                 // the first in (b, h, row, column) order; LSE of a row before its O
+  Element first_failure;  // by output, b, h, row and column; LSE of a row comes before its O
   double mean_ratio = 0;                 // mean of signed error / bound over O: the bias
   double slope_t = 0;                    // t statistic of the slope of error on value, across rows
   Index rows_judged = 0, rows_total = 0;
@@ -65,6 +67,13 @@ struct Verdict {
   std::int64_t rows_in_balls = 0;  // decided or cross-checked in ball arithmetic
   Power power;
   GradientPower gradient_power;
+
+  // Elements that were compared: of one output, of all.
+  std::int64_t compared(Output output) const;
+  std::int64_t compared() const;
+  // The element of the largest ratio; null where no element of the output has one.
+  const Element* worst(Output output) const;
+  double worst_ratio(Output output) const;  // 0 where no element has one
 };
 
 struct JudgeOptions {

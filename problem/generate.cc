@@ -172,13 +172,13 @@ Extents broadcast_strides(const MaskSpec& m, Extents shape) {
   return stride;
 }
 
-Tensor contiguous(Dtype dtype, const Extents& shape) { return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1)); }
+Tensor contiguous(Dtype dtype, const Extents& shape, Surroundings around) { return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1), around); }
 
 // What a cache holds after rounding, in f64. Groups of f8 and f4 have a scale: the least 2^e, e >= -127, under which their
 // largest finite magnitude does not exceed the dtype's largest number, and saturate at the largest code that f32 holds under it.
-Tensor cached_values(const Case& c, const TensorView& tokens) {
+Tensor cached_values(const Case& c, const TensorView& tokens, Surroundings around) {
   const Dtype dtype = c.cache_dtype();
-  Tensor out = contiguous(Dtype::f64, tokens.shape);
+  Tensor out = contiguous(Dtype::f64, tokens.shape, around);
   const TensorView& to = out.view();
   const Index columns = tokens.shape[3];
   const bool scaled = format(dtype).bits <= 8;
@@ -211,10 +211,10 @@ Tensor cached_values(const Case& c, const TensorView& tokens) {
 void fill_latent(const Case& c, Inputs& in) {
   const AttentionShape& s = c.shape;
   const Index rank = c.cache.rank, rotary = c.cache.rotary, plain = s.dim - rotary;
-  in.token_k = contiguous(c.dtype, {s.batch, 1, s.keys, rank});
-  in.token_v = contiguous(c.dtype, {s.batch, 1, s.keys, rotary});
-  in.up_k = contiguous(c.dtype, {1, s.kv_heads, plain, rank});
-  in.up_v = contiguous(c.dtype, {1, s.kv_heads, s.value_dim, rank});
+  in.token_k = contiguous(c.dtype, {s.batch, 1, s.keys, rank}, in.around);
+  in.token_v = contiguous(c.dtype, {s.batch, 1, s.keys, rotary}, in.around);
+  in.up_k = contiguous(c.dtype, {1, s.kv_heads, plain, rank}, in.around);
+  in.up_v = contiguous(c.dtype, {1, s.kv_heads, s.value_dim, rank}, in.around);
   auto normal = [&](Stream stream, double gain) {
     return [&c, stream, gain](const Position& p) { return gain * Draw(c.seed, stream, p).normal(); };
   };
@@ -223,13 +223,13 @@ void fill_latent(const Case& c, Inputs& in) {
   fill(in.token_v.view(), normal(Stream::rotary, 1));
   fill(in.up_k.view(), normal(Stream::up_k, gain));
   fill(in.up_v.view(), normal(Stream::up_v, gain));
-  const Tensor latent = cached_values(c, in.token_k.view()), turned = cached_values(c, in.token_v.view());
+  const Tensor latent = cached_values(c, in.token_k.view(), in.around), turned = cached_values(c, in.token_v.view(), in.around);
   Attention& a = in.problem;
   const Extents k_shape{s.batch, s.kv_heads, s.keys, s.dim}, v_shape{s.batch, s.kv_heads, s.keys, s.value_dim};
-  in.k = contiguous(Dtype::f64, k_shape);
-  in.v = contiguous(Dtype::f64, v_shape);
-  in.k_absolute = contiguous(Dtype::f64, k_shape);
-  in.v_absolute = contiguous(Dtype::f64, v_shape);
+  in.k = contiguous(Dtype::f64, k_shape, in.around);
+  in.v = contiguous(Dtype::f64, v_shape, in.around);
+  in.k_absolute = contiguous(Dtype::f64, k_shape, in.around);
+  in.v_absolute = contiguous(Dtype::f64, v_shape, in.around);
   a.k = in.k.view();
   a.v = in.v.view();
   a.k_absolute = in.k_absolute.view();
@@ -291,10 +291,10 @@ Layout make_layout(LayoutKind kind, const Extents& s, Index heads_in_pack) {
   }
 }
 
-Inputs::Inputs(const Case& c) {
+Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
   const AttentionShape& s = c.shape;
   const Index pack = s.query_heads + 2 * s.kv_heads;
-  auto make = [&](LayoutKind kind, const Extents& shape) { return Tensor(c.dtype, shape, make_layout(kind, shape, pack)); };
+  auto make = [&](LayoutKind kind, const Extents& shape) { return Tensor(c.dtype, shape, make_layout(kind, shape, pack), around); };
   q = make(c.q_layout, {s.batch, s.query_heads, s.rows, s.dim});
   const bool latent = c.cache.kind == CacheSpec::Kind::latent;
   k = make(c.k_layout, {s.batch, s.kv_heads, s.keys, s.dim});
@@ -356,12 +356,12 @@ Inputs::Inputs(const Case& c) {
   if (c.bias.pattern != MaskPattern::none) {
     Layout layout{broadcast_strides(c.bias, mask_shape), 0, 1};
     for (std::size_t axis = 0; axis < 4; ++axis) layout.elements *= c.bias.varies[axis] ? mask_shape[axis] : 1;
-    bias = Tensor(c.dtype, mask_shape, layout);
+    bias = Tensor(c.dtype, mask_shape, layout, around);
     a.bias = bias.view();
     fill(a.bias, [&](const Position& p) { return bias_value(c, p); });
   }
   if (c.keep.pattern != MaskPattern::none) {
-    a.keep.stride = broadcast_strides(c.keep, mask_shape);
+    a.keep.stride = broadcast_strides(c.keep, mask_shape, in.around);
     Index n = 1;
     for (std::size_t axis = 0; axis < 4; ++axis) n *= c.keep.varies[axis] ? mask_shape[axis] : 1;
     keep.resize(static_cast<std::size_t>(std::max<Index>(n, 1)));
@@ -378,8 +378,8 @@ Inputs::Inputs(const Case& c) {
   if (c.cache && !latent) {
     token_k = std::move(k);
     token_v = std::move(v);
-    k = cached_values(c, token_k.view());
-    v = cached_values(c, token_v.view());
+    k = cached_values(c, token_k.view(), around);
+    v = cached_values(c, token_v.view(), around);
     a.k = k.view();
     a.v = v.view();
   }

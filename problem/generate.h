@@ -12,10 +12,11 @@ namespace assay {
 
 // Owns the inputs; `problem` views them, so the object does not move once made.
 struct Inputs {
-  explicit Inputs(const Case& c);
+  explicit Inputs(const Case& c, Surroundings around = Surroundings::bands);
   Inputs(const Inputs&) = delete;
   Inputs& operator=(const Inputs&) = delete;
 
+  const Surroundings around;  // of every tensor
   Tensor q, k, v, bias;
   Tensor d_o;  // backward only
   // A cache's tokens as they are appended: K and V (latent: c [B, 1, Lk, rank] and the rotary part [B, 1, Lk, rotary]), with the
@@ -27,10 +28,11 @@ struct Inputs {
 
 // Inputs of a product; does not move once made, as above.
 struct ProductInputs {
-  explicit ProductInputs(const Case& c);
+  explicit ProductInputs(const Case& c, Surroundings around = Surroundings::bands);
   ProductInputs(const ProductInputs&) = delete;
   ProductInputs& operator=(const ProductInputs&) = delete;
 
+  const Surroundings around;  // of every tensor
   Tensor a;
   LowBitMatrix a_low, w;
   Product problem;

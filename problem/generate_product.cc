@@ -75,11 +75,11 @@ int draw_zero(const Case& c, Index t, Index n) {
   }
 }
 
-LowBitMatrix draw_weights(const Case& c) {
+LowBitMatrix draw_weights(const Case& c, Surroundings around) {
   const ProductSpec& p = c.product;
   const LowBitTraits& traits_of = traits(p.format);
-  if (p.weights == Weights::quantized) return quantize(p.format, p.k, p.n, p.group_size(), [&](Index k, Index n) { return original_weight(c, k, n); });
-  LowBitMatrix w(p.format, p.k, p.n, p.group_size());
+  if (p.weights == Weights::quantized) return quantize(p.format, p.k, p.n, p.group_size(), [&](Index k, Index n) { return original_weight(c, k, n); }, around);
+  LowBitMatrix w(p.format, p.k, p.n, p.group_size(), around);
   const Index group = p.group_size() > 0 ? p.group_size() : p.k;
   if (p.format == LowBit::nvfp4) w.set_tensor_scale(static_cast<float>(std::ldexp(1 + 0.5 * Draw(c.seed, Stream::scales, 1, 0, 0, 0).unit(), -3)));
   for (Index n = 0; n < p.n; ++n) {
@@ -108,7 +108,7 @@ double original_weight(const Case& c, Index k, Index n) {
   return round_to(Dtype::f32, draw.normal() * std::ldexp(0.02, static_cast<int>(n % 5)) * (draw.word(2) % 256 == 0 ? 8 : 1));
 }
 
-ProductInputs::ProductInputs(const Case& c) {
+ProductInputs::ProductInputs(const Case& c, Surroundings around_) : around(around_) {
   const ProductSpec& p = c.product;
   problem.m = p.m;
   problem.n = p.n;
@@ -118,11 +118,11 @@ ProductInputs::ProductInputs(const Case& c) {
     return value(c.values, Draw(c.seed, Stream::a, at), at, c.dtype, p.k);
   };
   if (p.a_format) {
-    a_low = quantize(*p.a_format, p.k, p.m, traits(*p.a_format).group, [&](Index k, Index m) { return round_to(c.dtype, value_of(m, k)); });
+    a_low = quantize(*p.a_format, p.k, p.m, traits(*p.a_format).group, [&](Index k, Index m) { return round_to(c.dtype, value_of(m, k)); }, around);
     problem.a_low = a_low.view();
   } else {
     const Extents shape{1, 1, p.m, p.k};
-    a = Tensor(c.dtype, shape, make_layout(c.q_layout, shape, 1));
+    a = Tensor(c.dtype, shape, make_layout(c.q_layout, shape, 1), around);
     problem.a = a.view();
     // What lies between the rows is never read.
     for (Index e = 0; e < static_cast<Index>(a.size_in_bytes()) * 8 / format(c.dtype).bits; ++e) store(problem.a, e, std::nan(""));
@@ -130,7 +130,7 @@ ProductInputs::ProductInputs(const Case& c) {
       for (Index k = 0; k < p.k; ++k) store(problem.a, problem.a.at(0, 0, m, k), value_of(m, k));
     for (const Poke& poke : c.pokes) store(problem.a, problem.a.at(0, 0, poke.position[2], poke.position[3]), poke.value);
   }
-  w = draw_weights(c);
+  w = draw_weights(c, around);
   problem.w = w.view();
 }
 

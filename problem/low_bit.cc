@@ -26,7 +26,7 @@ constexpr std::array<LowBitTraits, low_bit_count> table = {{
 
 constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 
-Tensor byte_tensor(Index count) { return Tensor(Dtype::f8e4m3, {1, 1, 1, count}, {{0, 0, 0, 1}, 0, count}); }
+Tensor byte_tensor(Index count, Surroundings around) { return Tensor(Dtype::f8e4m3, {1, 1, 1, count}, {{0, 0, 0, 1}, 0, count}, around); }
 
 // Nibble `at` of 32-bit words or of bytes, the low one first: both count alike on a little-endian machine.
 void put_nibble(std::byte* data, Index at, std::uint32_t code) {
@@ -108,11 +108,11 @@ LowBitSizes sizes_of(LowBit format, Index k, Index n, Index group) {
   return s;
 }
 
-LowBitMatrix::LowBitMatrix(LowBit format, Index k, Index n, Index group) : format_(format), k_(k), n_(n), group_(group) {
+LowBitMatrix::LowBitMatrix(LowBit format, Index k, Index n, Index group, Surroundings around) : format_(format), k_(k), n_(n), group_(group) {
   const LowBitSizes s = sizes_of(format, k, n, group);
-  codes_ = byte_tensor(s.codes);
-  scales_ = byte_tensor(s.scales);
-  extra_ = byte_tensor(s.extra);
+  codes_ = byte_tensor(s.codes, around);
+  scales_ = byte_tensor(s.scales, around);
+  extra_ = byte_tensor(s.extra, around);
   std::memset(codes_.bytes(), 0xFF, codes_.size_in_bytes());
   if (traits(format).layout == sparse) std::memset(extra_.bytes(), 0xFF, extra_.size_in_bytes());
 }
@@ -162,9 +162,9 @@ void LowBitMatrix::set_kept(Index quad, Index n, int first, int second, std::uin
   put_nibble(extra_.bytes(), (quad / 8 * n_ + n) * 8 + quad % 8, static_cast<std::uint32_t>(second * 4 + first));
 }
 
-LowBitMatrix quantize(LowBit format, Index k, Index n, Index group, const std::function<double(Index, Index)>& value) {
+LowBitMatrix quantize(LowBit format, Index k, Index n, Index group, const std::function<double(Index, Index)>& value, Surroundings around) {
   const LowBitTraits& t = traits(format);
-  LowBitMatrix to(format, k, n, group);
+  LowBitMatrix to(format, k, n, group, around);
   for (Index c = 0; c < n; ++c)
     for (Index r = 0; r < k; ++r)
       if (!std::isfinite(value(r, c))) throw std::domain_error(fmt::format("element [{}, {}] = {} is not finite", r, c, value(r, c)));

@@ -57,12 +57,12 @@ struct LowBitSizes {
 };
 LowBitSizes sizes_of(LowBit format, Index k, Index n, Index group);
 
-// A matrix with storage of its own between guard bands, written element by element: the reference packer. Codes behind K are
+// A matrix with storage of its own, written element by element: the reference packer. Codes behind K are
 // filled with ones, so that reading them as data shows.
 class LowBitMatrix {
  public:
   LowBitMatrix() = default;
-  LowBitMatrix(LowBit format, Index k, Index n, Index group);
+  LowBitMatrix(LowBit format, Index k, Index n, Index group, Surroundings around = Surroundings::bands);
 
   LowBitView view() const;
   void set_code(Index k, Index n, std::uint32_t code);
@@ -92,7 +92,8 @@ class LowBitMatrix {
 // - int8, int4: h and l the largest and smallest of the group and 0; scale = max(RN16((h - l) / (levels - 1)), 2^-24); zero point =
 //   RN(-l / scale) + the smallest q, code = RN(x / scale) + zero point, both clamped to the q there are.
 // Elements saturate. Throws std::domain_error for NaN, infinity, and a scale that overflows its format.
-LowBitMatrix quantize(LowBit format, Index k, Index n, Index group, const std::function<double(Index k, Index n)>& value);
+LowBitMatrix quantize(LowBit format, Index k, Index n, Index group, const std::function<double(Index k, Index n)>& value,
+                      Surroundings around = Surroundings::bands);
 
 // C[m, n] = sum_k A[m, k] W[k, n], exact products and sums of what the codes mean. A is a tensor [1, 1, M, K] in f32, f16 or bf16, or
 // low-bit with k along columns (n of it counts the rows of A).

@@ -1,3 +1,4 @@
+// Loops on several threads.
 #pragma once
 
 #include "problem/tensor.h"

@@ -13,7 +13,6 @@ namespace assay {
 namespace {
 
 constexpr std::byte guard_pattern{0xA7};
-Surroundings surroundings = Surroundings::bands;
 
 template <class T>
 T get(const TensorView& t, Index position) {
@@ -55,12 +54,9 @@ void store(const TensorView& t, Index position, double value) {
   }
 }
 
-void surround_tensors(Surroundings with) { surroundings = with; }
-
-Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout)
+Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout, Surroundings around)
     : size_((static_cast<std::size_t>(layout.elements) * static_cast<std::size_t>(format(dtype).bits) + 7) / 8), sparse_(layout.sparse) {
   const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  const Surroundings around = surroundings;
   if (sparse_ || around != Surroundings::bands) {
     const std::size_t inner = (size_ + page - 1) / page * page, total = inner + 2 * page;
     // Inaccessible first: the pages at both ends stay so. Shared, which a limit of private memory does not count: its size is no memory.

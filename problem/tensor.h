@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "problem/dtype.h"
+#include "problem/index.h"
 
 namespace assay {
 
-using Index = std::int64_t;
 using Extents = std::array<Index, 4>;
 
 // body(b, h, i, d) for every index below the extents.
@@ -52,17 +52,16 @@ struct Layout {
   bool sparse = false;  // most of the storage holds no element: rows of all heads lie far from one another
 };
 
-// What lies around the storage of tensors that are made from now on. Bands of bytes that guards_intact() checks: every tensor gets them. Or a page
-// that cannot be touched, directly behind the last element or directly before the first: whoever reads or writes there dies at once.
+// What lies around the storage of a tensor. Bands of bytes that guards_intact() checks, or a page that cannot be touched, directly behind the last
+// element or directly before the first: whoever reads or writes there dies at once.
 enum class Surroundings { bands, page_behind, page_before };
-void surround_tensors(Surroundings with);
 
 // A tensor with storage of its own.
 class Tensor {
  public:
   Tensor() = default;
   // Throws std::bad_alloc.
-  Tensor(Dtype dtype, const Extents& shape, const Layout& layout);
+  Tensor(Dtype dtype, const Extents& shape, const Layout& layout, Surroundings around = Surroundings::bands);
 
   const TensorView& view() const { return view_; }
   std::byte* bytes() const { return bytes_; }

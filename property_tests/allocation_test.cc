@@ -16,9 +16,8 @@
 #include <new>
 #include <thread>
 
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
-#include "kernels/c_common.h"
 #include "kernels/cache.h"
 #include "kernels/device/device_backend.h"
 #include "kernels/merge.h"

@@ -14,7 +14,7 @@
 #include "kernels/targets.h"
 #include "problem/generate.h"
 #include "problem/parallel.h"
-#include "property_tests/plain_backward.h"
+#include "testing/plain_backward.h"
 
 namespace assay {
 namespace {
@@ -24,8 +24,8 @@ using testing::HasSubstr;
 
 class BackwardOnTarget : public testing::TestWithParam<std::string> {
  protected:
-  void SetUp() override { ASSERT_TRUE(kernels::force_target(GetParam())); }
-  void TearDown() override { kernels::force_target(""); }
+  // On the target that is tested.
+  static kernels::Execution on(int threads = 0) { return {threads, kernels::Target::named(GetParam()).value()}; }
 };
 
 TEST_P(BackwardOnTarget, AgreesWithPlainLoops) {
@@ -66,7 +66,7 @@ TEST_P(BackwardOnTarget, AgreesWithPlainLoops) {
        }) {
     const Backward t(parse_case(line));
     const PlainReference exact(t);
-    ASSERT_TRUE(t.run().ok()) << line;
+    ASSERT_TRUE(t.run(on(1)).ok()) << line;
     const double ratio = exact.compare();
     worst = std::max(worst, ratio);
     ASSERT_FALSE(HasFailure()) << line;
@@ -81,7 +81,7 @@ TEST_P(BackwardOnTarget, GradientsComeInEveryDtype) {
   for (const Dtype out : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
     const Backward t(parse_case("attention b=1 h=2/1 l=33x45 d=20 dtype=f16"), out);
     const PlainReference exact(t);
-    ASSERT_TRUE(t.run().ok());
+    ASSERT_TRUE(t.run(on(1)).ok());
     exact.compare();
   }
 }
@@ -93,7 +93,7 @@ TEST_P(BackwardOnTarget, NaNReachesWhatItTouchesAndNothingElse) {
     for (const char* more : {"", " softcap=2", " dropout=0.4:3", " sink=0"}) {
       const Backward t(parse_case(base + "poke=" + poke + more));
       const PlainReference exact(t);
-      ASSERT_TRUE(t.run().ok());
+      ASSERT_TRUE(t.run(on(1)).ok());
       exact.compare();
       ASSERT_FALSE(HasFailure()) << poke << more;
     }
@@ -102,7 +102,7 @@ TEST_P(BackwardOnTarget, NaNReachesWhatItTouchesAndNothingElse) {
       const Backward t(parse_case(base + "sink=0"));
       store(t.d_o_in.q.view(), t.d_o_in.q.view().at(0, 2, i, 5), x);
       const PlainReference exact(t);
-      ASSERT_TRUE(t.run().ok());
+      ASSERT_TRUE(t.run(on(1)).ok());
       exact.compare();
       // It touches some of dV, and not all of it.
       std::size_t touched = 0;

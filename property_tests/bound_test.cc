@@ -4,11 +4,11 @@
 
 #include <algorithm>
 
-#include "harness/candidate.h"
-#include "harness/run.h"
+#include "harness/candidates/candidate.h"
+#include "harness/judging/guarded_call.h"
 #include "oracle/verdict.h"
 #include "problem/parallel.h"
-#include "property_tests/emulated_kernel.h"
+#include "testing/emulated_kernel.h"
 
 namespace assay {
 namespace {
@@ -61,9 +61,9 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
       const std::lock_guard lock(mutex);
       EXPECT_EQ(v.outside, 0) << e.contract.name << "\n" << print_case(c) << "\n" << v.reason;
       EXPECT_NE(v.outcome, Outcome::error) << e.contract.name << "\n" << print_case(c) << "\n" << v.reason;
-      tight.o = std::max(tight.o, v.worst_o.ratio);
-      tight.lse = std::max(tight.lse, v.worst_lse.ratio);
-      tight.elements += v.compared_o + v.compared_lse;
+      tight.o = std::max(tight.o, v.worst_ratio(Output::o));
+      tight.lse = std::max(tight.lse, v.worst_ratio(Output::lse));
+      tight.elements += v.compared();
       tight.hull_only += v.hull_only;
       for (const auto& [reason, n] : v.excused) tight.excused += n;
     });
@@ -98,9 +98,9 @@ TEST(Bound, OrderedFp32BoundDividedByFourIsViolatedOnSmallShapes) {
           ASSERT_TRUE(host->run(inputs.problem, out.view(), 1).ok());
           const Verdict v = judge(inputs.problem, out.view(), *host->contract(inputs.problem));
           ASSERT_EQ(v.outcome, Outcome::pass) << print_case(c) << "\n" << v.reason;
-          if (v.worst_o.ratio > o) line = print_case(c);
-          o = std::max(o, v.worst_o.ratio);
-          lse = std::max(lse, v.worst_lse.ratio);
+          if (v.worst_ratio(Output::o) > o) line = print_case(c);
+          o = std::max(o, v.worst_ratio(Output::o));
+          lse = std::max(lse, v.worst_ratio(Output::lse));
         }
   printf("largest error/bound at L <= 8, D <= 4: O %.3f (%s), LSE %.3f\n", o, line.c_str(), lse);
   EXPECT_GT(o, 0.25);
@@ -133,9 +133,9 @@ TEST(Bound, OfKeySplitsDividedByFourIsViolatedOnSmallShapes) {
           run_emulated(e, inputs.problem, out.view());
           const Verdict v = judge(inputs.problem, out.view(), e.contract);
           ASSERT_EQ(v.outcome, Outcome::pass) << print_case(c) << "\n" << v.reason;
-          if (v.worst_o.ratio > o) line = print_case(c);
-          o = std::max(o, v.worst_o.ratio);
-          lse = std::max(lse, v.worst_lse.ratio);
+          if (v.worst_ratio(Output::o) > o) line = print_case(c);
+          o = std::max(o, v.worst_ratio(Output::o));
+          lse = std::max(lse, v.worst_ratio(Output::lse));
         }
   printf("largest error/bound with splits of one or two keys: O %.3f (%s), LSE %.3f\n", o, line.c_str(), lse);
   EXPECT_GT(o, 0.25);
@@ -155,7 +155,7 @@ TEST(Bound, RoundingsOfMergesAddUp) {
   run_emulated(e, inputs.problem, out.view());
   const Verdict v = judge(inputs.problem, out.view(), e.contract);
   EXPECT_EQ(v.outcome, Outcome::pass) << v.reason;
-  EXPECT_GT(v.worst_o.ratio, 0.15);
+  EXPECT_GT(v.worst_ratio(Output::o), 0.15);
 }
 
 // Where the order is declared the bound is never the worse for it, and sharper on long sums that wander.
@@ -170,7 +170,7 @@ TEST(Bound, OrderSharpensIt) {
   const Verdict sharp = judge(inputs.problem, out.view(), ordered), blunt = judge(inputs.problem, out.view(), any_order);
   EXPECT_EQ(sharp.outcome, Outcome::pass);
   EXPECT_EQ(blunt.outcome, Outcome::pass);
-  EXPECT_LT(sharp.worst_o.bound * 3, blunt.worst_o.bound);
+  EXPECT_LT(sharp.worst(Output::o)->bound * 3, blunt.worst(Output::o)->bound);
   EXPECT_GT(sharp.power.by_output[0], blunt.power.by_output[0]);
 }
 

@@ -10,8 +10,8 @@
 #include "kernels/cache_storage.h"
 #include "kernels/targets.h"
 #include "problem/dtype.h"
-#include "property_tests/cache_model.h"
-#include "property_tests/same_bits.h"
+#include "testing/cache_model.h"
+#include "testing/same_bits.h"
 
 namespace assay {
 namespace {
@@ -244,8 +244,8 @@ TEST(Cache, HoldsWhatItsDtypeHolds) {
 
 class CacheOn : public testing::TestWithParam<std::string> {
  protected:
-  void SetUp() override { ASSERT_TRUE(kernels::force_target(GetParam())); }
-  void TearDown() override { kernels::force_target(""); }
+  // On the target that is tested.
+  static kernels::Execution on(int threads = 0) { return {threads, kernels::Target::named(GetParam()).value()}; }
 };
 
 // A prompt in chunks, then a token at a time, against everything in one call.
@@ -262,7 +262,7 @@ TEST_P(CacheOn, ChunksAndTokensEqualOneCall) {
       {
         const auto cache = make_cache(config);
         ASSERT_TRUE(cache->append(0, k.tensor.view(), v.tensor.view()).ok());
-        ASSERT_TRUE(kernels::attention_cached(whole.problem, *cache, identity.view(), whole.view()).ok());
+        ASSERT_TRUE(kernels::attention_cached(whole.problem, *cache, identity.view(), whole.view(), on()).ok());
       }
       const auto cache = make_cache(config);
       for (Index at = 0, count = 0; at < length; at += count) {
@@ -278,7 +278,7 @@ TEST_P(CacheOn, ChunksAndTokensEqualOneCall) {
         Attention p = part.problem;
         p.q = whole.problem.q;
         p.q.origin = p.q.at(0, 0, at, 0);
-        ASSERT_TRUE(kernels::attention_cached(p, *cache, identity.view(), part.view()).ok());
+        ASSERT_TRUE(kernels::attention_cached(p, *cache, identity.view(), part.view(), on()).ok());
         for (Index h = 0; h < 4; ++h)
           for (Index i = 0; i < count; ++i)
             ASSERT_EQ(row_difference(whole.view(), 0, h, at + i, part.view(), 0, i, config.value_dim), "")

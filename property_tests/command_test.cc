@@ -11,7 +11,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "harness/workers.h"
+#include "harness/judging/workers.h"
 #include "property_tests/run_command.h"
 
 namespace assay {

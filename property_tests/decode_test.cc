@@ -5,12 +5,12 @@
 #include <array>
 #include <random>
 
-#include "harness/execute.h"
-#include "harness/run.h"
+#include "harness/judging/execute.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
 #include "kernels/targets.h"
 #include "problem/generate.h"
-#include "property_tests/same_bits.h"
+#include "testing/same_bits.h"
 
 namespace assay {
 namespace {
@@ -36,8 +36,8 @@ const char* const lines[] = {
 
 class Decode : public testing::TestWithParam<std::string> {
  protected:
-  void SetUp() override { ASSERT_TRUE(kernels::force_target(GetParam())); }
-  void TearDown() override { kernels::force_target(""); }
+  // On the target that is tested.
+  static kernels::Execution on(int threads = 0) { return {threads, kernels::Target::named(GetParam()).value()}; }
 };
 
 TEST_P(Decode, RowsAloneHaveTheBitsOfTheWholeCall) {
@@ -48,7 +48,7 @@ TEST_P(Decode, RowsAloneHaveTheBitsOfTheWholeCall) {
     const Outputs whole(c);
     const AttentionShape& s = in.problem.shape;
     ASSERT_GT(s.rows, kernels::forward_tiling(s.dim, s.value_dim).rows) << line;
-    ASSERT_TRUE(kernels::attention_forward(in.problem, whole.view(), 2).ok());
+    ASSERT_TRUE(kernels::attention_forward(in.problem, whole.view(), on(2)).ok());
     for (int trial = 0; trial < 6; ++trial) {
       const Index b = static_cast<Index>(random() % static_cast<std::uint64_t>(s.batch));
       const Index rows = std::array<Index, 6>{1, 1, 2, 5, 13, 30}[static_cast<std::size_t>(trial)] / (s.group() > 3 ? 2 : 1) + (s.group() > 3);
@@ -62,7 +62,7 @@ TEST_P(Decode, RowsAloneHaveTheBitsOfTheWholeCall) {
       small.shape.rows = rows;
       const Outputs out(small);
       ASSERT_LE(rows * s.group(), kernels::forward_tiling(s.dim, s.value_dim).rows);
-      ASSERT_TRUE(kernels::attention_forward(piece, out.view(), 1 + trial % 3).ok());
+      ASSERT_TRUE(kernels::attention_forward(piece, out.view(), on(1 + trial % 3)).ok());
       for (Index h = 0; h < s.query_heads; ++h)
         for (Index i = 0; i < rows; ++i)
           ASSERT_EQ(row_difference(whole.view(), b, h, row0 + i, out.view(), 0, i, s.value_dim), "")
@@ -89,8 +89,8 @@ TEST_P(Decode, TheSignOfZeroDoesNotTellWhoElseIsThere) {
   Case one = c;
   one.shape.rows = 1;
   const Outputs alone(one);
-  ASSERT_TRUE(kernels::attention_forward(in.problem, whole.view()).ok());
-  ASSERT_TRUE(kernels::attention_forward(piece_of(in.problem, 0, 93, 1, 514), alone.view()).ok());
+  ASSERT_TRUE(kernels::attention_forward(in.problem, whole.view(), on()).ok());
+  ASSERT_TRUE(kernels::attention_forward(piece_of(in.problem, 0, 93, 1, 514), alone.view(), on()).ok());
   EXPECT_EQ(load(alone.o.view(), 0), 0);
   EXPECT_EQ(row_difference(whole.view(), 0, 0, 93, alone.view(), 0, 0, 1), "");
 }
@@ -101,10 +101,10 @@ TEST_P(Decode, ThreadsDoNotShow) {
     const Case c = parse_case(line);
     const Inputs in(c);
     const Outputs one(c);
-    ASSERT_TRUE(kernels::attention_forward(in.problem, one.view(), 1).ok());
+    ASSERT_TRUE(kernels::attention_forward(in.problem, one.view(), on(1)).ok());
     for (int threads : {2, 3, 7, 0}) {
       const Outputs many(c);
-      ASSERT_TRUE(kernels::attention_forward(in.problem, many.view(), threads).ok());
+      ASSERT_TRUE(kernels::attention_forward(in.problem, many.view(), on(threads)).ok());
       EXPECT_EQ(first_difference(one, many), "") << line << " with " << threads << " threads";
     }
   }

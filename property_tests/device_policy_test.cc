@@ -9,7 +9,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/product.h"
-#include "property_tests/device_world.h"
+#include "testing/device_world.h"
 
 namespace assay {
 namespace {

@@ -10,7 +10,7 @@
 #include <map>
 
 #include "kernels/single_head.h"
-#include "property_tests/device_world.h"
+#include "testing/device_world.h"
 
 namespace assay {
 namespace {

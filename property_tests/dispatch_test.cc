@@ -7,7 +7,7 @@
 #include <cstring>
 #include <functional>
 
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
 #include "kernels/dispatch.h"
 #include "kernels/unfused.h"
@@ -53,7 +53,7 @@ class ProbeDevice : public AttentionBackend {
  private:
   struct Kernel : CompiledAttention {
     Kernel(const KernelKey& k, const ProbeDevice& d) : key(k), device(d) {}
-    Status run(const Attention& problem, const AttentionOutput& out, int threads) const override {
+    Status run(const Attention& problem, const AttentionOutput& out, const Execution& how) const override {
       ++device.ran;
       if (device.kernel) return device.kernel(problem, out);
       Attention p = problem;
@@ -69,7 +69,7 @@ class ProbeDevice : public AttentionBackend {
       AttentionOutput to = out;
       to.o.dtype = key.out_dtype;
       if (!key.lse) to.lse = {};
-      return attention_forward(p, to, threads);
+      return attention_forward(p, to, how);
     }
     KernelKey key;
     const ProbeDevice& device;

@@ -30,14 +30,14 @@ HWY_AFTER_NAMESPACE();
 #include <mutex>
 
 #include "harness/contracts.h"
-#include "kernels/targets.h"
+#include "kernels/by_target.h"
 
 namespace assay {
 namespace kernels {
 HWY_EXPORT(exp_all);
 HWY_EXPORT(tanh_all);
-void exp_of(const float* x, float* y, std::size_t n) { HWY_DYNAMIC_DISPATCH(exp_all)(x, y, n); }
-void tanh_of(const float* x, float* y, std::size_t n) { HWY_DYNAMIC_DISPATCH(tanh_all)(x, y, n); }
+auto exp_of(const Target& target) { return ASSAY_OF_TARGET(exp_all, target); }
+auto tanh_of(const Target& target) { return ASSAY_OF_TARGET(tanh_all, target); }
 }  // namespace kernels
 
 namespace {
@@ -71,8 +71,7 @@ double largest_error(void (*f)(const float*, float*, std::size_t), double (*exac
 
 class Elementary : public testing::TestWithParam<std::string> {
  protected:
-  void SetUp() override { ASSERT_TRUE(kernels::force_target(GetParam())); }
-  void TearDown() override { kernels::force_target(""); }
+  static kernels::Target target() { return kernels::Target::named(GetParam()).value(); }
   Contract contract() const { return host_contract(Attention{}, GetParam()); }
   bool best() const { return GetParam() == kernels::runnable_targets()[0]; }
 };
@@ -85,7 +84,7 @@ TEST_P(Elementary, ExpStaysWithinTheContract) {
 #endif
   // From the least float whose exponential differs from 1 in fp32's neighbourhood down to the flush at -87.
   const double worst = largest_error(
-      kernels::exp_of, [](double x) { return std::exp(x); }, 0x1p-30f, 87.0f, true, step);
+      kernels::exp_of(target()), [](double x) { return std::exp(x); }, 0x1p-30f, 87.0f, true, step);
   printf("%s: exp, every %u-th float of [-87, 0]: largest error %.4f ulp\n", GetParam().c_str(), step, worst);
   EXPECT_LE(worst, contract().exp_ulp);
   EXPECT_GT(worst, 0.4);
@@ -93,11 +92,11 @@ TEST_P(Elementary, ExpStaysWithinTheContract) {
 
 TEST_P(Elementary, TanhStaysWithinTheContract) {
   const double worst = largest_error(
-      kernels::tanh_of, [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, false, 251);
+      kernels::tanh_of(target()), [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, false, 251);
   printf("%s: tanh, every 251st float of [2^-60, 40]: largest error %.4f ulp\n", GetParam().c_str(), worst);
   EXPECT_LE(worst, contract().tanh_ulp);
   EXPECT_LE(largest_error(
-                kernels::tanh_of, [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, true, 2501),
+                kernels::tanh_of(target()), [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, true, 2501),
             contract().tanh_ulp);
 }
 
@@ -106,7 +105,7 @@ TEST_P(Elementary, ExpAtTheEdges) {
   const std::vector<float> x = {0.0f,   -0.0f,   -inf,    NAN,   -87.0f,     std::nextafter(-87.0f, -inf), -88, -104, -126, -150, -1000,
                                 -3e38f, -1e-30f, -1e-45f, -0.5f, -0.6931472f};
   std::vector<float> y(x.size());
-  kernels::exp_of(x.data(), y.data(), x.size());
+  kernels::exp_of(target())(x.data(), y.data(), x.size());
   EXPECT_EQ(y[0], 1);
   EXPECT_EQ(y[1], 1);
   EXPECT_EQ(y[2], 0);

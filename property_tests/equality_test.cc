@@ -8,14 +8,14 @@
 #include <set>
 #include <string>
 
-#include "harness/execute.h"
-#include "harness/run.h"
+#include "harness/judging/execute.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
 #include "kernels/product.h"
 #include "kernels/targets.h"
 #include "oracle/visibility.h"
-#include "property_tests/ran_case.h"
-#include "property_tests/same_bits.h"
+#include "testing/ran_case.h"
+#include "testing/same_bits.h"
 
 namespace assay {
 namespace {

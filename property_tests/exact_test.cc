@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "harness/candidate.h"
-#include "harness/run.h"
+#include "harness/candidates/candidate.h"
+#include "harness/judging/guarded_call.h"
 #include "oracle/verdict.h"
 
 namespace assay {
@@ -28,7 +28,7 @@ TEST(Exact, EveryElementOfSubsetAndGatherInputs) {
         Outputs out(c);
         const Verdict v = judge_host(out, in);
         EXPECT_EQ(v.outcome, Outcome::pass) << print_case(c) << "\n" << v.reason;
-        EXPECT_EQ(v.exact, v.compared_o) << print_case(c);
+        EXPECT_EQ(v.exact, v.compared(Output::o)) << print_case(c);
       }
 }
 

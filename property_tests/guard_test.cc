@@ -13,10 +13,10 @@
 #include <tuple>
 
 #include "harness/contracts.h"
-#include "harness/execute.h"
+#include "harness/judging/execute.h"
 #include "harness/planted_faults.h"
-#include "harness/result.h"
-#include "harness/run.h"
+#include "harness/results/result.h"
+#include "harness/judging/guarded_call.h"
 #include "harness/suites.h"
 #include "kernels/attention.h"
 #include "kernels/targets.h"
@@ -33,9 +33,9 @@ class Misbehaving : public Candidate {
   explicit Misbehaving(Deed deed) : deed_(std::move(deed)) {}
   std::string name() const override { return "misbehaving"; }
   std::string unsupported(const Attention&, Dtype) const override { return why_; }
-  std::optional<Contract> contract(const Attention& p) const override { return host_contract(p, kernels::chosen_target()); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
-    const kernels::Status status = kernels::attention_forward(p, out, threads);
+  std::optional<Contract> contract(const Attention& p, const kernels::Target& target) const override { return host_contract(p, target.name()); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override {
+    const kernels::Status status = kernels::attention_forward(p, out, how);
     if (!status.ok()) return status;
     return deed_(p, out, calls_++);
   }
@@ -93,7 +93,7 @@ TEST(Guard, OutputsLeftUntouched) {
   class Lazy : public Misbehaving {
    public:
     Lazy() : Misbehaving([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; }) {}
-    kernels::Status run(const Attention&, const AttentionOutput&, int) override { return {}; }
+    kernels::Status run(const Attention&, const AttentionOutput&, const kernels::Execution&) override { return {}; }
   } lazy;
   const CaseResult r = execute(parse_case("attention b=1 h=2 l=9x20 d=8"), lazy);
   EXPECT_EQ(r.outcome, Outcome::fail);
@@ -150,7 +150,6 @@ TEST(Guard, PagesTellOneElementTooMany) {
     if (dies) EXPECT_DEATH(execute(c, candidate, options), "");
     else EXPECT_EQ(execute(c, candidate, options).outcome, Outcome::pass);
   }
-  surround_tensors(Surroundings::bands);
 }
 
 // What a report draws is what was judged: as many elements in the bins, the largest ratio in some cell, failures where they are.
@@ -224,17 +223,17 @@ class MisbehavingBeyond : public Candidate {
   using Cached = std::function<void(const Inputs&, const AttentionOutput&, int call)>;
   std::string name() const override { return "misbehaving"; }
   std::string unsupported(const Attention&, Dtype) const override { return {}; }
-  std::optional<Contract> contract(const Attention& p) const override { return host_contract(p, kernels::chosen_target()); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_forward(p, out, threads); }
+  std::optional<Contract> contract(const Attention& p, const kernels::Target& target) const override { return host_contract(p, target.name()); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override { return kernels::attention_forward(p, out, how); }
   bool has_backward() const override { return backward != nullptr; }
-  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, int threads) override {
-    const kernels::Status status = kernels::attention_backward(p, in, out, threads);
+  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Execution& how) override {
+    const kernels::Status status = kernels::attention_backward(p, in, out, how);
     backward(p, in, out, calls_++);
     return status;
   }
   bool has_cache() const override { return cached != nullptr; }
-  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, int threads) override {
-    const kernels::Status status = make_candidate("host")->run_cached(c, in, out, threads);
+  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, const kernels::Execution& how) override {
+    const kernels::Status status = make_candidate("host")->run_cached(c, in, out, how);
     cached(in, out, calls_++);
     return status;
   }
@@ -301,8 +300,8 @@ TEST(GuardBackward, AWrongForwardIsNotForgivenByItsGradients) {
   MisbehavingBeyond candidate;
   candidate.backward = [](auto&&...) {};
   struct Wrong : MisbehavingBeyond {
-    kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override {
-      const kernels::Status status = MisbehavingBeyond::run(p, out, threads);
+    kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override {
+      const kernels::Status status = MisbehavingBeyond::run(p, out, how);
       static_cast<float*>(out.lse.data)[out.lse.at(0, 0, 2, 0)] += 0.01f;
       return status;
     }

@@ -41,20 +41,20 @@ bool succeeded(const char* what, const kernels::Status& status) {
   return false;
 }
 
-bool run_attention(const Case& c) {
+bool run_attention(const Case& c, const kernels::Target& target) {
   const Inputs in(c);
   const AttentionShape& s = c.shape;
   const Tensor o = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.value_dim}), lse = unwritten(Dtype::f32, {s.batch, s.query_heads, s.rows, 1});
-  const int threads = static_cast<int>(c.threads);
-  if (!succeeded("forward", kernels::attention_forward(in.problem, {o.view(), lse.view()}, threads)) || !written("O", o) || !written("LSE", lse)) return false;
+  const kernels::Execution how{static_cast<int>(c.threads), target};
+  if (!succeeded("forward", kernels::attention_forward(in.problem, {o.view(), lse.view()}, how)) || !written("O", o) || !written("LSE", lse)) return false;
   if (c.operation != Operation::backward) return true;
   const Tensor dq = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.dim}), dk = unwritten(c.dtype, {s.batch, s.kv_heads, s.keys, s.dim}),
                dv = unwritten(c.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim});
-  return succeeded("backward", kernels::attention_backward(in.problem, {o.view(), lse.view(), in.d_o.view()}, {dq.view(), dk.view(), dv.view(), {}, {}}, threads)) &&
+  return succeeded("backward", kernels::attention_backward(in.problem, {o.view(), lse.view(), in.d_o.view()}, {dq.view(), dk.view(), dv.view(), {}, {}}, how)) &&
          written("dQ", dq) && written("dK", dk) && written("dV", dv);
 }
 
-bool run_cached(Case c, kernels::CacheKind kind, Dtype stored) {
+bool run_cached(Case c, kernels::CacheKind kind, Dtype stored, const kernels::Target& target) {
   const Inputs in(c);
   const AttentionShape& s = c.shape;
   kernels::CacheConfig config;
@@ -78,10 +78,10 @@ bool run_cached(Case c, kernels::CacheKind kind, Dtype stored) {
   Attention problem = in.problem;
   problem.k = problem.v = {};
   const Tensor o = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.value_dim}), lse = unwritten(Dtype::f32, {s.batch, s.query_heads, s.rows, 1});
-  return succeeded("attention_cached", kernels::attention_cached(problem, *cache, {}, {o.view(), lse.view()}, static_cast<int>(c.threads))) && written("O", o) && written("LSE", lse);
+  return succeeded("attention_cached", kernels::attention_cached(problem, *cache, {}, {o.view(), lse.view()}, {static_cast<int>(c.threads), target})) && written("O", o) && written("LSE", lse);
 }
 
-bool run_product(LowBit format, Dtype dtype, Index m, Index n, Index k) {
+bool run_product(LowBit format, Dtype dtype, Index m, Index n, Index k, const kernels::Target& target) {
   std::mt19937 random(static_cast<unsigned>(m * 31 + n));
   std::vector<float> plain(static_cast<std::size_t>(k * n));
   for (float& x : plain) x = static_cast<float>(static_cast<int>(random() % 200) - 100) / 50;
@@ -93,19 +93,19 @@ bool run_product(LowBit format, Dtype dtype, Index m, Index n, Index k) {
   __msan_poison(a.bytes(), a.size_in_bytes());  // the gaps between rows stay so
   for (Index i = 0; i < m; ++i)
     for (Index j = 0; j < k; ++j) store(a.view(), a.view().at(0, 0, i, j), static_cast<double>(static_cast<int>(random() % 64) - 32) / 16);
-  return succeeded("product", kernels::product(a.view(), *packed, c.view(), 2)) && written("C", c);
+  return succeeded("product", kernels::product(a.view(), *packed, c.view(), {2, target})) && written("C", c);
 }
 
 bool run_all() {
-  for (const std::string& target : kernels::runnable_targets()) {
-    kernels::force_target(target);
+  for (const std::string& name : kernels::runnable_targets()) {
+    const kernels::Target target = kernels::Target::named(name).value();
     for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
       Case c;
       c.dtype = dtype;
       const auto both = [&](const Case& of) {
         Case backward = of;
         backward.operation = Operation::backward;
-        return run_attention(of) && run_attention(backward);
+        return run_attention(of, target) && run_attention(backward, target);
       };
       // Tails of every tile: one row against several splits, more rows than a tile, columns that fill no vector.
       for (const AttentionShape& s : {AttentionShape{1, 1, 1, 1, 1, 1, 1}, {2, 3, 1, 37, 53, 17, 33}, {1, 2, 2, 1, 1100, 64, 64}, {1, 4, 2, 97, 130, 40, 72}, {1, 1, 1, 3, 2, 128, 96}}) {
@@ -141,10 +141,10 @@ bool run_all() {
       c.shape = {2, 4, 2, 3, 41, 40, 24};
       for (const kernels::CacheKind kind : {kernels::CacheKind::contiguous, kernels::CacheKind::paged})
         for (const Dtype stored : {dtype, Dtype::f8e4m3, Dtype::f4e2m1})
-          if (!run_cached(c, kind, stored)) return false;
+          if (!run_cached(c, kind, stored, target)) return false;
       for (int f = 0; f < low_bit_count; ++f)
         for (const Index m : {1, 5, 33})
-          if (!run_product(static_cast<LowBit>(f), dtype, m, 70, 64) || !run_product(static_cast<LowBit>(f), dtype, m, 3, 36)) return false;
+          if (!run_product(static_cast<LowBit>(f), dtype, m, 70, 64, target) || !run_product(static_cast<LowBit>(f), dtype, m, 3, 36, target)) return false;
     }
     std::fprintf(stderr, "%s: ok\n", target.c_str());
   }

@@ -7,10 +7,10 @@
 #include <cmath>
 #include <random>
 
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
 #include "problem/generate.h"
-#include "property_tests/same_bits.h"
+#include "testing/same_bits.h"
 
 namespace assay {
 namespace {

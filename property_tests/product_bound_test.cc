@@ -8,7 +8,7 @@
 #include <numeric>
 #include <random>
 
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "oracle/product.h"
 #include "problem/generate.h"
 

@@ -8,11 +8,11 @@
 #include <cstring>
 #include <limits>
 
-#include "harness/candidate.h"
+#include "harness/candidates/candidate.h"
 #include "harness/contracts.h"
-#include "harness/execute.h"
+#include "harness/judging/execute.h"
 #include "harness/planted_faults.h"
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "harness/shrink.h"
 #include "harness/suites.h"
 #include "kernels/cache_storage.h"
@@ -21,12 +21,6 @@
 
 namespace assay {
 namespace {
-
-class ForcedTarget {
- public:
-  explicit ForcedTarget(const std::string& name) { EXPECT_TRUE(kernels::force_target(name)); }
-  ~ForcedTarget() { kernels::force_target(""); }
-};
 
 // Every third case of the suite on every target that this machine runs; those with FMA agree bit for bit.
 TEST(ProductKernel, EveryTargetStaysWithinItsBound) {
@@ -46,7 +40,6 @@ TEST(ProductKernel, EveryTargetStaysWithinItsBound) {
     EXPECT_GT(judged, 250) << target;
     std::printf("target %s: %d cases passed\n", target.c_str(), judged);
   }
-  kernels::force_target("");
   for (const std::string& target : kernels::compiled_targets())
     if (!std::ranges::count(kernels::runnable_targets(), target)) std::printf("target %s: not run on this machine\n", target.c_str());
 }
@@ -60,9 +53,8 @@ TEST(ProductKernel, TargetsWithFmaAgreeBitForBit) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
   std::vector<ProductOutput> outputs;
   for (const std::string& target : fused) {
-    const ForcedTarget forced(target);
     outputs.emplace_back(c);
-    ASSERT_EQ(run_product_plainly(*host, in.problem, outputs.back().c.view(), 1), "");
+    ASSERT_EQ(run_product_plainly(*host, in.problem, outputs.back().c.view(), {1, kernels::Target::named(target).value()}), "");
     EXPECT_EQ(first_difference(outputs.front().c, outputs.back().c), "") << target;
   }
   std::printf("%zu targets with FMA compared\n", fused.size());
@@ -176,7 +168,7 @@ TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
   p.k = dim;
   p.a = q.view();
   p.w = cached;
-  EXPECT_EQ(judge_product(p, scores.view(), host_product_contract(kernels::chosen_target())).outcome, Outcome::pass);
+  EXPECT_EQ(judge_product(p, scores.view(), host_product_contract(kernels::Target().name())).outcome, Outcome::pass);
 }
 
 // ---- The judge --------------------------------------------------------------------------------------------
@@ -185,7 +177,7 @@ struct Judged {
   explicit Judged(const std::string& line) : c(parse_case(line)), in(c), out(c) {
     EXPECT_EQ(run_product_plainly(*make_candidate("host"), in.problem, out.c.view(), 1), "");
   }
-  Verdict verdict(const JudgeOptions& options = {}) const { return judge_product(in.problem, out.c.view(), host_product_contract(kernels::chosen_target()), options); }
+  Verdict verdict(const JudgeOptions& options = {}) const { return judge_product(in.problem, out.c.view(), host_product_contract(kernels::Target().name()), options); }
   double get(Index m, Index n) const { return load(out.c.view(), out.c.view().at(0, 0, m, n)); }
   void set(Index m, Index n, double x) const { store(out.c.view(), out.c.view().at(0, 0, m, n), x); }
   Case c;

@@ -129,9 +129,9 @@ TEST_F(Stores, LinesTravelAndAreAllOrNone) {
     }
   };
   EXPECT_THAT(refused(lines.str() + "{\"kind\":\"check\"}\n"), HasSubstr("line 3 of what is imported: a run without results; nothing was imported"));
-  EXPECT_THAT(refused(lines.str() + "{\"results\":[{}]}\n"), HasSubstr("line 3 of what is imported: no field \"kind\", so it is no run of a store"));
+  EXPECT_THAT(refused(lines.str() + "{\"results\":[{}]}\n"), HasSubstr("line 3 of what is imported: run: no field \"kind\", so it is no run of a store"));
   EXPECT_THAT(refused(lines.str() + "no JSON\n"), HasSubstr("line 3 of what is imported: no JSON from byte 2 on; nothing was imported"));
-  EXPECT_THAT(refused(lines.str() + "[]\n"), HasSubstr("line 3 of what is imported: no JSON object; nothing was imported"));
+  EXPECT_THAT(refused(lines.str() + "[]\n"), HasSubstr("line 3 of what is imported: run: no JSON object, so it is no run of a store"));
   EXPECT_THAT(refused("\n"), HasSubstr("there is no run; nothing was imported"));
   EXPECT_EQ(b.runs().size(), 2u);
 }

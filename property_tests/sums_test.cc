@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 
 namespace assay {
 namespace {

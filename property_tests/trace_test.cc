@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "harness/contracts.h"
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "harness/suites.h"
 #include "harness/trace.h"
 #include "kernels/attention.h"
@@ -126,10 +126,10 @@ class Telling : public Candidate {
   explicit Telling(std::function<void(StageObserver&)> tell) : tell_(std::move(tell)) {}
   std::string name() const override { return "telling"; }
   std::string unsupported(const Attention&, Dtype) const override { return {}; }
-  std::optional<Contract> contract(const Attention& p) const override { return host_contract(p, "AVX2"); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, int threads) override { return kernels::attention_forward(p, out, threads); }
+  std::optional<Contract> contract(const Attention& p, const kernels::Target&) const override { return host_contract(p, "AVX2"); }
+  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override { return kernels::attention_forward(p, out, how); }
   bool offers_stages() const override { return true; }
-  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, StageObserver& observer) override {
+  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, const kernels::Target&, StageObserver& observer) override {
     tell_(observer);
     return run(p, out, 1);
   }
@@ -202,7 +202,7 @@ TEST(Trace, ProductionKernelsAreNotWatched) {
     int told = 0;
   } observer;
   ASSERT_TRUE(kernels::attention_forward(in.problem, unwatched.view(), 1).ok());
-  ASSERT_TRUE(run_watched(Fault::none, in.problem, watched.view(), observer).ok());
+  ASSERT_TRUE(run_watched(Fault::none, in.problem, watched.view(), {}, observer).ok());
   EXPECT_GT(observer.told, 100);
   EXPECT_EQ(first_difference(unwatched, watched), "");
 }

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "harness/transformer.h"
+#include "testing/transformer.h"
 
 namespace assay {
 namespace {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <functional>
 
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
 #include "kernels/varlen.h"
 

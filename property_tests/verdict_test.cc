@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "harness/contracts.h"
-#include "harness/run.h"
+#include "harness/judging/guarded_call.h"
 #include "kernels/attention.h"
 #include "oracle/ball.h"
 #include "oracle/reference.h"
@@ -65,9 +65,9 @@ TEST_F(VerdictTest, CorrectlyRoundedOutputsPass) {
       prepare((std::string("attention b=2 h=4/2 l=9x13 d=8/6 dtype=") + dtype + rest).c_str());
       const Verdict v = verdict();
       EXPECT_EQ(v.outcome, Outcome::pass) << print_case(case_) << "\n" << v.reason;
-      EXPECT_EQ(v.compared_o, 2 * 4 * 9 * 6);
-      EXPECT_EQ(v.compared_lse, 2 * 4 * 9);
-      EXPECT_EQ(v.inside, v.compared_o + v.compared_lse) << print_case(case_);
+      EXPECT_EQ(v.compared(Output::o), 2 * 4 * 9 * 6);
+      EXPECT_EQ(v.compared(Output::lse), 2 * 4 * 9);
+      EXPECT_EQ(v.inside, v.compared()) << print_case(case_);
     }
 }
 
@@ -105,7 +105,7 @@ TEST_F(VerdictTest, AllNanFails) {
       }
   const Verdict v = verdict();
   EXPECT_EQ(v.outcome, Outcome::fail);
-  EXPECT_EQ(v.outside, v.compared_o + v.compared_lse);
+  EXPECT_EQ(v.outside, v.compared());
   EXPECT_EQ(v.nan_found, v.outside);
 }
 
@@ -244,7 +244,7 @@ TEST_F(VerdictTest, UntouchedOutputsAreNamed) {
   JudgeOptions options;
   options.untouched = [](const TensorView& t, Index at) { return holds_poison(t, at, Poison::nan); };
   const Verdict v = judge(inputs_->problem, out_->view(), contract_, options);
-  EXPECT_EQ(v.failures.at("O was not written"), v.compared_o);
+  EXPECT_EQ(v.failures.at("O was not written"), v.compared(Output::o));
 }
 
 TEST_F(VerdictTest, MissingLseFails) {
@@ -285,7 +285,7 @@ TEST_F(VerdictTest, SampledRowsAreCounted) {
   const Verdict v = judge(inputs_->problem, out_->view(), contract_, options);
   EXPECT_EQ(v.rows_judged, 10);
   EXPECT_EQ(v.rows_total, 80);
-  EXPECT_EQ(v.compared_lse, 10);
+  EXPECT_EQ(v.compared(Output::lse), 10);
 }
 
 TEST_F(VerdictTest, ASampleSaysWhatItTook) {

@@ -34,48 +34,53 @@ Effect effect_of(const std::vector<double>& logs) {
   return e;
 }
 
-// The logarithm of b / a, if both are positive numbers.
-void add_ratio(const Json& a, const Json& b, const char* field, std::vector<double>& logs) {
-  if (!a.contains(field) || !b.contains(field) || !a[field].is_number() || !b[field].is_number()) return;
-  const double x = a[field], y = b[field];
-  if (x > 0 && y > 0) logs.push_back(std::log(y / x));
+// The logarithm of b / a, if both are positive finite numbers.
+void add_ratio(std::optional<double> a, std::optional<double> b, std::vector<double>& logs) {
+  if (a && b && *a > 0 && *b > 0 && std::isfinite(*a) && std::isfinite(*b))
+    logs.push_back(std::log(*b / *a));
 }
 
-const Json& counters_of(const Json& result) {
-  static const Json none = Json::object();
-  return result.contains("counters") ? result["counters"] : none;
+// The fraction of the machine's limit that a benchmark reached.
+std::optional<double> fraction_of(const StoredResult& r) {
+  if (!r.counters.is_object() || !r.counters.contains("fraction")) return std::nullopt;
+  const Json& fraction = r.counters["fraction"];
+  if (!fraction.is_number()) return std::nullopt;
+  return fraction.get<double>();
+}
+
+// A case may stand in a run several times, as repetitions of a benchmark do: the n-th meets the n-th.
+using Numbered = std::map<std::pair<std::string, int>, const StoredResult*>;
+Numbered numbered(const StoredRun& run) {
+  Numbered results;
+  std::map<std::string, int> seen;
+  for (const StoredResult& r : run.results) results[{r.name, seen[r.name]++}] = &r;
+  return results;
 }
 
 }  // namespace
 
-Comparison compare_runs(const Json& a, const Json& b) {
-  // A case may stand in a run several times, as repetitions of a benchmark do: the n-th meets the n-th.
-  std::map<std::pair<std::string, int>, const Json*> of_a;
-  const auto numbered = [](const Json& run, const auto& use) {
-    std::map<std::string, int> seen;
-    for (const Json& r : run["results"]) {
-      const std::string name = r["name"];
-      use(std::pair(name, seen[name]++), r);
-    }
-  };
-  numbered(a, [&](const auto& key, const Json& r) { of_a[key] = &r; });
+Comparison compare_runs(const StoredRun& a, const StoredRun& b) {
+  const Numbered of_a = numbered(a);
   Comparison c;
   std::vector<double> accuracy, seconds;
-  numbered(b, [&](const auto& key, const Json& r) {
-    const auto found = of_a.find(key);
+  std::map<std::string, int> seen;
+  for (const StoredResult& r : b.results) {
+    const auto found = of_a.find({r.name, seen[r.name]++});
     if (found == of_a.end()) {
       ++c.only_b;
-      return;
+      continue;
     }
     ++c.shared;
-    const Json& before = *found->second;
-    add_ratio(before, r, "worst_ratio", accuracy);
-    // How much of the machine's limit a benchmark reached says more than its time on a machine that is shared.
-    if (const Json &x = counters_of(before), &y = counters_of(r); x.contains("fraction") && y.contains("fraction")) add_ratio(y, x, "fraction", seconds);
-    else add_ratio(before, r, "seconds", seconds);
-    const std::string was = before.value("outcome", ""), is = r.value("outcome", "");
-    if (was != is) c.changed.push_back(fmt::format("{} -> {}: {}", was, is, key.first));
-  });
+    const StoredResult& before = *found->second;
+    add_ratio(before.worst_ratio, r.worst_ratio, accuracy);
+    // How much of the machine's limit a benchmark reached says more than its time on a machine that is
+    // shared.
+    const std::optional<double> was_at = fraction_of(before), is_at = fraction_of(r);
+    if (was_at && is_at) add_ratio(is_at, was_at, seconds);
+    else add_ratio(before.seconds, r.seconds, seconds);
+    const std::string was = before.outcome.value_or(""), is = r.outcome.value_or("");
+    if (was != is) c.changed.push_back(fmt::format("{} -> {}: {}", was, is, r.name));
+  }
   c.only_a = of_a.size() - c.shared;
   if (c.shared == 0) throw std::invalid_argument("the two runs share no case");
   c.accuracy = effect_of(accuracy);

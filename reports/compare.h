@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/result.h"
+#include "reports/stored_run.h"
 
 namespace assay {
 
@@ -21,7 +21,7 @@ struct Comparison {
   std::vector<std::string> changed;  // cases whose outcome differs: "pass -> fail: LINE"
 };
 
-// Runs as Store::run() gives them. Throws std::invalid_argument if they share no case.
-Comparison compare_runs(const Json& a, const Json& b);
+// Throws std::invalid_argument if the runs share no case.
+Comparison compare_runs(const StoredRun& a, const StoredRun& b);
 
 }  // namespace assay

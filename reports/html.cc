@@ -25,22 +25,38 @@ std::string filled(std::string_view page, const Json& data) {
 
 }  // namespace
 
-std::string html_report(const Json& run) { return filled(report_page, run); }
+namespace {
 
-Json fuzz_of_page(const Json& summary) {
-  Json targets = summary.at("targets");
-  for (Json& t : targets) {
-    Json findings = Json::array();
-    for (const Json& f : summary.at("findings"))
-      if (f.at("target") == t.at("target")) findings.push_back({{"reason", f.value("reason", "")}, {"case", f.value("shrunk", f.value("case", f.value("file", "")))}});
-    t["findings"] = std::move(findings);
+// The targets of fuzz jobs, each with its findings.
+Json fuzz_section(const FuzzSummary& summary) {
+  Json targets = Json::array();
+  for (const FuzzTarget& t : summary.targets) {
+    Json target = to_json(t);
+    target["findings"] = Json::array();
+    for (const FuzzFinding& f : summary.findings) {
+      if (f.target != t.target) continue;
+      const std::string& line = f.line.empty() ? f.file : f.line;
+      target["findings"].push_back({{"reason", f.reason}, {"case", f.shrunk.empty() ? line : f.shrunk}});
+    }
+    targets.push_back(std::move(target));
   }
   return targets;
 }
 
-std::string html_dashboard(const Json& runs, const std::string& generated) {
+}  // namespace
+
+std::string html_report(const Run& run, const PageSections& sections) {
+  Json page = to_json(run);
+  if (run.results.empty())
+    for (const char* field : {"format", "summary", "results"}) page.erase(field);
+  if (sections.faults) page["faults"] = to_json(*sections.faults);
+  if (sections.fuzz) page["fuzz"] = fuzz_section(*sections.fuzz);
+  return filled(report_page, page);
+}
+
+std::string html_dashboard(const std::vector<StoredRun>& runs, const std::string& generated) {
   // Names, reasons and commands come again in every run: each text once, and numbers in their places.
-  Json strings = Json::array(), short_runs = runs;
+  Json strings = Json::array(), short_runs = to_json(runs);
   std::map<std::string, std::size_t> number_of;
   for (Json& run : short_runs)
     for (Json& result : run["results"])

@@ -1,19 +1,29 @@
+// Pages that need nothing but a browser: the report of a run, and the dashboard of a store.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <vector>
 
-#include "harness/result.h"
+#include "harness/results/faults_score.h"
+#include "harness/results/fuzz_summary.h"
+#include "harness/results/run.h"
+#include "reports/stored_run.h"
 
 namespace assay {
 
-// A run (as `assay check --json` writes it, and, in fields `faults` and `fuzz`, the score of `assay faults --json` and what fuzz_of_page() makes of a summary) as one self-contained page: the verdict, failures with the line that reproduces each and their heat maps,
-// the power of the suite, the worst error/bound of every case, the machine.
-std::string html_report(const Json& run);
+// What a page shows besides the cases of a run.
+struct PageSections {
+  std::optional<FaultsScore> faults;
+  std::optional<FuzzSummary> fuzz;
+};
 
-// A summary of `assay fuzz --json`: its targets, each with its findings.
-Json fuzz_of_page(const Json& summary);
+// A run as one self-contained page: the verdict, failures with the line that reproduces each and their
+// heat maps, the power of the suite, the worst error/bound of every case, the machine; and the sections
+// that there are. A run without results has sections alone.
+std::string html_report(const Run& run, const PageSections& sections = {});
 
-// Runs of a store (as Store::run() gives them) as one: accuracy and speed over time, down to the history of a case.
-std::string html_dashboard(const Json& runs, const std::string& generated);
+// The runs of a store as one page: accuracy and speed over time, down to the history of a case.
+std::string html_dashboard(const std::vector<StoredRun>& runs, const std::string& generated);
 
 }  // namespace assay

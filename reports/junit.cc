@@ -23,43 +23,44 @@ std::string escape_xml(const std::string& bytes) {
   return out;
 }
 
-double seconds_of(const Json& r) {
-  double total = 0;
-  if (r.contains("seconds"))
-    for (const auto& [stage, seconds] : r["seconds"].items()) total += seconds.get<double>();
-  return total;
+std::string test_case(const CaseResult& r) {
+  const std::string reason = escape_xml(r.reason);
+  std::string inner;
+  switch (r.outcome) {
+    case Outcome::fail:
+      inner = fmt::format("<failure message=\"{}\">{}</failure>", reason, escape_xml(r.reproduce));
+      break;
+    case Outcome::error: inner = fmt::format("<error message=\"{}\"/>", reason); break;
+    case Outcome::unsupported:
+    case Outcome::inconclusive:
+      inner = fmt::format("<skipped message=\"{}: {}\"/>", name_of(r.outcome), reason);
+      break;
+    case Outcome::suspect:
+      inner = fmt::format("<system-out>suspect: {}</system-out>", reason);
+      break;
+    case Outcome::pass: break;
+  }
+  return fmt::format("    <testcase classname=\"{}\" name=\"{}\" time=\"{:.3f}\"{}\n",
+                     escape_xml(r.candidate), escape_xml(r.line), r.seconds.sum(),
+                     inner.empty() ? "/>" : fmt::format(">{}</testcase>", inner));
 }
 
 }  // namespace
 
-std::string junit_xml(const Json& run) {
-  int failures = 0, errors = 0, skipped = 0;
+std::string junit_xml(const Run& run) {
   double total = 0;
   std::string cases;
-  for (const Json& r : run["results"]) {
-    const std::string outcome = r["outcome"], reason = escape_xml(r["reason"]), line = escape_xml(r["case"]);
-    const double seconds = seconds_of(r);
-    total += seconds;
-    cases += fmt::format("    <testcase classname=\"{}\" name=\"{}\" time=\"{:.3f}\"", escape_xml(r["candidate"]), line, seconds);
-    std::string inner;
-    if (outcome == "fail") {
-      ++failures;
-      inner = fmt::format("<failure message=\"{}\">{}</failure>", reason, escape_xml(r["reproduce"]));
-    } else if (outcome == "error") {
-      ++errors;
-      inner = fmt::format("<error message=\"{}\"/>", reason);
-    } else if (outcome == "unsupported" || outcome == "inconclusive") {
-      ++skipped;
-      inner = fmt::format("<skipped message=\"{}: {}\"/>", outcome, reason);
-    } else if (outcome == "suspect") {
-      inner = fmt::format("<system-out>suspect: {}</system-out>", reason);
-    }
-    cases += inner.empty() ? "/>\n" : fmt::format(">{}</testcase>\n", inner);
+  for (const CaseResult& r : run.results) {
+    total += r.seconds.sum();
+    cases += test_case(r);
   }
+  const OutcomeCounts n = count_outcomes(run.results);
   return fmt::format(
       "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n"
-      "  <testsuite name=\"assay {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"{:.3f}\">\n{}  </testsuite>\n</testsuites>\n",
-      escape_xml(run["suite"]), run["results"].size(), failures, errors, skipped, total, cases);
+      "  <testsuite name=\"assay {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" "
+      "time=\"{:.3f}\">\n{}  </testsuite>\n</testsuites>\n",
+      escape_xml(run.suite), run.results.size(), n.fail, n.error, n.unsupported + n.inconclusive,
+      total, cases);
 }
 
 }  // namespace assay

@@ -43,49 +43,60 @@ std::string code(const std::string& text) {
   return out + "</code>";
 }
 
-// The largest error/bound of a result; negative without one. JSON has no infinity but a text.
-double worst_of(const Json& r) {
-  double worst = -1;
-  if (r.contains("worst"))
-    for (const auto& [output, w] : r["worst"].items())
-      if (w["ratio"].is_number()) worst = std::max(worst, w["ratio"].get<double>());
-  return worst;
-}
-
 std::string effect(const Effect& e, double margin) {
   if (e.cases == 0) return "not in both";
-  return fmt::format("× {:.4g} \\[{:.4g}, {:.4g}\\] over {} cases{}", e.mean, e.low, e.high, e.cases, e.low > 1 + margin / 100 ? fmt::format(", **beyond the margin of {}%**", margin) : "");
+  const bool beyond = e.low > 1 + margin / 100;
+  return fmt::format("× {:.4g} \\[{:.4g}, {:.4g}\\] over {} cases{}", e.mean, e.low, e.high, e.cases,
+                     beyond ? fmt::format(", **beyond the margin of {}%**", margin) : "");
+}
+
+std::string failure_table(const std::vector<const CaseResult*>& bad) {
+  std::string text = "\n| | what is wrong | reproduce |\n| --- | --- | --- |\n";
+  for (std::size_t k = 0; k < std::min(bad.size(), most_failures); ++k)
+    text += fmt::format("| {} | {} | {} |\n", name_of(bad[k]->outcome), prose(bad[k]->reason),
+                        code(bad[k]->reproduce));
+  if (bad.size() > most_failures)
+    text += fmt::format("\n{} more are in the report.\n", bad.size() - most_failures);
+  return text;
+}
+
+// Sorts the passes.
+std::string nearest_passes(std::vector<const CaseResult*>& passed) {
+  std::ranges::sort(passed, {}, [](const CaseResult* r) {
+    return std::pair(-worst_finite_ratio(*r), r->line);
+  });
+  std::string text = fmt::format(
+      "\n<details><summary>The passes nearest to their bounds ({} in all)</summary>\n\n"
+      "| error / bound | case |\n| ---: | --- |\n",
+      passed.size());
+  for (std::size_t k = 0; k < std::min(passed.size(), most_passes); ++k)
+    text += fmt::format("| {:.3f} | {} |\n", worst_finite_ratio(*passed[k]), code(passed[k]->line));
+  return text + "\n</details>\n";
 }
 
 }  // namespace
 
-std::string markdown_summary(const Json& run) {
-  std::vector<const Json*> bad, passed;
-  for (const Json& r : run["results"]) {
-    const std::string outcome = r["outcome"];
-    if (outcome == "fail" || outcome == "error") bad.push_back(&r);
-    else if (worst_of(r) >= 0) passed.push_back(&r);
-  }
-  std::string text = fmt::format("### Assay: {} on {}\n\n{} {}\n", prose(run["candidate"]), prose(run["suite"]), bad.empty() ? "✅" : "❌", prose(run["summary"]["sentence"]));
-  if (!bad.empty()) {
-    text += "\n| | what is wrong | reproduce |\n| --- | --- | --- |\n";
-    for (std::size_t k = 0; k < std::min(bad.size(), most_failures); ++k)
-      text += fmt::format("| {} | {} | {} |\n", (*bad[k])["outcome"].get<std::string>(), prose((*bad[k])["reason"]), code((*bad[k])["reproduce"]));
-    if (bad.size() > most_failures) text += fmt::format("\n{} more are in the report.\n", bad.size() - most_failures);
-  }
-  std::ranges::sort(passed, {}, [](const Json* r) { return std::pair(-worst_of(*r), (*r)["case"].get<std::string>()); });
-  if (!passed.empty()) {
-    text += fmt::format("\n<details><summary>The passes nearest to their bounds ({} in all)</summary>\n\n| error / bound | case |\n| ---: | --- |\n", passed.size());
-    for (std::size_t k = 0; k < std::min(passed.size(), most_passes); ++k) text += fmt::format("| {:.3f} | {} |\n", worst_of(*passed[k]), code((*passed[k])["case"]));
-    text += "\n</details>\n";
-  }
-  const Json& m = run["machine"];
-  return text + fmt::format("\n<sub>{}, {}, {}; commit {}; seed {}</sub>\n", prose(m.value("cpu", "unknown")), prose(m.value("simd target", "unknown")), prose(m.value("compiler", "unknown")),
-                            prose(m.value("commit", "unknown")), run["seed"].dump());
+std::string markdown_summary(const Run& run) {
+  std::vector<const CaseResult*> bad, passed;
+  for (const CaseResult& r : run.results)
+    if (r.outcome == Outcome::fail || r.outcome == Outcome::error) bad.push_back(&r);
+    else if (worst_finite_ratio(r) >= 0) passed.push_back(&r);
+  std::string text =
+      fmt::format("### Assay: {} on {}\n\n{} {}\n", prose(run.candidate), prose(run.suite),
+                  bad.empty() ? "✅" : "❌", prose(run.summary.sentence));
+  if (!bad.empty()) text += failure_table(bad);
+  if (!passed.empty()) text += nearest_passes(passed);
+  const Machine& m = run.machine;
+  return text + fmt::format("\n<sub>{}, {}, {}; commit {}; seed {}</sub>\n", prose(m.cpu),
+                            prose(m.simd_target), prose(m.compiler), prose(m.commit), run.seed);
 }
 
-std::string markdown_comparison(const Json& a, const Json& b, const Comparison& c, double accuracy_margin, double time_margin) {
-  const auto name = [](const Json& r) { return fmt::format("{} on {}, commit {}", prose(r["candidate"]), prose(r["title"]), prose(r["commit"].get<std::string>().substr(0, 10))); };
+std::string markdown_comparison(const StoredRun& a, const StoredRun& b, const Comparison& c,
+                                double accuracy_margin, double time_margin) {
+  const auto name = [](const StoredRun& r) {
+    return fmt::format("{} on {}, commit {}", prose(r.candidate), prose(r.title),
+                       prose(r.commit.substr(0, 10)));
+  };
   std::string text = fmt::format("### Assay: two runs\n\nFrom {} to {}: {} cases in both, {} in the first alone, {} in the second alone.\n\n| | second over first, 95% interval |\n| --- | --- |\n", name(a), name(b),
                                  c.shared, c.only_a, c.only_b);
   text += fmt::format("| largest error/bound | {} |\n| time | {} |\n", effect(c.accuracy, accuracy_margin), effect(c.seconds, time_margin));

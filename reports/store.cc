@@ -111,32 +111,61 @@ class Statement {
 
 Json at(const Json& j, const char* key) { return j.is_object() && j.contains(key) ? j[key] : Json(); }
 
-// What a store keeps of a result of `assay check --json`.
-Json kept(const Json& r) {
-  Json k = {{"name", r["case"]}, {"dtype", at(r, "dtype")}, {"outcome", r["outcome"]}, {"reason", at(r, "reason")}, {"reproduce", at(r, "reproduce")}};
-  double worst = -1;
-  if (r.contains("worst"))
-    for (const auto& [output, w] : r["worst"].items()) {
-      // JSON has no infinity but the text "inf", which SQLite puts above every number.
-      const double ratio = w["ratio"].is_number() ? w["ratio"].get<double>() : INFINITY;
-      if (!(ratio > worst)) continue;
-      worst = ratio;
-      k["worst_ratio"] = w["ratio"];
-      k["worst_output"] = output;
-    }
-  if (r.contains("elements")) {
-    std::int64_t compared = 0;
-    for (const auto& [output, n] : r["elements"]["compared"].items()) compared += n.get<std::int64_t>();
-    k["compared"] = compared;
+// What a store keeps of a result of `assay check`.
+StoredResult kept(const CaseResult& r) {
+  StoredResult k;
+  k.name = r.line;
+  if (!r.dtype.empty()) k.dtype = r.dtype;
+  k.outcome = name_of(r.outcome);
+  k.reason = r.reason;
+  k.reproduce = r.reproduce;
+  if (const auto worst = worst_ratio(r)) {
+    k.worst_output = name_of(worst->first);
+    k.worst_ratio = worst->second;
   }
-  if (r.contains("bias")) k["bias"] = r["bias"]["mean_ratio"], k["slope"] = r["bias"]["slope_t"];
-  if (r.contains("seconds")) k["seconds"] = r["seconds"]["candidate"], k["judge_seconds"] = r["seconds"]["judge"];
+  if (r.was_compared()) {
+    k.compared = r.elements_compared();
+    k.bias = r.verdict.mean_ratio;
+    k.slope = r.verdict.slope_t;
+  }
+  if (r.seconds != Seconds()) {
+    k.seconds = r.seconds.candidate;
+    k.judge_seconds = r.seconds.judge;
+  }
   return k;
 }
 
 std::string now() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now()))); }
 
-constexpr const char* fields[] = {"name", "dtype", "outcome", "reason", "reproduce", "worst_output", "worst_ratio", "bias", "slope", "seconds", "judge_seconds", "counters", "compared"};
+// A run of this kind, begun now, without results.
+StoredRun begun(const char* kind, const char* candidate, std::int64_t seed, const Json& machine) {
+  StoredRun run;
+  run.kind = kind;
+  run.started = now();
+  run.candidate = candidate;
+  run.seed = seed;
+  run.commit = machine.value("commit", "unknown");
+  run.machine = machine;
+  return run;
+}
+
+// The columns of a result are the fields of its description.
+struct ColumnNames {
+  static constexpr bool reads = false;
+  std::vector<const char*> names;
+  void operator()(const char* name, const auto&) { names.push_back(name); }
+  void optional(const char* name, const auto&) { names.push_back(name); }
+  void unless(const char* name, const auto&, const auto&) { names.push_back(name); }
+};
+const std::vector<const char*>& result_columns() {
+  static const std::vector<const char*> columns = [] {
+    ColumnNames all;
+    const StoredResult any;
+    describe_fields(all, any);
+    return all.names;
+  }();
+  return columns;
+}
 
 }  // namespace
 
@@ -197,27 +226,31 @@ void Store::prepare() {
 
 Store::~Store() = default;
 
-std::int64_t Store::insert(const Json& run) {
-  Statement(db_.get(), "INSERT INTO run(kind, started, title, candidate, seed, commit_id, machine, sentence) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
-      .bind(run.at("kind").get<std::string>())
-      .bind(run.at("started").get<std::string>())
-      .bind(run.at("title").get<std::string>())
-      .bind(run.at("candidate").get<std::string>())
-      .bind(run.at("seed").get<std::int64_t>())
-      .bind(run.at("commit").get<std::string>())
-      .bind(run.at("machine").dump())
-      .bind(run.at("sentence").get<std::string>())
+std::int64_t Store::insert(const StoredRun& run) {
+  Statement(db_.get(), "INSERT INTO run(kind, started, title, candidate, seed, commit_id, machine, "
+                       "sentence) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
+      .bind(run.kind)
+      .bind(run.started)
+      .bind(run.title)
+      .bind(run.candidate)
+      .bind(run.seed)
+      .bind(run.commit)
+      .bind(run.machine.dump())
+      .bind(run.sentence)
       .step();
   const std::int64_t id = sqlite3_last_insert_rowid(db_.get());
-  std::int64_t index = 0;
+  const auto& columns = result_columns();
   std::string values;
-  for ([[maybe_unused]] const char* field : fields) values += ", ?";
-  const std::string insert_result = fmt::format("INSERT INTO result(run, number, {}) VALUES(?, ?{})", fmt::join(fields, ", "), values);
-  for (const Json& r : run.at("results")) {
+  for (std::size_t k = 0; k < columns.size(); ++k) values += ", ?";
+  const std::string insert_result = fmt::format("INSERT INTO result(run, number, {}) VALUES(?, ?{})",
+                                                fmt::join(columns, ", "), values);
+  std::int64_t index = 0;
+  for (const StoredResult& r : run.results) {
+    const Json row = to_json(r);
     Statement s(db_.get(), insert_result.c_str());
     s.bind(id).bind(index++);
-    for (const char* field : fields) {
-      const Json value = at(r, field);
+    for (const char* column : columns) {
+      const Json value = at(row, column);
       s.bind(value.is_object() ? Json(value.dump()) : value);
     }
     s.step();
@@ -225,84 +258,93 @@ std::int64_t Store::insert(const Json& run) {
   return id;
 }
 
-std::int64_t Store::append(const Json& run) {
-  if (!run.contains("results") || run["results"].empty()) fail("a run without results is not stored");
-  Json whole = {{"kind", "check"},
-                {"started", now()},
-                {"title", run["suite"]},
-                {"candidate", run["candidate"]},
-                {"seed", run["seed"]},
-                {"commit", run["machine"].value("commit", "unknown")},
-                {"machine", run["machine"]},
-                {"sentence", run["summary"]["sentence"]},
-                {"results", Json::array()}};
-  for (const Json& r : run["results"]) whole["results"].push_back(kept(r));
+std::int64_t Store::append(const Run& run) {
+  if (run.results.empty()) fail("a run without results is not stored");
+  StoredRun whole = begun("check", run.candidate.c_str(), static_cast<std::int64_t>(run.seed),
+                          to_json(run.machine));
+  whole.title = run.suite;
+  whole.sentence = run.summary.sentence;
+  for (const CaseResult& r : run.results) whole.results.push_back(kept(r));
   return insert_alone(whole);
 }
 
-std::int64_t Store::append_faults(const Json& score, const Json& machine) {
-  Json whole = {{"kind", "faults"}, {"started", now()}, {"title", "planted faults"}, {"candidate", "faults"}, {"seed", score.at("seed")}, {"commit", machine.value("commit", "unknown")},
-                {"machine", machine}, {"results", Json::array()}};
-  for (const Json& f : score.at("faults"))
-    whole["results"].push_back({{"name", f.at("fault")},
-                                {"outcome", f.at("killed").get<bool>() ? "killed" : "survived"},
-                                {"reason", f.at("reason")},
-                                {"reproduce", f.at("case")},
-                                {"seconds", f.at("seconds")},
-                                {"counters", {{"class", f.at("class")}, {"suite", f.at("suite")}, {"cases", f.at("cases")}}}});
-  for (const Json& f : score.at("equivalent"))
-    whole["results"].push_back({{"name", f.at("fault")}, {"outcome", "equivalent"}, {"reason", f.at("proof")}, {"counters", {{"class", f.at("class")}}}});
-  whole["sentence"] = fmt::format("{} of {} faults killed", score.at("killed").get<std::size_t>(), score.at("faults").size());
+std::int64_t Store::append(const FaultsScore& score, const Machine& machine) {
+  StoredRun whole =
+      begun("faults", "faults", static_cast<std::int64_t>(score.seed), to_json(machine));
+  whole.title = "planted faults";
+  for (const FaultHunt& f : score.faults) {
+    StoredResult& r = whole.results.emplace_back();
+    r.name = f.fault;
+    r.outcome = f.killed ? "killed" : "survived";
+    r.reason = f.reason;
+    r.reproduce = f.line;
+    r.seconds = f.seconds;
+    r.counters = {{"class", f.fault_class}, {"suite", f.suite}, {"cases", f.cases}};
+  }
+  for (const EquivalentFault& f : score.equivalent) {
+    StoredResult& r = whole.results.emplace_back();
+    r.name = f.fault;
+    r.outcome = "equivalent";
+    r.reason = f.proof;
+    r.counters = {{"class", f.fault_class}};
+  }
+  whole.sentence = fmt::format("{} of {} faults killed", score.killed, score.faults.size());
   return insert_alone(whole);
 }
 
-std::int64_t Store::append_fuzz(const Json& summary, const Json& machine) {
-  Json whole = {{"kind", "fuzz"}, {"started", now()}, {"title", "fuzz jobs"}, {"candidate", "fuzz"}, {"seed", summary.at("seed")}, {"commit", machine.value("commit", "unknown")},
-                {"machine", machine}, {"results", Json::array()}};
-  for (const Json& t : summary.at("targets"))
-    whole["results"].push_back({{"name", t.at("target")},
-                                {"outcome", t.at("findings") == 0 ? "clean" : "finding"},
-                                {"seconds", t.at("seconds")},
-                                {"counters",
-                                 {{"executions", t.at("executions")}, {"executions_per_second", t.at("executions_per_second")}, {"coverage", t.at("coverage")}, {"corpus", t.at("corpus")}, {"findings", t.at("findings")}}}});
-  if (whole["results"].empty()) fail("fuzz jobs without targets are not stored");
-  whole["sentence"] = fmt::format("{} targets, {:.0f} s, {} findings", whole["results"].size(), summary.at("seconds").get<double>(), summary.at("findings").size());
+std::int64_t Store::append(const FuzzSummary& summary, const Machine& machine) {
+  if (summary.targets.empty()) fail("fuzz jobs without targets are not stored");
+  StoredRun whole = begun("fuzz", "fuzz", static_cast<std::int64_t>(summary.seed), to_json(machine));
+  whole.title = "fuzz jobs";
+  for (const FuzzTarget& t : summary.targets) {
+    StoredResult& r = whole.results.emplace_back();
+    r.name = t.target;
+    r.outcome = t.findings == 0 ? "clean" : "finding";
+    r.seconds = t.seconds;
+    r.counters = {{"executions", t.executions},
+                  {"executions_per_second", t.executions_per_second},
+                  {"coverage", t.coverage},
+                  {"corpus", t.corpus},
+                  {"findings", t.findings}};
+  }
+  whole.sentence = fmt::format("{} targets, {:.0f} s, {} findings", summary.targets.size(),
+                               summary.seconds, summary.findings.size());
   return insert_alone(whole);
 }
 
 std::int64_t Store::append_bench(const Json& measured) {
-  const Json& machine = measured.at("machine");
-  Json whole = {{"kind", "benchmark"}, {"started", now()}, {"candidate", "bench"}, {"seed", 0}, {"commit", machine.value("commit", "unknown")}, {"machine", machine}, {"results", Json::array()}};
+  StoredRun whole = begun("benchmark", "bench", 0, measured.at("machine"));
   std::vector<std::string> modes;
   std::size_t failed = 0;
   for (const Json& part : measured.at("modes")) {
     modes.push_back(part.at("mode"));
     for (const Json& m : part.at("measured")) {
-      Json r = {{"name", m.at("name")}};
+      StoredResult& r = whole.results.emplace_back();
+      r.name = m.at("name");
       if (m.contains("failed")) {
         ++failed;
-        r["outcome"] = "error", r["reason"] = m["failed"];
-      } else {
-        Json counters = Json::object();
-        for (const char* name : {"GFLOP/s", "GB/s", "fraction", "fraction_low", "fraction_high", "limit"})
-          if (m.contains(name)) counters[name] = m[name];
-        // mode/candidate/problem: the candidate tells the ratios of a line apart.
-        for (const Json& ratio : m.at("ratios")) {
-          const std::string over = ratio.at("over"), rest = over.substr(over.find('/') + 1);
-          counters["over " + rest.substr(0, rest.find('/'))] = ratio.at("ratio");
-        }
-        r["seconds"] = m.at("seconds"), r["counters"] = counters;
+        r.outcome = "error";
+        r.reason = m["failed"];
+        continue;
       }
-      whole["results"].push_back(std::move(r));
+      r.counters = Json::object();
+      for (const char* name : {"GFLOP/s", "GB/s", "fraction", "fraction_low", "fraction_high", "limit"})
+        if (m.contains(name)) r.counters[name] = m[name];
+      // mode/candidate/problem: the candidate tells the ratios of a line apart.
+      for (const Json& ratio : m.at("ratios")) {
+        const std::string over = ratio.at("over"), rest = over.substr(over.find('/') + 1);
+        r.counters["over " + rest.substr(0, rest.find('/'))] = ratio.at("ratio");
+      }
+      r.seconds = m.at("seconds");
     }
   }
-  if (whole["results"].empty()) fail("benchmarks without results are not stored");
-  whole["title"] = fmt::format("{}", fmt::join(modes, " "));
-  whole["sentence"] = fmt::format("{} measured, {} failed", whole["results"].size() - failed, failed);
+  if (whole.results.empty()) fail("benchmarks without results are not stored");
+  whole.title = fmt::format("{}", fmt::join(modes, " "));
+  whole.sentence = fmt::format("{} measured, {} failed", whole.results.size() - failed, failed);
   return insert_alone(whole);
 }
 
-std::int64_t Store::insert_alone(const Json& run) {
+std::int64_t Store::insert_alone(const StoredRun& run) {
   execute("BEGIN IMMEDIATE");
   try {
     const std::int64_t id = insert(run);
@@ -316,55 +358,69 @@ std::int64_t Store::insert_alone(const Json& run) {
 
 std::int64_t Store::append_benchmarks(const Json& report, const std::string& title) {
   if (!report.is_object() || !report.contains("benchmarks") || !report.contains("context")) fail(fmt::format("{} is no report of Google Benchmark: it has no context or no benchmarks", title));
-  Json whole;
+  StoredRun whole;
   try {
     const Json& context = report.at("context");
-    whole = {{"kind", "benchmark"}, {"started", context.value("date", now())},     {"title", title},      {"candidate", context.value("executable", "unknown")},
-             {"seed", 0},           {"commit", context.value("commit", "unknown")}, {"machine", context}, {"sentence", ""},
-             {"results", Json::array()}};
+    const std::string executable = context.value("executable", "unknown");
+    whole = begun("benchmark", executable.c_str(), 0, context);
+    whole.started = context.value("date", whole.started);
+    whole.title = title;
     for (const Json& b : report.at("benchmarks")) {
-      if (b.value("run_type", "iteration") != "iteration" || !b.contains("real_time") || b.value("error_occurred", false)) continue;
+      if (b.value("run_type", "iteration") != "iteration" || !b.contains("real_time") ||
+          b.value("error_occurred", false))
+        continue;
       const std::string unit = b.value("time_unit", "ns");
       const double to_seconds = unit == "ns" ? 1e-9 : unit == "us" ? 1e-6 : unit == "ms" ? 1e-3 : 1;
-      Json counters = Json::object();
+      StoredResult& r = whole.results.emplace_back();
+      r.name = b.at("name");
+      r.seconds = b.at("real_time").get<double>() * to_seconds;
+      r.counters = Json::object();
       for (const auto& [name, value] : b.items())
-        if (value.is_number() && name != "real_time" && name != "cpu_time") counters[name] = value;
-      whole["results"].push_back({{"name", b.at("name")}, {"seconds", b.at("real_time").get<double>() * to_seconds}, {"counters", counters}});
+        if (value.is_number() && name != "real_time" && name != "cpu_time") r.counters[name] = value;
     }
   } catch (const Json::exception& e) {
     fail(fmt::format("{} is no report of Google Benchmark: {}", title, e.what()));
   }
-  if (whole["results"].empty()) fail(fmt::format("{} has no iteration of a benchmark", title));
-  whole["sentence"] = fmt::format("{} measurements", whole["results"].size());
+  if (whole.results.empty()) fail(fmt::format("{} has no iteration of a benchmark", title));
+  whole.sentence = fmt::format("{} measurements", whole.results.size());
   return insert_alone(whole);
 }
 
-std::vector<StoredRun> Store::runs() const {
-  std::vector<StoredRun> all;
+std::vector<RunEntry> Store::runs() const {
+  std::vector<RunEntry> all;
   Statement s(db_.get(), "SELECT id, kind, started, title, candidate, commit_id, sentence, (SELECT count(*) FROM result WHERE run = id) FROM run ORDER BY id");
   while (s.step()) all.push_back({s.integer(0), s.text(1), s.text(2), s.text(3), s.text(4), s.text(5), s.text(6), s.integer(7)});
   return all;
 }
 
-Json Store::run(std::int64_t id) const {
-  Statement s(db_.get(), "SELECT kind, started, title, candidate, seed, commit_id, machine, sentence FROM run WHERE id = ?");
+StoredRun Store::run(std::int64_t id) const {
+  Statement s(db_.get(), "SELECT kind, started, title, candidate, seed, commit_id, machine, sentence "
+                         "FROM run WHERE id = ?");
   s.bind(id);
   if (!s.step()) fail(fmt::format("has no run {}", id));
-  Json run = {{"id", id},          {"kind", s.text(0)},   {"started", s.text(1)},           {"title", s.text(2)},   {"candidate", s.text(3)},
-              {"seed", s.integer(4)}, {"commit", s.text(5)}, {"machine", Json::parse(s.text(6))}, {"sentence", s.text(7)}, {"results", Json::array()}};
-  Statement r(db_.get(), fmt::format("SELECT {} FROM result WHERE run = ? ORDER BY number", fmt::join(fields, ", ")).c_str());
+  StoredRun run{id,        s.text(0), s.text(1), s.text(2), s.text(3), s.integer(4), s.text(5),
+                Json::parse(s.text(6)), s.text(7), {}};
+  const auto& columns = result_columns();
+  const std::string select = fmt::format("SELECT {} FROM result WHERE run = ? ORDER BY number",
+                                         fmt::join(columns, ", "));
+  Statement r(db_.get(), select.c_str());
   r.bind(id);
   while (r.step()) {
-    Json result;
-    for (std::size_t k = 0; k < std::size(fields); ++k)
-      if (Json value = r.json(static_cast<int>(k)); !value.is_null()) result[fields[k]] = std::string_view(fields[k]) == "counters" ? Json::parse(value.get<std::string>()) : std::move(value);
-    run["results"].push_back(std::move(result));
+    Json row = Json::object();
+    for (std::size_t k = 0; k < columns.size(); ++k) {
+      Json value = r.json(static_cast<int>(k));
+      if (value.is_null()) continue;
+      const bool json = std::string_view(columns[k]) == "counters";
+      row[columns[k]] = json ? Json::parse(value.get<std::string>()) : std::move(value);
+    }
+    run.results.push_back(from_json<StoredResult>(row, fmt::format("{}: run {}", path_, id)));
   }
   return run;
 }
 
 void Store::export_lines(std::ostream& out) const {
-  for (const StoredRun& r : runs()) out << run(r.id).dump(-1, ' ', false, Json::error_handler_t::replace) << '\n';
+  for (const RunEntry& r : runs())
+    out << to_json(run(r.id)).dump(-1, ' ', false, Json::error_handler_t::replace) << '\n';
 }
 
 std::size_t Store::import_lines(std::istream& in) {
@@ -374,11 +430,10 @@ std::size_t Store::import_lines(std::istream& in) {
     for (std::string line; std::getline(in, line);) {
       ++number;
       if (line.empty()) continue;
-      const Json run = Json::parse(line);
-      if (!run.is_object()) throw StoreError("no JSON object");
-      if (!run.contains("results") || !run["results"].is_array() || run["results"].empty()) throw StoreError("a run without results");
-      for (const char* field : {"kind", "started", "title", "candidate", "seed", "commit", "machine", "sentence"})
-        if (!run.contains(field)) throw StoreError(fmt::format("no field \"{}\", so it is no run of a store (what `assay check --json` wrote goes in by --store of that command)", field));
+      const Json json = Json::parse(line);
+      if (json.is_object() && at(json, "results").empty())
+        throw StoreError("a run without results");
+      const auto run = from_json<StoredRun>(json, "run");
       insert(run);
       ++count;
     }
@@ -387,6 +442,11 @@ std::size_t Store::import_lines(std::istream& in) {
   } catch (const Json::parse_error& e) {
     sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
     fail(fmt::format("line {} of what is imported: no JSON from byte {} on; nothing was imported", number, e.byte));
+  } catch (const SchemaError& e) {
+    sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
+    fail(fmt::format("line {} of what is imported: {}, so it is no run of a store (what `assay check "
+                     "--json` wrote goes in by --store of that command); nothing was imported",
+                     number, e.what()));
   } catch (const std::exception& e) {
     sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
     fail(fmt::format("line {} of what is imported: {}; nothing was imported", number, e.what()));

@@ -8,7 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "harness/result.h"
+#include "harness/results/faults_score.h"
+#include "harness/results/fuzz_summary.h"
+#include "harness/results/run.h"
+#include "reports/stored_run.h"
 
 struct sqlite3;
 
@@ -19,7 +22,8 @@ struct StoreError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-struct StoredRun {
+// A line of the list of runs.
+struct RunEntry {
   std::int64_t id = 0;
   std::string kind, started, title, candidate, commit, sentence;
   std::int64_t results = 0;
@@ -35,19 +39,18 @@ class Store {
   Store(const Store&) = delete;
   Store& operator=(const Store&) = delete;
 
-  // A run as `assay check --json` writes it. Returns its number.
-  std::int64_t append(const Json& run);
-  // The score of `assay faults --json`, and the summary of `assay fuzz --json`, on the machine that made them.
-  std::int64_t append_faults(const Json& score, const Json& machine);
-  std::int64_t append_fuzz(const Json& summary, const Json& machine);
+  // Each returns the number of the run.
+  std::int64_t append(const Run& run);
+  std::int64_t append(const FaultsScore& score, const Machine& machine);
+  std::int64_t append(const FuzzSummary& summary, const Machine& machine);
   // What `assay bench --json` writes.
   std::int64_t append_bench(const Json& measured);
   // What Google Benchmark writes with --benchmark_out_format=json. Returns the run's number.
   std::int64_t append_benchmarks(const Json& report, const std::string& title);
 
-  std::vector<StoredRun> runs() const;
-  // As it was appended, in what a store keeps of it: {"id", "kind", "started", ..., "results": [...]}. Throws StoreError if there is none.
-  Json run(std::int64_t id) const;
+  std::vector<RunEntry> runs() const;
+  // As it was appended, in what a store keeps of it. Throws StoreError if there is none.
+  StoredRun run(std::int64_t id) const;
 
   // A run a line.
   void export_lines(std::ostream& out) const;
@@ -59,8 +62,8 @@ class Store {
     void operator()(sqlite3* db) const;
   };
   void prepare();
-  std::int64_t insert(const Json& run);
-  std::int64_t insert_alone(const Json& run);  // whole, in a transaction of its own
+  std::int64_t insert(const StoredRun& run);
+  std::int64_t insert_alone(const StoredRun& run);  // whole, in a transaction of its own
   void execute(const char* sql) const;
   [[noreturn]] void fail(const std::string& what) const;
 

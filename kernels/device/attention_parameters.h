@@ -23,6 +23,7 @@
   WHOLE(keep_row)                                                                             \
   WHOLE(keep_key)                                                                             \
   WHOLE(threads)                                                                              \
+  WHOLE(simd_target)                                                                          \
   REAL(scale)                                                                                 \
   REAL(softcap)                                                                               \
   REAL(inverse_softcap)                                                                       \

@@ -99,7 +99,7 @@ class DeviceKernel : public CompiledAttention {
   using Shared = DeviceBackend::Shared;
   explicit DeviceKernel(std::shared_ptr<Shared> shared) : shared_(std::move(shared)) {}
 
-  Status run(const Attention& problem, const AttentionOutput& out, int threads) const override {
+  Status run(const Attention& problem, const AttentionOutput& out, const Execution& how) const override {
     const AttentionShape& s = problem.shape;
     if (s.batch == 0 || s.rows == 0) return {};
     try {
@@ -113,7 +113,7 @@ class DeviceKernel : public CompiledAttention {
       const std::size_t o_bytes = contiguous_bytes(o.shape, bytes_of(o.dtype));
       staging.o.resize(o_bytes);
       if (lse) staging.lse.resize(contiguous_bytes(lse.shape, 4));
-      if (Status status = run_part(problem, o.dtype, {0, s.batch, 0, s.kv_heads}, staging, limits, threads); !status.ok()) return status;
+      if (Status status = run_part(problem, o.dtype, {0, s.batch, 0, s.kv_heads}, staging, limits, how); !status.ok()) return status;
       scatter(staging.o, o);
       if (lse) scatter(staging.lse, lse);
       return {};
@@ -129,16 +129,16 @@ class DeviceKernel : public CompiledAttention {
     Index row_bytes = 0;
   };
 
-  Status run_part(const Attention& whole, Dtype output, const Part& part, Staging& staging, const DeviceLimits& limits, int threads) const {
+  Status run_part(const Attention& whole, Dtype output, const Part& part, Staging& staging, const DeviceLimits& limits, const Execution& how) const {
     const Index preferred = shared_->tile_rows;
     Index rows = preferred;
-    Status status = run_once(part_of(whole, part), whole.shape, output, part, rows, staging, limits, threads);
+    Status status = run_once(part_of(whole, part), whole.shape, output, part, rows, staging, limits, how);
     const DevicePolicy& policy = shared_->policy;
     while (status.code == StatusCode::memory_allocation_failed && status.origin.starts_with("launch") && policy.halve_tile && rows > 1) {
       rows /= 2;
       shared_->warn(fmt::format("{}; {} rows a work-group instead of {}", status.detail, rows, 2 * rows));
       ++shared_->halved_tiles;
-      status = run_once(part_of(whole, part), whole.shape, output, part, rows, staging, limits, threads);
+      status = run_once(part_of(whole, part), whole.shape, output, part, rows, staging, limits, how);
     }
     if (status.ok() && rows != preferred) shared_->tile_rows = rows;  // it helped
     const bool by_batch = part.batches > 1;
@@ -155,12 +155,12 @@ class DeviceKernel : public CompiledAttention {
     }
     shared_->warn(fmt::format("{}; half of the {} at a time", status.detail, by_batch ? "batch" : "heads"));
     ++shared_->splits;
-    status = run_part(whole, output, first, staging, limits, threads);
-    return status.ok() ? run_part(whole, output, second, staging, limits, threads) : status;
+    status = run_part(whole, output, first, staging, limits, how);
+    return status.ok() ? run_part(whole, output, second, staging, limits, how) : status;
   }
 
   Status run_once(const Attention& p, const AttentionShape& whole, Dtype output_dtype, const Part& part, Index rows, Staging& staging, const DeviceLimits& limits_of_device,
-                  int threads) const {
+                  const Execution& how) const {
     const AttentionShape& s = p.shape;
     const Extents pairs{s.batch, s.query_heads, s.rows, s.keys};
     AttentionParameters told{};
@@ -179,7 +179,8 @@ class DeviceKernel : public CompiledAttention {
     told.input_dtype = static_cast<Index>(p.q.dtype);
     told.output_dtype = static_cast<Index>(output_dtype);
     told.bias_dtype = static_cast<Index>(p.bias.dtype);
-    told.threads = threads;
+    told.threads = how.threads;
+    told.simd_target = how.target.bit();
     told.scale = p.scale;
     told.softcap = p.softcap;
     told.inverse_softcap = p.softcap > 0 ? 1 / p.softcap : 0;
@@ -284,7 +285,7 @@ Status DeviceBackend::compile(const KernelKey& key, std::shared_ptr<const Compil
 
 bool device_product_supports(LowBit format) { return format == LowBit::mxfp4 || format == LowBit::nvfp4 || format == LowBit::fp4; }
 
-Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w, const TensorView& c, int threads) {
+Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w, const TensorView& c, const Execution& how) {
   if (Status status = validate_low_bit(w); !status.ok()) return status;
   if (!device_product_supports(w.format))
     return {StatusCode::unsupported, fmt::format("w is {}; products on a device take mxfp4, nvfp4 and fp4", traits(w.format).name)};
@@ -298,7 +299,7 @@ Status device_product(DeviceSession& session, const TensorView& a, const LowBitV
     const LowBitSizes sizes = sizes_of(w.format, w.k, w.n, w.group);
     for (auto [name, bytes] : {std::pair{"a", a_bytes}, {"codes", static_cast<std::size_t>(sizes.codes)}, {"scales", static_cast<std::size_t>(sizes.scales)}, {"c", c_bytes}})
       if (bytes > limits.largest_buffer) return exceeds_buffer(session.name(), name, bytes, limits.largest_buffer);
-    ProductParameters told{m, w.n, w.k, w.group, static_cast<Index>(a.dtype), static_cast<Index>(c.dtype), static_cast<Index>(w.format), threads, w.tensor_scale, 0};
+    ProductParameters told{m, w.n, w.k, w.group, static_cast<Index>(a.dtype), static_cast<Index>(c.dtype), static_cast<Index>(w.format), how.threads, how.target.bit(), w.tensor_scale, 0};
     std::vector<std::byte> copy, staging(c_bytes);
     Job job;
     const char* scale = w.format == LowBit::mxfp4 ? "0" : w.format == LowBit::nvfp4 ? "1" : "2";

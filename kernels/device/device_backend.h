@@ -59,7 +59,7 @@ class DeviceBackend : public AttentionBackend {
 // C = A W for the dense formats of four-bit floats (mxfp4, nvfp4, fp4); A [1, 1, M, K] and C [1, 1, M, N] in f32, f16 or bf16, any strides. The
 // bits are those of the host's product() where that has FMA, on devices that keep subnormal numbers. Refuses what that refuses; unsupported: other formats. C is written
 // after the device's last call.
-Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w, const TensorView& c, int threads = 0);
+Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w, const TensorView& c, const Execution& how = {});
 bool device_product_supports(LowBit format);
 
 }  // namespace assay::kernels

@@ -31,6 +31,8 @@ TensorView contiguous(std::span<std::byte> bytes, Dtype dtype, const Extents& e)
   return {bytes.empty() ? nullptr : bytes.data(), dtype, e, {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0};
 }
 
+Execution execution_of(const auto& told) { return {static_cast<int>(told.threads), Target::of_bit(told.simd_target)}; }
+
 Status run_attention(Arguments a) {
   const auto& p = *data_of<AttentionParameters>(a[parameters]);
   Attention problem;
@@ -61,7 +63,7 @@ Status run_attention(Arguments a) {
   problem.key_segment = list_of<std::int32_t>(a[key_segment]);
   AttentionOutput out{contiguous(a[output], static_cast<Dtype>(p.output_dtype), {s.batch, s.query_heads, s.rows, s.value_dim}),
                       contiguous(a[lse], Dtype::f32, {s.batch, s.query_heads, s.rows, 1})};
-  return attention_forward(problem, out, static_cast<int>(p.threads));
+  return attention_forward(problem, out, execution_of(p));
 }
 
 Status run_product(Arguments a) {
@@ -70,7 +72,7 @@ Status run_product(Arguments a) {
   std::shared_ptr<const PackedWeights> packed;
   if (Status status = PackedWeights::pack(w, packed); !status.ok()) return status;
   return product(contiguous(a[product_a], static_cast<Dtype>(p.input_dtype), {1, 1, p.rows, p.depth}), *packed,
-                 contiguous(a[product_c], static_cast<Dtype>(p.output_dtype), {1, 1, p.rows, p.columns}), static_cast<int>(p.threads));
+                 contiguous(a[product_c], static_cast<Dtype>(p.output_dtype), {1, 1, p.rows, p.columns}), execution_of(p));
 }
 
 struct Entry {
@@ -117,7 +119,7 @@ NativeCode HostDevice::close() {
 }
 
 NativeCode HostDevice::query(DeviceLimits& to) {
-  to.name = "host, " + chosen_target();
+  to.name = "host, " + Target().name();
   to.memory = to.largest_buffer = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   to.local_memory = to.largest_group = static_cast<std::size_t>(-1);  // its kernels tile for themselves
   to.has_subnormals = true;

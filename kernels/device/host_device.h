@@ -1,3 +1,4 @@
+// This machine as a device.
 #pragma once
 
 #include <map>

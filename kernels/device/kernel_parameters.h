@@ -1,4 +1,4 @@
-// Inside kernels/device/: what kernels are told, as their sources read it, and the order of their arguments.
+// What the kernels of a device are told, as their sources read it, the order of their arguments, and their tiles.
 #pragma once
 
 #include <cstdint>

@@ -1,3 +1,4 @@
+// An OpenCL device.
 #pragma once
 
 #include <optional>

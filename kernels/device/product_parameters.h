@@ -8,5 +8,6 @@
   WHOLE(output_dtype)                         \
   WHOLE(format)                               \
   WHOLE(threads)                              \
+  WHOLE(simd_target)                          \
   REAL(tensor_scale)                          \
   REAL(unused)

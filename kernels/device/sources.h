@@ -1,3 +1,4 @@
+// The sources of the OpenCL kernels, compiled into the library as text.
 #pragma once
 
 #include <string_view>

@@ -1,0 +1,300 @@
+#include "harness/candidates/candidate.h"
+
+#include <fmt/format.h>
+
+#include <stdexcept>
+
+#include "harness/cached.h"
+#include "harness/contracts.h"
+#include "harness/candidates/library_candidate.h"
+#include "harness/planted_faults.h"
+#include "kernels/attention.h"
+#include "kernels/device/device_backend.h"
+#include "kernels/dispatch.h"
+#include "kernels/targets.h"
+#include "kernels/unfused.h"
+
+namespace assay {
+namespace {
+
+using kernels::Execution;
+using kernels::Status;
+
+std::string unsupported_dtype(const Attention& p, Dtype out) {
+  for (Dtype d : {p.q.dtype, out})
+    if (d != Dtype::f32 && d != Dtype::f16 && d != Dtype::bf16)
+      return fmt::format("dtype {}", format(d).name);
+  return {};
+}
+
+// Of the candidates here, those of attention take its three dtypes, whatever else is asked.
+std::string unsupported_dtype(const Call& call) {
+  const auto of = [&](const Attention& p) { return unsupported_dtype(p, out_dtype(call)); };
+  return std::visit(ByCall{[&](const ForwardCall& c) { return of(c.problem); },
+                           [&](const CachedCall& c) { return of(c.inputs.problem); },
+                           [&](const BackwardCall& c) { return of(c.problem); },
+                           [](const auto&) { return std::string(); }},
+                    call);
+}
+
+// The problem of a call of attention; null for products.
+const Attention* attention_of(const Call& call) {
+  return std::visit(
+      ByCall{[](const ForwardCall& c) { return &c.problem; },
+             [](const CachedCall& c) { return static_cast<const Attention*>(&c.inputs.problem); },
+             [](const BackwardCall& c) { return &c.problem; },
+             [](const auto&) { return static_cast<const Attention*>(nullptr); }},
+      call);
+}
+
+Arithmetic host_arithmetic(const Call& call, const std::string& target) {
+  if (const Attention* problem = attention_of(call)) return host_contract(*problem, target);
+  return host_product_contract(target);
+}
+
+Status run_host_product(const ProductCall& c, const Execution& how) {
+  const Product& p = c.problem;
+  std::shared_ptr<const kernels::PackedWeights> w;
+  if (Status status = kernels::PackedWeights::pack(p.w, w); !status.ok()) return status;
+  return p.a ? kernels::product(p.a, *w, c.c, how) : kernels::product(p.a_low, *w, c.c, how);
+}
+
+constexpr PlantedFault kernel_itself{};
+
+class Host : public Candidate {
+ public:
+  explicit Host(bool declares) : declares_(declares) {}
+  std::string name() const override { return declares_ ? "host" : "host-undeclared"; }
+  // Stages: compiled once more, with a policy that watches, for the best targets and the baseline.
+  Abilities abilities() const override {
+    return {.cache = true, .backward = true, .product = true, .quantizer = true, .stages = true};
+  }
+  std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
+  std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
+    if (!declares_) return std::nullopt;
+    return host_arithmetic(call, how.target.name());
+  }
+  Status run(const Request& r) override {
+    return std::visit(
+        ByCall{
+            [&](const ForwardCall& c) {
+              if (r.observer) return run_watched(Fault::none, c.problem, c.out, r.how.target, *r.observer);
+              return kernels::attention_forward(c.problem, c.out, r.how);
+            },
+            [&](const CachedCall& c) { return run_through_cache(c.c, c.inputs, c.out, r.how); },
+            [&](const BackwardCall& c) {
+              if (r.observer)
+                return run_planted_backward(kernel_itself, c.problem, c.in, c.out, r.how, r.observer);
+              return kernels::attention_backward(c.problem, c.in, c.out, r.how);
+            },
+            [&](const ProductCall& c) { return run_host_product(c, r.how); },
+            [&](const QuantizeCall& c) {
+              const Index group = c.group == 0 ? -1 : c.group;
+              return kernels::quantize_weights(c.w, c.format, {group}, c.to);
+            }},
+        r.call);
+  }
+
+ private:
+  bool declares_;
+};
+
+class Unfused : public Candidate {
+ public:
+  std::string name() const override { return "unfused"; }
+  Abilities abilities() const override { return {}; }
+  std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
+  std::optional<Arithmetic> arithmetic(const Call&, const Execution& how) const override {
+    return unfused_contract(how.target.name());
+  }
+  Status run(const Request& r) override {
+    const auto& c = std::get<ForwardCall>(r.call);
+    return kernels::attention_unfused(c.problem, c.out, r.how);
+  }
+};
+
+// Whatever the dispatcher chooses: the tiled kernel or the fallback.
+class Sdpa : public Candidate {
+ public:
+  std::string name() const override { return "sdpa"; }
+  Abilities abilities() const override { return {}; }
+  std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
+  // That of the kernel which the last run chose.
+  std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
+    if (dispatcher_.counters().dispatched > 0) return host_arithmetic(call, how.target.name());
+    return unfused_contract(how.target.name());
+  }
+  Status run(const Request& r) override {
+    const auto& c = std::get<ForwardCall>(r.call);
+    dispatcher_.reset_counters();
+    kernels::SdpaOptions options;
+    options.execution = r.how;
+    return dispatcher_.sdpa(c.problem, c.out, options);
+  }
+
+ private:
+  kernels::Dispatcher dispatcher_;
+};
+
+// The kernels of a device, by way of the dispatcher, which must not answer in its place.
+class OnDevice : public Candidate {
+ public:
+  explicit OnDevice(const std::string& device) : device_(device) {
+    std::shared_ptr<kernels::Device> opened = kernels::make_device(device);
+    if (!opened)
+      throw std::invalid_argument(fmt::format("unknown device '{}'; there are {}", device,
+                                              fmt::join(kernels::device_names(), ", ")));
+    session_ = std::make_shared<kernels::DeviceSession>(std::move(opened));
+    if (Status status = session_->limits(limits_); !status.ok())
+      throw DeviceUnavailable(fmt::format("device {}: {}", device, status.detail));
+    kernels::DispatchSettings settings;
+    settings.min_query_length = 0;
+    settings.fall_back_on_failure = false;
+    auto backend = std::make_shared<kernels::DeviceBackend>(session_);
+    dispatcher_ = std::make_unique<kernels::Dispatcher>(std::move(backend), std::move(settings));
+  }
+  std::string name() const override { return "device:" + device_; }
+  Abilities abilities() const override { return {.product = true}; }
+  std::string unsupported(const Call& call) const override {
+    if (const Attention* p = attention_of(call)) {
+      if (p->dropout > 0) return "dropout on a device";
+      return flushes() ? flushes() : unsupported_dtype(call);
+    }
+    const Product& p = std::get<ProductCall>(call).problem;
+    if (!p.a) return "a low-bit A on a device";
+    if (!kernels::device_product_supports(p.w.format))
+      return fmt::format("{} weights on a device", traits(p.w.format).name);
+    return flushes() ? flushes() : "";
+  }
+  std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
+    if (device_ == "host") return host_arithmetic(call, how.target.name());
+    if (attention_of(call)) return device_contract(limits_.name);
+    return device_product_contract(limits_.name);
+  }
+  Status run(const Request& r) override {
+    if (const auto* c = std::get_if<ProductCall>(&r.call))
+      return kernels::device_product(*session_, c->problem.a, c->problem.w, c->c, r.how);
+    return run_attention(std::get<ForwardCall>(r.call), r.how);
+  }
+
+ private:
+  const char* flushes() const {
+    return limits_.has_subnormals ? nullptr : "the device flushes subnormal numbers to zero";
+  }
+  Status run_attention(const ForwardCall& c, const Execution& how) {
+    dispatcher_->reset_counters();
+    kernels::SdpaOptions options;
+    options.execution = how;
+    Status status = dispatcher_->sdpa(c.problem, c.out, options);
+    if (status.ok() && dispatcher_->counters().dispatched != 1)
+      return {kernels::StatusCode::execution_failed, "the dispatcher did not use the device"};
+    return status;
+  }
+
+  const std::string device_;
+  std::shared_ptr<kernels::DeviceSession> session_;
+  kernels::DeviceLimits limits_;
+  std::unique_ptr<kernels::Dispatcher> dispatcher_;
+};
+
+// The production kernels, with a fault in what it is about and right in everything else.
+class Faulty : public Candidate {
+ public:
+  explicit Faulty(const PlantedFault& fault)
+      : fault_(fault), of_backward_(fault.about == FaultSubject::backward) {}
+  std::string name() const override { return "fault:" + std::string(fault_.name); }
+  Abilities abilities() const override {
+    return {.cache = true, .backward = true, .product = true, .stages = true};
+  }
+  std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
+  std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
+    return host_arithmetic(call, std::string(planted_fault_target(how.target)));
+  }
+  Status run(const Request& r) override {
+    return std::visit(ByCall{[&](const ForwardCall& c) { return run_forward(c, r); },
+                             [&](const CachedCall& c) {
+                               if (of_backward_)
+                                 return run_through_cache(c.c, c.inputs, c.out, r.how);
+                               return run_planted_cache(fault_, c.c, c.inputs, c.out, r.how);
+                             },
+                             [&](const BackwardCall& c) { return run_backward(c, r); },
+                             [&](const ProductCall& c) {
+                               return run_planted_product(fault_, c.problem, c.c, r.how);
+                             },
+                             [&](const QuantizeCall&) -> Status {
+                               return {kernels::StatusCode::unsupported, "no quantizer"};
+                             }},
+                      r.call);
+  }
+
+ private:
+  Status run_forward(const ForwardCall& c, const Request& r) const {
+    if (r.observer)
+      return run_watched(of_backward_ ? Fault::none : fault_.fault, c.problem, c.out, r.how.target,
+                         *r.observer);
+    if (of_backward_) return kernels::attention_forward(c.problem, c.out, r.how);
+    return run_planted_fault(fault_, c.problem, c.out, r.how);
+  }
+  // What a wrong forward pass leaves is not differentiated wrongly on top.
+  Status run_backward(const BackwardCall& c, const Request& r) const {
+    const PlantedFault& fault = of_backward_ ? fault_ : kernel_itself;
+    if (r.observer) return run_planted_backward(fault, c.problem, c.in, c.out, r.how, r.observer);
+    if (!of_backward_) return kernels::attention_backward(c.problem, c.in, c.out, r.how);
+    return run_planted_backward(fault_, c.problem, c.in, c.out, r.how);
+  }
+
+  const PlantedFault& fault_;
+  const bool of_backward_;
+};
+
+}  // namespace
+
+Dtype out_dtype(const Call& call) {
+  return std::visit(ByCall{[](const ForwardCall& c) { return c.out.o.dtype; },
+                           [](const CachedCall& c) { return c.out.o.dtype; },
+                           [](const BackwardCall& c) { return c.out.dq.dtype; },
+                           [](const ProductCall& c) { return c.c.dtype; },
+                           [](const QuantizeCall&) { return Dtype::f32; }},
+                    call);
+}
+
+std::string lacking_ability(const Candidate& candidate, const Call& call) {
+  const Abilities can = candidate.abilities();
+  return std::visit(
+      ByCall{[&](const ForwardCall&) { return can.forward ? "" : "no forward pass"; },
+             [&](const CachedCall&) { return can.cache ? "" : "no cache"; },
+             [&](const BackwardCall&) { return can.backward ? "" : "no backward pass"; },
+             [&](const ProductCall&) { return can.product ? "" : "no low-bit products"; },
+             [&](const QuantizeCall&) { return can.quantizer ? "" : "no quantizer"; }},
+      call);
+}
+
+std::string why_unsupported(const Candidate& candidate, const Call& call) {
+  const std::string lacking = lacking_ability(candidate, call);
+  return lacking.empty() ? candidate.unsupported(call) : lacking;
+}
+
+std::unique_ptr<Candidate> make_candidate(const std::string& name) {
+  if (name == "host" || name == "host-undeclared") return std::make_unique<Host>(name == "host");
+  if (name == "unfused") return std::make_unique<Unfused>();
+  if (name == "sdpa") return std::make_unique<Sdpa>();
+  if (name.starts_with("device:")) return std::make_unique<OnDevice>(name.substr(7));
+  if (name.starts_with("lib:")) return make_library_candidate(name.substr(4));
+  if (name.starts_with("fault:"))
+    for (const PlantedFault& f : planted_faults())
+      if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
+  throw std::invalid_argument(
+      fmt::format("unknown candidate '{}'; there are {}; `assay faults --list` has the {} names of "
+                  "faults",
+                  name, fmt::join(candidate_names(), ", "), planted_faults().size()));
+}
+
+std::vector<std::string> candidate_names() {
+  std::vector<std::string> names = {"host", "host-undeclared", "unfused", "sdpa"};
+  for (const std::string& device : kernels::device_names()) names.push_back("device:" + device);
+  names.push_back("lib:PATH");
+  names.push_back("fault:NAME");
+  return names;
+}
+
+}  // namespace assay

@@ -1,0 +1,371 @@
+#include "harness/candidates/library_candidate.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
+
+#include "harness/cached.h"
+#include "harness/kernel_process.h"
+#include "harness/planted_faults.h"
+#include "harness/judging/outputs.h"
+
+namespace assay {
+namespace {
+
+using kernels::Status;
+using kernels::StatusCode;
+
+assay_dtype c_dtype_of(Dtype d) { return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT), static_cast<std::uint8_t>(format(d).bits), 1}; }
+
+// What of a problem's tensors lies in the arena: all, none (for questions), or all but K and V, which are in a cache.
+enum class Elements { all, none, but_keys };
+
+const assay_attention* add_problem(KernelCall& call, const Attention& p, Elements elements) {
+  const bool with_elements = elements != Elements::none;
+  const auto tensor = [&](const TensorView& t) { return with_elements ? call.add_input(t) : call.add_shape(t); };
+  assay_attention a;
+  assay_attention_init(&a);
+  a.q = tensor(p.q);
+  a.k = elements == Elements::all ? tensor(p.k) : call.add_shape(p.k);
+  a.v = elements == Elements::all ? tensor(p.v) : call.add_shape(p.v);
+  a.scale = p.scale;
+  a.softcap = p.softcap;
+  a.flags = (p.causal ? +ASSAY_CAUSAL : 0u) | (p.finite_min_masks ? +ASSAY_FINITE_MIN_MASKS : 0u);
+  a.dropout = p.dropout;
+  a.dropout_seed = p.dropout_seed;
+  a.window_left = p.window_left;
+  a.window_right = p.window_right;
+  const AttentionShape& s = p.shape;
+  if (p.bias) {
+    TensorView bias = p.bias;  // of a chunk of rows it may still have the shape of all
+    bias.shape = {s.batch, s.query_heads, s.rows, s.keys};
+    a.bias = tensor(bias);
+  }
+  if (p.keep) {
+    const TensorView bytes{const_cast<std::uint8_t*>(p.keep.data), Dtype::f8e5m2, {s.batch, s.query_heads, s.rows, s.keys}, p.keep.stride, 0};
+    const assay_dtype boolean = {ASSAY_BOOL, 8, 1};
+    a.keep = with_elements ? call.add_input(bytes, boolean) : call.add_shape(bytes, boolean);
+  }
+  const auto list = [&](const auto& values, auto& to, std::int64_t& count) {
+    to = call.add_list(values);
+    count = std::ssize(values);
+  };
+  list(p.offset, a.offset, a.offset_count);
+  list(p.key_lengths, a.key_lengths, a.key_length_count);
+  list(p.key_starts, a.key_starts, a.key_start_count);
+  list(p.alibi_slopes, a.alibi_slopes, a.alibi_slope_count);
+  list(p.sink, a.sink, a.sink_count);
+  list(p.query_segment, a.query_segment, a.query_segment_count);
+  list(p.key_segment, a.key_segment, a.key_segment_count);
+  return call.add(a);
+}
+
+std::optional<Dtype> dtype_of_bits(int bits, std::string& wrong) {
+  if (bits == 16) return Dtype::f16;
+  if (bits == -16) return Dtype::bf16;
+  if (bits != 0) wrong = fmt::format("{} bits", bits);
+  return std::nullopt;
+}
+
+// What a library declares, as a contract; `wrong` says what no kernel can mean.
+Contract contract_of(const std::string& name, const assay_arithmetic& a, std::string& wrong) {
+  Contract c;
+  c.name = fmt::format("{}, as its library declares it", name);
+  const auto in = [&](const char* what, double value, double low, double high) {
+    if (!(value >= low && value <= high) && wrong.empty()) wrong = fmt::format("{} = {:g} is outside [{:g}, {:g}]", what, value, low, high);
+    return value;
+  };
+  c.dot_roundoff = in("dot_roundoff", a.dot_roundoff, 0x1p-53, 0.25);
+  c.roundoff = in("roundoff", a.roundoff, 0x1p-53, 0.25);
+  c.largest = in("largest", a.largest, 1, 0x1.fffffep127);
+  if (c.dot_roundoff >= 0x1p-11 && c.largest <= 65504) c.product_floor = 0x1p-25;  // sums in f16 underflow as f16 does
+  c.exp_ulp = in("exp_ulp", a.exp_ulp, 0.5, 1e6);
+  c.log_ulp = in("log_ulp", a.log_ulp, 0.5, 1e6);
+  c.tanh_ulp = in("tanh_ulp", a.tanh_ulp, 0.5, 1e6);
+  c.exp_ulp_per_unit = in("exp_ulp_per_unit", a.exp_ulp_per_unit, 0, 1e6);
+  c.exp_floor = in("exp_floor", a.exp_floor, 0, 1);
+  c.scale_error = in("scale_error", a.scale_error, 0, 0.25);
+  c.argument_roundings = in("argument_roundings", a.argument_roundings, 0, 16);
+  c.dot_block = static_cast<int>(in("dot_block", a.dot_block, 0, 4096));
+  c.division_roundings = static_cast<int>(in("division_roundings", a.division_roundings, 1, 64));
+  c.tile = static_cast<Index>(in("tile", static_cast<double>(a.tile), 1, 1 << 20));
+  c.row_tile = static_cast<Index>(in("row_tile", static_cast<double>(a.row_tile), 1, 1 << 20));
+  c.products_rounded = in("products_rounded", a.products_rounded, 0, 1) != 0;
+  c.fused_argument = in("fused_argument", a.fused_argument, 0, 1) != 0;
+  c.sum_from_rounded = in("sum_from_rounded", a.sum_from_rounded, 0, 1) != 0;
+  c.ordered = in("ordered", a.ordered, 0, 1) != 0;
+  c.weight_dtype = dtype_of_bits(a.weight_bits, wrong);
+  c.score_dtype = dtype_of_bits(a.score_bits, wrong);
+  return c;
+}
+
+class Library : public Candidate {
+ public:
+  explicit Library(const std::string& path) : path_(path), process_(path) {}
+
+  std::string name() const override { return "lib:" + path_; }
+
+  Abilities abilities() const override {
+    const LibraryFacts& facts = process_.facts();
+    return {.forward = facts.forward,
+            .cache = facts.decode,
+            .backward = facts.backward,
+            .product = facts.product,
+            .lse = facts.lse,
+            .stages = facts.probes,
+            .promises_bits = false};
+  }
+  std::string unsupported(const Call& call) const override {
+    return std::visit(ByCall{[&](const ForwardCall& c) { return unsupported_forward(c); },
+                             [&](const CachedCall& c) { return unsupported_cached(c); },
+                             [&](const BackwardCall& c) { return unsupported_backward(c); },
+                             [&](const ProductCall& c) { return unsupported_product(c); },
+                             [](const QuantizeCall&) { return std::string("no quantizer"); }},
+                      call);
+  }
+  std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution&) const override {
+    const auto declared = declared_.find(operation_of(call));
+    if (declared == declared_.end()) return std::nullopt;
+    return declared->second;
+  }
+  Status run(const Request& r) override {
+    return std::visit(ByCall{[&](const ForwardCall& c) { return forward(c, r); },
+                             [&](const CachedCall& c) { return decode(c, r); },
+                             [&](const BackwardCall& c) { return backward(c, r); },
+                             [&](const ProductCall& c) { return product(c, r); },
+                             [](const QuantizeCall&) -> Status {
+                               return {StatusCode::unsupported, "a library has no quantizer"};
+                             }},
+                      r.call);
+  }
+
+ private:
+  static int operation_of(const Call& call) {
+    return std::visit(ByCall{[](const ForwardCall&) { return +ASSAY_FORWARD; },
+                             [](const CachedCall&) { return +ASSAY_DECODE; },
+                             [](const BackwardCall&) { return +ASSAY_BACKWARD; },
+                             [](const auto&) { return +ASSAY_PRODUCT; }},
+                      call);
+  }
+
+  std::string unsupported_forward(const ForwardCall& c) const {
+    const Attention& p = c.problem;
+    // Every byte between two elements would be copied.
+    for (const TensorView* t : {&p.q, &p.k, &p.v})
+      for (std::size_t axis = 0; axis < 4; ++axis)
+        if (t->shape[axis] > 1 && std::abs(t->stride[axis]) > (Index{1} << 32) / t->shape[axis])
+          return "a tensor whose storage has holes of gigabytes";
+    return ask(ASSAY_FORWARD, p, c.out.o.dtype);
+  }
+  std::string unsupported_cached(const CachedCall& c) const {
+    if (c.c.cache.kind == CacheSpec::Kind::latent) return "a latent cache for a library";
+    if (c.c.cache_dtype() != c.c.dtype)
+      return fmt::format("a cache in {} for a library", format(c.c.cache_dtype()).name);
+    return ask(ASSAY_DECODE, of_cache(c.c, c.inputs.problem, {0, c.c.shape.rows}), c.out.o.dtype);
+  }
+  std::string unsupported_backward(const BackwardCall& c) const {
+    if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";
+    return ask(ASSAY_BACKWARD, c.problem, c.out.dq.dtype);
+  }
+  std::string unsupported_product(const ProductCall& c) const {
+    if (!c.problem.a) return "a low-bit A for a library";
+    KernelCall call = process_.call();
+    const assay_low_bit w = described(c.problem.w);
+    return reason_of(process_.ask_product(call, call.add_shape(c.problem.a), call.add(w),
+                                          c_dtype_of(c.c.dtype)));
+  }
+
+  // Hands on what the library tells; the observer sees the kernels' own kind of view.
+  static KernelProcess::Probe probe_of(StageObserver* observer) {
+    if (!observer) return {};
+    return [observer](const assay_stage& s) {
+      constexpr kernels::Stage stages[] = {kernels::Stage::query,   kernels::Stage::key,         kernels::Stage::value,  kernels::Stage::scores, kernels::Stage::masked,          kernels::Stage::row_max,
+                                           kernels::Stage::rescale, kernels::Stage::weights,     kernels::Stage::row_sum, kernels::Stage::accumulated, kernels::Stage::output,    kernels::Stage::lse,
+                                           kernels::Stage::output_gradient, kernels::Stage::delta, kernels::Stage::weight_gradients, kernels::Stage::score_gradients};
+      observer->at(stages[s.stage], {s.b, s.head, s.row0, s.key0, s.rows, s.columns, const_cast<float*>(s.data), s.row_stride, s.column_stride, s.first_key, s.keys});
+    };
+  }
+
+  // A watched call runs on one thread, so that stages are told in order.
+  static int threads_of(const Request& r) { return r.observer ? 1 : r.how.threads; }
+
+  Status forward(const ForwardCall& c, const Request& r) {
+    const Attention& p = c.problem;
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.problem = add_problem(call, p, Elements::all);
+    a.o = call.add_output(shaped(c.out.o, p.shape.value_dim, p));
+    if (process_.facts().lse) a.lse = call.add_output(shaped(c.out.lse, 1, p));
+    a.run = add_run(call, ASSAY_FORWARD, p, c.out.o.dtype, threads_of(r));
+    return finish(process_.run(call, ASSAY_FORWARD, a, probe_of(r.observer)), "forward");
+  }
+
+  Status backward(const BackwardCall& c, const Request& r) {
+    const Attention& p = c.problem;
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.problem = add_problem(call, p, Elements::all);
+    a.o = call.add_input(shaped(c.in.o, p.shape.value_dim, p));
+    a.lse = call.add_input(shaped(c.in.lse, 1, p));
+    a.d_o = call.add_input(shaped(c.in.d_o, p.shape.value_dim, p));
+    assay_gradients g;
+    assay_gradients_init(&g);
+    g.dq = call.add_output(c.out.dq);
+    g.dk = call.add_output(c.out.dk);
+    g.dv = call.add_output(c.out.dv);
+    g.d_bias = call.add_output(c.out.d_bias);
+    g.d_sink = call.add_output(c.out.d_sink);
+    a.gradients = call.add(g);
+    a.run = add_run(call, ASSAY_BACKWARD, p, c.out.dq.dtype, threads_of(r));
+    return finish(process_.run(call, ASSAY_BACKWARD, a, probe_of(r.observer)), "backward");
+  }
+
+  Status product(const ProductCall& c, const Request& r) {
+    const LowBitView& weights = c.problem.w;
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.a = call.add_input(c.problem.a);
+    const LowBitSizes sizes = sizes_of(weights.format, weights.k, weights.n, weights.group);
+    const auto bytes = [&](const std::byte* from, Index count) {
+      return call.add_bytes(from, static_cast<std::size_t>(count));
+    };
+    assay_low_bit w = described(weights);
+    w.codes = bytes(weights.codes, sizes.codes);
+    if (sizes.scales > 0) w.scales = bytes(weights.scales, sizes.scales);
+    if (sizes.extra > 0) w.extra = bytes(weights.extra, sizes.extra);
+    a.w = call.add(w);
+    a.c = call.add_output(c.c);
+    a.run = call.add(plain_run(r.how.threads));
+    return finish(process_.run(call, ASSAY_PRODUCT, a), "product");
+  }
+
+  // The rows of a chunk as the last tokens of a cache, whose K and V have shapes alone.
+  static Attention of_cache(const Case& c, const Attention& whole, Chunk rows) {
+    const AttentionShape& s = c.shape;
+    const Index keys = s.keys - s.rows + rows.first + rows.count;
+    Attention p = rows_of(whole, rows, keys);
+    const auto every = static_cast<std::size_t>(s.batch);
+    p.key_lengths.assign(every, keys);
+    p.offset.assign(every, keys - rows.count);
+    if (!c.starts.empty())
+      for (std::size_t b = 0; b < every; ++b) p.key_starts.push_back(c.starts[c.starts.size() == 1 ? 0 : b]);
+    p.k = {whole.q.data, whole.q.dtype, {s.batch, s.kv_heads, keys, s.dim}, {}, 0};
+    p.v = {whole.q.data, whole.q.dtype, {s.batch, s.kv_heads, keys, s.value_dim}, {}, 0};
+    return p;
+  }
+
+  Status decode(const CachedCall& c, const Request& r) {
+    for (const Chunk& rows : chunks_of(c.c)) {
+      const AttentionOutput out = rows_of(c.out, rows);
+      if (Status status = decode(c.c, c.inputs, rows, out, r.how.threads); !status.ok())
+        return status;
+    }
+    return {};
+  }
+
+  // Pages lie in an order of their own, those of a sequence apart and falling; what no token fills is
+  // NaN.
+  Status decode(const Case& c, const Inputs& in, Chunk rows, const AttentionOutput& out,
+                int threads) {
+    const AttentionShape& s = c.shape;
+    const Attention p = of_cache(c, in.problem, rows);
+    const bool paged = c.cache.kind == CacheSpec::Kind::paged;
+    const Index size = paged ? c.cache.page : std::max<Index>(s.keys, 1), each = (s.keys + size - 1) / size, all = each * s.batch;
+    std::vector<std::int32_t> table(static_cast<std::size_t>(all), -1);
+    const auto paged_tensor = [&](const TensorView& tokens, Index columns) {
+      const Extents shape{all, s.kv_heads, size, columns};
+      Tensor pages(c.dtype, shape, {{s.kv_heads * size * columns, size * columns, columns, 1}, 0, element_count(shape)});
+      poison(pages, Poison::nan);
+      for (Index b = 0; b < s.batch; ++b)
+        for (Index j = p.key_starts.empty() ? 0 : p.key_starts[static_cast<std::size_t>(b)]; j < p.key_lengths[static_cast<std::size_t>(b)]; ++j) {
+          const Index page = all - 1 - (j / size * s.batch + b);
+          table[static_cast<std::size_t>(b * each + j / size)] = static_cast<std::int32_t>(page);
+          for (Index g = 0; g < s.kv_heads; ++g)
+            for (Index d = 0; d < columns; ++d) store(pages.view(), pages.view().at(page, g, j % size, d), load(tokens, tokens.at(b, g, j, d)));
+        }
+      return pages;
+    };
+    const Tensor k = paged_tensor(in.token_k.view(), s.dim), v = paged_tensor(in.token_v.view(), s.value_dim);
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.problem = add_problem(call, p, Elements::but_keys);
+    assay_pages pages{ASSAY_VERSION, sizeof(assay_pages), call.add_input(k.view()), call.add_input(v.view()), size, each, call.add_list(table)};
+    a.pages = call.add(pages);
+    a.o = call.add_output(shaped(out.o, s.value_dim, p));
+    if (process_.facts().lse) a.lse = call.add_output(shaped(out.lse, 1, p));
+    a.run = add_run(call, ASSAY_DECODE, p, out.o.dtype, threads);
+    return finish(process_.run(call, ASSAY_DECODE, a), "decode");
+  }
+
+  static assay_run plain_run(int threads) { return {ASSAY_VERSION, sizeof(assay_run), nullptr, 0, threads, 0, nullptr, nullptr}; }
+
+  static TensorView shaped(const TensorView& t, Index columns, const Attention& p) {
+    TensorView view = t;
+    view.shape = {p.shape.batch, p.shape.query_heads, p.shape.rows, columns};
+    return view;
+  }
+
+  // Without its bytes.
+  static assay_low_bit described(const LowBitView& w) {
+    assay_low_bit c;
+    assay_low_bit_init(&c, static_cast<std::int32_t>(w.format), w.k, w.n);
+    c.tensor_scale = w.tensor_scale;
+    c.group_size = w.group == 0 ? -1 : w.group;
+    return c;
+  }
+
+  // Why something is not supported; empty if it is.
+  static std::string reason_of(const KernelProcess::Answer& answer) {
+    if (!answer.finding.empty()) throw CandidateError(answer.finding);
+    if (answer.status == ASSAY_UNSUPPORTED) return answer.reason.empty() ? "the library gives no reason" : answer.reason;
+    if (answer.status != ASSAY_SUCCESS) throw CandidateError(fmt::format("the library's answer to what it supports is {}: {}", answer.status, answer.reason));
+    return {};
+  }
+
+  // Asks, and keeps what the library declares of such a problem.
+  std::string ask(int operation, const Attention& p, Dtype out) const {
+    KernelCall call = process_.call();
+    const assay_attention* problem = add_problem(call, p, Elements::none);
+    const KernelProcess::Answer answer = process_.ask(call, operation, problem, c_dtype_of(out));
+    if (std::string why = reason_of(answer); !why.empty()) return why;
+    declared_.erase(operation);
+    if (answer.arithmetic) {
+      std::string wrong;
+      declared_[operation] = contract_of(process_.facts().name, *answer.arithmetic, wrong);
+      if (!wrong.empty()) throw CandidateError("the library declares an arithmetic that cannot be: " + wrong);
+    }
+    return {};
+  }
+
+  const assay_run* add_run(KernelCall& call, int operation, const Attention& p, Dtype out, int threads) {
+    assay_run run = plain_run(threads);
+    if (!process_.facts().workspace) return call.add(run);
+    KernelCall question = process_.call();
+    const assay_attention* problem = add_problem(question, p, Elements::none);
+    const KernelProcess::Answer answer = process_.ask(question, operation, problem, c_dtype_of(out));
+    if (!answer.finding.empty()) throw CandidateError(answer.finding);
+    if (answer.workspace > std::size_t{32} << 30) throw CandidateError(fmt::format("the library asks for a workspace of {} bytes", answer.workspace));
+    run.workspace = call.add_workspace(answer.workspace);
+    run.workspace_bytes = answer.workspace;
+    return call.add(run);
+  }
+
+  static Status finish(const KernelProcess::Answer& answer, const char* operation) {
+    if (!answer.finding.empty()) throw CandidateError(answer.finding);
+    if (answer.status == ASSAY_SUCCESS) return {};
+    if (answer.status == ASSAY_UNSUPPORTED) throw CandidateError(fmt::format("the library said that it supports this, and then answered unsupported in {}", operation));
+    return {static_cast<StatusCode>(answer.status), fmt::format("the answer of the library in {}", operation)};
+  }
+
+  const std::string path_;
+  mutable KernelProcess process_;
+  // By operation, what the library declared when it was last asked about a problem.
+  mutable std::map<int, Contract> declared_;
+};
+
+}  // namespace
+
+std::unique_ptr<Candidate> make_library_candidate(const std::string& path) { return std::make_unique<Library>(path); }
+
+}  // namespace assay

@@ -1,0 +1,256 @@
+#include "harness/judging/execute.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <array>
+#include <initializer_list>
+
+#include "harness/judging/painter.h"
+#include "harness/judging/quantization.h"
+#include "harness/judging/step.h"
+#include "oracle/backward_verdict.h"
+#include "problem/clock.h"
+
+namespace assay {
+namespace {
+
+constexpr const char* other_order = "the candidate may add up in another order there";
+
+// One case on its way through the pipeline.
+struct Run {
+  const Case& c;
+  Candidate& candidate;
+  const ExecuteOptions& options;
+  const kernels::Execution how;
+  CaseResult& result;
+
+  void turn(Turn whose) const {
+    if (options.turn) options.turn(whose);
+  }
+  void end(Outcome outcome, std::string reason) const {
+    result.outcome = outcome;
+    result.reason = std::move(reason);
+  }
+  // False, with the reason in the result, if the candidate does not do one of the calls.
+  bool supported(std::initializer_list<Call> calls) const;
+  JudgeOptions judging(Painter* painter) const;
+};
+
+bool Run::supported(std::initializer_list<Call> calls) const {
+  turn(Turn::candidate);
+  try {
+    std::string why;
+    for (const Call& call : calls)
+      if (why.empty()) why = lacking_ability(candidate, call);
+    for (const Call& call : calls)
+      if (why.empty()) why = candidate.unsupported(call);
+    if (why.empty()) return true;
+    end(Outcome::unsupported, why);
+  } catch (const CandidateError& e) {
+    end(Outcome::fail, e.what());
+  }
+  return false;
+}
+
+JudgeOptions Run::judging(Painter* painter) const {
+  JudgeOptions judging;
+  judging.threads = options.oracle_threads;
+  judging.sample_rows = c.sample_rows;
+  judging.seed = c.seed;
+  judging.ball_rows = options.ball_rows;
+  judging.power = options.power;
+  judging.statistics = has_independent_zero_mean(c);
+  judging.without_lse = !candidate.abilities().lse;
+  if (painter) judging.judged = [painter](const Element& e) { painter->add(e); };
+  judging.untouched = [](const TensorView& t, Index at) { return holds_poison(t, at, Poison::nan); };
+  return judging;
+}
+
+// The pipeline: two guarded calls, the verdict, and whether the two agree. `take(verdict)` puts the
+// verdict into the result. Returns whether the case may go on; if not, its result is complete.
+template <class Step, class Take>
+bool judge_step(const Run& run, const Step& step, const typename Step::Out& first,
+                const JudgeOptions& judging, const Take& take) {
+  const typename Step::Out second = step.outputs();
+  run.turn(Turn::candidate);
+  auto start = Clock::now();
+  std::string wrong = run_guarded(step, run.candidate, first, Poison::nan, run.how);
+  if (!wrong.empty()) return run.end(Outcome::fail, wrong), false;
+  run.result.seconds.candidate += seconds_since(start);
+  wrong = run_guarded(step, run.candidate, second, Poison::large, run.how);
+  if (!wrong.empty()) return run.end(Outcome::fail, wrong), false;
+  const std::string differs = first_difference(first, second);
+
+  start = Clock::now();
+  run.turn(Turn::verdict);
+  const std::optional<Arithmetic> arithmetic = run.candidate.arithmetic(step.call(first), run.how);
+  take(step.judge(first, arithmetic, judging));
+  run.result.seconds.judge += seconds_since(start);
+  const Verdict& v = run.result.verdict;
+  run.end(v.outcome, v.reason);
+  if (v.outcome == Outcome::fail || v.outcome == Outcome::error) return false;
+  if (differs.empty()) return true;
+  run.end(Outcome::fail, fmt::format("poison: two runs whose {} were poisoned differently disagree: {}",
+                                     Step::what, differs));
+  return false;
+}
+
+template <class Step>
+void ask_relations(const Run& run, const Step& step, const typename Step::Out& base) {
+  if (!run.options.relations) return;
+  run.turn(Turn::candidate);
+  const bool promises = run.candidate.abilities().promises_bits;
+  Relations& found = run.result.relations;
+  for (const RelationOf<Step>& relation : step.relations())
+    found[relation.name] = relation.needs_promise && !promises
+                               ? Relation::not_applicable(other_order)
+                               : relation.ask({step, run.candidate, base});
+  for (const auto& [name, relation] : found)
+    if (relation.how == Relation::How::violated)
+      return run.end(Outcome::fail, fmt::format("relation {} {}", name, text_of(relation)));
+}
+
+void keep_pictures(const Run& run, const std::optional<Painter>& painter) {
+  if (painter && run.result.was_compared())
+    run.result.pictures = painter->pictures(run.result.verdict.row_tile);
+}
+
+Painter* address_of(std::optional<Painter>& painter) { return painter ? &*painter : nullptr; }
+
+void run_attention(const Run& run) {
+  run.turn(Turn::inputs);
+  auto start = Clock::now();
+  const Inputs inputs(run.c, run.options.around);
+  const ForwardStep step{run.c, inputs, run.candidate.abilities().lse};
+  const Outputs outputs = step.outputs();
+  run.result.seconds.generate = seconds_since(start);
+  if (!run.supported({step.call(outputs)})) return;
+  std::optional<Painter> painter;
+  if (run.options.pictures) painter.emplace(inputs.problem);
+  const auto take = [&](Verdict v) { run.result.verdict = std::move(v); };
+  if (judge_step(run, step, outputs, run.judging(address_of(painter)), take))
+    ask_relations(run, step, outputs);
+  keep_pictures(run, painter);
+}
+
+// The gradients are those of the candidate's own O and LSE, which are judged first.
+void run_backward(const Run& run) {
+  run.turn(Turn::inputs);
+  auto start = Clock::now();
+  const Inputs inputs(run.c, run.options.around);
+  const ForwardStep forward{run.c, inputs, run.candidate.abilities().lse};
+  const Outputs outputs = forward.outputs();
+  const BackwardStep backward{run.c, inputs, outputs};
+  const GradientOutputs gradients = backward.outputs();
+  run.result.seconds.generate = seconds_since(start);
+  if (!run.supported({backward.call(gradients), forward.call(outputs)})) return;
+  std::optional<Painter> painter;
+  if (run.options.pictures) painter.emplace(inputs.problem);
+  const JudgeOptions judging = run.judging(address_of(painter));
+  const auto take = [&](Verdict v) { run.result.verdict = std::move(v); };
+  const auto add = [&](const Verdict& v) { add_gradients(run.result.verdict, v); };
+  if (judge_step(run, forward, outputs, judging, take) &&
+      judge_step(run, backward, gradients, judging, add))
+    ask_relations(run, backward, gradients);
+  keep_pictures(run, painter);
+}
+
+void run_product(const Run& run) {
+  run.turn(Turn::inputs);
+  auto start = Clock::now();
+  const ProductInputs inputs(run.c, run.options.around);
+  const ProductStep step{run.c, inputs};
+  const ProductOutput outputs = step.outputs();
+  run.result.seconds.generate = seconds_since(start);
+  if (!run.supported({step.call(outputs)})) return;
+  const bool quantized = run.c.product.weights == Weights::quantized;
+  std::optional<Painter> painter;
+  if (run.options.pictures) painter.emplace(run.c.product.m, run.c.product.n);
+  const auto take = [&](Verdict v) {
+    run.result.verdict = std::move(v);
+    if (quantized)
+      run.result.quantization = quantization_error(
+          inputs.problem, [&](Index k, Index n) { return original_weight(run.c, k, n); });
+  };
+  if (judge_step(run, step, outputs, run.judging(address_of(painter)), take)) {
+    std::string wrong;
+    if (quantized && run.candidate.abilities().quantizer)
+      wrong = compare_quantization(run.c, run.candidate, inputs);
+    if (wrong.empty()) ask_relations(run, step, outputs);
+    else run.end(Outcome::fail, wrong);
+  }
+  keep_pictures(run, painter);
+}
+
+constexpr struct {
+  Operation operation;
+  void (*run)(const Run&);
+} operations[] = {
+    {Operation::attention, run_attention},
+    {Operation::backward, run_backward},
+    {Operation::product, run_product},
+};
+
+void check_memory(const Case& c) {
+  const auto pages = static_cast<Index>(sysconf(_SC_PHYS_PAGES));
+  const Index available = pages * static_cast<Index>(sysconf(_SC_PAGESIZE));
+  // Inputs and their snapshot, two sets of outputs, and the oracle's doubles of one head.
+  const Index oracle = 32 * c.shape.keys * (c.shape.dim + c.shape.value_dim);
+  const Index needed = 4 * case_bytes(c) + (c.operation == Operation::product ? 0 : oracle);
+  if (needed > available)
+    throw CaseError(0, fmt::format("the case needs about {} MiB; this machine has {} MiB of memory",
+                                   needed >> 20, available >> 20));
+}
+
+}  // namespace
+
+std::string_view name_of(Turn turn) {
+  constexpr std::array<std::string_view, 3> names = {"inputs", "candidate", "verdict"};
+  return names[static_cast<std::size_t>(turn)];
+}
+
+std::string check_command(const std::string& candidate, const std::string& line,
+                          Surroundings around) {
+  const char* pages = around == Surroundings::page_behind   ? " --guard-pages behind"
+                      : around == Surroundings::page_before ? " --guard-pages before"
+                                                            : "";
+  return fmt::format("assay check --candidate {}{} --case '{}'", candidate, pages, line);
+}
+
+bool has_independent_zero_mean(const Case& c) {
+  // Rows that share a few keys err together.
+  const bool many_keys = c.shape.keys * 4 >= c.shape.rows;
+  const bool even_scores = c.scores == Scores::normal || c.scores == Scores::flat ||
+                           c.scores == Scores::huge;
+  return many_keys && even_scores && c.values == Values::normal && c.pokes.empty() && !c.sink &&
+         c.hidden == Hidden::generated;
+}
+
+CaseResult failed_result(const std::string& line, const std::string& candidate, Outcome outcome,
+                         const std::string& reason, Surroundings around) {
+  CaseResult result;
+  result.line = line;
+  result.candidate = candidate;
+  result.reproduce = check_command(candidate, line, around);
+  result.outcome = outcome;
+  result.reason = reason;
+  return result;
+}
+
+CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& options) {
+  CaseResult result;
+  result.line = print_case(c);
+  result.candidate = candidate.name();
+  result.reproduce = check_command(result.candidate, result.line, options.around);
+  const bool product = c.operation == Operation::product;
+  result.dtype = product ? traits(c.product.format).name : format(c.dtype).name;
+  if (product) result.tail_step = tail_step_of(c.product.format);
+  check_memory(c);
+  const Run run{c, candidate, options, execution_of(c), result};
+  for (const auto& row : operations)
+    if (row.operation == c.operation) row.run(run);
+  return result;
+}
+
+}  // namespace assay

@@ -1,0 +1,266 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "harness/judging/step.h"
+#include "oracle/visibility.h"
+
+namespace assay {
+
+Call ForwardStep::call(const Out& out) const {
+  if (c.cache) return CachedCall{c, in, out.view()};
+  return ForwardCall{in.problem, out.view()};
+}
+
+WatchedInputs ForwardStep::watched() const {
+  return {{{"q", &in.q},
+           {"k", &in.k},
+           {"v", &in.v},
+           {"bias", &in.bias},
+           {"token_k", &in.token_k},
+           {"token_v", &in.token_v},
+           {"up_k", &in.up_k},
+           {"up_v", &in.up_v}},
+          &in.keep};
+}
+
+Verdict ForwardStep::judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
+                           const JudgeOptions& options) const {
+  if (arithmetic) return assay::judge(in.problem, out.view(), std::get<Contract>(*arithmetic), options);
+  return judge_by_ladder(in.problem, out.view(), 64, options);
+}
+
+bool scale_exactly(const Tensor& t, double factor) {
+  const TensorView& flat = t.view();
+  const auto bytes = static_cast<std::size_t>(format(flat.dtype).bits / 8);
+  const auto for_each = [&](const auto& body) {
+    for (const auto& [begin, end] : t.regions())
+      for (std::size_t e = begin / bytes; e < end / bytes; ++e)
+        if (!body(static_cast<Index>(e))) return false;
+    return true;
+  };
+  const bool exact = for_each([&](Index e) {
+    const double x = load(flat, e);
+    return std::isfinite(x) && round_to(flat.dtype, x * factor) == x * factor;
+  });
+  return exact && for_each([&](Index e) { return store(flat, e, load(flat, e) * factor), true; });
+}
+
+void negate_elements(const TensorView& t) {
+  for_each_index(t.shape, [&](Index b, Index h, Index i, Index d) {
+    const Index at = t.at(b, h, i, d);
+    store(t, at, -load(t, at));
+  });
+}
+
+bool shares_keys(const Case& c) {
+  for (LayoutKind l : {c.k_layout, c.v_layout})
+    if (l == LayoutKind::shared_head || l == LayoutKind::shared_batch) return true;
+  return false;
+}
+
+namespace {
+
+// Which keys some row of the first `rows` sees, through the query heads of kv head g.
+std::vector<char> seen_keys(const Attention& p, Index b, Index g, Index rows) {
+  const AttentionShape& s = p.shape;
+  std::vector<char> seen(static_cast<std::size_t>(s.keys), 0);
+  if (!masks_elements(p)) {
+    // A union of intervals, the same for every head.
+    std::vector<Index> depth(static_cast<std::size_t>(s.keys) + 1, 0);
+    for (Index i = 0; i < rows; ++i) {
+      const KeyInterval interval = visible_interval(p, b, i);
+      if (interval.begin >= interval.end) continue;
+      ++depth[static_cast<std::size_t>(interval.begin)];
+      --depth[static_cast<std::size_t>(interval.end)];
+    }
+    Index open = 0;
+    for (std::size_t j = 0; j < seen.size(); ++j) seen[j] = (open += depth[j]) > 0;
+    return seen;
+  }
+  RowVisibility row;
+  for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
+    for (Index i = 0; i < rows; ++i) {
+      evaluate_visibility(p, b, h, i, row);
+      for (Index j = row.begin; j < row.end; ++j) {
+        const auto key = static_cast<std::size_t>(j);
+        if (row.bias[key] != -std::numeric_limits<double>::infinity()) seen[key] = 1;
+      }
+    }
+  return seen;
+}
+
+}  // namespace
+
+Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, double fill) {
+  const AttentionShape& s = c.shape;
+  const TensorView &k = changed.problem.k, &v = changed.problem.v;
+  const double x =
+      std::isnan(fill) ? fill : round_to(c.dtype, std::min(fill, format(c.dtype).max_finite));
+  Index overwritten = 0;
+  for (Index b = 0; b < s.batch; ++b)
+    for (Index g = 0; g < s.kv_heads; ++g) {
+      const std::vector<char> seen = seen_keys(changed.problem, b, g, rows);
+      for (Index j = 0; j < s.keys; ++j) {
+        if (seen[static_cast<std::size_t>(j)]) continue;
+        ++overwritten;
+        for (Index d = 0; d < s.dim; ++d) store(k, k.at(b, g, j, d), x);
+        for (Index d = 0; d < s.value_dim; ++d) store(v, v.at(b, g, j, d), x);
+      }
+    }
+  return overwritten;
+}
+
+namespace {
+
+using AskedForward = Asked<ForwardStep>;
+
+// The same step on other inputs, or on another case.
+ForwardStep with_inputs(const ForwardStep& step, const Inputs& in) {
+  return {step.c, in, step.with_lse};
+}
+ForwardStep of_case(const ForwardStep& step, const Case& c, const Inputs& in) {
+  return {c, in, step.with_lse};
+}
+
+// V -> -V gives O -> -O.
+Relation negated_values(const AskedForward& asked) {
+  const ForwardStep& step = asked.step;
+  const Inputs changed(step.c, step.in.around);
+  if (!scale_exactly(changed.v, -1)) return Relation::not_applicable("V is not finite");
+  return same_after(asked, with_inputs(step, changed), execution_of(step.c),
+                    [](const Outputs& out) { negate_elements(out.o.view()); });
+}
+
+// Q -> 2 Q, K -> K / 2 changes no product.
+Relation exchanged_scale(const AskedForward& asked) {
+  const ForwardStep& step = asked.step;
+  const Inputs changed(step.c, step.in.around);
+  if (!scale_exactly(changed.q, 2) || !scale_exactly(changed.k, 0.5))
+    return Relation::not_applicable("Q or K would round");
+  return same_after(asked, with_inputs(step, changed), execution_of(step.c));
+}
+
+// What no row of the first `rows` sees may hold anything: those rows do not change. With all rows this
+// is padding; with some of them it is "the future does not leak into the past".
+Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
+  const ForwardStep& step = asked.step;
+  if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
+  const Inputs changed(step.c, step.in.around);
+  if (overwrite_unseen_keys(step.c, changed, rows, fill) == 0)
+    return Relation::not_applicable("every key is seen");
+  const ForwardStep other = with_inputs(step, changed);
+  const Outputs out = step.outputs();
+  const kernels::Execution how = execution_of(step.c);
+  const std::string wrong = run_guarded(other, asked.candidate, out, Poison::nan, how);
+  if (!wrong.empty()) return Relation::violated(wrong);
+  Relation found = Relation::unless(first_difference(asked.base, out, rows));
+  if (found.how == Relation::How::held || !std::isnan(fill)) return found;
+  // A leak, or a weight of 0 that met NaN?
+  const Inputs finite(step.c, step.in.around);
+  overwrite_unseen_keys(step.c, finite, rows, 1e30);
+  if (same_after(asked, with_inputs(step, finite), how, rows).how == Relation::How::held)
+    found.why +=
+        "; with finite numbers there nothing changes: the keys are masked, and 0 times NaN is added";
+  return found;
+}
+
+Relation unseen_keys_nan(const AskedForward& asked) {
+  return unseen_keys(asked, asked.step.c.shape.rows, std::numeric_limits<double>::quiet_NaN());
+}
+Relation unseen_keys_large(const AskedForward& asked) {
+  return unseen_keys(asked, asked.step.c.shape.rows, 1e30);
+}
+Relation future_of_early_rows(const AskedForward& asked) {
+  const Index early = (asked.step.c.shape.rows + 1) / 3;
+  return unseen_keys(asked, early, std::numeric_limits<double>::quiet_NaN());
+}
+
+// A call for another problem in between leaves nothing behind: its other causality, window, scale and
+// mask are forgotten.
+Relation after_another_call(const AskedForward& asked) {
+  const ForwardStep& step = asked.step;
+  const Case& c = step.c;
+  Case scaled = c;
+  scaled.scale = 2 * step.in.problem.scale;
+  Case other = scaled;
+  other.causal = !c.causal;
+  other.window_left = c.window_left < 0 ? 1 : -1;
+  // A mask of the keys alone takes no memory to speak of.
+  if (c.keep.pattern == MaskPattern::none)
+    other.keep = {MaskPattern::random, {true, false, false, true}};
+  else other.keep = {};
+  for (const Case& between : {other, scaled}) {
+    const Inputs in(between, step.in.around);
+    const ForwardStep another = of_case(step, between, in);
+    const Outputs ignored = another.outputs();
+    if (!asked.candidate.unsupported(another.call(ignored)).empty()) continue;
+    const std::string wrong =
+        run_guarded(another, asked.candidate, ignored, Poison::nan, execution_of(c));
+    if (!wrong.empty()) return Relation::violated(fmt::format("{}: {}", print_case(between), wrong));
+    return same_after(asked, step, execution_of(c));
+  }
+  return Relation::not_applicable("the candidate takes no other problem of this shape");
+}
+
+Relation same_case(const AskedForward& asked, const Case& c) {
+  const ForwardStep& step = asked.step;
+  return same_after(asked, of_case(step, c, step.in), execution_of(c));
+}
+
+// Rows come in other chunks: in one call, or in several where there was one.
+Relation other_chunks(const AskedForward& asked) {
+  Case chunked = asked.step.c;
+  if (!can_chunk(chunked))
+    return Relation::not_applicable("rows see later keys, or dropout counts them");
+  const bool one_call = chunked.cache.chunks.empty();
+  chunked.cache.chunks = one_call ? std::vector<Index>{2, 3, 1} : std::vector<Index>{};
+  return same_case(asked, chunked);
+}
+
+// Pages of another size, or pages where there were none.
+Relation other_pages(const AskedForward& asked) {
+  Case paged = asked.step.c;
+  if (paged.cache.kind == CacheSpec::Kind::contiguous) paged.cache.kind = CacheSpec::Kind::paged;
+  paged.cache.page = paged.cache.page == 3 ? 7 : 3;
+  return same_case(asked, paged);
+}
+
+// Without a cache, on the keys and values themselves.
+Relation no_cache(const AskedForward& asked) {
+  const ForwardStep& step = asked.step;
+  if (step.c.cache.kind == CacheSpec::Kind::latent || step.c.cache_dtype() != step.c.dtype)
+    return Relation::not_applicable("the cache rounds or projects");
+  Case direct = step.c;
+  direct.cache = {};
+  const Inputs in(direct, step.in.around);
+  return same_after(asked, of_case(step, direct, in), execution_of(direct));
+}
+
+constexpr RelationOf<ForwardStep> forward_relations[] = {
+    {"threads", same_on_other_threads<ForwardStep>},
+    {"after-another", after_another_call},
+    {"negated-values", negated_values},
+    {"exchanged-scale", exchanged_scale},
+    {"unseen-keys-nan", unseen_keys_nan},
+    {"unseen-keys-large", unseen_keys_large},
+    {"future-of-early-rows", future_of_early_rows},
+};
+
+constexpr RelationOf<ForwardStep> relations_of_a_cache[] = {
+    {"threads", same_on_other_threads<ForwardStep>},
+    {"chunks", other_chunks, true},
+    {"pages", other_pages, true},
+    {"no-cache", no_cache, true},
+};
+
+}  // namespace
+
+std::span<const RelationOf<ForwardStep>> ForwardStep::relations() const {
+  if (c.cache) return relations_of_a_cache;
+  return forward_relations;
+}
+
+}  // namespace assay

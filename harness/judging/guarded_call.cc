@@ -1,0 +1,88 @@
+#include "harness/judging/guarded_call.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <exception>
+
+#include "kernels/targets.h"
+
+namespace assay {
+namespace {
+
+std::string failure_of(const kernels::Status& status) {
+  if (status.ok()) return {};
+  return fmt::format("status {} ({}): {}", static_cast<int>(status.code),
+                     kernels::message_of(status.code), status.detail);
+}
+
+std::vector<std::byte> bytes_of(const WatchedInputs& inputs) {
+  std::vector<std::byte> all;
+  for (const auto& [name, t] : inputs.tensors)
+    for (const auto& [begin, end] : t->regions())
+      if (begin < end) all.insert(all.end(), t->bytes() + begin, t->bytes() + end);
+  if (inputs.keep) {
+    const auto* mask = reinterpret_cast<const std::byte*>(inputs.keep->data());
+    all.insert(all.end(), mask, mask + inputs.keep->size());
+  }
+  return all;
+}
+
+// As messages name it: in lower case, d_bias for dBias.
+std::string tensor_name(Output output) {
+  switch (output) {
+    case Output::d_bias: return "d_bias";
+    case Output::d_sink: return "d_sink";
+    default: break;
+  }
+  std::string name(name_of(output));
+  std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
+  return name;
+}
+
+}  // namespace
+
+kernels::Execution execution_of(const Case& c) {
+  const std::optional<kernels::Target> target = kernels::Target::named(c.target);
+  if (!target)
+    throw CaseError(0, fmt::format("target={} is not one that this machine runs: {}", c.target,
+                                   fmt::join(kernels::runnable_targets(), ", ")));
+  return {static_cast<int>(c.threads), *target};
+}
+
+kernels::Execution on_other_threads(const Case& c) {
+  kernels::Execution how = execution_of(c);
+  how.threads = c.threads == 1 ? 2 : 1;
+  return how;
+}
+
+std::string call_plainly(Candidate& candidate, const Request& request) {
+  try {
+    return failure_of(candidate.run(request));
+  } catch (const CandidateError& e) {
+    return e.what();
+  } catch (const std::exception& e) {
+    return fmt::format("the candidate threw: {}", e.what());
+  } catch (...) {
+    return "the candidate threw something that is no std::exception";
+  }
+}
+
+std::string call_guarded(Candidate& candidate, const Request& request, const WatchedInputs& inputs,
+                         const NamedOutputs& outputs, Poison with) {
+  for (const auto& [output, t] : outputs) poison(*t, with);
+  const std::vector<std::byte> before = bytes_of(inputs);
+  if (std::string failure = call_plainly(candidate, request); !failure.empty()) return failure;
+  for (const auto& [name, t] : inputs.tensors)
+    if (!t->guards_intact()) return fmt::format("{}: a guard band was overwritten", name);
+  for (const auto& [output, t] : outputs)
+    if (!t->guards_intact())
+      return fmt::format("{}: a guard band was overwritten", tensor_name(output));
+  for (const auto& [output, t] : outputs)
+    if (!gaps_intact(*t, with))
+      return fmt::format("{}: bytes between its elements were overwritten", tensor_name(output));
+  if (bytes_of(inputs) != before) return "an input was changed";
+  return {};
+}
+
+}  // namespace assay

@@ -1,0 +1,71 @@
+// The outputs of one call of a candidate, as named tensors, and the poison that fills them before it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "oracle/verdict.h"
+#include "problem/generate.h"
+
+namespace assay {
+
+struct NamedOutput {
+  Output output{};
+  const Tensor* tensor = nullptr;
+};
+// In the order in which they are compared.
+using NamedOutputs = std::vector<NamedOutput>;
+
+struct Outputs {
+  // O and LSE. lse false: there is none.
+  explicit Outputs(const Case& c, bool with_lse = true, Surroundings around = Surroundings::bands);
+  Tensor o, lse;
+  AttentionOutput view() const { return {o.view(), lse.view()}; }
+  NamedOutputs named() const { return {{Output::lse, &lse}, {Output::o, &o}}; }
+};
+
+// dQ, dK and dV are laid out as Q, K and V (BHSD where those share storage), in the dtype of O; dBias
+// varies as the bias does. What surrounds them is what surrounds the inputs.
+struct GradientOutputs {
+  GradientOutputs(const Case& c, const Inputs& inputs);
+  Tensor dq, dk, dv, d_bias, d_sink;
+  AttentionGradients view() const {
+    return {dq.view(), dk.view(), dv.view(), d_bias.view(), d_sink.view()};
+  }
+  NamedOutputs named() const {
+    return {{Output::dq, &dq},
+            {Output::dk, &dk},
+            {Output::dv, &dv},
+            {Output::d_bias, &d_bias},
+            {Output::d_sink, &d_sink}};
+  }
+};
+
+// C, laid out as the case says.
+struct ProductOutput {
+  explicit ProductOutput(const Case& c, Surroundings around = Surroundings::bands);
+  Tensor c;
+  NamedOutputs named() const { return {{Output::c, &c}}; }
+};
+
+// What an output is filled with before a call. The NaN carries a payload of its own, so that an
+// element that nobody has written is recognised.
+enum class Poison { nan, large };
+void poison(const Tensor& t, Poison with);
+bool holds_poison(const TensorView& t, Index position, Poison with);
+// Whether the bytes between the elements of a poisoned output are as poison() left them.
+bool gaps_intact(const Tensor& t, Poison with);
+
+// "LSE[b=0, h=1, row=4, column=0]: 1.5 and 1.25" of the first element whose bits differ; empty if none
+// does. Any two NaN are equal, and so are +0 and -0. Only the first `rows` rows of every head are
+// compared (negative: all).
+std::string first_difference(const NamedOutputs& a, const NamedOutputs& b, Index rows = -1);
+template <class Set>
+std::string first_difference(const Set& a, const Set& b, Index rows = -1) {
+  return first_difference(a.named(), b.named(), rows);
+}
+// Row i of x against row j of y, both [1, 1, M, N].
+std::string first_difference_of_rows(const char* name, const TensorView& x, Index i,
+                                     const TensorView& y, Index j);
+
+}  // namespace assay

@@ -1,0 +1,48 @@
+// Inside harness/: gathers what a report draws of a case while its elements are judged.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+#include "harness/results/pictures.h"
+
+namespace assay {
+
+class Painter {
+ public:
+  // Of attention, whose masks are drawn; of a product.
+  explicit Painter(const Attention& problem);
+  Painter(Index rows, Index columns);
+
+  // May be called by any thread.
+  void add(const Element& e);
+
+  Pictures pictures(Index row_tile) const;
+
+ private:
+  static constexpr Index most_cells = 64, most_mask_cells = 96, most_maps = 4;
+
+  // The largest error/bound in each cell of so many rows and columns; -1: none.
+  struct Grid {
+    Index rows = 1, columns = 1, row_step = 1, column_step = 1;
+    std::vector<double> cells;
+    double worst = -1;
+
+    Index cell_columns() const { return (columns + column_step - 1) / column_step; }
+  };
+  using Place = std::tuple<Output, Index, Index>;  // an output, b, h
+  Grid make_grid(Output output) const;
+  static Pictures::Map map_of(const Place& place, const Grid& grid);
+
+  AttentionShape shape_;
+  std::vector<Pictures::Mask> mask_;
+  Index product_rows_ = 0, product_columns_ = 0;
+  mutable std::mutex mutex_;
+  std::map<Place, Grid> grids_;
+  std::map<Index, double> tiles_;  // of O, by row
+  std::map<Output, std::vector<std::int64_t>> ulps_;
+};
+
+}  // namespace assay

@@ -1,0 +1,130 @@
+// Inside harness/: what the judging of a case is made of. A step is one call of the candidate whose
+// outputs are judged: O and LSE, the gradients, or a product. Attention is one step, its backward pass
+// two, a product one.
+//
+// A step type S says:
+//   S::Out                            its outputs, a set of named tensors
+//   S::what                           how messages call them
+//   Out outputs() const               fresh ones
+//   Call call(const Out&) const       the call that fills them
+//   WatchedInputs watched() const     what that call reads
+//   Verdict judge(out, arithmetic, options) const
+//   std::span<const RelationOf<S>> relations() const
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "harness/judging/guarded_call.h"
+#include "harness/results/result.h"
+
+namespace assay {
+
+// A step that has run, and the outputs that its relations are compared with.
+template <class Step>
+struct Asked {
+  const Step& step;
+  Candidate& candidate;
+  const typename Step::Out& base;
+};
+
+// A metamorphic relation: a second problem whose outputs follow bit for bit from those of the first,
+// whatever they are. It needs no bound, so it sees what a bound cannot; docs/verdict.md lists them.
+template <class Step>
+struct RelationOf {
+  const char* name;
+  Relation (*ask)(const Asked<Step>&);
+  bool needs_promise = false;  // holds only for a candidate that promises bits
+};
+
+template <class Step>
+std::string run_guarded(const Step& step, Candidate& candidate, const typename Step::Out& out,
+                        Poison with, const kernels::Execution& how) {
+  return call_guarded(candidate, {step.call(out), how}, step.watched(), out.named(), with);
+}
+
+// Runs a changed step, lets `undo(outputs)` take the change back, and compares the first `rows` rows
+// (negative: all) of every head.
+template <class Step, class Undo>
+Relation same_after(const Asked<Step>& asked, const Step& changed, const kernels::Execution& how,
+                    const Undo& undo, Index rows = -1) {
+  const typename Step::Out out = changed.outputs();
+  const std::string wrong = run_guarded(changed, asked.candidate, out, Poison::nan, how);
+  if (!wrong.empty()) return Relation::violated(wrong);
+  undo(out);
+  return Relation::unless(first_difference(asked.base, out, rows));
+}
+template <class Step>
+Relation same_after(const Asked<Step>& asked, const Step& changed, const kernels::Execution& how,
+                    Index rows = -1) {
+  return same_after(asked, changed, how, [](const auto&) {}, rows);
+}
+
+template <class Step>
+Relation same_on_other_threads(const Asked<Step>& asked) {
+  return same_after(asked, asked.step, on_other_threads(asked.step.c));
+}
+
+// O and LSE, directly or through a cache.
+struct ForwardStep {
+  using Out = Outputs;
+  static constexpr const char* what = "outputs";
+
+  const Case& c;
+  const Inputs& in;
+  bool with_lse = true;
+
+  Out outputs() const { return Out(c, with_lse, in.around); }
+  Call call(const Out& out) const;
+  WatchedInputs watched() const;
+  Verdict judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
+                const JudgeOptions& options) const;
+  std::span<const RelationOf<ForwardStep>> relations() const;
+};
+
+// The gradients, from the O and LSE of a forward step that was judged.
+struct BackwardStep {
+  using Out = GradientOutputs;
+  static constexpr const char* what = "gradients";
+
+  const Case& c;
+  const Inputs& in;
+  const Outputs& forward;
+
+  Out outputs() const { return Out(c, in); }
+  Call call(const Out& out) const;
+  WatchedInputs watched() const;
+  AttentionBackwardInput input() const {
+    return {forward.o.view(), forward.lse.view(), in.d_o.view()};
+  }
+  Verdict judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
+                const JudgeOptions& options) const;
+  std::span<const RelationOf<BackwardStep>> relations() const;
+};
+
+// C = A W.
+struct ProductStep {
+  using Out = ProductOutput;
+  static constexpr const char* what = "outputs";
+
+  const Case& c;
+  const ProductInputs& in;
+
+  Out outputs() const { return Out(c, in.around); }
+  Call call(const Out& out) const;
+  WatchedInputs watched() const;
+  Verdict judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
+                const JudgeOptions& options) const;
+  std::span<const RelationOf<ProductStep>> relations() const;
+};
+
+// Whether every element of a storage can be multiplied by the factor without rounding; does so if it
+// can.
+bool scale_exactly(const Tensor& t, double factor);
+void negate_elements(const TensorView& t);
+// Fills K and V at the keys that no row of the first `rows` sees; returns how many those are.
+Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, double fill);
+// Whether several keys share one place in memory, so that no key can be overwritten alone.
+bool shares_keys(const Case& c);
+
+}  // namespace assay

@@ -1,0 +1,36 @@
+#include "harness/results/adequacy.h"
+
+#include <fmt/format.h>
+
+namespace assay {
+
+void Adequacy::add(const CaseResult& r) {
+  if (!r.was_compared() || r.outcome != Outcome::pass) return;
+  Cells& cells = cells_[{r.dtype, r.verdict.tile}];
+  cells.tail_lanes = r.verdict.tile - r.tail_step;
+  for (std::size_t kind = 0; kind < tile_kind_count; ++kind)
+    for (std::size_t change = 0; change < change_count; ++change)
+      cells.lanes[kind][change] |= r.verdict.power.lanes[kind][change];
+}
+
+std::map<std::string, AdequacyCells> Adequacy::summary() const {
+  std::map<std::string, AdequacyCells> all;
+  for (const auto& [key, cells] : cells_) {
+    const auto& [dtype, tile] = key;
+    AdequacyCells& entry = all[fmt::format("{} tile {}", dtype, tile)];
+    for (std::size_t kind = 0; kind < tile_kind_count; ++kind)
+      for (std::size_t change = 0; change < change_count; ++change) {
+        const auto of_tile = static_cast<TileKind>(kind);
+        const Index lanes = of_tile == TileKind::tail ? cells.tail_lanes : tile;
+        Index here = 0;
+        for (Index lane = 0; lane < lanes; ++lane)
+          here += cells.lanes[kind][change][static_cast<std::size_t>(lane)];
+        entry.shown += here;
+        entry.cells += lanes;
+        if (here < lanes) entry.missing[of_tile][static_cast<Change>(change)] = lanes - here;
+      }
+  }
+  return all;
+}
+
+}  // namespace assay

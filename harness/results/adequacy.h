@@ -1,0 +1,44 @@
+// Lanes of every kind of tile, by dtype and tile width: the union of the power certificates of a suite.
+#pragma once
+
+#include <array>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "harness/results/result.h"
+
+namespace assay {
+
+// Cells are triples of a kind of tile, a lane and a change.
+struct AdequacyCells {
+  Index shown = 0, cells = 0;
+  // How many are not shown, by kind of tile and change; only where some are not.
+  std::map<TileKind, std::map<Change, Index>> missing;
+  bool operator==(const AdequacyCells&) const = default;
+};
+
+template <class Fields, Described<AdequacyCells> Value>
+void describe_fields(Fields& fields, Value& a) {
+  fields("shown", a.shown);
+  fields("cells", a.cells);
+  fields.unless("missing", a.missing, {});
+}
+
+class Adequacy {
+ public:
+  // Only what passed counts.
+  void add(const CaseResult& result);
+  // By "dtype tile".
+  std::map<std::string, AdequacyCells> summary() const;
+
+ private:
+  struct Cells {
+    Index tail_lanes = 0;
+    std::array<std::array<std::bitset<max_tile>, change_count>, tile_kind_count> lanes;
+  };
+  std::map<std::pair<std::string, Index>, Cells> cells_;  // by dtype and tile width
+};
+
+}  // namespace assay

@@ -1,0 +1,83 @@
+// The score of a hunt for planted faults: `assay faults --json`. docs/results.md says what each field is.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "harness/results/schema.h"
+
+namespace assay {
+
+// One fault, hunted by a suite until a case killed it.
+struct FaultHunt {
+  std::string fault, fault_class, suite;
+  bool killed = false;
+  std::size_t cases = 0;  // run until then
+  double seconds = 0;
+  std::string line, reason;  // of the case that killed it
+};
+
+// A fault that no input shows.
+struct EquivalentFault {
+  std::string fault, fault_class, proof;
+};
+
+// The same cases on the kernel without a fault.
+struct UnplantedRun {
+  std::string suite;
+  std::size_t cases = 0;
+  double seconds = 0;
+  bool false_alarm = false;
+  std::string line, reason;  // of the false alarm
+};
+
+struct FaultsScore {
+  std::uint64_t seed = 1;
+  std::size_t killed = 0;
+  std::size_t out_of_reach = 0;  // faults of an operation of which the suite has no case
+  std::vector<FaultHunt> faults;
+  std::vector<EquivalentFault> equivalent;
+  std::vector<UnplantedRun> unplanted;
+};
+
+template <class Fields, Described<FaultHunt> Value>
+void describe_fields(Fields& fields, Value& f) {
+  fields("fault", f.fault);
+  fields("class", f.fault_class);
+  fields("suite", f.suite);
+  fields("killed", f.killed);
+  fields("cases", f.cases);
+  fields("seconds", f.seconds);
+  fields("case", f.line);
+  fields("reason", f.reason);
+}
+
+template <class Fields, Described<EquivalentFault> Value>
+void describe_fields(Fields& fields, Value& f) {
+  fields("fault", f.fault);
+  fields("class", f.fault_class);
+  fields("proof", f.proof);
+}
+
+template <class Fields, Described<UnplantedRun> Value>
+void describe_fields(Fields& fields, Value& u) {
+  fields("suite", u.suite);
+  fields("cases", u.cases);
+  fields("seconds", u.seconds);
+  fields("false_alarm", u.false_alarm);
+  fields("case", u.line);
+  fields("reason", u.reason);
+}
+
+template <class Fields, Described<FaultsScore> Value>
+void describe_fields(Fields& fields, Value& s) {
+  fields.constant("format", 1);
+  fields("seed", s.seed);
+  fields("killed", s.killed);
+  fields("out_of_reach", s.out_of_reach);
+  fields("faults", s.faults);
+  fields("equivalent", s.equivalent);
+  fields("unplanted", s.unplanted);
+}
+
+}  // namespace assay

@@ -1,0 +1,116 @@
+// What a report draws of one case: how near every element came to its bound, and which keys its rows
+// see. An empty cell holds no element that a bound judged.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "harness/results/schema.h"
+#include "oracle/verdict.h"
+
+namespace assay {
+
+using OptionalRatios = std::vector<std::optional<double>>;
+
+struct Pictures {
+  // The largest error/bound in cells of so many rows and columns, of one head.
+  struct Map {
+    Output output{};
+    Index b = 0, h = 0;
+    Index rows = 1, columns = 1, row_step = 1, column_step = 1;
+    std::string row_axis;  // "query" or "key"
+    std::vector<OptionalRatios> cells;
+    bool operator==(const Map&) const = default;
+  };
+  // The largest error/bound of every head, by batch.
+  struct Heads {
+    Output output{};
+    std::vector<OptionalRatios> ratios;
+    bool operator==(const Heads&) const = default;
+  };
+  // The largest error/bound of O in every tile of rows.
+  struct Tiles {
+    Index tile = 1;
+    OptionalRatios ratios;
+    bool operator==(const Tiles&) const = default;
+  };
+  // Elements by their error in ulps: in the bins between the edges, and above them.
+  struct Ulps {
+    Output output{};
+    std::vector<double> edges;
+    std::vector<std::int64_t> counts;
+    std::int64_t above = 0;
+    bool operator==(const Ulps&) const = default;
+  };
+  // Which share of the pairs in a cell is visible, as a digit; a row of cells is a string.
+  struct Mask {
+    Index b = 0, h = 0;
+    Index rows = 1, keys = 1, row_step = 1, key_step = 1;
+    std::vector<std::string> cells;
+    bool operator==(const Mask&) const = default;
+  };
+
+  std::vector<Map> maps;
+  std::vector<Heads> heads;
+  std::optional<Tiles> tiles;
+  std::vector<Ulps> ulps;
+  std::vector<Mask> mask;
+  bool operator==(const Pictures&) const = default;
+};
+
+template <class Fields, Described<Pictures::Map> Value>
+void describe_fields(Fields& fields, Value& m) {
+  fields("output", m.output);
+  fields("b", m.b);
+  fields("h", m.h);
+  fields("rows", m.rows);
+  fields("columns", m.columns);
+  fields("row_step", m.row_step);
+  fields("column_step", m.column_step);
+  fields("row_axis", m.row_axis);
+  fields("cells", m.cells);
+}
+
+template <class Fields, Described<Pictures::Heads> Value>
+void describe_fields(Fields& fields, Value& h) {
+  fields("output", h.output);
+  fields("ratios", h.ratios);
+}
+
+template <class Fields, Described<Pictures::Tiles> Value>
+void describe_fields(Fields& fields, Value& t) {
+  fields("tile", t.tile);
+  fields("ratios", t.ratios);
+}
+
+template <class Fields, Described<Pictures::Ulps> Value>
+void describe_fields(Fields& fields, Value& u) {
+  fields("output", u.output);
+  fields("edges", u.edges);
+  fields("counts", u.counts);
+  fields("above", u.above);
+}
+
+template <class Fields, Described<Pictures::Mask> Value>
+void describe_fields(Fields& fields, Value& m) {
+  fields("b", m.b);
+  fields("h", m.h);
+  fields("rows", m.rows);
+  fields("keys", m.keys);
+  fields("row_step", m.row_step);
+  fields("key_step", m.key_step);
+  fields("cells", m.cells);
+}
+
+// The fields of a result that hold its pictures.
+template <class Fields, Described<Pictures> Value>
+void describe_fields(Fields& fields, Value& p) {
+  fields.unless("maps", p.maps, {});
+  fields.unless("heads", p.heads, {});
+  fields.optional("tiles", p.tiles);
+  fields.unless("ulps", p.ulps, {});
+  fields.unless("mask", p.mask, {});
+}
+
+}  // namespace assay

@@ -1,0 +1,80 @@
+// The result of one case, as judging makes it, as workers send it and as reports and stores read it.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "harness/results/pictures.h"
+#include "harness/results/schema.h"
+#include "oracle/product.h"
+#include "oracle/verdict.h"
+
+namespace assay {
+
+// What came of asking a metamorphic relation.
+struct Relation {
+  enum class How : std::uint8_t { held, violated, not_applicable } how = How::held;
+  std::string why;  // empty where it held
+
+  static Relation held() { return {}; }
+  static Relation violated(std::string why) { return {How::violated, std::move(why)}; }
+  static Relation not_applicable(std::string why) { return {How::not_applicable, std::move(why)}; }
+  // Held if nothing differs, else violated by this difference.
+  static Relation unless(std::string difference) {
+    return difference.empty() ? held() : violated(std::move(difference));
+  }
+  bool operator==(const Relation&) const = default;
+};
+std::string_view name_of(Relation::How how);
+constexpr int count_of(Relation::How) { return 3; }
+// "held", "violated: ..." or "not applicable: ...".
+std::string text_of(const Relation& relation);
+using Relations = std::map<std::string, Relation>;
+
+struct Seconds {
+  double generate = 0, candidate = 0, judge = 0;
+  double sum() const { return generate + candidate + judge; }
+  bool operator==(const Seconds&) const = default;
+};
+
+struct CaseResult {
+  std::string line;       // of the case; of a record without one, its name and file
+  std::string candidate;
+  std::string reproduce;  // a command
+  std::string dtype;      // of Q, or of the weights of a product; empty: nothing was run
+  Outcome outcome = Outcome::error;
+  std::string reason;
+  bool bad_input = false;  // the error lies in what was asked, not in this machine
+  std::string shrunk;      // the smallest failing line that was found; empty: none was looked for
+  Seconds seconds;
+  Verdict verdict;         // no outputs: nothing was compared
+  Index tail_step = 1;     // a tail is shorter than a tile by a multiple of it
+  Relations relations;
+  // Of a product whose weights were quantized, whatever the kernel does.
+  std::optional<QuantizationError> quantization;
+  std::optional<Pictures> pictures;  // if they were asked for and something was judged
+
+  bool was_compared() const { return !verdict.outputs.empty(); }
+  std::int64_t elements_compared() const;
+};
+
+// The largest error/bound of a result, infinity included, and its output; nothing if no output has one.
+std::optional<std::pair<Output, double>> worst_ratio(const CaseResult& result);
+// The largest one that is a finite number; -1 if there is none.
+double worst_finite_ratio(const CaseResult& result);
+
+// A tail of 2:4 sparse weights is shorter than a tile by a multiple of four.
+inline Index tail_step_of(LowBit format) { return format == LowBit::fp4_sparse ? 4 : 1; }
+
+// Whether a candidate was right as far as it was judged.
+inline bool passed(Outcome outcome) { return outcome == Outcome::pass || outcome == Outcome::suspect; }
+
+// The document of a result: docs/results.md says what each field is.
+Json to_json(const CaseResult& result);
+// Throws SchemaError, whose message begins with `where`.
+void read_json(const Json& json, const std::string& where, CaseResult& result);
+
+}  // namespace assay

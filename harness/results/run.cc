@@ -1,0 +1,69 @@
+#include "harness/results/run.h"
+
+namespace assay {
+
+template <class Fields, Described<Machine> Value>
+void describe_fields(Fields& fields, Value& m) {
+  fields("cpu", m.cpu);
+  fields("threads", m.threads);
+  fields("simd target", m.simd_target);
+  fields("simd targets", m.simd_targets);
+  fields("memory MiB", m.memory_mib);
+  fields("compiler", m.compiler);
+  fields("flags", m.flags);
+  fields("commit", m.commit);
+  fields("assay", m.release);
+}
+
+template <class Fields, Described<Run> Value>
+void describe_summary(Fields& fields, Value& run) {
+  auto& s = run.summary;
+  fields("sentence", s.sentence);
+  fields.derived("cases", run.results.size());
+  // A suspect has passed, too.
+  fields("passed", s.counts.pass);
+  fields("failed", s.counts.fail);
+  fields("suspect", s.counts.suspect);
+  fields("inconclusive", s.counts.inconclusive);
+  fields("unsupported", s.counts.unsupported);
+  fields("errors", s.counts.error);
+  fields("not_run", s.not_run);
+  fields("elements", s.elements);
+  fields("seconds", s.seconds);
+  fields("adequacy", s.adequacy);
+}
+
+template <class Fields, Described<Run> Value>
+void describe_fields(Fields& fields, Value& run) {
+  fields.constant("format", 1);
+  fields("suite", run.suite);
+  fields("candidate", run.candidate);
+  fields("seed", run.seed);
+  fields("machine", run.machine);
+  fields("results", run.results);
+  fields.object("summary", [&](auto& summary) { describe_summary(summary, run); });
+}
+
+Json to_json(const Machine& machine) { return write_fields(machine); }
+Json to_json(const Run& run) { return write_fields(run); }
+void read_json(const Json& json, const std::string& where, Machine& machine) {
+  read_fields(json, where, machine);
+}
+void read_json(const Json& json, const std::string& where, Run& run) {
+  read_fields(json, where, run);
+}
+
+OutcomeCounts count_outcomes(const std::vector<CaseResult>& results) {
+  OutcomeCounts n;
+  for (const CaseResult& r : results) switch (r.outcome) {
+      case Outcome::pass: ++n.pass; break;
+      case Outcome::fail: ++n.fail; break;
+      case Outcome::suspect: ++n.suspect; break;
+      case Outcome::inconclusive: ++n.inconclusive; break;
+      case Outcome::unsupported: ++n.unsupported; break;
+      case Outcome::error: ++n.error; break;
+    }
+  return n;
+}
+
+}  // namespace assay

@@ -1,0 +1,52 @@
+// The document of a run: what ran, on which machine, what came of it in all, and the result of every
+// case. `assay check --json` and `assay verify --json` write it; docs/results.md says what each field is.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "harness/results/adequacy.h"
+
+namespace assay {
+
+struct Machine {
+  std::string cpu;
+  int threads = 1;
+  std::string simd_target, simd_targets;
+  Index memory_mib = 0;
+  std::string compiler, flags, commit, release;
+};
+
+// How many results have each outcome.
+struct OutcomeCounts {
+  std::size_t pass = 0, fail = 0, suspect = 0, inconclusive = 0, unsupported = 0, error = 0;
+  std::size_t compared() const { return pass + fail + suspect; }
+};
+
+struct RunSummary {
+  std::string sentence;  // the last line that is printed
+  OutcomeCounts counts;
+  std::size_t not_run = 0;  // for lack of time
+  std::int64_t elements = 0;
+  double seconds = 0;
+  std::map<std::string, AdequacyCells> adequacy;
+};
+
+struct Run {
+  std::string suite, candidate;
+  std::uint64_t seed = 1;
+  Machine machine;
+  RunSummary summary;
+  std::vector<CaseResult> results;
+};
+
+Json to_json(const Machine& machine);
+Json to_json(const Run& run);
+// Throw SchemaError, whose message begins with `where`.
+void read_json(const Json& json, const std::string& where, Machine& machine);
+void read_json(const Json& json, const std::string& where, Run& run);
+
+OutcomeCounts count_outcomes(const std::vector<CaseResult>& results);
+
+}  // namespace assay

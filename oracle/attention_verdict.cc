@@ -1,0 +1,373 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <mutex>
+
+#include "oracle/decide.h"
+#include "oracle/row_sample.h"
+#include "oracle/tally.h"
+#include "oracle/verdict.h"
+#include "problem/parallel.h"
+
+namespace assay {
+namespace {
+
+constexpr double inf = std::numeric_limits<double>::infinity();
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+// Balls start with as many bits, and take twice as many until every element is decided.
+constexpr long first_ball_bits = 128, last_ball_bits = 512;
+
+// What a task finds out about its rows.
+struct RowTally {
+  explicit RowTally(const JudgeOptions& options) : elements(options) {}
+
+  Tally elements;
+  std::vector<double> slopes;  // of error on value, one for each row
+  bool oracle_inconsistent = false;
+
+  void merge(const RowTally& other) {
+    elements.merge(other.elements);
+    slopes.insert(slopes.end(), other.slopes.begin(), other.slopes.end());
+    oracle_inconsistent = oracle_inconsistent || other.oracle_inconsistent;
+  }
+};
+
+// The sums of a regression through the origin, of error on value in units of the bound.
+struct Slope {
+  double xy = 0, xx = 0;
+
+  void add(double error, double value) {
+    xy += error * value;
+    xx += value * value;
+  }
+};
+
+class RowJudge {
+ public:
+  RowJudge(const Reference& reference, const KeyValues& kv, const AttentionOutput& out,
+           const JudgeOptions& options, RowTally& tally)
+      : reference_(reference), kv_(kv), out_(out), options_(options), rows_(tally),
+        tally_(tally.elements), contract_(reference.contract()) {}
+
+  void judge(Block& block, Index r, bool cross_check, bool certify) {
+    const AttentionShape& s = reference_.problem().shape;
+    const auto at = usize(r);
+    ++tally_.verdict.rows_judged;
+    refine(block, r, cross_check);
+    if (out_.lse) judge_lse(block, r);
+    full_bound_.resize(usize(block.rows * s.value_dim));
+    Slope slope;
+    for (Index c = 0; c < s.value_dim; ++c) judge_element(block, r, c, slope);
+    if (slope.xx > 0) rows_.slopes.push_back(slope.xy / slope.xx);
+    if (certify && block.lse_kind[at] == Kind::finite && block.domain[at] == Domain::bounded)
+      certify_row(kv_, block, r, full_bound_.data(), block.lse_bound[at], s.keys, contract_.tile,
+                  tally_.verdict.power);
+  }
+
+ private:
+  // Takes the row to ball arithmetic where fp64 does not decide it, or where it is to be cross-checked.
+  void refine(Block& block, Index r, bool cross_check) {
+    bool in_balls = false;
+    auto take = [&](long bits) {
+      if (!reference_.refine(kv_, block, r, bits)) rows_.oracle_inconsistent = true;
+      if (!in_balls) ++tally_.verdict.rows_in_balls;
+      in_balls = true;
+    };
+    if (block.needs_ball[usize(r)] || cross_check) take(first_ball_bits);
+    for (long bits = in_balls ? 2 * first_ball_bits : first_ball_bits;
+         bits <= last_ball_bits && any_undecided(block, r); bits *= 2)
+      take(bits);
+  }
+
+  std::size_t index_of(Index r, Index c) const {
+    return usize(r * reference_.problem().shape.value_dim + c);
+  }
+  Index position_of_o(const Block& block, Index r, Index c) const {
+    return out_.o.at(block.b, block.h, block.row_index[usize(r)], c);
+  }
+  Index position_of_lse(const Block& block, Index r) const {
+    return out_.lse.at(block.b, block.h, block.row_index[usize(r)], 0);
+  }
+  bool untouched(const TensorView& t, Index position) const {
+    return options_.untouched && options_.untouched(t, position);
+  }
+  bool may_overflow(const Block& block, Index r, Index c) const {
+    return block.domain[usize(r)] == Domain::may_overflow ||
+           block.value_overflow[index_of(r, c)];
+  }
+
+  Decision decide_o(const Block& block, Index r, Index c, double y) const {
+    const auto e = index_of(r, c);
+    return decide(preimage(y, out_.o.dtype, contract_.roundoff), block.o[e], block.o_low[e],
+                  block.radius[e], block.bound[e], block.slack[usize(r)]);
+  }
+
+  Decision decide_lse(const Block& block, Index r, double y) const {
+    const auto at = usize(r);
+    return decide(preimage(y, out_.lse.dtype, contract_.roundoff), block.lse[at], block.lse_low[at],
+                  block.lse_radius[at], block.lse_bound[at], block.slack[at]);
+  }
+
+  bool any_undecided(const Block& block, Index r) const {
+    const auto at = usize(r);
+    if (block.domain[at] == Domain::must_overflow) return false;
+    if (block.lse_kind[at] == Kind::finite && out_.lse) {
+      const double y = load(out_.lse, position_of_lse(block, r));
+      if (std::isfinite(y) && std::isfinite(block.lse_bound[at]) &&
+          decide_lse(block, r, y) == Decision::undecided)
+        return true;
+    }
+    for (Index c = 0; c < reference_.problem().shape.value_dim; ++c) {
+      const double y = load(out_.o, position_of_o(block, r, c));
+      if (block.o_kind[index_of(r, c)] == Kind::finite && !std::isnan(y) &&
+          decide_o(block, r, c, y) == Decision::undecided)
+        return true;
+    }
+    return false;
+  }
+
+  void judge_lse(const Block& block, Index r) {
+    const auto at = usize(r);
+    const Index position = position_of_lse(block, r);
+    const double y = load(out_.lse, position);
+    const Kind kind = block.lse_kind[at];
+    const bool finite = kind == Kind::finite;
+    Element e = element_at(Output::lse, block.b, block.h, block.row_index[at], -1);
+    measure(e, y, kind == Kind::nan ? nan : kind == Kind::minus_infinity ? -inf : block.lse[at],
+            finite ? block.lse_low[at] : 0, finite ? block.lse_bound[at] : 0, Dtype::f32);
+    tally_.compare(e);
+    if (kind == Kind::nan) ++tally_.verdict.nan_expected;
+    if (kind == Kind::minus_infinity) ++tally_.verdict.infinity_expected;
+    if (kind != Kind::nan && untouched(out_.lse, position))
+      return tally_.fail(e, "LSE was not written");
+    if (kind != Kind::nan && std::isnan(y) && block.query_lost[at])
+      return tally_.excuse("Q is infinite, and is projected first");
+    if (finite) return judge_finite_lse(block, r, e);
+    if (kind == Kind::nan)
+      return std::isnan(y) ? tally_.inside(e)
+                           : tally_.fail(e, "LSE is a number where NaN belongs");
+    return y == -inf ? tally_.inside(e)
+                     : tally_.fail(e, "LSE of a row without weight is not -inf");
+  }
+
+  void judge_finite_lse(const Block& block, Index r, const Element& e) {
+    const auto at = usize(r);
+    if (block.domain[at] == Domain::must_overflow) return tally_.excuse("scores beyond the range");
+    if (!std::isfinite(e.got)) {
+      if (block.domain[at] == Domain::may_overflow)
+        return tally_.excuse("scores may leave the range");
+      return tally_.fail(e, std::isnan(e.got) ? "LSE is NaN" : "LSE is infinite");
+    }
+    if (!std::isfinite(e.bound)) return tally_.hold_to_hull();
+    tally_.rate(e);
+    if (!std::isfinite(block.lse_radius[at])) rows_.oracle_inconsistent = true;
+    if (decide_lse(block, r, e.got) == Decision::outside)
+      return tally_.fail(e, "LSE is outside its bound");
+    tally_.inside(e);  // undecided at 512 bits: not refuted
+    tally_.tell(e);
+  }
+
+  void judge_element(const Block& block, Index r, Index c, Slope& slope) {
+    const auto at = usize(r), index = index_of(r, c);
+    const Index position = position_of_o(block, r, c);
+    const double y = load(out_.o, position), o = block.o[index];
+    full_bound_[index] = stored_bound(block.bound[index], o, out_.o.dtype, contract_.roundoff);
+    Element e = element_at(Output::o, block.b, block.h, block.row_index[at], c);
+    measure(e, y, o, block.o_low[index], full_bound_[index], out_.o.dtype);
+    tally_.compare(e);
+    const bool poisoned = untouched(out_.o, position);
+    const Kind kind = block.o_kind[index];
+    if (!poisoned && kind != Kind::nan && std::isnan(y) && block.query_lost[at])
+      return tally_.excuse("Q is infinite, and is projected first");
+    if (kind != Kind::finite) return judge_special(block, r, c, e, poisoned);
+    if (poisoned) return tally_.fail(e, "O was not written");
+    if (block.domain[at] == Domain::must_overflow) return tally_.excuse("scores beyond the range");
+    if (std::isnan(y))
+      return may_overflow(block, r, c) ? tally_.excuse("sums may leave the range")
+                                       : tally_.fail(e, "O is NaN");
+    if (block.fully_masked[at])
+      return y == 0 ? tally_.inside(e, true)
+                    : tally_.fail(e, "a fully masked row of O is not 0");
+    judge_finite(block, r, c, e, slope);
+  }
+
+  // An element that is NaN or infinite by the NaN and infinities of the inputs.
+  void judge_special(const Block& block, Index r, Index c, Element e, bool poisoned) {
+    const Kind kind = block.o_kind[index_of(r, c)];
+    const bool is_nan = kind == Kind::nan;
+    const double y = e.got;
+    ++(is_nan ? tally_.verdict.nan_expected : tally_.verdict.infinity_expected);
+    e.exact = is_nan ? nan : kind == Kind::plus_infinity ? inf : -inf;
+    const bool same = is_nan ? std::isnan(y) : y == e.exact;
+    if (same && (is_nan || !poisoned)) return tally_.inside(e);
+    // Weight 0 times infinity is NaN; a kernel that skips weights of 0 leaves the value without that
+    // key.
+    if (block.underflow_excused[index_of(r, c)] &&
+        (std::isnan(y) || decide_o(block, r, c, y) != Decision::outside))
+      return tally_.excuse("an infinity in V under a weight that may underflow");
+    const bool overflows = may_overflow(block, r, c) ||
+                           block.domain[usize(r)] == Domain::must_overflow;
+    if (!is_nan && overflows && !std::isfinite(y) && !poisoned)
+      return tally_.excuse("an infinity in V in a sum that may overflow");
+    tally_.fail(e, poisoned ? "O was not written"
+                   : is_nan ? "O is a number where NaN belongs"
+                            : "O is not the infinity that belongs there");
+  }
+
+  // An element of a row that sees some key, whose exact value and whose computed one are no NaN.
+  void judge_finite(const Block& block, Index r, Index c, const Element& e, Slope& slope) {
+    const auto at = usize(r), index = index_of(r, c);
+    if (std::isnan(block.bound[index]) || !std::isfinite(block.radius[index]))
+      rows_.oracle_inconsistent = true;
+    const bool bounded = block.domain[at] == Domain::bounded;
+    const bool has_ratio =
+        bounded && std::isfinite(e.got) && e.bound > 0 && std::isfinite(e.bound);
+    if (has_ratio) tally_.rate(e);
+    if (decide_o(block, r, c, e.got) == Decision::outside) {
+      if (std::isinf(e.got))
+        return may_overflow(block, r, c) ? tally_.excuse("sums may leave the range")
+                                         : tally_.fail(e, "O is infinite");
+      return tally_.fail(e, block.exact[at] ? "O is not the exact value"
+                            : !bounded      ? "O is outside the hull of V"
+                                            : "O is outside its bound");
+    }
+    if (!bounded || !std::isfinite(e.bound)) return tally_.hold_to_hull();
+    if (has_ratio) {
+      const double error = (e.got - e.exact) - block.o_low[index];
+      tally_.lean(error / e.bound);
+      slope.add(error / e.bound, e.exact / e.bound);
+      tally_.tell(e);
+    }
+    tally_.inside(e, block.exact[at] != 0);
+  }
+
+  const Reference& reference_;
+  const KeyValues& kv_;
+  const AttentionOutput& out_;
+  const JudgeOptions& options_;
+  RowTally& rows_;
+  Tally& tally_;
+  const Contract& contract_;
+  std::vector<double> full_bound_;
+};
+
+double t_statistic(const std::vector<double>& slopes) {
+  const double n = static_cast<double>(slopes.size());
+  if (n < 9) return 0;
+  double mean = 0, variance = 0;
+  for (double s : slopes) mean += s / n;
+  for (double s : slopes) variance += (s - mean) * (s - mean) / (n - 1);
+  return variance > 0 && std::fabs(mean) > 1e-12 ? mean / std::sqrt(variance / n) : 0;
+}
+
+// Which rows of all heads get more than the verdict: the power certificate, a cross-check in balls.
+class Extras {
+ public:
+  Extras(const AttentionShape& s, Index rows_of_a_head, const JudgeOptions& options)
+      : options_(options) {
+    const Index rows = s.batch * s.query_heads * rows_of_a_head;
+    // The certificate costs about as much as the verdict: on large cases it takes every stride-th row.
+    const double work = static_cast<double>(rows) * static_cast<double>(s.keys) *
+                        static_cast<double>(s.value_dim);
+    power_stride_ = static_cast<Index>(work / 0x1p27) + 1;
+    ball_stride_ = options.ball_rows > 0 ? std::max<Index>(1, rows / options.ball_rows) : 0;
+    ball_offset_ = static_cast<Index>(options.seed % 1000003);
+  }
+  bool certified(Index serial) const { return options_.power && serial % power_stride_ == 0; }
+  bool cross_checked(Index serial) const {
+    return ball_stride_ > 0 && (serial + ball_offset_) % ball_stride_ == 0;
+  }
+
+ private:
+  const JudgeOptions& options_;
+  Index power_stride_ = 1, ball_stride_ = 0, ball_offset_ = 0;
+};
+
+// Heads side by side, as far as their K and V, in fp64 and fp32 with absolute values, stay within half
+// a GiB.
+int heads_at_once(const AttentionShape& s, int threads) {
+  const Index head_bytes = 24 * std::max<Index>(s.keys, 1) * (s.dim + s.value_dim);
+  return static_cast<int>(std::clamp<Index>((Index{1} << 29) / head_bytes, 1,
+                                            threads > 0 ? threads : hardware_threads()));
+}
+
+// Judges the chosen rows of every head.
+void judge_rows(const Reference& reference, const AttentionOutput& out,
+                const std::vector<Index>& rows, const JudgeOptions& options, RowTally& total) {
+  const AttentionShape& s = reference.problem().shape;
+  const Index row_count = std::ssize(rows), per_block = reference.block_rows();
+  const Index blocks = (row_count + per_block - 1) / per_block;
+  const Extras extras(s, row_count, options);
+  std::mutex mutex;
+  parallel_for(s.batch * s.kv_heads, heads_at_once(s, options.threads), [&](Index group) {
+    const Index b = group / s.kv_heads, g = group % s.kv_heads;
+    const KeyValuesPointer kv = reference.load_head(b, g);
+    parallel_for(s.group() * blocks, options.threads, [&](Index task) {
+      const Index h = g * s.group() + task / blocks, first = task % blocks * per_block;
+      const Index count = std::min(per_block, row_count - first);
+      Block block =
+          reference.evaluate(*kv, h, {rows.data() + first, usize(count)});
+      RowTally tally(options);
+      RowJudge judge(reference, *kv, out, options, tally);
+      for (Index r = 0; r < count; ++r) {
+        const Index serial = (b * s.query_heads + h) * row_count + first + r;
+        judge.judge(block, r, extras.cross_checked(serial), extras.certified(serial));
+      }
+      const std::lock_guard lock(mutex);
+      total.merge(tally);
+    });
+  });
+}
+
+void conclude_attention(Verdict& v, const RowTally& rows, Index rows_of_a_head, bool statistics) {
+  v.slope_t = t_statistic(rows.slopes);
+  const auto o = v.outputs.find(Output::o);
+  conclude(v, o == v.outputs.end() ? 0 : o->second.inside,
+           {.judged = "element of O", .hull_only = "held to the hull of V only"});
+  if (rows.oracle_inconsistent) {
+    v.outcome = Outcome::error;
+    v.reason =
+        "the oracle disagrees with itself: an enclosure or a bound is not a number, or its fp64 and "
+        "ball enclosures of an element do not meet";
+  } else if (v.outcome == Outcome::pass && statistics && std::fabs(v.slope_t) > 8) {
+    v.outcome = Outcome::suspect;
+    v.reason += fmt::format(", but errors lean with the value: t = {:.1f}", v.slope_t);
+  } else if (v.outcome == Outcome::pass) {
+    v.reason += sentence_on_sample(v, rows_of_a_head, "rows of each head");
+  }
+}
+
+}  // namespace
+
+Verdict judge(const Attention& problem, const AttentionOutput& out, const Contract& contract,
+              const JudgeOptions& options) {
+  const AttentionShape& s = problem.shape;
+  RowTally total(options);
+  Verdict& v = total.elements.verdict;
+  v.contract = contract.name;
+  v.tile = contract.tile;
+  v.row_tile = contract.row_tile;
+  if (!out.lse && !options.without_lse) {
+    v.outcome = Outcome::fail;
+    v.reason = "the candidate gives no LSE, which is always judged";
+    return v;
+  }
+  v.rows_total = s.batch * s.query_heads * s.rows;
+  const std::vector<Index> rows = rows_to_judge(s.rows, options.sample_rows, options.seed);
+  note_sample(v, rows, s.rows, options.seed);
+  judge_rows(Reference(problem, contract), out, rows, options, total);
+  Verdict verdict = total.elements.finish();
+  conclude_attention(verdict, total, s.rows, options.statistics);
+  return verdict;
+}
+
+Verdict judge_by_ladder(const Attention& problem, const AttentionOutput& out, Index tile,
+                        const JudgeOptions& options) {
+  return climb(contract_ladder(problem.q.dtype, tile), options,
+               [&](const Contract& c, const JudgeOptions& o) { return judge(problem, out, c, o); });
+}
+
+}  // namespace assay

@@ -1,0 +1,128 @@
+#include "oracle/low_bit_operands.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "oracle/product.h"
+
+namespace assay {
+namespace {
+
+// The layouts are those of problem/low_bit.h.
+
+std::uint32_t word_at(const std::byte* data, Index at) {
+  std::uint32_t word = 0;
+  for (int b = 0; b < 4; ++b) word |= static_cast<std::uint32_t>(data[4 * at + b]) << (8 * b);
+  return word;
+}
+
+std::uint32_t nibble_of_word(const std::byte* data, Index word, Index nibble) { return word_at(data, word) >> (4 * nibble) & 0xF; }
+
+double element_value(const LowBitTraits& t, std::uint32_t code) {
+  if (!t.integer) return decode(t.element, code);
+  return t.bits == 8 && code >= 128 ? static_cast<double>(code) - 256 : static_cast<double>(code);
+}
+
+double zero_point(const LowBitView& w, Index t, Index n) {
+  const auto code = static_cast<std::uint32_t>(w.extra[t * w.n + n]);
+  return traits(w.format).bits == 8 && code >= 128 ? static_cast<double>(code) - 256 : static_cast<double>(code);
+}
+
+// The decoded code, zero point taken off, without any scale.
+double code_value(const LowBitView& w, Index k, Index n) {
+  const LowBitTraits& t = traits(w.format);
+  std::uint32_t code = 0;
+  switch (t.layout) {
+    case CodeLayout::columns: {
+      const Index column = (w.k * t.bits + 7) / 8 * n;
+      if (t.bits == 8) code = static_cast<std::uint32_t>(w.codes[column + k]);
+      else code = static_cast<std::uint32_t>(w.codes[column + k / 2]) >> (k % 2 == 0 ? 0 : 4) & 0xF;
+      break;
+    }
+    case CodeLayout::words: code = nibble_of_word(w.codes, (k / 8) * w.n + n, k % 8); break;
+    case CodeLayout::bytes: code = static_cast<std::uint32_t>(w.codes[k * w.n + n]); break;
+    case CodeLayout::sparse: {
+      const std::uint32_t kept = nibble_of_word(w.extra, (k / 32) * w.n + n, k / 4 % 8);
+      for (Index which = 0; which < 2; ++which)
+        if ((kept >> (2 * which) & 3) == static_cast<std::uint32_t>(k % 4)) return element_value(t, nibble_of_word(w.codes, (k / 16) * w.n + n, k / 4 % 4 * 2 + which));
+      return 0;
+    }
+  }
+  return element_value(t, code) - (t.integer ? zero_point(w, k / w.group, n) : 0);
+}
+
+double scale_value(const LowBitView& w, Index t, Index n) {
+  if (w.group == 0) return 1;
+  const LowBitTraits& format_of = traits(w.format);
+  const Index at = format_of.layout == CodeLayout::columns ? n * w.groups() + t : t * w.n + n;
+  std::uint32_t code = static_cast<std::uint32_t>(w.scales[at]);
+  if (format_of.scale == Dtype::f16) code = static_cast<std::uint32_t>(w.scales[2 * at]) | static_cast<std::uint32_t>(w.scales[2 * at + 1]) << 8;
+  return decode(format_of.scale, code);
+}
+
+}  // namespace
+
+void ProductRow::read(const Product& p, Index m) {
+  a.resize(static_cast<std::size_t>(p.k));
+  not_in_f32 = false;
+  for (Index k = 0; k < p.k; ++k) {
+    a[static_cast<std::size_t>(k)] =
+        p.a_low ? code_value(p.a_low, k, m) * scale_value(p.a_low, p.a_low.group > 0 ? k / p.a_low.group : 0, m) : load(p.a, p.a.at(0, 0, m, k));
+    not_in_f32 |= std::isfinite(a[static_cast<std::size_t>(k)]) && std::fabs(a[static_cast<std::size_t>(k)]) > 0x1.fffffep127;
+  }
+  integers = to_integers(p.k, [&](Index k) { return a[static_cast<std::size_t>(k)]; });
+  finite = a;
+  if (!integers.finite) std::ranges::replace_if(finite, [](double x) { return !std::isfinite(x); }, 0.0);
+  const Index step = p.w.group > 0 ? p.w.group : p.k;
+  quantum.assign(static_cast<std::size_t>((p.k + step - 1) / step), no_bit);
+  if (integers.finite)
+    for (Index k = 0; k < p.k; ++k) quantum[static_cast<std::size_t>(k / step)] = std::min(quantum[static_cast<std::size_t>(k / step)], lowest_bit(a[static_cast<std::size_t>(k)]));
+}
+
+ProductColumns::ProductColumns(const LowBitView& w, Index first_, Index count_) : first(first_), count(count_), step(w.group > 0 ? w.group : w.k) {
+  groups = (w.k + step - 1) / step;
+  code.resize(static_cast<std::size_t>(w.k * count));
+  scale.resize(static_cast<std::size_t>(groups * count));
+  quantum.assign(scale.size(), no_bit);
+  largest.assign(scale.size(), 0);
+  for (Index k = 0; k < w.k; ++k)
+    for (Index c = 0; c < count; ++c) {
+      const double x = code[static_cast<std::size_t>(k * count + c)] = code_value(w, k, first + c);
+      double& most = largest[static_cast<std::size_t>(k / step * count + c)];
+      most = std::max(most, std::fabs(x));
+    }
+  for (Index t = 0; t < groups; ++t)
+    for (Index c = 0; c < count; ++c) scale[static_cast<std::size_t>(t * count + c)] = scale_value(w, t, first + c);
+  finite_code = code;
+  finite_scale = scale;
+  for (auto* list : {&finite_code, &finite_scale}) std::ranges::replace_if(*list, [](double x) { return !std::isfinite(x); }, 0.0);
+  for (Index c = 0; c < count; ++c) {
+    integers.push_back(to_integers(w.k, [&](Index k) { return weight(k, c); }));
+    if (!integers.back().finite) continue;
+    for (Index k = 0; k < w.k; ++k) {
+      int& q = quantum[static_cast<std::size_t>(k / step * count + c)];
+      q = std::min(q, lowest_bit(code_at(k, c)));
+    }
+  }
+}
+
+std::vector<double> decode_weights(const LowBitView& w) {
+  std::vector<double> values(static_cast<std::size_t>(w.k * w.n));
+  for (Index k = 0; k < w.k; ++k)
+    for (Index n = 0; n < w.n; ++n)
+      values[static_cast<std::size_t>(k * w.n + n)] = code_value(w, k, n) * scale_value(w, w.group > 0 ? k / w.group : 0, n) * static_cast<double>(w.tensor_scale);
+  return values;
+}
+
+std::vector<double> decode_activations(const Product& p) {
+  std::vector<double> values;
+  values.reserve(static_cast<std::size_t>(p.m * p.k));
+  ProductRow row;
+  for (Index m = 0; m < p.m; ++m) {
+    row.read(p, m);
+    for (double x : row.a) values.push_back(p.a_low ? x * static_cast<double>(p.a_low.tensor_scale) : x);
+  }
+  return values;
+}
+
+}  // namespace assay

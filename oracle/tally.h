@@ -1,0 +1,70 @@
+// Inside oracle/: the tally that every judge keeps of the elements of a case, and the final word.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "oracle/verdict.h"
+
+namespace assay {
+
+Element element_at(Output output, Index b, Index h, Index row, Index column);
+
+// Fills in how `got` stands to the exact value `high + low`. The bound includes the output rounding.
+void measure(Element& e, double got, double high, double low, double bound, Dtype dtype);
+
+// Which of two elements with the same ratio is kept as the worst, in the order of elements.
+enum class Ties { first, last };
+
+// What became of the elements that one thread judged, merged at the end. Every element is compared
+// once, and then it is inside, excused, held to a hull only, or it fails.
+class Tally {
+ public:
+  // Keeps a reference to the options.
+  explicit Tally(const JudgeOptions& options, Ties ties = Ties::first)
+      : options_(options), ties_(ties) {}
+
+  Verdict verdict;
+
+  void compare(const Element& e);
+  void inside(const Element& e, bool exactly = false);
+  void excuse(const char* reason) { ++verdict.excused[reason]; }
+  void hold_to_hull() { ++verdict.hull_only; }
+  void fail(Element e, std::string why);
+
+  // Makes an element the worst of its output if its ratio is the largest. One without a bound has none.
+  void rate(const Element& e);
+  // Counts a signed error / bound in the mean.
+  void lean(double signed_ratio);
+  // Tells whoever asked to hear of each judged element.
+  void tell(const Element& e) const {
+    if (options_.judged) options_.judged(e);
+  }
+
+  void merge(const Tally& other);
+  // The verdict with the mean of what leant, and without a final word.
+  Verdict finish();
+
+ private:
+  const JudgeOptions& options_;
+  Ties ties_;
+  double ratio_sum_ = 0;
+  std::int64_t ratios_ = 0;
+};
+
+// Adds the counts of a verdict, its worst elements and its first failure.
+void add(Verdict& into, const Verdict& from, Ties ties = Ties::first);
+
+// The words in which the final words of the judges differ.
+struct FinalWords {
+  std::string_view element = "element";  // what was judged, one of them
+  std::string_view judged = "element";   // of these at least one must be inside
+  std::string_view nothing = "the problem has no output element";
+  std::string_view hull_only = "";  // what is said of elements without a bound; empty: there are none
+};
+
+// Decides between pass, fail and inconclusive, and says why. `judged` is the number of elements inside
+// that are needed for a pass.
+void conclude(Verdict& v, std::int64_t judged, const FinalWords& words);
+
+}  // namespace assay
