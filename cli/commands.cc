@@ -2,24 +2,27 @@
 // with it, and scripts can ask what there is.
 #include <fmt/format.h>
 
+#include <nlohmann/json.hpp>
+
 #include "cli/commands.h"
 #include "cli/exit_status.h"
 #include "cli/options.h"
-#include "harness/results/result.h"
 
 namespace assay {
 namespace {
 
-Json names_of(const CLI::Option& option) {
-  Json names = Json::array();
+using nlohmann::json;
+
+json names_of(const CLI::Option& option) {
+  json names = json::array();
   for (const std::string& name : option.get_snames()) names.push_back("-" + name);
   for (const std::string& name : option.get_lnames()) names.push_back("--" + name);
   if (option.get_positional()) names.push_back(option.get_name(true));
   return names;
 }
 
-Json options_of(const CLI::App& command) {
-  Json options = Json::array();
+json options_of(const CLI::App& command) {
+  json options = json::array();
   for (const CLI::Option* option : command.get_options())
     options.push_back({{"names", names_of(*option)},
                        {"type", option->get_type_name()},  // with the range, or the names there are
@@ -31,13 +34,13 @@ Json options_of(const CLI::App& command) {
 }
 
 int print_commands(const CLI::App& app) {
-  Json commands = Json::object();
+  json commands = json::object();
   for (const CLI::App* command : app.get_subcommands({}))
     commands[command->get_name()] = {{"help", command->get_description()},
                                      {"footer", command->get_footer()},
                                      {"hidden", command->get_group().empty()},
                                      {"options", options_of(*command)}};
-  fmt::print("{}\n", Json{{"footer", app.get_footer()}, {"commands", commands}}.dump(1));
+  fmt::print("{}\n", json{{"footer", app.get_footer()}, {"commands", commands}}.dump(1));
   return all_passed;
 }
 
