@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <mutex>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "oracle/backward_verdict.h"
 #include "problem/parallel.h"
 #include "testing/emulated_kernel.h"

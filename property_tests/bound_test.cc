@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "harness/candidates/candidate.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "oracle/verdict.h"
 #include "problem/parallel.h"
 #include "testing/emulated_kernel.h"

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "harness/candidates/candidate.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "oracle/verdict.h"
 #include "testing/matchers.h"
 

@@ -116,7 +116,7 @@ const std::vector<Room> rooms = {
     {"reports/",
      {"reports/", "harness/results/", "problem/"},
      {"fmt/", "sqlite3.h"}},
-    {"cli/", {"cli/", "fuzz/jobs.h", "reports/", BELOW_TESTS}, {"fmt/", "CLI/"}},
+    {"cli/", {"cli/", "fuzz/jobs.h", "reports/", BELOW_TESTS}, {"fmt/", "nlohmann/", "CLI/"}},
 };
 #undef WHAT_KERNELS_SEE
 #undef BELOW_HARNESS

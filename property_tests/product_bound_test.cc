@@ -9,7 +9,7 @@
 #include <numeric>
 #include <random>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "oracle/product.h"
 #include "problem/generate.h"
 #include "testing/matchers.h"

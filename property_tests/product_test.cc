@@ -12,7 +12,7 @@
 #include "harness/contracts.h"
 #include "harness/judging/execute.h"
 #include "harness/planted_faults.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "harness/shrink.h"
 #include "harness/suites.h"
 #include "kernels/cache_storage.h"

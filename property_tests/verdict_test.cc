@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "harness/contracts.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "oracle/ball.h"
 #include "oracle/reference.h"
