@@ -101,7 +101,7 @@ TEST_F(Matchers, NanIsNamed) {
               AllOf(HasSubstr("Expected: has every element within its bound"),
                     HasSubstr("Actual: O f32 [1, 2, 5, 4], LSE f32 [1, 2, 5, 1]"),
                     HasSubstr("fails: O is NaN: O[b=0, h=1, row=3, column=2] = nan, exact"),
-                    HasSubstr("contract: " + contract_.name), HasSubstr("1 element O is NaN"),
+                    HasSubstr("contract: " + contract_.name), HasSubstr("1 element: O is NaN"),
                     HasSubstr("O: 39 of 40 elements inside their bounds"),
                     HasSubstr("LSE: 10 of 10 elements inside their bounds"),
                     HasSubstr("case: " + print_case(case_))));
@@ -130,7 +130,7 @@ TEST_F(Matchers, OneElementOffByTwiceItsBoundIsNamed) {
       EXPECT_THAT(said,
                   AllOf(HasSubstr("fails: O is outside its bound: O[b=0, h=1, row=4, column=3]"),
                         HasSubstr("the largest error/bound is"),
-                        HasSubstr("1 element O is outside its bound"), Not(HasSubstr("case:"))));
+                        HasSubstr("1 element: O is outside its bound"), Not(HasSubstr("case:"))));
       EXPECT_THAT(judge(problem_, changed, contract_),
                   FailsWith("O is outside its bound: O[b=0, h=1, row=4, column=3]"));
     }
@@ -205,7 +205,7 @@ TEST_F(Matchers, VerdictsAreHeldToTheirWords) {
   EXPECT_THAT(
       message_of([&] { EXPECT_THAT(right, FailsWith("O is NaN")); }),
       AllOf(HasSubstr("Expected: fails with \"O is NaN\" in the reason"),
-            HasSubstr("Actual: the verdict pass, which passes: every element"),
+            HasSubstr("which passes: every element is inside its bound"),
             HasSubstr("O: 40 of 40 elements inside their bounds; the largest error/bound is"),
             HasSubstr(": O[b=0, h=")));
   store(o_.view(), o_.view().at(0, 0, 0, 0), nan);
@@ -215,6 +215,18 @@ TEST_F(Matchers, VerdictsAreHeldToTheirWords) {
               HasSubstr("which fails: O is NaN"));
   EXPECT_THAT(message_of([&] { EXPECT_THAT(wrong, Passes()); }), HasSubstr("O is NaN"));
   EXPECT_THAT(message_of([&] { EXPECT_THAT(wrong, HasNothingOutside()); }), HasSubstr("O is NaN"));
+}
+
+// A verdict that fails, has compared something and found no element outside its bound is a mistake
+// of the judge, and matches nothing that a test expects.
+TEST_F(Matchers, AFailureWithoutAnElementMatchesNothing) {
+  Verdict v = judge(problem_, out(), contract_);
+  v.outcome = Outcome::fail;
+  EXPECT_THAT(v, Not(Fails()));
+  EXPECT_THAT(v, Not(Passes()));
+  EXPECT_THAT(v, Not(HasNothingOutside()));
+  v.outside = 1;
+  EXPECT_THAT(v, Fails());
 }
 
 // A result of a case tells its line as well.

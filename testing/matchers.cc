@@ -54,7 +54,7 @@ void PrintTo(const AttentionGradients& g, std::ostream* to) {
   *to << named("dQ", g.dq) << ", " << named("dK", g.dk) << ", " << named("dV", g.dv) << ", "
       << named("dBias", g.d_bias) << ", " << named("dSink", g.d_sink);
 }
-void PrintTo(const Verdict& v, std::ostream* to) { *to << "the verdict " << name_of(v.outcome); }
+void PrintTo(const Verdict&, std::ostream* to) { *to << "a verdict"; }
 
 void EndsAs::DescribeTo(std::ostream* to) const {
   *to << verb_of(outcome_);

@@ -42,9 +42,9 @@ std::string explain(const Result& r) {
 void PrintTo(const TensorView& t, std::ostream* to);
 void PrintTo(const AttentionOutput& out, std::ostream* to);
 void PrintTo(const AttentionGradients& gradients, std::ostream* to);
-void PrintTo(const Verdict& v, std::ostream* to);
+void PrintTo(const Verdict&, std::ostream* to);
 template <HasVerdict Result>
-void PrintTo(const Result& r, std::ostream* to) {
+void PrintTo(const Result&, std::ostream* to) {
   *to << "the result of a case";
 }
 
