@@ -13,7 +13,7 @@
 #include "bench/program.h"
 #include "bench/table.h"
 #include "harness/candidates/candidate.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/ball.h"
 #include "oracle/reference.h"

@@ -1,4 +1,5 @@
-// The contexts of the C interface. A test that has a backend of its own puts it behind a handle here.
+// The contexts of the C interface. A test that has a backend of its own puts it behind a handle
+// here.
 #pragma once
 
 #include <assay/assay.h>

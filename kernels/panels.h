@@ -1,4 +1,5 @@
-// How wide a panel of packed columns can be, which memory and tiles are laid out for before any SIMD code runs.
+// How wide a panel of packed columns can be, which memory and tiles are laid out for before any
+// SIMD code runs.
 #pragma once
 
 #include "problem/tensor.h"

@@ -16,7 +16,7 @@
 #include <new>
 #include <thread>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "kernels/cache.h"
 #include "kernels/device/device_backend.h"

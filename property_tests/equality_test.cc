@@ -9,7 +9,7 @@
 #include <string>
 
 #include "harness/judging/execute.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "kernels/product.h"
 #include "kernels/targets.h"

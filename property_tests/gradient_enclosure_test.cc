@@ -5,7 +5,7 @@
 #include <cmath>
 #include <mutex>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "oracle/backward.h"
 #include "oracle/ball_backward.h"

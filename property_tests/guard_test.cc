@@ -16,7 +16,7 @@
 #include "harness/judging/execute.h"
 #include "harness/planted_faults.h"
 #include "harness/results/result.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "harness/suites.h"
 #include "kernels/attention.h"
 #include "kernels/targets.h"

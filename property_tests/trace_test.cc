@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "harness/contracts.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "harness/suites.h"
 #include "harness/trace.h"
 #include "kernels/attention.h"

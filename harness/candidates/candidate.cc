@@ -278,6 +278,20 @@ std::string why_unsupported(const Candidate& candidate, const Call& call) {
   return lacking.empty() ? candidate.unsupported(call) : lacking;
 }
 
+kernels::Execution execution_of(const Case& c) {
+  const std::optional<kernels::Target> target = kernels::Target::named(c.target);
+  if (!target)
+    throw CaseError(0, fmt::format("target={} is not one that this machine runs: {}", c.target,
+                                   fmt::join(kernels::runnable_targets(), ", ")));
+  return {static_cast<int>(c.threads), *target};
+}
+
+kernels::Execution on_other_threads(const Case& c) {
+  kernels::Execution how = execution_of(c);
+  how.threads = c.threads == 1 ? 2 : 1;
+  return how;
+}
+
 std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name == "host" || name == "host-undeclared") return std::make_unique<Host>(name == "host");
   if (name == "unfused") return std::make_unique<Unfused>();
