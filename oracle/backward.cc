@@ -6,11 +6,11 @@
 #include <limits>
 
 #include "oracle/key_values.h"
+#include "oracle/safety_factors.h"
+#include "oracle/stored_forward.h"
 
 namespace assay {
 namespace {
-
-constexpr double unit64 = 0x1p-53;
 
 Taint worse(Taint a, Taint b) { return std::max(a, b); }  // NaN plus anything is NaN
 
@@ -24,19 +24,25 @@ Gradient empty_gradient(Index rows, Index columns) {
   g.taint.assign(n, Taint::none);
   g.may_overflow.assign(n, 0);
   g.ratio.assign(r, 0);
-  g.slack.assign(r, 0x1p-40);
+  g.slack.assign(r, safety::least_slack);
   g.touched.assign(r, 0);
   return g;
 }
 
-// From sums of products and of bound weights to values and bounds. `gamma`, the accumulation's part of every weight (0: one
-// term, no sum), tells the largest that a sum of absolute values can be.
-void finish_gradient(const Contract& c, double terms, double scale, double gamma, Gradient& g) {
+// bounds_backward.md, 6: from sums of products and of bound weights to values and bounds. `gamma`, the
+// accumulation's part of every weight (0: one term, no sum), tells the largest that a sum of absolute
+// values can be.
+void finish_gradient(const Contract& c, const BackwardTerms& counts, double terms, double scale,
+                     double gamma, Gradient& g) {
   for (std::size_t e = 0; e < g.value.size(); ++e) {
-    const double absolute_sum = !g.absolute.empty() ? g.absolute[e] : gamma > 0 ? g.bound[e] / gamma : std::fabs(g.value[e]) + g.bound[e];
-    g.may_overflow[e] = !(absolute_sum * std::max(1.0, scale) * (1 + 1e-4) < c.largest);
+    const double absolute_sum = !g.absolute.empty() ? g.absolute[e]
+                                : gamma > 0         ? g.bound[e] / gamma
+                                                    : std::fabs(g.value[e]) + g.bound[e];
+    const double reach = absolute_sum * std::max(1.0, scale) * (1 + safety::accumulation);
+    g.may_overflow[e] = !(reach < c.largest);
     g.value[e] *= scale;
-    g.bound[e] = g.touched[e / static_cast<std::size_t>(g.columns)] ? gradient_bound(c, terms, scale, g.value[e], g.bound[e]) : 0;
+    const bool touched = g.touched[e / static_cast<std::size_t>(g.columns)] != 0;
+    g.bound[e] = touched ? gradient_bound(c, counts, terms, scale, g.value[e], g.bound[e]) : 0;
   }
 }
 
@@ -49,34 +55,51 @@ void add_to(Gradient& g, Index row0, const RowMajor& value, const RowMajor& boun
     }
 }
 
-// Terms that meet in one chain of additions: those of a tile, and one for every tile, where sums are blocked.
-double chain_length(Index total, Index tile, Index tiles) { return static_cast<double>(tile > 0 ? std::min(total, tile) + tiles : total) + 1; }
+// bounds_backward.md, 3: N, the terms that meet in one chain of additions: those of a tile, and one for
+// every tile, where sums are blocked.
+double chain_length(Index total, Index tile, Index tiles) {
+  return static_cast<double>(tile > 0 ? std::min(total, tile) + tiles : total) + 1;
+}
 
 }  // namespace
 
-BackwardReference::BackwardReference(const Attention& problem, const AttentionBackwardInput& input, const AttentionGradients& gradients,
-                                     const Contract& contract)
-    : problem_(problem), input_(input), reference_(problem, contract), has_sink_(gradients.d_sink && !problem.sink.empty()) {
+BackwardReference::BackwardReference(const Attention& problem, const AttentionBackwardInput& input,
+                                     const AttentionGradients& gradients, const Contract& contract,
+                                     const BackwardTerms& terms)
+    : problem_(problem),
+      input_(input),
+      reference_(problem, contract),
+      has_sink_(gradients.d_sink && !problem.sink.empty()) {
   const AttentionShape& s = problem.shape;
-  context_.forward = {s.dim, static_cast<double>(problem.scale), static_cast<double>(problem.softcap), problem.dropout > 0};
+  context_.forward = {s.dim, static_cast<double>(problem.scale),
+                      static_cast<double>(problem.softcap), problem.dropout > 0};
   context_.value_dim = s.value_dim;
-  context_.keep_scale = problem.dropout > 0 ? 1 / (1 - static_cast<double>(problem.dropout)) : 1;
-  auto tiles = [](Index n, Index tile) { return tile > 0 ? (n + tile - 1) / tile : 0; };
-  context_.keys_length = chain_length(s.keys, contract.backward_tile, tiles(s.keys, contract.backward_tile) + tiles(s.keys, contract.backward_split));
-  context_.rows_length = chain_length(s.rows * s.group(), contract.backward_row_tile, tiles(s.rows, contract.backward_row_tile) * s.group());
+  if (problem.dropout > 0) context_.keep_scale = 1 / (1 - static_cast<double>(problem.dropout));
+  const auto tiles = [](Index n, Index tile) { return tile > 0 ? (n + tile - 1) / tile : 0; };
+  const Index key_tiles =
+      tiles(s.keys, contract.backward_tile) + tiles(s.keys, contract.backward_split);
+  const Index row_tiles = tiles(s.rows, contract.backward_row_tile) * s.group();
+  context_.keys_length = chain_length(s.keys, contract.backward_tile, key_tiles);
+  context_.rows_length =
+      chain_length(s.rows * s.group(), contract.backward_row_tile, row_tiles);
   context_.keys_terms = static_cast<double>(s.keys);
   context_.rows_terms = static_cast<double>(s.rows * s.group());
   context_.bias_length = 1;
-  if (gradients.d_bias) {
-    const Extents extent{s.batch, s.query_heads, s.rows, s.keys};
-    bias_elements_ = 1;
-    for (std::size_t axis = 4; axis-- > 0;) {
-      if (gradients.d_bias.stride[axis] == 0) {
-        context_.bias_length *= static_cast<double>(std::max<Index>(extent[axis], 1));
-      } else {
-        bias_stride_[axis] = bias_elements_;
-        bias_elements_ *= extent[axis];
-      }
+  context_.terms = terms;
+  if (gradients.d_bias) lay_out_bias(gradients.d_bias);
+}
+
+// An element of dBias sums over the dimensions of stride 0.
+void BackwardReference::lay_out_bias(const TensorView& d_bias) {
+  const AttentionShape& s = problem_.shape;
+  const Extents extent{s.batch, s.query_heads, s.rows, s.keys};
+  bias_elements_ = 1;
+  for (std::size_t axis = 4; axis-- > 0;) {
+    if (d_bias.stride[axis] == 0) {
+      context_.bias_length *= static_cast<double>(std::max<Index>(extent[axis], 1));
+    } else {
+      bias_stride_[axis] = bias_elements_;
+      bias_elements_ *= extent[axis];
     }
   }
 }
@@ -94,9 +117,11 @@ SharedGradients BackwardReference::no_shared_gradients() const {
 
 void BackwardReference::finish(SharedGradients& shared) const {
   const Contract& c = contract();
-  finish_gradient(c, context_.bias_length, 1, context_.bias_length > 1 ? gamma_factor(context_.bias_length, c.roundoff) : 0, shared.d_bias);
-  const double terms = static_cast<double>(problem_.shape.batch * problem_.shape.rows) + 1;
-  finish_gradient(c, terms, 1, gamma_factor(terms, c.roundoff), shared.d_sink);
+  const double bias_gamma =
+      context_.bias_length > 1 ? gamma_factor(context_.bias_length, c.roundoff) : 0;
+  finish_gradient(c, context_.terms, context_.bias_length, 1, bias_gamma, shared.d_bias);
+  const double rows = static_cast<double>(problem_.shape.batch * problem_.shape.rows) + 1;
+  finish_gradient(c, context_.terms, rows, 1, gamma_factor(rows, c.roundoff), shared.d_sink);
 }
 
 // What a row of a block carries besides its scores.
@@ -104,7 +129,7 @@ struct RowState {
   Taint score_taint = Taint::none;  // of P, hence of all it touches
   Taint taint = Taint::none;        // of dS
   bool from_balls = false, d_o_finite = true;
-  double delta = 0, delta_error = 0, delta_radius = 0;  // as in GradientTruth
+  Delta delta;
 };
 
 // The sums of one kv head, a block of rows of one query head at a time.
@@ -125,14 +150,19 @@ class GroupSum {
 
   void add_head(Index h) {
     h_ = h;
-    Gradient& dq = out_.dq.emplace_back(empty_gradient(static_cast<Index>(out_.row_index.size()), s_.dim));
+    const Index rows = static_cast<Index>(out_.row_index.size());
+    Gradient& dq = out_.dq.emplace_back(empty_gradient(rows, s_.dim));
     if (with_pairs_)
-      for (auto* part : {&out_.score_part, &out_.weight_part}) part->emplace_back(static_cast<std::size_t>(dq.rows * s_.keys), 0.0f);
-    const Index per_block = std::clamp<Index>((Index{1} << 16) / std::max<Index>(s_.keys, 1), 16, 128);
-    for (Index first = 0; first < dq.rows; first += per_block)
-      add_block(dq, first,
-                x_.reference_.evaluate(*kv_, h, {out_.row_index.data() + first, static_cast<std::size_t>(std::min(per_block, dq.rows - first))}, Keep::scores));
-    finish_gradient(c_, x_.context_.keys_terms, x_.context_.forward.scale, gamma_factor(dot_roundings(c_, x_.context_.keys_length), c_.dot_roundoff), dq);
+      for (auto* part : {&out_.score_part, &out_.weight_part})
+        part->emplace_back(static_cast<std::size_t>(rows * s_.keys), 0.0f);
+    const Index pairs = Index{1} << 16;  // of a block: some MiB of matrices
+    const Index per_block = std::clamp<Index>(pairs / std::max<Index>(s_.keys, 1), 16, 128);
+    for (Index first = 0; first < rows; first += per_block) {
+      const auto of_block = static_cast<std::size_t>(std::min(per_block, rows - first));
+      const std::span<const Index> index{out_.row_index.data() + first, of_block};
+      add_block(dq, first, x_.reference_.evaluate(*kv_, h, index, Keep::scores));
+    }
+    finish(x_.context_.keys_terms, x_.context_.forward.scale, x_.context_.keys_length, dq);
   }
 
   GroupGradients finish() {
@@ -143,17 +173,24 @@ class GroupSum {
       std::fill(m->ratio.begin(), m->ratio.end(), key_ratio_);
       std::fill(m->slack.begin(), m->slack.end(), key_slack_);
     }
-    const double gamma = gamma_factor(dot_roundings(c_, x_.context_.rows_length), c_.dot_roundoff);
-    finish_gradient(c_, x_.context_.rows_terms, x_.context_.forward.scale, gamma, out_.dk);
-    finish_gradient(c_, x_.context_.rows_terms, 1, gamma, out_.dv);
+    const double length = x_.context_.rows_length;
+    finish(x_.context_.rows_terms, x_.context_.forward.scale, length, out_.dk);
+    finish(x_.context_.rows_terms, 1, length, out_.dv);
     return std::move(out_);
   }
 
  private:
+  void finish(double terms, double scale, double length, Gradient& g) const {
+    const double gamma = gamma_factor(dot_roundings(c_, length), c_.dot_roundoff);
+    finish_gradient(c_, x_.context_.terms, terms, scale, gamma, g);
+  }
+
   // Matrices of a block, kept by each thread from block to block.
   struct Products {
     RowMajor q, d_o, dp, dp_absolute, kept_weight, ds, dot_gradient, to_dq, to_dk, to_dv, to_bias;
-    std::array<RowMajor*, 7> weights() { return {&kept_weight, &ds, &dot_gradient, &to_dq, &to_dk, &to_dv, &to_bias}; }
+    std::array<RowMajor*, 7> weights() {
+      return {&kept_weight, &ds, &dot_gradient, &to_dq, &to_dk, &to_dv, &to_bias};
+    }
   };
 
   void add_block(Gradient& dq, Index first, Block block) {
@@ -162,59 +199,97 @@ class GroupSum {
     m.q.setZero(rows, s_.dim);
     m.d_o.setZero(rows, kv_->values.cols());
     std::vector<RowState> states(static_cast<std::size_t>(rows));
-    for (Index r = 0; r < rows; ++r)
-      if (!block.fully_masked[static_cast<std::size_t>(r)]) states[static_cast<std::size_t>(r)] = inspect(block, r, m);
+    for (Index r = 0; r < rows; ++r) {
+      const auto at = static_cast<std::size_t>(r);
+      if (!block.fully_masked[at]) states[at] = inspect(block, r, m);
+    }
     if (n == 0) return;
     m.dp.noalias() = m.d_o * kv_->values.middleRows(key0, n).transpose();
-    m.dp_absolute.noalias() = m.d_o.cwiseAbs() * kv_->values_absolute.middleRows(key0, n).transpose();
-    for (Index e = 0; p_.dropout > 0 && e < rows * n; ++e) {
-      if (block.kept[static_cast<std::size_t>(e)]) continue;
-      // A kernel may compute what dropout then multiplies by 0.
-      RowState& state = states[static_cast<std::size_t>(e / n)];
-      if (block.visible[static_cast<std::size_t>(e)] && !(m.dp_absolute.data()[e] * (1 + 1e-4) < c_.largest)) state.taint = worse(state.taint, Taint::anything);
-      m.dp.data()[e] = m.dp_absolute.data()[e] = 0;
-    }
+    m.dp_absolute.noalias() =
+        m.d_o.cwiseAbs() * kv_->values_absolute.middleRows(key0, n).transpose();
+    if (p_.dropout > 0) drop(block, states, m);
     for (RowMajor* w : m.weights()) w->setZero(rows, n);
     for (Index r = 0; r < rows; ++r) {
-      const auto at = static_cast<std::size_t>(r), own = static_cast<std::size_t>(first + r);
-      if (block.fully_masked[at]) continue;
-      RowState& state = states[at];
-      dq.touched[own] = 1;
-      if (state.score_taint == Taint::none) weigh(block, r, state, dq, own, m);
-      if (state.score_taint != Taint::none) m.kept_weight.row(r).setZero(), m.to_dv.row(r).setZero();
-      if (state.taint != Taint::none) {
-        for (RowMajor* w : {&m.ds, &m.dot_gradient, &m.to_dq, &m.to_dk, &m.to_bias}) w->row(r).setZero();
-        std::fill_n(dq.taint.begin() + static_cast<Index>(own) * s_.dim, s_.dim, state.taint);
-      }
-      if (x_.has_sink_) add_sink(block, r, state);
-      spread(block, r, state, dq, own, m);
+      const auto at = static_cast<std::size_t>(r);
+      if (!block.fully_masked[at])
+        add_row(block, r, states[at], dq, static_cast<std::size_t>(first + r), m);
     }
-    add_to(dq, first, m.dot_gradient * keys_.middleRows(key0, n), m.to_dq * keys_absolute_.middleRows(key0, n));
-    if (with_pairs_)
-      for (Index r = 0; r < rows; ++r)
-        for (Index j = 0; j < n; ++j) {
-          const auto pair = static_cast<std::size_t>((first + r) * s_.keys + key0 + j);
-          out_.score_part.back()[pair] = static_cast<float>(m.dot_gradient(r, j));
-          out_.weight_part.back()[pair] = static_cast<float>(m.kept_weight(r, j));
-        }
+    add_to(dq, first, m.dot_gradient * keys_.middleRows(key0, n),
+           m.to_dq * keys_absolute_.middleRows(key0, n));
+    if (with_pairs_) keep_pairs(first, key0, m);
     if (!all_rows_) return;
+    const auto d_o = m.d_o.leftCols(s_.value_dim);
     dk_.middleRows(key0, n).noalias() += m.dot_gradient.transpose() * m.q;
     dk_bound_.middleRows(key0, n).noalias() += m.to_dk.transpose() * m.q.cwiseAbs();
-    dv_.middleRows(key0, n).noalias() += m.kept_weight.transpose() * m.d_o.leftCols(s_.value_dim);
-    dv_bound_.middleRows(key0, n).noalias() += m.to_dv.transpose() * m.d_o.leftCols(s_.value_dim).cwiseAbs();
+    dv_.middleRows(key0, n).noalias() += m.kept_weight.transpose() * d_o;
+    dv_bound_.middleRows(key0, n).noalias() += m.to_dv.transpose() * d_o.cwiseAbs();
   }
 
-  // Q and dO of a row, what taints it, and D from the stored O against D from the exact one.
+  // bounds_backward.md, 7: dP of keys that dropout drops is 0, but a kernel may compute what dropout
+  // then multiplies by 0.
+  void drop(const Block& block, std::vector<RowState>& states, Products& m) const {
+    for (Index e = 0; e < block.rows * block.count; ++e) {
+      const auto pair = static_cast<std::size_t>(e);
+      if (block.kept[pair]) continue;
+      RowState& state = states[static_cast<std::size_t>(e / block.count)];
+      const double reach = m.dp_absolute.data()[e] * (1 + safety::accumulation);
+      if (block.visible[pair] && !(reach < c_.largest))
+        state.taint = worse(state.taint, Taint::anything);
+      m.dp.data()[e] = m.dp_absolute.data()[e] = 0;
+    }
+  }
+
+  // Weighs the pairs of a row, and keeps what says nothing out of all sums. `own` is its place in dQ.
+  void add_row(const Block& block, Index r, RowState& state, Gradient& dq, std::size_t own,
+               Products& m) {
+    dq.touched[own] = 1;
+    if (state.score_taint == Taint::none) weigh(block, r, state, dq, own, m);
+    if (state.score_taint != Taint::none)
+      for (RowMajor* w : {&m.kept_weight, &m.to_dv}) w->row(r).setZero();
+    if (state.taint != Taint::none) {
+      for (RowMajor* w : {&m.ds, &m.dot_gradient, &m.to_dq, &m.to_dk, &m.to_bias})
+        w->row(r).setZero();
+      std::fill_n(dq.taint.begin() + static_cast<Index>(own) * s_.dim, s_.dim, state.taint);
+    }
+    if (x_.has_sink_) add_sink(block, r, state);
+    if (x_.bias_elements_ > 0) add_to_bias(block, r, state, dq, own, m);
+    if (all_rows_) touch_keys(block, r, state);
+  }
+
+  void keep_pairs(Index first, Index key0, const Products& m) {
+    for (Index r = 0; r < m.dot_gradient.rows(); ++r)
+      for (Index j = 0; j < m.dot_gradient.cols(); ++j) {
+        const auto pair = static_cast<std::size_t>((first + r) * s_.keys + key0 + j);
+        out_.score_part.back()[pair] = static_cast<float>(m.dot_gradient(r, j));
+        out_.weight_part.back()[pair] = static_cast<float>(m.kept_weight(r, j));
+      }
+  }
+
+  // Q and dO of a row, D, and what taints it. Rows that fp64 cannot weigh are weighed in balls first.
   RowState inspect(Block& block, Index r, Products& m) const {
     const auto at = static_cast<std::size_t>(r);
-    const Index i = block.row_index[at];
     RowState state;
     if (block.needs_ball[at] && block.lse_kind[at] == Kind::finite) {
-      x_.reference_.refine(*kv_, block, r, 128);
+      x_.reference_.refine(*kv_, block, r, safety::bits_of_refined_rows);
       state.from_balls = true;
     }
-    if (block.domain[at] == Domain::may_overflow || block.domain[at] == Domain::must_overflow || block.lse_kind[at] == Kind::minus_infinity ||
-        (x_.input_.lse && !std::isfinite(load(x_.input_.lse, x_.input_.lse.at(b_, h_, i, 0)))))
+    read_query(block, r, state, m);
+    state.taint = state.score_taint;
+    read_output_gradient(block, r, state, m);
+    state.delta = delta_of_row(c_, x_.context_.terms, x_.input_, block, r, m.d_o.row(r).data());
+    if (!(state.delta.stored * (1 + safety::accumulation) < c_.largest))
+      state.taint = worse(state.taint, Taint::anything);
+    return state;
+  }
+
+  // bounds_backward.md, 7: what of scores and LSE taints P, and with it all that the row touches.
+  void read_query(const Block& block, Index r, RowState& state, Products& m) const {
+    const auto at = static_cast<std::size_t>(r);
+    const Index i = block.row_index[at];
+    const TensorView& lse = x_.input_.lse;
+    if (block.domain[at] == Domain::may_overflow || block.domain[at] == Domain::must_overflow ||
+        block.lse_kind[at] == Kind::minus_infinity ||
+        (lse && !std::isfinite(load(lse, lse.at(b_, h_, i, 0)))))
       state.score_taint = Taint::anything;
     for (Index d = 0; d < s_.dim; ++d) {
       const double q = load(p_.q, p_.q.at(b_, h_, i, d));
@@ -222,40 +297,39 @@ class GroupSum {
       else state.score_taint = Taint::anything;
     }
     for (Index j = 0; kv_->any_key_not_finite && j < block.count; ++j)
-      if (block.visible[static_cast<std::size_t>(r * block.count + j)] && kv_->key_not_finite[static_cast<std::size_t>(block.key0 + j)])
+      if (block.visible[static_cast<std::size_t>(r * block.count + j)] &&
+          kv_->key_not_finite[static_cast<std::size_t>(block.key0 + j)])
         state.score_taint = Taint::anything;
     if (block.lse_kind[at] == Kind::nan) state.score_taint = Taint::nan;
-    state.taint = state.score_taint;
+  }
 
-    double stored = 0, absolute = 0, defect = 0;
+  // bounds_backward.md, 7: what of dO and O taints dS.
+  void read_output_gradient(const Block& block, Index r, RowState& state, Products& m) const {
+    const auto at = static_cast<std::size_t>(r);
+    const Index i = block.row_index[at];
+    const TensorView &d_o_view = x_.input_.d_o, &o_view = x_.input_.o;
     for (Index col = 0; col < s_.value_dim; ++col) {
       const auto e = static_cast<std::size_t>(r * s_.value_dim + col);
-      const double d_o = load(x_.input_.d_o, x_.input_.d_o.at(b_, h_, i, col)), o = load(x_.input_.o, x_.input_.o.at(b_, h_, i, col));
+      const double d_o = load(d_o_view, d_o_view.at(b_, h_, i, col));
       if (std::isfinite(d_o)) {
         m.d_o(r, col) = d_o;
       } else {
         state.d_o_finite = false;
         state.taint = worse(state.taint, std::isnan(d_o) ? Taint::nan : Taint::anything);
       }
-      // Where every visible score is -inf O is NaN, but a kernel may read LSE = -inf as a row without keys.
-      if (block.o_kind[e] == Kind::nan && !block.underflow_excused[e] && block.lse_kind[at] != Kind::minus_infinity) state.taint = Taint::nan;
-      else if (block.o_kind[e] != Kind::finite || !std::isfinite(o)) state.taint = worse(state.taint, Taint::anything);
-      if (!std::isfinite(d_o) || block.o_kind[e] != Kind::finite || !std::isfinite(o)) continue;
-      state.delta += d_o * block.o[e];
-      defect += d_o * ((o - block.o[e]) - block.o_low[e]);
-      stored += std::fabs(d_o * o);
-      absolute += std::fabs(d_o * block.o[e]);
-      state.delta_radius += std::fabs(d_o) * block.radius[e];
+      // Where every visible score is -inf O is NaN, but a kernel may read LSE = -inf as a row without
+      // keys.
+      if (block.o_kind[e] == Kind::nan && !block.underflow_excused[e] &&
+          block.lse_kind[at] != Kind::minus_infinity)
+        state.taint = Taint::nan;
+      else if (block.o_kind[e] != Kind::finite ||
+               !std::isfinite(load(o_view, o_view.at(b_, h_, i, col))))
+        state.taint = worse(state.taint, Taint::anything);
     }
-    const double length = static_cast<double>(s_.value_dim) + 1, gamma64 = gamma_factor(length + 1, unit64);
-    state.delta_radius = state.delta_radius * (1 + 1e-9) + gamma64 * absolute;
-    state.delta_error =
-        std::fabs(defect) + gamma_factor(length, c_.roundoff) * stored + gamma64 * (stored + absolute) + state.delta_radius + length * c_.product_floor;
-    if (!(stored * (1 + 1e-4) < c_.largest)) state.taint = worse(state.taint, Taint::anything);
-    return state;
   }
 
-  void weigh(const Block& block, Index r, RowState& state, Gradient& dq, std::size_t own, Products& m) {
+  void weigh(const Block& block, Index r, RowState& state, Gradient& dq, std::size_t own,
+             Products& m) {
     const auto at = static_cast<std::size_t>(r);
     const Index offset = r * block.count;
     GradientTruth t;
@@ -272,13 +346,15 @@ class GroupSum {
     t.max = block.max[at];
     t.lse = block.lse[at];
     t.lse_radius = block.lse_radius[at];
-    t.lse_error = stored_lse_error(block, r);
-    t.delta = state.delta;
-    t.delta_error = state.delta_error;
-    t.delta_radius = state.delta_radius;
-    const GradientRow bound = derive_gradient_row(c_, x_.context_, t,
-                                                  {m.kept_weight.row(r).data(), m.ds.row(r).data(), m.dot_gradient.row(r).data(), m.to_dq.row(r).data(),
-                                                   m.to_dk.row(r).data(), m.to_dv.row(r).data(), m.to_bias.row(r).data()});
+    t.lse_error = lse_error_of_row(c_, x_.context_.terms, p_, x_.input_, block, r);
+    t.delta = state.delta.value;
+    t.delta_error = state.delta.error;
+    t.delta_radius = state.delta.radius;
+    const GradientRow bound = derive_gradient_row(
+        c_, x_.context_, t,
+        {m.kept_weight.row(r).data(), m.ds.row(r).data(), m.dot_gradient.row(r).data(),
+         m.to_dq.row(r).data(), m.to_dk.row(r).data(), m.to_dv.row(r).data(),
+         m.to_bias.row(r).data()});
     if (bound.vacuous) {
       state.score_taint = worse(state.score_taint, Taint::anything);
       state.taint = worse(state.taint, Taint::anything);
@@ -290,21 +366,7 @@ class GroupSum {
     key_slack_ = std::max(key_slack_, bound.slack);
   }
 
-  double stored_lse_error(const Block& block, Index r) const {
-    const auto at = static_cast<std::size_t>(r);
-    if (!x_.input_.lse) {
-      // A kernel that keeps its weights: docs/bounds_backward.md, "Where no LSE was stored".
-      const double u = c_.roundoff, tiles = std::ceil(static_cast<double>(block.count) / static_cast<double>(std::min(c_.tile, c_.split_keys > 0 ? c_.split_keys : c_.tile)));
-      double largest = std::fabs(block.max[at]);
-      for (Index j = 0; j < block.count; ++j)
-        if (block.visible[static_cast<std::size_t>(r * block.count + j)]) largest = std::max(largest, std::fabs(static_cast<double>(p_.scale) * block.dot[static_cast<std::size_t>(r * block.count + j)]));
-      return block.lse_bound[at] + block.lse_radius[at] + 2.02 * u * (tiles + 1) * c_.exp_ulp + 1.01 * u * c_.division_roundings + (c_.scale_error + (c_.fused_argument ? u : 0)) * largest;
-    }
-    const double stored = load(x_.input_.lse, x_.input_.lse.at(b_, h_, block.row_index[at], 0));
-    return std::fabs((stored - block.lse[at]) - block.lse_low[at]) + block.lse_radius[at];
-  }
-
-  // dSink = -sum e^(z - LSE) D
+  // bounds_backward.md, 5, dSink: what a row adds.
   void add_sink(const Block& block, Index r, const RowState& state) {
     const auto at = static_cast<std::size_t>(r), head = static_cast<std::size_t>(h_);
     Gradient& sink = shared_.d_sink;
@@ -313,48 +375,59 @@ class GroupSum {
       sink.taint[head] = worse(sink.taint[head], state.taint);
       return;
     }
-    const double u = c_.roundoff, argument = static_cast<double>(p_.sink[head]) - block.lse[at], weight = std::exp(argument);
-    const double lse_error = stored_lse_error(block, r), reach = std::fabs(argument) + lse_error, magnitude = std::fabs(state.delta), term = weight * magnitude;
-    double exponent = lse_error + c_.argument_roundings * u * (1 + 4 * u) * reach + 2 * u * (c_.exp_ulp + c_.exp_ulp_per_unit * reach);
-    if (c_.fused_argument) exponent += 2.01 * u * (std::fabs(block.lse[at]) + lse_error) + c_.scale_error * std::fabs(static_cast<double>(p_.sink[head]));
-    exponent *= 1 + 1e-6;
-    const double weight_error = weight * expm1_above(exponent) + c_.exp_floor;
-    const double error = (weight_error * (magnitude + state.delta_error) + weight * state.delta_error) * (1 + u) + u * term;
-    const double bound = error + gamma_factor(static_cast<double>(s_.batch * s_.rows) + 1, u) * (term + error);
-    sink.value[head] -= weight * state.delta;
-    sink.bound[head] += bound;
-    sink.absolute[head] += term + error;
-    const double own_error = weight * expm1_above(block.lse_radius[at] + 0x1p-45) * magnitude + weight * state.delta_radius +
-                             gamma_factor(static_cast<double>(s_.batch * s_.rows) + 16, unit64) * term;
-    if (own_error > 0) sink.ratio[head] = std::max(sink.ratio[head], own_error / bound);
+    SinkTruth t;
+    t.sink = static_cast<double>(p_.sink[head]);
+    t.lse = block.lse[at];
+    t.lse_error = lse_error_of_row(c_, x_.context_.terms, p_, x_.input_, block, r);
+    t.lse_radius = block.lse_radius[at];
+    t.delta = state.delta.value;
+    t.delta_error = state.delta.error;
+    t.delta_radius = state.delta.radius;
+    t.rows = static_cast<double>(s_.batch * s_.rows);
+    const SinkTerm part = derive_sink_term(c_, x_.context_, t);
+    sink.value[head] -= part.value;
+    sink.bound[head] += part.bound;
+    sink.absolute[head] += part.absolute;
+    if (part.own > 0) sink.ratio[head] = std::max(sink.ratio[head], part.own / part.bound);
   }
 
-  // What a row adds to dBias, and whom it touches or taints.
-  void spread(const Block& block, Index r, const RowState& state, const Gradient& dq, std::size_t own, const Products& m) {
+  // bounds_backward.md, 5, dBias: what a row adds.
+  void add_to_bias(const Block& block, Index r, const RowState& state, const Gradient& dq,
+                   std::size_t own, const Products& m) {
     const Index i = block.row_index[static_cast<std::size_t>(r)];
+    Gradient& bias = shared_.d_bias;
+    for (Index j = 0; j < block.count; ++j) {
+      if (!block.visible[static_cast<std::size_t>(r * block.count + j)]) continue;
+      const auto e = static_cast<std::size_t>(x_.bias_element(b_, h_, i, block.key0 + j));
+      bias.value[e] += m.ds(r, j);
+      bias.bound[e] += m.to_bias(r, j);
+      bias.absolute[e] += std::fabs(m.ds(r, j)) + m.to_bias(r, j);
+      bias.touched[e] = 1;
+      bias.ratio[e] = std::max(bias.ratio[e], dq.ratio[own]);
+      bias.slack[e] = std::max(bias.slack[e], dq.slack[own]);
+      bias.taint[e] = worse(bias.taint[e], state.taint);
+    }
+  }
+
+  // bounds_backward.md, 7: whom a row touches or taints among dK and dV.
+  void touch_keys(const Block& block, Index r, const RowState& state) {
+    const Index i = block.row_index[static_cast<std::size_t>(r)];
+    const TensorView& d_o_view = x_.input_.d_o;
     for (Index j = 0; j < block.count; ++j) {
       if (!block.visible[static_cast<std::size_t>(r * block.count + j)]) continue;
       const Index key = block.key0 + j;
-      if (x_.bias_elements_ > 0) {
-        Gradient& bias = shared_.d_bias;
-        const auto e = static_cast<std::size_t>(x_.bias_element(b_, h_, i, key));
-        bias.value[e] += m.ds(r, j);
-        bias.bound[e] += m.to_bias(r, j);
-        bias.absolute[e] += std::fabs(m.ds(r, j)) + m.to_bias(r, j);
-        bias.touched[e] = 1;
-        bias.ratio[e] = std::max(bias.ratio[e], dq.ratio[own]);
-        bias.slack[e] = std::max(bias.slack[e], dq.slack[own]);
-        bias.taint[e] = worse(bias.taint[e], state.taint);
-      }
-      if (!all_rows_) continue;
-      out_.dk.touched[static_cast<std::size_t>(key)] = out_.dv.touched[static_cast<std::size_t>(key)] = 1;
+      out_.dk.touched[static_cast<std::size_t>(key)] = 1;
+      out_.dv.touched[static_cast<std::size_t>(key)] = 1;
       if (state.taint != Taint::none)
         for (Index d = 0; d < s_.dim; ++d) taint(out_.dk, key, d, state.taint);
-      if (state.score_taint != Taint::none || !state.d_o_finite)
-        for (Index col = 0; col < s_.value_dim; ++col) {
-          const double d_o = load(x_.input_.d_o, x_.input_.d_o.at(b_, h_, i, col));
-          taint(out_.dv, key, col, worse(state.score_taint, std::isfinite(d_o) ? Taint::none : std::isnan(d_o) ? Taint::nan : Taint::anything));
-        }
+      if (state.score_taint == Taint::none && state.d_o_finite) continue;
+      for (Index col = 0; col < s_.value_dim; ++col) {
+        const double d_o = load(d_o_view, d_o_view.at(b_, h_, i, col));
+        const Taint of_column = std::isfinite(d_o) ? Taint::none
+                                : std::isnan(d_o)  ? Taint::nan
+                                                   : Taint::anything;
+        taint(out_.dv, key, col, worse(state.score_taint, of_column));
+      }
     }
   }
   static void taint(Gradient& g, Index row, Index column, Taint with) {
@@ -372,7 +445,7 @@ class GroupSum {
   Index h_ = 0;
   bool all_rows_ = false, with_pairs_ = false;
   RowMajor keys_, keys_absolute_, dk_, dk_bound_, dv_, dv_bound_;
-  double key_ratio_ = 0, key_slack_ = 0x1p-40;
+  double key_ratio_ = 0, key_slack_ = safety::least_slack;
   GroupGradients out_;
 };
 

@@ -45,7 +45,10 @@ struct SharedGradients {
 class BackwardReference {
  public:
   // `gradients` says whether dBias and dSink are wanted, and over which dimensions dBias sums (strides of 0).
-  BackwardReference(const Attention& problem, const AttentionBackwardInput& input, const AttentionGradients& gradients, const Contract& contract);
+  // `terms` are those of the bound that count: all of them, but in the test of the terms.
+  BackwardReference(const Attention& problem, const AttentionBackwardInput& input,
+                    const AttentionGradients& gradients, const Contract& contract,
+                    const BackwardTerms& terms = {});
 
   // For all rows, or for some of them. Adds what the heads contribute to `shared`. Not for two groups at a time with
   // the same `shared`.
@@ -61,6 +64,8 @@ class BackwardReference {
 
  private:
   friend class GroupSum;
+  void lay_out_bias(const TensorView& d_bias);
+
   const Attention& problem_;
   const AttentionBackwardInput& input_;
   Reference reference_;

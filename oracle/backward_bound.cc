@@ -6,41 +6,125 @@
 #include <vector>
 
 #include "oracle/lanes.h"
+#include "oracle/safety_factors.h"
 
 namespace assay {
 namespace {
 
-constexpr double inf = std::numeric_limits<double>::infinity();
-constexpr double unit64 = 0x1p-53;
-// How often the bound holds the oracle's own errors of LSE and D. Where they are all that is left (sums that cancel to
-// nothing), verdicts stay sharp at the price of a bound that much above the oracle's error.
-constexpr double margin = 0x1p10;
+using safety::unit64;
+using Term = BackwardTerm;
 
-// A rounding to a narrow dtype: of values of at most a magnitude. No dtype rounds nothing.
+constexpr double inf = std::numeric_limits<double>::infinity();
+
+// A number of one pair, or of eight pairs: its exact value, and how far from it what a kernel and what
+// the oracle computes may lie.
+template <class L>
+struct Erring {
+  L value, error, own;
+};
+
+// bounds_backward.md, 2, Casts: rho. No dtype rounds nothing.
 struct Cast {
   double roundoff = 0, floor = 0, largest = inf;
+  double excess_counts = 1;  // 0 where a test leaves it out
   bool saturates = false;
 
-  explicit Cast(const std::optional<Dtype>& dtype) {
+  Cast(const std::optional<Dtype>& dtype, const BackwardTerms& terms) {
     if (!dtype) return;
     roundoff = unit_roundoff(*dtype);
-    floor = half_min_subnormal(*dtype);
+    floor = terms[Term::cast_underflow] * half_min_subnormal(*dtype);
+    excess_counts = terms[Term::saturation];
     largest = format(*dtype).max_finite;
     saturates = format(*dtype).saturates;
   }
-  // Of what is later multiplied by the scale, where it is scaled before it is rounded, or may be.
-  Cast scaled(double scale) const {
+  // bounds_backward.md, 4, Rounded weights: the cast of what is, or may be, scaled before it is rounded.
+  Cast scaled(double scale, const BackwardTerms& terms) const {
     Cast c = *this;
-    if (scale > 0 && scale < 1) c.floor /= scale;
+    if (scale > 0 && scale < 1) c.floor = terms[Term::late_underflow] * c.floor / scale;
     if (scale > 1) c.largest /= scale;
     return c;
   }
+  // bounds_backward.md, 4, Range guard: the error of casting values of at most a magnitude.
   template <class L>
   L error(L magnitude) const {
-    const L zero{}, rounded = smaller(magnitude, larger(roundoff * magnitude, zero + floor));
-    const L beyond = saturates ? larger(rounded, magnitude - largest) : zero + inf;
+    const L zero{};
+    const L rounded = smaller(magnitude, larger(roundoff * magnitude, zero + floor));
+    const L excess = excess_counts * (magnitude - largest);
+    const L beyond = saturates ? larger(rounded, excess) : zero + inf;
     return magnitude <= largest ? rounded : beyond;
   }
+};
+
+// Gamma of the sums that a pair is part of.
+struct Chains {
+  double keys = 0, rows = 0, bias = 0, values = 0;
+};
+
+// bounds_backward.md, 3: gamma(N) of a kernel.
+Chains chains_of_kernel(const Contract& c, const BackwardContext& x) {
+  const auto gamma = [&](double n) { return gamma_factor(dot_roundings(c, n), c.dot_roundoff); };
+  Chains of;
+  of.keys = x.terms[Term::keys_sum] * gamma(x.keys_length);
+  of.rows = x.terms[Term::rows_sum] * gamma(x.rows_length);
+  if (x.bias_length > 1)
+    of.bias = x.terms[Term::bias_sum] * gamma_factor(x.bias_length, c.roundoff);
+  of.values = x.terms[Term::values_sum] * gamma(static_cast<double>(x.value_dim));
+  return of;
+}
+
+// bounds_backward.md, 8: gamma(N) of the oracle.
+Chains chains_of_oracle(const BackwardContext& x) {
+  const double more = safety::additions_of_blocks;
+  Chains of;
+  of.keys = gamma_factor(x.keys_length + more, unit64) + more * unit64;
+  of.rows = gamma_factor(x.rows_length + more, unit64) + more * unit64;
+  of.bias = gamma_factor(x.bias_length, unit64);
+  of.values = gamma_factor(static_cast<double>(x.value_dim) + safety::roundings_of_values, unit64);
+  return of;
+}
+
+// What all pairs of a row have in common.
+struct RowNumbers {
+  RowNumbers(const Contract& c, const BackwardContext& x, const GradientTruth& t)
+      : late(c.score_gradients_late && c.weight_dtype),
+        terms(x.terms),
+        u(c.roundoff),
+        cast_of_p(c.weight_dtype, terms),
+        cast_of_ds(late ? cast_of_p.scaled(x.forward.scale, terms) : cast_of_p),
+        kernel(chains_of_kernel(c, x)),
+        oracle(chains_of_oracle(x)) {
+    // Balls refine weights and LSE; q.k, of which the softcap's factor is taken, stays that of fp64.
+    dot_ratio = exponent_ratio(c, x.forward.dim);
+    weight_ratio = t.weights_from_balls ? 0 : dot_ratio;
+    exp_floor = terms[Term::exp_underflow] * c.exp_floor;
+    if (x.forward.dropout) {
+      gamma_keep = terms[Term::keep_scale] * gamma_factor(safety::roundings_of_keep, u);
+      keep_floor = terms[Term::keep_underflow] * c.product_floor;
+    }
+    gamma_dp = kernel.values + gamma_keep * (1 + kernel.values);
+    const double dp_terms = static_cast<double>(x.value_dim) + 2;
+    const double dp_floor =
+        terms[Term::values_underflow] * (dp_terms * c.product_floor * x.keep_scale);
+    delta_error = dp_floor + t.delta_error + safety::own_errors_held * t.delta_radius;
+    ds_floor = terms[Term::score_gradient_underflow] * c.product_floor;
+    softcap_floor = terms[Term::softcap_underflow] * c.product_floor;
+  }
+
+  bool late;  // dS comes from rounded weights
+  const BackwardTerms& terms;
+  double u;
+  Cast cast_of_p, cast_of_ds;
+  Chains kernel, oracle;
+  double dot_ratio = 0, weight_ratio = 0;  // the oracle's E over that of a kernel: of q.k, of p
+  double exp_floor = 0, keep_floor = 0, ds_floor = 0, softcap_floor = 0;
+  double gamma_keep = 0, gamma_dp = 0;
+  double delta_error = 0;  // everything absolute in the error of R dP - D
+  bool exponents_are_small = false;  // H has not been replaced by e^H - 1
+};
+
+// The largest that is met along a row.
+struct RowMaxima {
+  LaneMax ratio{0}, difference{0}, cast{0};
 };
 
 // Arrays of one row, kept by each thread from row to row.
@@ -51,119 +135,239 @@ struct Scratch {
   }
 };
 
-}  // namespace
-
-GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t, const GradientWeights& out) {
-  const double u = c.roundoff, softcap = x.forward.softcap;
-  const bool late = c.score_gradients_late && c.weight_dtype;
-  const Cast cast(c.weight_dtype), cast_of_ds = late ? cast.scaled(x.forward.scale) : cast;
-  const double gamma_keys = gamma_factor(dot_roundings(c, x.keys_length), c.dot_roundoff);
-  const double gamma_rows = gamma_factor(dot_roundings(c, x.rows_length), c.dot_roundoff);
-  const double gamma_bias = x.bias_length > 1 ? gamma_factor(x.bias_length, u) : 0;
-  const double gamma_values = gamma_factor(dot_roundings(c, static_cast<double>(x.value_dim)), c.dot_roundoff);
-  const double gamma_keep = x.forward.dropout ? gamma_factor(3, u) : 0;
-  const double gamma_dp = gamma_values + gamma_keep * (1 + gamma_values);
-  const double product_floor = c.product_floor, dp_floor = (static_cast<double>(x.value_dim) + 2) * product_floor * x.keep_scale;
-  const double own_keys = gamma_factor(x.keys_length + 4, unit64) + 4 * unit64, own_rows = gamma_factor(x.rows_length + 4, unit64) + 4 * unit64;
-  const double own_bias = gamma_factor(x.bias_length, unit64), keep_floor = x.forward.dropout ? product_floor : 0;
-  // Balls refine weights and LSE; q.k, of which the softcap's factor is taken, stays that of fp64.
-  const double dot_ratio = exponent_ratio(c, x.forward.dim), ratio = t.weights_from_balls ? 0 : dot_ratio;
-  const double own_values = gamma_factor(static_cast<double>(x.value_dim) + 6, unit64);
-  thread_local Scratch s;
-  s.resize(t.count);
-  const double* kept = nullptr;
-  if (t.kept) {
-    for (Index j = 0; j < t.count; ++j) s.keep[static_cast<std::size_t>(j)] = t.kept[j] ? x.keep_scale : 0;
-    kept = s.keep.data();
+// bounds_backward.md, 2: H_j of every key, and the oracle's own; e^H - 1 where one of them is large.
+// Returns the largest of both.
+struct LargestExponents {
+  double kernel = 0, oracle = 0;
+};
+LargestExponents exponent_errors(const Contract& c, const BackwardContext& x,
+                                 const GradientTruth& t, RowNumbers& n, Scratch& s) {
+  const double u = c.roundoff;
+  const double per_reach = x.terms[Term::argument] * (c.argument_roundings * u *
+                                                      (1 + safety::second_order_units * u)) +
+                           x.terms[Term::exp_per_unit] * (2 * u * c.exp_ulp_per_unit);
+  const double per_row = t.lse_error + safety::own_errors_held * t.lse_radius;
+  const double of_exp = x.terms[Term::exp] * (2 * u * c.exp_ulp);
+  double fused = 0, per_dot = 0;
+  if (c.fused_argument) {
+    fused = x.terms[Term::fused_argument] * safety::two_roundings * u *
+            (std::fabs(t.lse) + t.lse_error);
+    per_dot = x.terms[Term::folded_scale] * c.scale_error * x.forward.scale;
   }
-  if (softcap > 0)
-    for (Index j = 0; j < t.count; ++j) s.tau[static_cast<std::size_t>(j)] = std::fabs(std::tanh(x.forward.scale * t.dot[j] / softcap));
-
-  // H, and the oracle's own.
-  LaneMax largest_exponent(0), largest_exponent64(0);
-  const double per_reach = c.argument_roundings * u * (1 + 4 * u) + 2 * u * c.exp_ulp_per_unit;
-  const double per_row = t.lse_error + margin * t.lse_radius, fused = c.fused_argument ? 2.01 * u * (std::fabs(t.lse) + t.lse_error) : 0;
-  const double per_dot = c.fused_argument ? c.scale_error * x.forward.scale : 0;
+  const double score_counts = x.terms[Term::score];
+  const double ratio = n.weight_ratio;
+  LaneMax largest(0), largest64(0);
   for_lanes(0, t.count, [&]<class L>(Index j, L zero) {
     const L gap = load_as<L>(t.gap + j), score_error = load_as<L>(t.score_error + j);
-    const L argument = absolute((t.max - t.lse) - gap), score = score_error + per_row;
-    const L h = (score + per_reach * (argument + score) + (2 * u * c.exp_ulp + fused) + per_dot * absolute(load_as<L>(t.dot + j))) * (1 + 1e-6);
-    const L h64 = ratio * score_error + (t.lse_radius + 0x1p-45) + (ratio > 0 ? 0x1p-51 : 0) * argument;
+    const L argument = absolute((t.max - t.lse) - gap);
+    const L score = score_counts * score_error + per_row;
+    const L h = (score + per_reach * (argument + score) + (of_exp + fused) +
+                 per_dot * absolute(load_as<L>(t.dot + j))) *
+                (1 + safety::second_order);
+    const L h64 = ratio * score_error + (t.lse_radius + safety::library_exp) +
+                  (ratio > 0 ? safety::argument_in_fp64 : 0) * argument;
     const L live = gap < inf ? h : zero, live64 = gap < inf ? h64 : zero;
-    largest_exponent.add(live);
-    largest_exponent64.add(live64);
+    largest.add(live);
+    largest64.add(live64);
     store_lanes(s.growth.data() + j, live);
     store_lanes(s.growth64.data() + j, live64);
   });
-  const bool small = larger(largest_exponent.total(), largest_exponent64.total()) <= 1;
-  if (!small)
+  const LargestExponents both{largest.total(), largest64.total()};
+  n.exponents_are_small = larger(both.kernel, both.oracle) <= safety::small_exponent;
+  if (!n.exponents_are_small)
     for (auto* growth : {&s.growth, &s.growth64})
       for (double& h : *growth) h = expm1_above(h);
+  return both;
+}
 
-  LaneMax largest_ratio(0), largest_difference(0), largest_cast(0);
+// bounds_backward.md, 2: E_P.
+template <class L>
+Erring<L> weight(const RowNumbers& n, L p, L h, L h64) {
+  const L one = L{} + 1;
+  const bool small = n.exponents_are_small;
+  return {p, p * (small ? h * (one + h) : h) + n.exp_floor,
+          p * (small ? h64 * (one + h64) : h64) + safety::exp_underflow_of_gradients};
+}
+
+// bounds_backward.md, 2, Dropout: R p, of which dV is made.
+template <class L>
+Erring<L> kept_weight(const RowNumbers& n, const Erring<L>& p, L keep) {
+  const L kept = p.value * keep;
+  return {kept, keep * (p.error * (1 + n.gamma_keep) + n.keep_floor) + n.gamma_keep * kept,
+          keep * p.own};
+}
+
+// bounds_backward.md, 3: the part of a pair in the bound of a sum, and in the oracle's own error.
+template <class L>
+L in_sum_of_kernel(const Erring<L>& x, L cast, double gamma) {
+  return x.error + cast + gamma * (absolute(x.value) + x.error + cast);
+}
+template <class L>
+L in_sum_of_oracle(const Erring<L>& x, double gamma) {
+  return x.own + gamma * (absolute(x.value) + x.own);
+}
+
+// bounds_backward.md, 4: t = R dP - D and E_t.
+template <class L>
+Erring<L> difference(const RowNumbers& n, const GradientTruth& t, L dp, L dp_absolute) {
+  const L value = dp - t.delta, magnitude = absolute(value);
+  const L rounding = n.terms[Term::subtraction] * n.u * magnitude;
+  return {value, (n.gamma_dp * dp_absolute + n.delta_error) * (1 + n.u) + rounding,
+          n.oracle.values * dp_absolute + t.delta_radius + 2 * unit64 * magnitude};
+}
+
+// bounds_backward.md, 4: dS = p t and E_dS, from rounded weights where the contract says so.
+template <class L>
+Erring<L> score_gradient(const RowNumbers& n, const Erring<L>& p, const Erring<L>& t) {
+  const L size = absolute(t.value), ds = p.value * size;
+  const L cast = n.terms[Term::late_cast] * n.cast_of_p.error(p.value + p.error);
+  const L p_error = n.late ? p.error + cast : p.error;
+  const L rounding = n.terms[Term::score_gradient] * n.u * ds;
+  return {p.value * t.value,
+          (p_error * (size + t.error) + p.value * t.error) * (1 + n.u) + rounding + n.ds_floor,
+          p.own * (size + t.own) + p.value * t.own + 4 * unit64 * ds};
+}
+
+// bounds_backward.md, 4, Softcap: the factor f = 1 - tau^2 and E_f.
+template <class L>
+Erring<L> softcap_factor(const RowNumbers& n, L tau, L capped_error) {
+  const double u = n.u, second_order = 1 + 2 * u;
+  const L factor = (L{} + 1) - tau * tau;
+  const L e = n.terms[Term::softcap_score] * capped_error +
+              n.terms[Term::softcap_tanh] * (safety::two_roundings * u);
+  const L e64 = n.dot_ratio * capped_error + safety::library_tanh;
+  const L rounding = n.terms[Term::softcap_factor] * u * ((tau + e) * (tau + e) + factor);
+  return {factor, ((2 * tau + e) * e) * second_order + rounding * second_order,
+          (2 * tau + e64) * e64 + 2 * unit64};
+}
+
+// bounds_backward.md, 4, Softcap: dS' = dS f and E_dS'.
+template <class L>
+Erring<L> times_factor(const RowNumbers& n, const Erring<L>& ds, const Erring<L>& f) {
+  const L size = absolute(ds.value);
+  const L rounding = n.terms[Term::softcap_product] * n.u * size * f.value;
+  return {ds.value * f.value,
+          (ds.error * (f.value + f.error) + size * f.error) * (1 + n.u) + rounding +
+              n.softcap_floor,
+          ds.own * (f.value + f.own) + size * f.own + 2 * unit64 * size};
+}
+
+// One pair, or eight, from its weight to its parts in the bounds of all gradients.
+template <class L>
+void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNumbers& n,
+                  const Scratch& s, const GradientWeights& out, Index j, L zero, RowMaxima& most) {
+  const L one = zero + 1, is_live = load_as<L>(t.gap + j) < inf ? one : zero;
+  // Not a product: what a masked key holds may be too large for one.
+  auto where_live = [&](L value) { return is_live > zero ? value : zero; };
+  // bounds_backward.md, 8: the oracle's own error as a fraction of the bound.
+  auto compare = [&](L own, L bound) {
+    const L quotient = own / bound;
+    most.ratio.add(where_live(own) > zero ? quotient : zero);
+  };
+  const Erring<L> p = weight(n, load_as<L>(t.weight + j) * is_live,
+                             load_as<L>(s.growth.data() + j), load_as<L>(s.growth64.data() + j));
+
+  const L keep = t.kept ? load_as<L>(s.keep.data() + j) : zero + x.keep_scale;
+  const Erring<L> kept = kept_weight(n, p, keep);
+  const L cast_p = n.terms[Term::value_cast] * n.cast_of_p.error(kept.value + kept.error);
+  const L to_dv = in_sum_of_kernel(kept, cast_p, n.kernel.rows);
+  store_lanes(out.kept_weight + j, kept.value);
+  store_lanes(out.to_dv + j, where_live(to_dv));
+  compare(in_sum_of_oracle(kept, n.oracle.rows), to_dv);
+
+  const L dp_absolute = load_as<L>(t.dp_absolute + j);
+  Erring<L> ds =
+      score_gradient(n, p, difference(n, t, load_as<L>(t.dp + j), dp_absolute));
+  const L to_bias = in_sum_of_kernel(ds, zero, n.kernel.bias);
+  store_lanes(out.ds + j, ds.value);
+  store_lanes(out.to_bias + j, where_live(to_bias));
+  compare(in_sum_of_oracle(ds, n.oracle.bias), to_bias);
+  most.difference.add(where_live(dp_absolute * (1 + n.gamma_dp) +
+                                 (std::fabs(t.delta) + t.delta_error)));
+
+  if (x.forward.softcap > 0) {
+    const L capped_error = load_as<L>(t.capped_error + j) / x.forward.softcap;
+    ds = times_factor(n, ds, softcap_factor(n, load_as<L>(s.tau.data() + j), capped_error));
+  }
+  const L cast_ds =
+      n.terms[Term::gradient_cast] * n.cast_of_ds.error(absolute(ds.value) + ds.error);
+  const L to_dq = in_sum_of_kernel(ds, cast_ds, n.kernel.keys);
+  const L to_dk = in_sum_of_kernel(ds, cast_ds, n.kernel.rows);
+  store_lanes(out.dot_gradient + j, ds.value);
+  store_lanes(out.to_dq + j, where_live(to_dq));
+  store_lanes(out.to_dk + j, where_live(to_dk));
+  most.cast.add(where_live(larger(cast_p, cast_ds)));
+  compare(in_sum_of_oracle(ds, n.oracle.keys), to_dq);
+  compare(in_sum_of_oracle(ds, n.oracle.rows), to_dk);
+}
+
+}  // namespace
+
+GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x,
+                                const GradientTruth& t, const GradientWeights& out) {
+  thread_local Scratch s;
+  s.resize(t.count);
+  for (Index j = 0; t.kept && j < t.count; ++j)
+    s.keep[static_cast<std::size_t>(j)] = t.kept[j] ? x.keep_scale : 0;
+  const double softcap = x.forward.softcap;
+  for (Index j = 0; softcap > 0 && j < t.count; ++j)
+    s.tau[static_cast<std::size_t>(j)] =
+        std::fabs(std::tanh(x.forward.scale * t.dot[j] / softcap));
+
+  RowNumbers n(c, x, t);
+  const LargestExponents exponent = exponent_errors(c, x, t, n, s);
+  RowMaxima most;
   for_lanes(0, t.count, [&]<class L>(Index j, L zero) {
-    const L one = zero + 1, is_live = load_as<L>(t.gap + j) < inf ? one : zero;
-    const L p = load_as<L>(t.weight + j) * is_live, h = load_as<L>(s.growth.data() + j), h64 = load_as<L>(s.growth64.data() + j);
-    // Not a product: what a masked key holds may be too large for one.
-    auto where_live = [&](L value) { return is_live > zero ? value : zero; };
-    const L weight_error = p * (small ? h * (one + h) : h) + c.exp_floor, weight_error64 = p * (small ? h64 * (one + h64) : h64) + 0x1p-1000;
-
-    // dV
-    const L keep = kept ? load_as<L>(kept + j) : zero + x.keep_scale;
-    const L kept_weight = p * keep, kept_error = keep * (weight_error * (1 + gamma_keep) + keep_floor) + gamma_keep * kept_weight;
-    const L cast_p = cast.error(kept_weight + kept_error), to_dv = kept_error + cast_p + gamma_rows * (kept_weight + kept_error + cast_p);
-    store_lanes(out.kept_weight + j, kept_weight);
-    store_lanes(out.to_dv + j, where_live(to_dv));
-    auto compare = [&](L own, L bound) {
-      const L quotient = own / bound;
-      largest_ratio.add(where_live(own) > zero ? quotient : zero);
-    };
-    compare(keep * weight_error64 + own_rows * (kept_weight + keep * weight_error64), to_dv);
-
-    // dS = P (R dP - D)
-    const L dp_absolute = load_as<L>(t.dp_absolute + j), difference = load_as<L>(t.dp + j) - t.delta, magnitude = absolute(difference), ds = p * magnitude;
-    const L difference_error = (gamma_dp * dp_absolute + (dp_floor + t.delta_error + margin * t.delta_radius)) * (1 + u) + u * magnitude;
-    const L difference_error64 = own_values * dp_absolute + t.delta_radius + 2 * unit64 * magnitude;
-    const L ds_weight_error = late ? weight_error + cast.error(p + weight_error) : weight_error;
-    L error = (ds_weight_error * (magnitude + difference_error) + p * difference_error) * (1 + u) + u * ds + product_floor;
-    L error64 = weight_error64 * (magnitude + difference_error64) + p * difference_error64 + 4 * unit64 * ds;
-    L gradient = ds, signed_gradient = p * difference;
-    store_lanes(out.ds + j, signed_gradient);
-    const L to_bias = error + gamma_bias * (ds + error);
-    store_lanes(out.to_bias + j, where_live(to_bias));
-    compare(error64 + own_bias * (ds + error64), to_bias);
-    largest_difference.add(where_live(dp_absolute * (1 + gamma_dp) + (std::fabs(t.delta) + t.delta_error)));
-    if (softcap > 0) {
-      // The factor 1 - tanh^2, from a capped score that errs by capped_error.
-      const L tau = load_as<L>(s.tau.data() + j), factor = one - tau * tau, capped_error = load_as<L>(t.capped_error + j) / softcap;
-      const L e = capped_error + 2.01 * u, e64 = dot_ratio * capped_error + 0x1p-45;
-      const L factor_error = ((2 * tau + e) * e) * (1 + 2 * u) + u * ((tau + e) * (tau + e) + factor) * (1 + 2 * u);
-      const L factor_error64 = (2 * tau + e64) * e64 + 2 * unit64;
-      error = (error * (factor + factor_error) + ds * factor_error) * (1 + u) + u * ds * factor + product_floor;
-      error64 = error64 * (factor + factor_error64) + ds * factor_error64 + 2 * unit64 * ds;
-      gradient *= factor;
-      signed_gradient *= factor;
-    }
-    const L cast_s = cast_of_ds.error(gradient + error), all = gradient + error + cast_s;
-    const L to_dq = error + cast_s + gamma_keys * all, to_dk = error + cast_s + gamma_rows * all;
-    store_lanes(out.dot_gradient + j, signed_gradient);
-    store_lanes(out.to_dq + j, where_live(to_dq));
-    store_lanes(out.to_dk + j, where_live(to_dk));
-    largest_cast.add(where_live(larger(cast_p, cast_s)));
-    compare(error64 + own_keys * (gradient + error64), to_dq);
-    compare(error64 + own_rows * (gradient + error64), to_dk);
+    derive_pairs(x, t, n, s, out, j, zero, most);
   });
   GradientRow row;
-  row.ratio = largest_ratio.total();
-  row.may_overflow = !(largest_difference.total() * (1 + 1e-6) < c.largest) || largest_cast.total() == inf;
-  row.slack = 4 * (largest_exponent64.total() + row.ratio) + 0x1p-40;
-  row.vacuous = !(largest_exponent.total() < 80);  // e^H leaves the range of fp32
+  row.ratio = most.ratio.total();
+  row.may_overflow = !(most.difference.total() * (1 + safety::second_order) < c.largest) ||
+                     most.cast.total() == inf;
+  row.slack = safety::slack_per_ratio * (exponent.oracle + row.ratio) + safety::least_slack;
+  row.vacuous = !(exponent.kernel < safety::largest_exponent);
   return row;
 }
 
-double gradient_bound(const Contract& c, double terms, double scale, double value, double sum) {
-  const double underflow = (terms + 2) * c.product_floor * std::max(1.0, scale);
-  return (scale * sum * (1 + c.roundoff) + (scale == 1 ? 0 : c.roundoff * std::fabs(value)) + underflow) * (1 + 1e-9);
+// bounds_backward.md, 5, dSink: e^(z - L) D
+SinkTerm derive_sink_term(const Contract& c, const BackwardContext& x, const SinkTruth& t) {
+  const double u = c.roundoff, argument = t.sink - t.lse, weight = std::exp(argument);
+  const double reach = std::fabs(argument) + t.lse_error;
+  const double magnitude = std::fabs(t.delta), product = weight * magnitude;
+  double exponent = t.lse_error +
+                    x.terms[Term::sink_argument] * c.argument_roundings * u *
+                        (1 + safety::second_order_units * u) * reach +
+                    2 * u *
+                        (x.terms[Term::sink_exp] * c.exp_ulp +
+                         x.terms[Term::sink_exp_per_unit] * c.exp_ulp_per_unit * reach);
+  if (c.fused_argument)
+    exponent += x.terms[Term::sink_fused_argument] * safety::two_roundings * u *
+                    (std::fabs(t.lse) + t.lse_error) +
+                x.terms[Term::sink_folded_scale] * c.scale_error * std::fabs(t.sink);
+  exponent *= 1 + safety::second_order;
+  const double weight_error =
+      weight * expm1_above(exponent) + x.terms[Term::sink_underflow] * c.exp_floor;
+  const double error =
+      (weight_error * (magnitude + t.delta_error) + weight * t.delta_error) * (1 + u) +
+      x.terms[Term::sink_product] * u * product;
+  const double gamma = x.terms[Term::sink_sum] * gamma_factor(t.rows + 1, u);
+  SinkTerm part;
+  part.value = weight * t.delta;
+  part.bound = error + gamma * (product + error);
+  part.absolute = product + error;
+  part.own = weight * expm1_above(t.lse_radius + safety::library_exp) * magnitude +
+             weight * t.delta_radius +
+             gamma_factor(t.rows + safety::roundings_of_sink, unit64) * product;
+  return part;
+}
+
+// bounds_backward.md, 6: from the sum of the parts to the bound of an element.
+double gradient_bound(const Contract& c, const BackwardTerms& counts, double terms, double scale,
+                      double value, double sum) {
+  const double underflow =
+      counts[Term::sum_underflow] * ((terms + 2) * c.product_floor * std::max(1.0, scale));
+  const double product = counts[Term::scale_product] * (scale == 1 ? 0 : c.roundoff * std::fabs(value));
+  return (scale * sum * (1 + c.roundoff) + product + underflow) * (1 + safety::evaluation);
 }
 
 }  // namespace assay

@@ -5,6 +5,7 @@
 // from the exact ones is known, not bounded.
 #pragma once
 
+#include "oracle/backward_terms.h"
 #include "oracle/bound.h"
 
 namespace assay {
@@ -17,6 +18,7 @@ struct BackwardContext {
   double keys_length = 0, rows_length = 0;  // of the sums over keys (dQ) and over rows and heads (dK, dV)
   double keys_terms = 0, rows_terms = 0;    // all terms of those sums: each product can underflow, whatever the chains
   double bias_length = 0;                   // of the sum over broadcast dimensions; 1: none
+  BackwardTerms terms;
 };
 
 // Exact quantities of a row, up to double; arrays cover the keys of a block.
@@ -52,10 +54,30 @@ struct GradientRow {
   bool vacuous = false;       // no weight of the row is determined
 };
 
+// Exact quantities of a row for the gradient of a sink, dSink = -sum e^(z - L) D.
+struct SinkTruth {
+  double sink = 0, lse = 0;                              // z and L
+  double delta = 0;                                      // D
+  double lse_error = 0, lse_radius = 0;                  // as in GradientTruth
+  double delta_error = 0, delta_radius = 0;
+  double rows = 0;                                       // of the sum
+};
+
+// What a row adds to the sum e^(z - L) D.
+struct SinkTerm {
+  double value = 0;
+  double bound = 0;     // of |computed - exact|
+  double absolute = 0;  // the largest that a kernel's term can be
+  double own = 0;       // the oracle's own error
+};
+
+SinkTerm derive_sink_term(const Contract& c, const BackwardContext& x, const SinkTruth& t);
+
 GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t, const GradientWeights& out);
 
 // |computed sum - sum| from the weighted sum of absolute values; scaled: times the scale, which rounds once more.
 // `terms` of the sum can underflow.
-double gradient_bound(const Contract& c, double terms, double scale, double value, double sum);
+double gradient_bound(const Contract& c, const BackwardTerms& counts, double terms, double scale,
+                      double value, double sum);
 
 }  // namespace assay

@@ -26,7 +26,7 @@ struct DotCoefficients {
   double floor;
 };
 
-// bounds.md, 1: E_j of t_j, its coefficients
+// bounds.md, 1, Underflow and rounded factors: the coefficients of E_j of t_j
 DotCoefficients dot_coefficients(const Contract& c, const BoundContext& x, const RowTruth& t) {
   const BoundTerms& terms = x.terms;
   const double u = c.roundoff, eps = c.dot_roundoff, dim = static_cast<double>(x.dim + x.projection);

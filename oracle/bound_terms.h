@@ -1,12 +1,11 @@
-// The terms of the forward bound by name, so that a test can leave each out and show the arithmetic that needs it.
-//
-// A term is the factor 1 of some coefficient. Production never changes a factor, and a product with 1 is exact.
+// The terms of the forward bound by name (oracle/terms.h). Derivation: docs/bounds.md.
 #pragma once
 
 #include <array>
-#include <cstddef>
 #include <cstdint>
 #include <string_view>
+
+#include "oracle/terms.h"
 
 namespace assay {
 
@@ -78,21 +77,6 @@ inline constexpr auto bound_terms = std::to_array<BoundTermInfo>({
 #undef ASSAY_TERM
 });
 
-// 1 for each term that counts, 0 for one that is left out.
-class BoundTerms {
- public:
-  constexpr BoundTerms() { factors_.fill(1); }
-  constexpr BoundTerms without(BoundTerm term) const {
-    BoundTerms rest = *this;
-    rest.factors_[static_cast<std::size_t>(term)] = 0;
-    return rest;
-  }
-  constexpr double operator[](BoundTerm term) const {
-    return factors_[static_cast<std::size_t>(term)];
-  }
-
- private:
-  std::array<double, bound_terms.size()> factors_{};
-};
+using BoundTerms = Terms<BoundTerm, bound_terms.size()>;
 
 }  // namespace assay

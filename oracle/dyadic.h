@@ -1,4 +1,4 @@
-// Inside oracle/: dyadic numbers, which are integers times a power of two.
+// Dyadic numbers, which are integers times a power of two.
 #pragma once
 
 #include <algorithm>

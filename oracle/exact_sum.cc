@@ -65,6 +65,7 @@ ExactSum big_sum(Index count, const Term& term) {
 
 }  // namespace
 
+// bounds_product.md, 1: the product with a tensor scale
 ExactSum times(ExactSum s, double factor) {
   if (is_power_of_two(factor) || !std::isfinite(s.high)) {
     s.high *= factor;
@@ -80,6 +81,7 @@ ExactSum times(ExactSum s, double factor) {
   return s;
 }
 
+// bounds_product.md, 1: the sum in 64-bit, 128-bit or big integers
 ExactSum exact_of(const ProductRow& row, const ProductColumns& w, Index c, Index length) {
   const Integers& a = row.integers;
   const Integers& b = w.integers[static_cast<std::size_t>(c)];

@@ -1,4 +1,4 @@
-// Inside oracle/: the rows of A and the columns of W of a low-bit product, decoded.
+// The rows of A and the columns of W of a low-bit product, decoded.
 #pragma once
 
 #include <vector>
@@ -27,7 +27,6 @@ struct ProductColumns {
   std::vector<double> largest;         // of the codes of a group, [t][column]
   double code_at(Index k, Index c) const { return code[static_cast<std::size_t>(k * count + c)]; }
   double scale_at(Index t, Index c) const { return scale[static_cast<std::size_t>(t * count + c)]; }
-  double largest_code(Index t, Index c) const { return largest[static_cast<std::size_t>(t * count + c)]; }
   double weight(Index k, Index c) const { return code_at(k, c) * scale_at(k / step, c); }
 
   ProductColumns(const LowBitView& w, Index first_, Index count_);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "oracle/safety_factors.h"
 #include "oracle/arb_ball.h"
 #include "oracle/bound.h"
 
@@ -24,7 +25,7 @@ struct Shares {
   double count() const { return static_cast<double>(part.size()); }
 };
 
-// Of |Ohat - O| and of LSE for arithmetic `c`, as sums over parts.
+// bounds.md, 10: of |Ohat - O| and of LSE for arithmetic `c`, as sums over parts
 class MergeBound {
  public:
   MergeBound(const Shares& s, const Contract& c, double unit) : shares_(s), c_(c) {
@@ -36,16 +37,11 @@ class MergeBound {
     omega_ = c.exp_floor;  // the sum of weights is at least 1
     double defect = 0;
     for (std::size_t k = 0; k < s.p.size(); ++k) {
-      const double x = s.distance[k] * unit;
-      const double h = s.distance[k] == 0 ? 0 : (c.argument_roundings * u * x + c.exp_ulp * 2 * u + c.exp_ulp_per_unit * 2 * u * x) * (1 + 1e-6);
-      growth_.push_back(expm1_above(h));
-      defect += s.p[k] * (growth_[k] + (1 + growth_[k]) * sum_gamma_) + (s.distance[k] == 0 ? 0 : omega_);
+      growth_.push_back(expm1_above(exponent_error(s.distance[k], unit)));
+      defect += s.p[k] * (growth_[k] + (1 + growth_[k]) * sum_gamma_) + omega(k);
     }
     denominator_ = 1 - defect;
-    const double reach = std::fabs(s.log_sum) + defect / unit, magnitude = std::fabs(s.max) + std::fabs(s.log_sum);
-    lse_ = denominator_ > 0.1
-               ? -std::log1p(-defect) / unit + c.log_ulp * 2 * u * (reach + (reach < 0.7 ? 0.5 : 0)) + 1.01 * u * (magnitude + reach) + c.product_floor
-               : inf;
+    lse_ = denominator_ > safety::least_denominator ? lse_bound(defect, unit) : inf;
   }
 
   double lse() const { return lse_; }
@@ -56,36 +52,55 @@ class MergeBound {
     double centred = 0, absolute = 0, sum = 0;
     for (std::size_t k = 0; k < values.size(); ++k) {
       const double grown = shares_.p[k] * (1 + growth_[k]);
-      centred += (shares_.p[k] * growth_[k] + (shares_.distance[k] == 0 ? 0 : omega_)) * std::fabs(values[k] - o);
+      centred += (shares_.p[k] * growth_[k] + omega(k)) * std::fabs(values[k] - o);
       absolute += grown * std::fabs(values[k]);
       sum += grown;
     }
-    if (!(denominator_ > 0.1)) return inf;
-    const double u = c_.roundoff, divisions = 1.01 * c_.division_roundings * u;
-    const double bound = (centred + term_gamma_ * absolute + std::fabs(o) * sum_gamma_ * sum) / denominator_ + (2 * shares_.count() + 2) * c_.product_floor;
-    return (bound * (1 + divisions) + divisions * std::fabs(o)) * (1 + 1e-9);
+    if (!(denominator_ > safety::least_denominator)) return inf;
+    const double divisions = safety::one_rounding * c_.division_roundings * c_.roundoff;
+    const double numerator = centred + term_gamma_ * absolute + std::fabs(o) * sum_gamma_ * sum;
+    const double bound = numerator / denominator_ + (2 * shares_.count() + 2) * c_.product_floor;
+    return (bound * (1 + divisions) + divisions * std::fabs(o)) * (1 + safety::evaluation);
   }
 
  private:
+  // H_s; e^0 is exactly 1.
+  double exponent_error(double distance, double unit) const {
+    if (distance == 0) return 0;
+    const double u = c_.roundoff, x = distance * unit;
+    return (c_.argument_roundings * u * x + c_.exp_ulp * 2 * u + c_.exp_ulp_per_unit * 2 * u * x) *
+           (1 + safety::second_order);
+  }
+  double omega(std::size_t k) const { return shares_.distance[k] == 0 ? 0 : omega_; }
+
+  // B_L of section 4.
+  double lse_bound(double defect, double unit) const {
+    const double u = c_.roundoff, log_sum = std::fabs(shares_.log_sum);
+    const double reach = log_sum + defect / unit, magnitude = std::fabs(shares_.max) + log_sum;
+    const double near_one = reach < safety::log_near_one ? safety::log_unit_near_one : 0;
+    return -std::log1p(-defect) / unit + c_.log_ulp * 2 * u * (reach + near_one) +
+           safety::one_rounding * u * (magnitude + reach) + c_.product_floor;
+  }
+
   const Shares& shares_;
   const Contract& c_;
   double term_gamma_ = 0, sum_gamma_ = 0, omega_ = 0, denominator_ = 1, lse_ = 0;
   std::vector<double> growth_;
 };
 
-// exp and log of the library are taken to be within 64 ulp, as everywhere in the oracle.
+// The oracle's own arithmetic.
 Contract fp64_contract() {
   Contract c;
-  c.roundoff = 0x1p-53;
+  c.roundoff = safety::unit64;
   c.argument_roundings = 3;
-  c.exp_ulp = c.log_ulp = 64;
-  c.exp_floor = c.product_floor = 0x1p-1070;
+  c.exp_ulp = c.log_ulp = safety::library_ulp;
+  c.exp_floor = c.product_floor = safety::merge_underflow;
   return c;
 }
 
 void merge_in_balls(const MergeProblem& problem, const Shares& s, Index b, Index h, Index i, long bits, MergedRow& row) {
   double reach = 1;
-  for (double d : s.distance) reach = std::max(reach, std::min(d, 1e6));
+  for (double d : s.distance) reach = std::max(reach, std::min(d, safety::largest_distance_in_balls));
   bits += std::ilogb(reach) + 8;
   std::vector<Ball> w(s.part.size());
   const Ball max(s.max);
@@ -149,7 +164,7 @@ MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index
   const Contract fp64 = fp64_contract();
   const MergeBound bound(s, contract, unit), radius(s, fp64, unit);
   row.lse = s.max + s.log_sum;
-  row.lse_radius = radius.lse() * 1.01;
+  row.lse_radius = radius.lse() * safety::one_rounding;
   row.lse_bound = bound.lse();
   const double underflow_distance = (-std::log(contract.exp_floor) - 1) / unit;
   std::vector<std::vector<double>> values(columns, std::vector<double>(s.part.size()));
@@ -167,8 +182,8 @@ MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index
       row.o[c] += s.p[k] * x;
       largest = std::max(largest, std::fabs(x));
     }
-    row.o_radius[c] = radius.column(values[c], row.o[c]) * 1.01;
-    row.may_overflow[c] = !(s.count() * largest * (1 + 1e-4) < contract.largest) && s.part.size() > 1;
+    row.o_radius[c] = radius.column(values[c], row.o[c]) * safety::one_rounding;
+    row.may_overflow[c] = !(s.count() * largest * (1 + safety::accumulation) < contract.largest) && s.part.size() > 1;
   }
   if (bits > 0) merge_in_balls(problem, s, b, h, i, bits, row);
   for (std::size_t c = 0; c < columns; ++c) row.o_bound[c] = bound.column(values[c], row.o[c]);

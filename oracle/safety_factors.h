@@ -89,11 +89,51 @@ inline constexpr double exp_underflow = 0x1p-1018;
 // A product of fp64 that underflows errs by at most 2^-1075, and there are fewer than 2^15 additions of such.
 inline constexpr double product_underflow = 0x1p-1060;
 
+// exp and products of merges, whose terms underflow only at the edge of fp64: 2^-1074 and a few roundings.
+inline constexpr double merge_underflow = 0x1p-1070;
+// A part that lies farther below the maximum has no weight that any precision of ours would show.
+inline constexpr double largest_distance_in_balls = 1e6;
+
 // What is left of the exact tier: keys of weight below e^-104.5 on both sides of the quotient, and twice that for the bound.
 inline constexpr double rest_of_both_sums = 2;
 inline constexpr double rest_of_kernel = 4;
 // fp64 and balls must meet: their own evaluation is allowed this much of the sum of their radii.
 inline constexpr double meeting = 1e-9;
+
+// ## Gradients (bounds_backward.md)
+
+// How often the bound holds the oracle's own errors of LSE and D. Where they are all that is left (sums that cancel
+// to nothing), verdicts stay sharp at the price of a bound that much above the oracle's error.
+inline constexpr double own_errors_held = 0x1p10;
+// 1 - p, its inverse and the product with it.
+inline constexpr double roundings_of_keep = 3;
+// kappa roundings of an argument that each err by u(1 + u): u (1 + 4 u) for each of up to four.
+inline constexpr double second_order_units = 4;
+// Blocks of rows and of keys that Eigen adds apart: their sums meet fewer than four more additions.
+inline constexpr double additions_of_blocks = 4;
+// dO.v in fp64: the products of dropout and of the difference, and additions between blocks: fewer than six.
+inline constexpr double roundings_of_values = 6;
+// exp of fp64 within 64 ulp, 128 units of 2^-53 (2^-46), and what the weight's other roundings are: twice that.
+inline constexpr double library_exp = 0x1p-45;
+// tanh of fp64 within 64 ulp, and the product and quotient of its argument, whose slope is at most 1: twice 2^-46.
+inline constexpr double library_tanh = 0x1p-45;
+// The argument s - L of fp64: two subtractions of numbers that were rounded once each, 4 units of 2^-53.
+inline constexpr double argument_in_fp64 = 0x1p-51;
+// The products of a sink's terms, D's sum and the additions of all rows: fewer than sixteen more than the rows.
+inline constexpr double roundings_of_sink = 16;
+// Of balls for rows that fp64 cannot weigh: more than twice the precision of fp64.
+inline constexpr long bits_of_refined_rows = 128;
+// exp of fp64 underflows below 2^-1022 and keeps 2^-1074; far above that, and far below any floor of a contract.
+inline constexpr double exp_underflow_of_gradients = 0x1p-1000;
+// Weights enter the bound of a gradient through two products and a quotient: 2 H to first order, twice that for the rest.
+inline constexpr double slack_per_ratio = 4;
+// e^80 is about 2^115: with it the weights' errors leave the range of fp32, and no row is determined.
+inline constexpr double largest_exponent = 80;
+
+// ## Products (bounds_product.md)
+
+// S_k and T_t are taken in fp64: a sum of L terms errs by L 2^-53 of their moduli, and L of them enter a recurrence.
+inline constexpr double partial_sums_in_fp64 = 0x1p-52;
 
 // ## Sums in fp32 from above (bounds.md, 9)
 

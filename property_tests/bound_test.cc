@@ -15,7 +15,7 @@
 namespace assay {
 namespace {
 
-// Features that 7.1 of the design left to derive, each alone and together.
+// The extensions of docs/bounds.md, section 7, each alone and together.
 const char* const features[] = {"",
                                 " causal offset=end",
                                 " softcap=1.5",

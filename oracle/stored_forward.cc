@@ -1,0 +1,76 @@
+#include "oracle/stored_forward.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "oracle/safety_factors.h"
+
+namespace assay {
+namespace {
+
+using safety::unit64;
+using Term = BackwardTerm;
+
+// bounds_backward.md, 1, No stored LSE: E_L of a kernel that keeps its weights.
+double lse_error_of_kept_weights(const Contract& c, const BackwardTerms& terms, const Attention& p,
+                                 const Block& block, Index row) {
+  const auto at = static_cast<std::size_t>(row);
+  const double u = c.roundoff, n = static_cast<double>(block.count);
+  const Index tile = std::min(c.tile, c.split_keys > 0 ? c.split_keys : c.tile);
+  const double tiles = std::ceil(n / static_cast<double>(tile));
+  double largest = std::fabs(block.max[at]);
+  for (Index j = 0; j < block.count; ++j) {
+    const auto pair = static_cast<std::size_t>(row * block.count + j);
+    if (!block.visible[pair]) continue;
+    largest = std::max(largest, std::fabs(static_cast<double>(p.scale) * block.dot[pair]));
+  }
+  const double corrections = terms[Term::kept_corrections] * safety::two_roundings_of_exp * u *
+                             (tiles + 1) * c.exp_ulp;
+  const double division =
+      terms[Term::kept_division] * safety::one_rounding * u * c.division_roundings;
+  const double constant = terms[Term::kept_scale] * c.scale_error +
+                          (c.fused_argument ? terms[Term::kept_fused] * u : 0);
+  return terms[Term::kept_lse] * block.lse_bound[at] + block.lse_radius[at] + corrections +
+         division + constant * largest;
+}
+
+}  // namespace
+
+// bounds_backward.md, 1: D and E_D
+Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
+                   const AttentionBackwardInput& input, const Block& block, Index row,
+                   const double* d_o) {
+  Delta d;
+  double absolute = 0, defect = 0;
+  const Index columns = input.o.shape[3], i = block.row_index[static_cast<std::size_t>(row)];
+  for (Index col = 0; col < columns; ++col) {
+    const auto e = static_cast<std::size_t>(row * columns + col);
+    const double o = load(input.o, input.o.at(block.b, block.h, i, col)), x = d_o[col];
+    if (block.o_kind[e] != Kind::finite || !std::isfinite(o)) continue;
+    d.value += x * block.o[e];
+    defect += x * ((o - block.o[e]) - block.o_low[e]);
+    d.stored += std::fabs(x * o);
+    absolute += std::fabs(x * block.o[e]);
+    d.radius += std::fabs(x) * block.radius[e];
+  }
+  const double length = static_cast<double>(columns) + 1;
+  const double gamma64 = gamma_factor(length + 1, unit64);
+  d.radius = d.radius * (1 + safety::evaluation) + gamma64 * absolute;
+  d.error = terms[Term::stored_output] * std::fabs(defect) +
+            terms[Term::delta_sum] * gamma_factor(length, c.roundoff) * d.stored +
+            gamma64 * (d.stored + absolute) + d.radius +
+            terms[Term::delta_underflow] * (length * c.product_floor);
+  return d;
+}
+
+// bounds_backward.md, 1: E_L
+double lse_error_of_row(const Contract& c, const BackwardTerms& terms, const Attention& p,
+                        const AttentionBackwardInput& input, const Block& block, Index row) {
+  if (!input.lse) return lse_error_of_kept_weights(c, terms, p, block, row);
+  const auto at = static_cast<std::size_t>(row);
+  const double stored = load(input.lse, input.lse.at(block.b, block.h, block.row_index[at], 0));
+  const double off = std::fabs((stored - block.lse[at]) - block.lse_low[at]);
+  return terms[Term::stored_lse] * off + block.lse_radius[at];
+}
+
+}  // namespace assay
