@@ -68,7 +68,8 @@ class RowJudge {
   }
 
  private:
-  // Takes the row to ball arithmetic where fp64 does not decide it, or where it is to be cross-checked.
+  // Computes the row in ball arithmetic where fp64 does not decide it, or where it is to be
+  // cross-checked.
   void refine(Block& block, Index r, bool cross_check) {
     bool in_balls = false;
     auto take = [&](long bits) {
@@ -203,8 +204,8 @@ class RowJudge {
     e.exact = is_nan ? nan : kind == Kind::plus_infinity ? inf : -inf;
     const bool same = is_nan ? std::isnan(y) : y == e.exact;
     if (same && (is_nan || !poisoned)) return tally_.inside(e);
-    // Weight 0 times infinity is NaN; a kernel that skips weights of 0 leaves the value without that
-    // key.
+    // Weight 0 times infinity is NaN; a kernel that skips weights of 0 leaves the value without
+    // that key.
     if (block.underflow_excused[index_of(r, c)] &&
         (std::isnan(y) || decide_o(block, r, c, y) != Decision::outside))
       return tally_.excuse("an infinity in V under a weight that may underflow");
@@ -269,7 +270,8 @@ class Extras {
   Extras(const AttentionShape& s, Index rows_of_a_head, const JudgeOptions& options)
       : options_(options) {
     const Index rows = s.batch * s.query_heads * rows_of_a_head;
-    // The certificate costs about as much as the verdict: on large cases it takes every stride-th row.
+    // The certificate costs about as much as the verdict: on large cases it takes every
+    // stride-th row.
     const double work = static_cast<double>(rows) * static_cast<double>(s.keys) *
                         static_cast<double>(s.value_dim);
     power_stride_ = static_cast<Index>(work / 0x1p27) + 1;
@@ -286,8 +288,8 @@ class Extras {
   Index power_stride_ = 1, ball_stride_ = 0, ball_offset_ = 0;
 };
 
-// Heads side by side, as far as their K and V, in fp64 and fp32 with absolute values, stay within half
-// a GiB.
+// Heads are judged side by side as far as their K and V, in fp64 and fp32 with absolute values,
+// stay within half a GiB.
 int heads_at_once(const AttentionShape& s, int threads) {
   const Index head_bytes = 24 * std::max<Index>(s.keys, 1) * (s.dim + s.value_dim);
   return static_cast<int>(std::clamp<Index>((Index{1} << 29) / head_bytes, 1,
@@ -330,8 +332,8 @@ void conclude_attention(Verdict& v, const RowTally& rows, Index rows_of_a_head, 
   if (rows.oracle_inconsistent) {
     v.outcome = Outcome::error;
     v.reason =
-        "the oracle disagrees with itself: an enclosure or a bound is not a number, or its fp64 and "
-        "ball enclosures of an element do not meet";
+        "the oracle disagrees with itself: an enclosure or a bound is not a number, or its fp64 "
+        "and ball enclosures of an element do not meet";
   } else if (v.outcome == Outcome::pass && statistics && std::fabs(v.slope_t) > 8) {
     v.outcome = Outcome::suspect;
     v.reason += fmt::format(", but errors lean with the value: t = {:.1f}", v.slope_t);

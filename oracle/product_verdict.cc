@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <mutex>
+#include <vector>
 
 #include "oracle/decide.h"
 #include "oracle/exact_sum.h"
@@ -144,17 +144,16 @@ void judge_columns(const Product& p, const TensorView& c, const ProductContract&
   std::vector<ProductRow> decoded(rows.size());
   parallel_for(std::ssize(rows), options.threads,
                [&](Index r) { decoded[usize(r)].read(p, rows[usize(r)]); });
-  std::mutex mutex;
   const Index tasks = (p.n + columns_of_a_task - 1) / columns_of_a_task;
+  // Merged in their order, so that the verdict is the same for any number of threads.
+  std::vector<Tally> tallies(usize(tasks), Tally(options, Ties::last));
   parallel_for(tasks, options.threads, [&](Index task) {
     const Index first = task * columns_of_a_task;
     const ProductColumns w(p.w, first, std::min(columns_of_a_task, p.n - first));
-    Tally mine(options, Ties::last);
-    ProductJudge judge(p, c, contract, options, mine);
+    ProductJudge judge(p, c, contract, options, tallies[usize(task)]);
     for (std::size_t r = 0; r < rows.size(); ++r) judge.judge(decoded[r], rows[r], w);
-    const std::lock_guard lock(mutex);
-    total.merge(mine);
   });
+  for (const Tally& tally : tallies) total.merge(tally);
 }
 
 }  // namespace

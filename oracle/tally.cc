@@ -24,7 +24,7 @@ void keep_worse(Element& worst, const Element& e, Ties ties) {
   if (!(e.bound > 0) || std::isnan(e.ratio)) return;
   bool replaces = worst.bound == 0 || e.ratio > worst.ratio;
   if (!replaces && e.ratio == worst.ratio)
-    replaces = ties == Ties::first ? precedes(e, worst) : precedes(worst, e);
+    replaces = ties == Ties::last || precedes(e, worst);
   if (replaces) worst = e;
 }
 

@@ -10,10 +10,12 @@ namespace assay {
 
 Element element_at(Output output, Index b, Index h, Index row, Index column);
 
-// Fills in how `got` stands to the exact value `high + low`. The bound includes the output rounding.
+// Fills in how `got` stands to the exact value `high + low`. The bound includes the rounding of the
+// output.
 void measure(Element& e, double got, double high, double low, double bound, Dtype dtype);
 
-// Which of two elements with the same ratio is kept as the worst, in the order of elements.
+// Which of two elements with the same ratio is kept as the worst: the first in the order of elements,
+// or the one that was rated last.
 enum class Ties { first, last };
 
 // What became of the elements that one thread judged, merged at the end. Every element is compared
@@ -32,7 +34,8 @@ class Tally {
   void hold_to_hull() { ++verdict.hull_only; }
   void fail(Element e, std::string why);
 
-  // Makes an element the worst of its output if its ratio is the largest. One without a bound has none.
+  // Makes an element the worst of its output if its ratio is the largest. Without a bound above 0
+  // there is no ratio.
   void rate(const Element& e);
   // Counts a signed error / bound in the mean.
   void lean(double signed_ratio);
@@ -57,14 +60,15 @@ void add(Verdict& into, const Verdict& from, Ties ties = Ties::first);
 
 // The words in which the final words of the judges differ.
 struct FinalWords {
-  std::string_view element = "element";  // what was judged, one of them
-  std::string_view judged = "element";   // of these at least one must be inside
-  std::string_view nothing = "the problem has no output element";
-  std::string_view hull_only = "";  // what is said of elements without a bound; empty: there are none
+  std::string_view element = "element";  // what every compared number is called
+  std::string_view judged = "element";   // what must be inside at least once for a pass
+  std::string_view nothing = "the problem has no output element";  // where nothing was compared
+  // What is said of elements that no bound decides; empty where there are no such elements.
+  std::string_view hull_only = "";
 };
 
-// Decides between pass, fail and inconclusive, and says why. `judged` is the number of elements inside
-// that are needed for a pass.
+// Decides between pass, fail and inconclusive, and says why. `judged` counts the elements inside
+// of which a pass must have at least one.
 void conclude(Verdict& v, std::int64_t judged, const FinalWords& words);
 
 }  // namespace assay
