@@ -361,7 +361,7 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
     fill(a.bias, [&](const Position& p) { return bias_value(c, p); });
   }
   if (c.keep.pattern != MaskPattern::none) {
-    a.keep.stride = broadcast_strides(c.keep, mask_shape, in.around);
+    a.keep.stride = broadcast_strides(c.keep, mask_shape);
     Index n = 1;
     for (std::size_t axis = 0; axis < 4; ++axis) n *= c.keep.varies[axis] ? mask_shape[axis] : 1;
     keep.resize(static_cast<std::size_t>(std::max<Index>(n, 1)));

@@ -152,6 +152,17 @@ TEST(Guard, PagesTellOneElementTooMany) {
   }
 }
 
+// Pages around one tensor are not around the next.
+TEST(Guard, SurroundingsAreOfOneTensor) {
+  const Extents shape{1, 1, 3, 5};
+  const Layout layout{{15, 15, 5, 1}, 0, 15};
+  const Tensor behind(Dtype::f32, shape, layout, Surroundings::page_behind), banded(Dtype::f32, shape, layout);
+  EXPECT_DEATH(behind.bytes()[behind.size_in_bytes()] = std::byte{1}, "");
+  EXPECT_TRUE(banded.guards_intact());
+  banded.bytes()[banded.size_in_bytes()] = std::byte{1};
+  EXPECT_FALSE(banded.guards_intact());
+}
+
 // What a report draws is what was judged: as many elements in the bins, the largest ratio in some cell, failures where they are.
 TEST(Pictures, AreOfTheElementsJudged) {
   ExecuteOptions options;
