@@ -63,8 +63,11 @@ std::vector<const char*> with_empty_values(int argc, char** argv, std::vector<st
 }
 
 void flush_output() {
+  const bool lost = std::ferror(stdout) != 0;
+  // Why something was lost earlier is known no more; one more end of a line says it.
+  if (lost) std::fputc('\n', stdout);
   errno = 0;
-  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+  if (std::fflush(stdout) != 0 || lost)
     throw std::system_error(errno != 0 ? errno : EIO, std::generic_category(),
                             "writing standard output");
 }

@@ -282,9 +282,10 @@ class DeclaredStreams : public DeclaredFiles {
  protected:
   void SetUp() override {
     DeclaredFiles::SetUp();
+    fs::create_directories(file("programs"));
     // What stands in for the programs that `fuzz` and `bench` start.
-    write_program("case_fuzz", "exit 0");
-    write_program("attention_bench",
+    write_program("programs/case_fuzz", "exit 0");
+    write_program("programs/attention_bench",
                   "while [ \"$1\" != --json ]; do shift; done; "
                   "echo '{\"measured\": [{\"name\": \"x\"}]}' >\"$2\"");
     const std::string line = "--case 'attention b=1 h=1 l=4 d=4' ";
@@ -298,8 +299,8 @@ class DeclaredStreams : public DeclaredFiles {
         {"store", file("runs.db")},
         {"compare", file("runs.db") + "#1 " + file("runs.db") + "#1"},
         {"faults", "--list"},
-        {"fuzz", "--hours 1e-5 --slice 2 --bin " + folder_.string() + " --work " + file("work")},
-        {"bench", "overhead --bin " + folder_.string()},
+        {"fuzz", "--hours 1e-5 --slice 2 --bin " + file("programs") + " --work " + file("work")},
+        {"bench", "overhead --bin " + file("programs")},
         {"new-kernel", file("project")},
         {"notation", ""},
         {"commands", ""},
