@@ -114,14 +114,14 @@ std::vector<Emulation> emulations() {
 std::vector<Case> cases() {
   std::vector<Case> list;
   std::uint64_t seed = 1;
-  for (int f = 0; f < count_of<LowBit>; ++f)
+  for (const LowBit f : values_of<LowBit>)
     for (Values values : {Values::normal, Values::uniform, Values::cancel, Values::heavy_tail, Values::tiny, Values::integers, Values::subnormal, Values::biased, Values::ramp})
       for (Index k : {Index{1}, Index{5}, Index{64}, Index{300}}) {
         Case c;
         c.operation = Operation::product;
         c.product.m = 3;
         c.product.n = 6;
-        c.product.format = static_cast<LowBit>(f);
+        c.product.format = f;
         c.product.k = c.product.format == LowBit::fp4_sparse ? (k + 3) / 4 * 4 : k;
         if (traits(c.product.format).group_free) c.product.group = seed % 2 == 0 ? 8 : 64;
         c.product.weights = seed % 3 == 0 ? Weights::cancel : Weights::codes;
