@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "harness/contracts.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "kernels/targets.h"
 #include "oracle/backward.h"

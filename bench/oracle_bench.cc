@@ -14,7 +14,7 @@
 #include "bench/program.h"
 #include "bench/table.h"
 #include "harness/candidates/candidate.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/ball.h"
 #include "oracle/reference.h"
@@ -146,21 +146,21 @@ void generators_mode(Rounds& rounds, const Settings& settings) {
              "fraction of the rate of plain reads of as many bytes on one thread.\n");
   Table attention(rounds, Table::Cell::rate, "scores         ", {"f32", "f16", "bf16"});
   const Index length = settings.full ? 4096 : 1024;
-  for (int s = 0; s < scores_count; ++s) {
+  for (const Scores s : values_of<Scores>) {
     std::vector<Entry> entries;
     for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
       Case c;
       c.shape = {1, 8, 8, length, length, 64, 64};
-      c.scores = static_cast<Scores>(s);
+      c.scores = s;
       c.dtype = dtype;
       const double bytes = 3 * 8 * 64 * static_cast<double>(length * format(dtype).bits) / 8;
       entries.push_back(generating(fmt::format("generators/{}/{}/L:{}", name_of(c.scores), format(dtype).name, length), c, bytes));
     }
-    attention.line(fmt::format("{:<15}", name_of(static_cast<Scores>(s))), entries);
+    attention.line(fmt::format("{:<15}", name_of(s)), entries);
   }
   Table products(rounds, Table::Cell::rate, "W              ", {"A and W"});
-  for (int w = 0; w < low_bit_count; ++w) {
-    const auto& format = traits(static_cast<LowBit>(w));
+  for (const LowBit w : values_of<LowBit>) {
+    const auto& format = traits(w);
     const Case c = parse_case(fmt::format("product m=64 n={} k={} w={}", length, length, format.name));
     const LowBitSizes sizes = sizes_of(c.product.format, length, length, format.group);
     products.line(fmt::format("{:<15}", format.name),

@@ -1,17 +1,15 @@
 // Measures what a process pays once, and what calls leave behind.
 #include <fmt/format.h>
-#include <sys/wait.h>
-#include <unistd.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
 
 #include <algorithm>
-#include <array>
 #include <fstream>
 
 #include "bench/data.h"
 #include "bench/modes.h"
+#include "bench/own_process.h"
 #include "kernels/dispatch.h"
 #include "problem/clock.h"
 
@@ -28,38 +26,20 @@ struct FirstCall {
   double first = 0, warmed = 0, later = 0;  // in seconds; warmed: after the dispatcher's warm_up
 };
 
-// Runs in a process of its own that has not run anything yet, not even a thread of the pool.
 FirstCall first_call(const AttentionShape& shape, Dtype dtype, bool warm_up, int threads) {
-  std::array<int, 2> pipe_ends{};
-  if (pipe(pipe_ends.data()) != 0) throw std::runtime_error("no pipe");
-  std::fflush(nullptr);
-  const pid_t child = fork();
-  if (child < 0) throw std::runtime_error("no process to measure in");
-  if (child == 0) {
-    FirstCall result;
-    try {
-      const Data data(shape, dtype, true, false, 1);
-      kernels::DispatchSettings settings;
-      settings.min_query_length = 0;
-      kernels::Dispatcher dispatcher(kernels::host_backend(), settings);
-      const Run call = [&] { expect_success("sdpa", dispatcher.sdpa(data.problem, data.out(), {kernels::Implementation::automatic, "host", threads})); };
-      if (warm_up) expect_success("warm_up", dispatcher.warm_up({&data.problem, 1}, threads));
-      (warm_up ? result.warmed : result.first) = seconds_of(call);
-      std::vector<double> later;
-      for (int k = 0; k < 50; ++k) later.push_back(seconds_of(call));
-      result.later = median(later);
-    } catch (const std::exception& e) {
-      fmt::print(stderr, "first call: {}\n", e.what());
-      _exit(1);
-    }
-    _exit(write(pipe_ends[1], &result, sizeof result) == sizeof result ? 0 : 1);
-  }
-  close(pipe_ends[1]);
+  const Data data(shape, dtype, true, false, 1);
+  kernels::DispatchSettings settings;
+  settings.min_query_length = 0;
+  kernels::Dispatcher dispatcher(kernels::host_backend(), settings);
+  const Run call = [&] {
+    expect_success("sdpa", dispatcher.sdpa(data.problem, data.out(), {kernels::Implementation::automatic, "host", threads}));
+  };
+  if (warm_up) expect_success("warm_up", dispatcher.warm_up({&data.problem, 1}, threads));
   FirstCall result;
-  const bool complete = read(pipe_ends[0], &result, sizeof result) == sizeof result;
-  close(pipe_ends[0]);
-  waitpid(child, nullptr, 0);
-  if (!complete) throw std::runtime_error("the process that measured a first call failed");
+  (warm_up ? result.warmed : result.first) = seconds_of(call);
+  std::vector<double> later;
+  for (int k = 0; k < 50; ++k) later.push_back(seconds_of(call));
+  result.later = median(later);
   return result;
 }
 
@@ -73,7 +53,10 @@ void print_first_calls(std::FILE* to, int threads) {
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
       std::vector<double> first, warmed, later;
       for (int k = 0; k < processes; ++k) {
-        const FirstCall cold = first_call(shape, dtype, false, threads), warm = first_call(shape, dtype, true, threads);
+        const auto of_new_process = [&](bool warm_up) {
+          return in_own_process("first call", [&] { return first_call(shape, dtype, warm_up, threads); });
+        };
+        const FirstCall cold = of_new_process(false), warm = of_new_process(true);
         first.push_back(cold.first), warmed.push_back(warm.warmed), later.push_back(cold.later);
       }
       fmt::print(to, "{:<5} {:>4} {:>5} {:>4} {:>11.3f} {:>15.3f} {:>13.3f} {:>18.2f}\n", format(dtype).name, shape.query_heads, shape.rows, shape.dim,

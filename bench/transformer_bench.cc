@@ -4,15 +4,13 @@
 //   transformer_bench [--threads N]
 #include <fmt/format.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <stdexcept>
 #include <string_view>
 
+#include "bench/own_process.h"
 #include "testing/transformer.h"
 #include "kernels/targets.h"
 #include "problem/clock.h"
@@ -89,32 +87,6 @@ Result measure(const Configuration& c, int threads) {
   return r;
 }
 
-// Runs in a process of its own that has not run anything yet, not even a thread of the pool.
-Result in_a_process(const Configuration& c, int threads) {
-  std::array<int, 2> ends{};
-  if (pipe(ends.data()) != 0) throw std::runtime_error("no pipe");
-  std::fflush(nullptr);
-  const pid_t child = fork();
-  if (child < 0) throw std::runtime_error("no process to measure in");
-  if (child == 0) {
-    try {
-      const Result r = measure(c, threads);
-      _exit(write(ends[1], &r, sizeof r) == sizeof r ? 0 : 1);
-    } catch (const std::exception& e) {
-      fmt::print(stderr, "transformer_bench: {}\n", e.what());
-      _exit(1);
-    }
-  }
-  close(ends[1]);
-  Result r;
-  const bool complete = read(ends[0], &r, sizeof r) == sizeof r;
-  close(ends[0]);
-  int status = 0;
-  waitpid(child, &status, 0);
-  if (!complete || status != 0) throw std::runtime_error("a configuration failed");
-  return r;
-}
-
 int bench_main(int threads) {
   fmt::print("Small transformer: 4 layers, width 256, 8 heads of 32 (2 of keys and values), hidden 1,024, vocabulary 512; {} thread(s), {}.\n", threads,
              kernels::Target().name());
@@ -126,7 +98,7 @@ int bench_main(int threads) {
     for (Dtype cache : {Dtype::f32, Dtype::f4e2m1})
       for (Index tokens : {128, 512, 1024}) {
         if (cache != Dtype::f32 && format != LowBit::mxfp4) continue;
-        const Result r = in_a_process({format, tokens, cache}, threads);
+        const Result r = bench::in_own_process("a configuration", [&] { return measure({format, tokens, cache}, threads); });
         fmt::print("{:<10} {:<7} {:>6} | {:>8.2f} {:>8.2f} {:>9.0f} | {:>8.3f} {:>8.2f} {:>7.0f} | {:>9.1f}\n", traits(format).name, assay::format(cache).name, tokens,
                    r.first_prefill, r.prefill, 1e3 * static_cast<double>(tokens) / r.prefill, r.decode, r.decode_without_cache, r.decode_without_cache / r.decode, r.peak);
         std::fflush(stdout);

@@ -6,19 +6,33 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <optional>
 #include <regex>
 #include <system_error>
 
+#include "cli/commands.h"
 #include "cli/exit_status.h"
 #include "cli/machine.h"
+#include "cli/options.h"
 #include "harness/files.h"
 #include "harness/process.h"
+#include "reports/store.h"
 
 namespace assay {
 namespace {
 
 namespace fs = std::filesystem;
+
+struct BenchOptions {
+  std::vector<std::string> modes;  // none: all
+  std::vector<int> threads;        // none: 1 and 2
+  std::string shapes = "quick", filter;
+  int repetitions = 6;
+  double min_time = 0.15;  // seconds of a repetition
+  bool list = false;
+  std::string bin, json, store;
+};
 
 struct Mode {
   const char *name, *program;
@@ -26,6 +40,12 @@ struct Mode {
 // Peers come with a program of their own, so that this one needs none of their libraries, and survives them.
 constexpr Mode modes[] = {{"forward", "attention_bench"},  {"backward", "attention_bench"}, {"times", "attention_bench"},  {"decode", "attention_bench"},
                           {"products", "attention_bench"}, {"overhead", "attention_bench"}, {"verdicts", "oracle_bench"}, {"generators", "oracle_bench"}};
+
+std::vector<std::string> bench_modes() {
+  std::vector<std::string> names;
+  for (const Mode& m : modes) names.emplace_back(m.name);
+  return names;
+}
 
 // Where a program ended with a sentence on standard error, its exit status is all there is to add.
 int run_program(const fs::path& program, std::vector<std::string> arguments) {
@@ -101,16 +121,54 @@ int run(const BenchOptions& o) {
   return failures.empty() ? all_passed : some_failed;
 }
 
-}  // namespace
-
-std::vector<std::string> bench_modes() {
-  std::vector<std::string> names;
-  for (const Mode& m : modes) names.emplace_back(m.name);
-  return names;
+// Which of them, how large, and how often.
+void add_measurement(CLI::App& bench, BenchOptions& o) {
+  bench.add_option("--threads", o.threads, "Counts of threads, as 1,2")
+      ->delimiter(',')
+      ->transform(number_in(1, 4096));
+  bench.add_option("--shapes", o.shapes, "quick or full")
+      ->check(CLI::IsMember({"quick", "full"}))
+      ->capture_default_str();
+  bench.add_option("--filter", o.filter,
+                   "Only benchmarks whose name this regular expression finds; those that are not "
+                   "measured leave gaps in the tables");
+  bench
+      .add_option("--repetitions", o.repetitions,
+                  "Of each benchmark, in random order among those it is compared with; 6 are the "
+                  "fewest of a 95% interval of a median")
+      ->transform(number_in(1, 100))
+      ->capture_default_str();
+  bench.add_option("--min-time", o.min_time, "Seconds of a repetition, at least")
+      ->transform(number_in(0.001, 60.0))
+      ->capture_default_str();
 }
 
-int bench(const BenchOptions& o) {
-  return exit_status_of([&] { return run(o); });
+}  // namespace
+
+Command add_bench(CLI::App& app) {
+  const auto o = std::make_shared<BenchOptions>();
+  CLI::App* command = app.add_subcommand(
+      "bench",
+      "Measure kernels, caches, products, verdicts and generators: fractions of the machine's "
+      "limits, ratios to peers with intervals; docs/commands/bench.md");
+  command->add_option("WHAT", o->modes,
+                      fmt::format("Some of {}; all by default", fmt::join(bench_modes(), ", ")));
+  add_measurement(*command, *o);
+  command->add_flag("--list", o->list, "Name the benchmarks and run nothing");
+  command->add_option("--bin", o->bin,
+                      "Where attention_bench and oracle_bench lie; beside this command's folder by "
+                      "default");
+  command->add_option("--json", o->json, "Write what was measured as JSON")->check(writable());
+  command->add_option("--store", o->store, "Append what was measured to this store")
+      ->check(writable());
+  command->footer(
+      "Exit status: 0, 1 a candidate failed, 2 bad usage, or nothing was measured, 3 a benchmark "
+      "program failed.\n\nExamples:\n"
+      "  assay bench --list\n"
+      "  assay bench overhead\n"
+      "  assay bench forward --threads 1 --store runs.db\n"
+      "  assay bench decode products --filter 'mxfp4|cache' --repetitions 20");
+  return {command, [o] { return run(*o); }};
 }
 
 }  // namespace assay

@@ -1,14 +1,18 @@
+// assay check.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <csignal>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/run_report.h"
+#include "cli/selection.h"
 #include "harness/files.h"
 #include "harness/shrink.h"
 #include "harness/standalone.h"
@@ -16,6 +20,20 @@
 
 namespace assay {
 namespace {
+
+struct CheckOptions {
+  SelectionOptions selection;
+  std::string candidate = "host";
+  std::string device;             // instead of a candidate: device:NAME
+  std::string library;            // likewise: lib:PATH
+  double time_seconds = 0;        // repeat with new seeds until then; 0: once
+  double most_unsupported = 100;  // percent of the cases
+  bool list = false;
+  bool no_shrink = false;
+  ReportFiles files;
+  std::string standalone;
+  WorkerOptions workers;
+};
 
 // Follows one failing case down; every step runs in a worker, for a minute at most.
 std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) {
@@ -140,11 +158,96 @@ int run(const CheckOptions& o) {
   return status;
 }
 
+void add_candidates(CLI::App& check, CheckOptions& o) {
+  check
+      .add_option("--candidate", o.candidate,
+                  "host, host-undeclared (no contract: a ladder is tried), unfused (the fallback), "
+                  "sdpa (what the dispatcher chooses), device:NAME, lib:PATH or fault:NAME")
+      ->capture_default_str();
+  check
+      .add_option("--device", o.device,
+                  "Judge the kernels of a device instead: opencl (the first GPU, or else the first "
+                  "device), opencl:TEXT (the first whose platform or device\n"
+                  "name contains TEXT) or host. Exit status 3 where there is none")
+      ->excludes("--candidate");
+  check
+      .add_option("--kernel", o.library,
+                  "Judge a shared library of yours, in a process of its own: "
+                  "include/assay/kernel.h, or `assay new-kernel DIR`, says how it looks")
+      ->excludes("--candidate")
+      ->excludes("--device");
+}
+
+void add_extent(CLI::App& check, CheckOptions& o) {
+  check
+      .add_option("--time", o.time_seconds,
+                  "Repeat the suite with new seeds for so many seconds; what no time was left for "
+                  "is counted and not run")
+      ->transform(seconds_number());
+  check
+      .add_option("--max-unsupported", o.most_unsupported,
+                  "Percent of the cases that may be unsupported; more of them is exit status 1")
+      ->transform(number_in(0.0, 100.0))
+      ->capture_default_str();
+  check.add_flag("--list", o.list, "Print the case lines and run nothing");
+  check.add_flag("--no-shrink", o.no_shrink,
+                 "Report failures as they are, without making them smaller");
+}
+
+void add_outputs(CLI::App& check, CheckOptions& o) {
+  add_report_files(check, o.files);
+  check
+      .add_option("--with-faults", o.files.faults,
+                  "With --html: show this score too, which `assay faults --json` wrote")
+      ->needs("--html");
+  check
+      .add_option("--with-fuzz", o.files.fuzz,
+                  "With --html: show this summary too, which `assay fuzz --json` wrote")
+      ->needs("--html");
+  check
+      .add_option("--standalone", o.standalone,
+                  "Write the first failing case (shrunk), or the first case, as a C++ file without "
+                  "dependencies; of attention alone")
+      ->check(writable());
+}
+
+int check_as_asked(const CLI::App& check, CheckOptions& o) {
+  // Whoever reads the output may stop reading; files are written all the same.
+  std::signal(SIGPIPE, SIG_IGN);
+  if (!o.device.empty()) o.candidate = "device:" + o.device;
+  if (!o.library.empty()) o.candidate = candidate_of_library(o.library);
+  // Drivers of devices reserve far more addresses than they use.
+  if (o.candidate.starts_with("device:") && check.count("--memory") == 0) o.workers.memory_mib = 0;
+  return run(o);
+}
+
 }  // namespace
 
-int check(const CheckOptions& options) {
-  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the output may stop reading; files are written all the same
-  return exit_status_of([&] { return run(options); });
+Command add_check(CLI::App& app) {
+  const auto o = std::make_shared<CheckOptions>();
+  CLI::App* check = app.add_subcommand(
+      "check",
+      "Judge a candidate on a suite or on cases: a verdict with a proved bound for every element");
+  add_selection(*check, o->selection);
+  add_candidates(*check, *o);
+  add_extent(*check, *o);
+  add_outputs(*check, *o);
+  add_guard_pages(*check, o->workers.execute);
+  check
+      ->add_option("--ball-rows", o->workers.execute.ball_rows,
+                   "Rows of a case cross-checked in ball arithmetic")
+      ->transform(number_in(0, 1 << 20))
+      ->capture_default_str();
+  add_workers(*check, o->workers);
+  check->footer(
+      "Exit status: 0 all passed, 1 a case failed or too many were unsupported, 2 bad usage or "
+      "input, or nothing was compared,\n"
+      "3 the machine or a device failed.\n\nExamples:\n"
+      "  assay check --suite smoke --html run.html\n"
+      "  assay check --case 'product m=5 n=70 k=100 dtype=bf16 w=nvfp4'\n"
+      "  assay check --kernel mine/build/libmy_kernel.so --suite plain --max-unsupported 80\n"
+      "  assay check --device opencl --suite tiny");
+  return {check, [check, o] { return check_as_asked(*check, *o); }};
 }
 
 }  // namespace assay

@@ -1,22 +1,36 @@
+// assay faults.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <csignal>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <utility>
 
+#include "cli/commands.h"
 #include "cli/exit_status.h"
 #include "cli/machine.h"
+#include "cli/options.h"
 #include "cli/progress.h"
 #include "harness/planted_faults.h"
 #include "harness/suites.h"
 #include "harness/files.h"
 #include "problem/clock.h"
 #include "reports/html.h"
+#include "reports/store.h"
 
 namespace assay {
 namespace {
+
+struct FaultsOptions {
+  std::string suite;  // empty: each fault's own
+  std::string only;   // one fault by name
+  std::uint64_t seed = 1;
+  std::string json, html, store;
+  bool list = false;
+  WorkerOptions workers;
+};
 
 struct Kill {
   bool killed = false;
@@ -66,8 +80,8 @@ const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suit
 }
 
 void list_faults() {
-  for (const PlantedFault& f : planted_faults()) {
-    fmt::print("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class, f.equivalent.empty() ? f.suite : "-", f.what);
+  for (const PlantedFault& f : planted_faults) {
+    fmt::print("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class, f.equivalent.empty() ? f.suite() : "-", f.what);
     if (!f.equivalent.empty()) fmt::print("{:<54}equivalent: {}\n", "", f.equivalent);
   }
 }
@@ -88,14 +102,14 @@ struct Plan {
 Plan plan_hunts(const FaultsOptions& o, FaultsScore& score) {
   Plan plan;
   std::size_t named = 0;
-  for (const PlantedFault& f : planted_faults()) {
+  for (const PlantedFault& f : planted_faults) {
     if (!o.only.empty() && o.only != f.name) continue;
     ++named;
     if (!f.equivalent.empty()) {
       score.equivalent.push_back({std::string(f.name), std::string(f.fault_class), std::string(f.equivalent)});
       continue;
     }
-    const std::string suite = o.suite.empty() ? std::string(f.suite) : o.suite;
+    const std::string suite = o.suite.empty() ? std::string(f.suite()) : o.suite;
     const std::vector<Case>& cases = cases_of(plan.suites, suite, o.seed);
     if (std::ranges::any_of(cases, [&](const Case& c) { return reaches(f, c); }))
       plan.hunts.push_back({f, suite});
@@ -207,9 +221,37 @@ int run(const FaultsOptions& o) {
 
 }  // namespace
 
-int faults(const FaultsOptions& options) {
-  std::signal(SIGPIPE, SIG_IGN);  // whoever reads the output may stop reading; files are written all the same
-  return exit_status_of([&] { return run(options); });
+Command add_faults(CLI::App& app) {
+  const auto o = std::make_shared<FaultsOptions>();
+  CLI::App* command = app.add_subcommand(
+      "faults",
+      "Plant every known bug in the kernel and see which case kills it; then see that the kernel "
+      "itself passes");
+  command->add_option("--suite", o->suite,
+                      "The suite that has to kill them, instead of each fault's own; names as for "
+                      "`assay check --suite`");
+  command->add_option("--only", o->only, "One fault by name, as --list prints it");
+  command->add_option("--seed", o->seed, "Of the inputs")
+      ->transform(any_number())
+      ->capture_default_str();
+  command->add_option("--json", o->json, "Write the score as JSON")->check(writable());
+  command->add_option("--html", o->html, "Write the score as one HTML page")->check(writable());
+  command->add_option("--store", o->store, "Append the score to this store")->check(writable());
+  command->add_flag("--list", o->list,
+                    "Print name, class, suite and meaning of each fault, and run nothing");
+  add_workers(*command, o->workers);
+  command->footer(
+      "Exit status: 0 every fault was killed and the kernels without one pass, 1 one survived or a "
+      "false alarm, 2 bad usage, or nothing\n"
+      "to hunt, 3 the machine failed.\n\nExamples:\n"
+      "  assay faults --list\n"
+      "  assay faults --only causal-off-by-one --suite plain\n"
+      "  assay faults --suite smoke --json score.json");
+  return {command, [o] {
+            // Whoever reads the output may stop reading; files are written all the same.
+            std::signal(SIGPIPE, SIG_IGN);
+            return run(*o);
+          }};
 }
 
 }  // namespace assay

@@ -5,24 +5,32 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <memory>
 
+#include "cli/commands.h"
 #include "cli/exit_status.h"
 #include "cli/machine.h"
+#include "cli/options.h"
 #include "harness/files.h"
 #include "harness/planted_faults.h"
+#include "problem/parallel.h"
 #include "reports/html.h"
 #include "reports/store.h"
 
 namespace assay {
 namespace {
 
+struct FuzzCommandOptions {
+  FuzzOptions jobs;
+  double hours = 1;
+  bool faults = false;  // instead: how long each planted fault takes to be found
+  double fault_seconds = 600;
+  std::string only, json, html, store;
+};
+
 std::string target_of(const PlantedFault& f) {
-  switch (f.about) {
-    case FaultSubject::product: return "product";
-    case FaultSubject::cache: return "cache";
-    case FaultSubject::backward: return "backward";
-    default: return "forward";
-  }
+  // Splits are of the forward pass.
+  return std::string(name_of(f.about == FaultSubject::splits ? FaultSubject::forward : f.about));
 }
 
 // Every fault that some input shows, one after the other, each from no inputs at all.
@@ -32,7 +40,7 @@ int find_faults(const FuzzCommandOptions& o) {
   Json table = Json::array();
   std::size_t found = 0;
   std::vector<double> seconds;
-  for (const PlantedFault& f : planted_faults()) {
+  for (const PlantedFault& f : planted_faults) {
     if (!f.equivalent.empty() || (!o.only.empty() && o.only != f.name)) continue;
     const std::string target = target_of(f), name(f.name);
     if (std::ranges::find(targets, target) == targets.end()) throw std::invalid_argument(fmt::format("{}: target {} is not there", o.jobs.binaries.string(), target));
@@ -79,10 +87,78 @@ int run_jobs(const FuzzCommandOptions& o) {
   return summary.findings.empty() ? all_passed : some_failed;
 }
 
+void add_budget(CLI::App& fuzz, FuzzCommandOptions& o) {
+  fuzz.add_option("--hours", o.hours, "Altogether, earlier runs in the same folder included")
+      ->transform(number_in(1e-5, 1e5))
+      ->capture_default_str();
+  fuzz.add_option("--jobs", o.jobs.jobs, "Processes at a time")
+      ->transform(number_in(1, 1024))
+      ->capture_default_str();
+  fuzz.add_option("--slice", o.jobs.slice, "Seconds that a target gets at a time")
+      ->transform(number_in(2.0, 86400.0))
+      ->capture_default_str();
+  fuzz.add_option("--corpus-mib", o.jobs.corpus_mib,
+                  "Of a target; a larger corpus is merged to what adds coverage")
+      ->transform(number_in(1, 1 << 20))
+      ->capture_default_str();
+  fuzz.add_option("--memory", o.jobs.memory_mib, "MiB of a process")
+      ->transform(number_in(64, 1 << 20))
+      ->capture_default_str();
+}
+
+void add_fault_hunt(CLI::App& fuzz, FuzzCommandOptions& o) {
+  fuzz.add_flag("--faults", o.faults,
+                "Instead: each planted fault against its target from an empty corpus, and how long "
+                "it takes to be found");
+  fuzz.add_option("--fault-seconds", o.fault_seconds,
+                  "With --faults: seconds that each is looked for")
+      ->transform(seconds_number())
+      ->capture_default_str();
+  fuzz.add_option("--only", o.only, "With --faults: one fault by name");
+}
+
 }  // namespace
 
-int fuzz_command(const FuzzCommandOptions& o) {
-  return exit_status_of([&] { return o.faults ? find_faults(o) : run_jobs(o); });
+Command add_fuzz(CLI::App& app) {
+  const auto o = std::make_shared<FuzzCommandOptions>();
+  o->jobs.jobs = hardware_threads();
+  CLI::App* command = app.add_subcommand(
+      "fuzz",
+      "Long fuzz jobs over libFuzzer targets: budget shared by who still finds something, killed "
+      "and gone on with at will; docs/fuzzing.md");
+  command->add_option("TARGET", o->jobs.targets, "Only these; all by default");
+  command
+      ->add_option("--bin", o->jobs.binaries,
+                   "Where the targets lie (TARGET_fuzz), as the presets fuzz and fuzz-fast build "
+                   "them")
+      ->required();
+  command
+      ->add_option("--work", o->jobs.work,
+                   "Folder of corpora, findings and state; the same folder goes on where it was")
+      ->required();
+  command->add_option("--seeds", o->jobs.seeds, "A folder of folders of inputs, by target");
+  command->add_option("--keep", o->jobs.keep,
+                      "Where minimised inputs of findings go, by target, to be replayed as tests; "
+                      "else WORK/regressions");
+  add_budget(*command, *o);
+  command->add_option("--seed", o->jobs.seed, "Of the fuzzers")
+      ->transform(any_number())
+      ->capture_default_str();
+  add_fault_hunt(*command, *o);
+  command->add_option("--json", o->json, "Write the summary as JSON")->check(writable());
+  command->add_option("--html", o->html, "Write the summary as one HTML page")->check(writable());
+  command->add_option("--store", o->store, "Append the summary to this store")->check(writable());
+  command->footer(
+      "`./dev fuzz` builds the targets and fills in --bin, --work, --seeds and --keep. Exit "
+      "status: 0 no findings, 1 findings (or, with\n"
+      "--faults, one that was not found), 2 bad usage, 3 the machine failed.\n\nExamples:\n"
+      "  ./dev fuzz --hours 8 --jobs 2\n"
+      "  ./dev fuzz --hours 1 forward cache\n"
+      "  assay fuzz --bin build/fuzz/fuzz --work build/fuzzing --seeds fuzz/corpus --hours 0.1 "
+      "forward\n"
+      "  assay fuzz --bin build/fuzz-fast/fuzz --work build/fuzzing --faults --fault-seconds 60 "
+      "--only causal-off-by-one");
+  return {command, [o] { return o->faults ? find_faults(*o) : run_jobs(*o); }};
 }
 
 }  // namespace assay

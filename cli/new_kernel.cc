@@ -1,12 +1,17 @@
+// assay new-kernel.
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <memory>
 
 #include "cli/commands.h"
+#include "cli/exit_status.h"
 #include "cli/kernel_project.h"
+#include "cli/options.h"
 #include "harness/files.h"
 
 namespace assay {
+namespace {
 
 int new_kernel(const std::string& folder) {
   namespace fs = std::filesystem;
@@ -29,6 +34,22 @@ int new_kernel(const std::string& folder) {
   fmt::print("{} holds a kernel that is right and slow, and says how to put yours in its place. Now:\n", folder);
   fmt::print("  cmake -S {0} -B {0}/build && cmake --build {0}/build\n  assay check --kernel {0}/build/libmy_kernel.so --suite plain\n", folder);
   return all_passed;
+}
+
+}  // namespace
+
+Command add_new_kernel(CLI::App& app) {
+  const auto folder = std::make_shared<std::string>();
+  CLI::App* command = app.add_subcommand(
+      "new-kernel",
+      "Write a CMake project of a kernel library, which builds and passes: put your kernel in the "
+      "place of its");
+  command->add_option("DIR", *folder, "A folder that is not there yet, or empty")->required();
+  command->footer(
+      "Exit status: 0 written, 2 the folder holds something, or cannot be made.\n\nExamples:\n"
+      "  assay new-kernel mine && cmake -S mine -B mine/build && cmake --build mine/build\n"
+      "  assay check --kernel mine/build/libmy_kernel.so --suite plain");
+  return {command, [folder] { return new_kernel(*folder); }};
 }
 
 }  // namespace assay

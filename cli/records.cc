@@ -4,29 +4,50 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <memory>
 #include <optional>
 #include <set>
 #include <utility>
 #include <vector>
 
+#include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/options.h"
 #include "cli/progress.h"
+#include "cli/run_report.h"
+#include "cli/selection.h"
 #include "problem/clock.h"
+#include "problem/parallel.h"
 
 namespace assay {
+namespace {
+
+struct RecordOptions {
+  SelectionOptions selection;
+  std::string candidate;  // empty: inputs alone
+  std::string file;
+};
+
+struct VerifyCommandOptions {
+  std::vector<std::string> files;
+  std::string record;  // empty: all of them
+  Index rows = 0;
+  std::uint64_t seed = 1;
+  int threads = hardware_threads();
+  bool list = false;
+  ReportFiles files_to_write;
+};
+
 int record(const RecordOptions& o) {
-  return exit_status_of([&] {
     const std::vector<Case> cases = select_cases(o.selection, o.selection.seed).cases;
     const std::unique_ptr<Candidate> candidate = o.candidate.empty() ? nullptr : make_candidate(o.candidate);
     write_records(o.file, cases, candidate.get());
     fmt::print("{}: {} record{}, {}\n", o.file, cases.size(), cases.size() == 1 ? "" : "s",
                candidate ? "with outputs of " + candidate->name() : "inputs alone; docs/records.md says which tensors your kernel's answer becomes");
     return static_cast<int>(all_passed);
-  });
 }
 
 int verify(const VerifyCommandOptions& o) {
-  return exit_status_of([&] {
     const auto start = Clock::now();
     std::vector<CaseResult> results;
     std::vector<std::pair<std::string, std::string>> places;  // of each result: file and record
@@ -88,7 +109,60 @@ int verify(const VerifyCommandOptions& o) {
         }
       }
     return report_run({.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()), .candidate = fmt::format("{}", fmt::join(kernels, ", ")), .unit = "records", .seed = o.seed, .seconds = seconds_since(start), .files = o.files_to_write}, results);
-  });
+}
+
+}  // namespace
+
+Command add_record(CLI::App& app) {
+  const auto o = std::make_shared<RecordOptions>();
+  CLI::App* command = app.add_subcommand(
+      "record",
+      "Write cases as tensors, so that they travel to another machine or framework and its answer "
+      "comes back");
+  add_selection(*command, o->selection);
+  command->add_option("--candidate", o->candidate,
+                      "Also what this candidate makes of them: host, lib:PATH, fault:NAME, ...");
+  command->add_option("-o,--output", o->file, "The file: NAME.safetensors")
+      ->check(writable())
+      ->required();
+  command->footer(
+      "Caches and dtype=f64 have no record. Exit status: 0 written, 2 bad usage or input, 3 the "
+      "file could not be written.\n\nExamples:\n"
+      "  assay record --case 'attention b=1 h=4 l=300 d=64 dtype=bf16 causal' -o "
+      "inputs.safetensors\n"
+      "  assay record --suite tiny --candidate host -o answers.safetensors && assay verify "
+      "answers.safetensors");
+  return {command, [o] { return record(*o); }};
+}
+
+Command add_verify(CLI::App& app) {
+  const auto o = std::make_shared<VerifyCommandOptions>();
+  CLI::App* command = app.add_subcommand(
+      "verify",
+      "Judge recorded tensors: inputs and outputs in safetensors files, whoever made them; "
+      "docs/records.md");
+  command->add_option("FILE", o->files, "A file of one or more records")->required();
+  command->add_option("--record", o->record, "Only the record of this name");
+  command->add_flag("--list", o->list, "Print the lines of the records, and judge nothing");
+  command
+      ->add_option("--rows", o->rows, "Judge so many seeded rows of each head (of C); 0: all")
+      ->transform(number_in(Index{0}, Index{1} << 40))
+      ->capture_default_str();
+  command->add_option("--seed", o->seed, "Of the choice of --rows")
+      ->transform(any_number())
+      ->capture_default_str();
+  command->add_option("--threads", o->threads, "Threads of the oracle")
+      ->transform(number_in(1, 1024))
+      ->capture_default_str();
+  add_report_files(*command, o->files_to_write);
+  command->footer(
+      "Exit status: 0 all passed, 1 a record failed, 2 a file or record cannot be read, or nothing "
+      "was compared, 3 the machine failed.\n\nExamples:\n"
+      "  assay record --suite tiny --candidate host -o answers.safetensors\n"
+      "  assay verify answers.safetensors --list\n"
+      "  assay verify answers.safetensors --record 00 --html run.html\n"
+      "  assay verify answers.safetensors --rows 16 --seed 7");
+  return {command, [o] { return verify(*o); }};
 }
 
 }  // namespace assay

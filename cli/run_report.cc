@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "cli/commands.h"
 #include "cli/exit_status.h"
 #include "cli/machine.h"
+#include "cli/options.h"
 #include "harness/files.h"
 #include "reports/html.h"
 #include "reports/junit.h"
@@ -201,6 +201,21 @@ int exit_status(const RunFacts& facts, const Run& run) {
 }
 
 }  // namespace
+
+void add_report_files(CLI::App& command, ReportFiles& files) {
+  command.add_option("--json", files.json, "Write the run as JSON")->check(writable());
+  command.add_option("--junit", files.junit, "Write the run as JUnit XML")->check(writable());
+  command.add_option("--html", files.html, "Write the run as one HTML page")->check(writable());
+  command
+      .add_option("--markdown", files.markdown,
+                  "Write a summary of the run as Markdown, as a comment on a pull request")
+      ->check(writable());
+  command
+      .add_option("--store", files.store,
+                  "Append the run to this store, which is made if it is not there; `assay store` "
+                  "reads it")
+      ->check(writable());
+}
 
 PageSections sections_of_page(const ReportFiles& files) {
   PageSections sections;

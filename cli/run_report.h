@@ -1,3 +1,4 @@
+// What a run leaves behind: the summary on the terminal, and the files that were asked for.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,10 @@
 #include "harness/results/run.h"
 #include "reports/html.h"
 
+namespace CLI {
+class App;
+}
+
 namespace assay {
 
 // Where a run is written besides the terminal; empty: nowhere.
@@ -15,6 +20,9 @@ struct ReportFiles {
   std::string store;  // appended to
   std::string faults, fuzz;  // read: what `assay faults --json` and `assay fuzz --json` wrote, for the page
 };
+
+// --json, --junit, --html, --markdown, --store.
+void add_report_files(CLI::App& command, ReportFiles& files);
 
 // What a page shows besides a run, as far as there are files for it. Throws UsageError for a file that
 // is something else.

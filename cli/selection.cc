@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cli/exit_status.h"
+#include "cli/options.h"
 #include "harness/suites.h"
 
 namespace assay {
@@ -25,6 +26,25 @@ std::pair<std::size_t, std::size_t> parse_shard(const std::string& text) {
 }
 
 }  // namespace
+
+void add_selection(CLI::App& command, SelectionOptions& o) {
+  auto* suite = command.add_option("--suite", o.suite,
+                                   fmt::format("One of {}", fmt::join(suite_names(), ", ")));
+  auto* lines = command.add_option("--case", o.cases,
+                                   "A case line (repeatable); `assay notation` explains them");
+  auto* file =
+      command.add_option("--cases", o.cases_file,
+                         "A file of case lines; a line that begins with # is a comment");
+  suite->excludes(lines)->excludes(file);
+  command.add_option("--filter", o.filter, "Only cases whose line contains this text");
+  command
+      .add_option("--seed", o.seed,
+                  "Of the inputs of a suite; a case line has a seed of its own")
+      ->transform(any_number())
+      ->capture_default_str();
+  command.add_option("--shard", o.shard,
+                     "i/n: every n-th case, from the i-th (0-based) on, as 0/4");
+}
 
 Selection select_cases(const SelectionOptions& o, std::uint64_t seed) {
   if (o.suite.empty() && o.cases.empty() && o.cases_file.empty())

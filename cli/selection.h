@@ -1,3 +1,4 @@
+// Which cases a command is to run: the options, and the cases that they mean.
 #pragma once
 
 #include <cstdint>
@@ -5,6 +6,10 @@
 #include <vector>
 
 #include "problem/case.h"
+
+namespace CLI {
+class App;
+}
 
 namespace assay {
 
@@ -17,6 +22,9 @@ struct SelectionOptions {
   std::uint64_t seed = 1;          // of the inputs of a suite
   std::string shard;               // i/n, i from 0
 };
+
+// --suite, --case, --cases, --filter, --seed, --shard.
+void add_selection(CLI::App& command, SelectionOptions& options);
 
 struct Selection {
   std::string title;

@@ -8,9 +8,12 @@
 #include <ctime>
 #include <fstream>
 #include <iostream>
+#include <memory>
 #include <sstream>
 
+#include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/options.h"
 #include "harness/files.h"
 #include "reports/compare.h"
 #include "reports/html.h"
@@ -18,6 +21,17 @@
 
 namespace assay {
 namespace {
+
+struct StoreOptions {
+  std::string file;
+  std::string import, benchmarks, export_to, dashboard;  // none of them: list the runs
+};
+
+struct CompareOptions {
+  std::string a, b;                              // STORE#RUN
+  double accuracy_margin = 5, time_margin = 10;  // percent
+  std::string markdown;
+};
 
 Json parse_file(const std::string& path) {
   std::ifstream in(path);
@@ -44,10 +58,7 @@ StoredRun run_of(const std::string& text) {
   return opened(text.substr(0, hash), false).run(id);
 }
 
-}  // namespace
-
 int store(const StoreOptions& o) {
-  return exit_status_of([&] {
     Store s = opened(o.file, !o.import.empty() || !o.benchmarks.empty());
     if (!o.import.empty()) {
       std::ifstream in(o.import);
@@ -69,11 +80,9 @@ int store(const StoreOptions& o) {
     if (o.import.empty() && o.benchmarks.empty() && o.export_to.empty() && o.dashboard.empty())
       for (const RunEntry& r : s.runs()) fmt::print("{:>5}  {}  {:<9}  {}  {} on {}: {}\n", r.id, r.started, r.kind, r.commit.substr(0, 10), r.candidate, r.title, r.sentence);
     return static_cast<int>(all_passed);
-  });
 }
 
 int compare(const CompareOptions& o) {
-  return exit_status_of([&] {
     const StoredRun a = run_of(o.a), b = run_of(o.b);
     const Comparison c = compare_runs(a, b);
     fmt::print("{} cases in both, {} in the first alone, {} in the second alone\n", c.shared, c.only_a, c.only_b);
@@ -93,7 +102,66 @@ int compare(const CompareOptions& o) {
     }
     if (!o.markdown.empty()) write_file(o.markdown, markdown_comparison(a, b, c, o.accuracy_margin, o.time_margin));
     return static_cast<int>(worse ? some_failed : all_passed);
-  });
+}
+
+}  // namespace
+
+Command add_store(CLI::App& app) {
+  const auto o = std::make_shared<StoreOptions>();
+  CLI::App* command = app.add_subcommand(
+      "store", "Runs over time, in one SQLite file: list them, export and import them");
+  command->add_option("STORE", o->file, "The file that --store appends to")->required();
+  command
+      ->add_option("--export", o->export_to, "Write all runs to this file as JSON, a line each")
+      ->check(writable());
+  command->add_option("--import", o->import, "Append the runs of such a file: all or none");
+  command
+      ->add_option("--dashboard", o->dashboard,
+                   "Write accuracy and speed over time as one HTML page")
+      ->check(writable());
+  command->add_option("--benchmarks", o->benchmarks,
+                      "Append what Google Benchmark wrote with --benchmark_out_format=json");
+  command->footer(
+      "Without an option the runs are listed. Exit status: 0, 2 a file is no store, is damaged or "
+      "cannot be read, 3 one cannot be written.\n\nExamples:\n"
+      "  assay check --suite tiny --store runs.db\n"
+      "  assay store runs.db\n"
+      "  assay store runs.db --dashboard runs.html\n"
+      "  assay store runs.db --export runs.jsonl && assay store copy.db --import runs.jsonl");
+  return {command, [o] { return store(*o); }};
+}
+
+Command add_compare(CLI::App& app) {
+  const auto o = std::make_shared<CompareOptions>();
+  CLI::App* command = app.add_subcommand(
+      "compare",
+      "Two runs of a store: how much nearer to the bounds, how much slower, with intervals; exit "
+      "status 1 beyond the margins");
+  command->add_option("A", o->a, "STORE#RUN, as runs.db#3")->required();
+  command->add_option("B", o->b, "Likewise; ratios are B over A")->required();
+  command
+      ->add_option("--accuracy-margin", o->accuracy_margin,
+                   "Percent that the largest error/bound may grow")
+      ->transform(number_in(0.0, 1e6))
+      ->capture_default_str();
+  command
+      ->add_option("--time-margin", o->time_margin, "Percent that the candidate may slow down")
+      ->transform(number_in(0.0, 1e6))
+      ->capture_default_str();
+  command
+      ->add_option("--markdown", o->markdown,
+                   "Write the comparison as Markdown, as a comment on a pull request")
+      ->check(writable());
+  command->footer(
+      "Cases are matched by their line, so both runs need the same --seed. Exit status: 0 within "
+      "the margins, 1 a whole interval lies\n"
+      "beyond its margin or a case fails that did not, 2 bad usage, or no case in "
+      "common.\n\nExamples:\n"
+      "  assay check --suite tiny --store runs.db && assay check --suite tiny --candidate unfused "
+      "--store runs.db\n"
+      "  assay compare runs.db#1 runs.db#2\n"
+      "  assay compare runs.db#1 runs.db#2 --accuracy-margin 0 --time-margin 50");
+  return {command, [o] { return compare(*o); }};
 }
 
 }  // namespace assay

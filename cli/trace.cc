@@ -1,16 +1,27 @@
+// assay trace.
 #include "harness/trace.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <csignal>
+#include <memory>
 #include <string_view>
 
+#include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/options.h"
 
 namespace assay {
 
 namespace {
+
+struct TraceOptions {
+  std::string line;
+  std::string candidate = "host";
+  std::string library;  // instead of a candidate: lib:PATH
+  int timeout_seconds = 120;
+};
 
 // A library may hang in ways that nothing else notices; its process ends with this one.
 void end_in_time(int) {
@@ -19,13 +30,11 @@ void end_in_time(int) {
   _exit(some_failed);
 }
 
-}  // namespace
-
 int trace(const TraceOptions& o) {
   std::signal(SIGALRM, end_in_time);
   alarm(static_cast<unsigned>(o.timeout_seconds));
-  return exit_status_of([&] {
-    const std::unique_ptr<Candidate> candidate = make_candidate(o.candidate);
+    const std::unique_ptr<Candidate> candidate =
+        make_candidate(o.library.empty() ? o.candidate : candidate_of_library(o.library));
     const Case c = parse_case(o.line);
     try {
       const Trace t = trace_case(c, *candidate);
@@ -37,7 +46,38 @@ int trace(const TraceOptions& o) {
       fmt::print("{}\n  {}\n", print_case(c), e.what());
       return static_cast<int>(some_failed);
     }
-  });
+}
+
+}  // namespace
+
+Command add_trace(CLI::App& app) {
+  const auto o = std::make_shared<TraceOptions>();
+  CLI::App* command = app.add_subcommand(
+      "trace",
+      "Follow one case stage by stage: the first stage, tile, row and lane that leaves its "
+      "enclosure; docs/trace.md");
+  command->add_option("CASE", o->line, "A case line, as `assay check` prints it")->required();
+  command
+      ->add_option("--candidate", o->candidate,
+                   "host, fault:NAME or lib:PATH (of a library that calls the probe)")
+      ->capture_default_str();
+  command
+      ->add_option("--kernel", o->library, "A shared library of yours that calls the probe")
+      ->excludes("--candidate");
+  command
+      ->add_option("--timeout", o->timeout_seconds,
+                   "Seconds that it may take; beyond them exit status 1")
+      ->transform(number_in(1, 86400))
+      ->capture_default_str();
+  command->footer(
+      "At most 4,194,304 (row, key) pairs over all heads. Exit status: 0 every stage and output "
+      "holds, 1 a stage or an output is wrong,\n"
+      "2 bad usage, or nothing could be compared.\n\nExamples:\n"
+      "  assay trace 'attention b=1 h=1 l=70x200 d=16'\n"
+      "  assay trace --candidate fault:row-max-arguments-swapped 'attention b=1 h=1 l=70x200 "
+      "d=16'\n"
+      "  assay trace --kernel mine/build/libmy_kernel.so 'attention b=1 h=1 l=9x13 d=8 causal'");
+  return {command, [o] { return trace(*o); }};
 }
 
 }  // namespace assay

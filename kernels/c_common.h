@@ -64,6 +64,10 @@ Struct read_struct(const Struct* given, const char* name, Struct defaults) {
 template <class Object, class Handle>
 class Handles {
  public:
+  // What such a handle is called, and the status of one that is none.
+  explicit Handles(std::string name, StatusCode wrong = StatusCode::invalid_arguments)
+      : name_(std::move(name)), wrong_(wrong) {}
+
   Handle add(std::shared_ptr<Object> object) {
     static_assert(sizeof(Handle) == 8, "handles need 64 bits");
     static std::atomic<std::uintptr_t> next{1};
@@ -72,28 +76,29 @@ class Handles {
     objects_.emplace(id, std::move(object));
     return reinterpret_cast<Handle>(id);
   }
-  // Returns null if there is no such object.
-  std::shared_ptr<Object> find(Handle handle) const {
+  // Throws for a handle that is null or belongs to no object.
+  std::shared_ptr<Object> get(Handle handle) const {
+    if (!handle) refuse(name_ + " is null", wrong_);
     const std::shared_lock lock(mutex_);
     const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
-    return found == objects_.end() ? nullptr : found->second;
+    if (found == objects_.end()) refuse(name_ + " is no " + name_ + ", or was destroyed", wrong_);
+    return found->second;
   }
   // Removes a handle. The object lives until every caller that has found it is done with it.
-  bool remove(Handle handle) {
-    // may be the last owner; it is destroyed after the lock is released, because closing a device
-    // takes time
-    std::shared_ptr<Object> last;
+  Status destroy(Handle handle) {
+    // This may be the last owner. It ends after the lock is released, because closing a device takes
+    // time.
+    const std::shared_ptr<Object> last = get(handle);
     const std::lock_guard lock(mutex_);
-    const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
-    if (found == objects_.end()) return false;
-    last = std::move(found->second);
-    objects_.erase(found);
-    return true;
+    objects_.erase(reinterpret_cast<std::uintptr_t>(handle));
+    return {};
   }
 
  private:
   // The tag differs from type to type, and no address of this machine has such upper bits.
   static constexpr std::uintptr_t tag = (std::uintptr_t{0xA55A} << 48) ^ (std::uintptr_t{sizeof(Object)} << 40);
+  const std::string name_;
+  const StatusCode wrong_;
   mutable std::shared_mutex mutex_;
   std::unordered_map<std::uintptr_t, std::shared_ptr<Object>> objects_;
 };

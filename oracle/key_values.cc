@@ -51,9 +51,9 @@ double quantum_of(double x) {
   return std::ldexp(1.0, e - 53 + __builtin_ctzll(significand));
 }
 
-KeyValues::KeyValues(const Attention& p, Index batch, Index head) : b(batch), g(head) {
+KeyValues::KeyValues(const ProjectedAttention& p, Index batch, Index head) : b(batch), g(head) {
   load_elements(p);
-  if (p.projection > 0) load_gauges(p);
+  if (p.projection) load_gauges(p);
   for (Dtype dtype : {p.q.dtype, p.k.dtype, p.v.dtype}) single = single && dtype != Dtype::f64;
   if (p.shape.keys > 0) {
     const double squared = keys_transposed.colwise().squaredNorm().maxCoeff();
@@ -96,14 +96,14 @@ void KeyValues::load_elements(const Attention& p) {
 }
 
 // bounds.md, 8, Projected keys and values: their gauges stand for |k| and |v|
-void KeyValues::load_gauges(const Attention& p) {
+void KeyValues::load_gauges(const ProjectedAttention& p) {
   const double scale = dropout_scale(p);
   std::vector<double> row;
   for (Index j = 0; j < p.shape.keys; ++j) {
-    load_row(p.k_absolute, b, g, j, row);
+    load_row(p.projection.k_absolute, b, g, j, row);
     for (Index d = 0; d < p.shape.dim; ++d)
       keys_transposed_absolute(d, j) = row[static_cast<std::size_t>(d)];
-    load_row(p.v_absolute, b, g, j, row);
+    load_row(p.projection.v_absolute, b, g, j, row);
     for (Index c = 0; c < p.shape.value_dim; ++c)
       values_absolute(j, c) = scale * row[static_cast<std::size_t>(c)];
   }

@@ -15,7 +15,7 @@ using RowMajorSingle = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eige
 
 class KeyValues {
  public:
-  KeyValues(const Attention& p, Index batch, Index head);
+  KeyValues(const ProjectedAttention& p, Index batch, Index head);
 
   Index b, g;
   RowMajor keys_transposed;           // D x Lk, padded; 0 where not finite
@@ -35,7 +35,7 @@ class KeyValues {
 
  private:
   void load_elements(const Attention& p);
-  void load_gauges(const Attention& p);
+  void load_gauges(const ProjectedAttention& p);
 
   mutable std::once_flag quantum_once_;
   mutable double key_quantum_ = std::numeric_limits<double>::infinity();

@@ -54,15 +54,15 @@ double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, 
 }
 
 // bounds.md, 6: the relative error of p, and with it of the bound
-double bound_slack(const Attention& p, double ratio, double largest_exponent) {
-  const double least = p.projection > 0 ? safety::projected_slack : safety::least_slack;
+double bound_slack(const ProjectedAttention& p, double ratio, double largest_exponent) {
+  const double least = p.projection ? safety::projected_slack : safety::least_slack;
   return safety::slack_per_exponent * ratio * largest_exponent + least;
 }
 
 // A block of rows from its inputs to its bounds, step by step.
 class BlockEvaluation {
  public:
-  BlockEvaluation(const Attention& p, const Contract& c, const BoundContext& x,
+  BlockEvaluation(const ProjectedAttention& p, const Contract& c, const BoundContext& x,
                   const KeyValues& kv, bool keep_scores, Matrices& m, Block& block)
       : p_(p), c_(c), x_(x), kv_(kv), keep_scores_(keep_scores), m_(m), block_(block) {
     const auto head = static_cast<std::size_t>(block.h);
@@ -104,10 +104,10 @@ class BlockEvaluation {
   RowState& state(Index r) { return states_[static_cast<std::size_t>(r)]; }
   double n_live(Index r) { return static_cast<double>(state(r).live) + 4; }
   double gamma64(Index r) {
-    return gamma_factor(n_live(r) + static_cast<double>(p_.projection) + 3, safety::unit64);
+    return gamma_factor(n_live(r) + static_cast<double>(p_.projection.length) + 3, safety::unit64);
   }
 
-  const Attention& p_;
+  const ProjectedAttention& p_;
   const Contract& c_;
   const BoundContext& x_;
   const KeyValues& kv_;
@@ -174,7 +174,7 @@ void BlockEvaluation::load_queries() {
       const double element = row[static_cast<std::size_t>(d)];
       if (std::isfinite(element)) m_.q(r, d) = element;
       else any_not_finite_ = true;
-      const bool projected = c_.absorbed && d < p_.projected_columns;
+      const bool projected = c_.absorbed && d < p_.projection.columns;
       if (std::isinf(element) && projected && state(r).seen.visible > 0) block_.query_lost[at] = 1;
     }
   }
@@ -333,7 +333,7 @@ void BlockEvaluation::keep_score_errors(Index r, const RowTruth& t) {
 // bounds.md, 3: the weights of the sums over V, for all rows
 void BlockEvaluation::weigh_rows() {
   const Index rows = block_.rows, n = block_.count;
-  ratio_ = exponent_ratio(c_, p_.shape.dim + p_.projection);
+  ratio_ = exponent_ratio(c_, p_.shape.dim + p_.projection.length);
   with_order_ = uses_order(c_);
   with_tail_ = with_order_ && !tail_is_second_order(c_, x_);
   m_.centred_weights.setZero(rows, n);
@@ -397,7 +397,7 @@ ColumnHulls BlockEvaluation::column_hulls() const {
     hulls.high = hulls.high.cwiseMax(v.row(j));
   }
   if (n == 0) hulls.largest = Eigen::RowVectorXd::Zero(columns);
-  else if (p_.projection == 0) hulls.largest = hulls.high.cwiseMax(-hulls.low);
+  else if (!p_.projection) hulls.largest = hulls.high.cwiseMax(-hulls.low);
   else hulls.largest = kv_.values_absolute.middleRows(block_.key0, n).colwise().maxCoeff();
   return hulls;
 }
@@ -493,13 +493,13 @@ Domain domain_of(const RowBound& b) {
                           : Domain::bounded;
 }
 
-Reference::Reference(const Attention& problem, const Contract& contract, const BoundTerms& terms)
+Reference::Reference(const ProjectedAttention& problem, const Contract& contract, const BoundTerms& terms)
     : problem_(problem), contract_(contract) {
   context_.dim = problem.shape.dim;
   context_.scale = static_cast<double>(problem.scale);
   context_.softcap = static_cast<double>(problem.softcap);
   context_.dropout = problem.dropout > 0;
-  context_.projection = problem.projection;
+  context_.projection = problem.projection.length;
   context_.terms = terms;
 }
 

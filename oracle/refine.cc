@@ -94,7 +94,7 @@ double refined_bound(const KeyValues& kv, const Contract& c, const BoundContext&
 
 // bounds.md, 6: rows that fp64 does not decide are weighed in balls
 bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) const {
-  const Attention& p = problem_;
+  const ProjectedAttention& p = problem_;
   const Index dv = p.shape.value_dim;
   const auto at = static_cast<std::size_t>(r);
   if (block.lse_kind[at] != Kind::finite) return true;
@@ -107,7 +107,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
     v->assign(static_cast<std::size_t>(count), 0);
   derive_row_bound(contract_, context_, row.truth, row.bound,
                    {row.centred.data(), row.absolute.data(), row.tail.data()});
-  block.slack[at] = p.projection > 0 ? safety::projected_slack : safety::least_slack;
+  block.slack[at] = p.projection ? safety::projected_slack : safety::least_slack;
 
   const bool fp64_counts = !block.needs_ball[at];
   const BallRow::Enclosure lse{ball.lse(), ball.lse_low(), ball.lse_radius()};

@@ -19,7 +19,7 @@ void classify_values(const Attention& p, const KeyValues& kv, Block& block, Inde
 bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t);
 
 // Whether such a row may be judged without tolerance under a contract.
-bool allows_exact_rows(const Contract& c, const Attention& p);
+bool allows_exact_rows(const Contract& c, const ProjectedAttention& p);
 
 // The value, radius and bound of an element of an exact row: `sum` of the values that count.
 struct ExactElement {

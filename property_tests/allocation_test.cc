@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -16,7 +15,7 @@
 #include <new>
 #include <thread>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "kernels/cache.h"
 #include "kernels/device/device_backend.h"
@@ -25,6 +24,7 @@
 #include "kernels/single_head.h"
 #include "kernels/unfused.h"
 #include "kernels/varlen.h"
+#include "problem/clock.h"
 #include "problem/parallel.h"
 
 namespace {
@@ -97,11 +97,11 @@ void poison_all(const std::vector<const Tensor*>& tensors) {
 // oneTBB starts a thread where a loop first has work for it, and ends the process if there is no memory for that: it is not what is tried here.
 void start_workers() {
   const int all = hardware_threads();
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+  const auto deadline = seconds_from_now(5);
   std::atomic<int> here{0};
   parallel_for(all, all, [&](Index) {
     ++here;
-    while (here < all && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    while (here < all && Clock::now() < deadline) std::this_thread::yield();
   });
 }
 

@@ -1,13 +1,15 @@
 // The backward bounds: no kernel that keeps its contract may violate one, on any family of inputs.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <mutex>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "oracle/backward_verdict.h"
 #include "problem/parallel.h"
 #include "testing/emulated_kernel.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
@@ -45,14 +47,14 @@ TEST_P(EmulatedBackward, NeverViolatesTheBoundOfItsContract) {
   for (const Emulation& e : all) {
     std::vector<Case> cases;
     std::uint64_t seed = 1;
-    for (int s = 0; s < scores_count; ++s)
+    for (int s = 0; s < count_of<Scores>; ++s)
       for (const char* feature : features) {
         Case c = parse_case("backward b=2 h=2/1 l=" + std::to_string(seed % 3 ? 9 : 21) + "x" + std::to_string(seed % 2 ? 75 : 40) +
                             " d=" + std::to_string(seed % 5 ? 24 : 40) + "/12" + feature);
         c.dtype = dtype;
         c.scores = static_cast<Scores>(s);
-        c.values = static_cast<Values>((s + static_cast<int>(seed)) % values_count);
-        c.gradient = static_cast<Values>((3 * s + static_cast<int>(seed) * 5) % values_count);
+        c.values = static_cast<Values>((s + static_cast<int>(seed)) % count_of<Values>);
+        c.gradient = static_cast<Values>((3 * s + static_cast<int>(seed) * 5) % count_of<Values>);
         c.seed = seed++;
         cases.push_back(c);
       }
@@ -68,7 +70,7 @@ TEST_P(EmulatedBackward, NeverViolatesTheBoundOfItsContract) {
       run_emulated_backward(e, inputs.problem, in, gradients.view());
       const Verdict v = judge_backward(inputs.problem, in, gradients.view(), e.contract);
       const std::lock_guard lock(mutex);
-      EXPECT_EQ(v.outside, 0) << e.contract.name << "\n" << print_case(c) << "\n" << v.reason;
+      EXPECT_THAT(v, HasNothingOutside()) << print_case(c);
       for (const auto& [output, compared] : v.outputs) {
         tight.ratio[output] = std::max(tight.ratio[output], compared.worst.ratio);
         tight.elements += compared.elements;

@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -12,6 +11,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/targets.h"
+#include "problem/clock.h"
 #include "problem/generate.h"
 #include "problem/parallel.h"
 #include "testing/plain_backward.h"
@@ -123,12 +123,12 @@ void expect_same_bytes(const Tensor& a, const Tensor& b, const char* name) {
 void wake_threads() {
   std::mutex mutex;
   std::set<std::thread::id> seen;
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(200);
+  const auto deadline = seconds_from_now(0.2);
   parallel_for(64, 2, [&](Index) {
     for (bool wait = true; wait;) {
       const std::lock_guard lock(mutex);
       seen.insert(std::this_thread::get_id());
-      wait = seen.size() < 2 && std::chrono::steady_clock::now() < deadline;
+      wait = seen.size() < 2 && Clock::now() < deadline;
     }
   });
 }

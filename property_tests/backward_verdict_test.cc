@@ -6,10 +6,11 @@
 #include <limits>
 
 #include "harness/contracts.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "oracle/backward.h"
 #include "oracle/backward_verdict.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
@@ -65,12 +66,6 @@ class BackwardVerdict : public testing::Test {
           for (Index d = 0; d < t.shape[3]; ++d) store(t, t.at(b, h, i, d), to(b, h, i, d));
   }
   Verdict verdict() const { return judge_backward(inputs_->problem, input_, out_->view(), contract_); }
-  void expect_failure(const char* words) const {
-    const Verdict v = verdict();
-    EXPECT_EQ(v.outcome, Outcome::fail);
-    EXPECT_THAT(v.reason, HasSubstr(words));
-    EXPECT_GT(v.outside, 0);
-  }
   const TensorView& dq() const { return out_->dq.view(); }
   const TensorView& dk() const { return out_->dk.view(); }
   const TensorView& dv() const { return out_->dv.view(); }
@@ -93,7 +88,7 @@ TEST_F(BackwardVerdict, RoundedExactGradientsPass) {
                              " bool=empty-rows lengths=7,0", " dropout=0.3:4 bias=normal"}) {
       prepare(std::string("backward b=2 h=4/2 l=9x13 d=8/6 dtype=") + dtype + rest);
       const Verdict v = verdict();
-      EXPECT_EQ(v.outcome, Outcome::pass) << print_case(case_) << "\n" << v.reason;
+      EXPECT_THAT(v, Passes()) << print_case(case_);
       EXPECT_EQ(v.outputs.at(Output::dq).elements, 2 * 4 * 9 * 8);
       EXPECT_EQ(v.outputs.at(Output::dk).elements, 2 * 2 * 13 * 8);
       EXPECT_EQ(v.outputs.at(Output::dv).elements, 2 * 2 * 13 * 6);
@@ -109,20 +104,20 @@ TEST_F(BackwardVerdict, NanInOneElementOfAnyGradientFails) {
     prepare(plain);
     const TensorView& t = ((*out_).*member).view();
     store(t, t.at(1, 1, 3, 4), nan);
-    expect_failure(words);
+    EXPECT_THAT(verdict(), FailsWith(words));
   }
   prepare(std::string(plain) + " sink=1 bias=normal@hj");
   store(out_->d_sink.view(), out_->d_sink.view().at(0, 2, 0, 0), nan);
-  expect_failure("dSink is NaN: dSink[h=2]");
+  EXPECT_THAT(verdict(), FailsWith("dSink is NaN: dSink[h=2]"));
   prepare(std::string(plain) + " sink=1 bias=normal@hj");
   store(out_->d_bias.view(), out_->d_bias.view().at(0, 3, 0, 5), nan);
-  expect_failure("dBias is NaN: dBias[b=0, h=3, row=0, key=5]");
+  EXPECT_THAT(verdict(), FailsWith("dBias is NaN: dBias[b=0, h=3, row=0, key=5]"));
 }
 
 TEST_F(BackwardVerdict, InfinitiesFail) {
   prepare(plain);
   store(dk(), dk().at(0, 1, 2, 3), -inf);
-  expect_failure("dK is infinite: dK[b=0, h=1, key=2, column=3]");
+  EXPECT_THAT(verdict(), FailsWith("dK is infinite: dK[b=0, h=1, key=2, column=3]"));
 }
 
 TEST_F(BackwardVerdict, ZerosAndConstantsFail) {
@@ -130,7 +125,7 @@ TEST_F(BackwardVerdict, ZerosAndConstantsFail) {
     for (double x : {0.0, 0.25}) {
       prepare(plain);
       change(((*out_).*member).view(), [&](Index, Index, Index, Index) { return x; });
-      expect_failure("is outside its bound");
+      EXPECT_THAT(verdict(), FailsWith("is outside its bound"));
       // Not one element here or there: nearly all of them.
       EXPECT_GT(verdict().outside, element_count(((*out_).*member).view().shape) * 3 / 4);
     }
@@ -144,8 +139,7 @@ TEST_F(BackwardVerdict, UntouchedOutputsFail) {
     JudgeOptions options;
     options.untouched = [](const TensorView& t, Index position) { return holds_poison(t, position, Poison::nan); };
     const Verdict v = judge_backward(inputs_->problem, input_, out_->view(), contract_, options);
-    EXPECT_EQ(v.outcome, Outcome::fail);
-    EXPECT_THAT(v.reason, HasSubstr(name));
+    EXPECT_THAT(v, FailsWith(name));
   }
 }
 
@@ -162,7 +156,7 @@ TEST_F(BackwardVerdict, SwappedRowsHeadsAndTransposesFail) {
         if (what == 2) std::swap(i, d);
         return old[static_cast<std::size_t>((h * 8 + i) * 8 + d)];
       });
-      expect_failure("is outside its bound");
+      EXPECT_THAT(verdict(), FailsWith("is outside its bound"));
     }
   }
 }
@@ -171,7 +165,7 @@ TEST_F(BackwardVerdict, WrongByAFactorFails) {
   for (double factor : {1.01, -1.0, 2.0, 0.99}) {
     prepare(plain);
     change(dk(), [&](Index b, Index h, Index i, Index d) { return factor * load(dk(), dk().at(b, h, i, d)); });
-    expect_failure("dK is outside its bound");
+    EXPECT_THAT(verdict(), FailsWith("dK is outside its bound"));
   }
 }
 
@@ -207,12 +201,12 @@ TEST_F(BackwardVerdict, DecidesAtTheEdge) {
 TEST_F(BackwardVerdict, NoGradientPassesWhereNothingIsSeen) {
   // Row 1 sees nothing, key 12 is seen by nobody.
   prepare("backward b=1 h=1 l=4x13 d=8/6 bool=empty-rows@ij lengths=12 hidden=nan");
-  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_THAT(verdict(), Passes());
   store(dq(), dq().at(0, 0, 1, 2), 1e-30);
-  expect_failure("dQ is not 0 where no gradient passes: dQ[b=0, h=0, row=1, column=2]");
+  EXPECT_THAT(verdict(), FailsWith("dQ is not 0 where no gradient passes: dQ[b=0, h=0, row=1, column=2]"));
   prepare("backward b=1 h=1 l=4x13 d=8/6 bool=empty-rows@ij lengths=12 hidden=nan");
   store(dv(), dv().at(0, 0, 12, 2), nan);
-  expect_failure("dV is not 0 where no gradient passes: dV[b=0, h=0, key=12, column=2]");
+  EXPECT_THAT(verdict(), FailsWith("dV is not 0 where no gradient passes: dV[b=0, h=0, key=12, column=2]"));
 }
 
 // NaN must be where it belongs, and nowhere else.
@@ -222,13 +216,13 @@ TEST_F(BackwardVerdict, NanOfAVisibleKeyReachesItsRowsAlone) {
   const TensorView& t = dq();
   for (Index d = 0; d < 8; ++d) store(t, t.at(0, 0, 2, d), nan);
   change(dk(), [](Index, Index, Index, Index) { return nan; });  // row 2 sees every key
-  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_THAT(verdict(), Passes());
   EXPECT_EQ(verdict().nan_expected, 8 + 10 * 8);
   store(t, t.at(0, 0, 2, 5), 0.5);
-  expect_failure("dQ is a number where NaN belongs: dQ[b=0, h=0, row=2, column=5]");
+  EXPECT_THAT(verdict(), FailsWith("dQ is a number where NaN belongs: dQ[b=0, h=0, row=2, column=5]"));
   store(t, t.at(0, 0, 2, 5), nan);
   store(dv(), dv().at(0, 0, 9, 2), nan);  // dV does not read V
-  expect_failure("dV is NaN");
+  EXPECT_THAT(verdict(), FailsWith("dV is NaN"));
 }
 
 // Row 15 has no determined weight (its scores reach 1e38), which says nothing of its NaN in dO: dV is NaN in that column alone.
@@ -236,7 +230,7 @@ TEST_F(BackwardVerdict, NanOfDoInARowWithoutDeterminedWeightsStaysInItsColumn) {
   prepare("backward b=1 h=1 l=16x55 d=21/8 poke=g:0:0:15:7=nan;k:0:0:54:20=3e+38 seed=530109");
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
   const Verdict v = verdict();
-  EXPECT_EQ(v.outside, 0) << v.reason;
+  EXPECT_THAT(v, HasNothingOutside());
   EXPECT_GT(v.nan_expected, 0);
 }
 
@@ -244,9 +238,9 @@ TEST_F(BackwardVerdict, NanOfDoInARowWithoutDeterminedWeightsStaysInItsColumn) {
 TEST_F(BackwardVerdict, RowsWithoutWeightAreExcused) {
   prepare("backward b=1 h=1 l=2x1 d=1 poke=k:0:0:0:0=1;q:0:0:1:0=-inf");
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
-  EXPECT_EQ(verdict().outside, 0) << verdict().reason;
+  EXPECT_THAT(verdict(), HasNothingOutside());
   store(dq(), dq().at(0, 0, 1, 0), nan), store(dk(), 0, nan), store(dv(), 0, nan);
-  EXPECT_EQ(verdict().outside, 0) << verdict().reason;
+  EXPECT_THAT(verdict(), HasNothingOutside());
 }
 
 // Products of 2^-151 all round to 0: a thousand of them are lost, however short the chains are that add them.
@@ -255,7 +249,7 @@ TEST_F(BackwardVerdict, EveryProductOfASumMayUnderflow) {
   change(inputs_->d_o.view(), [](Index, Index, Index, Index) { return 0x1p-149; });
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
   EXPECT_EQ(load(dv(), 0), 0);
-  EXPECT_EQ(verdict().outside, 0) << verdict().reason;
+  EXPECT_THAT(verdict(), HasNothingOutside());
 }
 
 // A subnormal weight is within its absolute error, then its product with 1/(1 - p) rounds once more.
@@ -270,7 +264,7 @@ TEST_F(BackwardVerdict, DropoutRoundsSubnormalWeightsOnceMore) {
     const double p = 1 / (1 + std::exp(static_cast<double>(inputs_->problem.sink[0])));
     const float weight = static_cast<float>(std::ceil(p * 0x1p149) * 0x1p-149), kept = weight * (1.0f / (1.0f - 0.1f));
     store(dv(), 0, static_cast<double>(kept) * 0x1p100);
-    EXPECT_EQ(verdict().outside, 0) << k << " " << verdict().reason;
+    EXPECT_THAT(verdict(), HasNothingOutside()) << k;
   }
 }
 
@@ -287,7 +281,7 @@ TEST_F(BackwardVerdict, FusedArgumentsOfASinkRoundTheProductWithLse) {
     const float log2e = 1.44269504f, lse = static_cast<float>(load(input_.lse, 0)), product = lse * log2e;
     const float weight = std::exp2(std::fma(inputs_->problem.sink[0], log2e, -product));
     store(out_->d_sink.view(), 0, -weight * delta);
-    EXPECT_EQ(verdict().outside, 0) << k << " " << verdict().reason;
+    EXPECT_THAT(verdict(), HasNothingOutside()) << k;
   }
 }
 
@@ -296,12 +290,12 @@ TEST_F(BackwardVerdict, ErrorsOfTheGivenOutputsAreTakenIntoAccountNotForgiven) {
   prepare("backward b=1 h=1 l=9x13 d=8/6 seed=5");
   const TensorView& lse = forward_->lse.view();
   for (Index i = 0; i < 9; ++i) store(lse, lse.at(0, 0, i, 0), load(lse, lse.at(0, 0, i, 0)) + 0x1p-10);
-  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_THAT(verdict(), Passes());
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
-  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_THAT(verdict(), Passes());
   // With the right LSE they are not.
   ASSERT_TRUE(kernels::attention_forward(inputs_->problem, forward_->view(), 1).ok());
-  expect_failure("is outside its bound");
+  EXPECT_THAT(verdict(), FailsWith("is outside its bound"));
 }
 
 TEST_F(BackwardVerdict, SampledRowsJudgeDqAloneAndSaySo) {
@@ -310,7 +304,7 @@ TEST_F(BackwardVerdict, SampledRowsJudgeDqAloneAndSaySo) {
   options.sample_rows = 4;
   poison(out_->dk, Poison::large);
   const Verdict v = judge_backward(inputs_->problem, input_, out_->view(), contract_, options);
-  EXPECT_EQ(v.outcome, Outcome::pass);
+  EXPECT_THAT(v, Passes());
   EXPECT_THAT(v.reason, HasSubstr("dQ of 4 rows a head only"));
   EXPECT_EQ(v.outputs.size(), 1u);
   EXPECT_EQ(v.outputs.at(Output::dq).elements, 2 * 4 * 8);
@@ -341,7 +335,7 @@ TEST_F(BackwardVerdict, PairsThatPowerShowsAreMissed) {
 
 TEST_F(BackwardVerdict, NothingComparedIsNeverAPass) {
   prepare("backward b=0 h=1 l=4 d=8");
-  EXPECT_EQ(verdict().outcome, Outcome::inconclusive);
+  EXPECT_THAT(verdict(), IsInconclusive());
 }
 
 }  // namespace

@@ -1,14 +1,16 @@
 // The bounds themselves: no kernel that keeps its contract may violate one, on any family of inputs; and a bound
 // that no kernel could ever violate would prove nothing.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
 #include "harness/candidates/candidate.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "oracle/verdict.h"
 #include "problem/parallel.h"
 #include "testing/emulated_kernel.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
@@ -37,9 +39,9 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
   for (const Emulation& e : emulations(dtype)) {
     std::vector<Case> cases;
     std::uint64_t seed = 1;
-    for (int s = 0; s < scores_count; ++s)
+    for (int s = 0; s < count_of<Scores>; ++s)
       for (const char* feature : features) {
-        const auto values = static_cast<Values>((s + static_cast<int>(seed)) % values_count);
+        const auto values = static_cast<Values>((s + static_cast<int>(seed)) % count_of<Values>);
         // The dtype's extremes overflow an fp16 accumulator by design; the verdict then has nothing to say.
         Case c = parse_case("attention b=1 h=2/1 l=9x" + std::to_string(seed % 2 ? 150 : 67) + " d=" + std::to_string(seed % 3 ? 40 : 64) + "/12" + feature);
         c.dtype = dtype;
@@ -59,8 +61,7 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
       options.power = false;
       const Verdict v = judge(inputs.problem, out.view(), e.contract, options);
       const std::lock_guard lock(mutex);
-      EXPECT_EQ(v.outside, 0) << e.contract.name << "\n" << print_case(c) << "\n" << v.reason;
-      EXPECT_NE(v.outcome, Outcome::error) << e.contract.name << "\n" << print_case(c) << "\n" << v.reason;
+      EXPECT_THAT(v, HasNothingOutside()) << print_case(c);
       tight.o = std::max(tight.o, v.worst_ratio(Output::o));
       tight.lse = std::max(tight.lse, v.worst_ratio(Output::lse));
       tight.elements += v.compared();
@@ -97,7 +98,7 @@ TEST(Bound, OrderedFp32BoundDividedByFourIsViolatedOnSmallShapes) {
           const Outputs out(c);
           ASSERT_TRUE(host->run(inputs.problem, out.view(), 1).ok());
           const Verdict v = judge(inputs.problem, out.view(), *host->contract(inputs.problem));
-          ASSERT_EQ(v.outcome, Outcome::pass) << print_case(c) << "\n" << v.reason;
+          ASSERT_THAT(v, Passes()) << print_case(c);
           if (v.worst_ratio(Output::o) > o) line = print_case(c);
           o = std::max(o, v.worst_ratio(Output::o));
           lse = std::max(lse, v.worst_ratio(Output::lse));
@@ -132,7 +133,7 @@ TEST(Bound, OfKeySplitsDividedByFourIsViolatedOnSmallShapes) {
           const Outputs out(c);
           run_emulated(e, inputs.problem, out.view());
           const Verdict v = judge(inputs.problem, out.view(), e.contract);
-          ASSERT_EQ(v.outcome, Outcome::pass) << print_case(c) << "\n" << v.reason;
+          ASSERT_THAT(v, Passes()) << print_case(c);
           if (v.worst_ratio(Output::o) > o) line = print_case(c);
           o = std::max(o, v.worst_ratio(Output::o));
           lse = std::max(lse, v.worst_ratio(Output::lse));
@@ -154,7 +155,7 @@ TEST(Bound, RoundingsOfMergesAddUp) {
   e.contract.ordered = true;
   run_emulated(e, inputs.problem, out.view());
   const Verdict v = judge(inputs.problem, out.view(), e.contract);
-  EXPECT_EQ(v.outcome, Outcome::pass) << v.reason;
+  EXPECT_THAT(v, Passes());
   EXPECT_GT(v.worst_ratio(Output::o), 0.15);
 }
 
@@ -168,8 +169,8 @@ TEST(Bound, OrderSharpensIt) {
   Contract ordered = *host->contract(inputs.problem), any_order = ordered;
   any_order.ordered = false;
   const Verdict sharp = judge(inputs.problem, out.view(), ordered), blunt = judge(inputs.problem, out.view(), any_order);
-  EXPECT_EQ(sharp.outcome, Outcome::pass);
-  EXPECT_EQ(blunt.outcome, Outcome::pass);
+  EXPECT_THAT(sharp, Passes());
+  EXPECT_THAT(blunt, Passes());
   EXPECT_LT(sharp.worst(Output::o)->bound * 3, blunt.worst(Output::o)->bound);
   EXPECT_GT(sharp.power.by_output[0], blunt.power.by_output[0]);
 }
@@ -184,7 +185,7 @@ TEST(Ladder, ReportsTheStrictestContractNotRefuted) {
     if (e.contract.name == "fp32, fma") EXPECT_EQ(v.contract, "fp32 accumulation, fp32 weights") << v.reason;
     if (e.contract.name == "weights in the dtype") EXPECT_EQ(v.contract, "fp32 accumulation, weights in f16") << v.reason;
     if (e.contract.name == "scores stored in the dtype") EXPECT_EQ(v.contract, "truncating 16-wide block FMA, weights in f16, scores stored in it") << v.reason;
-    EXPECT_EQ(v.outcome, Outcome::pass) << e.contract.name;
+    EXPECT_THAT(v, Passes()) << e.contract.name;
   }
 }
 

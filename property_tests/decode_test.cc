@@ -6,7 +6,7 @@
 #include <random>
 
 #include "harness/judging/execute.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "kernels/targets.h"
 #include "problem/generate.h"

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <functional>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "kernels/dispatch.h"
 #include "kernels/unfused.h"

@@ -1,11 +1,13 @@
 // The tier without tolerance: weights that are exactly 0 or equal, sums that no order rounds.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "harness/candidates/candidate.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "oracle/verdict.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
@@ -27,7 +29,7 @@ TEST(Exact, EveryElementOfSubsetAndGatherInputs) {
         Inputs in(c);
         Outputs out(c);
         const Verdict v = judge_host(out, in);
-        EXPECT_EQ(v.outcome, Outcome::pass) << print_case(c) << "\n" << v.reason;
+        EXPECT_THAT(v, Passes()) << print_case(c);
         EXPECT_EQ(v.exact, v.compared(Output::o)) << print_case(c);
       }
 }
@@ -37,14 +39,14 @@ TEST(Exact, OneUlpFails) {
   const Case c = parse_case("attention b=1 h=1 l=20x3000 d=64 scores=gather");
   Inputs in(c);
   Outputs out(c);
-  ASSERT_EQ(judge_host(out, in).outcome, Outcome::pass);
+  ASSERT_THAT(judge_host(out, in), Passes());
   const TensorView& o = out.o.view();
   const Index at = o.at(0, 0, 11, 7);
   const float x = static_cast<float>(load(o, at));
   store(o, at, std::nextafter(x, 10.0f));
   const auto host = make_candidate("host");
   const Verdict v = judge(in.problem, out.view(), *host->contract(in.problem));
-  EXPECT_EQ(v.outcome, Outcome::fail);
+  EXPECT_THAT(v, FailsWith("O is not the exact value: O[b=0, h=0, row=11, column=7]"));
   EXPECT_EQ(v.failures.at("O is not the exact value"), 1);
 }
 
@@ -53,7 +55,7 @@ TEST(Exact, BalancedSumsAreZeroBitForBit) {
   const Case c = parse_case("attention b=1 h=1 l=4x1000 d=16 scores=equal values=balanced");
   Inputs in(c);
   Outputs out(c);
-  ASSERT_EQ(judge_host(out, in).outcome, Outcome::pass);
+  ASSERT_THAT(judge_host(out, in), Passes());
   for (Index i = 0; i < 4; ++i)
     for (Index d = 0; d < 16; ++d) EXPECT_EQ(load(out.o.view(), out.o.view().at(0, 0, i, d)), 0);
 }

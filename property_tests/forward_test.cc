@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "harness/judging/execute.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "harness/suites.h"
 #include "kernels/attention.h"
 #include "kernels/targets.h"

@@ -20,8 +20,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
-// "problem/tensor.h" is one file, "kernels/*" are the files that lie directly in a folder, "kernels/" is everything
-// below it. The same for headers of libraries.
+// "problem/tensor.h" is one file, "kernels/*" are the files that lie directly in a folder,
+// "kernels/" is everything below it. The same for headers of libraries.
 using Pattern = std::string_view;
 
 bool matches(std::string_view path, Pattern pattern) {
@@ -42,9 +42,11 @@ struct Room {
   std::vector<Pattern> libraries;
 };
 
-// Of problem/, kernels see the types and views that describe what is asked, and the loop over threads.
-#define WHAT_KERNELS_SEE \
-  "problem/attention.h", "problem/dtype.h", "problem/index.h", "problem/low_bit.h", "problem/parallel.h", "problem/tensor.h"
+// Of problem/, kernels see the types and views that describe what is asked, and the loop over
+// threads.
+#define WHAT_KERNELS_SEE                                                            \
+  "problem/attention.h", "problem/dtype.h", "problem/index.h", "problem/low_bit.h", \
+      "problem/parallel.h", "problem/tensor.h"
 #define BELOW_HARNESS "oracle/", "kernels/", "problem/"
 #define BELOW_TESTS "harness/", "oracle/", "kernels/", "problem/"
 
@@ -52,7 +54,9 @@ const std::vector<Room> rooms = {
     {"include/", {"kernel.h"}, {}},
     {"examples/", {"assay/", "kernel.h"}, {}},
     {"problem/", {"problem/"}, {"fmt/", "Random123/", "oneapi/tbb/"}},
-    {"oracle/", {"oracle/", "problem/"}, {"fmt/", "Random123/", "Eigen/", "arb.h", "arb_mat.h", "flint/"}},
+    {"oracle/",
+     {"oracle/", "problem/"},
+     {"fmt/", "Random123/", "Eigen/", "arb.h", "arb_mat.h", "flint/"}},
 
     {"kernels/", {"kernels/", "assay/", WHAT_KERNELS_SEE}, {"fmt/", "hwy/"}},
     {"kernels/simd/", {"kernels/*", "kernels/simd/", WHAT_KERNELS_SEE}, {"fmt/", "hwy/"}},
@@ -69,48 +73,60 @@ const std::vector<Room> rooms = {
      {"kernels/*", "kernels/dispatch/", "kernels/attention/", "kernels/simd/", WHAT_KERNELS_SEE},
      {"fmt/"}},
     {"kernels/device/",
-     {"kernels/*", "kernels/device/", "kernels/dispatch/backend.h", "kernels/attention/", "kernels/product/",
-      "kernels/simd/", WHAT_KERNELS_SEE},
+     {"kernels/*", "kernels/device/", "kernels/dispatch/backend.h", "kernels/attention/",
+      "kernels/product/", "kernels/simd/", WHAT_KERNELS_SEE},
      {"fmt/", "CL/"}},
     {"kernels/c_interface/", {"kernels/", "assay/", WHAT_KERNELS_SEE}, {"fmt/"}},
 
     // Planted faults compile a kernel once more, for every target: with this one header of Highway.
-    {"harness/", {"harness/", "assay/kernel.h", BELOW_HARNESS}, {"fmt/", "nlohmann/", "hwy/foreach_target.h"}},
+    {"harness/",
+     {"harness/", "assay/kernel.h", BELOW_HARNESS},
+     {"fmt/", "nlohmann/", "hwy/foreach_target.h"}},
     {"harness/results/", {"harness/*", "harness/results/", BELOW_HARNESS}, {"fmt/", "nlohmann/"}},
     {"harness/cases/", {"harness/*", "harness/cases/", "kernels/", "problem/"}, {"fmt/"}},
     {"harness/candidates/",
-     {"harness/*", "harness/candidates/", "harness/faults/", "harness/judging/", "harness/results/", "assay/kernel.h",
-      BELOW_HARNESS},
+     {"harness/*", "harness/candidates/", "harness/faults/", "harness/judging/", "harness/results/",
+      "assay/kernel.h", BELOW_HARNESS},
      {"fmt/"}},
     {"harness/faults/",
-     {"harness/*", "harness/candidates/", "harness/faults/", "harness/judging/", "harness/results/", BELOW_HARNESS},
+     {"harness/*", "harness/candidates/", "harness/faults/", "harness/judging/", "harness/results/",
+      BELOW_HARNESS},
      {"fmt/", "hwy/foreach_target.h"}},
     {"harness/judging/",
-     {"harness/*", "harness/candidates/", "harness/faults/", "harness/judging/", "harness/results/", BELOW_HARNESS},
+     {"harness/*", "harness/candidates/", "harness/faults/", "harness/judging/", "harness/results/",
+      BELOW_HARNESS},
      {"fmt/"}},
     {"harness/records/", {"harness/", BELOW_HARNESS}, {"fmt/", "nlohmann/"}},
 
-    {"testing/", {"testing/", "assay/", BELOW_TESTS}, {"fmt/", "Random123/", "gtest/", "gmock/", "rapidcheck.h"}},
+    {"testing/",
+     {"testing/", "assay/", BELOW_TESTS},
+     {"fmt/", "Random123/", "gtest/", "gmock/", "rapidcheck.h"}},
     {"property_tests/",
      {"property_tests/", "testing/", "bench/", "cli/", "reports/", "assay/", BELOW_TESTS},
-     {"fmt/", "gtest/", "gmock/", "rapidcheck/", "nlohmann/", "sqlite3.h", "sanitizer/", "hwy/foreach_target.h"}},
+     {"fmt/", "gtest/", "gmock/", "rapidcheck/", "nlohmann/", "sqlite3.h", "sanitizer/",
+      "hwy/foreach_target.h"}},
     // The long jobs of the fuzzers have their test beside them.
-    {"fuzz/", {"fuzz/", "testing/", "reports/", "assay/", BELOW_TESTS}, {"fmt/", "gtest/", "gmock/"}},
+    {"fuzz/",
+     {"fuzz/", "testing/", "reports/", "assay/", BELOW_TESTS},
+     {"fmt/", "gtest/", "gmock/"}},
     {"bench/",
      {"bench/", "testing/", "assay/", BELOW_TESTS},
-     {"fmt/", "nlohmann/", "benchmark/", "Eigen/", "oneapi/dnnl/", "cblas.h", "ggml.h", "ggml-cpu.h", "ggml-backend.h",
-      "ATen/"}},
-    {"reports/", {"reports/", "harness/results/", "problem/"}, {"fmt/", "sqlite3.h"}},
-    {"cli/", {"cli/", "fuzz/jobs.h", "reports/", BELOW_TESTS}, {"fmt/", "CLI/"}},
+     {"fmt/", "nlohmann/", "benchmark/", "Eigen/", "oneapi/dnnl/", "cblas.h", "ggml.h",
+      "ggml-cpu.h", "ggml-backend.h", "ATen/"}},
+    {"reports/",
+     {"reports/", "harness/results/", "problem/"},
+     {"fmt/", "sqlite3.h"}},
+    {"cli/", {"cli/", "fuzz/jobs.h", "reports/", BELOW_TESTS}, {"fmt/", "nlohmann/", "CLI/"}},
 };
 #undef WHAT_KERNELS_SEE
 #undef BELOW_HARNESS
 #undef BELOW_TESTS
 
-// Headers of C, of POSIX and of the compiler, beside those of the C++ library, which have no dot. Every room may include them.
-const std::vector<Pattern> of_the_system = {"dlfcn.h", "fcntl.h",  "float.h",  "immintrin.h", "malloc.h", "math.h",   "poll.h",
-                                            "signal.h", "spawn.h", "stddef.h", "stdint.h",    "stdio.h",  "stdlib.h", "unistd.h",
-                                            "sys/"};
+// Headers of C, of POSIX and of the compiler, beside those of the C++ library, which have no dot.
+// Every room may include them.
+const std::vector<Pattern> of_the_system = {
+    "dlfcn.h", "fcntl.h",  "float.h",  "immintrin.h", "malloc.h", "math.h",   "poll.h", "signal.h",
+    "spawn.h", "stddef.h", "stdint.h", "stdio.h",     "stdlib.h", "unistd.h", "sys/"};
 
 struct Source {
   std::string path, text;
@@ -119,12 +135,13 @@ struct Source {
 const Room* room_of(std::string_view path) {
   const Room* innermost = nullptr;
   for (const Room& room : rooms)
-    if (path.starts_with(room.path) && (!innermost || room.path.size() > innermost->path.size())) innermost = &room;
+    if (path.starts_with(room.path) && (!innermost || room.path.size() > innermost->path.size()))
+      innermost = &room;
   return innermost;
 }
 
-// What the lines of a source include; an include line whose target is a macro gives an empty string. Highway includes
-// the file that HWY_TARGET_INCLUDE names.
+// What the lines of a source include; an include line whose target is a macro gives an empty
+// string. Highway includes the file that HWY_TARGET_INCLUDE names.
 std::vector<std::string> includes_of(const std::string& text) {
   static const std::regex line_of_include(R"re(^\s*#\s*(?:include|include_next|import)\b(.*)$)re");
   static const std::regex line_of_target(R"re(^\s*#\s*define\s+HWY_TARGET_INCLUDE\b(.*)$)re");
@@ -134,16 +151,21 @@ std::vector<std::string> includes_of(const std::string& text) {
   for (std::string line; std::getline(lines, line);) {
     if (line.find('#') == line.npos) continue;
     std::smatch whole, part;
-    if (!std::regex_match(line, whole, line_of_include) && !std::regex_match(line, whole, line_of_target)) continue;
+    if (!std::regex_match(line, whole, line_of_include) &&
+        !std::regex_match(line, whole, line_of_target))
+      continue;
     const std::string rest = whole[1];
-    found.push_back(!std::regex_search(rest, part, name) ? "" : part[1].matched ? part[1].str() : part[2].str());
+    found.push_back(!std::regex_search(rest, part, name) ? ""
+                    : part[1].matched                    ? part[1].str()
+                                                         : part[2].str());
   }
   return found;
 }
 
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
-// "kernels/device/" of a header whose first line begins with "// Inside kernels/device/:"; else empty.
+// "kernels/device/" of a header whose first line begins with "// Inside kernels/device/:"; else
+// empty.
 std::string kept_inside(const Source& header) {
   static const std::regex mark(R"re(^(?://|/\*) Inside ([a-z_/]+/):.*)re");
   std::smatch m;
@@ -152,16 +174,22 @@ std::string kept_inside(const Source& header) {
 }
 
 // Why a source of that room may not include this; empty if it may.
-std::string objection(const Source& source, const Room& room, const std::string& included, const std::vector<Source>& kept) {
+std::string objection(const Source& source, const Room& room, const std::string& included,
+                      const std::vector<Source>& kept) {
   if (included.empty()) return "includes what a macro names, which nobody can read here";
-  if (included.find("./") != std::string::npos) return "includes " + included + ", which is not written from the root";
-  if (source.path.starts_with("oracle/") && included.starts_with("kernels/")) return "includes " + included + ": the oracle knows no kernel";
-  if (source.path.starts_with("kernels/") && included.starts_with("oracle/")) return "includes " + included + ": a kernel knows no oracle";
+  if (included.find("./") != std::string::npos)
+    return "includes " + included + ", which is not written from the root";
+  if (source.path.starts_with("oracle/") && included.starts_with("kernels/"))
+    return "includes " + included + ": the oracle knows no kernel";
+  if (source.path.starts_with("kernels/") && included.starts_with("oracle/"))
+    return "includes " + included + ": a kernel knows no oracle";
   for (const Source& header : kept)
     if (header.path == included && !source.path.starts_with(kept_inside(header)))
       return "includes " + included + ", which is kept inside " + kept_inside(header);
   const bool of_the_standard = included.find_first_of("./") == std::string::npos;
-  if (of_the_standard || matches_any(included, of_the_system) || matches_any(included, room.libraries)) return "";
+  if (of_the_standard || matches_any(included, of_the_system) ||
+      matches_any(included, room.libraries))
+    return "";
   if (matches_any(included, room.project)) return "";
   return "includes " + included + ", which " + std::string(room.path) + " may not";
 }
@@ -174,7 +202,8 @@ std::vector<std::string> breaches(const std::vector<Source>& sources) {
     const std::string inside = kept_inside(s);
     if (inside.empty()) continue;
     kept.push_back(s);
-    if (!s.path.starts_with(inside)) found.push_back(s.path + " says that it is inside " + inside + ", where it is not");
+    if (!s.path.starts_with(inside))
+      found.push_back(s.path + " says that it is inside " + inside + ", where it is not");
   }
   for (const Source& s : sources) {
     const Room* room = room_of(s.path);
@@ -183,23 +212,30 @@ std::vector<std::string> breaches(const std::vector<Source>& sources) {
       continue;
     }
     for (const std::string& included : includes_of(s.text))
-      if (const std::string why = objection(s, *room, included, kept); !why.empty()) found.push_back(s.path + " " + why);
+      if (const std::string why = objection(s, *room, included, kept); !why.empty())
+        found.push_back(s.path + " " + why);
   }
   return found;
 }
 
-bool is_header(const fs::path& path) { return path.extension() == ".h" || path.extension() == ".hpp" || path.extension() == ".inl" || path.extension() == ".inc"; }
+bool is_header(const fs::path& path) {
+  return path.extension() == ".h" || path.extension() == ".hpp" || path.extension() == ".inl" ||
+         path.extension() == ".inc";
+}
 
 std::vector<Source> project_sources() {
   std::vector<Source> found;
   for (fs::recursive_directory_iterator at(ASSAY_SOURCE_DIR), end; at != end; ++at) {
     const std::string name = at->path().filename();
-    if (at->is_directory() && (name.starts_with('.') || name == "build" || name == "node_modules")) at.disable_recursion_pending();
+    if (at->is_directory() && (name.starts_with('.') || name == "build" || name == "node_modules"))
+      at.disable_recursion_pending();
     const std::string extension = at->path().extension();
-    const bool is_source = is_header(at->path()) || extension == ".cc" || extension == ".cpp" || extension == ".c" || extension == ".cl";
+    const bool is_source = is_header(at->path()) || extension == ".cc" || extension == ".cpp" ||
+                           extension == ".c" || extension == ".cl";
     if (!at->is_regular_file() || !is_source) continue;
     std::ifstream in(at->path());
-    found.push_back({fs::relative(at->path(), ASSAY_SOURCE_DIR).string(), {std::istreambuf_iterator<char>(in), {}}});
+    found.push_back({fs::relative(at->path(), ASSAY_SOURCE_DIR).string(),
+                     {std::istreambuf_iterator<char>(in), {}}});
   }
   return found;
 }
@@ -208,8 +244,11 @@ TEST(Structure, RoomsIncludeOnlyWhatTheyMay) {
   const std::vector<Source> sources = project_sources();
   EXPECT_GT(sources.size(), 200u);
   for (const std::string& breach : breaches(sources)) ADD_FAILURE() << breach;
-  for (const char* outer : {"problem/", "oracle/", "kernels/", "harness/", "testing/", "property_tests/", "fuzz/", "bench/", "reports/", "cli/"})
-    EXPECT_TRUE(std::ranges::any_of(sources, [&](const Source& s) { return s.path.starts_with(outer) && !includes_of(s.text).empty(); })) << outer;
+  for (const char* outer : {"problem/", "oracle/", "kernels/", "harness/", "testing/",
+                            "property_tests/", "fuzz/", "bench/", "reports/", "cli/"})
+    EXPECT_TRUE(std::ranges::any_of(sources, [&](const Source& s) {
+      return s.path.starts_with(outer) && !includes_of(s.text).empty();
+    })) << outer;
 }
 
 // The wall that carries the weight, said without the table.
@@ -238,20 +277,27 @@ TEST(Structure, MadeUpBreachesAreReported) {
       // The two walls, in every way of writing.
       {{"oracle/verdict.cc", "#include \"kernels/attention.h\"\n"}, "the oracle knows no kernel"},
       {{"oracle/verdict.cc", "#include <kernels/attention.h>\n"}, "the oracle knows no kernel"},
-      {{"oracle/verdict.cc", "  #  include   \"kernels/status.h\"  // only the status\n"}, "the oracle knows no kernel"},
-      {{"oracle/verdict.cc", "#define HWY_TARGET_INCLUDE \"kernels/attention.cc\"\n"}, "the oracle knows no kernel"},
+      {{"oracle/verdict.cc", "  #  include   \"kernels/status.h\"  // only the status\n"},
+       "the oracle knows no kernel"},
+      {{"oracle/verdict.cc", "#define HWY_TARGET_INCLUDE \"kernels/attention.cc\"\n"},
+       "the oracle knows no kernel"},
       {{"kernels/attention.cc", "#include \"oracle/visibility.h\"\n"}, "a kernel knows no oracle"},
-      {{"kernels/device/attention.cl", "#include \"oracle/visibility.h\"\n"}, "a kernel knows no oracle"},
+      {{"kernels/device/attention.cl", "#include \"oracle/visibility.h\"\n"},
+       "a kernel knows no oracle"},
       {{"kernels/tables.inc", "#include \"oracle/bound.h\"\n"}, "a kernel knows no oracle"},
       {{"kernels/attention.cc", "#include_next \"oracle/bound.h\"\n"}, "a kernel knows no oracle"},
-      {{"kernels/attention.cc", "#include \"kernels/../oracle/bound.h\"\n"}, "not written from the root"},
+      {{"kernels/attention.cc", "#include \"kernels/../oracle/bound.h\"\n"},
+       "not written from the root"},
       {{"kernels/attention.cc", "#include \"./attention.h\"\n"}, "not written from the root"},
       {{"kernels/attention.cc", "#include \"attention.h\"\n"}, "which kernels/ may not"},
-      {{"kernels/attention.cc", "#define X \"oracle/bound.h\"\n#include X\n"}, "what a macro names"},
+      {{"kernels/attention.cc", "#define X \"oracle/bound.h\"\n#include X\n"},
+       "what a macro names"},
       // Kernels see named headers of problem/.
       {{"kernels/attention.cc", "#include \"problem/case.h\"\n"}, "which kernels/ may not"},
-      {{"kernels/simd/codec.h", "#include \"problem/generate.h\"\n"}, "which kernels/simd/ may not"},
-      {{"kernels/c_interface/product.cc", "#include \"problem/case.h\"\n"}, "which kernels/c_interface/ may not"},
+      {{"kernels/simd/codec.h", "#include \"problem/generate.h\"\n"},
+       "which kernels/simd/ may not"},
+      {{"kernels/c_interface/product.cc", "#include \"problem/case.h\"\n"},
+       "which kernels/c_interface/ may not"},
       // Nothing knows what is above it.
       {{"problem/case.cc", "#include \"oracle/contract.h\"\n"}, "which problem/ may not"},
       {{"oracle/verdict.cc", "#include \"harness/result.h\"\n"}, "which oracle/ may not"},
@@ -265,30 +311,49 @@ TEST(Structure, MadeUpBreachesAreReported) {
       {{"cli/check.cc", "#include \"testing/matchers.h\"\n"}, "which cli/ may not"},
       {{"cli/check.cc", "#include \"fuzz/inputs.h\"\n"}, "which cli/ may not"},
       {{"include/assay/kernel.h", "#include <problem/tensor.h>\n"}, "which include/ may not"},
-      {{"examples/kernel/my_kernel.c", "#include \"kernels/attention.h\"\n"}, "which examples/ may not"},
+      {{"examples/kernel/my_kernel.c", "#include \"kernels/attention.h\"\n"},
+       "which examples/ may not"},
       // Tests, fuzzers, and what they share.
-      {{"fuzz/pages_fuzz.cc", "#include \"property_tests/run_command.h\"\n"}, "which fuzz/ may not"},
-      {{"property_tests/cache_test.cc", "#include \"fuzz/require.h\"\n"}, "which property_tests/ may not"},
-      {{"testing/matchers.h", "#include \"property_tests/run_command.h\"\n"}, "which testing/ may not"},
+      {{"fuzz/pages_fuzz.cc", "#include \"property_tests/run_command.h\"\n"},
+       "which fuzz/ may not"},
+      {{"property_tests/cache_test.cc", "#include \"fuzz/require.h\"\n"},
+       "which property_tests/ may not"},
+      {{"testing/matchers.h", "#include \"property_tests/run_command.h\"\n"},
+       "which testing/ may not"},
       {{"testing/matchers.h", "#include \"fuzz/require.h\"\n"}, "which testing/ may not"},
       {{"testing/matchers.h", "#include \"bench/data.h\"\n"}, "which testing/ may not"},
       {{"testing/matchers.h", "#include \"reports/store.h\"\n"}, "which testing/ may not"},
       // Rooms within rooms.
-      {{"kernels/simd/codec.h", "#include \"kernels/attention/plan.h\"\n"}, "which kernels/simd/ may not"},
-      {{"kernels/attention/attention.cc", "#include \"kernels/product/product.h\"\n"}, "which kernels/attention/ may not"},
-      {{"kernels/product/product.cc", "#include \"kernels/cache/cache.h\"\n"}, "which kernels/product/ may not"},
-      {{"kernels/cache/cache.cc", "#include \"kernels/dispatch/dispatch.h\"\n"}, "which kernels/cache/ may not"},
-      {{"kernels/dispatch/dispatch.cc", "#include \"kernels/device/session.h\"\n"}, "which kernels/dispatch/ may not"},
-      {{"kernels/device/session.cc", "#include \"kernels/dispatch/dispatch.h\"\n"}, "which kernels/device/ may not"},
-      {{"kernels/attention/attention.cc", "#include \"kernels/c_interface/context.h\"\n"}, "which kernels/attention/ may not"},
-      {{"kernels/attention/attention.cc", "#include <assay/assay.h>\n"}, "which kernels/attention/ may not"},
-      {{"harness/cases/suites.cc", "#include \"harness/judging/outputs.h\"\n"}, "which harness/cases/ may not"},
-      {{"harness/cases/suites.cc", "#include \"oracle/verdict.h\"\n"}, "which harness/cases/ may not"},
-      {{"harness/judging/execute.cc", "#include \"harness/cases/suites.h\"\n"}, "which harness/judging/ may not"},
-      {{"harness/judging/execute.cc", "#include \"harness/records/record.h\"\n"}, "which harness/judging/ may not"},
-      {{"harness/faults/planted_faults.cc", "#include \"harness/cases/suites.h\"\n"}, "which harness/faults/ may not"},
-      {{"harness/candidates/candidate.cc", "#include \"harness/records/record.h\"\n"}, "which harness/candidates/ may not"},
-      {{"harness/results/result.cc", "#include \"harness/judging/outputs.h\"\n"}, "which harness/results/ may not"},
+      {{"kernels/simd/codec.h", "#include \"kernels/attention/plan.h\"\n"},
+       "which kernels/simd/ may not"},
+      {{"kernels/attention/attention.cc", "#include \"kernels/product/product.h\"\n"},
+       "which kernels/attention/ may not"},
+      {{"kernels/product/product.cc", "#include \"kernels/cache/cache.h\"\n"},
+       "which kernels/product/ may not"},
+      {{"kernels/cache/cache.cc", "#include \"kernels/dispatch/dispatch.h\"\n"},
+       "which kernels/cache/ may not"},
+      {{"kernels/dispatch/dispatch.cc", "#include \"kernels/device/session.h\"\n"},
+       "which kernels/dispatch/ may not"},
+      {{"kernels/device/session.cc", "#include \"kernels/dispatch/dispatch.h\"\n"},
+       "which kernels/device/ may not"},
+      {{"kernels/attention/attention.cc", "#include \"kernels/c_interface/context.h\"\n"},
+       "which kernels/attention/ may not"},
+      {{"kernels/attention/attention.cc", "#include <assay/assay.h>\n"},
+       "which kernels/attention/ may not"},
+      {{"harness/cases/suites.cc", "#include \"harness/judging/outputs.h\"\n"},
+       "which harness/cases/ may not"},
+      {{"harness/cases/suites.cc", "#include \"oracle/verdict.h\"\n"},
+       "which harness/cases/ may not"},
+      {{"harness/judging/execute.cc", "#include \"harness/cases/suites.h\"\n"},
+       "which harness/judging/ may not"},
+      {{"harness/judging/execute.cc", "#include \"harness/records/record.h\"\n"},
+       "which harness/judging/ may not"},
+      {{"harness/faults/planted_faults.cc", "#include \"harness/cases/suites.h\"\n"},
+       "which harness/faults/ may not"},
+      {{"harness/candidates/candidate.cc", "#include \"harness/records/record.h\"\n"},
+       "which harness/candidates/ may not"},
+      {{"harness/results/result.cc", "#include \"harness/judging/outputs.h\"\n"},
+       "which harness/results/ may not"},
       {{"reports/store.cc", "#include \"harness/judging/outputs.h\"\n"}, "which reports/ may not"},
       // Libraries have their rooms.
       {{"oracle/sums.cc", "#include <hwy/highway.h>\n"}, "which oracle/ may not"},
@@ -300,71 +365,100 @@ TEST(Structure, MadeUpBreachesAreReported) {
       {{"kernels/attention.cc", "#include <CL/cl.h>\n"}, "which kernels/ may not"},
       {{"problem/case.cc", "#include <nlohmann/json.hpp>\n"}, "which problem/ may not"},
       {{"oracle/verdict.cc", "#include <nlohmann/json.hpp>\n"}, "which oracle/ may not"},
-      {{"harness/judging/execute.cc", "#include <nlohmann/json.hpp>\n"}, "which harness/judging/ may not"},
+      {{"harness/judging/execute.cc", "#include <nlohmann/json.hpp>\n"},
+       "which harness/judging/ may not"},
       {{"reports/html.cc", "#include <nlohmann/json.hpp>\n"}, "which reports/ may not"},
       {{"harness/workers.cc", "#include <gtest/gtest.h>\n"}, "which harness/ may not"},
-      {{"kernels/attention.cc", "#include <boost/math/constants/constants.hpp>\n"}, "which kernels/ may not"},
+      {{"kernels/attention.cc", "#include <boost/math/constants/constants.hpp>\n"},
+       "which kernels/ may not"},
       {{"kernels/attention.cc", "#include <cblas.h>\n"}, "which kernels/ may not"},
       // A room that nobody has heard of.
       {{"helpers/odds.cc", "#include <vector>\n"}, "lies in no room"},
   };
-  for (const MadeUp& m : wrong) EXPECT_THAT(breaches({m.source}), ElementsAre(HasSubstr(m.report))) << m.source.path << ": " << m.source.text;
+  for (const MadeUp& m : wrong)
+    EXPECT_THAT(breaches({m.source}), ElementsAre(HasSubstr(m.report)))
+        << m.source.path << ": " << m.source.text;
 
   // Of several breaches, each is reported.
-  EXPECT_EQ(breaches({{"oracle/a.h", "#include <vector>\n#include \"kernels/a.h\"\n"}, {"problem/a.h", "#include \"cli/a.h\"\n#include <x.h>\n"}}).size(), 3u);
+  EXPECT_EQ(breaches({{"oracle/a.h", "#include <vector>\n#include \"kernels/a.h\"\n"},
+                      {"problem/a.h", "#include \"cli/a.h\"\n#include <x.h>\n"}})
+                .size(),
+            3u);
 }
 
 TEST(Structure, MadeUpBreachesOfHeadersKeptInsideAreReported) {
   const Source sums{"oracle/sums.h", "// Inside oracle/: sums.\n#pragma once\n"};
-  const Source parameters{"kernels/device/parameters.h", "// Inside kernels/device/: parameters.\n"};
+  const Source parameters{"kernels/device/parameters.h",
+                          "// Inside kernels/device/: parameters.\n"};
   const Source plan{"kernels/plan.h", "/* Inside kernels/: a plan. */\n"};
   const std::vector<MadeUp> wrong = {
-      {{"property_tests/sums_test.cc", "#include \"oracle/sums.h\"\n"}, "oracle/sums.h, which is kept inside oracle/"},
-      {{"property_tests/sums_test.cc", "#include <oracle/sums.h>\n"}, "oracle/sums.h, which is kept inside oracle/"},
-      {{"harness/contracts.cc", "#include \"kernels/device/parameters.h\"\n"}, "which is kept inside kernels/device/"},
-      {{"kernels/dispatch.cc", "#include \"kernels/device/parameters.h\"\n"}, "which is kept inside kernels/device/"},
-      {{"harness/planted_faults.cc", "#include \"kernels/plan.h\"\n"}, "which is kept inside kernels/"},
-      {{"kernels/moved.h", "// Inside harness/: it was there once.\n"}, "says that it is inside harness/, where it is not"}};
+      {{"property_tests/sums_test.cc", "#include \"oracle/sums.h\"\n"},
+       "oracle/sums.h, which is kept inside oracle/"},
+      {{"property_tests/sums_test.cc", "#include <oracle/sums.h>\n"},
+       "oracle/sums.h, which is kept inside oracle/"},
+      {{"harness/contracts.cc", "#include \"kernels/device/parameters.h\"\n"},
+       "which is kept inside kernels/device/"},
+      {{"kernels/dispatch.cc", "#include \"kernels/device/parameters.h\"\n"},
+       "which is kept inside kernels/device/"},
+      {{"harness/planted_faults.cc", "#include \"kernels/plan.h\"\n"},
+       "which is kept inside kernels/"},
+      {{"kernels/moved.h", "// Inside harness/: it was there once.\n"},
+       "says that it is inside harness/, where it is not"}};
   for (const MadeUp& m : wrong)
-    EXPECT_THAT(breaches({sums, m.source, parameters, plan}), ElementsAre(HasSubstr(m.report))) << m.source.path << ": " << m.source.text;
-  for (const Source& right : {Source{"oracle/bound.cc", "#include \"oracle/sums.h\"\n"},
-                              {"kernels/device/session.cc", "#include \"kernels/device/parameters.h\"\n#include \"kernels/plan.h\"\n"},
-                              {"kernels/cache/cache.cc", "#include \"kernels/plan.h\"\n"}})
+    EXPECT_THAT(breaches({sums, m.source, parameters, plan}), ElementsAre(HasSubstr(m.report)))
+        << m.source.path << ": " << m.source.text;
+  for (const Source& right :
+       {Source{"oracle/bound.cc", "#include \"oracle/sums.h\"\n"},
+        {"kernels/device/session.cc",
+         "#include \"kernels/device/parameters.h\"\n#include \"kernels/plan.h\"\n"},
+        {"kernels/cache/cache.cc", "#include \"kernels/plan.h\"\n"}})
     EXPECT_THAT(breaches({sums, parameters, plan, right}), IsEmpty()) << right.path;
 }
 
 // What is right is not reported.
 TEST(Structure, MadeUpSourcesThatKeepTheRulesAreNot) {
   for (const Source& right :
-       {Source{"kernels/attention.cc", "#undef HWY_TARGET_INCLUDE\n#define HWY_TARGET_INCLUDE \"kernels/attention.cc\"\n#include <hwy/foreach_target.h>\n"},
-        {"kernels/attention/attention.cc", "#include \"kernels/simd/targets.h\"\n#include \"kernels/status.h\"\n#include \"problem/tensor.h\"\n"},
+       {Source{"kernels/attention.cc",
+               "#undef HWY_TARGET_INCLUDE\n#define HWY_TARGET_INCLUDE "
+               "\"kernels/attention.cc\"\n#include <hwy/foreach_target.h>\n"},
+        {"kernels/attention/attention.cc",
+         "#include \"kernels/simd/targets.h\"\n#include \"kernels/status.h\"\n#include "
+         "\"problem/tensor.h\"\n"},
         {"kernels/device/opencl_device.cc", "#include <CL/cl_ext.h>\n#include <dlfcn.h>\n"},
         {"oracle/ball.cc", "#include <arb.h>\n#include <flint/fmpz.h>\n#include <vector>\n"},
-        {"harness/faults/faulty_stages.cc", "#include <hwy/foreach_target.h>\n#include \"kernels/attention/attention-inl.h\"\n"},
-        {"property_tests/store_test.cc", "#include <sqlite3.h>\n#include <sys/wait.h>\n#include \"reports/store.h\"\n#include \"testing/matchers.h\"\n"},
+        {"harness/faults/faulty_stages.cc",
+         "#include <hwy/foreach_target.h>\n#include \"kernels/attention/attention-inl.h\"\n"},
+        {"property_tests/store_test.cc",
+         "#include <sqlite3.h>\n#include <sys/wait.h>\n#include \"reports/store.h\"\n#include "
+         "\"testing/matchers.h\"\n"},
         {"reports/store.cc", "#include \"harness/results/result.h\"\n"},
-        {"cli/check.cc", "// It does not #include \"testing/matchers.h\".\nconst char* s = \"#include <gtest/gtest.h>\";\n#define ROOM \"testing/\"\n"}})
+        {"cli/check.cc",
+         "// It does not #include \"testing/matchers.h\".\nconst char* s = \"#include "
+         "<gtest/gtest.h>\";\n#define ROOM \"testing/\"\n"}})
     EXPECT_THAT(breaches({right}), IsEmpty()) << right.path;
 }
 
-// Why the first line of a header does not say what the file is; empty if it does. A sentence begins with a capital letter, has three words
-// at least, and ends where the comment does or before.
+// Why the first line of a header does not say what the file is; empty if it does. A sentence begins
+// with a capital letter, has three words at least, and ends where the comment does or before.
 std::string says_nothing(const std::string& text) {
   static const std::regex comment(R"re(^(?://|/\*) (\S.*)$)re");
   std::smatch m;
   std::string line = first_line(text);
   if (!std::regex_match(line, m, comment)) return "the first line is no comment";
   std::string said = m[1];
-  if (!std::isupper(static_cast<unsigned char>(said[0]))) return "the first line does not begin a sentence";
+  if (!std::isupper(static_cast<unsigned char>(said[0])))
+    return "the first line does not begin a sentence";
   std::istringstream words(said);
-  if (std::distance(std::istream_iterator<std::string>(words), {}) < 3) return "the first line has fewer than three words";
+  if (std::distance(std::istream_iterator<std::string>(words), {}) < 3)
+    return "the first line has fewer than three words";
   std::istringstream lines(text);
   std::getline(lines, line);
   if (line.starts_with("//"))
     while (std::getline(lines, line) && line.starts_with("//")) said += line.substr(2);
-  else
-    said = text.substr(0, text.find("*/"));
-  return said.find_first_of(".:") == std::string::npos ? "the comment of the first line ends no sentence" : "";
+  else said = text.substr(0, text.find("*/"));
+  return said.find_first_of(".:") == std::string::npos
+             ? "the comment of the first line ends no sentence"
+             : "";
 }
 
 TEST(Structure, EveryHeaderSaysWhatItIs) {
@@ -376,10 +470,14 @@ TEST(Structure, EveryHeaderSaysWhatItIs) {
     EXPECT_TRUE(why.empty()) << s.path << ": " << why;
   }
   EXPECT_GT(headers, 100);
-  for (const char* wrong : {"", "#pragma once\n// What the file is.\n", "\n// What the file is.\n", "//\n// What the file is.\n", "//What the file is.\n",
-                            "// what the file is.\n", "// Tensors.\n", "// What the file\n#pragma once\n. : \n", "/* What the file */ int a; // is.\n"})
+  for (const char* wrong :
+       {"", "#pragma once\n// What the file is.\n", "\n// What the file is.\n",
+        "//\n// What the file is.\n", "//What the file is.\n", "// what the file is.\n",
+        "// Tensors.\n", "// What the file\n#pragma once\n. : \n",
+        "/* What the file */ int a; // is.\n"})
     EXPECT_FALSE(says_nothing(wrong).empty()) << wrong;
-  for (const char* right : {"// What the file is.\n#pragma once\n", "// What the file\n// is.\n", "/* What the file\n * is. */\n", "// Inside kernels/: what it is\n"})
+  for (const char* right : {"// What the file is.\n#pragma once\n", "// What the file\n// is.\n",
+                            "/* What the file\n * is. */\n", "// Inside kernels/: what it is\n"})
     EXPECT_TRUE(says_nothing(right).empty()) << right << says_nothing(right);
 }
 

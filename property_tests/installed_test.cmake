@@ -12,6 +12,7 @@ endfunction()
 
 run(${CMAKE_COMMAND} --install ${BUILD} --prefix ${WORK}/first)
 file(RENAME ${WORK}/first ${WORK}/prefix)
+run(${WORK}/prefix/bin/assay check --case "attention b=1 h=1 l=4 d=4")
 file(GLOB_RECURSE pc ${WORK}/prefix/*/assay.pc)
 get_filename_component(pc_dir "${pc}" DIRECTORY)
 set(ENV{PKG_CONFIG_PATH} ${pc_dir})

@@ -10,6 +10,7 @@
 #include "kernels/product.h"
 #include "oracle/product.h"
 #include "problem/generate.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
@@ -139,7 +140,7 @@ TEST(LowBitEncoders, ReadWeightsOfSixteenBits) {
       store(narrow.view(), at, x);
       store(wide.view(), at, x);
     }
-    for (int format = 0; format < low_bit_count; ++format) {
+    for (int format = 0; format < count_of<LowBit>; ++format) {
       kernels::LowBitBytes of_narrow, of_wide;
       ASSERT_TRUE(kernels::quantize_weights(narrow.view(), static_cast<LowBit>(format), {}, of_narrow).ok());
       ASSERT_TRUE(kernels::quantize_weights(wide.view(), static_cast<LowBit>(format), {}, of_wide).ok());
@@ -315,7 +316,7 @@ TEST(LowBitExhaustive, EveryScaleCodeUnderEveryCode) {
       ProductContract contract;
       contract.order = ProductOrder::groups_in_order;
       const Verdict v = judge_product(p, c, contract, options);
-      ASSERT_EQ(v.outcome, Outcome::pass) << t.name << ": " << v.reason;
+      ASSERT_THAT(v, Passes()) << t.name;
       checked += v.inside;
       // Nothing is excused but what leaves the range of fp32 under the largest powers of two.
       for (const auto& [why, excused] : v.excused) EXPECT_TRUE(t.scale == Dtype::e8m0 && excused < k * 24) << t.name << ": " << excused << " " << why;

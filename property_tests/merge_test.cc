@@ -7,7 +7,7 @@
 #include <cmath>
 #include <random>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "problem/generate.h"
 #include "testing/same_bits.h"

@@ -8,11 +8,11 @@
 
 #include "kernels/merge.h"
 #include "oracle/merge.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
 
-using testing::HasSubstr;
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
@@ -113,7 +113,7 @@ double largest_ratio(Dtype dtype, double roundoff) {
           parts.randomize(seed++, spread);
           emulate<T>(parts, base_two, form);
           const Verdict v = judge_merge(parts.problem(base_two), parts.out(), contract_of(roundoff));
-          EXPECT_EQ(v.outcome, Outcome::pass) << count << " parts, spread " << spread << ", seed " << seed - 1 << ": " << v.reason;
+          EXPECT_THAT(v, Passes()) << count << " parts, spread " << spread << ", seed " << seed - 1;
           EXPECT_EQ(v.inside, v.compared());
           EXPECT_EQ(v.compared(Output::o), 40 * 6);
           most = std::max({most, v.worst_ratio(Output::o), v.worst_ratio(Output::lse)});
@@ -142,7 +142,7 @@ TEST(Merge, TheKernelPasses) {
           const MergeProblem problem = parts.problem(base_two);
           ASSERT_TRUE(kernels::attention_merge(problem.parts, base_two ? kernels::LogBase::two : kernels::LogBase::natural, parts.out(), 1).ok());
           const Verdict v = judge_merge(problem, parts.out(), contract_of(0x1p-53));
-          EXPECT_EQ(v.outcome, Outcome::pass) << seed - 1 << ": " << v.reason;
+          EXPECT_THAT(v, Passes()) << seed - 1;
           EXPECT_EQ(v.inside, v.compared());
         }
 }
@@ -194,43 +194,38 @@ class WrongMerge : public testing::Test {
     emulate<float>(parts_, false, Form::divided);
   }
   Verdict verdict(bool base_two = false) const { return judge_merge(parts_.problem(base_two), parts_.out(), contract_of(0x1p-24)); }
-  void expect_failure(const char* words) const {
-    const Verdict v = verdict();
-    EXPECT_EQ(v.outcome, Outcome::fail);
-    EXPECT_THAT(v.reason, HasSubstr(words));
-  }
   static constexpr std::size_t out = 3;
   Parts parts_{3, 10, 4};
 };
 
-TEST_F(WrongMerge, RightOnePasses) { EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason; }
+TEST_F(WrongMerge, RightOnePasses) { EXPECT_THAT(verdict(), Passes()); }
 
 TEST_F(WrongMerge, NanFails) {
   parts_.set_o(out, 4, 2, nan);
-  expect_failure("O is NaN: O[b=4, h=0, row=0, column=2]");
+  EXPECT_THAT(verdict(), FailsWith("O is NaN: O[b=4, h=0, row=0, column=2]"));
 }
 TEST_F(WrongMerge, NanInLseOnlyFails) {
   parts_.set_lse(out, 4, nan);
-  expect_failure("LSE is NaN: LSE[b=4, h=0, row=0]");
+  EXPECT_THAT(verdict(), FailsWith("LSE is NaN: LSE[b=4, h=0, row=0]"));
 }
 TEST_F(WrongMerge, InfinityFails) {
   parts_.set_o(out, 0, 0, -inf);
-  expect_failure("O is infinite");
+  EXPECT_THAT(verdict(), FailsWith("O is infinite"));
 }
 TEST_F(WrongMerge, ZerosFail) {
   for (Index c = 0; c < 4; ++c) parts_.set_o(out, 9, c, 0);
-  expect_failure("O is outside its bound");
+  EXPECT_THAT(verdict(), FailsWith("O is outside its bound"));
 }
 TEST_F(WrongMerge, TheOtherBaseFails) {
-  EXPECT_EQ(verdict(true).outcome, Outcome::fail);
+  EXPECT_THAT(verdict(true), Fails());
   emulate<float>(parts_, true, Form::divided);
-  EXPECT_EQ(verdict(true).outcome, Outcome::pass);
-  expect_failure("LSE is outside its bound");
+  EXPECT_THAT(verdict(true), Passes());
+  EXPECT_THAT(verdict(), FailsWith("LSE is outside its bound"));
 }
 TEST_F(WrongMerge, APlainMeanFails) {
   for (Index r = 0; r < 10; ++r)
     for (Index c = 0; c < 4; ++c) parts_.set_o(out, r, c, (parts_.o(0, r, c) + parts_.o(1, r, c) + parts_.o(2, r, c)) / 3);
-  expect_failure("O is outside its bound");
+  EXPECT_THAT(verdict(), FailsWith("O is outside its bound"));
 }
 // What goes wrong in a merge of one pass, which corrects what it has whenever a larger LSE comes.
 enum class Bug { none, sum_not_corrected, accumulator_not_corrected, last_part_dropped, empty_part_counts, parts_weigh_the_same, log_of_sum_omitted };
@@ -257,11 +252,11 @@ void merge_in_one_pass(Parts& parts, Bug bug) {
 TEST_F(WrongMerge, PlantedFaultsFail) {
   parts_.set_lse(0, 3, -inf);
   merge_in_one_pass(parts_, Bug::none);
-  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_THAT(verdict(), Passes());
   for (Bug bug : {Bug::sum_not_corrected, Bug::accumulator_not_corrected, Bug::last_part_dropped, Bug::empty_part_counts, Bug::parts_weigh_the_same,
                   Bug::log_of_sum_omitted}) {
     merge_in_one_pass(parts_, bug);
-    EXPECT_EQ(verdict().outcome, Outcome::fail) << static_cast<int>(bug);
+    EXPECT_THAT(verdict(), Fails()) << static_cast<int>(bug);
   }
 }
 
@@ -271,7 +266,7 @@ TEST_F(WrongMerge, TheEdgeOfTheBoundIsSharp) {
   while (parts_.set_o(out, 3, 1, x), verdict().outcome == Outcome::pass) x = std::nextafter(x, INFINITY);
   EXPECT_GT(x - row.o[1], row.o_bound[1]);
   EXPECT_LE(std::nextafter(x, -INFINITY) - row.o[1], row.o_bound[1] * (1 + 1e-9));
-  expect_failure("O is outside its bound");
+  EXPECT_THAT(verdict(), FailsWith("O is outside its bound"));
 }
 
 // One part that saw something is copied; nothing may round.
@@ -279,34 +274,34 @@ TEST_F(WrongMerge, OnePartIsExact) {
   for (std::size_t s : {0, 2}) parts_.set_lse(s, 6, -inf);
   for (Index c = 0; c < 4; ++c) parts_.set_o(0, 6, c, nan);  // of a part that saw nothing: not read
   emulate<float>(parts_, false, Form::times_inverse);
-  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_THAT(verdict(), Passes());
   parts_.set_o(out, 6, 3, std::nextafter(static_cast<float>(parts_.o(1, 6, 3)), INFINITY));
-  expect_failure("O is outside its bound: O[b=6, h=0, row=0, column=3]");
+  EXPECT_THAT(verdict(), FailsWith("O is outside its bound: O[b=6, h=0, row=0, column=3]"));
 }
 
 TEST_F(WrongMerge, EmptyRowsAreZeroAndMinusInfinity) {
   for (std::size_t s : {0, 1, 2}) parts_.set_lse(s, 6, -inf);
   emulate<float>(parts_, false, Form::divided);
-  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_THAT(verdict(), Passes());
   parts_.set_o(out, 6, 0, 1);
-  expect_failure("a row without weight is not 0");
+  EXPECT_THAT(verdict(), FailsWith("a row without weight is not 0"));
   parts_.set_lse(out, 6, 0);
-  expect_failure("LSE of a row without weight is not -inf");
+  EXPECT_THAT(verdict(), FailsWith("LSE of a row without weight is not -inf"));
   const Parts none(0, 1, 2);
-  EXPECT_EQ(judge_merge(none.problem(), none.out(), {}).outcome, Outcome::fail);  // its LSE is 0
+  EXPECT_THAT(judge_merge(none.problem(), none.out(), {}), Fails());  // its LSE is 0
 }
 
 TEST_F(WrongMerge, NanAndInfinitiesOfTheInputs) {
   parts_.set_lse(0, 2, nan);
   parts_.set_lse(1, 3, inf);
-  expect_failure("LSE is a number where NaN belongs: LSE[b=2, h=0, row=0]");
+  EXPECT_THAT(verdict(), FailsWith("LSE is a number where NaN belongs: LSE[b=2, h=0, row=0]"));
   emulate<float>(parts_, false, Form::divided);
-  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_THAT(verdict(), Passes());
   EXPECT_TRUE(std::isnan(parts_.o(out, 3, 0)));
   parts_.set_o(1, 5, 2, inf);
-  expect_failure("O is not the infinity that belongs there: O[b=5, h=0, row=0, column=2]");
+  EXPECT_THAT(verdict(), FailsWith("O is not the infinity that belongs there: O[b=5, h=0, row=0, column=2]"));
   emulate<float>(parts_, false, Form::divided);
-  EXPECT_EQ(verdict().outcome, Outcome::pass) << verdict().reason;
+  EXPECT_THAT(verdict(), Passes());
 }
 
 TEST(Merge, DistantPartsCountNothing) {
@@ -317,9 +312,9 @@ TEST(Merge, DistantPartsCountNothing) {
   }
   emulate<float>(parts, false, Form::divided);
   EXPECT_EQ(parts.o(3, 0, 0), 2);
-  EXPECT_EQ(judge_merge(parts.problem(), parts.out(), contract_of(0x1p-24)).outcome, Outcome::pass);
+  EXPECT_THAT(parts.out(), IsWithinBoundOf(parts.problem(), contract_of(0x1p-24)));
   parts.set_o(3, 0, 0, 2.00001);
-  EXPECT_EQ(judge_merge(parts.problem(), parts.out(), contract_of(0x1p-24)).outcome, Outcome::fail);
+  EXPECT_THAT(judge_merge(parts.problem(), parts.out(), contract_of(0x1p-24)), Fails());
 }
 
 }  // namespace

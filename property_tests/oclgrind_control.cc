@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/device/device_backend.h"
 #include "kernels/device/opencl_device.h"
 #include "kernels/device/sources.h"

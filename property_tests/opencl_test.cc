@@ -8,7 +8,7 @@
 #include <limits>
 #include <set>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "kernels/device/device_backend.h"
 #include "kernels/device/opencl_device.h"

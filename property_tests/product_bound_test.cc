@@ -1,4 +1,5 @@
 // The bound of low-bit products, tried on emulated kernels of every declared arithmetic: none of them is ever outside, and a bound of a quarter is.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,9 +9,10 @@
 #include <numeric>
 #include <random>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "oracle/product.h"
 #include "problem/generate.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
@@ -112,14 +114,14 @@ std::vector<Emulation> emulations() {
 std::vector<Case> cases() {
   std::vector<Case> list;
   std::uint64_t seed = 1;
-  for (int f = 0; f < low_bit_count; ++f)
+  for (const LowBit f : values_of<LowBit>)
     for (Values values : {Values::normal, Values::uniform, Values::cancel, Values::heavy_tail, Values::tiny, Values::integers, Values::subnormal, Values::biased, Values::ramp})
       for (Index k : {Index{1}, Index{5}, Index{64}, Index{300}}) {
         Case c;
         c.operation = Operation::product;
         c.product.m = 3;
         c.product.n = 6;
-        c.product.format = static_cast<LowBit>(f);
+        c.product.format = f;
         c.product.k = c.product.format == LowBit::fp4_sparse ? (k + 3) / 4 * 4 : k;
         if (traits(c.product.format).group_free) c.product.group = seed % 2 == 0 ? 8 : 64;
         c.product.weights = seed % 3 == 0 ? Weights::cancel : Weights::codes;
@@ -179,8 +181,7 @@ Tally run(const Emulation& emulation, const ProductContract& judged_by) {
       total.elements += compared.elements;
       total.worst = std::max(total.worst, compared.worst.ratio);
     }
-    if (v.outside > 0 && &judged_by == &emulation.contract)
-      ADD_FAILURE() << emulation.contract.name << " on " << print_case(c) << ": " << v.reason;
+    if (&judged_by == &emulation.contract) EXPECT_THAT(v, HasNothingOutside()) << print_case(c);
   }
   return total;
 }

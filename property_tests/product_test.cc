@@ -12,12 +12,13 @@
 #include "harness/contracts.h"
 #include "harness/judging/execute.h"
 #include "harness/planted_faults.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "harness/shrink.h"
 #include "harness/suites.h"
 #include "kernels/cache_storage.h"
 #include "kernels/product.h"
 #include "kernels/targets.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
@@ -62,8 +63,8 @@ TEST(ProductKernel, TargetsWithFmaAgreeBitForBit) {
 
 // The policy itself changes nothing: with a fault of another kernel planted, the bits are those of production.
 TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
-  const PlantedFault& other = planted_faults()[0];
-  ASSERT_EQ(other.suite, "standard");
+  const PlantedFault& other = planted_faults[0];
+  ASSERT_EQ(other.about, FaultSubject::forward);
   const std::unique_ptr<Candidate> host = make_candidate("host");
   int compared = 0;
   for (const Case& c : make_suite("products", 3).cases) {
@@ -80,7 +81,7 @@ TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
 RC_GTEST_PROP(PackedWeights, RoundTrip, ()) {
   Case c;
   c.operation = Operation::product;
-  c.product.format = static_cast<LowBit>(*rc::gen::inRange(0, low_bit_count));
+  c.product.format = static_cast<LowBit>(*rc::gen::inRange(0, count_of<LowBit>));
   c.product.n = *rc::gen::inRange<Index>(1, 140);
   c.product.k = *rc::gen::inRange<Index>(1, 70) * (c.product.format == LowBit::fp4_sparse ? 4 : 1);
   if (traits(c.product.format).group_free) c.product.group = 8 * *rc::gen::inRange<Index>(1, 9);
@@ -112,14 +113,14 @@ RC_GTEST_PROP(ProductKernel, RandomCasesPass, ()) {
   Case c;
   c.operation = Operation::product;
   ProductSpec& p = c.product;
-  p.format = static_cast<LowBit>(*rc::gen::inRange(0, low_bit_count));
+  p.format = static_cast<LowBit>(*rc::gen::inRange(0, count_of<LowBit>));
   p.m = *rc::gen::inRange<Index>(1, 50);
   p.n = *rc::gen::inRange<Index>(1, 140);
   p.k = *rc::gen::inRange<Index>(1, 100) * (p.format == LowBit::fp4_sparse ? 4 : 1);
   if (traits(p.format).group_free) p.group = 8 * *rc::gen::inRange<Index>(1, 9);
   c.dtype = *rc::gen::element(Dtype::f32, Dtype::f16, Dtype::bf16);
   c.out = *rc::gen::element(Dtype::f32, Dtype::f16, Dtype::bf16);
-  c.values = static_cast<Values>(*rc::gen::inRange(0, values_count));
+  c.values = static_cast<Values>(*rc::gen::inRange(0, count_of<Values>));
   p.weights = *rc::gen::element(Weights::quantized, Weights::codes, Weights::largest, Weights::cancel);
   c.seed = *rc::gen::inRange<std::uint64_t>(0, 1000);
   check_case(c);
@@ -168,7 +169,7 @@ TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
   p.k = dim;
   p.a = q.view();
   p.w = cached;
-  EXPECT_EQ(judge_product(p, scores.view(), host_product_contract(kernels::Target().name())).outcome, Outcome::pass);
+  EXPECT_THAT(scores.view(), IsWithinBoundOf(p, host_product_contract(kernels::Target().name())));
 }
 
 // ---- The judge --------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ TEST(ProductVerdict, SampledRowsAreJudgedAloneAndSaySo) {
   options.sample_rows = 4;
   options.seed = 7;
   const Verdict v = judged.verdict(options);
-  EXPECT_EQ(v.outcome, Outcome::pass);
+  EXPECT_THAT(v, Passes());
   EXPECT_EQ(v.reason, "every element is inside its bound; 4 of 40 rows were judged: one of each equal stretch, seed 7");
   EXPECT_EQ(v.outputs.at(Output::c).elements, 4 * 20);
   ASSERT_EQ(v.sampled.size(), 4u);
@@ -207,13 +208,11 @@ TEST(ProductVerdict, SampledRowsAreJudgedAloneAndSaySo) {
 TEST(ProductVerdict, WrongOutputsFail) {
   const char* line = "product m=3 n=20 k=100 dtype=f32 w=nvfp4";
   const Judged good(line);
-  ASSERT_EQ(good.verdict().outcome, Outcome::pass) << good.verdict().reason;
+  ASSERT_THAT(good.verdict(), Passes());
   auto expect_failure = [&](const char* what, const auto& change) {
     const Judged bad(line);
     change(bad);
-    const Verdict v = bad.verdict();
-    EXPECT_EQ(v.outcome, Outcome::fail) << what;
-    EXPECT_GT(v.outside, 0) << what;
+    EXPECT_THAT(bad.verdict(), Fails()) << what;
   };
   expect_failure("NaN", [](const Judged& x) { x.set(1, 7, std::nan("")); });
   expect_failure("infinity", [](const Judged& x) { x.set(2, 19, std::numeric_limits<double>::infinity()); });
@@ -231,22 +230,21 @@ TEST(ProductVerdict, WrongOutputsFail) {
       for (Index n = 0; n < 20; ++n) x.set(m, n, 1);
   });
   const Judged nan(std::string(line) + " poke=a:0:0:1:5=nan");
-  EXPECT_EQ(nan.verdict().outcome, Outcome::pass);
+  EXPECT_THAT(nan.verdict(), Passes());
   EXPECT_EQ(nan.verdict().nan_expected, 20);
   nan.set(1, 4, 0.5);
-  EXPECT_EQ(nan.verdict().outcome, Outcome::fail);
+  EXPECT_THAT(nan.verdict(), Fails());
 }
 
 // Where no order of additions rounds, nothing is forgiven: not one ulp.
 TEST(ProductVerdict, ExactTierForgivesNothing) {
   const Judged x("product m=2 n=6 k=256 dtype=bf16 out=f32 w=mxfp4 weights=codes scales=distinct values=integers");
   const Verdict v = x.verdict();
-  ASSERT_EQ(v.outcome, Outcome::pass);
+  ASSERT_THAT(v, Passes());
   EXPECT_EQ(v.exact, 12);
   const double y = x.get(1, 5);
   x.set(1, 5, std::nextafter(static_cast<float>(y), 1e30f));
-  EXPECT_EQ(x.verdict().outcome, Outcome::fail);
-  EXPECT_THAT(x.verdict().reason, testing::HasSubstr("no rounding explains it"));
+  EXPECT_THAT(x.verdict(), FailsWith("no rounding explains it"));
 }
 
 TEST(ProductVerdict, IntegersOfEveryWidthAreUsed) {
@@ -278,7 +276,7 @@ TEST(ProductVerdict, CancellationLeavesTheLeastTerm) {
 
 TEST(ProductVerdict, NothingComparedIsNoPass) {
   const Judged x("product m=0 n=5 k=8 dtype=f32 w=mxfp4");
-  EXPECT_EQ(x.verdict().outcome, Outcome::inconclusive);
+  EXPECT_THAT(x.verdict(), IsInconclusive());
 }
 
 // What a review found: infinities that nobody judged, ranges taken too narrow or too wide.
@@ -307,9 +305,9 @@ TEST_F(Ranges, InfinitiesAreJudged) {
   std::vector<double> a(32, 1);
   a[5] = inf;
   EXPECT_EQ(judge_one(a, 1, inf, host).inside, 1);
-  for (double wrong : {0.0, 42.0, -inf, std::nan("")}) EXPECT_EQ(judge_one(a, 1, wrong, host).outcome, Outcome::fail) << wrong;
+  for (double wrong : {0.0, 42.0, -inf, std::nan("")}) EXPECT_THAT(judge_one(a, 1, wrong, host), Fails()) << wrong;
   EXPECT_EQ(judge_one(a, 0, std::nan(""), host).inside, 1);
-  EXPECT_EQ(judge_one(a, 0, inf, host).outcome, Outcome::fail);
+  EXPECT_THAT(judge_one(a, 0, inf, host), Fails());
 }
 
 TEST_F(Ranges, SumsMayOverflowByTheirRoundings) {
@@ -318,18 +316,18 @@ TEST_F(Ranges, SumsMayOverflowByTheirRoundings) {
   ASSERT_EQ(fp16.roundoff, 0x1p-11);
   std::vector<double> a(1100, round_to(Dtype::f16, 16.02));
   a[0] = 32768;
-  EXPECT_EQ(judge_one(a, 1, inf, fp16).outside, 0);
+  EXPECT_THAT(judge_one(a, 1, inf, fp16), HasNothingOutside());
   std::vector<double> b(131272, std::nextafter(0x1p103f, 1e38f));
   b[0] = 0x1.fcp127;
-  EXPECT_EQ(judge_one(b, 1, inf, host).outside, 0);
+  EXPECT_THAT(judge_one(b, 1, inf, host), HasNothingOutside());
 }
 
 TEST_F(Ranges, NothingIsExcusedWhereNothingOverflows) {
   // Scaled weights never form the sum of unscaled ones.
   const Judged x("product m=1 n=1 k=32 dtype=f32 w=mxfp4 weights=largest scales=smallest values=ones");
   x.set(0, 0, inf);
-  for (const ProductContract& c : product_ladder(Dtype::f32)) EXPECT_EQ(judge_product(x.in.problem, x.out.c.view(), c).outcome, Outcome::fail) << c.name;
-  EXPECT_EQ(judge_one({0x1p126}, 0x1p-6, inf, host).outcome, Outcome::fail);
+  for (const ProductContract& c : product_ladder(Dtype::f32)) EXPECT_THAT(judge_product(x.in.problem, x.out.c.view(), c), Fails()) << c.name;
+  EXPECT_THAT(judge_one({0x1p126}, 0x1p-6, inf, host), Fails());
 }
 
 TEST_F(Ranges, RoundedWeightsMayOverflow) {
@@ -362,7 +360,7 @@ TEST_F(Ranges, TwoTensorScalesOverflowTogether) {
   const TensorView c{&out, Dtype::f32, {1, 1, 1, 1}, {0, 0, 1, 1}, 0};
   ASSERT_EQ(run_product_plainly(*make_candidate("host"), p, c, 1), "");
   EXPECT_TRUE(std::isinf(out));
-  EXPECT_EQ(judge_product(p, c, host).outside, 0);
+  EXPECT_THAT(judge_product(p, c, host), HasNothingOutside());
 }
 
 // ---- Bad input ----------------------------------------------------------------------------------------------

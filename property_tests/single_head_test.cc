@@ -12,6 +12,7 @@
 #include "kernels/targets.h"
 #include "kernels/unfused.h"
 #include "oracle/verdict.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
@@ -78,7 +79,7 @@ TEST(SingleHead, EveryElementIsWithinItsBound) {
           ASSERT_TRUE(attention_unfused(p, {o.view(), lse.view()}).ok());
           ASSERT_EQ(std::memcmp(o.bytes(), a.o.data, o.size_in_bytes()), 0);
           const Verdict verdict = judge(p, {o.view(), lse.view()}, unfused_contract(Target().name()), {});
-          EXPECT_EQ(verdict.outcome, Outcome::pass) << verdict.reason;
+          EXPECT_THAT(verdict, Passes());
           EXPECT_EQ(verdict.compared(Output::o), p.shape.batch * 37 * 24);
         }
 }

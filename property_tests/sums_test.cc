@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 
 namespace assay {
 namespace {

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "harness/judging/execute.h"
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "harness/suites.h"
 #include "kernels/targets.h"
 #include "kernels/unfused.h"

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <functional>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "kernels/varlen.h"
 

@@ -11,6 +11,8 @@
 #include <ostream>
 #include <thread>
 
+#include "problem/clock.h"
+
 namespace assay {
 namespace {
 
@@ -188,14 +190,14 @@ Store::Store(const std::string& path) : path_(path) {
   if (code != SQLITE_OK) fail(db ? sqlite3_errmsg(db) : "cannot be opened");
   sqlite3_busy_timeout(db, 30000);
   // SQLite waits for a lock, but not for the one that changes the journal of a new file.
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  const auto deadline = seconds_from_now(30);
   for (;;) {
     try {
       prepare();
       return;
     } catch (const StoreError& e) {
       sqlite3_exec(db, "ROLLBACK", nullptr, nullptr, nullptr);
-      if (!dynamic_cast<const Busy*>(&e) || std::chrono::steady_clock::now() > deadline) {
+      if (!dynamic_cast<const Busy*>(&e) || Clock::now() > deadline) {
         if (std::string(e.what()).starts_with(path_)) throw;
         fail(e.what());
       }

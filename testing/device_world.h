@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/c_context.h"
 #include "kernels/device/device_backend.h"
 #include "testing/scripted_device.h"

@@ -10,7 +10,7 @@
 #include <optional>
 #include <vector>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/judging/outputs.h"
 #include "kernels/attention.h"
 #include "problem/generate.h"
 

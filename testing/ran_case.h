@@ -6,7 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "harness/judging/guarded_call.h"
+#include "harness/candidates/candidate.h"
+#include "harness/judging/outputs.h"
 #include "oracle/backward.h"
 #include "testing/any_case.h"
 

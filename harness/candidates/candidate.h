@@ -59,6 +59,12 @@ struct Request {
   StageObserver* observer = nullptr;
 };
 
+// How the case asks its candidate to run. Throws CaseError for a SIMD target that this machine does
+// not run.
+kernels::Execution execution_of(const Case& c);
+// The same on another number of threads.
+kernels::Execution on_other_threads(const Case& c);
+
 struct Abilities {
   bool forward = true, cache = false, backward = false, product = false, quantizer = false;
   bool lse = true;      // false: forward and cached calls leave LSE alone, and nothing is judged of it

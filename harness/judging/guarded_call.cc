@@ -42,20 +42,6 @@ std::string tensor_name(Output output) {
 
 }  // namespace
 
-kernels::Execution execution_of(const Case& c) {
-  const std::optional<kernels::Target> target = kernels::Target::named(c.target);
-  if (!target)
-    throw CaseError(0, fmt::format("target={} is not one that this machine runs: {}", c.target,
-                                   fmt::join(kernels::runnable_targets(), ", ")));
-  return {static_cast<int>(c.threads), *target};
-}
-
-kernels::Execution on_other_threads(const Case& c) {
-  kernels::Execution how = execution_of(c);
-  how.threads = c.threads == 1 ? 2 : 1;
-  return how;
-}
-
 std::string call_plainly(Candidate& candidate, const Request& request) {
   try {
     return failure_of(candidate.run(request));

@@ -19,12 +19,6 @@ struct WatchedInputs {
   const std::vector<std::uint8_t>* keep = nullptr;  // a boolean mask
 };
 
-// How the case asks its candidate to run. Throws CaseError for a SIMD target that this machine does
-// not run.
-kernels::Execution execution_of(const Case& c);
-// The same on another number of threads.
-kernels::Execution on_other_threads(const Case& c);
-
 // Poisons the outputs, runs the request and looks at everything around it. Returns what went wrong
 // ("o: a guard band was overwritten", "status 5 ..."); empty if nothing did.
 std::string call_guarded(Candidate& candidate, const Request& request, const WatchedInputs& inputs,

@@ -1,0 +1,56 @@
+// assay commands: what the program declares, as JSON. Tests hold documents and the program together
+// with it, and scripts can ask what there is.
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "cli/exit_status.h"
+#include "cli/options.h"
+
+namespace assay {
+namespace {
+
+using nlohmann::json;
+
+json names_of(const CLI::Option& option) {
+  json names = json::array();
+  for (const std::string& name : option.get_snames()) names.push_back("-" + name);
+  for (const std::string& name : option.get_lnames()) names.push_back("--" + name);
+  if (option.get_positional()) names.push_back(option.get_name(true));
+  return names;
+}
+
+json options_of(const CLI::App& command) {
+  json options = json::array();
+  for (const CLI::Option* option : command.get_options())
+    options.push_back({{"names", names_of(*option)},
+                       {"type", option->get_type_name()},  // with the range, or the names there are
+                       {"takes_value", option->get_items_expected_max() > 0},
+                       {"positional", option->get_positional()},
+                       {"required", option->get_required()},
+                       {"help", option->get_description()}});
+  return options;
+}
+
+int print_commands(const CLI::App& app) {
+  json commands = json::object();
+  for (const CLI::App* command : app.get_subcommands({}))
+    commands[command->get_name()] = {{"help", command->get_description()},
+                                     {"footer", command->get_footer()},
+                                     {"hidden", command->get_group().empty()},
+                                     {"options", options_of(*command)}};
+  fmt::print("{}\n", json{{"footer", app.get_footer()}, {"commands", commands}}.dump(1));
+  return all_passed;
+}
+
+}  // namespace
+
+Command add_commands(CLI::App& app) {
+  CLI::App* command = app.add_subcommand(
+      "commands", "Print all commands, with their options and help texts, as JSON");
+  command->group("");
+  return {command, [&app] { return print_commands(app); }};
+}
+
+}  // namespace assay

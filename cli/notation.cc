@@ -1,0 +1,24 @@
+// assay notation.
+#include <fmt/format.h>
+
+#include "cli/commands.h"
+#include "cli/exit_status.h"
+#include "cli/options.h"
+#include "problem/case.h"
+
+namespace assay {
+
+Command add_notation(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("notation", "Explain the one-line case notation, field by field");
+  command->footer(
+      "Examples:\n"
+      "  assay notation\n"
+      "  assay check --suite tiny --list     lines of that notation");
+  return {command, [] {
+            fmt::print("{}", case_help());
+            return static_cast<int>(all_passed);
+          }};
+}
+
+}  // namespace assay

@@ -1,0 +1,149 @@
+#include "cli/options.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <system_error>
+#include <type_traits>
+
+#include "harness/files.h"
+#include "problem/parallel.h"
+
+namespace assay {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The number as it is printed again, or why there is none, in `text`; the latter is told by false.
+template <class T>
+bool read_number(std::string& text, T low, T high) {
+  T value{};
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  // An unsigned number refuses a sign, which is out of its range all the same.
+  const std::size_t sign = text.starts_with('-') ? 1 : 0;
+  const bool digits =
+      text.size() > sign && text.find_first_not_of("0123456789", sign) == std::string::npos;
+  if (stop != end || error == std::errc::invalid_argument) {
+    if (!digits) {
+      text = fmt::format("'{}' is no {}", text, std::is_integral_v<T> ? "whole number" : "number");
+      return false;
+    }
+  } else if (error == std::errc() && low <= value && value <= high) {
+    text = fmt::format("{}", value);
+    return true;
+  }
+  text = fmt::format("Value {} not in range {} to {}", text, std::to_string(low),
+                     std::to_string(high));
+  return false;
+}
+
+template <class T>
+CLI::Validator number_between(T low, T high, const std::string& description) {
+  return CLI::Validator(
+      [low, high](std::string& text) {
+        std::string read = text;
+        if (!read_number(read, low, high)) return read;
+        text = read;
+        return std::string();
+      },
+      description);
+}
+
+template <class T>
+CLI::Validator described_number(T low, T high) {
+  return number_between(low, high, CLI::Range(low, high).get_description());
+}
+
+}  // namespace
+
+CLI::Validator number_in(int low, int high) { return described_number(low, high); }
+CLI::Validator number_in(Index low, Index high) { return described_number(low, high); }
+CLI::Validator number_in(double low, double high) { return described_number(low, high); }
+
+CLI::Validator any_number() {
+  using Seed = std::uint64_t;
+  return number_between(Seed{0}, std::numeric_limits<Seed>::max(), "");
+}
+
+CLI::Validator seconds_number() {
+  constexpr double a_millisecond = 0.001, ten_years = 3e8;
+  return number_in(a_millisecond, ten_years);
+}
+
+CLI::Validator writable() {
+  return CLI::Validator(
+      [](std::string& path) -> std::string {
+        std::error_code error;
+        const bool there = fs::exists(path, error);
+        // A circle of links, a name that is too long: opening a file beside it might work, but
+        // what is at this path could not be read.
+        if (error) return fmt::format("writing {}: {}", path, error.message());
+        // A pipe, or /dev/stdout.
+        if (there && !fs::is_regular_file(path, error) && !fs::is_directory(path, error)) return {};
+        try {
+          NewFile probe(path);
+          return {};
+        } catch (const std::system_error& e) {
+          return e.what();
+        }
+      },
+      "FILE");
+}
+
+void refuse_empty_values(CLI::App& app) {
+  const CLI::Validator not_empty(
+      [](std::string& value) { return std::string(value.empty() ? "the value is empty" : ""); },
+      "");
+  for (CLI::App* command : app.get_subcommands({}))
+    for (CLI::Option* option : command->get_options())
+      // Flags have no value. What is added last is asked first.
+      if (option->get_items_expected_max() > 0) option->transform(not_empty);
+}
+
+void add_workers(CLI::App& command, WorkerOptions& workers) {
+  const Index bytes =
+      static_cast<Index>(sysconf(_SC_PHYS_PAGES)) * static_cast<Index>(sysconf(_SC_PAGESIZE));
+  workers.jobs = hardware_threads();
+  workers.memory_mib = bytes >> 20;
+  command.add_option("--jobs", workers.jobs, "Worker processes")
+      ->transform(number_in(1, 1024))
+      ->capture_default_str();
+  command
+      .add_option("--timeout", workers.timeout_seconds,
+                  "Seconds that one case may take, judging it included; beyond them it has failed")
+      ->transform(seconds_number())
+      ->capture_default_str();
+  command.add_flag("--in-process", workers.in_process,
+                   "Run the cases in this process, one after the other: for debuggers and "
+                   "emulators");
+  command
+      .add_option("--memory", workers.memory_mib,
+                  "Memory of a worker in MiB, all there is by default; 0: no limit")
+      ->transform(number_in(Index{0}, Index{1} << 30))
+      ->capture_default_str();
+}
+
+void add_guard_pages(CLI::App& command, ExecuteOptions& execute) {
+  const std::map<std::string, Surroundings> sides = {{"none", Surroundings::bands},
+                                                     {"behind", Surroundings::page_behind},
+                                                     {"before", Surroundings::page_before}};
+  command
+      .add_option("--guard-pages", execute.around,
+                  "behind or before: a page that cannot be touched lies there next to every "
+                  "tensor, so that one element read or written beyond it is a crash.\n"
+                  "A library always has them behind its tensors")
+      ->transform(CLI::CheckedTransformer(sides).description("none|behind|before"));
+}
+
+std::string candidate_of_library(const std::string& library) {
+  std::error_code error;
+  const bool here = fs::exists(library, error);
+  return "lib:" + (here ? fs::absolute(library).string() : library);
+}
+
+}  // namespace assay

@@ -1,0 +1,354 @@
+// What the program declares (`assay commands`), held to the documents and to rules for all options.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cctype>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "property_tests/documents.h"
+#include "property_tests/run_command.h"
+
+namespace assay {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::HasSubstr;
+using testing::Not;
+
+const json& declared() {
+  static const json whole = json::parse(run("commands").output);
+  return whole;
+}
+
+using Options = std::set<std::string>;
+
+std::map<std::string, Options> options_of_commands() {
+  std::map<std::string, Options> commands;
+  for (const auto& [name, command] : declared()["commands"].items())
+    for (const json& option : command["options"])
+      for (const json& option_name : option["names"]) commands[name].insert(option_name);
+  return commands;
+}
+
+// Words of a shell's line, without quotes. Commands of one line are apart by an empty word; a
+// comment ends it.
+std::vector<std::string> shell_words(const std::string& line) {
+  std::vector<std::string> words;
+  std::string word;
+  const auto end_word = [&] {
+    if (!word.empty()) words.push_back(std::exchange(word, {}));
+  };
+  char quote = 0;
+  for (const char c : line) {
+    if (quote) {
+      if (c == quote) quote = 0;
+      else word += c;
+    } else if (c == '\'' || c == '"') {
+      quote = c;
+    } else if (c == '#' && word.empty()) {
+      break;
+    } else if (c == ' ') {
+      end_word();
+    } else if (c == ';' || c == '&' || c == '|') {
+      end_word();
+      words.emplace_back();
+    } else {
+      word += c;
+    }
+  }
+  end_word();
+  return words;
+}
+
+// What a document tells to type that the program does not declare; `seen` counts the lines that
+// were looked at.
+std::vector<std::string> unknown_to_the_program(const std::string& text,
+                                                const std::map<std::string, Options>& commands,
+                                                int& seen) {
+  std::vector<std::string> unknown;
+  for (const std::string& line : split_markdown(text).code) {
+    const std::vector<std::string> words = shell_words(line);
+    for (std::size_t at = 0; at < words.size();) {
+      std::size_t end = at;
+      while (end < words.size() && !words[end].empty()) ++end;
+      // A prompt, or a variable of the environment.
+      if (at < end && (words[at] == "$" || words[at].find('=') != std::string::npos)) {
+        ++at;
+        continue;
+      }
+      if (at + 1 < end && words[at] == "./dev" && words[at + 1] == "assay") ++at;
+      if (at + 1 < end && words[at] == "assay" && words[at + 1] != "--help" &&
+          words[at + 1] != "--version") {
+        ++seen;
+        const auto command = commands.find(words[at + 1]);
+        if (command == commands.end()) unknown.push_back("assay " + words[at + 1]);
+        else
+          for (std::size_t k = at + 2; k < end; ++k) {
+            const std::string option = words[k].substr(0, words[k].find('='));
+            const bool is_option =
+                option.size() > 1 && option[0] == '-' &&
+                (option[1] == '-' || std::isalpha(static_cast<unsigned char>(option[1])));
+            if (is_option && !command->second.contains(option))
+              unknown.push_back("assay " + words[at + 1] + ' ' + option);
+          }
+      }
+      at = end + 1;
+    }
+  }
+  return unknown;
+}
+
+TEST(Declared, DocumentedCommandsExist) {
+  const std::map<std::string, Options> commands = options_of_commands();
+  EXPECT_GE(commands.size(), 10u);
+  for (const char* option : {"--case", "--kernel", "--guard-pages", "--jobs", "--html", "--help"})
+    EXPECT_TRUE(commands.at("check").contains(option)) << option;
+  EXPECT_TRUE(commands.at("record").contains("-o") && commands.at("record").contains("--output"));
+  int seen = 0;
+  for (const fs::path& document : documents())
+    for (const std::string& what : unknown_to_the_program(text_of(document), commands, seen))
+      ADD_FAILURE() << document << ": the program declares no " << what;
+  EXPECT_GT(seen, 100);
+}
+
+TEST(Declared, ExamplesOfTheHelpTextsExist) {
+  const std::map<std::string, Options> commands = options_of_commands();
+  std::vector<std::string> helps = {declared()["footer"]};
+  for (const json& command : declared()["commands"]) {
+    helps.push_back(command["footer"]);
+    // Who looks for a command finds an example of it.
+    if (!command["hidden"]) EXPECT_THAT(helps.back(), HasSubstr("\n  assay ")) << command["help"];
+  }
+  int examples = 0;
+  for (const std::string& help : helps) {
+    std::istringstream lines(help);
+    for (std::string line; std::getline(lines, line);)
+      if (line.starts_with("  assay ") || line.starts_with("  ./dev "))
+        for (const std::string& what : unknown_to_the_program("    " + line, commands, examples))
+          ADD_FAILURE() << "a help text has " << what;
+  }
+  EXPECT_GT(examples, 20);
+}
+
+// What is made up is found: an option, one of another command, a command, in a block and between
+// backquotes, behind && and behind ./dev.
+TEST(Declared, WhatIsMadeUpIsFound) {
+  const std::map<std::string, Options> commands = options_of_commands();
+  int seen = 0;
+  for (const char* made_up :
+       {"    assay check --sweet smoke", "say `assay trace --suite smoke 'attention'`",
+        "```\n$ ./dev assay prove --suite smoke\n```", "    cmake -S . && assay verify x -q",
+        "    X=1 assay store runs.db --dashbord=x"})
+    EXPECT_EQ(unknown_to_the_program(made_up, commands, seen).size(), 1u) << made_up;
+  for (const char* right :
+       {"    assay check --suite smoke", "    assay: no such --thing",
+        "    assay check --case 'product --x' # --y", "    assay record -o x && cmake --build y"})
+    EXPECT_TRUE(unknown_to_the_program(right, commands, seen).empty()) << right;
+}
+
+// An option or a positional argument of some command.
+struct Declaration {
+  std::string command, name, type;
+  bool positional;
+  int position;  // among the positional arguments of the command
+
+  // A command line that gives `value` for it, and something for each positional before it.
+  std::string with(const std::string& value) const {
+    std::string line = command;
+    for (int k = 0; k < position; ++k) line += " x";
+    return line + (positional ? " " : " " + name + " ") + "'" + value + "'";
+  }
+};
+
+std::vector<Declaration> declarations_with_values() {
+  std::vector<Declaration> all;
+  for (const auto& [command, facts] : declared()["commands"].items()) {
+    int positionals = 0;
+    for (const json& option : facts["options"]) {
+      if (!option["takes_value"]) continue;
+      const bool positional = option["positional"];
+      all.push_back({command, option["names"].back(), option["type"], positional,
+                     positional ? positionals : 0});
+      positionals += positional;
+    }
+  }
+  return all;
+}
+
+void expect_refused(const std::string& line, const Declaration& d, const std::string& words) {
+  const Ran r = run(line);
+  EXPECT_EQ(r.status, 2) << line << "\n" << r.output;
+  EXPECT_THAT(r.output, HasSubstr(d.name)) << line;
+  EXPECT_THAT(r.output, HasSubstr(words)) << line;
+}
+
+// An unset variable in a script is no reason to judge something else, or to write nothing.
+TEST(Declared, AnEmptyValueIsAnErrorOfItsOption) {
+  int tried = 0;
+  for (const Declaration& d : declarations_with_values()) {
+    expect_refused(d.with(""), d, d.name + ": the value is empty");
+    // Nor is what follows taken for the value.
+    if (!d.positional)
+      expect_refused(d.command + " " + d.name + "= --x", d, d.name + ": the value is empty");
+    ++tried;
+  }
+  EXPECT_GT(tried, 70);
+}
+
+TEST(Declared, NumbersAreReadWholeAndInTheirRange) {
+  int integers = 0, reals = 0;
+  for (const Declaration& d : declarations_with_values()) {
+    const bool real = d.type.starts_with("FLOAT");
+    const bool integer = d.type.starts_with("INT") || d.type.starts_with("UINT");
+    // `serve-kernel -1` is an option that is not there.
+    if (d.positional || !(real || integer)) continue;
+    ++(real ? reals : integers);
+    for (const char* value : {"nan", "inf", "-inf", "-1", "1e999", "18446744073709551616", "1x",
+                              "x", " 1", "1 ", "+", "-", "0x10"})
+      expect_refused(d.with(value), d, value);
+    if (!real)
+      for (const char* value : {"1.5", "1e0"})
+        expect_refused(d.with(value), d, "is no whole number");
+  }
+  EXPECT_GT(integers, 20);
+  EXPECT_GT(reals, 8);
+  // A number is decimal, whatever it begins with.
+  const std::string list = "check --suite tiny --list --seed ";
+  EXPECT_EQ(run(list + "010").output, run(list + "10").output);
+  EXPECT_NE(run(list + "010").output, run(list + "8").output);
+  EXPECT_EQ(run(list + "18446744073709551615").status, 0);
+}
+
+class DeclaredFiles : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / ("assay-declared-test-" + std::to_string(getpid()));
+    fs::create_directories(folder_);
+    fs::create_symlink(folder_ / "loop", folder_ / "loop");
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  std::string file(const std::string& name) const { return folder_ / name; }
+  void write_program(const std::string& name, const std::string& body) const {
+    std::ofstream(file(name)) << "#!/bin/sh\n" << body << "\n";
+    fs::permissions(file(name), fs::perms::owner_all);
+  }
+  // Paths that no file can have.
+  std::vector<std::string> impossible() const {
+    return {file("none/x"), file("loop"), file("loop/x"), std::string(5000, 'x')};
+  }
+  fs::path folder_;
+};
+
+TEST_F(DeclaredFiles, AFileThatCannotBeWrittenIsAnErrorOfItsOption) {
+  int tried = 0;
+  for (const Declaration& d : declarations_with_values()) {
+    if (d.type.find(":FILE") == std::string::npos) continue;
+    ++tried;
+    for (const std::string& path : impossible()) expect_refused(d.with(path), d, "writing ");
+  }
+  EXPECT_GT(tried, 20);
+}
+
+TEST_F(DeclaredFiles, AFileThatCannotBeReadIsBadUsage) {
+  const std::string line = " --case 'attention b=1 h=1 l=4 d=4'";
+  for (const std::string& path : impossible())
+    for (const std::string& arguments :
+         {"check --cases " + path, "check --kernel " + path + line,
+          "check" + line + " --html " + file("page") + " --with-faults " + path, "verify " + path,
+          "trace --kernel " + path + " 'attention b=1 h=1 l=4 d=4'", "store " + path,
+          "store " + file("s") + " --import " + path, "compare " + path + "#1 " + path + "#2",
+          "bench --bin " + path + " overhead", "fuzz --bin " + path + " --work " + file("w")}) {
+      const Ran r = run(arguments);
+      EXPECT_EQ(r.status, 2) << arguments << "\n" << r.output;
+      EXPECT_THAT(r.output, HasSubstr("assay: ")) << arguments;
+    }
+  for (const std::string& path : {file("loop"), std::string(5000, 'x')})
+    EXPECT_EQ(run("new-kernel " + path).status, 2);
+}
+
+// For each command that a user has: a line that prints something and ends with status 0.
+class DeclaredStreams : public DeclaredFiles {
+ protected:
+  void SetUp() override {
+    DeclaredFiles::SetUp();
+    fs::create_directories(file("programs"));
+    // What stands in for the programs that `fuzz` and `bench` start.
+    write_program("programs/case_fuzz", "exit 0");
+    write_program("programs/attention_bench",
+                  "while [ \"$1\" != --json ]; do shift; done; "
+                  "echo '{\"measured\": [{\"name\": \"x\"}]}' >\"$2\"");
+    const std::string line = "--case 'attention b=1 h=1 l=4 d=4' ";
+    EXPECT_EQ(run("check " + line + "--store " + file("runs.db")).status, 0);
+    EXPECT_EQ(run("record --candidate host " + line + "-o " + file("record")).status, 0);
+    lines_ = {
+        {"check", line + "--json " + file("run.json")},
+        {"record", line + "-o " + file("inputs")},
+        {"verify", file("record")},
+        {"trace", "'attention b=1 h=1 l=4 d=4'"},
+        {"store", file("runs.db")},
+        {"compare", file("runs.db") + "#1 " + file("runs.db") + "#1"},
+        {"faults", "--list"},
+        {"fuzz", "--hours 1e-5 --slice 2 --bin " + file("programs") + " --work " + file("work")},
+        {"bench", "overhead --bin " + file("programs")},
+        {"new-kernel", file("project")},
+        {"notation", ""},
+        {"commands", ""},
+    };
+    for (const auto& [name, command] : declared()["commands"].items())
+      if (name != "worker" && name != "serve-kernel") EXPECT_TRUE(lines_.contains(name)) << name;
+  }
+  // As a shell runs it; its standard error is heard wherever its standard output goes.
+  Ran run_redirected(const std::string& command, const std::string& arguments,
+                     const std::string& redirection) const {
+    fs::remove_all(file("project"));  // which the command finds only where it is not there
+    return run(command + " " + arguments + " " + redirection + "; }", "{ " ASSAY_COMMAND);
+  }
+  std::map<std::string, std::string> lines_;
+};
+
+TEST_F(DeclaredStreams, OutputThatCannotBeWrittenIsStatusThree) {
+  for (const auto& [command, arguments] : lines_) {
+    const Ran good = run_redirected(command, arguments, "");
+    EXPECT_EQ(good.status, 0) << command << "\n" << good.output;
+    for (const std::string& what : {arguments, std::string("--help")}) {
+      const Ran full = run_redirected(command, what, ">/dev/full");
+      EXPECT_EQ(full.status, 3) << command << " " << what << "\n" << full.output;
+      EXPECT_THAT(full.output, HasSubstr("No space left on device")) << command;
+      const Ran closed = run_redirected(command, what, ">&-");
+      EXPECT_EQ(closed.status, 3) << command << " " << what << "\n" << closed.output;
+      EXPECT_THAT(closed.output, HasSubstr("Bad file descriptor")) << command;
+    }
+  }
+  EXPECT_EQ(run_redirected("--version", "", ">/dev/full").status, 3);
+  EXPECT_EQ(run_redirected("--help", "", ">&-").status, 3);
+}
+
+// What is told on a stream that is closed is lost, and nothing else: it reaches no file that is
+// opened in its place, and the exit status is the same.
+TEST_F(DeclaredStreams, ClosedStreamsLoseWhatIsToldAlone) {
+  for (const auto& [command, arguments] : lines_)
+    for (const char* closed : {"<&-", "2>&-", "<&- 2>&-"}) {
+      const Ran r = run_redirected(command, arguments, closed);
+      EXPECT_EQ(r.status, 0) << command << " " << closed << "\n" << r.output;
+      EXPECT_NE(r.output, "") << command << " " << closed;
+    }
+  EXPECT_EQ(json::parse(read(file("run.json")))["summary"]["passed"], 1);
+  EXPECT_EQ(run("store " + file("runs.db")).status, 0);
+  for (const char* failing : {"check --suite none", "store /no/such/store", "no-such-command"})
+    for (const char* redirection : {"2>&-", "2>/dev/full", "<&- >&- 2>&-"})
+      EXPECT_EQ(run_redirected(failing, "", redirection).status, 2) << failing << redirection;
+}
+
+}  // namespace
+}  // namespace assay

@@ -1,0 +1,138 @@
+// Matchers for outputs and for verdicts. Their messages name the reason, the contract, the worst
+// element of each output and, where it is known, the case line.
+//
+//   EXPECT_THAT(out.view(), IsWithinBoundOf(problem, contract).on(c));
+//   EXPECT_THAT(judge(problem, out.view(), contract), FailsWith("O is NaN: O[b=1, h=2"));
+#pragma once
+
+#include <gmock/gmock.h>
+
+#include <functional>
+#include <ostream>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "oracle/backward_verdict.h"
+#include "oracle/merge.h"
+#include "oracle/product.h"
+#include "oracle/verdict.h"
+#include "problem/case.h"
+
+namespace assay {
+
+// The outcome and its reason, the contract, and of each output how many elements are inside their
+// bounds and which one comes nearest to it or leaves it furthest.
+std::string explain(Outcome outcome, const std::string& reason, const Verdict& verdict);
+
+// What a test can hold against an outcome: a verdict, or a result that has one and names its case.
+template <class Judged>
+concept HasVerdict = requires(const Judged& j) {
+  j.outcome;
+  j.line;
+  j.verdict;
+};
+inline std::string explain(const Verdict& v) { return explain(v.outcome, v.reason, v); }
+template <HasVerdict Result>
+std::string explain(const Result& r) {
+  return explain(r.outcome, r.reason, r.verdict) + "\n  case: " + r.line;
+}
+
+// How GoogleTest prints them, instead of their bytes.
+void PrintTo(const TensorView& t, std::ostream* to);
+void PrintTo(const AttentionOutput& out, std::ostream* to);
+void PrintTo(const AttentionGradients& gradients, std::ostream* to);
+void PrintTo(const Verdict&, std::ostream* to);
+template <HasVerdict Result>
+void PrintTo(const Result&, std::ostream* to) {
+  *to << "the result of a case";
+}
+
+// A verdict that fails names an element outside its bound, unless nothing could be compared.
+inline bool is_consistent(const Verdict& v) {
+  return v.outcome != Outcome::fail || v.outside > 0 || v.outputs.empty();
+}
+
+// A verdict, or the result of a case, that ends in a way that the test expects.
+class EndsAs {
+ public:
+  using is_gtest_matcher = void;
+  EndsAs(Outcome outcome, std::string words) : outcome_(outcome), words_(std::move(words)) {}
+
+  template <class Judged>
+  bool MatchAndExplain(const Judged& judged, testing::MatchResultListener* listener) const {
+    if (listener->IsInterested()) *listener << explain(judged);
+    if constexpr (std::is_same_v<Judged, Verdict>)
+      if (!is_consistent(judged)) return false;
+    return judged.outcome == outcome_ && judged.reason.find(words_) != std::string::npos;
+  }
+  void DescribeTo(std::ostream* to) const;
+  void DescribeNegationTo(std::ostream* to) const;
+
+ private:
+  Outcome outcome_;
+  std::string words_;  // part of the reason
+};
+
+inline EndsAs Passes() { return {Outcome::pass, ""}; }
+inline EndsAs Fails() { return {Outcome::fail, ""}; }
+inline EndsAs FailsWith(std::string words) { return {Outcome::fail, std::move(words)}; }
+inline EndsAs IsInconclusive(std::string words = "") {
+  return {Outcome::inconclusive, std::move(words)};
+}
+
+// A verdict that found no element outside its bound, even if it could not judge any.
+class HasNothingOutside {
+ public:
+  using is_gtest_matcher = void;
+
+  bool MatchAndExplain(const Verdict& v, testing::MatchResultListener* listener) const {
+    if (listener->IsInterested()) *listener << explain(v);
+    return v.outside == 0 && v.outcome != Outcome::fail && v.outcome != Outcome::error;
+  }
+  void DescribeTo(std::ostream* to) const { *to << "has no element outside its bound"; }
+  void DescribeNegationTo(std::ostream* to) const { *to << "has an element outside its bound"; }
+};
+
+// An answer of which the oracle judges every element, and passes it.
+template <class Answer>
+class IsWithinBound {
+ public:
+  using is_gtest_matcher = void;
+  IsWithinBound(std::string contract, std::function<Verdict(const Answer&)> judge)
+      : contract_(std::move(contract)), judge_(std::move(judge)) {}
+
+  // With the case in the message.
+  IsWithinBound on(const Case& c) && {
+    line_ = print_case(c);
+    return std::move(*this);
+  }
+
+  bool MatchAndExplain(const Answer& answer, testing::MatchResultListener* listener) const {
+    const Verdict v = judge_(answer);
+    if (listener->IsInterested()) *listener << explain(v);
+    if (!line_.empty()) *listener << "\n  case: " << line_;
+    return v.outcome == Outcome::pass;
+  }
+  void DescribeTo(std::ostream* to) const {
+    *to << "has every element within its bound under the contract " << contract_;
+  }
+  void DescribeNegationTo(std::ostream* to) const {
+    *to << "is no pass under the contract " << contract_;
+  }
+
+ private:
+  std::string contract_, line_;
+  std::function<Verdict(const Answer&)> judge_;
+};
+
+IsWithinBound<AttentionOutput> IsWithinBoundOf(Attention problem, Contract contract,
+                                               JudgeOptions options = {});
+IsWithinBound<AttentionGradients> IsWithinBoundOf(Attention problem, AttentionBackwardInput input,
+                                                  Contract contract, JudgeOptions options = {});
+// The parts are those of the caller, and have to live as long as the matcher.
+IsWithinBound<AttentionOutput> IsWithinBoundOf(MergeProblem problem, Contract contract);
+IsWithinBound<TensorView> IsWithinBoundOf(Product problem, ProductContract contract,
+                                          JudgeOptions options = {});
+
+}  // namespace assay
