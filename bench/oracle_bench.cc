@@ -143,7 +143,7 @@ void generators_mode(Rounds& rounds, const Settings& settings) {
              "bytes on one thread.\n");
   Table attention(rounds, Table::Cell::rate, "scores         ", {"f32", "f16", "bf16"});
   const Index length = settings.full ? 4096 : 1024;
-  for (int s = 0; s < scores_count; ++s) {
+  for (int s = 0; s < count_of<Scores>; ++s) {
     std::vector<Entry> entries;
     for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
       Case c;
@@ -156,7 +156,7 @@ void generators_mode(Rounds& rounds, const Settings& settings) {
     attention.line(fmt::format("{:<15}", name_of(static_cast<Scores>(s))), entries);
   }
   Table products(rounds, Table::Cell::rate, "W              ", {"A and W"});
-  for (int w = 0; w < low_bit_count; ++w) {
+  for (int w = 0; w < count_of<LowBit>; ++w) {
     const auto& format = traits(static_cast<LowBit>(w));
     const Case c = parse_case(fmt::format("product m=64 n={} k={} w={}", length, length, format.name));
     const LowBitSizes sizes = sizes_of(c.product.format, length, length, format.group);

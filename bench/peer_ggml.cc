@@ -135,13 +135,11 @@ assay_status product(const assay_tensor* a, const assay_low_bit* w, const assay_
 
 extern "C" const assay_kernel* assay_kernel_entry(std::uint32_t version) {
   using namespace assay::bench;
-  static assay_kernel table;
-  if (version < ASSAY_VERSION) return nullptr;
-  assay_kernel_init(&table, "ggml");
-  table.no_lse = 1;
-  table.supports = supports;
-  table.supports_product = supports_product;
-  table.forward = forward;
-  table.product = product;
-  return &table;
+  return table_of_peer(version, "ggml", [](assay_kernel& table) {
+    table.no_lse = 1;
+    table.supports = supports;
+    table.supports_product = supports_product;
+    table.forward = forward;
+    table.product = product;
+  });
 }

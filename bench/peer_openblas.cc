@@ -4,9 +4,6 @@
 namespace assay::bench {
 namespace {
 
-assay_status supports(std::int32_t, const assay_attention* p, const assay_dtype* output, const char** reason) { return answer(why_not_plain(*p, *output), reason); }
-assay_status supports_product(const assay_tensor* a, const assay_low_bit* w, const assay_dtype* output, const char** reason) { return answer(why_not_mxfp4(*a, *w, *output), reason); }
-
 assay_status backward(const assay_attention* p, const assay_tensor* o, const assay_tensor* lse, const assay_tensor* d_o, const assay_gradients* g, const assay_run* run) {
   if (g->d_bias || g->d_sink) return ASSAY_UNSUPPORTED;
   const Floats q(*p->q), k(*p->k), v(*p->v), out(*o), normaliser(*lse), gradient(*d_o), dq(*g->dq), dk(*g->dk), dv(*g->dv);
@@ -21,13 +18,11 @@ assay_status backward(const assay_attention* p, const assay_tensor* o, const ass
 
 extern "C" const assay_kernel* assay_kernel_entry(std::uint32_t version) {
   using namespace assay::bench;
-  static assay_kernel table;
-  if (version < ASSAY_VERSION) return nullptr;
-  assay_kernel_init(&table, "sgemm of OpenBLAS");
-  table.supports = supports;
-  table.supports_product = supports_product;
-  table.forward = plain_forward<make_openblas_attention>;
-  table.backward = backward;
-  table.product = mxfp4_product<make_openblas_product>;
-  return &table;
+  return table_of_peer(version, "sgemm of OpenBLAS", [](assay_kernel& table) {
+    table.supports = supports_plain;
+    table.supports_product = supports_mxfp4;
+    table.forward = plain_forward<make_openblas_attention>;
+    table.backward = backward;
+    table.product = mxfp4_product<make_openblas_product>;
+  });
 }

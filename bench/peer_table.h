@@ -52,6 +52,11 @@ inline const char* why_not_plain(const assay_attention& p, const assay_dtype& ou
   return nullptr;
 }
 
+inline assay_status supports_plain(std::int32_t, const assay_attention* p, const assay_dtype* output,
+                                   const char** reason) {
+  return answer(why_not_plain(*p, *output), reason);
+}
+
 inline PlainAttention plain_of(const assay_attention& p) {
   return {p.q->shape[0] * p.q->shape[1], p.q->shape[2], p.k->shape[2], p.q->shape[3], p.v->shape[3], (p.flags & ASSAY_CAUSAL) != 0, p.scale};
 }
@@ -84,6 +89,11 @@ assay_status plain_forward(const assay_attention* p, const assay_tensor* o, cons
 inline const char* why_not_mxfp4(const assay_tensor& a, const assay_low_bit& w, const assay_dtype& output) {
   if (w.format != ASSAY_MXFP4 || (w.group_size != 0 && w.group_size != 32)) return "weights in another format than mxfp4";
   return is_f32(a.dtype) && is_f32(output) ? nullptr : "another dtype than fp32";
+}
+
+inline assay_status supports_mxfp4(const assay_tensor* a, const assay_low_bit* w,
+                                   const assay_dtype* output, const char** reason) {
+  return answer(why_not_mxfp4(*a, *w, *output), reason);
 }
 
 }  // namespace assay::bench

@@ -66,11 +66,9 @@ assay_status forward(const assay_attention* p, const assay_tensor* o, const assa
 
 extern "C" const assay_kernel* assay_kernel_entry(std::uint32_t version) {
   using namespace assay::bench;
-  static assay_kernel table;
-  if (version < ASSAY_VERSION) return nullptr;
-  assay_kernel_init(&table, "libtorch");
-  table.no_lse = 1;
-  table.supports = supports;
-  table.forward = forward;
-  return &table;
+  return table_of_peer(version, "libtorch", [](assay_kernel& table) {
+    table.no_lse = 1;
+    table.supports = supports;
+    table.forward = forward;
+  });
 }

@@ -32,4 +32,15 @@ inline assay_status answer(const char* why, const char** reason) {
   return why ? ASSAY_UNSUPPORTED : ASSAY_SUCCESS;
 }
 
+// What a peer's entry point returns: its table, which `fill` completes, for callers that know this
+// version.
+template <class Fill>
+const assay_kernel* table_of_peer(std::uint32_t version, const char* name, const Fill& fill) {
+  static assay_kernel table;
+  if (version < ASSAY_VERSION) return nullptr;
+  assay_kernel_init(&table, name);
+  fill(table);
+  return &table;
+}
+
 }  // namespace assay::bench

@@ -80,8 +80,8 @@ const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suit
 }
 
 void list_faults() {
-  for (const PlantedFault& f : planted_faults()) {
-    fmt::print("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class, f.equivalent.empty() ? f.suite : "-", f.what);
+  for (const PlantedFault& f : planted_faults) {
+    fmt::print("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class, f.equivalent.empty() ? f.suite() : "-", f.what);
     if (!f.equivalent.empty()) fmt::print("{:<54}equivalent: {}\n", "", f.equivalent);
   }
 }
@@ -102,14 +102,14 @@ struct Plan {
 Plan plan_hunts(const FaultsOptions& o, FaultsScore& score) {
   Plan plan;
   std::size_t named = 0;
-  for (const PlantedFault& f : planted_faults()) {
+  for (const PlantedFault& f : planted_faults) {
     if (!o.only.empty() && o.only != f.name) continue;
     ++named;
     if (!f.equivalent.empty()) {
       score.equivalent.push_back({std::string(f.name), std::string(f.fault_class), std::string(f.equivalent)});
       continue;
     }
-    const std::string suite = o.suite.empty() ? std::string(f.suite) : o.suite;
+    const std::string suite = o.suite.empty() ? std::string(f.suite()) : o.suite;
     const std::vector<Case>& cases = cases_of(plan.suites, suite, o.seed);
     if (std::ranges::any_of(cases, [&](const Case& c) { return reaches(f, c); }))
       plan.hunts.push_back({f, suite});

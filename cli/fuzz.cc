@@ -29,12 +29,8 @@ struct FuzzCommandOptions {
 };
 
 std::string target_of(const PlantedFault& f) {
-  switch (f.about) {
-    case FaultSubject::product: return "product";
-    case FaultSubject::cache: return "cache";
-    case FaultSubject::backward: return "backward";
-    default: return "forward";
-  }
+  // Splits are of the forward pass.
+  return std::string(name_of(f.about == FaultSubject::splits ? FaultSubject::forward : f.about));
 }
 
 // Every fault that some input shows, one after the other, each from no inputs at all.
@@ -44,7 +40,7 @@ int find_faults(const FuzzCommandOptions& o) {
   Json table = Json::array();
   std::size_t found = 0;
   std::vector<double> seconds;
-  for (const PlantedFault& f : planted_faults()) {
+  for (const PlantedFault& f : planted_faults) {
     if (!f.equivalent.empty() || (!o.only.empty() && o.only != f.name)) continue;
     const std::string target = target_of(f), name(f.name);
     if (std::ranges::find(targets, target) == targets.end()) throw std::invalid_argument(fmt::format("{}: target {} is not there", o.jobs.binaries.string(), target));

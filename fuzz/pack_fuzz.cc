@@ -12,7 +12,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   using namespace assay;
   Choices in({data, size});
   LowBitView w;
-  w.format = static_cast<LowBit>(in.below(low_bit_count));
+  w.format = static_cast<LowBit>(in.below(count_of<LowBit>));
   w.k = in.between(1, 80);
   w.n = in.between(1, 70);
   w.group = traits(w.format).group_free ? 8 * in.between(0, 11) : traits(w.format).group;

@@ -31,8 +31,7 @@ Attention rows_of(const Attention& whole, Chunk chunk, Index keys) {
   Attention p = whole;
   p.shape.rows = count;
   p.shape.keys = keys;
-  p.k = p.v = p.k_absolute = p.v_absolute = {};
-  p.projection = 0;
+  p.k = p.v = {};
   p.key_lengths.clear();
   p.key_starts.clear();
   p.offset.clear();

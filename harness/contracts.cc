@@ -25,7 +25,7 @@ Contract fp32_contract(const std::string& kernel, const std::string& target) {
 
 }  // namespace
 
-Contract host_contract(const Attention& problem, const std::string& target) {
+Contract host_contract(const ProjectedAttention& problem, const std::string& target) {
   Contract c = fp32_contract("host", target);
   c.ordered = true;
   const kernels::ForwardTiling tiling = kernels::forward_tiling(problem.shape.dim, problem.shape.value_dim);
@@ -36,7 +36,7 @@ Contract host_contract(const Attention& problem, const std::string& target) {
   c.backward_row_tile = backward.rows;
   c.backward_tile = backward.keys;
   c.backward_split = backward.split_keys;
-  if (problem.projection > 0) {
+  if (problem.projection) {
     // Scores against the latent vector and outputs projected at the end: longer sums in another order, in the narrower tiles.
     c.name += ", absorbed projections";
     c.absorbed = true;

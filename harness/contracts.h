@@ -9,7 +9,7 @@
 namespace assay {
 
 // What kernels/attention-inl.h computes, on a SIMD target named as Highway names it.
-Contract host_contract(const Attention& problem, const std::string& target);
+Contract host_contract(const ProjectedAttention& problem, const std::string& target);
 // What kernels/unfused-inl.h computes.
 Contract unfused_contract(const std::string& target);
 

@@ -59,19 +59,25 @@ void draw_product(Choices& in, Case& c) {
     case 2: p.k = in.between(1, 300); break;
     case 3: p.k = std::max<Index>(1, near(in, 300)); break;
     case 4:
-      p.format = static_cast<LowBit>(in.below(low_bit_count));
+      p.format = in.any<LowBit>();
       p.group.reset();
       p.scales = ScaleFamily::unit;
       p.zeros = ZeroFamily::random;
       break;
     case 5: p.group = 8 * in.between(0, 12); break;
     case 6: p.a_format = in.flag() ? std::optional(in.of({LowBit::mxfp4, LowBit::nvfp4, LowBit::f8e4m3, LowBit::f8e5m2})) : std::nullopt; break;
-    case 7: p.weights = static_cast<Weights>(in.below(weights_count)); break;
-    case 8: p.scales = static_cast<ScaleFamily>(in.below(scale_family_count)); break;
-    case 9: p.zeros = static_cast<ZeroFamily>(in.below(zero_family_count)); break;
+    case 7: p.weights = in.any<Weights>(); break;
+    case 8: p.scales = in.any<ScaleFamily>(); break;
+    case 9: p.zeros = in.any<ZeroFamily>(); break;
     case 10: std::swap(p.m, p.n); break;
     default: p.n = std::max<Index>(1, near(in, 90)); break;
   }
+}
+
+MaskPattern none_or_boolean(Choices& in) {
+  constexpr auto& booleans = patterns_of<MaskKind::boolean>;
+  const std::uint64_t which = in.below(booleans.size() + 1);
+  return which == 0 ? MaskPattern::none : booleans[which - 1];
 }
 
 // A feature of attention.
@@ -80,12 +86,14 @@ void draw_feature(Choices& in, Case& c) {
   const auto key = [&] { return in.between(0, s.keys); };
   switch (in.below(24)) {
     case 0: c.causal = !c.causal; break;
-    case 1: c.offset = {static_cast<OffsetSpec::Kind>(in.below(2)), 0}; break;
+    case 1: c.offset = {in.of({OffsetSpec::Kind::fixed, OffsetSpec::Kind::end}), 0}; break;
     case 2: c.offset = {OffsetSpec::Kind::fixed, in.between(-20, 200)}; break;
     case 3: c.window_left = in.between(-1, 70); break;
     case 4: c.window_right = in.between(-1, 70); break;
-    case 5: c.keep.pattern = static_cast<MaskPattern>(in.below(6)); break;
-    case 6: c.bias.pattern = in.flag() ? static_cast<MaskPattern>(6 + in.below(6)) : MaskPattern::none; break;
+    case 5: c.keep.pattern = none_or_boolean(in); break;
+    case 6:
+      c.bias.pattern = in.flag() ? in.of(std::span(patterns_of<MaskKind::additive>)) : MaskPattern::none;
+      break;
     case 7: c.finite_min_masks = !c.finite_min_masks; break;
     case 8: c.keep.varies[in.below(4)] ^= true; break;
     case 9: c.bias.varies[in.below(4)] ^= true; break;
@@ -105,9 +113,9 @@ void draw_feature(Choices& in, Case& c) {
     case 17: c.softcap = static_cast<float>(in.of({0.0f, 0.5f, 1.0f, 5.0f, 50.0f})); break;
     case 18: c.scale = in.flag() ? std::optional(in.of({0.0f, 1e-45f, 0.01f, 0.3f, 1.5f, 10.0f, 1e10f})) : std::nullopt; break;
     case 19: c.dropout = in.of({0.0f, 0.1f, 0.5f, 0.9f}), c.dropout_seed = in.below(100); break;
-    case 20: c.hidden = static_cast<Hidden>(in.below(4)); break;
-    case 21: (in.flag() ? c.q_layout : c.o_layout) = static_cast<LayoutKind>(in.below(layout_count)); break;
-    case 22: (in.flag() ? c.k_layout : c.v_layout) = static_cast<LayoutKind>(in.below(layout_count)); break;
+    case 20: c.hidden = in.any<Hidden>(); break;
+    case 21: (in.flag() ? c.q_layout : c.o_layout) = in.any<LayoutKind>(); break;
+    case 22: (in.flag() ? c.k_layout : c.v_layout) = in.any<LayoutKind>(); break;
     default: c.offset = {OffsetSpec::Kind::end, 0}; break;
   }
 }
@@ -133,7 +141,7 @@ void draw_extent(Choices& in, Case& c) {
 void draw_cache(Choices& in, Case& c) {
   CacheSpec& k = c.cache;
   switch (in.below(6)) {
-    case 0: k.kind = static_cast<CacheSpec::Kind>(1 + in.below(3)); break;
+    case 0: k.kind = in.of(std::span(values_of<CacheSpec::Kind>).subspan(1)); break;  // some cache
     case 1: k.page = in.between(1, 20); break;
     case 2:
       k.dtype = in.of({Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1});
@@ -152,8 +160,8 @@ void draw_anything(Choices& in, Case& c, CaseKind kind) {
   switch (in.below(10)) {
     case 0: c.dtype = in.of(dtypes); break;
     case 1: c.out = in.flag() ? std::optional(in.of(dtypes)) : std::nullopt; break;
-    case 2: c.scores = kind == CaseKind::product ? c.scores : static_cast<Scores>(in.below(scores_count)); break;
-    case 3: c.values = static_cast<Values>(in.below(values_count)); break;
+    case 2: c.scores = kind == CaseKind::product ? c.scores : in.any<Scores>(); break;
+    case 3: c.values = in.any<Values>(); break;
     case 4: c.seed = in.below(1u << 16); break;
     case 5: c.threads = in.between(1, 3); break;
     case 6: {
@@ -167,7 +175,7 @@ void draw_anything(Choices& in, Case& c, CaseKind kind) {
       else if (c.pokes.size() < 4) c.pokes.push_back(draw_poke(in, c));
       break;
     case 8:
-      if (kind == CaseKind::backward) c.gradient = static_cast<Values>(in.below(values_count));
+      if (kind == CaseKind::backward) c.gradient = in.any<Values>();
       else if (kind == CaseKind::product) (in.flag() ? c.q_layout : c.o_layout) = in.of({LayoutKind::bhsd, LayoutKind::padded, LayoutKind::strided, LayoutKind::reversed});
       break;
     default: c.seed += 1; break;

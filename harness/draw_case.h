@@ -24,6 +24,15 @@ class Choices {
   T of(const T (&list)[n]) {
     return list[below(n)];
   }
+  template <class T, std::size_t n>
+  T of(std::span<const T, n> list) {
+    return list[below(list.size())];
+  }
+  // Any value of an enumeration.
+  template <NamedEnum E>
+  E any() {
+    return of(std::span(values_of<E>));
+  }
 
  private:
   std::span<const unsigned char> bytes_;

@@ -52,11 +52,11 @@ class FaultyStorage {
 
   void change_problem() {
     const Index rows = problem_.shape.rows;
-    if (fault_ == Fault::positions_counted_after_append)
+    if (fault_ == "positions-counted-after-append"_fault)
       for (Index& offset : problem_.offset) offset += rows;
-    if (fault_ == Fault::newest_token_not_seen)
+    if (fault_ == "newest-token-not-seen"_fault)
       for (Index& n : problem_.key_lengths) --n;
-    if (fault_ == Fault::eviction_rounded_to_page)
+    if (fault_ == "eviction-rounded-to-page"_fault)
       for (std::size_t b = 0; b < problem_.key_starts.size(); ++b) {
         const StoredRows& r = stored_[b * stored_.size() / problem_.key_starts.size()].keys;
         problem_.key_starts[b] = r.begin / r.page_size * r.page_size;
@@ -64,7 +64,7 @@ class FaultyStorage {
     // Only where the slot exists in every sequence and no mask would be read beyond its end.
     slot_exists_ = problem_.query_segment.empty() && !problem_.bias && !problem_.keep;
     for (const StoredKeyValues& s : stored_) slot_exists_ = slot_exists_ && s.keys.begin < s.keys.end && s.keys.end % s.keys.page_size != 0;
-    if (fault_ == Fault::slot_past_length_read && slot_exists_) {
+    if (fault_ == "slot-past-length-read"_fault && slot_exists_) {
       ++problem_.shape.keys;
       for (Index& n : problem_.key_lengths) ++n;
     }
@@ -73,7 +73,7 @@ class FaultyStorage {
   // What is read instead belongs to a first sequence or head, which stays as it is.
   void move_heads_and_batches(std::size_t at) {
     const auto heads = static_cast<std::size_t>(problem_.shape.kv_heads);
-    const auto from = fault_ == Fault::batch_stride_missing ? at % heads : fault_ == Fault::head_stride_missing ? at / heads * heads : at;
+    const auto from = fault_ == "batch-stride-missing"_fault ? at % heads : fault_ == "head-stride-missing"_fault ? at / heads * heads : at;
     if (from == at) return;
     for (auto part : {&StoredKeyValues::keys, &StoredKeyValues::values}) {
       StoredRows& to = stored_[at].*part;
@@ -91,36 +91,36 @@ class FaultyStorage {
 
   void change(StoredRows& r) {
     if (r.begin >= r.end) return;
-    if (fault_ == Fault::eviction_rounded_to_page) r.begin = r.begin / r.page_size * r.page_size;
-    if (fault_ == Fault::page_table_off_by_one || fault_ == Fault::pages_taken_as_consecutive) change_table(r);
-    if (fault_ == Fault::rotary_part_dropped && r.more.count > 0)
+    if (fault_ == "eviction-rounded-to-page"_fault) r.begin = r.begin / r.page_size * r.page_size;
+    if (fault_ == "page-table-off-by-one"_fault || fault_ == "pages-taken-as-consecutive"_fault) change_table(r);
+    if (fault_ == "rotary-part-dropped"_fault && r.more.count > 0)
       edit(r.more, r, [&](std::byte* row, std::uint8_t*, Index) { std::memset(row, 0, static_cast<std::size_t>(r.more.row_bytes)); });
     change_columns(r.columns, r);
     if (r.more.count > 0) change_columns(r.more, r);
-    if (fault_ == Fault::slot_past_length_read && slot_exists_) ++r.end;
+    if (fault_ == "slot-past-length-read"_fault && slot_exists_) ++r.end;
   }
 
   void change_table(StoredRows& r) {
     std::vector<Index>& table = tables_.emplace_back(pages_of(r).begin(), pages_of(r).end());
     const auto first = static_cast<std::size_t>(r.begin / r.page_size);
     for (std::size_t n = first; n < table.size(); ++n)
-      table[n] = fault_ == Fault::page_table_off_by_one ? r.pages[std::min(n + 1, table.size() - 1)]
+      table[n] = fault_ == "page-table-off-by-one"_fault ? r.pages[std::min(n + 1, table.size() - 1)]
                                                         : (r.pages[first] + static_cast<Index>(n - first)) % (last_page_ + 1);
     r.pages = table.data();
   }
 
   void change_columns(StoredColumns& c, const StoredRows& r) {
-    if (fault_ == Fault::scale_of_neighbour_group && c.row_scales > 1)
+    if (fault_ == "scale-of-neighbour-group"_fault && c.row_scales > 1)
       edit(c, r, [&](std::byte*, std::uint8_t* scales, Index) { std::copy(scales + 1, scales + c.row_scales, scales); });
-    if (fault_ == Fault::scale_of_first_token && c.row_scales > 0)
+    if (fault_ == "scale-of-first-token"_fault && c.row_scales > 0)
       edit(c, r, [&](std::byte*, std::uint8_t* scales, Index j) { std::copy_n(scales - r.place_of(j).slot * c.row_scales, c.row_scales, scales); });
-    if (fault_ == Fault::nibbles_swapped && c.dtype == Dtype::f4e2m1)
+    if (fault_ == "nibbles-swapped"_fault && c.dtype == Dtype::f4e2m1)
       edit_codes(c, r, [](std::uint8_t b) { return static_cast<std::uint8_t>(b << 4 | b >> 4); });
-    if (fault_ == Fault::offset_code_read_as_e2m1 && c.dtype == Dtype::f4e2m1)
+    if (fault_ == "offset-code-read-as-e2m1"_fault && c.dtype == Dtype::f4e2m1)
       edit_codes(c, r, [](std::uint8_t b) { return static_cast<std::uint8_t>(offset_code(b & 0xF) | offset_code(b >> 4) << 4); });
-    if (fault_ == Fault::f4_saturates_at_four && c.dtype == Dtype::f4e2m1)
+    if (fault_ == "f4-saturates-at-four"_fault && c.dtype == Dtype::f4e2m1)
       edit_codes(c, r, [](std::uint8_t b) { return static_cast<std::uint8_t>(at_most_four(b & 0xF) | at_most_four(b >> 4) << 4); });
-    if (fault_ == Fault::stored_beyond_f32 && c.row_scales > 0) {
+    if (fault_ == "stored-beyond-f32"_fault && c.row_scales > 0) {
       const kernels::NarrowFormat f = kernels::narrow_format(c.dtype);
       edit(c, r, [&](std::byte* row, std::uint8_t* scales, Index) {
         for (Index at = 0; at < c.count; ++at) {
@@ -132,7 +132,7 @@ class FaultyStorage {
         }
       });
     }
-    if (fault_ == Fault::zero_group_divided && c.row_scales > 0) {
+    if (fault_ == "zero-group-divided"_fault && c.row_scales > 0) {
       const bool four_bits = c.dtype == Dtype::f4e2m1;
       const Index group = four_bits ? c.group / 2 : c.group;
       const std::byte magnitude{four_bits ? std::uint8_t{0x77} : std::uint8_t{0x7F}};
@@ -141,9 +141,9 @@ class FaultyStorage {
           if (std::all_of(row + n * group, row + std::min((n + 1) * group, c.row_bytes), [&](std::byte b) { return (b & magnitude) == std::byte{0}; })) scales[n] = 0xFF;
       });
     }
-    if (fault_ == Fault::uniform_code_read_as_e4m3 && c.dtype == Dtype::f8e4m3) edit_codes(c, r, uniform_code);
+    if (fault_ == "uniform-code-read-as-e4m3"_fault && c.dtype == Dtype::f8e4m3) edit_codes(c, r, uniform_code);
     // The slot holds what the last token holds.
-    if (fault_ == Fault::slot_past_length_read && slot_exists_)
+    if (fault_ == "slot-past-length-read"_fault && slot_exists_)
       edit(c, r, [&](std::byte* row, std::uint8_t* scales, Index j) {
         if (j < r.end - 1) return;
         std::copy_n(row, c.row_bytes, row + c.row_bytes);
@@ -196,7 +196,7 @@ class FaultyCalls : public CacheCalls {
   explicit FaultyCalls(Fault fault) : fault_(fault) {}
 
   Status append(kernels::Cache& cache, Index sequence, const TensorView& k, const TensorView& v) override {
-    if (fault_ != Fault::tokens_by_head_first_stride && fault_ != Fault::written_past_the_new_length) return cache.append(sequence, k, v);
+    if (fault_ != "tokens-by-head-first-stride"_fault && fault_ != "written-past-the-new-length"_fault) return cache.append(sequence, k, v);
     auto& [before_k, before_v] = before_[sequence];
     const Tensor wrong_k = tokens(k, before_k), wrong_v = tokens(v, before_v);
     before_k = k;
@@ -218,7 +218,7 @@ class FaultyCalls : public CacheCalls {
         for (Index c = 0; c < columns; ++c) {
           const Index to = wrong.view().at(0, h, i, c), token = i * heads + h;
           // The chunk before was written there; its tokens may have been fewer.
-          if (fault_ == Fault::written_past_the_new_length) store(wrong.view(), to, i < before.shape[2] ? load(before, before.at(0, h, i, c)) : 0);
+          if (fault_ == "written-past-the-new-length"_fault) store(wrong.view(), to, i < before.shape[2] ? load(before, before.at(0, h, i, c)) : 0);
           else store(wrong.view(), to, load(t, t.at(0, token / count, token % count, c)));
         }
     return wrong;

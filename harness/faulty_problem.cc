@@ -18,34 +18,34 @@ MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const Atte
   const AttentionShape& s = p_.shape;
   const auto heads = static_cast<std::size_t>(s.query_heads);
   switch (fault) {
-    case Fault::softcap_dropped: p_.softcap = 0; break;
-    case Fault::sink_dropped: p_.sink.clear(); break;
-    case Fault::sink_in_every_split: {
+    case "softcap-dropped"_fault: p_.softcap = 0; break;
+    case "sink-dropped"_fault: p_.sink.clear(); break;
+    case "sink-in-every-split"_fault: {
       // So many terms e^sink as there are splits.
       const Index split = kernels::forward_tiling(s.dim, s.value_dim).split_keys;
       for (float& z : p_.sink) z += static_cast<float>(std::log(static_cast<double>(std::max<Index>(1, (s.keys + split - 1) / split))));
       break;
     }
-    case Fault::alibi_slope_of_head_before:
+    case "alibi-slope-of-head-before"_fault:
       for (std::size_t h = p_.alibi_slopes.size(); h-- > 0;) p_.alibi_slopes[h] = h == 0 ? 1.0f : p_.alibi_slopes[h - 1];
       break;
-    case Fault::alibi_without_rule_for_other_counts:
+    case "alibi-without-rule-for-other-counts"_fault:
       for (std::size_t h = 0; h < p_.alibi_slopes.size(); ++h)
         p_.alibi_slopes[h] = static_cast<float>(std::exp2(-8.0 * static_cast<double>(h + 1) / static_cast<double>(heads)));
       break;
-    case Fault::length_zero_means_all:
+    case "length-zero-means-all"_fault:
       for (Index& n : p_.key_lengths)
         if (n == 0) n = s.keys;
       break;
-    case Fault::document_boundary_off_by_one:
+    case "document-boundary-off-by-one"_fault:
       for (std::size_t at = 1; at < p_.key_segment.size(); ++at)
         if (at % static_cast<std::size_t>(s.keys) != 0) p_.key_segment[at] = problem.key_segment[at - 1];
       break;
-    case Fault::window_of_previous_call:
+    case "window-of-previous-call"_fault:
       if (p_.window_left >= 0) window_of_last_call = p_.window_left;
       else p_.window_left = window_of_last_call;
       break;
-    case Fault::lse_of_all_heads_in_one: out_.lse.stride[1] = 0; break;
+    case "lse-of-all-heads-in-one"_fault: out_.lse.stride[1] = 0; break;
     default: break;
   }
   misread_masks(fault);
@@ -78,19 +78,19 @@ void MisreadProblem::replace_masks(const FromRow& from_row) {
 
 void MisreadProblem::misread_masks(Fault fault) {
   const AttentionShape& s = p_.shape;
-  if (fault == Fault::bool_mask_ignored) p_.keep = {};
-  if (fault == Fault::bias_ignored) p_.bias = {};
-  if (fault == Fault::mask_of_first_rows_of_tile) replace_masks([](Index i, Index) { return i - i % 32 + i % 8; });
-  if (fault == Fault::mask_on_first_keys_of_tile) replace_masks([](Index i, Index j) { return j % 32 < 8 ? i : -1; });
-  if (fault == Fault::bool_mask_inverted && p_.keep) {
+  if (fault == "bool-mask-ignored"_fault) p_.keep = {};
+  if (fault == "bias-ignored"_fault) p_.bias = {};
+  if (fault == "mask-of-first-rows-of-tile"_fault) replace_masks([](Index i, Index) { return i - i % 32 + i % 8; });
+  if (fault == "mask-on-first-keys-of-tile"_fault) replace_masks([](Index i, Index j) { return j % 32 < 8 ? i : -1; });
+  if (fault == "bool-mask-inverted"_fault && p_.keep) {
     replace_masks([](Index i, Index) { return i; });
     for (std::uint8_t& kept : keep_) kept = !kept;
   }
-  if (fault == Fault::mask_batch_stride_dropped) p_.keep.stride[0] = p_.bias.stride[0] = 0;
-  if (fault == Fault::mask_of_head_zero) p_.keep.stride[1] = p_.bias.stride[1] = 0;
+  if (fault == "mask-batch-stride-dropped"_fault) p_.keep.stride[0] = p_.bias.stride[0] = 0;
+  if (fault == "mask-of-head-zero"_fault) p_.keep.stride[1] = p_.bias.stride[1] = 0;
   // Where that stays inside.
-  if (fault == Fault::bias_row_stride_is_row_count && p_.bias && p_.bias.stride[2] > s.rows) p_.bias.stride[2] = s.rows;
-  if (fault == Fault::bias_scaled_like_scores && p_.bias && !p_.finite_min_masks) {
+  if (fault == "bias-row-stride-is-row-count"_fault && p_.bias && p_.bias.stride[2] > s.rows) p_.bias.stride[2] = s.rows;
+  if (fault == "bias-scaled-like-scores"_fault && p_.bias && !p_.finite_min_masks) {
     const TensorView& from = p_.bias;
     const TensorView to = room_for(from);
     for_each_index(to.shape, [&](Index b, Index h, Index i, Index j) {
@@ -102,24 +102,24 @@ void MisreadProblem::misread_masks(Fault fault) {
 
 void MisreadProblem::misread_tensors(Fault fault) {
   const AttentionShape& s = p_.shape;
-  if (fault == Fault::values_replaced_by_keys && s.dim == s.value_dim) p_.v = p_.k;
-  if (fault == Fault::query_columns_taken_as_adjacent) p_.q.stride[3] = 1;
-  if (fault == Fault::values_read_with_key_strides) {
+  if (fault == "values-replaced-by-keys"_fault && s.dim == s.value_dim) p_.v = p_.k;
+  if (fault == "query-columns-taken-as-adjacent"_fault) p_.q.stride[3] = 1;
+  if (fault == "values-read-with-key-strides"_fault) {
     bool inside = true;
     for (std::size_t axis = 0; axis < 4; ++axis) inside = inside && p_.k.stride[axis] >= 0 && p_.k.stride[axis] <= p_.v.stride[axis];
     if (inside) p_.v.stride = p_.k.stride;
   }
-  if (fault == Fault::query_heads_at_row_stride && p_.q.stride[2] >= 0 && p_.q.stride[2] <= p_.q.stride[1]) p_.q.stride[1] = p_.q.stride[2];
-  if (fault == Fault::query_rows_taken_as_packed && p_.q.stride[2] > s.dim) p_.q.stride[2] = s.dim;
+  if (fault == "query-heads-at-row-stride"_fault && p_.q.stride[2] >= 0 && p_.q.stride[2] <= p_.q.stride[1]) p_.q.stride[1] = p_.q.stride[2];
+  if (fault == "query-rows-taken-as-packed"_fault && p_.q.stride[2] > s.dim) p_.q.stride[2] = s.dim;
   // Where that stays inside: strides that are at least those of a contiguous tensor.
-  if (fault == Fault::output_written_packed) {
+  if (fault == "output-written-packed"_fault) {
     const Extents packed = make_layout(LayoutKind::bhsd, out_.o.shape, 1).stride;
     bool inside = true;
     for (std::size_t axis = 0; axis < 4; ++axis) inside = inside && out_.o.stride[axis] >= packed[axis];
     if (inside) out_.o.stride = packed;
   }
   // In 32 bits, unsigned, whatever lies beyond is looked for from the start again.
-  if (fault == Fault::offset_in_32_bits) {
+  if (fault == "offset-in-32-bits"_fault) {
     const TensorView from = p_.k;
     const TensorView to = room_for(from);
     for_each_index(to.shape, [&](Index b, Index h, Index j, Index d) { store(to, to.at(b, h, j, d), load(from, from.at(b, h, j, d) & 0xFFFFFFFF)); });

@@ -43,11 +43,11 @@ HWY_EXPORT(faulty_target_name);
 
 void FaultyStages::mask_wrongly(const kernels::StageView& view) const {
   const float infinity = std::numeric_limits<float>::infinity();
-  const float fill = fault == Fault::masked_with_minus_ten_thousand                    ? -10000.0f
-                     : fault == Fault::masked_with_lowest                              ? std::numeric_limits<float>::lowest()
-                     : fault == Fault::softcap_after_mask && problem->softcap > 0 ? -problem->softcap
+  const float fill = fault == "masked-with-minus-ten-thousand"_fault                    ? -10000.0f
+                     : fault == "masked-with-lowest"_fault                              ? std::numeric_limits<float>::lowest()
+                     : fault == "softcap-after-mask"_fault && problem->softcap > 0 ? -problem->softcap
                                                                                        : -infinity;
-  const bool from_key_zero = fault == Fault::alibi_distance_from_key_zero && !problem->alibi_slopes.empty();
+  const bool from_key_zero = fault == "alibi-distance-from-key-zero"_fault && !problem->alibi_slopes.empty();
   if (fill == -infinity && !from_key_zero) return;
   for (Index r = 0; r < view.rows; ++r) {
     const float shift =

@@ -9,7 +9,8 @@
 
 namespace assay {
 
-// A descriptor of this process, closed with the object. Programs that are started do not inherit it.
+// A descriptor of this process, closed with the object. Programs that are started do not inherit
+// it.
 class Descriptor {
  public:
   explicit Descriptor(int number = -1) : number_(number) {}

@@ -201,6 +201,24 @@ TensorView broadcast_floats(Reader& reader, const std::string& name, const Store
   return v;
 }
 
+// A list of numbers. Integers are checked against what they count.
+template <class T>
+void read_list(Reader& reader, const ListField<T>& field, const StoredTensor& t, Attention& p) {
+  const std::string name(field.recorded);
+  const auto [outer, inner] = extent_of(field.along, p.shape);
+  if constexpr (std::is_same_v<T, float>) {
+    p.*field.list = reader.numbers(name, t, outer * inner);
+  } else {
+    Index low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
+    if (field.along == Along::batches) {
+      const bool is_offset = field.name == "offset";
+      low = is_offset ? -largest_extent : 0;
+      high = is_offset ? largest_extent : p.shape.keys;
+    }
+    p.*field.list = reader.integers<T>(name, t, outer * inner, low, high);
+  }
+}
+
 void read_masks(Reader& reader, RecordLine& line, Record& r) {
   Attention& p = r.problem;
   const AttentionShape& s = p.shape;
@@ -230,17 +248,10 @@ void read_masks(Reader& reader, RecordLine& line, Record& r) {
     p.keep = {reinterpret_cast<const std::uint8_t*>(t->bytes.data()), broadcast(reader, "keep", t->shape, pairs)};
   }
   if (const StoredTensor* t = reader.find("bias")) p.bias = broadcast_floats(reader, "bias", *t, pairs);
-  if (const StoredTensor* t = reader.find("offset")) {
-    if (!p.offset.empty()) reader.fail("there is a tensor offset, and the line says offset as well");
-    p.offset = reader.integers<Index>("offset", *t, s.batch, -largest_extent, largest_extent);
-  }
-  if (const StoredTensor* t = reader.find("lengths")) p.key_lengths = reader.integers<Index>("lengths", *t, s.batch, 0, s.keys);
-  if (const StoredTensor* t = reader.find("starts")) p.key_starts = reader.integers<Index>("starts", *t, s.batch, 0, s.keys);
-  constexpr Index low = std::numeric_limits<std::int32_t>::min(), high = std::numeric_limits<std::int32_t>::max();
-  if (const StoredTensor* t = reader.find("query_segment")) p.query_segment = reader.integers<std::int32_t>("query_segment", *t, s.batch * s.rows, low, high);
-  if (const StoredTensor* t = reader.find("key_segment")) p.key_segment = reader.integers<std::int32_t>("key_segment", *t, s.batch * s.keys, low, high);
-  if (const StoredTensor* t = reader.find("alibi_slopes")) p.alibi_slopes = reader.numbers("alibi_slopes", *t, s.query_heads);
-  if (const StoredTensor* t = reader.find("sink")) p.sink = reader.numbers("sink", *t, s.query_heads);
+  if (reader.find("offset") && !p.offset.empty()) reader.fail("there is a tensor offset, and the line says offset as well");
+  for_each_list([&](const auto& field) {
+    if (const StoredTensor* t = reader.find(std::string(field.recorded))) read_list(reader, field, *t, p);
+  });
 }
 
 // [B, Hq, Lq], or with a last extent of 1. In base 2 it is taken to natural units in double, which adds no rounding to speak of.
@@ -356,7 +367,7 @@ LowBitView read_low_bit(Reader& reader, const std::string& name, LowBit format, 
 void read_product(Reader& reader, RecordLine& line, Record& r) {
   const auto format_of = [&](const std::string& field, const std::string& text, Index& group) {
     const auto colon = text.find(':');
-    const std::optional<LowBit> format = low_bit_named(text.substr(0, colon));
+    const std::optional<LowBit> format = value_named<LowBit>(text.substr(0, colon));
     if (!format) reader.fail(fmt::format("{}={}: no such format; docs/formats.md names them", field, text));
     group = traits(*format).group;
     if (colon != std::string::npos) {
@@ -454,10 +465,14 @@ std::string differs_from_case(const Record& r) {
   for (const auto& [name, mine, theirs] : {std::tuple{"q", &p.q, &q.q}, {"k", &p.k, &q.k}, {"v", &p.v, &q.v}, {"bias", &p.bias, &q.bias}})
     if (!same_elements(*mine, *theirs)) return name;
   if (r.operation == Operation::backward && !same_elements(in.d_o.view(), r.d_o)) return "do";
+  bool differs = false;
+  for_each_list([&](const auto& field) {
+    // An offset of 0 need not be there: see below.
+    if (field.name != "offset") differs = differs || p.*field.list != q.*field.list;
+  });
   if (p.scale != q.scale || p.softcap != q.softcap || p.causal != q.causal || p.window_left != q.window_left || p.window_right != q.window_right ||
       p.finite_min_masks != q.finite_min_masks || p.dropout != q.dropout || (p.dropout > 0 && p.dropout_seed != q.dropout_seed) || !p.keep != !q.keep ||
-      p.key_lengths != q.key_lengths || p.key_starts != q.key_starts || p.alibi_slopes != q.alibi_slopes || p.sink != q.sink || p.query_segment != q.query_segment ||
-      p.key_segment != q.key_segment)
+      differs)
     return "a mask or a scale";
   for (Index b = 0; b < p.shape.batch; ++b)
     if (p.offset_of(b) != q.offset_of(b)) return "offset";

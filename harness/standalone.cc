@@ -43,7 +43,7 @@ std::string standalone_program(const Case& c) {
   if (const auto why = has_no_standalone(c)) throw CaseError(0, *why);
   const AttentionShape& s = c.shape;
   const Inputs inputs(c);
-  const Attention& p = inputs.problem;
+  const ProjectedAttention& p = inputs.problem;
   const Contract contract = host_contract(p, kernels::Target().name());
   const Reference reference(p, contract);
 

@@ -12,18 +12,68 @@
 namespace assay {
 namespace {
 
-// A feature and its levels; each level changes a case. Extents come first: later levels depend on them.
+// One way that a feature can be.
+struct Level {
+  // Fields of a case line, which are its name too. None: the feature is as in any other case.
+  Level(const char* fields)  // NOLINT(google-explicit-constructor): lists of levels are lists of texts
+      : name(fields), change([fields](Case& c) { set_fields(c, fields); }) {}
+  // What no text can say, because it depends on the rest of the case.
+  Level(std::string named, std::function<void(Case&)> how) : name(std::move(named)), change(std::move(how)) {}
+
+  std::string name;
+  std::function<void(Case&)> change;
+};
+
+// A feature and its levels. Extents come first: later levels depend on them.
 struct Factor {
-  const char* name;
-  std::vector<std::function<void(Case&)>> levels;
+  std::string_view name;
+  std::vector<Level> levels;
   bool structural;  // meets every two others in triples, not only in pairs
 };
 
-// Levels that cannot occur together, by the names of their factors.
+// Levels that cannot occur together, by the names of their factors and their own.
 struct Exclusion {
   std::string_view why;
-  std::vector<std::pair<std::string_view, int>> levels;
+  std::vector<std::pair<std::string_view, std::string_view>> levels;
 };
+
+// A level for each value of an enumeration; `of` gives the place of the value in a case.
+template <NamedEnum E, class Of>
+std::vector<Level> every(const Of& of) {
+  std::vector<Level> levels;
+  for (const E value : values_of<E>)
+    levels.emplace_back(std::string(name_of(value)), [=](Case& c) { of(c) = value; });
+  return levels;
+}
+
+Factor& factor_named(std::vector<Factor>& factors, std::string_view name) {
+  const auto found = std::ranges::find(factors, name, &Factor::name);
+  if (found == factors.end()) throw std::logic_error(fmt::format("no factor is named {}", name));
+  return *found;
+}
+
+void set_levels(std::vector<Factor>& factors, std::string_view name, std::vector<Level> levels) {
+  factor_named(factors, name).levels = std::move(levels);
+}
+
+std::size_t level_named(const Factor& factor, std::string_view name) {
+  const auto found = std::ranges::find(factor.levels, name, &Level::name);
+  if (found == factor.levels.end())
+    throw std::logic_error(fmt::format("{} has no level '{}'", factor.name, name));
+  return static_cast<std::size_t>(found - factor.levels.begin());
+}
+
+// Only these levels stay, in this order.
+void keep_levels(std::vector<Factor>& factors, std::string_view name, std::initializer_list<std::string_view> names) {
+  Factor& factor = factor_named(factors, name);
+  std::vector<Level> kept;
+  for (const std::string_view level : names) kept.push_back(factor.levels[level_named(factor, level)]);
+  factor.levels = std::move(kept);
+}
+
+void leave_out(std::vector<Factor>& factors, std::initializer_list<std::string_view> names) {
+  std::erase_if(factors, [&](const Factor& f) { return std::ranges::find(names, f.name) != names.end(); });
+}
 
 void set_shape(Case& c, Index b, Index hq, Index hkv) {
   c.shape.batch = b;
@@ -39,106 +89,59 @@ std::vector<Index> ragged(const Case& c, std::initializer_list<double> fractions
   return list;
 }
 
-std::vector<Factor> forward_factors() {
-  using Change = std::function<void(Case&)>;
-  auto nothing = [](Case&) {};
-  auto heads = [](Index b, Index hq, Index hkv) -> Change { return [=](Case& c) { set_shape(c, b, hq, hkv); }; };
-  auto lengths = [](Index rows, Index keys) -> Change { return [=](Case& c) { c.shape.rows = rows, c.shape.keys = keys; }; };
-  auto dims = [](Index d, Index dv) -> Change { return [=](Case& c) { c.shape.dim = d, c.shape.value_dim = dv; }; };
-  auto dtype = [](Dtype in, Dtype out) -> Change {
-    return [=](Case& c) {
-      c.dtype = in;
-      if (out != in) c.out = out;
-    };
-  };
-  auto keep = [](MaskPattern p, std::array<bool, 4> varies) -> Change { return [=](Case& c) { c.keep = {p, varies}; }; };
-  auto bias = [](MaskPattern p, std::array<bool, 4> varies) -> Change { return [=](Case& c) { c.bias = {p, varies}; }; };
-  auto window = [](Index l, Index r) -> Change { return [=](Case& c) { c.window_left = l, c.window_right = r; }; };
-  auto layout = [](LayoutKind q, LayoutKind k, LayoutKind v, LayoutKind o) -> Change {
-    return [=](Case& c) { c.q_layout = q, c.k_layout = k, c.v_layout = v, c.o_layout = o; };
-  };
-  constexpr std::array<bool, 4> all{true, true, true, true};
-  using enum LayoutKind;
+// Starts of each batch that leave the rows, which are the last tokens of a cache, where they are.
+std::vector<Index> evicted(const Case& c, std::initializer_list<double> fractions) {
+  std::vector<Index> starts = ragged(c, fractions);
+  for (Index& n : starts) n = std::min(n, c.shape.keys - c.shape.rows);
+  return starts;
+}
 
-  std::vector<Factor> factors = {
-      {"heads", {heads(1, 1, 1), heads(2, 6, 2), heads(3, 5, 5), heads(2, 3, 1)}, true},
+std::vector<Factor> forward_factors() {
+  return {
+      {"heads", {"b=1 h=1", "b=2 h=6/2", "b=3 h=5", "b=2 h=3/1"}, true},
       // Pairwise different, odd, on both sides of the tiles of 64 and 128 keys and of 96 rows.
-      {"lengths",
-       {lengths(37, 53), lengths(1, 131), lengths(97, 64), lengths(130, 257), lengths(5, 2), lengths(2, 5), lengths(63, 128), lengths(41, 383),
-        lengths(12, 191)},
-       true},
-      {"dims", {dims(64, 64), dims(40, 72), dims(128, 96), dims(17, 33), dims(1, 3), dims(80, 48), dims(192, 128)}, true},
-      {"dtype", {dtype(Dtype::f32, Dtype::f32), dtype(Dtype::f16, Dtype::f16), dtype(Dtype::bf16, Dtype::bf16), dtype(Dtype::bf16, Dtype::f32)}, true},
-      {"causal",
-       {nothing, [](Case& c) { c.causal = true; },
-        [](Case& c) {
-          c.causal = true, c.offset = {OffsetSpec::Kind::end, 0};
-        },
-        [](Case& c) {
-          c.causal = true, c.offset = {OffsetSpec::Kind::fixed, -3};
-        }},
-       true},
-      {"window", {nothing, window(16, 0), window(5, 9), window(-1, 3)}, true},
+      {"lengths", {"l=37x53", "l=1x131", "l=97x64", "l=130x257", "l=5x2", "l=2x5", "l=63x128", "l=41x383", "l=12x191"}, true},
+      {"dims", {"d=64", "d=40/72", "d=128/96", "d=17/33", "d=1/3", "d=80/48", "d=192/128"}, true},
+      {"dtype", {"dtype=f32", "dtype=f16", "dtype=bf16", "dtype=bf16 out=f32"}, true},
+      {"causal", {"", "causal", "causal offset=end", "causal offset=-3"}, true},
+      {"window", {"", "window=16,0", "window=5,9", "window=-1,3"}, true},
       {"padding",
-       {nothing,
-        [](Case& c) {
-          c.lengths = ragged(c, {0.6, 1, 0.31});
-        },
-        [](Case& c) {
-          c.starts = ragged(c, {0.4, 0, 0.8});
-        },
-        [](Case& c) {
-          c.lengths = ragged(c, {0.9, 0.7, 0}), c.starts = ragged(c, {0.2, 0.5, 0});
-        }},
+       {"",
+        {"lengths", [](Case& c) { c.lengths = ragged(c, {0.6, 1, 0.31}); }},
+        {"starts", [](Case& c) { c.starts = ragged(c, {0.4, 0, 0.8}); }},
+        {"lengths and starts",
+         [](Case& c) { c.lengths = ragged(c, {0.9, 0.7, 0}), c.starts = ragged(c, {0.2, 0.5, 0}); }}},
        true},
-      {"boolean",
-       {nothing, keep(MaskPattern::random, all), keep(MaskPattern::empty_rows, {false, false, true, true}), keep(MaskPattern::tiles, {true, false, true, true}),
-        keep(MaskPattern::random, {true, false, false, true})},
-       true},
+      {"boolean", {"", "bool=random", "bool=empty-rows@ij", "bool=tiles@bij", "bool=random@bj"}, true},
       {"bias",
-       {nothing, bias(MaskPattern::normal, all), bias(MaskPattern::minus_infinity, {false, true, true, true}),
-        bias(MaskPattern::minimum, {true, true, true, true}),
-        [=](Case& c) {
-          c.bias = {MaskPattern::minimum_rows, all}, c.finite_min_masks = true;
-        },
-        bias(MaskPattern::large, {false, false, true, true})},
+       {"", "bias=normal", "bias=minus-infinity@hij", "bias=minimum", "bias=minimum-rows finite-min-masks", "bias=large@ij"},
        true},
-      {"hidden",
-       {nothing, [](Case& c) { c.hidden = Hidden::nan; }, [](Case& c) { c.hidden = Hidden::infinity; }, [](Case& c) { c.hidden = Hidden::huge; }},
-       true},
-      {"alibi", {nothing, [](Case& c) { c.alibi = true; }}, false},
-      {"softcap", {nothing, [](Case& c) { c.softcap = 50; }, [](Case& c) { c.softcap = 1; }}, false},
-      {"sink", {nothing, [](Case& c) { c.sink = 0.5f; }, [](Case& c) { c.sink = 9; }}, false},
-      {"documents",
-       {nothing,
-        [](Case& c) {
-          c.documents = {7, 19, 11};
-        }},
-       false},
-      {"dropout", {nothing, nothing, [](Case& c) { c.dropout = 0.3f, c.dropout_seed = 11; }}, false},
-      {"scale", {nothing, nothing, [](Case& c) { c.scale = 0.25f; }}, false},
+      {"hidden", {"", "hidden=nan", "hidden=inf", "hidden=huge"}, true},
+      {"alibi", {"", "alibi"}, false},
+      {"softcap", {"", "softcap=50", "softcap=1"}, false},
+      {"sink", {"", "sink=0.5", "sink=9"}, false},
+      {"documents", {"", "docs=7,19,11"}, false},
+      {"dropout", {"", "", "dropout=0.3:11"}, false},
+      {"scale", {"", "", "scale=0.25"}, false},
       {"layout",
-       {nothing, layout(bshd, bshd, bshd, bshd), layout(packed, packed, packed, bhsd), layout(padded, strided, reversed, padded),
-        layout(strided, shared_head, padded, reversed), layout(reversed, padded, shared_batch, strided)},
+       {"", "layout=bshd", "layout=q:packed,k:packed,v:packed", "layout=q:padded,k:strided,v:reversed,o:padded",
+        "layout=q:strided,k:shared-head,v:padded,o:reversed", "layout=q:reversed,k:padded,v:shared-batch,o:strided"},
        false},
-      {"threads", {nothing, [](Case& c) { c.threads = 2; }}, false},
+      {"threads", {"", "threads=2"}, false},
+      {"scores", every<Scores>([](Case& c) -> Scores& { return c.scores; }), false},
+      {"values", every<Values>([](Case& c) -> Values& { return c.values; }), false},
   };
-  Factor scores{"scores", {}, false}, values{"values", {}, false};
-  for (int s = 0; s < scores_count; ++s) scores.levels.push_back([=](Case& c) { c.scores = static_cast<Scores>(s); });
-  for (int v = 0; v < values_count; ++v) values.levels.push_back([=](Case& c) { c.values = static_cast<Values>(v); });
-  factors.push_back(std::move(scores));
-  factors.push_back(std::move(values));
-  return factors;
 }
 
 CoveringPlan plan_of(const std::vector<Factor>& factors, int structural_strength, const std::vector<Exclusion>& exclusions = {}) {
   CoveringPlan plan;
-  const auto index_of = [&](std::string_view name) {
-    return static_cast<int>(std::ranges::find_if(factors, [&](const Factor& f) { return f.name == name; }) - factors.begin());
-  };
   for (const Exclusion& e : exclusions) {
     plan.excluded.emplace_back();
-    for (const auto& [name, level] : e.levels) plan.excluded.back().emplace_back(index_of(name), level);
+    for (const auto& [name, level] : e.levels) {
+      const auto factor = std::ranges::find(factors, name, &Factor::name);
+      if (factor == factors.end()) throw std::logic_error(fmt::format("no factor is named {}", name));
+      plan.excluded.back().emplace_back(static_cast<int>(factor - factors.begin()), static_cast<int>(level_named(*factor, level)));
+    }
   }
   std::vector<int> everything, structural;
   for (std::size_t f = 0; f < factors.size(); ++f) {
@@ -157,7 +160,7 @@ std::vector<Case> cover(const std::vector<Factor>& factors, const CoveringPlan& 
   // The array's own seed is not the suite's: a suite has the same shapes under every --seed.
   for (const std::vector<int>& row : covering_array(plan, array_seed)) {
     Case c;
-    for (std::size_t f = 0; f < factors.size(); ++f) factors[f].levels[static_cast<std::size_t>(row[f])](c);
+    for (std::size_t f = 0; f < factors.size(); ++f) factors[f].levels[usize(row[f])].change(c);
     c.seed = seed + cases.size();
     check_case(c);
     cases.push_back(std::move(c));
@@ -172,21 +175,15 @@ std::vector<Case> cover(const std::vector<Factor>& factors, int structural_stren
 // A few families stand for all: those in which a maximum moves, a sum cancels or the answer is known exactly.
 Suite smoke(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
-  for (Factor& f : factors) {
-    const std::string_view name = f.name;
-    if (name == "scores") f.levels = {f.levels[0], f.levels[4], f.levels[5], f.levels[7], f.levels[19], f.levels[20]};
-    if (name == "values") f.levels = {f.levels[0], f.levels[4], f.levels[6], f.levels[12], f.levels[15], f.levels[16]};
-  }
+  keep_levels(factors, "scores", {"normal", "negative", "growing", "tile-peaks", "subset", "gather"});
+  keep_levels(factors, "values", {"normal", "cancel", "one-hot", "ones", "head-number", "integers"});
   return {"smoke", "every pair of features once", {}, cover(factors, 2, 20261, seed)};
 }
 
 // Where a new kernel begins: shapes, dtypes, causality, and every family of inputs, without any other mask.
 Suite plain(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
-  std::erase_if(factors, [](const Factor& f) {
-    static constexpr std::string_view left_out[] = {"window", "padding", "boolean", "bias", "hidden", "alibi", "softcap", "sink", "documents", "dropout", "layout", "threads"};
-    return std::ranges::find(left_out, std::string_view(f.name)) != std::end(left_out);
-  });
+  leave_out(factors, {"window", "padding", "boolean", "bias", "hidden", "alibi", "softcap", "sink", "documents", "dropout", "layout", "threads"});
   return {"plain", "shapes, dtypes, causality and every family of inputs", {}, cover(factors, 2, 20266, seed)};
 }
 
@@ -230,9 +227,12 @@ Suite standard(std::uint64_t seed) {
 // Gradients: the features of the forward pass and families of dO. Tiles of rows and of keys are 96 wide, splits one to six tiles.
 Suite backward(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
-  Factor gradient{"gradient", {}, false};
-  for (int v = 0; v < values_count; ++v) gradient.levels.push_back([=](Case& c) { c.operation = Operation::backward, c.gradient = static_cast<Values>(v); });
-  factors.push_back(std::move(gradient));
+  factors.push_back({"gradient",
+                     every<Values>([](Case& c) -> Values& {
+                       c.operation = Operation::backward;
+                       return c.gradient;
+                     }),
+                     false});
   Suite suite{"backward", "gradients: every pair of features and input families, every triple of structural features", {}, cover(factors, 3, 20263, seed)};
   // Several splits of keys and tiles of rows, one short of a tile and one beyond.
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
@@ -258,38 +258,18 @@ Suite backward(std::uint64_t seed) {
   return suite;
 }
 
-void set_levels(std::vector<Factor>& factors, std::string_view name, std::vector<std::function<void(Case&)>> levels) {
-  for (Factor& f : factors)
-    if (f.name == name) f.levels = std::move(levels);
-}
-
 // Few rows against many keys: each split of 512 keys is computed for itself and merged.
 Suite decode(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
-  auto lengths = [](Index rows, Index keys) { return [=](Case& c) { c.shape.rows = rows, c.shape.keys = keys; }; };
-  set_levels(factors, "lengths", {lengths(1, 1537), lengths(1, 511), lengths(3, 1024), lengths(2, 513), lengths(5, 2049), lengths(8, 700), lengths(1, 3000)});
+  set_levels(factors, "lengths", {"l=1x1537", "l=1x511", "l=3x1024", "l=2x513", "l=5x2049", "l=8x700", "l=1x3000"});
   set_levels(factors, "padding",
-             {[](Case&) {},
-              [](Case& c) {
-                c.lengths = ragged(c, {0.6, 1, 0.31});
-              },
-              [](Case& c) {
-                c.starts = ragged(c, {0.9, 0, 0.4});
-              },
-              [](Case& c) {
-                c.lengths = ragged(c, {0.9, 0.34, 0}), c.starts = ragged(c, {0.7, 0.3, 0});
-              }});
-  set_levels(factors, "causal",
-             {[](Case&) {},
-              [](Case& c) {
-                c.causal = true, c.offset = {OffsetSpec::Kind::end, 0};
-              },
-              [](Case& c) {
-                c.causal = true, c.offset = {OffsetSpec::Kind::fixed, 600};
-              }});
-  set_levels(factors, "window",
-             {[](Case&) {}, [](Case& c) { c.window_left = 530, c.window_right = 0; }, [](Case& c) { c.window_left = 5, c.window_right = 9; },
-              [](Case& c) { c.window_right = 3; }});
+             {"",
+              {"lengths", [](Case& c) { c.lengths = ragged(c, {0.6, 1, 0.31}); }},
+              {"starts", [](Case& c) { c.starts = ragged(c, {0.9, 0, 0.4}); }},
+              {"lengths and starts",
+               [](Case& c) { c.lengths = ragged(c, {0.9, 0.34, 0}), c.starts = ragged(c, {0.7, 0.3, 0}); }}});
+  set_levels(factors, "causal", {"", "causal offset=end", "causal offset=600"});
+  set_levels(factors, "window", {"", "window=530,0", "window=5,9", "window=-1,3"});
   Suite suite{"decode",
               "few rows against many keys: every pair of features and input families, every triple of structural features",
               {},
@@ -297,50 +277,50 @@ Suite decode(std::uint64_t seed) {
   return suite;
 }
 
-// Levels of a cache.
-auto cache_of(CacheSpec::Kind k, Index page, Index rank = 0, Index rotary = 0) {
-  return [=](Case& c) {
-    c.cache.kind = k, c.cache.page = page;
-    if (k == CacheSpec::Kind::latent) c.cache.rank = rank, c.cache.rotary = std::min(rotary, c.shape.dim - 1);
-  };
+// A latent cache, as far as the dimension of a head has room for the rotary part.
+Level latent(Index page, Index rank, Index rotary) {
+  return {fmt::format("cache=latent:{}:{}+{}", page, rank, rotary), [=](Case& c) {
+            c.cache.kind = CacheSpec::Kind::latent;
+            c.cache.page = page;
+            c.cache.rank = rank;
+            c.cache.rotary = std::min(rotary, c.shape.dim - 1);
+          }};
 }
-auto stored_as(std::optional<Dtype> dtype, Index group = 0) {
-  return [=](Case& c) {
-    c.cache.dtype = dtype, c.cache.group = group;
-    if (dtype == Dtype::f4e2m1 && c.hidden != Hidden::generated) c.hidden = Hidden::huge;
-  };
+// A dtype without NaN and infinity, which what is hidden cannot be then.
+Level stored_as_f4(const char* fields) {
+  return {fields, [=](Case& c) {
+            set_fields(c, fields);
+            if (c.hidden != Hidden::generated) c.hidden = Hidden::huge;
+          }};
+}
+Level chunks(const char* fields) {
+  return {fields, [=](Case& c) {
+            if (can_chunk(c)) set_fields(c, fields);
+          }};
 }
 // Layouts of tensors that a cache takes token by token.
-std::vector<std::function<void(Case&)>> layouts_of_tokens() {
-  return {[](Case&) {}, [](Case& c) { c.q_layout = c.k_layout = c.v_layout = c.o_layout = LayoutKind::bshd; },
-          [](Case& c) { c.q_layout = LayoutKind::packed, c.k_layout = c.v_layout = LayoutKind::packed; },
-          [](Case& c) { c.q_layout = LayoutKind::padded, c.k_layout = LayoutKind::strided, c.v_layout = LayoutKind::reversed; }};
+std::vector<Level> layouts_of_tokens() {
+  return {"", "layout=bshd", "layout=q:packed,k:packed,v:packed", "layout=q:padded,k:strided,v:reversed"};
 }
 
 // Keys and values by way of a cache.
 Suite caches(std::uint64_t seed) {
-  using Kind = CacheSpec::Kind;
   std::vector<Factor> factors = forward_factors();
-  auto lengths = [](Index rows, Index keys) { return [=](Case& c) { c.shape.rows = rows, c.shape.keys = keys, c.offset.kind = OffsetSpec::Kind::end; }; };
-  set_levels(factors, "lengths", {lengths(37, 53), lengths(1, 131), lengths(64, 64), lengths(5, 257), lengths(130, 130), lengths(9, 600), lengths(1, 1)});
-  set_levels(factors, "causal", {[](Case& c) { c.causal = true; }, [](Case&) {}});
+  set_levels(factors, "lengths",
+             {"l=37x53 offset=end", "l=1x131 offset=end", "l=64 offset=end", "l=5x257 offset=end", "l=130 offset=end", "l=9x600 offset=end",
+              "l=1 offset=end"});
+  set_levels(factors, "causal", {"causal", ""});
   // Eviction drops a prefix; lengths are the cache's own.
-  set_levels(factors, "padding",
-             {[](Case&) {},
-              [](Case& c) {
-                for (Index& n : c.starts = ragged(c, {0.7, 0, 0.3})) n = std::min(n, c.shape.keys - c.shape.rows);
-              }});
+  set_levels(factors, "padding", {"", {"starts", [](Case& c) { c.starts = evicted(c, {0.7, 0, 0.3}); }}});
   set_levels(factors, "layout", layouts_of_tokens());
-  auto chunks = [](std::vector<Index> list) { return [=](Case& c) { c.cache.chunks = can_chunk(c) ? list : std::vector<Index>{}; }; };
   factors.push_back({"cache",
-                     {cache_of(Kind::contiguous, 16), cache_of(Kind::paged, 1), cache_of(Kind::paged, 16), cache_of(Kind::paged, 7), cache_of(Kind::latent, 16, 32, 8),
-                      cache_of(Kind::latent, 5, 130, 16)},
+                     {"cache=contiguous", "cache=paged:1", "cache=paged:16", "cache=paged:7", latent(16, 32, 8), latent(5, 130, 16)},
                      true});
   factors.push_back({"store",
-                     {stored_as({}), stored_as(Dtype::f32), stored_as(Dtype::f16), stored_as(Dtype::bf16), stored_as(Dtype::f8e4m3), stored_as(Dtype::f8e4m3, 32),
-                      stored_as(Dtype::f8e5m2, 16), stored_as(Dtype::f4e2m1, 16), stored_as(Dtype::f4e2m1)},
+                     {"", "store=f32", "store=f16", "store=bf16", "store=f8e4m3", "store=f8e4m3/32", "store=f8e5m2/16",
+                      stored_as_f4("store=f4e2m1/16"), stored_as_f4("store=f4e2m1")},
                      true});
-  factors.push_back({"chunks", {chunks({}), chunks({1}), chunks({5, 1}), chunks({17, 30})}, true});
+  factors.push_back({"chunks", {"", chunks("chunks=1"), chunks("chunks=5,1"), chunks("chunks=17,30")}, true});
   Suite suite{"caches",
               "prefill in chunks and decode through caches of every kind and dtype: every pair of features, every triple of structural ones",
               {},
@@ -363,67 +343,56 @@ Suite caches(std::uint64_t seed) {
 // Every way that keys take to a row, and what may go wrong on the way: tensors and caches of each kind and dtype, one call and several, one split of the keys
 // and several, with every mask and feature, all in triples.
 Suite paths(std::uint64_t seed) {
-  using Kind = CacheSpec::Kind;
-  using enum MaskPattern;
   std::vector<Factor> factors = forward_factors();
-  std::erase_if(factors, [](const Factor& f) {
-    static constexpr std::string_view left_out[] = {"lengths", "padding", "boolean", "bias", "hidden", "documents", "dropout", "scale"};
-    return std::ranges::find(left_out, std::string_view(f.name)) != std::end(left_out);
-  });
-  for (Factor& f : factors) f.structural = f.name != std::string_view("scores") && f.name != std::string_view("values") && f.name != std::string_view("threads");
-  auto keep_levels = [&](std::string_view name, std::initializer_list<std::size_t> which) {
-    for (Factor& f : factors)
-      if (f.name == name) {
-        std::vector<std::function<void(Case&)>> kept;
-        for (std::size_t level : which) kept.push_back(f.levels[level]);
-        f.levels = std::move(kept);
-      }
-  };
-  keep_levels("heads", {0, 1, 3});
-  keep_levels("dims", {0, 1, 2});
-  keep_levels("causal", {0, 2});
-  keep_levels("softcap", {0, 1});
-  keep_levels("sink", {0, 1});
-  auto window = [](Index l, Index r) { return [=](Case& c) { c.window_left = l, c.window_right = r; }; };
+  leave_out(factors, {"lengths", "padding", "boolean", "bias", "hidden", "documents", "dropout", "scale"});
+  for (Factor& f : factors) f.structural = f.name != "scores" && f.name != "values" && f.name != "threads";
+  keep_levels(factors, "heads", {"b=1 h=1", "b=2 h=6/2", "b=2 h=3/1"});
+  keep_levels(factors, "dims", {"d=64", "d=40/72", "d=128/96"});
+  keep_levels(factors, "causal", {"", "causal offset=end"});
+  keep_levels(factors, "softcap", {"", "softcap=50"});
+  keep_levels(factors, "sink", {"", "sink=0.5"});
   // Every triple is to be judged by its bound; sums of numbers at the end of their dtype may be judged by nothing. Other suites have them.
-  for (Factor& f : factors) {
-    if (f.name == std::string_view("scores")) f.levels.erase(f.levels.begin() + static_cast<int>(Scores::near_overflow));
-    if (f.name == std::string_view("values")) f.levels.erase(f.levels.begin() + static_cast<int>(Values::near_overflow));
-  }
-  set_levels(factors, "window", {[](Case&) {}, window(16, 0), window(600, 0), window(5, 9)});
+  for (const char* name : {"scores", "values"})
+    std::erase_if(factor_named(factors, name).levels, [](const Level& l) { return l.name == "near-overflow"; });
+  set_levels(factors, "window", {"", "window=16,0", "window=600,0", "window=5,9"});
   set_levels(factors, "layout", layouts_of_tokens());
   // Splits are of 512 keys; the last one has one or two tiles, whole, less a key, or a key more.
-  auto splits = [](Index n) { return [=](Case& c) { c.shape.keys = 512 * (n - 1), c.offset.kind = OffsetSpec::Kind::end; }; };
-  auto tail = [](Index n) { return [=](Case& c) { c.shape.keys += n; }; };
-  auto calls = [](Index rows, std::vector<Index> chunks) { return [=](Case& c) { c.shape.rows = rows, c.cache.chunks = chunks; }; };
+  auto splits = [](Index n) {
+    return Level(fmt::format("{} splits", n), [=](Case& c) { c.shape.keys = 512 * (n - 1), c.offset.kind = OffsetSpec::Kind::end; });
+  };
+  auto tail = [](Index n) { return Level(fmt::format("{} keys in the last", n), [=](Case& c) { c.shape.keys += n; }); };
+  auto call = [](Index rows) { return Level(fmt::format("{} rows", rows), [=](Case& c) { c.shape.rows = rows; }); };
+  const Level many_calls{"37 rows in chunks", [](Case& c) { c.shape.rows = 37, c.cache.chunks = {17, 1}; }};
   auto at_front = [&](Factor f) { factors.insert(factors.begin(), std::move(f)); };
   at_front({"tail", {tail(128), tail(127), tail(129)}, true});
   at_front({"splits", {splits(1), splits(2), splits(3)}, true});
-  at_front({"calls", {calls(37, {}), calls(1, {}), calls(5, {}), calls(37, {17, 1})}, true});
+  at_front({"calls", {call(37), call(1), call(5), many_calls}, true});
   factors.push_back({"mask",
-                     {[](Case&) {}, [](Case& c) { c.keep = {random, {true, true, true, true}}; }, [](Case& c) { c.bias = {minus_infinity, {true, true, true, true}}; },
-                      [](Case& c) { c.lengths = ragged(c, {0.6, 1}), c.hidden = Hidden::nan; },
-                      [](Case& c) {
-                        c.hidden = Hidden::nan;
-                        for (Index& n : c.starts = ragged(c, {0.7, 0.1})) n = std::min(n, c.shape.keys - c.shape.rows);
-                      },
-                      [](Case& c) {
-                        // Rows count from the first document on, and stand at the end of the keys.
-                        c.documents = c.shape.rows > 5 ? std::vector<Index>{3, c.shape.keys - 12} : std::vector<Index>{c.shape.keys - 9};
-                      }},
+                     {"", "bool=random", "bias=minus-infinity",
+                      {"lengths", [](Case& c) { c.lengths = ragged(c, {0.6, 1}), c.hidden = Hidden::nan; }},
+                      {"starts", [](Case& c) { c.starts = evicted(c, {0.7, 0.1}), c.hidden = Hidden::nan; }},
+                      {"documents",
+                       [](Case& c) {
+                         // Rows count from the first document on, and stand at the end of the keys.
+                         c.documents = c.shape.rows > 5 ? std::vector<Index>{3, c.shape.keys - 12} : std::vector<Index>{c.shape.keys - 9};
+                       }}},
                      true});
-  factors.push_back(
-      {"path", {[](Case&) {}, cache_of(Kind::contiguous, 16), cache_of(Kind::paged, 16), cache_of(Kind::paged, 5), cache_of(Kind::latent, 16, 32, 8)}, true});
-  factors.push_back({"store", {stored_as({}), stored_as(Dtype::bf16), stored_as(Dtype::f8e4m3), stored_as(Dtype::f8e5m2, 16), stored_as(Dtype::f4e2m1, 16)}, true});
-  // Levels by their numbers above. What needs a cache goes with no tensors, hence not with lengths either.
-  std::vector<Exclusion> exclusions = {{"tensors in chunks: they are read by one call", {{"path", 0}, {"calls", 3}}}};
-  for (int store = 1; store < 5; ++store) exclusions.push_back({"tensors in a cache's dtype: there is no cache", {{"path", 0}, {"store", store}}});
-  const char* later_keys = "chunks without causality or window=...,0: a row of an early call cannot see keys of a later one";
-  for (int level : {0, 3}) exclusions.push_back({later_keys, {{"calls", 3}, {"causal", 0}, {"window", level}}});
+  factors.push_back({"path", {"", "cache=contiguous", "cache=paged:16", "cache=paged:5", latent(16, 32, 8)}, true});
+  factors.push_back({"store", {"", "store=bf16", "store=f8e4m3", "store=f8e5m2/16", stored_as_f4("store=f4e2m1/16")}, true});
+  // What needs a cache goes with no tensors, hence not with lengths either.
+  std::vector<Exclusion> exclusions = {
+      {"tensors in chunks: they are read by one call", {{"path", ""}, {"calls", "37 rows in chunks"}}}};
+  const auto exclude_all_but_first = [&](std::string_view why, std::string_view factor, std::pair<std::string_view, std::string_view> other) {
+    const std::vector<Level>& levels = factor_named(factors, factor).levels;
+    for (std::size_t l = 1; l < levels.size(); ++l) exclusions.push_back({why, {{factor, levels[l].name}, other}});
+  };
+  exclude_all_but_first("tensors in a cache's dtype: there is no cache", "store", {"path", ""});
+  for (const char* window : {"", "window=5,9"})
+    exclusions.push_back({"chunks without causality or window=...,0: a row of an early call cannot see keys of a later one",
+                          {{"calls", "37 rows in chunks"}, {"causal", ""}, {"window", window}}});
   const char* own_lengths = "lengths with a cache, its chunks or its dtypes: it has its own";
-  exclusions.push_back({own_lengths, {{"calls", 3}, {"mask", 3}}});
-  for (int level = 1; level < 5; ++level)
-    for (const char* factor : {"path", "store"}) exclusions.push_back({own_lengths, {{factor, level}, {"mask", 3}}});
+  exclusions.push_back({own_lengths, {{"calls", "37 rows in chunks"}, {"mask", "lengths"}}});
+  for (const char* factor : {"path", "store"}) exclude_all_but_first(own_lengths, factor, {"mask", "lengths"});
   const CoveringPlan plan = plan_of(factors, 3, exclusions);
   Suite suite{"paths", "every path of the keys with every mask, feature, layout and dtype: every triple", {}, cover(factors, plan, 20267, seed)};
   const Combinations count = count_combinations(plan);
@@ -526,57 +495,40 @@ void fit_product(Case& c) {
 }
 
 Suite products(std::uint64_t seed) {
-  using Change = std::function<void(Case&)>;
-  auto rows = [](Index m) -> Change { return [=](Case& c) { c.operation = Operation::product, c.product.m = m; }; };
-  auto columns = [](Index n) -> Change { return [=](Case& c) { c.product.n = n; }; };
-  auto depth = [](Index k) -> Change { return [=](Case& c) { c.product.k = k; }; };
-  auto dtype = [](Dtype in, Dtype out) -> Change {
-    return [=](Case& c) {
-      c.dtype = in;
-      if (out != in) c.out = out;
-    };
+  auto rows = [](Index m) {
+    return Level(fmt::format("m={}", m), [=](Case& c) { c.operation = Operation::product, c.product.m = m; });
   };
-  auto group = [](std::optional<Index> g) -> Change { return [=](Case& c) { c.product.group = g; }; };
-  auto a = [](std::optional<LowBit> f) -> Change { return [=](Case& c) { c.product.a_format = f; }; };
-  auto layout = [](LayoutKind in, LayoutKind out) -> Change { return [=](Case& c) { c.q_layout = in, c.o_layout = out; }; };
-  auto poke = [](double x) -> Change { return [=](Case& c) { c.pokes = {{'a', {0, 0, 2, 33}, x}}; }; };
-  auto nothing = [](Case&) {};
-  using enum LayoutKind;
-  Factor format{"format", {}, true}, weights{"weights", {}, false}, scales{"scales", {}, false}, values{"values", {}, false};
-  for (int f = 0; f < low_bit_count; ++f) format.levels.push_back([=](Case& c) { c.product.format = static_cast<LowBit>(f); });
-  for (int w = 0; w < weights_count; ++w) weights.levels.push_back([=](Case& c) { c.product.weights = static_cast<Weights>(w); });
-  for (int s = 0; s < scale_family_count; ++s) scales.levels.push_back([=](Case& c) { c.product.scales = static_cast<ScaleFamily>(s); });
-  for (int v = 0; v < values_count; ++v) values.levels.push_back([=](Case& c) { c.values = static_cast<Values>(v); });
+  auto group = [](Index g) { return Level(fmt::format("group of {}", g), [=](Case& c) { c.product.group = g; }); };
   const std::vector<Factor> factors = {
       // Every register block and its neighbours, the rows from which panels are decoded first, and two tiles.
       {"m", {rows(1), rows(2), rows(3), rows(4), rows(5), rows(7), rows(8), rows(9), rows(31), rows(32), rows(33), rows(65)}, true},
       // Panels of 64 columns.
-      {"n", {columns(64), columns(1), columns(63), columns(65), columns(130), columns(24)}, true},
+      {"n", {"n=64", "n=1", "n=63", "n=65", "n=130", "n=24"}, true},
       // Blocks of 8, groups of 16, 32 and 128, and the depth of 256 up to which a panel is decoded at a time.
-      {"k", {depth(128), depth(32), depth(33), depth(7), depth(300), depth(515), depth(96), depth(47)}, true},
-      {"dtype", {dtype(Dtype::f32, Dtype::f32), dtype(Dtype::f16, Dtype::f16), dtype(Dtype::bf16, Dtype::f32), dtype(Dtype::bf16, Dtype::bf16)}, true},
-      std::move(format),
-      {"group", {group({}), group(8), group(32), group(48), group(0), group(64)}, true},
-      {"a", {nothing, nothing, nothing, a(LowBit::mxfp4), a(LowBit::nvfp4), a(LowBit::f8e4m3), a(LowBit::f8e5m2)}, false},
-      std::move(weights),
-      std::move(scales),
-      {"zeros", {nothing, [](Case& c) { c.product.zeros = ZeroFamily::symmetric; }, [](Case& c) { c.product.zeros = ZeroFamily::edges; }}, false},
-      std::move(values),
-      {"layout", {nothing, layout(padded, padded), layout(strided, reversed), layout(reversed, strided)}, false},
-      {"poke", {nothing, nothing, nothing, poke(std::numeric_limits<double>::quiet_NaN()), poke(std::numeric_limits<double>::infinity())}, false},
-      {"threads", {nothing, [](Case& c) { c.threads = 2; }}, false},
+      {"k", {"k=128", "k=32", "k=33", "k=7", "k=300", "k=515", "k=96", "k=47"}, true},
+      {"dtype", {"dtype=f32", "dtype=f16", "dtype=bf16 out=f32", "dtype=bf16"}, true},
+      {"format", every<LowBit>([](Case& c) -> LowBit& { return c.product.format; }), true},
+      {"group", {"", group(8), group(32), group(48), group(0), group(64)}, true},
+      {"a", {"", "", "", "a=mxfp4", "a=nvfp4", "a=f8e4m3", "a=f8e5m2"}, false},
+      {"weights", every<Weights>([](Case& c) -> Weights& { return c.product.weights; }), false},
+      {"scales", every<ScaleFamily>([](Case& c) -> ScaleFamily& { return c.product.scales; }), false},
+      {"zeros", {"", "zeros=symmetric", "zeros=edges"}, false},
+      {"values", every<Values>([](Case& c) -> Values& { return c.values; }), false},
+      {"layout", {"", "layout=padded", "layout=a:strided,c:reversed", "layout=a:reversed,c:strided"}, false},
+      {"poke", {"", "", "", "poke=a:0:0:2:33=nan", "poke=a:0:0:2:33=inf"}, false},
+      {"threads", {"", "threads=2"}, false},
       // Last: it looks at what the others chose.
       {"fit",
-       {[](Case& c) {
-         if (c.product.group && *c.product.group == 0 && traits(c.product.format).scale != Dtype::e8m0) c.product.group.reset();
-         fit_product(c);
-       }},
+       {{"fit",
+         [](Case& c) {
+           if (c.product.group && *c.product.group == 0 && traits(c.product.format).scale != Dtype::e8m0) c.product.group.reset();
+           fit_product(c);
+         }}},
        false},
   };
   Suite suite{"products", "low-bit products in every format: every pair of features and families, every triple of structural features", {}, cover(factors, 3, 20266, seed)};
   // Lanes of every kind of group, of every format and group size above.
-  for (int f = 0; f < low_bit_count; ++f) {
-    const auto format_of = static_cast<LowBit>(f);
+  for (const LowBit format_of : values_of<LowBit>) {
     const LowBitTraits& t = traits(format_of);
     for (Index g : t.group_free ? (t.scale == Dtype::e8m0 ? std::vector<Index>{0, 8, 32} : std::vector<Index>{8, 32, 48, 64, 128}) : std::vector<Index>{t.group}) {
       const Index tile = g > 0 ? g : 128, short_by = format_of == LowBit::fp4_sparse ? 4 : 1;

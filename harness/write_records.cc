@@ -51,8 +51,9 @@ class RecordWriter {
     to_.push_back({prefix_ + name, dtype, std::move(shape), bytes, [data, bytes](const auto& put) { put(data, bytes); }});
   }
   template <class T>
-  void add_list(const char* name, const char* dtype, const std::vector<T>& list) {
-    if (!list.empty()) add_bytes(name, dtype, {std::ssize(list)}, list.data(), list.size() * sizeof(T));
+  void add_list(std::string_view name, const std::vector<T>& list) {
+    constexpr const char* dtype = std::is_same_v<T, float> ? "F32" : sizeof(T) == 8 ? "I64" : "I32";
+    if (!list.empty()) add_bytes(std::string(name), dtype, {std::ssize(list)}, list.data(), list.size() * sizeof(T));
   }
   void add_low_bit(const std::string& name, const LowBitMatrix& m) {
     for (const auto& [part, t] : {std::pair{".codes", &m.codes()}, {".scales", &m.scales()}, {".extra", &m.extra()}})
@@ -141,13 +142,7 @@ std::string describe(const Recorded& r, bool with_outputs, const std::string& ke
         if (keep.stride[axis] == 0) keep.shape[axis] = 1;
       to.add_bytes("keep", "BOOL", {keep.shape.begin(), keep.shape.end()}, keep.data, static_cast<std::size_t>(element_count(keep.shape)));
     }
-    to.add_list("offset", "I64", p.offset);
-    to.add_list("lengths", "I64", p.key_lengths);
-    to.add_list("starts", "I64", p.key_starts);
-    to.add_list("alibi_slopes", "F32", p.alibi_slopes);
-    to.add_list("sink", "F32", p.sink);
-    to.add_list("query_segment", "I32", p.query_segment);
-    to.add_list("key_segment", "I32", p.key_segment);
+    for_each_list([&](const auto& field) { to.add_list(field.recorded, p.*field.list); });
     if (r.gradients) to.add("do", r.inputs->d_o.view());
     if (with_outputs) {
       to.add("o", r.outputs->o.view());

@@ -11,22 +11,15 @@ struct CacheObject {
 };
 
 Handles<CacheObject, assay_cache>& caches() {
-  static auto* handles = new Handles<CacheObject, assay_cache>;
+  static auto* handles = new Handles<CacheObject, assay_cache>("cache", StatusCode::invalid_cache_state);
   return *handles;
-}
-
-std::shared_ptr<CacheObject> cache_of(assay_cache handle) {
-  if (!handle) refuse("cache is null", StatusCode::invalid_cache_state);
-  std::shared_ptr<CacheObject> object = caches().find(handle);
-  if (!object) refuse("cache is no cache, or was destroyed", StatusCode::invalid_cache_state);
-  return object;
 }
 
 // Status of a change of the cache, alone with it.
 template <class Change>
 assay_status change(assay_cache handle, const Change& apply) {
   return guarded([&] {
-    const auto object = cache_of(handle);
+    const auto object = caches().get(handle);
     const std::lock_guard lock(object->mutex);
     return apply(*object->cache);
   });
@@ -57,11 +50,7 @@ assay_status assay_cache_create(const assay_cache_config* config, assay_cache* c
 }
 
 assay_status assay_cache_destroy(assay_cache cache) {
-  return guarded([&] {
-    cache_of(cache);
-    caches().remove(cache);
-    return Status{};
-  });
+  return guarded([&] { return caches().destroy(cache); });
 }
 
 assay_status assay_cache_append(assay_cache cache, int64_t sequence, const assay_tensor* k, const assay_tensor* v) {
@@ -86,7 +75,7 @@ assay_status assay_cache_reset(assay_cache cache, int64_t sequence) {
 
 assay_status assay_cache_length(assay_cache cache, int64_t sequence, int64_t* length, int64_t* evicted) {
   return guarded([&] {
-    const auto object = cache_of(cache);
+    const auto object = caches().get(cache);
     const std::shared_lock lock(object->mutex);
     const Index sequences = object->cache->config().sequences;
     if (sequence < 0 || sequence >= sequences)
@@ -101,7 +90,7 @@ assay_status assay_attention_cached(assay_context context, const assay_attention
                                     const assay_tensor* up_v, const assay_tensor* o, const assay_tensor* lse) {
   return guarded([&] {
     const auto c = context_of(context);
-    const auto object = cache_of(cache);
+    const auto object = caches().get(cache);
     const std::shared_lock lock(object->mutex);
     Attention p = problem_of(problem, false);
     const CacheConfig& config = object->cache->config();

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/c_fields.h"
 #include "kernels/overlap.h"
 
 namespace assay::kernels {
@@ -15,7 +16,8 @@ namespace {
 thread_local char last_error[1024] = "";
 
 template <class T>
-std::vector<T> list_of(const T* data, std::int64_t count, const char* name, Index outer, Index inner = 1) {
+std::vector<T> list_of(const T* data, std::int64_t count, std::string_view name, const ListExtent& extent) {
+  const auto [outer, inner] = extent;
   if (count == 0) return {};
   Index wanted = 0;
   if (__builtin_mul_overflow(outer, inner, &wanted) || count != wanted)
@@ -85,7 +87,7 @@ void expect_shape(const TensorView& t, const char* name, const Extents& shape) {
 }
 
 LowBit low_bit_format(std::int32_t format, const char* name) {
-  if (format < 0 || format >= low_bit_count) refuse(std::string(name) + ".format = " + std::to_string(format) + " is outside [0, " + std::to_string(low_bit_count - 1) + "]");
+  if (format < 0 || format >= count_of<LowBit>) refuse(std::string(name) + ".format = " + std::to_string(format) + " is outside [0, " + std::to_string(count_of<LowBit> - 1) + "]");
   return static_cast<LowBit>(format);
 }
 
@@ -149,22 +151,15 @@ Attention problem_of(const assay_attention* given, bool with_keys, Index lists) 
     for (auto [name, there] : {std::pair{"k", a.k != nullptr}, {"v", a.v != nullptr}, {"keep", a.keep != nullptr}, {"bias", a.bias != nullptr}})
       if (there) refuse(fmt::format("{} does not go with a cache", name));
   }
-  p.scale = a.flags & ASSAY_DEFAULT_SCALE ? default_scale(std::max<Index>(s.dim, 1)) : a.scale;
-  p.softcap = a.softcap;
+  for_each_c_number([&](const auto& number) { p.*number.ours = a.*number.theirs; });
+  if (a.flags & ASSAY_DEFAULT_SCALE) p.scale = default_scale(std::max<Index>(s.dim, 1));
   p.causal = a.flags & ASSAY_CAUSAL;
   p.finite_min_masks = a.flags & ASSAY_FINITE_MIN_MASKS;
-  p.dropout = a.dropout;
-  p.dropout_seed = a.dropout_seed;
-  p.window_left = a.window_left;
-  p.window_right = a.window_right;
-  if (lists < 0) lists = s.batch;
-  p.offset = list_of(a.offset, a.offset_count, "offset", lists);
-  p.key_lengths = list_of(a.key_lengths, a.key_length_count, "key_lengths", lists);
-  p.key_starts = list_of(a.key_starts, a.key_start_count, "key_starts", lists);
-  p.alibi_slopes = list_of(a.alibi_slopes, a.alibi_slope_count, "alibi_slopes", s.query_heads);
-  p.sink = list_of(a.sink, a.sink_count, "sink", s.query_heads);
-  p.query_segment = list_of(a.query_segment, a.query_segment_count, "query_segment", s.batch, s.rows);
-  p.key_segment = list_of(a.key_segment, a.key_segment_count, "key_segment", s.batch, s.keys);
+  for_each_c_list([&](const auto& field, const auto& c) {
+    ListExtent extent = extent_of(field.along, s);
+    if (field.along == Along::batches && lists >= 0) extent.outer = lists;
+    p.*field.list = list_of(a.*c.entries, a.*c.count, field.name, extent);
+  });
   return p;
 }
 

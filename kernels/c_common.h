@@ -63,6 +63,10 @@ Struct read_struct(const Struct* given, const char* name, Struct defaults) {
 template <class Object, class Handle>
 class Handles {
  public:
+  // What such a handle is called, and the status of one that is none.
+  explicit Handles(std::string name, StatusCode wrong = StatusCode::invalid_arguments)
+      : name_(std::move(name)), wrong_(wrong) {}
+
   Handle add(std::shared_ptr<Object> object) {
     static_assert(sizeof(Handle) == 8, "handles need 64 bits");
     static std::atomic<std::uintptr_t> next{1};
@@ -71,26 +75,28 @@ class Handles {
     objects_.emplace(id, std::move(object));
     return reinterpret_cast<Handle>(id);
   }
-  // Null if there is none.
-  std::shared_ptr<Object> find(Handle handle) const {
+  // Refuses a handle that is none.
+  std::shared_ptr<Object> get(Handle handle) const {
+    if (!handle) refuse(name_ + " is null", wrong_);
     const std::shared_lock lock(mutex_);
     const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
-    return found == objects_.end() ? nullptr : found->second;
+    if (found == objects_.end()) refuse(name_ + " is no " + name_ + ", or was destroyed", wrong_);
+    return found->second;
   }
   // The object lives on until those who found it are done.
-  bool remove(Handle handle) {
-    std::shared_ptr<Object> last;  // ends, where it does, without the lock: closing a device takes its time
+  Status destroy(Handle handle) {
+    // Ends, where it does, without the lock: closing a device takes its time.
+    const std::shared_ptr<Object> last = get(handle);
     const std::lock_guard lock(mutex_);
-    const auto found = objects_.find(reinterpret_cast<std::uintptr_t>(handle));
-    if (found == objects_.end()) return false;
-    last = std::move(found->second);
-    objects_.erase(found);
-    return true;
+    objects_.erase(reinterpret_cast<std::uintptr_t>(handle));
+    return {};
   }
 
  private:
   // Differs by type, and no address of this machine has such upper bits.
   static constexpr std::uintptr_t tag = (std::uintptr_t{0xA55A} << 48) ^ (std::uintptr_t{sizeof(Object)} << 40);
+  const std::string name_;
+  const StatusCode wrong_;
   mutable std::shared_mutex mutex_;
   std::unordered_map<std::uintptr_t, std::shared_ptr<Object>> objects_;
 };

@@ -9,7 +9,7 @@ namespace assay::kernels {
 namespace {
 
 Handles<Context, assay_context>& contexts() {
-  static auto* handles = new Handles<Context, assay_context>;  // outlives every static that still calls
+  static auto* handles = new Handles<Context, assay_context>("context");  // outlives every static that still calls
   return *handles;
 }
 
@@ -83,10 +83,7 @@ TensorView gradient_of(const assay_tensor* given, const char* name, const Extent
 assay_context add_context(std::shared_ptr<Context> context) { return contexts().add(std::move(context)); }
 
 std::shared_ptr<Context> context_of(assay_context handle) {
-  if (!handle) refuse("context is null");
-  std::shared_ptr<Context> context = contexts().find(handle);
-  if (!context) refuse("context is no context, or was destroyed");
-  return context;
+  return contexts().get(handle);
 }
 
 }  // namespace assay::kernels
@@ -105,11 +102,7 @@ assay_status assay_context_create(const assay_context_options* options, assay_co
 }
 
 assay_status assay_context_destroy(assay_context context) {
-  return guarded([&] {
-    context_of(context);
-    contexts().remove(context);
-    return Status{};
-  });
+  return guarded([&] { return contexts().destroy(context); });
 }
 
 assay_status assay_context_reopen(assay_context context) {

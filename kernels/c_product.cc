@@ -12,15 +12,8 @@ struct WeightsObject {
 };
 
 Handles<WeightsObject, assay_weights>& weights() {
-  static auto* handles = new Handles<WeightsObject, assay_weights>;
+  static auto* handles = new Handles<WeightsObject, assay_weights>("weights");
   return *handles;
-}
-
-std::shared_ptr<WeightsObject> weights_of(assay_weights handle) {
-  if (!handle) refuse("weights is null");
-  std::shared_ptr<WeightsObject> object = weights().find(handle);
-  if (!object) refuse("weights is no weights, or was destroyed");
-  return object;
 }
 
 void expect_matrix(const TensorView& t, const char* name) {
@@ -80,7 +73,7 @@ assay_status assay_weights_quantize(const assay_tensor* w, int32_t format, int64
 
 assay_status assay_weights_read(assay_weights handle, void* codes, void* scales, void* extra, float* tensor_scale) {
   return guarded([&] {
-    const auto object = weights_of(handle);
+    const auto object = weights().get(handle);
     if (Status status = object->packed->unpack(static_cast<std::byte*>(codes), static_cast<std::byte*>(scales), static_cast<std::byte*>(extra)); !status.ok()) return status;
     if (tensor_scale) *tensor_scale = object->packed->tensor_scale();
     return Status{};
@@ -88,17 +81,13 @@ assay_status assay_weights_read(assay_weights handle, void* codes, void* scales,
 }
 
 assay_status assay_weights_destroy(assay_weights handle) {
-  return guarded([&] {
-    weights_of(handle);
-    weights().remove(handle);
-    return Status{};
-  });
+  return guarded([&] { return weights().destroy(handle); });
 }
 
 assay_status assay_product(assay_context context, const assay_tensor* a, assay_weights handle, const assay_tensor* c) {
   return guarded([&] {
     const auto used = context_of(context);
-    const auto object = weights_of(handle);
+    const auto object = weights().get(handle);
     if (!a) refuse("a is null");
     if (!c) refuse("c is null");
     const TensorView x = view_of(a, "a"), y = view_of(c, "c");
@@ -111,7 +100,7 @@ assay_status assay_product(assay_context context, const assay_tensor* a, assay_w
 assay_status assay_product_low_bit(assay_context context, const assay_low_bit* a, assay_weights handle, const assay_tensor* c) {
   return guarded([&] {
     const auto used = context_of(context);
-    const auto object = weights_of(handle);
+    const auto object = weights().get(handle);
     if (!c) refuse("c is null");
     const TensorView y = view_of(c, "c");
     expect_matrix(y, "c");

@@ -178,9 +178,9 @@ Status Dispatcher::warm_up_one(const Attention& wanted, const Execution& how) {
   // The same constants on one batch of at most 128 rows and keys, contiguous and zero.
   Attention p = wanted;
   AttentionShape& s = p.shape;
-  for (auto* list : {&p.offset, &p.key_lengths, &p.key_starts}) list->clear();
-  p.query_segment.clear();
-  p.key_segment.clear();
+  for_each_list([&](const auto& field) {
+    if (field.along != Along::query_heads) (p.*field.list).clear();
+  });
   p.q = {nullptr, p.q.dtype};
   p.k = p.v = p.q;
   p.bias = {nullptr, p.bias.dtype};
@@ -201,13 +201,12 @@ Status Dispatcher::warm_up_one(const Attention& wanted, const Execution& how) {
   p.v = v.view();
   if (wanted.keep && backend_->takes_masks()) p.keep = {&yes, {0, 0, 0, 0}};
   if (wanted.bias) p.bias = {const_cast<float*>(&none), p.bias.dtype, {1, 1, 1, 1}, {0, 0, 0, 0}, 0};  // 0 in every dtype
-  if (!wanted.offset.empty()) p.offset = {0};
+  for_each_list([&](const auto& field) {
+    const ListExtent extent = extent_of(field.along, s);
+    if (field.along != Along::query_heads && !(wanted.*field.list).empty())
+      (p.*field.list).assign(usize(extent.outer * extent.inner), 0);
+  });
   if (!wanted.key_lengths.empty()) p.key_lengths = {s.keys};
-  if (!wanted.key_starts.empty()) p.key_starts = {0};
-  if (!wanted.query_segment.empty()) {
-    p.query_segment.assign(static_cast<std::size_t>(s.rows), 0);
-    p.key_segment.assign(static_cast<std::size_t>(s.keys), 0);
-  }
   const std::shared_ptr<const DispatchSettings> settings = snapshot();
   Attention as_long = p;
   as_long.shape.rows = wanted.shape.rows;

@@ -46,7 +46,7 @@ std::uint32_t code_of(const LowBitView& w, Index k, Index n) {
 }  // namespace
 
 Status validate_low_bit_shape(const LowBitView& w) {
-  if (static_cast<int>(w.format) >= low_bit_count) return refuse(fmt::format("format = {} is none of the {}", static_cast<int>(w.format), low_bit_count));
+  if (static_cast<int>(w.format) >= count_of<LowBit>) return refuse(fmt::format("format = {} is none of the {}", static_cast<int>(w.format), count_of<LowBit>));
   const LowBitTraits& t = traits(w.format);
   constexpr Index most = Index{1} << 40;
   for (auto [name, value] : {std::pair{"k", w.k}, {"n", w.n}})

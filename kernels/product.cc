@@ -44,9 +44,9 @@ Status check_product(const ProductOperands& p, Index k, Index n) {
     if (Status status = check_view("a", *p.a, a_shape); !status.ok()) return status;
   } else {
     const LowBitView& a = *p.a_low;
-    if (static_cast<int>(a.format) >= low_bit_count || traits(a.format).layout != CodeLayout::columns)
+    if (static_cast<int>(a.format) >= count_of<LowBit> || traits(a.format).layout != CodeLayout::columns)
       return {StatusCode::unsupported, fmt::format("a is {}; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2",
-                                                     static_cast<int>(a.format) < low_bit_count ? std::string(traits(a.format).name)
+                                                     static_cast<int>(a.format) < count_of<LowBit> ? std::string(traits(a.format).name)
                                                                                                  : "format " + std::to_string(static_cast<int>(a.format)))};
     // No rows at all are allowed here, and have no bytes.
     static constexpr std::byte nothing{};

@@ -20,7 +20,7 @@ struct ProductPlan : ProductOperands {
 using RunProduct = void (*)(const ProductPlan& plan, const void* stages);
 
 // Also of a number that is no dtype.
-inline std::string name_of_dtype(Dtype d) { return static_cast<int>(d) < dtype_count ? std::string(format(d).name) : "dtype " + std::to_string(static_cast<int>(d)); }
+inline std::string name_of_dtype(Dtype d) { return static_cast<int>(d) < count_of<Dtype> ? std::string(format(d).name) : "dtype " + std::to_string(static_cast<int>(d)); }
 
 // Code k of column n times its scale in fp32; without the tensor scale.
 float decode_low_bit(const LowBitView& w, Index k, Index n);

@@ -169,7 +169,7 @@ class Quantizer {
 }  // namespace
 
 Status quantize_weights(const TensorView& w, LowBit format, const QuantizeOptions& options, LowBitBytes& to) {
-  if (static_cast<int>(format) >= low_bit_count) return refuse(fmt::format("format = {} is none of the {}", static_cast<int>(format), low_bit_count));
+  if (static_cast<int>(format) >= count_of<LowBit>) return refuse(fmt::format("format = {} is none of the {}", static_cast<int>(format), count_of<LowBit>));
   const LowBitTraits& t = traits(format);
   const Index k = w.shape[2], n = w.shape[3];
   if (w.shape[0] != 1 || w.shape[1] != 1 || k < 1 || n < 1) return refuse(fmt::format("w has shape [{}], not [1, 1, K, N]", fmt::join(w.shape, ", ")));

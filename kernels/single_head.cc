@@ -23,7 +23,7 @@ Status refuse(std::string_view sentence, const std::string& what, StatusCode cod
   return {code, fmt::format("{}{} [{}]", prefix, sentence, what)};
 }
 
-std::string dtype_name(Dtype d) { return static_cast<int>(d) < dtype_count ? std::string(format(d).name) : fmt::format("dtype {}", static_cast<int>(d)); }
+std::string dtype_name(Dtype d) { return static_cast<int>(d) < count_of<Dtype> ? std::string(format(d).name) : fmt::format("dtype {}", static_cast<int>(d)); }
 
 Status check(const Named& q, const Named& k, const Named& v, const Named& o, const SingleHeadOptions& options) {
   const std::size_t rank = q.array.shape.size();

@@ -102,22 +102,17 @@ Status validate_problem(const Attention& p, const AttentionOutput& out, bool cac
   if (!cached && (p.k.dtype != p.q.dtype || p.v.dtype != p.q.dtype))
     return refuse(fmt::format("q, k and v are {}, {} and {}; they must agree", format(p.q.dtype).name, format(p.k.dtype).name, format(p.v.dtype).name));
   if (out.lse && out.lse.dtype != Dtype::f32) return refuse(fmt::format("lse is {}; it must be f32", format(out.lse.dtype).name));
-  const struct {
-    const char* name;
-    std::size_t size;
-    Index outer, inner;
-  } lists[] = {{"offset", p.offset.size(), s.batch, 1},
-               {"key_lengths", p.key_lengths.size(), s.batch, 1},
-               {"key_starts", p.key_starts.size(), s.batch, 1},
-               {"alibi_slopes", p.alibi_slopes.size(), s.query_heads, 1},
-               {"sink", p.sink.size(), s.query_heads, 1},
-               {"query_segment", p.query_segment.size(), s.batch, s.rows},
-               {"key_segment", p.key_segment.size(), s.batch, s.keys}};
-  for (const auto& [name, size, outer, inner] : lists) {
+  Status of_lists;
+  for_each_list([&](const auto& field) {
+    const auto [outer, inner] = extent_of(field.along, s);
+    const auto size = std::ssize(p.*field.list);
     Index wanted = 0;
-    if (size == 0 || (!__builtin_mul_overflow(outer, inner, &wanted) && static_cast<Index>(size) == wanted)) continue;
-    return refuse(fmt::format("{} has {} entries, not {}", name, size, inner == 1 ? fmt::to_string(outer) : fmt::format("{} * {}", outer, inner)));
-  }
+    if (size == 0 || (!__builtin_mul_overflow(outer, inner, &wanted) && size == wanted)) return;
+    if (!of_lists.ok()) return;  // the first one is told
+    of_lists = refuse(fmt::format("{} has {} entries, not {}", field.name, size,
+                                  inner == 1 ? fmt::to_string(outer) : fmt::format("{} * {}", outer, inner)));
+  });
+  if (!of_lists.ok()) return of_lists;
   if (p.query_segment.empty() != p.key_segment.empty() && s.rows > 0 && s.keys > 0) return refuse("query_segment and key_segment must come together");
   for (auto [name, list] : {std::pair{"sink", &p.sink}, {"alibi_slopes", &p.alibi_slopes}})
     for (float x : *list)

@@ -342,7 +342,7 @@ void conclude_attention(Verdict& v, const RowTally& rows, Index rows_of_a_head, 
 
 }  // namespace
 
-Verdict judge(const Attention& problem, const AttentionOutput& out, const Contract& contract,
+Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out, const Contract& contract,
               const JudgeOptions& options) {
   const AttentionShape& s = problem.shape;
   RowTally total(options);
@@ -364,7 +364,7 @@ Verdict judge(const Attention& problem, const AttentionOutput& out, const Contra
   return verdict;
 }
 
-Verdict judge_by_ladder(const Attention& problem, const AttentionOutput& out, Index tile,
+Verdict judge_by_ladder(const ProjectedAttention& problem, const AttentionOutput& out, Index tile,
                         const JudgeOptions& options) {
   return climb(contract_ladder(problem.q.dtype, tile), options,
                [&](const Contract& c, const JudgeOptions& o) { return judge(problem, out, c, o); });

@@ -16,7 +16,7 @@ double finite_or_zero(double x) { return std::isfinite(x) ? x : 0; }
 
 }  // namespace
 
-BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
+BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bits) {
   const AttentionShape& s = p.shape;
   const Index g = h / s.group();
   const auto keys = static_cast<std::size_t>(s.keys), dim = static_cast<std::size_t>(s.dim);
@@ -65,7 +65,7 @@ BallRow::BallRow(const Attention& p, Index b, Index h, Index i, long bits) {
       arb_set_d(term.get(), k);
       arb_addmul(sum.get(), term.get(), Ball(q[d]).get(), bits);
       partial += q[d] * k;
-      absolute += std::fabs(q[d]) * (p.projection > 0 ? load(p.k_absolute, p.k_absolute.at(b, g, static_cast<Index>(j), static_cast<Index>(d))) : std::fabs(k));
+      absolute += std::fabs(q[d]) * (p.projection ? load(p.projection.k_absolute, p.projection.k_absolute.at(b, g, static_cast<Index>(j), static_cast<Index>(d))) : std::fabs(k));
       prefix += std::fabs(partial);
     }
     dot_[j] = nearest(sum.get());

@@ -11,7 +11,7 @@ namespace assay {
 class BallRow {
  public:
   // Row i of query head h. NaN and infinities in the inputs count as 0, as in Reference.
-  BallRow(const Attention& p, Index b, Index h, Index i, long bits);
+  BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bits);
 
   // O[c] and LSE lie within radius of value + low (low: what a double leaves of the midpoint).
   double o(Index c) const { return o_[static_cast<std::size_t>(c)].value; }

@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "oracle/bound_terms.h"
 #include "oracle/contract.h"
 
 namespace assay {
@@ -19,6 +20,7 @@ struct BoundContext {
   double softcap = 0;
   bool dropout = false;
   Index projection = 0;  // products in a sum that makes an element of K or V
+  BoundTerms terms = {};
 };
 
 // Exact quantities of a row, up to double. Arrays cover the keys [key0, key0 + count).
@@ -43,8 +45,8 @@ struct RowTruth {
 // Everything of the bound that does not involve V.
 struct RowBound {
   double zero_centred = 0;  // centred weight of the sink and of dropped keys: against |O|
-  double sum_weight = 0;    // sum p e^H, times gamma_sum against |O|
-  double gamma_sum = 0, gamma_dot = 0;
+  double sum_weight = 0;    // sum p e^H, times gamma_L against |O|
+  double gamma_l = 0, gamma_n = 0;  // of the row sum, of the sum over V
   double denominator = 1;
   double centred_total = 0;
   double tail_per_centred = 0;  // bounds tail weights by centred ones where tails are of second order; 0: they are not
@@ -77,6 +79,9 @@ bool needs_absolute(const Contract& c, const BoundContext& x);
 // Whether no score can leave the range, given that no sum |q||k_j| exceeds `absolute` and no sum of |biases| `magnitude`.
 bool excludes_overflow(const Contract& c, const BoundContext& x, double absolute, double magnitude);
 
+// Sets may_overflow and must_overflow.
+void find_overflow(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out);
+
 void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out, const SumWeights& weights);
 
 // E_j: |computed score - s_j|. Entries of masked keys are finite and mean nothing.
@@ -96,6 +101,7 @@ struct ColumnSums {
 };
 
 // Bound of |Ohat - O| before the rounding to the output dtype; `hull` is the largest |v - O| of the row's hull.
-double element_bound(const Contract& c, const RowBound& b, double o, const ColumnSums& sums, double hull, double largest_value);
+double element_bound(const Contract& c, const BoundContext& x, const RowBound& b, double o,
+                     const ColumnSums& sums, double hull, double largest_value);
 
 }  // namespace assay

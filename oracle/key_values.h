@@ -15,7 +15,7 @@ using RowMajorSingle = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eige
 
 class KeyValues {
  public:
-  KeyValues(const Attention& p, Index batch, Index head);
+  KeyValues(const ProjectedAttention& p, Index batch, Index head);
 
   Index b, g;
   RowMajor keys_transposed;           // D x Lk, padded; 0 where not finite
@@ -34,9 +34,15 @@ class KeyValues {
   double key_quantum() const;
 
  private:
+  void load_elements(const Attention& p);
+  void load_gauges(const ProjectedAttention& p);
+
   mutable std::once_flag quantum_once_;
   mutable double key_quantum_ = std::numeric_limits<double>::infinity();
 };
+
+// One row of a tensor in double; the dtype is looked at once.
+void load_row(const TensorView& t, Index b, Index h, Index i, std::vector<double>& row);
 
 // The largest power of two that divides x; infinity for 0, which every power of two divides.
 double quantum_of(double x);

@@ -8,18 +8,6 @@
 
 namespace assay {
 
-std::string_view name_of(Change change) {
-  constexpr std::array<std::string_view, change_count> names = {"deleted", "duplicated",
-                                                                "exchanged", "misweighted"};
-  return names[static_cast<std::size_t>(change)];
-}
-
-std::string_view name_of(TileKind kind) {
-  constexpr std::array<std::string_view, tile_kind_count> names = {"only", "first", "interior",
-                                                                   "last_full", "tail"};
-  return names[static_cast<std::size_t>(kind)];
-}
-
 void Power::add(const Power& other) {
   pairs += other.pairs;
   for (std::size_t c = 0; c < change_count; ++c) {

@@ -3,23 +3,34 @@
 
 #include <array>
 #include <bitset>
-#include <string_view>
 
 #include "oracle/reference.h"
+#include "problem/names.h"
 
 namespace assay {
 
 // Changes of one visible (row, key) pair: the key deleted, counted twice, its V exchanged with the next
 // key's, its weight off by 1%. Of products: of one term of a sum (oracle/product.h).
 enum class Change { deleted, duplicated, exchanged, misweighted };
-inline constexpr int change_count = 4;
-std::string_view name_of(Change change);
-constexpr int count_of(Change) { return change_count; }
+template <>
+inline constexpr auto table_of<Change> = complete<Named<Change>>({
+    {Change::deleted, "deleted"},
+    {Change::duplicated, "duplicated"},
+    {Change::exchanged, "exchanged"},
+    {Change::misweighted, "misweighted"},
+});
+inline constexpr int change_count = count_of<Change>;
 // Where in the tiling a key stands.
 enum class TileKind { only, first, interior, last_full, tail };
-inline constexpr int tile_kind_count = 5;
-std::string_view name_of(TileKind kind);
-constexpr int count_of(TileKind) { return tile_kind_count; }
+template <>
+inline constexpr auto table_of<TileKind> = complete<Named<TileKind>>({
+    {TileKind::only, "only"},
+    {TileKind::first, "first"},
+    {TileKind::interior, "interior"},
+    {TileKind::last_full, "last_full"},
+    {TileKind::tail, "tail"},
+});
+inline constexpr int tile_kind_count = count_of<TileKind>;
 inline constexpr int max_tile = 256;
 
 struct Power {

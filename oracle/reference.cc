@@ -2,571 +2,527 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <utility>
 
-#include "oracle/ball.h"
 #include "oracle/key_values.h"
-#include "oracle/lanes.h"
+#include "oracle/safety_factors.h"
+#include "oracle/special_rows.h"
 #include "oracle/sums.h"
 
 namespace assay {
 namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
-constexpr double unit64 = 0x1p-53;
 
-Index round_up(Index n, Index to) { return (n + to - 1) / to * to; }
-
-// One row in double; the dtype is looked at once.
-void load_row(const TensorView& t, Index b, Index h, Index i, std::vector<double>& row) {
-  row.resize(static_cast<std::size_t>(t.shape[3]));
-  const Index at = t.at(b, h, i, 0), step = t.stride[3];
-  const auto* bytes = static_cast<const unsigned char*>(t.data);
-  if (t.dtype == Dtype::f32) {
-    for (std::size_t d = 0; d < row.size(); ++d) {
-      float x;
-      std::memcpy(&x, bytes + 4 * (at + static_cast<Index>(d) * step), 4);
-      row[d] = x;
-    }
-  } else if (t.dtype == Dtype::bf16) {
-    for (std::size_t d = 0; d < row.size(); ++d) {
-      unsigned char x[4] = {0, 0, bytes[2 * (at + static_cast<Index>(d) * step)], bytes[2 * (at + static_cast<Index>(d) * step) + 1]};
-      float value;
-      std::memcpy(&value, x, 4);
-      row[d] = value;
-    }
-  } else {
-    for (std::size_t d = 0; d < row.size(); ++d) row[d] = load(t, at + static_cast<Index>(d) * step);
-  }
-}
-
-double dropout_scale(const Attention& p) { return p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1; }
-
-// Matrices of a block, kept by each thread from block to block: fresh pages would cost more than the sums.
-struct Scores {
-  RowMajor q, dot, absolute, prefix, gap, weight, kept_weight;
-  RowMajor magnitude, product, kept;
+// Matrices of a block, kept by each thread from block to block: fresh pages would cost more than
+// the sums. Rows x count unless said otherwise.
+struct Matrices {
+  RowMajor q;                                     // rows x dim
+  RowMajor dot, absolute, prefix;                 // q.k_j, sum |q||k_j|, sum |S_k|
+  RowMajor gap, weight, kept, kept_weight;        // M - s_j, p_j, 1 or 0 by dropout, their product
+  RowMajor magnitude, product;                    // of the biases
   RowMajor centred_weights, absolute_weights, tail_weights;
-  RowMajor o, sum_absolute, sum_tail, sum_centred, sum_prefix;
-  std::vector<double> max, lse;
-  std::vector<Index> live;
-  int additions = 0;
+  RowMajor o, sum_centred, sum_absolute, sum_tail, sum_prefix;  // rows x padded value_dim
 };
 
-// Largest and smallest visible v of a row, 0 included where the sink or dropout adds it.
-double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, double o, bool with_zero) {
+// What a row knows besides.
+struct RowState {
+  RowVisibility seen;
+  Index first = 0, last = 0;  // what it sees lies between, relative to key0 of the block
+  Index live = 0;
+  double max = -inf, lse = -inf;
+  RowBound bound;
+
+  Index length() const { return last - first; }
+  bool dense() const { return seen.visible == length(); }
+  bool has_weight() const { return max > -inf; }
+};
+
+// Smallest and largest v of each column, and the largest |v|, over the keys of a block.
+struct ColumnHulls {
+  Eigen::RowVectorXd low, high, largest;
+};
+
+// Largest |v - o| among the visible keys, 0 included where the sink or dropout adds it.
+double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, double o,
+                     bool with_zero) {
   double distance = with_zero ? std::fabs(o) : 0;
   for (Index j = 0; j < block.count; ++j)
-    if (block.visible[static_cast<std::size_t>(r * block.count + j)]) distance = std::max(distance, std::fabs(kv.values(block.key0 + j, c) - o));
+    if (block.visible[static_cast<std::size_t>(r * block.count + j)])
+      distance = std::max(distance, std::fabs(kv.values(block.key0 + j, c) - o));
   return distance;
 }
 
-// The accumulator holds a sum of at most `live` values, not yet divided by the row sum.
-bool values_may_overflow(const Contract& c, Index live, double largest_value) { return !(static_cast<double>(live) * largest_value * (1 + 1e-4) < c.largest); }
-
-Domain domain_of(const RowBound& b) {
-  return b.must_overflow ? Domain::must_overflow : b.may_overflow ? Domain::may_overflow : b.vacuous ? Domain::vacuous : Domain::bounded;
+// bounds.md, 6: the relative error of p, and with it of the bound
+double bound_slack(const ProjectedAttention& p, double ratio, double largest_exponent) {
+  const double least = p.projection ? safety::projected_slack : safety::least_slack;
+  return safety::slack_per_exponent * ratio * largest_exponent + least;
 }
 
-// Exact tier: equal scores of exactly 0, all others so low that exp gives 0, and sums that no order rounds.
-bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t) {
-  if (t.max != 0 || t.has_sink || t.additions > 0 || p.dropout > 0 || p.softcap > 0 || t.live == 0) return false;
-  for (Index j = 0; j < t.count; ++j)
-    if (t.gap[j] != 0 && !(t.gap[j] > 104.5)) return false;
-  double largest_absolute_dot = 0;
-  for (Index j = 0; j < t.count; ++j) {
-    double sum = 0;
-    for (Index d = 0; d < p.shape.dim; ++d) sum += std::fabs(q[d] * kv.keys_transposed(d, t.key0 + j));
-    largest_absolute_dot = std::max(largest_absolute_dot, sum);
+// A block of rows from its inputs to its bounds, step by step.
+class BlockEvaluation {
+ public:
+  BlockEvaluation(const ProjectedAttention& p, const Contract& c, const BoundContext& x,
+                  const KeyValues& kv, bool keep_scores, Matrices& m, Block& block)
+      : p_(p), c_(c), x_(x), kv_(kv), keep_scores_(keep_scores), m_(m), block_(block) {
+    const auto head = static_cast<std::size_t>(block.h);
+    sink_ = p.sink.empty() ? -inf : static_cast<double>(p.sink[head]);
   }
-  double q_quantum = inf;
-  for (Index d = 0; d < p.shape.dim; ++d) q_quantum = std::min(q_quantum, quantum_of(q[d]));
-  const double products = q_quantum == inf || kv.key_quantum() == inf ? 0 : largest_absolute_dot / (q_quantum * kv.key_quantum());
-  if (!(products < 0x1p24)) return false;
-  Index equal = 0;
-  for (Index j = 0; j < t.count; ++j) equal += t.gap[j] == 0;
-  if (equal == 1) return true;
-  for (Index c = 0; c < p.shape.value_dim; ++c) {
-    double sum = 0, quantum = inf;
-    for (Index j = 0; j < t.count; ++j)
-      if (t.gap[j] == 0) {
-        sum += kv.values_absolute(t.key0 + j, c);
-        quantum = std::min(quantum, quantum_of(kv.values(t.key0 + j, c)));
+
+  void run() {
+    assign_outputs();
+    see_keys();
+    load_queries();
+    score_rows();
+    if (keep_scores_) keep_scores();
+    gauge_scores();
+    weigh_rows();
+    sum_values();
+    bound_outputs();
+  }
+
+ private:
+  void assign_outputs();
+  void see_keys();
+  void load_queries();
+  void score_rows();
+  void score_keys(Index r);
+  void normalize(Index r);
+  void keep_scores();
+  void gauge_scores();
+  RowTruth truth_of(Index r);
+  void keep_score_errors(Index r, const RowTruth& t);
+  void weigh_rows();
+  void weigh(Index r);
+  void sum_values();
+  ColumnHulls column_hulls() const;
+  void bound_outputs();
+  void bound_element(Index r, Index c, const ColumnHulls& hulls);
+  void judge_exactly(Index r, Index c, double largest_value);
+  void bound_lse(Index r);
+
+  RowState& state(Index r) { return states_[static_cast<std::size_t>(r)]; }
+  double n_live(Index r) { return static_cast<double>(state(r).live) + 4; }
+  double gamma64(Index r) {
+    return gamma_factor(n_live(r) + static_cast<double>(p_.projection.length) + 3, safety::unit64);
+  }
+
+  const ProjectedAttention& p_;
+  const Contract& c_;
+  const BoundContext& x_;
+  const KeyValues& kv_;
+  const bool keep_scores_;
+  Matrices& m_;
+  Block& block_;
+  std::vector<RowState> states_;
+  double sink_ = -inf;
+  bool any_not_finite_ = false;
+  int additions_ = 0;
+  double ratio_ = 0;  // kappa
+  double absolute_limit_ = 0;
+  bool with_absolute_ = false, with_order_ = false, with_tail_ = false;
+};
+
+void BlockEvaluation::assign_outputs() {
+  Block& k = block_;
+  const auto rows = static_cast<std::size_t>(k.rows);
+  const auto elements = static_cast<std::size_t>(k.rows * p_.shape.value_dim);
+  for (auto* v : {&k.o, &k.o_low, &k.radius, &k.bound}) v->assign(elements, 0);
+  for (auto* v : {&k.lse, &k.lse_low, &k.lse_radius, &k.lse_bound, &k.slack}) v->assign(rows, 0);
+  k.o_kind.assign(elements, Kind::finite);
+  k.lse_kind.assign(rows, Kind::finite);
+  k.underflow_excused.assign(elements, 0);
+  k.value_overflow.assign(elements, 0);
+  k.domain.assign(rows, Domain::bounded);
+  for (auto* v : {&k.exact, &k.fully_masked, &k.needs_ball, &k.query_lost}) v->assign(rows, 0);
+  k.seen_begin.assign(rows, 0);
+  k.seen_end.assign(rows, 0);
+}
+
+// The keys that any row sees are those of the block.
+void BlockEvaluation::see_keys() {
+  states_.resize(static_cast<std::size_t>(block_.rows));
+  Index begin = p_.shape.keys, end = 0;
+  for (std::size_t r = 0; r < states_.size(); ++r) {
+    RowVisibility& seen = states_[r].seen;
+    evaluate_visibility(p_, block_.b, block_.h, block_.row_index[r], seen);
+    if (seen.visible > 0) begin = std::min(begin, seen.begin), end = std::max(end, seen.end);
+  }
+  const Index n = std::max<Index>(0, end - begin), rows = block_.rows;
+  block_.key0 = n > 0 ? begin : 0;
+  block_.count = n;
+  block_.weight.assign(static_cast<std::size_t>(rows * n), 0);
+  block_.visible.assign(static_cast<std::size_t>(rows * n), 0);
+  if (p_.dropout > 0) block_.kept.assign(static_cast<std::size_t>(rows * n), 0);
+  for (std::size_t r = 0; r < states_.size(); ++r) {
+    RowState& row = states_[r];
+    if (row.seen.visible == 0) continue;
+    block_.seen_begin[r] = row.first = row.seen.begin - block_.key0;
+    block_.seen_end[r] = row.last = row.seen.end - block_.key0;
+  }
+  additions_ = states_.empty() ? 0 : states_[0].seen.additions;
+}
+
+void BlockEvaluation::load_queries() {
+  m_.q = RowMajor::Zero(block_.rows, p_.shape.dim);
+  any_not_finite_ = kv_.any_key_not_finite || kv_.any_value_not_finite || p_.bias;
+  std::vector<double> row;
+  for (Index r = 0; r < block_.rows; ++r) {
+    const auto at = static_cast<std::size_t>(r);
+    load_row(p_.q, block_.b, block_.h, block_.row_index[at], row);
+    for (Index d = 0; d < p_.shape.dim; ++d) {
+      const double element = row[static_cast<std::size_t>(d)];
+      if (std::isfinite(element)) m_.q(r, d) = element;
+      else any_not_finite_ = true;
+      const bool projected = c_.absorbed && d < p_.projection.columns;
+      if (std::isinf(element) && projected && state(r).seen.visible > 0) block_.query_lost[at] = 1;
+    }
+  }
+}
+
+// Scores and weights: a matrix product and row-wise array arithmetic.
+void BlockEvaluation::score_rows() {
+  const Index rows = block_.rows, n = block_.count;
+  m_.dot.noalias() = m_.q * kv_.keys_transposed.middleCols(block_.key0, n);
+  m_.gap.resize(rows, n);
+  m_.weight.resize(rows, n);
+  if (additions_ > 0) {
+    m_.magnitude.setZero(rows, n);
+    m_.product.setZero(rows, n);
+  }
+  if (p_.dropout > 0) m_.kept.setZero(rows, n);
+  for (Index r = 0; r < rows; ++r) {
+    score_keys(r);
+    normalize(r);
+  }
+}
+
+// The scores s_j of a row, where the gaps will be.
+void BlockEvaluation::score_keys(Index r) {
+  const RowState& row = state(r);
+  const Index first = row.first, last = row.last, n = block_.count;
+  const double scale = x_.scale, cap = x_.softcap;
+  char* visible = block_.visible.data() + r * n;
+  double* scores = m_.gap.row(r).data();
+  const bool dense = row.dense();
+  if (dense) std::fill(visible + first, visible + last, char{1});
+  if (dense && additions_ == 0 && p_.softcap == 0) {
+    auto score = m_.gap.row(r).segment(first, row.length()).array();
+    score = scale * m_.dot.row(r).segment(first, row.length()).array();
+  } else {
+    for (Index j = first; j < last; ++j) {
+      const auto key = static_cast<std::size_t>(block_.key0 + j);
+      const double bias = row.seen.bias[key];
+      visible[j] = bias != -inf;
+      double t = scale * m_.dot(r, j);
+      if (cap > 0) t = cap * std::tanh(t / cap);
+      scores[j] = std::isfinite(bias) ? t + bias : bias == -inf ? -inf : t;
+      if (additions_ > 0) {
+        const double magnitude = row.seen.magnitude[key];
+        m_.magnitude(r, j) = std::isfinite(magnitude) ? magnitude : 0;
+        m_.product(r, j) = row.seen.product[key];
       }
-    if (!(sum < 0x1p24 * quantum)) return false;
+    }
   }
-  return true;
+  if (p_.dropout > 0)
+    for (Index j = first; j < last; ++j)
+      m_.kept(r, j) = keeps_weight(p_, block_.b, block_.h,
+                                   block_.row_index[static_cast<std::size_t>(r)], block_.key0 + j);
+  if (any_not_finite_ && row.seen.visible > 0) {
+    std::fill(scores, scores + first, -inf);
+    std::fill(scores + last, scores + n, -inf);
+    classify_scores(p_, kv_, block_, r, row.seen, scores);
+  }
+}
+
+// M, L, gaps and weights p_j of a row, from its scores.
+void BlockEvaluation::normalize(Index r) {
+  RowState& row = state(r);
+  const auto at = static_cast<std::size_t>(r);
+  const Index first = row.first, length = row.length(), n = block_.count;
+  const Index value_dim = p_.shape.value_dim;
+  double* gaps = m_.gap.row(r).data();
+  double* weights = m_.weight.row(r).data();
+  std::fill(gaps, gaps + first, inf);
+  std::fill(gaps + row.last, gaps + n, inf);
+  std::fill(weights, weights + first, 0);
+  std::fill(weights + row.last, weights + n, 0);
+  auto score = m_.gap.row(r).segment(first, length).array();  // becomes the gap
+  row.max = std::max(sink_, length > 0 ? score.maxCoeff() : -inf);
+  row.live = row.dense() && !any_not_finite_ ? length : (score > -inf).count();
+  block_.fully_masked[at] = row.seen.visible == 0;
+  if (!row.has_weight()) {
+    // Nothing visible: exactly 0. Visible, but every score -inf: 0 / 0.
+    block_.lse[at] = 0;
+    if (block_.lse_kind[at] == Kind::finite) block_.lse_kind[at] = Kind::minus_infinity;
+    if (row.seen.visible > 0)
+      std::fill_n(block_.o_kind.begin() + r * value_dim, value_dim, Kind::nan);
+    std::fill(gaps, gaps + n, inf);
+    std::fill(weights, weights + n, 0);
+    return;
+  }
+  score = row.max - score;
+  auto weight = m_.weight.row(r).segment(first, length).array();
+  weight = (-score).max(-safety::largest_gap_of_exp).exp();
+  if (row.live < length) weight = (score < inf).select(weight, 0);
+  const double sum = weight.sum() + (sink_ > -inf ? std::exp(sink_ - row.max) : 0);
+  weight *= 1 / sum;
+  row.lse = block_.lse[at] = row.max + std::log(sum);
+}
+
+void BlockEvaluation::keep_scores() {
+  const auto pairs = static_cast<std::size_t>(block_.rows * block_.count);
+  block_.gap.assign(m_.gap.data(), m_.gap.data() + pairs);
+  block_.dot.assign(m_.dot.data(), m_.dot.data() + pairs);
+  block_.score_error.assign(pairs, 0);
+  if (x_.softcap > 0 || additions_ > 0) block_.capped_error = block_.score_error;
+  for (const RowState& row : states_) block_.max.push_back(row.max);
+}
+
+// bounds.md, 9: sums over q and k; those of moduli only where they are of first order, or could
+// leave the range
+void BlockEvaluation::gauge_scores() {
+  const Index n = block_.count;
+  if (c_.ordered && n > 0) prefix_sums(kv_, m_.q, block_.key0, n, m_.prefix);
+  const double largest_magnitude =
+      additions_ > 0 && m_.magnitude.size() > 0 ? m_.magnitude.maxCoeff() : 0;
+  if (block_.rows > 0)
+    absolute_limit_ =
+        m_.q.rowwise().norm().maxCoeff() * kv_.largest_key_norm * (1 + safety::norm);
+  with_absolute_ = needs_absolute(c_, x_) ||
+                   !excludes_overflow(c_, x_, absolute_limit_, largest_magnitude);
+  if (with_absolute_) absolute_products(kv_, m_.q, block_.key0, n, m_.absolute);
+}
+
+RowTruth BlockEvaluation::truth_of(Index r) {
+  const RowState& row = state(r);
+  auto from = [&](const RowMajor& m, bool wanted) {
+    return wanted ? m.row(r).data() + row.first : nullptr;
+  };
+  RowTruth t;
+  t.key0 = block_.key0 + row.first;
+  t.count = row.length();
+  t.live = row.live;
+  t.gap = from(m_.gap, true);
+  t.dot = from(m_.dot, true);
+  t.absolute = from(m_.absolute, with_absolute_);
+  t.absolute_limit = absolute_limit_;
+  t.prefix = from(m_.prefix, c_.ordered && block_.count > 0);
+  t.weight = from(m_.weight, true);
+  t.magnitude = from(m_.magnitude, additions_ > 0);
+  t.product = from(m_.product, additions_ > 0);
+  t.kept = from(m_.kept, p_.dropout > 0);
+  t.additions = additions_;
+  t.max = row.max;
+  t.lse = row.lse;
+  t.has_sink = sink_ > -inf;
+  t.sink_gap = t.max - sink_;
+  t.sink_weight = t.has_sink ? std::exp(sink_ - t.lse) : 0;
+  return t;
+}
+
+void BlockEvaluation::keep_score_errors(Index r, const RowTruth& t) {
+  const Index at = r * block_.count + state(r).first;
+  score_errors(c_, x_, t, block_.score_error.data() + at);
+  if (block_.capped_error.empty()) return;
+  RowTruth capped = t;
+  capped.additions = 0;
+  score_errors(c_, x_, capped, block_.capped_error.data() + at);
+}
+
+// bounds.md, 3: the weights of the sums over V, for all rows
+void BlockEvaluation::weigh_rows() {
+  const Index rows = block_.rows, n = block_.count;
+  ratio_ = exponent_ratio(c_, p_.shape.dim + p_.projection.length);
+  with_order_ = uses_order(c_);
+  with_tail_ = with_order_ && !tail_is_second_order(c_, x_);
+  m_.centred_weights.setZero(rows, n);
+  if (!with_order_) m_.absolute_weights.setZero(rows, n);
+  if (with_tail_) m_.tail_weights.setZero(rows, n);
+  for (Index r = 0; r < rows; ++r)
+    if (state(r).has_weight()) weigh(r);
+}
+
+void BlockEvaluation::weigh(Index r) {
+  RowState& row = state(r);
+  const auto at = static_cast<std::size_t>(r);
+  const RowTruth t = truth_of(r);
+  if (keep_scores_) keep_score_errors(r, t);
+  auto from = [&](RowMajor& m, bool wanted) {
+    return wanted ? m.row(r).data() + row.first : nullptr;
+  };
+  derive_row_bound(c_, x_, t, row.bound,
+                   {from(m_.centred_weights, true), from(m_.absolute_weights, !with_order_),
+                    from(m_.tail_weights, with_tail_)});
+  block_.slack[at] = bound_slack(p_, ratio_, row.bound.largest_exponent);
+  block_.needs_ball[at] = !(block_.slack[at] < safety::largest_slack) ||
+                          c_.roundoff < safety::least_roundoff_of_fp64;
+  block_.domain[at] = domain_of(row.bound);
+  if (kv_.any_value_not_finite)
+    classify_values(p_, kv_, block_, r, row.seen, m_.gap.row(r).data(),
+                    -std::log(c_.exp_floor) - 1 - row.bound.gap_error);
+  block_.exact[at] = allows_exact_rows(c_, p_) && !row.bound.may_overflow && block_.count > 0 &&
+                     is_exact_row(p_, kv_, m_.q.row(r).data(), t);
+  if (block_.exact[at]) block_.domain[at] = Domain::bounded;
+}
+
+// bounds.md, 9: sums over V
+void BlockEvaluation::sum_values() {
+  const Index n = block_.count, key0 = block_.key0;
+  if (p_.dropout > 0) m_.kept_weight = m_.weight.cwiseProduct(m_.kept);
+  const RowMajor& w = p_.dropout > 0 ? m_.kept_weight : m_.weight;
+  m_.o.setZero(block_.rows, kv_.values.cols());
+  if (n > 0) m_.o.noalias() = w * kv_.values.middleRows(key0, n);
+  std::vector<SeenKeys> keys(states_.size());
+  for (std::size_t r = 0; r < states_.size(); ++r) {
+    const RowState& row = states_[r];
+    const char* visible = block_.visible.data() + static_cast<Index>(r) * n;
+    if (row.has_weight()) keys[r] = {row.first, row.last, row.dense() ? nullptr : visible};
+  }
+  const PartialSums counted(c_, x_.terms);
+  column_sums(kv_, key0, keys, with_order_ ? &counted : nullptr, {m_.centred_weights, w, m_.o},
+              m_.sum_centred, m_.sum_prefix);
+  if (!with_order_) absolute_values(kv_, m_.absolute_weights, key0, m_.sum_absolute);
+  if (with_tail_) absolute_values(kv_, m_.tail_weights, key0, m_.sum_tail);
+}
+
+ColumnHulls BlockEvaluation::column_hulls() const {
+  const Index n = block_.count, columns = kv_.values.cols();
+  const auto v = kv_.values.middleRows(block_.key0, n);
+  ColumnHulls hulls;
+  hulls.low = Eigen::RowVectorXd::Constant(columns, inf);
+  hulls.high = -hulls.low;
+  for (Index j = 0; j < n; ++j) {
+    hulls.low = hulls.low.cwiseMin(v.row(j));
+    hulls.high = hulls.high.cwiseMax(v.row(j));
+  }
+  if (n == 0) hulls.largest = Eigen::RowVectorXd::Zero(columns);
+  else if (!p_.projection) hulls.largest = hulls.high.cwiseMax(-hulls.low);
+  else hulls.largest = kv_.values_absolute.middleRows(block_.key0, n).colwise().maxCoeff();
+  return hulls;
+}
+
+void BlockEvaluation::bound_outputs() {
+  const ColumnHulls hulls = column_hulls();
+  const Index n = block_.count;
+  for (Index r = 0; r < block_.rows; ++r) {
+    if (!state(r).has_weight()) continue;
+    for (Index c = 0; c < p_.shape.value_dim; ++c) {
+      bound_element(r, c, hulls);
+      if (block_.exact[static_cast<std::size_t>(r)]) judge_exactly(r, c, hulls.largest(c));
+    }
+    bound_lse(r);
+    std::copy_n(m_.weight.row(r).data(), n, block_.weight.begin() + r * n);
+    if (p_.dropout > 0) std::copy_n(m_.kept.row(r).data(), n, block_.kept.begin() + r * n);
+  }
+}
+
+// bounds.md, 6: the radius of an element of O, and its bound
+void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) {
+  const RowBound& bound = state(r).bound;
+  const auto element = static_cast<std::size_t>(r * p_.shape.value_dim + c);
+  const double center = block_.o[element] = m_.o(r, c), magnitude = std::fabs(center);
+  const double largest = hulls.largest(c);
+  const ColumnSums sums{m_.sum_centred(r, c), with_order_ ? 0 : m_.sum_absolute(r, c),
+                        c_.dot_roundoff * m_.sum_prefix(r, c),
+                        with_tail_ ? m_.sum_tail(r, c) : 0};
+  // At least sum p |v|, whose terms are differences of partial sums.
+  const double of_moduli = std::isfinite(bound.gamma_n) ? sums.absolute / bound.gamma_n : inf;
+  const double plain = std::min(largest, with_order_ ? 2 * m_.sum_prefix(r, c) : of_moduli);
+  // The identity of section 3 at unit roundoff 2^-53: exponents are at most kappa times the
+  // contract's.
+  const double centred = sums.centred + magnitude * bound.zero_centred;
+  block_.radius[element] =
+      safety::one_rounding *
+          (std::min(ratio_, 1.0) * centred + (gamma64(r) + 8 * safety::unit64) * plain +
+           magnitude * bound.sum_weight * gamma64(r)) +
+      n_live(r) * largest * safety::exp_underflow + safety::product_underflow;
+  const bool with_zero = sink_ > -inf || p_.dropout > 0;
+  double hull =
+      std::max({hulls.high(c) - center, center - hulls.low(c), with_zero ? magnitude : 0});
+  if (bound.vacuous)
+    hull = hull_distance(kv_, block_, r, c, center, with_zero || bound.may_overflow);
+  // Sums of |v - O| were taken around a centre that is off by the radius.
+  block_.bound[element] = element_bound(c_, x_, bound, center, sums, hull, largest) +
+                          bound.centred_total * block_.radius[element] /
+                              std::max(bound.denominator, safety::least_denominator);
+  block_.value_overflow[element] = values_may_overflow(c_, state(r).live, largest);
+}
+
+// Weights are exactly 0 or 1 and no sum rounds.
+void BlockEvaluation::judge_exactly(Index r, Index c, double largest_value) {
+  const auto element = static_cast<std::size_t>(r * p_.shape.value_dim + c);
+  double sum = 0;
+  for (Index j = 0; j < block_.count; ++j)
+    if (m_.gap(r, j) == 0) sum += kv_.values(block_.key0 + j, c);
+  const double count = std::round(std::exp(state(r).lse));
+  const ExactElement e = exact_element(c_, sum, count, n_live(r), largest_value);
+  block_.o[element] = e.o;
+  block_.radius[element] = e.radius;
+  block_.bound[element] = e.bound;
+}
+
+// bounds.md, 6: the radius of LSE
+void BlockEvaluation::bound_lse(Index r) {
+  const RowState& row = state(r);
+  const RowBound& bound = row.bound;
+  const auto at = static_cast<std::size_t>(r);
+  const double reach = std::fabs(row.lse - row.max) + 1;
+  const double of_weights =
+      std::min(ratio_, 1.0) * bound.sum_weight * std::min(bound.largest_exponent, 1.0);
+  block_.lse_bound[at] = bound.lse;
+  block_.lse_radius[at] =
+      safety::one_rounding_twice * (of_weights + gamma64(r) * bound.sum_weight +
+                                    n_live(r) * safety::exp_underflow) +
+      safety::log_units * safety::unit64 * reach +
+      safety::one_rounding * safety::unit64 * (std::fabs(row.max) + std::fabs(row.lse));
+  if (ratio_ > 1 || bound.largest_exponent > 1) block_.needs_ball[at] = 1;
 }
 
 }  // namespace
 
-double quantum_of(double x) {
-  if (x == 0 || !std::isfinite(x)) return inf;
-  int e;
-  const auto significand = static_cast<std::int64_t>(std::ldexp(std::frexp(std::fabs(x), &e), 53));
-  return std::ldexp(1.0, e - 53 + __builtin_ctzll(static_cast<unsigned long long>(significand)));
+// bounds.md, 5: a sum of at most `live` values, not yet divided by the row sum, leaves the range
+bool values_may_overflow(const Contract& c, Index live, double largest_value) {
+  return !(static_cast<double>(live) * largest_value * (1 + safety::accumulation) < c.largest);
 }
 
-KeyValues::KeyValues(const Attention& p, Index batch, Index head) : b(batch), g(head) {
-  const AttentionShape& s = p.shape;
-  constexpr Index pad = 4 * lanes_of<float>;
-  keys_transposed = RowMajor::Zero(s.dim, round_up(s.keys, pad) + pad);
-  values = RowMajor::Zero(s.keys + 1, round_up(s.value_dim, lanes_of<float>));
-  key_not_finite.assign(static_cast<std::size_t>(s.keys), 0);
-  value_not_finite = key_not_finite;
-  const double scale = dropout_scale(p);
-  std::vector<double> row;
-  for (Index j = 0; j < s.keys; ++j) {
-    load_row(p.k, b, g, j, row);
-    for (Index d = 0; d < s.dim; ++d) {
-      const double x = row[static_cast<std::size_t>(d)];
-      if (!std::isfinite(x)) key_not_finite[static_cast<std::size_t>(j)] = any_key_not_finite = true;
-      else keys_transposed(d, j) = x;
-    }
-    load_row(p.v, b, g, j, row);
-    for (Index c = 0; c < s.value_dim; ++c) {
-      const double x = row[static_cast<std::size_t>(c)];
-      if (!std::isfinite(x)) value_not_finite[static_cast<std::size_t>(j)] = any_value_not_finite = true;
-      else values(j, c) = scale * x;
-    }
-  }
-  keys_transposed_absolute = keys_transposed.cwiseAbs();
-  values_absolute = values.cwiseAbs();
-  if (p.projection > 0)
-    for (Index j = 0; j < s.keys; ++j) {
-      load_row(p.k_absolute, b, g, j, row);
-      for (Index d = 0; d < s.dim; ++d) keys_transposed_absolute(d, j) = row[static_cast<std::size_t>(d)];
-      load_row(p.v_absolute, b, g, j, row);
-      for (Index c = 0; c < s.value_dim; ++c) values_absolute(j, c) = scale * row[static_cast<std::size_t>(c)];
-    }
-  for (Dtype dtype : {p.q.dtype, p.k.dtype, p.v.dtype}) single = single && dtype != Dtype::f64;
-  if (s.keys > 0) {
-    largest_key_norm = std::sqrt(keys_transposed.colwise().squaredNorm().maxCoeff()) * (1 + 0x1p-40);
-    largest_value = values_absolute.maxCoeff();
-  }
-  if (single) {
-    keys_transposed_single = keys_transposed.cast<float>();
-    values_single = values.cast<float>();
-  }
+Domain domain_of(const RowBound& b) {
+  return b.must_overflow  ? Domain::must_overflow
+         : b.may_overflow ? Domain::may_overflow
+         : b.vacuous      ? Domain::vacuous
+                          : Domain::bounded;
 }
 
-double KeyValues::key_quantum() const {
-  std::call_once(quantum_once_, [this] {
-    for (Index e = 0; e < keys_transposed.size(); ++e) key_quantum_ = std::min(key_quantum_, quantum_of(keys_transposed.data()[e]));
-  });
-  return key_quantum_;
+Reference::Reference(const ProjectedAttention& problem, const Contract& contract, const BoundTerms& terms)
+    : problem_(problem), contract_(contract) {
+  context_.dim = problem.shape.dim;
+  context_.scale = static_cast<double>(problem.scale);
+  context_.softcap = static_cast<double>(problem.softcap);
+  context_.dropout = problem.dropout > 0;
+  context_.projection = problem.projection.length;
+  context_.terms = terms;
 }
 
-Reference::Reference(const Attention& problem, const Contract& contract)
-    : problem_(problem),
-      contract_(contract),
-      context_{problem.shape.dim, static_cast<double>(problem.scale), static_cast<double>(problem.softcap), problem.dropout > 0, problem.projection} {}
-
-Index Reference::block_rows() const { return std::clamp<Index>((Index{1} << 15) / std::max<Index>(problem_.shape.keys, 1), 8, 48); }
+Index Reference::block_rows() const {
+  return std::clamp<Index>((Index{1} << 15) / std::max<Index>(problem_.shape.keys, 1), 8, 48);
+}
 
 void KeyValuesDeleter::operator()(KeyValues* kv) const { delete kv; }
 
-KeyValuesPointer Reference::load_head(Index b, Index kv_head) const { return KeyValuesPointer(new KeyValues(problem_, b, kv_head)); }
-
-namespace {
-
-// NaN and infinities among what a row sees, by extended-real arithmetic; the sums count them as 0.
-// A visible key whose score is -inf keeps no weight.
-void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Index r, const RowVisibility& seen, double* score) {
-  const AttentionShape& s = p.shape;
-  const Index i = block.row_index[static_cast<std::size_t>(r)];
-  bool q_finite = true;
-  for (Index d = 0; d < s.dim; ++d) q_finite = q_finite && std::isfinite(load(p.q, p.q.at(block.b, block.h, i, d)));
-  for (Index j = seen.begin; j < seen.end; ++j) {
-    const double bias = seen.bias[static_cast<std::size_t>(j)];
-    if (bias == -inf) continue;
-    const bool suspicious = !q_finite || kv.key_not_finite[static_cast<std::size_t>(j)];
-    const double t = suspicious ? extended_score(p, block.b, block.h, i, j) : 0;
-    if (std::isfinite(t) && std::isfinite(bias)) {
-      // A softcap makes a finite score of an infinite one.
-      if (suspicious) score[j - block.key0] = t + bias;
-      continue;
-    }
-    if (t + bias == -inf) {
-      score[j - block.key0] = -inf;
-    } else {
-      block.lse_kind[static_cast<std::size_t>(r)] = Kind::nan;
-      std::fill_n(block.o_kind.begin() + r * s.value_dim, s.value_dim, Kind::nan);
-      return;
-    }
-  }
+KeyValuesPointer Reference::load_head(Index b, Index kv_head) const {
+  return KeyValuesPointer(new KeyValues(problem_, b, kv_head));
 }
 
-// Weights smaller than e^-largest_gap may underflow to 0 in the kernel.
-void classify_values(const Attention& p, const KeyValues& kv, Block& block, Index r, const RowVisibility& seen, const double* gap, double largest_gap) {
-  const AttentionShape& s = p.shape;
-  if (block.lse_kind[static_cast<std::size_t>(r)] == Kind::nan) return;
-  for (Index j = seen.begin; j < seen.end; ++j) {
-    if (seen.bias[static_cast<std::size_t>(j)] == -inf || !kv.value_not_finite[static_cast<std::size_t>(j)]) continue;
-    const bool zero_weight = gap[j - block.key0] == inf || !keeps_weight(p, block.b, block.h, block.row_index[static_cast<std::size_t>(r)], j);
-    for (Index c = 0; c < s.value_dim; ++c) {
-      const double v = load(p.v, p.v.at(block.b, kv.g, j, c));
-      if (std::isfinite(v)) continue;
-      const auto at = static_cast<std::size_t>(r * s.value_dim + c);
-      const Kind mine = std::isnan(v) || zero_weight ? Kind::nan : v > 0 ? Kind::plus_infinity : Kind::minus_infinity;
-      Kind& kind = block.o_kind[at];
-      kind = kind == Kind::finite || kind == mine ? mine : Kind::nan;
-      if (gap[j - block.key0] > largest_gap) block.underflow_excused[at] = 1;
-    }
-  }
-}
-
-}  // namespace
-
-Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> row_index, Keep keep) const {
-  const Attention& p = problem_;
-  const AttentionShape& s = p.shape;
+Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> row_index,
+                          Keep keep) const {
+  thread_local Matrices matrices;
   Block block;
   block.b = kv.b;
   block.h = h;
   block.row_index.assign(row_index.begin(), row_index.end());
-  const Index rows = block.rows = static_cast<Index>(row_index.size());
-  const Index dv = s.value_dim;
-  const auto n_rows = static_cast<std::size_t>(rows), n_out = static_cast<std::size_t>(rows * dv);
-  for (auto* v : {&block.o, &block.o_low, &block.radius, &block.bound}) v->assign(n_out, 0);
-  for (auto* v : {&block.lse, &block.lse_low, &block.lse_radius, &block.lse_bound, &block.slack}) v->assign(n_rows, 0);
-  block.o_kind.assign(n_out, Kind::finite);
-  block.lse_kind.assign(n_rows, Kind::finite);
-  block.underflow_excused.assign(n_out, 0);
-  block.value_overflow.assign(n_out, 0);
-  block.domain.assign(n_rows, Domain::bounded);
-  for (auto* v : {&block.exact, &block.fully_masked, &block.needs_ball, &block.query_lost}) v->assign(n_rows, 0);
-
-  std::vector<RowVisibility> seen(n_rows);
-  Index begin = s.keys, end = 0;
-  for (Index r = 0; r < rows; ++r) {
-    RowVisibility& row = seen[static_cast<std::size_t>(r)];
-    evaluate_visibility(p, block.b, h, block.row_index[static_cast<std::size_t>(r)], row);
-    if (row.visible > 0) begin = std::min(begin, row.begin), end = std::max(end, row.end);
-  }
-  const Index n = std::max<Index>(0, end - begin);
-  block.key0 = n > 0 ? begin : 0;
-  block.count = n;
-  block.weight.assign(static_cast<std::size_t>(rows * n), 0);
-  block.visible.assign(static_cast<std::size_t>(rows * n), 0);
-  if (p.dropout > 0) block.kept.assign(static_cast<std::size_t>(rows * n), 0);
-  const double sink = p.sink.empty() ? -inf : static_cast<double>(p.sink[static_cast<std::size_t>(h)]);
-
-  thread_local Scores x;
-  x.q = RowMajor::Zero(rows, s.dim);
-  bool any_not_finite = kv.any_key_not_finite || kv.any_value_not_finite || p.bias;
-  std::vector<double> q_row;
-  for (Index r = 0; r < rows; ++r) {
-    load_row(p.q, block.b, h, block.row_index[static_cast<std::size_t>(r)], q_row);
-    for (Index d = 0; d < s.dim; ++d) {
-      const double element = q_row[static_cast<std::size_t>(d)];
-      if (std::isfinite(element)) x.q(r, d) = element;
-      else any_not_finite = true;
-      if (std::isinf(element) && contract_.absorbed && d < p.projected_columns && seen[static_cast<std::size_t>(r)].visible > 0) block.query_lost[static_cast<std::size_t>(r)] = 1;
-    }
-  }
-
-  // Scores and weights: a matrix product and row-wise array arithmetic.
-  const double scale = context_.scale;
-  x.dot.noalias() = x.q * kv.keys_transposed.middleCols(block.key0, n);
-  x.additions = n_rows > 0 ? seen[0].additions : 0;
-  x.gap.resize(rows, n);
-  x.weight.resize(rows, n);
-  if (x.additions > 0) {
-    x.magnitude.setZero(rows, n);
-    x.product.setZero(rows, n);
-  }
-  if (p.dropout > 0) x.kept.setZero(rows, n);
-  x.max.assign(n_rows, -inf);
-  x.lse.assign(n_rows, -inf);
-  x.live.assign(n_rows, 0);
-  block.seen_begin.assign(n_rows, 0);
-  block.seen_end.assign(n_rows, 0);
-  const bool plain_scores = x.additions == 0 && p.softcap == 0;
-  for (Index r = 0; r < rows; ++r) {
-    const auto at = static_cast<std::size_t>(r);
-    const RowVisibility& row = seen[at];
-    const Index first = row.visible > 0 ? row.begin - block.key0 : 0, last = row.visible > 0 ? row.end - block.key0 : 0, length = last - first;
-    block.seen_begin[at] = first;
-    block.seen_end[at] = last;
-    const bool dense = row.visible == length;
-    char* visible = block.visible.data() + r * n;
-    double* gaps = x.gap.row(r).data();
-    double* weights = x.weight.row(r).data();
-    std::fill(gaps, gaps + first, inf);
-    std::fill(gaps + last, gaps + n, inf);
-    std::fill(weights, weights + first, 0);
-    std::fill(weights + last, weights + n, 0);
-    auto score = x.gap.row(r).segment(first, length).array();  // becomes the gap
-    if (dense) std::fill(visible + first, visible + last, char{1});
-    if (dense && plain_scores) {
-      score = scale * x.dot.row(r).segment(first, length).array();
-    } else {
-      for (Index j = first; j < last; ++j) {
-        const auto key = static_cast<std::size_t>(block.key0 + j);
-        const double bias = row.bias[key];
-        visible[j] = bias != -inf;
-        double t = scale * x.dot(r, j);
-        if (context_.softcap > 0) t = context_.softcap * std::tanh(t / context_.softcap);
-        gaps[j] = std::isfinite(bias) ? t + bias : bias == -inf ? -inf : t;
-        if (x.additions > 0) {
-          x.magnitude(r, j) = std::isfinite(row.magnitude[key]) ? row.magnitude[key] : 0;
-          x.product(r, j) = row.product[key];
-        }
-      }
-    }
-    if (p.dropout > 0)
-      for (Index j = first; j < last; ++j) x.kept(r, j) = keeps_weight(p, block.b, h, block.row_index[at], block.key0 + j);
-    if (any_not_finite && row.visible > 0) {
-      std::fill(gaps, gaps + first, -inf);
-      std::fill(gaps + last, gaps + n, -inf);
-      classify_scores(p, kv, block, r, row, gaps);
-      std::fill(gaps, gaps + first, inf);
-      std::fill(gaps + last, gaps + n, inf);
-    }
-    double& m = x.max[at];
-    m = std::max(sink, length > 0 ? score.maxCoeff() : -inf);
-    Index& live = x.live[at];
-    live = dense && !any_not_finite ? length : (score > -inf).count();
-    block.fully_masked[at] = row.visible == 0;
-    if (m == -inf) {
-      // Nothing visible: exactly 0. Visible, but every score -inf: 0 / 0.
-      block.lse[at] = 0;
-      if (block.lse_kind[at] == Kind::finite) block.lse_kind[at] = Kind::minus_infinity;
-      if (row.visible > 0) std::fill_n(block.o_kind.begin() + r * dv, dv, Kind::nan);
-      std::fill(gaps, gaps + n, inf);
-      std::fill(weights, weights + n, 0);
-      continue;
-    }
-    score = m - score;
-    auto weight = x.weight.row(r).segment(first, length).array();
-    weight = (-score).max(-745.0).exp();
-    if (live < length) weight = (score < inf).select(weight, 0);
-    const double sum = weight.sum() + (sink > -inf ? std::exp(sink - m) : 0);
-    weight *= 1 / sum;
-    x.lse[at] = block.lse[at] = m + std::log(sum);
-  }
-
-  if (keep == Keep::scores) {
-    block.gap.assign(x.gap.data(), x.gap.data() + rows * n);
-    block.dot.assign(x.dot.data(), x.dot.data() + rows * n);
-    block.score_error.assign(static_cast<std::size_t>(rows * n), 0);
-    if (context_.softcap > 0 || x.additions > 0) block.capped_error = block.score_error;
-    block.max = x.max;
-  }
-
-  // Gauges of the scores. Sums of |q||k| are needed only where they enter to first order, or could leave the range.
-  if (contract_.ordered && n > 0) prefix_sums(kv, x.q, block.key0, n, x.prefix);
-  const double largest_magnitude = x.additions > 0 && x.magnitude.size() > 0 ? x.magnitude.maxCoeff() : 0;
-  const double absolute_limit = rows > 0 ? x.q.rowwise().norm().maxCoeff() * kv.largest_key_norm * (1 + 0x1p-40) : 0;
-  const bool with_absolute = needs_absolute(contract_, context_) || !excludes_overflow(contract_, context_, absolute_limit, largest_magnitude);
-  if (with_absolute) absolute_products(kv, x.q, block.key0, n, x.absolute);
-
-  // Weights of the bound, per row.
-  std::vector<RowBound> bounds(n_rows);
-  const double ratio = exponent_ratio(contract_, s.dim + p.projection);
-  // Projected K and V are themselves right to 2^-53 of their gauges, of which the bound holds many more.
-  const double own_slack = p.projection > 0 ? 0x1p-24 : 0x1p-40;
-  const bool with_order = uses_order(contract_), with_tail = with_order && !tail_is_second_order(contract_, context_);
-  x.centred_weights.setZero(rows, n);
-  if (!with_order) x.absolute_weights.setZero(rows, n);
-  if (with_tail) x.tail_weights.setZero(rows, n);
-  for (Index r = 0; r < rows; ++r) {
-    const auto at = static_cast<std::size_t>(r);
-    if (x.max[at] == -inf) continue;
-    const Index first = block.seen_begin[at];
-    auto from = [&](RowMajor& m, bool wanted) { return wanted ? m.row(r).data() + first : nullptr; };
-    RowTruth t;
-    t.key0 = block.key0 + first;
-    t.count = block.seen_end[at] - first;
-    t.live = x.live[at];
-    t.gap = from(x.gap, true);
-    t.dot = from(x.dot, true);
-    t.absolute = from(x.absolute, with_absolute);
-    t.absolute_limit = absolute_limit;
-    t.prefix = from(x.prefix, contract_.ordered && n > 0);
-    t.weight = from(x.weight, true);
-    t.magnitude = from(x.magnitude, x.additions > 0);
-    t.product = from(x.product, x.additions > 0);
-    t.kept = from(x.kept, p.dropout > 0);
-    t.additions = x.additions;
-    t.max = x.max[at];
-    t.lse = x.lse[at];
-    t.has_sink = sink > -inf;
-    t.sink_gap = t.max - sink;
-    t.sink_weight = t.has_sink ? std::exp(sink - t.lse) : 0;
-    if (keep == Keep::scores) {
-      score_errors(contract_, context_, t, block.score_error.data() + r * n + first);
-      if (!block.capped_error.empty()) {
-        RowTruth capped = t;
-        capped.additions = 0;
-        score_errors(contract_, context_, capped, block.capped_error.data() + r * n + first);
-      }
-    }
-    RowBound& bound = bounds[at];
-    derive_row_bound(contract_, context_, t, bound, {from(x.centred_weights, true), from(x.absolute_weights, !with_order), from(x.tail_weights, with_tail)});
-    // Every p of the bound is right to a factor of e^H at unit roundoff 2^-53.
-    block.slack[at] = 8 * ratio * bound.largest_exponent + own_slack;
-    block.needs_ball[at] = !(block.slack[at] < 0x1p-16) || contract_.roundoff < 0x1p-40;
-    block.domain[at] = domain_of(bound);
-    if (kv.any_value_not_finite) classify_values(p, kv, block, r, seen[at], x.gap.row(r).data(), -std::log(contract_.exp_floor) - 1 - bound.gap_error);
-    block.exact[at] = contract_.dot_roundoff <= 0x1p-23 && contract_.query_prescale == 0 && p.projection == 0 && !bound.may_overflow && n > 0 &&
-                      is_exact_row(p, kv, x.q.row(r).data(), t);
-    if (block.exact[at]) block.domain[at] = Domain::bounded;
-  }
-
-  // Sums against V.
-  const Index columns = kv.values.cols();
-  if (p.dropout > 0) x.kept_weight = x.weight.cwiseProduct(x.kept);
-  const RowMajor& w = p.dropout > 0 ? x.kept_weight : x.weight;
-  const auto v = kv.values.middleRows(block.key0, n);
-  x.o.setZero(rows, columns);
-  if (n > 0) x.o.noalias() = w * v;
-  std::vector<SeenKeys> keys(n_rows);
-  for (std::size_t r = 0; r < n_rows; ++r) {
-    if (x.max[r] == -inf) continue;
-    const bool dense = seen[r].visible == block.seen_end[r] - block.seen_begin[r];
-    keys[r] = {block.seen_begin[r], block.seen_end[r], dense ? nullptr : block.visible.data() + static_cast<Index>(r) * n};
-  }
-  const PartialSums counted(contract_);
-  column_sums(kv, block.key0, keys, with_order ? &counted : nullptr, {x.centred_weights, w, x.o}, x.sum_centred, x.sum_prefix);
-  if (!with_order) absolute_values(kv, x.absolute_weights, block.key0, x.sum_absolute);
-  if (with_tail) absolute_values(kv, x.tail_weights, block.key0, x.sum_tail);
-
-  // Bounds and radii.
-  Eigen::RowVectorXd low = Eigen::RowVectorXd::Constant(columns, inf), high = -low;
-  for (Index j = 0; j < n; ++j) {
-    low = low.cwiseMin(v.row(j));
-    high = high.cwiseMax(v.row(j));
-  }
-  Eigen::RowVectorXd largest = n > 0 ? Eigen::RowVectorXd(high.cwiseMax(-low)) : Eigen::RowVectorXd::Zero(columns);
-  if (p.projection > 0 && n > 0) largest = kv.values_absolute.middleRows(block.key0, n).colwise().maxCoeff();
-  const bool with_zero = sink > -inf || p.dropout > 0;
-  for (Index r = 0; r < rows; ++r) {
-    const auto at = static_cast<std::size_t>(r);
-    if (x.max[at] == -inf) continue;
-    const RowBound& bound = bounds[at];
-    const double n_live = static_cast<double>(x.live[at]) + 4;
-    const double gamma64 = gamma_factor(n_live + static_cast<double>(p.projection) + 3, unit64);
-    for (Index c = 0; c < dv; ++c) {
-      const auto element = static_cast<std::size_t>(r * dv + c);
-      const double center = block.o[element] = x.o(r, c);
-      const ColumnSums sums{x.sum_centred(r, c), with_order ? 0 : x.sum_absolute(r, c), contract_.dot_roundoff * x.sum_prefix(r, c),
-                            with_tail ? x.sum_tail(r, c) : 0};
-      // At least sum p |v|, whose terms are differences of partial sums.
-      const double plain = std::min(largest(c), with_order ? 2 * x.sum_prefix(r, c) : std::isfinite(bound.gamma_dot) ? sums.absolute / bound.gamma_dot : inf);
-      // The same identity at unit roundoff 2^-53: exponents are at most `ratio` times the contract's.
-      block.radius[element] = 1.01 * (std::min(ratio, 1.0) * (sums.centred + std::fabs(center) * bound.zero_centred) + (gamma64 + 8 * unit64) * plain +
-                                      std::fabs(center) * bound.sum_weight * gamma64) +
-                              n_live * largest(c) * 0x1p-1018 + 0x1p-1060;
-      double hull = std::max({high(c) - center, center - low(c), with_zero ? std::fabs(center) : 0});
-      double b = element_bound(contract_, bound, center, sums, hull, largest(c));
-      if (bound.vacuous) b = element_bound(contract_, bound, center, sums, hull_distance(kv, block, r, c, center, with_zero || bound.may_overflow), largest(c));
-      // Sums of |v - O| were taken around a centre that is off by the radius.
-      block.bound[element] = b + bound.centred_total * block.radius[element] / std::max(bound.denominator, 0.1);
-      block.value_overflow[element] = values_may_overflow(contract_, x.live[at], largest(c));
-      if (block.exact[at]) {
-        // Weights are exactly 0 or 1 and no sum rounds: only the division by the count is left.
-        const double count = std::round(std::exp(x.lse[at]));
-        const bool power_of_two = quantum_of(count) == count;
-        double sum = 0;
-        for (Index j = 0; j < n; ++j)
-          if (x.gap(r, j) == 0) sum += kv.values(block.key0 + j, c);
-        block.o[element] = sum / count;
-        // What the other keys add to the true value; fp32 cannot see it, so it is all the tolerance there is.
-        const double rest = 2 * n_live * std::exp(-104.5) * largest(c);
-        block.radius[element] = rest + (power_of_two ? 0 : unit64 * std::fabs(block.o[element]));
-        block.bound[element] = 4 * rest + contract_.division_roundings * contract_.product_floor +
-                               (power_of_two ? 0 : 1.01 * contract_.division_roundings * contract_.roundoff * std::fabs(block.o[element]));
-      }
-    }
-    const double reach = std::fabs(x.lse[at] - x.max[at]) + 1;
-    block.lse_bound[at] = bound.lse;
-    block.lse_radius[at] =
-        1.02 * (std::min(ratio, 1.0) * bound.sum_weight * std::min(bound.largest_exponent, 1.0) + gamma64 * bound.sum_weight + n_live * 0x1p-1018) +
-        130 * unit64 * reach + 1.01 * unit64 * (std::fabs(x.max[at]) + std::fabs(x.lse[at]));
-    if (ratio > 1 || bound.largest_exponent > 1) block.needs_ball[at] = 1;
-    std::copy_n(x.weight.row(r).data(), n, block.weight.begin() + r * n);
-    if (p.dropout > 0) std::copy_n(x.kept.row(r).data(), n, block.kept.begin() + r * n);
-  }
+  block.rows = static_cast<Index>(row_index.size());
+  BlockEvaluation(problem_, contract_, context_, kv, keep == Keep::scores, matrices, block).run();
   return block;
-}
-
-bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) const {
-  const Attention& p = problem_;
-  const Index dv = p.shape.value_dim, n = block.count;
-  const auto at = static_cast<std::size_t>(r);
-  if (block.lse_kind[at] != Kind::finite) return true;
-  const BallRow ball(p, block.b, block.h, block.row_index[static_cast<std::size_t>(r)], bits);
-  const Index first = block.seen_begin[at], count = block.seen_end[at] - first;
-  const RowTruth t = ball.truth(block.key0 + first, count, contract_.ordered);
-  RowBound bound;
-  std::vector<double> centred(static_cast<std::size_t>(count)), absolute(centred), tail(centred);
-  derive_row_bound(contract_, context_, t, bound, {centred.data(), absolute.data(), tail.data()});
-  block.slack[at] = p.projection > 0 ? 0x1p-24 : 0x1p-40;
-
-  bool consistent = true;
-  auto meet = [&](double center, double center_low, double radius, double mid, double low, double ball_radius) {
-    if (!(std::fabs((center - mid) + (center_low - low)) <= (radius + ball_radius) * (1 + 1e-9))) consistent = false;
-  };
-  if (!block.needs_ball[at]) meet(block.lse[at], block.lse_low[at], block.lse_radius[at], ball.lse(), ball.lse_low(), ball.lse_radius());
-  const bool with_zero = t.has_sink || p.dropout > 0;
-  const PartialSums counted(contract_);
-  const char* visible = block.visible.data() + r * n + first;
-  const Index key0 = block.key0 + first;
-  for (Index c = 0; c < dv; ++c) {
-    const auto element = static_cast<std::size_t>(r * dv + c);
-    if (block.o_kind[element] != Kind::finite) continue;
-    const double o = ball.o(c);
-    if (!block.needs_ball[at]) meet(block.o[element], block.o_low[element], block.radius[element], o, ball.o_low(c), ball.o_radius(c));
-    double largest = 0;
-    for (Index j = 0; j < count; ++j)
-      if (visible[j]) largest = std::max(largest, kv.values_absolute(key0 + j, c));
-    block.value_overflow[element] = values_may_overflow(contract_, t.live, largest);
-    if (!block.exact[at]) {
-      ColumnSums sums;
-      bool first_split = true;
-      double partial = 0, merged = 0, hull = with_zero || bound.may_overflow ? std::fabs(o) : 0;
-      for (Index j = 0; j < count; ++j) {
-        const Index after = key0 + j + 1;
-        if (visible[j]) {
-          const auto key = static_cast<std::size_t>(j);
-          const double v = kv.values(key0 + j, c);
-          hull = std::max(hull, std::fabs(v - o));
-          sums.centred += centred[key] * std::fabs(v - o);
-          sums.absolute += absolute[key] * kv.values_absolute(key0 + j, c);
-          sums.tail += tail[key] * kv.values_absolute(key0 + j, c);
-          partial += (t.kept && t.kept[j] == 0 ? 0 : t.weight[j]) * v;
-          sums.prefix += std::fabs(partial);
-        }
-        if (counted.ends_split(after) || (j + 1 == count && !first_split)) {
-          const double before = std::exchange(merged, merged + partial);
-          if (!first_split) sums.prefix += counted.merge * (std::fabs(before) + std::fabs(partial) + std::fabs(merged));
-          partial = 0;
-          first_split = false;
-        } else if (after % contract_.tile == 0 && j + 1 < count) {
-          sums.prefix += counted.tile_end * std::fabs(partial);
-        }
-      }
-      sums.prefix *= contract_.dot_roundoff;
-      block.bound[element] = element_bound(contract_, bound, o, sums, hull, largest);
-    }
-    block.o[element] = o;
-    block.o_low[element] = ball.o_low(c);
-    block.radius[element] = ball.o_radius(c);
-  }
-  block.lse[at] = ball.lse();
-  block.lse_low[at] = ball.lse_low();
-  block.lse_radius[at] = ball.lse_radius();
-  block.lse_bound[at] = bound.lse;
-  if (block.needs_ball[at]) {
-    block.domain[at] = domain_of(bound);
-    std::copy_n(t.weight, count, block.weight.begin() + r * n + first);
-    block.needs_ball[at] = 0;
-  }
-  return consistent;
 }
 
 }  // namespace assay

@@ -56,11 +56,15 @@ struct KeyValuesDeleter {
 };
 using KeyValuesPointer = std::unique_ptr<KeyValues, KeyValuesDeleter>;
 
+Domain domain_of(const RowBound& b);
+// Whether the accumulator of a column could leave the range.
+bool values_may_overflow(const Contract& c, Index live, double largest_value);
+
 // A contract applied to a problem. Thread-safe.
 class Reference {
  public:
-  // Keeps a reference to the problem.
-  Reference(const Attention& problem, const Contract& contract);
+  // Keeps the problem, whose tensors have to live as long. Fewer terms than all are for tests of the bound.
+  Reference(const ProjectedAttention& problem, const Contract& contract, const BoundTerms& terms = {});
 
   KeyValuesPointer load_head(Index b, Index kv_head) const;
   Block evaluate(const KeyValues& kv, Index h, std::span<const Index> rows, Keep keep = Keep::outputs) const;
@@ -69,12 +73,12 @@ class Reference {
   bool refine(const KeyValues& kv, Block& block, Index row, long bits) const;
 
   const Contract& contract() const { return contract_; }
-  const Attention& problem() const { return problem_; }
+  const ProjectedAttention& problem() const { return problem_; }
   // Rows that keep the temporaries of a block within a few MiB.
   Index block_rows() const;
 
  private:
-  const Attention& problem_;
+  const ProjectedAttention problem_;
   Contract contract_;
   BoundContext context_;
 };

@@ -8,16 +8,20 @@
 namespace assay {
 namespace {
 
-constexpr double unit32 = 0x1p-24;
+using safety::unit32;
 
 template <class T>
 using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 // Largest Euclidean norm of a row, from above.
-double largest_norm(const RowMajor& q) { return q.rows() == 0 ? 0 : std::sqrt(q.rowwise().squaredNorm().maxCoeff()) * (1 + 0x1p-40); }
+double largest_norm(const RowMajor& q) {
+  return q.rows() == 0 ? 0 : std::sqrt(q.rowwise().squaredNorm().maxCoeff()) * (1 + safety::norm);
+}
 
 // Whether no sum of `terms` numbers, each at most `largest`, leaves the range of fp32.
-bool fits_single(double terms, double largest) { return terms * largest < 0x1p126; }
+bool fits_single(double terms, double largest) {
+  return terms * largest < safety::largest_single_sum;
+}
 
 template <class T>
 const Matrix<T>& keys_of(const KeyValues& kv) {
@@ -136,42 +140,51 @@ void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenK
 
 template <class T>
 Matrix<T> clamped(const RowMajor& m) {
-  return m.cwiseMin(1e30).template cast<T>();
+  return m.cwiseMin(safety::largest_single_weight).template cast<T>();
 }
 
 }  // namespace
 
+// bounds.md, 9: sum |S_k| over d
 void prefix_sums(const KeyValues& kv, const RowMajor& q, Index key0, Index count, RowMajor& out) {
   const double dim = static_cast<double>(q.cols());
   constexpr Index panel = 4 * lanes_of<float>;
   out.resize(q.rows(), (count + panel - 1) / panel * panel);
   if (kv.single && fits_single(dim, largest_norm(q) * kv.largest_key_norm))
-    prefix_sums_in<float>(kv.keys_transposed_single, q.cast<float>(), key0, 1 + 4.2 * (dim + 1) * unit32, dim * dim * 0x1p-148, out);
+    prefix_sums_in<float>(kv.keys_transposed_single, q.cast<float>(), key0,
+                          1 + safety::chain_loss * (dim + 1) * unit32,
+                          dim * dim * safety::single_underflow, out);
   else prefix_sums_in<double>(kv.keys_transposed, q, key0, 1, 0, out);
 }
 
+// bounds.md, 9: sum |q||k_j|
 void absolute_products(const KeyValues& kv, const RowMajor& q, Index key0, Index count, RowMajor& out) {
   const double dim = static_cast<double>(q.cols());
   if (kv.single && fits_single(dim, largest_norm(q) * kv.largest_key_norm)) {
     const Matrix<float> products = q.cast<float>().cwiseAbs() * kv.keys_transposed_single.middleCols(key0, count).cwiseAbs();
-    out = products.cast<double>() * (1 + 1.01 * (dim + 2) * unit32);
-    out.array() += dim * 0x1p-148;
+    out = products.cast<double>() * (1 + safety::one_rounding * (dim + 2) * unit32);
+    out.array() += dim * safety::single_underflow;
   } else {
     out.noalias() = q.cwiseAbs() * kv.keys_transposed_absolute.middleCols(key0, count);
   }
 }
 
+// bounds.md, 9: products of weights with |v|
 void absolute_values(const KeyValues& kv, const RowMajor& weights, Index key0, RowMajor& out) {
   const double n = static_cast<double>(weights.cols());
-  if (kv.single && n * unit32 < 0x1p-6 && fits_single(n, kv.largest_value * std::max(1.0, std::min(1e30, weights.size() ? weights.maxCoeff() : 0.0)))) {
+  const double heaviest = weights.size() ? weights.maxCoeff() : 0.0;
+  const double factor = std::max(1.0, std::min(safety::largest_single_weight, heaviest));
+  if (kv.single && n * unit32 < safety::largest_single_loss &&
+      fits_single(n, kv.largest_value * factor)) {
     const Matrix<float> sums = clamped<float>(weights) * kv.values_single.middleRows(key0, weights.cols()).cwiseAbs();
-    out = sums.cast<double>() * (1 + 1.02 * (n + 4) * unit32);
-    out.array() += n * 0x1p-148 * (1 + kv.largest_value);
+    out = sums.cast<double>() * (1 + safety::one_rounding_twice * (n + 4) * unit32);
+    out.array() += n * safety::single_underflow * (1 + kv.largest_value);
   } else {
     out.noalias() = weights * kv.values_absolute.middleRows(key0, weights.cols());
   }
 }
 
+// bounds.md, 9: centred sums, and partial sums of p v
 void column_sums(const KeyValues& kv, Index key0, const std::vector<SeenKeys>& seen, const PartialSums* partial_sums, const ColumnWeights& weights,
                  RowMajor& out_centred, RowMajor& out_prefix) {
   const Index columns = kv.values.cols(), count = weights.centred.cols();
@@ -185,16 +198,23 @@ void column_sums(const KeyValues& kv, Index key0, const std::vector<SeenKeys>& s
     merges = chain / counted.split + 1;
     chain = std::min(chain, counted.split);
   }
-  const double prefix_loss = unit32 * (132 + 4.2 * static_cast<double>(chain + 3 * merges));
-  const double heaviest = count > 0 ? std::min(1e30, std::max(1.0, weights.centred.maxCoeff())) : 1.0;
-  if (kv.single && prefix_loss < 0x1p-6 && fits_single(256, heaviest * kv.largest_value)) {
+  const double prefix_loss =
+      unit32 *
+      (safety::moduli_loss + safety::chain_loss * static_cast<double>(chain + 3 * merges));
+  const double heaviest =
+      count > 0
+          ? std::min(safety::largest_single_weight, std::max(1.0, weights.centred.maxCoeff()))
+          : 1.0;
+  if (kv.single && prefix_loss < safety::largest_single_loss && fits_single(256, heaviest * kv.largest_value)) {
     const Matrix<float> centred = clamped<float>(weights.centred);
     if (partial_sums)
       column_sums_in<float, true>(kv.values_single, key0, seen, counted, centred, weights.kept.cast<float>(), weights.o, out_centred, out_prefix);
     else column_sums_in<float, false>(kv.values_single, key0, seen, counted, centred, {}, weights.o, out_centred, out_prefix);
-    const double n = static_cast<double>(count), floor = n * 0x1p-147 * (1 + kv.largest_value);
+    const double n = static_cast<double>(count), floor = n * safety::single_underflow_of_centred * (1 + kv.largest_value);
     const auto centred_total = weights.centred.rowwise().sum().eval();
-    out_centred = out_centred * (1 + 140 * unit32) + (2.1 * unit32 * centred_total.asDiagonal()) * weights.o.cwiseAbs();
+    out_centred = out_centred * (1 + safety::centred_loss * unit32) +
+                  (safety::centre_loss * unit32 * centred_total.asDiagonal()) *
+                      weights.o.cwiseAbs();
     out_centred.array() += floor;
     if (partial_sums) out_prefix = (out_prefix * (1 + prefix_loss)).array() + n * floor;
   } else if (partial_sums) {

@@ -2,10 +2,13 @@
 // upper bounds, so most are taken in fp32, sixteen at a time, and enlarged by what fp32 may have lost (docs/bounds.md, section 9).
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
+#include "oracle/bound_terms.h"
 #include "oracle/contract.h"
 #include "oracle/key_values.h"
+#include "oracle/safety_factors.h"
 
 namespace assay {
 
@@ -15,8 +18,12 @@ struct PartialSums {
   Index tile = 1, split = 0;  // split 0: one
   double tile_end = 0, merge = 0;
 
-  explicit PartialSums(const Contract& c)
-      : tile(c.tile), split(c.split_keys), tile_end(1.01 * c.roundoff / c.dot_roundoff), merge(1.01 * std::max(1.0, c.roundoff / c.dot_roundoff)) {}
+  explicit PartialSums(const Contract& c, const BoundTerms& terms = {})
+      : tile(c.tile),
+        split(c.split_keys),
+        tile_end(terms[BoundTerm::tile_ends] * safety::one_rounding * c.roundoff / c.dot_roundoff),
+        merge(terms[BoundTerm::split_merges] * safety::one_rounding *
+              std::max(1.0, c.roundoff / c.dot_roundoff)) {}
   bool ends_split(Index key) const { return split > 0 && key % split == 0; }
 };
 

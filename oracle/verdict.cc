@@ -2,14 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <array>
 
 namespace assay {
-
-std::string_view name_of(Output output) {
-  constexpr std::array<std::string_view, 8> names = {"O", "LSE", "dQ", "dK", "dV", "dBias", "dSink", "C"};
-  return names[static_cast<std::size_t>(output)];
-}
 
 std::string describe(const Element& e) {
   std::string place;
@@ -23,11 +17,6 @@ std::string describe(const Element& e) {
     default: place = fmt::format("{}[b={}, h={}, row={}, column={}]", name_of(e.output), e.b, e.h, e.row, e.column);
   }
   return fmt::format("{}: {} = {:.9g}, exact {:.9g}, bound {:.3g}", e.why, place, e.got, e.exact, e.bound);
-}
-
-std::string_view name_of(Outcome outcome) {
-  constexpr std::array<std::string_view, 6> names = {"pass", "fail", "suspect", "inconclusive", "unsupported", "error"};
-  return names[static_cast<std::size_t>(outcome)];
 }
 
 void GradientPower::add(const GradientPower& other) {

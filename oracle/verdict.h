@@ -12,10 +12,28 @@ namespace assay {
 // pass: every judged element is inside its bound, and something was. suspect: passes, but signed errors lean.
 // inconclusive: nothing was judged by its bound. The rest is for whoever runs candidates.
 enum class Outcome : std::uint8_t { pass, fail, suspect, inconclusive, unsupported, error };
-std::string_view name_of(Outcome outcome);
+template <>
+inline constexpr auto table_of<Outcome> = complete<Named<Outcome>>({
+    {Outcome::pass, "pass"},
+    {Outcome::fail, "fail"},
+    {Outcome::suspect, "suspect"},
+    {Outcome::inconclusive, "inconclusive"},
+    {Outcome::unsupported, "unsupported"},
+    {Outcome::error, "error"},
+});
 
 enum class Output : std::uint8_t { o, lse, dq, dk, dv, d_bias, d_sink, c };
-std::string_view name_of(Output output);
+template <>
+inline constexpr auto table_of<Output> = complete<Named<Output>>({
+    {Output::o, "O"},
+    {Output::lse, "LSE"},
+    {Output::dq, "dQ"},
+    {Output::dk, "dK"},
+    {Output::dv, "dV"},
+    {Output::d_bias, "dBias"},
+    {Output::d_sink, "dSink"},
+    {Output::c, "C"},
+});
 
 // One element and how it stands to its bound. row is a key in dK and dV; column is -1 for LSE, a key
 // in dBias. C has b = h = 0.
@@ -89,10 +107,10 @@ struct JudgeOptions {
 };
 
 // `out.o` and `out.lse` as the candidate left them; a null lse is a failure, for LSE is always judged.
-Verdict judge(const Attention& problem, const AttentionOutput& out, const Contract& contract, const JudgeOptions& options = {});
+Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out, const Contract& contract, const JudgeOptions& options = {});
 
 // For a candidate that declares nothing: the verdict under the strictest contract of the ladder that is not
 // refuted, or under the most lenient one if all are.
-Verdict judge_by_ladder(const Attention& problem, const AttentionOutput& out, Index tile, const JudgeOptions& options = {});
+Verdict judge_by_ladder(const ProjectedAttention& problem, const AttentionOutput& out, Index tile, const JudgeOptions& options = {});
 
 }  // namespace assay

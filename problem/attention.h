@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "problem/tensor.h"
@@ -49,16 +51,70 @@ struct Attention {
   std::vector<float> alibi_slopes;                       // per query head; empty: none
   std::vector<std::int32_t> query_segment, key_segment;  // [B * Lq], [B * Lk]; empty: none
   std::vector<float> sink;                               // logit per query head; empty: none
-  // K and V that a kernel computes for itself, from a latent cache: sums of `projection` products, whose absolute values
-  // sum to these. Shapes of K and V, f64; absent where K and V are given.
-  TensorView k_absolute, v_absolute;
-  Index projection = 0;
-  Index projected_columns = 0;  // of K: the first so many; the rotary part behind them is stored
   float dropout = 0;  // probability of dropping a weight
   std::uint64_t dropout_seed = 0;
 
   Index offset_of(Index b) const { return offset.empty() ? 0 : offset[static_cast<std::size_t>(b)]; }
 };
+
+// Where a kernel computes K and V itself, from a latent cache: their elements are sums of products.
+// Kernels do not see this. The oracle bounds their errors by it.
+struct Projection {
+  TensorView k_absolute, v_absolute;  // sums of the products' absolute values; shapes of K and V, f64
+  Index length = 0;                   // products in a sum; 0: K and V are given
+  Index columns = 0;                  // of K, the first so many; the rotary part behind them is stored
+
+  explicit operator bool() const { return length > 0; }
+};
+
+// A problem as the oracle is asked it.
+struct ProjectedAttention : Attention {
+  ProjectedAttention() = default;
+  // With K and V that are given.
+  ProjectedAttention(const Attention& given)  // NOLINT(google-explicit-constructor)
+      : Attention(given) {}
+
+  Projection projection;
+};
+
+// What the entries of a list belong to. Rows and keys are those of every batch.
+enum class Along : std::uint8_t { batches, query_heads, rows, keys };
+
+// A list of a problem: it has no entries at all, or one for each of what it belongs to.
+template <class T>
+struct ListField {
+  std::string_view name;      // of the field
+  std::string_view recorded;  // in case lines and in records
+  std::vector<T> Attention::*list;
+  Along along;
+};
+inline constexpr std::tuple attention_lists{
+    ListField<Index>{"offset", "offset", &Attention::offset, Along::batches},
+    ListField<Index>{"key_lengths", "lengths", &Attention::key_lengths, Along::batches},
+    ListField<Index>{"key_starts", "starts", &Attention::key_starts, Along::batches},
+    ListField<float>{"alibi_slopes", "alibi_slopes", &Attention::alibi_slopes, Along::query_heads},
+    ListField<float>{"sink", "sink", &Attention::sink, Along::query_heads},
+    ListField<std::int32_t>{"query_segment", "query_segment", &Attention::query_segment, Along::rows},
+    ListField<std::int32_t>{"key_segment", "key_segment", &Attention::key_segment, Along::keys},
+};
+// visit(field) for every list.
+template <class Visit>
+constexpr void for_each_list(const Visit& visit) {
+  std::apply([&](const auto&... field) { (visit(field), ...); }, attention_lists);
+}
+
+// So many times so many entries.
+struct ListExtent {
+  Index outer, inner;
+};
+constexpr ListExtent extent_of(Along along, const AttentionShape& s) {
+  switch (along) {
+    case Along::batches: return {s.batch, 1};
+    case Along::query_heads: return {s.query_heads, 1};
+    case Along::rows: return {s.batch, s.rows};
+    default: return {s.batch, s.keys};
+  }
+}
 
 // O [B, Hq, Lq, Dv] and LSE [B, Hq, Lq, 1], f32.
 struct AttentionOutput {

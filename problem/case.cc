@@ -149,9 +149,10 @@ void check_case(const Case& c) {
                       {m.varies[0] ? std::max<Index>(s.batch, 1) : 1, m.varies[1] ? s.query_heads : 1, m.varies[2] ? std::max<Index>(s.rows, 1) : 1,
                        m.varies[3] ? std::max<Index>(s.keys, 1) : 1});
   };
-  auto is_boolean = [](MaskPattern p) { return p <= MaskPattern::future; };
-  if (!is_boolean(c.keep.pattern)) refuse(fmt::format("bool={} is an additive pattern", name_of(c.keep.pattern)));
-  if (c.bias.pattern != MaskPattern::none && is_boolean(c.bias.pattern)) refuse(fmt::format("bias={} is a boolean pattern", name_of(c.bias.pattern)));
+  if (row_of(c.keep.pattern).kind == MaskKind::additive)
+    refuse(fmt::format("bool={} is an additive pattern", name_of(c.keep.pattern)));
+  if (row_of(c.bias.pattern).kind == MaskKind::boolean)
+    refuse(fmt::format("bias={} is a boolean pattern", name_of(c.bias.pattern)));
   mask_fits("bool", c.keep);
   mask_fits("bias", c.bias);
   auto check_dtype = [](std::string_view field, Dtype d) {

@@ -10,71 +10,10 @@
 #include <vector>
 
 #include "problem/attention.h"
+#include "problem/families.h"
 #include "problem/low_bit.h"
 
 namespace assay {
-
-// How Q and K (the scores) and V (the values) are filled. What each family is for stands in generate.cc.
-enum class Scores : std::uint8_t {
-  normal,
-  uniform,
-  tiny,
-  huge,
-  negative,
-  growing,
-  falling,
-  tile_peaks,
-  near_overflow,
-  large_scores,
-  subnormal,
-  signed_zeros,
-  ramp,
-  ties,
-  equal,
-  cancel,
-  heavy_tail,
-  key_sink,
-  flat,
-  subset,
-  gather
-};
-enum class Values : std::uint8_t {
-  normal,
-  uniform,
-  tiny,
-  huge,
-  cancel,
-  offset,
-  one_hot,
-  near_overflow,
-  subnormal,
-  signed_zeros,
-  ramp,
-  heavy_tail,
-  ones,
-  constant,
-  biased,
-  head_number,
-  integers,
-  balanced
-};
-
-enum class LayoutKind : std::uint8_t { bhsd, bshd, packed, padded, strided, shared_head, shared_batch, reversed, distant };
-
-enum class MaskPattern : std::uint8_t {
-  none,
-  all,
-  random,
-  empty_rows,
-  tiles,
-  future,  // boolean; `future` is a causal pattern
-  normal,
-  minus_infinity,
-  minimum,
-  minimum_rows,
-  large,
-  constant  // additive
-};
 
 struct MaskSpec {
   MaskPattern pattern = MaskPattern::none;
@@ -88,11 +27,14 @@ struct OffsetSpec {
   bool operator==(const OffsetSpec&) const = default;
 };
 
-// What K and V hold at keys beyond the lengths and before the starts, which no row may see.
-enum class Hidden : std::uint8_t { generated, nan, infinity, huge };
-
 // What is asked: O and LSE, the gradients as well, or a low-bit product.
 enum class Operation : std::uint8_t { attention, backward, product };
+template <>
+inline constexpr auto table_of<Operation> = complete<Named<Operation>>({
+    {Operation::attention, "attention"},
+    {Operation::backward, "backward"},
+    {Operation::product, "product"},
+});
 
 // Keys and values come out of a cache: the rows are the last tokens appended.
 struct CacheSpec {
@@ -105,12 +47,13 @@ struct CacheSpec {
   bool operator==(const CacheSpec&) const = default;
   explicit operator bool() const { return kind != Kind::none; }
 };
-
-// How the codes of W are drawn. quantized: normal numbers, quantized by the declared rules, scales included.
-enum class Weights : std::uint8_t { quantized, codes, ramp, one_hot, largest, cancel, zeros, special };
-// How the scales are, unless W is quantized.
-enum class ScaleFamily : std::uint8_t { unit, distinct, random, smallest, largest, zero, nan };
-enum class ZeroFamily : std::uint8_t { random, symmetric, edges };
+template <>
+inline constexpr auto table_of<CacheSpec::Kind> = complete<Named<CacheSpec::Kind>>({
+    {CacheSpec::Kind::none, "none"},
+    {CacheSpec::Kind::contiguous, "contiguous"},
+    {CacheSpec::Kind::paged, "paged"},
+    {CacheSpec::Kind::latent, "latent"},
+});
 
 // C [m, n] = A [m, k] W [k, n].
 struct ProductSpec {
@@ -180,6 +123,9 @@ class CaseError : public std::runtime_error {
 
 // Parses and checks. Throws CaseError.
 Case parse_case(std::string_view line);
+// Sets the fields of `text`, as they stand in a line behind the operation, and checks nothing else.
+// Throws CaseError for text that is malformed.
+void set_fields(Case& c, std::string_view text);
 // The canonical line: fields in a fixed order, defaults left out. parse_case(print_case(c)) == c.
 std::string print_case(const Case& c);
 // Throws CaseError naming the field, its value and the limit, if no such problem can exist.
@@ -192,13 +138,5 @@ bool can_chunk(const Case& c);
 
 // Bytes that inputs and outputs of the case need. check_case() has made sure that the sum does not overflow.
 Index case_bytes(const Case& c);
-
-std::string_view name_of(Scores);
-std::string_view name_of(Values);
-std::string_view name_of(LayoutKind);
-std::string_view name_of(MaskPattern);
-std::string_view name_of(Weights);
-std::string_view name_of(ScaleFamily);
-inline constexpr int scores_count = 21, values_count = 18, layout_count = 9, weights_count = 8, scale_family_count = 7, zero_family_count = 3;
 
 }  // namespace assay

@@ -6,28 +6,27 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <span>
 
 #include "problem/case.h"
 
 namespace assay {
 namespace {
 
-constexpr std::array<std::string_view, scores_count> scores_names = {
-    "normal",       "uniform", "tiny", "huge",  "negative", "growing",    "falling",  "tile-peaks", "near-overflow", "large-scores", "subnormal",
-    "signed-zeros", "ramp",    "ties", "equal", "cancel",   "heavy-tail", "key-sink", "flat",       "subset",        "gather"};
-constexpr std::array<std::string_view, values_count> values_names = {"normal",  "uniform",       "tiny",      "huge",         "cancel",   "offset",
-                                                                     "one-hot", "near-overflow", "subnormal", "signed-zeros", "ramp",     "heavy-tail",
-                                                                     "ones",    "constant",      "biased",    "head-number",  "integers", "balanced"};
-constexpr std::array<std::string_view, layout_count> layout_names = {"bhsd", "bshd", "packed", "padded", "strided", "shared-head", "shared-batch", "reversed", "distant"};
-constexpr std::array<std::string_view, 12> mask_names = {"none",           "all",     "random",       "empty-rows", "tiles",   "future", "normal",
-                                                         "minus-infinity", "minimum", "minimum-rows", "large",      "constant"};
-constexpr std::array<std::string_view, 3> operation_names = {"attention", "backward", "product"};
-constexpr std::array<std::string_view, 4> hidden_names = {"generated", "nan", "inf", "huge"};
-constexpr std::array<std::string_view, 4> cache_names = {"none", "contiguous", "paged", "latent"};
-constexpr std::array<std::string_view, weights_count> weights_names = {"quantized", "codes", "ramp", "one-hot", "largest", "cancel", "zeros", "special"};
-constexpr std::array<std::string_view, scale_family_count> scale_family_names = {"unit", "distinct", "random", "smallest", "largest", "zero", "nan"};
-constexpr std::array<std::string_view, zero_family_count> zero_family_names = {"random", "symmetric", "edges"};
-constexpr int boolean_masks_end = 6;
+// The names of some values, in their order.
+template <class Values>
+std::vector<std::string_view> names_of(const Values& values) {
+  std::vector<std::string_view> names;
+  for (const auto value : values) names.push_back(name_of(value));
+  return names;
+}
+
+// "a, b or c".
+template <class Values>
+std::string one_of(const Values& values) {
+  const std::vector<std::string_view> names = names_of(values);
+  return fmt::format("{} or {}", fmt::join(names.begin(), names.end() - 1, ", "), names.back());
+}
 
 // A cursor over the value of one field; every error it throws points at the column it has reached.
 class Cursor {
@@ -59,14 +58,18 @@ class Cursor {
   std::uint64_t natural() { return number<std::uint64_t>("an integer of at least 0"); }
   float real() { return number<float>("a number"); }
   double real64() { return number<double>("a number, nan, inf or -inf"); }
-  template <std::size_t n>
-  int choice(const std::array<std::string_view, n>& names, int first = 0, int last = static_cast<int>(n)) {
+  // The place of the word in a list of names.
+  std::size_t choice(std::span<const std::string_view> names) {
     const std::size_t begin = at_;
-    const std::string_view w = word();
-    for (int i = first; i < last; ++i)
-      if (names[static_cast<std::size_t>(i)] == w) return i;
+    const auto found = std::ranges::find(names, word());
+    if (found != names.end()) return static_cast<std::size_t>(found - names.begin());
     at_ = begin;
-    fail(fmt::format("expected one of {}", fmt::join(names.begin() + first, names.begin() + last, ", ")));
+    fail(fmt::format("expected one of {}", fmt::join(names, ", ")));
+  }
+  // The value that the word names, of those that may stand here.
+  template <NamedEnum E>
+  E value(std::span<const E> allowed = values_of<E>) {
+    return allowed[choice(names_of(allowed))];
   }
   std::vector<Index> integers() {
     std::vector<Index> list{integer()};
@@ -89,20 +92,6 @@ class Cursor {
   std::size_t at_, end_;
 };
 
-Dtype parse_dtype(Cursor& in) {
-  static constexpr std::array<std::string_view, dtype_count> names = {"f64", "f32", "f16", "bf16", "f8e4m3", "f8e5m2", "f4e2m1", "e8m0"};
-  return static_cast<Dtype>(in.choice(names));
-}
-
-LowBit parse_low_bit(Cursor& in) {
-  static const auto names = [] {
-    std::array<std::string_view, low_bit_count> list;
-    for (std::size_t f = 0; f < list.size(); ++f) list[f] = traits(static_cast<LowBit>(f)).name;
-    return list;
-  }();
-  return static_cast<LowBit>(in.choice(names));
-}
-
 // "a/b", or "a" for both.
 void parse_pair(Cursor& in, char separator, Index& first, Index& second) {
   first = second = in.integer();
@@ -122,8 +111,8 @@ std::string print_mask(const MaskSpec& m) {
   }
   return text;
 }
-void parse_mask(Cursor& in, MaskSpec& m, int first, int last) {
-  m.pattern = static_cast<MaskPattern>(in.choice(mask_names, first, last));
+void parse_mask(Cursor& in, MaskSpec& m, std::span<const MaskPattern> allowed) {
+  m.pattern = in.value(allowed);
   if (!in.accept('@')) return;
   m.varies = {};
   for (std::size_t axis = 0; axis < 4; ++axis) m.varies[axis] = in.accept("bhij"[axis]);
@@ -146,14 +135,14 @@ void parse_layouts(Cursor& in, const std::array<std::string_view, n>& tensors, c
   Cursor ahead = in;
   const std::string_view first = ahead.word();
   if (!(first.size() == 1 && ahead.accept(':'))) {
-    const auto kind = static_cast<LayoutKind>(in.choice(layout_names));
+    const auto kind = in.value<LayoutKind>();
     for (LayoutKind* slot : slots) *slot = kind;
     return;
   }
   do {
-    LayoutKind* slot = slots[static_cast<std::size_t>(in.choice(tensors))];
+    LayoutKind* slot = slots[in.choice(tensors)];
     in.expect(':');
-    *slot = static_cast<LayoutKind>(in.choice(layout_names));
+    *slot = in.value<LayoutKind>();
   } while (in.accept(','));
 }
 
@@ -167,7 +156,7 @@ void parse_pokes(Cursor& in, Case& c) {
   static constexpr std::array<std::string_view, 6> tensors = {"q", "k", "v", "m", "g", "a"};
   do {
     Poke p;
-    p.tensor = tensors[static_cast<std::size_t>(in.choice(tensors))][0];
+    p.tensor = tensors[in.choice(tensors)][0];
     for (Index& x : p.position) {
       in.expect(':');
       x = in.integer();
@@ -181,13 +170,13 @@ void parse_pokes(Cursor& in, Case& c) {
 
 std::string print_cache(const CacheSpec& k) {
   if (!k) return {};
-  std::string text(cache_names[static_cast<std::size_t>(k.kind)]);
+  std::string text(name_of(k.kind));
   if (k.kind != CacheSpec::Kind::contiguous) text += fmt::format(":{}", k.page);
   if (k.kind == CacheSpec::Kind::latent) text += fmt::format(":{}+{}", k.rank, k.rotary);
   return text;
 }
 void parse_cache(Cursor& in, CacheSpec& k) {
-  k.kind = static_cast<CacheSpec::Kind>(in.choice(cache_names, 1));
+  k.kind = in.value(std::span(values_of<CacheSpec::Kind>).subspan(1));
   if (k.kind == CacheSpec::Kind::contiguous || !in.accept(':')) return;
   k.page = in.integer();
   if (k.kind != CacheSpec::Kind::latent || !in.accept(':')) return;
@@ -200,7 +189,7 @@ std::string print_list(const std::vector<Index>& list) { return fmt::format("{}"
 
 struct Field {
   std::string_view name;
-  std::string_view help;
+  std::string help;
   // Empty text: the default, left out. A flag prints its own name.
   std::function<std::string(const Case&)> print;
   std::function<void(Case&, Cursor&)> parse;
@@ -208,7 +197,7 @@ struct Field {
 };
 
 template <class Member>
-Field flag(std::string_view name, std::string_view help, Member member) {
+Field flag(std::string_view name, const std::string& help, Member member) {
   return {name, help, [=](const Case& c) { return c.*member ? std::string(name) : std::string(); }, [=](Case& c, Cursor&) { c.*member = true; }, true};
 }
 
@@ -228,19 +217,19 @@ Field target_field() {
             if (c.target.empty()) in.fail("expected a name");
           }};
 }
-Field rows_field(std::string_view help) {
+Field rows_field(const std::string& help) {
   return {"rows", help, [](const Case& c) { return c.sample_rows == 0 ? "" : fmt::format("{}", c.sample_rows); },
           [](Case& c, Cursor& in) { c.sample_rows = in.integer(); }};
 }
-Field dtype_field(std::string_view help) {
-  return {"dtype", help, [](const Case& c) { return std::string(format(c.dtype).name); }, [](Case& c, Cursor& in) { c.dtype = parse_dtype(in); }};
+Field dtype_field(const std::string& help) {
+  return {"dtype", help, [](const Case& c) { return std::string(format(c.dtype).name); }, [](Case& c, Cursor& in) { c.dtype = in.value<Dtype>(); }};
 }
-Field out_field(std::string_view help) {
-  return {"out", help, [](const Case& c) { return c.out ? std::string(format(*c.out).name) : ""; }, [](Case& c, Cursor& in) { c.out = parse_dtype(in); }};
+Field out_field(const std::string& help) {
+  return {"out", help, [](const Case& c) { return c.out ? std::string(format(*c.out).name) : ""; }, [](Case& c, Cursor& in) { c.out = in.value<Dtype>(); }};
 }
-Field values_field(std::string_view help) {
+Field values_field(const std::string& help) {
   return {"values", help, [](const Case& c) { return c.values == Values::normal ? "" : std::string(name_of(c.values)); },
-          [](Case& c, Cursor& in) { c.values = static_cast<Values>(in.choice(values_names)); }};
+          [](Case& c, Cursor& in) { c.values = in.value<Values>(); }};
 }
 
 const std::vector<Field>& product_fields() {
@@ -257,23 +246,23 @@ const std::vector<Field>& product_fields() {
          return std::string(traits(c.product.format).name) + (c.product.group ? fmt::format(":{}", *c.product.group) : "");
        },
        [](Case& c, Cursor& in) {
-         c.product.format = parse_low_bit(in);
+         c.product.format = in.value<LowBit>();
          if (in.accept(':')) c.product.group = in.integer();
        }},
       {"a", "format of A, where it is low-bit too: mxfp4, nvfp4, f8e4m3 or f8e5m2, quantized from values",
        [](const Case& c) { return c.product.a_format ? std::string(traits(*c.product.a_format).name) : ""; },
-       [](Case& c, Cursor& in) { c.product.a_format = parse_low_bit(in); }},
+       [](Case& c, Cursor& in) { c.product.a_format = in.value<LowBit>(); }},
       {"weights", "how the codes of W are drawn",
        [](const Case& c) { return c.product.weights == defaults.weights ? "" : std::string(name_of(c.product.weights)); },
-       [](Case& c, Cursor& in) { c.product.weights = static_cast<Weights>(in.choice(weights_names)); }},
+       [](Case& c, Cursor& in) { c.product.weights = in.value<Weights>(); }},
       {"scales", "how the scales of W are, unless it is quantized",
        [](const Case& c) { return c.product.scales == defaults.scales ? "" : std::string(name_of(c.product.scales)); },
-       [](Case& c, Cursor& in) { c.product.scales = static_cast<ScaleFamily>(in.choice(scale_family_names)); }},
-      {"zeros", "zero points of integers, unless W is quantized: random, symmetric or edges",
+       [](Case& c, Cursor& in) { c.product.scales = in.value<ScaleFamily>(); }},
+      {"zeros", "zero points of integers, unless W is quantized: " + one_of(values_of<ZeroFamily>),
        [](const Case& c) {
-         return c.product.zeros == defaults.zeros ? "" : std::string(zero_family_names[static_cast<std::size_t>(c.product.zeros)]);
+         return c.product.zeros == defaults.zeros ? "" : std::string(name_of(c.product.zeros));
        },
-       [](Case& c, Cursor& in) { c.product.zeros = static_cast<ZeroFamily>(in.choice(zero_family_names)); }},
+       [](Case& c, Cursor& in) { c.product.zeros = in.value<ZeroFamily>(); }},
       values_field("family of A"),
       {"poke", "elements of A overwritten: a:0:0:m:k=nan, separated by ';'", print_pokes, [](Case& c, Cursor& in) { parse_pokes(in, c); }},
       seed_field(),
@@ -327,10 +316,13 @@ const std::vector<Field>& attention_fields() {
          in.expect(',');
          c.window_right = in.integer();
        }},
-      {"bool", "boolean mask: all, random, empty-rows, tiles or future; @bhij says which axes vary: random@bj",
-       [](const Case& c) { return print_mask(c.keep); }, [](Case& c, Cursor& in) { parse_mask(in, c.keep, 1, boolean_masks_end); }},
-      {"bias", "additive mask: normal, minus-infinity, minimum, minimum-rows, large or constant; axes as for bool",
-       [](const Case& c) { return print_mask(c.bias); }, [](Case& c, Cursor& in) { parse_mask(in, c.bias, boolean_masks_end, 12); }},
+      {"bool",
+       "boolean mask: " + one_of(patterns_of<MaskKind::boolean>) + "; @bhij says which axes vary: random@bj",
+       [](const Case& c) { return print_mask(c.keep); },
+       [](Case& c, Cursor& in) { parse_mask(in, c.keep, patterns_of<MaskKind::boolean>); }},
+      {"bias", "additive mask: " + one_of(patterns_of<MaskKind::additive>) + "; axes as for bool",
+       [](const Case& c) { return print_mask(c.bias); },
+       [](Case& c, Cursor& in) { parse_mask(in, c.bias, patterns_of<MaskKind::additive>); }},
       flag("finite-min-masks", "flag: the bias dtype's minimum means -inf", &Case::finite_min_masks),
       {"lengths", "valid keys (right padding), one for each batch or one for all: 5,64", [](const Case& c) { return print_list(c.lengths); },
        [](Case& c, Cursor& in) { c.lengths = in.integers(); }},
@@ -349,17 +341,18 @@ const std::vector<Field>& attention_fields() {
          c.dropout_seed = in.natural();
        }},
       {"scores", "family of Q and K", [](const Case& c) { return c.scores == defaults.scores ? "" : std::string(name_of(c.scores)); },
-       [](Case& c, Cursor& in) { c.scores = static_cast<Scores>(in.choice(scores_names)); }},
+       [](Case& c, Cursor& in) { c.scores = in.value<Scores>(); }},
       values_field("family of V"),
       {"grad", "family of dO, as values (backward only)", [](const Case& c) { return c.gradient == defaults.gradient ? "" : std::string(name_of(c.gradient)); },
-       [](Case& c, Cursor& in) { c.gradient = static_cast<Values>(in.choice(values_names)); }},
-      {"hidden", "what K and V hold where lengths and starts hide them: generated, nan, inf or huge",
-       [](const Case& c) { return c.hidden == Hidden::generated ? "" : std::string(hidden_names[static_cast<std::size_t>(c.hidden)]); },
-       [](Case& c, Cursor& in) { c.hidden = static_cast<Hidden>(in.choice(hidden_names)); }},
+       [](Case& c, Cursor& in) { c.gradient = in.value<Values>(); }},
+      {"hidden", "what K and V hold where lengths and starts hide them: " + one_of(values_of<Hidden>),
+       [](const Case& c) { return c.hidden == Hidden::generated ? "" : std::string(name_of(c.hidden)); },
+       [](Case& c, Cursor& in) { c.hidden = in.value<Hidden>(); }},
       {"poke", "elements overwritten: v:b:h:i:d=nan, separated by ';' (q, k, v, m for the bias, g for dO)", print_pokes,
        [](Case& c, Cursor& in) { parse_pokes(in, c); }},
       seed_field(),
-      {"layout", "bhsd, bshd, packed, padded, strided, shared-head, shared-batch, reversed or distant (rows so far apart that offsets need 64 bits); for all, or as q:bshd,o:padded",
+      {"layout",
+       one_of(values_of<LayoutKind>) + " (rows so far apart that offsets need 64 bits); for all, or as q:bshd,o:padded",
        [](const Case& c) { return print_layouts<4>(attention_tensors, {c.q_layout, c.k_layout, c.v_layout, c.o_layout}); },
        [](Case& c, Cursor& in) { parse_layouts<4>(in, attention_tensors, {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}); }},
       {"cache", "keys and values come out of a cache, the rows are the last tokens: contiguous, paged:PAGE or latent:PAGE:RANK+ROTARY",
@@ -370,7 +363,7 @@ const std::vector<Field>& attention_fields() {
          return std::string(format(c.cache_dtype()).name) + (c.cache.group > 0 ? fmt::format("/{}", c.cache.group) : "");
        },
        [](Case& c, Cursor& in) {
-         c.cache.dtype = parse_dtype(in);
+         c.cache.dtype = in.value<Dtype>();
          if (in.accept('/')) c.cache.group = in.integer();
        }},
       {"chunks", "rows of each call after another, the last again and again: 5,1; default: one call", [](const Case& c) { return print_list(c.cache.chunks); },
@@ -384,42 +377,10 @@ const std::vector<Field>& attention_fields() {
 
 const std::vector<Field>& fields(Operation operation) { return operation == Operation::product ? product_fields() : attention_fields(); }
 
-}  // namespace
-
-std::string_view name_of(Weights x) { return weights_names[static_cast<std::size_t>(x)]; }
-std::string_view name_of(ScaleFamily x) { return scale_family_names[static_cast<std::size_t>(x)]; }
-std::string_view name_of(Scores x) { return scores_names[static_cast<std::size_t>(x)]; }
-std::string_view name_of(Values x) { return values_names[static_cast<std::size_t>(x)]; }
-std::string_view name_of(LayoutKind x) { return layout_names[static_cast<std::size_t>(x)]; }
-std::string_view name_of(MaskPattern x) { return mask_names[static_cast<std::size_t>(x)]; }
-
-std::string print_case(const Case& c) {
-  std::string line(operation_names[static_cast<std::size_t>(c.operation)]);
-  for (const Field& f : fields(c.operation)) {
-    const std::string text = f.print(c);
-    if (text.empty()) continue;
-    line += ' ';
-    if (!f.is_flag) (line += f.name) += '=';
-    line += text;
-  }
-  return line;
-}
-
-Case parse_case(std::string_view line) {
-  Case c;
-  std::size_t at = 0;
-  auto skip_spaces = [&] {
-    while (at < line.size() && line[at] == ' ') ++at;
-  };
-  skip_spaces();
-  const std::size_t word_end = std::min(line.find(' ', at), line.size());
-  const auto operation = std::find(operation_names.begin(), operation_names.end(), line.substr(at, word_end - at));
-  if (operation == operation_names.end())
-    throw CaseError(at + 1, fmt::format("expected an operation ({}), found '{}'", fmt::join(operation_names, ", "), line.substr(at, word_end - at)));
-  c.operation = static_cast<Operation>(operation - operation_names.begin());
-  at = word_end;
+// Sets the fields that stand in a line from a column on.
+void parse_fields(Case& c, std::string_view line, std::size_t at) {
   std::vector<std::string_view> seen;
-  for (skip_spaces(); at < line.size(); skip_spaces()) {
+  while ((at = line.find_first_not_of(' ', at)) != std::string_view::npos) {
     const std::size_t end = std::min(line.find(' ', at), line.size());
     const std::size_t equals = std::min(line.find('=', at), end);
     const std::string_view name = line.substr(at, equals - at);
@@ -439,19 +400,49 @@ Case parse_case(std::string_view line) {
     in.expect_end();
     at = end;
   }
+}
+
+}  // namespace
+
+std::string print_case(const Case& c) {
+  std::string line(name_of(c.operation));
+  for (const Field& f : fields(c.operation)) {
+    const std::string text = f.print(c);
+    if (text.empty()) continue;
+    line += ' ';
+    if (!f.is_flag) (line += f.name) += '=';
+    line += text;
+  }
+  return line;
+}
+
+Case parse_case(std::string_view line) {
+  Case c;
+  const std::size_t at = std::min(line.find_first_not_of(' '), line.size());
+  const std::size_t word_end = std::min(line.find(' ', at), line.size());
+  const std::string_view word = line.substr(at, word_end - at);
+  const std::optional<Operation> operation = value_named<Operation>(word);
+  if (!operation)
+    throw CaseError(at + 1, fmt::format("expected an operation ({}), found '{}'",
+                                        fmt::join(names_of(values_of<Operation>), ", "), word));
+  c.operation = *operation;
+  parse_fields(c, line, word_end);
   check_case(c);
   return c;
 }
 
+void set_fields(Case& c, std::string_view text) { parse_fields(c, text, 0); }
+
 std::string case_help() {
-  std::string text = fmt::format("OPERATION FIELD=VALUE ...   (defaults may be left out)\n  operations: {}\n", fmt::join(operation_names, ", "));
+  std::string text = fmt::format("OPERATION FIELD=VALUE ...   (defaults may be left out)\n  operations: {}\n", fmt::join(names_of(values_of<Operation>), ", "));
   text += "attention, backward:\n";
   for (const Field& f : attention_fields()) text += fmt::format("  {:<17} {}\n", f.name, f.help);
   text += "product:\n";
   for (const Field& f : product_fields()) text += fmt::format("  {:<17} {}\n", f.name, f.help);
-  text += fmt::format("  families of scores: {}\n", fmt::join(scores_names, ", "));
-  text += fmt::format("  families of values: {}\n", fmt::join(values_names, ", "));
-  text += fmt::format("  families of weights: {}\n  families of scales: {}\n", fmt::join(weights_names, ", "), fmt::join(scale_family_names, ", "));
+  text += fmt::format("  families of scores: {}\n", fmt::join(names_of(values_of<Scores>), ", "));
+  text += fmt::format("  families of values: {}\n", fmt::join(names_of(values_of<Values>), ", "));
+  text += fmt::format("  families of weights: {}\n  families of scales: {}\n", fmt::join(names_of(values_of<Weights>), ", "),
+                      fmt::join(names_of(values_of<ScaleFamily>), ", "));
   return text;
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "problem/case.h"
+#include "problem/random.h"
 
 namespace assay {
 
@@ -28,12 +29,7 @@ class Draw {
   // In [0, 1), a multiple of 2^-32.
   double unit(std::size_t w = 0) const { return words_[w] * 0x1p-32; }
   bool chance(double p) const { return unit(3) < p; }
-  // The sum of eight 16-bit uniforms, centred, with unit variance: normal to the eye, bounded by 4.9.
-  double normal() const {
-    std::int64_t sum = 0;
-    for (std::size_t w = 0; w < 4; ++w) sum += (words_[w] & 0xFFFF) + (words_[w] >> 16);
-    return static_cast<double>(sum - 4 * 65535) * 0x1.3988e1409212ep-16;  // sqrt(12 / 8) / 65536
-  }
+  double normal() const { return normal_from(words_); }
   double sign(std::size_t w = 1) const { return words_[w] & 1 ? -1.0 : 1.0; }
 
  private:

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -13,17 +12,6 @@ namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double quiet_nan = std::numeric_limits<double>::quiet_NaN();
-
-constexpr std::array<Format, dtype_count> formats = {{
-    {"f64", 64, 53, -1022, 0x1.fffffffffffffp1023, true, false},
-    {"f32", 32, 24, -126, 0x1.fffffep127, true, false},
-    {"f16", 16, 11, -14, 65504.0, true, false},
-    {"bf16", 16, 8, -126, 0x1.fep127, true, false},
-    {"f8e4m3", 8, 4, -6, 448.0, false, true},
-    {"f8e5m2", 8, 3, -14, 57344.0, true, true},
-    {"f4e2m1", 4, 2, 0, 6.0, false, true},
-    {"e8m0", 8, 1, -127, 0x1p127, false, false},
-}};
 
 // 2^e. The library's ldexp and frexp are calls, and verdicts ask for the ulp of every element.
 double power_of_two(int e) { return e >= -1022 && e <= 1023 ? std::bit_cast<double>(static_cast<std::uint64_t>(e + 1023) << 52) : std::ldexp(1.0, e); }
@@ -41,38 +29,16 @@ double round_magnitude(double magnitude, int q) { return std::nearbyint(std::lde
 
 std::uint64_t sign_bit(const Format& f, double value) { return std::signbit(value) ? std::uint64_t{1} << (f.bits - 1) : 0; }
 
-std::uint64_t nan_code(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::f16: return 0x7E00;
-    case Dtype::bf16: return 0x7FC0;
-    case Dtype::f8e4m3: return 0x7F;
-    case Dtype::f8e5m2: return 0x7E;
-    case Dtype::e8m0: return 0xFF;
-    default: throw std::domain_error(fmt::format("NaN has no code in {}", format(dtype).name));
-  }
+std::uint64_t nan_code(const Format& f) {
+  if (!f.nan_code) throw std::domain_error(fmt::format("NaN has no code in {}", f.name));
+  return *f.nan_code;
 }
 
-std::uint64_t max_finite_code(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::f16: return 0x7BFF;
-    case Dtype::bf16: return 0x7F7F;
-    case Dtype::f8e4m3: return 0x7E;
-    case Dtype::f8e5m2: return 0x7B;
-    default: return 0x7;
-  }
+std::uint64_t overflow_code(const Format& f) {
+  return f.saturates ? f.max_finite_code : f.max_finite_code + 1;
 }
-
-std::uint64_t overflow_code(Dtype dtype) { return format(dtype).saturates ? max_finite_code(dtype) : max_finite_code(dtype) + 1; }
 
 }  // namespace
-
-const Format& format(Dtype dtype) { return formats[static_cast<std::size_t>(dtype)]; }
-
-std::optional<Dtype> dtype_named(std::string_view name) {
-  for (int i = 0; i < dtype_count; ++i)
-    if (formats[static_cast<std::size_t>(i)].name == name) return static_cast<Dtype>(i);
-  return std::nullopt;
-}
 
 double decode(Dtype dtype, std::uint64_t code) {
   if (dtype == Dtype::f64) return std::bit_cast<double>(code);
@@ -83,8 +49,8 @@ double decode(Dtype dtype, std::uint64_t code) {
   const std::uint64_t magnitude = code & ((std::uint64_t{1} << (f.bits - 1)) - 1);
   const bool negative = (code >> (f.bits - 1)) != 0;
   double value;
-  if (dtype != Dtype::f4e2m1 && magnitude > max_finite_code(dtype)) {
-    value = f.has_infinity && magnitude == max_finite_code(dtype) + 1 ? inf : quiet_nan;
+  if (dtype != Dtype::f4e2m1 && magnitude > f.max_finite_code) {
+    value = f.has_infinity && magnitude == f.max_finite_code + 1 ? inf : quiet_nan;
   } else {
     const int exponent = static_cast<int>(magnitude >> mantissa_bits);
     const std::uint64_t mantissa = magnitude & ((std::uint64_t{1} << mantissa_bits) - 1);
@@ -98,7 +64,7 @@ std::uint64_t encode(Dtype dtype, double value) {
   if (dtype == Dtype::f64) return std::bit_cast<std::uint64_t>(value);
   if (dtype == Dtype::f32) return std::bit_cast<std::uint32_t>(static_cast<float>(value));
   const Format& f = format(dtype);
-  if (std::isnan(value)) return nan_code(dtype);
+  if (std::isnan(value)) return nan_code(f);
   if (dtype == Dtype::e8m0) {
     int e;
     if (!(value > 0) || std::isinf(value) || std::frexp(value, &e) != 0.5 || e - 1 < -127 || e - 1 > 127)
@@ -107,12 +73,12 @@ std::uint64_t encode(Dtype dtype, double value) {
   }
   if (std::isinf(value)) {
     if (dtype == Dtype::f4e2m1) throw std::domain_error("infinity has no code in f4e2m1");
-    return sign_bit(f, value) | overflow_code(dtype);
+    return sign_bit(f, value) | overflow_code(f);
   }
   if (value == 0) return sign_bit(f, value);
   const int exponent = std::max(exponent_of(value), f.min_exponent);
   const double significand = round_magnitude(std::fabs(value), exponent - (f.precision - 1));
-  if (std::ldexp(significand, exponent - (f.precision - 1)) > f.max_finite) return sign_bit(f, value) | overflow_code(dtype);
+  if (std::ldexp(significand, exponent - (f.precision - 1)) > f.max_finite) return sign_bit(f, value) | overflow_code(f);
   // A significand of 2^precision carries into the exponent field by itself; a subnormal has field 0.
   const std::uint64_t code = (static_cast<std::uint64_t>(exponent - f.min_exponent) << (f.precision - 1)) + static_cast<std::uint64_t>(significand);
   return sign_bit(f, value) | code;

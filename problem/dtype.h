@@ -9,12 +9,14 @@
 #include <optional>
 #include <string_view>
 
+#include "problem/names.h"
+
 namespace assay {
 
 enum class Dtype : std::uint8_t { f64, f32, f16, bf16, f8e4m3, f8e5m2, f4e2m1, e8m0 };
-inline constexpr int dtype_count = 8;
 
 struct Format {
+  Dtype value;
   std::string_view name;
   int bits;          // width of a code
   int precision;     // significant bits, the implicit one included
@@ -22,10 +24,23 @@ struct Format {
   double max_finite;
   bool has_infinity;
   bool saturates;  // on overflow encode() gives the largest finite number instead of infinity
+  // Codes of the positive numbers, of which f64 and f32 need none: the machine converts them.
+  std::uint64_t max_finite_code = 0;
+  std::optional<std::uint64_t> nan_code{};
 };
+template <>
+inline constexpr auto table_of<Dtype> = complete<Format>({
+    {Dtype::f64, "f64", 64, 53, -1022, 0x1.fffffffffffffp1023, true, false},
+    {Dtype::f32, "f32", 32, 24, -126, 0x1.fffffep127, true, false},
+    {Dtype::f16, "f16", 16, 11, -14, 65504.0, true, false, 0x7BFF, 0x7E00},
+    {Dtype::bf16, "bf16", 16, 8, -126, 0x1.fep127, true, false, 0x7F7F, 0x7FC0},
+    {Dtype::f8e4m3, "f8e4m3", 8, 4, -6, 448.0, false, true, 0x7E, 0x7F},
+    {Dtype::f8e5m2, "f8e5m2", 8, 3, -14, 57344.0, true, true, 0x7B, 0x7E},
+    {Dtype::f4e2m1, "f4e2m1", 4, 2, 0, 6.0, false, true, 0x7},
+    {Dtype::e8m0, "e8m0", 8, 1, -127, 0x1p127, false, false, 0xFE, 0xFF},
+});
 
-const Format& format(Dtype dtype);
-std::optional<Dtype> dtype_named(std::string_view name);
+constexpr const Format& format(Dtype dtype) { return row_of(dtype); }
 
 // The value of a code; bits above format().bits must be zero.
 double decode(Dtype dtype, std::uint64_t code);

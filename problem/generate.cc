@@ -224,7 +224,7 @@ void fill_latent(const Case& c, Inputs& in) {
   fill(in.up_k.view(), normal(Stream::up_k, gain));
   fill(in.up_v.view(), normal(Stream::up_v, gain));
   const Tensor latent = cached_values(c, in.token_k.view(), in.around), turned = cached_values(c, in.token_v.view(), in.around);
-  Attention& a = in.problem;
+  ProjectedAttention& a = in.problem;
   const Extents k_shape{s.batch, s.kv_heads, s.keys, s.dim}, v_shape{s.batch, s.kv_heads, s.keys, s.value_dim};
   in.k = contiguous(Dtype::f64, k_shape, in.around);
   in.v = contiguous(Dtype::f64, v_shape, in.around);
@@ -232,10 +232,7 @@ void fill_latent(const Case& c, Inputs& in) {
   in.v_absolute = contiguous(Dtype::f64, v_shape, in.around);
   a.k = in.k.view();
   a.v = in.v.view();
-  a.k_absolute = in.k_absolute.view();
-  a.v_absolute = in.v_absolute.view();
-  a.projection = rank;
-  a.projected_columns = plain;
+  a.projection = {in.k_absolute.view(), in.v_absolute.view(), rank, plain};
   // Decoded once: the sums read every element of them many times.
   auto decoded = [](const TensorView& t) {
     std::vector<double> x(static_cast<std::size_t>(element_count(t.shape)));
@@ -256,12 +253,12 @@ void fill_latent(const Case& c, Inputs& in) {
   parallel_for(s.batch * s.kv_heads * s.keys, 0, [&](Index position) {
     const Index j = position % s.keys, g = position / s.keys % s.kv_heads, b = position / s.keys / s.kv_heads;
     const double* token = c_of.data() + (b * s.keys + j) * rank;
-    for (Index d = 0; d < plain; ++d) project(up_k.data() + (g * plain + d) * rank, token, a.k.at(b, g, j, d), a.k, a.k_absolute);
-    for (Index d = 0; d < s.value_dim; ++d) project(up_v.data() + (g * s.value_dim + d) * rank, token, a.v.at(b, g, j, d), a.v, a.v_absolute);
+    for (Index d = 0; d < plain; ++d) project(up_k.data() + (g * plain + d) * rank, token, a.k.at(b, g, j, d), a.k, a.projection.k_absolute);
+    for (Index d = 0; d < s.value_dim; ++d) project(up_v.data() + (g * s.value_dim + d) * rank, token, a.v.at(b, g, j, d), a.v, a.projection.v_absolute);
     for (Index d = 0; d < rotary; ++d) {
       const double x = load(turned.view(), turned.view().at(b, 0, j, d));
       store(a.k, a.k.at(b, g, j, plain + d), x);
-      store(a.k_absolute, a.k_absolute.at(b, g, j, plain + d), std::fabs(x));
+      store(a.projection.k_absolute, a.projection.k_absolute.at(b, g, j, plain + d), std::fabs(x));
     }
   });
 }

@@ -23,7 +23,7 @@ struct Inputs {
   // up-projections of a latent cache. problem.k and problem.v then hold, in f64, what the cache means after its rounding.
   Tensor token_k, token_v, up_k, up_v, k_absolute, v_absolute;
   std::vector<std::uint8_t> keep;
-  Attention problem;
+  ProjectedAttention problem;
 };
 
 // Inputs of a product; does not move once made, as above.

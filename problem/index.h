@@ -1,4 +1,5 @@
-// The integer that counts elements, rows and keys everywhere, and its way into the indices of the standard library.
+// The integer that counts elements, rows and keys everywhere, and its way into the indices of the
+// standard library.
 #pragma once
 
 #include <cstddef>

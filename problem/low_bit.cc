@@ -13,17 +13,6 @@ namespace assay {
 namespace {
 
 using enum CodeLayout;
-constexpr std::array<LowBitTraits, low_bit_count> table = {{
-    {"mxfp4", 4, Dtype::f4e2m1, false, columns, Dtype::e8m0, 32, false},
-    {"nvfp4", 4, Dtype::f4e2m1, false, columns, Dtype::f8e4m3, 16, false},
-    {"fp4", 4, Dtype::f4e2m1, false, words, Dtype::f16, 128, true},
-    {"fp4-sparse", 4, Dtype::f4e2m1, false, sparse, Dtype::f16, 128, true},
-    {"f8e4m3", 8, Dtype::f8e4m3, false, columns, Dtype::e8m0, 32, true},
-    {"f8e5m2", 8, Dtype::f8e5m2, false, columns, Dtype::e8m0, 32, true},
-    {"int8", 8, Dtype::f64, true, bytes, Dtype::f16, 128, true},
-    {"int4", 4, Dtype::f64, true, words, Dtype::f16, 128, true},
-}};
-
 constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 
 Tensor byte_tensor(Index count, Surroundings around) { return Tensor(Dtype::f8e4m3, {1, 1, 1, count}, {{0, 0, 0, 1}, 0, count}, around); }
@@ -81,14 +70,6 @@ void keep_two_of_four(LowBitMatrix& to, Index quad, Index n, const std::array<do
 }
 
 }  // namespace
-
-const LowBitTraits& traits(LowBit format) { return table[static_cast<std::size_t>(format)]; }
-
-std::optional<LowBit> low_bit_named(std::string_view name) {
-  for (std::size_t f = 0; f < table.size(); ++f)
-    if (table[f].name == name) return static_cast<LowBit>(f);
-  return std::nullopt;
-}
 
 LowBitSizes sizes_of(LowBit format, Index k, Index n, Index group) {
   const LowBitTraits& t = traits(format);

@@ -13,7 +13,6 @@ namespace assay {
 
 // fp4: grouped f16 scales. fp4_sparse: the same, two of each four consecutive k kept.
 enum class LowBit : std::uint8_t { mxfp4, nvfp4, fp4, fp4_sparse, f8e4m3, f8e5m2, int8, int4 };
-inline constexpr int low_bit_count = 8;
 
 // Where the bytes of a matrix [K, N] lie. G is the group size, groups of a column t = 0 .. ceil(K / G) - 1.
 // - columns: column n is ceil(K * bits / 8) bytes, k ascending, of two nibbles the low one first; scales [N][groups].
@@ -25,6 +24,7 @@ inline constexpr int low_bit_count = 8;
 enum class CodeLayout : std::uint8_t { columns, words, sparse, bytes };
 
 struct LowBitTraits {
+  LowBit value;
   std::string_view name;
   int bits;       // of a code
   Dtype element;  // of the code; without meaning for integers
@@ -34,8 +34,22 @@ struct LowBitTraits {
   Index group;    // along k; the default where it is free
   bool group_free;  // any multiple of 8; f8: also 0, no scales at all
 };
-const LowBitTraits& traits(LowBit format);
-std::optional<LowBit> low_bit_named(std::string_view name);
+template <>
+inline constexpr auto table_of<LowBit> = [] {
+  using enum CodeLayout;
+  return complete<LowBitTraits>({
+      {LowBit::mxfp4, "mxfp4", 4, Dtype::f4e2m1, false, columns, Dtype::e8m0, 32, false},
+      {LowBit::nvfp4, "nvfp4", 4, Dtype::f4e2m1, false, columns, Dtype::f8e4m3, 16, false},
+      {LowBit::fp4, "fp4", 4, Dtype::f4e2m1, false, words, Dtype::f16, 128, true},
+      {LowBit::fp4_sparse, "fp4-sparse", 4, Dtype::f4e2m1, false, sparse, Dtype::f16, 128, true},
+      {LowBit::f8e4m3, "f8e4m3", 8, Dtype::f8e4m3, false, columns, Dtype::e8m0, 32, true},
+      {LowBit::f8e5m2, "f8e5m2", 8, Dtype::f8e5m2, false, columns, Dtype::e8m0, 32, true},
+      {LowBit::int8, "int8", 8, Dtype::f64, true, bytes, Dtype::f16, 128, true},
+      {LowBit::int4, "int4", 4, Dtype::f64, true, words, Dtype::f16, 128, true},
+  });
+}();
+
+constexpr const LowBitTraits& traits(LowBit format) { return row_of(format); }
 
 // Somebody's bytes. value[k, n] = decoded code * decoded scale * tensor_scale.
 struct LowBitView {

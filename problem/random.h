@@ -1,7 +1,8 @@
-// Random numbers for choices that are not data of a case: small, and the same on every machine,
-// which std::shuffle and the distributions of the standard library are not.
+// Random numbers that are the same on every machine, which those of the standard library are not:
+// a small generator for choices, and the normal numbers of data.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace assay {
@@ -32,5 +33,17 @@ class SplitMix64 {
 
   std::uint64_t state_;
 };
+
+// From 128 random bits in four words: the sum of eight uniform 16-bit numbers, centred, with unit
+// variance. It is normal to the eye, and bounded by 4.9.
+template <class Words>
+double normal_from(const Words& words) {
+  constexpr std::int64_t mean = 4 * 65535;
+  // One of the eight has the variance 2^32 / 12. This is sqrt(12 / 8) / 2^16.
+  constexpr double to_unit_variance = 0x1.3988e1409212ep-16;
+  std::int64_t sum = 0;
+  for (std::size_t w = 0; w < 4; ++w) sum += (words[w] & 0xFFFF) + (words[w] >> 16);
+  return static_cast<double>(sum - mean) * to_unit_variance;
+}
 
 }  // namespace assay

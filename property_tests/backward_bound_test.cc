@@ -47,14 +47,14 @@ TEST_P(EmulatedBackward, NeverViolatesTheBoundOfItsContract) {
   for (const Emulation& e : all) {
     std::vector<Case> cases;
     std::uint64_t seed = 1;
-    for (int s = 0; s < scores_count; ++s)
+    for (int s = 0; s < count_of<Scores>; ++s)
       for (const char* feature : features) {
         Case c = parse_case("backward b=2 h=2/1 l=" + std::to_string(seed % 3 ? 9 : 21) + "x" + std::to_string(seed % 2 ? 75 : 40) +
                             " d=" + std::to_string(seed % 5 ? 24 : 40) + "/12" + feature);
         c.dtype = dtype;
         c.scores = static_cast<Scores>(s);
-        c.values = static_cast<Values>((s + static_cast<int>(seed)) % values_count);
-        c.gradient = static_cast<Values>((3 * s + static_cast<int>(seed) * 5) % values_count);
+        c.values = static_cast<Values>((s + static_cast<int>(seed)) % count_of<Values>);
+        c.gradient = static_cast<Values>((3 * s + static_cast<int>(seed) * 5) % count_of<Values>);
         c.seed = seed++;
         cases.push_back(c);
       }

@@ -39,9 +39,9 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
   for (const Emulation& e : emulations(dtype)) {
     std::vector<Case> cases;
     std::uint64_t seed = 1;
-    for (int s = 0; s < scores_count; ++s)
+    for (int s = 0; s < count_of<Scores>; ++s)
       for (const char* feature : features) {
-        const auto values = static_cast<Values>((s + static_cast<int>(seed)) % values_count);
+        const auto values = static_cast<Values>((s + static_cast<int>(seed)) % count_of<Values>);
         // The dtype's extremes overflow an fp16 accumulator by design; the verdict then has nothing to say.
         Case c = parse_case("attention b=1 h=2/1 l=9x" + std::to_string(seed % 2 ? 150 : 67) + " d=" + std::to_string(seed % 3 ? 40 : 64) + "/12" + feature);
         c.dtype = dtype;

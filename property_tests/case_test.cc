@@ -8,6 +8,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -43,9 +44,14 @@ constexpr std::uint32_t infinity_bits = 0x7F800000, one_bits = 0x3F800000;
 
 Dtype any_dtype() { return std::array{Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}[any<std::size_t>(0, 4)]; }
 
-MaskSpec any_mask(int first, int last) {
+template <NamedEnum E>
+E any_of_all() {
+  return values_of<E>[any<std::size_t>(0, values_of<E>.size())];
+}
+
+MaskSpec any_mask(std::span<const MaskPattern> patterns) {
   MaskSpec m;
-  m.pattern = static_cast<MaskPattern>(any(first, last));
+  m.pattern = patterns[any<std::size_t>(0, patterns.size())];
   for (bool& axis : m.varies) axis = coin();
   return m;
 }
@@ -78,8 +84,8 @@ Case any_case() {
     c.window_left = any<Index>(-1, coin() ? 9 : most + 1);
     c.window_right = any<Index>(-1, coin() ? 9 : most + 1);
   }
-  if (coin()) c.keep = any_mask(1, 6);
-  if (coin()) c.bias = any_mask(6, 12);
+  if (coin()) c.keep = any_mask(patterns_of<MaskKind::boolean>);
+  if (coin()) c.bias = any_mask(patterns_of<MaskKind::additive>);
   c.finite_min_masks = c.bias.pattern != MaskPattern::none && coin();
   if (coin()) c.lengths = any_list(s.batch, s.keys);
   if (coin()) c.starts = any_list(s.batch, s.keys);
@@ -90,9 +96,9 @@ Case any_case() {
   if (coin()) c.sink = coin() ? any_float(infinity_bits) : -any_float(infinity_bits);
   if (coin()) c.dropout = any_float(one_bits);
   if (coin()) c.dropout_seed = *rc::gen::arbitrary<std::uint64_t>();
-  c.scores = static_cast<Scores>(any(0, scores_count));
-  c.values = static_cast<Values>(any(0, values_count));
-  c.hidden = static_cast<Hidden>(any(0, 4));
+  c.scores = any_of_all<Scores>();
+  c.values = any_of_all<Values>();
+  c.hidden = any_of_all<Hidden>();
   for (int n = any(0, 4); n > 0 && s.batch > 0; --n) {
     Poke p;
     p.tensor = "qkvm"[any<std::size_t>(0, c.bias.pattern == MaskPattern::none ? 3 : 4)];
@@ -109,7 +115,7 @@ Case any_case() {
     c.pokes.push_back(p);
   }
   if (coin()) c.seed = *rc::gen::arbitrary<std::uint64_t>();
-  for (LayoutKind* kind : {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}) *kind = static_cast<LayoutKind>(any(0, layout_count));
+  for (LayoutKind* kind : {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}) *kind = any_of_all<LayoutKind>();
   if (rarely()) c.q_layout = c.k_layout = c.v_layout = c.o_layout;
   if (c.o_layout == LayoutKind::shared_head || c.o_layout == LayoutKind::shared_batch) c.o_layout = LayoutKind::bshd;
   c.threads = any(0, 1025);
@@ -587,10 +593,13 @@ TEST(Case, HelpExplainsEveryFieldAndName) {
     ++fields;
   }
   EXPECT_EQ(fields, 29);
-  for (int i = 0; i < scores_count; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<Scores>(i)))));
-  for (int i = 0; i < values_count; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<Values>(i)))));
-  for (int i = 0; i < layout_count; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<LayoutKind>(i)))));
-  for (int i = 1; i < 12; ++i) EXPECT_THAT(help, HasSubstr(std::string(name_of(static_cast<MaskPattern>(i)))));
+  const auto expect_all = [&](const auto& values) {
+    for (const auto value : values) EXPECT_THAT(help, HasSubstr(std::string(name_of(value))));
+  };
+  expect_all(values_of<Scores>);
+  expect_all(values_of<Values>);
+  expect_all(values_of<LayoutKind>);
+  expect_all(std::span(values_of<MaskPattern>).subspan(1));  // none is the default
   for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16}) EXPECT_THAT(help, HasSubstr(std::string(format(dtype).name)));
 }
 

@@ -328,8 +328,8 @@ TEST(DtypeErrors, HalfMinSubnormalOfF64IsNotZero) {
 }
 
 TEST(DtypeNames, RoundTrip) {
-  for (Dtype dtype : all_dtypes) EXPECT_EQ(dtype_named(format(dtype).name), dtype);
-  for (const char* name : {"", "F32", "f33", "f3", "float", "f32 "}) EXPECT_FALSE(dtype_named(name)) << name;
+  for (Dtype dtype : all_dtypes) EXPECT_EQ(value_named<Dtype>(format(dtype).name), dtype);
+  for (const char* name : {"", "F32", "f33", "f3", "float", "f32 "}) EXPECT_FALSE(value_named<Dtype>(name)) << name;
 }
 
 // A double from any bits, or one in reach of the narrow formats, where the rounding happens.

@@ -25,12 +25,12 @@ const char* const masks[] = {"",
 TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
   std::vector<Case> cases;
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
-    for (int s = 0; s < scores_count; ++s)
+    for (int s = 0; s < count_of<Scores>; ++s)
       for (std::size_t m = 0; m < std::size(masks); ++m) {
         Case c = parse_case(std::string("attention b=1 h=2/1 l=7x53 d=24/8") + masks[m]);
         c.dtype = dtype;
         c.scores = static_cast<Scores>(s);
-        c.values = static_cast<Values>((static_cast<std::size_t>(s) * 5 + m) % values_count);
+        c.values = static_cast<Values>((static_cast<std::size_t>(s) * 5 + m) % count_of<Values>);
         c.seed = cases.size() + 1;
         cases.push_back(c);
       }

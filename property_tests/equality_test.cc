@@ -388,10 +388,10 @@ TEST(AnyCase, MovesReachEveryFeature) {
   for (const char* field : {"b",      "h",      "l",       "d",    "dtype",   "out",    "scale", "softcap", "causal", "offset", "window", "bool",    "bias",   "finite-min-masks", "lengths",
                             "starts", "docs",   "alibi",   "sink", "dropout", "hidden", "poke",  "seed",    "layout", "threads", "target", "cache", "store", "chunks", "grad", "m", "n", "k", "w", "a", "weights", "scales", "zeros"})
     EXPECT_TRUE(seen.contains(field)) << field;
-  for (int s = 0; s < scores_count; ++s) EXPECT_TRUE(seen.contains("scores=" + std::string(name_of(static_cast<Scores>(s)))));
-  for (int v = 0; v < values_count; ++v) EXPECT_TRUE(seen.contains("values=" + std::string(name_of(static_cast<Values>(v)))));
-  for (int l = 0; l < layout_count; ++l) EXPECT_TRUE(seen.contains("layout=" + std::string(name_of(static_cast<LayoutKind>(l))))) << l;
-  for (int w = 0; w < low_bit_count; ++w) EXPECT_TRUE(seen.contains("w=" + std::string(traits(static_cast<LowBit>(w)).name)));
+  for (const Scores s : values_of<Scores>) EXPECT_TRUE(seen.contains("scores=" + std::string(name_of(s))));
+  for (const Values v : values_of<Values>) EXPECT_TRUE(seen.contains("values=" + std::string(name_of(v))));
+  for (const LayoutKind l : values_of<LayoutKind>) EXPECT_TRUE(seen.contains("layout=" + std::string(name_of(l))));
+  for (const LowBit w : values_of<LowBit>) EXPECT_TRUE(seen.contains("w=" + std::string(name_of(w))));
 }
 
 }  // namespace

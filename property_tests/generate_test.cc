@@ -110,19 +110,19 @@ std::uint64_t digest(const Inputs& in, const std::string& tensors) {
 // As above, for all of every family: in the order of the enumerations.
 TEST(GeneratePinned, DigestOfEveryFamily) {
   const std::string shape = "b=2 h=4/2 l=19x21 d=6/5";
-  const std::array<std::uint64_t, scores_count> of_scores = {
+  const std::array<std::uint64_t, count_of<Scores>> of_scores = {
       0xB5F10DB5E1E9805B, 0xC44528B129405876, 0xF58337942CCE2833, 0xAB9878F58298CF96, 0x841BDEEC7A716393, 0xC21C7742DB9DCBBE, 0x57ADA97085DFA742,
       0x8569638823D2E943, 0xEBD930391C065E60, 0xCE94BD3FC53314B6, 0x3814850B05819A54, 0xB159E5EE6BD4E978, 0x916542D25E77F4BD, 0xAEAA827CC94AEB69,
       0x07A35A61463E8F62, 0x80794C66F176EFAB, 0x145B4D6C80CC49AE, 0xD78A4A35138B1BC1, 0x05A2369D4AB9C9E4, 0x8BC6E2C6DBFFEEF1, 0x2718DF0A2605A625};
-  const std::array<std::uint64_t, values_count> of_values = {0xEB27EF8DA41EFD86, 0xE1F64BD7EA9DCFBB, 0x1E1C5DE737453995, 0x5B92A98FF3E06ED6, 0x21D1CEA97CBAAFFF,
+  const std::array<std::uint64_t, count_of<Values>> of_values = {0xEB27EF8DA41EFD86, 0xE1F64BD7EA9DCFBB, 0x1E1C5DE737453995, 0x5B92A98FF3E06ED6, 0x21D1CEA97CBAAFFF,
                                                              0x93B416DB64F9C2E3, 0xC805CC4139795865, 0xA33D6DC1BFB61B2F, 0xC5E0F25245220D41, 0x2A4961FDDA95A618,
                                                              0x285F109E917017C5, 0x5BF9FFA9CB01D98A, 0xB00A5D3D2E126065, 0x604882152A945C25, 0xE12D8F9912239AB8,
                                                              0xFA99BFF03BC1EB53, 0xE8744C3563B30279, 0x2C6D340426736C65};
-  for (int i = 0; i < scores_count; ++i) {
+  for (int i = 0; i < count_of<Scores>; ++i) {
     const std::uint64_t d = digest(Inputs(parse_case(line_with(shape + scores_field(scores_at(i))))), "qk");
     EXPECT_EQ(d, of_scores[static_cast<std::size_t>(i)]) << name_of(scores_at(i)) << std::hex << " 0x" << d;
   }
-  for (int i = 0; i < values_count; ++i) {
+  for (int i = 0; i < count_of<Values>; ++i) {
     const std::uint64_t d = digest(Inputs(parse_case(line_with(shape + values_field(values_at(i))))), "v");
     EXPECT_EQ(d, of_values[static_cast<std::size_t>(i)]) << name_of(values_at(i)) << std::hex << " 0x" << d;
   }
@@ -174,7 +174,7 @@ TEST(Generate, SeedsAndTensorsDiffer) {
 TEST(Generate, SameBitsInEveryLayout) {
   const std::string fields = "b=2 h=4/2 l=5x6 d=3/7 dtype=f16 layout=";
   const Inputs plain(parse_case(line_with(fields + "bhsd")));
-  for (int k = 1; k < layout_count; ++k) {
+  for (int k = 1; k < count_of<LayoutKind>; ++k) {
     const auto kind = static_cast<LayoutKind>(k);
     const std::string name(name_of(kind));
     const Inputs in(parse_case(line_with(fields + "q:" + name + ",k:" + name + ",v:" + name)));
@@ -212,8 +212,8 @@ TEST(Generate, SameBitsOnAnyThreads) {
 
 TEST(GenerateShrink, FewerBatchesHeadsAndRowsKeepTheRest) {
   const std::string large = "b=3 h=6/3 l=19x21 d=6/5 bias=normal bool=random", small = "b=2 h=4/2 l=11x21 d=6/5 bias=normal bool=random";
-  for (int i = 0; i < scores_count; ++i) {
-    const std::string families = scores_field(scores_at(i)) + values_field(values_at(i % values_count));
+  for (int i = 0; i < count_of<Scores>; ++i) {
+    const std::string families = scores_field(scores_at(i)) + values_field(values_at(i % count_of<Values>));
     const Inputs a(parse_case(line_with(small + families))), b(parse_case(line_with(large + families)));
     for (char tensor : {'q', 'k', 'v', 'm'}) EXPECT_TRUE(is_corner_of(tensor_of(a, tensor), tensor_of(b, tensor))) << families << " " << tensor;
   }
@@ -222,10 +222,10 @@ TEST(GenerateShrink, FewerBatchesHeadsAndRowsKeepTheRest) {
 // Not growing and falling (they spread over all keys), nor subset and gather (they choose among the keys).
 TEST(GenerateShrink, FewerKeysKeepTheRest) {
   const std::string large = "b=2 h=4/2 l=19x37 d=6/5 bias=minus-infinity", small = "b=1 h=2/1 l=5x21 d=6/5 bias=minus-infinity";
-  for (int i = 0; i < scores_count; ++i) {
+  for (int i = 0; i < count_of<Scores>; ++i) {
     const Scores s = scores_at(i);
     if (s == Scores::growing || s == Scores::falling || s == Scores::subset || s == Scores::gather) continue;
-    const std::string families = scores_field(s) + values_field(values_at(i % values_count));
+    const std::string families = scores_field(s) + values_field(values_at(i % count_of<Values>));
     const Inputs a(parse_case(line_with(small + families))), b(parse_case(line_with(large + families)));
     for (char tensor : {'q', 'k', 'v', 'm'}) EXPECT_TRUE(is_corner_of(tensor_of(a, tensor), tensor_of(b, tensor))) << families << " " << tensor;
   }
@@ -239,7 +239,7 @@ TEST(GenerateShrink, SmallerHeadDimensionsKeepTheRest) {
     const Inputs a(parse_case(line_with(small + scores_field(s)))), b(parse_case(line_with(large + scores_field(s))));
     EXPECT_TRUE(is_corner_of(a.problem.q, b.problem.q) && is_corner_of(a.problem.k, b.problem.k)) << name_of(s);
   }
-  for (int i = 0; i < values_count; ++i) {
+  for (int i = 0; i < count_of<Values>; ++i) {
     if (values_at(i) == Values::one_hot) continue;
     const Inputs a(parse_case(line_with(small + values_field(values_at(i))))), b(parse_case(line_with(large + values_field(values_at(i)))));
     EXPECT_TRUE(is_corner_of(a.problem.v, b.problem.v)) << name_of(values_at(i));
@@ -257,8 +257,8 @@ bool all_finite(const TensorView& t) {
 TEST(GenerateFamilies, FiniteInEveryDtypeAndDimension) {
   for (const char* dtype : {"f64", "f32", "f16", "bf16"})
     for (const char* shape : {"l=3x5 d=1", "l=20x40 d=5", "h=2/1 l=3x300 d=64/16", "l=2x17 d=1024", "l=1x1 d=2", "l=0x3 d=8", "l=3x0 d=8"})
-      for (int i = 0; i < scores_count; ++i) {
-        const std::string fields = std::string(shape) + " dtype=" + dtype + scores_field(scores_at(i)) + values_field(values_at(i % values_count));
+      for (int i = 0; i < count_of<Scores>; ++i) {
+        const std::string fields = std::string(shape) + " dtype=" + dtype + scores_field(scores_at(i)) + values_field(values_at(i % count_of<Values>));
         const Inputs in(parse_case(line_with(fields)));
         for (char tensor : {'q', 'k', 'v'}) EXPECT_TRUE(all_finite(tensor_of(in, tensor))) << fields << " " << tensor;
       }
@@ -436,8 +436,9 @@ TEST(GenerateMasks, NoneIsNone) {
   const Inputs in(parse_case("attention"));
   EXPECT_FALSE(in.problem.keep);
   EXPECT_FALSE(in.problem.bias);
-  EXPECT_TRUE(in.problem.key_lengths.empty() && in.problem.key_starts.empty() && in.problem.offset.empty() && in.problem.alibi_slopes.empty() &&
-              in.problem.sink.empty() && in.problem.query_segment.empty() && in.problem.key_segment.empty());
+  for_each_list([&](const auto& field) {
+    EXPECT_TRUE((in.problem.*field.list).empty()) << field.name;
+  });
 }
 
 // --- Hidden keys and pokes. ---
@@ -557,8 +558,8 @@ TEST(GenerateCache, HoldsRoundedTokens) {
 TEST(GenerateCache, LatentKeysAreProjectedTokens) {
   const Case c = parse_case("attention b=2 h=4/2 l=3x5 d=9/4 offset=end cache=latent:2:16+3 store=bf16");
   const Inputs in(c);
-  const Attention& p = in.problem;
-  EXPECT_EQ(p.projection, 16);
+  const ProjectedAttention& p = in.problem;
+  EXPECT_EQ(p.projection.length, 16);
   for (Index b = 0; b < 2; ++b)
     for (Index g = 0; g < 2; ++g)
       for (Index j = 0; j < 5; ++j) {
@@ -573,7 +574,7 @@ TEST(GenerateCache, LatentKeysAreProjectedTokens) {
             }
           else sum = token(in.token_v, d - 6), absolute = std::fabs(sum);
           EXPECT_EQ(load(p.k, p.k.at(b, g, j, d)), sum);
-          EXPECT_EQ(load(p.k_absolute, p.k_absolute.at(b, g, j, d)), absolute);
+          EXPECT_EQ(load(p.projection.k_absolute, p.projection.k_absolute.at(b, g, j, d)), absolute);
         }
         double value = 0;
         for (Index r = 0; r < 16; ++r) value += load(in.up_v.view(), in.up_v.view().at(0, g, 3, r)) * token(in.token_k, r);

@@ -140,7 +140,7 @@ TEST(LowBitEncoders, ReadWeightsOfSixteenBits) {
       store(narrow.view(), at, x);
       store(wide.view(), at, x);
     }
-    for (int format = 0; format < low_bit_count; ++format) {
+    for (int format = 0; format < count_of<LowBit>; ++format) {
       kernels::LowBitBytes of_narrow, of_wide;
       ASSERT_TRUE(kernels::quantize_weights(narrow.view(), static_cast<LowBit>(format), {}, of_narrow).ok());
       ASSERT_TRUE(kernels::quantize_weights(wide.view(), static_cast<LowBit>(format), {}, of_wide).ok());

@@ -142,7 +142,7 @@ bool run_all() {
       for (const kernels::CacheKind kind : {kernels::CacheKind::contiguous, kernels::CacheKind::paged})
         for (const Dtype stored : {dtype, Dtype::f8e4m3, Dtype::f4e2m1})
           if (!run_cached(c, kind, stored, target)) return false;
-      for (int f = 0; f < low_bit_count; ++f)
+      for (int f = 0; f < count_of<LowBit>; ++f)
         for (const Index m : {1, 5, 33})
           if (!run_product(static_cast<LowBit>(f), dtype, m, 70, 64, target) || !run_product(static_cast<LowBit>(f), dtype, m, 3, 36, target)) return false;
     }

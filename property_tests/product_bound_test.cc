@@ -114,7 +114,7 @@ std::vector<Emulation> emulations() {
 std::vector<Case> cases() {
   std::vector<Case> list;
   std::uint64_t seed = 1;
-  for (int f = 0; f < low_bit_count; ++f)
+  for (int f = 0; f < count_of<LowBit>; ++f)
     for (Values values : {Values::normal, Values::uniform, Values::cancel, Values::heavy_tail, Values::tiny, Values::integers, Values::subnormal, Values::biased, Values::ramp})
       for (Index k : {Index{1}, Index{5}, Index{64}, Index{300}}) {
         Case c;

@@ -63,8 +63,8 @@ TEST(ProductKernel, TargetsWithFmaAgreeBitForBit) {
 
 // The policy itself changes nothing: with a fault of another kernel planted, the bits are those of production.
 TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
-  const PlantedFault& other = planted_faults()[0];
-  ASSERT_EQ(other.suite, "standard");
+  const PlantedFault& other = planted_faults[0];
+  ASSERT_EQ(other.about, FaultSubject::forward);
   const std::unique_ptr<Candidate> host = make_candidate("host");
   int compared = 0;
   for (const Case& c : make_suite("products", 3).cases) {
@@ -81,7 +81,7 @@ TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
 RC_GTEST_PROP(PackedWeights, RoundTrip, ()) {
   Case c;
   c.operation = Operation::product;
-  c.product.format = static_cast<LowBit>(*rc::gen::inRange(0, low_bit_count));
+  c.product.format = static_cast<LowBit>(*rc::gen::inRange(0, count_of<LowBit>));
   c.product.n = *rc::gen::inRange<Index>(1, 140);
   c.product.k = *rc::gen::inRange<Index>(1, 70) * (c.product.format == LowBit::fp4_sparse ? 4 : 1);
   if (traits(c.product.format).group_free) c.product.group = 8 * *rc::gen::inRange<Index>(1, 9);
@@ -113,14 +113,14 @@ RC_GTEST_PROP(ProductKernel, RandomCasesPass, ()) {
   Case c;
   c.operation = Operation::product;
   ProductSpec& p = c.product;
-  p.format = static_cast<LowBit>(*rc::gen::inRange(0, low_bit_count));
+  p.format = static_cast<LowBit>(*rc::gen::inRange(0, count_of<LowBit>));
   p.m = *rc::gen::inRange<Index>(1, 50);
   p.n = *rc::gen::inRange<Index>(1, 140);
   p.k = *rc::gen::inRange<Index>(1, 100) * (p.format == LowBit::fp4_sparse ? 4 : 1);
   if (traits(p.format).group_free) p.group = 8 * *rc::gen::inRange<Index>(1, 9);
   c.dtype = *rc::gen::element(Dtype::f32, Dtype::f16, Dtype::bf16);
   c.out = *rc::gen::element(Dtype::f32, Dtype::f16, Dtype::bf16);
-  c.values = static_cast<Values>(*rc::gen::inRange(0, values_count));
+  c.values = static_cast<Values>(*rc::gen::inRange(0, count_of<Values>));
   p.weights = *rc::gen::element(Weights::quantized, Weights::codes, Weights::largest, Weights::cancel);
   c.seed = *rc::gen::inRange<std::uint64_t>(0, 1000);
   check_case(c);

@@ -46,9 +46,9 @@ TEST(Suites, StandardHoldsEveryFamilyAndFeature) {
     with_mask_and_causal |= c.causal && c.keep.pattern == MaskPattern::random && !c.starts.empty();
     with_gqa_and_mask |= c.shape.kv_heads > 1 && c.shape.group() > 1 && c.keep.pattern != MaskPattern::none;
   }
-  EXPECT_EQ(scores.size(), static_cast<std::size_t>(scores_count));
-  EXPECT_EQ(values.size(), static_cast<std::size_t>(values_count));
-  EXPECT_EQ(layouts.size(), static_cast<std::size_t>(layout_count));
+  EXPECT_EQ(scores.size(), static_cast<std::size_t>(count_of<Scores>));
+  EXPECT_EQ(values.size(), static_cast<std::size_t>(count_of<Values>));
+  EXPECT_EQ(layouts.size(), static_cast<std::size_t>(count_of<LayoutKind>));
   EXPECT_TRUE(with_mask_and_causal && with_gqa_and_mask);
 }
 

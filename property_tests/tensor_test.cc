@@ -18,7 +18,6 @@ constexpr Index heads_in_pack = 7;
 const std::vector<Extents> shapes = {{1, 1, 1, 1}, {2, 3, 4, 5}, {3, 1, 5, 8}, {1, 2, 1, 3}, {2, 2, 7, 1}};
 const std::vector<Extents> empty_shapes = {{0, 2, 3, 4}, {2, 2, 0, 4}, {0, 1, 0, 1}};
 
-LayoutKind kind_at(int i) { return static_cast<LayoutKind>(i); }
 bool is_broadcast(LayoutKind kind) { return kind == LayoutKind::shared_head || kind == LayoutKind::shared_batch; }
 
 template <class Body>
@@ -44,9 +43,8 @@ Index expected_position(LayoutKind kind, const Extents& s, Index b, Index h, Ind
 }
 
 TEST(Layout, PositionsAreInsideDistinctAndWhereTheyShouldBe) {
-  for (int k = 0; k < layout_count; ++k)
+  for (const LayoutKind kind : values_of<LayoutKind>)
     for (const Extents& s : shapes) {
-      const LayoutKind kind = kind_at(k);
       SCOPED_TRACE(name_of(kind));
       const Layout layout = make_layout(kind, s, heads_in_pack);
       TensorView view{nullptr, Dtype::f32, s, layout.stride, layout.origin};
@@ -74,20 +72,19 @@ TEST(Layout, KindsThatClaimGapsHaveThem) {
 }
 
 TEST(Layout, EmptyShapesHaveValidStorage) {
-  for (int k = 0; k < layout_count; ++k)
+  for (const LayoutKind kind : values_of<LayoutKind>)
     for (const Extents& s : empty_shapes) {
-      const Layout layout = make_layout(kind_at(k), s, heads_in_pack);
-      EXPECT_GE(layout.elements, 0) << name_of(kind_at(k));
-      EXPECT_GE(layout.origin, 0) << name_of(kind_at(k));
+      const Layout layout = make_layout(kind, s, heads_in_pack);
+      EXPECT_GE(layout.elements, 0) << name_of(kind);
+      EXPECT_GE(layout.origin, 0) << name_of(kind);
       EXPECT_TRUE(Tensor(Dtype::f16, s, layout).guards_intact());
     }
 }
 
 TEST(Tensor, LoadsWhatWasStoredThroughEveryLayoutAndDtype) {
   for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1, Dtype::e8m0})
-    for (int k = 0; k < layout_count; ++k)
+    for (const LayoutKind kind : values_of<LayoutKind>)
       for (const Extents& s : shapes) {
-        const LayoutKind kind = kind_at(k);
         SCOPED_TRACE(::testing::Message() << format(dtype).name << " " << name_of(kind) << " " << element_count(s) << " elements");
         const Tensor tensor(dtype, s, make_layout(kind, s, heads_in_pack));
         const TensorView& t = tensor.view();
@@ -108,14 +105,14 @@ TEST(Tensor, LoadsWhatWasStoredThroughEveryLayoutAndDtype) {
 
 TEST(Tensor, ElementsOfEveryNonBroadcastLayoutAreIndependent) {
   const Extents s{2, 3, 4, 5};
-  for (int k = 0; k < layout_count; ++k) {
-    if (is_broadcast(kind_at(k))) continue;
-    const Tensor tensor(Dtype::f32, s, make_layout(kind_at(k), s, heads_in_pack));
+  for (const LayoutKind kind : values_of<LayoutKind>) {
+    if (is_broadcast(kind)) continue;
+    const Tensor tensor(Dtype::f32, s, make_layout(kind, s, heads_in_pack));
     const TensorView& t = tensor.view();
     double next = 1;
     for_each_position(s, [&](Index b, Index h, Index i, Index d) { store(t, t.at(b, h, i, d), next++); });
     next = 1;
-    for_each_position(s, [&](Index b, Index h, Index i, Index d) { EXPECT_EQ(load(t, t.at(b, h, i, d)), next++) << name_of(kind_at(k)); });
+    for_each_position(s, [&](Index b, Index h, Index i, Index d) { EXPECT_EQ(load(t, t.at(b, h, i, d)), next++) << name_of(kind); });
   }
 }
 

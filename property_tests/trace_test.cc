@@ -202,7 +202,7 @@ TEST(Trace, ProductionKernelsAreNotWatched) {
     int told = 0;
   } observer;
   ASSERT_TRUE(kernels::attention_forward(in.problem, unwatched.view(), 1).ok());
-  ASSERT_TRUE(run_watched(Fault::none, in.problem, watched.view(), {}, observer).ok());
+  ASSERT_TRUE(run_watched(no_fault, in.problem, watched.view(), {}, observer).ok());
   EXPECT_GT(observer.told, 100);
   EXPECT_EQ(first_difference(unwatched, watched), "");
 }

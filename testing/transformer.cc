@@ -15,6 +15,7 @@
 #include "oracle/backward_verdict.h"
 #include "oracle/product.h"
 #include "oracle/reference.h"
+#include "problem/random.h"
 
 namespace assay {
 namespace {
@@ -124,9 +125,7 @@ Real silu_slope(Real x) {
 double normal(std::uint64_t seed, Index parameter, Index element) {
   const auto words = r123::Philox4x32()({{static_cast<std::uint32_t>(element), static_cast<std::uint32_t>(parameter), 0, 77}},
                                         {{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}});
-  std::int64_t sum = 0;
-  for (std::size_t w = 0; w < 4; ++w) sum += (words[w] & 0xFFFF) + (words[w] >> 16);
-  return static_cast<double>(sum - 4 * 65535) * 0x1.3988e1409212ep-16;
+  return normal_from(words);
 }
 
 Index first_token(std::uint64_t seed, Index sequence, Index below) {

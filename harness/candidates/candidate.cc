@@ -48,8 +48,12 @@ const Attention* attention_of(const Call& call) {
 }
 
 Arithmetic host_arithmetic(const Call& call, const std::string& target) {
-  if (const Attention* problem = attention_of(call)) return host_contract(*problem, target);
-  return host_product_contract(target);
+  return std::visit(
+      ByCall{[&](const CachedCall& c) -> Arithmetic { return host_contract(c.inputs.problem, target); },
+             [&](const ForwardCall& c) -> Arithmetic { return host_contract(c.problem, target); },
+             [&](const BackwardCall& c) -> Arithmetic { return host_contract(c.problem, target); },
+             [&](const auto&) -> Arithmetic { return host_product_contract(target); }},
+      call);
 }
 
 Status run_host_product(const ProductCall& c, const Execution& how) {
@@ -78,7 +82,7 @@ class Host : public Candidate {
     return std::visit(
         ByCall{
             [&](const ForwardCall& c) {
-              if (r.observer) return run_watched(Fault::none, c.problem, c.out, r.how.target, *r.observer);
+              if (r.observer) return run_watched(no_fault, c.problem, c.out, r.how.target, *r.observer);
               return kernels::attention_forward(c.problem, c.out, r.how);
             },
             [&](const CachedCall& c) { return run_through_cache(c.c, c.inputs, c.out, r.how); },
@@ -230,7 +234,7 @@ class Faulty : public Candidate {
  private:
   Status run_forward(const ForwardCall& c, const Request& r) const {
     if (r.observer)
-      return run_watched(of_backward_ ? Fault::none : fault_.fault, c.problem, c.out, r.how.target,
+      return run_watched(of_backward_ ? no_fault : fault_.fault, c.problem, c.out, r.how.target,
                          *r.observer);
     if (of_backward_) return kernels::attention_forward(c.problem, c.out, r.how);
     return run_planted_fault(fault_, c.problem, c.out, r.how);
@@ -295,12 +299,12 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name.starts_with("device:")) return std::make_unique<OnDevice>(name.substr(7));
   if (name.starts_with("lib:")) return make_library_candidate(name.substr(4));
   if (name.starts_with("fault:"))
-    for (const PlantedFault& f : planted_faults())
+    for (const PlantedFault& f : planted_faults)
       if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
   throw std::invalid_argument(
       fmt::format("unknown candidate '{}'; there are {}; `assay faults --list` has the {} names of "
                   "faults",
-                  name, fmt::join(candidate_names(), ", "), planted_faults().size()));
+                  name, fmt::join(candidate_names(), ", "), planted_faults.size()));
 }
 
 std::vector<std::string> candidate_names() {

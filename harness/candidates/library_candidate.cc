@@ -9,6 +9,7 @@
 #include "harness/kernel_process.h"
 #include "harness/planted_faults.h"
 #include "harness/judging/outputs.h"
+#include "kernels/c_fields.h"
 
 namespace assay {
 namespace {
@@ -29,13 +30,8 @@ const assay_attention* add_problem(KernelCall& call, const Attention& p, Element
   a.q = tensor(p.q);
   a.k = elements == Elements::all ? tensor(p.k) : call.add_shape(p.k);
   a.v = elements == Elements::all ? tensor(p.v) : call.add_shape(p.v);
-  a.scale = p.scale;
-  a.softcap = p.softcap;
+  kernels::for_each_c_number([&](const auto& number) { a.*number.theirs = p.*number.ours; });
   a.flags = (p.causal ? +ASSAY_CAUSAL : 0u) | (p.finite_min_masks ? +ASSAY_FINITE_MIN_MASKS : 0u);
-  a.dropout = p.dropout;
-  a.dropout_seed = p.dropout_seed;
-  a.window_left = p.window_left;
-  a.window_right = p.window_right;
   const AttentionShape& s = p.shape;
   if (p.bias) {
     TensorView bias = p.bias;  // of a chunk of rows it may still have the shape of all
@@ -47,17 +43,10 @@ const assay_attention* add_problem(KernelCall& call, const Attention& p, Element
     const assay_dtype boolean = {ASSAY_BOOL, 8, 1};
     a.keep = with_elements ? call.add_input(bytes, boolean) : call.add_shape(bytes, boolean);
   }
-  const auto list = [&](const auto& values, auto& to, std::int64_t& count) {
-    to = call.add_list(values);
-    count = std::ssize(values);
-  };
-  list(p.offset, a.offset, a.offset_count);
-  list(p.key_lengths, a.key_lengths, a.key_length_count);
-  list(p.key_starts, a.key_starts, a.key_start_count);
-  list(p.alibi_slopes, a.alibi_slopes, a.alibi_slope_count);
-  list(p.sink, a.sink, a.sink_count);
-  list(p.query_segment, a.query_segment, a.query_segment_count);
-  list(p.key_segment, a.key_segment, a.key_segment_count);
+  kernels::for_each_c_list([&](const auto& field, const auto& c) {
+    a.*c.entries = call.add_list(p.*field.list);
+    a.*c.count = std::ssize(p.*field.list);
+  });
   return call.add(a);
 }
 

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <array>
 #include <initializer_list>
 
 #include "harness/judging/painter.h"
@@ -204,11 +203,6 @@ void check_memory(const Case& c) {
 }
 
 }  // namespace
-
-std::string_view name_of(Turn turn) {
-  constexpr std::array<std::string_view, 3> names = {"inputs", "candidate", "verdict"};
-  return names[static_cast<std::size_t>(turn)];
-}
 
 std::string check_command(const std::string& candidate, const std::string& line,
                           Surroundings around) {

@@ -12,8 +12,12 @@ namespace assay {
 
 // Whose turn it is while a case runs, so that who takes long can be named.
 enum class Turn : std::uint8_t { inputs, candidate, verdict };
-std::string_view name_of(Turn turn);
-constexpr int count_of(Turn) { return 3; }
+template <>
+inline constexpr auto table_of<Turn> = complete<Named<Turn>>({
+    {Turn::inputs, "inputs"},
+    {Turn::candidate, "candidate"},
+    {Turn::verdict, "verdict"},
+});
 
 struct ExecuteOptions {
   int oracle_threads = 1;

@@ -190,7 +190,7 @@ class Pool {
     const bool alive = w->read_some();
     std::optional<std::string> text = w->line();
     for (; text && text->starts_with(turn_mark); text = w->line())
-      if (const auto turn = enum_named<Turn>(text->substr(1), count_of(Turn{}))) w->turn = *turn;
+      if (const auto turn = value_named<Turn>(text->substr(1))) w->turn = *turn;
     if (text) {
       finish(w, from_json<CaseResult>(Json::parse(*text), "result of a worker"));
       feed(w);

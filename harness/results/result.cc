@@ -205,11 +205,6 @@ void describe_fields(Fields& fields, Value& r) {
   }
 }
 
-std::string_view name_of(Relation::How how) {
-  constexpr std::array<std::string_view, 3> names = {"held", "violated", "not applicable"};
-  return names[static_cast<std::size_t>(how)];
-}
-
 std::string text_of(const Relation& r) {
   const std::string_view how = name_of(r.how);
   return r.why.empty() ? std::string(how) : fmt::format("{}: {}", how, r.why);

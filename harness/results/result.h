@@ -28,8 +28,12 @@ struct Relation {
   }
   bool operator==(const Relation&) const = default;
 };
-std::string_view name_of(Relation::How how);
-constexpr int count_of(Relation::How) { return 3; }
+template <>
+inline constexpr auto table_of<Relation::How> = complete<Named<Relation::How>>({
+    {Relation::How::held, "held"},
+    {Relation::How::violated, "violated"},
+    {Relation::How::not_applicable, "not applicable"},
+});
 // "held", "violated: ..." or "not applicable: ...".
 std::string text_of(const Relation& relation);
 using Relations = std::map<std::string, Relation>;

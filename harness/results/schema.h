@@ -25,6 +25,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "problem/names.h"
+
 namespace assay {
 
 using Json = nlohmann::json;
@@ -40,19 +42,6 @@ concept Described = std::same_as<std::remove_const_t<T>, Struct>;
 
 class FieldWriter;
 class FieldReader;
-
-template <class T>
-concept NamedEnum = std::is_enum_v<T> && requires(T value, std::string_view name) {
-  { name_of(value) } -> std::convertible_to<std::string_view>;
-};
-
-// The value of an enumeration that has this name. `count_of` says how many there are.
-template <NamedEnum E>
-std::optional<E> enum_named(std::string_view name, int count) {
-  for (int k = 0; k < count; ++k)
-    if (name_of(static_cast<E>(k)) == name) return static_cast<E>(k);
-  return std::nullopt;
-}
 
 template <class T>
 Json to_json(const T& value);
@@ -213,7 +202,7 @@ std::string key_of(const T& key) {
 
 template <class T>
 T enum_of(const std::string& name, const std::string& where) {
-  if (const std::optional<T> value = enum_named<T>(name, count_of(T{}))) return *value;
+  if (const std::optional<T> value = value_named<T>(name)) return *value;
   throw SchemaError(where + ": unknown name \"" + name + "\"");
 }
 

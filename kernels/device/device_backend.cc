@@ -69,13 +69,11 @@ Attention part_of(const Attention& p, const Part& part) {
   narrow(sub.v, part.head, part.heads);
   narrow(sub.bias, query_head, query_heads);
   if (sub.keep) sub.keep.data += part.batch * sub.keep.stride[0] + query_head * sub.keep.stride[1];
-  sub.offset = part_of(p.offset, part.batch, part.batches);
-  sub.key_lengths = part_of(p.key_lengths, part.batch, part.batches);
-  sub.key_starts = part_of(p.key_starts, part.batch, part.batches);
-  sub.alibi_slopes = part_of(p.alibi_slopes, query_head, query_heads);
-  sub.sink = part_of(p.sink, query_head, query_heads);
-  sub.query_segment = part_of(p.query_segment, part.batch * s.rows, part.batches * s.rows);
-  sub.key_segment = part_of(p.key_segment, part.batch * s.keys, part.batches * s.keys);
+  for_each_list([&](const auto& field) {
+    const auto of_batches = [&](Index each) { return part_of(p.*field.list, part.batch * each, part.batches * each); };
+    sub.*field.list = field.along == Along::query_heads ? part_of(p.*field.list, query_head, query_heads)
+                                                        : of_batches(extent_of(field.along, s).inner);
+  });
   return sub;
 }
 

@@ -1,0 +1,233 @@
+// Every planted fault: its name, its class and what it does. A fault is known by its name everywhere:
+// "lse-in-base-two"_fault is the one of that name, and does not compile if there is none.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "problem/names.h"
+
+namespace assay {
+
+// The part of the system that a fault is in, and the suite that hunts its faults.
+enum class FaultSubject : std::uint8_t { forward, splits, backward, cache, product };
+struct SubjectRow {
+  FaultSubject value;
+  std::string_view name;
+  std::string_view suite;
+};
+template <>
+inline constexpr auto table_of<FaultSubject> = complete<SubjectRow>({
+    {FaultSubject::forward, "forward", "standard"},
+    {FaultSubject::splits, "splits", "decode"},
+    {FaultSubject::backward, "backward", "backward"},
+    {FaultSubject::cache, "cache", "caches"},
+    {FaultSubject::product, "product", "products"},
+});
+
+// A fault by its number, which is its place in the table from 1 on. 0: none, the kernel itself.
+struct Fault {
+  int number = 0;
+  constexpr operator int() const { return number; }  // NOLINT(google-explicit-constructor): for switch
+};
+inline constexpr Fault no_fault{};
+
+struct PlantedFault {
+  std::string_view name;
+  std::string_view fault_class{};  // F01 to F50, of docs/faults.md
+  FaultSubject about = FaultSubject::forward;
+  std::string_view what{};
+  std::string_view equivalent{};  // the proof that no input shows it; empty: some does
+  bool by_relation = false;       // one call shows nothing: it takes another one before
+  Fault fault{};
+
+  constexpr std::string_view suite() const { return row_of(about).suite; }
+};
+
+// Rows whose faults have their numbers.
+template <std::size_t n>
+consteval std::array<PlantedFault, n> numbered(const PlantedFault (&rows)[n]) {
+  std::array<PlantedFault, n> table{};
+  for (std::size_t k = 0; k < n; ++k) {
+    table[k] = rows[k];
+    table[k].fault.number = static_cast<int>(k) + 1;
+  }
+  return table;
+}
+
+inline constexpr auto planted_faults = [] {
+  using enum FaultSubject;
+  return numbered({
+    {"row-max-arguments-swapped", "F11", forward,
+     "the arguments of the row maximum are swapped: the next maximum is never written"},
+    {"accumulator-not-rescaled", "F12", forward, "the accumulator keeps its scale when the maximum moves"},
+    {"sum-not-rescaled", "F12", forward, "the row sum keeps its scale when the maximum moves"},
+    {"max-starts-at-zero", "F11", forward, "the running maximum starts at 0 instead of -inf"},
+    {"max-starts-at-lowest", "F11", forward, "the running maximum starts at the lowest finite number instead of -inf",
+     "no score is between the two; until a finite one comes, the weights are e^-inf = 0 under either, so that the sum is 0, and a sum of 0 decides O and "
+     "LSE whatever the maximum is"},
+    {"max-of-tile-only", "F11", forward, "the new maximum is that of the tile, not combined with the running one"},
+    {"stale-max", "F11", forward, "the maximum of the first tile is kept"},
+    {"causal-dropped-with-mask", "F05", forward, "a mask or padding switches causality off"},
+    {"causal-off-by-one", "F01", forward, "row i sees key i + 1"},
+    {"causal-anchor-top-left", "F01", forward, "the offset of causality and windows is ignored"},
+    {"window-off-by-one", "F02", forward, "a left window is one key short"},
+    {"last-partial-tile-skipped", "F16", forward, "the number of key tiles is rounded down"},
+    {"padding-key-leaks", "F30", forward, "one key of padding takes part, on either side"},
+    {"kv-head-modulo", "F28", forward, "query head h reads head h % Hkv"},
+    {"scale-off-by-one-percent", "F42", forward, "the scale of the scores is 1% too large"},
+    {"zero-at-tail-enters-sum", "F26", forward, "a padded key of the last tile enters the row sum with score 0"},
+    {"weights-truncated-to-bf16", "F15", forward, "the weights are cast to bf16 by truncation before P V"},
+    {"bf16-read-as-f32", "F49", forward, "bf16 inputs are read as fp32"},
+    {"lse-in-base-two", "F14", forward, "LSE is returned as a logarithm to base 2"},
+    {"second-batch-not-computed", "F18", forward, "only batch 0 is computed"},
+    {"output-truncated", "F39", forward, "the output is cast to bf16 by truncation"},
+    {"window-start-rounded-up-to-tile", "F03", forward, "the first tile of a window is ceil(begin / tile), not floor"},
+    {"diagonal-tile-taken-as-full", "F03", forward, "the tile that the diagonal crosses is not masked"},
+    {"causal-by-last-row-of-four", "F03", forward, "causality is evaluated once for four rows, by the last of them"},
+    {"mask-batch-stride-dropped", "F04", forward, "every batch element reads the masks of the first"},
+    {"mask-of-head-zero", "F04", forward, "every head reads the masks of head 0"},
+    {"bias-row-stride-is-row-count", "F04", forward, "rows of the bias are taken to be Lq apart, not Lk"},
+    {"bias-scaled-like-scores", "F42", forward, "the bias is added before the scale"},
+    {"empty-row-divided", "F06", forward, "a row that sees no key is 0 / 0"},
+    {"masked-with-minus-ten-thousand", "F07", forward, "masked scores are -10000, not -inf"},
+    {"masked-with-lowest", "F07", forward, "masked scores are the lowest finite number, not -inf"},
+    {"alibi-slope-of-head-before", "F08", forward, "slopes are 2^(-8 h / H), not 2^(-8 (h + 1) / H)"},
+    {"alibi-without-rule-for-other-counts", "F08", forward,
+     "slopes are 2^(-8 (h + 1) / H) for any number of heads, powers of two or not"},
+    {"alibi-distance-from-key-zero", "F08", forward, "the distance is counted from key 0: a constant of each row, which LSE alone sees"},
+    {"softcap-dropped", "F09", forward, "the softcap is ignored"},
+    {"softcap-after-mask", "F09", forward, "the softcap is applied after masking: masked scores are -cap"},
+    {"sink-dropped", "F10", forward, "the sink is ignored"},
+    {"lse-without-sink", "F10", forward, "LSE lacks the sink"},
+    {"dim-tail-dropped", "F17", forward, "D is rounded down to a multiple of 8"},
+    {"value-columns-beyond-dim-dropped", "F17", forward, "as many columns of O are written as Q has"},
+    {"packed-values-alias-keys", "F19", forward, "packed values lie where packed keys do, if they fit"},
+    {"masked-values-reach-product", "F24", forward, "masked keys enter P V with weight 0: 0 * NaN"},
+    {"query-rows-taken-as-packed", "F25", forward, "rows of Q are taken to be D apart"},
+    {"query-columns-taken-as-adjacent", "F25", forward, "the innermost stride of Q is taken to be 1"},
+    {"output-written-packed", "F25", forward, "O is written as if it were contiguous"},
+    {"lse-of-all-heads-in-one", "F27", forward, "every head writes its LSE where head 0 does"},
+    {"only-head-zero-computed", "F18", forward, "O of heads other than 0 stays 0"},
+    {"document-boundary-off-by-one", "F31", forward, "the first key of a document belongs to the one before"},
+    {"length-zero-means-all", "F31", forward, "a sequence of length 0 is taken for one without a length"},
+    {"values-replaced-by-keys", "F05", forward, "where D = Dv, K is read for V"},
+    {"scale-hard-wired", "F42", forward, "scores are scaled by 1 / sqrt(D), whatever the scale is"},
+    {"rescale-in-half-precision", "F48", forward, "e^(m - m') is kept in fp16: it flushes below 2^-25"},
+    {"offset-in-32-bits", "F45", forward, "offsets into K are kept in 32 bits"},
+    {"wide-heads-return-ok", "F46", forward, "D above 128 is not supported, and OK is returned"},
+    {"rows-by-thread-without-remainder", "F47", forward,
+     "each of n threads computes floor(Lq / n) rows; the remainder stays 0"},
+    {"window-of-previous-call", "F50", forward, "a call without a left window keeps that of the call before", {}, true},
+    {"first-call-writes-nothing", "F50", forward, "the first call of a process returns OK and writes nothing"},
+    {"output-of-16-bits-written-as-f32", "F49", forward, "fp32 results are written over an output of 16 bits, as far as it reaches"},
+    {"bool-mask-inverted", "F04", forward, "the boolean mask keeps what it should mask"},
+    {"bool-mask-ignored", "F05", forward, "the boolean mask is ignored, and OK is returned"},
+    {"bias-ignored", "F05", forward, "the additive mask is ignored, and OK is returned"},
+    {"mask-of-first-rows-of-tile", "F03", forward, "rows 8 to 31 of every 32 read the masks of rows 0 to 7"},
+    {"mask-on-first-keys-of-tile", "F03", forward, "masks are applied to the first 8 keys of every 32"},
+    {"causal-key-counted-in-tile", "F03", forward, "causality counts keys from their tile on: rows beyond the first tile see the future"},
+    {"keys-as-many-as-rows", "F31", forward, "keys from Lq on are not seen"},
+    {"values-read-with-key-strides", "F25", forward, "V is read with the strides of K, where they stay inside V"},
+    {"query-heads-at-row-stride", "F27", forward, "heads of Q are looked for a row apart, where that stays inside Q"},
+    {"row-max-scaled-twice", "F48", forward, "the row maximum is scaled once more than the scores: their exponentials overflow or vanish"},
+    {"last-lane-missing-from-row-sum", "F12", forward, "one lane of eight is not added to the row sum"},
+
+    {"merged-sum-not-corrected", "F13", splits,
+     "the sum of earlier splits keeps its scale when a later one has a larger maximum"},
+    {"merged-accumulator-not-corrected", "F13", splits,
+     "the accumulator of earlier splits keeps its scale when a later one has a larger maximum"},
+    {"merged-max-stale", "F13", splits, "the maximum of the first split that saw something is kept"},
+    {"split-count-rounded-down", "F13", splits, "the number of splits is rounded down: the last, shorter one is not merged"},
+    {"empty-split-gives-nan", "F13", splits, "a split that saw nothing is merged by e^(-inf - -inf)"},
+    {"sink-in-every-split", "F10", splits, "every split adds the sink to its sum"},
+    {"partial-sums-alias-maxima", "F19", splits, "the maxima and the sums of the splits share their memory"},
+
+    {"delta-omitted", "F33", backward, "D = sum dO O is not subtracted from dP"},
+    {"delta-in-bf16", "F20", backward, "D is kept in bf16"},
+    {"query-gradient-scaled-twice", "F32", backward, "dQ is multiplied by the scale of the scores twice"},
+    {"key-gradient-unscaled", "F32", backward, "dK lacks the scale of the scores"},
+    {"softcap-slope-omitted", "F09", backward, "dS lacks the slope of the softcap, 1 - tanh^2"},
+    {"last-row-tile-dropped", "F18", backward, "the number of row tiles is rounded down"},
+    {"last-partial-key-tile-dropped", "F16", backward, "dK and dV of the last, shorter tile of keys are 0"},
+    {"key-gradients-of-last-head-only", "F34", backward, "each query head of a group overwrites dK and dV"},
+    {"backward-head-modulo", "F28", backward, "the backward pass alone gives query head h the head h % Hkv"},
+    {"backward-causal-off-by-one", "F01", backward, "in the backward pass alone, row i sees key i + 1"},
+    {"backward-anchor-top-left", "F01", backward, "the backward pass alone ignores the offset of causality and windows"},
+    {"backward-without-bias", "F05", backward, "P is recomputed without the bias"},
+    {"backward-without-dropout", "F43", backward, "nothing is dropped in the backward pass"},
+    {"backward-draws-anew", "F43", backward, "the backward pass draws its dropout from another seed"},
+    {"weight-gradients-without-dropout-scale", "F44", backward, "dP lacks the 1 / (1 - p) of dropout"},
+    {"backward-weights-truncated-to-bf16", "F15", backward, "P is cast to bf16 by truncation"},
+    {"score-gradients-truncated-to-bf16", "F15", backward, "dS is cast to bf16 by truncation"},
+    {"backward-lse-in-base-two", "F14", backward, "LSE is taken for a logarithm to base 2"},
+    {"backward-lse-without-sink", "F33", backward, "P is recomputed from an LSE without the sink"},
+    {"query-gradient-of-first-split-only", "F35", backward, "dQ is that of the first split of the keys"},
+    {"bias-gradient-overwritten", "F35", backward, "an element of a broadcast dBias is overwritten, not added to"},
+    {"sink-gradient-sign", "F10", backward, "dSink has the wrong sign"},
+    {"key-gradients-with-inverted-triangle", "F32", backward, "the causal triangle is inverted in dK and dV alone"},
+
+    {"page-table-off-by-one", "F29", cache, "page n is looked up at n + 1"},
+    {"pages-taken-as-consecutive", "F29", cache, "the pages of a sequence are taken to follow its first one"},
+    {"slot-past-length-read", "F30", cache, "the slot behind the last token, where an old one lies, takes part"},
+    {"newest-token-not-seen", "F30", cache, "attention reads the length before the last token came"},
+    {"eviction-rounded-to-page", "F30", cache, "evicted tokens of a page that is still there are seen"},
+    {"batch-stride-missing", "F27", cache, "every sequence reads the pages of sequence 0"},
+    {"head-stride-missing", "F27", cache, "every head reads the slots of head 0"},
+    {"scale-of-neighbour-group", "F40", cache, "a group is decoded with the scale of the next one"},
+    {"scale-of-first-token", "F22", cache, "the tokens of a page are decoded with the scales of its first one"},
+    {"nibbles-swapped", "F36", cache, "the high nibble is read first"},
+    {"offset-code-read-as-e2m1", "F36", cache, "f4 is written as 8 + round(2 x) and read as E2M1"},
+    {"uniform-code-read-as-e4m3", "F36", cache, "f8 is written as 128 + round(127 x / 448) and read as E4M3"},
+    {"rotary-part-dropped", "F05", cache, "the keys of a latent cache lack their rotary part"},
+    {"keys-of-chunk-zero", "F05", cache, "the keys that came with the rows are still 0 when the rows attend"},
+    {"positions-counted-after-append", "F30", cache, "rows are numbered from the length that the append has left behind"},
+    {"window-underflow", "F02", cache, "position - window wraps below 0: the row sees nothing"},
+    {"tokens-by-head-first-stride", "F27", cache, "tokens of a chunk are read as [token][head] where they are [head][token]"},
+    {"written-past-the-new-length", "F30", cache, "a chunk is written where the next one belongs"},
+    {"stored-beyond-f32", "F39", cache, "a code that reaches 2^128 under its scale is stored: a finite number is read as infinity"},
+    {"f4-saturates-at-four", "F39", cache, "f4 ends at 4: what a group scales by is what 6 stands for"},
+    {"zero-group-divided", "F39", cache, "a group of zeros has the scale 0 / 0"},
+
+    {"totals-not-reset", "F23", product, "from four rows on, an element's sum begins with what the tile before left"},
+    {"totals-in-half-precision", "F20", product, "the sum over groups is kept in fp16"},
+    {"weight-nibbles-swapped", "F36", product, "the high nibble of a byte is read first"},
+    {"scale-group-of-tail", "F40", product, "a last, shorter group is read with the scale of the one before"},
+    {"scale-group-by-tile", "F40", product, "the group of a scale is counted in tiles of 32: k_tile / G + (k - k_tile) / G"},
+    {"scales-transposed-for-one-row", "F37", product, "the variant for one row reads scales as [N][groups]"},
+    {"scale-of-last-odd-column", "F40", product, "scales are loaded by pairs: where N is odd, the last column has that of the one before"},
+    {"scale-dropped", "F22", product, "scales are taken to be 1"},
+    {"scale-applied-twice", "F22", product, "every scale is applied twice"},
+    {"scale-in-bf16", "F39", product, "scales are rounded to bf16"},
+    {"tensor-scale-dropped", "F22", product, "the tensor scale is not applied"},
+    {"nan-scale-as-number", "F41", product, "a scale that is NaN is read as 0"},
+    {"nan-weight-as-number", "F41", product, "the NaN of E4M3 is read as 480, that of E5M2 as infinity"},
+    {"smallest-scale-flushed", "F48", product, "the smallest scale of a format is read as 0"},
+    {"half-read-as-quarter", "F36", product, "the subnormal of E2M1, 0.5, is read as 0.25"},
+    {"half-read-as-zero", "F36", product, "the subnormal of E2M1, 0.5, is flushed to 0"},
+    {"offset-code-read-as-float", "F36", product, "FP4 is written as 8 + round(2 x) and read as E2M1"},
+    {"kept-positions-mirrored", "F36", product, "positions of 2:4 metadata are counted from the far end of the four"},
+    {"zero-point-off-by-one", "F38", product, "zero points are one too large"},
+    {"zero-point-wraps", "F38", product, "a zero point of 0 is stored as zero point - 1 in its own bits, and read back as the largest + 1"},
+    {"integer-saturates", "F21", product, "q - zero point is kept in eight bits"},
+    {"row-beyond-the-last-stored", "F18", product, "few rows are stored by twos: a row beyond the last one is written"},
+    {"padding-of-rows-not-zeroed", "F16", product, "what follows the last k of a row, up to a whole block, is not zeroed"},
+    {"padding-rows-not-zeroed", "F18", product, "rows beyond M, up to a whole tile, are not zeroed",
+     "register blocks have as many rows as there are: 12, 8, 6, 4, 3, 2 or 1; no row beyond M is ever loaded, multiplied or stored"},
+    {"upper-half-of-tile-zero", "F18", product, "rows 32 to 63 of every 64 are not computed: 0"},
+    {"columns-repeated", "F27", product, "an index of accumulators collapses: columns 0 to 7 stand in 8 to 31 of every 32 as well"},
+    {"last-columns-not-written", "F18", product, "columns of a last, narrower panel are stored by eights, the rest is not"},
+    {"depth-tail-dropped", "F16", product, "K is rounded down to whole blocks of eight"},
+    {"added-to-the-output", "F23", product, "C is added to, not written"},
+  });
+}();
+
+consteval Fault operator""_fault(const char* text, std::size_t length) {
+  for (const PlantedFault& planted : planted_faults)
+    if (planted.name == std::string_view(text, length)) return planted.fault;
+  throw "no planted fault has this name";
+}
+
+}  // namespace assay

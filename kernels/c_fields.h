@@ -1,0 +1,58 @@
+// The fields of the C struct of a problem that stand for numbers and lists of Attention.
+#pragma once
+
+#include <assay/kernel.h>
+
+#include <tuple>
+
+#include "problem/attention.h"
+
+namespace assay::kernels {
+
+template <class T>
+struct CNumber {
+  T Attention::*ours;
+  T assay_attention::*theirs;
+};
+inline constexpr std::tuple c_numbers{
+    CNumber<float>{&Attention::scale, &assay_attention::scale},
+    CNumber<float>{&Attention::softcap, &assay_attention::softcap},
+    CNumber<float>{&Attention::dropout, &assay_attention::dropout},
+    CNumber<std::uint64_t>{&Attention::dropout_seed, &assay_attention::dropout_seed},
+    CNumber<Index>{&Attention::window_left, &assay_attention::window_left},
+    CNumber<Index>{&Attention::window_right, &assay_attention::window_right},
+};
+// visit(number) for each of them.
+template <class Visit>
+constexpr void for_each_c_number(const Visit& visit) {
+  std::apply([&](const auto&... number) { (visit(number), ...); }, c_numbers);
+}
+
+template <class T>
+struct CList {
+  const T* assay_attention::*entries;
+  std::int64_t assay_attention::*count;
+};
+// In the order of attention_lists.
+inline constexpr std::tuple c_lists{
+    CList<Index>{&assay_attention::offset, &assay_attention::offset_count},
+    CList<Index>{&assay_attention::key_lengths, &assay_attention::key_length_count},
+    CList<Index>{&assay_attention::key_starts, &assay_attention::key_start_count},
+    CList<float>{&assay_attention::alibi_slopes, &assay_attention::alibi_slope_count},
+    CList<float>{&assay_attention::sink, &assay_attention::sink_count},
+    CList<std::int32_t>{&assay_attention::query_segment, &assay_attention::query_segment_count},
+    CList<std::int32_t>{&assay_attention::key_segment, &assay_attention::key_segment_count},
+};
+// visit(field of Attention, fields of the C struct) for every list.
+template <class Visit>
+constexpr void for_each_c_list(const Visit& visit) {
+  static_assert(std::tuple_size_v<decltype(c_lists)> == std::tuple_size_v<decltype(attention_lists)>,
+                "a list of Attention has no fields in C");
+  std::apply(
+      [&](const auto&... field) {
+        std::apply([&](const auto&... c) { (visit(field, c), ...); }, c_lists);
+      },
+      attention_lists);
+}
+
+}  // namespace assay::kernels

@@ -1,0 +1,179 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "oracle/bound.h"
+#include "oracle/lanes.h"
+#include "oracle/safety_factors.h"
+
+namespace assay {
+namespace {
+
+constexpr double inf = std::numeric_limits<double>::infinity();
+
+double sech_squared(double x) {
+  const double e = std::exp(-2 * std::min(x, safety::largest_sech_argument));
+  return 4 * e / ((1 + e) * (1 + e));
+}
+
+// What E_j counts before the softcap and the biases, per unit of the sums that it is made of.
+struct DotCoefficients {
+  double relative;      // of scale sum |q||k_j|, in any order
+  double per_prefix;    // of scale sum |S_k|, in order
+  double per_absolute;  // of scale sum |q||k_j|, in order
+  double scale;         // with its own rounding
+  double per_dot;       // of |q.k_j|
+  double floor;
+};
+
+// bounds.md, 1: E_j of t_j, its coefficients
+DotCoefficients dot_coefficients(const Contract& c, const BoundContext& x, const RowTruth& t) {
+  const BoundTerms& terms = x.terms;
+  const double u = c.roundoff, eps = c.dot_roundoff, dim = static_cast<double>(x.dim + x.projection);
+  const double n = dot_roundings(c, dim);
+  const double gamma_n = terms[BoundTerm::dot_any_order] * gamma_factor(n, eps);
+  const double prescale = terms[BoundTerm::query_prescale] * c.query_prescale;
+  const bool scaled_later = c.fused_argument && t.additions == 0 && x.softcap == 0;
+  const double tau = scaled_later ? 0 : terms[BoundTerm::score_scale] * u;
+  const double prescaled = terms[BoundTerm::query_prescale_product] * 2 * u;
+  const double products = terms[BoundTerm::dot_products] * safety::one_rounding * u;
+  DotCoefficients k{};
+  k.relative = (1 + prescale) * (1 + gamma_n) - 1;
+  k.per_prefix = terms[BoundTerm::dot_in_order] * eps * (1 + 2 * n * eps);
+  k.per_absolute = terms[BoundTerm::dot_second_order] * eps * eps * n * n +
+                   (c.products_rounded ? products : 0);
+  k.scale = x.scale * (1 + tau);
+  k.per_dot = (tau + (c.query_prescale > 0 ? prescaled : 0)) * x.scale;
+  k.floor = terms[BoundTerm::dot_underflow] * (2 * dim + 2) * c.product_floor *
+            std::max(1.0, x.scale);
+  return k;
+}
+
+// bounds.md, 1: E_j of t_j
+void dot_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
+  const DotCoefficients k = dot_coefficients(c, x, t);
+  const double* absolute = t.absolute;
+  const double* prefix = t.prefix;
+  const double* dot = t.dot;
+  if (!(c.ordered && t.prefix && c.query_prescale == 0)) {
+    for (Index j = 0; j < t.count; ++j)
+      error[j] = absolute[j] * k.scale * k.relative + std::fabs(dot[j]) * k.per_dot + k.floor;
+  } else if (absolute) {
+    for (Index j = 0; j < t.count; ++j)
+      error[j] = std::min(absolute[j] * k.relative,
+                          k.per_prefix * prefix[j] + k.per_absolute * absolute[j]) *
+                     k.scale +
+                 std::fabs(dot[j]) * k.per_dot + k.floor;
+  } else {
+    // Each product is a difference of partial sums.
+    const double limit = t.absolute_limit;
+    for (Index j = 0; j < t.count; ++j)
+      error[j] =
+          (k.per_prefix * prefix[j] + k.per_absolute * std::min(limit, 2 * prefix[j])) * k.scale +
+          std::fabs(dot[j]) * k.per_dot + k.floor;
+  }
+}
+
+// bounds.md, 1, Softcap: E_j of c tanh(t_j / c)
+void softcap_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
+  const BoundTerms& terms = x.terms;
+  const double u = c.roundoff, cap = x.softcap;
+  const double per_argument = terms[BoundTerm::softcap_argument] * safety::two_roundings * u;
+  const double per_constant = terms[BoundTerm::softcap_constant] * c.scale_error;
+  const double per_value = terms[BoundTerm::softcap_tanh] * 2 * u * c.tanh_ulp +
+                           terms[BoundTerm::softcap_product] * safety::one_rounding * u;
+  const double floor = terms[BoundTerm::softcap_underflow] * c.product_floor;
+  for (Index j = 0; j < t.count; ++j) {
+    const double magnitude = x.scale * std::fabs(t.dot[j]);
+    const double e = error[j] + per_argument * (magnitude + error[j]) + per_constant * magnitude;
+    // The slope between t and t-hat is at most that at the nearer end.
+    const double slope = sech_squared(std::max(0.0, magnitude - e) / cap);
+    const double capped = std::min(cap, magnitude);
+    error[j] = slope * e + (capped + slope * e) * per_value + floor * (1 + cap);
+    // Both lie in [-c, c].
+    error[j] = std::min(error[j], safety::two_roundings * cap + c.product_floor);
+  }
+}
+
+// bounds.md, 1, Biases: E_j of the sum
+void bias_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
+  const BoundTerms& terms = x.terms;
+  const double u = c.roundoff;
+  const double growth = 1 + terms[BoundTerm::bias_growth] * 2 * u * t.additions;
+  const double last = terms[BoundTerm::bias_last] * 2 * u;
+  const double first = terms[BoundTerm::bias_first] * 2 * u * (t.additions - 1);
+  const double alibi = terms[BoundTerm::alibi_product] * safety::two_roundings * u;
+  for (Index j = 0; j < t.count; ++j) {
+    if (t.magnitude[j] == 0 || t.gap[j] == inf) continue;  // adding zero is exact
+    const double s = std::fabs(t.max - t.gap[j]);
+    const double partial = x.scale * std::fabs(t.dot[j]) + t.magnitude[j];
+    error[j] = error[j] * growth + last * s + alibi * t.product[j] + first * partial;
+  }
+}
+
+// bounds.md, 1, Stored scores: E_j of a score that is stored in a dtype
+void stored_score_errors(const Contract& c, const BoundContext& x, const RowTruth& t,
+                         double* error) {
+  const double relative = x.terms[BoundTerm::stored_score] * unit_roundoff(*c.score_dtype);
+  const double floor = x.terms[BoundTerm::stored_score_underflow] *
+                       half_min_subnormal(*c.score_dtype) * std::max(1.0, x.scale);
+  for (Index j = 0; j < t.count; ++j)
+    if (t.gap[j] < inf)
+      error[j] += std::max(relative * (std::fabs(t.max - t.gap[j]) + error[j]), floor);
+}
+
+// The largest finite score where scores are kept.
+double largest_score(const Contract& c) {
+  return c.score_dtype ? std::min(c.largest, format(*c.score_dtype).max_finite) : c.largest;
+}
+
+}  // namespace
+
+void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error) {
+  dot_errors(c, x, t, error);
+  if (x.softcap > 0) softcap_errors(c, x, t, error);
+  if (t.additions > 0) bias_errors(c, x, t, error);
+  if (c.score_dtype) stored_score_errors(c, x, t, error);
+}
+
+// bounds.md, 9: whether sum |q||k_j| is of first order, and has to be taken
+bool needs_absolute(const Contract& c, const BoundContext& x) {
+  const double n = dot_roundings(c, static_cast<double>(x.dim));
+  return !c.ordered || c.query_prescale > 0 || c.products_rounded ||
+         !(c.dot_roundoff * n * n < safety::negligible_second_order);
+}
+
+// bounds.md, 5: no score leaves the range, by norms alone
+bool excludes_overflow(const Contract& c, const BoundContext& x, double absolute,
+                       double magnitude) {
+  const double gamma_n = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
+  const double above = absolute * (1 + gamma_n) * (1 + safety::second_order);
+  return above < c.largest &&
+         above * x.scale + magnitude * (1 + safety::second_order) < largest_score(c);
+}
+
+// bounds.md, 5: whether a score of the row may, or must, leave the range
+void find_overflow(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out) {
+  if (!t.absolute) return;  // the caller has excluded it
+  const double gamma_n = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
+  const double score_limit = largest_score(c);
+  // Before the scale in the accumulator, after it (and with every bias) where scores are kept.
+  const double per_unscaled = (1 + gamma_n) / c.largest;
+  const double per_scaled = (1 + gamma_n) * x.scale / score_limit, per_magnitude = 1 / score_limit;
+  const double per_dot = std::max(1 / c.largest, x.scale / score_limit);
+  LaneMax possible(0), certain(0);
+  for_lanes(0, t.count, [&]<class L>(Index j, L zero) {
+    const L absolute = load_as<L>(t.absolute + j), dot = load_as<L>(t.dot + j);
+    const L unscaled = absolute * per_unscaled;
+    const L biases = t.magnitude ? load_as<L>(t.magnitude + j) : zero;
+    const L scaled = absolute * per_scaled + biases * per_magnitude;
+    const auto live = load_as<L>(t.gap + j) < inf;
+    possible.add(live ? larger(unscaled, scaled) : zero);
+    certain.add(live ? larger(dot, -dot) * per_dot : zero);
+  });
+  out.may_overflow = !(possible.total() * (1 + safety::second_order) < 1);
+  out.must_overflow = certain.total() > (1 + gamma_n) * (1 + safety::second_order) &&
+                      x.softcap == 0 && !t.magnitude;
+}
+
+}  // namespace assay

@@ -1,0 +1,146 @@
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "oracle/ball.h"
+#include "oracle/key_values.h"
+#include "oracle/reference.h"
+#include "oracle/safety_factors.h"
+#include "oracle/sums.h"
+
+namespace assay {
+namespace {
+
+// Whether two enclosures have a point in common.
+bool meet(double center, double center_low, double radius, const BallRow::Enclosure& ball) {
+  const double distance = std::fabs((center - ball.value) + (center_low - ball.low));
+  return distance <= (radius + ball.radius) * (1 + safety::meeting);
+}
+
+// The weights of a row, and what is common to its columns.
+struct RefinedRow {
+  RowTruth truth;
+  RowBound bound;
+  std::vector<double> centred, absolute, tail;
+  const char* visible = nullptr;
+};
+
+// bounds.md, 9: the sums of a column, key by key in fp64
+class ColumnInOrder {
+ public:
+  ColumnInOrder(const KeyValues& kv, const Contract& c, const BoundTerms& terms,
+                const RefinedRow& row, Index column)
+      : kv_(kv), tile_(c.tile), counted_(c, terms), row_(row), c_(column) {}
+
+  // `o` is the centre, `hull` the largest distance of a visible value from it, at least what it is.
+  void add_all(double o, double& hull) {
+    const Index count = row_.truth.count;
+    for (Index j = 0; j < count; ++j) {
+      if (row_.visible[j]) add(j, o, hull);
+      end_of_key(row_.truth.key0 + j + 1, j + 1 == count);
+    }
+  }
+  const ColumnSums& sums() const { return sums_; }
+
+ private:
+  void add(Index j, double o, double& hull) {
+    const RowTruth& t = row_.truth;
+    const auto key = static_cast<std::size_t>(j);
+    const double v = kv_.values(t.key0 + j, c_);
+    const double gauge = kv_.values_absolute(t.key0 + j, c_);
+    hull = std::max(hull, std::fabs(v - o));
+    sums_.centred += row_.centred[key] * std::fabs(v - o);
+    sums_.absolute += row_.absolute[key] * gauge;
+    sums_.tail += row_.tail[key] * gauge;
+    partial_ += (t.kept && t.kept[j] == 0 ? 0 : t.weight[j]) * v;
+    sums_.prefix += std::fabs(partial_);
+  }
+  void end_of_key(Index after, bool last) {
+    if (counted_.ends_split(after) || (last && !first_split_)) {
+      const double before = std::exchange(merged_, merged_ + partial_);
+      if (!first_split_)
+        sums_.prefix +=
+            counted_.merge * (std::fabs(before) + std::fabs(partial_) + std::fabs(merged_));
+      partial_ = 0;
+      first_split_ = false;
+    } else if (after % tile_ == 0 && !last) {
+      sums_.prefix += counted_.tile_end * std::fabs(partial_);
+    }
+  }
+
+  const KeyValues& kv_;
+  const Index tile_;
+  const PartialSums counted_;
+  const RefinedRow& row_;
+  const Index c_;
+  ColumnSums sums_;
+  bool first_split_ = true;
+  double partial_ = 0, merged_ = 0;
+};
+
+// bounds.md, 3: the bound of an element from a row in balls
+double refined_bound(const KeyValues& kv, const Contract& c, const BoundContext& x,
+                     const RefinedRow& row, Index column, double o, double largest) {
+  const bool with_zero = row.truth.has_sink || x.dropout;
+  double hull = with_zero || row.bound.may_overflow ? std::fabs(o) : 0;
+  ColumnInOrder in_order(kv, c, x.terms, row, column);
+  in_order.add_all(o, hull);
+  ColumnSums sums = in_order.sums();
+  sums.prefix *= c.dot_roundoff;
+  return element_bound(c, x, row.bound, o, sums, hull, largest);
+}
+
+}  // namespace
+
+// bounds.md, 6: rows that fp64 does not decide are weighed in balls
+bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) const {
+  const ProjectedAttention& p = problem_;
+  const Index dv = p.shape.value_dim;
+  const auto at = static_cast<std::size_t>(r);
+  if (block.lse_kind[at] != Kind::finite) return true;
+  const BallRow ball(p, block.b, block.h, block.row_index[at], bits);
+  const Index first = block.seen_begin[at], count = block.seen_end[at] - first;
+  RefinedRow row;
+  row.truth = ball.truth(block.key0 + first, count, contract_.ordered);
+  row.visible = block.visible.data() + r * block.count + first;
+  for (auto* v : {&row.centred, &row.absolute, &row.tail})
+    v->assign(static_cast<std::size_t>(count), 0);
+  derive_row_bound(contract_, context_, row.truth, row.bound,
+                   {row.centred.data(), row.absolute.data(), row.tail.data()});
+  block.slack[at] = p.projection ? safety::projected_slack : safety::least_slack;
+
+  const bool fp64_counts = !block.needs_ball[at];
+  const BallRow::Enclosure lse{ball.lse(), ball.lse_low(), ball.lse_radius()};
+  bool consistent =
+      !fp64_counts || meet(block.lse[at], block.lse_low[at], block.lse_radius[at], lse);
+  for (Index c = 0; c < dv; ++c) {
+    const auto element = static_cast<std::size_t>(r * dv + c);
+    if (block.o_kind[element] != Kind::finite) continue;
+    const BallRow::Enclosure o{ball.o(c), ball.o_low(c), ball.o_radius(c)};
+    if (fp64_counts && !meet(block.o[element], block.o_low[element], block.radius[element], o))
+      consistent = false;
+    double largest = 0;
+    for (Index j = 0; j < count; ++j)
+      if (row.visible[j])
+        largest = std::max(largest, kv.values_absolute(row.truth.key0 + j, c));
+    block.value_overflow[element] = values_may_overflow(contract_, row.truth.live, largest);
+    if (!block.exact[at])
+      block.bound[element] =
+          refined_bound(kv, contract_, context_, row, c, o.value, largest);
+    block.o[element] = o.value;
+    block.o_low[element] = o.low;
+    block.radius[element] = o.radius;
+  }
+  block.lse[at] = lse.value;
+  block.lse_low[at] = lse.low;
+  block.lse_radius[at] = lse.radius;
+  block.lse_bound[at] = row.bound.lse;
+  if (block.needs_ball[at]) {
+    block.domain[at] = domain_of(row.bound);
+    std::copy_n(row.truth.weight, count, block.weight.begin() + r * block.count + first);
+    block.needs_ball[at] = 0;
+  }
+  return consistent;
+}
+
+}  // namespace assay

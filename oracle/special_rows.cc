@@ -1,0 +1,136 @@
+#include "oracle/special_rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "oracle/safety_factors.h"
+
+namespace assay {
+namespace {
+
+constexpr double inf = std::numeric_limits<double>::infinity();
+
+// Weights are 0 or 1: a gap of 0, or one so large that exp gives 0.
+bool weights_are_exact(const RowTruth& t) {
+  for (Index j = 0; j < t.count; ++j)
+    if (t.gap[j] != 0 && !(t.gap[j] > safety::gap_of_zero_weight)) return false;
+  return true;
+}
+
+// Every partial sum of q.k is a multiple of one quantum, and a number of fp32.
+bool scores_are_exact(const Attention& p, const KeyValues& kv, const double* q,
+                      const RowTruth& t) {
+  double largest_absolute_dot = 0;
+  for (Index j = 0; j < t.count; ++j) {
+    double sum = 0;
+    for (Index d = 0; d < p.shape.dim; ++d)
+      sum += std::fabs(q[d] * kv.keys_transposed(d, t.key0 + j));
+    largest_absolute_dot = std::max(largest_absolute_dot, sum);
+  }
+  double q_quantum = inf;
+  for (Index d = 0; d < p.shape.dim; ++d) q_quantum = std::min(q_quantum, quantum_of(q[d]));
+  const bool all_zero = q_quantum == inf || kv.key_quantum() == inf;
+  const double products = all_zero ? 0 : largest_absolute_dot / (q_quantum * kv.key_quantum());
+  return products < safety::exact_quanta;
+}
+
+// The same of the values that count, in one column.
+bool column_is_exact(const KeyValues& kv, const RowTruth& t, Index c) {
+  double sum = 0, quantum = inf;
+  for (Index j = 0; j < t.count; ++j)
+    if (t.gap[j] == 0) {
+      sum += kv.values_absolute(t.key0 + j, c);
+      quantum = std::min(quantum, quantum_of(kv.values(t.key0 + j, c)));
+    }
+  return sum < safety::exact_quanta * quantum;
+}
+
+}  // namespace
+
+// bounds.md, 8, NaN and infinities: of a score
+void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Index r,
+                     const RowVisibility& seen, double* score) {
+  const AttentionShape& s = p.shape;
+  const Index i = block.row_index[static_cast<std::size_t>(r)];
+  bool q_finite = true;
+  for (Index d = 0; d < s.dim; ++d)
+    q_finite = q_finite && std::isfinite(load(p.q, p.q.at(block.b, block.h, i, d)));
+  for (Index j = seen.begin; j < seen.end; ++j) {
+    const double bias = seen.bias[static_cast<std::size_t>(j)];
+    if (bias == -inf) continue;
+    const bool suspicious = !q_finite || kv.key_not_finite[static_cast<std::size_t>(j)];
+    const double t = suspicious ? extended_score(p, block.b, block.h, i, j) : 0;
+    if (std::isfinite(t) && std::isfinite(bias)) {
+      // A softcap makes a finite score of an infinite one.
+      if (suspicious) score[j - block.key0] = t + bias;
+      continue;
+    }
+    if (t + bias == -inf) {
+      score[j - block.key0] = -inf;
+    } else {
+      block.lse_kind[static_cast<std::size_t>(r)] = Kind::nan;
+      std::fill_n(block.o_kind.begin() + r * s.value_dim, s.value_dim, Kind::nan);
+      return;
+    }
+  }
+}
+
+// bounds.md, 8, NaN and infinities: of a value
+void classify_values(const Attention& p, const KeyValues& kv, Block& block, Index r,
+                     const RowVisibility& seen, const double* gap, double largest_gap) {
+  const AttentionShape& s = p.shape;
+  const auto row = static_cast<std::size_t>(r);
+  if (block.lse_kind[row] == Kind::nan) return;
+  for (Index j = seen.begin; j < seen.end; ++j) {
+    const auto key = static_cast<std::size_t>(j);
+    if (seen.bias[key] == -inf || !kv.value_not_finite[key]) continue;
+    const bool zero_weight = gap[j - block.key0] == inf ||
+                             !keeps_weight(p, block.b, block.h, block.row_index[row], j);
+    for (Index c = 0; c < s.value_dim; ++c) {
+      const double v = load(p.v, p.v.at(block.b, kv.g, j, c));
+      if (std::isfinite(v)) continue;
+      const auto at = static_cast<std::size_t>(r * s.value_dim + c);
+      const Kind mine = std::isnan(v) || zero_weight ? Kind::nan
+                        : v > 0                      ? Kind::plus_infinity
+                                                     : Kind::minus_infinity;
+      Kind& kind = block.o_kind[at];
+      kind = kind == Kind::finite || kind == mine ? mine : Kind::nan;
+      if (gap[j - block.key0] > largest_gap) block.underflow_excused[at] = 1;
+    }
+  }
+}
+
+// bounds.md, 8, Exact rows: which contracts leave them exact
+bool allows_exact_rows(const Contract& c, const ProjectedAttention& p) {
+  return c.dot_roundoff <= safety::coarsest_exact_roundoff && c.query_prescale == 0 &&
+         !p.projection;
+}
+
+// bounds.md, 8, Exact rows: which rows they are
+bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t) {
+  const bool plain = !t.has_sink && t.additions == 0 && p.dropout == 0 && p.softcap == 0;
+  if (t.max != 0 || t.live == 0 || !plain) return false;
+  if (!weights_are_exact(t) || !scores_are_exact(p, kv, q, t)) return false;
+  if (std::count(t.gap, t.gap + t.count, 0.0) == 1) return true;
+  for (Index c = 0; c < p.shape.value_dim; ++c)
+    if (!column_is_exact(kv, t, c)) return false;
+  return true;
+}
+
+// bounds.md, 8, Exact rows: the division by the count is all that is left
+ExactElement exact_element(const Contract& c, double sum, double count, double n_live,
+                           double largest_value) {
+  const bool power_of_two = quantum_of(count) == count;
+  const double o = sum / count;
+  // What the other keys add to the true value; fp32 cannot see it, so it is all the tolerance.
+  const double rest = safety::rest_of_both_sums * n_live *
+                      std::exp(-safety::gap_of_zero_weight) * largest_value;
+  const double division =
+      safety::one_rounding * c.division_roundings * c.roundoff * std::fabs(o);
+  return {o, rest + (power_of_two ? 0 : safety::unit64 * std::fabs(o)),
+          safety::rest_of_kernel * rest + c.division_roundings * c.product_floor +
+              (power_of_two ? 0 : division)};
+}
+
+}  // namespace assay
