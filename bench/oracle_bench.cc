@@ -21,6 +21,7 @@
 #include "oracle/verdict.h"
 #include "problem/generate.h"
 #include "problem/parallel.h"
+#include "testing/contract_of.h"
 
 namespace assay::bench {
 namespace {
@@ -33,9 +34,9 @@ struct Problem {
       : line(text), c(parse_case(line)), in(c), out(c), gradients(c, in), plain{c.shape.query_heads, c.shape.rows, c.shape.keys,    c.shape.dim,
                                                                                c.shape.value_dim,   c.causal,     in.problem.scale} {
     const auto host = make_candidate("host");
-    contract = *host->contract(in.problem, {});
-    expect(host->run(in.problem, out.view(), 0).ok());
-    if (backward()) expect(host->run_backward(in.problem, backward_input(), gradients.view(), 0).ok());
+    contract = contract_of(*host, in.problem);
+    expect(host->run({ForwardCall{in.problem, out.view()}, 0}).ok());
+    if (backward()) expect(host->run({BackwardCall{in.problem, backward_input(), gradients.view()}, 0}).ok());
     o.resize(count(c.shape.value_dim)), lse.resize(count(1));
     if (backward()) dq.resize(count(c.shape.dim)), dk.resize(count(c.shape.dim)), dv.resize(count(c.shape.value_dim));
   }

@@ -9,6 +9,7 @@
 #include "harness/judging/outputs.h"
 #include "oracle/verdict.h"
 #include "problem/parallel.h"
+#include "testing/contract_of.h"
 #include "testing/emulated_kernel.h"
 #include "testing/matchers.h"
 
@@ -96,8 +97,8 @@ TEST(Bound, OrderedFp32BoundDividedByFourIsViolatedOnSmallShapes) {
           c.seed = seed;
           const Inputs inputs(c);
           const Outputs out(c);
-          ASSERT_TRUE(host->run(inputs.problem, out.view(), 1).ok());
-          const Verdict v = judge(inputs.problem, out.view(), *host->contract(inputs.problem));
+          ASSERT_TRUE(host->run({ForwardCall{inputs.problem, out.view()}}).ok());
+          const Verdict v = judge(inputs.problem, out.view(), contract_of(*host, inputs.problem));
           ASSERT_THAT(v, Passes()) << print_case(c);
           if (v.worst_ratio(Output::o) > o) line = print_case(c);
           o = std::max(o, v.worst_ratio(Output::o));
@@ -165,8 +166,8 @@ TEST(Bound, OrderSharpensIt) {
   const Inputs inputs(c);
   const Outputs out(c);
   const auto host = make_candidate("host");
-  ASSERT_TRUE(host->run(inputs.problem, out.view(), 1).ok());
-  Contract ordered = *host->contract(inputs.problem), any_order = ordered;
+  ASSERT_TRUE(host->run({ForwardCall{inputs.problem, out.view()}}).ok());
+  Contract ordered = contract_of(*host, inputs.problem), any_order = ordered;
   any_order.ordered = false;
   const Verdict sharp = judge(inputs.problem, out.view(), ordered), blunt = judge(inputs.problem, out.view(), any_order);
   EXPECT_THAT(sharp, Passes());

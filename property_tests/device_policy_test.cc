@@ -302,7 +302,7 @@ TEST(HostDevice, HasTheBitsOfTheKernels) {
   DeviceSession session(make_device("host"));
   const Status status = device_product(session, p.in.problem.a, p.in.problem.w, p.out.c.view());
   ASSERT_TRUE(status.ok()) << status.detail;
-  EXPECT_EQ(first_difference(by_host.c, p.out.c), "");
+  EXPECT_EQ(first_difference(by_host, p.out), "");
 }
 
 // What lies at the ends of 64 bits, or of fp32, on the host and on devices.

@@ -7,6 +7,7 @@
 #include "harness/candidates/candidate.h"
 #include "harness/judging/outputs.h"
 #include "oracle/verdict.h"
+#include "testing/contract_of.h"
 #include "testing/matchers.h"
 
 namespace assay {
@@ -14,10 +15,10 @@ namespace {
 
 Verdict judge_host(Outputs& out, Inputs& in) {
   const auto host = make_candidate("host");
-  EXPECT_TRUE(host->run(in.problem, out.view(), 1).ok());
+  EXPECT_TRUE(host->run({ForwardCall{in.problem, out.view()}}).ok());
   JudgeOptions options;
   options.power = false;
-  return judge(in.problem, out.view(), *host->contract(in.problem), options);
+  return judge(in.problem, out.view(), contract_of(*host, in.problem), options);
 }
 
 TEST(Exact, EveryElementOfSubsetAndGatherInputs) {
@@ -45,7 +46,7 @@ TEST(Exact, OneUlpFails) {
   const float x = static_cast<float>(load(o, at));
   store(o, at, std::nextafter(x, 10.0f));
   const auto host = make_candidate("host");
-  const Verdict v = judge(in.problem, out.view(), *host->contract(in.problem));
+  const Verdict v = judge(in.problem, out.view(), contract_of(*host, in.problem));
   EXPECT_THAT(v, FailsWith("O is not the exact value: O[b=0, h=0, row=11, column=7]"));
   EXPECT_EQ(v.failures.at("O is not the exact value"), 1);
 }

@@ -149,7 +149,7 @@ std::int64_t prepended_keys_change_nothing(const Case& drawn, Candidate& kernel)
     require_same(plain, behind);
     return s.batch * s.query_heads * s.rows * (s.value_dim + 1);
   }
-  const Enclosures e(r.in.problem, *kernel.contract(r.in.problem, r.how.target), r.c.out_dtype()), f(other.problem, *kernel.contract(other.problem, r.how.target), r.c.out_dtype());
+  const Enclosures e(r.in.problem, contract_of(kernel, r.in.problem, r.how), r.c.out_dtype()), f(other.problem, contract_of(kernel, other.problem, r.how), r.c.out_dtype());
   std::int64_t compared = 0;
   const auto compare = [&](const Enclosed& x, const Enclosed& y, double a, double b) {
     if (std::isnan(x.exact)) RC_ASSERT(std::isnan(a) && std::isnan(b));
@@ -214,13 +214,13 @@ std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
     Attention part = over_keys(p, cuts[k], cuts[k + 1]);
     if (k > 0) part.sink.clear();  // it joins once
     parts.push_back(r.run(part));
-    exact.emplace_back(part, *kernel.contract(part, r.how.target), r.c.out_dtype());
+    exact.emplace_back(part, contract_of(kernel, part, r.how), r.c.out_dtype());
     const TensorView& lse = parts.back().lse.view();
     for_each_index(lse.shape, [&](Index b, Index h, Index i, Index) { store(lse, lse.at(b, h, i, 0), at(lse, b, h, i, 0) / unit); });
     views.push_back(parts.back().view());
   }
   const Outputs whole = r.run(p), merged = r.run(p);
-  const Enclosures of_whole(p, *kernel.contract(p, r.how.target), r.c.out_dtype());
+  const Enclosures of_whole(p, contract_of(kernel, p, r.how), r.c.out_dtype());
   RC_ASSERT(kernels::attention_merge(views, base_two ? kernels::LogBase::two : kernels::LogBase::natural, merged.view(), 1).ok());
   Contract merging;
   merging.roundoff = 0x1p-53;
@@ -347,7 +347,7 @@ std::int64_t ones_give_one(const Case& drawn, Candidate& kernel) {
   const Tensor ones = made(r.in.problem.v.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim}, [](Index, Index, Index, Index) { return 1.0; });
   const Attention p = with_values(r.in.problem, ones);
   const Outputs out = r.run(p);
-  const Enclosures e(p, *kernel.contract(p, r.how.target), r.c.out_dtype());
+  const Enclosures e(p, contract_of(kernel, p, r.how), r.c.out_dtype());
   std::int64_t compared = 0;
   for_each_index(out.o.view().shape, [&](Index b, Index h, Index i, Index c) {
     const Enclosed& o = e.o(b, h, i, c);
@@ -370,7 +370,7 @@ std::int64_t outputs_lie_in_the_hull(const Case& c, Candidate& kernel) {
   const Attention& p = r.in.problem;
   const AttentionShape& s = p.shape;
   const Outputs out = r.run(p);
-  const Enclosures e(p, *kernel.contract(p, r.how.target), r.c.out_dtype());
+  const Enclosures e(p, contract_of(kernel, p, r.how), r.c.out_dtype());
   const double scale = 1 / (1 - static_cast<double>(p.dropout));
   std::int64_t compared = 0;
   RowVisibility row;
@@ -410,7 +410,7 @@ std::int64_t weights_read_off(const Case& c, Candidate& kernel) {
   const Tensor unit = made(r.in.problem.v.dtype, {s.batch, s.kv_heads, s.keys, s.keys}, [](Index, Index, Index j, Index d) { return j == d ? 1.0 : 0.0; });
   const Attention p = with_values(r.in.problem, unit);
   const Outputs out = r.run(p);
-  const Enclosures e(p, *kernel.contract(p, r.how.target), r.c.out_dtype());
+  const Enclosures e(p, contract_of(kernel, p, r.how), r.c.out_dtype());
   std::int64_t compared = 0;
   RowVisibility row;
   for (Index b = 0; b < s.batch; ++b)
@@ -453,7 +453,7 @@ std::int64_t codes_are_exact(const Case& drawn, Candidate& kernel) {
   const Outputs out = r.run(r.in.problem);
   JudgeOptions options;
   options.power = false;
-  const Verdict v = judge(r.in.problem, out.view(), *kernel.contract(r.in.problem, r.how.target), options);
+  const Verdict v = judge(r.in.problem, out.view(), contract_of(kernel, r.in.problem, r.how), options);
   RC_ASSERT(v.outcome != Outcome::fail && v.outcome != Outcome::error);
   if (c.scores == Scores::equal) RC_ASSERT(v.exact == v.compared(Output::o));  // of the others masks may hide the key that a row was to pick
   return v.exact;
@@ -533,7 +533,7 @@ std::int64_t values_and_outputs_balance(const Case& c, Candidate& kernel) {
   const Attention& p = r.in.problem;
   const TensorView& d_o = r.in.d_o.view();
   const RanBackward x(r, p, d_o);
-  const Enclosures e(p, *kernel.contract(p, r.how.target), r.c.out_dtype());
+  const Enclosures e(p, contract_of(kernel, p, r.how), r.c.out_dtype());
   std::int64_t compared = 0;
   for (Index b = 0; b < s.batch; ++b)
     for (Index g = 0; g < s.kv_heads; ++g) {

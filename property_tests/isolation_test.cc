@@ -6,8 +6,9 @@
 #include <optional>
 #include <thread>
 
-#include "harness/execute.h"
-#include "harness/run.h"
+#include "harness/candidates/candidate.h"
+#include "harness/judging/execute.h"
+#include "harness/judging/outputs.h"
 #include "kernels/targets.h"
 
 namespace assay {
@@ -19,24 +20,31 @@ void append(Bytes& to, const Tensor& t) { to.insert(to.end(), t.bytes(), t.bytes
 
 // All that a candidate writes for a case, or why it failed.
 Bytes bits_of(const Case& c, Candidate& candidate, std::string& wrong) {
-  const kernels::Execution how = execution_of(c);
   Bytes bits;
+  const auto run = [&](const Call& call, const NamedOutputs& outputs) {
+    for (const NamedOutput& out : outputs) poison(*out.tensor, Poison::nan);
+    const kernels::Status status = candidate.run({call, execution_of(c)});
+    if (!status.ok()) wrong = status.detail;
+    for (const NamedOutput& out : outputs) {
+      if (!out.tensor->guards_intact() || !gaps_intact(*out.tensor, Poison::nan))
+        wrong = "memory around the elements of an output was written";
+      append(bits, *out.tensor);
+    }
+  };
   if (c.operation == Operation::product) {
     const ProductInputs in(c);
     const ProductOutput out(c);
-    wrong = call_product_guarded(candidate, in, in.problem, out.c, Poison::nan, how);
-    append(bits, out.c);
+    run(ProductCall{in.problem, out.c.view()}, out.named());
     return bits;
   }
   const Inputs in(c);
   const Outputs out(c);
-  wrong = call_guarded(candidate, c, in, out, Poison::nan, how);
-  append(bits, out.o);
-  append(bits, out.lse);
+  if (!c.cache) run(ForwardCall{in.problem, out.view()}, out.named());
+  else run(CachedCall{c, in, out.view()}, out.named());
   if (c.operation == Operation::backward && wrong.empty()) {
     const GradientOutputs gradients(c, in);
-    wrong = call_backward_guarded(candidate, in, out, gradients, Poison::nan, how);
-    for (const Tensor* t : {&gradients.dq, &gradients.dk, &gradients.dv}) append(bits, *t);
+    const AttentionBackwardInput input{out.o.view(), out.lse.view(), in.d_o.view()};
+    run(BackwardCall{in.problem, input, gradients.view()}, gradients.named());
   }
   return bits;
 }

@@ -55,8 +55,9 @@ TEST(ProductKernel, TargetsWithFmaAgreeBitForBit) {
   std::vector<ProductOutput> outputs;
   for (const std::string& target : fused) {
     outputs.emplace_back(c);
-    ASSERT_EQ(run_product_plainly(*host, in.problem, outputs.back().c.view(), {1, kernels::Target::named(target).value()}), "");
-    EXPECT_EQ(first_difference(outputs.front().c, outputs.back().c), "") << target;
+    const ProductCall call{in.problem, outputs.back().c.view()};
+    ASSERT_TRUE(host->run({call, {1, kernels::Target::named(target).value()}}).ok());
+    EXPECT_EQ(first_difference(outputs.front(), outputs.back()), "") << target;
   }
   std::printf("%zu targets with FMA compared\n", fused.size());
 }
@@ -71,9 +72,9 @@ TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
     if (++compared % 5 != 0) continue;
     const ProductInputs in(c);
     const ProductOutput mine(c), theirs(c);
-    ASSERT_EQ(run_product_plainly(*host, in.problem, mine.c.view(), 1), "");
+    ASSERT_TRUE(host->run({ProductCall{in.problem, mine.c.view()}}).ok());
     ASSERT_TRUE(run_planted_product(other, in.problem, theirs.c.view(), 1).ok());
-    EXPECT_EQ(first_difference(mine.c, theirs.c), "") << print_case(c);
+    EXPECT_EQ(first_difference(mine, theirs), "") << print_case(c);
   }
 }
 
@@ -176,7 +177,7 @@ TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
 
 struct Judged {
   explicit Judged(const std::string& line) : c(parse_case(line)), in(c), out(c) {
-    EXPECT_EQ(run_product_plainly(*make_candidate("host"), in.problem, out.c.view(), 1), "");
+    EXPECT_TRUE(make_candidate("host")->run({ProductCall{in.problem, out.c.view()}}).ok());
   }
   Verdict verdict(const JudgeOptions& options = {}) const { return judge_product(in.problem, out.c.view(), host_product_contract(kernels::Target().name()), options); }
   double get(Index m, Index n) const { return load(out.c.view(), out.c.view().at(0, 0, m, n)); }
@@ -358,7 +359,7 @@ TEST_F(Ranges, TwoTensorScalesOverflowTogether) {
   p.w = w.view();
   float out = 0;
   const TensorView c{&out, Dtype::f32, {1, 1, 1, 1}, {0, 0, 1, 1}, 0};
-  ASSERT_EQ(run_product_plainly(*make_candidate("host"), p, c, 1), "");
+  ASSERT_TRUE(make_candidate("host")->run({ProductCall{p, c}}).ok());
   EXPECT_TRUE(std::isinf(out));
   EXPECT_THAT(judge_product(p, c, host), HasNothingOutside());
 }

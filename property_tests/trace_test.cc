@@ -125,13 +125,15 @@ class Telling : public Candidate {
  public:
   explicit Telling(std::function<void(StageObserver&)> tell) : tell_(std::move(tell)) {}
   std::string name() const override { return "telling"; }
-  std::string unsupported(const Attention&, Dtype) const override { return {}; }
-  std::optional<Contract> contract(const Attention& p, const kernels::Target&) const override { return host_contract(p, "AVX2"); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override { return kernels::attention_forward(p, out, how); }
-  bool offers_stages() const override { return true; }
-  kernels::Status run_watched(const Attention& p, const AttentionOutput& out, const kernels::Target&, StageObserver& observer) override {
-    tell_(observer);
-    return run(p, out, 1);
+  Abilities abilities() const override { return {.stages = true}; }
+  std::string unsupported(const Call&) const override { return {}; }
+  std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution&) const override {
+    return host_contract(std::get<ForwardCall>(call).problem, "AVX2");
+  }
+  kernels::Status run(const Request& request) override {
+    const auto& call = std::get<ForwardCall>(request.call);
+    if (request.observer) tell_(*request.observer);
+    return kernels::attention_forward(call.problem, call.out, request.how);
   }
 
  private:

@@ -10,6 +10,7 @@
 #include "harness/judging/outputs.h"
 #include "oracle/backward.h"
 #include "testing/any_case.h"
+#include "testing/contract_of.h"
 
 namespace assay {
 
@@ -40,7 +41,7 @@ struct Ran {
     shape.shape = p.shape;
     shape.o_layout = LayoutKind::bhsd;  // a packed one would depend on the number of heads
     Outputs out(shape);
-    const kernels::Status status = kernel.run(p, out.view(), {threads, how.target});
+    const kernels::Status status = kernel.run({ForwardCall{p, out.view()}, {threads, how.target}});
     RC_ASSERT(status.ok());
     return out;
   }
@@ -119,13 +120,13 @@ class RanBackward {
   RanBackward(const Ran& r, const Attention& p, const TensorView& d_o)
       : shape_(p.shape),
         forward_(r.run(p)),
-        contract_(*r.kernel.contract(p, r.how.target)),
+        contract_(contract_of(r.kernel, p, {1, r.how.target})),
         storage_(r.c, r.in),
         d_bias_(contiguous(Dtype::f32, {shape_.batch, shape_.query_heads, shape_.rows, shape_.keys})),
         out_(storage_.view()) {
     out_.d_bias = d_bias_.view();
     const AttentionBackwardInput input{forward_.o.view(), forward_.lse.view(), d_o};
-    const kernels::Status status = r.kernel.run_backward(p, input, out_, {1, r.how.target});
+    const kernels::Status status = r.kernel.run({BackwardCall{p, input, out_}, {1, r.how.target}});
     RC_ASSERT(status.ok());
     const BackwardReference reference(p, input, out_, contract_);
     shared_ = reference.no_shared_gradients();
