@@ -94,7 +94,7 @@ int run(const BenchOptions& o) {
   }
   const fs::path folder = o.bin.empty() ? fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "bench" : fs::path(o.bin);
   const Scratch scratch;
-  Json whole = {{"format", 1}, {"machine", machine_facts()}, {"modes", Json::array()}};
+  Json whole = {{"format", 1}, {"machine", to_json(this_machine())}, {"modes", Json::array()}};
   std::size_t measured = 0;
   std::vector<std::string> failures;
   for (const Mode& mode : chosen(o)) {

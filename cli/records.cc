@@ -108,7 +108,7 @@ int verify(const VerifyCommandOptions& o) {
           fmt::print(stderr, "assay: nothing is drawn of what changed since it was judged: {}\n", e.what());
         }
       }
-    return report_run({.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()), .candidate = fmt::format("{}", fmt::join(kernels, ", ")), .unit = "records", .seed = o.seed, .seconds = seconds_since(start), .files = o.files_to_write}, results);
+    return report_run({.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()), .candidate = fmt::format("{}", fmt::join(kernels, ", ")), .unit = "records", .seed = o.seed, .seconds = seconds_since(start), .files = o.files_to_write, .sections = {}}, results);
 }
 
 }  // namespace
