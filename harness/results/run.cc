@@ -35,7 +35,7 @@ void describe_summary(Fields& fields, Value& run) {
 
 template <class Fields, Described<Run> Value>
 void describe_fields(Fields& fields, Value& run) {
-  fields.constant("format", 1);
+  fields.constant("format", 2);
   fields("suite", run.suite);
   fields("candidate", run.candidate);
   fields("seed", run.seed);

@@ -26,6 +26,8 @@ const known = ['case', 'candidate', 'dtype', 'reproduce', 'outcome', 'reason', '
 const pairs = (title, object, show = text) =>
   object && Object.keys(object).length > 0 && el('div', { class: 'card' }, el('h4', {}, title), facts(Object.entries(object).map(([k, v]) => [k.replaceAll('_', ' '), show(v)])));
 
+const relation = ({ result, why }) => (has(why) ? `${result}: ${why}` : result);
+
 function shownTable(title, power, whole) {
   const changes = Object.entries(power.shown ?? {});
   if (changes.length === 0) return null;
@@ -57,7 +59,7 @@ function details(c) {
       pairs('Excused', e.excused, count),
       pairs('Not finite', r.not_finite, count),
       pairs('Rows', r.rows),
-      pairs('Relations', r.relations),
+      pairs('Relations', r.relations, relation),
       pairs('Seconds', r.seconds, seconds),
       r.bias && pairs('Bias', { 'mean signed error / bound': r.bias.mean_ratio, 'slope t': r.bias.slope_t }),
       pairs('Contract', { contract: r.contract, candidate: r.candidate, dtype: r.dtype }),
