@@ -14,9 +14,10 @@
 
 #include "harness/contracts.h"
 #include "harness/judging/execute.h"
-#include "harness/planted_faults.h"
-#include "harness/results/result.h"
 #include "harness/judging/outputs.h"
+#include "harness/planted_faults.h"
+#include "harness/results/adequacy.h"
+#include "harness/results/result.h"
 #include "harness/suites.h"
 #include "kernels/attention.h"
 #include "kernels/targets.h"
@@ -32,12 +33,16 @@ class Misbehaving : public Candidate {
   using Deed = std::function<kernels::Status(const Attention&, const AttentionOutput&, int call)>;
   explicit Misbehaving(Deed deed) : deed_(std::move(deed)) {}
   std::string name() const override { return "misbehaving"; }
-  std::string unsupported(const Attention&, Dtype) const override { return why_; }
-  std::optional<Contract> contract(const Attention& p, const kernels::Target& target) const override { return host_contract(p, target.name()); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override {
-    const kernels::Status status = kernels::attention_forward(p, out, how);
+  Abilities abilities() const override { return {}; }
+  std::string unsupported(const Call&) const override { return why_; }
+  std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution& how) const override {
+    return host_contract(std::get<ForwardCall>(call).problem, how.target.name());
+  }
+  kernels::Status run(const Request& request) override {
+    const auto& call = std::get<ForwardCall>(request.call);
+    const kernels::Status status = kernels::attention_forward(call.problem, call.out, request.how);
     if (!status.ok()) return status;
-    return deed_(p, out, calls_++);
+    return deed_(call.problem, call.out, calls_++);
   }
   std::string why_;
 
@@ -55,8 +60,8 @@ std::byte* end_of(const TensorView& t, Index elements) { return static_cast<std:
 TEST(Guard, TheKernelAloneIsFine) {
   const CaseResult r = run([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; });
   EXPECT_EQ(r.outcome, Outcome::pass) << r.reason;
-  EXPECT_EQ(r.relations.at("threads"), "held");
-  EXPECT_EQ(r.relations.at("negated-values"), "held");
+  EXPECT_EQ(r.relations.at("threads"), Relation::held());
+  EXPECT_EQ(r.relations.at("negated-values"), Relation::held());
 }
 
 TEST(Guard, WritesBeforeAndBehindBuffers) {
@@ -93,7 +98,7 @@ TEST(Guard, OutputsLeftUntouched) {
   class Lazy : public Misbehaving {
    public:
     Lazy() : Misbehaving([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; }) {}
-    kernels::Status run(const Attention&, const AttentionOutput&, const kernels::Execution&) override { return {}; }
+    kernels::Status run(const Request&) override { return {}; }
   } lazy;
   const CaseResult r = execute(parse_case("attention b=1 h=2 l=9x20 d=8"), lazy);
   EXPECT_EQ(r.outcome, Outcome::fail);
@@ -233,25 +238,26 @@ class MisbehavingBeyond : public Candidate {
   using Backward = std::function<void(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, int call)>;
   using Cached = std::function<void(const Inputs&, const AttentionOutput&, int call)>;
   std::string name() const override { return "misbehaving"; }
-  std::string unsupported(const Attention&, Dtype) const override { return {}; }
-  std::optional<Contract> contract(const Attention& p, const kernels::Target& target) const override { return host_contract(p, target.name()); }
-  kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override { return kernels::attention_forward(p, out, how); }
-  bool has_backward() const override { return backward != nullptr; }
-  kernels::Status run_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out, const kernels::Execution& how) override {
-    const kernels::Status status = kernels::attention_backward(p, in, out, how);
-    backward(p, in, out, calls_++);
-    return status;
+  Abilities abilities() const override {
+    return {.cache = cached != nullptr, .backward = backward != nullptr};
   }
-  bool has_cache() const override { return cached != nullptr; }
-  kernels::Status run_cached(const Case& c, const Inputs& in, const AttentionOutput& out, const kernels::Execution& how) override {
-    const kernels::Status status = make_candidate("host")->run_cached(c, in, out, how);
-    cached(in, out, calls_++);
+  std::string unsupported(const Call&) const override { return {}; }
+  std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution& how) const override {
+    return host_->arithmetic(call, how);
+  }
+  kernels::Status run(const Request& request) override {
+    const kernels::Status status = host_->run(request);
+    if (const auto* call = std::get_if<BackwardCall>(&request.call))
+      backward(call->problem, call->in, call->out, calls_++);
+    if (const auto* call = std::get_if<CachedCall>(&request.call))
+      cached(call->inputs, call->out, calls_++);
     return status;
   }
   Backward backward;
   Cached cached;
 
  private:
+  std::unique_ptr<Candidate> host_ = make_candidate("host");
   int calls_ = 0;
 };
 
@@ -264,7 +270,7 @@ CaseResult run_backward(MisbehavingBeyond::Backward deed, const char* line = "ba
 TEST(GuardBackward, TheKernelAloneIsFine) {
   const CaseResult r = run_backward([](auto&&...) {});
   EXPECT_EQ(r.outcome, Outcome::pass) << r.reason;
-  for (const char* name : {"threads", "negated-gradient", "unseen-keys-nan"}) EXPECT_EQ(r.relations.at(name), "held") << name;
+  for (const char* name : {"threads", "negated-gradient", "unseen-keys-nan"}) EXPECT_EQ(r.relations.at(name), Relation::held()) << name;
 }
 
 // An empty sum is written where an axis broadcasts, and lies between no elements.
@@ -311,9 +317,10 @@ TEST(GuardBackward, AWrongForwardIsNotForgivenByItsGradients) {
   MisbehavingBeyond candidate;
   candidate.backward = [](auto&&...) {};
   struct Wrong : MisbehavingBeyond {
-    kernels::Status run(const Attention& p, const AttentionOutput& out, const kernels::Execution& how) override {
-      const kernels::Status status = MisbehavingBeyond::run(p, out, how);
-      static_cast<float*>(out.lse.data)[out.lse.at(0, 0, 2, 0)] += 0.01f;
+    kernels::Status run(const Request& request) override {
+      const kernels::Status status = MisbehavingBeyond::run(request);
+      if (const auto* call = std::get_if<ForwardCall>(&request.call))
+        static_cast<float*>(call->out.lse.data)[call->out.lse.at(0, 0, 2, 0)] += 0.01f;
       return status;
     }
   } wrong;
@@ -335,7 +342,7 @@ TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
   candidate.cached = [](auto&&...) {};
   const CaseResult fine = execute(c, candidate);
   EXPECT_EQ(fine.outcome, Outcome::pass) << fine.reason;
-  for (const char* name : {"threads", "chunks", "pages", "no-cache"}) EXPECT_EQ(fine.relations.at(name), "held") << name;
+  for (const char* name : {"threads", "chunks", "pages", "no-cache"}) EXPECT_EQ(fine.relations.at(name), Relation::held()) << name;
   candidate.cached = [](const Inputs& in, const AttentionOutput&, int) { in.token_k.bytes()[5] ^= std::byte{1}; };
   EXPECT_THAT(execute(c, candidate).reason, HasSubstr("an input was changed"));
   // One call and chunks differ by an ulp: no bound sees that.
@@ -384,7 +391,7 @@ TEST(PlantedFaults, EquivalentOnesChangeNoBit) {
       const ProductInputs inputs(c);
       const ProductOutput with(c), without(c);
       ASSERT_TRUE(run_planted_product(f, inputs.problem, with.c.view(), 1).ok() && run_planted_product(elsewhere, inputs.problem, without.c.view(), 1).ok());
-      EXPECT_EQ(first_difference(with.c, without.c), "") << f.name << ": " << print_case(c);
+      EXPECT_EQ(first_difference(with, without), "") << f.name << ": " << print_case(c);
     }
     for (const Case& c : cases) {
       if (f.about == FaultSubject::product) break;
@@ -449,14 +456,14 @@ TEST(PlantedFaults, TheirDocumentIsWhole) {
 TEST(Power, CertificateOfASuiteIsAUnionOfLanes) {
   const auto host = make_candidate("host");
   Adequacy adequacy;
-  adequacy.add(to_json(execute(parse_case("attention b=1 h=1 l=64 d=128 scores=gather"), *host)));
-  const Json before = adequacy.summary()["f32 tile 64"];
-  EXPECT_EQ(before["cells"], 4 * (4 * 64 + 63));
+  adequacy.add(execute(parse_case("attention b=1 h=1 l=64 d=128 scores=gather"), *host));
+  const AdequacyCells before = adequacy.summary().at("f32 tile 64");
+  EXPECT_EQ(before.cells, 4 * (4 * 64 + 63));
   // Row i reads key <= i at random, so some lanes of the only tile are shown, and no other kind of tile is.
-  EXPECT_GT(before["shown"], 100);
-  EXPECT_LT(before["shown"], 4 * 64 + 1);
+  EXPECT_GT(before.shown, 100);
+  EXPECT_LT(before.shown, 4 * 64 + 1);
   adequacy.add(failed_result("attention b=1 h=1 l=64 d=128", "host", Outcome::fail, "x", Surroundings::bands));
-  EXPECT_EQ(adequacy.summary()["f32 tile 64"]["shown"], before["shown"]);
+  EXPECT_EQ(adequacy.summary().at("f32 tile 64"), before);
 }
 
 }  // namespace
