@@ -81,15 +81,15 @@ TEST_F(FuzzJobs, AFindingEndsAsACaseLine) {
   std::ofstream(folder_ / "work" / "corpus" / "one" / "notes.txt") << "of somebody";
   std::vector<std::string> said;
   options_.say = [&](const std::string& line) { said.push_back(line); };
-  const Json summary = fuzz(options_);
-  ASSERT_EQ(summary["findings"].size(), 1u) << summary.dump(1);
-  const Json& f = summary["findings"][0];
-  EXPECT_EQ(f["reason"], "O is 1.5 off");
-  EXPECT_EQ(f["shrunk"], "attention b=1 h=1 l=1 d=2/1 dtype=f32");
-  std::ifstream kept(f["kept"].get<std::string>());
+  const FuzzSummary summary = fuzz(options_);
+  ASSERT_EQ(summary.findings.size(), 1u) << to_json(summary).dump(1);
+  const FuzzFinding& f = summary.findings[0];
+  EXPECT_EQ(f.reason, "O is 1.5 off");
+  EXPECT_EQ(f.shrunk, "attention b=1 h=1 l=1 d=2/1 dtype=f32");
+  std::ifstream kept(f.kept);
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(kept), {}), "attention b=1 h=1 l=1 d=2/1 dtype=f32");
-  EXPECT_GT(summary["targets"][0]["executions"], 99);
-  EXPECT_EQ(summary["targets"][0]["coverage"], 50);
+  EXPECT_GT(summary.targets.at(0).executions, 99);
+  EXPECT_EQ(summary.targets.at(0).coverage, 50);
   EXPECT_TRUE(fs::exists(folder_ / "work" / "corpus" / "one" / "notes.txt")) << "a foreign file is gone";
   EXPECT_TRUE(std::ranges::any_of(said, [](const std::string& line) { return line.find("FINDING in one: O is 1.5 off") != std::string::npos; }));
 }
@@ -128,25 +128,25 @@ TEST_F(FuzzJobs, AKillLosesNothingAndLeavesNothingRunning) {
   EXPECT_FALSE(fs::exists(folder_ / "work" / "findings.jsonl"));
   unsetenv("ASSAY_TEST_SLEEP");
   options_.seconds = options_.slice = 2;
-  const Json summary = fuzz(options_);
-  ASSERT_EQ(summary["findings"].size(), 1u);
-  EXPECT_EQ(summary["findings"][0]["shrunk"], "attention b=1 h=1 l=1 d=2/1 dtype=f32");
+  const FuzzSummary summary = fuzz(options_);
+  ASSERT_EQ(summary.findings.size(), 1u);
+  EXPECT_EQ(summary.findings[0].shrunk, "attention b=1 h=1 l=1 d=2/1 dtype=f32");
   // And once more: the time is spent, what was found is still known and told once.
-  const Json again = fuzz(options_);
-  EXPECT_EQ(again["findings"].size(), 1u);
-  EXPECT_EQ(again["seconds"], summary["seconds"]);
+  const FuzzSummary again = fuzz(options_);
+  EXPECT_EQ(again.findings.size(), 1u);
+  EXPECT_EQ(again.seconds, summary.seconds);
   // A target that no time is left for is told as such.
   options_.targets = {"two"};
-  EXPECT_EQ(fuzz(options_)["targets"][0]["seconds"], 0);
+  EXPECT_EQ(fuzz(options_).targets.at(0).seconds, 0);
 }
 
 TEST_F(FuzzJobs, EveryTargetGetsItsTurn) {
   options_.targets.clear();
   options_.seconds = 4;
   options_.slice = 2;
-  const Json summary = fuzz(options_);
-  ASSERT_EQ(summary["targets"].size(), 2u);
-  for (const Json& t : summary["targets"]) EXPECT_GT(t["seconds"], 0) << t.dump();
+  const FuzzSummary summary = fuzz(options_);
+  ASSERT_EQ(summary.targets.size(), 2u);
+  for (const FuzzTarget& t : summary.targets) EXPECT_GT(t.seconds, 0) << t.target;
 }
 
 TEST_F(FuzzJobs, BadInputIsRefusedByName) {
@@ -164,6 +164,9 @@ TEST_F(FuzzJobs, BadInputIsRefusedByName) {
   EXPECT_THAT(refusal(options_), HasSubstr("is no state of fuzz jobs"));
   std::ifstream state(options_.work / "state.json");
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(state), {}), "{\"seconds\": 3");
+  fs::remove(options_.work / "state.json");
+  std::ofstream(options_.work / "findings.jsonl") << R"({"target": "one", "file": "a", "reson": "b"})";
+  EXPECT_THAT(refusal(options_), HasSubstr("is no list of findings (finding: no field \"reason\")"));
 }
 
 }  // namespace

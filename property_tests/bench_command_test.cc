@@ -65,11 +65,11 @@ TEST_F(Bench, EveryKindIsMeasuredAndStored) {
   }
   EXPECT_EQ(seen, (std::set<std::string>{"forward", "backward", "decode", "products", "verdicts", "generators", "overhead"}));
 
-  const Json stored = Store(file("b.db")).run(1);
-  EXPECT_EQ(stored["kind"], "benchmark");
-  EXPECT_EQ(stored["title"], "forward backward decode products verdicts generators overhead");
+  const StoredRun stored = Store(file("b.db")).run(1);
+  EXPECT_EQ(stored.kind, "benchmark");
+  EXPECT_EQ(stored.title, "forward backward decode products verdicts generators overhead");
   bool over_verdict = false;
-  for (const Json& m : stored["results"]) over_verdict |= m["counters"].contains("over verdict");
+  for (const StoredResult& m : stored.results) over_verdict |= m.counters.contains("over verdict");
   EXPECT_TRUE(over_verdict);
   // A run compared with itself.
   const Ran compared = run("compare " + file("b.db") + "#1 " + file("b.db") + "#1");
@@ -104,7 +104,7 @@ TEST_F(Bench, FailuresOfCandidatesAndOfPrograms) {
   Ran r = run("bench overhead --bin " + folder_.string() + " --store " + file("b.db"));
   EXPECT_EQ(r.status, 1) << r.output;
   EXPECT_THAT(r.output, HasSubstr("0 measured, 1 failed\n  overhead/a/L:1: no memory"));
-  EXPECT_EQ(Store(file("b.db")).run(1)["results"][0]["outcome"], "error");
+  EXPECT_EQ(Store(file("b.db")).run(1).results.at(0).outcome, "error");
   for (const auto& [body, says] : {std::pair{"exit 1\n", "attention_bench overhead ended with exit status 1; nothing was stored"}, {"kill -9 $$\n", "attention_bench was ended by signal 9"}}) {
     script("attention_bench", body);
     r = run("bench overhead --bin " + folder_.string() + " --store " + file("b.db"));

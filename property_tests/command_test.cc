@@ -200,18 +200,20 @@ TEST_F(Command, FaultsAndFuzzersAreShownOnPages) {
   const Ran faults = run("faults --only causal-off-by-one --suite smoke --json " + file("score.json") + " --html " + file("score.html"));
   EXPECT_EQ(faults.status, 0) << faults.output;
   EXPECT_THAT(read(file("score.html")), AllOf(HasSubstr("\"fault\":\"causal-off-by-one\""), HasSubstr("\"machine\":{"), Not(HasSubstr("\"results\":"))));
-  std::ofstream(file("fuzz.json")) << R"({"format": 1, "targets": [{"target": "forward", "executions": 7}, {"target": "case", "executions": 8}],
+  std::ofstream(file("fuzz.json")) << R"({"format": 1, "seconds": 9, "seed": 1,
+    "targets": [{"target": "forward", "seconds": 4, "executions": 7, "executions_per_second": 1, "coverage": 2, "corpus": 3, "findings": 0},
+                {"target": "case", "seconds": 5, "executions": 8, "executions_per_second": 1, "coverage": 2, "corpus": 3, "findings": 1}],
     "findings": [{"target": "case", "file": "crash-1", "reason": "it ends in a signal"}]})";
   const std::string check = "check --case 'attention b=1 h=1 l=4 d=4' ";
   const Ran both = run(check + "--html " + file("run.html") + " --with-faults " + file("score.json") + " --with-fuzz " + file("fuzz.json"));
   EXPECT_EQ(both.status, 0) << both.output;
-  EXPECT_THAT(read(file("run.html")), AllOf(HasSubstr("\"fault\":\"causal-off-by-one\""), HasSubstr("\"results\":[{"), HasSubstr("\"findings\":[],\"target\":\"forward\"}"),
-                                            HasSubstr("\"findings\":[{\"case\":\"crash-1\",\"reason\":\"it ends in a signal\"}],\"target\":\"case\"}")));
+  EXPECT_THAT(read(file("run.html")), AllOf(HasSubstr("\"fault\":\"causal-off-by-one\""), HasSubstr("\"results\":[{"), HasSubstr("\"findings\":[],\"seconds\":4.0,\"target\":\"forward\"}"),
+                                            HasSubstr("\"findings\":[{\"case\":\"crash-1\",\"reason\":\"it ends in a signal\"}],\"seconds\":5.0,\"target\":\"case\"}")));
   std::ofstream(file("odd.json")) << R"({"format": 1, "targets": [{}], "findings": [{"reason": 7}]})";
   const std::string html = check + "--html " + file("other.html");
   for (const auto& [arguments, words] : {std::pair{html + " --with-faults " + file("fuzz.json"), "--with-faults=" + file("fuzz.json") + ": not what `assay faults --json` writes"},
                                          {html + " --with-fuzz " + file("none.json"), "--with-fuzz=" + file("none.json") + ": No such file or directory"},
-                                         {html + " --with-fuzz " + file("odd.json"), "--with-fuzz=" + file("odd.json") + ": a target or a finding lacks its fields"},
+                                         {html + " --with-fuzz " + file("odd.json"), "--with-fuzz=" + file("odd.json") + ": not what `assay fuzz --json` writes: the file: no field \"seconds\""},
                                          {html + " --with-fuzz " + file("run.html"), "not what `assay fuzz --json` writes"},
                                          {check + "--with-fuzz " + file("fuzz.json"), std::string("--with-fuzz requires --html")}}) {
     const Ran r = run(arguments);
@@ -318,22 +320,22 @@ TEST_F(Command, AWorkerThatMisbehavesIsAFailedCase) {
     options.executable = executable;
     options.jobs = 2;
     options.timeout_seconds = timeout;
-    std::vector<Json> results;
+    std::vector<CaseResult> results;
     run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}, {"attention b=1 h=1 l=5 d=4", "host"}, {"attention b=1 h=1 l=6 d=4", "host"}}, options,
-                   [&](std::size_t, Json r) {
+                   [&](std::size_t, CaseResult r) {
                      results.push_back(std::move(r));
                      return true;
                    });
     EXPECT_EQ(results.size(), 3u);
-    for (const Json& r : results) EXPECT_EQ(r["outcome"], "fail");
-    return results.empty() ? std::string() : results[0]["reason"].get<std::string>();
+    for (const CaseResult& r : results) EXPECT_EQ(r.outcome, Outcome::fail);
+    return results.empty() ? std::string() : results[0].reason;
   };
   EXPECT_THAT(outcome_of(worker("crash", "read line; kill -SEGV $$"), 20), HasSubstr("killed by signal 11"));
   EXPECT_THAT(outcome_of(worker("exit", "read line; exit 7"), 20), HasSubstr("exited with status 7"));
   EXPECT_THAT(outcome_of(worker("hang", "exec sleep 60"), 0.5), HasSubstr("did not finish within 0.5 s"));
   WorkerOptions missing;
   missing.executable = file("not-there");
-  EXPECT_THROW(run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}}, missing, [](std::size_t, Json) { return true; }), std::system_error);
+  EXPECT_THROW(run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}}, missing, [](std::size_t, const CaseResult&) { return true; }), std::system_error);
 }
 
 }  // namespace

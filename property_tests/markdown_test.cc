@@ -14,16 +14,26 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
-Json run_of(std::vector<Json> results) {
-  return {{"suite", "smoke"},
-          {"candidate", "host"},
-          {"seed", 7},
-          {"machine", {{"cpu", "a_b"}, {"commit", "0123456789abcdef"}}},
-          {"summary", {{"sentence", "so many cases"}}},
-          {"results", std::move(results)}};
+Run run_of(std::vector<CaseResult> results) {
+  Run run{"smoke", "host", 7, {}, {}, std::move(results)};
+  run.machine.cpu = "a_b";
+  run.machine.commit = "0123456789abcdef";
+  run.summary.sentence = "so many cases";
+  return run;
 }
-Json result(const char* outcome, const std::string& line, const std::string& reason, double ratio) {
-  return {{"case", line}, {"candidate", "host"}, {"outcome", outcome}, {"reason", reason}, {"reproduce", "assay check --case '" + line + "'"}, {"worst", {{"O", {{"ratio", ratio}}}}}};
+CaseResult result(Outcome outcome, const std::string& line, const std::string& reason,
+                  double ratio) {
+  CaseResult r;
+  r.line = line;
+  r.candidate = "host";
+  r.outcome = outcome;
+  r.reason = reason;
+  r.reproduce = "assay check --case '" + line + "'";
+  Compared& o = r.verdict.outputs[Output::o];
+  o.elements = 1;
+  o.worst.bound = 1;
+  o.worst.ratio = ratio;
+  return r;
 }
 
 // Bars of a line that no backslash precedes.
@@ -34,9 +44,9 @@ int bars(const std::string& line) {
 }
 
 TEST(Markdown, FailuresFirstThenTheNearestPasses) {
-  std::vector<Json> results;
-  for (int k = 0; k < 30; ++k) results.push_back(result("fail", "attention l=" + std::to_string(k), "is <b>wrong</b>", 3));
-  for (int k = 0; k < 8; ++k) results.push_back(result("pass", "attention d=" + std::to_string(k), "", 0.1 * k));
+  std::vector<CaseResult> results;
+  for (int k = 0; k < 30; ++k) results.push_back(result(Outcome::fail, "attention l=" + std::to_string(k), "is <b>wrong</b>", 3));
+  for (int k = 0; k < 8; ++k) results.push_back(result(Outcome::pass, "attention d=" + std::to_string(k), "", 0.1 * k));
   const std::string text = markdown_summary(run_of(results));
   EXPECT_THAT(text, HasSubstr("so many cases"));
   EXPECT_THAT(text, HasSubstr("| fail | is &lt;b&gt;wrong&lt;/b&gt; | `assay check --case 'attention l=0'` |"));
@@ -49,7 +59,7 @@ TEST(Markdown, FailuresFirstThenTheNearestPasses) {
 
 TEST(Markdown, NothingBreaksATable) {
   const std::string hostile = "a | b `c` ``d`` \\| \n| e | <script> [x](y) *z* ";
-  const std::string text = markdown_summary(run_of({result("fail", hostile, hostile, 1), result("pass", hostile, hostile, 0.5)}));
+  const std::string text = markdown_summary(run_of({result(Outcome::fail, hostile, hostile, 1), result(Outcome::pass, hostile, hostile, 0.5)}));
   std::istringstream lines(text);
   int rows = 0;
   for (std::string line; std::getline(lines, line);)
@@ -64,9 +74,19 @@ TEST(Markdown, NothingBreaksATable) {
 
 TEST(Markdown, TwoRuns) {
   const auto stored = [](double ratio) {
-    return Json{{"candidate", "host"}, {"title", "smoke"}, {"commit", "0123456789abcdef"}, {"results", {{{"name", "a"}, {"outcome", ratio > 1 ? "fail" : "pass"}, {"worst_ratio", ratio}, {"seconds", 1.0}}}}};
+    StoredResult r;
+    r.name = "a";
+    r.outcome = ratio > 1 ? "fail" : "pass";
+    r.worst_ratio = ratio;
+    r.seconds = 1.0;
+    StoredRun run;
+    run.candidate = "host";
+    run.title = "smoke";
+    run.commit = "0123456789abcdef";
+    run.results.push_back(r);
+    return run;
   };
-  const Json a = stored(0.5), b = stored(2);
+  const StoredRun a = stored(0.5), b = stored(2);
   const std::string text = markdown_comparison(a, b, compare_runs(a, b), 5, 10);
   EXPECT_THAT(text, HasSubstr("| largest error/bound | × 4 \\[4, 4\\] over 1 cases, **beyond the margin of 5%** |"));
   EXPECT_THAT(text, HasSubstr("| time | × 1 \\[1, 1\\] over 1 cases |"));
@@ -75,13 +95,20 @@ TEST(Markdown, TwoRuns) {
 
 // A benchmark on a machine of half the speed: its time doubled, its fraction of the machine's limit did not change.
 TEST(Markdown, BenchmarksAreComparedByFractions) {
-  const auto stored = [](double seconds, double fraction) { return Json{{"results", {{{"name", "a"}, {"seconds", seconds}, {"counters", {{"fraction", fraction}}}}}}}; };
+  const auto stored = [](double seconds, double fraction) {
+    StoredRun run;
+    StoredResult& r = run.results.emplace_back();
+    r.name = "a";
+    r.seconds = seconds;
+    r.counters = {{"fraction", fraction}};
+    return run;
+  };
   EXPECT_DOUBLE_EQ(compare_runs(stored(1, 0.5), stored(2, 0.5)).seconds.mean, 1);
   EXPECT_DOUBLE_EQ(compare_runs(stored(1, 0.5), stored(1, 0.25)).seconds.mean, 2);
 }
 
 TEST(Junit, BytesThatAreNoTextAreReplaced) {
-  const std::string xml = junit_xml(run_of({result("fail", "attention", "bad \xff\x01 byte", 2)}));
+  const std::string xml = junit_xml(run_of({result(Outcome::fail, "attention", "bad \xff\x01 byte", 2)}));
   EXPECT_THAT(xml, HasSubstr("bad \xef\xbf\xbd byte"));
 }
 

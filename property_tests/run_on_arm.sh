@@ -21,7 +21,7 @@ flags=(-std=c++20 -O2 -ffp-contract=off -fno-math-errno -DASSAY_STD_THREADS=1 -D
 cmake -DOUT="$out/device_sources.cc" -DDIR=kernels/device -P kernels/device/embed.cmake
 cmake -DOUT="$out/include/cli/commit.h" -DSOURCE="$PWD" -DFLAGS=-O2 -P cli/commit.cmake
 cmake -DOUT="$out/kernel_project.cc" -DSOURCE="$PWD" -P cli/embed_kernel_project.cmake
-sources=(problem/*.cc oracle/*.cc kernels/*.cc kernels/device/*.cc harness/*.cc reports/*.cc fuzz/jobs.cc cli/*.cc build/release/reports/pages.cc "$out"/*.cc)
+mapfile -t sources < <(find problem oracle kernels harness reports cli -name "*.cc" | sort; printf "%s\n" fuzz/jobs.cc build/release/reports/pages.cc "$out"/*.cc)
 printf '%s\n' "${sources[@]}" | xargs -P "$(nproc)" -I{} bash -c '
   object=$1/objects/$(echo "{}" | tr / _).o; shift
   [ "$object" -nt "{}" ] && [ -z "$(find problem oracle kernels harness reports cli include fuzz -name "*.h" -newer "$object" -print -quit)" ] || { echo "compiling {}"; aarch64-linux-gnu-g++ "$@" -c "{}" -o "$object"; }' _ "$out" "${flags[@]}"

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <random>
 #include <sstream>
 #include <thread>
@@ -23,21 +24,38 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
-Json result(const std::string& line, double ratio, double seconds, const char* outcome = "pass") {
-  return {{"case", line},
-          {"candidate", "host"},
-          {"reproduce", "assay check --case '" + line + "'"},
-          {"outcome", outcome},
-          {"reason", "so it is"},
-          {"dtype", "f32"},
-          {"elements", {{"compared", {{"O", 30}, {"LSE", 5}}}}},
-          {"worst", {{"O", {{"ratio", ratio}}}, {"LSE", {{"ratio", ratio / 2}}}}},
-          {"bias", {{"mean_ratio", 0.25}, {"slope_t", -1.5}}},
-          {"seconds", {{"generate", 0.1}, {"candidate", seconds}, {"judge", 0.3}}}};
+CaseResult result(const std::string& line, double ratio, double seconds,
+                  Outcome outcome = Outcome::pass) {
+  CaseResult r;
+  r.line = line;
+  r.candidate = "host";
+  r.reproduce = "assay check --case '" + line + "'";
+  r.outcome = outcome;
+  r.reason = "so it is";
+  r.dtype = "f32";
+  r.seconds = {0.1, seconds, 0.3};
+  Verdict& v = r.verdict;
+  v.mean_ratio = 0.25;
+  v.slope_t = -1.5;
+  v.outputs[Output::o].elements = 30;
+  v.outputs[Output::lse].elements = 5;
+  v.outputs[Output::lse].worst.bound = v.outputs[Output::o].worst.bound = 1;
+  v.outputs[Output::o].worst.ratio = ratio;
+  v.outputs[Output::lse].worst.ratio = ratio / 2;
+  return r;
 }
 
-Json run_of(std::vector<Json> results) {
-  return {{"suite", "smoke"}, {"candidate", "host"}, {"seed", 7}, {"machine", {{"cpu", "a processor"}, {"commit", "abc"}}}, {"summary", {{"sentence", "so many cases"}}}, {"results", results}};
+Machine some_machine() {
+  Machine m;
+  m.cpu = "a processor";
+  m.commit = "abc";
+  return m;
+}
+
+Run run_of(std::vector<CaseResult> results) {
+  Run run{"smoke", "host", 7, some_machine(), {}, std::move(results)};
+  run.summary.sentence = "so many cases";
+  return run;
 }
 
 class Stores : public testing::Test {
@@ -83,8 +101,8 @@ class Stores : public testing::Test {
 };
 
 TEST_F(Stores, WhatGoesInComesOut) {
-  Json infinite = result("c", 1, 1, "fail");
-  infinite["worst"]["O"]["ratio"] = "inf";
+  const double inf = std::numeric_limits<double>::infinity();
+  const CaseResult infinite = result("c", inf, 1, Outcome::fail);
   {
     Store s(file());
     EXPECT_EQ(s.append(run_of({result("a", 0.5, 2), result("b", 0.25, 3)})), 1);
@@ -95,16 +113,18 @@ TEST_F(Stores, WhatGoesInComesOut) {
   ASSERT_EQ(s.runs().size(), 2u);
   EXPECT_EQ(s.runs()[0].results, 2);
   EXPECT_EQ(s.runs()[0].commit, "abc");
-  const Json run = s.run(1);
-  EXPECT_EQ(run["title"], "smoke");
-  EXPECT_EQ(run["machine"]["cpu"], "a processor");
-  EXPECT_EQ(run["results"][1]["name"], "b");
-  EXPECT_EQ(run["results"][0]["worst_ratio"], 0.5);
-  EXPECT_EQ(run["results"][0]["worst_output"], "O");
-  EXPECT_EQ(run["results"][0]["bias"], 0.25);
-  EXPECT_EQ(run["results"][0]["compared"], 35);
-  EXPECT_EQ(run["results"][0]["seconds"], 2);
-  EXPECT_EQ(s.run(2)["results"][0]["worst_ratio"], "inf");
+  const StoredRun run = s.run(1);
+  EXPECT_EQ(run.title, "smoke");
+  EXPECT_EQ(run.machine["cpu"], "a processor");
+  ASSERT_EQ(run.results.size(), 2u);
+  EXPECT_EQ(run.results[1].name, "b");
+  const StoredResult& first = run.results[0];
+  EXPECT_EQ(first.worst_ratio, 0.5);
+  EXPECT_EQ(first.worst_output, "O");
+  EXPECT_EQ(first.bias, 0.25);
+  EXPECT_EQ(first.compared, 35);
+  EXPECT_EQ(first.seconds, 2);
+  EXPECT_EQ(s.run(2).results[0].worst_ratio, inf);
   EXPECT_THROW(s.run(3), StoreError);
 }
 
@@ -116,8 +136,8 @@ TEST_F(Stores, LinesTravelAndAreAllOrNone) {
   a.export_lines(lines);
   Store b(file("b"));
   EXPECT_EQ(b.import_lines(lines), 2u);
-  EXPECT_EQ(a.run(1), b.run(1));
-  EXPECT_EQ(a.run(2), b.run(2));
+  EXPECT_EQ(to_json(a.run(1)), to_json(b.run(1)));
+  EXPECT_EQ(to_json(a.run(2)), to_json(b.run(2)));
   lines.clear();
   lines.seekg(0);
   const auto refused = [&](const std::string& text) -> std::string {
@@ -142,10 +162,10 @@ TEST_F(Stores, BenchmarksOfGoogle) {
                        {"benchmarks",
                         {{{"name", "x"}, {"run_type", "iteration"}, {"real_time", 2.5}, {"cpu_time", 2.4}, {"time_unit", "us"}, {"GFLOP/s", 70.0}},
                          {{"name", "x_mean"}, {"run_type", "aggregate"}, {"real_time", 2.5}, {"time_unit", "us"}}}}};
-  const Json run = s.run(s.append_benchmarks(report, "bench.json"));
-  ASSERT_EQ(run["results"].size(), 1u);
-  EXPECT_DOUBLE_EQ(run["results"][0]["seconds"].get<double>(), 2.5e-6);
-  EXPECT_EQ(run["results"][0]["counters"]["GFLOP/s"], 70.0);
+  const StoredRun run = s.run(s.append_benchmarks(report, "bench.json"));
+  ASSERT_EQ(run.results.size(), 1u);
+  EXPECT_DOUBLE_EQ(run.results[0].seconds.value(), 2.5e-6);
+  EXPECT_EQ(run.results[0].counters["GFLOP/s"], 70.0);
   EXPECT_THROW(s.append_benchmarks({{"context", Json::object()}, {"benchmarks", Json::array()}}, "empty"), StoreError);
   EXPECT_THROW(s.append_benchmarks(Json::array(), "none"), StoreError);
 }
@@ -177,17 +197,17 @@ TEST_F(Stores, AnOlderSchemaIsBroughtUpToDateAndKeepsItsRuns) {
   {
     Store s(file());
     ASSERT_EQ(s.runs().size(), 2u);
-    const Json passed = s.run(1)["results"][0], failed = s.run(2)["results"][0];
-    EXPECT_EQ(passed["name"], "attention b=1 h=2/1 l=5x7 d=8 dtype=bf16 causal");
-    EXPECT_EQ(passed["worst_ratio"], 0.99463570564201087);
-    EXPECT_EQ(passed["bias"], 0.053064306656730578);
-    EXPECT_EQ(failed["outcome"], "fail");
-    EXPECT_THAT(failed["reason"].get<std::string>(), HasSubstr("-2.01450345"));
-    EXPECT_FALSE(passed.contains("compared")) << "nobody had counted";
+    const StoredResult passed = s.run(1).results.at(0), failed = s.run(2).results.at(0);
+    EXPECT_EQ(passed.name, "attention b=1 h=2/1 l=5x7 d=8 dtype=bf16 causal");
+    EXPECT_EQ(passed.worst_ratio, 0.99463570564201087);
+    EXPECT_EQ(passed.bias, 0.053064306656730578);
+    EXPECT_EQ(failed.outcome, "fail");
+    EXPECT_THAT(failed.reason.value(), HasSubstr("-2.01450345"));
+    EXPECT_FALSE(passed.compared) << "nobody had counted";
     EXPECT_EQ(s.append(run_of({result("a", 0.5, 2)})), 3);
   }
   EXPECT_EQ(schema(), 2);
-  EXPECT_EQ(Store(file()).run(3)["results"][0]["compared"], 35);
+  EXPECT_EQ(Store(file()).run(3).results.at(0).compared, 35);
 }
 
 TEST_F(Stores, AMigrationThatFailsLeavesTheOldStore) {
@@ -215,7 +235,7 @@ TEST_F(Stores, SeveralAppendAtATime) {
   for (std::thread& t : threads) t.join();
   const Store s(file());
   ASSERT_EQ(s.runs().size(), 40u);
-  for (const StoredRun& r : s.runs()) EXPECT_EQ(r.results, 2);
+  for (const RunEntry& r : s.runs()) EXPECT_EQ(r.results, 2);
 }
 
 // Killed at any point, a store opens, every run is whole, and no run is lost that append() had answered.
@@ -232,7 +252,7 @@ TEST_F(Stores, SurviveAKill) {
     ASSERT_GE(child, 0);
     if (child == 0) {
       close(channel[0]);
-      std::vector<Json> many(results, result("attention b=1 h=1 l=4 d=4", 0.5, 2));
+      const std::vector<CaseResult> many(results, result("attention b=1 h=1 l=4 d=4", 0.5, 2));
       Store s(file());
       for (;;) {
         const std::int64_t id = s.append(run_of(many));
@@ -246,26 +266,39 @@ TEST_F(Stores, SurviveAKill) {
     for (std::int64_t id; read(channel[0], &id, sizeof id) == sizeof id;) answered = std::max(answered, id);
     close(channel[0]);
     const Store s(file());
-    const std::vector<StoredRun> runs = s.runs();
+    const std::vector<RunEntry> runs = s.runs();
     ASSERT_GE(static_cast<std::int64_t>(runs.size()), answered) << kills;
-    for (const StoredRun& r : runs) ASSERT_EQ(r.results, results) << kills;
+    for (const RunEntry& r : runs) ASSERT_EQ(r.results, results) << kills;
   }
   printf("%ld runs were answered over %d kills\n", static_cast<long>(answered), kills);
   EXPECT_GT(answered, 25);
 }
 
+StoredResult stored(const std::string& name, const char* outcome) {
+  StoredResult r;
+  r.name = name;
+  r.outcome = outcome;
+  return r;
+}
+
 TEST(Compare, TellsEffectsFromNoise) {
-  std::vector<Json> a, b;
+  StoredRun a, b, another;
   std::mt19937 random(1);
   std::normal_distribution<double> noise(0, 0.2);
   for (int k = 0; k < 200; ++k) {
     const std::string line = "case " + std::to_string(k);
     const double ratio = 0.1 + 0.001 * k, seconds = 1e-3 * (1 + k);
-    a.push_back({{"name", line}, {"outcome", "pass"}, {"worst_ratio", ratio}, {"seconds", seconds * std::exp(noise(random))}});
-    b.push_back({{"name", line}, {"outcome", k == 3 ? "fail" : "pass"}, {"worst_ratio", 2 * ratio}, {"seconds", seconds * std::exp(noise(random))}});
+    StoredResult before = stored(line, "pass"), after = stored(line, k == 3 ? "fail" : "pass");
+    before.worst_ratio = ratio;
+    after.worst_ratio = 2 * ratio;
+    before.seconds = seconds * std::exp(noise(random));
+    after.seconds = seconds * std::exp(noise(random));
+    a.results.push_back(before);
+    b.results.push_back(after);
   }
-  a.push_back({{"name", "only here"}, {"outcome", "pass"}});
-  const Comparison c = compare_runs({{"results", a}}, {{"results", b}});
+  a.results.push_back(stored("only here", "pass"));
+  another.results.push_back(stored("another", "pass"));
+  const Comparison c = compare_runs(a, b);
   EXPECT_EQ(c.shared, 200u);
   EXPECT_EQ(c.only_a, 1u);
   EXPECT_NEAR(c.accuracy.mean, 2, 1e-9);
@@ -275,32 +308,30 @@ TEST(Compare, TellsEffectsFromNoise) {
   EXPECT_GT(c.seconds.high, 1);
   EXPECT_NEAR(std::log(c.seconds.high / c.seconds.low), 2 * 1.96 * 0.2 * std::sqrt(2.0 / 200), 0.02);
   EXPECT_EQ(c.changed, std::vector<std::string>{"pass -> fail: case 3"});
-  EXPECT_THROW(compare_runs({{"results", a}}, {{"results", Json::array({{{"name", "another"}}})}}), std::invalid_argument);
+  EXPECT_THROW(compare_runs(a, another), std::invalid_argument);
 }
 
 TEST_F(Stores, FaultsAndFuzzJobsAreRunsToo) {
   Store s(file());
-  const Json machine = {{"cpu", "a processor"}, {"commit", "abc"}};
-  const Json score = {{"seed", 3},
-                      {"killed", 1},
-                      {"faults", {{{"fault", "a"}, {"class", "F01"}, {"suite", "smoke"}, {"killed", true}, {"cases", 4}, {"seconds", 0.5}, {"case", "attention"}, {"reason", "outside"}},
-                                  {{"fault", "b"}, {"class", "F02"}, {"suite", "smoke"}, {"killed", false}, {"cases", 9}, {"seconds", 1}, {"case", ""}, {"reason", ""}}}},
-                      {"equivalent", {{{"fault", "c"}, {"class", "F11"}, {"proof", "because"}}}}};
-  const Json faults = s.run(s.append_faults(score, machine));
-  EXPECT_EQ(faults["kind"], "faults");
-  EXPECT_EQ(faults["sentence"], "1 of 2 faults killed");
-  ASSERT_EQ(faults["results"].size(), 3u);
-  EXPECT_EQ(faults["results"][0]["outcome"], "killed");
-  EXPECT_EQ(faults["results"][1]["outcome"], "survived");
-  EXPECT_EQ(faults["results"][2]["outcome"], "equivalent");
-  const Json summary = {{"seed", 3},
-                        {"seconds", 60},
-                        {"targets", {{{"target", "forward"}, {"seconds", 60}, {"executions", 1000}, {"executions_per_second", 16.5}, {"coverage", 77}, {"corpus", 5}, {"findings", 1}}}},
-                        {"findings", {{{"target", "forward"}}}}};
-  const Json fuzz = s.run(s.append_fuzz(summary, machine));
-  EXPECT_EQ(fuzz["kind"], "fuzz");
-  EXPECT_EQ(fuzz["results"][0]["outcome"], "finding");
-  EXPECT_THROW(s.append_fuzz({{"seed", 3}, {"seconds", 1}, {"targets", Json::array()}, {"findings", Json::array()}}, machine), StoreError);
+  FaultsScore score;
+  score.seed = 3;
+  score.killed = 1;
+  score.faults = {{"a", "F01", "smoke", true, 4, 0.5, "attention", "outside"},
+                  {"b", "F02", "smoke", false, 9, 1, "", ""}};
+  score.equivalent = {{"c", "F11", "because"}};
+  const StoredRun faults = s.run(s.append(score, some_machine()));
+  EXPECT_EQ(faults.kind, "faults");
+  EXPECT_EQ(faults.sentence, "1 of 2 faults killed");
+  ASSERT_EQ(faults.results.size(), 3u);
+  EXPECT_EQ(faults.results[0].outcome, "killed");
+  EXPECT_EQ(faults.results[1].outcome, "survived");
+  EXPECT_EQ(faults.results[2].outcome, "equivalent");
+  FuzzSummary summary{60, 3, {{"forward", 60, 1000, 16.5, 77, 5, 1}}, {}};
+  const StoredRun fuzz = s.run(s.append(summary, some_machine()));
+  EXPECT_EQ(fuzz.kind, "fuzz");
+  EXPECT_EQ(fuzz.results.at(0).outcome, "finding");
+  summary.targets.clear();
+  EXPECT_THROW(s.append(summary, some_machine()), StoreError);
 }
 
 // What a file of imports lacks is told, and nothing is stored.

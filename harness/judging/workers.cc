@@ -251,7 +251,7 @@ int worker_main(Index memory_mib, const ExecuteOptions& options) {
   (void)memory_mib;
 #endif
   ExecuteOptions telling = options;
-  telling.turn = [](Turn turn) { send(std::string(1, turn_mark) + std::string(name_of(turn))); };
+  telling.turn = [](Turn turn) { send(fmt::format("{}{}", turn_mark, name_of(turn))); };
   std::string text;
   while (std::getline(std::cin, text)) {
     const auto tab = text.find('\t');
