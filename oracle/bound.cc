@@ -306,7 +306,7 @@ double outside_hull(const Contract& c, const BoundContext& x, const RowBound& b,
   const double cast_floor =
       c.weight_dtype ? half_min_subnormal(*c.weight_dtype) * static_cast<double>(b.keys) : 0;
   return x.terms[BoundTerm::hull] * safety::hull *
-         (cast_u + cast_floor + b.gamma_n + b.gamma_l + 4 * c.roundoff) * largest_value;
+         (cast_u + cast_floor + b.gamma_n + b.gamma_l + safety::roundings_of_quotient * c.roundoff) * largest_value;
 }
 
 // bounds.md, 3: the division and what underflows before it

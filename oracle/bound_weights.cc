@@ -112,8 +112,8 @@ void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t
                      const double* error, const double* rescales, double delta,
                      double* exponent) {
   const BoundTerms& terms = x.terms;
-  const double u = c.roundoff;
-  const double per_argument = terms[BoundTerm::argument] * c.argument_roundings * u * (1 + 4 * u) +
+  const double u = c.roundoff, second_order = 1 + safety::second_order_units * u;
+  const double per_argument = terms[BoundTerm::argument] * c.argument_roundings * u * second_order +
                               terms[BoundTerm::exp_per_unit] * c.exp_ulp_per_unit * 2 * u;
   const double per_exp = c.exp_ulp * 2 * u;
   const double own = terms[BoundTerm::exp], correction = terms[BoundTerm::corrections];
@@ -174,7 +174,8 @@ double sink_exponent(const Contract& c, const BoundContext& x, const RowTruth& t
   const double fused =
       terms[BoundTerm::fused_argument] * safety::folded_constant * u * (max + t.sink_gap + e.delta) +
       terms[BoundTerm::folded_constant] * c.scale_error * (max + t.sink_gap);
-  return (per_argument * reach * (1 + 4 * u) + exps * c.exp_ulp * 2 * u + per_unit * 2 * u * reach +
+  return (per_argument * reach * (1 + safety::second_order_units * u) +
+          exps * c.exp_ulp * 2 * u + per_unit * 2 * u * reach +
           (c.fused_argument ? fused : 0)) *
          (1 + safety::second_order);
 }

@@ -102,9 +102,10 @@ class BlockEvaluation {
   void bound_lse(Index r);
 
   RowState& state(Index r) { return states_[static_cast<std::size_t>(r)]; }
-  double n_live(Index r) { return static_cast<double>(state(r).live) + 4; }
+  double n_live(Index r) { return static_cast<double>(state(r).live) + safety::additions_of_blocks; }
   double gamma64(Index r) {
-    return gamma_factor(n_live(r) + static_cast<double>(p_.projection.length) + 3, safety::unit64);
+    const double terms = n_live(r) + static_cast<double>(p_.projection.length);
+    return gamma_factor(terms + safety::roundings_of_term, safety::unit64);
   }
 
   const ProjectedAttention& p_;
@@ -434,7 +435,7 @@ void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) 
   const double centred = sums.centred + magnitude * bound.zero_centred;
   block_.radius[element] =
       safety::one_rounding *
-          (std::min(ratio_, 1.0) * centred + (gamma64(r) + 8 * safety::unit64) * plain +
+          (std::min(ratio_, 1.0) * centred + (gamma64(r) + safety::units_of_weight * safety::unit64) * plain +
            magnitude * bound.sum_weight * gamma64(r)) +
       n_live(r) * largest * safety::exp_underflow + safety::product_underflow;
   const bool with_zero = sink_ > -inf || p_.dropout > 0;

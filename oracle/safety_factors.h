@@ -26,6 +26,9 @@ inline constexpr double one_rounding_twice = 1.02;
 // Values outside their hull: the first-order sum of relative errors, of which every pair has a product below a tenth.
 inline constexpr double hull = 1.1;
 
+// The division (1 or 2 roundings), the correction for a sink and the last addition, relative to the largest value.
+inline constexpr double roundings_of_quotient = 4;
+
 // ## Margins, used as 1 + margin
 
 // Of an exponent: log(1 + d) and products of two roundoffs. With d = 2 u exp_ulp <= 2^-20, |log(1 + d)| <= d (1 + d).
@@ -69,6 +72,10 @@ inline constexpr double unit64 = 0x1p-53;
 inline constexpr double library_ulp = 64;
 // 64 ulp are at most 128 units of 2^-53; two more for the addition of M.
 inline constexpr double log_units = 2 * library_ulp + 2;
+// p and v before they are added: the quotient's inverse, the product with it, that with 1 / (1 - p).
+inline constexpr double roundings_of_term = 3;
+// What rounds a value of V beside: keep_scale (two roundings), p (two), and as much again.
+inline constexpr double units_of_weight = 8;
 // The library's exp and the roundings beside it, against the contract's, term by term.
 inline constexpr double library_ulp_and_one = library_ulp + 1;
 // gamma(D + 2) of fp64 against eps sum |S_k|: 2 sum |S_k| >= sum |q k|, and one_rounding for the rest.
@@ -89,6 +96,10 @@ inline constexpr double exp_underflow = 0x1p-1018;
 // A product of fp64 that underflows errs by at most 2^-1075, and there are fewer than 2^15 additions of such.
 inline constexpr double product_underflow = 0x1p-1060;
 
+// Bounds of stages are computed in fp64 like their values; both err by far less than this.
+inline constexpr double stage = 0x1p-20;
+// M - (M - s) of fp64: two roundings of the larger.
+inline constexpr double gap_in_fp64 = 0x1p-52;
 // exp and products of merges, whose terms underflow only at the edge of fp64: 2^-1074 and a few roundings.
 inline constexpr double merge_underflow = 0x1p-1070;
 // A part that lies farther below the maximum has no weight that any precision of ours would show.

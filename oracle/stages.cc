@@ -4,13 +4,14 @@
 #include <cmath>
 
 #include "oracle/key_values.h"
+#include "oracle/safety_factors.h"
 
 namespace assay {
 namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 // The bounds are computed in fp64, like the values; both err by far less than this.
-constexpr double own = 1 + 0x1p-20;
+constexpr double own = 1 + safety::stage;
 
 double keep_scale(const Attention& p) { return p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1; }
 
@@ -29,7 +30,7 @@ Expected StageRow::score(Index j) const {
     t = cap * std::tanh(t / cap);
   }
   if (!block_.capped_error.empty()) e = block_.capped_error[at];
-  return {t, e * own + 0x1p-45 * std::fabs(t)};
+  return {t, e * own + safety::library_tanh * std::fabs(t)};
 }
 
 Expected StageRow::plain_score(Index j) const { return p_->softcap > 0 ? Expected::unknown() : score(j); }
@@ -39,7 +40,8 @@ Expected StageRow::masked(Index j) const {
   const auto at = static_cast<std::size_t>(j - block_.key0);
   // The largest score may be that of a sink, far from s.
   const double s = block_.max[0] - block_.gap[at];
-  return {s, block_.score_error[at] * own + 0x1p-45 * std::fabs(s) + 0x1p-52 * (std::fabs(block_.max[0]) + block_.gap[at])};
+  return {s, block_.score_error[at] * own + safety::library_tanh * std::fabs(s) +
+                 safety::gap_in_fp64 * (std::fabs(block_.max[0]) + block_.gap[at])};
 }
 
 const StageRow::Maximum& StageRow::maximum(Index first, Index end) const {
@@ -70,7 +72,7 @@ double StageRow::exponent_error(Index j, const Maximum& m) const {
   const Expected s = masked(j);
   const double u = c_->roundoff, reach = (m.value - s.value) + s.error + m.error;
   double h = s.error + m.error + (c_->argument_roundings * u * (1 + 4 * u) + 2 * u * c_->exp_ulp_per_unit) * reach + 2 * u * c_->exp_ulp;
-  if (c_->fused_argument) h += 2.01 * u * (std::max(std::fabs(s.value), std::fabs(m.value)) + m.error);
+  if (c_->fused_argument) h += safety::two_roundings * u * (std::max(std::fabs(s.value), std::fabs(m.value)) + m.error);
   return (h + c_->scale_error * reach) * own;
 }
 
@@ -79,7 +81,7 @@ Expected StageRow::correction(Index first, Index before, Index end) const {
   if (was.live == 0) return Expected::unknown();
   const double u = c_->roundoff, gap = is.value - was.value, reach = gap + was.error + is.error, value = std::exp(-gap);
   double h = was.error + is.error + (c_->argument_roundings * u * (1 + 4 * u) + 2 * u * c_->exp_ulp_per_unit) * reach + 2 * u * c_->exp_ulp + c_->scale_error * reach;
-  if (c_->fused_argument) h += 2.01 * u * (std::max(std::fabs(was.value), std::fabs(is.value)) + is.error);
+  if (c_->fused_argument) h += safety::two_roundings * u * (std::max(std::fabs(was.value), std::fabs(is.value)) + is.error);
   return {value, (value * expm1_above(h * own) + c_->exp_floor) * own};
 }
 
@@ -222,7 +224,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
     }
     row.weight_gradient_[static_cast<std::size_t>(block.key0) + j] = {dp[j] / x.keep_scale, (gamma_values * dp_absolute[j] / x.keep_scale + (length + 1) * c.product_floor) * own};
     // Of dropped pairs too, which a kernel may compute before it drops them.
-    if (!(dp_absolute[j] * (1 + 1e-4) < c.largest)) row.judged_ = false;
+    if (!(dp_absolute[j] * (1 + safety::accumulation) < c.largest)) row.judged_ = false;
     if (problem_.dropout > 0 && !block.kept[j]) dp[j] = dp_absolute[j] = 0;
   }
   GradientTruth t;
@@ -251,8 +253,8 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
     if (!block.visible[j]) continue;
     const double argument = std::fabs((t.max - t.lse) - t.gap[j]), off = t.score_error[j];
     double exponent = off + (c.argument_roundings * u * (1 + 4 * u) + 2 * u * c.exp_ulp_per_unit) * (argument + off) + 2 * u * c.exp_ulp;
-    if (c.fused_argument) exponent += 2.01 * u * std::fabs(t.lse) + c.scale_error * std::fabs(static_cast<double>(problem_.scale) * t.dot[j]);
-    double error = t.weight[j] * (expm1_above(exponent * own) + 0x1p-40) + c.exp_floor;
+    if (c.fused_argument) exponent += safety::two_roundings * u * std::fabs(t.lse) + c.scale_error * std::fabs(static_cast<double>(problem_.scale) * t.dot[j]);
+    double error = t.weight[j] * (expm1_above(exponent * own) + safety::least_slack) + c.exp_floor;
     if (c.weight_dtype) error += std::max(unit_roundoff(*c.weight_dtype) * (t.weight[j] + error), half_min_subnormal(*c.weight_dtype));
     row.probability_[key] = {t.weight[j], error * own};
     row.score_gradient_[key] = {weights.dot_gradient[j], weights.to_dq[j] * (1 + bound.ratio) * own};
