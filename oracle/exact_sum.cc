@@ -6,6 +6,8 @@
 #include <bit>
 #include <cmath>
 
+#include "oracle/safety_factors.h"
+
 namespace assay {
 namespace {
 
@@ -75,7 +77,7 @@ ExactSum times(ExactSum s, double factor) {
   }
   const double high = s.high * factor, error = std::fma(s.high, factor, -high);
   const double low = std::fma(s.low, factor, error);
-  s.radius = s.radius * std::fabs(factor) + std::fabs(high) * 0x1p-100;
+  s.radius = s.radius * std::fabs(factor) + std::fabs(high) * safety::two_doubles;
   s.high = high;
   s.low = low;
   return s;

@@ -72,13 +72,14 @@ double scale_value(const LowBitView& w, Index t, Index n) {
 void ProductRow::read(const Product& p, Index m) {
   a.resize(static_cast<std::size_t>(p.k));
   not_in_f32 = false;
+  const double largest = format(Dtype::f32).max_finite;
   for (Index k = 0; k < p.k; ++k) {
     a[static_cast<std::size_t>(k)] =
         p.a_low ? code_value(p.a_low, k, m) *
                       scale_value(p.a_low, p.a_low.group > 0 ? k / p.a_low.group : 0, m)
                 : load(p.a, p.a.at(0, 0, m, k));
     not_in_f32 |= std::isfinite(a[static_cast<std::size_t>(k)]) &&
-                  std::fabs(a[static_cast<std::size_t>(k)]) > 0x1.fffffep127;
+                  std::fabs(a[static_cast<std::size_t>(k)]) > largest;
   }
   integers = to_integers(p.k, [&](Index k) { return a[static_cast<std::size_t>(k)]; });
   finite = a;
