@@ -29,9 +29,9 @@ Gradient empty_gradient(Index rows, Index columns) {
   return g;
 }
 
-// bounds_backward.md, 6: from sums of products and of bound weights to values and bounds. `gamma`, the
-// accumulation's part of every weight (0: one term, no sum), tells the largest that a sum of absolute
-// values can be.
+// bounds_backward.md, 6: from sums of products and of bound weights to values and bounds. `gamma`,
+// the accumulation's part of every weight (0: one term, no sum), tells the largest that a sum of
+// absolute values can be.
 void finish_gradient(const Contract& c, const BackwardTerms& counts, double terms, double scale,
                      double gamma, Gradient& g) {
   for (std::size_t e = 0; e < g.value.size(); ++e) {
@@ -55,8 +55,8 @@ void add_to(Gradient& g, Index row0, const RowMajor& value, const RowMajor& boun
     }
 }
 
-// bounds_backward.md, 3: N, the terms that meet in one chain of additions: those of a tile, and one for
-// every tile, where sums are blocked.
+// bounds_backward.md, 3: N, the terms that meet in one chain of additions: those of a tile, and one
+// for every tile, where sums are blocked.
 double chain_length(Index total, Index tile, Index tiles) {
   return static_cast<double>(tile > 0 ? std::min(total, tile) + tiles : total) + 1;
 }
@@ -80,8 +80,7 @@ BackwardReference::BackwardReference(const Attention& problem, const AttentionBa
       tiles(s.keys, contract.backward_tile) + tiles(s.keys, contract.backward_split);
   const Index row_tiles = tiles(s.rows, contract.backward_row_tile) * s.group();
   context_.keys_length = chain_length(s.keys, contract.backward_tile, key_tiles);
-  context_.rows_length =
-      chain_length(s.rows * s.group(), contract.backward_row_tile, row_tiles);
+  context_.rows_length = chain_length(s.rows * s.group(), contract.backward_row_tile, row_tiles);
   context_.keys_terms = static_cast<double>(s.keys);
   context_.rows_terms = static_cast<double>(s.rows * s.group());
   context_.bias_length = 1;
@@ -110,7 +109,8 @@ Index BackwardReference::bias_element(Index b, Index h, Index i, Index j) const 
 
 SharedGradients BackwardReference::no_shared_gradients() const {
   // One row an element: rows carry what is known of an element as a whole.
-  SharedGradients shared{empty_gradient(bias_elements_, 1), empty_gradient(has_sink_ ? problem_.shape.query_heads : 0, 1)};
+  SharedGradients shared{empty_gradient(bias_elements_, 1),
+                         empty_gradient(has_sink_ ? problem_.shape.query_heads : 0, 1)};
   for (Gradient* g : {&shared.d_bias, &shared.d_sink}) g->absolute.assign(g->value.size(), 0);
   return shared;
 }
@@ -135,8 +135,15 @@ struct RowState {
 // The sums of one kv head, a block of rows of one query head at a time.
 class GroupSum {
  public:
-  GroupSum(const BackwardReference& x, Index b, Index g, std::span<const Index> row_index, SharedGradients& shared, bool with_pairs)
-      : x_(x), p_(x.problem_), s_(p_.shape), c_(x.contract()), shared_(shared), kv_(x.reference_.load_head(b, g)), b_(b) {
+  GroupSum(const BackwardReference& x, Index b, Index g, std::span<const Index> row_index,
+           SharedGradients& shared, bool with_pairs)
+      : x_(x),
+        p_(x.problem_),
+        s_(p_.shape),
+        c_(x.contract()),
+        shared_(shared),
+        kv_(x.reference_.load_head(b, g)),
+        b_(b) {
     keys_ = kv_->keys_transposed.leftCols(s_.keys).transpose();
     keys_absolute_ = keys_.cwiseAbs();
     out_.row_index.assign(row_index.begin(), row_index.end());
@@ -225,8 +232,8 @@ class GroupSum {
     dv_bound_.middleRows(key0, n).noalias() += m.to_dv.transpose() * d_o.cwiseAbs();
   }
 
-  // bounds_backward.md, 7: dP of keys that dropout drops is 0, but a kernel may compute what dropout
-  // then multiplies by 0.
+  // bounds_backward.md, 7: dP of keys that dropout drops is 0, but a kernel may compute what
+  // dropout then multiplies by 0.
   void drop(const Block& block, std::vector<RowState>& states, Products& m) const {
     for (Index e = 0; e < block.rows * block.count; ++e) {
       const auto pair = static_cast<std::size_t>(e);
@@ -239,7 +246,8 @@ class GroupSum {
     }
   }
 
-  // Weighs the pairs of a row, and keeps what says nothing out of all sums. `own` is its place in dQ.
+  // Weighs the pairs of a row, and keeps what says nothing out of all sums. `own` is its place in
+  // dQ.
   void add_row(const Block& block, Index r, RowState& state, Gradient& dq, std::size_t own,
                Products& m) {
     dq.touched[own] = 1;
@@ -265,7 +273,8 @@ class GroupSum {
       }
   }
 
-  // Q and dO of a row, D, and what taints it. Rows that fp64 cannot weigh are weighed in balls first.
+  // Q and dO of a row, D, and what taints it. Rows that fp64 cannot weigh are weighed in balls
+  // first.
   RowState inspect(Block& block, Index r, Products& m) const {
     const auto at = static_cast<std::size_t>(r);
     RowState state;
@@ -317,8 +326,8 @@ class GroupSum {
         state.d_o_finite = false;
         state.taint = worse(state.taint, std::isnan(d_o) ? Taint::nan : Taint::anything);
       }
-      // Where every visible score is -inf O is NaN, but a kernel may read LSE = -inf as a row without
-      // keys.
+      // Where every visible score is -inf O is NaN, but a kernel may read LSE = -inf as a row
+      // without keys.
       if (block.o_kind[e] == Kind::nan && !block.underflow_excused[e] &&
           block.lse_kind[at] != Kind::minus_infinity)
         state.taint = Taint::nan;
@@ -449,9 +458,11 @@ class GroupSum {
   GroupGradients out_;
 };
 
-GroupGradients BackwardReference::evaluate(Index b, Index g, std::span<const Index> rows, SharedGradients& shared, bool with_pairs) const {
+GroupGradients BackwardReference::evaluate(Index b, Index g, std::span<const Index> rows,
+                                           SharedGradients& shared, bool with_pairs) const {
   GroupSum sum(*this, b, g, rows, shared, with_pairs);
-  for (Index h = g * problem_.shape.group(); h < (g + 1) * problem_.shape.group(); ++h) sum.add_head(h);
+  for (Index h = g * problem_.shape.group(); h < (g + 1) * problem_.shape.group(); ++h)
+    sum.add_head(h);
   return sum.finish();
 }
 

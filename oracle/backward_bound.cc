@@ -16,8 +16,8 @@ using Term = BackwardTerm;
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 
-// A number of one pair, or of eight pairs: its exact value, and how far from it what a kernel and what
-// the oracle computes may lie.
+// A number of one pair, or of eight pairs: its exact value, and how far from it what a kernel and
+// what the oracle computes may lie.
 template <class L>
 struct Erring {
   L value, error, own;
@@ -37,7 +37,8 @@ struct Cast {
     largest = format(*dtype).max_finite;
     saturates = format(*dtype).saturates;
   }
-  // bounds_backward.md, 4, Rounded weights: the cast of what is, or may be, scaled before it is rounded.
+  // bounds_backward.md, 4, Rounded weights: the cast of what is, or may be, scaled before it is
+  // rounded.
   Cast scaled(double scale, const BackwardTerms& terms) const {
     Cast c = *this;
     if (scale > 0 && scale < 1) c.floor = terms[Term::late_underflow] * c.floor / scale;
@@ -93,7 +94,8 @@ struct RowNumbers {
         cast_of_ds(late ? cast_of_p.scaled(x.forward.scale, terms) : cast_of_p),
         kernel(chains_of_kernel(c, x)),
         oracle(chains_of_oracle(x)) {
-    // Balls refine weights and LSE; q.k, of which the softcap's factor is taken, stays that of fp64.
+    // Balls refine weights and LSE; q.k, of which the softcap's factor is taken, stays that of
+    // fp64.
     dot_ratio = exponent_ratio(c, x.forward.dim);
     weight_ratio = t.weights_from_balls ? 0 : dot_ratio;
     exp_floor = terms[Term::exp_underflow] * c.exp_floor;
@@ -118,7 +120,7 @@ struct RowNumbers {
   double dot_ratio = 0, weight_ratio = 0;  // the oracle's E over that of a kernel: of q.k, of p
   double exp_floor = 0, keep_floor = 0, ds_floor = 0, softcap_floor = 0;
   double gamma_keep = 0, gamma_dp = 0;
-  double delta_error = 0;  // everything absolute in the error of R dP - D
+  double delta_error = 0;            // everything absolute in the error of R dP - D
   bool exponents_are_small = false;  // H has not been replaced by e^H - 1
 };
 
@@ -135,17 +137,17 @@ struct Scratch {
   }
 };
 
-// bounds_backward.md, 2: H_j of every key, and the oracle's own; e^H - 1 where one of them is large.
-// Returns the largest of both.
+// bounds_backward.md, 2: H_j of every key, and the oracle's own; e^H - 1 where one of them is
+// large. Returns the largest of both.
 struct LargestExponents {
   double kernel = 0, oracle = 0;
 };
 LargestExponents exponent_errors(const Contract& c, const BackwardContext& x,
                                  const GradientTruth& t, RowNumbers& n, Scratch& s) {
   const double u = c.roundoff;
-  const double per_reach = x.terms[Term::argument] * (c.argument_roundings * u *
-                                                      (1 + safety::second_order_units * u)) +
-                           x.terms[Term::exp_per_unit] * (2 * u * c.exp_ulp_per_unit);
+  const double per_reach =
+      x.terms[Term::argument] * (c.argument_roundings * u * (1 + safety::second_order_units * u)) +
+      x.terms[Term::exp_per_unit] * (2 * u * c.exp_ulp_per_unit);
   const double per_row = t.lse_error + safety::own_errors_held * t.lse_radius;
   const double of_exp = x.terms[Term::exp] * (2 * u * c.exp_ulp);
   double fused = 0, per_dot = 0;
@@ -246,10 +248,10 @@ template <class L>
 Erring<L> times_factor(const RowNumbers& n, const Erring<L>& ds, const Erring<L>& f) {
   const L size = absolute(ds.value);
   const L rounding = n.terms[Term::softcap_product] * n.u * size * f.value;
-  return {ds.value * f.value,
-          (ds.error * (f.value + f.error) + size * f.error) * (1 + n.u) + rounding +
-              n.softcap_floor,
-          ds.own * (f.value + f.own) + size * f.own + 2 * unit64 * size};
+  return {
+      ds.value * f.value,
+      (ds.error * (f.value + f.error) + size * f.error) * (1 + n.u) + rounding + n.softcap_floor,
+      ds.own * (f.value + f.own) + size * f.own + 2 * unit64 * size};
 }
 
 // One pair, or eight, from its weight to its parts in the bounds of all gradients.
@@ -264,8 +266,8 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
     const L quotient = own / bound;
     most.ratio.add(where_live(own) > zero ? quotient : zero);
   };
-  const Erring<L> p = weight(n, load_as<L>(t.weight + j) * is_live,
-                             load_as<L>(s.growth.data() + j), load_as<L>(s.growth64.data() + j));
+  const Erring<L> p = weight(n, load_as<L>(t.weight + j) * is_live, load_as<L>(s.growth.data() + j),
+                             load_as<L>(s.growth64.data() + j));
 
   const L keep = t.kept ? load_as<L>(s.keep.data() + j) : zero + x.keep_scale;
   const Erring<L> kept = kept_weight(n, p, keep);
@@ -276,14 +278,13 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
   compare(in_sum_of_oracle(kept, n.oracle.rows), to_dv);
 
   const L dp_absolute = load_as<L>(t.dp_absolute + j);
-  Erring<L> ds =
-      score_gradient(n, p, difference(n, t, load_as<L>(t.dp + j), dp_absolute));
+  Erring<L> ds = score_gradient(n, p, difference(n, t, load_as<L>(t.dp + j), dp_absolute));
   const L to_bias = in_sum_of_kernel(ds, zero, n.kernel.bias);
   store_lanes(out.ds + j, ds.value);
   store_lanes(out.to_bias + j, where_live(to_bias));
   compare(in_sum_of_oracle(ds, n.oracle.bias), to_bias);
-  most.difference.add(where_live(dp_absolute * (1 + n.gamma_dp) +
-                                 (std::fabs(t.delta) + t.delta_error)));
+  most.difference.add(
+      where_live(dp_absolute * (1 + n.gamma_dp) + (std::fabs(t.delta) + t.delta_error)));
 
   if (x.forward.softcap > 0) {
     const L capped_error = load_as<L>(t.capped_error + j) / x.forward.softcap;
@@ -303,23 +304,21 @@ void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNum
 
 }  // namespace
 
-GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x,
-                                const GradientTruth& t, const GradientWeights& out) {
+GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t,
+                                const GradientWeights& out) {
   thread_local Scratch s;
   s.resize(t.count);
   for (Index j = 0; t.kept && j < t.count; ++j)
     s.keep[static_cast<std::size_t>(j)] = t.kept[j] ? x.keep_scale : 0;
   const double softcap = x.forward.softcap;
   for (Index j = 0; softcap > 0 && j < t.count; ++j)
-    s.tau[static_cast<std::size_t>(j)] =
-        std::fabs(std::tanh(x.forward.scale * t.dot[j] / softcap));
+    s.tau[static_cast<std::size_t>(j)] = std::fabs(std::tanh(x.forward.scale * t.dot[j] / softcap));
 
   RowNumbers n(c, x, t);
   const LargestExponents exponent = exponent_errors(c, x, t, n, s);
   RowMaxima most;
-  for_lanes(0, t.count, [&]<class L>(Index j, L zero) {
-    derive_pairs(x, t, n, s, out, j, zero, most);
-  });
+  for_lanes(0, t.count,
+            [&]<class L>(Index j, L zero) { derive_pairs(x, t, n, s, out, j, zero, most); });
   GradientRow row;
   row.ratio = most.ratio.total();
   row.may_overflow = !(most.difference.total() * (1 + safety::second_order) < c.largest) ||
@@ -366,7 +365,8 @@ double gradient_bound(const Contract& c, const BackwardTerms& counts, double ter
                       double value, double sum) {
   const double underflow =
       counts[Term::sum_underflow] * ((terms + 2) * c.product_floor * std::max(1.0, scale));
-  const double product = counts[Term::scale_product] * (scale == 1 ? 0 : c.roundoff * std::fabs(value));
+  const double product =
+      counts[Term::scale_product] * (scale == 1 ? 0 : c.roundoff * std::fabs(value));
   return (scale * sum * (1 + c.roundoff) + product + underflow) * (1 + safety::evaluation);
 }
 

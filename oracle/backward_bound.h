@@ -1,8 +1,9 @@
-// The backward error bound of a row of a tiled kernel that recomputes P from LSE. Derivation: docs/bounds_backward.md.
+// The backward error bound of a row of a tiled kernel that recomputes P from LSE. Derivation:
+// docs/bounds_backward.md.
 //
-// dQ, dK, dV and dBias are sums of products of a weight of the pair (i, j) with an input, so their bounds are matrix
-// products of |input| with weights that this file gives. LSE and O are what the forward pass stored: their distance
-// from the exact ones is known, not bounded.
+// dQ, dK, dV and dBias are sums of products of a weight of the pair (i, j) with an input, so their
+// bounds are matrix products of |input| with weights that this file gives. LSE and O are what the
+// forward pass stored: their distance from the exact ones is known, not bounded.
 #pragma once
 
 #include "oracle/backward_terms.h"
@@ -10,14 +11,17 @@
 
 namespace assay {
 
-// What is common to the rows of a problem. Lengths are numbers of terms that a sum adds in one chain.
+// What is common to the rows of a problem. Lengths are numbers of terms that a sum adds in one
+// chain.
 struct BackwardContext {
   BoundContext forward;
   Index value_dim = 0;
-  double keep_scale = 1;                    // 1 / (1 - dropout)
-  double keys_length = 0, rows_length = 0;  // of the sums over keys (dQ) and over rows and heads (dK, dV)
-  double keys_terms = 0, rows_terms = 0;    // all terms of those sums: each product can underflow, whatever the chains
-  double bias_length = 0;                   // of the sum over broadcast dimensions; 1: none
+  double keep_scale = 1;  // 1 / (1 - dropout)
+  // Of the sums over keys (dQ) and over rows and heads (dK, dV).
+  double keys_length = 0, rows_length = 0;
+  // All terms of those sums: each product can underflow, whatever the chains.
+  double keys_terms = 0, rows_terms = 0;
+  double bias_length = 0;  // of the sum over broadcast dimensions; 1: none
   BackwardTerms terms;
 };
 
@@ -34,16 +38,17 @@ struct GradientTruth {
   const char* kept = nullptr;            // by dropout; null: all
   bool weights_from_balls = false;       // p_j and LSE have all their bits
   double max = 0, lse = 0;
-  double lse_error = 0, lse_radius = 0;      // of the stored LSE; of the oracle's
-  double delta = 0;                          // D = sum dO O
-  double delta_error = 0, delta_radius = 0;  // of the D that a kernel computes from the stored O; of the oracle's
+  double lse_error = 0, lse_radius = 0;  // of the stored LSE; of the oracle's
+  double delta = 0;                      // D = sum dO O
+  // Of the D that a kernel computes from the stored O; of the oracle's.
+  double delta_error = 0, delta_radius = 0;
 };
 
 // Arrays of GradientTruth::count entries that the caller owns; 0 at masked keys.
 struct GradientWeights {
-  double* kept_weight;                      // R p: dV = sum kept_weight dO
-  double* ds;                               // dS before the softcap's factor: dBias
-  double* dot_gradient;                     // after it: dQ = scale sum dot_gradient K, dK = scale sum dot_gradient Q
+  double* kept_weight;   // R p: dV = sum kept_weight dO
+  double* ds;            // dS before the softcap's factor: dBias
+  double* dot_gradient;  // after it: dQ = scale sum dot_gradient K, dK = scale sum dot_gradient Q
   double *to_dq, *to_dk, *to_dv, *to_bias;  // of the bounds
 };
 
@@ -56,11 +61,11 @@ struct GradientRow {
 
 // Exact quantities of a row for the gradient of a sink, dSink = -sum e^(z - L) D.
 struct SinkTruth {
-  double sink = 0, lse = 0;                              // z and L
-  double delta = 0;                                      // D
-  double lse_error = 0, lse_radius = 0;                  // as in GradientTruth
+  double sink = 0, lse = 0;              // z and L
+  double delta = 0;                      // D
+  double lse_error = 0, lse_radius = 0;  // as in GradientTruth
   double delta_error = 0, delta_radius = 0;
-  double rows = 0;                                       // of the sum
+  double rows = 0;  // of the sum
 };
 
 // What a row adds to the sum e^(z - L) D.
@@ -73,10 +78,11 @@ struct SinkTerm {
 
 SinkTerm derive_sink_term(const Contract& c, const BackwardContext& x, const SinkTruth& t);
 
-GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t, const GradientWeights& out);
+GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t,
+                                const GradientWeights& out);
 
-// |computed sum - sum| from the weighted sum of absolute values; scaled: times the scale, which rounds once more.
-// `terms` of the sum can underflow.
+// |computed sum - sum| from the weighted sum of absolute values; scaled: times the scale, which
+// rounds once more. `terms` of the sum can underflow.
 double gradient_bound(const Contract& c, const BackwardTerms& counts, double terms, double scale,
                       double value, double sum);
 

@@ -15,8 +15,8 @@ namespace assay {
   X(delta_sum, 1)                 /* of D, the roundings of its sum */                             \
   X(delta_underflow, 1)           /* of D, products that underflow */                              \
   X(stored_lse, 1)                /* of L, what the stored LSE is off */                           \
-  X(kept_lse, 1)                  /* of L, what the LSE of a kernel is off that keeps its weights */ \
-  X(kept_corrections, 1)          /* of L, the corrections that such a kernel applies */           \
+  X(kept_lse, 1)                  /* of L, what the LSE is off of a kernel that keeps P */         \
+  X(kept_corrections, 1)          /* of L, the corrections that it applies */                      \
   X(kept_division, 1)             /* of L, its division */                                         \
   X(kept_scale, 1)                /* of L, its folded constant */                                  \
   X(kept_fused, 1)                /* of L, its fused argument */                                   \
@@ -29,7 +29,7 @@ namespace assay {
   X(exp_underflow, 2)             /* of an exp that underflows */                                  \
   X(keep_scale, 2)                /* of the product with 1 / (1 - dropout) */                      \
   X(keep_underflow, 2)            /* of that product where it underflows */                        \
-  X(value_cast, 2)                /* of the cast of P before dV */                                  \
+  X(value_cast, 2)                /* of the cast of P before dV */                                 \
   X(cast_underflow, 2)            /* of such a cast where it underflows */                         \
   X(rows_sum, 3)                  /* of the sums over rows and heads, dV and dK */                 \
   X(keys_sum, 3)                  /* of the sum over keys, dQ */                                   \

@@ -21,9 +21,12 @@ inline int lowest_bit(double x) {
 }
 inline int highest_bit(double x) { return x == 0 ? -no_bit : std::ilogb(x); }
 
-inline bool is_power_of_two(double x) { return x != 0 && std::isfinite(x) && lowest_bit(x) == highest_bit(x); }
+inline bool is_power_of_two(double x) {
+  return x != 0 && std::isfinite(x) && lowest_bit(x) == highest_bit(x);
+}
 
-// A vector of numbers as integers times 2^exponent; without integers where they need more than 62 bits.
+// A vector of numbers as integers times 2^exponent; without integers where they need more than 62
+// bits.
 struct Integers {
   std::vector<std::int64_t> value;
   int exponent = 0, bits = 0;
@@ -48,7 +51,8 @@ Integers to_integers(Index count, const At& at) {
   x.fits = x.bits <= 62;
   if (!x.fits) return x;
   x.value.resize(static_cast<std::size_t>(count));
-  for (Index i = 0; i < count; ++i) x.value[static_cast<std::size_t>(i)] = static_cast<std::int64_t>(std::ldexp(at(i), -low));
+  for (Index i = 0; i < count; ++i)
+    x.value[static_cast<std::size_t>(i)] = static_cast<std::int64_t>(std::ldexp(at(i), -low));
   return x;
 }
 

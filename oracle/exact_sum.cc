@@ -6,6 +6,8 @@
 #include <bit>
 #include <cmath>
 
+#include "oracle/safety_factors.h"
+
 namespace assay {
 namespace {
 
@@ -75,7 +77,7 @@ ExactSum times(ExactSum s, double factor) {
   }
   const double high = s.high * factor, error = std::fma(s.high, factor, -high);
   const double low = std::fma(s.low, factor, error);
-  s.radius = s.radius * std::fabs(factor) + std::fabs(high) * 0x1p-100;
+  s.radius = s.radius * std::fabs(factor) + std::fabs(high) * safety::two_doubles;
   s.high = high;
   s.low = low;
   return s;
@@ -95,16 +97,21 @@ ExactSum exact_of(const ProductRow& row, const ProductColumns& w, Index c, Index
     }
     return s;
   }
-  const int sum_bits = a.bits + b.bits + static_cast<int>(std::bit_width(static_cast<std::uint64_t>(length)));
+  const int sum_bits =
+      a.bits + b.bits + static_cast<int>(std::bit_width(static_cast<std::uint64_t>(length)));
   if (!a.fits || !b.fits || sum_bits > 126)
-    return big_sum(length, [&](Index k) { return row.a[static_cast<std::size_t>(k)] * w.weight(k, c); });
+    return big_sum(length,
+                   [&](Index k) { return row.a[static_cast<std::size_t>(k)] * w.weight(k, c); });
   if (sum_bits <= 62) {
     std::int64_t sum = 0;
-    for (Index k = 0; k < length; ++k) sum += a.value[static_cast<std::size_t>(k)] * b.value[static_cast<std::size_t>(k)];
+    for (Index k = 0; k < length; ++k)
+      sum += a.value[static_cast<std::size_t>(k)] * b.value[static_cast<std::size_t>(k)];
     return from_integer(sum, a.exponent + b.exponent, 64);
   }
   Int128 sum = 0;
-  for (Index k = 0; k < length; ++k) sum += static_cast<Int128>(a.value[static_cast<std::size_t>(k)]) * b.value[static_cast<std::size_t>(k)];
+  for (Index k = 0; k < length; ++k)
+    sum += static_cast<Int128>(a.value[static_cast<std::size_t>(k)]) *
+           b.value[static_cast<std::size_t>(k)];
   return from_integer(sum, a.exponent + b.exponent, 128);
 }
 

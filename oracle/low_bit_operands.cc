@@ -16,7 +16,9 @@ std::uint32_t word_at(const std::byte* data, Index at) {
   return word;
 }
 
-std::uint32_t nibble_of_word(const std::byte* data, Index word, Index nibble) { return word_at(data, word) >> (4 * nibble) & 0xF; }
+std::uint32_t nibble_of_word(const std::byte* data, Index word, Index nibble) {
+  return word_at(data, word) >> (4 * nibble) & 0xF;
+}
 
 double element_value(const LowBitTraits& t, std::uint32_t code) {
   if (!t.integer) return decode(t.element, code);
@@ -25,7 +27,8 @@ double element_value(const LowBitTraits& t, std::uint32_t code) {
 
 double zero_point(const LowBitView& w, Index t, Index n) {
   const auto code = static_cast<std::uint32_t>(w.extra[t * w.n + n]);
-  return traits(w.format).bits == 8 && code >= 128 ? static_cast<double>(code) - 256 : static_cast<double>(code);
+  return traits(w.format).bits == 8 && code >= 128 ? static_cast<double>(code) - 256
+                                                   : static_cast<double>(code);
 }
 
 // The decoded code, zero point taken off, without any scale.
@@ -44,7 +47,9 @@ double code_value(const LowBitView& w, Index k, Index n) {
     case CodeLayout::sparse: {
       const std::uint32_t kept = nibble_of_word(w.extra, (k / 32) * w.n + n, k / 4 % 8);
       for (Index which = 0; which < 2; ++which)
-        if ((kept >> (2 * which) & 3) == static_cast<std::uint32_t>(k % 4)) return element_value(t, nibble_of_word(w.codes, (k / 16) * w.n + n, k / 4 % 4 * 2 + which));
+        if ((kept >> (2 * which) & 3) == static_cast<std::uint32_t>(k % 4))
+          return element_value(t,
+                               nibble_of_word(w.codes, (k / 16) * w.n + n, k / 4 % 4 * 2 + which));
       return 0;
     }
   }
@@ -56,7 +61,9 @@ double scale_value(const LowBitView& w, Index t, Index n) {
   const LowBitTraits& format_of = traits(w.format);
   const Index at = format_of.layout == CodeLayout::columns ? n * w.groups() + t : t * w.n + n;
   std::uint32_t code = static_cast<std::uint32_t>(w.scales[at]);
-  if (format_of.scale == Dtype::f16) code = static_cast<std::uint32_t>(w.scales[2 * at]) | static_cast<std::uint32_t>(w.scales[2 * at + 1]) << 8;
+  if (format_of.scale == Dtype::f16)
+    code = static_cast<std::uint32_t>(w.scales[2 * at]) |
+           static_cast<std::uint32_t>(w.scales[2 * at + 1]) << 8;
   return decode(format_of.scale, code);
 }
 
@@ -65,21 +72,30 @@ double scale_value(const LowBitView& w, Index t, Index n) {
 void ProductRow::read(const Product& p, Index m) {
   a.resize(static_cast<std::size_t>(p.k));
   not_in_f32 = false;
+  const double largest = format(Dtype::f32).max_finite;
   for (Index k = 0; k < p.k; ++k) {
     a[static_cast<std::size_t>(k)] =
-        p.a_low ? code_value(p.a_low, k, m) * scale_value(p.a_low, p.a_low.group > 0 ? k / p.a_low.group : 0, m) : load(p.a, p.a.at(0, 0, m, k));
-    not_in_f32 |= std::isfinite(a[static_cast<std::size_t>(k)]) && std::fabs(a[static_cast<std::size_t>(k)]) > 0x1.fffffep127;
+        p.a_low ? code_value(p.a_low, k, m) *
+                      scale_value(p.a_low, p.a_low.group > 0 ? k / p.a_low.group : 0, m)
+                : load(p.a, p.a.at(0, 0, m, k));
+    not_in_f32 |= std::isfinite(a[static_cast<std::size_t>(k)]) &&
+                  std::fabs(a[static_cast<std::size_t>(k)]) > largest;
   }
   integers = to_integers(p.k, [&](Index k) { return a[static_cast<std::size_t>(k)]; });
   finite = a;
-  if (!integers.finite) std::ranges::replace_if(finite, [](double x) { return !std::isfinite(x); }, 0.0);
+  if (!integers.finite)
+    std::ranges::replace_if(
+        finite, [](double x) { return !std::isfinite(x); }, 0.0);
   const Index step = p.w.group > 0 ? p.w.group : p.k;
   quantum.assign(static_cast<std::size_t>((p.k + step - 1) / step), no_bit);
   if (integers.finite)
-    for (Index k = 0; k < p.k; ++k) quantum[static_cast<std::size_t>(k / step)] = std::min(quantum[static_cast<std::size_t>(k / step)], lowest_bit(a[static_cast<std::size_t>(k)]));
+    for (Index k = 0; k < p.k; ++k)
+      quantum[static_cast<std::size_t>(k / step)] = std::min(
+          quantum[static_cast<std::size_t>(k / step)], lowest_bit(a[static_cast<std::size_t>(k)]));
 }
 
-ProductColumns::ProductColumns(const LowBitView& w, Index first_, Index count_) : first(first_), count(count_), step(w.group > 0 ? w.group : w.k) {
+ProductColumns::ProductColumns(const LowBitView& w, Index first_, Index count_)
+    : first(first_), count(count_), step(w.group > 0 ? w.group : w.k) {
   groups = (w.k + step - 1) / step;
   code.resize(static_cast<std::size_t>(w.k * count));
   scale.resize(static_cast<std::size_t>(groups * count));
@@ -92,10 +108,13 @@ ProductColumns::ProductColumns(const LowBitView& w, Index first_, Index count_) 
       most = std::max(most, std::fabs(x));
     }
   for (Index t = 0; t < groups; ++t)
-    for (Index c = 0; c < count; ++c) scale[static_cast<std::size_t>(t * count + c)] = scale_value(w, t, first + c);
+    for (Index c = 0; c < count; ++c)
+      scale[static_cast<std::size_t>(t * count + c)] = scale_value(w, t, first + c);
   finite_code = code;
   finite_scale = scale;
-  for (auto* list : {&finite_code, &finite_scale}) std::ranges::replace_if(*list, [](double x) { return !std::isfinite(x); }, 0.0);
+  for (auto* list : {&finite_code, &finite_scale})
+    std::ranges::replace_if(
+        *list, [](double x) { return !std::isfinite(x); }, 0.0);
   for (Index c = 0; c < count; ++c) {
     integers.push_back(to_integers(w.k, [&](Index k) { return weight(k, c); }));
     if (!integers.back().finite) continue;
@@ -110,7 +129,9 @@ std::vector<double> decode_weights(const LowBitView& w) {
   std::vector<double> values(static_cast<std::size_t>(w.k * w.n));
   for (Index k = 0; k < w.k; ++k)
     for (Index n = 0; n < w.n; ++n)
-      values[static_cast<std::size_t>(k * w.n + n)] = code_value(w, k, n) * scale_value(w, w.group > 0 ? k / w.group : 0, n) * static_cast<double>(w.tensor_scale);
+      values[static_cast<std::size_t>(k * w.n + n)] =
+          code_value(w, k, n) * scale_value(w, w.group > 0 ? k / w.group : 0, n) *
+          static_cast<double>(w.tensor_scale);
   return values;
 }
 
@@ -120,7 +141,8 @@ std::vector<double> decode_activations(const Product& p) {
   ProductRow row;
   for (Index m = 0; m < p.m; ++m) {
     row.read(p, m);
-    for (double x : row.a) values.push_back(p.a_low ? x * static_cast<double>(p.a_low.tensor_scale) : x);
+    for (double x : row.a)
+      values.push_back(p.a_low ? x * static_cast<double>(p.a_low.tensor_scale) : x);
   }
   return values;
 }

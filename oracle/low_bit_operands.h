@@ -12,8 +12,8 @@ struct ProductRow {
   std::vector<double> a;       // without tensor scale
   std::vector<double> finite;  // the same, 0 where it is NaN or infinite
   Integers integers;
-  std::vector<int> quantum;    // of each group of W: its lowest bit
-  bool not_in_f32 = false;     // some dequantized element exceeds binary32
+  std::vector<int> quantum;  // of each group of W: its lowest bit
+  bool not_in_f32 = false;   // some dequantized element exceeds binary32
   void read(const Product& p, Index m);
 };
 
@@ -22,9 +22,9 @@ struct ProductColumns {
   Index first = 0, count = 0, groups = 0, step = 0;
   std::vector<double> code, scale;
   std::vector<double> finite_code, finite_scale;  // the same, 0 where they are NaN or infinite
-  std::vector<Integers> integers;      // of a column's weights
-  std::vector<int> quantum;            // of the codes of a group, [t][column]
-  std::vector<double> largest;         // of the codes of a group, [t][column]
+  std::vector<Integers> integers;                 // of a column's weights
+  std::vector<int> quantum;                       // of the codes of a group, [t][column]
+  std::vector<double> largest;                    // of the codes of a group, [t][column]
   double code_at(Index k, Index c) const { return code[static_cast<std::size_t>(k * count + c)]; }
   double scale_at(Index t, Index c) const { return scale[static_cast<std::size_t>(t * count + c)]; }
   double weight(Index k, Index c) const { return code_at(k, c) * scale_at(k / step, c); }

@@ -11,8 +11,8 @@ namespace {
 
 using Term = ProductTerm;
 
-// A step that underflows errs by the floor of the contract; products that are rounded apart from the
-// additions may do so once more.
+// A step that underflows errs by the floor of the contract; products that are rounded apart from
+// the additions may do so once more.
 double underflow_of_step(const ProductContract& c) {
   return c.floor * (c.products_rounded ? 2 : 1);
 }
@@ -38,8 +38,7 @@ void ProductBounds::sum_group(const Group& group, const ProductRow& row, const P
                               const ProductContract& c) {
   const auto n = static_cast<std::size_t>(w.count);
   const double u = c.roundoff, sum_u = terms_[Term::group_in_order] * u;
-  const double product_u =
-      c.products_rounded ? terms_[Term::group_products_in_order] * u : 0;
+  const double product_u = c.products_rounded ? terms_[Term::group_products_in_order] * u : 0;
   for (auto* v : {&sum_, &magnitude_, &error_}) v->assign(n, 0);
   for (Index k = group.begin; k < group.end; ++k) {
     const double a = row.finite[static_cast<std::size_t>(k)];
@@ -48,14 +47,13 @@ void ProductBounds::sum_group(const Group& group, const ProductRow& row, const P
       const double term = a * code[i];
       sum_[i] += term;
       magnitude_[i] += std::fabs(term);
-      error_[i] =
-          error_[i] * (1 + u) + (sum_u * std::fabs(sum_[i]) + product_u * std::fabs(term));
+      error_[i] = error_[i] * (1 + u) + (sum_u * std::fabs(sum_[i]) + product_u * std::fabs(term));
     }
   }
 }
 
-// bounds_product.md, 2, Exact groups: every number is a multiple of one power of two, and no sum of them
-// needs more bits than the accumulator has
+// bounds_product.md, 2, Exact groups: every number is a multiple of one power of two, and no sum of
+// them needs more bits than the accumulator has
 bool ProductBounds::holds(double sum, int quantum) const {
   if (quantum > no_bit / 2) return true;  // all terms are 0
   return sum <= std::ldexp(quanta_, quantum) && quantum >= least_bit_;
@@ -66,11 +64,12 @@ double ProductBounds::group_error(std::size_t i, const Group& group, bool exact,
                                   const ProductContract& c) const {
   if (exact) return 0;
   const double u = c.roundoff, steps = group.terms();
-  const double roundings = steps + (c.products_rounded ? terms_[Term::group_products_any_order] : 0);
-  const double error = c.order == ProductOrder::groups_in_order
-                           ? error_[i]
-                           : terms_[Term::group_in_any_order] * gamma_factor(roundings, u) *
-                                 magnitude_[i];
+  const double roundings =
+      steps + (c.products_rounded ? terms_[Term::group_products_any_order] : 0);
+  const double error =
+      c.order == ProductOrder::groups_in_order
+          ? error_[i]
+          : terms_[Term::group_in_any_order] * gamma_factor(roundings, u) * magnitude_[i];
   const double in_fp64 = terms_[Term::group_in_fp64] * u * magnitude_[i] * steps * steps *
                          safety::partial_sums_in_fp64;
   return error + in_fp64 + terms_[Term::group_underflow] * steps * underflow_of_step(c);
@@ -88,11 +87,11 @@ void ProductBounds::add_scaled_group(std::size_t i, double scale, double error,
     total_error_[i] = total_error_[i] * (1 + u) +
                       terms_[Term::groups_in_order] * u * std::fabs(total_[i]) +
                       terms_[Term::groups_in_order_underflow] * underflow_of_step(c);
-  else
-    total_error_[i] += terms_[Term::groups_in_any_order_underflow] * c.floor;
+  else total_error_[i] += terms_[Term::groups_in_any_order_underflow] * c.floor;
 }
 
-// bounds_product.md, 6: what of a group of one column may leave the range; its error goes on to section 3.
+// bounds_product.md, 6: what of a group of one column may leave the range; its error goes on to
+// section 3.
 void ProductBounds::add_group(std::size_t i, const Group& group, const ProductRow& row,
                               const ProductColumns& w, const ProductContract& c) {
   const auto t = static_cast<std::size_t>(group.index);
@@ -130,9 +129,9 @@ double ProductBounds::bound_of_any_order(std::size_t i, double steps, double lar
                                          const ProductContract& c) const {
   double weights = 0;
   if (c.weight_dtype)
-    weights = terms_[Term::weight_cast] * unit_roundoff(*c.weight_dtype) * gauge_[i] +
-              terms_[Term::weight_cast_underflow] * steps * half_min_subnormal(*c.weight_dtype) *
-                  largest;
+    weights =
+        terms_[Term::weight_cast] * unit_roundoff(*c.weight_dtype) * gauge_[i] +
+        terms_[Term::weight_cast_underflow] * steps * half_min_subnormal(*c.weight_dtype) * largest;
   const double roundings = steps + (c.products_rounded ? terms_[Term::sum_products] : 0);
   return weights +
          terms_[Term::sum_in_any_order] * gamma_factor(roundings, c.roundoff) *

@@ -41,10 +41,9 @@ class ProductBounds {
                  const ProductContract& c);
   // Whether no sum of multiples of 2^quantum, whose moduli sum to `sum`, is ever rounded.
   bool holds(double sum, int quantum) const;
-  double group_error(std::size_t i, const Group& group, bool exact,
-                     const ProductContract& c) const;
-  void add_group(std::size_t i, const Group& group, const ProductRow& row,
-                 const ProductColumns& w, const ProductContract& c);
+  double group_error(std::size_t i, const Group& group, bool exact, const ProductContract& c) const;
+  void add_group(std::size_t i, const Group& group, const ProductRow& row, const ProductColumns& w,
+                 const ProductContract& c);
   void add_scaled_group(std::size_t i, double scale, double error, const ProductContract& c);
   double bound_of_groups(std::size_t i, double steps, double groups,
                          const ProductContract& c) const;

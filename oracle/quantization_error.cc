@@ -5,7 +5,8 @@
 
 namespace assay {
 
-QuantizationError quantization_error(const Product& p, const std::function<double(Index, Index)>& original) {
+QuantizationError quantization_error(const Product& p,
+                                     const std::function<double(Index, Index)>& original) {
   const std::vector<double> w = decode_weights(p.w), a = decode_activations(p);
   std::vector<double> difference(w.size());
   double error = 0, size = 0;
@@ -23,12 +24,16 @@ QuantizationError quantization_error(const Product& p, const std::function<doubl
   error = size = 0;
   for (Index m = 0; m < p.m; ++m) {
     // What is no number says nothing about quantization.
-    if (!std::all_of(a.begin() + m * p.k, a.begin() + (m + 1) * p.k, [](double x) { return std::isfinite(x); })) continue;
+    if (!std::all_of(a.begin() + m * p.k, a.begin() + (m + 1) * p.k,
+                     [](double x) { return std::isfinite(x); }))
+      continue;
     for (Index n = 0; n < p.n; ++n) {
       double off = 0, whole = 0;
       for (Index k = 0; k < p.k; ++k) {
-        off += a[static_cast<std::size_t>(m * p.k + k)] * difference[static_cast<std::size_t>(k * p.n + n)];
-        whole += a[static_cast<std::size_t>(m * p.k + k)] * exact[static_cast<std::size_t>(k * p.n + n)];
+        off += a[static_cast<std::size_t>(m * p.k + k)] *
+               difference[static_cast<std::size_t>(k * p.n + n)];
+        whole +=
+            a[static_cast<std::size_t>(m * p.k + k)] * exact[static_cast<std::size_t>(k * p.n + n)];
       }
       error += off * off;
       size += whole * whole;

@@ -24,8 +24,8 @@ double lse_error_of_kept_weights(const Contract& c, const BackwardTerms& terms, 
     if (!block.visible[pair]) continue;
     largest = std::max(largest, std::fabs(static_cast<double>(p.scale) * block.dot[pair]));
   }
-  const double corrections = terms[Term::kept_corrections] * safety::two_roundings_of_exp * u *
-                             (tiles + 1) * c.exp_ulp;
+  const double corrections =
+      terms[Term::kept_corrections] * safety::two_roundings_of_exp * u * (tiles + 1) * c.exp_ulp;
   const double division =
       terms[Term::kept_division] * safety::one_rounding * u * c.division_roundings;
   const double constant = terms[Term::kept_scale] * c.scale_error +

@@ -1,5 +1,5 @@
-// Inside oracle/: what the forward pass left for a row's gradients, L and D, and how far off a kernel is
-// that reads it. Derivation: docs/bounds_backward.md, 1.
+// Inside oracle/: what the forward pass left for a row's gradients, L and D, and how far off a
+// kernel is that reads it. Derivation: docs/bounds_backward.md, 1.
 #pragma once
 
 #include "oracle/backward_terms.h"

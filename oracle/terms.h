@@ -1,8 +1,8 @@
-// The terms of a bound by name, so that a test can leave out one at a time and show the arithmetic that
-// needs it.
+// The terms of a bound by name, so that a test can leave out one at a time and show the arithmetic
+// that needs it.
 //
-// A term is the factor 1 of some coefficient. Production never changes a factor, and a product with 1 is
-// exact.
+// A term is the factor 1 of some coefficient. Production never changes a factor, and a product with
+// 1 is exact.
 #pragma once
 
 #include <array>

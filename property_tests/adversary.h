@@ -1,6 +1,6 @@
-// An arithmetic that errs by all that its contract allows, in every step, and in the direction that takes
-// the result furthest from its exact value. No kernel rounds like this, but every kernel that keeps its
-// contract might in one of its steps, so a bound has to hold for it.
+// An arithmetic that errs by all that its contract allows, in every step, and in the direction that
+// takes the result furthest from its exact value. No kernel rounds like this, but every kernel that
+// keeps its contract might in one of its steps, so a bound has to hold for it.
 #pragma once
 
 #include <cmath>
@@ -19,8 +19,8 @@ class Adversary {
     return x + signs_[at] * allowance;
   }
 
-  // The result of a computation, as far from its exact value as single steps can take it: the sign of
-  // each step is the one that alone takes the result up. Down is tried as well.
+  // The result of a computation, as far from its exact value as single steps can take it: the sign
+  // of each step is the one that alone takes the result up. Down is tried as well.
   double furthest(const std::function<double(Adversary&)>& compute) {
     signs_.clear();
     const double exact = run(compute);

@@ -1,5 +1,5 @@
-// Every term of the backward bound earns its place: with all terms an arithmetic that errs by all that its
-// contract allows stays inside the bound, and without one of them it does not.
+// Every term of the backward bound earns its place: with all terms an arithmetic that errs by all
+// that its contract allows stays inside the bound, and without one of them it does not.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -44,7 +44,8 @@ struct Small {
 };
 
 Tensor tensor(Index rows, Index columns, const Small::Values& values) {
-  Tensor t(Dtype::f64, {1, 1, rows, columns}, make_layout(LayoutKind::bhsd, {1, 1, rows, columns}, 1));
+  Tensor t(Dtype::f64, {1, 1, rows, columns},
+           make_layout(LayoutKind::bhsd, {1, 1, rows, columns}, 1));
   for (Index i = 0; i < rows; ++i)
     for (Index d = 0; d < columns; ++d) store(t.view(), t.view().at(0, 0, i, d), values(i, d));
   return t;
@@ -123,7 +124,8 @@ class World {
       for (Index c = 0; c < s.value_dim; ++c) {
         double value = 0;
         for (Index j = 0; j < s.keys; ++j)
-          value += std::exp(score[static_cast<std::size_t>(j)] - most) / sum * keep(i, j) * s.v(j, c);
+          value +=
+              std::exp(score[static_cast<std::size_t>(j)] - most) / sum * keep(i, j) * s.v(j, c);
         store(o.view(), o.view().at(0, 0, i, c), value + s.o_off);
       }
       store(lse.view(), lse.view().at(0, 0, i, 0), most + std::log(sum) + s.lse_off);
@@ -131,7 +133,8 @@ class World {
   }
 };
 
-// The backward pass as docs/bounds_backward.md describes it, each step erring as its contract allows.
+// The backward pass as docs/bounds_backward.md describes it, each step erring as its contract
+// allows.
 class Kernel {
  public:
   Kernel(const World& world, const Contract& contract, Adversary& adversary)
@@ -327,8 +330,8 @@ Bounded bounded(const World& world, const Contract& contract, const BackwardTerm
   }
 }
 
-// An arithmetic in which nothing errs much but the roundings of the softmax part: the contract of a case
-// changes what its term is about.
+// An arithmetic in which nothing errs much but the roundings of the softmax part: the contract of a
+// case changes what its term is about.
 Contract quiet() {
   Contract c;
   c.dot_roundoff = 0x1p-32;
@@ -438,8 +441,7 @@ const std::vector<Case>& cases() {
          s.d_o = Small::all(256);
          c.product_floor = 0x1p-16;
        }},
-      {Term::value_cast, Gradients::dv,
-       [](Small&, Contract& c) { c.weight_dtype = Dtype::bf16; }},
+      {Term::value_cast, Gradients::dv, [](Small&, Contract& c) { c.weight_dtype = Dtype::bf16; }},
       {Term::cast_underflow, Gradients::dv,
        [](Small& s, Contract& c) {
          s.keys = 2;

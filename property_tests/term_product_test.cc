@@ -1,5 +1,5 @@
-// Every term of the bound of products earns its place: with all terms an arithmetic that errs by all that
-// its contract allows stays inside the bound, and without one of them it does not.
+// Every term of the bound of products earns its place: with all terms an arithmetic that errs by
+// all that its contract allows stays inside the bound, and without one of them it does not.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -17,13 +17,14 @@
 namespace assay {
 namespace {
 
-// A row of A and a column of W: int8 codes with a scale for each group, or nvfp4 ones with a tensor scale.
+// A row of A and a column of W: int8 codes with a scale for each group, or nvfp4 ones with a tensor
+// scale.
 struct Small {
   Index k = 1, group = 8;
   std::function<double(Index)> a = [](Index) { return 1.0; };
   std::function<int(Index)> code = [](Index) { return 1; };
-  double scale = 1;         // of every group; binary16
-  float tensor_scale = 0;   // 0: none
+  double scale = 1;        // of every group; binary16
+  float tensor_scale = 0;  // 0: none
 };
 
 class World {
@@ -136,8 +137,8 @@ struct Case {
 
 using Term = ProductTerm;
 
-// One large term, then many that are small: each later addition rounds all of the first. The small ones
-// are no multiples of a power of two that 24 bits would hold beside the large one.
+// One large term, then many that are small: each later addition rounds all of the first. The small
+// ones are no multiples of a power of two that 24 bits would hold beside the large one.
 double large_then_small(Index k) { return k == 0 ? 1 : 0x1.8p-30; }
 
 const std::vector<Case>& cases() {
@@ -149,7 +150,8 @@ const std::vector<Case>& cases() {
   };
   const auto in_order = order(ProductOrder::groups_in_order);
   const auto in_order_rounded = order(ProductOrder::groups_in_order, true);
-  const auto groups = order(ProductOrder::groups), groups_rounded = order(ProductOrder::groups, true);
+  const auto groups = order(ProductOrder::groups),
+             groups_rounded = order(ProductOrder::groups, true);
   const auto any = order(ProductOrder::any), any_rounded = order(ProductOrder::any, true);
   const auto make = [](const auto& contract, Index k, Index group) {
     return [=](Small& s, ProductContract& c) {
@@ -175,19 +177,17 @@ const std::vector<Case>& cases() {
       {Term::group_underflow, with(make(in_order, 32, 32), underflow)},
       {Term::group_scale, with(make(in_order_rounded, 2, 8), odd_scale)},
       {Term::groups_in_order, make(in_order, 32 * 8, 8)},
-      {Term::groups_in_order_underflow,
-       with(make(in_order, 32 * 8, 8),
-            [](Small& s, ProductContract& c) {
-              s.scale = 0x1p-10;
-              c.floor = 0x1p-16;
-            })},
+      {Term::groups_in_order_underflow, with(make(in_order, 32 * 8, 8),
+                                             [](Small& s, ProductContract& c) {
+                                               s.scale = 0x1p-10;
+                                               c.floor = 0x1p-16;
+                                             })},
       {Term::groups_in_any_order, make(groups, 32 * 8, 8)},
-      {Term::groups_in_any_order_underflow,
-       with(make(groups, 32 * 8, 8),
-            [](Small& s, ProductContract& c) {
-              s.scale = 0x1p-10;
-              c.floor = 0x1p-16;
-            })},
+      {Term::groups_in_any_order_underflow, with(make(groups, 32 * 8, 8),
+                                                 [](Small& s, ProductContract& c) {
+                                                   s.scale = 0x1p-10;
+                                                   c.floor = 0x1p-16;
+                                                 })},
       {Term::weight_cast, with(make(any, 2, 8),
                                [](Small& s, ProductContract& c) {
                                  s.scale = 0.7;
@@ -203,12 +203,11 @@ const std::vector<Case>& cases() {
       {Term::sum_underflow, with(make(any_rounded, 32, 32), underflow)},
       {Term::tensor_scale,
        with(make(in_order, 2, 16), [](Small& s, ProductContract&) { s.tensor_scale = 0.7f; })},
-      {Term::tensor_scale_underflow,
-       with(make(in_order, 2, 16),
-            [](Small& s, ProductContract& c) {
-              s.tensor_scale = 0x1p-10f;
-              c.floor = 0x1p-16;
-            })},
+      {Term::tensor_scale_underflow, with(make(in_order, 2, 16),
+                                          [](Small& s, ProductContract& c) {
+                                            s.tensor_scale = 0x1p-10f;
+                                            c.floor = 0x1p-16;
+                                          })},
   };
   return all;
 }
@@ -224,8 +223,8 @@ TEST(ProductTerms, EachIsNeededByAnArithmeticThatKeepsItsContract) {
     x.set(small, contract);
     const World world(small);
     Adversary adversary;
-    const double y = adversary.furthest(
-        [&](Adversary& a) { return Kernel(world, contract, a).element(); });
+    const double y =
+        adversary.furthest([&](Adversary& a) { return Kernel(world, contract, a).element(); });
     const ExactSum exact = exact_product(world.problem, 0, 0);
     const double error = std::fabs((y - exact.high) - exact.low);
     const double whole = bound_of(world, contract, {}, exact.high);

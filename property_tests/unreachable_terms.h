@@ -1,5 +1,5 @@
-// The terms of a bound that a document lists as unreachable: no arithmetic that keeps its contract is
-// known to need them.
+// The terms of a bound that a document lists as unreachable: no arithmetic that keeps its contract
+// is known to need them.
 #pragma once
 
 #include <filesystem>
