@@ -1,9 +1,11 @@
-// The forward error bound of a row of tiled attention, for any contract. Derivation: docs/bounds.md.
+// The forward error bound of a row of tiled attention, for any contract. Derivation:
+// docs/bounds.md.
 //
 // With p the exact weights, the computed output is a quotient of perturbed sums, and exactly
 //   Ohat - O = [ sum p (e^eta - 1)(v - O) + (casts and accumulation, against |v|) + (row sum, against O) ] / (1 + ...)
-// so the bound of a row is a handful of weighted sums over V. This file gives the weights; the caller sums
-// (by matrix products for a block of rows, one by one for a row in ball arithmetic) and hands the sums back.
+// so the bound of a row is a handful of weighted sums over V. This file gives the weights; the
+// caller sums (by matrix products for a block of rows, one by one for a row in ball arithmetic) and
+// hands the sums back.
 #pragma once
 
 #include <vector>
@@ -62,7 +64,8 @@ struct RowBound {
   bool must_overflow = false;
 };
 
-// Weights of the sums over V, arrays of RowTruth::count entries that the caller owns; null: not wanted.
+// Weights of the sums over V, arrays of RowTruth::count entries that the caller owns; null: not
+// wanted.
 struct SumWeights {
   double* centred;   // against |v_j - O|
   double* absolute;  // against |v_j|, whatever the order of the sums
@@ -76,7 +79,8 @@ bool tail_is_second_order(const Contract& c, const BoundContext& x);
 // Whether sum |q||k_j| enters the bound of scores to first order.
 bool needs_absolute(const Contract& c, const BoundContext& x);
 
-// Whether no score can leave the range, given that no sum |q||k_j| exceeds `absolute` and no sum of |biases| `magnitude`.
+// Whether no score can leave the range, given that no sum |q||k_j| exceeds `absolute` and no sum of
+// |biases| `magnitude`.
 bool excludes_overflow(const Contract& c, const BoundContext& x, double absolute, double magnitude);
 
 // Sets may_overflow and must_overflow.
@@ -90,9 +94,10 @@ void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, d
 // At least e^h - 1 for h >= 0, without a library call where h is small.
 double expm1_above(double h);
 
-// The exponent errors H_j of reference.cc are at most this times those of a contract. It computes in fp64 without
-// rescaling, and its exp and tanh are taken to err by up to 64 ulp, which needs no claim about any library. Every
-// term of H_j is linear in a roundoff, and sum |q||k| <= 2 sum of |partial sums| (docs/bounds.md, section 6).
+// The exponent errors H_j of reference.cc are at most this times those of a contract. It computes
+// in fp64 without rescaling, and its exp and tanh are taken to err by up to 64 ulp, which needs no
+// claim about any library. Every term of H_j is linear in a roundoff, and sum |q||k| <= 2 sum of
+// |partial sums| (docs/bounds.md, section 6).
 double exponent_ratio(const Contract& c, Index dim);
 
 struct ColumnSums {
@@ -100,7 +105,8 @@ struct ColumnSums {
   double prefix = 0, tail = 0;       // ordered: dot_roundoff times the sum of |partial sums of p v|; sum of tail |v|, of first order
 };
 
-// Bound of |Ohat - O| before the rounding to the output dtype; `hull` is the largest |v - O| of the row's hull.
+// Bound of |Ohat - O| before the rounding to the output dtype; `hull` is the largest |v - O| of the
+// row's hull.
 double element_bound(const Contract& c, const BoundContext& x, const RowBound& b, double o,
                      const ColumnSums& sums, double hull, double largest_value);
 

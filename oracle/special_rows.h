@@ -1,4 +1,5 @@
-// Inside oracle/: what needs no bound, section 8 of docs/bounds.md: rows whose answer is exact, NaN and infinities.
+// Inside oracle/: what needs no bound, section 8 of docs/bounds.md: rows whose answer is exact,
+// NaN and infinities.
 #pragma once
 
 #include "oracle/key_values.h"
