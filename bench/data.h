@@ -11,7 +11,7 @@
 #include <fmt/format.h>
 
 #include "bench/rounds.h"
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "problem/parallel.h"
 #include "problem/random.h"
 

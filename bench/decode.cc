@@ -9,8 +9,8 @@
 #include "bench/machine.h"
 #include "bench/modes.h"
 #include "bench/table.h"
-#include "kernels/cache.h"
-#include "kernels/targets.h"
+#include "kernels/cache/cache.h"
+#include "kernels/simd/targets.h"
 
 namespace assay::bench {
 namespace {

@@ -11,10 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "harness/contracts.h"
+#include "harness/candidates/contracts.h"
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
-#include "kernels/targets.h"
+#include "kernels/attention/attention.h"
+#include "kernels/simd/targets.h"
 #include "oracle/backward.h"
 #include "oracle/verdict.h"
 #include "problem/parallel.h"

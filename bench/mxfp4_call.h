@@ -2,7 +2,7 @@
 #pragma once
 
 #include "bench/peer_table.h"
-#include "kernels/product.h"
+#include "kernels/product/product.h"
 
 namespace assay::bench {
 

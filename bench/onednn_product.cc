@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "bench/peers.h"
-#include "kernels/product.h"
+#include "kernels/product/product.h"
 #include "problem/parallel.h"
 
 namespace assay::bench {

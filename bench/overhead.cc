@@ -7,9 +7,9 @@
 
 #include "bench/data.h"
 #include "bench/modes.h"
-#include "kernels/attention_plan.h"
+#include "kernels/attention/attention_plan.h"
 #include "kernels/device/device_backend.h"
-#include "kernels/dispatch.h"
+#include "kernels/dispatch/dispatch.h"
 #include "kernels/validate.h"
 
 namespace assay::bench {

@@ -14,7 +14,7 @@
 #include "bench/modes.h"
 #include "bench/peers.h"
 #include "bench/table.h"
-#include "kernels/targets.h"
+#include "kernels/simd/targets.h"
 
 namespace assay::bench {
 namespace {

@@ -14,8 +14,8 @@
 #include "bench/modes.h"
 #include "bench/peers.h"
 #include "bench/table.h"
-#include "kernels/product.h"
-#include "kernels/targets.h"
+#include "kernels/product/product.h"
+#include "kernels/simd/targets.h"
 
 namespace assay::bench {
 namespace {

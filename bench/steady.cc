@@ -10,7 +10,7 @@
 #include "bench/data.h"
 #include "bench/modes.h"
 #include "bench/own_process.h"
-#include "kernels/dispatch.h"
+#include "kernels/dispatch/dispatch.h"
 #include "problem/clock.h"
 
 namespace assay::bench {

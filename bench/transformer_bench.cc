@@ -12,7 +12,7 @@
 
 #include "bench/own_process.h"
 #include "testing/transformer.h"
-#include "kernels/targets.h"
+#include "kernels/simd/targets.h"
 #include "problem/clock.h"
 
 namespace assay {

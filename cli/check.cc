@@ -14,8 +14,8 @@
 #include "cli/run_report.h"
 #include "cli/selection.h"
 #include "harness/files.h"
-#include "harness/shrink.h"
-#include "harness/standalone.h"
+#include "harness/cases/shrink.h"
+#include "harness/records/standalone.h"
 #include "problem/clock.h"
 
 namespace assay {

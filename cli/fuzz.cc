@@ -12,7 +12,7 @@
 #include "cli/machine.h"
 #include "cli/options.h"
 #include "harness/files.h"
-#include "harness/planted_faults.h"
+#include "harness/faults/planted_faults.h"
 #include "problem/parallel.h"
 #include "reports/html.h"
 #include "reports/store.h"

@@ -6,7 +6,7 @@
 #include <fstream>
 
 #include "cli/commit.h"
-#include "kernels/targets.h"
+#include "kernels/simd/targets.h"
 #include "problem/parallel.h"
 
 namespace assay {

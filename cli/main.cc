@@ -15,8 +15,8 @@
 #include "cli/commands.h"
 #include "cli/exit_status.h"
 #include "cli/options.h"
-#include "harness/kernel_process.h"
-#include "harness/safetensors.h"
+#include "harness/candidates/kernel_process.h"
+#include "harness/records/safetensors.h"
 #include "problem/case.h"
 #include "reports/store.h"
 

@@ -1,5 +1,5 @@
 // assay record and assay verify.
-#include "harness/record.h"
+#include "harness/records/record.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>

@@ -9,7 +9,7 @@
 
 #include "cli/exit_status.h"
 #include "cli/options.h"
-#include "harness/suites.h"
+#include "harness/cases/suites.h"
 
 namespace assay {
 namespace {

@@ -1,5 +1,5 @@
 // assay trace.
-#include "harness/trace.h"
+#include "harness/judging/trace.h"
 
 #include <fmt/format.h>
 #include <unistd.h>

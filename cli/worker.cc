@@ -5,7 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/options.h"
-#include "harness/kernel_process.h"
+#include "harness/candidates/kernel_process.h"
 
 namespace assay {
 namespace {

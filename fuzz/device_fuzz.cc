@@ -3,7 +3,7 @@
 // after it failed, and the next call is right.
 
 #include "fuzz/require.h"
-#include "harness/draw_case.h"
+#include "harness/cases/draw_case.h"
 #include "testing/device_world.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "fuzz/require.h"
-#include "harness/draw_case.h"
+#include "harness/cases/draw_case.h"
 
 namespace {
 

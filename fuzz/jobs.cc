@@ -21,7 +21,7 @@
 
 #include "harness/files.h"
 #include "harness/process.h"
-#include "harness/shrink.h"
+#include "harness/cases/shrink.h"
 #include "problem/clock.h"
 
 namespace assay {

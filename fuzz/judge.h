@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "harness/draw_case.h"
+#include "harness/cases/draw_case.h"
 
 namespace assay {
 

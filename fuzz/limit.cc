@@ -7,7 +7,7 @@
 #include <string_view>
 
 #include "fuzz/inputs.h"
-#include "harness/draw_case.h"
+#include "harness/cases/draw_case.h"
 #include "oracle/product.h"
 #include "oracle/visibility.h"
 #include "problem/generate.h"

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "fuzz/require.h"
-#include "harness/draw_case.h"
-#include "kernels/packed_weights.h"
+#include "harness/cases/draw_case.h"
+#include "kernels/product/packed_weights.h"
 #include "oracle/product.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {

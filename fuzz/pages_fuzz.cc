@@ -3,9 +3,9 @@
 // back through attention.
 
 #include "fuzz/require.h"
-#include "harness/draw_case.h"
-#include "kernels/attention.h"
-#include "kernels/cache_storage.h"
+#include "harness/cases/draw_case.h"
+#include "kernels/attention/attention.h"
+#include "kernels/cache/cache_storage.h"
 #include "testing/cache_model.h"
 
 namespace {

@@ -2,7 +2,7 @@
 // sentence or judged.
 #include <cstdlib>
 
-#include "harness/record.h"
+#include "harness/records/record.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t size) {
   using namespace assay;

@@ -16,14 +16,14 @@
 #include <thread>
 
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
-#include "kernels/cache.h"
+#include "kernels/attention/attention.h"
+#include "kernels/cache/cache.h"
 #include "kernels/device/device_backend.h"
-#include "kernels/merge.h"
-#include "kernels/product.h"
-#include "kernels/single_head.h"
-#include "kernels/unfused.h"
-#include "kernels/varlen.h"
+#include "kernels/attention/merge.h"
+#include "kernels/product/product.h"
+#include "kernels/dispatch/single_head.h"
+#include "kernels/attention/unfused.h"
+#include "kernels/dispatch/varlen.h"
 #include "problem/clock.h"
 #include "problem/parallel.h"
 

@@ -9,8 +9,8 @@
 #include <set>
 #include <thread>
 
-#include "kernels/attention.h"
-#include "kernels/targets.h"
+#include "kernels/attention/attention.h"
+#include "kernels/simd/targets.h"
 #include "problem/clock.h"
 #include "problem/generate.h"
 #include "problem/parallel.h"

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <limits>
 
-#include "harness/contracts.h"
+#include "harness/candidates/contracts.h"
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "oracle/backward.h"
 #include "oracle/backward_verdict.h"
 #include "testing/matchers.h"

@@ -1,14 +1,14 @@
 // Key/value caches against a plain list of tokens: contents, failures, and attention over them.
-#include "kernels/cache.h"
+#include "kernels/cache/cache.h"
 
 #include <gmock/gmock.h>
 #include <rapidcheck/gtest.h>
 
 #include <cstring>
 
-#include "kernels/attention.h"
-#include "kernels/cache_storage.h"
-#include "kernels/targets.h"
+#include "kernels/attention/attention.h"
+#include "kernels/cache/cache_storage.h"
+#include "kernels/simd/targets.h"
 #include "problem/dtype.h"
 #include "testing/cache_model.h"
 #include "testing/same_bits.h"

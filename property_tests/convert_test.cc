@@ -1,13 +1,13 @@
 // The kernels' own conversions against problem/'s, which are proved by golden tables.
-#include "kernels/convert.h"
+#include "kernels/simd/convert.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
-#include "kernels/codec.h"
-#include "kernels/dropout.h"
+#include "kernels/simd/codec.h"
+#include "kernels/attention/dropout.h"
 #include "oracle/visibility.h"
 #include "problem/dtype.h"
 

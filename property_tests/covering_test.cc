@@ -1,4 +1,4 @@
-#include "harness/covering.h"
+#include "harness/cases/covering.h"
 
 #include <gtest/gtest.h>
 

@@ -7,8 +7,8 @@
 
 #include "harness/judging/execute.h"
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
-#include "kernels/targets.h"
+#include "kernels/attention/attention.h"
+#include "kernels/simd/targets.h"
 #include "problem/generate.h"
 #include "testing/same_bits.h"
 

@@ -7,8 +7,8 @@
 #include <limits>
 #include <set>
 
-#include "kernels/attention.h"
-#include "kernels/product.h"
+#include "kernels/attention/attention.h"
+#include "kernels/product/product.h"
 #include "testing/device_world.h"
 
 namespace assay {

@@ -9,7 +9,7 @@
 #include <iostream>
 #include <map>
 
-#include "kernels/single_head.h"
+#include "kernels/dispatch/single_head.h"
 #include "testing/device_world.h"
 
 namespace assay {

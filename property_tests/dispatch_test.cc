@@ -8,9 +8,9 @@
 #include <functional>
 
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
-#include "kernels/dispatch.h"
-#include "kernels/unfused.h"
+#include "kernels/attention/attention.h"
+#include "kernels/dispatch/dispatch.h"
+#include "kernels/attention/unfused.h"
 
 namespace assay {
 namespace {

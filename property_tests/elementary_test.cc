@@ -1,12 +1,12 @@
 // exp and tanh of the kernels, on every SIMD target, against double precision: every float of the range of exp on
 // the best target, a dense sample on the others. The contract declares what is measured here, rounded up.
-#include "kernels/highway_config.h"
+#include "kernels/simd/highway_config.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "property_tests/elementary_test.cc"
 #include <hwy/foreach_target.h>
 
-#include "kernels/attention-inl.h"
+#include "kernels/attention/attention-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
@@ -29,8 +29,8 @@ HWY_AFTER_NAMESPACE();
 #include <bit>
 #include <mutex>
 
-#include "harness/contracts.h"
-#include "kernels/by_target.h"
+#include "harness/candidates/contracts.h"
+#include "kernels/simd/by_target.h"
 
 namespace assay {
 namespace kernels {

@@ -10,9 +10,9 @@
 
 #include "harness/judging/execute.h"
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
-#include "kernels/product.h"
-#include "kernels/targets.h"
+#include "kernels/attention/attention.h"
+#include "kernels/product/product.h"
+#include "kernels/simd/targets.h"
 #include "oracle/visibility.h"
 #include "testing/ran_case.h"
 #include "testing/same_bits.h"

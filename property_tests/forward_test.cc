@@ -4,9 +4,9 @@
 
 #include "harness/judging/execute.h"
 #include "harness/judging/outputs.h"
-#include "harness/suites.h"
-#include "kernels/attention.h"
-#include "kernels/targets.h"
+#include "harness/cases/suites.h"
+#include "kernels/attention/attention.h"
+#include "kernels/simd/targets.h"
 
 namespace assay {
 namespace {

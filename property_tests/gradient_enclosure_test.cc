@@ -6,7 +6,7 @@
 #include <mutex>
 
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "oracle/backward.h"
 #include "oracle/ball_backward.h"
 #include "problem/parallel.h"

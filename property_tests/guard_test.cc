@@ -12,15 +12,15 @@
 #include <sstream>
 #include <tuple>
 
-#include "harness/contracts.h"
+#include "harness/candidates/contracts.h"
 #include "harness/judging/execute.h"
 #include "harness/judging/outputs.h"
-#include "harness/planted_faults.h"
+#include "harness/faults/planted_faults.h"
 #include "harness/results/adequacy.h"
 #include "harness/results/result.h"
-#include "harness/suites.h"
-#include "kernels/attention.h"
-#include "kernels/targets.h"
+#include "harness/cases/suites.h"
+#include "kernels/attention/attention.h"
+#include "kernels/simd/targets.h"
 
 namespace assay {
 namespace {

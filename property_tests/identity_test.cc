@@ -7,9 +7,9 @@
 #include <cstring>
 #include <filesystem>
 
-#include "harness/record.h"
-#include "kernels/attention.h"
-#include "kernels/merge.h"
+#include "harness/records/record.h"
+#include "kernels/attention/attention.h"
+#include "kernels/attention/merge.h"
 #include "oracle/merge.h"
 #include "oracle/visibility.h"
 #include "testing/ran_case.h"

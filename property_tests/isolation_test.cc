@@ -9,7 +9,7 @@
 #include "harness/candidates/candidate.h"
 #include "harness/judging/execute.h"
 #include "harness/judging/outputs.h"
-#include "kernels/targets.h"
+#include "kernels/simd/targets.h"
 
 namespace assay {
 namespace {

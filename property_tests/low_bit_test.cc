@@ -7,7 +7,7 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/product.h"
+#include "kernels/product/product.h"
 #include "oracle/product.h"
 #include "problem/generate.h"
 #include "testing/matchers.h"

@@ -12,9 +12,9 @@
 #include <limits>
 #include <string>
 
-#include "harness/contracts.h"
-#include "kernels/attention.h"
-#include "kernels/merge.h"
+#include "harness/candidates/contracts.h"
+#include "kernels/attention/attention.h"
+#include "kernels/attention/merge.h"
 #include "problem/generate.h"
 
 namespace assay {

@@ -9,10 +9,10 @@
 #include <memory>
 #include <random>
 
-#include "kernels/attention.h"
-#include "kernels/cache.h"
-#include "kernels/product.h"
-#include "kernels/targets.h"
+#include "kernels/attention/attention.h"
+#include "kernels/cache/cache.h"
+#include "kernels/product/product.h"
+#include "kernels/simd/targets.h"
 #include "problem/generate.h"
 
 namespace assay {

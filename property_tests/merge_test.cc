@@ -1,5 +1,5 @@
 // attention_merge against binary64, and against attention over all keys at once.
-#include "kernels/merge.h"
+#include "kernels/attention/merge.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 #include <random>
 
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "problem/generate.h"
 #include "testing/same_bits.h"
 

@@ -6,7 +6,7 @@
 #include <limits>
 #include <random>
 
-#include "kernels/merge.h"
+#include "kernels/attention/merge.h"
 #include "oracle/merge.h"
 #include "testing/matchers.h"
 

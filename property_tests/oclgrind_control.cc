@@ -9,7 +9,7 @@
 #include "kernels/device/device_backend.h"
 #include "kernels/device/opencl_device.h"
 #include "kernels/device/sources.h"
-#include "kernels/dispatch.h"
+#include "kernels/dispatch/dispatch.h"
 
 namespace assay {
 namespace {

@@ -9,11 +9,11 @@
 #include <set>
 
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "kernels/device/device_backend.h"
 #include "kernels/device/opencl_device.h"
-#include "kernels/dispatch.h"
-#include "kernels/product.h"
+#include "kernels/dispatch/dispatch.h"
+#include "kernels/product/product.h"
 
 namespace assay {
 namespace {

@@ -9,15 +9,15 @@
 #include <limits>
 
 #include "harness/candidates/candidate.h"
-#include "harness/contracts.h"
+#include "harness/candidates/contracts.h"
 #include "harness/judging/execute.h"
-#include "harness/planted_faults.h"
+#include "harness/faults/planted_faults.h"
 #include "harness/judging/outputs.h"
-#include "harness/shrink.h"
-#include "harness/suites.h"
-#include "kernels/cache_storage.h"
-#include "kernels/product.h"
-#include "kernels/targets.h"
+#include "harness/cases/shrink.h"
+#include "harness/cases/suites.h"
+#include "kernels/cache/cache_storage.h"
+#include "kernels/product/product.h"
+#include "kernels/simd/targets.h"
 #include "testing/matchers.h"
 
 namespace assay {

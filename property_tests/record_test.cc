@@ -11,10 +11,10 @@
 #include <random>
 
 #include "harness/files.h"
-#include "harness/record.h"
-#include "harness/validate_output.h"
-#include "kernels/attention.h"
-#include "kernels/product.h"
+#include "harness/records/record.h"
+#include "harness/judging/validate_output.h"
+#include "kernels/attention/attention.h"
+#include "kernels/product/product.h"
 
 namespace assay {
 namespace {

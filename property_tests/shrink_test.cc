@@ -1,4 +1,4 @@
-#include "harness/shrink.h"
+#include "harness/cases/shrink.h"
 
 #include <gtest/gtest.h>
 

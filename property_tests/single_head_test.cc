@@ -6,11 +6,11 @@
 #include <cstring>
 #include <limits>
 
-#include "harness/contracts.h"
-#include "kernels/attention.h"
-#include "kernels/single_head.h"
-#include "kernels/targets.h"
-#include "kernels/unfused.h"
+#include "harness/candidates/contracts.h"
+#include "kernels/attention/attention.h"
+#include "kernels/dispatch/single_head.h"
+#include "kernels/simd/targets.h"
+#include "kernels/attention/unfused.h"
 #include "oracle/verdict.h"
 #include "testing/matchers.h"
 

@@ -1,4 +1,4 @@
-#include "harness/suites.h"
+#include "harness/cases/suites.h"
 
 #include <gtest/gtest.h>
 

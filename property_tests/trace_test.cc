@@ -6,11 +6,11 @@
 #include <functional>
 #include <type_traits>
 
-#include "harness/contracts.h"
+#include "harness/candidates/contracts.h"
 #include "harness/judging/outputs.h"
-#include "harness/suites.h"
-#include "harness/trace.h"
-#include "kernels/attention.h"
+#include "harness/cases/suites.h"
+#include "harness/judging/trace.h"
+#include "kernels/attention/attention.h"
 
 namespace assay {
 namespace {

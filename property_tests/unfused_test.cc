@@ -6,9 +6,9 @@
 
 #include "harness/judging/execute.h"
 #include "harness/judging/outputs.h"
-#include "harness/suites.h"
-#include "kernels/targets.h"
-#include "kernels/unfused.h"
+#include "harness/cases/suites.h"
+#include "kernels/simd/targets.h"
+#include "kernels/attention/unfused.h"
 
 namespace assay {
 namespace {

@@ -6,8 +6,8 @@
 #include <functional>
 
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
-#include "kernels/varlen.h"
+#include "kernels/attention/attention.h"
+#include "kernels/dispatch/varlen.h"
 
 namespace assay {
 namespace {

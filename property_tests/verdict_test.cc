@@ -5,9 +5,9 @@
 #include <cmath>
 #include <limits>
 
-#include "harness/contracts.h"
+#include "harness/candidates/contracts.h"
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "oracle/ball.h"
 #include "oracle/reference.h"
 #include "oracle/verdict.h"

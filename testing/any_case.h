@@ -8,8 +8,8 @@
 #include <ostream>
 #include <vector>
 
-#include "harness/draw_case.h"
-#include "harness/shrink.h"
+#include "harness/cases/draw_case.h"
+#include "harness/cases/shrink.h"
 #include "problem/clock.h"
 
 namespace assay {

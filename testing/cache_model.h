@@ -7,7 +7,7 @@
 #include <set>
 #include <vector>
 
-#include "kernels/cache.h"
+#include "kernels/cache/cache.h"
 #include "kernels/status.h"
 #include "problem/tensor.h"
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "harness/judging/outputs.h"
-#include "kernels/c_context.h"
+#include "kernels/c_interface/c_context.h"
 #include "kernels/device/device_backend.h"
 #include "testing/scripted_device.h"
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "harness/judging/outputs.h"
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "problem/generate.h"
 
 namespace assay {

@@ -8,9 +8,9 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "harness/contracts.h"
-#include "kernels/attention.h"
-#include "kernels/targets.h"
+#include "harness/candidates/contracts.h"
+#include "kernels/attention/attention.h"
+#include "kernels/simd/targets.h"
 #include "oracle/backward.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/product.h"

@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cache.h"
-#include "kernels/product.h"
+#include "kernels/cache/cache.h"
+#include "kernels/product/product.h"
 #include "oracle/verdict.h"
 
 namespace assay {

@@ -4,15 +4,15 @@
 
 #include <stdexcept>
 
-#include "harness/cached.h"
-#include "harness/contracts.h"
+#include "harness/candidates/cached.h"
+#include "harness/candidates/contracts.h"
 #include "harness/candidates/library_candidate.h"
-#include "harness/planted_faults.h"
-#include "kernels/attention.h"
+#include "harness/faults/planted_faults.h"
+#include "kernels/attention/attention.h"
 #include "kernels/device/device_backend.h"
-#include "kernels/dispatch.h"
-#include "kernels/targets.h"
-#include "kernels/unfused.h"
+#include "kernels/dispatch/dispatch.h"
+#include "kernels/simd/targets.h"
+#include "kernels/attention/unfused.h"
 
 namespace assay {
 namespace {

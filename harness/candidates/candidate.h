@@ -8,8 +8,8 @@
 #include <variant>
 #include <vector>
 
-#include "kernels/execution.h"
-#include "kernels/product.h"
+#include "kernels/simd/execution.h"
+#include "kernels/product/product.h"
 #include "kernels/status.h"
 #include "oracle/contract.h"
 #include "oracle/product.h"

@@ -5,11 +5,11 @@
 #include <cmath>
 #include <map>
 
-#include "harness/cached.h"
-#include "harness/kernel_process.h"
-#include "harness/planted_faults.h"
+#include "harness/candidates/cached.h"
+#include "harness/candidates/kernel_process.h"
+#include "harness/faults/planted_faults.h"
 #include "harness/judging/outputs.h"
-#include "kernels/c_fields.h"
+#include "kernels/c_interface/c_fields.h"
 
 namespace assay {
 namespace {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <exception>
 
-#include "kernels/targets.h"
+#include "kernels/simd/targets.h"
 
 namespace assay {
 namespace {

@@ -11,9 +11,9 @@
 #include "kernels/device/kernel_parameters.h"
 #include "kernels/device/sources.h"
 #include "kernels/staging.h"
-#include "kernels/packed_weights.h"
-#include "kernels/product_plan.h"
-#include "kernels/scratch.h"
+#include "kernels/product/packed_weights.h"
+#include "kernels/product/product_plan.h"
+#include "kernels/simd/scratch.h"
 
 namespace assay::kernels {
 namespace {

@@ -5,7 +5,7 @@
 #include <functional>
 #include <memory>
 
-#include "kernels/backend.h"
+#include "kernels/dispatch/backend.h"
 #include "kernels/device/session.h"
 #include "problem/low_bit.h"
 

@@ -7,10 +7,10 @@
 #include <cstring>
 #include <new>
 
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "kernels/device/kernel_parameters.h"
-#include "kernels/product.h"
-#include "kernels/targets.h"
+#include "kernels/product/product.h"
+#include "kernels/simd/targets.h"
 
 namespace assay::kernels {
 namespace {

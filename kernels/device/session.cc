@@ -5,7 +5,7 @@
 #include <array>
 #include <new>
 
-#include "kernels/scratch.h"
+#include "kernels/simd/scratch.h"
 #include "kernels/staging.h"
 
 namespace assay::kernels {

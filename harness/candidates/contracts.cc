@@ -1,0 +1,88 @@
+#include "harness/candidates/contracts.h"
+
+#include "kernels/attention/attention.h"
+#include "kernels/device/kernel_parameters.h"
+
+namespace assay {
+
+namespace {
+
+// Before AVX2 there is no FMA; EMU128, which stands for SCALAR in some builds, multiplies and adds.
+bool lacks_fma(const std::string& target) {
+  return target == "SCALAR" || target == "EMU128" || target == "SSSE3" || target == "SSE4" || target == "SSE2";
+}
+
+// What both kernels share: fp32 sums, exp_of_nonpositive and tanh_of of kernels/simd/elementary-inl.h.
+Contract fp32_contract(const std::string& kernel, const std::string& target) {
+  Contract c;
+  c.name = kernel + ", fp32 accumulation and weights, " + target;
+  c.products_rounded = lacks_fma(target);
+  c.exp_ulp = 1.5;
+  c.tanh_ulp = 4;
+  c.exp_floor = 0x1p-125;  // e^-87
+  return c;
+}
+
+}  // namespace
+
+Contract host_contract(const ProjectedAttention& problem, const std::string& target) {
+  Contract c = fp32_contract("host", target);
+  c.ordered = true;
+  const kernels::ForwardTiling tiling = kernels::forward_tiling(problem.shape.dim, problem.shape.value_dim);
+  c.tile = tiling.keys;
+  c.row_tile = tiling.rows;
+  c.split_keys = tiling.split_keys;
+  const kernels::BackwardTiling backward = kernels::backward_tiling(problem.shape.dim, problem.shape.value_dim);
+  c.backward_row_tile = backward.rows;
+  c.backward_tile = backward.keys;
+  c.backward_split = backward.split_keys;
+  if (problem.projection) {
+    // Scores against the latent vector and outputs projected at the end: longer sums in another order, in the narrower tiles.
+    c.name += ", absorbed projections";
+    c.absorbed = true;
+    c.ordered = false;
+    c.tile = 64;
+  }
+  return c;
+}
+
+Contract unfused_contract(const std::string& target) {
+  Contract c = fp32_contract("unfused", target);
+  c.division_roundings = 1;
+  // There are no tiles: the widest that names the places of keys. The bound allows a rescaling a tile, of which none is made.
+  c.tile = 256;
+  return c;
+}
+
+Contract device_contract(const std::string& device) {
+  Contract c;
+  c.name = "OpenCL, fp32 accumulation and weights, " + device;
+  // What the OpenCL specification grants the built-in functions of single precision, section 7.4 of OpenCL C: exp and log 3 ulp,
+  // tanh 5, division 2.5, which is 5 units of roundoff. fma is exact but for its rounding, and so are + and * (contraction is off).
+  c.exp_ulp = 3;
+  c.log_ulp = 3;
+  c.tanh_ulp = 5;
+  c.division_roundings = 5;
+  c.exp_floor = 0x1p-125;  // e^-87, below which weights are 0
+  c.ordered = true;
+  c.tile = kernels::device_tile_keys;
+  c.row_tile = kernels::device_tile_rows;
+  return c;
+}
+
+ProductContract device_product_contract(const std::string& device) {
+  ProductContract c;
+  c.name = "OpenCL, fp32 sums by group in order, " + device;
+  c.order = ProductOrder::groups_in_order;
+  return c;
+}
+
+ProductContract host_product_contract(const std::string& target) {
+  ProductContract c;
+  c.name = "host, fp32 sums by group in order, " + target;
+  c.order = ProductOrder::groups_in_order;
+  c.products_rounded = lacks_fma(target);
+  return c;
+}
+
+}  // namespace assay

@@ -1,0 +1,168 @@
+#include "harness/cases/shrink.h"
+
+#include <algorithm>
+
+namespace assay {
+
+namespace {
+
+// Adds the changed case, if it is another one and can be.
+template <class Change>
+void add_step(std::vector<Case>& steps, const Case& c, const Change& change) {
+  Case next = c;
+  change(next);
+  if (next == c) return;
+  try {
+    check_case(next);
+  } catch (const CaseError&) {
+    return;  // a feature that another one needs
+  }
+  steps.push_back(std::move(next));
+}
+
+std::vector<Case> smaller_products(const Case& c) {
+  std::vector<Case> steps;
+  const auto step = [&](const auto& change) { add_step(steps, c, change); };
+  for (Index ProductSpec::*extent : {&ProductSpec::m, &ProductSpec::n, &ProductSpec::k}) {
+    const Index now = c.product.*extent;
+    for (Index target : {Index{1}, now / 2, now - 4, now - 1})
+      if (target >= 1 && target < now)
+        step([&](Case& n) {
+          n.product.*extent = target;
+          fit_lists(n);
+        });
+  }
+  const Case plain;
+  step([&](Case& n) { n.pokes.clear(); });
+  step([&](Case& n) { n.product.a_format.reset(); });
+  step([&](Case& n) { n.product.group.reset(); });
+  step([&](Case& n) {
+    if (n.product.group) n.product.group = 8;
+  });
+  step([&](Case& n) { n.product.scales = ScaleFamily::unit; });
+  step([&](Case& n) { n.product.zeros = ZeroFamily::random; });
+  step([&](Case& n) { n.product.weights = Weights::ramp; });
+  step([&](Case& n) { n.values = Values::ones; });
+  step([&](Case& n) { n.values = plain.values; });
+  step([&](Case& n) { n.q_layout = n.o_layout = {}; });
+  step([&](Case& n) { n.threads = 1; });
+  step([&](Case& n) { n.target.clear(); });
+  step([&](Case& n) { n.out.reset(); });
+  step([&](Case& n) { n.dtype = Dtype::f32; });
+  step([&](Case& n) { n.sample_rows = 0; });
+  step([&](Case& n) { n.seed = 1; });
+  // Families that are plainer than others: only in this direction, or shrinking would not end.
+  std::erase_if(steps, [&](const Case& n) {
+    return (c.values == Values::ones && n.values != Values::ones) || (c.product.weights == Weights::ramp && n.product.weights != Weights::ramp) ||
+           (c.product.group && *c.product.group == 8 && n.product.group != c.product.group);
+  });
+  return steps;
+}
+
+}  // namespace
+
+void fit_lists(Case& c) {
+  if (c.operation == Operation::product) {
+    std::erase_if(c.pokes, [&](const Poke& p) { return p.position[2] >= c.product.m || p.position[3] >= c.product.k; });
+    return;
+  }
+  const AttentionShape& s = c.shape;
+  for (auto* list : {&c.lengths, &c.starts}) {
+    if (list->size() > 1) list->resize(static_cast<std::size_t>(std::max<Index>(s.batch, 1)));
+    for (Index& x : *list) x = std::min(x, s.keys);
+  }
+  std::erase_if(c.pokes, [&](const Poke& p) {
+    const bool of_queries = p.tensor == 'q' || p.tensor == 'm' || p.tensor == 'g';
+    const Index rows = of_queries ? s.rows : s.keys, heads = of_queries ? s.query_heads : s.kv_heads;
+    const Index columns = p.tensor == 'm' ? s.keys : p.tensor == 'v' || p.tensor == 'g' ? s.value_dim : s.dim;
+    return p.position[0] >= s.batch || p.position[1] >= heads || p.position[2] >= rows || p.position[3] >= columns;
+  });
+}
+
+std::vector<Case> smaller(const Case& c) {
+  if (c.operation == Operation::product) return smaller_products(c);
+  std::vector<Case> steps;
+  const auto step = [&](const auto& change) { add_step(steps, c, change); };
+  const Case plain;
+  // Extents: all the way, half, one less.
+  for (Index AttentionShape::*extent :
+       {&AttentionShape::batch, &AttentionShape::rows, &AttentionShape::keys, &AttentionShape::dim, &AttentionShape::value_dim}) {
+    const Index now = c.shape.*extent;
+    for (Index target : {Index{1}, now / 2, now - 1})
+      if (target >= 1 && target < now)
+        step([&](Case& n) {
+          n.shape.*extent = target;
+          fit_lists(n);
+        });
+  }
+  auto heads = [&](Index q, Index kv) {
+    step([&](Case& n) {
+      n.shape.query_heads = q;
+      n.shape.kv_heads = kv;
+      fit_lists(n);
+    });
+  };
+  if (c.shape.query_heads > 1) {
+    heads(1, 1);
+    if (c.shape.kv_heads > 1) heads(c.shape.group(), 1);
+    heads(c.shape.kv_heads, c.shape.kv_heads);
+    if (c.shape.kv_heads > 2) heads(2 * c.shape.group(), 2);
+    if (c.shape.group() > 2) heads(2 * c.shape.kv_heads, c.shape.kv_heads);
+  }
+  // Features back to their defaults, one at a time.
+  step([&](Case& n) {
+    n.operation = Operation::attention;
+    n.gradient = plain.gradient;
+    std::erase_if(n.pokes, [](const Poke& p) { return p.tensor == 'g'; });
+  });
+  step([&](Case& n) { n.gradient = plain.gradient; });
+  step([&](Case& n) { n.cache = {}; });
+  step([&](Case& n) { n.cache.chunks.clear(); });
+  step([&](Case& n) { n.cache.dtype.reset(), n.cache.group = 0; });
+  step([&](Case& n) {
+    if (n.cache) n.cache.kind = CacheSpec::Kind::contiguous;
+  });
+  step([&](Case& n) { n.keep = {}; });
+  step([&](Case& n) { n.bias = {}, n.finite_min_masks = false; });
+  step([&](Case& n) { n.pokes.clear(); });
+  step([&](Case& n) { n.hidden = plain.hidden; });
+  step([&](Case& n) { n.documents.clear(); });
+  step([&](Case& n) { n.causal = false; });
+  step([&](Case& n) { n.window_left = n.window_right = -1; });
+  step([&](Case& n) { n.offset = {}; });
+  step([&](Case& n) { n.lengths.clear(); });
+  step([&](Case& n) { n.starts.clear(); });
+  step([&](Case& n) { n.alibi = false; });
+  step([&](Case& n) { n.sink.reset(); });
+  step([&](Case& n) { n.softcap = 0; });
+  step([&](Case& n) { n.dropout = 0, n.dropout_seed = 0; });
+  step([&](Case& n) { n.scale.reset(); });
+  step([&](Case& n) { n.q_layout = n.k_layout = n.v_layout = n.o_layout = {}; });
+  step([&](Case& n) { n.threads = 1; });
+  step([&](Case& n) { n.target.clear(); });
+  step([&](Case& n) { n.out.reset(); });
+  step([&](Case& n) { n.dtype = Dtype::f32; });
+  step([&](Case& n) { n.sample_rows = 0; });
+  step([&](Case& n) { n.scores = Scores::normal; });
+  step([&](Case& n) { n.values = Values::normal; });
+  step([&](Case& n) { n.seed = 1; });
+  step([&](Case& n) { n.keep.varies = MaskSpec{}.varies; });
+  step([&](Case& n) { n.bias.varies = MaskSpec{}.varies; });
+  return steps;
+}
+
+Case shrink(Case failing, const std::function<bool(const Case&)>& fails, const std::function<bool()>& keep_going) {
+  for (bool moved = true; moved && keep_going();) {
+    moved = false;
+    for (Case& next : smaller(failing)) {
+      if (!keep_going()) break;
+      if (!fails(next)) continue;
+      failing = std::move(next);
+      moved = true;
+      break;
+    }
+  }
+  return failing;
+}
+
+}  // namespace assay

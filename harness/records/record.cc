@@ -1,0 +1,609 @@
+#include "harness/records/record.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <set>
+#include <sstream>
+
+#include "harness/judging/painter.h"
+#include "kernels/validate.h"
+#include "oracle/backward_verdict.h"
+#include "oracle/product.h"
+#include "problem/clock.h"
+
+namespace assay {
+namespace {
+
+constexpr const char* record_key = "record";
+
+// Where the tensors of a record and their names come from, and what went wrong with them.
+class Reader {
+ public:
+  Reader(const std::string& path, const Safetensors& contents, Record& into)
+      : contents_(contents), record_(into), where_(into.name.empty() ? path : fmt::format("{}, record {}", path, into.name)) {}
+
+  [[noreturn]] void fail(const std::string& what) const { throw FileError(fmt::format("{}: {}", where_, shown(what))); }
+
+  const StoredTensor* find(const std::string& name) {
+    const std::string full = record_.name.empty() ? name : record_.name + "." + name;
+    const auto at = contents_.tensors.find(full);
+    if (at == contents_.tensors.end()) return nullptr;
+    used_.insert(full);
+    return &at->second;
+  }
+  const StoredTensor& need(const std::string& name, const char* why) {
+    const StoredTensor* t = find(name);
+    if (!t) fail(fmt::format("tensor {} is missing; {}", name, why));
+    return *t;
+  }
+
+  // A float tensor as a view.
+  TensorView floats(const std::string& name, const StoredTensor& t, std::vector<Index> shape) {
+    constexpr std::pair<const char*, Dtype> dtypes[] = {{"F32", Dtype::f32}, {"F16", Dtype::f16}, {"BF16", Dtype::bf16}};
+    for (const auto& [stored, dtype] : dtypes)
+      if (t.dtype == stored) return view(t, dtype, std::move(shape));
+    fail(fmt::format("tensor {} is {}; F32, F16 and BF16 can be judged", name, t.dtype));
+  }
+
+  // Integers of any width, in all `count` of them.
+  template <class T>
+  std::vector<T> integers(const std::string& name, const StoredTensor& t, Index count, Index low, Index high) {
+    if (t.dtype != "I32" && t.dtype != "I64") fail(fmt::format("tensor {} is {}, not I32 or I64", name, t.dtype));
+    check_count(name, t, count);
+    std::vector<T> list;
+    for (std::size_t at = 0, width = t.dtype == "I32" ? 4 : 8; at < t.bytes.size(); at += width) {
+      std::int64_t value = 0;
+      std::int32_t narrow = 0;
+      if (width == 4) std::memcpy(&narrow, t.bytes.data() + at, 4), value = narrow;
+      else std::memcpy(&value, t.bytes.data() + at, 8);
+      if (value < low || value > high) fail(fmt::format("tensor {} holds {}, outside [{}, {}]", name, value, low, high));
+      list.push_back(static_cast<T>(value));
+    }
+    return list;
+  }
+  std::vector<float> numbers(const std::string& name, const StoredTensor& t, Index count) {
+    if (t.dtype != "F32") fail(fmt::format("tensor {} is {}, not F32", name, t.dtype));
+    check_count(name, t, count);
+    std::vector<float> list(t.bytes.size() / 4);
+    if (!list.empty()) std::memcpy(list.data(), t.bytes.data(), t.bytes.size());
+    return list;
+  }
+
+  // What stands in the file under this record and was not asked for: a name misspelt would be a mask ignored.
+  void check_all_used() const {
+    for (const auto& [name, t] : contents_.tensors) {
+      const bool mine = record_.name.empty() || name.starts_with(record_.name + ".");
+      if (mine && !used_.contains(name)) fail(fmt::format("tensor {} belongs to nothing that the record's line asks for", name));
+    }
+  }
+
+ private:
+  TensorView view(const StoredTensor& t, Dtype dtype, std::vector<Index> shape) {
+    TensorView v;
+    v.dtype = dtype;
+    const int bytes = format(dtype).bits / 8;
+    Index step = 1;
+    for (std::size_t axis = 4; axis-- > 0;) {
+      v.shape[axis] = shape[axis];
+      v.stride[axis] = step;
+      step *= shape[axis];
+    }
+    if (t.bytes.empty()) return v;
+    if (reinterpret_cast<std::uintptr_t>(t.bytes.data()) % static_cast<std::uintptr_t>(bytes) == 0) {
+      v.data = const_cast<std::byte*>(t.bytes.data());  // nobody writes to what is judged
+      return v;
+    }
+    Tensor copy(dtype, v.shape, {v.stride, 0, element_count(v.shape)});
+    std::memcpy(copy.bytes(), t.bytes.data(), t.bytes.size());
+    record_.owned.push_back(std::move(copy));
+    return record_.owned.back().view();
+  }
+  void check_count(const std::string& name, const StoredTensor& t, Index count) const {
+    Index elements = 1;
+    for (Index n : t.shape) elements *= n;
+    if (elements != count) fail(fmt::format("tensor {} has {} elements, not {}", name, elements, count));
+  }
+
+  const Safetensors& contents_;
+  Record& record_;
+  const std::string where_;
+  std::set<std::string> used_;
+};
+
+std::string shape_text(const std::vector<Index>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+
+// The line of a record: an operation, then flags and fields.
+class RecordLine {
+ public:
+  RecordLine(const Reader& reader, const std::string& line) : reader_(reader) {
+    std::istringstream words(line);
+    words >> operation;
+    for (std::string word; words >> word;) {
+      const auto equals = word.find('=');
+      const std::string field = word.substr(0, equals);
+      if (!fields_.emplace(field, equals == std::string::npos ? "" : word.substr(equals + 1)).second) reader_.fail(fmt::format("its line says {} twice", field));
+    }
+  }
+
+  bool flag(const std::string& name) {
+    const std::optional<std::string> value = text(name);
+    if (value && !value->empty()) reader_.fail(fmt::format("{}={}: a flag has no value", name, *value));
+    return value.has_value();
+  }
+  std::optional<std::string> text(const std::string& name) {
+    const auto at = fields_.find(name);
+    if (at == fields_.end()) return std::nullopt;
+    std::string value = at->second;
+    fields_.erase(at);
+    return value;
+  }
+  template <class T>
+  T number(const std::string& field, const std::string& value) const {
+    T x{};
+    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), x);
+    if (error != std::errc() || end != value.data() + value.size()) reader_.fail(fmt::format("{}={}: not a number that fits", field, value));
+    return x;
+  }
+  void check_all_used() const {
+    if (!fields_.empty()) reader_.fail(fmt::format("its line says {}, which {} does not have", fields_.begin()->first, operation));
+  }
+
+  std::string operation;
+
+ private:
+  const Reader& reader_;
+  std::map<std::string, std::string> fields_;
+};
+
+// Extents in the order batch, heads, positions, columns, with the strides that the file has.
+TensorView rank_four(Reader& reader, const std::string& name, const StoredTensor& t, bool positions_first) {
+  std::vector<Index> shape = t.shape;
+  if (shape.size() == 3) shape.insert(shape.begin(), 1);
+  if (shape.size() != 4) reader.fail(fmt::format("tensor {} has shape {}; 4 extents are wanted, or 3 of one batch", name, shape_text(t.shape)));
+  TensorView v = reader.floats(name, t, shape);
+  if (positions_first) std::swap(v.shape[1], v.shape[2]), std::swap(v.stride[1], v.stride[2]);
+  return v;
+}
+
+void check_shape(const Reader& reader, const std::string& name, const TensorView& t, const Extents& wanted) {
+  if (t.shape != wanted) reader.fail(fmt::format("tensor {} is [{}] as batch, heads, positions, columns; q, k and v ask for [{}]", name, fmt::join(t.shape, ", "), fmt::join(wanted, ", ")));
+}
+
+// Strides over [B, Hq, Lq, Lk] of what has these extents or 1, or lacks the leading ones.
+Extents broadcast(const Reader& reader, const std::string& name, const std::vector<Index>& stored, const Extents& wanted) {
+  Extents stride{};
+  Index step = 1;
+  if (stored.size() > 4) reader.fail(fmt::format("tensor {} has shape {}, more than 4 extents", name, shape_text(stored)));
+  for (std::size_t k = 0; k < stored.size(); ++k) {
+    const Index n = stored[stored.size() - 1 - k];
+    const std::size_t axis = 3 - k;
+    if (n != 1 && n != wanted[axis]) reader.fail(fmt::format("tensor {} has shape {}, which does not broadcast to [{}]", name, shape_text(stored), fmt::join(wanted, ", ")));
+    stride[axis] = n == 1 ? 0 : step;
+    step *= n;
+  }
+  return stride;
+}
+
+TensorView broadcast_floats(Reader& reader, const std::string& name, const StoredTensor& t, const Extents& wanted) {
+  const Extents stride = broadcast(reader, name, t.shape, wanted);
+  std::vector<Index> padded(4 - t.shape.size(), 1);
+  padded.insert(padded.end(), t.shape.begin(), t.shape.end());
+  TensorView v = reader.floats(name, t, padded);
+  v.shape = wanted;
+  v.stride = stride;
+  return v;
+}
+
+// A list of numbers. Integers are checked against what they count.
+template <class T>
+void read_list(Reader& reader, const ListField<T>& field, const StoredTensor& t, Attention& p) {
+  const std::string name(field.recorded);
+  const auto [outer, inner] = extent_of(field.along, p.shape);
+  if constexpr (std::is_same_v<T, float>) {
+    p.*field.list = reader.numbers(name, t, outer * inner);
+  } else {
+    Index low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();
+    if (field.along == Along::batches) {
+      const bool is_offset = field.name == "offset";
+      low = is_offset ? -largest_extent : 0;
+      high = is_offset ? largest_extent : p.shape.keys;
+    }
+    p.*field.list = reader.integers<T>(name, t, outer * inner, low, high);
+  }
+}
+
+void read_masks(Reader& reader, RecordLine& line, Record& r) {
+  Attention& p = r.problem;
+  const AttentionShape& s = p.shape;
+  const Extents pairs{s.batch, s.query_heads, s.rows, s.keys};
+  if (const auto scale = line.text("scale")) p.scale = line.number<float>("scale", *scale);
+  else p.scale = default_scale(s.dim);
+  if (const auto cap = line.text("softcap")) p.softcap = line.number<float>("softcap", *cap);
+  p.causal = line.flag("causal");
+  p.finite_min_masks = line.flag("finite-min-masks");
+  if (const auto window = line.text("window")) {
+    const auto comma = window->find(',');
+    if (comma == std::string::npos) reader.fail(fmt::format("window={}: two numbers are wanted, left,right", *window));
+    p.window_left = line.number<Index>("window", window->substr(0, comma));
+    p.window_right = line.number<Index>("window", window->substr(comma + 1));
+    for (const Index side : {p.window_left, p.window_right})
+      if (side < -1 || side > largest_extent) reader.fail(fmt::format("window={}: outside [-1, 2^40]", *window));
+  }
+  if (const auto offset = line.text("offset")) p.offset.assign(static_cast<std::size_t>(s.batch), *offset == "end" ? s.keys - s.rows : line.number<Index>("offset", *offset));
+  if (const auto dropout = line.text("dropout")) {
+    const auto colon = dropout->find(':');
+    if (colon == std::string::npos) reader.fail(fmt::format("dropout={}: probability:seed is wanted", *dropout));
+    p.dropout = line.number<float>("dropout", dropout->substr(0, colon));
+    p.dropout_seed = line.number<std::uint64_t>("dropout", dropout->substr(colon + 1));
+  }
+  if (const StoredTensor* t = reader.find("keep")) {
+    if (t->dtype != "BOOL" && t->dtype != "U8") reader.fail(fmt::format("tensor keep is {}, not BOOL or U8", t->dtype));
+    p.keep = {reinterpret_cast<const std::uint8_t*>(t->bytes.data()), broadcast(reader, "keep", t->shape, pairs)};
+  }
+  if (const StoredTensor* t = reader.find("bias")) p.bias = broadcast_floats(reader, "bias", *t, pairs);
+  if (reader.find("offset") && !p.offset.empty()) reader.fail("there is a tensor offset, and the line says offset as well");
+  for_each_list([&](const auto& field) {
+    if (const StoredTensor* t = reader.find(std::string(field.recorded))) read_list(reader, field, *t, p);
+  });
+}
+
+// [B, Hq, Lq], or with a last extent of 1. In base 2 it is taken to natural units in double, which adds no rounding to speak of.
+TensorView read_lse(Reader& reader, RecordLine& line, Record& r, const StoredTensor& t) {
+  const AttentionShape& s = r.problem.shape;
+  std::vector<Index> shape = t.shape;
+  if (shape.size() < 4) shape.push_back(1);
+  if (shape.size() == 3) shape.insert(shape.begin(), 1);
+  if (shape != std::vector<Index>{s.batch, s.query_heads, s.rows, 1})
+    reader.fail(fmt::format("tensor lse has shape {}, not [{}, {}, {}]: batch, query heads, rows, whatever the layout", shape_text(t.shape), s.batch, s.query_heads, s.rows));
+  TensorView v = reader.floats("lse", t, shape);
+  if (v.dtype != Dtype::f32) reader.fail(fmt::format("tensor lse is {}, not F32", t.dtype));
+  const std::string unit = line.text("lse").value_or("natural");
+  if (unit == "natural") return v;
+  if (unit != "base2") reader.fail(fmt::format("lse={}: natural or base2", unit));
+  Tensor natural(Dtype::f64, v.shape, {v.stride, 0, element_count(v.shape)});
+  for (Index e = 0; e < element_count(v.shape); ++e) store(natural.view(), e, load(v, e) * 0x1.62e42fefa39efp-1);
+  r.owned.push_back(std::move(natural));
+  return r.owned.back().view();
+}
+
+void read_attention(Reader& reader, RecordLine& line, Record& r) {
+  const bool backward = r.operation == Operation::backward;
+  const std::string layout = line.text("layout").value_or("bhsd");
+  if (layout != "bhsd" && layout != "bshd") reader.fail(fmt::format("layout={}: bhsd or bshd", layout));
+  const auto tensor = [&](const char* name, const char* why) { return rank_four(reader, name, reader.need(name, why), layout == "bshd"); };
+  const char* always = "q, k, v and o always are needed";
+  Attention& p = r.problem;
+  p.q = tensor("q", always);
+  p.k = tensor("k", always);
+  p.v = tensor("v", always);
+  AttentionShape& s = p.shape;
+  s = {p.q.shape[0], p.q.shape[1], p.k.shape[1], p.q.shape[2], p.k.shape[2], p.q.shape[3], p.v.shape[3]};
+  if (element_count(p.q.shape) == 0) reader.fail("q has no element: there is nothing to judge");
+  if (s.kv_heads < 1 || s.query_heads % s.kv_heads != 0) reader.fail(fmt::format("q has {} heads, k {}: no multiple", s.query_heads, s.kv_heads));
+  check_shape(reader, "k", p.k, {s.batch, s.kv_heads, s.keys, s.dim});
+  check_shape(reader, "v", p.v, {s.batch, s.kv_heads, s.keys, s.value_dim});
+  read_masks(reader, line, r);
+  const Extents rows{s.batch, s.query_heads, s.rows, s.value_dim};
+  r.out.o = tensor("o", "the record holds inputs only: run them, and add what your kernel answered");
+  check_shape(reader, "o", r.out.o, rows);
+  if (const StoredTensor* t = reader.find("lse")) r.out.lse = read_lse(reader, line, r, *t);
+  kernels::Status status = kernels::validate_attention(p, {r.out.o, {}});
+  if (status.ok() && backward) {
+    if (r.out.lse && r.out.lse.dtype != Dtype::f32) reader.fail("lse=base2: gradients are judged with a natural LSE in F32");
+    r.d_o = tensor("do", "gradients are those of <dO, O>");
+    check_shape(reader, "do", r.d_o, rows);
+    const char* all = "the operation backward needs dq, dk and dv";
+    r.gradients.dq = tensor("dq", all);
+    r.gradients.dk = tensor("dk", all);
+    r.gradients.dv = tensor("dv", all);
+    check_shape(reader, "dq", r.gradients.dq, p.q.shape);
+    check_shape(reader, "dk", r.gradients.dk, p.k.shape);
+    check_shape(reader, "dv", r.gradients.dv, p.v.shape);
+    if (const StoredTensor* t = reader.find("d_bias")) r.gradients.d_bias = broadcast_floats(reader, "d_bias", *t, {s.batch, s.query_heads, s.rows, s.keys});
+    if (const StoredTensor* t = reader.find("d_sink")) {
+      reader.numbers("d_sink", *t, s.query_heads);
+      r.gradients.d_sink = reader.floats("d_sink", *t, {1, s.query_heads, 1, 1});
+    }
+    // A kernel needs an LSE; the verdict does without one.
+    const Extents rows_alone{s.batch, s.query_heads, s.rows, 1};
+    const Tensor stand_in(Dtype::f32, rows_alone, {{s.query_heads * s.rows, s.rows, 1, 1}, 0, element_count(rows_alone)});
+    status = kernels::validate_backward(p, {r.out.o, r.out.lse ? r.out.lse : stand_in.view(), r.d_o}, r.gradients);
+  }
+  if (!status.ok()) reader.fail(status.detail);
+}
+
+// Bytes that docs/formats.md gives no meaning.
+void check_low_bit(const Reader& reader, const std::string& name, const LowBitView& v) {
+  const LowBitTraits& t = traits(v.format);
+  const auto byte_at = [](const std::byte* p, Index at) { return std::to_integer<unsigned>(p[at]); };
+  for (Index s = 0; v.scales && s < v.groups() * v.n; ++s) {
+    if (t.scale == Dtype::f8e4m3 && byte_at(v.scales, s) > 0x7F) reader.fail(fmt::format("tensor {}.scales: scale {} is negative", name, s));
+    const unsigned half = t.scale == Dtype::f16 ? byte_at(v.scales, 2 * s) | byte_at(v.scales, 2 * s + 1) << 8 : 0;
+    if (half > 0x7FFF) reader.fail(fmt::format("tensor {}.scales: scale {} is negative", name, s));
+    if (half == 0x7C00) reader.fail(fmt::format("tensor {}.scales: scale {} is infinite", name, s));
+  }
+  if (v.format == LowBit::int4)
+    for (Index s = 0; s < v.groups() * v.n; ++s)
+      if (byte_at(v.extra, s) > 15) reader.fail(fmt::format("tensor {}.extra: zero point {} is {}, above 15", name, s, byte_at(v.extra, s)));
+  if (v.format == LowBit::fp4_sparse)
+    for (Index quad = 0; quad < v.k / 4; ++quad)
+      for (Index n = 0; n < v.n; ++n) {
+        const Index nibble = (quad / 8 * v.n + n) * 8 + quad % 8;
+        const unsigned kept = byte_at(v.extra, nibble / 2) >> (nibble % 2 * 4) & 15, first = kept & 3, second = kept >> 2;
+        if (first >= second) reader.fail(fmt::format("tensor {}.extra: column {} keeps positions {} and {} of the four from k = {} on; they must rise", name, n, first, second, 4 * quad));
+      }
+}
+
+// Codes, scales and the rest of one low-bit matrix, each of exactly its size.
+LowBitView read_low_bit(Reader& reader, const std::string& name, LowBit format, Index group, Index k, Index n) {
+  const LowBitSizes sizes = sizes_of(format, k, n, group);
+  const auto bytes = [&](const char* part, Index wanted) -> const std::byte* {
+    if (wanted == 0) return nullptr;
+    const StoredTensor& t = reader.need(name + "." + part, "a low-bit matrix is its bytes, as docs/formats.md lays them out");
+    if (t.dtype != "U8" && t.dtype != "I8" && t.dtype != "F8_E4M3" && t.dtype != "F8_E5M2" && t.dtype != "F8_E8M0" && !(t.dtype == "F16" && std::string_view(part) == "scales"))
+      reader.fail(fmt::format("tensor {}.{} is {}, not bytes (U8)", name, part, t.dtype));
+    if (std::ssize(t.bytes) != wanted) reader.fail(fmt::format("tensor {}.{} has {} bytes; {} of {} x {} takes {}", name, part, t.bytes.size(), traits(format).name, k, n, wanted));
+    return t.bytes.data();
+  };
+  LowBitView v;
+  v.format = format;
+  v.k = k;
+  v.n = n;
+  v.group = group;
+  v.codes = bytes("codes", sizes.codes);
+  v.scales = bytes("scales", sizes.scales);
+  v.extra = bytes("extra", sizes.extra);
+  check_low_bit(reader, name, v);
+  return v;
+}
+
+void read_product(Reader& reader, RecordLine& line, Record& r) {
+  const auto format_of = [&](const std::string& field, const std::string& text, Index& group) {
+    const auto colon = text.find(':');
+    const std::optional<LowBit> format = value_named<LowBit>(text.substr(0, colon));
+    if (!format) reader.fail(fmt::format("{}={}: no such format; docs/formats.md names them", field, text));
+    group = traits(*format).group;
+    if (colon != std::string::npos) {
+      const Index wanted = line.number<Index>(field, text.substr(colon + 1));
+      const bool without = wanted == 0 && (*format == LowBit::f8e4m3 || *format == LowBit::f8e5m2);
+      if (wanted != group && !(traits(*format).group_free && (without || (wanted >= 8 && wanted % 8 == 0 && wanted <= largest_extent))))
+        reader.fail(fmt::format("{}={}: {} has no groups of {}", field, text, traits(*format).name, wanted));
+      group = wanted;
+    }
+    return *format;
+  };
+  const auto matrix = [&](const char* name) {
+    const StoredTensor& t = reader.need(name, "a product has a and c");
+    if (t.shape.size() != 2) reader.fail(fmt::format("tensor {} has shape {}, not 2 extents", name, shape_text(t.shape)));
+    return reader.floats(name, t, {1, 1, t.shape[0], t.shape[1]});
+  };
+  const auto extent = [&](const char* field) {
+    const std::optional<std::string> value = line.text(field);
+    if (!value) reader.fail(fmt::format("its line does not say {}=", field));
+    const Index n = line.number<Index>(field, *value);
+    if (n < 1 || n > Index{1} << 28) reader.fail(fmt::format("{}={} is outside [1, 2^28]", field, *value));
+    return n;
+  };
+  Product& p = r.product;
+  p.m = extent("m");
+  p.n = extent("n");
+  p.k = extent("k");
+  Index group = 0;
+  const std::optional<std::string> w = line.text("w");
+  if (!w) reader.fail("its line does not say w=, the format of the weights");
+  const LowBit format = format_of("w", *w, group);
+  if (format == LowBit::fp4_sparse && p.k % 4 != 0) reader.fail(fmt::format("k={} is no multiple of 4, as 2:4 sparse weights need", p.k));
+  p.w = read_low_bit(reader, "w", format, group, p.k, p.n);
+  const auto tensor_scale = [&](const char* field, LowBit of, LowBitView& v) {
+    if (const auto scale = line.text(field)) {
+      if (of != LowBit::nvfp4) reader.fail(fmt::format("{}: only nvfp4 has a tensor scale", field));
+      v.tensor_scale = line.number<float>(field, *scale);
+      if (!(v.tensor_scale > 0 && v.tensor_scale <= std::numeric_limits<float>::max())) reader.fail(fmt::format("{}={}: no positive finite number", field, *scale));
+    }
+  };
+  tensor_scale("tensor-scale", format, p.w);
+  if (const auto a = line.text("a")) {
+    const LowBit a_format = format_of("a", *a, group);
+    if (a_format != LowBit::mxfp4 && a_format != LowBit::nvfp4 && a_format != LowBit::f8e4m3 && a_format != LowBit::f8e5m2)
+      reader.fail(fmt::format("a={}: A may be mxfp4, nvfp4, f8e4m3 or f8e5m2", *a));
+    p.a_low = read_low_bit(reader, "a", a_format, group, p.k, p.m);
+    tensor_scale("a-tensor-scale", a_format, p.a_low);
+  } else {
+    p.a = matrix("a");
+    if (p.a.shape[2] != p.m || p.a.shape[3] != p.k) reader.fail(fmt::format("tensor a is {} x {}, not m x k = {} x {}", p.a.shape[2], p.a.shape[3], p.m, p.k));
+  }
+  r.c = matrix("c");
+  if (r.c.shape[2] != p.m || r.c.shape[3] != p.n) reader.fail(fmt::format("tensor c is {} x {}, not m x n = {} x {}", r.c.shape[2], r.c.shape[3], p.m, p.n));
+}
+
+bool same_number(double a, double b) { return (a == b && std::signbit(a) == std::signbit(b)) || (std::isnan(a) && std::isnan(b)); }
+
+bool same_elements(const TensorView& a, const TensorView& b) {
+  if (a.shape == b.shape && element_count(a.shape) == 0) return true;  // without keys there is nothing to point to
+  if (!a || !b) return !a && !b;
+  if (a.dtype != b.dtype || a.shape != b.shape) return false;
+  for (Index x = 0; x < a.shape[0]; ++x)
+    for (Index y = 0; y < a.shape[1]; ++y)
+      for (Index i = 0; i < a.shape[2]; ++i)
+        for (Index d = 0; d < a.shape[3]; ++d)
+          if (!same_number(load(a, a.at(x, y, i, d)), load(b, b.at(x, y, i, d)))) return false;
+  return true;
+}
+
+bool same_matrix(const LowBitView& a, const LowBitView& b) {
+  if (!a || !b) return !a && !b;
+  if (a.format != b.format || a.group != b.group || a.tensor_scale != b.tensor_scale) return false;
+  return std::ranges::equal(decode_weights(a), decode_weights(b), same_number);
+}
+
+// "q" if that tensor is not what the case generates. Extents and dtypes first: a case may ask for more than there is memory.
+std::string differs_from_case(const Record& r) {
+  const Case c = parse_case(r.case_line);
+  if (c.cache) return "the operation (a record has no cache)";
+  if (c.operation != r.operation) return "the operation";
+  if (c.operation == Operation::product) {
+    const Product& q = r.product;
+    if (c.product.m != q.m || c.product.n != q.n || c.product.k != q.k) return "an extent";
+    if (c.out_dtype() != r.c.dtype) return "the dtype of c";
+    const ProductInputs in(c);
+    const Product& p = in.problem;
+    if (!same_matrix(p.w, q.w)) return "w";
+    return same_elements(p.a, q.a) && same_matrix(p.a_low, q.a_low) ? "" : "a";
+  }
+  if (!(c.shape == r.problem.shape)) return "an extent";
+  if (c.dtype != r.problem.q.dtype) return "the dtype of q";
+  if (c.out_dtype() != r.out.o.dtype) return "the dtype of o";
+  const Inputs in(c);
+  const Attention &p = in.problem, &q = r.problem;
+  for (const auto& [name, mine, theirs] : {std::tuple{"q", &p.q, &q.q}, {"k", &p.k, &q.k}, {"v", &p.v, &q.v}, {"bias", &p.bias, &q.bias}})
+    if (!same_elements(*mine, *theirs)) return name;
+  if (r.operation == Operation::backward && !same_elements(in.d_o.view(), r.d_o)) return "do";
+  bool differs = false;
+  for_each_list([&](const auto& field) {
+    // An offset of 0 need not be there: see below.
+    if (field.name != "offset") differs = differs || p.*field.list != q.*field.list;
+  });
+  if (p.scale != q.scale || p.softcap != q.softcap || p.causal != q.causal || p.window_left != q.window_left || p.window_right != q.window_right ||
+      p.finite_min_masks != q.finite_min_masks || p.dropout != q.dropout || (p.dropout > 0 && p.dropout_seed != q.dropout_seed) || !p.keep != !q.keep ||
+      differs)
+    return "a mask or a scale";
+  for (Index b = 0; b < p.shape.batch; ++b)
+    if (p.offset_of(b) != q.offset_of(b)) return "offset";
+  const AttentionShape& s = p.shape;
+  for (Index b = 0; p.keep && b < s.batch; ++b)
+    for (Index h = 0; h < s.query_heads; ++h)
+      for (Index i = 0; i < s.rows; ++i)
+        for (Index j = 0; j < s.keys; ++j)
+          if (p.keep.at(b, h, i, j) != q.keep.at(b, h, i, j)) return "keep";
+  return {};
+}
+
+}  // namespace
+
+RecordFile::RecordFile(std::string path) : RecordFile(path, {}) {}
+
+RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes) : path_(std::move(path)) {
+  if (!bytes.data()) {
+    file_ = std::make_unique<MappedFile>(path_);
+    bytes = file_->bytes();
+  }
+  try {
+    contents_ = parse_safetensors(bytes);
+  } catch (const FileError& e) {
+    throw FileError(fmt::format("{}: {}", path_, e.what()));
+  }
+  const auto version = contents_.metadata.find("assay");
+  if (version == contents_.metadata.end()) throw FileError(fmt::format("{}: the metadata have no key assay: it holds no records (docs/records.md)", path_));
+  if (version->second != "1") throw FileError(fmt::format("{}: records of version {}; version 1 is known", path_, shown(version->second)));
+  for (const auto& [key, value] : contents_.metadata) {
+    if (key == record_key) names_.insert(names_.begin(), "");
+    else if (key.starts_with(fmt::format("{}.", record_key))) names_.push_back(key.substr(std::strlen(record_key) + 1));
+    else if (key != "assay" && key != "case" && !key.starts_with("case.") && key != "format")  // "format" is what frameworks' own writers add
+      throw FileError(fmt::format("{}: metadata key {} is not one of assay, record, record.NAME, case, case.NAME", path_, shown(key)));
+  }
+  for (const auto& [key, value] : contents_.metadata)
+    if (key == "case" || key.starts_with("case."))
+      if (const std::string name = key == "case" ? "" : key.substr(5); std::ranges::find(names_, name) == names_.end())
+        throw FileError(fmt::format("{}: metadata key {} is the case of no record", path_, shown(key)));
+  if (names_.empty()) throw FileError(fmt::format("{}: the metadata have no key record or record.NAME", path_));
+  if (names_.size() > 1 && names_.front().empty()) throw FileError(fmt::format("{}: a record without a name and records with names", path_));
+  for (const std::string& name : names_)
+    if (!name.empty() && (name.size() > 200 || !std::ranges::all_of(name, [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_'; })))
+      throw FileError(fmt::format("{}: a record's name is letters, digits, - and _, not {}", path_, shown(name)));
+  // Names have no dots, so whose tensor it is stands before the first.
+  if (!names_.front().empty())
+    for (const auto& [tensor, stored] : contents_.tensors)
+      if (std::ranges::find(names_, tensor.substr(0, tensor.find('.'))) == names_.end())
+        throw FileError(fmt::format("{}: tensor {} belongs to no record", path_, shown(tensor)));
+}
+
+std::string RecordFile::line(const std::string& name) const {
+  const auto asked = contents_.metadata.find(name.empty() ? record_key : fmt::format("{}.{}", record_key, name));
+  if (asked == contents_.metadata.end()) throw FileError(fmt::format("{}: no record {}; there are {}", path_, shown(name), fmt::join(names_, ", ")));
+  return shown(asked->second);
+}
+
+Record RecordFile::read(const std::string& name) const {
+  Record r;
+  r.name = name;
+  r.line = line(name);
+  const auto entry = [&](const char* key) { return contents_.metadata.find(name.empty() ? key : fmt::format("{}.{}", key, name)); };
+  if (const auto from = entry("case"); from != contents_.metadata.end()) r.case_line = from->second;
+  Reader reader(path_, contents_, r);
+  r.owned.reserve(32);  // views into it stay
+  RecordLine line(reader, entry(record_key)->second);
+  if (const auto kernel = line.text("kernel")) r.kernel = shown(*kernel);
+  if (line.operation == "attention" || line.operation == "backward") {
+    r.operation = line.operation == "backward" ? Operation::backward : Operation::attention;
+    read_attention(reader, line, r);
+  } else if (line.operation == "product") {
+    r.operation = Operation::product;
+    read_product(reader, line, r);
+  } else {
+    reader.fail(fmt::format("its line begins with '{}', which is neither attention nor backward nor product", line.operation));
+  }
+  line.check_all_used();
+  reader.check_all_used();
+  if (r.case_line.empty()) return r;
+  try {
+    if (const std::string what = differs_from_case(r); !what.empty()) reader.fail(fmt::format("{} is not that of its case '{}'", what, r.case_line));
+  } catch (const CaseError& e) {
+    reader.fail(fmt::format("its case '{}': {}", r.case_line, e.what()));
+  }
+  return r;
+}
+
+std::string verify_command(const std::string& path, const std::string& name) {
+  std::string quoted;
+  for (const char c : path) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return fmt::format("assay verify '{}'{}", quoted, name.empty() ? "" : " --record " + name);
+}
+
+CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& o) {
+  CaseResult result;
+  result.line = r.case_line.empty() ? fmt::format("{} in {}", r.name.empty() ? "the record" : r.name, file.path()) : r.case_line;
+  result.candidate = r.kernel;
+  result.reproduce = verify_command(file.path(), r.name);
+  const bool product = r.operation == Operation::product;
+  const LowBit weights = r.product.w.format;
+  result.dtype = product ? traits(weights).name : format(r.problem.q.dtype).name;
+  if (product) result.tail_step = tail_step_of(weights);
+  JudgeOptions judging;
+  judging.threads = o.threads;
+  judging.sample_rows = o.sample_rows;
+  judging.seed = o.seed;
+  judging.power = o.power;
+  judging.without_lse = !r.out.lse;
+  std::optional<Painter> painter;
+  if (o.pictures) {
+    if (product) painter.emplace(r.product.m, r.product.n);
+    else painter.emplace(r.problem);
+    judging.judged = [&](const Element& e) { painter->add(e); };
+  }
+  // What is known of inputs that a case made; of others, nothing is.
+  judging.statistics =
+      !product && !r.case_line.empty() && has_independent_zero_mean(parse_case(r.case_line));
+  const auto start = Clock::now();
+  Verdict& v = result.verdict;
+  v = product ? judge_product_by_ladder(r.product, r.c, judging)
+              : judge_by_ladder(r.problem, r.out, 64, judging);
+  if (r.operation == Operation::backward && v.outcome != Outcome::fail &&
+      v.outcome != Outcome::error) {
+    const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o};
+    add_gradients(v, judge_backward_by_ladder(r.problem, input, r.gradients, judging));
+  }
+  result.seconds.judge = seconds_since(start);
+  result.outcome = v.outcome;
+  result.reason = v.reason;
+  if (painter && result.was_compared()) result.pictures = painter->pictures(v.row_tile);
+  return result;
+}
+
+}  // namespace assay

@@ -1,0 +1,313 @@
+// Packs stored rows of K and V into fp32 panels. The file is compiled once for each SIMD target.
+#include <algorithm>
+#include <utility>
+
+#include "kernels/attention/attention_plan.h"
+#include "kernels/simd/decode-inl.h"
+#include "kernels/simd/register_block-inl.h"
+#include "kernels/attention/stages.h"
+
+#if defined(ASSAY_KERNELS_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ASSAY_KERNELS_PACK_INL_H_
+#undef ASSAY_KERNELS_PACK_INL_H_
+#else
+#define ASSAY_KERNELS_PACK_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace assay::kernels::HWY_NAMESPACE {
+
+// ---- Reading ------------------------------------------------------------------------------------
+
+inline void load_stored_columns(const StoredColumns& c, Index page, Index slot, float* HWY_RESTRICT to) {
+  const std::byte* from = c.data + page * c.page_bytes + slot * c.row_bytes;
+  if (!c.scales) return load_columns(c.dtype, from, c.stride, c.count, to);
+  const std::uint8_t* scales = c.scales + page * c.page_scales + slot * c.row_scales;
+  for (Index begin = 0; begin < c.count; begin += c.group, ++scales) {
+    const float scale = from_e8m0(*scales);
+    const Index count = std::min(c.group, c.count - begin);
+    if (c.dtype == Dtype::f4e2m1) decode_row<Code::e2m1>(from, begin, count, scale, to);
+    else if (c.dtype == Dtype::f8e4m3) decode_row<Code::e4m3>(from, begin, count, scale, to);
+    else decode_row<Code::e5m2>(from, begin, count, scale, to);
+  }
+}
+
+// Loads row j as fp32.
+inline void load_stored_row(const StoredRows& rows, Index j, float* HWY_RESTRICT to) {
+  const auto [page, slot] = rows.place_of(j);
+  load_stored_columns(rows.columns, page, slot, to);
+  if (rows.more.count > 0) load_stored_columns(rows.more, page, slot, to + rows.columns.count);
+}
+
+// Returns where the rows [j, j + count) lie, and the bytes from one row to the next, if they are
+// f32, f16 or bf16 at even distances. Otherwise returns null.
+inline std::pair<const std::byte*, Index> rows_in_place(const StoredRows& rows, Index j, Index count) {
+  const StoredColumns& c = rows.columns;
+  if (c.scales || c.stride != 1 || rows.more.count > 0) return {nullptr, 0};
+  const auto [page, slot] = rows.place_of(j);
+  if (rows.pages && slot + count > rows.page_size) return {nullptr, 0};
+  return {c.data + page * c.page_bytes + slot * c.row_bytes, c.row_bytes};
+}
+
+// Returns the bytes from row j to the row that is fetched into the cache while row j is read, or 0
+// if no such row is left.
+inline Index bytes_ahead(const StoredRows& rows, Index j) {
+  constexpr Index distance = 32;
+  if (j + distance >= rows.end) return 0;
+  const auto from = rows.place_of(j), to = rows.place_of(j + distance);
+  return (to.page - from.page) * rows.columns.page_bytes + (to.slot - from.slot) * rows.columns.row_bytes;
+}
+
+// ---- Transposing --------------------------------------------------------------------------------
+
+inline constexpr Index lanes = panel_width / 2;
+
+#if HWY_TARGET != HWY_SCALAR
+// The 128-bit block b of the result is taken from row 4 * b.
+HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
+  const auto block = [&](Index row) HWY_ATTR { return hn::LoadDup128(d, reinterpret_cast<const float*>(rows + row * stride)); };
+  Vector v = block(0);
+  if constexpr (lanes >= 8) v = hn::IfThenElse(hn::FirstN(d, 4), v, block(4));
+  if constexpr (lanes >= 16) {
+    v = hn::IfThenElse(hn::FirstN(d, 8), v, block(8));
+    v = hn::IfThenElse(hn::FirstN(d, 12), v, block(12));
+  }
+  return v;
+}
+
+// Calls take(column, its elements) for each column that lies in the first 16 bytes of the rows.
+// There are as many rows as a vector has lanes.
+template <Dtype dtype, class Take>
+HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Index stride, const Take& take) {
+  const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
+  const Vector r2 = load_blocks(d, rows + 2 * stride, stride), r3 = load_blocks(d, rows + 3 * stride, stride);
+  const hn::RebindToUnsigned<Lanes> words;
+  if constexpr (dtype == Dtype::f16) {
+    const hn::Repartition<std::uint16_t, Lanes> codes;
+    const hn::Repartition<std::uint64_t, Lanes> quads;
+    const hn::Rebind<std::uint16_t, Lanes> half;
+    const hn::Rebind<hwy::float16_t, Lanes> half_floats;
+    const auto as = [](auto tag, auto v) HWY_ATTR { return hn::BitCast(tag, v); };
+    const auto take_four = [&](Index column, auto pairs01, auto pairs23) HWY_ATTR {
+      // A quad holds one column of four rows.
+      const auto first = as(quads, hn::InterleaveLower(words, pairs01, pairs23)), second = as(quads, hn::InterleaveUpper(words, pairs01, pairs23));
+      const auto even = as(codes, hn::ConcatEven(quads, second, first)), odd = as(codes, hn::ConcatOdd(quads, second, first));
+      // Halves of vectors are taken as codes, because not every target has halves of float16_t.
+      take(column, hn::PromoteTo(d, as(half_floats, hn::LowerHalf(half, even))));
+      take(column + 1, hn::PromoteTo(d, as(half_floats, hn::LowerHalf(half, odd))));
+      take(column + 2, hn::PromoteTo(d, as(half_floats, hn::UpperHalf(half, even))));
+      take(column + 3, hn::PromoteTo(d, as(half_floats, hn::UpperHalf(half, odd))));
+    };
+    const auto c0 = as(codes, r0), c1 = as(codes, r1), c2 = as(codes, r2), c3 = as(codes, r3);
+    take_four(0, as(words, hn::InterleaveLower(codes, c0, c1)), as(words, hn::InterleaveLower(codes, c2, c3)));
+    take_four(4, as(words, hn::InterleaveUpper(codes, c0, c1)), as(words, hn::InterleaveUpper(codes, c2, c3)));
+  } else {
+    const hn::Repartition<double, Lanes> pairs;
+    const auto take_word = [&](Index word, auto v) HWY_ATTR {
+      // a pair of bf16 is transposed as one word, and then separated
+      if constexpr (dtype == Dtype::bf16) {
+        take(2 * word, hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))));
+        take(2 * word + 1, hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))));
+      } else {
+        take(word, hn::BitCast(d, v));
+      }
+    };
+    const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)), high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
+    const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
+    take_word(0, hn::InterleaveLower(pairs, low01, low23));
+    take_word(1, hn::InterleaveUpper(pairs, low01, low23));
+    take_word(2, hn::InterleaveLower(pairs, high01, high23));
+    take_word(3, hn::InterleaveUpper(pairs, high01, high23));
+  }
+}
+#endif
+
+// Gathers element `column` of as many rows as a vector has lanes.
+template <Dtype dtype>
+HWY_INLINE Vector gather_column(Lanes d, const std::byte* rows, Index stride, Index column) {
+  float elements[lanes];
+  for (Index r = 0; r < lanes; ++r) {
+    if constexpr (dtype == Dtype::bf16) elements[r] = from_bf16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
+    else if constexpr (dtype == Dtype::f16) elements[r] = from_f16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
+    else elements[r] = reinterpret_cast<const float*>(rows + r * stride)[column];
+  }
+  return hn::LoadU(d, elements);
+}
+
+// The rows of a panel of keys, in two halves. Each half has as many rows as a vector has lanes,
+// where they are stored or in scratch.
+struct PanelRows {
+  Dtype dtype;
+  const std::byte* half[2];
+  Index stride;    // bytes from one row to the next
+  // for each half: bytes from a row to the row that is fetched into the cache meanwhile; 0 if none
+  Index ahead[2];
+};
+
+// Calls take(half, column, its elements) for every column in order.
+template <Dtype dtype, class Take>
+HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, const Take& take) {
+  static_assert(lanes == 1 || lanes == 4 || lanes == 8 || lanes == 16);
+  Index c = 0;
+#if HWY_TARGET != HWY_SCALAR
+  constexpr Index bytes = bytes_of<dtype>, block = 16 / bytes, line_columns = 64 / bytes;
+  for (; c + block <= columns; c += block) {
+    // Each block fetches its share of the cache lines.
+    const Index first = c / block % 4 * (lanes / 4);
+    for (Index half = 0; half < 2; ++half)
+      if (rows.ahead[half] != 0)
+        for (Index r = first; r < first + lanes / 4; ++r) hwy::Prefetch(rows.half[half] + rows.ahead[half] + r * rows.stride + c / line_columns * 64);
+    transpose_block<dtype>(d, rows.half[0] + c * bytes, rows.stride, [&](Index i, Vector v) HWY_ATTR { take(0, c + i, v); });
+    transpose_block<dtype>(d, rows.half[1] + c * bytes, rows.stride, [&](Index i, Vector v) HWY_ATTR { take(1, c + i, v); });
+  }
+#endif
+  for (; c < columns; ++c) {
+    take(0, c, gather_column<dtype>(d, rows.half[0], rows.stride, c));
+    take(1, c, gather_column<dtype>(d, rows.half[1], rows.stride, c));
+  }
+}
+
+// Does what score_panel does, on keys that are not packed.
+template <Dtype dtype, std::size_t... R>
+HWY_INLINE void score_rows(std::index_sequence<R...>, const float* q, Index dim, const PanelRows& keys, float scale, float* scores) {
+  const Lanes d;
+  const std::size_t n = hn::Lanes(d);
+  Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
+  transpose_rows<dtype>(d, keys, dim, [&](Index half, Index c, Vector column) HWY_ATTR {
+    const float* row = q + c * static_cast<Index>(sizeof...(R));
+    if (half == 0) ((left[R] = hn::MulAdd(hn::Set(d, row[R]), column, left[R])), ...);
+    else ((right[R] = hn::MulAdd(hn::Set(d, row[R]), column, right[R])), ...);
+  });
+  const Vector s = hn::Set(d, scale);
+  ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
+}
+
+// ---- Packing ------------------------------------------------------------------------------------
+
+struct PackedValues {
+  const float* data;  // [panel of columns][tile keys][panel width]
+  bool not_finite;
+};
+
+// Rows of values that are read where they are stored, at even distances.
+struct ValuesInPlace {
+  const std::byte* data = nullptr;
+  Index count = 0;
+  Dtype dtype = Dtype::f32;
+  Index stride = 0, ahead = 0;  // as in PanelRows
+};
+
+// Packs tiles of K and V. Keys that are not there become 0, up to the end of the panel; nothing
+// reads beyond that.
+template <class Stages>
+class Packer {
+ public:
+  Packer(const ForwardPlan& plan, const Stages& stages)
+      : plan_(plan), stages_(stages), rows_(allocate_floats(panel_width * plan.problem->shape.dim)), value_row_(allocate_floats(plan.padded_value_dim)) {
+    std::fill_n(value_row_.get(), plan.padded_value_dim, 0.0f);
+  }
+
+  // Returns the keys [j, j + panel_width) of a tile. The result is valid until the next call.
+  PanelRows panel(Index group, Index tile, Index j) {
+    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].keys;
+    const Index dim = plan_.problem->shape.dim;
+    const Dtype dtype = stored.columns.dtype;
+    const auto [key0, begin, end] = place(stored, group, tile);
+    if (j >= begin && j + panel_width <= end && reads_in_place(dtype)) {
+      const auto [left, stride] = rows_in_place(stored, key0 + j, lanes);
+      const std::byte* right = rows_in_place(stored, key0 + j + lanes, lanes).first;
+      if (left && right) return {dtype, {left, right}, stride, {bytes_ahead(stored, key0 + j), bytes_ahead(stored, key0 + j + lanes)}};
+    }
+    for (Index r = 0; r < panel_width; ++r) {
+      float* row = rows_.get() + r * dim;
+      if (j + r < begin || j + r >= end) std::fill_n(row, dim, 0.0f);
+      else load_stored_row(stored, key0 + j + r, row);
+      if constexpr (Stages::observes) stages_.at(Stage::key, {b_, g_, key0 + j + r, 0, 1, dim, row, dim});
+    }
+    const auto* rows = reinterpret_cast<const std::byte*>(rows_.get());
+    return {Dtype::f32, {rows, rows + lanes * dim * 4}, dim * 4, {0, 0}};
+  }
+
+  // Packs the keys of a tile into [panel of keys][D][panel width].
+  void keys(Index group, Index tile, float* to) {
+    const Lanes d;
+    const Index dim = plan_.problem->shape.dim;
+    const auto [key0, begin, end] = place(plan_.stored[static_cast<std::size_t>(group)].keys, group, tile);
+    for (Index j = begin / panel_width * panel_width; j < end; j += panel_width) {
+      const auto store = [&](Index half, Index c, Vector column) HWY_ATTR { hn::Store(column, d, to + j * dim + c * panel_width + half * lanes); };
+      const PanelRows rows = panel(group, tile, j);
+      with_dtype(rows.dtype, [&](auto dtype) HWY_ATTR { transpose_rows<dtype()>(d, rows, dim, store); });
+    }
+  }
+
+  // Returns where the values of the given keys of a tile lie, beginning with the first key, if they
+  // can be read where they are, one panel of columns at a time. Otherwise returns null.
+  ValuesInPlace values_in_place(Index group, Index tile, const KeyRange& keys) const {
+    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
+    if (!reads_in_place(stored.columns.dtype) || plan_.problem->shape.value_dim % panel_width != 0) return {};
+    const Index j = tile * plan_.tiling.keys + keys.begin, count = keys.end - keys.begin;
+    const Index run = stored.pages ? std::min(count, stored.page_size - stored.place_of(j).slot) : count;
+    const auto [data, stride] = rows_in_place(stored, j, run);
+    return {data, run, stored.columns.dtype, stride, bytes_ahead(stored, j)};
+  }
+
+  PackedValues values(Index group, Index tile, float* to) {
+    const Lanes d;
+    const hn::RebindToSigned<Lanes> bits;
+    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
+    const Index dim = plan_.problem->shape.value_dim, width = plan_.tiling.keys;
+    const auto [key0, begin, end] = place(stored, group, tile);
+    // compared as integers, the magnitudes of infinities and NaN are above all others
+    auto largest = hn::Zero(bits);
+    const auto pack_row = [&](Dtype dtype, const std::byte* row, float* panel) HWY_ATTR {
+      for (Index c = 0; c < plan_.padded_value_dim; c += panel_width) {
+        if (c + panel_width > dim && row != reinterpret_cast<const std::byte*>(value_row_.get())) {
+          load_columns(dtype, row + c * (dtype == Dtype::f32 ? 4 : 2), 1, dim - c, value_row_.get() + c);
+          dtype = Dtype::f32;
+          row = reinterpret_cast<const std::byte*>(value_row_.get());  // it is 0 behind the columns
+        }
+        const Vector left = load_vector(d, dtype, row, c), right = load_vector(d, dtype, row, c + lanes);
+        largest = hn::Max(largest, hn::Max(hn::BitCast(bits, hn::Abs(left)), hn::BitCast(bits, hn::Abs(right))));
+        hn::Store(left, d, panel + c * width);
+        hn::Store(right, d, panel + c * width + lanes);
+      }
+    };
+    for (Index j = begin; j < end; ++j) {
+      const std::byte* row = Stages::observes ? nullptr : rows_in_place(stored, key0 + j, 1).first;
+      if (row && stored.columns.dtype == Dtype::f32) pack_row(Dtype::f32, row, to + j * panel_width);
+      else if (row && stored.columns.dtype == Dtype::bf16) pack_row(Dtype::bf16, row, to + j * panel_width);
+      else if (row) pack_row(Dtype::f16, row, to + j * panel_width);
+      else {
+        load_stored_row(stored, key0 + j, value_row_.get());
+        if constexpr (Stages::observes) stages_.at(Stage::value, {b_, g_, key0 + j, 0, 1, dim, value_row_.get(), dim});
+        pack_row(Dtype::f32, reinterpret_cast<const std::byte*>(value_row_.get()), to + j * panel_width);
+      }
+    }
+    return {to, hn::GetLane(hn::MaxOfLanes(bits, largest)) >= 0x7F800000};
+  }
+
+ private:
+  static constexpr bool reads_in_place(Dtype dtype) { return !Stages::observes && (dtype != Dtype::f16 || converts_f16); }
+
+  struct Range {
+    // the first key of the tile; then, relative to it, the keys that are there
+    Index key0, begin, end;
+  };
+  Range place(const StoredRows& stored, Index group, Index tile) {
+    b_ = group / plan_.problem->shape.kv_heads;
+    g_ = group % plan_.problem->shape.kv_heads;
+    const Index width = plan_.tiling.keys, key0 = tile * width, begin = std::clamp<Index>(stored.begin - key0, 0, width);
+    return {key0, begin, std::clamp<Index>(stored.end - key0, begin, width)};
+  }
+
+  const ForwardPlan& plan_;
+  const Stages& stages_;
+  hwy::AlignedFreeUniquePtr<float[]> rows_, value_row_;
+  Index b_ = 0, g_ = 0;
+};
+
+}  // namespace assay::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // include guard
