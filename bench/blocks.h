@@ -16,7 +16,9 @@ struct RowBlock {
   Index keys;         // how many keys at least one of its rows sees
 };
 
-inline Index block_count(const PlainAttention& p, Index block_rows) { return (p.rows + block_rows - 1) / block_rows; }
+inline Index block_count(const PlainAttention& p, Index block_rows) {
+  return (p.rows + block_rows - 1) / block_rows;
+}
 
 // Calls body(worker, block) for every block of every head, on `threads` workers numbered from 0.
 template <class Body>
@@ -27,7 +29,8 @@ void for_each_block(const PlainAttention& p, Index block_rows, int threads, cons
     for (Index n; (n = next.fetch_add(1)) < blocks;) {
       // The last rows come first: under a causal mask they take the most time, and the blocks that
       // take less even out the end.
-      const Index index = per_head - 1 - n % per_head, begin = index * block_rows, end = std::min(p.rows, begin + block_rows);
+      const Index index = per_head - 1 - n % per_head, begin = index * block_rows,
+                  end = std::min(p.rows, begin + block_rows);
       body(worker, RowBlock{n / per_head, index, begin, end, p.keys_before(end)});
     }
   });

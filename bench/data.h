@@ -17,7 +17,9 @@
 
 namespace assay::bench {
 
-inline Tensor contiguous(Dtype dtype, const Extents& e) { return Tensor(dtype, e, {{e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0, element_count(e)}); }
+inline Tensor contiguous(Dtype dtype, const Extents& e) {
+  return Tensor(dtype, e, {{e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0, element_count(e)});
+}
 
 // Fills a tensor in f32, f16 or bf16 with independent uniform numbers of mean 0 and variance 1.
 inline Tensor uniform(Dtype dtype, const Extents& extents, std::uint64_t seed, int threads = 0) {
@@ -38,7 +40,9 @@ inline Tensor uniform(Dtype dtype, const Extents& extents, std::uint64_t seed, i
 // they are asked for.
 struct Data {
   Data(const AttentionShape& s, Dtype dtype, bool causal, bool backward, int threads = 0) {
-    const auto make = [&](Index heads, Index length, Index width) { return contiguous(dtype, {s.batch, heads, length, width}); };
+    const auto make = [&](Index heads, Index length, Index width) {
+      return contiguous(dtype, {s.batch, heads, length, width});
+    };
     q = uniform(dtype, {s.batch, s.query_heads, s.rows, s.dim}, 1, threads);
     k = uniform(dtype, {s.batch, s.kv_heads, s.keys, s.dim}, 2, threads);
     v = uniform(dtype, {s.batch, s.kv_heads, s.keys, s.value_dim}, 3, threads);
@@ -68,7 +72,9 @@ inline float* floats(const Tensor& t) { return reinterpret_cast<float*>(t.bytes(
 
 // Throws an exception for a status that is a failure.
 inline void expect_success(const char* call, const kernels::Status& status) {
-  if (!status.ok()) throw std::runtime_error(fmt::format("{}: {} ({})", call, kernels::message_of(status.code), status.detail));
+  if (!status.ok())
+    throw std::runtime_error(
+        fmt::format("{}: {} ({})", call, kernels::message_of(status.code), status.detail));
 }
 
 }  // namespace assay::bench

@@ -38,7 +38,8 @@ constexpr Source sources[] = {
 
 Run decode_tensors(const AttentionShape& shape, Dtype dtype, int threads) {
   return [threads, data = std::make_shared<const Data>(shape, dtype, false, false)] {
-    expect_success("attention_forward", kernels::attention_forward(data->problem, data->out(), threads));
+    expect_success("attention_forward",
+                   kernels::attention_forward(data->problem, data->out(), threads));
   };
 }
 
@@ -57,17 +58,21 @@ Run decode_cache(const Data& source, kernels::CacheKind kind, Dtype dtype, int t
   expect_success("append", made->append(0, source.k.view(), source.v.view()));
   Attention problem = source.problem;
   problem.k = problem.v = {};
-  return [problem, &source, threads, cache = std::shared_ptr<const kernels::Cache>(std::move(made))] {
-    expect_success("attention_cached", kernels::attention_cached(problem, *cache, {}, source.out(), threads));
-  };
+  return
+      [problem, &source, threads, cache = std::shared_ptr<const kernels::Cache>(std::move(made))] {
+        expect_success("attention_cached",
+                       kernels::attention_cached(problem, *cache, {}, source.out(), threads));
+      };
 }
 
 }  // namespace
 
 void decode_mode(Rounds& rounds, const Settings& settings) {
   fmt::print(rounds.tables(),
-             "\nDecode: one row, B = 1, H = {}, on {}. cache: a contiguous cache; paged: a cache with pages of {} tokens.\n"
-             "Medians of GB/s (1e9) of K and V, without scales, and of this rate as a fraction of the rate of plain reads\n"
+             "\nDecode: one row, B = 1, H = {}, on {}. cache: a contiguous cache; paged: a cache "
+             "with pages of {} tokens.\n"
+             "Medians of GB/s (1e9) of K and V, without scales, and of this rate as a fraction of "
+             "the rate of plain reads\n"
              "of as many bytes on as many threads, measured around each repetition.\n",
              query_heads, kernels::Target().name(), kernels::CacheConfig{}.page_size);
   std::vector<std::string> names;
@@ -76,22 +81,32 @@ void decode_mode(Rounds& rounds, const Settings& settings) {
   for (const int threads : settings.threads)
     for (const Index kv_heads : {8, 2})
       for (const Index dim : settings.full ? std::vector<Index>{64, 128} : std::vector<Index>{128})
-        for (const Index length : settings.full ? std::vector<Index>{4096, 16384, 65536} : std::vector<Index>{4096, 32768}) {
+        for (const Index length : settings.full ? std::vector<Index>{4096, 16384, 65536}
+                                                : std::vector<Index>{4096, 32768}) {
           const AttentionShape shape{1, query_heads, kv_heads, 1, length, dim, dim};
           const Data source(shape, Dtype::f32, false, false);
           const Tensor footprint = uniform(Dtype::f32, {2, kv_heads, length, dim}, 5);
           std::vector<Entry> entries;
           for (const Source& from : sources) {
-            const auto bytes = static_cast<std::size_t>(2 * kv_heads * length * dim * format(from.dtype).bits / 8);
-            Entry e{fmt::format("decode/{}/H:{}/{}/D:{}/L:{}/threads:{}", from.name, query_heads, kv_heads, dim, length, threads), nullptr,
-                    4.0 * static_cast<double>(query_heads * length * dim), static_cast<double>(bytes), Entry::Limit::bytes,
-                    [reader = Reader(footprint.bytes(), bytes, threads)](double seconds) mutable { return reader.gigabytes_per_second(seconds); }};
+            const auto bytes =
+                static_cast<std::size_t>(2 * kv_heads * length * dim * format(from.dtype).bits / 8);
+            Entry e{fmt::format("decode/{}/H:{}/{}/D:{}/L:{}/threads:{}", from.name, query_heads,
+                                kv_heads, dim, length, threads),
+                    nullptr,
+                    4.0 * static_cast<double>(query_heads * length * dim),
+                    static_cast<double>(bytes),
+                    Entry::Limit::bytes,
+                    [reader = Reader(footprint.bytes(), bytes, threads)](double seconds) mutable {
+                      return reader.gigabytes_per_second(seconds);
+                    }};
             e.prepare = [&shape, &source, &from, threads] {
-              return from.cache ? decode_cache(source, *from.cache, from.dtype, threads) : decode_tensors(shape, from.dtype, threads);
+              return from.cache ? decode_cache(source, *from.cache, from.dtype, threads)
+                                : decode_tensors(shape, from.dtype, threads);
             };
             entries.push_back(std::move(e));
           }
-          table.line(fmt::format("{:>7} {:>4} {:>4} {:>6}", threads, kv_heads, dim, length), entries);
+          table.line(fmt::format("{:>7} {:>4} {:>4} {:>6}", threads, kv_heads, dim, length),
+                     entries);
         }
   table.summary();
 }

@@ -43,7 +43,8 @@ void see_gradient(Largest& to, const TensorView& t, Index b, Index h, const Grad
   for (Index row = 0; row < g.rows; ++row)
     for (Index c = 0; c < g.columns; ++c) {
       const auto at = static_cast<std::size_t>(row * g.columns + c);
-      to.see(load(t, t.at(b, h, row, c)), g.value[at], g.ratio[static_cast<std::size_t>(row)] * g.bound[at]);
+      to.see(load(t, t.at(b, h, row, c)), g.value[at],
+             g.ratio[static_cast<std::size_t>(row)] * g.bound[at]);
     }
 }
 
@@ -72,10 +73,12 @@ void measure(const Case& c, Differences& all) {
         for (Index i = 0; i < s.rows; ++i) {
           for (Index d = 0; d < s.value_dim; ++d) {
             const auto at = static_cast<std::size_t>(i * s.value_dim + d);
-            all[Output::o].see(load(input.o, input.o.at(b, h, i, d)), block.o[at], block.radius[at]);
+            all[Output::o].see(load(input.o, input.o.at(b, h, i, d)), block.o[at],
+                               block.radius[at]);
           }
         }
-        see_gradient(all[Output::dq], gradients.view().dq, b, h, exact.dq[static_cast<std::size_t>(h % s.group())]);
+        see_gradient(all[Output::dq], gradients.view().dq, b, h,
+                     exact.dq[static_cast<std::size_t>(h % s.group())]);
       }
       see_gradient(all[Output::dk], gradients.view().dk, b, g, exact.dk);
       see_gradient(all[Output::dv], gradients.view().dv, b, g, exact.dv);
@@ -88,14 +91,19 @@ struct Line {
 };
 
 int differences_main(int seeds) {
-  constexpr Line lines[] = {{Dtype::f32, "1e-6", "1e-6"}, {Dtype::f16, "5e-4", "2e-3"}, {Dtype::bf16, "1e-3", "1e-3"}};
+  constexpr Line lines[] = {
+      {Dtype::f32, "1e-6", "1e-6"}, {Dtype::f16, "5e-4", "2e-3"}, {Dtype::bf16, "1e-3", "1e-3"}};
   fmt::print(
-      "Largest |kernel - exact| on {}, over {} seeds of normal data: L = 128, 256 and 512, D = 64 and 128, causal and not,\n"
-      "B = 1, H = 4/2. In brackets: the largest exact magnitude. Claim: the number of the source document. Outputs have the\n"
-      "dtype of the inputs, so every kernel has an error of half an ulp at that magnitude. Gradients are those for the O and\n"
+      "Largest |kernel - exact| on {}, over {} seeds of normal data: L = 128, 256 and 512, D = 64 "
+      "and 128, causal and not,\n"
+      "B = 1, H = 4/2. In brackets: the largest exact magnitude. Claim: the number of the source "
+      "document. Outputs have the\n"
+      "dtype of the inputs, so every kernel has an error of half an ulp at that magnitude. "
+      "Gradients are those for the O and\n"
       "LSE that the kernel stored.\n\n",
       kernels::Target().name(), seeds);
-  fmt::print("dtype {:>12} {:>18} {:>9} {:>12} {:>18} {:>18} {:>18} {:>16}\n", "fwd claim", "O", "half ulp", "bwd claim", "dQ", "dK", "dV", "oracle within");
+  fmt::print("dtype {:>12} {:>18} {:>9} {:>12} {:>18} {:>18} {:>18} {:>16}\n", "fwd claim", "O",
+             "half ulp", "bwd claim", "dQ", "dK", "dV", "oracle within");
   for (const Line& line : lines) {
     std::vector<Case> cases;
     for (int seed = 1; seed <= seeds; ++seed)
@@ -111,7 +119,9 @@ int differences_main(int seeds) {
             cases.push_back(c);
           }
     std::vector<Differences> each(cases.size());
-    parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) { measure(cases[static_cast<std::size_t>(k)], each[static_cast<std::size_t>(k)]); });
+    parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
+      measure(cases[static_cast<std::size_t>(k)], each[static_cast<std::size_t>(k)]);
+    });
     Differences all;
     double radius = 0;
     for (const Differences& one : each)
@@ -121,9 +131,13 @@ int differences_main(int seeds) {
         to.value = std::fmax(to.value, seen.value);
         radius = std::fmax(radius, seen.radius);
       }
-    const auto cell = [&](Output output) { return fmt::format("{:.2e} [{:.2f}]", all[output].difference, all[output].value); };
-    fmt::print("{:<5} {:>12} {:>18} {:>9.2e} {:>12} {:>18} {:>18} {:>18} {:>16.1e}\n", format(line.dtype).name, line.forward_claim, cell(Output::o),
-               half_ulp(line.dtype, all[Output::o].value), line.backward_claim, cell(Output::dq), cell(Output::dk), cell(Output::dv), radius);
+    const auto cell = [&](Output output) {
+      return fmt::format("{:.2e} [{:.2f}]", all[output].difference, all[output].value);
+    };
+    fmt::print("{:<5} {:>12} {:>18} {:>9.2e} {:>12} {:>18} {:>18} {:>18} {:>16.1e}\n",
+               format(line.dtype).name, line.forward_claim, cell(Output::o),
+               half_ulp(line.dtype, all[Output::o].value), line.backward_claim, cell(Output::dq),
+               cell(Output::dk), cell(Output::dv), radius);
   }
   return 0;
 }

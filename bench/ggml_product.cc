@@ -17,13 +17,16 @@ class GgmlProduct final : public ProductPeer {
  public:
   GgmlProduct(const PlainProduct& p, int threads) : p_(p), threads_(threads) {
     ggml_init_params parameters{};
-    parameters.mem_size = ggml_tensor_overhead() * 16 + ggml_graph_overhead() + static_cast<std::size_t>(p.k * p.n) + 8 * static_cast<std::size_t>(p.m * (p.k + p.n)) + (1u << 20);
+    parameters.mem_size = ggml_tensor_overhead() * 16 + ggml_graph_overhead() +
+                          static_cast<std::size_t>(p.k * p.n) +
+                          8 * static_cast<std::size_t>(p.m * (p.k + p.n)) + (1u << 20);
     context_ = ggml_init(parameters);
     if (context_ == nullptr) throw std::runtime_error("ggml_init failed");
     ggml_tensor* w = ggml_new_tensor_2d(context_, GGML_TYPE_MXFP4, p.k, p.n);
     std::vector<float> transposed(static_cast<std::size_t>(p.k * p.n));
     for (Index k = 0; k < p.k; ++k)
-      for (Index n = 0; n < p.n; ++n) transposed[static_cast<std::size_t>(n * p.k + k)] = p.plain[k * p.n + n];
+      for (Index n = 0; n < p.n; ++n)
+        transposed[static_cast<std::size_t>(n * p.k + k)] = p.plain[k * p.n + n];
     ggml_quantize_chunk(GGML_TYPE_MXFP4, transposed.data(), w->data, 0, p.n, p.k, nullptr);
     ggml_tensor* a = ggml_new_tensor_2d(context_, GGML_TYPE_F32, p.k, p.m);
     std::memcpy(a->data, p.a, sizeof(float) * static_cast<std::size_t>(p.m * p.k));
@@ -37,7 +40,8 @@ class GgmlProduct final : public ProductPeer {
   ~GgmlProduct() override { ggml_free(context_); }
 
   void run() override {
-    if (ggml_graph_compute(graph_, &plan_) != GGML_STATUS_SUCCESS) throw std::runtime_error("ggml_graph_compute failed");
+    if (ggml_graph_compute(graph_, &plan_) != GGML_STATUS_SUCCESS)
+      throw std::runtime_error("ggml_graph_compute failed");
     std::memcpy(p_.c, out_->data, sizeof(float) * static_cast<std::size_t>(p_.m * p_.n));
   }
 
@@ -53,6 +57,8 @@ class GgmlProduct final : public ProductPeer {
 
 }  // namespace
 
-std::unique_ptr<ProductPeer> make_ggml_product(const PlainProduct& problem, int threads) { return std::make_unique<GgmlProduct>(problem, threads); }
+std::unique_ptr<ProductPeer> make_ggml_product(const PlainProduct& problem, int threads) {
+  return std::make_unique<GgmlProduct>(problem, threads);
+}
 
 }  // namespace assay::bench

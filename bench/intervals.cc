@@ -8,7 +8,9 @@ namespace {
 
 constexpr double missed = 0.05;
 
-double middle(const std::vector<double>& sorted) { return (sorted[(sorted.size() - 1) / 2] + sorted[sorted.size() / 2]) / 2; }
+double middle(const std::vector<double>& sorted) {
+  return (sorted[(sorted.size() - 1) / 2] + sorted[sorted.size() / 2]) / 2;
+}
 
 // The interval between the k-th smallest and the k-th largest number. P(statistic = i) is
 // `probability(i)`, and the interval misses with probability 2 P(statistic < k).
@@ -35,7 +37,8 @@ std::vector<double> mann_whitney(std::size_t m, std::size_t n) {
         continue;
       }
       const double x_on_top = static_cast<double>(a) / static_cast<double>(a + b);
-      for (std::size_t u = 0; u <= a * b; ++u) row[b][u] = (u >= b ? x_on_top * before[b][u - b] : 0) + (1 - x_on_top) * row[b - 1][u];
+      for (std::size_t u = 0; u <= a * b; ++u)
+        row[b][u] = (u >= b ? x_on_top * before[b][u - b] : 0) + (1 - x_on_top) * row[b - 1][u];
     }
   }
   return row[n];
@@ -47,7 +50,8 @@ Interval median_interval(std::vector<double> x) {
   if (x.empty()) return {};
   const std::size_t n = x.size();
   std::vector<double> binomial(n + 1, std::pow(0.5, n));
-  for (std::size_t k = 1; k <= n; ++k) binomial[k] = binomial[k - 1] * static_cast<double>(n - k + 1) / static_cast<double>(k);
+  for (std::size_t k = 1; k <= n; ++k)
+    binomial[k] = binomial[k - 1] * static_cast<double>(n - k + 1) / static_cast<double>(k);
   return between(std::move(x), binomial);
 }
 

@@ -84,7 +84,9 @@ struct Brain {
   using Lanes = __m512;
   static Lanes broadcast(float x) { return _mm512_set1_ps(x); }
   // Any bits will do: the two halves of such a float are numbers of moderate size.
-  static Lanes step(Lanes a, Lanes x, Lanes y) { return _mm512_dpbf16_ps(a, std::bit_cast<__m512bh>(x), std::bit_cast<__m512bh>(y)); }
+  static Lanes step(Lanes a, Lanes x, Lanes y) {
+    return _mm512_dpbf16_ps(a, std::bit_cast<__m512bh>(x), std::bit_cast<__m512bh>(y));
+  }
   static constexpr int flops = 64;
 };
 #endif
@@ -103,13 +105,19 @@ template <class Ops>
 double fma_burst(int rounds) {
   using Lanes = typename Ops::Lanes;
   const Lanes x = Ops::broadcast(factor), y = Ops::broadcast(addend);
-  Lanes a0 = Ops::broadcast(0), a1 = Ops::broadcast(1), a2 = Ops::broadcast(2), a3 = Ops::broadcast(3);
-  Lanes a4 = Ops::broadcast(4), a5 = Ops::broadcast(5), a6 = Ops::broadcast(6), a7 = Ops::broadcast(7);
-  Lanes a8 = Ops::broadcast(8), a9 = Ops::broadcast(9), a10 = Ops::broadcast(10), a11 = Ops::broadcast(11);
+  Lanes a0 = Ops::broadcast(0), a1 = Ops::broadcast(1), a2 = Ops::broadcast(2),
+        a3 = Ops::broadcast(3);
+  Lanes a4 = Ops::broadcast(4), a5 = Ops::broadcast(5), a6 = Ops::broadcast(6),
+        a7 = Ops::broadcast(7);
+  Lanes a8 = Ops::broadcast(8), a9 = Ops::broadcast(9), a10 = Ops::broadcast(10),
+        a11 = Ops::broadcast(11);
   for (int i = 0; i < rounds; ++i) {
-    a0 = Ops::step(a0, x, y), a1 = Ops::step(a1, x, y), a2 = Ops::step(a2, x, y), a3 = Ops::step(a3, x, y);
-    a4 = Ops::step(a4, x, y), a5 = Ops::step(a5, x, y), a6 = Ops::step(a6, x, y), a7 = Ops::step(a7, x, y);
-    a8 = Ops::step(a8, x, y), a9 = Ops::step(a9, x, y), a10 = Ops::step(a10, x, y), a11 = Ops::step(a11, x, y);
+    a0 = Ops::step(a0, x, y), a1 = Ops::step(a1, x, y), a2 = Ops::step(a2, x, y),
+    a3 = Ops::step(a3, x, y);
+    a4 = Ops::step(a4, x, y), a5 = Ops::step(a5, x, y), a6 = Ops::step(a6, x, y),
+    a7 = Ops::step(a7, x, y);
+    a8 = Ops::step(a8, x, y), a9 = Ops::step(a9, x, y), a10 = Ops::step(a10, x, y),
+    a11 = Ops::step(a11, x, y);
   }
   const Lanes sum = ((a0 + a1) + (a2 + a3)) + ((a4 + a5) + (a6 + a7)) + ((a8 + a9) + (a10 + a11));
   float first;
@@ -150,7 +158,9 @@ double rate(int threads, double seconds, const Step& step) {
 }  // namespace
 
 double fma_gflops(int threads, double seconds, Dtype dtype) {
-  auto measure = [&](double (*burst)(int)) { return rate(threads, seconds, [burst](Index) { return burst(5000); }) * 1e-9; };
+  auto measure = [&](double (*burst)(int)) {
+    return rate(threads, seconds, [burst](Index) { return burst(5000); }) * 1e-9;
+  };
   switch (dtype) {
     case Dtype::f32: return measure(fma_burst<Single>);
     case Dtype::f64: return measure(fma_burst<Double>);
@@ -165,7 +175,9 @@ double fma_gflops(int threads, double seconds, Dtype dtype) {
 }
 
 Reader::Reader(const void* data, std::size_t bytes, int threads)
-    : data_(data), share_(bytes / static_cast<std::size_t>(threads) / sizeof(Words) / 8 * 8 * sizeof(Words)), at_line_(static_cast<std::size_t>(threads)) {}
+    : data_(data),
+      share_(bytes / static_cast<std::size_t>(threads) / sizeof(Words) / 8 * 8 * sizeof(Words)),
+      at_line_(static_cast<std::size_t>(threads)) {}
 
 double Reader::gigabytes_per_second(double seconds) {
   // the clock is read once in each MiB
@@ -176,7 +188,8 @@ double Reader::gigabytes_per_second(double seconds) {
               [&](Index thread) {
                 const auto t = static_cast<std::size_t>(thread);
                 const auto* const mine = static_cast<const Words*>(data_) + t * lines;
-                const std::size_t count = std::min(piece, lines - at_line_[t]), passes = lines < piece ? piece / lines : 1;
+                const std::size_t count = std::min(piece, lines - at_line_[t]),
+                                  passes = lines < piece ? piece / lines : 1;
                 read_block(mine + at_line_[t], count, passes);
                 at_line_[t] = (at_line_[t] + count) % lines;
                 return static_cast<double>(passes * count * sizeof(Words));

@@ -7,7 +7,8 @@
 namespace assay::bench {
 
 template <std::unique_ptr<ProductPeer> (*make)(const PlainProduct&, int)>
-assay_status mxfp4_product(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c, const assay_run* run) {
+assay_status mxfp4_product(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
+                           const assay_run* run) {
   kernels::LowBitBytes bytes;
   bytes.format = LowBit::mxfp4;
   bytes.k = w->k;
@@ -21,7 +22,9 @@ assay_status mxfp4_product(const assay_tensor* a, const assay_low_bit* w, const 
   bytes.codes = copy(w->codes, sizes.codes);
   bytes.scales = copy(w->scales, sizes.scales);
   const Floats from(*a), to(*c);
-  make({a->shape[2], w->n, w->k, from.data(), to.data(), &bytes, nullptr}, std::max(run->threads, 1))->run();
+  make({a->shape[2], w->n, w->k, from.data(), to.data(), &bytes, nullptr},
+       std::max(run->threads, 1))
+      ->run();
   to.give_back();
   return ASSAY_SUCCESS;
 }

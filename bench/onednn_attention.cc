@@ -20,8 +20,11 @@ namespace {
 // oneDNN was linked, whatever runtime this program uses.
 void one_library_thread() {
 #if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP
-  static const auto set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
-  if (set == nullptr) throw std::runtime_error("oneDNN's OpenMP runtime is not to be found: its threads cannot be limited");
+  static const auto set =
+      reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+  if (set == nullptr)
+    throw std::runtime_error(
+        "oneDNN's OpenMP runtime is not to be found: its threads cannot be limited");
   set(1);
 #elif DNNL_CPU_THREADING_RUNTIME != DNNL_RUNTIME_SEQ
 #error "this oneDNN is neither sequential nor on OpenMP: its threads cannot be limited"
@@ -49,10 +52,13 @@ class OnednnAttention final : public AttentionPeer {
   OnednnAttention(const PlainAttention& problem, int threads)
       : p_(problem),
         threads_(threads),
-        block_rows_(std::min<Index>(problem.rows, problem.causal ? std::clamp<Index>(problem.rows / 8, 64, 128) : 192)),
+        block_rows_(std::min<Index>(
+            problem.rows, problem.causal ? std::clamp<Index>(problem.rows / 8, 64, 128) : 192)),
         engine_(dnnl::engine::kind::cpu, 0),
-        scores_(static_cast<std::size_t>(threads), std::vector<float>(static_cast<std::size_t>(block_rows_ * problem.keys))),
-        stats_(static_cast<std::size_t>(threads), std::vector<RowStats>(static_cast<std::size_t>(block_rows_))) {
+        scores_(static_cast<std::size_t>(threads),
+                std::vector<float>(static_cast<std::size_t>(block_rows_ * problem.keys))),
+        stats_(static_cast<std::size_t>(threads),
+               std::vector<RowStats>(static_cast<std::size_t>(block_rows_))) {
     one_library_thread();
     for (int t = 0; t < threads; ++t) streams_.emplace_back(engine_);
     for (Index b = 0; b < block_count(p_, block_rows_); ++b) {
@@ -76,19 +82,26 @@ class OnednnAttention final : public AttentionPeer {
       set(m.s, s);
       set(m.o, o + row0 * p_.value_dim);
 
-      block.scores.execute(stream, {{DNNL_ARG_SRC, m.q}, {DNNL_ARG_WEIGHTS, m.k}, {DNNL_ARG_DST, m.s}, {DNNL_ARG_SCRATCHPAD, m.scores_pad}});
+      block.scores.execute(stream, {{DNNL_ARG_SRC, m.q},
+                                    {DNNL_ARG_WEIGHTS, m.k},
+                                    {DNNL_ARG_DST, m.s},
+                                    {DNNL_ARG_SCRATCHPAD, m.scores_pad}});
       for (Index i = 0; i < b.end - b.begin; ++i) {
         float* const row = s + i * b.keys;
         const Index visible = p_.keys_before(b.begin + i + 1);
         stats_[w][static_cast<std::size_t>(i)] = row_stats(row, visible);
         std::fill(row + visible, row + b.keys, -std::numeric_limits<float>::infinity());
       }
-      block.softmax.execute(stream, {{DNNL_ARG_SRC, m.s}, {DNNL_ARG_DST, m.s}, {DNNL_ARG_SCRATCHPAD, m.softmax_pad}});
+      block.softmax.execute(
+          stream, {{DNNL_ARG_SRC, m.s}, {DNNL_ARG_DST, m.s}, {DNNL_ARG_SCRATCHPAD, m.softmax_pad}});
       for (Index i = 0; i < b.end - b.begin; ++i) {
         const RowStats& t = stats_[w][static_cast<std::size_t>(i)];
         lse[row0 + i] = t.max - std::log(row_max(s + i * b.keys + t.chunk, t.length));
       }
-      block.output.execute(stream, {{DNNL_ARG_SRC, m.s}, {DNNL_ARG_WEIGHTS, m.v}, {DNNL_ARG_DST, m.o}, {DNNL_ARG_SCRATCHPAD, m.output_pad}});
+      block.output.execute(stream, {{DNNL_ARG_SRC, m.s},
+                                    {DNNL_ARG_WEIGHTS, m.v},
+                                    {DNNL_ARG_DST, m.o},
+                                    {DNNL_ARG_SCRATCHPAD, m.output_pad}});
     });
   }
 
@@ -104,15 +117,19 @@ class OnednnAttention final : public AttentionPeer {
     constexpr Index chunk = 256;
     RowStats best{row_max(row, std::min(chunk, n)), 0, std::min(chunk, n)};
     for (Index j = chunk; j < n; j += chunk)
-      if (const float m = row_max(row + j, std::min(chunk, n - j)); m > best.max) best = {m, j, std::min(chunk, n - j)};
+      if (const float m = row_max(row + j, std::min(chunk, n - j)); m > best.max)
+        best = {m, j, std::min(chunk, n - j)};
     return best;
   }
 
-  static void set(Memory& memory, const float* data) { memory.set_data_handle(const_cast<float*>(data)); }
+  static void set(Memory& memory, const float* data) {
+    memory.set_data_handle(const_cast<float*>(data));
+  }
 
   BlockPrimitives make_block(Index rows, Index keys) {
     const auto f32 = Memory::data_type::f32;
-    const Memory::desc q({rows, p_.dim}, f32, Tag::ab), k({p_.dim, keys}, f32, Tag::ba), s({rows, keys}, f32, Tag::ab);
+    const Memory::desc q({rows, p_.dim}, f32, Tag::ab), k({p_.dim, keys}, f32, Tag::ba),
+        s({rows, keys}, f32, Tag::ab);
     const Memory::desc v({keys, p_.value_dim}, f32, Tag::ab), o({rows, p_.value_dim}, f32, Tag::ab);
     dnnl::primitive_attr attr, scaled;
     // The library's own scratchpad belongs to a thread, but here several threads execute the same
@@ -122,12 +139,15 @@ class OnednnAttention final : public AttentionPeer {
     scaled.set_output_scales(0, {p_.scale});
     const dnnl::matmul::primitive_desc scores(dnnl::matmul::desc(q, k, s), scaled, engine_);
     const dnnl::matmul::primitive_desc output(dnnl::matmul::desc(s, v, o), attr, engine_);
-    const dnnl::softmax_forward::primitive_desc softmax(dnnl::softmax_forward::desc(dnnl::prop_kind::forward_inference, s, 1), attr, engine_);
-    BlockPrimitives block{dnnl::matmul(scores), dnnl::matmul(output), dnnl::softmax_forward(softmax), {}};
+    const dnnl::softmax_forward::primitive_desc softmax(
+        dnnl::softmax_forward::desc(dnnl::prop_kind::forward_inference, s, 1), attr, engine_);
+    BlockPrimitives block{
+        dnnl::matmul(scores), dnnl::matmul(output), dnnl::softmax_forward(softmax), {}};
     auto view = [&](const Memory::desc& d) { return Memory(d, engine_, nullptr); };
     for (int t = 0; t < threads_; ++t)
-      block.memories.push_back({view(q), view(k), view(s), view(v), view(o), Memory(scores.scratchpad_desc(), engine_),
-                                Memory(output.scratchpad_desc(), engine_), Memory(softmax.scratchpad_desc(), engine_)});
+      block.memories.push_back(
+          {view(q), view(k), view(s), view(v), view(o), Memory(scores.scratchpad_desc(), engine_),
+           Memory(output.scratchpad_desc(), engine_), Memory(softmax.scratchpad_desc(), engine_)});
     return block;
   }
 
@@ -143,6 +163,8 @@ class OnednnAttention final : public AttentionPeer {
 
 }  // namespace
 
-std::unique_ptr<AttentionPeer> make_onednn_attention(const PlainAttention& problem, int threads) { return std::make_unique<OnednnAttention>(problem, threads); }
+std::unique_ptr<AttentionPeer> make_onednn_attention(const PlainAttention& problem, int threads) {
+  return std::make_unique<OnednnAttention>(problem, threads);
+}
 
 }  // namespace assay::bench

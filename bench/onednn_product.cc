@@ -16,19 +16,25 @@ using Memory = dnnl::memory;
 
 class OnednnProduct final : public ProductPeer {
  public:
-  OnednnProduct(const PlainProduct& problem, [[maybe_unused]] int threads) : p_(problem), engine_(dnnl::engine::kind::cpu, 0) {
+  OnednnProduct(const PlainProduct& problem, [[maybe_unused]] int threads)
+      : p_(problem), engine_(dnnl::engine::kind::cpu, 0) {
 #if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP
     const auto set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
-    if (set == nullptr) throw std::runtime_error("oneDNN's OpenMP runtime is not to be found: its threads cannot be limited");
+    if (set == nullptr)
+      throw std::runtime_error(
+          "oneDNN's OpenMP runtime is not to be found: its threads cannot be limited");
     set(threads);
 #endif
     std::shared_ptr<const kernels::PackedWeights> w;
     if (!kernels::PackedWeights::pack(p_.mxfp4->view(), w).ok()) throw std::runtime_error("pack");
     decoded_.resize(static_cast<std::size_t>(p_.k * p_.n));
     for (Index k = 0; k < p_.k; ++k)
-      for (Index n = 0; n < p_.n; ++n) decoded_[static_cast<std::size_t>(k * p_.n + n)] = w->value(k, n) * w->scale(k / 32, n);
-    const Memory::desc a({p_.m, p_.k}, Memory::data_type::f32, Memory::format_tag::ab), any({p_.k, p_.n}, Memory::data_type::f32, Memory::format_tag::any),
-        plain({p_.k, p_.n}, Memory::data_type::f32, Memory::format_tag::ab), c({p_.m, p_.n}, Memory::data_type::f32, Memory::format_tag::ab);
+      for (Index n = 0; n < p_.n; ++n)
+        decoded_[static_cast<std::size_t>(k * p_.n + n)] = w->value(k, n) * w->scale(k / 32, n);
+    const Memory::desc a({p_.m, p_.k}, Memory::data_type::f32, Memory::format_tag::ab),
+        any({p_.k, p_.n}, Memory::data_type::f32, Memory::format_tag::any),
+        plain({p_.k, p_.n}, Memory::data_type::f32, Memory::format_tag::ab),
+        c({p_.m, p_.n}, Memory::data_type::f32, Memory::format_tag::ab);
     const dnnl::matmul::primitive_desc description(dnnl::matmul::desc(a, any, c), engine_);
     matmul_ = dnnl::matmul(description);
     stream_ = dnnl::stream(engine_);
@@ -57,6 +63,8 @@ class OnednnProduct final : public ProductPeer {
 
 }  // namespace
 
-std::unique_ptr<ProductPeer> make_onednn_product(const PlainProduct& problem, int threads) { return std::make_unique<OnednnProduct>(problem, threads); }
+std::unique_ptr<ProductPeer> make_onednn_product(const PlainProduct& problem, int threads) {
+  return std::make_unique<OnednnProduct>(problem, threads);
+}
 
 }  // namespace assay::bench

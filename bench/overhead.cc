@@ -22,7 +22,8 @@ class CCall {
  public:
   explicit CCall(const Data& data) {
     const AttentionShape& s = data.problem.shape;
-    const auto tensor = [&](assay_tensor& t, const Tensor& from, Index heads, Index length, Index width) {
+    const auto tensor = [&](assay_tensor& t, const Tensor& from, Index heads, Index length,
+                            Index width) {
       assay_tensor_init(&t, from.bytes(), ASSAY_FLOAT, 32, s.batch, heads, length, width);
     };
     tensor(q_, data.q, s.query_heads, s.rows, s.dim);
@@ -58,48 +59,75 @@ class CCall {
 
 void overhead_mode(Rounds& rounds, const Settings&) {
   fmt::print(rounds.tables(),
-             "\nOne tiny call on one thread, in fp32: medians. kernel: the kernel alone, on arguments that were validated before.\n"
-             "over the kernel: the time that a call adds to the time of the kernel, and this time as a multiple of the microsecond\n"
+             "\nOne tiny call on one thread, in fp32: medians. kernel: the kernel alone, on "
+             "arguments that were validated before.\n"
+             "over the kernel: the time that a call adds to the time of the kernel, and this time "
+             "as a multiple of the microsecond\n"
              "that the source document claims for validation.\n");
-  for (const AttentionShape& shape : {AttentionShape{1, 1, 1, 1, 1, 8, 8}, AttentionShape{1, 1, 1, 16, 16, 64, 64}}) {
+  for (const AttentionShape& shape :
+       {AttentionShape{1, 1, 1, 1, 1, 8, 8}, AttentionShape{1, 1, 1, 16, 16, 64, 64}}) {
     const Data data(shape, Dtype::f32, false, false);
     kernels::DispatchSettings settings;
     settings.min_query_length = 0;
     kernels::Dispatcher dispatcher(kernels::host_backend(), settings);
     // The host behind the device interface: six buffers, copies to and from them, and a launch.
-    kernels::Dispatcher on_device(std::make_shared<kernels::DeviceBackend>(std::make_shared<kernels::DeviceSession>(kernels::make_device("host"))), settings);
+    kernels::Dispatcher on_device(
+        std::make_shared<kernels::DeviceBackend>(
+            std::make_shared<kernels::DeviceSession>(kernels::make_device("host"))),
+        settings);
     CCall c(data);
     const std::pair<const char*, Run> calls[] = {
         {"kernel",
          [&] {
-           expect_success("forward_stored", kernels::forward_stored(data.problem, {kernels::stored_key_values(data.problem, 0, 0)}, data.out(), 1, nullptr));
+           expect_success("forward_stored",
+                          kernels::forward_stored(data.problem,
+                                                  {kernels::stored_key_values(data.problem, 0, 0)},
+                                                  data.out(), 1, nullptr));
          }},
-        {"validation", [&] { expect_success("validate_attention", kernels::validate_attention(data.problem, data.out())); }},
-        {"attention_forward", [&] { expect_success("attention_forward", kernels::attention_forward(data.problem, data.out(), 1)); }},
+        {"validation",
+         [&] {
+           expect_success("validate_attention",
+                          kernels::validate_attention(data.problem, data.out()));
+         }},
+        {"attention_forward",
+         [&] {
+           expect_success("attention_forward",
+                          kernels::attention_forward(data.problem, data.out(), 1));
+         }},
         {"sdpa",
          [&] {
-           expect_success("sdpa", dispatcher.sdpa(data.problem, data.out(), {kernels::Implementation::automatic, "host", 1}));
+           expect_success("sdpa", dispatcher.sdpa(data.problem, data.out(),
+                                                  {kernels::Implementation::automatic, "host", 1}));
          }},
         {"sdpa, host as a device",
          [&] {
-           expect_success("sdpa", on_device.sdpa(data.problem, data.out(), {kernels::Implementation::automatic, "host", 1}));
+           expect_success("sdpa", on_device.sdpa(data.problem, data.out(),
+                                                 {kernels::Implementation::automatic, "host", 1}));
          }},
         {"assay_attention_forward", [&] { c.forward(); }},
         {"assay_sdpa", [&] { c.sdpa(); }},
     };
     std::vector<Entry> entries;
     for (const auto& [name, call] : calls)
-      entries.push_back({fmt::format("overhead/{}/L:{}/D:{}", name, shape.rows, shape.dim), [run = call] { return run; }, 0, 0, Entry::Limit::none, nullptr});
+      entries.push_back({fmt::format("overhead/{}/L:{}/D:{}", name, shape.rows, shape.dim),
+                         [run = call] { return run; }, 0, 0, Entry::Limit::none, nullptr});
     const std::vector<Measured> measured = rounds.run(entries);
     if (std::isnan(measured[0].seconds)) continue;  // the other lines are differences to this one
-    fmt::print(rounds.tables(), "\nB = H = 1, L = {}, D = {}        ns   over the kernel   in claimed microseconds\n", shape.rows, shape.dim);
+    fmt::print(
+        rounds.tables(),
+        "\nB = H = 1, L = {}, D = {}        ns   over the kernel   in claimed microseconds\n",
+        shape.rows, shape.dim);
     for (std::size_t k = 0; k < entries.size(); ++k) {
       const char* const name = calls[k].first;
-      const double seconds = measured[k].seconds, over = k == 1 ? seconds : seconds - measured[0].seconds;
+      const double seconds = measured[k].seconds,
+                   over = k == 1 ? seconds : seconds - measured[0].seconds;
       if (k == 0) fmt::print(rounds.tables(), "{:<24} {:>9.1f}\n", name, seconds * 1e9);
-      else fmt::print(rounds.tables(), "{:<24} {:>9.1f} {:>17.1f} {:>25.3f}\n", name, seconds * 1e9, over * 1e9, over / claimed_seconds);
+      else
+        fmt::print(rounds.tables(), "{:<24} {:>9.1f} {:>17.1f} {:>25.3f}\n", name, seconds * 1e9,
+                   over * 1e9, over / claimed_seconds);
     }
-    if (dispatcher.counters().fallback > 0 || on_device.counters().fallback > 0 || on_device.counters().replaced > 0)
+    if (dispatcher.counters().fallback > 0 || on_device.counters().fallback > 0 ||
+        on_device.counters().replaced > 0)
       throw std::runtime_error("sdpa ran the fallback, so its time is not the time of dispatching");
   }
 }

@@ -5,11 +5,14 @@
 namespace assay::bench {
 namespace {
 
-assay_status backward(const assay_attention* p, const assay_tensor* o, const assay_tensor* lse, const assay_tensor* d_o, const assay_gradients* g, const assay_run* run) {
+assay_status backward(const assay_attention* p, const assay_tensor* o, const assay_tensor* lse,
+                      const assay_tensor* d_o, const assay_gradients* g, const assay_run* run) {
   if (g->d_bias || g->d_sink) return ASSAY_UNSUPPORTED;
-  const Floats q(*p->q), k(*p->k), v(*p->v), out(*o), normaliser(*lse), gradient(*d_o), dq(*g->dq), dk(*g->dk), dv(*g->dv);
+  const Floats q(*p->q), k(*p->k), v(*p->v), out(*o), normaliser(*lse), gradient(*d_o), dq(*g->dq),
+      dk(*g->dk), dv(*g->dv);
   prepared<BackwardPeer>(plain_of(*p), run->threads, make_openblas_backward)
-      .run(q.data(), k.data(), v.data(), out.data(), normaliser.data(), gradient.data(), dq.data(), dk.data(), dv.data());
+      .run(q.data(), k.data(), v.data(), out.data(), normaliser.data(), gradient.data(), dq.data(),
+           dk.data(), dv.data());
   for (const Floats* f : {&dq, &dk, &dv}) f->give_back();
   return ASSAY_SUCCESS;
 }

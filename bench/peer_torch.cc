@@ -11,24 +11,31 @@
 namespace assay::bench {
 namespace {
 
-at::ScalarType type_of(const assay_dtype& d) { return d.code == ASSAY_BFLOAT ? at::kBFloat16 : at::kFloat; }
+at::ScalarType type_of(const assay_dtype& d) {
+  return d.code == ASSAY_BFLOAT ? at::kBFloat16 : at::kFloat;
+}
 
 // A view of the caller's memory. Tensors with negative strides, which torch does not have, were
 // declined before.
 at::Tensor tensor_of(const assay_tensor& t) {
   const std::size_t width = t.dtype.bits / 8;
-  return at::from_blob(static_cast<char*>(t.data) + t.offset * static_cast<std::int64_t>(width), at::IntArrayRef(t.shape, 4), at::IntArrayRef(t.strides, 4), at::TensorOptions(type_of(t.dtype)));
+  return at::from_blob(static_cast<char*>(t.data) + t.offset * static_cast<std::int64_t>(width),
+                       at::IntArrayRef(t.shape, 4), at::IntArrayRef(t.strides, 4),
+                       at::TensorOptions(type_of(t.dtype)));
 }
 
-assay_status supports(std::int32_t, const assay_attention* p, const assay_dtype* output, const char** reason) {
+assay_status supports(std::int32_t, const assay_attention* p, const assay_dtype* output,
+                      const char** reason) {
   const auto why = [&]() -> const char* {
     const assay_dtype& d = p->q->dtype;
     if (!is_f32(d) && d.code != ASSAY_BFLOAT) return "fp16 on the CPU";
     if (output->code != d.code || output->bits != d.bits) return "an output in another dtype";
-    if (p->scale != 1 / std::sqrt(static_cast<float>(p->q->shape[3]))) return "another scale than 1 / sqrt(D)";
+    if (p->scale != 1 / std::sqrt(static_cast<float>(p->q->shape[3])))
+      return "another scale than 1 / sqrt(D)";
     if (p->dropout != 0) return "dropout";
     if (p->softcap != 0) return "a softcap";
-    if (p->window_left >= 0 || p->window_right >= 0 || p->key_length_count || p->key_start_count || p->alibi_slope_count || p->sink_count || p->query_segment_count)
+    if (p->window_left >= 0 || p->window_right >= 0 || p->key_length_count || p->key_start_count ||
+        p->alibi_slope_count || p->sink_count || p->query_segment_count)
       return "a mask other than causal, boolean or additive";
     if ((p->flags & ASSAY_CAUSAL) && (p->keep || p->bias)) return "causality together with a mask";
     if (p->keep && p->bias) return "two masks";
@@ -43,19 +50,26 @@ assay_status supports(std::int32_t, const assay_attention* p, const assay_dtype*
   return answer(why, reason);
 }
 
-at::Tensor attend(const assay_attention* p, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+at::Tensor attend(const assay_attention* p, const at::Tensor& q, const at::Tensor& k,
+                  const at::Tensor& v) {
   const std::int64_t group = p->q->shape[1] / p->k->shape[1];
-  const at::Tensor keys = group == 1 ? k : k.repeat_interleave(group, 1), values = group == 1 ? v : v.repeat_interleave(group, 1);
+  const at::Tensor keys = group == 1 ? k : k.repeat_interleave(group, 1),
+                   values = group == 1 ? v : v.repeat_interleave(group, 1);
   c10::optional<at::Tensor> mask;
   if (p->bias) mask = tensor_of(*p->bias);
   if (p->keep)
-    mask = at::from_blob(static_cast<char*>(p->keep->data) + p->keep->offset, at::IntArrayRef(p->keep->shape, 4), at::IntArrayRef(p->keep->strides, 4), at::TensorOptions(at::kByte)).ne(0);
-  return std::get<0>(at::_scaled_dot_product_attention(q, keys, values, mask, 0.0, false, (p->flags & ASSAY_CAUSAL) != 0));
+    mask = at::from_blob(static_cast<char*>(p->keep->data) + p->keep->offset,
+                         at::IntArrayRef(p->keep->shape, 4), at::IntArrayRef(p->keep->strides, 4),
+                         at::TensorOptions(at::kByte))
+               .ne(0);
+  return std::get<0>(at::_scaled_dot_product_attention(q, keys, values, mask, 0.0, false,
+                                                       (p->flags & ASSAY_CAUSAL) != 0));
 }
 
 void set_threads(const assay_run* run) { at::set_num_threads(std::max(run->threads, 1)); }
 
-assay_status forward(const assay_attention* p, const assay_tensor* o, const assay_tensor*, const assay_run* run) {
+assay_status forward(const assay_attention* p, const assay_tensor* o, const assay_tensor*,
+                     const assay_run* run) {
   const at::NoGradGuard no_gradients;
   set_threads(run);
   tensor_of(*o).copy_(attend(p, tensor_of(*p->q), tensor_of(*p->k), tensor_of(*p->v)));

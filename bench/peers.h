@@ -25,13 +25,16 @@ struct PlainAttention {
   Index keys_before(Index row_end) const { return causal && row_end < keys ? row_end : keys; }
   // Returns the number of visible query-key pairs, which is the useful work.
   double pairs() const {
-    const auto r = static_cast<double>(rows), n = static_cast<double>(keys), h = static_cast<double>(heads);
+    const auto r = static_cast<double>(rows), n = static_cast<double>(keys),
+               h = static_cast<double>(heads);
     return h * (!causal ? r * n : r <= n ? r * (r + 1) / 2 : n * (n + 1) / 2 + (r - n) * n);
   }
   // Operations of the two products of the forward pass, and of the five products of the backward
   // pass: Q K^T again, dO V^T, dS K, dS^T Q, P^T dO.
   double flops() const { return pairs() * 2.0 * static_cast<double>(dim + value_dim); }
-  double backward_flops() const { return pairs() * 2.0 * static_cast<double>(3 * dim + 2 * value_dim); }
+  double backward_flops() const {
+    return pairs() * 2.0 * static_cast<double>(3 * dim + 2 * value_dim);
+  }
 };
 
 // One problem on one peer. Its workspace, and whatever the library wants to prepare, are made once,
@@ -52,7 +55,8 @@ class BackwardPeer {
  public:
   virtual ~BackwardPeer() = default;
   // O and dO are [heads, rows, value_dim]; gradients have the shapes of Q, K and V.
-  virtual void run(const float* q, const float* k, const float* v, const float* o, const float* lse, const float* d_o, float* dq, float* dk, float* dv) = 0;
+  virtual void run(const float* q, const float* k, const float* v, const float* o, const float* lse,
+                   const float* d_o, float* dq, float* dk, float* dv) = 0;
 };
 
 // Only the peers that the build found: ASSAY_BENCH_OPENBLAS, ASSAY_BENCH_ONEDNN.
@@ -85,9 +89,11 @@ std::unique_ptr<ProductPeer> make_ggml_product(const PlainProduct& problem, int 
 
 // Eigen in double on the same inputs: it shows what a plain fp64 reference costs, and it is right
 // to about 1e-13.
-void eigen_attention(const PlainAttention& problem, const float* q, const float* k, const float* v, double* o, double* lse, int threads);
+void eigen_attention(const PlainAttention& problem, const float* q, const float* k, const float* v,
+                     double* o, double* lse, int threads);
 // Computes its gradients from the O and LSE that eigen_attention() stored.
-void eigen_backward(const PlainAttention& problem, const float* q, const float* k, const float* v, const double* o, const double* lse, const float* d_o,
-                    double* dq, double* dk, double* dv, int threads);
+void eigen_backward(const PlainAttention& problem, const float* q, const float* k, const float* v,
+                    const double* o, const double* lse, const float* d_o, double* dq, double* dk,
+                    double* dv, int threads);
 
 }  // namespace assay::bench

@@ -19,11 +19,16 @@ std::string_view program_name;  // for callbacks of Google Benchmark that have n
 std::span<const Mode> all_modes;
 
 void print_help() {
-  fmt::print("{} MODE [--shapes quick|full] [--threads N,...] [--json FILE] [flags of Google Benchmark]\n\n", program_name);
+  fmt::print(
+      "{} MODE [--shapes quick|full] [--threads N,...] [--json FILE] [flags of Google "
+      "Benchmark]\n\n",
+      program_name);
   for (const Mode& mode : all_modes) fmt::print("  {:<10} {}\n", mode.name, mode.what);
   fmt::print(
-      "\nThe defaults are quick shapes, and 1 and 2 threads. Unless you give these flags, six repetitions, random\n"
-      "interleaving and a short --benchmark_min_time are set. --json writes what was measured, with intervals.\n"
+      "\nThe defaults are quick shapes, and 1 and 2 threads. Unless you give these flags, six "
+      "repetitions, random\n"
+      "interleaving and a short --benchmark_min_time are set. --json writes what was measured, "
+      "with intervals.\n"
       "The flags of Google Benchmark:\n\n");
   benchmark::PrintDefaultHelp();
 }
@@ -34,7 +39,8 @@ std::vector<int> parse_threads(std::string_view text) {
     int n = 0;
     const auto [stop, error] = std::from_chars(p, end, n);
     if (error != std::errc() || n < 1 || n > 4096 || (stop != end && *stop != ','))
-      throw std::invalid_argument(fmt::format("--threads {}: not a list of counts from 1 to 4096", text));
+      throw std::invalid_argument(
+          fmt::format("--threads {}: not a list of counts from 1 to 4096", text));
     threads.push_back(n);
     p = stop + (stop != end);
   }
@@ -53,26 +59,38 @@ int run(int argc, char** argv) {
     if (!flag.starts_with("--")) {
       for (const Mode& mode : all_modes)
         if (mode.name == flag && chosen == nullptr) chosen = &mode;
-      if (chosen == nullptr || chosen->name != flag) throw std::invalid_argument(fmt::format("no such mode: {}", flag));
+      if (chosen == nullptr || chosen->name != flag)
+        throw std::invalid_argument(fmt::format("no such mode: {}", flag));
       continue;
     }
-    if (!flag.starts_with("--shapes") && !flag.starts_with("--threads") && !flag.starts_with("--json")) {
+    if (!flag.starts_with("--shapes") && !flag.starts_with("--threads") &&
+        !flag.starts_with("--json")) {
       rest.emplace_back(flag);
       continue;
     }
-    if (const auto at = flag.find('='); at != flag.npos) value = flag.substr(at + 1), flag = flag.substr(0, at);
+    if (const auto at = flag.find('='); at != flag.npos)
+      value = flag.substr(at + 1), flag = flag.substr(0, at);
     else if (i + 1 < argc) value = argv[++i];
     if (flag == "--threads") settings.threads = parse_threads(value);
     else if (flag == "--json") json = value;
-    else if (flag == "--shapes" && (value == "quick" || value == "full")) settings.full = value == "full";
+    else if (flag == "--shapes" && (value == "quick" || value == "full"))
+      settings.full = value == "full";
     else throw std::invalid_argument(fmt::format("--shapes is quick or full, not {}", value));
   }
   Rounds rounds(rest, print_help);
   if (chosen == nullptr) throw std::invalid_argument("no mode is given; --help lists the modes");
   nlohmann::json limits = nlohmann::json::array();
-  if (chosen->limits && !rounds.lists_only()) limits = print_machine(rounds.tables(), settings.threads);
+  if (chosen->limits && !rounds.lists_only())
+    limits = print_machine(rounds.tables(), settings.threads);
   chosen->run(rounds, settings);
-  if (!json.empty()) write_file(json, nlohmann::json{{"format", 1}, {"mode", chosen->name}, {"limits", limits}, {"limits with", measured_with()}, {"measured", rounds.report()}}.dump(1) + "\n");
+  if (!json.empty())
+    write_file(json, nlohmann::json{{"format", 1},
+                                    {"mode", chosen->name},
+                                    {"limits", limits},
+                                    {"limits with", measured_with()},
+                                    {"measured", rounds.report()}}
+                             .dump(1) +
+                         "\n");
   return 0;
 }
 

@@ -22,7 +22,9 @@ constexpr double burst_seconds = 0.004;
 constexpr double recovery_seconds = 0.008;
 
 constexpr const char *flops_rate = "GFLOP/s", *bytes_rate = "GB/s";
-const char* limited_rate(const Entry& e) { return e.limited_by == Entry::Limit::bytes ? bytes_rate : flops_rate; }
+const char* limited_rate(const Entry& e) {
+  return e.limited_by == Entry::Limit::bytes ? bytes_rate : flops_rate;
+}
 std::string limit_counter(const Entry& e) { return fmt::format("limit_{}", limited_rate(e)); }
 
 void time_entry(benchmark::State& state, const Entry& e, Run& run) {
@@ -37,7 +39,9 @@ void time_entry(benchmark::State& state, const Entry& e, Run& run) {
     const double before = e.limit ? e.limit(burst_seconds) : 0;
     for (auto _ : state) run();
     for (const auto& [rate, work] : {std::pair(flops_rate, e.flops), {bytes_rate, e.bytes}})
-      if (work > 0) state.counters[rate] = benchmark::Counter(work * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+      if (work > 0)
+        state.counters[rate] =
+            benchmark::Counter(work * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
     if (!e.limit) return;
     e.limit(recovery_seconds);
     state.counters[limit_counter(e)] = (before + e.limit(burst_seconds)) / 2;
@@ -51,7 +55,8 @@ bool is_asked_for(const std::string& name) {
   std::string filter = benchmark::GetBenchmarkFilter();
   if (filter.empty() || filter == "all") return true;
   const bool negative = filter.starts_with('-');
-  return std::regex_search(name + "/real_time", std::regex(filter.substr(negative), std::regex::extended)) != negative;
+  return std::regex_search(name + "/real_time",
+                           std::regex(filter.substr(negative), std::regex::extended)) != negative;
 }
 
 }  // namespace
@@ -87,7 +92,8 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
       // Aggregates are used only where the user's flags left nothing else.
       const bool repetition = run.run_type == Run::RT_Iteration;
       if (!repetition && (run.aggregate_name != "median" || !samples.seconds.empty())) continue;
-      samples.seconds.push_back(run.GetAdjustedRealTime() / benchmark::GetTimeUnitMultiplier(run.time_unit));
+      samples.seconds.push_back(run.GetAdjustedRealTime() /
+                                benchmark::GetTimeUnitMultiplier(run.time_unit));
       for (const auto& [name, counter] : run.counters) samples.counters[name].push_back(counter);
     }
     if (next_) next_->ReportRuns(runs);
@@ -104,7 +110,8 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
     const Samples& s = found->second;
     m.missing = s.error.empty() ? "" : "failed";
     m.seconds = median(s.seconds);
-    if (const auto rate = s.counters.find(limited_rate(e)); rate != s.counters.end()) m.rate = median(rate->second);
+    if (const auto rate = s.counters.find(limited_rate(e)); rate != s.counters.end())
+      m.rate = median(rate->second);
     for (const double seconds : s.seconds) m.speeds.push_back(1 / seconds);
     const std::vector<double> fractions = fractions_of(e, s);
     if (fractions.empty()) return m;
@@ -120,13 +127,20 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
     const Samples& s = samples_.at(e.name);
     if (!s.error.empty()) return {{"name", e.name}, {"failed", s.error}};
     const Interval seconds = median_interval(s.seconds);
-    nlohmann::json j = {{"name", e.name},       {"seconds", seconds.estimate},        {"low", seconds.low}, {"high", seconds.high},
-                        {"coverage", seconds.coverage}, {"repetitions", s.seconds.size()}, {"ratios", nlohmann::json::array()}};
+    nlohmann::json j = {{"name", e.name},
+                        {"seconds", seconds.estimate},
+                        {"low", seconds.low},
+                        {"high", seconds.high},
+                        {"coverage", seconds.coverage},
+                        {"repetitions", s.seconds.size()},
+                        {"ratios", nlohmann::json::array()}};
     for (const char* rate : {flops_rate, bytes_rate})
-      if (const auto found = s.counters.find(rate); found != s.counters.end()) j[rate] = median(found->second);
+      if (const auto found = s.counters.find(rate); found != s.counters.end())
+        j[rate] = median(found->second);
     if (std::isnan(m.fraction)) return j;
     const Interval fraction = median_interval(fractions_of(e, s));
-    j["fraction"] = fraction.estimate, j["fraction_low"] = fraction.low, j["fraction_high"] = fraction.high;
+    j["fraction"] = fraction.estimate, j["fraction_low"] = fraction.low,
+    j["fraction_high"] = fraction.high;
     j["limited_by"] = limited_rate(e), j["limit"] = median(s.counters.at(limit_counter(e)));
     return j;
   }
@@ -154,12 +168,14 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
 Rounds::Rounds(const std::vector<std::string>& arguments, void (*help)()) : arguments_(arguments) {
   bool own_format = false;
   for (const std::string_view flag : arguments) {
-    if (flag.starts_with("--benchmark_out")) throw std::invalid_argument("--benchmark_out: use --benchmark_format and a redirection");
+    if (flag.starts_with("--benchmark_out"))
+      throw std::invalid_argument("--benchmark_out: use --benchmark_format and a redirection");
     own_format |= flag.starts_with("--benchmark_format");
     lists_only_ |= flag.starts_with("--benchmark_list_tests") && !flag.ends_with("=false");
   }
   // The user's flags come later, so they win.
-  const auto defaults = {"--benchmark_repetitions=6", "--benchmark_enable_random_interleaving=true", "--benchmark_min_time=0.15"};
+  const auto defaults = {"--benchmark_repetitions=6", "--benchmark_enable_random_interleaving=true",
+                         "--benchmark_min_time=0.15"};
   arguments_.insert(arguments_.begin() + 1, defaults.begin(), defaults.end());
   std::vector<char*> pointers;
   for (std::string& flag : arguments_) pointers.push_back(flag.data());
@@ -168,7 +184,8 @@ Rounds::Rounds(const std::vector<std::string>& arguments, void (*help)()) : argu
   benchmark::Initialize(&count, pointers.data(), help);
   if (count > 1) throw std::invalid_argument(fmt::format("unknown argument {}", pointers[1]));
   tables_ = lists_only_ ? std::fopen("/dev/null", "w") : own_format ? stderr : stdout;
-  reporter_ = std::make_unique<Reporter>(own_format ? benchmark::CreateDefaultDisplayReporter() : nullptr);
+  reporter_ =
+      std::make_unique<Reporter>(own_format ? benchmark::CreateDefaultDisplayReporter() : nullptr);
 }
 
 Rounds::~Rounds() {
@@ -182,7 +199,10 @@ std::vector<Measured> Rounds::run(const std::vector<Entry>& entries) {
   bool some = false;
   for (const Entry& e : entries) {
     if (!e.prepare || !is_asked_for(e.name)) continue;
-    benchmark::RegisterBenchmark(e.name.c_str(), [&e, run = Run()](benchmark::State& state) mutable { time_entry(state, e, run); })->UseRealTime();
+    benchmark::RegisterBenchmark(e.name.c_str(), [&e,
+                                                  run = Run()](benchmark::State& state) mutable {
+      time_entry(state, e, run);
+    })->UseRealTime();
     some = true;
   }
   if (some) benchmark::RunSpecifiedBenchmarks(reporter_.get());
@@ -191,14 +211,20 @@ std::vector<Measured> Rounds::run(const std::vector<Entry>& entries) {
   std::vector<Measured> measured;
   for (const Entry& e : entries) {
     measured.push_back(reporter_->measured(e));
-    if (!std::isnan(measured.back().seconds) || measured.back().missing == "failed") report_.push_back(reporter_->described(e, measured.back()));
+    if (!std::isnan(measured.back().seconds) || measured.back().missing == "failed")
+      report_.push_back(reporter_->described(e, measured.back()));
   }
   return measured;
 }
 
 void Rounds::add_ratio(const std::string& name, const std::string& over, const Interval& ratio) {
-  const auto found = std::find_if(report_.rbegin(), report_.rend(), [&](const nlohmann::json& j) { return j["name"] == name; });
-  (*found)["ratios"].push_back({{"over", over}, {"ratio", ratio.estimate}, {"low", ratio.low}, {"high", ratio.high}, {"coverage", ratio.coverage}});
+  const auto found = std::find_if(report_.rbegin(), report_.rend(),
+                                  [&](const nlohmann::json& j) { return j["name"] == name; });
+  (*found)["ratios"].push_back({{"over", over},
+                                {"ratio", ratio.estimate},
+                                {"low", ratio.low},
+                                {"high", ratio.high},
+                                {"coverage", ratio.coverage}});
 }
 
 }  // namespace assay::bench

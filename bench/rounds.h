@@ -18,7 +18,7 @@ using Run = std::function<void()>;
 
 // One candidate on one problem.
 struct Entry {
-  std::string name;              // of the benchmark; unique among the candidates that take turns
+  std::string name;  // of the benchmark; unique among the candidates that take turns
   // null if the candidate was not built; an exception from it makes the entry a failure
   std::function<Run()> prepare;
   // of one run, where they are counted: operations, and the bytes that it has to read and write at

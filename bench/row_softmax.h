@@ -33,7 +33,8 @@ inline float exp_nonpositive(float x) {
   p = fused(p, r, 0.5f);
   p = fused(p, r, 1.0f);
   p = fused(p, r, 1.0f);
-  const auto power = std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) << 23) + 0x3f800000u);
+  const auto power =
+      std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) << 23) + 0x3f800000u);
   return x > -87.0f ? p * power : 0.0f;
 }
 

@@ -32,7 +32,8 @@ FirstCall first_call(const AttentionShape& shape, Dtype dtype, bool warm_up, int
   settings.min_query_length = 0;
   kernels::Dispatcher dispatcher(kernels::host_backend(), settings);
   const Run call = [&] {
-    expect_success("sdpa", dispatcher.sdpa(data.problem, data.out(), {kernels::Implementation::automatic, "host", threads}));
+    expect_success("sdpa", dispatcher.sdpa(data.problem, data.out(),
+                                           {kernels::Implementation::automatic, "host", threads}));
   };
   if (warm_up) expect_success("warm_up", dispatcher.warm_up({&data.problem, 1}, threads));
   FirstCall result;
@@ -45,22 +46,28 @@ FirstCall first_call(const AttentionShape& shape, Dtype dtype, bool warm_up, int
 
 void print_first_calls(std::FILE* to, int threads) {
   constexpr int processes = 9;
-  fmt::print(to, "\nThe first call of sdpa in a process, causal, on up to {} threads. Medians of {} processes with warm_up and as many\nwithout, which take turns.\n\n", threads,
-             processes);
-  fmt::print(to, "dtype    H     L    D   first, ms   after warm_up   later calls   first over later\n");
+  fmt::print(to,
+             "\nThe first call of sdpa in a process, causal, on up to {} threads. Medians of {} "
+             "processes with warm_up and as many\nwithout, which take turns.\n\n",
+             threads, processes);
+  fmt::print(
+      to, "dtype    H     L    D   first, ms   after warm_up   later calls   first over later\n");
   for (const AttentionShape& shape :
-       {AttentionShape{1, 1, 1, 64, 64, 16, 16}, AttentionShape{1, 1, 1, 512, 512, 64, 64}, AttentionShape{1, 8, 8, 2048, 2048, 64, 64}})
+       {AttentionShape{1, 1, 1, 64, 64, 16, 16}, AttentionShape{1, 1, 1, 512, 512, 64, 64},
+        AttentionShape{1, 8, 8, 2048, 2048, 64, 64}})
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
       std::vector<double> first, warmed, later;
       for (int k = 0; k < processes; ++k) {
         const auto of_new_process = [&](bool warm_up) {
-          return in_own_process("first call", [&] { return first_call(shape, dtype, warm_up, threads); });
+          return in_own_process("first call",
+                                [&] { return first_call(shape, dtype, warm_up, threads); });
         };
         const FirstCall cold = of_new_process(false), warm = of_new_process(true);
         first.push_back(cold.first), warmed.push_back(warm.warmed), later.push_back(cold.later);
       }
-      fmt::print(to, "{:<5} {:>4} {:>5} {:>4} {:>11.3f} {:>15.3f} {:>13.3f} {:>18.2f}\n", format(dtype).name, shape.query_heads, shape.rows, shape.dim,
-                 median(first) * 1e3, median(warmed) * 1e3, median(later) * 1e3, median(first) / median(later));
+      fmt::print(to, "{:<5} {:>4} {:>5} {:>4} {:>11.3f} {:>15.3f} {:>13.3f} {:>18.2f}\n",
+                 format(dtype).name, shape.query_heads, shape.rows, shape.dim, median(first) * 1e3,
+                 median(warmed) * 1e3, median(later) * 1e3, median(first) / median(later));
     }
 }
 
@@ -74,7 +81,8 @@ double resident_mib() {
 }
 
 // Prints one line: the memory after each of some calls of growing length.
-void print_excess(std::FILE* to, const char* what, Index calls, Index step, const std::function<void(Index length)>& call) {
+void print_excess(std::FILE* to, const char* what, Index calls, Index step,
+                  const std::function<void(Index length)>& call) {
   // the pool has started, and memory that is allocated once is there
   for (int k = 0; k < 8; ++k) call(step);
   const double baseline = resident_mib();
@@ -89,7 +97,8 @@ void print_excess(std::FILE* to, const char* what, Index calls, Index step, cons
 #ifdef __GLIBC__
   malloc_trim(0);  // separates a leak from memory that the C library keeps for the next call
 #endif
-  fmt::print(to, "{:<21} {:>13.1f} {:>13.2f} {:>7} {:>18} {:>17.2f} {:>18.2f}\n", what, baseline, largest, at, beyond, last, resident_mib() - baseline);
+  fmt::print(to, "{:<21} {:>13.1f} {:>13.2f} {:>7} {:>18} {:>17.2f} {:>18.2f}\n", what, baseline,
+             largest, at, beyond, last, resident_mib() - baseline);
   std::fflush(to);
 }
 
@@ -100,7 +109,8 @@ void print_memory(std::FILE* to, int threads) {
   const auto forward = [&](Index length, const auto& cut) {
     problem.shape.rows = problem.shape.keys = length;
     problem.q = cut(data.q), problem.k = cut(data.k), problem.v = cut(data.v);
-    expect_success("attention_forward", kernels::attention_forward(problem, {cut(data.o), cut(data.lse)}, threads));
+    expect_success("attention_forward",
+                   kernels::attention_forward(problem, {cut(data.o), cut(data.lse)}, threads));
   };
   const auto cut_to = [](Index length) {
     return [length](const Tensor& whole) {
@@ -110,16 +120,20 @@ void print_memory(std::FILE* to, int threads) {
     };
   };
   fmt::print(to,
-             "\nResident memory over {} calls, L = {} to {}, H = 2, D = 64, fp32, causal, on up to {} threads. The baseline includes the\n"
+             "\nResident memory over {} calls, L = {} to {}, H = 2, D = 64, fp32, causal, on up to "
+             "{} threads. The baseline includes the\n"
              "tensors; the other columns are MiB above it, right after a call.\n\n"
              "{:<21} {:>13} {:>13} {:>7} {:>18} {:>17} {:>18}\n",
-             calls, step, calls * step, threads, "", "baseline, MiB", "largest", "at L", "calls above 1 MiB", "after the last", "and malloc_trim");
+             calls, step, calls * step, threads, "", "baseline, MiB", "largest", "at L",
+             "calls above 1 MiB", "after the last", "and malloc_trim");
   print_excess(to, "forward", calls, step, [&](Index length) { forward(length, cut_to(length)); });
   print_excess(to, "forward and backward", calls, step, [&](Index length) {
     const auto cut = cut_to(length);
     forward(length, cut);
-    expect_success("attention_backward", kernels::attention_backward(problem, {cut(data.o), cut(data.lse), cut(data.d_o)},
-                                                                     {cut(data.dq), cut(data.dk), cut(data.dv), {}, {}}, threads));
+    expect_success(
+        "attention_backward",
+        kernels::attention_backward(problem, {cut(data.o), cut(data.lse), cut(data.d_o)},
+                                    {cut(data.dq), cut(data.dk), cut(data.dv), {}, {}}, threads));
   });
 }
 

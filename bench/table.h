@@ -17,7 +17,8 @@ class Table {
 
   // Behind the candidates there are columns that say how many times the speed of the candidates of
   // `ratios`, given by index, the first candidate runs, with the interval of ratio_interval().
-  Table(Rounds& rounds, Cell cell, std::string labels, std::vector<std::string> candidates, std::vector<std::size_t> ratios = {});
+  Table(Rounds& rounds, Cell cell, std::string labels, std::vector<std::string> candidates,
+        std::vector<std::size_t> ratios = {});
   // Runs the entries of one comparison, one for each candidate, in turns.
   void line(const std::string& label, const std::vector<Entry>& entries);
   // Prints geometric means of the ratios over all lines, and how far apart repetitions were.

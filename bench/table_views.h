@@ -17,7 +17,9 @@ inline bool is_contiguous(const assay_tensor& t) {
   return true;
 }
 
-inline std::int64_t count_of(const assay_tensor& t) { return t.shape[0] * t.shape[1] * t.shape[2] * t.shape[3]; }
+inline std::int64_t count_of(const assay_tensor& t) {
+  return t.shape[0] * t.shape[1] * t.shape[2] * t.shape[3];
+}
 
 template <class Body>
 void for_each_element(const assay_tensor& t, const Body& body) {
@@ -25,7 +27,9 @@ void for_each_element(const assay_tensor& t, const Body& body) {
   for (std::int64_t b = 0; b < t.shape[0]; ++b)
     for (std::int64_t h = 0; h < t.shape[1]; ++h)
       for (std::int64_t i = 0; i < t.shape[2]; ++i)
-        for (std::int64_t d = 0; d < t.shape[3]; ++d) body(n++, t.offset + b * t.strides[0] + h * t.strides[1] + i * t.strides[2] + d * t.strides[3]);
+        for (std::int64_t d = 0; d < t.shape[3]; ++d)
+          body(n++, t.offset + b * t.strides[0] + h * t.strides[1] + i * t.strides[2] +
+                        d * t.strides[3]);
 }
 
 inline assay_status answer(const char* why, const char** reason) {

@@ -72,7 +72,9 @@ Result measure(const Configuration& c, int threads) {
       continue;
     }
     prefill.push_back(t);
-    for (Index i = 0; i < new_tokens; ++i) decode.push_back(milliseconds([&] { decoder.append({text.tokens[static_cast<std::size_t>(c.tokens + i)]}); }));
+    for (Index i = 0; i < new_tokens; ++i)
+      decode.push_back(milliseconds(
+          [&] { decoder.append({text.tokens[static_cast<std::size_t>(c.tokens + i)]}); }));
   }
   r.prefill = median(prefill);
   r.decode = median(decode);
@@ -88,19 +90,30 @@ Result measure(const Configuration& c, int threads) {
 }
 
 int bench_main(int threads) {
-  fmt::print("Small transformer: 4 layers, width 256, 8 heads of 32 (2 of keys and values), hidden 1,024, vocabulary 512; {} thread(s), {}.\n", threads,
-             kernels::Target().name());
-  fmt::print("Milliseconds. first: the first prefill of a process, which also quantizes and packs the weights; decode: one token through the cache;\n"
-             "without: the same token, with the whole sequence computed again. The peak memory is that of the process while it has caches.\n\n");
-  fmt::print("{:<10} {:<7} {:>6} | {:>8} {:>8} {:>9} | {:>8} {:>8} {:>7} | {:>9}\n", "weights", "cache", "tokens", "first", "prefill", "tokens/s", "decode", "without", "ratio",
+  fmt::print(
+      "Small transformer: 4 layers, width 256, 8 heads of 32 (2 of keys and values), hidden 1,024, "
+      "vocabulary 512; {} thread(s), {}.\n",
+      threads, kernels::Target().name());
+  fmt::print(
+      "Milliseconds. first: the first prefill of a process, which also quantizes and packs the "
+      "weights; decode: one token through the cache;\n"
+      "without: the same token, with the whole sequence computed again. The peak memory is that of "
+      "the process while it has caches.\n\n");
+  fmt::print("{:<10} {:<7} {:>6} | {:>8} {:>8} {:>9} | {:>8} {:>8} {:>7} | {:>9}\n", "weights",
+             "cache", "tokens", "first", "prefill", "tokens/s", "decode", "without", "ratio",
              "peak MiB");
   for (LowBit format : {LowBit::mxfp4, LowBit::nvfp4, LowBit::int4})
     for (Dtype cache : {Dtype::f32, Dtype::f4e2m1})
       for (Index tokens : {128, 512, 1024}) {
         if (cache != Dtype::f32 && format != LowBit::mxfp4) continue;
-        const Result r = bench::in_own_process("a configuration", [&] { return measure({format, tokens, cache}, threads); });
-        fmt::print("{:<10} {:<7} {:>6} | {:>8.2f} {:>8.2f} {:>9.0f} | {:>8.3f} {:>8.2f} {:>7.0f} | {:>9.1f}\n", traits(format).name, assay::format(cache).name, tokens,
-                   r.first_prefill, r.prefill, 1e3 * static_cast<double>(tokens) / r.prefill, r.decode, r.decode_without_cache, r.decode_without_cache / r.decode, r.peak);
+        const Result r = bench::in_own_process(
+            "a configuration", [&] { return measure({format, tokens, cache}, threads); });
+        fmt::print(
+            "{:<10} {:<7} {:>6} | {:>8.2f} {:>8.2f} {:>9.0f} | {:>8.3f} {:>8.2f} {:>7.0f} | "
+            "{:>9.1f}\n",
+            traits(format).name, assay::format(cache).name, tokens, r.first_prefill, r.prefill,
+            1e3 * static_cast<double>(tokens) / r.prefill, r.decode, r.decode_without_cache,
+            r.decode_without_cache / r.decode, r.peak);
         std::fflush(stdout);
       }
   return 0;
@@ -114,7 +127,8 @@ int main(int argc, char** argv) {
   if (argc > 1) {
     const std::string_view flag = argv[1], value = argc == 3 ? argv[2] : "";
     const auto [stop, error] = std::from_chars(value.data(), value.data() + value.size(), threads);
-    if (flag != "--threads" || error != std::errc() || stop != value.data() + value.size() || threads < 1 || threads > 1024) {
+    if (flag != "--threads" || error != std::errc() || stop != value.data() + value.size() ||
+        threads < 1 || threads > 1024) {
       fmt::print(stderr, "transformer_bench [--threads N]: N is 1 to 1024\n");
       return flag == "--help" ? 0 : 2;
     }

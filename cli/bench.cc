@@ -37,9 +37,12 @@ struct BenchOptions {
 struct Mode {
   const char *name, *program;
 };
-// Peers come with a program of their own, so that this one needs none of their libraries, and survives them.
-constexpr Mode modes[] = {{"forward", "attention_bench"},  {"backward", "attention_bench"}, {"times", "attention_bench"},  {"decode", "attention_bench"},
-                          {"products", "attention_bench"}, {"overhead", "attention_bench"}, {"verdicts", "oracle_bench"}, {"generators", "oracle_bench"}};
+// Peers come with a program of their own, so that this one needs none of their libraries, and
+// survives them.
+constexpr Mode modes[] = {{"forward", "attention_bench"},  {"backward", "attention_bench"},
+                          {"times", "attention_bench"},    {"decode", "attention_bench"},
+                          {"products", "attention_bench"}, {"overhead", "attention_bench"},
+                          {"verdicts", "oracle_bench"},    {"generators", "oracle_bench"}};
 
 std::vector<std::string> bench_modes() {
   std::vector<std::string> names;
@@ -55,14 +58,15 @@ int run_program(const fs::path& program, std::vector<std::string> arguments) {
   try {
     child.emplace(ProcessStart{.program = program, .arguments = std::move(arguments)});
   } catch (const std::system_error& e) {
-    throw UsageError(fmt::format("{} cannot be run ({}): --bin says where the benchmarks lie; "
-                                 "builds with -DASSAY_BENCH=ON have them",
-                                 program.string(), e.code().message()));
+    throw UsageError(
+        fmt::format("{} cannot be run ({}): --bin says where the benchmarks lie; "
+                    "builds with -DASSAY_BENCH=ON have them",
+                    program.string(), e.code().message()));
   }
   const int status = child->wait();
   if (WIFSIGNALED(status))
-    throw std::runtime_error(fmt::format("{} was ended by signal {}", program.filename().string(),
-                                         WTERMSIG(status)));
+    throw std::runtime_error(
+        fmt::format("{} was ended by signal {}", program.filename().string(), WTERMSIG(status)));
   return WEXITSTATUS(status);
 }
 
@@ -79,8 +83,11 @@ std::vector<Mode> chosen(const BenchOptions& o) {
   if (o.modes.empty()) return {std::begin(modes), std::end(modes)};
   std::vector<Mode> all;
   for (const std::string& name : o.modes) {
-    const auto found = std::ranges::find(modes, name, [](const Mode& m) { return std::string(m.name); });
-    if (found == std::end(modes)) throw UsageError(fmt::format("'{}': no such benchmarks; there are {}", name, fmt::join(bench_modes(), ", ")));
+    const auto found =
+        std::ranges::find(modes, name, [](const Mode& m) { return std::string(m.name); });
+    if (found == std::end(modes))
+      throw UsageError(fmt::format("'{}': no such benchmarks; there are {}", name,
+                                   fmt::join(bench_modes(), ", ")));
     all.push_back(*found);
   }
   return all;
@@ -92,32 +99,48 @@ int run(const BenchOptions& o) {
   } catch (const std::regex_error& e) {
     throw UsageError(fmt::format("--filter={}: {}", o.filter, e.what()));
   }
-  const fs::path folder = o.bin.empty() ? fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "bench" : fs::path(o.bin);
+  const fs::path folder =
+      o.bin.empty() ? fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "bench"
+                    : fs::path(o.bin);
   const Scratch scratch;
   Json whole = {{"format", 1}, {"machine", to_json(this_machine())}, {"modes", Json::array()}};
   std::size_t measured = 0;
   std::vector<std::string> failures;
   for (const Mode& mode : chosen(o)) {
-    std::vector<std::string> arguments = {mode.name, "--shapes", o.shapes, "--json", scratch.path.string(), fmt::format("--benchmark_repetitions={}", o.repetitions),
+    std::vector<std::string> arguments = {mode.name,
+                                          "--shapes",
+                                          o.shapes,
+                                          "--json",
+                                          scratch.path.string(),
+                                          fmt::format("--benchmark_repetitions={}", o.repetitions),
                                           fmt::format("--benchmark_min_time={}", o.min_time)};
-    if (!o.threads.empty()) arguments.insert(arguments.end(), {"--threads", fmt::format("{}", fmt::join(o.threads, ","))});
+    if (!o.threads.empty())
+      arguments.insert(arguments.end(),
+                       {"--threads", fmt::format("{}", fmt::join(o.threads, ","))});
     if (!o.filter.empty()) arguments.push_back("--benchmark_filter=" + o.filter);
     if (o.list) arguments.push_back("--benchmark_list_tests=true");
     if (const int status = run_program(folder / mode.program, arguments); status != 0)
-      throw std::runtime_error(fmt::format("{} {} ended with exit status {}; nothing was stored", mode.program, mode.name, status));
+      throw std::runtime_error(fmt::format("{} {} ended with exit status {}; nothing was stored",
+                                           mode.program, mode.name, status));
     if (o.list) continue;
     Json part = Json::parse(std::ifstream(scratch.path));
     for (const Json& m : part["measured"])
-      if (m.contains("failed")) failures.push_back(fmt::format("{}: {}", m["name"].get<std::string>(), m["failed"].get<std::string>()));
+      if (m.contains("failed"))
+        failures.push_back(
+            fmt::format("{}: {}", m["name"].get<std::string>(), m["failed"].get<std::string>()));
       else ++measured;
     whole["modes"].push_back(std::move(part));
   }
   if (o.list) return all_passed;
-  if (measured + failures.size() == 0) throw UsageError(fmt::format("nothing was measured: no benchmark has a name that --filter={} finds; --list names them", o.filter));
+  if (measured + failures.size() == 0)
+    throw UsageError(fmt::format(
+        "nothing was measured: no benchmark has a name that --filter={} finds; --list names them",
+        o.filter));
   fmt::print("\n{} measured, {} failed\n", measured, failures.size());
   for (const std::string& f : failures) fmt::print("  {}\n", f);
   if (!o.json.empty()) write_file(o.json, whole.dump(1) + "\n");
-  if (!o.store.empty()) fmt::print("store: run {} of {}\n", Store(o.store).append_bench(whole), o.store);
+  if (!o.store.empty())
+    fmt::print("store: run {} of {}\n", Store(o.store).append_bench(whole), o.store);
   return failures.empty() ? all_passed : some_failed;
 }
 

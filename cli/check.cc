@@ -44,10 +44,11 @@ std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) 
   quick.execute.power = false;
   auto fails = [&](const Case& c) {
     bool bad = false;
-    run_in_workers({{print_case(c), failed.candidate}}, quick, [&](std::size_t, const CaseResult& r) {
-      bad = r.outcome == Outcome::fail;
-      return true;
-    });
+    run_in_workers({{print_case(c), failed.candidate}}, quick,
+                   [&](std::size_t, const CaseResult& r) {
+                     bad = r.outcome == Outcome::fail;
+                     return true;
+                   });
     return bad;
   };
   const auto in_time = [&] { return Clock::now() < deadline; };
@@ -112,7 +113,8 @@ void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o) {
   }
 }
 
-// The first failure that can stand alone, or the first case that can. Throws UsageError if none can.
+// The first failure that can stand alone, or the first case that can. Throws UsageError if none
+// can.
 Case standalone_case(const std::vector<CaseResult>& results, const std::string& file) {
   std::optional<Case> chosen;
   std::optional<std::string> why;
@@ -124,7 +126,8 @@ Case standalone_case(const std::vector<CaseResult>& results, const std::string& 
     if (r.outcome == Outcome::fail) return c;
     if (!chosen) chosen = c;
   }
-  if (!chosen) throw UsageError(fmt::format("--standalone={}: nothing was written: {}", file, *why));
+  if (!chosen)
+    throw UsageError(fmt::format("--standalone={}: nothing was written: {}", file, *why));
   return *chosen;
 }
 

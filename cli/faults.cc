@@ -39,7 +39,8 @@ struct Kill {
   std::string line, reason;
 };
 
-Kill hunt(const std::vector<Case>& cases, const std::string& candidate, const WorkerOptions& workers) {
+Kill hunt(const std::vector<Case>& cases, const std::string& candidate,
+          const WorkerOptions& workers) {
   std::vector<WorkItem> items;
   for (const Case& c : cases) items.push_back({print_case(c), candidate});
   const auto start = Clock::now();
@@ -67,13 +68,15 @@ struct Score {
 };
 
 // The cheapest cases first: most faults die by them.
-const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suites, const std::string& name, std::uint64_t seed) {
+const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suites,
+                                  const std::string& name, std::uint64_t seed) {
   const auto [found, made] = suites.try_emplace(name);
   if (!made) return found->second;
   found->second = make_suite(name, seed).cases;
   std::ranges::sort(found->second, {}, [](const Case& c) {
     const AttentionShape& s = c.shape;
-    if (c.operation == Operation::product) return std::pair(c.product.m * c.product.n * c.product.k, c.seed);
+    if (c.operation == Operation::product)
+      return std::pair(c.product.m * c.product.n * c.product.k, c.seed);
     return std::pair(s.batch * s.query_heads * s.rows * s.keys * (s.dim + s.value_dim), c.seed);
   });
   return found->second;
@@ -81,7 +84,8 @@ const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suit
 
 void list_faults() {
   for (const PlantedFault& f : planted_faults) {
-    fmt::print("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class, f.equivalent.empty() ? f.suite() : "-", f.what);
+    fmt::print("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class,
+               f.equivalent.empty() ? f.suite() : "-", f.what);
     if (!f.equivalent.empty()) fmt::print("{:<54}equivalent: {}\n", "", f.equivalent);
   }
 }
@@ -97,8 +101,8 @@ struct Plan {
   std::vector<Hunt> hunts;
 };
 
-// The faults that were asked for; notes in the score what is not hunted. Throws std::invalid_argument if
-// nothing is left to hunt.
+// The faults that were asked for; notes in the score what is not hunted. Throws
+// std::invalid_argument if nothing is left to hunt.
 Plan plan_hunts(const FaultsOptions& o, FaultsScore& score) {
   Plan plan;
   std::size_t named = 0;
@@ -106,7 +110,8 @@ Plan plan_hunts(const FaultsOptions& o, FaultsScore& score) {
     if (!o.only.empty() && o.only != f.name) continue;
     ++named;
     if (!f.equivalent.empty()) {
-      score.equivalent.push_back({std::string(f.name), std::string(f.fault_class), std::string(f.equivalent)});
+      score.equivalent.push_back(
+          {std::string(f.name), std::string(f.fault_class), std::string(f.equivalent)});
       continue;
     }
     const std::string suite = o.suite.empty() ? std::string(f.suite()) : o.suite;
@@ -137,8 +142,8 @@ void hunt_faults(Plan& plan, WorkerOptions workers, FaultsScore& score) {
     workers.execute.relations = f.by_relation;
     const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
     score.killed += kill.killed;
-    fmt::print("{} {} ({}, {}): {} cases, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name,
-               f.fault_class, suite, kill.cases, kill.seconds);
+    fmt::print("{} {} ({}, {}): {} cases, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED",
+               f.name, f.fault_class, suite, kill.cases, kill.seconds);
     if (kill.killed) fmt::print("  {}\n  {}\n", kill.line, kill.reason);
     std::fflush(stdout);
     progress.advance(std::string(f.name));
@@ -156,9 +161,10 @@ bool run_unplanted(Plan& plan, const WorkerOptions& workers, FaultsScore& score)
     const std::vector<Case>& cases = plan.suites[name];
     const Kill alarm = hunt(cases, "host", workers);
     alarmed |= alarm.killed;
-    fmt::print("suite {}: {} of {} faults killed; unplanted kernel: {} of {} cases run, {}, {:.0f} s\n",
-               name, s.killed, s.all, alarm.cases, cases.size(),
-               alarm.killed ? "A FALSE ALARM" : "no false alarm", alarm.seconds);
+    fmt::print(
+        "suite {}: {} of {} faults killed; unplanted kernel: {} of {} cases run, {}, {:.0f} s\n",
+        name, s.killed, s.all, alarm.cases, cases.size(),
+        alarm.killed ? "A FALSE ALARM" : "no false alarm", alarm.seconds);
     if (alarm.killed) fmt::print("  {}\n  {}\n", alarm.line, alarm.reason);
     std::fflush(stdout);
     score.unplanted.push_back(
@@ -186,8 +192,12 @@ void print_times(const FaultsScore& score) {
 void write_score(const FaultsOptions& o, const FaultsScore& score) {
   if (!o.json.empty()) write_file(o.json, to_json(score).dump(1) + "\n");
   if (!o.html.empty()) {
-    const Run page{o.suite.empty() ? "their suites" : o.suite, "planted faults", o.seed,
-                   this_machine(), {}, {}};
+    const Run page{o.suite.empty() ? "their suites" : o.suite,
+                   "planted faults",
+                   o.seed,
+                   this_machine(),
+                   {},
+                   {}};
     write_file(o.html, html_report(page, {.faults = score, .fuzz = {}}));
   }
   if (!o.store.empty())

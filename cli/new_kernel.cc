@@ -16,8 +16,10 @@ namespace {
 int new_kernel(const std::string& folder) {
   namespace fs = std::filesystem;
   std::error_code error;
-  if (fs::exists(folder, error) && !(fs::is_directory(folder, error) && fs::is_empty(folder, error))) {
-    fmt::print(stderr, "assay: {}: is there already, and is no empty folder; nothing was written\n", folder);
+  if (fs::exists(folder, error) &&
+      !(fs::is_directory(folder, error) && fs::is_empty(folder, error))) {
+    fmt::print(stderr, "assay: {}: is there already, and is no empty folder; nothing was written\n",
+               folder);
     return bad_usage;
   }
   fs::create_directories(folder, error);
@@ -26,13 +28,19 @@ int new_kernel(const std::string& folder) {
     return bad_usage;
   }
   try {
-    for (const auto& [name, text] : kernel_project()) write_file(fs::path(folder) / name, std::string(text));
+    for (const auto& [name, text] : kernel_project())
+      write_file(fs::path(folder) / name, std::string(text));
   } catch (const std::exception& e) {
     fmt::print(stderr, "assay: {}\n", e.what());
     return machine_failed;
   }
-  fmt::print("{} holds a kernel that is right and slow, and says how to put yours in its place. Now:\n", folder);
-  fmt::print("  cmake -S {0} -B {0}/build && cmake --build {0}/build\n  assay check --kernel {0}/build/libmy_kernel.so --suite plain\n", folder);
+  fmt::print(
+      "{} holds a kernel that is right and slow, and says how to put yours in its place. Now:\n",
+      folder);
+  fmt::print(
+      "  cmake -S {0} -B {0}/build && cmake --build {0}/build\n  assay check --kernel "
+      "{0}/build/libmy_kernel.so --suite plain\n",
+      folder);
   return all_passed;
 }
 

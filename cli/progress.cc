@@ -9,7 +9,11 @@
 namespace assay {
 
 Progress::Progress(std::string what, std::size_t total)
-    : what_(std::move(what)), total_(total), terminal_(isatty(STDERR_FILENO) != 0), start_(Clock::now()), last_(start_) {}
+    : what_(std::move(what)),
+      total_(total),
+      terminal_(isatty(STDERR_FILENO) != 0),
+      start_(Clock::now()),
+      last_(start_) {}
 
 Progress::~Progress() {
   if (terminal_) std::fputs("\r\033[K", stderr);  // which never throws
@@ -33,8 +37,8 @@ void Progress::draw() {
     if (now - last_ < std::chrono::milliseconds(100) && done_ < total_) return;
     constexpr std::size_t width = 30;
     const std::size_t filled = total_ ? done_ * width / total_ : width;
-    fmt::print(stderr, "\r\033[K{} [{}{}] {}/{} {:.0f} s  {}", what_, std::string(filled, '#'), std::string(width - filled, '.'), done_, total_, seconds,
-               note_.substr(0, 60));
+    fmt::print(stderr, "\r\033[K{} [{}{}] {}/{} {:.0f} s  {}", what_, std::string(filled, '#'),
+               std::string(width - filled, '.'), done_, total_, seconds, note_.substr(0, 60));
     std::fflush(stderr);
   } else {
     if (now - last_ < std::chrono::seconds(10) && done_ < total_) return;

@@ -7,7 +7,8 @@
 
 namespace assay {
 
-// A bar on a terminal, a plain line now and then otherwise; on standard error, so that output can be piped.
+// A bar on a terminal, a plain line now and then otherwise; on standard error, so that output can
+// be piped.
 class Progress {
  public:
   Progress(std::string what, std::size_t total);

@@ -55,10 +55,11 @@ void print_worst(Output output, const Element& w, Index row_tile) {
   const std::string head = product ? "" : fmt::format("b={} h={} ", w.b, w.h);
   const std::string column = w.column >= 0 ? fmt::format(" column={}", w.column) : "";
   const std::string tile = product ? "" : fmt::format(" (tile {})", w.row / row_tile);
-  fmt::print("  worst {}: error/bound {:.9g} ({:.9g} ulp) at {}{}={}{}{}: {:.9g}, exact {:.9g}, "
-             "bound {:.9g}\n",
-             name_of(output), w.ratio, w.ulp, head, of_keys ? "key" : "row", w.row, column, tile,
-             w.got, w.exact, w.bound);
+  fmt::print(
+      "  worst {}: error/bound {:.9g} ({:.9g} ulp) at {}{}={}{}{}: {:.9g}, exact {:.9g}, "
+      "bound {:.9g}\n",
+      name_of(output), w.ratio, w.ulp, head, of_keys ? "key" : "row", w.row, column, tile, w.got,
+      w.exact, w.bound);
 }
 
 void print_power(const Verdict& v) {
@@ -75,10 +76,11 @@ void print_power(const Verdict& v) {
 }
 
 void print_gradient_power(const GradientPower& g) {
-  fmt::print("  power of gradients, {} visible pairs, each left out of its sums: {:.1f}% shown (dQ "
-             "{:.1f}%, dK {:.1f}%, dV {:.1f}%)\n",
-             g.pairs, percent(g.by_any, g.pairs), percent(g.by_dq, g.pairs),
-             percent(g.by_dk, g.pairs), percent(g.by_dv, g.pairs));
+  fmt::print(
+      "  power of gradients, {} visible pairs, each left out of its sums: {:.1f}% shown (dQ "
+      "{:.1f}%, dK {:.1f}%, dV {:.1f}%)\n",
+      g.pairs, percent(g.by_any, g.pairs), percent(g.by_dq, g.pairs), percent(g.by_dk, g.pairs),
+      percent(g.by_dv, g.pairs));
 }
 
 void print_single(const CaseResult& r) {
@@ -96,9 +98,10 @@ void print_single(const CaseResult& r) {
                to_json(v.slope_t).dump());
   if (right && v.power.pairs != 0) print_power(v);
   if (r.quantization)
-    fmt::print("  quantization, whatever the kernel does: W is off by {:.2g}, A W by {:.2g} (rms "
-               "over rms)\n",
-               r.quantization->weights, r.quantization->products);
+    fmt::print(
+        "  quantization, whatever the kernel does: W is off by {:.2g}, A W by {:.2g} (rms "
+        "over rms)\n",
+        r.quantization->weights, r.quantization->products);
   if (right && v.gradient_power.pairs > 0) print_gradient_power(v.gradient_power);
   for (const auto& [name, relation] : r.relations)
     fmt::print("  relation {}: {}\n", name, text_of(relation));
@@ -126,8 +129,8 @@ Document read_document(const char* option, const std::string& path, const char* 
 
 std::string sentence_of(const RunFacts& run, const RunSummary& s, std::size_t cases) {
   const OutcomeCounts& n = s.counts;
-  std::string sentence = fmt::format("{} {}: {} passed, {} failed", cases, run.unit,
-                                     n.pass + n.suspect, n.fail);
+  std::string sentence =
+      fmt::format("{} {}: {} passed, {} failed", cases, run.unit, n.pass + n.suspect, n.fail);
   for (auto [count, what] : {std::pair{n.suspect, "of the passed suspect"},
                              {n.inconclusive, "inconclusive"},
                              {n.unsupported, "unsupported"},
@@ -187,7 +190,8 @@ int exit_status(const RunFacts& facts, const Run& run) {
   const double unsupported = percent(static_cast<std::int64_t>(n.unsupported),
                                      static_cast<std::int64_t>(run.results.size()));
   if (unsupported > facts.most_unsupported) {
-    fmt::print(stderr, "assay: {:.1f}% of the cases are unsupported, more than --max-unsupported={}\n",
+    fmt::print(stderr,
+               "assay: {:.1f}% of the cases are unsupported, more than --max-unsupported={}\n",
                unsupported, facts.most_unsupported);
     return some_failed;
   }

@@ -18,14 +18,15 @@ namespace assay {
 struct ReportFiles {
   std::string json, junit, html, markdown;
   std::string store;  // appended to
-  std::string faults, fuzz;  // read: what `assay faults --json` and `assay fuzz --json` wrote, for the page
+  std::string faults,
+      fuzz;  // read: what `assay faults --json` and `assay fuzz --json` wrote, for the page
 };
 
 // --json, --junit, --html, --markdown, --store.
 void add_report_files(CLI::App& command, ReportFiles& files);
 
-// What a page shows besides a run, as far as there are files for it. Throws UsageError for a file that
-// is something else.
+// What a page shows besides a run, as far as there are files for it. Throws UsageError for a file
+// that is something else.
 PageSections sections_of_page(const ReportFiles& files);
 
 struct RunFacts {
@@ -39,11 +40,11 @@ struct RunFacts {
   PageSections sections;
 };
 
-// Of a run's results, those that a page draws: the first failures, and the passes that came nearest to
-// their bounds.
+// Of a run's results, those that a page draws: the first failures, and the passes that came nearest
+// to their bounds.
 std::vector<std::size_t> worth_drawing(const std::vector<CaseResult>& results);
-// Takes over what is drawn from the same case judged once more. An answer that differs the second time
-// has nothing to draw of the first.
+// Takes over what is drawn from the same case judged once more. An answer that differs the second
+// time has nothing to draw of the first.
 void take_pictures(CaseResult& result, const CaseResult& drawn);
 
 // Prints and writes what came out of a run, and returns its exit status.

@@ -32,14 +32,12 @@ void add_selection(CLI::App& command, SelectionOptions& o) {
                                    fmt::format("One of {}", fmt::join(suite_names(), ", ")));
   auto* lines = command.add_option("--case", o.cases,
                                    "A case line (repeatable); `assay notation` explains them");
-  auto* file =
-      command.add_option("--cases", o.cases_file,
-                         "A file of case lines; a line that begins with # is a comment");
+  auto* file = command.add_option("--cases", o.cases_file,
+                                  "A file of case lines; a line that begins with # is a comment");
   suite->excludes(lines)->excludes(file);
   command.add_option("--filter", o.filter, "Only cases whose line contains this text");
   command
-      .add_option("--seed", o.seed,
-                  "Of the inputs of a suite; a case line has a seed of its own")
+      .add_option("--seed", o.seed, "Of the inputs of a suite; a case line has a seed of its own")
       ->transform(any_number())
       ->capture_default_str();
   command.add_option("--shard", o.shard,
@@ -48,7 +46,8 @@ void add_selection(CLI::App& command, SelectionOptions& o) {
 
 Selection select_cases(const SelectionOptions& o, std::uint64_t seed) {
   if (o.suite.empty() && o.cases.empty() && o.cases_file.empty())
-    throw UsageError(fmt::format("--suite, --case or --cases is needed; the suites are {}", fmt::join(suite_names(), ", ")));
+    throw UsageError(fmt::format("--suite, --case or --cases is needed; the suites are {}",
+                                 fmt::join(suite_names(), ", ")));
   Selection s;
   if (!o.suite.empty()) {
     Suite suite = make_suite(o.suite, seed);
@@ -66,20 +65,26 @@ Selection select_cases(const SelectionOptions& o, std::uint64_t seed) {
       try {
         s.cases.push_back(parse_case(lines[k]));
       } catch (const CaseError& e) {
-        throw UsageError(fmt::format("{}\n  {}\n{}", e.what(), lines[k], e.column ? fmt::format("  {}^", std::string(e.column - 1, ' ')) : ""));
+        throw UsageError(
+            fmt::format("{}\n  {}\n{}", e.what(), lines[k],
+                        e.column ? fmt::format("  {}^", std::string(e.column - 1, ' ')) : ""));
       }
     }
   }
   if (!o.filter.empty()) {
     const std::size_t before = s.cases.size();
-    std::erase_if(s.cases, [&](const Case& c) { return print_case(c).find(o.filter) == std::string::npos; });
-    if (s.cases.empty()) throw UsageError(fmt::format("--filter={}: none of {} cases contains it", o.filter, before));
+    std::erase_if(s.cases,
+                  [&](const Case& c) { return print_case(c).find(o.filter) == std::string::npos; });
+    if (s.cases.empty())
+      throw UsageError(fmt::format("--filter={}: none of {} cases contains it", o.filter, before));
   }
   if (!o.shard.empty()) {
     const auto [i, n] = parse_shard(o.shard);
     std::vector<Case> mine;
     for (std::size_t k = i; k < s.cases.size(); k += n) mine.push_back(s.cases[k]);
-    if (mine.empty()) throw UsageError(fmt::format("--shard={}: no case of {} falls into it", o.shard, s.cases.size()));
+    if (mine.empty())
+      throw UsageError(
+          fmt::format("--shard={}: no case of {} falls into it", o.shard, s.cases.size()));
     s.cases = std::move(mine);
   }
   if (s.cases.empty()) throw UsageError("nothing to run: no case was given");

@@ -33,19 +33,21 @@ void end_in_time(int) {
 int trace(const TraceOptions& o) {
   std::signal(SIGALRM, end_in_time);
   alarm(static_cast<unsigned>(o.timeout_seconds));
-    const std::unique_ptr<Candidate> candidate =
-        make_candidate(o.library.empty() ? o.candidate : candidate_of_library(o.library));
-    const Case c = parse_case(o.line);
-    try {
-      const Trace t = trace_case(c, *candidate);
-      fmt::print("{}", describe(t, c));
-      if (t.first || t.verdict.outcome == Outcome::fail) return static_cast<int>(some_failed);
-      if (t.compared() == 0) return static_cast<int>(bad_usage);
-      return static_cast<int>(t.verdict.outcome == Outcome::pass || t.verdict.outcome == Outcome::suspect ? all_passed : bad_usage);
-    } catch (const CandidateError& e) {
-      fmt::print("{}\n  {}\n", print_case(c), e.what());
-      return static_cast<int>(some_failed);
-    }
+  const std::unique_ptr<Candidate> candidate =
+      make_candidate(o.library.empty() ? o.candidate : candidate_of_library(o.library));
+  const Case c = parse_case(o.line);
+  try {
+    const Trace t = trace_case(c, *candidate);
+    fmt::print("{}", describe(t, c));
+    if (t.first || t.verdict.outcome == Outcome::fail) return static_cast<int>(some_failed);
+    if (t.compared() == 0) return static_cast<int>(bad_usage);
+    return static_cast<int>(
+        t.verdict.outcome == Outcome::pass || t.verdict.outcome == Outcome::suspect ? all_passed
+                                                                                    : bad_usage);
+  } catch (const CandidateError& e) {
+    fmt::print("{}\n  {}\n", print_case(c), e.what());
+    return static_cast<int>(some_failed);
+  }
 }
 
 }  // namespace
@@ -61,8 +63,7 @@ Command add_trace(CLI::App& app) {
       ->add_option("--candidate", o->candidate,
                    "host, fault:NAME or lib:PATH (of a library that calls the probe)")
       ->capture_default_str();
-  command
-      ->add_option("--kernel", o->library, "A shared library of yours that calls the probe")
+  command->add_option("--kernel", o->library, "A shared library of yours that calls the probe")
       ->excludes("--candidate");
   command
       ->add_option("--timeout", o->timeout_seconds,

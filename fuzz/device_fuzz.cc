@@ -26,20 +26,28 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
     for (Index failures = in.between(0, 3); failures > 0; --failures) {
       const std::size_t index = in.below(40);
       switch (in.below(8)) {
-        case 0: w.script.fail(index, []() -> NativeCode { throw std::runtime_error("thrown"); }); break;
+        case 0:
+          w.script.fail(index, []() -> NativeCode { throw std::runtime_error("thrown"); });
+          break;
         case 1: w.script.fail(index, []() -> NativeCode { throw std::bad_alloc(); }); break;
         case 2: w.script.fail(index, []() -> NativeCode { throw 42; }); break;
         case 3: w.script.fail(index, [code = in.of(undefined_codes)] { return code; }); break;
-        default: w.script.fail(index, [code = table.entries[in.below(table.entries.size())].code] { return code; });
+        default:
+          w.script.fail(
+              index, [code = table.entries[in.below(table.entries.size())].code] { return code; });
       }
     }
     const Status status = w.dispatcher().sdpa(a.in.problem, a.out.view());
-    require(bytes_of_tensors(outputs) == (status.ok() ? right : untouched), status.ok() ? "a call that succeeded gave other bits" : "a call that failed has written");
+    require(
+        bytes_of_tensors(outputs) == (status.ok() ? right : untouched),
+        status.ok() ? "a call that succeeded gave other bits" : "a call that failed has written");
     require(status.ok() || !status.detail.empty(), "a failure without a word");
     require(!w.script.holds_buffers(), "buffers are still held: " + status.detail);
     require(w.script.breach().empty(), w.script.breach());
     w.script.clear();
-    if (w.session->lost()) require(assay_context_reopen(w.context) == ASSAY_SUCCESS, "a lost device does not open again");
+    if (w.session->lost())
+      require(assay_context_reopen(w.context) == ASSAY_SUCCESS,
+              "a lost device does not open again");
   }
   require(w.dispatcher().sdpa(a.in.problem, a.out.view()).ok(), "the next call fails");
   require(bytes_of_tensors(outputs) == right, "the next call has other bits");

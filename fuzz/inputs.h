@@ -31,7 +31,9 @@ inline std::vector<FuzzInput> read_inputs(const char* folder) {
     if (!entry.is_regular_file()) continue;
     std::ifstream in(entry.path(), std::ios::binary);
     const std::vector<char> bytes{std::istreambuf_iterator<char>(in), {}};
-    if (in.bad() || !in.is_open()) throw std::filesystem::filesystem_error("cannot be read", entry.path(), std::make_error_code(std::errc::io_error));
+    if (in.bad() || !in.is_open())
+      throw std::filesystem::filesystem_error("cannot be read", entry.path(),
+                                              std::make_error_code(std::errc::io_error));
     FuzzInput input{entry.path(), std::make_unique<unsigned char[]>(bytes.size()), bytes.size()};
     std::copy(bytes.begin(), bytes.end(), input.bytes.get());
     inputs.push_back(std::move(input));
@@ -82,7 +84,8 @@ int for_inputs(int argc, char** argv, const Use& use) {
   std::size_t rounds = 0;
   for (; took < seconds; took = seconds_since(start), ++rounds)
     for (const FuzzInput& input : inputs) use(input);
-  std::printf("%.1f executions a second: %zu inputs, %zu times\n", static_cast<double>(rounds * inputs.size()) / took, inputs.size(), rounds);
+  std::printf("%.1f executions a second: %zu inputs, %zu times\n",
+              static_cast<double>(rounds * inputs.size()) / took, inputs.size(), rounds);
   return 0;
 }
 

@@ -74,12 +74,14 @@ std::string after(const std::string& text, const std::string& mark) {
 Said listen(const std::string& text) {
   Said said;
   static const std::regex status(R"(#(\d+)\t.* cov: (\d+) .* corp: (\d+))");
-  for (auto at = std::sregex_iterator(text.begin(), text.end(), status); at != std::sregex_iterator(); ++at) {
+  for (auto at = std::sregex_iterator(text.begin(), text.end(), status);
+       at != std::sregex_iterator(); ++at) {
     said.executions = std::max(said.executions, std::stod((*at)[1]));
     said.coverage = std::max(said.coverage, std::stod((*at)[2]));
     said.corpus = std::stod((*at)[3]);
   }
-  if (const std::string units = after(text, "stat::number_of_executed_units:"); !units.empty()) said.executions = std::max(said.executions, std::strtod(units.c_str(), nullptr));
+  if (const std::string units = after(text, "stat::number_of_executed_units:"); !units.empty())
+    said.executions = std::max(said.executions, std::strtod(units.c_str(), nullptr));
   said.line = after(text, "finding case: ");
   said.reason = after(text, "finding: ");
   if (said.reason.empty()) said.reason = after(text, "SUMMARY: ");
@@ -104,19 +106,24 @@ bool named_by_hash(const fs::path& p) {
 std::uintmax_t bytes_in(const fs::path& folder) {
   std::uintmax_t bytes = 0;
   std::error_code gone;
-  for (const auto& e : fs::directory_iterator(folder, gone)) bytes += e.is_regular_file(gone) ? e.file_size(gone) : 0;
+  for (const auto& e : fs::directory_iterator(folder, gone))
+    bytes += e.is_regular_file(gone) ? e.file_size(gone) : 0;
   return bytes;
 }
 
 void make_folder(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
-  if (error) throw std::invalid_argument(fmt::format("{}: cannot be made: {}", folder.string(), error.message()));
+  if (error)
+    throw std::invalid_argument(
+        fmt::format("{}: cannot be made: {}", folder.string(), error.message()));
   const fs::path probe = folder / ".assay-writes-here";
   std::ofstream out(probe);
   out << "x";
   out.close();
-  if (!out) throw std::invalid_argument(fmt::format("{}: cannot be written to: {}", folder.string(), std::strerror(errno)));
+  if (!out)
+    throw std::invalid_argument(
+        fmt::format("{}: cannot be written to: {}", folder.string(), std::strerror(errno)));
   fs::remove(probe, error);
 }
 
@@ -128,7 +135,9 @@ void require_space(const fs::path& folder) {
   const std::uintmax_t left = static_cast<std::uintmax_t>(s.f_bavail) * s.f_frsize;
   if (left < least)
     throw std::system_error(ENOSPC, std::generic_category(),
-                            fmt::format("{}: {} MiB are left of its disk, at least {} are wanted; nothing was removed, the same command goes on from here", folder.string(), left >> 20, least >> 20));
+                            fmt::format("{}: {} MiB are left of its disk, at least {} are wanted; "
+                                        "nothing was removed, the same command goes on from here",
+                                        folder.string(), left >> 20, least >> 20));
 }
 
 // ---- The jobs -----------------------------------------------------------------------------------
@@ -182,7 +191,8 @@ class Jobs {
       const std::string target = next_target();
       run_slice(target, std::min(o_.slice, o_.seconds - state_.seconds));
       take_findings(target);
-      if (bytes_in(o_.work / "corpus" / target) >> 20 > static_cast<std::uintmax_t>(o_.corpus_mib)) merge(target);
+      if (bytes_in(o_.work / "corpus" / target) >> 20 > static_cast<std::uintmax_t>(o_.corpus_mib))
+        merge(target);
       save();
     }
     for (const std::string& t : o_.targets) merge(t);
@@ -235,11 +245,17 @@ class Jobs {
   // Each target runs once first. Then the target that found most per second in its last slice runs;
   // every fourth slice goes to the target that has waited longest.
   std::string next_target() {
-    const auto state = [&](const std::string& t) -> const TargetState& { return state_.targets[t]; };
+    const auto state = [&](const std::string& t) -> const TargetState& {
+      return state_.targets[t];
+    };
     for (const std::string& t : o_.targets)
       if (state(t).slices == 0) return t;
-    if (state_.slices % 4 == 3) return *std::ranges::min_element(o_.targets, {}, [&](const std::string& t) { return state(t).last_slice; });
-    return *std::ranges::max_element(o_.targets, {}, [&](const std::string& t) { return std::pair(state(t).gain, -state(t).last_slice); });
+    if (state_.slices % 4 == 3)
+      return *std::ranges::min_element(o_.targets, {},
+                                       [&](const std::string& t) { return state(t).last_slice; });
+    return *std::ranges::max_element(o_.targets, {}, [&](const std::string& t) {
+      return std::pair(state(t).gain, -state(t).last_slice);
+    });
   }
 
   void run_slice(const std::string& target, double seconds) {
@@ -260,7 +276,10 @@ class Jobs {
     // A process ends when its time is over or when it has a finding. A target that finds the same
     // again and again waits for its next slice.
     const int most_starts = 100 + o_.jobs;
-    for (int starts = 0; seconds_since(start) < seconds && (starts < most_starts || std::ranges::any_of(jobs, [](const Job& j) { return j.process != nullptr; }));) {
+    for (int starts = 0;
+         seconds_since(start) < seconds &&
+         (starts < most_starts ||
+          std::ranges::any_of(jobs, [](const Job& j) { return j.process != nullptr; }));) {
       for (std::size_t n = 0; n < jobs.size(); ++n) {
         Job& job = jobs[n];
         if (job.process && !job.process->poll()) continue;
@@ -269,11 +288,14 @@ class Jobs {
           hear(job.output);
           job.process.reset();
           if (executions == 0 && starts > o_.jobs + 5)
-            throw std::runtime_error(fmt::format("{} ends before it has run anything: {}", program(target).string(), read_whole(job.output).substr(0, 500)));
+            throw std::runtime_error(fmt::format("{} ends before it has run anything: {}",
+                                                 program(target).string(),
+                                                 read_whole(job.output).substr(0, 500)));
         }
         if (left < 1 || starts >= most_starts) continue;
         job.output = o_.work / "logs" / fmt::format("{}.{}.txt", target, n);
-        job.process.reset(new Process(started(arguments(target, left, starts), job.output, environment())));
+        job.process.reset(
+            new Process(started(arguments(target, left, starts), job.output, environment())));
         ++starts;
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -292,17 +314,30 @@ class Jobs {
     state.last_slice = ++state_.slices;
     ++state.slices;
     state_.seconds += took;
-    const std::string line = fmt::format("{:>6.0f} s  {:<10} {:>9.0f} executions, {:>6.0f} a second, coverage {:.0f} (+{:.2f} a second), corpus {:.0f}, findings {}", state_.seconds, target, executions,
-                                         executions / took, state.coverage, state.gain, corpus, findings_.size());
+    const std::string line = fmt::format(
+        "{:>6.0f} s  {:<10} {:>9.0f} executions, {:>6.0f} a second, coverage {:.0f} (+{:.2f} a "
+        "second), corpus {:.0f}, findings {}",
+        state_.seconds, target, executions, executions / took, state.coverage, state.gain, corpus,
+        findings_.size());
     std::ofstream(o_.work / "log.txt", std::ios::app) << line << "\n";
     say(line);
   }
 
   std::vector<std::string> arguments(const std::string& target, int seconds, int number) const {
-    std::vector<std::string> a = {program(target), fmt::format("-max_total_time={}", seconds), fmt::format("-rss_limit_mb={}", o_.memory_mib), "-timeout=60", "-print_final_stats=1", "-reload=5",
-                                  "-max_len=4096", fmt::format("-seed={}", o_.seed + static_cast<std::uint64_t>(state_.slices * 1000 + number)), fmt::format("-artifact_prefix={}/", (o_.work / "findings" / target).string()),
-                                  o_.work / "corpus" / target};
-    if (const fs::path seeds = o_.seeds / target; !o_.seeds.empty() && fs::is_directory(seeds)) a.push_back(seeds);
+    std::vector<std::string> a = {
+        program(target),
+        fmt::format("-max_total_time={}", seconds),
+        fmt::format("-rss_limit_mb={}", o_.memory_mib),
+        "-timeout=60",
+        "-print_final_stats=1",
+        "-reload=5",
+        "-max_len=4096",
+        fmt::format("-seed={}",
+                    o_.seed + static_cast<std::uint64_t>(state_.slices * 1000 + number)),
+        fmt::format("-artifact_prefix={}/", (o_.work / "findings" / target).string()),
+        o_.work / "corpus" / target};
+    if (const fs::path seeds = o_.seeds / target; !o_.seeds.empty() && fs::is_directory(seeds))
+      a.push_back(seeds);
     return a;
   }
   std::vector<std::string> environment() const {
@@ -311,9 +346,13 @@ class Jobs {
   }
 
   // Runs the target on one input. Returns what it printed if it did not end normally.
-  std::optional<Said> said_on(const std::string& target, const fs::path& input, double seconds) const {
+  std::optional<Said> said_on(const std::string& target, const fs::path& input,
+                              double seconds) const {
     const fs::path output = o_.work / "logs" / (target + ".reproduce.txt");
-    Process p = started({program(target), "-timeout=60", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), input}, output, environment());
+    Process p =
+        started({program(target), "-timeout=60", fmt::format("-rss_limit_mb={}", o_.memory_mib),
+                 fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), input},
+                output, environment());
     const bool ended = p.wait_for(seconds);
     if (ended && WIFEXITED(p.wait()) && WEXITSTATUS(p.wait()) == 0) return std::nullopt;
     Said said = listen(read_whole(output));
@@ -329,7 +368,8 @@ class Jobs {
     for (const fs::path& file : files) {
       const std::string name = file.filename();
       if (known_.contains(target + "/" + name)) continue;
-      if (name.find('-') == std::string::npos || name.starts_with('.')) continue;  // not libFuzzer's
+      if (name.find('-') == std::string::npos || name.starts_with('.'))
+        continue;  // not libFuzzer's
       // not a file of libFuzzer
       FuzzFinding f{target, name, {}, {}, {}, {}};
       const std::optional<Said> said = said_on(target, file, 90);
@@ -366,7 +406,8 @@ class Jobs {
       return said_on(target, trial, 60).has_value();
     };
     f.line = said.line;
-    f.shrunk = print_case(shrink(parse_case(said.line), fails, [&] { return Clock::now() < deadline; }));
+    f.shrunk =
+        print_case(shrink(parse_case(said.line), fails, [&] { return Clock::now() < deadline; }));
     keep(target, f, f.shrunk);
   }
 
@@ -374,8 +415,10 @@ class Jobs {
     const fs::path to = o_.work / "tmp" / "minimised";
     std::error_code ignored;
     fs::remove(to, ignored);
-    Process p = started({program(target), "-minimize_crash=1", fmt::format("-max_total_time={:.0f}", o_.shrink_seconds), "-timeout=60", fmt::format("-exact_artifact_path={}", to.string()), file},
-              o_.work / "logs" / (target + ".minimise.txt"), environment());
+    Process p = started({program(target), "-minimize_crash=1",
+                         fmt::format("-max_total_time={:.0f}", o_.shrink_seconds), "-timeout=60",
+                         fmt::format("-exact_artifact_path={}", to.string()), file},
+                        o_.work / "logs" / (target + ".minimise.txt"), environment());
     p.wait_for(o_.shrink_seconds + 30);
     const bool smaller = fs::exists(to) && said_on(target, to, 90).has_value();
     keep(target, f, read_whole(smaller ? to : file));
@@ -400,12 +443,16 @@ class Jobs {
   // Keeps only inputs that add coverage. The merged folder is whole before anything is removed, and
   // files of other programs are not touched.
   void merge(const std::string& target) {
-    const fs::path corpus = o_.work / "corpus" / target, merged = o_.work / "tmp" / (target + ".merged");
+    const fs::path corpus = o_.work / "corpus" / target,
+                   merged = o_.work / "tmp" / (target + ".merged");
     std::error_code ignored;
     fs::remove_all(merged, ignored);
     make_folder(merged);
-    Process p = started({program(target), "-merge=1", "-timeout=60", "-max_len=4096", fmt::format("-rss_limit_mb={}", o_.memory_mib), fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), merged, corpus},
-              o_.work / "logs" / (target + ".merge.txt"), environment());
+    Process p =
+        started({program(target), "-merge=1", "-timeout=60", "-max_len=4096",
+                 fmt::format("-rss_limit_mb={}", o_.memory_mib),
+                 fmt::format("-artifact_prefix={}/", (o_.work / "tmp").string()), merged, corpus},
+                o_.work / "logs" / (target + ".merge.txt"), environment());
     // the corpus stays as it was
     if (!p.wait_for(600) || !WIFEXITED(p.wait()) || WEXITSTATUS(p.wait()) != 0) return;
     std::set<std::string> stay;
@@ -446,9 +493,12 @@ std::vector<std::string> fuzz_targets(const fs::path& binaries) {
   std::error_code error;
   for (const auto& e : fs::directory_iterator(binaries, error)) {
     const std::string name = e.path().filename();
-    if (e.is_regular_file() && name.ends_with("_fuzz") && access(e.path().c_str(), X_OK) == 0) targets.push_back(name.substr(0, name.size() - 5));
+    if (e.is_regular_file() && name.ends_with("_fuzz") && access(e.path().c_str(), X_OK) == 0)
+      targets.push_back(name.substr(0, name.size() - 5));
   }
-  if (targets.empty()) throw std::invalid_argument(fmt::format("{}: no fuzz target (TARGET_fuzz) is there", binaries.string()));
+  if (targets.empty())
+    throw std::invalid_argument(
+        fmt::format("{}: no fuzz target (TARGET_fuzz) is there", binaries.string()));
   std::ranges::sort(targets);
   return targets;
 }
@@ -458,16 +508,21 @@ FuzzSummary fuzz(const FuzzOptions& options) {
   FuzzOptions o = options;
   if (o.targets.empty()) o.targets = known;
   for (const std::string& t : o.targets)
-    if (std::ranges::find(known, t) == known.end()) throw std::invalid_argument(fmt::format("unknown target '{}'; there are {}", t, fmt::join(known, ", ")));
+    if (std::ranges::find(known, t) == known.end())
+      throw std::invalid_argument(
+          fmt::format("unknown target '{}'; there are {}", t, fmt::join(known, ", ")));
   return Jobs(o).run();
 }
 
-TimeToFind time_to_find(const fs::path& program, const std::string& candidate, const fs::path& work, double seconds, std::uint64_t seed) {
+TimeToFind time_to_find(const fs::path& program, const std::string& candidate, const fs::path& work,
+                        double seconds, std::uint64_t seed) {
   make_folder(work);
   const fs::path output = work / "output.txt";
   const auto start = Clock::now();
-  Process p = started({program, fmt::format("-max_total_time={:.0f}", seconds), "-max_len=4096", "-print_final_stats=1", "-timeout=60", fmt::format("-seed={}", seed), fmt::format("-artifact_prefix={}/", work.string())}, output,
-            {"ASSAY_FUZZ_CANDIDATE=" + candidate});
+  Process p = started({program, fmt::format("-max_total_time={:.0f}", seconds), "-max_len=4096",
+                       "-print_final_stats=1", "-timeout=60", fmt::format("-seed={}", seed),
+                       fmt::format("-artifact_prefix={}/", work.string())},
+                      output, {"ASSAY_FUZZ_CANDIDATE=" + candidate});
   p.wait_for(seconds + 60);
   const Said said = listen(read_whole(output));
   return {!said.line.empty(), seconds_since(start), said.executions, said.line, said.reason};

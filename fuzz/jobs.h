@@ -33,8 +33,8 @@ struct FuzzOptions {
   double slice = 120;
   int jobs = 1;
   double shrink_seconds = 60;  // for each finding
-  int corpus_mib = 256;  // for each target; a larger corpus is merged to what still adds coverage
-  int memory_mib = 2048;       // of a fuzzer process
+  int corpus_mib = 256;   // for each target; a larger corpus is merged to what still adds coverage
+  int memory_mib = 2048;  // of a fuzzer process
   std::uint64_t seed = 1;
   std::function<void(const std::string&)> say;  // receives each line of progress
 };
@@ -55,6 +55,7 @@ struct TimeToFind {
   std::string line, reason;
 };
 // Runs one target on a candidate, beginning without inputs.
-TimeToFind time_to_find(const std::filesystem::path& program, const std::string& candidate, const std::filesystem::path& work, double seconds, std::uint64_t seed);
+TimeToFind time_to_find(const std::filesystem::path& program, const std::string& candidate,
+                        const std::filesystem::path& work, double seconds, std::uint64_t seed);
 
 }  // namespace assay

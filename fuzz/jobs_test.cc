@@ -1,5 +1,5 @@
-// Long fuzz jobs: what is found is shrunk, kept and told; a kill at any point loses nothing and leaves nothing running. The target is a script that
-// says what libFuzzer says.
+// Long fuzz jobs: what is found is shrunk, kept and told; a kill at any point loses nothing and
+// leaves nothing running. The target is a script that says what libFuzzer says.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -19,7 +19,8 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
-// On a file: fails on what holds "d=2", and names a case. On folders: leaves an input, and the first time a crash.
+// On a file: fails on what holds "d=2", and names a case. On folders: leaves an input, and the
+// first time a crash.
 constexpr const char* script = R"(#!/bin/sh
 prefix=; time=1; merge=; first=; second=
 for a; do
@@ -87,11 +88,15 @@ TEST_F(FuzzJobs, AFindingEndsAsACaseLine) {
   EXPECT_EQ(f.reason, "O is 1.5 off");
   EXPECT_EQ(f.shrunk, "attention b=1 h=1 l=1 d=2/1 dtype=f32");
   std::ifstream kept(f.kept);
-  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(kept), {}), "attention b=1 h=1 l=1 d=2/1 dtype=f32");
+  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(kept), {}),
+            "attention b=1 h=1 l=1 d=2/1 dtype=f32");
   EXPECT_GT(summary.targets.at(0).executions, 99);
   EXPECT_EQ(summary.targets.at(0).coverage, 50);
-  EXPECT_TRUE(fs::exists(folder_ / "work" / "corpus" / "one" / "notes.txt")) << "a foreign file is gone";
-  EXPECT_TRUE(std::ranges::any_of(said, [](const std::string& line) { return line.find("FINDING in one: O is 1.5 off") != std::string::npos; }));
+  EXPECT_TRUE(fs::exists(folder_ / "work" / "corpus" / "one" / "notes.txt"))
+      << "a foreign file is gone";
+  EXPECT_TRUE(std::ranges::any_of(said, [](const std::string& line) {
+    return line.find("FINDING in one: O is 1.5 off") != std::string::npos;
+  }));
 }
 
 TEST_F(FuzzJobs, AKillLosesNothingAndLeavesNothingRunning) {
@@ -106,8 +111,10 @@ TEST_F(FuzzJobs, AKillLosesNothingAndLeavesNothingRunning) {
     }
     _exit(0);
   }
-  const fs::path crash = folder_ / "work" / "findings" / "one" / "crash-1", pid_file = folder_ / "work" / "findings" / "one" / ".pid";
-  for (int tries = 0; tries < 1000 && !fs::exists(crash); ++tries) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  const fs::path crash = folder_ / "work" / "findings" / "one" / "crash-1",
+                 pid_file = folder_ / "work" / "findings" / "one" / ".pid";
+  for (int tries = 0; tries < 1000 && !fs::exists(crash); ++tries)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   ASSERT_TRUE(fs::exists(crash));
   pid_t fuzzer = 0;
   std::ifstream(pid_file) >> fuzzer;
@@ -165,8 +172,10 @@ TEST_F(FuzzJobs, BadInputIsRefusedByName) {
   std::ifstream state(options_.work / "state.json");
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(state), {}), "{\"seconds\": 3");
   fs::remove(options_.work / "state.json");
-  std::ofstream(options_.work / "findings.jsonl") << R"({"target": "one", "file": "a", "reson": "b"})";
-  EXPECT_THAT(refusal(options_), HasSubstr("is no list of findings (finding: no field \"reason\")"));
+  std::ofstream(options_.work / "findings.jsonl")
+      << R"({"target": "one", "file": "a", "reson": "b"})";
+  EXPECT_THAT(refusal(options_),
+              HasSubstr("is no list of findings (finding: no field \"reason\")"));
 }
 
 }  // namespace

@@ -24,8 +24,10 @@ void note_nearness(const Verdict& v) {
   for (const auto& [output, part] : v.outputs) {
     const double ratio = part.worst.ratio;
     if (!(ratio > 0)) continue;
-    const int step = std::clamp(static_cast<int>(std::floor(2 * std::log2(ratio))) + 48, 0, static_cast<int>(steps) - 1);
-    nearness[static_cast<std::size_t>(output) % outputs * steps + static_cast<std::size_t>(step)] = 1;
+    const int step = std::clamp(static_cast<int>(std::floor(2 * std::log2(ratio))) + 48, 0,
+                                static_cast<int>(steps) - 1);
+    nearness[static_cast<std::size_t>(output) % outputs * steps + static_cast<std::size_t>(step)] =
+        1;
   }
 }
 
@@ -63,25 +65,32 @@ int judge_bytes(CaseKind kind, const unsigned char* data, std::size_t size) {
   }
   note_nearness(result.verdict);
   if (result.outcome == Outcome::fail || result.outcome == Outcome::error) {
-    std::fprintf(stderr, "finding: %s\nfinding case: %s\n", result.reason.c_str(), result.line.c_str());
+    std::fprintf(stderr, "finding: %s\nfinding case: %s\n", result.reason.c_str(),
+                 result.line.c_str());
     std::abort();
   }
   return 0;
 }
 
-std::size_t mutate_bytes(CaseKind kind, unsigned char* data, std::size_t size, std::size_t most, unsigned seed) {
+std::size_t mutate_bytes(CaseKind kind, unsigned char* data, std::size_t size, std::size_t most,
+                         unsigned seed) {
   const std::vector<unsigned char> bytes = bytes_of_seed(seed);
   Case c = case_of_bytes(kind, {data, size});
   // Usually one move, sometimes several.
   const int moves = bytes[0] % 4 != 0 ? 1 : 1 + bytes[1] % 4;
-  for (int move = 0; move < moves; ++move) c = move_case(c, kind, Choices(std::span(bytes).subspan(static_cast<std::size_t>(2 + 12 * move))));
+  for (int move = 0; move < moves; ++move)
+    c = move_case(c, kind,
+                  Choices(std::span(bytes).subspan(static_cast<std::size_t>(2 + 12 * move))));
   return write_line(c, data, size, most);
 }
 
-std::size_t cross_bytes(CaseKind kind, const unsigned char* a, std::size_t a_size, const unsigned char* b, std::size_t b_size, unsigned char* out, std::size_t most,
-                        unsigned seed) {
+std::size_t cross_bytes(CaseKind kind, const unsigned char* a, std::size_t a_size,
+                        const unsigned char* b, std::size_t b_size, unsigned char* out,
+                        std::size_t most, unsigned seed) {
   const std::vector<unsigned char> bytes = bytes_of_seed(seed);
-  return write_line(cross_cases(case_of_bytes(kind, {a, a_size}), case_of_bytes(kind, {b, b_size}), kind, Choices(bytes)), out, 0, most);
+  return write_line(cross_cases(case_of_bytes(kind, {a, a_size}), case_of_bytes(kind, {b, b_size}),
+                                kind, Choices(bytes)),
+                    out, 0, most);
 }
 
 }  // namespace assay

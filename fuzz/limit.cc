@@ -20,7 +20,8 @@ using Matrix = std::vector<double>;
 Matrix widened(const TensorView& t, Index b, Index h, Index rows, Index columns) {
   Matrix m(static_cast<std::size_t>(rows * columns));
   for (Index i = 0; i < rows; ++i)
-    for (Index j = 0; j < columns; ++j) m[static_cast<std::size_t>(i * columns + j)] = load(t, t.at(b, h, i, j));
+    for (Index j = 0; j < columns; ++j)
+      m[static_cast<std::size_t>(i * columns + j)] = load(t, t.at(b, h, i, j));
   return m;
 }
 
@@ -37,13 +38,17 @@ double plain_attention(const Attention& p, const TensorView& d_o) {
   const auto at = [](Index row, Index width) { return static_cast<std::size_t>(row * width); };
   double all = 0;
   RowVisibility row;
-  std::vector<double> weight(static_cast<std::size_t>(s.keys)), o(static_cast<std::size_t>(s.value_dim));
+  std::vector<double> weight(static_cast<std::size_t>(s.keys)),
+      o(static_cast<std::size_t>(s.value_dim));
   for (Index b = 0; b < s.batch; ++b)
     for (Index h = 0; h < s.query_heads; ++h) {
       const Index g = h / (s.query_heads / s.kv_heads);
-      const Matrix q = widened(p.q, b, h, s.rows, s.dim), k = widened(p.k, b, g, s.keys, s.dim), v = widened(p.v, b, g, s.keys, s.value_dim);
+      const Matrix q = widened(p.q, b, h, s.rows, s.dim), k = widened(p.k, b, g, s.keys, s.dim),
+                   v = widened(p.v, b, g, s.keys, s.value_dim);
       Matrix dq, dk, dv, up;
-      if (d_o) up = widened(d_o, b, h, s.rows, s.value_dim), dq.resize(q.size()), dk.resize(k.size()), dv.resize(v.size());
+      if (d_o)
+        up = widened(d_o, b, h, s.rows, s.value_dim), dq.resize(q.size()), dk.resize(k.size()),
+        dv.resize(v.size());
       for (Index i = 0; i < s.rows; ++i) {
         evaluate_visibility(p, b, h, i, row);
         double most = -infinity, sum = 0;
@@ -57,7 +62,9 @@ double plain_attention(const Attention& p, const TensorView& d_o) {
         for (Index j = row.begin; j < row.end; ++j) {
           double& w = weight[static_cast<std::size_t>(j)];
           sum += w = std::exp(w - most);
-          for (Index c = 0; c < s.value_dim; ++c) o[static_cast<std::size_t>(c)] += w * v[at(j, s.value_dim) + static_cast<std::size_t>(c)];
+          for (Index c = 0; c < s.value_dim; ++c)
+            o[static_cast<std::size_t>(c)] +=
+                w * v[at(j, s.value_dim) + static_cast<std::size_t>(c)];
         }
         all += most + std::log(sum);
         for (double& x : o) all += x /= sum;
@@ -65,11 +72,15 @@ double plain_attention(const Attention& p, const TensorView& d_o) {
         const double* go = &up[at(i, s.value_dim)];
         const double delta = dot(go, o.data(), s.value_dim);
         for (Index j = row.begin; j < row.end; ++j) {
-          const double w = weight[static_cast<std::size_t>(j)] / sum, ds = p.scale * w * (dot(go, &v[at(j, s.value_dim)], s.value_dim) - delta);
-          for (Index c = 0; c < s.value_dim; ++c) dv[at(j, s.value_dim) + static_cast<std::size_t>(c)] += w * go[c];
+          const double w = weight[static_cast<std::size_t>(j)] / sum,
+                       ds = p.scale * w * (dot(go, &v[at(j, s.value_dim)], s.value_dim) - delta);
+          for (Index c = 0; c < s.value_dim; ++c)
+            dv[at(j, s.value_dim) + static_cast<std::size_t>(c)] += w * go[c];
           for (Index c = 0; c < s.dim; ++c) {
-            dq[at(i, s.dim) + static_cast<std::size_t>(c)] += ds * k[at(j, s.dim) + static_cast<std::size_t>(c)];
-            dk[at(j, s.dim) + static_cast<std::size_t>(c)] += ds * q[at(i, s.dim) + static_cast<std::size_t>(c)];
+            dq[at(i, s.dim) + static_cast<std::size_t>(c)] +=
+                ds * k[at(j, s.dim) + static_cast<std::size_t>(c)];
+            dk[at(j, s.dim) + static_cast<std::size_t>(c)] +=
+                ds * q[at(i, s.dim) + static_cast<std::size_t>(c)];
           }
         }
       }
@@ -84,7 +95,9 @@ double plain_product(const Product& p) {
   Matrix c(static_cast<std::size_t>(p.m * p.n));
   for (Index i = 0; i < p.m; ++i)
     for (Index k = 0; k < p.k; ++k)
-      for (Index j = 0; j < p.n; ++j) c[static_cast<std::size_t>(i * p.n + j)] += a[static_cast<std::size_t>(i * p.k + k)] * w[static_cast<std::size_t>(k * p.n + j)];
+      for (Index j = 0; j < p.n; ++j)
+        c[static_cast<std::size_t>(i * p.n + j)] +=
+            a[static_cast<std::size_t>(i * p.k + k)] * w[static_cast<std::size_t>(k * p.n + j)];
   double all = 0;
   for (const double x : c) all += x;
   return all;
@@ -99,7 +112,8 @@ void execute_plainly(CaseKind kind, const FuzzInput& input) {
     kept = plain_product(in.problem);
   } else {
     const Inputs in(c);
-    kept = plain_attention(in.problem, c.operation == Operation::backward ? in.d_o.view() : TensorView{});
+    kept = plain_attention(in.problem,
+                           c.operation == Operation::backward ? in.d_o.view() : TensorView{});
   }
 }
 
@@ -109,8 +123,15 @@ void execute_plainly(CaseKind kind, const FuzzInput& input) {
 int main(int argc, char** argv) {
   using enum assay::CaseKind;
   const std::string_view name = argc > 1 ? argv[1] : "";
-  for (const auto& [target, kind] : {std::pair{"forward", forward}, {"backward", backward}, {"cache", cached}, {"product", product}})
-    if (name == target) return assay::for_inputs(argc - 1, argv + 1, [&](const assay::FuzzInput& input) { assay::execute_plainly(kind, input); });
-  std::fprintf(stderr, "usage: fuzz_limit forward|backward|cache|product [--seconds S] FOLDER...\n");
+  for (const auto& [target, kind] : {std::pair{"forward", forward},
+                                     {"backward", backward},
+                                     {"cache", cached},
+                                     {"product", product}})
+    if (name == target)
+      return assay::for_inputs(argc - 1, argv + 1, [&](const assay::FuzzInput& input) {
+        assay::execute_plainly(kind, input);
+      });
+  std::fprintf(stderr,
+               "usage: fuzz_limit forward|backward|cache|product [--seconds S] FOLDER...\n");
   return 2;
 }

@@ -25,12 +25,14 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   if (!kernels::validate_low_bit_shape(w).ok()) return -1;
   require(w.group >= 0, "a negative group size is valid");
   const LowBitSizes sizes = sizes_of(w.format, w.k, w.n, w.group);
-  std::vector<std::byte> bytes[3] = {std::vector<std::byte>(static_cast<std::size_t>(sizes.codes)), std::vector<std::byte>(static_cast<std::size_t>(sizes.scales)),
+  std::vector<std::byte> bytes[3] = {std::vector<std::byte>(static_cast<std::size_t>(sizes.codes)),
+                                     std::vector<std::byte>(static_cast<std::size_t>(sizes.scales)),
                                      std::vector<std::byte>(static_cast<std::size_t>(sizes.extra))};
   // The bytes of the input are repeated; from here on they are data.
   std::size_t at = 16;
   for (auto& part : bytes)
-    for (std::byte& b : part) b = size > 16 ? static_cast<std::byte>(data[16 + at++ % (size - 16)]) : std::byte{};
+    for (std::byte& b : part)
+      b = size > 16 ? static_cast<std::byte>(data[16 + at++ % (size - 16)]) : std::byte{};
   w.codes = bytes[0].data();
   w.scales = bytes[1].empty() ? nullptr : bytes[1].data();
   w.extra = bytes[2].empty() ? nullptr : bytes[2].data();
@@ -44,13 +46,17 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   for (Index k = 0; k < w.k; ++k)
     for (Index n = 0; n < w.n; ++n) {
       const double expected = meant[static_cast<std::size_t>(k * w.n + n)];
-      const double scale = packed->has_scales() ? static_cast<double>(packed->scale(k / packed->group(), n)) : 1;
-      const double got = static_cast<double>(packed->value(k, n)) * scale * static_cast<double>(packed->tensor_scale());
-      require(got == expected || (std::isnan(got) && std::isnan(expected)), "a packed weight does not mean what its bytes do");
+      const double scale =
+          packed->has_scales() ? static_cast<double>(packed->scale(k / packed->group(), n)) : 1;
+      const double got = static_cast<double>(packed->value(k, n)) * scale *
+                         static_cast<double>(packed->tensor_scale());
+      require(got == expected || (std::isnan(got) && std::isnan(expected)),
+              "a packed weight does not mean what its bytes do");
     }
   std::vector<std::byte> again[3] = {bytes[0], bytes[1], bytes[2]};
   for (auto& part : again) std::fill(part.begin(), part.end(), std::byte{0x5A});
-  require(packed->unpack(again[0].data(), again[1].data(), again[2].data()).ok(), "unpacking failed");
+  require(packed->unpack(again[0].data(), again[1].data(), again[2].data()).ok(),
+          "unpacking failed");
   LowBitView back = w;
   back.codes = again[0].data();
   back.scales = again[1].data();
@@ -58,6 +64,8 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   std::shared_ptr<const kernels::PackedWeights> repacked;
   require(kernels::PackedWeights::pack(back, repacked).ok(), "what was unpacked is refused");
   for (Index k = 0; k < w.k; ++k)
-    for (Index n = 0; n < w.n; ++n) require(repacked->code(k, n) == packed->code(k, n), "a code changed on its way through packing");
+    for (Index n = 0; n < w.n; ++n)
+      require(repacked->code(k, n) == packed->code(k, n),
+              "a code changed on its way through packing");
   return 0;
 }

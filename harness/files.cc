@@ -32,7 +32,9 @@ NewFile::~NewFile() {
   if (!temporary_.empty()) unlink(temporary_.c_str());
 }
 
-void NewFile::fail() const { throw std::system_error(errno, std::generic_category(), fmt::format("writing {}", path_)); }
+void NewFile::fail() const {
+  throw std::system_error(errno, std::generic_category(), fmt::format("writing {}", path_));
+}
 
 void NewFile::write(const void* data, std::size_t bytes) {
   const auto* at = static_cast<const char*>(data);
@@ -44,7 +46,9 @@ void NewFile::write(const void* data, std::size_t bytes) {
 }
 
 void NewFile::commit() {
-  if (!temporary_.empty() && (fsync(file_) != 0 || std::rename(temporary_.c_str(), path_.c_str()) != 0)) fail();
+  if (!temporary_.empty() &&
+      (fsync(file_) != 0 || std::rename(temporary_.c_str(), path_.c_str()) != 0))
+    fail();
   close(file_);
   file_ = -1;
 }

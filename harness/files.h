@@ -6,9 +6,10 @@
 
 namespace assay {
 
-// A file under a temporary name beside `path`; commit() renames it. A reader sees the old file or the new one, never a part, and what
-// is not committed is removed. A link is followed; what is no regular file (a pipe, /dev/stdout) is written to as it is. All of it throws
-// std::system_error naming the path.
+// A file under a temporary name beside `path`; commit() renames it. A reader sees the old file or
+// the new one, never a part, and what is not committed is removed. A link is followed; what is no
+// regular file (a pipe, /dev/stdout) is written to as it is. All of it throws std::system_error
+// naming the path.
 class NewFile {
  public:
   explicit NewFile(std::string path);

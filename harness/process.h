@@ -35,7 +35,7 @@ Channel make_pipe(const std::string& purpose);
 Channel make_socket_pair(const std::string& purpose);
 
 struct ProcessStart {
-  std::string program;  // a path
+  std::string program;                   // a path
   std::vector<std::string> arguments{};  // the first is the name that the program sees itself under
   // The program finds `ours` under the number `theirs`. Any numbers will do, equal ones as well.
   // 0, 1 and 2 are inherited as they are unless an entry replaces them.

@@ -8,7 +8,8 @@ namespace assay::kernels {
 namespace {
 
 bool is_empty(const Footprint& f) {
-  return f.data == nullptr || std::any_of(f.shape.begin(), f.shape.end(), [](Index n) { return n <= 0; });
+  return f.data == nullptr ||
+         std::any_of(f.shape.begin(), f.shape.end(), [](Index n) { return n <= 0; });
 }
 
 // The numbers step * x with x in [0, most].
@@ -31,7 +32,8 @@ class Search {
     for (std::size_t k = 1; k < count_; ++k) {
       Term& into = terms_[kept];
       const Term& term = terms_[k];
-      if (term.step % into.step == 0 && term.step / into.step <= into.most + 1) into.most += term.step / into.step * term.most;
+      if (term.step % into.step == 0 && term.step / into.step <= into.most + 1)
+        into.most += term.step / into.step * term.most;
       else terms_[++kept] = term;
     }
     if (count_ > 0) count_ = kept + 1;
@@ -51,7 +53,8 @@ class Search {
 
  private:
   void sort() {
-    std::sort(terms_, terms_ + count_, [](const Term& a, const Term& b) { return a.step < b.step; });
+    std::sort(terms_, terms_ + count_,
+              [](const Term& a, const Term& b) { return a.step < b.step; });
   }
 
   // Counts the solutions with the first `count` terms, beginning with the largest step.
@@ -60,9 +63,11 @@ class Search {
     const Term& term = terms_[count - 1];
     const std::int64_t rest = below_[count - 1];
     if (target < 0 || target % divisors_[count - 1] != 0) return 0;
-    const std::int64_t least = target <= rest ? 0 : (target - rest + term.step - 1) / term.step, most = std::min(term.most, target / term.step);
+    const std::int64_t least = target <= rest ? 0 : (target - rest + term.step - 1) / term.step,
+                       most = std::min(term.most, target / term.step);
     int found = 0;
-    for (std::int64_t x = least; x <= most && found < enough && budget_-- >= 0; ++x) found += solutions(count - 1, target - x * term.step, enough - found);
+    for (std::int64_t x = least; x <= most && found < enough && budget_-- >= 0; ++x)
+      found += solutions(count - 1, target - x * term.step, enough - found);
     return found;
   }
 
@@ -74,7 +79,9 @@ class Search {
 
 }  // namespace
 
-Footprint footprint_of(const TensorView& t, const Extents& shape) { return {t.data, format(t.dtype).bits, shape, t.stride, t.origin}; }
+Footprint footprint_of(const TensorView& t, const Extents& shape) {
+  return {t.data, format(t.dtype).bits, shape, t.stride, t.origin};
+}
 
 std::optional<Reach> reach_of(const Footprint& f) {
   if (is_empty(f)) return Reach{};
@@ -117,7 +124,8 @@ Overlap overlap(const Footprint& a, const Footprint& b) {
   for (std::size_t k = 0; k < 4; ++k) {
     // The stride of an extent of 1 has no meaning, so it may be anything.
     for (const Footprint* f : {&a, &b})
-      if (f->shape[k] > 1 && f->stride[k] != 0) search.add(std::abs(f->stride[k]) * f->bits, f->shape[k] - 1);
+      if (f->shape[k] > 1 && f->stride[k] != 0)
+        search.add(std::abs(f->stride[k]) * f->bits, f->shape[k] - 1);
   }
   search.add(1, a.bits - 1);
   search.add(1, b.bits - 1);

@@ -39,7 +39,9 @@ std::size_t contiguous_bytes(const Extents& e, Index element_bytes) {
   return static_cast<std::size_t>(bytes);
 }
 
-std::span<const std::byte> gather(const void* data, const Extents& shape, const Extents& stride, Index origin, Index element_bytes, std::vector<std::byte>& storage) {
+std::span<const std::byte> gather(const void* data, const Extents& shape, const Extents& stride,
+                                  Index origin, Index element_bytes,
+                                  std::vector<std::byte>& storage) {
   const std::size_t bytes = contiguous_bytes(shape, element_bytes);
   if (bytes == 0) return {};
   const auto* from = static_cast<const std::byte*>(data);
@@ -52,7 +54,8 @@ std::span<const std::byte> gather(const void* data, const Extents& shape, const 
   if (contiguous) return {from + origin * element_bytes, bytes};
   storage.resize(bytes);
   for_runs(shape, stride, origin, [&](Index element, Index at, Index count) {
-    std::memcpy(storage.data() + at * element_bytes, from + element * element_bytes, static_cast<std::size_t>(count * element_bytes));
+    std::memcpy(storage.data() + at * element_bytes, from + element * element_bytes,
+                static_cast<std::size_t>(count * element_bytes));
   });
   return storage;
 }
@@ -64,7 +67,11 @@ std::span<const std::byte> gather(const TensorView& t, std::vector<std::byte>& s
 TensorView contiguous_copy(const TensorView& t, std::vector<std::byte>& storage) {
   const Extents& e = t.shape;
   storage.resize(contiguous_bytes(e, bytes_of(t.dtype)));
-  return {storage.empty() ? nullptr : storage.data(), t.dtype, e, {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0};
+  return {storage.empty() ? nullptr : storage.data(),
+          t.dtype,
+          e,
+          {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1},
+          0};
 }
 
 void scatter(std::span<const std::byte> from, const TensorView& t) {
@@ -72,12 +79,16 @@ void scatter(std::span<const std::byte> from, const TensorView& t) {
   auto* to = static_cast<std::byte*>(t.data);
   const Index bytes = bytes_of(t.dtype);
   for_runs(t.shape, t.stride, t.origin, [&](Index element, Index at, Index count) {
-    std::memcpy(to + element * bytes, from.data() + at * bytes, static_cast<std::size_t>(count * bytes));
+    std::memcpy(to + element * bytes, from.data() + at * bytes,
+                static_cast<std::size_t>(count * bytes));
   });
 }
 
-Status exceeds_buffer(std::string_view device, std::string_view name, std::size_t bytes, std::size_t largest) {
-  return {StatusCode::memory_allocation_failed, fmt::format("{}: {} needs {} bytes, but a buffer of the device has at most {}", device, name, bytes, largest),
+Status exceeds_buffer(std::string_view device, std::string_view name, std::size_t bytes,
+                      std::size_t largest) {
+  return {StatusCode::memory_allocation_failed,
+          fmt::format("{}: {} needs {} bytes, but a buffer of the device has at most {}", device,
+                      name, bytes, largest),
           fmt::format("allocate {}", name)};
 }
 

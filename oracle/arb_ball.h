@@ -44,7 +44,8 @@ inline BallRow::Enclosure enclose(arb_srcptr x, long bits) {
   arb_get_mag(m, rest.get());
   e.radius = mag_get_d(m) * (1 + 0x1p-50);
   mag_clear(m);
-  if (!std::isfinite(e.value) || !std::isfinite(e.radius)) return {0, 0, std::numeric_limits<double>::infinity()};  // an enclosure that says nothing
+  if (!std::isfinite(e.value) || !std::isfinite(e.radius))
+    return {0, 0, std::numeric_limits<double>::infinity()};  // an enclosure that says nothing
   return e;
 }
 

@@ -49,8 +49,13 @@ class RowJudge {
  public:
   RowJudge(const Reference& reference, const KeyValues& kv, const AttentionOutput& out,
            const JudgeOptions& options, RowTally& tally)
-      : reference_(reference), kv_(kv), out_(out), options_(options), rows_(tally),
-        tally_(tally.elements), contract_(reference.contract()) {}
+      : reference_(reference),
+        kv_(kv),
+        out_(out),
+        options_(options),
+        rows_(tally),
+        tally_(tally.elements),
+        contract_(reference.contract()) {}
 
   void judge(Block& block, Index r, bool cross_check, bool certify) {
     const AttentionShape& s = reference_.problem().shape;
@@ -96,8 +101,7 @@ class RowJudge {
     return options_.untouched && options_.untouched(t, position);
   }
   bool may_overflow(const Block& block, Index r, Index c) const {
-    return block.domain[usize(r)] == Domain::may_overflow ||
-           block.value_overflow[index_of(r, c)];
+    return block.domain[usize(r)] == Domain::may_overflow || block.value_overflow[index_of(r, c)];
   }
 
   Decision decide_o(const Block& block, Index r, Index c, double y) const {
@@ -137,7 +141,10 @@ class RowJudge {
     const Kind kind = block.lse_kind[at];
     const bool finite = kind == Kind::finite;
     Element e = element_at(Output::lse, block.b, block.h, block.row_index[at], -1);
-    measure(e, y, kind == Kind::nan ? nan : kind == Kind::minus_infinity ? -inf : block.lse[at],
+    measure(e, y,
+            kind == Kind::nan              ? nan
+            : kind == Kind::minus_infinity ? -inf
+                                           : block.lse[at],
             finite ? block.lse_low[at] : 0, finite ? block.lse_bound[at] : 0, Dtype::f32);
     tally_.compare(e);
     if (kind == Kind::nan) ++tally_.verdict.nan_expected;
@@ -148,10 +155,8 @@ class RowJudge {
       return tally_.excuse("Q is infinite, and is projected first");
     if (finite) return judge_finite_lse(block, r, e);
     if (kind == Kind::nan)
-      return std::isnan(y) ? tally_.inside(e)
-                           : tally_.fail(e, "LSE is a number where NaN belongs");
-    return y == -inf ? tally_.inside(e)
-                     : tally_.fail(e, "LSE of a row without weight is not -inf");
+      return std::isnan(y) ? tally_.inside(e) : tally_.fail(e, "LSE is a number where NaN belongs");
+    return y == -inf ? tally_.inside(e) : tally_.fail(e, "LSE of a row without weight is not -inf");
   }
 
   void judge_finite_lse(const Block& block, Index r, const Element& e) {
@@ -190,8 +195,7 @@ class RowJudge {
       return may_overflow(block, r, c) ? tally_.excuse("sums may leave the range")
                                        : tally_.fail(e, "O is NaN");
     if (block.fully_masked[at])
-      return y == 0 ? tally_.inside(e, true)
-                    : tally_.fail(e, "a fully masked row of O is not 0");
+      return y == 0 ? tally_.inside(e, true) : tally_.fail(e, "a fully masked row of O is not 0");
     judge_finite(block, r, c, e, slope);
   }
 
@@ -209,8 +213,8 @@ class RowJudge {
     if (block.underflow_excused[index_of(r, c)] &&
         (std::isnan(y) || decide_o(block, r, c, y) != Decision::outside))
       return tally_.excuse("an infinity in V under a weight that may underflow");
-    const bool overflows = may_overflow(block, r, c) ||
-                           block.domain[usize(r)] == Domain::must_overflow;
+    const bool overflows =
+        may_overflow(block, r, c) || block.domain[usize(r)] == Domain::must_overflow;
     if (!is_nan && overflows && !std::isfinite(y) && !poisoned)
       return tally_.excuse("an infinity in V in a sum that may overflow");
     tally_.fail(e, poisoned ? "O was not written"
@@ -224,8 +228,7 @@ class RowJudge {
     if (std::isnan(block.bound[index]) || !std::isfinite(block.radius[index]))
       rows_.oracle_inconsistent = true;
     const bool bounded = block.domain[at] == Domain::bounded;
-    const bool has_ratio =
-        bounded && std::isfinite(e.got) && e.bound > 0 && std::isfinite(e.bound);
+    const bool has_ratio = bounded && std::isfinite(e.got) && e.bound > 0 && std::isfinite(e.bound);
     if (has_ratio) tally_.rate(e);
     if (decide_o(block, r, c, e.got) == Decision::outside) {
       if (std::isinf(e.got))
@@ -272,8 +275,8 @@ class Extras {
     const Index rows = s.batch * s.query_heads * rows_of_a_head;
     // The certificate costs about as much as the verdict: on large cases it takes every
     // stride-th row.
-    const double work = static_cast<double>(rows) * static_cast<double>(s.keys) *
-                        static_cast<double>(s.value_dim);
+    const double work =
+        static_cast<double>(rows) * static_cast<double>(s.keys) * static_cast<double>(s.value_dim);
     power_stride_ = static_cast<Index>(work / 0x1p27) + 1;
     ball_stride_ = options.ball_rows > 0 ? std::max<Index>(1, rows / options.ball_rows) : 0;
     ball_offset_ = static_cast<Index>(options.seed % 1000003);
@@ -310,8 +313,7 @@ void judge_rows(const Reference& reference, const AttentionOutput& out,
     parallel_for(s.group() * blocks, options.threads, [&](Index task) {
       const Index h = g * s.group() + task / blocks, first = task % blocks * per_block;
       const Index count = std::min(per_block, row_count - first);
-      Block block =
-          reference.evaluate(*kv, h, {rows.data() + first, usize(count)});
+      Block block = reference.evaluate(*kv, h, {rows.data() + first, usize(count)});
       RowTally tally(options);
       RowJudge judge(reference, *kv, out, options, tally);
       for (Index r = 0; r < count; ++r) {
@@ -344,8 +346,8 @@ void conclude_attention(Verdict& v, const RowTally& rows, Index rows_of_a_head, 
 
 }  // namespace
 
-Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out, const Contract& contract,
-              const JudgeOptions& options) {
+Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
+              const Contract& contract, const JudgeOptions& options) {
   const AttentionShape& s = problem.shape;
   RowTally total(options);
   Verdict& v = total.elements.verdict;

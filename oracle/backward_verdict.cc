@@ -40,11 +40,9 @@ class GradientJudge {
   void judge_keys(Index b, Index g, const GroupGradients& exact) {
     for (Index j = 0; j < shape_.keys; ++j) {
       for (Index d = 0; d < shape_.dim; ++d)
-        judge(out_.dk, out_.dk.at(b, g, j, d), exact.dk, j, d,
-              element_at(Output::dk, b, g, j, d));
+        judge(out_.dk, out_.dk.at(b, g, j, d), exact.dk, j, d, element_at(Output::dk, b, g, j, d));
       for (Index d = 0; d < shape_.value_dim; ++d)
-        judge(out_.dv, out_.dv.at(b, g, j, d), exact.dv, j, d,
-              element_at(Output::dv, b, g, j, d));
+        judge(out_.dv, out_.dv.at(b, g, j, d), exact.dv, j, d, element_at(Output::dv, b, g, j, d));
     }
   }
 
@@ -169,8 +167,8 @@ Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& i
             .nothing = "the problem has no gradient",
             .hull_only = "without a bound"});
   if (v.outcome == Outcome::pass && std::ssize(rows) < s.rows)
-    v.reason += fmt::format("; dQ of {} rows a head only: dK, dV and sums need every row",
-                            rows.size());
+    v.reason +=
+        fmt::format("; dQ of {} rows a head only: dK, dV and sums need every row", rows.size());
   return v;
 }
 

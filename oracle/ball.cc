@@ -29,27 +29,35 @@ BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bi
   kept_.assign(keys, 1);
 
   std::vector<double> q(dim);
-  for (std::size_t d = 0; d < dim; ++d) q[d] = finite_or_zero(load(p.q, p.q.at(b, h, i, static_cast<Index>(d))));
+  for (std::size_t d = 0; d < dim; ++d)
+    q[d] = finite_or_zero(load(p.q, p.q.at(b, h, i, static_cast<Index>(d))));
   // A key whose score is -inf keeps no weight; a softcap makes a finite score of an infinite one.
-  const bool q_finite = std::all_of(q.begin(), q.end(), [&, d = Index{0}](double) mutable { return std::isfinite(load(p.q, p.q.at(b, h, i, d++))); });
+  const bool q_finite = std::all_of(q.begin(), q.end(), [&, d = Index{0}](double) mutable {
+    return std::isfinite(load(p.q, p.q.at(b, h, i, d++)));
+  });
   std::vector<double> capped(keys, std::numeric_limits<double>::quiet_NaN());
   for (std::size_t j = 0; j < keys; ++j) {
     if (seen.bias[j] == -inf) continue;
     bool finite = q_finite;
-    for (std::size_t d = 0; finite && d < dim; ++d) finite = std::isfinite(load(p.k, p.k.at(b, g, static_cast<Index>(j), static_cast<Index>(d))));
+    for (std::size_t d = 0; finite && d < dim; ++d)
+      finite = std::isfinite(load(p.k, p.k.at(b, g, static_cast<Index>(j), static_cast<Index>(d))));
     if (finite) continue;
     const double t = extended_score(p, b, h, i, static_cast<Index>(j));
     if (t == -inf) seen.bias[j] = -inf;
     else capped[j] = t;
   }
 
-  // The exponent of a weight needs absolute accuracy: as many bits more as the largest score has before its point.
+  // The exponent of a weight needs absolute accuracy: as many bits more as the largest score has
+  // before its point.
   double reach = 1;
   for (std::size_t j = 0; j < keys; ++j) {
     if (seen.bias[j] == -inf) continue;
     double absolute = 0;
-    for (std::size_t d = 0; d < dim; ++d) absolute += std::fabs(q[d] * finite_or_zero(load(p.k, p.k.at(b, g, static_cast<Index>(j), static_cast<Index>(d)))));
-    reach = std::max(reach, absolute * std::max(1.0, static_cast<double>(p.scale)) + finite_or_zero(seen.magnitude[j]));
+    for (std::size_t d = 0; d < dim; ++d)
+      absolute += std::fabs(q[d] * finite_or_zero(load(p.k, p.k.at(b, g, static_cast<Index>(j),
+                                                                   static_cast<Index>(d)))));
+    reach = std::max(reach, absolute * std::max(1.0, static_cast<double>(p.scale)) +
+                                finite_or_zero(seen.magnitude[j]));
   }
   bits += std::ilogb(reach) + 8;
   const Ball scale(p.scale), cap(p.softcap);
@@ -61,11 +69,16 @@ BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bi
     arb_zero(sum.get());
     double partial = 0, absolute = 0, prefix = 0;
     for (std::size_t d = 0; d < dim; ++d) {
-      const double k = finite_or_zero(load(p.k, p.k.at(b, g, static_cast<Index>(j), static_cast<Index>(d))));
+      const double k =
+          finite_or_zero(load(p.k, p.k.at(b, g, static_cast<Index>(j), static_cast<Index>(d))));
       arb_set_d(term.get(), k);
       arb_addmul(sum.get(), term.get(), Ball(q[d]).get(), bits);
       partial += q[d] * k;
-      absolute += std::fabs(q[d]) * (p.projection ? load(p.projection.k_absolute, p.projection.k_absolute.at(b, g, static_cast<Index>(j), static_cast<Index>(d))) : std::fabs(k));
+      absolute += std::fabs(q[d]) *
+                  (p.projection ? load(p.projection.k_absolute,
+                                       p.projection.k_absolute.at(b, g, static_cast<Index>(j),
+                                                                  static_cast<Index>(d)))
+                                : std::fabs(k));
       prefix += std::fabs(partial);
     }
     dot_[j] = nearest(sum.get());
@@ -80,12 +93,14 @@ BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bi
     if (!std::isnan(capped[j])) arb_set_d(sum.get(), capped[j]);
     // The biases themselves, exactly: visibility.cc has only their sum in double.
     if (p.bias) {
-      arb_set_d(term.get(), finite_or_zero(load(p.bias, p.bias.at(b, h, i, static_cast<Index>(j)))));
+      arb_set_d(term.get(),
+                finite_or_zero(load(p.bias, p.bias.at(b, h, i, static_cast<Index>(j)))));
       arb_add(sum.get(), sum.get(), term.get(), bits);
     }
     if (!p.alibi_slopes.empty()) {
       arb_set_si(term.get(), static_cast<slong>(j) - (i + p.offset_of(b)));
-      arb_addmul(sum.get(), term.get(), Ball(p.alibi_slopes[static_cast<std::size_t>(h)]).get(), bits);
+      arb_addmul(sum.get(), term.get(), Ball(p.alibi_slopes[static_cast<std::size_t>(h)]).get(),
+                 bits);
     }
     score[j] = sum;
     ++truth_.live;
@@ -94,7 +109,8 @@ BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bi
   }
   truth_.has_sink = !p.sink.empty() && p.sink[static_cast<std::size_t>(h)] > -inf;
   const Ball sink(truth_.has_sink ? p.sink[static_cast<std::size_t>(h)] : 0.0f);
-  if (truth_.has_sink && (!any || arf_cmp(arb_midref(sink.get()), arb_midref(maximum.get())) > 0)) maximum = sink;
+  if (truth_.has_sink && (!any || arf_cmp(arb_midref(sink.get()), arb_midref(maximum.get())) > 0))
+    maximum = sink;
 
   Ball total;
   std::vector<Ball> weight(keys);

@@ -51,10 +51,12 @@ void load_head(const TensorView& t, Index b, Index h, Matrix& m, bool transposed
 
 }  // namespace
 
-BallGradients::BallGradients(const Attention& p, const TensorView& d_o_view, Index b, Index g, long bits)
+BallGradients::BallGradients(const Attention& p, const TensorView& d_o_view, Index b, Index g,
+                             long bits)
     : rows_(p.shape.rows), keys_(p.shape.keys), dim_(p.shape.dim), value_dim_(p.shape.value_dim) {
   const AttentionShape& s = p.shape;
-  Matrix k(keys_, dim_), k_transposed(dim_, keys_), v(keys_, value_dim_), v_transposed(value_dim_, keys_);
+  Matrix k(keys_, dim_), k_transposed(dim_, keys_), v(keys_, value_dim_),
+      v_transposed(value_dim_, keys_);
   load_head(p.k, b, g, k, false);
   load_head(p.k, b, g, k_transposed, true);
   load_head(p.v, b, g, v, false);
@@ -67,7 +69,8 @@ BallGradients::BallGradients(const Attention& p, const TensorView& d_o_view, Ind
   RowVisibility seen;
   for (Index head = 0; head < s.group(); ++head) {
     const Index h = g * s.group() + head;
-    Matrix q(rows_, dim_), d_o(rows_, value_dim_), score(rows_, keys_), dp(rows_, keys_), kept_weight(rows_, keys_), ds(rows_, keys_), dq(rows_, dim_);
+    Matrix q(rows_, dim_), d_o(rows_, value_dim_), score(rows_, keys_), dp(rows_, keys_),
+        kept_weight(rows_, keys_), ds(rows_, keys_), dq(rows_, dim_);
     load_head(p.q, b, h, q, false);
     load_head(d_o_view, b, h, d_o, false);
     score.product(q, k_transposed, bits);
@@ -104,7 +107,8 @@ BallGradients::BallGradients(const Attention& p, const TensorView& d_o_view, Ind
           arb_set_si(x.get(), static_cast<slong>(j - (i + p.offset_of(b))));
           arb_addmul(z, x.get(), Ball(p.alibi_slopes[static_cast<std::size_t>(h)]).get(), bits);
         }
-        if (!any || arf_cmp(arb_midref(z), arb_midref(maximum.get())) > 0) arb_set(maximum.get(), z);
+        if (!any || arf_cmp(arb_midref(z), arb_midref(maximum.get())) > 0)
+          arb_set(maximum.get(), z);
         any = true;
       }
       arb_zero(total.get());

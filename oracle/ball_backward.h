@@ -1,4 +1,5 @@
-// The gradients of one kv head in ball arithmetic (Arb), straight from docs/semantics.md: for small, finite problems.
+// The gradients of one kv head in ball arithmetic (Arb), straight from docs/semantics.md: for
+// small, finite problems.
 #pragma once
 
 #include <vector>
@@ -9,21 +10,27 @@ namespace assay {
 
 class BallGradients {
  public:
-  // Of <dO, O> for the exact O, all rows of the query heads of kv head g. Inputs must be finite where they are visible.
+  // Of <dO, O> for the exact O, all rows of the query heads of kv head g. Inputs must be finite
+  // where they are visible.
   BallGradients(const Attention& p, const TensorView& d_o, Index b, Index g, long bits);
 
   using Enclosure = BallRow::Enclosure;
   // `head` counts within the group.
-  const Enclosure& dq(Index head, Index i, Index d) const { return at(dq_, head * rows_ + i, dim_, d); }
+  const Enclosure& dq(Index head, Index i, Index d) const {
+    return at(dq_, head * rows_ + i, dim_, d);
+  }
   const Enclosure& dk(Index j, Index d) const { return at(dk_, j, dim_, d); }
   const Enclosure& dv(Index j, Index c) const { return at(dv_, j, value_dim_, c); }
   // dS of a pair: what it adds to dBias.
-  const Enclosure& ds(Index head, Index i, Index j) const { return at(ds_, head * rows_ + i, keys_, j); }
+  const Enclosure& ds(Index head, Index i, Index j) const {
+    return at(ds_, head * rows_ + i, keys_, j);
+  }
   // What the rows of a head add to dSink.
   const Enclosure& d_sink(Index head) const { return d_sink_[static_cast<std::size_t>(head)]; }
 
  private:
-  static const Enclosure& at(const std::vector<Enclosure>& m, Index row, Index columns, Index column) {
+  static const Enclosure& at(const std::vector<Enclosure>& m, Index row, Index columns,
+                             Index column) {
     return m[static_cast<std::size_t>(row * columns + column)];
   }
   Index rows_, keys_, dim_, value_dim_;

@@ -25,8 +25,7 @@ void count_tiles(const Contract& c, const RowTruth& t, RowBound& out) {
   const Index end = t.key0 + t.count - 1;
   out.keys = t.count;
   out.tiles = t.count == 0 ? 1 : end / c.tile - t.key0 / c.tile + 1;
-  out.merges =
-      t.count == 0 || c.split_keys == 0 ? 0 : end / c.split_keys - t.key0 / c.split_keys;
+  out.merges = t.count == 0 || c.split_keys == 0 ? 0 : end / c.split_keys - t.key0 / c.split_keys;
   out.has_sink = t.has_sink;
 }
 
@@ -105,8 +104,7 @@ class Following {
   double entries(const RowBound& row) const {
     const double u = c_.roundoff;
     const double merge_u = safety::one_rounding * std::max(u, c_.dot_roundoff);
-    const double own_merges =
-        static_cast<double>(std::min(row.merges, row.merges + 1 - split_));
+    const double own_merges = static_cast<double>(std::min(row.merges, row.merges + 1 - split_));
     return c_.dot_roundoff * static_cast<double>(keys_) +
            safety::one_rounding * u * static_cast<double>(tiles_ + (t_.has_sink ? 1 : 0)) +
            2 * merge_u * own_merges;
@@ -182,8 +180,8 @@ void drop_keys(const RowTruth& t, const BoundTerms& terms, const SumWeights& wei
 }
 
 // bounds.md, 2, Sink: its part in the numerator and in the denominator, whose defect is returned
-double add_sink(const Contract& c, const BoundContext& x, const RowTruth& t,
-                const WeightErrors& e, double exp_floor, RowBound& out) {
+double add_sink(const Contract& c, const BoundContext& x, const RowTruth& t, const WeightErrors& e,
+                double exp_floor, RowBound& out) {
   const double h = sink_exponent(c, x, t, e);
   const double growth = expm1_above(h), omega = (1 + e.most_rescales) * exp_floor;
   out.zero_centred += x.terms[BoundTerm::sink] * (t.sink_weight * growth + omega);
@@ -193,8 +191,8 @@ double add_sink(const Contract& c, const BoundContext& x, const RowTruth& t,
 }
 
 // bounds.md, 3: the sums of a row; returns the defect of the denominator
-double weigh_row(const Contract& c, const BoundContext& x, const RowTruth& t,
-                 const WeightErrors& e, Scratch& s, RowBound& out, const SumWeights& weights) {
+double weigh_row(const Contract& c, const BoundContext& x, const RowTruth& t, const WeightErrors& e,
+                 Scratch& s, RowBound& out, const SumWeights& weights) {
   const Perturbations k = perturbations(c, x, t, e);
   const double tail = x.terms[BoundTerm::perturbed_sums];
   Following following(c, t);
@@ -306,7 +304,9 @@ double outside_hull(const Contract& c, const BoundContext& x, const RowBound& b,
   const double cast_floor =
       c.weight_dtype ? half_min_subnormal(*c.weight_dtype) * static_cast<double>(b.keys) : 0;
   return x.terms[BoundTerm::hull] * safety::hull *
-         (cast_u + cast_floor + b.gamma_n + b.gamma_l + safety::roundings_of_quotient * c.roundoff) * largest_value;
+         (cast_u + cast_floor + b.gamma_n + b.gamma_l +
+          safety::roundings_of_quotient * c.roundoff) *
+         largest_value;
 }
 
 // bounds.md, 3: the division and what underflows before it
@@ -315,8 +315,8 @@ double divided(const Contract& c, const BoundContext& x, const RowBound& b, doub
   const double roundings = static_cast<double>(b.keys) + static_cast<double>(b.tiles) +
                            3 * static_cast<double>(b.merges) + 2;
   bound += x.terms[BoundTerm::value_underflow] * roundings * c.product_floor;
-  const double division = x.terms[BoundTerm::division] * safety::one_rounding *
-                          c.division_roundings * c.roundoff;
+  const double division =
+      x.terms[BoundTerm::division] * safety::one_rounding * c.division_roundings * c.roundoff;
   return (bound * (1 + division) + division * magnitude) * (1 + safety::evaluation);
 }
 
@@ -327,9 +327,7 @@ double element_bound(const Contract& c, const BoundContext& x, const RowBound& b
   const double magnitude = std::fabs(o);
   const double of_hull = hull + outside_hull(c, x, b, largest_value);
   const double bound =
-      b.vacuous
-          ? of_hull
-          : std::min(of_hull, numerator(c, x, b, magnitude, sums) / b.denominator);
+      b.vacuous ? of_hull : std::min(of_hull, numerator(c, x, b, magnitude, sums) / b.denominator);
   return divided(c, x, b, bound, magnitude);
 }
 

@@ -2,7 +2,8 @@
 // docs/bounds.md.
 //
 // With p the exact weights, the computed output is a quotient of perturbed sums, and exactly
-//   Ohat - O = [ sum p (e^eta - 1)(v - O) + (casts and accumulation, against |v|) + (row sum, against O) ] / (1 + ...)
+//   Ohat - O = [ sum p (e^eta - 1)(v - O) + (casts and accumulation, against |v|) + (row sum,
+//   against O) ] / (1 + ...)
 // so the bound of a row is a handful of weighted sums over V. This file gives the weights; the
 // caller sums (by matrix products for a block of rows, one by one for a row in ball arithmetic) and
 // hands the sums back.
@@ -31,7 +32,8 @@ struct RowTruth {
   Index live = 0;                     // visible keys
   const double* gap = nullptr;        // M - s_j >= 0; +inf where masked
   const double* dot = nullptr;        // q.k_j, before the scale
-  const double* absolute = nullptr;   // sum |q||k_j|, or more; null: not computed, absolute_limit excludes overflow of scores
+  const double* absolute = nullptr;   // sum |q||k_j|, or more; null: not computed, absolute_limit
+                                      // excludes overflow of scores
   double absolute_limit = 0;          // at least every sum |q||k_j|
   const double* prefix = nullptr;     // sum over d of |partial sums of q.k_j|; null: not computed
   const double* weight = nullptr;     // p_j
@@ -46,12 +48,13 @@ struct RowTruth {
 
 // Everything of the bound that does not involve V.
 struct RowBound {
-  double zero_centred = 0;  // centred weight of the sink and of dropped keys: against |O|
-  double sum_weight = 0;    // sum p e^H, times gamma_L against |O|
+  double zero_centred = 0;          // centred weight of the sink and of dropped keys: against |O|
+  double sum_weight = 0;            // sum p e^H, times gamma_L against |O|
   double gamma_l = 0, gamma_n = 0;  // of the row sum, of the sum over V
   double denominator = 1;
   double centred_total = 0;
-  double tail_per_centred = 0;  // bounds tail weights by centred ones where tails are of second order; 0: they are not
+  double tail_per_centred =
+      0;  // bounds tail weights by centred ones where tails are of second order; 0: they are not
   double lse = 0;               // bound of LSE
   double largest_exponent = 0;  // max H_j: the largest relative error of a weight
   double gap_error = 0;         // of the computed gap of any visible key
@@ -59,8 +62,8 @@ struct RowBound {
   Index merges = 0;  // of key splits
   bool has_sink = false;
   bool vacuous = false;       // nothing is left to divide by: only the hull of V remains
-  bool may_overflow = false;  // a score could leave the range in some order of summation: vacuous too, for a score
-                              // that becomes -inf drops its key without a trace
+  bool may_overflow = false;  // a score could leave the range in some order of summation: vacuous
+                              // too, for a score that becomes -inf drops its key without a trace
   bool must_overflow = false;
 };
 
@@ -86,7 +89,8 @@ bool excludes_overflow(const Contract& c, const BoundContext& x, double absolute
 // Sets may_overflow and must_overflow.
 void find_overflow(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out);
 
-void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out, const SumWeights& weights);
+void derive_row_bound(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out,
+                      const SumWeights& weights);
 
 // E_j: |computed score - s_j|. Entries of masked keys are finite and mean nothing.
 void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, double* error);
@@ -101,8 +105,10 @@ double expm1_above(double h);
 double exponent_ratio(const Contract& c, Index dim);
 
 struct ColumnSums {
-  double centred = 0, absolute = 0;  // sums of centred |v - O| and, unless the order is used, of absolute |v|
-  double prefix = 0, tail = 0;       // ordered: dot_roundoff times the sum of |partial sums of p v|; sum of tail |v|, of first order
+  double centred = 0,
+         absolute = 0;  // sums of centred |v - O| and, unless the order is used, of absolute |v|
+  double prefix = 0, tail = 0;  // ordered: dot_roundoff times the sum of |partial sums of p v|; sum
+                                // of tail |v|, of first order
 };
 
 // Bound of |Ohat - O| before the rounding to the output dtype; `hull` is the largest |v - O| of the

@@ -29,7 +29,8 @@ struct DotCoefficients {
 // bounds.md, 1, Underflow and rounded factors: the coefficients of E_j of t_j
 DotCoefficients dot_coefficients(const Contract& c, const BoundContext& x, const RowTruth& t) {
   const BoundTerms& terms = x.terms;
-  const double u = c.roundoff, eps = c.dot_roundoff, dim = static_cast<double>(x.dim + x.projection);
+  const double u = c.roundoff, eps = c.dot_roundoff,
+               dim = static_cast<double>(x.dim + x.projection);
   const double n = dot_roundings(c, dim);
   const double gamma_n = terms[BoundTerm::dot_any_order] * gamma_factor(n, eps);
   const double prescale = terms[BoundTerm::query_prescale] * c.query_prescale;
@@ -40,12 +41,12 @@ DotCoefficients dot_coefficients(const Contract& c, const BoundContext& x, const
   DotCoefficients k{};
   k.relative = (1 + prescale) * (1 + gamma_n) - 1;
   k.per_prefix = terms[BoundTerm::dot_in_order] * eps * (1 + 2 * n * eps);
-  k.per_absolute = terms[BoundTerm::dot_second_order] * eps * eps * n * n +
-                   (c.products_rounded ? products : 0);
+  k.per_absolute =
+      terms[BoundTerm::dot_second_order] * eps * eps * n * n + (c.products_rounded ? products : 0);
   k.scale = x.scale * (1 + tau);
   k.per_dot = (tau + (c.query_prescale > 0 ? prescaled : 0)) * x.scale;
-  k.floor = terms[BoundTerm::dot_underflow] * (2 * dim + 2) * c.product_floor *
-            std::max(1.0, x.scale);
+  k.floor =
+      terms[BoundTerm::dot_underflow] * (2 * dim + 2) * c.product_floor * std::max(1.0, x.scale);
   return k;
 }
 

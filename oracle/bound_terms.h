@@ -10,55 +10,55 @@
 namespace assay {
 
 // X(name, section of docs/bounds.md)
-#define ASSAY_BOUND_TERMS(X)                                                                       \
-  X(dot_any_order, 1)          /* gamma_N a_j */                                                   \
-  X(dot_in_order, 1)           /* eps sum |S_k| */                                                 \
-  X(dot_second_order, 1)       /* eps^2 N^2 a_j */                                                 \
-  X(dot_products, 1)           /* products rounded before they are added */                        \
-  X(dot_underflow, 1)          /* (2 D + 2) phi */                                                 \
-  X(query_prescale, 1)         /* a query rounded after scaling */                                 \
-  X(query_prescale_product, 1) /* its product with the scale */                                    \
-  X(score_scale, 1)            /* the product of a score with the scale */                         \
-  X(softcap_argument, 1)       /* t / c, rounded twice */                                          \
-  X(softcap_constant, 1)       /* a constant folded into t / c */                                  \
-  X(softcap_tanh, 1)           /* tanh itself */                                                   \
-  X(softcap_product, 1)        /* the product with c */                                            \
-  X(softcap_underflow, 1)      /* of the argument and of the product */                            \
-  X(alibi_product, 1)          /* slope times distance, and the distance */                        \
-  X(bias_first, 1)             /* all additions of biases but the last */                          \
-  X(bias_last, 1)              /* the last addition */                                             \
-  X(bias_growth, 1)            /* additions of what errs already */                                \
-  X(stored_score, 1)           /* scores stored in a dtype */                                      \
-  X(stored_score_underflow, 1) /* half its least subnormal */                                      \
-  X(argument, 2)               /* kappa u X_j */                                                   \
-  X(exp, 2)                    /* the exponential of the weight */                                 \
-  X(exp_per_unit, 2)           /* its error that grows with the argument */                        \
-  X(corrections, 2)            /* R_j exponentials of later corrections */                         \
-  X(folded_constant, 2)        /* scale_error |t_j - t_*| */                                       \
-  X(fused_argument, 2)         /* fma(S, c, -m c) */                                               \
-  X(sink, 2)                   /* the sink's own weight, against |O| */                            \
-  X(exp_underflow, 3)          /* omega_j */                                                       \
-  X(weight_cast, 3)            /* rho_j */                                                         \
-  X(weight_cast_underflow, 3)  /* half the least subnormal in rho_j */                             \
-  X(values_any_order, 3)       /* gamma_N (p_j + rho_j) |v_j| */                                   \
-  X(values_in_order, 3)        /* eps sum |A_k| */                                                 \
-  X(tile_ends, 3)              /* u |A| where a tile ends */                                       \
-  X(split_merges, 3)           /* max(u, eps) (|B| + |A_s| + |B + A_s|) */                         \
-  X(perturbed_sums, 3)         /* sum X_k: what perturbations meet */                              \
-  X(value_products, 3)         /* p_j v_j rounded before it is added */                            \
-  X(corrections_in_sums, 3)    /* R_j in gamma_N and gamma_L */                                    \
-  X(row_sum, 3)                /* gamma_L */                                                       \
-  X(sink_merge, 3)             /* the correction of O for a sink */                                \
-  X(dropout_scale, 3)          /* 1 / (1 - p) and the product with it */                           \
-  X(dropped_keys, 3)           /* against |O| */                                                   \
-  X(denominator, 3)            /* 1 - defect */                                                    \
-  X(hull, 3)                   /* what lies outside the hull of V */                               \
-  X(value_underflow, 3)        /* of the products with V */                                        \
-  X(division, 3)               /* by the row sum */                                                \
-  X(lse_weights, 4)            /* -log1p(-defect) */                                               \
-  X(log, 4)                    /* log_ulp */                                                       \
-  X(log_near_one, 4)           /* an ulp of 1/2 near l = 1 */                                      \
-  X(lse_sum, 4)                /* m + log l */                                                     \
+#define ASSAY_BOUND_TERMS(X)                                                \
+  X(dot_any_order, 1)          /* gamma_N a_j */                            \
+  X(dot_in_order, 1)           /* eps sum |S_k| */                          \
+  X(dot_second_order, 1)       /* eps^2 N^2 a_j */                          \
+  X(dot_products, 1)           /* products rounded before they are added */ \
+  X(dot_underflow, 1)          /* (2 D + 2) phi */                          \
+  X(query_prescale, 1)         /* a query rounded after scaling */          \
+  X(query_prescale_product, 1) /* its product with the scale */             \
+  X(score_scale, 1)            /* the product of a score with the scale */  \
+  X(softcap_argument, 1)       /* t / c, rounded twice */                   \
+  X(softcap_constant, 1)       /* a constant folded into t / c */           \
+  X(softcap_tanh, 1)           /* tanh itself */                            \
+  X(softcap_product, 1)        /* the product with c */                     \
+  X(softcap_underflow, 1)      /* of the argument and of the product */     \
+  X(alibi_product, 1)          /* slope times distance, and the distance */ \
+  X(bias_first, 1)             /* all additions of biases but the last */   \
+  X(bias_last, 1)              /* the last addition */                      \
+  X(bias_growth, 1)            /* additions of what errs already */         \
+  X(stored_score, 1)           /* scores stored in a dtype */               \
+  X(stored_score_underflow, 1) /* half its least subnormal */               \
+  X(argument, 2)               /* kappa u X_j */                            \
+  X(exp, 2)                    /* the exponential of the weight */          \
+  X(exp_per_unit, 2)           /* its error that grows with the argument */ \
+  X(corrections, 2)            /* R_j exponentials of later corrections */  \
+  X(folded_constant, 2)        /* scale_error |t_j - t_*| */                \
+  X(fused_argument, 2)         /* fma(S, c, -m c) */                        \
+  X(sink, 2)                   /* the sink's own weight, against |O| */     \
+  X(exp_underflow, 3)          /* omega_j */                                \
+  X(weight_cast, 3)            /* rho_j */                                  \
+  X(weight_cast_underflow, 3)  /* half the least subnormal in rho_j */      \
+  X(values_any_order, 3)       /* gamma_N (p_j + rho_j) |v_j| */            \
+  X(values_in_order, 3)        /* eps sum |A_k| */                          \
+  X(tile_ends, 3)              /* u |A| where a tile ends */                \
+  X(split_merges, 3)           /* max(u, eps) (|B| + |A_s| + |B + A_s|) */  \
+  X(perturbed_sums, 3)         /* sum X_k: what perturbations meet */       \
+  X(value_products, 3)         /* p_j v_j rounded before it is added */     \
+  X(corrections_in_sums, 3)    /* R_j in gamma_N and gamma_L */             \
+  X(row_sum, 3)                /* gamma_L */                                \
+  X(sink_merge, 3)             /* the correction of O for a sink */         \
+  X(dropout_scale, 3)          /* 1 / (1 - p) and the product with it */    \
+  X(dropped_keys, 3)           /* against |O| */                            \
+  X(denominator, 3)            /* 1 - defect */                             \
+  X(hull, 3)                   /* what lies outside the hull of V */        \
+  X(value_underflow, 3)        /* of the products with V */                 \
+  X(division, 3)               /* by the row sum */                         \
+  X(lse_weights, 4)            /* -log1p(-defect) */                        \
+  X(log, 4)                    /* log_ulp */                                \
+  X(log_near_one, 4)           /* an ulp of 1/2 near l = 1 */               \
+  X(lse_sum, 4)                /* m + log l */                              \
   X(lse_underflow, 4)          /* of log l */
 
 enum class BoundTerm : std::uint8_t {

@@ -28,14 +28,14 @@ WeightErrors errors_of_scores(const RowTruth& t, const double* error) {
 
 // Per tile and per split of a row, kept by each thread from row to row.
 struct Maxima {
-  std::vector<double> tile_moves;              // 1 where a tile can move the maximum of its split
-  std::vector<double> split_high, split_low;   // what the maximum of a split can be
-  std::vector<double> split_moves;             // own correction, if any, and those by later splits
+  std::vector<double> tile_moves;             // 1 where a tile can move the maximum of its split
+  std::vector<double> split_high, split_low;  // what the maximum of a split can be
+  std::vector<double> split_moves;            // own correction, if any, and those by later splits
 };
 
 // bounds.md, 2: which tiles can move the maximum of their split
-void find_tile_moves(const Contract& c, const RowTruth& t, const RowBound& row,
-                     const double* error, Maxima& m) {
+void find_tile_moves(const Contract& c, const RowTruth& t, const RowBound& row, const double* error,
+                     Maxima& m) {
   m.tile_moves.assign(static_cast<std::size_t>(row.tiles), 0);
   m.split_high.assign(static_cast<std::size_t>(row.merges) + 1, -inf);
   m.split_low.assign(static_cast<std::size_t>(row.merges) + 1, -inf);
@@ -95,8 +95,7 @@ double count_rescales(const Contract& c, const RowTruth& t, const RowBound& row,
   double all = 0, later = 0;
   for (Index k = row.tiles; k-- > 0;) {
     const Index key0 = (first_tile + k) * c.tile;
-    const Index split =
-        c.split_keys > 0 ? key0 / c.split_keys - t.key0 / c.split_keys : 0;
+    const Index split = c.split_keys > 0 ? key0 / c.split_keys - t.key0 / c.split_keys : 0;
     if (c.split_keys > 0 && (key0 + c.tile) % c.split_keys == 0) later = 0;
     const double mine = later + m.split_moves[static_cast<std::size_t>(split)] + sink;
     later += m.tile_moves[static_cast<std::size_t>(k)];
@@ -109,8 +108,7 @@ double count_rescales(const Contract& c, const RowTruth& t, const RowBound& row,
 
 // bounds.md, 2: H_j but for what depends on the form of the argument
 void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t,
-                     const double* error, const double* rescales, double delta,
-                     double* exponent) {
+                     const double* error, const double* rescales, double delta, double* exponent) {
   const BoundTerms& terms = x.terms;
   const double u = c.roundoff, second_order = 1 + safety::second_order_units * u;
   const double per_argument = terms[BoundTerm::argument] * c.argument_roundings * u * second_order +
@@ -119,8 +117,9 @@ void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t
   const double own = terms[BoundTerm::exp], correction = terms[BoundTerm::corrections];
   for (Index j = 0; j < t.count; ++j) {
     const double reach = t.gap[j] + error[j] + delta;  // X_j
-    const double h = (error[j] + per_argument * reach + (own + correction * rescales[j]) * per_exp) *
-                     (1 + safety::second_order);
+    const double h =
+        (error[j] + per_argument * reach + (own + correction * rescales[j]) * per_exp) *
+        (1 + safety::second_order);
     exponent[j] = t.gap[j] < inf ? h : 0;
   }
 }
@@ -128,8 +127,8 @@ void exponent_errors(const Contract& c, const BoundContext& x, const RowTruth& t
 // bounds.md, 2: scale_error |t_j - t_*| of H_j
 void add_folded_constant(const Contract& c, const BoundContext& x, const RowTruth& t,
                          double* exponent) {
-  const double per_score = x.terms[BoundTerm::folded_constant] * safety::folded_constant *
-                           c.scale_error * x.scale;
+  const double per_score =
+      x.terms[BoundTerm::folded_constant] * safety::folded_constant * c.scale_error * x.scale;
   Index best = -1;
   for (Index j = 0; j < t.count; ++j)
     if (t.gap[j] < inf && (best < 0 || t.gap[j] < t.gap[best])) best = j;
@@ -143,8 +142,7 @@ void add_fused_argument(const Contract& c, const BoundContext& x, const RowTruth
   const double per_score = x.terms[BoundTerm::fused_argument] * safety::fused_argument * c.roundoff;
   for (Index j = 0; j < t.count; ++j)
     if (t.gap[j] < inf)
-      exponent[j] +=
-          per_score * (std::max(std::fabs(t.max - t.gap[j]), std::fabs(t.max)) + delta);
+      exponent[j] += per_score * (std::max(std::fabs(t.max - t.gap[j]), std::fabs(t.max)) + delta);
 }
 
 }  // namespace
@@ -171,12 +169,11 @@ double sink_exponent(const Contract& c, const BoundContext& x, const RowTruth& t
   const double per_argument = terms[BoundTerm::argument] * c.argument_roundings * u;
   const double exps = terms[BoundTerm::exp] + terms[BoundTerm::corrections] * e.most_rescales;
   const double per_unit = terms[BoundTerm::exp_per_unit] * c.exp_ulp_per_unit;
-  const double fused =
-      terms[BoundTerm::fused_argument] * safety::folded_constant * u * (max + t.sink_gap + e.delta) +
-      terms[BoundTerm::folded_constant] * c.scale_error * (max + t.sink_gap);
-  return (per_argument * reach * (1 + safety::second_order_units * u) +
-          exps * c.exp_ulp * 2 * u + per_unit * 2 * u * reach +
-          (c.fused_argument ? fused : 0)) *
+  const double fused = terms[BoundTerm::fused_argument] * safety::folded_constant * u *
+                           (max + t.sink_gap + e.delta) +
+                       terms[BoundTerm::folded_constant] * c.scale_error * (max + t.sink_gap);
+  return (per_argument * reach * (1 + safety::second_order_units * u) + exps * c.exp_ulp * 2 * u +
+          per_unit * 2 * u * reach + (c.fused_argument ? fused : 0)) *
          (1 + safety::second_order);
 }
 

@@ -16,8 +16,7 @@ void for_each_tile(const Contract& c, const RowTruth& t, const Body& body) {
   for (Index j = 0; j < t.count;) {
     const Index key = t.key0 + j, tile = key / c.tile;
     const Index end = std::min(t.count, (tile + 1) * c.tile - t.key0);
-    const Index split =
-        c.split_keys > 0 ? key / c.split_keys - t.key0 / c.split_keys : 0;
+    const Index split = c.split_keys > 0 ? key / c.split_keys - t.key0 / c.split_keys : 0;
     body(Tile{tile - t.key0 / c.tile, split, j, end});
     j = end;
   }
@@ -28,10 +27,10 @@ inline Index tiles_of_a_split(const Contract& c, Index tiles) {
 }
 
 struct WeightErrors {
-  double delta = 0;           // Delta
-  double largest_score = 0;   // max E_j
-  double largest = 0;         // max H_j
-  double most_rescales = 0;   // max R_j
+  double delta = 0;          // Delta
+  double largest_score = 0;  // max E_j
+  double largest = 0;        // max H_j
+  double most_rescales = 0;  // max R_j
 };
 
 // From E_j (`error`): R_j (`rescales`) and H_j (`exponent`, 0 for masked keys).

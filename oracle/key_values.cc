@@ -39,7 +39,8 @@ void load_row(const TensorView& t, Index b, Index h, Index i, std::vector<double
       row[d] = value;
     }
   } else {
-    for (std::size_t d = 0; d < row.size(); ++d) row[d] = load(t, at + static_cast<Index>(d) * step);
+    for (std::size_t d = 0; d < row.size(); ++d)
+      row[d] = load(t, at + static_cast<Index>(d) * step);
   }
 }
 

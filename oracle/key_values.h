@@ -24,13 +24,14 @@ class KeyValues {
   RowMajor values_absolute;
   // In binary32: K and V exactly, but for the rounding of a product with keep_scale.
   RowMajorSingle keys_transposed_single, values_single;
-  bool single = true;                              // whether K and V are of a dtype that binary32 holds, in its normal range
+  bool single = true;  // whether K and V are of a dtype that binary32 holds, in its normal range
   double largest_key_norm = 0, largest_value = 0;  // Euclidean, from above; of |v|
   std::vector<char> key_not_finite;                // per key
   std::vector<char> value_not_finite;              // per key: some column is not
   bool any_key_not_finite = false, any_value_not_finite = false;
 
-  // The largest power of two that divides every element of K; infinity where all are 0. Found on first use.
+  // The largest power of two that divides every element of K; infinity where all are 0. Found on
+  // first use.
   double key_quantum() const;
 
  private:

@@ -1,5 +1,6 @@
-// Eight doubles or sixteen floats at a time, in the vector extension of gcc and clang: for the sums of a bound that are
-// no matrix products, those of absolute values of differences and of partial sums.
+// Eight doubles or sixteen floats at a time, in the vector extension of gcc and clang: for the sums
+// of a bound that are no matrix products, those of absolute values of differences and of partial
+// sums.
 #pragma once
 
 #include <cstdint>
@@ -74,7 +75,8 @@ inline double largest_of(Lanes8 v) {
   return most;
 }
 
-// Calls body(j, lanes) for eight of [first, last) at a time, then for what is left one by one: `lanes` is a Lanes8 or a double.
+// Calls body(j, lanes) for eight of [first, last) at a time, then for what is left one by one:
+// `lanes` is a Lanes8 or a double.
 template <class Body>
 inline void for_lanes(std::int64_t first, std::int64_t last, const Body& body) {
   std::int64_t j = first;

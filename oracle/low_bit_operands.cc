@@ -84,8 +84,7 @@ void ProductRow::read(const Product& p, Index m) {
   integers = to_integers(p.k, [&](Index k) { return a[static_cast<std::size_t>(k)]; });
   finite = a;
   if (!integers.finite)
-    std::ranges::replace_if(
-        finite, [](double x) { return !std::isfinite(x); }, 0.0);
+    std::ranges::replace_if(finite, [](double x) { return !std::isfinite(x); }, 0.0);
   const Index step = p.w.group > 0 ? p.w.group : p.k;
   quantum.assign(static_cast<std::size_t>((p.k + step - 1) / step), no_bit);
   if (integers.finite)
@@ -113,8 +112,7 @@ ProductColumns::ProductColumns(const LowBitView& w, Index first_, Index count_)
   finite_code = code;
   finite_scale = scale;
   for (auto* list : {&finite_code, &finite_scale})
-    std::ranges::replace_if(
-        *list, [](double x) { return !std::isfinite(x); }, 0.0);
+    std::ranges::replace_if(*list, [](double x) { return !std::isfinite(x); }, 0.0);
   for (Index c = 0; c < count; ++c) {
     integers.push_back(to_integers(w.k, [&](Index k) { return weight(k, c); }));
     if (!integers.back().finite) continue;

@@ -15,7 +15,8 @@ constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 constexpr double log_two = 0.69314718055994530942;
 
-// What is common to the columns of a row: the non-empty parts and their exact shares p_s, up to double.
+// What is common to the columns of a row: the non-empty parts and their exact shares p_s, up to
+// double.
 struct Shares {
   std::vector<std::size_t> part;
   std::vector<double> distance;  // M - LSE_s, in the base
@@ -98,9 +99,11 @@ Contract fp64_contract() {
   return c;
 }
 
-void merge_in_balls(const MergeProblem& problem, const Shares& s, Index b, Index h, Index i, long bits, MergedRow& row) {
+void merge_in_balls(const MergeProblem& problem, const Shares& s, Index b, Index h, Index i,
+                    long bits, MergedRow& row) {
   double reach = 1;
-  for (double d : s.distance) reach = std::max(reach, std::min(d, safety::largest_distance_in_balls));
+  for (double d : s.distance)
+    reach = std::max(reach, std::min(d, safety::largest_distance_in_balls));
   bits += std::ilogb(reach) + 8;
   std::vector<Ball> w(s.part.size());
   const Ball max(s.max);
@@ -133,7 +136,8 @@ void merge_in_balls(const MergeProblem& problem, const Shares& s, Index b, Index
 
 }  // namespace
 
-MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index b, Index h, Index i, long bits) {
+MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index b, Index h,
+                    Index i, long bits) {
   MergedRow row;
   Shares s;
   s.max = -inf;
@@ -158,7 +162,8 @@ MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index
   s.log_sum = std::log(sum) / unit;
 
   const auto columns = static_cast<std::size_t>(problem.parts[0].o.shape[3]);
-  for (auto* v : {&row.o, &row.o_low, &row.o_radius, &row.o_bound, &row.extended}) v->assign(columns, 0);
+  for (auto* v : {&row.o, &row.o_low, &row.o_radius, &row.o_bound, &row.extended})
+    v->assign(columns, 0);
   row.underflow.assign(columns, 0);
   row.may_overflow.assign(columns, 0);
   const Contract fp64 = fp64_contract();
@@ -183,7 +188,8 @@ MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index
       largest = std::max(largest, std::fabs(x));
     }
     row.o_radius[c] = radius.column(values[c], row.o[c]) * safety::one_rounding;
-    row.may_overflow[c] = !(s.count() * largest * (1 + safety::accumulation) < contract.largest) && s.part.size() > 1;
+    row.may_overflow[c] =
+        !(s.count() * largest * (1 + safety::accumulation) < contract.largest) && s.part.size() > 1;
   }
   if (bits > 0) merge_in_balls(problem, s, b, h, i, bits, row);
   for (std::size_t c = 0; c < columns; ++c) row.o_bound[c] = bound.column(values[c], row.o[c]);

@@ -92,8 +92,8 @@ class MergeJudge {
     if (!bounded()) {
       measure(e, y, row_.nan ? nan : 0, 0, 0, dtype);
       tally_.compare(e);
-      return judge_special(e, row_.nan ? "O is a number where NaN belongs"
-                                       : "a row without weight is not 0");
+      return judge_special(
+          e, row_.nan ? "O is a number where NaN belongs" : "a row without weight is not 0");
     }
     const double o = row_.o[usize(c)], extended = row_.extended[usize(c)];
     const bool special = extended != 0;

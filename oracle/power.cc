@@ -30,10 +30,12 @@ TileKind tile_kind(Index key, Index keys, Index tile) {
 
 }  // namespace
 
-void certify_row(const KeyValues& kv, const Block& block, Index r, const double* full_bound, double lse_bound, Index keys, Index tile, Power& power) {
+void certify_row(const KeyValues& kv, const Block& block, Index r, const double* full_bound,
+                 double lse_bound, Index keys, Index tile, Power& power) {
   const Index columns = kv.values.cols(), n = block.count;
   const Index dv = static_cast<Index>(block.o.size()) / block.rows;
-  // 1 / (2 B) per column, 0 where a column cannot show anything (padding, or a bound that is not finite).
+  // 1 / (2 B) per column, 0 where a column cannot show anything (padding, or a bound that is not
+  // finite).
   std::vector<double> o(static_cast<std::size_t>(columns), 0), inverse(o.size(), 0);
   for (Index c = 0; c < dv; ++c) {
     if (block.o_kind[static_cast<std::size_t>(r * dv + c)] != Kind::finite) continue;
@@ -43,13 +45,15 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     else if (b <= 0x1p-1000) inverse[static_cast<std::size_t>(c)] = 0x1p999;
   }
   double from_zero = 0;
-  for (std::size_t c = 0; c < o.size(); ++c) from_zero = std::max(from_zero, std::fabs(o[c]) * inverse[c]);
+  for (std::size_t c = 0; c < o.size(); ++c)
+    from_zero = std::max(from_zero, std::fabs(o[c]) * inverse[c]);
   const double* weights = block.weight.data() + r * n;
   for (Index j = 0; j < n; ++j) {
     if (!block.visible[static_cast<std::size_t>(r * n + j)]) continue;
     ++power.pairs;
     const Index key = block.key0 + j;
-    const Index next = key + 1 < keys ? key + 1 : key - 1;  // the last key exchanges with the one before it
+    const Index next =
+        key + 1 < keys ? key + 1 : key - 1;  // the last key exchanges with the one before it
     const double* v = kv.values.data() + key * columns;
     const double* neighbour = next >= 0 ? kv.values.data() + next * columns : v;
     // Under dropout a dropped key has value 0.
@@ -68,20 +72,25 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     }
     const double p = weights[j];
     const Index at_next = next - block.key0;
-    const bool next_counts = at_next >= 0 && at_next < n && (block.kept.empty() || block.kept[static_cast<std::size_t>(r * n + at_next)]);
+    const bool next_counts =
+        at_next >= 0 && at_next < n &&
+        (block.kept.empty() || block.kept[static_cast<std::size_t>(r * n + at_next)]);
     const double p_next = next_counts ? weights[at_next] : 0;
     // Without its only key a row is fully masked and gives 0.
     const double deleted = p < 1 ? p * centred / (1 - p) : from_zero;
-    const std::array<double, change_count> output = {deleted, p * centred / (1 + p), std::fabs(kept_value * p - p_next) * exchange,
+    const std::array<double, change_count> output = {deleted, p * centred / (1 + p),
+                                                     std::fabs(kept_value * p - p_next) * exchange,
                                                      0.01 * p * centred / (1 + 0.01 * p)};
-    const std::array<double, change_count> lse = {-std::log1p(-p), std::log1p(p), 0, std::log1p(0.01 * p)};
+    const std::array<double, change_count> lse = {-std::log1p(-p), std::log1p(p), 0,
+                                                  std::log1p(0.01 * p)};
     const auto kind = static_cast<std::size_t>(tile_kind(key, keys, tile));
     for (std::size_t c = 0; c < change_count; ++c) {
       const bool in_output = output[c] > 1, in_lse = lse[c] > 2 * lse_bound;
       power.by_output[c] += in_output;
       power.by_lse[c] += in_lse;
       power.by_either[c] += in_output || in_lse;
-      if (in_output || (in_lse && static_cast<Change>(c) == Change::misweighted)) power.lanes[kind][c].set(static_cast<std::size_t>(key % tile));
+      if (in_output || (in_lse && static_cast<Change>(c) == Change::misweighted))
+        power.lanes[kind][c].set(static_cast<std::size_t>(key % tile));
     }
   }
 }

@@ -9,8 +9,8 @@
 
 namespace assay {
 
-// Changes of one visible (row, key) pair: the key deleted, counted twice, its V exchanged with the next
-// key's, its weight off by 1%. Of products: of one term of a sum (oracle/product.h).
+// Changes of one visible (row, key) pair: the key deleted, counted twice, its V exchanged with the
+// next key's, its weight off by 1%. Of products: of one term of a sum (oracle/product.h).
 enum class Change { deleted, duplicated, exchanged, misweighted };
 template <>
 inline constexpr auto table_of<Change> = complete<Named<Change>>({
@@ -37,13 +37,16 @@ struct Power {
   std::int64_t pairs = 0;  // visible (row, key) pairs looked at
   // Shown: the exact value moves by more than twice its bound.
   std::array<std::int64_t, change_count> by_output{}, by_lse{}, by_either{};
-  // Lanes (key modulo tile) of which some pair was shown: through O, the 1% change through O or LSE.
+  // Lanes (key modulo tile) of which some pair was shown: through O, the 1% change through O or
+  // LSE.
   std::array<std::array<std::bitset<max_tile>, change_count>, tile_kind_count> lanes{};
 
   void add(const Power& other);
 };
 
-// `full_bound` is the bound of O, the output rounding included, rows x value_dim; `row` selects one row.
-void certify_row(const KeyValues& kv, const Block& block, Index row, const double* full_bound, double lse_bound, Index keys, Index tile, Power& power);
+// `full_bound` is the bound of O, the output rounding included, rows x value_dim; `row` selects one
+// row.
+void certify_row(const KeyValues& kv, const Block& block, Index row, const double* full_bound,
+                 double lse_bound, Index keys, Index tile, Power& power);
 
 }  // namespace assay

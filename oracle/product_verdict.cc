@@ -61,8 +61,7 @@ class ProductJudge {
       case Decision::outside:
         return fail(e, bound.bound == 0 ? "C is wrong, and no rounding explains it"
                                         : "C is outside its bound");
-      case Decision::undecided:
-        return tally_.excuse("not refuted: within the bound's own error");
+      case Decision::undecided: return tally_.excuse("not refuted: within the bound's own error");
       case Decision::inside: break;
     }
     tally_.inside(e, bound.bound == 0);
@@ -96,8 +95,8 @@ class ProductJudge {
   // Whether a change of one term would move the element by more than twice its bound.
   void certify(const ProductRow& row, const ProductColumns& w, Index i, double bound) {
     Power& power = tally_.verdict.power;
-    const double g = std::fabs(static_cast<double>(p_.w.tensor_scale)) *
-                     std::fabs(tensor_scale_of_a(p_));
+    const double g =
+        std::fabs(static_cast<double>(p_.w.tensor_scale)) * std::fabs(tensor_scale_of_a(p_));
     const double threshold = 2 * bound / g;
     for (Index k = 0; k < p_.k; ++k) {
       const Index next = k + 1 < p_.k ? k + 1 : std::max<Index>(k - 1, 0);
@@ -160,7 +159,8 @@ void judge_columns(const Product& p, const TensorView& c, const ProductContract&
 
 std::vector<ProductContract> product_ladder(Dtype a) {
   std::vector<ProductContract> ladder;
-  auto add = [&](const char* name, ProductOrder order, double roundoff, bool products_rounded, std::optional<Dtype> weights) {
+  auto add = [&](const char* name, ProductOrder order, double roundoff, bool products_rounded,
+                 std::optional<Dtype> weights) {
     ProductContract c;
     c.name = name;
     c.order = order;
@@ -173,7 +173,9 @@ std::vector<ProductContract> product_ladder(Dtype a) {
   add("fp32 sums by group, any order", ProductOrder::groups, 0x1p-24, true, {});
   add("fp32 sums, any order", ProductOrder::any, 0x1p-24, true, {});
   add("fp32 truncating sums, any order", ProductOrder::any, 0x1p-23, true, {});
-  if (a != Dtype::f32) add("weights rounded to the dtype of A, fp32 sums, any order", ProductOrder::any, 0x1p-24, true, a);
+  if (a != Dtype::f32)
+    add("weights rounded to the dtype of A, fp32 sums, any order", ProductOrder::any, 0x1p-24, true,
+        a);
   if (a == Dtype::f16) add("fp16 sums, any order", ProductOrder::any, 0x1p-11, true, a);
   return ladder;
 }

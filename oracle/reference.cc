@@ -17,10 +17,10 @@ constexpr double inf = std::numeric_limits<double>::infinity();
 // Matrices of a block, kept by each thread from block to block: fresh pages would cost more than
 // the sums. Rows x count unless said otherwise.
 struct Matrices {
-  RowMajor q;                                     // rows x dim
-  RowMajor dot, absolute, prefix;                 // q.k_j, sum |q||k_j|, sum |S_k|
-  RowMajor gap, weight, kept, kept_weight;        // M - s_j, p_j, 1 or 0 by dropout, their product
-  RowMajor magnitude, product;                    // of the biases
+  RowMajor q;                               // rows x dim
+  RowMajor dot, absolute, prefix;           // q.k_j, sum |q||k_j|, sum |S_k|
+  RowMajor gap, weight, kept, kept_weight;  // M - s_j, p_j, 1 or 0 by dropout, their product
+  RowMajor magnitude, product;              // of the biases
   RowMajor centred_weights, absolute_weights, tail_weights;
   RowMajor o, sum_centred, sum_absolute, sum_tail, sum_prefix;  // rows x padded value_dim
 };
@@ -102,7 +102,9 @@ class BlockEvaluation {
   void bound_lse(Index r);
 
   RowState& state(Index r) { return states_[static_cast<std::size_t>(r)]; }
-  double n_live(Index r) { return static_cast<double>(state(r).live) + safety::additions_of_blocks; }
+  double n_live(Index r) {
+    return static_cast<double>(state(r).live) + safety::additions_of_blocks;
+  }
   double gamma64(Index r) {
     const double terms = n_live(r) + static_cast<double>(p_.projection.length);
     return gamma_factor(terms + safety::roundings_of_term, safety::unit64);
@@ -288,10 +290,9 @@ void BlockEvaluation::gauge_scores() {
   const double largest_magnitude =
       additions_ > 0 && m_.magnitude.size() > 0 ? m_.magnitude.maxCoeff() : 0;
   if (block_.rows > 0)
-    absolute_limit_ =
-        m_.q.rowwise().norm().maxCoeff() * kv_.largest_key_norm * (1 + safety::norm);
-  with_absolute_ = needs_absolute(c_, x_) ||
-                   !excludes_overflow(c_, x_, absolute_limit_, largest_magnitude);
+    absolute_limit_ = m_.q.rowwise().norm().maxCoeff() * kv_.largest_key_norm * (1 + safety::norm);
+  with_absolute_ =
+      needs_absolute(c_, x_) || !excludes_overflow(c_, x_, absolute_limit_, largest_magnitude);
   if (with_absolute_) absolute_products(kv_, m_.q, block_.key0, n, m_.absolute);
 }
 
@@ -356,8 +357,8 @@ void BlockEvaluation::weigh(Index r) {
                    {from(m_.centred_weights, true), from(m_.absolute_weights, !with_order_),
                     from(m_.tail_weights, with_tail_)});
   block_.slack[at] = bound_slack(p_, ratio_, row.bound.largest_exponent);
-  block_.needs_ball[at] = !(block_.slack[at] < safety::largest_slack) ||
-                          c_.roundoff < safety::least_roundoff_of_fp64;
+  block_.needs_ball[at] =
+      !(block_.slack[at] < safety::largest_slack) || c_.roundoff < safety::least_roundoff_of_fp64;
   block_.domain[at] = domain_of(row.bound);
   if (kv_.any_value_not_finite)
     classify_values(p_, kv_, block_, r, row.seen, m_.gap.row(r).data(),
@@ -425,8 +426,7 @@ void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) 
   const double center = block_.o[element] = m_.o(r, c), magnitude = std::fabs(center);
   const double largest = hulls.largest(c);
   const ColumnSums sums{m_.sum_centred(r, c), with_order_ ? 0 : m_.sum_absolute(r, c),
-                        c_.dot_roundoff * m_.sum_prefix(r, c),
-                        with_tail_ ? m_.sum_tail(r, c) : 0};
+                        c_.dot_roundoff * m_.sum_prefix(r, c), with_tail_ ? m_.sum_tail(r, c) : 0};
   // At least sum p |v|, whose terms are differences of partial sums.
   const double of_moduli = std::isfinite(bound.gamma_n) ? sums.absolute / bound.gamma_n : inf;
   const double plain = std::min(largest, with_order_ ? 2 * m_.sum_prefix(r, c) : of_moduli);
@@ -434,9 +434,9 @@ void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) 
   // contract's.
   const double centred = sums.centred + magnitude * bound.zero_centred;
   block_.radius[element] =
-      safety::one_rounding *
-          (std::min(ratio_, 1.0) * centred + (gamma64(r) + safety::units_of_weight * safety::unit64) * plain +
-           magnitude * bound.sum_weight * gamma64(r)) +
+      safety::one_rounding * (std::min(ratio_, 1.0) * centred +
+                              (gamma64(r) + safety::units_of_weight * safety::unit64) * plain +
+                              magnitude * bound.sum_weight * gamma64(r)) +
       n_live(r) * largest * safety::exp_underflow + safety::product_underflow;
   const bool with_zero = sink_ > -inf || p_.dropout > 0;
   double hull =
@@ -473,8 +473,8 @@ void BlockEvaluation::bound_lse(Index r) {
       std::min(ratio_, 1.0) * bound.sum_weight * std::min(bound.largest_exponent, 1.0);
   block_.lse_bound[at] = bound.lse;
   block_.lse_radius[at] =
-      safety::one_rounding_twice * (of_weights + gamma64(r) * bound.sum_weight +
-                                    n_live(r) * safety::exp_underflow) +
+      safety::one_rounding_twice *
+          (of_weights + gamma64(r) * bound.sum_weight + n_live(r) * safety::exp_underflow) +
       safety::log_units * safety::unit64 * reach +
       safety::one_rounding * safety::unit64 * (std::fabs(row.max) + std::fabs(row.lse));
   if (ratio_ > 1 || bound.largest_exponent > 1) block_.needs_ball[at] = 1;
@@ -494,7 +494,8 @@ Domain domain_of(const RowBound& b) {
                           : Domain::bounded;
 }
 
-Reference::Reference(const ProjectedAttention& problem, const Contract& contract, const BoundTerms& terms)
+Reference::Reference(const ProjectedAttention& problem, const Contract& contract,
+                     const BoundTerms& terms)
     : problem_(problem), contract_(contract) {
   context_.dim = problem.shape.dim;
   context_.scale = static_cast<double>(problem.scale);

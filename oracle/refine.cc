@@ -121,12 +121,10 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
       consistent = false;
     double largest = 0;
     for (Index j = 0; j < count; ++j)
-      if (row.visible[j])
-        largest = std::max(largest, kv.values_absolute(row.truth.key0 + j, c));
+      if (row.visible[j]) largest = std::max(largest, kv.values_absolute(row.truth.key0 + j, c));
     block.value_overflow[element] = values_may_overflow(contract_, row.truth.live, largest);
     if (!block.exact[at])
-      block.bound[element] =
-          refined_bound(kv, contract_, context_, row, c, o.value, largest);
+      block.bound[element] = refined_bound(kv, contract_, context_, row, c, o.value, largest);
     block.o[element] = o.value;
     block.o_low[element] = o.low;
     block.radius[element] = o.radius;

@@ -176,7 +176,8 @@ inline constexpr double largest_exponent = 80;
 
 // ## Products (bounds_product.md)
 
-// A sum of two doubles times a double: what the lower one rounds is 2^-53 of 2^-52 of the higher one.
+// A sum of two doubles times a double: what the lower one rounds is 2^-53 of 2^-52 of the higher
+// one.
 inline constexpr double two_doubles = 0x1p-100;
 // S_k and T_t are taken in fp64: a sum of L terms errs by L 2^-53 of their moduli, and L of them
 // enter a recurrence.

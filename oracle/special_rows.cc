@@ -19,8 +19,7 @@ bool weights_are_exact(const RowTruth& t) {
 }
 
 // Every partial sum of q.k is a multiple of one quantum, and a number of fp32.
-bool scores_are_exact(const Attention& p, const KeyValues& kv, const double* q,
-                      const RowTruth& t) {
+bool scores_are_exact(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t) {
   double largest_absolute_dot = 0;
   for (Index j = 0; j < t.count; ++j) {
     double sum = 0;
@@ -85,8 +84,8 @@ void classify_values(const Attention& p, const KeyValues& kv, Block& block, Inde
   for (Index j = seen.begin; j < seen.end; ++j) {
     const auto key = static_cast<std::size_t>(j);
     if (seen.bias[key] == -inf || !kv.value_not_finite[key]) continue;
-    const bool zero_weight = gap[j - block.key0] == inf ||
-                             !keeps_weight(p, block.b, block.h, block.row_index[row], j);
+    const bool zero_weight =
+        gap[j - block.key0] == inf || !keeps_weight(p, block.b, block.h, block.row_index[row], j);
     for (Index c = 0; c < s.value_dim; ++c) {
       const double v = load(p.v, p.v.at(block.b, kv.g, j, c));
       if (std::isfinite(v)) continue;
@@ -124,10 +123,9 @@ ExactElement exact_element(const Contract& c, double sum, double count, double n
   const bool power_of_two = quantum_of(count) == count;
   const double o = sum / count;
   // What the other keys add to the true value; fp32 cannot see it, so it is all the tolerance.
-  const double rest = safety::rest_of_both_sums * n_live *
-                      std::exp(-safety::gap_of_zero_weight) * largest_value;
-  const double division =
-      safety::one_rounding * c.division_roundings * c.roundoff * std::fabs(o);
+  const double rest =
+      safety::rest_of_both_sums * n_live * std::exp(-safety::gap_of_zero_weight) * largest_value;
+  const double division = safety::one_rounding * c.division_roundings * c.roundoff * std::fabs(o);
   return {o, rest + (power_of_two ? 0 : safety::unit64 * std::fabs(o)),
           safety::rest_of_kernel * rest + c.division_roundings * c.product_floor +
               (power_of_two ? 0 : division)};

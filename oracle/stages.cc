@@ -13,7 +13,9 @@ constexpr double inf = std::numeric_limits<double>::infinity();
 // The bounds are computed in fp64, like the values; both err by far less than this.
 constexpr double own = 1 + safety::stage;
 
-double keep_scale(const Attention& p) { return p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1; }
+double keep_scale(const Attention& p) {
+  return p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1;
+}
 
 }  // namespace
 
@@ -33,7 +35,9 @@ Expected StageRow::score(Index j) const {
   return {t, e * own + safety::library_tanh * std::fabs(t)};
 }
 
-Expected StageRow::plain_score(Index j) const { return p_->softcap > 0 ? Expected::unknown() : score(j); }
+Expected StageRow::plain_score(Index j) const {
+  return p_->softcap > 0 ? Expected::unknown() : score(j);
+}
 
 Expected StageRow::masked(Index j) const {
   if (!visible(j)) return {-inf, 0};
@@ -71,17 +75,25 @@ Expected StageRow::row_max(Index first, Index end) const {
 double StageRow::exponent_error(Index j, const Maximum& m) const {
   const Expected s = masked(j);
   const double u = c_->roundoff, reach = (m.value - s.value) + s.error + m.error;
-  double h = s.error + m.error + (c_->argument_roundings * u * (1 + 4 * u) + 2 * u * c_->exp_ulp_per_unit) * reach + 2 * u * c_->exp_ulp;
-  if (c_->fused_argument) h += safety::two_roundings * u * (std::max(std::fabs(s.value), std::fabs(m.value)) + m.error);
+  double h = s.error + m.error +
+             (c_->argument_roundings * u * (1 + 4 * u) + 2 * u * c_->exp_ulp_per_unit) * reach +
+             2 * u * c_->exp_ulp;
+  if (c_->fused_argument)
+    h += safety::two_roundings * u * (std::max(std::fabs(s.value), std::fabs(m.value)) + m.error);
   return (h + c_->scale_error * reach) * own;
 }
 
 Expected StageRow::correction(Index first, Index before, Index end) const {
   const Maximum &was = maximum(first, before), &is = maximum(first, end);
   if (was.live == 0) return Expected::unknown();
-  const double u = c_->roundoff, gap = is.value - was.value, reach = gap + was.error + is.error, value = std::exp(-gap);
-  double h = was.error + is.error + (c_->argument_roundings * u * (1 + 4 * u) + 2 * u * c_->exp_ulp_per_unit) * reach + 2 * u * c_->exp_ulp + c_->scale_error * reach;
-  if (c_->fused_argument) h += safety::two_roundings * u * (std::max(std::fabs(was.value), std::fabs(is.value)) + is.error);
+  const double u = c_->roundoff, gap = is.value - was.value, reach = gap + was.error + is.error,
+               value = std::exp(-gap);
+  double h = was.error + is.error +
+             (c_->argument_roundings * u * (1 + 4 * u) + 2 * u * c_->exp_ulp_per_unit) * reach +
+             2 * u * c_->exp_ulp + c_->scale_error * reach;
+  if (c_->fused_argument)
+    h += safety::two_roundings * u *
+         (std::max(std::fabs(was.value), std::fabs(is.value)) + is.error);
   return {value, (value * expm1_above(h * own) + c_->exp_floor) * own};
 }
 
@@ -93,26 +105,33 @@ Expected StageRow::weight(Index j, Index first, Index end) const {
   double error = exact * expm1_above(exponent_error(j, m)) + c_->exp_floor;
   if (p_->dropout > 0) {
     if (!block_.kept[static_cast<std::size_t>(j - block_.key0)]) return {0, 0};
-    error = keep_scale(*p_) * (error + gamma_factor(3, c_->roundoff) * (exact + error)) + c_->product_floor;
+    error = keep_scale(*p_) * (error + gamma_factor(3, c_->roundoff) * (exact + error)) +
+            c_->product_floor;
   }
   const double value = exact * keep_scale(*p_);
   // Whether a probe sees it before or after the cast, is its own business.
-  if (c_->weight_dtype) error += std::max(unit_roundoff(*c_->weight_dtype) * (value + error), half_min_subnormal(*c_->weight_dtype) * keep_scale(*p_));
+  if (c_->weight_dtype)
+    error += std::max(unit_roundoff(*c_->weight_dtype) * (value + error),
+                      half_min_subnormal(*c_->weight_dtype) * keep_scale(*p_));
   return {value, error * own};
 }
 
-// Each key: an exponential, a correction for every later tile; then a chain of additions and products.
+// Each key: an exponential, a correction for every later tile; then a chain of additions and
+// products.
 Expected StageRow::row_sum(Index first, Index end, Index tiles) const {
   const Maximum& m = maximum(first, end);
   if (m.live == 0) return Expected::unknown();
   const double u = c_->roundoff, corrections = 2 * u * c_->exp_ulp * static_cast<double>(tiles);
-  const double gamma = gamma_factor(static_cast<double>(m.live + tiles) + 1, u), floor = static_cast<double>(tiles + 1) * c_->exp_floor;
+  const double gamma = gamma_factor(static_cast<double>(m.live + tiles) + 1, u),
+               floor = static_cast<double>(tiles + 1) * c_->exp_floor;
   const bool rounded = c_->sum_from_rounded && c_->weight_dtype;
-  const double cast = rounded ? unit_roundoff(*c_->weight_dtype) : 0, cast_floor = rounded ? half_min_subnormal(*c_->weight_dtype) : 0;
+  const double cast = rounded ? unit_roundoff(*c_->weight_dtype) : 0,
+               cast_floor = rounded ? half_min_subnormal(*c_->weight_dtype) : 0;
   double value = 0, error = 0;
   for (Index j = std::max(first, block_.key0); j < std::min(end, block_.key0 + block_.count); ++j) {
     if (!visible(j)) continue;
-    const double w = std::exp(masked(j).value - m.value), growth = expm1_above(exponent_error(j, m) + corrections);
+    const double w = std::exp(masked(j).value - m.value),
+                 growth = expm1_above(exponent_error(j, m) + corrections);
     value += w;
     error += w * growth + (gamma + cast) * w * (1 + growth) + floor + cast_floor;
   }
@@ -123,17 +142,26 @@ Expected StageRow::accumulated(Index first, Index end, Index tiles, Index column
   const Maximum& m = maximum(first, end);
   if (m.live == 0) return Expected::unknown();
   const double u = c_->roundoff, corrections = 2 * u * c_->exp_ulp * static_cast<double>(tiles);
-  const double gamma = gamma_factor(dot_roundings(*c_, static_cast<double>(m.live + (c_->dot_block > 0 ? c_->dot_block * tiles : 0))) + static_cast<double>(tiles) + 1,
-                                    std::max(c_->dot_roundoff, u));
-  const double dropout = p_->dropout > 0 ? gamma_factor(3, u) : 0, floor = static_cast<double>(tiles + 1) * c_->exp_floor;
-  const double cast = c_->weight_dtype ? unit_roundoff(*c_->weight_dtype) : 0, cast_floor = c_->weight_dtype ? half_min_subnormal(*c_->weight_dtype) : 0;
+  const double gamma = gamma_factor(
+      dot_roundings(*c_,
+                    static_cast<double>(m.live + (c_->dot_block > 0 ? c_->dot_block * tiles : 0))) +
+          static_cast<double>(tiles) + 1,
+      std::max(c_->dot_roundoff, u));
+  const double dropout = p_->dropout > 0 ? gamma_factor(3, u) : 0,
+               floor = static_cast<double>(tiles + 1) * c_->exp_floor;
+  const double cast = c_->weight_dtype ? unit_roundoff(*c_->weight_dtype) : 0,
+               cast_floor = c_->weight_dtype ? half_min_subnormal(*c_->weight_dtype) : 0;
   double value = 0, error = 0;
   for (Index j = std::max(first, block_.key0); j < std::min(end, block_.key0 + block_.count); ++j) {
-    if (!visible(j) || (p_->dropout > 0 && !block_.kept[static_cast<std::size_t>(j - block_.key0)])) continue;
-    const double w = std::exp(masked(j).value - m.value), growth = expm1_above(exponent_error(j, m) + corrections), v = kv_->values(j, column);
+    if (!visible(j) || (p_->dropout > 0 && !block_.kept[static_cast<std::size_t>(j - block_.key0)]))
+      continue;
+    const double w = std::exp(masked(j).value - m.value),
+                 growth = expm1_above(exponent_error(j, m) + corrections),
+                 v = kv_->values(j, column);
     value += w * v;
     const double off = w * growth + floor, all = w + off;
-    error += (off + (gamma + cast + dropout) * all * (1 + cast) + cast_floor) * std::fabs(v) + c_->product_floor;
+    error += (off + (gamma + cast + dropout) * all * (1 + cast) + cast_floor) * std::fabs(v) +
+             c_->product_floor;
   }
   return {value, (error + static_cast<double>(tiles) * c_->product_floor) * own};
 }
@@ -151,10 +179,15 @@ Expected StageRow::lse() const {
 
 Expected StageRow::delta() const { return delta_; }
 Expected StageRow::probability(Index j) const { return probability_[static_cast<std::size_t>(j)]; }
-Expected StageRow::weight_gradient(Index j) const { return weight_gradient_[static_cast<std::size_t>(j)]; }
-Expected StageRow::score_gradient(Index j) const { return score_gradient_[static_cast<std::size_t>(j)]; }
+Expected StageRow::weight_gradient(Index j) const {
+  return weight_gradient_[static_cast<std::size_t>(j)];
+}
+Expected StageRow::score_gradient(Index j) const {
+  return score_gradient_[static_cast<std::size_t>(j)];
+}
 
-StageReference::StageReference(const Attention& problem, const Contract& contract, const AttentionBackwardInput* backward)
+StageReference::StageReference(const Attention& problem, const Contract& contract,
+                               const AttentionBackwardInput* backward)
     : problem_(problem), contract_(contract), backward_(backward), reference_(problem, contract_) {}
 
 const StageRow& StageReference::row(Index b, Index h, Index i) {
@@ -170,11 +203,14 @@ const StageRow& StageReference::row(Index b, Index h, Index i) {
   const Index rows[] = {i};
   row.block_ = reference_.evaluate(*kv, h, rows, Keep::scores);
   Block& block = row.block_;
-  if (block.needs_ball[0] && block.lse_kind[0] == Kind::finite) reference_.refine(*kv, block, 0, 128);
-  row.judged_ = block.domain[0] == Domain::bounded && block.lse_kind[0] != Kind::nan && (block.lse_kind[0] == Kind::finite || block.fully_masked[0]);
+  if (block.needs_ball[0] && block.lse_kind[0] == Kind::finite)
+    reference_.refine(*kv, block, 0, 128);
+  row.judged_ = block.domain[0] == Domain::bounded && block.lse_kind[0] != Kind::nan &&
+                (block.lse_kind[0] == Kind::finite || block.fully_masked[0]);
   for (Kind kind : block.o_kind) row.judged_ = row.judged_ && kind == Kind::finite;
   for (char overflow : block.value_overflow) row.judged_ = row.judged_ && !overflow;
-  for (Index d = 0; d < problem_.shape.dim; ++d) row.judged_ = row.judged_ && std::isfinite(load(problem_.q, problem_.q.at(b, h, i, d)));
+  for (Index d = 0; d < problem_.shape.dim; ++d)
+    row.judged_ = row.judged_ && std::isfinite(load(problem_.q, problem_.q.at(b, h, i, d)));
   if (backward_ && row.judged_) add_backward(row, b, h, i);
   return row;
 }
@@ -185,12 +221,14 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   const Block& block = row.block_;
   const double u = c.roundoff, length = static_cast<double>(s.value_dim) + 1;
   const auto n = static_cast<std::size_t>(block.count);
-  for (auto* list : {&row.probability_, &row.weight_gradient_, &row.score_gradient_}) list->assign(static_cast<std::size_t>(s.keys), Expected{});
+  for (auto* list : {&row.probability_, &row.weight_gradient_, &row.score_gradient_})
+    list->assign(static_cast<std::size_t>(s.keys), Expected{});
   // P and D are those of the stored LSE and O, which is what a kernel reads.
   double stored = 0, stored_absolute = 0;
   std::vector<double> d_o(static_cast<std::size_t>(s.value_dim));
   for (Index column = 0; column < s.value_dim; ++column) {
-    const double x = load(backward_->d_o, backward_->d_o.at(b, h, i, column)), o = load(backward_->o, backward_->o.at(b, h, i, column));
+    const double x = load(backward_->d_o, backward_->d_o.at(b, h, i, column)),
+                 o = load(backward_->o, backward_->o.at(b, h, i, column));
     if (!std::isfinite(x) || !std::isfinite(o)) row.judged_ = false;
     d_o[static_cast<std::size_t>(column)] = x;
     stored += x * o;
@@ -201,28 +239,34 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
     row.judged_ = false;
     return;
   }
-  row.delta_ = {block.fully_masked[0] ? 0 : stored, (gamma_factor(length, u) * stored_absolute + length * c.product_floor) * own};
+  row.delta_ = {block.fully_masked[0] ? 0 : stored,
+                (gamma_factor(length, u) * stored_absolute + length * c.product_floor) * own};
   if (block.fully_masked[0]) {
     row.delta_ = Expected::unknown();  // nothing reads it
     return;
   }
   BackwardContext x;
-  x.forward = {s.dim, static_cast<double>(problem_.scale), static_cast<double>(problem_.softcap), problem_.dropout > 0};
+  x.forward = {s.dim, static_cast<double>(problem_.scale), static_cast<double>(problem_.softcap),
+               problem_.dropout > 0};
   x.value_dim = s.value_dim;
   x.keep_scale = keep_scale(problem_);
   x.keys_length = x.rows_length = x.bias_length = 1;
   // With the scale of dropout, which the values hold already.
   std::vector<double> dp(n), dp_absolute(n), weight(n), scratch(7 * n);
-  const double gamma_values = gamma_factor(dot_roundings(c, static_cast<double>(s.value_dim)), c.dot_roundoff);
+  const double gamma_values =
+      gamma_factor(dot_roundings(c, static_cast<double>(s.value_dim)), c.dot_roundoff);
   for (std::size_t j = 0; j < n; ++j) {
     if (!block.visible[j]) continue;
     weight[j] = std::exp((block.max[0] - lse) - block.gap[j]);
     for (Index column = 0; column < s.value_dim; ++column) {
-      const double term = d_o[static_cast<std::size_t>(column)] * row.kv_->values(block.key0 + static_cast<Index>(j), column);
+      const double term = d_o[static_cast<std::size_t>(column)] *
+                          row.kv_->values(block.key0 + static_cast<Index>(j), column);
       dp[j] += term;
       dp_absolute[j] += std::fabs(term);
     }
-    row.weight_gradient_[static_cast<std::size_t>(block.key0) + j] = {dp[j] / x.keep_scale, (gamma_values * dp_absolute[j] / x.keep_scale + (length + 1) * c.product_floor) * own};
+    row.weight_gradient_[static_cast<std::size_t>(block.key0) + j] = {
+        dp[j] / x.keep_scale,
+        (gamma_values * dp_absolute[j] / x.keep_scale + (length + 1) * c.product_floor) * own};
     // Of dropped pairs too, which a kernel may compute before it drops them.
     if (!(dp_absolute[j] * (1 + safety::accumulation) < c.largest)) row.judged_ = false;
     if (problem_.dropout > 0 && !block.kept[j]) dp[j] = dp_absolute[j] = 0;
@@ -242,7 +286,8 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   t.delta = stored;
   t.delta_error = row.delta_.error;
   double* out = scratch.data();
-  const GradientWeights weights{out, out + n, out + 2 * n, out + 3 * n, out + 4 * n, out + 5 * n, out + 6 * n};
+  const GradientWeights weights{out,         out + n,     out + 2 * n, out + 3 * n,
+                                out + 4 * n, out + 5 * n, out + 6 * n};
   const GradientRow bound = derive_gradient_row(c, x, t, weights);
   if (bound.may_overflow || bound.vacuous) {
     row.judged_ = false;
@@ -252,12 +297,20 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
     const auto key = static_cast<std::size_t>(block.key0) + j;
     if (!block.visible[j]) continue;
     const double argument = std::fabs((t.max - t.lse) - t.gap[j]), off = t.score_error[j];
-    double exponent = off + (c.argument_roundings * u * (1 + 4 * u) + 2 * u * c.exp_ulp_per_unit) * (argument + off) + 2 * u * c.exp_ulp;
-    if (c.fused_argument) exponent += safety::two_roundings * u * std::fabs(t.lse) + c.scale_error * std::fabs(static_cast<double>(problem_.scale) * t.dot[j]);
+    double exponent =
+        off +
+        (c.argument_roundings * u * (1 + 4 * u) + 2 * u * c.exp_ulp_per_unit) * (argument + off) +
+        2 * u * c.exp_ulp;
+    if (c.fused_argument)
+      exponent += safety::two_roundings * u * std::fabs(t.lse) +
+                  c.scale_error * std::fabs(static_cast<double>(problem_.scale) * t.dot[j]);
     double error = t.weight[j] * (expm1_above(exponent * own) + safety::least_slack) + c.exp_floor;
-    if (c.weight_dtype) error += std::max(unit_roundoff(*c.weight_dtype) * (t.weight[j] + error), half_min_subnormal(*c.weight_dtype));
+    if (c.weight_dtype)
+      error += std::max(unit_roundoff(*c.weight_dtype) * (t.weight[j] + error),
+                        half_min_subnormal(*c.weight_dtype));
     row.probability_[key] = {t.weight[j], error * own};
-    row.score_gradient_[key] = {weights.dot_gradient[j], weights.to_dq[j] * (1 + bound.ratio) * own};
+    row.score_gradient_[key] = {weights.dot_gradient[j],
+                                weights.to_dq[j] * (1 + bound.ratio) * own};
   }
 }
 

@@ -1,7 +1,9 @@
-// What every stage of tiled attention holds, and how far a kernel that keeps its contract may be from it. Derivation: docs/trace.md.
+// What every stage of tiled attention holds, and how far a kernel that keeps its contract may be
+// from it. Derivation: docs/trace.md.
 //
-// The state of the online softmax after some tiles is that over the visible keys of [first, end): m = max s_j, l = sum e^(s_j - m) and
-// the accumulator sum e^(s_j - m) v_j, whatever the tiles were. Sinks join at the end, in the output and LSE.
+// The state of the online softmax after some tiles is that over the visible keys of [first, end): m
+// = max s_j, l = sum e^(s_j - m) and the accumulator sum e^(s_j - m) v_j, whatever the tiles were.
+// Sinks join at the end, in the output and LSE.
 #pragma once
 
 #include <cmath>
@@ -21,19 +23,23 @@ struct Expected {
   double value = 0, error = 0;
   bool known = true;
   static Expected unknown() { return {0, std::numeric_limits<double>::infinity(), false}; }
-  bool holds(double computed) const { return known ? computed == value || std::fabs(computed - value) <= error : !std::isnan(computed); }
+  bool holds(double computed) const {
+    return known ? computed == value || std::fabs(computed - value) <= error
+                 : !std::isnan(computed);
+  }
 };
 
 // The stages of one query row.
 class StageRow {
  public:
-  // Inputs without NaN and infinities where the row sees them, scores within the range: stages of other rows are not asked.
+  // Inputs without NaN and infinities where the row sees them, scores within the range: stages of
+  // other rows are not asked.
   bool judged() const { return judged_; }
   bool visible(Index j) const;
 
-  Expected score(Index j) const;       // scaled and capped, before biases; of a visible key
+  Expected score(Index j) const;        // scaled and capped, before biases; of a visible key
   Expected plain_score(Index j) const;  // before the softcap; not known where there is one
-  Expected masked(Index j) const;  // with biases; -infinity where masked
+  Expected masked(Index j) const;       // with biases; -infinity where masked
   // Of the keys [first, end), which `tiles` tiles hold, or [first, before) and then more.
   Expected row_max(Index first, Index end) const;
   Expected correction(Index first, Index before, Index end) const;
@@ -69,10 +75,12 @@ class StageRow {
   std::vector<Expected> probability_, weight_gradient_, score_gradient_;
 };
 
-// Rows are computed when they are asked for, and kept. Not thread-safe. Keeps references to what it is given.
+// Rows are computed when they are asked for, and kept. Not thread-safe. Keeps references to what it
+// is given.
 class StageReference {
  public:
-  StageReference(const Attention& problem, const Contract& contract, const AttentionBackwardInput* backward = nullptr);
+  StageReference(const Attention& problem, const Contract& contract,
+                 const AttentionBackwardInput* backward = nullptr);
   const StageRow& row(Index b, Index h, Index i);
 
  private:

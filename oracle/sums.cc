@@ -36,7 +36,8 @@ const Matrix<T>& values_of(const KeyValues& kv) {
 
 // A panel of keys stays in L1 while all rows pass.
 template <class T>
-void prefix_sums_in(const Matrix<T>& keys, const Matrix<T>& q, Index key0, double above, double floor, RowMajor& out) {
+void prefix_sums_in(const Matrix<T>& keys, const Matrix<T>& q, Index key0, double above,
+                    double floor, RowMajor& out) {
   constexpr int width = lanes_of<T>, vectors = 4, panel = vectors * width;
   for (Index j = 0; j < out.cols(); j += panel)
     for (Index r = 0; r < q.rows(); ++r) {
@@ -50,7 +51,8 @@ void prefix_sums_in(const Matrix<T>& keys, const Matrix<T>& q, Index key0, doubl
         }
       double* to = out.data() + r * out.cols() + j;
       for (int l = 0; l < vectors; ++l)
-        for (int k = 0; k < width; ++k) to[l * width + k] = above * static_cast<double>(total[l][k]) + floor;
+        for (int k = 0; k < width; ++k)
+          to[l * width + k] = above * static_cast<double>(total[l][k]) + floor;
     }
 }
 
@@ -63,16 +65,19 @@ struct RowState {
 };
 
 template <class T, bool with_prefix>
-void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenKeys>& seen, const PartialSums& counted, const Matrix<T>& centred,
-                    const Matrix<T>& kept, const RowMajor& o, RowMajor& out_centred, RowMajor& out_prefix) {
+void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenKeys>& seen,
+                    const PartialSums& counted, const Matrix<T>& centred, const Matrix<T>& kept,
+                    const RowMajor& o, RowMajor& out_centred, RowMajor& out_prefix) {
   using Lanes = LanesOf<T>;
   constexpr int width = lanes_of<T>, most_vectors = 4;
   constexpr Index longest_chunk = 128;
   const Index columns = values.cols(), count = centred.cols();
   const auto padded = static_cast<std::size_t>(columns);
-  std::vector<RowState<T>> states(seen.size(), {std::vector<T>(padded, 0), std::vector<double>(padded, 0), true});
+  std::vector<RowState<T>> states(
+      seen.size(), {std::vector<T>(padded, 0), std::vector<double>(padded, 0), true});
   for (Index j0 = 0, j1; j0 < count; j0 = j1) {
-    j1 = std::min({count, (key0 + j0) / counted.tile * counted.tile + counted.tile - key0, j0 + longest_chunk});
+    j1 = std::min({count, (key0 + j0) / counted.tile * counted.tile + counted.tile - key0,
+                   j0 + longest_chunk});
     const bool tile_end = (key0 + j1) % counted.tile == 0;
     for (std::size_t r = 0; r < seen.size(); ++r) {
       const Index begin = std::max(j0, seen[r].begin), end = std::min(j1, seen[r].end);
@@ -83,10 +88,12 @@ void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenK
       const T* centred_row = centred.data() + row * count;
       const T* kept_row = with_prefix ? kept.data() + row * count : nullptr;
       const bool last = end == seen[r].end;
-      const bool merges = with_prefix && (counted.ends_split(key0 + end) || (last && !state.first_split));
+      const bool merges =
+          with_prefix && (counted.ends_split(key0 + end) || (last && !state.first_split));
       for (Index c = 0; c < columns; c += most_vectors * width) {
         const auto vectors = static_cast<int>(std::min<Index>(most_vectors, (columns - c) / width));
-        Lanes centre[most_vectors] = {}, sum[most_vectors] = {}, partial[most_vectors] = {}, total[most_vectors] = {};
+        Lanes centre[most_vectors] = {}, sum[most_vectors] = {}, partial[most_vectors] = {},
+              total[most_vectors] = {};
         for (int l = 0; l < vectors; ++l) {
           for (int k = 0; k < width; ++k) centre[l][k] = static_cast<T>(o(row, c + l * width + k));
           if constexpr (with_prefix) partial[l] = load_lanes(state.partial.data() + c + l * width);
@@ -122,7 +129,8 @@ void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenK
                 double& merged = state.merged[static_cast<std::size_t>(column)];
                 const double before = merged;
                 merged += static_cast<double>(partial[l][k]);
-                if (!state.first_split) more += counted.merge * (std::fabs(before) + own + std::fabs(merged));
+                if (!state.first_split)
+                  more += counted.merge * (std::fabs(before) + own + std::fabs(merged));
                 partial[l][k] = 0;
               } else if (tile_end && !last) {
                 more += counted.tile_end * own;
@@ -131,7 +139,8 @@ void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenK
             }
           }
         if constexpr (with_prefix)
-          for (int l = 0; l < vectors; ++l) store_lanes(state.partial.data() + c + l * width, partial[l]);
+          for (int l = 0; l < vectors; ++l)
+            store_lanes(state.partial.data() + c + l * width, partial[l]);
       }
       if (merges) state.first_split = false;
     }
@@ -158,10 +167,12 @@ void prefix_sums(const KeyValues& kv, const RowMajor& q, Index key0, Index count
 }
 
 // bounds.md, 9: sum |q||k_j|
-void absolute_products(const KeyValues& kv, const RowMajor& q, Index key0, Index count, RowMajor& out) {
+void absolute_products(const KeyValues& kv, const RowMajor& q, Index key0, Index count,
+                       RowMajor& out) {
   const double dim = static_cast<double>(q.cols());
   if (kv.single && fits_single(dim, largest_norm(q) * kv.largest_key_norm)) {
-    const Matrix<float> products = q.cast<float>().cwiseAbs() * kv.keys_transposed_single.middleCols(key0, count).cwiseAbs();
+    const Matrix<float> products =
+        q.cast<float>().cwiseAbs() * kv.keys_transposed_single.middleCols(key0, count).cwiseAbs();
     out = products.cast<double>() * (1 + safety::one_rounding * (dim + 2) * unit32);
     out.array() += dim * safety::single_underflow;
   } else {
@@ -176,7 +187,8 @@ void absolute_values(const KeyValues& kv, const RowMajor& weights, Index key0, R
   const double factor = std::max(1.0, std::min(safety::largest_single_weight, heaviest));
   if (kv.single && n * unit32 < safety::largest_single_loss &&
       fits_single(n, kv.largest_value * factor)) {
-    const Matrix<float> sums = clamped<float>(weights) * kv.values_single.middleRows(key0, weights.cols()).cwiseAbs();
+    const Matrix<float> sums =
+        clamped<float>(weights) * kv.values_single.middleRows(key0, weights.cols()).cwiseAbs();
     out = sums.cast<double>() * (1 + safety::one_rounding_twice * (n + 4) * unit32);
     out.array() += n * safety::single_underflow * (1 + kv.largest_value);
   } else {
@@ -185,7 +197,8 @@ void absolute_values(const KeyValues& kv, const RowMajor& weights, Index key0, R
 }
 
 // bounds.md, 9: centred sums, and partial sums of p v
-void column_sums(const KeyValues& kv, Index key0, const std::vector<SeenKeys>& seen, const PartialSums* partial_sums, const ColumnWeights& weights,
+void column_sums(const KeyValues& kv, Index key0, const std::vector<SeenKeys>& seen,
+                 const PartialSums* partial_sums, const ColumnWeights& weights,
                  RowMajor& out_centred, RowMajor& out_prefix) {
   const Index columns = kv.values.cols(), count = weights.centred.cols();
   out_centred.setZero(weights.centred.rows(), columns);
@@ -199,28 +212,33 @@ void column_sums(const KeyValues& kv, Index key0, const std::vector<SeenKeys>& s
     chain = std::min(chain, counted.split);
   }
   const double prefix_loss =
-      unit32 *
-      (safety::moduli_loss + safety::chain_loss * static_cast<double>(chain + 3 * merges));
+      unit32 * (safety::moduli_loss + safety::chain_loss * static_cast<double>(chain + 3 * merges));
   const double heaviest =
-      count > 0
-          ? std::min(safety::largest_single_weight, std::max(1.0, weights.centred.maxCoeff()))
-          : 1.0;
-  if (kv.single && prefix_loss < safety::largest_single_loss && fits_single(256, heaviest * kv.largest_value)) {
+      count > 0 ? std::min(safety::largest_single_weight, std::max(1.0, weights.centred.maxCoeff()))
+                : 1.0;
+  if (kv.single && prefix_loss < safety::largest_single_loss &&
+      fits_single(256, heaviest * kv.largest_value)) {
     const Matrix<float> centred = clamped<float>(weights.centred);
     if (partial_sums)
-      column_sums_in<float, true>(kv.values_single, key0, seen, counted, centred, weights.kept.cast<float>(), weights.o, out_centred, out_prefix);
-    else column_sums_in<float, false>(kv.values_single, key0, seen, counted, centred, {}, weights.o, out_centred, out_prefix);
-    const double n = static_cast<double>(count), floor = n * safety::single_underflow_of_centred * (1 + kv.largest_value);
+      column_sums_in<float, true>(kv.values_single, key0, seen, counted, centred,
+                                  weights.kept.cast<float>(), weights.o, out_centred, out_prefix);
+    else
+      column_sums_in<float, false>(kv.values_single, key0, seen, counted, centred, {}, weights.o,
+                                   out_centred, out_prefix);
+    const double n = static_cast<double>(count),
+                 floor = n * safety::single_underflow_of_centred * (1 + kv.largest_value);
     const auto centred_total = weights.centred.rowwise().sum().eval();
-    out_centred = out_centred * (1 + safety::centred_loss * unit32) +
-                  (safety::centre_loss * unit32 * centred_total.asDiagonal()) *
-                      weights.o.cwiseAbs();
+    out_centred =
+        out_centred * (1 + safety::centred_loss * unit32) +
+        (safety::centre_loss * unit32 * centred_total.asDiagonal()) * weights.o.cwiseAbs();
     out_centred.array() += floor;
     if (partial_sums) out_prefix = (out_prefix * (1 + prefix_loss)).array() + n * floor;
   } else if (partial_sums) {
-    column_sums_in<double, true>(kv.values, key0, seen, counted, weights.centred, weights.kept, weights.o, out_centred, out_prefix);
+    column_sums_in<double, true>(kv.values, key0, seen, counted, weights.centred, weights.kept,
+                                 weights.o, out_centred, out_prefix);
   } else {
-    column_sums_in<double, false>(kv.values, key0, seen, counted, weights.centred, {}, weights.o, out_centred, out_prefix);
+    column_sums_in<double, false>(kv.values, key0, seen, counted, weights.centred, {}, weights.o,
+                                  out_centred, out_prefix);
   }
 }
 

@@ -1,5 +1,6 @@
-// The sums of a bound over all pairs of a row and a key, for a block of rows. They need to be no more than
-// upper bounds, so most are taken in fp32, sixteen at a time, and enlarged by what fp32 may have lost (docs/bounds.md, section 9).
+// The sums of a bound over all pairs of a row and a key, for a block of rows. They need to be no
+// more than upper bounds, so most are taken in fp32, sixteen at a time, and enlarged by what fp32
+// may have lost (docs/bounds.md, section 9).
 #pragma once
 
 #include <algorithm>
@@ -12,8 +13,9 @@
 
 namespace assay {
 
-// What the sum over partial sums counts, in units of an addition's roundoff: with `tile_end` the partial sum at the end of
-// every tile but the last of a split, with `merge` the three numbers that a merge of splits rounds.
+// What the sum over partial sums counts, in units of an addition's roundoff: with `tile_end` the
+// partial sum at the end of every tile but the last of a split, with `merge` the three numbers that
+// a merge of splits rounds.
 struct PartialSums {
   Index tile = 1, split = 0;  // split 0: one
   double tile_end = 0, merge = 0;
@@ -27,7 +29,8 @@ struct PartialSums {
   bool ends_split(Index key) const { return split > 0 && key % split == 0; }
 };
 
-// The keys that a row sees lie in [begin, end), relative to key0 of the block; `visible` is null where it sees all of them.
+// The keys that a row sees lie in [begin, end), relative to key0 of the block; `visible` is null
+// where it sees all of them.
 struct SeenKeys {
   Index begin = 0, end = 0;
   const char* visible = nullptr;
@@ -37,19 +40,22 @@ struct SeenKeys {
 void prefix_sums(const KeyValues& kv, const RowMajor& q, Index key0, Index count, RowMajor& out);
 
 // At least the sum over d of |q_d k_jd|, rows x count.
-void absolute_products(const KeyValues& kv, const RowMajor& q, Index key0, Index count, RowMajor& out);
+void absolute_products(const KeyValues& kv, const RowMajor& q, Index key0, Index count,
+                       RowMajor& out);
 
-// At least the sum over keys of weights |v|, rows x padded value_dim. Weights above 1e30 count as that.
+// At least the sum over keys of weights |v|, rows x padded value_dim. Weights above 1e30 count as
+// that.
 void absolute_values(const KeyValues& kv, const RowMajor& weights, Index key0, RowMajor& out);
 
-// Per column c at least the sum over keys of centred_j |v_jc - o_c| and, where `partial_sums` is given, that of the partial
-// sums of weight_j v_jc. Weights above 1e30 count as that.
+// Per column c at least the sum over keys of centred_j |v_jc - o_c| and, where `partial_sums` is
+// given, that of the partial sums of weight_j v_jc. Weights above 1e30 count as that.
 struct ColumnWeights {
   const RowMajor& centred;
   const RowMajor& kept;
   const RowMajor& o;
 };
-void column_sums(const KeyValues& kv, Index key0, const std::vector<SeenKeys>& seen, const PartialSums* partial_sums, const ColumnWeights& weights,
+void column_sums(const KeyValues& kv, Index key0, const std::vector<SeenKeys>& seen,
+                 const PartialSums* partial_sums, const ColumnWeights& weights,
                  RowMajor& out_centred, RowMajor& out_prefix);
 
 }  // namespace assay

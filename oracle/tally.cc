@@ -23,8 +23,7 @@ bool precedes(const Element& a, const Element& b) {
 void keep_worse(Element& worst, const Element& e, Ties ties) {
   if (!(e.bound > 0) || std::isnan(e.ratio)) return;
   bool replaces = worst.bound == 0 || e.ratio > worst.ratio;
-  if (!replaces && e.ratio == worst.ratio)
-    replaces = ties == Ties::last || precedes(e, worst);
+  if (!replaces && e.ratio == worst.ratio) replaces = ties == Ties::last || precedes(e, worst);
   if (replaces) worst = e;
 }
 
@@ -92,10 +91,9 @@ Verdict Tally::finish() {
 void add(Verdict& into, const Verdict& from, Ties ties) {
   const bool first = into.outside == 0 || precedes(from.first_failure, into.first_failure);
   if (from.outside > 0 && first) into.first_failure = from.first_failure;
-  for (auto count :
-       {&Verdict::inside, &Verdict::outside, &Verdict::hull_only, &Verdict::exact,
-        &Verdict::nan_expected, &Verdict::nan_found, &Verdict::infinity_expected,
-        &Verdict::infinity_found, &Verdict::rows_judged, &Verdict::rows_in_balls})
+  for (auto count : {&Verdict::inside, &Verdict::outside, &Verdict::hull_only, &Verdict::exact,
+                     &Verdict::nan_expected, &Verdict::nan_found, &Verdict::infinity_expected,
+                     &Verdict::infinity_found, &Verdict::rows_judged, &Verdict::rows_in_balls})
     into.*count += from.*count;
   for (const auto& [reason, n] : from.excused) into.excused[reason] += n;
   for (const auto& [why, n] : from.failures) into.failures[why] += n;

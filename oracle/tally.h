@@ -14,8 +14,8 @@ Element element_at(Output output, Index b, Index h, Index row, Index column);
 // output.
 void measure(Element& e, double got, double high, double low, double bound, Dtype dtype);
 
-// Which of two elements with the same ratio is kept as the worst: the first in the order of elements,
-// or the one that was rated last.
+// Which of two elements with the same ratio is kept as the worst: the first in the order of
+// elements, or the one that was rated last.
 enum class Ties { first, last };
 
 // What became of the elements that one thread judged, merged at the end. Every element is compared

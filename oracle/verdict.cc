@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-
 namespace assay {
 
 std::string describe(const Element& e) {
@@ -12,11 +11,19 @@ std::string describe(const Element& e) {
     case Output::d_sink: place = fmt::format("dSink[h={}]", e.h); break;
     case Output::c: place = fmt::format("C[row={}, column={}]", e.row, e.column); break;
     case Output::dk:
-    case Output::dv: place = fmt::format("{}[b={}, h={}, key={}, column={}]", name_of(e.output), e.b, e.h, e.row, e.column); break;
-    case Output::d_bias: place = fmt::format("dBias[b={}, h={}, row={}, key={}]", e.b, e.h, e.row, e.column); break;
-    default: place = fmt::format("{}[b={}, h={}, row={}, column={}]", name_of(e.output), e.b, e.h, e.row, e.column);
+    case Output::dv:
+      place = fmt::format("{}[b={}, h={}, key={}, column={}]", name_of(e.output), e.b, e.h, e.row,
+                          e.column);
+      break;
+    case Output::d_bias:
+      place = fmt::format("dBias[b={}, h={}, row={}, key={}]", e.b, e.h, e.row, e.column);
+      break;
+    default:
+      place = fmt::format("{}[b={}, h={}, row={}, column={}]", name_of(e.output), e.b, e.h, e.row,
+                          e.column);
   }
-  return fmt::format("{}: {} = {:.9g}, exact {:.9g}, bound {:.3g}", e.why, place, e.got, e.exact, e.bound);
+  return fmt::format("{}: {} = {:.9g}, exact {:.9g}, bound {:.3g}", e.why, place, e.got, e.exact,
+                     e.bound);
 }
 
 void GradientPower::add(const GradientPower& other) {

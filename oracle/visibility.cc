@@ -52,7 +52,9 @@ void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisib
   }
   for (Index j = interval.begin; j < interval.end; ++j) {
     if (p.keep && !p.keep.at(b, h, i, j)) continue;
-    if (!p.query_segment.empty() && p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] != p.key_segment[static_cast<std::size_t>(b * keys + j)])
+    if (!p.query_segment.empty() &&
+        p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] !=
+            p.key_segment[static_cast<std::size_t>(b * keys + j)])
       continue;
     double bias = 0, magnitude = 0;
     if (p.bias) {
@@ -62,7 +64,8 @@ void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisib
     }
     const auto at = static_cast<std::size_t>(j);
     if (!p.alibi_slopes.empty()) {
-      const double product = static_cast<double>(p.alibi_slopes[static_cast<std::size_t>(h)]) * static_cast<double>(j - (i + offset));
+      const double product = static_cast<double>(p.alibi_slopes[static_cast<std::size_t>(h)]) *
+                             static_cast<double>(j - (i + offset));
       row.product[at] = std::fabs(product);
       bias += product;
       magnitude += std::fabs(product);
@@ -77,16 +80,21 @@ void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisib
 
 double extended_score(const Attention& p, Index b, Index h, Index i, Index j) {
   double t = 0;
-  for (Index d = 0; d < p.shape.dim; ++d) t += load(p.q, p.q.at(b, h, i, d)) * load(p.k, p.k.at(b, h / p.shape.group(), j, d));
+  for (Index d = 0; d < p.shape.dim; ++d)
+    t += load(p.q, p.q.at(b, h, i, d)) * load(p.k, p.k.at(b, h / p.shape.group(), j, d));
   t *= static_cast<double>(p.scale);
-  return p.softcap > 0 ? static_cast<double>(p.softcap) * std::tanh(t / static_cast<double>(p.softcap)) : t;
+  return p.softcap > 0
+             ? static_cast<double>(p.softcap) * std::tanh(t / static_cast<double>(p.softcap))
+             : t;
 }
 
 bool keeps_weight(const Attention& p, Index b, Index h, Index i, Index j) {
   if (p.dropout == 0) return true;
   const r123::Philox4x32::ctr_type counter = {
-      {static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(h), static_cast<std::uint32_t>(b)}};
-  const r123::Philox4x32::key_type key = {{static_cast<std::uint32_t>(p.dropout_seed), static_cast<std::uint32_t>(p.dropout_seed >> 32)}};
+      {static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(h),
+       static_cast<std::uint32_t>(b)}};
+  const r123::Philox4x32::key_type key = {{static_cast<std::uint32_t>(p.dropout_seed),
+                                           static_cast<std::uint32_t>(p.dropout_seed >> 32)}};
   return r123::Philox4x32()(counter, key)[0] >= static_cast<double>(p.dropout) * 0x1p32;
 }
 

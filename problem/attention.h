@@ -1,4 +1,5 @@
-// The attention problem as data: what is asked of a kernel and of the oracle alike. Meaning: docs/semantics.md.
+// The attention problem as data: what is asked of a kernel and of the oracle alike. Meaning:
+// docs/semantics.md.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,9 @@ inline constexpr Index largest_extent = Index{1} << 40;
 struct BoolView {
   const std::uint8_t* data = nullptr;
   Extents stride{};
-  bool at(Index b, Index h, Index i, Index j) const { return data[b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3]] != 0; }
+  bool at(Index b, Index h, Index i, Index j) const {
+    return data[b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3]] != 0;
+  }
   explicit operator bool() const { return data != nullptr; }
 };
 
@@ -42,27 +45,30 @@ struct Attention {
   float scale = 1;
   float softcap = 0;  // 0: none
   bool causal = false;
-  std::vector<Index> offset;                  // per batch; empty means 0. Used by causal, window and ALiBi
+  std::vector<Index> offset;  // per batch; empty means 0. Used by causal, window and ALiBi
   Index window_left = -1, window_right = -1;  // -1: open
   BoolView keep;
-  TensorView bias;                                       // [B, Hq, Lq, Lk], strides may be 0
-  bool finite_min_masks = false;                         // the bias dtype's most negative finite number means -inf
+  TensorView bias;                // [B, Hq, Lq, Lk], strides may be 0
+  bool finite_min_masks = false;  // the bias dtype's most negative finite number means -inf
   std::vector<Index> key_lengths, key_starts;            // per batch; empty: all keys
   std::vector<float> alibi_slopes;                       // per query head; empty: none
   std::vector<std::int32_t> query_segment, key_segment;  // [B * Lq], [B * Lk]; empty: none
   std::vector<float> sink;                               // logit per query head; empty: none
-  float dropout = 0;  // probability of dropping a weight
+  float dropout = 0;                                     // probability of dropping a weight
   std::uint64_t dropout_seed = 0;
 
-  Index offset_of(Index b) const { return offset.empty() ? 0 : offset[static_cast<std::size_t>(b)]; }
+  Index offset_of(Index b) const {
+    return offset.empty() ? 0 : offset[static_cast<std::size_t>(b)];
+  }
 };
 
 // Where a kernel computes K and V itself, from a latent cache: their elements are sums of products.
 // Kernels do not see this. The oracle bounds their errors by it.
 struct Projection {
-  TensorView k_absolute, v_absolute;  // sums of the products' absolute values; shapes of K and V, f64
-  Index length = 0;                   // products in a sum; 0: K and V are given
-  Index columns = 0;                  // of K, the first so many; the rotary part behind them is stored
+  TensorView k_absolute,
+      v_absolute;     // sums of the products' absolute values; shapes of K and V, f64
+  Index length = 0;   // products in a sum; 0: K and V are given
+  Index columns = 0;  // of K, the first so many; the rotary part behind them is stored
 
   explicit operator bool() const { return length > 0; }
 };
@@ -85,7 +91,7 @@ template <class T>
 struct ListField {
   std::string_view name;      // of the field
   std::string_view recorded;  // in case lines and in records
-  std::vector<T> Attention::*list;
+  std::vector<T> Attention::* list;
   Along along;
 };
 inline constexpr std::tuple attention_lists{
@@ -94,7 +100,8 @@ inline constexpr std::tuple attention_lists{
     ListField<Index>{"key_starts", "starts", &Attention::key_starts, Along::batches},
     ListField<float>{"alibi_slopes", "alibi_slopes", &Attention::alibi_slopes, Along::query_heads},
     ListField<float>{"sink", "sink", &Attention::sink, Along::query_heads},
-    ListField<std::int32_t>{"query_segment", "query_segment", &Attention::query_segment, Along::rows},
+    ListField<std::int32_t>{"query_segment", "query_segment", &Attention::query_segment,
+                            Along::rows},
     ListField<std::int32_t>{"key_segment", "key_segment", &Attention::key_segment, Along::keys},
 };
 // visit(field) for every list.
@@ -121,13 +128,14 @@ struct AttentionOutput {
   TensorView o, lse;
 };
 
-// What the backward pass reads besides the problem: O and LSE as the forward pass stored them, and dO.
+// What the backward pass reads besides the problem: O and LSE as the forward pass stored them, and
+// dO.
 struct AttentionBackwardInput {
   TensorView o, lse, d_o;  // shapes as in AttentionOutput; LSE is f32, dO has the dtype of Q
 };
 
-// dQ, dK and dV have the shapes of Q, K and V. dBias is f32 [B, Hq, Lq, Lk], strides 0 where the bias broadcasts: such
-// elements hold sums. dSink is f32 [1, Hq, 1, 1]. Those two may be absent.
+// dQ, dK and dV have the shapes of Q, K and V. dBias is f32 [B, Hq, Lq, Lk], strides 0 where the
+// bias broadcasts: such elements hold sums. dSink is f32 [1, Hq, 1, 1]. Those two may be absent.
 struct AttentionGradients {
   TensorView dq, dk, dv, d_bias, d_sink;
 };
@@ -135,8 +143,8 @@ struct AttentionGradients {
 // 1/sqrt(D) rounded to binary32.
 float default_scale(Index dim);
 
-// The published ALiBi slopes: 2^(-8k/n) for n heads, n a power of two; otherwise those of the power of two
-// below, followed by every other slope of the power of two above. Rounded once to binary32.
+// The published ALiBi slopes: 2^(-8k/n) for n heads, n a power of two; otherwise those of the power
+// of two below, followed by every other slope of the power of two above. Rounded once to binary32.
 std::vector<float> default_alibi_slopes(Index heads);
 
 }  // namespace assay

@@ -1,5 +1,5 @@
-// A case is one line of text: problem, generator, seed and candidate options. Whoever has the line has the
-// inputs, bit for bit, on any machine. Grammar and every field: case_help(), docs/cases.md.
+// A case is one line of text: problem, generator, seed and candidate options. Whoever has the line
+// has the inputs, bit for bit, on any machine. Grammar and every field: case_help(), docs/cases.md.
 #pragma once
 
 #include <array>
@@ -17,12 +17,17 @@ namespace assay {
 
 struct MaskSpec {
   MaskPattern pattern = MaskPattern::none;
-  std::array<bool, 4> varies{true, true, true, true};  // which of b, h, i, j; the others broadcast (stride 0)
+  std::array<bool, 4> varies{true, true, true,
+                             true};  // which of b, h, i, j; the others broadcast (stride 0)
   bool operator==(const MaskSpec&) const = default;
 };
 
 struct OffsetSpec {
-  enum class Kind : std::uint8_t { fixed, end, lengths } kind = Kind::fixed;  // end: Lk - Lq; lengths: n[b] - Lq
+  enum class Kind : std::uint8_t {
+    fixed,
+    end,
+    lengths
+  } kind = Kind::fixed;  // end: Lk - Lq; lengths: n[b] - Lq
   Index value = 0;
   bool operator==(const OffsetSpec&) const = default;
 };
@@ -43,7 +48,7 @@ struct CacheSpec {
   Index rank = 64, rotary = 8;  // latent
   std::optional<Dtype> dtype;   // of the storage; the same as that of Q if absent
   Index group = 0;              // elements a scale, 0: all of a token's; f8 and f4
-  std::vector<Index> chunks;    // rows of each call, the last number again and again; empty: one call
+  std::vector<Index> chunks;  // rows of each call, the last number again and again; empty: one call
   bool operator==(const CacheSpec&) const = default;
   explicit operator bool() const { return kind != Kind::none; }
 };
@@ -69,7 +74,8 @@ struct ProductSpec {
   bool operator==(const ProductSpec&) const = default;
 };
 
-// One element overwritten after generation; tensor is q, k, v, m (the bias), g (dO) or a (A of a product, position 0:0:m:k).
+// One element overwritten after generation; tensor is q, k, v, m (the bias), g (dO) or a (A of a
+// product, position 0:0:m:k).
 struct Poke {
   char tensor = 'v';
   Extents position{};
@@ -90,7 +96,7 @@ struct Case {
   MaskSpec keep, bias;
   bool finite_min_masks = false;
   std::vector<Index> lengths, starts;  // one per batch, or one for all
-  std::vector<Index> documents;        // lengths of the packed documents; the last one runs to the end
+  std::vector<Index> documents;  // lengths of the packed documents; the last one runs to the end
   bool alibi = false;
   std::optional<float> sink;  // logit of head 0; head h has sink + h / 4
   float dropout = 0;
@@ -102,7 +108,8 @@ struct Case {
   std::vector<Poke> pokes;
   std::uint64_t seed = 1;
   CacheSpec cache;
-  ProductSpec product;         // and nothing of attention, where that is asked: values is the family of A, q_layout lays out A, o_layout C
+  ProductSpec product;  // and nothing of attention, where that is asked: values is the family of A,
+                        // q_layout lays out A, o_layout C
   LayoutKind q_layout{}, k_layout{}, v_layout{}, o_layout{};
   // Candidate options.
   Index threads = 1;
@@ -133,10 +140,12 @@ void check_case(const Case& c);
 // The fields with their meaning, one a line.
 std::string case_help();
 
-// Whether rows of a cached case may come in several calls: none sees a key that comes after it, none is dropped by its number.
+// Whether rows of a cached case may come in several calls: none sees a key that comes after it,
+// none is dropped by its number.
 bool can_chunk(const Case& c);
 
-// Bytes that inputs and outputs of the case need. check_case() has made sure that the sum does not overflow.
+// Bytes that inputs and outputs of the case need. check_case() has made sure that the sum does not
+// overflow.
 Index case_bytes(const Case& c);
 
 }  // namespace assay

@@ -31,7 +31,8 @@ std::string one_of(const Values& values) {
 // A cursor over the value of one field; every error it throws points at the column it has reached.
 class Cursor {
  public:
-  Cursor(std::string_view line, std::string_view field, std::size_t begin, std::size_t end) : line_(line), field_(field), at_(begin), end_(end) {}
+  Cursor(std::string_view line, std::string_view field, std::size_t begin, std::size_t end)
+      : line_(line), field_(field), at_(begin), end_(end) {}
 
   bool done() const { return at_ == end_; }
   bool accept(char c) {
@@ -47,11 +48,15 @@ class Cursor {
   }
   [[noreturn]] void fail(std::string_view what) const {
     const std::string_view rest = line_.substr(at_, end_ - at_);
-    throw CaseError(at_ + 1, fmt::format("{}: {}, found {}", field_, what, rest.empty() ? "the end of the field" : fmt::format("'{}'", rest)));
+    throw CaseError(at_ + 1,
+                    fmt::format("{}: {}, found {}", field_, what,
+                                rest.empty() ? "the end of the field" : fmt::format("'{}'", rest)));
   }
   std::string_view word() {
     const std::size_t begin = at_;
-    while (!done() && (std::isalnum(static_cast<unsigned char>(line_[at_])) || line_[at_] == '-' || line_[at_] == '_')) ++at_;
+    while (!done() && (std::isalnum(static_cast<unsigned char>(line_[at_])) || line_[at_] == '-' ||
+                       line_[at_] == '_'))
+      ++at_;
     return line_.substr(begin, at_ - begin);
   }
   Index integer() { return number<Index>("an integer"); }
@@ -83,7 +88,8 @@ class Cursor {
     T value{};
     const char* begin = line_.data() + at_;
     const auto [stop, error] = std::from_chars(begin, line_.data() + end_, value);
-    if (error == std::errc::result_out_of_range) fail(fmt::format("expected {} that its type can hold", what));
+    if (error == std::errc::result_out_of_range)
+      fail(fmt::format("expected {} that its type can hold", what));
     if (error != std::errc()) fail(fmt::format("expected {}", what));
     at_ += static_cast<std::size_t>(stop - begin);
     return value;
@@ -98,7 +104,8 @@ void parse_pair(Cursor& in, char separator, Index& first, Index& second) {
   if (in.accept(separator)) second = in.integer();
 }
 std::string print_pair(Index first, char separator, Index second) {
-  return first == second ? fmt::format("{}", first) : fmt::format("{}{}{}", first, separator, second);
+  return first == second ? fmt::format("{}", first)
+                         : fmt::format("{}{}{}", first, separator, second);
 }
 
 std::string print_mask(const MaskSpec& m) {
@@ -122,16 +129,20 @@ constexpr std::array<std::string_view, 4> attention_tensors = {"q", "k", "v", "o
 constexpr std::array<std::string_view, 2> product_tensors = {"a", "c"};
 
 template <std::size_t n>
-std::string print_layouts(const std::array<std::string_view, n>& tensors, const std::array<LayoutKind, n>& kinds) {
+std::string print_layouts(const std::array<std::string_view, n>& tensors,
+                          const std::array<LayoutKind, n>& kinds) {
   if (kinds == std::array<LayoutKind, n>{}) return {};
-  if (std::equal(kinds.begin() + 1, kinds.end(), kinds.begin())) return std::string(name_of(kinds[0]));
+  if (std::equal(kinds.begin() + 1, kinds.end(), kinds.begin()))
+    return std::string(name_of(kinds[0]));
   std::string text;
   for (std::size_t t = 0; t < n; ++t)
-    if (kinds[t] != LayoutKind{}) text += fmt::format("{}{}:{}", text.empty() ? "" : ",", tensors[t], name_of(kinds[t]));
+    if (kinds[t] != LayoutKind{})
+      text += fmt::format("{}{}:{}", text.empty() ? "" : ",", tensors[t], name_of(kinds[t]));
   return text;
 }
 template <std::size_t n>
-void parse_layouts(Cursor& in, const std::array<std::string_view, n>& tensors, const std::array<LayoutKind*, n>& slots) {
+void parse_layouts(Cursor& in, const std::array<std::string_view, n>& tensors,
+                   const std::array<LayoutKind*, n>& slots) {
   Cursor ahead = in;
   const std::string_view first = ahead.word();
   if (!(first.size() == 1 && ahead.accept(':'))) {
@@ -149,7 +160,8 @@ void parse_layouts(Cursor& in, const std::array<std::string_view, n>& tensors, c
 std::string print_pokes(const Case& c) {
   std::string text;
   for (const Poke& p : c.pokes)
-    text += fmt::format("{}{}:{}:{}:{}:{}={}", text.empty() ? "" : ";", p.tensor, p.position[0], p.position[1], p.position[2], p.position[3], p.value);
+    text += fmt::format("{}{}:{}:{}:{}:{}={}", text.empty() ? "" : ";", p.tensor, p.position[0],
+                        p.position[1], p.position[2], p.position[3], p.value);
   return text;
 }
 void parse_pokes(Cursor& in, Case& c) {
@@ -185,7 +197,9 @@ void parse_cache(Cursor& in, CacheSpec& k) {
   k.rotary = in.integer();
 }
 
-std::string print_list(const std::vector<Index>& list) { return fmt::format("{}", fmt::join(list, ",")); }
+std::string print_list(const std::vector<Index>& list) {
+  return fmt::format("{}", fmt::join(list, ","));
+}
 
 struct Field {
   std::string_view name;
@@ -198,65 +212,90 @@ struct Field {
 
 template <class Member>
 Field flag(std::string_view name, const std::string& help, Member member) {
-  return {name, help, [=](const Case& c) { return c.*member ? std::string(name) : std::string(); }, [=](Case& c, Cursor&) { c.*member = true; }, true};
+  return {name, help, [=](const Case& c) { return c.*member ? std::string(name) : std::string(); },
+          [=](Case& c, Cursor&) { c.*member = true; }, true};
 }
 
 // Fields that every operation has.
 Field seed_field() {
-  return {"seed", "of the generator", [](const Case& c) { return c.seed == 1 ? "" : fmt::format("{}", c.seed); },
+  return {"seed", "of the generator",
+          [](const Case& c) { return c.seed == 1 ? "" : fmt::format("{}", c.seed); },
           [](Case& c, Cursor& in) { c.seed = in.natural(); }};
 }
 Field threads_field() {
-  return {"threads", "of the candidate; 0: all", [](const Case& c) { return c.threads == 1 ? "" : fmt::format("{}", c.threads); },
+  return {"threads", "of the candidate; 0: all",
+          [](const Case& c) { return c.threads == 1 ? "" : fmt::format("{}", c.threads); },
           [](Case& c, Cursor& in) { c.threads = in.integer(); }};
 }
 Field target_field() {
-  return {"target", "SIMD target by name, as AVX2; default: the best", [](const Case& c) { return c.target; },
+  return {"target", "SIMD target by name, as AVX2; default: the best",
+          [](const Case& c) { return c.target; },
           [](Case& c, Cursor& in) {
             c.target = std::string(in.word());
             if (c.target.empty()) in.fail("expected a name");
           }};
 }
 Field rows_field(const std::string& help) {
-  return {"rows", help, [](const Case& c) { return c.sample_rows == 0 ? "" : fmt::format("{}", c.sample_rows); },
+  return {"rows", help,
+          [](const Case& c) { return c.sample_rows == 0 ? "" : fmt::format("{}", c.sample_rows); },
           [](Case& c, Cursor& in) { c.sample_rows = in.integer(); }};
 }
 Field dtype_field(const std::string& help) {
-  return {"dtype", help, [](const Case& c) { return std::string(format(c.dtype).name); }, [](Case& c, Cursor& in) { c.dtype = in.value<Dtype>(); }};
+  return {"dtype", help, [](const Case& c) { return std::string(format(c.dtype).name); },
+          [](Case& c, Cursor& in) { c.dtype = in.value<Dtype>(); }};
 }
 Field out_field(const std::string& help) {
-  return {"out", help, [](const Case& c) { return c.out ? std::string(format(*c.out).name) : ""; }, [](Case& c, Cursor& in) { c.out = in.value<Dtype>(); }};
+  return {"out", help, [](const Case& c) { return c.out ? std::string(format(*c.out).name) : ""; },
+          [](Case& c, Cursor& in) { c.out = in.value<Dtype>(); }};
 }
 Field values_field(const std::string& help) {
-  return {"values", help, [](const Case& c) { return c.values == Values::normal ? "" : std::string(name_of(c.values)); },
+  return {"values", help,
+          [](const Case& c) {
+            return c.values == Values::normal ? "" : std::string(name_of(c.values));
+          },
           [](Case& c, Cursor& in) { c.values = in.value<Values>(); }};
 }
 
 const std::vector<Field>& product_fields() {
   static const ProductSpec defaults;
   static const std::vector<Field> table = {
-      {"m", "rows of A and C", [](const Case& c) { return fmt::format("{}", c.product.m); }, [](Case& c, Cursor& in) { c.product.m = in.integer(); }},
-      {"n", "columns of W and C", [](const Case& c) { return fmt::format("{}", c.product.n); }, [](Case& c, Cursor& in) { c.product.n = in.integer(); }},
-      {"k", "columns of A, rows of W: the sum's length", [](const Case& c) { return fmt::format("{}", c.product.k); },
+      {"m", "rows of A and C", [](const Case& c) { return fmt::format("{}", c.product.m); },
+       [](Case& c, Cursor& in) { c.product.m = in.integer(); }},
+      {"n", "columns of W and C", [](const Case& c) { return fmt::format("{}", c.product.n); },
+       [](Case& c, Cursor& in) { c.product.n = in.integer(); }},
+      {"k", "columns of A, rows of W: the sum's length",
+       [](const Case& c) { return fmt::format("{}", c.product.k); },
        [](Case& c, Cursor& in) { c.product.k = in.integer(); }},
       dtype_field("f32, f16 or bf16, of A"),
       out_field("dtype of C; default: that of A"),
-      {"w", "format of W, and its group size where that is free: mxfp4, nvfp4, fp4:128, fp4-sparse, f8e4m3:0 (no scales), f8e5m2, int8:32, int4",
+      {"w",
+       "format of W, and its group size where that is free: mxfp4, nvfp4, fp4:128, fp4-sparse, "
+       "f8e4m3:0 (no scales), f8e5m2, int8:32, int4",
        [](const Case& c) {
-         return std::string(traits(c.product.format).name) + (c.product.group ? fmt::format(":{}", *c.product.group) : "");
+         return std::string(traits(c.product.format).name) +
+                (c.product.group ? fmt::format(":{}", *c.product.group) : "");
        },
        [](Case& c, Cursor& in) {
          c.product.format = in.value<LowBit>();
          if (in.accept(':')) c.product.group = in.integer();
        }},
-      {"a", "format of A, where it is low-bit too: mxfp4, nvfp4, f8e4m3 or f8e5m2, quantized from values",
-       [](const Case& c) { return c.product.a_format ? std::string(traits(*c.product.a_format).name) : ""; },
+      {"a",
+       "format of A, where it is low-bit too: mxfp4, nvfp4, f8e4m3 or f8e5m2, quantized from "
+       "values",
+       [](const Case& c) {
+         return c.product.a_format ? std::string(traits(*c.product.a_format).name) : "";
+       },
        [](Case& c, Cursor& in) { c.product.a_format = in.value<LowBit>(); }},
       {"weights", "how the codes of W are drawn",
-       [](const Case& c) { return c.product.weights == defaults.weights ? "" : std::string(name_of(c.product.weights)); },
+       [](const Case& c) {
+         return c.product.weights == defaults.weights ? ""
+                                                      : std::string(name_of(c.product.weights));
+       },
        [](Case& c, Cursor& in) { c.product.weights = in.value<Weights>(); }},
       {"scales", "how the scales of W are, unless it is quantized",
-       [](const Case& c) { return c.product.scales == defaults.scales ? "" : std::string(name_of(c.product.scales)); },
+       [](const Case& c) {
+         return c.product.scales == defaults.scales ? "" : std::string(name_of(c.product.scales));
+       },
        [](Case& c, Cursor& in) { c.product.scales = in.value<ScaleFamily>(); }},
       {"zeros", "zero points of integers, unless W is quantized: " + one_of(values_of<ZeroFamily>),
        [](const Case& c) {
@@ -264,11 +303,15 @@ const std::vector<Field>& product_fields() {
        },
        [](Case& c, Cursor& in) { c.product.zeros = in.value<ZeroFamily>(); }},
       values_field("family of A"),
-      {"poke", "elements of A overwritten: a:0:0:m:k=nan, separated by ';'", print_pokes, [](Case& c, Cursor& in) { parse_pokes(in, c); }},
+      {"poke", "elements of A overwritten: a:0:0:m:k=nan, separated by ';'", print_pokes,
+       [](Case& c, Cursor& in) { parse_pokes(in, c); }},
       seed_field(),
-      {"layout", "bhsd (contiguous), padded, strided or reversed; for both, or as a:padded,c:strided",
+      {"layout",
+       "bhsd (contiguous), padded, strided or reversed; for both, or as a:padded,c:strided",
        [](const Case& c) { return print_layouts<2>(product_tensors, {c.q_layout, c.o_layout}); },
-       [](Case& c, Cursor& in) { parse_layouts<2>(in, product_tensors, {&c.q_layout, &c.o_layout}); }},
+       [](Case& c, Cursor& in) {
+         parse_layouts<2>(in, product_tensors, {&c.q_layout, &c.o_layout});
+       }},
       threads_field(),
       target_field(),
       rows_field("judge so many seeded rows; 0: all"),
@@ -279,21 +322,28 @@ const std::vector<Field>& product_fields() {
 const std::vector<Field>& attention_fields() {
   static const Case defaults;
   static const std::vector<Field> table = {
-      {"b", "batch", [](const Case& c) { return fmt::format("{}", c.shape.batch); }, [](Case& c, Cursor& in) { c.shape.batch = in.integer(); }},
-      {"h", "query heads, or query/kv heads (GQA): 8 or 8/2", [](const Case& c) { return print_pair(c.shape.query_heads, '/', c.shape.kv_heads); },
+      {"b", "batch", [](const Case& c) { return fmt::format("{}", c.shape.batch); },
+       [](Case& c, Cursor& in) { c.shape.batch = in.integer(); }},
+      {"h", "query heads, or query/kv heads (GQA): 8 or 8/2",
+       [](const Case& c) { return print_pair(c.shape.query_heads, '/', c.shape.kv_heads); },
        [](Case& c, Cursor& in) { parse_pair(in, '/', c.shape.query_heads, c.shape.kv_heads); }},
-      {"l", "length, or rows x keys: 512 or 37x512", [](const Case& c) { return print_pair(c.shape.rows, 'x', c.shape.keys); },
+      {"l", "length, or rows x keys: 512 or 37x512",
+       [](const Case& c) { return print_pair(c.shape.rows, 'x', c.shape.keys); },
        [](Case& c, Cursor& in) { parse_pair(in, 'x', c.shape.rows, c.shape.keys); }},
-      {"d", "head dimension, or that of Q and K / that of V: 64 or 192/128", [](const Case& c) { return print_pair(c.shape.dim, '/', c.shape.value_dim); },
+      {"d", "head dimension, or that of Q and K / that of V: 64 or 192/128",
+       [](const Case& c) { return print_pair(c.shape.dim, '/', c.shape.value_dim); },
        [](Case& c, Cursor& in) { parse_pair(in, '/', c.shape.dim, c.shape.value_dim); }},
       dtype_field("f64, f32, f16 or bf16, of Q, K, V and bias"),
       out_field("dtype of O; default: the same"),
-      {"scale", "of the scores; default: 1/sqrt(d) in binary32", [](const Case& c) { return c.scale ? fmt::format("{}", *c.scale) : ""; },
+      {"scale", "of the scores; default: 1/sqrt(d) in binary32",
+       [](const Case& c) { return c.scale ? fmt::format("{}", *c.scale) : ""; },
        [](Case& c, Cursor& in) { c.scale = in.real(); }},
-      {"softcap", "c > 0: scores become c tanh(t/c)", [](const Case& c) { return c.softcap != 0 ? fmt::format("{}", c.softcap) : ""; },
+      {"softcap", "c > 0: scores become c tanh(t/c)",
+       [](const Case& c) { return c.softcap != 0 ? fmt::format("{}", c.softcap) : ""; },
        [](Case& c, Cursor& in) { c.softcap = in.real(); }},
       flag("causal", "flag: row i sees keys j <= i + offset", &Case::causal),
-      {"offset", "integer, end (keys - rows) or lengths (n[b] - rows); for causal, window and alibi",
+      {"offset",
+       "integer, end (keys - rows) or lengths (n[b] - rows); for causal, window and alibi",
        [](const Case& c) -> std::string {
          if (c.offset.kind == OffsetSpec::Kind::end) return "end";
          if (c.offset.kind == OffsetSpec::Kind::lengths) return "lengths";
@@ -310,63 +360,102 @@ const std::vector<Field>& attention_fields() {
          }
        }},
       {"window", "left,right keys around i + offset; -1: open",
-       [](const Case& c) { return c.window_left == -1 && c.window_right == -1 ? "" : fmt::format("{},{}", c.window_left, c.window_right); },
+       [](const Case& c) {
+         return c.window_left == -1 && c.window_right == -1
+                    ? ""
+                    : fmt::format("{},{}", c.window_left, c.window_right);
+       },
        [](Case& c, Cursor& in) {
          c.window_left = in.integer();
          in.expect(',');
          c.window_right = in.integer();
        }},
       {"bool",
-       "boolean mask: " + one_of(patterns_of<MaskKind::boolean>) + "; @bhij says which axes vary: random@bj",
+       "boolean mask: " + one_of(patterns_of<MaskKind::boolean>) +
+           "; @bhij says which axes vary: random@bj",
        [](const Case& c) { return print_mask(c.keep); },
        [](Case& c, Cursor& in) { parse_mask(in, c.keep, patterns_of<MaskKind::boolean>); }},
       {"bias", "additive mask: " + one_of(patterns_of<MaskKind::additive>) + "; axes as for bool",
        [](const Case& c) { return print_mask(c.bias); },
        [](Case& c, Cursor& in) { parse_mask(in, c.bias, patterns_of<MaskKind::additive>); }},
-      flag("finite-min-masks", "flag: the bias dtype's minimum means -inf", &Case::finite_min_masks),
-      {"lengths", "valid keys (right padding), one for each batch or one for all: 5,64", [](const Case& c) { return print_list(c.lengths); },
+      flag("finite-min-masks", "flag: the bias dtype's minimum means -inf",
+           &Case::finite_min_masks),
+      {"lengths", "valid keys (right padding), one for each batch or one for all: 5,64",
+       [](const Case& c) { return print_list(c.lengths); },
        [](Case& c, Cursor& in) { c.lengths = in.integers(); }},
-      {"starts", "first valid key (left padding), as lengths", [](const Case& c) { return print_list(c.starts); },
+      {"starts", "first valid key (left padding), as lengths",
+       [](const Case& c) { return print_list(c.starts); },
        [](Case& c, Cursor& in) { c.starts = in.integers(); }},
-      {"docs", "lengths of packed documents; the last runs to the end: 5,7,9", [](const Case& c) { return print_list(c.documents); },
+      {"docs", "lengths of packed documents; the last runs to the end: 5,7,9",
+       [](const Case& c) { return print_list(c.documents); },
        [](Case& c, Cursor& in) { c.documents = in.integers(); }},
       flag("alibi", "flag: ALiBi with the published slopes", &Case::alibi),
-      {"sink", "sink logit of head 0; head h has sink + h/4", [](const Case& c) { return c.sink ? fmt::format("{}", *c.sink) : ""; },
+      {"sink", "sink logit of head 0; head h has sink + h/4",
+       [](const Case& c) { return c.sink ? fmt::format("{}", *c.sink) : ""; },
        [](Case& c, Cursor& in) { c.sink = in.real(); }},
       {"dropout", "probability:seed, as 0.1:7",
-       [](const Case& c) { return c.dropout != 0 || c.dropout_seed != 0 ? fmt::format("{}:{}", c.dropout, c.dropout_seed) : ""; },
+       [](const Case& c) {
+         return c.dropout != 0 || c.dropout_seed != 0
+                    ? fmt::format("{}:{}", c.dropout, c.dropout_seed)
+                    : "";
+       },
        [](Case& c, Cursor& in) {
          c.dropout = in.real();
          in.expect(':');
          c.dropout_seed = in.natural();
        }},
-      {"scores", "family of Q and K", [](const Case& c) { return c.scores == defaults.scores ? "" : std::string(name_of(c.scores)); },
+      {"scores", "family of Q and K",
+       [](const Case& c) {
+         return c.scores == defaults.scores ? "" : std::string(name_of(c.scores));
+       },
        [](Case& c, Cursor& in) { c.scores = in.value<Scores>(); }},
       values_field("family of V"),
-      {"grad", "family of dO, as values (backward only)", [](const Case& c) { return c.gradient == defaults.gradient ? "" : std::string(name_of(c.gradient)); },
+      {"grad", "family of dO, as values (backward only)",
+       [](const Case& c) {
+         return c.gradient == defaults.gradient ? "" : std::string(name_of(c.gradient));
+       },
        [](Case& c, Cursor& in) { c.gradient = in.value<Values>(); }},
-      {"hidden", "what K and V hold where lengths and starts hide them: " + one_of(values_of<Hidden>),
-       [](const Case& c) { return c.hidden == Hidden::generated ? "" : std::string(name_of(c.hidden)); },
+      {"hidden",
+       "what K and V hold where lengths and starts hide them: " + one_of(values_of<Hidden>),
+       [](const Case& c) {
+         return c.hidden == Hidden::generated ? "" : std::string(name_of(c.hidden));
+       },
        [](Case& c, Cursor& in) { c.hidden = in.value<Hidden>(); }},
-      {"poke", "elements overwritten: v:b:h:i:d=nan, separated by ';' (q, k, v, m for the bias, g for dO)", print_pokes,
-       [](Case& c, Cursor& in) { parse_pokes(in, c); }},
+      {"poke",
+       "elements overwritten: v:b:h:i:d=nan, separated by ';' (q, k, v, m for the bias, g for dO)",
+       print_pokes, [](Case& c, Cursor& in) { parse_pokes(in, c); }},
       seed_field(),
       {"layout",
-       one_of(values_of<LayoutKind>) + " (rows so far apart that offsets need 64 bits); for all, or as q:bshd,o:padded",
-       [](const Case& c) { return print_layouts<4>(attention_tensors, {c.q_layout, c.k_layout, c.v_layout, c.o_layout}); },
-       [](Case& c, Cursor& in) { parse_layouts<4>(in, attention_tensors, {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}); }},
-      {"cache", "keys and values come out of a cache, the rows are the last tokens: contiguous, paged:PAGE or latent:PAGE:RANK+ROTARY",
-       [](const Case& c) { return print_cache(c.cache); }, [](Case& c, Cursor& in) { parse_cache(in, c.cache); }},
-      {"store", "dtype of the cache, and elements a scale (f8, f4): f8e4m3/32; default: that of Q, one scale a token",
+       one_of(values_of<LayoutKind>) +
+           " (rows so far apart that offsets need 64 bits); for all, or as q:bshd,o:padded",
+       [](const Case& c) {
+         return print_layouts<4>(attention_tensors,
+                                 {c.q_layout, c.k_layout, c.v_layout, c.o_layout});
+       },
+       [](Case& c, Cursor& in) {
+         parse_layouts<4>(in, attention_tensors,
+                          {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout});
+       }},
+      {"cache",
+       "keys and values come out of a cache, the rows are the last tokens: contiguous, paged:PAGE "
+       "or latent:PAGE:RANK+ROTARY",
+       [](const Case& c) { return print_cache(c.cache); },
+       [](Case& c, Cursor& in) { parse_cache(in, c.cache); }},
+      {"store",
+       "dtype of the cache, and elements a scale (f8, f4): f8e4m3/32; default: that of Q, one "
+       "scale a token",
        [](const Case& c) {
          if (!c.cache.dtype && c.cache.group == 0) return std::string();
-         return std::string(format(c.cache_dtype()).name) + (c.cache.group > 0 ? fmt::format("/{}", c.cache.group) : "");
+         return std::string(format(c.cache_dtype()).name) +
+                (c.cache.group > 0 ? fmt::format("/{}", c.cache.group) : "");
        },
        [](Case& c, Cursor& in) {
          c.cache.dtype = in.value<Dtype>();
          if (in.accept('/')) c.cache.group = in.integer();
        }},
-      {"chunks", "rows of each call after another, the last again and again: 5,1; default: one call", [](const Case& c) { return print_list(c.cache.chunks); },
+      {"chunks",
+       "rows of each call after another, the last again and again: 5,1; default: one call",
+       [](const Case& c) { return print_list(c.cache.chunks); },
        [](Case& c, Cursor& in) { c.cache.chunks = in.integers(); }},
       threads_field(),
       target_field(),
@@ -375,7 +464,9 @@ const std::vector<Field>& attention_fields() {
   return table;
 }
 
-const std::vector<Field>& fields(Operation operation) { return operation == Operation::product ? product_fields() : attention_fields(); }
+const std::vector<Field>& fields(Operation operation) {
+  return operation == Operation::product ? product_fields() : attention_fields();
+}
 
 // Sets the fields that stand in a line from a column on.
 void parse_fields(Case& c, std::string_view line, std::size_t at) {
@@ -385,16 +476,21 @@ void parse_fields(Case& c, std::string_view line, std::size_t at) {
     const std::size_t equals = std::min(line.find('=', at), end);
     const std::string_view name = line.substr(at, equals - at);
     const std::vector<Field>& known = fields(c.operation);
-    const auto field = std::find_if(known.begin(), known.end(), [&](const Field& f) { return f.name == name; });
+    const auto field =
+        std::find_if(known.begin(), known.end(), [&](const Field& f) { return f.name == name; });
     if (field == known.end()) {
       std::vector<std::string_view> names;
       for (const Field& f : known) names.push_back(f.name);
-      throw CaseError(at + 1, fmt::format("unknown field '{}'; the fields are {}", name, fmt::join(names, ", ")));
+      throw CaseError(at + 1, fmt::format("unknown field '{}'; the fields are {}", name,
+                                          fmt::join(names, ", ")));
     }
-    if (std::find(seen.begin(), seen.end(), name) != seen.end()) throw CaseError(at + 1, fmt::format("field '{}' stands twice", name));
+    if (std::find(seen.begin(), seen.end(), name) != seen.end())
+      throw CaseError(at + 1, fmt::format("field '{}' stands twice", name));
     seen.push_back(name);
-    if (field->is_flag && equals != end) throw CaseError(equals + 1, fmt::format("'{}' is a flag and takes no value", name));
-    if (!field->is_flag && equals == end) throw CaseError(end + 1, fmt::format("expected '=' and a value after '{}'", name));
+    if (field->is_flag && equals != end)
+      throw CaseError(equals + 1, fmt::format("'{}' is a flag and takes no value", name));
+    if (!field->is_flag && equals == end)
+      throw CaseError(end + 1, fmt::format("expected '=' and a value after '{}'", name));
     Cursor in(line, name, std::min(equals + 1, end), end);
     field->parse(c, in);
     in.expect_end();
@@ -434,14 +530,17 @@ Case parse_case(std::string_view line) {
 void set_fields(Case& c, std::string_view text) { parse_fields(c, text, 0); }
 
 std::string case_help() {
-  std::string text = fmt::format("OPERATION FIELD=VALUE ...   (defaults may be left out)\n  operations: {}\n", fmt::join(names_of(values_of<Operation>), ", "));
+  std::string text =
+      fmt::format("OPERATION FIELD=VALUE ...   (defaults may be left out)\n  operations: {}\n",
+                  fmt::join(names_of(values_of<Operation>), ", "));
   text += "attention, backward:\n";
   for (const Field& f : attention_fields()) text += fmt::format("  {:<17} {}\n", f.name, f.help);
   text += "product:\n";
   for (const Field& f : product_fields()) text += fmt::format("  {:<17} {}\n", f.name, f.help);
   text += fmt::format("  families of scores: {}\n", fmt::join(names_of(values_of<Scores>), ", "));
   text += fmt::format("  families of values: {}\n", fmt::join(names_of(values_of<Values>), ", "));
-  text += fmt::format("  families of weights: {}\n  families of scales: {}\n", fmt::join(names_of(values_of<Weights>), ", "),
+  text += fmt::format("  families of weights: {}\n  families of scales: {}\n",
+                      fmt::join(names_of(values_of<Weights>), ", "),
                       fmt::join(names_of(values_of<ScaleFamily>), ", "));
   return text;
 }

@@ -14,20 +14,28 @@ constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double quiet_nan = std::numeric_limits<double>::quiet_NaN();
 
 // 2^e. The library's ldexp and frexp are calls, and verdicts ask for the ulp of every element.
-double power_of_two(int e) { return e >= -1022 && e <= 1023 ? std::bit_cast<double>(static_cast<std::uint64_t>(e + 1023) << 52) : std::ldexp(1.0, e); }
+double power_of_two(int e) {
+  return e >= -1022 && e <= 1023 ? std::bit_cast<double>(static_cast<std::uint64_t>(e + 1023) << 52)
+                                 : std::ldexp(1.0, e);
+}
 
 // Exponent of the binade that holds |x| (x finite, not zero).
 int exponent_of(double x) {
-  if (const auto field = static_cast<int>(std::bit_cast<std::uint64_t>(x) >> 52 & 0x7FF); field > 0) return field - 1023;
+  if (const auto field = static_cast<int>(std::bit_cast<std::uint64_t>(x) >> 52 & 0x7FF); field > 0)
+    return field - 1023;
   int e;
   std::frexp(x, &e);
   return e - 1;
 }
 
 // |x| rounded to an integer multiple of `quantum` = 2^q, ties to even; exact scaling, one rounding.
-double round_magnitude(double magnitude, int q) { return std::nearbyint(std::ldexp(magnitude, -q)); }
+double round_magnitude(double magnitude, int q) {
+  return std::nearbyint(std::ldexp(magnitude, -q));
+}
 
-std::uint64_t sign_bit(const Format& f, double value) { return std::signbit(value) ? std::uint64_t{1} << (f.bits - 1) : 0; }
+std::uint64_t sign_bit(const Format& f, double value) {
+  return std::signbit(value) ? std::uint64_t{1} << (f.bits - 1) : 0;
+}
 
 std::uint64_t nan_code(const Format& f) {
   if (!f.nan_code) throw std::domain_error(fmt::format("NaN has no code in {}", f.name));
@@ -43,7 +51,8 @@ std::uint64_t overflow_code(const Format& f) {
 double decode(Dtype dtype, std::uint64_t code) {
   if (dtype == Dtype::f64) return std::bit_cast<double>(code);
   if (dtype == Dtype::f32) return std::bit_cast<float>(static_cast<std::uint32_t>(code));
-  if (dtype == Dtype::e8m0) return code == 0xFF ? quiet_nan : std::ldexp(1.0, static_cast<int>(code) - 127);
+  if (dtype == Dtype::e8m0)
+    return code == 0xFF ? quiet_nan : std::ldexp(1.0, static_cast<int>(code) - 127);
   const Format& f = format(dtype);
   const int mantissa_bits = f.precision - 1;
   const std::uint64_t magnitude = code & ((std::uint64_t{1} << (f.bits - 1)) - 1);
@@ -54,8 +63,10 @@ double decode(Dtype dtype, std::uint64_t code) {
   } else {
     const int exponent = static_cast<int>(magnitude >> mantissa_bits);
     const std::uint64_t mantissa = magnitude & ((std::uint64_t{1} << mantissa_bits) - 1);
-    const std::uint64_t significand = exponent == 0 ? mantissa : mantissa | (std::uint64_t{1} << mantissa_bits);
-    value = std::ldexp(static_cast<double>(significand), f.min_exponent + (exponent == 0 ? 0 : exponent - 1) - mantissa_bits);
+    const std::uint64_t significand =
+        exponent == 0 ? mantissa : mantissa | (std::uint64_t{1} << mantissa_bits);
+    value = std::ldexp(static_cast<double>(significand),
+                       f.min_exponent + (exponent == 0 ? 0 : exponent - 1) - mantissa_bits);
   }
   return negative ? -value : value;
 }
@@ -67,8 +78,10 @@ std::uint64_t encode(Dtype dtype, double value) {
   if (std::isnan(value)) return nan_code(f);
   if (dtype == Dtype::e8m0) {
     int e;
-    if (!(value > 0) || std::isinf(value) || std::frexp(value, &e) != 0.5 || e - 1 < -127 || e - 1 > 127)
-      throw std::domain_error(fmt::format("{} is not a power of two from 2^-127 to 2^127, so it has no code in e8m0", value));
+    if (!(value > 0) || std::isinf(value) || std::frexp(value, &e) != 0.5 || e - 1 < -127 ||
+        e - 1 > 127)
+      throw std::domain_error(fmt::format(
+          "{} is not a power of two from 2^-127 to 2^127, so it has no code in e8m0", value));
     return static_cast<std::uint64_t>(e - 1 + 127);
   }
   if (std::isinf(value)) {
@@ -78,9 +91,13 @@ std::uint64_t encode(Dtype dtype, double value) {
   if (value == 0) return sign_bit(f, value);
   const int exponent = std::max(exponent_of(value), f.min_exponent);
   const double significand = round_magnitude(std::fabs(value), exponent - (f.precision - 1));
-  if (std::ldexp(significand, exponent - (f.precision - 1)) > f.max_finite) return sign_bit(f, value) | overflow_code(f);
-  // A significand of 2^precision carries into the exponent field by itself; a subnormal has field 0.
-  const std::uint64_t code = (static_cast<std::uint64_t>(exponent - f.min_exponent) << (f.precision - 1)) + static_cast<std::uint64_t>(significand);
+  if (std::ldexp(significand, exponent - (f.precision - 1)) > f.max_finite)
+    return sign_bit(f, value) | overflow_code(f);
+  // A significand of 2^precision carries into the exponent field by itself; a subnormal has field
+  // 0.
+  const std::uint64_t code =
+      (static_cast<std::uint64_t>(exponent - f.min_exponent) << (f.precision - 1)) +
+      static_cast<std::uint64_t>(significand);
   return sign_bit(f, value) | code;
 }
 
@@ -92,14 +109,18 @@ double round_to(Dtype dtype, double value) {
 
 std::uint64_t encode_scale(double value, ScaleRule rule) {
   if (std::isnan(value)) return 0xFF;
-  if (!(value > 0) || std::isinf(value)) throw std::domain_error(fmt::format("scale {} is not a positive finite number", value));
+  if (!(value > 0) || std::isinf(value))
+    throw std::domain_error(fmt::format("scale {} is not a positive finite number", value));
   int e;
   const double fraction = std::frexp(value, &e);  // value = fraction * 2^e, fraction in [0.5, 1)
   int exponent = e - 1;
   if (rule == ScaleRule::ceil && fraction != 0.5) ++exponent;
   // The midpoint between 2^k and 2^(k+1) is 1.5 * 2^k; the tie goes to the even code.
-  if (rule == ScaleRule::nearest_even && (fraction > 0.75 || (fraction == 0.75 && ((exponent + 127) & 1)))) ++exponent;
-  if (exponent > 127) throw std::domain_error(fmt::format("scale {} is above 2^127, the largest of e8m0", value));
+  if (rule == ScaleRule::nearest_even &&
+      (fraction > 0.75 || (fraction == 0.75 && ((exponent + 127) & 1))))
+    ++exponent;
+  if (exponent > 127)
+    throw std::domain_error(fmt::format("scale {} is above 2^127, the largest of e8m0", value));
   return static_cast<std::uint64_t>(std::max(exponent, -127) + 127);
 }
 

@@ -1,8 +1,8 @@
 // Number formats: exact decoding to double and correctly rounded encoding from it.
 //
-// Every format here is a set of dyadic rationals that binary64 holds exactly, so decode() never rounds.
-// Definitions: IEEE 754-2019 (f64, f32, f16), bfloat16 (f32 with 8 bits of precision), OCP 8-bit Floating
-// Point Specification 1.0 (E4M3, E5M2), OCP Microscaling Formats 1.0 (E2M1, E8M0).
+// Every format here is a set of dyadic rationals that binary64 holds exactly, so decode() never
+// rounds. Definitions: IEEE 754-2019 (f64, f32, f16), bfloat16 (f32 with 8 bits of precision), OCP
+// 8-bit Floating Point Specification 1.0 (E4M3, E5M2), OCP Microscaling Formats 1.0 (E2M1, E8M0).
 #pragma once
 
 #include <cstdint>
@@ -45,10 +45,11 @@ constexpr const Format& format(Dtype dtype) { return row_of(dtype); }
 // The value of a code; bits above format().bits must be zero.
 double decode(Dtype dtype, std::uint64_t code);
 
-// The code nearest to `value`, ties to even. f32, f16 and bf16 overflow to infinity; f8e4m3, f8e5m2 and
-// f4e2m1 saturate, infinities included. NaN gives the format's quiet NaN. Throws std::domain_error for NaN
-// or infinity into f4e2m1, which has neither, and for anything but a power of two in range (or NaN) into
-// e8m0: rounding to a scale is a rule that the caller declares, see encode_scale.
+// The code nearest to `value`, ties to even. f32, f16 and bf16 overflow to infinity; f8e4m3, f8e5m2
+// and f4e2m1 saturate, infinities included. NaN gives the format's quiet NaN. Throws
+// std::domain_error for NaN or infinity into f4e2m1, which has neither, and for anything but a
+// power of two in range (or NaN) into e8m0: rounding to a scale is a rule that the caller declares,
+// see encode_scale.
 std::uint64_t encode(Dtype dtype, double value);
 
 // decode(encode(value)), without the detour through the code.
@@ -56,15 +57,16 @@ double round_to(Dtype dtype, double value);
 
 // How a positive magnitude becomes a power-of-two scale (E8M0).
 enum class ScaleRule { floor, ceil, nearest_even };
-// Throws std::domain_error unless 0 < value <= 2^127 (after rounding); values below 2^-127 give code 0.
+// Throws std::domain_error unless 0 < value <= 2^127 (after rounding); values below 2^-127 give
+// code 0.
 std::uint64_t encode_scale(double value, ScaleRule rule);
 
 // Unit roundoff of round-to-nearest: 2^-precision.
 double unit_roundoff(Dtype dtype);
 // Half the smallest subnormal: the largest absolute rounding error near zero.
 double half_min_subnormal(Dtype dtype);
-// Half an ulp in the binade of |value|: the largest rounding error of any number of that magnitude or less
-// (infinity and NaN give infinity).
+// Half an ulp in the binade of |value|: the largest rounding error of any number of that magnitude
+// or less (infinity and NaN give infinity).
 double half_ulp(Dtype dtype, double value);
 // The least magnitude that round-to-nearest turns into infinity (or that saturates).
 double overflow_threshold(Dtype dtype);

@@ -17,9 +17,10 @@ Index ceil_sqrt(Index n) {
   return r;
 }
 
-// The least power of two C with 2 * scale * C > 104: a score that misses by one bit of the code is so far
-// below the maximum (0) that its weight is 0 even with gradual underflow (e^-104 < 2^-150). Under a tiny scale
-// no C of the dtype does that; the largest one whose sums over a code stay finite has to do.
+// The least power of two C with 2 * scale * C > 104: a score that misses by one bit of the code is
+// so far below the maximum (0) that its weight is 0 even with gradual underflow (e^-104 < 2^-150).
+// Under a tiny scale no C of the dtype does that; the largest one whose sums over a code stay
+// finite has to do.
 double subset_gap(double scale, int code_bits, double largest) {
   double c = 1;
   while (!(2 * scale * c > 104) && 2 * c * std::max(code_bits, 1) <= largest) c *= 2;
@@ -48,23 +49,31 @@ double query(const ScoresContext& x, const Position& p) {
     case Scores::tile_peaks: return p.d == 0 ? 6 : n;
     case Scores::near_overflow: return draw.sign() * max_of(c.dtype) * (0.5 + 0.5 * draw.unit());
     case Scores::large_scores: return static_cast<double>(ceil_sqrt(60000 * 64 / c.shape.dim)) / 8;
-    case Scores::subnormal: return draw.sign() * min_subnormal(c.dtype) * static_cast<double>(draw.word(0) % 64);
+    case Scores::subnormal:
+      return draw.sign() * min_subnormal(c.dtype) * static_cast<double>(draw.word(0) % 64);
     case Scores::signed_zeros: return draw.word(0) % 8 == 0 ? draw.sign() : draw.sign() * 0.0;
-    case Scores::ramp: return static_cast<double>(p.i + 1) * 1e-3 + static_cast<double>(p.d + 1) * 1e-6;
-    case Scores::ties: return 1.5 * Draw(c.seed, Stream::k, p.b, p.h / c.shape.group(), 0, p.d).normal();
+    case Scores::ramp:
+      return static_cast<double>(p.i + 1) * 1e-3 + static_cast<double>(p.d + 1) * 1e-6;
+    case Scores::ties:
+      return 1.5 * Draw(c.seed, Stream::k, p.b, p.h / c.shape.group(), 0, p.d).normal();
     case Scores::equal: return 0;
-    case Scores::cancel: return 20 * Draw(c.seed, Stream::q, p.b, p.h, p.i, p.d / 2).normal();  // pairs are equal
+    case Scores::cancel:
+      return 20 * Draw(c.seed, Stream::q, p.b, p.h, p.i, p.d / 2).normal();  // pairs are equal
     case Scores::heavy_tail: return std::clamp(n * n * n * 2, -60.0, 60.0);
     case Scores::key_sink: return p.d == 0 ? 5 : n;
     case Scores::flat: return 0.01 * n;
     case Scores::subset:
     case Scores::gather: {
-      // Key j carries the bits of j as +-1 and a constant 1; the query asks for some bits of a target key
-      // with +-C and subtracts C for each: a match scores exactly 0, anything else -2C or less.
+      // Key j carries the bits of j as +-1 and a constant 1; the query asks for some bits of a
+      // target key with +-C and subtracts C for each: a match scores exactly 0, anything else -2C
+      // or less.
       const Draw row(c.seed, Stream::q, p.b, p.h, p.i, -1);
-      const auto target = static_cast<Index>(row.word(0) % static_cast<std::uint64_t>(std::max<Index>(1, std::min(p.i + 1, c.shape.keys))));
+      const auto target =
+          static_cast<Index>(row.word(0) % static_cast<std::uint64_t>(std::max<Index>(
+                                               1, std::min(p.i + 1, c.shape.keys))));
       const std::uint32_t bits_all = (1u << x.code_bits) - 1;
-      const std::uint32_t asked = c.scores == Scores::gather ? bits_all : row.word(1) & row.word(2) & bits_all;
+      const std::uint32_t asked =
+          c.scores == Scores::gather ? bits_all : row.word(1) & row.word(2) & bits_all;
       const double gap = subset_gap(x.scale, x.code_bits, max_of(c.dtype));
       if (p.d < x.code_bits) return asked >> p.d & 1 ? (target >> p.d & 1 ? gap : -gap) : 0;
       return p.d == x.code_bits ? -gap * std::popcount(asked) : 0;
@@ -82,13 +91,19 @@ double key(const ScoresContext& x, const Position& p) {
   switch (c.scores) {
     case Scores::uniform: return draw.unit();
     case Scores::huge: return 4 * n;
-    // Scores around -100 to -290: with the row maximum far below zero, a zero that leaks in takes over.
+    // Scores around -100 to -290: with the row maximum far below zero, a zero that leaks in takes
+    // over.
     case Scores::negative: return -(64 / x.root + 2 * draw.unit());
     case Scores::growing: return p.d == 0 ? 60 * (j + 1) / last * x.root / 8 : n;
     case Scores::falling: return p.d == 0 ? 60 * (last - j) / last * x.root / 8 : n;
-    case Scores::tile_peaks: return p.d == 0 && (p.i % 16 == 0 || p.i % 16 == 15) ? std::min(60.0, 4 * (j / 16 + 1)) * x.root / 6 : n;
+    case Scores::tile_peaks:
+      return p.d == 0 && (p.i % 16 == 0 || p.i % 16 == 15)
+                 ? std::min(60.0, 4 * (j / 16 + 1)) * x.root / 6
+                 : n;
     case Scores::near_overflow: return n / max_of(c.dtype);
-    case Scores::large_scores: return static_cast<double>(ceil_sqrt(60000 * 64 / c.shape.dim)) / 8 * (1 - 0.002 * draw.unit());
+    case Scores::large_scores:
+      return static_cast<double>(ceil_sqrt(60000 * 64 / c.shape.dim)) / 8 *
+             (1 - 0.002 * draw.unit());
     case Scores::signed_zeros: return draw.word(0) % 8 == 0 ? draw.sign() : draw.sign() * 0.0;
     case Scores::ramp: return (j + 1) * 1e-3 + static_cast<double>(p.d + 1) * 1e-6;
     case Scores::ties: return p.i % 3 == 1 ? Draw(c.seed, Stream::k, p.b, p.h, 0, p.d).normal() : n;
@@ -109,7 +124,8 @@ double key(const ScoresContext& x, const Position& p) {
 double bias_value(const Case& c, const Position& p) {
   const Draw draw(c.seed, Stream::bias, p);
   switch (c.bias.pattern) {
-    case MaskPattern::minus_infinity: return draw.chance(0.3) ? -std::numeric_limits<double>::infinity() : draw.normal();
+    case MaskPattern::minus_infinity:
+      return draw.chance(0.3) ? -std::numeric_limits<double>::infinity() : draw.normal();
     case MaskPattern::minimum: return draw.chance(0.3) ? -max_of(c.dtype) : 0;
     case MaskPattern::minimum_rows: return p.i % 3 == 1 ? -max_of(c.dtype) : 0;
     case MaskPattern::large: return draw.chance(0.3) ? -10000 : 2 * draw.normal();
@@ -136,14 +152,16 @@ void for_each_element(const Extents& shape, const Extents& stride, const Body& b
   for (std::size_t axis = 0; axis < 4; ++axis)
     if (stride[axis] == 0) distinct[axis] = std::min<Index>(1, distinct[axis]);
   parallel_for(distinct[0] * distinct[1] * distinct[2], 0, [&](Index row) {
-    const Index i = row % distinct[2], h = row / distinct[2] % distinct[1], b = row / distinct[2] / distinct[1];
+    const Index i = row % distinct[2], h = row / distinct[2] % distinct[1],
+                b = row / distinct[2] / distinct[1];
     for (Index d = 0; d < distinct[3]; ++d) body(Position{b, h, i, d});
   });
 }
 
 template <class Rule>
 void fill(const TensorView& t, const Rule& rule) {
-  for_each_element(t.shape, t.stride, [&](const Position& p) { store(t, t.at(p.b, p.h, p.i, p.d), rule(p)); });
+  for_each_element(t.shape, t.stride,
+                   [&](const Position& p) { store(t, t.at(p.b, p.h, p.i, p.d), rule(p)); });
 }
 
 std::vector<Index> per_batch(const std::vector<Index>& list, Index batch) {
@@ -155,8 +173,10 @@ std::vector<Index> per_batch(const std::vector<Index>& list, Index batch) {
 std::vector<std::int32_t> segments(const std::vector<Index>& documents, Index batch, Index length) {
   std::vector<std::int32_t> ids(static_cast<std::size_t>(batch * length));
   for (Index i = 0, doc = 0, end = documents[0]; i < length; ++i) {
-    while (i >= end && doc + 1 < static_cast<Index>(documents.size())) end += documents[static_cast<std::size_t>(++doc)];
-    for (Index b = 0; b < batch; ++b) ids[static_cast<std::size_t>(b * length + i)] = static_cast<std::int32_t>(doc);
+    while (i >= end && doc + 1 < static_cast<Index>(documents.size()))
+      end += documents[static_cast<std::size_t>(++doc)];
+    for (Index b = 0; b < batch; ++b)
+      ids[static_cast<std::size_t>(b * length + i)] = static_cast<std::int32_t>(doc);
   }
   return ids;
 }
@@ -172,10 +192,13 @@ Extents broadcast_strides(const MaskSpec& m, Extents shape) {
   return stride;
 }
 
-Tensor contiguous(Dtype dtype, const Extents& shape, Surroundings around) { return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1), around); }
+Tensor contiguous(Dtype dtype, const Extents& shape, Surroundings around) {
+  return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1), around);
+}
 
-// What a cache holds after rounding, in f64. Groups of f8 and f4 have a scale: the least 2^e, e >= -127, under which their
-// largest finite magnitude does not exceed the dtype's largest number, and saturate at the largest code that f32 holds under it.
+// What a cache holds after rounding, in f64. Groups of f8 and f4 have a scale: the least 2^e, e >=
+// -127, under which their largest finite magnitude does not exceed the dtype's largest number, and
+// saturate at the largest code that f32 holds under it.
 Tensor cached_values(const Case& c, const TensorView& tokens, Surroundings around) {
   const Dtype dtype = c.cache_dtype();
   Tensor out = contiguous(Dtype::f64, tokens.shape, around);
@@ -184,7 +207,8 @@ Tensor cached_values(const Case& c, const TensorView& tokens, Surroundings aroun
   const bool scaled = format(dtype).bits <= 8;
   const Index group = scaled && c.cache.group > 0 ? c.cache.group : columns;
   parallel_for(tokens.shape[0] * tokens.shape[1] * tokens.shape[2], 0, [&](Index row) {
-    const Index i = row % tokens.shape[2], h = row / tokens.shape[2] % tokens.shape[1], b = row / tokens.shape[2] / tokens.shape[1];
+    const Index i = row % tokens.shape[2], h = row / tokens.shape[2] % tokens.shape[1],
+                b = row / tokens.shape[2] / tokens.shape[1];
     for (Index first = 0; first < columns; first += group) {
       const Index last = std::min(columns, first + group);
       double largest = 0, scale = 1;
@@ -199,7 +223,8 @@ Tensor cached_values(const Case& c, const TensorView& tokens, Surroundings aroun
       }
       for (Index d = first; d < last; ++d) {
         double x = round_to(dtype, load(tokens, tokens.at(b, h, i, d)) / scale);
-        while (scaled && std::fabs(x) * scale > format(Dtype::f32).max_finite) x = decode(dtype, encode(dtype, x) - 1);
+        while (scaled && std::fabs(x) * scale > format(Dtype::f32).max_finite)
+          x = decode(dtype, encode(dtype, x) - 1);
         store(to, to.at(b, h, i, d), scale * x);
       }
     }
@@ -216,16 +241,19 @@ void fill_latent(const Case& c, Inputs& in) {
   in.up_k = contiguous(c.dtype, {1, s.kv_heads, plain, rank}, in.around);
   in.up_v = contiguous(c.dtype, {1, s.kv_heads, s.value_dim, rank}, in.around);
   auto normal = [&](Stream stream, double gain) {
-    return [&c, stream, gain](const Position& p) { return gain * Draw(c.seed, stream, p).normal(); };
+    return
+        [&c, stream, gain](const Position& p) { return gain * Draw(c.seed, stream, p).normal(); };
   };
   const double gain = 1 / static_cast<double>(ceil_sqrt(rank));
   fill(in.token_k.view(), normal(Stream::latent, 1));
   fill(in.token_v.view(), normal(Stream::rotary, 1));
   fill(in.up_k.view(), normal(Stream::up_k, gain));
   fill(in.up_v.view(), normal(Stream::up_v, gain));
-  const Tensor latent = cached_values(c, in.token_k.view(), in.around), turned = cached_values(c, in.token_v.view(), in.around);
+  const Tensor latent = cached_values(c, in.token_k.view(), in.around),
+               turned = cached_values(c, in.token_v.view(), in.around);
   ProjectedAttention& a = in.problem;
-  const Extents k_shape{s.batch, s.kv_heads, s.keys, s.dim}, v_shape{s.batch, s.kv_heads, s.keys, s.value_dim};
+  const Extents k_shape{s.batch, s.kv_heads, s.keys, s.dim},
+      v_shape{s.batch, s.kv_heads, s.keys, s.value_dim};
   in.k = contiguous(Dtype::f64, k_shape, in.around);
   in.v = contiguous(Dtype::f64, v_shape, in.around);
   in.k_absolute = contiguous(Dtype::f64, k_shape, in.around);
@@ -239,8 +267,10 @@ void fill_latent(const Case& c, Inputs& in) {
     for (std::size_t e = 0; e < x.size(); ++e) x[e] = load(t, static_cast<Index>(e));
     return x;
   };
-  const std::vector<double> c_of = decoded(latent.view()), up_k = decoded(in.up_k.view()), up_v = decoded(in.up_v.view());
-  auto project = [&](const double* up, const double* token, Index at, const TensorView& to, const TensorView& absolute) {
+  const std::vector<double> c_of = decoded(latent.view()), up_k = decoded(in.up_k.view()),
+                            up_v = decoded(in.up_v.view());
+  auto project = [&](const double* up, const double* token, Index at, const TensorView& to,
+                     const TensorView& absolute) {
     double sum = 0, magnitude = 0;
     for (Index r = 0; r < rank; ++r) {
       const double product = up[r] * token[r];
@@ -251,10 +281,15 @@ void fill_latent(const Case& c, Inputs& in) {
     store(absolute, at, magnitude);
   };
   parallel_for(s.batch * s.kv_heads * s.keys, 0, [&](Index position) {
-    const Index j = position % s.keys, g = position / s.keys % s.kv_heads, b = position / s.keys / s.kv_heads;
+    const Index j = position % s.keys, g = position / s.keys % s.kv_heads,
+                b = position / s.keys / s.kv_heads;
     const double* token = c_of.data() + (b * s.keys + j) * rank;
-    for (Index d = 0; d < plain; ++d) project(up_k.data() + (g * plain + d) * rank, token, a.k.at(b, g, j, d), a.k, a.projection.k_absolute);
-    for (Index d = 0; d < s.value_dim; ++d) project(up_v.data() + (g * s.value_dim + d) * rank, token, a.v.at(b, g, j, d), a.v, a.projection.v_absolute);
+    for (Index d = 0; d < plain; ++d)
+      project(up_k.data() + (g * plain + d) * rank, token, a.k.at(b, g, j, d), a.k,
+              a.projection.k_absolute);
+    for (Index d = 0; d < s.value_dim; ++d)
+      project(up_v.data() + (g * s.value_dim + d) * rank, token, a.v.at(b, g, j, d), a.v,
+              a.projection.v_absolute);
     for (Index d = 0; d < rotary; ++d) {
       const double x = load(turned.view(), turned.view().at(b, 0, j, d));
       store(a.k, a.k.at(b, g, j, plain + d), x);
@@ -269,21 +304,24 @@ Layout make_layout(LayoutKind kind, const Extents& s, Index heads_in_pack) {
   const auto [B, H, L, D] = s;
   switch (kind) {
     case LayoutKind::bshd: return {{L * H * D, D, H * D, 1}, 0, B * H * L * D};
-    case LayoutKind::packed: return {{L * heads_in_pack * D, D, heads_in_pack * D, 1}, 0, B * L * heads_in_pack * D};
+    case LayoutKind::packed:
+      return {{L * heads_in_pack * D, D, heads_in_pack * D, 1}, 0, B * L * heads_in_pack * D};
     case LayoutKind::padded: {
       const Index row = D + 5, head = L * row + 7, batch = H * head + 11;
       return {{batch, head, row, 1}, 3, B * batch + 3};
     }
-    case LayoutKind::strided: return {{H * L * D * 2, L * D * 2, D * 2, 2}, 1, B * H * L * D * 2 + 1};
+    case LayoutKind::strided:
+      return {{H * L * D * 2, L * D * 2, D * 2, 2}, 1, B * H * L * D * 2 + 1};
     case LayoutKind::shared_head: return {{L * D, 0, D, 1}, 0, B * L * D};
     case LayoutKind::shared_batch: return {{0, L * D, D, 1}, 0, H * L * D};
     case LayoutKind::distant: {
-      // Rows of all heads, so far from one another that the last ones lie beyond 2^32 elements. The storage is a mapping that has memory where
-      // somebody has written.
+      // Rows of all heads, so far from one another that the last ones lie beyond 2^32 elements. The
+      // storage is a mapping that has memory where somebody has written.
       const Index row = H * D + (Index{3} << 31) / std::max<Index>(1, B * L);
       return {{L * row, D, row, 1}, 0, B * L * row, true};
     }
-    case LayoutKind::reversed: return {{H * L * D, L * D, -D, 1}, std::max<Index>(0, L - 1) * D, B * H * L * D};
+    case LayoutKind::reversed:
+      return {{H * L * D, L * D, -D, 1}, std::max<Index>(0, L - 1) * D, B * H * L * D};
     default: return {{H * L * D, L * D, D, 1}, 0, B * H * L * D};
   }
 }
@@ -291,7 +329,9 @@ Layout make_layout(LayoutKind kind, const Extents& s, Index heads_in_pack) {
 Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
   const AttentionShape& s = c.shape;
   const Index pack = s.query_heads + 2 * s.kv_heads;
-  auto make = [&](LayoutKind kind, const Extents& shape) { return Tensor(c.dtype, shape, make_layout(kind, shape, pack), around); };
+  auto make = [&](LayoutKind kind, const Extents& shape) {
+    return Tensor(c.dtype, shape, make_layout(kind, shape, pack), around);
+  };
   q = make(c.q_layout, {s.batch, s.query_heads, s.rows, s.dim});
   const bool latent = c.cache.kind == CacheSpec::Kind::latent;
   k = make(c.k_layout, {s.batch, s.kv_heads, s.keys, s.dim});
@@ -313,11 +353,13 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
   if (c.offset != OffsetSpec{})
     for (Index b = 0; b < s.batch; ++b)
       a.offset.push_back(c.offset.kind == OffsetSpec::Kind::fixed ? c.offset.value
-                         : c.offset.kind == OffsetSpec::Kind::end ? s.keys - s.rows
-                                                                  : a.key_lengths[static_cast<std::size_t>(b)] - s.rows);
+                         : c.offset.kind == OffsetSpec::Kind::end
+                             ? s.keys - s.rows
+                             : a.key_lengths[static_cast<std::size_t>(b)] - s.rows);
   if (c.alibi) a.alibi_slopes = default_alibi_slopes(s.query_heads);
   if (c.sink)
-    for (Index h = 0; h < s.query_heads; ++h) a.sink.push_back(*c.sink + static_cast<float>(h) * 0.25f);
+    for (Index h = 0; h < s.query_heads; ++h)
+      a.sink.push_back(*c.sink + static_cast<float>(h) * 0.25f);
   a.dropout = c.dropout;
   a.dropout_seed = c.dropout_seed;
   if (!c.documents.empty()) {
@@ -327,32 +369,47 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
 
   const ScoresContext context{
       c, static_cast<double>(a.scale), static_cast<double>(ceil_sqrt(s.dim)),
-      static_cast<int>(std::min<Index>({static_cast<Index>(std::bit_width(static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1)))), s.dim - 1, 31}))};
+      static_cast<int>(
+          std::min<Index>({static_cast<Index>(std::bit_width(
+                               static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1)))),
+                           s.dim - 1, 31}))};
   fill(a.q, [&](const Position& p) { return query(context, p); });
-  auto is_padding = [&](std::size_t b, Index j) { return (!a.key_lengths.empty() && j >= a.key_lengths[b]) || (!a.key_starts.empty() && j < a.key_starts[b]); };
+  auto is_padding = [&](std::size_t b, Index j) {
+    return (!a.key_lengths.empty() && j >= a.key_lengths[b]) ||
+           (!a.key_starts.empty() && j < a.key_starts[b]);
+  };
   auto hidden_or = [&](const TensorView& t, const Position& p, double visible) {
     if (c.hidden == Hidden::generated) return visible;
     // Where batches share their keys, only what is padding to all of them is hidden.
     bool hidden = is_padding(static_cast<std::size_t>(p.b), p.i);
     if (t.stride[0] == 0)
-      for (std::size_t b = 0; b < static_cast<std::size_t>(s.batch); ++b) hidden = hidden && is_padding(b, p.i);
+      for (std::size_t b = 0; b < static_cast<std::size_t>(s.batch); ++b)
+        hidden = hidden && is_padding(b, p.i);
     if (!hidden) return visible;
     constexpr double inf = std::numeric_limits<double>::infinity();
-    return c.hidden == Hidden::nan ? std::numeric_limits<double>::quiet_NaN() : c.hidden == Hidden::infinity ? inf : max_of(c.dtype) / 2;
+    return c.hidden == Hidden::nan        ? std::numeric_limits<double>::quiet_NaN()
+           : c.hidden == Hidden::infinity ? inf
+                                          : max_of(c.dtype) / 2;
   };
   fill(a.k, [&](const Position& p) { return hidden_or(a.k, p, key(context, p)); });
-  fill(a.v, [&](const Position& p) { return hidden_or(a.v, p, value(c.values, Draw(c.seed, Stream::v, p), p, c.dtype, s.value_dim)); });
+  fill(a.v, [&](const Position& p) {
+    return hidden_or(a.v, p, value(c.values, Draw(c.seed, Stream::v, p), p, c.dtype, s.value_dim));
+  });
 
   if (c.operation == Operation::backward) {
     // A packed tensor has no room for a fourth of its kind.
-    d_o = make(c.o_layout == LayoutKind::packed ? LayoutKind::bshd : c.o_layout, {s.batch, s.query_heads, s.rows, s.value_dim});
-    fill(d_o.view(), [&](const Position& p) { return value(c.gradient, Draw(c.seed, Stream::d_o, p), p, c.dtype, s.value_dim); });
+    d_o = make(c.o_layout == LayoutKind::packed ? LayoutKind::bshd : c.o_layout,
+               {s.batch, s.query_heads, s.rows, s.value_dim});
+    fill(d_o.view(), [&](const Position& p) {
+      return value(c.gradient, Draw(c.seed, Stream::d_o, p), p, c.dtype, s.value_dim);
+    });
   }
 
   const Extents mask_shape{s.batch, s.query_heads, s.rows, s.keys};
   if (c.bias.pattern != MaskPattern::none) {
     Layout layout{broadcast_strides(c.bias, mask_shape), 0, 1};
-    for (std::size_t axis = 0; axis < 4; ++axis) layout.elements *= c.bias.varies[axis] ? mask_shape[axis] : 1;
+    for (std::size_t axis = 0; axis < 4; ++axis)
+      layout.elements *= c.bias.varies[axis] ? mask_shape[axis] : 1;
     bias = Tensor(c.dtype, mask_shape, layout, around);
     a.bias = bias.view();
     fill(a.bias, [&](const Position& p) { return bias_value(c, p); });
@@ -364,12 +421,18 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
     keep.resize(static_cast<std::size_t>(std::max<Index>(n, 1)));
     a.keep.data = keep.data();
     for_each_element(mask_shape, a.keep.stride, [&](const Position& p) {
-      keep[static_cast<std::size_t>(p.b * a.keep.stride[0] + p.h * a.keep.stride[1] + p.i * a.keep.stride[2] + p.d * a.keep.stride[3])] = keep_value(c, p);
+      keep[static_cast<std::size_t>(p.b * a.keep.stride[0] + p.h * a.keep.stride[1] +
+                                    p.i * a.keep.stride[2] + p.d * a.keep.stride[3])] =
+          keep_value(c, p);
     });
   }
   if (latent) fill_latent(c, *this);
   for (const Poke& p : c.pokes) {
-    const TensorView& t = p.tensor == 'q' ? a.q : p.tensor == 'k' ? a.k : p.tensor == 'v' ? a.v : p.tensor == 'g' ? d_o.view() : a.bias;
+    const TensorView& t = p.tensor == 'q'   ? a.q
+                          : p.tensor == 'k' ? a.k
+                          : p.tensor == 'v' ? a.v
+                          : p.tensor == 'g' ? d_o.view()
+                                            : a.bias;
     store(t, t.at(p.position[0], p.position[1], p.position[2], p.position[3]), p.value);
   }
   if (c.cache && !latent) {

@@ -1,9 +1,10 @@
 // Inputs of a case, made from its seed.
 //
-// Element (tensor, position) of a seed is a function of those alone: Philox4x32-10 (Random123) with the
-// position as its counter, then integer arithmetic, additions and products of doubles, and one rounding to
-// the dtype. No math library, so the same bits come out on any machine, thread count and build; and a case
-// with smaller extents keeps the elements it still has, which is what makes shrinking work.
+// Element (tensor, position) of a seed is a function of those alone: Philox4x32-10 (Random123) with
+// the position as its counter, then integer arithmetic, additions and products of doubles, and one
+// rounding to the dtype. No math library, so the same bits come out on any machine, thread count
+// and build; and a case with smaller extents keeps the elements it still has, which is what makes
+// shrinking work.
 #pragma once
 
 #include "problem/case.h"
@@ -19,8 +20,9 @@ struct Inputs {
   const Surroundings around;  // of every tensor
   Tensor q, k, v, bias;
   Tensor d_o;  // backward only
-  // A cache's tokens as they are appended: K and V (latent: c [B, 1, Lk, rank] and the rotary part [B, 1, Lk, rotary]), with the
-  // up-projections of a latent cache. problem.k and problem.v then hold, in f64, what the cache means after its rounding.
+  // A cache's tokens as they are appended: K and V (latent: c [B, 1, Lk, rank] and the rotary part
+  // [B, 1, Lk, rotary]), with the up-projections of a latent cache. problem.k and problem.v then
+  // hold, in f64, what the cache means after its rounding.
   Tensor token_k, token_v, up_k, up_v, k_absolute, v_absolute;
   std::vector<std::uint8_t> keep;
   ProjectedAttention problem;
@@ -41,7 +43,8 @@ struct ProductInputs {
 // What quantized weights were quantized from: f32.
 double original_weight(const Case& c, Index k, Index n);
 
-// Storage of a tensor of this shape laid out so; `heads_in_pack` is the width of a packed QKV in heads.
+// Storage of a tensor of this shape laid out so; `heads_in_pack` is the width of a packed QKV in
+// heads.
 Layout make_layout(LayoutKind kind, const Extents& shape, Index heads_in_pack);
 
 }  // namespace assay

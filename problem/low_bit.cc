@@ -15,24 +15,32 @@ namespace {
 using enum CodeLayout;
 constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 
-Tensor byte_tensor(Index count, Surroundings around) { return Tensor(Dtype::f8e4m3, {1, 1, 1, count}, {{0, 0, 0, 1}, 0, count}, around); }
-
-// Nibble `at` of 32-bit words or of bytes, the low one first: both count alike on a little-endian machine.
-void put_nibble(std::byte* data, Index at, std::uint32_t code) {
-  std::byte& b = data[at / 2];
-  b = at % 2 ? (b & std::byte{0x0F}) | static_cast<std::byte>(code << 4) : (b & std::byte{0xF0}) | static_cast<std::byte>(code);
+Tensor byte_tensor(Index count, Surroundings around) {
+  return Tensor(Dtype::f8e4m3, {1, 1, 1, count}, {{0, 0, 0, 1}, 0, count}, around);
 }
 
-double largest_of(Index begin, Index end, Index n, const std::function<double(Index, Index)>& value) {
+// Nibble `at` of 32-bit words or of bytes, the low one first: both count alike on a little-endian
+// machine.
+void put_nibble(std::byte* data, Index at, std::uint32_t code) {
+  std::byte& b = data[at / 2];
+  b = at % 2 ? (b & std::byte{0x0F}) | static_cast<std::byte>(code << 4)
+             : (b & std::byte{0xF0}) | static_cast<std::byte>(code);
+}
+
+double largest_of(Index begin, Index end, Index n,
+                  const std::function<double(Index, Index)>& value) {
   double largest = 0;
   for (Index k = begin; k < end; ++k) largest = std::max(largest, std::fabs(value(k, n)));
   return largest;
 }
 
-double nearest_integer(double x) { return std::nearbyint(x); }  // ties to even: the rounding mode is never changed
+double nearest_integer(double x) {
+  return std::nearbyint(x);
+}  // ties to even: the rounding mode is never changed
 
 void refuse_scale(double scale, Index t, Index n) {
-  throw std::domain_error(fmt::format("the scale {} of group {} of column {} overflows f16", scale, t, n));
+  throw std::domain_error(
+      fmt::format("the scale {} of group {} of column {} overflows f16", scale, t, n));
 }
 
 // max(RN16(x), 2^-24) as a code.
@@ -42,8 +50,10 @@ std::uint64_t f16_scale(double x, Index t, Index n) {
   return std::max<std::uint64_t>(code, 1);
 }
 
-void quantize_integers(LowBitMatrix& to, const LowBitView& v, Index t, Index n, const std::function<double(Index, Index)>& value) {
-  const double least = traits(v.format).bits == 8 ? -128 : 0, most = traits(v.format).bits == 8 ? 127 : 15;
+void quantize_integers(LowBitMatrix& to, const LowBitView& v, Index t, Index n,
+                       const std::function<double(Index, Index)>& value) {
+  const double least = traits(v.format).bits == 8 ? -128 : 0,
+               most = traits(v.format).bits == 8 ? 127 : 15;
   const Index begin = t * v.group, end = std::min(begin + v.group, v.k);
   double low = 0, high = 0;
   for (Index k = begin; k < end; ++k) {
@@ -56,16 +66,22 @@ void quantize_integers(LowBitMatrix& to, const LowBitView& v, Index t, Index n, 
   to.set_scale(t, n, static_cast<std::uint32_t>(code));
   to.set_zero(t, n, static_cast<int>(zero));
   for (Index k = begin; k < end; ++k) {
-    const auto q = static_cast<int>(std::clamp(nearest_integer(value(k, n) / scale) + zero, least, most));
+    const auto q =
+        static_cast<int>(std::clamp(nearest_integer(value(k, n) / scale) + zero, least, most));
     to.set_code(k, n, static_cast<std::uint32_t>(q) & (traits(v.format).bits == 8 ? 0xFFu : 0xFu));
   }
 }
 
-void keep_two_of_four(LowBitMatrix& to, Index quad, Index n, const std::array<double, 4>& x, double scale) {
+void keep_two_of_four(LowBitMatrix& to, Index quad, Index n, const std::array<double, 4>& x,
+                      double scale) {
   std::array<int, 4> order = {0, 1, 2, 3};
-  std::ranges::sort(order, {}, [&](int p) { return std::pair(-std::fabs(x[static_cast<std::size_t>(p)]), p); });
+  std::ranges::sort(
+      order, {}, [&](int p) { return std::pair(-std::fabs(x[static_cast<std::size_t>(p)]), p); });
   const int first = std::min(order[0], order[1]), second = std::max(order[0], order[1]);
-  auto code = [&](int p) { return static_cast<std::uint32_t>(encode(Dtype::f4e2m1, x[static_cast<std::size_t>(p)] / scale)); };
+  auto code = [&](int p) {
+    return static_cast<std::uint32_t>(
+        encode(Dtype::f4e2m1, x[static_cast<std::size_t>(p)] / scale));
+  };
   to.set_kept(quad, n, first, second, code(first), code(second));
 }
 
@@ -89,7 +105,8 @@ LowBitSizes sizes_of(LowBit format, Index k, Index n, Index group) {
   return s;
 }
 
-LowBitMatrix::LowBitMatrix(LowBit format, Index k, Index n, Index group, Surroundings around) : format_(format), k_(k), n_(n), group_(group) {
+LowBitMatrix::LowBitMatrix(LowBit format, Index k, Index n, Index group, Surroundings around)
+    : format_(format), k_(k), n_(n), group_(group) {
   const LowBitSizes s = sizes_of(format, k, n, group);
   codes_ = byte_tensor(s.codes, around);
   scales_ = byte_tensor(s.scales, around);
@@ -134,21 +151,28 @@ void LowBitMatrix::set_scale(Index t, Index n, std::uint32_t code) {
   }
 }
 
-void LowBitMatrix::set_zero(Index t, Index n, int zero) { extra_.bytes()[t * n_ + n] = static_cast<std::byte>(zero); }
+void LowBitMatrix::set_zero(Index t, Index n, int zero) {
+  extra_.bytes()[t * n_ + n] = static_cast<std::byte>(zero);
+}
 
-void LowBitMatrix::set_kept(Index quad, Index n, int first, int second, std::uint32_t first_code, std::uint32_t second_code) {
+void LowBitMatrix::set_kept(Index quad, Index n, int first, int second, std::uint32_t first_code,
+                            std::uint32_t second_code) {
   const Index at = (quad / 4 * n_ + n) * 8 + quad % 4 * 2;
   put_nibble(codes_.bytes(), at, first_code);
   put_nibble(codes_.bytes(), at + 1, second_code);
-  put_nibble(extra_.bytes(), (quad / 8 * n_ + n) * 8 + quad % 8, static_cast<std::uint32_t>(second * 4 + first));
+  put_nibble(extra_.bytes(), (quad / 8 * n_ + n) * 8 + quad % 8,
+             static_cast<std::uint32_t>(second * 4 + first));
 }
 
-LowBitMatrix quantize(LowBit format, Index k, Index n, Index group, const std::function<double(Index, Index)>& value, Surroundings around) {
+LowBitMatrix quantize(LowBit format, Index k, Index n, Index group,
+                      const std::function<double(Index, Index)>& value, Surroundings around) {
   const LowBitTraits& t = traits(format);
   LowBitMatrix to(format, k, n, group, around);
   for (Index c = 0; c < n; ++c)
     for (Index r = 0; r < k; ++r)
-      if (!std::isfinite(value(r, c))) throw std::domain_error(fmt::format("element [{}, {}] = {} is not finite", r, c, value(r, c)));
+      if (!std::isfinite(value(r, c)))
+        throw std::domain_error(
+            fmt::format("element [{}, {}] = {} is not finite", r, c, value(r, c)));
   double tensor_scale = 1;
   if (format == LowBit::nvfp4) {
     double largest = 0;
@@ -170,7 +194,11 @@ LowBitMatrix quantize(LowBit format, Index k, Index n, Index group, const std::f
       double scale = 1;
       if (group > 0) {
         if (t.scale == Dtype::e8m0) {
-          code = largest > 0 ? encode_scale(std::ldexp(largest, -std::ilogb(assay::format(t.element).max_finite)), ScaleRule::floor) : 0;
+          code = largest > 0
+                     ? encode_scale(
+                           std::ldexp(largest, -std::ilogb(assay::format(t.element).max_finite)),
+                           ScaleRule::floor)
+                     : 0;
         } else if (format == LowBit::nvfp4) {
           code = encode(Dtype::f8e4m3, largest / (6 * tensor_scale));
         } else {
@@ -181,10 +209,16 @@ LowBitMatrix quantize(LowBit format, Index k, Index n, Index group, const std::f
       }
       if (t.layout == sparse) {
         for (Index q = begin / 4; q * 4 < end; ++q)
-          keep_two_of_four(to, q, c, {value(4 * q, c), value(4 * q + 1, c), value(4 * q + 2, c), value(4 * q + 3, c)}, scale);
+          keep_two_of_four(
+              to, q, c,
+              {value(4 * q, c), value(4 * q + 1, c), value(4 * q + 2, c), value(4 * q + 3, c)},
+              scale);
         continue;
       }
-      for (Index r = begin; r < end; ++r) to.set_code(r, c, scale == 0 ? 0 : static_cast<std::uint32_t>(encode(t.element, value(r, c) / scale)));
+      for (Index r = begin; r < end; ++r)
+        to.set_code(
+            r, c,
+            scale == 0 ? 0 : static_cast<std::uint32_t>(encode(t.element, value(r, c) / scale)));
     }
   return to;
 }

@@ -21,8 +21,8 @@ namespace assay {
 #ifndef ASSAY_STD_THREADS
 namespace {
 
-// An arena that nobody else uses until this is destroyed. Arenas are kept: oneTBB 2021.8 loses 7 KiB with each that is
-// destroyed after workers have joined it.
+// An arena that nobody else uses until this is destroyed. Arenas are kept: oneTBB 2021.8 loses 7
+// KiB with each that is destroyed after workers have joined it.
 class Arena {
  public:
   explicit Arena(int threads) : threads_(threads) {
@@ -68,7 +68,8 @@ ParallelRegion::ParallelRegion(int threads) : outer_(region) {
   if (threads <= 1) return;
   auto arena = std::make_unique<Arena>(threads);
   // oneTBB makes what it needs in the first loop of an arena.
-  (*arena)->execute([] { tbb::parallel_for(Index{0}, Index{2}, [](Index) {}, tbb::simple_partitioner()); });
+  (*arena)->execute(
+      [] { tbb::parallel_for(Index{0}, Index{2}, [](Index) {}, tbb::simple_partitioner()); });
   arena_ = region = arena.release();
 }
 
@@ -86,7 +87,8 @@ int hardware_threads() {
   return threads;
 }
 
-void parallel_for_each_index(Index n, int threads, void (*call)(const void* body, Index i), const void* body) {
+void parallel_for_each_index(Index n, int threads, void (*call)(const void* body, Index i),
+                             const void* body) {
   if (threads <= 0) threads = hardware_threads();
   if (threads <= 1 || n <= 1) {
     for (Index i = 0; i < n; ++i) call(body, i);
@@ -120,8 +122,7 @@ void parallel_for_each_index(Index n, int threads, void (*call)(const void* body
   if (error) std::rethrow_exception(error);
 #else
   const auto loop = [&] {
-    tbb::parallel_for(
-        Index{0}, n, [&](Index i) { call(body, i); }, tbb::simple_partitioner());
+    tbb::parallel_for(Index{0}, n, [&](Index i) { call(body, i); }, tbb::simple_partitioner());
   };
   if (region && region->threads() == threads) {
     (*region)->execute(loop);

@@ -17,14 +17,17 @@ constexpr std::byte guard_pattern{0xA7};
 template <class T>
 T get(const TensorView& t, Index position) {
   T value;
-  std::memcpy(&value, static_cast<const std::byte*>(t.data) + position * static_cast<Index>(sizeof(T)), sizeof(T));
+  std::memcpy(&value,
+              static_cast<const std::byte*>(t.data) + position * static_cast<Index>(sizeof(T)),
+              sizeof(T));
   return value;
 }
 
 template <class T>
 void put(const TensorView& t, Index position, std::uint64_t code) {
   const T value = static_cast<T>(code);
-  std::memcpy(static_cast<std::byte*>(t.data) + position * static_cast<Index>(sizeof(T)), &value, sizeof(T));
+  std::memcpy(static_cast<std::byte*>(t.data) + position * static_cast<Index>(sizeof(T)), &value,
+              sizeof(T));
 }
 
 }  // namespace
@@ -35,7 +38,8 @@ double load(const TensorView& t, Index position) {
     case 32: return decode(t.dtype, get<std::uint32_t>(t, position));
     case 16: return decode(t.dtype, get<std::uint16_t>(t, position));
     case 8: return decode(t.dtype, get<std::uint8_t>(t, position));
-    default: return decode(t.dtype, (get<std::uint8_t>(t, position >> 1) >> ((position & 1) * 4)) & 0xF);
+    default:
+      return decode(t.dtype, (get<std::uint8_t>(t, position >> 1) >> ((position & 1) * 4)) & 0xF);
   }
 }
 
@@ -55,15 +59,23 @@ void store(const TensorView& t, Index position, double value) {
 }
 
 Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout, Surroundings around)
-    : size_((static_cast<std::size_t>(layout.elements) * static_cast<std::size_t>(format(dtype).bits) + 7) / 8), sparse_(layout.sparse) {
+    : size_((static_cast<std::size_t>(layout.elements) *
+                 static_cast<std::size_t>(format(dtype).bits) +
+             7) /
+            8),
+      sparse_(layout.sparse) {
   const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   if (sparse_ || around != Surroundings::bands) {
     const std::size_t inner = (size_ + page - 1) / page * page, total = inner + 2 * page;
-    // Inaccessible first: the pages at both ends stay so. Shared, which a limit of private memory does not count: its size is no memory.
-    void* mapping = mmap(nullptr, total, PROT_NONE, (sparse_ ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    // Inaccessible first: the pages at both ends stay so. Shared, which a limit of private memory
+    // does not count: its size is no memory.
+    void* mapping =
+        mmap(nullptr, total, PROT_NONE,
+             (sparse_ ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED) throw std::bad_alloc();
     storage_ = {static_cast<std::byte*>(mapping), Release{total}};
-    if (inner > 0 && mprotect(storage_.get() + page, inner, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+    if (inner > 0 && mprotect(storage_.get() + page, inner, PROT_READ | PROT_WRITE) != 0)
+      throw std::bad_alloc();
     bytes_ = storage_.get() + page + (around == Surroundings::page_before ? 0 : inner - size_);
   } else {
     const std::size_t total = (size_ + 2 * guard_bytes + 63) / 64 * 64;
@@ -80,7 +92,9 @@ Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout, Surround
 
 bool Tensor::guards_intact() const {
   if (!banded_) return true;
-  const auto intact = [](const std::byte* band) { return band[0] == guard_pattern && std::memcmp(band, band + 1, guard_bytes - 1) == 0; };
+  const auto intact = [](const std::byte* band) {
+    return band[0] == guard_pattern && std::memcmp(band, band + 1, guard_bytes - 1) == 0;
+  };
   return intact(storage_.get()) && intact(bytes_ + size_);
 }
 
@@ -91,8 +105,10 @@ std::vector<Tensor::Region> Tensor::regions() const {
   const Index bytes = format(view_.dtype).bits / 8, all = static_cast<Index>(size_) / bytes;
   for (Index b = 0; b < view_.shape[0]; ++b)
     for (Index i = 0; i < view_.shape[2]; ++i) {
-      const Index first = view_.at(b, 0, i, 0), last = view_.at(b, view_.shape[1] - 1, i, view_.shape[3] - 1);
-      found.push_back({static_cast<std::size_t>(std::max<Index>(0, first - margin) * bytes), static_cast<std::size_t>(std::min(all, last + 1 + margin) * bytes)});
+      const Index first = view_.at(b, 0, i, 0),
+                  last = view_.at(b, view_.shape[1] - 1, i, view_.shape[3] - 1);
+      found.push_back({static_cast<std::size_t>(std::max<Index>(0, first - margin) * bytes),
+                       static_cast<std::size_t>(std::min(all, last + 1 + margin) * bytes)});
     }
   return found;
 }

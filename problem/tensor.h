@@ -1,5 +1,5 @@
-// Strided tensors of rank 4. A layout is nothing but strides: BHSD, BSHD, a packed QKV, a slice, a broadcast
-// (stride 0) and a reversed axis are all the same tensor to whoever reads it.
+// Strided tensors of rank 4. A layout is nothing but strides: BHSD, BSHD, a packed QKV, a slice, a
+// broadcast (stride 0) and a reversed axis are all the same tensor to whoever reads it.
 #pragma once
 
 #include <array>
@@ -26,8 +26,8 @@ void for_each_index(const Extents& e, const Body& body) {
 
 constexpr Index element_count(const Extents& e) { return e[0] * e[1] * e[2] * e[3]; }
 
-// A view owns nothing. Strides and origin count elements (for f4e2m1: nibbles, the low one first); the
-// element (0, 0, 0, 0) lies `origin` elements after `data`.
+// A view owns nothing. Strides and origin count elements (for f4e2m1: nibbles, the low one first);
+// the element (0, 0, 0, 0) lies `origin` elements after `data`.
 struct TensorView {
   void* data = nullptr;
   Dtype dtype = Dtype::f32;
@@ -35,7 +35,9 @@ struct TensorView {
   Extents stride{};
   Index origin = 0;
 
-  Index at(Index b, Index h, Index i, Index d) const { return origin + b * stride[0] + h * stride[1] + i * stride[2] + d * stride[3]; }
+  Index at(Index b, Index h, Index i, Index d) const {
+    return origin + b * stride[0] + h * stride[1] + i * stride[2] + d * stride[3];
+  }
   explicit operator bool() const { return data != nullptr; }
 };
 
@@ -49,11 +51,13 @@ struct Layout {
   Extents stride{};
   Index origin = 0;
   Index elements = 0;
-  bool sparse = false;  // most of the storage holds no element: rows of all heads lie far from one another
+  bool sparse =
+      false;  // most of the storage holds no element: rows of all heads lie far from one another
 };
 
-// What lies around the storage of a tensor. Bands of bytes that guards_intact() checks, or a page that cannot be touched, directly behind the last
-// element or directly before the first: whoever reads or writes there dies at once.
+// What lies around the storage of a tensor. Bands of bytes that guards_intact() checks, or a page
+// that cannot be touched, directly behind the last element or directly before the first: whoever
+// reads or writes there dies at once.
 enum class Surroundings { bands, page_behind, page_before };
 
 // A tensor with storage of its own.
@@ -61,7 +65,8 @@ class Tensor {
  public:
   Tensor() = default;
   // Throws std::bad_alloc.
-  Tensor(Dtype dtype, const Extents& shape, const Layout& layout, Surroundings around = Surroundings::bands);
+  Tensor(Dtype dtype, const Extents& shape, const Layout& layout,
+         Surroundings around = Surroundings::bands);
 
   const TensorView& view() const { return view_; }
   std::byte* bytes() const { return bytes_; }
@@ -71,8 +76,9 @@ class Tensor {
   struct Region {
     std::size_t begin, end;  // bytes
   };
-  // The parts of the storage that hold elements, and a little around them: all of it unless the layout is sparse. Nothing else of a sparse
-  // tensor is to be looked at: it has no memory until then.
+  // The parts of the storage that hold elements, and a little around them: all of it unless the
+  // layout is sparse. Nothing else of a sparse tensor is to be looked at: it has no memory until
+  // then.
   std::vector<Region> regions() const;
 
   static constexpr std::size_t guard_bytes = 4096;

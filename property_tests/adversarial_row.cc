@@ -125,7 +125,8 @@ class Row {
     return is_tiny(e, c_.exp_floor) ? std::max(0.0, e + direction * c_.exp_floor) : e;
   }
 
-  // A correction errs towards what moves the output: all that came before it, or its part of the row sum.
+  // A correction errs towards what moves the output: all that came before it, or its part of the
+  // row sum.
   double correction(const Partial& x, double to) const {
     const double moved = target_.lse ? 1 : x.o - o_ * x.sum;
     return x.max == to ? 1 : exponential(x.max, to, d_ * sign_of(moved), false);

@@ -1,5 +1,6 @@
-// The n-th allocation of a call fails, for every n: the status says so, nothing of the caller's was written, nothing leaks (the leak
-// sanitizer looks on), and the next call is right. Two ways to fail: once, and from then on.
+// The n-th allocation of a call fails, for every n: the status says so, nothing of the caller's was
+// written, nothing leaks (the leak sanitizer looks on), and the next call is right. Two ways to
+// fail: once, and from then on.
 #include <assay/assay.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -35,7 +36,8 @@ std::atomic<long> failed{0};
 
 bool may_allocate() {
   long left = allocations_left.load();
-  while (left >= 0 && !allocations_left.compare_exchange_weak(left, left > 0 ? left - 1 : (fails_for_good ? 0 : -1))) {
+  while (left >= 0 && !allocations_left.compare_exchange_weak(
+                          left, left > 0 ? left - 1 : (fails_for_good ? 0 : -1))) {
   }
   if (left != 0) return true;
   ++failed;
@@ -44,7 +46,9 @@ bool may_allocate() {
 
 void* allocate(std::size_t bytes, std::size_t alignment) {
   if (!may_allocate()) return nullptr;
-  return alignment > 0 ? std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment) : std::malloc(bytes > 0 ? bytes : 1);
+  return alignment > 0
+             ? std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)
+             : std::malloc(bytes > 0 ? bytes : 1);
 }
 void* allocate_or_throw(std::size_t bytes, std::size_t alignment = 0) {
   if (void* p = allocate(bytes, alignment)) return p;
@@ -56,9 +60,15 @@ void* allocate_or_throw(std::size_t bytes, std::size_t alignment = 0) {
 void* operator new(std::size_t bytes) { return allocate_or_throw(bytes); }
 void* operator new[](std::size_t bytes) { return allocate_or_throw(bytes); }
 void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return allocate(bytes, 0); }
-void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept { return allocate(bytes, 0); }
-void* operator new(std::size_t bytes, std::align_val_t a) { return allocate_or_throw(bytes, static_cast<std::size_t>(a)); }
-void* operator new[](std::size_t bytes, std::align_val_t a) { return allocate_or_throw(bytes, static_cast<std::size_t>(a)); }
+void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
+  return allocate(bytes, 0);
+}
+void* operator new(std::size_t bytes, std::align_val_t a) {
+  return allocate_or_throw(bytes, static_cast<std::size_t>(a));
+}
+void* operator new[](std::size_t bytes, std::align_val_t a) {
+  return allocate_or_throw(bytes, static_cast<std::size_t>(a));
+}
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete[](void* p) noexcept { std::free(p); }
 void operator delete(void* p, std::size_t) noexcept { std::free(p); }
@@ -87,14 +97,16 @@ struct Operation {
 
 std::string bytes(const std::vector<const Tensor*>& tensors) {
   std::string all;
-  for (const Tensor* t : tensors) all.append(reinterpret_cast<const char*>(t->bytes()), t->size_in_bytes());
+  for (const Tensor* t : tensors)
+    all.append(reinterpret_cast<const char*>(t->bytes()), t->size_in_bytes());
   return all;
 }
 void poison_all(const std::vector<const Tensor*>& tensors) {
   for (const Tensor* t : tensors) std::memset(t->bytes(), 0xA5, t->size_in_bytes());
 }
 
-// oneTBB starts a thread where a loop first has work for it, and ends the process if there is no memory for that: it is not what is tried here.
+// oneTBB starts a thread where a loop first has work for it, and ends the process if there is no
+// memory for that: it is not what is tried here.
 void start_workers() {
   const int all = hardware_threads();
   const auto deadline = seconds_from_now(5);
@@ -130,7 +142,10 @@ long enumerate(const Operation& op) {
         threw = true;
       }
       allocations_left = -1;
-      const auto where = [&] { return testing::Message() << op.name << ", allocation " << n << (for_good ? " and all after it" : "") << ": " << status.detail; };
+      const auto where = [&] {
+        return testing::Message() << op.name << ", allocation " << n
+                                  << (for_good ? " and all after it" : "") << ": " << status.detail;
+      };
       EXPECT_FALSE(threw) << where();
       if (threw) return -1;
       if (failed == 0) {
@@ -173,37 +188,67 @@ Status status_of_c(assay_status code) {
 
 TEST(Allocation, AttentionWritesNothingIfAnyFails) {
   long all = 0;
-  for (const char* line : {"attention b=2 h=4/2 l=200x300 d=24/40 causal bool=random bias=normal alibi sink=0.5 docs=90,200 lengths=300,250 layout=q:bshd,v:padded seed=3",
-                           "attention b=2 h=4/2 l=3x1200 d=24/40 lengths=1200,700 seed=3", "attention b=1 h=2 l=5x0 d=8 seed=3"})
+  for (const char* line :
+       {"attention b=2 h=4/2 l=200x300 d=24/40 causal bool=random bias=normal alibi sink=0.5 "
+        "docs=90,200 lengths=300,250 layout=q:bshd,v:padded seed=3",
+        "attention b=2 h=4/2 l=3x1200 d=24/40 lengths=1200,700 seed=3",
+        "attention b=1 h=2 l=5x0 d=8 seed=3"})
     for (int threads : {1, 2}) {
       AttentionFixture f(line);
-      all += enumerate({std::string("forward, ") + line, [&] { return attention_forward(f.in.problem, f.out.view(), threads); }, {&f.out.o, &f.out.lse}});
-      all += enumerate({std::string("unfused, ") + line, [&] { return attention_unfused(f.in.problem, f.out.view(), threads); }, {&f.out.o, &f.out.lse}});
+      all += enumerate({std::string("forward, ") + line,
+                        [&] { return attention_forward(f.in.problem, f.out.view(), threads); },
+                        {&f.out.o, &f.out.lse}});
+      all += enumerate({std::string("unfused, ") + line,
+                        [&] { return attention_unfused(f.in.problem, f.out.view(), threads); },
+                        {&f.out.o, &f.out.lse}});
       Dispatcher dispatcher;
-      all += enumerate({std::string("sdpa, ") + line, [&] { return dispatcher.sdpa(f.in.problem, f.out.view(), {Implementation::automatic, "host", threads}); }, {&f.out.o, &f.out.lse}});
+      all += enumerate({std::string("sdpa, ") + line,
+                        [&] {
+                          return dispatcher.sdpa(f.in.problem, f.out.view(),
+                                                 {Implementation::automatic, "host", threads});
+                        },
+                        {&f.out.o, &f.out.lse}});
     }
-  for (const char* line : {"backward b=2 h=4/2 l=130x250 d=24/40 causal bias=normal@ij sink=0.5 softcap=9 seed=3", "backward b=1 h=2/1 l=100x1300 d=64 bias=normal seed=3"})
+  for (const char* line :
+       {"backward b=2 h=4/2 l=130x250 d=24/40 causal bias=normal@ij sink=0.5 softcap=9 seed=3",
+        "backward b=1 h=2/1 l=100x1300 d=64 bias=normal seed=3"})
     for (int threads : {1, 2}) {
       AttentionFixture f(line);
       ASSERT_TRUE(attention_forward(f.in.problem, f.out.view()).ok());
       const GradientOutputs g(f.c, f.in);
       std::vector<const Tensor*> outputs = {&g.dq, &g.dk, &g.dv, &g.d_bias};
       if (!f.in.problem.sink.empty()) outputs.push_back(&g.d_sink);
-      all += enumerate({line, [&] { return attention_backward(f.in.problem, {f.out.o.view(), f.out.lse.view(), f.in.d_o.view()}, g.view(), threads); }, outputs});
+      all += enumerate({line,
+                        [&] {
+                          return attention_backward(
+                              f.in.problem, {f.out.o.view(), f.out.lse.view(), f.in.d_o.view()},
+                              g.view(), threads);
+                        },
+                        outputs});
     }
   for (int sequences : {3, 9})  // one after the other, and side by side
     for (int threads : {1, 2}) {
       AttentionFixture f("attention b=1 h=4/2 l=90x180 d=16 causal layout=bshd seed=3");
       std::vector<Index> rows, keys;
-      for (Index n = 0; n <= sequences; ++n) rows.push_back(n * 90 / sequences), keys.push_back(n * 180 / sequences);
-      all += enumerate({"variable lengths", [&] { return attention_varlen(f.in.problem, rows, keys, Anchor::bottom_right, f.out.view(), threads); }, {&f.out.o, &f.out.lse}});
+      for (Index n = 0; n <= sequences; ++n)
+        rows.push_back(n * 90 / sequences), keys.push_back(n * 180 / sequences);
+      all += enumerate({"variable lengths",
+                        [&] {
+                          return attention_varlen(f.in.problem, rows, keys, Anchor::bottom_right,
+                                                  f.out.view(), threads);
+                        },
+                        {&f.out.o, &f.out.lse}});
     }
   {
-    AttentionFixture a("attention b=2 h=3 l=40x20 d=8 seed=1"), b("attention b=2 h=3 l=40x20 d=8 seed=2");
+    AttentionFixture a("attention b=2 h=3 l=40x20 d=8 seed=1"),
+        b("attention b=2 h=3 l=40x20 d=8 seed=2");
     const Outputs merged(a.c);
-    ASSERT_TRUE(attention_forward(a.in.problem, a.out.view()).ok() && attention_forward(b.in.problem, b.out.view()).ok());
+    ASSERT_TRUE(attention_forward(a.in.problem, a.out.view()).ok() &&
+                attention_forward(b.in.problem, b.out.view()).ok());
     const AttentionOutput parts[] = {a.out.view(), b.out.view()};
-    all += enumerate({"merge", [&] { return attention_merge(parts, LogBase::natural, merged.view(), 2); }, {&merged.o, &merged.lse}});
+    all += enumerate({"merge",
+                      [&] { return attention_merge(parts, LogBase::natural, merged.view(), 2); },
+                      {&merged.o, &merged.lse}});
   }
   std::cout << "  " << all << " allocations, each failing in two ways\n";
   EXPECT_GT(all, 500);
@@ -211,7 +256,10 @@ TEST(Allocation, AttentionWritesNothingIfAnyFails) {
 
 TEST(Allocation, CachesChangeNothing) {
   long all = 0;
-  for (const auto& [kind, dtype] : {std::pair{CacheKind::contiguous, Dtype::f32}, {CacheKind::paged, Dtype::bf16}, {CacheKind::paged, Dtype::f4e2m1}, {CacheKind::latent, Dtype::f8e4m3}}) {
+  for (const auto& [kind, dtype] : {std::pair{CacheKind::contiguous, Dtype::f32},
+                                    {CacheKind::paged, Dtype::bf16},
+                                    {CacheKind::paged, Dtype::f4e2m1},
+                                    {CacheKind::latent, Dtype::f8e4m3}}) {
     const bool latent = kind == CacheKind::latent;
     CacheConfig config;
     config.kind = kind;
@@ -225,16 +273,24 @@ TEST(Allocation, CachesChangeNothing) {
     config.rotary = 4;
     const auto random = [](const Extents& e, int seed) {
       Tensor t(Dtype::f32, e, {{e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0, element_count(e)});
-      for (Index n = 0; n < element_count(e); ++n) store(t.view(), n, static_cast<double>((n * 7 + seed) % 23) / 16 - 0.7);
+      for (Index n = 0; n < element_count(e); ++n)
+        store(t.view(), n, static_cast<double>((n * 7 + seed) % 23) / 16 - 0.7);
       return t;
     };
-    const Tensor k = random({1, latent ? 1 : 2, 25, latent ? 12 : 16}, 1), v = random({1, latent ? 1 : 2, 25, latent ? 4 : 16}, 2);
-    const Tensor q = random({3, 4, 2, 16}, 3), up_k = random({1, 2, 12, 12}, 4), up_v = random({1, 2, 16, 12}, 5);
+    const Tensor k = random({1, latent ? 1 : 2, 25, latent ? 12 : 16}, 1),
+                 v = random({1, latent ? 1 : 2, 25, latent ? 4 : 16}, 2);
+    const Tensor q = random({3, 4, 2, 16}, 3), up_k = random({1, 2, 12, 12}, 4),
+                 up_v = random({1, 2, 16, 12}, 5);
     const Tensor o = random({3, 4, 2, 16}, 0), lse = random({3, 4, 2, 1}, 0);
-    const std::string name = std::to_string(static_cast<int>(kind)) + " in " + std::string(format(dtype).name);
+    const std::string name =
+        std::to_string(static_cast<int>(kind)) + " in " + std::string(format(dtype).name);
 
     std::unique_ptr<Cache> cache;
-    all += enumerate({"creating cache " + name, [&] { return Cache::create(config, cache); }, {}, [&] { return std::string(cache ? "made" : ""); }, [&] { cache.reset(); }});
+    all += enumerate({"creating cache " + name,
+                      [&] { return Cache::create(config, cache); },
+                      {},
+                      [&] { return std::string(cache ? "made" : ""); },
+                      [&] { cache.reset(); }});
     ASSERT_TRUE(Cache::create(config, cache).ok());
     ASSERT_TRUE(cache->append(0, k.view(), v.view()).ok());
     ASSERT_TRUE(cache->fork(0, 1).ok());
@@ -243,23 +299,40 @@ TEST(Allocation, CachesChangeNothing) {
     p.q = q.view();
     p.scale = 0.25f;
     p.causal = true;
-    const UpProjection projection{latent ? up_k.view() : TensorView{}, latent ? up_v.view() : TensorView{}};
+    const UpProjection projection{latent ? up_k.view() : TensorView{},
+                                  latent ? up_v.view() : TensorView{}};
     for (int threads : {1, 2})
-      all += enumerate({"attention over cache " + name, [&] { return attention_cached(p, *cache, projection, {o.view(), lse.view()}, threads); }, {&o, &lse}});
+      all += enumerate(
+          {"attention over cache " + name,
+           [&] { return attention_cached(p, *cache, projection, {o.view(), lse.view()}, threads); },
+           {&o, &lse}});
     // What a cache holds, as attention sees it.
     const auto contents = [&] {
       EXPECT_TRUE(attention_cached(p, *cache, projection, {o.view(), lse.view()}, 1).ok());
       std::string text = bytes({&o, &lse});
-      for (Index n = 0; n < 3; ++n) text += std::to_string(cache->length(n)) + ' ' + std::to_string(cache->evicted(n)) + ' ';
+      for (Index n = 0; n < 3; ++n)
+        text += std::to_string(cache->length(n)) + ' ' + std::to_string(cache->evicted(n)) + ' ';
       return text;
     };
     const auto begin_again = [&] {
       EXPECT_TRUE(cache->reset(1).ok());
       EXPECT_TRUE(cache->fork(0, 1).ok());
     };
-    all += enumerate({"appending to cache " + name, [&] { return cache->append(1, k.view(), v.view()); }, {}, contents, begin_again});
-    all += enumerate({"evicting from cache " + name, [&] { return cache->evict(1, 15); }, {}, contents, begin_again});
-    all += enumerate({"forking cache " + name, [&] { return cache->fork(0, 2); }, {}, contents, [&] { EXPECT_TRUE(cache->reset(2).ok()); }});
+    all += enumerate({"appending to cache " + name,
+                      [&] { return cache->append(1, k.view(), v.view()); },
+                      {},
+                      contents,
+                      begin_again});
+    all += enumerate({"evicting from cache " + name,
+                      [&] { return cache->evict(1, 15); },
+                      {},
+                      contents,
+                      begin_again});
+    all += enumerate({"forking cache " + name,
+                      [&] { return cache->fork(0, 2); },
+                      {},
+                      contents,
+                      [&] { EXPECT_TRUE(cache->reset(2).ok()); }});
     // A fork that writes copies the page that both hold.
     EXPECT_EQ(cache->length(0), 25);
   }
@@ -269,7 +342,9 @@ TEST(Allocation, CachesChangeNothing) {
 
 TEST(Allocation, ProductsWriteNothingIfAnyFails) {
   long all = 0;
-  for (const char* line : {"product m=1 n=200 k=300 w=mxfp4 seed=3", "product m=70 n=200 k=300 w=nvfp4 dtype=bf16 seed=3", "product m=900 n=70 k=64 w=int8 seed=3",
+  for (const char* line : {"product m=1 n=200 k=300 w=mxfp4 seed=3",
+                           "product m=70 n=200 k=300 w=nvfp4 dtype=bf16 seed=3",
+                           "product m=900 n=70 k=64 w=int8 seed=3",
                            "product m=5 n=70 k=64 w=fp4-sparse a=mxfp4 seed=3"})
     for (int threads : {1, 2}) {
       const Case c = parse_case(line);
@@ -277,11 +352,18 @@ TEST(Allocation, ProductsWriteNothingIfAnyFails) {
       const ProductOutput out(c);
       const Product& p = in.problem;
       std::shared_ptr<const PackedWeights> w;
-      all += enumerate({std::string("packing, ") + line, [&] { return PackedWeights::pack(p.w, w); }, {}});
-      all += enumerate({line, [&] { return p.a ? product(p.a, *w, out.c.view(), threads) : product(p.a_low, *w, out.c.view(), threads); }, {&out.c}});
+      all += enumerate(
+          {std::string("packing, ") + line, [&] { return PackedWeights::pack(p.w, w); }, {}});
+      all += enumerate({line,
+                        [&] {
+                          return p.a ? product(p.a, *w, out.c.view(), threads)
+                                     : product(p.a_low, *w, out.c.view(), threads);
+                        },
+                        {&out.c}});
       LowBitBytes made;
       const Tensor wide(Dtype::f32, {1, 1, 64, 20}, {{0, 0, 20, 1}, 0, 64 * 20});
-      all += enumerate({"quantizing", [&] { return quantize_weights(wide.view(), p.w.format, {}, made); }, {}});
+      all += enumerate(
+          {"quantizing", [&] { return quantize_weights(wide.view(), p.w.format, {}, made); }, {}});
     }
   std::cout << "  " << all << " allocations, each failing in two ways\n";
   EXPECT_GT(all, 100);
@@ -289,17 +371,21 @@ TEST(Allocation, ProductsWriteNothingIfAnyFails) {
 
 TEST(Allocation, DevicesWriteNothingIfAnyFails) {
   long all = 0;
-  AttentionFixture f("attention b=2 h=4/2 l=3x5 d=4/6 causal offset=end bool=random bias=normal alibi sink=0.5 docs=2 lengths=5,4 layout=q:bshd,v:padded seed=3");
+  AttentionFixture f(
+      "attention b=2 h=4/2 l=3x5 d=4/6 causal offset=end bool=random bias=normal alibi sink=0.5 "
+      "docs=2 lengths=5,4 layout=q:bshd,v:padded seed=3");
   DispatchSettings settings;
   settings.min_query_length = 0;
   settings.fall_back_on_failure = false;
   for (const bool cold : {true, false}) {
     const auto session = std::make_shared<DeviceSession>(make_device("host"));
-    Dispatcher dispatcher(std::make_shared<DeviceBackend>(session, DevicePolicy{false, false, {}}), settings);
+    Dispatcher dispatcher(std::make_shared<DeviceBackend>(session, DevicePolicy{false, false, {}}),
+                          settings);
     all += enumerate({cold ? "attention on a cold device" : "attention on a warm device",
                       [&] {
                         if (cold) session->close();
-                        return dispatcher.sdpa(f.in.problem, f.out.view(), {Implementation::automatic, "host", 1});
+                        return dispatcher.sdpa(f.in.problem, f.out.view(),
+                                               {Implementation::automatic, "host", 1});
                       },
                       {&f.out.o, &f.out.lse}});
   }
@@ -307,15 +393,20 @@ TEST(Allocation, DevicesWriteNothingIfAnyFails) {
   const ProductInputs in(c);
   const ProductOutput out(c);
   DeviceSession session(make_device("host"));
-  all += enumerate({"the FP4 product on a device", [&] { return device_product(session, in.problem.a, in.problem.w, out.c.view(), 1); }, {&out.c}});
+  all += enumerate(
+      {"the FP4 product on a device",
+       [&] { return device_product(session, in.problem.a, in.problem.w, out.c.view(), 1); },
+       {&out.c}});
   std::cout << "  " << all << " allocations, each failing in two ways\n";
   EXPECT_GT(all, 100);
 }
 
-// The first call of a process makes what later calls find: a child for every allocation, with more threads than some loops have tasks.
+// The first call of a process makes what later calls find: a child for every allocation, with more
+// threads than some loops have tasks.
 TEST(Allocation, FirstCallsWriteNothingIfAnyFails) {
   long all = 0;
-  const auto enumerate_cold = [&](const char* name, const std::function<Status()>& call, const std::vector<const Tensor*>& outputs) {
+  const auto enumerate_cold = [&](const char* name, const std::function<Status()>& call,
+                                  const std::vector<const Tensor*>& outputs) {
     for (long n = 0; n < 2000; ++n) {
       poison_all(outputs);
       const std::string untouched = bytes(outputs);
@@ -339,23 +430,34 @@ TEST(Allocation, FirstCallsWriteNothingIfAnyFails) {
     FAIL() << name << " does not end";
   };
   constexpr int threads = 8;
-  for (const char* line : {"backward b=4 h=3 l=200x100 d=8 sink=0.5 seed=3", "backward b=1 h=3 l=200x700 d=8 sink=0.5 seed=3"}) {
+  for (const char* line : {"backward b=4 h=3 l=200x100 d=8 sink=0.5 seed=3",
+                           "backward b=1 h=3 l=200x700 d=8 sink=0.5 seed=3"}) {
     AttentionFixture f(line);
     for (const Tensor* t : {&f.out.o, &f.out.lse}) std::memset(t->bytes(), 0, t->size_in_bytes());
     const GradientOutputs g(f.c, f.in);
-    enumerate_cold(line, [&] { return attention_backward(f.in.problem, {f.out.o.view(), f.out.lse.view(), f.in.d_o.view()}, g.view(), threads); }, {&g.dq, &g.dk, &g.dv, &g.d_sink});
+    enumerate_cold(line,
+                   [&] {
+                     return attention_backward(f.in.problem,
+                                               {f.out.o.view(), f.out.lse.view(), f.in.d_o.view()},
+                                               g.view(), threads);
+                   },
+                   {&g.dq, &g.dk, &g.dv, &g.d_sink});
   }
-  for (const char* line : {"product m=770 n=200 k=64 w=mxfp4 seed=3", "product m=786 n=70 k=64 w=int8 seed=3"}) {
+  for (const char* line :
+       {"product m=770 n=200 k=64 w=mxfp4 seed=3", "product m=786 n=70 k=64 w=int8 seed=3"}) {
     const Case c = parse_case(line);
     const ProductInputs in(c);
     const ProductOutput out(c);
     std::shared_ptr<const PackedWeights> w;
     ASSERT_TRUE(PackedWeights::pack(in.problem.w, w).ok());
-    enumerate_cold(line, [&] { return product(in.problem.a, *w, out.c.view(), threads); }, {&out.c});
+    enumerate_cold(line, [&] { return product(in.problem.a, *w, out.c.view(), threads); },
+                   {&out.c});
   }
   {
     AttentionFixture f("attention b=2 h=4/2 l=200x300 d=24/40 causal seed=3");
-    enumerate_cold("forward", [&] { return attention_forward(f.in.problem, f.out.view(), threads); }, {&f.out.o, &f.out.lse});
+    enumerate_cold("forward",
+                   [&] { return attention_forward(f.in.problem, f.out.view(), threads); },
+                   {&f.out.o, &f.out.lse});
   }
   std::cout << "  " << all << " allocations of first calls\n";
 }
@@ -371,14 +473,21 @@ TEST(Allocation, TheCInterfaceThrowsNothing) {
     assay_tensor_init(&c, t.data, ASSAY_FLOAT, 32, t.shape[0], t.shape[1], t.shape[2], t.shape[3]);
     return c;
   };
-  const assay_tensor q = tensor(f.in.q.view()), k = tensor(f.in.k.view()), v = tensor(f.in.v.view()), o = tensor(f.out.o.view()), lse = tensor(f.out.lse.view());
+  const assay_tensor q = tensor(f.in.q.view()), k = tensor(f.in.k.view()),
+                     v = tensor(f.in.v.view()), o = tensor(f.out.o.view()),
+                     lse = tensor(f.out.lse.view());
   assay_attention problem;
   assay_attention_init(&problem);
   problem.q = &q;
   problem.k = &k;
   problem.v = &v;
-  all += enumerate({"assay_attention_forward", [&] { return status_of_c(assay_attention_forward(kept, &problem, &o, &lse)); }, {&f.out.o, &f.out.lse}});
-  all += enumerate({"assay_sdpa", [&] { return status_of_c(assay_sdpa(kept, &problem, &o, &lse, ASSAY_AUTOMATIC, nullptr)); }, {&f.out.o, &f.out.lse}});
+  all += enumerate({"assay_attention_forward",
+                    [&] { return status_of_c(assay_attention_forward(kept, &problem, &o, &lse)); },
+                    {&f.out.o, &f.out.lse}});
+  all += enumerate(
+      {"assay_sdpa",
+       [&] { return status_of_c(assay_sdpa(kept, &problem, &o, &lse, ASSAY_AUTOMATIC, nullptr)); },
+       {&f.out.o, &f.out.lse}});
   const auto arrays = [](const assay_tensor& t) {
     assay_tensor a = t;
     a.shape[1] = t.shape[2];
@@ -387,12 +496,20 @@ TEST(Allocation, TheCInterfaceThrowsNothing) {
     return a;
   };
   const assay_tensor aq = arrays(q), ak = arrays(k), av = arrays(v), ao = arrays(o);
-  all += enumerate({"assay_single_head_attention", [&] { return status_of_c(assay_single_head_attention(kept, &aq, &ak, &av, &ao, nullptr, 0)); }, {&f.out.o}});
+  all += enumerate({"assay_single_head_attention",
+                    [&] {
+                      return status_of_c(
+                          assay_single_head_attention(kept, &aq, &ak, &av, &ao, nullptr, 0));
+                    },
+                    {&f.out.o}});
   assay_context made = nullptr;
   assay_context_options options;
   assay_context_options_init(&options);
   options.device = nullptr;
-  all += enumerate({"assay_context_create", [&] { return status_of_c(assay_context_create(&options, &made)); }, {}, [&] { return std::string(made ? "made" : ""); },
+  all += enumerate({"assay_context_create",
+                    [&] { return status_of_c(assay_context_create(&options, &made)); },
+                    {},
+                    [&] { return std::string(made ? "made" : ""); },
                     [&] {
                       EXPECT_EQ(assay_context_destroy(made), ASSAY_SUCCESS);
                       made = nullptr;
@@ -403,7 +520,10 @@ TEST(Allocation, TheCInterfaceThrowsNothing) {
   matrix.codes = codes.data();
   matrix.scales = scales.data();
   assay_weights weights = nullptr;
-  all += enumerate({"assay_weights_create", [&] { return status_of_c(assay_weights_create(&matrix, &weights)); }, {}, [&] { return std::string(weights ? "made" : ""); },
+  all += enumerate({"assay_weights_create",
+                    [&] { return status_of_c(assay_weights_create(&matrix, &weights)); },
+                    {},
+                    [&] { return std::string(weights ? "made" : ""); },
                     [&] {
                       EXPECT_EQ(assay_weights_destroy(weights), ASSAY_SUCCESS);
                       weights = nullptr;
@@ -414,7 +534,10 @@ TEST(Allocation, TheCInterfaceThrowsNothing) {
   config.dim = config.value_dim = 8;
   config.capacity = 100;
   assay_cache cache = nullptr;
-  all += enumerate({"assay_cache_create", [&] { return status_of_c(assay_cache_create(&config, &cache)); }, {}, [&] { return std::string(cache ? "made" : ""); },
+  all += enumerate({"assay_cache_create",
+                    [&] { return status_of_c(assay_cache_create(&config, &cache)); },
+                    {},
+                    [&] { return std::string(cache ? "made" : ""); },
                     [&] {
                       EXPECT_EQ(assay_cache_destroy(cache), ASSAY_SUCCESS);
                       cache = nullptr;

@@ -14,18 +14,19 @@
 namespace assay {
 namespace {
 
-const char* const features[] = {"",
-                                " causal offset=end",
-                                " softcap=1.5",
-                                " softcap=30 causal",
-                                " sink=2",
-                                " alibi causal offset=end",
-                                " alibi bias=normal@hij",
-                                " bias=large@ij",
-                                " dropout=0.4:9",
-                                " bias=normal@j window=9,4",
-                                " docs=5,30 bool=random",
-                                " softcap=20 alibi bias=normal@bij sink=6 dropout=0.2:3 causal offset=end"};
+const char* const features[] = {
+    "",
+    " causal offset=end",
+    " softcap=1.5",
+    " softcap=30 causal",
+    " sink=2",
+    " alibi causal offset=end",
+    " alibi bias=normal@hij",
+    " bias=large@ij",
+    " dropout=0.4:9",
+    " bias=normal@j window=9,4",
+    " docs=5,30 bool=random",
+    " softcap=20 alibi bias=normal@bij sink=6 dropout=0.2:3 causal offset=end"};
 
 struct Tightness {
   std::map<Output, double> ratio;
@@ -49,7 +50,8 @@ TEST_P(EmulatedBackward, NeverViolatesTheBoundOfItsContract) {
     std::uint64_t seed = 1;
     for (int s = 0; s < count_of<Scores>; ++s)
       for (const char* feature : features) {
-        Case c = parse_case("backward b=2 h=2/1 l=" + std::to_string(seed % 3 ? 9 : 21) + "x" + std::to_string(seed % 2 ? 75 : 40) +
+        Case c = parse_case("backward b=2 h=2/1 l=" + std::to_string(seed % 3 ? 9 : 21) + "x" +
+                            std::to_string(seed % 2 ? 75 : 40) +
                             " d=" + std::to_string(seed % 5 ? 24 : 40) + "/12" + feature);
         c.dtype = dtype;
         c.scores = static_cast<Scores>(s);
@@ -79,8 +81,10 @@ TEST_P(EmulatedBackward, NeverViolatesTheBoundOfItsContract) {
       tight.excused += v.hull_only;
     });
     std::string ratios;
-    for (const auto& [output, ratio] : tight.ratio) ratios += " " + std::string(name_of(output)) + " " + std::to_string(ratio).substr(0, 5);
-    printf("%-8s %-42s %8ld elements, largest error/bound%s, excused %ld\n", std::string(format(dtype).name).c_str(), e.contract.name.c_str(),
+    for (const auto& [output, ratio] : tight.ratio)
+      ratios += " " + std::string(name_of(output)) + " " + std::to_string(ratio).substr(0, 5);
+    printf("%-8s %-42s %8ld elements, largest error/bound%s, excused %ld\n",
+           std::string(format(dtype).name).c_str(), e.contract.name.c_str(),
            static_cast<long>(tight.elements), ratios.c_str(), static_cast<long>(tight.excused));
     EXPECT_GT(tight.elements, 100000);
     EXPECT_LT(tight.excused, tight.elements / 2) << e.contract.name;
@@ -88,7 +92,8 @@ TEST_P(EmulatedBackward, NeverViolatesTheBoundOfItsContract) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, EmulatedBackward, testing::Values(Dtype::f32, Dtype::f16, Dtype::bf16),
+INSTANTIATE_TEST_SUITE_P(Dtypes, EmulatedBackward,
+                         testing::Values(Dtype::f32, Dtype::f16, Dtype::bf16),
                          [](const auto& test) { return std::string(format(test.param).name); });
 
 }  // namespace

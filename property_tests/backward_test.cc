@@ -1,5 +1,5 @@
-// The production backward kernel against plain loops in double precision: every SIMD target that this machine runs, bitwise promises, exact zeros, NaN behind
-// and before masks, refusals.
+// The production backward kernel against plain loops in double precision: every SIMD target that
+// this machine runs, bitwise promises, exact zeros, NaN behind and before masks, refusals.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -25,7 +25,9 @@ using testing::HasSubstr;
 class BackwardOnTarget : public testing::TestWithParam<std::string> {
  protected:
   // On the target that is tested.
-  static kernels::Execution on(int threads = 0) { return {threads, kernels::Target::named(GetParam()).value()}; }
+  static kernels::Execution on(int threads = 0) {
+    return {threads, kernels::Target::named(GetParam()).value()};
+  }
 };
 
 TEST_P(BackwardOnTarget, AgreesWithPlainLoops) {
@@ -58,7 +60,8 @@ TEST_P(BackwardOnTarget, AgreesWithPlainLoops) {
            "attention b=1 h=2/1 l=3x700 d=64 window=300,300 offset=350",
            "attention b=1 h=1 l=20x600 d=128 causal offset=500",
            "attention b=2 h=4/2 l=33x65 d=20/36 layout=q:bshd,k:padded,v:strided,o:reversed causal",
-           "attention b=2 h=4/2 l=33x65 d=20/36 layout=q:reversed,k:shared-head,v:shared-batch,o:padded dtype=bf16 out=f16",
+           "attention b=2 h=4/2 l=33x65 d=20/36 "
+           "layout=q:reversed,k:shared-head,v:shared-batch,o:padded dtype=bf16 out=f16",
            "attention b=1 h=2 l=40x40 d=16 scores=negative values=integers",
            "attention b=1 h=2 l=40x40 d=16 scores=key-sink dtype=f16",
            "attention b=1 h=2 l=40x140 d=16 scores=growing",
@@ -86,10 +89,13 @@ TEST_P(BackwardOnTarget, GradientsComeInEveryDtype) {
   }
 }
 
-// What a visible NaN or infinity touches holds what plain loops over the visible pairs make of it; nothing else does.
+// What a visible NaN or infinity touches holds what plain loops over the visible pairs make of it;
+// nothing else does.
 TEST_P(BackwardOnTarget, NaNReachesWhatItTouchesAndNothingElse) {
   const std::string base = "attention b=1 h=4/2 l=40x110 d=8/12 causal offset=50 bool=random ";
-  for (const std::string poke : {"q:0:1:20:3=nan", "k:0:1:7:2=nan", "k:0:0:100:2=nan", "v:0:1:9:4=nan", "v:0:1:9:4=inf", "q:0:2:39:0=inf", "k:0:0:109:1=nan"})
+  for (const std::string poke :
+       {"q:0:1:20:3=nan", "k:0:1:7:2=nan", "k:0:0:100:2=nan", "v:0:1:9:4=nan", "v:0:1:9:4=inf",
+        "q:0:2:39:0=inf", "k:0:0:109:1=nan"})
     for (const char* more : {"", " softcap=2", " dropout=0.4:3", " sink=0"}) {
       const Backward t(parse_case(base + "poke=" + poke + more));
       const PlainReference exact(t);
@@ -112,14 +118,16 @@ TEST_P(BackwardOnTarget, NaNReachesWhatItTouchesAndNothingElse) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, BackwardOnTarget, testing::ValuesIn(kernels::runnable_targets()), [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Targets, BackwardOnTarget, testing::ValuesIn(kernels::runnable_targets()),
+                         [](const auto& test) { return test.param; });
 
 void expect_same_bytes(const Tensor& a, const Tensor& b, const char* name) {
   ASSERT_EQ(a.size_in_bytes(), b.size_in_bytes());
   EXPECT_EQ(std::memcmp(a.bytes(), b.bytes(), a.size_in_bytes()), 0) << name;
 }
 
-// Leaves a second thread awake, which a short call on a busy machine would not wait for. In vain on one core.
+// Leaves a second thread awake, which a short call on a busy machine would not wait for. In vain on
+// one core.
 void wake_threads() {
   std::mutex mutex;
   std::set<std::thread::id> seen;
@@ -134,8 +142,10 @@ void wake_threads() {
 }
 
 TEST(BackwardPass, AnyNumberOfThreadsGivesTheSameBits) {
-  for (const char* line : {"attention b=2 h=4/2 l=200x1300 d=64 causal offset=end", "attention b=4 h=8/4 l=150x300 d=300/40 bias=normal@ij sink=0",
-                           "attention b=2 h=4/2 l=150x300 d=300/40 bias=normal@bh", "attention b=3 h=2 l=150x80 d=20 dropout=0.1:4 bias=normal@hj"}) {
+  for (const char* line : {"attention b=2 h=4/2 l=200x1300 d=64 causal offset=end",
+                           "attention b=4 h=8/4 l=150x300 d=300/40 bias=normal@ij sink=0",
+                           "attention b=2 h=4/2 l=150x300 d=300/40 bias=normal@bh",
+                           "attention b=3 h=2 l=150x80 d=20 dropout=0.1:4 bias=normal@hj"}) {
     const Case c = parse_case(line);
     const Backward one(c);
     ASSERT_TRUE(kernels::attention_forward(one.p, {one.o.view(), one.lse.view()}).ok());
@@ -154,9 +164,11 @@ TEST(BackwardPass, AnyNumberOfThreadsGivesTheSameBits) {
   }
 }
 
-// The same (batch, kv head) alone in a call, and dQ of one query head alone. The last case is so large that its splits take turns.
+// The same (batch, kv head) alone in a call, and dQ of one query head alone. The last case is so
+// large that its splits take turns.
 TEST(BackwardPass, AHeadIsTheSameInAnyCall) {
-  for (const char* line : {"attention b=3 h=4/2 l=130x700 d=64 causal offset=end", "attention b=1 h=32/1 l=97x1600 d=1000/1"}) {
+  for (const char* line : {"attention b=3 h=4/2 l=130x700 d=64 causal offset=end",
+                           "attention b=1 h=32/1 l=97x1600 d=1000/1"}) {
     const Case c = parse_case(line);
     const Backward whole(c);
     const AttentionShape& s = c.shape;
@@ -174,12 +186,16 @@ TEST(BackwardPass, AHeadIsTheSameInAnyCall) {
     part.q = from(part.q, h);
     part.k = from(part.k, g);
     part.v = from(part.v, g);
-    const AttentionBackwardInput all = whole.input(), in{from(all.o, h), from(all.lse, h), from(all.d_o, h)};
-    const Tensor dq = make(Dtype::f32, LayoutKind::bhsd, {1, s.group(), s.rows, s.dim}), dk = make(Dtype::f32, LayoutKind::bhsd, {1, 1, s.keys, s.dim}),
+    const AttentionBackwardInput all = whole.input(),
+                                 in{from(all.o, h), from(all.lse, h), from(all.d_o, h)};
+    const Tensor dq = make(Dtype::f32, LayoutKind::bhsd, {1, s.group(), s.rows, s.dim}),
+                 dk = make(Dtype::f32, LayoutKind::bhsd, {1, 1, s.keys, s.dim}),
                  dv = make(Dtype::f32, LayoutKind::bhsd, {1, 1, s.keys, s.value_dim});
-    ASSERT_TRUE(kernels::attention_backward(part, in, {dq.view(), dk.view(), dv.view(), {}, {}}, 1).ok());
+    ASSERT_TRUE(
+        kernels::attention_backward(part, in, {dq.view(), dk.view(), dv.view(), {}, {}}, 1).ok());
     const auto expect_part = [&](const Tensor& alone, const Tensor& of, Index head) {
-      const auto* there = reinterpret_cast<const std::byte*>(static_cast<const float*>(of.view().data) + of.view().at(b, head, 0, 0));
+      const auto* there = reinterpret_cast<const std::byte*>(
+          static_cast<const float*>(of.view().data) + of.view().at(b, head, 0, 0));
       EXPECT_EQ(std::memcmp(alone.bytes(), there, alone.size_in_bytes()), 0) << line;
     };
     expect_part(dq, whole.dq, h);
@@ -187,12 +203,15 @@ TEST(BackwardPass, AHeadIsTheSameInAnyCall) {
     expect_part(dv, whole.dv, g);
     part.shape.query_heads = 1;
     const Tensor dq_alone = make(Dtype::f32, LayoutKind::bhsd, {1, 1, s.rows, s.dim});
-    ASSERT_TRUE(kernels::attention_backward(part, in, {dq_alone.view(), dk.view(), dv.view(), {}, {}}, 1).ok());
+    ASSERT_TRUE(
+        kernels::attention_backward(part, in, {dq_alone.view(), dk.view(), dv.view(), {}, {}}, 1)
+            .ok());
     expect_part(dq_alone, whole.dq, h);
   }
 }
 
-// Tiles are as declared: the last key of one split and the first of the next take part in dQ once each.
+// Tiles are as declared: the last key of one split and the first of the next take part in dQ once
+// each.
 TEST(BackwardPass, TilingDependsOnTheHeadDimensionsAlone) {
   for (Index d : {1, 64, 128, 256, 1024}) {
     const kernels::BackwardTiling tiling = kernels::backward_tiling(d, d);
@@ -203,7 +222,9 @@ TEST(BackwardPass, TilingDependsOnTheHeadDimensionsAlone) {
 
 TEST(BackwardPass, FullyMaskedRowsAndUnseenKeysGiveExactZeros) {
   // Rows below 10 see nothing, and hold NaN; keys from 30 on are seen by no row, and hold NaN.
-  const Case c = parse_case("attention b=1 h=2/1 l=40x50 d=8 causal offset=-10 lengths=30 hidden=nan sink=0.25 bias=normal");
+  const Case c = parse_case(
+      "attention b=1 h=2/1 l=40x50 d=8 causal offset=-10 lengths=30 hidden=nan sink=0.25 "
+      "bias=normal");
   const Backward t(c);
   const PlainReference clean(t);
   for (Index h = 0; h < 2; ++h)
@@ -211,18 +232,21 @@ TEST(BackwardPass, FullyMaskedRowsAndUnseenKeysGiveExactZeros) {
       for (const TensorView& v : {t.p.q, t.d_o_in.q.view()}) store(v, v.at(0, h, i, 3), NAN);
   ASSERT_TRUE(t.run().ok());
   clean.compare();
-  const auto expect_zero = [](const TensorView& v, Index h, Index i, Index e) { EXPECT_EQ(load(v, v.at(0, h, i, e)), 0); };
+  const auto expect_zero = [](const TensorView& v, Index h, Index i, Index e) {
+    EXPECT_EQ(load(v, v.at(0, h, i, e)), 0);
+  };
   for (Index e = 0; e < 8; ++e) {
     for (Index h = 0; h < 2; ++h)
       for (Index i = 0; i < 10; ++i) expect_zero(t.dq.view(), h, i, e);
-    for (Index j = 30; j < 50; ++j) expect_zero(t.dk.view(), 0, j, e), expect_zero(t.dv.view(), 0, j, e);
+    for (Index j = 30; j < 50; ++j)
+      expect_zero(t.dk.view(), 0, j, e), expect_zero(t.dv.view(), 0, j, e);
   }
   for (Index j = 0; j < 50; ++j) expect_zero(t.d_bias.view(), 1, 9, j);
 }
 
 TEST(BackwardPass, EmptyProblemsGiveEmptyOrZeroGradients) {
-  for (const char* line :
-       {"attention b=0 h=1 l=4 d=4 sink=1", "attention b=2 h=2 l=0x4 d=4 sink=1", "attention b=2 h=2 l=4x0 d=4 sink=1", "attention b=1 h=1 l=0 d=4"}) {
+  for (const char* line : {"attention b=0 h=1 l=4 d=4 sink=1", "attention b=2 h=2 l=0x4 d=4 sink=1",
+                           "attention b=2 h=2 l=4x0 d=4 sink=1", "attention b=1 h=1 l=0 d=4"}) {
     const Case c = parse_case(line);
     const Backward t(c);
     ASSERT_TRUE(kernels::attention_forward(t.p, {t.o.view(), t.lse.view()}).ok());
@@ -230,9 +254,14 @@ TEST(BackwardPass, EmptyProblemsGiveEmptyOrZeroGradients) {
     for (const Tensor* out : {&t.dq, &t.dk, &t.dv})
       for (Index e = 0; e < element_count(out->view().shape); ++e) {
         const Extents& n = out->view().shape;
-        EXPECT_EQ(load(out->view(), out->view().at(e / (n[1] * n[2] * n[3]), e / (n[2] * n[3]) % n[1], e / n[3] % n[2], e % n[3])), 0) << line;
+        EXPECT_EQ(
+            load(out->view(), out->view().at(e / (n[1] * n[2] * n[3]), e / (n[2] * n[3]) % n[1],
+                                             e / n[3] % n[2], e % n[3])),
+            0)
+            << line;
       }
-    if (t.d_sink.view()) EXPECT_EQ(load(t.d_sink.view(), t.d_sink.view().at(0, 0, 0, 0)), 0) << line;
+    if (t.d_sink.view())
+      EXPECT_EQ(load(t.d_sink.view(), t.d_sink.view().at(0, 0, 0, 0)), 0) << line;
   }
 }
 
@@ -243,7 +272,8 @@ TEST(BackwardPass, AnLseOfMinusInfinityMeansNoContribution) {
   for (Index i = 0; i < 2; ++i) store(t.lse.view(), i, -INFINITY);
   ASSERT_TRUE(t.run().ok());
   for (const Tensor* gradient : {&t.dq, &t.dk, &t.dv})
-    for (Index e = 0; e < element_count(gradient->view().shape); ++e) EXPECT_EQ(load(gradient->view(), e), 0);
+    for (Index e = 0; e < element_count(gradient->view().shape); ++e)
+      EXPECT_EQ(load(gradient->view(), e), 0);
   EXPECT_EQ(load(t.d_sink.view(), t.d_sink.view().at(0, 0, 0, 0)), 0);
 }
 
@@ -269,7 +299,8 @@ TEST(BackwardPass, RefusesWhatCannotBe) {
     EXPECT_EQ(status.code, code) << words << ": " << status.detail;
     EXPECT_THAT(status.detail, HasSubstr(words));
     for (const Tensor* o : {&t.dq, &t.dk, &t.dv, &t.d_bias, &t.d_sink})
-      for (std::size_t e = 0; e < o->size_in_bytes() / 4; ++e) ASSERT_TRUE(holds_poison(o->view(), static_cast<Index>(e), Poison::nan));
+      for (std::size_t e = 0; e < o->size_in_bytes() / 4; ++e)
+        ASSERT_TRUE(holds_poison(o->view(), static_cast<Index>(e), Poison::nan));
   };
   using P = Attention;
   using In = AttentionBackwardInput;
@@ -281,15 +312,20 @@ TEST(BackwardPass, RefusesWhatCannotBe) {
   expect([](P&, In& in, Out&) { in.lse = {}; }, bad, "lse is null");
   expect([](P&, In& in, Out&) { in.lse.dtype = Dtype::bf16; }, bad, "lse is bf16; it must be f32");
   expect([](P&, In& in, Out&) { in.d_o = {}; }, bad, "d_o is null");
-  expect([](P&, In& in, Out&) { in.d_o.dtype = Dtype::f16; }, bad, "d_o is f16, q is f32; they must agree");
+  expect([](P&, In& in, Out&) { in.d_o.dtype = Dtype::f16; }, bad,
+         "d_o is f16, q is f32; they must agree");
   expect([](P&, In&, Out& out) { out.dq = {}; }, bad, "dq is null");
   expect([](P&, In&, Out& out) { out.dk = {}; }, bad, "dk is null");
   expect([](P&, In&, Out& out) { out.dv = {}; }, bad, "dv is null");
-  expect([](P&, In&, Out& out) { out.dk.dtype = Dtype::f64; }, StatusCode::unsupported, "dk is f64");
+  expect([](P&, In&, Out& out) { out.dk.dtype = Dtype::f64; }, StatusCode::unsupported,
+         "dk is f64");
   expect([](P&, In& in, Out&) { in.o.dtype = Dtype::f64; }, StatusCode::unsupported, "o is f64");
-  expect([](P&, In&, Out& out) { out.d_bias.dtype = Dtype::f16; }, bad, "d_bias is f16; it must be f32");
-  expect([](P&, In&, Out& out) { out.d_sink.dtype = Dtype::bf16; }, bad, "d_sink is bf16; it must be f32");
-  expect([](P& p, In&, Out&) { p.sink.clear(); }, bad, "d_sink is asked for, but sink has 0 entries");
+  expect([](P&, In&, Out& out) { out.d_bias.dtype = Dtype::f16; }, bad,
+         "d_bias is f16; it must be f32");
+  expect([](P&, In&, Out& out) { out.d_sink.dtype = Dtype::bf16; }, bad,
+         "d_sink is bf16; it must be f32");
+  expect([](P& p, In&, Out&) { p.sink.clear(); }, bad,
+         "d_sink is asked for, but sink has 0 entries");
 }
 
 }  // namespace

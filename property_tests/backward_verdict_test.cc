@@ -1,4 +1,5 @@
-// The checker of gradients is checked: what must fail fails with the right words, what must pass passes.
+// The checker of gradients is checked: what must fail fails with the right words, what must pass
+// passes.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -31,7 +32,8 @@ class BackwardVerdict : public testing::Test {
     contract_ = host_contract(inputs_->problem, "AVX2");
     input_ = {forward_->o.view(), forward_->lse.view(), inputs_->d_o.view()};
     const AttentionShape& s = case_.shape;
-    reference_ = std::make_unique<BackwardReference>(inputs_->problem, input_, out_->view(), contract_);
+    reference_ =
+        std::make_unique<BackwardReference>(inputs_->problem, input_, out_->view(), contract_);
     std::vector<Index> rows;
     for (Index i = 0; i < s.rows; ++i) rows.push_back(i);
     SharedGradients shared = reference_->no_shared_gradients();
@@ -39,24 +41,29 @@ class BackwardVerdict : public testing::Test {
     for (Index b = 0; b < s.batch; ++b)
       for (Index g = 0; g < s.kv_heads; ++g) {
         groups_.push_back(reference_->evaluate(b, g, rows, shared));
-        for (Index head = 0; head < s.group(); ++head) fill(out_->dq.view(), b, g * s.group() + head, groups_.back().dq[static_cast<std::size_t>(head)]);
+        for (Index head = 0; head < s.group(); ++head)
+          fill(out_->dq.view(), b, g * s.group() + head,
+               groups_.back().dq[static_cast<std::size_t>(head)]);
         fill(out_->dk.view(), b, g, groups_.back().dk);
         fill(out_->dv.view(), b, g, groups_.back().dv);
       }
     reference_->finish(shared);
     for (Index h = 0; h < shared.d_sink.rows; ++h)
-      store(out_->d_sink.view(), out_->d_sink.view().at(0, h, 0, 0), shared.d_sink.value[static_cast<std::size_t>(h)]);
+      store(out_->d_sink.view(), out_->d_sink.view().at(0, h, 0, 0),
+            shared.d_sink.value[static_cast<std::size_t>(h)]);
     if (shared.d_bias.rows > 0)
       for (Index b = 0; b < s.batch; ++b)
         for (Index h = 0; h < s.query_heads; ++h)
           for (Index i = 0; i < s.rows; ++i)
             for (Index j = 0; j < s.keys; ++j)
               store(out_->d_bias.view(), out_->d_bias.view().at(b, h, i, j),
-                    shared.d_bias.value[static_cast<std::size_t>(reference_->bias_element(b, h, i, j))]);
+                    shared.d_bias
+                        .value[static_cast<std::size_t>(reference_->bias_element(b, h, i, j))]);
   }
   static void fill(const TensorView& t, Index b, Index h, const Gradient& g) {
     for (Index i = 0; i < g.rows; ++i)
-      for (Index d = 0; d < g.columns; ++d) store(t, t.at(b, h, i, d), g.value[static_cast<std::size_t>(i * g.columns + d)]);
+      for (Index d = 0; d < g.columns; ++d)
+        store(t, t.at(b, h, i, d), g.value[static_cast<std::size_t>(i * g.columns + d)]);
   }
   template <class Change>
   static void change(const TensorView& t, const Change& to) {
@@ -65,7 +72,9 @@ class BackwardVerdict : public testing::Test {
         for (Index i = 0; i < t.shape[2]; ++i)
           for (Index d = 0; d < t.shape[3]; ++d) store(t, t.at(b, h, i, d), to(b, h, i, d));
   }
-  Verdict verdict() const { return judge_backward(inputs_->problem, input_, out_->view(), contract_); }
+  Verdict verdict() const {
+    return judge_backward(inputs_->problem, input_, out_->view(), contract_);
+  }
   const TensorView& dq() const { return out_->dq.view(); }
   const TensorView& dk() const { return out_->dk.view(); }
   const TensorView& dv() const { return out_->dv.view(); }
@@ -84,7 +93,8 @@ constexpr const char* plain = "backward b=2 h=4/2 l=9x13 d=8/6 causal offset=end
 
 TEST_F(BackwardVerdict, RoundedExactGradientsPass) {
   for (const char* dtype : {"f32", "f16", "bf16"})
-    for (const char* rest : {"", " causal", " scores=huge values=cancel grad=cancel", " grad=tiny values=offset", " sink=3 softcap=5 alibi bias=normal@hj",
+    for (const char* rest : {"", " causal", " scores=huge values=cancel grad=cancel",
+                             " grad=tiny values=offset", " sink=3 softcap=5 alibi bias=normal@hj",
                              " bool=empty-rows lengths=7,0", " dropout=0.3:4 bias=normal"}) {
       prepare(std::string("backward b=2 h=4/2 l=9x13 d=8/6 dtype=") + dtype + rest);
       const Verdict v = verdict();
@@ -98,9 +108,10 @@ TEST_F(BackwardVerdict, RoundedExactGradientsPass) {
 }
 
 TEST_F(BackwardVerdict, NanInOneElementOfAnyGradientFails) {
-  for (auto [words, member] : {std::pair{"dQ is NaN: dQ[b=1, h=1, row=3, column=4]", &GradientOutputs::dq},
-                               {"dK is NaN: dK[b=1, h=1, key=3, column=4]", &GradientOutputs::dk},
-                               {"dV is NaN: dV[b=1, h=1, key=3, column=4]", &GradientOutputs::dv}}) {
+  for (auto [words, member] :
+       {std::pair{"dQ is NaN: dQ[b=1, h=1, row=3, column=4]", &GradientOutputs::dq},
+        {"dK is NaN: dK[b=1, h=1, key=3, column=4]", &GradientOutputs::dk},
+        {"dV is NaN: dV[b=1, h=1, key=3, column=4]", &GradientOutputs::dv}}) {
     prepare(plain);
     const TensorView& t = ((*out_).*member).view();
     store(t, t.at(1, 1, 3, 4), nan);
@@ -132,12 +143,15 @@ TEST_F(BackwardVerdict, ZerosAndConstantsFail) {
 }
 
 TEST_F(BackwardVerdict, UntouchedOutputsFail) {
-  for (auto [name, member] :
-       {std::pair{"dQ was not written", &GradientOutputs::dq}, {"dK was not written", &GradientOutputs::dk}, {"dV was not written", &GradientOutputs::dv}}) {
+  for (auto [name, member] : {std::pair{"dQ was not written", &GradientOutputs::dq},
+                              {"dK was not written", &GradientOutputs::dk},
+                              {"dV was not written", &GradientOutputs::dv}}) {
     prepare(plain);
     poison((*out_).*member, Poison::nan);
     JudgeOptions options;
-    options.untouched = [](const TensorView& t, Index position) { return holds_poison(t, position, Poison::nan); };
+    options.untouched = [](const TensorView& t, Index position) {
+      return holds_poison(t, position, Poison::nan);
+    };
     const Verdict v = judge_backward(inputs_->problem, input_, out_->view(), contract_, options);
     EXPECT_THAT(v, FailsWith(name));
   }
@@ -149,7 +163,9 @@ TEST_F(BackwardVerdict, SwappedRowsHeadsAndTransposesFail) {
       prepare("backward b=1 h=2 l=8 d=8 seed=3");
       const TensorView& t = ((*out_).*member).view();
       std::vector<double> old;
-      change(t, [&](Index b, Index h, Index i, Index d) { return old.push_back(load(t, t.at(b, h, i, d))), old.back(); });
+      change(t, [&](Index b, Index h, Index i, Index d) {
+        return old.push_back(load(t, t.at(b, h, i, d))), old.back();
+      });
       change(t, [&](Index, Index h, Index i, Index d) {
         if (what == 0 && i < 2) i = 1 - i;
         if (what == 1) h = 1 - h;
@@ -164,7 +180,9 @@ TEST_F(BackwardVerdict, SwappedRowsHeadsAndTransposesFail) {
 TEST_F(BackwardVerdict, WrongByAFactorFails) {
   for (double factor : {1.01, -1.0, 2.0, 0.99}) {
     prepare(plain);
-    change(dk(), [&](Index b, Index h, Index i, Index d) { return factor * load(dk(), dk().at(b, h, i, d)); });
+    change(dk(), [&](Index b, Index h, Index i, Index d) {
+      return factor * load(dk(), dk().at(b, h, i, d));
+    });
     EXPECT_THAT(verdict(), FailsWith("dK is outside its bound"));
   }
 }
@@ -172,7 +190,8 @@ TEST_F(BackwardVerdict, WrongByAFactorFails) {
 // The edge of the bound of every element, from within and from without by one part in a thousand.
 TEST_F(BackwardVerdict, DecidesAtTheEdge) {
   for (const char* dtype : {"f32", "bf16"}) {
-    const std::string line = std::string("backward b=1 h=2/1 l=9x13 d=8/6 seed=2 out=f32 softcap=4 dtype=") + dtype;
+    const std::string line =
+        std::string("backward b=1 h=2/1 l=9x13 d=8/6 seed=2 out=f32 softcap=4 dtype=") + dtype;
     for (double side : {-1.0, 1.0}) {
       for (auto member : {&GradientOutputs::dq, &GradientOutputs::dk, &GradientOutputs::dv}) {
         for (double reach : {0.995, 1.005}) {
@@ -181,11 +200,14 @@ TEST_F(BackwardVerdict, DecidesAtTheEdge) {
           const TensorView& t = ((*out_).*member).view();
           std::int64_t moved = 0;
           change(t, [&](Index, Index h, Index i, Index d) {
-            const Gradient& x = member == &GradientOutputs::dq ? g.dq[static_cast<std::size_t>(h)] : member == &GradientOutputs::dk ? g.dk : g.dv;
+            const Gradient& x = member == &GradientOutputs::dq   ? g.dq[static_cast<std::size_t>(h)]
+                                : member == &GradientOutputs::dk ? g.dk
+                                                                 : g.dv;
             const auto e = static_cast<std::size_t>(i * x.columns + d);
             const double y = x.value[e] + side * reach * x.bound[e];
             // Only where fp32 resolves a five-thousandth of the bound.
-            if (std::fabs(static_cast<double>(static_cast<float>(y)) - y) > 0.001 * x.bound[e]) return x.value[e];
+            if (std::fabs(static_cast<double>(static_cast<float>(y)) - y) > 0.001 * x.bound[e])
+              return x.value[e];
             ++moved;
             return y;
           });
@@ -203,10 +225,12 @@ TEST_F(BackwardVerdict, NoGradientPassesWhereNothingIsSeen) {
   prepare("backward b=1 h=1 l=4x13 d=8/6 bool=empty-rows@ij lengths=12 hidden=nan");
   EXPECT_THAT(verdict(), Passes());
   store(dq(), dq().at(0, 0, 1, 2), 1e-30);
-  EXPECT_THAT(verdict(), FailsWith("dQ is not 0 where no gradient passes: dQ[b=0, h=0, row=1, column=2]"));
+  EXPECT_THAT(verdict(),
+              FailsWith("dQ is not 0 where no gradient passes: dQ[b=0, h=0, row=1, column=2]"));
   prepare("backward b=1 h=1 l=4x13 d=8/6 bool=empty-rows@ij lengths=12 hidden=nan");
   store(dv(), dv().at(0, 0, 12, 2), nan);
-  EXPECT_THAT(verdict(), FailsWith("dV is not 0 where no gradient passes: dV[b=0, h=0, key=12, column=2]"));
+  EXPECT_THAT(verdict(),
+              FailsWith("dV is not 0 where no gradient passes: dV[b=0, h=0, key=12, column=2]"));
 }
 
 // NaN must be where it belongs, and nowhere else.
@@ -219,13 +243,15 @@ TEST_F(BackwardVerdict, NanOfAVisibleKeyReachesItsRowsAlone) {
   EXPECT_THAT(verdict(), Passes());
   EXPECT_EQ(verdict().nan_expected, 8 + 10 * 8);
   store(t, t.at(0, 0, 2, 5), 0.5);
-  EXPECT_THAT(verdict(), FailsWith("dQ is a number where NaN belongs: dQ[b=0, h=0, row=2, column=5]"));
+  EXPECT_THAT(verdict(),
+              FailsWith("dQ is a number where NaN belongs: dQ[b=0, h=0, row=2, column=5]"));
   store(t, t.at(0, 0, 2, 5), nan);
   store(dv(), dv().at(0, 0, 9, 2), nan);  // dV does not read V
   EXPECT_THAT(verdict(), FailsWith("dV is NaN"));
 }
 
-// Row 15 has no determined weight (its scores reach 1e38), which says nothing of its NaN in dO: dV is NaN in that column alone.
+// Row 15 has no determined weight (its scores reach 1e38), which says nothing of its NaN in dO: dV
+// is NaN in that column alone.
 TEST_F(BackwardVerdict, NanOfDoInARowWithoutDeterminedWeightsStaysInItsColumn) {
   prepare("backward b=1 h=1 l=16x55 d=21/8 poke=g:0:0:15:7=nan;k:0:0:54:20=3e+38 seed=530109");
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
@@ -234,7 +260,8 @@ TEST_F(BackwardVerdict, NanOfDoInARowWithoutDeterminedWeightsStaysInItsColumn) {
   EXPECT_GT(v.nan_expected, 0);
 }
 
-// Every visible score is -inf: O is 0/0, LSE is -inf. A kernel that takes LSE for the sign of an empty row gives 0, one that does not, NaN.
+// Every visible score is -inf: O is 0/0, LSE is -inf. A kernel that takes LSE for the sign of an
+// empty row gives 0, one that does not, NaN.
 TEST_F(BackwardVerdict, RowsWithoutWeightAreExcused) {
   prepare("backward b=1 h=1 l=2x1 d=1 poke=k:0:0:0:0=1;q:0:0:1:0=-inf");
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
@@ -243,7 +270,8 @@ TEST_F(BackwardVerdict, RowsWithoutWeightAreExcused) {
   EXPECT_THAT(verdict(), HasNothingOutside());
 }
 
-// Products of 2^-151 all round to 0: a thousand of them are lost, however short the chains are that add them.
+// Products of 2^-151 all round to 0: a thousand of them are lost, however short the chains are that
+// add them.
 TEST_F(BackwardVerdict, EveryProductOfASumMayUnderflow) {
   prepare("backward b=1 h=1 l=1000x4 d=1 scores=equal");
   change(inputs_->d_o.view(), [](Index, Index, Index, Index) { return 0x1p-149; });
@@ -252,17 +280,20 @@ TEST_F(BackwardVerdict, EveryProductOfASumMayUnderflow) {
   EXPECT_THAT(verdict(), HasNothingOutside());
 }
 
-// A subnormal weight is within its absolute error, then its product with 1/(1 - p) rounds once more.
+// A subnormal weight is within its absolute error, then its product with 1/(1 - p) rounds once
+// more.
 TEST_F(BackwardVerdict, DropoutRoundsSubnormalWeightsOnceMore) {
   for (int k = 0; k < 40; ++k) {
-    prepare("backward b=1 h=1 l=1 d=1 scale=0 sink=" + std::to_string(101 + 0.04 * k) + " dropout=0.1:1");
+    prepare("backward b=1 h=1 l=1 d=1 scale=0 sink=" + std::to_string(101 + 0.04 * k) +
+            " dropout=0.1:1");
     contract_ = Contract{};
     store(inputs_->d_o.view(), 0, 0x1p100);
     store(inputs_->problem.v, 0, 0), store(dq(), 0, 0), store(dk(), 0, 0);
     store(out_->d_sink.view(), 0, 0), store(forward_->o.view(), 0, 0);
     if (load(dv(), 0) == 0) continue;  // dropped
     const double p = 1 / (1 + std::exp(static_cast<double>(inputs_->problem.sink[0])));
-    const float weight = static_cast<float>(std::ceil(p * 0x1p149) * 0x1p-149), kept = weight * (1.0f / (1.0f - 0.1f));
+    const float weight = static_cast<float>(std::ceil(p * 0x1p149) * 0x1p-149),
+                kept = weight * (1.0f / (1.0f - 0.1f));
     store(dv(), 0, static_cast<double>(kept) * 0x1p100);
     EXPECT_THAT(verdict(), HasNothingOutside()) << k;
   }
@@ -271,14 +302,18 @@ TEST_F(BackwardVerdict, DropoutRoundsSubnormalWeightsOnceMore) {
 // exp2(fma(z, log2 e, -L log2 e)): the product with L rounds, however near z is.
 TEST_F(BackwardVerdict, FusedArgumentsOfASinkRoundTheProductWithLse) {
   for (int k = 0; k < 20; ++k) {
-    prepare("backward b=1 h=1 l=1x5 d=1/4 scores=large-scores values=offset grad=offset sink=" + std::to_string(59800 + 10 * k));
+    prepare("backward b=1 h=1 l=1x5 d=1/4 scores=large-scores values=offset grad=offset sink=" +
+            std::to_string(59800 + 10 * k));
     contract_ = Contract{};
     contract_.fused_argument = true;
     contract_.argument_roundings = 2;
     contract_.scale_error = 0x1.03p-24;
     float delta = 0;
-    for (Index c = 0; c < 4; ++c) delta = std::fma(static_cast<float>(load(input_.d_o, c)), static_cast<float>(load(input_.o, c)), delta);
-    const float log2e = 1.44269504f, lse = static_cast<float>(load(input_.lse, 0)), product = lse * log2e;
+    for (Index c = 0; c < 4; ++c)
+      delta = std::fma(static_cast<float>(load(input_.d_o, c)),
+                       static_cast<float>(load(input_.o, c)), delta);
+    const float log2e = 1.44269504f, lse = static_cast<float>(load(input_.lse, 0)),
+                product = lse * log2e;
     const float weight = std::exp2(std::fma(inputs_->problem.sink[0], log2e, -product));
     store(out_->d_sink.view(), 0, -weight * delta);
     EXPECT_THAT(verdict(), HasNothingOutside()) << k;
@@ -286,10 +321,12 @@ TEST_F(BackwardVerdict, FusedArgumentsOfASinkRoundTheProductWithLse) {
 }
 
 TEST_F(BackwardVerdict, ErrorsOfTheGivenOutputsAreTakenIntoAccountNotForgiven) {
-  // With LSE off by 2^-10 the gradients that follow from it are right, and those of the exact LSE are still inside.
+  // With LSE off by 2^-10 the gradients that follow from it are right, and those of the exact LSE
+  // are still inside.
   prepare("backward b=1 h=1 l=9x13 d=8/6 seed=5");
   const TensorView& lse = forward_->lse.view();
-  for (Index i = 0; i < 9; ++i) store(lse, lse.at(0, 0, i, 0), load(lse, lse.at(0, 0, i, 0)) + 0x1p-10);
+  for (Index i = 0; i < 9; ++i)
+    store(lse, lse.at(0, 0, i, 0), load(lse, lse.at(0, 0, i, 0)) + 0x1p-10);
   EXPECT_THAT(verdict(), Passes());
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
   EXPECT_THAT(verdict(), Passes());
@@ -318,7 +355,8 @@ TEST_F(BackwardVerdict, PairsThatPowerShowsAreMissed) {
   EXPECT_EQ(power.pairs, 60);
   std::int64_t missed_dk = 0, missed_dv = 0;
   for (Index j = 0; j < 60; ++j)
-    for (auto [member, missed] : {std::pair{&GradientOutputs::dk, &missed_dk}, {&GradientOutputs::dv, &missed_dv}}) {
+    for (auto [member, missed] :
+         {std::pair{&GradientOutputs::dk, &missed_dk}, {&GradientOutputs::dv, &missed_dv}}) {
       prepare(line);
       const TensorView& t = ((*out_).*member).view();
       for (Index d = 0; d < 8; ++d) store(t, t.at(0, 0, j, d), 0);

@@ -1,4 +1,5 @@
-// `assay bench`, and what becomes of what it measured. No time is asserted: only that everything is where it belongs.
+// `assay bench`, and what becomes of what it measured. No time is asserted: only that everything is
+// where it belongs.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -25,16 +26,20 @@ class Bench : public testing::Test {
     std::ofstream(folder_ / name) << "#!/bin/sh\n" << body;
     fs::permissions(folder_ / name, fs::perms::owner_all);
   }
-  const fs::path folder_ = fs::temp_directory_path() / ("assay-bench-test-" + std::to_string(getpid()));
+  const fs::path folder_ =
+      fs::temp_directory_path() / ("assay-bench-test-" + std::to_string(getpid()));
 };
 
 const char* const quick = " --repetitions 4 --min-time 0.001 --threads 1 ";
 
 TEST_F(Bench, EveryKindIsMeasuredAndStored) {
-  const Ran r = run("bench forward backward decode products verdicts generators overhead" + std::string(quick) +
-                    "--filter '(forward|backward)/(fp32|openblas)/L:1024/D:64/causal:0|decode/(tensor|paged)-f32/H:8/2|products/(mxfp4|openblas-mxfp4)/M:1/|verdicts/[a-z0-9-]+/(attention|backward) b=1 h=8 "
-                    "l=512 d=64/|generators/normal|overhead/[^/]+/L:1/' --json " +
-                    file("b.json") + " --store " + file("b.db"));
+  const Ran r = run(
+      "bench forward backward decode products verdicts generators overhead" + std::string(quick) +
+      "--filter "
+      "'(forward|backward)/(fp32|openblas)/L:1024/D:64/causal:0|decode/(tensor|paged)-f32/H:8/"
+      "2|products/(mxfp4|openblas-mxfp4)/M:1/|verdicts/[a-z0-9-]+/(attention|backward) b=1 h=8 "
+      "l=512 d=64/|generators/normal|overhead/[^/]+/L:1/' --json " +
+      file("b.json") + " --store " + file("b.db"));
   ASSERT_EQ(r.status, 0) << r.output;
   const Json whole = Json::parse(read(file("b.json")));
   std::set<std::string> seen;
@@ -51,7 +56,11 @@ TEST_F(Bench, EveryKindIsMeasuredAndStored) {
       EXPECT_EQ(m.contains("fraction"), limited) << m;
       if (limited) {
         EXPECT_GT(m["limit"], 0);
-        EXPECT_NEAR(m["fraction"].get<double>() / (m[m["limited_by"].get<std::string>()].get<double>() / m["limit"].get<double>()), 1, 0.9) << m;
+        EXPECT_NEAR(
+            m["fraction"].get<double>() /
+                (m[m["limited_by"].get<std::string>()].get<double>() / m["limit"].get<double>()),
+            1, 0.9)
+            << m;
       }
       for (const Json& ratio : m["ratios"]) {
         ++ratios;
@@ -60,10 +69,12 @@ TEST_F(Bench, EveryKindIsMeasuredAndStored) {
         EXPECT_GE(ratio["coverage"], 0.95);
       }
     }
-    if (part["mode"] == "verdicts") EXPECT_EQ(ratios, 7u) << part;  // Eigen over five others, and over two of gradients
+    if (part["mode"] == "verdicts")
+      EXPECT_EQ(ratios, 7u) << part;  // Eigen over five others, and over two of gradients
     if (part["mode"] != "overhead") EXPECT_FALSE(part["limits"].empty());
   }
-  EXPECT_EQ(seen, (std::set<std::string>{"forward", "backward", "decode", "products", "verdicts", "generators", "overhead"}));
+  EXPECT_EQ(seen, (std::set<std::string>{"forward", "backward", "decode", "products", "verdicts",
+                                         "generators", "overhead"}));
 
   const StoredRun stored = Store(file("b.db")).run(1);
   EXPECT_EQ(stored.kind, "benchmark");
@@ -84,13 +95,17 @@ TEST_F(Bench, NamesAreListed) {
 }
 
 TEST_F(Bench, BadInputIsToldAndNothingIsStored) {
-  for (const auto& [arguments, says] : {std::pair<std::string, const char*>{"bench fast", "'fast': no such benchmarks; there are forward, "},
-                                        {"bench overhead --filter nothing-of-that-name", "nothing was measured: no benchmark has a name that --filter=nothing-of-that-name finds"},
-                                        {"bench overhead --filter '('", "--filter=(: "},
-                                        {"bench overhead --bin /nowhere", "/nowhere/attention_bench cannot be run (No such file or directory): --bin says where"},
-                                        {"bench overhead --repetitions 0", "--repetitions"},
-                                        {"bench overhead --threads 0", "--threads"},
-                                        {"bench overhead --shapes huge", "--shapes"}}) {
+  for (const auto& [arguments, says] :
+       {std::pair<std::string, const char*>{"bench fast",
+                                            "'fast': no such benchmarks; there are forward, "},
+        {"bench overhead --filter nothing-of-that-name",
+         "nothing was measured: no benchmark has a name that --filter=nothing-of-that-name finds"},
+        {"bench overhead --filter '('", "--filter=(: "},
+        {"bench overhead --bin /nowhere",
+         "/nowhere/attention_bench cannot be run (No such file or directory): --bin says where"},
+        {"bench overhead --repetitions 0", "--repetitions"},
+        {"bench overhead --threads 0", "--threads"},
+        {"bench overhead --shapes huge", "--shapes"}}) {
     const Ran r = run(arguments + " --store " + file("none.db"));
     EXPECT_EQ(r.status, 2) << arguments << r.output;
     EXPECT_THAT(r.output, HasSubstr(says));
@@ -99,13 +114,19 @@ TEST_F(Bench, BadInputIsToldAndNothingIsStored) {
 }
 
 TEST_F(Bench, FailuresOfCandidatesAndOfPrograms) {
-  // A candidate that threw: measured is what could be, the status says that something is wrong, the store keeps it.
-  script("attention_bench", "while [ \"$1\" != --json ]; do shift; done; echo '{\"mode\": \"overhead\", \"limits\": [], \"measured\": [{\"name\": \"overhead/a/L:1\", \"failed\": \"no memory\"}]}' > $2\n");
+  // A candidate that threw: measured is what could be, the status says that something is wrong, the
+  // store keeps it.
+  script("attention_bench",
+         "while [ \"$1\" != --json ]; do shift; done; echo '{\"mode\": \"overhead\", \"limits\": "
+         "[], \"measured\": [{\"name\": \"overhead/a/L:1\", \"failed\": \"no memory\"}]}' > $2\n");
   Ran r = run("bench overhead --bin " + folder_.string() + " --store " + file("b.db"));
   EXPECT_EQ(r.status, 1) << r.output;
   EXPECT_THAT(r.output, HasSubstr("0 measured, 1 failed\n  overhead/a/L:1: no memory"));
   EXPECT_EQ(Store(file("b.db")).run(1).results.at(0).outcome, "error");
-  for (const auto& [body, says] : {std::pair{"exit 1\n", "attention_bench overhead ended with exit status 1; nothing was stored"}, {"kill -9 $$\n", "attention_bench was ended by signal 9"}}) {
+  for (const auto& [body, says] :
+       {std::pair{"exit 1\n",
+                  "attention_bench overhead ended with exit status 1; nothing was stored"},
+        {"kill -9 $$\n", "attention_bench was ended by signal 9"}}) {
     script("attention_bench", body);
     r = run("bench overhead --bin " + folder_.string() + " --store " + file("b.db"));
     EXPECT_EQ(r.status, 3) << r.output;

@@ -1,5 +1,5 @@
-// The bounds themselves: no kernel that keeps its contract may violate one, on any family of inputs; and a bound
-// that no kernel could ever violate would prove nothing.
+// The bounds themselves: no kernel that keeps its contract may violate one, on any family of
+// inputs; and a bound that no kernel could ever violate would prove nothing.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -17,16 +17,17 @@ namespace assay {
 namespace {
 
 // The extensions of docs/bounds.md, section 7, each alone and together.
-const char* const features[] = {"",
-                                " causal offset=end",
-                                " softcap=1.5",
-                                " softcap=30 causal",
-                                " sink=2",
-                                " alibi causal offset=end",
-                                " alibi bias=normal@hij",
-                                " bias=large@ij",
-                                " dropout=0.4:9",
-                                " softcap=20 alibi bias=normal@bhij sink=6 dropout=0.2:3 causal offset=end"};
+const char* const features[] = {
+    "",
+    " causal offset=end",
+    " softcap=1.5",
+    " softcap=30 causal",
+    " sink=2",
+    " alibi causal offset=end",
+    " alibi bias=normal@hij",
+    " bias=large@ij",
+    " dropout=0.4:9",
+    " softcap=20 alibi bias=normal@bhij sink=6 dropout=0.2:3 causal offset=end"};
 
 struct Tightness {
   double o = 0, lse = 0;
@@ -43,8 +44,10 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
     for (int s = 0; s < count_of<Scores>; ++s)
       for (const char* feature : features) {
         const auto values = static_cast<Values>((s + static_cast<int>(seed)) % count_of<Values>);
-        // The dtype's extremes overflow an fp16 accumulator by design; the verdict then has nothing to say.
-        Case c = parse_case("attention b=1 h=2/1 l=9x" + std::to_string(seed % 2 ? 150 : 67) + " d=" + std::to_string(seed % 3 ? 40 : 64) + "/12" + feature);
+        // The dtype's extremes overflow an fp16 accumulator by design; the verdict then has nothing
+        // to say.
+        Case c = parse_case("attention b=1 h=2/1 l=9x" + std::to_string(seed % 2 ? 150 : 67) +
+                            " d=" + std::to_string(seed % 3 ? 40 : 64) + "/12" + feature);
         c.dtype = dtype;
         c.scores = static_cast<Scores>(s);
         c.values = values;
@@ -69,19 +72,24 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
       tight.hull_only += v.hull_only;
       for (const auto& [reason, n] : v.excused) tight.excused += n;
     });
-    printf("%-8s %-42s %8ld elements, largest error/bound O %.3f LSE %.3f, hull only %ld, excused %ld\n", std::string(format(dtype).name).c_str(),
-           e.contract.name.c_str(), static_cast<long>(tight.elements), tight.o, tight.lse, static_cast<long>(tight.hull_only),
-           static_cast<long>(tight.excused));
+    printf(
+        "%-8s %-42s %8ld elements, largest error/bound O %.3f LSE %.3f, hull only %ld, excused "
+        "%ld\n",
+        std::string(format(dtype).name).c_str(), e.contract.name.c_str(),
+        static_cast<long>(tight.elements), tight.o, tight.lse, static_cast<long>(tight.hull_only),
+        static_cast<long>(tight.excused));
     EXPECT_GT(tight.elements, 10000);
     // Most of what was compared was judged by its bound, or the run says little about it.
     EXPECT_LT(tight.hull_only + tight.excused, tight.elements / 2) << e.contract.name;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, EmulatedKernels, testing::Values(Dtype::f32, Dtype::f16, Dtype::bf16),
+INSTANTIATE_TEST_SUITE_P(Dtypes, EmulatedKernels,
+                         testing::Values(Dtype::f32, Dtype::f16, Dtype::bf16),
                          [](const auto& test) { return std::string(format(test.param).name); });
 
-// With the bound divided by four, correct kernels must fall outside it: otherwise it is loose by more than that.
+// With the bound divided by four, correct kernels must fall outside it: otherwise it is loose by
+// more than that.
 TEST(Bound, OrderedFp32BoundDividedByFourIsViolatedOnSmallShapes) {
   const auto host = make_candidate("host");
   double o = 0, lse = 0;
@@ -109,8 +117,8 @@ TEST(Bound, OrderedFp32BoundDividedByFourIsViolatedOnSmallShapes) {
   EXPECT_GT(lse, 0.25);
 }
 
-// The same of merges, which such short cases meet only with splits of one or two keys. Values of both signs leave the
-// merges' own roundings to dominate.
+// The same of merges, which such short cases meet only with splits of one or two keys. Values of
+// both signs leave the merges' own roundings to dominate.
 TEST(Bound, OfKeySplitsDividedByFourIsViolatedOnSmallShapes) {
   double o = 0, lse = 0;
   std::string line;
@@ -139,7 +147,8 @@ TEST(Bound, OfKeySplitsDividedByFourIsViolatedOnSmallShapes) {
           o = std::max(o, v.worst_ratio(Output::o));
           lse = std::max(lse, v.worst_ratio(Output::lse));
         }
-  printf("largest error/bound with splits of one or two keys: O %.3f (%s), LSE %.3f\n", o, line.c_str(), lse);
+  printf("largest error/bound with splits of one or two keys: O %.3f (%s), LSE %.3f\n", o,
+         line.c_str(), lse);
   EXPECT_GT(o, 0.25);
   EXPECT_GT(lse, 0.15);  // exp and log are rounded correctly here, and the contract allows an ulp
 }
@@ -149,7 +158,8 @@ TEST(Bound, RoundingsOfMergesAddUp) {
   const Case c = parse_case("attention b=1 h=1 l=1x64 d=1 scores=equal");
   const Inputs inputs(c);
   const Outputs out(c);
-  for (Index j = 0; j < 64; ++j) store(inputs.problem.v, inputs.problem.v.at(0, 0, j, 0), j == 0 ? 1 : j == 63 ? -1 : 0x1.2p-24);
+  for (Index j = 0; j < 64; ++j)
+    store(inputs.problem.v, inputs.problem.v.at(0, 0, j, 0), j == 0 ? 1 : j == 63 ? -1 : 0x1.2p-24);
   Emulation e;
   e.contract.tile = e.contract.split_keys = 1;
   e.contract.exp_ulp = 0x1p-10;  // e^0 is all that it meets
@@ -160,7 +170,8 @@ TEST(Bound, RoundingsOfMergesAddUp) {
   EXPECT_GT(v.worst_ratio(Output::o), 0.15);
 }
 
-// Where the order is declared the bound is never the worse for it, and sharper on long sums that wander.
+// Where the order is declared the bound is never the worse for it, and sharper on long sums that
+// wander.
 TEST(Bound, OrderSharpensIt) {
   const Case c = parse_case("attention b=1 h=1 l=8x3000 d=64 seed=5");
   const Inputs inputs(c);
@@ -169,7 +180,8 @@ TEST(Bound, OrderSharpensIt) {
   ASSERT_TRUE(host->run({ForwardCall{inputs.problem, out.view()}}).ok());
   Contract ordered = contract_of(*host, inputs.problem), any_order = ordered;
   any_order.ordered = false;
-  const Verdict sharp = judge(inputs.problem, out.view(), ordered), blunt = judge(inputs.problem, out.view(), any_order);
+  const Verdict sharp = judge(inputs.problem, out.view(), ordered),
+                blunt = judge(inputs.problem, out.view(), any_order);
   EXPECT_THAT(sharp, Passes());
   EXPECT_THAT(blunt, Passes());
   EXPECT_LT(sharp.worst(Output::o)->bound * 3, blunt.worst(Output::o)->bound);
@@ -183,9 +195,13 @@ TEST(Ladder, ReportsTheStrictestContractNotRefuted) {
   for (const Emulation& e : emulations(Dtype::f16)) {
     run_emulated(e, inputs.problem, out.view());
     const Verdict v = judge_by_ladder(inputs.problem, out.view(), 64);
-    if (e.contract.name == "fp32, fma") EXPECT_EQ(v.contract, "fp32 accumulation, fp32 weights") << v.reason;
-    if (e.contract.name == "weights in the dtype") EXPECT_EQ(v.contract, "fp32 accumulation, weights in f16") << v.reason;
-    if (e.contract.name == "scores stored in the dtype") EXPECT_EQ(v.contract, "truncating 16-wide block FMA, weights in f16, scores stored in it") << v.reason;
+    if (e.contract.name == "fp32, fma")
+      EXPECT_EQ(v.contract, "fp32 accumulation, fp32 weights") << v.reason;
+    if (e.contract.name == "weights in the dtype")
+      EXPECT_EQ(v.contract, "fp32 accumulation, weights in f16") << v.reason;
+    if (e.contract.name == "scores stored in the dtype")
+      EXPECT_EQ(v.contract, "truncating 16-wide block FMA, weights in f16, scores stored in it")
+          << v.reason;
     EXPECT_THAT(v, Passes()) << e.contract.name;
   }
 }

@@ -1,4 +1,5 @@
-// Caches through the C interface: decode equals forward bit for bit, every misuse is refused and changes nothing.
+// Caches through the C interface: decode equals forward bit for bit, every misuse is refused and
+// changes nothing.
 #include <assay/assay.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -27,7 +28,8 @@ class CCache : public testing::TestWithParam<int> {
       k[e] = static_cast<float>((e * 37) % 19) * 0.125f - 1;
       v[e] = static_cast<float>((e * 53) % 23) * 0.25f - 2;
     }
-    for (std::size_t e = 0; e < q.size(); ++e) q[e] = static_cast<float>((e * 29) % 17) * 0.125f - 1;
+    for (std::size_t e = 0; e < q.size(); ++e)
+      q[e] = static_cast<float>((e * 29) % 17) * 0.125f - 1;
   }
   void TearDown() override {
     EXPECT_EQ(assay_cache_destroy(cache), 0) << assay_last_error();
@@ -74,8 +76,10 @@ class CCache : public testing::TestWithParam<int> {
   assay_context context = nullptr;
   assay_cache cache = nullptr;
   assay_cache_config config;
-  std::vector<float> k = std::vector<float>(kv_heads * capacity * dim), v = k, q = std::vector<float>(2 * heads * dim);
-  std::vector<float> o = std::vector<float>(2 * heads * dim, 123), lse = std::vector<float>(2 * heads, 456);
+  std::vector<float> k = std::vector<float>(kv_heads * capacity * dim), v = k,
+                     q = std::vector<float>(2 * heads * dim);
+  std::vector<float> o = std::vector<float>(2 * heads * dim, 123),
+                     lse = std::vector<float>(2 * heads, 456);
 };
 
 TEST_P(CCache, DecodeIsForward) {
@@ -97,8 +101,10 @@ TEST_P(CCache, DecodeIsForward) {
     problem.k = &tk;
     problem.v = &tv;
     ASSERT_EQ(assay_attention_forward(context, &problem, &to, &tlse), 0) << assay_last_error();
-    EXPECT_EQ(std::memcmp(right.data(), o.data() + b * heads * dim, right.size() * sizeof(float)), 0);
-    EXPECT_EQ(std::memcmp(right_lse.data(), lse.data() + b * heads, right_lse.size() * sizeof(float)), 0);
+    EXPECT_EQ(std::memcmp(right.data(), o.data() + b * heads * dim, right.size() * sizeof(float)),
+              0);
+    EXPECT_EQ(
+        std::memcmp(right_lse.data(), lse.data() + b * heads, right_lse.size() * sizeof(float)), 0);
   }
 }
 
@@ -128,20 +134,26 @@ TEST_P(CCache, WhatCannotBeIsRefusedAndChangesNothing) {
     EXPECT_EQ(lse, before_lse);
   };
   const int state = ASSAY_INVALID_CACHE_STATE, bad = ASSAY_INVALID_ARGUMENTS;
-  refused(append(0, 0, 2), state, "Invalid cache state: 2 tokens after 19 are above the capacity of 20");
+  refused(append(0, 0, 2), state,
+          "Invalid cache state: 2 tokens after 19 are above the capacity of 20");
   refused(append(2, 0, 1), state, "Invalid cache state: sequence = 2 is outside [0, 2)");
   refused(append(-1, 0, 1), state, "Invalid cache state: sequence = -1 is outside [0, 2)");
-  refused(assay_cache_length(cache, 2, nullptr, nullptr), state, "Invalid cache state: sequence = 2 is outside [0, 2)");
-  refused(assay_cache_fork(cache, 0, 1), state, "Invalid cache state: to = 1 holds 3 tokens, not 0");
-  refused(assay_cache_evict(cache, 0, 20), bad, "Invalid arguments: position = 20 is outside [0, 19]");
+  refused(assay_cache_length(cache, 2, nullptr, nullptr), state,
+          "Invalid cache state: sequence = 2 is outside [0, 2)");
+  refused(assay_cache_fork(cache, 0, 1), state,
+          "Invalid cache state: to = 1 holds 3 tokens, not 0");
+  refused(assay_cache_evict(cache, 0, 20), bad,
+          "Invalid arguments: position = 20 is outside [0, 19]");
   assay_tensor tk = tokens(k, 0, 1), tv = tokens(v, 0, 1);
   refused(assay_cache_append(cache, 0, nullptr, &tv), bad, "Invalid arguments: k is null");
   refused(assay_cache_append(cache, 0, &tk, nullptr), bad, "Invalid arguments: v is null");
   tk.shape[3] = 7;
-  refused(assay_cache_append(cache, 0, &tk, &tv), bad, "Invalid arguments: k has shape [1, 2, 1, 7], not [1, 2, 1, 8]");
+  refused(assay_cache_append(cache, 0, &tk, &tv), bad,
+          "Invalid arguments: k has shape [1, 2, 1, 7], not [1, 2, 1, 8]");
   tk.shape[3] = 8;
   tk.strides[1] = 4;
-  refused(assay_cache_append(cache, 0, &tk, &tv), state, "Invalid cache state: k has strides [16, 4, 8, 1]: it overlaps itself");
+  refused(assay_cache_append(cache, 0, &tk, &tv), state,
+          "Invalid cache state: k has strides [16, 4, 8, 1]: it overlaps itself");
 }
 
 TEST_P(CCache, StaleAndForeignHandlesAreInvalidCacheStates) {
@@ -149,8 +161,11 @@ TEST_P(CCache, StaleAndForeignHandlesAreInvalidCacheStates) {
   ASSERT_EQ(assay_cache_create(&config, &stale), 0);
   ASSERT_EQ(assay_cache_destroy(stale), 0);
   const assay_cache mine = cache;
-  for (assay_cache handle : {stale, reinterpret_cast<assay_cache>(&config), reinterpret_cast<assay_cache>(context), static_cast<assay_cache>(nullptr)}) {
-    const std::string message = handle ? "Invalid cache state: cache is no cache, or was destroyed" : "Invalid cache state: cache is null";
+  for (assay_cache handle :
+       {stale, reinterpret_cast<assay_cache>(&config), reinterpret_cast<assay_cache>(context),
+        static_cast<assay_cache>(nullptr)}) {
+    const std::string message = handle ? "Invalid cache state: cache is no cache, or was destroyed"
+                                       : "Invalid cache state: cache is null";
     const auto refused = [&](assay_status status) {
       EXPECT_EQ(status, ASSAY_INVALID_CACHE_STATE);
       EXPECT_EQ(assay_last_error(), message);
@@ -205,16 +220,20 @@ TEST_P(CCache, KeysOfTheProblemAreRefused) {
   assay_attention_init(&problem);
   problem.q = &tq;
   problem.k = &tk;
-  EXPECT_EQ(assay_attention_cached(context, &problem, cache, nullptr, nullptr, &to, nullptr), ASSAY_INVALID_ARGUMENTS);
+  EXPECT_EQ(assay_attention_cached(context, &problem, cache, nullptr, nullptr, &to, nullptr),
+            ASSAY_INVALID_ARGUMENTS);
   EXPECT_STREQ(assay_last_error(), "Invalid arguments: k does not go with a cache");
   problem.k = nullptr;
   tq.shape[0] = to.shape[0] = 1;
-  EXPECT_EQ(assay_attention_cached(context, &problem, cache, nullptr, nullptr, &to, nullptr), ASSAY_INVALID_ARGUMENTS);
-  EXPECT_STREQ(assay_last_error(), "Invalid arguments: q.shape[0] = 1 is not 2, the sequences of the cache");
+  EXPECT_EQ(assay_attention_cached(context, &problem, cache, nullptr, nullptr, &to, nullptr),
+            ASSAY_INVALID_ARGUMENTS);
+  EXPECT_STREQ(assay_last_error(),
+               "Invalid arguments: q.shape[0] = 1 is not 2, the sequences of the cache");
   EXPECT_EQ(o[0], 123);
 }
 
-// Appends and reads from several threads wait for each other; a cache destroyed meanwhile is refused from then on.
+// Appends and reads from several threads wait for each other; a cache destroyed meanwhile is
+// refused from then on.
 TEST_P(CCache, ThreadsShareACache) {
   ASSERT_EQ(append(0, 0, 2), 0);
   ASSERT_EQ(append(1, 0, 2), 0);
@@ -240,7 +259,9 @@ TEST_P(CCache, ThreadsShareACache) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, CCache, testing::Values(ASSAY_CACHE_CONTIGUOUS, ASSAY_CACHE_PAGED),
-                         [](const auto& test) { return test.param == ASSAY_CACHE_CONTIGUOUS ? "contiguous" : "paged"; });
+                         [](const auto& test) {
+                           return test.param == ASSAY_CACHE_CONTIGUOUS ? "contiguous" : "paged";
+                         });
 
 // One latent token is its rotary and compressed parts; with one token in the cache O = up_v c.
 TEST(CCacheLatent, OneTokenGivesItsValue) {
@@ -256,7 +277,8 @@ TEST(CCacheLatent, OneTokenGivesItsValue) {
   config.rotary = 2;
   config.capacity = 5;
   ASSERT_EQ(assay_cache_create(&config, &cache), 0) << assay_last_error();
-  float c[3] = {1, 2, -1}, rotary[2] = {0.5f, 1}, up_k[4 * 3] = {1, 2, 3}, up_v[4 * 3] = {1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1};
+  float c[3] = {1, 2, -1}, rotary[2] = {0.5f, 1}, up_k[4 * 3] = {1, 2, 3},
+        up_v[4 * 3] = {1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1};
   float q[6] = {1, 1, 1, 1, 1, 1}, o[4] = {};
   assay_tensor tc, tr, tuk, tuv, tq, to;
   assay_tensor_init(&tc, c, ASSAY_FLOAT, 32, 1, 1, 1, 3);
@@ -269,9 +291,12 @@ TEST(CCacheLatent, OneTokenGivesItsValue) {
   assay_attention problem;
   assay_attention_init(&problem);
   problem.q = &tq;
-  ASSERT_EQ(assay_attention_cached(context, &problem, cache, &tuk, &tuv, &to, nullptr), 0) << assay_last_error();
+  ASSERT_EQ(assay_attention_cached(context, &problem, cache, &tuk, &tuv, &to, nullptr), 0)
+      << assay_last_error();
   EXPECT_THAT(o, testing::ElementsAre(1, 2, -1, 2));
-  EXPECT_EQ(assay_attention_cached(context, &problem, cache, nullptr, &tuv, &to, nullptr), ASSAY_INVALID_ARGUMENTS) << assay_last_error();
+  EXPECT_EQ(assay_attention_cached(context, &problem, cache, nullptr, &tuv, &to, nullptr),
+            ASSAY_INVALID_ARGUMENTS)
+      << assay_last_error();
   EXPECT_EQ(assay_cache_destroy(cache), 0);
   EXPECT_EQ(assay_context_destroy(context), 0);
 }

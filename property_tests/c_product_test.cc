@@ -39,7 +39,8 @@ TEST_F(CProduct, MultipliesReadsBackAndEnds) {
 
   unsigned char codes[32], scales[2];
   float tensor_scale = 0;
-  ASSERT_EQ(assay_weights_read(w, codes, scales, nullptr, &tensor_scale), ASSAY_SUCCESS) << assay_last_error();
+  ASSERT_EQ(assay_weights_read(w, codes, scales, nullptr, &tensor_scale), ASSAY_SUCCESS)
+      << assay_last_error();
   EXPECT_EQ(std::memcmp(codes, codes_, 32), 0);
   EXPECT_EQ(std::memcmp(scales, scales_, 2), 0);
   EXPECT_EQ(tensor_scale, 1);
@@ -70,11 +71,13 @@ TEST_F(CProduct, QuantizesAndTellsSizes) {
   assay_tensor_init(&tw, w.data(), ASSAY_FLOAT, 32, 1, 1, 100, 3);
   assay_weights packed = nullptr;
   EXPECT_EQ(assay_weights_quantize(&tw, ASSAY_INT4, 32, 0, &packed), ASSAY_INVALID_ARGUMENTS);
-  EXPECT_STREQ(assay_last_error(), "Invalid arguments: k = 100 is not whole groups of 32, and pad_k is off");
+  EXPECT_STREQ(assay_last_error(),
+               "Invalid arguments: k = 100 is not whole groups of 32, and pad_k is off");
   EXPECT_EQ(packed, nullptr);
   // 15 in the last, shorter group too: 0 to 15 need no rounding, scale 1, zero point 0.
   for (std::size_t n = 0; n < 3; ++n) w[297 + n] = 15;
-  ASSERT_EQ(assay_weights_quantize(&tw, ASSAY_INT4, 32, 1, &packed), ASSAY_SUCCESS) << assay_last_error();
+  ASSERT_EQ(assay_weights_quantize(&tw, ASSAY_INT4, 32, 1, &packed), ASSAY_SUCCESS)
+      << assay_last_error();
   std::vector<float> a(100, 1), c(3);
   assay_tensor ta, tc;
   assay_tensor_init(&ta, a.data(), ASSAY_FLOAT, 32, 1, 1, 1, 100);
@@ -97,14 +100,23 @@ TEST_F(CProduct, BadInputIsRefusedByNameAndWritesNothing) {
     EXPECT_EQ(w, nullptr);
     return std::string(assay_last_error());
   };
-  EXPECT_EQ(refused([](assay_low_bit& m) { m.format = 8; }), "Invalid arguments: matrix.format = 8 is outside [0, 7]");
-  EXPECT_EQ(refused([](assay_low_bit& m) { m.format = -1; }), "Invalid arguments: matrix.format = -1 is outside [0, 7]");
-  EXPECT_EQ(refused([](assay_low_bit& m) { m.version = 2; }), "Invalid arguments: matrix.version = 2 is not between 1 and 1");
-  EXPECT_EQ(refused([](assay_low_bit& m) { m.struct_size = 12; }), "Invalid arguments: matrix.struct_size = 12 is not a multiple of 8 from 8 to 64, the size that this library knows");
-  EXPECT_EQ(refused([](assay_low_bit& m) { m.k = -1; }), "Invalid arguments: k = -1 is outside [1, 1099511627776]");
-  EXPECT_EQ(refused([](assay_low_bit& m) { m.group_size = 24; }), "Invalid arguments: group = 24: groups of mxfp4 have 32");
-  EXPECT_EQ(refused([](assay_low_bit& m) { m.codes = nullptr; }), "Invalid arguments: codes is null");
-  EXPECT_EQ(refused([](assay_low_bit& m) { m.tensor_scale = 3; }), "Invalid arguments: tensor_scale = 3: mxfp4 has none, so it must be 1");
+  EXPECT_EQ(refused([](assay_low_bit& m) { m.format = 8; }),
+            "Invalid arguments: matrix.format = 8 is outside [0, 7]");
+  EXPECT_EQ(refused([](assay_low_bit& m) { m.format = -1; }),
+            "Invalid arguments: matrix.format = -1 is outside [0, 7]");
+  EXPECT_EQ(refused([](assay_low_bit& m) { m.version = 2; }),
+            "Invalid arguments: matrix.version = 2 is not between 1 and 1");
+  EXPECT_EQ(refused([](assay_low_bit& m) { m.struct_size = 12; }),
+            "Invalid arguments: matrix.struct_size = 12 is not a multiple of 8 from 8 to 64, the "
+            "size that this library knows");
+  EXPECT_EQ(refused([](assay_low_bit& m) { m.k = -1; }),
+            "Invalid arguments: k = -1 is outside [1, 1099511627776]");
+  EXPECT_EQ(refused([](assay_low_bit& m) { m.group_size = 24; }),
+            "Invalid arguments: group = 24: groups of mxfp4 have 32");
+  EXPECT_EQ(refused([](assay_low_bit& m) { m.codes = nullptr; }),
+            "Invalid arguments: codes is null");
+  EXPECT_EQ(refused([](assay_low_bit& m) { m.tensor_scale = 3; }),
+            "Invalid arguments: tensor_scale = 3: mxfp4 has none, so it must be 1");
   EXPECT_EQ(assay_weights_create(nullptr, &w), ASSAY_INVALID_ARGUMENTS);
   EXPECT_STREQ(assay_last_error(), "Invalid arguments: matrix is null");
   EXPECT_EQ(assay_weights_create(&matrix_, nullptr), ASSAY_INVALID_ARGUMENTS);
@@ -115,12 +127,14 @@ TEST_F(CProduct, BadInputIsRefusedByNameAndWritesNothing) {
   assay_tensor_init(&ta, a.data(), ASSAY_FLOAT, 32, 1, 1, 2, 31);
   assay_tensor_init(&tc, c.data(), ASSAY_FLOAT, 32, 1, 1, 2, 2);
   EXPECT_EQ(assay_product(context_, &ta, w, &tc), ASSAY_INVALID_ARGUMENTS);
-  EXPECT_STREQ(assay_last_error(), "Invalid arguments: a has shape [1, 1, 2, 31], not [1, 1, 2, 32]");
+  EXPECT_STREQ(assay_last_error(),
+               "Invalid arguments: a has shape [1, 1, 2, 31], not [1, 1, 2, 32]");
   EXPECT_EQ(assay_product(nullptr, &ta, w, &tc), ASSAY_INVALID_ARGUMENTS);
   EXPECT_EQ(assay_product(context_, nullptr, w, &tc), ASSAY_INVALID_ARGUMENTS);
   EXPECT_EQ(assay_product(context_, &ta, nullptr, &tc), ASSAY_INVALID_ARGUMENTS);
   EXPECT_STREQ(assay_last_error(), "Invalid arguments: weights is null");
-  EXPECT_EQ(assay_product(context_, &ta, reinterpret_cast<assay_weights>(context_), &tc), ASSAY_INVALID_ARGUMENTS);
+  EXPECT_EQ(assay_product(context_, &ta, reinterpret_cast<assay_weights>(context_), &tc),
+            ASSAY_INVALID_ARGUMENTS);
   assay_tensor_init(&ta, a.data(), ASSAY_FLOAT, 64, 1, 1, 2, 32);
   EXPECT_EQ(assay_product(context_, &ta, w, &tc), ASSAY_UNSUPPORTED);
   EXPECT_EQ(c, std::vector<float>(4, -7));

@@ -21,7 +21,8 @@ using kernels::PagedCache;
 using kernels::Status;
 using testing::HasSubstr;
 
-const Dtype cache_dtypes[] = {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1};
+const Dtype cache_dtypes[] = {Dtype::f32,    Dtype::f16,    Dtype::bf16,
+                              Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1};
 const CacheKind cache_kinds[] = {CacheKind::contiguous, CacheKind::paged, CacheKind::latent};
 
 // A cache whose unwritten storage is NaN in every dtype, scales included.
@@ -31,22 +32,31 @@ std::unique_ptr<PagedCache> make_cache(const CacheConfig& config) {
   EXPECT_TRUE(status.ok()) << status.detail;
   std::unique_ptr<PagedCache> cache(dynamic_cast<PagedCache*>(made.release()));
   const auto stored = cache->stored(0, 0);
-  for (const kernels::StoredColumns& c : {stored.keys.columns, stored.keys.more, stored.values.columns}) {
+  for (const kernels::StoredColumns& c :
+       {stored.keys.columns, stored.keys.more, stored.values.columns}) {
     if (c.count == 0) continue;
     const auto pages = static_cast<std::size_t>(cache->free_pages());
-    std::memset(const_cast<std::byte*>(c.data), 0xFF, pages * static_cast<std::size_t>(c.page_bytes));
-    if (c.scales) std::memset(const_cast<std::uint8_t*>(c.scales), 0xFF, pages * static_cast<std::size_t>(c.page_scales));
+    std::memset(const_cast<std::byte*>(c.data), 0xFF,
+                pages * static_cast<std::size_t>(c.page_bytes));
+    if (c.scales)
+      std::memset(const_cast<std::uint8_t*>(c.scales), 0xFF,
+                  pages * static_cast<std::size_t>(c.page_scales));
   }
   return cache;
 }
 
 Tensor make_tensor(const Extents& shape) {
-  return Tensor(Dtype::f32, shape, {{shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}, 0, element_count(shape)});
+  return Tensor(Dtype::f32, shape,
+                {{shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1},
+                 0,
+                 element_count(shape)});
 }
 
-// Up-projections of a latent cache with dim - rotary = value_dim = rank that change nothing: absorbing them is exact.
+// Up-projections of a latent cache with dim - rotary = value_dim = rank that change nothing:
+// absorbing them is exact.
 struct IdentityProjection {
-  explicit IdentityProjection(const CacheConfig& c) : w(make_tensor({1, c.kv_heads, c.rank, c.rank})) {
+  explicit IdentityProjection(const CacheConfig& c)
+      : w(make_tensor({1, c.kv_heads, c.rank, c.rank})) {
     for (Index g = 0; g < c.kv_heads; ++g)
       for (Index i = 0; i < c.rank; ++i) store(w.view(), w.view().at(0, g, i, i), 1);
   }
@@ -54,7 +64,8 @@ struct IdentityProjection {
   Tensor w;
 };
 
-CacheConfig config_of(CacheKind kind, Dtype dtype, Index sequences, Index capacity, Index page_size) {
+CacheConfig config_of(CacheKind kind, Dtype dtype, Index sequences, Index capacity,
+                      Index page_size) {
   CacheConfig c;
   c.kind = kind;
   c.dtype = dtype;
@@ -72,7 +83,10 @@ CacheConfig config_of(CacheKind kind, Dtype dtype, Index sequences, Index capaci
 
 struct Reading {
   Reading(const CacheConfig& c, Index heads, Index row_count, std::uint64_t seed)
-      : query_heads(heads), rows(row_count), o(make_tensor({c.sequences, heads, rows, c.value_dim})), lse(make_tensor({c.sequences, heads, rows, 1})) {
+      : query_heads(heads),
+        rows(row_count),
+        o(make_tensor({c.sequences, heads, rows, c.value_dim})),
+        lse(make_tensor({c.sequences, heads, rows, 1})) {
     std::mt19937_64 random(seed);
     q = std::make_unique<Tokens>(c.sequences * heads, rows, c.dim, Dtype::f32, 0, random);
     problem.shape = {c.sequences, heads, c.kv_heads, rows, 0, c.dim, c.value_dim};
@@ -89,12 +103,15 @@ struct Reading {
   Tensor o, lse;
 };
 
-// attention_cached against attention_forward over what the list holds, bit for bit; "" if they agree.
-std::string reading_difference(const PagedCache& cache, const CacheModel& model, Index rows, std::uint64_t seed) {
+// attention_cached against attention_forward over what the list holds, bit for bit; "" if they
+// agree.
+std::string reading_difference(const PagedCache& cache, const CacheModel& model, Index rows,
+                               std::uint64_t seed) {
   const CacheConfig& c = model.config;
   const Reading cached(c, 2 * c.kv_heads, rows, seed), plain(c, 2 * c.kv_heads, rows, seed);
   const IdentityProjection identity(c);
-  const Status status = kernels::attention_cached(cached.problem, cache, identity.view(), cached.view(), 1 + static_cast<int>(seed % 2));
+  const Status status = kernels::attention_cached(cached.problem, cache, identity.view(),
+                                                  cached.view(), 1 + static_cast<int>(seed % 2));
   if (!status.ok()) return status.detail;
   const auto [k, v] = model.held();
   Attention p = plain.problem;
@@ -107,11 +124,14 @@ std::string reading_difference(const PagedCache& cache, const CacheModel& model,
     p.key_starts.push_back(s.evicted);
     p.offset.push_back(s.length() - rows);
   }
-  if (const Status forward = kernels::attention_forward(p, plain.view(), 1); !forward.ok()) return forward.detail;
+  if (const Status forward = kernels::attention_forward(p, plain.view(), 1); !forward.ok())
+    return forward.detail;
   for (Index b = 0; b < c.sequences; ++b)
     for (Index h = 0; h < cached.query_heads; ++h)
       for (Index i = 0; i < rows; ++i)
-        if (std::string d = row_difference(cached.view(), b, h, i, plain.view(), b, i, c.value_dim); !d.empty()) return d;
+        if (std::string d = row_difference(cached.view(), b, h, i, plain.view(), b, i, c.value_dim);
+            !d.empty())
+          return d;
   return "";
 }
 
@@ -138,19 +158,26 @@ Tokens values_for(const CacheConfig& c, Index count, std::mt19937_64& random, fl
 
 // Any sequence of operations, failing ones included, does to the cache what it does to the list.
 RC_GTEST_PROP(Cache, FollowsThePlainList, ()) {
-  const auto kind = *rc::gen::elementOf(std::vector(std::begin(cache_kinds), std::end(cache_kinds)));
-  const auto dtype = *rc::gen::elementOf(std::vector(std::begin(cache_dtypes), std::end(cache_dtypes)));
-  CacheConfig config = config_of(kind, dtype, *rc::gen::inRange<Index>(1, 4), *rc::gen::inRange<Index>(0, 40), *rc::gen::inRange<Index>(1, 8));
+  const auto kind =
+      *rc::gen::elementOf(std::vector(std::begin(cache_kinds), std::end(cache_kinds)));
+  const auto dtype =
+      *rc::gen::elementOf(std::vector(std::begin(cache_dtypes), std::end(cache_dtypes)));
+  CacheConfig config = config_of(kind, dtype, *rc::gen::inRange<Index>(1, 4),
+                                 *rc::gen::inRange<Index>(0, 40), *rc::gen::inRange<Index>(1, 8));
   config.group_size = *rc::gen::element<Index>(0, 1, 5, 16, 100);
   if (kind != CacheKind::contiguous) config.pages = *rc::gen::element<Index>(0, 3, 6);
-  if (kind == CacheKind::latent) config.rotary = *rc::gen::element<Index>(0, 6), config.dim = config.rank + config.rotary;
+  if (kind == CacheKind::latent)
+    config.rotary = *rc::gen::element<Index>(0, 6), config.dim = config.rank + config.rotary;
   const auto cache = make_cache(config);
   CacheModel model(config);
   std::mt19937_64 random(*rc::gen::arbitrary<std::uint64_t>());
-  const auto below = [&](Index n) { return static_cast<Index>(random() % static_cast<std::uint64_t>(n)); };
+  const auto below = [&](Index n) {
+    return static_cast<Index>(random() % static_cast<std::uint64_t>(n));
+  };
   const int steps = *rc::gen::inRange(1, 60);
   for (int step = 0; step < steps; ++step) {
-    const Index sequence = below(20) == 0 ? (below(2) ? -1 : config.sequences) : below(config.sequences);
+    const Index sequence =
+        below(20) == 0 ? (below(2) ? -1 : config.sequences) : below(config.sequences);
     StatusCode expected, got;
     switch (below(8)) {
       case 0:
@@ -164,9 +191,11 @@ RC_GTEST_PROP(Cache, FollowsThePlainList, ()) {
         break;
       }
       case 2: {
-        const Index position = below(12) == 0           ? config.capacity + 1
-                               : model.exists(sequence) ? below(model.sequences[static_cast<std::size_t>(sequence)].length() + 1)
-                                                        : 0;
+        const Index position =
+            below(12) == 0 ? config.capacity + 1
+            : model.exists(sequence)
+                ? below(model.sequences[static_cast<std::size_t>(sequence)].length() + 1)
+                : 0;
         expected = model.evict(sequence, position);
         got = cache->evict(sequence, position).code;
         break;
@@ -174,8 +203,12 @@ RC_GTEST_PROP(Cache, FollowsThePlainList, ()) {
       default: {
         const Index count = below(8) == 0 ? below(30) : below(4);
         // Projecting a NaN by the identity would spread it over the row.
-        const float special = kind == CacheKind::latent && dtype != Dtype::f4e2m1 ? 0.0f : std::array{0.0f, 0.0f, 0.0f, NAN, INFINITY, -INFINITY}[random() % 6];
-        const Tokens k = keys_for(config, count, random, special), v = values_for(config, count, random);
+        const float special =
+            kind == CacheKind::latent && dtype != Dtype::f4e2m1
+                ? 0.0f
+                : std::array{0.0f, 0.0f, 0.0f, NAN, INFINITY, -INFINITY}[random() % 6];
+        const Tokens k = keys_for(config, count, random, special),
+                     v = values_for(config, count, random);
         expected = model.append(sequence, k, v);
         got = cache->append(sequence, k.tensor.view(), v.tensor.view()).code;
       }
@@ -186,8 +219,10 @@ RC_GTEST_PROP(Cache, FollowsThePlainList, ()) {
       RC_ASSERT(cache->length(b) == model.sequences[static_cast<std::size_t>(b)].length());
       RC_ASSERT(cache->evicted(b) == model.sequences[static_cast<std::size_t>(b)].evicted);
       // Nothing else is read.
-      RC_ASSERT(cache->stored(b, 0).keys.begin == cache->evicted(b) && cache->stored(b, 0).keys.end == cache->length(b));
-      RC_ASSERT(cache->stored(b, 0).values.begin == cache->evicted(b) && cache->stored(b, 0).values.end == cache->length(b));
+      RC_ASSERT(cache->stored(b, 0).keys.begin == cache->evicted(b) &&
+                cache->stored(b, 0).keys.end == cache->length(b));
+      RC_ASSERT(cache->stored(b, 0).values.begin == cache->evicted(b) &&
+                cache->stored(b, 0).values.end == cache->length(b));
     }
     RC_ASSERT(reading_difference(*cache, model, 1 + below(3), random()) == "");
   }
@@ -214,7 +249,8 @@ TEST(Cache, ForksGoTheirOwnWay) {
         ASSERT_TRUE(cache->fork(0, 1).ok());
         for (Index sequence : {first, 1 - first}) {
           append(sequence, 2);
-          ASSERT_EQ(reading_difference(*cache, model, 3, 1), "") << static_cast<int>(kind) << format(dtype).name << sequence;
+          ASSERT_EQ(reading_difference(*cache, model, 3, 1), "")
+              << static_cast<int>(kind) << format(dtype).name << sequence;
         }
         ASSERT_TRUE(cache->reset(first).ok());
         ASSERT_EQ(model.reset(first), StatusCode::success);
@@ -223,7 +259,8 @@ TEST(Cache, ForksGoTheirOwnWay) {
       }
 }
 
-// Every dtype, over several splits and with all tokens at once in the queries (the way that packs into memory).
+// Every dtype, over several splits and with all tokens at once in the queries (the way that packs
+// into memory).
 TEST(Cache, HoldsWhatItsDtypeHolds) {
   for (CacheKind kind : cache_kinds)
     for (Dtype dtype : cache_dtypes) {
@@ -238,14 +275,18 @@ TEST(Cache, HoldsWhatItsDtypeHolds) {
       }
       EXPECT_EQ(model.evict(1, 77), StatusCode::success);
       EXPECT_TRUE(cache->evict(1, 77).ok());
-      for (Index rows : {1, 9, 120}) EXPECT_EQ(reading_difference(*cache, model, rows, 3), "") << static_cast<int>(kind) << format(dtype).name << rows;
+      for (Index rows : {1, 9, 120})
+        EXPECT_EQ(reading_difference(*cache, model, rows, 3), "")
+            << static_cast<int>(kind) << format(dtype).name << rows;
     }
 }
 
 class CacheOn : public testing::TestWithParam<std::string> {
  protected:
   // On the target that is tested.
-  static kernels::Execution on(int threads = 0) { return {threads, kernels::Target::named(GetParam()).value()}; }
+  static kernels::Execution on(int threads = 0) {
+    return {threads, kernels::Target::named(GetParam()).value()};
+  }
 };
 
 // A prompt in chunks, then a token at a time, against everything in one call.
@@ -254,7 +295,8 @@ TEST_P(CacheOn, ChunksAndTokensEqualOneCall) {
     for (Index page_size : {1, 3, 16, 128}) {
       if (kind == CacheKind::contiguous && page_size > 1) continue;
       constexpr Index length = 560;
-      const CacheConfig config = config_of(kind, cache_dtypes[static_cast<std::size_t>(page_size) % 6], 1, length, page_size);
+      const CacheConfig config = config_of(
+          kind, cache_dtypes[static_cast<std::size_t>(page_size) % 6], 1, length, page_size);
       std::mt19937_64 random(5);
       const Tokens k = keys_for(config, length, random), v = values_for(config, length, random);
       const IdentityProjection identity(config);
@@ -262,7 +304,9 @@ TEST_P(CacheOn, ChunksAndTokensEqualOneCall) {
       {
         const auto cache = make_cache(config);
         ASSERT_TRUE(cache->append(0, k.tensor.view(), v.tensor.view()).ok());
-        ASSERT_TRUE(kernels::attention_cached(whole.problem, *cache, identity.view(), whole.view(), on()).ok());
+        ASSERT_TRUE(
+            kernels::attention_cached(whole.problem, *cache, identity.view(), whole.view(), on())
+                .ok());
       }
       const auto cache = make_cache(config);
       for (Index at = 0, count = 0; at < length; at += count) {
@@ -281,13 +325,15 @@ TEST_P(CacheOn, ChunksAndTokensEqualOneCall) {
         ASSERT_TRUE(kernels::attention_cached(p, *cache, identity.view(), part.view(), on()).ok());
         for (Index h = 0; h < 4; ++h)
           for (Index i = 0; i < count; ++i)
-            ASSERT_EQ(row_difference(whole.view(), 0, h, at + i, part.view(), 0, i, config.value_dim), "")
+            ASSERT_EQ(
+                row_difference(whole.view(), 0, h, at + i, part.view(), 0, i, config.value_dim), "")
                 << static_cast<int>(kind) << " pages of " << page_size;
       }
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, CacheOn, testing::ValuesIn(kernels::runnable_targets()), [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Targets, CacheOn, testing::ValuesIn(kernels::runnable_targets()),
+                         [](const auto& test) { return test.param; });
 
 // A latent cache with real up-projections against softmax over materialised K and V in binary64.
 TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
@@ -301,7 +347,8 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
   std::mt19937_64 random(17);
   const Tokens latent = keys_for(c, length, random), rotary = values_for(c, length, random);
   ASSERT_TRUE(cache->append(0, latent.tensor.view(), rotary.tensor.view()).ok());
-  const Tokens up_k(c.kv_heads, c.dim - c.rotary, c.rank, Dtype::bf16, 0, random), up_v(c.kv_heads, c.value_dim, c.rank, Dtype::f16, 1, random);
+  const Tokens up_k(c.kv_heads, c.dim - c.rotary, c.rank, Dtype::bf16, 0, random),
+      up_v(c.kv_heads, c.value_dim, c.rank, Dtype::f16, 1, random);
   // [head][key][column], and the same from magnitudes.
   using Rows = std::vector<std::vector<std::vector<double>>>;
   const auto project = [&](const Tokens& w, bool magnitudes, bool with_rotary) {
@@ -330,11 +377,14 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
   for (Index rows : {1, 30, 120}) {
     Reading r(c, 4, rows, 23);
     r.problem.scale = 0x1p-9f;  // scores of some tens
-    ASSERT_TRUE(kernels::attention_cached(r.problem, *cache, {up_k.tensor.view(), up_v.tensor.view()}, r.view()).ok());
+    ASSERT_TRUE(kernels::attention_cached(r.problem, *cache,
+                                          {up_k.tensor.view(), up_v.tensor.view()}, r.view())
+                    .ok());
     const double u = 0x1p-24, gamma = 1.01 * u * static_cast<double>(c.dim + c.rank + 2);
     for (Index h = 0; h < 4; ++h)
       for (Index i = 0; i < rows; i += 7) {
-        const auto g = static_cast<std::size_t>(h / 2), keys = static_cast<std::size_t>(length - rows + i + 1);
+        const auto g = static_cast<std::size_t>(h / 2),
+                   keys = static_cast<std::size_t>(length - rows + i + 1);
         const std::vector<float> q = r.q->row(h, i);
         std::vector<double> scores;
         double score_error = 0, m = -INFINITY;
@@ -351,7 +401,8 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
         double sum = 0;
         for (double s : scores) sum += std::exp(s - m);
         const double lse = m + std::log(sum);
-        const double lse_error = score_error + static_cast<double>(keys + 40) * u + u * std::fabs(lse) + 2 * u * (std::fabs(m) + 90);
+        const double lse_error = score_error + static_cast<double>(keys + 40) * u +
+                                 u * std::fabs(lse) + 2 * u * (std::fabs(m) + 90);
         ASSERT_TRUE(std::fabs(load(r.lse.view(), r.lse.view().at(0, h, i, 0)) - lse) <= lse_error);
         for (Index e = 0; e < c.value_dim; ++e) {
           double o = 0, magnitude = 0;
@@ -359,9 +410,14 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
             o += std::exp(scores[j] - lse) * v[g][j][static_cast<std::size_t>(e)];
             magnitude += std::exp(scores[j] - lse) * v_magnitude[g][j][static_cast<std::size_t>(e)];
           }
-          // Weights and their sum carry the error of the scores, and roundings of the sums over keys and rank.
-          const double bound = (std::expm1(2 * score_error) + 2 * lse_error + u * (static_cast<double>(keys) + static_cast<double>(c.rank) + 200)) * magnitude;
-          ASSERT_TRUE(std::fabs(load(r.o.view(), r.o.view().at(0, h, i, e)) - o) <= bound) << o << " +- " << bound;
+          // Weights and their sum carry the error of the scores, and roundings of the sums over
+          // keys and rank.
+          const double bound =
+              (std::expm1(2 * score_error) + 2 * lse_error +
+               u * (static_cast<double>(keys) + static_cast<double>(c.rank) + 200)) *
+              magnitude;
+          ASSERT_TRUE(std::fabs(load(r.o.view(), r.o.view().at(0, h, i, e)) - o) <= bound)
+              << o << " +- " << bound;
           ASSERT_LT(bound, 0.01 * magnitude);  // the bound says something
         }
       }
@@ -387,13 +443,17 @@ TEST(Cache, RefusesWhatCannotBe) {
   expect(refused([](CacheConfig& c) { c.page_size = 0; }), bad, "page_size = 0 is below 1");
   expect(refused([](CacheConfig& c) { c.sequences = 0; }), bad, "sequences = 0");
   expect(refused([](CacheConfig& c) { c.dim = 65600; }), bad, "dim = 65600 is outside [1, 1024]");
-  expect(refused([](CacheConfig& c) { c.rank = 1020; }), bad, "rank + rotary = 1020 + 6 is above 1024");
+  expect(refused([](CacheConfig& c) { c.rank = 1020; }), bad,
+         "rank + rotary = 1020 + 6 is above 1024");
   expect(refused([](CacheConfig& c) { c.rotary = c.dim; }), bad, "rotary");
-  expect(refused([](CacheConfig& c) { c.kind = static_cast<CacheKind>(7); }), bad, "kind = 7 is none of the three");
+  expect(refused([](CacheConfig& c) { c.kind = static_cast<CacheKind>(7); }), bad,
+         "kind = 7 is none of the three");
   expect(refused([](CacheConfig& c) { c.capacity = -1; }), bad, "capacity = -1");
   expect(refused([](CacheConfig& c) { c.group_size = -1; }), bad, "group_size = -1");
-  expect(refused([](CacheConfig& c) { c.dtype = Dtype::f64; }), StatusCode::unsupported, "dtype is f64");
-  expect(refused([](CacheConfig& c) { c.capacity = Index{1} << 60; }), StatusCode::memory_allocation_failed, "slots");
+  expect(refused([](CacheConfig& c) { c.dtype = Dtype::f64; }), StatusCode::unsupported,
+         "dtype is f64");
+  expect(refused([](CacheConfig& c) { c.capacity = Index{1} << 60; }),
+         StatusCode::memory_allocation_failed, "slots");
 
   const auto cache = make_cache(config);
   CacheModel model(config);
@@ -408,18 +468,23 @@ TEST(Cache, RefusesWhatCannotBe) {
   };
   expect(append([](TensorView& a, TensorView&) { a.data = nullptr; }), bad, "k is null");
   expect(append([](TensorView&, TensorView& b) { b.data = nullptr; }), bad, "v is null");
-  expect(append([](TensorView& a, TensorView&) { a.shape[3] = 21; }), bad, "k has shape [1, 2, 4, 21], not [1, 2, 4, 20]");
+  expect(append([](TensorView& a, TensorView&) { a.shape[3] = 21; }), bad,
+         "k has shape [1, 2, 4, 21], not [1, 2, 4, 20]");
   expect(append([](TensorView&, TensorView& b) { b.shape[2] = 3; }), bad, "v has shape");
   expect(append([](TensorView& a, TensorView&) { a.dtype = Dtype::f64; }), bad, "k is f64");
   expect(append([](TensorView& a, TensorView&) { a.stride[1] = 0; }), state, "overlaps itself");
   expect(append([](TensorView& a, TensorView&) { a.stride[2] = 19; }), state, "overlaps itself");
   expect(append([](TensorView&, TensorView& b) { b.stride[3] = 0; }), state, "v has strides");
-  const Tokens nan(2, 4, 13, Dtype::bf16, 2, random, NAN), infinity(2, 4, 20, Dtype::f16, 1, random, INFINITY);
-  expect(cache->append(0, k.tensor.view(), nan.tensor.view()), bad, "is not finite, which f4e2m1 cannot hold");
+  const Tokens nan(2, 4, 13, Dtype::bf16, 2, random, NAN),
+      infinity(2, 4, 20, Dtype::f16, 1, random, INFINITY);
+  expect(cache->append(0, k.tensor.view(), nan.tensor.view()), bad,
+         "is not finite, which f4e2m1 cannot hold");
   expect(cache->append(0, infinity.tensor.view(), v.tensor.view()), bad, "is not finite");
-  expect(cache->append(2, k.tensor.view(), v.tensor.view()), state, "sequence = 2 is outside [0, 2)");
+  expect(cache->append(2, k.tensor.view(), v.tensor.view()), state,
+         "sequence = 2 is outside [0, 2)");
   const Tokens many_k(2, 7, 20, Dtype::f32, 0, random), many_v(2, 7, 13, Dtype::f32, 0, random);
-  expect(cache->append(0, many_k.tensor.view(), many_v.tensor.view()), state, "7 tokens after 4 are above the capacity of 10");
+  expect(cache->append(0, many_k.tensor.view(), many_v.tensor.view()), state,
+         "7 tokens after 4 are above the capacity of 10");
   expect(cache->evict(0, 5), bad, "position = 5 is outside [0, 4]");
   expect(cache->evict(-1, 0), state, "sequence = -1");
   expect(cache->fork(1, 0), state, "to = 0 holds 4 tokens");
@@ -430,7 +495,9 @@ TEST(Cache, RefusesWhatCannotBe) {
 
   // Strides that interleave heads and rows without overlap are no error.
   const Tensor wide(Dtype::f32, {1, 1, 1, 400}, {{400, 400, 400, 1}, 0, 400});
-  EXPECT_TRUE(append([&](TensorView& a, TensorView&) { a.data = wide.view().data, a.stride = {0, 6, 4, 19}; }).ok());
+  EXPECT_TRUE(append([&](TensorView& a, TensorView&) {
+                a.data = wide.view().data, a.stride = {0, 6, 4, 19};
+              }).ok());
   EXPECT_EQ(cache->length(0), 8);
 }
 
@@ -440,7 +507,8 @@ TEST(Cache, ThePoolIsShared) {
   const auto cache = make_cache(config);
   std::mt19937_64 random(1);
   const auto append = [&](Index sequence, Index count) {
-    return cache->append(sequence, Tokens(2, count, 20, Dtype::f32, 0, random).tensor.view(), Tokens(2, count, 13, Dtype::f32, 0, random).tensor.view());
+    return cache->append(sequence, Tokens(2, count, 20, Dtype::f32, 0, random).tensor.view(),
+                         Tokens(2, count, 13, Dtype::f32, 0, random).tensor.view());
   };
   ASSERT_TRUE(append(0, 6).ok());
   ASSERT_TRUE(cache->fork(0, 1).ok());
@@ -475,14 +543,18 @@ TEST(Cache, AttentionRefusesWhatCannotBe) {
     for (Index e = 0; e < 4 * 2 * config.value_dim; ++e) ASSERT_EQ(load(r.o.view(), e), 77);
   };
   using W = kernels::UpProjection;
-  expect([](Attention& p, AttentionOutput&, W&) { p.shape.batch = 2; }, "batch = 2, but the cache has 1");
-  expect([](Attention& p, AttentionOutput&, W&) { p.shape.dim = 65600; }, "dim = 65600, but the cache has 24");
+  expect([](Attention& p, AttentionOutput&, W&) { p.shape.batch = 2; },
+         "batch = 2, but the cache has 1");
+  expect([](Attention& p, AttentionOutput&, W&) { p.shape.dim = 65600; },
+         "dim = 65600, but the cache has 24");
   expect([](Attention& p, AttentionOutput&, W&) { p.k = p.q; }, "k and v must be absent");
-  expect([](Attention& p, AttentionOutput&, W&) { p.key_lengths = {1}; }, "key_lengths and key_starts must be absent");
+  expect([](Attention& p, AttentionOutput&, W&) { p.key_lengths = {1}; },
+         "key_lengths and key_starts must be absent");
   expect([](Attention& p, AttentionOutput&, W&) { p.q.data = nullptr; }, "q is null");
   expect([](Attention&, AttentionOutput& o, W&) { o.o.data = nullptr; }, "o is null");
   expect([](Attention&, AttentionOutput&, W& w) { w.up_k.data = nullptr; }, "up_k is null");
-  expect([](Attention&, AttentionOutput&, W& w) { w.up_v.shape[3] = 17; }, "up_v has shape [1, 2, 18, 17], not [1, 2, 18, 18]");
+  expect([](Attention&, AttentionOutput&, W& w) { w.up_v.shape[3] = 17; },
+         "up_v has shape [1, 2, 18, 17], not [1, 2, 18, 18]");
   expect([](Attention&, AttentionOutput&, W& w) { w.up_v.dtype = Dtype::f64; }, "up_v is f64");
 }
 

@@ -38,11 +38,16 @@ T any(T low, T past) {
 bool coin() { return *rc::gen::arbitrary<bool>(); }
 bool rarely() { return any(0, 4) == 0; }
 
-// Non-negative and below the limit whose bits are given; from zero over the subnormals to the largest.
-float any_float(std::uint32_t bits_end) { return std::bit_cast<float>(any<std::uint32_t>(0, bits_end)); }
+// Non-negative and below the limit whose bits are given; from zero over the subnormals to the
+// largest.
+float any_float(std::uint32_t bits_end) {
+  return std::bit_cast<float>(any<std::uint32_t>(0, bits_end));
+}
 constexpr std::uint32_t infinity_bits = 0x7F800000, one_bits = 0x3F800000;
 
-Dtype any_dtype() { return std::array{Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}[any<std::size_t>(0, 4)]; }
+Dtype any_dtype() {
+  return std::array{Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}[any<std::size_t>(0, 4)];
+}
 
 template <NamedEnum E>
 E any_of_all() {
@@ -91,7 +96,8 @@ Case any_case() {
   if (coin()) c.starts = any_list(s.batch, s.keys);
   if (!c.lengths.empty() && rarely()) c.offset = {OffsetSpec::Kind::lengths, 0};
   if (coin())
-    for (Index n = any<Index>(1, 5); n > 0; --n) c.documents.push_back(any<Index>(1, rarely() ? most + 1 : 40));
+    for (Index n = any<Index>(1, 5); n > 0; --n)
+      c.documents.push_back(any<Index>(1, rarely() ? most + 1 : 40));
   c.alibi = coin();
   if (coin()) c.sink = coin() ? any_float(infinity_bits) : -any_float(infinity_bits);
   if (coin()) c.dropout = any_float(one_bits);
@@ -110,16 +116,22 @@ Case any_case() {
     if (element_count(shape) == 0) continue;
     for (std::size_t axis = 0; axis < 4; ++axis) p.position[axis] = any<Index>(0, shape[axis]);
     p.value = std::bit_cast<double>(*rc::gen::arbitrary<std::uint64_t>());
-    if (rarely()) p.value = std::array{0.0, -0.0, std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()}[any<std::size_t>(0, 4)];
-    if (std::isnan(p.value) || rarely()) p.value = std::numeric_limits<double>::quiet_NaN();  // a line has one NaN
+    if (rarely())
+      p.value = std::array{0.0, -0.0, std::numeric_limits<double>::infinity(),
+                           -std::numeric_limits<double>::infinity()}[any<std::size_t>(0, 4)];
+    if (std::isnan(p.value) || rarely())
+      p.value = std::numeric_limits<double>::quiet_NaN();  // a line has one NaN
     c.pokes.push_back(p);
   }
   if (coin()) c.seed = *rc::gen::arbitrary<std::uint64_t>();
-  for (LayoutKind* kind : {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}) *kind = any_of_all<LayoutKind>();
+  for (LayoutKind* kind : {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout})
+    *kind = any_of_all<LayoutKind>();
   if (rarely()) c.q_layout = c.k_layout = c.v_layout = c.o_layout;
-  if (c.o_layout == LayoutKind::shared_head || c.o_layout == LayoutKind::shared_batch) c.o_layout = LayoutKind::bshd;
+  if (c.o_layout == LayoutKind::shared_head || c.o_layout == LayoutKind::shared_batch)
+    c.o_layout = LayoutKind::bshd;
   c.threads = any(0, 1025);
-  if (coin()) c.target = std::array{"AVX2", "AVX3_ZEN4", "SSE4", "scalar-1"}[any<std::size_t>(0, 4)];
+  if (coin())
+    c.target = std::array{"AVX2", "AVX3_ZEN4", "SSE4", "scalar-1"}[any<std::size_t>(0, 4)];
   if (coin()) c.sample_rows = any<Index>(0, most + 1);
   return c;
 }
@@ -140,15 +152,16 @@ RC_GTEST_PROP(CaseProperty, OrderAndSpacesDoNotMatter, ()) {
   words >> word;
   std::vector<std::string> fields;
   while (words >> word) fields.push_back(word);
-  for (std::size_t i = fields.size(); i > 1; --i) std::swap(fields[i - 1], fields[any<std::size_t>(0, i)]);
+  for (std::size_t i = fields.size(); i > 1; --i)
+    std::swap(fields[i - 1], fields[any<std::size_t>(0, i)]);
   for (const std::string& f : fields) line += std::string(any<std::size_t>(1, 4), ' ') + f;
   line += "  ";
   RC_LOG() << line << "\n";
   RC_ASSERT(parse_case(line) == c);
 }
 
-// Whatever is wrong with a line, a CaseError says so and points into it. A line that is still right means
-// what its canonical form means.
+// Whatever is wrong with a line, a CaseError says so and points into it. A line that is still right
+// means what its canonical form means.
 RC_GTEST_PROP(CaseProperty, DamagedLinesAreRefusedOrMeanSomething, ()) {
   std::string line = print_case(any_case());
   for (int n = any(1, 4); n > 0; --n) {
@@ -182,8 +195,10 @@ TEST(Case, GoodLines) {
   };
   const std::string base = "attention b=1 h=1 l=64 d=64 dtype=f32";
   for (const Row& r : {
-           Row{"attention b=2 h=8/2 l=37x512 d=192/128 dtype=bf16", "attention b=2 h=8/2 l=37x512 d=192/128 dtype=bf16"},
-           Row{"  attention   dtype=f16  d=64/64 l=9x9 h=4/4 b=0  ", "attention b=0 h=4 l=9 d=64 dtype=f16"},
+           Row{"attention b=2 h=8/2 l=37x512 d=192/128 dtype=bf16",
+               "attention b=2 h=8/2 l=37x512 d=192/128 dtype=bf16"},
+           Row{"  attention   dtype=f16  d=64/64 l=9x9 h=4/4 b=0  ",
+               "attention b=0 h=4 l=9 d=64 dtype=f16"},
            Row{"attention l=0", "attention b=1 h=1 l=0 d=64 dtype=f32"},
            Row{"attention d=1024/1", "attention b=1 h=1 l=64 d=1024/1 dtype=f32"},
            Row{"attention dtype=f64 out=f32", "attention b=1 h=1 l=64 d=64 dtype=f64 out=f32"},
@@ -194,7 +209,9 @@ TEST(Case, GoodLines) {
   // Fields appended to the defaults, with what they become.
   for (const Row& r : {
            Row{"", ""},
-           Row{" seed=1 threads=1 window=-1,-1 offset=0 softcap=0 rows=0 scores=normal values=normal hidden=generated layout=bhsd dropout=0:0", ""},
+           Row{" seed=1 threads=1 window=-1,-1 offset=0 softcap=0 rows=0 scores=normal "
+               "values=normal hidden=generated layout=bhsd dropout=0:0",
+               ""},
            Row{" out=f32", " out=f32"},
            Row{" scale=0.10", " scale=0.1"},
            Row{" scale=0", " scale=0"},
@@ -211,7 +228,8 @@ TEST(Case, GoodLines) {
            Row{" bool=random@bj", " bool=random@bj"},
            Row{" bool=tiles@bhij", " bool=tiles"},
            Row{" bool=all@", " bool=all@"},
-           Row{" bias=minus-infinity@i finite-min-masks", " bias=minus-infinity@i finite-min-masks"},
+           Row{" bias=minus-infinity@i finite-min-masks",
+               " bias=minus-infinity@i finite-min-masks"},
            Row{" lengths=0", " lengths=0"},
            Row{" starts=64 lengths=64", " lengths=64 starts=64"},
            Row{" docs=5,7,9", " docs=5,7,9"},
@@ -242,9 +260,12 @@ TEST(Case, GoodLines) {
 
 TEST(Case, FieldsLandWhereTheyBelong) {
   const Case c = parse_case(
-      "attention b=3 h=8/2 l=37x512 d=192/128 dtype=bf16 out=f32 scale=0.5 softcap=30 causal offset=-4 window=5,6 bool=random@bj "
-      "bias=large@hi finite-min-masks lengths=1,2,3 starts=4,5,6 docs=7,8 alibi sink=1.5 dropout=0.25:9 scores=ties "
-      "values=ramp hidden=huge poke=k:2:1:511:191=-1.5 seed=77 layout=q:bshd,k:packed,v:padded,o:strided threads=3 target=AVX2 rows=4");
+      "attention b=3 h=8/2 l=37x512 d=192/128 dtype=bf16 out=f32 scale=0.5 softcap=30 causal "
+      "offset=-4 window=5,6 bool=random@bj "
+      "bias=large@hi finite-min-masks lengths=1,2,3 starts=4,5,6 docs=7,8 alibi sink=1.5 "
+      "dropout=0.25:9 scores=ties "
+      "values=ramp hidden=huge poke=k:2:1:511:191=-1.5 seed=77 "
+      "layout=q:bshd,k:packed,v:padded,o:strided threads=3 target=AVX2 rows=4");
   EXPECT_EQ(c.shape, (AttentionShape{3, 8, 2, 37, 512, 192, 128}));
   EXPECT_EQ(c.dtype, Dtype::bf16);
   EXPECT_EQ(c.out, Dtype::f32);
@@ -267,14 +288,16 @@ TEST(Case, FieldsLandWhereTheyBelong) {
   EXPECT_EQ(c.hidden, Hidden::huge);
   EXPECT_EQ(c.pokes, (std::vector<Poke>{{'k', {2, 1, 511, 191}, -1.5}}));
   EXPECT_EQ(c.seed, 77u);
-  EXPECT_EQ((std::array{c.q_layout, c.k_layout, c.v_layout, c.o_layout}),
-            (std::array{LayoutKind::bshd, LayoutKind::packed, LayoutKind::padded, LayoutKind::strided}));
+  EXPECT_EQ(
+      (std::array{c.q_layout, c.k_layout, c.v_layout, c.o_layout}),
+      (std::array{LayoutKind::bshd, LayoutKind::packed, LayoutKind::padded, LayoutKind::strided}));
   EXPECT_EQ(c.threads, 3);
   EXPECT_EQ(c.target, "AVX2");
   EXPECT_EQ(c.sample_rows, 4);
 }
 
-// Lines that do not parse: the column of the fault, the text that was found there and what belongs there.
+// Lines that do not parse: the column of the fault, the text that was found there and what belongs
+// there.
 TEST(Case, MalformedLines) {
   struct Row {
     const char* line;
@@ -373,27 +396,29 @@ TEST(Case, MalformedLines) {
 
 // A fault inside a value names its field: whoever reads a log sees the message without the line.
 TEST(Case, ValueErrorsNameTheirField) {
-  for (const auto& [field, value] : std::vector<std::pair<std::string, std::string>>{{"seed", "x"},
-                                                                                     {"dtype", "f33"},
-                                                                                     {"scale", "abc"},
-                                                                                     {"offset", "begin"},
-                                                                                     {"window", "3"},
-                                                                                     {"bool", "none"},
-                                                                                     {"bias", "random"},
-                                                                                     {"lengths", "5,"},
-                                                                                     {"starts", "z"},
-                                                                                     {"docs", "5;6"},
-                                                                                     {"sink", "-"},
-                                                                                     {"dropout", "0.1"},
-                                                                                     {"hidden", "zero"},
-                                                                                     {"poke", "w:0"},
-                                                                                     {"layout", "rows"},
-                                                                                     {"threads", "two"},
-                                                                                     {"rows", "9223372036854775808"}})
+  for (const auto& [field, value] :
+       std::vector<std::pair<std::string, std::string>>{{"seed", "x"},
+                                                        {"dtype", "f33"},
+                                                        {"scale", "abc"},
+                                                        {"offset", "begin"},
+                                                        {"window", "3"},
+                                                        {"bool", "none"},
+                                                        {"bias", "random"},
+                                                        {"lengths", "5,"},
+                                                        {"starts", "z"},
+                                                        {"docs", "5;6"},
+                                                        {"sink", "-"},
+                                                        {"dropout", "0.1"},
+                                                        {"hidden", "zero"},
+                                                        {"poke", "w:0"},
+                                                        {"layout", "rows"},
+                                                        {"threads", "two"},
+                                                        {"rows", "9223372036854775808"}})
     EXPECT_THAT(error_of("attention " + field + "=" + value).what(), HasSubstr(field)) << value;
 }
 
-// Lines that parse, but ask for what cannot be: the message names the field, the value and the limit.
+// Lines that parse, but ask for what cannot be: the message names the field, the value and the
+// limit.
 TEST(Case, ImpossibleCases) {
   struct Row {
     const char* line;
@@ -461,9 +486,12 @@ TEST(Case, ImpossibleCases) {
            {"attention l=5x7 bias=normal poke=m:0:0:0:7=1", {"poke=m", "7", "[0, 7)"}},
            {"attention poke=m:0:0:0:0=1", {"poke=m", "bias"}},
            {"attention l=0 poke=q:0:0:0:0=1", {"poke=q", "0", "[0, 0)"}},
-           {"attention b=1099511627776 h=1099511627776", {"b=1099511627776 h=1099511627776", "overflows", "64 bits"}},
-           {"attention h=1099511627776 l=1099511627776x1", {"l=1099511627776x1", "overflows", "64 bits"}},
-           {"attention b=1099511627776 l=1x1099511627776", {"l=1x1099511627776", "overflows", "64 bits"}},
+           {"attention b=1099511627776 h=1099511627776",
+            {"b=1099511627776 h=1099511627776", "overflows", "64 bits"}},
+           {"attention h=1099511627776 l=1099511627776x1",
+            {"l=1099511627776x1", "overflows", "64 bits"}},
+           {"attention b=1099511627776 l=1x1099511627776",
+            {"l=1x1099511627776", "overflows", "64 bits"}},
            {"attention b=1099511627776 l=1x10000 d=1/1024", {"d=1/1024", "overflows", "64 bits"}},
            {"attention l=1099511627776 d=1 bool=random", {"bool", "overflows", "64 bits"}},
            {"attention l=1099511627776 d=1 bias=normal", {"bias", "overflows", "64 bits"}},
@@ -475,15 +503,18 @@ TEST(Case, ImpossibleCases) {
 }
 
 TEST(Case, EveryFieldThatIsNoFlagNeedsAValue) {
-  for (const char* field : {"b",      "h",    "l",    "d",       "dtype",  "out",    "scale",  "softcap", "offset", "window", "bool",    "bias",   "lengths",
-                            "starts", "docs", "sink", "dropout", "scores", "values", "hidden", "poke",    "seed",   "layout", "threads", "target", "rows"}) {
+  for (const char* field :
+       {"b",      "h",      "l",    "d",       "dtype",  "out",     "scale",  "softcap", "offset",
+        "window", "bool",   "bias", "lengths", "starts", "docs",    "sink",   "dropout", "scores",
+        "values", "hidden", "poke", "seed",    "layout", "threads", "target", "rows"}) {
     const std::string line = "attention " + std::string(field);
     EXPECT_EQ(error_of(line).column, line.size() + 1) << line;
     EXPECT_EQ(error_of(line + "=").column, line.size() + 2) << line << "=";
   }
 }
 
-// check_case speaks of what a line cannot say either: a Case built by hand has to be printable once it passes.
+// check_case speaks of what a line cannot say either: a Case built by hand has to be printable once
+// it passes.
 TEST(Case, CheckRefusesWhatNoLineCanSay) {
   auto refuses = [](auto change) {
     Case c;
@@ -497,21 +528,29 @@ TEST(Case, CheckRefusesWhatNoLineCanSay) {
   };
   EXPECT_FALSE(refuses([](Case&) {}));
   EXPECT_TRUE(refuses([](Case& c) { c.target = "AVX2 seed=5"; })) << "a target with a space";
-  EXPECT_TRUE(refuses([](Case& c) { c.keep.pattern = MaskPattern::normal; })) << "an additive pattern as a boolean mask";
-  EXPECT_TRUE(refuses([](Case& c) { c.bias.pattern = MaskPattern::random; })) << "a boolean pattern as a bias";
+  EXPECT_TRUE(refuses([](Case& c) { c.keep.pattern = MaskPattern::normal; }))
+      << "an additive pattern as a boolean mask";
+  EXPECT_TRUE(refuses([](Case& c) { c.bias.pattern = MaskPattern::random; }))
+      << "a boolean pattern as a bias";
   EXPECT_TRUE(refuses([](Case& c) { c.pokes = {Poke{'x', {}, 1}}; })) << "a poke into no tensor";
 }
 
-TEST(Case, BytesOfAnEmptyBatchAreZero) { EXPECT_EQ(case_bytes(parse_case("attention b=0 h=1048576 l=1048576x5 d=1")), 0); }
+TEST(Case, BytesOfAnEmptyBatchAreZero) {
+  EXPECT_EQ(case_bytes(parse_case("attention b=0 h=1048576 l=1048576x5 d=1")), 0);
+}
 
 TEST(Case, Bytes) {
-  // Q 2*8*5*16, K and V 2*2*7*(16 + 4), O 2*8*5*4 elements; the LSE is binary32; per-position and per-head lists.
+  // Q 2*8*5*16, K and V 2*2*7*(16 + 4), O 2*8*5*4 elements; the LSE is binary32; per-position and
+  // per-head lists.
   const Index lists = 8 * 2 * (5 + 7) + 8 * 8;
-  EXPECT_EQ(case_bytes(parse_case("attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16")), 2 * (1280 + 560 + 320) + 4 * 80 + lists);
-  EXPECT_EQ(case_bytes(parse_case("attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16 out=f32 bool=random bias=normal@ij")),
+  EXPECT_EQ(case_bytes(parse_case("attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16")),
+            2 * (1280 + 560 + 320) + 4 * 80 + lists);
+  EXPECT_EQ(case_bytes(parse_case(
+                "attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16 out=f32 bool=random bias=normal@ij")),
             2 * (1280 + 560) + 4 * 320 + 4 * 80 + 2 * 8 * 5 * 7 + 2 * 5 * 7 + lists);
   // A packed K has room for the heads of Q, K and V.
-  EXPECT_EQ(case_bytes(parse_case("attention b=1 h=8/2 l=5x7 d=4 layout=k:packed")) - case_bytes(parse_case("attention b=1 h=8/2 l=5x7 d=4")),
+  EXPECT_EQ(case_bytes(parse_case("attention b=1 h=8/2 l=5x7 d=4 layout=k:packed")) -
+                case_bytes(parse_case("attention b=1 h=8/2 l=5x7 d=4")),
             4 * 7 * 4 * (12 - 2));
 }
 
@@ -520,7 +559,9 @@ TEST(Case, BackwardAndCaches) {
   EXPECT_EQ(backward.operation, Operation::backward);
   EXPECT_EQ(backward.gradient, Values::ones);
   EXPECT_EQ(backward.pokes.at(0).tensor, 'g');
-  const Case latent = parse_case("attention b=1 h=2 l=3x9 d=24/8 causal offset=end cache=latent:5:32+8 store=f8e4m3/16 chunks=2,1");
+  const Case latent = parse_case(
+      "attention b=1 h=2 l=3x9 d=24/8 causal offset=end cache=latent:5:32+8 store=f8e4m3/16 "
+      "chunks=2,1");
   EXPECT_EQ(latent.cache.kind, CacheSpec::Kind::latent);
   EXPECT_EQ(latent.cache.page, 5);
   EXPECT_EQ(latent.cache.rank, 32);
@@ -528,9 +569,12 @@ TEST(Case, BackwardAndCaches) {
   EXPECT_EQ(latent.cache_dtype(), Dtype::f8e4m3);
   EXPECT_EQ(latent.cache.group, 16);
   EXPECT_EQ(latent.cache.chunks, (std::vector<Index>{2, 1}));
-  for (const char* line : {"backward b=1 h=2 l=4 d=8 dtype=f32 grad=ones poke=g:0:1:3:7=nan", "attention b=1 h=1 l=4 d=8 dtype=f16 cache=contiguous",
-                           "attention b=1 h=1 l=4 d=8 dtype=f16 causal cache=paged:3 store=f4e2m1/16 chunks=1",
-                           "attention b=1 h=2 l=3x9 d=24/8 dtype=bf16 causal offset=end cache=latent:5:32+8 store=f8e4m3 chunks=2,1"}) {
+  for (const char* line :
+       {"backward b=1 h=2 l=4 d=8 dtype=f32 grad=ones poke=g:0:1:3:7=nan",
+        "attention b=1 h=1 l=4 d=8 dtype=f16 cache=contiguous",
+        "attention b=1 h=1 l=4 d=8 dtype=f16 causal cache=paged:3 store=f4e2m1/16 chunks=1",
+        "attention b=1 h=2 l=3x9 d=24/8 dtype=bf16 causal offset=end cache=latent:5:32+8 "
+        "store=f8e4m3 chunks=2,1"}) {
     EXPECT_EQ(print_case(parse_case(line)), line);
     EXPECT_EQ(parse_case(print_case(parse_case(line))), parse_case(line));
   }
@@ -538,37 +582,46 @@ TEST(Case, BackwardAndCaches) {
 
 // What a cache allocates counts: whole pages, and the projections of a latent one.
 TEST(Case, BytesOfCaches) {
-  EXPECT_GT(case_bytes(parse_case("attention b=1 h=4 l=16 d=16 cache=paged:1073741824")), Index{1} << 38);
-  EXPECT_GT(case_bytes(parse_case("attention b=1 h=1000000 l=0 d=1024 cache=latent:16:1000+8")), Index{1} << 42);
+  EXPECT_GT(case_bytes(parse_case("attention b=1 h=4 l=16 d=16 cache=paged:1073741824")),
+            Index{1} << 38);
+  EXPECT_GT(case_bytes(parse_case("attention b=1 h=1000000 l=0 d=1024 cache=latent:16:1000+8")),
+            Index{1} << 42);
   EXPECT_LT(case_bytes(parse_case("attention b=1 h=4 l=16 d=16 cache=contiguous")), Index{1} << 18);
 }
 
 TEST(Case, ImpossibleBackwardsAndCaches) {
-  for (auto [line, words] : {std::pair{"attention b=1 h=1 l=4 d=8 grad=ones", "grad=ones: only backward has a dO"},
-                             {"attention b=1 h=1 l=4 d=8 poke=g:0:0:0:0=1", "only backward has a dO"},
-                             {"backward b=1 h=1 l=4 d=8 cache=contiguous", "no backward pass through a cache"},
-                             {"backward b=1 h=1 l=4 d=8/6 poke=g:0:0:0:6=1", "index 6 of axis 3 is outside [0, 6)"},
-                             {"attention b=1 h=1 l=4 d=8 store=f16", "store and chunks need cache"},
-                             {"attention b=1 h=1 l=4 d=8 chunks=1", "store and chunks need cache"},
-                             {"attention b=1 h=1 l=5x4 d=8 offset=end cache=contiguous", "at least as many keys"},
-                             {"attention b=1 h=1 l=3x4 d=8 cache=contiguous", "offset=end"},
-                             {"attention b=1 h=1 l=4 d=8 lengths=3 cache=contiguous", "lengths are those of the cache"},
-                             {"attention b=1 h=1 l=3x4 d=8 offset=end starts=2 cache=contiguous", "starts (evicted before the first row)=2 is outside [0, 1]"},
-                             {"attention b=1 h=1 l=4 d=8 cache=paged:0", "cache page=0 is outside"},
-                             {"attention b=0 h=1 l=4 d=8 cache=contiguous", "b (sequences of a cache)=0 is outside"},
-                             {"attention b=1 h=17592186044416 l=0 d=1 cache=latent:1:64+0", "is outside"},
-                             {"attention b=1 h=1099511627776 l=0 d=100 cache=latent:1:64+0", "a size overflows 64 bits"},
-                             {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f16/4", "only f8 and f4 have scales"},
-                             {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f64", "caches hold f32"},
-                             {"attention b=1 h=1 l=4 d=8 cache=contiguous chunks=2", "causal or window=...,0 is needed"},
-                             {"attention b=1 h=1 l=4 d=8 causal dropout=0.5:1 cache=contiguous chunks=2", "chunks drop other weights"},
-                             {"attention b=1 h=1 l=4 d=8 causal cache=contiguous chunks=0", "chunks=0 is outside"},
-                             {"attention b=1 h=1 l=4 d=8 cache=latent:4:32+8", "cache rotary=8 is outside [0, 7]"},
-                             {"attention b=1 h=1 l=4 d=8 cache=latent:4:2000+4", "cache rank=2000 is outside"},
-                             {"attention b=1 h=1 l=4 d=8 cache=latent:4:32+4 poke=k:0:0:0:0=1", "has no K and V of its own"},
-                             {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f4e2m1 poke=k:0:0:0:0=nan", "f4e2m1 has no NaN"},
-                             {"attention b=1 h=2 l=4 d=8 cache=contiguous layout=k:shared-head", "tokens are appended one by one"},
-                             {"forward b=1 h=1 l=4 d=8", "expected an operation (attention, backward, product), found 'forward'"}}) {
+  for (auto [line, words] :
+       {std::pair{"attention b=1 h=1 l=4 d=8 grad=ones", "grad=ones: only backward has a dO"},
+        {"attention b=1 h=1 l=4 d=8 poke=g:0:0:0:0=1", "only backward has a dO"},
+        {"backward b=1 h=1 l=4 d=8 cache=contiguous", "no backward pass through a cache"},
+        {"backward b=1 h=1 l=4 d=8/6 poke=g:0:0:0:6=1", "index 6 of axis 3 is outside [0, 6)"},
+        {"attention b=1 h=1 l=4 d=8 store=f16", "store and chunks need cache"},
+        {"attention b=1 h=1 l=4 d=8 chunks=1", "store and chunks need cache"},
+        {"attention b=1 h=1 l=5x4 d=8 offset=end cache=contiguous", "at least as many keys"},
+        {"attention b=1 h=1 l=3x4 d=8 cache=contiguous", "offset=end"},
+        {"attention b=1 h=1 l=4 d=8 lengths=3 cache=contiguous", "lengths are those of the cache"},
+        {"attention b=1 h=1 l=3x4 d=8 offset=end starts=2 cache=contiguous",
+         "starts (evicted before the first row)=2 is outside [0, 1]"},
+        {"attention b=1 h=1 l=4 d=8 cache=paged:0", "cache page=0 is outside"},
+        {"attention b=0 h=1 l=4 d=8 cache=contiguous", "b (sequences of a cache)=0 is outside"},
+        {"attention b=1 h=17592186044416 l=0 d=1 cache=latent:1:64+0", "is outside"},
+        {"attention b=1 h=1099511627776 l=0 d=100 cache=latent:1:64+0", "a size overflows 64 bits"},
+        {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f16/4", "only f8 and f4 have scales"},
+        {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f64", "caches hold f32"},
+        {"attention b=1 h=1 l=4 d=8 cache=contiguous chunks=2", "causal or window=...,0 is needed"},
+        {"attention b=1 h=1 l=4 d=8 causal dropout=0.5:1 cache=contiguous chunks=2",
+         "chunks drop other weights"},
+        {"attention b=1 h=1 l=4 d=8 causal cache=contiguous chunks=0", "chunks=0 is outside"},
+        {"attention b=1 h=1 l=4 d=8 cache=latent:4:32+8", "cache rotary=8 is outside [0, 7]"},
+        {"attention b=1 h=1 l=4 d=8 cache=latent:4:2000+4", "cache rank=2000 is outside"},
+        {"attention b=1 h=1 l=4 d=8 cache=latent:4:32+4 poke=k:0:0:0:0=1",
+         "has no K and V of its own"},
+        {"attention b=1 h=1 l=4 d=8 cache=contiguous store=f4e2m1 poke=k:0:0:0:0=nan",
+         "f4e2m1 has no NaN"},
+        {"attention b=1 h=2 l=4 d=8 cache=contiguous layout=k:shared-head",
+         "tokens are appended one by one"},
+        {"forward b=1 h=1 l=4 d=8",
+         "expected an operation (attention, backward, product), found 'forward'"}}) {
     try {
       parse_case(line);
       ADD_FAILURE() << line;
@@ -581,8 +634,10 @@ TEST(Case, ImpossibleBackwardsAndCaches) {
 TEST(Case, HelpExplainsEveryFieldAndName) {
   const std::string help = case_help();
   std::istringstream line(
-      print_case(parse_case("attention b=2 h=4/2 l=5x6 d=7/8 dtype=f16 out=f32 scale=2 softcap=3 causal offset=1 window=1,2 bool=all bias=constant "
-                            "finite-min-masks lengths=1 starts=1 docs=1 alibi sink=1 dropout=0.5:1 scores=flat values=ones hidden=nan "
+      print_case(parse_case("attention b=2 h=4/2 l=5x6 d=7/8 dtype=f16 out=f32 scale=2 softcap=3 "
+                            "causal offset=1 window=1,2 bool=all bias=constant "
+                            "finite-min-masks lengths=1 starts=1 docs=1 alibi sink=1 dropout=0.5:1 "
+                            "scores=flat values=ones hidden=nan "
                             "poke=q:0:0:0:0=1 seed=2 layout=bshd threads=2 target=AVX2 rows=1")));
   std::string word;
   line >> word;
@@ -600,7 +655,8 @@ TEST(Case, HelpExplainsEveryFieldAndName) {
   expect_all(values_of<Values>);
   expect_all(values_of<LayoutKind>);
   expect_all(std::span(values_of<MaskPattern>).subspan(1));  // none is the default
-  for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16}) EXPECT_THAT(help, HasSubstr(std::string(format(dtype).name)));
+  for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
+    EXPECT_THAT(help, HasSubstr(std::string(format(dtype).name)));
 }
 
 }  // namespace

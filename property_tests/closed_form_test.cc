@@ -19,16 +19,24 @@ Block evaluate(const Inputs& inputs) {
   return reference.evaluate(*kv, 0, rows);
 }
 
-double value(const Inputs& in, Index j, Index c) { return load(in.problem.v, in.problem.v.at(0, 0, j, c)); }
+double value(const Inputs& in, Index j, Index c) {
+  return load(in.problem.v, in.problem.v.at(0, 0, j, c));
+}
 
 TEST(ClosedForm, OneKeyGivesItsValueAndItsScore) {
   const Inputs in(parse_case("attention b=1 h=1 l=5x1 d=8/6 seed=3"));
   const Block block = evaluate(in);
   for (Index i = 0; i < 5; ++i) {
     double score = 0;
-    for (Index d = 0; d < 8; ++d) score += load(in.problem.q, in.problem.q.at(0, 0, i, d)) * load(in.problem.k, in.problem.k.at(0, 0, 0, d));
-    EXPECT_NEAR(block.lse[static_cast<std::size_t>(i)], score * static_cast<double>(in.problem.scale), block.lse_radius[static_cast<std::size_t>(i)] + 1e-15);
-    for (Index c = 0; c < 6; ++c) EXPECT_NEAR(block.o[static_cast<std::size_t>(i * 6 + c)], value(in, 0, c), block.radius[static_cast<std::size_t>(i * 6 + c)]);
+    for (Index d = 0; d < 8; ++d)
+      score += load(in.problem.q, in.problem.q.at(0, 0, i, d)) *
+               load(in.problem.k, in.problem.k.at(0, 0, 0, d));
+    EXPECT_NEAR(block.lse[static_cast<std::size_t>(i)],
+                score * static_cast<double>(in.problem.scale),
+                block.lse_radius[static_cast<std::size_t>(i)] + 1e-15);
+    for (Index c = 0; c < 6; ++c)
+      EXPECT_NEAR(block.o[static_cast<std::size_t>(i * 6 + c)], value(in, 0, c),
+                  block.radius[static_cast<std::size_t>(i * 6 + c)]);
   }
 }
 
@@ -38,45 +46,56 @@ TEST(ClosedForm, EqualScoresGiveTheMean) {
   for (Index c = 0; c < 6; ++c) {
     long double mean = 0;
     for (Index j = 0; j < 100; ++j) mean += value(in, j, c);
-    EXPECT_NEAR(block.o[static_cast<std::size_t>(c)], static_cast<double>(mean / 100), block.radius[static_cast<std::size_t>(c)] + 1e-17);
+    EXPECT_NEAR(block.o[static_cast<std::size_t>(c)], static_cast<double>(mean / 100),
+                block.radius[static_cast<std::size_t>(c)] + 1e-17);
   }
   EXPECT_NEAR(block.lse[0], std::log(100.0), block.lse_radius[0] + 1e-15);
 }
 
 TEST(ClosedForm, ConstantValuesComeBack) {
-  const Inputs in(parse_case("attention b=1 h=1 l=9x77 d=16/6 scores=heavy-tail values=constant bool=random seed=2"));
+  const Inputs in(parse_case(
+      "attention b=1 h=1 l=9x77 d=16/6 scores=heavy-tail values=constant bool=random seed=2"));
   const Block block = evaluate(in);
   for (Index i = 0; i < 9; ++i)
-    for (Index c = 0; c < 6; ++c) EXPECT_NEAR(block.o[static_cast<std::size_t>(i * 6 + c)], value(in, 0, c), block.radius[static_cast<std::size_t>(i * 6 + c)]);
+    for (Index c = 0; c < 6; ++c)
+      EXPECT_NEAR(block.o[static_cast<std::size_t>(i * 6 + c)], value(in, 0, c),
+                  block.radius[static_cast<std::size_t>(i * 6 + c)]);
 }
 
 // With one-hot V every output is a weight (or a sum of those of keys that share a column).
 TEST(ClosedForm, OneHotValuesReadOffTheWeights) {
-  const Inputs in(parse_case("attention b=1 h=1 l=7x20 d=16/20 values=one-hot causal offset=end seed=2"));
+  const Inputs in(
+      parse_case("attention b=1 h=1 l=7x20 d=16/20 values=one-hot causal offset=end seed=2"));
   const Block block = evaluate(in);
   for (Index i = 0; i < 7; ++i) {
     std::vector<double> weight(20, 0);
     double sum = 0;
     for (Index j = 0; j <= i + 13; ++j) {
       double score = 0;
-      for (Index d = 0; d < 16; ++d) score += load(in.problem.q, in.problem.q.at(0, 0, i, d)) * load(in.problem.k, in.problem.k.at(0, 0, j, d));
+      for (Index d = 0; d < 16; ++d)
+        score += load(in.problem.q, in.problem.q.at(0, 0, i, d)) *
+                 load(in.problem.k, in.problem.k.at(0, 0, j, d));
       weight[static_cast<std::size_t>(j)] = std::exp(score * static_cast<double>(in.problem.scale));
       sum += weight[static_cast<std::size_t>(j)];
     }
-    for (Index j = 0; j < 20; ++j) EXPECT_NEAR(block.o[static_cast<std::size_t>(i * 20 + j)], weight[static_cast<std::size_t>(j)] / sum, 1e-13);
+    for (Index j = 0; j < 20; ++j)
+      EXPECT_NEAR(block.o[static_cast<std::size_t>(i * 20 + j)],
+                  weight[static_cast<std::size_t>(j)] / sum, 1e-13);
   }
 }
 
 // A sink of logit z over n equal scores of 0 takes e^z / (n + e^z) of the weight.
 TEST(ClosedForm, SinkTakesItsShare) {
-  const Inputs in(parse_case("attention b=1 h=1 l=1x10 d=4 scores=equal values=ones sink=2 seed=2"));
+  const Inputs in(
+      parse_case("attention b=1 h=1 l=1x10 d=4 scores=equal values=ones sink=2 seed=2"));
   const Block block = evaluate(in);
   EXPECT_NEAR(block.o[0], 10 / (10 + std::exp(2.0)), 1e-14);
   EXPECT_NEAR(block.lse[0], std::log(10 + std::exp(2.0)), 1e-14);
 }
 
 TEST(ClosedForm, SoftcapOfOneKeyShowsInLse) {
-  const Inputs in(parse_case("attention b=1 h=1 l=1x1 d=1 softcap=2 scale=1 poke=q:0:0:0:0=3;k:0:0:0:0=1"));
+  const Inputs in(
+      parse_case("attention b=1 h=1 l=1x1 d=1 softcap=2 scale=1 poke=q:0:0:0:0=3;k:0:0:0:0=1"));
   EXPECT_NEAR(evaluate(in).lse[0], 2 * std::tanh(1.5), 1e-14);
 }
 

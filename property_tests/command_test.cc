@@ -20,8 +20,8 @@ namespace {
 namespace fs = std::filesystem;
 using testing::AllOf;
 using testing::HasSubstr;
-using testing::Not;
 using testing::MatchesRegex;
+using testing::Not;
 
 class Command : public testing::Test {
  protected:
@@ -43,7 +43,9 @@ TEST_F(Command, PassesAndSaysSo) {
 }
 
 TEST_F(Command, AWrongKernelFailsShrunkToOneLineThatReproducesIt) {
-  const Ran r = run("check --candidate fault:kv-head-modulo --case 'attention b=2 h=6/2 l=37x53 d=16 dtype=f16 causal window=20,0 scores=growing'");
+  const Ran r =
+      run("check --candidate fault:kv-head-modulo --case 'attention b=2 h=6/2 l=37x53 d=16 "
+          "dtype=f16 causal window=20,0 scores=growing'");
   EXPECT_EQ(r.status, 1) << r.output;
   const auto at = r.output.find("reproduce: assay ");
   ASSERT_NE(at, std::string::npos) << r.output;
@@ -55,26 +57,38 @@ TEST_F(Command, AWrongKernelFailsShrunkToOneLineThatReproducesIt) {
 }
 
 TEST_F(Command, RecordsTravel) {
-  const Ran written = run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' --case 'product m=2 n=3 k=32' --candidate host -o " + file("good"));
+  const Ran written =
+      run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' --case 'product m=2 n=3 k=32' "
+          "--candidate host -o " +
+          file("good"));
   EXPECT_EQ(written.status, 0) << written.output;
-  const Ran good = run("verify " + file("good") + " --json " + file("j") + " --junit " + file("x") + " --html " + file("h"));
+  const Ran good = run("verify " + file("good") + " --json " + file("j") + " --junit " + file("x") +
+                       " --html " + file("h"));
   EXPECT_EQ(good.status, 0) << good.output;
   EXPECT_THAT(good.output, HasSubstr("2 records: 2 passed, 0 failed"));
   const nlohmann::json whole = nlohmann::json::parse(read(file("j")));
   EXPECT_EQ(whole["results"][0]["reproduce"], "assay verify '" + file("good") + "' --record 0");
   EXPECT_THAT(read(file("h")), HasSubstr("attention b=1 h=2 l=9x13 d=8 dtype=f32 causal"));
   // The page draws what was judged: maps of every output, the mask.
-  EXPECT_THAT(read(file("h")), AllOf(HasSubstr("\"maps\":[{"), HasSubstr("\"mask\":[{"), HasSubstr("\"output\":\"C\"")));
-  EXPECT_THAT(run("verify --list " + file("good")).output, HasSubstr("1: product m=2 n=3 k=32 w=mxfp4 kernel=host"));
-  EXPECT_EQ(run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' --candidate fault:causal-off-by-one -o " + file("bad")).status, 0);
+  EXPECT_THAT(read(file("h")), AllOf(HasSubstr("\"maps\":[{"), HasSubstr("\"mask\":[{"),
+                                     HasSubstr("\"output\":\"C\"")));
+  EXPECT_THAT(run("verify --list " + file("good")).output,
+              HasSubstr("1: product m=2 n=3 k=32 w=mxfp4 kernel=host"));
+  EXPECT_EQ(run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' --candidate "
+                "fault:causal-off-by-one -o " +
+                file("bad"))
+                .status,
+            0);
   // A wrong one, a right one and one that is none: each has its result.
   std::ofstream(file("none")) << "{}";
-  const Ran all = run("verify " + file("bad") + " " + file("good") + " " + file("none") + " --junit " + file("x"));
+  const Ran all = run("verify " + file("bad") + " " + file("good") + " " + file("none") +
+                      " --junit " + file("x"));
   EXPECT_EQ(all.status, 1) << all.output;
   EXPECT_THAT(all.output, HasSubstr("4 records: 2 passed, 1 failed, 1 errors"));
   EXPECT_THAT(all.output, HasSubstr("reproduce: assay verify '" + file("bad") + "'"));
   EXPECT_THAT(read(file("x")), HasSubstr("failures=\"1\" errors=\"1\""));
-  const Ran inputs = run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' -o " + file("inputs") + " && " ASSAY_COMMAND " verify " + file("inputs"));
+  const Ran inputs = run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' -o " +
+                         file("inputs") + " && " ASSAY_COMMAND " verify " + file("inputs"));
   EXPECT_EQ(inputs.status, 2);
   EXPECT_THAT(inputs.output, HasSubstr("tensor o is missing; the record holds inputs only"));
   EXPECT_EQ(run("record --case 'attention b=1 h=1 l=4 d=4' -o /no/such/folder/x").status, 2);
@@ -82,25 +96,33 @@ TEST_F(Command, RecordsTravel) {
 
 TEST_F(Command, RunsAreStoredAndCompared) {
   const std::string check = "check --suite smoke --filter dtype=f32 --store " + file("runs.db");
-  for (const char* candidate : {"host", "host", "fault:scale-off-by-one-percent"}) run(check + " --no-shrink --candidate " + candidate);
+  for (const char* candidate : {"host", "host", "fault:scale-off-by-one-percent"})
+    run(check + " --no-shrink --candidate " + candidate);
   const Ran list = run("store " + file("runs.db") + " --export " + file("lines"));
   EXPECT_EQ(list.status, 0) << list.output;
-  EXPECT_THAT(run("store " + file("runs.db")).output, HasSubstr("fault:scale-off-by-one-percent on smoke"));
-  EXPECT_THAT(run("store " + file("other.db") + " --import " + file("lines")).output, HasSubstr("3 runs imported"));
-  const Ran same = run("compare " + file("runs.db") + "#1 " + file("other.db") + "#2 --time-margin 100000");
+  EXPECT_THAT(run("store " + file("runs.db")).output,
+              HasSubstr("fault:scale-off-by-one-percent on smoke"));
+  EXPECT_THAT(run("store " + file("other.db") + " --import " + file("lines")).output,
+              HasSubstr("3 runs imported"));
+  const Ran same =
+      run("compare " + file("runs.db") + "#1 " + file("other.db") + "#2 --time-margin 100000");
   EXPECT_EQ(same.status, 0) << same.output;
   EXPECT_THAT(same.output, HasSubstr("largest error/bound: x 1 [1, 1]"));
-  const Ran worse = run("compare " + file("runs.db") + "#1 " + file("runs.db") + "#3 --time-margin 100000");
+  const Ran worse =
+      run("compare " + file("runs.db") + "#1 " + file("runs.db") + "#3 --time-margin 100000");
   EXPECT_EQ(worse.status, 1) << worse.output;
   EXPECT_THAT(worse.output, HasSubstr("beyond the margin of 5%"));
   EXPECT_THAT(worse.output, HasSubstr("pass -> fail: attention"));
 }
 
 TEST_F(Command, ATraceNamesTheFirstStage) {
-  EXPECT_THAT(run("trace 'attention b=1 h=1 l=0x13 d=8'").output, HasSubstr("a case without rows has no stages"));
-  const Ran wrong = run("trace --candidate fault:row-max-arguments-swapped 'attention b=1 h=1 l=70x200 d=16'");
+  EXPECT_THAT(run("trace 'attention b=1 h=1 l=0x13 d=8'").output,
+              HasSubstr("a case without rows has no stages"));
+  const Ran wrong =
+      run("trace --candidate fault:row-max-arguments-swapped 'attention b=1 h=1 l=70x200 d=16'");
   EXPECT_EQ(wrong.status, 1) << wrong.output;
-  EXPECT_THAT(wrong.output, HasSubstr("first wrong: row_max at b=0 h=0 row=0, tile 0 (keys 0 to 127)"));
+  EXPECT_THAT(wrong.output,
+              HasSubstr("first wrong: row_max at b=0 h=0 row=0, tile 0 (keys 0 to 127)"));
   const Ran right = run("trace 'backward b=1 h=2 l=20 d=16 causal'");
   EXPECT_EQ(right.status, 0) << right.output;
   EXPECT_THAT(right.output, HasSubstr("every stage holds; outputs: pass"));
@@ -114,29 +136,35 @@ TEST_F(Command, DevicesAreFoundOrWhatWasLookedForIsTold) {
   EXPECT_EQ(none.status, 3) << none.output;
   EXPECT_THAT(none.output, HasSubstr("none of these devices is 'no-such-device': "));
   EXPECT_THAT(none.output, HasSubstr("CL_DEVICE_NOT_FOUND (-1)"));
-  const Ran no_driver = run("check --device opencl" + line, "OCL_ICD_VENDORS=/nowhere " ASSAY_COMMAND);
+  const Ran no_driver =
+      run("check --device opencl" + line, "OCL_ICD_VENDORS=/nowhere " ASSAY_COMMAND);
   EXPECT_EQ(no_driver.status, 3) << no_driver.output;
   EXPECT_THAT(no_driver.output, HasSubstr("CL_PLATFORM_NOT_FOUND_KHR (-1001)"));
   EXPECT_THAT(no_driver.output, HasSubstr("no driver is installed"));
   const Ran unknown = run("check --device cuda" + line);
   EXPECT_EQ(unknown.status, 2) << unknown.output;
-  EXPECT_THAT(unknown.output, HasSubstr("unknown device 'cuda'; there are host, opencl, opencl:TEXT"));
+  EXPECT_THAT(unknown.output,
+              HasSubstr("unknown device 'cuda'; there are host, opencl, opencl:TEXT"));
   const Ran both = run("check --device host --candidate unfused" + line);
   EXPECT_EQ(both.status, 2) << both.output;
   // What a device does not do is counted with its reason, and alone is no pass.
-  const Ran dropped = run("check --device host --case 'attention b=1 h=2 l=9x13 d=8 dropout=0.1:7'");
+  const Ran dropped =
+      run("check --device host --case 'attention b=1 h=2 l=9x13 d=8 dropout=0.1:7'");
   EXPECT_EQ(dropped.status, 2) << dropped.output;
   EXPECT_THAT(dropped.output, HasSubstr("unsupported: 1 x dropout on a device"));
 }
 
 TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
   const std::pair<const char*, const char*> table[] = {
-      {"check", "--suite, --case or --cases is needed; the suites are smoke, standard, models, padding"},
+      {"check",
+       "--suite, --case or --cases is needed; the suites are smoke, standard, models, padding"},
       {"record -o /tmp/x", "--suite, --case or --cases is needed"},
       {"record --suite smok -o /tmp/x", "unknown suite 'smok'"},
       {"record --case 'attention b=1 h=1 l=4 d=4'", "--output is required"},
-      {"record --case 'attention b=1 h=1 l=4 d=4 cache=paged:4' -o /tmp/x", "a record holds keys and values, not a cache"},
-      {"record --case 'attention b=1 h=1 l=4 d=4' --candidate nobody -o /tmp/x", "unknown candidate 'nobody'"},
+      {"record --case 'attention b=1 h=1 l=4 d=4 cache=paged:4' -o /tmp/x",
+       "a record holds keys and values, not a cache"},
+      {"record --case 'attention b=1 h=1 l=4 d=4' --candidate nobody -o /tmp/x",
+       "unknown candidate 'nobody'"},
       {"verify", "FILE is required"},
       {"verify /no/such/file", "/no/such/file: No such file or directory"},
       {"verify /proc", "/proc: is no regular file"},
@@ -152,20 +180,24 @@ TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
       {"check --suite smoke --candidate nobody", "unknown candidate 'nobody'"},
       {"check --suite smoke --time -1", "--time: Value -1 not in range"},
       {"check --suite smoke --memory -1", "--memory: Value -1 not in range"},
-      {"check --case 'attention b=1 h=3/2 l=4 d=4'", "h=3/2: query heads must be a multiple of kv heads"},
+      {"check --case 'attention b=1 h=3/2 l=4 d=4'",
+       "h=3/2: query heads must be a multiple of kv heads"},
       {"check --case 'attention b=1 h=1 l=-4 d=4'", "l=-4 is outside [0, "},
       {"check --case 'attention b=1 h=1 l=4 d=1025'", "d=1025 is outside [1, 1024]"},
       {"check --case 'attention b=99999999 h=99999999 l=99999999 d=4'", "overflows 64 bits"},
       {"check --case 'attention b=1 h=1 l=4 d=4 wat=3'", "column 27: unknown field 'wat'"},
       {"check --case 'attention b=1 h=64 l=4194304 d=1024'", "MiB of memory"},
-      {"check --case 'attention b=1 h=1 l=4 d=4 target=MMX'", "target=MMX is not one that this machine runs"},
+      {"check --case 'attention b=1 h=1 l=4 d=4 target=MMX'",
+       "target=MMX is not one that this machine runs"},
       {"check --case 'attention b=0 h=1 l=4 d=4'", "nothing was compared"},
       {"check --case 'attention b=1 h=1 l=4 d=4 dtype=f64'", "nothing was compared"},
       {"check --cases /no/such/file", "--cases=/no/such/file: cannot be read"},
       {"faults --only no-such-fault", "--only=no-such-fault: no such fault"},
       {"faults --suite smok", "unknown suite 'smok'"},
-      {"faults --only max-starts-at-lowest", "nothing to hunt: 1 of the faults named is equivalent"},
-      {"faults --only delta-omitted --suite smoke", "nothing to hunt: suite smoke runs no case of 1 of the faults named"},
+      {"faults --only max-starts-at-lowest",
+       "nothing to hunt: 1 of the faults named is equivalent"},
+      {"faults --only delta-omitted --suite smoke",
+       "nothing to hunt: suite smoke runs no case of 1 of the faults named"},
       {"store /no/such/store", "/no/such/store: there is no such store"},
       {"store " ASSAY_COMMAND " --export /tmp/x", "file is not a database"},
       {"compare a b", "'a': STORE#RUN is wanted"},
@@ -180,7 +212,8 @@ TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
 }
 
 TEST_F(Command, WritesJsonJunitAndHtml) {
-  const Ran r = run("check --suite smoke --filter dtype=f16 --shard 0/6 --json " + file("r.json") + " --junit " + file("r.xml") + " --html " + file("r.html"));
+  const Ran r = run("check --suite smoke --filter dtype=f16 --shard 0/6 --json " + file("r.json") +
+                    " --junit " + file("r.xml") + " --html " + file("r.html"));
   EXPECT_EQ(r.status, 0) << r.output;
   const auto json = nlohmann::json::parse(read(file("r.json")));
   EXPECT_EQ(json["summary"]["failed"], 0);
@@ -195,27 +228,41 @@ TEST_F(Command, WritesJsonJunitAndHtml) {
   EXPECT_THAT(read(file("r.html")), HasSubstr("\"suite\":\"smoke\""));
 }
 
-// Planted faults have a page, and a place on the page of a check; a file that is something else is refused before anything runs.
+// Planted faults have a page, and a place on the page of a check; a file that is something else is
+// refused before anything runs.
 TEST_F(Command, FaultsAndFuzzersAreShownOnPages) {
-  const Ran faults = run("faults --only causal-off-by-one --suite smoke --json " + file("score.json") + " --html " + file("score.html"));
+  const Ran faults = run("faults --only causal-off-by-one --suite smoke --json " +
+                         file("score.json") + " --html " + file("score.html"));
   EXPECT_EQ(faults.status, 0) << faults.output;
-  EXPECT_THAT(read(file("score.html")), AllOf(HasSubstr("\"fault\":\"causal-off-by-one\""), HasSubstr("\"machine\":{"), Not(HasSubstr("\"results\":"))));
+  EXPECT_THAT(read(file("score.html")),
+              AllOf(HasSubstr("\"fault\":\"causal-off-by-one\""), HasSubstr("\"machine\":{"),
+                    Not(HasSubstr("\"results\":"))));
   std::ofstream(file("fuzz.json")) << R"({"format": 1, "seconds": 9, "seed": 1,
     "targets": [{"target": "forward", "seconds": 4, "executions": 7, "executions_per_second": 1, "coverage": 2, "corpus": 3, "findings": 0},
                 {"target": "case", "seconds": 5, "executions": 8, "executions_per_second": 1, "coverage": 2, "corpus": 3, "findings": 1}],
     "findings": [{"target": "case", "file": "crash-1", "reason": "it ends in a signal"}]})";
   const std::string check = "check --case 'attention b=1 h=1 l=4 d=4' ";
-  const Ran both = run(check + "--html " + file("run.html") + " --with-faults " + file("score.json") + " --with-fuzz " + file("fuzz.json"));
+  const Ran both = run(check + "--html " + file("run.html") + " --with-faults " +
+                       file("score.json") + " --with-fuzz " + file("fuzz.json"));
   EXPECT_EQ(both.status, 0) << both.output;
-  EXPECT_THAT(read(file("run.html")), AllOf(HasSubstr("\"fault\":\"causal-off-by-one\""), HasSubstr("\"results\":[{"), HasSubstr("\"findings\":[],\"seconds\":4.0,\"target\":\"forward\"}"),
-                                            HasSubstr("\"findings\":[{\"case\":\"crash-1\",\"reason\":\"it ends in a signal\"}],\"seconds\":5.0,\"target\":\"case\"}")));
-  std::ofstream(file("odd.json")) << R"({"format": 1, "targets": [{}], "findings": [{"reason": 7}]})";
+  EXPECT_THAT(read(file("run.html")),
+              AllOf(HasSubstr("\"fault\":\"causal-off-by-one\""), HasSubstr("\"results\":[{"),
+                    HasSubstr("\"findings\":[],\"seconds\":4.0,\"target\":\"forward\"}"),
+                    HasSubstr("\"findings\":[{\"case\":\"crash-1\",\"reason\":\"it ends in a "
+                              "signal\"}],\"seconds\":5.0,\"target\":\"case\"}")));
+  std::ofstream(file("odd.json"))
+      << R"({"format": 1, "targets": [{}], "findings": [{"reason": 7}]})";
   const std::string html = check + "--html " + file("other.html");
-  for (const auto& [arguments, words] : {std::pair{html + " --with-faults " + file("fuzz.json"), "--with-faults=" + file("fuzz.json") + ": not what `assay faults --json` writes"},
-                                         {html + " --with-fuzz " + file("none.json"), "--with-fuzz=" + file("none.json") + ": No such file or directory"},
-                                         {html + " --with-fuzz " + file("odd.json"), "--with-fuzz=" + file("odd.json") + ": not what `assay fuzz --json` writes: the file: no field \"seconds\""},
-                                         {html + " --with-fuzz " + file("run.html"), "not what `assay fuzz --json` writes"},
-                                         {check + "--with-fuzz " + file("fuzz.json"), std::string("--with-fuzz requires --html")}}) {
+  for (const auto& [arguments, words] :
+       {std::pair{html + " --with-faults " + file("fuzz.json"),
+                  "--with-faults=" + file("fuzz.json") + ": not what `assay faults --json` writes"},
+        {html + " --with-fuzz " + file("none.json"),
+         "--with-fuzz=" + file("none.json") + ": No such file or directory"},
+        {html + " --with-fuzz " + file("odd.json"),
+         "--with-fuzz=" + file("odd.json") +
+             ": not what `assay fuzz --json` writes: the file: no field \"seconds\""},
+        {html + " --with-fuzz " + file("run.html"), "not what `assay fuzz --json` writes"},
+        {check + "--with-fuzz " + file("fuzz.json"), std::string("--with-fuzz requires --html")}}) {
     const Ran r = run(arguments);
     EXPECT_EQ(r.status, 2) << r.output;
     EXPECT_THAT(r.output, HasSubstr(words));
@@ -226,8 +273,10 @@ TEST_F(Command, FaultsAndFuzzersAreShownOnPages) {
 
 // Where a file cannot be written is told before anything runs, and nothing is left behind.
 TEST_F(Command, FilesThatCannotBeWrittenAreToldFirst) {
-  for (const char* option : {"--json ", "--junit ", "--html ", "--markdown ", "--store ", "--standalone "}) {
-    const Ran r = run("check --case 'attention b=1 h=1 l=4 d=4' " + std::string(option) + file("none/r"));
+  for (const char* option :
+       {"--json ", "--junit ", "--html ", "--markdown ", "--store ", "--standalone "}) {
+    const Ran r =
+        run("check --case 'attention b=1 h=1 l=4 d=4' " + std::string(option) + file("none/r"));
     EXPECT_EQ(r.status, 2) << r.output;
     EXPECT_THAT(r.output, HasSubstr("none/r: No such file or directory"));
     EXPECT_THAT(r.output, HasSubstr(std::string(option, strlen(option) - 1) + ": "));
@@ -235,30 +284,41 @@ TEST_F(Command, FilesThatCannotBeWrittenAreToldFirst) {
   }
   EXPECT_EQ(run("record --case 'attention b=1 h=1 l=4 d=4' -o " + file("none/r")).status, 2);
   // What could stand alone is chosen among the cases; without any, the run is written all the same.
-  const Ran products = run("check --suite tiny --filter product --json " + file("kept.json") + " --standalone " + file("s.cc"));
+  const Ran products = run("check --suite tiny --filter product --json " + file("kept.json") +
+                           " --standalone " + file("s.cc"));
   EXPECT_EQ(products.status, 2);
-  EXPECT_THAT(products.output, HasSubstr("nothing was written: standalone files exist for the operation attention only"));
+  EXPECT_THAT(
+      products.output,
+      HasSubstr("nothing was written: standalone files exist for the operation attention only"));
   EXPECT_TRUE(fs::exists(file("kept.json")));
   EXPECT_EQ(run("check --suite tiny --standalone " + file("s.cc")).status, 0);
 }
 
 // Who takes long to judge has not failed; who takes long to answer has.
 TEST_F(Command, ASlowVerdictIsNoFailureOfTheCandidate) {
-  // Ball arithmetic takes 40 s here; the candidate a hundredth of one, but seconds where every access is instrumented.
+  // Ball arithmetic takes 40 s here; the candidate a hundredth of one, but seconds where every
+  // access is instrumented.
 #ifdef ASSAY_SANITIZED
   const std::string seconds = "10";
 #else
   const std::string seconds = "2";
 #endif
-  const Ran r = run("check --timeout " + seconds + " --no-shrink --ball-rows 100000 --case 'attention b=1 h=4 l=1024 d=64'");
+  const Ran r = run("check --timeout " + seconds +
+                    " --no-shrink --ball-rows 100000 --case 'attention b=1 h=4 l=1024 d=64'");
   EXPECT_EQ(r.status, 3) << r.output;
-  EXPECT_THAT(r.output, HasSubstr("error: not judged: the candidate had answered; oracle and bound were not ready within the " + seconds + " s of --timeout"));
+  EXPECT_THAT(r.output, HasSubstr("error: not judged: the candidate had answered; oracle and bound "
+                                  "were not ready within the " +
+                                  seconds + " s of --timeout"));
 }
 
 TEST_F(Command, ACaseIsReproducedAsItWasRun) {
-  const Ran r = run("check --no-shrink --candidate fault:row-beyond-the-last-stored --guard-pages behind --case 'product m=3 n=40 k=32 w=mxfp4'");
+  const Ran r =
+      run("check --no-shrink --candidate fault:row-beyond-the-last-stored --guard-pages behind "
+          "--case 'product m=3 n=40 k=32 w=mxfp4'");
   EXPECT_EQ(r.status, 1) << r.output;
-  EXPECT_THAT(r.output, HasSubstr("reproduce: assay check --candidate fault:row-beyond-the-last-stored --guard-pages behind --case 'product"));
+  EXPECT_THAT(r.output,
+              HasSubstr("reproduce: assay check --candidate fault:row-beyond-the-last-stored "
+                        "--guard-pages behind --case 'product"));
 }
 
 TEST_F(Command, ListsAndExplains) {
@@ -267,34 +327,46 @@ TEST_F(Command, ListsAndExplains) {
   EXPECT_THAT(list.output, HasSubstr("l=11 d=16 dtype=f32 causal starts=2,9"));
   EXPECT_THAT(run("notation").output, HasSubstr("lengths"));
   EXPECT_THAT(run("--help").output, HasSubstr("Exit status: 0 all passed"));
-  EXPECT_THAT(run("faults --list").output, HasSubstr("causal-off-by-one                      F01  standard  row i sees key i + 1"));
+  EXPECT_THAT(
+      run("faults --list").output,
+      HasSubstr("causal-off-by-one                      F01  standard  row i sees key i + 1"));
   EXPECT_EQ(run("--version").status, 0);
 }
 
 TEST_F(Command, UndeclaredKernelsAreHeldToTheLadder) {
-  const Ran r = run("check --candidate host-undeclared --case 'attention b=1 h=2 l=9x13 d=8 dtype=bf16'");
+  const Ran r =
+      run("check --candidate host-undeclared --case 'attention b=1 h=2 l=9x13 d=8 dtype=bf16'");
   EXPECT_EQ(r.status, 0) << r.output;
   EXPECT_THAT(r.output, HasSubstr("contract: fp32 accumulation, fp32 weights"));
 }
 
 // The file compiles as it is, and tells a right kernel from a wrong one.
 TEST_F(Command, StandaloneProgramCompilesAndJudges) {
-  const Ran r = run("check --candidate fault:causal-off-by-one --case 'attention b=1 h=2/1 l=9x13 d=8 causal sink=1' --standalone " + file("case.cc"));
+  const Ran r =
+      run("check --candidate fault:causal-off-by-one --case 'attention b=1 h=2/1 l=9x13 d=8 causal "
+          "sink=1' --standalone " +
+          file("case.cc"));
   EXPECT_EQ(r.status, 1) << r.output;
   for (const bool right : {true, false}) {
     std::ofstream kernel(file("kernel.cc"));
     kernel << "#include \"case.cc\"\n#include <vector>\n"
-              "void attention_under_test(const double* q, const double* k, const double* v, const double* bias, const double* sink, double scale, double "
+              "void attention_under_test(const double* q, const double* k, const double* v, const "
+              "double* bias, const double* sink, double scale, double "
               "softcap, double* o, double* lse) {\n"
-              "  for (int b = 0; b < B; ++b) for (int h = 0; h < HQ; ++h) for (int i = 0; i < LQ; ++i) {\n"
+              "  for (int b = 0; b < B; ++b) for (int h = 0; h < HQ; ++h) for (int i = 0; i < LQ; "
+              "++i) {\n"
               "    const int g = h / (HQ / HKV), row = (b * HQ + h) * LQ + i;\n"
               "    std::vector<double> s(LK); double m = sink[h];\n"
-              "    for (int j = 0; j < LK; ++j) { double t = 0; for (int d = 0; d < D; ++d) t += q[row * D + d] * k[((b * HKV + g) * LK + j) * D + d];\n"
-              "      t *= scale; if (softcap > 0) t = softcap * tanh(t / softcap); s[j] = t + bias[row * LK + j]; if (s[j] > m) m = s[j]; }\n"
+              "    for (int j = 0; j < LK; ++j) { double t = 0; for (int d = 0; d < D; ++d) t += "
+              "q[row * D + d] * k[((b * HKV + g) * LK + j) * D + d];\n"
+              "      t *= scale; if (softcap > 0) t = softcap * tanh(t / softcap); s[j] = t + "
+              "bias[row * LK + j]; if (s[j] > m) m = s[j]; }\n"
            << (right ? "" : "    s[0] += 0.01;\n")
-           << "    double sum = m > -INFINITY ? exp(sink[h] - m) : 0; for (int j = 0; j < LK; ++j) sum += m > -INFINITY ? exp(s[j] - m) : 0;\n"
+           << "    double sum = m > -INFINITY ? exp(sink[h] - m) : 0; for (int j = 0; j < LK; ++j) "
+              "sum += m > -INFINITY ? exp(s[j] - m) : 0;\n"
               "    lse[row] = sum > 0 ? m + log(sum) : -INFINITY;\n"
-              "    for (int c = 0; c < DV; ++c) { double a = 0; for (int j = 0; j < LK; ++j) if (s[j] > -INFINITY) a += exp(s[j] - m) * v[((b * HKV + g) * LK "
+              "    for (int c = 0; c < DV; ++c) { double a = 0; for (int j = 0; j < LK; ++j) if "
+              "(s[j] > -INFINITY) a += exp(s[j] - m) * v[((b * HKV + g) * LK "
               "+ j) * DV + c]; o[row * DV + c] = sum > 0 ? a / sum : 0; }\n"
               "  }\n}\n";
     kernel.close();
@@ -321,8 +393,10 @@ TEST_F(Command, AWorkerThatMisbehavesIsAFailedCase) {
     options.jobs = 2;
     options.timeout_seconds = timeout;
     std::vector<CaseResult> results;
-    run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}, {"attention b=1 h=1 l=5 d=4", "host"}, {"attention b=1 h=1 l=6 d=4", "host"}}, options,
-                   [&](std::size_t, CaseResult r) {
+    run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"},
+                    {"attention b=1 h=1 l=5 d=4", "host"},
+                    {"attention b=1 h=1 l=6 d=4", "host"}},
+                   options, [&](std::size_t, CaseResult r) {
                      results.push_back(std::move(r));
                      return true;
                    });
@@ -330,12 +404,17 @@ TEST_F(Command, AWorkerThatMisbehavesIsAFailedCase) {
     for (const CaseResult& r : results) EXPECT_EQ(r.outcome, Outcome::fail);
     return results.empty() ? std::string() : results[0].reason;
   };
-  EXPECT_THAT(outcome_of(worker("crash", "read line; kill -SEGV $$"), 20), HasSubstr("killed by signal 11"));
-  EXPECT_THAT(outcome_of(worker("exit", "read line; exit 7"), 20), HasSubstr("exited with status 7"));
-  EXPECT_THAT(outcome_of(worker("hang", "exec sleep 60"), 0.5), HasSubstr("did not finish within 0.5 s"));
+  EXPECT_THAT(outcome_of(worker("crash", "read line; kill -SEGV $$"), 20),
+              HasSubstr("killed by signal 11"));
+  EXPECT_THAT(outcome_of(worker("exit", "read line; exit 7"), 20),
+              HasSubstr("exited with status 7"));
+  EXPECT_THAT(outcome_of(worker("hang", "exec sleep 60"), 0.5),
+              HasSubstr("did not finish within 0.5 s"));
   WorkerOptions missing;
   missing.executable = file("not-there");
-  EXPECT_THROW(run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}}, missing, [](std::size_t, const CaseResult&) { return true; }), std::system_error);
+  EXPECT_THROW(run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}}, missing,
+                              [](std::size_t, const CaseResult&) { return true; }),
+               std::system_error);
 }
 
 }  // namespace

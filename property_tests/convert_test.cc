@@ -40,10 +40,14 @@ TEST(Convert, EncodesToNearestEven) {
   for (Dtype dtype : {Dtype::f16, Dtype::bf16})
     for (std::uint32_t code = 0; code + 1 < 0x7C00; ++code) {
       const float middle = static_cast<float>((decode(dtype, code) + decode(dtype, code + 1)) / 2);
-      for (float x : {middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)}) check(x), check(-x);
+      for (float x : {middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)})
+        check(x), check(-x);
     }
-  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 4093) check(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
-  for (float x : {65519.99f, 65520.0f, 65504.0f, INFINITY, 3.4e38f, 3.39e38f, 0x1.ffp127f, 0x1.fep127f}) check(x), check(-x);
+  for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 4093)
+    check(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+  for (float x :
+       {65519.99f, 65520.0f, 65504.0f, INFINITY, 3.4e38f, 3.39e38f, 0x1.ffp127f, 0x1.fep127f})
+    check(x), check(-x);
 }
 
 TEST(Codec, DecodesEveryCode) {
@@ -55,7 +59,8 @@ TEST(Codec, DecodesEveryCode) {
       else EXPECT_EQ(value, exact) << code;
       EXPECT_EQ(std::signbit(value), std::signbit(exact)) << code;
     }
-  for (std::uint64_t code = 0; code < 255; ++code) EXPECT_EQ(kernels::from_e8m0(static_cast<std::uint8_t>(code)), decode(Dtype::e8m0, code));
+  for (std::uint64_t code = 0; code < 255; ++code)
+    EXPECT_EQ(kernels::from_e8m0(static_cast<std::uint8_t>(code)), decode(Dtype::e8m0, code));
   EXPECT_TRUE(std::isnan(kernels::from_e8m0(0xFF)));
 }
 
@@ -65,17 +70,21 @@ TEST(Codec, EncodesToNearestEven) {
     const auto check = [&](float x) {
       for (float y : {x, std::nextafter(x, 0.0f), std::nextafter(x, INFINITY)})
         for (float z : {y, -y})
-          if (dtype != Dtype::f4e2m1 || std::isfinite(z)) ASSERT_EQ(kernels::encode_narrow(f, z), encode(dtype, static_cast<double>(z))) << z;
+          if (dtype != Dtype::f4e2m1 || std::isfinite(z))
+            ASSERT_EQ(kernels::encode_narrow(f, z), encode(dtype, static_cast<double>(z))) << z;
     };
     for (std::uint64_t code = 0; code < f.max_code; ++code) {
       check(static_cast<float>(decode(dtype, code)));
       check(static_cast<float>((decode(dtype, code) + decode(dtype, code + 1)) / 2));
     }
     const auto largest = static_cast<float>(format(dtype).max_finite);
-    for (float x : {largest, 1.01f * largest, 1.2f * largest, 1e30f, 3.4e38f, INFINITY, 1e-30f, 1e-40f, 1e-45f}) check(x);
+    for (float x : {largest, 1.01f * largest, 1.2f * largest, 1e30f, 3.4e38f, INFINITY, 1e-30f,
+                    1e-40f, 1e-45f})
+      check(x);
     if (dtype != Dtype::f4e2m1) EXPECT_EQ(kernels::encode_narrow(f, NAN), encode(dtype, NAN));
     for (std::uint64_t bits = 0; bits < std::uint64_t{1} << 31; bits += 65521)
-      check(std::bit_cast<float>(static_cast<std::uint32_t>(std::min<std::uint64_t>(bits, 0x7F7FFFFF))));
+      check(std::bit_cast<float>(
+          static_cast<std::uint32_t>(std::min<std::uint64_t>(bits, 0x7F7FFFFF))));
   }
 }
 
@@ -88,7 +97,8 @@ TEST(Codec, ScalesAreTheLeastThatFit) {
         for (float x : {absmax, std::nextafter(absmax, INFINITY), std::nextafter(absmax, 0.0f)}) {
           if (!std::isfinite(x)) continue;
           int expected = -127;
-          while (static_cast<double>(x) > std::ldexp(format(dtype).max_finite, expected)) ++expected;
+          while (static_cast<double>(x) > std::ldexp(format(dtype).max_finite, expected))
+            ++expected;
           ASSERT_EQ(kernels::scale_exponent(kernels::narrow_format(dtype), x), expected) << x;
         }
       }
@@ -112,14 +122,17 @@ TEST(Codec, WhatIsStoredUnderAScaleIsFinite) {
 TEST(Dropout, KeepsWhatTheOracleKeeps) {
   Attention p;
   for (float dropout : {0.1f, 0.5f, 0.99f})
-    for (std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{7}, std::uint64_t{0x123456789ABCDEF0}}) {
+    for (std::uint64_t seed :
+         {std::uint64_t{0}, std::uint64_t{7}, std::uint64_t{0x123456789ABCDEF0}}) {
       p.dropout = dropout;
       p.dropout_seed = seed;
       for (Index b : {0, 3})
         for (Index h : {0, 5})
           for (Index i = 0; i < 20; ++i)
             for (Index j = 0; j < 50; ++j)
-              ASSERT_EQ(kernels::dropout_word(seed, b, h, i, j) >= kernels::dropout_threshold(dropout), keeps_weight(p, b, h, i, j));
+              ASSERT_EQ(
+                  kernels::dropout_word(seed, b, h, i, j) >= kernels::dropout_threshold(dropout),
+                  keeps_weight(p, b, h, i, j));
     }
 }
 

@@ -1,4 +1,5 @@
-// Retry, fallback and reopening of devices; the tables of native codes; the host as a device; what backends refuse.
+// Retry, fallback and reopening of devices; the tables of native codes; the host as a device; what
+// backends refuse.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -17,7 +18,8 @@ namespace {
 using testing::HasSubstr;
 using testing::StartsWith;
 
-// ---- Policies -------------------------------------------------------------------------------------------
+// ---- Policies
+// -------------------------------------------------------------------------------------------
 
 struct PolicyWorld {
   std::vector<std::string> device_warnings, warnings;
@@ -43,10 +45,13 @@ std::string result_of(AttentionFixture& f, World& w, Status* status = nullptr) {
 }
 
 TEST(DevicePolicies, MemorySplitsTheBatchThenTheHeads) {
-  AttentionFixture f("attention b=3 h=6/3 l=8x64 d=16 causal bool=random alibi docs=20 lengths=64,50,60 offset=lengths sink=1 seed=2");
+  AttentionFixture f(
+      "attention b=3 h=6/3 l=8x64 d=16 causal bool=random alibi docs=20 lengths=64,50,60 "
+      "offset=lengths sink=1 seed=2");
   World plain(opencl_codes());
   const std::string whole = result_of(f, plain);
-  // A head's share: K and V in fp32, 4 KiB each, and little else. From all of it down to less than that.
+  // A head's share: K and V in fp32, 4 KiB each, and little else. From all of it down to less than
+  // that.
   std::size_t most_splits = 0;
   for (std::size_t kib : {64, 32, 22, 15, 12}) {
     SCOPED_TRACE(kib);
@@ -58,7 +63,10 @@ TEST(DevicePolicies, MemorySplitsTheBatchThenTheHeads) {
     EXPECT_GT(counters.splits, 0);
     EXPECT_EQ(counters.halved_tiles, 0);
     EXPECT_THAT(p.device_warnings.front(), StartsWith("mock: allocate "));
-    EXPECT_THAT(p.device_warnings.front(), HasSubstr("failed with CL_MEM_OBJECT_ALLOCATION_FAILURE (-4); half of the batch at a time"));
+    EXPECT_THAT(
+        p.device_warnings.front(),
+        HasSubstr(
+            "failed with CL_MEM_OBJECT_ALLOCATION_FAILURE (-4); half of the batch at a time"));
     most_splits = std::max(most_splits, p.device_warnings.size());
     EXPECT_EQ(p.world->dispatcher().counters().replaced, 0);
     EXPECT_TRUE(p.warnings.empty());
@@ -69,7 +77,8 @@ TEST(DevicePolicies, MemorySplitsTheBatchThenTheHeads) {
 // A smaller part would ask for as much: nothing is split.
 TEST(DevicePolicies, OpeningAndCompilingAreNotSplit) {
   AttentionFixture f("attention b=3 h=6/3 l=8x64 d=16 seed=2");
-  for (const DeviceCall call : {DeviceCall::open, DeviceCall::query, DeviceCall::compile, DeviceCall::download}) {
+  for (const DeviceCall call :
+       {DeviceCall::open, DeviceCall::query, DeviceCall::compile, DeviceCall::download}) {
     PolicyWorld p(false);
     p.world->script.fail_every(call, [] { return -6; });
     Status status;
@@ -88,8 +97,11 @@ TEST(DevicePolicies, LaunchesOutOfResourcesHalveTheTile) {
   p.world->script.limit_group(64, -5);
   EXPECT_EQ(result_of(f, *p.world), whole);
   EXPECT_EQ(p.world->backend->counters(), (DeviceCounters{0, 2}));
-  EXPECT_THAT(p.device_warnings, testing::ElementsAre("mock: launch attention_forward failed with CL_OUT_OF_RESOURCES (-5); 8 rows a work-group instead of 16",
-                                                      "mock: launch attention_forward failed with CL_OUT_OF_RESOURCES (-5); 4 rows a work-group instead of 8"));
+  EXPECT_THAT(p.device_warnings,
+              testing::ElementsAre("mock: launch attention_forward failed with CL_OUT_OF_RESOURCES "
+                                   "(-5); 8 rows a work-group instead of 16",
+                                   "mock: launch attention_forward failed with CL_OUT_OF_RESOURCES "
+                                   "(-5); 4 rows a work-group instead of 8"));
   p.device_warnings.clear();
   EXPECT_EQ(result_of(f, *p.world), whole);
   EXPECT_TRUE(p.device_warnings.empty()) << "the smaller tile is kept";
@@ -108,8 +120,10 @@ TEST(DevicePolicies, WhatIsLeftGoesToTheHostWithAWarning) {
     if (fall_back) {
       EXPECT_TRUE(status.ok());
       EXPECT_EQ(got, host);
-      EXPECT_THAT(p.warnings, testing::ElementsAre(
-                                  "sdpa: Memory allocation failed: mock: allocate key failed with CL_MEM_OBJECT_ALLOCATION_FAILURE (-4); the host's kernel instead"));
+      EXPECT_THAT(
+          p.warnings,
+          testing::ElementsAre("sdpa: Memory allocation failed: mock: allocate key failed with "
+                               "CL_MEM_OBJECT_ALLOCATION_FAILURE (-4); the host's kernel instead"));
     } else {
       EXPECT_EQ(status.code, StatusCode::memory_allocation_failed);
       EXPECT_EQ(got, std::string(got.size(), '\xA5'));
@@ -134,7 +148,8 @@ TEST(DevicePolicies, EveryDeviceFailureIsReplacedAndNoOther) {
     Status status;
     result_of(f, *p.world, &status);
     const bool replaced = e.status != StatusCode::invalid_arguments;
-    EXPECT_EQ(status.code, replaced ? StatusCode::success : StatusCode::invalid_arguments) << e.name;
+    EXPECT_EQ(status.code, replaced ? StatusCode::success : StatusCode::invalid_arguments)
+        << e.name;
     EXPECT_EQ(p.world->dispatcher().counters().replaced, replaced ? 1 : 0);
     ASSERT_EQ(p.warnings.size(), replaced ? 1u : 0u);
     if (replaced) EXPECT_THAT(p.warnings[0], HasSubstr(std::string(e.name)));
@@ -156,7 +171,9 @@ TEST(DevicePolicies, ALostDeviceIsReplacedUntilItIsReopened) {
     result_of(f, *p.world);
     EXPECT_EQ(p.world->dispatcher().counters().replaced, k);
   }
-  EXPECT_THAT(p.warnings[1], HasSubstr("Device not supported: mock: allocate key failed with CL_DEVICE_NOT_AVAILABLE (-2); the device must be opened again"));
+  EXPECT_THAT(p.warnings[1],
+              HasSubstr("Device not supported: mock: allocate key failed with "
+                        "CL_DEVICE_NOT_AVAILABLE (-2); the device must be opened again"));
   ASSERT_EQ(assay_context_reopen(p.world->context), ASSAY_SUCCESS);
   result_of(f, *p.world);
   EXPECT_EQ(p.world->dispatcher().counters().replaced, 3);
@@ -171,23 +188,29 @@ TEST(DevicePolicies, ALostDeviceIsReplacedUntilItIsReopened) {
 TEST(DevicePolicies, BothFailuresAreTold) {
   PolicyWorld p;
   p.world->script.fail_every(DeviceCall::upload, [] { return -14; });
-  // More keys than the host can have packed: K and V broadcast over 2^40 positions, which no tensor really has.
+  // More keys than the host can have packed: K and V broadcast over 2^40 positions, which no tensor
+  // really has.
   float number = 1;
   Attention huge;
   huge.shape = {1, 1, 1, 100, Index{1} << 40, 8, 8};
   huge.q = {&number, Dtype::f32, {1, 1, 100, 8}, {0, 0, 0, 0}, 0};
   huge.k = huge.v = {&number, Dtype::f32, {1, 1, Index{1} << 40, 8}, {0, 0, 0, 0}, 0};
   std::vector<float> o(800, 7), lse(100, 7);
-  const AttentionOutput out{{o.data(), Dtype::f32, {1, 1, 100, 8}, {800, 800, 8, 1}, 0}, {lse.data(), Dtype::f32, {1, 1, 100, 1}, {100, 100, 1, 1}, 0}};
+  const AttentionOutput out{{o.data(), Dtype::f32, {1, 1, 100, 8}, {800, 800, 8, 1}, 0},
+                            {lse.data(), Dtype::f32, {1, 1, 100, 1}, {100, 100, 1, 1}, 0}};
   const Status status = p.world->dispatcher().sdpa(huge, out);
   EXPECT_EQ(status.code, StatusCode::memory_allocation_failed);
-  EXPECT_THAT(status.detail, HasSubstr("mock: key needs 35184372088832 bytes, but a buffer of the device has at most "));
-  EXPECT_THAT(status.detail, HasSubstr("; then the host's kernel: Memory allocation failed: a workspace of "));
+  EXPECT_THAT(
+      status.detail,
+      HasSubstr("mock: key needs 35184372088832 bytes, but a buffer of the device has at most "));
+  EXPECT_THAT(status.detail,
+              HasSubstr("; then the host's kernel: Memory allocation failed: a workspace of "));
   for (float x : o) ASSERT_EQ(x, 7);
   EXPECT_EQ(p.world->dispatcher().counters().replaced, 1);
 }
 
-// ---- Tables ---------------------------------------------------------------------------------------------
+// ---- Tables
+// ---------------------------------------------------------------------------------------------
 
 // Every row, by status, in the order of the numbers.
 std::string rows_of(const NativeTable& table, StatusCode status) {
@@ -202,48 +225,42 @@ std::string rows_of(const NativeTable& table, StatusCode status) {
 TEST(NativeCodes, EveryRowOfEveryTable) {
   using enum StatusCode;
   EXPECT_EQ(rows_of(opencl_codes(), invalid_arguments),
-            "-72 -70 -69 -68 -65 -64 -63 -62 -61 -60 -59 -58 -57 -56 -55 -54 -53 -52 -51 -50 -49 -48 -41 -40 -39 -38 -37 "
+            "-72 -70 -69 -68 -65 -64 -63 -62 -61 -60 -59 -58 -57 -56 -55 -54 -53 -52 -51 -50 -49 "
+            "-48 -41 -40 -39 -38 -37 "
             "-36 -35 -34 -33 -32 -31 -30 -13 -10 -9 -8");
-  EXPECT_EQ(rows_of(opencl_codes(), memory_allocation_failed),
-            "-6 -5 -4");
-  EXPECT_EQ(rows_of(opencl_codes(), device_not_supported),
-            "-1001 -18 -2 -1");
+  EXPECT_EQ(rows_of(opencl_codes(), memory_allocation_failed), "-6 -5 -4");
+  EXPECT_EQ(rows_of(opencl_codes(), device_not_supported), "-1001 -18 -2 -1");
   EXPECT_EQ(rows_of(opencl_codes(), kernel_compilation_failed),
             "-71 -67 -66 -47 -46 -45 -44 -43 -42 -19 -17 -16 -15 -11 -3");
-  EXPECT_EQ(rows_of(opencl_codes(), execution_failed),
-            "-14 -12 -7");
+  EXPECT_EQ(rows_of(opencl_codes(), execution_failed), "-14 -12 -7");
   EXPECT_EQ(rows_of(cuda_codes(), invalid_arguments),
-            "1 9 12 16 17 18 19 20 21 22 26 27 32 37 52 66 67 207 208 210 211 212 213 219 400 704 705 708 712 713 720 912 "
+            "1 9 12 16 17 18 19 20 21 22 26 27 32 37 52 66 67 207 208 210 211 212 213 219 400 704 "
+            "705 708 712 713 720 912 "
             "914 915");
-  EXPECT_EQ(rows_of(cuda_codes(), memory_allocation_failed),
-            "2 65 68 69 701 711 808 809");
+  EXPECT_EQ(rows_of(cuda_codes(), memory_allocation_failed), "2 65 68 69 701 711 808 809");
   EXPECT_EQ(rows_of(cuda_codes(), device_not_supported),
-            "3 4 31 34 35 36 46 49 100 101 102 103 127 201 209 215 216 217 224 709 800 801 802 803 804 805 807 810");
+            "3 4 31 34 35 36 46 49 100 101 102 103 127 201 209 215 216 217 224 709 800 801 802 803 "
+            "804 805 807 810");
   EXPECT_EQ(rows_of(cuda_codes(), kernel_compilation_failed),
             "13 43 44 45 98 200 218 221 222 223 225 300 301 302 303 500 811 812 913");
   EXPECT_EQ(rows_of(cuda_codes(), execution_failed),
-            "5 6 7 8 23 24 25 28 53 205 206 214 220 226 304 401 402 600 700 702 703 710 714 715 716 717 718 719 721 806 900 "
+            "5 6 7 8 23 24 25 28 53 205 206 214 220 226 304 401 402 600 700 702 703 710 714 715 "
+            "716 717 718 719 721 806 900 "
             "901 902 903 904 905 906 907 908 909 910 911 999 10000");
-  EXPECT_EQ(rows_of(metal_codes(), invalid_arguments),
-            "9 10");
-  EXPECT_EQ(rows_of(metal_codes(), memory_allocation_failed),
-            "8 202 203");
-  EXPECT_EQ(rows_of(metal_codes(), device_not_supported),
-            "4 7 11 201");
+  EXPECT_EQ(rows_of(metal_codes(), invalid_arguments), "9 10");
+  EXPECT_EQ(rows_of(metal_codes(), memory_allocation_failed), "8 202 203");
+  EXPECT_EQ(rows_of(metal_codes(), device_not_supported), "4 7 11 201");
   EXPECT_EQ(rows_of(metal_codes(), kernel_compilation_failed),
             "101 102 103 104 105 106 206 207 208");
-  EXPECT_EQ(rows_of(metal_codes(), execution_failed),
-            "1 2 3 12 204 205");
+  EXPECT_EQ(rows_of(metal_codes(), execution_failed), "1 2 3 12 204 205");
   EXPECT_EQ(rows_of(posix_codes(), invalid_arguments),
             "7 9 14 17 20 21 22 27 33 34 36 75 84 90 116");
-  EXPECT_EQ(rows_of(posix_codes(), memory_allocation_failed),
-            "11 12 23 24 28 63 105 122");
-  EXPECT_EQ(rows_of(posix_codes(), device_not_supported),
-            "1 6 13 19 38 95");
-  EXPECT_EQ(rows_of(posix_codes(), kernel_compilation_failed),
-            "2 8 26");
+  EXPECT_EQ(rows_of(posix_codes(), memory_allocation_failed), "11 12 23 24 28 63 105 122");
+  EXPECT_EQ(rows_of(posix_codes(), device_not_supported), "1 6 13 19 38 95");
+  EXPECT_EQ(rows_of(posix_codes(), kernel_compilation_failed), "2 8 26");
   EXPECT_EQ(rows_of(posix_codes(), execution_failed),
-            "3 4 5 10 16 18 25 29 30 31 32 35 37 39 40 42 43 60 61 62 67 71 72 74 88 89 91 92 93 97 98 99 100 101 102 103 "
+            "3 4 5 10 16 18 25 29 30 31 32 35 37 39 40 42 43 60 61 62 67 71 72 74 88 89 91 92 93 "
+            "97 98 99 100 101 102 103 "
             "104 106 107 110 111 113 114 115 125 130 131");
   for (const NativeTable* table : native_tables()) {
     std::set<NativeCode> seen;
@@ -289,7 +306,9 @@ TEST(HostDevice, HasTheBitsOfTheKernels) {
   AttentionFixture& f = everything();
   const Outputs direct(f.c), layered(f.c);
   ASSERT_TRUE(attention_forward(f.in.problem, direct.view()).ok());
-  Dispatcher dispatcher(std::make_shared<DeviceBackend>(std::make_shared<DeviceSession>(make_device("host"))), World::plain_settings());
+  Dispatcher dispatcher(
+      std::make_shared<DeviceBackend>(std::make_shared<DeviceSession>(make_device("host"))),
+      World::plain_settings());
   ASSERT_TRUE(dispatcher.sdpa(f.in.problem, layered.view()).ok());
   EXPECT_EQ(dispatcher.counters().dispatched, 1);
   EXPECT_EQ(first_difference(direct, layered), "");
@@ -341,14 +360,17 @@ TEST(DeviceBackends, ExtremesMeanWhatTheyMeanOnTheHost) {
   p = f.in.problem;
   p.shape.batch = largest_extent;
   p.shape.query_heads = 3 * p.shape.kv_heads;
-  EXPECT_EQ(attention_forward(p, f.out.view()).detail, "batch * query_heads = 1099511627776 * " + std::to_string(p.shape.query_heads) + " is above 2^40");
+  EXPECT_EQ(attention_forward(p, f.out.view()).detail, "batch * query_heads = 1099511627776 * " +
+                                                           std::to_string(p.shape.query_heads) +
+                                                           " is above 2^40");
   // Multiplied by its inverse this softcap would be NaN: the dispatcher takes the host for it.
   p = f.in.problem;
   p.softcap = 1e-45f;
   p.scale = 0;
   const DispatchCounters before = w.dispatcher().counters();
   ASSERT_TRUE(w.dispatcher().sdpa(p, f.out.view()).ok());
-  EXPECT_EQ(w.dispatcher().counters().refused[static_cast<std::size_t>(Refusal::feature)], before.refused[static_cast<std::size_t>(Refusal::feature)] + 1);
+  EXPECT_EQ(w.dispatcher().counters().refused[static_cast<std::size_t>(Refusal::feature)],
+            before.refused[static_cast<std::size_t>(Refusal::feature)] + 1);
 }
 
 TEST(DeviceBackends, RefuseByName) {
@@ -358,7 +380,8 @@ TEST(DeviceBackends, RefuseByName) {
   options.device = "metal";
   assay_context context = nullptr;
   EXPECT_EQ(assay_context_create(&options, &context), ASSAY_DEVICE_NOT_SUPPORTED);
-  EXPECT_STREQ(assay_last_error(), "Device not supported: device = metal is none of host, opencl, opencl:TEXT");
+  EXPECT_STREQ(assay_last_error(),
+               "Device not supported: device = metal is none of host, opencl, opencl:TEXT");
   options.device = nullptr;
   options.device_fallback = 2;
   EXPECT_EQ(assay_context_create(&options, &context), ASSAY_INVALID_ARGUMENTS);
@@ -370,7 +393,8 @@ TEST(DeviceBackends, RefuseByName) {
   DeviceSession session(make_device("host"));
   LowBitView other = p.in.problem.w;
   other.format = LowBit::f8e4m3;
-  EXPECT_EQ(device_product(session, p.in.problem.a, other, p.out.c.view()).code, StatusCode::invalid_arguments);
+  EXPECT_EQ(device_product(session, p.in.problem.a, other, p.out.c.view()).code,
+            StatusCode::invalid_arguments);
   TensorView c = p.out.c.view();
   c.shape[3] = 21;
   const Status shape = device_product(session, p.in.problem.a, p.in.problem.w, c);

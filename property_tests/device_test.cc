@@ -1,5 +1,6 @@
-// The device layer: every call of a run fails once with every code of every native table, and with exceptions; every pair of a failure
-// and a second one while cleaning up; and the words that reach the caller, whole.
+// The device layer: every call of a run fails once with every code of every native table, and with
+// exceptions; every pair of a failure and a second one while cleaning up; and the words that reach
+// the caller, whole.
 #include <assay/assay.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -35,15 +36,20 @@ assay_tensor c_tensor(const TensorView& t) {
   c.offset = t.origin;
   return c;
 }
-Status status_of_c(assay_status code) { return {static_cast<StatusCode>(code), assay_last_error()}; }
+Status status_of_c(assay_status code) {
+  return {static_cast<StatusCode>(code), assay_last_error()};
+}
 
 // [5, 4], through C.
 struct SingleFixture {
-  Tensor q{Dtype::f32, {1, 1, 5, 4}, {{0, 0, 4, 1}, 0, 20}}, k{q.view().dtype, {1, 1, 7, 4}, {{0, 0, 4, 1}, 0, 28}}, v{Dtype::f32, {1, 1, 7, 4}, {{0, 0, 4, 1}, 0, 28}},
+  Tensor q{Dtype::f32, {1, 1, 5, 4}, {{0, 0, 4, 1}, 0, 20}},
+      k{q.view().dtype, {1, 1, 7, 4}, {{0, 0, 4, 1}, 0, 28}},
+      v{Dtype::f32, {1, 1, 7, 4}, {{0, 0, 4, 1}, 0, 28}},
       o{Dtype::f32, {1, 1, 5, 4}, {{0, 0, 4, 1}, 0, 20}};
   SingleFixture() {
     for (const Tensor* t : {&q, &k, &v})
-      for (Index e = 0; e < element_count(t->view().shape); ++e) store(t->view(), e, static_cast<double>((e * 7 + 3) % 11) / 8 - 0.5);
+      for (Index e = 0; e < element_count(t->view().shape); ++e)
+        store(t->view(), e, static_cast<double>((e * 7 + 3) % 11) / 8 - 0.5);
   }
   static assay_tensor flat(const Tensor& t) {
     assay_tensor c = c_tensor(t.view());
@@ -79,10 +85,16 @@ std::vector<Scenario> scenarios() {
        },
        {&a.out.o, &a.out.lse},
        {&a.in.q, &a.in.k, &a.in.v, &a.in.bias}},
-      {"the FP4 product", [&](World& w) { return device_product(*w.session, p.in.problem.a, p.in.problem.w, p.out.c.view(), 1); }, {&p.out.c}, {&p.in.a, &p.in.w.codes(), &p.in.w.scales()}},
+      {"the FP4 product",
+       [&](World& w) {
+         return device_product(*w.session, p.in.problem.a, p.in.problem.w, p.out.c.view(), 1);
+       },
+       {&p.out.c},
+       {&p.in.a, &p.in.w.codes(), &p.in.w.scales()}},
       {"one head through C",
        [&](World& w) {
-         const assay_tensor q = SingleFixture::flat(s.q), k = SingleFixture::flat(s.k), v = SingleFixture::flat(s.v), o = SingleFixture::flat(s.o);
+         const assay_tensor q = SingleFixture::flat(s.q), k = SingleFixture::flat(s.k),
+                            v = SingleFixture::flat(s.v), o = SingleFixture::flat(s.o);
          return status_of_c(assay_single_head_attention(w.context, &q, &k, &v, &o, nullptr, 1));
        },
        {&s.o},
@@ -92,7 +104,7 @@ std::vector<Scenario> scenarios() {
 
 // A run without failures: what it calls, and what comes out.
 struct Recorded {
-  std::vector<DeviceCall> calls;  // of the run, then of closing
+  std::vector<DeviceCall> calls;   // of the run, then of closing
   std::size_t first = 0, run = 0;  // calls before the run that counts, and of it
   std::string result;
 };
@@ -110,14 +122,16 @@ Recorded record(const Scenario& scenario, const NativeTable& table) {
   r.run = w.script.call_count() - r.first;
   r.result = bytes_of_tensors(scenario.outputs);
   EXPECT_TRUE(w.session->close().ok());
-  r.calls.assign(w.script.calls().begin() + static_cast<std::ptrdiff_t>(r.first), w.script.calls().end());
+  r.calls.assign(w.script.calls().begin() + static_cast<std::ptrdiff_t>(r.first),
+                 w.script.calls().end());
   EXPECT_EQ(w.script.breach(), "");
   EXPECT_EQ(w.script.held(), 0u);
   return r;
 }
 
 // One run in which call `index` fails; `expected` is the status and `words` are in the detail.
-void fail_and_recover(const Scenario& scenario, const NativeTable& table, const Recorded& r, std::size_t index, const Script::Failure& how, StatusCode expected,
+void fail_and_recover(const Scenario& scenario, const NativeTable& table, const Recorded& r,
+                      std::size_t index, const Script::Failure& how, StatusCode expected,
                       const std::string& words, bool sticky) {
   static std::map<const char*, std::string> inputs_of;
   std::string& inputs = inputs_of[scenario.name];
@@ -140,7 +154,8 @@ void fail_and_recover(const Scenario& scenario, const NativeTable& table, const 
   }
   ASSERT_EQ(status.code, expected) << status.detail;
   ASSERT_NE(status.detail.find(words), std::string::npos) << status.detail << "\nlacks " << words;
-  ASSERT_NE(status.detail.find("mock: " + std::string(name_of(r.calls[index]))), std::string::npos) << status.detail;
+  ASSERT_NE(status.detail.find("mock: " + std::string(name_of(r.calls[index]))), std::string::npos)
+      << status.detail;
   ASSERT_FALSE(w.script.holds_buffers());
   ASSERT_EQ(w.script.breach(), "");
 
@@ -176,8 +191,11 @@ TEST(DeviceFailures, EveryCallFailsOnceWithEveryCode) {
       for (std::size_t i = 0; i < r.calls.size(); ++i)
         for (const NativeEntry& e : entries) {
           ++pairs;
-          fail_and_recover(scenario, *table, r, i, [&] { return e.code; }, e.status, describe(*table, e.code), e.sticky);
-          if (HasFatalFailure()) FAIL() << "call " << i << " (" << name_of(r.calls[i]) << ") with code " << e.code;
+          fail_and_recover(
+              scenario, *table, r, i, [&] { return e.code; }, e.status, describe(*table, e.code),
+              e.sticky);
+          if (HasFatalFailure())
+            FAIL() << "call " << i << " (" << name_of(r.calls[i]) << ") with code " << e.code;
         }
     }
   std::cout << "  " << pairs << " pairs of call and code\n";
@@ -192,10 +210,19 @@ TEST(DeviceFailures, EveryCallThrows) {
     const Recorded r = record(scenario, table);
     SCOPED_TRACE(scenario.name);
     for (std::size_t i = 0; i < r.calls.size(); ++i) {
-      const StatusCode of_std = r.calls[i] == DeviceCall::compile ? StatusCode::kernel_compilation_failed : StatusCode::execution_failed;
-      fail_and_recover(scenario, table, r, i, []() -> NativeCode { throw std::runtime_error("the compiler crashed"); }, of_std, "the compiler crashed", false);
-      fail_and_recover(scenario, table, r, i, []() -> NativeCode { throw std::bad_alloc(); }, StatusCode::memory_allocation_failed, "std::bad_alloc", false);
-      fail_and_recover(scenario, table, r, i, []() -> NativeCode { throw 42; }, StatusCode::unknown, "an exception that is no std::exception", false);
+      const StatusCode of_std = r.calls[i] == DeviceCall::compile
+                                    ? StatusCode::kernel_compilation_failed
+                                    : StatusCode::execution_failed;
+      fail_and_recover(
+          scenario, table, r, i,
+          []() -> NativeCode { throw std::runtime_error("the compiler crashed"); }, of_std,
+          "the compiler crashed", false);
+      fail_and_recover(
+          scenario, table, r, i, []() -> NativeCode { throw std::bad_alloc(); },
+          StatusCode::memory_allocation_failed, "std::bad_alloc", false);
+      fail_and_recover(
+          scenario, table, r, i, []() -> NativeCode { throw 42; }, StatusCode::unknown,
+          "an exception that is no std::exception", false);
       runs += 3;
       if (HasFatalFailure()) FAIL() << "call " << i << " (" << name_of(r.calls[i]) << ")";
     }
@@ -214,7 +241,8 @@ std::vector<NativeEntry> representatives(const NativeTable& table) {
   return list;
 }
 
-// The first failure is the status; the second one stands behind it, and everything is still let go once.
+// The first failure is the status; the second one stands behind it, and everything is still let go
+// once.
 TEST(DeviceFailures, CleaningUpFailsToo) {
   std::size_t pairs = 0;
   const NativeTable& table = opencl_codes();
@@ -264,7 +292,8 @@ TEST(DeviceFailures, CleaningUpFailsToo) {
   EXPECT_GT(pairs, 10000u);
 }
 
-// GoogleMock counts for itself: one failing upload, and each thing that was acquired is let go exactly once, in reverse.
+// GoogleMock counts for itself: one failing upload, and each thing that was acquired is let go
+// exactly once, in reverse.
 TEST(DeviceFailures, MockSeesReverseOrder) {
   World w(metal_codes());
   std::vector<BufferHandle> buffers;
@@ -284,19 +313,43 @@ TEST(DeviceFailures, MockSeesReverseOrder) {
   EXPECT_TRUE(w.session->close().ok());
 }
 
-// ---- The words that reach the caller --------------------------------------------------------------------
+// ---- The words that reach the caller
+// --------------------------------------------------------------------
 
-// Every path from a native code to the final text of the single-head interface, written here from the tables alone.
+// Every path from a native code to the final text of the single-head interface, written here from
+// the tables alone.
 TEST(DeviceMessages, TheCodeIsNeverLost) {
-  const char* const calls[] = {"open",          "query",     "compile attention_forward", "allocate query", "allocate key",      "allocate value",
-                               "allocate limits", "allocate parameters", "allocate output",           "upload query",   "upload key",        "upload value",
-                               "upload limits", "upload parameters", "launch attention_forward",  "synchronize",    "download output",   "free",
-                               "free",          "free",      "free",                      "free",           "free"};
+  const char* const calls[] = {"open",
+                               "query",
+                               "compile attention_forward",
+                               "allocate query",
+                               "allocate key",
+                               "allocate value",
+                               "allocate limits",
+                               "allocate parameters",
+                               "allocate output",
+                               "upload query",
+                               "upload key",
+                               "upload value",
+                               "upload limits",
+                               "upload parameters",
+                               "launch attention_forward",
+                               "synchronize",
+                               "download output",
+                               "free",
+                               "free",
+                               "free",
+                               "free",
+                               "free",
+                               "free"};
   const std::map<StatusCode, std::pair<std::string, std::string>> texts = {
-      {StatusCode::invalid_arguments, {"Invalid arguments", "Invalid arguments - check tensor shapes and parameters"}},
-      {StatusCode::memory_allocation_failed, {"Memory allocation failed", "Memory allocation failed"}},
+      {StatusCode::invalid_arguments,
+       {"Invalid arguments", "Invalid arguments - check tensor shapes and parameters"}},
+      {StatusCode::memory_allocation_failed,
+       {"Memory allocation failed", "Memory allocation failed"}},
       {StatusCode::device_not_supported, {"Device not supported", "Metal device not supported"}},
-      {StatusCode::kernel_compilation_failed, {"Kernel compilation failed", "Metal kernel compilation failed"}},
+      {StatusCode::kernel_compilation_failed,
+       {"Kernel compilation failed", "Metal kernel compilation failed"}},
       {StatusCode::execution_failed, {"Execution failed", "Kernel execution failed"}},
       {StatusCode::unknown, {"Unknown error", "Unknown error"}}};
   const Scenario scenario = scenarios().back();
@@ -312,13 +365,21 @@ TEST(DeviceMessages, TheCodeIsNeverLost) {
         const Status status = scenario.call(w);
         const auto& [message, suffix] = texts.at(e.status);
         const int number = static_cast<int>(e.status);
-        std::string sentence = fmt::format("Metal Flash Attention forward pass failed with code {} ({})", number, suffix);
+        std::string sentence = fmt::format(
+            "Metal Flash Attention forward pass failed with code {} ({})", number, suffix);
         if (call == "open" || call == "query")
-          sentence = e.status == StatusCode::device_not_supported ? "Metal is not available on this device" : "Failed to create Metal Flash Attention context";
+          sentence = e.status == StatusCode::device_not_supported
+                         ? "Metal is not available on this device"
+                         : "Failed to create Metal Flash Attention context";
         for (const char* buffer : {"query", "key", "value", "output"})
-          if (call == fmt::format("allocate {}", buffer)) sentence = fmt::format("Failed to create {} buffer", buffer);
-        const std::string native = e.name.empty() ? fmt::format("code {}, which {} does not define", e.code, table->interface) : fmt::format("{} ({})", e.name, e.code);
-        ASSERT_EQ(status.detail, fmt::format("{}: Metal SDPA Backend Error: {} [{}, {}: mock: {} failed with {}]", message, sentence, number, message, call, native));
+          if (call == fmt::format("allocate {}", buffer))
+            sentence = fmt::format("Failed to create {} buffer", buffer);
+        const std::string native = e.name.empty() ? fmt::format("code {}, which {} does not define",
+                                                                e.code, table->interface)
+                                                  : fmt::format("{} ({})", e.name, e.code);
+        ASSERT_EQ(status.detail,
+                  fmt::format("{}: Metal SDPA Backend Error: {} [{}, {}: mock: {} failed with {}]",
+                              message, sentence, number, message, call, native));
         ++paths;
       }
   }
@@ -326,12 +387,22 @@ TEST(DeviceMessages, TheCodeIsNeverLost) {
 }
 
 TEST(DeviceMessages, ForwardFailures) {
-  EXPECT_EQ(forward_failure_message(1), "Metal Flash Attention forward pass failed with code 1 (Invalid arguments - check tensor shapes and parameters)");
-  EXPECT_EQ(forward_failure_message(2), "Metal Flash Attention forward pass failed with code 2 (Memory allocation failed)");
-  EXPECT_EQ(forward_failure_message(3), "Metal Flash Attention forward pass failed with code 3 (Metal device not supported)");
-  EXPECT_EQ(forward_failure_message(4), "Metal Flash Attention forward pass failed with code 4 (Metal kernel compilation failed)");
-  EXPECT_EQ(forward_failure_message(5), "Metal Flash Attention forward pass failed with code 5 (Kernel execution failed)");
-  for (int code : {0, 6, 7, 255, -1, 99}) EXPECT_EQ(forward_failure_message(code), fmt::format("Metal Flash Attention forward pass failed with code {} (Unknown error)", code));
+  EXPECT_EQ(forward_failure_message(1),
+            "Metal Flash Attention forward pass failed with code 1 (Invalid arguments - check "
+            "tensor shapes and parameters)");
+  EXPECT_EQ(forward_failure_message(2),
+            "Metal Flash Attention forward pass failed with code 2 (Memory allocation failed)");
+  EXPECT_EQ(forward_failure_message(3),
+            "Metal Flash Attention forward pass failed with code 3 (Metal device not supported)");
+  EXPECT_EQ(
+      forward_failure_message(4),
+      "Metal Flash Attention forward pass failed with code 4 (Metal kernel compilation failed)");
+  EXPECT_EQ(forward_failure_message(5),
+            "Metal Flash Attention forward pass failed with code 5 (Kernel execution failed)");
+  for (int code : {0, 6, 7, 255, -1, 99})
+    EXPECT_EQ(forward_failure_message(code),
+              fmt::format("Metal Flash Attention forward pass failed with code {} (Unknown error)",
+                          code));
 }
 
 // The book that the enumeration rests on notices what it must.
@@ -356,12 +427,18 @@ TEST(Script, NoticesEveryBreach) {
               d.close();
             }),
             "");
-  EXPECT_THAT(breach([&](MockDevice& d) { d.allocate(4, a); }), HasSubstr("allocate of a device that is not open"));
+  EXPECT_THAT(breach([&](MockDevice& d) { d.allocate(4, a); }),
+              HasSubstr("allocate of a device that is not open"));
   EXPECT_THAT(breach([&](MockDevice& d) { d.open(); }), HasSubstr("held"));
-  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.allocate(4, a), d.close(); }), HasSubstr("close of what is not held, or out of order"));
-  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.allocate(4, a), d.allocate(4, b), d.free(a); }), HasSubstr("free of what is not held, or out of order"));
-  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.allocate(4, a), d.free(a), d.free(a); }), HasSubstr("free of what is not held"));
-  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.close(), d.close(); }), HasSubstr("close of a device that is not open"));
+  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.allocate(4, a), d.close(); }),
+              HasSubstr("close of what is not held, or out of order"));
+  EXPECT_THAT(
+      breach([&](MockDevice& d) { d.open(), d.allocate(4, a), d.allocate(4, b), d.free(a); }),
+      HasSubstr("free of what is not held, or out of order"));
+  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.allocate(4, a), d.free(a), d.free(a); }),
+              HasSubstr("free of what is not held"));
+  EXPECT_THAT(breach([&](MockDevice& d) { d.open(), d.close(), d.close(); }),
+              HasSubstr("close of a device that is not open"));
 }
 
 }  // namespace

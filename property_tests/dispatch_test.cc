@@ -1,5 +1,6 @@
-// The dispatcher: every refusal in its order and counted, masks looked at anew, kernels keyed by every constant, settings
-// that are restored, and the left-padding failure of a listed device, reproduced and avoided.
+// The dispatcher: every refusal in its order and counted, masks looked at anew, kernels keyed by
+// every constant, settings that are restored, and the left-padding failure of a listed device,
+// reproduced and avoided.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -19,8 +20,8 @@ using namespace kernels;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-// A device whose limits a test sets, and whose kernels compute with the constants they were compiled with, whatever the
-// problem says: a key that misses one gives wrong numbers.
+// A device whose limits a test sets, and whose kernels compute with the constants they were
+// compiled with, whatever the problem says: a key that misses one gives wrong numbers.
 class ProbeDevice : public AttentionBackend {
  public:
   std::string name = "host", target = "probe";
@@ -35,7 +36,9 @@ class ProbeDevice : public AttentionBackend {
   bool supports_dtype(Dtype, Dtype) const override { return dtypes; }
   bool supports_heads(Index, Index) const override { return heads; }
   bool supports_layout(const Attention&, const AttentionOutput&) const override { return layouts; }
-  std::string_view unsupported_feature(const Attention&) const override { return features ? "" : "softcap"; }
+  std::string_view unsupported_feature(const Attention&) const override {
+    return features ? "" : "softcap";
+  }
   Status choose_tiles(KernelKey& key) const override {
     key.target = target;
     key.tile_rows = tile_rows;
@@ -43,7 +46,8 @@ class ProbeDevice : public AttentionBackend {
     key.split_keys = split_keys;
     return {};
   }
-  Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& result) const override {
+  Status compile(const KernelKey& key,
+                 std::shared_ptr<const CompiledAttention>& result) const override {
     ++compiled;
     if (compile_status != StatusCode::success) return {compile_status, "the probe's compiler"};
     result = std::make_shared<Kernel>(key, *this);
@@ -53,7 +57,8 @@ class ProbeDevice : public AttentionBackend {
  private:
   struct Kernel : CompiledAttention {
     Kernel(const KernelKey& k, const ProbeDevice& d) : key(k), device(d) {}
-    Status run(const Attention& problem, const AttentionOutput& out, const Execution& how) const override {
+    Status run(const Attention& problem, const AttentionOutput& out,
+               const Execution& how) const override {
       ++device.ran;
       if (device.kernel) return device.kernel(problem, out);
       Attention p = problem;
@@ -97,9 +102,12 @@ class DispatchTest : public testing::Test {
   Dispatcher dispatcher{device};
 };
 
-// Every test fails at once; then one after the other is mended, from the first: each is the one that is counted.
+// Every test fails at once; then one after the other is mended, from the first: each is the one
+// that is counted.
 TEST_F(DispatchTest, RefusesByTheFirstTestThatFails) {
-  Fixture f("attention b=1 h=4/2 l=255x40 d=8/6 causal offset=end bool=random softcap=3 dropout=0.1:5 lengths=30 seed=3");
+  Fixture f(
+      "attention b=1 h=4/2 l=255x40 d=8/6 causal offset=end bool=random softcap=3 dropout=0.1:5 "
+      "lengths=30 seed=3");
   *device = {};
   device->dtypes = device->heads = device->layouts = device->features = false;
   DispatchSettings settings;
@@ -124,7 +132,8 @@ TEST_F(DispatchTest, RefusesByTheFirstTestThatFails) {
     EXPECT_EQ(dispatcher.counters().fallback, 1);
     EXPECT_EQ(dispatcher.counters().dispatched, 0);
     EXPECT_EQ(device->ran, 0);
-    EXPECT_THAT(told, ElementsAre("sdpa: unfused, " + std::string(name_of(refusal)) + ": " + words));
+    EXPECT_THAT(told,
+                ElementsAre("sdpa: unfused, " + std::string(name_of(refusal)) + ": " + words));
     EXPECT_EQ(warned.size(), refusal == Refusal::listed_device ? 1u : 0u);
   };
   expect(Refusal::disabled, "dispatch is disabled");
@@ -228,7 +237,9 @@ TEST_F(DispatchTest, EditedMasksAreSeen) {
     if (round % 2 == 1) std::fill(keep.begin(), keep.end(), std::uint8_t{1});
     const Outputs right(f.c);
     ASSERT_TRUE(dispatcher.sdpa(f.in.problem, f.out.view()).ok());
-    ASSERT_TRUE((round % 2 == 0 ? attention_unfused(f.in.problem, right.view()) : attention_forward(f.in.problem, right.view())).ok());
+    ASSERT_TRUE((round % 2 == 0 ? attention_unfused(f.in.problem, right.view())
+                                : attention_forward(f.in.problem, right.view()))
+                    .ok());
     EXPECT_EQ(first_difference(f.out, right), "") << round;
   }
   EXPECT_EQ(dispatcher.counters().dispatched, 2);
@@ -244,59 +255,48 @@ TEST_F(DispatchTest, KernelsAreKeyedByEveryConstant) {
   Fixture f("attention b=2 h=4/2 l=9x40 d=8/6 causal offset=end window=20,3 seed=3");
   const std::vector<std::uint8_t> keep(40, 1);
   const std::vector<float> zeros(9 * 40 * 8, 0);
-  const std::vector<std::pair<const char*, std::function<void(Attention&, AttentionOutput&)>>> changes = {
-      {"dtype", [](Attention& p, AttentionOutput&) { p.q.dtype = p.k.dtype = p.v.dtype = Dtype::f16; }},
-      {"inputs bf16", [](Attention& p, AttentionOutput&) { p.q.dtype = p.k.dtype = p.v.dtype = Dtype::bf16; }},
-      {"out dtype", [](Attention&, AttentionOutput& o) { o.o.dtype = Dtype::f16; }},
-      {"dim", [](Attention& p, AttentionOutput&) { p.shape.dim = 7; }},
-      {"value dim", [](Attention& p, AttentionOutput&) { p.shape.value_dim = 5; }},
-      {"group", [](Attention& p, AttentionOutput&) { p.shape.kv_heads = 1; }},
-      {"scale", [](Attention& p, AttentionOutput&) { p.scale = std::nextafter(p.scale, 1.0f); }},
-      {"softcap", [](Attention& p, AttentionOutput&) { p.softcap = 2; }},
-      {"causal", [](Attention& p, AttentionOutput&) { p.causal = false; }},
-      {"window left", [](Attention& p, AttentionOutput&) { p.window_left = 19; }},
-      {"window right", [](Attention& p, AttentionOutput&) { p.window_right = 2; }},
-      {"offset", [](Attention& p, AttentionOutput&) { p.offset.clear(); }},
-      {"keep",
-       [&](Attention& p, AttentionOutput&) {
-         p.keep = {keep.data(), {0, 0, 0, 1}};
-       }},
-      {"bias",
-       [&](Attention& p, AttentionOutput&) {
-         p.bias = {const_cast<float*>(zeros.data()), Dtype::f32, {}, {0, 0, 0, 1}, 0};
-       }},
-      {"bias dtype",
-       [&](Attention& p, AttentionOutput&) {
-         p.bias = {const_cast<float*>(zeros.data()), Dtype::f16, {}, {0, 0, 0, 1}, 0};
-       }},
-      {"minimum", [](Attention& p, AttentionOutput&) { p.finite_min_masks = true; }},
-      {"lengths",
-       [](Attention& p, AttentionOutput&) {
-         p.key_lengths = {30, 40};
-       }},
-      {"starts",
-       [](Attention& p, AttentionOutput&) {
-         p.key_starts = {3, 0};
-       }},
-      {"alibi",
-       [](Attention& p, AttentionOutput&) {
-         p.alibi_slopes = {1, 1, 1, 1};
-       }},
-      {"sink",
-       [](Attention& p, AttentionOutput&) {
-         p.sink = {1, 1, 1, 1};
-       }},
-      {"documents",
-       [](Attention& p, AttentionOutput&) {
-         p.query_segment.assign(18, 0);
-         p.key_segment.assign(80, 0);
-       }},
-      {"lse", [](Attention&, AttentionOutput& o) { o.lse = {}; }},
-      {"target", [&](Attention&, AttentionOutput&) { device->target = "other"; }},
-      {"tile rows", [&](Attention&, AttentionOutput&) { device->tile_rows = 9; }},
-      {"tile keys", [&](Attention&, AttentionOutput&) { device->tile_keys = 17; }},
-      {"split keys", [&](Attention&, AttentionOutput&) { device->split_keys = 1024; }},
-  };
+  const std::vector<std::pair<const char*, std::function<void(Attention&, AttentionOutput&)>>>
+      changes = {
+          {"dtype",
+           [](Attention& p, AttentionOutput&) { p.q.dtype = p.k.dtype = p.v.dtype = Dtype::f16; }},
+          {"inputs bf16",
+           [](Attention& p, AttentionOutput&) { p.q.dtype = p.k.dtype = p.v.dtype = Dtype::bf16; }},
+          {"out dtype", [](Attention&, AttentionOutput& o) { o.o.dtype = Dtype::f16; }},
+          {"dim", [](Attention& p, AttentionOutput&) { p.shape.dim = 7; }},
+          {"value dim", [](Attention& p, AttentionOutput&) { p.shape.value_dim = 5; }},
+          {"group", [](Attention& p, AttentionOutput&) { p.shape.kv_heads = 1; }},
+          {"scale",
+           [](Attention& p, AttentionOutput&) { p.scale = std::nextafter(p.scale, 1.0f); }},
+          {"softcap", [](Attention& p, AttentionOutput&) { p.softcap = 2; }},
+          {"causal", [](Attention& p, AttentionOutput&) { p.causal = false; }},
+          {"window left", [](Attention& p, AttentionOutput&) { p.window_left = 19; }},
+          {"window right", [](Attention& p, AttentionOutput&) { p.window_right = 2; }},
+          {"offset", [](Attention& p, AttentionOutput&) { p.offset.clear(); }},
+          {"keep", [&](Attention& p, AttentionOutput&) { p.keep = {keep.data(), {0, 0, 0, 1}}; }},
+          {"bias",
+           [&](Attention& p, AttentionOutput&) {
+             p.bias = {const_cast<float*>(zeros.data()), Dtype::f32, {}, {0, 0, 0, 1}, 0};
+           }},
+          {"bias dtype",
+           [&](Attention& p, AttentionOutput&) {
+             p.bias = {const_cast<float*>(zeros.data()), Dtype::f16, {}, {0, 0, 0, 1}, 0};
+           }},
+          {"minimum", [](Attention& p, AttentionOutput&) { p.finite_min_masks = true; }},
+          {"lengths", [](Attention& p, AttentionOutput&) { p.key_lengths = {30, 40}; }},
+          {"starts", [](Attention& p, AttentionOutput&) { p.key_starts = {3, 0}; }},
+          {"alibi", [](Attention& p, AttentionOutput&) { p.alibi_slopes = {1, 1, 1, 1}; }},
+          {"sink", [](Attention& p, AttentionOutput&) { p.sink = {1, 1, 1, 1}; }},
+          {"documents",
+           [](Attention& p, AttentionOutput&) {
+             p.query_segment.assign(18, 0);
+             p.key_segment.assign(80, 0);
+           }},
+          {"lse", [](Attention&, AttentionOutput& o) { o.lse = {}; }},
+          {"target", [&](Attention&, AttentionOutput&) { device->target = "other"; }},
+          {"tile rows", [&](Attention&, AttentionOutput&) { device->tile_rows = 9; }},
+          {"tile keys", [&](Attention&, AttentionOutput&) { device->tile_keys = 17; }},
+          {"split keys", [&](Attention&, AttentionOutput&) { device->split_keys = 1024; }},
+      };
   const auto call = [&](const Attention& p, const AttentionOutput& out, const char* name) {
     ASSERT_TRUE(dispatcher.sdpa(p, out).ok()) << name;
     const Outputs right(f.c);
@@ -315,7 +315,8 @@ TEST_F(DispatchTest, KernelsAreKeyedByEveryConstant) {
       const Outputs fresh(f.c);
       AttentionOutput out = fresh.view();
       const std::string target = device->target;
-      const Index tile_rows = device->tile_rows, tile_keys = device->tile_keys, split_keys = device->split_keys;
+      const Index tile_rows = device->tile_rows, tile_keys = device->tile_keys,
+                  split_keys = device->split_keys;
       change(p, out);
       call(p, out, name);
       (round == 0 ? expected.misses : expected.hits) += 1;
@@ -348,13 +349,15 @@ TEST_F(DispatchTest, KernelsAreKeyedByEveryConstant) {
 TEST_F(DispatchTest, WithoutTheCacheTheSameBits) {
   Fixture f(plain);
   const Outputs uncached(f.c);
-  for (int round = 0; round < 2; ++round) ASSERT_TRUE(dispatcher.sdpa(f.in.problem, f.out.view()).ok());
+  for (int round = 0; round < 2; ++round)
+    ASSERT_TRUE(dispatcher.sdpa(f.in.problem, f.out.view()).ok());
   EXPECT_EQ(device->compiled, 1);
   DispatchSettings settings;
   settings.compile_cache = false;
   {
     const ScopedSettings scope(dispatcher, settings);
-    for (int round = 0; round < 3; ++round) ASSERT_TRUE(dispatcher.sdpa(f.in.problem, uncached.view()).ok());
+    for (int round = 0; round < 3; ++round)
+      ASSERT_TRUE(dispatcher.sdpa(f.in.problem, uncached.view()).ok());
   }
   EXPECT_EQ(device->compiled, 4);
   EXPECT_EQ(first_difference(f.out, uncached), "");
@@ -416,7 +419,9 @@ TEST_F(DispatchTest, ScopesRestoreTheSettings) {
 }
 
 TEST_F(DispatchTest, WarmingUpCompilesAndChangesNoBit) {
-  Fixture f("attention b=2 h=4/2 l=300x40 d=8/6 causal offset=end window=20,3 softcap=4 sink=1 alibi lengths=30,40 starts=2,3 docs=100 seed=3");
+  Fixture f(
+      "attention b=2 h=4/2 l=300x40 d=8/6 causal offset=end window=20,3 softcap=4 sink=1 alibi "
+      "lengths=30,40 starts=2,3 docs=100 seed=3");
   const Outputs cold(f.c);
   ASSERT_TRUE(dispatcher.sdpa(f.in.problem, cold.view()).ok());
   Dispatcher warmed(device);
@@ -436,8 +441,8 @@ TEST_F(DispatchTest, WarmingUpCompilesAndChangesNoBit) {
   EXPECT_THAT(refused.detail, HasSubstr("dim = 65600"));
 }
 
-// What a device listed for it really does with a batch padded on the left: with a mask its causality is lost, and a row
-// that sees no key is NaN.
+// What a device listed for it really does with a batch padded on the left: with a mask its
+// causality is lost, and a row that sees no key is NaN.
 Status broken_on_padding(const Attention& problem, const AttentionOutput& out) {
   Attention p = problem;
   if (p.keep) p.causal = false;
@@ -480,8 +485,10 @@ TEST(LeftPadding, IsReproducedAndAvoided) {
       warned.clear();
       ASSERT_TRUE(dispatcher.sdpa(*p, f.out.view(), options).ok());
       EXPECT_EQ(dispatcher.counters().refused, only(Refusal::listed_device));
-      EXPECT_THAT(warned, ElementsAre("sdpa: unfused, listed_device: causality with padding or a mask is known to fail on device mps"));
-      for (Index e = 0; e < 2 * 11 * 4; ++e) EXPECT_NEAR(load(f.out.o.view(), e), load(right.o.view(), e), 1e-6);
+      EXPECT_THAT(warned, ElementsAre("sdpa: unfused, listed_device: causality with padding or a "
+                                      "mask is known to fail on device mps"));
+      for (Index e = 0; e < 2 * 11 * 4; ++e)
+        EXPECT_NEAR(load(f.out.o.view(), e), load(right.o.view(), e), 1e-6);
       EXPECT_EQ(load(f.out.o.view(), 0), 0);
       // Reproduced on demand: NaN from the first row on.
       settings.trust_listed_devices = true;
@@ -491,7 +498,8 @@ TEST(LeftPadding, IsReproducedAndAvoided) {
       ASSERT_TRUE(dispatcher.sdpa(*p, f.out.view(), options).ok());
       EXPECT_EQ(dispatcher.counters().dispatched, 1);
       EXPECT_TRUE(warned.empty());
-      EXPECT_TRUE(p == &by_start ? std::isnan(load(f.out.o.view(), 0)) : load(f.out.o.view(), 9 * 4) != load(right.o.view(), 9 * 4));
+      EXPECT_TRUE(p == &by_start ? std::isnan(load(f.out.o.view(), 0))
+                                 : load(f.out.o.view(), 9 * 4) != load(right.o.view(), 9 * 4));
     }
   // Neither without causality nor without padding, and no other device.
   Dispatcher dispatcher(device, settings);
@@ -508,9 +516,11 @@ TEST(LeftPadding, IsReproducedAndAvoided) {
   EXPECT_TRUE(warned.empty());
 }
 
-// The production dispatcher: the tiled kernel from 256 rows on, the same bits for any number of threads and in any order.
+// The production dispatcher: the tiled kernel from 256 rows on, the same bits for any number of
+// threads and in any order.
 TEST(Dispatch, OfTheHost) {
-  Fixture f("attention b=1 h=4/2 l=257x300 d=64 dtype=f16 causal offset=end seed=3"), g("attention b=1 h=2 l=9x70 d=40 causal seed=4");
+  Fixture f("attention b=1 h=4/2 l=257x300 d=64 dtype=f16 causal offset=end seed=3"),
+      g("attention b=1 h=2 l=9x70 d=40 causal seed=4");
   const Outputs forward(f.c), unfused(g.c);
   ASSERT_TRUE(attention_forward(f.in.problem, forward.view(), 1).ok());
   ASSERT_TRUE(attention_unfused(g.in.problem, unfused.view(), 1).ok());

@@ -1,5 +1,6 @@
-// exp and tanh of the kernels, on every SIMD target, against double precision: every float of the range of exp on
-// the best target, a dense sample on the others. The contract declares what is measured here, rounded up.
+// exp and tanh of the kernels, on every SIMD target, against double precision: every float of the
+// range of exp on the best target, a dense sample on the others. The contract declares what is
+// measured here, rounded up.
 #include "kernels/simd/highway_config.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -13,11 +14,13 @@ namespace assay::kernels::HWY_NAMESPACE {
 
 void exp_all(const float* x, float* y, std::size_t n) {
   const Lanes d;
-  for (std::size_t i = 0; i < n; i += hn::Lanes(d)) hn::StoreU(exp_of_nonpositive(d, hn::LoadU(d, x + i)), d, y + i);
+  for (std::size_t i = 0; i < n; i += hn::Lanes(d))
+    hn::StoreU(exp_of_nonpositive(d, hn::LoadU(d, x + i)), d, y + i);
 }
 void tanh_all(const float* x, float* y, std::size_t n) {
   const Lanes d;
-  for (std::size_t i = 0; i < n; i += hn::Lanes(d)) hn::StoreU(tanh_of(d, hn::LoadU(d, x + i)), d, y + i);
+  for (std::size_t i = 0; i < n; i += hn::Lanes(d))
+    hn::StoreU(tanh_of(d, hn::LoadU(d, x + i)), d, y + i);
 }
 
 }  // namespace assay::kernels::HWY_NAMESPACE
@@ -42,9 +45,10 @@ auto tanh_of(const Target& target) { return ASSAY_OF_TARGET(tanh_all, target); }
 
 namespace {
 
-// Largest error in units of 2^-23 of the exact value (what the contract calls an ulp), over every `step`-th float
-// in bit order from `first` to `last` (positive floats, negated if asked).
-double largest_error(void (*f)(const float*, float*, std::size_t), double (*exact)(double), float first, float last, bool negative, std::uint32_t step) {
+// Largest error in units of 2^-23 of the exact value (what the contract calls an ulp), over every
+// `step`-th float in bit order from `first` to `last` (positive floats, negated if asked).
+double largest_error(void (*f)(const float*, float*, std::size_t), double (*exact)(double),
+                     float first, float last, bool negative, std::uint32_t step) {
   constexpr Index chunk = 1 << 14;
   const Index begin = std::bit_cast<std::uint32_t>(first), end = std::bit_cast<std::uint32_t>(last);
   const Index count = (end - begin) / step + 1;
@@ -53,7 +57,8 @@ double largest_error(void (*f)(const float*, float*, std::size_t), double (*exac
   parallel_for((count + chunk - 1) / chunk, 0, [&](Index k) {
     std::vector<float> x(chunk), y(chunk);
     for (Index i = 0; i < chunk; ++i) {
-      const float magnitude = std::bit_cast<float>(static_cast<std::uint32_t>(std::min(begin + (k * chunk + i) * step, end)));
+      const float magnitude = std::bit_cast<float>(
+          static_cast<std::uint32_t>(std::min(begin + (k * chunk + i) * step, end)));
       x[static_cast<std::size_t>(i)] = negative ? -magnitude : magnitude;
     }
     f(x.data(), y.data(), x.size());
@@ -82,28 +87,35 @@ TEST_P(Elementary, ExpStaysWithinTheContract) {
 #else
   const std::uint32_t step = best() ? 1 : 997;
 #endif
-  // From the least float whose exponential differs from 1 in fp32's neighbourhood down to the flush at -87.
+  // From the least float whose exponential differs from 1 in fp32's neighbourhood down to the flush
+  // at -87.
   const double worst = largest_error(
       kernels::exp_of(target()), [](double x) { return std::exp(x); }, 0x1p-30f, 87.0f, true, step);
-  printf("%s: exp, every %u-th float of [-87, 0]: largest error %.4f ulp\n", GetParam().c_str(), step, worst);
+  printf("%s: exp, every %u-th float of [-87, 0]: largest error %.4f ulp\n", GetParam().c_str(),
+         step, worst);
   EXPECT_LE(worst, contract().exp_ulp);
   EXPECT_GT(worst, 0.4);
 }
 
 TEST_P(Elementary, TanhStaysWithinTheContract) {
   const double worst = largest_error(
-      kernels::tanh_of(target()), [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, false, 251);
-  printf("%s: tanh, every 251st float of [2^-60, 40]: largest error %.4f ulp\n", GetParam().c_str(), worst);
+      kernels::tanh_of(target()), [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, false,
+      251);
+  printf("%s: tanh, every 251st float of [2^-60, 40]: largest error %.4f ulp\n", GetParam().c_str(),
+         worst);
   EXPECT_LE(worst, contract().tanh_ulp);
   EXPECT_LE(largest_error(
-                kernels::tanh_of(target()), [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f, true, 2501),
+                kernels::tanh_of(target()), [](double x) { return std::tanh(x); }, 0x1p-60f, 40.0f,
+                true, 2501),
             contract().tanh_ulp);
 }
 
 TEST_P(Elementary, ExpAtTheEdges) {
   const float inf = INFINITY;
-  const std::vector<float> x = {0.0f,   -0.0f,   -inf,    NAN,   -87.0f,     std::nextafter(-87.0f, -inf), -88, -104, -126, -150, -1000,
-                                -3e38f, -1e-30f, -1e-45f, -0.5f, -0.6931472f};
+  const std::vector<float> x = {
+      0.0f,    -0.0f,   -inf,  NAN,        -87.0f, std::nextafter(-87.0f, -inf),
+      -88,     -104,    -126,  -150,       -1000,  -3e38f,
+      -1e-30f, -1e-45f, -0.5f, -0.6931472f};
   std::vector<float> y(x.size());
   kernels::exp_of(target())(x.data(), y.data(), x.size());
   EXPECT_EQ(y[0], 1);
@@ -117,7 +129,8 @@ TEST_P(Elementary, ExpAtTheEdges) {
   EXPECT_EQ(y[13], 1);
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, Elementary, testing::ValuesIn(kernels::runnable_targets()), [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Targets, Elementary, testing::ValuesIn(kernels::runnable_targets()),
+                         [](const auto& test) { return test.param; });
 
 }  // namespace
 }  // namespace assay

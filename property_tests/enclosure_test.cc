@@ -55,30 +55,36 @@ TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
           ++rows_beyond_fp64;
           continue;
         }
-        auto check = [&](double center, double radius, double value, double low, double ball_radius, const char* what) {
+        auto check = [&](double center, double radius, double value, double low, double ball_radius,
+                         const char* what) {
           const double error = std::fabs((center - value) - low);
-          EXPECT_LE(error, radius + ball_radius) << what << " of row " << i << " head " << h << "\n" << print_case(c);
+          EXPECT_LE(error, radius + ball_radius) << what << " of row " << i << " head " << h << "\n"
+                                                 << print_case(c);
           // value + low is a double-double: it cannot say more than about 106 bits of a ball.
           EXPECT_LT(ball_radius, radius * 0x1p-40 + 0x1p-900) << print_case(c);
           if (radius > 0) largest = std::max(largest, error / radius);
         };
-        check(block.lse[0], block.lse_radius[0], ball.lse(), ball.lse_low(), ball.lse_radius(), "LSE");
+        check(block.lse[0], block.lse_radius[0], ball.lse(), ball.lse_low(), ball.lse_radius(),
+              "LSE");
         for (Index d = 0; d < c.shape.value_dim; ++d)
           if (block.o_kind[static_cast<std::size_t>(d)] == Kind::finite)
-            check(block.o[static_cast<std::size_t>(d)], block.radius[static_cast<std::size_t>(d)], ball.o(d), ball.o_low(d), ball.o_radius(d), "O");
+            check(block.o[static_cast<std::size_t>(d)], block.radius[static_cast<std::size_t>(d)],
+                  ball.o(d), ball.o_low(d), ball.o_radius(d), "O");
       }
   });
-  printf("%ld rows, %ld of them beyond fp64; largest measured error over claimed radius %.3f\n", static_cast<long>(rows), static_cast<long>(rows_beyond_fp64),
-         largest);
+  printf("%ld rows, %ld of them beyond fp64; largest measured error over claimed radius %.3f\n",
+         static_cast<long>(rows), static_cast<long>(rows_beyond_fp64), largest);
   EXPECT_GT(rows, 5000);
   EXPECT_LT(rows_beyond_fp64, rows / 4);
 }
 
-// The bound of a row is the same whether its quantities come from fp64 or from balls, but for what sums in fp32 add above.
+// The bound of a row is the same whether its quantities come from fp64 or from balls, but for what
+// sums in fp32 add above.
 TEST(Enclosure, BoundsAgreeBetweenTheLevels) {
-  for (const char* line : {"attention b=1 h=1 l=5x200 d=40/16 scores=heavy-tail alibi",
-                           "attention b=1 h=1 l=5x130 d=64/16 dtype=bf16 sink=1 dropout=0.2:3 softcap=9 values=cancel",
-                           "attention b=1 h=1 l=5x700 d=64/16 causal offset=end bool=random"}) {
+  for (const char* line :
+       {"attention b=1 h=1 l=5x200 d=40/16 scores=heavy-tail alibi",
+        "attention b=1 h=1 l=5x130 d=64/16 dtype=bf16 sink=1 dropout=0.2:3 softcap=9 values=cancel",
+        "attention b=1 h=1 l=5x700 d=64/16 causal offset=end bool=random"}) {
     const Case c = parse_case(line);
     const Inputs inputs(c);
     Contract fp32;
@@ -95,7 +101,8 @@ TEST(Enclosure, BoundsAgreeBetweenTheLevels) {
         EXPECT_LE(fp64, balls * (1 + 1e-4)) << line << " row " << i;
       };
       expect_slightly_above(plain.lse_bound[0], refined.lse_bound[0]);
-      for (std::size_t d = 0; d < plain.bound.size(); ++d) expect_slightly_above(plain.bound[d], refined.bound[d]);
+      for (std::size_t d = 0; d < plain.bound.size(); ++d)
+        expect_slightly_above(plain.bound[d], refined.bound[d]);
     }
   }
 }

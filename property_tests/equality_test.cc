@@ -1,4 +1,5 @@
-// What must hold of any problem: that the kernels pass, and that problems which mean the same give the same bits. Cases are drawn at random and shrunk.
+// What must hold of any problem: that the kernels pass, and that problems which mean the same give
+// the same bits. Cases are drawn at random and shrunk.
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -44,7 +45,8 @@ Case exact_and_plain(Case c, Index scores, Index values) {
   return c;
 }
 
-// ---- Any case passes --------------------------------------------------------------------------------------
+// ---- Any case passes
+// --------------------------------------------------------------------------------------
 
 void require_pass(const Case& c, Candidate& candidate) {
   ExecuteOptions options;
@@ -55,17 +57,29 @@ void require_pass(const Case& c, Candidate& candidate) {
   } catch (const CaseError&) {
     RC_DISCARD("not on this machine");
   }
-  if (r.outcome == Outcome::fail || r.outcome == Outcome::error) RC_FAIL(r.reason + "\n  assay check --case '" + r.line + "'");
+  if (r.outcome == Outcome::fail || r.outcome == Outcome::error)
+    RC_FAIL(r.reason + "\n  assay check --case '" + r.line + "'");
 }
 
-RC_GTEST_PROP(AnyCase, ForwardPasses, ()) { require_pass(*any_case(CaseKind::forward), *make_candidate("host")); }
-RC_GTEST_PROP(AnyCase, BackwardPasses, ()) { require_pass(*any_case(CaseKind::backward), *make_candidate("host")); }
-RC_GTEST_PROP(AnyCase, CachesPass, ()) { require_pass(*any_case(CaseKind::cached), *make_candidate("host")); }
-RC_GTEST_PROP(AnyCase, ProductsPass, ()) { require_pass(*any_case(CaseKind::product), *make_candidate("host")); }
+RC_GTEST_PROP(AnyCase, ForwardPasses, ()) {
+  require_pass(*any_case(CaseKind::forward), *make_candidate("host"));
+}
+RC_GTEST_PROP(AnyCase, BackwardPasses, ()) {
+  require_pass(*any_case(CaseKind::backward), *make_candidate("host"));
+}
+RC_GTEST_PROP(AnyCase, CachesPass, ()) {
+  require_pass(*any_case(CaseKind::cached), *make_candidate("host"));
+}
+RC_GTEST_PROP(AnyCase, ProductsPass, ()) {
+  require_pass(*any_case(CaseKind::product), *make_candidate("host"));
+}
 
-// The properties themselves are tested: on a kernel with a fault they fail, and what is left is small.
+// The properties themselves are tested: on a kernel with a fault they fail, and what is left is
+// small.
 TEST(AnyCase, AFaultIsFoundAndMadeSmall) {
-  for (const auto& [kind, fault] : {std::pair{CaseKind::forward, "fault:causal-off-by-one"}, {CaseKind::backward, "fault:key-gradient-unscaled"}, {CaseKind::product, "fault:scale-dropped"}}) {
+  for (const auto& [kind, fault] : {std::pair{CaseKind::forward, "fault:causal-off-by-one"},
+                                    {CaseKind::backward, "fault:key-gradient-unscaled"},
+                                    {CaseKind::product, "fault:scale-dropped"}}) {
     const auto candidate = make_candidate(fault);
     Case last;
     rc::detail::TestParams params;
@@ -75,7 +89,8 @@ TEST(AnyCase, AFaultIsFoundAndMadeSmall) {
         [&] {
           const Case c = *any_case(kind);
           try {
-            if (execute(c, *candidate, {1, 0, false, false, Surroundings::bands}).outcome == Outcome::fail) {
+            if (execute(c, *candidate, {1, 0, false, false, Surroundings::bands}).outcome ==
+                Outcome::fail) {
               last = c;
               RC_FAIL("found");
             }
@@ -85,19 +100,23 @@ TEST(AnyCase, AFaultIsFoundAndMadeSmall) {
         rc::detail::TestMetadata{}, params);
     ASSERT_TRUE(result.is<rc::detail::FailureResult>()) << fault;
     EXPECT_EQ(execute(last, *candidate).outcome, Outcome::fail) << print_case(last);
-    const Index size = kind == CaseKind::product ? last.product.m * last.product.n : last.shape.batch * last.shape.rows * last.shape.query_heads;
+    const Index size = kind == CaseKind::product
+                           ? last.product.m * last.product.n
+                           : last.shape.batch * last.shape.rows * last.shape.query_heads;
     EXPECT_LE(size, 4) << print_case(last);
   }
 }
 
-// ---- The same problem, said in another way ---------------------------------------------------------------
+// ---- The same problem, said in another way
+// ---------------------------------------------------------------
 
 RC_GTEST_PROP(SameProblem, GroupedHeadsAreRepeatedHeads, ()) {
   const Ran r(*any_case(CaseKind::forward));
   Attention p = r.in.problem;
   const AttentionShape& s = r.c.shape;
   const auto repeated = [&](const TensorView& t, Index columns) {
-    return made(t.dtype, {s.batch, s.query_heads, s.keys, columns}, [&](Index b, Index h, Index j, Index d) { return at(t, b, h / s.group(), j, d); });
+    return made(t.dtype, {s.batch, s.query_heads, s.keys, columns},
+                [&](Index b, Index h, Index j, Index d) { return at(t, b, h / s.group(), j, d); });
   };
   const Tensor k = repeated(p.k, s.dim), v = repeated(p.v, s.value_dim);
   p.shape.kv_heads = s.query_heads;
@@ -112,29 +131,33 @@ RC_GTEST_PROP(SameProblem, BooleanMasksAreAdditiveMinusInfinity, ()) {
   const Ran r(c);
   Attention p = r.in.problem;
   const AttentionShape& s = c.shape;
-  const Tensor bias = made(c.dtype, {s.batch, s.query_heads, s.rows, s.keys}, [&](Index b, Index h, Index i, Index j) {
-    return !p.keep.at(b, h, i, j) ? -infinity : p.bias ? at(p.bias, b, h, i, j) : 0.0;
-  });
+  const Tensor bias = made(
+      c.dtype, {s.batch, s.query_heads, s.rows, s.keys}, [&](Index b, Index h, Index i, Index j) {
+        return !p.keep.at(b, h, i, j) ? -infinity : p.bias ? at(p.bias, b, h, i, j) : 0.0;
+      });
   p.keep = {};
   p.bias = bias.view();
   require_same(r.run(r.in.problem), r.run(p));
 }
 
-// Causality, windows, lengths, starts, documents and the boolean mask, as one boolean mask that the oracle evaluates.
+// Causality, windows, lengths, starts, documents and the boolean mask, as one boolean mask that the
+// oracle evaluates.
 RC_GTEST_PROP(SameProblem, MasksComposeToOne, ()) {
   const Ran r(*any_case(CaseKind::forward));
   const AttentionShape& s = r.c.shape;
   Attention without_bias = r.in.problem;
   without_bias.bias = {};
   without_bias.alibi_slopes.clear();
-  std::vector<std::uint8_t> keep(static_cast<std::size_t>(s.batch * s.query_heads * s.rows * s.keys), 0);
+  std::vector<std::uint8_t> keep(
+      static_cast<std::size_t>(s.batch * s.query_heads * s.rows * s.keys), 0);
   RowVisibility row;
   for (Index b = 0; b < s.batch; ++b)
     for (Index h = 0; h < s.query_heads; ++h)
       for (Index i = 0; i < s.rows; ++i) {
         evaluate_visibility(without_bias, b, h, i, row);
         for (Index j = row.begin; j < row.end; ++j)
-          keep[static_cast<std::size_t>(((b * s.query_heads + h) * s.rows + i) * s.keys + j)] = row.bias[static_cast<std::size_t>(j)] != -infinity;
+          keep[static_cast<std::size_t>(((b * s.query_heads + h) * s.rows + i) * s.keys + j)] =
+              row.bias[static_cast<std::size_t>(j)] != -infinity;
       }
   Attention p = r.in.problem;
   p.causal = false;
@@ -159,9 +182,12 @@ RC_GTEST_PROP(SameProblem, MaskedKeysMayBeAppended, (bool nan)) {
   const AttentionShape& s = c.shape;
   const Index more = *rc::gen::inRange<Index>(1, 150);
   const auto longer = [&](const TensorView& t, Index columns) {
-    return made(t.dtype, {s.batch, s.kv_heads, s.keys + more, columns}, [&](Index b, Index g, Index j, Index d) {
-      return j < s.keys ? at(t, b, g, j, d) : nan ? std::nan("") : round_to(t.dtype, 30000 - static_cast<double>(d));
-    });
+    return made(t.dtype, {s.batch, s.kv_heads, s.keys + more, columns},
+                [&](Index b, Index g, Index j, Index d) {
+                  return j < s.keys ? at(t, b, g, j, d)
+                         : nan      ? std::nan("")
+                                    : round_to(t.dtype, 30000 - static_cast<double>(d));
+                });
   };
   const Tensor k = longer(p.k, s.dim), v = longer(p.v, s.value_dim);
   p.shape.keys += more;
@@ -171,7 +197,8 @@ RC_GTEST_PROP(SameProblem, MaskedKeysMayBeAppended, (bool nan)) {
   require_same(r.run(r.in.problem), r.run(p));
 }
 
-// Batches and heads know nothing of one another: each alone has the bits that it has among the others.
+// Batches and heads know nothing of one another: each alone has the bits that it has among the
+// others.
 RC_GTEST_PROP(SameProblem, EveryBatchElementAlone, ()) {
   Case c = *any_case(CaseKind::forward);
   c.dropout = 0, c.dropout_seed = 0;  // whose draws are numbered by the batch
@@ -181,7 +208,8 @@ RC_GTEST_PROP(SameProblem, EveryBatchElementAlone, ()) {
     const Attention piece = piece_of(r.in.problem, b, 0, c.shape.rows, c.shape.keys);
     const Outputs alone = r.run(piece);
     for (Index h = 0; h < c.shape.query_heads; ++h)
-      for (Index i = 0; i < c.shape.rows; ++i) RC_ASSERT(row_difference(all.view(), b, h, i, alone.view(), 0, i, c.shape.value_dim) == "");
+      for (Index i = 0; i < c.shape.rows; ++i)
+        RC_ASSERT(row_difference(all.view(), b, h, i, alone.view(), 0, i, c.shape.value_dim) == "");
   }
 }
 
@@ -193,12 +221,14 @@ RC_GTEST_PROP(SameProblem, CausalPrefix, ()) {
   c.dropout = 0, c.dropout_seed = 0;
   if (c.window_right > 0) c.window_right = 0;
   const Ran r(c);
-  const Index rows = *rc::gen::inRange<Index>(1, c.shape.rows + 1), keys = std::min(rows, c.shape.keys);
+  const Index rows = *rc::gen::inRange<Index>(1, c.shape.rows + 1),
+              keys = std::min(rows, c.shape.keys);
   const Outputs all = r.run(r.in.problem);
   for (Index b = 0; b < c.shape.batch; ++b) {
     const Outputs first = r.run(piece_of(r.in.problem, b, 0, rows, keys));
     for (Index h = 0; h < c.shape.query_heads; ++h)
-      for (Index i = 0; i < rows; ++i) RC_ASSERT(row_difference(all.view(), b, h, i, first.view(), 0, i, c.shape.value_dim) == "");
+      for (Index i = 0; i < rows; ++i)
+        RC_ASSERT(row_difference(all.view(), b, h, i, first.view(), 0, i, c.shape.value_dim) == "");
   }
 }
 
@@ -208,17 +238,24 @@ RC_GTEST_PROP(SameProblem, AnyNumberOfThreads, ()) {
   for (int threads = 2; threads <= 5; ++threads) require_same(one, r.run(r.in.problem, threads));
 }
 
-// ---- Exact arithmetic ------------------------------------------------------------------------------------
+// ---- Exact arithmetic
+// ------------------------------------------------------------------------------------
 
 RC_GTEST_PROP(Exact, KeysAndValuesMayBePermuted, ()) {
-  const Ran r(exact_and_plain(*any_case(CaseKind::forward), *rc::gen::inRange(0, 3), *rc::gen::inRange(0, 3)));
+  const Ran r(exact_and_plain(*any_case(CaseKind::forward), *rc::gen::inRange(0, 3),
+                              *rc::gen::inRange(0, 3)));
   Attention p = r.in.problem;
   const AttentionShape& s = r.c.shape;
   std::vector<Index> order(static_cast<std::size_t>(s.keys));
   for (Index j = 0; j < s.keys; ++j) order[static_cast<std::size_t>(j)] = j;
-  for (Index j = s.keys - 1; j > 0; --j) std::swap(order[static_cast<std::size_t>(j)], order[static_cast<std::size_t>(*rc::gen::inRange<Index>(0, j + 1))]);
+  for (Index j = s.keys - 1; j > 0; --j)
+    std::swap(order[static_cast<std::size_t>(j)],
+              order[static_cast<std::size_t>(*rc::gen::inRange<Index>(0, j + 1))]);
   const auto permuted = [&](const TensorView& t, Index columns) {
-    return made(t.dtype, {s.batch, s.kv_heads, s.keys, columns}, [&](Index b, Index g, Index j, Index d) { return at(t, b, g, order[static_cast<std::size_t>(j)], d); });
+    return made(t.dtype, {s.batch, s.kv_heads, s.keys, columns},
+                [&](Index b, Index g, Index j, Index d) {
+                  return at(t, b, g, order[static_cast<std::size_t>(j)], d);
+                });
   };
   const Tensor k = permuted(p.k, s.dim), v = permuted(p.v, s.value_dim);
   p.k = k.view();
@@ -226,15 +263,19 @@ RC_GTEST_PROP(Exact, KeysAndValuesMayBePermuted, ()) {
   require_same(r.run(r.in.problem), r.run(p));
 }
 
-// The same number added to every score: O keeps its bits where no addition rounds, and LSE grows by it.
+// The same number added to every score: O keeps its bits where no addition rounds, and LSE grows by
+// it.
 RC_GTEST_PROP(Exact, ScoresMayBeShifted, ()) {
   const Ran r(exact_and_plain(*any_case(CaseKind::forward), 0, *rc::gen::inRange(0, 3)));
   Attention p = r.in.problem;
   const AttentionShape& s = r.c.shape;
-  const Tensor bias = made(r.c.dtype, {s.batch, s.query_heads, s.rows, s.keys}, [](Index, Index, Index, Index) { return 4.0; });
+  const Tensor bias = made(r.c.dtype, {s.batch, s.query_heads, s.rows, s.keys},
+                           [](Index, Index, Index, Index) { return 4.0; });
   p.bias = bias.view();
   const Outputs before = r.run(r.in.problem), shifted = r.run(p);
-  for_each_index(before.o.view().shape, [&](Index b, Index h, Index i, Index d) { RC_ASSERT(same_bits(at(before.o.view(), b, h, i, d), at(shifted.o.view(), b, h, i, d))); });
+  for_each_index(before.o.view().shape, [&](Index b, Index h, Index i, Index d) {
+    RC_ASSERT(same_bits(at(before.o.view(), b, h, i, d), at(shifted.o.view(), b, h, i, d)));
+  });
   for_each_index(before.lse.view().shape, [&](Index b, Index h, Index i, Index d) {
     const double expected = at(before.lse.view(), b, h, i, d) + 4;
     RC_ASSERT(std::fabs(at(shifted.lse.view(), b, h, i, d) - expected) <= 0x1p-22 * expected);
@@ -247,12 +288,14 @@ RC_GTEST_PROP(Exact, PowersOfTwoPassThrough, ()) {
   Attention p = r.in.problem;
   const AttentionShape& s = r.c.shape;
   bool exact = true;
-  const Tensor v = made(p.v.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim}, [&](Index b, Index g, Index j, Index d) {
-    const double x = at(p.v, b, g, j, d);
-    // Products of small numbers flush or round in one of the two.
-    exact = exact && (x == 0 || (std::fabs(x) >= 0x1p-14 && std::fabs(x) <= 0x1p13));
-    return round_to(p.v.dtype, 4 * x);
-  });
+  const Tensor v =
+      made(p.v.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim},
+           [&](Index b, Index g, Index j, Index d) {
+             const double x = at(p.v, b, g, j, d);
+             // Products of small numbers flush or round in one of the two.
+             exact = exact && (x == 0 || (std::fabs(x) >= 0x1p-14 && std::fabs(x) <= 0x1p13));
+             return round_to(p.v.dtype, 4 * x);
+           });
   RC_PRE(exact);
   p.v = v.view();
   const Outputs plain = r.run(r.in.problem), scaled = r.run(p);
@@ -277,17 +320,23 @@ RC_GTEST_PROP(Exact, GatheredRowsAreLinearInV, ()) {
   const AttentionShape& s = c.shape;
   Attention p = r.in.problem, q = r.in.problem;
   q.v = second.problem.v;
-  const Tensor sum = made(p.v.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim}, [&](Index b, Index g, Index j, Index d) { return at(p.v, b, g, j, d) + at(q.v, b, g, j, d); });
+  const Tensor sum = made(p.v.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim},
+                          [&](Index b, Index g, Index j, Index d) {
+                            return at(p.v, b, g, j, d) + at(q.v, b, g, j, d);
+                          });
   Attention both = p;
   both.v = sum.view();
   const Outputs x = r.run(p), y = r.run(q), z = r.run(both);
   // A row of several keys, where D is too small for a code of all of them, gives a mean.
   for_each_index(z.o.view().shape, [&](Index b, Index h, Index i, Index d) {
-    if (at(z.lse.view(), b, h, i, 0) == 0) RC_ASSERT(at(z.o.view(), b, h, i, d) == at(x.o.view(), b, h, i, d) + at(y.o.view(), b, h, i, d));
+    if (at(z.lse.view(), b, h, i, 0) == 0)
+      RC_ASSERT(at(z.o.view(), b, h, i, d) ==
+                at(x.o.view(), b, h, i, d) + at(y.o.view(), b, h, i, d));
   });
 }
 
-// ---- Gradients and products ------------------------------------------------------------------------------
+// ---- Gradients and products
+// ------------------------------------------------------------------------------
 
 // dO times two: every gradient times two, wherever that is a normal number.
 RC_GTEST_PROP(Exact, GradientsAreLinearInPowersOfTwo, ()) {
@@ -303,8 +352,13 @@ RC_GTEST_PROP(Exact, GradientsAreLinearInPowersOfTwo, ()) {
   });
   RC_PRE(exact);
   const GradientOutputs once(c, r.in), doubled(c, r.in);
-  RC_ASSERT(kernels::attention_backward(r.in.problem, {forward.o.view(), forward.lse.view(), g}, once.view(), 1).ok());
-  RC_ASSERT(kernels::attention_backward(r.in.problem, {forward.o.view(), forward.lse.view(), twice.view()}, doubled.view(), 1).ok());
+  RC_ASSERT(kernels::attention_backward(r.in.problem, {forward.o.view(), forward.lse.view(), g},
+                                        once.view(), 1)
+                .ok());
+  RC_ASSERT(kernels::attention_backward(r.in.problem,
+                                        {forward.o.view(), forward.lse.view(), twice.view()},
+                                        doubled.view(), 1)
+                .ok());
   for (const auto member : {&GradientOutputs::dq, &GradientOutputs::dk, &GradientOutputs::dv}) {
     const TensorView &a = (once.*member).view(), &b = (doubled.*member).view();
     for_each_index(a.shape, [&](Index n, Index h, Index i, Index d) {
@@ -342,24 +396,33 @@ RC_GTEST_PROP(SameProblem, ProductsColumnByColumn, ()) {
   const auto product = [](const ProductInputs& in, const TensorView& to) {
     std::shared_ptr<const kernels::PackedWeights> w;
     RC_ASSERT(kernels::PackedWeights::pack(in.problem.w, w).ok());
-    RC_ASSERT((in.problem.a ? kernels::product(in.problem.a, *w, to, 1) : kernels::product(in.problem.a_low, *w, to, 1)).ok());
+    RC_ASSERT((in.problem.a ? kernels::product(in.problem.a, *w, to, 1)
+                            : kernels::product(in.problem.a_low, *w, to, 1))
+                  .ok());
   };
   const ProductOutput all(c), part(narrow);
   product(wide, all.c.view());
   product(few, part.c.view());
-  for_each_index(part.c.view().shape, [&](Index b, Index h, Index i, Index j) { RC_ASSERT(same_bits(at(all.c.view(), b, h, i, j), at(part.c.view(), b, h, i, j))); });
+  for_each_index(part.c.view().shape, [&](Index b, Index h, Index i, Index j) {
+    RC_ASSERT(same_bits(at(all.c.view(), b, h, i, j), at(part.c.view(), b, h, i, j)));
+  });
 }
 
-// ---- The generator itself --------------------------------------------------------------------------------
+// ---- The generator itself
+// --------------------------------------------------------------------------------
 
 RC_GTEST_PROP(AnyCase, LinesStandForThemselves, ()) {
-  const CaseKind kind = *rc::gen::element(CaseKind::forward, CaseKind::backward, CaseKind::cached, CaseKind::product);
+  const CaseKind kind =
+      *rc::gen::element(CaseKind::forward, CaseKind::backward, CaseKind::cached, CaseKind::product);
   const Case c = *any_case(kind);
   RC_ASSERT(kind_of(c) == kind && affordable(c));
   const std::string line = print_case(c);
-  RC_ASSERT(case_of_bytes(kind, {reinterpret_cast<const unsigned char*>(line.data()), line.size()}) == c);
-  const auto bytes = *rc::gen::container<std::vector<unsigned char>>(64, rc::gen::inRange<int>(0, 256));
-  const Case moved = move_case(c, kind, Choices(bytes)), crossed = cross_cases(c, moved, kind, Choices(bytes));
+  RC_ASSERT(
+      case_of_bytes(kind, {reinterpret_cast<const unsigned char*>(line.data()), line.size()}) == c);
+  const auto bytes =
+      *rc::gen::container<std::vector<unsigned char>>(64, rc::gen::inRange<int>(0, 256));
+  const Case moved = move_case(c, kind, Choices(bytes)),
+             crossed = cross_cases(c, moved, kind, Choices(bytes));
   for (const Case& next : {moved, crossed}) {
     check_case(next);
     RC_ASSERT(kind_of(next) == kind && affordable(next));
@@ -370,28 +433,43 @@ RC_GTEST_PROP(AnyCase, LinesStandForThemselves, ()) {
 TEST(AnyCase, MovesReachEveryFeature) {
   std::set<std::string> seen;
   std::uint64_t state = 1;
-  for (const CaseKind kind : {CaseKind::forward, CaseKind::backward, CaseKind::cached, CaseKind::product}) {
+  for (const CaseKind kind :
+       {CaseKind::forward, CaseKind::backward, CaseKind::cached, CaseKind::product}) {
     Case c = draw_case(kind, Choices({}));
     for (int step = 0; step < 30000; ++step) {
       std::vector<unsigned char> bytes(48);
-      for (unsigned char& b : bytes) b = static_cast<unsigned char>((state = state * 6364136223846793005u + 1442695040888963407u) >> 56);
+      for (unsigned char& b : bytes)
+        b = static_cast<unsigned char>(
+            (state = state * 6364136223846793005u + 1442695040888963407u) >> 56);
       c = move_case(c, kind, Choices(bytes));
       if (step % 400 == 399) c = draw_case(kind, Choices(bytes));
       const std::string line = print_case(c);
-      for (std::size_t begin = line.find(' ') + 1; begin != 0 && begin < line.size(); begin = line.find(' ', begin) + 1) seen.insert(line.substr(begin, line.find_first_of("= ", begin) - begin));
+      for (std::size_t begin = line.find(' ') + 1; begin != 0 && begin < line.size();
+           begin = line.find(' ', begin) + 1)
+        seen.insert(line.substr(begin, line.find_first_of("= ", begin) - begin));
       seen.insert("scores=" + std::string(name_of(c.scores)));
       seen.insert("values=" + std::string(name_of(c.values)));
-      for (LayoutKind l : {c.q_layout, c.k_layout, c.o_layout}) seen.insert("layout=" + std::string(name_of(l)));
+      for (LayoutKind l : {c.q_layout, c.k_layout, c.o_layout})
+        seen.insert("layout=" + std::string(name_of(l)));
       if (kind == CaseKind::product) seen.insert("w=" + std::string(traits(c.product.format).name));
     }
   }
-  for (const char* field : {"b",      "h",      "l",       "d",    "dtype",   "out",    "scale", "softcap", "causal", "offset", "window", "bool",    "bias",   "finite-min-masks", "lengths",
-                            "starts", "docs",   "alibi",   "sink", "dropout", "hidden", "poke",  "seed",    "layout", "threads", "target", "cache", "store", "chunks", "grad", "m", "n", "k", "w", "a", "weights", "scales", "zeros"})
+  for (const char* field :
+       {"b",       "h",      "l",      "d",       "dtype",  "out",     "scale",
+        "softcap", "causal", "offset", "window",  "bool",   "bias",    "finite-min-masks",
+        "lengths", "starts", "docs",   "alibi",   "sink",   "dropout", "hidden",
+        "poke",    "seed",   "layout", "threads", "target", "cache",   "store",
+        "chunks",  "grad",   "m",      "n",       "k",      "w",       "a",
+        "weights", "scales", "zeros"})
     EXPECT_TRUE(seen.contains(field)) << field;
-  for (const Scores s : values_of<Scores>) EXPECT_TRUE(seen.contains("scores=" + std::string(name_of(s))));
-  for (const Values v : values_of<Values>) EXPECT_TRUE(seen.contains("values=" + std::string(name_of(v))));
-  for (const LayoutKind l : values_of<LayoutKind>) EXPECT_TRUE(seen.contains("layout=" + std::string(name_of(l))));
-  for (const LowBit w : values_of<LowBit>) EXPECT_TRUE(seen.contains("w=" + std::string(name_of(w))));
+  for (const Scores s : values_of<Scores>)
+    EXPECT_TRUE(seen.contains("scores=" + std::string(name_of(s))));
+  for (const Values v : values_of<Values>)
+    EXPECT_TRUE(seen.contains("values=" + std::string(name_of(v))));
+  for (const LayoutKind l : values_of<LayoutKind>)
+    EXPECT_TRUE(seen.contains("layout=" + std::string(name_of(l))));
+  for (const LowBit w : values_of<LowBit>)
+    EXPECT_TRUE(seen.contains("w=" + std::string(name_of(w))));
 }
 
 }  // namespace

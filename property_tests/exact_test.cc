@@ -24,9 +24,11 @@ Verdict judge_host(Outputs& out, Inputs& in) {
 TEST(Exact, EveryElementOfSubsetAndGatherInputs) {
   for (const char* dtype : {"f32", "f16", "bf16"})
     for (const char* rest :
-         {"scores=gather", "scores=gather causal", "scores=subset values=integers causal", "scores=equal values=balanced", "scores=subset values=balanced"})
+         {"scores=gather", "scores=gather causal", "scores=subset values=integers causal",
+          "scores=equal values=balanced", "scores=subset values=balanced"})
       for (const char* shape : {"l=70x130 d=64", "l=33x200 d=80/24", "l=20x513 d=128"}) {
-        const Case c = parse_case(std::string("attention b=1 h=2/1 ") + shape + " dtype=" + dtype + " " + rest);
+        const Case c = parse_case(std::string("attention b=1 h=2/1 ") + shape + " dtype=" + dtype +
+                                  " " + rest);
         Inputs in(c);
         Outputs out(c);
         const Verdict v = judge_host(out, in);

@@ -1,4 +1,5 @@
-// The production forward kernel: every SIMD target that this machine runs, bitwise promises, refusals.
+// The production forward kernel: every SIMD target that this machine runs, bitwise promises,
+// refusals.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -25,13 +26,15 @@ TEST_P(OnTarget, PassesTheSmokeSuite) {
     ExecuteOptions options;
     options.power = false;
     const CaseResult r = execute(c, *host, options);
-    EXPECT_TRUE(r.outcome == Outcome::pass || r.outcome == Outcome::inconclusive) << r.line << "\n" << r.reason;
+    EXPECT_TRUE(r.outcome == Outcome::pass || r.outcome == Outcome::inconclusive) << r.line << "\n"
+                                                                                  << r.reason;
     judged += r.outcome == Outcome::pass;
   }
   EXPECT_GT(judged, 60u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, OnTarget, testing::ValuesIn(kernels::runnable_targets()), [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Targets, OnTarget, testing::ValuesIn(kernels::runnable_targets()),
+                         [](const auto& test) { return test.param; });
 
 TEST(Targets, WhatThisMachineDoesNotRunIsCounted) {
   const auto compiled = kernels::compiled_targets(), runnable = kernels::runnable_targets();
@@ -42,7 +45,8 @@ TEST(Targets, WhatThisMachineDoesNotRunIsCounted) {
       printf("compiled, not run on this machine: %s\n", t.c_str());
       ++not_run;
     }
-  printf("%zu SIMD targets compiled, %zu run, %zu not run\n", compiled.size(), runnable.size(), not_run);
+  printf("%zu SIMD targets compiled, %zu run, %zu not run\n", compiled.size(), runnable.size(),
+         not_run);
   EXPECT_EQ(runnable.size() + not_run, compiled.size());
   for (const std::string& t : runnable) {
     const std::optional<kernels::Target> target = kernels::Target::named(t);
@@ -50,7 +54,8 @@ TEST(Targets, WhatThisMachineDoesNotRunIsCounted) {
     EXPECT_EQ(target->name(), t);
     EXPECT_EQ(kernels::attention_forward_target(*target), t);  // its own code runs
   }
-  for (const std::string& t : compiled) EXPECT_EQ(kernels::Target::named(t).has_value(), std::ranges::count(runnable, t) == 1) << t;
+  for (const std::string& t : compiled)
+    EXPECT_EQ(kernels::Target::named(t).has_value(), std::ranges::count(runnable, t) == 1) << t;
   EXPECT_FALSE(kernels::Target::named("NO_SUCH_TARGET"));
   EXPECT_EQ(kernels::Target().name(), runnable[0]);
   EXPECT_EQ(kernels::Target::named(""), kernels::Target());
@@ -80,8 +85,11 @@ TEST(Forward, RowsAreTheSameInAnyBatchAndChunk) {
       ASSERT_TRUE(kernels::attention_forward(part, some.view(), 1).ok());
       for (Index h = 0; h < 6; ++h)
         for (Index i = 0; i < rows; ++i) {
-          ASSERT_EQ(load(some.lse.view(), some.lse.view().at(0, h, i, 0)), load(out.lse.view(), out.lse.view().at(b, h, first + i, 0)));
-          for (Index c = 0; c < 64; ++c) ASSERT_EQ(load(some.o.view(), some.o.view().at(0, h, i, c)), load(out.o.view(), out.o.view().at(b, h, first + i, c)));
+          ASSERT_EQ(load(some.lse.view(), some.lse.view().at(0, h, i, 0)),
+                    load(out.lse.view(), out.lse.view().at(b, h, first + i, 0)));
+          for (Index c = 0; c < 64; ++c)
+            ASSERT_EQ(load(some.o.view(), some.o.view().at(0, h, i, c)),
+                      load(out.o.view(), out.o.view().at(b, h, first + i, c)));
         }
     }
 }
@@ -127,34 +135,49 @@ TEST(Forward, RefusesWhatCannotBe) {
     const kernels::Status status = kernels::attention_forward(p, view);
     EXPECT_EQ(status.code, code) << words << ": " << status.detail;
     EXPECT_THAT(status.detail, HasSubstr(words));
-    for (Index e = 0; e < 2 * 4 * 3 * 8; ++e) ASSERT_TRUE(holds_poison(out.o.view(), e, Poison::nan));
+    for (Index e = 0; e < 2 * 4 * 3 * 8; ++e)
+      ASSERT_TRUE(holds_poison(out.o.view(), e, Poison::nan));
     for (Index e = 0; e < 2 * 4 * 3; ++e) ASSERT_TRUE(holds_poison(out.lse.view(), e, Poison::nan));
   };
   const auto bad = StatusCode::invalid_arguments;
-  expect([](Attention& p, AttentionOutput&) { p.shape.dim = 1025; }, bad, "dim = 1025 is outside [1, 1024]");
+  expect([](Attention& p, AttentionOutput&) { p.shape.dim = 1025; }, bad,
+         "dim = 1025 is outside [1, 1024]");
   expect([](Attention& p, AttentionOutput&) { p.shape.dim = 65600; }, bad, "dim = 65600");
   expect([](Attention& p, AttentionOutput&) { p.shape.value_dim = 0; }, bad, "value_dim = 0");
   expect([](Attention& p, AttentionOutput&) { p.shape.batch = -1; }, bad, "batch = -1");
-  expect([](Attention& p, AttentionOutput&) { p.shape.kv_heads = 3; }, bad, "query_heads = 4 is not a positive multiple of kv_heads = 3");
+  expect([](Attention& p, AttentionOutput&) { p.shape.kv_heads = 3; }, bad,
+         "query_heads = 4 is not a positive multiple of kv_heads = 3");
   expect([](Attention& p, AttentionOutput&) { p.shape.kv_heads = 0; }, bad, "kv_heads = 0");
   expect([](Attention& p, AttentionOutput&) { p.scale = NAN; }, bad, "scale = nan");
   expect([](Attention& p, AttentionOutput&) { p.scale = -1; }, bad, "scale = -1");
   expect([](Attention& p, AttentionOutput&) { p.softcap = INFINITY; }, bad, "softcap = inf");
-  expect([](Attention& p, AttentionOutput&) { p.dropout = 1; }, bad, "dropout = 1 is outside [0, 1)");
+  expect([](Attention& p, AttentionOutput&) { p.dropout = 1; }, bad,
+         "dropout = 1 is outside [0, 1)");
   expect([](Attention& p, AttentionOutput&) { p.q.data = nullptr; }, bad, "q is null");
   expect([](Attention& p, AttentionOutput&) { p.v.data = nullptr; }, bad, "v is null");
   expect([](Attention& p, AttentionOutput&) { p.k.dtype = Dtype::bf16; }, bad, "they must agree");
-  expect([](Attention& p, AttentionOutput&) { p.q.dtype = Dtype::f64; }, StatusCode::unsupported, "q is f64");
+  expect([](Attention& p, AttentionOutput&) { p.q.dtype = Dtype::f64; }, StatusCode::unsupported,
+         "q is f64");
   expect([](Attention&, AttentionOutput& o) { o.lse.dtype = Dtype::f16; }, bad, "lse is f16");
-  expect([](Attention& p, AttentionOutput&) { p.key_lengths = {1}; }, bad, "key_lengths has 1 entries, not 2");
-  expect([](Attention& p, AttentionOutput&) { p.key_lengths = {1, 6}; }, bad, "6 is outside [0, 5]");
-  expect([](Attention& p, AttentionOutput&) { p.alibi_slopes = {1}; }, bad, "alibi_slopes has 1 entries, not 4");
+  expect([](Attention& p, AttentionOutput&) { p.key_lengths = {1}; }, bad,
+         "key_lengths has 1 entries, not 2");
+  expect([](Attention& p, AttentionOutput&) { p.key_lengths = {1, 6}; }, bad,
+         "6 is outside [0, 5]");
+  expect([](Attention& p, AttentionOutput&) { p.alibi_slopes = {1}; }, bad,
+         "alibi_slopes has 1 entries, not 4");
   expect([](Attention& p, AttentionOutput&) { p.sink = {1, 2}; }, bad, "sink has 2 entries, not 4");
-  expect([](Attention&, AttentionOutput& o) { o.o.stride[0] = 0; }, bad, "o overlaps itself: shape 2, 4, 3, 8, strides 0, 24, 8, 1");
+  expect([](Attention&, AttentionOutput& o) { o.o.stride[0] = 0; }, bad,
+         "o overlaps itself: shape 2, 4, 3, 8, strides 0, 24, 8, 1");
   expect([](Attention& p, AttentionOutput& o) { p.v.data = o.o.data; }, bad, "o overlaps v");
-  expect([](Attention& p, AttentionOutput& o) { p.keep = {static_cast<const std::uint8_t*>(o.lse.data) + 95, {0, 0, 0, 0}}; }, bad, "lse overlaps keep");
-  expect([](Attention&, AttentionOutput& o) { o.lse.data = static_cast<float*>(o.o.data) + 191; }, bad, "o overlaps lse");
-  expect([](Attention& p, AttentionOutput&) { p.k.stride[0] = Index{1} << 60; }, bad, "k with strides 1152921504606846976");
+  expect(
+      [](Attention& p, AttentionOutput& o) {
+        p.keep = {static_cast<const std::uint8_t*>(o.lse.data) + 95, {0, 0, 0, 0}};
+      },
+      bad, "lse overlaps keep");
+  expect([](Attention&, AttentionOutput& o) { o.lse.data = static_cast<float*>(o.o.data) + 191; },
+         bad, "o overlaps lse");
+  expect([](Attention& p, AttentionOutput&) { p.k.stride[0] = Index{1} << 60; }, bad,
+         "k with strides 1152921504606846976");
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The oracle's gradients by three routes that share no formula with each other: fp64 with a radius against ball
-// arithmetic, balls against finite differences of the forward balls, and identities between the outputs alone.
+// The oracle's gradients by three routes that share no formula with each other: fp64 with a radius
+// against ball arithmetic, balls against finite differences of the forward balls, and identities
+// between the outputs alone.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -32,7 +33,11 @@ Contract fp32() {
 
 // A case whose O and LSE are those of the host kernel.
 struct Prepared {
-  explicit Prepared(const Case& c) : inputs(c), forward(c), gradients(c, inputs), in{forward.o.view(), forward.lse.view(), inputs.d_o.view()} {
+  explicit Prepared(const Case& c)
+      : inputs(c),
+        forward(c),
+        gradients(c, inputs),
+        in{forward.o.view(), forward.lse.view(), inputs.d_o.view()} {
     EXPECT_TRUE(kernels::attention_forward(inputs.problem, forward.view(), 1).ok());
     for (Index i = 0; i < c.shape.rows; ++i) rows.push_back(i);
   }
@@ -52,7 +57,8 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
         c.dtype = dtype;
         c.scores = static_cast<Scores>(s);
         c.values = static_cast<Values>((static_cast<std::size_t>(s) * 5 + m) % count_of<Values>);
-        c.gradient = static_cast<Values>((static_cast<std::size_t>(s) * 7 + 3 * m) % count_of<Values>);
+        c.gradient =
+            static_cast<Values>((static_cast<std::size_t>(s) * 7 + 3 * m) % count_of<Values>);
         c.seed = cases.size() + 1;
         cases.push_back(c);
       }
@@ -70,43 +76,53 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
     reference.finish(shared);
     const BallGradients balls(x.inputs.problem, x.inputs.d_o.view(), 0, 0, 256);
     const std::lock_guard lock(mutex);
-    auto check = [&](const char* what, const Gradient& g, Index row, Index column, const BallRow::Enclosure& ball) {
+    auto check = [&](const char* what, const Gradient& g, Index row, Index column,
+                     const BallRow::Enclosure& ball) {
       const auto e = static_cast<std::size_t>(row * g.columns + column);
       if (g.taint[e] != Taint::none) {
         ++tainted;
         return;
       }
       ++elements;
-      const double radius = g.ratio[static_cast<std::size_t>(row)] * g.bound[e], error = std::fabs((g.value[e] - ball.value) - ball.low);
-      EXPECT_TRUE(error <= radius + ball.radius) << what << " " << row << " " << column << ": " << g.value[e] << " and " << ball.value << ", radius " << radius
-                                                 << "\n"
-                                                 << print_case(c);
+      const double radius = g.ratio[static_cast<std::size_t>(row)] * g.bound[e],
+                   error = std::fabs((g.value[e] - ball.value) - ball.low);
+      EXPECT_TRUE(error <= radius + ball.radius)
+          << what << " " << row << " " << column << ": " << g.value[e] << " and " << ball.value
+          << ", radius " << radius << "\n"
+          << print_case(c);
       if (radius > 0) largest = std::max(largest, error / radius);
       wide += g.ratio[static_cast<std::size_t>(row)] > 1e-3;
     };
     for (Index head = 0; head < 2; ++head)
       for (Index i = 0; i < c.shape.rows; ++i)
-        for (Index d = 0; d < c.shape.dim; ++d) check("dQ", fp64.dq[static_cast<std::size_t>(head)], i, d, balls.dq(head, i, d));
+        for (Index d = 0; d < c.shape.dim; ++d)
+          check("dQ", fp64.dq[static_cast<std::size_t>(head)], i, d, balls.dq(head, i, d));
     for (Index j = 0; j < c.shape.keys; ++j) {
       for (Index d = 0; d < c.shape.dim; ++d) check("dK", fp64.dk, j, d, balls.dk(j, d));
       for (Index d = 0; d < c.shape.value_dim; ++d) check("dV", fp64.dv, j, d, balls.dv(j, d));
     }
-    for (Index head = 0; head < shared.d_sink.rows; ++head) check("dSink", shared.d_sink, head, 0, balls.d_sink(head));
+    for (Index head = 0; head < shared.d_sink.rows; ++head)
+      check("dSink", shared.d_sink, head, 0, balls.d_sink(head));
     if (shared.d_bias.rows > 0) {
-      // Balls give dS of every pair; their sum over the broadcast dimensions in double has an error of its own.
+      // Balls give dS of every pair; their sum over the broadcast dimensions in double has an error
+      // of its own.
       std::vector<BallRow::Enclosure> sums(static_cast<std::size_t>(shared.d_bias.rows));
       for (Index head = 0; head < 2; ++head)
         for (Index i = 0; i < c.shape.rows; ++i)
           for (Index j = 0; j < c.shape.keys; ++j) {
-            BallRow::Enclosure& sum = sums[static_cast<std::size_t>(reference.bias_element(0, head, i, j))];
+            BallRow::Enclosure& sum =
+                sums[static_cast<std::size_t>(reference.bias_element(0, head, i, j))];
             sum.value += balls.ds(head, i, j).value;
             sum.radius += 0x1p-49 * std::fabs(balls.ds(head, i, j).value);
           }
-      for (Index e = 0; e < shared.d_bias.rows; ++e) check("dBias", shared.d_bias, e, 0, sums[static_cast<std::size_t>(e)]);
+      for (Index e = 0; e < shared.d_bias.rows; ++e)
+        check("dBias", shared.d_bias, e, 0, sums[static_cast<std::size_t>(e)]);
     }
   });
-  printf("%ld elements, %ld more that an infinity or an overflow reaches; largest error over radius %.3f, %ld radii above 1/1000 of the bound\n",
-         static_cast<long>(elements), static_cast<long>(tainted), largest, static_cast<long>(wide));
+  printf(
+      "%ld elements, %ld more that an infinity or an overflow reaches; largest error over radius "
+      "%.3f, %ld radii above 1/1000 of the bound\n",
+      static_cast<long>(elements), static_cast<long>(tainted), largest, static_cast<long>(wide));
   EXPECT_GT(elements, 500000);
   EXPECT_LT(tainted, elements / 3);
   EXPECT_LT(wide, elements / 100);
@@ -117,8 +133,9 @@ TEST(GradientEnclosure, BallsAgreeWithFiniteDifferencesOfTheForwardBalls) {
   constexpr double h = 0x1p-18;
   std::int64_t compared = 0;
   double largest = 0;
-  for (const char* features : {"", " causal offset=end", " softcap=2 sink=0.5", " bias=normal@hij alibi", " dropout=0.4:3",
-                               " starts=2 window=5,1 bias=normal@j softcap=1.5 sink=2 dropout=0.3:4"}) {
+  for (const char* features :
+       {"", " causal offset=end", " softcap=2 sink=0.5", " bias=normal@hij alibi", " dropout=0.4:3",
+        " starts=2 window=5,1 bias=normal@j softcap=1.5 sink=2 dropout=0.3:4"}) {
     const Case c = parse_case(std::string("backward b=1 h=2/1 l=5x7 d=4/3 dtype=f64") + features);
     Inputs inputs(c);
     Attention& p = inputs.problem;
@@ -155,35 +172,42 @@ TEST(GradientEnclosure, BallsAgreeWithFiniteDifferencesOfTheForwardBalls) {
       ++compared;
       const double error = std::fabs(slope - gradient);
       largest = std::max(largest, error);
-      EXPECT_TRUE(error <= 1e-13) << what << ": " << slope << " and " << gradient << "\n" << print_case(c);
+      EXPECT_TRUE(error <= 1e-13) << what << ": " << slope << " and " << gradient << "\n"
+                                  << print_case(c);
     };
-    auto element = [&](const TensorView& t, Index b, Index head, Index i, Index d, const char* what, double gradient) {
+    auto element = [&](const TensorView& t, Index b, Index head, Index i, Index d, const char* what,
+                       double gradient) {
       const Index at = t.at(b, head, i, d);
       check(what, difference([&](double x) { store(t, at, x); }, load(t, at)), gradient);
     };
     for (Index head = 0; head < 2; ++head)
       for (Index i = 0; i < c.shape.rows; ++i)
-        for (Index d = 0; d < c.shape.dim; ++d) element(p.q, 0, head, i, d, "dQ", balls.dq(head, i, d).value);
+        for (Index d = 0; d < c.shape.dim; ++d)
+          element(p.q, 0, head, i, d, "dQ", balls.dq(head, i, d).value);
     for (Index j = 0; j < c.shape.keys; ++j) {
       for (Index d = 0; d < c.shape.dim; ++d) element(p.k, 0, 0, j, d, "dK", balls.dk(j, d).value);
-      for (Index d = 0; d < c.shape.value_dim; ++d) element(p.v, 0, 0, j, d, "dV", balls.dv(j, d).value);
+      for (Index d = 0; d < c.shape.value_dim; ++d)
+        element(p.v, 0, 0, j, d, "dV", balls.dv(j, d).value);
     }
     if (p.bias && p.bias.stride[2] != 0)
       for (Index j = 0; j < c.shape.keys; ++j)
-        if (std::isfinite(load(p.bias, p.bias.at(0, 1, 2, j)))) element(p.bias, 0, 1, 2, j, "dBias", balls.ds(1, 2, j).value);
+        if (std::isfinite(load(p.bias, p.bias.at(0, 1, 2, j))))
+          element(p.bias, 0, 1, 2, j, "dBias", balls.ds(1, 2, j).value);
     if (!p.sink.empty())
       for (Index head = 0; head < 2; ++head) {
         // Sinks are binary32, on a grid that h is a multiple of.
         float& z = p.sink[static_cast<std::size_t>(head)];
-        check("dSink", difference([&](double x) { z = static_cast<float>(x); }, z), balls.d_sink(head).value);
+        check("dSink", difference([&](double x) { z = static_cast<float>(x); }, z),
+              balls.d_sink(head).value);
       }
   }
   printf("%ld derivatives, largest difference %.3g\n", static_cast<long>(compared), largest);
   EXPECT_GT(compared, 400);
 }
 
-// Without a sink or dropout sum_j dV_j = sum_i dO_i over rows that see a key; without a sink or softcap sum_j dK_j = 0
-// where all queries are equal; always <Q, dQ> = <K, dK> and <V, dV> = <O, dO>, per kv head.
+// Without a sink or dropout sum_j dV_j = sum_i dO_i over rows that see a key; without a sink or
+// softcap sum_j dK_j = 0 where all queries are equal; always <Q, dQ> = <K, dK> and <V, dV> = <O,
+// dO>, per kv head.
 TEST(GradientEnclosure, IdentitiesHoldWithinTheRadii) {
   std::int64_t compared = 0;
   double largest = 0;
@@ -199,16 +223,23 @@ TEST(GradientEnclosure, IdentitiesHoldWithinTheRadii) {
       const Reference forward(p, fp32());
       const KeyValuesPointer kv = forward.load_head(0, 0);
       auto radius = [](const Gradient& gradient, Index row, Index column) {
-        return gradient.ratio[static_cast<std::size_t>(row)] * gradient.bound[static_cast<std::size_t>(row * gradient.columns + column)];
+        return gradient.ratio[static_cast<std::size_t>(row)] *
+               gradient.bound[static_cast<std::size_t>(row * gradient.columns + column)];
       };
-      auto value = [](const Gradient& gradient, Index row, Index column) { return gradient.value[static_cast<std::size_t>(row * gradient.columns + column)]; };
+      auto value = [](const Gradient& gradient, Index row, Index column) {
+        return gradient.value[static_cast<std::size_t>(row * gradient.columns + column)];
+      };
       auto check = [&](const char* what, double a, double b, double tolerance) {
         ++compared;
-        EXPECT_TRUE(std::fabs(a - b) <= tolerance) << what << ": " << a << " and " << b << ", tolerance " << tolerance << "\n" << print_case(c);
+        EXPECT_TRUE(std::fabs(a - b) <= tolerance)
+            << what << ": " << a << " and " << b << ", tolerance " << tolerance << "\n"
+            << print_case(c);
         largest = std::max(largest, std::fabs(a - b) / tolerance);
       };
-      double q_dq = 0, k_dk = 0, v_dv = 0, o_do = 0, scores_tolerance = 1e-12, values_tolerance = 1e-12;
-      std::vector<double> d_o_sum(static_cast<std::size_t>(c.shape.value_dim), 0), dv_sum(d_o_sum), dv_tolerance(d_o_sum);
+      double q_dq = 0, k_dk = 0, v_dv = 0, o_do = 0, scores_tolerance = 1e-12,
+             values_tolerance = 1e-12;
+      std::vector<double> d_o_sum(static_cast<std::size_t>(c.shape.value_dim), 0), dv_sum(d_o_sum),
+          dv_tolerance(d_o_sum);
       for (Index head = 0; head < 2; ++head)
         for (Index i = 0; i < c.shape.rows; ++i) {
           const Block block = forward.evaluate(*kv, head, {&i, 1});
@@ -241,9 +272,11 @@ TEST(GradientEnclosure, IdentitiesHoldWithinTheRadii) {
       check("<Q, dQ> = <K, dK>", q_dq, k_dk, scores_tolerance);
       check("<V, dV> = <O, dO>", v_dv, o_do, values_tolerance);
       if (p.sink.empty() && p.dropout == 0)
-        for (std::size_t d = 0; d < d_o_sum.size(); ++d) check("sum dV = sum dO", dv_sum[d], d_o_sum[d], dv_tolerance[d] + 1e-12);
+        for (std::size_t d = 0; d < d_o_sum.size(); ++d)
+          check("sum dV = sum dO", dv_sum[d], d_o_sum[d], dv_tolerance[d] + 1e-12);
     }
-  printf("%ld identities, largest residual over tolerance %.3g\n", static_cast<long>(compared), largest);
+  printf("%ld identities, largest residual over tolerance %.3g\n", static_cast<long>(compared),
+         largest);
   EXPECT_GT(compared, 300);
 }
 

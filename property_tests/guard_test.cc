@@ -35,7 +35,8 @@ class Misbehaving : public Candidate {
   std::string name() const override { return "misbehaving"; }
   Abilities abilities() const override { return {}; }
   std::string unsupported(const Call&) const override { return why_; }
-  std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution& how) const override {
+  std::optional<Arithmetic> arithmetic(const Call& call,
+                                       const kernels::Execution& how) const override {
     return host_contract(std::get<ForwardCall>(call).problem, how.target.name());
   }
   kernels::Status run(const Request& request) override {
@@ -51,14 +52,18 @@ class Misbehaving : public Candidate {
   int calls_ = 0;
 };
 
-CaseResult run(Misbehaving::Deed deed, const char* line = "attention b=1 h=2 l=9x20 d=8 layout=o:padded") {
+CaseResult run(Misbehaving::Deed deed,
+               const char* line = "attention b=1 h=2 l=9x20 d=8 layout=o:padded") {
   Misbehaving candidate(std::move(deed));
   return execute(parse_case(line), candidate);
 }
-std::byte* end_of(const TensorView& t, Index elements) { return static_cast<std::byte*>(t.data) + elements * format(t.dtype).bits / 8; }
+std::byte* end_of(const TensorView& t, Index elements) {
+  return static_cast<std::byte*>(t.data) + elements * format(t.dtype).bits / 8;
+}
 
 TEST(Guard, TheKernelAloneIsFine) {
-  const CaseResult r = run([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; });
+  const CaseResult r =
+      run([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; });
   EXPECT_EQ(r.outcome, Outcome::pass) << r.reason;
   EXPECT_EQ(r.relations.at("threads"), Relation::held());
   EXPECT_EQ(r.relations.at("negated-values"), Relation::held());
@@ -80,7 +85,8 @@ TEST(Guard, WritesBeforeAndBehindBuffers) {
 
 TEST(Guard, WritesBetweenElements) {
   const CaseResult r = run([](const Attention&, const AttentionOutput& out, int) {
-    static_cast<float*>(out.o.data)[out.o.at(0, 0, 0, 0) + 8] = 0;  // the padding behind the first row
+    static_cast<float*>(out.o.data)[out.o.at(0, 0, 0, 0) + 8] =
+        0;  // the padding behind the first row
     return kernels::Status{};
   });
   EXPECT_THAT(r.reason, HasSubstr("o: bytes between its elements were overwritten"));
@@ -97,7 +103,9 @@ TEST(Guard, ChangedInputs) {
 TEST(Guard, OutputsLeftUntouched) {
   class Lazy : public Misbehaving {
    public:
-    Lazy() : Misbehaving([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; }) {}
+    Lazy()
+        : Misbehaving(
+              [](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; }) {}
     kernels::Status run(const Request&) override { return {}; }
   } lazy;
   const CaseResult r = execute(parse_case("attention b=1 h=2 l=9x20 d=8"), lazy);
@@ -107,16 +115,21 @@ TEST(Guard, OutputsLeftUntouched) {
 }
 
 TEST(Guard, ExceptionsAndStatuses) {
-  EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) -> kernels::Status { throw std::runtime_error("ouch"); }).reason,
+  EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) -> kernels::Status {
+                throw std::runtime_error("ouch");
+              }).reason,
               HasSubstr("the candidate threw: ouch"));
-  EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) -> kernels::Status { throw 5; }).reason, HasSubstr("no std::exception"));
+  EXPECT_THAT(
+      run([](const Attention&, const AttentionOutput&, int) -> kernels::Status { throw 5; }).reason,
+      HasSubstr("no std::exception"));
   EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) {
                 return kernels::Status{kernels::StatusCode::execution_failed, "lost"};
               }).reason,
               HasSubstr("status 5 (Execution failed): lost"));
 }
 
-// An element that the second call computes differently: state that survives, or memory that was not set.
+// An element that the second call computes differently: state that survives, or memory that was not
+// set.
 TEST(Guard, RunsThatDisagree) {
   const CaseResult r = run([](const Attention&, const AttentionOutput& out, int call) {
     if (call == 1) static_cast<float*>(out.lse.data)[out.lse.at(0, 1, 4, 0)] *= 1 + 0x1p-23f;
@@ -144,12 +157,16 @@ TEST(Guard, PagesTellOneElementTooMany) {
   const auto reads_at = [](Index element) {
     return [element](const Attention& p, const AttentionOutput&, int) {
       const volatile float* k = static_cast<const float*>(p.k.data);
-      return k[element] > 1e30f ? kernels::Status{kernels::StatusCode::unknown, "read"} : kernels::Status{};
+      return k[element] > 1e30f ? kernels::Status{kernels::StatusCode::unknown, "read"}
+                                : kernels::Status{};
     };
   };
   const Case c = parse_case("attention b=1 h=1 l=9x20 d=8");
   ExecuteOptions options;
-  for (const auto& [around, element, dies] : {std::tuple{Surroundings::page_behind, Index{160}, true}, {Surroundings::page_before, Index{-1}, true}, {Surroundings::bands, Index{160}, false}}) {
+  for (const auto& [around, element, dies] :
+       {std::tuple{Surroundings::page_behind, Index{160}, true},
+        {Surroundings::page_before, Index{-1}, true},
+        {Surroundings::bands, Index{160}, false}}) {
     options.around = around;
     Misbehaving candidate(reads_at(element));
     if (dies) EXPECT_DEATH(execute(c, candidate, options), "");
@@ -161,19 +178,22 @@ TEST(Guard, PagesTellOneElementTooMany) {
 TEST(Guard, SurroundingsAreOfOneTensor) {
   const Extents shape{1, 1, 3, 5};
   const Layout layout{{15, 15, 5, 1}, 0, 15};
-  const Tensor behind(Dtype::f32, shape, layout, Surroundings::page_behind), banded(Dtype::f32, shape, layout);
+  const Tensor behind(Dtype::f32, shape, layout, Surroundings::page_behind),
+      banded(Dtype::f32, shape, layout);
   EXPECT_DEATH(behind.bytes()[behind.size_in_bytes()] = std::byte{1}, "");
   EXPECT_TRUE(banded.guards_intact());
   banded.bytes()[banded.size_in_bytes()] = std::byte{1};
   EXPECT_FALSE(banded.guards_intact());
 }
 
-// What a report draws is what was judged: as many elements in the bins, the largest ratio in some cell, failures where they are.
+// What a report draws is what was judged: as many elements in the bins, the largest ratio in some
+// cell, failures where they are.
 TEST(Pictures, AreOfTheElementsJudged) {
   ExecuteOptions options;
   options.pictures = true;
   const auto host = make_candidate("host");
-  const Json fine = to_json(execute(parse_case("attention b=2 h=2/1 l=9x300 d=8 causal offset=end"), *host, options));
+  const Json fine = to_json(
+      execute(parse_case("attention b=2 h=2/1 l=9x300 d=8 causal offset=end"), *host, options));
   for (const Json& u : fine["ulps"]) {
     std::int64_t all = u["above"];
     for (const Json& n : u["counts"]) all += n.get<std::int64_t>();
@@ -195,9 +215,11 @@ TEST(Pictures, AreOfTheElementsJudged) {
   const Json failed = to_json(execute(parse_case("attention b=2 h=1 l=9x30 d=8"), *wrong, options));
   EXPECT_EQ(failed["outcome"], "fail");
   EXPECT_EQ(failed["maps"][0]["b"], 1) << "the worst head comes first";
-  const auto product = to_json(execute(parse_case("product m=70 n=20 k=40 w=nvfp4"), *host, options));
+  const auto product =
+      to_json(execute(parse_case("product m=70 n=20 k=40 w=nvfp4"), *host, options));
   EXPECT_EQ(product["maps"][0]["row_step"], 2);
-  const auto gradients = to_json(execute(parse_case("backward b=1 h=2/1 l=9x30 d=8 causal"), *host, options));
+  const auto gradients =
+      to_json(execute(parse_case("backward b=1 h=2/1 l=9x30 d=8 causal"), *host, options));
   std::set<std::string> drawn;
   for (const Json& m : gradients["maps"]) drawn.insert(m["output"]);
   EXPECT_EQ(drawn, (std::set<std::string>{"O", "LSE", "dQ", "dK", "dV"}));
@@ -206,10 +228,14 @@ TEST(Pictures, AreOfTheElementsJudged) {
 // Offsets beyond 2^32 elements, over mappings that have memory for the rows alone.
 TEST(Guard, DistantRowsAreGuardedToo) {
   const char* line = "attention b=2 h=2 l=9x20 d=8 layout=distant";
-  EXPECT_EQ(run([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; }, line).outcome, Outcome::pass);
+  EXPECT_EQ(
+      run([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; }, line)
+          .outcome,
+      Outcome::pass);
   EXPECT_THAT(run(
                   [](const Attention&, const AttentionOutput& out, int) {
-                    static_cast<float*>(out.o.data)[out.o.at(1, 1, 7, 7) + 1] = 0;  // behind a row that begins beyond 2^32
+                    static_cast<float*>(out.o.data)[out.o.at(1, 1, 7, 7) + 1] =
+                        0;  // behind a row that begins beyond 2^32
                     return kernels::Status{};
                   },
                   line)
@@ -218,7 +244,8 @@ TEST(Guard, DistantRowsAreGuardedToo) {
 }
 
 TEST(Guard, UnsupportedIsNeverAPass) {
-  Misbehaving candidate([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; });
+  Misbehaving candidate(
+      [](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; });
   candidate.why_ = "no such dtype";
   const CaseResult r = execute(parse_case("attention b=1 h=1 l=3 d=4"), candidate);
   EXPECT_EQ(r.outcome, Outcome::unsupported);
@@ -235,14 +262,16 @@ TEST(Guard, ImpossibleRequestsAreRefusedBeforeAnythingIsAllocated) {
 // The backward pass, or the cache, of the production kernel, then a misdeed.
 class MisbehavingBeyond : public Candidate {
  public:
-  using Backward = std::function<void(const Attention&, const AttentionBackwardInput&, const AttentionGradients&, int call)>;
+  using Backward = std::function<void(const Attention&, const AttentionBackwardInput&,
+                                      const AttentionGradients&, int call)>;
   using Cached = std::function<void(const Inputs&, const AttentionOutput&, int call)>;
   std::string name() const override { return "misbehaving"; }
   Abilities abilities() const override {
     return {.cache = cached != nullptr, .backward = backward != nullptr};
   }
   std::string unsupported(const Call&) const override { return {}; }
-  std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution& how) const override {
+  std::optional<Arithmetic> arithmetic(const Call& call,
+                                       const kernels::Execution& how) const override {
     return host_->arithmetic(call, how);
   }
   kernels::Status run(const Request& request) override {
@@ -261,7 +290,9 @@ class MisbehavingBeyond : public Candidate {
   int calls_ = 0;
 };
 
-CaseResult run_backward(MisbehavingBeyond::Backward deed, const char* line = "backward b=1 h=2 l=9x20 d=8 causal layout=q:padded bias=normal@hj") {
+CaseResult run_backward(
+    MisbehavingBeyond::Backward deed,
+    const char* line = "backward b=1 h=2 l=9x20 d=8 causal layout=q:padded bias=normal@hj") {
   MisbehavingBeyond candidate;
   candidate.backward = std::move(deed);
   return execute(parse_case(line), candidate);
@@ -270,19 +301,23 @@ CaseResult run_backward(MisbehavingBeyond::Backward deed, const char* line = "ba
 TEST(GuardBackward, TheKernelAloneIsFine) {
   const CaseResult r = run_backward([](auto&&...) {});
   EXPECT_EQ(r.outcome, Outcome::pass) << r.reason;
-  for (const char* name : {"threads", "negated-gradient", "unseen-keys-nan"}) EXPECT_EQ(r.relations.at(name), Relation::held()) << name;
+  for (const char* name : {"threads", "negated-gradient", "unseen-keys-nan"})
+    EXPECT_EQ(r.relations.at(name), Relation::held()) << name;
 }
 
 // An empty sum is written where an axis broadcasts, and lies between no elements.
 TEST(GuardBackward, EmptyProblemsWithABroadcastBiasAreFine) {
   for (const char* line :
-       {"backward b=0 h=2 l=9x20 d=8 bias=normal@hij sink=1", "backward b=1 h=2 l=0x20 d=8 bias=normal@j", "backward b=2 h=2 l=9x0 d=8 bias=normal@"}) {
+       {"backward b=0 h=2 l=9x20 d=8 bias=normal@hij sink=1",
+        "backward b=1 h=2 l=0x20 d=8 bias=normal@j", "backward b=2 h=2 l=9x0 d=8 bias=normal@"}) {
     const CaseResult r = run_backward([](auto&&...) {}, line);
     EXPECT_NE(r.outcome, Outcome::fail) << line << "\n" << r.reason;
     EXPECT_GT(r.verdict.outputs.at(Output::d_bias).elements, 0) << line;
-    EXPECT_THAT(
-        run_backward([](auto&, const AttentionBackwardInput&, const AttentionGradients& out, int) { *static_cast<float*>(out.d_bias.data) = 1; }, line).reason,
-        HasSubstr("dBias is not 0 where no gradient passes"))
+    EXPECT_THAT(run_backward([](auto&, const AttentionBackwardInput&, const AttentionGradients& out,
+                                int) { *static_cast<float*>(out.d_bias.data) = 1; },
+                             line)
+                    .reason,
+                HasSubstr("dBias is not 0 where no gradient passes"))
         << line;
   }
 }
@@ -290,19 +325,35 @@ TEST(GuardBackward, EmptyProblemsWithABroadcastBiasAreFine) {
 TEST(GuardBackward, MemoryAroundGradientsAndInputs) {
   using In = AttentionBackwardInput;
   using Out = AttentionGradients;
-  auto byte_of = [](const TensorView& t, Index offset) -> std::byte& { return static_cast<std::byte*>(t.data)[offset]; };
-  EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) { byte_of(out.dk, -1) = std::byte{0}; }).reason,
+  auto byte_of = [](const TensorView& t, Index offset) -> std::byte& {
+    return static_cast<std::byte*>(t.data)[offset];
+  };
+  EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) {
+                byte_of(out.dk, -1) = std::byte{0};
+              }).reason,
               HasSubstr("dk: a guard band was overwritten"));
-  EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) { *end_of(out.d_bias, 2 * 20) = std::byte{0}; }).reason,
+  EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) {
+                *end_of(out.d_bias, 2 * 20) = std::byte{0};
+              }).reason,
               HasSubstr("d_bias: a guard band was overwritten"));
-  EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) { static_cast<float*>(out.dq.data)[out.dq.at(0, 0, 0, 0) + 8] = 0; }).reason,
+  EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) {
+                static_cast<float*>(out.dq.data)[out.dq.at(0, 0, 0, 0) + 8] = 0;
+              }).reason,
               HasSubstr("dq: bytes between its elements were overwritten"));
-  EXPECT_THAT(run_backward([&](auto&, const In& in, const Out&, int) { byte_of(in.lse, 0) ^= std::byte{1}; }).reason, HasSubstr("an input was changed"));
-  EXPECT_THAT(run_backward([&](auto&, const In& in, const Out&, int) { byte_of(in.d_o, 0) ^= std::byte{1}; }).reason, HasSubstr("an input was changed"));
+  EXPECT_THAT(run_backward([&](auto&, const In& in, const Out&, int) {
+                byte_of(in.lse, 0) ^= std::byte{1};
+              }).reason,
+              HasSubstr("an input was changed"));
+  EXPECT_THAT(run_backward([&](auto&, const In& in, const Out&, int) {
+                byte_of(in.d_o, 0) ^= std::byte{1};
+              }).reason,
+              HasSubstr("an input was changed"));
 }
 
 TEST(GuardBackward, RunsAndRelationsThatDisagree) {
-  auto nudge = [](const TensorView& t) { static_cast<float*>(t.data)[t.at(0, 1, 3, 2)] *= 1 + 0x1p-23f; };
+  auto nudge = [](const TensorView& t) {
+    static_cast<float*>(t.data)[t.at(0, 1, 3, 2)] *= 1 + 0x1p-23f;
+  };
   EXPECT_THAT(run_backward([&](auto&, auto&, const AttentionGradients& out, int call) {
                 if (call == 1) nudge(out.dv);
               }).reason,
@@ -332,28 +383,36 @@ TEST(GuardBackward, AWrongForwardIsNotForgivenByItsGradients) {
 
 TEST(GuardBackward, WithoutABackwardPassOrACacheIsUnsupported) {
   MisbehavingBeyond candidate;
-  EXPECT_EQ(execute(parse_case("backward b=1 h=1 l=3 d=4"), candidate).outcome, Outcome::unsupported);
-  EXPECT_EQ(execute(parse_case("attention b=1 h=1 l=3 d=4 cache=contiguous"), candidate).outcome, Outcome::unsupported);
+  EXPECT_EQ(execute(parse_case("backward b=1 h=1 l=3 d=4"), candidate).outcome,
+            Outcome::unsupported);
+  EXPECT_EQ(execute(parse_case("attention b=1 h=1 l=3 d=4 cache=contiguous"), candidate).outcome,
+            Outcome::unsupported);
 }
 
 TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
   MisbehavingBeyond candidate;
-  const Case c = parse_case("attention b=2 h=4/2 l=9x20 d=8 causal offset=end cache=paged:4 chunks=4,1");
+  const Case c =
+      parse_case("attention b=2 h=4/2 l=9x20 d=8 causal offset=end cache=paged:4 chunks=4,1");
   candidate.cached = [](auto&&...) {};
   const CaseResult fine = execute(c, candidate);
   EXPECT_EQ(fine.outcome, Outcome::pass) << fine.reason;
-  for (const char* name : {"threads", "chunks", "pages", "no-cache"}) EXPECT_EQ(fine.relations.at(name), Relation::held()) << name;
-  candidate.cached = [](const Inputs& in, const AttentionOutput&, int) { in.token_k.bytes()[5] ^= std::byte{1}; };
+  for (const char* name : {"threads", "chunks", "pages", "no-cache"})
+    EXPECT_EQ(fine.relations.at(name), Relation::held()) << name;
+  candidate.cached = [](const Inputs& in, const AttentionOutput&, int) {
+    in.token_k.bytes()[5] ^= std::byte{1};
+  };
   EXPECT_THAT(execute(c, candidate).reason, HasSubstr("an input was changed"));
   // One call and chunks differ by an ulp: no bound sees that.
   MisbehavingBeyond leaning;
   leaning.cached = [](const Inputs&, const AttentionOutput& out, int call) {
     if (call >= 2) static_cast<float*>(out.o.data)[out.o.at(1, 2, 3, 4)] *= 1 + 0x1p-23f;
   };
-  EXPECT_THAT(execute(c, leaning).reason, HasSubstr("relation chunks violated: O[b=1, h=2, row=3, column=4]"));
+  EXPECT_THAT(execute(c, leaning).reason,
+              HasSubstr("relation chunks violated: O[b=1, h=2, row=3, column=4]"));
 }
 
-// An infinity of Q that is projected first may end as NaN, and as nothing else; in the rotary part, or as a NaN of Q, it is judged as ever.
+// An infinity of Q that is projected first may end as NaN, and as nothing else; in the rotary part,
+// or as a NaN of Q, it is judged as ever.
 TEST(GuardCache, OnlyNanIsExcusedOfAProjectedInfinity) {
   MisbehavingBeyond candidate;
   candidate.cached = [](auto&&...) {};
@@ -365,7 +424,12 @@ TEST(GuardCache, OnlyNanIsExcusedOfAProjectedInfinity) {
     };
     ExecuteOptions options;
     options.relations = false;
-    return execute(parse_case(std::string("attention b=1 h=6/3 l=3 d=27/1 softcap=1 cache=latent:16:20+9 poke=q:0:5:2:") + poke), candidate, options);
+    return execute(
+        parse_case(
+            std::string(
+                "attention b=1 h=6/3 l=3 d=27/1 softcap=1 cache=latent:16:20+9 poke=q:0:5:2:") +
+            poke),
+        candidate, options);
   };
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const CaseResult excused = with("17=inf", 0);
@@ -378,9 +442,11 @@ TEST(GuardCache, OnlyNanIsExcusedOfAProjectedInfinity) {
   EXPECT_EQ(with("17=nan", 7).outcome, Outcome::fail);
 }
 
-// A fault that is listed as equivalent changes no bit; every other one is a candidate under its name, hunted by a suite that reaches it.
+// A fault that is listed as equivalent changes no bit; every other one is a candidate under its
+// name, hunted by a suite that reaches it.
 TEST(PlantedFaults, EquivalentOnesChangeNoBit) {
-  const std::vector<Case> cases = make_suite("smoke", 3).cases, products = make_suite("products", 3).cases;
+  const std::vector<Case> cases = make_suite("smoke", 3).cases,
+                          products = make_suite("products", 3).cases;
   const PlantedFault elsewhere{.name = "elsewhere", .fault = "sink-gradient-sign"_fault};
   std::size_t equivalent = 0;
   for (const PlantedFault& f : planted_faults) {
@@ -390,14 +456,16 @@ TEST(PlantedFaults, EquivalentOnesChangeNoBit) {
       if (f.about != FaultSubject::product) break;
       const ProductInputs inputs(c);
       const ProductOutput with(c), without(c);
-      ASSERT_TRUE(run_planted_product(f, inputs.problem, with.c.view(), 1).ok() && run_planted_product(elsewhere, inputs.problem, without.c.view(), 1).ok());
+      ASSERT_TRUE(run_planted_product(f, inputs.problem, with.c.view(), 1).ok() &&
+                  run_planted_product(elsewhere, inputs.problem, without.c.view(), 1).ok());
       EXPECT_EQ(first_difference(with, without), "") << f.name << ": " << print_case(c);
     }
     for (const Case& c : cases) {
       if (f.about == FaultSubject::product) break;
       const Inputs inputs(c);
       const Outputs with(c), without(c);
-      ASSERT_TRUE(run_planted_fault(f, inputs.problem, with.view(), 1).ok() && run_planted_fault(elsewhere, inputs.problem, without.view(), 1).ok());
+      ASSERT_TRUE(run_planted_fault(f, inputs.problem, with.view(), 1).ok() &&
+                  run_planted_fault(elsewhere, inputs.problem, without.view(), 1).ok());
       EXPECT_EQ(first_difference(with, without), "") << f.name << ": " << print_case(c);
     }
   }
@@ -408,8 +476,11 @@ TEST(PlantedFaults, AreNamedOnceAndReachedByTheirSuites) {
   std::set<std::string_view> names;
   for (const PlantedFault& f : planted_faults) {
     EXPECT_TRUE(names.insert(f.name).second) << f.name;
-    EXPECT_EQ(make_candidate("fault:" + std::string(f.name))->name(), "fault:" + std::string(f.name));
-    EXPECT_TRUE(std::ranges::any_of(make_suite(f.suite(), 1).cases, [&](const Case& c) { return reaches(f, c); })) << f.name;
+    EXPECT_EQ(make_candidate("fault:" + std::string(f.name))->name(),
+              "fault:" + std::string(f.name));
+    EXPECT_TRUE(std::ranges::any_of(make_suite(f.suite(), 1).cases, [&](const Case& c) {
+      return reaches(f, c);
+    })) << f.name;
   }
   // Every class of the list of how kernels fail, F01 to F50, has a fault that some input shows.
   std::set<std::string> classes;
@@ -419,7 +490,8 @@ TEST(PlantedFaults, AreNamedOnceAndReachedByTheirSuites) {
   EXPECT_EQ(classes.size(), 50u);
 }
 
-// docs/faults.md has every fault once, in the row of its class, and what it says stands for the faults of other systems is there.
+// docs/faults.md has every fault once, in the row of its class, and what it says stands for the
+// faults of other systems is there.
 TEST(PlantedFaults, TheirDocumentIsWhole) {
   std::map<std::string, std::string> expected, listed;
   std::set<std::string> names;
@@ -459,10 +531,12 @@ TEST(Power, CertificateOfASuiteIsAUnionOfLanes) {
   adequacy.add(execute(parse_case("attention b=1 h=1 l=64 d=128 scores=gather"), *host));
   const AdequacyCells before = adequacy.summary().at("f32 tile 64");
   EXPECT_EQ(before.cells, 4 * (4 * 64 + 63));
-  // Row i reads key <= i at random, so some lanes of the only tile are shown, and no other kind of tile is.
+  // Row i reads key <= i at random, so some lanes of the only tile are shown, and no other kind of
+  // tile is.
   EXPECT_GT(before.shown, 100);
   EXPECT_LT(before.shown, 4 * 64 + 1);
-  adequacy.add(failed_result("attention b=1 h=1 l=64 d=128", "host", Outcome::fail, "x", Surroundings::bands));
+  adequacy.add(failed_result("attention b=1 h=1 l=64 d=128", "host", Outcome::fail, "x",
+                             Surroundings::bands));
   EXPECT_EQ(adequacy.summary().at("f32 tile 64"), before);
 }
 

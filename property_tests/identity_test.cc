@@ -1,6 +1,8 @@
-// Identities that hold of any problem: between the answers to two problems, between the outputs of one, and between outputs and inputs. Each is a sum that is
-// exact of the exact outputs, so what the computed ones leave of it is at most the same sum of the elements' own bounds; nothing is tuned.
-// Cases are drawn at random; every test says how much was compared, and that the identity fails of a kernel with a fault.
+// Identities that hold of any problem: between the answers to two problems, between the outputs of
+// one, and between outputs and inputs. Each is a sum that is exact of the exact outputs, so what
+// the computed ones leave of it is at most the same sum of the elements' own bounds; nothing is
+// tuned. Cases are drawn at random; every test says how much was compared, and that the identity
+// fails of a kernel with a fault.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -24,7 +26,8 @@ constexpr double log_two = 0x1.62e42fefa39efp-1;
 // How much an identity compared on one case; throws where it does not hold.
 using Identity = std::int64_t(const Case& c, Candidate& kernel);
 
-// `least` is a tenth of what a hundred cases give, or less: it fails where next to nothing is compared any more.
+// `least` is a tenth of what a hundred cases give, or less: it fails where next to nothing is
+// compared any more.
 void expect_of_the_kernel(CaseKind kind, Identity& identity, std::int64_t least) {
   std::int64_t compared = 0;
   EXPECT_TRUE(rc::check([&] { compared += identity(*any_case(kind), production_kernel()); }));
@@ -38,15 +41,18 @@ void expect_to_fail_of(const char* fault, CaseKind kind, Identity& identity) {
   params.seed = 7;
   params.maxSuccess = 500;
   params.disableShrinking = true;
-  const auto result = rc::detail::checkTestable([&] { identity(*any_case(kind), *candidate); }, rc::detail::TestMetadata{}, params);
+  const auto result = rc::detail::checkTestable([&] { identity(*any_case(kind), *candidate); },
+                                                rc::detail::TestMetadata{}, params);
   EXPECT_TRUE(result.is<rc::detail::FailureResult>()) << fault << " keeps the identity";
 }
 
-// A sum of measured numbers, with the sum of their bounds: what it can be away from the same sum of the exact ones.
+// A sum of measured numbers, with the sum of their bounds: what it can be away from the same sum of
+// the exact ones.
 class Sum {
  public:
   void add(double weight, double measured, const Enclosed& of) {
-    if (weight == 0 || (of.known && of.bound == 0 && measured == 0)) return;  // whatever the weight is: NaN in a key that nobody sees
+    if (weight == 0 || (of.known && of.bound == 0 && measured == 0))
+      return;  // whatever the weight is: NaN in a key that nobody sees
     known_ = known_ && of.known && std::isfinite(weight) && std::isfinite(measured);
     value_ += weight * measured;
     bound_ += std::fabs(weight) * of.bound;
@@ -57,8 +63,11 @@ class Sum {
   bool known() const { return known_ && std::isfinite(value_) && std::isfinite(bound_); }
   bool empty() const { return terms_ == 0; }
 
-  // Whether the exact sums can be equal; the second part of the tolerance is the rounding of this sum itself, gamma of its terms and products.
-  bool may_equal(const Sum& other) const { return std::fabs(value_ - other.value_) <= tolerance() + other.tolerance(); }
+  // Whether the exact sums can be equal; the second part of the tolerance is the rounding of this
+  // sum itself, gamma of its terms and products.
+  bool may_equal(const Sum& other) const {
+    return std::fabs(value_ - other.value_) <= tolerance() + other.tolerance();
+  }
 
  private:
   double tolerance() const { return bound_ * (1 + 0x1p-40) + (terms_ + 4) * 0x1p-52 * absolute_; }
@@ -89,7 +98,8 @@ Attention with_values(const Attention& p, const Tensor& v) {
   return other;
 }
 
-// ---- Two problems that mean the same ---------------------------------------------------------------------
+// ---- Two problems that mean the same
+// ---------------------------------------------------------------------
 
 // `more` keys before the first, hidden by key_starts, whatever they and their masks hold.
 struct Prepended {
@@ -97,7 +107,9 @@ struct Prepended {
     const AttentionShape& s = p.shape;
     const auto longer = [&](const TensorView& t, Index columns) {
       return made(t.dtype, {s.batch, s.kv_heads, s.keys + more, columns},
-                  [&](Index b, Index g, Index j, Index d) { return j < more ? round_to(t.dtype, fill) : at(t, b, g, j - more, d); });
+                  [&](Index b, Index g, Index j, Index d) {
+                    return j < more ? round_to(t.dtype, fill) : at(t, b, g, j - more, d);
+                  });
     };
     k = longer(p.k, s.dim);
     v = longer(p.v, s.value_dim);
@@ -106,13 +118,17 @@ struct Prepended {
     problem.v = v.view();
     const Extents pairs{s.batch, s.query_heads, s.rows, s.keys + more};
     if (p.bias) {
-      bias = made(p.bias.dtype, pairs,
-                  [&](Index b, Index h, Index i, Index j) { return j < more ? round_to(p.bias.dtype, fill) : at(p.bias, b, h, i, j - more); });
+      bias = made(p.bias.dtype, pairs, [&](Index b, Index h, Index i, Index j) {
+        return j < more ? round_to(p.bias.dtype, fill) : at(p.bias, b, h, i, j - more);
+      });
       problem.bias = bias.view();
     }
     if (p.keep) {
-      for_each_index(pairs, [&](Index b, Index h, Index i, Index j) { keep.push_back(j < more || p.keep.at(b, h, i, j - more)); });
-      problem.keep = {keep.data(), {pairs[1] * pairs[2] * pairs[3], pairs[2] * pairs[3], pairs[3], 1}};
+      for_each_index(pairs, [&](Index b, Index h, Index i, Index j) {
+        keep.push_back(j < more || p.keep.at(b, h, i, j - more));
+      });
+      problem.keep = {keep.data(),
+                      {pairs[1] * pairs[2] * pairs[3], pairs[2] * pairs[3], pairs[3], 1}};
     }
     const auto batches = static_cast<std::size_t>(s.batch);
     problem.offset.resize(batches, 0);
@@ -121,7 +137,8 @@ struct Prepended {
       for (Index& n : *positions) n += more;
     problem.key_segment.clear();
     for (Index b = 0; b < s.batch && !p.key_segment.empty(); ++b) {
-      problem.key_segment.insert(problem.key_segment.end(), static_cast<std::size_t>(more), p.query_segment[static_cast<std::size_t>(b * s.rows)]);
+      problem.key_segment.insert(problem.key_segment.end(), static_cast<std::size_t>(more),
+                                 p.query_segment[static_cast<std::size_t>(b * s.rows)]);
       const auto from = p.key_segment.begin() + b * s.keys;
       problem.key_segment.insert(problem.key_segment.end(), from, from + s.keys);
     }
@@ -134,41 +151,49 @@ struct Prepended {
   std::vector<std::uint8_t> keep;
 };
 
-// Splits of keys, and the tiles that they consist of, begin at multiples of their width from key 0. Behind whole splits of hidden keys every key therefore
-// stands in a tile with the same neighbours, empty splits are left out of the merge, and every bit of O and LSE is the same. Behind any other number the keys
-// fall into other tiles: maxima rise at other keys, sums are associated in another way, and both answers are only within their own bounds of the one exact
-// value that they share.
+// Splits of keys, and the tiles that they consist of, begin at multiples of their width from key 0.
+// Behind whole splits of hidden keys every key therefore stands in a tile with the same neighbours,
+// empty splits are left out of the merge, and every bit of O and LSE is the same. Behind any other
+// number the keys fall into other tiles: maxima rise at other keys, sums are associated in another
+// way, and both answers are only within their own bounds of the one exact value that they share.
 std::int64_t prepended_keys_change_nothing(const Case& drawn, Candidate& kernel) {
   const Ran r(without_dropout(drawn), kernel);  // whose draws are numbered by the key
   const AttentionShape& s = r.c.shape;
   const Index split = kernels::forward_tiling(s.dim, s.value_dim).split_keys;
-  const Index more = *rc::gen::oneOf(rc::gen::inRange<Index>(1, 150), rc::gen::element(split, 2 * split));
+  const Index more =
+      *rc::gen::oneOf(rc::gen::inRange<Index>(1, 150), rc::gen::element(split, 2 * split));
   const Prepended other(r.in.problem, more, *rc::gen::element(std::nan(""), infinity, 30000.0));
   const Outputs plain = r.run(r.in.problem), behind = r.run(other.problem);
   if (more % split == 0) {
     require_same(plain, behind);
     return s.batch * s.query_heads * s.rows * (s.value_dim + 1);
   }
-  const Enclosures e(r.in.problem, contract_of(kernel, r.in.problem, r.how), r.c.out_dtype()), f(other.problem, contract_of(kernel, other.problem, r.how), r.c.out_dtype());
+  const Enclosures e(r.in.problem, contract_of(kernel, r.in.problem, r.how), r.c.out_dtype()),
+      f(other.problem, contract_of(kernel, other.problem, r.how), r.c.out_dtype());
   std::int64_t compared = 0;
   const auto compare = [&](const Enclosed& x, const Enclosed& y, double a, double b) {
     if (std::isnan(x.exact)) RC_ASSERT(std::isnan(a) && std::isnan(b));
     else if (x.known && y.known) {
       ++compared;
       RC_ASSERT(std::fabs(a - x.exact) <= x.bound);
-      RC_ASSERT(std::fabs(b - x.exact) <= y.bound + 0x1p-40 * x.bound);  // of the enclosure of the plain problem
+      RC_ASSERT(std::fabs(b - x.exact) <=
+                y.bound + 0x1p-40 * x.bound);  // of the enclosure of the plain problem
     }
   };
   for_each_index(plain.o.view().shape, [&](Index b, Index h, Index i, Index c) {
-    compare(e.o(b, h, i, c), f.o(b, h, i, c), at(plain.o.view(), b, h, i, c), at(behind.o.view(), b, h, i, c));
-    if (c == 0) compare(e.lse(b, h, i), f.lse(b, h, i), at(plain.lse.view(), b, h, i, 0), at(behind.lse.view(), b, h, i, 0));
+    compare(e.o(b, h, i, c), f.o(b, h, i, c), at(plain.o.view(), b, h, i, c),
+            at(behind.o.view(), b, h, i, c));
+    if (c == 0)
+      compare(e.lse(b, h, i), f.lse(b, h, i), at(plain.lse.view(), b, h, i, 0),
+              at(behind.lse.view(), b, h, i, 0));
   });
   return compared;
 }
 
 TEST(Identity, MaskedKeysMayBePrepended) {
   expect_of_the_kernel(CaseKind::forward, prepended_keys_change_nothing, 20000);
-  for (const char* fault : {"fault:window-start-rounded-up-to-tile", "fault:alibi-distance-from-key-zero"})
+  for (const char* fault :
+       {"fault:window-start-rounded-up-to-tile", "fault:alibi-distance-from-key-zero"})
     expect_to_fail_of(fault, CaseKind::forward, prepended_keys_change_nothing);
 }
 
@@ -186,22 +211,28 @@ Attention over_keys(const Attention& p, Index begin, Index end) {
     for (Index& n : *ends) n = std::clamp<Index>(n - begin, 0, end - begin);
   part.key_segment.clear();
   for (Index b = 0; b < p.shape.batch && !p.key_segment.empty(); ++b)
-    part.key_segment.insert(part.key_segment.end(), p.key_segment.begin() + b * p.shape.keys + begin, p.key_segment.begin() + b * p.shape.keys + end);
+    part.key_segment.insert(part.key_segment.end(),
+                            p.key_segment.begin() + b * p.shape.keys + begin,
+                            p.key_segment.begin() + b * p.shape.keys + end);
   return part;
 }
 
-// Keys in up to four parts, each by the kernel, merged in natural units or with every LSE in base 2.
+// Keys in up to four parts, each by the kernel, merged in natural units or with every LSE in
+// base 2.
 //
-// The parts' exact results merge to the exact whole: O = sum p_s O_s, p_s = e^(L_s - L). The merge reads computed ones, LSE_s within beta_s of L_s (its
-// conversion to base 2 included) and O_s within B_s of the exact. With beta the largest beta_s every weight changes by a factor within e^(+-2 beta) once they
-// are normalised, so that
+// The parts' exact results merge to the exact whole: O = sum p_s O_s, p_s = e^(L_s - L). The merge
+// reads computed ones, LSE_s within beta_s of L_s (its conversion to base 2 included) and O_s
+// within B_s of the exact. With beta the largest beta_s every weight changes by a factor within
+// e^(+-2 beta) once they are normalised, so that
 //   |O' - O| <= sum p_s e^(2 beta) B_s + (e^(2 beta) - 1) sum p_s |O_s - O|,   |L' - L| <= beta,
-// and then come the merge's own errors, whose bound for the numbers that it read is that of its verdict.
+// and then come the merge's own errors, whose bound for the numbers that it read is that of its
+// verdict.
 std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
   const Ran r(without_dropout(drawn), kernel);
   const Attention& p = r.in.problem;
   const AttentionShape& s = p.shape;
-  std::vector<Index> cuts = *rc::gen::container<std::vector<Index>>(*rc::gen::inRange<std::size_t>(1, 4), rc::gen::inRange<Index>(0, s.keys + 1));
+  std::vector<Index> cuts = *rc::gen::container<std::vector<Index>>(
+      *rc::gen::inRange<std::size_t>(1, 4), rc::gen::inRange<Index>(0, s.keys + 1));
   cuts.insert(cuts.end(), {0, s.keys});
   std::sort(cuts.begin(), cuts.end());
   const bool base_two = *rc::gen::arbitrary<bool>();
@@ -216,12 +247,17 @@ std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
     parts.push_back(r.run(part));
     exact.emplace_back(part, contract_of(kernel, part, r.how), r.c.out_dtype());
     const TensorView& lse = parts.back().lse.view();
-    for_each_index(lse.shape, [&](Index b, Index h, Index i, Index) { store(lse, lse.at(b, h, i, 0), at(lse, b, h, i, 0) / unit); });
+    for_each_index(lse.shape, [&](Index b, Index h, Index i, Index) {
+      store(lse, lse.at(b, h, i, 0), at(lse, b, h, i, 0) / unit);
+    });
     views.push_back(parts.back().view());
   }
   const Outputs whole = r.run(p), merged = r.run(p);
   const Enclosures of_whole(p, contract_of(kernel, p, r.how), r.c.out_dtype());
-  RC_ASSERT(kernels::attention_merge(views, base_two ? kernels::LogBase::two : kernels::LogBase::natural, merged.view(), 1).ok());
+  RC_ASSERT(kernels::attention_merge(views,
+                                     base_two ? kernels::LogBase::two : kernels::LogBase::natural,
+                                     merged.view(), 1)
+                .ok());
   Contract merging;
   merging.roundoff = 0x1p-53;
   const MergeProblem problem{views, base_two};
@@ -241,7 +277,11 @@ std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
           if (part.exact == -infinity) continue;  // saw nothing
           known = part.known;
           weight[k] = std::exp(part.exact - l.exact) * (1 + 0x1p-30);
-          beta = std::max(beta, part.bound + (base_two ? half_ulp(Dtype::f32, (std::fabs(part.exact) + part.bound) / unit) * unit * (1 + 0x1p-40) : 0));
+          beta = std::max(
+              beta, part.bound + (base_two ? half_ulp(Dtype::f32,
+                                                      (std::fabs(part.exact) + part.bound) / unit) *
+                                                 unit * (1 + 0x1p-40)
+                                           : 0));
         }
         if (!known || !(beta < 1)) continue;
         const MergedRow own = merge_row(problem, merging, b, h, i, 0);
@@ -250,20 +290,25 @@ std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
           return bound + radius + half_ulp(dtype, std::fabs(value) + bound);
         };
         const double lse = at(merged.lse.view(), b, h, i, 0) * unit;
-        const double lse_error = beta + merge_error(own.lse, own.lse_bound, own.lse_radius, Dtype::f32) * unit * (1 + 0x1p-40) + 0x1p-50 * std::fabs(lse);
+        const double lse_error =
+            beta +
+            merge_error(own.lse, own.lse_bound, own.lse_radius, Dtype::f32) * unit * (1 + 0x1p-40) +
+            0x1p-50 * std::fabs(lse);
         RC_ASSERT(std::fabs(lse - l.exact) <= lse_error + l.bound);
         RC_ASSERT(std::fabs(lse - at(whole.lse.view(), b, h, i, 0)) <= lse_error + l.bound);
         ++compared;
         for (Index c = 0; c < s.value_dim; ++c) {
           const Enclosed& o = of_whole.o(b, h, i, c);
           const auto column = static_cast<std::size_t>(c);
-          double error = merge_error(own.o[column], own.o_bound[column], own.o_radius[column], r.c.out_dtype());
+          double error = merge_error(own.o[column], own.o_bound[column], own.o_radius[column],
+                                     r.c.out_dtype());
           bool decided = o.known && own.extended[column] == 0 && !own.may_overflow[column];
           for (std::size_t k = 0; k < parts.size() && decided; ++k) {
             if (weight[k] == 0) continue;
             const Enclosed& part = exact[k].o(b, h, i, c);
             decided = part.known;
-            error += weight[k] * (std::exp(2 * beta) * part.bound + std::expm1(2 * beta) * std::fabs(part.exact - o.exact));
+            error += weight[k] * (std::exp(2 * beta) * part.bound +
+                                  std::expm1(2 * beta) * std::fabs(part.exact - o.exact));
           }
           if (!decided) continue;
           ++compared;
@@ -280,10 +325,13 @@ TEST(Identity, PartsOfTheKeysMergeToTheWhole) {
     expect_to_fail_of(fault, CaseKind::forward, parts_merge_to_the_whole);
 }
 
-// A record with its LSE in base 2, rounded to binary32 once more as a kernel that works in base 2 would, gets the verdict of the one in natural units; the same
-// numbers under the wrong unit do not, but where every LSE is near 0.
+// A record with its LSE in base 2, rounded to binary32 once more as a kernel that works in base 2
+// would, gets the verdict of the one in natural units; the same numbers under the wrong unit do
+// not, but where every LSE is near 0.
 TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
-  const std::string path = (std::filesystem::path(testing::TempDir()) / ("base_two_" + std::to_string(getpid()))).string();
+  const std::string path =
+      (std::filesystem::path(testing::TempDir()) / ("base_two_" + std::to_string(getpid())))
+          .string();
   VerifyOptions options;
   options.power = false;
   std::int64_t compared = 0, judged = 0, wrong_unit = 0, other_contract = 0;
@@ -307,11 +355,13 @@ TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
         for (std::size_t e = 0; name == "lse" && e < bytes.size(); e += sizeof(float)) {
           float x;
           std::memcpy(&x, bytes.data() + e, sizeof x);
-          fits = fits && !(std::isfinite(x) && std::fabs(x * factor) >= overflow_threshold(Dtype::f32));
+          fits = fits &&
+                 !(std::isfinite(x) && std::fabs(x * factor) >= overflow_threshold(Dtype::f32));
           x = static_cast<float>(x * factor);
           std::memcpy(bytes.data() + e, &x, sizeof x);
         }
-        tensors.push_back({name, t.dtype, t.shape, bytes.size(), [bytes](const auto& put) { put(bytes.data(), bytes.size()); }});
+        tensors.push_back({name, t.dtype, t.shape, bytes.size(),
+                           [bytes](const auto& put) { put(bytes.data(), bytes.size()); }});
       }
       write_safetensors(path, std::move(tensors), contents.metadata);
     };
@@ -323,7 +373,8 @@ TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
     RC_ASSERT(natural.outcome != Outcome::fail && natural.outcome != Outcome::error);
     RC_ASSERT(name_of(base_two.outcome) == name_of(natural.outcome));
     RC_ASSERT(base_two.compared(Output::lse) == natural.compared(Output::lse));
-    // One more rounding may refute the strictest arithmetic, and another one leaves other elements to the hull.
+    // One more rounding may refute the strictest arithmetic, and another one leaves other elements
+    // to the hull.
     if (base_two.contract == natural.contract) RC_ASSERT(base_two.inside == natural.inside);
     else ++other_contract;
     compared += base_two.compared(Output::lse);
@@ -331,20 +382,26 @@ TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
     wrong_unit += mistaken.outcome == Outcome::fail;
   }));
   std::filesystem::remove(path);
-  printf("%ld LSEs compared; of %ld records %ld fail under the wrong unit, %ld pass by a more lenient arithmetic\n", static_cast<long>(compared),
-         static_cast<long>(judged), static_cast<long>(wrong_unit), static_cast<long>(other_contract));
+  printf(
+      "%ld LSEs compared; of %ld records %ld fail under the wrong unit, %ld pass by a more lenient "
+      "arithmetic\n",
+      static_cast<long>(compared), static_cast<long>(judged), static_cast<long>(wrong_unit),
+      static_cast<long>(other_contract));
   EXPECT_GE(compared, 1000);
   EXPECT_GE(wrong_unit, judged / 2);
   EXPECT_LE(other_contract, judged / 4);
 }
 
-// ---- What the values say ---------------------------------------------------------------------------------
+// ---- What the values say
+// ---------------------------------------------------------------------------------
 
-// Weights sum to 1 without a sink and without dropout; the errors of scores and exponentials cancel (their bound is against V - O, which is 0).
+// Weights sum to 1 without a sink and without dropout; the errors of scores and exponentials cancel
+// (their bound is against V - O, which is 0).
 std::int64_t ones_give_one(const Case& drawn, Candidate& kernel) {
   const Ran r(without_dropout_and_sink(drawn), kernel);
   const AttentionShape& s = r.c.shape;
-  const Tensor ones = made(r.in.problem.v.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim}, [](Index, Index, Index, Index) { return 1.0; });
+  const Tensor ones = made(r.in.problem.v.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim},
+                           [](Index, Index, Index, Index) { return 1.0; });
   const Attention p = with_values(r.in.problem, ones);
   const Outputs out = r.run(p);
   const Enclosures e(p, contract_of(kernel, p, r.how), r.c.out_dtype());
@@ -361,10 +418,12 @@ std::int64_t ones_give_one(const Case& drawn, Candidate& kernel) {
 
 TEST(Identity, OnesGiveOne) {
   expect_of_the_kernel(CaseKind::forward, ones_give_one, 10000);
-  for (const char* fault : {"fault:sum-not-rescaled", "fault:zero-at-tail-enters-sum"}) expect_to_fail_of(fault, CaseKind::forward, ones_give_one);
+  for (const char* fault : {"fault:sum-not-rescaled", "fault:zero-at-tail-enters-sum"})
+    expect_to_fail_of(fault, CaseKind::forward, ones_give_one);
 }
 
-// O is a mean of what the row sees: V where it is kept, divided by 1 - p; 0 where it is dropped, and for the sink.
+// O is a mean of what the row sees: V where it is kept, divided by 1 - p; 0 where it is dropped,
+// and for the sink.
 std::int64_t outputs_lie_in_the_hull(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const Attention& p = r.in.problem;
@@ -385,11 +444,18 @@ std::int64_t outputs_lie_in_the_hull(const Case& c, Candidate& kernel) {
           double low = p.sink.empty() ? infinity : 0, high = p.sink.empty() ? -infinity : 0;
           for (Index j = row.begin; j < row.end; ++j) {
             if (row.bias[static_cast<std::size_t>(j)] == -infinity) continue;
-            const double x = p.dropout > 0 && !keeps_weight(p, b, h, i, j) ? 0 : scale * at(p.v, b, h / s.group(), j, column);
+            const double x = p.dropout > 0 && !keeps_weight(p, b, h, i, j)
+                                 ? 0
+                                 : scale * at(p.v, b, h / s.group(), j, column);
             low = std::min(low, x), high = std::max(high, x);
           }
           const double y = at(out.o.view(), b, h, i, column), outside = std::max(low - y, y - high);
-          RC_ASSERT(outside <= o.bound + 0x1p-50 * std::max(std::fabs(low), std::fabs(high)));  // the roundings of `scale` and of its products
+          RC_ASSERT(
+              outside <=
+              o.bound +
+                  0x1p-50 *
+                      std::max(std::fabs(low),
+                               std::fabs(high)));  // the roundings of `scale` and of its products
           ++compared;
         }
       }
@@ -401,13 +467,15 @@ TEST(Identity, OutputsLieInTheHullOfWhatIsSeen) {
   expect_to_fail_of("fault:accumulator-not-rescaled", CaseKind::forward, outputs_lie_in_the_hull);
 }
 
-// V the unit matrix: O lists the weights. A key that is hidden or dropped has exactly 0, which no sum of products with 0 misses; one that is seen has more,
-// unless its bound says that it may vanish; and the weights sum to 1.
+// V the unit matrix: O lists the weights. A key that is hidden or dropped has exactly 0, which no
+// sum of products with 0 misses; one that is seen has more, unless its bound says that it may
+// vanish; and the weights sum to 1.
 std::int64_t weights_read_off(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
   RC_PRE(s.keys <= max_head_dim);
-  const Tensor unit = made(r.in.problem.v.dtype, {s.batch, s.kv_heads, s.keys, s.keys}, [](Index, Index, Index j, Index d) { return j == d ? 1.0 : 0.0; });
+  const Tensor unit = made(r.in.problem.v.dtype, {s.batch, s.kv_heads, s.keys, s.keys},
+                           [](Index, Index, Index j, Index d) { return j == d ? 1.0 : 0.0; });
   const Attention p = with_values(r.in.problem, unit);
   const Outputs out = r.run(p);
   const Enclosures e(p, contract_of(kernel, p, r.how), r.c.out_dtype());
@@ -423,23 +491,27 @@ std::int64_t weights_read_off(const Case& c, Candidate& kernel) {
           const double y = at(out.o.view(), b, h, i, j);
           sum.add(1, y, o);
           if (!o.known) continue;
-          const bool seen = j >= row.begin && j < row.end && row.bias[static_cast<std::size_t>(j)] != -infinity;
+          const bool seen =
+              j >= row.begin && j < row.end && row.bias[static_cast<std::size_t>(j)] != -infinity;
           if (!seen || !keeps_weight(p, b, h, i, j)) RC_ASSERT(y == 0);
           else if (o.exact > o.bound) RC_ASSERT(y > 0);
           ++compared;
         }
         one.add_exactly(1, 1);
-        if (p.sink.empty() && p.dropout == 0 && row.visible > 0) compared += require_equal(sum, one);
+        if (p.sink.empty() && p.dropout == 0 && row.visible > 0)
+          compared += require_equal(sum, one);
       }
   return compared;
 }
 
 TEST(Identity, UnitVectorsReadOffTheAttendedKeys) {
   expect_of_the_kernel(CaseKind::forward, weights_read_off, 20000);
-  for (const char* fault : {"fault:causal-off-by-one", "fault:document-boundary-off-by-one"}) expect_to_fail_of(fault, CaseKind::forward, weights_read_off);
+  for (const char* fault : {"fault:causal-off-by-one", "fault:document-boundary-off-by-one"})
+    expect_to_fail_of(fault, CaseKind::forward, weights_read_off);
 }
 
-// Codes whose weights are exactly 0 or equal, values whose sums do not round: nothing of O is left to a bound, whatever the extents and the masks.
+// Codes whose weights are exactly 0 or equal, values whose sums do not round: nothing of O is left
+// to a bound, whatever the extents and the masks.
 std::int64_t codes_are_exact(const Case& drawn, Candidate& kernel) {
   Case c = without_dropout_and_sink(drawn);
   c.scores = *rc::gen::element(Scores::subset, Scores::gather, Scores::equal);
@@ -453,9 +525,13 @@ std::int64_t codes_are_exact(const Case& drawn, Candidate& kernel) {
   const Outputs out = r.run(r.in.problem);
   JudgeOptions options;
   options.power = false;
-  const Verdict v = judge(r.in.problem, out.view(), contract_of(kernel, r.in.problem, r.how), options);
+  const Verdict v =
+      judge(r.in.problem, out.view(), contract_of(kernel, r.in.problem, r.how), options);
   RC_ASSERT(v.outcome != Outcome::fail && v.outcome != Outcome::error);
-  if (c.scores == Scores::equal) RC_ASSERT(v.exact == v.compared(Output::o));  // of the others masks may hide the key that a row was to pick
+  if (c.scores == Scores::equal)
+    RC_ASSERT(
+        v.exact ==
+        v.compared(Output::o));  // of the others masks may hide the key that a row was to pick
   return v.exact;
 }
 
@@ -464,13 +540,16 @@ TEST(Identity, CodesAreExactAtAnyLength) {
   expect_to_fail_of("fault:window-off-by-one", CaseKind::forward, codes_are_exact);
 }
 
-// ---- Gradients -------------------------------------------------------------------------------------------
-// Of exact gradients, dS_ij = p_ij (R_ij dP_ij - D_i) with dP_ij = dO_i . v_j, D_i = dO_i . O_i, O_i = sum_j p_ij R_ij v_j, and dS' = f dS, f the slope of a
-// softcap.
+// ---- Gradients
+// ------------------------------------------------------------------------------------------- Of
+// exact gradients, dS_ij = p_ij (R_ij dP_ij - D_i) with dP_ij = dO_i . v_j, D_i = dO_i . O_i, O_i =
+// sum_j p_ij R_ij v_j, and dS' = f dS, f the slope of a softcap.
 
-// sum_j p_ij R_ij dP_ij = dO_i . O_i = D_i with any mask, softcap and dropout, for R stands in O as well. So sum_j dS_ij = D_i (1 - sum_j p_ij): 0 without a
-// sink; with one, 1 - sum_j p_ij is the sink's share, and -D_i times it is what the row brings to dSink. dS is the gradient of the bias, before the softcap's
-// slope: sums of dBias over the keys are 0, and with a sink sum_bij dBias + dSink = 0 for each head.
+// sum_j p_ij R_ij dP_ij = dO_i . O_i = D_i with any mask, softcap and dropout, for R stands in O as
+// well. So sum_j dS_ij = D_i (1 - sum_j p_ij): 0 without a sink; with one, 1 - sum_j p_ij is the
+// sink's share, and -D_i times it is what the row brings to dSink. dS is the gradient of the bias,
+// before the softcap's slope: sums of dBias over the keys are 0, and with a sink sum_bij dBias +
+// dSink = 0 for each head.
 std::int64_t bias_gradients_sum_to_zero(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -483,7 +562,8 @@ std::int64_t bias_gradients_sum_to_zero(const Case& c, Candidate& kernel) {
       for (Index i = 0; i < s.rows; ++i) {
         Sum row;
         for (Index j = 0; j < s.keys; ++j)
-          for (Sum* sum : {&row, &head}) sum->add(1, at(g.out().d_bias, b, h, i, j), g.d_bias(b, h, i, j));
+          for (Sum* sum : {&row, &head})
+            sum->add(1, at(g.out().d_bias, b, h, i, j), g.d_bias(b, h, i, j));
         if (!c.sink) compared += require_equal(row, zero);
       }
     if (!c.sink) continue;
@@ -495,11 +575,13 @@ std::int64_t bias_gradients_sum_to_zero(const Case& c, Candidate& kernel) {
 
 TEST(Identity, GradientsOfScoresSumToZero) {
   expect_of_the_kernel(CaseKind::backward, bias_gradients_sum_to_zero, 300);
-  for (const char* fault : {"fault:delta-omitted", "fault:sink-gradient-sign", "fault:weight-gradients-without-dropout-scale"})
+  for (const char* fault : {"fault:delta-omitted", "fault:sink-gradient-sign",
+                            "fault:weight-gradients-without-dropout-scale"})
     expect_to_fail_of(fault, CaseKind::backward, bias_gradients_sum_to_zero);
 }
 
-// Both sides are scale sum_ij dS'_ij q_i . k_j, for the query heads of one kv head: with any mask, softcap, sink and dropout, for dQ and dK take the same dS'.
+// Both sides are scale sum_ij dS'_ij q_i . k_j, for the query heads of one kv head: with any mask,
+// softcap, sink and dropout, for dQ and dK take the same dS'.
 std::int64_t queries_and_keys_balance(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -511,9 +593,11 @@ std::int64_t queries_and_keys_balance(const Case& c, Candidate& kernel) {
       Sum queries, keys;
       for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
         for (Index i = 0; i < s.rows; ++i)
-          for (Index d = 0; d < s.dim; ++d) queries.add(at(p.q, b, h, i, d), at(x.out().dq, b, h, i, d), x.dq(b, h, i, d));
+          for (Index d = 0; d < s.dim; ++d)
+            queries.add(at(p.q, b, h, i, d), at(x.out().dq, b, h, i, d), x.dq(b, h, i, d));
       for (Index j = 0; j < s.keys; ++j)
-        for (Index d = 0; d < s.dim; ++d) keys.add(at(p.k, b, g, j, d), at(x.out().dk, b, g, j, d), x.dk(b, g, j, d));
+        for (Index d = 0; d < s.dim; ++d)
+          keys.add(at(p.k, b, g, j, d), at(x.out().dk, b, g, j, d), x.dk(b, g, j, d));
       compared += require_equal(queries, keys);
     }
   return compared;
@@ -525,8 +609,9 @@ TEST(Identity, QueriesAndKeysBalance) {
     expect_to_fail_of(fault, CaseKind::backward, queries_and_keys_balance);
 }
 
-// sum_j v_j . dV_j = sum_ij p_ij R_ij dO_i . v_j = sum_i dO_i . O_i, always. And sum_j dV_j = sum_i (sum_j p_ij R_ij) dO_i, which without a sink and without
-// dropout is the sum of dO over the rows that see a key.
+// sum_j v_j . dV_j = sum_ij p_ij R_ij dO_i . v_j = sum_i dO_i . O_i, always. And sum_j dV_j = sum_i
+// (sum_j p_ij R_ij) dO_i, which without a sink and without dropout is the sum of dO over the rows
+// that see a key.
 std::int64_t values_and_outputs_balance(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -580,23 +665,32 @@ std::int64_t nothing_comes_of_nothing(const Case& c, Candidate& kernel) {
   require_zeros(x.out().dq, [&](Index b, Index h, Index i, Index d) { return x.dq(b, h, i, d); });
   require_zeros(x.out().dk, [&](Index b, Index g, Index j, Index d) { return x.dk(b, g, j, d); });
   require_zeros(x.out().dv, [&](Index b, Index g, Index j, Index d) { return x.dv(b, g, j, d); });
-  require_zeros(x.out().d_bias, [&](Index b, Index h, Index i, Index j) { return x.d_bias(b, h, i, j); });
-  if (c.sink) require_zeros(x.out().d_sink, [&](Index, Index h, Index, Index) { return x.d_sink(h); });
+  require_zeros(x.out().d_bias,
+                [&](Index b, Index h, Index i, Index j) { return x.d_bias(b, h, i, j); });
+  if (c.sink)
+    require_zeros(x.out().d_sink, [&](Index, Index h, Index, Index) { return x.d_sink(h); });
   return compared;
 }
 
-TEST(Identity, NothingComesOfNothing) { expect_of_the_kernel(CaseKind::backward, nothing_comes_of_nothing, 20000); }
+TEST(Identity, NothingComesOfNothing) {
+  expect_of_the_kernel(CaseKind::backward, nothing_comes_of_nothing, 20000);
+}
 
-// Where dO is orthogonal to every difference of values, dP_ij is one number for all j, and D_i, a mean of it, is that number too: dS = 0, hence dQ = dK = 0 but
-// for roundings. Not with a sink, whose share lacks in D, nor with dropout. Here values are the same for all keys in one half of the columns, and dO is 0 in
-// the other.
+// Where dO is orthogonal to every difference of values, dP_ij is one number for all j, and D_i, a
+// mean of it, is that number too: dS = 0, hence dQ = dK = 0 but for roundings. Not with a sink,
+// whose share lacks in D, nor with dropout. Here values are the same for all keys in one half of
+// the columns, and dO is 0 in the other.
 std::int64_t equal_values_give_no_gradient(const Case& drawn, Candidate& kernel) {
   const Ran r(without_dropout_and_sink(drawn), kernel);
   const AttentionShape& s = r.c.shape;
   const Tensor v = made(r.in.problem.v.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim},
-                        [&](Index b, Index g, Index j, Index d) { return at(r.in.problem.v, b, g, d % 2 == 0 ? 0 : j, d); });
-  const Tensor d_o = made(r.in.d_o.view().dtype, r.in.d_o.view().shape,
-                          [&](Index b, Index h, Index i, Index d) { return d % 2 == 0 ? at(r.in.d_o.view(), b, h, i, d) : 0.0; });
+                        [&](Index b, Index g, Index j, Index d) {
+                          return at(r.in.problem.v, b, g, d % 2 == 0 ? 0 : j, d);
+                        });
+  const Tensor d_o =
+      made(r.in.d_o.view().dtype, r.in.d_o.view().shape, [&](Index b, Index h, Index i, Index d) {
+        return d % 2 == 0 ? at(r.in.d_o.view(), b, h, i, d) : 0.0;
+      });
   const RanBackward x(r, with_values(r.in.problem, v), d_o.view());
   std::int64_t compared = 0;
   const auto require_none = [&](const TensorView& t, const auto& of) {

@@ -1,4 +1,5 @@
-// Intervals of benchmarks: against published critical values, and how often they hold what they should.
+// Intervals of benchmarks: against published critical values, and how often they hold what they
+// should.
 #include "bench/intervals.h"
 
 #include <gtest/gtest.h>
@@ -16,7 +17,8 @@ std::vector<double> counted(int n) {
 }
 
 TEST(Intervals, MedianBetweenOrderStatistics) {
-  // Two-sided 95%: the range up to 8 numbers, the second from either end for 9 to 11, the sixth for 20.
+  // Two-sided 95%: the range up to 8 numbers, the second from either end for 9 to 11, the sixth
+  // for 20.
   for (const auto& [n, k] : {std::pair{6, 1}, {8, 1}, {9, 2}, {11, 2}, {12, 3}, {20, 6}}) {
     const Interval i = median_interval(counted(n));
     EXPECT_EQ(i.low, k) << n;
@@ -24,13 +26,16 @@ TEST(Intervals, MedianBetweenOrderStatistics) {
     EXPECT_GE(i.coverage, 0.95);
     EXPECT_EQ(i.estimate, (n + 1) / 2.0);
   }
-  EXPECT_EQ(median_interval(counted(5)).coverage, 1 - 2.0 / 32);  // too few: the range, and it says so
+  EXPECT_EQ(median_interval(counted(5)).coverage,
+            1 - 2.0 / 32);  // too few: the range, and it says so
   EXPECT_TRUE(std::isnan(median_interval({}).estimate));
 }
 
 TEST(Intervals, RatioByMannAndWhitney) {
-  // Numbers whose pairwise ratios are all different and sorted by (i, j): the critical values of the rank-sum test at 5%, two-sided.
-  for (const auto& [m, n, critical] : {std::tuple{4, 4, 0}, {5, 5, 2}, {6, 6, 5}, {5, 8, 6}, {10, 10, 23}}) {
+  // Numbers whose pairwise ratios are all different and sorted by (i, j): the critical values of
+  // the rank-sum test at 5%, two-sided.
+  for (const auto& [m, n, critical] :
+       {std::tuple{4, 4, 0}, {5, 5, 2}, {6, 6, 5}, {5, 8, 6}, {10, 10, 23}}) {
     std::vector<double> x, y;
     for (int i = 0; i < m; ++i) x.push_back(std::exp2(1 + i * n));
     for (int j = 0; j < n; ++j) y.push_back(std::exp2(-j));

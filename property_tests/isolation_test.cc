@@ -1,4 +1,5 @@
-// No state of the process is changed by running a case: cases with different SIMD targets run at the same time.
+// No state of the process is changed by running a case: cases with different SIMD targets run at
+// the same time.
 #include <gtest/gtest.h>
 
 #include <barrier>
@@ -16,7 +17,9 @@ namespace {
 
 using Bytes = std::vector<std::byte>;
 
-void append(Bytes& to, const Tensor& t) { to.insert(to.end(), t.bytes(), t.bytes() + t.size_in_bytes()); }
+void append(Bytes& to, const Tensor& t) {
+  to.insert(to.end(), t.bytes(), t.bytes() + t.size_in_bytes());
+}
 
 // All that a candidate writes for a case, or why it failed.
 Bytes bits_of(const Case& c, Candidate& candidate, std::string& wrong) {
@@ -63,14 +66,16 @@ std::vector<Work> work_on(const std::string& target) {
            {"host", "attention b=1 h=2/1 l=120x300 d=40 dtype=bf16 out=f32 threads=2 seed=4"},
            {"host", "backward b=1 h=2/1 l=60x90 d=24 softcap=5 seed=5"},
            {"host", "attention b=1 h=4/2 l=3x200 d=32 causal offset=end cache=paged:16 seed=6"},
-           {"host", "attention b=1 h=4/2 l=3x200 d=32/24 causal offset=end cache=latent:16:20+8 seed=6"},
+           {"host",
+            "attention b=1 h=4/2 l=3x200 d=32/24 causal offset=end cache=latent:16:20+8 seed=6"},
            {"host", "product m=5 n=70 k=300 dtype=f32 w=int4 weights=codes seed=7"},
            {"host", "product m=45 n=33 k=300 dtype=f32 w=int8 weights=codes seed=8"},
            {"unfused", "attention b=1 h=2/1 l=20x300 d=33/17 causal offset=end seed=9"},
            {"sdpa", "attention b=1 h=1 l=260x270 d=16 seed=10"},
            {"device:host", "attention b=1 h=2/1 l=40x300 d=33/17 causal offset=end seed=11"},
            {"device:host", "product m=5 n=70 k=320 dtype=f32 w=mxfp4 weights=codes seed=12"},
-           {"fault:scale-off-by-one-percent", "attention b=1 h=2/1 l=40x300 d=33/17 causal offset=end seed=13"},
+           {"fault:scale-off-by-one-percent",
+            "attention b=1 h=2/1 l=40x300 d=33/17 causal offset=end seed=13"},
        }) {
     Work w{parse_case(line), candidate, {}};
     w.c.target = target;
@@ -90,11 +95,13 @@ TEST(Isolation, TargetsAtTheSameTimeGiveTheBitsOfEachAlone) {
       ASSERT_EQ(wrong, "") << w.candidate << ": " << print_case(w.c);
     }
   }
-  // Where targets round differently, their bits tell which one ran: with and without a fused multiply-add they do.
+  // Where targets round differently, their bits tell which one ran: with and without a fused
+  // multiply-add they do.
   for (std::size_t k = 0; k < work[0].size(); ++k) {
     std::size_t different = 0;
     for (const std::vector<Work>& other : work) different += other[k].alone != work[0][k].alone;
-    std::printf("%s: %s: %zu of %zu targets differ from the best\n", work[0][k].candidate.c_str(), print_case(work[0][k].c).c_str(), different, targets.size());
+    std::printf("%s: %s: %zu of %zu targets differ from the best\n", work[0][k].candidate.c_str(),
+                print_case(work[0][k].c).c_str(), different, targets.size());
     if (targets.size() > 1) EXPECT_GT(different, 0u) << print_case(work[0][k].c);
   }
   std::barrier together(static_cast<std::ptrdiff_t>(targets.size()));
@@ -109,7 +116,8 @@ TEST(Isolation, TargetsAtTheSameTimeGiveTheBitsOfEachAlone) {
             std::string wrong;
             const Bytes bits = bits_of(w.c, *make_candidate(w.candidate), wrong);
             if (!wrong.empty()) differences[t] = wrong;
-            else if (bits != w.alone) differences[t] = w.candidate + ": " + print_case(w.c) + " has other bits than alone";
+            else if (bits != w.alone)
+              differences[t] = w.candidate + ": " + print_case(w.c) + " has other bits than alone";
           }
         }
       });
@@ -117,7 +125,8 @@ TEST(Isolation, TargetsAtTheSameTimeGiveTheBitsOfEachAlone) {
   for (std::size_t t = 0; t < targets.size(); ++t) EXPECT_EQ(differences[t], "") << targets[t];
 }
 
-// The same of verdicts: each case is judged by the contract of its own target, and the next case on no target runs on the best one.
+// The same of verdicts: each case is judged by the contract of its own target, and the next case on
+// no target runs on the best one.
 TEST(Isolation, VerdictsAtTheSameTimeAreThoseOfEachAlone) {
   const std::vector<std::string> targets = kernels::runnable_targets();
   ExecuteOptions options;
@@ -133,12 +142,14 @@ TEST(Isolation, VerdictsAtTheSameTimeAreThoseOfEachAlone) {
   for (std::size_t t = 0; t < targets.size(); ++t) {
     alone[t] = verdict_on(targets[t]);
     EXPECT_EQ(std::get<Outcome>(alone[t]), Outcome::pass) << targets[t];
-    EXPECT_TRUE(std::get<std::string>(alone[t]).ends_with(targets[t])) << std::get<std::string>(alone[t]);
+    EXPECT_TRUE(std::get<std::string>(alone[t]).ends_with(targets[t]))
+        << std::get<std::string>(alone[t]);
     EXPECT_EQ(verdict_on(""), best) << "after " << targets[t];
   }
   {
     std::vector<std::jthread> threads;
-    for (std::size_t t = 0; t < targets.size(); ++t) threads.emplace_back([&, t] { together[t] = verdict_on(targets[t]); });
+    for (std::size_t t = 0; t < targets.size(); ++t)
+      threads.emplace_back([&, t] { together[t] = verdict_on(targets[t]); });
   }
   EXPECT_EQ(together, alone);
 }

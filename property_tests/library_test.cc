@@ -1,5 +1,6 @@
-// Kernel libraries of other people, through the command: what a library may do wrong is a finding with a name, a right one passes, and our
-// own kernels as such a library have the bits that they have without it.
+// Kernel libraries of other people, through the command: what a library may do wrong is a finding
+// with a name, a right one passes, and our own kernels as such a library have the bits that they
+// have without it.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -30,7 +31,8 @@ Ran run(const std::string& command) {
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), output};
 }
 
-Ran check(const std::string& library, const std::string& rest = "--case 'attention b=1 h=1 l=7x9 d=5/3'") {
+Ran check(const std::string& library,
+          const std::string& rest = "--case 'attention b=1 h=1 l=7x9 d=5/3'") {
   return run(std::string(ASSAY_COMMAND) + " check --no-shrink --kernel " + library + " " + rest);
 }
 
@@ -45,8 +47,11 @@ class Library : public testing::Test {
   // misbehaving_kernel.c with one mistake.
   std::string built(const std::string& mistake, const std::string& flags = "") {
     const fs::path library = folder_ / ("lib" + mistake + ".so");
-    const Ran r = run(std::string(ASSAY_CC) + " -O1 -ffp-contract=off -shared -fPIC -I" ASSAY_SOURCE_DIR "/include -DMISTAKE=" + mistake + " " + flags + " -o " + library.string() +
-                      " " ASSAY_SOURCE_DIR "/property_tests/misbehaving_kernel.c -lm");
+    const Ran r = run(
+        std::string(ASSAY_CC) +
+        " -O1 -ffp-contract=off -shared -fPIC -I" ASSAY_SOURCE_DIR "/include -DMISTAKE=" + mistake +
+        " " + flags + " -o " + library.string() +
+        " " ASSAY_SOURCE_DIR "/property_tests/misbehaving_kernel.c -lm");
     EXPECT_EQ(r.status, 0) << r.output;
     return library;
   }
@@ -62,26 +67,38 @@ TEST_F(Library, ARightOnePasses) {
 
 TEST_F(Library, EveryMistakeIsAFindingWithAName) {
 #ifdef ASSAY_SANITIZED
-  printf("left out: 1 mistake, breaks_the_heap, which the sanitizer's allocator does not see in a library without it\n");
+  printf(
+      "left out: 1 mistake, breaks_the_heap, which the sanitizer's allocator does not see in a "
+      "library without it\n");
 #endif
   for (const auto& [mistake, words] : std::vector<std::pair<const char*, const char*>>{
-           {"crashes", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
+           {"crashes",
+            "the library's process was killed by signal 11 (Segmentation fault) in forward"},
            {"leaves", "the library's process exited with status 7 in forward"},
            {"aborts", "the library's process was killed by signal 6 (Aborted) in forward"},
            {"writes_before", "the library wrote before the begin of an output, in forward"},
            {"writes_behind", "the library wrote behind the end of an output, in forward"},
-           {"writes_far_away", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
-           {"writes_an_input", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
-           {"writes_behind_its_workspace", "the library wrote behind the end of the workspace, in forward"},
-           {"reads_on", "the library's process was killed by signal 11 (Segmentation fault) in forward"},
+           {"writes_far_away",
+            "the library's process was killed by signal 11 (Segmentation fault) in forward"},
+           {"writes_an_input",
+            "the library's process was killed by signal 11 (Segmentation fault) in forward"},
+           {"writes_behind_its_workspace",
+            "the library wrote behind the end of the workspace, in forward"},
+           {"reads_on",
+            "the library's process was killed by signal 11 (Segmentation fault) in forward"},
 #ifndef ASSAY_SANITIZED
            {"breaks_the_heap", "the library's process was killed by signal 6 (Aborted) in forward"},
 #endif
            {"writes_nothing", "was not written"},
-           {"refuses", "the library said that it supports this, and then answered unsupported in forward"},
+           {"refuses",
+            "the library said that it supports this, and then answered unsupported in forward"},
            {"fails", "status 5 (Execution failed): the answer of the library in forward"},
-           {"cannot_compute_so", "the library declares an arithmetic that cannot be: exp_ulp = -1 is outside [0.5, 1e+06]"},
-           {"crashes_when_asked", "the library's process was killed by signal 11 (Segmentation fault) in answering what it supports"}}) {
+           {"cannot_compute_so",
+            "the library declares an arithmetic that cannot be: exp_ulp = -1 is outside [0.5, "
+            "1e+06]"},
+           {"crashes_when_asked",
+            "the library's process was killed by signal 11 (Segmentation fault) in answering what "
+            "it supports"}}) {
     const Ran r = check(built(mistake));
     EXPECT_EQ(r.status, 1) << mistake << ": " << r.output;
     EXPECT_THAT(r.output, HasSubstr(words)) << mistake;
@@ -108,18 +125,24 @@ TEST_F(Library, AHangEndsWithItsTime) {
 
 // What a library tells is not believed either.
 TEST_F(Library, StagesAreFollowed) {
-  const auto trace = [](const std::string& library) { return run(std::string(ASSAY_COMMAND) + " trace --kernel " + library + " 'attention b=1 h=1 l=7x9 d=5/3'"); };
+  const auto trace = [](const std::string& library) {
+    return run(std::string(ASSAY_COMMAND) + " trace --kernel " + library +
+               " 'attention b=1 h=1 l=7x9 d=5/3'");
+  };
   const Ran silent = trace(built("none"));
   EXPECT_EQ(silent.status, 2);
   EXPECT_THAT(silent.output, HasSubstr("does not tell its stages"));
-  for (const auto& [mistake, words] : std::vector<std::pair<const char*, const char*>>{{"tells_another_version", "the library told a stage of another version or size"},
-                                                                                    {"tells_an_unknown_stage", "the library told a stage of number 77"},
-                                                                                    {"tells_too_much", "the library told a stage of 1099511627776 rows and 1099511627776 columns"},
-                                                                                    {"tells_of_another_head", "first wrong: scores at b=0 h=9 row=0"},
-                                                                                    {"tells_no_column", "was told without a column"},
-                                                                                    {"tells_a_gradient", "does not belong to this pass"},
-                                                                                    {"tells_of_another_key", "belongs to no head or key of the problem"},
-                                                                                    {"crashes", "the library's process was killed by signal 11 (Segmentation fault) in forward"}}) {
+  for (const auto& [mistake, words] : std::vector<std::pair<const char*, const char*>>{
+           {"tells_another_version", "the library told a stage of another version or size"},
+           {"tells_an_unknown_stage", "the library told a stage of number 77"},
+           {"tells_too_much",
+            "the library told a stage of 1099511627776 rows and 1099511627776 columns"},
+           {"tells_of_another_head", "first wrong: scores at b=0 h=9 row=0"},
+           {"tells_no_column", "was told without a column"},
+           {"tells_a_gradient", "does not belong to this pass"},
+           {"tells_of_another_key", "belongs to no head or key of the problem"},
+           {"crashes",
+            "the library's process was killed by signal 11 (Segmentation fault) in forward"}}) {
     const Ran r = trace(built(mistake, "-DTELLS"));
     EXPECT_EQ(r.status, 1) << mistake << r.output;
     EXPECT_THAT(r.output, HasSubstr(words));
@@ -127,14 +150,16 @@ TEST_F(Library, StagesAreFollowed) {
 }
 
 TEST_F(Library, ATraceEndsInItsTime) {
-  const Ran r = run(std::string(ASSAY_COMMAND) + " trace --timeout 2 --kernel " + built("hangs", "-DTELLS") + " 'attention b=1 h=1 l=7x9 d=5/3'");
+  const Ran r = run(std::string(ASSAY_COMMAND) + " trace --timeout 2 --kernel " +
+                    built("hangs", "-DTELLS") + " 'attention b=1 h=1 l=7x9 d=5/3'");
   EXPECT_EQ(r.status, 1);
   EXPECT_THAT(r.output, HasSubstr("did not finish within --timeout"));
 }
 
 // One bad case costs one case.
 TEST_F(Library, TheNextCaseIsJudged) {
-  std::ofstream(folder_ / "cases") << "attention b=1 h=1 l=7x9 d=5/3\nattention b=1 h=1 l=8x9 d=5/3\n";
+  std::ofstream(folder_ / "cases")
+      << "attention b=1 h=1 l=7x9 d=5/3\nattention b=1 h=1 l=8x9 d=5/3\n";
   const Ran r = check(built("crashes"), "--jobs 1 --cases " + (folder_ / "cases").string());
   EXPECT_THAT(r.output, HasSubstr("2 cases: 0 passed, 2 failed")) << r.output;
 }
@@ -142,7 +167,8 @@ TEST_F(Library, TheNextCaseIsJudged) {
 TEST_F(Library, WhatIsNoKernelLibraryIsRefused) {
   for (const auto& [library, words] : std::vector<std::pair<std::string, const char*>>{
            {built("none", "-DNO_ENTRY"), "has no symbol assay_kernel_entry"},
-           {built("has_no_table"), "does not work with version 1 of kernel.h: its entry answered null"},
+           {built("has_no_table"),
+            "does not work with version 1 of kernel.h: its entry answered null"},
            {built("has_another_version"), "its table has version = 99; between 1 and 1 are known"},
            {built("has_another_size"), "its table has struct_size = 8, not "},
            {built("has_no_function"), "its table has no function"},
@@ -155,9 +181,12 @@ TEST_F(Library, WhatIsNoKernelLibraryIsRefused) {
   }
 }
 
-// The kernels of this project behind the table: everything that they support passes, gradients and products too.
+// The kernels of this project behind the table: everything that they support passes, gradients and
+// products too.
 TEST_F(Library, OurKernelsPassAsALibrary) {
-  for (const char* rest : {"--suite smoke", "--suite products --shard 0/9", "--suite backward --shard 0/20", "--suite caches --shard 0/5", "--suite decode --shard 0/9"}) {
+  for (const char* rest :
+       {"--suite smoke", "--suite products --shard 0/9", "--suite backward --shard 0/20",
+        "--suite caches --shard 0/5", "--suite decode --shard 0/9"}) {
     const Ran r = check(ASSAY_KERNEL_LIBRARY, rest);
     EXPECT_EQ(r.status, 0) << r.output;
     EXPECT_THAT(r.output, HasSubstr(" 0 failed"));
@@ -169,8 +198,10 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
   const std::string project = (folder_ / "mine").string();
   const Ran made = run(std::string(ASSAY_COMMAND) + " new-kernel " + project);
   ASSERT_EQ(made.status, 0) << made.output;
-  EXPECT_THAT(made.output, HasSubstr("assay check --kernel " + project + "/build/libmy_kernel.so --suite plain"));
-  const Ran built = run("cmake -S " + project + " -B " + project + "/build && cmake --build " + project + "/build");
+  EXPECT_THAT(made.output, HasSubstr("assay check --kernel " + project +
+                                     "/build/libmy_kernel.so --suite plain"));
+  const Ran built = run("cmake -S " + project + " -B " + project + "/build && cmake --build " +
+                        project + "/build");
   ASSERT_EQ(built.status, 0) << built.output;
   for (const char* suite : {"plain", "padding"}) {
     const Ran r = check(project + "/build/libmy_kernel.so", std::string("--suite ") + suite);
@@ -179,15 +210,20 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
     EXPECT_THAT(r.output, HasSubstr("x another dtype than fp32"));
   }
   // It tells its stages.
-  const Ran traced = run(std::string(ASSAY_COMMAND) + " trace --kernel " + project + "/build/libmy_kernel.so 'attention b=1 h=2 l=37x53 d=16 causal bias=normal bool=random'");
+  const Ran traced =
+      run(std::string(ASSAY_COMMAND) + " trace --kernel " + project +
+          "/build/libmy_kernel.so 'attention b=1 h=2 l=37x53 d=16 causal bias=normal bool=random'");
   EXPECT_EQ(traced.status, 0) << traced.output;
   EXPECT_THAT(traced.output, HasSubstr("every stage holds; outputs: pass"));
-  const Ran budget = check(project + "/build/libmy_kernel.so", "--suite plain --max-unsupported 50");
+  const Ran budget =
+      check(project + "/build/libmy_kernel.so", "--suite plain --max-unsupported 50");
   EXPECT_EQ(budget.status, 1);
-  EXPECT_THAT(budget.output, HasSubstr("% of the cases are unsupported, more than --max-unsupported=50"));
+  EXPECT_THAT(budget.output,
+              HasSubstr("% of the cases are unsupported, more than --max-unsupported=50"));
   const Ran again = run(std::string(ASSAY_COMMAND) + " new-kernel " + project);
   EXPECT_EQ(again.status, 2);
-  EXPECT_THAT(again.output, HasSubstr("is there already, and is no empty folder; nothing was written"));
+  EXPECT_THAT(again.output,
+              HasSubstr("is there already, and is no empty folder; nothing was written"));
 }
 
 }  // namespace

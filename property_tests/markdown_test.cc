@@ -39,17 +39,23 @@ CaseResult result(Outcome outcome, const std::string& line, const std::string& r
 // Bars of a line that no backslash precedes.
 int bars(const std::string& line) {
   int n = 0;
-  for (std::size_t k = 0; k < line.size(); ++k) n += line[k] == '|' && (k == 0 || line[k - 1] != '\\');
+  for (std::size_t k = 0; k < line.size(); ++k)
+    n += line[k] == '|' && (k == 0 || line[k - 1] != '\\');
   return n;
 }
 
 TEST(Markdown, FailuresFirstThenTheNearestPasses) {
   std::vector<CaseResult> results;
-  for (int k = 0; k < 30; ++k) results.push_back(result(Outcome::fail, "attention l=" + std::to_string(k), "is <b>wrong</b>", 3));
-  for (int k = 0; k < 8; ++k) results.push_back(result(Outcome::pass, "attention d=" + std::to_string(k), "", 0.1 * k));
+  for (int k = 0; k < 30; ++k)
+    results.push_back(
+        result(Outcome::fail, "attention l=" + std::to_string(k), "is <b>wrong</b>", 3));
+  for (int k = 0; k < 8; ++k)
+    results.push_back(result(Outcome::pass, "attention d=" + std::to_string(k), "", 0.1 * k));
   const std::string text = markdown_summary(run_of(results));
   EXPECT_THAT(text, HasSubstr("so many cases"));
-  EXPECT_THAT(text, HasSubstr("| fail | is &lt;b&gt;wrong&lt;/b&gt; | `assay check --case 'attention l=0'` |"));
+  EXPECT_THAT(
+      text,
+      HasSubstr("| fail | is &lt;b&gt;wrong&lt;/b&gt; | `assay check --case 'attention l=0'` |"));
   EXPECT_THAT(text, HasSubstr("10 more are in the report."));
   EXPECT_THAT(text, HasSubstr("(8 in all)"));
   EXPECT_LT(text.find("| 0.700 | `attention d=7` |"), text.find("| 0.600 | `attention d=6` |"));
@@ -59,7 +65,8 @@ TEST(Markdown, FailuresFirstThenTheNearestPasses) {
 
 TEST(Markdown, NothingBreaksATable) {
   const std::string hostile = "a | b `c` ``d`` \\| \n| e | <script> [x](y) *z* ";
-  const std::string text = markdown_summary(run_of({result(Outcome::fail, hostile, hostile, 1), result(Outcome::pass, hostile, hostile, 0.5)}));
+  const std::string text = markdown_summary(run_of(
+      {result(Outcome::fail, hostile, hostile, 1), result(Outcome::pass, hostile, hostile, 0.5)}));
   std::istringstream lines(text);
   int rows = 0;
   for (std::string line; std::getline(lines, line);)
@@ -88,12 +95,16 @@ TEST(Markdown, TwoRuns) {
   };
   const StoredRun a = stored(0.5), b = stored(2);
   const std::string text = markdown_comparison(a, b, compare_runs(a, b), 5, 10);
-  EXPECT_THAT(text, HasSubstr("| largest error/bound | × 4 \\[4, 4\\] over 1 cases, **beyond the margin of 5%** |"));
+  EXPECT_THAT(
+      text,
+      HasSubstr(
+          "| largest error/bound | × 4 \\[4, 4\\] over 1 cases, **beyond the margin of 5%** |"));
   EXPECT_THAT(text, HasSubstr("| time | × 1 \\[1, 1\\] over 1 cases |"));
   EXPECT_THAT(text, HasSubstr("`pass -> fail: a`"));
 }
 
-// A benchmark on a machine of half the speed: its time doubled, its fraction of the machine's limit did not change.
+// A benchmark on a machine of half the speed: its time doubled, its fraction of the machine's limit
+// did not change.
 TEST(Markdown, BenchmarksAreComparedByFractions) {
   const auto stored = [](double seconds, double fraction) {
     StoredRun run;
@@ -108,7 +119,8 @@ TEST(Markdown, BenchmarksAreComparedByFractions) {
 }
 
 TEST(Junit, BytesThatAreNoTextAreReplaced) {
-  const std::string xml = junit_xml(run_of({result(Outcome::fail, "attention", "bad \xff\x01 byte", 2)}));
+  const std::string xml =
+      junit_xml(run_of({result(Outcome::fail, "attention", "bad \xff\x01 byte", 2)}));
   EXPECT_THAT(xml, HasSubstr("bad \xef\xbf\xbd byte"));
 }
 

@@ -1,7 +1,10 @@
-// For the memory sanitizer: the kernels without GoogleTest, oneTBB or anything else that is not instrumented. What a kernel computes from memory that nobody
-// wrote, and what it leaves unwritten, is found here; `--control` computes from such memory on purpose, and has to end in the sanitizer's report.
+// For the memory sanitizer: the kernels without GoogleTest, oneTBB or anything else that is not
+// instrumented. What a kernel computes from memory that nobody wrote, and what it leaves unwritten,
+// is found here; `--control` computes from such memory on purpose, and has to end in the
+// sanitizer's report.
 //
-// Cases are built field by field, since the strings of the case line would go through a C++ library that is not instrumented.
+// Cases are built field by field, since the strings of the case line would go through a C++ library
+// that is not instrumented.
 #include <sanitizer/msan_interface.h>
 
 #include <cstdio>
@@ -31,7 +34,8 @@ bool written(const char* what, const Tensor& t) {
   checked += static_cast<long>(element_count(t.view().shape));
   const auto at = __msan_test_shadow(t.bytes(), t.size_in_bytes());
   if (at < 0) return true;
-  std::fprintf(stderr, "%s: byte %ld of %zu is not written, or comes of memory that is not\n", what, static_cast<long>(at), t.size_in_bytes());
+  std::fprintf(stderr, "%s: byte %ld of %zu is not written, or comes of memory that is not\n", what,
+               static_cast<long>(at), t.size_in_bytes());
   return false;
 }
 
@@ -44,13 +48,19 @@ bool succeeded(const char* what, const kernels::Status& status) {
 bool run_attention(const Case& c, const kernels::Target& target) {
   const Inputs in(c);
   const AttentionShape& s = c.shape;
-  const Tensor o = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.value_dim}), lse = unwritten(Dtype::f32, {s.batch, s.query_heads, s.rows, 1});
+  const Tensor o = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.value_dim}),
+               lse = unwritten(Dtype::f32, {s.batch, s.query_heads, s.rows, 1});
   const kernels::Execution how{static_cast<int>(c.threads), target};
-  if (!succeeded("forward", kernels::attention_forward(in.problem, {o.view(), lse.view()}, how)) || !written("O", o) || !written("LSE", lse)) return false;
+  if (!succeeded("forward", kernels::attention_forward(in.problem, {o.view(), lse.view()}, how)) ||
+      !written("O", o) || !written("LSE", lse))
+    return false;
   if (c.operation != Operation::backward) return true;
-  const Tensor dq = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.dim}), dk = unwritten(c.dtype, {s.batch, s.kv_heads, s.keys, s.dim}),
+  const Tensor dq = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.dim}),
+               dk = unwritten(c.dtype, {s.batch, s.kv_heads, s.keys, s.dim}),
                dv = unwritten(c.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim});
-  return succeeded("backward", kernels::attention_backward(in.problem, {o.view(), lse.view(), in.d_o.view()}, {dq.view(), dk.view(), dv.view(), {}, {}}, how)) &&
+  return succeeded("backward",
+                   kernels::attention_backward(in.problem, {o.view(), lse.view(), in.d_o.view()},
+                                               {dq.view(), dk.view(), dv.view(), {}, {}}, how)) &&
          written("dQ", dq) && written("dK", dk) && written("dV", dv);
 }
 
@@ -74,26 +84,40 @@ bool run_cached(Case c, kernels::CacheKind kind, Dtype stored, const kernels::Ta
     return t;
   };
   for (Index b = 0; b < s.batch; ++b)
-    if (!succeeded("append", cache->append(b, of_sequence(in.problem.k, b), of_sequence(in.problem.v, b)))) return false;
+    if (!succeeded("append",
+                   cache->append(b, of_sequence(in.problem.k, b), of_sequence(in.problem.v, b))))
+      return false;
   Attention problem = in.problem;
   problem.k = problem.v = {};
-  const Tensor o = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.value_dim}), lse = unwritten(Dtype::f32, {s.batch, s.query_heads, s.rows, 1});
-  return succeeded("attention_cached", kernels::attention_cached(problem, *cache, {}, {o.view(), lse.view()}, {static_cast<int>(c.threads), target})) && written("O", o) && written("LSE", lse);
+  const Tensor o = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.value_dim}),
+               lse = unwritten(Dtype::f32, {s.batch, s.query_heads, s.rows, 1});
+  return succeeded("attention_cached",
+                   kernels::attention_cached(problem, *cache, {}, {o.view(), lse.view()},
+                                             {static_cast<int>(c.threads), target})) &&
+         written("O", o) && written("LSE", lse);
 }
 
-bool run_product(LowBit format, Dtype dtype, Index m, Index n, Index k, const kernels::Target& target) {
+bool run_product(LowBit format, Dtype dtype, Index m, Index n, Index k,
+                 const kernels::Target& target) {
   std::mt19937 random(static_cast<unsigned>(m * 31 + n));
   std::vector<float> plain(static_cast<std::size_t>(k * n));
   for (float& x : plain) x = static_cast<float>(static_cast<int>(random() % 200) - 100) / 50;
   kernels::LowBitBytes bytes;
   std::shared_ptr<const kernels::PackedWeights> packed;
-  if (!succeeded("quantize", kernels::quantize_weights({plain.data(), Dtype::f32, {1, 1, k, n}, {0, 0, n, 1}, 0}, format, {}, bytes))) return false;
+  if (!succeeded("quantize",
+                 kernels::quantize_weights(
+                     {plain.data(), Dtype::f32, {1, 1, k, n}, {0, 0, n, 1}, 0}, format, {}, bytes)))
+    return false;
   if (!succeeded("pack", kernels::PackedWeights::pack(bytes.view(), packed))) return false;
-  const Tensor a(dtype, {1, 1, m, k}, make_layout(LayoutKind::padded, {1, 1, m, k}, 1)), c = unwritten(dtype, {1, 1, m, n});
+  const Tensor a(dtype, {1, 1, m, k}, make_layout(LayoutKind::padded, {1, 1, m, k}, 1)),
+      c = unwritten(dtype, {1, 1, m, n});
   __msan_poison(a.bytes(), a.size_in_bytes());  // the gaps between rows stay so
   for (Index i = 0; i < m; ++i)
-    for (Index j = 0; j < k; ++j) store(a.view(), a.view().at(0, 0, i, j), static_cast<double>(static_cast<int>(random() % 64) - 32) / 16);
-  return succeeded("product", kernels::product(a.view(), *packed, c.view(), {2, target})) && written("C", c);
+    for (Index j = 0; j < k; ++j)
+      store(a.view(), a.view().at(0, 0, i, j),
+            static_cast<double>(static_cast<int>(random() % 64) - 32) / 16);
+  return succeeded("product", kernels::product(a.view(), *packed, c.view(), {2, target})) &&
+         written("C", c);
 }
 
 bool run_all() {
@@ -107,10 +131,16 @@ bool run_all() {
         backward.operation = Operation::backward;
         return run_attention(of, target) && run_attention(backward, target);
       };
-      // Tails of every tile: one row against several splits, more rows than a tile, columns that fill no vector.
-      for (const AttentionShape& s : {AttentionShape{1, 1, 1, 1, 1, 1, 1}, {2, 3, 1, 37, 53, 17, 33}, {1, 2, 2, 1, 1100, 64, 64}, {1, 4, 2, 97, 130, 40, 72}, {1, 1, 1, 3, 2, 128, 96}}) {
+      // Tails of every tile: one row against several splits, more rows than a tile, columns that
+      // fill no vector.
+      for (const AttentionShape& s : {AttentionShape{1, 1, 1, 1, 1, 1, 1},
+                                      {2, 3, 1, 37, 53, 17, 33},
+                                      {1, 2, 2, 1, 1100, 64, 64},
+                                      {1, 4, 2, 97, 130, 40, 72},
+                                      {1, 1, 1, 3, 2, 128, 96}}) {
         c.shape = s;
-        for (const LayoutKind layout : {LayoutKind::bhsd, LayoutKind::padded, LayoutKind::reversed}) {
+        for (const LayoutKind layout :
+             {LayoutKind::bhsd, LayoutKind::padded, LayoutKind::reversed}) {
           c.q_layout = c.k_layout = c.v_layout = layout;
           if (!both(c)) return false;
         }
@@ -139,27 +169,34 @@ bool run_all() {
       c.causal = true;
       c.offset = {OffsetSpec::Kind::end, 0};
       c.shape = {2, 4, 2, 3, 41, 40, 24};
-      for (const kernels::CacheKind kind : {kernels::CacheKind::contiguous, kernels::CacheKind::paged})
+      for (const kernels::CacheKind kind :
+           {kernels::CacheKind::contiguous, kernels::CacheKind::paged})
         for (const Dtype stored : {dtype, Dtype::f8e4m3, Dtype::f4e2m1})
           if (!run_cached(c, kind, stored, target)) return false;
       for (const LowBit f : values_of<LowBit>)
         for (const Index m : {1, 5, 33})
-          if (!run_product(f, dtype, m, 70, 64, target) || !run_product(f, dtype, m, 3, 36, target)) return false;
+          if (!run_product(f, dtype, m, 70, 64, target) || !run_product(f, dtype, m, 3, 36, target))
+            return false;
     }
     std::fprintf(stderr, "%s: ok\n", target.c_str());
   }
-  std::fprintf(stderr, "%ld elements of outputs are written, and come of what was written\n", checked);
+  std::fprintf(stderr, "%ld elements of outputs are written, and come of what was written\n",
+               checked);
   return checked > 0;
 }
 
-// One number of K that nobody wrote: the sanitizer ends the program with its report, or this returns.
+// One number of K that nobody wrote: the sanitizer ends the program with its report, or this
+// returns.
 void compute_from_unwritten() {
   Case c;
   c.shape = {1, 1, 1, 5, 70, 8, 8};
   const Inputs in(c);
-  __msan_poison(static_cast<float*>(in.problem.k.data) + in.problem.k.at(0, 0, 69, 3), sizeof(float));
+  __msan_poison(static_cast<float*>(in.problem.k.data) + in.problem.k.at(0, 0, 69, 3),
+                sizeof(float));
   const Tensor o = unwritten(Dtype::f32, {1, 1, 5, 8}), lse = unwritten(Dtype::f32, {1, 1, 5, 1});
-  if (succeeded("forward", kernels::attention_forward(in.problem, {o.view(), lse.view()}, 1)) && written("O", o)) std::fprintf(stderr, "nothing was found\n");
+  if (succeeded("forward", kernels::attention_forward(in.problem, {o.view(), lse.view()}, 1)) &&
+      written("O", o))
+    std::fprintf(stderr, "nothing was found\n");
 }
 
 }  // namespace
@@ -171,6 +208,8 @@ int main(int argc, char** argv) {
     return 0;
   }
   // What leaves an output as it was has to be found too.
-  if (assay::written("an output that nobody wrote, as it should be found", assay::unwritten(assay::Dtype::f32, {1, 1, 2, 3}))) return 1;
+  if (assay::written("an output that nobody wrote, as it should be found",
+                     assay::unwritten(assay::Dtype::f32, {1, 1, 2, 3})))
+    return 1;
   return assay::run_all() ? 0 : 1;
 }

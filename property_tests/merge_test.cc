@@ -18,7 +18,9 @@ namespace {
 using kernels::LogBase;
 using kernels::StatusCode;
 
-Tensor tensor_of(Dtype dtype, const Extents& s) { return Tensor(dtype, s, {{s[1] * s[2] * s[3], s[2] * s[3], s[3], 1}, 0, element_count(s)}); }
+Tensor tensor_of(Dtype dtype, const Extents& s) {
+  return Tensor(dtype, s, {{s[1] * s[2] * s[3], s[2] * s[3], s[3], 1}, 0, element_count(s)});
+}
 
 struct Parts {
   Parts(std::size_t count, const Extents& shape, Dtype dtype, std::uint64_t seed) {
@@ -28,7 +30,8 @@ struct Parts {
       o.push_back(tensor_of(dtype, shape));
       lse.push_back(tensor_of(Dtype::f32, {shape[0], shape[1], shape[2], 1}));
       for (Index e = 0; e < element_count(shape); ++e) store(o[s].view(), e, normal(random));
-      for (Index e = 0; e < element_count(lse[s].view().shape); ++e) store(lse[s].view(), e, random() % 5 == 0 ? -INFINITY : 8 * normal(random));
+      for (Index e = 0; e < element_count(lse[s].view().shape); ++e)
+        store(lse[s].view(), e, random() % 5 == 0 ? -INFINITY : 8 * normal(random));
       views.push_back({o[s].view(), lse[s].view()});
     }
   }
@@ -45,28 +48,38 @@ TEST(Merge, IsExactToOneRounding) {
         const Tensor o = tensor_of(dtype, shape), lse = tensor_of(Dtype::f32, {2, 3, 11, 1});
         ASSERT_TRUE(kernels::attention_merge(parts.views, base, {o.view(), lse.view()}, 2).ok());
         for (Index row = 0; row < 2 * 3 * 11; ++row) {
-          const auto exp = [&](double x) { return base == LogBase::two ? std::exp2(x) : std::exp(x); };
+          const auto exp = [&](double x) {
+            return base == LogBase::two ? std::exp2(x) : std::exp(x);
+          };
           double sum = 0, m = -INFINITY;
           for (const Tensor& t : parts.lse) m = std::max(m, load(t.view(), row));
-          for (const Tensor& t : parts.lse) sum += m == -INFINITY ? 0 : exp(load(t.view(), row) - m);
-          const double expected = sum == 0 ? -INFINITY : m + (base == LogBase::two ? std::log2(sum) : std::log(sum)), got = load(lse.view(), row);
+          for (const Tensor& t : parts.lse)
+            sum += m == -INFINITY ? 0 : exp(load(t.view(), row) - m);
+          const double expected = sum == 0
+                                      ? -INFINITY
+                                      : m + (base == LogBase::two ? std::log2(sum) : std::log(sum)),
+                       got = load(lse.view(), row);
           if (sum == 0) ASSERT_EQ(got, -INFINITY);
-          else ASSERT_TRUE(std::fabs(got - expected) <= 1.0001 * half_ulp(Dtype::f32, expected)) << got << " " << expected;
+          else
+            ASSERT_TRUE(std::fabs(got - expected) <= 1.0001 * half_ulp(Dtype::f32, expected))
+                << got << " " << expected;
           for (Index c = 0; c < 7; ++c) {
             double value = 0, magnitude = 0;
             for (std::size_t s = 0; s < count && sum > 0; ++s) {
-              const double term = exp(load(parts.lse[s].view(), row) - m) / sum * load(parts.o[s].view(), row * 7 + c);
+              const double term = exp(load(parts.lse[s].view(), row) - m) / sum *
+                                  load(parts.o[s].view(), row * 7 + c);
               value += term;
               magnitude += std::fabs(term);
             }
-            ASSERT_TRUE(std::fabs(load(o.view(), row * 7 + c) - value) <= half_ulp(dtype, value) + 1e-14 * magnitude);
+            ASSERT_TRUE(std::fabs(load(o.view(), row * 7 + c) - value) <=
+                        half_ulp(dtype, value) + 1e-14 * magnitude);
           }
         }
       }
 }
 
-// (1 + 2^-8) + 2^-24 lies above the midpoint of 1 and its successor in bf16; rounded to f32 on the way, it would be that
-// midpoint and go down.
+// (1 + 2^-8) + 2^-24 lies above the midpoint of 1 and its successor in bf16; rounded to f32 on the
+// way, it would be that midpoint and go down.
 TEST(Merge, RoundsOnceToNarrowOutputs) {
   const Parts parts(2, {1, 1, 1, 1}, Dtype::f32, 1);
   for (std::size_t s = 0; s < 2; ++s) store(parts.lse[s].view(), 0, 3);
@@ -100,8 +113,10 @@ TEST(Merge, PartsOfTheKeysGiveTheWhole) {
   for (const Outputs& o : outputs) parts.push_back(o.view());
   const Outputs merged(c);
   ASSERT_TRUE(kernels::attention_merge(parts, LogBase::natural, merged.view()).ok());
-  for (Index e = 0; e < 2 * 4 * 9 * 32; ++e) ASSERT_NEAR(load(merged.o.view(), e), load(whole.o.view(), e), 4e-6);
-  for (Index e = 0; e < 2 * 4 * 9; ++e) ASSERT_NEAR(load(merged.lse.view(), e), load(whole.lse.view(), e), 4e-6);
+  for (Index e = 0; e < 2 * 4 * 9 * 32; ++e)
+    ASSERT_NEAR(load(merged.o.view(), e), load(whole.o.view(), e), 4e-6);
+  for (Index e = 0; e < 2 * 4 * 9; ++e)
+    ASSERT_NEAR(load(merged.lse.view(), e), load(whole.lse.view(), e), 4e-6);
 }
 
 // What an empty part holds in O is not read; NaN and +inf in an LSE take their row and no other.
@@ -142,11 +157,14 @@ TEST(Merge, RefusesWhatCannotBe) {
   };
   using Views = std::vector<AttentionOutput>;
   expect([](Views& v, AttentionOutput&) { v[2].lse.data = nullptr; }, "parts[2].lse is null");
-  expect([](Views& v, AttentionOutput&) { v[1].o.shape[2] = 4; }, "parts[1].o has shape [1, 2, 4, 4], not [1, 2, 3, 4]");
-  expect([](Views& v, AttentionOutput&) { v[0].lse.dtype = Dtype::f16; }, "parts[0].lse is f16; it must be f32");
+  expect([](Views& v, AttentionOutput&) { v[1].o.shape[2] = 4; },
+         "parts[1].o has shape [1, 2, 4, 4], not [1, 2, 3, 4]");
+  expect([](Views& v, AttentionOutput&) { v[0].lse.dtype = Dtype::f16; },
+         "parts[0].lse is f16; it must be f32");
   expect([](Views&, AttentionOutput& o) { o.o.dtype = Dtype::f64; }, "o is f64");
   expect([](Views&, AttentionOutput& o) { o.o.data = nullptr; }, "o is null");
-  expect([](Views&, AttentionOutput& o) { o.lse.shape[3] = 2; }, "lse has shape [1, 2, 3, 2], not [1, 2, 3, 1]");
+  expect([](Views&, AttentionOutput& o) { o.lse.shape[3] = 2; },
+         "lse has shape [1, 2, 3, 2], not [1, 2, 3, 1]");
 }
 
 }  // namespace

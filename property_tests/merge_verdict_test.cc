@@ -1,4 +1,5 @@
-// The verdict on merges: kernels that keep their contract pass, whatever the parts; wrong outputs fail with the right words.
+// The verdict on merges: kernels that keep their contract pass, whatever the parts; wrong outputs
+// fail with the right words.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -19,7 +20,8 @@ constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 // Parts with storage of their own; one row per batch index.
 class Parts {
  public:
-  Parts(std::size_t parts, Index rows, Index columns, Dtype dtype = Dtype::f32) : rows_(rows), columns_(columns) {
+  Parts(std::size_t parts, Index rows, Index columns, Dtype dtype = Dtype::f32)
+      : rows_(rows), columns_(columns) {
     for (std::size_t s = 0; s <= parts; ++s) {
       AttentionOutput& x = views_.emplace_back();
       x.o = view(dtype, columns);
@@ -27,12 +29,22 @@ class Parts {
     }
   }
   // The last view is the output.
-  MergeProblem problem(bool base_two = false) const { return {{views_.data(), views_.size() - 1}, base_two}; }
+  MergeProblem problem(bool base_two = false) const {
+    return {{views_.data(), views_.size() - 1}, base_two};
+  }
   const AttentionOutput& out() const { return views_.back(); }
-  void set_o(std::size_t s, Index row, Index c, double x) { store(views_[s].o, views_[s].o.at(row, 0, 0, c), x); }
-  void set_lse(std::size_t s, Index row, double x) { store(views_[s].lse, views_[s].lse.at(row, 0, 0, 0), x); }
-  double o(std::size_t s, Index row, Index c) const { return load(views_[s].o, views_[s].o.at(row, 0, 0, c)); }
-  double lse(std::size_t s, Index row) const { return load(views_[s].lse, views_[s].lse.at(row, 0, 0, 0)); }
+  void set_o(std::size_t s, Index row, Index c, double x) {
+    store(views_[s].o, views_[s].o.at(row, 0, 0, c), x);
+  }
+  void set_lse(std::size_t s, Index row, double x) {
+    store(views_[s].lse, views_[s].lse.at(row, 0, 0, 0), x);
+  }
+  double o(std::size_t s, Index row, Index c) const {
+    return load(views_[s].o, views_[s].o.at(row, 0, 0, c));
+  }
+  double lse(std::size_t s, Index row) const {
+    return load(views_[s].lse, views_[s].lse.at(row, 0, 0, 0));
+  }
   std::size_t count() const { return views_.size() - 1; }
   Index rows() const { return rows_; }
   Index columns() const { return columns_; }
@@ -84,12 +96,19 @@ void emulate(Parts& parts, bool base_two, Form form) {
       sum += w[s];
     }
     const std::size_t out = parts.count();
-    parts.set_lse(out, r, is_nan ? nan : sum == 0 ? -inf : static_cast<double>(m + (base_two ? std::log2(sum) : std::log(sum))));
+    parts.set_lse(out, r,
+                  is_nan ? nan
+                  : sum == 0
+                      ? -inf
+                      : static_cast<double>(m + (base_two ? std::log2(sum) : std::log(sum))));
     for (Index c = 0; c < parts.columns(); ++c) {
       T o = 0;
       for (std::size_t s = 0; s < w.size(); ++s)
-        if (parts.lse(s, r) != -inf) o = std::fma(form == Form::weights_normalised ? w[s] / sum : w[s], static_cast<T>(parts.o(s, r, c)), o);
-      if (sum != 0 && form != Form::weights_normalised) o = form == Form::divided ? o / sum : o * (1 / sum);
+        if (parts.lse(s, r) != -inf)
+          o = std::fma(form == Form::weights_normalised ? w[s] / sum : w[s],
+                       static_cast<T>(parts.o(s, r, c)), o);
+      if (sum != 0 && form != Form::weights_normalised)
+        o = form == Form::divided ? o / sum : o * (1 / sum);
       parts.set_o(out, r, c, is_nan ? nan : static_cast<double>(o));
     }
   }
@@ -112,7 +131,8 @@ double largest_ratio(Dtype dtype, double roundoff) {
           Parts parts(count, 40, 6, dtype);
           parts.randomize(seed++, spread);
           emulate<T>(parts, base_two, form);
-          const Verdict v = judge_merge(parts.problem(base_two), parts.out(), contract_of(roundoff));
+          const Verdict v =
+              judge_merge(parts.problem(base_two), parts.out(), contract_of(roundoff));
           EXPECT_THAT(v, Passes()) << count << " parts, spread " << spread << ", seed " << seed - 1;
           EXPECT_EQ(v.inside, v.compared());
           EXPECT_EQ(v.compared(Output::o), 40 * 6);
@@ -122,9 +142,11 @@ double largest_ratio(Dtype dtype, double roundoff) {
 }
 
 TEST(Merge, KernelsThatKeepTheirContractPass) {
-  const double single = largest_ratio<float>(Dtype::f32, 0x1p-24), narrow = largest_ratio<float>(Dtype::bf16, 0x1p-24);
+  const double single = largest_ratio<float>(Dtype::f32, 0x1p-24),
+               narrow = largest_ratio<float>(Dtype::bf16, 0x1p-24);
   const double twice = largest_ratio<double>(Dtype::f32, 0x1p-53);
-  printf("largest error/bound of merges: fp32 %.3f, fp32 to bf16 %.3f, fp64 to fp32 %.3f\n", single, narrow, twice);
+  printf("largest error/bound of merges: fp32 %.3f, fp32 to bf16 %.3f, fp64 to fp32 %.3f\n", single,
+         narrow, twice);
   EXPECT_GT(single, 0.25);
   EXPECT_GT(narrow, 0.9);
   EXPECT_GT(twice, 0.9);
@@ -140,7 +162,11 @@ TEST(Merge, TheKernelPasses) {
           Parts parts(count, 40, 6, dtype);
           parts.randomize(seed++, spread);
           const MergeProblem problem = parts.problem(base_two);
-          ASSERT_TRUE(kernels::attention_merge(problem.parts, base_two ? kernels::LogBase::two : kernels::LogBase::natural, parts.out(), 1).ok());
+          ASSERT_TRUE(
+              kernels::attention_merge(problem.parts,
+                                       base_two ? kernels::LogBase::two : kernels::LogBase::natural,
+                                       parts.out(), 1)
+                  .ok());
           const Verdict v = judge_merge(problem, parts.out(), contract_of(0x1p-53));
           EXPECT_THAT(v, Passes()) << seed - 1;
           EXPECT_EQ(v.inside, v.compared());
@@ -154,8 +180,10 @@ TEST(Merge, Fp64ContainsTheBalls) {
       Parts parts(7, 60, 4);
       parts.randomize(static_cast<std::uint64_t>(spread) + base_two, spread);
       for (Index r = 0; r < parts.rows(); ++r) {
-        const MergedRow plain = merge_row(parts.problem(base_two), contract_of(0x1p-24), r, 0, 0, 0);
-        const MergedRow balls = merge_row(parts.problem(base_two), contract_of(0x1p-24), r, 0, 0, 256);
+        const MergedRow plain =
+            merge_row(parts.problem(base_two), contract_of(0x1p-24), r, 0, 0, 0);
+        const MergedRow balls =
+            merge_row(parts.problem(base_two), contract_of(0x1p-24), r, 0, 0, 256);
         ASSERT_EQ(plain.empty, balls.empty);
         if (plain.empty) continue;
         auto check = [&](double value, double radius, double mid, double low, double ball_radius) {
@@ -165,7 +193,8 @@ TEST(Merge, Fp64ContainsTheBalls) {
           if (radius > 0) largest = std::max(largest, error / radius);
         };
         check(plain.lse, plain.lse_radius, balls.lse, balls.lse_low, balls.lse_radius);
-        for (std::size_t c = 0; c < 4; ++c) check(plain.o[c], plain.o_radius[c], balls.o[c], balls.o_low[c], balls.o_radius[c]);
+        for (std::size_t c = 0; c < 4; ++c)
+          check(plain.o[c], plain.o_radius[c], balls.o[c], balls.o_low[c], balls.o_radius[c]);
       }
     }
   EXPECT_GT(largest, 0.001);
@@ -193,7 +222,9 @@ class WrongMerge : public testing::Test {
     for (Index r = 0; r < 10; ++r) parts_.set_lse(1, r, 0.5);
     emulate<float>(parts_, false, Form::divided);
   }
-  Verdict verdict(bool base_two = false) const { return judge_merge(parts_.problem(base_two), parts_.out(), contract_of(0x1p-24)); }
+  Verdict verdict(bool base_two = false) const {
+    return judge_merge(parts_.problem(base_two), parts_.out(), contract_of(0x1p-24));
+  }
   static constexpr std::size_t out = 3;
   Parts parts_{3, 10, 4};
 };
@@ -224,11 +255,20 @@ TEST_F(WrongMerge, TheOtherBaseFails) {
 }
 TEST_F(WrongMerge, APlainMeanFails) {
   for (Index r = 0; r < 10; ++r)
-    for (Index c = 0; c < 4; ++c) parts_.set_o(out, r, c, (parts_.o(0, r, c) + parts_.o(1, r, c) + parts_.o(2, r, c)) / 3);
+    for (Index c = 0; c < 4; ++c)
+      parts_.set_o(out, r, c, (parts_.o(0, r, c) + parts_.o(1, r, c) + parts_.o(2, r, c)) / 3);
   EXPECT_THAT(verdict(), FailsWith("O is outside its bound"));
 }
 // What goes wrong in a merge of one pass, which corrects what it has whenever a larger LSE comes.
-enum class Bug { none, sum_not_corrected, accumulator_not_corrected, last_part_dropped, empty_part_counts, parts_weigh_the_same, log_of_sum_omitted };
+enum class Bug {
+  none,
+  sum_not_corrected,
+  accumulator_not_corrected,
+  last_part_dropped,
+  empty_part_counts,
+  parts_weigh_the_same,
+  log_of_sum_omitted
+};
 
 void merge_in_one_pass(Parts& parts, Bug bug) {
   for (Index r = 0; r < parts.rows(); ++r) {
@@ -237,15 +277,18 @@ void merge_in_one_pass(Parts& parts, Bug bug) {
     for (std::size_t s = 0; s < parts.count() - (bug == Bug::last_part_dropped); ++s) {
       const double lse = parts.lse(s, r), larger = std::max(m, lse);
       if (lse == -inf && bug != Bug::empty_part_counts) continue;
-      const double correction = std::exp(m - larger), weight = bug == Bug::parts_weigh_the_same ? 1 : std::exp(lse - larger);
+      const double correction = std::exp(m - larger),
+                   weight = bug == Bug::parts_weigh_the_same ? 1 : std::exp(lse - larger);
       m = larger;
       sum = (bug == Bug::sum_not_corrected ? sum : sum * correction) + weight;
       for (std::size_t c = 0; c < o.size(); ++c)
-        o[c] = (bug == Bug::accumulator_not_corrected ? o[c] : o[c] * correction) + weight * parts.o(s, r, static_cast<Index>(c));
+        o[c] = (bug == Bug::accumulator_not_corrected ? o[c] : o[c] * correction) +
+               weight * parts.o(s, r, static_cast<Index>(c));
     }
     const std::size_t out = parts.count();
     parts.set_lse(out, r, sum == 0 ? -inf : bug == Bug::log_of_sum_omitted ? m : m + std::log(sum));
-    for (std::size_t c = 0; c < o.size(); ++c) parts.set_o(out, r, static_cast<Index>(c), sum == 0 ? 0 : o[c] / sum);
+    for (std::size_t c = 0; c < o.size(); ++c)
+      parts.set_o(out, r, static_cast<Index>(c), sum == 0 ? 0 : o[c] / sum);
   }
 }
 
@@ -253,8 +296,8 @@ TEST_F(WrongMerge, PlantedFaultsFail) {
   parts_.set_lse(0, 3, -inf);
   merge_in_one_pass(parts_, Bug::none);
   EXPECT_THAT(verdict(), Passes());
-  for (Bug bug : {Bug::sum_not_corrected, Bug::accumulator_not_corrected, Bug::last_part_dropped, Bug::empty_part_counts, Bug::parts_weigh_the_same,
-                  Bug::log_of_sum_omitted}) {
+  for (Bug bug : {Bug::sum_not_corrected, Bug::accumulator_not_corrected, Bug::last_part_dropped,
+                  Bug::empty_part_counts, Bug::parts_weigh_the_same, Bug::log_of_sum_omitted}) {
     merge_in_one_pass(parts_, bug);
     EXPECT_THAT(verdict(), Fails()) << static_cast<int>(bug);
   }
@@ -263,7 +306,8 @@ TEST_F(WrongMerge, PlantedFaultsFail) {
 TEST_F(WrongMerge, TheEdgeOfTheBoundIsSharp) {
   const MergedRow row = merge_row(parts_.problem(), contract_of(0x1p-24), 3, 0, 0, 256);
   auto x = static_cast<float>(row.o[1]);
-  while (parts_.set_o(out, 3, 1, x), verdict().outcome == Outcome::pass) x = std::nextafter(x, INFINITY);
+  while (parts_.set_o(out, 3, 1, x), verdict().outcome == Outcome::pass)
+    x = std::nextafter(x, INFINITY);
   EXPECT_GT(x - row.o[1], row.o_bound[1]);
   EXPECT_LE(std::nextafter(x, -INFINITY) - row.o[1], row.o_bound[1] * (1 + 1e-9));
   EXPECT_THAT(verdict(), FailsWith("O is outside its bound"));
@@ -299,7 +343,8 @@ TEST_F(WrongMerge, NanAndInfinitiesOfTheInputs) {
   EXPECT_THAT(verdict(), Passes());
   EXPECT_TRUE(std::isnan(parts_.o(out, 3, 0)));
   parts_.set_o(1, 5, 2, inf);
-  EXPECT_THAT(verdict(), FailsWith("O is not the infinity that belongs there: O[b=5, h=0, row=0, column=2]"));
+  EXPECT_THAT(verdict(),
+              FailsWith("O is not the infinity that belongs there: O[b=5, h=0, row=0, column=2]"));
   emulate<float>(parts_, false, Form::divided);
   EXPECT_THAT(verdict(), Passes());
 }

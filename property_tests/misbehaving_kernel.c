@@ -1,19 +1,45 @@
-/* A kernel library that does one thing wrong: -DMISTAKE=name. Without one (none) it is right for the problems of library_test.cc: one batch and head,
- * contiguous fp32, no mask. */
+/* A kernel library that does one thing wrong: -DMISTAKE=name. Without one (none) it is right for
+ * the problems of library_test.cc: one batch and head, contiguous fp32, no mask. */
 #include <assay/kernel.h>
 #include <math.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 enum {
-  none, crashes, leaves, aborts, hangs, writes_before, writes_behind, writes_far_away, writes_an_input, breaks_the_heap, writes_nothing, refuses, fails, cannot_compute_so,
-  reads_on, crashes_when_asked, has_no_table, has_another_version, has_another_size, has_no_function, writes_behind_its_workspace,
-  tells_another_version, tells_an_unknown_stage, tells_too_much, tells_of_another_head, tells_of_another_key, tells_no_column, tells_a_gradient
+  none,
+  crashes,
+  leaves,
+  aborts,
+  hangs,
+  writes_before,
+  writes_behind,
+  writes_far_away,
+  writes_an_input,
+  breaks_the_heap,
+  writes_nothing,
+  refuses,
+  fails,
+  cannot_compute_so,
+  reads_on,
+  crashes_when_asked,
+  has_no_table,
+  has_another_version,
+  has_another_size,
+  has_no_function,
+  writes_behind_its_workspace,
+  tells_another_version,
+  tells_an_unknown_stage,
+  tells_too_much,
+  tells_of_another_head,
+  tells_of_another_key,
+  tells_no_column,
+  tells_a_gradient
 };
 
 static float* data(const assay_tensor* t) { return (float*)t->data + t->offset; }
 
-static assay_status supports(int32_t operation, const assay_attention* p, const assay_dtype* output, const char** reason) {
+static assay_status supports(int32_t operation, const assay_attention* p, const assay_dtype* output,
+                             const char** reason) {
   (void)operation, (void)p, (void)output, (void)reason;
   if (MISTAKE == crashes_when_asked) *(volatile int*)8 = 1;
   return ASSAY_SUCCESS;
@@ -45,8 +71,10 @@ static void tell(const assay_run* run, const float* scores, int64_t keys) {
   run->probe(run->probe_context, &made);
 }
 
-static assay_status forward(const assay_attention* p, const assay_tensor* o, const assay_tensor* lse, const assay_run* run) {
-  const int64_t rows = p->q->shape[2], keys = p->k->shape[2], dim = p->q->shape[3], value_dim = p->v->shape[3], all = rows * value_dim;
+static assay_status forward(const assay_attention* p, const assay_tensor* o,
+                            const assay_tensor* lse, const assay_run* run) {
+  const int64_t rows = p->q->shape[2], keys = p->k->shape[2], dim = p->q->shape[3],
+                value_dim = p->v->shape[3], all = rows * value_dim;
   const float *q = data(p->q), *k = data(p->k), *v = data(p->v);
   float *to = data(o), *score = (float*)run->workspace;
   int64_t i, j, c;
@@ -89,14 +117,16 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o, con
 }
 
 /* Writes zeros, and says that it does so for MXFP4 alone. */
-static assay_status supports_product(const assay_tensor* a, const assay_low_bit* w, const assay_dtype* output, const char** reason) {
+static assay_status supports_product(const assay_tensor* a, const assay_low_bit* w,
+                                     const assay_dtype* output, const char** reason) {
   (void)a, (void)output;
   if (w->format == ASSAY_MXFP4) return ASSAY_SUCCESS;
   *reason = "another format than mxfp4";
   return ASSAY_UNSUPPORTED;
 }
 
-static assay_status product(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c, const assay_run* run) {
+static assay_status product(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
+                            const assay_run* run) {
   int64_t e;
   (void)a, (void)w, (void)run;
   for (e = 0; e < c->shape[2] * c->shape[3]; ++e) data(c)[e] = 0;
@@ -123,5 +153,8 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
 }
 #else
 void keep_them(void);
-void keep_them(void) { (void)supports, (void)arithmetic, (void)workspace, (void)forward, (void)tell, (void)supports_product, (void)product; }
+void keep_them(void) {
+  (void)supports, (void)arithmetic, (void)workspace, (void)forward, (void)tell,
+      (void)supports_product, (void)product;
+}
 #endif

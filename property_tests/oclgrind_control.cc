@@ -1,5 +1,6 @@
-// Runs the OpenCL kernels with one mistake planted in their source: what oclgrind must find. `oclgrind_control list` names the mistakes,
-// `oclgrind_control NAME` runs one; run_oclgrind.sh looks at oclgrind's log.
+// Runs the OpenCL kernels with one mistake planted in their source: what oclgrind must find.
+// `oclgrind_control list` names the mistakes, `oclgrind_control NAME` runs one; run_oclgrind.sh
+// looks at oclgrind's log.
 #include <fmt/format.h>
 
 #include <string>
@@ -30,13 +31,17 @@ std::vector<Mistake> mistakes() {
       {"attention-tail-of-keys-read", "j < p->keys && d < p->dim ?", "d < p->dim ?"},
       {"attention-tail-of-rows-read", "r < p->rows && d < p->dim ?", "d < p->dim ?"},
       {"attention-tail-of-rows-written", "if (i >= p->rows) return;", ""},
-      {"product-tail-of-columns-written", "if (m < p->rows && n < p->columns) store_as", "if (m < p->rows) store_as", 0, true},
-      {"product-tail-of-depth-read", "m0 + r < p->rows && k0 + k < end ?", "k0 + k < end ?", 0, true}};
+      {"product-tail-of-columns-written", "if (m < p->rows && n < p->columns) store_as",
+       "if (m < p->rows) store_as", 0, true},
+      {"product-tail-of-depth-read", "m0 + r < p->rows && k0 + k < end ?", "k0 + k < end ?", 0,
+       true}};
   for (const bool product : {false, true}) {
     const std::string_view text = product ? product_source : attention_source;
     int n = 0;
-    for (std::size_t at = 0; (at = text.find(barrier, at)) != std::string_view::npos; at += barrier.size(), ++n)
-      list.push_back({fmt::format("{}-without-barrier-{}", product ? "product" : "attention", n), barrier, "", n, product});
+    for (std::size_t at = 0; (at = text.find(barrier, at)) != std::string_view::npos;
+         at += barrier.size(), ++n)
+      list.push_back({fmt::format("{}-without-barrier-{}", product ? "product" : "attention", n),
+                      barrier, "", n, product});
   }
   return list;
 }

@@ -1,4 +1,5 @@
-// The overlap test against brute force over every bit of random small views, and layouts that people use.
+// The overlap test against brute force over every bit of random small views, and layouts that
+// people use.
 #include <gtest/gtest.h>
 
 #include <limits>
@@ -18,14 +19,18 @@ std::vector<Index> starts_of(const Footprint& f) {
     for (Index h = 0; h < f.shape[1]; ++h)
       for (Index i = 0; i < f.shape[2]; ++i)
         for (Index d = 0; d < f.shape[3]; ++d)
-          starts.push_back(static_cast<Index>(reinterpret_cast<std::uintptr_t>(f.data)) * 8 +
-                           (f.origin + b * f.stride[0] + h * f.stride[1] + i * f.stride[2] + d * f.stride[3]) * f.bits);
+          starts.push_back(
+              static_cast<Index>(reinterpret_cast<std::uintptr_t>(f.data)) * 8 +
+              (f.origin + b * f.stride[0] + h * f.stride[1] + i * f.stride[2] + d * f.stride[3]) *
+                  f.bits);
   return starts;
 }
 
 TEST(Overlap, AgreesWithBruteForce) {
   std::mt19937 random(20240611);
-  const auto draw = [&](Index from, Index to) { return std::uniform_int_distribution<Index>(from, to)(random); };
+  const auto draw = [&](Index from, Index to) {
+    return std::uniform_int_distribution<Index>(from, to)(random);
+  };
   alignas(64) static std::byte memory[4096];
   int self = 0, pairs = 0;
   constexpr int rounds = 20000;
@@ -67,11 +72,13 @@ TEST(Overlap, SlicesOfOnePackedBufferDoNotOverlap) {
   const Index heads = 8, dim = 64, row = 4 * heads * dim, length = 100'000;
   static float base;
   const auto slice = [&](Index which, Index columns) {
-    return Footprint{&base, 32, {2, heads, length, columns}, {length * row, dim, row, 1}, which * heads * dim};
+    return Footprint{
+        &base, 32, {2, heads, length, columns}, {length * row, dim, row, 1}, which * heads * dim};
   };
   for (Index a = 0; a < 4; ++a) {
     EXPECT_EQ(overlap_with_itself(slice(a, dim)), Overlap::none);
-    for (Index b = 0; b < 4; ++b) EXPECT_EQ(overlap(slice(a, dim), slice(b, dim)), a == b ? Overlap::some : Overlap::none);
+    for (Index b = 0; b < 4; ++b)
+      EXPECT_EQ(overlap(slice(a, dim), slice(b, dim)), a == b ? Overlap::some : Overlap::none);
     // One column too many reaches the next head, and the next slice behind the last head.
     EXPECT_EQ(overlap_with_itself(slice(a, dim + 1)), Overlap::some);
     if (a < 3) EXPECT_EQ(overlap(slice(a, dim + 1), slice(a + 1, dim)), Overlap::some);

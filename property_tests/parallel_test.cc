@@ -24,7 +24,8 @@ TEST(ParallelFor, EveryIndexExactlyOnce) {
         else ++calls[static_cast<std::size_t>(i)];
       });
       EXPECT_FALSE(outside) << n << " on " << threads;
-      for (std::size_t i = 0; i < calls.size(); ++i) EXPECT_EQ(calls[i], 1) << i << " of " << n << " on " << threads;
+      for (std::size_t i = 0; i < calls.size(); ++i)
+        EXPECT_EQ(calls[i], 1) << i << " of " << n << " on " << threads;
     }
 }
 
@@ -92,7 +93,8 @@ TEST(ParallelFor, AnExceptionComesOutAsItWasThrown) {
 
 TEST(ParallelFor, OfManyExceptionsOneComesOutAndTheLoopStillWorks) {
   for (int round = 0; round < 20; ++round) {
-    EXPECT_THROW(parallel_for(50, 4, [](Index i) { throw std::runtime_error(std::to_string(i)); }), std::runtime_error);
+    EXPECT_THROW(parallel_for(50, 4, [](Index i) { throw std::runtime_error(std::to_string(i)); }),
+                 std::runtime_error);
     std::atomic<int> calls = 0;
     parallel_for(50, 4, [&](Index) { ++calls; });
     EXPECT_EQ(calls, 50);
@@ -103,7 +105,10 @@ TEST(ParallelFor, Nested) {
   for (int threads : {0, 1, 2, 5}) {
     std::vector<std::atomic<int>> calls(8 * 9 * 10);
     parallel_for(8, threads, [&](Index i) {
-      parallel_for(9, threads, [&](Index j) { parallel_for(10, 0, [&](Index k) { ++calls[static_cast<std::size_t>((i * 9 + j) * 10 + k)]; }); });
+      parallel_for(9, threads, [&](Index j) {
+        parallel_for(10, 0,
+                     [&](Index k) { ++calls[static_cast<std::size_t>((i * 9 + j) * 10 + k)]; });
+      });
     });
     for (const auto& count : calls) ASSERT_EQ(count, 1);
   }

@@ -125,7 +125,8 @@ TEST(Process, AShortageOfDescriptorsIsAnErrorOfOursAndNoAnswerOfTheChild) {
       EXPECT_EQ(e.code().value(), EMFILE);
     }
   }
-  EXPECT_GE(refused, 4);  // two ends of the channel for errors, and a copy of each that is passed on
+  EXPECT_GE(refused,
+            4);  // two ends of the channel for errors, and a copy of each that is passed on
 }
 
 TEST(Process, TheEnvironmentIsReplacedByName) {

@@ -1,4 +1,5 @@
-// The bound of low-bit products, tried on emulated kernels of every declared arithmetic: none of them is ever outside, and a bound of a quarter is.
+// The bound of low-bit products, tried on emulated kernels of every declared arithmetic: none of
+// them is ever outside, and a bound of a quarter is.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -56,7 +57,8 @@ double random_tree(std::vector<double> terms, std::mt19937& random, const Round&
 std::vector<Emulation> emulations() {
   const auto fp32 = [](double x) { return static_cast<double>(static_cast<float>(x)); };
   std::vector<Emulation> list;
-  const auto add = [&](const char* name, ProductOrder order, double roundoff, bool rounded, std::optional<Dtype> weights, Kernel kernel) {
+  const auto add = [&](const char* name, ProductOrder order, double roundoff, bool rounded,
+                       std::optional<Dtype> weights, Kernel kernel) {
     ProductContract c;
     c.name = name;
     c.order = order;
@@ -71,7 +73,8 @@ std::vector<Emulation> emulations() {
       float total = 0;
       for (std::size_t t = 0; t < e.scale.size(); ++t) {
         float sum = 0;
-        const std::size_t begin = t * static_cast<std::size_t>(e.group), end = std::min(begin + static_cast<std::size_t>(e.group), e.a.size());
+        const std::size_t begin = t * static_cast<std::size_t>(e.group),
+                          end = std::min(begin + static_cast<std::size_t>(e.group), e.a.size());
         for (std::size_t k = begin; k < end; ++k) {
           const auto a = static_cast<float>(e.a[k]), code = static_cast<float>(e.code[k]);
           sum = fused ? std::fma(a, code, sum) : sum + a * code;
@@ -83,30 +86,36 @@ std::vector<Emulation> emulations() {
     };
   };
   add("groups in order, FMA", ProductOrder::groups_in_order, 0x1p-24, false, {}, in_order(true));
-  add("groups in order, products rounded", ProductOrder::groups_in_order, 0x1p-24, true, {}, in_order(false));
-  add("groups in trees", ProductOrder::groups, 0x1p-24, true, {}, [fp32](const Element& e, std::mt19937& random) {
-    std::vector<double> groups;
-    for (std::size_t t = 0; t < e.scale.size(); ++t) {
-      std::vector<double> terms;
-      const std::size_t begin = t * static_cast<std::size_t>(e.group), end = std::min(begin + static_cast<std::size_t>(e.group), e.a.size());
-      for (std::size_t k = begin; k < end; ++k) terms.push_back(fp32(e.a[k] * e.code[k]));
-      groups.push_back(fp32(random_tree(terms, random, fp32) * e.scale[t]));
-    }
-    return random_tree(groups, random, fp32);
-  });
+  add("groups in order, products rounded", ProductOrder::groups_in_order, 0x1p-24, true, {},
+      in_order(false));
+  add("groups in trees", ProductOrder::groups, 0x1p-24, true, {},
+      [fp32](const Element& e, std::mt19937& random) {
+        std::vector<double> groups;
+        for (std::size_t t = 0; t < e.scale.size(); ++t) {
+          std::vector<double> terms;
+          const std::size_t begin = t * static_cast<std::size_t>(e.group),
+                            end = std::min(begin + static_cast<std::size_t>(e.group), e.a.size());
+          for (std::size_t k = begin; k < end; ++k) terms.push_back(fp32(e.a[k] * e.code[k]));
+          groups.push_back(fp32(random_tree(terms, random, fp32) * e.scale[t]));
+        }
+        return random_tree(groups, random, fp32);
+      });
   const auto any = [](const auto& round, const auto& round_weight) {
     return [=](const Element& e, std::mt19937& random) {
       std::vector<double> terms;
-      for (std::size_t k = 0; k < e.a.size(); ++k) terms.push_back(round(e.a[k] * round_weight(e.weight[k])));
+      for (std::size_t k = 0; k < e.a.size(); ++k)
+        terms.push_back(round(e.a[k] * round_weight(e.weight[k])));
       return random_tree(terms, random, round);
     };
   };
   const auto exactly = [](double x) { return x; };
   const auto bf16 = [](double x) { return round_to(Dtype::bf16, x); };
   add("trees", ProductOrder::any, 0x1p-24, true, {}, any(fp32, exactly));
-  add("trees, truncating", ProductOrder::any, 0x1p-23, true, {}, any([](double x) { return static_cast<double>(truncated(x)); }, exactly));
+  add("trees, truncating", ProductOrder::any, 0x1p-23, true, {},
+      any([](double x) { return static_cast<double>(truncated(x)); }, exactly));
   add("trees, weights in bf16", ProductOrder::any, 0x1p-24, true, Dtype::bf16, any(fp32, bf16));
-  add("trees in fp16", ProductOrder::any, 0x1p-11, true, {}, any([](double x) { return static_cast<double>(in_f16(x)); }, exactly));
+  add("trees in fp16", ProductOrder::any, 0x1p-11, true, {},
+      any([](double x) { return static_cast<double>(in_f16(x)); }, exactly));
   return list;
 }
 
@@ -115,7 +124,9 @@ std::vector<Case> cases() {
   std::vector<Case> list;
   std::uint64_t seed = 1;
   for (const LowBit f : values_of<LowBit>)
-    for (Values values : {Values::normal, Values::uniform, Values::cancel, Values::heavy_tail, Values::tiny, Values::integers, Values::subnormal, Values::biased, Values::ramp})
+    for (Values values :
+         {Values::normal, Values::uniform, Values::cancel, Values::heavy_tail, Values::tiny,
+          Values::integers, Values::subnormal, Values::biased, Values::ramp})
       for (Index k : {Index{1}, Index{5}, Index{64}, Index{300}}) {
         Case c;
         c.operation = Operation::product;
@@ -152,20 +163,26 @@ Tally run(const Emulation& emulation, const ProductContract& judged_by) {
     const Index group = p.w.group > 0 ? p.w.group : p.k;
     for (Index n = 0; n < p.n; ++n) {
       std::vector<double> column(static_cast<std::size_t>(p.k));
-      for (Index k = 0; k < p.k; ++k) column[static_cast<std::size_t>(k)] = w[static_cast<std::size_t>(k * p.n + n)] / static_cast<double>(p.w.tensor_scale);
-      // Codes and scales apart: their product is exact in binary64, so is the division that undoes it.
+      for (Index k = 0; k < p.k; ++k)
+        column[static_cast<std::size_t>(k)] =
+            w[static_cast<std::size_t>(k * p.n + n)] / static_cast<double>(p.w.tensor_scale);
+      // Codes and scales apart: their product is exact in binary64, so is the division that undoes
+      // it.
       std::vector<double> scale, code = column;
       for (Index t = 0; t * group < p.k; ++t) {
         double s = 1;
         if (p.w.group > 0) {
           const LowBitTraits& f = traits(p.w.format);
           const Index at = f.layout == CodeLayout::columns ? n * p.w.groups() + t : t * p.w.n + n;
-          std::uint64_t bits = static_cast<std::uint64_t>(p.w.scales[at * (f.scale == Dtype::f16 ? 2 : 1)]);
-          if (f.scale == Dtype::f16) bits |= static_cast<std::uint64_t>(p.w.scales[2 * at + 1]) << 8;
+          std::uint64_t bits =
+              static_cast<std::uint64_t>(p.w.scales[at * (f.scale == Dtype::f16 ? 2 : 1)]);
+          if (f.scale == Dtype::f16)
+            bits |= static_cast<std::uint64_t>(p.w.scales[2 * at + 1]) << 8;
           s = decode(f.scale, bits);
         }
         scale.push_back(s);
-        for (Index k = t * group; k < std::min((t + 1) * group, p.k); ++k) code[static_cast<std::size_t>(k)] /= s;
+        for (Index k = t * group; k < std::min((t + 1) * group, p.k); ++k)
+          code[static_cast<std::size_t>(k)] /= s;
       }
       for (Index m = 0; m < p.m; ++m) {
         const std::vector<double> row(a.begin() + m * p.k, a.begin() + (m + 1) * p.k);
@@ -193,7 +210,8 @@ TEST(ProductBound, NoCorrectKernelIsOutside) {
     EXPECT_GT(o.elements, 5000) << e.contract.name;
     // Rounded weights leave nothing exact.
     if (!e.contract.weight_dtype) EXPECT_GT(o.exact, 100) << e.contract.name;
-    std::printf("%-36s %lld elements, %lld in the exact tier, largest error/bound %.3f\n", e.contract.name.c_str(), static_cast<long long>(o.elements),
+    std::printf("%-36s %lld elements, %lld in the exact tier, largest error/bound %.3f\n",
+                e.contract.name.c_str(), static_cast<long long>(o.elements),
                 static_cast<long long>(o.exact), o.worst);
   }
 }

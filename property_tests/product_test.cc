@@ -1,4 +1,5 @@
-// The low-bit product and its packed weights: every target, every refusal, and what the judge makes of wrong outputs.
+// The low-bit product and its packed weights: every target, every refusal, and what the judge makes
+// of wrong outputs.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -23,7 +24,8 @@
 namespace assay {
 namespace {
 
-// Every third case of the suite on every target that this machine runs; those with FMA agree bit for bit.
+// Every third case of the suite on every target that this machine runs; those with FMA agree bit
+// for bit.
 TEST(ProductKernel, EveryTargetStaysWithinItsBound) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
   const std::vector<Case> cases = make_suite("products", 5).cases;
@@ -42,14 +44,16 @@ TEST(ProductKernel, EveryTargetStaysWithinItsBound) {
     std::printf("target %s: %d cases passed\n", target.c_str(), judged);
   }
   for (const std::string& target : kernels::compiled_targets())
-    if (!std::ranges::count(kernels::runnable_targets(), target)) std::printf("target %s: not run on this machine\n", target.c_str());
+    if (!std::ranges::count(kernels::runnable_targets(), target))
+      std::printf("target %s: not run on this machine\n", target.c_str());
 }
 
 TEST(ProductKernel, TargetsWithFmaAgreeBitForBit) {
   std::vector<std::string> fused;
   for (const std::string& t : kernels::runnable_targets())
     if (!host_product_contract(t).products_rounded) fused.push_back(t);
-  const Case c = parse_case("product m=45 n=70 k=300 dtype=bf16 out=f32 w=nvfp4 weights=codes scales=random");
+  const Case c =
+      parse_case("product m=45 n=70 k=300 dtype=bf16 out=f32 w=nvfp4 weights=codes scales=random");
   const ProductInputs in(c);
   const std::unique_ptr<Candidate> host = make_candidate("host");
   std::vector<ProductOutput> outputs;
@@ -62,7 +66,8 @@ TEST(ProductKernel, TargetsWithFmaAgreeBitForBit) {
   std::printf("%zu targets with FMA compared\n", fused.size());
 }
 
-// The policy itself changes nothing: with a fault of another kernel planted, the bits are those of production.
+// The policy itself changes nothing: with a fault of another kernel planted, the bits are those of
+// production.
 TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
   const PlantedFault& other = planted_faults[0];
   ASSERT_EQ(other.about, FaultSubject::forward);
@@ -93,7 +98,8 @@ RC_GTEST_PROP(PackedWeights, RoundTrip, ()) {
   const ProductInputs in(c);
   std::shared_ptr<const kernels::PackedWeights> packed;
   RC_ASSERT(kernels::PackedWeights::pack(in.problem.w, packed).ok());
-  std::vector<std::byte> codes(in.w.codes().size_in_bytes()), scales(in.w.scales().size_in_bytes()), extra(in.w.extra().size_in_bytes());
+  std::vector<std::byte> codes(in.w.codes().size_in_bytes()), scales(in.w.scales().size_in_bytes()),
+      extra(in.w.extra().size_in_bytes());
   RC_ASSERT(packed->unpack(codes.data(), scales.data(), extra.data()).ok());
   LowBitView again = in.problem.w;
   again.codes = codes.data();
@@ -101,7 +107,9 @@ RC_GTEST_PROP(PackedWeights, RoundTrip, ()) {
   again.extra = extra.empty() ? nullptr : extra.data();
   RC_ASSERT(decode_weights(again) == decode_weights(in.problem.w));
   // Either side may be empty, where memcmp() takes no null pointer.
-  const auto same = [](const std::vector<std::byte>& bytes, const std::byte* others) { return std::equal(bytes.begin(), bytes.end(), others); };
+  const auto same = [](const std::vector<std::byte>& bytes, const std::byte* others) {
+    return std::equal(bytes.begin(), bytes.end(), others);
+  };
   RC_ASSERT(same(scales, in.w.scales().bytes()));
   if (c.product.k % 32 == 0) {
     RC_ASSERT(same(codes, in.w.codes().bytes()));
@@ -122,7 +130,8 @@ RC_GTEST_PROP(ProductKernel, RandomCasesPass, ()) {
   c.dtype = *rc::gen::element(Dtype::f32, Dtype::f16, Dtype::bf16);
   c.out = *rc::gen::element(Dtype::f32, Dtype::f16, Dtype::bf16);
   c.values = static_cast<Values>(*rc::gen::inRange(0, count_of<Values>));
-  p.weights = *rc::gen::element(Weights::quantized, Weights::codes, Weights::largest, Weights::cancel);
+  p.weights =
+      *rc::gen::element(Weights::quantized, Weights::codes, Weights::largest, Weights::cancel);
   c.seed = *rc::gen::inRange<std::uint64_t>(0, 1000);
   check_case(c);
   ExecuteOptions options;
@@ -131,7 +140,8 @@ RC_GTEST_PROP(ProductKernel, RandomCasesPass, ()) {
   if (r.outcome == Outcome::fail) RC_FAIL(print_case(c) + "\n" + r.reason);
 }
 
-// A cache of E2M1 with a scale for each 32 elements keeps a token as MXFP4 keeps a column: the product reads the cache's own bytes as weights.
+// A cache of E2M1 with a scale for each 32 elements keeps a token as MXFP4 keeps a column: the
+// product reads the cache's own bytes as weights.
 TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
   constexpr Index tokens = 21, dim = 64;
   kernels::CacheConfig config;
@@ -143,13 +153,17 @@ TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
   const Tensor k(Dtype::f32, {1, 1, tokens, dim}, {{0, 0, dim, 1}, 0, tokens * dim});
   for (Index i = 0; i < tokens; ++i)
     for (Index d = 0; d < dim; ++d) {
-      // The largest of every group is 5 times a power of two, for which both declared scale rules choose the same scale.
+      // The largest of every group is 5 times a power of two, for which both declared scale rules
+      // choose the same scale.
       const double x = d % 32 == 7 ? 5 : static_cast<double>((i * 37 + d * 11) % 19 - 9) / 2;
       store(k.view(), i * dim + d, std::ldexp(x, static_cast<int>(i % 7 - d / 32 * 3)));
     }
   ASSERT_TRUE(cache.append(0, k.view(), k.view()).ok());
   const kernels::StoredColumns stored = cache.stored(0, 0).keys.columns;
-  const LowBitView cached{LowBit::mxfp4, dim, tokens, 32, stored.data, reinterpret_cast<const std::byte*>(stored.scales), nullptr, 1};
+  const LowBitView cached{LowBit::mxfp4, dim,
+                          tokens,        32,
+                          stored.data,   reinterpret_cast<const std::byte*>(stored.scales),
+                          nullptr,       1};
 
   TensorView columns = k.view();  // [dim, tokens]
   std::swap(columns.shape[2], columns.shape[3]);
@@ -161,7 +175,8 @@ TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
 
   std::shared_ptr<const kernels::PackedWeights> packed;
   ASSERT_TRUE(kernels::PackedWeights::pack(cached, packed).ok());
-  const Tensor q(Dtype::f32, {1, 1, 1, dim}, {{0, 0, dim, 1}, 0, dim}), scores(Dtype::f32, {1, 1, 1, tokens}, {{0, 0, tokens, 1}, 0, tokens});
+  const Tensor q(Dtype::f32, {1, 1, 1, dim}, {{0, 0, dim, 1}, 0, dim}),
+      scores(Dtype::f32, {1, 1, 1, tokens}, {{0, 0, tokens, 1}, 0, tokens});
   for (Index d = 0; d < dim; ++d) store(q.view(), d, static_cast<double>(d % 5) - 2);
   ASSERT_TRUE(kernels::product(q.view(), *packed, scores.view()).ok());
   Product p;
@@ -173,15 +188,21 @@ TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
   EXPECT_THAT(scores.view(), IsWithinBoundOf(p, host_product_contract(kernels::Target().name())));
 }
 
-// ---- The judge --------------------------------------------------------------------------------------------
+// ---- The judge
+// --------------------------------------------------------------------------------------------
 
 struct Judged {
   explicit Judged(const std::string& line) : c(parse_case(line)), in(c), out(c) {
     EXPECT_TRUE(make_candidate("host")->run({ProductCall{in.problem, out.c.view()}}).ok());
   }
-  Verdict verdict(const JudgeOptions& options = {}) const { return judge_product(in.problem, out.c.view(), host_product_contract(kernels::Target().name()), options); }
+  Verdict verdict(const JudgeOptions& options = {}) const {
+    return judge_product(in.problem, out.c.view(), host_product_contract(kernels::Target().name()),
+                         options);
+  }
   double get(Index m, Index n) const { return load(out.c.view(), out.c.view().at(0, 0, m, n)); }
-  void set(Index m, Index n, double x) const { store(out.c.view(), out.c.view().at(0, 0, m, n), x); }
+  void set(Index m, Index n, double x) const {
+    store(out.c.view(), out.c.view().at(0, 0, m, n), x);
+  }
   Case c;
   ProductInputs in;
   ProductOutput out;
@@ -194,14 +215,18 @@ TEST(ProductVerdict, SampledRowsAreJudgedAloneAndSaySo) {
   options.seed = 7;
   const Verdict v = judged.verdict(options);
   EXPECT_THAT(v, Passes());
-  EXPECT_EQ(v.reason, "every element is inside its bound; 4 of 40 rows were judged: one of each equal stretch, seed 7");
+  EXPECT_EQ(v.reason,
+            "every element is inside its bound; 4 of 40 rows were judged: one of each equal "
+            "stretch, seed 7");
   EXPECT_EQ(v.outputs.at(Output::c).elements, 4 * 20);
   ASSERT_EQ(v.sampled.size(), 4u);
   // A wrong row is found if it is in the sample, and not otherwise.
   for (Index m = 0; m < 40; ++m) {
     const double right = judged.get(m, 3);
     judged.set(m, 3, right + 100);
-    EXPECT_EQ(judged.verdict(options).outcome == Outcome::fail, std::ranges::find(v.sampled, m) != v.sampled.end()) << m;
+    EXPECT_EQ(judged.verdict(options).outcome == Outcome::fail,
+              std::ranges::find(v.sampled, m) != v.sampled.end())
+        << m;
     judged.set(m, 3, right);
   }
 }
@@ -216,7 +241,8 @@ TEST(ProductVerdict, WrongOutputsFail) {
     EXPECT_THAT(bad.verdict(), Fails()) << what;
   };
   expect_failure("NaN", [](const Judged& x) { x.set(1, 7, std::nan("")); });
-  expect_failure("infinity", [](const Judged& x) { x.set(2, 19, std::numeric_limits<double>::infinity()); });
+  expect_failure("infinity",
+                 [](const Judged& x) { x.set(2, 19, std::numeric_limits<double>::infinity()); });
   expect_failure("zero", [](const Judged& x) { x.set(0, 0, 0); });
   expect_failure("a few bounds", [](const Judged& x) { x.set(1, 3, x.get(1, 3) + 5e-6); });
   expect_failure("rows exchanged", [](const Judged& x) {
@@ -239,7 +265,9 @@ TEST(ProductVerdict, WrongOutputsFail) {
 
 // Where no order of additions rounds, nothing is forgiven: not one ulp.
 TEST(ProductVerdict, ExactTierForgivesNothing) {
-  const Judged x("product m=2 n=6 k=256 dtype=bf16 out=f32 w=mxfp4 weights=codes scales=distinct values=integers");
+  const Judged x(
+      "product m=2 n=6 k=256 dtype=bf16 out=f32 w=mxfp4 weights=codes scales=distinct "
+      "values=integers");
   const Verdict v = x.verdict();
   ASSERT_THAT(v, Passes());
   EXPECT_EQ(v.exact, 12);
@@ -253,16 +281,26 @@ TEST(ProductVerdict, IntegersOfEveryWidthAreUsed) {
     const ProductInputs in(parse_case(line));
     return exact_product(in.problem, 0, 0).bits;
   };
-  EXPECT_EQ(bits("product m=1 n=1 k=512 dtype=f32 w=nvfp4 a=nvfp4 weights=codes scales=random"), 64);
-  EXPECT_EQ(bits("product m=1 n=1 k=512 dtype=f32 w=f8e5m2 weights=codes scales=random values=heavy-tail"), 128);
-  EXPECT_EQ(bits("product m=1 n=1 k=512 dtype=f32 w=mxfp4 weights=codes poke=a:0:0:0:3=1e-40;a:0:0:0:4=1e30"), 0);
+  EXPECT_EQ(bits("product m=1 n=1 k=512 dtype=f32 w=nvfp4 a=nvfp4 weights=codes scales=random"),
+            64);
+  EXPECT_EQ(
+      bits(
+          "product m=1 n=1 k=512 dtype=f32 w=f8e5m2 weights=codes scales=random values=heavy-tail"),
+      128);
+  EXPECT_EQ(bits("product m=1 n=1 k=512 dtype=f32 w=mxfp4 weights=codes "
+                 "poke=a:0:0:0:3=1e-40;a:0:0:0:4=1e30"),
+            0);
   EXPECT_EQ(bits("product m=1 n=1 k=8 dtype=f32 w=mxfp4 poke=a:0:0:0:3=nan"), 0);
 }
 
-// 64 bits, 128 bits and big integers give one answer: terms of a long sum, exponents far apart, that cancel but for the least of them.
+// 64 bits, 128 bits and big integers give one answer: terms of a long sum, exponents far apart,
+// that cancel but for the least of them.
 TEST(ProductVerdict, CancellationLeavesTheLeastTerm) {
   for (auto [large, small] : {std::pair{1024.0, 0x1p-10}, {0x1p60, 0x1p-30}, {0x1p126, 0x1p-149}}) {
-    const Case c = parse_case(fmt::format("product m=1 n=1 k=3 dtype=f32 w=f8e4m3:0 weights=largest poke=a:0:0:0:0={};a:0:0:0:1={};a:0:0:0:2={}", large, small, -large));
+    const Case c =
+        parse_case(fmt::format("product m=1 n=1 k=3 dtype=f32 w=f8e4m3:0 weights=largest "
+                               "poke=a:0:0:0:0={};a:0:0:0:1={};a:0:0:0:2={}",
+                               large, small, -large));
     const ProductInputs in(c);
     LowBitMatrix w(LowBit::f8e4m3, 3, 1, 0);
     for (Index k = 0; k < 3; ++k) w.set_code(k, 0, 0x38);  // 1
@@ -284,11 +322,14 @@ TEST(ProductVerdict, NothingComparedIsNoPass) {
 class Ranges : public testing::Test {
  protected:
   // One column of equal weights of E4M3 without scales, and C as a kernel would have left it.
-  Verdict judge_one(const std::vector<double>& a, double weight, double c, const ProductContract& contract) {
+  Verdict judge_one(const std::vector<double>& a, double weight, double c,
+                    const ProductContract& contract) {
     const Index k = std::ssize(a);
     LowBitMatrix w(LowBit::f8e4m3, k, 1, 0);
-    for (Index i = 0; i < k; ++i) w.set_code(i, 0, static_cast<std::uint32_t>(encode(Dtype::f8e4m3, weight)));
-    const Tensor x(Dtype::f32, {1, 1, 1, k}, {{0, 0, k, 1}, 0, k}), y(Dtype::f32, {1, 1, 1, 1}, {{0, 0, 1, 1}, 0, 1});
+    for (Index i = 0; i < k; ++i)
+      w.set_code(i, 0, static_cast<std::uint32_t>(encode(Dtype::f8e4m3, weight)));
+    const Tensor x(Dtype::f32, {1, 1, 1, k}, {{0, 0, k, 1}, 0, k}),
+        y(Dtype::f32, {1, 1, 1, 1}, {{0, 0, 1, 1}, 0, 1});
     for (Index i = 0; i < k; ++i) store(x.view(), i, a[static_cast<std::size_t>(i)]);
     store(y.view(), 0, c);
     Product p;
@@ -306,7 +347,8 @@ TEST_F(Ranges, InfinitiesAreJudged) {
   std::vector<double> a(32, 1);
   a[5] = inf;
   EXPECT_EQ(judge_one(a, 1, inf, host).inside, 1);
-  for (double wrong : {0.0, 42.0, -inf, std::nan("")}) EXPECT_THAT(judge_one(a, 1, wrong, host), Fails()) << wrong;
+  for (double wrong : {0.0, 42.0, -inf, std::nan("")})
+    EXPECT_THAT(judge_one(a, 1, wrong, host), Fails()) << wrong;
   EXPECT_EQ(judge_one(a, 0, std::nan(""), host).inside, 1);
   EXPECT_THAT(judge_one(a, 0, inf, host), Fails());
 }
@@ -325,9 +367,11 @@ TEST_F(Ranges, SumsMayOverflowByTheirRoundings) {
 
 TEST_F(Ranges, NothingIsExcusedWhereNothingOverflows) {
   // Scaled weights never form the sum of unscaled ones.
-  const Judged x("product m=1 n=1 k=32 dtype=f32 w=mxfp4 weights=largest scales=smallest values=ones");
+  const Judged x(
+      "product m=1 n=1 k=32 dtype=f32 w=mxfp4 weights=largest scales=smallest values=ones");
   x.set(0, 0, inf);
-  for (const ProductContract& c : product_ladder(Dtype::f32)) EXPECT_THAT(judge_product(x.in.problem, x.out.c.view(), c), Fails()) << c.name;
+  for (const ProductContract& c : product_ladder(Dtype::f32))
+    EXPECT_THAT(judge_product(x.in.problem, x.out.c.view(), c), Fails()) << c.name;
   EXPECT_THAT(judge_one({0x1p126}, 0x1p-6, inf, host), Fails());
 }
 
@@ -342,7 +386,8 @@ TEST_F(Ranges, RoundedWeightsMayOverflow) {
   p.w = w.view();
   const TensorView c{&infinite, Dtype::f32, {1, 1, 1, 1}, {0, 0, 1, 1}, 0};
   for (const ProductContract& contract : product_ladder(Dtype::f16))
-    EXPECT_EQ(judge_product(p, c, contract).outside, contract.weight_dtype ? 0 : 1) << contract.name;
+    EXPECT_EQ(judge_product(p, c, contract).outside, contract.weight_dtype ? 0 : 1)
+        << contract.name;
 }
 
 TEST_F(Ranges, TwoTensorScalesOverflowTogether) {
@@ -364,7 +409,8 @@ TEST_F(Ranges, TwoTensorScalesOverflowTogether) {
   EXPECT_THAT(judge_product(p, c, host), HasNothingOutside());
 }
 
-// ---- Bad input ----------------------------------------------------------------------------------------------
+// ---- Bad input
+// ----------------------------------------------------------------------------------------------
 
 class Refusals : public testing::Test {
  protected:
@@ -398,13 +444,17 @@ TEST_F(Refusals, OfWeightsNameArgumentValueAndLimit) {
   EXPECT_EQ(with([](LowBitView&) {}), "");
   EXPECT_EQ(with([](LowBitView& w) { w.k = 0; }), "1: k = 0 is outside [1, 1099511627776]");
   EXPECT_EQ(with([](LowBitView& w) { w.n = -3; }), "1: n = -3 is outside [1, 1099511627776]");
-  EXPECT_EQ(with([](LowBitView& w) { w.k = w.n = Index{1} << 39; }), "2: k * n = 549755813888 * 549755813888 weights are above 2^46");
+  EXPECT_EQ(with([](LowBitView& w) { w.k = w.n = Index{1} << 39; }),
+            "2: k * n = 549755813888 * 549755813888 weights are above 2^46");
   EXPECT_EQ(with([](LowBitView& w) { w.group = 16; }), "1: group = 16: groups of mxfp4 have 32");
   EXPECT_EQ(with([](LowBitView& w) { w.codes = nullptr; }), "1: codes is null");
   EXPECT_EQ(with([](LowBitView& w) { w.scales = nullptr; }), "1: scales is null");
-  EXPECT_EQ(with([](LowBitView& w) { w.tensor_scale = 2; }), "1: tensor_scale = 2: mxfp4 has none, so it must be 1");
-  EXPECT_EQ(with([](LowBitView& w) { w.tensor_scale = std::nanf(""); }), "1: tensor_scale = nan is not finite");
-  EXPECT_EQ(with([](LowBitView& w) { w.format = static_cast<LowBit>(77); }), "1: format = 77 is none of the 8");
+  EXPECT_EQ(with([](LowBitView& w) { w.tensor_scale = 2; }),
+            "1: tensor_scale = 2: mxfp4 has none, so it must be 1");
+  EXPECT_EQ(with([](LowBitView& w) { w.tensor_scale = std::nanf(""); }),
+            "1: tensor_scale = nan is not finite");
+  EXPECT_EQ(with([](LowBitView& w) { w.format = static_cast<LowBit>(77); }),
+            "1: format = 77 is none of the 8");
   {
     const ProductInputs in(parse_case("product m=2 n=5 k=32 dtype=f32 w=int4:8 weights=codes"));
     LowBitView w = in.problem.w;
@@ -414,25 +464,33 @@ TEST_F(Refusals, OfWeightsNameArgumentValueAndLimit) {
     w.extra = nullptr;
     EXPECT_EQ(pack(w), "1: extra (zero points) is null");
     in.w.extra().bytes()[7] = std::byte{16};
-    EXPECT_EQ(pack(in.problem.w), "1: extra: zero point 16 of group 1 of column 2 is outside [0, 15]");
+    EXPECT_EQ(pack(in.problem.w),
+              "1: extra: zero point 16 of group 1 of column 2 is outside [0, 15]");
   }
   {
     const ProductInputs in(parse_case("product m=2 n=5 k=32 dtype=f32 w=fp4:8 weights=codes"));
     const std::uint16_t infinite = 0x7C00, negative = 0x8001;
     std::memcpy(in.w.scales().bytes() + 2 * 6, &infinite, 2);
-    EXPECT_EQ(pack(in.problem.w), "1: scales: code 0x7c00 of group 1 of column 1 is infinite; a scale is finite and at least 0, or NaN");
+    EXPECT_EQ(pack(in.problem.w),
+              "1: scales: code 0x7c00 of group 1 of column 1 is infinite; a scale is finite and at "
+              "least 0, or NaN");
     std::memcpy(in.w.scales().bytes() + 2 * 6, &negative, 2);
-    EXPECT_EQ(pack(in.problem.w), "1: scales: code 0x8001 of group 1 of column 1 is negative; a scale is finite and at least 0, or NaN");
+    EXPECT_EQ(pack(in.problem.w),
+              "1: scales: code 0x8001 of group 1 of column 1 is negative; a scale is finite and at "
+              "least 0, or NaN");
   }
   {
     const ProductInputs in(parse_case("product m=2 n=5 k=32 dtype=f32 w=nvfp4 weights=codes"));
     in.w.scales().bytes()[3] = std::byte{0xB8};
-    EXPECT_EQ(pack(in.problem.w), "1: scales: code 0xb8 of group 1 of column 1 is negative; a scale is finite and at least 0, or NaN");
+    EXPECT_EQ(pack(in.problem.w),
+              "1: scales: code 0xb8 of group 1 of column 1 is negative; a scale is finite and at "
+              "least 0, or NaN");
   }
   {
     const ProductInputs in(parse_case("product m=2 n=1 k=32 dtype=f32 w=fp4-sparse weights=codes"));
     in.w.extra().bytes()[0] = std::byte{0x45};  // of k = 0: 5, both kept are position 1
-    EXPECT_EQ(pack(in.problem.w), "1: extra: metadata 5 of k = 0 of column 0 is none of 4, 8, 9, 12, 13, 14");
+    EXPECT_EQ(pack(in.problem.w),
+              "1: extra: metadata 5 of k = 0 of column 0 is none of 4, 8, 9, 12, 13, 14");
     LowBitView w = in.problem.w;
     w.k = 30;
     EXPECT_EQ(pack(w), "1: k = 30 is not a multiple of 4, of which two are kept");
@@ -448,25 +506,34 @@ TEST_F(Refusals, OfOperandsLeaveTheOutputAlone) {
     change(x, y);
     return multiply(x, y);
   };
-  EXPECT_EQ(with([](TensorView& x, TensorView&) { x.shape[3] = 31; }), "1: a has shape [1, 1, 2, 31], not [1, 1, 2, 32]");
-  EXPECT_EQ(with([](TensorView&, TensorView& y) { y.shape[2] = 3; }), "1: c has shape [1, 1, 3, 5], not [1, 1, 2, 5]");
+  EXPECT_EQ(with([](TensorView& x, TensorView&) { x.shape[3] = 31; }),
+            "1: a has shape [1, 1, 2, 31], not [1, 1, 2, 32]");
+  EXPECT_EQ(with([](TensorView&, TensorView& y) { y.shape[2] = 3; }),
+            "1: c has shape [1, 1, 3, 5], not [1, 1, 2, 5]");
   EXPECT_EQ(with([](TensorView& x, TensorView&) { x.shape[2] = -1; }), "1: m = -1 is negative");
   EXPECT_EQ(with([](TensorView& x, TensorView&) { x.data = nullptr; }), "1: a is null");
   EXPECT_EQ(with([](TensorView&, TensorView& y) { y.data = nullptr; }), "1: c is null");
-  EXPECT_EQ(with([](TensorView& x, TensorView&) { x.dtype = Dtype::f64; }), "6: a is f64; products take f32, f16 and bf16");
-  EXPECT_EQ(with([](TensorView&, TensorView& y) { y.dtype = Dtype::f8e4m3; }), "6: c is f8e4m3; products take f32, f16 and bf16");
-  EXPECT_EQ(with([](TensorView&, TensorView& y) { y.stride[2] = 0; }), "1: c overlaps itself: shape 1, 1, 2, 5, strides 10, 10, 0, 1");
-  EXPECT_EQ(with([](TensorView& x, TensorView& y) { y.data = x.data; }), "1: c overlaps a; an output may overlap nothing");
+  EXPECT_EQ(with([](TensorView& x, TensorView&) { x.dtype = Dtype::f64; }),
+            "6: a is f64; products take f32, f16 and bf16");
+  EXPECT_EQ(with([](TensorView&, TensorView& y) { y.dtype = Dtype::f8e4m3; }),
+            "6: c is f8e4m3; products take f32, f16 and bf16");
+  EXPECT_EQ(with([](TensorView&, TensorView& y) { y.stride[2] = 0; }),
+            "1: c overlaps itself: shape 1, 1, 2, 5, strides 10, 10, 0, 1");
+  EXPECT_EQ(with([](TensorView& x, TensorView& y) { y.data = x.data; }),
+            "1: c overlaps a; an output may overlap nothing");
   EXPECT_EQ(with([](TensorView& x, TensorView&) { x.stride[2] = Index{1} << 60; }),
-            "1: a with strides 64, 64, 1152921504606846976, 1 and origin 0 reaches more than 2^57 bytes from its pointer");
+            "1: a with strides 64, 64, 1152921504606846976, 1 and origin 0 reaches more than 2^57 "
+            "bytes from its pointer");
   for (Index e = 0; e < 10; ++e) EXPECT_TRUE(holds_poison(c, e, Poison::large));
   EXPECT_EQ(with([](TensorView&, TensorView&) {}), "");
   // A low-bit A of another depth, or with k in words.
   std::shared_ptr<const kernels::PackedWeights> packed;
   ASSERT_TRUE(kernels::PackedWeights::pack(in_.problem.w, packed).ok());
   const LowBitMatrix shorter(LowBit::mxfp4, 31, 2, 32), words(LowBit::fp4, 32, 2, 8);
-  EXPECT_EQ(kernels::product(shorter.view(), *packed, c).detail, "a has k = 31, not the 32 of the weights");
-  EXPECT_EQ(kernels::product(words.view(), *packed, c).detail, "a is fp4; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2");
+  EXPECT_EQ(kernels::product(shorter.view(), *packed, c).detail,
+            "a has k = 31, not the 32 of the weights");
+  EXPECT_EQ(kernels::product(words.view(), *packed, c).detail,
+            "a is fp4; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2");
 }
 
 // Numbers that a hostile caller would choose.
@@ -479,48 +546,61 @@ TEST_F(Refusals, OfAbsurdNumbersNeverCrash) {
   std::vector<float> data(64, 1);
   const TensorView plain{data.data(), Dtype::f32, {1, 1, 8, 8}, {0, 0, 8, 1}, 0};
   kernels::LowBitBytes bytes;
-  EXPECT_EQ(kernels::quantize_weights(plain, LowBit::int8, {absurd}, bytes).detail, "group = 9223372036854775800 is above 1099511627776");
+  EXPECT_EQ(kernels::quantize_weights(plain, LowBit::int8, {absurd}, bytes).detail,
+            "group = 9223372036854775800 is above 1099511627776");
   TensorView tall = plain;
   tall.shape[2] = Index{1} << 62;
   tall.stride[2] = 0;
-  EXPECT_EQ(kernels::quantize_weights(tall, LowBit::int8, {}, bytes).detail, "k = 4611686018427387904 is above 1099511627776");
+  EXPECT_EQ(kernels::quantize_weights(tall, LowBit::int8, {}, bytes).detail,
+            "k = 4611686018427387904 is above 1099511627776");
   tall.shape[2] = tall.shape[3] = Index{1} << 24;
   const kernels::Status many = kernels::quantize_weights(tall, LowBit::int8, {}, bytes);
   EXPECT_EQ(many.code, kernels::StatusCode::memory_allocation_failed);
   EXPECT_EQ(many.detail, "k * n = 16777216 * 16777216 weights are above 2^46");
   TensorView odd = plain;
   odd.dtype = static_cast<Dtype>(77);
-  EXPECT_EQ(kernels::quantize_weights(odd, LowBit::int8, {}, bytes).detail, "w is dtype 77; weights are quantized from f32, f16 and bf16");
+  EXPECT_EQ(kernels::quantize_weights(odd, LowBit::int8, {}, bytes).detail,
+            "w is dtype 77; weights are quantized from f32, f16 and bf16");
   std::shared_ptr<const kernels::PackedWeights> packed;
   ASSERT_TRUE(kernels::PackedWeights::pack(in_.problem.w, packed).ok());
   // Extents whose product wraps to 0.
-  TensorView a{data.data(), Dtype::f32, {1, 1, Index{1} << 62, 32}, {0, 0, 0, 1}, 0}, c{data.data(), Dtype::f32, {1, 1, Index{1} << 62, 5}, {0, 0, 5, 1}, 0};
+  TensorView a{data.data(), Dtype::f32, {1, 1, Index{1} << 62, 32}, {0, 0, 0, 1}, 0},
+      c{data.data(), Dtype::f32, {1, 1, Index{1} << 62, 5}, {0, 0, 5, 1}, 0};
   EXPECT_FALSE(kernels::product(a, *packed, c).ok());
   LowBitView low = in_.problem.w;
   low.format = static_cast<LowBit>(200);
-  EXPECT_EQ(kernels::product(low, *packed, c).detail, "a is format 200; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2");
+  EXPECT_EQ(kernels::product(low, *packed, c).detail,
+            "a is format 200; a low-bit A is mxfp4, nvfp4, f8e4m3 or f8e5m2");
 }
 
 TEST_F(Refusals, OfAnOutputOverALowBitInput) {
   std::shared_ptr<const kernels::PackedWeights> packed;
   ASSERT_TRUE(kernels::PackedWeights::pack(in_.problem.w, packed).ok());
   LowBitMatrix a(LowBit::f8e4m3, 32, 2, 32);
-  const TensorView over_codes{a.codes().bytes(), Dtype::f32, {1, 1, 2, 5}, {0, 0, 5, 1}, 0}, over_scales{a.scales().bytes() - 8, Dtype::f32, {1, 1, 2, 5}, {0, 0, 5, 1}, 0};
-  EXPECT_EQ(kernels::product(a.view(), *packed, over_codes).detail, "c overlaps the codes of a; an output may overlap nothing");
-  EXPECT_EQ(kernels::product(a.view(), *packed, over_scales).detail, "c overlaps the scales of a; an output may overlap nothing");
+  const TensorView over_codes{a.codes().bytes(), Dtype::f32, {1, 1, 2, 5}, {0, 0, 5, 1}, 0},
+      over_scales{a.scales().bytes() - 8, Dtype::f32, {1, 1, 2, 5}, {0, 0, 5, 1}, 0};
+  EXPECT_EQ(kernels::product(a.view(), *packed, over_codes).detail,
+            "c overlaps the codes of a; an output may overlap nothing");
+  EXPECT_EQ(kernels::product(a.view(), *packed, over_scales).detail,
+            "c overlaps the scales of a; an output may overlap nothing");
   // No rows are no error.
   LowBitView none = a.view();
   none.n = 0;
   float x = 0;
-  EXPECT_TRUE(kernels::product(none, *packed, {&x, Dtype::f32, {1, 1, 0, 5}, {0, 0, 5, 1}, 0}).ok());
+  EXPECT_TRUE(
+      kernels::product(none, *packed, {&x, Dtype::f32, {1, 1, 0, 5}, {0, 0, 5, 1}, 0}).ok());
 }
 
-// ---- Case lines -----------------------------------------------------------------------------------------------
+// ---- Case lines
+// -----------------------------------------------------------------------------------------------
 
 TEST(ProductCase, LinesRoundTrip) {
-  for (const Case& c : make_suite("products", 2).cases) EXPECT_EQ(parse_case(print_case(c)), c) << print_case(c);
-  EXPECT_EQ(print_case(parse_case("product w=int4:48 m=3 zeros=edges weights=codes k=9 scales=nan dtype=bf16 layout=c:padded")),
-            "product m=3 n=32 k=9 dtype=bf16 w=int4:48 weights=codes scales=nan zeros=edges layout=c:padded");
+  for (const Case& c : make_suite("products", 2).cases)
+    EXPECT_EQ(parse_case(print_case(c)), c) << print_case(c);
+  EXPECT_EQ(print_case(parse_case("product w=int4:48 m=3 zeros=edges weights=codes k=9 scales=nan "
+                                  "dtype=bf16 layout=c:padded")),
+            "product m=3 n=32 k=9 dtype=bf16 w=int4:48 weights=codes scales=nan zeros=edges "
+            "layout=c:padded");
 }
 
 TEST(ProductCase, WhatCannotBeIsRefused) {
@@ -537,16 +617,22 @@ TEST(ProductCase, WhatCannotBeIsRefused) {
   EXPECT_EQ(refusal("product w=int4:12"), "w=int4:12: a group is a multiple of 8");
   EXPECT_EQ(refusal("product w=nvfp4:32"), "w=nvfp4:32: its groups are of 16");
   EXPECT_EQ(refusal("product w=int4:0"), "w (group size)=0 is outside [8, 1099511627776]");
-  EXPECT_EQ(refusal("product w=fp4-sparse k=6"), "k=6: two of each four are kept, so it is a multiple of 4");
+  EXPECT_EQ(refusal("product w=fp4-sparse k=6"),
+            "k=6: two of each four are kept, so it is a multiple of 4");
   EXPECT_EQ(refusal("product a=int8"), "a=int8: A is mxfp4, nvfp4, f8e4m3 or f8e5m2");
-  EXPECT_EQ(refusal("product scales=nan"), "scales and zeros of quantized weights follow from the weights");
+  EXPECT_EQ(refusal("product scales=nan"),
+            "scales and zeros of quantized weights follow from the weights");
   EXPECT_EQ(refusal("product weights=codes zeros=edges"), "zeros: mxfp4 has no zero points");
-  EXPECT_EQ(refusal("product weights=special"), "weights=special: mxfp4 has neither NaN nor infinity");
+  EXPECT_EQ(refusal("product weights=special"),
+            "weights=special: mxfp4 has neither NaN nor infinity");
   EXPECT_EQ(refusal("product dtype=f8e4m3"), "dtype=f8e4m3: products take f32, f16 and bf16");
-  EXPECT_EQ(refusal("product layout=packed"), "layout=packed: A and C are bhsd, padded, strided or reversed");
-  EXPECT_EQ(refusal("product m=1099511627776 n=1099511627776"), "m=1099511627776 n=1099511627776: a size overflows 64 bits");
+  EXPECT_EQ(refusal("product layout=packed"),
+            "layout=packed: A and C are bhsd, padded, strided or reversed");
+  EXPECT_EQ(refusal("product m=1099511627776 n=1099511627776"),
+            "m=1099511627776 n=1099511627776: a size overflows 64 bits");
   EXPECT_EQ(refusal("product poke=q:0:0:0:0=1"), "poke=q: the tensor is a");
-  EXPECT_EQ(refusal("product m=2 poke=a:0:0:2:0=1"), "poke=a:...: index 2 of axis 2 is outside [0, 2)");
+  EXPECT_EQ(refusal("product m=2 poke=a:0:0:2:0=1"),
+            "poke=a:...: index 2 of axis 2 is outside [0, 2)");
   EXPECT_EQ(refusal("attention m=3").substr(0, 24), "column 11: unknown field");
   EXPECT_EQ(refusal("product causal").substr(0, 23), "column 9: unknown field");
 }
@@ -559,7 +645,8 @@ TEST(ProductCase, ShrinksToWhatMatters) {
     options.power = options.relations = false;
     return execute(c, *faulty, options).outcome == Outcome::fail;
   };
-  const Case start = parse_case("product m=33 n=65 k=300 dtype=bf16 w=nvfp4 layout=padded threads=2 seed=9");
+  const Case start =
+      parse_case("product m=33 n=65 k=300 dtype=bf16 w=nvfp4 layout=padded threads=2 seed=9");
   ASSERT_TRUE(fails(start));
   const Case small = shrink(start, fails, [] { return true; });
   EXPECT_EQ(small.product.m, 1);

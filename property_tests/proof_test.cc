@@ -80,9 +80,10 @@ std::vector<std::string> faults(const std::string& document, const std::vector<S
   for (const Mark& m : marks) {
     if (m.document != document) continue;
     const auto section = by_number.find(m.section);
-    const bool exists = section != by_number.end() &&
-                        (m.part.empty() || section->second->parts.contains(m.part));
-    if (!exists) wrong.push_back(m.file + " marks " + place(m.section, m.part) + ", which does not exist");
+    const bool exists =
+        section != by_number.end() && (m.part.empty() || section->second->parts.contains(m.part));
+    if (!exists)
+      wrong.push_back(m.file + " marks " + place(m.section, m.part) + ", which does not exist");
     marked.insert(m.section);
     marked_parts.insert({m.section, m.part});
   }
@@ -102,7 +103,8 @@ std::vector<Section> sections_of(const std::string& document) {
 }
 std::vector<Mark> marks_of_oracle() {
   std::vector<Mark> marks;
-  for (const auto& entry : fs::recursive_directory_iterator(fs::path(ASSAY_SOURCE_DIR) / "oracle")) {
+  for (const auto& entry :
+       fs::recursive_directory_iterator(fs::path(ASSAY_SOURCE_DIR) / "oracle")) {
     const std::string extension = entry.path().extension();
     if (extension != ".h" && extension != ".cc") continue;
     // The header that says what the form of a mark is shows marks, and has none.
@@ -134,27 +136,32 @@ std::vector<std::string> faults_of(const std::string& document, const std::strin
 }
 using Faults = std::vector<std::string>;
 
-const char* const made_up = "# Title\n## 1. Scores\nText.\n\n**Biases.** More.\n## 2. Tried\nNo code: tests.\n";
+const char* const made_up =
+    "# Title\n## 1. Scores\nText.\n\n**Biases.** More.\n## 2. Tried\nNo code: tests.\n";
 
 TEST(Proof, AcceptsMarksForAllThatIsDerived) {
   EXPECT_EQ(faults_of(made_up, "// bounds.md, 1: E\n  // bounds.md, 1, Biases: E\n"), Faults{});
 }
 
 TEST(Proof, SeesAMarkToASectionThatDoesNotExist) {
-  EXPECT_EQ(faults_of(made_up, "// bounds.md, 1: E\n// bounds.md, 1, Biases: E\n// bounds.md, 9: F\n"),
-            Faults{"made_up.cc marks bounds.md, 9, which does not exist"});
-  EXPECT_EQ(faults_of(made_up, "// bounds.md, 1: E\n// bounds.md, 1, Biases: E\n// bounds.md, 1, Sink: F\n"),
+  EXPECT_EQ(
+      faults_of(made_up, "// bounds.md, 1: E\n// bounds.md, 1, Biases: E\n// bounds.md, 9: F\n"),
+      Faults{"made_up.cc marks bounds.md, 9, which does not exist"});
+  EXPECT_EQ(faults_of(made_up,
+                      "// bounds.md, 1: E\n// bounds.md, 1, Biases: E\n// bounds.md, 1, Sink: F\n"),
             Faults{"made_up.cc marks bounds.md, 1, Sink, which does not exist"});
 }
 
 TEST(Proof, SeesASectionOrAPartWithoutAMark) {
-  EXPECT_EQ(faults_of(made_up, ""), (Faults{"bounds.md, 1 has no mark", "bounds.md, 1, Biases has no mark"}));
+  EXPECT_EQ(faults_of(made_up, ""),
+            (Faults{"bounds.md, 1 has no mark", "bounds.md, 1, Biases has no mark"}));
   EXPECT_EQ(faults_of(made_up, "// bounds.md, 1: E\n"), Faults{"bounds.md, 1, Biases has no mark"});
 }
 
 TEST(Proof, SeesAMarkToASectionThatHasNoCodeAndAMissingNumber) {
-  EXPECT_EQ(faults_of(made_up, "// bounds.md, 1: E\n// bounds.md, 1, Biases: E\n// bounds.md, 2: F\n"),
-            Faults{"bounds.md, 2 has a mark"});
+  EXPECT_EQ(
+      faults_of(made_up, "// bounds.md, 1: E\n// bounds.md, 1, Biases: E\n// bounds.md, 2: F\n"),
+      Faults{"bounds.md, 2 has a mark"});
   EXPECT_EQ(faults_of("## 1. A\n## 3. B\n", "// bounds.md, 1: E\n// bounds.md, 3: F\n"),
             Faults{"bounds.md, 3 is not the next number"});
 }

@@ -1,4 +1,5 @@
-// Recorded tensors: what is written is read back and judged, what contradicts itself is refused by name, and no file crashes the reader.
+// Recorded tensors: what is written is read back and judged, what contradicts itself is refused by
+// name, and no file crashes the reader.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -41,10 +42,11 @@ std::string refusal(const Bytes& file) {
 
 TEST(Safetensors, ReadsWhatTheFormatAllows) {
   // Padding behind the header, a tensor without elements, a scalar, tensors in any order.
-  const Safetensors s = parse_safetensors(bytes_of(R"({"b":{"dtype":"F32","shape":[2,1],"data_offsets":[3,11]},"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},)"
-                                                   R"("none":{"dtype":"F16","shape":[0,7],"data_offsets":[11,11]},"one":{"dtype":"I64","shape":[],"data_offsets":[11,19]},)"
-                                                   R"("__metadata__":{"k":"v"}}   )",
-                                                   19));
+  const Safetensors s = parse_safetensors(bytes_of(
+      R"({"b":{"dtype":"F32","shape":[2,1],"data_offsets":[3,11]},"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},)"
+      R"("none":{"dtype":"F16","shape":[0,7],"data_offsets":[11,11]},"one":{"dtype":"I64","shape":[],"data_offsets":[11,19]},)"
+      R"("__metadata__":{"k":"v"}}   )",
+      19));
   EXPECT_EQ(s.tensors.size(), 4u);
   EXPECT_EQ(s.metadata.at("k"), "v");
   EXPECT_EQ(s.tensors.at("b").bytes.size(), 8u);
@@ -64,29 +66,43 @@ TEST(Safetensors, RefusesEverythingElseByName) {
       {"{\"a\":\xff}", 0, "the header is no JSON"},
       {R"({"t":1})", 0, "tensor t: dtype is missing"},
       {R"({"t":{},"t":{}})", 0, "the header names t twice"},
-      {R"({"__metadata__":{"record":"attention causal","record":"attention"}})", 0, "the header names record twice"},
-      {R"({"t":{"dtype":"U8","shape":[1],"shape":[2],"data_offsets":[0,2]}})", 2, "the header names shape twice"},
+      {R"({"__metadata__":{"record":"attention causal","record":"attention"}})", 0,
+       "the header names record twice"},
+      {R"({"t":{"dtype":"U8","shape":[1],"shape":[2],"data_offsets":[0,2]}})", 2,
+       "the header names shape twice"},
       {std::string("{}\0{", 4), 0, "the header holds a NUL"},
       {R"({"t":{"a":{"b":[[1]]}}})", 0, "nests deeper"},
-      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])"), 7, "bytes [0, 8) are not within the 7 that the file has; is it truncated?"},
-      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])"), 9, "the last 1 bytes belong to no tensor"},
-      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[1,9])"), 9, "1 bytes before tensor t belong to no tensor"},
-      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[8,0])"), 8, "bytes [8, 0) are not within"},
-      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,4])"), 4, "F32 [2] takes 8 bytes, its data_offsets hold 4"},
-      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[-1,7])"), 8, "its begin is no whole number"},
-      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,8.5])"), 8, "its end is no whole number"},
+      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])"), 7,
+       "bytes [0, 8) are not within the 7 that the file has; is it truncated?"},
+      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,8])"), 9,
+       "the last 1 bytes belong to no tensor"},
+      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[1,9])"), 9,
+       "1 bytes before tensor t belong to no tensor"},
+      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[8,0])"), 8,
+       "bytes [8, 0) are not within"},
+      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,4])"), 4,
+       "F32 [2] takes 8 bytes, its data_offsets hold 4"},
+      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[-1,7])"), 8,
+       "its begin is no whole number"},
+      {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,8.5])"), 8,
+       "its end is no whole number"},
       {tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0])"), 8, "data_offsets is no pair"},
       {tensor(R"("dtype":"F31","shape":[2],"data_offsets":[0,8])"), 8, "dtype F31 is not known"},
       {tensor(R"("dtype":7,"shape":[2],"data_offsets":[0,8])"), 8, "dtype is no text"},
-      {tensor(R"("dtype":"F32","shape":[-2],"data_offsets":[0,8])"), 8, "an extent is no whole number"},
+      {tensor(R"("dtype":"F32","shape":[-2],"data_offsets":[0,8])"), 8,
+       "an extent is no whole number"},
       {tensor(R"("dtype":"F32","shape":2,"data_offsets":[0,8])"), 8, "shape is no list"},
-      {tensor(R"("dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0])"), 0, "do not multiply within 64 bits"},
-      {tensor(R"("dtype":"F32","shape":[4294967296,0,4294967296,4294967296],"data_offsets":[0,0])"), 0, "do not multiply within 64 bits"},
-      {R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}})", 6, "tensors a and b overlap"},
+      {tensor(R"("dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0])"),
+       0, "do not multiply within 64 bits"},
+      {tensor(R"("dtype":"F32","shape":[4294967296,0,4294967296,4294967296],"data_offsets":[0,0])"),
+       0, "do not multiply within 64 bits"},
+      {R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}})",
+       6, "tensors a and b overlap"},
       {R"({"__metadata__":{"k":1}})", 0, "__metadata__: k is no text"},
       {R"({"__metadata__":[]})", 0, "__metadata__ is no object"},
   };
-  for (const auto& [header, data, words] : table) EXPECT_THAT(refusal(bytes_of(header, data)), HasSubstr(words)) << header;
+  for (const auto& [header, data, words] : table)
+    EXPECT_THAT(refusal(bytes_of(header, data)), HasSubstr(words)) << header;
   EXPECT_THAT(refusal(Bytes(7)), HasSubstr("7 bytes are too few"));
   EXPECT_THAT(refusal(Bytes(64, std::byte{0xFF})), HasSubstr("above the limit"));
   Bytes longer = bytes_of("{}", 0);
@@ -105,17 +121,21 @@ class Records : public testing::Test {
   fs::path folder_;
 };
 
-// Every kind of problem that a record holds: through the file and back, inside its bounds, and its inputs those of the case.
+// Every kind of problem that a record holds: through the file and back, inside its bounds, and its
+// inputs those of the case.
 TEST_F(Records, WhatIsWrittenIsReadBackAndPasses) {
   std::vector<Case> cases;
   for (const char* line : {
            "attention b=2 h=4/2 l=9x13 d=8/5 dtype=bf16 causal offset=end",
-           "attention b=2 h=4/2 l=9x13 d=8/5 dtype=f16 out=f32 softcap=3 window=4,1 sink=0.5 alibi layout=q:bshd,k:packed,v:padded,o:strided",
-           "attention b=2 h=2 l=9x13 d=8 bool=random@ij bias=normal@hj lengths=13,7 starts=0,2 hidden=nan",
+           "attention b=2 h=4/2 l=9x13 d=8/5 dtype=f16 out=f32 softcap=3 window=4,1 sink=0.5 alibi "
+           "layout=q:bshd,k:packed,v:padded,o:strided",
+           "attention b=2 h=2 l=9x13 d=8 bool=random@ij bias=normal@hj lengths=13,7 starts=0,2 "
+           "hidden=nan",
            "attention b=1 h=2 l=7 d=8 bias=minimum finite-min-masks docs=3,2 scale=0.3",
            "attention b=2 h=1 l=5x6 d=4 dropout=0.25:77 offset=lengths lengths=6,5",
            "attention b=1 h=1 l=3x0 d=4",
-           "backward b=2 h=4/2 l=9x13 d=8/5 dtype=bf16 causal offset=end bias=normal@bj sink=1 softcap=20",
+           "backward b=2 h=4/2 l=9x13 d=8/5 dtype=bf16 causal offset=end bias=normal@bj sink=1 "
+           "softcap=20",
            "backward b=1 h=2 l=11 d=16 dropout=0.1:3 grad=cancel layout=k:shared-head",
            "product m=5 n=70 k=100 dtype=bf16 w=nvfp4",
            "product m=2 n=16 k=128 w=fp4-sparse",
@@ -126,7 +146,8 @@ TEST_F(Records, WhatIsWrittenIsReadBackAndPasses) {
            "product m=3 n=5 k=40 w=f8e4m3 weights=special",
            "product m=3 n=5 k=64 w=mxfp4 weights=codes scales=nan poke=a:0:0:1:2=nan",
            // A weight that a kernel may flush to 0.
-           "attention b=2 h=3/1 l=1x131 d=64 dtype=bf16 scale=0.25 softcap=50 causal offset=end window=-1,3 bool=random@bj bias=normal lengths=78,131 docs=7,19,11 alibi sink=9 "
+           "attention b=2 h=3/1 l=1x131 d=64 dtype=bf16 scale=0.25 softcap=50 causal offset=end "
+           "window=-1,3 bool=random@bj bias=normal lengths=78,131 docs=7,19,11 alibi sink=9 "
            "scores=negative seed=32",
        })
     cases.push_back(parse_case(line));
@@ -140,7 +161,9 @@ TEST_F(Records, WhatIsWrittenIsReadBackAndPasses) {
     EXPECT_EQ(r.case_line, print_case(cases[k]));
     const CaseResult result = verify(read, r);
     // NaN in W leaves next to nothing that a bound decides.
-    EXPECT_TRUE(result.outcome == Outcome::pass || (r.case_line.find("nan") != std::string::npos && result.outcome == Outcome::inconclusive)) << r.line << ": " << result.reason;
+    EXPECT_TRUE(result.outcome == Outcome::pass || (r.case_line.find("nan") != std::string::npos &&
+                                                    result.outcome == Outcome::inconclusive))
+        << r.line << ": " << result.reason;
     EXPECT_EQ(result.reproduce, "assay verify '" + file() + "' --record " + read.names()[k]);
     // Nothing that the case asks for was left out of the verdict.
     const AttentionShape& s = cases[k].shape;
@@ -153,10 +176,11 @@ TEST_F(Records, WhatIsWrittenIsReadBackAndPasses) {
 }
 
 TEST_F(Records, AWrongKernelsRecordFails) {
-  for (const auto& [fault, line] : std::vector<std::pair<const char*, const char*>>{{"fault:scale-off-by-one-percent", "attention b=1 h=2 l=9x13 d=8"},
-                                                                                  {"fault:kv-head-modulo", "attention b=1 h=4/2 l=9x13 d=8 dtype=bf16"},
-                                                                                  {"fault:delta-omitted", "backward b=1 h=2 l=9x13 d=8"},
-                                                                                  {"fault:scale-dropped", "product m=3 n=5 k=64 w=mxfp4"}}) {
+  for (const auto& [fault, line] : std::vector<std::pair<const char*, const char*>>{
+           {"fault:scale-off-by-one-percent", "attention b=1 h=2 l=9x13 d=8"},
+           {"fault:kv-head-modulo", "attention b=1 h=4/2 l=9x13 d=8 dtype=bf16"},
+           {"fault:delta-omitted", "backward b=1 h=2 l=9x13 d=8"},
+           {"fault:scale-dropped", "product m=3 n=5 k=64 w=mxfp4"}}) {
     const std::unique_ptr<Candidate> wrong = make_candidate(fault);
     write_records(file(), {parse_case(line)}, wrong.get());
     const RecordFile read(file());
@@ -240,7 +264,9 @@ struct Made {
             if (!sees(x, y, i, j)) continue;
             double dot = 0;
             for (Index d = 0; d < dim; ++d)
-              dot += static_cast<double>(values("q")[static_cast<std::size_t>(((x * h + y) * rows + i) * dim + d)]) * values("k")[static_cast<std::size_t>(((x * kv + g) * keys + j) * dim + d)];
+              dot += static_cast<double>(values(
+                         "q")[static_cast<std::size_t>(((x * h + y) * rows + i) * dim + d)]) *
+                     values("k")[static_cast<std::size_t>(((x * kv + g) * keys + j) * dim + d)];
             s[static_cast<std::size_t>(j)] = dot * default_scale(dim);
             m = std::max(m, s[static_cast<std::size_t>(j)]);
           }
@@ -248,7 +274,9 @@ struct Made {
           lse.push_back(static_cast<float>(m + std::log(l)));
           for (Index d = 0; d < dim; ++d) {
             double sum = 0;
-            for (Index j = 0; j < keys; ++j) sum += s[static_cast<std::size_t>(j)] * values("v")[static_cast<std::size_t>(((x * kv + g) * keys + j) * dim + d)];
+            for (Index j = 0; j < keys; ++j)
+              sum += s[static_cast<std::size_t>(j)] *
+                     values("v")[static_cast<std::size_t>(((x * kv + g) * keys + j) * dim + d)];
             o.push_back(static_cast<float>(l > 0 ? sum / l : 0));
           }
         }
@@ -322,7 +350,9 @@ TEST_F(Records, LayoutsRanksUnitsAndAlignment) {
     for (Index b = 0; b < shape[0]; ++b)
       for (Index i = 0; i < shape[2]; ++i)
         for (Index h = 0; h < shape[1]; ++h)
-          for (Index d = 0; d < shape[3]; ++d) other.push_back(values[static_cast<std::size_t>(((b * shape[1] + h) * shape[2] + i) * shape[3] + d)]);
+          for (Index d = 0; d < shape[3]; ++d)
+            other.push_back(values[static_cast<std::size_t>(
+                ((b * shape[1] + h) * shape[2] + i) * shape[3] + d)]);
     values = other;
     std::swap(shape[1], shape[2]);
   }
@@ -332,7 +362,8 @@ TEST_F(Records, LayoutsRanksUnitsAndAlignment) {
   // One batch in three extents, behind a mask of an odd number of bytes.
   Made single = Made::attention(1, 2, 1, 3, 5, 6);
   single.answer([](Index, Index, Index i, Index j) { return (i + j) % 3 != 0; });
-  for (const char* name : {"q", "k", "v", "o", "lse"}) std::get<1>(single.tensors.at(name)).erase(std::get<1>(single.tensors.at(name)).begin());
+  for (const char* name : {"q", "k", "v", "o", "lse"})
+    std::get<1>(single.tensors.at(name)).erase(std::get<1>(single.tensors.at(name)).begin());
   std::vector<float> keep;
   for (int i = 0; i < 3; ++i)
     for (int j = 0; j < 5; ++j) keep.push_back((i + j) % 3 != 0 ? 2.0f : 0.0f);
@@ -345,17 +376,30 @@ TEST_F(Records, LayoutsRanksUnitsAndAlignment) {
 
 TEST_F(Records, MasksSayWhatTheySay) {
   Made m = Made::attention(2, 4, 2, 4, 6, 6);
-  const auto with = [&](const std::string& line, const std::function<bool(Index, Index, Index, Index)>& sees) {
+  const auto with = [&](const std::string& line,
+                        const std::function<bool(Index, Index, Index, Index)>& sees) {
     Made x = m;
     x.metadata["record"] = line;
     x.answer(sees);
     return x;
   };
-  EXPECT_EQ(with("attention causal", [](Index, Index, Index i, Index j) { return j <= i; }).judged(file()), Outcome::pass);
-  EXPECT_EQ(with("attention causal offset=end", [](Index, Index, Index i, Index j) { return j <= i + 2; }).judged(file()), Outcome::pass);
-  EXPECT_EQ(with("attention causal", [](Index, Index, Index i, Index j) { return j <= i + 2; }).judged(file()), Outcome::fail);
-  EXPECT_EQ(with("attention window=1,0 offset=1", [](Index, Index, Index i, Index j) { return j >= i && j <= i + 1; }).judged(file()), Outcome::pass);
-  Made padded = with("attention", [](Index b, Index, Index, Index j) { return j < (b == 0 ? 6 : 2) && j >= (b == 0 ? 3 : 0); });
+  EXPECT_EQ(with("attention causal", [](Index, Index, Index i, Index j) { return j <= i; })
+                .judged(file()),
+            Outcome::pass);
+  EXPECT_EQ(
+      with("attention causal offset=end", [](Index, Index, Index i, Index j) { return j <= i + 2; })
+          .judged(file()),
+      Outcome::pass);
+  EXPECT_EQ(with("attention causal", [](Index, Index, Index i, Index j) { return j <= i + 2; })
+                .judged(file()),
+            Outcome::fail);
+  EXPECT_EQ(with("attention window=1,0 offset=1",
+                 [](Index, Index, Index i, Index j) { return j >= i && j <= i + 1; })
+                .judged(file()),
+            Outcome::pass);
+  Made padded = with("attention", [](Index b, Index, Index, Index j) {
+    return j < (b == 0 ? 6 : 2) && j >= (b == 0 ? 3 : 0);
+  });
   padded.tensors["lengths"] = {"I64", {2}, {6, 2}};
   padded.tensors["starts"] = {"I32", {2}, {3, 0}};
   EXPECT_EQ(padded.judged(file()), Outcome::pass);
@@ -371,12 +415,15 @@ TEST_F(Records, ContradictionsAreNamed) {
     change(m);
     EXPECT_THAT(m.refused(file()), HasSubstr(words));
   };
-  const auto line = [](const char* text) { return [text](Made& m) { m.metadata["record"] = text; }; };
+  const auto line = [](const char* text) {
+    return [text](Made& m) { m.metadata["record"] = text; };
+  };
   refused("the metadata have no key assay", [](Made& m) { m.metadata.erase("assay"); });
   refused("records of version 2; version 1 is known", [](Made& m) { m.metadata["assay"] = "2"; });
   refused("the metadata have no key record", [](Made& m) { m.metadata.erase("record"); });
   refused("metadata key casual is not one of", [](Made& m) { m.metadata["casual"] = "yes"; });
-  refused("a record without a name and records with names", [](Made& m) { m.metadata["record.x"] = "attention"; });
+  refused("a record without a name and records with names",
+          [](Made& m) { m.metadata["record.x"] = "attention"; });
   refused("its line begins with 'attn'", line("attn"));
   refused("its line says casual, which attention does not have", line("attention casual"));
   refused("its line says causal twice", line("attention causal causal"));
@@ -384,45 +431,63 @@ TEST_F(Records, ContradictionsAreNamed) {
   refused("scale=fast: not a number", line("attention scale=fast"));
   refused("scale = -1 is not a finite number", line("attention scale=-1"));
   refused("window=3: two numbers are wanted", line("attention window=3"));
-  refused("window=-1,9223372036854775807: outside [-1, 2^40]", line("attention window=-1,9223372036854775807"));
-  refused("metadata key case.x is the case of no record", [](Made& m) { m.metadata["case.x"] = "attention"; });
+  refused("window=-1,9223372036854775807: outside [-1, 2^40]",
+          line("attention window=-1,9223372036854775807"));
+  refused("metadata key case.x is the case of no record",
+          [](Made& m) { m.metadata["case.x"] = "attention"; });
   refused("metadata key formatter is not one of", [](Made& m) { m.metadata["formatter"] = "pt"; });
   // Neither memory nor time is spent on what cannot be the case.
-  refused("an extent is not that of its case", [](Made& m) { m.metadata["case"] = "attention b=1 h=1 l=1000000000x1000000000 d=1024"; });
-  refused("the dtype of q is not that of its case", [](Made& m) { m.metadata["case"] = "attention b=2 h=4/2 l=3x5 d=6 dtype=bf16"; });
-  refused("the operation (a record has no cache) is not that of its case", [](Made& m) { m.metadata["case"] = "attention b=2 h=4/2 l=3x5 d=6 offset=end cache=paged:4"; });
+  refused("an extent is not that of its case",
+          [](Made& m) { m.metadata["case"] = "attention b=1 h=1 l=1000000000x1000000000 d=1024"; });
+  refused("the dtype of q is not that of its case",
+          [](Made& m) { m.metadata["case"] = "attention b=2 h=4/2 l=3x5 d=6 dtype=bf16"; });
+  refused("the operation (a record has no cache) is not that of its case", [](Made& m) {
+    m.metadata["case"] = "attention b=2 h=4/2 l=3x5 d=6 offset=end cache=paged:4";
+  });
   refused("its line begins with 'at?[31mtn'", line("at\x1b[31mtn"));
   refused("layout=sbhd: bhsd or bshd", line("attention layout=sbhd"));
   refused("lse=base10: natural or base2", line("attention lse=base10"));
   refused("tensor do is missing", line("backward"));
   refused("its line does not say m=", line("product"));
   refused("tensor v is missing", [](Made& m) { m.tensors.erase("v"); });
-  refused("tensor mask belongs to nothing", [](Made& m) { m.tensors["mask"] = {"U8", {3, 5}, std::vector<float>(15)}; });
-  refused("tensor v is [2, 2, 4, 6] as batch, heads, positions, columns; q, k and v ask for [2, 2, 5, 6]", [](Made& m) {
-    m.tensors["v"] = {"F32", {2, 2, 4, 6}, std::vector<float>(96)};
-  });
-  refused("tensor lse has shape [2, 3, 4]", [](Made& m) { std::get<1>(m.tensors["lse"]) = {2, 3, 4}; });
+  refused("tensor mask belongs to nothing",
+          [](Made& m) { m.tensors["mask"] = {"U8", {3, 5}, std::vector<float>(15)}; });
+  refused(
+      "tensor v is [2, 2, 4, 6] as batch, heads, positions, columns; q, k and v ask for [2, 2, 5, "
+      "6]",
+      [](Made& m) { m.tensors["v"] = {"F32", {2, 2, 4, 6}, std::vector<float>(96)}; });
+  refused("tensor lse has shape [2, 3, 4]",
+          [](Made& m) { std::get<1>(m.tensors["lse"]) = {2, 3, 4}; });
   refused("q has 4 heads, k 3: no multiple", [](Made& m) {
     m.tensors["k"] = {"F32", {2, 3, 5, 6}, std::vector<float>(180)};
     m.tensors["v"] = m.tensors["k"];
   });
-  refused("tensor keep has shape [3, 4], which does not broadcast to [2, 4, 3, 5]", [](Made& m) { m.tensors["keep"] = {"U8", {3, 4}, std::vector<float>(12)}; });
-  refused("tensor lengths holds 6, outside [0, 5]", [](Made& m) { m.tensors["lengths"] = {"I64", {2}, {6, 5}}; });
-  refused("tensor lengths has 3 elements, not 2", [](Made& m) { m.tensors["lengths"] = {"I64", {3}, {5, 5, 5}}; });
-  refused("tensor lengths is F32, not I32 or I64", [](Made& m) { m.tensors["lengths"] = {"F32", {2}, {5, 5}}; });
-  refused("tensor q is I64; F32, F16 and BF16 can be judged", [](Made& m) { std::get<0>(m.tensors["q"]) = "I64"; });
+  refused("tensor keep has shape [3, 4], which does not broadcast to [2, 4, 3, 5]",
+          [](Made& m) { m.tensors["keep"] = {"U8", {3, 4}, std::vector<float>(12)}; });
+  refused("tensor lengths holds 6, outside [0, 5]",
+          [](Made& m) { m.tensors["lengths"] = {"I64", {2}, {6, 5}}; });
+  refused("tensor lengths has 3 elements, not 2",
+          [](Made& m) { m.tensors["lengths"] = {"I64", {3}, {5, 5, 5}}; });
+  refused("tensor lengths is F32, not I32 or I64",
+          [](Made& m) { m.tensors["lengths"] = {"F32", {2}, {5, 5}}; });
+  refused("tensor q is I64; F32, F16 and BF16 can be judged",
+          [](Made& m) { std::get<0>(m.tensors["q"]) = "I64"; });
   refused("q has no element", [](Made& m) { m.tensors["q"] = {"F32", {2, 4, 0, 6}, {}}; });
 }
 
 TEST_F(Records, BytesWithoutAMeaningAreRefused) {
-  const auto refused = [&](const char* words, const char* case_line, const char* tensor, std::size_t at, std::uint8_t value) {
+  const auto refused = [&](const char* words, const char* case_line, const char* tensor,
+                           std::size_t at, std::uint8_t value) {
     const std::unique_ptr<Candidate> host = make_candidate("host");
     write_records(file(), {parse_case(case_line)}, host.get());
     std::ifstream in(file(), std::ios::binary);
     std::string whole((std::istreambuf_iterator<char>(in)), {});
     const RecordFile read(file());
-    const Safetensors s = parse_safetensors({reinterpret_cast<const std::byte*>(whole.data()), whole.size()});
-    whole[static_cast<std::size_t>(reinterpret_cast<const char*>(s.tensors.at(tensor).bytes.data()) - whole.data()) + at] = static_cast<char>(value);
+    const Safetensors s =
+        parse_safetensors({reinterpret_cast<const std::byte*>(whole.data()), whole.size()});
+    whole[static_cast<std::size_t>(
+              reinterpret_cast<const char*>(s.tensors.at(tensor).bytes.data()) - whole.data()) +
+          at] = static_cast<char>(value);
     std::ofstream(file(), std::ios::binary) << whole;
     try {
       RecordFile(file()).read("");
@@ -431,21 +496,31 @@ TEST_F(Records, BytesWithoutAMeaningAreRefused) {
       EXPECT_THAT(e.what(), HasSubstr(words));
     }
   };
-  refused("tensor w.extra: zero point 3 is 16, above 15", "product m=2 n=4 k=64 w=int4:64", "w.extra", 3, 16);
-  refused("tensor w.scales: scale 1 is negative", "product m=2 n=4 k=64 w=nvfp4", "w.scales", 1, 0x81);
-  refused("tensor w.scales: scale 0 is negative", "product m=2 n=4 k=64 w=fp4:64", "w.scales", 1, 0xBC);
-  refused("tensor w.extra: column 0 keeps positions 1 and 1 of the four from k = 0 on", "product m=2 n=4 k=64 w=fp4-sparse", "w.extra", 0, 0x45);
+  refused("tensor w.extra: zero point 3 is 16, above 15", "product m=2 n=4 k=64 w=int4:64",
+          "w.extra", 3, 16);
+  refused("tensor w.scales: scale 1 is negative", "product m=2 n=4 k=64 w=nvfp4", "w.scales", 1,
+          0x81);
+  refused("tensor w.scales: scale 0 is negative", "product m=2 n=4 k=64 w=fp4:64", "w.scales", 1,
+          0xBC);
+  refused("tensor w.extra: column 0 keeps positions 1 and 1 of the four from k = 0 on",
+          "product m=2 n=4 k=64 w=fp4-sparse", "w.extra", 0, 0x45);
 }
 
-// Gradients of a kernel that gives no LSE have a bound of their own: a right one passes, a wrong one fails.
+// Gradients of a kernel that gives no LSE have a bound of their own: a right one passes, a wrong
+// one fails.
 TEST_F(Records, GradientsWithoutLse) {
-  for (const auto& [candidate, outcome] : {std::pair{"host", Outcome::pass}, {"fault:delta-omitted", Outcome::fail}, {"fault:query-gradient-scaled-twice", Outcome::fail}}) {
-    write_records(file("whole"), {parse_case("backward b=1 h=2 l=40x70 d=16 causal offset=end")}, make_candidate(candidate).get());
+  for (const auto& [candidate, outcome] : {std::pair{"host", Outcome::pass},
+                                           {"fault:delta-omitted", Outcome::fail},
+                                           {"fault:query-gradient-scaled-twice", Outcome::fail}}) {
+    write_records(file("whole"), {parse_case("backward b=1 h=2 l=40x70 d=16 causal offset=end")},
+                  make_candidate(candidate).get());
     const MappedFile whole(file("whole"));
     Safetensors s = parse_safetensors(whole.bytes());
     s.tensors.erase("lse");
     std::vector<TensorToStore> tensors;
-    for (const auto& [name, t] : s.tensors) tensors.push_back({name, t.dtype, t.shape, t.bytes.size(), [bytes = t.bytes](const auto& put) { put(bytes.data(), bytes.size()); }});
+    for (const auto& [name, t] : s.tensors)
+      tensors.push_back({name, t.dtype, t.shape, t.bytes.size(),
+                         [bytes = t.bytes](const auto& put) { put(bytes.data(), bytes.size()); }});
     write_safetensors(file(), std::move(tensors), s.metadata);
     const RecordFile read(file());
     const CaseResult result = verify(read, read.read(""));
@@ -458,12 +533,16 @@ TEST_F(Records, GradientsWithoutLse) {
 TEST_F(Records, NanInSharedGradientsFails) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
   for (const char* tensor : {"d_bias", "d_sink"}) {
-    write_records(file(), {parse_case("backward b=1 h=1 l=2 d=8 dtype=f16 bias=normal@j sink=1")}, host.get());
+    write_records(file(), {parse_case("backward b=1 h=1 l=2 d=8 dtype=f16 bias=normal@j sink=1")},
+                  host.get());
     std::ifstream in(file(), std::ios::binary);
     std::string whole((std::istreambuf_iterator<char>(in)), {});
-    const Safetensors s = parse_safetensors({reinterpret_cast<const std::byte*>(whole.data()), whole.size()});
+    const Safetensors s =
+        parse_safetensors({reinterpret_cast<const std::byte*>(whole.data()), whole.size()});
     const float nan = std::nanf("");
-    std::memcpy(whole.data() + (reinterpret_cast<const char*>(s.tensors.at(tensor).bytes.data()) - whole.data()), &nan, 4);
+    std::memcpy(whole.data() + (reinterpret_cast<const char*>(s.tensors.at(tensor).bytes.data()) -
+                                whole.data()),
+                &nan, 4);
     std::ofstream(file(), std::ios::binary) << whole;
     const RecordFile read(file());
     EXPECT_EQ(verify(read, read.read("")).outcome, Outcome::fail) << tensor;
@@ -473,15 +552,23 @@ TEST_F(Records, NanInSharedGradientsFails) {
 // Whatever a file holds, it is refused with a sentence or judged.
 TEST_F(Records, MutatedFilesAreRefusedOrJudged) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
-  write_records(file(), {parse_case("backward b=1 h=2/1 l=3x4 d=2 bias=normal@j sink=1"), parse_case("product m=2 n=3 k=32 w=nvfp4")}, host.get());
+  write_records(file(),
+                {parse_case("backward b=1 h=2/1 l=3x4 d=2 bias=normal@j sink=1"),
+                 parse_case("product m=2 n=3 k=32 w=nvfp4")},
+                host.get());
   std::ifstream in(file(), std::ios::binary);
   const std::string whole((std::istreambuf_iterator<char>(in)), {});
   std::uint64_t header = 0;
   std::memcpy(&header, whole.data(), 8);
   std::mt19937 random(20261125);
-  const auto draw = [&](std::size_t n) { return std::uniform_int_distribution<std::size_t>(0, n - 1)(random); };
+  const auto draw = [&](std::size_t n) {
+    return std::uniform_int_distribution<std::size_t>(0, n - 1)(random);
+  };
   std::size_t refused = 0, judged = 0;
-  constexpr const char* pieces[] = {"0", "9", "-1", "1e9", "18446744073709551615", "null", "[]", "{}", "\"\"", "F16", "I64", "BOOL", ",", "attention", "causal", "lengths"};
+  constexpr const char* pieces[] = {"0",      "9",    "-1", "1e9",       "18446744073709551615",
+                                    "null",   "[]",   "{}", "\"\"",      "F16",
+                                    "I64",    "BOOL", ",",  "attention", "causal",
+                                    "lengths"};
   for (int round = 0; round < 4000; ++round) {
     std::string text = whole.substr(8, header), data = whole.substr(8 + header);
     for (std::size_t k = 0; k <= draw(3); ++k) {
@@ -490,12 +577,15 @@ TEST_F(Records, MutatedFilesAreRefusedOrJudged) {
         case 0: text[at] = static_cast<char>(draw(256)); break;
         case 1: text.erase(at, draw(6)); break;
         case 2: text.insert(at, pieces[draw(std::size(pieces))]); break;
-        case 3: text.replace(at, std::min(text.size() - at, draw(8)), pieces[draw(std::size(pieces))]); break;
+        case 3:
+          text.replace(at, std::min(text.size() - at, draw(8)), pieces[draw(std::size(pieces))]);
+          break;
         default: data.resize(draw(2) ? data.size() : draw(data.size() + 8)); break;
       }
     }
     std::uint64_t length = draw(50) ? text.size() : draw(1 << 20);
-    std::ofstream(file("m"), std::ios::binary) << std::string(reinterpret_cast<const char*>(&length), 8) << text << data;
+    std::ofstream(file("m"), std::ios::binary)
+        << std::string(reinterpret_cast<const char*>(&length), 8) << text << data;
     try {
       const RecordFile read(file("m"));
       for (const std::string& name : read.names()) verify(read, read.read(name));
@@ -513,7 +603,9 @@ TEST_F(Records, AFileIsWrittenWholeOrNotAtAll) {
   fs::permissions(folder_, fs::perms::owner_read | fs::perms::owner_exec);
   if (getuid() == 0) fs::permissions(folder_, fs::perms::owner_all);
   // A tensor that breaks off.
-  EXPECT_THROW(write_safetensors(file(), {{"t", "U8", {4}, 4, [](const auto& put) { put("abc", 3); }}}, {}), std::exception);
+  EXPECT_THROW(
+      write_safetensors(file(), {{"t", "U8", {4}, 4, [](const auto& put) { put("abc", 3); }}}, {}),
+      std::exception);
   fs::permissions(folder_, fs::perms::owner_all);
   std::ifstream in(file());
   EXPECT_EQ(std::string((std::istreambuf_iterator<char>(in)), {}), "what was there");
@@ -530,7 +622,9 @@ TEST_F(Records, AFileIsWrittenWholeOrNotAtAll) {
 }
 
 TEST(ValidateKernelOutput, IsJudgedByTheBoundAndNotByTheTolerance) {
-  const AttentionFunction host = [](const Attention& p, const AttentionOutput& out) { return kernels::attention_forward(p, out, 1); };
+  const AttentionFunction host = [](const Attention& p, const AttentionOutput& out) {
+    return kernels::attention_forward(p, out, 1);
+  };
   // Off by half a percent: inside the tolerance, and wrong.
   const AttentionFunction wrong = [&](const Attention& p, const AttentionOutput& out) {
     Attention changed = p;
@@ -550,9 +644,14 @@ TEST(ValidateKernelOutput, IsJudgedByTheBoundAndNotByTheTolerance) {
     EXPECT_TRUE(v.within_tolerance);
   }
   EXPECT_FALSE(validate_kernel_output(wrong, host, shapes, 1e-6)[0].within_tolerance);
-  const AttentionFunction lazy = [](const Attention&, const AttentionOutput&) { return kernels::Status{}; };
-  EXPECT_THAT(validate_kernel_output(lazy, nullptr, shapes)[0].verdict.reason, HasSubstr("was not written"));
-  const AttentionFunction failing = [](const Attention&, const AttentionOutput&) { return kernels::Status{kernels::StatusCode::execution_failed, "no luck"}; };
+  const AttentionFunction lazy = [](const Attention&, const AttentionOutput&) {
+    return kernels::Status{};
+  };
+  EXPECT_THAT(validate_kernel_output(lazy, nullptr, shapes)[0].verdict.reason,
+              HasSubstr("was not written"));
+  const AttentionFunction failing = [](const Attention&, const AttentionOutput&) {
+    return kernels::Status{kernels::StatusCode::execution_failed, "no luck"};
+  };
   EXPECT_THROW(validate_kernel_output(failing, nullptr, shapes), std::runtime_error);
 }
 

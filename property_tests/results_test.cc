@@ -24,8 +24,8 @@ CaseResult judged(const char* line, const char* candidate = "host", bool picture
   return execute(parse_case(line), *make_candidate(candidate), options);
 }
 
-// Everything that a result can hold: passes, failures, samples, gradients, products, what is drawn of
-// them, relations of every outcome, and results without a verdict.
+// Everything that a result can hold: passes, failures, samples, gradients, products, what is drawn
+// of them, relations of every outcome, and results without a verdict.
 std::vector<CaseResult> results_of_every_kind() {
   std::vector<CaseResult> all = {
       judged("attention b=2 h=4/2 l=9x70 d=8 causal offset=end", "host", true),

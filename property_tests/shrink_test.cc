@@ -6,8 +6,10 @@ namespace assay {
 namespace {
 
 const Case big = parse_case(
-    "attention b=3 h=6/2 l=97x259 d=80/48 dtype=bf16 out=f32 scale=0.25 softcap=50 causal offset=end window=40,3 bool=random@bij bias=normal "
-    "lengths=200,259,100 starts=3,0,9 docs=50,60 alibi sink=2 dropout=0.1:3 scores=growing values=cancel hidden=nan poke=v:0:0:3:1=inf seed=77 "
+    "attention b=3 h=6/2 l=97x259 d=80/48 dtype=bf16 out=f32 scale=0.25 softcap=50 causal "
+    "offset=end window=40,3 bool=random@bij bias=normal "
+    "lengths=200,259,100 starts=3,0,9 docs=50,60 alibi sink=2 dropout=0.1:3 scores=growing "
+    "values=cancel hidden=nan poke=v:0:0:3:1=inf seed=77 "
     "layout=q:padded,k:strided,v:bshd,o:reversed threads=2");
 
 TEST(Shrink, EveryStepIsAValidCaseThatDiffers) {
@@ -31,10 +33,13 @@ TEST(Shrink, FindsTheSmallestCase) {
   EXPECT_TRUE(shrink(least, fails, [] { return true; }) == least);
 }
 
-// A feature that a case does not have is never a step: where everything fails, steps back and forth would not end.
+// A feature that a case does not have is never a step: where everything fails, steps back and forth
+// would not end.
 TEST(Shrink, EndsWhereEverythingFails) {
-  for (const char* line : {"attention b=2 h=4/2 l=9 d=8 causal window=4,0", "backward b=2 h=4/2 l=9 d=8 bias=normal grad=ones",
-                           "attention b=2 h=4/2 l=3x9 d=8 causal offset=end cache=latent:3:16+2 store=f8e4m3/4 chunks=1"}) {
+  for (const char* line : {"attention b=2 h=4/2 l=9 d=8 causal window=4,0",
+                           "backward b=2 h=4/2 l=9 d=8 bias=normal grad=ones",
+                           "attention b=2 h=4/2 l=3x9 d=8 causal offset=end cache=latent:3:16+2 "
+                           "store=f8e4m3/4 chunks=1"}) {
     int tried = 0;
     const Case least = shrink(
         parse_case(line), [&](const Case&) { return ++tried > 0; }, [&] { return tried < 200; });
@@ -45,8 +50,7 @@ TEST(Shrink, EndsWhereEverythingFails) {
 
 TEST(Shrink, StopsWhenAskedTo) {
   int calls = 0;
-  const Case least = shrink(
-      big, [](const Case&) { return true; }, [&] { return ++calls < 3; });
+  const Case least = shrink(big, [](const Case&) { return true; }, [&] { return ++calls < 3; });
   EXPECT_FALSE(least == parse_case("attention b=1 h=1 l=1 d=1"));
 }
 

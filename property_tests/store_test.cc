@@ -1,4 +1,5 @@
-// The store of runs: what goes in comes out, whoever is killed meanwhile; what is no store is left as it is.
+// The store of runs: what goes in comes out, whoever is killed meanwhile; what is no store is left
+// as it is.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -148,40 +149,62 @@ TEST_F(Stores, LinesTravelAndAreAllOrNone) {
       return e.what();
     }
   };
-  EXPECT_THAT(refused(lines.str() + "{\"kind\":\"check\"}\n"), HasSubstr("line 3 of what is imported: a run without results; nothing was imported"));
-  EXPECT_THAT(refused(lines.str() + "{\"results\":[{}]}\n"), HasSubstr("line 3 of what is imported: run: no field \"kind\", so it is no run of a store"));
-  EXPECT_THAT(refused(lines.str() + "no JSON\n"), HasSubstr("line 3 of what is imported: no JSON from byte 2 on; nothing was imported"));
-  EXPECT_THAT(refused(lines.str() + "[]\n"), HasSubstr("line 3 of what is imported: run: no JSON object, so it is no run of a store"));
+  EXPECT_THAT(refused(lines.str() + "{\"kind\":\"check\"}\n"),
+              HasSubstr("line 3 of what is imported: a run without results; nothing was imported"));
+  EXPECT_THAT(
+      refused(lines.str() + "{\"results\":[{}]}\n"),
+      HasSubstr("line 3 of what is imported: run: no field \"kind\", so it is no run of a store"));
+  EXPECT_THAT(
+      refused(lines.str() + "no JSON\n"),
+      HasSubstr("line 3 of what is imported: no JSON from byte 2 on; nothing was imported"));
+  EXPECT_THAT(
+      refused(lines.str() + "[]\n"),
+      HasSubstr("line 3 of what is imported: run: no JSON object, so it is no run of a store"));
   EXPECT_THAT(refused("\n"), HasSubstr("there is no run; nothing was imported"));
   EXPECT_EQ(b.runs().size(), 2u);
 }
 
 TEST_F(Stores, BenchmarksOfGoogle) {
   Store s(file());
-  const Json report = {{"context", {{"date", "2026-11-25T00:00:00+00:00"}, {"executable", "bench"}}},
-                       {"benchmarks",
-                        {{{"name", "x"}, {"run_type", "iteration"}, {"real_time", 2.5}, {"cpu_time", 2.4}, {"time_unit", "us"}, {"GFLOP/s", 70.0}},
-                         {{"name", "x_mean"}, {"run_type", "aggregate"}, {"real_time", 2.5}, {"time_unit", "us"}}}}};
+  const Json report = {
+      {"context", {{"date", "2026-11-25T00:00:00+00:00"}, {"executable", "bench"}}},
+      {"benchmarks",
+       {{{"name", "x"},
+         {"run_type", "iteration"},
+         {"real_time", 2.5},
+         {"cpu_time", 2.4},
+         {"time_unit", "us"},
+         {"GFLOP/s", 70.0}},
+        {{"name", "x_mean"}, {"run_type", "aggregate"}, {"real_time", 2.5}, {"time_unit", "us"}}}}};
   const StoredRun run = s.run(s.append_benchmarks(report, "bench.json"));
   ASSERT_EQ(run.results.size(), 1u);
   EXPECT_DOUBLE_EQ(run.results[0].seconds.value(), 2.5e-6);
   EXPECT_EQ(run.results[0].counters["GFLOP/s"], 70.0);
-  EXPECT_THROW(s.append_benchmarks({{"context", Json::object()}, {"benchmarks", Json::array()}}, "empty"), StoreError);
+  EXPECT_THROW(
+      s.append_benchmarks({{"context", Json::object()}, {"benchmarks", Json::array()}}, "empty"),
+      StoreError);
   EXPECT_THROW(s.append_benchmarks(Json::array(), "none"), StoreError);
 }
 
 TEST_F(Stores, WhatIsNoStoreIsRefusedAndLeftAlone) {
-  std::ofstream(file("text")) << "no database, but long enough to be taken for something that has a header of its own";
+  std::ofstream(file("text"))
+      << "no database, but long enough to be taken for something that has a header of its own";
   EXPECT_THAT(refusal(file("text")), HasSubstr("file is not a database"));
   sql("other", "CREATE TABLE t(x)");
   EXPECT_THAT(refusal(file("other")), HasSubstr("is a database of something else"));
-  { Store s(file()); s.append(run_of({result("a", 0.5, 2)})); }
+  {
+    Store s(file());
+    s.append(run_of({result("a", 0.5, 2)}));
+  }
   sql("runs.db", "PRAGMA user_version = 99");
   EXPECT_THAT(refusal(file()), HasSubstr("has schema 99, this program knows up to 2"));
   sql("runs.db", "PRAGMA user_version = 2");
   EXPECT_EQ(Store(file()).runs().size(), 1u);
   // A page that holds rows, overwritten.
-  { Store s(file("damaged")); for (int k = 0; k < 50; ++k) s.append(run_of({result(std::string(500, 'a'), 0.5, 2)})); }
+  {
+    Store s(file("damaged"));
+    for (int k = 0; k < 50; ++k) s.append(run_of({result(std::string(500, 'a'), 0.5, 2)}));
+  }
   const auto size = fs::file_size(file("damaged"));
   std::fstream damage(file("damaged"), std::ios::in | std::ios::out | std::ios::binary);
   damage.seekp(static_cast<std::streamoff>(size / 4096 / 2 * 4096));
@@ -212,7 +235,8 @@ TEST_F(Stores, AnOlderSchemaIsBroughtUpToDateAndKeepsItsRuns) {
 
 TEST_F(Stores, AMigrationThatFailsLeavesTheOldStore) {
   old_store();
-  sql("runs.db", "ALTER TABLE result ADD COLUMN compared INTEGER");  // which no program of schema 1 has
+  sql("runs.db",
+      "ALTER TABLE result ADD COLUMN compared INTEGER");  // which no program of schema 1 has
   EXPECT_THAT(refusal(file()), HasSubstr("duplicate column name: compared"));
   EXPECT_EQ(schema(), 1);
 }
@@ -220,7 +244,9 @@ TEST_F(Stores, AMigrationThatFailsLeavesTheOldStore) {
 TEST_F(Stores, SeveralOpenAnOlderSchemaAtATime) {
   old_store();
   std::vector<std::thread> threads;
-  for (int k = 0; k < 8; ++k) threads.emplace_back([&, k] { Store(file()).append(run_of({result("case " + std::to_string(k), 0.5, 2)})); });
+  for (int k = 0; k < 8; ++k)
+    threads.emplace_back(
+        [&, k] { Store(file()).append(run_of({result("case " + std::to_string(k), 0.5, 2)})); });
   for (std::thread& t : threads) t.join();
   EXPECT_EQ(schema(), 2);
   EXPECT_EQ(Store(file()).runs().size(), 10u);
@@ -230,7 +256,8 @@ TEST_F(Stores, SeveralAppendAtATime) {
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t)
     threads.emplace_back([&] {
-      for (int k = 0; k < 10; ++k) Store(file()).append(run_of({result("a", 0.5, 2), result("b", 0.5, 2)}));
+      for (int k = 0; k < 10; ++k)
+        Store(file()).append(run_of({result("a", 0.5, 2), result("b", 0.5, 2)}));
     });
   for (std::thread& t : threads) t.join();
   const Store s(file());
@@ -238,7 +265,8 @@ TEST_F(Stores, SeveralAppendAtATime) {
   for (const RunEntry& r : s.runs()) EXPECT_EQ(r.results, 2);
 }
 
-// Killed at any point, a store opens, every run is whole, and no run is lost that append() had answered.
+// Killed at any point, a store opens, every run is whole, and no run is lost that append() had
+// answered.
 TEST_F(Stores, SurviveAKill) {
   std::mt19937 random(20261125);
   std::int64_t answered = 0;
@@ -263,7 +291,8 @@ TEST_F(Stores, SurviveAKill) {
     std::this_thread::sleep_for(std::chrono::microseconds(random() % 120000));
     kill(child, SIGKILL);
     waitpid(child, nullptr, 0);
-    for (std::int64_t id; read(channel[0], &id, sizeof id) == sizeof id;) answered = std::max(answered, id);
+    for (std::int64_t id; read(channel[0], &id, sizeof id) == sizeof id;)
+      answered = std::max(answered, id);
     close(channel[0]);
     const Store s(file());
     const std::vector<RunEntry> runs = s.runs();
@@ -306,7 +335,8 @@ TEST(Compare, TellsEffectsFromNoise) {
   // The same speed: 1 lies within the interval, which is about as wide as its noise says.
   EXPECT_LT(c.seconds.low, 1);
   EXPECT_GT(c.seconds.high, 1);
-  EXPECT_NEAR(std::log(c.seconds.high / c.seconds.low), 2 * 1.96 * 0.2 * std::sqrt(2.0 / 200), 0.02);
+  EXPECT_NEAR(std::log(c.seconds.high / c.seconds.low), 2 * 1.96 * 0.2 * std::sqrt(2.0 / 200),
+              0.02);
   EXPECT_EQ(c.changed, std::vector<std::string>{"pass -> fail: case 3"});
   EXPECT_THROW(compare_runs(a, another), std::invalid_argument);
 }
@@ -339,7 +369,12 @@ TEST_F(Stores, ImportsThatLackSomething) {
   Store s(file());
   std::istringstream lines("{\"results\": [{}]}\n");
   EXPECT_THROW(s.import_lines(lines), StoreError);
-  EXPECT_THROW(s.append_benchmarks(Json::parse(R"({"context": {}, "benchmarks": [{"run_type": "iteration", "real_time": 1}]})"), "x"), StoreError);
+  EXPECT_THROW(
+      s.append_benchmarks(
+          Json::parse(
+              R"({"context": {}, "benchmarks": [{"run_type": "iteration", "real_time": 1}]})"),
+          "x"),
+      StoreError);
   EXPECT_TRUE(s.runs().empty());
 }
 

@@ -40,7 +40,8 @@ TEST(Structure, ChecklistNamesTestsThatExist) {
       const std::string suite = test.substr(0, dot), name = test.substr(dot + 1);
       // Properties have a list of parameters after their name.
       const bool defined = sources.find("(" + suite + ", " + name + ")") != std::string::npos ||
-                           sources.find("(" + suite + ", " + name + ", ") != std::string::npos || sources.find("NAME " + test + " ") != std::string::npos;
+                           sources.find("(" + suite + ", " + name + ", ") != std::string::npos ||
+                           sources.find("NAME " + test + " ") != std::string::npos;
       EXPECT_TRUE(defined) << test << " is named in the checklist and defined nowhere";
     }
   }
@@ -49,10 +50,13 @@ TEST(Structure, ChecklistNamesTestsThatExist) {
 
 TEST(Structure, NoFlagGivesUpIeeeArithmetic) {
   for (const auto& entry : fs::recursive_directory_iterator(ASSAY_SOURCE_DIR)) {
-    if (entry.path().filename() != "CMakeLists.txt" || entry.path().string().find("/build") != std::string::npos) continue;
+    if (entry.path().filename() != "CMakeLists.txt" ||
+        entry.path().string().find("/build") != std::string::npos)
+      continue;
     std::ifstream in(entry.path());
     const std::string text((std::istreambuf_iterator<char>(in)), {});
-    for (const char* flag : {"fast-math", "Ofast", "funsafe"}) EXPECT_EQ(text.find(flag), std::string::npos) << entry.path();
+    for (const char* flag : {"fast-math", "Ofast", "funsafe"})
+      EXPECT_EQ(text.find(flag), std::string::npos) << entry.path();
   }
 }
 
@@ -80,9 +84,13 @@ TEST(Structure, LinksInDocumentsLead) {
     for (const std::string& target : dead_links(text_of(document), document.parent_path(), seen))
       ADD_FAILURE() << document << " links to " << target << ", which is not there";
   EXPECT_GT(seen, 50);
-  EXPECT_EQ(dead_links("[one](docs/verdict.md), [no](docs/no.md#at), ![pic](docs/none.png), <img src=\"none.png\">", ASSAY_SOURCE_DIR, seen),
+  EXPECT_EQ(dead_links("[one](docs/verdict.md), [no](docs/no.md#at), ![pic](docs/none.png), <img "
+                       "src=\"none.png\">",
+                       ASSAY_SOURCE_DIR, seen),
             (std::vector<std::string>{"docs/no.md", "docs/none.png", "none.png"}));
-  EXPECT_TRUE(dead_links("`[a](b)` [x](https://x.org/y) [here](#there)\n\n    [b](c)", ASSAY_SOURCE_DIR, seen).empty());
+  EXPECT_TRUE(dead_links("`[a](b)` [x](https://x.org/y) [here](#there)\n\n    [b](c)",
+                         ASSAY_SOURCE_DIR, seen)
+                  .empty());
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The sums of the bound against plain loops in extended precision: never below them, and hardly above.
+// The sums of the bound against plain loops in extended precision: never below them, and hardly
+// above.
 #include "oracle/sums.h"
 
 #include <gtest/gtest.h>
@@ -17,9 +18,11 @@ struct Sums {
   KeyValues kv;
   RowMajor q;
 
-  explicit Sums(const std::string& line) : c(parse_case(line)), inputs(c), kv(inputs.problem, 0, 0), q(c.shape.rows, c.shape.dim) {
+  explicit Sums(const std::string& line)
+      : c(parse_case(line)), inputs(c), kv(inputs.problem, 0, 0), q(c.shape.rows, c.shape.dim) {
     for (Index i = 0; i < q.rows(); ++i)
-      for (Index d = 0; d < q.cols(); ++d) q(i, d) = load(inputs.problem.q, inputs.problem.q.at(0, 0, i, d));
+      for (Index d = 0; d < q.cols(); ++d)
+        q(i, d) = load(inputs.problem.q, inputs.problem.q.at(0, 0, i, d));
   }
 };
 
@@ -32,8 +35,10 @@ constexpr Index key0 = 5;
 
 TEST(Sums, OfScoresLieAboveTheExactOnes) {
   for (const char* line :
-       {"attention b=1 h=1 l=7x90 d=64", "attention b=1 h=1 l=7x90 d=300 scores=heavy-tail", "attention b=1 h=1 l=7x90 d=64 scores=huge dtype=bf16",
-        "attention b=1 h=1 l=7x90 d=33 scores=subnormal", "attention b=1 h=1 l=7x90 d=40 scale=1 poke=q:0:0:0:0=3e38;k:0:0:7:0=3e38"}) {
+       {"attention b=1 h=1 l=7x90 d=64", "attention b=1 h=1 l=7x90 d=300 scores=heavy-tail",
+        "attention b=1 h=1 l=7x90 d=64 scores=huge dtype=bf16",
+        "attention b=1 h=1 l=7x90 d=33 scores=subnormal",
+        "attention b=1 h=1 l=7x90 d=40 scale=1 poke=q:0:0:0:0=3e38;k:0:0:7:0=3e38"}) {
     SCOPED_TRACE(line);
     const Sums s(line);
     const Index count = s.c.shape.keys - key0;
@@ -44,7 +49,8 @@ TEST(Sums, OfScoresLieAboveTheExactOnes) {
       for (Index j = 0; j < count; ++j) {
         long double partial = 0, moduli = 0, products = 0;
         for (Index d = 0; d < s.q.cols(); ++d) {
-          const long double product = static_cast<long double>(s.q(i, d)) * s.kv.keys_transposed(d, key0 + j);
+          const long double product =
+              static_cast<long double>(s.q(i, d)) * s.kv.keys_transposed(d, key0 + j);
           partial += product;
           moduli += std::fabs(partial);
           products += std::fabs(product);
@@ -71,9 +77,11 @@ TEST(Sums, OfValuesLieAboveTheExactOnes) {
           seen.push_back({r * 11, count - r * 70, sparse ? visible.data() + r * count : nullptr});
           double total = 0;
           for (Index j = 0; j < count; ++j) {
-            const bool in = j >= seen.back().begin && j < seen.back().end && !(sparse && j % 3 == 1);
+            const bool in =
+                j >= seen.back().begin && j < seen.back().end && !(sparse && j % 3 == 1);
             visible[static_cast<std::size_t>(r * count + j)] = in;
-            kept(r, j) = in ? std::exp(-static_cast<double>((j * 37 + r) % 101) / (r == 1 ? 2 : 40)) : 0;
+            kept(r, j) =
+                in ? std::exp(-static_cast<double>((j * 37 + r) % 101) / (r == 1 ? 2 : 40)) : 0;
             centred(r, j) = 1e-6 * kept(r, j) * (1 + static_cast<double>(j % 5));
             total += kept(r, j);
           }
@@ -99,10 +107,14 @@ TEST(Sums, OfValuesLieAboveTheExactOnes) {
                 partial += kept(r, j) * x;
                 moduli += std::fabs(partial);
               }
-              if (j < seen[static_cast<std::size_t>(r)].begin || j >= seen[static_cast<std::size_t>(r)].end) continue;
+              if (j < seen[static_cast<std::size_t>(r)].begin ||
+                  j >= seen[static_cast<std::size_t>(r)].end)
+                continue;
               const bool last = j + 1 == seen[static_cast<std::size_t>(r)].end;
               if (counted.ends_split(key0 + j + 1) || (last && !first_split)) {
-                if (!first_split) moduli += counted.merge * (std::fabs(merged) + std::fabs(partial) + std::fabs(merged + partial));
+                if (!first_split)
+                  moduli += counted.merge *
+                            (std::fabs(merged) + std::fabs(partial) + std::fabs(merged + partial));
                 merged += partial;
                 partial = 0;
                 first_split = false;
@@ -110,14 +122,18 @@ TEST(Sums, OfValuesLieAboveTheExactOnes) {
                 moduli += counted.tile_end * std::fabs(partial);
               }
             }
-            const long double magnitude = std::fabs(static_cast<long double>(o(r, v))) * centred.row(r).sum();
+            const long double magnitude =
+                std::fabs(static_cast<long double>(o(r, v))) * centred.row(r).sum();
             EXPECT_GE(sum_centred(r, v), static_cast<double>(from_mean) * (1 - 0x1p-45));
-            EXPECT_LE(sum_centred(r, v),
-                      static_cast<double>(from_mean) * (1 + 2e-5) + 3e-7 * static_cast<double>(magnitude) + 0x1p-100 * (1 + s.kv.largest_value));
+            EXPECT_LE(sum_centred(r, v), static_cast<double>(from_mean) * (1 + 2e-5) +
+                                             3e-7 * static_cast<double>(magnitude) +
+                                             0x1p-100 * (1 + s.kv.largest_value));
             EXPECT_GE(sum_prefix(r, v), static_cast<double>(moduli) * (1 - 0x1p-45));
-            EXPECT_LE(sum_prefix(r, v), static_cast<double>(moduli) * (1 + 3e-4) + 0x1p-100 * (1 + s.kv.largest_value));
+            EXPECT_LE(sum_prefix(r, v), static_cast<double>(moduli) * (1 + 3e-4) +
+                                            0x1p-100 * (1 + s.kv.largest_value));
             EXPECT_GE(sum_absolute(r, v), static_cast<double>(absolute) * (1 - 0x1p-45));
-            EXPECT_LE(sum_absolute(r, v), static_cast<double>(absolute) * (1 + 1e-4) + 0x1p-100 * (1 + s.kv.largest_value));
+            EXPECT_LE(sum_absolute(r, v), static_cast<double>(absolute) * (1 + 1e-4) +
+                                              0x1p-100 * (1 + s.kv.largest_value));
           }
       }
 }

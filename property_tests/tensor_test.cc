@@ -15,10 +15,13 @@ namespace assay {
 namespace {
 
 constexpr Index heads_in_pack = 7;
-const std::vector<Extents> shapes = {{1, 1, 1, 1}, {2, 3, 4, 5}, {3, 1, 5, 8}, {1, 2, 1, 3}, {2, 2, 7, 1}};
+const std::vector<Extents> shapes = {
+    {1, 1, 1, 1}, {2, 3, 4, 5}, {3, 1, 5, 8}, {1, 2, 1, 3}, {2, 2, 7, 1}};
 const std::vector<Extents> empty_shapes = {{0, 2, 3, 4}, {2, 2, 0, 4}, {0, 1, 0, 1}};
 
-bool is_broadcast(LayoutKind kind) { return kind == LayoutKind::shared_head || kind == LayoutKind::shared_batch; }
+bool is_broadcast(LayoutKind kind) {
+  return kind == LayoutKind::shared_head || kind == LayoutKind::shared_batch;
+}
 
 template <class Body>
 void for_each_position(const Extents& s, const Body& body) {
@@ -55,7 +58,9 @@ TEST(Layout, PositionsAreInsideDistinctAndWhereTheyShouldBe) {
         EXPECT_TRUE(expected < 0 || at == expected) << at << ", not " << expected;
         used.insert(at);
       });
-      const Index distinct = element_count(s) / (kind == LayoutKind::shared_head ? s[1] : kind == LayoutKind::shared_batch ? s[0] : 1);
+      const Index distinct = element_count(s) / (kind == LayoutKind::shared_head    ? s[1]
+                                                 : kind == LayoutKind::shared_batch ? s[0]
+                                                                                    : 1);
       EXPECT_EQ(static_cast<Index>(used.size()), distinct);
     }
 }
@@ -82,10 +87,12 @@ TEST(Layout, EmptyShapesHaveValidStorage) {
 }
 
 TEST(Tensor, LoadsWhatWasStoredThroughEveryLayoutAndDtype) {
-  for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1, Dtype::e8m0})
+  for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2,
+                      Dtype::f4e2m1, Dtype::e8m0})
     for (const LayoutKind kind : values_of<LayoutKind>)
       for (const Extents& s : shapes) {
-        SCOPED_TRACE(::testing::Message() << format(dtype).name << " " << name_of(kind) << " " << element_count(s) << " elements");
+        SCOPED_TRACE(::testing::Message() << format(dtype).name << " " << name_of(kind) << " "
+                                          << element_count(s) << " elements");
         const Tensor tensor(dtype, s, make_layout(kind, s, heads_in_pack));
         const TensorView& t = tensor.view();
         // Neighbours along every axis differ, and every value is exact in every format.
@@ -93,12 +100,18 @@ TEST(Tensor, LoadsWhatWasStoredThroughEveryLayoutAndDtype) {
           if (kind == LayoutKind::shared_head) h = 0;
           if (kind == LayoutKind::shared_batch) b = 0;
           const Index n = (b * 5 + h * 3 + i * 2 + d) % 7;
-          return dtype == Dtype::e8m0 ? std::array{0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0}[static_cast<std::size_t>(n)]
-                                      : std::array{0.5, -1.0, 1.5, -2.0, 3.0, -4.0, 6.0}[static_cast<std::size_t>(n)];
+          return dtype == Dtype::e8m0
+                     ? std::array{0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0}[static_cast<std::size_t>(n)]
+                     : std::array{
+                           0.5, -1.0, 1.5, -2.0, 3.0, -4.0, 6.0}[static_cast<std::size_t>(n)];
         };
-        for_each_position(s, [&](Index b, Index h, Index i, Index d) { store(t, t.at(b, h, i, d), value(b, h, i, d)); });
-        for_each_position(
-            s, [&](Index b, Index h, Index i, Index d) { EXPECT_EQ(load(t, t.at(b, h, i, d)), value(b, h, i, d)) << b << " " << h << " " << i << " " << d; });
+        for_each_position(s, [&](Index b, Index h, Index i, Index d) {
+          store(t, t.at(b, h, i, d), value(b, h, i, d));
+        });
+        for_each_position(s, [&](Index b, Index h, Index i, Index d) {
+          EXPECT_EQ(load(t, t.at(b, h, i, d)), value(b, h, i, d))
+              << b << " " << h << " " << i << " " << d;
+        });
         EXPECT_TRUE(tensor.guards_intact());
       }
 }
@@ -110,18 +123,23 @@ TEST(Tensor, ElementsOfEveryNonBroadcastLayoutAreIndependent) {
     const Tensor tensor(Dtype::f32, s, make_layout(kind, s, heads_in_pack));
     const TensorView& t = tensor.view();
     double next = 1;
-    for_each_position(s, [&](Index b, Index h, Index i, Index d) { store(t, t.at(b, h, i, d), next++); });
+    for_each_position(
+        s, [&](Index b, Index h, Index i, Index d) { store(t, t.at(b, h, i, d), next++); });
     next = 1;
-    for_each_position(s, [&](Index b, Index h, Index i, Index d) { EXPECT_EQ(load(t, t.at(b, h, i, d)), next++) << name_of(kind); });
+    for_each_position(s, [&](Index b, Index h, Index i, Index d) {
+      EXPECT_EQ(load(t, t.at(b, h, i, d)), next++) << name_of(kind);
+    });
   }
 }
 
 TEST(Tensor, StorageIsZeroAlignedAndSized) {
   for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::f8e4m3, Dtype::f4e2m1}) {
     const Tensor tensor(dtype, {1, 1, 3, 5}, {{15, 15, 5, 1}, 0, 15});
-    EXPECT_EQ(tensor.size_in_bytes(), static_cast<std::size_t>((15 * format(dtype).bits + 7) / 8)) << format(dtype).name;
+    EXPECT_EQ(tensor.size_in_bytes(), static_cast<std::size_t>((15 * format(dtype).bits + 7) / 8))
+        << format(dtype).name;
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(tensor.bytes()) % 64, 0u);
-    for (std::size_t i = 0; i < tensor.size_in_bytes(); ++i) EXPECT_EQ(tensor.bytes()[i], std::byte{0});
+    for (std::size_t i = 0; i < tensor.size_in_bytes(); ++i)
+      EXPECT_EQ(tensor.bytes()[i], std::byte{0});
     EXPECT_EQ(tensor.view().data, tensor.bytes());
   }
 }
@@ -133,7 +151,8 @@ TEST(Tensor, BytesInMemory) {
     const Tensor tensor(dtype, {1, 1, 1, n}, {{n, n, n, 1}, 0, n});
     for (Index d = 0; d < n; ++d) store(tensor.view(), d, values[static_cast<std::size_t>(d)]);
     std::vector<int> bytes;
-    for (std::size_t i = 0; i < tensor.size_in_bytes(); ++i) bytes.push_back(static_cast<int>(tensor.bytes()[i]));
+    for (std::size_t i = 0; i < tensor.size_in_bytes(); ++i)
+      bytes.push_back(static_cast<int>(tensor.bytes()[i]));
     return bytes;
   };
   EXPECT_EQ(bytes_after(Dtype::f64, {1.0}), (std::vector{0, 0, 0, 0, 0, 0, 0xF0, 0x3F}));
@@ -141,7 +160,8 @@ TEST(Tensor, BytesInMemory) {
   EXPECT_EQ(bytes_after(Dtype::f16, {1.0, 65504.0}), (std::vector{0x00, 0x3C, 0xFF, 0x7B}));
   EXPECT_EQ(bytes_after(Dtype::bf16, {1.0, 3.140625}), (std::vector{0x80, 0x3F, 0x49, 0x40}));
   EXPECT_EQ(bytes_after(Dtype::f8e4m3, {1.0, 448.0}), (std::vector{0x38, 0x7E}));
-  EXPECT_EQ(bytes_after(Dtype::f4e2m1, {0.5, 1.0, -6.0, 2.0, 3.0}), (std::vector{0x21, 0x4F, 0x05}));
+  EXPECT_EQ(bytes_after(Dtype::f4e2m1, {0.5, 1.0, -6.0, 2.0, 3.0}),
+            (std::vector{0x21, 0x4F, 0x05}));
 }
 
 TEST(Tensor, NibblesWithOddOriginStepAndReversal) {
@@ -150,7 +170,8 @@ TEST(Tensor, NibblesWithOddOriginStepAndReversal) {
   const TensorView odd{bytes.data(), Dtype::f4e2m1, {1, 1, 2, 3}, {6, 6, 3, 1}, 1};
   const std::array expected{1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
   for (Index i = 0; i < 2; ++i)
-    for (Index d = 0; d < 3; ++d) EXPECT_EQ(load(odd, odd.at(0, 0, i, d)), expected[static_cast<std::size_t>(3 * i + d)]);
+    for (Index d = 0; d < 3; ++d)
+      EXPECT_EQ(load(odd, odd.at(0, 0, i, d)), expected[static_cast<std::size_t>(3 * i + d)]);
   const TensorView backwards{bytes.data(), Dtype::f4e2m1, {1, 1, 1, 3}, {0, 0, 0, -2}, 5};
   EXPECT_EQ(load(backwards, backwards.at(0, 0, 0, 0)), 4.0);
   EXPECT_EQ(load(backwards, backwards.at(0, 0, 0, 1)), 2.0);
@@ -170,7 +191,8 @@ TEST(Tensor, GuardsSeeOneByteOnEitherSide) {
     Tensor tensor(Dtype::f4e2m1, {1, 1, 1, elements}, {{0, 0, 0, 1}, 0, elements});
     const auto size = static_cast<std::ptrdiff_t>(tensor.size_in_bytes());
     constexpr auto guard = static_cast<std::ptrdiff_t>(Tensor::guard_bytes);
-    for (std::ptrdiff_t at : {-guard, -guard / 2, std::ptrdiff_t{-1}, size, size + guard / 2, size + guard - 1}) {
+    for (std::ptrdiff_t at :
+         {-guard, -guard / 2, std::ptrdiff_t{-1}, size, size + guard / 2, size + guard - 1}) {
       tensor.bytes()[at] ^= std::byte{1};
       EXPECT_FALSE(tensor.guards_intact()) << at;
       tensor.bytes()[at] ^= std::byte{1};

@@ -1,5 +1,6 @@
-// Every term of the forward bound earns its place: without it, an arithmetic that keeps its contract
-// violates what is left. docs/bounds.md, section 11, says which cannot be reached, and why.
+// Every term of the forward bound earns its place: without it, an arithmetic that keeps its
+// contract violates what is left. docs/bounds.md, section 11, says which cannot be reached, and
+// why.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -366,8 +367,8 @@ TEST(Terms, EachIsNeeded) {
     const double with = largest_ratio(p->attention, c, bounds_of(p->attention, c, {}));
     const Bounds rest = bounds_of(p->attention, c, BoundTerms{}.without(t.term));
     const double without = largest_ratio(p->attention, c, rest);
-    printf("%-24s error/bound %.3f, without it %8.3f: %s\n", name_of(t.term).c_str(), with,
-           without, t.what);
+    printf("%-24s error/bound %.3f, without it %8.3f: %s\n", name_of(t.term).c_str(), with, without,
+           t.what);
     EXPECT_GT(without, 1) << name_of(t.term) << ": " << t.what;
   }
 }

@@ -1,4 +1,5 @@
-// The stage trace: right kernels are inside every enclosure, and a wrong one is told where it first goes wrong.
+// The stage trace: right kernels are inside every enclosure, and a wrong one is told where it first
+// goes wrong.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -18,7 +19,8 @@ namespace {
 using kernels::Stage;
 using testing::HasSubstr;
 
-// Every case of the suites that a trace takes, on the kernel itself: no false alarm, and every stage is looked at.
+// Every case of the suites that a trace takes, on the kernel itself: no false alarm, and every
+// stage is looked at.
 TEST(Trace, TheKernelStaysInsideEveryEnclosure) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
   std::array<std::int64_t, stage_count> by_stage{};
@@ -27,7 +29,9 @@ TEST(Trace, TheKernelStaysInsideEveryEnclosure) {
     std::size_t index = 0;
     for (const Case& c : make_suite(suite, 1).cases) {
       const AttentionShape& s = c.shape;
-      if (c.cache || c.operation == Operation::product || c.dtype == Dtype::f64 || s.batch * s.query_heads * s.rows * s.keys > 40000) continue;
+      if (c.cache || c.operation == Operation::product || c.dtype == Dtype::f64 ||
+          s.batch * s.query_heads * s.rows * s.keys > 40000)
+        continue;
       if (++index % 3 != 0) continue;
       const Trace t = trace_case(c, *host);
       EXPECT_FALSE(t.first) << describe(t, c);
@@ -42,7 +46,9 @@ TEST(Trace, TheKernelStaysInsideEveryEnclosure) {
   for (std::size_t k = 0; k < by_stage.size(); ++k) {
     const auto stage = static_cast<Stage>(k);
     printf("  %-18s %10ld\n", std::string(name_of(stage)).c_str(), static_cast<long>(by_stage[k]));
-    if (stage != Stage::query_gradient && stage != Stage::key_gradient && stage != Stage::value_gradient) EXPECT_GT(by_stage[k], 1000) << name_of(stage);
+    if (stage != Stage::query_gradient && stage != Stage::key_gradient &&
+        stage != Stage::value_gradient)
+      EXPECT_GT(by_stage[k], 1000) << name_of(stage);
   }
 }
 
@@ -65,33 +71,53 @@ TEST_P(Localizes, TheFirstStageThatIsWrong) {
 }
 
 constexpr const char* plain = "attention b=2 h=4/2 l=70x300 d=16 causal offset=end scores=growing";
-constexpr const char* masked = "attention b=2 h=4/2 l=70x300 d=16 causal offset=end window=40,0 lengths=300,177 bool=random";
-constexpr const char* padded = "attention b=2 h=4/2 l=70x300 d=16 causal offset=200 lengths=300,177 starts=3,0";
-constexpr const char* gradients = "backward b=2 h=4/2 l=70x300 d=16 causal offset=end softcap=8 dropout=0.2:5";
+constexpr const char* masked =
+    "attention b=2 h=4/2 l=70x300 d=16 causal offset=end window=40,0 lengths=300,177 bool=random";
+constexpr const char* padded =
+    "attention b=2 h=4/2 l=70x300 d=16 causal offset=200 lengths=300,177 starts=3,0";
+constexpr const char* gradients =
+    "backward b=2 h=4/2 l=70x300 d=16 causal offset=end softcap=8 dropout=0.2:5";
 
-INSTANTIATE_TEST_SUITE_P(Faults, Localizes,
-                         testing::Values(Located{"row-max-arguments-swapped", plain, Stage::row_max}, Located{"max-of-tile-only", "attention b=1 h=1 l=70x300 d=16 scores=falling", Stage::row_max, false},
-                                         Located{"stale-max", plain, Stage::row_max, false}, Located{"max-starts-at-zero", "attention b=1 h=1 l=70x300 d=16 scores=negative", Stage::row_max},
-                                         Located{"accumulator-not-rescaled", plain, Stage::rescale}, Located{"sum-not-rescaled", plain, Stage::row_sum},
-                                         Located{"zero-at-tail-enters-sum", "attention b=1 h=1 l=70x300 d=16", Stage::row_sum}, Located{"scale-off-by-one-percent", plain, Stage::scores},
-                                         Located{"kv-head-modulo", plain, Stage::scores}, Located{"causal-dropped-with-mask", padded, Stage::masked},
-                                         Located{"causal-off-by-one", masked, Stage::masked}, Located{"causal-anchor-top-left", masked, Stage::masked},
-                                         Located{"window-off-by-one", masked, Stage::masked}, Located{"padding-key-leaks", padded, Stage::masked},
-                                         Located{"bf16-read-as-f32", "attention b=1 h=1 l=7x30 d=16 dtype=bf16", Stage::query}, Located{"weights-truncated-to-bf16", plain, Stage::weights},
-                                         Located{"output-truncated", plain, Stage::output}, Located{"lse-in-base-two", plain, Stage::lse},
-                                         Located{"last-partial-tile-skipped", plain, Stage::output}, Located{"second-batch-not-computed", plain, Stage::output},
-                                         Located{"delta-omitted", gradients, Stage::delta}, Located{"delta-in-bf16", gradients, Stage::delta},
-                                         Located{"softcap-slope-omitted", gradients, Stage::score_gradients}, Located{"backward-causal-off-by-one", gradients, Stage::weights},
-                                         Located{"weight-gradients-without-dropout-scale", gradients, Stage::weight_gradients},
-                                         Located{"backward-without-dropout", gradients, Stage::score_gradients}, Located{"backward-lse-in-base-two", gradients, Stage::weights},
-                                         Located{"score-gradients-truncated-to-bf16", gradients, Stage::score_gradients},
-                                         Located{"backward-weights-truncated-to-bf16", gradients, Stage::weights}),
-                         [](const auto& test) {
-                           std::string name = test.param.fault;
-                           for (char& c : name)
-                             if (c == '-') c = '_';
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Faults, Localizes,
+    testing::Values(
+        Located{"row-max-arguments-swapped", plain, Stage::row_max},
+        Located{"max-of-tile-only", "attention b=1 h=1 l=70x300 d=16 scores=falling",
+                Stage::row_max, false},
+        Located{"stale-max", plain, Stage::row_max, false},
+        Located{"max-starts-at-zero", "attention b=1 h=1 l=70x300 d=16 scores=negative",
+                Stage::row_max},
+        Located{"accumulator-not-rescaled", plain, Stage::rescale},
+        Located{"sum-not-rescaled", plain, Stage::row_sum},
+        Located{"zero-at-tail-enters-sum", "attention b=1 h=1 l=70x300 d=16", Stage::row_sum},
+        Located{"scale-off-by-one-percent", plain, Stage::scores},
+        Located{"kv-head-modulo", plain, Stage::scores},
+        Located{"causal-dropped-with-mask", padded, Stage::masked},
+        Located{"causal-off-by-one", masked, Stage::masked},
+        Located{"causal-anchor-top-left", masked, Stage::masked},
+        Located{"window-off-by-one", masked, Stage::masked},
+        Located{"padding-key-leaks", padded, Stage::masked},
+        Located{"bf16-read-as-f32", "attention b=1 h=1 l=7x30 d=16 dtype=bf16", Stage::query},
+        Located{"weights-truncated-to-bf16", plain, Stage::weights},
+        Located{"output-truncated", plain, Stage::output},
+        Located{"lse-in-base-two", plain, Stage::lse},
+        Located{"last-partial-tile-skipped", plain, Stage::output},
+        Located{"second-batch-not-computed", plain, Stage::output},
+        Located{"delta-omitted", gradients, Stage::delta},
+        Located{"delta-in-bf16", gradients, Stage::delta},
+        Located{"softcap-slope-omitted", gradients, Stage::score_gradients},
+        Located{"backward-causal-off-by-one", gradients, Stage::weights},
+        Located{"weight-gradients-without-dropout-scale", gradients, Stage::weight_gradients},
+        Located{"backward-without-dropout", gradients, Stage::score_gradients},
+        Located{"backward-lse-in-base-two", gradients, Stage::weights},
+        Located{"score-gradients-truncated-to-bf16", gradients, Stage::score_gradients},
+        Located{"backward-weights-truncated-to-bf16", gradients, Stage::weights}),
+    [](const auto& test) {
+      std::string name = test.param.fault;
+      for (char& c : name)
+        if (c == '-') c = '_';
+      return name;
+    });
 
 // The enclosure of scores is that before the biases, however large those are.
 TEST(Trace, LargeBiasesHideNoWrongScore) {
@@ -102,7 +128,8 @@ TEST(Trace, LargeBiasesHideNoWrongScore) {
   EXPECT_EQ(t.first->stage, Stage::scores) << describe(t, c);
 }
 
-// What took six steps to find: the first tile of the first row, NaN where a maximum belongs, l before and after.
+// What took six steps to find: the first tile of the first row, NaN where a maximum belongs, l
+// before and after.
 TEST(Trace, SaysAtOnceThatTheRowMaximumIsNotWritten) {
   const std::unique_ptr<Candidate> swapped = make_candidate("fault:row-max-arguments-swapped");
   const Case c = parse_case("attention b=1 h=1 l=70x200 d=16");
@@ -114,9 +141,11 @@ TEST(Trace, SaysAtOnceThatTheRowMaximumIsNotWritten) {
   ASSERT_EQ(t.state.size(), 1u);
   EXPECT_TRUE(std::isnan(t.state[0].sum.got));
   EXPECT_GT(t.state[0].sum.exact, 1);
-  EXPECT_EQ(t.then, (std::vector<Stage>{Stage::rescale, Stage::weights, Stage::row_sum, Stage::accumulated, Stage::output, Stage::lse}));
+  EXPECT_EQ(t.then, (std::vector<Stage>{Stage::rescale, Stage::weights, Stage::row_sum,
+                                        Stage::accumulated, Stage::output, Stage::lse}));
   const std::string text = describe(t, c);
-  EXPECT_THAT(text, HasSubstr("first wrong: row_max at b=0 h=0 row=0, tile 0 (keys 0 to 127), lane 0: nan is not a number"));
+  EXPECT_THAT(text, HasSubstr("first wrong: row_max at b=0 h=0 row=0, tile 0 (keys 0 to 127), lane "
+                              "0: nan is not a number"));
   EXPECT_THAT(text, HasSubstr("wrong after it: rescale weights row_sum accumulated output lse"));
 }
 
@@ -143,12 +172,15 @@ class Telling : public Candidate {
 Trace told(std::function<void(StageObserver&)> tell) {
   Telling candidate(std::move(tell));
   // One row, four keys, all scores 0: m = 0, l = 1, 2, 3, 4.
-  return trace_case(parse_case("attention b=1 h=1 l=1x4 d=2 scores=equal values=ones scale=0"), candidate);
+  return trace_case(parse_case("attention b=1 h=1 l=1x4 d=2 scores=equal values=ones scale=0"),
+                    candidate);
 }
 
 TEST(Trace, InvariantsAreChecked) {
-  const auto tell = [](StageObserver& o, Stage stage, std::vector<float> lanes, Index key0 = 0, Index keys = 1) {
-    o.at(stage, {0, 0, 0, key0, 1, static_cast<Index>(lanes.size()), lanes.data(), static_cast<Index>(lanes.size()), 1, 0, keys});
+  const auto tell = [](StageObserver& o, Stage stage, std::vector<float> lanes, Index key0 = 0,
+                       Index keys = 1) {
+    o.at(stage, {0, 0, 0, key0, 1, static_cast<Index>(lanes.size()), lanes.data(),
+                 static_cast<Index>(lanes.size()), 1, 0, keys});
   };
   EXPECT_FALSE(told([&](StageObserver& o) {
                  tell(o, Stage::row_max, {0, 0, 0, 0});
@@ -162,20 +194,28 @@ TEST(Trace, InvariantsAreChecked) {
     ASSERT_TRUE(t.first) << what;
     EXPECT_THAT(t.first->what, HasSubstr(what));
   };
-  found("differs from lane 0 of the same row", [&](StageObserver& o) { tell(o, Stage::row_max, {0, 0, -0.0f, 0}); });
-  found("differs from lane 0 of the same row", [&](StageObserver& o) { tell(o, Stage::row_sum, {1, std::nextafter(1.0f, 2.0f)}); });
+  found("differs from lane 0 of the same row",
+        [&](StageObserver& o) { tell(o, Stage::row_max, {0, 0, -0.0f, 0}); });
+  found("differs from lane 0 of the same row",
+        [&](StageObserver& o) { tell(o, Stage::row_sum, {1, std::nextafter(1.0f, 2.0f)}); });
   found("the running maximum fell, from 0", [&](StageObserver& o) {
     tell(o, Stage::row_max, {0});
     tell(o, Stage::row_max, {-1e-30f}, 1);
   });
-  found("a correction outside [0, 1]", [&](StageObserver& o) { tell(o, Stage::rescale, {1.5f}, 1); });
-  found("a correction outside [0, 1]", [&](StageObserver& o) { tell(o, Stage::rescale, {std::nanf("")}, 1); });
-  found("a row sum below 1, after a visible key", [&](StageObserver& o) { tell(o, Stage::row_sum, {0.5f}); });
+  found("a correction outside [0, 1]",
+        [&](StageObserver& o) { tell(o, Stage::rescale, {1.5f}, 1); });
+  found("a correction outside [0, 1]",
+        [&](StageObserver& o) { tell(o, Stage::rescale, {std::nanf("")}, 1); });
+  found("a row sum below 1, after a visible key",
+        [&](StageObserver& o) { tell(o, Stage::row_sum, {0.5f}); });
   found("is outside its enclosure", [&](StageObserver& o) { tell(o, Stage::row_sum, {2}); });
-  found("is not a number", [&](StageObserver& o) { tell(o, Stage::accumulated, {1, std::nanf("")}); });
-  found("does not belong to this pass", [&](StageObserver& o) { tell(o, Stage::score_gradients, {0, 0}); });
+  found("is not a number",
+        [&](StageObserver& o) { tell(o, Stage::accumulated, {1, std::nanf("")}); });
+  found("does not belong to this pass",
+        [&](StageObserver& o) { tell(o, Stage::score_gradients, {0, 0}); });
   found("was told without a column", [&](StageObserver& o) { tell(o, Stage::row_max, {}); });
-  found("belongs to no head or key of the problem", [&](StageObserver& o) { tell(o, Stage::row_max, {0}, 4); });
+  found("belongs to no head or key of the problem",
+        [&](StageObserver& o) { tell(o, Stage::row_max, {0}, 4); });
   found("belongs to no head or key of the problem", [&](StageObserver& o) {
     float x = 0;
     o.at(Stage::scores, {0, 7, 0, 0, 1, 1, &x, 1, 1, 0, 1});
@@ -188,13 +228,19 @@ TEST(Trace, BoundsAreNotLoose) {
   const Case c = parse_case("attention b=1 h=2 l=70x300 d=64 causal offset=end scores=growing");
   const Trace t = trace_case(c, *host);
   ASSERT_FALSE(t.first);
-  for (const auto& [stage, least] : {std::pair{Stage::scores, 0.2}, {Stage::row_max, 0.1}, {Stage::weights, 0.1}, {Stage::rescale, 0.05}, {Stage::row_sum, 0.005}, {Stage::accumulated, 0.002}})
+  for (const auto& [stage, least] : {std::pair{Stage::scores, 0.2},
+                                     {Stage::row_max, 0.1},
+                                     {Stage::weights, 0.1},
+                                     {Stage::rescale, 0.05},
+                                     {Stage::row_sum, 0.005},
+                                     {Stage::accumulated, 0.002}})
     EXPECT_GT(t.stages[static_cast<std::size_t>(stage)].worst, least) << name_of(stage);
 }
 
 TEST(Trace, ProductionKernelsAreNotWatched) {
   static_assert(!kernels::NoStages::observes && std::is_empty_v<kernels::NoStages>);
-  // A candidate that is not traced runs the production kernel, whose bits are those of the watched one.
+  // A candidate that is not traced runs the production kernel, whose bits are those of the watched
+  // one.
   const Case c = parse_case("attention b=2 h=4/2 l=70x300 d=16 dtype=bf16 causal offset=end");
   const Inputs in(c);
   const Outputs unwatched(c), watched(c);
@@ -214,13 +260,18 @@ TEST(Trace, SilenceIsNoPass) {
 }
 
 TEST(Trace, RefusesWhatHasNoStages) {
-  const std::unique_ptr<Candidate> host = make_candidate("host"), unfused = make_candidate("unfused");
+  const std::unique_ptr<Candidate> host = make_candidate("host"),
+                                   unfused = make_candidate("unfused");
   EXPECT_THROW(trace_case(parse_case("product m=2 n=2 k=32"), *host), CaseError);
-  EXPECT_THROW(trace_case(parse_case("attention b=1 h=1 l=3x9 d=4 cache=paged:4"), *host), CaseError);
+  EXPECT_THROW(trace_case(parse_case("attention b=1 h=1 l=3x9 d=4 cache=paged:4"), *host),
+               CaseError);
   EXPECT_THROW(trace_case(parse_case("attention b=8 h=8 l=1024 d=4"), *host), CaseError);
-  EXPECT_THROW(trace_case(parse_case("attention b=1 h=1 l=4 d=4"), *unfused), std::invalid_argument);
+  EXPECT_THROW(trace_case(parse_case("attention b=1 h=1 l=4 d=4"), *unfused),
+               std::invalid_argument);
   // NaN in what a row sees: it is not followed, and that is told.
-  EXPECT_GT(trace_case(parse_case("attention b=1 h=1 l=4 d=4 poke=k:0:0:1:2=nan"), *host).rows_not_judged, 0);
+  EXPECT_GT(
+      trace_case(parse_case("attention b=1 h=1 l=4 d=4 poke=k:0:0:1:2=nan"), *host).rows_not_judged,
+      0);
 }
 
 }  // namespace

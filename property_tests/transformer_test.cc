@@ -1,4 +1,5 @@
-// The small transformer: kernels and oracle compute the same model, train alike, and keep NaN where it belongs.
+// The small transformer: kernels and oracle compute the same model, train alike, and keep NaN where
+// it belongs.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -12,7 +13,8 @@ namespace {
 
 constexpr std::uint64_t seed = 11;
 
-// The formulas of every gradient, in fp64 and without quantization, which is no differentiable thing.
+// The formulas of every gradient, in fp64 and without quantization, which is no differentiable
+// thing.
 TEST(SmallTransformer, GradientsAgreeWithDifferences) {
   TransformerConfig config;
   config.layers = 2;
@@ -24,7 +26,8 @@ TEST(SmallTransformer, GradientsAgreeWithDifferences) {
   const std::vector<Linear<double>*> parameters = model.parameters();
   int compared = 0;
   for (std::size_t p = 0; p < parameters.size(); ++p)
-    for (std::size_t e = 3 * p; e < parameters[p]->weights.size(); e += parameters[p]->weights.size() / 3) {
+    for (std::size_t e = 3 * p; e < parameters[p]->weights.size();
+         e += parameters[p]->weights.size() / 3) {
       double& w = parameters[p]->weights[e];
       const double kept = w, step = 1e-4, gradient = parameters[p]->gradient[e];
       auto at = [&](double x) {
@@ -35,7 +38,8 @@ TEST(SmallTransformer, GradientsAgreeWithDifferences) {
       };
       // Five points: the error is of the order of step^4.
       const double difference = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step);
-      EXPECT_NEAR(gradient, difference, 1e-9 + 1e-7 * std::fabs(difference)) << "parameter " << p << " element " << e;
+      EXPECT_NEAR(gradient, difference, 1e-9 + 1e-7 * std::fabs(difference))
+          << "parameter " << p << " element " << e;
       ++compared;
     }
   EXPECT_GT(compared, 40);
@@ -43,8 +47,8 @@ TEST(SmallTransformer, GradientsAgreeWithDifferences) {
 
 class LowBitFormats : public testing::TestWithParam<LowBit> {};
 
-// Every product and attention inside a training loop is held to its bound; the loss falls, and the model computed by the oracle has, for
-// the same weights, the same loss and gradients up to fp32.
+// Every product and attention inside a training loop is held to its bound; the loss falls, and the
+// model computed by the oracle has, for the same weights, the same loss and gradients up to fp32.
 TEST_P(LowBitFormats, TrainsWithinItsBoundsAndMatchesTheOracle) {
   TransformerConfig config;
   config.format = GetParam();
@@ -64,10 +68,12 @@ TEST_P(LowBitFormats, TrainsWithinItsBoundsAndMatchesTheOracle) {
       double largest = 0, difference = 0;
       for (std::size_t e = 0; e < mine[p]->gradient.size(); ++e) {
         largest = std::max(largest, std::fabs(theirs[p]->gradient[e]));
-        const double off = std::fabs(static_cast<double>(mine[p]->gradient[e]) - theirs[p]->gradient[e]);
+        const double off =
+            std::fabs(static_cast<double>(mine[p]->gradient[e]) - theirs[p]->gradient[e]);
         difference = off <= difference ? difference : off;  // NaN stays
       }
-      EXPECT_TRUE(difference <= 1e-4 * largest) << "parameter " << p << " step " << step << ": " << difference << " of " << largest;
+      EXPECT_TRUE(difference <= 1e-4 * largest)
+          << "parameter " << p << " step " << step << ": " << difference << " of " << largest;
     }
     model.step(0.5f);
   }
@@ -81,7 +87,9 @@ TEST_P(LowBitFormats, TrainsWithinItsBoundsAndMatchesTheOracle) {
   EXPECT_LE(kernels.worst, 1);
 }
 INSTANTIATE_TEST_SUITE_P(All, LowBitFormats,
-                         testing::Values(LowBit::mxfp4, LowBit::nvfp4, LowBit::fp4, LowBit::fp4_sparse, LowBit::f8e4m3, LowBit::f8e5m2, LowBit::int8, LowBit::int4),
+                         testing::Values(LowBit::mxfp4, LowBit::nvfp4, LowBit::fp4,
+                                         LowBit::fp4_sparse, LowBit::f8e4m3, LowBit::f8e5m2,
+                                         LowBit::int8, LowBit::int4),
                          [](const auto& format) {
                            std::string name(traits(format.param).name);
                            std::erase(name, '-');
@@ -106,8 +114,8 @@ TEST(SmallTransformer, FirstAndLastLayerCanBeSkipped) {
   EXPECT_NE(skipping, none);
 }
 
-// What stands in padding is seen by nobody: NaN there reaches neither the loss nor a gradient, and the embedding of a real token that is NaN is
-// found in the stage and row where it enters.
+// What stands in padding is seen by nobody: NaN there reaches neither the loss nor a gradient, and
+// the embedding of a real token that is NaN is found in the stage and row where it enters.
 TEST(SmallTransformer, NanStaysInPaddingAndIsNamedWhereItEnters) {
   TransformerConfig config;
   TokenBatch batch = rule_batch(config, 3, 12, seed);
@@ -118,7 +126,8 @@ TEST(SmallTransformer, NanStaysInPaddingAndIsNamedWhereItEnters) {
   KernelArithmetic kernels;
   Transformer<float> clean(config, seed), poisoned(config, seed);
   Linear<float>& embedding = *poisoned.parameters()[0];
-  std::fill_n(embedding.weights.end() - config.width, config.width, std::numeric_limits<float>::quiet_NaN());
+  std::fill_n(embedding.weights.end() - config.width, config.width,
+              std::numeric_limits<float>::quiet_NaN());
   FirstNotFinite<float> outside([](Index row) { return row < 12 || row >= 16; });
   poisoned.observe = std::ref(outside);
   const double with_nan = poisoned.loss(batch, kernels, true);
@@ -126,7 +135,8 @@ TEST(SmallTransformer, NanStaysInPaddingAndIsNamedWhereItEnters) {
   EXPECT_EQ(with_nan, clean.loss(batch, kernels, true));
   // Nor does it reach any gradient, that of the padding token's own embedding included.
   const auto with = poisoned.parameters(), without = clean.parameters();
-  for (std::size_t p = 0; p < with.size(); ++p) EXPECT_EQ(with[p]->gradient, without[p]->gradient) << "parameter " << p;
+  for (std::size_t p = 0; p < with.size(); ++p)
+    EXPECT_EQ(with[p]->gradient, without[p]->gradient) << "parameter " << p;
   poisoned.observe = nullptr;
 
   batch.tokens[30] = config.vocabulary - 1;  // sequence 2, position 6: a token that is seen
@@ -142,7 +152,8 @@ TEST(SmallTransformer, NanStaysInPaddingAndIsNamedWhereItEnters) {
   EXPECT_EQ(elsewhere.stage, "");
 }
 
-// Prefill in one call, in chunks, and token by token through caches are the same bits as the whole sequence without a cache.
+// Prefill in one call, in chunks, and token by token through caches are the same bits as the whole
+// sequence without a cache.
 TEST(SmallTransformer, DecodesThroughCachesAsItPrefills) {
   for (LowBit format : {LowBit::mxfp4, LowBit::nvfp4, LowBit::int4}) {
     TransformerConfig config;
@@ -151,10 +162,14 @@ TEST(SmallTransformer, DecodesThroughCachesAsItPrefills) {
     KernelArithmetic kernels;
     TokenBatch batch = rule_batch(config, 1, 40, seed);
     const std::vector<float> all = model.logits(batch, kernels);
-    Decoder whole(model, 40, Dtype::f32), chunked(model, 40, Dtype::f32), single(model, 40, Dtype::f32);
-    const auto token = [&](Index first, Index count) { return std::vector<Index>(batch.tokens.begin() + first, batch.tokens.begin() + first + count); };
+    Decoder whole(model, 40, Dtype::f32), chunked(model, 40, Dtype::f32),
+        single(model, 40, Dtype::f32);
+    const auto token = [&](Index first, Index count) {
+      return std::vector<Index>(batch.tokens.begin() + first, batch.tokens.begin() + first + count);
+    };
     const auto expected = [&](Index position) {
-      return std::vector<float>(all.begin() + position * config.vocabulary, all.begin() + (position + 1) * config.vocabulary);
+      return std::vector<float>(all.begin() + position * config.vocabulary,
+                                all.begin() + (position + 1) * config.vocabulary);
     };
     EXPECT_EQ(whole.append(token(0, 40)), expected(39));
     EXPECT_EQ(chunked.append(token(0, 17)), expected(16));
@@ -166,7 +181,8 @@ TEST(SmallTransformer, DecodesThroughCachesAsItPrefills) {
   }
 }
 
-// A trained model says what its rule says; an untrained one says nothing. Perplexity is exp(loss): uniform logits have that of the vocabulary.
+// A trained model says what its rule says; an untrained one says nothing. Perplexity is exp(loss):
+// uniform logits have that of the vocabulary.
 TEST(SmallTransformer, LearnsTheRuleInFourBits) {
   TransformerConfig config;
   Transformer<float> model(config, seed);

@@ -1,4 +1,5 @@
-// The fallback: judged by its own contract on every SIMD target, equal bits whatever else is in the call, closed forms.
+// The fallback: judged by its own contract on every SIMD target, equal bits whatever else is in the
+// call, closed forms.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -25,17 +26,21 @@ TEST_P(UnfusedOnTarget, PassesTheSmokeSuite) {
   for (Case c : make_suite("smoke", 78).cases) {
     c.target = GetParam();
     const CaseResult r = execute(c, *unfused, options);
-    EXPECT_TRUE(r.outcome == Outcome::pass || r.outcome == Outcome::inconclusive) << r.line << "\n" << r.reason;
+    EXPECT_TRUE(r.outcome == Outcome::pass || r.outcome == Outcome::inconclusive) << r.line << "\n"
+                                                                                  << r.reason;
     judged += r.outcome == Outcome::pass;
   }
   EXPECT_GT(judged, 60u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, UnfusedOnTarget, testing::ValuesIn(kernels::runnable_targets()), [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Targets, UnfusedOnTarget, testing::ValuesIn(kernels::runnable_targets()),
+                         [](const auto& test) { return test.param; });
 
-// Blocks of rows cross query heads: one row alone, of any head, has the bits that it has in the whole call.
+// Blocks of rows cross query heads: one row alone, of any head, has the bits that it has in the
+// whole call.
 TEST(Unfused, RowsAreTheSameAlone) {
-  const Case whole = parse_case("attention b=2 h=6/2 l=13x70 d=24/20 causal offset=end bool=random sink=1 alibi seed=5");
+  const Case whole = parse_case(
+      "attention b=2 h=6/2 l=13x70 d=24/20 causal offset=end bool=random sink=1 alibi seed=5");
   const Inputs in(whole);
   const Outputs out(whole);
   ASSERT_TRUE(attention_unfused(in.problem, out.view(), 3).ok());
@@ -52,14 +57,18 @@ TEST(Unfused, RowsAreTheSameAlone) {
     ASSERT_TRUE(attention_unfused(part, some.view(), 1).ok());
     for (Index b = 0; b < 2; ++b)
       for (Index h = 0; h < 6; ++h) {
-        ASSERT_EQ(load(some.lse.view(), some.lse.view().at(b, h, 0, 0)), load(out.lse.view(), out.lse.view().at(b, h, i, 0)));
-        for (Index c = 0; c < 20; ++c) ASSERT_EQ(load(some.o.view(), some.o.view().at(b, h, 0, c)), load(out.o.view(), out.o.view().at(b, h, i, c)));
+        ASSERT_EQ(load(some.lse.view(), some.lse.view().at(b, h, 0, 0)),
+                  load(out.lse.view(), out.lse.view().at(b, h, i, 0)));
+        for (Index c = 0; c < 20; ++c)
+          ASSERT_EQ(load(some.o.view(), some.o.view().at(b, h, 0, c)),
+                    load(out.o.view(), out.o.view().at(b, h, i, c)));
       }
   }
 }
 
 TEST(Unfused, TheSameBitsForAnyNumberOfThreads) {
-  const Case c = parse_case("attention b=3 h=5/5 l=37x90 d=17/33 dtype=bf16 softcap=5 window=20,3 dropout=0.3:9 seed=8");
+  const Case c = parse_case(
+      "attention b=3 h=5/5 l=37x90 d=17/33 dtype=bf16 softcap=5 window=20,3 dropout=0.3:9 seed=8");
   const Inputs in(c);
   const Outputs one(c), many(c);
   ASSERT_TRUE(attention_unfused(in.problem, one.view(), 1).ok());
@@ -71,7 +80,8 @@ TEST(Unfused, TheSameBitsForAnyNumberOfThreads) {
 
 TEST(Unfused, ClosedForms) {
   {  // Equal scores: the mean of V; LSE = log n.
-    const Case c = parse_case("attention b=1 h=1 l=3x100 d=8/6 scores=equal values=constant seed=4");
+    const Case c =
+        parse_case("attention b=1 h=1 l=3x100 d=8/6 scores=equal values=constant seed=4");
     const Inputs in(c);
     const Outputs out(c);
     ASSERT_TRUE(attention_unfused(in.problem, out.view(), 1).ok());

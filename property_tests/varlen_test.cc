@@ -1,4 +1,5 @@
-// Packed sequences: each has the bits of a call of its own, empty ones included, and sees nothing of its neighbours.
+// Packed sequences: each has the bits of a call of its own, empty ones included, and sees nothing
+// of its neighbours.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -16,22 +17,27 @@ using namespace kernels;
 using testing::HasSubstr;
 
 // The sequence's rows and keys copied out, and called alone.
-void expect_own_call(const Case& c, const Inputs& in, const Outputs& packed, Index row0, Index rows, Index key0, Index keys, Index offset, std::uint64_t seed) {
+void expect_own_call(const Case& c, const Inputs& in, const Outputs& packed, Index row0, Index rows,
+                     Index key0, Index keys, Index offset, std::uint64_t seed) {
   Attention p = in.problem;
   p.shape.rows = rows;
   p.shape.keys = keys;
   p.offset = {offset};
   p.dropout_seed = seed;
-  const auto copy = [&](const TensorView& from, Index heads, Index first, Index count, Index columns) {
+  const auto copy = [&](const TensorView& from, Index heads, Index first, Index count,
+                        Index columns) {
     const Extents shape{1, heads, count, columns};
-    Tensor to(from.dtype, shape, {{heads * count * columns, count * columns, columns, 1}, 0, heads * count * columns});
+    Tensor to(from.dtype, shape,
+              {{heads * count * columns, count * columns, columns, 1}, 0, heads * count * columns});
     for (Index h = 0; h < heads; ++h)
       for (Index i = 0; i < count; ++i)
-        for (Index d = 0; d < columns; ++d) store(to.view(), to.view().at(0, h, i, d), load(from, from.at(0, h, first + i, d)));
+        for (Index d = 0; d < columns; ++d)
+          store(to.view(), to.view().at(0, h, i, d), load(from, from.at(0, h, first + i, d)));
     return to;
   };
   const AttentionShape& s = c.shape;
-  const Tensor q = copy(p.q, s.query_heads, row0, rows, s.dim), k = copy(p.k, s.kv_heads, key0, keys, s.dim),
+  const Tensor q = copy(p.q, s.query_heads, row0, rows, s.dim),
+               k = copy(p.k, s.kv_heads, key0, keys, s.dim),
                v = copy(p.v, s.kv_heads, key0, keys, s.value_dim);
   p.q = q.view();
   p.k = k.view();
@@ -40,7 +46,8 @@ void expect_own_call(const Case& c, const Inputs& in, const Outputs& packed, Ind
   if (p.keep) {
     for (Index h = 0; h < s.query_heads; ++h)
       for (Index i = 0; i < rows; ++i)
-        for (Index j = 0; j < keys; ++j) keep.push_back(in.problem.keep.at(0, h, row0 + i, key0 + j));
+        for (Index j = 0; j < keys; ++j)
+          keep.push_back(in.problem.keep.at(0, h, row0 + i, key0 + j));
     p.keep = {keep.data(), {0, rows * keys, keys, 1}};
     if (keep.empty()) p.keep = {};
   }
@@ -52,39 +59,52 @@ void expect_own_call(const Case& c, const Inputs& in, const Outputs& packed, Ind
   ASSERT_TRUE(status.ok()) << status.detail;
   for (Index h = 0; h < s.query_heads; ++h)
     for (Index i = 0; i < rows; ++i) {
-      ASSERT_EQ(load(out.lse.view(), out.lse.view().at(0, h, i, 0)), load(packed.lse.view(), packed.lse.view().at(0, h, row0 + i, 0)));
+      ASSERT_EQ(load(out.lse.view(), out.lse.view().at(0, h, i, 0)),
+                load(packed.lse.view(), packed.lse.view().at(0, h, row0 + i, 0)));
       for (Index d = 0; d < s.value_dim; ++d)
-        ASSERT_EQ(load(out.o.view(), out.o.view().at(0, h, i, d)), load(packed.o.view(), packed.o.view().at(0, h, row0 + i, d)));
+        ASSERT_EQ(load(out.o.view(), out.o.view().at(0, h, i, d)),
+                  load(packed.o.view(), packed.o.view().at(0, h, row0 + i, d)));
     }
 }
 
 TEST(Varlen, EverySequenceHasTheBitsOfItsOwnCall) {
-  // Empty sequences first, in the middle and last; without rows, without keys, without either; more rows than keys.
-  const std::vector<Index> cu_rows = {0, 0, 5, 5, 105, 112, 112, 120, 120}, cu_keys = {0, 0, 9, 20, 120, 120, 120, 123, 123};
+  // Empty sequences first, in the middle and last; without rows, without keys, without either; more
+  // rows than keys.
+  const std::vector<Index> cu_rows = {0, 0, 5, 5, 105, 112, 112, 120, 120},
+                           cu_keys = {0, 0, 9, 20, 120, 120, 120, 123, 123};
   const std::size_t sequences = cu_rows.size() - 1;
   for (const char* features :
-       {"causal", "causal window=7,2 softcap=3 sink=0.5 alibi", "bool=random causal", "dropout=0.3:11", "dtype=bf16 causal layout=q:bshd,k:bshd,v:bshd,o:bshd"})
+       {"causal", "causal window=7,2 softcap=3 sink=0.5 alibi", "bool=random causal",
+        "dropout=0.3:11", "dtype=bf16 causal layout=q:bshd,k:bshd,v:bshd,o:bshd"})
     for (int anchor = 0; anchor < 3; ++anchor)
       for (int threads : {1, 2, 16}) {
-        const Case c = parse_case("attention b=1 h=6/2 l=124x130 d=16/12 seed=5 " + std::string(features));
+        const Case c =
+            parse_case("attention b=1 h=6/2 l=124x130 d=16/12 seed=5 " + std::string(features));
         const Inputs in(c);
         const Outputs out(c);
         poison(out.o, Poison::nan);
         Attention packed = in.problem;
         packed.offset.clear();
         if (anchor == 2)
-          for (std::size_t n = 0; n < sequences; ++n) packed.offset.push_back(static_cast<Index>(n) - 2);
-        const Status status = attention_varlen(packed, cu_rows, cu_keys, anchor == 1 ? Anchor::bottom_right : Anchor::top_left, out.view(), threads);
+          for (std::size_t n = 0; n < sequences; ++n)
+            packed.offset.push_back(static_cast<Index>(n) - 2);
+        const Status status = attention_varlen(
+            packed, cu_rows, cu_keys, anchor == 1 ? Anchor::bottom_right : Anchor::top_left,
+            out.view(), threads);
         ASSERT_TRUE(status.ok()) << status.detail;
         for (std::size_t n = 0; n < sequences; ++n) {
           const Index rows = cu_rows[n + 1] - cu_rows[n], keys = cu_keys[n + 1] - cu_keys[n];
-          const Index offset = anchor == 0 ? 0 : anchor == 1 ? keys - rows : static_cast<Index>(n) - 2;
-          expect_own_call(c, in, out, cu_rows[n], rows, cu_keys[n], keys, offset, packed.dropout_seed + n);
+          const Index offset = anchor == 0   ? 0
+                               : anchor == 1 ? keys - rows
+                                             : static_cast<Index>(n) - 2;
+          expect_own_call(c, in, out, cu_rows[n], rows, cu_keys[n], keys, offset,
+                          packed.dropout_seed + n);
         }
         // Rows that belong to no sequence are not written.
         for (Index h = 0; h < 6; ++h)
           for (Index i = 120; i < 124; ++i)
-            for (Index d = 0; d < 12; ++d) ASSERT_TRUE(holds_poison(out.o.view(), out.o.view().at(0, h, i, d), Poison::nan));
+            for (Index d = 0; d < 12; ++d)
+              ASSERT_TRUE(holds_poison(out.o.view(), out.o.view().at(0, h, i, d), Poison::nan));
       }
 }
 
@@ -104,8 +124,8 @@ TEST(Varlen, RefusesWhatCannotBe) {
   const Inputs in(c);
   const Outputs out(c);
   poison(out.o, Poison::nan);
-  const auto expect = [&](std::vector<Index> rows, std::vector<Index> keys, StatusCode code, const char* words,
-                          const std::function<void(Attention&)>& change = {}) {
+  const auto expect = [&](std::vector<Index> rows, std::vector<Index> keys, StatusCode code,
+                          const char* words, const std::function<void(Attention&)>& change = {}) {
     Attention p = in.problem;
     p.offset.clear();
     if (change) change(p);
@@ -119,12 +139,17 @@ TEST(Varlen, RefusesWhatCannotBe) {
   expect({1, 10}, {0, 10}, bad, "cu_rows[0] = 1 is not 0");
   expect({0, 10}, {0, 5, 4}, bad, "cu_keys[2] = 4 is below cu_keys[1] = 5");
   expect({0, 11}, {0, 10}, bad, "cu_rows[1] = 11 is beyond the 10 packed positions");
-  expect({0, 10}, {0, Index{1} << 40}, bad, "cu_keys[1] = 1099511627776 is beyond the 10 packed positions");
+  expect({0, 10}, {0, Index{1} << 40}, bad,
+         "cu_keys[1] = 1099511627776 is beyond the 10 packed positions");
   expect({0, 4, 10}, {0, 10}, bad, "cu_rows has 3 entries, cu_keys 2");
-  expect({0, 10}, {0, 10}, bad, "offset has 2 entries, not 1", [](Attention& p) { p.offset = {0, 0}; });
-  expect({0, 10}, {0, 10}, bad, "scale = -1 is not a finite number of at least 0", [](Attention& p) { p.scale = -1; });
-  expect({0, 10}, {0, 10}, bad, "batch = 2 of packed sequences is not 1", [](Attention& p) { p.shape.batch = 2; });
-  expect({0, 10}, {0, 10}, StatusCode::unsupported, "key lengths, key starts and documents do not go with cumulative lengths",
+  expect({0, 10}, {0, 10}, bad, "offset has 2 entries, not 1",
+         [](Attention& p) { p.offset = {0, 0}; });
+  expect({0, 10}, {0, 10}, bad, "scale = -1 is not a finite number of at least 0",
+         [](Attention& p) { p.scale = -1; });
+  expect({0, 10}, {0, 10}, bad, "batch = 2 of packed sequences is not 1",
+         [](Attention& p) { p.shape.batch = 2; });
+  expect({0, 10}, {0, 10}, StatusCode::unsupported,
+         "key lengths, key starts and documents do not go with cumulative lengths",
          [](Attention& p) { p.key_lengths = {3}; });
 }
 

@@ -1,4 +1,5 @@
-// The checker is checked: outputs that must fail do, with the right words; outputs that must pass do.
+// The checker is checked: outputs that must fail do, with the right words; outputs that must pass
+// do.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -36,7 +37,8 @@ class VerdictTest : public testing::Test {
           evaluate_visibility(inputs_->problem, b, h, i, row);
           const BallRow ball(inputs_->problem, b, h, i, 128);
           store(lse(), lse().at(b, h, i, 0), row.visible ? ball.lse() : -inf);
-          for (Index c = 0; c < s.value_dim; ++c) store(o(), o().at(b, h, i, c), row.visible ? ball.o(c) : 0);
+          for (Index c = 0; c < s.value_dim; ++c)
+            store(o(), o().at(b, h, i, c), row.visible ? ball.o(c) : 0);
         }
   }
   const TensorView& o() const { return out_->o.view(); }
@@ -55,8 +57,9 @@ constexpr const char* plain = "attention b=2 h=4/2 l=9x13 d=8/6 causal offset=en
 
 TEST_F(VerdictTest, CorrectlyRoundedOutputsPass) {
   for (const char* dtype : {"f32", "f16", "bf16"})
-    for (const char* rest : {"", " causal", " scores=huge values=cancel", " values=near-overflow", " values=subnormal scores=subnormal",
-                             " sink=3 softcap=5 alibi", " bool=empty-rows lengths=7,0"}) {
+    for (const char* rest : {"", " causal", " scores=huge values=cancel", " values=near-overflow",
+                             " values=subnormal scores=subnormal", " sink=3 softcap=5 alibi",
+                             " bool=empty-rows lengths=7,0"}) {
       prepare((std::string("attention b=2 h=4/2 l=9x13 d=8/6 dtype=") + dtype + rest).c_str());
       const Verdict v = verdict();
       EXPECT_THAT(v, Passes()) << print_case(case_);
@@ -140,10 +143,12 @@ TEST_F(VerdictTest, SwappedRowsHeadsAndTransposedFail) {
   EXPECT_THAT(verdict(), FailsWith("O is outside its bound"));
 }
 
-// The last representable output inside the bound passes; the next one fails. Both ways, for O and for LSE.
+// The last representable output inside the bound passes; the next one fails. Both ways, for O and
+// for LSE.
 TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
-  for (const char* line : {"attention b=1 h=1 l=3x13 d=8/6 seed=2", "attention b=1 h=1 l=3x13 d=8/6 dtype=bf16 seed=2",
-                           "attention b=1 h=1 l=3x40 d=8/6 dtype=f16 scores=huge seed=2"}) {
+  for (const char* line :
+       {"attention b=1 h=1 l=3x13 d=8/6 seed=2", "attention b=1 h=1 l=3x13 d=8/6 dtype=bf16 seed=2",
+        "attention b=1 h=1 l=3x40 d=8/6 dtype=f16 scores=huge seed=2"}) {
     prepare(line);
     const Reference reference(inputs_->problem, contract_);
     const KeyValuesPointer kv = reference.load_head(0, 0);
@@ -155,8 +160,9 @@ TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
       // Steps of the dtype, away from the exact value, while the verdict passes.
       auto next = [&](double from) {
         const double far = from + std::copysign(1.5 * half_ulp(case_.out_dtype(), from), direction);
-        return round_to(case_.out_dtype(), far) == from ? from + std::copysign(2 * half_ulp(case_.out_dtype(), from), direction)
-                                                        : round_to(case_.out_dtype(), far);
+        return round_to(case_.out_dtype(), far) == from
+                   ? from + std::copysign(2 * half_ulp(case_.out_dtype(), from), direction)
+                   : round_to(case_.out_dtype(), far);
       };
       int steps = 0;
       while (set_o(0, 0, 1, 2, x), verdict().outcome == Outcome::pass) x = next(x), ++steps;
@@ -173,15 +179,18 @@ TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
     float x = static_cast<float>(correct);
     while (store(lse(), at, x), verdict().outcome == Outcome::pass) x = std::nextafter(x, INFINITY);
     EXPECT_GT(std::fabs(x - block.lse[0]), block.lse_bound[0]);
-    EXPECT_LT(std::fabs(std::nextafter(x, -INFINITY) - block.lse[0]), block.lse_bound[0] * (1 + 1e-6));
+    EXPECT_LT(std::fabs(std::nextafter(x, -INFINITY) - block.lse[0]),
+              block.lse_bound[0] * (1 + 1e-6));
     EXPECT_THAT(verdict(), FailsWith("LSE is outside its bound"));
   }
 }
 
 TEST_F(VerdictTest, NumbersWhereNanBelongsFail) {
   prepare("attention b=1 h=2 l=5x7 d=4 poke=v:0:0:3:1=nan");
-  // Column 1 of every row that sees key 3 must be NaN; the balls took the NaN for 0, so it is a number now.
-  EXPECT_THAT(verdict(), FailsWith("O is a number where NaN belongs: O[b=0, h=0, row=0, column=1]"));
+  // Column 1 of every row that sees key 3 must be NaN; the balls took the NaN for 0, so it is a
+  // number now.
+  EXPECT_THAT(verdict(),
+              FailsWith("O is a number where NaN belongs: O[b=0, h=0, row=0, column=1]"));
   for (Index i = 0; i < 5; ++i) set_o(0, 0, i, 1, nan);
   EXPECT_THAT(verdict(), Passes());
   // One column too many.
@@ -193,7 +202,8 @@ TEST_F(VerdictTest, NanInAQueryReachesItsRowAlone) {
   prepare("attention b=1 h=2 l=5x7 d=4 poke=q:0:1:3:2=nan");
   EXPECT_THAT(verdict(), FailsWith("LSE is a number where NaN belongs: LSE[b=0, h=1, row=3]"));
   store(lse(), lse().at(0, 1, 3, 0), nan);
-  EXPECT_THAT(verdict(), FailsWith("O is a number where NaN belongs: O[b=0, h=1, row=3, column=0]"));
+  EXPECT_THAT(verdict(),
+              FailsWith("O is a number where NaN belongs: O[b=0, h=1, row=3, column=0]"));
   for (Index c = 0; c < 4; ++c) set_o(0, 1, 3, c, nan);
   EXPECT_THAT(verdict(), Passes());
 }
@@ -237,7 +247,9 @@ TEST_F(VerdictTest, UntouchedOutputsAreNamed) {
   prepare(plain);
   poison(out_->o, Poison::nan);
   JudgeOptions options;
-  options.untouched = [](const TensorView& t, Index at) { return holds_poison(t, at, Poison::nan); };
+  options.untouched = [](const TensorView& t, Index at) {
+    return holds_poison(t, at, Poison::nan);
+  };
   const Verdict v = judge(inputs_->problem, out_->view(), contract_, options);
   EXPECT_EQ(v.failures.at("O was not written"), v.compared(Output::o));
 }
@@ -252,13 +264,17 @@ TEST_F(VerdictTest, NothingComparedIsNeverAPass) {
   EXPECT_THAT(verdict(), IsInconclusive("no output element"));
 }
 
-// Scores that no fp32 kernel can tell apart: only the hull of V and finiteness are asked, and that is no pass.
+// Scores that no fp32 kernel can tell apart: only the hull of V and finiteness are asked, and that
+// is no pass.
 TEST_F(VerdictTest, VacuousRowsAreJudgedByTheHull) {
-  prepare("attention b=1 h=1 l=2x5 d=4 bias=minimum-rows@j poke=m:0:0:0:0=-3e38;m:0:0:0:1=-3e38;m:0:0:0:2=-3e38;m:0:0:0:3=-3e38;m:0:0:0:4=-3e38");
+  prepare(
+      "attention b=1 h=1 l=2x5 d=4 bias=minimum-rows@j "
+      "poke=m:0:0:0:0=-3e38;m:0:0:0:1=-3e38;m:0:0:0:2=-3e38;m:0:0:0:3=-3e38;m:0:0:0:4=-3e38");
   for (Index i = 0; i < 2; ++i)
     for (Index c = 0; c < 4; ++c) {
       double mean = 0;
-      for (Index j = 0; j < 5; ++j) mean += load(inputs_->problem.v, inputs_->problem.v.at(0, 0, j, c)) / 5;
+      for (Index j = 0; j < 5; ++j)
+        mean += load(inputs_->problem.v, inputs_->problem.v.at(0, 0, j, c)) / 5;
       set_o(0, 0, i, c, mean);
     }
   const Verdict v = verdict();
@@ -288,7 +304,9 @@ TEST_F(VerdictTest, ASampleSaysWhatItTook) {
   options.sample_rows = 5;
   options.seed = 77;
   const Verdict v = judge(inputs_->problem, out_->view(), contract_, options);
-  EXPECT_THAT(v.reason, HasSubstr("5 of 40 rows of each head were judged: one of each equal stretch, seed 77"));
+  EXPECT_THAT(
+      v.reason,
+      HasSubstr("5 of 40 rows of each head were judged: one of each equal stretch, seed 77"));
   ASSERT_EQ(v.sampled.size(), 5u);
   for (std::size_t k = 0; k < 5; ++k) EXPECT_EQ(v.sampled[k] / 8, static_cast<Index>(k));
   // What the sample names is what was judged, and nothing else.
@@ -303,11 +321,15 @@ TEST_F(VerdictTest, UntouchedOutputsFail) {
   prepare(plain);
   JudgeOptions options;
   const Index at = o().at(1, 2, 3, 4), lse_at = lse().at(0, 1, 2, 0);
-  options.untouched = [&](const TensorView& t, Index position) { return t.data == o().data && position == at; };
+  options.untouched = [&](const TensorView& t, Index position) {
+    return t.data == o().data && position == at;
+  };
   Verdict v = judge(inputs_->problem, out_->view(), contract_, options);
   EXPECT_THAT(v, FailsWith("O was not written: O[b=1, h=2, row=3, column=4]"));
   EXPECT_EQ(v.outside, 1);
-  options.untouched = [&](const TensorView& t, Index position) { return t.data == lse().data && position == lse_at; };
+  options.untouched = [&](const TensorView& t, Index position) {
+    return t.data == lse().data && position == lse_at;
+  };
   v = judge(inputs_->problem, out_->view(), contract_, options);
   EXPECT_THAT(v, FailsWith("LSE was not written: LSE[b=0, h=1, row=2]"));
 }
@@ -323,7 +345,8 @@ TEST_F(VerdictTest, ZerosInLseAndSwappedLseFail) {
   EXPECT_THAT(verdict(), FailsWith("LSE is outside its bound: LSE[b=0, h=2, row=7]"));
 }
 
-// Splits far apart: fp32 sums that start anew, merge terms and all, judged at the edge of the bound of every element.
+// Splits far apart: fp32 sums that start anew, merge terms and all, judged at the edge of the bound
+// of every element.
 TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharpForEveryElement) {
   prepare("attention b=1 h=1 l=3x300 d=8/6 seed=2 causal offset=end");
   contract_.tile = 16;
@@ -338,7 +361,8 @@ TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharpForEveryElement) {
         const double edge = block.o[e] + side * block.bound[e];
         float x = static_cast<float>(edge);
         const bool beyond = side * (static_cast<double>(x) - edge) > 0;
-        if (beyond != outside) x = std::nextafter(x, static_cast<float>(outside ? side : -side) * INFINITY);
+        if (beyond != outside)
+          x = std::nextafter(x, static_cast<float>(outside ? side : -side) * INFINITY);
         const auto row = static_cast<Index>(e / 6), column = static_cast<Index>(e % 6);
         const double correct = get_o(0, 0, row, column);
         set_o(0, 0, row, column, x);
@@ -361,7 +385,8 @@ TEST_F(VerdictTest, ErrorsThatLeanRaiseSuspicionOnly) {
   EXPECT_LT(v.slope_t, -8);
 }
 
-// A bound that is infinite decides nothing: an accumulator of 11 bits over 2,000 keys proves nothing about anyone.
+// A bound that is infinite decides nothing: an accumulator of 11 bits over 2,000 keys proves
+// nothing about anyone.
 TEST_F(VerdictTest, AnInfiniteBoundIsNoPass) {
   prepare("attention b=1 h=1 l=2x2000 d=4/2 dtype=f16 values=uniform");
   contract_ = contract_ladder(Dtype::f16, 64).back();
@@ -385,14 +410,19 @@ TEST_F(VerdictTest, OverflowInOneColumnExcusesThatColumnAlone) {
   EXPECT_THAT(verdict(), FailsWith("LSE is NaN"));
 }
 
-// Scores that the kernel cannot tell apart, and a column that could overflow: still only the hull, and no pass.
+// Scores that the kernel cannot tell apart, and a column that could overflow: still only the hull,
+// and no pass.
 TEST_F(VerdictTest, OverflowDoesNotHideAVacuousRow) {
-  prepare("attention b=1 h=1 l=2x5 d=4/2 alibi offset=1000000000000 values=uniform poke=v:0:0:0:0=1e38");
+  prepare(
+      "attention b=1 h=1 l=2x5 d=4/2 alibi offset=1000000000000 values=uniform "
+      "poke=v:0:0:0:0=1e38");
   EXPECT_THAT(verdict(), IsInconclusive());
 }
 
 TEST_F(VerdictTest, AnInfinityUnderATinyWeightExcusesNoNumber) {
-  prepare("attention b=1 h=1 l=1x2 d=1/1 scale=1 poke=q:0:0:0:0=1;k:0:0:0:0=0;k:0:0:1:0=-86;v:0:0:1:0=inf");
+  prepare(
+      "attention b=1 h=1 l=1x2 d=1/1 scale=1 "
+      "poke=q:0:0:0:0=1;k:0:0:0:0=0;k:0:0:1:0=-86;v:0:0:1:0=inf");
   set_o(0, 0, 0, 0, inf);
   EXPECT_EQ(verdict().failures.size(), 0u) << verdict().reason;
   set_o(0, 0, 0, 0, nan);
@@ -405,7 +435,8 @@ TEST_F(VerdictTest, AnInfinityUnderATinyWeightExcusesNoNumber) {
 TEST_F(VerdictTest, PowerClaimsNothingForDroppedKeys) {
   for (std::uint64_t seed = 0; seed < 400; ++seed) {
     prepare(("attention b=1 h=1 l=1x2 d=2 dropout=0.9:" + std::to_string(seed)).c_str());
-    if (keeps_weight(inputs_->problem, 0, 0, 0, 0) || keeps_weight(inputs_->problem, 0, 0, 0, 1)) continue;
+    if (keeps_weight(inputs_->problem, 0, 0, 0, 0) || keeps_weight(inputs_->problem, 0, 0, 0, 1))
+      continue;
     const Verdict v = verdict();
     EXPECT_EQ(v.power.by_output, (std::array<std::int64_t, change_count>{})) << seed;
     EXPECT_GT(v.power.by_lse[0], 0);
@@ -417,15 +448,20 @@ TEST_F(VerdictTest, PowerClaimsNothingForDroppedKeys) {
 // Lines on which an earlier oracle failed a right kernel or passed a wrong one; none may fail now.
 TEST(Regression, RightKernelsAreNotFailed) {
   for (const char* line :
-       {"attention b=1 h=1 l=1x3 d=2/1 scores=equal values=subnormal", "attention b=1 h=1 l=1x8 d=8/1 dtype=bf16 scale=1e10 scores=subset values=near-overflow",
-        "attention b=1 h=1 l=1x1 d=1 scale=0 poke=q:0:0:0:0=1e30;k:0:0:0:0=1e30", "attention b=1 h=1 l=1x2 d=2/1 softcap=1e-40 scores=equal",
-        "attention b=2 h=3/1 l=41x383 d=17/33 dtype=bf16 out=f32 causal bias=minimum starts=153,0 alibi scores=negative values=ones hidden=inf",
-        "attention b=1 h=2 l=5x9 d=4 scale=1e-45 scores=gather", "attention b=1 h=2 l=40x60 d=16 dtype=bf16 sink=89 seed=2"}) {
+       {"attention b=1 h=1 l=1x3 d=2/1 scores=equal values=subnormal",
+        "attention b=1 h=1 l=1x8 d=8/1 dtype=bf16 scale=1e10 scores=subset values=near-overflow",
+        "attention b=1 h=1 l=1x1 d=1 scale=0 poke=q:0:0:0:0=1e30;k:0:0:0:0=1e30",
+        "attention b=1 h=1 l=1x2 d=2/1 softcap=1e-40 scores=equal",
+        "attention b=2 h=3/1 l=41x383 d=17/33 dtype=bf16 out=f32 causal bias=minimum starts=153,0 "
+        "alibi scores=negative values=ones hidden=inf",
+        "attention b=1 h=2 l=5x9 d=4 scale=1e-45 scores=gather",
+        "attention b=1 h=2 l=40x60 d=16 dtype=bf16 sink=89 seed=2"}) {
     const Case c = parse_case(line);
     const Inputs in(c);
     const Outputs out(c);
     ASSERT_TRUE(kernels::attention_forward(in.problem, out.view()).ok());
-    EXPECT_THAT(judge(in.problem, out.view(), host_contract(in.problem, "AVX2")), HasNothingOutside())
+    EXPECT_THAT(judge(in.problem, out.view(), host_contract(in.problem, "AVX2")),
+                HasNothingOutside())
         << line;
   }
 }

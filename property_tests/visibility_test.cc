@@ -35,13 +35,17 @@ TEST(Visibility, CausalIsAnchoredTopLeftUnlessOffset) {
   EXPECT_EQ(picture("attention b=1 h=1 l=2x5 d=1 causal"), (Rows{"x....", "xx..."}));
   EXPECT_EQ(picture("attention b=1 h=1 l=2x5 d=1 causal offset=end"), (Rows{"xxxx.", "xxxxx"}));
   EXPECT_EQ(picture("attention b=1 h=1 l=5x2 d=1 causal"), (Rows{"x.", "xx", "xx", "xx", "xx"}));
-  EXPECT_EQ(picture("attention b=1 h=1 l=5x2 d=1 causal offset=end"), (Rows{"..", "..", "..", "x.", "xx"}));
+  EXPECT_EQ(picture("attention b=1 h=1 l=5x2 d=1 causal offset=end"),
+            (Rows{"..", "..", "..", "x.", "xx"}));
 }
 
 TEST(Visibility, Windows) {
-  EXPECT_EQ(picture("attention b=1 h=1 l=4x6 d=1 window=1,0"), (Rows{"x.....", "xx....", ".xx...", "..xx.."}));
-  EXPECT_EQ(picture("attention b=1 h=1 l=4x6 d=1 window=0,2"), (Rows{"xxx...", ".xxx..", "..xxx.", "...xxx"}));
-  EXPECT_EQ(picture("attention b=1 h=1 l=2x6 d=1 window=1,0 offset=end"), (Rows{"...xx.", "....xx"}));
+  EXPECT_EQ(picture("attention b=1 h=1 l=4x6 d=1 window=1,0"),
+            (Rows{"x.....", "xx....", ".xx...", "..xx.."}));
+  EXPECT_EQ(picture("attention b=1 h=1 l=4x6 d=1 window=0,2"),
+            (Rows{"xxx...", ".xxx..", "..xxx.", "...xxx"}));
+  EXPECT_EQ(picture("attention b=1 h=1 l=2x6 d=1 window=1,0 offset=end"),
+            (Rows{"...xx.", "....xx"}));
   EXPECT_EQ(picture("attention b=1 h=1 l=3x4 d=1 window=-1,0"), (Rows{"x...", "xx..", "xxx."}));
   EXPECT_EQ(picture("attention b=1 h=1 l=3x4 d=1 window=0,-1"), (Rows{"xxxx", ".xxx", "..xx"}));
 }
@@ -49,33 +53,42 @@ TEST(Visibility, Windows) {
 TEST(Visibility, PaddingAndOffsetsByLength) {
   EXPECT_EQ(picture("attention b=2 h=1 l=2x4 d=1 lengths=3,0", 0), (Rows{"xxx.", "xxx."}));
   EXPECT_EQ(picture("attention b=2 h=1 l=2x4 d=1 lengths=3,0", 1), (Rows{"....", "...."}));
-  EXPECT_EQ(picture("attention b=2 h=1 l=2x4 d=1 lengths=3,4 causal offset=lengths", 0), (Rows{"xx..", "xxx."}));
-  EXPECT_EQ(picture("attention b=2 h=1 l=2x4 d=1 lengths=3,1 causal offset=lengths", 1), (Rows{"....", "x..."}));
-  EXPECT_EQ(picture("attention b=1 h=1 l=2x4 d=1 starts=1 causal offset=end"), (Rows{".xx.", ".xxx"}));
+  EXPECT_EQ(picture("attention b=2 h=1 l=2x4 d=1 lengths=3,4 causal offset=lengths", 0),
+            (Rows{"xx..", "xxx."}));
+  EXPECT_EQ(picture("attention b=2 h=1 l=2x4 d=1 lengths=3,1 causal offset=lengths", 1),
+            (Rows{"....", "x..."}));
+  EXPECT_EQ(picture("attention b=1 h=1 l=2x4 d=1 starts=1 causal offset=end"),
+            (Rows{".xx.", ".xxx"}));
 }
 
 TEST(Visibility, Documents) {
-  EXPECT_EQ(picture("attention b=1 h=1 l=5 d=1 docs=2,2"), (Rows{"xx...", "xx...", "..xxx", "..xxx", "..xxx"}));
-  EXPECT_EQ(picture("attention b=1 h=1 l=4 d=1 docs=3,1 causal"), (Rows{"x...", "xx..", "xxx.", "...x"}));
+  EXPECT_EQ(picture("attention b=1 h=1 l=5 d=1 docs=2,2"),
+            (Rows{"xx...", "xx...", "..xxx", "..xxx", "..xxx"}));
+  EXPECT_EQ(picture("attention b=1 h=1 l=4 d=1 docs=3,1 causal"),
+            (Rows{"x...", "xx..", "xxx.", "...x"}));
 }
 
-// Two sequences of eleven positions, the second with nine of left padding: every row, as the source wrote it.
+// Two sequences of eleven positions, the second with nine of left padding: every row, as the source
+// wrote it.
 TEST(Visibility, ElevenTokensLeftPadded) {
   const char* line = "attention b=2 h=1 l=11 d=4 causal starts=2,9";
   Rows padded(9, "...........");
-  padded.push_back(".........x.");  // position 9 sees itself; the future, position 10, does not leak
+  padded.push_back(
+      ".........x.");  // position 9 sees itself; the future, position 10, does not leak
   padded.push_back(".........xx");
   EXPECT_EQ(picture(line, 1), padded);
   const Rows other = picture(line, 0);
   EXPECT_EQ(other[1], "...........");
   EXPECT_EQ(other[2], "..x........");
   EXPECT_EQ(other[10], "..xxxxxxxxx");
-  // Without causality position 9 sees both: what a dispatch that drops causality under a mask computes.
+  // Without causality position 9 sees both: what a dispatch that drops causality under a mask
+  // computes.
   EXPECT_EQ(picture("attention b=2 h=1 l=11 d=4 starts=2,9", 1)[9], ".........xx");
 }
 
 TEST(Visibility, BooleanAndMinusInfinityMasksCompose) {
-  const Inputs in(parse_case("attention b=2 h=3 l=20x30 d=1 bool=random bias=minus-infinity@hij causal offset=5 seed=4"));
+  const Inputs in(parse_case(
+      "attention b=2 h=3 l=20x30 d=1 bool=random bias=minus-infinity@hij causal offset=5 seed=4"));
   RowVisibility row;
   Index seen = 0, hidden_by_bool = 0, hidden_by_bias = 0;
   for (Index b = 0; b < 2; ++b)
@@ -86,7 +99,9 @@ TEST(Visibility, BooleanAndMinusInfinityMasksCompose) {
           const bool kept = in.problem.keep.at(b, h, i, j), future = j > i + 5;
           const double bias = load(in.problem.bias, in.problem.bias.at(b, h, i, j));
           const bool visible = kept && !future && bias != -std::numeric_limits<double>::infinity();
-          EXPECT_EQ(row.bias[static_cast<std::size_t>(j)] != -std::numeric_limits<double>::infinity(), visible);
+          EXPECT_EQ(
+              row.bias[static_cast<std::size_t>(j)] != -std::numeric_limits<double>::infinity(),
+              visible);
           if (visible) EXPECT_EQ(row.bias[static_cast<std::size_t>(j)], bias);
           seen += visible;
           hidden_by_bool += !future && !kept;
@@ -99,9 +114,12 @@ TEST(Visibility, BooleanAndMinusInfinityMasksCompose) {
 }
 
 TEST(Visibility, FiniteMinimumMasksOnlyWhereDeclared) {
-  EXPECT_EQ(picture("attention b=1 h=1 l=3x4 d=1 bias=minimum-rows"), (Rows{"xxxx", "xxxx", "xxxx"}));
-  EXPECT_EQ(picture("attention b=1 h=1 l=3x4 d=1 bias=minimum-rows finite-min-masks"), (Rows{"xxxx", "....", "xxxx"}));
-  EXPECT_EQ(picture("attention b=1 h=1 l=3x4 d=1 dtype=bf16 bias=minimum-rows finite-min-masks"), (Rows{"xxxx", "....", "xxxx"}));
+  EXPECT_EQ(picture("attention b=1 h=1 l=3x4 d=1 bias=minimum-rows"),
+            (Rows{"xxxx", "xxxx", "xxxx"}));
+  EXPECT_EQ(picture("attention b=1 h=1 l=3x4 d=1 bias=minimum-rows finite-min-masks"),
+            (Rows{"xxxx", "....", "xxxx"}));
+  EXPECT_EQ(picture("attention b=1 h=1 l=3x4 d=1 dtype=bf16 bias=minimum-rows finite-min-masks"),
+            (Rows{"xxxx", "....", "xxxx"}));
 }
 
 TEST(Visibility, AlibiCountsFromTheDiagonal) {

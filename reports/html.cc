@@ -36,7 +36,8 @@ Json fuzz_section(const FuzzSummary& summary) {
     for (const FuzzFinding& f : summary.findings) {
       if (f.target != t.target) continue;
       const std::string& line = f.line.empty() ? f.file : f.line;
-      target["findings"].push_back({{"reason", f.reason}, {"case", f.shrunk.empty() ? line : f.shrunk}});
+      target["findings"].push_back(
+          {{"reason", f.reason}, {"case", f.shrunk.empty() ? line : f.shrunk}});
     }
     targets.push_back(std::move(target));
   }
@@ -55,18 +56,22 @@ std::string html_report(const Run& run, const PageSections& sections) {
 }
 
 std::string html_dashboard(const std::vector<StoredRun>& runs, const std::string& generated) {
-  // Names, reasons and commands come again in every run: each text once, and numbers in their places.
+  // Names, reasons and commands come again in every run: each text once, and numbers in their
+  // places.
   Json strings = Json::array(), short_runs = to_json(runs);
   std::map<std::string, std::size_t> number_of;
   for (Json& run : short_runs)
     for (Json& result : run["results"])
       for (const char* field : {"name", "reason", "reproduce"}) {
         if (!result.contains(field) || !result[field].is_string()) continue;
-        const auto [at, made] = number_of.try_emplace(result[field].get<std::string>(), number_of.size());
+        const auto [at, made] =
+            number_of.try_emplace(result[field].get<std::string>(), number_of.size());
         if (made) strings.push_back(at->first);
         result[field] = at->second;
       }
-  return filled(dashboard_page, {{"generated", generated}, {"strings", std::move(strings)}, {"runs", std::move(short_runs)}});
+  return filled(
+      dashboard_page,
+      {{"generated", generated}, {"strings", std::move(strings)}, {"runs", std::move(short_runs)}});
 }
 
 }  // namespace assay

@@ -18,9 +18,9 @@ struct PageSections {
   std::optional<FuzzSummary> fuzz;
 };
 
-// A run as one self-contained page: the verdict, failures with the line that reproduces each and their
-// heat maps, the power of the suite, the worst error/bound of every case, the machine; and the sections
-// that there are. A run without results has sections alone.
+// A run as one self-contained page: the verdict, failures with the line that reproduces each and
+// their heat maps, the power of the suite, the worst error/bound of every case, the machine; and
+// the sections that there are. A run without results has sections alone.
 std::string html_report(const Run& run, const PageSections& sections = {});
 
 // The runs of a store as one page: accuracy and speed over time, down to the history of a case.

@@ -8,7 +8,9 @@ namespace {
 // Of any bytes, as XML 1.0 in UTF-8 that says as much.
 // Not `escape`: newer versions of the JSON library have one, which a Json argument would find.
 std::string escape_xml(const std::string& bytes) {
-  const std::string text = Json::parse(Json(bytes).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
+  const std::string text =
+      Json::parse(Json(bytes).dump(-1, ' ', false, Json::error_handler_t::replace))
+          .get<std::string>();
   std::string out;
   for (const char c : text) {
     switch (c) {
@@ -17,7 +19,8 @@ std::string escape_xml(const std::string& bytes) {
       case '>': out += "&gt;"; break;
       case '"': out += "&quot;"; break;
       default:
-        if (static_cast<unsigned char>(c) >= 0x20 || c == '\n' || c == '\t') out += c;  // XML 1.0 has no other controls
+        if (static_cast<unsigned char>(c) >= 0x20 || c == '\n' || c == '\t')
+          out += c;  // XML 1.0 has no other controls
     }
   }
   return out;

@@ -38,7 +38,9 @@ std::string code(const std::string& text) {
   if (text.find_first_of("|`\\\n") == std::string::npos) return '`' + text + '`';
   std::string out = "<code>";
   for (const char c : text)
-    if (std::isalnum(static_cast<unsigned char>(c)) || c == ' ' || static_cast<unsigned char>(c) >= 0x80) out += c;
+    if (std::isalnum(static_cast<unsigned char>(c)) || c == ' ' ||
+        static_cast<unsigned char>(c) >= 0x80)
+      out += c;
     else out += fmt::format("&#{};", static_cast<int>(c));
   return out + "</code>";
 }
@@ -46,8 +48,8 @@ std::string code(const std::string& text) {
 std::string effect(const Effect& e, double margin) {
   if (e.cases == 0) return "not in both";
   const bool beyond = e.low > 1 + margin / 100;
-  return fmt::format("× {:.4g} \\[{:.4g}, {:.4g}\\] over {} cases{}", e.mean, e.low, e.high, e.cases,
-                     beyond ? fmt::format(", **beyond the margin of {}%**", margin) : "");
+  return fmt::format("× {:.4g} \\[{:.4g}, {:.4g}\\] over {} cases{}", e.mean, e.low, e.high,
+                     e.cases, beyond ? fmt::format(", **beyond the margin of {}%**", margin) : "");
 }
 
 std::string failure_table(const std::vector<const CaseResult*>& bad) {
@@ -62,9 +64,8 @@ std::string failure_table(const std::vector<const CaseResult*>& bad) {
 
 // Sorts the passes.
 std::string nearest_passes(std::vector<const CaseResult*>& passed) {
-  std::ranges::sort(passed, {}, [](const CaseResult* r) {
-    return std::pair(-worst_finite_ratio(*r), r->line);
-  });
+  std::ranges::sort(
+      passed, {}, [](const CaseResult* r) { return std::pair(-worst_finite_ratio(*r), r->line); });
   std::string text = fmt::format(
       "\n<details><summary>The passes nearest to their bounds ({} in all)</summary>\n\n"
       "| error / bound | case |\n| ---: | --- |\n",
@@ -97,13 +98,18 @@ std::string markdown_comparison(const StoredRun& a, const StoredRun& b, const Co
     return fmt::format("{} on {}, commit {}", prose(r.candidate), prose(r.title),
                        prose(r.commit.substr(0, 10)));
   };
-  std::string text = fmt::format("### Assay: two runs\n\nFrom {} to {}: {} cases in both, {} in the first alone, {} in the second alone.\n\n| | second over first, 95% interval |\n| --- | --- |\n", name(a), name(b),
-                                 c.shared, c.only_a, c.only_b);
-  text += fmt::format("| largest error/bound | {} |\n| time | {} |\n", effect(c.accuracy, accuracy_margin), effect(c.seconds, time_margin));
+  std::string text = fmt::format(
+      "### Assay: two runs\n\nFrom {} to {}: {} cases in both, {} in the first alone, {} in the "
+      "second alone.\n\n| | second over first, 95% interval |\n| --- | --- |\n",
+      name(a), name(b), c.shared, c.only_a, c.only_b);
+  text += fmt::format("| largest error/bound | {} |\n| time | {} |\n",
+                      effect(c.accuracy, accuracy_margin), effect(c.seconds, time_margin));
   if (!c.changed.empty()) {
     text += "\n| outcome changed |\n| --- |\n";
-    for (std::size_t k = 0; k < std::min(c.changed.size(), most_failures); ++k) text += fmt::format("| {} |\n", code(c.changed[k]));
-    if (c.changed.size() > most_failures) text += fmt::format("\n{} more.\n", c.changed.size() - most_failures);
+    for (std::size_t k = 0; k < std::min(c.changed.size(), most_failures); ++k)
+      text += fmt::format("| {} |\n", code(c.changed[k]));
+    if (c.changed.size() > most_failures)
+      text += fmt::format("\n{} more.\n", c.changed.size() - most_failures);
   }
   return text;
 }

@@ -111,7 +111,9 @@ class Statement {
   int at_ = 0;
 };
 
-Json at(const Json& j, const char* key) { return j.is_object() && j.contains(key) ? j[key] : Json(); }
+Json at(const Json& j, const char* key) {
+  return j.is_object() && j.contains(key) ? j[key] : Json();
+}
 
 // What a store keeps of a result of `assay check`.
 StoredResult kept(const CaseResult& r) {
@@ -137,7 +139,11 @@ StoredResult kept(const CaseResult& r) {
   return k;
 }
 
-std::string now() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now()))); }
+std::string now() {
+  return fmt::format(
+      "{:%Y-%m-%dT%H:%M:%SZ}",
+      fmt::gmtime(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now())));
+}
 
 // A run of this kind, begun now, without results.
 StoredRun begun(const char* kind, const char* candidate, std::int64_t seed, const Json& machine) {
@@ -173,7 +179,9 @@ const std::vector<const char*>& result_columns() {
 
 void Store::Close::operator()(sqlite3* db) const { sqlite3_close_v2(db); }
 
-void Store::fail(const std::string& what) const { throw StoreError(fmt::format("{}: {}", path_, what)); }
+void Store::fail(const std::string& what) const {
+  throw StoreError(fmt::format("{}: {}", path_, what));
+}
 
 void Store::execute(const char* sql) const {
   char* message = nullptr;
@@ -185,7 +193,8 @@ void Store::execute(const char* sql) const {
 
 Store::Store(const std::string& path) : path_(path) {
   sqlite3* db = nullptr;
-  const int code = sqlite3_open_v2(path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);
+  const int code =
+      sqlite3_open_v2(path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);
   db_.reset(db);
   if (code != SQLITE_OK) fail(db ? sqlite3_errmsg(db) : "cannot be opened");
   sqlite3_busy_timeout(db, 30000);
@@ -214,23 +223,31 @@ void Store::prepare() {
     s.step();
     return s.integer(0);
   };
-  const std::int64_t tables = number("SELECT count(*) FROM sqlite_master"), mine = number("PRAGMA application_id"), version = number("PRAGMA user_version");
+  const std::int64_t tables = number("SELECT count(*) FROM sqlite_master"),
+                     mine = number("PRAGMA application_id"),
+                     version = number("PRAGMA user_version");
   if (tables > 0 && mine != application) fail("is a database of something else");
-  if (version > newest) fail(fmt::format("has schema {}, this program knows up to {}: use a newer one", version, newest));
-  if (Statement check(db, "PRAGMA quick_check(1)"); check.step() && check.text(0) != "ok") fail("is damaged: " + check.text(0));
+  if (version > newest)
+    fail(fmt::format("has schema {}, this program knows up to {}: use a newer one", version,
+                     newest));
+  if (Statement check(db, "PRAGMA quick_check(1)"); check.step() && check.text(0) != "ok")
+    fail("is damaged: " + check.text(0));
   execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON");
   if (version == newest) return;
   // Somebody else may be at it, too: the version counts that is read under the lock.
   execute("BEGIN IMMEDIATE");
   for (std::int64_t v = number("PRAGMA user_version"); v < newest; ++v) execute(migrations[v]);
-  execute(fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}; COMMIT", application, newest).c_str());
+  execute(fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}; COMMIT", application,
+                      newest)
+              .c_str());
 }
 
 Store::~Store() = default;
 
 std::int64_t Store::insert(const StoredRun& run) {
-  Statement(db_.get(), "INSERT INTO run(kind, started, title, candidate, seed, commit_id, machine, "
-                       "sentence) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
+  Statement(db_.get(),
+            "INSERT INTO run(kind, started, title, candidate, seed, commit_id, machine, "
+            "sentence) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
       .bind(run.kind)
       .bind(run.started)
       .bind(run.title)
@@ -244,8 +261,8 @@ std::int64_t Store::insert(const StoredRun& run) {
   const auto& columns = result_columns();
   std::string values;
   for (std::size_t k = 0; k < columns.size(); ++k) values += ", ?";
-  const std::string insert_result = fmt::format("INSERT INTO result(run, number, {}) VALUES(?, ?{})",
-                                                fmt::join(columns, ", "), values);
+  const std::string insert_result = fmt::format(
+      "INSERT INTO result(run, number, {}) VALUES(?, ?{})", fmt::join(columns, ", "), values);
   std::int64_t index = 0;
   for (const StoredResult& r : run.results) {
     const Json row = to_json(r);
@@ -296,7 +313,8 @@ std::int64_t Store::append(const FaultsScore& score, const Machine& machine) {
 
 std::int64_t Store::append(const FuzzSummary& summary, const Machine& machine) {
   if (summary.targets.empty()) fail("fuzz jobs without targets are not stored");
-  StoredRun whole = begun("fuzz", "fuzz", static_cast<std::int64_t>(summary.seed), to_json(machine));
+  StoredRun whole =
+      begun("fuzz", "fuzz", static_cast<std::int64_t>(summary.seed), to_json(machine));
   whole.title = "fuzz jobs";
   for (const FuzzTarget& t : summary.targets) {
     StoredResult& r = whole.results.emplace_back();
@@ -330,7 +348,8 @@ std::int64_t Store::append_bench(const Json& measured) {
         continue;
       }
       r.counters = Json::object();
-      for (const char* name : {"GFLOP/s", "GB/s", "fraction", "fraction_low", "fraction_high", "limit"})
+      for (const char* name :
+           {"GFLOP/s", "GB/s", "fraction", "fraction_low", "fraction_high", "limit"})
         if (m.contains(name)) r.counters[name] = m[name];
       // mode/candidate/problem: the candidate tells the ratios of a line apart.
       for (const Json& ratio : m.at("ratios")) {
@@ -359,7 +378,9 @@ std::int64_t Store::insert_alone(const StoredRun& run) {
 }
 
 std::int64_t Store::append_benchmarks(const Json& report, const std::string& title) {
-  if (!report.is_object() || !report.contains("benchmarks") || !report.contains("context")) fail(fmt::format("{} is no report of Google Benchmark: it has no context or no benchmarks", title));
+  if (!report.is_object() || !report.contains("benchmarks") || !report.contains("context"))
+    fail(fmt::format("{} is no report of Google Benchmark: it has no context or no benchmarks",
+                     title));
   StoredRun whole;
   try {
     const Json& context = report.at("context");
@@ -378,7 +399,8 @@ std::int64_t Store::append_benchmarks(const Json& report, const std::string& tit
       r.seconds = b.at("real_time").get<double>() * to_seconds;
       r.counters = Json::object();
       for (const auto& [name, value] : b.items())
-        if (value.is_number() && name != "real_time" && name != "cpu_time") r.counters[name] = value;
+        if (value.is_number() && name != "real_time" && name != "cpu_time")
+          r.counters[name] = value;
     }
   } catch (const Json::exception& e) {
     fail(fmt::format("{} is no report of Google Benchmark: {}", title, e.what()));
@@ -390,21 +412,29 @@ std::int64_t Store::append_benchmarks(const Json& report, const std::string& tit
 
 std::vector<RunEntry> Store::runs() const {
   std::vector<RunEntry> all;
-  Statement s(db_.get(), "SELECT id, kind, started, title, candidate, commit_id, sentence, (SELECT count(*) FROM result WHERE run = id) FROM run ORDER BY id");
-  while (s.step()) all.push_back({s.integer(0), s.text(1), s.text(2), s.text(3), s.text(4), s.text(5), s.text(6), s.integer(7)});
+  Statement s(db_.get(),
+              "SELECT id, kind, started, title, candidate, commit_id, sentence, (SELECT count(*) "
+              "FROM result WHERE run = id) FROM run ORDER BY id");
+  while (s.step())
+    all.push_back({s.integer(0), s.text(1), s.text(2), s.text(3), s.text(4), s.text(5), s.text(6),
+                   s.integer(7)});
   return all;
 }
 
 StoredRun Store::run(std::int64_t id) const {
-  Statement s(db_.get(), "SELECT kind, started, title, candidate, seed, commit_id, machine, sentence "
-                         "FROM run WHERE id = ?");
+  Statement s(db_.get(),
+              "SELECT kind, started, title, candidate, seed, commit_id, machine, sentence "
+              "FROM run WHERE id = ?");
   s.bind(id);
   if (!s.step()) fail(fmt::format("has no run {}", id));
-  StoredRun run{id,        s.text(0), s.text(1), s.text(2), s.text(3), s.integer(4), s.text(5),
-                Json::parse(s.text(6)), s.text(7), {}};
+  StoredRun run{id,        s.text(0),
+                s.text(1), s.text(2),
+                s.text(3), s.integer(4),
+                s.text(5), Json::parse(s.text(6)),
+                s.text(7), {}};
   const auto& columns = result_columns();
-  const std::string select = fmt::format("SELECT {} FROM result WHERE run = ? ORDER BY number",
-                                         fmt::join(columns, ", "));
+  const std::string select =
+      fmt::format("SELECT {} FROM result WHERE run = ? ORDER BY number", fmt::join(columns, ", "));
   Statement r(db_.get(), select.c_str());
   r.bind(id);
   while (r.step()) {
@@ -443,12 +473,14 @@ std::size_t Store::import_lines(std::istream& in) {
     execute("COMMIT");
   } catch (const Json::parse_error& e) {
     sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
-    fail(fmt::format("line {} of what is imported: no JSON from byte {} on; nothing was imported", number, e.byte));
+    fail(fmt::format("line {} of what is imported: no JSON from byte {} on; nothing was imported",
+                     number, e.byte));
   } catch (const SchemaError& e) {
     sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
-    fail(fmt::format("line {} of what is imported: {}, so it is no run of a store (what `assay check "
-                     "--json` wrote goes in by --store of that command); nothing was imported",
-                     number, e.what()));
+    fail(fmt::format(
+        "line {} of what is imported: {}, so it is no run of a store (what `assay check "
+        "--json` wrote goes in by --store of that command); nothing was imported",
+        number, e.what()));
   } catch (const std::exception& e) {
     sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
     fail(fmt::format("line {} of what is imported: {}; nothing was imported", number, e.what()));

@@ -1,4 +1,5 @@
-// Runs over time, in one SQLite file: what was asked, of whom, on which machine, and how near every case came to its bound, on a pass too.
+// Runs over time, in one SQLite file: what was asked, of whom, on which machine, and how near every
+// case came to its bound, on a pass too.
 #pragma once
 
 #include <cstdint>
@@ -29,11 +30,12 @@ struct RunEntry {
   std::int64_t results = 0;
 };
 
-// Safe against kill -9: a run is there whole or not at all (one transaction in a write-ahead log). Several processes may append at the same time.
+// Safe against kill -9: a run is there whole or not at all (one transaction in a write-ahead log).
+// Several processes may append at the same time.
 class Store {
  public:
-  // Makes the file if there is none, and brings an older schema up to date. Throws StoreError for a newer schema, a damaged file, and a file that
-  // is no store, all of which it leaves as they are.
+  // Makes the file if there is none, and brings an older schema up to date. Throws StoreError for a
+  // newer schema, a damaged file, and a file that is no store, all of which it leaves as they are.
   explicit Store(const std::string& path);
   ~Store();
   Store(const Store&) = delete;

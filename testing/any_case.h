@@ -1,4 +1,5 @@
-// RapidCheck's cases: drawn by the decoder of the fuzzers, shrunk by the one shrinker, for a minute at most.
+// RapidCheck's cases: drawn by the decoder of the fuzzers, shrunk by the one shrinker, for a minute
+// at most.
 #pragma once
 
 #include <rapidcheck.h>
@@ -18,15 +19,19 @@ inline void showValue(const Case& c, std::ostream& out) { out << print_case(c); 
 
 inline rc::Gen<Case> any_case(CaseKind kind) {
   auto deadline = std::make_shared<std::optional<Clock::time_point>>();
-  const auto bytes = rc::gen::container<std::vector<unsigned char>>(200, rc::gen::inRange<int>(0, 256));
-  return rc::gen::shrink(rc::gen::noShrink(rc::gen::map(bytes, [kind](const std::vector<unsigned char>& b) { return draw_case(kind, Choices(b)); })),
-                         [kind, deadline](const Case& c) -> rc::Seq<Case> {
-                           if (!*deadline) *deadline = seconds_from_now(60);
-                           if (Clock::now() > **deadline) return {};
-                           std::vector<Case> steps = smaller(c);
-                           std::erase_if(steps, [&](const Case& s) { return kind_of(s) != kind; });
-                           return rc::seq::fromContainer(std::move(steps));
-                         });
+  const auto bytes =
+      rc::gen::container<std::vector<unsigned char>>(200, rc::gen::inRange<int>(0, 256));
+  return rc::gen::shrink(
+      rc::gen::noShrink(rc::gen::map(
+          bytes,
+          [kind](const std::vector<unsigned char>& b) { return draw_case(kind, Choices(b)); })),
+      [kind, deadline](const Case& c) -> rc::Seq<Case> {
+        if (!*deadline) *deadline = seconds_from_now(60);
+        if (Clock::now() > **deadline) return {};
+        std::vector<Case> steps = smaller(c);
+        std::erase_if(steps, [&](const Case& s) { return kind_of(s) != kind; });
+        return rc::seq::fromContainer(std::move(steps));
+      });
 }
 
 }  // namespace assay

@@ -17,16 +17,20 @@ using kernels::CacheConfig;
 using kernels::CacheKind;
 using kernels::StatusCode;
 
-inline bool is_scaled(Dtype d) { return d == Dtype::f8e4m3 || d == Dtype::f8e5m2 || d == Dtype::f4e2m1; }
+inline bool is_scaled(Dtype d) {
+  return d == Dtype::f8e4m3 || d == Dtype::f8e5m2 || d == Dtype::f4e2m1;
+}
 
 // What the cache must hold of a vector whose elements share no scale with any other.
-inline std::vector<float> after_rounding(const std::vector<float>& x, Dtype dtype, Index group_size) {
+inline std::vector<float> after_rounding(const std::vector<float>& x, Dtype dtype,
+                                         Index group_size) {
   std::vector<float> y;
   if (!is_scaled(dtype)) {
     for (float e : x) y.push_back(static_cast<float>(round_to(dtype, e)));
     return y;
   }
-  const std::size_t group = group_size == 0 ? std::max<std::size_t>(x.size(), 1) : static_cast<std::size_t>(group_size);
+  const std::size_t group =
+      group_size == 0 ? std::max<std::size_t>(x.size(), 1) : static_cast<std::size_t>(group_size);
   for (std::size_t begin = 0; begin < x.size(); begin += group) {
     const std::size_t end = std::min(begin + group, x.size());
     double absmax = 0;
@@ -34,36 +38,46 @@ inline std::vector<float> after_rounding(const std::vector<float>& x, Dtype dtyp
       if (std::isfinite(x[i])) absmax = std::max(absmax, std::fabs(static_cast<double>(x[i])));
     int e = -127;
     while (absmax > std::ldexp(format(dtype).max_finite, e)) ++e;
-    for (std::size_t i = begin; i < end; ++i) y.push_back(static_cast<float>(std::ldexp(round_to(dtype, std::ldexp(static_cast<double>(x[i]), -e)), e)));
+    for (std::size_t i = begin; i < end; ++i)
+      y.push_back(static_cast<float>(
+          std::ldexp(round_to(dtype, std::ldexp(static_cast<double>(x[i]), -e)), e)));
   }
   return y;
 }
 
 // [head][token][column] of what is appended, in one of the dtypes and layouts that append takes.
 struct Tokens {
-  Tokens(Index heads, Index count, Index columns, Dtype dtype, int layout, std::mt19937_64& random, float special = 0)
+  Tokens(Index heads, Index count, Index columns, Dtype dtype, int layout, std::mt19937_64& random,
+         float special = 0)
       : tensor(dtype, {1, heads, count, columns}, layout_of(heads, count, columns, layout)) {
     std::normal_distribution<double> normal;
     for (Index h = 0; h < heads; ++h)
       for (Index i = 0; i < count; ++i) {
         const double magnitude = std::ldexp(1.0, static_cast<int>(random() % 12) - 8);
-        for (Index c = 0; c < columns; ++c) store(tensor.view(), tensor.view().at(0, h, i, c), normal(random) * magnitude);
+        for (Index c = 0; c < columns; ++c)
+          store(tensor.view(), tensor.view().at(0, h, i, c), normal(random) * magnitude);
       }
     if (special != 0 && element_count(tensor.view().shape) > 0) {
-      const auto below = [&](Index n) { return static_cast<Index>(random() % static_cast<std::uint64_t>(n)); };
-      store(tensor.view(), tensor.view().at(0, below(heads), below(count), below(columns)), static_cast<double>(special));
+      const auto below = [&](Index n) {
+        return static_cast<Index>(random() % static_cast<std::uint64_t>(n));
+      };
+      store(tensor.view(), tensor.view().at(0, below(heads), below(count), below(columns)),
+            static_cast<double>(special));
     }
   }
   std::vector<float> row(Index h, Index i) const {
     std::vector<float> x;
-    for (Index c = 0; c < tensor.view().shape[3]; ++c) x.push_back(static_cast<float>(load(tensor.view(), tensor.view().at(0, h, i, c))));
+    for (Index c = 0; c < tensor.view().shape[3]; ++c)
+      x.push_back(static_cast<float>(load(tensor.view(), tensor.view().at(0, h, i, c))));
     return x;
   }
   static Layout layout_of(Index heads, Index count, Index columns, int layout) {
     const Index all = heads * count * columns;
     if (layout == 0) return {{all, count * columns, columns, 1}, 0, all};
     if (layout == 1) return {{all, columns, heads * columns, 1}, 0, all};
-    return {{2 * all, 2 * count * columns, -2 * columns, 2}, 2 * columns * std::max<Index>(count - 1, 0), 2 * all};
+    return {{2 * all, 2 * count * columns, -2 * columns, 2},
+            2 * columns * std::max<Index>(count - 1, 0),
+            2 * all};
   }
   Tensor tensor;
 };
@@ -71,7 +85,8 @@ struct Tokens {
 // The same operations with the same failures, on lists. A page is an object that sequences share.
 class CacheModel {
  public:
-  explicit CacheModel(const CacheConfig& c) : config(c), sequences(static_cast<std::size_t>(c.sequences)) {
+  explicit CacheModel(const CacheConfig& c)
+      : config(c), sequences(static_cast<std::size_t>(c.sequences)) {
     page_size = c.kind == CacheKind::contiguous ? std::max<Index>(c.capacity, 1) : c.page_size;
     const Index needed = (c.capacity + page_size - 1) / page_size * c.sequences;
     pool = c.kind != CacheKind::contiguous && c.pages > 0 ? c.pages : needed;
@@ -106,7 +121,8 @@ class CacheModel {
       for (Index h = 0; h < heads; ++h) {
         for (const Tokens* part : {&k, &v})
           for (float x : part->row(h, i))
-            if (config.dtype == Dtype::f4e2m1 && !std::isfinite(x)) return StatusCode::invalid_arguments;
+            if (config.dtype == Dtype::f4e2m1 && !std::isfinite(x))
+              return StatusCode::invalid_arguments;
         t.k.push_back(after_rounding(k.row(h, i), config.dtype, config.group_size));
         t.v.push_back(after_rounding(v.row(h, i), config.dtype, config.group_size));
       }
@@ -116,8 +132,10 @@ class CacheModel {
     auto pages = s.pages;
     const bool open = s.length() % page_size != 0;
     Index fresh = 0;
-    if (open && s.pages.back().use_count() > 2) pages.back() = std::make_shared<int>(), ++fresh;  // the copy counts one
-    for (; static_cast<Index>(pages.size()) * page_size < s.length() + count; ++fresh) pages.push_back(std::make_shared<int>());
+    if (open && s.pages.back().use_count() > 2)
+      pages.back() = std::make_shared<int>(), ++fresh;  // the copy counts one
+    for (; static_cast<Index>(pages.size()) * page_size < s.length() + count; ++fresh)
+      pages.push_back(std::make_shared<int>());
     if (pages_used() + fresh > pool) return StatusCode::invalid_cache_state;
     s.pages = pages;
     s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
@@ -127,12 +145,14 @@ class CacheModel {
     if (!exists(sequence)) return StatusCode::invalid_cache_state;
     Sequence& s = sequences[static_cast<std::size_t>(sequence)];
     if (position < 0 || position > s.length()) return StatusCode::invalid_arguments;
-    for (Index page = 0; (page + 1) * page_size <= position; ++page) s.pages[static_cast<std::size_t>(page)].reset();
+    for (Index page = 0; (page + 1) * page_size <= position; ++page)
+      s.pages[static_cast<std::size_t>(page)].reset();
     s.evicted = std::max(s.evicted, position);
     return StatusCode::success;
   }
   StatusCode fork(Index from, Index to) {
-    if (!exists(from) || !exists(to) || sequences[static_cast<std::size_t>(to)].length() > 0) return StatusCode::invalid_cache_state;
+    if (!exists(from) || !exists(to) || sequences[static_cast<std::size_t>(to)].length() > 0)
+      return StatusCode::invalid_cache_state;
     const Sequence copy = sequences[static_cast<std::size_t>(from)];
     sequences[static_cast<std::size_t>(to)] = copy;
     return StatusCode::success;
@@ -149,16 +169,19 @@ class CacheModel {
     for (const Sequence& s : sequences) n = std::max(n, s.length());
     return n;
   }
-  // Everything as f32 tensors [B, heads, longest, columns]; NaN where nothing is held. Of a latent cache: one head,
-  // keys [c ; rotary part], values c.
+  // Everything as f32 tensors [B, heads, longest, columns]; NaN where nothing is held. Of a latent
+  // cache: one head, keys [c ; rotary part], values c.
   std::pair<Tensor, Tensor> held() const {
     const bool latent = config.kind == CacheKind::latent;
     const Index heads = latent ? 1 : config.kv_heads, keys = longest();
     const auto make = [&](Index columns) {
       const Extents shape{config.sequences, heads, keys, columns};
-      return Tensor(Dtype::f32, shape, {{heads * keys * columns, keys * columns, columns, 1}, 0, element_count(shape)});
+      return Tensor(
+          Dtype::f32, shape,
+          {{heads * keys * columns, keys * columns, columns, 1}, 0, element_count(shape)});
     };
-    Tensor k = make(latent ? config.rank + config.rotary : config.dim), v = make(latent ? config.rank : config.value_dim);
+    Tensor k = make(latent ? config.rank + config.rotary : config.dim),
+           v = make(latent ? config.rank : config.value_dim);
     for (Tensor* t : {&k, &v})
       for (Index b = 0; b < config.sequences; ++b)
         for (Index h = 0; h < heads; ++h)
@@ -170,9 +193,12 @@ class CacheModel {
               const Token& token = s.tokens[static_cast<std::size_t>(j)];
               const auto head = static_cast<std::size_t>(h);
               row = t == &k || latent ? token.k[head] : token.v[head];
-              if (t == &k && latent) row.insert(row.end(), token.v[head].begin(), token.v[head].end());
+              if (t == &k && latent)
+                row.insert(row.end(), token.v[head].begin(), token.v[head].end());
             }
-            for (Index c = 0; c < columns; ++c) store(t->view(), t->view().at(b, h, j, c), static_cast<double>(row[static_cast<std::size_t>(c)]));
+            for (Index c = 0; c < columns; ++c)
+              store(t->view(), t->view().at(b, h, j, c),
+                    static_cast<double>(row[static_cast<std::size_t>(c)]));
           }
     return {std::move(k), std::move(v)};
   }

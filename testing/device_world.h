@@ -1,4 +1,5 @@
-// Everything that uses a device, over a mock; and problems for it. Of device_test.cc and device_policy_test.cc.
+// Everything that uses a device, over a mock; and problems for it. Of device_test.cc and
+// device_policy_test.cc.
 #pragma once
 
 #include <assay/assay.h>
@@ -22,7 +23,9 @@ inline constexpr NativeCode undefined_codes[] = {-9999, 123456};
 // One object of everything that uses a device, over a mock.
 class World {
  public:
-  explicit World(const NativeTable& table, DevicePolicy policy = {false, false, {}}, DispatchSettings settings = plain_settings()) : script(table) {
+  explicit World(const NativeTable& table, DevicePolicy policy = {false, false, {}},
+                 DispatchSettings settings = plain_settings())
+      : script(table) {
     device = std::make_shared<testing::NiceMock<MockDevice>>();
     script.attach(*device);
     session = std::make_shared<DeviceSession>(device);
@@ -49,7 +52,8 @@ class World {
 
 inline std::string bytes_of_tensors(const std::vector<const Tensor*>& tensors) {
   std::string all;
-  for (const Tensor* t : tensors) all.append(reinterpret_cast<const char*>(t->bytes()), t->size_in_bytes());
+  for (const Tensor* t : tensors)
+    all.append(reinterpret_cast<const char*>(t->bytes()), t->size_in_bytes());
   return all;
 }
 
@@ -63,7 +67,8 @@ struct AttentionFixture {
 // With every buffer that a kernel can have.
 inline AttentionFixture& everything() {
   static AttentionFixture f(
-      "attention b=2 h=4/2 l=3x5 d=4/6 causal offset=end bool=random bias=normal alibi sink=0.5 docs=2 lengths=5,4 layout=q:bshd,v:padded seed=3");
+      "attention b=2 h=4/2 l=3x5 d=4/6 causal offset=end bool=random bias=normal alibi sink=0.5 "
+      "docs=2 lengths=5,4 layout=q:bshd,v:padded seed=3");
   return f;
 }
 

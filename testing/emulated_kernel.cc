@@ -11,7 +11,9 @@ namespace {
 
 constexpr float inf = std::numeric_limits<float>::infinity();
 
-float rounded(std::optional<Dtype> dtype, float x) { return dtype ? static_cast<float>(round_to(*dtype, x)) : x; }
+float rounded(std::optional<Dtype> dtype, float x) {
+  return dtype ? static_cast<float>(round_to(*dtype, x)) : x;
+}
 
 double truncated_to(double x, double quantum) { return std::trunc(x / quantum) * quantum; }
 
@@ -30,21 +32,28 @@ float dot(Accumulation how, const std::vector<float>& a, const std::vector<float
       }
       return sum;
     case Accumulation::half:
-      for (std::size_t k = 0; k < n; ++k) sum = static_cast<float>(round_to(Dtype::f16, static_cast<double>(sum) + static_cast<double>(a[k]) * b[k]));
+      for (std::size_t k = 0; k < n; ++k)
+        sum = static_cast<float>(
+            round_to(Dtype::f16, static_cast<double>(sum) + static_cast<double>(a[k]) * b[k]));
       return sum;
     case Accumulation::truncating_block:
-      // Sixteen exact products and the accumulator, aligned to the largest and cut 24 bits below it.
+      // Sixteen exact products and the accumulator, aligned to the largest and cut 24 bits below
+      // it.
       for (std::size_t k0 = 0; k0 < n; k0 += 16) {
         const std::size_t end = std::min(n, k0 + 16);
         double largest = std::fabs(sum);
-        for (std::size_t k = k0; k < end; ++k) largest = std::max(largest, std::fabs(static_cast<double>(a[k]) * b[k]));
+        for (std::size_t k = k0; k < end; ++k)
+          largest = std::max(largest, std::fabs(static_cast<double>(a[k]) * b[k]));
         if (largest == 0) continue;
         if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
         const double quantum = std::max(std::ldexp(1.0, std::ilogb(largest) - 23), 0x1p-149);
         double total = truncated_to(sum, quantum);
-        for (std::size_t k = k0; k < end; ++k) total += truncated_to(static_cast<double>(a[k]) * b[k], quantum);
-        if (!std::isfinite(total)) return std::numeric_limits<float>::quiet_NaN();  // of NaN, which no maximum shows
-        const double final_quantum = total == 0 ? quantum : std::max(std::ldexp(1.0, std::ilogb(total) - 23), 0x1p-149);
+        for (std::size_t k = k0; k < end; ++k)
+          total += truncated_to(static_cast<double>(a[k]) * b[k], quantum);
+        if (!std::isfinite(total))
+          return std::numeric_limits<float>::quiet_NaN();  // of NaN, which no maximum shows
+        const double final_quantum =
+            total == 0 ? quantum : std::max(std::ldexp(1.0, std::ilogb(total) - 23), 0x1p-149);
         sum = static_cast<float>(truncated_to(total, final_quantum));
       }
       return sum;
@@ -55,10 +64,14 @@ float dot(Accumulation how, const std::vector<float>& a, const std::vector<float
 // A relative error of up to 2 + 1.173 |x| ulp that depends on the argument alone.
 float noisy_exp(float x) {
   if (!std::isfinite(x)) return std::exp(x);
-  std::uint64_t h = static_cast<std::uint64_t>(static_cast<std::int64_t>(static_cast<double>(x) * 1e6)) * 0x9E3779B97F4A7C15u;
+  std::uint64_t h =
+      static_cast<std::uint64_t>(static_cast<std::int64_t>(static_cast<double>(x) * 1e6)) *
+      0x9E3779B97F4A7C15u;
   h = (h ^ h >> 29) * 0xBF58476D1CE4E5B9u;
   const double noise = static_cast<double>(static_cast<std::int64_t>(h ^ h >> 32)) * 0x1p-63;
-  return static_cast<float>(std::exp(static_cast<double>(x)) * (1 + noise * (2 + 1.173 * std::fabs(static_cast<double>(x))) * 0x1p-23));
+  return static_cast<float>(
+      std::exp(static_cast<double>(x)) *
+      (1 + noise * (2 + 1.173 * std::fabs(static_cast<double>(x))) * 0x1p-23));
 }
 
 struct Partial {
@@ -69,7 +82,13 @@ struct Partial {
 class Row {
  public:
   Row(const Emulation& e, const Attention& p, Index b, Index h, Index i)
-      : e_(e), c_(e.contract), p_(p), b_(b), h_(h), i_(i), dv_(static_cast<std::size_t>(p.shape.value_dim)) {
+      : e_(e),
+        c_(e.contract),
+        p_(p),
+        b_(b),
+        h_(h),
+        i_(i),
+        dv_(static_cast<std::size_t>(p.shape.value_dim)) {
     evaluate_visibility(p, b, h, i, seen_);
     folded_ = static_cast<float>(static_cast<double>(p.scale) * 1.4426950408889634);
     for (Index d = 0; d < p.shape.dim; ++d) {
@@ -77,15 +96,18 @@ class Row {
       if (c_.query_prescale > 0) q = static_cast<float>(round_to(Dtype::bf16, q * p.scale));
       q_.push_back(q);
     }
-    // The fused base-2 form serves only where nothing comes between the dot product and the exponent.
+    // The fused base-2 form serves only where nothing comes between the dot product and the
+    // exponent.
     fused_ = e.exp == ExpModel::base_two_fused && p.softcap == 0 && seen_.additions == 0;
   }
 
   void run(const AttentionOutput& out) {
     const Index tiles = (p_.shape.keys + c_.tile - 1) / c_.tile;
-    const Index per_split = c_.split_keys > 0 ? c_.split_keys / c_.tile : (tiles + c_.splits - 1) / c_.splits;
+    const Index per_split =
+        c_.split_keys > 0 ? c_.split_keys / c_.tile : (tiles + c_.splits - 1) / c_.splits;
     std::vector<Partial> parts;
-    for (Index t = 0; t < tiles || t == 0; t += std::max<Index>(per_split, 1)) parts.push_back(part(t, std::min(tiles, t + std::max<Index>(per_split, 1))));
+    for (Index t = 0; t < tiles || t == 0; t += std::max<Index>(per_split, 1))
+      parts.push_back(part(t, std::min(tiles, t + std::max<Index>(per_split, 1))));
     Partial whole = parts[0];
     if (c_.split_keys > 0) {
       for (std::size_t s = 1; s < parts.size(); ++s) merge(whole, parts[s]);
@@ -96,11 +118,13 @@ class Row {
         if (x.max == -inf) continue;
         const float w = correction(x.max, whole.max);
         whole.sum = std::fma(w, x.sum, whole.sum);
-        for (std::size_t c = 0; c < dv_; ++c) whole.accumulator[c] = std::fma(w, x.accumulator[c], whole.accumulator[c]);
+        for (std::size_t c = 0; c < dv_; ++c)
+          whole.accumulator[c] = std::fma(w, x.accumulator[c], whole.accumulator[c]);
       }
     }
     if (!p_.sink.empty()) {
-      const float z = fused_ ? p_.sink[static_cast<std::size_t>(h_)] / p_.scale : p_.sink[static_cast<std::size_t>(h_)];
+      const float z = fused_ ? p_.sink[static_cast<std::size_t>(h_)] / p_.scale
+                             : p_.sink[static_cast<std::size_t>(h_)];
       const float m = std::max(whole.max, z), w = whole.max == -inf ? 0 : correction(whole.max, m);
       whole.sum = whole.sum * w + correction(z, m);
       for (float& x : whole.accumulator) x *= w;
@@ -109,7 +133,9 @@ class Row {
     const Index lse_at = out.lse.at(b_, h_, i_, 0);
     for (std::size_t c = 0; c < dv_; ++c) {
       const float inverse = 1 / whole.sum;
-      const float o = whole.sum == 0 ? 0 : c_.division_roundings == 2 ? whole.accumulator[c] * inverse : whole.accumulator[c] / whole.sum;
+      const float o = whole.sum == 0               ? 0
+                      : c_.division_roundings == 2 ? whole.accumulator[c] * inverse
+                                                   : whole.accumulator[c] / whole.sum;
       store(out.o, out.o.at(b_, h_, i_, static_cast<Index>(c)), o);
     }
     const float m = fused_ ? whole.max * p_.scale : whole.max;
@@ -125,9 +151,14 @@ class Row {
   std::vector<Pair> backward(float lse) const {
     std::vector<Pair> pairs;
     for (Index j = 0; j < p_.shape.keys; ++j) {
-      if (seen_.bias[static_cast<std::size_t>(j)] == -std::numeric_limits<double>::infinity()) continue;
-      const float capped = capped_score(j), s = biased_score(j, capped), ratio = p_.softcap > 0 ? capped / p_.softcap : 0;
-      const float weight = fused_ ? static_cast<float>(std::exp2(static_cast<double>(std::fma(s, folded_, -(lse * 1.44269504f))))) : exp_of(s - lse);
+      if (seen_.bias[static_cast<std::size_t>(j)] == -std::numeric_limits<double>::infinity())
+        continue;
+      const float capped = capped_score(j), s = biased_score(j, capped),
+                  ratio = p_.softcap > 0 ? capped / p_.softcap : 0;
+      const float weight =
+          fused_ ? static_cast<float>(
+                       std::exp2(static_cast<double>(std::fma(s, folded_, -(lse * 1.44269504f)))))
+                 : exp_of(s - lse);
       pairs.push_back({j, weight, 1 - ratio * ratio});
     }
     return pairs;
@@ -151,21 +182,25 @@ class Row {
       whole = x;
       return;
     }
-    const float m = std::max(whole.max, x.max), a = correction(whole.max, m), b = correction(x.max, m);
+    const float m = std::max(whole.max, x.max), a = correction(whole.max, m),
+                b = correction(x.max, m);
     auto merged = [&](float before, float own) {
       const float kept = before * a, added = own * b;
       return c_.products_rounded ? kept + added : std::fma(own, b, kept);
     };
     whole.max = m;
     whole.sum = merged(whole.sum, x.sum);
-    for (std::size_t c = 0; c < dv_; ++c) whole.accumulator[c] = merged(whole.accumulator[c], x.accumulator[c]);
+    for (std::size_t c = 0; c < dv_; ++c)
+      whole.accumulator[c] = merged(whole.accumulator[c], x.accumulator[c]);
   }
 
   float score(Index j) const { return biased_score(j, capped_score(j)); }
   float capped_score(Index j) const {
     std::vector<float> k;
-    for (Index d = 0; d < p_.shape.dim; ++d) k.push_back(static_cast<float>(load(p_.k, p_.k.at(b_, h_ / p_.shape.group(), j, d))));
-    float s = dot(e_.accumulation == Accumulation::half ? Accumulation::fma : e_.accumulation, q_, k, 0);
+    for (Index d = 0; d < p_.shape.dim; ++d)
+      k.push_back(static_cast<float>(load(p_.k, p_.k.at(b_, h_ / p_.shape.group(), j, d))));
+    float s =
+        dot(e_.accumulation == Accumulation::half ? Accumulation::fma : e_.accumulation, q_, k, 0);
     if (!fused_ && c_.query_prescale == 0) s *= p_.scale;
     if (p_.softcap > 0) {
       const float inverse = 1 / p_.softcap;
@@ -175,7 +210,8 @@ class Row {
   }
   float biased_score(Index j, float s) const {
     if (!p_.alibi_slopes.empty()) {
-      const float product = p_.alibi_slopes[static_cast<std::size_t>(h_)] * static_cast<float>(j - (i_ + p_.offset_of(b_)));
+      const float product = p_.alibi_slopes[static_cast<std::size_t>(h_)] *
+                            static_cast<float>(j - (i_ + p_.offset_of(b_)));
       s += product;
     }
     if (p_.bias) s += static_cast<float>(load(p_.bias, p_.bias.at(b_, h_, i_, j)));
@@ -201,15 +237,22 @@ class Row {
       std::vector<float> weights;
       float tile_sum = 0;
       for (std::size_t k = 0; k < keys.size(); ++k) {
-        const float e = fused_ ? static_cast<float>(std::exp2(static_cast<double>(std::fma(scores[k], folded_, -folded_max)))) : exp_of(scores[k] - m);
+        const float e =
+            fused_ ? static_cast<float>(
+                         std::exp2(static_cast<double>(std::fma(scores[k], folded_, -folded_max))))
+                   : exp_of(scores[k] - m);
         const float cast = rounded(c_.weight_dtype, e);
         tile_sum += c_.sum_from_rounded ? cast : e;
-        weights.push_back(p_.dropout == 0 ? cast : keeps_weight(p_, b_, h_, i_, keys[k]) ? cast * keep_scale : 0);
+        weights.push_back(p_.dropout == 0                         ? cast
+                          : keeps_weight(p_, b_, h_, i_, keys[k]) ? cast * keep_scale
+                                                                  : 0);
       }
       x.sum = x.sum * w + tile_sum;
       for (std::size_t c = 0; c < dv_; ++c) {
         std::vector<float> v;
-        for (Index j : keys) v.push_back(static_cast<float>(load(p_.v, p_.v.at(b_, h_ / p_.shape.group(), j, static_cast<Index>(c)))));
+        for (Index j : keys)
+          v.push_back(static_cast<float>(
+              load(p_.v, p_.v.at(b_, h_ / p_.shape.group(), j, static_cast<Index>(c)))));
         x.accumulator[c] = dot(e_.accumulation, weights, v, x.accumulator[c] * w);
       }
     }
@@ -264,28 +307,43 @@ std::vector<Emulation> emulations(Dtype dtype) {
   };
   auto plain = [](Contract&) {};
   add("fp32, fma", Accumulation::fma, ExpModel::precise, plain);
-  add("fp32, fma, order not declared", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.ordered = false; });
-  add("fp32, rounded products, exp2", Accumulation::rounded_products, ExpModel::base_two_fused, plain);
-  add("fp32, noisy exp, divided", Accumulation::fma, ExpModel::noisy, [](Contract& c) { c.division_roundings = 1; });
+  add("fp32, fma, order not declared", Accumulation::fma, ExpModel::precise,
+      [](Contract& c) { c.ordered = false; });
+  add("fp32, rounded products, exp2", Accumulation::rounded_products, ExpModel::base_two_fused,
+      plain);
+  add("fp32, noisy exp, divided", Accumulation::fma, ExpModel::noisy,
+      [](Contract& c) { c.division_roundings = 1; });
   add("fp32, four splits", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.splits = 4; });
-  add("fp32, splits of one tile of 16", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.tile = c.split_keys = 16; });
-  add("fp32, splits of two tiles of 16, noisy exp", Accumulation::fma, ExpModel::noisy, [](Contract& c) { c.tile = 16, c.split_keys = 32; });
-  add("fp32, splits, rounded products, exp2", Accumulation::rounded_products, ExpModel::base_two_fused, [](Contract& c) { c.tile = 16, c.split_keys = 32; });
-  add("fp32, splits, order not declared", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.tile = 16, c.split_keys = 32, c.ordered = false; });
+  add("fp32, splits of one tile of 16", Accumulation::fma, ExpModel::precise,
+      [](Contract& c) { c.tile = c.split_keys = 16; });
+  add("fp32, splits of two tiles of 16, noisy exp", Accumulation::fma, ExpModel::noisy,
+      [](Contract& c) { c.tile = 16, c.split_keys = 32; });
+  add("fp32, splits, rounded products, exp2", Accumulation::rounded_products,
+      ExpModel::base_two_fused, [](Contract& c) { c.tile = 16, c.split_keys = 32; });
+  add("fp32, splits, order not declared", Accumulation::fma, ExpModel::precise,
+      [](Contract& c) { c.tile = 16, c.split_keys = 32, c.ordered = false; });
   add("truncating blocks of 16", Accumulation::truncating_block, ExpModel::precise, plain);
-  add("truncating blocks of 16, splits", Accumulation::truncating_block, ExpModel::precise, [](Contract& c) { c.tile = 16, c.split_keys = 48; });
+  add("truncating blocks of 16, splits", Accumulation::truncating_block, ExpModel::precise,
+      [](Contract& c) { c.tile = 16, c.split_keys = 48; });
   if (dtype != Dtype::f32) {
     add("weights in the dtype, splits", Accumulation::fma, ExpModel::base_two_fused,
         [=](Contract& c) { c.weight_dtype = dtype, c.tile = 16, c.split_keys = 32; });
-    add("weights in the dtype", Accumulation::fma, ExpModel::base_two_fused, [=](Contract& c) { c.weight_dtype = dtype; });
-    add("weights in the dtype, summed rounded", Accumulation::fma, ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype, c.sum_from_rounded = true; });
-    add("weights in the dtype, truncating blocks", Accumulation::truncating_block, ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype; });
-    add("scores stored in the dtype", Accumulation::fma, ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype, c.score_dtype = dtype; });
+    add("weights in the dtype", Accumulation::fma, ExpModel::base_two_fused,
+        [=](Contract& c) { c.weight_dtype = dtype; });
+    add("weights in the dtype, summed rounded", Accumulation::fma, ExpModel::precise,
+        [=](Contract& c) { c.weight_dtype = dtype, c.sum_from_rounded = true; });
+    add("weights in the dtype, truncating blocks", Accumulation::truncating_block,
+        ExpModel::precise, [=](Contract& c) { c.weight_dtype = dtype; });
+    add("scores stored in the dtype", Accumulation::fma, ExpModel::precise,
+        [=](Contract& c) { c.weight_dtype = dtype, c.score_dtype = dtype; });
     add("weights in the dtype, dS from them and scaled", Accumulation::fma, ExpModel::precise,
         [=](Contract& c) { c.weight_dtype = dtype, c.score_gradients_late = true; });
-    add("weights in e4m3", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.weight_dtype = Dtype::f8e4m3; });
-    add("fp16 accumulator", Accumulation::half, ExpModel::precise, [](Contract& c) { c.ordered = false; });
-    add("query prescaled in bf16", Accumulation::fma, ExpModel::precise, [](Contract& c) { c.query_prescale = 0x1p-8; });
+    add("weights in e4m3", Accumulation::fma, ExpModel::precise,
+        [](Contract& c) { c.weight_dtype = Dtype::f8e4m3; });
+    add("fp16 accumulator", Accumulation::half, ExpModel::precise,
+        [](Contract& c) { c.ordered = false; });
+    add("query prescaled in bf16", Accumulation::fma, ExpModel::precise,
+        [](Contract& c) { c.query_prescale = 0x1p-8; });
   }
   return all;
 }
@@ -299,12 +357,15 @@ void run_emulated(const Emulation& e, const Attention& p, const AttentionOutput&
 namespace {
 
 // The sum of a tile starts from zero and is then added to the sum of those before.
-float blocked_dot(const Emulation& e, const std::vector<float>& a, const std::vector<float>& b, std::size_t tile) {
+float blocked_dot(const Emulation& e, const std::vector<float>& a, const std::vector<float>& b,
+                  std::size_t tile) {
   if (tile == 0) return dot(e.accumulation, a, b, 0);
   float sum = 0;
   for (std::size_t k = 0; k < a.size(); k += tile) {
-    const auto begin = static_cast<std::ptrdiff_t>(k), end = static_cast<std::ptrdiff_t>(std::min(a.size(), k + tile));
-    sum += dot(e.accumulation, {a.begin() + begin, a.begin() + end}, {b.begin() + begin, b.begin() + end}, 0);
+    const auto begin = static_cast<std::ptrdiff_t>(k),
+               end = static_cast<std::ptrdiff_t>(std::min(a.size(), k + tile));
+    sum += dot(e.accumulation, {a.begin() + begin, a.begin() + end},
+               {b.begin() + begin, b.begin() + end}, 0);
   }
   return sum;
 }
@@ -316,15 +377,19 @@ struct GradientTerms {
 
 }  // namespace
 
-void run_emulated_backward(const Emulation& e, const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out) {
+void run_emulated_backward(const Emulation& e, const Attention& p, const AttentionBackwardInput& in,
+                           const AttentionGradients& out) {
   const AttentionShape& s = p.shape;
   const Contract& c = e.contract;
-  const float keep_scale = 1.0f / (1.0f - p.dropout), late_scale = c.score_gradients_late ? 1 : p.scale;
+  const float keep_scale = 1.0f / (1.0f - p.dropout),
+              late_scale = c.score_gradients_late ? 1 : p.scale;
   // A half accumulator serves the sums over keys and rows, as in the forward pass.
-  const Accumulation inner = e.accumulation == Accumulation::half ? Accumulation::fma : e.accumulation;
+  const Accumulation inner =
+      e.accumulation == Accumulation::half ? Accumulation::fma : e.accumulation;
   auto row_of = [](const TensorView& t, Index b, Index h, Index i) {
     std::vector<float> row;
-    for (Index d = 0; d < t.shape[3]; ++d) row.push_back(static_cast<float>(load(t, t.at(b, h, i, d))));
+    for (Index d = 0; d < t.shape[3]; ++d)
+      row.push_back(static_cast<float>(load(t, t.at(b, h, i, d))));
     return row;
   };
   if (out.d_bias)
@@ -332,7 +397,8 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
       for (Index h = 0; h < s.query_heads; ++h)
         for (Index i = 0; i < s.rows; ++i)
           for (Index j = 0; j < s.keys; ++j) store(out.d_bias, out.d_bias.at(b, h, i, j), 0);
-  for (Index h = 0; out.d_sink && h < s.query_heads; ++h) store(out.d_sink, out.d_sink.at(0, h, 0, 0), 0);
+  for (Index h = 0; out.d_sink && h < s.query_heads; ++h)
+    store(out.d_sink, out.d_sink.at(0, h, 0, 0), 0);
   for (Index b = 0; b < s.batch; ++b)
     for (Index g = 0; g < s.kv_heads; ++g) {
       std::vector<GradientTerms> of_key(static_cast<std::size_t>(s.keys));
@@ -346,14 +412,19 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
           for (const Row::Pair& x : Row(e, p, b, h, i).backward(lse)) {
             const bool kept = p.dropout == 0 || keeps_weight(p, b, h, i, x.key);
             const float mine = p.dropout == 0 ? 1 : kept ? keep_scale : 0;
-            const float weight = rounded(c.weight_dtype, p.dropout == 0 ? x.weight : x.weight * mine);
+            const float weight =
+                rounded(c.weight_dtype, p.dropout == 0 ? x.weight : x.weight * mine);
             const float dp = dot(inner, d_o, row_of(p.v, b, g, x.key), 0);
-            const float ds = (c.score_gradients_late ? rounded(c.weight_dtype, x.weight) : x.weight) * ((p.dropout == 0 ? dp : dp * mine) - delta);
+            const float ds =
+                (c.score_gradients_late ? rounded(c.weight_dtype, x.weight) : x.weight) *
+                ((p.dropout == 0 ? dp : dp * mine) - delta);
             if (out.d_bias) {
               const Index at = out.d_bias.at(b, h, i, x.key);
               store(out.d_bias, at, static_cast<float>(load(out.d_bias, at)) + ds);
             }
-            const float exact = p.softcap > 0 ? ds * x.factor : ds, gradient = rounded(c.weight_dtype, c.score_gradients_late ? exact * p.scale : exact);
+            const float exact = p.softcap > 0 ? ds * x.factor : ds,
+                        gradient = rounded(c.weight_dtype,
+                                           c.score_gradients_late ? exact * p.scale : exact);
             row.who.push_back(x.key);
             row.gradient.push_back(gradient);
             GradientTerms& key = of_key[static_cast<std::size_t>(x.key)];
@@ -362,7 +433,8 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
             key.gradient.push_back(gradient);
           }
           if (out.d_sink && !p.sink.empty() && lse > -inf) {
-            const float z = p.sink[static_cast<std::size_t>(h)], weight = static_cast<float>(std::exp(static_cast<double>(z - lse)));
+            const float z = p.sink[static_cast<std::size_t>(h)],
+                        weight = static_cast<float>(std::exp(static_cast<double>(z - lse)));
             const Index at = out.d_sink.at(0, h, 0, 0);
             store(out.d_sink, at, static_cast<float>(load(out.d_sink, at)) - weight * delta);
           }
@@ -370,19 +442,27 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
           d_o_rows.push_back(d_o);
           for (std::size_t d = 0; d < static_cast<std::size_t>(s.dim); ++d) {
             std::vector<float> k;
-            for (Index j : row.who) k.push_back(static_cast<float>(load(p.k, p.k.at(b, g, j, static_cast<Index>(d)))));
-            store(out.dq, out.dq.at(b, h, i, static_cast<Index>(d)), blocked_dot(e, row.gradient, k, static_cast<std::size_t>(c.backward_tile)) * late_scale);
+            for (Index j : row.who)
+              k.push_back(static_cast<float>(load(p.k, p.k.at(b, g, j, static_cast<Index>(d)))));
+            store(out.dq, out.dq.at(b, h, i, static_cast<Index>(d)),
+                  blocked_dot(e, row.gradient, k, static_cast<std::size_t>(c.backward_tile)) *
+                      late_scale);
           }
         }
       for (Index j = 0; j < s.keys; ++j) {
         const GradientTerms& key = of_key[static_cast<std::size_t>(j)];
-        auto sum = [&](const std::vector<float>& terms, const std::vector<std::vector<float>>& rows, std::size_t d) {
+        auto sum = [&](const std::vector<float>& terms, const std::vector<std::vector<float>>& rows,
+                       std::size_t d) {
           std::vector<float> other;
           for (Index who : key.who) other.push_back(rows[static_cast<std::size_t>(who)][d]);
           return blocked_dot(e, terms, other, static_cast<std::size_t>(c.backward_row_tile));
         };
-        for (Index d = 0; d < s.dim; ++d) store(out.dk, out.dk.at(b, g, j, d), sum(key.gradient, q_rows, static_cast<std::size_t>(d)) * late_scale);
-        for (Index d = 0; d < s.value_dim; ++d) store(out.dv, out.dv.at(b, g, j, d), sum(key.weight, d_o_rows, static_cast<std::size_t>(d)));
+        for (Index d = 0; d < s.dim; ++d)
+          store(out.dk, out.dk.at(b, g, j, d),
+                sum(key.gradient, q_rows, static_cast<std::size_t>(d)) * late_scale);
+        for (Index d = 0; d < s.value_dim; ++d)
+          store(out.dv, out.dv.at(b, g, j, d),
+                sum(key.weight, d_o_rows, static_cast<std::size_t>(d)));
       }
     }
 }

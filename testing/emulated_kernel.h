@@ -1,5 +1,6 @@
-// Attention as kernels with other arithmetic compute it, one scalar operation at a time: to see that the bound
-// of every contract holds, and how close errors come to it. Nothing here is fast, and nothing is production.
+// Attention as kernels with other arithmetic compute it, one scalar operation at a time: to see
+// that the bound of every contract holds, and how close errors come to it. Nothing here is fast,
+// and nothing is production.
 #pragma once
 
 #include "oracle/contract.h"
@@ -16,10 +17,12 @@ struct Emulation {
   ExpModel exp = ExpModel::precise;
 };
 
-// One emulation for each kind of arithmetic that the bound knows, with the contract that describes it.
+// One emulation for each kind of arithmetic that the bound knows, with the contract that describes
+// it.
 std::vector<Emulation> emulations(Dtype dtype);
 
 void run_emulated(const Emulation& e, const Attention& p, const AttentionOutput& out);
-void run_emulated_backward(const Emulation& e, const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out);
+void run_emulated_backward(const Emulation& e, const Attention& p, const AttentionBackwardInput& in,
+                           const AttentionGradients& out);
 
 }  // namespace assay

@@ -1,5 +1,6 @@
-// Gradients of attention by plain loops in double precision, written from docs/semantics.md alone, with a simple bound for what an
-// fp32 kernel may miss them by; and the tensors of one backward pass.
+// Gradients of attention by plain loops in double precision, written from docs/semantics.md alone,
+// with a simple bound for what an fp32 kernel may miss them by; and the tensors of one backward
+// pass.
 #pragma once
 
 #include <Random123/philox.h>
@@ -26,14 +27,16 @@ inline Tensor make(Dtype dtype, LayoutKind kind, const Extents& shape) {
 
 // What backward reads and writes, next to the inputs of a case.
 struct Backward {
-  explicit Backward(const Case& c, std::optional<Dtype> gradient_dtype = {}) : in(c), d_o_in(output_gradient_case(c)), p(in.problem) {
+  explicit Backward(const Case& c, std::optional<Dtype> gradient_dtype = {})
+      : in(c), d_o_in(output_gradient_case(c)), p(in.problem) {
     const AttentionShape& s = p.shape;
     const Dtype out = gradient_dtype.value_or(c.dtype);
     o = make(c.out_dtype(), c.o_layout, {s.batch, s.query_heads, s.rows, s.value_dim});
     lse = make(Dtype::f32, c.o_layout, {s.batch, s.query_heads, s.rows, 1});
     dq = make(out, c.o_layout, {s.batch, s.query_heads, s.rows, s.dim});
     dk = make(out, c.o_layout, {s.batch, s.kv_heads, s.keys, s.dim});
-    dv = make(out, c.o_layout == LayoutKind::bhsd ? LayoutKind::bhsd : LayoutKind::strided, {s.batch, s.kv_heads, s.keys, s.value_dim});
+    dv = make(out, c.o_layout == LayoutKind::bhsd ? LayoutKind::bhsd : LayoutKind::strided,
+              {s.batch, s.kv_heads, s.keys, s.value_dim});
     if (p.bias) {
       const std::array<bool, 4>& varies = c.bias.varies;
       Extents extent{s.batch, s.query_heads, s.rows, s.keys};
@@ -50,7 +53,13 @@ struct Backward {
 
   static Case output_gradient_case(const Case& c) {
     Case g;
-    g.shape = {c.shape.batch, c.shape.query_heads, c.shape.query_heads, c.shape.rows, 1, c.shape.value_dim, 1};
+    g.shape = {c.shape.batch,
+               c.shape.query_heads,
+               c.shape.query_heads,
+               c.shape.rows,
+               1,
+               c.shape.value_dim,
+               1};
     g.dtype = c.dtype;
     g.q_layout = c.o_layout;
     g.seed = c.seed + 1000;
@@ -58,8 +67,12 @@ struct Backward {
   }
 
   AttentionBackwardInput input() const { return {o.view(), lse.view(), d_o_in.q.view()}; }
-  AttentionGradients output() const { return {dq.view(), dk.view(), dv.view(), d_bias.view(), d_sink.view()}; }
-  kernels::Status run(const kernels::Execution& how = 1) const { return kernels::attention_backward(p, input(), output(), how); }
+  AttentionGradients output() const {
+    return {dq.view(), dk.view(), dv.view(), d_bias.view(), d_sink.view()};
+  }
+  kernels::Status run(const kernels::Execution& how = 1) const {
+    return kernels::attention_backward(p, input(), output(), how);
+  }
 
   Inputs in, d_o_in;
   Attention& p;
@@ -74,8 +87,8 @@ inline bool visible(const Attention& p, Index b, Index h, Index i, Index j) {
   if (p.window_right >= 0 && j > diagonal + p.window_right) return false;
   if (!p.key_lengths.empty() && j >= p.key_lengths[batch]) return false;
   if (!p.key_starts.empty() && j < p.key_starts[batch]) return false;
-  if (!p.query_segment.empty() &&
-      p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] != p.key_segment[static_cast<std::size_t>(b * p.shape.keys + j)])
+  if (!p.query_segment.empty() && p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] !=
+                                      p.key_segment[static_cast<std::size_t>(b * p.shape.keys + j)])
     return false;
   if (p.keep && !p.keep.at(b, h, i, j)) return false;
   if (!p.bias) return true;
@@ -86,10 +99,13 @@ inline bool visible(const Attention& p, Index b, Index h, Index i, Index j) {
 inline double kept(const Attention& p, Index b, Index h, Index i, Index j) {
   if (p.dropout == 0) return 1;
   r123::Philox4x32 philox;
-  const auto low = static_cast<std::uint32_t>(p.dropout_seed), high = static_cast<std::uint32_t>(p.dropout_seed >> 32);
-  const auto word =
-      philox({{static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(h), static_cast<std::uint32_t>(b)}}, {{low, high}})[0];
-  return word >= static_cast<double>(p.dropout) * 0x1p32 ? 1 / (1 - static_cast<double>(p.dropout)) : 0;
+  const auto low = static_cast<std::uint32_t>(p.dropout_seed),
+             high = static_cast<std::uint32_t>(p.dropout_seed >> 32);
+  const auto word = philox({{static_cast<std::uint32_t>(j), static_cast<std::uint32_t>(i),
+                             static_cast<std::uint32_t>(h), static_cast<std::uint32_t>(b)}},
+                           {{low, high}})[0];
+  return word >= static_cast<double>(p.dropout) * 0x1p32 ? 1 / (1 - static_cast<double>(p.dropout))
+                                                         : 0;
 }
 
 // A value and how far an fp32 kernel may be from it.
@@ -114,7 +130,8 @@ class PlainReference {
       const TensorView& bias = t.d_bias.view();
       d_bias.resize(static_cast<std::size_t>(t.d_bias.size_in_bytes()) / 4);
       bias_terms_ = 1;
-      for (std::size_t n = 0; n < 4; ++n) bias_terms_ *= bias.stride[n] == 0 ? static_cast<double>(bias.shape[n]) : 1;
+      for (std::size_t n = 0; n < 4; ++n)
+        bias_terms_ *= bias.stride[n] == 0 ? static_cast<double>(bias.shape[n]) : 1;
     }
     for (Index b = 0; b < s_.batch; ++b)
       for (Index h = 0; h < s_.query_heads; ++h)
@@ -125,27 +142,37 @@ class PlainReference {
   double compare() const {
     const double scale = p_.scale, group_rows = static_cast<double>(s_.rows * s_.group());
     double worst = 0;
-    worst = std::max(worst, compare("dq", t_.dq.view(), dq, s_.query_heads, s_.rows, s_.dim, scale, static_cast<double>(s_.keys)));
-    worst = std::max(worst, compare("dk", t_.dk.view(), dk, s_.kv_heads, s_.keys, s_.dim, scale, group_rows));
-    worst = std::max(worst, compare("dv", t_.dv.view(), dv, s_.kv_heads, s_.keys, s_.value_dim, 1, group_rows));
+    worst = std::max(worst, compare("dq", t_.dq.view(), dq, s_.query_heads, s_.rows, s_.dim, scale,
+                                    static_cast<double>(s_.keys)));
+    worst = std::max(
+        worst, compare("dk", t_.dk.view(), dk, s_.kv_heads, s_.keys, s_.dim, scale, group_rows));
+    worst = std::max(
+        worst, compare("dv", t_.dv.view(), dv, s_.kv_heads, s_.keys, s_.value_dim, 1, group_rows));
     if (t_.d_bias.view()) {
       const TensorView& v = t_.d_bias.view();
       for (Index b = 0; b < s_.batch; ++b)
         for (Index h = 0; h < s_.query_heads; ++h)
           for (Index i = 0; i < s_.rows; ++i)
-            for (Index j = 0; j < s_.keys; ++j) worst = std::max(worst, judge("d_bias", v, v.at(b, h, i, j), d_bias[index(v.at(b, h, i, j))], 1, bias_terms_));
+            for (Index j = 0; j < s_.keys; ++j)
+              worst = std::max(worst, judge("d_bias", v, v.at(b, h, i, j),
+                                            d_bias[index(v.at(b, h, i, j))], 1, bias_terms_));
     }
     if (t_.d_sink.view())
       for (Index h = 0; h < s_.query_heads; ++h)
         worst =
-            std::max(worst, judge("d_sink", t_.d_sink.view(), t_.d_sink.view().at(0, h, 0, 0), d_sink[index(h)], 1, static_cast<double>(s_.batch * s_.rows)));
+            std::max(worst, judge("d_sink", t_.d_sink.view(), t_.d_sink.view().at(0, h, 0, 0),
+                                  d_sink[index(h)], 1, static_cast<double>(s_.batch * s_.rows)));
     return worst;
   }
 
  private:
   static std::size_t index(Index i) { return static_cast<std::size_t>(i); }
-  std::size_t count(Index heads, Index rows, Index columns) const { return index(s_.batch * heads * rows * columns); }
-  static double get(const TensorView& t, Index b, Index h, Index i, Index d) { return load(t, t.at(b, h, i, d)); }
+  std::size_t count(Index heads, Index rows, Index columns) const {
+    return index(s_.batch * heads * rows * columns);
+  }
+  static double get(const TensorView& t, Index b, Index h, Index i, Index d) {
+    return load(t, t.at(b, h, i, d));
+  }
 
   void row(Index b, Index h, Index i) {
     const Index g = h / s_.group(), D = s_.dim, Dv = s_.value_dim;
@@ -164,13 +191,17 @@ class PlainReference {
       }
       t *= scale, magnitude *= scale;
       // An infinite score is not rounded.
-      double error = std::isfinite(magnitude) ? 2 * (static_cast<double>(D) + 2) * u * magnitude : 0, derivative = 1;
+      double error =
+                 std::isfinite(magnitude) ? 2 * (static_cast<double>(D) + 2) * u * magnitude : 0,
+             derivative = 1;
       if (p_.softcap > 0) {
         const double y = std::tanh(t / p_.softcap);
         t = p_.softcap * y, derivative = 1 - y * y;
         error += 12 * u * std::fabs(t);
       }
-      double bias = p_.alibi_slopes.empty() ? 0 : static_cast<double>(p_.alibi_slopes[index(h)]) * static_cast<double>(j - i - p_.offset_of(b));
+      double bias = p_.alibi_slopes.empty() ? 0
+                                            : static_cast<double>(p_.alibi_slopes[index(h)]) *
+                                                  static_cast<double>(j - i - p_.offset_of(b));
       if (p_.bias) bias += get(p_.bias, b, h, i, j);
       error += 4 * u * (std::fabs(bias) + std::fabs(t));
       s.push_back(t + bias), s_error.push_back(error), slope.push_back(derivative);
@@ -183,7 +214,9 @@ class PlainReference {
     for (double x : s) sum += std::exp(x - top);
     std::vector<double> out(index(Dv), 0.0);
     for (std::size_t n = 0; n < keys.size(); ++n)
-      for (Index c = 0; c < Dv; ++c) out[index(c)] += std::exp(s[n] - top) / sum * kept(p_, b, h, i, keys[n]) * get(p_.v, b, g, keys[n], c);
+      for (Index c = 0; c < Dv; ++c)
+        out[index(c)] +=
+            std::exp(s[n] - top) / sum * kept(p_, b, h, i, keys[n]) * get(p_.v, b, g, keys[n], c);
     for (Index c = 0; c < Dv; ++c) store(o, o.at(b, h, i, c), out[index(c)]);
     store(lse_view, lse_view.at(b, h, i, 0), top + std::log(sum));
     if (keys.empty()) {
@@ -200,48 +233,63 @@ class PlainReference {
     const double delta_error = 2 * (static_cast<double>(Dv) + 2) * u * delta_terms;
     if (sink) {
       const double w = std::exp(z - lse);
-      d_sink[index(h)].add(-w * delta, w * delta_error + w * std::fabs(delta) * u * (8 + 2 * std::fabs(z - lse)));
+      d_sink[index(h)].add(
+          -w * delta, w * delta_error + w * std::fabs(delta) * u * (8 + 2 * std::fabs(z - lse)));
     }
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const Index j = keys[n];
       const double r = kept(p_, b, h, i, j), w = std::exp(s[n] - lse);
-      const double w_error = w * std::expm1(s_error[n] + u * (8 + 2 * std::fabs(s[n]) + 2 * std::fabs(lse))) + 0x1p-125;
+      const double w_error =
+          w * std::expm1(s_error[n] + u * (8 + 2 * std::fabs(s[n]) + 2 * std::fabs(lse))) +
+          0x1p-125;
       double dp = 0, dp_terms = 0;
       for (Index c = 0; c < Dv; ++c) {
         const double x = get(d_o, b, h, i, c) * get(p_.v, b, g, j, c);
         dp += x, dp_terms += std::fabs(x);
-        dv[index(((b * s_.kv_heads + g) * s_.keys + j) * Dv + c)].add(w * r * get(d_o, b, h, i, c),
-                                                                      (w_error + 4 * u * w) * r * std::fabs(get(d_o, b, h, i, c)));
+        dv[index(((b * s_.kv_heads + g) * s_.keys + j) * Dv + c)].add(
+            w * r * get(d_o, b, h, i, c),
+            (w_error + 4 * u * w) * r * std::fabs(get(d_o, b, h, i, c)));
       }
       const double inner = r * dp - delta, inner_terms = r * std::fabs(dp) + std::fabs(delta);
-      const double inner_error = 2 * (static_cast<double>(Dv) + 2) * u * dp_terms * r + delta_error + 4 * u * inner_terms;
-      double ds = w * inner, ds_error = w * inner_error + w_error * (std::fabs(inner) + inner_error) + 4 * u * std::fabs(w * inner);
+      const double inner_error =
+          2 * (static_cast<double>(Dv) + 2) * u * dp_terms * r + delta_error + 4 * u * inner_terms;
+      double ds = w * inner, ds_error = w * inner_error +
+                                        w_error * (std::fabs(inner) + inner_error) +
+                                        4 * u * std::fabs(w * inner);
       if (!d_bias.empty()) d_bias[index(t_.d_bias.view().at(b, h, i, j))].add(ds, ds_error);
-      ds_error = ds_error * slope[n] + (p_.softcap > 0 ? (24 * u + s_error[n] / p_.softcap * 2) * (std::fabs(ds) + ds_error) : 0);
+      ds_error = ds_error * slope[n] + (p_.softcap > 0 ? (24 * u + s_error[n] / p_.softcap * 2) *
+                                                             (std::fabs(ds) + ds_error)
+                                                       : 0);
       ds *= slope[n];
       for (Index d = 0; d < D; ++d) {
         const double q = get(p_.q, b, h, i, d), k = get(p_.k, b, g, j, d);
-        dq[index(((b * s_.query_heads + h) * s_.rows + i) * D + d)].add(ds * k, ds_error * std::fabs(k));
-        dk[index(((b * s_.kv_heads + g) * s_.keys + j) * D + d)].add(ds * q, ds_error * std::fabs(q));
+        dq[index(((b * s_.query_heads + h) * s_.rows + i) * D + d)].add(ds * k,
+                                                                        ds_error * std::fabs(k));
+        dk[index(((b * s_.kv_heads + g) * s_.keys + j) * D + d)].add(ds * q,
+                                                                     ds_error * std::fabs(q));
       }
     }
   }
 
-  static double judge(const char* name, const TensorView& t, Index at, const Near& exact, double scale, double terms) {
+  static double judge(const char* name, const TensorView& t, Index at, const Near& exact,
+                      double scale, double terms) {
     const double got = load(t, at), value = exact.value * scale;
     if (!std::isfinite(value)) {
-      EXPECT_TRUE(std::isnan(value) ? std::isnan(got) : got == value) << name << " at " << at << ": " << got << ", not " << value;
+      EXPECT_TRUE(std::isnan(value) ? std::isnan(got) : got == value)
+          << name << " at " << at << ": " << got << ", not " << value;
       return 0;
     }
-    double bound = scale * (exact.error + 2 * (terms + 4) * u * exact.terms) + 4 * u * std::fabs(value) + 0x1p-120;
+    double bound = scale * (exact.error + 2 * (terms + 4) * u * exact.terms) +
+                   4 * u * std::fabs(value) + 0x1p-120;
     bound += half_ulp(t.dtype, std::fabs(value) + bound);
     const double error = std::fabs(got - value);
-    EXPECT_TRUE(error <= bound) << name << " at " << at << ": " << got << ", not " << value << ", is off by " << error / bound << " bounds";
+    EXPECT_TRUE(error <= bound) << name << " at " << at << ": " << got << ", not " << value
+                                << ", is off by " << error / bound << " bounds";
     return error / bound;
   }
 
-  double compare(const char* name, const TensorView& t, const std::vector<Near>& exact, Index heads, Index rows, Index columns, double scale,
-                 double terms) const {
+  double compare(const char* name, const TensorView& t, const std::vector<Near>& exact, Index heads,
+                 Index rows, Index columns, double scale, double terms) const {
     double worst = 0;
     std::size_t e = 0;
     for (Index b = 0; b < s_.batch; ++b)

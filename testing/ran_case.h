@@ -1,4 +1,5 @@
-// For properties of drawn cases: tensors made to measure, a case with its inputs, what a kernel makes of problems like it, and what the oracle says of those.
+// For properties of drawn cases: tensors made to measure, a case with its inputs, what a kernel
+// makes of problems like it, and what the oracle says of those.
 #pragma once
 
 #include <cmath>
@@ -14,16 +15,22 @@
 
 namespace assay {
 
-inline Tensor contiguous(Dtype dtype, const Extents& shape) { return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1)); }
+inline Tensor contiguous(Dtype dtype, const Extents& shape) {
+  return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1));
+}
 
 // A contiguous tensor of that shape whose element (b, h, i, d) is what `from` says.
 template <class From>
 Tensor made(Dtype dtype, const Extents& shape, const From& from) {
   Tensor t = contiguous(dtype, shape);
-  for_each_index(shape, [&](Index b, Index h, Index i, Index d) { store(t.view(), t.view().at(b, h, i, d), from(b, h, i, d)); });
+  for_each_index(shape, [&](Index b, Index h, Index i, Index d) {
+    store(t.view(), t.view().at(b, h, i, d), from(b, h, i, d));
+  });
   return t;
 }
-inline double at(const TensorView& t, Index b, Index h, Index i, Index d) { return load(t, t.at(b, h, i, d)); }
+inline double at(const TensorView& t, Index b, Index h, Index i, Index d) {
+  return load(t, t.at(b, h, i, d));
+}
 
 inline Candidate& production_kernel() {
   static const auto host = make_candidate("host");
@@ -32,7 +39,8 @@ inline Candidate& production_kernel() {
 
 // A case with its inputs, and what a kernel makes of a problem of its shape.
 struct Ran {
-  explicit Ran(const Case& of, Candidate& by = production_kernel()) : c(of), in(of), how(execution_of(of)), kernel(by) {}
+  explicit Ran(const Case& of, Candidate& by = production_kernel())
+      : c(of), in(of), how(execution_of(of)), kernel(by) {}
   Ran(const Ran&) = delete;
   Ran& operator=(const Ran&) = delete;
 
@@ -53,12 +61,16 @@ struct Ran {
 };
 
 // The output of two problems, rows of `a` first.
-inline void require_same(const Outputs& a, const Outputs& b) { RC_ASSERT(first_difference(a, b) == std::string()); }
+inline void require_same(const Outputs& a, const Outputs& b) {
+  RC_ASSERT(first_difference(a, b) == std::string());
+}
 
-// What a kernel that keeps its contract may answer for an element: at most `bound` from `exact`, the rounding to the output dtype included.
+// What a kernel that keeps its contract may answer for an element: at most `bound` from `exact`,
+// the rounding to the output dtype included.
 struct Enclosed {
   double exact = 0, bound = 0;  // exact is NaN where NaN belongs
-  bool known = false;           // false: the bound decides nothing, for a sum may leave the range or only the hull of V is asked
+  bool known = false;  // false: the bound decides nothing, for a sum may leave the range or only
+                       // the hull of V is asked
 
   bool holds(double y) const { return std::fabs(y - exact) <= bound; }
 };
@@ -71,7 +83,8 @@ inline Enclosed enclosed(double exact, double bound, Dtype out, const Contract& 
 // Every row of O and LSE of a problem.
 class Enclosures {
  public:
-  Enclosures(const Attention& p, const Contract& contract, Dtype out) : shape_(p.shape), o_(count(p.shape.value_dim)), lse_(count(1)) {
+  Enclosures(const Attention& p, const Contract& contract, Dtype out)
+      : shape_(p.shape), o_(count(p.shape.value_dim)), lse_(count(1)) {
     const Reference reference(p, contract);
     for (Index b = 0; b < shape_.batch; ++b)
       for (Index h = 0; h < shape_.query_heads; ++h) {
@@ -83,7 +96,8 @@ class Enclosures {
           const bool decided = block.domain[0] == Domain::bounded;
           Enclosed& l = lse_[index(b, h, i, 1)];
           if (block.lse_kind[0] == Kind::finite) {
-            l = enclosed(block.lse[0], block.lse_bound[0] * slack + block.lse_radius[0], Dtype::f32, contract);
+            l = enclosed(block.lse[0], block.lse_bound[0] * slack + block.lse_radius[0], Dtype::f32,
+                         contract);
             l.known = l.known && decided;
           } else {
             l = {block.lse_kind[0] == Kind::nan ? std::nan("") : -INFINITY, 0, false};
@@ -93,7 +107,10 @@ class Enclosures {
             const auto k = static_cast<std::size_t>(c);
             if (block.fully_masked[0]) e = {0, 0, true};
             else if (block.o_kind[k] != Kind::finite)
-              e = {block.o_kind[k] == Kind::nan ? std::nan("") : block.o_kind[k] == Kind::plus_infinity ? INFINITY : -INFINITY, 0, false};
+              e = {block.o_kind[k] == Kind::nan             ? std::nan("")
+                   : block.o_kind[k] == Kind::plus_infinity ? INFINITY
+                                                            : -INFINITY,
+                   0, false};
             else {
               e = enclosed(block.o[k], block.bound[k] * slack + block.radius[k], out, contract);
               e.known = e.known && decided && !block.value_overflow[k];
@@ -102,7 +119,9 @@ class Enclosures {
         }
       }
   }
-  const Enclosed& o(Index b, Index h, Index i, Index c) const { return o_[index(b, h, i, shape_.value_dim) + static_cast<std::size_t>(c)]; }
+  const Enclosed& o(Index b, Index h, Index i, Index c) const {
+    return o_[index(b, h, i, shape_.value_dim) + static_cast<std::size_t>(c)];
+  }
   const Enclosed& lse(Index b, Index h, Index i) const { return lse_[index(b, h, i, 1)]; }
 
  private:
@@ -114,7 +133,8 @@ class Enclosures {
   std::vector<Enclosed> o_, lse_;
 };
 
-// The gradients of a problem by the kernel of a case, dBias of every pair among them, and their enclosures.
+// The gradients of a problem by the kernel of a case, dBias of every pair among them, and their
+// enclosures.
 class RanBackward {
  public:
   RanBackward(const Ran& r, const Attention& p, const TensorView& d_o)
@@ -122,7 +142,8 @@ class RanBackward {
         forward_(r.run(p)),
         contract_(contract_of(r.kernel, p, {1, r.how.target})),
         storage_(r.c, r.in),
-        d_bias_(contiguous(Dtype::f32, {shape_.batch, shape_.query_heads, shape_.rows, shape_.keys})),
+        d_bias_(
+            contiguous(Dtype::f32, {shape_.batch, shape_.query_heads, shape_.rows, shape_.keys})),
         out_(storage_.view()) {
     out_.d_bias = d_bias_.view();
     const AttentionBackwardInput input{forward_.o.view(), forward_.lse.view(), d_o};
@@ -133,31 +154,45 @@ class RanBackward {
     std::vector<Index> rows(static_cast<std::size_t>(shape_.rows));
     std::iota(rows.begin(), rows.end(), Index{0});
     for (Index b = 0; b < shape_.batch; ++b)
-      for (Index g = 0; g < shape_.kv_heads; ++g) groups_.push_back(reference.evaluate(b, g, rows, shared_));
+      for (Index g = 0; g < shape_.kv_heads; ++g)
+        groups_.push_back(reference.evaluate(b, g, rows, shared_));
     reference.finish(shared_);
-    for_each_index(out_.d_bias.shape, [&](Index b, Index h, Index i, Index j) { bias_element_.push_back(reference.bias_element(b, h, i, j)); });
+    for_each_index(out_.d_bias.shape, [&](Index b, Index h, Index i, Index j) {
+      bias_element_.push_back(reference.bias_element(b, h, i, j));
+    });
   }
   const Outputs& forward() const { return forward_; }
   const AttentionGradients& out() const { return out_; }
 
   Enclosed dq(Index b, Index h, Index i, Index d) const {
-    return enclosure(group(b, h / shape_.group()).dq[static_cast<std::size_t>(h % shape_.group())], i, d, out_.dq.dtype);
+    return enclosure(group(b, h / shape_.group()).dq[static_cast<std::size_t>(h % shape_.group())],
+                     i, d, out_.dq.dtype);
   }
-  Enclosed dk(Index b, Index g, Index j, Index d) const { return enclosure(group(b, g).dk, j, d, out_.dk.dtype); }
-  Enclosed dv(Index b, Index g, Index j, Index d) const { return enclosure(group(b, g).dv, j, d, out_.dv.dtype); }
+  Enclosed dk(Index b, Index g, Index j, Index d) const {
+    return enclosure(group(b, g).dk, j, d, out_.dk.dtype);
+  }
+  Enclosed dv(Index b, Index g, Index j, Index d) const {
+    return enclosure(group(b, g).dv, j, d, out_.dv.dtype);
+  }
   Enclosed d_bias(Index b, Index h, Index i, Index j) const {
-    return enclosure(shared_.d_bias, bias_element_[static_cast<std::size_t>(((b * shape_.query_heads + h) * shape_.rows + i) * shape_.keys + j)], 0,
-                     Dtype::f32);
+    return enclosure(shared_.d_bias,
+                     bias_element_[static_cast<std::size_t>(
+                         ((b * shape_.query_heads + h) * shape_.rows + i) * shape_.keys + j)],
+                     0, Dtype::f32);
   }
   Enclosed d_sink(Index h) const { return enclosure(shared_.d_sink, h, 0, Dtype::f32); }
 
  private:
-  const GroupGradients& group(Index b, Index g) const { return groups_[static_cast<std::size_t>(b * shape_.kv_heads + g)]; }
+  const GroupGradients& group(Index b, Index g) const {
+    return groups_[static_cast<std::size_t>(b * shape_.kv_heads + g)];
+  }
   Enclosed enclosure(const Gradient& g, Index row, Index column, Dtype dtype) const {
-    const auto r = static_cast<std::size_t>(row), e = static_cast<std::size_t>(row * g.columns + column);
+    const auto r = static_cast<std::size_t>(row),
+               e = static_cast<std::size_t>(row * g.columns + column);
     if (!g.touched[r]) return {0, 0, true};
     if (g.taint[e] == Taint::nan) return {std::nan(""), 0, false};
-    Enclosed of = enclosed(g.value[e], g.bound[e] * (1 + std::min(g.slack[r], 1.0) + g.ratio[r]), dtype, contract_);
+    Enclosed of = enclosed(g.value[e], g.bound[e] * (1 + std::min(g.slack[r], 1.0) + g.ratio[r]),
+                           dtype, contract_);
     of.known = of.known && g.taint[e] == Taint::none && !g.may_overflow[e];
     return of;
   }

@@ -12,11 +12,18 @@
 namespace assay {
 
 // Equal bits; NaN of any payload is one value. Elements come from load(), which is exact.
-inline bool same_bits(double a, double b) { return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b) || (std::isnan(a) && std::isnan(b)); }
+inline bool same_bits(double a, double b) {
+  return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b) ||
+         (std::isnan(a) && std::isnan(b));
+}
 
-// The first element of row (b, h, i) of `a` that differs from row (b2, h, i2) of `b`; empty if none does.
-inline std::string row_difference(const AttentionOutput& a, Index b, Index h, Index i, const AttentionOutput& other, Index b2, Index i2, Index value_dim) {
-  const double l = load(a.lse, a.lse.at(b, h, i, 0)), m = load(other.lse, other.lse.at(b2, h, i2, 0));
+// The first element of row (b, h, i) of `a` that differs from row (b2, h, i2) of `b`; empty if none
+// does.
+inline std::string row_difference(const AttentionOutput& a, Index b, Index h, Index i,
+                                  const AttentionOutput& other, Index b2, Index i2,
+                                  Index value_dim) {
+  const double l = load(a.lse, a.lse.at(b, h, i, 0)),
+               m = load(other.lse, other.lse.at(b2, h, i2, 0));
   if (!same_bits(l, m)) return fmt::format("LSE[{}, {}, {}]: {} and {}", b, h, i, l, m);
   for (Index c = 0; c < value_dim; ++c) {
     const double x = load(a.o, a.o.at(b, h, i, c)), y = load(other.o, other.o.at(b2, h, i2, c));
@@ -25,8 +32,8 @@ inline std::string row_difference(const AttentionOutput& a, Index b, Index h, In
   return "";
 }
 
-// Rows [row0, row0 + rows) of batch b, all heads, over the first `keys` keys. Not for dropout, whose draws are numbered
-// by the rows of a call.
+// Rows [row0, row0 + rows) of batch b, all heads, over the first `keys` keys. Not for dropout,
+// whose draws are numbered by the rows of a call.
 inline Attention piece_of(const Attention& p, Index b, Index row0, Index rows, Index keys) {
   Attention piece = p;
   piece.shape.batch = 1;

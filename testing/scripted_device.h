@@ -1,4 +1,5 @@
-// GoogleMock's device. Its calls are those of the host's device, recorded and checked, and any of them can be made to fail.
+// GoogleMock's device. Its calls are those of the host's device, recorded and checked, and any of
+// them can be made to fail.
 #pragma once
 
 #include <gmock/gmock.h>
@@ -26,15 +27,21 @@ class MockDevice : public kernels::Device {
   MOCK_METHOD(kernels::NativeCode, query, (kernels::DeviceLimits&), (override));
   MOCK_METHOD(kernels::NativeCode, allocate, (std::size_t, kernels::BufferHandle&), (override));
   MOCK_METHOD(kernels::NativeCode, free, (kernels::BufferHandle), (override));
-  MOCK_METHOD(kernels::NativeCode, upload, (kernels::BufferHandle, std::span<const std::byte>), (override));
-  MOCK_METHOD(kernels::NativeCode, download, (std::span<std::byte>, kernels::BufferHandle), (override));
-  MOCK_METHOD(kernels::NativeCode, compile, (const kernels::KernelSource&, kernels::KernelHandle&), (override));
+  MOCK_METHOD(kernels::NativeCode, upload, (kernels::BufferHandle, std::span<const std::byte>),
+              (override));
+  MOCK_METHOD(kernels::NativeCode, download, (std::span<std::byte>, kernels::BufferHandle),
+              (override));
+  MOCK_METHOD(kernels::NativeCode, compile, (const kernels::KernelSource&, kernels::KernelHandle&),
+              (override));
   MOCK_METHOD(kernels::NativeCode, release, (kernels::KernelHandle), (override));
-  MOCK_METHOD(kernels::NativeCode, launch, (kernels::KernelHandle, const kernels::Grid&, std::span<const kernels::BufferHandle>), (override));
+  MOCK_METHOD(kernels::NativeCode, launch,
+              (kernels::KernelHandle, const kernels::Grid&, std::span<const kernels::BufferHandle>),
+              (override));
   MOCK_METHOD(kernels::NativeCode, synchronize, (), (override));
 };
 
-// What stands behind the mock: the script of failures, the list of calls, and the book of what is held.
+// What stands behind the mock: the script of failures, the list of calls, and the book of what is
+// held.
 class Script {
  public:
   using Failure = std::function<kernels::NativeCode()>;  // returns a code or throws
@@ -45,9 +52,14 @@ class Script {
   void fail(std::size_t index, Failure how) { failures_[calls_.size() + index] = std::move(how); }
   // Every call of this kind from now on, until clear().
   void fail_every(kernels::DeviceCall call, Failure how) { always_[call] = std::move(how); }
-  // A device with so many bytes, and work-groups of so many items: what asks for more gets this code.
-  void limit_memory(std::size_t bytes, kernels::NativeCode code) { memory_ = bytes, memory_code_ = code; }
-  void limit_group(std::size_t items, kernels::NativeCode code) { group_ = items, group_code_ = code; }
+  // A device with so many bytes, and work-groups of so many items: what asks for more gets this
+  // code.
+  void limit_memory(std::size_t bytes, kernels::NativeCode code) {
+    memory_ = bytes, memory_code_ = code;
+  }
+  void limit_group(std::size_t items, kernels::NativeCode code) {
+    group_ = items, group_code_ = code;
+  }
   void clear() {
     failures_.clear();
     always_.clear();
@@ -77,7 +89,8 @@ class Script {
   std::optional<kernels::NativeCode> scripted(Call call) {
     const std::size_t index = calls_.size();
     calls_.push_back(call);
-    if (call != Call::open && held_.empty()) breach_ += std::string(kernels::name_of(call)) + " of a device that is not open; ";
+    if (call != Call::open && held_.empty())
+      breach_ += std::string(kernels::name_of(call)) + " of a device that is not open; ";
     if (const auto planned = failures_.find(index); planned != failures_.end()) {
       const Failure how = std::move(planned->second);
       failures_.erase(planned);
@@ -89,7 +102,8 @@ class Script {
   void hold(Call call, std::uint64_t handle) { held_.push_back({call, handle}); }
   // Must be the last that was acquired, of all that is held.
   void let_go(Call call, std::uint64_t handle) {
-    if (held_.empty() || held_.back().call != call || held_.back().handle != handle) breach_ += std::string(kernels::name_of(call)) + " of what is not held, or out of order; ";
+    if (held_.empty() || held_.back().call != call || held_.back().handle != handle)
+      breach_ += std::string(kernels::name_of(call)) + " of what is not held, or out of order; ";
     else held_.pop_back();
   }
   template <class Handle>
@@ -182,11 +196,13 @@ inline void Script::attach(MockDevice& device) {
     const auto code = scripted(Call::release);
     return code ? *code : real;
   });
-  ON_CALL(device, launch).WillByDefault([this](KernelHandle kernel, const Grid& grid, std::span<const BufferHandle> arguments) {
-    if (const auto code = scripted(Call::launch)) return *code;
-    if (grid.group[0] > group_) return group_code_;
-    return host_.launch(kernel, grid, arguments);
-  });
+  ON_CALL(device, launch)
+      .WillByDefault(
+          [this](KernelHandle kernel, const Grid& grid, std::span<const BufferHandle> arguments) {
+            if (const auto code = scripted(Call::launch)) return *code;
+            if (grid.group[0] > group_) return group_code_;
+            return host_.launch(kernel, grid, arguments);
+          });
   ON_CALL(device, synchronize).WillByDefault([this] {
     if (const auto code = scripted(Call::synchronize)) return *code;
     return host_.synchronize();

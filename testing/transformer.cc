@@ -21,7 +21,9 @@ namespace assay {
 namespace {
 
 void expect(const kernels::Status& status) {
-  if (!status.ok()) throw std::runtime_error(fmt::format("{}: {}", kernels::message_of(status.code), status.detail));
+  if (!status.ok())
+    throw std::runtime_error(
+        fmt::format("{}: {}", kernels::message_of(status.code), status.detail));
 }
 
 template <class Real>
@@ -30,33 +32,45 @@ constexpr Dtype dtype_of = sizeof(Real) == 4 ? Dtype::f32 : Dtype::f64;
 // A contiguous view [1, 1, rows, columns], or [B, H, L, D] of rows [B * L, H * D].
 template <class Real>
 TensorView matrix(const std::vector<Real>& x, Index rows, Index columns) {
-  return {const_cast<Real*>(x.data()), dtype_of<Real>, {1, 1, rows, columns}, {0, 0, columns, 1}, 0};
+  return {
+      const_cast<Real*>(x.data()), dtype_of<Real>, {1, 1, rows, columns}, {0, 0, columns, 1}, 0};
 }
 template <class Real>
 TensorView heads_of(const std::vector<Real>& x, Index batch, Index heads, Index length) {
-  const Index width = static_cast<Index>(x.size()) / std::max<Index>(batch * length, 1), dim = width / heads;
-  return {const_cast<Real*>(x.data()), dtype_of<Real>, {batch, heads, length, dim}, {length * width, dim, width, 1}, 0};
+  const Index width = static_cast<Index>(x.size()) / std::max<Index>(batch * length, 1),
+              dim = width / heads;
+  return {const_cast<Real*>(x.data()),
+          dtype_of<Real>,
+          {batch, heads, length, dim},
+          {length * width, dim, width, 1},
+          0};
 }
 
 template <class Real>
-void multiply(const std::vector<Real>& x, const std::vector<Real>& w, Index rows, Index in, Index out, std::vector<Real>& y) {
+void multiply(const std::vector<Real>& x, const std::vector<Real>& w, Index rows, Index in,
+              Index out, std::vector<Real>& y) {
   y.assign(static_cast<std::size_t>(rows * out), 0);
   for (Index r = 0; r < rows; ++r)
     for (Index i = 0; i < in; ++i) {
       const Real a = x[static_cast<std::size_t>(r * in + i)];
-      for (Index o = 0; o < out; ++o) y[static_cast<std::size_t>(r * out + o)] += a * w[static_cast<std::size_t>(i * out + o)];
+      for (Index o = 0; o < out; ++o)
+        y[static_cast<std::size_t>(r * out + o)] += a * w[static_cast<std::size_t>(i * out + o)];
     }
 }
 
-// Whether no gradient reaches a row. Such a row passes none on, whatever its activations hold: 0 * NaN of padding would be NaN.
+// Whether no gradient reaches a row. Such a row passes none on, whatever its activations hold: 0 *
+// NaN of padding would be NaN.
 template <class Real>
 bool is_zero_row(const std::vector<Real>& d, std::size_t first, Index columns) {
-  return std::all_of(d.begin() + static_cast<std::ptrdiff_t>(first), d.begin() + static_cast<std::ptrdiff_t>(first) + columns, [](Real x) { return x == 0; });
+  return std::all_of(d.begin() + static_cast<std::ptrdiff_t>(first),
+                     d.begin() + static_cast<std::ptrdiff_t>(first) + columns,
+                     [](Real x) { return x == 0; });
 }
 
 // dx = dy W^T with the rounded weights, and dW += x^T dy, straight through the rounding.
 template <class Real>
-void multiply_backward(Linear<Real>& layer, const std::vector<Real>& x, const std::vector<Real>& dy, Index rows, std::vector<Real>& dx) {
+void multiply_backward(Linear<Real>& layer, const std::vector<Real>& x, const std::vector<Real>& dy,
+                       Index rows, std::vector<Real>& dx) {
   const std::vector<Real>& w = layer.format ? layer.rounded : layer.weights;
   dx.assign(static_cast<std::size_t>(rows * layer.in), 0);
   for (Index r = 0; r < rows; ++r) {
@@ -82,14 +96,18 @@ std::vector<Real> norm(const std::vector<Real>& x, Index width) {
   std::vector<Real> y(x.size());
   for (std::size_t row = 0; row < x.size(); row += static_cast<std::size_t>(width)) {
     Real squares = 0;
-    for (Index c = 0; c < width; ++c) squares += x[row + static_cast<std::size_t>(c)] * x[row + static_cast<std::size_t>(c)];
-    const Real inverse = 1 / std::sqrt(squares / static_cast<Real>(width) + static_cast<Real>(epsilon));
-    for (Index c = 0; c < width; ++c) y[row + static_cast<std::size_t>(c)] = x[row + static_cast<std::size_t>(c)] * inverse;
+    for (Index c = 0; c < width; ++c)
+      squares += x[row + static_cast<std::size_t>(c)] * x[row + static_cast<std::size_t>(c)];
+    const Real inverse =
+        1 / std::sqrt(squares / static_cast<Real>(width) + static_cast<Real>(epsilon));
+    for (Index c = 0; c < width; ++c)
+      y[row + static_cast<std::size_t>(c)] = x[row + static_cast<std::size_t>(c)] * inverse;
   }
   return y;
 }
 template <class Real>
-void add_norm_backward(const std::vector<Real>& x, const std::vector<Real>& dy, Index width, std::vector<Real>& dx) {
+void add_norm_backward(const std::vector<Real>& x, const std::vector<Real>& dy, Index width,
+                       std::vector<Real>& dx) {
   for (std::size_t row = 0; row < x.size(); row += static_cast<std::size_t>(width)) {
     if (is_zero_row(dy, row, width)) continue;
     Real squares = 0, dot = 0;
@@ -98,7 +116,8 @@ void add_norm_backward(const std::vector<Real>& x, const std::vector<Real>& dy, 
       squares += x[e] * x[e];
       dot += x[e] * dy[e];
     }
-    const Real mean = squares / static_cast<Real>(width) + static_cast<Real>(epsilon), inverse = 1 / std::sqrt(mean);
+    const Real mean = squares / static_cast<Real>(width) + static_cast<Real>(epsilon),
+               inverse = 1 / std::sqrt(mean);
     for (Index c = 0; c < width; ++c) {
       const auto e = row + static_cast<std::size_t>(c);
       dx[e] += inverse * (dy[e] - x[e] * dot / (mean * static_cast<Real>(width)));
@@ -123,37 +142,50 @@ Real silu_slope(Real x) {
 }
 
 double normal(std::uint64_t seed, Index parameter, Index element) {
-  const auto words = r123::Philox4x32()({{static_cast<std::uint32_t>(element), static_cast<std::uint32_t>(parameter), 0, 77}},
-                                        {{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}});
+  const auto words = r123::Philox4x32()(
+      {{static_cast<std::uint32_t>(element), static_cast<std::uint32_t>(parameter), 0, 77}},
+      {{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)}});
   return normal_from(words);
 }
 
 Index first_token(std::uint64_t seed, Index sequence, Index below) {
-  return static_cast<Index>(r123::Philox4x32()({{static_cast<std::uint32_t>(sequence), 0, 0, 78}}, {{static_cast<std::uint32_t>(seed), 0}})[0] % static_cast<std::uint64_t>(below));
+  return static_cast<Index>(r123::Philox4x32()({{static_cast<std::uint32_t>(sequence), 0, 0, 78}},
+                                               {{static_cast<std::uint32_t>(seed), 0}})[0] %
+                            static_cast<std::uint64_t>(below));
 }
 
 }  // namespace
 
-// ---- Arithmetic -----------------------------------------------------------------------------------------
+// ---- Arithmetic
+// -----------------------------------------------------------------------------------------
 
-void KernelArithmetic::linear(Linear<float>& layer, const std::vector<float>& x, Index rows, std::vector<float>& y) {
+void KernelArithmetic::linear(Linear<float>& layer, const std::vector<float>& x, Index rows,
+                              std::vector<float>& y) {
   if (!layer.format) return multiply(x, layer.weights, rows, layer.in, layer.out, y);
   if (layer.stale) {
-    expect(kernels::quantize_weights(matrix(layer.weights, layer.in, layer.out), *layer.format, {}, layer.bytes));
+    expect(kernels::quantize_weights(matrix(layer.weights, layer.in, layer.out), *layer.format, {},
+                                     layer.bytes));
     expect(kernels::PackedWeights::pack(layer.bytes.view(), layer.packed));
     layer.rounded.resize(layer.weights.size());
     for (Index k = 0; k < layer.in; ++k)
       for (Index n = 0; n < layer.out; ++n)
-        layer.rounded[static_cast<std::size_t>(k * layer.out + n)] = layer.packed->value(k, n) * layer.packed->scale(k / layer.packed->group(), n) * layer.packed->tensor_scale();
+        layer.rounded[static_cast<std::size_t>(k * layer.out + n)] =
+            layer.packed->value(k, n) * layer.packed->scale(k / layer.packed->group(), n) *
+            layer.packed->tensor_scale();
     layer.stale = false;
   }
   y.resize(static_cast<std::size_t>(rows * layer.out));
-  expect(kernels::product(matrix(x, rows, layer.in), *layer.packed, matrix(y, rows, layer.out), threads_));
+  expect(kernels::product(matrix(x, rows, layer.in), *layer.packed, matrix(y, rows, layer.out),
+                          threads_));
 }
 
-void KernelArithmetic::attention(const Attention& problem, const AttentionOutput& out) { expect(kernels::attention_forward(problem, out, threads_)); }
+void KernelArithmetic::attention(const Attention& problem, const AttentionOutput& out) {
+  expect(kernels::attention_forward(problem, out, threads_));
+}
 
-void KernelArithmetic::attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out) {
+void KernelArithmetic::attention_backward(const Attention& problem,
+                                          const AttentionBackwardInput& in,
+                                          const AttentionGradients& out) {
   expect(kernels::attention_backward(problem, in, out, threads_));
 }
 
@@ -163,7 +195,8 @@ void JudgedArithmetic::add(const Verdict& v) {
   for (const auto& [output, compared] : v.outputs) worst = std::max(worst, v.worst_ratio(output));
 }
 
-void JudgedArithmetic::linear(Linear<float>& layer, const std::vector<float>& x, Index rows, std::vector<float>& y) {
+void JudgedArithmetic::linear(Linear<float>& layer, const std::vector<float>& x, Index rows,
+                              std::vector<float>& y) {
   KernelArithmetic::linear(layer, x, rows, y);
   if (!layer.format) return;
   ++products;
@@ -175,7 +208,8 @@ void JudgedArithmetic::linear(Linear<float>& layer, const std::vector<float>& x,
   p.w = layer.bytes.view();
   JudgeOptions options;
   options.power = false;
-  add(judge_product(p, matrix(y, rows, layer.out), host_product_contract(kernels::Target().name()), options));
+  add(judge_product(p, matrix(y, rows, layer.out), host_product_contract(kernels::Target().name()),
+                    options));
 }
 
 void JudgedArithmetic::attention(const Attention& problem, const AttentionOutput& out) {
@@ -186,7 +220,9 @@ void JudgedArithmetic::attention(const Attention& problem, const AttentionOutput
   add(judge(problem, out, host_contract(problem, kernels::Target().name()), options));
 }
 
-void JudgedArithmetic::attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out) {
+void JudgedArithmetic::attention_backward(const Attention& problem,
+                                          const AttentionBackwardInput& in,
+                                          const AttentionGradients& out) {
   KernelArithmetic::attention_backward(problem, in, out);
   ++backwards;
   JudgeOptions options;
@@ -194,11 +230,14 @@ void JudgedArithmetic::attention_backward(const Attention& problem, const Attent
   add(judge_backward(problem, in, out, host_contract(problem, kernels::Target().name()), options));
 }
 
-void OracleArithmetic::linear(Linear<double>& layer, const std::vector<double>& x, Index rows, std::vector<double>& y) {
+void OracleArithmetic::linear(Linear<double>& layer, const std::vector<double>& x, Index rows,
+                              std::vector<double>& y) {
   if (!layer.format) return multiply(x, layer.weights, rows, layer.in, layer.out, y);
   if (layer.stale) {
-    const LowBitMatrix w = quantize(*layer.format, layer.in, layer.out, traits(*layer.format).group,
-                                    [&](Index k, Index n) { return layer.weights[static_cast<std::size_t>(k * layer.out + n)]; });
+    const LowBitMatrix w = quantize(
+        *layer.format, layer.in, layer.out, traits(*layer.format).group, [&](Index k, Index n) {
+          return layer.weights[static_cast<std::size_t>(k * layer.out + n)];
+        });
     layer.rounded = decode_weights(w.view());
     layer.stale = false;
   }
@@ -214,34 +253,46 @@ void OracleArithmetic::attention(const Attention& p, const AttentionOutput& out)
       const Block block = reference.evaluate(*reference.load_head(b, h / p.shape.group()), h, rows);
       for (Index i = 0; i < p.shape.rows; ++i) {
         const auto at = static_cast<std::size_t>(i);
-        store(out.lse, out.lse.at(b, h, i, 0), block.fully_masked[at] ? -std::numeric_limits<double>::infinity() : block.lse[at]);
+        store(out.lse, out.lse.at(b, h, i, 0),
+              block.fully_masked[at] ? -std::numeric_limits<double>::infinity() : block.lse[at]);
         for (Index d = 0; d < p.shape.value_dim; ++d)
-          store(out.o, out.o.at(b, h, i, d), block.fully_masked[at] ? 0 : block.o[at * static_cast<std::size_t>(p.shape.value_dim) + static_cast<std::size_t>(d)]);
+          store(out.o, out.o.at(b, h, i, d),
+                block.fully_masked[at] ? 0
+                                       : block.o[at * static_cast<std::size_t>(p.shape.value_dim) +
+                                                 static_cast<std::size_t>(d)]);
       }
     }
 }
 
-void OracleArithmetic::attention_backward(const Attention& p, const AttentionBackwardInput& in, const AttentionGradients& out) {
+void OracleArithmetic::attention_backward(const Attention& p, const AttentionBackwardInput& in,
+                                          const AttentionGradients& out) {
   const BackwardReference reference(p, in, out, Contract{});
   std::vector<Index> rows(static_cast<std::size_t>(p.shape.rows));
   std::iota(rows.begin(), rows.end(), 0);
   SharedGradients shared = reference.no_shared_gradients();
   auto copy = [](const Gradient& from, const TensorView& to, Index b, Index h) {
     for (Index r = 0; r < from.rows; ++r)
-      for (Index c = 0; c < from.columns; ++c) store(to, to.at(b, h, r, c), from.touched[static_cast<std::size_t>(r)] ? from.value[static_cast<std::size_t>(r * from.columns + c)] : 0);
+      for (Index c = 0; c < from.columns; ++c)
+        store(to, to.at(b, h, r, c),
+              from.touched[static_cast<std::size_t>(r)]
+                  ? from.value[static_cast<std::size_t>(r * from.columns + c)]
+                  : 0);
   };
   for (Index b = 0; b < p.shape.batch; ++b)
     for (Index g = 0; g < p.shape.kv_heads; ++g) {
       const GroupGradients all = reference.evaluate(b, g, rows, shared);
-      for (Index member = 0; member < p.shape.group(); ++member) copy(all.dq[static_cast<std::size_t>(member)], out.dq, b, g * p.shape.group() + member);
+      for (Index member = 0; member < p.shape.group(); ++member)
+        copy(all.dq[static_cast<std::size_t>(member)], out.dq, b, g * p.shape.group() + member);
       copy(all.dk, out.dk, b, g);
       copy(all.dv, out.dv, b, g);
     }
 }
 
-// ---- The model ------------------------------------------------------------------------------------------
+// ---- The model
+// ------------------------------------------------------------------------------------------
 
-TokenBatch rule_batch(const TransformerConfig& config, Index sequences, Index length, std::uint64_t seed) {
+TokenBatch rule_batch(const TransformerConfig& config, Index sequences, Index length,
+                      std::uint64_t seed) {
   TokenBatch batch;
   batch.sequences = sequences;
   batch.length = length;
@@ -259,7 +310,8 @@ TokenBatch rule_batch(const TransformerConfig& config, Index sequences, Index le
 }
 
 template <class Real>
-void FirstNotFinite<Real>::operator()(const std::string& name, const std::vector<Real>& values, Index rows) {
+void FirstNotFinite<Real>::operator()(const std::string& name, const std::vector<Real>& values,
+                                      Index rows) {
   if (!stage.empty() || rows == 0) return;
   const Index columns = static_cast<Index>(values.size()) / rows;
   for (Index r = 0; r < rows; ++r)
@@ -273,7 +325,8 @@ void FirstNotFinite<Real>::operator()(const std::string& name, const std::vector
 }
 
 template <class Real>
-Transformer<Real>::Transformer(const TransformerConfig& config, std::uint64_t seed) : config_(config) {
+Transformer<Real>::Transformer(const TransformerConfig& config, std::uint64_t seed)
+    : config_(config) {
   const TransformerConfig& c = config_;
   layers_.resize(static_cast<std::size_t>(c.layers));
   trace_.resize(layers_.size());
@@ -300,22 +353,27 @@ Transformer<Real>::Transformer(const TransformerConfig& config, std::uint64_t se
     l->gradient.assign(l->weights.size(), 0);
     const double gain = l == &embedding_ ? 1 : 1 / std::sqrt(static_cast<double>(l->in));
     for (std::size_t e = 0; e < l->weights.size(); ++e)
-      l->weights[e] = static_cast<Real>(round_to(Dtype::f32, gain * normal(seed, number, static_cast<Index>(e))));
+      l->weights[e] = static_cast<Real>(
+          round_to(Dtype::f32, gain * normal(seed, number, static_cast<Index>(e))));
     ++number;
   }
 }
 
 template <class Real>
-Transformer<Real>::Transformer(const Transformer<float>& other) requires(!std::is_same_v<Real, float>) : Transformer(other.config_, 0) {
+Transformer<Real>::Transformer(const Transformer<float>& other)
+  requires(!std::is_same_v<Real, float>)
+    : Transformer(other.config_, 0) {
   std::vector<Linear<Real>*> mine = parameters();
   std::vector<Linear<float>*> theirs = const_cast<Transformer<float>&>(other).parameters();
-  for (std::size_t p = 0; p < mine.size(); ++p) mine[p]->weights.assign(theirs[p]->weights.begin(), theirs[p]->weights.end());
+  for (std::size_t p = 0; p < mine.size(); ++p)
+    mine[p]->weights.assign(theirs[p]->weights.begin(), theirs[p]->weights.end());
 }
 
 template <class Real>
 std::vector<Linear<Real>*> Transformer<Real>::parameters() {
   std::vector<Linear<Real>*> all = {&embedding_};
-  for (Layer& l : layers_) all.insert(all.end(), {&l.query, &l.key, &l.value, &l.output, &l.up, &l.down});
+  for (Layer& l : layers_)
+    all.insert(all.end(), {&l.query, &l.key, &l.value, &l.output, &l.up, &l.down});
   all.push_back(&last_);
   return all;
 }
@@ -323,7 +381,8 @@ std::vector<Linear<Real>*> Transformer<Real>::parameters() {
 template <class Real>
 Attention Transformer<Real>::attention_problem(const TokenBatch& batch) const {
   Attention a;
-  a.shape = {batch.sequences, config_.query_heads, config_.kv_heads, batch.length, batch.length, config_.head_dim, config_.head_dim};
+  a.shape = {batch.sequences, config_.query_heads, config_.kv_heads, batch.length,
+             batch.length,    config_.head_dim,    config_.head_dim};
   a.scale = default_scale(config_.head_dim);
   a.causal = true;
   a.key_starts = batch.starts;
@@ -337,7 +396,8 @@ void Transformer<Real>::forward(const TokenBatch& batch, Arithmetic<Real>& arith
   const Index rows = batch.sequences * batch.length;
   std::vector<Real> x(static_cast<std::size_t>(rows * c.width));
   for (Index r = 0; r < rows; ++r)
-    std::copy_n(embedding_.weights.begin() + batch.tokens[static_cast<std::size_t>(r)] * c.width, c.width, x.begin() + r * c.width);
+    std::copy_n(embedding_.weights.begin() + batch.tokens[static_cast<std::size_t>(r)] * c.width,
+                c.width, x.begin() + r * c.width);
   tell("embedding", x, rows);
   for (Index n = 0; n < c.layers; ++n) {
     Layer& l = layers_[static_cast<std::size_t>(n)];
@@ -358,7 +418,8 @@ void Transformer<Real>::forward(const TokenBatch& batch, Arithmetic<Real>& arith
     a.v = heads_of(t.v, batch.sequences, c.kv_heads, batch.length);
     t.o.resize(t.q.size());
     t.lse.resize(static_cast<std::size_t>(rows * c.query_heads));
-    arithmetic.attention(a, {heads_of(t.o, batch.sequences, c.query_heads, batch.length), heads_of(t.lse, batch.sequences, c.query_heads, batch.length)});
+    arithmetic.attention(a, {heads_of(t.o, batch.sequences, c.query_heads, batch.length),
+                             heads_of(t.lse, batch.sequences, c.query_heads, batch.length)});
     tell(name + "attention", t.o, rows);
     std::vector<Real> y;
     arithmetic.linear(l.output, t.o, rows, y);
@@ -387,10 +448,12 @@ std::vector<Real> Transformer<Real>::logits(const TokenBatch& batch, Arithmetic<
 }
 
 template <class Real>
-double Transformer<Real>::loss(const TokenBatch& batch, Arithmetic<Real>& arithmetic, bool gradients) {
+double Transformer<Real>::loss(const TokenBatch& batch, Arithmetic<Real>& arithmetic,
+                               bool gradients) {
   forward(batch, arithmetic);
   const Index v = config_.vocabulary;
-  const auto wanted = static_cast<double>(std::count_if(batch.targets.begin(), batch.targets.end(), [](Index t) { return t >= 0; }));
+  const auto wanted = static_cast<double>(
+      std::count_if(batch.targets.begin(), batch.targets.end(), [](Index t) { return t >= 0; }));
   std::vector<Real> d_logits(logits_.size(), 0);
   double total = 0;
   for (std::size_t r = 0; r < batch.targets.size(); ++r) {
@@ -398,19 +461,23 @@ double Transformer<Real>::loss(const TokenBatch& batch, Arithmetic<Real>& arithm
     const Real* row = logits_.data() + r * static_cast<std::size_t>(v);
     // A comparison that NaN cannot pass: a maximum would hide it.
     double largest = -std::numeric_limits<double>::infinity(), sum = 0;
-    for (Index n = 0; n < v; ++n) largest = row[n] <= largest ? largest : static_cast<double>(row[n]);
+    for (Index n = 0; n < v; ++n)
+      largest = row[n] <= largest ? largest : static_cast<double>(row[n]);
     for (Index n = 0; n < v; ++n) sum += std::exp(static_cast<double>(row[n]) - largest);
     total += std::log(sum) + largest - static_cast<double>(row[batch.targets[r]]);
     for (Index n = 0; n < v; ++n)
       d_logits[r * static_cast<std::size_t>(v) + static_cast<std::size_t>(n)] =
-          static_cast<Real>((std::exp(static_cast<double>(row[n]) - largest) / sum - (n == batch.targets[r] ? 1 : 0)) / wanted);
+          static_cast<Real>((std::exp(static_cast<double>(row[n]) - largest) / sum -
+                             (n == batch.targets[r] ? 1 : 0)) /
+                            wanted);
   }
   if (gradients) backward(batch, arithmetic, std::move(d_logits));
   return total / wanted;
 }
 
 template <class Real>
-void Transformer<Real>::backward(const TokenBatch& batch, Arithmetic<Real>& arithmetic, std::vector<Real> d_logits) {
+void Transformer<Real>::backward(const TokenBatch& batch, Arithmetic<Real>& arithmetic,
+                                 std::vector<Real> d_logits) {
   const TransformerConfig& c = config_;
   const Index rows = batch.sequences * batch.length;
   for (Linear<Real>* l : parameters()) l->gradient.assign(l->weights.size(), 0);
@@ -429,7 +496,9 @@ void Transformer<Real>::backward(const TokenBatch& batch, Arithmetic<Real>& arit
     std::vector<Real> d_o, dq(t.q.size()), dk(t.k.size()), dv(t.v.size());
     multiply_backward(l.output, t.o, dx, rows, d_o);
     Attention a = attention_problem(batch);
-    const auto view = [&](const std::vector<Real>& values, Index heads) { return heads_of(values, batch.sequences, heads, batch.length); };
+    const auto view = [&](const std::vector<Real>& values, Index heads) {
+      return heads_of(values, batch.sequences, heads, batch.length);
+    };
     a.q = view(t.q, c.query_heads);
     a.k = view(t.k, c.kv_heads);
     a.v = view(t.v, c.kv_heads);
@@ -437,7 +506,8 @@ void Transformer<Real>::backward(const TokenBatch& batch, Arithmetic<Real>& arit
     out.dq = view(dq, c.query_heads);
     out.dk = view(dk, c.kv_heads);
     out.dv = view(dv, c.kv_heads);
-    arithmetic.attention_backward(a, {view(t.o, c.query_heads), view(t.lse, c.query_heads), view(d_o, c.query_heads)}, out);
+    arithmetic.attention_backward(
+        a, {view(t.o, c.query_heads), view(t.lse, c.query_heads), view(d_o, c.query_heads)}, out);
     std::vector<Real> total(t.normed.size(), 0);
     for (auto [layer, gradient] : {std::pair{&l.query, &dq}, {&l.key, &dk}, {&l.value, &dv}}) {
       multiply_backward(*layer, t.normed, *gradient, rows, d);
@@ -447,7 +517,9 @@ void Transformer<Real>::backward(const TokenBatch& batch, Arithmetic<Real>& arit
   }
   for (Index r = 0; r < rows; ++r)
     for (Index w = 0; w < c.width; ++w)
-      embedding_.gradient[static_cast<std::size_t>(batch.tokens[static_cast<std::size_t>(r)] * c.width + w)] += dx[static_cast<std::size_t>(r * c.width + w)];
+      embedding_.gradient[static_cast<std::size_t>(
+          batch.tokens[static_cast<std::size_t>(r)] * c.width + w)] +=
+          dx[static_cast<std::size_t>(r * c.width + w)];
 }
 
 template <class Real>
@@ -463,9 +535,11 @@ template class FirstNotFinite<double>;
 template class Transformer<float>;
 template class Transformer<double>;
 
-// ---- Decoding -------------------------------------------------------------------------------------------
+// ---- Decoding
+// -------------------------------------------------------------------------------------------
 
-Decoder::Decoder(Transformer<float>& model, Index capacity, Dtype cache_dtype, int threads) : model_(model), arithmetic_(threads), threads_(threads) {
+Decoder::Decoder(Transformer<float>& model, Index capacity, Dtype cache_dtype, int threads)
+    : model_(model), arithmetic_(threads), threads_(threads) {
   const TransformerConfig& c = model.config();
   kernels::CacheConfig cache;
   cache.kind = kernels::CacheKind::paged;
@@ -486,7 +560,8 @@ std::vector<float> Decoder::append(const std::vector<Index>& tokens) {
   batch.tokens = tokens;
   std::vector<float> x(static_cast<std::size_t>(rows * c.width));
   for (Index r = 0; r < rows; ++r)
-    std::copy_n(model_.embedding_.weights.begin() + tokens[static_cast<std::size_t>(r)] * c.width, c.width, x.begin() + r * c.width);
+    std::copy_n(model_.embedding_.weights.begin() + tokens[static_cast<std::size_t>(r)] * c.width,
+                c.width, x.begin() + r * c.width);
   std::vector<float> q, k, v, y, lse(static_cast<std::size_t>(rows * c.query_heads));
   for (Index n = 0; n < c.layers; ++n) {
     auto& l = model_.layers_[static_cast<std::size_t>(n)];
@@ -500,7 +575,9 @@ std::vector<float> Decoder::append(const std::vector<Index>& tokens) {
     a.shape.keys = 0;
     a.q = heads_of(q, 1, c.query_heads, rows);
     std::vector<float> o(q.size());
-    expect(kernels::attention_cached(a, cache, {}, {heads_of(o, 1, c.query_heads, rows), heads_of(lse, 1, c.query_heads, rows)}, threads_));
+    expect(kernels::attention_cached(
+        a, cache, {}, {heads_of(o, 1, c.query_heads, rows), heads_of(lse, 1, c.query_heads, rows)},
+        threads_));
     arithmetic_.linear(l.output, o, rows, y);
     add(x, y);
     std::vector<float> up;

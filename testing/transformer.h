@@ -1,10 +1,13 @@
-// A small decoder-only transformer that runs on the kernels or, in fp64, on the oracle: the integration test of attention, caches and
-// low-bit products, and the example of how they fit together.
+// A small decoder-only transformer that runs on the kernels or, in fp64, on the oracle: the
+// integration test of attention, caches and low-bit products, and the example of how they fit
+// together.
 //
-//   x = embedding[token];  for every layer: x += attention(norm(x)) Wo;  x += silu(norm(x) Wup) Wdown;  logits = norm(x) Wout
+//   x = embedding[token];  for every layer: x += attention(norm(x)) Wo;  x += silu(norm(x) Wup)
+//   Wdown;  logits = norm(x) Wout
 //
-// Attention is causal and grouped (GQA), positions come by ALiBi, so that nothing but the six products of a layer has weights. Those of
-// the inner layers are low-bit: they are quantized from fp32 master weights, whose gradients pass straight through the rounding.
+// Attention is causal and grouped (GQA), positions come by ALiBi, so that nothing but the six
+// products of a layer has weights. Those of the inner layers are low-bit: they are quantized from
+// fp32 master weights, whose gradients pass straight through the rounding.
 #pragma once
 
 #include <functional>
@@ -20,10 +23,14 @@
 namespace assay {
 
 struct TransformerConfig {
-  Index vocabulary = 32, layers = 4, width = 32, query_heads = 4, kv_heads = 2, head_dim = 8, hidden = 64;
+  Index vocabulary = 32, layers = 4, width = 32, query_heads = 4, kv_heads = 2, head_dim = 8,
+        hidden = 64;
   std::optional<LowBit> format = LowBit::mxfp4;  // of the layers' weights; none: fp32
-  bool skip_first_and_last = true;               // those two layers stay fp32, as the embedding and the last product always do
-  bool is_low_bit(Index layer) const { return format && !(skip_first_and_last && (layer == 0 || layer == layers - 1)); }
+  bool skip_first_and_last =
+      true;  // those two layers stay fp32, as the embedding and the last product always do
+  bool is_low_bit(Index layer) const {
+    return format && !(skip_first_and_last && (layer == 0 || layer == layers - 1));
+  }
 };
 
 // W [in, out], row-major.
@@ -32,7 +39,8 @@ struct Linear {
   Index in = 0, out = 0;
   std::vector<Real> weights, gradient;
   std::optional<LowBit> format;
-  // Low-bit: what the weights mean after rounding, and what the kernels read; made on first use after a change.
+  // Low-bit: what the weights mean after rounding, and what the kernels read; made on first use
+  // after a change.
   std::vector<Real> rounded;
   kernels::LowBitBytes bytes;
   std::shared_ptr<const kernels::PackedWeights> packed;
@@ -45,30 +53,38 @@ class Arithmetic {
  public:
   virtual ~Arithmetic() = default;
   // y [rows, out] = x [rows, in] W.
-  virtual void linear(Linear<Real>& layer, const std::vector<Real>& x, Index rows, std::vector<Real>& y) = 0;
+  virtual void linear(Linear<Real>& layer, const std::vector<Real>& x, Index rows,
+                      std::vector<Real>& y) = 0;
   // Q, K and V of `problem` are given, [B, H, L, D].
   virtual void attention(const Attention& problem, const AttentionOutput& out) = 0;
-  virtual void attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out) = 0;
+  virtual void attention_backward(const Attention& problem, const AttentionBackwardInput& in,
+                                  const AttentionGradients& out) = 0;
 };
 
-// The production kernels. Failures of theirs are thrown as std::runtime_error with status and message.
+// The production kernels. Failures of theirs are thrown as std::runtime_error with status and
+// message.
 class KernelArithmetic : public Arithmetic<float> {
  public:
   explicit KernelArithmetic(int threads = 1) : threads_(threads) {}
-  void linear(Linear<float>& layer, const std::vector<float>& x, Index rows, std::vector<float>& y) override;
+  void linear(Linear<float>& layer, const std::vector<float>& x, Index rows,
+              std::vector<float>& y) override;
   void attention(const Attention& problem, const AttentionOutput& out) override;
-  void attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out) override;
+  void attention_backward(const Attention& problem, const AttentionBackwardInput& in,
+                          const AttentionGradients& out) override;
 
  private:
   int threads_;
 };
 
-// The same, every low-bit product and every attention judged by its bound on the data that flow through the model.
+// The same, every low-bit product and every attention judged by its bound on the data that flow
+// through the model.
 class JudgedArithmetic : public KernelArithmetic {
  public:
-  void linear(Linear<float>& layer, const std::vector<float>& x, Index rows, std::vector<float>& y) override;
+  void linear(Linear<float>& layer, const std::vector<float>& x, Index rows,
+              std::vector<float>& y) override;
   void attention(const Attention& problem, const AttentionOutput& out) override;
-  void attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out) override;
+  void attention_backward(const Attention& problem, const AttentionBackwardInput& in,
+                          const AttentionGradients& out) override;
 
   Index products = 0, attentions = 0, backwards = 0;  // judged calls
   std::int64_t elements = 0;
@@ -82,23 +98,29 @@ class JudgedArithmetic : public KernelArithmetic {
 // The oracle's fp64 attention, and products in fp64 over the exact values of the codes.
 class OracleArithmetic : public Arithmetic<double> {
  public:
-  void linear(Linear<double>& layer, const std::vector<double>& x, Index rows, std::vector<double>& y) override;
+  void linear(Linear<double>& layer, const std::vector<double>& x, Index rows,
+              std::vector<double>& y) override;
   void attention(const Attention& problem, const AttentionOutput& out) override;
-  void attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out) override;
+  void attention_backward(const Attention& problem, const AttentionBackwardInput& in,
+                          const AttentionGradients& out) override;
 };
 
 struct TokenBatch {
   Index sequences = 1, length = 0;
   std::vector<Index> tokens;   // [sequences, length]
   std::vector<Index> targets;  // the same; -1 asks for nothing
-  std::vector<Index> starts;   // of each sequence: tokens before it are padding, which nobody sees; empty: 0
+  std::vector<Index>
+      starts;  // of each sequence: tokens before it are padding, which nobody sees; empty: 0
 };
-// Tokens that follow one another by a rule (t -> 5 t + 3 mod vocabulary) from seeded beginnings, padded on the left; targets are the next tokens.
-TokenBatch rule_batch(const TransformerConfig& config, Index sequences, Index length, std::uint64_t seed);
+// Tokens that follow one another by a rule (t -> 5 t + 3 mod vocabulary) from seeded beginnings,
+// padded on the left; targets are the next tokens.
+TokenBatch rule_batch(const TransformerConfig& config, Index sequences, Index length,
+                      std::uint64_t seed);
 
 // Told of every stage in order, by name ("layer 2 attention"), with its [rows, columns].
 template <class Real>
-using StageObserver = std::function<void(const std::string& stage, const std::vector<Real>& values, Index rows)>;
+using StageObserver =
+    std::function<void(const std::string& stage, const std::vector<Real>& values, Index rows)>;
 
 // Names the first stage in which a row from `watched` on holds NaN or infinity.
 template <class Real>
@@ -118,13 +140,15 @@ class Transformer {
  public:
   // Seeded normal weights, the same numbers in either precision.
   Transformer(const TransformerConfig& config, std::uint64_t seed);
-  explicit Transformer(const Transformer<float>& other) requires(!std::is_same_v<Real, float>);
+  explicit Transformer(const Transformer<float>& other)
+    requires(!std::is_same_v<Real, float>);
 
   const TransformerConfig& config() const { return config_; }
 
   // [sequences * length, vocabulary].
   std::vector<Real> logits(const TokenBatch& batch, Arithmetic<Real>& arithmetic);
-  // Mean cross-entropy over the targets there are; with `gradients`, those of every parameter as well.
+  // Mean cross-entropy over the targets there are; with `gradients`, those of every parameter as
+  // well.
   double loss(const TokenBatch& batch, Arithmetic<Real>& arithmetic, bool gradients);
   // Plain gradient descent.
   void step(Real rate);
@@ -158,7 +182,8 @@ class Transformer {
   std::vector<Real> final_, final_normed_, logits_;
 };
 
-// One sequence through caches: tokens come in any chunks, each chunk gives the logits of its last token.
+// One sequence through caches: tokens come in any chunks, each chunk gives the logits of its last
+// token.
 class Decoder {
  public:
   Decoder(Transformer<float>& model, Index capacity, Dtype cache_dtype, int threads = 1);

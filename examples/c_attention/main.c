@@ -57,13 +57,15 @@ int main(void) {
         if (!(relative <= worst)) worst = relative;
       }
     }
-  printf("assay %u: largest error %.2g, dispatched %lld, fallback %lld\n", (unsigned)assay_version(), worst, (long long)counters.dispatched,
+  printf("assay %u: largest error %.2g, dispatched %lld, fallback %lld\n",
+         (unsigned)assay_version(), worst, (long long)counters.dispatched,
          (long long)counters.fallback);
 
   /* A call that is refused says why. */
   problem.flags = 0;
   problem.scale = -1;
-  if (assay_sdpa(context, &problem, &to, &tlse, ASSAY_AUTOMATIC, NULL) != ASSAY_INVALID_ARGUMENTS) return failed("a negative scale passed");
+  if (assay_sdpa(context, &problem, &to, &tlse, ASSAY_AUTOMATIC, NULL) != ASSAY_INVALID_ARGUMENTS)
+    return failed("a negative scale passed");
   printf("refused: %s\n", assay_last_error());
   if (assay_context_destroy(context)) return failed("destroy");
   free(q);

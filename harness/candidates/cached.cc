@@ -20,7 +20,8 @@ std::vector<Chunk> chunks_of(const Case& c) {
   std::vector<Chunk> list;
   const std::vector<Index>& sizes = c.cache.chunks;
   for (Index first = 0; first < c.shape.rows; first += list.back().count) {
-    const Index wanted = sizes.empty() ? c.shape.rows : sizes[std::min(list.size(), sizes.size() - 1)];
+    const Index wanted =
+        sizes.empty() ? c.shape.rows : sizes[std::min(list.size(), sizes.size() - 1)];
     list.push_back({first, std::min(wanted, c.shape.rows - first)});
   }
   return list;
@@ -61,14 +62,19 @@ AttentionOutput rows_of(const AttentionOutput& whole, Chunk rows) {
   return part;
 }
 
-kernels::Status CacheCalls::append(kernels::Cache& cache, Index sequence, const TensorView& k, const TensorView& v) { return cache.append(sequence, k, v); }
+kernels::Status CacheCalls::append(kernels::Cache& cache, Index sequence, const TensorView& k,
+                                   const TensorView& v) {
+  return cache.append(sequence, k, v);
+}
 
-kernels::Status CacheCalls::attend(const Attention& problem, const kernels::Cache& cache, const kernels::UpProjection& projection, const AttentionOutput& out,
-                                   const kernels::Execution& how) {
+kernels::Status CacheCalls::attend(const Attention& problem, const kernels::Cache& cache,
+                                   const kernels::UpProjection& projection,
+                                   const AttentionOutput& out, const kernels::Execution& how) {
   return kernels::attention_cached(problem, cache, projection, out, how);
 }
 
-kernels::Status run_through_cache(const Case& c, const Inputs& in, const AttentionOutput& out, const kernels::Execution& how, CacheCalls&& calls) {
+kernels::Status run_through_cache(const Case& c, const Inputs& in, const AttentionOutput& out,
+                                  const kernels::Execution& how, CacheCalls&& calls) {
   using kernels::Status;
   const AttentionShape& s = c.shape;
   kernels::CacheConfig config;
@@ -89,7 +95,9 @@ kernels::Status run_through_cache(const Case& c, const Inputs& in, const Attenti
   if (Status status = kernels::Cache::create(config, cache); !status.ok()) return status;
   auto append = [&](Index first, Index count) -> Status {
     for (Index b = 0; b < s.batch; ++b)
-      if (Status status = calls.append(*cache, b, slice(in.token_k.view(), b, first, count), slice(in.token_v.view(), b, first, count)); !status.ok())
+      if (Status status = calls.append(*cache, b, slice(in.token_k.view(), b, first, count),
+                                       slice(in.token_v.view(), b, first, count));
+          !status.ok())
         return status;
     return {};
   };
@@ -99,12 +107,16 @@ kernels::Status run_through_cache(const Case& c, const Inputs& in, const Attenti
     if (last > first)
       if (Status status = append(first, last - first); !status.ok()) return status;
   for (Index b = 0; b < s.batch && !c.starts.empty(); ++b)
-    if (Status status = cache->evict(b, c.starts[c.starts.size() == 1 ? 0 : static_cast<std::size_t>(b)]); !status.ok()) return status;
+    if (Status status =
+            cache->evict(b, c.starts[c.starts.size() == 1 ? 0 : static_cast<std::size_t>(b)]);
+        !status.ok())
+      return status;
   const kernels::UpProjection projection{in.up_k.view(), in.up_v.view()};
   for (const Chunk& rows : chunks_of(c)) {
     if (Status status = append(past + rows.first, rows.count); !status.ok()) return status;
     const Attention p = rows_of(in.problem, rows, past + rows.first + rows.count);
-    if (Status status = calls.attend(p, *cache, projection, rows_of(out, rows), how); !status.ok()) return status;
+    if (Status status = calls.attend(p, *cache, projection, rows_of(out, rows), how); !status.ok())
+      return status;
   }
   return {};
 }

@@ -49,7 +49,9 @@ const Attention* attention_of(const Call& call) {
 
 Arithmetic host_arithmetic(const Call& call, const std::string& target) {
   return std::visit(
-      ByCall{[&](const CachedCall& c) -> Arithmetic { return host_contract(c.inputs.problem, target); },
+      ByCall{[&](const CachedCall& c) -> Arithmetic {
+               return host_contract(c.inputs.problem, target);
+             },
              [&](const ForwardCall& c) -> Arithmetic { return host_contract(c.problem, target); },
              [&](const BackwardCall& c) -> Arithmetic { return host_contract(c.problem, target); },
              [&](const auto&) -> Arithmetic { return host_product_contract(target); }},
@@ -80,22 +82,23 @@ class Host : public Candidate {
   }
   Status run(const Request& r) override {
     return std::visit(
-        ByCall{
-            [&](const ForwardCall& c) {
-              if (r.observer) return run_watched(no_fault, c.problem, c.out, r.how.target, *r.observer);
-              return kernels::attention_forward(c.problem, c.out, r.how);
-            },
-            [&](const CachedCall& c) { return run_through_cache(c.c, c.inputs, c.out, r.how); },
-            [&](const BackwardCall& c) {
-              if (r.observer)
-                return run_planted_backward(kernel_itself, c.problem, c.in, c.out, r.how, r.observer);
-              return kernels::attention_backward(c.problem, c.in, c.out, r.how);
-            },
-            [&](const ProductCall& c) { return run_host_product(c, r.how); },
-            [&](const QuantizeCall& c) {
-              const Index group = c.group == 0 ? -1 : c.group;
-              return kernels::quantize_weights(c.w, c.format, {group}, c.to);
-            }},
+        ByCall{[&](const ForwardCall& c) {
+                 if (r.observer)
+                   return run_watched(no_fault, c.problem, c.out, r.how.target, *r.observer);
+                 return kernels::attention_forward(c.problem, c.out, r.how);
+               },
+               [&](const CachedCall& c) { return run_through_cache(c.c, c.inputs, c.out, r.how); },
+               [&](const BackwardCall& c) {
+                 if (r.observer)
+                   return run_planted_backward(kernel_itself, c.problem, c.in, c.out, r.how,
+                                               r.observer);
+                 return kernels::attention_backward(c.problem, c.in, c.out, r.how);
+               },
+               [&](const ProductCall& c) { return run_host_product(c, r.how); },
+               [&](const QuantizeCall& c) {
+                 const Index group = c.group == 0 ? -1 : c.group;
+                 return kernels::quantize_weights(c.w, c.format, {group}, c.to);
+               }},
         r.call);
   }
 

@@ -19,7 +19,8 @@ namespace assay {
 
 class StageObserver;
 
-// What a candidate can be called for. Views are those of the caller and live until the call returns.
+// What a candidate can be called for. Views are those of the caller and live until the call
+// returns.
 
 // O and LSE. out.lse is absent for a candidate that gives none.
 struct ForwardCall {
@@ -67,10 +68,10 @@ kernels::Execution on_other_threads(const Case& c);
 
 struct Abilities {
   bool forward = true, cache = false, backward = false, product = false, quantizer = false;
-  bool lse = true;      // false: forward and cached calls leave LSE alone, and nothing is judged of it
+  bool lse = true;  // false: forward and cached calls leave LSE alone, and nothing is judged of it
   bool stages = false;  // tells its stages to an observer
-  // A row has the same bits whatever else is in the call: other rows, in chunks or at once, in pages
-  // or without a cache.
+  // A row has the same bits whatever else is in the call: other rows, in chunks or at once, in
+  // pages or without a cache.
   bool promises_bits = true;
 };
 
@@ -82,19 +83,21 @@ class Candidate {
   virtual ~Candidate() = default;
   virtual std::string name() const = 0;
   virtual Abilities abilities() const = 0;
-  // Why the candidate does not do this call, though its abilities say nothing against it; empty if it
-  // does.
+  // Why the candidate does not do this call, though its abilities say nothing against it; empty if
+  // it does.
   virtual std::string unsupported(const Call& call) const = 0;
-  // How it computes the call; nothing if it declares nothing, and then a ladder of contracts is tried.
-  virtual std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution& how) const = 0;
+  // How it computes the call; nothing if it declares nothing, and then a ladder of contracts is
+  // tried.
+  virtual std::optional<Arithmetic> arithmetic(const Call& call,
+                                               const kernels::Execution& how) const = 0;
   // Only what abilities() and unsupported() do not exclude. Throws CandidateError.
   virtual kernels::Status run(const Request& request) = 0;
 };
 
 // Which ability a candidate lacks for this call ("no backward pass"); empty if none.
 std::string lacking_ability(const Candidate& candidate, const Call& call);
-// Why a candidate does not do this call, by its abilities or by what it says of the call; empty if it
-// does.
+// Why a candidate does not do this call, by its abilities or by what it says of the call; empty if
+// it does.
 std::string why_unsupported(const Candidate& candidate, const Call& call);
 
 // The dtype of what a call writes.

@@ -9,10 +9,12 @@ namespace {
 
 // Before AVX2 there is no FMA; EMU128, which stands for SCALAR in some builds, multiplies and adds.
 bool lacks_fma(const std::string& target) {
-  return target == "SCALAR" || target == "EMU128" || target == "SSSE3" || target == "SSE4" || target == "SSE2";
+  return target == "SCALAR" || target == "EMU128" || target == "SSSE3" || target == "SSE4" ||
+         target == "SSE2";
 }
 
-// What both kernels share: fp32 sums, exp_of_nonpositive and tanh_of of kernels/simd/elementary-inl.h.
+// What both kernels share: fp32 sums, exp_of_nonpositive and tanh_of of
+// kernels/simd/elementary-inl.h.
 Contract fp32_contract(const std::string& kernel, const std::string& target) {
   Contract c;
   c.name = kernel + ", fp32 accumulation and weights, " + target;
@@ -28,16 +30,19 @@ Contract fp32_contract(const std::string& kernel, const std::string& target) {
 Contract host_contract(const ProjectedAttention& problem, const std::string& target) {
   Contract c = fp32_contract("host", target);
   c.ordered = true;
-  const kernels::ForwardTiling tiling = kernels::forward_tiling(problem.shape.dim, problem.shape.value_dim);
+  const kernels::ForwardTiling tiling =
+      kernels::forward_tiling(problem.shape.dim, problem.shape.value_dim);
   c.tile = tiling.keys;
   c.row_tile = tiling.rows;
   c.split_keys = tiling.split_keys;
-  const kernels::BackwardTiling backward = kernels::backward_tiling(problem.shape.dim, problem.shape.value_dim);
+  const kernels::BackwardTiling backward =
+      kernels::backward_tiling(problem.shape.dim, problem.shape.value_dim);
   c.backward_row_tile = backward.rows;
   c.backward_tile = backward.keys;
   c.backward_split = backward.split_keys;
   if (problem.projection) {
-    // Scores against the latent vector and outputs projected at the end: longer sums in another order, in the narrower tiles.
+    // Scores against the latent vector and outputs projected at the end: longer sums in another
+    // order, in the narrower tiles.
     c.name += ", absorbed projections";
     c.absorbed = true;
     c.ordered = false;
@@ -49,7 +54,8 @@ Contract host_contract(const ProjectedAttention& problem, const std::string& tar
 Contract unfused_contract(const std::string& target) {
   Contract c = fp32_contract("unfused", target);
   c.division_roundings = 1;
-  // There are no tiles: the widest that names the places of keys. The bound allows a rescaling a tile, of which none is made.
+  // There are no tiles: the widest that names the places of keys. The bound allows a rescaling a
+  // tile, of which none is made.
   c.tile = 256;
   return c;
 }
@@ -57,8 +63,9 @@ Contract unfused_contract(const std::string& target) {
 Contract device_contract(const std::string& device) {
   Contract c;
   c.name = "OpenCL, fp32 accumulation and weights, " + device;
-  // What the OpenCL specification grants the built-in functions of single precision, section 7.4 of OpenCL C: exp and log 3 ulp,
-  // tanh 5, division 2.5, which is 5 units of roundoff. fma is exact but for its rounding, and so are + and * (contraction is off).
+  // What the OpenCL specification grants the built-in functions of single precision, section 7.4 of
+  // OpenCL C: exp and log 3 ulp, tanh 5, division 2.5, which is 5 units of roundoff. fma is exact
+  // but for its rounding, and so are + and * (contraction is off).
   c.exp_ulp = 3;
   c.log_ulp = 3;
   c.tanh_ulp = 5;

@@ -13,7 +13,8 @@ Contract host_contract(const ProjectedAttention& problem, const std::string& tar
 // What kernels/attention/unfused-inl.h computes.
 Contract unfused_contract(const std::string& target);
 
-// What kernels/device/attention.cl and product.cl compute, on a device that keeps subnormal numbers.
+// What kernels/device/attention.cl and product.cl compute, on a device that keeps subnormal
+// numbers.
 Contract device_contract(const std::string& device);
 ProductContract device_product_contract(const std::string& device);
 

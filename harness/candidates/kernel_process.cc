@@ -22,7 +22,8 @@ namespace assay {
 namespace {
 
 constexpr std::size_t page = 4096;
-constexpr unsigned char slack = 0xFF;  // around and in what is not written yet: NaN in every float format
+constexpr unsigned char slack =
+    0xFF;  // around and in what is not written yet: NaN in every float format
 // Free in every process: below what the loader, stacks and thread sanitizers use.
 constexpr std::size_t bases[] = {0x7ea000000000, 0x7f0000000000, 0x7e9000000000};
 constexpr std::size_t largest_arena = std::size_t{64} << 30;
@@ -44,12 +45,15 @@ bool transfer(int socket, void* data, std::size_t bytes, bool out) {
   return true;
 }
 
-// glibc's allocator that checks its books, where it is there and nothing else is preloaded. Sanitizers bring their own.
+// glibc's allocator that checks its books, where it is there and nothing else is preloaded.
+// Sanitizers bring their own.
 std::vector<std::string> malloc_checks() {
 #ifndef ASSAY_SANITIZED
   if (!getenv("LD_PRELOAD"))
-    for (const char* checked : {"/lib/x86_64-linux-gnu/libc_malloc_debug.so.0", "/lib/aarch64-linux-gnu/libc_malloc_debug.so.0"})
-      if (access(checked, R_OK) == 0) return {std::string("LD_PRELOAD=") + checked, "MALLOC_CHECK_=3"};
+    for (const char* checked : {"/lib/x86_64-linux-gnu/libc_malloc_debug.so.0",
+                                "/lib/aarch64-linux-gnu/libc_malloc_debug.so.0"})
+      if (access(checked, R_OK) == 0)
+        return {std::string("LD_PRELOAD=") + checked, "MALLOC_CHECK_=3"};
 #endif
   return {};
 }
@@ -71,10 +75,14 @@ assay_dtype c_dtype(Dtype d) {
 // What is wrong with a stage that a library tells; empty if nothing is.
 std::string wrong_with(const assay_stage& made) {
   constexpr std::int64_t most = 1 << 24;
-  if (made.version != ASSAY_VERSION || made.struct_size != sizeof(assay_stage)) return "the library told a stage of another version or size";
-  if (made.stage < ASSAY_STAGE_QUERY || made.stage > ASSAY_STAGE_SCORE_GRADIENTS) return fmt::format("the library told a stage of number {}", made.stage);
-  if (!made.data || made.rows < 0 || made.columns < 0 || made.rows > most || made.columns > most || made.rows * made.columns > most)
-    return fmt::format("the library told a stage of {} rows and {} columns", made.rows, made.columns);
+  if (made.version != ASSAY_VERSION || made.struct_size != sizeof(assay_stage))
+    return "the library told a stage of another version or size";
+  if (made.stage < ASSAY_STAGE_QUERY || made.stage > ASSAY_STAGE_SCORE_GRADIENTS)
+    return fmt::format("the library told a stage of number {}", made.stage);
+  if (!made.data || made.rows < 0 || made.columns < 0 || made.rows > most || made.columns > most ||
+      made.rows * made.columns > most)
+    return fmt::format("the library told a stage of {} rows and {} columns", made.rows,
+                       made.columns);
   return {};
 }
 
@@ -104,17 +112,21 @@ struct KernelProcess::Request {
 
 struct KernelProcess::Response {
   std::int32_t status = 0;
-  std::int32_t told = 0;  // 1: a stage, whose rows * columns floats follow; the answer is still to come
-  std::int32_t forward = 0, backward = 0, product = 0, decode = 0, lse = 0, probes = 0, workspace_function = 0, has_arithmetic = 0, arithmetic_status = 0;
+  std::int32_t told =
+      0;  // 1: a stage, whose rows * columns floats follow; the answer is still to come
+  std::int32_t forward = 0, backward = 0, product = 0, decode = 0, lse = 0, probes = 0,
+               workspace_function = 0, has_arithmetic = 0, arithmetic_status = 0;
   assay_stage stage{};
   std::uint64_t workspace = 0;
   assay_arithmetic arithmetic{};
   char text[1024] = "";  // a reason, a name, or why the library cannot be used
 };
 
-// ---- A call ---------------------------------------------------------------------------------------------
+// ---- A call
+// ---------------------------------------------------------------------------------------------
 
-std::size_t KernelCall::place(std::size_t bytes, bool writable, const void* from, void* to, const char* name) {
+std::size_t KernelCall::place(std::size_t bytes, bool writable, const void* from, void* to,
+                              const char* name) {
   Region r;
   r.bytes = bytes;
   r.from = from;
@@ -130,10 +142,12 @@ std::size_t KernelCall::place(std::size_t bytes, bool writable, const void* from
   return r.offset;
 }
 
-const assay_tensor* KernelCall::describe(const TensorView& t, void* data, Index origin, std::optional<assay_dtype> as) {
+const assay_tensor* KernelCall::describe(const TensorView& t, void* data, Index origin,
+                                         std::optional<assay_dtype> as) {
   assay_tensor c;
   const assay_dtype dtype = as ? *as : c_dtype(t.dtype);
-  assay_tensor_init(&c, data, dtype.code, dtype.bits, t.shape[0], t.shape[1], t.shape[2], t.shape[3]);
+  assay_tensor_init(&c, data, dtype.code, dtype.bits, t.shape[0], t.shape[1], t.shape[2],
+                    t.shape[3]);
   std::copy(t.stride.begin(), t.stride.end(), c.strides);
   c.offset = origin;
   return add(c);
@@ -158,7 +172,9 @@ const assay_tensor* KernelCall::add_input(const TensorView& t, std::optional<ass
   if (!t) return nullptr;
   const auto [low, high] = reach(t);
   const Index bytes = format(t.dtype).bits / 8;
-  const std::size_t at = place(static_cast<std::size_t>((high - low) * bytes), false, static_cast<const std::byte*>(t.data) + low * bytes, nullptr, "an input");
+  const std::size_t at =
+      place(static_cast<std::size_t>((high - low) * bytes), false,
+            static_cast<const std::byte*>(t.data) + low * bytes, nullptr, "an input");
   return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - low, as);
 }
 
@@ -167,11 +183,14 @@ const assay_tensor* KernelCall::add_output(const TensorView& t) {
   const auto [low, high] = reach(t);
   const Index bytes = format(t.dtype).bits / 8;
   auto* data = static_cast<std::byte*>(t.data) + low * bytes;
-  const std::size_t at = place(static_cast<std::size_t>((high - low) * bytes), true, data, data, "an output");
+  const std::size_t at =
+      place(static_cast<std::size_t>((high - low) * bytes), true, data, data, "an output");
   return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - low);
 }
 
-const assay_tensor* KernelCall::add_shape(const TensorView& t, std::optional<assay_dtype> as) { return t ? describe(t, nullptr, t.origin, as) : nullptr; }
+const assay_tensor* KernelCall::add_shape(const TensorView& t, std::optional<assay_dtype> as) {
+  return t ? describe(t, nullptr, t.origin, as) : nullptr;
+}
 
 const void* KernelCall::add_bytes(const void* from, std::size_t bytes) {
   const auto* first = static_cast<const std::byte*>(from);
@@ -186,12 +205,18 @@ const void* KernelCall::add_bytes(const void* from, std::size_t bytes) {
 }
 
 void* KernelCall::add_workspace(std::size_t bytes) {
-  return bytes == 0 ? nullptr : reinterpret_cast<void*>(base_ + place(bytes, true, nullptr, nullptr, "the workspace"));
+  return bytes == 0 ? nullptr
+                    : reinterpret_cast<void*>(
+                          base_ + place(bytes, true, nullptr, nullptr, "the workspace"));
 }
 
-// ---- The process of a library ---------------------------------------------------------------------------
+// ---- The process of a library
+// ---------------------------------------------------------------------------
 
-KernelProcess::KernelProcess(std::string library, std::string server) : library_(std::move(library)), server_(std::move(server)) { start(); }
+KernelProcess::KernelProcess(std::string library, std::string server)
+    : library_(std::move(library)), server_(std::move(server)) {
+  start();
+}
 
 KernelProcess::~KernelProcess() {
   stop();
@@ -201,7 +226,8 @@ KernelProcess::~KernelProcess() {
 void KernelProcess::start() {
   if (memory_.number() < 0) {
     memory_ = Descriptor(memfd_create("assay-kernel", MFD_CLOEXEC));
-    if (memory_.number() < 0) throw std::system_error(errno, std::generic_category(), "shared memory for a kernel library");
+    if (memory_.number() < 0)
+      throw std::system_error(errno, std::generic_category(), "shared memory for a kernel library");
     for (std::size_t base : bases) {
       base_ = base;
       mapped_ = 0;
@@ -225,7 +251,8 @@ void KernelProcess::start() {
   Request request;
   Response response;
   KernelCall nothing(base_);
-  if (const std::string finding = exchange(nothing, request, response); !finding.empty()) throw LibraryError(fmt::format("{}: {}", library_, finding));
+  if (const std::string finding = exchange(nothing, request, response); !finding.empty())
+    throw LibraryError(fmt::format("{}: {}", library_, finding));
   if (response.status != ASSAY_SUCCESS) {
     stop();
     throw LibraryError(fmt::format("{}: {}", library_, response.text));
@@ -254,11 +281,14 @@ std::string KernelProcess::how_it_ended(const char* when) {
 // Room for an arena of so many bytes on this side.
 void KernelProcess::reserve(std::size_t bytes) {
   if (bytes <= mapped_) return;
-  if (bytes > largest_arena) throw std::system_error(ENOMEM, std::generic_category(), "tensors for a kernel library");
+  if (bytes > largest_arena)
+    throw std::system_error(ENOMEM, std::generic_category(), "tensors for a kernel library");
   const std::size_t wanted = std::min(largest_arena, round_up(std::max(bytes, 2 * mapped_), page));
-  if (ftruncate(memory_.number(), static_cast<off_t>(wanted)) != 0) throw std::system_error(errno, std::generic_category(), "shared memory for a kernel library");
+  if (ftruncate(memory_.number(), static_cast<off_t>(wanted)) != 0)
+    throw std::system_error(errno, std::generic_category(), "shared memory for a kernel library");
   auto* at = reinterpret_cast<std::byte*>(base_ + mapped_);
-  void* got = mmap(at, wanted - mapped_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, memory_.number(), static_cast<off_t>(mapped_));
+  void* got = mmap(at, wanted - mapped_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE,
+                   memory_.number(), static_cast<off_t>(mapped_));
   if (got != at) {
     const int error = got == MAP_FAILED ? errno : EEXIST;
     if (got != MAP_FAILED) munmap(got, wanted - mapped_);
@@ -275,7 +305,8 @@ std::string KernelProcess::hear(const Response& told, const Probe& probe) {
     return wrong;
   }
   std::vector<float> data(static_cast<std::size_t>(stage.rows * stage.columns));
-  if (!transfer(socket_.number(), data.data(), data.size() * sizeof(float), false)) return how_it_ended("telling a stage");
+  if (!transfer(socket_.number(), data.data(), data.size() * sizeof(float), false))
+    return how_it_ended("telling a stage");
   stage.data = data.data();
   stage.row_stride = stage.columns;
   stage.column_stride = 1;
@@ -283,9 +314,11 @@ std::string KernelProcess::hear(const Response& told, const Probe& probe) {
   return {};
 }
 
-std::string KernelProcess::exchange(KernelCall& call, Request& request, Response& response, const Probe& probe) {
+std::string KernelProcess::exchange(KernelCall& call, Request& request, Response& response,
+                                    const Probe& probe) {
   if (!process_) start();
-  if (call.regions_.size() >= most_regions) throw std::logic_error("a call of a kernel library has too many arguments");
+  if (call.regions_.size() >= most_regions)
+    throw std::logic_error("a call of a kernel library has too many arguments");
   reserve(call.end_ + page);
   if (!call.arguments_.empty()) {
     std::memcpy(reinterpret_cast<void*>(base_), call.arguments_.data(), call.arguments_.size());
@@ -298,9 +331,12 @@ std::string KernelProcess::exchange(KernelCall& call, Request& request, Response
     if (r.from) std::memcpy(pages + before, r.from, r.bytes);
     else std::memset(pages + before, slack, r.bytes);
     std::memset(pages + before + r.bytes, slack, after);
-    request.mappings[request.mapping_count++] = {r.pages_begin, r.pages_end - r.pages_begin, r.writable ? 1 : 0, 0};
+    request.mappings[request.mapping_count++] = {r.pages_begin, r.pages_end - r.pages_begin,
+                                                 r.writable ? 1 : 0, 0};
   }
-  const char* when = request.question == Question::load ? "loading" : request.question == Question::ask ? "answering what it supports" : name_of_operation(request.operation);
+  const char* when = request.question == Question::load  ? "loading"
+                     : request.question == Question::ask ? "answering what it supports"
+                                                         : name_of_operation(request.operation);
   if (!transfer(socket_.number(), &request, sizeof request, true)) return how_it_ended(when);
   do {
     if (!transfer(socket_.number(), &response, sizeof response, false)) return how_it_ended(when);
@@ -312,14 +348,21 @@ std::string KernelProcess::exchange(KernelCall& call, Request& request, Response
     if (!r.writable) continue;
     const auto* pages = reinterpret_cast<const unsigned char*>(base_ + r.pages_begin);
     const std::size_t before = r.offset - r.pages_begin, after = r.pages_end - r.offset - r.bytes;
-    const auto intact = [&](std::size_t from, std::size_t count) { return std::all_of(pages + from, pages + from + count, [](unsigned char c) { return c == slack; }); };
-    if (!intact(0, before)) return fmt::format("the library wrote before the begin of {}, in {}", r.name, when);
-    if (!intact(before + r.bytes, after)) return fmt::format("the library wrote behind the end of {}, in {}", r.name, when);
+    const auto intact = [&](std::size_t from, std::size_t count) {
+      return std::all_of(pages + from, pages + from + count,
+                         [](unsigned char c) { return c == slack; });
+    };
+    if (!intact(0, before))
+      return fmt::format("the library wrote before the begin of {}, in {}", r.name, when);
+    if (!intact(before + r.bytes, after))
+      return fmt::format("the library wrote behind the end of {}, in {}", r.name, when);
   }
   return {};
 }
 
-KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation, const assay_attention* problem, const assay_dtype& output) {
+KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation,
+                                         const assay_attention* problem,
+                                         const assay_dtype& output) {
   Request request;
   request.question = Question::ask;
   request.operation = operation;
@@ -333,13 +376,16 @@ KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation, const 
   answer.workspace = response.workspace;
   if (response.has_arithmetic) {
     if (response.arithmetic_status != ASSAY_SUCCESS && answer.finding.empty())
-      answer.finding = fmt::format("the library's arithmetic function answered {}", response.arithmetic_status);
+      answer.finding =
+          fmt::format("the library's arithmetic function answered {}", response.arithmetic_status);
     answer.arithmetic = response.arithmetic;
   }
   return answer;
 }
 
-KernelProcess::Answer KernelProcess::ask_product(KernelCall& call, const assay_tensor* a, const assay_low_bit* w, const assay_dtype& output) {
+KernelProcess::Answer KernelProcess::ask_product(KernelCall& call, const assay_tensor* a,
+                                                 const assay_low_bit* w,
+                                                 const assay_dtype& output) {
   Request request;
   request.question = Question::ask;
   request.operation = ASSAY_PRODUCT;
@@ -354,7 +400,8 @@ KernelProcess::Answer KernelProcess::ask_product(KernelCall& call, const assay_t
   return answer;
 }
 
-KernelProcess::Answer KernelProcess::run(KernelCall& call, int operation, const Arguments& arguments, const Probe& probe) {
+KernelProcess::Answer KernelProcess::run(KernelCall& call, int operation,
+                                         const Arguments& arguments, const Probe& probe) {
   Request request;
   request.question = Question::run;
   request.operation = operation;
@@ -371,7 +418,8 @@ KernelProcess::Answer KernelProcess::run(KernelCall& call, int operation, const 
   return answer;
 }
 
-// ---- The other end --------------------------------------------------------------------------------------
+// ---- The other end
+// --------------------------------------------------------------------------------------
 
 namespace {
 
@@ -381,24 +429,34 @@ const assay_kernel* load_kernel(const std::string& library, std::string& why) {
     why = fmt::format("cannot be loaded: {}", dlerror());
     return nullptr;
   }
-  const auto entry = reinterpret_cast<assay_kernel_entry_function>(dlsym(handle, "assay_kernel_entry"));
+  const auto entry =
+      reinterpret_cast<assay_kernel_entry_function>(dlsym(handle, "assay_kernel_entry"));
   if (!entry) {
     why = "has no symbol assay_kernel_entry; include/assay/kernel.h declares it";
     return nullptr;
   }
   const assay_kernel* kernel = entry(ASSAY_VERSION);
-  if (!kernel) why = fmt::format("does not work with version {} of kernel.h: its entry answered null", ASSAY_VERSION);
-  else if (kernel->version < 1 || kernel->version > ASSAY_VERSION) why = fmt::format("its table has version = {}; between 1 and {} are known", kernel->version, ASSAY_VERSION);
-  else if (kernel->struct_size != sizeof(assay_kernel)) why = fmt::format("its table has struct_size = {}, not {}", kernel->struct_size, sizeof(assay_kernel));
-  else if (kernel->probes != 0 && kernel->probes != 1) why = fmt::format("its table has probes = {}, neither 0 nor 1", kernel->probes);
-  else if (!kernel->forward && !kernel->backward && !kernel->product && !kernel->decode) why = "its table has no function";
+  if (!kernel)
+    why = fmt::format("does not work with version {} of kernel.h: its entry answered null",
+                      ASSAY_VERSION);
+  else if (kernel->version < 1 || kernel->version > ASSAY_VERSION)
+    why = fmt::format("its table has version = {}; between 1 and {} are known", kernel->version,
+                      ASSAY_VERSION);
+  else if (kernel->struct_size != sizeof(assay_kernel))
+    why = fmt::format("its table has struct_size = {}, not {}", kernel->struct_size,
+                      sizeof(assay_kernel));
+  else if (kernel->probes != 0 && kernel->probes != 1)
+    why = fmt::format("its table has probes = {}, neither 0 nor 1", kernel->probes);
+  else if (!kernel->forward && !kernel->backward && !kernel->product && !kernel->decode)
+    why = "its table has no function";
   else return kernel;
   return nullptr;
 }
 
 }  // namespace
 
-// What a kernel calls as its probe: sends the stage at once, from whatever thread, as long as its call lasts.
+// What a kernel calls as its probe: sends the stage at once, from whatever thread, as long as its
+// call lasts.
 struct KernelProcess::Teller {
   std::mutex mutex;
   bool open = false;
@@ -408,14 +466,17 @@ struct KernelProcess::Teller {
     auto& self = *static_cast<Teller*>(context);
     const std::lock_guard lock(self.mutex);
     if (!self.open) self.wrong = "the library told a stage when its call had returned";
-    else if (self.wrong.empty()) self.wrong = made ? wrong_with(*made) : "the library told no stage";
+    else if (self.wrong.empty())
+      self.wrong = made ? wrong_with(*made) : "the library told no stage";
     if (!self.wrong.empty()) return;
     Response response;
     response.told = 1;
     response.stage = *made;
     std::vector<float> dense(static_cast<std::size_t>(made->rows * made->columns));
     for (std::int64_t r = 0; r < made->rows; ++r)
-      for (std::int64_t c = 0; c < made->columns; ++c) dense[static_cast<std::size_t>(r * made->columns + c)] = made->data[r * made->row_stride + c * made->column_stride];
+      for (std::int64_t c = 0; c < made->columns; ++c)
+        dense[static_cast<std::size_t>(r * made->columns + c)] =
+            made->data[r * made->row_stride + c * made->column_stride];
     transfer(server_socket, &response, sizeof response, true);
     transfer(server_socket, dense.data(), dense.size() * sizeof(float), true);
   }
@@ -441,13 +502,16 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
       continue;
     }
     const std::span<const Request::Mapping> wanted(request.mappings.data(), request.mapping_count);
-    const bool as_before = std::ranges::equal(mapped, wanted, [](const auto& x, const auto& y) { return x.offset == y.offset && x.bytes == y.bytes && x.writable == y.writable; });
+    const bool as_before = std::ranges::equal(mapped, wanted, [](const auto& x, const auto& y) {
+      return x.offset == y.offset && x.bytes == y.bytes && x.writable == y.writable;
+    });
     if (!as_before)
       for (const auto& m : mapped) munmap(reinterpret_cast<void*>(base + m.offset), m.bytes);
     if (!as_before) mapped.assign(wanted.begin(), wanted.end());
     for (const auto& m : as_before ? std::span<const Request::Mapping>() : wanted)
-      if (mmap(reinterpret_cast<void*>(base + m.offset), m.bytes, m.writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_FIXED, memory, static_cast<off_t>(m.offset)) ==
-          MAP_FAILED)
+      if (mmap(reinterpret_cast<void*>(base + m.offset), m.bytes,
+               m.writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_FIXED, memory,
+               static_cast<off_t>(m.offset)) == MAP_FAILED)
         return 120;  // told as the status that the process ended with
     const Arguments& a = request.arguments;
     switch (request.question) {
@@ -464,11 +528,14 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
       case Question::ask: {
         const char* reason = nullptr;
         if (request.operation == ASSAY_PRODUCT) {
-          if (kernel->supports_product) response.status = kernel->supports_product(a.a, a.w, &request.output, &reason);
+          if (kernel->supports_product)
+            response.status = kernel->supports_product(a.a, a.w, &request.output, &reason);
           copy_text(response.text, reason);
           break;
         }
-        if (kernel->supports) response.status = kernel->supports(request.operation, a.problem, &request.output, &reason);
+        if (kernel->supports)
+          response.status =
+              kernel->supports(request.operation, a.problem, &request.output, &reason);
         copy_text(response.text, reason);
         if (response.status != ASSAY_SUCCESS) break;
         if (kernel->workspace) response.workspace = kernel->workspace(request.operation, a.problem);
@@ -484,13 +551,20 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
         teller.set_open(true);
         if (request.probed) told.probe = Teller::tell, told.probe_context = &teller;
         switch (request.operation) {
-          case ASSAY_FORWARD: response.status = kernel->forward(a.problem, a.o, a.lse, &told); break;
-          case ASSAY_BACKWARD: response.status = kernel->backward(a.problem, a.o, a.lse, a.d_o, a.gradients, &told); break;
-          case ASSAY_DECODE: response.status = kernel->decode(a.problem, a.pages, a.o, a.lse, &told); break;
+          case ASSAY_FORWARD:
+            response.status = kernel->forward(a.problem, a.o, a.lse, &told);
+            break;
+          case ASSAY_BACKWARD:
+            response.status = kernel->backward(a.problem, a.o, a.lse, a.d_o, a.gradients, &told);
+            break;
+          case ASSAY_DECODE:
+            response.status = kernel->decode(a.problem, a.pages, a.o, a.lse, &told);
+            break;
           default: response.status = kernel->product(a.a, a.w, a.c, &told);
         }
         teller.set_open(false);
-        // The allocator looks at its own books: what a stray write broke there ends the process now and not in somebody else's call.
+        // The allocator looks at its own books: what a stray write broke there ends the process now
+        // and not in somebody else's call.
         for (std::size_t bytes = 16; bytes <= 65536; bytes *= 2) std::free(std::malloc(bytes));
         break;
       }

@@ -1,6 +1,7 @@
-// Somebody's kernel library in a process of its own. Tensors lie in memory that both processes map at the same addresses: inputs read-only
-// on the library's side, outputs and workspace between pages that are not mapped. What the library does to its process (a crash, exit, a
-// broken heap, a stray write) is told as a finding and costs one call.
+// Somebody's kernel library in a process of its own. Tensors lie in memory that both processes map
+// at the same addresses: inputs read-only on the library's side, outputs and workspace between
+// pages that are not mapped. What the library does to its process (a crash, exit, a broken heap, a
+// stray write) is told as a finding and costs one call.
 #pragma once
 
 #include <assay/kernel.h>
@@ -25,10 +26,12 @@ struct LibraryError : std::runtime_error {
 // What the library offers.
 struct LibraryFacts {
   std::string name;
-  bool forward = false, backward = false, product = false, decode = false, lse = true, workspace = false, probes = false;
+  bool forward = false, backward = false, product = false, decode = false, lse = true,
+       workspace = false, probes = false;
 };
 
-// One call, built up by its arguments: each add_* copies into shared memory and returns an address that is valid in both processes.
+// One call, built up by its arguments: each add_* copies into shared memory and returns an address
+// that is valid in both processes.
 class KernelCall {
  public:
   // The bytes that a view reaches, gaps included.
@@ -43,7 +46,8 @@ class KernelCall {
   }
   template <class T>
   const T* add_list(const std::vector<T>& list) {
-    return list.empty() ? nullptr : static_cast<const T*>(add_bytes(list.data(), list.size() * sizeof(T)));
+    return list.empty() ? nullptr
+                        : static_cast<const T*>(add_bytes(list.data(), list.size() * sizeof(T)));
   }
   void* add_workspace(std::size_t bytes);
 
@@ -60,7 +64,8 @@ class KernelCall {
   static constexpr std::size_t argument_bytes = 32768;
   explicit KernelCall(std::size_t base) : base_(base) {}
   std::size_t place(std::size_t bytes, bool writable, const void* from, void* to, const char* name);
-  const assay_tensor* describe(const TensorView& t, void* data, Index origin, std::optional<assay_dtype> as = {});
+  const assay_tensor* describe(const TensorView& t, void* data, Index origin,
+                               std::optional<assay_dtype> as = {});
 
   const std::size_t base_;
   std::size_t end_ = argument_bytes;  // the first pages are those of small arguments
@@ -71,7 +76,8 @@ class KernelCall {
 
 class KernelProcess {
  public:
-  // Starts `server serve-kernel` and loads the library. Throws LibraryError, or std::system_error if nothing can be started.
+  // Starts `server serve-kernel` and loads the library. Throws LibraryError, or std::system_error
+  // if nothing can be started.
   explicit KernelProcess(std::string library, std::string server = "/proc/self/exe");
   ~KernelProcess();
   KernelProcess(const KernelProcess&) = delete;
@@ -88,9 +94,12 @@ class KernelProcess {
     std::size_t workspace = 0;
   };
   // Does the library do this, how does it compute, what workspace does it need?
-  Answer ask(KernelCall& call, int operation, const assay_attention* problem, const assay_dtype& output);
-  Answer ask_product(KernelCall& call, const assay_tensor* a, const assay_low_bit* w, const assay_dtype& output);
-  // Runs it and copies outputs back, unless something was found. Pointers that an operation does not have are null.
+  Answer ask(KernelCall& call, int operation, const assay_attention* problem,
+             const assay_dtype& output);
+  Answer ask_product(KernelCall& call, const assay_tensor* a, const assay_low_bit* w,
+                     const assay_dtype& output);
+  // Runs it and copies outputs back, unless something was found. Pointers that an operation does
+  // not have are null.
   struct Arguments {
     const assay_attention* problem = nullptr;
     const assay_tensor *o = nullptr, *lse = nullptr, *d_o = nullptr;
@@ -100,7 +109,8 @@ class KernelProcess {
     const assay_pages* pages = nullptr;
     const assay_run* run = nullptr;
   };
-  // `probe` is called with each stage that the library tells; its data are valid for that call alone.
+  // `probe` is called with each stage that the library tells; its data are valid for that call
+  // alone.
   using Probe = std::function<void(const assay_stage&)>;
   Answer run(KernelCall& call, int operation, const Arguments& arguments, const Probe& probe = {});
 
@@ -113,7 +123,8 @@ class KernelProcess {
   struct Teller;
   void start();
   void stop();
-  std::string exchange(KernelCall& call, Request& request, Response& response, const Probe& probe = {});
+  std::string exchange(KernelCall& call, Request& request, Response& response,
+                       const Probe& probe = {});
   std::string hear(const Response& told, const Probe& probe);
   std::string how_it_ended(const char* when);
   void reserve(std::size_t bytes);

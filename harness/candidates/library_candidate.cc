@@ -17,14 +17,20 @@ namespace {
 using kernels::Status;
 using kernels::StatusCode;
 
-assay_dtype c_dtype_of(Dtype d) { return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT), static_cast<std::uint8_t>(format(d).bits), 1}; }
+assay_dtype c_dtype_of(Dtype d) {
+  return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT),
+          static_cast<std::uint8_t>(format(d).bits), 1};
+}
 
-// What of a problem's tensors lies in the arena: all, none (for questions), or all but K and V, which are in a cache.
+// What of a problem's tensors lies in the arena: all, none (for questions), or all but K and V,
+// which are in a cache.
 enum class Elements { all, none, but_keys };
 
 const assay_attention* add_problem(KernelCall& call, const Attention& p, Elements elements) {
   const bool with_elements = elements != Elements::none;
-  const auto tensor = [&](const TensorView& t) { return with_elements ? call.add_input(t) : call.add_shape(t); };
+  const auto tensor = [&](const TensorView& t) {
+    return with_elements ? call.add_input(t) : call.add_shape(t);
+  };
   assay_attention a;
   assay_attention_init(&a);
   a.q = tensor(p.q);
@@ -39,7 +45,11 @@ const assay_attention* add_problem(KernelCall& call, const Attention& p, Element
     a.bias = tensor(bias);
   }
   if (p.keep) {
-    const TensorView bytes{const_cast<std::uint8_t*>(p.keep.data), Dtype::f8e5m2, {s.batch, s.query_heads, s.rows, s.keys}, p.keep.stride, 0};
+    const TensorView bytes{const_cast<std::uint8_t*>(p.keep.data),
+                           Dtype::f8e5m2,
+                           {s.batch, s.query_heads, s.rows, s.keys},
+                           p.keep.stride,
+                           0};
     const assay_dtype boolean = {ASSAY_BOOL, 8, 1};
     a.keep = with_elements ? call.add_input(bytes, boolean) : call.add_shape(bytes, boolean);
   }
@@ -62,13 +72,15 @@ Contract contract_of(const std::string& name, const assay_arithmetic& a, std::st
   Contract c;
   c.name = fmt::format("{}, as its library declares it", name);
   const auto in = [&](const char* what, double value, double low, double high) {
-    if (!(value >= low && value <= high) && wrong.empty()) wrong = fmt::format("{} = {:g} is outside [{:g}, {:g}]", what, value, low, high);
+    if (!(value >= low && value <= high) && wrong.empty())
+      wrong = fmt::format("{} = {:g} is outside [{:g}, {:g}]", what, value, low, high);
     return value;
   };
   c.dot_roundoff = in("dot_roundoff", a.dot_roundoff, 0x1p-53, 0.25);
   c.roundoff = in("roundoff", a.roundoff, 0x1p-53, 0.25);
   c.largest = in("largest", a.largest, 1, 0x1.fffffep127);
-  if (c.dot_roundoff >= 0x1p-11 && c.largest <= 65504) c.product_floor = 0x1p-25;  // sums in f16 underflow as f16 does
+  if (c.dot_roundoff >= 0x1p-11 && c.largest <= 65504)
+    c.product_floor = 0x1p-25;  // sums in f16 underflow as f16 does
   c.exp_ulp = in("exp_ulp", a.exp_ulp, 0.5, 1e6);
   c.log_ulp = in("log_ulp", a.log_ulp, 0.5, 1e6);
   c.tanh_ulp = in("tanh_ulp", a.tanh_ulp, 0.5, 1e6);
@@ -169,10 +181,25 @@ class Library : public Candidate {
   static KernelProcess::Probe probe_of(StageObserver* observer) {
     if (!observer) return {};
     return [observer](const assay_stage& s) {
-      constexpr kernels::Stage stages[] = {kernels::Stage::query,   kernels::Stage::key,         kernels::Stage::value,  kernels::Stage::scores, kernels::Stage::masked,          kernels::Stage::row_max,
-                                           kernels::Stage::rescale, kernels::Stage::weights,     kernels::Stage::row_sum, kernels::Stage::accumulated, kernels::Stage::output,    kernels::Stage::lse,
-                                           kernels::Stage::output_gradient, kernels::Stage::delta, kernels::Stage::weight_gradients, kernels::Stage::score_gradients};
-      observer->at(stages[s.stage], {s.b, s.head, s.row0, s.key0, s.rows, s.columns, const_cast<float*>(s.data), s.row_stride, s.column_stride, s.first_key, s.keys});
+      constexpr kernels::Stage stages[] = {kernels::Stage::query,
+                                           kernels::Stage::key,
+                                           kernels::Stage::value,
+                                           kernels::Stage::scores,
+                                           kernels::Stage::masked,
+                                           kernels::Stage::row_max,
+                                           kernels::Stage::rescale,
+                                           kernels::Stage::weights,
+                                           kernels::Stage::row_sum,
+                                           kernels::Stage::accumulated,
+                                           kernels::Stage::output,
+                                           kernels::Stage::lse,
+                                           kernels::Stage::output_gradient,
+                                           kernels::Stage::delta,
+                                           kernels::Stage::weight_gradients,
+                                           kernels::Stage::score_gradients};
+      observer->at(stages[s.stage],
+                   {s.b, s.head, s.row0, s.key0, s.rows, s.columns, const_cast<float*>(s.data),
+                    s.row_stride, s.column_stride, s.first_key, s.keys});
     };
   }
 
@@ -238,7 +265,8 @@ class Library : public Candidate {
     p.key_lengths.assign(every, keys);
     p.offset.assign(every, keys - rows.count);
     if (!c.starts.empty())
-      for (std::size_t b = 0; b < every; ++b) p.key_starts.push_back(c.starts[c.starts.size() == 1 ? 0 : b]);
+      for (std::size_t b = 0; b < every; ++b)
+        p.key_starts.push_back(c.starts[c.starts.size() == 1 ? 0 : b]);
     p.k = {whole.q.data, whole.q.dtype, {s.batch, s.kv_heads, keys, s.dim}, {}, 0};
     p.v = {whole.q.data, whole.q.dtype, {s.batch, s.kv_heads, keys, s.value_dim}, {}, 0};
     return p;
@@ -253,33 +281,46 @@ class Library : public Candidate {
     return {};
   }
 
-  // Pages lie in an order of their own, those of a sequence apart and falling; what no token fills is
-  // NaN.
+  // Pages lie in an order of their own, those of a sequence apart and falling; what no token fills
+  // is NaN.
   Status decode(const Case& c, const Inputs& in, Chunk rows, const AttentionOutput& out,
                 int threads) {
     const AttentionShape& s = c.shape;
     const Attention p = of_cache(c, in.problem, rows);
     const bool paged = c.cache.kind == CacheSpec::Kind::paged;
-    const Index size = paged ? c.cache.page : std::max<Index>(s.keys, 1), each = (s.keys + size - 1) / size, all = each * s.batch;
+    const Index size = paged ? c.cache.page : std::max<Index>(s.keys, 1),
+                each = (s.keys + size - 1) / size, all = each * s.batch;
     std::vector<std::int32_t> table(static_cast<std::size_t>(all), -1);
     const auto paged_tensor = [&](const TensorView& tokens, Index columns) {
       const Extents shape{all, s.kv_heads, size, columns};
-      Tensor pages(c.dtype, shape, {{s.kv_heads * size * columns, size * columns, columns, 1}, 0, element_count(shape)});
+      Tensor pages(
+          c.dtype, shape,
+          {{s.kv_heads * size * columns, size * columns, columns, 1}, 0, element_count(shape)});
       poison(pages, Poison::nan);
       for (Index b = 0; b < s.batch; ++b)
-        for (Index j = p.key_starts.empty() ? 0 : p.key_starts[static_cast<std::size_t>(b)]; j < p.key_lengths[static_cast<std::size_t>(b)]; ++j) {
+        for (Index j = p.key_starts.empty() ? 0 : p.key_starts[static_cast<std::size_t>(b)];
+             j < p.key_lengths[static_cast<std::size_t>(b)]; ++j) {
           const Index page = all - 1 - (j / size * s.batch + b);
           table[static_cast<std::size_t>(b * each + j / size)] = static_cast<std::int32_t>(page);
           for (Index g = 0; g < s.kv_heads; ++g)
-            for (Index d = 0; d < columns; ++d) store(pages.view(), pages.view().at(page, g, j % size, d), load(tokens, tokens.at(b, g, j, d)));
+            for (Index d = 0; d < columns; ++d)
+              store(pages.view(), pages.view().at(page, g, j % size, d),
+                    load(tokens, tokens.at(b, g, j, d)));
         }
       return pages;
     };
-    const Tensor k = paged_tensor(in.token_k.view(), s.dim), v = paged_tensor(in.token_v.view(), s.value_dim);
+    const Tensor k = paged_tensor(in.token_k.view(), s.dim),
+                 v = paged_tensor(in.token_v.view(), s.value_dim);
     KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::but_keys);
-    assay_pages pages{ASSAY_VERSION, sizeof(assay_pages), call.add_input(k.view()), call.add_input(v.view()), size, each, call.add_list(table)};
+    assay_pages pages{ASSAY_VERSION,
+                      sizeof(assay_pages),
+                      call.add_input(k.view()),
+                      call.add_input(v.view()),
+                      size,
+                      each,
+                      call.add_list(table)};
     a.pages = call.add(pages);
     a.o = call.add_output(shaped(out.o, s.value_dim, p));
     if (process_.facts().lse) a.lse = call.add_output(shaped(out.lse, 1, p));
@@ -287,7 +328,9 @@ class Library : public Candidate {
     return finish(process_.run(call, ASSAY_DECODE, a), "decode");
   }
 
-  static assay_run plain_run(int threads) { return {ASSAY_VERSION, sizeof(assay_run), nullptr, 0, threads, 0, nullptr, nullptr}; }
+  static assay_run plain_run(int threads) {
+    return {ASSAY_VERSION, sizeof(assay_run), nullptr, 0, threads, 0, nullptr, nullptr};
+  }
 
   static TensorView shaped(const TensorView& t, Index columns, const Attention& p) {
     TensorView view = t;
@@ -307,8 +350,11 @@ class Library : public Candidate {
   // Why something is not supported; empty if it is.
   static std::string reason_of(const KernelProcess::Answer& answer) {
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
-    if (answer.status == ASSAY_UNSUPPORTED) return answer.reason.empty() ? "the library gives no reason" : answer.reason;
-    if (answer.status != ASSAY_SUCCESS) throw CandidateError(fmt::format("the library's answer to what it supports is {}: {}", answer.status, answer.reason));
+    if (answer.status == ASSAY_UNSUPPORTED)
+      return answer.reason.empty() ? "the library gives no reason" : answer.reason;
+    if (answer.status != ASSAY_SUCCESS)
+      throw CandidateError(fmt::format("the library's answer to what it supports is {}: {}",
+                                       answer.status, answer.reason));
     return {};
   }
 
@@ -322,19 +368,24 @@ class Library : public Candidate {
     if (answer.arithmetic) {
       std::string wrong;
       declared_[operation] = contract_of(process_.facts().name, *answer.arithmetic, wrong);
-      if (!wrong.empty()) throw CandidateError("the library declares an arithmetic that cannot be: " + wrong);
+      if (!wrong.empty())
+        throw CandidateError("the library declares an arithmetic that cannot be: " + wrong);
     }
     return {};
   }
 
-  const assay_run* add_run(KernelCall& call, int operation, const Attention& p, Dtype out, int threads) {
+  const assay_run* add_run(KernelCall& call, int operation, const Attention& p, Dtype out,
+                           int threads) {
     assay_run run = plain_run(threads);
     if (!process_.facts().workspace) return call.add(run);
     KernelCall question = process_.call();
     const assay_attention* problem = add_problem(question, p, Elements::none);
-    const KernelProcess::Answer answer = process_.ask(question, operation, problem, c_dtype_of(out));
+    const KernelProcess::Answer answer =
+        process_.ask(question, operation, problem, c_dtype_of(out));
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
-    if (answer.workspace > std::size_t{32} << 30) throw CandidateError(fmt::format("the library asks for a workspace of {} bytes", answer.workspace));
+    if (answer.workspace > std::size_t{32} << 30)
+      throw CandidateError(
+          fmt::format("the library asks for a workspace of {} bytes", answer.workspace));
     run.workspace = call.add_workspace(answer.workspace);
     run.workspace_bytes = answer.workspace;
     return call.add(run);
@@ -343,8 +394,12 @@ class Library : public Candidate {
   static Status finish(const KernelProcess::Answer& answer, const char* operation) {
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
     if (answer.status == ASSAY_SUCCESS) return {};
-    if (answer.status == ASSAY_UNSUPPORTED) throw CandidateError(fmt::format("the library said that it supports this, and then answered unsupported in {}", operation));
-    return {static_cast<StatusCode>(answer.status), fmt::format("the answer of the library in {}", operation)};
+    if (answer.status == ASSAY_UNSUPPORTED)
+      throw CandidateError(
+          fmt::format("the library said that it supports this, and then answered unsupported in {}",
+                      operation));
+    return {static_cast<StatusCode>(answer.status),
+            fmt::format("the answer of the library in {}", operation)};
   }
 
   const std::string path_;
@@ -355,6 +410,8 @@ class Library : public Candidate {
 
 }  // namespace
 
-std::unique_ptr<Candidate> make_library_candidate(const std::string& path) { return std::make_unique<Library>(path); }
+std::unique_ptr<Candidate> make_library_candidate(const std::string& path) {
+  return std::make_unique<Library>(path);
+}
 
 }  // namespace assay

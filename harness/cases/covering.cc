@@ -16,7 +16,8 @@ struct Set {
 };
 
 // The levels of a combination, into a row that is open (-1) elsewhere.
-void put_combination(const std::vector<int>& factors, const std::vector<int>& levels, std::size_t code, std::vector<int>& row) {
+void put_combination(const std::vector<int>& factors, const std::vector<int>& levels,
+                     std::size_t code, std::vector<int>& row) {
   for (std::size_t k = factors.size(); k-- > 0;) {
     const auto f = static_cast<std::size_t>(factors[k]), n = static_cast<std::size_t>(levels[f]);
     row[f] = static_cast<int>(code % n);
@@ -27,7 +28,9 @@ void put_combination(const std::vector<int>& factors, const std::vector<int>& le
 // Whether levels of the row, open or not, cannot occur together.
 bool is_excluded(const CoveringPlan& plan, const std::vector<int>& row) {
   return std::any_of(plan.excluded.begin(), plan.excluded.end(), [&](const auto& levels) {
-    return std::all_of(levels.begin(), levels.end(), [&](const auto& level) { return row[static_cast<std::size_t>(level.first)] == level.second; });
+    return std::all_of(levels.begin(), levels.end(), [&](const auto& level) {
+      return row[static_cast<std::size_t>(level.first)] == level.second;
+    });
   });
 }
 
@@ -38,7 +41,8 @@ std::size_t combinations_of(const CoveringPlan& plan, const std::vector<int>& fa
 }
 
 template <class Body>
-void for_each_excluded(const CoveringPlan& plan, const std::vector<int>& factors, std::size_t combinations, const Body& body) {
+void for_each_excluded(const CoveringPlan& plan, const std::vector<int>& factors,
+                       std::size_t combinations, const Body& body) {
   for (std::size_t code = 0; code < combinations && !plan.excluded.empty(); ++code) {
     std::vector<int> row(plan.levels.size(), -1);
     put_combination(factors, plan.levels, code, row);
@@ -49,7 +53,8 @@ void for_each_excluded(const CoveringPlan& plan, const std::vector<int>& factors
 std::size_t code_of(const Set& s, const std::vector<int>& levels, const std::vector<int>& row) {
   std::size_t code = 0;
   for (int f : s.factors)
-    code = code * static_cast<std::size_t>(levels[static_cast<std::size_t>(f)]) + static_cast<std::size_t>(row[static_cast<std::size_t>(f)]);
+    code = code * static_cast<std::size_t>(levels[static_cast<std::size_t>(f)]) +
+           static_cast<std::size_t>(row[static_cast<std::size_t>(f)]);
   return code;
 }
 
@@ -59,7 +64,8 @@ std::vector<std::vector<int>> all_sets(const std::vector<int>& factors, int stre
   std::vector<std::vector<int>> sets, shorter;
   if (strength == 0) return {{}};
   for (std::size_t last = 0; last < factors.size(); ++last) {
-    const std::vector<int> before(factors.begin(), factors.begin() + static_cast<std::ptrdiff_t>(last));
+    const std::vector<int> before(factors.begin(),
+                                  factors.begin() + static_cast<std::ptrdiff_t>(last));
     for (std::vector<int> set : all_sets(before, strength - 1)) {
       set.push_back(factors[last]);
       sets.push_back(std::move(set));
@@ -86,18 +92,21 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
     const std::size_t combinations = combinations_of(plan, members);
     for (int f : members) sets_ending_at[static_cast<std::size_t>(f)].push_back(sets.size());
     sets.push_back({members, std::vector<char>(combinations, 0), combinations});
-    for_each_excluded(plan, members, combinations, [&](std::size_t code) { sets.back().covered[code] = 1, --sets.back().missing; });
+    for_each_excluded(plan, members, combinations, [&](std::size_t code) {
+      sets.back().covered[code] = 1, --sets.back().missing;
+    });
   }
   SplitMix64 random(seed);
   std::vector<std::vector<int>> rows;
   for (;;) {
-    const auto worst = std::max_element(sets.begin(), sets.end(), [](const Set& a, const Set& b) { return a.missing < b.missing; });
+    const auto worst = std::max_element(
+        sets.begin(), sets.end(), [](const Set& a, const Set& b) { return a.missing < b.missing; });
     if (worst == sets.end() || worst->missing == 0) return rows;
     std::vector<int> best;
     std::size_t best_gain = 0;
     for (int attempt = 0; attempt < 4 || (best.empty() && attempt < 100); ++attempt) {
-      // Start from a combination that is still missing, then fill the other factors in random order, each
-      // with the level that completes the most missing combinations.
+      // Start from a combination that is still missing, then fill the other factors in random
+      // order, each with the level that completes the most missing combinations.
       std::vector<int> row(factors, -1);
       std::size_t skip = random.below(worst->missing), code = 0;
       while (worst->covered[code] || skip-- > 0) ++code;
@@ -107,7 +116,8 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
       for (std::size_t k = factors; k > 1; --k) std::swap(order[k - 1], order[random.below(k)]);
       for (std::size_t f : order) {
         if (row[f] >= 0) continue;
-        const int n = plan.levels[f], start = static_cast<int>(random.below(static_cast<std::uint64_t>(n)));
+        const int n = plan.levels[f],
+                  start = static_cast<int>(random.below(static_cast<std::uint64_t>(n)));
         int chosen = -1;
         std::size_t most = 0;
         for (int k = 0; k < n; ++k) {
@@ -116,7 +126,9 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
           std::size_t gain = 0;
           for (std::size_t s : sets_ending_at[f]) {
             if (sets[s].missing == 0) continue;
-            const bool complete = std::all_of(sets[s].factors.begin(), sets[s].factors.end(), [&](int g) { return row[static_cast<std::size_t>(g)] >= 0; });
+            const bool complete =
+                std::all_of(sets[s].factors.begin(), sets[s].factors.end(),
+                            [&](int g) { return row[static_cast<std::size_t>(g)] >= 0; });
             if (complete && !sets[s].covered[code_of(sets[s], plan.levels, row)]) ++gain;
           }
           if (gain > most || chosen < 0) most = gain, chosen = row[f];
@@ -124,7 +136,8 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
         row[f] = chosen;
         if (chosen < 0) break;
       }
-      if (std::ranges::count(row, -1) > 0) continue;  // no level is left of some factor: other levels before it may leave one
+      if (std::ranges::count(row, -1) > 0)
+        continue;  // no level is left of some factor: other levels before it may leave one
       std::size_t gain = 0;
       for (const Set& s : sets) gain += !s.covered[code_of(s, plan.levels, row)];
       if (gain > best_gain) best_gain = gain, best = row;

@@ -12,7 +12,9 @@ namespace assay {
 namespace {
 
 constexpr Dtype dtypes[] = {Dtype::f32, Dtype::f16, Dtype::bf16};
-constexpr Index tile_edges[] = {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 96, 97, 127, 128, 129, 191, 192, 193, 255, 256, 257, 383, 384, 511, 512, 513, 577};
+constexpr Index tile_edges[] = {0,   1,   2,   3,   7,   8,   9,   15,  16,  17,  31,  32,
+                                33,  63,  64,  65,  95,  96,  97,  127, 128, 129, 191, 192,
+                                193, 255, 256, 257, 383, 384, 511, 512, 513, 577};
 
 Index near(Choices& in, Index most) { return std::min(in.of(tile_edges), most); }
 
@@ -36,7 +38,8 @@ Poke draw_poke(Choices& in, const Case& c) {
   Poke p;
   if (c.operation == Operation::product) {
     p.tensor = 'a';
-    p.position = {0, 0, in.between(0, std::max<Index>(0, c.product.m - 1)), in.between(0, c.product.k - 1)};
+    p.position = {0, 0, in.between(0, std::max<Index>(0, c.product.m - 1)),
+                  in.between(0, c.product.k - 1)};
     p.value = edge_value(in, c.dtype);
     return p;
   }
@@ -44,9 +47,13 @@ Poke draw_poke(Choices& in, const Case& c) {
   constexpr char tensors[] = {'q', 'k', 'v', 'm', 'g'};
   p.tensor = in.of(tensors);
   const bool of_rows = p.tensor == 'q' || p.tensor == 'm' || p.tensor == 'g';
-  const Index columns = p.tensor == 'm' ? s.keys : p.tensor == 'v' || p.tensor == 'g' ? s.value_dim : s.dim;
-  const Extents shape{s.batch, of_rows ? s.query_heads : s.kv_heads, of_rows ? s.rows : s.keys, columns};
-  for (std::size_t axis = 0; axis < 4; ++axis) p.position[axis] = in.between(0, std::max<Index>(0, shape[axis] - 1));
+  const Index columns = p.tensor == 'm'                      ? s.keys
+                        : p.tensor == 'v' || p.tensor == 'g' ? s.value_dim
+                                                             : s.dim;
+  const Extents shape{s.batch, of_rows ? s.query_heads : s.kv_heads, of_rows ? s.rows : s.keys,
+                      columns};
+  for (std::size_t axis = 0; axis < 4; ++axis)
+    p.position[axis] = in.between(0, std::max<Index>(0, shape[axis] - 1));
   p.value = edge_value(in, c.dtype);
   return p;
 }
@@ -65,7 +72,12 @@ void draw_product(Choices& in, Case& c) {
       p.zeros = ZeroFamily::random;
       break;
     case 5: p.group = 8 * in.between(0, 12); break;
-    case 6: p.a_format = in.flag() ? std::optional(in.of({LowBit::mxfp4, LowBit::nvfp4, LowBit::f8e4m3, LowBit::f8e5m2})) : std::nullopt; break;
+    case 6:
+      p.a_format =
+          in.flag()
+              ? std::optional(in.of({LowBit::mxfp4, LowBit::nvfp4, LowBit::f8e4m3, LowBit::f8e5m2}))
+              : std::nullopt;
+      break;
     case 7: p.weights = in.any<Weights>(); break;
     case 8: p.scales = in.any<ScaleFamily>(); break;
     case 9: p.zeros = in.any<ZeroFamily>(); break;
@@ -92,7 +104,8 @@ void draw_feature(Choices& in, Case& c) {
     case 4: c.window_right = in.between(-1, 70); break;
     case 5: c.keep.pattern = none_or_boolean(in); break;
     case 6:
-      c.bias.pattern = in.flag() ? in.of(std::span(patterns_of<MaskKind::additive>)) : MaskPattern::none;
+      c.bias.pattern =
+          in.flag() ? in.of(std::span(patterns_of<MaskKind::additive>)) : MaskPattern::none;
       break;
     case 7: c.finite_min_masks = !c.finite_min_masks; break;
     case 8: c.keep.varies[in.below(4)] ^= true; break;
@@ -109,9 +122,15 @@ void draw_feature(Choices& in, Case& c) {
     case 13: c.documents = {in.between(1, 30), in.between(1, 30)}; break;
     case 14: c.documents.clear(); break;
     case 15: c.alibi = !c.alibi; break;
-    case 16: c.sink = in.flag() ? std::optional(static_cast<float>(in.between(-40, 40)) / 2) : std::nullopt; break;
+    case 16:
+      c.sink =
+          in.flag() ? std::optional(static_cast<float>(in.between(-40, 40)) / 2) : std::nullopt;
+      break;
     case 17: c.softcap = static_cast<float>(in.of({0.0f, 0.5f, 1.0f, 5.0f, 50.0f})); break;
-    case 18: c.scale = in.flag() ? std::optional(in.of({0.0f, 1e-45f, 0.01f, 0.3f, 1.5f, 10.0f, 1e10f})) : std::nullopt; break;
+    case 18:
+      c.scale = in.flag() ? std::optional(in.of({0.0f, 1e-45f, 0.01f, 0.3f, 1.5f, 10.0f, 1e10f}))
+                          : std::nullopt;
+      break;
     case 19: c.dropout = in.of({0.0f, 0.1f, 0.5f, 0.9f}), c.dropout_seed = in.below(100); break;
     case 20: c.hidden = in.any<Hidden>(); break;
     case 21: (in.flag() ? c.q_layout : c.o_layout) = in.any<LayoutKind>(); break;
@@ -133,7 +152,10 @@ void draw_extent(Choices& in, Case& c) {
     case 7: s.value_dim = std::max<Index>(1, near(in, 193)); break;
     case 8: std::swap(s.rows, s.keys); break;
     // Keys that decoding splits, on either side of one, two and three splits.
-    case 9: s.rows = in.between(1, 4), s.keys = in.of<Index>({511, 512, 513, 577, 1023, 1024, 1025, 1100, 1536, 1537}); break;
+    case 9:
+      s.rows = in.between(1, 4),
+      s.keys = in.of<Index>({511, 512, 513, 577, 1023, 1024, 1025, 1100, 1536, 1537});
+      break;
     default: std::swap(s.dim, s.value_dim); break;
   }
 }
@@ -144,7 +166,8 @@ void draw_cache(Choices& in, Case& c) {
     case 0: k.kind = in.of(std::span(values_of<CacheSpec::Kind>).subspan(1)); break;  // some cache
     case 1: k.page = in.between(1, 20); break;
     case 2:
-      k.dtype = in.of({Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1});
+      k.dtype =
+          in.of({Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1});
       if (format(*k.dtype).bits > 8) k.group = 0;
       break;
     case 3: k.group = in.between(0, 40); break;
@@ -176,7 +199,9 @@ void draw_anything(Choices& in, Case& c, CaseKind kind) {
       break;
     case 8:
       if (kind == CaseKind::backward) c.gradient = in.any<Values>();
-      else if (kind == CaseKind::product) (in.flag() ? c.q_layout : c.o_layout) = in.of({LayoutKind::bhsd, LayoutKind::padded, LayoutKind::strided, LayoutKind::reversed});
+      else if (kind == CaseKind::product)
+        (in.flag() ? c.q_layout : c.o_layout) = in.of(
+            {LayoutKind::bhsd, LayoutKind::padded, LayoutKind::strided, LayoutKind::reversed});
       break;
     default: c.seed += 1; break;
   }
@@ -213,8 +238,10 @@ Case plainest(CaseKind kind) {
   Case c;
   c.shape = {1, 1, 1, 4, 8, 8, 8};
   if (kind == CaseKind::backward) c.operation = Operation::backward;
-  if (kind == CaseKind::product) c.operation = Operation::product, c.shape = {}, c.product.m = 2, c.product.n = 5;
-  if (kind == CaseKind::cached) c.cache.kind = CacheSpec::Kind::paged, c.offset.kind = OffsetSpec::Kind::end, c.causal = true;
+  if (kind == CaseKind::product)
+    c.operation = Operation::product, c.shape = {}, c.product.m = 2, c.product.n = 5;
+  if (kind == CaseKind::cached)
+    c.cache.kind = CacheSpec::Kind::paged, c.offset.kind = OffsetSpec::Kind::end, c.causal = true;
   return c;
 }
 
@@ -232,13 +259,19 @@ std::uint64_t Choices::below(std::uint64_t n) {
 bool affordable(const Case& c) {
   constexpr Index most = 1'000'000;  // multiply-adds
   if (c.threads > 16) return false;
-  if (c.operation == Operation::product) return c.product.m <= 512 && c.product.n <= 4096 && c.product.k <= 8192 && c.product.m * c.product.n * c.product.k <= most;
+  if (c.operation == Operation::product)
+    return c.product.m <= 512 && c.product.n <= 4096 && c.product.k <= 8192 &&
+           c.product.m * c.product.n * c.product.k <= most;
   const AttentionShape& s = c.shape;
   const Index extents[] = {s.batch, s.query_heads, s.rows, s.keys};
   if (std::ranges::any_of(extents, [](Index n) { return n > 8192; })) return false;
-  const double work = static_cast<double>(s.batch * s.query_heads) * static_cast<double>(s.rows * s.keys) * static_cast<double>(s.dim + s.value_dim);
-  const Index inputs = s.batch * s.kv_heads * s.keys * (s.dim + s.value_dim) * (c.cache.kind == CacheSpec::Kind::latent ? c.cache.rank : 1);
-  return work <= (c.operation == Operation::backward ? most / 4.0 : most) && inputs <= most && (!c.cache || c.cache.page <= 4096);
+  const double work = static_cast<double>(s.batch * s.query_heads) *
+                      static_cast<double>(s.rows * s.keys) *
+                      static_cast<double>(s.dim + s.value_dim);
+  const Index inputs = s.batch * s.kv_heads * s.keys * (s.dim + s.value_dim) *
+                       (c.cache.kind == CacheSpec::Kind::latent ? c.cache.rank : 1);
+  return work <= (c.operation == Operation::backward ? most / 4.0 : most) && inputs <= most &&
+         (!c.cache || c.cache.page <= 4096);
 }
 
 Case draw_case(CaseKind kind, Choices in) {
@@ -274,7 +307,10 @@ Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices in) {
     fit_lists(next);
     if (is_allowed(next)) c = std::move(next);
   };
-  take([&](Case& n) { n.shape = b.shape, n.product.m = b.product.m, n.product.n = b.product.n, n.product.k = b.product.k; });
+  take([&](Case& n) {
+    n.shape = b.shape, n.product.m = b.product.m, n.product.n = b.product.n,
+    n.product.k = b.product.k;
+  });
   take([&](Case& n) { n.dtype = b.dtype, n.out = b.out; });
   take([&](Case& n) { n.causal = b.causal, n.offset = b.offset; });
   take([&](Case& n) { n.window_left = b.window_left, n.window_right = b.window_right; });
@@ -282,7 +318,9 @@ Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices in) {
   take([&](Case& n) { n.bias = b.bias, n.finite_min_masks = b.finite_min_masks; });
   take([&](Case& n) { n.lengths = b.lengths, n.starts = b.starts; });
   take([&](Case& n) { n.documents = b.documents; });
-  take([&](Case& n) { n.alibi = b.alibi, n.sink = b.sink, n.softcap = b.softcap, n.scale = b.scale; });
+  take([&](Case& n) {
+    n.alibi = b.alibi, n.sink = b.sink, n.softcap = b.softcap, n.scale = b.scale;
+  });
   take([&](Case& n) { n.dropout = b.dropout, n.dropout_seed = b.dropout_seed; });
   take([&](Case& n) { n.scores = b.scores; });
   take([&](Case& n) { n.values = b.values, n.gradient = b.gradient; });
@@ -290,7 +328,10 @@ Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices in) {
   take([&](Case& n) { n.pokes = b.pokes; });
   take([&](Case& n) { n.cache = b.cache; });
   take([&](Case& n) { n.product = b.product; });
-  take([&](Case& n) { n.q_layout = b.q_layout, n.k_layout = b.k_layout, n.v_layout = b.v_layout, n.o_layout = b.o_layout; });
+  take([&](Case& n) {
+    n.q_layout = b.q_layout, n.k_layout = b.k_layout, n.v_layout = b.v_layout,
+    n.o_layout = b.o_layout;
+  });
   return c == a ? move_case(a, kind, in) : as_its_line(c);
 }
 

@@ -1,5 +1,5 @@
-// Cases out of bytes, and moves from one case to another: the one decoder of fuzzers and of property tests. It goes the other way of
-// harness/cases/shrink.h.
+// Cases out of bytes, and moves from one case to another: the one decoder of fuzzers and of
+// property tests. It goes the other way of harness/cases/shrink.h.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,9 @@ class Choices {
  public:
   explicit Choices(std::span<const unsigned char> bytes) : bytes_(bytes) {}
   std::uint64_t below(std::uint64_t n);
-  Index between(Index least, Index most) { return least + static_cast<Index>(below(static_cast<std::uint64_t>(most - least + 1))); }
+  Index between(Index least, Index most) {
+    return least + static_cast<Index>(below(static_cast<std::uint64_t>(most - least + 1)));
+  }
   bool flag() { return below(2) == 1; }
   template <class T, std::size_t n>
   T of(const T (&list)[n]) {
@@ -38,11 +40,13 @@ class Choices {
   std::span<const unsigned char> bytes_;
 };
 
-// A small case of that kind that check_case() accepts; different bytes give different ones, plain ones more often than strange ones.
+// A small case of that kind that check_case() accepts; different bytes give different ones, plain
+// ones more often than strange ones.
 Case draw_case(CaseKind kind, Choices choices);
 
-// One move by meaning: an extent to the edge of a tile, a mask of another kind, two extents exchanged, a value at the edge of its dtype, a feature
-// on or off. The result is a case of the same kind that check_case() accepts, and affordable.
+// One move by meaning: an extent to the edge of a tile, a mask of another kind, two extents
+// exchanged, a value at the edge of its dtype, a feature on or off. The result is a case of the
+// same kind that check_case() accepts, and affordable.
 Case move_case(const Case& c, CaseKind kind, Choices choices);
 // Each field from one or the other, as far as they go together.
 Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices choices);
@@ -50,7 +54,8 @@ Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices choices);
 // Whether a fuzzer may spend its time on it: a few milliseconds.
 bool affordable(const Case& c);
 
-// The case that an input of a fuzzer stands for: the line that it is, if it is one of this kind that is affordable, else what its bytes draw.
+// The case that an input of a fuzzer stands for: the line that it is, if it is one of this kind
+// that is affordable, else what its bytes draw.
 Case case_of_bytes(CaseKind kind, std::span<const unsigned char> bytes);
 
 CaseKind kind_of(const Case& c);

@@ -23,7 +23,7 @@ void add_step(std::vector<Case>& steps, const Case& c, const Change& change) {
 std::vector<Case> smaller_products(const Case& c) {
   std::vector<Case> steps;
   const auto step = [&](const auto& change) { add_step(steps, c, change); };
-  for (Index ProductSpec::*extent : {&ProductSpec::m, &ProductSpec::n, &ProductSpec::k}) {
+  for (Index ProductSpec::* extent : {&ProductSpec::m, &ProductSpec::n, &ProductSpec::k}) {
     const Index now = c.product.*extent;
     for (Index target : {Index{1}, now / 2, now - 4, now - 1})
       if (target >= 1 && target < now)
@@ -53,7 +53,8 @@ std::vector<Case> smaller_products(const Case& c) {
   step([&](Case& n) { n.seed = 1; });
   // Families that are plainer than others: only in this direction, or shrinking would not end.
   std::erase_if(steps, [&](const Case& n) {
-    return (c.values == Values::ones && n.values != Values::ones) || (c.product.weights == Weights::ramp && n.product.weights != Weights::ramp) ||
+    return (c.values == Values::ones && n.values != Values::ones) ||
+           (c.product.weights == Weights::ramp && n.product.weights != Weights::ramp) ||
            (c.product.group && *c.product.group == 8 && n.product.group != c.product.group);
   });
   return steps;
@@ -63,7 +64,9 @@ std::vector<Case> smaller_products(const Case& c) {
 
 void fit_lists(Case& c) {
   if (c.operation == Operation::product) {
-    std::erase_if(c.pokes, [&](const Poke& p) { return p.position[2] >= c.product.m || p.position[3] >= c.product.k; });
+    std::erase_if(c.pokes, [&](const Poke& p) {
+      return p.position[2] >= c.product.m || p.position[3] >= c.product.k;
+    });
     return;
   }
   const AttentionShape& s = c.shape;
@@ -73,9 +76,13 @@ void fit_lists(Case& c) {
   }
   std::erase_if(c.pokes, [&](const Poke& p) {
     const bool of_queries = p.tensor == 'q' || p.tensor == 'm' || p.tensor == 'g';
-    const Index rows = of_queries ? s.rows : s.keys, heads = of_queries ? s.query_heads : s.kv_heads;
-    const Index columns = p.tensor == 'm' ? s.keys : p.tensor == 'v' || p.tensor == 'g' ? s.value_dim : s.dim;
-    return p.position[0] >= s.batch || p.position[1] >= heads || p.position[2] >= rows || p.position[3] >= columns;
+    const Index rows = of_queries ? s.rows : s.keys,
+                heads = of_queries ? s.query_heads : s.kv_heads;
+    const Index columns = p.tensor == 'm'                      ? s.keys
+                          : p.tensor == 'v' || p.tensor == 'g' ? s.value_dim
+                                                               : s.dim;
+    return p.position[0] >= s.batch || p.position[1] >= heads || p.position[2] >= rows ||
+           p.position[3] >= columns;
   });
 }
 
@@ -85,8 +92,9 @@ std::vector<Case> smaller(const Case& c) {
   const auto step = [&](const auto& change) { add_step(steps, c, change); };
   const Case plain;
   // Extents: all the way, half, one less.
-  for (Index AttentionShape::*extent :
-       {&AttentionShape::batch, &AttentionShape::rows, &AttentionShape::keys, &AttentionShape::dim, &AttentionShape::value_dim}) {
+  for (Index AttentionShape::* extent :
+       {&AttentionShape::batch, &AttentionShape::rows, &AttentionShape::keys, &AttentionShape::dim,
+        &AttentionShape::value_dim}) {
     const Index now = c.shape.*extent;
     for (Index target : {Index{1}, now / 2, now - 1})
       if (target >= 1 && target < now)
@@ -151,7 +159,8 @@ std::vector<Case> smaller(const Case& c) {
   return steps;
 }
 
-Case shrink(Case failing, const std::function<bool(const Case&)>& fails, const std::function<bool()>& keep_going) {
+Case shrink(Case failing, const std::function<bool(const Case&)>& fails,
+            const std::function<bool()>& keep_going) {
   for (bool moved = true; moved && keep_going();) {
     moved = false;
     for (Case& next : smaller(failing)) {

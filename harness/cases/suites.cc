@@ -15,10 +15,12 @@ namespace {
 // One way that a feature can be.
 struct Level {
   // Fields of a case line, which are its name too. None: the feature is as in any other case.
-  Level(const char* fields)  // NOLINT(google-explicit-constructor): lists of levels are lists of texts
+  Level(const char*
+            fields)  // NOLINT(google-explicit-constructor): lists of levels are lists of texts
       : name(fields), change([fields](Case& c) { set_fields(c, fields); }) {}
   // What no text can say, because it depends on the rest of the case.
-  Level(std::string named, std::function<void(Case&)> how) : name(std::move(named)), change(std::move(how)) {}
+  Level(std::string named, std::function<void(Case&)> how)
+      : name(std::move(named)), change(std::move(how)) {}
 
   std::string name;
   std::function<void(Case&)> change;
@@ -64,15 +66,18 @@ std::size_t level_named(const Factor& factor, std::string_view name) {
 }
 
 // Only these levels stay, in this order.
-void keep_levels(std::vector<Factor>& factors, std::string_view name, std::initializer_list<std::string_view> names) {
+void keep_levels(std::vector<Factor>& factors, std::string_view name,
+                 std::initializer_list<std::string_view> names) {
   Factor& factor = factor_named(factors, name);
   std::vector<Level> kept;
-  for (const std::string_view level : names) kept.push_back(factor.levels[level_named(factor, level)]);
+  for (const std::string_view level : names)
+    kept.push_back(factor.levels[level_named(factor, level)]);
   factor.levels = std::move(kept);
 }
 
 void leave_out(std::vector<Factor>& factors, std::initializer_list<std::string_view> names) {
-  std::erase_if(factors, [&](const Factor& f) { return std::ranges::find(names, f.name) != names.end(); });
+  std::erase_if(factors,
+                [&](const Factor& f) { return std::ranges::find(names, f.name) != names.end(); });
 }
 
 void set_shape(Case& c, Index b, Index hq, Index hkv) {
@@ -85,7 +90,8 @@ void set_shape(Case& c, Index b, Index hq, Index hkv) {
 std::vector<Index> ragged(const Case& c, std::initializer_list<double> fractions) {
   std::vector<Index> list;
   for (double f : fractions)
-    if (static_cast<Index>(list.size()) < c.shape.batch) list.push_back(static_cast<Index>(f * static_cast<double>(c.shape.keys)));
+    if (static_cast<Index>(list.size()) < c.shape.batch)
+      list.push_back(static_cast<Index>(f * static_cast<double>(c.shape.keys)));
   return list;
 }
 
@@ -100,7 +106,10 @@ std::vector<Factor> forward_factors() {
   return {
       {"heads", {"b=1 h=1", "b=2 h=6/2", "b=3 h=5", "b=2 h=3/1"}, true},
       // Pairwise different, odd, on both sides of the tiles of 64 and 128 keys and of 96 rows.
-      {"lengths", {"l=37x53", "l=1x131", "l=97x64", "l=130x257", "l=5x2", "l=2x5", "l=63x128", "l=41x383", "l=12x191"}, true},
+      {"lengths",
+       {"l=37x53", "l=1x131", "l=97x64", "l=130x257", "l=5x2", "l=2x5", "l=63x128", "l=41x383",
+        "l=12x191"},
+       true},
       {"dims", {"d=64", "d=40/72", "d=128/96", "d=17/33", "d=1/3", "d=80/48", "d=192/128"}, true},
       {"dtype", {"dtype=f32", "dtype=f16", "dtype=bf16", "dtype=bf16 out=f32"}, true},
       {"causal", {"", "causal", "causal offset=end", "causal offset=-3"}, true},
@@ -110,11 +119,16 @@ std::vector<Factor> forward_factors() {
         {"lengths", [](Case& c) { c.lengths = ragged(c, {0.6, 1, 0.31}); }},
         {"starts", [](Case& c) { c.starts = ragged(c, {0.4, 0, 0.8}); }},
         {"lengths and starts",
-         [](Case& c) { c.lengths = ragged(c, {0.9, 0.7, 0}), c.starts = ragged(c, {0.2, 0.5, 0}); }}},
+         [](Case& c) {
+           c.lengths = ragged(c, {0.9, 0.7, 0}), c.starts = ragged(c, {0.2, 0.5, 0});
+         }}},
        true},
-      {"boolean", {"", "bool=random", "bool=empty-rows@ij", "bool=tiles@bij", "bool=random@bj"}, true},
+      {"boolean",
+       {"", "bool=random", "bool=empty-rows@ij", "bool=tiles@bij", "bool=random@bj"},
+       true},
       {"bias",
-       {"", "bias=normal", "bias=minus-infinity@hij", "bias=minimum", "bias=minimum-rows finite-min-masks", "bias=large@ij"},
+       {"", "bias=normal", "bias=minus-infinity@hij", "bias=minimum",
+        "bias=minimum-rows finite-min-masks", "bias=large@ij"},
        true},
       {"hidden", {"", "hidden=nan", "hidden=inf", "hidden=huge"}, true},
       {"alibi", {"", "alibi"}, false},
@@ -124,8 +138,10 @@ std::vector<Factor> forward_factors() {
       {"dropout", {"", "", "dropout=0.3:11"}, false},
       {"scale", {"", "", "scale=0.25"}, false},
       {"layout",
-       {"", "layout=bshd", "layout=q:packed,k:packed,v:packed", "layout=q:padded,k:strided,v:reversed,o:padded",
-        "layout=q:strided,k:shared-head,v:padded,o:reversed", "layout=q:reversed,k:padded,v:shared-batch,o:strided"},
+       {"", "layout=bshd", "layout=q:packed,k:packed,v:packed",
+        "layout=q:padded,k:strided,v:reversed,o:padded",
+        "layout=q:strided,k:shared-head,v:padded,o:reversed",
+        "layout=q:reversed,k:padded,v:shared-batch,o:strided"},
        false},
       {"threads", {"", "threads=2"}, false},
       {"scores", every<Scores>([](Case& c) -> Scores& { return c.scores; }), false},
@@ -133,14 +149,17 @@ std::vector<Factor> forward_factors() {
   };
 }
 
-CoveringPlan plan_of(const std::vector<Factor>& factors, int structural_strength, const std::vector<Exclusion>& exclusions = {}) {
+CoveringPlan plan_of(const std::vector<Factor>& factors, int structural_strength,
+                     const std::vector<Exclusion>& exclusions = {}) {
   CoveringPlan plan;
   for (const Exclusion& e : exclusions) {
     plan.excluded.emplace_back();
     for (const auto& [name, level] : e.levels) {
       const auto factor = std::ranges::find(factors, name, &Factor::name);
-      if (factor == factors.end()) throw std::logic_error(fmt::format("no factor is named {}", name));
-      plan.excluded.back().emplace_back(static_cast<int>(factor - factors.begin()), static_cast<int>(level_named(*factor, level)));
+      if (factor == factors.end())
+        throw std::logic_error(fmt::format("no factor is named {}", name));
+      plan.excluded.back().emplace_back(static_cast<int>(factor - factors.begin()),
+                                        static_cast<int>(level_named(*factor, level)));
     }
   }
   std::vector<int> everything, structural;
@@ -155,7 +174,8 @@ CoveringPlan plan_of(const std::vector<Factor>& factors, int structural_strength
   return plan;
 }
 
-std::vector<Case> cover(const std::vector<Factor>& factors, const CoveringPlan& plan, std::uint64_t array_seed, std::uint64_t seed) {
+std::vector<Case> cover(const std::vector<Factor>& factors, const CoveringPlan& plan,
+                        std::uint64_t array_seed, std::uint64_t seed) {
   std::vector<Case> cases;
   // The array's own seed is not the suite's: a suite has the same shapes under every --seed.
   for (const std::vector<int>& row : covering_array(plan, array_seed)) {
@@ -168,33 +188,46 @@ std::vector<Case> cover(const std::vector<Factor>& factors, const CoveringPlan& 
   return cases;
 }
 
-std::vector<Case> cover(const std::vector<Factor>& factors, int structural_strength, std::uint64_t array_seed, std::uint64_t seed) {
+std::vector<Case> cover(const std::vector<Factor>& factors, int structural_strength,
+                        std::uint64_t array_seed, std::uint64_t seed) {
   return cover(factors, plan_of(factors, structural_strength), array_seed, seed);
 }
 
-// A few families stand for all: those in which a maximum moves, a sum cancels or the answer is known exactly.
+// A few families stand for all: those in which a maximum moves, a sum cancels or the answer is
+// known exactly.
 Suite smoke(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
-  keep_levels(factors, "scores", {"normal", "negative", "growing", "tile-peaks", "subset", "gather"});
-  keep_levels(factors, "values", {"normal", "cancel", "one-hot", "ones", "head-number", "integers"});
+  keep_levels(factors, "scores",
+              {"normal", "negative", "growing", "tile-peaks", "subset", "gather"});
+  keep_levels(factors, "values",
+              {"normal", "cancel", "one-hot", "ones", "head-number", "integers"});
   return {"smoke", "every pair of features once", {}, cover(factors, 2, 20261, seed)};
 }
 
-// Where a new kernel begins: shapes, dtypes, causality, and every family of inputs, without any other mask.
+// Where a new kernel begins: shapes, dtypes, causality, and every family of inputs, without any
+// other mask.
 Suite plain(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
-  leave_out(factors, {"window", "padding", "boolean", "bias", "hidden", "alibi", "softcap", "sink", "documents", "dropout", "layout", "threads"});
-  return {"plain", "shapes, dtypes, causality and every family of inputs", {}, cover(factors, 2, 20266, seed)};
+  leave_out(factors, {"window", "padding", "boolean", "bias", "hidden", "alibi", "softcap", "sink",
+                      "documents", "dropout", "layout", "threads"});
+  return {"plain",
+          "shapes, dtypes, causality and every family of inputs",
+          {},
+          cover(factors, 2, 20266, seed)};
 }
 
 Suite standard(std::uint64_t seed) {
-  Suite suite{
-      "standard", "every pair of features and input families and every triple of structural features, twice over, and lanes of every kind of tile", {}, {}};
+  Suite suite{"standard",
+              "every pair of features and input families and every triple of structural features, "
+              "twice over, and lanes of every kind of tile",
+              {},
+              {}};
   // Two arrays: each combination meets in two different surroundings.
   for (std::uint64_t array_seed : {20261, 20262})
-    for (Case& c : cover(forward_factors(), 3, array_seed, seed + 10000 * (array_seed - 20261))) suite.cases.push_back(std::move(c));
-  // What arrays over features leave open of the adequacy of the suite: rows whose every lane has a weight that
-  // shows, in each kind of tile, for each dtype and tile width.
+    for (Case& c : cover(forward_factors(), 3, array_seed, seed + 10000 * (array_seed - 20261)))
+      suite.cases.push_back(std::move(c));
+  // What arrays over features leave open of the adequacy of the suite: rows whose every lane has a
+  // weight that shows, in each kind of tile, for each dtype and tile width.
   std::uint64_t k = 0;
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
     for (Index dim : {64, 128}) {
@@ -214,9 +247,12 @@ Suite standard(std::uint64_t seed) {
         }
     }
   // Offsets beyond 32 bits, each tensor alone and all together.
-  for (const char* line : {"attention b=2 h=6/2 l=37x53 d=40/72 causal layout=distant", "attention b=1 h=2/1 l=97x131 d=64 dtype=bf16 layout=k:distant",
-                           "attention b=2 h=3 l=12x191 d=17/33 dtype=f16 lengths=150,60 hidden=nan layout=v:distant",
-                           "attention b=1 h=4/2 l=130x64 d=80/48 window=16,0 layout=o:distant,q:distant", "attention b=2 h=2/1 l=3x1024 d=64 layout=k:distant,v:distant"}) {
+  for (const char* line :
+       {"attention b=2 h=6/2 l=37x53 d=40/72 causal layout=distant",
+        "attention b=1 h=2/1 l=97x131 d=64 dtype=bf16 layout=k:distant",
+        "attention b=2 h=3 l=12x191 d=17/33 dtype=f16 lengths=150,60 hidden=nan layout=v:distant",
+        "attention b=1 h=4/2 l=130x64 d=80/48 window=16,0 layout=o:distant,q:distant",
+        "attention b=2 h=2/1 l=3x1024 d=64 layout=k:distant,v:distant"}) {
     Case c = parse_case(line);
     c.seed = seed + 7000 + k++;
     suite.cases.push_back(std::move(c));
@@ -224,16 +260,20 @@ Suite standard(std::uint64_t seed) {
   return suite;
 }
 
-// Gradients: the features of the forward pass and families of dO. Tiles of rows and of keys are 96 wide, splits one to six tiles.
+// Gradients: the features of the forward pass and families of dO. Tiles of rows and of keys are 96
+// wide, splits one to six tiles.
 Suite backward(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
-  factors.push_back({"gradient",
-                     every<Values>([](Case& c) -> Values& {
+  factors.push_back({"gradient", every<Values>([](Case& c) -> Values& {
                        c.operation = Operation::backward;
                        return c.gradient;
                      }),
                      false});
-  Suite suite{"backward", "gradients: every pair of features and input families, every triple of structural features", {}, cover(factors, 3, 20263, seed)};
+  Suite suite{
+      "backward",
+      "gradients: every pair of features and input families, every triple of structural features",
+      {},
+      cover(factors, 3, 20263, seed)};
   // Several splits of keys and tiles of rows, one short of a tile and one beyond.
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
     for (Index dim : {64, 128, 256})
@@ -250,7 +290,9 @@ Suite backward(std::uint64_t seed) {
         c.seed = seed + suite.cases.size();
         suite.cases.push_back(c);
       }
-  for (const char* line : {"backward b=2 h=6/2 l=37x53 d=40/72 causal layout=distant", "backward b=1 h=2 l=130x97 d=64 dtype=bf16 layout=k:distant,v:distant"}) {
+  for (const char* line :
+       {"backward b=2 h=6/2 l=37x53 d=40/72 causal layout=distant",
+        "backward b=1 h=2 l=130x97 d=64 dtype=bf16 layout=k:distant,v:distant"}) {
     Case c = parse_case(line);
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
@@ -261,17 +303,20 @@ Suite backward(std::uint64_t seed) {
 // Few rows against many keys: each split of 512 keys is computed for itself and merged.
 Suite decode(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
-  set_levels(factors, "lengths", {"l=1x1537", "l=1x511", "l=3x1024", "l=2x513", "l=5x2049", "l=8x700", "l=1x3000"});
+  set_levels(factors, "lengths",
+             {"l=1x1537", "l=1x511", "l=3x1024", "l=2x513", "l=5x2049", "l=8x700", "l=1x3000"});
   set_levels(factors, "padding",
              {"",
               {"lengths", [](Case& c) { c.lengths = ragged(c, {0.6, 1, 0.31}); }},
               {"starts", [](Case& c) { c.starts = ragged(c, {0.9, 0, 0.4}); }},
-              {"lengths and starts",
-               [](Case& c) { c.lengths = ragged(c, {0.9, 0.34, 0}), c.starts = ragged(c, {0.7, 0.3, 0}); }}});
+              {"lengths and starts", [](Case& c) {
+                 c.lengths = ragged(c, {0.9, 0.34, 0}), c.starts = ragged(c, {0.7, 0.3, 0});
+               }}});
   set_levels(factors, "causal", {"", "causal offset=end", "causal offset=600"});
   set_levels(factors, "window", {"", "window=530,0", "window=5,9", "window=-1,3"});
   Suite suite{"decode",
-              "few rows against many keys: every pair of features and input families, every triple of structural features",
+              "few rows against many keys: every pair of features and input families, every triple "
+              "of structural features",
               {},
               cover(factors, 3, 20264, seed)};
   return suite;
@@ -300,135 +345,193 @@ Level chunks(const char* fields) {
 }
 // Layouts of tensors that a cache takes token by token.
 std::vector<Level> layouts_of_tokens() {
-  return {"", "layout=bshd", "layout=q:packed,k:packed,v:packed", "layout=q:padded,k:strided,v:reversed"};
+  return {"", "layout=bshd", "layout=q:packed,k:packed,v:packed",
+          "layout=q:padded,k:strided,v:reversed"};
 }
 
 // Keys and values by way of a cache.
 Suite caches(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
   set_levels(factors, "lengths",
-             {"l=37x53 offset=end", "l=1x131 offset=end", "l=64 offset=end", "l=5x257 offset=end", "l=130 offset=end", "l=9x600 offset=end",
-              "l=1 offset=end"});
+             {"l=37x53 offset=end", "l=1x131 offset=end", "l=64 offset=end", "l=5x257 offset=end",
+              "l=130 offset=end", "l=9x600 offset=end", "l=1 offset=end"});
   set_levels(factors, "causal", {"causal", ""});
   // Eviction drops a prefix; lengths are the cache's own.
-  set_levels(factors, "padding", {"", {"starts", [](Case& c) { c.starts = evicted(c, {0.7, 0, 0.3}); }}});
+  set_levels(factors, "padding",
+             {"", {"starts", [](Case& c) { c.starts = evicted(c, {0.7, 0, 0.3}); }}});
   set_levels(factors, "layout", layouts_of_tokens());
   factors.push_back({"cache",
-                     {"cache=contiguous", "cache=paged:1", "cache=paged:16", "cache=paged:7", latent(16, 32, 8), latent(5, 130, 16)},
+                     {"cache=contiguous", "cache=paged:1", "cache=paged:16", "cache=paged:7",
+                      latent(16, 32, 8), latent(5, 130, 16)},
                      true});
-  factors.push_back({"store",
-                     {"", "store=f32", "store=f16", "store=bf16", "store=f8e4m3", "store=f8e4m3/32", "store=f8e5m2/16",
-                      stored_as_f4("store=f4e2m1/16"), stored_as_f4("store=f4e2m1")},
-                     true});
-  factors.push_back({"chunks", {"", chunks("chunks=1"), chunks("chunks=5,1"), chunks("chunks=17,30")}, true});
+  factors.push_back(
+      {"store",
+       {"", "store=f32", "store=f16", "store=bf16", "store=f8e4m3", "store=f8e4m3/32",
+        "store=f8e5m2/16", stored_as_f4("store=f4e2m1/16"), stored_as_f4("store=f4e2m1")},
+       true});
+  factors.push_back(
+      {"chunks", {"", chunks("chunks=1"), chunks("chunks=5,1"), chunks("chunks=17,30")}, true});
   Suite suite{"caches",
-              "prefill in chunks and decode through caches of every kind and dtype: every pair of features, every triple of structural ones",
+              "prefill in chunks and decode through caches of every kind and dtype: every pair of "
+              "features, every triple of structural ones",
               {},
               cover(factors, 3, 20265, seed)};
   // Cross attention: no mask hides the slots behind the last token of an open page.
-  for (const char* cache : {"contiguous", "paged:16", "paged:16 store=f8e4m3/16", "paged:7 store=f4e2m1", "latent:16:32+8", "latent:5:130+16 store=f8e5m2"}) {
-    Case c = parse_case(fmt::format("attention b=2 h=6/2 l=5x50 d=40/24 offset=end cache={}", cache));
+  for (const char* cache :
+       {"contiguous", "paged:16", "paged:16 store=f8e4m3/16", "paged:7 store=f4e2m1",
+        "latent:16:32+8", "latent:5:130+16 store=f8e5m2"}) {
+    Case c =
+        parse_case(fmt::format("attention b=2 h=6/2 l=5x50 d=40/24 offset=end cache={}", cache));
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   }
   // What is stored must not round up to 2^128. The scores stay small.
   for (const char* store : {"f8e4m3", "f8e5m2/16", "f4e2m1/16"}) {
-    Case c = parse_case(fmt::format("attention b=1 h=2/1 l=3x20 d=24/16 offset=end scores=subnormal poke=k:0:0:3:5=-3.4028235e38 cache=paged:7 store={}", store));
+    Case c =
+        parse_case(fmt::format("attention b=1 h=2/1 l=3x20 d=24/16 offset=end scores=subnormal "
+                               "poke=k:0:0:3:5=-3.4028235e38 cache=paged:7 store={}",
+                               store));
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   }
   return suite;
 }
 
-// Every way that keys take to a row, and what may go wrong on the way: tensors and caches of each kind and dtype, one call and several, one split of the keys
-// and several, with every mask and feature, all in triples.
+// Every way that keys take to a row, and what may go wrong on the way: tensors and caches of each
+// kind and dtype, one call and several, one split of the keys and several, with every mask and
+// feature, all in triples.
 Suite paths(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
-  leave_out(factors, {"lengths", "padding", "boolean", "bias", "hidden", "documents", "dropout", "scale"});
-  for (Factor& f : factors) f.structural = f.name != "scores" && f.name != "values" && f.name != "threads";
+  leave_out(factors,
+            {"lengths", "padding", "boolean", "bias", "hidden", "documents", "dropout", "scale"});
+  for (Factor& f : factors)
+    f.structural = f.name != "scores" && f.name != "values" && f.name != "threads";
   keep_levels(factors, "heads", {"b=1 h=1", "b=2 h=6/2", "b=2 h=3/1"});
   keep_levels(factors, "dims", {"d=64", "d=40/72", "d=128/96"});
   keep_levels(factors, "causal", {"", "causal offset=end"});
   keep_levels(factors, "softcap", {"", "softcap=50"});
   keep_levels(factors, "sink", {"", "sink=0.5"});
-  // Every triple is to be judged by its bound; sums of numbers at the end of their dtype may be judged by nothing. Other suites have them.
+  // Every triple is to be judged by its bound; sums of numbers at the end of their dtype may be
+  // judged by nothing. Other suites have them.
   for (const char* name : {"scores", "values"})
-    std::erase_if(factor_named(factors, name).levels, [](const Level& l) { return l.name == "near-overflow"; });
+    std::erase_if(factor_named(factors, name).levels,
+                  [](const Level& l) { return l.name == "near-overflow"; });
   set_levels(factors, "window", {"", "window=16,0", "window=600,0", "window=5,9"});
   set_levels(factors, "layout", layouts_of_tokens());
   // Splits are of 512 keys; the last one has one or two tiles, whole, less a key, or a key more.
   auto splits = [](Index n) {
-    return Level(fmt::format("{} splits", n), [=](Case& c) { c.shape.keys = 512 * (n - 1), c.offset.kind = OffsetSpec::Kind::end; });
+    return Level(fmt::format("{} splits", n), [=](Case& c) {
+      c.shape.keys = 512 * (n - 1), c.offset.kind = OffsetSpec::Kind::end;
+    });
   };
-  auto tail = [](Index n) { return Level(fmt::format("{} keys in the last", n), [=](Case& c) { c.shape.keys += n; }); };
-  auto call = [](Index rows) { return Level(fmt::format("{} rows", rows), [=](Case& c) { c.shape.rows = rows; }); };
-  const Level many_calls{"37 rows in chunks", [](Case& c) { c.shape.rows = 37, c.cache.chunks = {17, 1}; }};
+  auto tail = [](Index n) {
+    return Level(fmt::format("{} keys in the last", n), [=](Case& c) { c.shape.keys += n; });
+  };
+  auto call = [](Index rows) {
+    return Level(fmt::format("{} rows", rows), [=](Case& c) { c.shape.rows = rows; });
+  };
+  const Level many_calls{"37 rows in chunks",
+                         [](Case& c) { c.shape.rows = 37, c.cache.chunks = {17, 1}; }};
   auto at_front = [&](Factor f) { factors.insert(factors.begin(), std::move(f)); };
   at_front({"tail", {tail(128), tail(127), tail(129)}, true});
   at_front({"splits", {splits(1), splits(2), splits(3)}, true});
   at_front({"calls", {call(37), call(1), call(5), many_calls}, true});
-  factors.push_back({"mask",
-                     {"", "bool=random", "bias=minus-infinity",
-                      {"lengths", [](Case& c) { c.lengths = ragged(c, {0.6, 1}), c.hidden = Hidden::nan; }},
-                      {"starts", [](Case& c) { c.starts = evicted(c, {0.7, 0.1}), c.hidden = Hidden::nan; }},
-                      {"documents",
-                       [](Case& c) {
-                         // Rows count from the first document on, and stand at the end of the keys.
-                         c.documents = c.shape.rows > 5 ? std::vector<Index>{3, c.shape.keys - 12} : std::vector<Index>{c.shape.keys - 9};
-                       }}},
+  factors.push_back(
+      {"mask",
+       {"",
+        "bool=random",
+        "bias=minus-infinity",
+        {"lengths", [](Case& c) { c.lengths = ragged(c, {0.6, 1}), c.hidden = Hidden::nan; }},
+        {"starts", [](Case& c) { c.starts = evicted(c, {0.7, 0.1}), c.hidden = Hidden::nan; }},
+        {"documents",
+         [](Case& c) {
+           // Rows count from the first document on, and stand at the end of the keys.
+           c.documents = c.shape.rows > 5 ? std::vector<Index>{3, c.shape.keys - 12}
+                                          : std::vector<Index>{c.shape.keys - 9};
+         }}},
+       true});
+  factors.push_back({"path",
+                     {"", "cache=contiguous", "cache=paged:16", "cache=paged:5", latent(16, 32, 8)},
                      true});
-  factors.push_back({"path", {"", "cache=contiguous", "cache=paged:16", "cache=paged:5", latent(16, 32, 8)}, true});
-  factors.push_back({"store", {"", "store=bf16", "store=f8e4m3", "store=f8e5m2/16", stored_as_f4("store=f4e2m1/16")}, true});
+  factors.push_back(
+      {"store",
+       {"", "store=bf16", "store=f8e4m3", "store=f8e5m2/16", stored_as_f4("store=f4e2m1/16")},
+       true});
   // What needs a cache goes with no tensors, hence not with lengths either.
-  std::vector<Exclusion> exclusions = {
-      {"tensors in chunks: they are read by one call", {{"path", ""}, {"calls", "37 rows in chunks"}}}};
-  const auto exclude_all_but_first = [&](std::string_view why, std::string_view factor, std::pair<std::string_view, std::string_view> other) {
+  std::vector<Exclusion> exclusions = {{"tensors in chunks: they are read by one call",
+                                        {{"path", ""}, {"calls", "37 rows in chunks"}}}};
+  const auto exclude_all_but_first = [&](std::string_view why, std::string_view factor,
+                                         std::pair<std::string_view, std::string_view> other) {
     const std::vector<Level>& levels = factor_named(factors, factor).levels;
-    for (std::size_t l = 1; l < levels.size(); ++l) exclusions.push_back({why, {{factor, levels[l].name}, other}});
+    for (std::size_t l = 1; l < levels.size(); ++l)
+      exclusions.push_back({why, {{factor, levels[l].name}, other}});
   };
   exclude_all_but_first("tensors in a cache's dtype: there is no cache", "store", {"path", ""});
   for (const char* window : {"", "window=5,9"})
-    exclusions.push_back({"chunks without causality or window=...,0: a row of an early call cannot see keys of a later one",
-                          {{"calls", "37 rows in chunks"}, {"causal", ""}, {"window", window}}});
+    exclusions.push_back(
+        {"chunks without causality or window=...,0: a row of an early call cannot see keys of a "
+         "later one",
+         {{"calls", "37 rows in chunks"}, {"causal", ""}, {"window", window}}});
   const char* own_lengths = "lengths with a cache, its chunks or its dtypes: it has its own";
   exclusions.push_back({own_lengths, {{"calls", "37 rows in chunks"}, {"mask", "lengths"}}});
-  for (const char* factor : {"path", "store"}) exclude_all_but_first(own_lengths, factor, {"mask", "lengths"});
+  for (const char* factor : {"path", "store"})
+    exclude_all_but_first(own_lengths, factor, {"mask", "lengths"});
   const CoveringPlan plan = plan_of(factors, 3, exclusions);
-  Suite suite{"paths", "every path of the keys with every mask, feature, layout and dtype: every triple", {}, cover(factors, plan, 20267, seed)};
+  Suite suite{"paths",
+              "every path of the keys with every mask, feature, layout and dtype: every triple",
+              {},
+              cover(factors, plan, 20267, seed)};
   const Combinations count = count_combinations(plan);
-  suite.notes.push_back(fmt::format("{} of {} pairs and triples cannot be:", count.excluded, count.all));
+  suite.notes.push_back(
+      fmt::format("{} of {} pairs and triples cannot be:", count.excluded, count.all));
   for (const Exclusion& e : exclusions)
-    if (std::string note = fmt::format("  {}", e.why); suite.notes.back() != note) suite.notes.push_back(std::move(note));
+    if (std::string note = fmt::format("  {}", e.why); suite.notes.back() != note)
+      suite.notes.push_back(std::move(note));
   return suite;
 }
 
 Suite padding(std::uint64_t seed) {
-  Suite suite{"padding", "left, right and mixed padding, with and without causality, as intervals, boolean and additive masks", {}, {}};
+  Suite suite{"padding",
+              "left, right and mixed padding, with and without causality, as intervals, boolean "
+              "and additive masks",
+              {},
+              {}};
   auto add = [&](const std::string& line) {
     Case c = parse_case(line);
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   };
-  // Two sequences, nine and two tokens long, left-padded to eleven: positions 0 to 8 of the second are padding.
-  // One-hot V reads off which keys each row attended; row 9 of the second must see key 9 alone.
+  // Two sequences, nine and two tokens long, left-padded to eleven: positions 0 to 8 of the second
+  // are padding. One-hot V reads off which keys each row attended; row 9 of the second must see key
+  // 9 alone.
   for (const char* dtype : {"f32", "f16", "bf16"})
     for (const char* causal : {" causal", ""})
-      for (const char* rest : {" starts=2,9", " starts=2,9 hidden=nan", " starts=2,9 values=one-hot", " starts=2,9 values=one-hot hidden=inf",
-                               " starts=2,9 scores=negative", " starts=2,9 bool=future@ij"})
+      for (const char* rest :
+           {" starts=2,9", " starts=2,9 hidden=nan", " starts=2,9 values=one-hot",
+            " starts=2,9 values=one-hot hidden=inf", " starts=2,9 scores=negative",
+            " starts=2,9 bool=future@ij"})
         add(fmt::format("attention b=2 h=2 l=11 d=16 dtype={}{}{}", dtype, causal, rest));
   for (const char* causal : {"", " causal", " causal offset=end", " causal offset=lengths"})
     for (const char* where :
-         {" lengths=90,150,1", " starts=70,0,149", " lengths=120,150,64 starts=30,149,0", " lengths=0,150,150", " lengths=64,128,127 starts=64,0,1"})
-      for (const char* rest : {"", " hidden=nan", " hidden=huge scores=negative", " bool=empty-rows@bij scores=growing", " bias=minimum-rows finite-min-masks",
-                               " values=one-hot dtype=bf16 out=f32"}) {
-        if (std::string_view(causal) == " causal offset=lengths" && std::string_view(where).find("lengths") == std::string_view::npos) continue;
+         {" lengths=90,150,1", " starts=70,0,149", " lengths=120,150,64 starts=30,149,0",
+          " lengths=0,150,150", " lengths=64,128,127 starts=64,0,1"})
+      for (const char* rest :
+           {"", " hidden=nan", " hidden=huge scores=negative",
+            " bool=empty-rows@bij scores=growing", " bias=minimum-rows finite-min-masks",
+            " values=one-hot dtype=bf16 out=f32"}) {
+        if (std::string_view(causal) == " causal offset=lengths" &&
+            std::string_view(where).find("lengths") == std::string_view::npos)
+          continue;
         add(fmt::format("attention b=3 h=4/2 l=77x150 d=40/24{}{}{}", causal, where, rest));
       }
   return suite;
 }
 
 Suite models(std::uint64_t seed) {
-  Suite suite{"models", "the attention of real models: prefill, prefill in chunks and decode through a cache", {}, {}};
+  Suite suite{"models",
+              "the attention of real models: prefill, prefill in chunks and decode through a cache",
+              {},
+              {}};
   struct Model {
     const char* name;
     const char* line;  // without b, l and dtype
@@ -441,37 +544,51 @@ Suite models(std::uint64_t seed) {
       {"BERT base", "h=12 d=64 lengths=$k", 512, 512, "f32", ""},
       {"Llama 3 8B", "h=32/8 d=128 causal", 8192, 8192, "bf16", "cache=paged:16"},
       {"Mistral 7B", "h=32/8 d=128 causal window=4095,0", 8192, 8192, "bf16", "cache=paged:16"},
-      {"Gemma 2 9B, local", "h=16/8 d=256 causal softcap=50 window=4095,0 scale=0.0625", 8192, 8192, "bf16", "cache=paged:16 store=f8e4m3"},
-      {"Gemma 2 9B, global", "h=16/8 d=256 causal softcap=50 scale=0.0625", 8192, 8192, "bf16", "cache=paged:16 store=f8e4m3"},
+      {"Gemma 2 9B, local", "h=16/8 d=256 causal softcap=50 window=4095,0 scale=0.0625", 8192, 8192,
+       "bf16", "cache=paged:16 store=f8e4m3"},
+      {"Gemma 2 9B, global", "h=16/8 d=256 causal softcap=50 scale=0.0625", 8192, 8192, "bf16",
+       "cache=paged:16 store=f8e4m3"},
       {"DeepSeek V3", "h=128 d=192/128 causal", 4096, 4096, "bf16", "cache=latent:64:512+64"},
       {"Whisper large, cross attention", "h=20 d=64", 448, 1500, "f16", ""},
       {"diffusion at 4,096 tokens", "h=8 d=40", 4096, 4096, "f16", ""},
   };
   std::uint64_t k = 0;
   for (const Model& m : table) {
-    // Multiply-adds of a head grow with rows * keys; this budget keeps the whole suite near two minutes.
+    // Multiply-adds of a head grow with rows * keys; this budget keeps the whole suite near two
+    // minutes.
     Index rows = m.rows, keys = m.keys, factor = 1;
-    while (rows * keys > Index{1024} * 1024) rows = (rows + 1) / 2, keys = (keys + 1) / 2, factor *= 2;
+    while (rows * keys > Index{1024} * 1024)
+      rows = (rows + 1) / 2, keys = (keys + 1) / 2, factor *= 2;
     std::string line = m.line;
     Index heads = std::stoll(line.substr(line.find("h=") + 2)), judged_rows = 48;
-    if (const auto at = line.find("$k"); at != std::string::npos) line.replace(at, 2, fmt::format("{}", keys * 3 / 4));
-    if (const auto at = line.find("window="); at != std::string::npos) line.replace(at, line.find(',', at) - at, fmt::format("window={}", 4096 / factor - 1));
-    Case c = parse_case(fmt::format("attention b=1 l={}x{} dtype={} rows={} threads=0 {}", rows, keys, m.dtype, judged_rows, line));
+    if (const auto at = line.find("$k"); at != std::string::npos)
+      line.replace(at, 2, fmt::format("{}", keys * 3 / 4));
+    if (const auto at = line.find("window="); at != std::string::npos)
+      line.replace(at, line.find(',', at) - at, fmt::format("window={}", 4096 / factor - 1));
+    Case c = parse_case(fmt::format("attention b=1 l={}x{} dtype={} rows={} threads=0 {}", rows,
+                                    keys, m.dtype, judged_rows, line));
     c.seed = seed + k++;
     suite.cases.push_back(c);
-    suite.notes.push_back(fmt::format("{}: {} heads, {} x {}{}; {} rows of each head judged", m.name, heads, rows, keys,
-                                      factor > 1 ? fmt::format(" (lengths and window scaled down by {})", factor) : "", judged_rows));
+    suite.notes.push_back(fmt::format(
+        "{}: {} heads, {} x {}{}; {} rows of each head judged", m.name, heads, rows, keys,
+        factor > 1 ? fmt::format(" (lengths and window scaled down by {})", factor) : "",
+        judged_rows));
     if (*m.cache == '\0') continue;
-    // Projected keys and values of every head are kept in f64: the latent cache is scaled down further.
+    // Projected keys and values of every head are kept in f64: the latent cache is scaled down
+    // further.
     const bool latent = std::string_view(m.cache).find("latent") != std::string_view::npos;
     const Index chunked = latent ? 192 : 1024, tokens = latent ? 256 : m.keys;
-    for (const auto& [shape, features] : {std::pair{fmt::format("l={} chunks={},{}", chunked, chunked * 3 / 10, chunked / 5), line},
-                                          {fmt::format("l=1x{} offset=end", tokens), std::string(m.line)}}) {
-      Case cached = parse_case(fmt::format("attention b=1 {} dtype={} rows={} threads=0 {} {}", shape, m.dtype, judged_rows, features, m.cache));
+    for (const auto& [shape, features] :
+         {std::pair{fmt::format("l={} chunks={},{}", chunked, chunked * 3 / 10, chunked / 5), line},
+          {fmt::format("l=1x{} offset=end", tokens), std::string(m.line)}}) {
+      Case cached = parse_case(fmt::format("attention b=1 {} dtype={} rows={} threads=0 {} {}",
+                                           shape, m.dtype, judged_rows, features, m.cache));
       cached.seed = seed + k++;
       suite.cases.push_back(cached);
     }
-    suite.notes.push_back(fmt::format("{}: prefill of {} tokens in chunks and decode at {} tokens through {}", m.name, chunked, tokens, m.cache));
+    suite.notes.push_back(
+        fmt::format("{}: prefill of {} tokens in chunks and decode at {} tokens through {}", m.name,
+                    chunked, tokens, m.cache));
   }
   return suite;
 }
@@ -489,53 +606,83 @@ void fit_product(Case& c) {
   if (p.a_format) {
     c.q_layout = {};
     c.pokes.clear();
-    if (c.values == Values::near_overflow || c.values == Values::subnormal) c.values = Values::normal;
+    if (c.values == Values::near_overflow || c.values == Values::subnormal)
+      c.values = Values::normal;
   }
-  for (Poke& poke : c.pokes) poke.position = {0, 0, std::min(poke.position[2], p.m - 1), std::min(poke.position[3], p.k - 1)};
+  for (Poke& poke : c.pokes)
+    poke.position = {0, 0, std::min(poke.position[2], p.m - 1),
+                     std::min(poke.position[3], p.k - 1)};
 }
 
 Suite products(std::uint64_t seed) {
   auto rows = [](Index m) {
-    return Level(fmt::format("m={}", m), [=](Case& c) { c.operation = Operation::product, c.product.m = m; });
+    return Level(fmt::format("m={}", m),
+                 [=](Case& c) { c.operation = Operation::product, c.product.m = m; });
   };
-  auto group = [](Index g) { return Level(fmt::format("group of {}", g), [=](Case& c) { c.product.group = g; }); };
+  auto group = [](Index g) {
+    return Level(fmt::format("group of {}", g), [=](Case& c) { c.product.group = g; });
+  };
   const std::vector<Factor> factors = {
-      // Every register block and its neighbours, the rows from which panels are decoded first, and two tiles.
-      {"m", {rows(1), rows(2), rows(3), rows(4), rows(5), rows(7), rows(8), rows(9), rows(31), rows(32), rows(33), rows(65)}, true},
+      // Every register block and its neighbours, the rows from which panels are decoded first, and
+      // two tiles.
+      {"m",
+       {rows(1), rows(2), rows(3), rows(4), rows(5), rows(7), rows(8), rows(9), rows(31), rows(32),
+        rows(33), rows(65)},
+       true},
       // Panels of 64 columns.
       {"n", {"n=64", "n=1", "n=63", "n=65", "n=130", "n=24"}, true},
-      // Blocks of 8, groups of 16, 32 and 128, and the depth of 256 up to which a panel is decoded at a time.
+      // Blocks of 8, groups of 16, 32 and 128, and the depth of 256 up to which a panel is decoded
+      // at a time.
       {"k", {"k=128", "k=32", "k=33", "k=7", "k=300", "k=515", "k=96", "k=47"}, true},
       {"dtype", {"dtype=f32", "dtype=f16", "dtype=bf16 out=f32", "dtype=bf16"}, true},
       {"format", every<LowBit>([](Case& c) -> LowBit& { return c.product.format; }), true},
       {"group", {"", group(8), group(32), group(48), group(0), group(64)}, true},
       {"a", {"", "", "", "a=mxfp4", "a=nvfp4", "a=f8e4m3", "a=f8e5m2"}, false},
       {"weights", every<Weights>([](Case& c) -> Weights& { return c.product.weights; }), false},
-      {"scales", every<ScaleFamily>([](Case& c) -> ScaleFamily& { return c.product.scales; }), false},
+      {"scales", every<ScaleFamily>([](Case& c) -> ScaleFamily& { return c.product.scales; }),
+       false},
       {"zeros", {"", "zeros=symmetric", "zeros=edges"}, false},
       {"values", every<Values>([](Case& c) -> Values& { return c.values; }), false},
-      {"layout", {"", "layout=padded", "layout=a:strided,c:reversed", "layout=a:reversed,c:strided"}, false},
+      {"layout",
+       {"", "layout=padded", "layout=a:strided,c:reversed", "layout=a:reversed,c:strided"},
+       false},
       {"poke", {"", "", "", "poke=a:0:0:2:33=nan", "poke=a:0:0:2:33=inf"}, false},
       {"threads", {"", "threads=2"}, false},
       // Last: it looks at what the others chose.
       {"fit",
        {{"fit",
          [](Case& c) {
-           if (c.product.group && *c.product.group == 0 && traits(c.product.format).scale != Dtype::e8m0) c.product.group.reset();
+           if (c.product.group && *c.product.group == 0 &&
+               traits(c.product.format).scale != Dtype::e8m0)
+             c.product.group.reset();
            fit_product(c);
          }}},
        false},
   };
-  Suite suite{"products", "low-bit products in every format: every pair of features and families, every triple of structural features", {}, cover(factors, 3, 20266, seed)};
+  Suite suite{"products",
+              "low-bit products in every format: every pair of features and families, every triple "
+              "of structural features",
+              {},
+              cover(factors, 3, 20266, seed)};
   // Lanes of every kind of group, of every format and group size above.
   for (const LowBit format_of : values_of<LowBit>) {
     const LowBitTraits& t = traits(format_of);
-    for (Index g : t.group_free ? (t.scale == Dtype::e8m0 ? std::vector<Index>{0, 8, 32} : std::vector<Index>{8, 32, 48, 64, 128}) : std::vector<Index>{t.group}) {
+    for (Index g : t.group_free ? (t.scale == Dtype::e8m0 ? std::vector<Index>{0, 8, 32}
+                                                          : std::vector<Index>{8, 32, 48, 64, 128})
+                                : std::vector<Index>{t.group}) {
       const Index tile = g > 0 ? g : 128, short_by = format_of == LowBit::fp4_sparse ? 4 : 1;
       for (Index k : {tile, 4 * tile - short_by}) {
         Case c;
         c.operation = Operation::product;
-        c.product = {4, 40, k, format_of, g, {}, Weights::codes, g > 0 ? ScaleFamily::distinct : ScaleFamily::unit, ZeroFamily::random};
+        c.product = {4,
+                     40,
+                     k,
+                     format_of,
+                     g,
+                     {},
+                     Weights::codes,
+                     g > 0 ? ScaleFamily::distinct : ScaleFamily::unit,
+                     ZeroFamily::random};
         c.seed = seed + suite.cases.size();
         check_case(c);
         suite.cases.push_back(std::move(c));
@@ -549,16 +696,24 @@ struct Entry {
   std::string_view name;
   Suite (*make)(std::uint64_t);
 };
-// For simulators that take 1e5 multiply-adds a second: lengths and dimensions up to 32, and a few cases that cross tiles of 64 keys and
-// slices of 32 columns, where work-items share what they overwrite.
+// For simulators that take 1e5 multiply-adds a second: lengths and dimensions up to 32, and a few
+// cases that cross tiles of 64 keys and slices of 32 columns, where work-items share what they
+// overwrite.
 Suite tiny(std::uint64_t seed) {
-  Suite suite{"tiny", "every feature of a device's kernels in a few thousand multiply-adds", {}, {}};
-  for (const char* line : {"attention b=1 h=2/1 l=32x32 d=32 causal", "attention b=2 h=2 l=5x29 d=20/24 lengths=29,11 hidden=nan",
-                           "attention b=1 h=2 l=17x32 d=8/32 dtype=f16 window=4,2 sink=0.5", "attention b=1 h=2/1 l=9x31 d=31/7 dtype=bf16 out=f32 bool=random bias=normal softcap=5",
-                           "attention b=1 h=4/2 l=16x16 d=16 alibi docs=5,6 causal", "attention b=2 h=1 l=7x13 d=5/3 bias=minimum-rows finite-min-masks dtype=f16",
-                           "attention b=1 h=1 l=1x1 d=1", "attention b=1 h=1 l=17x70 d=12/8 causal offset=end", "attention b=1 h=1 l=3x130 d=40/36 starts=20 scores=growing",
-                           "attention b=1 h=1 l=4x8 d=4/70 dtype=bf16 layout=strided", "product m=5 n=20 k=32 w=mxfp4", "product m=17 n=18 k=40 w=nvfp4 dtype=f16 weights=codes",
-                           "product m=1 n=5 k=70 w=fp4:24 dtype=bf16 out=f32 layout=padded"}) {
+  Suite suite{
+      "tiny", "every feature of a device's kernels in a few thousand multiply-adds", {}, {}};
+  for (const char* line :
+       {"attention b=1 h=2/1 l=32x32 d=32 causal",
+        "attention b=2 h=2 l=5x29 d=20/24 lengths=29,11 hidden=nan",
+        "attention b=1 h=2 l=17x32 d=8/32 dtype=f16 window=4,2 sink=0.5",
+        "attention b=1 h=2/1 l=9x31 d=31/7 dtype=bf16 out=f32 bool=random bias=normal softcap=5",
+        "attention b=1 h=4/2 l=16x16 d=16 alibi docs=5,6 causal",
+        "attention b=2 h=1 l=7x13 d=5/3 bias=minimum-rows finite-min-masks dtype=f16",
+        "attention b=1 h=1 l=1x1 d=1", "attention b=1 h=1 l=17x70 d=12/8 causal offset=end",
+        "attention b=1 h=1 l=3x130 d=40/36 starts=20 scores=growing",
+        "attention b=1 h=1 l=4x8 d=4/70 dtype=bf16 layout=strided", "product m=5 n=20 k=32 w=mxfp4",
+        "product m=17 n=18 k=40 w=nvfp4 dtype=f16 weights=codes",
+        "product m=1 n=5 k=70 w=fp4:24 dtype=bf16 out=f32 layout=padded"}) {
     Case c = parse_case(line);
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
@@ -566,16 +721,18 @@ Suite tiny(std::uint64_t seed) {
   return suite;
 }
 
-constexpr Entry entries[] = {{"smoke", smoke},       {"standard", standard}, {"models", models}, {"padding", padding},   {"backward", backward},
-                             {"decode", decode},     {"caches", caches},     {"products", products}, {"plain", plain},   {"tiny", tiny},
-                             {"paths", paths}};
+constexpr Entry entries[] = {{"smoke", smoke},     {"standard", standard}, {"models", models},
+                             {"padding", padding}, {"backward", backward}, {"decode", decode},
+                             {"caches", caches},   {"products", products}, {"plain", plain},
+                             {"tiny", tiny},       {"paths", paths}};
 
 }  // namespace
 
 Suite make_suite(std::string_view name, std::uint64_t seed) {
   for (const Entry& e : entries)
     if (e.name == name) return e.make(seed);
-  throw std::invalid_argument(fmt::format("unknown suite '{}'; there are {}", name, fmt::join(suite_names(), ", ")));
+  throw std::invalid_argument(
+      fmt::format("unknown suite '{}'; there are {}", name, fmt::join(suite_names(), ", ")));
 }
 
 std::vector<std::string_view> suite_names() {

@@ -16,7 +16,8 @@ struct Suite {
   std::vector<Case> cases;
 };
 
-// Throws std::invalid_argument for an unknown name. The seed moves every case's data, not its shape.
+// Throws std::invalid_argument for an unknown name. The seed moves every case's data, not its
+// shape.
 Suite make_suite(std::string_view name, std::uint64_t seed);
 std::vector<std::string_view> suite_names();
 

@@ -1,4 +1,5 @@
-// Faults of the backward pass: through the stage policy, or in what the kernel is handed and in what is made of its results.
+// Faults of the backward pass: through the stage policy, or in what the kernel is handed and in
+// what is made of its results.
 #include <cmath>
 
 #include "harness/faults/faulty_stages.h"
@@ -7,7 +8,9 @@ namespace assay {
 namespace {
 
 Layout dense(const Extents& e) { return make_layout(LayoutKind::bhsd, e, 1); }
-float& float_at(const TensorView& t, Index b, Index h, Index i, Index j) { return static_cast<float*>(t.data)[t.at(b, h, i, j)]; }
+float& float_at(const TensorView& t, Index b, Index h, Index i, Index j) {
+  return static_cast<float*>(t.data)[t.at(b, h, i, j)];
+}
 
 // LSE as the buggy kernel understands it.
 Tensor misread_lse(Fault fault, const Attention& p, const TensorView& lse) {
@@ -15,7 +18,8 @@ Tensor misread_lse(Fault fault, const Attention& p, const TensorView& lse) {
   for_each_index(lse.shape, [&](Index b, Index h, Index i, Index j) {
     double x = float_at(lse, b, h, i, j);
     if (fault == "backward-lse-in-base-two"_fault) x *= 0.6931471805599453;
-    if (fault == "backward-lse-without-sink"_fault && !p.sink.empty()) x += std::log1p(-std::exp(static_cast<double>(p.sink[static_cast<std::size_t>(h)]) - x));
+    if (fault == "backward-lse-without-sink"_fault && !p.sink.empty())
+      x += std::log1p(-std::exp(static_cast<double>(p.sink[static_cast<std::size_t>(h)]) - x));
     float_at(changed.view(), b, h, i, j) = static_cast<float>(x);
   });
   return changed;
@@ -23,8 +27,10 @@ Tensor misread_lse(Fault fault, const Attention& p, const TensorView& lse) {
 
 }  // namespace
 
-kernels::Status run_planted_backward(const PlantedFault& planted, const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out,
-                                     const kernels::Execution& how, StageObserver* observer) {
+kernels::Status run_planted_backward(const PlantedFault& planted, const Attention& problem,
+                                     const AttentionBackwardInput& in,
+                                     const AttentionGradients& out, const kernels::Execution& how,
+                                     StageObserver* observer) {
   const Fault fault = planted.fault;
   Attention p = problem;
   AttentionBackwardInput read = in;
@@ -43,19 +49,28 @@ kernels::Status run_planted_backward(const PlantedFault& planted, const Attentio
   FaultyStages stages(fault, p);
   stages.observer = observer;
   stages.backward_tile = kernels::backward_tiling(p.shape.dim, p.shape.value_dim).keys;
-  if (kernels::Status status = kernels::plan_and_run_backward(p, read, written, how.threads, faulty_backward(how.target), &stages); !status.ok()) return status;
+  if (kernels::Status status = kernels::plan_and_run_backward(p, read, written, how.threads,
+                                                              faulty_backward(how.target), &stages);
+      !status.ok())
+    return status;
   if (fault == "key-gradients-with-inverted-triangle"_fault) {
     // What is not of keys, right.
-    const Tensor d_k(out.dk.dtype, out.dk.shape, dense(out.dk.shape)), d_v(out.dv.dtype, out.dv.shape, dense(out.dv.shape));
+    const Tensor d_k(out.dk.dtype, out.dk.shape, dense(out.dk.shape)),
+        d_v(out.dv.dtype, out.dv.shape, dense(out.dv.shape));
     written.dk = d_k.view(), written.dv = d_v.view();
     stages.fault = no_fault;
     stages.observer = nullptr;
-    if (kernels::Status status = kernels::plan_and_run_backward(p, read, written, how.threads, faulty_backward(how.target), &stages); !status.ok()) return status;
+    if (kernels::Status status = kernels::plan_and_run_backward(
+            p, read, written, how.threads, faulty_backward(how.target), &stages);
+        !status.ok())
+      return status;
   }
 
   // The last of those that share an element is what stays.
   if (d_bias.view())
-    for_each_index(out.d_bias.shape, [&](Index b, Index h, Index i, Index j) { float_at(out.d_bias, b, h, i, j) = float_at(d_bias.view(), b, h, i, j); });
+    for_each_index(out.d_bias.shape, [&](Index b, Index h, Index i, Index j) {
+      float_at(out.d_bias, b, h, i, j) = float_at(d_bias.view(), b, h, i, j);
+    });
   if (fault == "sink-gradient-sign"_fault && out.d_sink)
     for (Index h = 0; h < p.shape.query_heads; ++h) float_at(out.d_sink, 0, h, 0, 0) *= -1;
   return {};

@@ -1,5 +1,6 @@
-// Faults of caches: in the tokens that are appended, or in what attention is told of where and how they are stored. The cache itself is the
-// production one, so that a fault changes copies of its pages.
+// Faults of caches: in the tokens that are appended, or in what attention is told of where and how
+// they are stored. The cache itself is the production one, so that a fault changes copies of its
+// pages.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -22,18 +23,24 @@ using kernels::Status, kernels::StoredColumns, kernels::StoredKeyValues, kernels
 // What is written where x was to be encoded, in a format that has x as the value of `code`.
 using Recode = std::uint8_t (*)(std::uint8_t code);
 std::uint8_t offset_code(std::uint8_t code) {
-  return static_cast<std::uint8_t>(std::clamp(std::lround(2 * kernels::decoded_values(Dtype::f4e2m1)[code]) + 8, 0l, 15l));
+  return static_cast<std::uint8_t>(
+      std::clamp(std::lround(2 * kernels::decoded_values(Dtype::f4e2m1)[code]) + 8, 0l, 15l));
 }
 std::uint8_t uniform_code(std::uint8_t code) {
   const float x = kernels::decoded_values(Dtype::f8e4m3)[code];
-  return std::isnan(x) ? code : static_cast<std::uint8_t>(std::clamp(std::lround(x * (127.0f / 448)) + 128, 0l, 255l));
+  return std::isnan(x) ? code
+                       : static_cast<std::uint8_t>(
+                             std::clamp(std::lround(x * (127.0f / 448)) + 128, 0l, 255l));
 }
 
-std::uint8_t at_most_four(std::uint8_t code) { return (code & 7) == 7 ? static_cast<std::uint8_t>(code - 1) : code; }  // 6 is the code beyond that of 4
+std::uint8_t at_most_four(std::uint8_t code) {
+  return (code & 7) == 7 ? static_cast<std::uint8_t>(code - 1) : code;
+}  // 6 is the code beyond that of 4
 
 class FaultyStorage {
  public:
-  FaultyStorage(Fault fault, const Attention& problem, std::vector<StoredKeyValues> stored) : fault_(fault), problem_(problem), stored_(std::move(stored)) {
+  FaultyStorage(Fault fault, const Attention& problem, std::vector<StoredKeyValues> stored)
+      : fault_(fault), problem_(problem), stored_(std::move(stored)) {
     for (const StoredKeyValues& s : stored_)
       for (const Index page : pages_of(s.keys)) last_page_ = std::max(last_page_, page);
     change_problem();
@@ -47,7 +54,8 @@ class FaultyStorage {
 
  private:
   static std::span<const Index> pages_of(const StoredRows& r) {
-    return {r.pages, static_cast<std::size_t>(r.begin < r.end ? (r.end + r.page_size - 1) / r.page_size : 0)};
+    return {r.pages, static_cast<std::size_t>(
+                         r.begin < r.end ? (r.end + r.page_size - 1) / r.page_size : 0)};
   }
 
   void change_problem() {
@@ -63,7 +71,9 @@ class FaultyStorage {
       }
     // Only where the slot exists in every sequence and no mask would be read beyond its end.
     slot_exists_ = problem_.query_segment.empty() && !problem_.bias && !problem_.keep;
-    for (const StoredKeyValues& s : stored_) slot_exists_ = slot_exists_ && s.keys.begin < s.keys.end && s.keys.end % s.keys.page_size != 0;
+    for (const StoredKeyValues& s : stored_)
+      slot_exists_ =
+          slot_exists_ && s.keys.begin < s.keys.end && s.keys.end % s.keys.page_size != 0;
     if (fault_ == "slot-past-length-read"_fault && slot_exists_) {
       ++problem_.shape.keys;
       for (Index& n : problem_.key_lengths) ++n;
@@ -73,7 +83,9 @@ class FaultyStorage {
   // What is read instead belongs to a first sequence or head, which stays as it is.
   void move_heads_and_batches(std::size_t at) {
     const auto heads = static_cast<std::size_t>(problem_.shape.kv_heads);
-    const auto from = fault_ == "batch-stride-missing"_fault ? at % heads : fault_ == "head-stride-missing"_fault ? at / heads * heads : at;
+    const auto from = fault_ == "batch-stride-missing"_fault  ? at % heads
+                      : fault_ == "head-stride-missing"_fault ? at / heads * heads
+                                                              : at;
     if (from == at) return;
     for (auto part : {&StoredKeyValues::keys, &StoredKeyValues::values}) {
       StoredRows& to = stored_[at].*part;
@@ -92,9 +104,12 @@ class FaultyStorage {
   void change(StoredRows& r) {
     if (r.begin >= r.end) return;
     if (fault_ == "eviction-rounded-to-page"_fault) r.begin = r.begin / r.page_size * r.page_size;
-    if (fault_ == "page-table-off-by-one"_fault || fault_ == "pages-taken-as-consecutive"_fault) change_table(r);
+    if (fault_ == "page-table-off-by-one"_fault || fault_ == "pages-taken-as-consecutive"_fault)
+      change_table(r);
     if (fault_ == "rotary-part-dropped"_fault && r.more.count > 0)
-      edit(r.more, r, [&](std::byte* row, std::uint8_t*, Index) { std::memset(row, 0, static_cast<std::size_t>(r.more.row_bytes)); });
+      edit(r.more, r, [&](std::byte* row, std::uint8_t*, Index) {
+        std::memset(row, 0, static_cast<std::size_t>(r.more.row_bytes));
+      });
     change_columns(r.columns, r);
     if (r.more.count > 0) change_columns(r.more, r);
     if (fault_ == "slot-past-length-read"_fault && slot_exists_) ++r.end;
@@ -104,22 +119,31 @@ class FaultyStorage {
     std::vector<Index>& table = tables_.emplace_back(pages_of(r).begin(), pages_of(r).end());
     const auto first = static_cast<std::size_t>(r.begin / r.page_size);
     for (std::size_t n = first; n < table.size(); ++n)
-      table[n] = fault_ == "page-table-off-by-one"_fault ? r.pages[std::min(n + 1, table.size() - 1)]
-                                                        : (r.pages[first] + static_cast<Index>(n - first)) % (last_page_ + 1);
+      table[n] = fault_ == "page-table-off-by-one"_fault
+                     ? r.pages[std::min(n + 1, table.size() - 1)]
+                     : (r.pages[first] + static_cast<Index>(n - first)) % (last_page_ + 1);
     r.pages = table.data();
   }
 
   void change_columns(StoredColumns& c, const StoredRows& r) {
     if (fault_ == "scale-of-neighbour-group"_fault && c.row_scales > 1)
-      edit(c, r, [&](std::byte*, std::uint8_t* scales, Index) { std::copy(scales + 1, scales + c.row_scales, scales); });
+      edit(c, r, [&](std::byte*, std::uint8_t* scales, Index) {
+        std::copy(scales + 1, scales + c.row_scales, scales);
+      });
     if (fault_ == "scale-of-first-token"_fault && c.row_scales > 0)
-      edit(c, r, [&](std::byte*, std::uint8_t* scales, Index j) { std::copy_n(scales - r.place_of(j).slot * c.row_scales, c.row_scales, scales); });
+      edit(c, r, [&](std::byte*, std::uint8_t* scales, Index j) {
+        std::copy_n(scales - r.place_of(j).slot * c.row_scales, c.row_scales, scales);
+      });
     if (fault_ == "nibbles-swapped"_fault && c.dtype == Dtype::f4e2m1)
       edit_codes(c, r, [](std::uint8_t b) { return static_cast<std::uint8_t>(b << 4 | b >> 4); });
     if (fault_ == "offset-code-read-as-e2m1"_fault && c.dtype == Dtype::f4e2m1)
-      edit_codes(c, r, [](std::uint8_t b) { return static_cast<std::uint8_t>(offset_code(b & 0xF) | offset_code(b >> 4) << 4); });
+      edit_codes(c, r, [](std::uint8_t b) {
+        return static_cast<std::uint8_t>(offset_code(b & 0xF) | offset_code(b >> 4) << 4);
+      });
     if (fault_ == "f4-saturates-at-four"_fault && c.dtype == Dtype::f4e2m1)
-      edit_codes(c, r, [](std::uint8_t b) { return static_cast<std::uint8_t>(at_most_four(b & 0xF) | at_most_four(b >> 4) << 4); });
+      edit_codes(c, r, [](std::uint8_t b) {
+        return static_cast<std::uint8_t>(at_most_four(b & 0xF) | at_most_four(b >> 4) << 4);
+      });
     if (fault_ == "stored-beyond-f32"_fault && c.row_scales > 0) {
       const kernels::NarrowFormat f = kernels::narrow_format(c.dtype);
       edit(c, r, [&](std::byte* row, std::uint8_t* scales, Index) {
@@ -127,7 +151,8 @@ class FaultyStorage {
           std::byte& b = row[f.bits == 4 ? at / 2 : at];
           const int shift = f.bits == 4 ? static_cast<int>(at % 2 * 4) : 0;
           const std::uint32_t limit = kernels::max_code_under(f, scales[at / c.group] - 127);
-          if (limit < f.max_code && (std::to_integer<std::uint32_t>(b) >> shift & ((1u << (f.bits - 1)) - 1)) == limit)
+          if (limit < f.max_code &&
+              (std::to_integer<std::uint32_t>(b) >> shift & ((1u << (f.bits - 1)) - 1)) == limit)
             b = static_cast<std::byte>(std::to_integer<std::uint32_t>(b) + (1u << shift));
         }
       });
@@ -138,10 +163,13 @@ class FaultyStorage {
       const std::byte magnitude{four_bits ? std::uint8_t{0x77} : std::uint8_t{0x7F}};
       edit(c, r, [&](std::byte* row, std::uint8_t* scales, Index) {
         for (Index n = 0; n < c.row_scales; ++n)
-          if (std::all_of(row + n * group, row + std::min((n + 1) * group, c.row_bytes), [&](std::byte b) { return (b & magnitude) == std::byte{0}; })) scales[n] = 0xFF;
+          if (std::all_of(row + n * group, row + std::min((n + 1) * group, c.row_bytes),
+                          [&](std::byte b) { return (b & magnitude) == std::byte{0}; }))
+            scales[n] = 0xFF;
       });
     }
-    if (fault_ == "uniform-code-read-as-e4m3"_fault && c.dtype == Dtype::f8e4m3) edit_codes(c, r, uniform_code);
+    if (fault_ == "uniform-code-read-as-e4m3"_fault && c.dtype == Dtype::f8e4m3)
+      edit_codes(c, r, uniform_code);
     // The slot holds what the last token holds.
     if (fault_ == "slot-past-length-read"_fault && slot_exists_)
       edit(c, r, [&](std::byte* row, std::uint8_t* scales, Index j) {
@@ -153,15 +181,18 @@ class FaultyStorage {
 
   void edit_codes(StoredColumns& c, const StoredRows& r, Recode recode) {
     edit(c, r, [&](std::byte* row, std::uint8_t*, Index) {
-      for (Index n = 0; n < c.row_bytes; ++n) row[n] = static_cast<std::byte>(recode(static_cast<std::uint8_t>(row[n])));
+      for (Index n = 0; n < c.row_bytes; ++n)
+        row[n] = static_cast<std::byte>(recode(static_cast<std::uint8_t>(row[n])));
     });
   }
 
-  // Turns the columns into a copy, and calls body(row, its scales, j) on the row of every token j in it.
+  // Turns the columns into a copy, and calls body(row, its scales, j) on the row of every token j
+  // in it.
   template <class Body>
   void edit(StoredColumns& c, const StoredRows& r, const Body& body) {
     const Index last = *std::max_element(pages_of(r).begin(), pages_of(r).end());
-    std::vector<std::byte>& data = data_.emplace_back(c.data, c.data + last * c.page_bytes + r.page_size * c.row_bytes);
+    std::vector<std::byte>& data =
+        data_.emplace_back(c.data, c.data + last * c.page_bytes + r.page_size * c.row_bytes);
     c.data = data.data();
     std::vector<std::uint8_t>& scales = scales_.emplace_back();
     if (c.scales) {
@@ -170,7 +201,8 @@ class FaultyStorage {
     }
     for (Index j = r.begin; j < r.end; ++j) {
       const auto [page, slot] = r.place_of(j);
-      body(data.data() + page * c.page_bytes + slot * c.row_bytes, scales.data() + page * c.page_scales + slot * c.row_scales, j);
+      body(data.data() + page * c.page_bytes + slot * c.row_bytes,
+           scales.data() + page * c.page_scales + slot * c.row_scales, j);
     }
   }
 
@@ -185,25 +217,31 @@ class FaultyStorage {
   std::deque<std::vector<std::uint8_t>> scales_;
 };
 
-Status attend_faulty(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const kernels::Execution& how, const void* fault) {
+Status attend_faulty(const Attention& problem, std::vector<StoredKeyValues> stored,
+                     const AttentionOutput& out, const kernels::Execution& how, const void* fault) {
   const FaultyStorage storage(*static_cast<const Fault*>(fault), problem, std::move(stored));
   const FaultyStages stages(*static_cast<const Fault*>(fault), storage.problem());
-  return kernels::run_stored(storage.problem(), storage.stored(), out, how.threads, faulty_forward(how.target), &stages);
+  return kernels::run_stored(storage.problem(), storage.stored(), out, how.threads,
+                             faulty_forward(how.target), &stages);
 }
 
 class FaultyCalls : public CacheCalls {
  public:
   explicit FaultyCalls(Fault fault) : fault_(fault) {}
 
-  Status append(kernels::Cache& cache, Index sequence, const TensorView& k, const TensorView& v) override {
-    if (fault_ != "tokens-by-head-first-stride"_fault && fault_ != "written-past-the-new-length"_fault) return cache.append(sequence, k, v);
+  Status append(kernels::Cache& cache, Index sequence, const TensorView& k,
+                const TensorView& v) override {
+    if (fault_ != "tokens-by-head-first-stride"_fault &&
+        fault_ != "written-past-the-new-length"_fault)
+      return cache.append(sequence, k, v);
     auto& [before_k, before_v] = before_[sequence];
     const Tensor wrong_k = tokens(k, before_k), wrong_v = tokens(v, before_v);
     before_k = k;
     before_v = v;
     return cache.append(sequence, wrong_k.view(), wrong_v.view());
   }
-  Status attend(const Attention& problem, const kernels::Cache& cache, const kernels::UpProjection& projection, const AttentionOutput& out,
+  Status attend(const Attention& problem, const kernels::Cache& cache,
+                const kernels::UpProjection& projection, const AttentionOutput& out,
                 const kernels::Execution& how) override {
     return kernels::attention_cached(problem, cache, projection, out, how, attend_faulty, &fault_);
   }
@@ -212,25 +250,30 @@ class FaultyCalls : public CacheCalls {
   // What ends up in the slots of these tokens.
   Tensor tokens(const TensorView& t, const TensorView& before) const {
     const Index heads = t.shape[1], count = t.shape[2], columns = t.shape[3];
-    Tensor wrong(t.dtype, t.shape, {{heads * count * columns, count * columns, columns, 1}, 0, element_count(t.shape)});
+    Tensor wrong(
+        t.dtype, t.shape,
+        {{heads * count * columns, count * columns, columns, 1}, 0, element_count(t.shape)});
     for (Index h = 0; h < heads; ++h)
       for (Index i = 0; i < count; ++i)
         for (Index c = 0; c < columns; ++c) {
           const Index to = wrong.view().at(0, h, i, c), token = i * heads + h;
           // The chunk before was written there; its tokens may have been fewer.
-          if (fault_ == "written-past-the-new-length"_fault) store(wrong.view(), to, i < before.shape[2] ? load(before, before.at(0, h, i, c)) : 0);
+          if (fault_ == "written-past-the-new-length"_fault)
+            store(wrong.view(), to, i < before.shape[2] ? load(before, before.at(0, h, i, c)) : 0);
           else store(wrong.view(), to, load(t, t.at(0, token / count, token % count, c)));
         }
     return wrong;
   }
 
   const Fault fault_;
-  std::map<Index, std::pair<TensorView, TensorView>> before_;  // what the last append of a sequence was given
+  std::map<Index, std::pair<TensorView, TensorView>>
+      before_;  // what the last append of a sequence was given
 };
 
 }  // namespace
 
-Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs, const AttentionOutput& out, const kernels::Execution& how) {
+Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs,
+                         const AttentionOutput& out, const kernels::Execution& how) {
   return run_through_cache(c, inputs, out, how, FaultyCalls(fault.fault));
 }
 

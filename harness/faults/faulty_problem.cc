@@ -14,7 +14,8 @@ std::atomic<Index> window_of_last_call{-1};
 
 }  // namespace
 
-MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const AttentionOutput& out) : p_(problem), out_(out) {
+MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const AttentionOutput& out)
+    : p_(problem), out_(out) {
   const AttentionShape& s = p_.shape;
   const auto heads = static_cast<std::size_t>(s.query_heads);
   switch (fault) {
@@ -23,15 +24,19 @@ MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const Atte
     case "sink-in-every-split"_fault: {
       // So many terms e^sink as there are splits.
       const Index split = kernels::forward_tiling(s.dim, s.value_dim).split_keys;
-      for (float& z : p_.sink) z += static_cast<float>(std::log(static_cast<double>(std::max<Index>(1, (s.keys + split - 1) / split))));
+      for (float& z : p_.sink)
+        z += static_cast<float>(
+            std::log(static_cast<double>(std::max<Index>(1, (s.keys + split - 1) / split))));
       break;
     }
     case "alibi-slope-of-head-before"_fault:
-      for (std::size_t h = p_.alibi_slopes.size(); h-- > 0;) p_.alibi_slopes[h] = h == 0 ? 1.0f : p_.alibi_slopes[h - 1];
+      for (std::size_t h = p_.alibi_slopes.size(); h-- > 0;)
+        p_.alibi_slopes[h] = h == 0 ? 1.0f : p_.alibi_slopes[h - 1];
       break;
     case "alibi-without-rule-for-other-counts"_fault:
       for (std::size_t h = 0; h < p_.alibi_slopes.size(); ++h)
-        p_.alibi_slopes[h] = static_cast<float>(std::exp2(-8.0 * static_cast<double>(h + 1) / static_cast<double>(heads)));
+        p_.alibi_slopes[h] = static_cast<float>(
+            std::exp2(-8.0 * static_cast<double>(h + 1) / static_cast<double>(heads)));
       break;
     case "length-zero-means-all"_fault:
       for (Index& n : p_.key_lengths)
@@ -39,7 +44,8 @@ MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const Atte
       break;
     case "document-boundary-off-by-one"_fault:
       for (std::size_t at = 1; at < p_.key_segment.size(); ++at)
-        if (at % static_cast<std::size_t>(s.keys) != 0) p_.key_segment[at] = problem.key_segment[at - 1];
+        if (at % static_cast<std::size_t>(s.keys) != 0)
+          p_.key_segment[at] = problem.key_segment[at - 1];
       break;
     case "window-of-previous-call"_fault:
       if (p_.window_left >= 0) window_of_last_call = p_.window_left;
@@ -62,7 +68,11 @@ void MisreadProblem::replace_masks(const FromRow& from_row) {
     p_.keep = {keep_.data(), dense.stride};
     for_each_index(pairs, [&](Index b, Index h, Index i, Index j) {
       const Index row = from_row(i, j);
-      if (row >= 0) keep_[static_cast<std::size_t>(b * dense.stride[0] + h * dense.stride[1] + i * dense.stride[2] + j)] = from.data[b * from.stride[0] + h * from.stride[1] + row * from.stride[2] + j * from.stride[3]];
+      if (row >= 0)
+        keep_[static_cast<std::size_t>(b * dense.stride[0] + h * dense.stride[1] +
+                                       i * dense.stride[2] + j)] =
+            from.data[b * from.stride[0] + h * from.stride[1] + row * from.stride[2] +
+                      j * from.stride[3]];
     });
   }
   if (p_.bias) {
@@ -80,8 +90,10 @@ void MisreadProblem::misread_masks(Fault fault) {
   const AttentionShape& s = p_.shape;
   if (fault == "bool-mask-ignored"_fault) p_.keep = {};
   if (fault == "bias-ignored"_fault) p_.bias = {};
-  if (fault == "mask-of-first-rows-of-tile"_fault) replace_masks([](Index i, Index) { return i - i % 32 + i % 8; });
-  if (fault == "mask-on-first-keys-of-tile"_fault) replace_masks([](Index i, Index j) { return j % 32 < 8 ? i : -1; });
+  if (fault == "mask-of-first-rows-of-tile"_fault)
+    replace_masks([](Index i, Index) { return i - i % 32 + i % 8; });
+  if (fault == "mask-on-first-keys-of-tile"_fault)
+    replace_masks([](Index i, Index j) { return j % 32 < 8 ? i : -1; });
   if (fault == "bool-mask-inverted"_fault && p_.keep) {
     replace_masks([](Index i, Index) { return i; });
     for (std::uint8_t& kept : keep_) kept = !kept;
@@ -89,12 +101,14 @@ void MisreadProblem::misread_masks(Fault fault) {
   if (fault == "mask-batch-stride-dropped"_fault) p_.keep.stride[0] = p_.bias.stride[0] = 0;
   if (fault == "mask-of-head-zero"_fault) p_.keep.stride[1] = p_.bias.stride[1] = 0;
   // Where that stays inside.
-  if (fault == "bias-row-stride-is-row-count"_fault && p_.bias && p_.bias.stride[2] > s.rows) p_.bias.stride[2] = s.rows;
+  if (fault == "bias-row-stride-is-row-count"_fault && p_.bias && p_.bias.stride[2] > s.rows)
+    p_.bias.stride[2] = s.rows;
   if (fault == "bias-scaled-like-scores"_fault && p_.bias && !p_.finite_min_masks) {
     const TensorView& from = p_.bias;
     const TensorView to = room_for(from);
     for_each_index(to.shape, [&](Index b, Index h, Index i, Index j) {
-      store(to, to.at(b, h, i, j), round_to(to.dtype, load(from, from.at(b, h, i, j)) * static_cast<double>(p_.scale)));
+      store(to, to.at(b, h, i, j),
+            round_to(to.dtype, load(from, from.at(b, h, i, j)) * static_cast<double>(p_.scale)));
     });
     p_.bias = to;
   }
@@ -106,30 +120,37 @@ void MisreadProblem::misread_tensors(Fault fault) {
   if (fault == "query-columns-taken-as-adjacent"_fault) p_.q.stride[3] = 1;
   if (fault == "values-read-with-key-strides"_fault) {
     bool inside = true;
-    for (std::size_t axis = 0; axis < 4; ++axis) inside = inside && p_.k.stride[axis] >= 0 && p_.k.stride[axis] <= p_.v.stride[axis];
+    for (std::size_t axis = 0; axis < 4; ++axis)
+      inside = inside && p_.k.stride[axis] >= 0 && p_.k.stride[axis] <= p_.v.stride[axis];
     if (inside) p_.v.stride = p_.k.stride;
   }
-  if (fault == "query-heads-at-row-stride"_fault && p_.q.stride[2] >= 0 && p_.q.stride[2] <= p_.q.stride[1]) p_.q.stride[1] = p_.q.stride[2];
+  if (fault == "query-heads-at-row-stride"_fault && p_.q.stride[2] >= 0 &&
+      p_.q.stride[2] <= p_.q.stride[1])
+    p_.q.stride[1] = p_.q.stride[2];
   if (fault == "query-rows-taken-as-packed"_fault && p_.q.stride[2] > s.dim) p_.q.stride[2] = s.dim;
   // Where that stays inside: strides that are at least those of a contiguous tensor.
   if (fault == "output-written-packed"_fault) {
     const Extents packed = make_layout(LayoutKind::bhsd, out_.o.shape, 1).stride;
     bool inside = true;
-    for (std::size_t axis = 0; axis < 4; ++axis) inside = inside && out_.o.stride[axis] >= packed[axis];
+    for (std::size_t axis = 0; axis < 4; ++axis)
+      inside = inside && out_.o.stride[axis] >= packed[axis];
     if (inside) out_.o.stride = packed;
   }
   // In 32 bits, unsigned, whatever lies beyond is looked for from the start again.
   if (fault == "offset-in-32-bits"_fault) {
     const TensorView from = p_.k;
     const TensorView to = room_for(from);
-    for_each_index(to.shape, [&](Index b, Index h, Index j, Index d) { store(to, to.at(b, h, j, d), load(from, from.at(b, h, j, d) & 0xFFFFFFFF)); });
+    for_each_index(to.shape, [&](Index b, Index h, Index j, Index d) {
+      store(to, to.at(b, h, j, d), load(from, from.at(b, h, j, d) & 0xFFFFFFFF));
+    });
     p_.k = to;
   }
 }
 
 // Room for a contiguous copy.
 TensorView MisreadProblem::room_for(const TensorView& of) {
-  return copies_.emplace_back(of.dtype, of.shape, make_layout(LayoutKind::bhsd, of.shape, 1)).view();
+  return copies_.emplace_back(of.dtype, of.shape, make_layout(LayoutKind::bhsd, of.shape, 1))
+      .view();
 }
 
 }  // namespace assay

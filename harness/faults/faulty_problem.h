@@ -23,7 +23,8 @@ class MisreadProblem {
   void misread_masks(Fault fault);
   void misread_tensors(Fault fault);
   TensorView room_for(const TensorView& of);
-  // The masks that are there, made anew for every row and key from those of another row, or none (0, or kept) where `from_row` is negative.
+  // The masks that are there, made anew for every row and key from those of another row, or none
+  // (0, or kept) where `from_row` is negative.
   template <class FromRow>
   void replace_masks(const FromRow& from_row);
 

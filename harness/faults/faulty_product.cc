@@ -7,7 +7,8 @@
 #ifdef ASSAY_SANITIZED  // whose code takes minutes to compile
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3 | HWY_AVX3_DL)
 #else
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)  // the best target of any machine, and a baseline
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4)  // the best target of any machine, and a baseline
 #endif
 #endif
 #include <hwy/foreach_target.h>
@@ -18,9 +19,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-void run_faulty_product(const ProductPlan& plan, const void* stages) { 
-  run_product<Code::e2m1, Code::int4, Code::int8, Code::e4m3, Code::e5m2>(plan, *static_cast<const FaultyProductStages*>(stages));
- }
+void run_faulty_product(const ProductPlan& plan, const void* stages) {
+  run_product<Code::e2m1, Code::int4, Code::int8, Code::e4m3, Code::e5m2>(
+      plan, *static_cast<const FaultyProductStages*>(stages));
+}
 
 }  // namespace assay::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -33,7 +35,8 @@ namespace kernels {
 HWY_EXPORT(run_faulty_product);
 }  // namespace kernels
 
-kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem, const TensorView& c, const kernels::Execution& how) {
+kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem,
+                                    const TensorView& c, const kernels::Execution& how) {
   using namespace kernels;
   std::shared_ptr<const PackedWeights> w;
   if (Status status = PackedWeights::pack(problem.w, w); !status.ok()) return status;

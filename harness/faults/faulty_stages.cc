@@ -7,7 +7,8 @@
 #ifdef ASSAY_SANITIZED  // whose code takes minutes to compile
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3 | HWY_AVX3_DL)
 #else
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)  // the best target of any machine, and a baseline
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4)  // the best target of any machine, and a baseline
 #endif
 #endif
 #include <hwy/foreach_target.h>
@@ -23,7 +24,9 @@ void run_faulty_forward(ForwardPlan& plan, const void* stages) {
   static_cast<const FaultyStages*>(stages)->misplace(plan);
   forward(plan, *static_cast<const FaultyStages*>(stages));
 }
-void run_faulty_backward(const BackwardPlan& plan, const void* stages) { backward(plan, *static_cast<const FaultyStages*>(stages)); }
+void run_faulty_backward(const BackwardPlan& plan, const void* stages) {
+  backward(plan, *static_cast<const FaultyStages*>(stages));
+}
 const char* faulty_target_name() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace assay::kernels::HWY_NAMESPACE
@@ -43,15 +46,19 @@ HWY_EXPORT(faulty_target_name);
 
 void FaultyStages::mask_wrongly(const kernels::StageView& view) const {
   const float infinity = std::numeric_limits<float>::infinity();
-  const float fill = fault == "masked-with-minus-ten-thousand"_fault                    ? -10000.0f
-                     : fault == "masked-with-lowest"_fault                              ? std::numeric_limits<float>::lowest()
-                     : fault == "softcap-after-mask"_fault && problem->softcap > 0 ? -problem->softcap
-                                                                                       : -infinity;
-  const bool from_key_zero = fault == "alibi-distance-from-key-zero"_fault && !problem->alibi_slopes.empty();
+  const float fill = fault == "masked-with-minus-ten-thousand"_fault ? -10000.0f
+                     : fault == "masked-with-lowest"_fault ? std::numeric_limits<float>::lowest()
+                     : fault == "softcap-after-mask"_fault && problem->softcap > 0
+                         ? -problem->softcap
+                         : -infinity;
+  const bool from_key_zero =
+      fault == "alibi-distance-from-key-zero"_fault && !problem->alibi_slopes.empty();
   if (fill == -infinity && !from_key_zero) return;
   for (Index r = 0; r < view.rows; ++r) {
-    const float shift =
-        from_key_zero ? problem->alibi_slopes[static_cast<std::size_t>(view.head)] * static_cast<float>(view.row0 + r + problem->offset_of(view.b)) : 0;
+    const float shift = from_key_zero
+                            ? problem->alibi_slopes[static_cast<std::size_t>(view.head)] *
+                                  static_cast<float>(view.row0 + r + problem->offset_of(view.b))
+                            : 0;
     for (Index c = 0; c < view.columns; ++c) {
       float& s = view.data[r * view.row_stride + c];
       s = s == -infinity ? fill : s + shift;
@@ -65,26 +72,32 @@ void FaultyStages::drop_lane(kernels::Stage stage, const kernels::StageView& vie
   if (stage == kernels::Stage::weights) {
     lane.assign(static_cast<std::size_t>(view.rows), 0);
     for (Index r = 0; r < view.rows; ++r)
-      for (Index c = 7; c < view.columns; c += 8) lane[static_cast<std::size_t>(r)] += view.data[r * view.row_stride + c * view.column_stride];
+      for (Index c = 7; c < view.columns; c += 8)
+        lane[static_cast<std::size_t>(r)] +=
+            view.data[r * view.row_stride + c * view.column_stride];
   }
   if (stage == kernels::Stage::row_sum)
-    for (Index r = 0; r < view.rows; ++r) view.data[r * view.row_stride] -= lane[static_cast<std::size_t>(r)];
+    for (Index r = 0; r < view.rows; ++r)
+      view.data[r * view.row_stride] -= lane[static_cast<std::size_t>(r)];
 }
 
 void FaultyStages::divide_empty_row(const kernels::StageView& view) const {
   const kernels::KeyRange seen = kernels::visible_keys(*problem, view.b, view.row0);
-  if (seen.begin == seen.end) std::fill_n(view.data, view.columns, std::numeric_limits<float>::quiet_NaN());
+  if (seen.begin == seen.end)
+    std::fill_n(view.data, view.columns, std::numeric_limits<float>::quiet_NaN());
 }
 
 // What P V would give over whole tiles, where V is not finite at keys of weight 0.
 void FaultyStages::add_masked_values(const kernels::StageView& view) const {
   const kernels::KeyRange seen = kernels::visible_keys(*problem, view.b, view.row0);
   if (seen.begin == seen.end) return;
-  const Index head = view.head / problem->shape.group(), end = std::min((seen.end + tile() - 1) / tile() * tile(), problem->shape.keys);
+  const Index head = view.head / problem->shape.group(),
+              end = std::min((seen.end + tile() - 1) / tile() * tile(), problem->shape.keys);
   for (Index j = seen.begin / tile() * tile(); j < end; ++j) {
     if (j >= seen.begin && j < seen.end) continue;
     for (Index c = 0; c < view.columns; ++c)
-      if (!std::isfinite(load(problem->v, problem->v.at(view.b, head, j, c)))) view.data[c] = std::numeric_limits<float>::quiet_NaN();
+      if (!std::isfinite(load(problem->v, problem->v.at(view.b, head, j, c))))
+        view.data[c] = std::numeric_limits<float>::quiet_NaN();
   }
 }
 

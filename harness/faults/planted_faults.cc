@@ -11,12 +11,16 @@
 namespace assay {
 namespace {
 
-// What a store of fp32 leaves in a contiguous output of 16 bits; the second half would lie beyond its end.
+// What a store of fp32 leaves in a contiguous output of 16 bits; the second half would lie beyond
+// its end.
 void write_as_floats(const TensorView& o) {
   if (o.dtype == Dtype::f32 || o.stride != make_layout(LayoutKind::bhsd, o.shape, 1).stride) return;
   std::vector<float> results;
-  for_each_index(o.shape, [&](Index b, Index h, Index i, Index c) { results.push_back(static_cast<float>(load(o, o.at(b, h, i, c)))); });
-  std::memcpy(static_cast<std::uint16_t*>(o.data) + o.at(0, 0, 0, 0), results.data(), results.size() / 2 * sizeof(float));
+  for_each_index(o.shape, [&](Index b, Index h, Index i, Index c) {
+    results.push_back(static_cast<float>(load(o, o.at(b, h, i, c))));
+  });
+  std::memcpy(static_cast<std::uint16_t*>(o.data) + o.at(0, 0, 0, 0), results.data(),
+              results.size() / 2 * sizeof(float));
 }
 
 }  // namespace
@@ -31,22 +35,27 @@ bool reaches(const PlantedFault& fault, const Case& c) {
   }
 }
 
-kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, const kernels::Target& target, StageObserver& observer) {
+kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out,
+                            const kernels::Target& target, StageObserver& observer) {
   const MisreadProblem misread(fault, problem, out);
   FaultyStages stages(fault, misread.problem());
   stages.observer = &observer;
-  return kernels::plan_and_run(misread.problem(), misread.out(), 1, faulty_forward(target), &stages);
+  return kernels::plan_and_run(misread.problem(), misread.out(), 1, faulty_forward(target),
+                               &stages);
 }
 
-kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, const kernels::Execution& how) {
+kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem,
+                                  const AttentionOutput& out, const kernels::Execution& how) {
   if (fault.fault == "wide-heads-return-ok"_fault && problem.shape.dim > 128) return {};
   static std::atomic<bool> called = false;
   if (fault.fault == "first-call-writes-nothing"_fault && !called.exchange(true)) return {};
   const MisreadProblem misread(fault.fault, problem, out);
   FaultyStages stages(fault.fault, misread.problem());
   stages.threads = how.threads > 0 ? how.threads : hardware_threads();
-  kernels::Status status = kernels::plan_and_run(misread.problem(), misread.out(), how.threads, faulty_forward(how.target), &stages);
-  if (fault.fault == "output-of-16-bits-written-as-f32"_fault && status.ok()) write_as_floats(out.o);
+  kernels::Status status = kernels::plan_and_run(misread.problem(), misread.out(), how.threads,
+                                                 faulty_forward(how.target), &stages);
+  if (fault.fault == "output-of-16-bits-written-as-f32"_fault && status.ok())
+    write_as_floats(out.o);
   return status;
 }
 

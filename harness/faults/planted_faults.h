@@ -1,5 +1,6 @@
-// Deliberate, realistic bugs in the production kernels, to test the tests: planted through the stage policy, through what a cache is
-// given and gives, or through what the backward pass is handed.
+// Deliberate, realistic bugs in the production kernels, to test the tests: planted through the
+// stage policy, through what a cache is given and gives, or through what the backward pass is
+// handed.
 #pragma once
 
 #include <string_view>
@@ -15,21 +16,29 @@ namespace assay {
 // Whether the case runs the code that the fault is in.
 bool reaches(const PlantedFault& fault, const Case& c);
 
-// Told of every stage of a kernel, in the order in which it computes them. What it is shown is the kernel's own memory.
+// Told of every stage of a kernel, in the order in which it computes them. What it is shown is the
+// kernel's own memory.
 class StageObserver {
  public:
   virtual ~StageObserver() = default;
   virtual void at(kernels::Stage stage, const kernels::StageView& view) = 0;
 };
 // The production kernels with their stages watched, on one thread.
-kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out, const kernels::Target& target, StageObserver& observer);
+kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out,
+                            const kernels::Target& target, StageObserver& observer);
 
-// The production kernels with the fault, on the target of the call, or on the baseline if faults are not compiled for that target.
-kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem, const AttentionOutput& out, const kernels::Execution& how);
-kernels::Status run_planted_backward(const PlantedFault& fault, const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out,
-                                     const kernels::Execution& how, StageObserver* observer = nullptr);
-kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem, const TensorView& c, const kernels::Execution& how);
-kernels::Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs, const AttentionOutput& out, const kernels::Execution& how);
+// The production kernels with the fault, on the target of the call, or on the baseline if faults
+// are not compiled for that target.
+kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem,
+                                  const AttentionOutput& out, const kernels::Execution& how);
+kernels::Status run_planted_backward(const PlantedFault& fault, const Attention& problem,
+                                     const AttentionBackwardInput& in,
+                                     const AttentionGradients& out, const kernels::Execution& how,
+                                     StageObserver* observer = nullptr);
+kernels::Status run_planted_product(const PlantedFault& fault, const Product& problem,
+                                    const TensorView& c, const kernels::Execution& how);
+kernels::Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs,
+                                  const AttentionOutput& out, const kernels::Execution& how);
 // The target whose code a call on `target` runs.
 std::string_view planted_fault_target(const kernels::Target& target);
 

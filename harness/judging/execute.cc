@@ -62,7 +62,9 @@ JudgeOptions Run::judging(Painter* painter) const {
   judging.statistics = has_independent_zero_mean(c);
   judging.without_lse = !candidate.abilities().lse;
   if (painter) judging.judged = [painter](const Element& e) { painter->add(e); };
-  judging.untouched = [](const TensorView& t, Index at) { return holds_poison(t, at, Poison::nan); };
+  judging.untouched = [](const TensorView& t, Index at) {
+    return holds_poison(t, at, Poison::nan);
+  };
   return judging;
 }
 
@@ -90,8 +92,9 @@ bool judge_step(const Run& run, const Step& step, const typename Step::Out& firs
   run.end(v.outcome, v.reason);
   if (v.outcome == Outcome::fail || v.outcome == Outcome::error) return false;
   if (differs.empty()) return true;
-  run.end(Outcome::fail, fmt::format("poison: two runs whose {} were poisoned differently disagree: {}",
-                                     Step::what, differs));
+  run.end(Outcome::fail,
+          fmt::format("poison: two runs whose {} were poisoned differently disagree: {}",
+                      Step::what, differs));
   return false;
 }
 
@@ -215,8 +218,8 @@ std::string check_command(const std::string& candidate, const std::string& line,
 bool has_independent_zero_mean(const Case& c) {
   // Rows that share a few keys err together.
   const bool many_keys = c.shape.keys * 4 >= c.shape.rows;
-  const bool even_scores = c.scores == Scores::normal || c.scores == Scores::flat ||
-                           c.scores == Scores::huge;
+  const bool even_scores =
+      c.scores == Scores::normal || c.scores == Scores::flat || c.scores == Scores::huge;
   return many_keys && even_scores && c.values == Values::normal && c.pokes.empty() && !c.sink &&
          c.hidden == Hidden::generated;
 }

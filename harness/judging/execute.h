@@ -30,10 +30,10 @@ struct ExecuteOptions {
 };
 
 // Each step of the case (its forward pass, its gradients, its product) runs twice, the outputs
-// poisoned with NaN first and with a large finite number then. After each call the guard bands around
-// every buffer, the gaps between output elements and every input byte are checked. Then the oracle
-// judges the first outputs; then the two runs must agree bit for bit; then the relations are asked.
-// Throws CaseError where the case cannot run here (memory, an unknown SIMD target).
+// poisoned with NaN first and with a large finite number then. After each call the guard bands
+// around every buffer, the gaps between output elements and every input byte are checked. Then the
+// oracle judges the first outputs; then the two runs must agree bit for bit; then the relations are
+// asked. Throws CaseError where the case cannot run here (memory, an unknown SIMD target).
 CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& options = {});
 
 // A result without a verdict: the worker crashed, hung or refused.
@@ -44,8 +44,8 @@ CaseResult failed_result(const std::string& line, const std::string& candidate, 
 std::string check_command(const std::string& candidate, const std::string& line,
                           Surroundings around);
 
-// Whether errors of a right kernel lean to neither side on these inputs, so that a leaning error says
-// something.
+// Whether errors of a right kernel lean to neither side on these inputs, so that a leaning error
+// says something.
 bool has_independent_zero_mean(const Case& c);
 
 }  // namespace assay

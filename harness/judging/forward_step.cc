@@ -28,7 +28,8 @@ WatchedInputs ForwardStep::watched() const {
 
 Verdict ForwardStep::judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
                            const JudgeOptions& options) const {
-  if (arithmetic) return assay::judge(in.problem, out.view(), std::get<Contract>(*arithmetic), options);
+  if (arithmetic)
+    return assay::judge(in.problem, out.view(), std::get<Contract>(*arithmetic), options);
   return judge_by_ladder(in.problem, out.view(), 64, options);
 }
 
@@ -143,8 +144,8 @@ Relation exchanged_scale(const AskedForward& asked) {
   return same_after(asked, with_inputs(step, changed), execution_of(step.c));
 }
 
-// What no row of the first `rows` sees may hold anything: those rows do not change. With all rows this
-// is padding; with some of them it is "the future does not leak into the past".
+// What no row of the first `rows` sees may hold anything: those rows do not change. With all rows
+// this is padding; with some of them it is "the future does not leak into the past".
 Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
   const ForwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
@@ -163,7 +164,8 @@ Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
   overwrite_unseen_keys(step.c, finite, rows, 1e30);
   if (same_after(asked, with_inputs(step, finite), how, rows).how == Relation::How::held)
     found.why +=
-        "; with finite numbers there nothing changes: the keys are masked, and 0 times NaN is added";
+        "; with finite numbers there nothing changes: the keys are masked, and 0 times NaN is "
+        "added";
   return found;
 }
 
@@ -178,8 +180,8 @@ Relation future_of_early_rows(const AskedForward& asked) {
   return unseen_keys(asked, early, std::numeric_limits<double>::quiet_NaN());
 }
 
-// A call for another problem in between leaves nothing behind: its other causality, window, scale and
-// mask are forgotten.
+// A call for another problem in between leaves nothing behind: its other causality, window, scale
+// and mask are forgotten.
 Relation after_another_call(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
   const Case& c = step.c;
@@ -199,7 +201,8 @@ Relation after_another_call(const AskedForward& asked) {
     if (!asked.candidate.unsupported(another.call(ignored)).empty()) continue;
     const std::string wrong =
         run_guarded(another, asked.candidate, ignored, Poison::nan, execution_of(c));
-    if (!wrong.empty()) return Relation::violated(fmt::format("{}: {}", print_case(between), wrong));
+    if (!wrong.empty())
+      return Relation::violated(fmt::format("{}: {}", print_case(between), wrong));
     return same_after(asked, step, execution_of(c));
   }
   return Relation::not_applicable("the candidate takes no other problem of this shape");

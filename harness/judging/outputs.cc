@@ -35,9 +35,8 @@ std::vector<Index> sorted_positions(const TensorView& t) {
   for (std::size_t axis = 0; axis < 4; ++axis)
     if (t.stride[axis] == 0) e[axis] = 1;
   std::vector<Index> positions;
-  for_each_index(e, [&](Index b, Index h, Index i, Index d) {
-    positions.push_back(t.at(b, h, i, d));
-  });
+  for_each_index(
+      e, [&](Index b, Index h, Index i, Index d) { positions.push_back(t.at(b, h, i, d)); });
   std::ranges::sort(positions);
   return positions;
 }
@@ -81,7 +80,8 @@ GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs) {
   const AttentionShape& s = c.shape;
   const Surroundings around = inputs.around;
   const auto make = [&](LayoutKind kind, const Extents& shape) {
-    if (kind == LayoutKind::shared_head || kind == LayoutKind::shared_batch) kind = LayoutKind::bhsd;
+    if (kind == LayoutKind::shared_head || kind == LayoutKind::shared_batch)
+      kind = LayoutKind::bhsd;
     const Index heads_in_pack = s.query_heads + 2 * s.kv_heads;
     return Tensor(c.out_dtype(), shape, make_layout(kind, shape, heads_in_pack), around);
   };

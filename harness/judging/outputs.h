@@ -1,4 +1,5 @@
-// The outputs of one call of a candidate, as named tensors, and the poison that fills them before it.
+// The outputs of one call of a candidate, as named tensors, and the poison that fills them before
+// it.
 #pragma once
 
 #include <string>
@@ -24,8 +25,8 @@ struct Outputs {
   NamedOutputs named() const { return {{Output::lse, &lse}, {Output::o, &o}}; }
 };
 
-// dQ, dK and dV are laid out as Q, K and V (BHSD where those share storage), in the dtype of O; dBias
-// varies as the bias does. What surrounds them is what surrounds the inputs.
+// dQ, dK and dV are laid out as Q, K and V (BHSD where those share storage), in the dtype of O;
+// dBias varies as the bias does. What surrounds them is what surrounds the inputs.
 struct GradientOutputs {
   GradientOutputs(const Case& c, const Inputs& inputs);
   Tensor dq, dk, dv, d_bias, d_sink;
@@ -56,9 +57,9 @@ bool holds_poison(const TensorView& t, Index position, Poison with);
 // Whether the bytes between the elements of a poisoned output are as poison() left them.
 bool gaps_intact(const Tensor& t, Poison with);
 
-// "LSE[b=0, h=1, row=4, column=0]: 1.5 and 1.25" of the first element whose bits differ; empty if none
-// does. Any two NaN are equal, and so are +0 and -0. Only the first `rows` rows of every head are
-// compared (negative: all).
+// "LSE[b=0, h=1, row=4, column=0]: 1.5 and 1.25" of the first element whose bits differ; empty if
+// none does. Any two NaN are equal, and so are +0 and -0. Only the first `rows` rows of every head
+// are compared (negative: all).
 std::string first_difference(const NamedOutputs& a, const NamedOutputs& b, Index rows = -1);
 template <class Set>
 std::string first_difference(const Set& a, const Set& b, Index rows = -1) {

@@ -58,7 +58,8 @@ Painter::Painter(const Attention& p) : shape_(p.shape) {
   if (!any || s.batch == 0 || s.rows == 0 || s.keys == 0) return;
   // Heads that look the same are drawn once.
   const Index last_b = s.batch - 1, last_h = s.query_heads - 1;
-  for (const auto& [b, h] : {std::pair<Index, Index>{0, 0}, {0, last_h}, {last_b, 0}, {last_b, last_h}}) {
+  for (const auto& [b, h] :
+       {std::pair<Index, Index>{0, 0}, {0, last_h}, {last_b, 0}, {last_b, last_h}}) {
     Pictures::Mask mask = mask_of(p, b, h, most_mask_cells);
     if (std::ranges::none_of(mask_, [&](const auto& other) { return other.cells == mask.cells; }))
       mask_.push_back(std::move(mask));
@@ -136,7 +137,8 @@ Pictures Painter::pictures(Index row_tile) const {
       }
       pictures.heads.push_back({output, std::move(ratios)});
     }
-    std::ranges::sort(grids, {}, [](const auto& g) { return std::pair(-g.second->worst, g.first); });
+    std::ranges::sort(grids, {},
+                      [](const auto& g) { return std::pair(-g.second->worst, g.first); });
     grids.resize(std::min<std::size_t>(grids.size(), most_maps));
     for (const auto& [place, grid] : grids) pictures.maps.push_back(map_of(place, *grid));
   }

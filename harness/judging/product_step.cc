@@ -74,8 +74,8 @@ Relation many_rows(const AskedProduct& asked) {
   const Layout layout{{0, 0, n, 1}, 0, times * n};
   const Tensor out(step.c.out_dtype(), {1, 1, times, n}, layout, step.in.around);
   const Request request{ProductCall{many, out.view()}, execution_of(step.c)};
-  const std::string wrong = call_guarded(asked.candidate, request, step.watched(),
-                                         {{Output::c, &out}}, Poison::nan);
+  const std::string wrong =
+      call_guarded(asked.candidate, request, step.watched(), {{Output::c, &out}}, Poison::nan);
   if (!wrong.empty()) return Relation::violated(wrong);
   std::string difference;
   for (Index m = 0; m < times && difference.empty(); ++m)

@@ -1,6 +1,6 @@
 // Inside harness/: what the judging of a case is made of. A step is one call of the candidate whose
-// outputs are judged: O and LSE, the gradients, or a product. Attention is one step, its backward pass
-// two, a product one.
+// outputs are judged: O and LSE, the gradients, or a product. Attention is one step, its backward
+// pass two, a product one.
 //
 // A step type S says:
 //   S::Out                            its outputs, a set of named tensors
@@ -28,8 +28,9 @@ struct Asked {
   const typename Step::Out& base;
 };
 
-// A metamorphic relation: a second problem whose outputs follow bit for bit from those of the first,
-// whatever they are. It needs no bound, so it sees what a bound cannot; docs/verdict.md lists them.
+// A metamorphic relation: a second problem whose outputs follow bit for bit from those of the
+// first, whatever they are. It needs no bound, so it sees what a bound cannot; docs/verdict.md
+// lists them.
 template <class Step>
 struct RelationOf {
   const char* name;
@@ -43,8 +44,8 @@ std::string run_guarded(const Step& step, Candidate& candidate, const typename S
   return call_guarded(candidate, {step.call(out), how}, step.watched(), out.named(), with);
 }
 
-// Runs a changed step, lets `undo(outputs)` take the change back, and compares the first `rows` rows
-// (negative: all) of every head.
+// Runs a changed step, lets `undo(outputs)` take the change back, and compares the first `rows`
+// rows (negative: all) of every head.
 template <class Step, class Undo>
 Relation same_after(const Asked<Step>& asked, const Step& changed, const kernels::Execution& how,
                     const Undo& undo, Index rows = -1) {
@@ -118,8 +119,8 @@ struct ProductStep {
   std::span<const RelationOf<ProductStep>> relations() const;
 };
 
-// Whether every element of a storage can be multiplied by the factor without rounding; does so if it
-// can.
+// Whether every element of a storage can be multiplied by the factor without rounding; does so if
+// it can.
 bool scale_exactly(const Tensor& t, double factor);
 void negate_elements(const TensorView& t);
 // Fills K and V at the keys that no row of the first `rows` sees; returns how many those are.

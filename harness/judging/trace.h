@@ -1,4 +1,5 @@
-// The stage trace: every stage that a kernel tells, against the oracle's own, and where they first part.
+// The stage trace: every stage that a kernel tells, against the oracle's own, and where they first
+// part.
 #pragma once
 
 #include <array>
@@ -21,7 +22,7 @@ struct StageValue {
 
 struct StageFinding {
   kernels::Stage stage{};
-  Index b = 0, head = 0, row = 0;         // of K and V: the kv head and the key
+  Index b = 0, head = 0, row = 0;           // of K and V: the kv head and the key
   Index first_key = 0, key0 = 0, keys = 0;  // the tile, and where the running state begins
   StageValue value;
   std::string what;                // "is outside its enclosure", "the running maximum fell", ...
@@ -43,7 +44,8 @@ struct Trace {
   std::array<StageSummary, stage_count> stages{};
   std::optional<StageFinding> first;
   std::vector<RunningState> state;  // of the row of `first`
-  // The other stages that are wrong in the row of `first`, or that read what is: in the kernel's own order.
+  // The other stages that are wrong in the row of `first`, or that read what is: in the kernel's
+  // own order.
   std::vector<kernels::Stage> then;
   std::int64_t rows_not_judged = 0;  // NaN, infinities or scores out of range take part
   Verdict verdict;                   // of the outputs of the same run
@@ -55,8 +57,9 @@ struct Trace {
   }
 };
 
-// Runs the candidate on one thread and follows it. Throws CaseError for a case without stages (products, caches) or too large to keep, and
-// std::invalid_argument for a candidate that does not tell its stages.
+// Runs the candidate on one thread and follows it. Throws CaseError for a case without stages
+// (products, caches) or too large to keep, and std::invalid_argument for a candidate that does not
+// tell its stages.
 Trace trace_case(const Case& c, Candidate& candidate);
 
 // As text, for people.

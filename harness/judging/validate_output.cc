@@ -12,7 +12,10 @@ namespace assay {
 namespace {
 
 void require(const kernels::Status& status, const char* who, const Case& c) {
-  if (!status.ok()) throw std::runtime_error(fmt::format("{} answered status {} on '{}': {}", who, static_cast<int>(status.code), print_case(c), status.detail));
+  if (!status.ok())
+    throw std::runtime_error(fmt::format("{} answered status {} on '{}': {}", who,
+                                         static_cast<int>(status.code), print_case(c),
+                                         status.detail));
 }
 
 // Largest difference over largest magnitude.
@@ -32,7 +35,8 @@ double difference_of(const TensorView& a, const TensorView& b) {
 
 // run(function, outputs) and judge(outputs) for the kernel, and for the reference if there is one.
 template <class Outputs, class Function, class Run, class Judge, class View>
-OutputValidation validate(const Case& c, const Function& kernel, const Function& reference, double tolerance, const Run& run, const Judge& judge, const View& view) {
+OutputValidation validate(const Case& c, const Function& kernel, const Function& reference,
+                          double tolerance, const Run& run, const Judge& judge, const View& view) {
   OutputValidation v;
   v.inputs = c;
   const Outputs mine(c);
@@ -47,12 +51,17 @@ OutputValidation validate(const Case& c, const Function& kernel, const Function&
   return v;
 }
 
-const auto untouched = [](const TensorView& t, Index position) { return holds_poison(t, position, Poison::nan); };
+const auto untouched = [](const TensorView& t, Index position) {
+  return holds_poison(t, position, Poison::nan);
+};
 
 }  // namespace
 
-std::vector<OutputValidation> validate_kernel_output(const AttentionFunction& kernel, const AttentionFunction& reference, std::span<const AttentionShape> shapes,
-                                                     double tolerance, Dtype dtype, std::uint64_t seed) {
+std::vector<OutputValidation> validate_kernel_output(const AttentionFunction& kernel,
+                                                     const AttentionFunction& reference,
+                                                     std::span<const AttentionShape> shapes,
+                                                     double tolerance, Dtype dtype,
+                                                     std::uint64_t seed) {
   std::vector<OutputValidation> all;
   for (const AttentionShape& shape : shapes) {
     Case c;
@@ -71,13 +80,17 @@ std::vector<OutputValidation> validate_kernel_output(const AttentionFunction& ke
           poison(out.lse, Poison::nan);
           return f(in.problem, out.view());
         },
-        [&](const Outputs& out) { return judge_by_ladder(in.problem, out.view(), 64, options); }, [](const Outputs& out) { return out.o.view(); }));
+        [&](const Outputs& out) { return judge_by_ladder(in.problem, out.view(), 64, options); },
+        [](const Outputs& out) { return out.o.view(); }));
   }
   return all;
 }
 
-std::vector<OutputValidation> validate_kernel_output(const ProductFunction& kernel, const ProductFunction& reference, std::span<const ProductSpec> shapes, double tolerance,
-                                                     Dtype dtype, std::uint64_t seed) {
+std::vector<OutputValidation> validate_kernel_output(const ProductFunction& kernel,
+                                                     const ProductFunction& reference,
+                                                     std::span<const ProductSpec> shapes,
+                                                     double tolerance, Dtype dtype,
+                                                     std::uint64_t seed) {
   std::vector<OutputValidation> all;
   for (const ProductSpec& shape : shapes) {
     Case c;
@@ -95,7 +108,10 @@ std::vector<OutputValidation> validate_kernel_output(const ProductFunction& kern
           poison(out.c, Poison::nan);
           return f(in.problem, out.c.view());
         },
-        [&](const ProductOutput& out) { return judge_product_by_ladder(in.problem, out.c.view(), options); }, [](const ProductOutput& out) { return out.c.view(); }));
+        [&](const ProductOutput& out) {
+          return judge_product_by_ladder(in.problem, out.c.view(), options);
+        },
+        [](const ProductOutput& out) { return out.c.view(); }));
   }
   return all;
 }

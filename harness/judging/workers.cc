@@ -35,20 +35,26 @@ bool send(std::string line) {
   return true;
 }
 
-[[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::generic_category(), what); }
+[[noreturn]] void fail(const char* what) {
+  throw std::system_error(errno, std::generic_category(), what);
+}
 
 class Worker {
  public:
   explicit Worker(const WorkerOptions& options) {
     Channel to_child = make_pipe("pipe for a worker"), from_child = make_pipe("pipe for a worker");
-    std::vector<std::string> arguments = {"assay", "worker", fmt::format("--memory={}", options.memory_mib),
+    std::vector<std::string> arguments = {"assay", "worker",
+                                          fmt::format("--memory={}", options.memory_mib),
                                           fmt::format("--ball-rows={}", options.execute.ball_rows)};
     if (!options.execute.power) arguments.push_back("--no-power");
     if (!options.execute.relations) arguments.push_back("--no-relations");
     if (options.execute.pictures) arguments.push_back("--pictures");
     if (options.execute.around != Surroundings::bands)
-      arguments.push_back(options.execute.around == Surroundings::page_behind ? "--guard-pages=behind" : "--guard-pages=before");
-    if (options.execute.oracle_threads != 1) arguments.push_back(fmt::format("--oracle-threads={}", options.execute.oracle_threads));
+      arguments.push_back(options.execute.around == Surroundings::page_behind
+                              ? "--guard-pages=behind"
+                              : "--guard-pages=before");
+    if (options.execute.oracle_threads != 1)
+      arguments.push_back(fmt::format("--oracle-threads={}", options.execute.oracle_threads));
     process_.emplace(ProcessStart{.program = options.executable,
                                   .arguments = std::move(arguments),
                                   .descriptors = {{to_child.out.number(), STDIN_FILENO},
@@ -203,13 +209,15 @@ class Pool {
   void end_late(Slot& w) {
     w->end();
     if (w->turn == Turn::candidate)
-      return replace(w, Outcome::fail, fmt::format("the candidate did not finish within {} s",
-                                                   options_.timeout_seconds));
+      return replace(
+          w, Outcome::fail,
+          fmt::format("the candidate did not finish within {} s", options_.timeout_seconds));
     const char* late = w->turn == Turn::verdict
                            ? "candidate had answered; oracle and bound were not ready"
                            : "inputs were not ready";
-    replace(w, Outcome::error, fmt::format("not judged: the {} within the {} s of --timeout", late,
-                                           options_.timeout_seconds));
+    replace(w, Outcome::error,
+            fmt::format("not judged: the {} within the {} s of --timeout", late,
+                        options_.timeout_seconds));
   }
 
   // The worker's item has ended without a result, and the worker with it.

@@ -1,5 +1,5 @@
-// Cases run in worker processes, started by exec, one case at a time each: a candidate that crashes, hangs,
-// throws or exits costs one case, not the run.
+// Cases run in worker processes, started by exec, one case at a time each: a candidate that
+// crashes, hangs, throws or exits costs one case, not the run.
 #pragma once
 
 #include <functional>
@@ -15,7 +15,7 @@ struct WorkerOptions {
   int jobs = 1;
   double timeout_seconds = 120;  // for one case
   Index memory_mib = 0;          // private memory of a worker; 0: no limit
-  bool in_process = false;       // no workers: for debuggers and emulators; a crash then ends the run
+  bool in_process = false;  // no workers: for debuggers and emulators; a crash then ends the run
   ExecuteOptions execute;
 };
 
@@ -24,13 +24,16 @@ struct WorkItem {
   std::string candidate;
 };
 
-// Called in the parent, in order of completion. Returns false to stop: what has not started is not run.
+// Called in the parent, in order of completion. Returns false to stop: what has not started is not
+// run.
 using OnResult = std::function<bool(std::size_t item, CaseResult result)>;
 
 // Throws std::system_error if no worker can be started.
-void run_in_workers(const std::vector<WorkItem>& items, const WorkerOptions& options, const OnResult& on_result);
+void run_in_workers(const std::vector<WorkItem>& items, const WorkerOptions& options,
+                    const OnResult& on_result);
 
-// The other end: reads work from standard input, writes results to descriptor 3, until the input ends.
+// The other end: reads work from standard input, writes results to descriptor 3, until the input
+// ends.
 int worker_main(Index memory_mib, const ExecuteOptions& options);
 
 }  // namespace assay

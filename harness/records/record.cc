@@ -27,9 +27,13 @@ constexpr const char* record_key = "record";
 class Reader {
  public:
   Reader(const std::string& path, const Safetensors& contents, Record& into)
-      : contents_(contents), record_(into), where_(into.name.empty() ? path : fmt::format("{}, record {}", path, into.name)) {}
+      : contents_(contents),
+        record_(into),
+        where_(into.name.empty() ? path : fmt::format("{}, record {}", path, into.name)) {}
 
-  [[noreturn]] void fail(const std::string& what) const { throw FileError(fmt::format("{}: {}", where_, shown(what))); }
+  [[noreturn]] void fail(const std::string& what) const {
+    throw FileError(fmt::format("{}: {}", where_, shown(what)));
+  }
 
   const StoredTensor* find(const std::string& name) {
     const std::string full = record_.name.empty() ? name : record_.name + "." + name;
@@ -46,7 +50,8 @@ class Reader {
 
   // A float tensor as a view.
   TensorView floats(const std::string& name, const StoredTensor& t, std::vector<Index> shape) {
-    constexpr std::pair<const char*, Dtype> dtypes[] = {{"F32", Dtype::f32}, {"F16", Dtype::f16}, {"BF16", Dtype::bf16}};
+    constexpr std::pair<const char*, Dtype> dtypes[] = {
+        {"F32", Dtype::f32}, {"F16", Dtype::f16}, {"BF16", Dtype::bf16}};
     for (const auto& [stored, dtype] : dtypes)
       if (t.dtype == stored) return view(t, dtype, std::move(shape));
     fail(fmt::format("tensor {} is {}; F32, F16 and BF16 can be judged", name, t.dtype));
@@ -54,8 +59,10 @@ class Reader {
 
   // Integers of any width, in all `count` of them.
   template <class T>
-  std::vector<T> integers(const std::string& name, const StoredTensor& t, Index count, Index low, Index high) {
-    if (t.dtype != "I32" && t.dtype != "I64") fail(fmt::format("tensor {} is {}, not I32 or I64", name, t.dtype));
+  std::vector<T> integers(const std::string& name, const StoredTensor& t, Index count, Index low,
+                          Index high) {
+    if (t.dtype != "I32" && t.dtype != "I64")
+      fail(fmt::format("tensor {} is {}, not I32 or I64", name, t.dtype));
     check_count(name, t, count);
     std::vector<T> list;
     for (std::size_t at = 0, width = t.dtype == "I32" ? 4 : 8; at < t.bytes.size(); at += width) {
@@ -63,7 +70,8 @@ class Reader {
       std::int32_t narrow = 0;
       if (width == 4) std::memcpy(&narrow, t.bytes.data() + at, 4), value = narrow;
       else std::memcpy(&value, t.bytes.data() + at, 8);
-      if (value < low || value > high) fail(fmt::format("tensor {} holds {}, outside [{}, {}]", name, value, low, high));
+      if (value < low || value > high)
+        fail(fmt::format("tensor {} holds {}, outside [{}, {}]", name, value, low, high));
       list.push_back(static_cast<T>(value));
     }
     return list;
@@ -76,11 +84,13 @@ class Reader {
     return list;
   }
 
-  // What stands in the file under this record and was not asked for: a name misspelt would be a mask ignored.
+  // What stands in the file under this record and was not asked for: a name misspelt would be a
+  // mask ignored.
   void check_all_used() const {
     for (const auto& [name, t] : contents_.tensors) {
       const bool mine = record_.name.empty() || name.starts_with(record_.name + ".");
-      if (mine && !used_.contains(name)) fail(fmt::format("tensor {} belongs to nothing that the record's line asks for", name));
+      if (mine && !used_.contains(name))
+        fail(fmt::format("tensor {} belongs to nothing that the record's line asks for", name));
     }
   }
 
@@ -96,7 +106,8 @@ class Reader {
       step *= shape[axis];
     }
     if (t.bytes.empty()) return v;
-    if (reinterpret_cast<std::uintptr_t>(t.bytes.data()) % static_cast<std::uintptr_t>(bytes) == 0) {
+    if (reinterpret_cast<std::uintptr_t>(t.bytes.data()) % static_cast<std::uintptr_t>(bytes) ==
+        0) {
       v.data = const_cast<std::byte*>(t.bytes.data());  // nobody writes to what is judged
       return v;
     }
@@ -108,7 +119,8 @@ class Reader {
   void check_count(const std::string& name, const StoredTensor& t, Index count) const {
     Index elements = 1;
     for (Index n : t.shape) elements *= n;
-    if (elements != count) fail(fmt::format("tensor {} has {} elements, not {}", name, elements, count));
+    if (elements != count)
+      fail(fmt::format("tensor {} has {} elements, not {}", name, elements, count));
   }
 
   const Safetensors& contents_;
@@ -117,7 +129,9 @@ class Reader {
   std::set<std::string> used_;
 };
 
-std::string shape_text(const std::vector<Index>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+std::string shape_text(const std::vector<Index>& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
 
 // The line of a record: an operation, then flags and fields.
 class RecordLine {
@@ -128,13 +142,16 @@ class RecordLine {
     for (std::string word; words >> word;) {
       const auto equals = word.find('=');
       const std::string field = word.substr(0, equals);
-      if (!fields_.emplace(field, equals == std::string::npos ? "" : word.substr(equals + 1)).second) reader_.fail(fmt::format("its line says {} twice", field));
+      if (!fields_.emplace(field, equals == std::string::npos ? "" : word.substr(equals + 1))
+               .second)
+        reader_.fail(fmt::format("its line says {} twice", field));
     }
   }
 
   bool flag(const std::string& name) {
     const std::optional<std::string> value = text(name);
-    if (value && !value->empty()) reader_.fail(fmt::format("{}={}: a flag has no value", name, *value));
+    if (value && !value->empty())
+      reader_.fail(fmt::format("{}={}: a flag has no value", name, *value));
     return value.has_value();
   }
   std::optional<std::string> text(const std::string& name) {
@@ -148,11 +165,14 @@ class RecordLine {
   T number(const std::string& field, const std::string& value) const {
     T x{};
     const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), x);
-    if (error != std::errc() || end != value.data() + value.size()) reader_.fail(fmt::format("{}={}: not a number that fits", field, value));
+    if (error != std::errc() || end != value.data() + value.size())
+      reader_.fail(fmt::format("{}={}: not a number that fits", field, value));
     return x;
   }
   void check_all_used() const {
-    if (!fields_.empty()) reader_.fail(fmt::format("its line says {}, which {} does not have", fields_.begin()->first, operation));
+    if (!fields_.empty())
+      reader_.fail(fmt::format("its line says {}, which {} does not have", fields_.begin()->first,
+                               operation));
   }
 
   std::string operation;
@@ -163,35 +183,48 @@ class RecordLine {
 };
 
 // Extents in the order batch, heads, positions, columns, with the strides that the file has.
-TensorView rank_four(Reader& reader, const std::string& name, const StoredTensor& t, bool positions_first) {
+TensorView rank_four(Reader& reader, const std::string& name, const StoredTensor& t,
+                     bool positions_first) {
   std::vector<Index> shape = t.shape;
   if (shape.size() == 3) shape.insert(shape.begin(), 1);
-  if (shape.size() != 4) reader.fail(fmt::format("tensor {} has shape {}; 4 extents are wanted, or 3 of one batch", name, shape_text(t.shape)));
+  if (shape.size() != 4)
+    reader.fail(fmt::format("tensor {} has shape {}; 4 extents are wanted, or 3 of one batch", name,
+                            shape_text(t.shape)));
   TensorView v = reader.floats(name, t, shape);
   if (positions_first) std::swap(v.shape[1], v.shape[2]), std::swap(v.stride[1], v.stride[2]);
   return v;
 }
 
-void check_shape(const Reader& reader, const std::string& name, const TensorView& t, const Extents& wanted) {
-  if (t.shape != wanted) reader.fail(fmt::format("tensor {} is [{}] as batch, heads, positions, columns; q, k and v ask for [{}]", name, fmt::join(t.shape, ", "), fmt::join(wanted, ", ")));
+void check_shape(const Reader& reader, const std::string& name, const TensorView& t,
+                 const Extents& wanted) {
+  if (t.shape != wanted)
+    reader.fail(fmt::format(
+        "tensor {} is [{}] as batch, heads, positions, columns; q, k and v ask for [{}]", name,
+        fmt::join(t.shape, ", "), fmt::join(wanted, ", ")));
 }
 
 // Strides over [B, Hq, Lq, Lk] of what has these extents or 1, or lacks the leading ones.
-Extents broadcast(const Reader& reader, const std::string& name, const std::vector<Index>& stored, const Extents& wanted) {
+Extents broadcast(const Reader& reader, const std::string& name, const std::vector<Index>& stored,
+                  const Extents& wanted) {
   Extents stride{};
   Index step = 1;
-  if (stored.size() > 4) reader.fail(fmt::format("tensor {} has shape {}, more than 4 extents", name, shape_text(stored)));
+  if (stored.size() > 4)
+    reader.fail(
+        fmt::format("tensor {} has shape {}, more than 4 extents", name, shape_text(stored)));
   for (std::size_t k = 0; k < stored.size(); ++k) {
     const Index n = stored[stored.size() - 1 - k];
     const std::size_t axis = 3 - k;
-    if (n != 1 && n != wanted[axis]) reader.fail(fmt::format("tensor {} has shape {}, which does not broadcast to [{}]", name, shape_text(stored), fmt::join(wanted, ", ")));
+    if (n != 1 && n != wanted[axis])
+      reader.fail(fmt::format("tensor {} has shape {}, which does not broadcast to [{}]", name,
+                              shape_text(stored), fmt::join(wanted, ", ")));
     stride[axis] = n == 1 ? 0 : step;
     step *= n;
   }
   return stride;
 }
 
-TensorView broadcast_floats(Reader& reader, const std::string& name, const StoredTensor& t, const Extents& wanted) {
+TensorView broadcast_floats(Reader& reader, const std::string& name, const StoredTensor& t,
+                            const Extents& wanted) {
   const Extents stride = broadcast(reader, name, t.shape, wanted);
   std::vector<Index> padded(4 - t.shape.size(), 1);
   padded.insert(padded.end(), t.shape.begin(), t.shape.end());
@@ -230,45 +263,59 @@ void read_masks(Reader& reader, RecordLine& line, Record& r) {
   p.finite_min_masks = line.flag("finite-min-masks");
   if (const auto window = line.text("window")) {
     const auto comma = window->find(',');
-    if (comma == std::string::npos) reader.fail(fmt::format("window={}: two numbers are wanted, left,right", *window));
+    if (comma == std::string::npos)
+      reader.fail(fmt::format("window={}: two numbers are wanted, left,right", *window));
     p.window_left = line.number<Index>("window", window->substr(0, comma));
     p.window_right = line.number<Index>("window", window->substr(comma + 1));
     for (const Index side : {p.window_left, p.window_right})
-      if (side < -1 || side > largest_extent) reader.fail(fmt::format("window={}: outside [-1, 2^40]", *window));
+      if (side < -1 || side > largest_extent)
+        reader.fail(fmt::format("window={}: outside [-1, 2^40]", *window));
   }
-  if (const auto offset = line.text("offset")) p.offset.assign(static_cast<std::size_t>(s.batch), *offset == "end" ? s.keys - s.rows : line.number<Index>("offset", *offset));
+  if (const auto offset = line.text("offset"))
+    p.offset.assign(static_cast<std::size_t>(s.batch),
+                    *offset == "end" ? s.keys - s.rows : line.number<Index>("offset", *offset));
   if (const auto dropout = line.text("dropout")) {
     const auto colon = dropout->find(':');
-    if (colon == std::string::npos) reader.fail(fmt::format("dropout={}: probability:seed is wanted", *dropout));
+    if (colon == std::string::npos)
+      reader.fail(fmt::format("dropout={}: probability:seed is wanted", *dropout));
     p.dropout = line.number<float>("dropout", dropout->substr(0, colon));
     p.dropout_seed = line.number<std::uint64_t>("dropout", dropout->substr(colon + 1));
   }
   if (const StoredTensor* t = reader.find("keep")) {
-    if (t->dtype != "BOOL" && t->dtype != "U8") reader.fail(fmt::format("tensor keep is {}, not BOOL or U8", t->dtype));
-    p.keep = {reinterpret_cast<const std::uint8_t*>(t->bytes.data()), broadcast(reader, "keep", t->shape, pairs)};
+    if (t->dtype != "BOOL" && t->dtype != "U8")
+      reader.fail(fmt::format("tensor keep is {}, not BOOL or U8", t->dtype));
+    p.keep = {reinterpret_cast<const std::uint8_t*>(t->bytes.data()),
+              broadcast(reader, "keep", t->shape, pairs)};
   }
-  if (const StoredTensor* t = reader.find("bias")) p.bias = broadcast_floats(reader, "bias", *t, pairs);
-  if (reader.find("offset") && !p.offset.empty()) reader.fail("there is a tensor offset, and the line says offset as well");
+  if (const StoredTensor* t = reader.find("bias"))
+    p.bias = broadcast_floats(reader, "bias", *t, pairs);
+  if (reader.find("offset") && !p.offset.empty())
+    reader.fail("there is a tensor offset, and the line says offset as well");
   for_each_list([&](const auto& field) {
-    if (const StoredTensor* t = reader.find(std::string(field.recorded))) read_list(reader, field, *t, p);
+    if (const StoredTensor* t = reader.find(std::string(field.recorded)))
+      read_list(reader, field, *t, p);
   });
 }
 
-// [B, Hq, Lq], or with a last extent of 1. In base 2 it is taken to natural units in double, which adds no rounding to speak of.
+// [B, Hq, Lq], or with a last extent of 1. In base 2 it is taken to natural units in double, which
+// adds no rounding to speak of.
 TensorView read_lse(Reader& reader, RecordLine& line, Record& r, const StoredTensor& t) {
   const AttentionShape& s = r.problem.shape;
   std::vector<Index> shape = t.shape;
   if (shape.size() < 4) shape.push_back(1);
   if (shape.size() == 3) shape.insert(shape.begin(), 1);
   if (shape != std::vector<Index>{s.batch, s.query_heads, s.rows, 1})
-    reader.fail(fmt::format("tensor lse has shape {}, not [{}, {}, {}]: batch, query heads, rows, whatever the layout", shape_text(t.shape), s.batch, s.query_heads, s.rows));
+    reader.fail(fmt::format(
+        "tensor lse has shape {}, not [{}, {}, {}]: batch, query heads, rows, whatever the layout",
+        shape_text(t.shape), s.batch, s.query_heads, s.rows));
   TensorView v = reader.floats("lse", t, shape);
   if (v.dtype != Dtype::f32) reader.fail(fmt::format("tensor lse is {}, not F32", t.dtype));
   const std::string unit = line.text("lse").value_or("natural");
   if (unit == "natural") return v;
   if (unit != "base2") reader.fail(fmt::format("lse={}: natural or base2", unit));
   Tensor natural(Dtype::f64, v.shape, {v.stride, 0, element_count(v.shape)});
-  for (Index e = 0; e < element_count(v.shape); ++e) store(natural.view(), e, load(v, e) * 0x1.62e42fefa39efp-1);
+  for (Index e = 0; e < element_count(v.shape); ++e)
+    store(natural.view(), e, load(v, e) * 0x1.62e42fefa39efp-1);
   r.owned.push_back(std::move(natural));
   return r.owned.back().view();
 }
@@ -276,27 +323,34 @@ TensorView read_lse(Reader& reader, RecordLine& line, Record& r, const StoredTen
 void read_attention(Reader& reader, RecordLine& line, Record& r) {
   const bool backward = r.operation == Operation::backward;
   const std::string layout = line.text("layout").value_or("bhsd");
-  if (layout != "bhsd" && layout != "bshd") reader.fail(fmt::format("layout={}: bhsd or bshd", layout));
-  const auto tensor = [&](const char* name, const char* why) { return rank_four(reader, name, reader.need(name, why), layout == "bshd"); };
+  if (layout != "bhsd" && layout != "bshd")
+    reader.fail(fmt::format("layout={}: bhsd or bshd", layout));
+  const auto tensor = [&](const char* name, const char* why) {
+    return rank_four(reader, name, reader.need(name, why), layout == "bshd");
+  };
   const char* always = "q, k, v and o always are needed";
   Attention& p = r.problem;
   p.q = tensor("q", always);
   p.k = tensor("k", always);
   p.v = tensor("v", always);
   AttentionShape& s = p.shape;
-  s = {p.q.shape[0], p.q.shape[1], p.k.shape[1], p.q.shape[2], p.k.shape[2], p.q.shape[3], p.v.shape[3]};
+  s = {p.q.shape[0], p.q.shape[1], p.k.shape[1], p.q.shape[2],
+       p.k.shape[2], p.q.shape[3], p.v.shape[3]};
   if (element_count(p.q.shape) == 0) reader.fail("q has no element: there is nothing to judge");
-  if (s.kv_heads < 1 || s.query_heads % s.kv_heads != 0) reader.fail(fmt::format("q has {} heads, k {}: no multiple", s.query_heads, s.kv_heads));
+  if (s.kv_heads < 1 || s.query_heads % s.kv_heads != 0)
+    reader.fail(fmt::format("q has {} heads, k {}: no multiple", s.query_heads, s.kv_heads));
   check_shape(reader, "k", p.k, {s.batch, s.kv_heads, s.keys, s.dim});
   check_shape(reader, "v", p.v, {s.batch, s.kv_heads, s.keys, s.value_dim});
   read_masks(reader, line, r);
   const Extents rows{s.batch, s.query_heads, s.rows, s.value_dim};
-  r.out.o = tensor("o", "the record holds inputs only: run them, and add what your kernel answered");
+  r.out.o =
+      tensor("o", "the record holds inputs only: run them, and add what your kernel answered");
   check_shape(reader, "o", r.out.o, rows);
   if (const StoredTensor* t = reader.find("lse")) r.out.lse = read_lse(reader, line, r, *t);
   kernels::Status status = kernels::validate_attention(p, {r.out.o, {}});
   if (status.ok() && backward) {
-    if (r.out.lse && r.out.lse.dtype != Dtype::f32) reader.fail("lse=base2: gradients are judged with a natural LSE in F32");
+    if (r.out.lse && r.out.lse.dtype != Dtype::f32)
+      reader.fail("lse=base2: gradients are judged with a natural LSE in F32");
     r.d_o = tensor("do", "gradients are those of <dO, O>");
     check_shape(reader, "do", r.d_o, rows);
     const char* all = "the operation backward needs dq, dk and dv";
@@ -306,15 +360,19 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
     check_shape(reader, "dq", r.gradients.dq, p.q.shape);
     check_shape(reader, "dk", r.gradients.dk, p.k.shape);
     check_shape(reader, "dv", r.gradients.dv, p.v.shape);
-    if (const StoredTensor* t = reader.find("d_bias")) r.gradients.d_bias = broadcast_floats(reader, "d_bias", *t, {s.batch, s.query_heads, s.rows, s.keys});
+    if (const StoredTensor* t = reader.find("d_bias"))
+      r.gradients.d_bias =
+          broadcast_floats(reader, "d_bias", *t, {s.batch, s.query_heads, s.rows, s.keys});
     if (const StoredTensor* t = reader.find("d_sink")) {
       reader.numbers("d_sink", *t, s.query_heads);
       r.gradients.d_sink = reader.floats("d_sink", *t, {1, s.query_heads, 1, 1});
     }
     // A kernel needs an LSE; the verdict does without one.
     const Extents rows_alone{s.batch, s.query_heads, s.rows, 1};
-    const Tensor stand_in(Dtype::f32, rows_alone, {{s.query_heads * s.rows, s.rows, 1, 1}, 0, element_count(rows_alone)});
-    status = kernels::validate_backward(p, {r.out.o, r.out.lse ? r.out.lse : stand_in.view(), r.d_o}, r.gradients);
+    const Tensor stand_in(Dtype::f32, rows_alone,
+                          {{s.query_heads * s.rows, s.rows, 1, 1}, 0, element_count(rows_alone)});
+    status = kernels::validate_backward(
+        p, {r.out.o, r.out.lse ? r.out.lse : stand_in.view(), r.d_o}, r.gradients);
   }
   if (!status.ok()) reader.fail(status.detail);
 }
@@ -322,34 +380,50 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
 // Bytes that docs/formats.md gives no meaning.
 void check_low_bit(const Reader& reader, const std::string& name, const LowBitView& v) {
   const LowBitTraits& t = traits(v.format);
-  const auto byte_at = [](const std::byte* p, Index at) { return std::to_integer<unsigned>(p[at]); };
+  const auto byte_at = [](const std::byte* p, Index at) {
+    return std::to_integer<unsigned>(p[at]);
+  };
   for (Index s = 0; v.scales && s < v.groups() * v.n; ++s) {
-    if (t.scale == Dtype::f8e4m3 && byte_at(v.scales, s) > 0x7F) reader.fail(fmt::format("tensor {}.scales: scale {} is negative", name, s));
-    const unsigned half = t.scale == Dtype::f16 ? byte_at(v.scales, 2 * s) | byte_at(v.scales, 2 * s + 1) << 8 : 0;
+    if (t.scale == Dtype::f8e4m3 && byte_at(v.scales, s) > 0x7F)
+      reader.fail(fmt::format("tensor {}.scales: scale {} is negative", name, s));
+    const unsigned half =
+        t.scale == Dtype::f16 ? byte_at(v.scales, 2 * s) | byte_at(v.scales, 2 * s + 1) << 8 : 0;
     if (half > 0x7FFF) reader.fail(fmt::format("tensor {}.scales: scale {} is negative", name, s));
     if (half == 0x7C00) reader.fail(fmt::format("tensor {}.scales: scale {} is infinite", name, s));
   }
   if (v.format == LowBit::int4)
     for (Index s = 0; s < v.groups() * v.n; ++s)
-      if (byte_at(v.extra, s) > 15) reader.fail(fmt::format("tensor {}.extra: zero point {} is {}, above 15", name, s, byte_at(v.extra, s)));
+      if (byte_at(v.extra, s) > 15)
+        reader.fail(fmt::format("tensor {}.extra: zero point {} is {}, above 15", name, s,
+                                byte_at(v.extra, s)));
   if (v.format == LowBit::fp4_sparse)
     for (Index quad = 0; quad < v.k / 4; ++quad)
       for (Index n = 0; n < v.n; ++n) {
         const Index nibble = (quad / 8 * v.n + n) * 8 + quad % 8;
-        const unsigned kept = byte_at(v.extra, nibble / 2) >> (nibble % 2 * 4) & 15, first = kept & 3, second = kept >> 2;
-        if (first >= second) reader.fail(fmt::format("tensor {}.extra: column {} keeps positions {} and {} of the four from k = {} on; they must rise", name, n, first, second, 4 * quad));
+        const unsigned kept = byte_at(v.extra, nibble / 2) >> (nibble % 2 * 4) & 15,
+                       first = kept & 3, second = kept >> 2;
+        if (first >= second)
+          reader.fail(
+              fmt::format("tensor {}.extra: column {} keeps positions {} and {} of the four from k "
+                          "= {} on; they must rise",
+                          name, n, first, second, 4 * quad));
       }
 }
 
 // Codes, scales and the rest of one low-bit matrix, each of exactly its size.
-LowBitView read_low_bit(Reader& reader, const std::string& name, LowBit format, Index group, Index k, Index n) {
+LowBitView read_low_bit(Reader& reader, const std::string& name, LowBit format, Index group,
+                        Index k, Index n) {
   const LowBitSizes sizes = sizes_of(format, k, n, group);
   const auto bytes = [&](const char* part, Index wanted) -> const std::byte* {
     if (wanted == 0) return nullptr;
-    const StoredTensor& t = reader.need(name + "." + part, "a low-bit matrix is its bytes, as docs/formats.md lays them out");
-    if (t.dtype != "U8" && t.dtype != "I8" && t.dtype != "F8_E4M3" && t.dtype != "F8_E5M2" && t.dtype != "F8_E8M0" && !(t.dtype == "F16" && std::string_view(part) == "scales"))
+    const StoredTensor& t = reader.need(
+        name + "." + part, "a low-bit matrix is its bytes, as docs/formats.md lays them out");
+    if (t.dtype != "U8" && t.dtype != "I8" && t.dtype != "F8_E4M3" && t.dtype != "F8_E5M2" &&
+        t.dtype != "F8_E8M0" && !(t.dtype == "F16" && std::string_view(part) == "scales"))
       reader.fail(fmt::format("tensor {}.{} is {}, not bytes (U8)", name, part, t.dtype));
-    if (std::ssize(t.bytes) != wanted) reader.fail(fmt::format("tensor {}.{} has {} bytes; {} of {} x {} takes {}", name, part, t.bytes.size(), traits(format).name, k, n, wanted));
+    if (std::ssize(t.bytes) != wanted)
+      reader.fail(fmt::format("tensor {}.{} has {} bytes; {} of {} x {} takes {}", name, part,
+                              t.bytes.size(), traits(format).name, k, n, wanted));
     return t.bytes.data();
   };
   LowBitView v;
@@ -368,27 +442,33 @@ void read_product(Reader& reader, RecordLine& line, Record& r) {
   const auto format_of = [&](const std::string& field, const std::string& text, Index& group) {
     const auto colon = text.find(':');
     const std::optional<LowBit> format = value_named<LowBit>(text.substr(0, colon));
-    if (!format) reader.fail(fmt::format("{}={}: no such format; docs/formats.md names them", field, text));
+    if (!format)
+      reader.fail(fmt::format("{}={}: no such format; docs/formats.md names them", field, text));
     group = traits(*format).group;
     if (colon != std::string::npos) {
       const Index wanted = line.number<Index>(field, text.substr(colon + 1));
       const bool without = wanted == 0 && (*format == LowBit::f8e4m3 || *format == LowBit::f8e5m2);
-      if (wanted != group && !(traits(*format).group_free && (without || (wanted >= 8 && wanted % 8 == 0 && wanted <= largest_extent))))
-        reader.fail(fmt::format("{}={}: {} has no groups of {}", field, text, traits(*format).name, wanted));
+      if (wanted != group &&
+          !(traits(*format).group_free &&
+            (without || (wanted >= 8 && wanted % 8 == 0 && wanted <= largest_extent))))
+        reader.fail(fmt::format("{}={}: {} has no groups of {}", field, text, traits(*format).name,
+                                wanted));
       group = wanted;
     }
     return *format;
   };
   const auto matrix = [&](const char* name) {
     const StoredTensor& t = reader.need(name, "a product has a and c");
-    if (t.shape.size() != 2) reader.fail(fmt::format("tensor {} has shape {}, not 2 extents", name, shape_text(t.shape)));
+    if (t.shape.size() != 2)
+      reader.fail(fmt::format("tensor {} has shape {}, not 2 extents", name, shape_text(t.shape)));
     return reader.floats(name, t, {1, 1, t.shape[0], t.shape[1]});
   };
   const auto extent = [&](const char* field) {
     const std::optional<std::string> value = line.text(field);
     if (!value) reader.fail(fmt::format("its line does not say {}=", field));
     const Index n = line.number<Index>(field, *value);
-    if (n < 1 || n > Index{1} << 28) reader.fail(fmt::format("{}={} is outside [1, 2^28]", field, *value));
+    if (n < 1 || n > Index{1} << 28)
+      reader.fail(fmt::format("{}={} is outside [1, 2^28]", field, *value));
     return n;
   };
   Product& p = r.product;
@@ -399,34 +479,44 @@ void read_product(Reader& reader, RecordLine& line, Record& r) {
   const std::optional<std::string> w = line.text("w");
   if (!w) reader.fail("its line does not say w=, the format of the weights");
   const LowBit format = format_of("w", *w, group);
-  if (format == LowBit::fp4_sparse && p.k % 4 != 0) reader.fail(fmt::format("k={} is no multiple of 4, as 2:4 sparse weights need", p.k));
+  if (format == LowBit::fp4_sparse && p.k % 4 != 0)
+    reader.fail(fmt::format("k={} is no multiple of 4, as 2:4 sparse weights need", p.k));
   p.w = read_low_bit(reader, "w", format, group, p.k, p.n);
   const auto tensor_scale = [&](const char* field, LowBit of, LowBitView& v) {
     if (const auto scale = line.text(field)) {
       if (of != LowBit::nvfp4) reader.fail(fmt::format("{}: only nvfp4 has a tensor scale", field));
       v.tensor_scale = line.number<float>(field, *scale);
-      if (!(v.tensor_scale > 0 && v.tensor_scale <= std::numeric_limits<float>::max())) reader.fail(fmt::format("{}={}: no positive finite number", field, *scale));
+      if (!(v.tensor_scale > 0 && v.tensor_scale <= std::numeric_limits<float>::max()))
+        reader.fail(fmt::format("{}={}: no positive finite number", field, *scale));
     }
   };
   tensor_scale("tensor-scale", format, p.w);
   if (const auto a = line.text("a")) {
     const LowBit a_format = format_of("a", *a, group);
-    if (a_format != LowBit::mxfp4 && a_format != LowBit::nvfp4 && a_format != LowBit::f8e4m3 && a_format != LowBit::f8e5m2)
+    if (a_format != LowBit::mxfp4 && a_format != LowBit::nvfp4 && a_format != LowBit::f8e4m3 &&
+        a_format != LowBit::f8e5m2)
       reader.fail(fmt::format("a={}: A may be mxfp4, nvfp4, f8e4m3 or f8e5m2", *a));
     p.a_low = read_low_bit(reader, "a", a_format, group, p.k, p.m);
     tensor_scale("a-tensor-scale", a_format, p.a_low);
   } else {
     p.a = matrix("a");
-    if (p.a.shape[2] != p.m || p.a.shape[3] != p.k) reader.fail(fmt::format("tensor a is {} x {}, not m x k = {} x {}", p.a.shape[2], p.a.shape[3], p.m, p.k));
+    if (p.a.shape[2] != p.m || p.a.shape[3] != p.k)
+      reader.fail(fmt::format("tensor a is {} x {}, not m x k = {} x {}", p.a.shape[2],
+                              p.a.shape[3], p.m, p.k));
   }
   r.c = matrix("c");
-  if (r.c.shape[2] != p.m || r.c.shape[3] != p.n) reader.fail(fmt::format("tensor c is {} x {}, not m x n = {} x {}", r.c.shape[2], r.c.shape[3], p.m, p.n));
+  if (r.c.shape[2] != p.m || r.c.shape[3] != p.n)
+    reader.fail(fmt::format("tensor c is {} x {}, not m x n = {} x {}", r.c.shape[2], r.c.shape[3],
+                            p.m, p.n));
 }
 
-bool same_number(double a, double b) { return (a == b && std::signbit(a) == std::signbit(b)) || (std::isnan(a) && std::isnan(b)); }
+bool same_number(double a, double b) {
+  return (a == b && std::signbit(a) == std::signbit(b)) || (std::isnan(a) && std::isnan(b));
+}
 
 bool same_elements(const TensorView& a, const TensorView& b) {
-  if (a.shape == b.shape && element_count(a.shape) == 0) return true;  // without keys there is nothing to point to
+  if (a.shape == b.shape && element_count(a.shape) == 0)
+    return true;  // without keys there is nothing to point to
   if (!a || !b) return !a && !b;
   if (a.dtype != b.dtype || a.shape != b.shape) return false;
   for (Index x = 0; x < a.shape[0]; ++x)
@@ -443,7 +533,8 @@ bool same_matrix(const LowBitView& a, const LowBitView& b) {
   return std::ranges::equal(decode_weights(a), decode_weights(b), same_number);
 }
 
-// "q" if that tensor is not what the case generates. Extents and dtypes first: a case may ask for more than there is memory.
+// "q" if that tensor is not what the case generates. Extents and dtypes first: a case may ask for
+// more than there is memory.
 std::string differs_from_case(const Record& r) {
   const Case c = parse_case(r.case_line);
   if (c.cache) return "the operation (a record has no cache)";
@@ -462,7 +553,10 @@ std::string differs_from_case(const Record& r) {
   if (c.out_dtype() != r.out.o.dtype) return "the dtype of o";
   const Inputs in(c);
   const Attention &p = in.problem, &q = r.problem;
-  for (const auto& [name, mine, theirs] : {std::tuple{"q", &p.q, &q.q}, {"k", &p.k, &q.k}, {"v", &p.v, &q.v}, {"bias", &p.bias, &q.bias}})
+  for (const auto& [name, mine, theirs] : {std::tuple{"q", &p.q, &q.q},
+                                           {"k", &p.k, &q.k},
+                                           {"v", &p.v, &q.v},
+                                           {"bias", &p.bias, &q.bias}})
     if (!same_elements(*mine, *theirs)) return name;
   if (r.operation == Operation::backward && !same_elements(in.d_o.view(), r.d_o)) return "do";
   bool differs = false;
@@ -470,9 +564,10 @@ std::string differs_from_case(const Record& r) {
     // An offset of 0 need not be there: see below.
     if (field.name != "offset") differs = differs || p.*field.list != q.*field.list;
   });
-  if (p.scale != q.scale || p.softcap != q.softcap || p.causal != q.causal || p.window_left != q.window_left || p.window_right != q.window_right ||
-      p.finite_min_masks != q.finite_min_masks || p.dropout != q.dropout || (p.dropout > 0 && p.dropout_seed != q.dropout_seed) || !p.keep != !q.keep ||
-      differs)
+  if (p.scale != q.scale || p.softcap != q.softcap || p.causal != q.causal ||
+      p.window_left != q.window_left || p.window_right != q.window_right ||
+      p.finite_min_masks != q.finite_min_masks || p.dropout != q.dropout ||
+      (p.dropout > 0 && p.dropout_seed != q.dropout_seed) || !p.keep != !q.keep || differs)
     return "a mask or a scale";
   for (Index b = 0; b < p.shape.batch; ++b)
     if (p.offset_of(b) != q.offset_of(b)) return "offset";
@@ -489,7 +584,8 @@ std::string differs_from_case(const Record& r) {
 
 RecordFile::RecordFile(std::string path) : RecordFile(path, {}) {}
 
-RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes) : path_(std::move(path)) {
+RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
+    : path_(std::move(path)) {
   if (!bytes.data()) {
     file_ = std::make_unique<MappedFile>(path_);
     bytes = file_->bytes();
@@ -500,23 +596,38 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes) : pat
     throw FileError(fmt::format("{}: {}", path_, e.what()));
   }
   const auto version = contents_.metadata.find("assay");
-  if (version == contents_.metadata.end()) throw FileError(fmt::format("{}: the metadata have no key assay: it holds no records (docs/records.md)", path_));
-  if (version->second != "1") throw FileError(fmt::format("{}: records of version {}; version 1 is known", path_, shown(version->second)));
+  if (version == contents_.metadata.end())
+    throw FileError(fmt::format(
+        "{}: the metadata have no key assay: it holds no records (docs/records.md)", path_));
+  if (version->second != "1")
+    throw FileError(fmt::format("{}: records of version {}; version 1 is known", path_,
+                                shown(version->second)));
   for (const auto& [key, value] : contents_.metadata) {
     if (key == record_key) names_.insert(names_.begin(), "");
-    else if (key.starts_with(fmt::format("{}.", record_key))) names_.push_back(key.substr(std::strlen(record_key) + 1));
-    else if (key != "assay" && key != "case" && !key.starts_with("case.") && key != "format")  // "format" is what frameworks' own writers add
-      throw FileError(fmt::format("{}: metadata key {} is not one of assay, record, record.NAME, case, case.NAME", path_, shown(key)));
+    else if (key.starts_with(fmt::format("{}.", record_key)))
+      names_.push_back(key.substr(std::strlen(record_key) + 1));
+    else if (key != "assay" && key != "case" && !key.starts_with("case.") &&
+             key != "format")  // "format" is what frameworks' own writers add
+      throw FileError(fmt::format(
+          "{}: metadata key {} is not one of assay, record, record.NAME, case, case.NAME", path_,
+          shown(key)));
   }
   for (const auto& [key, value] : contents_.metadata)
     if (key == "case" || key.starts_with("case."))
-      if (const std::string name = key == "case" ? "" : key.substr(5); std::ranges::find(names_, name) == names_.end())
-        throw FileError(fmt::format("{}: metadata key {} is the case of no record", path_, shown(key)));
-  if (names_.empty()) throw FileError(fmt::format("{}: the metadata have no key record or record.NAME", path_));
-  if (names_.size() > 1 && names_.front().empty()) throw FileError(fmt::format("{}: a record without a name and records with names", path_));
+      if (const std::string name = key == "case" ? "" : key.substr(5);
+          std::ranges::find(names_, name) == names_.end())
+        throw FileError(
+            fmt::format("{}: metadata key {} is the case of no record", path_, shown(key)));
+  if (names_.empty())
+    throw FileError(fmt::format("{}: the metadata have no key record or record.NAME", path_));
+  if (names_.size() > 1 && names_.front().empty())
+    throw FileError(fmt::format("{}: a record without a name and records with names", path_));
   for (const std::string& name : names_)
-    if (!name.empty() && (name.size() > 200 || !std::ranges::all_of(name, [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_'; })))
-      throw FileError(fmt::format("{}: a record's name is letters, digits, - and _, not {}", path_, shown(name)));
+    if (!name.empty() && (name.size() > 200 || !std::ranges::all_of(name, [](unsigned char c) {
+                            return std::isalnum(c) || c == '-' || c == '_';
+                          })))
+      throw FileError(fmt::format("{}: a record's name is letters, digits, - and _, not {}", path_,
+                                  shown(name)));
   // Names have no dots, so whose tensor it is stands before the first.
   if (!names_.front().empty())
     for (const auto& [tensor, stored] : contents_.tensors)
@@ -525,8 +636,11 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes) : pat
 }
 
 std::string RecordFile::line(const std::string& name) const {
-  const auto asked = contents_.metadata.find(name.empty() ? record_key : fmt::format("{}.{}", record_key, name));
-  if (asked == contents_.metadata.end()) throw FileError(fmt::format("{}: no record {}; there are {}", path_, shown(name), fmt::join(names_, ", ")));
+  const auto asked =
+      contents_.metadata.find(name.empty() ? record_key : fmt::format("{}.{}", record_key, name));
+  if (asked == contents_.metadata.end())
+    throw FileError(
+        fmt::format("{}: no record {}; there are {}", path_, shown(name), fmt::join(names_, ", ")));
   return shown(asked->second);
 }
 
@@ -534,7 +648,9 @@ Record RecordFile::read(const std::string& name) const {
   Record r;
   r.name = name;
   r.line = line(name);
-  const auto entry = [&](const char* key) { return contents_.metadata.find(name.empty() ? key : fmt::format("{}.{}", key, name)); };
+  const auto entry = [&](const char* key) {
+    return contents_.metadata.find(name.empty() ? key : fmt::format("{}.{}", key, name));
+  };
   if (const auto from = entry("case"); from != contents_.metadata.end()) r.case_line = from->second;
   Reader reader(path_, contents_, r);
   r.owned.reserve(32);  // views into it stay
@@ -547,13 +663,16 @@ Record RecordFile::read(const std::string& name) const {
     r.operation = Operation::product;
     read_product(reader, line, r);
   } else {
-    reader.fail(fmt::format("its line begins with '{}', which is neither attention nor backward nor product", line.operation));
+    reader.fail(fmt::format(
+        "its line begins with '{}', which is neither attention nor backward nor product",
+        line.operation));
   }
   line.check_all_used();
   reader.check_all_used();
   if (r.case_line.empty()) return r;
   try {
-    if (const std::string what = differs_from_case(r); !what.empty()) reader.fail(fmt::format("{} is not that of its case '{}'", what, r.case_line));
+    if (const std::string what = differs_from_case(r); !what.empty())
+      reader.fail(fmt::format("{} is not that of its case '{}'", what, r.case_line));
   } catch (const CaseError& e) {
     reader.fail(fmt::format("its case '{}': {}", r.case_line, e.what()));
   }
@@ -568,7 +687,9 @@ std::string verify_command(const std::string& path, const std::string& name) {
 
 CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& o) {
   CaseResult result;
-  result.line = r.case_line.empty() ? fmt::format("{} in {}", r.name.empty() ? "the record" : r.name, file.path()) : r.case_line;
+  result.line = r.case_line.empty()
+                    ? fmt::format("{} in {}", r.name.empty() ? "the record" : r.name, file.path())
+                    : r.case_line;
   result.candidate = r.kernel;
   result.reproduce = verify_command(file.path(), r.name);
   const bool product = r.operation == Operation::product;

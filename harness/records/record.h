@@ -1,5 +1,6 @@
-// Recorded tensors: inputs and outputs that somebody dumped, on any machine and from any framework, into a safetensors file with one line
-// of metadata for each record. docs/records.md is the whole of it.
+// Recorded tensors: inputs and outputs that somebody dumped, on any machine and from any framework,
+// into a safetensors file with one line of metadata for each record. docs/records.md is the whole
+// of it.
 #pragma once
 
 #include <memory>
@@ -37,7 +38,8 @@ class RecordFile {
   const std::vector<std::string>& names() const { return names_; }
   // Its line of the metadata, without control characters.
   std::string line(const std::string& name) const;
-  // With its outputs, which have to be there. Throws FileError that says which record, what is missing and what contradicts what.
+  // With its outputs, which have to be there. Throws FileError that says which record, what is
+  // missing and what contradicts what.
   Record read(const std::string& name) const;
 
  private:
@@ -58,12 +60,14 @@ struct VerifyOptions {
   bool pictures = false;  // keep what a report draws
 };
 
-// The verdict on a record, under the strictest arithmetic of the ladder that is not refuted. Where the record says which case it is, its
-// inputs must be those of the case, bit for bit.
+// The verdict on a record, under the strictest arithmetic of the ladder that is not refuted. Where
+// the record says which case it is, its inputs must be those of the case, bit for bit.
 CaseResult verify(const RecordFile& file, const Record& record, const VerifyOptions& options = {});
 
-// Writes the inputs of each case, and what `candidate` makes of them if there is one. Records are numbered from 0 (00 where there are more than ten), unless there is but one.
-// Throws CaseError for a case that a record cannot hold (caches), FileError if the candidate fails, std::system_error.
-void write_records(const std::string& path, const std::vector<Case>& cases, Candidate* candidate = nullptr);
+// Writes the inputs of each case, and what `candidate` makes of them if there is one. Records are
+// numbered from 0 (00 where there are more than ten), unless there is but one. Throws CaseError for
+// a case that a record cannot hold (caches), FileError if the candidate fails, std::system_error.
+void write_records(const std::string& path, const std::vector<Case>& cases,
+                   Candidate* candidate = nullptr);
 
 }  // namespace assay

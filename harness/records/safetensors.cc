@@ -22,9 +22,10 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::size_t largest_header = std::size_t{100} << 20;  // that of the format's own reader
-constexpr std::pair<const char*, int> widths[] = {{"BOOL", 8},    {"U8", 8},   {"I8", 8},   {"F8_E4M3", 8}, {"F8_E5M2", 8}, {"F8_E8M0", 8},
-                                                  {"I16", 16},    {"U16", 16}, {"F16", 16}, {"BF16", 16},   {"I32", 32},    {"U32", 32},
-                                                  {"F32", 32},    {"I64", 64}, {"U64", 64}, {"F64", 64}};
+constexpr std::pair<const char*, int> widths[] = {
+    {"BOOL", 8}, {"U8", 8},   {"I8", 8},   {"F8_E4M3", 8}, {"F8_E5M2", 8}, {"F8_E8M0", 8},
+    {"I16", 16}, {"U16", 16}, {"F16", 16}, {"BF16", 16},   {"I32", 32},    {"U32", 32},
+    {"F32", 32}, {"I64", 64}, {"U64", 64}, {"F64", 64}};
 
 int bits_of(const std::string& dtype) {
   for (const auto& [name, bits] : widths)
@@ -33,7 +34,8 @@ int bits_of(const std::string& dtype) {
 }
 
 std::size_t offset_of(const Json& j, const std::string& name, const char* what) {
-  if (!j.is_number_unsigned()) throw FileError(fmt::format("tensor {}: {} is no whole number of bytes", shown(name), what));
+  if (!j.is_number_unsigned())
+    throw FileError(fmt::format("tensor {}: {} is no whole number of bytes", shown(name), what));
   return j.get<std::size_t>();
 }
 
@@ -45,7 +47,8 @@ Json parse_header(const char* begin, const char* end) {
     if (depth > 3) throw FileError("the header nests deeper than tensors do");
     if (event == Json::parse_event_t::object_start) seen.emplace_back();
     if (event == Json::parse_event_t::object_end) seen.pop_back();
-    if (event == Json::parse_event_t::key && !seen.back().insert(value.get<std::string>()).second && wrong.empty())
+    if (event == Json::parse_event_t::key && !seen.back().insert(value.get<std::string>()).second &&
+        wrong.empty())
       wrong = fmt::format("the header names {} twice", shown(value.get<std::string>()));
     return true;
   };
@@ -62,33 +65,46 @@ Json parse_header(const char* begin, const char* end) {
 
 StoredTensor parse_tensor(const std::string& name, const Json& j, std::span<const std::byte> data) {
   const auto field = [&](const char* key) -> const Json& {
-    if (!j.is_object() || !j.contains(key)) throw FileError(fmt::format("tensor {}: {} is missing", shown(name), key));
+    if (!j.is_object() || !j.contains(key))
+      throw FileError(fmt::format("tensor {}: {} is missing", shown(name), key));
     return j[key];
   };
   StoredTensor t;
-  if (!field("dtype").is_string()) throw FileError(fmt::format("tensor {}: dtype is no text", shown(name)));
+  if (!field("dtype").is_string())
+    throw FileError(fmt::format("tensor {}: dtype is no text", shown(name)));
   t.dtype = j["dtype"].get<std::string>();
   const int bits = bits_of(t.dtype);
-  if (bits == 0) throw FileError(fmt::format("tensor {}: dtype {} is not known", shown(name), shown(t.dtype)));
-  if (!field("shape").is_array() || j["shape"].size() > 8) throw FileError(fmt::format("tensor {}: shape is no list of at most 8 extents", shown(name)));
+  if (bits == 0)
+    throw FileError(fmt::format("tensor {}: dtype {} is not known", shown(name), shown(t.dtype)));
+  if (!field("shape").is_array() || j["shape"].size() > 8)
+    throw FileError(fmt::format("tensor {}: shape is no list of at most 8 extents", shown(name)));
   Index elements = 1;
   bool overflow = false;
   for (const Json& n : j["shape"]) {
-    if (!n.is_number_unsigned() || n.get<std::uint64_t>() > INT64_MAX) throw FileError(fmt::format("tensor {}: an extent is no whole number", shown(name)));
+    if (!n.is_number_unsigned() || n.get<std::uint64_t>() > INT64_MAX)
+      throw FileError(fmt::format("tensor {}: an extent is no whole number", shown(name)));
     t.shape.push_back(n.get<Index>());
-    overflow = __builtin_mul_overflow(elements, std::max<Index>(t.shape.back(), 1), &elements) || overflow;
+    overflow =
+        __builtin_mul_overflow(elements, std::max<Index>(t.shape.back(), 1), &elements) || overflow;
   }
-  if (overflow || elements > INT64_MAX / 64) throw FileError(fmt::format("tensor {}: its extents do not multiply within 64 bits", shown(name)));
+  if (overflow || elements > INT64_MAX / 64)
+    throw FileError(
+        fmt::format("tensor {}: its extents do not multiply within 64 bits", shown(name)));
   if (std::ranges::count(t.shape, 0) > 0) elements = 0;
   const Json& offsets = field("data_offsets");
-  if (!offsets.is_array() || offsets.size() != 2) throw FileError(fmt::format("tensor {}: data_offsets is no pair", shown(name)));
-  const std::size_t begin = offset_of(offsets[0], name, "its begin"), end = offset_of(offsets[1], name, "its end");
+  if (!offsets.is_array() || offsets.size() != 2)
+    throw FileError(fmt::format("tensor {}: data_offsets is no pair", shown(name)));
+  const std::size_t begin = offset_of(offsets[0], name, "its begin"),
+                    end = offset_of(offsets[1], name, "its end");
   if (begin > end || end > data.size())
-    throw FileError(fmt::format("tensor {}: bytes [{}, {}) are not within the {} that the file has{}", shown(name), begin, end, data.size(),
-                                end > data.size() ? "; is it truncated?" : ""));
+    throw FileError(fmt::format(
+        "tensor {}: bytes [{}, {}) are not within the {} that the file has{}", shown(name), begin,
+        end, data.size(), end > data.size() ? "; is it truncated?" : ""));
   const auto wanted = static_cast<std::size_t>(elements * bits / 8);
   if (end - begin != wanted)
-    throw FileError(fmt::format("tensor {}: {} [{}] takes {} bytes, its data_offsets hold {}", shown(name), t.dtype, fmt::join(t.shape, ", "), wanted, end - begin));
+    throw FileError(fmt::format("tensor {}: {} [{}] takes {} bytes, its data_offsets hold {}",
+                                shown(name), t.dtype, fmt::join(t.shape, ", "), wanted,
+                                end - begin));
   t.bytes = data.subspan(begin, wanted);
   return t;
 }
@@ -97,18 +113,26 @@ StoredTensor parse_tensor(const std::string& name, const Json& j, std::span<cons
 
 std::string shown(const std::string& text) {
   std::string found;
-  for (const char c : text.substr(0, 200)) found += static_cast<unsigned char>(c) < 0x20 || c == 0x7F ? '?' : c;
+  for (const char c : text.substr(0, 200))
+    found += static_cast<unsigned char>(c) < 0x20 || c == 0x7F ? '?' : c;
   return found + (text.size() > 200 ? "..." : "");
 }
 
 Safetensors parse_safetensors(std::span<const std::byte> file) {
-  if (file.size() < 8) throw FileError(fmt::format("{} bytes are too few for a safetensors file", file.size()));
+  if (file.size() < 8)
+    throw FileError(fmt::format("{} bytes are too few for a safetensors file", file.size()));
   std::uint64_t length = 0;
   for (std::size_t k = 8; k-- > 0;) length = length << 8 | std::to_integer<std::uint64_t>(file[k]);
-  if (length > largest_header) throw FileError(fmt::format("a header of {} bytes is above the limit of {}: no safetensors file", length, largest_header));
-  if (length > file.size() - 8) throw FileError(fmt::format("the header has {} bytes, the file {}: is it truncated?", length, file.size()));
+  if (length > largest_header)
+    throw FileError(
+        fmt::format("a header of {} bytes is above the limit of {}: no safetensors file", length,
+                    largest_header));
+  if (length > file.size() - 8)
+    throw FileError(
+        fmt::format("the header has {} bytes, the file {}: is it truncated?", length, file.size()));
   const auto* text = reinterpret_cast<const char*>(file.data()) + 8;
-  if (length == 0 || text[0] != '{') throw FileError("the header does not begin with {: no safetensors file");
+  if (length == 0 || text[0] != '{')
+    throw FileError("the header does not begin with {: no safetensors file");
   const Json header = parse_header(text, text + length);
   const std::span<const std::byte> data = file.subspan(8 + static_cast<std::size_t>(length));
   Safetensors found;
@@ -119,7 +143,8 @@ Safetensors parse_safetensors(std::span<const std::byte> file) {
     }
     if (!value.is_object()) throw FileError("__metadata__ is no object");
     for (const auto& [key, entry] : value.items()) {
-      if (!entry.is_string()) throw FileError(fmt::format("__metadata__: {} is no text; its values must be", shown(key)));
+      if (!entry.is_string())
+        throw FileError(fmt::format("__metadata__: {} is no text; its values must be", shown(key)));
       found.metadata[key] = entry.get<std::string>();
     }
   }
@@ -130,12 +155,17 @@ Safetensors parse_safetensors(std::span<const std::byte> file) {
   const std::byte* expected = data.data();
   const std::string* before = nullptr;
   for (const auto& [begin, name] : order) {
-    if (begin < expected) throw FileError(fmt::format("tensors {} and {} overlap", shown(*before), shown(*name)));
-    if (begin > expected) throw FileError(fmt::format("{} bytes before tensor {} belong to no tensor", begin - expected, shown(*name)));
+    if (begin < expected)
+      throw FileError(fmt::format("tensors {} and {} overlap", shown(*before), shown(*name)));
+    if (begin > expected)
+      throw FileError(fmt::format("{} bytes before tensor {} belong to no tensor", begin - expected,
+                                  shown(*name)));
     expected = begin + found.tensors[*name].bytes.size();
     before = name;
   }
-  if (expected != data.data() + data.size()) throw FileError(fmt::format("the last {} bytes belong to no tensor", data.data() + data.size() - expected));
+  if (expected != data.data() + data.size())
+    throw FileError(
+        fmt::format("the last {} bytes belong to no tensor", data.data() + data.size() - expected));
   return found;
 }
 
@@ -151,7 +181,8 @@ MappedFile::MappedFile(const std::string& path) {
     fail();
   }
   if (facts.st_size > 0) {
-    void* at = mmap(nullptr, static_cast<std::size_t>(facts.st_size), PROT_READ, MAP_PRIVATE, file, 0);
+    void* at =
+        mmap(nullptr, static_cast<std::size_t>(facts.st_size), PROT_READ, MAP_PRIVATE, file, 0);
     close(file);
     if (at == MAP_FAILED) fail();
     bytes_ = {static_cast<const std::byte*>(at), static_cast<std::size_t>(facts.st_size)};
@@ -164,8 +195,10 @@ MappedFile::~MappedFile() {
   if (!bytes_.empty()) munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 
-void write_safetensors(const std::string& path, std::vector<TensorToStore> tensors, const std::map<std::string, std::string>& metadata) {
-  std::ranges::sort(tensors, {}, [](const TensorToStore& t) { return std::pair(-bits_of(t.dtype), t.name); });
+void write_safetensors(const std::string& path, std::vector<TensorToStore> tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  std::ranges::sort(tensors, {},
+                    [](const TensorToStore& t) { return std::pair(-bits_of(t.dtype), t.name); });
   Json header = {{"__metadata__", metadata}};
   std::size_t at = 0;
   for (const TensorToStore& t : tensors) {
@@ -185,7 +218,9 @@ void write_safetensors(const std::string& path, std::vector<TensorToStore> tenso
       file.write(data, bytes);
       written += bytes;
     });
-    if (written != t.bytes) throw std::logic_error(fmt::format("tensor {} wrote {} bytes of {}", t.name, written, t.bytes));
+    if (written != t.bytes)
+      throw std::logic_error(
+          fmt::format("tensor {} wrote {} bytes of {}", t.name, written, t.bytes));
   }
   file.commit();
 }

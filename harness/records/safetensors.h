@@ -1,7 +1,9 @@
-// The safetensors format: eight bytes with the length n of a header (little-endian), n bytes of JSON, then the tensors' bytes.
+// The safetensors format: eight bytes with the length n of a header (little-endian), n bytes of
+// JSON, then the tensors' bytes.
 //
-// A file is mapped, so it may be larger than memory; it must not shrink while it is read. Nothing in it is believed: every offset, extent and
-// product is checked, tensors may neither overlap nor leave holes, names may not come twice.
+// A file is mapped, so it may be larger than memory; it must not shrink while it is read. Nothing
+// in it is believed: every offset, extent and product is checked, tensors may neither overlap nor
+// leave holes, names may not come twice.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +23,8 @@ struct FileError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Text of a file as a message may repeat it: no control characters, and not all of it if it is long.
+// Text of a file as a message may repeat it: no control characters, and not all of it if it is
+// long.
 std::string shown(const std::string& text);
 
 struct StoredTensor {
@@ -51,7 +54,8 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
-// A tensor to be written: write() is asked for its bytes when their turn comes, in pieces of any size.
+// A tensor to be written: write() is asked for its bytes when their turn comes, in pieces of any
+// size.
 struct TensorToStore {
   std::string name, dtype;
   std::vector<Index> shape;
@@ -59,7 +63,9 @@ struct TensorToStore {
   std::function<void(const std::function<void(const void*, std::size_t)>& put)> write;
 };
 
-// Whole or not at all. Tensors are ordered by falling alignment, so that each is aligned. Throws std::system_error.
-void write_safetensors(const std::string& path, std::vector<TensorToStore> tensors, const std::map<std::string, std::string>& metadata);
+// Whole or not at all. Tensors are ordered by falling alignment, so that each is aligned. Throws
+// std::system_error.
+void write_safetensors(const std::string& path, std::vector<TensorToStore> tensors,
+                       const std::map<std::string, std::string>& metadata);
 
 }  // namespace assay

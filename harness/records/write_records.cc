@@ -23,21 +23,27 @@ std::string stored_name(Dtype d) {
 // One record's tensors and line, from generated inputs.
 class RecordWriter {
  public:
-  RecordWriter(std::string prefix, std::vector<TensorToStore>& to) : prefix_(std::move(prefix)), to_(to) {}
+  RecordWriter(std::string prefix, std::vector<TensorToStore>& to)
+      : prefix_(std::move(prefix)), to_(to) {}
 
   // Contiguous in the view's own order; axes of stride 0 are stored once.
   void add(const char* name, const TensorView& t, std::vector<Index> shape = {}) {
     if (!t) return;
     Extents e = t.shape;
     if (shape.empty()) shape.assign(e.begin(), e.end());
-    to_.push_back({prefix_ + name, stored_name(t.dtype), std::move(shape), static_cast<std::size_t>(element_count(e) * format(t.dtype).bits / 8), [t, e](const auto& put) {
+    to_.push_back({prefix_ + name, stored_name(t.dtype), std::move(shape),
+                   static_cast<std::size_t>(element_count(e) * format(t.dtype).bits / 8),
+                   [t, e](const auto& put) {
                      const auto bytes = static_cast<std::size_t>(format(t.dtype).bits / 8);
                      std::vector<std::byte> row(static_cast<std::size_t>(e[3]) * bytes);
                      for (Index b = 0; b < e[0]; ++b)
                        for (Index h = 0; h < e[1]; ++h)
                          for (Index i = 0; i < e[2]; ++i) {
                            for (Index d = 0; d < e[3]; ++d)
-                             std::memcpy(row.data() + static_cast<std::size_t>(d) * bytes, static_cast<const std::byte*>(t.data) + t.at(b, h, i, d) * static_cast<Index>(bytes), bytes);
+                             std::memcpy(row.data() + static_cast<std::size_t>(d) * bytes,
+                                         static_cast<const std::byte*>(t.data) +
+                                             t.at(b, h, i, d) * static_cast<Index>(bytes),
+                                         bytes);
                            put(row.data(), row.size());
                          }
                    }});
@@ -47,17 +53,23 @@ class RecordWriter {
       if (t.stride[axis] == 0) t.shape[axis] = 1;
     add(name, t);
   }
-  void add_bytes(const std::string& name, const char* dtype, std::vector<Index> shape, const void* data, std::size_t bytes) {
-    to_.push_back({prefix_ + name, dtype, std::move(shape), bytes, [data, bytes](const auto& put) { put(data, bytes); }});
+  void add_bytes(const std::string& name, const char* dtype, std::vector<Index> shape,
+                 const void* data, std::size_t bytes) {
+    to_.push_back({prefix_ + name, dtype, std::move(shape), bytes,
+                   [data, bytes](const auto& put) { put(data, bytes); }});
   }
   template <class T>
   void add_list(std::string_view name, const std::vector<T>& list) {
     constexpr const char* dtype = std::is_same_v<T, float> ? "F32" : sizeof(T) == 8 ? "I64" : "I32";
-    if (!list.empty()) add_bytes(std::string(name), dtype, {std::ssize(list)}, list.data(), list.size() * sizeof(T));
+    if (!list.empty())
+      add_bytes(std::string(name), dtype, {std::ssize(list)}, list.data(), list.size() * sizeof(T));
   }
   void add_low_bit(const std::string& name, const LowBitMatrix& m) {
-    for (const auto& [part, t] : {std::pair{".codes", &m.codes()}, {".scales", &m.scales()}, {".extra", &m.extra()}})
-      if (t->size_in_bytes() > 0) add_bytes(name + part, "U8", {static_cast<Index>(t->size_in_bytes())}, t->bytes(), t->size_in_bytes());
+    for (const auto& [part, t] :
+         {std::pair{".codes", &m.codes()}, {".scales", &m.scales()}, {".extra", &m.extra()}})
+      if (t->size_in_bytes() > 0)
+        add_bytes(name + part, "U8", {static_cast<Index>(t->size_in_bytes())}, t->bytes(),
+                  t->size_in_bytes());
   }
 
  private:
@@ -65,13 +77,18 @@ class RecordWriter {
   std::vector<TensorToStore>& to_;
 };
 
-std::string group_text(LowBit format, Index group) { return fmt::format("{}{}", traits(format).name, traits(format).group_free ? fmt::format(":{}", group) : ""); }
+std::string group_text(LowBit format, Index group) {
+  return fmt::format("{}{}", traits(format).name,
+                     traits(format).group_free ? fmt::format(":{}", group) : "");
+}
 
 // Everything that a case's tensors live in until the file is written.
 struct Recorded {
   explicit Recorded(const Case& c) {
-    if (c.cache) throw CaseError(0, "cache: a record holds keys and values, not a cache; leave the field out");
-    if (c.dtype == Dtype::f64 || c.out_dtype() == Dtype::f64) throw CaseError(0, "dtype=f64: records are judged in f32, f16 and bf16");
+    if (c.cache)
+      throw CaseError(0, "cache: a record holds keys and values, not a cache; leave the field out");
+    if (c.dtype == Dtype::f64 || c.out_dtype() == Dtype::f64)
+      throw CaseError(0, "dtype=f64: records are judged in f32, f16 and bf16");
     if (c.operation == Operation::product) {
       product = std::make_unique<ProductInputs>(c);
       product_output = std::make_unique<ProductOutput>(c);
@@ -79,7 +96,8 @@ struct Recorded {
     }
     inputs = std::make_unique<Inputs>(c);
     outputs = std::make_unique<Outputs>(c);
-    if (c.operation == Operation::backward) gradients = std::make_unique<GradientOutputs>(c, *inputs);
+    if (c.operation == Operation::backward)
+      gradients = std::make_unique<GradientOutputs>(c, *inputs);
   }
   std::unique_ptr<Inputs> inputs;
   std::unique_ptr<Outputs> outputs;
@@ -106,12 +124,14 @@ void run(const Case& c, Candidate& candidate, const Recorded& r) {
   if (r.gradients) run_step(BackwardStep{c, *r.inputs, *r.outputs}, candidate, *r.gradients);
 }
 
-std::string describe(const Recorded& r, bool with_outputs, const std::string& kernel, RecordWriter& to) {
+std::string describe(const Recorded& r, bool with_outputs, const std::string& kernel,
+                     RecordWriter& to) {
   std::string line;
   const auto say = [&](const std::string& text) { line += (line.empty() ? "" : " ") + text; };
   if (r.product) {
     const Product& p = r.product->problem;
-    say(fmt::format("product m={} n={} k={} w={}", p.m, p.n, p.k, group_text(p.w.format, p.w.group)));
+    say(fmt::format("product m={} n={} k={} w={}", p.m, p.n, p.k,
+                    group_text(p.w.format, p.w.group)));
     if (p.w.tensor_scale != 1) say(fmt::format("tensor-scale={}", p.w.tensor_scale));
     to.add_low_bit("w", r.product->w);
     if (p.a) {
@@ -130,17 +150,23 @@ std::string describe(const Recorded& r, bool with_outputs, const std::string& ke
     if (p.softcap > 0) say(fmt::format("softcap={}", p.softcap));
     if (p.causal) say("causal");
     if (p.finite_min_masks) say("finite-min-masks");
-    if (p.window_left >= 0 || p.window_right >= 0) say(fmt::format("window={},{}", p.window_left, p.window_right));
+    if (p.window_left >= 0 || p.window_right >= 0)
+      say(fmt::format("window={},{}", p.window_left, p.window_right));
     if (p.dropout > 0) say(fmt::format("dropout={}:{}", p.dropout, p.dropout_seed));
     to.add("q", p.q);
     to.add("k", p.k);
     to.add("v", p.v);
     to.add_broadcast("bias", p.bias);
     if (p.keep) {
-      TensorView keep{const_cast<std::uint8_t*>(p.keep.data), Dtype::f8e5m2, {s.batch, s.query_heads, s.rows, s.keys}, p.keep.stride, 0};
+      TensorView keep{const_cast<std::uint8_t*>(p.keep.data),
+                      Dtype::f8e5m2,
+                      {s.batch, s.query_heads, s.rows, s.keys},
+                      p.keep.stride,
+                      0};
       for (std::size_t axis = 0; axis < 4; ++axis)
         if (keep.stride[axis] == 0) keep.shape[axis] = 1;
-      to.add_bytes("keep", "BOOL", {keep.shape.begin(), keep.shape.end()}, keep.data, static_cast<std::size_t>(element_count(keep.shape)));
+      to.add_bytes("keep", "BOOL", {keep.shape.begin(), keep.shape.end()}, keep.data,
+                   static_cast<std::size_t>(element_count(keep.shape)));
     }
     for_each_list([&](const auto& field) { to.add_list(field.recorded, p.*field.list); });
     if (r.gradients) to.add("do", r.inputs->d_o.view());
@@ -177,9 +203,12 @@ void write_records(const std::string& path, const std::vector<Case>& cases, Cand
     Recorded& r = recorded.back();
     if (candidate) run(cases[k], *candidate, r);
     // As wide as the last, so that the order of names is theirs.
-    const std::string name = cases.size() > 1 ? fmt::format("{:0{}}", k, fmt::to_string(cases.size() - 1).size()) : "";
+    const std::string name =
+        cases.size() > 1 ? fmt::format("{:0{}}", k, fmt::to_string(cases.size() - 1).size()) : "";
     RecordWriter to(name.empty() ? "" : name + ".", tensors);
-    const auto key = [&](const char* what) { return name.empty() ? std::string(what) : fmt::format("{}.{}", what, name); };
+    const auto key = [&](const char* what) {
+      return name.empty() ? std::string(what) : fmt::format("{}.{}", what, name);
+    };
     metadata[key("record")] = describe(r, candidate != nullptr, kernel, to);
     metadata[key("case")] = print_case(cases[k]);
   }

@@ -1,4 +1,5 @@
-// Lanes of every kind of tile, by dtype and tile width: the union of the power certificates of a suite.
+// Lanes of every kind of tile, by dtype and tile width: the union of the power certificates of a
+// suite.
 #pragma once
 
 #include <array>

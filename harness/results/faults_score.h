@@ -1,4 +1,5 @@
-// The score of a hunt for planted faults: `assay faults --json`. docs/results.md says what each field is.
+// The score of a hunt for planted faults: `assay faults --json`. docs/results.md says what each
+// field is.
 #pragma once
 
 #include <string>

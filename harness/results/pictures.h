@@ -1,5 +1,5 @@
-// What a report draws of one case: how near every element came to its bound, and which keys its rows
-// see. An empty cell holds no element that a bound judged.
+// What a report draws of one case: how near every element came to its bound, and which keys its
+// rows see. An empty cell holds no element that a bound judged.
 #pragma once
 
 #include <optional>

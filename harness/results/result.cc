@@ -167,9 +167,8 @@ void describe_verdict(Fields& fields, Value& r) {
   bool any_worst = false;
   for (const auto& [output, part] : v.outputs) any_worst = any_worst || part.worst.bound > 0;
   fields.object_if("worst", any_worst, [&](auto& worst) { describe_worst(worst, v); });
-  fields.object_if("first_failure", v.outside > 0, [&](auto& first) {
-    describe_element(first, v.first_failure, v.row_tile);
-  });
+  fields.object_if("first_failure", v.outside > 0,
+                   [&](auto& first) { describe_element(first, v.first_failure, v.row_tile); });
   fields.object("bias", [&](auto& bias) {
     bias("mean_ratio", v.mean_ratio);
     bias("slope_t", v.slope_t);

@@ -1,4 +1,5 @@
-// The result of one case, as judging makes it, as workers send it and as reports and stores read it.
+// The result of one case, as judging makes it, as workers send it and as reports and stores read
+// it.
 #pragma once
 
 #include <map>
@@ -45,7 +46,7 @@ struct Seconds {
 };
 
 struct CaseResult {
-  std::string line;       // of the case; of a record without one, its name and file
+  std::string line;  // of the case; of a record without one, its name and file
   std::string candidate;
   std::string reproduce;  // a command
   std::string dtype;      // of Q, or of the weights of a product; empty: nothing was run
@@ -54,8 +55,8 @@ struct CaseResult {
   bool bad_input = false;  // the error lies in what was asked, not in this machine
   std::string shrunk;      // the smallest failing line that was found; empty: none was looked for
   Seconds seconds;
-  Verdict verdict;         // no outputs: nothing was compared
-  Index tail_step = 1;     // a tail is shorter than a tile by a multiple of it
+  Verdict verdict;      // no outputs: nothing was compared
+  Index tail_step = 1;  // a tail is shorter than a tile by a multiple of it
   Relations relations;
   // Of a product whose weights were quantized, whatever the kernel does.
   std::optional<QuantizationError> quantization;
@@ -65,7 +66,8 @@ struct CaseResult {
   std::int64_t elements_compared() const;
 };
 
-// The largest error/bound of a result, infinity included, and its output; nothing if no output has one.
+// The largest error/bound of a result, infinity included, and its output; nothing if no output has
+// one.
 std::optional<std::pair<Output, double>> worst_ratio(const CaseResult& result);
 // The largest one that is a finite number; -1 if there is none.
 double worst_finite_ratio(const CaseResult& result);
@@ -74,7 +76,9 @@ double worst_finite_ratio(const CaseResult& result);
 inline Index tail_step_of(LowBit format) { return format == LowBit::fp4_sparse ? 4 : 1; }
 
 // Whether a candidate was right as far as it was judged.
-inline bool passed(Outcome outcome) { return outcome == Outcome::pass || outcome == Outcome::suspect; }
+inline bool passed(Outcome outcome) {
+  return outcome == Outcome::pass || outcome == Outcome::suspect;
+}
 
 // The document of a result: docs/results.md says what each field is.
 Json to_json(const CaseResult& result);

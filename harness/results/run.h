@@ -1,5 +1,6 @@
-// The document of a run: what ran, on which machine, what came of it in all, and the result of every
-// case. `assay check --json` and `assay verify --json` write it; docs/results.md says what each field is.
+// The document of a run: what ran, on which machine, what came of it in all, and the result of
+// every case. `assay check --json` and `assay verify --json` write it; docs/results.md says what
+// each field is.
 #pragma once
 
 #include <map>

@@ -1,13 +1,14 @@
 // The border between structs and JSON: one description of a struct's fields serves both directions.
 //
-// A struct is described once, by a function `describe_fields(fields, value)` that names every field:
+// A struct is described once, by a function `describe_fields(fields, value)` that names every
+// field:
 //
 //   template <class Fields, Described<Place> Value>
 //   void describe_fields(Fields& fields, Value& value) { fields("row", value.row); ... }
 //
 // to_json() runs it with a writer, from_json() with a reader. The reader throws SchemaError for a
-// field that is missing, that has another type, or that no description names. JSON has no NaN and no
-// infinity: such numbers are the strings "nan", "inf" and "-inf".
+// field that is missing, that has another type, or that no description names. JSON has no NaN and
+// no infinity: such numbers are the strings "nan", "inf" and "-inf".
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -33,7 +33,6 @@
 extern "C" {
 #endif
 
-
 /* Returns ASSAY_VERSION of the library that is running. */
 ASSAY_API uint32_t assay_version(void);
 /* Returns "Success", "Invalid arguments", ..., and "Unknown error" for any number that is no
@@ -56,11 +55,11 @@ typedef void (*assay_report)(void* user, int32_t severity, const char* text);
 /* What a context is made with. assay_context_options_init sets the defaults. */
 typedef struct assay_context_options {
   uint32_t version, struct_size;
-  int32_t threads;                   /* 0: all hardware threads */
+  int32_t threads;          /* 0: all hardware threads */
   int32_t dispatch_enabled; /* 0 or 1 (the default): whether assay_sdpa may use the tiled kernel */
-  int64_t min_query_length;          /* 256; a shorter query takes the unfused kernel */
-  int32_t compile_cache;             /* 0 or 1 (the default): whether compiled kernels are kept */
-  int32_t trust_listed_devices;      /* 0 (the default) or 1: dispatch on listed devices too */
+  int64_t min_query_length; /* 256; a shorter query takes the unfused kernel */
+  int32_t compile_cache;    /* 0 or 1 (the default): whether compiled kernels are kept */
+  int32_t trust_listed_devices; /* 0 (the default) or 1: dispatch on listed devices too */
   /* names of devices on which causality with padding or a mask fails; NULL: { "mps" } */
   const char* const* listed_devices;
   int64_t listed_device_count;
@@ -74,7 +73,7 @@ typedef struct assay_context_options {
   /* What happens if the device fails. 1 (the default): the host's kernel computes the call, with a
    * warning. 0: the status of the failure is returned. */
   int32_t device_fallback;
-  int32_t reserved;        /* must be 0 */
+  int32_t reserved; /* must be 0 */
 } assay_context_options;
 
 static inline void assay_context_options_init(assay_context_options* o) {
@@ -97,7 +96,8 @@ static inline void assay_context_options_init(assay_context_options* o) {
 /* Makes a context and writes its handle to *context. options may be NULL, which means the defaults.
  * If options->device names a device, the device is opened here, and a failure to open it is the
  * status of this function (ASSAY_DEVICE_NOT_SUPPORTED for an unknown name). */
-ASSAY_API assay_status assay_context_create(const assay_context_options* options, assay_context* context);
+ASSAY_API assay_status assay_context_create(const assay_context_options* options,
+                                            assay_context* context);
 /* Destroys a context. Its handle is refused afterwards. */
 ASSAY_API assay_status assay_context_destroy(assay_context context);
 /* Opens the device of a context again after the device was lost. Until then every call on it
@@ -108,7 +108,9 @@ ASSAY_API assay_status assay_context_reopen(assay_context context);
 
 /* Computes O and LSE with the tiled kernel of the host. o [B, Hq, Lq, Dv] is f32, f16 or bf16. lse
  * [B, Hq, Lq, 1] is f32, or NULL if LSE is not wanted. */
-ASSAY_API assay_status assay_attention_forward(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse);
+ASSAY_API assay_status assay_attention_forward(assay_context context,
+                                               const assay_attention* problem,
+                                               const assay_tensor* o, const assay_tensor* lse);
 
 /* Computes attention over sequences that are packed one behind the other: Q is [1, Hq, total rows,
  * D], K is [1, Hkv, total keys, D], and so on. cu_rows and cu_keys have `sequences` + 1 entries,
@@ -120,8 +122,10 @@ ASSAY_API assay_status assay_attention_forward(assay_context context, const assa
  * 1, and 0 if bottom_right is 0. If problem->offset is not NULL, it has one entry for each sequence
  * and is used instead. Key lengths, key starts and segments are refused with ASSAY_UNSUPPORTED.
  * With dropout, sequence n uses the seed dropout_seed + n. */
-ASSAY_API assay_status assay_attention_varlen(assay_context context, const assay_attention* problem, const int64_t* cu_rows, const int64_t* cu_keys,
-                                              int64_t sequences, int32_t bottom_right, const assay_tensor* o, const assay_tensor* lse);
+ASSAY_API assay_status assay_attention_varlen(assay_context context, const assay_attention* problem,
+                                              const int64_t* cu_rows, const int64_t* cu_keys,
+                                              int64_t sequences, int32_t bottom_right,
+                                              const assay_tensor* o, const assay_tensor* lse);
 
 enum { ASSAY_AUTOMATIC = 0, ASSAY_SDPA = 1, ASSAY_UNFUSED = 2 };
 
@@ -129,8 +133,9 @@ enum { ASSAY_AUTOMATIC = 0, ASSAY_SDPA = 1, ASSAY_UNFUSED = 2 };
  * refuses the tiled one. `implementation` is one of the numbers above; ASSAY_AUTOMATIC and
  * ASSAY_SDPA mean the same. `device` names the device on which the tensors are; NULL means "host".
  * o and lse are as for assay_attention_forward. */
-ASSAY_API assay_status assay_sdpa(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, int32_t implementation,
-                                  const char* device);
+ASSAY_API assay_status assay_sdpa(assay_context context, const assay_attention* problem,
+                                  const assay_tensor* o, const assay_tensor* lse,
+                                  int32_t implementation, const char* device);
 
 /* Computes attention with one head, for callers of an older interface. Tensors have rank 2, [S, D]
  * (only shape[0..1] and strides[0..1] are read), or rank 4, [B, S, 1, D]. Lengths go up to 65,535,
@@ -141,8 +146,10 @@ ASSAY_API assay_status assay_sdpa(assay_context context, const assay_attention* 
  * first, with a message of this interface. Then the checks of the older interface follow, in its
  * order and with its messages; assay_last_error() holds such a message behind the message of the
  * status. */
-ASSAY_API assay_status assay_single_head_attention(assay_context context, const assay_tensor* q, const assay_tensor* k, const assay_tensor* v,
-                                                   const assay_tensor* o, const float* scale, int32_t causal);
+ASSAY_API assay_status assay_single_head_attention(assay_context context, const assay_tensor* q,
+                                                   const assay_tensor* k, const assay_tensor* v,
+                                                   const assay_tensor* o, const float* scale,
+                                                   int32_t causal);
 
 /* The reasons for which assay_sdpa refuses the tiled kernel, in the order in which they are tested.
  * The first test that fails is counted. */
@@ -164,9 +171,9 @@ enum {
 /* How often assay_sdpa ran which kernel on a context, and why. */
 typedef struct assay_dispatch_counters {
   uint32_t version, struct_size;
-  int64_t dispatched, fallback;          /* calls of the tiled and of the unfused kernel */
-  int64_t refused[ASSAY_REFUSAL_COUNT];  /* by the number of the reason; their sum is fallback */
-  int64_t cache_hits, cache_misses;      /* of the cache of compiled kernels */
+  int64_t dispatched, fallback;         /* calls of the tiled and of the unfused kernel */
+  int64_t refused[ASSAY_REFUSAL_COUNT]; /* by the number of the reason; their sum is fallback */
+  int64_t cache_hits, cache_misses;     /* of the cache of compiled kernels */
   /* how many of the dispatched calls failed on their device and were then computed by the host's
    * kernel */
   int64_t replaced;
@@ -178,12 +185,14 @@ static inline void assay_dispatch_counters_init(assay_dispatch_counters* c) {
 }
 
 /* Writes the counters of a context into the fields that the caller's struct has. */
-ASSAY_API assay_status assay_dispatch_read(assay_context context, assay_dispatch_counters* counters);
+ASSAY_API assay_status assay_dispatch_read(assay_context context,
+                                           assay_dispatch_counters* counters);
 /* Sets all counters of a context to 0. */
 ASSAY_API assay_status assay_dispatch_reset(assay_context context);
 /* Switches the tiled kernel of assay_sdpa on (enabled 1) or off (enabled 0). Writes the former
  * setting to *before, unless before is NULL. */
-ASSAY_API assay_status assay_dispatch_enable(assay_context context, int32_t enabled, int32_t* before);
+ASSAY_API assay_status assay_dispatch_enable(assay_context context, int32_t enabled,
+                                             int32_t* before);
 
 /* ---- Backward -------------------------------------------------------------------------------- */
 
@@ -191,8 +200,11 @@ ASSAY_API assay_status assay_dispatch_enable(assay_context context, int32_t enab
  * needed. d_o has the shape of o and the dtype of q. assay_gradients in kernel.h describes the
  * shapes and dtypes of the gradients: dq, dk and dv are needed, d_bias and d_sink may be NULL.
  * d_sink is refused if the problem has no sink. Every element of every gradient is written. */
-ASSAY_API assay_status assay_attention_backward(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse,
-                                                const assay_tensor* d_o, const assay_gradients* gradients);
+ASSAY_API assay_status assay_attention_backward(assay_context context,
+                                                const assay_attention* problem,
+                                                const assay_tensor* o, const assay_tensor* lse,
+                                                const assay_tensor* d_o,
+                                                const assay_gradients* gradients);
 
 /* ---- Caches ---------------------------------------------------------------------------------- */
 
@@ -207,12 +219,12 @@ typedef struct assay_cache_config {
   int32_t kind;
   assay_dtype dtype; /* f32, f16, bf16, f8 e4m3fn, f8 e5m2 or f4 e2m1fn */
   int64_t sequences, kv_heads, dim, value_dim;
-  int64_t capacity;         /* tokens that a sequence can hold, evicted tokens included */
+  int64_t capacity; /* tokens that a sequence can hold, evicted tokens included */
   /* paged and latent: tokens of a page, and pages of the pool that all sequences share; pages 0:
    * enough for all sequences */
   int64_t page_size, pages;
-  int64_t group_size;       /* f8 and f4: elements that share a scale; 0: all of a head */
-  int64_t rank, rotary;     /* latent: elements of the vector and of the rotary part of a token */
+  int64_t group_size;   /* f8 and f4: elements that share a scale; 0: all of a head */
+  int64_t rank, rotary; /* latent: elements of the vector and of the rotary part of a token */
 } assay_cache_config;
 
 static inline void assay_cache_config_init(assay_cache_config* c) {
@@ -241,7 +253,8 @@ ASSAY_API assay_status assay_cache_destroy(assay_cache cache);
  * k is [1, 1, n, rank] and v is [1, 1, n, rotary]. Both are f32, f16 or bf16, and are rounded to
  * the cache's dtype. If there is no room for all n tokens, nothing is appended, and the status is
  * ASSAY_INVALID_CACHE_STATE. */
-ASSAY_API assay_status assay_cache_append(assay_cache cache, int64_t sequence, const assay_tensor* k, const assay_tensor* v);
+ASSAY_API assay_status assay_cache_append(assay_cache cache, int64_t sequence,
+                                          const assay_tensor* k, const assay_tensor* v);
 /* Drops all tokens before `position`, which is at most the length; the other tokens keep their
  * positions. */
 ASSAY_API assay_status assay_cache_evict(assay_cache cache, int64_t sequence, int64_t position);
@@ -251,7 +264,8 @@ ASSAY_API assay_status assay_cache_fork(assay_cache cache, int64_t from, int64_t
 ASSAY_API assay_status assay_cache_reset(assay_cache cache, int64_t sequence);
 /* Writes the number of tokens appended so far, and how many of them were evicted. Either pointer
  * may be NULL. */
-ASSAY_API assay_status assay_cache_length(assay_cache cache, int64_t sequence, int64_t* length, int64_t* evicted);
+ASSAY_API assay_status assay_cache_length(assay_cache cache, int64_t sequence, int64_t* length,
+                                          int64_t* evicted);
 
 /* Computes attention over the tokens of a cache. k, v, keep, bias, key_lengths and key_starts of
  * the problem must be absent, because the cache holds the keys. B must be the number of sequences
@@ -259,8 +273,10 @@ ASSAY_API assay_status assay_cache_length(assay_cache cache, int64_t sequence, i
  * appended to it. For a latent cache, up_k is [1, Hkv, D - rotary, rank] and up_v is
  * [1, Hkv, Dv, rank], each f32, f16 or bf16; for other caches both are NULL. o and lse are as for
  * assay_attention_forward. */
-ASSAY_API assay_status assay_attention_cached(assay_context context, const assay_attention* problem, assay_cache cache, const assay_tensor* up_k,
-                                              const assay_tensor* up_v, const assay_tensor* o, const assay_tensor* lse);
+ASSAY_API assay_status assay_attention_cached(assay_context context, const assay_attention* problem,
+                                              assay_cache cache, const assay_tensor* up_k,
+                                              const assay_tensor* up_v, const assay_tensor* o,
+                                              const assay_tensor* lse);
 
 /* ---- Low-bit products ------------------------------------------------------------------------ */
 
@@ -268,7 +284,8 @@ typedef struct assay_weights_handle* assay_weights;
 
 /* Writes how many bytes the codes, the scales and the extra data of a matrix take. Any of the three
  * pointers may be NULL. The matrix's own pointers are not read. */
-ASSAY_API assay_status assay_low_bit_size(const assay_low_bit* matrix, int64_t* code_bytes, int64_t* scale_bytes, int64_t* extra_bytes);
+ASSAY_API assay_status assay_low_bit_size(const assay_low_bit* matrix, int64_t* code_bytes,
+                                          int64_t* scale_bytes, int64_t* extra_bytes);
 
 /* Copies weights into the order in which the kernels read them, and writes a handle; the caller's
  * bytes are not needed afterwards. Codes that the format forbids are refused with
@@ -278,18 +295,23 @@ ASSAY_API assay_status assay_weights_create(const assay_low_bit* matrix, assay_w
  * docs/formats.md. group_size is as in assay_low_bit. If pad_k is 0, K must be a multiple of the
  * group size; if it is 1, the last group may be shorter. NaN, infinities and scales that overflow
  * are refused. */
-ASSAY_API assay_status assay_weights_quantize(const assay_tensor* w, int32_t format, int64_t group_size, int32_t pad_k, assay_weights* weights);
+ASSAY_API assay_status assay_weights_quantize(const assay_tensor* w, int32_t format,
+                                              int64_t group_size, int32_t pad_k,
+                                              assay_weights* weights);
 /* Writes the bytes of weights again; their sizes are those of assay_low_bit_size(). tensor_scale
  * may be NULL. */
-ASSAY_API assay_status assay_weights_read(assay_weights weights, void* codes, void* scales, void* extra, float* tensor_scale);
+ASSAY_API assay_status assay_weights_read(assay_weights weights, void* codes, void* scales,
+                                          void* extra, float* tensor_scale);
 /* Destroys weights. Their handle is refused afterwards. */
 ASSAY_API assay_status assay_weights_destroy(assay_weights weights);
 
 /* Computes C = A W, where a [1, 1, M, K] and c [1, 1, M, N] are f32, f16 or bf16. */
-ASSAY_API assay_status assay_product(assay_context context, const assay_tensor* a, assay_weights weights, const assay_tensor* c);
+ASSAY_API assay_status assay_product(assay_context context, const assay_tensor* a,
+                                     assay_weights weights, const assay_tensor* c);
 /* Computes the same with a low-bit A: ASSAY_MXFP4, ASSAY_NVFP4 or 8-bit floats. The field n of a
  * counts the rows of A. */
-ASSAY_API assay_status assay_product_low_bit(assay_context context, const assay_low_bit* a, assay_weights weights, const assay_tensor* c);
+ASSAY_API assay_status assay_product_low_bit(assay_context context, const assay_low_bit* a,
+                                             assay_weights weights, const assay_tensor* c);
 
 #ifdef __cplusplus
 }

@@ -71,12 +71,14 @@ typedef struct assay_tensor {
   int64_t shape[4];
   /* in elements; 0 repeats one element along the dimension, a negative stride reverses it */
   int64_t strides[4];
-  int64_t offset;     /* elements from data to the element (0, 0, 0, 0) */
+  int64_t offset; /* elements from data to the element (0, 0, 0, 0) */
 } assay_tensor;
 
 /* Describes a contiguous tensor [d0, d1, d2, d3]. The caller may change strides and offset
  * afterwards. */
-static inline void assay_tensor_init(assay_tensor* t, void* data, uint8_t dtype_code, uint8_t dtype_bits, int64_t d0, int64_t d1, int64_t d2, int64_t d3) {
+static inline void assay_tensor_init(assay_tensor* t, void* data, uint8_t dtype_code,
+                                     uint8_t dtype_bits, int64_t d0, int64_t d1, int64_t d2,
+                                     int64_t d3) {
   t->version = ASSAY_VERSION;
   t->struct_size = (uint32_t)sizeof(*t);
   t->data = data;
@@ -116,9 +118,9 @@ typedef struct assay_attention {
   uint32_t flags;
   float dropout;
   uint64_t dropout_seed;
-  int64_t window_left, window_right;                       /* -1 means open */
-  const assay_tensor* keep; /* bool or uint8 [B, Hq, Lq, Lk]; non-zero keeps a pair */
-  const assay_tensor* bias; /* f32, f16 or bf16 [B, Hq, Lq, Lk]; is added to the scores */
+  int64_t window_left, window_right; /* -1 means open */
+  const assay_tensor* keep;          /* bool or uint8 [B, Hq, Lq, Lk]; non-zero keeps a pair */
+  const assay_tensor* bias;          /* f32, f16 or bf16 [B, Hq, Lq, Lk]; is added to the scores */
   const int64_t *offset, *key_lengths, *key_starts;        /* B entries each */
   int64_t offset_count, key_length_count, key_start_count; /* B, or 0 if the array is absent */
   const float *alibi_slopes, *sink;                        /* Hq entries each */
@@ -226,26 +228,26 @@ typedef struct assay_arithmetic {
   /* unit roundoff of an accumulation step of Q K^T and P V: 2^-24 for fp32, 2^-23 for fp32 that
    * truncates, 2^-11 for fp16 */
   double dot_roundoff;
-  double largest;            /* the largest finite number of scores and accumulators */
-  double roundoff;           /* unit roundoff of the softmax: 2^-24 for fp32 */
+  double largest;                    /* the largest finite number of scores and accumulators */
+  double roundoff;                   /* unit roundoff of the softmax: 2^-24 for fp32 */
   double exp_ulp, log_ulp, tanh_ulp; /* errors of exp, log and tanh in ulp */
-  double exp_ulp_per_unit;   /* makes the error of exp(x) exp_ulp + exp_ulp_per_unit |x| ulp */
-  double exp_floor;          /* absolute error of exp where its result underflows */
+  double exp_ulp_per_unit; /* makes the error of exp(x) exp_ulp + exp_ulp_per_unit |x| ulp */
+  double exp_floor;        /* absolute error of exp where its result underflows */
   double scale_error; /* relative error of a constant that is folded into the argument of exp */
   double argument_roundings; /* roundings of the argument of exp: 1 for s - m, 2 for (s - m) * c */
   /* width of a matrix instruction that aligns and truncates products; 0: one product at a time */
   int32_t dot_block;
   int32_t products_rounded; /* 1: a product is rounded before it is added (no fused multiply-add) */
-  int32_t fused_argument;    /* 1: the weight is exp2(fma(s, c, -m c)) */
+  int32_t fused_argument;   /* 1: the weight is exp2(fma(s, c, -m c)) */
   int32_t weight_bits; /* dtype to which weights are rounded before P V: 0 none, 16 f16, -16 bf16 */
-  int32_t score_bits;        /* dtype in which scores are stored: likewise */
-  int32_t sum_from_rounded;  /* 1: the row sum adds the rounded weights */
+  int32_t score_bits;  /* dtype in which scores are stored: likewise */
+  int32_t sum_from_rounded; /* 1: the row sum adds the rounded weights */
   /* 1: O is divided by the row sum; 2: O is multiplied by its rounded inverse */
   int32_t division_roundings;
   /* 1: q.k is summed with d ascending, and P V with keys ascending, tile after tile, which gives a
    * sharper bound; 0: any order */
   int32_t ordered;
-  int64_t tile, row_tile;    /* keys and rows of a tile; 64 by default */
+  int64_t tile, row_tile; /* keys and rows of a tile; 64 by default */
 } assay_arithmetic;
 
 /* Declares fp32 throughout, sums in any order, and an exp within one ulp. */
@@ -259,7 +261,8 @@ static inline void assay_arithmetic_init(assay_arithmetic* a) {
   a->exp_ulp_per_unit = a->scale_error = 0;
   a->exp_floor = 1.4012984643248171e-45;
   a->argument_roundings = 1;
-  a->dot_block = a->fused_argument = a->weight_bits = a->score_bits = a->sum_from_rounded = a->ordered = 0;
+  a->dot_block = a->fused_argument = a->weight_bits = a->score_bits = a->sum_from_rounded =
+      a->ordered = 0;
   a->products_rounded = 1;
   a->division_roundings = 2;
   a->tile = a->row_tile = 64;
@@ -341,9 +344,11 @@ typedef struct assay_kernel {
    * never a pass. `output` is the dtype of O and of the gradients. A kernel that says yes and then
    * answers ASSAY_UNSUPPORTED fails the case. The tensors of `problem` have no data here. NULL
    * means that the kernel does everything. */
-  assay_status (*supports)(int32_t operation, const assay_attention* problem, const assay_dtype* output, const char** reason);
+  assay_status (*supports)(int32_t operation, const assay_attention* problem,
+                           const assay_dtype* output, const char** reason);
   /* Answers the same question for products; a and w have no data here. */
-  assay_status (*supports_product)(const assay_tensor* a, const assay_low_bit* w, const assay_dtype* output, const char** reason);
+  assay_status (*supports_product)(const assay_tensor* a, const assay_low_bit* w,
+                                   const assay_dtype* output, const char** reason);
   /* Describes in *declared how the kernel computes. NULL means that nothing is declared. */
   assay_status (*arithmetic)(const assay_attention* problem, assay_arithmetic* declared);
   /* Returns how many bytes a call needs beside its tensors. NULL means none. */
@@ -351,18 +356,22 @@ typedef struct assay_kernel {
 
   /* Writes O [B, Hq, Lq, Dv] in f32, f16 or bf16, and LSE [B, Hq, Lq, 1] in f32 (the natural
    * logarithm). Every element has to be written. */
-  assay_status (*forward)(const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, const assay_run* run);
+  assay_status (*forward)(const assay_attention* problem, const assay_tensor* o,
+                          const assay_tensor* lse, const assay_run* run);
   /* Writes dQ, dK and dV, and d_bias and d_sink where they are not NULL, from dO and from O and LSE
    * as forward stored them. */
-  assay_status (*backward)(const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, const assay_tensor* d_o,
+  assay_status (*backward)(const assay_attention* problem, const assay_tensor* o,
+                           const assay_tensor* lse, const assay_tensor* d_o,
                            const assay_gradients* gradients, const assay_run* run);
   /* Does the same as forward over the keys of a cache. In `problem`, k and v are shapes without
    * data (Lk is the largest number of keys of a sequence), key_lengths says how many tokens each
    * sequence has, and key_starts says how many of them were dropped. The rows are the last tokens:
    * the offset of a sequence is its key length less Lq. */
-  assay_status (*decode)(const assay_attention* problem, const assay_pages* pages, const assay_tensor* o, const assay_tensor* lse, const assay_run* run);
+  assay_status (*decode)(const assay_attention* problem, const assay_pages* pages,
+                         const assay_tensor* o, const assay_tensor* lse, const assay_run* run);
   /* Writes C = A W, where A is [1, 1, M, K] and C is [1, 1, M, N]. */
-  assay_status (*product)(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c, const assay_run* run);
+  assay_status (*product)(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
+                          const assay_run* run);
 } assay_kernel;
 
 static inline void assay_kernel_init(assay_kernel* k, const char* name) {
@@ -386,7 +395,8 @@ typedef const assay_kernel* (*assay_kernel_entry_function)(uint32_t version);
 #if defined(__GNUC__)
 __attribute__((visibility("default")))
 #endif
-const assay_kernel* assay_kernel_entry(uint32_t version);
+const assay_kernel*
+assay_kernel_entry(uint32_t version);
 
 #ifdef __cplusplus
 }

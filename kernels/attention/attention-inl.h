@@ -33,7 +33,9 @@ namespace assay::kernels::HWY_NAMESPACE {
 // Gives the tiles of one of the wave's groups, which were packed before.
 struct TilesInMemory {
   static constexpr bool stored = false;
-  const float* keys(Index tile) const { return plan.packed.keys + (group * plan.tiles + tile) * plan.tile_keys(); }
+  const float* keys(Index tile) const {
+    return plan.packed.keys + (group * plan.tiles + tile) * plan.tile_keys();
+  }
   PackedValues values(Index tile) const {
     const Index at = group * plan.tiles + tile;
     return {plan.packed.values + at * plan.tile_values(), plan.packed.values_not_finite[at] != 0};
@@ -49,7 +51,9 @@ template <class Stages>
 struct TilesOnTheFly {
   static constexpr bool stored = true;
   PanelRows panel(Index tile, Index j) const { return packer.panel(group, tile, j); }
-  ValuesInPlace values_in_place(Index tile, const KeyRange& keys) const { return packer.values_in_place(group, tile, keys); }
+  ValuesInPlace values_in_place(Index tile, const KeyRange& keys) const {
+    return packer.values_in_place(group, tile, keys);
+  }
   const float* keys(Index tile) const {
     packer.keys(group, tile, scratch);
     return scratch;
@@ -79,26 +83,33 @@ void forward_by_rows(ForwardPlan& plan, const Stages& stages) {
   const Index tile_keys = plan.tile_keys(), tile_values = plan.tile_values();
   const PackedKeyValues& packed = plan.packed;
   const Index blocks = (s.rows + plan.tiling.rows - 1) / plan.tiling.rows;
-  ScratchPool<Packer<Stages>> packers(plan.wave_groups * plan.tiles, plan.threads, [&] { return std::make_unique<Packer<Stages>>(plan, stages); });
-  ScratchPool<RowBlock<Stages>> row_blocks(plan.wave_groups * s.group() * blocks, plan.threads,
-                                           [&] { return std::make_unique<RowBlock<Stages>>(plan, stages, plan.tiling.rows); });
+  ScratchPool<Packer<Stages>> packers(plan.wave_groups * plan.tiles, plan.threads, [&] {
+    return std::make_unique<Packer<Stages>>(plan, stages);
+  });
+  ScratchPool<RowBlock<Stages>> row_blocks(
+      plan.wave_groups * s.group() * blocks, plan.threads,
+      [&] { return std::make_unique<RowBlock<Stages>>(plan, stages, plan.tiling.rows); });
   for_waves(plan, [&] {
     parallel_for(plan.groups * plan.tiles, plan.threads, [&](Index task) {
       const auto packer = packers.take();
       const Index group = plan.first_group + task / plan.tiles, tile = task % plan.tiles;
       packer->keys(group, tile, packed.keys + task * tile_keys);
-      packed.values_not_finite[task] = packer->values(group, tile, packed.values + task * tile_values).not_finite;
+      packed.values_not_finite[task] =
+          packer->values(group, tile, packed.values + task * tile_values).not_finite;
     });
     parallel_for(plan.groups * s.group() * blocks, plan.threads, [&](Index task) {
       // Under causality the last rows see the most keys, so they start first.
       const Index row0 = (blocks - 1 - task % blocks) * plan.tiling.rows;
       const Index local_head = task / blocks;  // the query heads of the wave, in order
       const Index group = local_head / s.group();
-      const Index head = (plan.first_group + group) % s.kv_heads * s.group() + local_head % s.group();
+      const Index head =
+          (plan.first_group + group) % s.kv_heads * s.group() + local_head % s.group();
       const Index read_group = group + stages.kv_head(head, s.group()) - head / s.group();
       const auto block = row_blocks.take();
-      block->place((plan.first_group + group) / s.kv_heads, head, 1, row0, std::min(plan.tiling.rows, s.rows - row0));
-      for (Index split = block->seen().begin / plan.tiling.split_keys; split * plan.tiling.split_keys < block->seen().end; ++split) {
+      block->place((plan.first_group + group) / s.kv_heads, head, 1, row0,
+                   std::min(plan.tiling.rows, s.rows - row0));
+      for (Index split = block->seen().begin / plan.tiling.split_keys;
+           split * plan.tiling.split_keys < block->seen().end; ++split) {
         block->attend(split, TilesInMemory{plan, read_group});
         block->merge(block->split_state());
       }
@@ -116,21 +127,26 @@ void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
   const Index stacked = plan.stacked_rows(), stride = plan.padded_value_dim;
   const auto partial = [&](Index item, Index row) {
     const Index at = item * stacked + row;
-    return RowState{plan.partial.max + at, plan.partial.sum + at, plan.partial.accumulator + at * stride};
+    return RowState{plan.partial.max + at, plan.partial.sum + at,
+                    plan.partial.accumulator + at * stride};
   };
   const Index threads = plan.threads > 0 ? plan.threads : hardware_threads();
   struct Scratch {
     Scratch(const ForwardPlan& of, const Stages& with, Index rows)
-        : packer(of, with), block(of, with, rows), tile(allocate_floats(std::max(of.tile_keys(), of.tile_values()))) {}
+        : packer(of, with),
+          block(of, with, rows),
+          tile(allocate_floats(std::max(of.tile_keys(), of.tile_values()))) {}
     Packer<Stages> packer;
     RowBlock<Stages> block;
     hwy::AlignedFreeUniquePtr<float[]> tile;
   };
   // The scratches of the splits also merge the results of the splits.
   const Index tasks = plan.wave_groups * std::max<Index>(plan.splits, 1);
-  ScratchPool<Scratch> pool(tasks, plan.threads, [&] { return std::make_unique<Scratch>(plan, stages, stacked); });
+  ScratchPool<Scratch> pool(tasks, plan.threads,
+                            [&] { return std::make_unique<Scratch>(plan, stages, stacked); });
   for_waves(plan, [&] {
-    const Index items = plan.groups * plan.splits, per_task = std::max<Index>(1, items / (8 * threads));
+    const Index items = plan.groups * plan.splits,
+                per_task = std::max<Index>(1, items / (8 * threads));
     parallel_for((items + per_task - 1) / per_task, plan.threads, [&](Index task) {
       const auto scratch = pool.take();
       RowBlock<Stages>& block = scratch->block;
@@ -139,10 +155,15 @@ void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
         const Index first_head = group % s.kv_heads * s.group();
         for (Index head = first_head, heads; head < first_head + s.group(); head += heads) {
           const Index read = stages.kv_head(head, s.group());
-          for (heads = 1; head + heads < first_head + s.group() && stages.kv_head(head + heads, s.group()) == read;) ++heads;
+          for (heads = 1; head + heads < first_head + s.group() &&
+                          stages.kv_head(head + heads, s.group()) == read;)
+            ++heads;
           block.place(group / s.kv_heads, head, heads, 0, s.rows);
-          block.attend(split, TilesOnTheFly<Stages>{scratch->packer, group / s.kv_heads * s.kv_heads + read, scratch->tile.get()});
-          const RowState from = block.split_state(), to = partial(item, (head - first_head) * s.rows);
+          block.attend(
+              split, TilesOnTheFly<Stages>{scratch->packer, group / s.kv_heads * s.kv_heads + read,
+                                           scratch->tile.get()});
+          const RowState from = block.split_state(),
+                         to = partial(item, (head - first_head) * s.rows);
           std::copy_n(from.max, block.rows(), to.max);
           std::copy_n(from.sum, block.rows(), to.sum);
           std::copy_n(from.accumulator, block.rows() * stride, to.accumulator);
@@ -154,7 +175,8 @@ void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
       const auto scratch = pool.take();
       RowBlock<Stages>& block = scratch->block;
       block.place(group / s.kv_heads, group % s.kv_heads * s.group(), s.group(), 0, s.rows);
-      for (Index split = 0; split < stages.merged_splits(plan.splits); ++split) block.merge(partial(index * plan.splits + split, 0));
+      for (Index split = 0; split < stages.merged_splits(plan.splits); ++split)
+        block.merge(partial(index * plan.splits + split, 0));
       block.finish();
     });
   });

@@ -36,20 +36,24 @@ ForwardTiling forward_tiling(Index dim, Index value_dim) {
   return {96, dim + value_dim <= 160 ? 128 : 64, 512};
 }
 
-std::string attention_forward_target(const Target& target) { return ASSAY_OF_TARGET(target_name, target)(); }
+std::string attention_forward_target(const Target& target) {
+  return ASSAY_OF_TARGET(target_name, target)();
+}
 
 StoredKeyValues stored_key_values(const Attention& p, Index b, Index g) {
   const auto rows = [&](const TensorView& t, Index columns) {
     const Index bytes = t.dtype == Dtype::f32 ? 4 : 2;
     StoredRows stored;
-    stored.columns = {static_cast<const std::byte*>(t.data) + t.at(b, g, 0, 0) * bytes, t.dtype, columns, t.stride[3], t.stride[2] * bytes};
+    stored.columns = {static_cast<const std::byte*>(t.data) + t.at(b, g, 0, 0) * bytes, t.dtype,
+                      columns, t.stride[3], t.stride[2] * bytes};
     stored.end = p.shape.keys;
     return stored;
   };
   return {rows(p.k, p.shape.dim), rows(p.v, p.shape.value_dim)};
 }
 
-Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunForward run, const void* stages) {
+Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads,
+                    RunForward run, const void* stages) {
   if (Status status = validate_attention(problem, out); !status.ok()) return status;
   const AttentionShape& s = problem.shape;
   try {
@@ -63,7 +67,8 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
   }
 }
 
-Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunForward run, const void* stages) {
+Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
+                  const AttentionOutput& out, int threads, RunForward run, const void* stages) {
   const AttentionShape& s = problem.shape;
   if (s.batch == 0 || s.rows == 0) return {};
   ForwardPlan plan;
@@ -79,10 +84,12 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
   plan.by_split = s.rows <= plan.tiling.rows && plan.stacked_rows() <= plan.tiling.rows;
 
   const Index keys = plan.tiles * plan.tiling.keys, states = plan.splits * plan.stacked_rows();
-  const Index group_floats = plan.by_split ? states * (2 + plan.padded_value_dim) : keys * (s.dim + plan.padded_value_dim);
+  const Index group_floats =
+      plan.by_split ? states * (2 + plan.padded_value_dim) : keys * (s.dim + plan.padded_value_dim);
   const Index all_groups = s.batch * s.kv_heads;
   constexpr Index workspace_floats = (Index{512} << 20) / 4;
-  const Index wave = plan.wave_groups = std::clamp<Index>(workspace_floats / std::max<Index>(group_floats, 1), 1, all_groups);
+  const Index wave = plan.wave_groups =
+      std::clamp<Index>(workspace_floats / std::max<Index>(group_floats, 1), 1, all_groups);
   try {
     const ParallelRegion region(threads);
     const auto allocate = [&]<class T>(T*& to, Index count) {
@@ -90,8 +97,10 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
       to = p.get();
       return p;
     };
-    const auto block_0 = allocate(plan.by_split ? plan.partial.max : plan.packed.keys, plan.by_split ? states : keys * s.dim);
-    const auto block_1 = allocate(plan.by_split ? plan.partial.accumulator : plan.packed.values, (plan.by_split ? states : keys) * plan.padded_value_dim);
+    const auto block_0 = allocate(plan.by_split ? plan.partial.max : plan.packed.keys,
+                                  plan.by_split ? states : keys * s.dim);
+    const auto block_1 = allocate(plan.by_split ? plan.partial.accumulator : plan.packed.values,
+                                  (plan.by_split ? states : keys) * plan.padded_value_dim);
     const auto sums = allocate(plan.partial.sum, plan.by_split ? states : 0);
     const auto flags = allocate(plan.packed.values_not_finite, plan.by_split ? 0 : plan.tiles);
     run(plan, stages);
@@ -101,11 +110,14 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
   return {};
 }
 
-Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void*) {
-  return run_stored(problem, std::move(stored), out, how.threads, ASSAY_OF_TARGET(run_forward, how.target), nullptr);
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
+                      const AttentionOutput& out, const Execution& how, const void*) {
+  return run_stored(problem, std::move(stored), out, how.threads,
+                    ASSAY_OF_TARGET(run_forward, how.target), nullptr);
 }
 
-Status attention_forward(const Attention& problem, const AttentionOutput& out, const Execution& how) {
+Status attention_forward(const Attention& problem, const AttentionOutput& out,
+                         const Execution& how) {
   return plan_and_run(problem, out, how.threads, ASSAY_OF_TARGET(run_forward, how.target), nullptr);
 }
 

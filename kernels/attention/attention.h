@@ -18,7 +18,8 @@ namespace assay::kernels {
 //   (decode), the splits of their keys are shared among the threads.
 // - If there are many rows, the kernel needs a workspace of the size of K and V in fp32. Where that
 //   exceeds 512 MiB, heads take turns.
-Status attention_forward(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
+Status attention_forward(const Attention& problem, const AttentionOutput& out,
+                         const Execution& how = {});
 
 // Computes the gradients of <dO, O>, as docs/semantics.md defines them, from O and LSE as
 // attention_forward stored them.
@@ -30,7 +31,8 @@ Status attention_forward(const Attention& problem, const AttentionOutput& out, c
 //   any other tensor.
 // - The kernel needs a workspace of dQ in fp32 for each split of the keys. Where that exceeds 256
 //   MiB, heads and splits take turns.
-Status attention_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, const Execution& how = {});
+Status attention_backward(const Attention& problem, const AttentionBackwardInput& in,
+                          const AttentionGradients& out, const Execution& how = {});
 
 // How the kernel tiles a problem. Key tiles and splits begin at key 0 and depend on D and Dv alone.
 // So the result of a row depends neither on what else is in the call, nor on how the work is shared

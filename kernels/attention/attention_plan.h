@@ -33,7 +33,9 @@ struct StoredRows {
   struct Place {
     Index page, slot;
   };
-  Place place_of(Index j) const { return pages ? Place{pages[j / page_size], j % page_size} : Place{0, j}; }
+  Place place_of(Index j) const {
+    return pages ? Place{pages[j / page_size], j % page_size} : Place{0, j};
+  }
 };
 
 struct StoredKeyValues {
@@ -44,8 +46,8 @@ StoredKeyValues stored_key_values(const Attention& problem, Index b, Index g);
 
 // K and V of `groups` consecutive (batch, kv head) pairs, packed in fp32.
 struct PackedKeyValues {
-  float* keys = nullptr;                       // [group][tile][panel of keys][D][panel width]
-  float* values = nullptr;                     // [group][tile][panel of columns][tile keys][panel width]
+  float* keys = nullptr;    // [group][tile][panel of keys][D][panel width]
+  float* values = nullptr;  // [group][tile][panel of columns][tile keys][panel width]
   unsigned char* values_not_finite = nullptr;  // [group][tile]
 };
 
@@ -82,13 +84,18 @@ struct ForwardPlan {
 // The kernel: forward() of a target and of a policy.
 using RunForward = void (*)(ForwardPlan& plan, const void* stages);
 // Validates the problem, makes the plan, and runs the kernel.
-Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads, RunForward run, const void* stages);
+Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads,
+                    RunForward run, const void* stages);
 // Makes the plan for a problem that is valid and whose K and V are `stored`, and runs the kernel.
-Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, int threads, RunForward run, const void* stages);
+Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
+                  const AttentionOutput& out, int threads, RunForward run, const void* stages);
 
 // Computes attention over a valid problem whose K and V are `stored`, wherever a cache keeps them.
 // The production kernel ignores `context`.
-using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void* context);
-Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored, const AttentionOutput& out, const Execution& how, const void*);
+using AttendStored = Status (*)(const Attention& problem, std::vector<StoredKeyValues> stored,
+                                const AttentionOutput& out, const Execution& how,
+                                const void* context);
+Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
+                      const AttentionOutput& out, const Execution& how, const void*);
 
 }  // namespace assay::kernels

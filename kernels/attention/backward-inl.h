@@ -28,7 +28,8 @@ namespace assay::kernels::HWY_NAMESPACE {
 // Computes D_i = sum_c dO O for one tile of rows. D_i is 0 for rows that see no key, whatever dO
 // holds there.
 struct DeltaRows {
-  explicit DeltaRows(const BackwardPlan& plan) : o(allocate_floats(plan.padded_value_dim)), d_o(allocate_floats(plan.padded_value_dim)) {
+  explicit DeltaRows(const BackwardPlan& plan)
+      : o(allocate_floats(plan.padded_value_dim)), d_o(allocate_floats(plan.padded_value_dim)) {
     std::fill_n(o.get(), plan.padded_value_dim, 0.0f);
     std::fill_n(d_o.get(), plan.padded_value_dim, 0.0f);
   }
@@ -36,17 +37,20 @@ struct DeltaRows {
 };
 
 template <class Stages>
-void compute_delta(const BackwardPlan& plan, Index head, Index tile, const Stages& stages, DeltaRows& rows) {
+void compute_delta(const BackwardPlan& plan, Index head, Index tile, const Stages& stages,
+                   DeltaRows& rows) {
   const Attention& p = *plan.problem;
   const AttentionShape& s = p.shape;
   const Index b = head / s.query_heads, h = head % s.query_heads;
   const Lanes d;
   const Index n = static_cast<Index>(hn::Lanes(d));
-  for (Index i = tile * plan.tiling.rows; i < std::min(s.rows, (tile + 1) * plan.tiling.rows); ++i) {
+  for (Index i = tile * plan.tiling.rows; i < std::min(s.rows, (tile + 1) * plan.tiling.rows);
+       ++i) {
     load_row(plan.in.o, b, h, i, s.value_dim, rows.o.get());
     load_row(plan.in.d_o, b, h, i, s.value_dim, rows.d_o.get());
     Vector sum = hn::Zero(d);
-    for (Index c = 0; c < plan.padded_value_dim; c += n) sum = hn::MulAdd(hn::Load(d, rows.o.get() + c), hn::Load(d, rows.d_o.get() + c), sum);
+    for (Index c = 0; c < plan.padded_value_dim; c += n)
+      sum = hn::MulAdd(hn::Load(d, rows.o.get() + c), hn::Load(d, rows.d_o.get() + c), sum);
     float delta = hn::GetLane(hn::SumOfLanes(d, sum));
     if (!(std::fabs(delta) <= std::numeric_limits<float>::max())) {
       const KeyRange range = stages.visible(p, b, i, visible_keys(p, b, i));
@@ -61,12 +65,14 @@ void compute_delta(const BackwardPlan& plan, Index head, Index tile, const Stage
 // Adds the splits of a wave for one tile of rows, in their order, to the sums of the waves before
 // it.
 struct ReducedTile {
-  explicit ReducedTile(const BackwardPlan& plan) : sum(allocate_floats(plan.tile_floats())), row(allocate_floats(plan.padded_dim)) {}
+  explicit ReducedTile(const BackwardPlan& plan)
+      : sum(allocate_floats(plan.tile_floats())), row(allocate_floats(plan.padded_dim)) {}
   hwy::AlignedFreeUniquePtr<float[]> sum, row;
 };
 
 template <class Stages>
-void reduce_query_gradients(const BackwardPlan& plan, Index pair, Index first_pair, Index first_split, Index splits, Index member, Index tile,
+void reduce_query_gradients(const BackwardPlan& plan, Index pair, Index first_pair,
+                            Index first_split, Index splits, Index member, Index tile,
                             const Stages& stages, ReducedTile& scratch) {
   const Attention& p = *plan.problem;
   const AttentionShape& s = p.shape;
@@ -76,7 +82,9 @@ void reduce_query_gradients(const BackwardPlan& plan, Index pair, Index first_pa
   if (first_split > 0) std::copy_n(total, floats, sum);
   else std::fill_n(sum, floats, 0.0f);
   for (Index split = 0; split < stages.merged_splits(splits); ++split) {
-    const Index at = (((pair - first_pair) * plan.wave_splits + split) * s.group() + member) * plan.row_tiles + tile;
+    const Index at =
+        (((pair - first_pair) * plan.wave_splits + split) * s.group() + member) * plan.row_tiles +
+        tile;
     if (!plan.written[at]) continue;
     const float* partial = plan.partials + at * floats;
     for (Index e = 0; e < floats; ++e) sum[e] += partial[e];
@@ -85,10 +93,13 @@ void reduce_query_gradients(const BackwardPlan& plan, Index pair, Index first_pa
     std::copy_n(sum, floats, total);
     return;
   }
-  const Index b = pair / s.kv_heads, h = stages.query_head(pair % s.kv_heads, member, s.group()), row0 = tile * plan.tiling.rows;
+  const Index b = pair / s.kv_heads, h = stages.query_head(pair % s.kv_heads, member, s.group()),
+              row0 = tile * plan.tiling.rows;
   for (Index r = 0; r < std::min(plan.tiling.rows, s.rows - row0); ++r) {
-    gather_row(sum + r * panel_width, plan.padded_dim, row_panel, stages.query_gradient_scale(p.scale), row);
-    if constexpr (Stages::observes) stages.at(Stage::query_gradient, {b, h, row0 + r, 0, 1, s.dim, row, s.dim});
+    gather_row(sum + r * panel_width, plan.padded_dim, row_panel,
+               stages.query_gradient_scale(p.scale), row);
+    if constexpr (Stages::observes)
+      stages.at(Stage::query_gradient, {b, h, row0 + r, 0, 1, s.dim, row, s.dim});
     store_row(plan.out.dq, b, h, row0 + r, s.dim, row);
   }
 }
@@ -107,7 +118,8 @@ inline void compute_sink_gradient(const BackwardPlan& plan, Index h) {
         const float lse = static_cast<const float*>(plan.in.lse.data)[plan.in.lse.at(b, h, i, 0)];
         if (lse == minus_infinity) continue;
         const float exponent = p.sink[h] - lse;
-        const float weight = hn::GetLane(exp_of_nonpositive(d, hn::Set(d, exponent > 0 ? 0.0f : exponent)));
+        const float weight =
+            hn::GetLane(exp_of_nonpositive(d, hn::Set(d, exponent > 0 ? 0.0f : exponent)));
         sum = multiply_add_one(weight, plan.delta[(b * s.query_heads + h) * s.rows + i], sum);
       }
       total += sum;
@@ -122,14 +134,21 @@ struct SplitTask {
 
 // The tasks of a wave. Tasks that add to the same elements of a broadcast dBias form a chain, which
 // one thread runs in order.
-inline std::vector<std::vector<SplitTask>> chains_of(const BackwardPlan& plan, Index first_pair, Index pairs, Index first_split, Index splits) {
+inline std::vector<std::vector<SplitTask>> chains_of(const BackwardPlan& plan, Index first_pair,
+                                                     Index pairs, Index first_split, Index splits) {
   const Index kv_heads = plan.problem->shape.kv_heads;
-  const auto shared = [&](std::size_t axis) { return plan.out.d_bias && plan.out.d_bias.stride[axis] == 0; };
+  const auto shared = [&](std::size_t axis) {
+    return plan.out.d_bias && plan.out.d_bias.stride[axis] == 0;
+  };
   std::vector<std::pair<std::array<Index, 3>, SplitTask>> tasks;  // by the elements that they share
   for (Index pair = first_pair; pair < first_pair + pairs; ++pair)
     for (Index split = first_split; split < first_split + splits; ++split)
-      tasks.push_back({{shared(0) ? 0 : pair / kv_heads, shared(1) ? 0 : pair % kv_heads, shared(3) ? 0 : split}, {pair, split}});
-  std::ranges::sort(tasks, {}, [](const auto& task) { return std::tuple(task.first, task.second.pair, task.second.split); });
+      tasks.push_back({{shared(0) ? 0 : pair / kv_heads, shared(1) ? 0 : pair % kv_heads,
+                        shared(3) ? 0 : split},
+                       {pair, split}});
+  std::ranges::sort(tasks, {}, [](const auto& task) {
+    return std::tuple(task.first, task.second.pair, task.second.split);
+  });
   std::vector<std::vector<SplitTask>> list;
   for (std::size_t n = 0; n < tasks.size(); ++n) {
     if (n == 0 || tasks[n].first != tasks[n - 1].first) list.emplace_back();
@@ -161,7 +180,8 @@ inline std::vector<BackwardWave> waves_of(const BackwardPlan& plan) {
   std::vector<BackwardWave> waves;
   for (Index pair = 0; pair < all_pairs; pair += plan.wave_groups)
     for (Index split = 0; split == 0 || split < plan.splits; split += plan.wave_splits) {
-      const Index pairs = std::min(plan.wave_groups, all_pairs - pair), splits = std::min(plan.wave_splits, plan.splits - split);
+      const Index pairs = std::min(plan.wave_groups, all_pairs - pair),
+                  splits = std::min(plan.wave_splits, plan.splits - split);
       waves.push_back({pair, pairs, split, splits, chains_of(plan, pair, pairs, split, splits)});
       if (plan.splits == 0) break;
     }
@@ -171,33 +191,45 @@ inline std::vector<BackwardWave> waves_of(const BackwardPlan& plan) {
 template <class Stages>
 void backward(const BackwardPlan& plan, const Stages& stages) {
   const AttentionShape& s = plan.problem->shape;
-  const Index pair_tiles = s.group() * plan.row_tiles, delta_tasks = s.batch * s.query_heads * plan.row_tiles;
+  const Index pair_tiles = s.group() * plan.row_tiles,
+              delta_tasks = s.batch * s.query_heads * plan.row_tiles;
   const std::vector<BackwardWave> waves = waves_of(plan);
   Index most_chains = 0, most_tiles = 0;
   for (const BackwardWave& wave : waves) {
     most_chains = std::max<Index>(most_chains, std::ssize(wave.chains));
     if (plan.splits != 1) most_tiles = std::max(most_tiles, wave.pairs * pair_tiles);
   }
-  ScratchPool<DeltaRows> delta_rows(delta_tasks, plan.threads, [&] { return std::make_unique<DeltaRows>(plan); });
-  ScratchPool<KeySplit<Stages>> key_splits(most_chains, plan.threads, [&] { return std::make_unique<KeySplit<Stages>>(plan, stages); });
-  ScratchPool<ReducedTile> reduced_tiles(most_tiles, plan.threads, [&] { return std::make_unique<ReducedTile>(plan); });
+  ScratchPool<DeltaRows> delta_rows(delta_tasks, plan.threads,
+                                    [&] { return std::make_unique<DeltaRows>(plan); });
+  ScratchPool<KeySplit<Stages>> key_splits(
+      most_chains, plan.threads, [&] { return std::make_unique<KeySplit<Stages>>(plan, stages); });
+  ScratchPool<ReducedTile> reduced_tiles(most_tiles, plan.threads,
+                                         [&] { return std::make_unique<ReducedTile>(plan); });
 
-  parallel_for(delta_tasks, plan.threads, [&](Index task) { compute_delta(plan, task / plan.row_tiles, task % plan.row_tiles, stages, *delta_rows.take()); });
+  parallel_for(delta_tasks, plan.threads, [&](Index task) {
+    compute_delta(plan, task / plan.row_tiles, task % plan.row_tiles, stages, *delta_rows.take());
+  });
   if (plan.out.d_bias) fill_with_zeros(plan.out.d_bias, {s.batch, s.query_heads, s.rows, s.keys});
   for (const BackwardWave& wave : waves) {
-    if (plan.partials) std::fill_n(plan.written, wave.pairs * plan.wave_splits * pair_tiles, static_cast<unsigned char>(0));
+    if (plan.partials)
+      std::fill_n(plan.written, wave.pairs * plan.wave_splits * pair_tiles,
+                  static_cast<unsigned char>(0));
     parallel_for(std::ssize(wave.chains), plan.threads, [&](Index c) {
       const auto work = key_splits.take();
       for (const SplitTask& task : wave.chains[static_cast<std::size_t>(c)])
-        work->run(task.pair / s.kv_heads, task.pair % s.kv_heads, task.split, (task.pair - wave.first_pair) * plan.wave_splits + task.split - wave.first_split);
+        work->run(task.pair / s.kv_heads, task.pair % s.kv_heads, task.split,
+                  (task.pair - wave.first_pair) * plan.wave_splits + task.split - wave.first_split);
     });
     if (plan.splits != 1)
       parallel_for(wave.pairs * pair_tiles, plan.threads, [&](Index task) {
-        const Index pair = wave.first_pair + task / pair_tiles, member = task % pair_tiles / plan.row_tiles;
-        reduce_query_gradients(plan, pair, wave.first_pair, wave.first_split, wave.splits, member, task % plan.row_tiles, stages, *reduced_tiles.take());
+        const Index pair = wave.first_pair + task / pair_tiles,
+                    member = task % pair_tiles / plan.row_tiles;
+        reduce_query_gradients(plan, pair, wave.first_pair, wave.first_split, wave.splits, member,
+                               task % plan.row_tiles, stages, *reduced_tiles.take());
       });
   }
-  if (plan.out.d_sink) parallel_for(s.query_heads, plan.threads, [&](Index h) { compute_sink_gradient(plan, h); });
+  if (plan.out.d_sink)
+    parallel_for(s.query_heads, plan.threads, [&](Index h) { compute_sink_gradient(plan, h); });
 }
 
 }  // namespace assay::kernels::HWY_NAMESPACE

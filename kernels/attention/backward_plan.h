@@ -21,7 +21,8 @@ struct BackwardPlan {
   Index wave_groups = 0, wave_splits = 0;
   // dQ of each split; null if there is only one split. A tile is [panel of columns]
   // [tile rows][panel width].
-  float* partials = nullptr;         // [pair of the wave][split of the wave][query head of the pair][row tile][tile]
+  float* partials =
+      nullptr;  // [pair of the wave][split of the wave][query head of the pair][row tile][tile]
   // in the same order, one flag for each tile; a tile whose flag is not set is zero
   unsigned char* written = nullptr;
   // the sums of the waves so far, where splits take turns: [query head of the pair][row tile][tile]
@@ -32,7 +33,8 @@ struct BackwardPlan {
 
 // Validates the problem, makes the plan, and calls run(plan, stages) once.
 using RunBackward = void (*)(const BackwardPlan& plan, const void* stages);
-Status plan_and_run_backward(const Attention& problem, const AttentionBackwardInput& in, const AttentionGradients& out, int threads, RunBackward run,
+Status plan_and_run_backward(const Attention& problem, const AttentionBackwardInput& in,
+                             const AttentionGradients& out, int threads, RunBackward run,
                              const void* stages);
 
 }  // namespace assay::kernels

@@ -41,7 +41,8 @@ inline constexpr Index weight_stride = 96 + 16;
 
 // Copies a row into column panels; the next panel is `panel` floats away. Some lane of the result
 // is NaN if the row holds a NaN or an infinity; otherwise all lanes are 0.
-inline Vector spread_row(const float* HWY_RESTRICT row, Index columns, Index panel, float* HWY_RESTRICT to) {
+inline Vector spread_row(const float* HWY_RESTRICT row, Index columns, Index panel,
+                         float* HWY_RESTRICT to) {
   const Lanes d;
   const Index n = static_cast<Index>(hn::Lanes(d));
   Vector sum = hn::Zero(d);
@@ -54,7 +55,8 @@ inline Vector spread_row(const float* HWY_RESTRICT row, Index columns, Index pan
   return sum;
 }
 
-inline void gather_row(const float* HWY_RESTRICT from, Index columns, Index panel, float factor, float* HWY_RESTRICT row) {
+inline void gather_row(const float* HWY_RESTRICT from, Index columns, Index panel, float factor,
+                       float* HWY_RESTRICT row) {
   for (Index c = 0; c < columns; c += panel_width, from += panel)
     for (Index lane = 0; lane < panel_width; ++lane) row[c + lane] = factor * from[lane];
 }
@@ -122,13 +124,16 @@ class KeySplit {
 
  private:
   HWY_INLINE void observe(Stage stage, float* data) const {
-    if constexpr (Stages::observes) stages_.at(stage, {b_, h_, row0_, key0_, rows_, width_, data, weight_stride});
+    if constexpr (Stages::observes)
+      stages_.at(stage, {b_, h_, row0_, key0_, rows_, width_, data, weight_stride});
   }
   HWY_INLINE void observe_row(Stage stage, Index head, Index row, Index columns) const {
-    if constexpr (Stages::observes) stages_.at(stage, {b_, head, row, row, 1, columns, row_.get(), columns});
+    if constexpr (Stages::observes)
+      stages_.at(stage, {b_, head, row, row, 1, columns, row_.get(), columns});
   }
 
-  void load(Stage stage, const TensorView& t, Index head, Index row, Index columns, Index padded_columns) {
+  void load(Stage stage, const TensorView& t, Index head, Index row, Index columns,
+            Index padded_columns) {
     load_row(t, b_, head, row, columns, row_.get());
     std::fill(row_.get() + columns, row_.get() + padded_columns, 0.0f);
     observe_row(stage, head, row, columns);
@@ -153,7 +158,9 @@ class KeySplit {
     for (Index j = 0; j < filled; ++j) {
       load(Stage::key, p_.k, g_, key0 + j, s_.dim, plan_.padded_dim);
       turn(s_.dim, j, keys_across);
-      finite = hn::Add(finite, spread_row(row_.get(), plan_.padded_dim, key_panel_, keys_.get() + tile * width_ * plan_.padded_dim + j * panel_width));
+      finite = hn::Add(
+          finite, spread_row(row_.get(), plan_.padded_dim, key_panel_,
+                             keys_.get() + tile * width_ * plan_.padded_dim + j * panel_width));
       load(Stage::value, p_.v, g_, key0 + j, s_.value_dim, plan_.padded_value_dim);
       turn(s_.value_dim, j, values_across);
     }
@@ -168,7 +175,8 @@ class KeySplit {
       KeyRange range = stages_.visible(p_, b_, row0_ + r, visible_keys(p_, b_, row0_ + r));
       range.begin = std::max(range.begin, split0_);
       range.end = lse_[r] == minus_infinity ? 0 : std::min(range.end, split0_ + split_keys_);
-      if (range.begin < range.end) any = {std::min(any.begin, range.begin), std::max(any.end, range.end)};
+      if (range.begin < range.end)
+        any = {std::min(any.begin, range.begin), std::max(any.end, range.end)};
       ranges_[r] = range;
     }
     if (any.begin >= any.end) return false;
@@ -176,19 +184,24 @@ class KeySplit {
     Vector finite = hn::Zero(d);
     for (Index r = 0; r < rows_; ++r) {
       load(Stage::query, p_.q, h_, row0_ + r, s_.dim, plan_.padded_dim);
-      finite = hn::Add(finite, spread_row(row_.get(), plan_.padded_dim, row_panel_, q_.get() + r * panel_width));
-      load(Stage::output_gradient, plan_.in.d_o, h_, row0_ + r, s_.value_dim, plan_.padded_value_dim);
-      finite = hn::Add(finite, spread_row(row_.get(), plan_.padded_value_dim, row_panel_, d_o_.get() + r * panel_width));
+      finite = hn::Add(
+          finite, spread_row(row_.get(), plan_.padded_dim, row_panel_, q_.get() + r * panel_width));
+      load(Stage::output_gradient, plan_.in.d_o, h_, row0_ + r, s_.value_dim,
+           plan_.padded_value_dim);
+      finite = hn::Add(finite, spread_row(row_.get(), plan_.padded_value_dim, row_panel_,
+                                          d_o_.get() + r * panel_width));
     }
     const bool rows_not_finite = has_nan(finite);
     std::fill_n(dq, plan_.tile_floats(), 0.0f);
     for (Index tile = (any.begin - split0_) / width_; split0_ + tile * width_ < any.end; ++tile) {
       key0_ = split0_ + tile * width_;
       find_visible();
-      compute_products(q_.get(), keys_across_.get() + tile * width_ * s_.dim, s_.dim, stages_.scale(p_.scale), weights_.get());
+      compute_products(q_.get(), keys_across_.get() + tile * width_ * s_.dim, s_.dim,
+                       stages_.scale(p_.scale), weights_.get());
       observe(Stage::scores, weights_.get());
       compute_weights();
-      compute_products(d_o_.get(), values_across_.get() + tile * width_ * s_.value_dim, s_.value_dim, 1.0f, gradients_.get());
+      compute_products(d_o_.get(), values_across_.get() + tile * width_ * s_.value_dim,
+                       s_.value_dim, 1.0f, gradients_.get());
       observe(Stage::weight_gradients, gradients_.get());
       compute_score_gradients();
       float* dv = dv_.get() + tile * width_ * plan_.padded_value_dim;
@@ -243,11 +256,15 @@ class KeySplit {
   }
 
   // Computes a tile of S or dP. A panel of keys stays in L1 while all rows pass.
-  void compute_products(const float* rows, const float* across, Index columns, float scale, float* tile) {
-    for (Index panel = any_.begin / panel_width * panel_width; panel < any_.end; panel += panel_width)
+  void compute_products(const float* rows, const float* across, Index columns, float scale,
+                        float* tile) {
+    for (Index panel = any_.begin / panel_width * panel_width; panel < any_.end;
+         panel += panel_width)
       for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
         if (panel + panel_width <= seen_[r].begin || panel >= seen_[r].end) return;
-        dot_panel<weight_stride>(block, rows + r * panel_width, row_panel_, across + panel * columns, columns, scale, tile + r * weight_stride + panel);
+        dot_panel<weight_stride>(block, rows + r * panel_width, row_panel_,
+                                 across + panel * columns, columns, scale,
+                                 tile + r * weight_stride + panel);
       });
   }
 
@@ -256,19 +273,23 @@ class KeySplit {
   void compute_weights() {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));
-    const Vector cap = hn::Set(d, p_.softcap), one = hn::Set(d, 1.0f), curvature = hn::Set(d, stages_.softcap_curvature());
+    const Vector cap = hn::Set(d, p_.softcap), one = hn::Set(d, 1.0f),
+                 curvature = hn::Set(d, stages_.softcap_curvature());
     const Vector masked = hn::Set(d, minus_infinity), zero = hn::Zero(d);
     for (Index r = 0; r < rows_; ++r) {
       const KeyRange range = in_tile(r);
       float* row = weights_.get() + r * weight_stride;
       float* slopes = slopes_.get() + r * weight_stride;
-      const Index begin = range.begin / n * n, end = range.begin < range.end ? (range.end + n - 1) / n * n : begin;
+      const Index begin = range.begin / n * n,
+                  end = range.begin < range.end ? (range.end + n - 1) / n * n : begin;
       std::fill(row, row + begin, -0.0f);
       std::fill(row + end, row + width_, -0.0f);
       if (begin == end) continue;
       std::fill(bias_row_.get() + begin, bias_row_.get() + range.begin, minus_infinity);
       std::fill(bias_row_.get() + range.end, bias_row_.get() + end, minus_infinity);
-      if (bias_.active()) bias_.row(b_, h_, row0_ + r, key0_ + range.begin, range.end - range.begin, bias_row_.get() + range.begin);
+      if (bias_.active())
+        bias_.row(b_, h_, row0_ + r, key0_ + range.begin, range.end - range.begin,
+                  bias_row_.get() + range.begin);
       else std::fill(bias_row_.get() + range.begin, bias_row_.get() + range.end, 0.0f);
       const Vector lse = hn::Set(d, lse_[r]);
       for (Index j = begin; j < end; j += n) {
@@ -281,7 +302,8 @@ class KeySplit {
         const Vector bias = hn::Load(d, bias_row_.get() + j);
         const Vector exponent = hn::Sub(hn::Add(s, bias), lse);
         // Rounding may lift the exponent above 0, although P is never above 1. NaN stays NaN.
-        const Vector w = exp_of_nonpositive(d, hn::IfThenElse(hn::Gt(exponent, zero), zero, exponent));
+        const Vector w =
+            exp_of_nonpositive(d, hn::IfThenElse(hn::Gt(exponent, zero), zero, exponent));
         hn::Store(hn::IfThenElse(hn::Eq(bias, masked), hn::Neg(zero), w), d, row + j);
       }
     }
@@ -299,12 +321,14 @@ class KeySplit {
       float* weights = weights_.get() + r * weight_stride;
       float* gradients = gradients_.get() + r * weight_stride;
       const float* slopes = slopes_.get() + r * weight_stride;
-      const Index begin = range.begin / n * n, end = range.begin < range.end ? (range.end + n - 1) / n * n : begin;
+      const Index begin = range.begin / n * n,
+                  end = range.begin < range.end ? (range.end + n - 1) / n * n : begin;
       std::fill(gradients, gradients + begin, 0.0f);
       std::fill(gradients + end, gradients + width_, 0.0f);
       if (begin == end) continue;
       if (p_.dropout > 0) draw_dropout(row0_ + r, begin, end);
-      const Vector delta = hn::Set(d, plan_.delta[(b_ * s_.query_heads + h_) * s_.rows + row0_ + r]);
+      const Vector delta =
+          hn::Set(d, plan_.delta[(b_ * s_.query_heads + h_) * s_.rows + row0_ + r]);
       for (Index j = begin; j < end; j += n) {
         const Vector w = hn::Load(d, weights + j);
         Vector g = hn::Load(d, gradients + j);
@@ -314,13 +338,16 @@ class KeySplit {
           hn::Store(hn::Mul(w, kept), d, weights + j);
         }
         g = hn::Mul(w, hn::Sub(g, delta));
-        hn::Store(hn::IfThenZeroElse(hn::RebindMask(d, hn::Eq(hn::BitCast(di, w), masked)), g), d, gradients + j);
+        hn::Store(hn::IfThenZeroElse(hn::RebindMask(d, hn::Eq(hn::BitCast(di, w), masked)), g), d,
+                  gradients + j);
       }
       if (plan_.out.d_bias) add_bias_gradient(r, range);
       if (p_.softcap > 0)
         for (Index j = begin; j < end; j += n) {
-          const Vector w = hn::Load(d, weights + j), g = hn::Mul(hn::Load(d, gradients + j), hn::Load(d, slopes + j));
-          hn::Store(hn::IfThenZeroElse(hn::RebindMask(d, hn::Eq(hn::BitCast(di, w), masked)), g), d, gradients + j);
+          const Vector w = hn::Load(d, weights + j),
+                       g = hn::Mul(hn::Load(d, gradients + j), hn::Load(d, slopes + j));
+          hn::Store(hn::IfThenZeroElse(hn::RebindMask(d, hn::Eq(hn::BitCast(di, w), masked)), g), d,
+                    gradients + j);
         }
     }
     observe(Stage::score_gradients, gradients_.get());
@@ -330,7 +357,9 @@ class KeySplit {
   void draw_dropout(Index row, Index begin, Index end) {
     const float keep_scale = 1.0f / (1.0f - p_.dropout);
     const std::uint64_t threshold = dropout_threshold(p_.dropout);
-    for (Index j = begin; j < end; ++j) kept_row_[j] = dropout_word(p_.dropout_seed, b_, h_, row, key0_ + j) >= threshold ? keep_scale : 0.0f;
+    for (Index j = begin; j < end; ++j)
+      kept_row_[j] =
+          dropout_word(p_.dropout_seed, b_, h_, row, key0_ + j) >= threshold ? keep_scale : 0.0f;
   }
 
   void add_bias_gradient(Index r, const KeyRange& range) {
@@ -354,26 +383,31 @@ class KeySplit {
         const KeyRange seeing = seeing_[j];
         if (seeing.begin >= seeing.end) return;
         const Index key = any_.begin + j;
-        add_product<1, weight_stride>(block, tile + seeing.begin * weight_stride + key, rows + seeing.begin * panel_width, seeing.end - seeing.begin,
+        add_product<1, weight_stride>(block, tile + seeing.begin * weight_stride + key,
+                                      rows + seeing.begin * panel_width, seeing.end - seeing.begin,
                                       total + key * panel_width);
       });
   }
 
   // Computes total[i] += sum_j tile[i][j] keys[j].
   void add_over_keys(const float* tile, const float* keys, float* total) {
-    for (Index c = 0; c < plan_.padded_dim; c += panel_width, keys += key_panel_, total += row_panel_)
+    for (Index c = 0; c < plan_.padded_dim;
+         c += panel_width, keys += key_panel_, total += row_panel_)
       for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
         const KeyRange seen = seen_[r];
         if (seen.begin >= seen.end) return;
-        add_product<weight_stride, 1>(block, tile + r * weight_stride + seen.begin, keys + seen.begin * panel_width, seen.end - seen.begin,
+        add_product<weight_stride, 1>(block, tile + r * weight_stride + seen.begin,
+                                      keys + seen.begin * panel_width, seen.end - seen.begin,
                                       total + r * panel_width);
       });
   }
 
   // Computes the same sums where Q, K or dO holds an infinity or a NaN: only visible pairs are
   // multiplied, so that 0 * NaN never occurs.
-  void add_visible(const float* tile, bool over_rows, const float* operand, Index columns, float* total) {
-    const Index operand_panel = over_rows ? row_panel_ : key_panel_, total_panel = over_rows ? key_panel_ : row_panel_;
+  void add_visible(const float* tile, bool over_rows, const float* operand, Index columns,
+                   float* total) {
+    const Index operand_panel = over_rows ? row_panel_ : key_panel_,
+                total_panel = over_rows ? key_panel_ : row_panel_;
     const Index outputs = over_rows ? width_ : rows_, terms = over_rows ? rows_ : width_;
     for (Index o = 0; o < outputs; ++o) {
       std::fill_n(row_.get(), columns, 0.0f);
@@ -382,15 +416,21 @@ class KeySplit {
         // the mark that compute_weights sets
         if (std::bit_cast<std::uint32_t>(weights_[at]) == 0x80000000) continue;
         for (Index c = 0; c < columns; ++c)
-          row_[c] = multiply_add_one(tile[at], operand[c / panel_width * operand_panel + t * panel_width + c % panel_width], row_[c]);
+          row_[c] = multiply_add_one(
+              tile[at],
+              operand[c / panel_width * operand_panel + t * panel_width + c % panel_width],
+              row_[c]);
       }
-      for (Index c = 0; c < columns; ++c) total[c / panel_width * total_panel + o * panel_width + c % panel_width] += row_[c];
+      for (Index c = 0; c < columns; ++c)
+        total[c / panel_width * total_panel + o * panel_width + c % panel_width] += row_[c];
     }
   }
 
   void store_query_gradients(const float* dq, bool sees) {
     for (Index r = 0; r < rows_; ++r) {
-      if (sees) gather_row(dq + r * panel_width, plan_.padded_dim, row_panel_, stages_.query_gradient_scale(p_.scale), row_.get());
+      if (sees)
+        gather_row(dq + r * panel_width, plan_.padded_dim, row_panel_,
+                   stages_.query_gradient_scale(p_.scale), row_.get());
       else std::fill_n(row_.get(), s_.dim, 0.0f);
       observe_row(Stage::query_gradient, h_, row0_ + r, s_.dim);
       store_row(plan_.out.dq, b_, h_, row0_ + r, s_.dim, row_.get());
@@ -400,10 +440,12 @@ class KeySplit {
   void store_key_gradients() {
     for (Index j = 0; j < split_keys_; ++j) {
       const Index tile = j / width_, key = split0_ + j, at = j % width_ * panel_width;
-      gather_row(dk_.get() + tile * width_ * plan_.padded_dim + at, plan_.padded_dim, key_panel_, stages_.key_gradient_scale(p_.scale), row_.get());
+      gather_row(dk_.get() + tile * width_ * plan_.padded_dim + at, plan_.padded_dim, key_panel_,
+                 stages_.key_gradient_scale(p_.scale), row_.get());
       observe_row(Stage::key_gradient, g_, key, s_.dim);
       store_row(plan_.out.dk, b_, g_, key, s_.dim, row_.get());
-      gather_row(dv_.get() + tile * width_ * plan_.padded_value_dim + at, plan_.padded_value_dim, key_panel_, 1.0f, row_.get());
+      gather_row(dv_.get() + tile * width_ * plan_.padded_value_dim + at, plan_.padded_value_dim,
+                 key_panel_, 1.0f, row_.get());
       observe_row(Stage::value_gradient, g_, key, s_.value_dim);
       store_row(plan_.out.dv, b_, g_, key, s_.value_dim, row_.get());
     }
@@ -418,9 +460,10 @@ class KeySplit {
   const Index width_, row_panel_, key_panel_;
   // Arrays of the split, by tiles: K and V as panels of keys; K, dK and dV as panels of columns.
   hwy::AlignedFreeUniquePtr<float[]> keys_across_, values_across_, keys_, dk_, dv_;
-  hwy::AlignedFreeUniquePtr<float[]> q_, d_o_, dq_, row_, weights_, gradients_, slopes_, bias_row_, kept_row_;
+  hwy::AlignedFreeUniquePtr<float[]> q_, d_o_, dq_, row_, weights_, gradients_, slopes_, bias_row_,
+      kept_row_;
   std::vector<float> lse_;
-  std::vector<KeyRange> ranges_;                // of each row, within the split
+  std::vector<KeyRange> ranges_;  // of each row, within the split
   // keys of this tile, by the register block of rows that begins at the index
   std::vector<KeyRange> seen_;
   // rows, by the register block of keys that begins at any_.begin + index

@@ -20,7 +20,8 @@ namespace assay::kernels::HWY_NAMESPACE {
 // The biases that differ from key to key, as one number for each key; -inf where a key is masked.
 class ElementBias {
  public:
-  explicit ElementBias(const Attention& p) : p_(p), active_(p.keep || p.bias || !p.alibi_slopes.empty() || !p.query_segment.empty()) {}
+  explicit ElementBias(const Attention& p)
+      : p_(p), active_(p.keep || p.bias || !p.alibi_slopes.empty() || !p.query_segment.empty()) {}
 
   bool active() const { return active_; }
 
@@ -35,8 +36,10 @@ class ElementBias {
     }
     if (p_.bias) add_tensor(b, h, i, key0, count, bias);
     if (p_.keep) {
-      const std::uint8_t* keep = p_.keep.data + b * p_.keep.stride[0] + h * p_.keep.stride[1] + i * p_.keep.stride[2];
-      for (Index j = 0; j < count; ++j) bias[j] = keep[(key0 + j) * p_.keep.stride[3]] ? bias[j] : minus_infinity;
+      const std::uint8_t* keep =
+          p_.keep.data + b * p_.keep.stride[0] + h * p_.keep.stride[1] + i * p_.keep.stride[2];
+      for (Index j = 0; j < count; ++j)
+        bias[j] = keep[(key0 + j) * p_.keep.stride[3]] ? bias[j] : minus_infinity;
     }
     if (!p_.query_segment.empty()) {
       const std::int32_t mine = p_.query_segment[b * p_.shape.rows + i];
@@ -58,7 +61,8 @@ class ElementBias {
   }
 
  private:
-  void add_tensor(Index b, Index h, Index i, Index key0, Index count, float* HWY_RESTRICT bias) const {
+  void add_tensor(Index b, Index h, Index i, Index key0, Index count,
+                  float* HWY_RESTRICT bias) const {
     const TensorView& t = p_.bias;
     const Index at = t.at(b, h, i, key0), stride = t.stride[3];
     const float lowest = !p_.finite_min_masks     ? minus_infinity
@@ -67,9 +71,10 @@ class ElementBias {
                                                   : -65504.0f;
     for (Index j = 0; j < count; ++j) {
       const Index e = at + j * stride;
-      const float x = t.dtype == Dtype::f32    ? static_cast<const float*>(t.data)[e]
-                      : t.dtype == Dtype::bf16 ? from_bf16(static_cast<const std::uint16_t*>(t.data)[e])
-                                               : from_f16(static_cast<const std::uint16_t*>(t.data)[e]);
+      const float x = t.dtype == Dtype::f32 ? static_cast<const float*>(t.data)[e]
+                      : t.dtype == Dtype::bf16
+                          ? from_bf16(static_cast<const std::uint16_t*>(t.data)[e])
+                          : from_f16(static_cast<const std::uint16_t*>(t.data)[e]);
       bias[j] = x == lowest || x == minus_infinity ? minus_infinity : bias[j] + x;
     }
   }

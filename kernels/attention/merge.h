@@ -21,6 +21,7 @@ enum class LogBase { natural, two };
 // - A sink is a part with O_s = 0 and LSE_s = its logit; it must be in exactly one part.
 // - O may be f32, f16 or bf16; LSE (f32) may be absent. Shapes are those of the views. An output
 //   must not overlap any other tensor.
-Status attention_merge(std::span<const AttentionOutput> parts, LogBase base, const AttentionOutput& out, int threads = 0);
+Status attention_merge(std::span<const AttentionOutput> parts, LogBase base,
+                       const AttentionOutput& out, int threads = 0);
 
 }  // namespace assay::kernels

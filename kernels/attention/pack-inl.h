@@ -21,7 +21,8 @@ namespace assay::kernels::HWY_NAMESPACE {
 
 // ---- Reading ------------------------------------------------------------------------------------
 
-inline void load_stored_columns(const StoredColumns& c, Index page, Index slot, float* HWY_RESTRICT to) {
+inline void load_stored_columns(const StoredColumns& c, Index page, Index slot,
+                                float* HWY_RESTRICT to) {
   const std::byte* from = c.data + page * c.page_bytes + slot * c.row_bytes;
   if (!c.scales) return load_columns(c.dtype, from, c.stride, c.count, to);
   const std::uint8_t* scales = c.scales + page * c.page_scales + slot * c.row_scales;
@@ -43,7 +44,8 @@ inline void load_stored_row(const StoredRows& rows, Index j, float* HWY_RESTRICT
 
 // Returns where the rows [j, j + count) lie, and the bytes from one row to the next, if they are
 // f32, f16 or bf16 at even distances. Otherwise returns null.
-inline std::pair<const std::byte*, Index> rows_in_place(const StoredRows& rows, Index j, Index count) {
+inline std::pair<const std::byte*, Index> rows_in_place(const StoredRows& rows, Index j,
+                                                        Index count) {
   const StoredColumns& c = rows.columns;
   if (c.scales || c.stride != 1 || rows.more.count > 0) return {nullptr, 0};
   const auto [page, slot] = rows.place_of(j);
@@ -57,7 +59,8 @@ inline Index bytes_ahead(const StoredRows& rows, Index j) {
   constexpr Index distance = 32;
   if (j + distance >= rows.end) return 0;
   const auto from = rows.place_of(j), to = rows.place_of(j + distance);
-  return (to.page - from.page) * rows.columns.page_bytes + (to.slot - from.slot) * rows.columns.row_bytes;
+  return (to.page - from.page) * rows.columns.page_bytes +
+         (to.slot - from.slot) * rows.columns.row_bytes;
 }
 
 // ---- Transposing --------------------------------------------------------------------------------
@@ -67,7 +70,9 @@ inline constexpr Index lanes = panel_width / 2;
 #if HWY_TARGET != HWY_SCALAR
 // The 128-bit block b of the result is taken from row 4 * b.
 HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
-  const auto block = [&](Index row) HWY_ATTR { return hn::LoadDup128(d, reinterpret_cast<const float*>(rows + row * stride)); };
+  const auto block = [&](Index row) HWY_ATTR {
+    return hn::LoadDup128(d, reinterpret_cast<const float*>(rows + row * stride));
+  };
   Vector v = block(0);
   if constexpr (lanes >= 8) v = hn::IfThenElse(hn::FirstN(d, 4), v, block(4));
   if constexpr (lanes >= 16) {
@@ -80,9 +85,11 @@ HWY_INLINE Vector load_blocks(Lanes d, const std::byte* rows, Index stride) {
 // Calls take(column, its elements) for each column that lies in the first 16 bytes of the rows.
 // There are as many rows as a vector has lanes.
 template <Dtype dtype, class Take>
-HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Index stride, const Take& take) {
+HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Index stride,
+                                const Take& take) {
   const Vector r0 = load_blocks(d, rows, stride), r1 = load_blocks(d, rows + stride, stride);
-  const Vector r2 = load_blocks(d, rows + 2 * stride, stride), r3 = load_blocks(d, rows + 3 * stride, stride);
+  const Vector r2 = load_blocks(d, rows + 2 * stride, stride),
+               r3 = load_blocks(d, rows + 3 * stride, stride);
   const hn::RebindToUnsigned<Lanes> words;
   if constexpr (dtype == Dtype::f16) {
     const hn::Repartition<std::uint16_t, Lanes> codes;
@@ -92,8 +99,10 @@ HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Ind
     const auto as = [](auto tag, auto v) HWY_ATTR { return hn::BitCast(tag, v); };
     const auto take_four = [&](Index column, auto pairs01, auto pairs23) HWY_ATTR {
       // A quad holds one column of four rows.
-      const auto first = as(quads, hn::InterleaveLower(words, pairs01, pairs23)), second = as(quads, hn::InterleaveUpper(words, pairs01, pairs23));
-      const auto even = as(codes, hn::ConcatEven(quads, second, first)), odd = as(codes, hn::ConcatOdd(quads, second, first));
+      const auto first = as(quads, hn::InterleaveLower(words, pairs01, pairs23)),
+                 second = as(quads, hn::InterleaveUpper(words, pairs01, pairs23));
+      const auto even = as(codes, hn::ConcatEven(quads, second, first)),
+                 odd = as(codes, hn::ConcatOdd(quads, second, first));
       // Halves of vectors are taken as codes, because not every target has halves of float16_t.
       take(column, hn::PromoteTo(d, as(half_floats, hn::LowerHalf(half, even))));
       take(column + 1, hn::PromoteTo(d, as(half_floats, hn::LowerHalf(half, odd))));
@@ -101,21 +110,26 @@ HWY_INLINE void transpose_block(Lanes d, const std::byte* HWY_RESTRICT rows, Ind
       take(column + 3, hn::PromoteTo(d, as(half_floats, hn::UpperHalf(half, odd))));
     };
     const auto c0 = as(codes, r0), c1 = as(codes, r1), c2 = as(codes, r2), c3 = as(codes, r3);
-    take_four(0, as(words, hn::InterleaveLower(codes, c0, c1)), as(words, hn::InterleaveLower(codes, c2, c3)));
-    take_four(4, as(words, hn::InterleaveUpper(codes, c0, c1)), as(words, hn::InterleaveUpper(codes, c2, c3)));
+    take_four(0, as(words, hn::InterleaveLower(codes, c0, c1)),
+              as(words, hn::InterleaveLower(codes, c2, c3)));
+    take_four(4, as(words, hn::InterleaveUpper(codes, c0, c1)),
+              as(words, hn::InterleaveUpper(codes, c2, c3)));
   } else {
     const hn::Repartition<double, Lanes> pairs;
     const auto take_word = [&](Index word, auto v) HWY_ATTR {
       // a pair of bf16 is transposed as one word, and then separated
       if constexpr (dtype == Dtype::bf16) {
         take(2 * word, hn::BitCast(d, hn::ShiftLeft<16>(hn::BitCast(words, v))));
-        take(2 * word + 1, hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))));
+        take(2 * word + 1,
+             hn::BitCast(d, hn::And(hn::BitCast(words, v), hn::Set(words, 0xFFFF0000u))));
       } else {
         take(word, hn::BitCast(d, v));
       }
     };
-    const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)), high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
-    const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)), high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
+    const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)),
+               high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
+    const auto low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)),
+               high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
     take_word(0, hn::InterleaveLower(pairs, low01, low23));
     take_word(1, hn::InterleaveUpper(pairs, low01, low23));
     take_word(2, hn::InterleaveLower(pairs, high01, high23));
@@ -129,8 +143,10 @@ template <Dtype dtype>
 HWY_INLINE Vector gather_column(Lanes d, const std::byte* rows, Index stride, Index column) {
   float elements[lanes];
   for (Index r = 0; r < lanes; ++r) {
-    if constexpr (dtype == Dtype::bf16) elements[r] = from_bf16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
-    else if constexpr (dtype == Dtype::f16) elements[r] = from_f16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
+    if constexpr (dtype == Dtype::bf16)
+      elements[r] = from_bf16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
+    else if constexpr (dtype == Dtype::f16)
+      elements[r] = from_f16(reinterpret_cast<const std::uint16_t*>(rows + r * stride)[column]);
     else elements[r] = reinterpret_cast<const float*>(rows + r * stride)[column];
   }
   return hn::LoadU(d, elements);
@@ -141,7 +157,7 @@ HWY_INLINE Vector gather_column(Lanes d, const std::byte* rows, Index stride, In
 struct PanelRows {
   Dtype dtype;
   const std::byte* half[2];
-  Index stride;    // bytes from one row to the next
+  Index stride;  // bytes from one row to the next
   // for each half: bytes from a row to the row that is fetched into the cache meanwhile; 0 if none
   Index ahead[2];
 };
@@ -158,9 +174,13 @@ HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, co
     const Index first = c / block % 4 * (lanes / 4);
     for (Index half = 0; half < 2; ++half)
       if (rows.ahead[half] != 0)
-        for (Index r = first; r < first + lanes / 4; ++r) hwy::Prefetch(rows.half[half] + rows.ahead[half] + r * rows.stride + c / line_columns * 64);
-    transpose_block<dtype>(d, rows.half[0] + c * bytes, rows.stride, [&](Index i, Vector v) HWY_ATTR { take(0, c + i, v); });
-    transpose_block<dtype>(d, rows.half[1] + c * bytes, rows.stride, [&](Index i, Vector v) HWY_ATTR { take(1, c + i, v); });
+        for (Index r = first; r < first + lanes / 4; ++r)
+          hwy::Prefetch(rows.half[half] + rows.ahead[half] + r * rows.stride +
+                        c / line_columns * 64);
+    transpose_block<dtype>(d, rows.half[0] + c * bytes, rows.stride,
+                           [&](Index i, Vector v) HWY_ATTR { take(0, c + i, v); });
+    transpose_block<dtype>(d, rows.half[1] + c * bytes, rows.stride,
+                           [&](Index i, Vector v) HWY_ATTR { take(1, c + i, v); });
   }
 #endif
   for (; c < columns; ++c) {
@@ -171,7 +191,8 @@ HWY_INLINE void transpose_rows(Lanes d, const PanelRows& rows, Index columns, co
 
 // Does what score_panel does, on keys that are not packed.
 template <Dtype dtype, std::size_t... R>
-HWY_INLINE void score_rows(std::index_sequence<R...>, const float* q, Index dim, const PanelRows& keys, float scale, float* scores) {
+HWY_INLINE void score_rows(std::index_sequence<R...>, const float* q, Index dim,
+                           const PanelRows& keys, float scale, float* scores) {
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
@@ -181,7 +202,9 @@ HWY_INLINE void score_rows(std::index_sequence<R...>, const float* q, Index dim,
     else ((right[R] = hn::MulAdd(hn::Set(d, row[R]), column, right[R])), ...);
   });
   const Vector s = hn::Set(d, scale);
-  ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride), hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)), ...);
+  ((hn::Store(hn::Mul(left[R], s), d, scores + R * score_stride),
+    hn::Store(hn::Mul(right[R], s), d, scores + R * score_stride + n)),
+   ...);
 }
 
 // ---- Packing ------------------------------------------------------------------------------------
@@ -205,7 +228,10 @@ template <class Stages>
 class Packer {
  public:
   Packer(const ForwardPlan& plan, const Stages& stages)
-      : plan_(plan), stages_(stages), rows_(allocate_floats(panel_width * plan.problem->shape.dim)), value_row_(allocate_floats(plan.padded_value_dim)) {
+      : plan_(plan),
+        stages_(stages),
+        rows_(allocate_floats(panel_width * plan.problem->shape.dim)),
+        value_row_(allocate_floats(plan.padded_value_dim)) {
     std::fill_n(value_row_.get(), plan.padded_value_dim, 0.0f);
   }
 
@@ -218,13 +244,18 @@ class Packer {
     if (j >= begin && j + panel_width <= end && reads_in_place(dtype)) {
       const auto [left, stride] = rows_in_place(stored, key0 + j, lanes);
       const std::byte* right = rows_in_place(stored, key0 + j + lanes, lanes).first;
-      if (left && right) return {dtype, {left, right}, stride, {bytes_ahead(stored, key0 + j), bytes_ahead(stored, key0 + j + lanes)}};
+      if (left && right)
+        return {dtype,
+                {left, right},
+                stride,
+                {bytes_ahead(stored, key0 + j), bytes_ahead(stored, key0 + j + lanes)}};
     }
     for (Index r = 0; r < panel_width; ++r) {
       float* row = rows_.get() + r * dim;
       if (j + r < begin || j + r >= end) std::fill_n(row, dim, 0.0f);
       else load_stored_row(stored, key0 + j + r, row);
-      if constexpr (Stages::observes) stages_.at(Stage::key, {b_, g_, key0 + j + r, 0, 1, dim, row, dim});
+      if constexpr (Stages::observes)
+        stages_.at(Stage::key, {b_, g_, key0 + j + r, 0, 1, dim, row, dim});
     }
     const auto* rows = reinterpret_cast<const std::byte*>(rows_.get());
     return {Dtype::f32, {rows, rows + lanes * dim * 4}, dim * 4, {0, 0}};
@@ -234,11 +265,15 @@ class Packer {
   void keys(Index group, Index tile, float* to) {
     const Lanes d;
     const Index dim = plan_.problem->shape.dim;
-    const auto [key0, begin, end] = place(plan_.stored[static_cast<std::size_t>(group)].keys, group, tile);
+    const auto [key0, begin, end] =
+        place(plan_.stored[static_cast<std::size_t>(group)].keys, group, tile);
     for (Index j = begin / panel_width * panel_width; j < end; j += panel_width) {
-      const auto store = [&](Index half, Index c, Vector column) HWY_ATTR { hn::Store(column, d, to + j * dim + c * panel_width + half * lanes); };
+      const auto store = [&](Index half, Index c, Vector column) HWY_ATTR {
+        hn::Store(column, d, to + j * dim + c * panel_width + half * lanes);
+      };
       const PanelRows rows = panel(group, tile, j);
-      with_dtype(rows.dtype, [&](auto dtype) HWY_ATTR { transpose_rows<dtype()>(d, rows, dim, store); });
+      with_dtype(rows.dtype,
+                 [&](auto dtype) HWY_ATTR { transpose_rows<dtype()>(d, rows, dim, store); });
     }
   }
 
@@ -246,9 +281,11 @@ class Packer {
   // can be read where they are, one panel of columns at a time. Otherwise returns null.
   ValuesInPlace values_in_place(Index group, Index tile, const KeyRange& keys) const {
     const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
-    if (!reads_in_place(stored.columns.dtype) || plan_.problem->shape.value_dim % panel_width != 0) return {};
+    if (!reads_in_place(stored.columns.dtype) || plan_.problem->shape.value_dim % panel_width != 0)
+      return {};
     const Index j = tile * plan_.tiling.keys + keys.begin, count = keys.end - keys.begin;
-    const Index run = stored.pages ? std::min(count, stored.page_size - stored.place_of(j).slot) : count;
+    const Index run =
+        stored.pages ? std::min(count, stored.page_size - stored.place_of(j).slot) : count;
     const auto [data, stride] = rows_in_place(stored, j, run);
     return {data, run, stored.columns.dtype, stride, bytes_ahead(stored, j)};
   }
@@ -264,32 +301,41 @@ class Packer {
     const auto pack_row = [&](Dtype dtype, const std::byte* row, float* panel) HWY_ATTR {
       for (Index c = 0; c < plan_.padded_value_dim; c += panel_width) {
         if (c + panel_width > dim && row != reinterpret_cast<const std::byte*>(value_row_.get())) {
-          load_columns(dtype, row + c * (dtype == Dtype::f32 ? 4 : 2), 1, dim - c, value_row_.get() + c);
+          load_columns(dtype, row + c * (dtype == Dtype::f32 ? 4 : 2), 1, dim - c,
+                       value_row_.get() + c);
           dtype = Dtype::f32;
           row = reinterpret_cast<const std::byte*>(value_row_.get());  // it is 0 behind the columns
         }
-        const Vector left = load_vector(d, dtype, row, c), right = load_vector(d, dtype, row, c + lanes);
-        largest = hn::Max(largest, hn::Max(hn::BitCast(bits, hn::Abs(left)), hn::BitCast(bits, hn::Abs(right))));
+        const Vector left = load_vector(d, dtype, row, c),
+                     right = load_vector(d, dtype, row, c + lanes);
+        largest = hn::Max(
+            largest, hn::Max(hn::BitCast(bits, hn::Abs(left)), hn::BitCast(bits, hn::Abs(right))));
         hn::Store(left, d, panel + c * width);
         hn::Store(right, d, panel + c * width + lanes);
       }
     };
     for (Index j = begin; j < end; ++j) {
       const std::byte* row = Stages::observes ? nullptr : rows_in_place(stored, key0 + j, 1).first;
-      if (row && stored.columns.dtype == Dtype::f32) pack_row(Dtype::f32, row, to + j * panel_width);
-      else if (row && stored.columns.dtype == Dtype::bf16) pack_row(Dtype::bf16, row, to + j * panel_width);
+      if (row && stored.columns.dtype == Dtype::f32)
+        pack_row(Dtype::f32, row, to + j * panel_width);
+      else if (row && stored.columns.dtype == Dtype::bf16)
+        pack_row(Dtype::bf16, row, to + j * panel_width);
       else if (row) pack_row(Dtype::f16, row, to + j * panel_width);
       else {
         load_stored_row(stored, key0 + j, value_row_.get());
-        if constexpr (Stages::observes) stages_.at(Stage::value, {b_, g_, key0 + j, 0, 1, dim, value_row_.get(), dim});
-        pack_row(Dtype::f32, reinterpret_cast<const std::byte*>(value_row_.get()), to + j * panel_width);
+        if constexpr (Stages::observes)
+          stages_.at(Stage::value, {b_, g_, key0 + j, 0, 1, dim, value_row_.get(), dim});
+        pack_row(Dtype::f32, reinterpret_cast<const std::byte*>(value_row_.get()),
+                 to + j * panel_width);
       }
     }
     return {to, hn::GetLane(hn::MaxOfLanes(bits, largest)) >= 0x7F800000};
   }
 
  private:
-  static constexpr bool reads_in_place(Dtype dtype) { return !Stages::observes && (dtype != Dtype::f16 || converts_f16); }
+  static constexpr bool reads_in_place(Dtype dtype) {
+    return !Stages::observes && (dtype != Dtype::f16 || converts_f16);
+  }
 
   struct Range {
     // the first key of the tile; then, relative to it, the keys that are there
@@ -298,7 +344,8 @@ class Packer {
   Range place(const StoredRows& stored, Index group, Index tile) {
     b_ = group / plan_.problem->shape.kv_heads;
     g_ = group % plan_.problem->shape.kv_heads;
-    const Index width = plan_.tiling.keys, key0 = tile * width, begin = std::clamp<Index>(stored.begin - key0, 0, width);
+    const Index width = plan_.tiling.keys, key0 = tile * width,
+                begin = std::clamp<Index>(stored.begin - key0, 0, width);
     return {key0, begin, std::clamp<Index>(stored.end - key0, begin, width)};
   }
 

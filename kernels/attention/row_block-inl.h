@@ -53,7 +53,8 @@ class RowBlock {
         bias_row_(allocate_floats(width_)),
         of_row_(allocate_floats(7 * capacity_)),
         split_{vector_of_rows(0), vector_of_rows(1), accumulators_.get()},
-        total_{vector_of_rows(2), vector_of_rows(3), accumulators_.get() + capacity_ * accumulator_stride_},
+        total_{vector_of_rows(2), vector_of_rows(3),
+               accumulators_.get() + capacity_ * accumulator_stride_},
         tile_sum_(vector_of_rows(4)),
         correction_(vector_of_rows(5)),
         weight_(vector_of_rows(6)),
@@ -75,7 +76,9 @@ class RowBlock {
       const Index row = row0 + r % rows;
       const KeyRange keys = stages_.visible(p_, b, row, visible_keys(p_, b, row));
       block_[r] = {head + r / rows, row, keys};
-      if (keys.begin < keys.end) seen_by_block_ = {std::min(seen_by_block_.begin, keys.begin), std::max(seen_by_block_.end, keys.end)};
+      if (keys.begin < keys.end)
+        seen_by_block_ = {std::min(seen_by_block_.begin, keys.begin),
+                          std::max(seen_by_block_.end, keys.end)};
     }
     load_queries();
     clear(total_, minus_infinity);
@@ -94,10 +97,14 @@ class RowBlock {
     key0_ = 0;
     clear(split_, stages_.initial_max());
     const Index of_split = plan_.tiling.split_keys / width_;
-    const Index end = std::min({(split + 1) * of_split, stages_.key_tiles(s_.keys, width_), (seen_by_block_.end + width_ - 1) / width_});
-    for (Index tile = std::max(split * of_split, seen_by_block_.begin / width_); tile < end; ++tile) {
+    const Index end = std::min({(split + 1) * of_split, stages_.key_tiles(s_.keys, width_),
+                                (seen_by_block_.end + width_ - 1) / width_});
+    for (Index tile = std::max(split * of_split, seen_by_block_.begin / width_); tile < end;
+         ++tile) {
       key0_ = tile * width_;
-      for_row_blocks(rows_, [&](auto block, Index r) { seen_[r] = seen_in_tile(r, static_cast<Index>(block.size())); });
+      for_row_blocks(rows_, [&](auto block, Index r) {
+        seen_[r] = seen_in_tile(r, static_cast<Index>(block.size()));
+      });
       compute_scores(tile, tiles);
       mask_scores();
       update_softmax(tile);
@@ -116,7 +123,8 @@ class RowBlock {
     const Lanes d;
     const Index n = static_cast<Index>(hn::Lanes(d));
     for (Index r = 0; r < rows_; ++r) {
-      const float new_max = stages_.merged_max(total_.max[r], split.max[r]), reference = reference_of(new_max);
+      const float new_max = stages_.merged_max(total_.max[r], split.max[r]),
+                  reference = reference_of(new_max);
       correction_[r] = total_.max[r] - reference;
       weight_[r] = split.max[r] - reference;
       total_.max[r] = new_max;
@@ -126,11 +134,14 @@ class RowBlock {
       hn::Store(exp_of_nonpositive(d, hn::Load(d, weight_ + r)), d, weight_ + r);
     }
     for (Index r = 0; r < rows_; ++r) {
-      total_.sum[r] = multiply_add_one(split.sum[r], weight_[r], total_.sum[r] * stages_.merged_sum_correction(correction_[r]));
-      const Vector a = hn::Set(d, stages_.merged_accumulator_correction(correction_[r])), b = hn::Set(d, weight_[r]);
+      total_.sum[r] = multiply_add_one(
+          split.sum[r], weight_[r], total_.sum[r] * stages_.merged_sum_correction(correction_[r]));
+      const Vector a = hn::Set(d, stages_.merged_accumulator_correction(correction_[r])),
+                   b = hn::Set(d, weight_[r]);
       const float* from = split.accumulator + r * accumulator_stride_;
       float* to = total_.accumulator + r * accumulator_stride_;
-      for (Index c = 0; c < accumulator_stride_; c += n) hn::Store(hn::MulAdd(hn::Load(d, from + c), b, hn::Mul(hn::Load(d, to + c), a)), d, to + c);
+      for (Index c = 0; c < accumulator_stride_; c += n)
+        hn::Store(hn::MulAdd(hn::Load(d, from + c), b, hn::Mul(hn::Load(d, to + c), a)), d, to + c);
     }
   }
 
@@ -174,7 +185,10 @@ class RowBlock {
 
   HWY_INLINE void observe(Stage stage, float* data, Index columns, Index stride) const {
     if constexpr (Stages::observes)
-      for (Index r = 0; r < rows_; r += head_rows_) stages_.at(stage, {b_, block_[r].head, row0_, key0_, head_rows_, columns, data + r * stride, stride, 1, key0_ / plan_.tiling.split_keys * plan_.tiling.split_keys, width_});
+      for (Index r = 0; r < rows_; r += head_rows_)
+        stages_.at(stage,
+                   {b_, block_[r].head, row0_, key0_, head_rows_, columns, data + r * stride,
+                    stride, 1, key0_ / plan_.tiling.split_keys * plan_.tiling.split_keys, width_});
   }
 
   void load_queries() {
@@ -184,7 +198,8 @@ class RowBlock {
       for (Index i = 0; i < count; ++i) {
         const Row& row = block_[r + i];
         load_row(p_.q, b_, row.head, row.row, s_.dim, q_row_.get());
-        if constexpr (Stages::observes) stages_.at(Stage::query, {b_, row.head, row.row, 0, 1, s_.dim, q_row_.get(), s_.dim});
+        if constexpr (Stages::observes)
+          stages_.at(Stage::query, {b_, row.head, row.row, 0, 1, s_.dim, q_row_.get(), s_.dim});
         for (Index d = 0; d < s_.dim; ++d) interleaved[d * count + i] = q_row_[d];
       }
     });
@@ -198,7 +213,8 @@ class RowBlock {
     KeyRange seen{width_, 0};
     for (Index i = r; i < r + count; ++i) {
       const KeyRange& range = block_[i].keys;
-      const Index begin = std::max<Index>(range.begin - key0_, 0), end = std::min(range.end - key0_, width_);
+      const Index begin = std::max<Index>(range.begin - key0_, 0),
+                  end = std::min(range.end - key0_, width_);
       if (begin < end) seen = {std::min(seen.begin, begin), std::max(seen.end, end)};
     }
     return seen;
@@ -216,14 +232,19 @@ class RowBlock {
     const KeyRange any = seen_in_tile(0, rows_);
     if (rows_ == 1) {
       for_panels(any.begin / panel_width * panel_width, any.end,
-                 [&](auto panels, Index panel) HWY_ATTR { score_row(panels, q_.get(), s_.dim, keys + panel * s_.dim, scale, scores_.get() + panel); });
+                 [&](auto panels, Index panel) HWY_ATTR {
+                   score_row(panels, q_.get(), s_.dim, keys + panel * s_.dim, scale,
+                             scores_.get() + panel);
+                 });
     } else {
       // A panel of keys stays in L1 while all rows pass.
-      for (Index panel = any.begin / panel_width * panel_width; panel < any.end; panel += panel_width)
+      for (Index panel = any.begin / panel_width * panel_width; panel < any.end;
+           panel += panel_width)
         for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
           const KeyRange& seen = seen_[r];
           if (panel + panel_width <= seen.begin || panel >= seen.end) return;
-          score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale, scores_.get() + r * score_stride + panel);
+          score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale,
+                      scores_.get() + r * score_stride + panel);
         });
     }
   }
@@ -240,7 +261,8 @@ class RowBlock {
         const PanelRows keys = tiles.panel(tile, j);
         with_dtype(keys.dtype, [&](auto dtype) HWY_ATTR {
           for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
-            score_rows<dtype()>(block, q_.get() + r * s_.dim, s_.dim, keys, scale, scores_.get() + r * score_stride + j);
+            score_rows<dtype()>(block, q_.get() + r * s_.dim, s_.dim, keys, scale,
+                                scores_.get() + r * score_stride + j);
           });
         });
       }
@@ -253,7 +275,8 @@ class RowBlock {
     const Lanes d;
     const Vector cap = hn::Set(d, p_.softcap);
     for (Index r = 0; r < rows_; ++r)
-      for (float* at = scores_.get() + r * score_stride; at < scores_.get() + r * score_stride + width_; at += hn::Lanes(d))
+      for (float* at = scores_.get() + r * score_stride;
+           at < scores_.get() + r * score_stride + width_; at += hn::Lanes(d))
         hn::Store(hn::Mul(cap, tanh_of(d, hn::Div(hn::Load(d, at), cap))), d, at);
   }
 
@@ -262,10 +285,12 @@ class RowBlock {
     for (Index r = 0; r < rows_; ++r) {
       const auto& [h, i, range] = block_[r];
       float* row = scores_.get() + r * score_stride;
-      const Index begin = std::clamp<Index>(range.begin - key0_, 0, width_), end = std::clamp<Index>(range.end - key0_, begin, width_);
+      const Index begin = std::clamp<Index>(range.begin - key0_, 0, width_),
+                  end = std::clamp<Index>(range.end - key0_, begin, width_);
       if (bias_.active() && begin < end) {
         bias_.row(b_, h, i, key0_ + begin, end - begin, bias_row_.get() + begin);
-        for (Index j = begin; j < end; ++j) row[j] = bias_row_[j] == minus_infinity ? minus_infinity : row[j] + bias_row_[j];
+        for (Index j = begin; j < end; ++j)
+          row[j] = bias_row_[j] == minus_infinity ? minus_infinity : row[j] + bias_row_[j];
       }
       if (begin > 0) std::fill(row, row + begin, minus_infinity);
       if (end < width_) std::fill(row + end, row + width_, minus_infinity);
@@ -294,9 +319,11 @@ class RowBlock {
         hn::Store(w, d, row + j);
         total = hn::Add(total, w);
       }
-      tile_sum_[r] = stages_.row_sum(hn::GetLane(hn::SumOfLanes(d, total)), reference, width_, tile);
+      tile_sum_[r] =
+          stages_.row_sum(hn::GetLane(hn::SumOfLanes(d, total)), reference, width_, tile);
     }
-    for (Index r = 0; r < rows_; r += n) hn::Store(exp_of_nonpositive(d, hn::Load(d, correction_ + r)), d, correction_ + r);
+    for (Index r = 0; r < rows_; r += n)
+      hn::Store(exp_of_nonpositive(d, hn::Load(d, correction_ + r)), d, correction_ + r);
     for (Index r = 0; r < rows_; ++r) {
       split_.sum[r] = split_.sum[r] * stages_.sum_correction(correction_[r]) + tile_sum_[r];
       correction_[r] = stages_.accumulator_correction(correction_[r]);
@@ -316,7 +343,9 @@ class RowBlock {
       for (Index j = 0; j < width_; ++j) {
         float& w = scores_[r * score_stride + j];
         if (w == 0) continue;
-        w = dropout_word(p_.dropout_seed, b_, block_[r].head, block_[r].row, key0_ + j) >= threshold ? w * keep_scale : 0.0f;
+        w = dropout_word(p_.dropout_seed, b_, block_[r].head, block_[r].row, key0_ + j) >= threshold
+                ? w * keep_scale
+                : 0.0f;
       }
   }
 
@@ -327,20 +356,26 @@ class RowBlock {
     if (values.not_finite) return accumulate_visible(values.data);
     for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
       const KeyRange& seen = seen_[r];
-      accumulate_block(block, r, seen, [&](Index c) { return PackedOperand{values.data + c * width_ + seen.begin * panel_width, panel_width * width_}; });
+      accumulate_block(block, r, seen, [&](Index c) {
+        return PackedOperand{values.data + c * width_ + seen.begin * panel_width,
+                             panel_width * width_};
+      });
     });
   }
 
   // values(column) gives the operand from that column on.
   template <class Block, class Values>
-  HWY_INLINE void accumulate_block(Block block, Index r, const KeyRange& seen, const Values& values) {
+  HWY_INLINE void accumulate_block(Block block, Index r, const KeyRange& seen,
+                                   const Values& values) {
     if (seen.begin >= seen.end) return;
     if (rows_ == 1)
       return for_panels(0, s_.value_dim, [&](auto panels, Index c) HWY_ATTR {
-        value_row(panels, scores_.get() + seen.begin, values(c), seen.end - seen.begin, correction_[0], split_.accumulator + c);
+        value_row(panels, scores_.get() + seen.begin, values(c), seen.end - seen.begin,
+                  correction_[0], split_.accumulator + c);
       });
     for (Index c = 0; c < s_.value_dim; c += panel_width)
-      value_panel(block, scores_.get() + r * score_stride + seen.begin, values(c), seen.end - seen.begin, correction_ + r,
+      value_panel(block, scores_.get() + r * score_stride + seen.begin, values(c),
+                  seen.end - seen.begin, correction_ + r,
                   split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
   }
 
@@ -352,14 +387,20 @@ class RowBlock {
       if (!few_rows() || bias_.active()) return false;
       KeyRange seen = seen_in_tile(0, rows_);
       for (Index r = 0; r < rows_; ++r)
-        if (const KeyRange own = seen_in_tile(r, 1); own.begin != seen.begin || own.end != seen.end) return false;
+        if (const KeyRange own = seen_in_tile(r, 1); own.begin != seen.begin || own.end != seen.end)
+          return false;
       while (seen.begin < seen.end) {
         const ValuesInPlace values = tiles.values_in_place(tile, seen);
         if (!values.data) return false;
         const KeyRange run{seen.begin, seen.begin + values.count};
         with_dtype(values.dtype, [&](auto dtype) HWY_ATTR {
-          const auto from = [&](Index c) { return StoredOperand<dtype()>{values.data + c * bytes_of<dtype()>, values.stride, values.ahead}; };
-          for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR { accumulate_block(block, r, run, from); });
+          const auto from = [&](Index c) {
+            return StoredOperand<dtype()>{values.data + c * bytes_of<dtype()>, values.stride,
+                                          values.ahead};
+          };
+          for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
+            accumulate_block(block, r, run, from);
+          });
         });
         std::fill_n(correction_, rows_, 1.0f);
         seen.begin = run.end;
@@ -379,7 +420,9 @@ class RowBlock {
         if (!is_visible(r, key0_ + j)) continue;
         const float w = scores_[r * score_stride + j];
         for (Index c = 0; c < s_.value_dim; ++c)
-          row[c] = multiply_add_one(w, values[c / panel_width * panel_width * width_ + j * panel_width + c % panel_width], row[c]);
+          row[c] = multiply_add_one(
+              w, values[c / panel_width * panel_width * width_ + j * panel_width + c % panel_width],
+              row[c]);
       }
     }
   }
@@ -414,10 +457,13 @@ class RowBlock {
 
   void store(Index r, float* row, float m, float sum) const {
     const auto& [h, i, range] = block_[r];
-    if constexpr (Stages::observes) stages_.at(Stage::output, {b_, h, i, 0, 1, s_.value_dim, row, s_.value_dim});
+    if constexpr (Stages::observes)
+      stages_.at(Stage::output, {b_, h, i, 0, 1, s_.value_dim, row, s_.value_dim});
     store_row(plan_.out.o, b_, h, i, s_.value_dim, row);
     if (!plan_.out.lse) return;
-    float lse = sum == 0 ? minus_infinity : static_cast<float>(static_cast<double>(m) + std::log(static_cast<double>(sum)));
+    float lse =
+        sum == 0 ? minus_infinity
+                 : static_cast<float>(static_cast<double>(m) + std::log(static_cast<double>(sum)));
     if constexpr (Stages::observes) stages_.at(Stage::lse, {b_, h, i, 0, 1, 1, &lse, 1});
     const TensorView& t = plan_.out.lse;
     static_cast<float*>(t.data)[t.at(b_, h, i, 0)] = lse;

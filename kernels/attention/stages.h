@@ -75,25 +75,35 @@ struct NoStages {
 
   Index kv_head(Index head, Index group) const { return head / group; }
   float scale(float declared) const { return declared; }
-  KeyRange visible(const Attention&, Index /*b*/, Index /*row*/, KeyRange range) const { return range; }
+  KeyRange visible(const Attention&, Index /*b*/, Index /*row*/, KeyRange range) const {
+    return range;
+  }
   Index key_tiles(Index keys, Index tile) const { return (keys + tile - 1) / tile; }
   float initial_max() const { return -std::numeric_limits<float>::infinity(); }
-  float new_max(float running, float of_tile) const { return running < of_tile ? of_tile : running; }
+  float new_max(float running, float of_tile) const {
+    return running < of_tile ? of_tile : running;
+  }
   float sum_correction(float correction) const { return correction; }
   float accumulator_correction(float correction) const { return correction; }
-  float row_sum(float of_tile, float /*max*/, Index /*tile_keys*/, Index /*tile*/) const { return of_tile; }
+  float row_sum(float of_tile, float /*max*/, Index /*tile_keys*/, Index /*tile*/) const {
+    return of_tile;
+  }
 
   // These functions merge the splits of the keys; in the backward pass, they add up the dQ of the
   // splits.
   Index merged_splits(Index count) const { return count; }
-  float merged_max(float total, float of_split) const { return total < of_split ? of_split : total; }
+  float merged_max(float total, float of_split) const {
+    return total < of_split ? of_split : total;
+  }
   float merged_sum_correction(float correction) const { return correction; }
   float merged_accumulator_correction(float correction) const { return correction; }
 
   // The functions of the backward pass. starts_key_sums: whether dK and dV of a group begin at this
   // query head.
   bool starts_key_sums(Index member) const { return member == 0; }
-  Index query_head(Index kv_head, Index member, Index group) const { return kv_head * group + member; }
+  Index query_head(Index kv_head, Index member, Index group) const {
+    return kv_head * group + member;
+  }
   Index row_tiles(Index rows, Index tile) const { return (rows + tile - 1) / tile; }
   float row_delta(float delta) const { return delta; }
   // the factor x in 1 - x tanh^2, the slope of the softcap

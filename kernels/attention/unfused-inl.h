@@ -25,7 +25,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-inline Index whole_vectors(Index n) { return (n + panel_alignment - 1) / panel_alignment * panel_alignment; }
+inline Index whole_vectors(Index n) {
+  return (n + panel_alignment - 1) / panel_alignment * panel_alignment;
+}
 
 // A few rows that read the same key/value head. Each key and each value is converted once for all
 // of them.
@@ -108,7 +110,8 @@ class UnfusedRows {
     const Index first = row.begin / n * n, last = std::max(first, (row.end + n - 1) / n * n);
     if (p_.softcap > 0) {
       const Vector cap = hn::Set(d, p_.softcap);
-      for (Index j = first; j < last; j += n) hn::Store(hn::Mul(cap, tanh_of(d, hn::Div(hn::Load(d, s + j), cap))), d, s + j);
+      for (Index j = first; j < last; j += n)
+        hn::Store(hn::Mul(cap, tanh_of(d, hn::Div(hn::Load(d, s + j), cap))), d, s + j);
     }
     std::fill(s + first, s + row.begin, minus_infinity);
     std::fill(s + row.end, s + last, minus_infinity);
@@ -136,7 +139,9 @@ class UnfusedRows {
       total = hn::Add(total, w);
     }
     row.sum = hn::GetLane(hn::SumOfLanes(d, total));
-    if (!p_.sink.empty()) row.sum += hn::GetLane(exp_of_nonpositive(d, hn::Sub(hn::Set(d, p_.sink[row.head]), reference)));
+    if (!p_.sink.empty())
+      row.sum +=
+          hn::GetLane(exp_of_nonpositive(d, hn::Sub(hn::Set(d, p_.sink[row.head]), reference)));
     if (p_.dropout > 0) drop_weights(b, row, s);
     if (biases.active())
       for (Index j = row.begin; j < row.end; ++j)
@@ -148,7 +153,9 @@ class UnfusedRows {
     const float keep_scale = 1.0f / (1.0f - p_.dropout);
     const std::uint64_t threshold = dropout_threshold(p_.dropout);
     for (Index j = row.begin; j < row.end; ++j)
-      weights[j] = dropout_word(p_.dropout_seed, b, row.head, row.i, j) >= threshold ? weights[j] * keep_scale : weights[j] * 0.0f;
+      weights[j] = dropout_word(p_.dropout_seed, b, row.head, row.i, j) >= threshold
+                       ? weights[j] * keep_scale
+                       : weights[j] * 0.0f;
   }
 
   void apply_to_values(Index b, Index g, Index begin, Index end, Index count) {
@@ -163,7 +170,8 @@ class UnfusedRows {
         if (j < rows_[r].begin || j >= rows_[r].end || scores_of(r)[j] < 0) continue;
         const Vector w = hn::Set(d, scores_of(r)[j]);
         float* o = out_.get() + r * value_dim_;
-        for (Index c = 0; c < value_dim_; c += n) hn::Store(hn::MulAdd(w, hn::Load(d, row_.get() + c), hn::Load(d, o + c)), d, o + c);
+        for (Index c = 0; c < value_dim_; c += n)
+          hn::Store(hn::MulAdd(w, hn::Load(d, row_.get() + c), hn::Load(d, o + c)), d, o + c);
       }
     }
   }
@@ -174,10 +182,14 @@ class UnfusedRows {
     // A sum of 0 means 0/0 if the row sees a key, and a fully masked row if it sees none.
     if (row.sum != 0)
       for (Index c = 0; c < p_.shape.value_dim; ++c) o[c] /= row.sum;
-    else std::fill_n(o, p_.shape.value_dim, row.sees_a_key ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
+    else
+      std::fill_n(o, p_.shape.value_dim,
+                  row.sees_a_key ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
     store_row(out.o, b, row.head, row.i, p_.shape.value_dim, o);
     if (!out.lse) return;
-    const float lse = row.sum == 0 ? minus_infinity : static_cast<float>(static_cast<double>(row.max) + std::log(static_cast<double>(row.sum)));
+    const float lse = row.sum == 0 ? minus_infinity
+                                   : static_cast<float>(static_cast<double>(row.max) +
+                                                        std::log(static_cast<double>(row.sum)));
     store_row(out.lse, b, row.head, row.i, 1, &lse);
   }
 
@@ -189,12 +201,16 @@ class UnfusedRows {
 
 inline void unfused(const Attention& p, const AttentionOutput& out, int threads) {
   const AttentionShape& s = p.shape;
-  const Index rows = s.group() * s.rows, blocks = (rows + UnfusedRows::most - 1) / UnfusedRows::most, tasks = s.batch * s.kv_heads * blocks;
-  ScratchPool<UnfusedRows> scratch(tasks, threads, [&] { return std::make_unique<UnfusedRows>(p); });
+  const Index rows = s.group() * s.rows,
+              blocks = (rows + UnfusedRows::most - 1) / UnfusedRows::most,
+              tasks = s.batch * s.kv_heads * blocks;
+  ScratchPool<UnfusedRows> scratch(tasks, threads,
+                                   [&] { return std::make_unique<UnfusedRows>(p); });
   parallel_for(tasks, threads, [&](Index task) {
     const auto mine = scratch.take();
     const Index group = task / blocks, first = task % blocks * UnfusedRows::most;
-    mine->run(out, group / s.kv_heads, group % s.kv_heads, first, std::min(UnfusedRows::most, rows - first));
+    mine->run(out, group / s.kv_heads, group % s.kv_heads, first,
+              std::min(UnfusedRows::most, rows - first));
   });
 }
 

@@ -11,7 +11,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-void run_unfused(const Attention& problem, const AttentionOutput& out, int threads) { unfused(problem, out, threads); }
+void run_unfused(const Attention& problem, const AttentionOutput& out, int threads) {
+  unfused(problem, out, threads);
+}
 
 }  // namespace assay::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -28,7 +30,8 @@ namespace assay::kernels {
 
 HWY_EXPORT(run_unfused);
 
-Status attention_unfused(const Attention& problem, const AttentionOutput& out, const Execution& how) {
+Status attention_unfused(const Attention& problem, const AttentionOutput& out,
+                         const Execution& how) {
   if (Status status = validate_attention(problem, out); !status.ok()) return status;
   if (problem.shape.batch == 0 || problem.shape.rows == 0) return {};
   try {

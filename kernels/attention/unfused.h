@@ -10,6 +10,7 @@ namespace assay::kernels {
 
 // Dtypes, strides, refusals and threads are as for attention_forward. The workspace is 8 rows of
 // scores for each thread; if it cannot be allocated, nothing is written.
-Status attention_unfused(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
+Status attention_unfused(const Attention& problem, const AttentionOutput& out,
+                         const Execution& how = {});
 
 }  // namespace assay::kernels

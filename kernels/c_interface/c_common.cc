@@ -16,12 +16,14 @@ namespace {
 thread_local char last_error[1024] = "";
 
 template <class T>
-std::vector<T> list_of(const T* data, std::int64_t count, std::string_view name, const ListExtent& extent) {
+std::vector<T> list_of(const T* data, std::int64_t count, std::string_view name,
+                       const ListExtent& extent) {
   const auto [outer, inner] = extent;
   if (count == 0) return {};
   Index wanted = 0;
   if (__builtin_mul_overflow(outer, inner, &wanted) || count != wanted)
-    refuse(fmt::format("{} has {} entries, not {}", name, count, inner == 1 ? fmt::to_string(outer) : fmt::format("{} * {}", outer, inner)));
+    refuse(fmt::format("{} has {} entries, not {}", name, count,
+                       inner == 1 ? fmt::to_string(outer) : fmt::format("{} * {}", outer, inner)));
   if (!data) refuse(fmt::format("{} is null and has {} entries", name, count));
   return {data, data + count};
 }
@@ -41,14 +43,18 @@ assay_status conclude(StatusCode code, std::string_view detail) noexcept {
   last_error[0] = '\0';
   if (code != StatusCode::success) {
     const std::string_view message = message_of(code);
-    std::snprintf(last_error, sizeof(last_error), "%.*s%s%.*s", static_cast<int>(message.size()), message.data(), detail.empty() ? "" : ": ",
-                  static_cast<int>(std::min<std::size_t>(detail.size(), sizeof(last_error))), detail.data());
+    std::snprintf(last_error, sizeof(last_error), "%.*s%s%.*s", static_cast<int>(message.size()),
+                  message.data(), detail.empty() ? "" : ": ",
+                  static_cast<int>(std::min<std::size_t>(detail.size(), sizeof(last_error))),
+                  detail.data());
   }
   return static_cast<assay_status>(code);
 }
 
 Dtype dtype_of(const assay_dtype& given, const char* name) {
-  const auto is = [&](int code, int bits) { return given.code == code && given.bits == bits && given.lanes == 1; };
+  const auto is = [&](int code, int bits) {
+    return given.code == code && given.bits == bits && given.lanes == 1;
+  };
   if (is(ASSAY_FLOAT, 32)) return Dtype::f32;
   if (is(ASSAY_FLOAT, 16)) return Dtype::f16;
   if (is(ASSAY_BFLOAT, 16)) return Dtype::bf16;
@@ -57,14 +63,18 @@ Dtype dtype_of(const assay_dtype& given, const char* name) {
   if (is(ASSAY_FLOAT8_E5M2, 8)) return Dtype::f8e5m2;
   if (is(ASSAY_FLOAT8_E8M0FNU, 8)) return Dtype::e8m0;
   if (is(ASSAY_FLOAT4_E2M1FN, 4)) return Dtype::f4e2m1;
-  refuse(fmt::format("{}.dtype has code {}, {} bits, {} lanes, which is no number format of this library", name, given.code, given.bits, given.lanes),
+  refuse(fmt::format(
+             "{}.dtype has code {}, {} bits, {} lanes, which is no number format of this library",
+             name, given.code, given.bits, given.lanes),
          StatusCode::unsupported);
 }
 
 assay_tensor tensor_of(const assay_tensor* given, const char* name) {
   const assay_tensor t = read_struct(given, name, assay_tensor{});
   if (t.device_type != ASSAY_CPU)
-    refuse(fmt::format("{}.device_type = {} is not {}, the processor", name, t.device_type, +ASSAY_CPU), StatusCode::device_not_supported);
+    refuse(fmt::format("{}.device_type = {} is not {}, the processor", name, t.device_type,
+                       +ASSAY_CPU),
+           StatusCode::device_not_supported);
   return t;
 }
 
@@ -83,11 +93,14 @@ TensorView view_of(const assay_tensor* given, const char* name) {
 
 void expect_shape(const TensorView& t, const char* name, const Extents& shape) {
   for (std::size_t k = 0; k < 4; ++k)
-    if (t.shape[k] != shape[k]) refuse(fmt::format("{}.shape[{}] = {} is not {}", name, k, t.shape[k], shape[k]));
+    if (t.shape[k] != shape[k])
+      refuse(fmt::format("{}.shape[{}] = {} is not {}", name, k, t.shape[k], shape[k]));
 }
 
 LowBit low_bit_format(std::int32_t format, const char* name) {
-  if (format < 0 || format >= count_of<LowBit>) refuse(std::string(name) + ".format = " + std::to_string(format) + " is outside [0, " + std::to_string(count_of<LowBit> - 1) + "]");
+  if (format < 0 || format >= count_of<LowBit>)
+    refuse(std::string(name) + ".format = " + std::to_string(format) + " is outside [0, " +
+           std::to_string(count_of<LowBit> - 1) + "]");
   return static_cast<LowBit>(format);
 }
 
@@ -112,7 +125,8 @@ Attention problem_of(const assay_attention* given, bool with_keys, Index lists) 
   assay_attention_init(&defaults);
   const assay_attention a = read_struct(given, "problem", defaults);
   constexpr std::uint32_t known = ASSAY_CAUSAL | ASSAY_FINITE_MIN_MASKS | ASSAY_DEFAULT_SCALE;
-  if (a.flags & ~known) refuse(fmt::format("problem.flags = {:#x} has bits beyond {:#x}", a.flags, known));
+  if (a.flags & ~known)
+    refuse(fmt::format("problem.flags = {:#x} has bits beyond {:#x}", a.flags, known));
   Attention p;
   if (!a.q) refuse("q is null");
   p.q = view_of(a.q, "q");
@@ -135,21 +149,28 @@ Attention problem_of(const assay_attention* given, bool with_keys, Index lists) 
     }
     if (a.keep) {
       assay_tensor keep = read_struct(a.keep, "keep", assay_tensor{});
-      if ((keep.dtype.code != ASSAY_BOOL && keep.dtype.code != ASSAY_UINT) || keep.dtype.bits != 8 || keep.dtype.lanes != 1)
-        refuse(fmt::format("keep.dtype has code {}, {} bits, {} lanes; it is bool or uint8", keep.dtype.code, keep.dtype.bits, keep.dtype.lanes),
+      if ((keep.dtype.code != ASSAY_BOOL && keep.dtype.code != ASSAY_UINT) ||
+          keep.dtype.bits != 8 || keep.dtype.lanes != 1)
+        refuse(fmt::format("keep.dtype has code {}, {} bits, {} lanes; it is bool or uint8",
+                           keep.dtype.code, keep.dtype.bits, keep.dtype.lanes),
                StatusCode::unsupported);
       // any format of 8 bits, because only the view is used
       keep.dtype = {ASSAY_FLOAT8_E5M2, 8, 1};
       TensorView t = view_of(&keep, "keep");
       broadcast(t, "keep", pairs);
       if (!reach_of(footprint_of(t, pairs)))
-        refuse(fmt::format("keep with strides {} and offset {} reaches more than 2^57 bytes from its pointer", fmt::join(t.stride, ", "), t.origin));
+        refuse(fmt::format(
+            "keep with strides {} and offset {} reaches more than 2^57 bytes from its pointer",
+            fmt::join(t.stride, ", "), t.origin));
       if (!t.data && element_count(t.shape) > 0) refuse("keep.data is null");
       if (t.data) p.keep = {static_cast<const std::uint8_t*>(t.data) + t.origin, t.stride};
     }
     if (a.bias && !p.bias && element_count(pairs) > 0) refuse("bias.data is null");
   } else {
-    for (auto [name, there] : {std::pair{"k", a.k != nullptr}, {"v", a.v != nullptr}, {"keep", a.keep != nullptr}, {"bias", a.bias != nullptr}})
+    for (auto [name, there] : {std::pair{"k", a.k != nullptr},
+                               {"v", a.v != nullptr},
+                               {"keep", a.keep != nullptr},
+                               {"bias", a.bias != nullptr}})
       if (there) refuse(fmt::format("{} does not go with a cache", name));
   }
   for_each_c_number([&](const auto& number) { p.*number.ours = a.*number.theirs; });

@@ -51,9 +51,11 @@ template <class Struct>
 Struct read_struct(const Struct* given, const char* name, Struct defaults) {
   if (!given) refuse(std::string(name) + " is null");
   if (given->version < 1 || given->version > ASSAY_VERSION)
-    refuse(std::string(name) + ".version = " + std::to_string(given->version) + " is not between 1 and " + std::to_string(ASSAY_VERSION));
+    refuse(std::string(name) + ".version = " + std::to_string(given->version) +
+           " is not between 1 and " + std::to_string(ASSAY_VERSION));
   if (given->struct_size < 8 || given->struct_size > sizeof(Struct) || given->struct_size % 8 != 0)
-    refuse(std::string(name) + ".struct_size = " + std::to_string(given->struct_size) + " is not a multiple of 8 from 8 to " + std::to_string(sizeof(Struct)) +
+    refuse(std::string(name) + ".struct_size = " + std::to_string(given->struct_size) +
+           " is not a multiple of 8 from 8 to " + std::to_string(sizeof(Struct)) +
            ", the size that this library knows");
   std::memcpy(&defaults, given, given->struct_size);
   return defaults;
@@ -86,8 +88,8 @@ class Handles {
   }
   // Removes a handle. The object lives until every caller that has found it is done with it.
   Status destroy(Handle handle) {
-    // This may be the last owner. It ends after the lock is released, because closing a device takes
-    // time.
+    // This may be the last owner. It ends after the lock is released, because closing a device
+    // takes time.
     const std::shared_ptr<Object> last = get(handle);
     const std::lock_guard lock(mutex_);
     objects_.erase(reinterpret_cast<std::uintptr_t>(handle));
@@ -96,7 +98,8 @@ class Handles {
 
  private:
   // The tag differs from type to type, and no address of this machine has such upper bits.
-  static constexpr std::uintptr_t tag = (std::uintptr_t{0xA55A} << 48) ^ (std::uintptr_t{sizeof(Object)} << 40);
+  static constexpr std::uintptr_t tag =
+      (std::uintptr_t{0xA55A} << 48) ^ (std::uintptr_t{sizeof(Object)} << 40);
   const std::string name_;
   const StatusCode wrong_;
   mutable std::shared_mutex mutex_;

@@ -11,8 +11,8 @@ namespace assay::kernels {
 
 template <class T>
 struct CNumber {
-  T Attention::*ours;
-  T assay_attention::*theirs;
+  T Attention::* ours;
+  T assay_attention::* theirs;
 };
 inline constexpr std::tuple c_numbers{
     CNumber<float>{&Attention::scale, &assay_attention::scale},
@@ -30,8 +30,8 @@ constexpr void for_each_c_number(const Visit& visit) {
 
 template <class T>
 struct CList {
-  const T* assay_attention::*entries;
-  std::int64_t assay_attention::*count;
+  const T* assay_attention::* entries;
+  std::int64_t assay_attention::* count;
 };
 // In the order of attention_lists.
 inline constexpr std::tuple c_lists{
@@ -46,8 +46,9 @@ inline constexpr std::tuple c_lists{
 // visit(field of Attention, fields of the C struct) for every list.
 template <class Visit>
 constexpr void for_each_c_list(const Visit& visit) {
-  static_assert(std::tuple_size_v<decltype(c_lists)> == std::tuple_size_v<decltype(attention_lists)>,
-                "a list of Attention has no fields in C");
+  static_assert(
+      std::tuple_size_v<decltype(c_lists)> == std::tuple_size_v<decltype(attention_lists)>,
+      "a list of Attention has no fields in C");
   std::apply(
       [&](const auto&... field) {
         std::apply([&](const auto&... c) { (visit(field, c), ...); }, c_lists);

@@ -1,4 +1,5 @@
-// Contexts, attention and dispatch of the C interface. Caches are in kernels/c_interface/c_cache.cc.
+// Contexts, attention and dispatch of the C interface. Caches are in
+// kernels/c_interface/c_cache.cc.
 #include "kernels/attention/attention.h"
 #include "kernels/c_interface/c_common.h"
 #include "kernels/device/device_backend.h"
@@ -15,7 +16,8 @@ Handles<Context, assay_context>& contexts() {
 }
 
 void expect_bool(std::int32_t value, const char* name) {
-  if (value != 0 && value != 1) refuse(std::string(name) + " = " + std::to_string(value) + " is neither 0 nor 1");
+  if (value != 0 && value != 1)
+    refuse(std::string(name) + " = " + std::to_string(value) + " is neither 0 nor 1");
 }
 
 std::shared_ptr<Context> make_context(const assay_context_options* given) {
@@ -23,7 +25,8 @@ std::shared_ptr<Context> make_context(const assay_context_options* given) {
   assay_context_options_init(&options);
   if (given) options = read_struct(given, "options", options);
   if (options.threads < 0) refuse("threads = " + std::to_string(options.threads) + " is below 0");
-  if (options.min_query_length < 0) refuse("min_query_length = " + std::to_string(options.min_query_length) + " is below 0");
+  if (options.min_query_length < 0)
+    refuse("min_query_length = " + std::to_string(options.min_query_length) + " is below 0");
   expect_bool(options.dispatch_enabled, "dispatch_enabled");
   expect_bool(options.compile_cache, "compile_cache");
   expect_bool(options.trust_listed_devices, "trust_listed_devices");
@@ -33,14 +36,17 @@ std::shared_ptr<Context> make_context(const assay_context_options* given) {
   settings.compile_cache = options.compile_cache != 0;
   settings.trust_listed_devices = options.trust_listed_devices != 0;
   if (options.listed_devices) {
-    if (options.listed_device_count < 0) refuse("listed_device_count = " + std::to_string(options.listed_device_count) + " is below 0");
+    if (options.listed_device_count < 0)
+      refuse("listed_device_count = " + std::to_string(options.listed_device_count) +
+             " is below 0");
     settings.listed_devices.clear();
     for (std::int64_t k = 0; k < options.listed_device_count; ++k) {
       if (!options.listed_devices[k]) refuse("listed_devices[" + std::to_string(k) + "] is null");
       settings.listed_devices.emplace_back(options.listed_devices[k]);
     }
   } else if (options.listed_device_count != 0) {
-    refuse("listed_devices is null and has " + std::to_string(options.listed_device_count) + " entries");
+    refuse("listed_devices is null and has " + std::to_string(options.listed_device_count) +
+           " entries");
   }
   if (options.report) {
     const auto tell = [report = options.report, user = options.report_user](std::int32_t severity) {
@@ -55,10 +61,13 @@ std::shared_ptr<Context> make_context(const assay_context_options* given) {
   std::shared_ptr<const AttentionBackend> backend = host_backend();
   if (const std::string name = options.device ? options.device : "host"; name != "host") {
     std::shared_ptr<Device> device = make_device(name);
-    if (!device) refuse("device = " + name + " is none of host, opencl, opencl:TEXT", StatusCode::device_not_supported);
+    if (!device)
+      refuse("device = " + name + " is none of host, opencl, opencl:TEXT",
+             StatusCode::device_not_supported);
     DevicePolicy policy;
     policy.warn = settings.warn;
-    auto on_device = std::make_shared<DeviceBackend>(std::make_shared<DeviceSession>(std::move(device)), std::move(policy));
+    auto on_device = std::make_shared<DeviceBackend>(
+        std::make_shared<DeviceSession>(std::move(device)), std::move(policy));
     if (Status status = on_device->reopen(); !status.ok()) throw Refused{std::move(status)};
     backend = std::move(on_device);
   }
@@ -68,8 +77,13 @@ std::shared_ptr<Context> make_context(const assay_context_options* given) {
 Array array_of(const assay_tensor* given, const char* name) {
   if (!given) refuse(std::string(name) + " is null");
   const assay_tensor t = tensor_of(given, name);
-  if (t.rank < 0 || t.rank > 4) refuse(std::string(name) + ".rank = " + std::to_string(t.rank) + " is outside [0, 4]");
-  return {t.data, dtype_of(t.dtype, name), {t.shape, t.shape + t.rank}, {t.strides, t.strides + t.rank}, t.offset};
+  if (t.rank < 0 || t.rank > 4)
+    refuse(std::string(name) + ".rank = " + std::to_string(t.rank) + " is outside [0, 4]");
+  return {t.data,
+          dtype_of(t.dtype, name),
+          {t.shape, t.shape + t.rank},
+          {t.strides, t.strides + t.rank},
+          t.offset};
 }
 
 TensorView gradient_of(const assay_tensor* given, const char* name, const Extents& shape) {
@@ -81,11 +95,11 @@ TensorView gradient_of(const assay_tensor* given, const char* name, const Extent
 
 }  // namespace
 
-assay_context add_context(std::shared_ptr<Context> context) { return contexts().add(std::move(context)); }
-
-std::shared_ptr<Context> context_of(assay_context handle) {
-  return contexts().get(handle);
+assay_context add_context(std::shared_ptr<Context> context) {
+  return contexts().add(std::move(context));
 }
+
+std::shared_ptr<Context> context_of(assay_context handle) { return contexts().get(handle); }
 
 }  // namespace assay::kernels
 
@@ -110,8 +124,10 @@ assay_status assay_context_reopen(assay_context context) {
   return guarded([&] { return context_of(context)->dispatcher.reopen(); });
 }
 
-assay_status assay_single_head_attention(assay_context context, const assay_tensor* q, const assay_tensor* k, const assay_tensor* v, const assay_tensor* o,
-                                         const float* scale, int32_t causal) {
+assay_status assay_single_head_attention(assay_context context, const assay_tensor* q,
+                                         const assay_tensor* k, const assay_tensor* v,
+                                         const assay_tensor* o, const float* scale,
+                                         int32_t causal) {
   return guarded([&] {
     const auto c = context_of(context);
     expect_bool(causal, "causal");
@@ -119,11 +135,13 @@ assay_status assay_single_head_attention(assay_context context, const assay_tens
     if (scale) options.scale = *scale;
     options.causal = causal != 0;
     options.threads = c->threads;
-    return single_head_attention(c->dispatcher, array_of(q, "q"), array_of(k, "k"), array_of(v, "v"), array_of(o, "o"), options);
+    return single_head_attention(c->dispatcher, array_of(q, "q"), array_of(k, "k"),
+                                 array_of(v, "v"), array_of(o, "o"), options);
   });
 }
 
-assay_status assay_attention_forward(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse) {
+assay_status assay_attention_forward(assay_context context, const assay_attention* problem,
+                                     const assay_tensor* o, const assay_tensor* lse) {
   return guarded([&] {
     const auto c = context_of(context);
     const Attention p = problem_of(problem);
@@ -131,29 +149,38 @@ assay_status assay_attention_forward(assay_context context, const assay_attentio
   });
 }
 
-assay_status assay_attention_varlen(assay_context context, const assay_attention* problem, const int64_t* cu_rows, const int64_t* cu_keys, int64_t sequences,
-                                    int32_t bottom_right, const assay_tensor* o, const assay_tensor* lse) {
+assay_status assay_attention_varlen(assay_context context, const assay_attention* problem,
+                                    const int64_t* cu_rows, const int64_t* cu_keys,
+                                    int64_t sequences, int32_t bottom_right, const assay_tensor* o,
+                                    const assay_tensor* lse) {
   return guarded([&] {
     const auto c = context_of(context);
     constexpr std::int64_t most = (std::int64_t{1} << 56) - 1;
-    if (sequences < 0 || sequences > most) refuse("sequences = " + std::to_string(sequences) + " is outside [0, " + std::to_string(most) + "]");
+    if (sequences < 0 || sequences > most)
+      refuse("sequences = " + std::to_string(sequences) + " is outside [0, " +
+             std::to_string(most) + "]");
     if (!cu_rows) refuse("cu_rows is null");
     if (!cu_keys) refuse("cu_keys is null");
     expect_bool(bottom_right, "bottom_right");
     const Attention p = problem_of(problem, true, sequences);
     const auto entries = static_cast<std::size_t>(sequences) + 1;
-    return attention_varlen(p, {cu_rows, entries}, {cu_keys, entries}, bottom_right ? Anchor::bottom_right : Anchor::top_left, output_of(p, o, lse),
-                            c->threads);
+    return attention_varlen(p, {cu_rows, entries}, {cu_keys, entries},
+                            bottom_right ? Anchor::bottom_right : Anchor::top_left,
+                            output_of(p, o, lse), c->threads);
   });
 }
 
-assay_status assay_sdpa(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, int32_t implementation,
+assay_status assay_sdpa(assay_context context, const assay_attention* problem,
+                        const assay_tensor* o, const assay_tensor* lse, int32_t implementation,
                         const char* device) {
   return guarded([&] {
     const auto c = context_of(context);
-    if (implementation < ASSAY_AUTOMATIC || implementation > ASSAY_UNFUSED) refuse("implementation = " + std::to_string(implementation) + " is outside [0, 2]");
+    if (implementation < ASSAY_AUTOMATIC || implementation > ASSAY_UNFUSED)
+      refuse("implementation = " + std::to_string(implementation) + " is outside [0, 2]");
     const Attention p = problem_of(problem);
-    return c->dispatcher.sdpa(p, output_of(p, o, lse), {static_cast<Implementation>(implementation), device ? device : "host", c->threads});
+    return c->dispatcher.sdpa(
+        p, output_of(p, o, lse),
+        {static_cast<Implementation>(implementation), device ? device : "host", c->threads});
   });
 }
 
@@ -194,7 +221,8 @@ assay_status assay_dispatch_enable(assay_context context, int32_t enabled, int32
   });
 }
 
-assay_status assay_attention_backward(assay_context context, const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse,
+assay_status assay_attention_backward(assay_context context, const assay_attention* problem,
+                                      const assay_tensor* o, const assay_tensor* lse,
                                       const assay_tensor* d_o, const assay_gradients* gradients) {
   return guarded([&] {
     const auto c = context_of(context);
@@ -203,7 +231,9 @@ assay_status assay_attention_backward(assay_context context, const assay_attenti
     if (!lse) refuse("lse is null");
     if (!d_o) refuse("d_o is null");
     const AttentionOutput forward = output_of(p, o, lse);
-    const AttentionBackwardInput in{forward.o, forward.lse, gradient_of(d_o, "d_o", {s.batch, s.query_heads, s.rows, s.value_dim})};
+    const AttentionBackwardInput in{
+        forward.o, forward.lse,
+        gradient_of(d_o, "d_o", {s.batch, s.query_heads, s.rows, s.value_dim})};
     const assay_gradients g = read_struct(gradients, "gradients", assay_gradients{});
     for (auto [name, t] : {std::pair{"dq", g.dq}, {"dk", g.dk}, {"dv", g.dv}})
       if (!t) refuse(std::string(name) + " is null");

@@ -17,7 +17,8 @@ Handles<WeightsObject, assay_weights>& weights() {
 }
 
 void expect_matrix(const TensorView& t, const char* name) {
-  if (t.shape[0] != 1 || t.shape[1] != 1) refuse(std::string(name) + " is not of shape [1, 1, rows, columns]");
+  if (t.shape[0] != 1 || t.shape[1] != 1)
+    refuse(std::string(name) + " is not of shape [1, 1, rows, columns]");
 }
 
 Status make_weights(const LowBitView& view, assay_weights* out) {
@@ -35,7 +36,8 @@ using namespace assay::kernels;
 
 extern "C" {
 
-assay_status assay_low_bit_size(const assay_low_bit* matrix, int64_t* code_bytes, int64_t* scale_bytes, int64_t* extra_bytes) {
+assay_status assay_low_bit_size(const assay_low_bit* matrix, int64_t* code_bytes,
+                                int64_t* scale_bytes, int64_t* extra_bytes) {
   return guarded([&] {
     const LowBitView v = low_bit_view(matrix, "matrix");
     // The size does not depend on the bytes, so they need not exist yet.
@@ -58,23 +60,33 @@ assay_status assay_weights_create(const assay_low_bit* matrix, assay_weights* ou
   });
 }
 
-assay_status assay_weights_quantize(const assay_tensor* w, int32_t format, int64_t group_size, int32_t pad_k, assay_weights* out) {
+assay_status assay_weights_quantize(const assay_tensor* w, int32_t format, int64_t group_size,
+                                    int32_t pad_k, assay_weights* out) {
   return guarded([&] {
     if (!out) refuse("weights is null");
     if (!w) refuse("w is null");
-    if (pad_k != 0 && pad_k != 1) refuse("pad_k = " + std::to_string(pad_k) + " is neither 0 nor 1");
+    if (pad_k != 0 && pad_k != 1)
+      refuse("pad_k = " + std::to_string(pad_k) + " is neither 0 nor 1");
     const TensorView view = view_of(w, "w");
     expect_matrix(view, "w");
     LowBitBytes bytes;
-    if (Status status = quantize_weights(view, low_bit_format(format, "weights"), {group_size, pad_k != 0}, bytes); !status.ok()) return status;
+    if (Status status = quantize_weights(view, low_bit_format(format, "weights"),
+                                         {group_size, pad_k != 0}, bytes);
+        !status.ok())
+      return status;
     return make_weights(bytes.view(), out);
   });
 }
 
-assay_status assay_weights_read(assay_weights handle, void* codes, void* scales, void* extra, float* tensor_scale) {
+assay_status assay_weights_read(assay_weights handle, void* codes, void* scales, void* extra,
+                                float* tensor_scale) {
   return guarded([&] {
     const auto object = weights().get(handle);
-    if (Status status = object->packed->unpack(static_cast<std::byte*>(codes), static_cast<std::byte*>(scales), static_cast<std::byte*>(extra)); !status.ok()) return status;
+    if (Status status =
+            object->packed->unpack(static_cast<std::byte*>(codes), static_cast<std::byte*>(scales),
+                                   static_cast<std::byte*>(extra));
+        !status.ok())
+      return status;
     if (tensor_scale) *tensor_scale = object->packed->tensor_scale();
     return Status{};
   });
@@ -84,7 +96,8 @@ assay_status assay_weights_destroy(assay_weights handle) {
   return guarded([&] { return weights().destroy(handle); });
 }
 
-assay_status assay_product(assay_context context, const assay_tensor* a, assay_weights handle, const assay_tensor* c) {
+assay_status assay_product(assay_context context, const assay_tensor* a, assay_weights handle,
+                           const assay_tensor* c) {
   return guarded([&] {
     const auto used = context_of(context);
     const auto object = weights().get(handle);
@@ -97,7 +110,8 @@ assay_status assay_product(assay_context context, const assay_tensor* a, assay_w
   });
 }
 
-assay_status assay_product_low_bit(assay_context context, const assay_low_bit* a, assay_weights handle, const assay_tensor* c) {
+assay_status assay_product_low_bit(assay_context context, const assay_low_bit* a,
+                                   assay_weights handle, const assay_tensor* c) {
   return guarded([&] {
     const auto used = context_of(context);
     const auto object = weights().get(handle);

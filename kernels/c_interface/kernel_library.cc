@@ -13,7 +13,9 @@ using namespace assay::kernels;
 
 namespace {
 
-assay_status supports(std::int32_t, const assay_attention*, const assay_dtype*, const char**) { return ASSAY_SUCCESS; }
+assay_status supports(std::int32_t, const assay_attention*, const assay_dtype*, const char**) {
+  return ASSAY_SUCCESS;
+}
 
 // The same contract as in process, except for the splits of the keys, which the struct cannot
 // declare. So the order of sums is not declared.
@@ -27,31 +29,36 @@ assay_status arithmetic(const assay_attention* problem, assay_arithmetic* a) {
   return ASSAY_SUCCESS;
 }
 
-assay_status forward(const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, const assay_run* run) {
+assay_status forward(const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse,
+                     const assay_run* run) {
   return guarded([&] {
     const Attention p = problem_of(problem);
     return attention_forward(p, output_of(p, o, lse), run->threads);
   });
 }
 
-assay_status backward(const assay_attention* problem, const assay_tensor* o, const assay_tensor* lse, const assay_tensor* d_o, const assay_gradients* gradients,
-                      const assay_run* run) {
+assay_status backward(const assay_attention* problem, const assay_tensor* o,
+                      const assay_tensor* lse, const assay_tensor* d_o,
+                      const assay_gradients* gradients, const assay_run* run) {
   return guarded([&] {
     const Attention p = problem_of(problem);
     const AttentionOutput stored = output_of(p, o, lse);
-    return attention_backward(p, {stored.o, stored.lse, view_of(d_o, "d_o")},
-                              {view_of(gradients->dq, "dq"), view_of(gradients->dk, "dk"), view_of(gradients->dv, "dv"), view_of(gradients->d_bias, "d_bias"),
-                               view_of(gradients->d_sink, "d_sink")},
-                              run->threads);
+    return attention_backward(
+        p, {stored.o, stored.lse, view_of(d_o, "d_o")},
+        {view_of(gradients->dq, "dq"), view_of(gradients->dk, "dk"), view_of(gradients->dv, "dv"),
+         view_of(gradients->d_bias, "d_bias"), view_of(gradients->d_sink, "d_sink")},
+        run->threads);
   });
 }
 
-assay_status decode(const assay_attention* problem, const assay_pages* pages, const assay_tensor* o, const assay_tensor* lse, const assay_run* run) {
+assay_status decode(const assay_attention* problem, const assay_pages* pages, const assay_tensor* o,
+                    const assay_tensor* lse, const assay_run* run) {
   return guarded([&] {
     const Attention p = problem_of(problem);
     const AttentionOutput out = output_of(p, o, lse);
     if (Status status = validate_attention(p, out, true); !status.ok()) return status;
-    const std::vector<Index> table(pages->block_table, pages->block_table + p.shape.batch * pages->pages_per_sequence);
+    const std::vector<Index> table(pages->block_table,
+                                   pages->block_table + p.shape.batch * pages->pages_per_sequence);
     const TensorView k = view_of(pages->k, "k"), v = view_of(pages->v, "v");
     std::vector<StoredKeyValues> stored;
     for (Index b = 0; b < p.shape.batch; ++b)
@@ -59,7 +66,12 @@ assay_status decode(const assay_attention* problem, const assay_pages* pages, co
         const auto rows = [&](const TensorView& t) {
           const Index bytes = format(t.dtype).bits / 8;
           StoredRows r;
-          r.columns = {static_cast<const std::byte*>(t.data) + t.at(0, g, 0, 0) * bytes, t.dtype, t.shape[3], t.stride[3], t.stride[2] * bytes, t.stride[0] * bytes};
+          r.columns = {static_cast<const std::byte*>(t.data) + t.at(0, g, 0, 0) * bytes,
+                       t.dtype,
+                       t.shape[3],
+                       t.stride[3],
+                       t.stride[2] * bytes,
+                       t.stride[0] * bytes};
           r.pages = table.data() + b * pages->pages_per_sequence;
           r.page_size = pages->page_size;
           r.begin = p.key_starts.empty() ? 0 : p.key_starts[static_cast<std::size_t>(b)];
@@ -72,10 +84,12 @@ assay_status decode(const assay_attention* problem, const assay_pages* pages, co
   });
 }
 
-assay_status multiply(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c, const assay_run* run) {
+assay_status multiply(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
+                      const assay_run* run) {
   return guarded([&] {
     std::shared_ptr<const PackedWeights> packed;
-    if (Status status = PackedWeights::pack(low_bit_view(w, "w"), packed); !status.ok()) return status;
+    if (Status status = PackedWeights::pack(low_bit_view(w, "w"), packed); !status.ok())
+      return status;
     return product(view_of(a, "a"), *packed, view_of(c, "c"), run->threads);
   });
 }

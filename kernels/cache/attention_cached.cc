@@ -12,8 +12,8 @@ namespace assay::kernels::HWY_NAMESPACE {
 
 // Computes to[row][c] = sum_i from[row][i] w[g][i][c] as one FMA chain over i, for `count` rows.
 // `scratch` holds a row of w.
-void multiply_rows(const TensorView& w, Index g, Index depth, Index columns, const float* from, Index from_stride, Index count, float* to, Index to_stride,
-                   float* scratch) {
+void multiply_rows(const TensorView& w, Index g, Index depth, Index columns, const float* from,
+                   Index from_stride, Index count, float* to, Index to_stride, float* scratch) {
   const Lanes d;
   const Index n = static_cast<Index>(hn::Lanes(d));
   for (Index row = 0; row < count; ++row) std::fill_n(to + row * to_stride, columns, 0.0f);
@@ -23,14 +23,17 @@ void multiply_rows(const TensorView& w, Index g, Index depth, Index columns, con
       const float x = from[row * from_stride + i];
       float* sum = to + row * to_stride;
       Index c = 0;
-      for (; c + n <= columns; c += n) hn::StoreU(hn::MulAdd(hn::Set(d, x), hn::LoadU(d, scratch + c), hn::LoadU(d, sum + c)), d, sum + c);
+      for (; c + n <= columns; c += n)
+        hn::StoreU(hn::MulAdd(hn::Set(d, x), hn::LoadU(d, scratch + c), hn::LoadU(d, sum + c)), d,
+                   sum + c);
       for (; c < columns; ++c) sum[c] = multiply_add_one(x, scratch[c], sum[c]);
     }
   }
 }
 
 // Computes to[row][c] = sum_i w[g][c][i] from[row][i] for `count` rows. `scratch` holds a row of w.
-void multiply_transposed(const TensorView& w, Index g, Index depth, Index columns, const float* from, Index count, float* to, float* scratch) {
+void multiply_transposed(const TensorView& w, Index g, Index depth, Index columns,
+                         const float* from, Index count, float* to, float* scratch) {
   const Lanes d;
   const Index n = static_cast<Index>(hn::Lanes(d));
   for (Index c = 0; c < columns; ++c) {
@@ -50,8 +53,12 @@ void multiply_transposed(const TensorView& w, Index g, Index depth, Index column
   }
 }
 
-void load_query(const TensorView& t, Index b, Index h, Index i, Index columns, float* row) { load_row(t, b, h, i, columns, row); }
-void store_output(const TensorView& t, Index b, Index h, Index i, Index columns, const float* row) { store_row(t, b, h, i, columns, row); }
+void load_query(const TensorView& t, Index b, Index h, Index i, Index columns, float* row) {
+  load_row(t, b, h, i, columns, row);
+}
+void store_output(const TensorView& t, Index b, Index h, Index i, Index columns, const float* row) {
+  store_row(t, b, h, i, columns, row);
+}
 
 }  // namespace assay::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -88,7 +95,9 @@ std::vector<StoredKeyValues> stored_in(const PagedCache& cache, Index heads) {
 }
 
 Status check_projection(const char* name, const TensorView& t, const Extents& shape) {
-  if (t.shape != shape) return refuse(fmt::format("{} has shape [{}], not [{}]", name, fmt::join(t.shape, ", "), fmt::join(shape, ", ")));
+  if (t.shape != shape)
+    return refuse(fmt::format("{} has shape [{}], not [{}]", name, fmt::join(t.shape, ", "),
+                              fmt::join(shape, ", ")));
   if (t.dtype != Dtype::f32 && t.dtype != Dtype::f16 && t.dtype != Dtype::bf16)
     return refuse(fmt::format("{} is {}; it must be f32, f16 or bf16", name, format(t.dtype).name));
   if (!t) return refuse(fmt::format("{} is null", name));
@@ -96,18 +105,28 @@ Status check_projection(const char* name, const TensorView& t, const Extents& sh
 }
 
 TensorView rows_of(float* data, const AttentionShape& s, Index columns) {
-  return {data, Dtype::f32, {s.batch, s.query_heads, s.rows, columns}, {s.query_heads * s.rows * columns, s.rows * columns, columns, 1}, 0};
+  return {data,
+          Dtype::f32,
+          {s.batch, s.query_heads, s.rows, columns},
+          {s.query_heads * s.rows * columns, s.rows * columns, columns, 1},
+          0};
 }
 
 // s = (W_k c + rotary) . q = [c ; rotary] . [W_k^T q ; q of the rotary part], and W_v can be
 // applied after the sum over the keys. So all heads share one key/value head, whose keys are [c ;
 // rotary] and whose values are c.
-Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how, AttendStored attend,
+Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjection& projection,
+                     const AttentionOutput& out, const Execution& how, AttendStored attend,
                      const void* context) {
   const AttentionShape& s = p.shape;
-  const Index rank = cache.config().rank, rotary = cache.config().rotary, absorbed_dim = rank + rotary, plain = s.dim - rotary;
-  if (Status status = check_projection("up_k", projection.up_k, {1, s.kv_heads, plain, rank}); !status.ok()) return status;
-  if (Status status = check_projection("up_v", projection.up_v, {1, s.kv_heads, s.value_dim, rank}); !status.ok()) return status;
+  const Index rank = cache.config().rank, rotary = cache.config().rotary,
+              absorbed_dim = rank + rotary, plain = s.dim - rotary;
+  if (Status status = check_projection("up_k", projection.up_k, {1, s.kv_heads, plain, rank});
+      !status.ok())
+    return status;
+  if (Status status = check_projection("up_v", projection.up_v, {1, s.kv_heads, s.value_dim, rank});
+      !status.ok())
+    return status;
   const Index rows = s.batch * s.query_heads * s.rows;
   const auto queries = allocate_floats(rows * absorbed_dim), sums = allocate_floats(rows * rank);
   Attention absorbed = p;
@@ -125,7 +144,8 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
   };
   ScratchPool<Scratch> pool(s.batch * s.query_heads * blocks, how.threads, [&] {
     const auto floats = [](Index n) { return std::vector<float>(static_cast<std::size_t>(n)); };
-    return std::make_unique<Scratch>(Scratch{floats(block * std::max(s.dim, s.value_dim)), floats(rank)});
+    return std::make_unique<Scratch>(
+        Scratch{floats(block * std::max(s.dim, s.value_dim)), floats(rank)});
   });
   const auto load = ASSAY_OF_TARGET(load_query, how.target);
   const auto multiply = ASSAY_OF_TARGET(multiply_rows, how.target);
@@ -135,7 +155,8 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
   const auto for_blocks = [&](auto body) {
     parallel_for(s.batch * s.query_heads * blocks, how.threads, [&](Index task) {
       const Index head = task / blocks, row0 = task % blocks * block;
-      body(head / s.query_heads, head % s.query_heads, row0, std::min(block, s.rows - row0), head * s.rows + row0);
+      body(head / s.query_heads, head % s.query_heads, row0, std::min(block, s.rows - row0),
+           head * s.rows + row0);
     });
   };
   for_blocks([&](Index b, Index h, Index row0, Index count, Index at) {
@@ -146,26 +167,34 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
       load(p.q, b, h, row0 + i, s.dim, q + i * s.dim);
       std::copy_n(q + i * s.dim + plain, rotary, to + i * absorbed_dim + rank);
     }
-    multiply(projection.up_k, h / s.group(), plain, rank, q, s.dim, count, to, absorbed_dim, scratch->of_projection.data());
+    multiply(projection.up_k, h / s.group(), plain, rank, q, s.dim, count, to, absorbed_dim,
+             scratch->of_projection.data());
   });
-  if (Status status = attend(absorbed, stored_in(cache, 1), {sum, out.lse}, how, context); !status.ok()) return status;
+  if (Status status = attend(absorbed, stored_in(cache, 1), {sum, out.lse}, how, context);
+      !status.ok())
+    return status;
   for_blocks([&](Index b, Index h, Index row0, Index count, Index at) {
     const auto scratch = pool.take();
     float* o = scratch->rows.data();
-    multiply_back(projection.up_v, h / s.group(), rank, s.value_dim, sums.get() + at * rank, count, o, scratch->of_projection.data());
-    for (Index i = 0; i < count; ++i) store(out.o, b, h, row0 + i, s.value_dim, o + i * s.value_dim);
+    multiply_back(projection.up_v, h / s.group(), rank, s.value_dim, sums.get() + at * rank, count,
+                  o, scratch->of_projection.data());
+    for (Index i = 0; i < count; ++i)
+      store(out.o, b, h, row0 + i, s.value_dim, o + i * s.value_dim);
   });
   return {};
 }
 
 }  // namespace
 
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how) {
+Status attention_cached(const Attention& problem, const Cache& cache,
+                        const UpProjection& projection, const AttentionOutput& out,
+                        const Execution& how) {
   return attention_cached(problem, cache, projection, out, how, forward_stored, nullptr);
 }
 
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how,
-                        AttendStored attend, const void* context) {
+Status attention_cached(const Attention& problem, const Cache& cache,
+                        const UpProjection& projection, const AttentionOutput& out,
+                        const Execution& how, AttendStored attend, const void* context) {
   const auto* paged = dynamic_cast<const PagedCache*>(&cache);
   if (!paged) return {StatusCode::unsupported, "cache was not made by Cache::create"};
   const CacheConfig& config = cache.config();
@@ -174,9 +203,11 @@ Status attention_cached(const Attention& problem, const Cache& cache, const UpPr
                                    {"kv_heads", s.kv_heads, config.kv_heads},
                                    {"dim", s.dim, config.dim},
                                    {"value_dim", s.value_dim, config.value_dim}})
-    if (asked != held) return refuse(fmt::format("{} = {}, but the cache has {}", name, asked, held));
+    if (asked != held)
+      return refuse(fmt::format("{} = {}, but the cache has {}", name, asked, held));
   if (problem.k || problem.v) return refuse("k and v must be absent: the cache holds them");
-  if (!problem.key_lengths.empty() || !problem.key_starts.empty()) return refuse("key_lengths and key_starts must be absent: the cache knows them");
+  if (!problem.key_lengths.empty() || !problem.key_starts.empty())
+    return refuse("key_lengths and key_starts must be absent: the cache knows them");
   try {
     Attention p = problem;
     p.shape.keys = 0;
@@ -189,7 +220,8 @@ Status attention_cached(const Attention& problem, const Cache& cache, const UpPr
       for (Index n : p.key_lengths) p.offset.push_back(n - s.rows);
     if (Status status = validate_attention(p, out, true); !status.ok()) return status;
     if (s.rows == 0) return {};
-    if (config.kind == CacheKind::latent) return attend_latent(p, *paged, projection, out, how, attend, context);
+    if (config.kind == CacheKind::latent)
+      return attend_latent(p, *paged, projection, out, how, attend, context);
     return attend(p, stored_in(*paged, s.kv_heads), out, how, context);
   } catch (const std::bad_alloc&) {
     return out_of_memory("scratch of attention over a cache");

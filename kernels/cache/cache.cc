@@ -18,7 +18,9 @@ namespace assay::kernels {
 namespace {
 
 Status refuse(std::string detail) { return {StatusCode::invalid_arguments, std::move(detail)}; }
-Status wrong_state(std::string detail) { return {StatusCode::invalid_cache_state, std::move(detail)}; }
+Status wrong_state(std::string detail) {
+  return {StatusCode::invalid_cache_state, std::move(detail)};
+}
 
 bool is_scaled(Dtype d) { return d == Dtype::f8e4m3 || d == Dtype::f8e5m2 || d == Dtype::f4e2m1; }
 bool is_token_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
@@ -35,17 +37,24 @@ float element(const TensorView& t, Index head, Index row, Index column) {
   return t.dtype == Dtype::bf16 ? from_bf16(code) : from_f16(code);
 }
 
-Status check_tokens(const char* name, const TensorView& t, Index heads, Index count, Index columns) {
+Status check_tokens(const char* name, const TensorView& t, Index heads, Index count,
+                    Index columns) {
   const Extents wanted{1, heads, count, columns};
-  if (t.shape != wanted) return refuse(fmt::format("{} has shape [{}], not [{}]", name, fmt::join(t.shape, ", "), fmt::join(wanted, ", ")));
+  if (t.shape != wanted)
+    return refuse(fmt::format("{} has shape [{}], not [{}]", name, fmt::join(t.shape, ", "),
+                              fmt::join(wanted, ", ")));
   if (element_count(wanted) == 0) return {};
-  if (!is_token_dtype(t.dtype)) return refuse(fmt::format("{} is {}; it must be f32, f16 or bf16", name, format(t.dtype).name));
+  if (!is_token_dtype(t.dtype))
+    return refuse(fmt::format("{} is {}; it must be f32, f16 or bf16", name, format(t.dtype).name));
   if (!t) return refuse(fmt::format("{} is null", name));
   const Footprint footprint = footprint_of(t, t.shape);
   if (!reach_of(footprint))
-    return wrong_state(fmt::format("{} has strides [{}]: it reaches more than 2^57 bytes from its pointer", name, fmt::join(t.stride, ", ")));
+    return wrong_state(
+        fmt::format("{} has strides [{}]: it reaches more than 2^57 bytes from its pointer", name,
+                    fmt::join(t.stride, ", ")));
   if (overlap_with_itself(footprint) != Overlap::none)
-    return wrong_state(fmt::format("{} has strides [{}]: it overlaps itself", name, fmt::join(t.stride, ", ")));
+    return wrong_state(
+        fmt::format("{} has strides [{}]: it overlaps itself", name, fmt::join(t.stride, ", ")));
   return {};
 }
 
@@ -58,25 +67,34 @@ Status check_config(const CacheConfig& c) {
                                     {"group_size", c.group_size, 0}})
     if (value < least) return refuse(fmt::format("{} = {} is below {}", name, value, least));
   for (auto [name, d] : {std::pair{"dim", c.dim}, {"value_dim", c.value_dim}})
-    if (d < 1 || d > max_head_dim) return refuse(fmt::format("{} = {} is outside [1, {}]", name, d, max_head_dim));
+    if (d < 1 || d > max_head_dim)
+      return refuse(fmt::format("{} = {} is outside [1, {}]", name, d, max_head_dim));
   if (c.kind != CacheKind::contiguous && c.kind != CacheKind::paged && c.kind != CacheKind::latent)
     return refuse(fmt::format("kind = {} is none of the three", static_cast<int>(c.kind)));
   if (!is_scaled(c.dtype) && !is_token_dtype(c.dtype))
-    return {StatusCode::unsupported, fmt::format("dtype is {}; a cache holds f32, f16, bf16, f8e4m3, f8e5m2 or f4e2m1", format(c.dtype).name)};
+    return {StatusCode::unsupported,
+            fmt::format("dtype is {}; a cache holds f32, f16, bf16, f8e4m3, f8e5m2 or f4e2m1",
+                        format(c.dtype).name)};
   if (c.kind == CacheKind::latent) {
     if (c.rank < 1) return refuse(fmt::format("rank = {} is below 1", c.rank));
     if (c.rotary < 0) return refuse(fmt::format("rotary = {} is below 0", c.rotary));
     if (c.rank > max_head_dim - std::min(c.rotary, max_head_dim))
-      return refuse(fmt::format("rank + rotary = {} + {} is above {}", c.rank, c.rotary, max_head_dim));
-    if (c.rotary >= c.dim) return refuse(fmt::format("rotary = {} is not below dim = {}", c.rotary, c.dim));
+      return refuse(
+          fmt::format("rank + rotary = {} + {} is above {}", c.rank, c.rotary, max_head_dim));
+    if (c.rotary >= c.dim)
+      return refuse(fmt::format("rotary = {} is not below dim = {}", c.rotary, c.dim));
   }
-  const double slots = static_cast<double>(c.kind == CacheKind::contiguous ? c.capacity : c.page_size) *
-                       (c.kind == CacheKind::contiguous ? static_cast<double>(c.sequences)
-                        : c.pages > 0                   ? static_cast<double>(c.pages)
-                                      : static_cast<double>(c.sequences) * (static_cast<double>(c.capacity) / static_cast<double>(c.page_size) + 1));
+  const double slots =
+      static_cast<double>(c.kind == CacheKind::contiguous ? c.capacity : c.page_size) *
+      (c.kind == CacheKind::contiguous ? static_cast<double>(c.sequences)
+       : c.pages > 0
+           ? static_cast<double>(c.pages)
+           : static_cast<double>(c.sequences) *
+                 (static_cast<double>(c.capacity) / static_cast<double>(c.page_size) + 1));
   constexpr double limit = 0x1p46;
   if (slots * static_cast<double>(c.kv_heads) * 4 * max_head_dim > limit)
-    return {StatusCode::memory_allocation_failed, fmt::format("{} slots of {} heads are above {} bytes", slots, c.kv_heads, limit)};
+    return {StatusCode::memory_allocation_failed,
+            fmt::format("{} slots of {} heads are above {} bytes", slots, c.kv_heads, limit)};
   return {};
 }
 
@@ -84,11 +102,13 @@ Status check_config(const CacheConfig& c) {
 
 // ---- Planes -------------------------------------------------------------------------------------
 
-TokenPlane::TokenPlane(Dtype dtype, Index heads, Index columns, Index group_size, Index page_size, Index pages)
+TokenPlane::TokenPlane(Dtype dtype, Index heads, Index columns, Index group_size, Index page_size,
+                       Index pages)
     : dtype_(dtype),
       heads_(heads),
       columns_(columns),
-      group_(group_size > 0 ? std::min(group_size, std::max<Index>(columns, 1)) : std::max<Index>(columns, 1)),
+      group_(group_size > 0 ? std::min(group_size, std::max<Index>(columns, 1))
+                            : std::max<Index>(columns, 1)),
       row_bytes_((columns * format(dtype).bits + 7) / 8),
       row_scales_(is_scaled(dtype) ? (columns + group_ - 1) / group_ : 0),
       page_size_(page_size) {
@@ -126,19 +146,23 @@ void TokenPlane::encode_row(const TensorView& t, Index row, Index head, Index pa
     const Index end = std::min(begin + group_, columns_);
     float absmax = 0;
     for (Index c = begin; c < end; ++c)
-      if (const float x = std::fabs(element(t, head, row, c)); std::isfinite(x)) absmax = std::max(absmax, x);
+      if (const float x = std::fabs(element(t, head, row, c)); std::isfinite(x))
+        absmax = std::max(absmax, x);
     const int exponent = scale_exponent(narrow_format(dtype_), absmax);
-    scales_[static_cast<std::size_t>(at * row_scales_ + begin / group_)] = static_cast<std::uint8_t>(exponent + 127);
+    scales_[static_cast<std::size_t>(at * row_scales_ + begin / group_)] =
+        static_cast<std::uint8_t>(exponent + 127);
     const float inverse = power_of_two(-exponent);
     f.max_code = max_code_under(narrow_format(dtype_), exponent);
-    for (Index c = begin; c < end; ++c) put_code(f.bits, to, c, encode_narrow(f, element(t, head, row, c) * inverse));
+    for (Index c = begin; c < end; ++c)
+      put_code(f.bits, to, c, encode_narrow(f, element(t, head, row, c) * inverse));
   }
 }
 
 void TokenPlane::copy_slots(Index from, Index to, Index begin, Index end) {
   const auto copy = [&](auto* data, Index row) {
     for (Index head = 0; head < heads_; ++head) {
-      const Index at = (from * heads_ + head) * page_size_ + begin, into = (to * heads_ + head) * page_size_ + begin;
+      const Index at = (from * heads_ + head) * page_size_ + begin,
+                  into = (to * heads_ + head) * page_size_ + begin;
       std::copy_n(data + at * row, (end - begin) * row, data + into * row);
     }
   };
@@ -176,8 +200,10 @@ Status Cache::create(const CacheConfig& config, std::unique_ptr<Cache>& cache) {
 PagedCache::PagedCache(const CacheConfig& c)
     : config_(c),
       page_size_(c.kind == CacheKind::contiguous ? std::max<Index>(c.capacity, 1) : c.page_size),
-      k_(c.dtype, c.kind == CacheKind::latent ? 1 : c.kv_heads, c.kind == CacheKind::latent ? c.rank : c.dim, c.group_size, page_size_, pages_of(c)),
-      v_(c.dtype, k_.heads(), c.kind == CacheKind::latent ? c.rotary : c.value_dim, c.group_size, page_size_, pages_of(c)),
+      k_(c.dtype, c.kind == CacheKind::latent ? 1 : c.kv_heads,
+         c.kind == CacheKind::latent ? c.rank : c.dim, c.group_size, page_size_, pages_of(c)),
+      v_(c.dtype, k_.heads(), c.kind == CacheKind::latent ? c.rotary : c.value_dim, c.group_size,
+         page_size_, pages_of(c)),
       users_(static_cast<std::size_t>(pages_of(c))),
       sequences_(static_cast<std::size_t>(c.sequences)) {
   for (Index page = pages_of(c) - 1; page >= 0; --page) free_.push_back(page);
@@ -206,21 +232,29 @@ Status PagedCache::append(Index sequence, const TensorView& k, const TensorView&
   const Index count = k.shape[2];
   if (count < 0) return refuse(fmt::format("k has {} tokens", count));
   try {
-    if (Status status = check_tokens("k", k, k_.heads(), count, k_.columns()); !status.ok()) return status;
-    if (Status status = check_tokens("v", v, v_.heads(), count, v_.columns()); !status.ok()) return status;
+    if (Status status = check_tokens("k", k, k_.heads(), count, k_.columns()); !status.ok())
+      return status;
+    if (Status status = check_tokens("v", v, v_.heads(), count, v_.columns()); !status.ok())
+      return status;
     if (count > config_.capacity - s.length)
-      return wrong_state(fmt::format("{} tokens after {} are above the capacity of {}", count, s.length, config_.capacity));
+      return wrong_state(fmt::format("{} tokens after {} are above the capacity of {}", count,
+                                     s.length, config_.capacity));
     if (count == 0) return {};
     for (Index head = 0; head < k_.heads(); ++head)
       for (Index row = 0; row < count; ++row)
         if (!k_.can_hold(k, head, row) || !v_.can_hold(v, head, row))
-          return refuse(fmt::format("token {} of head {} is not finite, which {} cannot hold", row, head, format(config_.dtype).name));
-    const Index first_page = s.length / page_size_, end_page = (s.length + count - 1) / page_size_ + 1;
+          return refuse(fmt::format("token {} of head {} is not finite, which {} cannot hold", row,
+                                    head, format(config_.dtype).name));
+    const Index first_page = s.length / page_size_,
+                end_page = (s.length + count - 1) / page_size_ + 1;
     // whether the first page that is written to holds tokens already
     const bool open = s.length % page_size_ != 0;
-    const bool shared = open && users_[static_cast<std::size_t>(s.pages[static_cast<std::size_t>(first_page)])] > 1;
+    const bool shared =
+        open && users_[static_cast<std::size_t>(s.pages[static_cast<std::size_t>(first_page)])] > 1;
     const Index wanted = end_page - first_page - (open && !shared ? 1 : 0);
-    if (wanted > free_pages()) return wrong_state(fmt::format("{} tokens need {} pages, {} are free", count, wanted, free_pages()));
+    if (wanted > free_pages())
+      return wrong_state(
+          fmt::format("{} tokens need {} pages, {} are free", count, wanted, free_pages()));
     s.pages.resize(static_cast<std::size_t>(end_page), -1);  // nothing can fail after this
     for (Index page = first_page; page < end_page; ++page) {
       Index& mine = s.pages[static_cast<std::size_t>(page)];
@@ -238,7 +272,8 @@ Status PagedCache::append(Index sequence, const TensorView& k, const TensorView&
     return out_of_memory("the page table of a sequence");
   }
   for (Index row = 0; row < count; ++row) {
-    const Index position = s.length + row, page = s.pages[static_cast<std::size_t>(position / page_size_)];
+    const Index position = s.length + row,
+                page = s.pages[static_cast<std::size_t>(position / page_size_)];
     for (Index head = 0; head < k_.heads(); ++head) {
       k_.encode_row(k, row, head, page, position % page_size_);
       v_.encode_row(v, row, head, page, position % page_size_);
@@ -251,7 +286,8 @@ Status PagedCache::append(Index sequence, const TensorView& k, const TensorView&
 Status PagedCache::evict(Index sequence, Index position) {
   if (Status status = check_sequence("sequence", sequence); !status.ok()) return status;
   Sequence& s = sequences_[static_cast<std::size_t>(sequence)];
-  if (position < 0 || position > s.length) return refuse(fmt::format("position = {} is outside [0, {}]", position, s.length));
+  if (position < 0 || position > s.length)
+    return refuse(fmt::format("position = {} is outside [0, {}]", position, s.length));
   for (Index page = s.evicted / page_size_; (page + 1) * page_size_ <= position; ++page) {
     release(s.pages[static_cast<std::size_t>(page)]);
     s.pages[static_cast<std::size_t>(page)] = -1;
@@ -265,7 +301,8 @@ Status PagedCache::fork(Index from, Index to) {
   if (Status status = check_sequence("to", to); !status.ok()) return status;
   const Sequence& source = sequences_[static_cast<std::size_t>(from)];
   Sequence& target = sequences_[static_cast<std::size_t>(to)];
-  if (target.length > 0) return wrong_state(fmt::format("to = {} holds {} tokens, not 0", to, target.length));
+  if (target.length > 0)
+    return wrong_state(fmt::format("to = {} holds {} tokens, not 0", to, target.length));
   try {
     target = Sequence(source);
   } catch (const std::bad_alloc&) {

@@ -19,9 +19,9 @@ struct CacheConfig {
   Index dim = 64, value_dim = 64;  // of K and V, as attention sees them
   // positions of a sequence, including evicted ones: eviction frees pages, not positions
   Index capacity = 0;
-  Index page_size = 16;            // paged and latent: tokens of a page, any positive number
-  Index pages = 0;  // of the pool that all sequences share; 0: enough for all of them
-  Dtype dtype = Dtype::f32;        // f32, f16, bf16, f8e4m3, f8e5m2 or f4e2m1
+  Index page_size = 16;      // paged and latent: tokens of a page, any positive number
+  Index pages = 0;           // of the pool that all sequences share; 0: enough for all of them
+  Dtype dtype = Dtype::f32;  // f32, f16, bf16, f8e4m3, f8e5m2 or f4e2m1
   // f8 and f4: how many elements share a scale, along K or V of one head (or along the latent
   // vector) of one token; 0: all of them. The scale is E8M0: the least 2^e, e >= -127, with absmax
   // <= 2^e * (largest finite number of the dtype), where absmax is taken over the finite elements.
@@ -80,6 +80,8 @@ class Cache {
 //   The error of a score from this is at most gamma_N |q|^T |up_k| |c|, with N = dim + rank
 //   roundings. The up-projections are assumed to be finite. The kernel needs a workspace of 2 rank
 //   + rotary floats for each row and query head.
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how = {});
+Status attention_cached(const Attention& problem, const Cache& cache,
+                        const UpProjection& projection, const AttentionOutput& out,
+                        const Execution& how = {});
 
 }  // namespace assay::kernels

@@ -14,7 +14,8 @@ namespace assay::kernels {
 // Encoded rows of `columns` elements, stored in pages: [page][head][slot][row].
 class TokenPlane {
  public:
-  TokenPlane(Dtype dtype, Index heads, Index columns, Index group_size, Index page_size, Index pages);
+  TokenPlane(Dtype dtype, Index heads, Index columns, Index group_size, Index page_size,
+             Index pages);
 
   // Returns false if some element of the row has no code. The row is f32, f16 or bf16.
   bool can_hold(const TensorView& t, Index head, Index row) const;
@@ -38,8 +39,12 @@ class PagedCache final : public Cache {
   explicit PagedCache(const CacheConfig& config);
 
   const CacheConfig& config() const override { return config_; }
-  Index length(Index sequence) const override { return sequences_[static_cast<std::size_t>(sequence)].length; }
-  Index evicted(Index sequence) const override { return sequences_[static_cast<std::size_t>(sequence)].evicted; }
+  Index length(Index sequence) const override {
+    return sequences_[static_cast<std::size_t>(sequence)].length;
+  }
+  Index evicted(Index sequence) const override {
+    return sequences_[static_cast<std::size_t>(sequence)].evicted;
+  }
   Status append(Index sequence, const TensorView& k, const TensorView& v) override;
   Status evict(Index sequence, Index position) override;
   Status fork(Index from, Index to) override;
@@ -71,7 +76,8 @@ class PagedCache final : public Cache {
 
 // Validates the problem, completes it from the cache, and computes attention over the stored
 // tokens. For a latent cache that is the absorbed problem.
-Status attention_cached(const Attention& problem, const Cache& cache, const UpProjection& projection, const AttentionOutput& out, const Execution& how,
-                        AttendStored attend, const void* context);
+Status attention_cached(const Attention& problem, const Cache& cache,
+                        const UpProjection& projection, const AttentionOutput& out,
+                        const Execution& how, AttendStored attend, const void* context);
 
 }  // namespace assay::kernels

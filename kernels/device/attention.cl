@@ -23,24 +23,34 @@ typedef struct {
 inline float weight_of(float x) { return x < -87.0f ? 0.0f : exp(x); }
 
 // Returns the sum of everything that is added to a score; -inf masks the key.
-inline float bias_of(global const Parameters* p, global const void* bias, global const uchar* keep, global const float* slopes, global const int* query_segment,
+inline float bias_of(global const Parameters* p, global const void* bias, global const uchar* keep,
+                     global const float* slopes, global const int* query_segment,
                      global const int* key_segment, long b, long h, long i, long j, long offset) {
   float sum = slopes ? slopes[h] * (float)(j - (i + offset)) : 0.0f;
   if (bias) {
-    const float x = load_as(bias, b * p->bias_batch + h * p->bias_head + i * p->bias_row + j * p->bias_key, (int)p->bias_dtype);
-    const float lowest = p->bias_dtype == 1 ? -FLT_MAX : p->bias_dtype == 2 ? -65504.0f : -0x1.fep127f;
+    const float x =
+        load_as(bias, b * p->bias_batch + h * p->bias_head + i * p->bias_row + j * p->bias_key,
+                (int)p->bias_dtype);
+    const float lowest = p->bias_dtype == 1   ? -FLT_MAX
+                         : p->bias_dtype == 2 ? -65504.0f
+                                              : -0x1.fep127f;
     if (x == -INFINITY || (p->finite_min_masks && x == lowest)) return -INFINITY;
     sum += x;
   }
-  if (keep && !keep[b * p->keep_batch + h * p->keep_head + i * p->keep_row + j * p->keep_key]) return -INFINITY;
-  if (query_segment && query_segment[b * p->rows + i] != key_segment[b * p->keys + j]) return -INFINITY;
+  if (keep && !keep[b * p->keep_batch + h * p->keep_head + i * p->keep_row + j * p->keep_key])
+    return -INFINITY;
+  if (query_segment && query_segment[b * p->rows + i] != key_segment[b * p->keys + j])
+    return -INFINITY;
   return sum;
 }
 
 kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_forward(
-    global const void* query, global const void* key, global const void* value, global const void* bias, global const uchar* keep,
-    global const long* limits /* of each batch: offset, first key, end of keys */, global const float* slopes, global const float* sinks,
-    global const int* query_segment, global const int* key_segment, global const Parameters* p, global void* output, global float* lse) {
+    global const void* query, global const void* key, global const void* value,
+    global const void* bias, global const uchar* keep,
+    global const long* limits /* of each batch: offset, first key, end of keys */,
+    global const float* slopes, global const float* sinks, global const int* query_segment,
+    global const int* key_segment, global const Parameters* p, global void* output,
+    global float* lse) {
   local float queries[ROWS][SLICE + 1];
   local float staged[KEYS][SLICE + 1];  // a slice of K, then one of V
   local float weights[ROWS][KEYS + 1];
@@ -52,7 +62,8 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
   const long offset = limits[3 * b], keys_begin = limits[3 * b + 1], keys_end = limits[3 * b + 2];
 
   // The keys that this row may see, and the keys that any row of the group may see.
-  long begin = keys_begin, end = i < p->rows ? keys_end : keys_begin, first = keys_begin, last = keys_end;
+  long begin = keys_begin, end = i < p->rows ? keys_end : keys_begin, first = keys_begin,
+       last = keys_end;
   if (p->causal) {
     end = min(end, i + offset + 1);
     last = min(last, row_end + offset);
@@ -78,16 +89,23 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
       barrier(CLK_LOCAL_MEM_FENCE);
       for (int e = item; e < ROWS * SLICE; e += ROWS * LANES) {
         const long r = row0 + e / SLICE, d = d0 + e % SLICE;
-        queries[e / SLICE][e % SLICE] = r < p->rows && d < p->dim ? load_as(query, ((b * p->query_heads + h) * p->rows + r) * p->dim + d, INPUT) : 0.0f;
+        queries[e / SLICE][e % SLICE] =
+            r < p->rows && d < p->dim
+                ? load_as(query, ((b * p->query_heads + h) * p->rows + r) * p->dim + d, INPUT)
+                : 0.0f;
       }
       for (int e = item; e < KEYS * SLICE; e += ROWS * LANES) {
         const long j = tile + e / SLICE, d = d0 + e % SLICE;
-        staged[e / SLICE][e % SLICE] = j < p->keys && d < p->dim ? load_as(key, ((b * p->kv_heads + g) * p->keys + j) * p->dim + d, INPUT) : 0.0f;
+        staged[e / SLICE][e % SLICE] =
+            j < p->keys && d < p->dim
+                ? load_as(key, ((b * p->kv_heads + g) * p->keys + j) * p->dim + d, INPUT)
+                : 0.0f;
       }
       barrier(CLK_LOCAL_MEM_FENCE);
       const int depth = (int)min((long)SLICE, p->dim - d0);
       for (int d = 0; d < depth; ++d)
-        for (int n = 0; n < KEYS / LANES; ++n) score[n] = fma(queries[row][d], staged[lane + n * LANES][d], score[n]);
+        for (int n = 0; n < KEYS / LANES; ++n)
+          score[n] = fma(queries[row][d], staged[lane + n * LANES][d], score[n]);
     }
 
     float highest = -INFINITY;
@@ -95,7 +113,8 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
     for (int n = 0; n < KEYS / LANES; ++n) {
       const long j = tile + lane + n * LANES;
       if (j < begin || j >= end) continue;
-      const float added = bias_of(p, bias, keep, slopes, query_segment, key_segment, b, h, i, j, offset);
+      const float added =
+          bias_of(p, bias, keep, slopes, query_segment, key_segment, b, h, i, j, offset);
       if (added == -INFINITY) continue;
       float s = score[n] * p->scale;
       if (p->softcap > 0) s = p->softcap * tanh(s * p->inverse_softcap);
@@ -141,7 +160,10 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
       barrier(CLK_LOCAL_MEM_FENCE);
       for (int e = item; e < KEYS * SLICE; e += ROWS * LANES) {
         const long j = tile + e / SLICE, c = c0 + e % SLICE;
-        staged[e / SLICE][e % SLICE] = j < p->keys && c < p->value_dim ? load_as(value, ((b * p->kv_heads + g) * p->keys + j) * p->value_dim + c, INPUT) : 0.0f;
+        staged[e / SLICE][e % SLICE] =
+            j < p->keys && c < p->value_dim
+                ? load_as(value, ((b * p->kv_heads + g) * p->keys + j) * p->value_dim + c, INPUT)
+                : 0.0f;
       }
       barrier(CLK_LOCAL_MEM_FENCE);
       for (int j = 0; j < KEYS; ++j) {
@@ -163,7 +185,8 @@ kernel __attribute__((reqd_work_group_size(ROWS * LANES, 1, 1))) void attention_
   for (int n = 0; n < VALUES; ++n) {
     const long c = n / 2 * SLICE + n % 2 * LANES + lane;
     // Where every visible score is -inf, the result is 0 / 0. A row whose every key is masked is 0.
-    if (c < p->value_dim) store_as(output, at * p->value_dim + c, OUTPUT, row_seen ? o[n] / l : 0.0f);
+    if (c < p->value_dim)
+      store_as(output, at * p->value_dim + c, OUTPUT, row_seen ? o[n] / l : 0.0f);
   }
   if (lse && lane == 0) lse[at] = m + log(l);
 }

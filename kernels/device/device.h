@@ -17,7 +17,19 @@
 
 namespace assay::kernels {
 
-enum class DeviceCall { open, close, query, allocate, free, upload, download, compile, release, launch, synchronize };
+enum class DeviceCall {
+  open,
+  close,
+  query,
+  allocate,
+  free,
+  upload,
+  download,
+  compile,
+  release,
+  launch,
+  synchronize
+};
 inline constexpr int device_call_count = 11;
 std::string_view name_of(DeviceCall call);
 
@@ -71,7 +83,8 @@ class Device {
   virtual NativeCode compile(const KernelSource& source, KernelHandle& kernel) = 0;
   virtual NativeCode release(KernelHandle kernel) = 0;
   // Every argument is a buffer; BufferHandle::none means a null pointer.
-  virtual NativeCode launch(KernelHandle kernel, const Grid& grid, std::span<const BufferHandle> arguments) = 0;
+  virtual NativeCode launch(KernelHandle kernel, const Grid& grid,
+                            std::span<const BufferHandle> arguments) = 0;
   virtual NativeCode synchronize() = 0;
 };
 

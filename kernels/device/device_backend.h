@@ -36,11 +36,14 @@ class DeviceBackend : public AttentionBackend {
   std::string_view device() const override { return "host"; }  // tensors are in the host's memory
   bool takes_masks() const override { return true; }
   bool supports_dtype(Dtype inputs, Dtype output) const override;
-  bool supports_heads(Index query_heads, Index kv_heads) const override { return query_heads % kv_heads == 0; }
+  bool supports_heads(Index query_heads, Index kv_heads) const override {
+    return query_heads % kv_heads == 0;
+  }
   bool supports_layout(const Attention&, const AttentionOutput&) const override { return true; }
   std::string_view unsupported_feature(const Attention& problem) const override;
   Status choose_tiles(KernelKey& key) const override;
-  Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& kernel) const override;
+  Status compile(const KernelKey& key,
+                 std::shared_ptr<const CompiledAttention>& kernel) const override;
   Status reopen() const override;
 
   DeviceSession& session() const { return *shared_->session; }
@@ -63,7 +66,8 @@ class DeviceBackend : public AttentionBackend {
 // subnormal numbers and the host has FMA, the bits are those of the host's product(). The function
 // refuses what product() refuses; other formats are unsupported. C is written after the device's
 // last call.
-Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w, const TensorView& c, const Execution& how = {});
+Status device_product(DeviceSession& session, const TensorView& a, const LowBitView& w,
+                      const TensorView& c, const Execution& how = {});
 bool device_product_supports(LowBit format);
 
 }  // namespace assay::kernels

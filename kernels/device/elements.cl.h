@@ -21,6 +21,7 @@ inline void store_as(global void* data, long at, int dtype, float x) {
   } else {
     const uint bits = as_uint(x);
     // Rounds to nearest, ties to even; NaN must not round to infinity.
-    ((global ushort*)data)[at] = (ushort)((isnan(x) ? bits | 0x400000u : bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+    ((global ushort*)data)[at] =
+        (ushort)((isnan(x) ? bits | 0x400000u : bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
   }
 }

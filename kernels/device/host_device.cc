@@ -28,10 +28,16 @@ std::vector<T> list_of(std::span<std::byte> bytes) {
 }
 
 TensorView contiguous(std::span<std::byte> bytes, Dtype dtype, const Extents& e) {
-  return {bytes.empty() ? nullptr : bytes.data(), dtype, e, {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}, 0};
+  return {bytes.empty() ? nullptr : bytes.data(),
+          dtype,
+          e,
+          {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1},
+          0};
 }
 
-Execution execution_of(const auto& told) { return {static_cast<int>(told.threads), Target::of_bit(told.simd_target)}; }
+Execution execution_of(const auto& told) {
+  return {static_cast<int>(told.threads), Target::of_bit(told.simd_target)};
+}
 
 Status run_attention(Arguments a) {
   const auto& p = *data_of<AttentionParameters>(a[parameters]);
@@ -49,8 +55,14 @@ Status run_attention(Arguments a) {
   problem.window_right = p.window_right;
   problem.finite_min_masks = p.finite_min_masks != 0;
   if (!a[bias].empty())
-    problem.bias = {a[bias].data(), static_cast<Dtype>(p.bias_dtype), {s.batch, s.query_heads, s.rows, s.keys}, {p.bias_batch, p.bias_head, p.bias_row, p.bias_key}, 0};
-  if (!a[keep].empty()) problem.keep = {data_of<std::uint8_t>(a[keep]), {p.keep_batch, p.keep_head, p.keep_row, p.keep_key}};
+    problem.bias = {a[bias].data(),
+                    static_cast<Dtype>(p.bias_dtype),
+                    {s.batch, s.query_heads, s.rows, s.keys},
+                    {p.bias_batch, p.bias_head, p.bias_row, p.bias_key},
+                    0};
+  if (!a[keep].empty())
+    problem.keep = {data_of<std::uint8_t>(a[keep]),
+                    {p.keep_batch, p.keep_head, p.keep_row, p.keep_key}};
   const auto* of_batch = data_of<std::int64_t>(a[limits]);
   for (Index b = 0; b < s.batch; ++b) {
     problem.offset.push_back(of_batch[3 * b]);
@@ -61,18 +73,23 @@ Status run_attention(Arguments a) {
   problem.sink = list_of<float>(a[sinks]);
   problem.query_segment = list_of<std::int32_t>(a[query_segment]);
   problem.key_segment = list_of<std::int32_t>(a[key_segment]);
-  AttentionOutput out{contiguous(a[output], static_cast<Dtype>(p.output_dtype), {s.batch, s.query_heads, s.rows, s.value_dim}),
+  AttentionOutput out{contiguous(a[output], static_cast<Dtype>(p.output_dtype),
+                                 {s.batch, s.query_heads, s.rows, s.value_dim}),
                       contiguous(a[lse], Dtype::f32, {s.batch, s.query_heads, s.rows, 1})};
   return attention_forward(problem, out, execution_of(p));
 }
 
 Status run_product(Arguments a) {
   const auto& p = *data_of<ProductParameters>(a[product_parameters]);
-  const LowBitView w{static_cast<LowBit>(p.format), p.depth, p.columns, p.group, a[product_codes].data(), a[product_scales].data(), nullptr, p.tensor_scale};
+  const LowBitView w{
+      static_cast<LowBit>(p.format), p.depth, p.columns,     p.group, a[product_codes].data(),
+      a[product_scales].data(),      nullptr, p.tensor_scale};
   std::shared_ptr<const PackedWeights> packed;
   if (Status status = PackedWeights::pack(w, packed); !status.ok()) return status;
-  return product(contiguous(a[product_a], static_cast<Dtype>(p.input_dtype), {1, 1, p.rows, p.depth}), *packed,
-                 contiguous(a[product_c], static_cast<Dtype>(p.output_dtype), {1, 1, p.rows, p.columns}), execution_of(p));
+  return product(
+      contiguous(a[product_a], static_cast<Dtype>(p.input_dtype), {1, 1, p.rows, p.depth}), *packed,
+      contiguous(a[product_c], static_cast<Dtype>(p.output_dtype), {1, 1, p.rows, p.columns}),
+      execution_of(p));
 }
 
 struct Entry {
@@ -80,7 +97,8 @@ struct Entry {
   std::size_t arguments;
   Status (*run)(Arguments);
 };
-constexpr Entry entries[] = {{"attention_forward", attention_arguments, run_attention}, {"low_bit_product", product_arguments, run_product}};
+constexpr Entry entries[] = {{"attention_forward", attention_arguments, run_attention},
+                             {"low_bit_product", product_arguments, run_product}};
 
 // Elsewhere a code of the device becomes a status. Here it is the other way round: the kernel was
 // called directly, and its status becomes a code of this device.
@@ -121,7 +139,8 @@ NativeCode HostDevice::close() {
 
 NativeCode HostDevice::query(DeviceLimits& to) {
   to.name = "host, " + Target().name();
-  to.memory = to.largest_buffer = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  to.memory = to.largest_buffer = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
+                                  static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   // the kernels choose their tiles themselves
   to.local_memory = to.largest_group = static_cast<std::size_t>(-1);
   to.has_subnormals = true;
@@ -135,24 +154,28 @@ NativeCode HostDevice::allocate(std::size_t bytes, BufferHandle& buffer) {
     ++next_;
     buffer = handle;
     return 0;
-  // std::bad_alloc, or std::length_error if no memory is so large
+    // std::bad_alloc, or std::length_error if no memory is so large
   } catch (const std::exception&) {
     return refuse(ENOMEM, fmt::format("{} bytes", bytes));
   }
 }
 
-NativeCode HostDevice::free(BufferHandle buffer) { return buffers_.erase(buffer) == 1 ? 0 : refuse(EINVAL, "no such buffer"); }
+NativeCode HostDevice::free(BufferHandle buffer) {
+  return buffers_.erase(buffer) == 1 ? 0 : refuse(EINVAL, "no such buffer");
+}
 
 NativeCode HostDevice::upload(BufferHandle to, std::span<const std::byte> from) {
   Memory* memory = find(to);
-  if (!memory || from.size() > memory->size()) return refuse(EINVAL, "no such buffer, or a smaller one");
+  if (!memory || from.size() > memory->size())
+    return refuse(EINVAL, "no such buffer, or a smaller one");
   std::memcpy(memory->data(), from.data(), from.size());
   return 0;
 }
 
 NativeCode HostDevice::download(std::span<std::byte> to, BufferHandle from) {
   const Memory* memory = find(from);
-  if (!memory || to.size() > memory->size()) return refuse(EINVAL, "no such buffer, or a smaller one");
+  if (!memory || to.size() > memory->size())
+    return refuse(EINVAL, "no such buffer, or a smaller one");
   std::memcpy(to.data(), memory->data(), to.size());
   return 0;
 }
@@ -169,13 +192,18 @@ NativeCode HostDevice::compile(const KernelSource& source, KernelHandle& kernel)
   return refuse(ENOENT, fmt::format("there is no kernel '{}'", source.entry));
 }
 
-NativeCode HostDevice::release(KernelHandle kernel) { return kernels_.erase(kernel) == 1 ? 0 : refuse(EINVAL, "no such kernel"); }
+NativeCode HostDevice::release(KernelHandle kernel) {
+  return kernels_.erase(kernel) == 1 ? 0 : refuse(EINVAL, "no such kernel");
+}
 
-NativeCode HostDevice::launch(KernelHandle kernel, const Grid&, std::span<const BufferHandle> arguments) {
+NativeCode HostDevice::launch(KernelHandle kernel, const Grid&,
+                              std::span<const BufferHandle> arguments) {
   const auto found = kernels_.find(kernel);
   if (found == kernels_.end()) return refuse(EINVAL, "no such kernel");
   const Entry& entry = entries[found->second];
-  if (arguments.size() != entry.arguments) return refuse(EINVAL, fmt::format("{} arguments for {}, which takes {}", arguments.size(), entry.name, entry.arguments));
+  if (arguments.size() != entry.arguments)
+    return refuse(EINVAL, fmt::format("{} arguments for {}, which takes {}", arguments.size(),
+                                      entry.name, entry.arguments));
   std::vector<std::span<std::byte>> memory;
   for (BufferHandle handle : arguments) {
     Memory* of = handle == BufferHandle::none ? nullptr : find(handle);

@@ -27,7 +27,8 @@ class HostDevice : public Device {
   NativeCode download(std::span<std::byte> to, BufferHandle from) override;
   NativeCode compile(const KernelSource& source, KernelHandle& kernel) override;
   NativeCode release(KernelHandle kernel) override;
-  NativeCode launch(KernelHandle kernel, const Grid& grid, std::span<const BufferHandle> arguments) override;
+  NativeCode launch(KernelHandle kernel, const Grid& grid,
+                    std::span<const BufferHandle> arguments) override;
   NativeCode synchronize() override;
 
  private:

@@ -20,8 +20,30 @@ struct ProductParameters {
 #undef ASSAY_WHOLE
 #undef ASSAY_REAL
 
-enum AttentionArgument { query, key, value, bias, keep, limits, slopes, sinks, query_segment, key_segment, parameters, output, lse, attention_arguments };
-enum ProductArgument { product_a, product_codes, product_scales, product_parameters, product_c, product_arguments };
+enum AttentionArgument {
+  query,
+  key,
+  value,
+  bias,
+  keep,
+  limits,
+  slopes,
+  sinks,
+  query_segment,
+  key_segment,
+  parameters,
+  output,
+  lse,
+  attention_arguments
+};
+enum ProductArgument {
+  product_a,
+  product_codes,
+  product_scales,
+  product_parameters,
+  product_c,
+  product_arguments
+};
 
 // attention.cl
 inline constexpr std::int64_t device_lanes = 16, device_tile_keys = 64, device_tile_rows = 16;

@@ -19,7 +19,8 @@ constexpr NativeEntry opencl[] = {
     {CL_DEVICE_NOT_FOUND, "CL_DEVICE_NOT_FOUND", device_not_supported},
     {CL_DEVICE_NOT_AVAILABLE, "CL_DEVICE_NOT_AVAILABLE", device_not_supported, true},
     {CL_COMPILER_NOT_AVAILABLE, "CL_COMPILER_NOT_AVAILABLE", kernel_compilation_failed},
-    {CL_MEM_OBJECT_ALLOCATION_FAILURE, "CL_MEM_OBJECT_ALLOCATION_FAILURE", memory_allocation_failed},
+    {CL_MEM_OBJECT_ALLOCATION_FAILURE, "CL_MEM_OBJECT_ALLOCATION_FAILURE",
+     memory_allocation_failed},
     {CL_OUT_OF_RESOURCES, "CL_OUT_OF_RESOURCES", memory_allocation_failed},
     {CL_OUT_OF_HOST_MEMORY, "CL_OUT_OF_HOST_MEMORY", memory_allocation_failed},
     {CL_PROFILING_INFO_NOT_AVAILABLE, "CL_PROFILING_INFO_NOT_AVAILABLE", execution_failed},
@@ -29,12 +30,14 @@ constexpr NativeEntry opencl[] = {
     {CL_BUILD_PROGRAM_FAILURE, "CL_BUILD_PROGRAM_FAILURE", kernel_compilation_failed},
     {CL_MAP_FAILURE, "CL_MAP_FAILURE", execution_failed},
     {CL_MISALIGNED_SUB_BUFFER_OFFSET, "CL_MISALIGNED_SUB_BUFFER_OFFSET", invalid_arguments},
-    {CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST, "CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST", execution_failed},
+    {CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST, "CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST",
+     execution_failed},
     {CL_COMPILE_PROGRAM_FAILURE, "CL_COMPILE_PROGRAM_FAILURE", kernel_compilation_failed},
     {CL_LINKER_NOT_AVAILABLE, "CL_LINKER_NOT_AVAILABLE", kernel_compilation_failed},
     {CL_LINK_PROGRAM_FAILURE, "CL_LINK_PROGRAM_FAILURE", kernel_compilation_failed},
     {CL_DEVICE_PARTITION_FAILED, "CL_DEVICE_PARTITION_FAILED", device_not_supported},
-    {CL_KERNEL_ARG_INFO_NOT_AVAILABLE, "CL_KERNEL_ARG_INFO_NOT_AVAILABLE", kernel_compilation_failed},
+    {CL_KERNEL_ARG_INFO_NOT_AVAILABLE, "CL_KERNEL_ARG_INFO_NOT_AVAILABLE",
+     kernel_compilation_failed},
     {CL_INVALID_VALUE, "CL_INVALID_VALUE", invalid_arguments},
     {CL_INVALID_DEVICE_TYPE, "CL_INVALID_DEVICE_TYPE", invalid_arguments},
     {CL_INVALID_PLATFORM, "CL_INVALID_PLATFORM", invalid_arguments},
@@ -327,7 +330,8 @@ constexpr NativeEntry posix[] = {
     {EXDEV, "EXDEV", execution_failed},
 };
 
-constexpr NativeTable tables[] = {{"opencl", opencl}, {"cuda", cuda}, {"metal", metal}, {"posix", posix}};
+constexpr NativeTable tables[] = {
+    {"opencl", opencl}, {"cuda", cuda}, {"metal", metal}, {"posix", posix}};
 constexpr const NativeTable* pointers[] = {&tables[0], &tables[1], &tables[2], &tables[3]};
 
 }  // namespace
@@ -350,7 +354,8 @@ StatusCode status_of(const NativeTable& table, NativeCode code) {
 }
 
 std::string describe(const NativeTable& table, NativeCode code) {
-  if (const NativeEntry* entry = find_native(table, code)) return fmt::format("{} ({})", entry->name, code);
+  if (const NativeEntry* entry = find_native(table, code))
+    return fmt::format("{} ({})", entry->name, code);
   return fmt::format("code {}, which {} does not define", code, table.interface);
 }
 

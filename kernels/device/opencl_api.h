@@ -11,27 +11,27 @@
 
 namespace assay::kernels {
 
-#define ASSAY_OPENCL_FUNCTIONS(F)                                                                                                          \
-  F(clGetPlatformIDs)                                                                                                                      \
-  F(clGetPlatformInfo)                                                                                                                     \
-  F(clGetDeviceIDs)                                                                                                                        \
-  F(clGetDeviceInfo)                                                                                                                       \
-  F(clCreateContext)                                                                                                                       \
-  F(clReleaseContext)                                                                                                                      \
-  F(clCreateCommandQueue)                                                                                                                  \
-  F(clReleaseCommandQueue)                                                                                                                 \
-  F(clCreateBuffer)                                                                                                                        \
-  F(clReleaseMemObject)                                                                                                                    \
-  F(clEnqueueWriteBuffer)                                                                                                                  \
-  F(clEnqueueReadBuffer)                                                                                                                   \
-  F(clCreateProgramWithSource)                                                                                                             \
-  F(clBuildProgram)                                                                                                                        \
-  F(clGetProgramBuildInfo)                                                                                                                 \
-  F(clReleaseProgram)                                                                                                                      \
-  F(clCreateKernel)                                                                                                                        \
-  F(clReleaseKernel)                                                                                                                       \
-  F(clSetKernelArg)                                                                                                                        \
-  F(clEnqueueNDRangeKernel)                                                                                                                \
+#define ASSAY_OPENCL_FUNCTIONS(F) \
+  F(clGetPlatformIDs)             \
+  F(clGetPlatformInfo)            \
+  F(clGetDeviceIDs)               \
+  F(clGetDeviceInfo)              \
+  F(clCreateContext)              \
+  F(clReleaseContext)             \
+  F(clCreateCommandQueue)         \
+  F(clReleaseCommandQueue)        \
+  F(clCreateBuffer)               \
+  F(clReleaseMemObject)           \
+  F(clEnqueueWriteBuffer)         \
+  F(clEnqueueReadBuffer)          \
+  F(clCreateProgramWithSource)    \
+  F(clBuildProgram)               \
+  F(clGetProgramBuildInfo)        \
+  F(clReleaseProgram)             \
+  F(clCreateKernel)               \
+  F(clReleaseKernel)              \
+  F(clSetKernelArg)               \
+  F(clEnqueueNDRangeKernel)       \
   F(clFinish)
 
 struct OpenclApi {

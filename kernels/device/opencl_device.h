@@ -13,7 +13,8 @@ namespace assay::kernels {
 class OpenclDevice : public Device {
  public:
   // `api` is used in the place of the loader's functions.
-  explicit OpenclDevice(std::string wanted = {}, std::optional<OpenclApi> api = {}) : wanted_(std::move(wanted)), given_(api) {}
+  explicit OpenclDevice(std::string wanted = {}, std::optional<OpenclApi> api = {})
+      : wanted_(std::move(wanted)), given_(api) {}
   ~OpenclDevice() override;
 
   std::string_view name() const override { return "opencl"; }
@@ -29,7 +30,8 @@ class OpenclDevice : public Device {
   NativeCode download(std::span<std::byte> to, BufferHandle from) override;
   NativeCode compile(const KernelSource& source, KernelHandle& kernel) override;
   NativeCode release(KernelHandle kernel) override;
-  NativeCode launch(KernelHandle kernel, const Grid& grid, std::span<const BufferHandle> arguments) override;
+  NativeCode launch(KernelHandle kernel, const Grid& grid,
+                    std::span<const BufferHandle> arguments) override;
   NativeCode synchronize() override;
 
  private:

@@ -46,8 +46,9 @@ inline float scale_at(global const uchar* scales, global const Parameters* p, lo
 #endif
 }
 
-kernel __attribute__((reqd_work_group_size(TILE, TILE, 1))) void low_bit_product(global const void* a, global const uchar* codes, global const uchar* scales,
-                                                                                  global const Parameters* p, global void* c) {
+kernel __attribute__((reqd_work_group_size(TILE, TILE, 1))) void low_bit_product(
+    global const void* a, global const uchar* codes, global const uchar* scales,
+    global const Parameters* p, global void* c) {
   local float rows[TILE][SLICE + 1];
   local float weights[SLICE][TILE + 1];
   const int x = get_local_id(0), y = get_local_id(1), item = y * TILE + x;
@@ -61,11 +62,15 @@ kernel __attribute__((reqd_work_group_size(TILE, TILE, 1))) void low_bit_product
       barrier(CLK_LOCAL_MEM_FENCE);
       for (int e = item; e < TILE * SLICE; e += TILE * TILE) {
         const int r = e / SLICE, k = e % SLICE;
-        rows[r][k] = m0 + r < p->rows && k0 + k < end ? load_as(a, (m0 + r) * p->depth + k0 + k, INPUT) : 0.0f;
+        rows[r][k] = m0 + r < p->rows && k0 + k < end
+                         ? load_as(a, (m0 + r) * p->depth + k0 + k, INPUT)
+                         : 0.0f;
       }
       for (int e = item; e < SLICE * TILE; e += TILE * TILE) {
         const int k = e / TILE, column = e % TILE;
-        weights[k][column] = n0 + column < p->columns && k0 + k < end ? weight_at(codes, p, k0 + k, n0 + column) : 0.0f;
+        weights[k][column] = n0 + column < p->columns && k0 + k < end
+                                 ? weight_at(codes, p, k0 + k, n0 + column)
+                                 : 0.0f;
       }
       barrier(CLK_LOCAL_MEM_FENCE);
       const int depth = (int)min((long)SLICE, end - k0);
@@ -73,5 +78,6 @@ kernel __attribute__((reqd_work_group_size(TILE, TILE, 1))) void low_bit_product
     }
     if (n < p->columns) total = fma(sum, scale_at(scales, p, t, n), total);
   }
-  if (m < p->rows && n < p->columns) store_as(c, m * p->columns + n, OUTPUT, total * p->tensor_scale);
+  if (m < p->rows && n < p->columns)
+    store_as(c, m * p->columns + n, OUTPUT, total * p->tensor_scale);
 }

@@ -31,8 +31,9 @@ void append(Status& first, const Status& later) noexcept {
 }  // namespace
 
 std::string_view name_of(DeviceCall call) {
-  constexpr std::array<std::string_view, device_call_count> names = {"open",   "close",    "query",   "allocate", "free",       "upload",
-                                                                     "download", "compile", "release", "launch",   "synchronize"};
+  constexpr std::array<std::string_view, device_call_count> names = {
+      "open",     "close",   "query",   "allocate", "free",       "upload",
+      "download", "compile", "release", "launch",   "synchronize"};
   return names[static_cast<std::size_t>(call)];
 }
 
@@ -47,11 +48,14 @@ std::string KernelSource::key() const {
 template <class Body>
 Status DeviceSession::call(DeviceCall what, std::string_view object, const Body& body) noexcept {
   Status status;
-  const auto explain = [&](StatusCode code, std::string_view reason, std::string_view more = {}) noexcept {
+  const auto explain = [&](StatusCode code, std::string_view reason,
+                           std::string_view more = {}) noexcept {
     status.code = code;
     try {
-      status.origin = object.empty() ? std::string(name_of(what)) : fmt::format("{} {}", name_of(what), object);
-      status.detail = fmt::format("{}: {} failed with {}{}{}", device_->name(), status.origin, reason, more.empty() ? "" : ": ", more);
+      status.origin =
+          object.empty() ? std::string(name_of(what)) : fmt::format("{} {}", name_of(what), object);
+      status.detail = fmt::format("{}: {} failed with {}{}{}", device_->name(), status.origin,
+                                  reason, more.empty() ? "" : ": ", more);
     } catch (...) {
     }
   };
@@ -63,7 +67,9 @@ Status DeviceSession::call(DeviceCall what, std::string_view object, const Body&
   } catch (const std::exception& e) {
     // If a compiler throws, it has failed to compile; if any other call throws, it has failed to
     // run.
-    explain(what == DeviceCall::compile ? StatusCode::kernel_compilation_failed : StatusCode::execution_failed, e.what());
+    explain(what == DeviceCall::compile ? StatusCode::kernel_compilation_failed
+                                        : StatusCode::execution_failed,
+            e.what());
   } catch (...) {
     explain(StatusCode::unknown, "an exception that is no std::exception");
   }
@@ -74,7 +80,8 @@ Status DeviceSession::call(DeviceCall what, std::string_view object, const Body&
   if (entry && entry->sticky) lost_.code = StatusCode::device_not_supported;
   try {
     explain(status.code, describe(table, code), device_->detail());
-    if (!lost_.ok() && lost_.detail.empty()) lost_.detail = status.detail + "; the device must be opened again";
+    if (!lost_.ok() && lost_.detail.empty())
+      lost_.detail = status.detail + "; the device must be opened again";
   } catch (...) {
   }
   return status;
@@ -83,9 +90,11 @@ Status DeviceSession::call(DeviceCall what, std::string_view object, const Body&
 Status DeviceSession::ready() {
   if (!lost_.ok()) return lost_;
   if (open_) return {};
-  if (Status status = call(DeviceCall::open, "", [&] { return device_->open(); }); !status.ok()) return status;
+  if (Status status = call(DeviceCall::open, "", [&] { return device_->open(); }); !status.ok())
+    return status;
   DeviceLimits limits;
-  if (Status status = call(DeviceCall::query, "", [&] { return device_->query(limits); }); !status.ok()) {
+  if (Status status = call(DeviceCall::query, "", [&] { return device_->query(limits); });
+      !status.ok()) {
     append(status, call(DeviceCall::close, "", [&] { return device_->close(); }));
     return status;
   }
@@ -102,7 +111,8 @@ Status DeviceSession::find_kernel(const KernelSource& source, KernelHandle& kern
       return {};
     }
   kernels_.reserve(kernels_.size() + 1);  // nothing may fail after the kernel is compiled
-  Status status = call(DeviceCall::compile, source.entry, [&] { return device_->compile(source, kernel); });
+  Status status =
+      call(DeviceCall::compile, source.entry, [&] { return device_->compile(source, kernel); });
   if (status.ok()) kernels_.push_back({std::move(key), kernel});
   return status;
 }
@@ -149,7 +159,8 @@ Status DeviceSession::run_locked(const Job& job) {
   // These checks are made before anything is allocated on the device, because there may be no
   // memory for the text of a failure.
   const auto check = [&](std::string_view name, std::size_t bytes) {
-    if (status.ok() && bytes > limits_.largest_buffer) status = exceeds_buffer(device_->name(), name, bytes, limits_.largest_buffer);
+    if (status.ok() && bytes > limits_.largest_buffer)
+      status = exceeds_buffer(device_->name(), name, bytes, limits_.largest_buffer);
   };
   for (const JobInput& in : job.inputs) check(in.name, in.bytes.size());
   for (const JobOutput& out : job.outputs) check(out.name, out.staging.size());
@@ -165,13 +176,20 @@ Status DeviceSession::run_locked(const Job& job) {
   for (const JobOutput& out : job.outputs) allocate(out.name, out.staging.size());
   for (std::size_t k = 0; k < job.inputs.size() && status.ok(); ++k)
     if (const JobInput& in = job.inputs[k]; !in.bytes.empty())
-      status = call(DeviceCall::upload, in.name, [&] { return device_->upload(arguments[k], in.bytes); });
-  if (status.ok()) status = call(DeviceCall::launch, job.source.entry, [&] { return device_->launch(kernel, job.grid, arguments); });
-  if (status.ok()) status = call(DeviceCall::synchronize, "", [&] { return device_->synchronize(); });
+      status = call(DeviceCall::upload, in.name,
+                    [&] { return device_->upload(arguments[k], in.bytes); });
+  if (status.ok())
+    status = call(DeviceCall::launch, job.source.entry,
+                  [&] { return device_->launch(kernel, job.grid, arguments); });
+  if (status.ok())
+    status = call(DeviceCall::synchronize, "", [&] { return device_->synchronize(); });
   for (std::size_t k = 0; k < job.outputs.size() && status.ok(); ++k)
     if (const JobOutput& out = job.outputs[k]; !out.staging.empty())
-      status = call(DeviceCall::download, out.name, [&] { return device_->download(out.staging, arguments[job.inputs.size() + k]); });
-  for (; !allocated.empty(); allocated.pop_back()) append(status, call(DeviceCall::free, "", [&] { return device_->free(allocated.back()); }));
+      status = call(DeviceCall::download, out.name, [&] {
+        return device_->download(out.staging, arguments[job.inputs.size() + k]);
+      });
+  for (; !allocated.empty(); allocated.pop_back())
+    append(status, call(DeviceCall::free, "", [&] { return device_->free(allocated.back()); }));
   return status;
 }
 
@@ -182,7 +200,9 @@ Status DeviceSession::close() {
 
 Status DeviceSession::close_locked() {
   Status status;
-  for (; !kernels_.empty(); kernels_.pop_back()) append(status, call(DeviceCall::release, "", [&] { return device_->release(kernels_.back().handle); }));
+  for (; !kernels_.empty(); kernels_.pop_back())
+    append(status,
+           call(DeviceCall::release, "", [&] { return device_->release(kernels_.back().handle); }));
   if (open_) append(status, call(DeviceCall::close, "", [&] { return device_->close(); }));
   open_ = false;
   return status;

@@ -7,14 +7,21 @@ namespace {
 
 class HostKernel : public CompiledAttention {
  public:
-  Status run(const Attention& problem, const AttentionOutput& out, const Execution& how) const override { return attention_forward(problem, out, how); }
+  Status run(const Attention& problem, const AttentionOutput& out,
+             const Execution& how) const override {
+    return attention_forward(problem, out, how);
+  }
 };
 
 class HostBackend : public AttentionBackend {
  public:
   std::string_view device() const override { return "host"; }
-  bool supports_dtype(Dtype inputs, Dtype output) const override { return is_kernel_dtype(inputs) && is_kernel_dtype(output); }
-  bool supports_heads(Index query_heads, Index kv_heads) const override { return query_heads % kv_heads == 0; }
+  bool supports_dtype(Dtype inputs, Dtype output) const override {
+    return is_kernel_dtype(inputs) && is_kernel_dtype(output);
+  }
+  bool supports_heads(Index query_heads, Index kv_heads) const override {
+    return query_heads % kv_heads == 0;
+  }
   bool supports_layout(const Attention&, const AttentionOutput&) const override { return true; }
   std::string_view unsupported_feature(const Attention&) const override { return {}; }
   Status choose_tiles(KernelKey& key) const override {
@@ -26,7 +33,8 @@ class HostBackend : public AttentionBackend {
     return {};
   }
   // Highway has compiled the kernel for every target already, so only the object is made here.
-  Status compile(const KernelKey&, std::shared_ptr<const CompiledAttention>& kernel) const override {
+  Status compile(const KernelKey&,
+                 std::shared_ptr<const CompiledAttention>& kernel) const override {
     kernel = std::make_shared<HostKernel>();
     return {};
   }
@@ -39,7 +47,8 @@ std::shared_ptr<const AttentionBackend> host_backend() {
   return backend;
 }
 
-Status key_of(const Attention& p, const AttentionOutput& out, const AttentionBackend& backend, KernelKey& key) {
+Status key_of(const Attention& p, const AttentionOutput& out, const AttentionBackend& backend,
+              KernelKey& key) {
   key = {};
   key.dtype = p.q.dtype;
   key.out_dtype = out.o.dtype;
@@ -66,7 +75,8 @@ Status key_of(const Attention& p, const AttentionOutput& out, const AttentionBac
   return backend.choose_tiles(key);
 }
 
-Status KernelCache::get(const KernelKey& key, const AttentionBackend& backend, std::shared_ptr<const CompiledAttention>& kernel) {
+Status KernelCache::get(const KernelKey& key, const AttentionBackend& backend,
+                        std::shared_ptr<const CompiledAttention>& kernel) {
   // The lock is held while compiling too: another caller that asks for the same kernel waits for
   // it.
   const std::lock_guard lock(mutex_);

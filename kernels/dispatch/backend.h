@@ -16,7 +16,9 @@
 namespace assay::kernels {
 
 // Whether attention kernels read and write tensors of this dtype.
-inline bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
+inline bool is_kernel_dtype(Dtype d) {
+  return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16;
+}
 
 // Every constant that a backend may compile into a kernel. Problems with equal keys share a kernel.
 struct KernelKey {
@@ -39,7 +41,8 @@ class CompiledAttention {
  public:
   virtual ~CompiledAttention() = default;
   // Runs the kernel on a problem that has the key for which it was compiled. Thread-safe.
-  virtual Status run(const Attention& problem, const AttentionOutput& out, const Execution& how) const = 0;
+  virtual Status run(const Attention& problem, const AttentionOutput& out,
+                     const Execution& how) const = 0;
 };
 
 class AttentionBackend {
@@ -65,19 +68,22 @@ class AttentionBackend {
   virtual std::string_view unsupported_feature(const Attention& problem) const = 0;
   // Sets target, tile_rows, tile_keys and split_keys.
   virtual Status choose_tiles(KernelKey& key) const = 0;
-  virtual Status compile(const KernelKey& key, std::shared_ptr<const CompiledAttention>& kernel) const = 0;
+  virtual Status compile(const KernelKey& key,
+                         std::shared_ptr<const CompiledAttention>& kernel) const = 0;
 };
 
 // Returns the tiled kernel of this machine, which supports all of docs/semantics.md.
 std::shared_ptr<const AttentionBackend> host_backend();
 
-Status key_of(const Attention& problem, const AttentionOutput& out, const AttentionBackend& backend, KernelKey& key);
+Status key_of(const Attention& problem, const AttentionOutput& out, const AttentionBackend& backend,
+              KernelKey& key);
 
 // The compiled kernels of one backend. Each is compiled once. A compilation that fails leaves
 // nothing behind. Thread-safe.
 class KernelCache {
  public:
-  Status get(const KernelKey& key, const AttentionBackend& backend, std::shared_ptr<const CompiledAttention>& kernel);
+  Status get(const KernelKey& key, const AttentionBackend& backend,
+             std::shared_ptr<const CompiledAttention>& kernel);
   void clear();
 
   struct Counters {

@@ -19,11 +19,11 @@ namespace assay::kernels {
 // The reasons for running the unfused kernel, in the order of the tests. The first test that fails
 // is counted.
 enum class Refusal {
-  disabled,       // dispatch was switched off
-  asked,          // SdpaOptions ask for the unfused kernel
+  disabled,  // dispatch was switched off
+  asked,     // SdpaOptions ask for the unfused kernel
   // causality with padding or a mask, on a device that is listed because it gets that wrong
   listed_device,
-  device,         // the tensors are not on the backend's device
+  device,  // the tensors are not on the backend's device
   dropout,
   mask,          // a boolean mask that is not all true, or any additive mask
   query_length,  // fewer rows than the threshold
@@ -61,7 +61,8 @@ enum class Implementation { automatic, sdpa, unfused };  // the first two are th
 struct SdpaOptions {
   Implementation implementation = Implementation::automatic;
   // where the tensors are; the unfused kernel reads them on the host
-  std::string_view device = "host";  // where the tensors are. The fallback reads them from the host.
+  std::string_view device =
+      "host";  // where the tensors are. The fallback reads them from the host.
   Execution execution = {};
 };
 
@@ -77,11 +78,13 @@ struct DispatchCounters {
 // earlier calls.
 class Dispatcher {
  public:
-  explicit Dispatcher(std::shared_ptr<const AttentionBackend> backend = host_backend(), DispatchSettings settings = {});
+  explicit Dispatcher(std::shared_ptr<const AttentionBackend> backend = host_backend(),
+                      DispatchSettings settings = {});
 
   // Refuses what attention_forward refuses, with the same statuses, before anything is counted.
   // Every call reads the masks, element by element.
-  Status sdpa(const Attention& problem, const AttentionOutput& out, const SdpaOptions& options = {});
+  Status sdpa(const Attention& problem, const AttentionOutput& out,
+              const SdpaOptions& options = {});
 
   // Compiles the kernels that problems with these constants need, and runs each once on a few
   // zeros, so that no later call has to compile. Tensors may be absent; only the dtypes of Q and
@@ -104,11 +107,14 @@ class Dispatcher {
 
  private:
   std::shared_ptr<const DispatchSettings> snapshot() const;
-  Status decide_and_run(const Attention& problem, const AttentionOutput& out, const SdpaOptions& options);
+  Status decide_and_run(const Attention& problem, const AttentionOutput& out,
+                        const SdpaOptions& options);
   Status warm_up_one(const Attention& wanted, const Execution& how);
   void warn(const DispatchSettings& settings, const std::string& text) const;
-  Status run_or_replace(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, const Execution& how);
-  Status run_kernel(const Attention& problem, const AttentionOutput& out, const DispatchSettings& settings, const Execution& how);
+  Status run_or_replace(const Attention& problem, const AttentionOutput& out,
+                        const DispatchSettings& settings, const Execution& how);
+  Status run_kernel(const Attention& problem, const AttentionOutput& out,
+                    const DispatchSettings& settings, const Execution& how);
 
   const std::shared_ptr<const AttentionBackend> backend_;
   mutable std::mutex mutex_;
@@ -121,10 +127,14 @@ class Dispatcher {
 // Changes the settings for a scope and restores them at its end.
 class ScopedSettings {
  public:
-  ScopedSettings(Dispatcher& dispatcher, DispatchSettings settings) : dispatcher_(dispatcher), before_(dispatcher.settings()) {
+  ScopedSettings(Dispatcher& dispatcher, DispatchSettings settings)
+      : dispatcher_(dispatcher), before_(dispatcher.settings()) {
     dispatcher_.set_settings(std::move(settings));
   }
-  ScopedSettings(Dispatcher& dispatcher, bool enabled) : dispatcher_(dispatcher), before_(dispatcher.settings()) { dispatcher_.set_enabled(enabled); }
+  ScopedSettings(Dispatcher& dispatcher, bool enabled)
+      : dispatcher_(dispatcher), before_(dispatcher.settings()) {
+    dispatcher_.set_enabled(enabled);
+  }
   ~ScopedSettings() { dispatcher_.set_settings(std::move(before_)); }
   ScopedSettings(const ScopedSettings&) = delete;
   ScopedSettings& operator=(const ScopedSettings&) = delete;
@@ -138,6 +148,7 @@ class ScopedSettings {
 Dispatcher& default_dispatcher();
 
 // Calls sdpa of the process's dispatcher, with default options.
-Status attention_auto(const Attention& problem, const AttentionOutput& out, const Execution& how = {});
+Status attention_auto(const Attention& problem, const AttentionOutput& out,
+                      const Execution& how = {});
 
 }  // namespace assay::kernels

@@ -18,7 +18,8 @@ struct Array {
   Index origin = 0;
 };
 
-inline constexpr Index single_head_max_length = 65535, single_head_max_dim = 1024, single_head_max_batch = 1024;
+inline constexpr Index single_head_max_length = 65535, single_head_max_dim = 1024,
+                       single_head_max_batch = 1024;
 
 struct SingleHeadOptions {
   std::optional<float> scale;  // none: 1 / sqrt(D)
@@ -38,7 +39,8 @@ struct SingleHeadOptions {
 //   Metal SDPA Backend Error: Sequence length too large (max 65535) [key.shape[0] = 70000]
 //   Metal SDPA Backend Error: Failed to create key buffer [2, Memory allocation failed: ...]
 // Several heads are `unsupported`, as other dtypes are; they are never read as one head.
-Status single_head_attention(Dispatcher& dispatcher, const Array& q, const Array& k, const Array& v, const Array& o, const SingleHeadOptions& options = {});
+Status single_head_attention(Dispatcher& dispatcher, const Array& q, const Array& k, const Array& v,
+                             const Array& o, const SingleHeadOptions& options = {});
 
 // Returns "Metal Flash Attention forward pass failed with code 2 (Memory allocation failed)". The
 // texts in brackets are not those of message_of() but a table of their own.

@@ -23,7 +23,8 @@ enum class Anchor { top_left, bottom_right };
 // n.
 //
 // The bits of every sequence are those of its own call of attention_forward.
-Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows, std::span<const Index> cu_keys, Anchor anchor, const AttentionOutput& out,
+Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
+                        std::span<const Index> cu_keys, Anchor anchor, const AttentionOutput& out,
                         const Execution& how = {});
 
 }  // namespace assay::kernels

@@ -16,10 +16,14 @@ namespace {
 
 Status refuse(std::string detail) { return {StatusCode::invalid_arguments, std::move(detail)}; }
 
-std::uint32_t nibble(const std::byte* data, Index at) { return static_cast<std::uint32_t>(data[at / 2]) >> (at % 2 * 4) & 0xF; }
+std::uint32_t nibble(const std::byte* data, Index at) {
+  return static_cast<std::uint32_t>(data[at / 2]) >> (at % 2 * 4) & 0xF;
+}
 
 // Returns the place of scale or zero point [t, n] in the bytes of a matrix.
-Index scale_place(const LowBitView& w, Index t, Index n) { return traits(w.format).layout == CodeLayout::columns ? n * w.groups() + t : t * w.n + n; }
+Index scale_place(const LowBitView& w, Index t, Index n) {
+  return traits(w.format).layout == CodeLayout::columns ? n * w.groups() + t : t * w.n + n;
+}
 
 std::uint32_t scale_code_of(const LowBitView& w, Index t, Index n) {
   const Index at = scale_place(w, t, n);
@@ -32,13 +36,18 @@ std::uint32_t scale_code_of(const LowBitView& w, Index t, Index n) {
 // Returns dense codes. A code of a sparse matrix that was not kept is 0.
 std::uint32_t code_of(const LowBitView& w, Index k, Index n) {
   switch (traits(w.format).layout) {
-    case CodeLayout::columns: return traits(w.format).bits == 8 ? static_cast<std::uint32_t>(w.codes[n * w.k + k]) : nibble(w.codes + n * ((w.k + 1) / 2), k);
+    case CodeLayout::columns:
+      return traits(w.format).bits == 8 ? static_cast<std::uint32_t>(w.codes[n * w.k + k])
+                                        : nibble(w.codes + n * ((w.k + 1) / 2), k);
     case CodeLayout::words: return nibble(w.codes, (k / 8 * w.n + n) * 8 + k % 8);
     case CodeLayout::bytes: return static_cast<std::uint32_t>(w.codes[k * w.n + n]);
     default: {
-      const std::uint32_t kept = nibble(w.extra, (k / 32 * w.n + n) * 8 + k / 4 % 8), position = static_cast<std::uint32_t>(k % 4);
+      const std::uint32_t kept = nibble(w.extra, (k / 32 * w.n + n) * 8 + k / 4 % 8),
+                          position = static_cast<std::uint32_t>(k % 4);
       const Index pair = (k / 16 * w.n + n) * 8 + k / 4 % 4 * 2;
-      return position == (kept & 3) ? nibble(w.codes, pair) : position == kept >> 2 ? nibble(w.codes, pair + 1) : 0;
+      return position == (kept & 3)  ? nibble(w.codes, pair)
+             : position == kept >> 2 ? nibble(w.codes, pair + 1)
+                                     : 0;
     }
   }
 }
@@ -46,24 +55,34 @@ std::uint32_t code_of(const LowBitView& w, Index k, Index n) {
 }  // namespace
 
 Status validate_low_bit_shape(const LowBitView& w) {
-  if (static_cast<int>(w.format) >= count_of<LowBit>) return refuse(fmt::format("format = {} is none of the {}", static_cast<int>(w.format), count_of<LowBit>));
+  if (static_cast<int>(w.format) >= count_of<LowBit>)
+    return refuse(
+        fmt::format("format = {} is none of the {}", static_cast<int>(w.format), count_of<LowBit>));
   const LowBitTraits& t = traits(w.format);
   constexpr Index most = Index{1} << 40;
   for (auto [name, value] : {std::pair{"k", w.k}, {"n", w.n}})
-    if (value < 1 || value > most) return refuse(fmt::format("{} = {} is outside [1, {}]", name, value, most));
+    if (value < 1 || value > most)
+      return refuse(fmt::format("{} = {} is outside [1, {}]", name, value, most));
   if (static_cast<double>(w.k) * static_cast<double>(w.n) > 0x1p46)
-    return {StatusCode::memory_allocation_failed, fmt::format("k * n = {} * {} weights are above 2^46", w.k, w.n)};
+    return {StatusCode::memory_allocation_failed,
+            fmt::format("k * n = {} * {} weights are above 2^46", w.k, w.n)};
   if (w.group > most) return refuse(fmt::format("group = {} is above {}", w.group, most));
-  if (!t.group_free && w.group != t.group) return refuse(fmt::format("group = {}: groups of {} have {}", w.group, t.name, t.group));
+  if (!t.group_free && w.group != t.group)
+    return refuse(fmt::format("group = {}: groups of {} have {}", w.group, t.name, t.group));
   if (w.group % 8 != 0 || w.group < (t.scale == Dtype::e8m0 ? 0 : 8))
-    return refuse(fmt::format("group = {} is not a positive multiple of 8{}", w.group, t.scale == Dtype::e8m0 ? ", nor 0" : ""));
-  if (w.format == LowBit::fp4_sparse && w.k % 4 != 0) return refuse(fmt::format("k = {} is not a multiple of 4, of which two are kept", w.k));
+    return refuse(fmt::format("group = {} is not a positive multiple of 8{}", w.group,
+                              t.scale == Dtype::e8m0 ? ", nor 0" : ""));
+  if (w.format == LowBit::fp4_sparse && w.k % 4 != 0)
+    return refuse(fmt::format("k = {} is not a multiple of 4, of which two are kept", w.k));
   if (!w.codes) return refuse("codes is null");
   if (!w.scales && w.group > 0) return refuse("scales is null");
   if (!w.extra && t.integer) return refuse("extra (zero points) is null");
   if (!w.extra && w.format == LowBit::fp4_sparse) return refuse("extra (metadata) is null");
-  if (!std::isfinite(w.tensor_scale)) return refuse(fmt::format("tensor_scale = {} is not finite", w.tensor_scale));
-  if (w.tensor_scale != 1 && w.format != LowBit::nvfp4) return refuse(fmt::format("tensor_scale = {}: {} has none, so it must be 1", w.tensor_scale, t.name));
+  if (!std::isfinite(w.tensor_scale))
+    return refuse(fmt::format("tensor_scale = {} is not finite", w.tensor_scale));
+  if (w.tensor_scale != 1 && w.format != LowBit::nvfp4)
+    return refuse(
+        fmt::format("tensor_scale = {}: {} has none, so it must be 1", w.tensor_scale, t.name));
   return {};
 }
 
@@ -75,16 +94,26 @@ Status check_codes(const LowBitView& w) {
   for (Index n = 0; n < w.n; ++n) {
     for (Index g = 0; g < w.groups(); ++g) {
       const std::uint32_t code = scale_code_of(w, g, n);
-      const bool forbidden = t.scale == Dtype::f8e4m3 ? code > 0x7F : t.scale == Dtype::f16 ? code >= 0x8000 || code == 0x7C00 : false;
-      if (forbidden) return refuse(fmt::format("scales: code {:#x} of group {} of column {} is {}; a scale is finite and at least 0, or NaN", code, g, n, code == 0x7C00 ? "infinite" : "negative"));
+      const bool forbidden = t.scale == Dtype::f8e4m3 ? code > 0x7F
+                             : t.scale == Dtype::f16  ? code >= 0x8000 || code == 0x7C00
+                                                      : false;
+      if (forbidden)
+        return refuse(
+            fmt::format("scales: code {:#x} of group {} of column {} is {}; a scale is finite and "
+                        "at least 0, or NaN",
+                        code, g, n, code == 0x7C00 ? "infinite" : "negative"));
       if (w.format != LowBit::int4) continue;
       const auto zero = static_cast<std::uint32_t>(w.extra[scale_place(w, g, n)]);
-      if (zero > 15) return refuse(fmt::format("extra: zero point {} of group {} of column {} is outside [0, 15]", zero, g, n));
+      if (zero > 15)
+        return refuse(fmt::format(
+            "extra: zero point {} of group {} of column {} is outside [0, 15]", zero, g, n));
     }
     for (Index quad = 0; w.format == LowBit::fp4_sparse && 4 * quad < w.k; ++quad) {
       const std::uint32_t kept = nibble(w.extra, (quad / 8 * w.n + n) * 8 + quad % 8);
       if ((kept & 3) >= kept >> 2)
-        return refuse(fmt::format("extra: metadata {} of k = {} of column {} is none of 4, 8, 9, 12, 13, 14", kept, 4 * quad, n));
+        return refuse(
+            fmt::format("extra: metadata {} of k = {} of column {} is none of 4, 8, 9, 12, 13, 14",
+                        kept, 4 * quad, n));
     }
   }
   return {};
@@ -116,10 +145,13 @@ Status validate_low_bit(const LowBitView& w) {
 }
 
 float decode_low_bit(const LowBitView& w, Index k, Index n) {
-  const int zero = !traits(w.format).integer ? 0
-                   : w.format == LowBit::int8 ? static_cast<int>(static_cast<std::int8_t>(w.extra[scale_place(w, k / w.group, n)]))
-                                              : static_cast<int>(w.extra[scale_place(w, k / w.group, n)]);
-  return value_of(w.format, code_of(w, k, n), zero) * (w.group > 0 ? scale_of(w.format, scale_code_of(w, k / w.group, n)) : 1.0f);
+  const int zero =
+      !traits(w.format).integer ? 0
+      : w.format == LowBit::int8
+          ? static_cast<int>(static_cast<std::int8_t>(w.extra[scale_place(w, k / w.group, n)]))
+          : static_cast<int>(w.extra[scale_place(w, k / w.group, n)]);
+  return value_of(w.format, code_of(w, k, n), zero) *
+         (w.group > 0 ? scale_of(w.format, scale_code_of(w, k / w.group, n)) : 1.0f);
 }
 
 Status PackedWeights::pack(const LowBitView& w, std::shared_ptr<const PackedWeights>& packed) {
@@ -148,13 +180,18 @@ Status PackedWeights::pack(const LowBitView& w, std::shared_ptr<const PackedWeig
       for (Index g = 0; g < w.groups(); ++g) {
         const Index at = (n / panel * p->groups_ + g) * panel + n % panel;
         const std::uint32_t code = scale_code_of(w, g, n);
-        std::memcpy(p->scales_.data() + at * p->scale_bytes_, &code, static_cast<std::size_t>(p->scale_bytes_));
-        if (t.integer) p->zeros_[static_cast<std::size_t>(at)] = static_cast<std::int8_t>(w.extra[scale_place(w, g, n)]);
+        std::memcpy(p->scales_.data() + at * p->scale_bytes_, &code,
+                    static_cast<std::size_t>(p->scale_bytes_));
+        if (t.integer)
+          p->zeros_[static_cast<std::size_t>(at)] =
+              static_cast<std::int8_t>(w.extra[scale_place(w, g, n)]);
       }
     }
     if (w.format == LowBit::fp4_sparse)
       for (Index quad = 0; 4 * quad < w.k; ++quad)
-        for (Index n = 0; n < w.n; ++n) p->kept_.push_back(static_cast<std::uint8_t>(nibble(w.extra, (quad / 8 * w.n + n) * 8 + quad % 8)));
+        for (Index n = 0; n < w.n; ++n)
+          p->kept_.push_back(
+              static_cast<std::uint8_t>(nibble(w.extra, (quad / 8 * w.n + n) * 8 + quad % 8)));
     packed = std::move(p);
   } catch (const std::bad_alloc&) {
     return out_of_memory("the packed form of {} x {} weights", w.k, w.n);
@@ -165,7 +202,9 @@ Status PackedWeights::pack(const LowBitView& w, std::shared_ptr<const PackedWeig
 Status PackedWeights::unpack(std::byte* codes, std::byte* scales, std::byte* extra) const {
   const LowBitTraits& t = traits(format_);
   const LowBitSizes sizes = sizes_of(format_, k_, n_, scaled_ ? group_ : 0);
-  for (auto [name, to, bytes] : {std::tuple{"codes", codes, sizes.codes}, {"scales", scales, sizes.scales}, {"extra", extra, sizes.extra}}) {
+  for (auto [name, to, bytes] : {std::tuple{"codes", codes, sizes.codes},
+                                 {"scales", scales, sizes.scales},
+                                 {"extra", extra, sizes.extra}}) {
     if (!to && bytes > 0) return refuse(fmt::format("{} is null", name));
     if (bytes > 0) std::memset(to, 0, static_cast<std::size_t>(bytes));
   }
@@ -205,24 +244,33 @@ void PackedWeights::set_code(Index k, Index n, std::uint32_t code) {
   std::uint8_t* block = codes_.get() + (n / panel * blocks() + k / 8) * block_bytes();
   const Index column = n % panel, depth = k % 8;
   if (bits_ == 8) block[depth * panel + column] = static_cast<std::uint8_t>(code);
-  else block[column / 4 * 16 + depth % 4 / 2 * 8 + column % 4 * 2 + depth % 2] |= static_cast<std::uint8_t>(code << (depth / 4 * 4));
+  else
+    block[column / 4 * 16 + depth % 4 / 2 * 8 + column % 4 * 2 + depth % 2] |=
+        static_cast<std::uint8_t>(code << (depth / 4 * 4));
 }
 
 std::uint32_t PackedWeights::code(Index k, Index n) const {
   const std::uint8_t* block = panel_codes(n / panel) + k / 8 * block_bytes();
   const Index column = n % panel, depth = k % 8;
   if (bits_ == 8) return block[depth * panel + column];
-  return block[column / 4 * 16 + depth % 4 / 2 * 8 + column % 4 * 2 + depth % 2] >> (depth / 4 * 4) & 0xFu;
+  return block[column / 4 * 16 + depth % 4 / 2 * 8 + column % 4 * 2 + depth % 2] >>
+             (depth / 4 * 4) &
+         0xFu;
 }
 
-float PackedWeights::value(Index k, Index n) const { return value_of(format_, code(k, n), zeros_.empty() ? 0 : zero(k / group_, n)); }
+float PackedWeights::value(Index k, Index n) const {
+  return value_of(format_, code(k, n), zeros_.empty() ? 0 : zero(k / group_, n));
+}
 
 std::uint32_t PackedWeights::scale_code(Index t, Index n) const {
   std::uint32_t code = 0;
-  std::memcpy(&code, panel_scales(n / panel) + (t * panel + n % panel) * scale_bytes_, static_cast<std::size_t>(scale_bytes_));
+  std::memcpy(&code, panel_scales(n / panel) + (t * panel + n % panel) * scale_bytes_,
+              static_cast<std::size_t>(scale_bytes_));
   return code;
 }
 
-float PackedWeights::scale(Index t, Index n) const { return scaled_ ? scale_of(format_, scale_code(t, n)) : 1.0f; }
+float PackedWeights::scale(Index t, Index n) const {
+  return scaled_ ? scale_of(format_, scale_code(t, n)) : 1.0f;
+}
 
 }  // namespace assay::kernels

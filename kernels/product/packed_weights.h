@@ -46,10 +46,14 @@ class PackedWeights {
   // for column (i % 8) / 2, k = i / 8 * 2 + i % 2 in its low nibble and k + 4 in its high nibble.
   // Two table look-ups and one interleaving turn such bytes into pairs of bf16. With 8 bits the
   // order is [k][column].
-  const std::uint8_t* panel_codes(Index p) const { return codes_.get() + p * blocks() * block_bytes(); }
+  const std::uint8_t* panel_codes(Index p) const {
+    return codes_.get() + p * blocks() * block_bytes();
+  }
   Index block_bytes() const { return panel * 8 * bits_ / 8; }
   // [group][column]; a scale takes one byte, or two if it is f16.
-  const std::uint8_t* panel_scales(Index p) const { return scales_.data() + p * groups_ * panel * scale_bytes_; }
+  const std::uint8_t* panel_scales(Index p) const {
+    return scales_.data() + p * groups_ * panel * scale_bytes_;
+  }
   Index scale_bytes() const { return scale_bytes_; }
   const std::int8_t* panel_zeros(Index p) const { return zeros_.data() + p * groups_ * panel; }
 
@@ -57,7 +61,9 @@ class PackedWeights {
   std::uint32_t code(Index k, Index n) const;
   float value(Index k, Index n) const;  // decoded, with the zero point subtracted
   float scale(Index t, Index n) const;
-  int zero(Index t, Index n) const { return zeros_[static_cast<std::size_t>((n / panel * groups_ + t) * panel + n % panel)]; }
+  int zero(Index t, Index n) const {
+    return zeros_[static_cast<std::size_t>((n / panel * groups_ + t) * panel + n % panel)];
+  }
 
  private:
   PackedWeights() = default;

@@ -31,8 +31,10 @@ inline constexpr Index lane_count = static_cast<Index>(hn::MaxLanes(Lanes()));
 // accumulators of two vectors for each row, and what decoding needs.
 inline constexpr std::size_t decoding_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 8 : 4;
 // How many vectors of columns a single row sums side by side.
-inline constexpr std::size_t row_vectors = std::min<std::size_t>(8, static_cast<std::size_t>(PackedWeights::panel / lane_count));
-static_assert(PackedWeights::panel % panel_width == 0 && PackedWeights::panel % (static_cast<Index>(row_vectors) * lane_count) == 0);
+inline constexpr std::size_t row_vectors =
+    std::min<std::size_t>(8, static_cast<std::size_t>(PackedWeights::panel / lane_count));
+static_assert(PackedWeights::panel % panel_width == 0 &&
+              PackedWeights::panel % (static_cast<Index>(row_vectors) * lane_count) == 0);
 
 // ---- Decoding -----------------------------------------------------------------------------------
 
@@ -63,10 +65,13 @@ class HalfBlock {
       const hn::Repartition<std::uint8_t, Lanes> d8;
       const hn::Repartition<std::uint16_t, Lanes> d16;
       const auto bytes = hn::LoadU(d8, block + 4 * column);
-      const auto shifted = half == 0 ? bytes : hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, bytes)));
+      const auto shifted =
+          half == 0 ? bytes : hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, bytes)));
       const auto nibbles = hn::And(shifted, hn::Set(d8, std::uint8_t{0x0F}));
-      const auto upper = hn::TableLookupBytes(hn::LoadDup128(d8, nibble_table<code>.upper), nibbles);
-      const auto lower = hn::TableLookupBytes(hn::LoadDup128(d8, nibble_table<code>.lower), nibbles);
+      const auto upper =
+          hn::TableLookupBytes(hn::LoadDup128(d8, nibble_table<code>.upper), nibbles);
+      const auto lower =
+          hn::TableLookupBytes(hn::LoadDup128(d8, nibble_table<code>.lower), nibbles);
       first_ = hn::BitCast(d, hn::InterleaveLower(d8, lower, upper));
       second_ = hn::BitCast(d, hn::InterleaveUpper(d8, lower, upper));
 #endif
@@ -77,22 +82,27 @@ class HalfBlock {
     const Lanes d;
     const hn::RebindToUnsigned<Lanes> du;
     if constexpr (!is_nibble<code>) {
-      const auto codes = hn::LoadU(hn::Rebind<std::uint8_t, Lanes>(), from_ + static_cast<Index>(depth) * PackedWeights::panel);
+      const auto codes = hn::LoadU(hn::Rebind<std::uint8_t, Lanes>(),
+                                   from_ + static_cast<Index>(depth) * PackedWeights::panel);
       if constexpr (code == Code::int8) {
         const hn::Rebind<std::int8_t, Lanes> narrow;
-        return hn::ConvertTo(d, hn::PromoteTo(hn::RebindToSigned<Lanes>(), hn::BitCast(narrow, codes)));
+        return hn::ConvertTo(
+            d, hn::PromoteTo(hn::RebindToSigned<Lanes>(), hn::BitCast(narrow, codes)));
       } else {
-        return decode_f8<code == Code::e4m3 ? 3 : 2>(d, hn::PromoteTo(du, codes));
+        return decode_f8 < code == Code::e4m3 ? 3 : 2 > (d, hn::PromoteTo(du, codes));
       }
     } else {
 #if HWY_TARGET == HWY_SCALAR
       const std::size_t nibble = from_[depth / 2 * 8 + depth % 2] >> (half_ * 4) & 0xFu;
-      const std::uint32_t bits = static_cast<std::uint32_t>(nibble_table<code>.upper[nibble] << 8 | nibble_table<code>.lower[nibble]) << 16;
+      const std::uint32_t bits = static_cast<std::uint32_t>(nibble_table<code>.upper[nibble] << 8 |
+                                                            nibble_table<code>.lower[nibble])
+                                 << 16;
       return hn::Set(d, std::bit_cast<float>(bits));
 #else
       // Each lane holds a pair of bf16, with the even k in the lower half.
       const auto pair = hn::BitCast(du, depth < 2 ? first_ : second_);
-      return hn::BitCast(d, depth % 2 == 0 ? hn::ShiftLeft<16>(pair) : hn::And(pair, hn::Set(du, 0xFFFF0000u)));
+      return hn::BitCast(
+          d, depth % 2 == 0 ? hn::ShiftLeft<16>(pair) : hn::And(pair, hn::Set(du, 0xFFFF0000u)));
 #endif
     }
   }
@@ -110,7 +120,8 @@ class HalfBlock {
 template <Code code>
 HWY_INLINE Vector load_zeros(Lanes d, const PackedWeights& w, Index panel, Index t, Index column) {
   if constexpr (has_zeros<code>) {
-    const auto zeros = hn::LoadU(hn::Rebind<std::int8_t, Lanes>(), w.panel_zeros(panel) + t * PackedWeights::panel + column);
+    const auto zeros = hn::LoadU(hn::Rebind<std::int8_t, Lanes>(),
+                                 w.panel_zeros(panel) + t * PackedWeights::panel + column);
     return hn::ConvertTo(d, hn::PromoteTo(hn::RebindToSigned<Lanes>(), zeros));
   } else {
     return hn::Zero(d);
@@ -126,21 +137,28 @@ HWY_INLINE Vector take_off(Vector weights, Vector zeros) {
 HWY_INLINE Vector load_scales(Lanes d, const PackedWeights& w, Index panel, Index t, Index column) {
   if (!w.has_scales()) return hn::Set(d, 1.0f);
   const hn::RebindToUnsigned<Lanes> du;
-  const std::uint8_t* from = w.panel_scales(panel) + (t * PackedWeights::panel + column) * w.scale_bytes();
-  if (w.scale_bytes() == 2) return load_narrow(d, Dtype::f16, reinterpret_cast<const std::uint16_t*>(from));
+  const std::uint8_t* from =
+      w.panel_scales(panel) + (t * PackedWeights::panel + column) * w.scale_bytes();
+  if (w.scale_bytes() == 2)
+    return load_narrow(d, Dtype::f16, reinterpret_cast<const std::uint16_t*>(from));
   const auto codes = hn::PromoteTo(du, hn::LoadU(hn::Rebind<std::uint8_t, Lanes>(), from));
   if (w.format() == LowBit::nvfp4) return decode_f8<3>(d, codes);
   // An E8M0 code is the exponent field of fp32, except for code 0, which is a subnormal number
   // there, and for NaN.
-  const auto power = hn::Or(hn::ShiftLeft<23>(codes), hn::IfThenElseZero(hn::Eq(codes, hn::Set(du, 0u)), hn::Set(du, 0x00400000u)));
-  return hn::BitCast(d, hn::Or(power, hn::IfThenElseZero(hn::Eq(codes, hn::Set(du, 0xFFu)), hn::Set(du, 0x7FC00000u))));
+  const auto power =
+      hn::Or(hn::ShiftLeft<23>(codes),
+             hn::IfThenElseZero(hn::Eq(codes, hn::Set(du, 0u)), hn::Set(du, 0x00400000u)));
+  return hn::BitCast(d, hn::Or(power, hn::IfThenElseZero(hn::Eq(codes, hn::Set(du, 0xFFu)),
+                                                         hn::Set(du, 0x7FC00000u))));
 }
 
 // The weights as a policy changes them.
 template <class Stages>
-HWY_NOINLINE Vector observed_weights(const Stages& stages, const PackedWeights& w, Index k, Index n) {
+HWY_NOINLINE Vector observed_weights(const Stages& stages, const PackedWeights& w, Index k,
+                                     Index n) {
   float lanes[hn::MaxLanes(Lanes())];
-  for (Index i = 0; i < lane_count; ++i) lanes[i] = k < w.k() && n + i < w.n() ? stages.weight(w, k, n + i) : 0;
+  for (Index i = 0; i < lane_count; ++i)
+    lanes[i] = k < w.k() && n + i < w.n() ? stages.weight(w, k, n + i) : 0;
   return hn::LoadU(Lanes(), lanes);
 }
 
@@ -148,7 +166,8 @@ HWY_NOINLINE Vector observed_weights(const Stages& stages, const PackedWeights& 
 template <Code code, class Stages>
 class Weights {
  public:
-  HWY_INLINE Weights(const Stages& stages, const PackedWeights& w, Index panel, Index block, Index column, Index half, Vector zeros)
+  HWY_INLINE Weights(const Stages& stages, const PackedWeights& w, Index panel, Index block,
+                     Index column, Index half, Vector zeros)
       : codes_(w.panel_codes(panel) + block * w.block_bytes(), column, half),
         zeros_(zeros),
         stages_(stages),
@@ -172,13 +191,16 @@ class Weights {
   Index k_, n_;
 };
 template <class Stages>
-HWY_NOINLINE Vector observed_scales(const Stages& stages, const PackedWeights& w, Index t, Index n, Index rows) {
+HWY_NOINLINE Vector observed_scales(const Stages& stages, const PackedWeights& w, Index t, Index n,
+                                    Index rows) {
   float lanes[hn::MaxLanes(Lanes())];
-  for (Index i = 0; i < lane_count; ++i) lanes[i] = n + i < w.n() ? stages.scale(w, t, n + i, rows) : 0;
+  for (Index i = 0; i < lane_count; ++i)
+    lanes[i] = n + i < w.n() ? stages.scale(w, t, n + i, rows) : 0;
   return hn::LoadU(Lanes(), lanes);
 }
 template <class Stages>
-HWY_INLINE Vector scales_of_group(Lanes d, const Stages& stages, const PackedWeights& w, Index panel, Index t, Index column, Index rows) {
+HWY_INLINE Vector scales_of_group(Lanes d, const Stages& stages, const PackedWeights& w,
+                                  Index panel, Index t, Index column, Index rows) {
   if constexpr (Stages::observes) {
     return observed_scales(stages, w, t, panel * PackedWeights::panel + column, rows);
   } else {
@@ -186,7 +208,8 @@ HWY_INLINE Vector scales_of_group(Lanes d, const Stages& stages, const PackedWei
   }
 }
 template <class Stages>
-HWY_INLINE Vector initial_total(Lanes d, const Stages& stages, const ProductPlan& plan, Index row, Index column) {
+HWY_INLINE Vector initial_total(Lanes d, const Stages& stages, const ProductPlan& plan, Index row,
+                                Index column) {
   if constexpr (Stages::observes) {
     float lanes[hn::MaxLanes(Lanes())];
     for (Index i = 0; i < lane_count; ++i) lanes[i] = stages.initial(row, column + i, plan.m);
@@ -224,14 +247,18 @@ HWY_INLINE BlockRange blocks_of_group(const Stages& stages, const PackedWeights&
 
 // Computes sum[V] += x[depth] * weights[V] for four k of some vectors.
 template <std::size_t depth, class Weights, std::size_t... V>
-HWY_INLINE void add_depth(std::index_sequence<V...>, const float* HWY_RESTRICT x, const Weights* weights, Vector* sum) {
+HWY_INLINE void add_depth(std::index_sequence<V...>, const float* HWY_RESTRICT x,
+                          const Weights* weights, Vector* sum) {
   const Vector a = hn::Set(Lanes(), x[depth]);
   ((sum[V] = hn::MulAdd(a, weights[V].template at<depth>(), sum[V])), ...);
 }
 template <Code code, class Stages, std::size_t... V>
-HWY_INLINE void add_half_block(std::index_sequence<V...> vectors, const Stages& stages, const PackedWeights& w, Index panel, Index block, Index column, Index half,
-                               const Vector* zeros, const float* HWY_RESTRICT x, Vector* sum) {
-  const Weights<code, Stages> weights[] = {{stages, w, panel, block, column + static_cast<Index>(V) * lane_count, half, zeros[V]}...};
+HWY_INLINE void add_half_block(std::index_sequence<V...> vectors, const Stages& stages,
+                               const PackedWeights& w, Index panel, Index block, Index column,
+                               Index half, const Vector* zeros, const float* HWY_RESTRICT x,
+                               Vector* sum) {
+  const Weights<code, Stages> weights[] = {
+      {stages, w, panel, block, column + static_cast<Index>(V) * lane_count, half, zeros[V]}...};
   add_depth<0>(vectors, x, weights, sum);
   add_depth<1>(vectors, x, weights, sum);
   add_depth<2>(vectors, x, weights, sum);
@@ -240,14 +267,16 @@ HWY_INLINE void add_half_block(std::index_sequence<V...> vectors, const Stages& 
 
 // Computes the totals of one row for the columns of the vectors V of a panel, from `column` on.
 template <Code code, class Stages, std::size_t... V>
-HWY_NOINLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
+HWY_NOINLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan,
+                              const Stages& stages, Index panel, Index column, Index row,
                               const float* HWY_RESTRICT a, float* totals) {
   const Lanes d;
   const PackedWeights& w = *plan.w;
   const auto columns = [&](std::size_t v) { return column + static_cast<Index>(v) * lane_count; };
   // Four vectors at a time, because their half blocks fit into registers.
   constexpr std::size_t step = std::min<std::size_t>(4, sizeof...(V));
-  Vector total[] = {initial_total(d, stages, plan, row, panel * PackedWeights::panel + columns(V))...};
+  Vector total[] = {
+      initial_total(d, stages, plan, row, panel * PackedWeights::panel + columns(V))...};
   for (Index t = 0; t < w.groups(); ++t) {
     Vector sum[] = {((void)V, hn::Zero(d))...};
     const Vector zeros[] = {load_zeros<code>(d, w, panel, t, columns(V))...};
@@ -255,46 +284,59 @@ HWY_NOINLINE void product_row(std::index_sequence<V...>, const ProductPlan& plan
     for (Index block = begin; block < end; ++block)
       for (std::size_t v = 0; v < sizeof...(V); v += step)
         for (Index half = 0; half < 2; ++half)
-          add_half_block<code>(std::make_index_sequence<step>(), stages, w, panel, block, columns(v), half, zeros + v, a + 8 * block + 4 * half, sum + v);
-    ((total[V] = add_group(d, stages, sum[V], scales_of_group(d, stages, w, panel, t, columns(V), plan.m), total[V])), ...);
+          add_half_block<code>(std::make_index_sequence<step>(), stages, w, panel, block,
+                               columns(v), half, zeros + v, a + 8 * block + 4 * half, sum + v);
+    ((total[V] = add_group(d, stages, sum[V],
+                           scales_of_group(d, stages, w, panel, t, columns(V), plan.m), total[V])),
+     ...);
   }
   (hn::StoreU(total[V], d, totals + columns(V)), ...);
 }
 
 // Computes left[R] += x[depth][R] * weights, and the same for the vector of columns to the right.
 template <std::size_t depth, class Weights, std::size_t... R>
-HWY_INLINE void add_depth_of_rows(std::index_sequence<R...>, const float* HWY_RESTRICT x, const Weights& left_weights, const Weights& right_weights,
+HWY_INLINE void add_depth_of_rows(std::index_sequence<R...>, const float* HWY_RESTRICT x,
+                                  const Weights& left_weights, const Weights& right_weights,
                                   Vector (&left)[sizeof...(R)], Vector (&right)[sizeof...(R)]) {
   const Lanes d;
   const Vector l = left_weights.template at<depth>(), r = right_weights.template at<depth>();
-  ((left[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), l, left[R]), right[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), r, right[R])), ...);
+  ((left[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), l, left[R]),
+    right[R] = hn::MulAdd(hn::Set(d, x[depth * sizeof...(R) + R]), r, right[R])),
+   ...);
 }
 
 // Computes the totals of the rows R for two vectors of columns. A is interleaved: for each k, the
 // elements of the block's rows lie side by side.
 template <Code code, class Stages, std::size_t... R>
-HWY_INLINE void product_block(std::index_sequence<R...> rows, const ProductPlan& plan, const Stages& stages, Index panel, Index column, Index row,
+HWY_INLINE void product_block(std::index_sequence<R...> rows, const ProductPlan& plan,
+                              const Stages& stages, Index panel, Index column, Index row,
                               const float* HWY_RESTRICT a, float* totals) {
   const Lanes d;
   const PackedWeights& w = *plan.w;
   const Index right = column + lane_count, n0 = panel * PackedWeights::panel;
-  Vector total_left[] = {initial_total(d, stages, plan, row + static_cast<Index>(R), n0 + column)...};
-  Vector total_right[] = {initial_total(d, stages, plan, row + static_cast<Index>(R), n0 + right)...};
+  Vector total_left[] = {
+      initial_total(d, stages, plan, row + static_cast<Index>(R), n0 + column)...};
+  Vector total_right[] = {
+      initial_total(d, stages, plan, row + static_cast<Index>(R), n0 + right)...};
   for (Index t = 0; t < w.groups(); ++t) {
     Vector left[] = {((void)R, hn::Zero(d))...}, rest[] = {((void)R, hn::Zero(d))...};
-    const Vector zeros_left = load_zeros<code>(d, w, panel, t, column), zeros_right = load_zeros<code>(d, w, panel, t, right);
+    const Vector zeros_left = load_zeros<code>(d, w, panel, t, column),
+                 zeros_right = load_zeros<code>(d, w, panel, t, right);
     const auto [begin, end] = blocks_of_group(stages, w, t);
     for (Index block = begin; block < end; ++block)
       for (Index half = 0; half < 2; ++half) {
         const float* x = a + (8 * block + 4 * half) * static_cast<Index>(sizeof...(R));
-        const Weights<code, Stages> l(stages, w, panel, block, column, half, zeros_left), r(stages, w, panel, block, right, half, zeros_right);
+        const Weights<code, Stages> l(stages, w, panel, block, column, half, zeros_left),
+            r(stages, w, panel, block, right, half, zeros_right);
         add_depth_of_rows<0>(rows, x, l, r, left, rest);
         add_depth_of_rows<1>(rows, x, l, r, left, rest);
         add_depth_of_rows<2>(rows, x, l, r, left, rest);
         add_depth_of_rows<3>(rows, x, l, r, left, rest);
       }
-    const Vector scale_left = scales_of_group(d, stages, w, panel, t, column, plan.m), scale_right = scales_of_group(d, stages, w, panel, t, right, plan.m);
-    ((total_left[R] = add_group(d, stages, left[R], scale_left, total_left[R]), total_right[R] = add_group(d, stages, rest[R], scale_right, total_right[R])),
+    const Vector scale_left = scales_of_group(d, stages, w, panel, t, column, plan.m),
+                 scale_right = scales_of_group(d, stages, w, panel, t, right, plan.m);
+    ((total_left[R] = add_group(d, stages, left[R], scale_left, total_left[R]),
+      total_right[R] = add_group(d, stages, rest[R], scale_right, total_right[R])),
      ...);
   }
   ((hn::StoreU(total_left[R], d, totals + static_cast<Index>(R) * PackedWeights::panel + column),
@@ -318,7 +360,8 @@ struct DecodedPanel {
 };
 
 template <Code code, class Stages>
-HWY_NOINLINE void decode_panel(const ProductPlan& plan, const Stages& stages, Index panel, Index first_group, Index end_group, DecodedPanel& to) {
+HWY_NOINLINE void decode_panel(const ProductPlan& plan, const Stages& stages, Index panel,
+                               Index first_group, Index end_group, DecodedPanel& to) {
   const Lanes d;
   const PackedWeights& w = *plan.w;
   for (Index t = first_group; t < end_group; ++t) {
@@ -326,7 +369,8 @@ HWY_NOINLINE void decode_panel(const ProductPlan& plan, const Stages& stages, In
     const Index k0 = (t - first_group) * w.group() - begin * 8;
     for (Index column = 0; column < PackedWeights::panel; column += lane_count) {
       const Vector zeros = load_zeros<code>(d, w, panel, t, column);
-      float* strip = to.weights.get() + column / panel_width * panel_width * to.depth + column % panel_width;
+      float* strip =
+          to.weights.get() + column / panel_width * panel_width * to.depth + column % panel_width;
       for (Index block = begin; block < end; ++block)
         for (Index half = 0; half < 2; ++half) {
           const Weights<code, Stages> weights(stages, w, panel, block, column, half, zeros);
@@ -336,32 +380,40 @@ HWY_NOINLINE void decode_panel(const ProductPlan& plan, const Stages& stages, In
           hn::Store(weights.template at<2>(), d, to_rows + 2 * panel_width);
           hn::Store(weights.template at<3>(), d, to_rows + 3 * panel_width);
         }
-      hn::Store(scales_of_group(d, stages, w, panel, t, column, plan.m), d, to.scales.get() + (t - first_group) * PackedWeights::panel + column);
+      hn::Store(scales_of_group(d, stages, w, panel, t, column, plan.m), d,
+                to.scales.get() + (t - first_group) * PackedWeights::panel + column);
     }
   }
 }
 
 // Adds the groups [first, end) of a strip to the totals of the rows R.
 template <class Stages, std::size_t... R>
-HWY_NOINLINE void add_decoded(std::index_sequence<R...> rows, const ProductPlan& plan, const Stages& stages, Index first_group, Index end_group,
+HWY_NOINLINE void add_decoded(std::index_sequence<R...> rows, const ProductPlan& plan,
+                              const Stages& stages, Index first_group, Index end_group,
                               const DecodedPanel& b, Index column, const float* a, float* totals) {
   const Lanes d;
   const std::size_t n = hn::Lanes(d);
   const PackedWeights& w = *plan.w;
   float* to = totals + column;
-  Vector total_left[] = {hn::Load(d, to + R * PackedWeights::panel)...}, total_right[] = {hn::Load(d, to + R * PackedWeights::panel + n)...};
+  Vector total_left[] = {hn::Load(d, to + R * PackedWeights::panel)...},
+         total_right[] = {hn::Load(d, to + R * PackedWeights::panel + n)...};
   const float* strip = b.strip(column);
   for (Index t = first_group; t < end_group; ++t) {
     const auto [begin, end] = blocks_of_group(stages, w, t);
     const Index k0 = (t - first_group) * w.group();
     Vector left[] = {((void)R, hn::Zero(d))...}, right[] = {((void)R, hn::Zero(d))...};
-    multiply_add<1, sizeof...(R)>(d, rows, a + 8 * begin * static_cast<Index>(sizeof...(R)), PackedOperand{strip + k0 * panel_width}, 8 * (end - begin), left, right);
+    multiply_add<1, sizeof...(R)>(d, rows, a + 8 * begin * static_cast<Index>(sizeof...(R)),
+                                  PackedOperand{strip + k0 * panel_width}, 8 * (end - begin), left,
+                                  right);
     const float* scales = b.scales.get() + (t - first_group) * PackedWeights::panel + column;
     const Vector scale_left = hn::Load(d, scales), scale_right = hn::Load(d, scales + n);
-    ((total_left[R] = add_group(d, stages, left[R], scale_left, total_left[R]), total_right[R] = add_group(d, stages, right[R], scale_right, total_right[R])),
+    ((total_left[R] = add_group(d, stages, left[R], scale_left, total_left[R]),
+      total_right[R] = add_group(d, stages, right[R], scale_right, total_right[R])),
      ...);
   }
-  ((hn::Store(total_left[R], d, to + R * PackedWeights::panel), hn::Store(total_right[R], d, to + R * PackedWeights::panel + n)), ...);
+  ((hn::Store(total_left[R], d, to + R * PackedWeights::panel),
+    hn::Store(total_right[R], d, to + R * PackedWeights::panel + n)),
+   ...);
 }
 
 // ---- The whole ----------------------------------------------------------------------------------
@@ -369,7 +421,8 @@ HWY_NOINLINE void add_decoded(std::index_sequence<R...> rows, const ProductPlan&
 // Rows of A in fp32, with K rounded up and filled with zeros. The rows [r, r + R) of a register
 // block lie interleaved from r * depth on.
 template <class Stages>
-void pack_activations(const ProductPlan& plan, const Stages& stages, Index row0, Index r, Index block, Index depth, float* to, float* line) {
+void pack_activations(const ProductPlan& plan, const Stages& stages, Index row0, Index r,
+                      Index block, Index depth, float* to, float* line) {
   std::fill(line + plan.w->k(), line + depth, stages.padding());
   for (Index i = 0; i < block; ++i) {
     const Index m = row0 + r + i;
@@ -385,15 +438,19 @@ void pack_activations(const ProductPlan& plan, const Stages& stages, Index row0,
 template <std::size_t most, class Body>
 HWY_INLINE void for_blocks_of(Index rows, const Body& body) {
   Index r = 0;
-  for (; r + static_cast<Index>(most) <= rows; r += static_cast<Index>(most)) body(std::make_index_sequence<most>(), r);
+  for (; r + static_cast<Index>(most) <= rows; r += static_cast<Index>(most))
+    body(std::make_index_sequence<most>(), r);
   for_small_blocks(r, rows, body);
 }
 
 template <class Stages>
-HWY_NOINLINE void store_totals(const ProductPlan& plan, const Stages& stages, Index panel, Index row0, Index rows, float* totals) {
+HWY_NOINLINE void store_totals(const ProductPlan& plan, const Stages& stages, Index panel,
+                               Index row0, Index rows, float* totals) {
   const PackedWeights& w = *plan.w;
-  const Index n0 = panel * PackedWeights::panel, columns = stages.stored_columns(std::min(PackedWeights::panel, w.n() - n0));
-  const float scale_w = stages.tensor_scale(w.tensor_scale()), scale_a = plan.a_low ? plan.a_low->tensor_scale : 1.0f;
+  const Index n0 = panel * PackedWeights::panel,
+              columns = stages.stored_columns(std::min(PackedWeights::panel, w.n() - n0));
+  const float scale_w = stages.tensor_scale(w.tensor_scale()),
+              scale_a = plan.a_low ? plan.a_low->tensor_scale : 1.0f;
   TensorView c = plan.c;
   c.origin += n0 * c.stride[3];
   for (Index i = 0; i < rows; ++i) {
@@ -407,7 +464,8 @@ HWY_NOINLINE void store_totals(const ProductPlan& plan, const Stages& stages, In
 }
 
 template <Code code, class Stages>
-void product_few_rows(const ProductPlan& plan, const Stages& stages, Index row0, Index rows, const float* a) {
+void product_few_rows(const ProductPlan& plan, const Stages& stages, Index row0, Index rows,
+                      const float* a) {
   const Index depth = plan.w->blocks() * 8;
   parallel_for(plan.w->panels(), plan.threads, [&](Index panel) HWY_ATTR {
     alignas(64) float totals[static_cast<std::size_t>(many_rows * PackedWeights::panel)];
@@ -415,10 +473,13 @@ void product_few_rows(const ProductPlan& plan, const Stages& stages, Index row0,
       const float* x = a + r * depth;
       float* to = totals + r * PackedWeights::panel;
       if constexpr (block.size() == 1) {
-        for (Index column = 0; column < PackedWeights::panel; column += static_cast<Index>(row_vectors) * lane_count)
-          product_row<code>(std::make_index_sequence<row_vectors>(), plan, stages, panel, column, row0 + r, x, to);
+        for (Index column = 0; column < PackedWeights::panel;
+             column += static_cast<Index>(row_vectors) * lane_count)
+          product_row<code>(std::make_index_sequence<row_vectors>(), plan, stages, panel, column,
+                            row0 + r, x, to);
       } else {
-        for (Index column = 0; column < PackedWeights::panel; column += panel_width) product_block<code>(block, plan, stages, panel, column, row0 + r, x, to);
+        for (Index column = 0; column < PackedWeights::panel; column += panel_width)
+          product_block<code>(block, plan, stages, panel, column, row0 + r, x, to);
       }
     });
     store_totals(plan, stages, panel, row0, stages.stored_rows(rows), totals);
@@ -428,31 +489,37 @@ void product_few_rows(const ProductPlan& plan, const Stages& stages, Index row0,
 inline constexpr Index rows_of_a_task = 384;
 
 struct ManyRows {
-  ManyRows(const PackedWeights& w, Index rows) : decoded(w), totals(allocate_floats(rows * PackedWeights::panel)) {}
+  ManyRows(const PackedWeights& w, Index rows)
+      : decoded(w), totals(allocate_floats(rows * PackedWeights::panel)) {}
   DecodedPanel decoded;
   hwy::AlignedFreeUniquePtr<float[]> totals;
 };
 
 template <Code code, class Stages>
-void product_many_rows(const ProductPlan& plan, const Stages& stages, Index row0, Index rows, const float* a, ScratchPool<ManyRows>& pool) {
+void product_many_rows(const ProductPlan& plan, const Stages& stages, Index row0, Index rows,
+                       const float* a, ScratchPool<ManyRows>& pool) {
   const PackedWeights& w = *plan.w;
   const Index depth = w.blocks() * 8;
   const Index chunks = (rows + rows_of_a_task - 1) / rows_of_a_task;
   parallel_for(w.panels() * chunks, plan.threads, [&](Index task) HWY_ATTR {
     const Lanes d;
-    const Index panel = task / chunks, first = task % chunks * rows_of_a_task, count = std::min(rows_of_a_task, rows - first);
+    const Index panel = task / chunks, first = task % chunks * rows_of_a_task,
+                count = std::min(rows_of_a_task, rows - first);
     const auto scratch = pool.take();
     DecodedPanel& decoded = scratch->decoded;
     float* totals = scratch->totals.get();
     for (Index i = 0; i < count; ++i)
       for (Index column = 0; column < PackedWeights::panel; column += lane_count)
-        hn::Store(initial_total(d, stages, plan, row0 + first + i, panel * PackedWeights::panel + column), d, totals + i * PackedWeights::panel + column);
+        hn::Store(
+            initial_total(d, stages, plan, row0 + first + i, panel * PackedWeights::panel + column),
+            d, totals + i * PackedWeights::panel + column);
     for (Index t = 0; t < w.groups(); t += decoded.groups) {
       const Index end = std::min(t + decoded.groups, w.groups());
       decode_panel<code>(plan, stages, panel, t, end, decoded);
       for (Index column = 0; column < PackedWeights::panel; column += panel_width)
         for_row_blocks(count, [&](auto block, Index r) HWY_ATTR {
-          add_decoded(block, plan, stages, t, end, decoded, column, a + (first + r) * depth, totals + r * PackedWeights::panel);
+          add_decoded(block, plan, stages, t, end, decoded, column, a + (first + r) * depth,
+                      totals + r * PackedWeights::panel);
         });
     }
     store_totals(plan, stages, panel, row0 + first, count, totals);
@@ -472,9 +539,11 @@ void product_of_code(const ProductPlan& plan, const Stages& stages) {
     hwy::AlignedFreeUniquePtr<float[]> floats;
   };
   const auto a = allocate_floats(most_rows * depth);
-  ScratchPool<Line> lines(most_rows, plan.threads, [&] { return std::make_unique<Line>(Line{allocate_floats(depth)}); });
-  ScratchPool<ManyRows> pool(many ? w.panels() * ((most_rows + rows_of_a_task - 1) / rows_of_a_task) : 0, plan.threads,
-                             [&] { return std::make_unique<ManyRows>(w, std::min(rows_of_a_task, most_rows)); });
+  ScratchPool<Line> lines(most_rows, plan.threads,
+                          [&] { return std::make_unique<Line>(Line{allocate_floats(depth)}); });
+  ScratchPool<ManyRows> pool(
+      many ? w.panels() * ((most_rows + rows_of_a_task - 1) / rows_of_a_task) : 0, plan.threads,
+      [&] { return std::make_unique<ManyRows>(w, std::min(rows_of_a_task, most_rows)); });
   for (Index row0 = 0; row0 < plan.m; row0 += wave) {
     const Index rows = std::min(wave, plan.m - row0);
     const auto pack = [&](auto most) {
@@ -483,7 +552,9 @@ void product_of_code(const ProductPlan& plan, const Stages& stages) {
       parallel_for(blocks, plan.threads, [&](Index b) {
         const auto line = lines.take();
         const Index r = b < full ? b * most.value : full * most.value + (b - full) * 4;
-        pack_activations(plan, stages, row0, r, b < full ? most.value : std::min<Index>(4, rows - r), depth, a.get(), line->floats.get());
+        pack_activations(plan, stages, row0, r,
+                         b < full ? most.value : std::min<Index>(4, rows - r), depth, a.get(),
+                         line->floats.get());
       });
     };
     if (many) {

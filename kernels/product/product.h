@@ -20,10 +20,12 @@ namespace assay::kernels {
 //   panel into fp32.
 // - The kernel needs a workspace for at most 768 rows of A in fp32, and about 160 KiB for each
 //   thread; if W has no scales, 256 bytes for each k instead.
-Status product(const TensorView& a, const PackedWeights& w, const TensorView& c, const Execution& how = {});
+Status product(const TensorView& a, const PackedWeights& w, const TensorView& c,
+               const Execution& how = {});
 // Computes the same with a low-bit A, whose columns run along k (mxfp4, nvfp4, f8e4m3, f8e5m2). A
 // is decoded to fp32, which is exact except for numbers of 2^128 and more.
-Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c, const Execution& how = {});
+Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c,
+               const Execution& how = {});
 
 // With at least so many rows, panels are decoded first.
 inline constexpr Index many_rows = 32;
@@ -40,7 +42,9 @@ struct LowBitBytes {
   float tensor_scale = 1;
   std::vector<std::byte> codes, scales, extra;
   LowBitView view() const {
-    const auto data = [](const std::vector<std::byte>& bytes) { return bytes.empty() ? nullptr : bytes.data(); };
+    const auto data = [](const std::vector<std::byte>& bytes) {
+      return bytes.empty() ? nullptr : bytes.data();
+    };
     return {format, k, n, group, data(codes), data(scales), data(extra), tensor_scale};
   }
 };
@@ -48,6 +52,7 @@ struct LowBitBytes {
 // Quantizes W [1, 1, K, N], which is f32, f16 or bf16, by the rules of problem/low_bit.h. The
 // status is invalid_arguments for NaN or infinity in W, for a scale that overflows its format, and
 // for a K that is not whole groups if pad_k is false.
-Status quantize_weights(const TensorView& w, LowBit format, const QuantizeOptions& options, LowBitBytes& to);
+Status quantize_weights(const TensorView& w, LowBit format, const QuantizeOptions& options,
+                        LowBitBytes& to);
 
 }  // namespace assay::kernels

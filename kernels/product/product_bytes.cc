@@ -11,7 +11,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-void run_byte_product(const ProductPlan& plan, const void*) { run_product<Code::int8, Code::e4m3, Code::e5m2>(plan, NoProductStages{}); }
+void run_byte_product(const ProductPlan& plan, const void*) {
+  run_product<Code::int8, Code::e4m3, Code::e5m2>(plan, NoProductStages{});
+}
 
 }  // namespace assay::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -11,7 +11,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-void run_nibble_product(const ProductPlan& plan, const void*) { run_product<Code::e2m1, Code::int4>(plan, NoProductStages{}); }
+void run_nibble_product(const ProductPlan& plan, const void*) {
+  run_product<Code::e2m1, Code::int4>(plan, NoProductStages{});
+}
 
 }  // namespace assay::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -23,7 +25,9 @@ namespace assay::kernels {
 
 HWY_EXPORT(run_nibble_product);
 
-RunProduct nibble_product(const Target& target) { return ASSAY_OF_TARGET(run_nibble_product, target); }
+RunProduct nibble_product(const Target& target) {
+  return ASSAY_OF_TARGET(run_nibble_product, target);
+}
 
 }  // namespace assay::kernels
 #endif  // HWY_ONCE

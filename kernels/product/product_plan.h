@@ -7,7 +7,7 @@
 namespace assay::kernels {
 
 struct ProductOperands {
-  const TensorView* a = nullptr;     // or
+  const TensorView* a = nullptr;  // or
   const LowBitView* a_low = nullptr;
   TensorView c;
   Index m = 0;
@@ -21,7 +21,10 @@ struct ProductPlan : ProductOperands {
 using RunProduct = void (*)(const ProductPlan& plan, const void* stages);
 
 // The name of a dtype; also defined for a number that is no dtype.
-inline std::string name_of_dtype(Dtype d) { return static_cast<int>(d) < count_of<Dtype> ? std::string(format(d).name) : "dtype " + std::to_string(static_cast<int>(d)); }
+inline std::string name_of_dtype(Dtype d) {
+  return static_cast<int>(d) < count_of<Dtype> ? std::string(format(d).name)
+                                               : "dtype " + std::to_string(static_cast<int>(d));
+}
 
 // Returns code k of column n times its scale in fp32, without the tensor scale.
 float decode_low_bit(const LowBitView& w, Index k, Index n);

@@ -20,7 +20,9 @@ struct NoProductStages {
 
   float weight(const PackedWeights& w, Index k, Index n) const { return w.value(k, n); }
   // `rows` is the number of rows of the whole product.
-  float scale(const PackedWeights& w, Index t, Index n, Index /*rows*/) const { return w.scale(t, n); }
+  float scale(const PackedWeights& w, Index t, Index n, Index /*rows*/) const {
+    return w.scale(t, n);
+  }
   // The number with which the sum of an element begins, and the sum after each group.
   float initial(Index /*row*/, Index /*column*/, Index /*rows*/) const { return 0; }
   float after_group(float total) const { return total; }

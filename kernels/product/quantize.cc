@@ -25,7 +25,14 @@ constexpr NarrowFormat f16_format{16, 10, -14, 0x7BFF, 0x7E00, true};
 class Quantizer {
  public:
   Quantizer(LowBit format, Index group, const TensorView& w, LowBitBytes& to)
-      : format_(format), traits_(traits(format)), k_(w.shape[2]), n_(w.shape[3]), group_(group), to_(to), column_(static_cast<std::size_t>(k_)), w_(w) {}
+      : format_(format),
+        traits_(traits(format)),
+        k_(w.shape[2]),
+        n_(w.shape[3]),
+        group_(group),
+        to_(to),
+        column_(static_cast<std::size_t>(k_)),
+        w_(w) {}
 
   Status run() {
     const LowBitSizes sizes = sizes_of(format_, k_, n_, group_);
@@ -50,7 +57,8 @@ class Quantizer {
       if (Status status = load_column(n); !status.ok()) return status;
       const Index step = group_ > 0 ? group_ : k_;
       for (Index t = 0, begin = 0; begin < k_; ++t, begin += step)
-        if (Status status = quantize_group(t, n, begin, std::min(begin + step, k_)); !status.ok()) return status;
+        if (Status status = quantize_group(t, n, begin, std::min(begin + step, k_)); !status.ok())
+          return status;
     }
     return {};
   }
@@ -63,9 +71,11 @@ class Quantizer {
       const Index at = w_.at(0, 0, k, n);
       float& x = column_[static_cast<std::size_t>(k)];
       if (w_.dtype == Dtype::f32) x = static_cast<const float*>(w_.data)[at];
-      else if (w_.dtype == Dtype::bf16) x = from_bf16(static_cast<const std::uint16_t*>(w_.data)[at]);
+      else if (w_.dtype == Dtype::bf16)
+        x = from_bf16(static_cast<const std::uint16_t*>(w_.data)[at]);
       else x = from_f16(static_cast<const std::uint16_t*>(w_.data)[at]);
-      if (!std::isfinite(x)) return refuse(fmt::format("w[{}, {}] = {} is not finite, and has no code", k, n, x));
+      if (!std::isfinite(x))
+        return refuse(fmt::format("w[{}, {}] = {} is not finite, and has no code", k, n, x));
     }
     return {};
   }
@@ -79,12 +89,16 @@ class Quantizer {
       std::uint32_t code = 0;
       if (traits_.scale == Dtype::e8m0) {
         const NarrowFormat element = narrow_format(traits_.element);
-        const int exponent = largest > 0 ? std::ilogb(largest) - std::ilogb(decode_narrow(element, element.max_code)) : -127;
+        const int exponent =
+            largest > 0 ? std::ilogb(largest) - std::ilogb(decode_narrow(element, element.max_code))
+                        : -127;
         code = static_cast<std::uint32_t>(std::max(exponent, -127) + 127);
         scale = static_cast<double>(from_e8m0(static_cast<std::uint8_t>(code)));
       } else if (format_ == LowBit::nvfp4) {
-        code = encode_exact(narrow_format(Dtype::f8e4m3), largest / (6 * static_cast<double>(tensor_scale_)));
-        scale = static_cast<double>(decoded_values(Dtype::f8e4m3)[code]) * static_cast<double>(tensor_scale_);
+        code = encode_exact(narrow_format(Dtype::f8e4m3),
+                            largest / (6 * static_cast<double>(tensor_scale_)));
+        scale = static_cast<double>(decoded_values(Dtype::f8e4m3)[code]) *
+                static_cast<double>(tensor_scale_);
       } else if (Status status = f16_scale(largest / 6, t, n, code, scale); !status.ok()) {
         return status;
       }
@@ -95,7 +109,8 @@ class Quantizer {
       return {};
     }
     const NarrowFormat element = narrow_format(traits_.element);
-    for (Index k = begin; k < end; ++k) put(k, n, scale == 0 ? 0 : encode_exact(element, value(k) / scale));
+    for (Index k = begin; k < end; ++k)
+      put(k, n, scale == 0 ? 0 : encode_exact(element, value(k) / scale));
     return {};
   }
 
@@ -108,25 +123,34 @@ class Quantizer {
     const double least = traits_.bits == 8 ? -128 : 0, levels = traits_.bits == 8 ? 255 : 15;
     std::uint32_t code = 0;
     double scale = 1;
-    if (Status status = f16_scale((high - low) / levels, t, n, code, scale); !status.ok()) return status;
+    if (Status status = f16_scale((high - low) / levels, t, n, code, scale); !status.ok())
+      return status;
     put_scale(t, n, code);
     const auto round_into = [&](double x) { return std::min(std::max(x, least), least + levels); };
     const double zero = round_into(std::nearbyint(-low / scale) + least);
-    to_.extra[static_cast<std::size_t>(t * n_ + n)] = static_cast<std::byte>(static_cast<int>(zero));
+    to_.extra[static_cast<std::size_t>(t * n_ + n)] =
+        static_cast<std::byte>(static_cast<int>(zero));
     for (Index k = begin; k < end; ++k)
-      put(k, n, static_cast<std::uint32_t>(static_cast<int>(round_into(std::nearbyint(value(k) / scale) + zero))) & (traits_.bits == 8 ? 0xFFu : 0xFu));
+      put(k, n,
+          static_cast<std::uint32_t>(
+              static_cast<int>(round_into(std::nearbyint(value(k) / scale) + zero))) &
+              (traits_.bits == 8 ? 0xFFu : 0xFu));
     return {};
   }
 
   Status f16_scale(double wanted, Index t, Index n, std::uint32_t& code, double& scale) {
-    if (wanted >= 65520) return refuse(fmt::format("the scale {} of group {} of column {} is above 65504, the largest of f16", wanted, t, n));
+    if (wanted >= 65520)
+      return refuse(
+          fmt::format("the scale {} of group {} of column {} is above 65504, the largest of f16",
+                      wanted, t, n));
     code = std::max<std::uint32_t>(encode_exact(f16_format, wanted), 1);
     scale = static_cast<double>(from_f16(static_cast<std::uint16_t>(code)));
     return {};
   }
 
   void put_scale(Index t, Index n, std::uint32_t code) {
-    const Index at = traits_.layout == CodeLayout::columns ? n * ((k_ + group_ - 1) / group_) + t : t * n_ + n;
+    const Index at =
+        traits_.layout == CodeLayout::columns ? n * ((k_ + group_ - 1) / group_) + t : t * n_ + n;
     const std::size_t bytes = traits_.scale == Dtype::f16 ? 2 : 1;
     std::memcpy(to_.scales.data() + static_cast<std::size_t>(at) * bytes, &code, bytes);
   }
@@ -156,7 +180,8 @@ class Quantizer {
     const Index pair = (quad / 4 * n_ + n) * 8 + quad % 4 * 2;
     put_code(4, to_.codes.data(), pair, encode_exact(element, value(first + low) / scale));
     put_code(4, to_.codes.data(), pair + 1, encode_exact(element, value(first + high) / scale));
-    put_code(4, to_.extra.data(), (quad / 8 * n_ + n) * 8 + quad % 8, static_cast<std::uint32_t>(high * 4 + low));
+    put_code(4, to_.extra.data(), (quad / 8 * n_ + n) * 8 + quad % 8,
+             static_cast<std::uint32_t>(high * 4 + low));
   }
 
   const LowBit format_;
@@ -170,26 +195,39 @@ class Quantizer {
 
 }  // namespace
 
-Status quantize_weights(const TensorView& w, LowBit format, const QuantizeOptions& options, LowBitBytes& to) {
-  if (static_cast<int>(format) >= count_of<LowBit>) return refuse(fmt::format("format = {} is none of the {}", static_cast<int>(format), count_of<LowBit>));
+Status quantize_weights(const TensorView& w, LowBit format, const QuantizeOptions& options,
+                        LowBitBytes& to) {
+  if (static_cast<int>(format) >= count_of<LowBit>)
+    return refuse(
+        fmt::format("format = {} is none of the {}", static_cast<int>(format), count_of<LowBit>));
   const LowBitTraits& t = traits(format);
   const Index k = w.shape[2], n = w.shape[3];
-  if (w.shape[0] != 1 || w.shape[1] != 1 || k < 1 || n < 1) return refuse(fmt::format("w has shape [{}], not [1, 1, K, N]", fmt::join(w.shape, ", ")));
+  if (w.shape[0] != 1 || w.shape[1] != 1 || k < 1 || n < 1)
+    return refuse(fmt::format("w has shape [{}], not [1, 1, K, N]", fmt::join(w.shape, ", ")));
   constexpr Index most = Index{1} << 40;
   for (auto [name, value] : {std::pair{"k", k}, {"n", n}, {"group", options.group}})
     if (value > most) return refuse(fmt::format("{} = {} is above {}", name, value, most));
   if (static_cast<double>(k) * static_cast<double>(n) > 0x1p46)
-    return {StatusCode::memory_allocation_failed, fmt::format("k * n = {} * {} weights are above 2^46", k, n)};
+    return {StatusCode::memory_allocation_failed,
+            fmt::format("k * n = {} * {} weights are above 2^46", k, n)};
   if (w.dtype != Dtype::f32 && w.dtype != Dtype::f16 && w.dtype != Dtype::bf16)
-    return {StatusCode::unsupported, fmt::format("w is {}; weights are quantized from f32, f16 and bf16", name_of_dtype(w.dtype))};
+    return {StatusCode::unsupported,
+            fmt::format("w is {}; weights are quantized from f32, f16 and bf16",
+                        name_of_dtype(w.dtype))};
   if (!w) return refuse("w is null");
-  if (!reach_of(footprint_of(w, w.shape))) return refuse(fmt::format("w with strides {} reaches more than 2^57 bytes from its pointer", fmt::join(w.stride, ", ")));
+  if (!reach_of(footprint_of(w, w.shape)))
+    return refuse(fmt::format("w with strides {} reaches more than 2^57 bytes from its pointer",
+                              fmt::join(w.stride, ", ")));
   const bool no_scales = options.group == -1 && t.scale == Dtype::e8m0 && t.group_free;
   const Index group = no_scales ? 0 : options.group == 0 ? t.group : options.group;
-  if (!no_scales && (group < 8 || group % 8 != 0)) return refuse(fmt::format("group = {} is not a positive multiple of 8", options.group));
-  if (!t.group_free && group != t.group) return refuse(fmt::format("group = {}: groups of {} have {}", group, t.name, t.group));
-  if (!options.pad_k && !no_scales && k % group != 0) return refuse(fmt::format("k = {} is not whole groups of {}, and pad_k is off", k, group));
-  if (format == LowBit::fp4_sparse && k % 4 != 0) return refuse(fmt::format("k = {} is not a multiple of 4, of which two are kept", k));
+  if (!no_scales && (group < 8 || group % 8 != 0))
+    return refuse(fmt::format("group = {} is not a positive multiple of 8", options.group));
+  if (!t.group_free && group != t.group)
+    return refuse(fmt::format("group = {}: groups of {} have {}", group, t.name, t.group));
+  if (!options.pad_k && !no_scales && k % group != 0)
+    return refuse(fmt::format("k = {} is not whole groups of {}, and pad_k is off", k, group));
+  if (format == LowBit::fp4_sparse && k % 4 != 0)
+    return refuse(fmt::format("k = {} is not a multiple of 4, of which two are kept", k));
   try {
     LowBitBytes made;
     if (Status status = Quantizer(format, group, w, made).run(); !status.ok()) return status;

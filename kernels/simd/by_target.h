@@ -28,4 +28,5 @@ static inline std::size_t entry_of(Target target, std::size_t entries) {
 
 // The function of a target that HWY_EXPORT(FUNCTION) has exported.
 #define ASSAY_OF_TARGET(FUNCTION, TARGET) \
-  (HWY_DISPATCH_TABLE(FUNCTION)[::assay::kernels::entry_of(TARGET, std::size(HWY_DISPATCH_TABLE(FUNCTION)))])
+  (HWY_DISPATCH_TABLE(                    \
+      FUNCTION)[::assay::kernels::entry_of(TARGET, std::size(HWY_DISPATCH_TABLE(FUNCTION)))])

@@ -30,32 +30,45 @@ constexpr NarrowFormat narrow_format(Dtype dtype) {
 }
 
 // 2^e for -149 <= e <= 127.
-constexpr float power_of_two(int e) { return std::bit_cast<float>(e >= -126 ? static_cast<std::uint32_t>(e + 127) << 23 : std::uint32_t{1} << (e + 149)); }
+constexpr float power_of_two(int e) {
+  return std::bit_cast<float>(e >= -126 ? static_cast<std::uint32_t>(e + 127) << 23
+                                        : std::uint32_t{1} << (e + 149));
+}
 
 constexpr float decode_narrow(const NarrowFormat& f, std::uint32_t code) {
-  const std::uint32_t sign = code >> (f.bits - 1), magnitude = code & ((1u << (f.bits - 1)) - 1), field = magnitude >> f.mantissa_bits;
+  const std::uint32_t sign = code >> (f.bits - 1), magnitude = code & ((1u << (f.bits - 1)) - 1),
+                      field = magnitude >> f.mantissa_bits;
   float value;
   if (magnitude > f.max_code)
-    value = f.has_infinity && magnitude == f.max_code + 1 ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
+    value = f.has_infinity && magnitude == f.max_code + 1 ? std::numeric_limits<float>::infinity()
+                                                          : std::numeric_limits<float>::quiet_NaN();
   else
-    value = static_cast<float>((magnitude & ((1u << f.mantissa_bits) - 1)) | (field > 0 ? 1u << f.mantissa_bits : 0u)) *
-            power_of_two(f.min_exponent + (field > 0 ? static_cast<int>(field) - 1 : 0) - f.mantissa_bits);
+    value = static_cast<float>((magnitude & ((1u << f.mantissa_bits) - 1)) |
+                               (field > 0 ? 1u << f.mantissa_bits : 0u)) *
+            power_of_two(f.min_exponent + (field > 0 ? static_cast<int>(field) - 1 : 0) -
+                         f.mantissa_bits);
   return sign != 0 ? -value : value;
 }
 
 template <Dtype dtype>
 inline constexpr auto decoded_table = [] {
   std::array<float, 256> values{};
-  for (std::uint32_t code = 0; code < 1u << narrow_format(dtype).bits; ++code) values[code] = decode_narrow(narrow_format(dtype), code);
+  for (std::uint32_t code = 0; code < 1u << narrow_format(dtype).bits; ++code)
+    values[code] = decode_narrow(narrow_format(dtype), code);
   return values;
 }();
 
 // Returns a table with the value of every code.
 inline const float* decoded_values(Dtype dtype) {
-  return (dtype == Dtype::f8e4m3 ? decoded_table<Dtype::f8e4m3> : dtype == Dtype::f8e5m2 ? decoded_table<Dtype::f8e5m2> : decoded_table<Dtype::f4e2m1>).data();
+  return (dtype == Dtype::f8e4m3   ? decoded_table<Dtype::f8e4m3>
+          : dtype == Dtype::f8e5m2 ? decoded_table<Dtype::f8e5m2>
+                                   : decoded_table<Dtype::f4e2m1>)
+      .data();
 }
 
-inline float from_e8m0(std::uint8_t code) { return code == 0xFF ? std::numeric_limits<float>::quiet_NaN() : power_of_two(code - 127); }
+inline float from_e8m0(std::uint8_t code) {
+  return code == 0xFF ? std::numeric_limits<float>::quiet_NaN() : power_of_two(code - 127);
+}
 
 // Rounds to nearest, ties to even, and saturates, infinities included. NaN gives the NaN of the
 // format, which must have one.
@@ -67,10 +80,13 @@ inline std::uint8_t encode_narrow(const NarrowFormat& f, float value) {
   if (bits < std::bit_cast<std::uint32_t>(power_of_two(f.min_exponent))) {
     // The quantum of subnormals is the ulp of `shift`, so adding it rounds, with ties to even.
     const float shift = power_of_two(f.min_exponent + dropped);
-    return static_cast<std::uint8_t>(sign | (std::bit_cast<std::uint32_t>(std::bit_cast<float>(bits) + shift) - std::bit_cast<std::uint32_t>(shift)));
+    return static_cast<std::uint8_t>(
+        sign | (std::bit_cast<std::uint32_t>(std::bit_cast<float>(bits) + shift) -
+                std::bit_cast<std::uint32_t>(shift)));
   }
   bits += (1u << (dropped - 1)) - 1 + (bits >> dropped & 1);
-  const std::uint32_t code = (bits >> dropped) - (static_cast<std::uint32_t>(f.min_exponent - 1 + 127) << f.mantissa_bits);
+  const std::uint32_t code =
+      (bits >> dropped) - (static_cast<std::uint32_t>(f.min_exponent - 1 + 127) << f.mantissa_bits);
   return static_cast<std::uint8_t>(sign | std::min(code, f.max_code));
 }
 
@@ -89,7 +105,8 @@ inline std::uint32_t encode_exact(const NarrowFormat& f, double value) {
   const double quanta = std::nearbyint(std::ldexp(std::fabs(value), f.mantissa_bits - exponent));
   // 2^(mantissa_bits + 1) quanta carry into the exponent field by themselves. Subnormals have the
   // field 0.
-  const double code = std::ldexp(static_cast<double>(exponent - f.min_exponent), f.mantissa_bits) + quanta;
+  const double code =
+      std::ldexp(static_cast<double>(exponent - f.min_exponent), f.mantissa_bits) + quanta;
   return sign | static_cast<std::uint32_t>(std::min(code, static_cast<double>(f.max_code)));
 }
 
@@ -98,7 +115,8 @@ inline std::uint32_t encode_exact(const NarrowFormat& f, double value) {
 inline int scale_exponent(const NarrowFormat& f, float absmax) {
   if (absmax == 0) return -127;
   int absmax_exponent, largest_exponent;
-  const float m = std::frexp(absmax, &absmax_exponent), largest = std::frexp(decode_narrow(f, f.max_code), &largest_exponent);
+  const float m = std::frexp(absmax, &absmax_exponent),
+              largest = std::frexp(decode_narrow(f, f.max_code), &largest_exponent);
   return std::max(absmax_exponent - largest_exponent + (m > largest ? 1 : 0), -127);
 }
 

@@ -37,7 +37,8 @@ HWY_INLINE Vector exp_of_nonpositive(Lanes d, Vector x) {
   const hn::RebindToSigned<Lanes> di;
   const auto power = hn::Add(hn::ShiftLeft<23>(hn::BitCast(di, shifted)), hn::Set(di, 127 << 23));
   // NaN fails the comparison, so it stays NaN.
-  return hn::IfThenElse(hn::Lt(x, hn::Set(d, -87.0f)), hn::Zero(d), hn::Mul(p, hn::BitCast(d, power)));
+  return hn::IfThenElse(hn::Lt(x, hn::Set(d, -87.0f)), hn::Zero(d),
+                        hn::Mul(p, hn::BitCast(d, power)));
 }
 
 // tanh(x), within 4 ulp.

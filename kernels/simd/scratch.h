@@ -35,12 +35,15 @@ Status out_of_memory(fmt::format_string<Values...> what, Values... values) noexc
 template <class T>
 hwy::AlignedFreeUniquePtr<T[]> allocate_aligned(Index count) {
   auto p = hwy::AllocateAligned<T>(
-      static_cast<std::size_t>(std::max<Index>(count, 1)), [](void*, std::size_t bytes) { return ::operator new(bytes, std::nothrow); },
+      static_cast<std::size_t>(std::max<Index>(count, 1)),
+      [](void*, std::size_t bytes) { return ::operator new(bytes, std::nothrow); },
       [](void*, void* bytes) { ::operator delete(bytes, std::nothrow); }, nullptr);
   if (!p) throw std::bad_alloc();
   return p;
 }
-inline hwy::AlignedFreeUniquePtr<float[]> allocate_floats(Index count) { return allocate_aligned<float>(count); }
+inline hwy::AlignedFreeUniquePtr<float[]> allocate_floats(Index count) {
+  return allocate_aligned<float>(count);
+}
 
 // As many scratches as tasks of one loop run at the same time. A task must not run another such
 // loop.

@@ -19,7 +19,8 @@ std::int64_t runnable() {
 
 std::vector<std::string> names_of(std::int64_t targets) {
   std::vector<std::string> names;
-  for (; targets != 0; targets &= targets - 1) names.emplace_back(hwy::TargetName(first_of(targets)));
+  for (; targets != 0; targets &= targets - 1)
+    names.emplace_back(hwy::TargetName(first_of(targets)));
   return names;
 }
 
