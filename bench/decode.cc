@@ -88,8 +88,7 @@ void decode_mode(Rounds& rounds, const Settings& settings) {
           const Tensor footprint = uniform(Dtype::f32, {2, kv_heads, length, dim}, 5);
           std::vector<Entry> entries;
           for (const Source& from : sources) {
-            const auto bytes =
-                static_cast<std::size_t>(2 * kv_heads * length * dim * format(from.dtype).bits / 8);
+            const auto bytes = usize(2 * kv_heads * length * dim * format(from.dtype).bits / 8);
             Entry e{fmt::format("decode/{}/H:{}/{}/D:{}/L:{}/threads:{}", from.name, query_heads,
                                 kv_heads, dim, length, threads),
                     nullptr,

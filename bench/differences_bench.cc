@@ -42,9 +42,8 @@ void expect_success(const kernels::Status& status) {
 void see_gradient(Largest& to, const TensorView& t, Index b, Index h, const Gradient& g) {
   for (Index row = 0; row < g.rows; ++row)
     for (Index c = 0; c < g.columns; ++c) {
-      const auto at = static_cast<std::size_t>(row * g.columns + c);
-      to.see(load(t, t.at(b, h, row, c)), g.value[at],
-             g.ratio[static_cast<std::size_t>(row)] * g.bound[at]);
+      const auto at = usize(row * g.columns + c);
+      to.see(load(t, t.at(b, h, row, c)), g.value[at], g.ratio[usize(row)] * g.bound[at]);
     }
 }
 
@@ -62,7 +61,7 @@ void measure(const Case& c, Differences& all) {
   const Reference forward(in.problem, contract);
   const BackwardReference backward(in.problem, input, gradients.view(), contract);
   SharedGradients shared = backward.no_shared_gradients();
-  std::vector<Index> rows(static_cast<std::size_t>(s.rows));
+  std::vector<Index> rows(usize(s.rows));
   std::iota(rows.begin(), rows.end(), 0);
   for (Index b = 0; b < s.batch; ++b)
     for (Index g = 0; g < s.kv_heads; ++g) {
@@ -72,13 +71,12 @@ void measure(const Case& c, Differences& all) {
         const Block block = forward.evaluate(*kv, h, rows);
         for (Index i = 0; i < s.rows; ++i) {
           for (Index d = 0; d < s.value_dim; ++d) {
-            const auto at = static_cast<std::size_t>(i * s.value_dim + d);
+            const auto at = usize(i * s.value_dim + d);
             all[Output::o].see(load(input.o, input.o.at(b, h, i, d)), block.o[at],
                                block.radius[at]);
           }
         }
-        see_gradient(all[Output::dq], gradients.view().dq, b, h,
-                     exact.dq[static_cast<std::size_t>(h % s.group())]);
+        see_gradient(all[Output::dq], gradients.view().dq, b, h, exact.dq[usize(h % s.group())]);
       }
       see_gradient(all[Output::dk], gradients.view().dk, b, g, exact.dk);
       see_gradient(all[Output::dv], gradients.view().dv, b, g, exact.dv);
@@ -119,9 +117,8 @@ int differences_main(int seeds) {
             cases.push_back(c);
           }
     std::vector<Differences> each(cases.size());
-    parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
-      measure(cases[static_cast<std::size_t>(k)], each[static_cast<std::size_t>(k)]);
-    });
+    parallel_for(static_cast<Index>(cases.size()), 0,
+                 [&](Index k) { measure(cases[usize(k)], each[usize(k)]); });
     Differences all;
     double radius = 0;
     for (const Differences& one : each)

@@ -16,18 +16,16 @@ void eigen_attention(const PlainAttention& p, const float* q, const float* k, co
                      double* o, double* lse, int threads) {
   constexpr Index block_rows = 64;
   using Map = Eigen::Map<const Rows<float>>;
-  std::vector<Rows<double>> keys(static_cast<std::size_t>(p.heads)),
-      values(static_cast<std::size_t>(p.heads));
+  std::vector<Rows<double>> keys(usize(p.heads)), values(usize(p.heads));
   parallel_for(p.heads, threads, [&](Index h) {
-    keys[static_cast<std::size_t>(h)] = Map(k + h * p.keys * p.dim, p.keys, p.dim).cast<double>();
-    values[static_cast<std::size_t>(h)] =
-        Map(v + h * p.keys * p.value_dim, p.keys, p.value_dim).cast<double>();
+    keys[usize(h)] = Map(k + h * p.keys * p.dim, p.keys, p.dim).cast<double>();
+    values[usize(h)] = Map(v + h * p.keys * p.value_dim, p.keys, p.value_dim).cast<double>();
   });
-  std::vector<Rows<double>> scores(static_cast<std::size_t>(threads));
+  std::vector<Rows<double>> scores(usize(threads));
   for_each_block(p, block_rows, threads, [&](Index worker, const RowBlock& b) {
     const Index row0 = b.head * p.rows + b.begin, count = b.end - b.begin;
-    const auto h = static_cast<std::size_t>(b.head);
-    Rows<double>& s = scores[static_cast<std::size_t>(worker)];
+    const auto h = usize(b.head);
+    Rows<double>& s = scores[usize(worker)];
     s.resize(count, b.keys);
     const Rows<double> scaled =
         static_cast<double>(p.scale) * Map(q + row0 * p.dim, count, p.dim).cast<double>();

@@ -17,19 +17,17 @@ class GgmlProduct final : public ProductPeer {
  public:
   GgmlProduct(const PlainProduct& p, int threads) : p_(p), threads_(threads) {
     ggml_init_params parameters{};
-    parameters.mem_size = ggml_tensor_overhead() * 16 + ggml_graph_overhead() +
-                          static_cast<std::size_t>(p.k * p.n) +
-                          8 * static_cast<std::size_t>(p.m * (p.k + p.n)) + (1u << 20);
+    parameters.mem_size = ggml_tensor_overhead() * 16 + ggml_graph_overhead() + usize(p.k * p.n) +
+                          8 * usize(p.m * (p.k + p.n)) + (1u << 20);
     context_ = ggml_init(parameters);
     if (context_ == nullptr) throw std::runtime_error("ggml_init failed");
     ggml_tensor* w = ggml_new_tensor_2d(context_, GGML_TYPE_MXFP4, p.k, p.n);
-    std::vector<float> transposed(static_cast<std::size_t>(p.k * p.n));
+    std::vector<float> transposed(usize(p.k * p.n));
     for (Index k = 0; k < p.k; ++k)
-      for (Index n = 0; n < p.n; ++n)
-        transposed[static_cast<std::size_t>(n * p.k + k)] = p.plain[k * p.n + n];
+      for (Index n = 0; n < p.n; ++n) transposed[usize(n * p.k + k)] = p.plain[k * p.n + n];
     ggml_quantize_chunk(GGML_TYPE_MXFP4, transposed.data(), w->data, 0, p.n, p.k, nullptr);
     ggml_tensor* a = ggml_new_tensor_2d(context_, GGML_TYPE_F32, p.k, p.m);
-    std::memcpy(a->data, p.a, sizeof(float) * static_cast<std::size_t>(p.m * p.k));
+    std::memcpy(a->data, p.a, sizeof(float) * usize(p.m * p.k));
     out_ = ggml_mul_mat(context_, w, a);
     graph_ = ggml_new_graph(context_);
     ggml_build_forward_expand(graph_, out_);
@@ -42,7 +40,7 @@ class GgmlProduct final : public ProductPeer {
   void run() override {
     if (ggml_graph_compute(graph_, &plan_) != GGML_STATUS_SUCCESS)
       throw std::runtime_error("ggml_graph_compute failed");
-    std::memcpy(p_.c, out_->data, sizeof(float) * static_cast<std::size_t>(p_.m * p_.n));
+    std::memcpy(p_.c, out_->data, sizeof(float) * usize(p_.m * p_.n));
   }
 
  private:

@@ -176,8 +176,8 @@ double fma_gflops(int threads, double seconds, Dtype dtype) {
 
 Reader::Reader(const void* data, std::size_t bytes, int threads)
     : data_(data),
-      share_(bytes / static_cast<std::size_t>(threads) / sizeof(Words) / 8 * 8 * sizeof(Words)),
-      at_line_(static_cast<std::size_t>(threads)) {}
+      share_(bytes / usize(threads) / sizeof(Words) / 8 * 8 * sizeof(Words)),
+      at_line_(usize(threads)) {}
 
 double Reader::gigabytes_per_second(double seconds) {
   // the clock is read once in each MiB
@@ -186,7 +186,7 @@ double Reader::gigabytes_per_second(double seconds) {
   if (lines == 0) return 0;
   return rate(static_cast<int>(at_line_.size()), seconds,
               [&](Index thread) {
-                const auto t = static_cast<std::size_t>(thread);
+                const auto t = usize(thread);
                 const auto* const mine = static_cast<const Words*>(data_) + t * lines;
                 const std::size_t count = std::min(piece, lines - at_line_[t]),
                                   passes = lines < piece ? piece / lines : 1;
@@ -198,7 +198,7 @@ double Reader::gigabytes_per_second(double seconds) {
 }
 
 double read_gigabytes_per_second(std::size_t bytes, int threads, double seconds) {
-  const std::size_t lines = (bytes / sizeof(Words) + 7) / 8 * 8 * static_cast<std::size_t>(threads);
+  const std::size_t lines = (bytes / sizeof(Words) + 7) / 8 * 8 * usize(threads);
   const std::unique_ptr<Words[]> block(new Words[lines]);
   // pages that were never written would all be the same page of zeros
   std::memset(block.get(), 1, lines * sizeof(Words));

@@ -55,10 +55,8 @@ class OnednnAttention final : public AttentionPeer {
         block_rows_(std::min<Index>(
             problem.rows, problem.causal ? std::clamp<Index>(problem.rows / 8, 64, 128) : 192)),
         engine_(dnnl::engine::kind::cpu, 0),
-        scores_(static_cast<std::size_t>(threads),
-                std::vector<float>(static_cast<std::size_t>(block_rows_ * problem.keys))),
-        stats_(static_cast<std::size_t>(threads),
-               std::vector<RowStats>(static_cast<std::size_t>(block_rows_))) {
+        scores_(usize(threads), std::vector<float>(usize(block_rows_ * problem.keys))),
+        stats_(usize(threads), std::vector<RowStats>(usize(block_rows_))) {
     one_library_thread();
     for (int t = 0; t < threads; ++t) streams_.emplace_back(engine_);
     for (Index b = 0; b < block_count(p_, block_rows_); ++b) {
@@ -70,8 +68,8 @@ class OnednnAttention final : public AttentionPeer {
   void run(const float* q, const float* k, const float* v, float* o, float* lse) override {
     for_each_block(p_, block_rows_, threads_, [&](Index worker, const RowBlock& b) {
       one_library_thread();
-      const auto w = static_cast<std::size_t>(worker);
-      BlockPrimitives& block = blocks_[static_cast<std::size_t>(b.index)];
+      const auto w = usize(worker);
+      BlockPrimitives& block = blocks_[usize(b.index)];
       BlockPrimitives::Memories& m = block.memories[w];
       const dnnl::stream& stream = streams_[w];
       float* const s = scores_[w].data();
@@ -89,13 +87,13 @@ class OnednnAttention final : public AttentionPeer {
       for (Index i = 0; i < b.end - b.begin; ++i) {
         float* const row = s + i * b.keys;
         const Index visible = p_.keys_before(b.begin + i + 1);
-        stats_[w][static_cast<std::size_t>(i)] = row_stats(row, visible);
+        stats_[w][usize(i)] = row_stats(row, visible);
         std::fill(row + visible, row + b.keys, -std::numeric_limits<float>::infinity());
       }
       block.softmax.execute(
           stream, {{DNNL_ARG_SRC, m.s}, {DNNL_ARG_DST, m.s}, {DNNL_ARG_SCRATCHPAD, m.softmax_pad}});
       for (Index i = 0; i < b.end - b.begin; ++i) {
-        const RowStats& t = stats_[w][static_cast<std::size_t>(i)];
+        const RowStats& t = stats_[w][usize(i)];
         lse[row0 + i] = t.max - std::log(row_max(s + i * b.keys + t.chunk, t.length));
       }
       block.output.execute(stream, {{DNNL_ARG_SRC, m.s},

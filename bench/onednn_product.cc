@@ -27,10 +27,10 @@ class OnednnProduct final : public ProductPeer {
 #endif
     std::shared_ptr<const kernels::PackedWeights> w;
     if (!kernels::PackedWeights::pack(p_.mxfp4->view(), w).ok()) throw std::runtime_error("pack");
-    decoded_.resize(static_cast<std::size_t>(p_.k * p_.n));
+    decoded_.resize(usize(p_.k * p_.n));
     for (Index k = 0; k < p_.k; ++k)
       for (Index n = 0; n < p_.n; ++n)
-        decoded_[static_cast<std::size_t>(k * p_.n + n)] = w->value(k, n) * w->scale(k / 32, n);
+        decoded_[usize(k * p_.n + n)] = w->value(k, n) * w->scale(k / 32, n);
     const Memory::desc a({p_.m, p_.k}, Memory::data_type::f32, Memory::format_tag::ab),
         any({p_.k, p_.n}, Memory::data_type::f32, Memory::format_tag::any),
         plain({p_.k, p_.n}, Memory::data_type::f32, Memory::format_tag::ab),

@@ -23,13 +23,12 @@ class OpenblasAttention final : public AttentionPeer {
             problem.rows, problem.causal ? std::clamp<Index>(problem.rows / 8, 64, 192) : 256)),
         // Rows whose distance is a power of two would share their cache sets.
         row_stride_(problem.keys + 16),
-        scores_(static_cast<std::size_t>(threads),
-                std::vector<float>(static_cast<std::size_t>(block_rows_ * row_stride_))) {}
+        scores_(usize(threads), std::vector<float>(usize(block_rows_ * row_stride_))) {}
 
   void run(const float* q, const float* k, const float* v, float* o, float* lse) override {
     openblas_set_num_threads(1);  // for each call; the calls themselves come from several threads
     for_each_block(p_, block_rows_, threads_, [&](Index worker, const RowBlock& b) {
-      float* const s = scores_[static_cast<std::size_t>(worker)].data();
+      float* const s = scores_[usize(worker)].data();
       const Index row0 = b.head * p_.rows + b.begin, count = b.end - b.begin;
       const auto m = static_cast<blasint>(count), n = static_cast<blasint>(b.keys),
                  ld = static_cast<blasint>(row_stride_);
@@ -68,8 +67,7 @@ class OpenblasBackward final : public BackwardPeer {
         threads_(threads),
         block_rows_(std::min<Index>(problem.rows, problem.causal ? 64 : 128)),
         row_stride_(problem.keys + 16),
-        scores_(static_cast<std::size_t>(threads),
-                std::vector<float>(static_cast<std::size_t>(2 * block_rows_ * row_stride_))) {}
+        scores_(usize(threads), std::vector<float>(usize(2 * block_rows_ * row_stride_))) {}
 
   void run(const float* q, const float* k, const float* v, const float* o, const float* lse,
            const float* d_o, float* dq, float* dk, float* dv) override {
@@ -77,7 +75,7 @@ class OpenblasBackward final : public BackwardPeer {
     const auto ld = static_cast<blasint>(row_stride_), d = static_cast<blasint>(p_.dim),
                e = static_cast<blasint>(p_.value_dim);
     for_each_block(p_, p_.rows, threads_, [&](Index worker, const RowBlock& head) {
-      float* const weight = scores_[static_cast<std::size_t>(worker)].data();
+      float* const weight = scores_[usize(worker)].data();
       float* const d_score = weight + block_rows_ * row_stride_;
       const Index key0 = head.head * p_.keys;
       const float *const keys = k + key0 * p_.dim, *const values = v + key0 * p_.value_dim;

@@ -20,7 +20,7 @@ class OpenblasProduct final : public ProductPeer {
     const Index blocks = (p_.n + columns - 1) / columns;
     parallel_for(blocks, threads_, [&](Index block) {
       thread_local std::vector<float> weights;  // [column][k]
-      weights.resize(static_cast<std::size_t>(columns * p_.k));
+      weights.resize(usize(columns * p_.k));
       const Index first = block * columns, count = std::min(columns, p_.n - first);
       for (Index n = 0; n < count; ++n) decode(first + n, weights.data() + n * p_.k);
       const auto m = static_cast<blasint>(p_.m), n = static_cast<blasint>(count),

@@ -55,9 +55,7 @@ struct Problem {
   AttentionBackwardInput backward_input() const {
     return {out.o.view(), out.lse.view(), in.d_o.view()};
   }
-  std::size_t count(Index width) const {
-    return static_cast<std::size_t>(c.shape.query_heads * c.shape.rows * width);
-  }
+  std::size_t count(Index width) const { return usize(c.shape.query_heads * c.shape.rows * width); }
   static const float* floats(const Tensor& t) { return reinterpret_cast<const float*>(t.bytes()); }
 
   void eigen(int threads) {
@@ -84,7 +82,7 @@ struct Problem {
     const Index step = reference.block_rows(), blocks = (c.shape.rows + step - 1) / step;
     parallel_for(c.shape.query_heads * blocks, threads, [&](Index at) {
       const Index h = at / blocks, first = at % blocks * step;
-      std::vector<Index> rows(static_cast<std::size_t>(std::min(step, c.shape.rows - first)));
+      std::vector<Index> rows(usize(std::min(step, c.shape.rows - first)));
       std::iota(rows.begin(), rows.end(), first);
       reference.evaluate(*reference.load_head(0, h), h, rows);
     });
@@ -162,7 +160,7 @@ Entry generating(std::string name, Case c, double bytes) {
       std::make_shared<const Tensor>(Dtype::f32, Extents{1, 1, 1, static_cast<Index>(bytes) / 4},
                                      Layout{{0, 0, 0, 1}, 0, static_cast<Index>(bytes) / 4});
   Entry e{std::move(name), nullptr, 0, bytes, Entry::Limit::bytes, nullptr};
-  e.limit = [footprint, reader = Reader(footprint->bytes(), static_cast<std::size_t>(bytes), 1)](
+  e.limit = [footprint, reader = Reader(footprint->bytes(), usize(bytes), 1)](
                 double seconds) mutable { return reader.gigabytes_per_second(seconds); };
   e.prepare = [c = std::move(c)]() -> Run {
     return [c] {

@@ -131,7 +131,7 @@ struct DataOfDtypes {
 };
 
 std::vector<float> as_floats(const Tensor& t) {
-  std::vector<float> x(static_cast<std::size_t>(element_count(t.view().shape)));
+  std::vector<float> x(usize(element_count(t.view().shape)));
   for (std::size_t i = 0; i < x.size(); ++i)
     x[i] = static_cast<float>(load(t.view(), static_cast<Index>(i)));
   return x;
@@ -156,8 +156,8 @@ void check(std::span<const Candidate> candidates, const Problem& p, const DataOf
     if (candidate.prepare == nullptr) continue;
     const Data& data = all.of(candidate.dtype);
     const auto q = as_floats(data.q), k = as_floats(data.k), v = as_floats(data.v);
-    std::vector<double> o(q.size()), lse(q.size() / static_cast<std::size_t>(p.dim)), dq(q.size()),
-        dk(q.size()), dv(q.size());
+    std::vector<double> o(q.size()), lse(q.size() / usize(p.dim)), dq(q.size()), dk(q.size()),
+        dv(q.size());
     eigen_attention(p.plain(), q.data(), k.data(), v.data(), o.data(), lse.data(), p.threads);
     if (backward)
       eigen_backward(p.plain(), q.data(), k.data(), v.data(), o.data(), lse.data(),

@@ -30,10 +30,7 @@ struct Shape {
 // Weights of one K and N in every format, and activations for the largest number of rows.
 struct Weights {
   Weights(Index k_, Index n_, Index most_rows)
-      : k(k_),
-        n(n_),
-        plain(static_cast<std::size_t>(k_ * n_)),
-        a(static_cast<std::size_t>(most_rows * k_)) {
+      : k(k_), n(n_), plain(usize(k_ * n_)), a(usize(most_rows * k_)) {
     std::mt19937 random(3);
     std::normal_distribution<float> normal;
     for (float& x : plain) x = 0.02f * normal(random);
@@ -75,8 +72,7 @@ constexpr Ours ours[] = {
 Run ours_run(const Ours& which, const Shape& s, Weights& w, std::vector<float>& c, int threads) {
   auto a = std::make_shared<Tensor>(which.activations, Extents{1, 1, s.m, s.k},
                                     Layout{{0, 0, s.k, 1}, 0, s.m * s.k});
-  for (Index e = 0; e < s.m * s.k; ++e)
-    store(a->view(), e, static_cast<double>(w.a[static_cast<std::size_t>(e)]));
+  for (Index e = 0; e < s.m * s.k; ++e) store(a->view(), e, static_cast<double>(w.a[usize(e)]));
   return [a, s, &c, threads, packed = w.packed(which.format)] {
     const TensorView out{c.data(), Dtype::f32, {1, 1, s.m, s.n}, {0, 0, s.n, 1}, 0};
     expect_success("product", kernels::product(a->view(), *packed, out, threads));
@@ -117,12 +113,10 @@ void check(const char* name, double tolerance, const Shape& s, const std::vector
     for (Index n = 0; n < s.n; n += 1 + s.n / 37) {
       double exact = 0;
       for (Index k = 0; k < s.k; ++k)
-        exact += static_cast<double>(a[static_cast<std::size_t>(m * s.k + k)]) *
-                 static_cast<double>(w.value(k, n)) *
+        exact += static_cast<double>(a[usize(m * s.k + k)]) * static_cast<double>(w.value(k, n)) *
                  static_cast<double>(w.scale(k / w.group(), n)) *
                  static_cast<double>(w.tensor_scale());
-      const double error =
-          std::fabs(static_cast<double>(c[static_cast<std::size_t>(m * s.n + n)]) - exact);
+      const double error = std::fabs(static_cast<double>(c[usize(m * s.n + n)]) - exact);
       if (!(error <= largest)) largest = std::isnan(error) ? INFINITY : error;
       size = std::max(size, std::fabs(exact));
     }
@@ -152,7 +146,7 @@ void products_mode(Rounds& rounds, const Settings& settings) {
   matrices.push_back({8192, 14336, {1}});
   for (const auto& [n, k, rows] : matrices) {
     Weights w(k, n, rows.back());
-    std::vector<float> c(static_cast<std::size_t>(rows.back() * n));
+    std::vector<float> c(usize(rows.back() * n));
     // The memory that the reads use for one row: a footprint of its own, as large as the weights.
     const Tensor footprint = uniform(Dtype::f32, {1, 1, k, n / 2}, 5);
     for (const bool reads : {true, false}) {
@@ -179,8 +173,7 @@ void products_mode(Rounds& rounds, const Settings& settings) {
             if (reads)
               e.limit = [reader = Reader(
                              footprint.bytes(),
-                             std::min(footprint.size_in_bytes(), static_cast<std::size_t>(bytes)) /
-                                 static_cast<std::size_t>(threads),
+                             std::min(footprint.size_in_bytes(), usize(bytes)) / usize(threads),
                              threads)](double seconds) mutable {
                 return reader.gigabytes_per_second(seconds);
               };

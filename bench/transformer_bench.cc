@@ -73,8 +73,7 @@ Result measure(const Configuration& c, int threads) {
     }
     prefill.push_back(t);
     for (Index i = 0; i < new_tokens; ++i)
-      decode.push_back(milliseconds(
-          [&] { decoder.append({text.tokens[static_cast<std::size_t>(c.tokens + i)]}); }));
+      decode.push_back(milliseconds([&] { decoder.append({text.tokens[usize(c.tokens + i)]}); }));
   }
   r.prefill = median(prefill);
   r.decode = median(decode);

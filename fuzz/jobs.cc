@@ -265,7 +265,7 @@ class Jobs {
       std::unique_ptr<Process> process;
       fs::path output;
     };
-    std::vector<Job> jobs(static_cast<std::size_t>(o_.jobs));
+    std::vector<Job> jobs(usize(o_.jobs));
     double executions = 0, coverage = 0, corpus = 0;
     const auto hear = [&](const fs::path& output) {
       const Said said = listen(read_whole(output));
@@ -475,7 +475,7 @@ class Jobs {
       const auto findings = std::ranges::count(findings_, name, &FuzzFinding::target);
       summary.targets.push_back({name, t.seconds, t.executions,
                                  t.seconds > 0 ? t.executions / t.seconds : 0, t.coverage, t.corpus,
-                                 static_cast<std::size_t>(findings)});
+                                 usize(findings)});
     }
     return summary;
   }

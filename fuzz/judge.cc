@@ -26,8 +26,7 @@ void note_nearness(const Verdict& v) {
     if (!(ratio > 0)) continue;
     const int step = std::clamp(static_cast<int>(std::floor(2 * std::log2(ratio))) + 48, 0,
                                 static_cast<int>(steps) - 1);
-    nearness[static_cast<std::size_t>(output) % outputs * steps + static_cast<std::size_t>(step)] =
-        1;
+    nearness[static_cast<std::size_t>(output) % outputs * steps + usize(step)] = 1;
   }
 }
 
@@ -79,8 +78,7 @@ std::size_t mutate_bytes(CaseKind kind, unsigned char* data, std::size_t size, s
   // Usually one move, sometimes several.
   const int moves = bytes[0] % 4 != 0 ? 1 : 1 + bytes[1] % 4;
   for (int move = 0; move < moves; ++move)
-    c = move_case(c, kind,
-                  Choices(std::span(bytes).subspan(static_cast<std::size_t>(2 + 12 * move))));
+    c = move_case(c, kind, Choices(std::span(bytes).subspan(usize(2 + 12 * move))));
   return write_line(c, data, size, most);
 }
 

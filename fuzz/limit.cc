@@ -18,10 +18,9 @@ namespace {
 using Matrix = std::vector<double>;
 
 Matrix widened(const TensorView& t, Index b, Index h, Index rows, Index columns) {
-  Matrix m(static_cast<std::size_t>(rows * columns));
+  Matrix m(usize(rows * columns));
   for (Index i = 0; i < rows; ++i)
-    for (Index j = 0; j < columns; ++j)
-      m[static_cast<std::size_t>(i * columns + j)] = load(t, t.at(b, h, i, j));
+    for (Index j = 0; j < columns; ++j) m[usize(i * columns + j)] = load(t, t.at(b, h, i, j));
   return m;
 }
 
@@ -35,11 +34,10 @@ double dot(const double* a, const double* b, Index n) {
 double plain_attention(const Attention& p, const TensorView& d_o) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   const AttentionShape& s = p.shape;
-  const auto at = [](Index row, Index width) { return static_cast<std::size_t>(row * width); };
+  const auto at = [](Index row, Index width) { return usize(row * width); };
   double all = 0;
   RowVisibility row;
-  std::vector<double> weight(static_cast<std::size_t>(s.keys)),
-      o(static_cast<std::size_t>(s.value_dim));
+  std::vector<double> weight(usize(s.keys)), o(usize(s.value_dim));
   for (Index b = 0; b < s.batch; ++b)
     for (Index h = 0; h < s.query_heads; ++h) {
       const Index g = h / (s.query_heads / s.kv_heads);
@@ -55,16 +53,15 @@ double plain_attention(const Attention& p, const TensorView& d_o) {
         for (Index j = row.begin; j < row.end; ++j) {
           double score = p.scale * dot(&q[at(i, s.dim)], &k[at(j, s.dim)], s.dim);
           if (p.softcap > 0) score = p.softcap * std::tanh(score / p.softcap);
-          weight[static_cast<std::size_t>(j)] = score + row.bias[static_cast<std::size_t>(j)];
-          most = std::max(most, weight[static_cast<std::size_t>(j)]);
+          weight[usize(j)] = score + row.bias[usize(j)];
+          most = std::max(most, weight[usize(j)]);
         }
         std::ranges::fill(o, 0);
         for (Index j = row.begin; j < row.end; ++j) {
-          double& w = weight[static_cast<std::size_t>(j)];
+          double& w = weight[usize(j)];
           sum += w = std::exp(w - most);
           for (Index c = 0; c < s.value_dim; ++c)
-            o[static_cast<std::size_t>(c)] +=
-                w * v[at(j, s.value_dim) + static_cast<std::size_t>(c)];
+            o[usize(c)] += w * v[at(j, s.value_dim) + usize(c)];
         }
         all += most + std::log(sum);
         for (double& x : o) all += x /= sum;
@@ -72,15 +69,12 @@ double plain_attention(const Attention& p, const TensorView& d_o) {
         const double* go = &up[at(i, s.value_dim)];
         const double delta = dot(go, o.data(), s.value_dim);
         for (Index j = row.begin; j < row.end; ++j) {
-          const double w = weight[static_cast<std::size_t>(j)] / sum,
+          const double w = weight[usize(j)] / sum,
                        ds = p.scale * w * (dot(go, &v[at(j, s.value_dim)], s.value_dim) - delta);
-          for (Index c = 0; c < s.value_dim; ++c)
-            dv[at(j, s.value_dim) + static_cast<std::size_t>(c)] += w * go[c];
+          for (Index c = 0; c < s.value_dim; ++c) dv[at(j, s.value_dim) + usize(c)] += w * go[c];
           for (Index c = 0; c < s.dim; ++c) {
-            dq[at(i, s.dim) + static_cast<std::size_t>(c)] +=
-                ds * k[at(j, s.dim) + static_cast<std::size_t>(c)];
-            dk[at(j, s.dim) + static_cast<std::size_t>(c)] +=
-                ds * q[at(i, s.dim) + static_cast<std::size_t>(c)];
+            dq[at(i, s.dim) + usize(c)] += ds * k[at(j, s.dim) + usize(c)];
+            dk[at(j, s.dim) + usize(c)] += ds * q[at(i, s.dim) + usize(c)];
           }
         }
       }
@@ -92,12 +86,11 @@ double plain_attention(const Attention& p, const TensorView& d_o) {
 
 double plain_product(const Product& p) {
   const Matrix a = decode_activations(p), w = decode_weights(p.w);
-  Matrix c(static_cast<std::size_t>(p.m * p.n));
+  Matrix c(usize(p.m * p.n));
   for (Index i = 0; i < p.m; ++i)
     for (Index k = 0; k < p.k; ++k)
       for (Index j = 0; j < p.n; ++j)
-        c[static_cast<std::size_t>(i * p.n + j)] +=
-            a[static_cast<std::size_t>(i * p.k + k)] * w[static_cast<std::size_t>(k * p.n + j)];
+        c[usize(i * p.n + j)] += a[usize(i * p.k + k)] * w[usize(k * p.n + j)];
   double all = 0;
   for (const double x : c) all += x;
   return all;

@@ -25,9 +25,9 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   if (!kernels::validate_low_bit_shape(w).ok()) return -1;
   require(w.group >= 0, "a negative group size is valid");
   const LowBitSizes sizes = sizes_of(w.format, w.k, w.n, w.group);
-  std::vector<std::byte> bytes[3] = {std::vector<std::byte>(static_cast<std::size_t>(sizes.codes)),
-                                     std::vector<std::byte>(static_cast<std::size_t>(sizes.scales)),
-                                     std::vector<std::byte>(static_cast<std::size_t>(sizes.extra))};
+  std::vector<std::byte> bytes[3] = {std::vector<std::byte>(usize(sizes.codes)),
+                                     std::vector<std::byte>(usize(sizes.scales)),
+                                     std::vector<std::byte>(usize(sizes.extra))};
   // The bytes of the input are repeated; from here on they are data.
   std::size_t at = 16;
   for (auto& part : bytes)
@@ -45,7 +45,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
   const std::vector<double> meant = decode_weights(w);
   for (Index k = 0; k < w.k; ++k)
     for (Index n = 0; n < w.n; ++n) {
-      const double expected = meant[static_cast<std::size_t>(k * w.n + n)];
+      const double expected = meant[usize(k * w.n + n)];
       const double scale =
           packed->has_scales() ? static_cast<double>(packed->scale(k / packed->group(), n)) : 1;
       const double got = static_cast<double>(packed->value(k, n)) * scale *

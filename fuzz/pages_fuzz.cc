@@ -94,8 +94,8 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
     }
     require(got == expected, "the cache's status is not the list's");
     for (Index b = 0; b < config.sequences; ++b)
-      require(cache->length(b) == model.sequences[static_cast<std::size_t>(b)].length() &&
-                  cache->evicted(b) == model.sequences[static_cast<std::size_t>(b)].evicted,
+      require(cache->length(b) == model.sequences[usize(b)].length() &&
+                  cache->evicted(b) == model.sequences[usize(b)].evicted,
               "the cache's length is not the list's");
   }
   compare_reading(*cache, model);

@@ -36,7 +36,7 @@ std::size_t contiguous_bytes(const Extents& e, Index element_bytes) {
     if (n == 0) return 0;
   for (Index n : e)
     if (__builtin_mul_overflow(bytes, n, &bytes)) return std::numeric_limits<std::size_t>::max();
-  return static_cast<std::size_t>(bytes);
+  return usize(bytes);
 }
 
 std::span<const std::byte> gather(const void* data, const Extents& shape, const Extents& stride,
@@ -55,7 +55,7 @@ std::span<const std::byte> gather(const void* data, const Extents& shape, const 
   storage.resize(bytes);
   for_runs(shape, stride, origin, [&](Index element, Index at, Index count) {
     std::memcpy(storage.data() + at * element_bytes, from + element * element_bytes,
-                static_cast<std::size_t>(count * element_bytes));
+                usize(count * element_bytes));
   });
   return storage;
 }
@@ -79,8 +79,7 @@ void scatter(std::span<const std::byte> from, const TensorView& t) {
   auto* to = static_cast<std::byte*>(t.data);
   const Index bytes = bytes_of(t.dtype);
   for_runs(t.shape, t.stride, t.origin, [&](Index element, Index at, Index count) {
-    std::memcpy(to + element * bytes, from.data() + at * bytes,
-                static_cast<std::size_t>(count * bytes));
+    std::memcpy(to + element * bytes, from.data() + at * bytes, usize(count * bytes));
   });
 }
 

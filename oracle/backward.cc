@@ -18,7 +18,7 @@ Gradient empty_gradient(Index rows, Index columns) {
   Gradient g;
   g.rows = rows;
   g.columns = columns;
-  const auto n = static_cast<std::size_t>(rows * columns), r = static_cast<std::size_t>(rows);
+  const auto n = usize(rows * columns), r = usize(rows);
   g.value.assign(n, 0);
   g.bound.assign(n, 0);
   g.taint.assign(n, Taint::none);
@@ -41,7 +41,7 @@ void finish_gradient(const Contract& c, const BackwardTerms& counts, double term
     const double reach = absolute_sum * std::max(1.0, scale) * (1 + safety::accumulation);
     g.may_overflow[e] = !(reach < c.largest);
     g.value[e] *= scale;
-    const bool touched = g.touched[e / static_cast<std::size_t>(g.columns)] != 0;
+    const bool touched = g.touched[e / usize(g.columns)] != 0;
     g.bound[e] = touched ? gradient_bound(c, counts, terms, scale, g.value[e], g.bound[e]) : 0;
   }
 }
@@ -49,7 +49,7 @@ void finish_gradient(const Contract& c, const BackwardTerms& counts, double term
 void add_to(Gradient& g, Index row0, const RowMajor& value, const RowMajor& bound) {
   for (Index r = 0; r < value.rows(); ++r)
     for (Index d = 0; d < g.columns; ++d) {
-      const auto at = static_cast<std::size_t>((row0 + r) * g.columns + d);
+      const auto at = usize((row0 + r) * g.columns + d);
       g.value[at] += value(r, d);
       g.bound[at] += bound(r, d);
     }
@@ -161,11 +161,11 @@ class GroupSum {
     Gradient& dq = out_.dq.emplace_back(empty_gradient(rows, s_.dim));
     if (with_pairs_)
       for (auto* part : {&out_.score_part, &out_.weight_part})
-        part->emplace_back(static_cast<std::size_t>(rows * s_.keys), 0.0f);
+        part->emplace_back(usize(rows * s_.keys), 0.0f);
     const Index pairs = Index{1} << 16;  // of a block: some MiB of matrices
     const Index per_block = std::clamp<Index>(pairs / std::max<Index>(s_.keys, 1), 16, 128);
     for (Index first = 0; first < rows; first += per_block) {
-      const auto of_block = static_cast<std::size_t>(std::min(per_block, rows - first));
+      const auto of_block = usize(std::min(per_block, rows - first));
       const std::span<const Index> index{out_.row_index.data() + first, of_block};
       add_block(dq, first, x_.reference_.evaluate(*kv_, h, index, Keep::scores));
     }
@@ -205,9 +205,9 @@ class GroupSum {
     thread_local Products m;
     m.q.setZero(rows, s_.dim);
     m.d_o.setZero(rows, kv_->values.cols());
-    std::vector<RowState> states(static_cast<std::size_t>(rows));
+    std::vector<RowState> states(usize(rows));
     for (Index r = 0; r < rows; ++r) {
-      const auto at = static_cast<std::size_t>(r);
+      const auto at = usize(r);
       if (!block.fully_masked[at]) states[at] = inspect(block, r, m);
     }
     if (n == 0) return;
@@ -217,9 +217,8 @@ class GroupSum {
     if (p_.dropout > 0) drop(block, states, m);
     for (RowMajor* w : m.weights()) w->setZero(rows, n);
     for (Index r = 0; r < rows; ++r) {
-      const auto at = static_cast<std::size_t>(r);
-      if (!block.fully_masked[at])
-        add_row(block, r, states[at], dq, static_cast<std::size_t>(first + r), m);
+      const auto at = usize(r);
+      if (!block.fully_masked[at]) add_row(block, r, states[at], dq, usize(first + r), m);
     }
     add_to(dq, first, m.dot_gradient * keys_.middleRows(key0, n),
            m.to_dq * keys_absolute_.middleRows(key0, n));
@@ -236,9 +235,9 @@ class GroupSum {
   // dropout then multiplies by 0.
   void drop(const Block& block, std::vector<RowState>& states, Products& m) const {
     for (Index e = 0; e < block.rows * block.count; ++e) {
-      const auto pair = static_cast<std::size_t>(e);
+      const auto pair = usize(e);
       if (block.kept[pair]) continue;
-      RowState& state = states[static_cast<std::size_t>(e / block.count)];
+      RowState& state = states[usize(e / block.count)];
       const double reach = m.dp_absolute.data()[e] * (1 + safety::accumulation);
       if (block.visible[pair] && !(reach < c_.largest))
         state.taint = worse(state.taint, Taint::anything);
@@ -267,7 +266,7 @@ class GroupSum {
   void keep_pairs(Index first, Index key0, const Products& m) {
     for (Index r = 0; r < m.dot_gradient.rows(); ++r)
       for (Index j = 0; j < m.dot_gradient.cols(); ++j) {
-        const auto pair = static_cast<std::size_t>((first + r) * s_.keys + key0 + j);
+        const auto pair = usize((first + r) * s_.keys + key0 + j);
         out_.score_part.back()[pair] = static_cast<float>(m.dot_gradient(r, j));
         out_.weight_part.back()[pair] = static_cast<float>(m.kept_weight(r, j));
       }
@@ -276,7 +275,7 @@ class GroupSum {
   // Q and dO of a row, D, and what taints it. Rows that fp64 cannot weigh are weighed in balls
   // first.
   RowState inspect(Block& block, Index r, Products& m) const {
-    const auto at = static_cast<std::size_t>(r);
+    const auto at = usize(r);
     RowState state;
     if (block.needs_ball[at] && block.lse_kind[at] == Kind::finite) {
       x_.reference_.refine(*kv_, block, r, safety::bits_of_refined_rows);
@@ -293,7 +292,7 @@ class GroupSum {
 
   // bounds_backward.md, 7: what of scores and LSE taints P, and with it all that the row touches.
   void read_query(const Block& block, Index r, RowState& state, Products& m) const {
-    const auto at = static_cast<std::size_t>(r);
+    const auto at = usize(r);
     const Index i = block.row_index[at];
     const TensorView& lse = x_.input_.lse;
     if (block.domain[at] == Domain::may_overflow || block.domain[at] == Domain::must_overflow ||
@@ -306,19 +305,18 @@ class GroupSum {
       else state.score_taint = Taint::anything;
     }
     for (Index j = 0; kv_->any_key_not_finite && j < block.count; ++j)
-      if (block.visible[static_cast<std::size_t>(r * block.count + j)] &&
-          kv_->key_not_finite[static_cast<std::size_t>(block.key0 + j)])
+      if (block.visible[usize(r * block.count + j)] && kv_->key_not_finite[usize(block.key0 + j)])
         state.score_taint = Taint::anything;
     if (block.lse_kind[at] == Kind::nan) state.score_taint = Taint::nan;
   }
 
   // bounds_backward.md, 7: what of dO and O taints dS.
   void read_output_gradient(const Block& block, Index r, RowState& state, Products& m) const {
-    const auto at = static_cast<std::size_t>(r);
+    const auto at = usize(r);
     const Index i = block.row_index[at];
     const TensorView &d_o_view = x_.input_.d_o, &o_view = x_.input_.o;
     for (Index col = 0; col < s_.value_dim; ++col) {
-      const auto e = static_cast<std::size_t>(r * s_.value_dim + col);
+      const auto e = usize(r * s_.value_dim + col);
       const double d_o = load(d_o_view, d_o_view.at(b_, h_, i, col));
       if (std::isfinite(d_o)) {
         m.d_o(r, col) = d_o;
@@ -339,7 +337,7 @@ class GroupSum {
 
   void weigh(const Block& block, Index r, RowState& state, Gradient& dq, std::size_t own,
              Products& m) {
-    const auto at = static_cast<std::size_t>(r);
+    const auto at = usize(r);
     const Index offset = r * block.count;
     GradientTruth t;
     t.count = block.count;
@@ -377,7 +375,7 @@ class GroupSum {
 
   // bounds_backward.md, 5, dSink: what a row adds.
   void add_sink(const Block& block, Index r, const RowState& state) {
-    const auto at = static_cast<std::size_t>(r), head = static_cast<std::size_t>(h_);
+    const auto at = usize(r), head = usize(h_);
     Gradient& sink = shared_.d_sink;
     sink.touched[head] = 1;
     if (state.taint != Taint::none) {
@@ -403,11 +401,11 @@ class GroupSum {
   // bounds_backward.md, 5, dBias: what a row adds.
   void add_to_bias(const Block& block, Index r, const RowState& state, const Gradient& dq,
                    std::size_t own, const Products& m) {
-    const Index i = block.row_index[static_cast<std::size_t>(r)];
+    const Index i = block.row_index[usize(r)];
     Gradient& bias = shared_.d_bias;
     for (Index j = 0; j < block.count; ++j) {
-      if (!block.visible[static_cast<std::size_t>(r * block.count + j)]) continue;
-      const auto e = static_cast<std::size_t>(x_.bias_element(b_, h_, i, block.key0 + j));
+      if (!block.visible[usize(r * block.count + j)]) continue;
+      const auto e = usize(x_.bias_element(b_, h_, i, block.key0 + j));
       bias.value[e] += m.ds(r, j);
       bias.bound[e] += m.to_bias(r, j);
       bias.absolute[e] += std::fabs(m.ds(r, j)) + m.to_bias(r, j);
@@ -420,13 +418,13 @@ class GroupSum {
 
   // bounds_backward.md, 7: whom a row touches or taints among dK and dV.
   void touch_keys(const Block& block, Index r, const RowState& state) {
-    const Index i = block.row_index[static_cast<std::size_t>(r)];
+    const Index i = block.row_index[usize(r)];
     const TensorView& d_o_view = x_.input_.d_o;
     for (Index j = 0; j < block.count; ++j) {
-      if (!block.visible[static_cast<std::size_t>(r * block.count + j)]) continue;
+      if (!block.visible[usize(r * block.count + j)]) continue;
       const Index key = block.key0 + j;
-      out_.dk.touched[static_cast<std::size_t>(key)] = 1;
-      out_.dv.touched[static_cast<std::size_t>(key)] = 1;
+      out_.dk.touched[usize(key)] = 1;
+      out_.dv.touched[usize(key)] = 1;
       if (state.taint != Taint::none)
         for (Index d = 0; d < s_.dim; ++d) taint(out_.dk, key, d, state.taint);
       if (state.score_taint == Taint::none && state.d_o_finite) continue;
@@ -440,7 +438,7 @@ class GroupSum {
     }
   }
   static void taint(Gradient& g, Index row, Index column, Taint with) {
-    Taint& mine = g.taint[static_cast<std::size_t>(row * g.columns + column)];
+    Taint& mine = g.taint[usize(row * g.columns + column)];
     mine = worse(mine, with);
   }
 

@@ -133,7 +133,7 @@ struct RowMaxima {
 struct Scratch {
   std::vector<double> growth, growth64, keep, tau;
   void resize(Index n) {
-    for (auto* v : {&growth, &growth64, &keep, &tau}) v->resize(static_cast<std::size_t>(n));
+    for (auto* v : {&growth, &growth64, &keep, &tau}) v->resize(usize(n));
   }
 };
 
@@ -308,11 +308,10 @@ GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, con
                                 const GradientWeights& out) {
   thread_local Scratch s;
   s.resize(t.count);
-  for (Index j = 0; t.kept && j < t.count; ++j)
-    s.keep[static_cast<std::size_t>(j)] = t.kept[j] ? x.keep_scale : 0;
+  for (Index j = 0; t.kept && j < t.count; ++j) s.keep[usize(j)] = t.kept[j] ? x.keep_scale : 0;
   const double softcap = x.forward.softcap;
   for (Index j = 0; softcap > 0 && j < t.count; ++j)
-    s.tau[static_cast<std::size_t>(j)] = std::fabs(std::tanh(x.forward.scale * t.dot[j] / softcap));
+    s.tau[usize(j)] = std::fabs(std::tanh(x.forward.scale * t.dot[j] / softcap));
 
   RowNumbers n(c, x, t);
   const LargestExponents exponent = exponent_errors(c, x, t, n, s);

@@ -19,7 +19,7 @@ double finite_or_zero(double x) { return std::isfinite(x) ? x : 0; }
 BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bits) {
   const AttentionShape& s = p.shape;
   const Index g = h / s.group();
-  const auto keys = static_cast<std::size_t>(s.keys), dim = static_cast<std::size_t>(s.dim);
+  const auto keys = usize(s.keys), dim = usize(s.dim);
   RowVisibility seen;
   evaluate_visibility(p, b, h, i, seen);
   for (auto* v : {&gap_, &dot_, &absolute_, &prefix_, &weight_}) v->assign(keys, 0);
@@ -99,16 +99,15 @@ BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bi
     }
     if (!p.alibi_slopes.empty()) {
       arb_set_si(term.get(), static_cast<slong>(j) - (i + p.offset_of(b)));
-      arb_addmul(sum.get(), term.get(), Ball(p.alibi_slopes[static_cast<std::size_t>(h)]).get(),
-                 bits);
+      arb_addmul(sum.get(), term.get(), Ball(p.alibi_slopes[usize(h)]).get(), bits);
     }
     score[j] = sum;
     ++truth_.live;
     if (!any || arf_cmp(arb_midref(sum.get()), arb_midref(maximum.get())) > 0) maximum = sum;
     any = true;
   }
-  truth_.has_sink = !p.sink.empty() && p.sink[static_cast<std::size_t>(h)] > -inf;
-  const Ball sink(truth_.has_sink ? p.sink[static_cast<std::size_t>(h)] : 0.0f);
+  truth_.has_sink = !p.sink.empty() && p.sink[usize(h)] > -inf;
+  const Ball sink(truth_.has_sink ? p.sink[usize(h)] : 0.0f);
   if (truth_.has_sink && (!any || arf_cmp(arb_midref(sink.get()), arb_midref(maximum.get())) > 0))
     maximum = sink;
 
@@ -143,7 +142,7 @@ BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bi
     arb_sub(keep_scale.get(), keep_scale.get(), Ball(p.dropout).get(), bits);
     arb_inv(keep_scale.get(), keep_scale.get(), bits);
   }
-  std::vector<Ball> o(static_cast<std::size_t>(s.value_dim));
+  std::vector<Ball> o(usize(s.value_dim));
   for (std::size_t j = 0; j < keys; ++j) {
     if (seen.bias[j] == -inf) continue;
     arb_div(weight[j].get(), weight[j].get(), total.get(), bits);
@@ -152,7 +151,7 @@ BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bi
     if (kept_[j] == 0) continue;
     for (Index c = 0; c < s.value_dim; ++c) {
       arb_set_d(term.get(), finite_or_zero(load(p.v, p.v.at(b, g, static_cast<Index>(j), c))));
-      arb_addmul(o[static_cast<std::size_t>(c)].get(), weight[j].get(), term.get(), bits);
+      arb_addmul(o[usize(c)].get(), weight[j].get(), term.get(), bits);
     }
   }
   for (Ball& x : o) {

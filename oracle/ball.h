@@ -14,9 +14,9 @@ class BallRow {
   BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bits);
 
   // O[c] and LSE lie within radius of value + low (low: what a double leaves of the midpoint).
-  double o(Index c) const { return o_[static_cast<std::size_t>(c)].value; }
-  double o_low(Index c) const { return o_[static_cast<std::size_t>(c)].low; }
-  double o_radius(Index c) const { return o_[static_cast<std::size_t>(c)].radius; }
+  double o(Index c) const { return o_[usize(c)].value; }
+  double o_low(Index c) const { return o_[usize(c)].low; }
+  double o_radius(Index c) const { return o_[usize(c)].radius; }
   double lse() const { return lse_.value; }
   double lse_low() const { return lse_.low; }
   double lse_radius() const { return lse_.radius; }

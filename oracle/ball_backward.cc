@@ -79,24 +79,24 @@ BallGradients::BallGradients(const Attention& p, const TensorView& d_o_view, Ind
     for (Index i = 0; i < rows_; ++i) {
       evaluate_visibility(p, b, h, i, seen);
       if (seen.visible == 0) {
-        ds_.resize(ds_.size() + static_cast<std::size_t>(keys_));
+        ds_.resize(ds_.size() + usize(keys_));
         continue;
       }
       const bool has_sink = !p.sink.empty();
-      const Ball sink(has_sink ? p.sink[static_cast<std::size_t>(h)] : 0.0f);
+      const Ball sink(has_sink ? p.sink[usize(h)] : 0.0f);
       bool any = has_sink;
       if (has_sink) maximum = sink;
-      std::vector<Ball> factor(static_cast<std::size_t>(keys_)), weight(factor);
-      auto visible = [&](Index j) { return seen.bias[static_cast<std::size_t>(j)] != -inf; };
+      std::vector<Ball> factor(usize(keys_)), weight(factor);
+      auto visible = [&](Index j) { return seen.bias[usize(j)] != -inf; };
       for (Index j = 0; j < keys_; ++j) {
         if (!visible(j)) continue;
         arb_ptr z = score(i, j);
         arb_mul(z, z, scale.get(), bits);
-        arb_set(factor[static_cast<std::size_t>(j)].get(), one.get());
+        arb_set(factor[usize(j)].get(), one.get());
         if (p.softcap > 0) {
           arb_div(z, z, cap.get(), bits);
           arb_tanh(z, z, bits);
-          arb_submul(factor[static_cast<std::size_t>(j)].get(), z, z, bits);
+          arb_submul(factor[usize(j)].get(), z, z, bits);
           arb_mul(z, z, cap.get(), bits);
         }
         if (p.bias) {
@@ -105,7 +105,7 @@ BallGradients::BallGradients(const Attention& p, const TensorView& d_o_view, Ind
         }
         if (!p.alibi_slopes.empty()) {
           arb_set_si(x.get(), static_cast<slong>(j - (i + p.offset_of(b))));
-          arb_addmul(z, x.get(), Ball(p.alibi_slopes[static_cast<std::size_t>(h)]).get(), bits);
+          arb_addmul(z, x.get(), Ball(p.alibi_slopes[usize(h)]).get(), bits);
         }
         if (!any || arf_cmp(arb_midref(z), arb_midref(maximum.get())) > 0)
           arb_set(maximum.get(), z);
@@ -114,7 +114,7 @@ BallGradients::BallGradients(const Attention& p, const TensorView& d_o_view, Ind
       arb_zero(total.get());
       for (Index j = 0; j < keys_; ++j) {
         if (!visible(j)) continue;
-        arb_ptr w = weight[static_cast<std::size_t>(j)].get();
+        arb_ptr w = weight[usize(j)].get();
         arb_sub(w, score(i, j), maximum.get(), bits);
         arb_exp(w, w, bits);
         arb_add(total.get(), total.get(), w, bits);
@@ -129,7 +129,7 @@ BallGradients::BallGradients(const Attention& p, const TensorView& d_o_view, Ind
       arb_zero(delta.get());
       for (Index j = 0; j < keys_; ++j) {
         if (!visible(j)) continue;
-        arb_ptr w = weight[static_cast<std::size_t>(j)].get();
+        arb_ptr w = weight[usize(j)].get();
         arb_div(w, w, total.get(), bits);
         if (!keeps_weight(p, b, h, i, j)) {
           arb_zero(dp(i, j));
@@ -142,13 +142,13 @@ BallGradients::BallGradients(const Attention& p, const TensorView& d_o_view, Ind
       for (Index j = 0; j < keys_; ++j) {
         if (!visible(j)) continue;
         arb_sub(x.get(), dp(i, j), delta.get(), bits);
-        arb_mul(ds(i, j), weight[static_cast<std::size_t>(j)].get(), x.get(), bits);
+        arb_mul(ds(i, j), weight[usize(j)].get(), x.get(), bits);
       }
       if (has_sink) arb_submul(sink_gradient.get(), y.get(), delta.get(), bits);
       for (Index j = 0; j < keys_; ++j) ds_.push_back(enclose(ds(i, j), bits));
       for (Index j = 0; j < keys_; ++j)
         if (visible(j)) {
-          arb_mul(ds(i, j), ds(i, j), factor[static_cast<std::size_t>(j)].get(), bits);
+          arb_mul(ds(i, j), ds(i, j), factor[usize(j)].get(), bits);
           arb_mul(ds(i, j), ds(i, j), scale.get(), bits);
         }
     }

@@ -26,12 +26,12 @@ class BallGradients {
     return at(ds_, head * rows_ + i, keys_, j);
   }
   // What the rows of a head add to dSink.
-  const Enclosure& d_sink(Index head) const { return d_sink_[static_cast<std::size_t>(head)]; }
+  const Enclosure& d_sink(Index head) const { return d_sink_[usize(head)]; }
 
  private:
   static const Enclosure& at(const std::vector<Enclosure>& m, Index row, Index columns,
                              Index column) {
-    return m[static_cast<std::size_t>(row * columns + column)];
+    return m[usize(row * columns + column)];
   }
   Index rows_, keys_, dim_, value_dim_;
   std::vector<Enclosure> dq_, dk_, dv_, ds_, d_sink_;

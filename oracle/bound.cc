@@ -17,7 +17,7 @@ constexpr double inf = std::numeric_limits<double>::infinity();
 struct Scratch {
   std::vector<double> error, exponent, rescales;  // E_j, H_j and then e^H_j - 1, R_j
   void resize(Index n) {
-    for (auto* v : {&error, &exponent, &rescales}) v->resize(static_cast<std::size_t>(n));
+    for (auto* v : {&error, &exponent, &rescales}) v->resize(usize(n));
   }
 };
 
@@ -203,8 +203,7 @@ double weigh_row(const Contract& c, const BoundContext& x, const RowTruth& t, co
     out.tail_per_centred = std::max(out.tail_per_centred, per_error);
     if (!k.small)
       for (Index j = tile.first; j < tile.last; ++j)
-        s.exponent[static_cast<std::size_t>(j)] =
-            expm1_above(s.exponent[static_cast<std::size_t>(j)]);
+        s.exponent[usize(j)] = expm1_above(s.exponent[usize(j)]);
     weigh_tile(tile, t, k, out.gamma_n, out.gamma_l, per_error, s, weights, totals);
     following.leave(tile);
   });

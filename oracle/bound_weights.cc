@@ -36,9 +36,9 @@ struct Maxima {
 // bounds.md, 2: which tiles can move the maximum of their split
 void find_tile_moves(const Contract& c, const RowTruth& t, const RowBound& row, const double* error,
                      Maxima& m) {
-  m.tile_moves.assign(static_cast<std::size_t>(row.tiles), 0);
-  m.split_high.assign(static_cast<std::size_t>(row.merges) + 1, -inf);
-  m.split_low.assign(static_cast<std::size_t>(row.merges) + 1, -inf);
+  m.tile_moves.assign(usize(row.tiles), 0);
+  m.split_high.assign(usize(row.merges) + 1, -inf);
+  m.split_low.assign(usize(row.merges) + 1, -inf);
   for_each_tile(c, t, [&](const Tile& tile) {
     LaneMax high(-inf), low(-inf);
     for_lanes(tile.first, tile.last, [&]<class L>(Index j, L) {
@@ -47,10 +47,10 @@ void find_tile_moves(const Contract& c, const RowTruth& t, const RowBound& row, 
       low.add(-e - gap);
     });
     const double highest = high.total(), lowest = low.total();
-    double& split_high = m.split_high[static_cast<std::size_t>(tile.split)];
-    double& split_low = m.split_low[static_cast<std::size_t>(tile.split)];
+    double& split_high = m.split_high[usize(tile.split)];
+    double& split_low = m.split_low[usize(tile.split)];
     const bool moves = split_low > -inf && highest >= split_low;
-    m.tile_moves[static_cast<std::size_t>(tile.index)] = moves ? 1 : 0;
+    m.tile_moves[usize(tile.index)] = moves ? 1 : 0;
     split_high = std::max(split_high, highest);
     split_low = std::max(split_low, lowest);
   });
@@ -97,8 +97,8 @@ double count_rescales(const Contract& c, const RowTruth& t, const RowBound& row,
     const Index key0 = (first_tile + k) * c.tile;
     const Index split = c.split_keys > 0 ? key0 / c.split_keys - t.key0 / c.split_keys : 0;
     if (c.split_keys > 0 && (key0 + c.tile) % c.split_keys == 0) later = 0;
-    const double mine = later + m.split_moves[static_cast<std::size_t>(split)] + sink;
-    later += m.tile_moves[static_cast<std::size_t>(k)];
+    const double mine = later + m.split_moves[usize(split)] + sink;
+    later += m.tile_moves[usize(k)];
     all = std::max(all, mine);
     std::fill(rescales + std::max<Index>(0, key0 - t.key0),
               rescales + std::min(t.count, key0 + c.tile - t.key0), mine);

@@ -50,9 +50,9 @@ Integers to_integers(Index count, const At& at) {
   x.bits = high - low + 1;
   x.fits = x.bits <= 62;
   if (!x.fits) return x;
-  x.value.resize(static_cast<std::size_t>(count));
+  x.value.resize(usize(count));
   for (Index i = 0; i < count; ++i)
-    x.value[static_cast<std::size_t>(i)] = static_cast<std::int64_t>(std::ldexp(at(i), -low));
+    x.value[usize(i)] = static_cast<std::int64_t>(std::ldexp(at(i), -low));
   return x;
 }
 

@@ -86,13 +86,13 @@ ExactSum times(ExactSum s, double factor) {
 // bounds_product.md, 1: the sum in 64-bit, 128-bit or big integers
 ExactSum exact_of(const ProductRow& row, const ProductColumns& w, Index c, Index length) {
   const Integers& a = row.integers;
-  const Integers& b = w.integers[static_cast<std::size_t>(c)];
+  const Integers& b = w.integers[usize(c)];
   if (!a.finite || !b.finite) {
     // The extended reals: the finite terms do not matter beside the others.
     ExactSum s;
     s.bits = 0;
     for (Index k = 0; k < length; ++k) {
-      const double term = row.a[static_cast<std::size_t>(k)] * w.weight(k, c);
+      const double term = row.a[usize(k)] * w.weight(k, c);
       if (!std::isfinite(term)) s.high += term;
     }
     return s;
@@ -100,18 +100,15 @@ ExactSum exact_of(const ProductRow& row, const ProductColumns& w, Index c, Index
   const int sum_bits =
       a.bits + b.bits + static_cast<int>(std::bit_width(static_cast<std::uint64_t>(length)));
   if (!a.fits || !b.fits || sum_bits > 126)
-    return big_sum(length,
-                   [&](Index k) { return row.a[static_cast<std::size_t>(k)] * w.weight(k, c); });
+    return big_sum(length, [&](Index k) { return row.a[usize(k)] * w.weight(k, c); });
   if (sum_bits <= 62) {
     std::int64_t sum = 0;
-    for (Index k = 0; k < length; ++k)
-      sum += a.value[static_cast<std::size_t>(k)] * b.value[static_cast<std::size_t>(k)];
+    for (Index k = 0; k < length; ++k) sum += a.value[usize(k)] * b.value[usize(k)];
     return from_integer(sum, a.exponent + b.exponent, 64);
   }
   Int128 sum = 0;
   for (Index k = 0; k < length; ++k)
-    sum += static_cast<Int128>(a.value[static_cast<std::size_t>(k)]) *
-           b.value[static_cast<std::size_t>(k)];
+    sum += static_cast<Int128>(a.value[usize(k)]) * b.value[usize(k)];
   return from_integer(sum, a.exponent + b.exponent, 128);
 }
 

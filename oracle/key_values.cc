@@ -21,7 +21,7 @@ double dropout_scale(const Attention& p) {
 }  // namespace
 
 void load_row(const TensorView& t, Index b, Index h, Index i, std::vector<double>& row) {
-  row.resize(static_cast<std::size_t>(t.shape[3]));
+  row.resize(usize(t.shape[3]));
   const Index at = t.at(b, h, i, 0), step = t.stride[3];
   const auto* bytes = static_cast<const unsigned char*>(t.data);
   if (t.dtype == Dtype::f32) {
@@ -73,21 +73,21 @@ void KeyValues::load_elements(const Attention& p) {
   constexpr Index pad = 4 * lanes_of<float>;
   keys_transposed = RowMajor::Zero(s.dim, round_up(s.keys, pad) + pad);
   values = RowMajor::Zero(s.keys + 1, round_up(s.value_dim, lanes_of<float>));
-  key_not_finite.assign(static_cast<std::size_t>(s.keys), 0);
+  key_not_finite.assign(usize(s.keys), 0);
   value_not_finite = key_not_finite;
   const double scale = dropout_scale(p);
   std::vector<double> row;
   for (Index j = 0; j < s.keys; ++j) {
-    const auto key = static_cast<std::size_t>(j);
+    const auto key = usize(j);
     load_row(p.k, b, g, j, row);
     for (Index d = 0; d < s.dim; ++d) {
-      const double x = row[static_cast<std::size_t>(d)];
+      const double x = row[usize(d)];
       if (!std::isfinite(x)) key_not_finite[key] = any_key_not_finite = true;
       else keys_transposed(d, j) = x;
     }
     load_row(p.v, b, g, j, row);
     for (Index c = 0; c < s.value_dim; ++c) {
-      const double x = row[static_cast<std::size_t>(c)];
+      const double x = row[usize(c)];
       if (!std::isfinite(x)) value_not_finite[key] = any_value_not_finite = true;
       else values(j, c) = scale * x;
     }
@@ -102,11 +102,9 @@ void KeyValues::load_gauges(const ProjectedAttention& p) {
   std::vector<double> row;
   for (Index j = 0; j < p.shape.keys; ++j) {
     load_row(p.projection.k_absolute, b, g, j, row);
-    for (Index d = 0; d < p.shape.dim; ++d)
-      keys_transposed_absolute(d, j) = row[static_cast<std::size_t>(d)];
+    for (Index d = 0; d < p.shape.dim; ++d) keys_transposed_absolute(d, j) = row[usize(d)];
     load_row(p.projection.v_absolute, b, g, j, row);
-    for (Index c = 0; c < p.shape.value_dim; ++c)
-      values_absolute(j, c) = scale * row[static_cast<std::size_t>(c)];
+    for (Index c = 0; c < p.shape.value_dim; ++c) values_absolute(j, c) = scale * row[usize(c)];
   }
 }
 

@@ -70,45 +70,41 @@ double scale_value(const LowBitView& w, Index t, Index n) {
 }  // namespace
 
 void ProductRow::read(const Product& p, Index m) {
-  a.resize(static_cast<std::size_t>(p.k));
+  a.resize(usize(p.k));
   not_in_f32 = false;
   const double largest = format(Dtype::f32).max_finite;
   for (Index k = 0; k < p.k; ++k) {
-    a[static_cast<std::size_t>(k)] =
-        p.a_low ? code_value(p.a_low, k, m) *
-                      scale_value(p.a_low, p.a_low.group > 0 ? k / p.a_low.group : 0, m)
-                : load(p.a, p.a.at(0, 0, m, k));
-    not_in_f32 |= std::isfinite(a[static_cast<std::size_t>(k)]) &&
-                  std::fabs(a[static_cast<std::size_t>(k)]) > largest;
+    a[usize(k)] = p.a_low ? code_value(p.a_low, k, m) *
+                                scale_value(p.a_low, p.a_low.group > 0 ? k / p.a_low.group : 0, m)
+                          : load(p.a, p.a.at(0, 0, m, k));
+    not_in_f32 |= std::isfinite(a[usize(k)]) && std::fabs(a[usize(k)]) > largest;
   }
-  integers = to_integers(p.k, [&](Index k) { return a[static_cast<std::size_t>(k)]; });
+  integers = to_integers(p.k, [&](Index k) { return a[usize(k)]; });
   finite = a;
   if (!integers.finite)
     std::ranges::replace_if(finite, [](double x) { return !std::isfinite(x); }, 0.0);
   const Index step = p.w.group > 0 ? p.w.group : p.k;
-  quantum.assign(static_cast<std::size_t>((p.k + step - 1) / step), no_bit);
+  quantum.assign(usize((p.k + step - 1) / step), no_bit);
   if (integers.finite)
     for (Index k = 0; k < p.k; ++k)
-      quantum[static_cast<std::size_t>(k / step)] = std::min(
-          quantum[static_cast<std::size_t>(k / step)], lowest_bit(a[static_cast<std::size_t>(k)]));
+      quantum[usize(k / step)] = std::min(quantum[usize(k / step)], lowest_bit(a[usize(k)]));
 }
 
 ProductColumns::ProductColumns(const LowBitView& w, Index first_, Index count_)
     : first(first_), count(count_), step(w.group > 0 ? w.group : w.k) {
   groups = (w.k + step - 1) / step;
-  code.resize(static_cast<std::size_t>(w.k * count));
-  scale.resize(static_cast<std::size_t>(groups * count));
+  code.resize(usize(w.k * count));
+  scale.resize(usize(groups * count));
   quantum.assign(scale.size(), no_bit);
   largest.assign(scale.size(), 0);
   for (Index k = 0; k < w.k; ++k)
     for (Index c = 0; c < count; ++c) {
-      const double x = code[static_cast<std::size_t>(k * count + c)] = code_value(w, k, first + c);
-      double& most = largest[static_cast<std::size_t>(k / step * count + c)];
+      const double x = code[usize(k * count + c)] = code_value(w, k, first + c);
+      double& most = largest[usize(k / step * count + c)];
       most = std::max(most, std::fabs(x));
     }
   for (Index t = 0; t < groups; ++t)
-    for (Index c = 0; c < count; ++c)
-      scale[static_cast<std::size_t>(t * count + c)] = scale_value(w, t, first + c);
+    for (Index c = 0; c < count; ++c) scale[usize(t * count + c)] = scale_value(w, t, first + c);
   finite_code = code;
   finite_scale = scale;
   for (auto* list : {&finite_code, &finite_scale})
@@ -117,25 +113,25 @@ ProductColumns::ProductColumns(const LowBitView& w, Index first_, Index count_)
     integers.push_back(to_integers(w.k, [&](Index k) { return weight(k, c); }));
     if (!integers.back().finite) continue;
     for (Index k = 0; k < w.k; ++k) {
-      int& q = quantum[static_cast<std::size_t>(k / step * count + c)];
+      int& q = quantum[usize(k / step * count + c)];
       q = std::min(q, lowest_bit(code_at(k, c)));
     }
   }
 }
 
 std::vector<double> decode_weights(const LowBitView& w) {
-  std::vector<double> values(static_cast<std::size_t>(w.k * w.n));
+  std::vector<double> values(usize(w.k * w.n));
   for (Index k = 0; k < w.k; ++k)
     for (Index n = 0; n < w.n; ++n)
-      values[static_cast<std::size_t>(k * w.n + n)] =
-          code_value(w, k, n) * scale_value(w, w.group > 0 ? k / w.group : 0, n) *
-          static_cast<double>(w.tensor_scale);
+      values[usize(k * w.n + n)] = code_value(w, k, n) *
+                                   scale_value(w, w.group > 0 ? k / w.group : 0, n) *
+                                   static_cast<double>(w.tensor_scale);
   return values;
 }
 
 std::vector<double> decode_activations(const Product& p) {
   std::vector<double> values;
-  values.reserve(static_cast<std::size_t>(p.m * p.k));
+  values.reserve(usize(p.m * p.k));
   ProductRow row;
   for (Index m = 0; m < p.m; ++m) {
     row.read(p, m);

@@ -25,8 +25,8 @@ struct ProductColumns {
   std::vector<Integers> integers;                 // of a column's weights
   std::vector<int> quantum;                       // of the codes of a group, [t][column]
   std::vector<double> largest;                    // of the codes of a group, [t][column]
-  double code_at(Index k, Index c) const { return code[static_cast<std::size_t>(k * count + c)]; }
-  double scale_at(Index t, Index c) const { return scale[static_cast<std::size_t>(t * count + c)]; }
+  double code_at(Index k, Index c) const { return code[usize(k * count + c)]; }
+  double scale_at(Index t, Index c) const { return scale[usize(t * count + c)]; }
   double weight(Index k, Index c) const { return code_at(k, c) * scale_at(k / step, c); }
 
   ProductColumns(const LowBitView& w, Index first_, Index count_);

@@ -161,7 +161,7 @@ MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index
   for (double& p : s.p) p /= sum;
   s.log_sum = std::log(sum) / unit;
 
-  const auto columns = static_cast<std::size_t>(problem.parts[0].o.shape[3]);
+  const auto columns = usize(problem.parts[0].o.shape[3]);
   for (auto* v : {&row.o, &row.o_low, &row.o_radius, &row.o_bound, &row.extended})
     v->assign(columns, 0);
   row.underflow.assign(columns, 0);

@@ -36,20 +36,20 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
   const Index dv = static_cast<Index>(block.o.size()) / block.rows;
   // 1 / (2 B) per column, 0 where a column cannot show anything (padding, or a bound that is not
   // finite).
-  std::vector<double> o(static_cast<std::size_t>(columns), 0), inverse(o.size(), 0);
+  std::vector<double> o(usize(columns), 0), inverse(o.size(), 0);
   for (Index c = 0; c < dv; ++c) {
-    if (block.o_kind[static_cast<std::size_t>(r * dv + c)] != Kind::finite) continue;
+    if (block.o_kind[usize(r * dv + c)] != Kind::finite) continue;
     const double b = full_bound[r * dv + c];
-    o[static_cast<std::size_t>(c)] = block.o[static_cast<std::size_t>(r * dv + c)];
-    if (b > 0x1p-1000 && std::isfinite(b)) inverse[static_cast<std::size_t>(c)] = 0.5 / b;
-    else if (b <= 0x1p-1000) inverse[static_cast<std::size_t>(c)] = 0x1p999;
+    o[usize(c)] = block.o[usize(r * dv + c)];
+    if (b > 0x1p-1000 && std::isfinite(b)) inverse[usize(c)] = 0.5 / b;
+    else if (b <= 0x1p-1000) inverse[usize(c)] = 0x1p999;
   }
   double from_zero = 0;
   for (std::size_t c = 0; c < o.size(); ++c)
     from_zero = std::max(from_zero, std::fabs(o[c]) * inverse[c]);
   const double* weights = block.weight.data() + r * n;
   for (Index j = 0; j < n; ++j) {
-    if (!block.visible[static_cast<std::size_t>(r * n + j)]) continue;
+    if (!block.visible[usize(r * n + j)]) continue;
     ++power.pairs;
     const Index key = block.key0 + j;
     const Index next =
@@ -57,7 +57,7 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     const double* v = kv.values.data() + key * columns;
     const double* neighbour = next >= 0 ? kv.values.data() + next * columns : v;
     // Under dropout a dropped key has value 0.
-    const bool kept = block.kept.empty() || block.kept[static_cast<std::size_t>(r * n + j)];
+    const bool kept = block.kept.empty() || block.kept[usize(r * n + j)];
     const double kept_value = kept ? 1 : 0;
     Lanes8 from_mean{}, from_neighbour{};
     for (Index c = 0; c < columns; c += lane_count) {
@@ -73,8 +73,7 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     const double p = weights[j];
     const Index at_next = next - block.key0;
     const bool next_counts =
-        at_next >= 0 && at_next < n &&
-        (block.kept.empty() || block.kept[static_cast<std::size_t>(r * n + at_next)]);
+        at_next >= 0 && at_next < n && (block.kept.empty() || block.kept[usize(r * n + at_next)]);
     const double p_next = next_counts ? weights[at_next] : 0;
     // Without its only key a row is fully masked and gives 0.
     const double deleted = p < 1 ? p * centred / (1 - p) : from_zero;
@@ -83,14 +82,14 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
                                                      0.01 * p * centred / (1 + 0.01 * p)};
     const std::array<double, change_count> lse = {-std::log1p(-p), std::log1p(p), 0,
                                                   std::log1p(0.01 * p)};
-    const auto kind = static_cast<std::size_t>(tile_kind(key, keys, tile));
+    const auto kind = usize(tile_kind(key, keys, tile));
     for (std::size_t c = 0; c < change_count; ++c) {
       const bool in_output = output[c] > 1, in_lse = lse[c] > 2 * lse_bound;
       power.by_output[c] += in_output;
       power.by_lse[c] += in_lse;
       power.by_either[c] += in_output || in_lse;
       if (in_output || (in_lse && static_cast<Change>(c) == Change::misweighted))
-        power.lanes[kind][c].set(static_cast<std::size_t>(key % tile));
+        power.lanes[kind][c].set(usize(key % tile));
     }
   }
 }

@@ -36,12 +36,12 @@ void ProductBounds::start(std::size_t columns, const ProductContract& c) {
 // bounds_product.md, 2, In order: S_t, sum |a c|, and E by its recurrence
 void ProductBounds::sum_group(const Group& group, const ProductRow& row, const ProductColumns& w,
                               const ProductContract& c) {
-  const auto n = static_cast<std::size_t>(w.count);
+  const auto n = usize(w.count);
   const double u = c.roundoff, sum_u = terms_[Term::group_in_order] * u;
   const double product_u = c.products_rounded ? terms_[Term::group_products_in_order] * u : 0;
   for (auto* v : {&sum_, &magnitude_, &error_}) v->assign(n, 0);
   for (Index k = group.begin; k < group.end; ++k) {
-    const double a = row.finite[static_cast<std::size_t>(k)];
+    const double a = row.finite[usize(k)];
     const double* code = w.finite_code.data() + k * w.count;
     for (std::size_t i = 0; i < n; ++i) {
       const double term = a * code[i];
@@ -94,8 +94,8 @@ void ProductBounds::add_scaled_group(std::size_t i, double scale, double error,
 // section 3.
 void ProductBounds::add_group(std::size_t i, const Group& group, const ProductRow& row,
                               const ProductColumns& w, const ProductContract& c) {
-  const auto t = static_cast<std::size_t>(group.index);
-  const auto at = t * static_cast<std::size_t>(w.count) + i;
+  const auto t = usize(group.index);
+  const auto at = t * usize(w.count) + i;
   const double scale = w.finite_scale[at], size = std::fabs(scale);
   const int quantum = row.quantum[t] + w.quantum[at];
   if (scale != 0 && quantum < no_bit / 2)
@@ -141,7 +141,7 @@ double ProductBounds::bound_of_any_order(std::size_t i, double steps, double lar
 
 void ProductBounds::compute(const ProductRow& row, const ProductColumns& w,
                             const ProductContract& c, Index length) {
-  const auto n = static_cast<std::size_t>(w.count);
+  const auto n = usize(w.count);
   start(n, c);
   for (Index t = 0; t < w.groups; ++t) {
     const Group group{t, t * w.step, std::min((t + 1) * w.step, length)};

@@ -13,7 +13,7 @@ QuantizationError quantization_error(const Product& p,
   std::vector<double> exact(w.size());
   for (Index k = 0; k < p.k; ++k)
     for (Index n = 0; n < p.n; ++n) {
-      const auto at = static_cast<std::size_t>(k * p.n + n);
+      const auto at = usize(k * p.n + n);
       exact[at] = original(k, n);
       difference[at] = w[at] - exact[at];
       error += difference[at] * difference[at];
@@ -30,10 +30,8 @@ QuantizationError quantization_error(const Product& p,
     for (Index n = 0; n < p.n; ++n) {
       double off = 0, whole = 0;
       for (Index k = 0; k < p.k; ++k) {
-        off += a[static_cast<std::size_t>(m * p.k + k)] *
-               difference[static_cast<std::size_t>(k * p.n + n)];
-        whole +=
-            a[static_cast<std::size_t>(m * p.k + k)] * exact[static_cast<std::size_t>(k * p.n + n)];
+        off += a[usize(m * p.k + k)] * difference[usize(k * p.n + n)];
+        whole += a[usize(m * p.k + k)] * exact[usize(k * p.n + n)];
       }
       error += off * off;
       size += whole * whole;

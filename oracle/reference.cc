@@ -48,7 +48,7 @@ double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, 
                      bool with_zero) {
   double distance = with_zero ? std::fabs(o) : 0;
   for (Index j = 0; j < block.count; ++j)
-    if (block.visible[static_cast<std::size_t>(r * block.count + j)])
+    if (block.visible[usize(r * block.count + j)])
       distance = std::max(distance, std::fabs(kv.values(block.key0 + j, c) - o));
   return distance;
 }
@@ -65,7 +65,7 @@ class BlockEvaluation {
   BlockEvaluation(const ProjectedAttention& p, const Contract& c, const BoundContext& x,
                   const KeyValues& kv, bool keep_scores, Matrices& m, Block& block)
       : p_(p), c_(c), x_(x), kv_(kv), keep_scores_(keep_scores), m_(m), block_(block) {
-    const auto head = static_cast<std::size_t>(block.h);
+    const auto head = usize(block.h);
     sink_ = p.sink.empty() ? -inf : static_cast<double>(p.sink[head]);
   }
 
@@ -101,7 +101,7 @@ class BlockEvaluation {
   void judge_exactly(Index r, Index c, double largest_value);
   void bound_lse(Index r);
 
-  RowState& state(Index r) { return states_[static_cast<std::size_t>(r)]; }
+  RowState& state(Index r) { return states_[usize(r)]; }
   double n_live(Index r) {
     return static_cast<double>(state(r).live) + safety::additions_of_blocks;
   }
@@ -128,8 +128,8 @@ class BlockEvaluation {
 
 void BlockEvaluation::assign_outputs() {
   Block& k = block_;
-  const auto rows = static_cast<std::size_t>(k.rows);
-  const auto elements = static_cast<std::size_t>(k.rows * p_.shape.value_dim);
+  const auto rows = usize(k.rows);
+  const auto elements = usize(k.rows * p_.shape.value_dim);
   for (auto* v : {&k.o, &k.o_low, &k.radius, &k.bound}) v->assign(elements, 0);
   for (auto* v : {&k.lse, &k.lse_low, &k.lse_radius, &k.lse_bound, &k.slack}) v->assign(rows, 0);
   k.o_kind.assign(elements, Kind::finite);
@@ -144,7 +144,7 @@ void BlockEvaluation::assign_outputs() {
 
 // The keys that any row sees are those of the block.
 void BlockEvaluation::see_keys() {
-  states_.resize(static_cast<std::size_t>(block_.rows));
+  states_.resize(usize(block_.rows));
   Index begin = p_.shape.keys, end = 0;
   for (std::size_t r = 0; r < states_.size(); ++r) {
     RowVisibility& seen = states_[r].seen;
@@ -154,9 +154,9 @@ void BlockEvaluation::see_keys() {
   const Index n = std::max<Index>(0, end - begin), rows = block_.rows;
   block_.key0 = n > 0 ? begin : 0;
   block_.count = n;
-  block_.weight.assign(static_cast<std::size_t>(rows * n), 0);
-  block_.visible.assign(static_cast<std::size_t>(rows * n), 0);
-  if (p_.dropout > 0) block_.kept.assign(static_cast<std::size_t>(rows * n), 0);
+  block_.weight.assign(usize(rows * n), 0);
+  block_.visible.assign(usize(rows * n), 0);
+  if (p_.dropout > 0) block_.kept.assign(usize(rows * n), 0);
   for (std::size_t r = 0; r < states_.size(); ++r) {
     RowState& row = states_[r];
     if (row.seen.visible == 0) continue;
@@ -171,10 +171,10 @@ void BlockEvaluation::load_queries() {
   any_not_finite_ = kv_.any_key_not_finite || kv_.any_value_not_finite || p_.bias;
   std::vector<double> row;
   for (Index r = 0; r < block_.rows; ++r) {
-    const auto at = static_cast<std::size_t>(r);
+    const auto at = usize(r);
     load_row(p_.q, block_.b, block_.h, block_.row_index[at], row);
     for (Index d = 0; d < p_.shape.dim; ++d) {
-      const double element = row[static_cast<std::size_t>(d)];
+      const double element = row[usize(d)];
       if (std::isfinite(element)) m_.q(r, d) = element;
       else any_not_finite_ = true;
       const bool projected = c_.absorbed && d < p_.projection.columns;
@@ -214,7 +214,7 @@ void BlockEvaluation::score_keys(Index r) {
     score = scale * m_.dot.row(r).segment(first, row.length()).array();
   } else {
     for (Index j = first; j < last; ++j) {
-      const auto key = static_cast<std::size_t>(block_.key0 + j);
+      const auto key = usize(block_.key0 + j);
       const double bias = row.seen.bias[key];
       visible[j] = bias != -inf;
       double t = scale * m_.dot(r, j);
@@ -229,8 +229,8 @@ void BlockEvaluation::score_keys(Index r) {
   }
   if (p_.dropout > 0)
     for (Index j = first; j < last; ++j)
-      m_.kept(r, j) = keeps_weight(p_, block_.b, block_.h,
-                                   block_.row_index[static_cast<std::size_t>(r)], block_.key0 + j);
+      m_.kept(r, j) =
+          keeps_weight(p_, block_.b, block_.h, block_.row_index[usize(r)], block_.key0 + j);
   if (any_not_finite_ && row.seen.visible > 0) {
     std::fill(scores, scores + first, -inf);
     std::fill(scores + last, scores + n, -inf);
@@ -241,7 +241,7 @@ void BlockEvaluation::score_keys(Index r) {
 // M, L, gaps and weights p_j of a row, from its scores.
 void BlockEvaluation::normalize(Index r) {
   RowState& row = state(r);
-  const auto at = static_cast<std::size_t>(r);
+  const auto at = usize(r);
   const Index first = row.first, length = row.length(), n = block_.count;
   const Index value_dim = p_.shape.value_dim;
   double* gaps = m_.gap.row(r).data();
@@ -274,7 +274,7 @@ void BlockEvaluation::normalize(Index r) {
 }
 
 void BlockEvaluation::keep_scores() {
-  const auto pairs = static_cast<std::size_t>(block_.rows * block_.count);
+  const auto pairs = usize(block_.rows * block_.count);
   block_.gap.assign(m_.gap.data(), m_.gap.data() + pairs);
   block_.dot.assign(m_.dot.data(), m_.dot.data() + pairs);
   block_.score_error.assign(pairs, 0);
@@ -347,7 +347,7 @@ void BlockEvaluation::weigh_rows() {
 
 void BlockEvaluation::weigh(Index r) {
   RowState& row = state(r);
-  const auto at = static_cast<std::size_t>(r);
+  const auto at = usize(r);
   const RowTruth t = truth_of(r);
   if (keep_scores_) keep_score_errors(r, t);
   auto from = [&](RowMajor& m, bool wanted) {
@@ -411,7 +411,7 @@ void BlockEvaluation::bound_outputs() {
     if (!state(r).has_weight()) continue;
     for (Index c = 0; c < p_.shape.value_dim; ++c) {
       bound_element(r, c, hulls);
-      if (block_.exact[static_cast<std::size_t>(r)]) judge_exactly(r, c, hulls.largest(c));
+      if (block_.exact[usize(r)]) judge_exactly(r, c, hulls.largest(c));
     }
     bound_lse(r);
     std::copy_n(m_.weight.row(r).data(), n, block_.weight.begin() + r * n);
@@ -422,7 +422,7 @@ void BlockEvaluation::bound_outputs() {
 // bounds.md, 6: the radius of an element of O, and its bound
 void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) {
   const RowBound& bound = state(r).bound;
-  const auto element = static_cast<std::size_t>(r * p_.shape.value_dim + c);
+  const auto element = usize(r * p_.shape.value_dim + c);
   const double center = block_.o[element] = m_.o(r, c), magnitude = std::fabs(center);
   const double largest = hulls.largest(c);
   const ColumnSums sums{m_.sum_centred(r, c), with_order_ ? 0 : m_.sum_absolute(r, c),
@@ -452,7 +452,7 @@ void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) 
 
 // Weights are exactly 0 or 1 and no sum rounds.
 void BlockEvaluation::judge_exactly(Index r, Index c, double largest_value) {
-  const auto element = static_cast<std::size_t>(r * p_.shape.value_dim + c);
+  const auto element = usize(r * p_.shape.value_dim + c);
   double sum = 0;
   for (Index j = 0; j < block_.count; ++j)
     if (m_.gap(r, j) == 0) sum += kv_.values(block_.key0 + j, c);
@@ -467,7 +467,7 @@ void BlockEvaluation::judge_exactly(Index r, Index c, double largest_value) {
 void BlockEvaluation::bound_lse(Index r) {
   const RowState& row = state(r);
   const RowBound& bound = row.bound;
-  const auto at = static_cast<std::size_t>(r);
+  const auto at = usize(r);
   const double reach = std::fabs(row.lse - row.max) + 1;
   const double of_weights =
       std::min(ratio_, 1.0) * bound.sum_weight * std::min(bound.largest_exponent, 1.0);

@@ -45,7 +45,7 @@ class ColumnInOrder {
  private:
   void add(Index j, double o, double& hull) {
     const RowTruth& t = row_.truth;
-    const auto key = static_cast<std::size_t>(j);
+    const auto key = usize(j);
     const double v = kv_.values(t.key0 + j, c_);
     const double gauge = kv_.values_absolute(t.key0 + j, c_);
     hull = std::max(hull, std::fabs(v - o));
@@ -96,15 +96,14 @@ double refined_bound(const KeyValues& kv, const Contract& c, const BoundContext&
 bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) const {
   const ProjectedAttention& p = problem_;
   const Index dv = p.shape.value_dim;
-  const auto at = static_cast<std::size_t>(r);
+  const auto at = usize(r);
   if (block.lse_kind[at] != Kind::finite) return true;
   const BallRow ball(p, block.b, block.h, block.row_index[at], bits);
   const Index first = block.seen_begin[at], count = block.seen_end[at] - first;
   RefinedRow row;
   row.truth = ball.truth(block.key0 + first, count, contract_.ordered);
   row.visible = block.visible.data() + r * block.count + first;
-  for (auto* v : {&row.centred, &row.absolute, &row.tail})
-    v->assign(static_cast<std::size_t>(count), 0);
+  for (auto* v : {&row.centred, &row.absolute, &row.tail}) v->assign(usize(count), 0);
   derive_row_bound(contract_, context_, row.truth, row.bound,
                    {row.centred.data(), row.absolute.data(), row.tail.data()});
   block.slack[at] = p.projection ? safety::projected_slack : safety::least_slack;
@@ -114,7 +113,7 @@ bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) co
   bool consistent =
       !fp64_counts || meet(block.lse[at], block.lse_low[at], block.lse_radius[at], lse);
   for (Index c = 0; c < dv; ++c) {
-    const auto element = static_cast<std::size_t>(r * dv + c);
+    const auto element = usize(r * dv + c);
     if (block.o_kind[element] != Kind::finite) continue;
     const BallRow::Enclosure o{ball.o(c), ball.o_low(c), ball.o_radius(c)};
     if (fp64_counts && !meet(block.o[element], block.o_low[element], block.radius[element], o))

@@ -51,14 +51,14 @@ bool column_is_exact(const KeyValues& kv, const RowTruth& t, Index c) {
 void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Index r,
                      const RowVisibility& seen, double* score) {
   const AttentionShape& s = p.shape;
-  const Index i = block.row_index[static_cast<std::size_t>(r)];
+  const Index i = block.row_index[usize(r)];
   bool q_finite = true;
   for (Index d = 0; d < s.dim; ++d)
     q_finite = q_finite && std::isfinite(load(p.q, p.q.at(block.b, block.h, i, d)));
   for (Index j = seen.begin; j < seen.end; ++j) {
-    const double bias = seen.bias[static_cast<std::size_t>(j)];
+    const double bias = seen.bias[usize(j)];
     if (bias == -inf) continue;
-    const bool suspicious = !q_finite || kv.key_not_finite[static_cast<std::size_t>(j)];
+    const bool suspicious = !q_finite || kv.key_not_finite[usize(j)];
     const double t = suspicious ? extended_score(p, block.b, block.h, i, j) : 0;
     if (std::isfinite(t) && std::isfinite(bias)) {
       // A softcap makes a finite score of an infinite one.
@@ -68,7 +68,7 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
     if (t + bias == -inf) {
       score[j - block.key0] = -inf;
     } else {
-      block.lse_kind[static_cast<std::size_t>(r)] = Kind::nan;
+      block.lse_kind[usize(r)] = Kind::nan;
       std::fill_n(block.o_kind.begin() + r * s.value_dim, s.value_dim, Kind::nan);
       return;
     }
@@ -79,17 +79,17 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
 void classify_values(const Attention& p, const KeyValues& kv, Block& block, Index r,
                      const RowVisibility& seen, const double* gap, double largest_gap) {
   const AttentionShape& s = p.shape;
-  const auto row = static_cast<std::size_t>(r);
+  const auto row = usize(r);
   if (block.lse_kind[row] == Kind::nan) return;
   for (Index j = seen.begin; j < seen.end; ++j) {
-    const auto key = static_cast<std::size_t>(j);
+    const auto key = usize(j);
     if (seen.bias[key] == -inf || !kv.value_not_finite[key]) continue;
     const bool zero_weight =
         gap[j - block.key0] == inf || !keeps_weight(p, block.b, block.h, block.row_index[row], j);
     for (Index c = 0; c < s.value_dim; ++c) {
       const double v = load(p.v, p.v.at(block.b, kv.g, j, c));
       if (std::isfinite(v)) continue;
-      const auto at = static_cast<std::size_t>(r * s.value_dim + c);
+      const auto at = usize(r * s.value_dim + c);
       const Kind mine = std::isnan(v) || zero_weight ? Kind::nan
                         : v > 0                      ? Kind::plus_infinity
                                                      : Kind::minus_infinity;

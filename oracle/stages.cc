@@ -21,11 +21,11 @@ double keep_scale(const Attention& p) {
 
 bool StageRow::visible(Index j) const {
   const Index at = j - block_.key0;
-  return at >= 0 && at < block_.count && block_.visible[static_cast<std::size_t>(at)];
+  return at >= 0 && at < block_.count && block_.visible[usize(at)];
 }
 
 Expected StageRow::score(Index j) const {
-  const auto at = static_cast<std::size_t>(j - block_.key0);
+  const auto at = usize(j - block_.key0);
   double t = static_cast<double>(p_->scale) * block_.dot[at], e = block_.score_error[at];
   if (p_->softcap > 0) {
     const double cap = p_->softcap;
@@ -41,7 +41,7 @@ Expected StageRow::plain_score(Index j) const {
 
 Expected StageRow::masked(Index j) const {
   if (!visible(j)) return {-inf, 0};
-  const auto at = static_cast<std::size_t>(j - block_.key0);
+  const auto at = usize(j - block_.key0);
   // The largest score may be that of a sink, far from s.
   const double s = block_.max[0] - block_.gap[at];
   return {s, block_.score_error[at] * own + safety::library_tanh * std::fabs(s) +
@@ -104,7 +104,7 @@ Expected StageRow::weight(Index j, Index first, Index end) const {
   const double exact = std::exp(masked(j).value - m.value);
   double error = exact * expm1_above(exponent_error(j, m)) + c_->exp_floor;
   if (p_->dropout > 0) {
-    if (!block_.kept[static_cast<std::size_t>(j - block_.key0)]) return {0, 0};
+    if (!block_.kept[usize(j - block_.key0)]) return {0, 0};
     error = keep_scale(*p_) * (error + gamma_factor(3, c_->roundoff) * (exact + error)) +
             c_->product_floor;
   }
@@ -153,8 +153,7 @@ Expected StageRow::accumulated(Index first, Index end, Index tiles, Index column
                cast_floor = c_->weight_dtype ? half_min_subnormal(*c_->weight_dtype) : 0;
   double value = 0, error = 0;
   for (Index j = std::max(first, block_.key0); j < std::min(end, block_.key0 + block_.count); ++j) {
-    if (!visible(j) || (p_->dropout > 0 && !block_.kept[static_cast<std::size_t>(j - block_.key0)]))
-      continue;
+    if (!visible(j) || (p_->dropout > 0 && !block_.kept[usize(j - block_.key0)])) continue;
     const double w = std::exp(masked(j).value - m.value),
                  growth = expm1_above(exponent_error(j, m) + corrections),
                  v = kv_->values(j, column);
@@ -167,7 +166,7 @@ Expected StageRow::accumulated(Index first, Index end, Index tiles, Index column
 }
 
 Expected StageRow::output(Index column) const {
-  const auto at = static_cast<std::size_t>(column);
+  const auto at = usize(column);
   if (block_.fully_masked[0]) return {0, 0};
   return {block_.o[at], (block_.bound[at] + block_.radius[at]) * own};
 }
@@ -178,13 +177,9 @@ Expected StageRow::lse() const {
 }
 
 Expected StageRow::delta() const { return delta_; }
-Expected StageRow::probability(Index j) const { return probability_[static_cast<std::size_t>(j)]; }
-Expected StageRow::weight_gradient(Index j) const {
-  return weight_gradient_[static_cast<std::size_t>(j)];
-}
-Expected StageRow::score_gradient(Index j) const {
-  return score_gradient_[static_cast<std::size_t>(j)];
-}
+Expected StageRow::probability(Index j) const { return probability_[usize(j)]; }
+Expected StageRow::weight_gradient(Index j) const { return weight_gradient_[usize(j)]; }
+Expected StageRow::score_gradient(Index j) const { return score_gradient_[usize(j)]; }
 
 StageReference::StageReference(const Attention& problem, const Contract& contract,
                                const AttentionBackwardInput* backward)
@@ -220,17 +215,17 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   const Contract& c = contract_;
   const Block& block = row.block_;
   const double u = c.roundoff, length = static_cast<double>(s.value_dim) + 1;
-  const auto n = static_cast<std::size_t>(block.count);
+  const auto n = usize(block.count);
   for (auto* list : {&row.probability_, &row.weight_gradient_, &row.score_gradient_})
-    list->assign(static_cast<std::size_t>(s.keys), Expected{});
+    list->assign(usize(s.keys), Expected{});
   // P and D are those of the stored LSE and O, which is what a kernel reads.
   double stored = 0, stored_absolute = 0;
-  std::vector<double> d_o(static_cast<std::size_t>(s.value_dim));
+  std::vector<double> d_o(usize(s.value_dim));
   for (Index column = 0; column < s.value_dim; ++column) {
     const double x = load(backward_->d_o, backward_->d_o.at(b, h, i, column)),
                  o = load(backward_->o, backward_->o.at(b, h, i, column));
     if (!std::isfinite(x) || !std::isfinite(o)) row.judged_ = false;
-    d_o[static_cast<std::size_t>(column)] = x;
+    d_o[usize(column)] = x;
     stored += x * o;
     stored_absolute += std::fabs(x * o);
   }
@@ -259,12 +254,12 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
     if (!block.visible[j]) continue;
     weight[j] = std::exp((block.max[0] - lse) - block.gap[j]);
     for (Index column = 0; column < s.value_dim; ++column) {
-      const double term = d_o[static_cast<std::size_t>(column)] *
-                          row.kv_->values(block.key0 + static_cast<Index>(j), column);
+      const double term =
+          d_o[usize(column)] * row.kv_->values(block.key0 + static_cast<Index>(j), column);
       dp[j] += term;
       dp_absolute[j] += std::fabs(term);
     }
-    row.weight_gradient_[static_cast<std::size_t>(block.key0) + j] = {
+    row.weight_gradient_[usize(block.key0) + j] = {
         dp[j] / x.keep_scale,
         (gamma_values * dp_absolute[j] / x.keep_scale + (length + 1) * c.product_floor) * own};
     // Of dropped pairs too, which a kernel may compute before it drops them.
@@ -294,7 +289,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
     return;
   }
   for (std::size_t j = 0; j < n; ++j) {
-    const auto key = static_cast<std::size_t>(block.key0) + j;
+    const auto key = usize(block.key0) + j;
     if (!block.visible[j]) continue;
     const double argument = std::fabs((t.max - t.lse) - t.gap[j]), off = t.score_error[j];
     double exponent =

@@ -14,13 +14,13 @@ using Term = BackwardTerm;
 // bounds_backward.md, 1, No stored LSE: E_L of a kernel that keeps its weights.
 double lse_error_of_kept_weights(const Contract& c, const BackwardTerms& terms, const Attention& p,
                                  const Block& block, Index row) {
-  const auto at = static_cast<std::size_t>(row);
+  const auto at = usize(row);
   const double u = c.roundoff, n = static_cast<double>(block.count);
   const Index tile = std::min(c.tile, c.split_keys > 0 ? c.split_keys : c.tile);
   const double tiles = std::ceil(n / static_cast<double>(tile));
   double largest = std::fabs(block.max[at]);
   for (Index j = 0; j < block.count; ++j) {
-    const auto pair = static_cast<std::size_t>(row * block.count + j);
+    const auto pair = usize(row * block.count + j);
     if (!block.visible[pair]) continue;
     largest = std::max(largest, std::fabs(static_cast<double>(p.scale) * block.dot[pair]));
   }
@@ -42,9 +42,9 @@ Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
                    const double* d_o) {
   Delta d;
   double absolute = 0, defect = 0;
-  const Index columns = input.o.shape[3], i = block.row_index[static_cast<std::size_t>(row)];
+  const Index columns = input.o.shape[3], i = block.row_index[usize(row)];
   for (Index col = 0; col < columns; ++col) {
-    const auto e = static_cast<std::size_t>(row * columns + col);
+    const auto e = usize(row * columns + col);
     const double o = load(input.o, input.o.at(block.b, block.h, i, col)), x = d_o[col];
     if (block.o_kind[e] != Kind::finite || !std::isfinite(o)) continue;
     d.value += x * block.o[e];
@@ -67,7 +67,7 @@ Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
 double lse_error_of_row(const Contract& c, const BackwardTerms& terms, const Attention& p,
                         const AttentionBackwardInput& input, const Block& block, Index row) {
   if (!input.lse) return lse_error_of_kept_weights(c, terms, p, block, row);
-  const auto at = static_cast<std::size_t>(row);
+  const auto at = usize(row);
   const double stored = load(input.lse, input.lse.at(block.b, block.h, block.row_index[at], 0));
   const double off = std::fabs((stored - block.lse[at]) - block.lse_low[at]);
   return terms[Term::stored_lse] * off + block.lse_radius[at];

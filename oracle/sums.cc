@@ -72,7 +72,7 @@ void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenK
   constexpr int width = lanes_of<T>, most_vectors = 4;
   constexpr Index longest_chunk = 128;
   const Index columns = values.cols(), count = centred.cols();
-  const auto padded = static_cast<std::size_t>(columns);
+  const auto padded = usize(columns);
   std::vector<RowState<T>> states(
       seen.size(), {std::vector<T>(padded, 0), std::vector<double>(padded, 0), true});
   for (Index j0 = 0, j1; j0 < count; j0 = j1) {
@@ -126,7 +126,7 @@ void column_sums_in(const Matrix<T>& values, Index key0, const std::vector<SeenK
               double more = static_cast<double>(total[l][k]);
               const double own = std::fabs(static_cast<double>(partial[l][k]));
               if (merges) {
-                double& merged = state.merged[static_cast<std::size_t>(column)];
+                double& merged = state.merged[usize(column)];
                 const double before = merged;
                 merged += static_cast<double>(partial[l][k]);
                 if (!state.first_split)

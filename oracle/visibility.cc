@@ -14,8 +14,8 @@ constexpr double inf = std::numeric_limits<double>::infinity();
 KeyInterval visible_interval(const Attention& p, Index b, Index i) {
   const Index offset = p.offset_of(b);
   Index first = 0, last = p.shape.keys - 1;
-  if (!p.key_starts.empty()) first = std::max(first, p.key_starts[static_cast<std::size_t>(b)]);
-  if (!p.key_lengths.empty()) last = std::min(last, p.key_lengths[static_cast<std::size_t>(b)] - 1);
+  if (!p.key_starts.empty()) first = std::max(first, p.key_starts[usize(b)]);
+  if (!p.key_lengths.empty()) last = std::min(last, p.key_lengths[usize(b)] - 1);
   if (p.causal) last = std::min(last, i + offset);
   if (p.window_left != -1) first = std::max(first, i + offset - p.window_left);
   if (p.window_right != -1) last = std::min(last, i + offset + p.window_right);
@@ -26,7 +26,7 @@ bool masks_elements(const Attention& p) { return p.keep || p.bias || !p.query_se
 
 void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisibility& row) {
   const Index keys = p.shape.keys;
-  const auto n = static_cast<std::size_t>(keys);
+  const auto n = usize(keys);
   row.bias.assign(n, -inf);
   const int additions = (p.alibi_slopes.empty() ? 0 : 1) + (p.bias ? 1 : 0);
   // Zeros stay zeros from row to row where nothing is added.
@@ -53,8 +53,7 @@ void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisib
   for (Index j = interval.begin; j < interval.end; ++j) {
     if (p.keep && !p.keep.at(b, h, i, j)) continue;
     if (!p.query_segment.empty() &&
-        p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] !=
-            p.key_segment[static_cast<std::size_t>(b * keys + j)])
+        p.query_segment[usize(b * p.shape.rows + i)] != p.key_segment[usize(b * keys + j)])
       continue;
     double bias = 0, magnitude = 0;
     if (p.bias) {
@@ -62,10 +61,10 @@ void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisib
       if (bias == -inf || (p.finite_min_masks && bias == minimum)) continue;
       magnitude = std::fabs(bias);
     }
-    const auto at = static_cast<std::size_t>(j);
+    const auto at = usize(j);
     if (!p.alibi_slopes.empty()) {
-      const double product = static_cast<double>(p.alibi_slopes[static_cast<std::size_t>(h)]) *
-                             static_cast<double>(j - (i + offset));
+      const double product =
+          static_cast<double>(p.alibi_slopes[usize(h)]) * static_cast<double>(j - (i + offset));
       row.product[at] = std::fabs(product);
       bias += product;
       magnitude += std::fabs(product);

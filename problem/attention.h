@@ -57,9 +57,7 @@ struct Attention {
   float dropout = 0;                                     // probability of dropping a weight
   std::uint64_t dropout_seed = 0;
 
-  Index offset_of(Index b) const {
-    return offset.empty() ? 0 : offset[static_cast<std::size_t>(b)];
-  }
+  Index offset_of(Index b) const { return offset.empty() ? 0 : offset[usize(b)]; }
 };
 
 // Where a kernel computes K and V itself, from a latent cache: their elements are sums of products.

@@ -67,7 +67,7 @@ class Cursor {
   std::size_t choice(std::span<const std::string_view> names) {
     const std::size_t begin = at_;
     const auto found = std::ranges::find(names, word());
-    if (found != names.end()) return static_cast<std::size_t>(found - names.begin());
+    if (found != names.end()) return usize(found - names.begin());
     at_ = begin;
     fail(fmt::format("expected one of {}", fmt::join(names, ", ")));
   }
@@ -91,7 +91,7 @@ class Cursor {
     if (error == std::errc::result_out_of_range)
       fail(fmt::format("expected {} that its type can hold", what));
     if (error != std::errc()) fail(fmt::format("expected {}", what));
-    at_ += static_cast<std::size_t>(stop - begin);
+    at_ += usize(stop - begin);
     return value;
   }
   std::string_view line_, field_;

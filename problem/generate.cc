@@ -165,18 +165,17 @@ void fill(const TensorView& t, const Rule& rule) {
 }
 
 std::vector<Index> per_batch(const std::vector<Index>& list, Index batch) {
-  if (list.size() == 1) return std::vector<Index>(static_cast<std::size_t>(batch), list[0]);
+  if (list.size() == 1) return std::vector<Index>(usize(batch), list[0]);
   return list;
 }
 
 // Document number of every position, the same for each batch.
 std::vector<std::int32_t> segments(const std::vector<Index>& documents, Index batch, Index length) {
-  std::vector<std::int32_t> ids(static_cast<std::size_t>(batch * length));
+  std::vector<std::int32_t> ids(usize(batch * length));
   for (Index i = 0, doc = 0, end = documents[0]; i < length; ++i) {
     while (i >= end && doc + 1 < static_cast<Index>(documents.size()))
-      end += documents[static_cast<std::size_t>(++doc)];
-    for (Index b = 0; b < batch; ++b)
-      ids[static_cast<std::size_t>(b * length + i)] = static_cast<std::int32_t>(doc);
+      end += documents[usize(++doc)];
+    for (Index b = 0; b < batch; ++b) ids[usize(b * length + i)] = static_cast<std::int32_t>(doc);
   }
   return ids;
 }
@@ -263,7 +262,7 @@ void fill_latent(const Case& c, Inputs& in) {
   a.projection = {in.k_absolute.view(), in.v_absolute.view(), rank, plain};
   // Decoded once: the sums read every element of them many times.
   auto decoded = [](const TensorView& t) {
-    std::vector<double> x(static_cast<std::size_t>(element_count(t.shape)));
+    std::vector<double> x(usize(element_count(t.shape)));
     for (std::size_t e = 0; e < x.size(); ++e) x[e] = load(t, static_cast<Index>(e));
     return x;
   };
@@ -355,7 +354,7 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
       a.offset.push_back(c.offset.kind == OffsetSpec::Kind::fixed ? c.offset.value
                          : c.offset.kind == OffsetSpec::Kind::end
                              ? s.keys - s.rows
-                             : a.key_lengths[static_cast<std::size_t>(b)] - s.rows);
+                             : a.key_lengths[usize(b)] - s.rows);
   if (c.alibi) a.alibi_slopes = default_alibi_slopes(s.query_heads);
   if (c.sink)
     for (Index h = 0; h < s.query_heads; ++h)
@@ -381,10 +380,9 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
   auto hidden_or = [&](const TensorView& t, const Position& p, double visible) {
     if (c.hidden == Hidden::generated) return visible;
     // Where batches share their keys, only what is padding to all of them is hidden.
-    bool hidden = is_padding(static_cast<std::size_t>(p.b), p.i);
+    bool hidden = is_padding(usize(p.b), p.i);
     if (t.stride[0] == 0)
-      for (std::size_t b = 0; b < static_cast<std::size_t>(s.batch); ++b)
-        hidden = hidden && is_padding(b, p.i);
+      for (std::size_t b = 0; b < usize(s.batch); ++b) hidden = hidden && is_padding(b, p.i);
     if (!hidden) return visible;
     constexpr double inf = std::numeric_limits<double>::infinity();
     return c.hidden == Hidden::nan        ? std::numeric_limits<double>::quiet_NaN()
@@ -418,12 +416,11 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
     a.keep.stride = broadcast_strides(c.keep, mask_shape);
     Index n = 1;
     for (std::size_t axis = 0; axis < 4; ++axis) n *= c.keep.varies[axis] ? mask_shape[axis] : 1;
-    keep.resize(static_cast<std::size_t>(std::max<Index>(n, 1)));
+    keep.resize(usize(std::max<Index>(n, 1)));
     a.keep.data = keep.data();
     for_each_element(mask_shape, a.keep.stride, [&](const Position& p) {
-      keep[static_cast<std::size_t>(p.b * a.keep.stride[0] + p.h * a.keep.stride[1] +
-                                    p.i * a.keep.stride[2] + p.d * a.keep.stride[3])] =
-          keep_value(c, p);
+      keep[usize(p.b * a.keep.stride[0] + p.h * a.keep.stride[1] + p.i * a.keep.stride[2] +
+                 p.d * a.keep.stride[3])] = keep_value(c, p);
     });
   }
   if (latent) fill_latent(c, *this);

@@ -75,12 +75,10 @@ void quantize_integers(LowBitMatrix& to, const LowBitView& v, Index t, Index n,
 void keep_two_of_four(LowBitMatrix& to, Index quad, Index n, const std::array<double, 4>& x,
                       double scale) {
   std::array<int, 4> order = {0, 1, 2, 3};
-  std::ranges::sort(
-      order, {}, [&](int p) { return std::pair(-std::fabs(x[static_cast<std::size_t>(p)]), p); });
+  std::ranges::sort(order, {}, [&](int p) { return std::pair(-std::fabs(x[usize(p)]), p); });
   const int first = std::min(order[0], order[1]), second = std::max(order[0], order[1]);
   auto code = [&](int p) {
-    return static_cast<std::uint32_t>(
-        encode(Dtype::f4e2m1, x[static_cast<std::size_t>(p)] / scale));
+    return static_cast<std::uint32_t>(encode(Dtype::f4e2m1, x[usize(p)] / scale));
   };
   to.set_kept(quad, n, first, second, code(first), code(second));
 }

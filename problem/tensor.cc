@@ -59,12 +59,8 @@ void store(const TensorView& t, Index position, double value) {
 }
 
 Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout, Surroundings around)
-    : size_((static_cast<std::size_t>(layout.elements) *
-                 static_cast<std::size_t>(format(dtype).bits) +
-             7) /
-            8),
-      sparse_(layout.sparse) {
-  const std::size_t page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    : size_((usize(layout.elements) * usize(format(dtype).bits) + 7) / 8), sparse_(layout.sparse) {
+  const std::size_t page = usize(sysconf(_SC_PAGESIZE));
   if (sparse_ || around != Surroundings::bands) {
     const std::size_t inner = (size_ + page - 1) / page * page, total = inner + 2 * page;
     // Inaccessible first: the pages at both ends stay so. Shared, which a limit of private memory
@@ -107,8 +103,8 @@ std::vector<Tensor::Region> Tensor::regions() const {
     for (Index i = 0; i < view_.shape[2]; ++i) {
       const Index first = view_.at(b, 0, i, 0),
                   last = view_.at(b, view_.shape[1] - 1, i, view_.shape[3] - 1);
-      found.push_back({static_cast<std::size_t>(std::max<Index>(0, first - margin) * bytes),
-                       static_cast<std::size_t>(std::min(all, last + 1 + margin) * bytes)});
+      found.push_back({usize(std::max<Index>(0, first - margin) * bytes),
+                       usize(std::min(all, last + 1 + margin) * bytes)});
     }
   return found;
 }

@@ -159,7 +159,7 @@ class Row {
   void add_tile(Partial& x, Index begin, Index end) const {
     double m = x.max;
     for (Index j = begin; j < end; ++j)
-      if (seen_.bias[static_cast<std::size_t>(j)] > -inf) m = std::max(m, score(j));
+      if (seen_.bias[usize(j)] > -inf) m = std::max(m, score(j));
     if (m == -inf) return;
     if (x.max > -inf && x.max != m) {
       const double a = correction(x, m);
@@ -169,7 +169,7 @@ class Row {
     x.max = m;
     double tile_sum = 0;
     for (Index j = begin; j < end; ++j) {
-      if (seen_.bias[static_cast<std::size_t>(j)] == -inf) continue;
+      if (seen_.bias[usize(j)] == -inf) continue;
       const double e = exponential(score(j), m, direction_of(j), fused_);
       // Where the row sum adds the rounded weights, a cast counts as an error of the weight.
       const bool of_weight = c_.sum_from_rounded || target_.lse;

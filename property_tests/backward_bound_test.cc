@@ -63,7 +63,7 @@ TEST_P(EmulatedBackward, NeverViolatesTheBoundOfItsContract) {
     std::mutex mutex;
     Tightness tight;
     parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
-      const Case& c = cases[static_cast<std::size_t>(k)];
+      const Case& c = cases[usize(k)];
       const Inputs inputs(c);
       const Outputs forward(c);
       const GradientOutputs gradients(c, inputs);

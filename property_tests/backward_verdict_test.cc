@@ -42,28 +42,25 @@ class BackwardVerdict : public testing::Test {
       for (Index g = 0; g < s.kv_heads; ++g) {
         groups_.push_back(reference_->evaluate(b, g, rows, shared));
         for (Index head = 0; head < s.group(); ++head)
-          fill(out_->dq.view(), b, g * s.group() + head,
-               groups_.back().dq[static_cast<std::size_t>(head)]);
+          fill(out_->dq.view(), b, g * s.group() + head, groups_.back().dq[usize(head)]);
         fill(out_->dk.view(), b, g, groups_.back().dk);
         fill(out_->dv.view(), b, g, groups_.back().dv);
       }
     reference_->finish(shared);
     for (Index h = 0; h < shared.d_sink.rows; ++h)
-      store(out_->d_sink.view(), out_->d_sink.view().at(0, h, 0, 0),
-            shared.d_sink.value[static_cast<std::size_t>(h)]);
+      store(out_->d_sink.view(), out_->d_sink.view().at(0, h, 0, 0), shared.d_sink.value[usize(h)]);
     if (shared.d_bias.rows > 0)
       for (Index b = 0; b < s.batch; ++b)
         for (Index h = 0; h < s.query_heads; ++h)
           for (Index i = 0; i < s.rows; ++i)
             for (Index j = 0; j < s.keys; ++j)
               store(out_->d_bias.view(), out_->d_bias.view().at(b, h, i, j),
-                    shared.d_bias
-                        .value[static_cast<std::size_t>(reference_->bias_element(b, h, i, j))]);
+                    shared.d_bias.value[usize(reference_->bias_element(b, h, i, j))]);
   }
   static void fill(const TensorView& t, Index b, Index h, const Gradient& g) {
     for (Index i = 0; i < g.rows; ++i)
       for (Index d = 0; d < g.columns; ++d)
-        store(t, t.at(b, h, i, d), g.value[static_cast<std::size_t>(i * g.columns + d)]);
+        store(t, t.at(b, h, i, d), g.value[usize(i * g.columns + d)]);
   }
   template <class Change>
   static void change(const TensorView& t, const Change& to) {
@@ -170,7 +167,7 @@ TEST_F(BackwardVerdict, SwappedRowsHeadsAndTransposesFail) {
         if (what == 0 && i < 2) i = 1 - i;
         if (what == 1) h = 1 - h;
         if (what == 2) std::swap(i, d);
-        return old[static_cast<std::size_t>((h * 8 + i) * 8 + d)];
+        return old[usize((h * 8 + i) * 8 + d)];
       });
       EXPECT_THAT(verdict(), FailsWith("is outside its bound"));
     }
@@ -200,10 +197,10 @@ TEST_F(BackwardVerdict, DecidesAtTheEdge) {
           const TensorView& t = ((*out_).*member).view();
           std::int64_t moved = 0;
           change(t, [&](Index, Index h, Index i, Index d) {
-            const Gradient& x = member == &GradientOutputs::dq   ? g.dq[static_cast<std::size_t>(h)]
+            const Gradient& x = member == &GradientOutputs::dq   ? g.dq[usize(h)]
                                 : member == &GradientOutputs::dk ? g.dk
                                                                  : g.dv;
-            const auto e = static_cast<std::size_t>(i * x.columns + d);
+            const auto e = usize(i * x.columns + d);
             const double y = x.value[e] + side * reach * x.bound[e];
             // Only where fp32 resolves a five-thousandth of the bound.
             if (std::fabs(static_cast<double>(static_cast<float>(y)) - y) > 0.001 * x.bound[e])

@@ -57,7 +57,7 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
     std::mutex mutex;
     Tightness tight;
     parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
-      const Case& c = cases[static_cast<std::size_t>(k)];
+      const Case& c = cases[usize(k)];
       const Inputs inputs(c);
       const Outputs out(c);
       run_emulated(e, inputs.problem, out.view());

@@ -35,12 +35,10 @@ std::unique_ptr<PagedCache> make_cache(const CacheConfig& config) {
   for (const kernels::StoredColumns& c :
        {stored.keys.columns, stored.keys.more, stored.values.columns}) {
     if (c.count == 0) continue;
-    const auto pages = static_cast<std::size_t>(cache->free_pages());
-    std::memset(const_cast<std::byte*>(c.data), 0xFF,
-                pages * static_cast<std::size_t>(c.page_bytes));
+    const auto pages = usize(cache->free_pages());
+    std::memset(const_cast<std::byte*>(c.data), 0xFF, pages * usize(c.page_bytes));
     if (c.scales)
-      std::memset(const_cast<std::uint8_t*>(c.scales), 0xFF,
-                  pages * static_cast<std::size_t>(c.page_scales));
+      std::memset(const_cast<std::uint8_t*>(c.scales), 0xFF, pages * usize(c.page_scales));
   }
   return cache;
 }
@@ -191,11 +189,10 @@ RC_GTEST_PROP(Cache, FollowsThePlainList, ()) {
         break;
       }
       case 2: {
-        const Index position =
-            below(12) == 0 ? config.capacity + 1
-            : model.exists(sequence)
-                ? below(model.sequences[static_cast<std::size_t>(sequence)].length() + 1)
-                : 0;
+        const Index position = below(12) == 0 ? config.capacity + 1
+                               : model.exists(sequence)
+                                   ? below(model.sequences[usize(sequence)].length() + 1)
+                                   : 0;
         expected = model.evict(sequence, position);
         got = cache->evict(sequence, position).code;
         break;
@@ -216,8 +213,8 @@ RC_GTEST_PROP(Cache, FollowsThePlainList, ()) {
     RC_ASSERT(static_cast<int>(got) == static_cast<int>(expected));
     RC_ASSERT(cache->free_pages() == model.pool - model.pages_used());
     for (Index b = 0; b < config.sequences; ++b) {
-      RC_ASSERT(cache->length(b) == model.sequences[static_cast<std::size_t>(b)].length());
-      RC_ASSERT(cache->evicted(b) == model.sequences[static_cast<std::size_t>(b)].evicted);
+      RC_ASSERT(cache->length(b) == model.sequences[usize(b)].length());
+      RC_ASSERT(cache->evicted(b) == model.sequences[usize(b)].evicted);
       // Nothing else is read.
       RC_ASSERT(cache->stored(b, 0).keys.begin == cache->evicted(b) &&
                 cache->stored(b, 0).keys.end == cache->length(b));
@@ -295,8 +292,8 @@ TEST_P(CacheOn, ChunksAndTokensEqualOneCall) {
     for (Index page_size : {1, 3, 16, 128}) {
       if (kind == CacheKind::contiguous && page_size > 1) continue;
       constexpr Index length = 560;
-      const CacheConfig config = config_of(
-          kind, cache_dtypes[static_cast<std::size_t>(page_size) % 6], 1, length, page_size);
+      const CacheConfig config =
+          config_of(kind, cache_dtypes[usize(page_size) % 6], 1, length, page_size);
       std::mt19937_64 random(5);
       const Tokens k = keys_for(config, length, random), v = values_for(config, length, random);
       const IdentityProjection identity(config);
@@ -352,7 +349,7 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
   // [head][key][column], and the same from magnitudes.
   using Rows = std::vector<std::vector<std::vector<double>>>;
   const auto project = [&](const Tokens& w, bool magnitudes, bool with_rotary) {
-    Rows all(static_cast<std::size_t>(c.kv_heads));
+    Rows all(usize(c.kv_heads));
     for (Index g = 0; g < c.kv_heads; ++g)
       for (Index j = 0; j < length; ++j) {
         std::vector<double> row;
@@ -368,7 +365,7 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
         }
         if (with_rotary)
           for (float x : rotary.row(0, j)) row.push_back(magnitudes ? std::fabs(x) : x);
-        all[static_cast<std::size_t>(g)].push_back(row);
+        all[usize(g)].push_back(row);
       }
     return all;
   };
@@ -383,8 +380,7 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
     const double u = 0x1p-24, gamma = 1.01 * u * static_cast<double>(c.dim + c.rank + 2);
     for (Index h = 0; h < 4; ++h)
       for (Index i = 0; i < rows; i += 7) {
-        const auto g = static_cast<std::size_t>(h / 2),
-                   keys = static_cast<std::size_t>(length - rows + i + 1);
+        const auto g = usize(h / 2), keys = usize(length - rows + i + 1);
         const std::vector<float> q = r.q->row(h, i);
         std::vector<double> scores;
         double score_error = 0, m = -INFINITY;
@@ -407,8 +403,8 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
         for (Index e = 0; e < c.value_dim; ++e) {
           double o = 0, magnitude = 0;
           for (std::size_t j = 0; j < keys; ++j) {
-            o += std::exp(scores[j] - lse) * v[g][j][static_cast<std::size_t>(e)];
-            magnitude += std::exp(scores[j] - lse) * v_magnitude[g][j][static_cast<std::size_t>(e)];
+            o += std::exp(scores[j] - lse) * v[g][j][usize(e)];
+            magnitude += std::exp(scores[j] - lse) * v_magnitude[g][j][usize(e)];
           }
           // Weights and their sum carry the error of the scores, and roundings of the sums over
           // keys and rank.

@@ -62,7 +62,7 @@ MaskSpec any_mask(std::span<const MaskPattern> patterns) {
 }
 
 std::vector<Index> any_list(Index batch, Index keys) {
-  std::vector<Index> list(batch > 0 && coin() ? static_cast<std::size_t>(batch) : 1);
+  std::vector<Index> list(batch > 0 && coin() ? usize(batch) : 1);
   for (Index& n : list) n = any<Index>(0, keys + 1);
   return list;
 }

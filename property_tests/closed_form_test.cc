@@ -31,12 +31,10 @@ TEST(ClosedForm, OneKeyGivesItsValueAndItsScore) {
     for (Index d = 0; d < 8; ++d)
       score += load(in.problem.q, in.problem.q.at(0, 0, i, d)) *
                load(in.problem.k, in.problem.k.at(0, 0, 0, d));
-    EXPECT_NEAR(block.lse[static_cast<std::size_t>(i)],
-                score * static_cast<double>(in.problem.scale),
-                block.lse_radius[static_cast<std::size_t>(i)] + 1e-15);
+    EXPECT_NEAR(block.lse[usize(i)], score * static_cast<double>(in.problem.scale),
+                block.lse_radius[usize(i)] + 1e-15);
     for (Index c = 0; c < 6; ++c)
-      EXPECT_NEAR(block.o[static_cast<std::size_t>(i * 6 + c)], value(in, 0, c),
-                  block.radius[static_cast<std::size_t>(i * 6 + c)]);
+      EXPECT_NEAR(block.o[usize(i * 6 + c)], value(in, 0, c), block.radius[usize(i * 6 + c)]);
   }
 }
 
@@ -46,8 +44,7 @@ TEST(ClosedForm, EqualScoresGiveTheMean) {
   for (Index c = 0; c < 6; ++c) {
     long double mean = 0;
     for (Index j = 0; j < 100; ++j) mean += value(in, j, c);
-    EXPECT_NEAR(block.o[static_cast<std::size_t>(c)], static_cast<double>(mean / 100),
-                block.radius[static_cast<std::size_t>(c)] + 1e-17);
+    EXPECT_NEAR(block.o[usize(c)], static_cast<double>(mean / 100), block.radius[usize(c)] + 1e-17);
   }
   EXPECT_NEAR(block.lse[0], std::log(100.0), block.lse_radius[0] + 1e-15);
 }
@@ -58,8 +55,7 @@ TEST(ClosedForm, ConstantValuesComeBack) {
   const Block block = evaluate(in);
   for (Index i = 0; i < 9; ++i)
     for (Index c = 0; c < 6; ++c)
-      EXPECT_NEAR(block.o[static_cast<std::size_t>(i * 6 + c)], value(in, 0, c),
-                  block.radius[static_cast<std::size_t>(i * 6 + c)]);
+      EXPECT_NEAR(block.o[usize(i * 6 + c)], value(in, 0, c), block.radius[usize(i * 6 + c)]);
 }
 
 // With one-hot V every output is a weight (or a sum of those of keys that share a column).
@@ -75,12 +71,11 @@ TEST(ClosedForm, OneHotValuesReadOffTheWeights) {
       for (Index d = 0; d < 16; ++d)
         score += load(in.problem.q, in.problem.q.at(0, 0, i, d)) *
                  load(in.problem.k, in.problem.k.at(0, 0, j, d));
-      weight[static_cast<std::size_t>(j)] = std::exp(score * static_cast<double>(in.problem.scale));
-      sum += weight[static_cast<std::size_t>(j)];
+      weight[usize(j)] = std::exp(score * static_cast<double>(in.problem.scale));
+      sum += weight[usize(j)];
     }
     for (Index j = 0; j < 20; ++j)
-      EXPECT_NEAR(block.o[static_cast<std::size_t>(i * 20 + j)],
-                  weight[static_cast<std::size_t>(j)] / sum, 1e-13);
+      EXPECT_NEAR(block.o[usize(i * 20 + j)], weight[usize(j)] / sum, 1e-13);
   }
 }
 

@@ -60,9 +60,9 @@ TEST_P(Decode, RowsAloneHaveTheBitsOfTheWholeCall) {
     ASSERT_TRUE(kernels::attention_forward(in.problem, whole.view(), on(2)).ok());
     for (int trial = 0; trial < 6; ++trial) {
       const Index b = static_cast<Index>(random() % static_cast<std::uint64_t>(s.batch));
-      const Index rows = std::array<Index, 6>{1, 1, 2, 5, 13, 30}[static_cast<std::size_t>(trial)] /
-                             (s.group() > 3 ? 2 : 1) +
-                         (s.group() > 3);
+      const Index rows =
+          std::array<Index, 6>{1, 1, 2, 5, 13, 30}[usize(trial)] / (s.group() > 3 ? 2 : 1) +
+          (s.group() > 3);
       const Index row0 =
           trial == 0 ? s.rows - rows
                      : static_cast<Index>(random() % static_cast<std::uint64_t>(s.rows - rows + 1));

@@ -59,7 +59,7 @@ TEST(DevicePolicies, MemorySplitsTheBatchThenTheHeads) {
     p.world->script.limit_memory(kib << 10, -4);
     EXPECT_EQ(result_of(f, *p.world), whole) << "splitting changed bits";
     const DeviceCounters counters = p.world->backend->counters();
-    EXPECT_EQ(static_cast<std::size_t>(counters.splits), p.device_warnings.size());
+    EXPECT_EQ(usize(counters.splits), p.device_warnings.size());
     EXPECT_GT(counters.splits, 0);
     EXPECT_EQ(counters.halved_tiles, 0);
     EXPECT_THAT(p.device_warnings.front(), StartsWith("mock: allocate "));
@@ -296,7 +296,7 @@ TEST(HostDevice, RefusesWhatItDoesNotHold) {
   EXPECT_EQ(d.release(kernel), 0);
   EXPECT_EQ(d.release(kernel), EINVAL);
 #ifndef ASSAY_SANITIZED  // whose operator new ends the process instead of throwing
-  EXPECT_EQ(d.allocate(static_cast<std::size_t>(1) << 62, buffer), ENOMEM);
+  EXPECT_EQ(d.allocate(usize(1) << 62, buffer), ENOMEM);
 #endif
   EXPECT_EQ(d.close(), 0);
 }
@@ -369,8 +369,8 @@ TEST(DeviceBackends, ExtremesMeanWhatTheyMeanOnTheHost) {
   p.scale = 0;
   const DispatchCounters before = w.dispatcher().counters();
   ASSERT_TRUE(w.dispatcher().sdpa(p, f.out.view()).ok());
-  EXPECT_EQ(w.dispatcher().counters().refused[static_cast<std::size_t>(Refusal::feature)],
-            before.refused[static_cast<std::size_t>(Refusal::feature)] + 1);
+  EXPECT_EQ(w.dispatcher().counters().refused[usize(Refusal::feature)],
+            before.refused[usize(Refusal::feature)] + 1);
 }
 
 TEST(DeviceBackends, RefuseByName) {

@@ -92,7 +92,7 @@ constexpr const char* plain = "attention b=1 h=4/2 l=256x40 d=8/6 causal offset=
 
 std::array<Index, refusal_count> only(Refusal r) {
   std::array<Index, refusal_count> refused{};
-  refused[static_cast<std::size_t>(r)] = 1;
+  refused[usize(r)] = 1;
   return refused;
 }
 
@@ -233,7 +233,7 @@ TEST_F(DispatchTest, EditedMasksAreSeen) {
   std::vector<std::uint8_t> keep(40, 1);
   f.in.problem.keep = {keep.data(), {0, 0, 0, 1}};
   for (int round = 0; round < 4; ++round) {
-    keep[static_cast<std::size_t>(round)] = static_cast<std::uint8_t>(round % 2 == 0 ? 0 : 1);
+    keep[usize(round)] = static_cast<std::uint8_t>(round % 2 == 0 ? 0 : 1);
     if (round % 2 == 1) std::fill(keep.begin(), keep.end(), std::uint8_t{1});
     const Outputs right(f.c);
     ASSERT_TRUE(dispatcher.sdpa(f.in.problem, f.out.view()).ok());

@@ -59,7 +59,7 @@ double largest_error(void (*f)(const float*, float*, std::size_t), double (*exac
     for (Index i = 0; i < chunk; ++i) {
       const float magnitude = std::bit_cast<float>(
           static_cast<std::uint32_t>(std::min(begin + (k * chunk + i) * step, end)));
-      x[static_cast<std::size_t>(i)] = negative ? -magnitude : magnitude;
+      x[usize(i)] = negative ? -magnitude : magnitude;
     }
     f(x.data(), y.data(), x.size());
     double here = 0;

@@ -30,7 +30,7 @@ TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
         Case c = parse_case(std::string("attention b=1 h=2/1 l=7x53 d=24/8") + masks[m]);
         c.dtype = dtype;
         c.scores = static_cast<Scores>(s);
-        c.values = static_cast<Values>((static_cast<std::size_t>(s) * 5 + m) % count_of<Values>);
+        c.values = static_cast<Values>((usize(s) * 5 + m) % count_of<Values>);
         c.seed = cases.size() + 1;
         cases.push_back(c);
       }
@@ -40,7 +40,7 @@ TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
   Contract fp32;
   fp32.ordered = true;
   parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
-    const Case& c = cases[static_cast<std::size_t>(k)];
+    const Case& c = cases[usize(k)];
     const Inputs inputs(c);
     const Reference reference(inputs.problem, fp32);
     const KeyValuesPointer kv = reference.load_head(0, 0);
@@ -67,9 +67,9 @@ TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
         check(block.lse[0], block.lse_radius[0], ball.lse(), ball.lse_low(), ball.lse_radius(),
               "LSE");
         for (Index d = 0; d < c.shape.value_dim; ++d)
-          if (block.o_kind[static_cast<std::size_t>(d)] == Kind::finite)
-            check(block.o[static_cast<std::size_t>(d)], block.radius[static_cast<std::size_t>(d)],
-                  ball.o(d), ball.o_low(d), ball.o_radius(d), "O");
+          if (block.o_kind[usize(d)] == Kind::finite)
+            check(block.o[usize(d)], block.radius[usize(d)], ball.o(d), ball.o_low(d),
+                  ball.o_radius(d), "O");
       }
   });
   printf("%ld rows, %ld of them beyond fp64; largest measured error over claimed radius %.3f\n",

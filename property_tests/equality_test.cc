@@ -148,16 +148,15 @@ RC_GTEST_PROP(SameProblem, MasksComposeToOne, ()) {
   Attention without_bias = r.in.problem;
   without_bias.bias = {};
   without_bias.alibi_slopes.clear();
-  std::vector<std::uint8_t> keep(
-      static_cast<std::size_t>(s.batch * s.query_heads * s.rows * s.keys), 0);
+  std::vector<std::uint8_t> keep(usize(s.batch * s.query_heads * s.rows * s.keys), 0);
   RowVisibility row;
   for (Index b = 0; b < s.batch; ++b)
     for (Index h = 0; h < s.query_heads; ++h)
       for (Index i = 0; i < s.rows; ++i) {
         evaluate_visibility(without_bias, b, h, i, row);
         for (Index j = row.begin; j < row.end; ++j)
-          keep[static_cast<std::size_t>(((b * s.query_heads + h) * s.rows + i) * s.keys + j)] =
-              row.bias[static_cast<std::size_t>(j)] != -infinity;
+          keep[usize(((b * s.query_heads + h) * s.rows + i) * s.keys + j)] =
+              row.bias[usize(j)] != -infinity;
       }
   Attention p = r.in.problem;
   p.causal = false;
@@ -193,7 +192,7 @@ RC_GTEST_PROP(SameProblem, MaskedKeysMayBeAppended, (bool nan)) {
   p.shape.keys += more;
   p.k = k.view();
   p.v = v.view();
-  if (p.key_lengths.empty()) p.key_lengths.assign(static_cast<std::size_t>(s.batch), s.keys);
+  if (p.key_lengths.empty()) p.key_lengths.assign(usize(s.batch), s.keys);
   require_same(r.run(r.in.problem), r.run(p));
 }
 
@@ -246,16 +245,14 @@ RC_GTEST_PROP(Exact, KeysAndValuesMayBePermuted, ()) {
                               *rc::gen::inRange(0, 3)));
   Attention p = r.in.problem;
   const AttentionShape& s = r.c.shape;
-  std::vector<Index> order(static_cast<std::size_t>(s.keys));
-  for (Index j = 0; j < s.keys; ++j) order[static_cast<std::size_t>(j)] = j;
+  std::vector<Index> order(usize(s.keys));
+  for (Index j = 0; j < s.keys; ++j) order[usize(j)] = j;
   for (Index j = s.keys - 1; j > 0; --j)
-    std::swap(order[static_cast<std::size_t>(j)],
-              order[static_cast<std::size_t>(*rc::gen::inRange<Index>(0, j + 1))]);
+    std::swap(order[usize(j)], order[usize(*rc::gen::inRange<Index>(0, j + 1))]);
   const auto permuted = [&](const TensorView& t, Index columns) {
-    return made(t.dtype, {s.batch, s.kv_heads, s.keys, columns},
-                [&](Index b, Index g, Index j, Index d) {
-                  return at(t, b, g, order[static_cast<std::size_t>(j)], d);
-                });
+    return made(
+        t.dtype, {s.batch, s.kv_heads, s.keys, columns},
+        [&](Index b, Index g, Index j, Index d) { return at(t, b, g, order[usize(j)], d); });
   };
   const Tensor k = permuted(p.k, s.dim), v = permuted(p.v, s.value_dim);
   p.k = k.view();

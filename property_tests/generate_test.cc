@@ -136,14 +136,12 @@ TEST(GeneratePinned, DigestOfEveryFamily) {
   for (int i = 0; i < count_of<Scores>; ++i) {
     const std::uint64_t d =
         digest(Inputs(parse_case(line_with(shape + scores_field(scores_at(i))))), "qk");
-    EXPECT_EQ(d, of_scores[static_cast<std::size_t>(i)])
-        << name_of(scores_at(i)) << std::hex << " 0x" << d;
+    EXPECT_EQ(d, of_scores[usize(i)]) << name_of(scores_at(i)) << std::hex << " 0x" << d;
   }
   for (int i = 0; i < count_of<Values>; ++i) {
     const std::uint64_t d =
         digest(Inputs(parse_case(line_with(shape + values_field(values_at(i))))), "v");
-    EXPECT_EQ(d, of_values[static_cast<std::size_t>(i)])
-        << name_of(values_at(i)) << std::hex << " 0x" << d;
+    EXPECT_EQ(d, of_values[usize(i)]) << name_of(values_at(i)) << std::hex << " 0x" << d;
   }
 }
 
@@ -227,7 +225,7 @@ TEST(Generate, SameBitsOnAnyThreads) {
     found[slot] = in.keep == alone.keep ? digest(in, "qkvm") : 0;
   };
   again(0, " threads=0");
-  parallel_for(4, 2, [&](Index i) { again(static_cast<std::size_t>(i) + 1, " threads=7"); });
+  parallel_for(4, 2, [&](Index i) { again(usize(i) + 1, " threads=7"); });
   {
     std::vector<std::jthread> threads;
     for (std::size_t t = 5; t < 9; ++t) threads.emplace_back([&, t] { again(t, " threads=2"); });
@@ -541,8 +539,7 @@ TEST(GenerateHidden, OnlyPaddingIsTouched) {
         const TensorView& t = tensor_of(in, name);
         for_each_position(t.shape, [&](Index b, Index h, Index j, Index d) {
           const double x = load(t, t.at(b, h, j, d));
-          const bool padding =
-              j < starts[static_cast<std::size_t>(b)] || j >= lengths[static_cast<std::size_t>(b)];
+          const bool padding = j < starts[usize(b)] || j >= lengths[usize(b)];
           if (!padding)
             EXPECT_EQ(bits_at(t, b, h, j, d), bits_at(tensor_of(plain, name), b, h, j, d))
                 << layout;
@@ -768,8 +765,7 @@ TEST(AlibiSlopes, AgreeWithExp2InExtendedPrecision) {
           h < power ? -8.0L * static_cast<long double>(h + 1) / static_cast<long double>(power)
                     : -8.0L * static_cast<long double>(2 * (h - power) + 1) /
                           static_cast<long double>(2 * power);
-      EXPECT_EQ(slopes[static_cast<std::size_t>(h)], static_cast<float>(std::exp2(exponent)))
-          << h << " of " << heads;
+      EXPECT_EQ(slopes[usize(h)], static_cast<float>(std::exp2(exponent))) << h << " of " << heads;
     }
   }
 }

@@ -56,9 +56,8 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
         Case c = parse_case(std::string("backward b=1 h=2/1 l=7x43 d=16/8") + masks[m]);
         c.dtype = dtype;
         c.scores = static_cast<Scores>(s);
-        c.values = static_cast<Values>((static_cast<std::size_t>(s) * 5 + m) % count_of<Values>);
-        c.gradient =
-            static_cast<Values>((static_cast<std::size_t>(s) * 7 + 3 * m) % count_of<Values>);
+        c.values = static_cast<Values>((usize(s) * 5 + m) % count_of<Values>);
+        c.gradient = static_cast<Values>((usize(s) * 7 + 3 * m) % count_of<Values>);
         c.seed = cases.size() + 1;
         cases.push_back(c);
       }
@@ -67,7 +66,7 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
   double largest = 0;
   std::int64_t wide = 0;  // radii above a thousandth of the bound
   parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
-    const Case& c = cases[static_cast<std::size_t>(k)];
+    const Case& c = cases[usize(k)];
     const Prepared x(c);
     const BackwardReference reference(x.inputs.problem, x.in, x.gradients.view(), fp32());
     SharedGradients shared = reference.no_shared_gradients();
@@ -78,25 +77,25 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
     const std::lock_guard lock(mutex);
     auto check = [&](const char* what, const Gradient& g, Index row, Index column,
                      const BallRow::Enclosure& ball) {
-      const auto e = static_cast<std::size_t>(row * g.columns + column);
+      const auto e = usize(row * g.columns + column);
       if (g.taint[e] != Taint::none) {
         ++tainted;
         return;
       }
       ++elements;
-      const double radius = g.ratio[static_cast<std::size_t>(row)] * g.bound[e],
+      const double radius = g.ratio[usize(row)] * g.bound[e],
                    error = std::fabs((g.value[e] - ball.value) - ball.low);
       EXPECT_TRUE(error <= radius + ball.radius)
           << what << " " << row << " " << column << ": " << g.value[e] << " and " << ball.value
           << ", radius " << radius << "\n"
           << print_case(c);
       if (radius > 0) largest = std::max(largest, error / radius);
-      wide += g.ratio[static_cast<std::size_t>(row)] > 1e-3;
+      wide += g.ratio[usize(row)] > 1e-3;
     };
     for (Index head = 0; head < 2; ++head)
       for (Index i = 0; i < c.shape.rows; ++i)
         for (Index d = 0; d < c.shape.dim; ++d)
-          check("dQ", fp64.dq[static_cast<std::size_t>(head)], i, d, balls.dq(head, i, d));
+          check("dQ", fp64.dq[usize(head)], i, d, balls.dq(head, i, d));
     for (Index j = 0; j < c.shape.keys; ++j) {
       for (Index d = 0; d < c.shape.dim; ++d) check("dK", fp64.dk, j, d, balls.dk(j, d));
       for (Index d = 0; d < c.shape.value_dim; ++d) check("dV", fp64.dv, j, d, balls.dv(j, d));
@@ -106,17 +105,16 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
     if (shared.d_bias.rows > 0) {
       // Balls give dS of every pair; their sum over the broadcast dimensions in double has an error
       // of its own.
-      std::vector<BallRow::Enclosure> sums(static_cast<std::size_t>(shared.d_bias.rows));
+      std::vector<BallRow::Enclosure> sums(usize(shared.d_bias.rows));
       for (Index head = 0; head < 2; ++head)
         for (Index i = 0; i < c.shape.rows; ++i)
           for (Index j = 0; j < c.shape.keys; ++j) {
-            BallRow::Enclosure& sum =
-                sums[static_cast<std::size_t>(reference.bias_element(0, head, i, j))];
+            BallRow::Enclosure& sum = sums[usize(reference.bias_element(0, head, i, j))];
             sum.value += balls.ds(head, i, j).value;
             sum.radius += 0x1p-49 * std::fabs(balls.ds(head, i, j).value);
           }
       for (Index e = 0; e < shared.d_bias.rows; ++e)
-        check("dBias", shared.d_bias, e, 0, sums[static_cast<std::size_t>(e)]);
+        check("dBias", shared.d_bias, e, 0, sums[usize(e)]);
     }
   });
   printf(
@@ -196,7 +194,7 @@ TEST(GradientEnclosure, BallsAgreeWithFiniteDifferencesOfTheForwardBalls) {
     if (!p.sink.empty())
       for (Index head = 0; head < 2; ++head) {
         // Sinks are binary32, on a grid that h is a multiple of.
-        float& z = p.sink[static_cast<std::size_t>(head)];
+        float& z = p.sink[usize(head)];
         check("dSink", difference([&](double x) { z = static_cast<float>(x); }, z),
               balls.d_sink(head).value);
       }
@@ -223,11 +221,10 @@ TEST(GradientEnclosure, IdentitiesHoldWithinTheRadii) {
       const Reference forward(p, fp32());
       const KeyValuesPointer kv = forward.load_head(0, 0);
       auto radius = [](const Gradient& gradient, Index row, Index column) {
-        return gradient.ratio[static_cast<std::size_t>(row)] *
-               gradient.bound[static_cast<std::size_t>(row * gradient.columns + column)];
+        return gradient.ratio[usize(row)] * gradient.bound[usize(row * gradient.columns + column)];
       };
       auto value = [](const Gradient& gradient, Index row, Index column) {
-        return gradient.value[static_cast<std::size_t>(row * gradient.columns + column)];
+        return gradient.value[usize(row * gradient.columns + column)];
       };
       auto check = [&](const char* what, double a, double b, double tolerance) {
         ++compared;
@@ -238,21 +235,21 @@ TEST(GradientEnclosure, IdentitiesHoldWithinTheRadii) {
       };
       double q_dq = 0, k_dk = 0, v_dv = 0, o_do = 0, scores_tolerance = 1e-12,
              values_tolerance = 1e-12;
-      std::vector<double> d_o_sum(static_cast<std::size_t>(c.shape.value_dim), 0), dv_sum(d_o_sum),
+      std::vector<double> d_o_sum(usize(c.shape.value_dim), 0), dv_sum(d_o_sum),
           dv_tolerance(d_o_sum);
       for (Index head = 0; head < 2; ++head)
         for (Index i = 0; i < c.shape.rows; ++i) {
           const Block block = forward.evaluate(*kv, head, {&i, 1});
           for (Index d = 0; d < c.shape.dim; ++d) {
             const double q = load(p.q, p.q.at(0, head, i, d));
-            q_dq += q * value(g.dq[static_cast<std::size_t>(head)], i, d);
-            scores_tolerance += std::fabs(q) * radius(g.dq[static_cast<std::size_t>(head)], i, d);
+            q_dq += q * value(g.dq[usize(head)], i, d);
+            scores_tolerance += std::fabs(q) * radius(g.dq[usize(head)], i, d);
           }
           for (Index d = 0; d < c.shape.value_dim; ++d) {
             const double d_o = load(x.in.d_o, x.in.d_o.at(0, head, i, d));
-            o_do += d_o * block.o[static_cast<std::size_t>(d)];
-            values_tolerance += std::fabs(d_o) * block.radius[static_cast<std::size_t>(d)];
-            if (!block.fully_masked[0]) d_o_sum[static_cast<std::size_t>(d)] += d_o;
+            o_do += d_o * block.o[usize(d)];
+            values_tolerance += std::fabs(d_o) * block.radius[usize(d)];
+            if (!block.fully_masked[0]) d_o_sum[usize(d)] += d_o;
           }
         }
       for (Index j = 0; j < c.shape.keys; ++j) {
@@ -265,8 +262,8 @@ TEST(GradientEnclosure, IdentitiesHoldWithinTheRadii) {
           const double v = load(p.v, p.v.at(0, 0, j, d));
           v_dv += v * value(g.dv, j, d);
           values_tolerance += std::fabs(v) * radius(g.dv, j, d);
-          dv_sum[static_cast<std::size_t>(d)] += value(g.dv, j, d);
-          dv_tolerance[static_cast<std::size_t>(d)] += radius(g.dv, j, d);
+          dv_sum[usize(d)] += value(g.dv, j, d);
+          dv_tolerance[usize(d)] += radius(g.dv, j, d);
         }
       }
       check("<Q, dQ> = <K, dK>", q_dq, k_dk, scores_tolerance);

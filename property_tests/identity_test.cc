@@ -130,15 +130,15 @@ struct Prepended {
       problem.keep = {keep.data(),
                       {pairs[1] * pairs[2] * pairs[3], pairs[2] * pairs[3], pairs[3], 1}};
     }
-    const auto batches = static_cast<std::size_t>(s.batch);
+    const auto batches = usize(s.batch);
     problem.offset.resize(batches, 0);
     problem.key_starts.resize(batches, 0);
     for (auto* positions : {&problem.offset, &problem.key_starts, &problem.key_lengths})
       for (Index& n : *positions) n += more;
     problem.key_segment.clear();
     for (Index b = 0; b < s.batch && !p.key_segment.empty(); ++b) {
-      problem.key_segment.insert(problem.key_segment.end(), static_cast<std::size_t>(more),
-                                 p.query_segment[static_cast<std::size_t>(b * s.rows)]);
+      problem.key_segment.insert(problem.key_segment.end(), usize(more),
+                                 p.query_segment[usize(b * s.rows)]);
       const auto from = p.key_segment.begin() + b * s.keys;
       problem.key_segment.insert(problem.key_segment.end(), from, from + s.keys);
     }
@@ -205,7 +205,7 @@ Attention over_keys(const Attention& p, Index begin, Index end) {
   part.v.origin = p.v.at(0, 0, begin, 0);
   if (p.bias) part.bias.origin = p.bias.at(0, 0, 0, begin);
   if (p.keep) part.keep.data += begin * p.keep.stride[3];
-  part.offset.resize(static_cast<std::size_t>(p.shape.batch), 0);
+  part.offset.resize(usize(p.shape.batch), 0);
   for (Index& n : part.offset) n -= begin;
   for (auto* ends : {&part.key_lengths, &part.key_starts})
     for (Index& n : *ends) n = std::clamp<Index>(n - begin, 0, end - begin);
@@ -299,7 +299,7 @@ std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
         ++compared;
         for (Index c = 0; c < s.value_dim; ++c) {
           const Enclosed& o = of_whole.o(b, h, i, c);
-          const auto column = static_cast<std::size_t>(c);
+          const auto column = usize(c);
           double error = merge_error(own.o[column], own.o_bound[column], own.o_radius[column],
                                      r.c.out_dtype());
           bool decided = o.known && own.extended[column] == 0 && !own.may_overflow[column];
@@ -443,7 +443,7 @@ std::int64_t outputs_lie_in_the_hull(const Case& c, Candidate& kernel) {
           if (!o.known) continue;
           double low = p.sink.empty() ? infinity : 0, high = p.sink.empty() ? -infinity : 0;
           for (Index j = row.begin; j < row.end; ++j) {
-            if (row.bias[static_cast<std::size_t>(j)] == -infinity) continue;
+            if (row.bias[usize(j)] == -infinity) continue;
             const double x = p.dropout > 0 && !keeps_weight(p, b, h, i, j)
                                  ? 0
                                  : scale * at(p.v, b, h / s.group(), j, column);
@@ -491,8 +491,7 @@ std::int64_t weights_read_off(const Case& c, Candidate& kernel) {
           const double y = at(out.o.view(), b, h, i, j);
           sum.add(1, y, o);
           if (!o.known) continue;
-          const bool seen =
-              j >= row.begin && j < row.end && row.bias[static_cast<std::size_t>(j)] != -infinity;
+          const bool seen = j >= row.begin && j < row.end && row.bias[usize(j)] != -infinity;
           if (!seen || !keeps_weight(p, b, h, i, j)) RC_ASSERT(y == 0);
           else if (o.exact > o.bound) RC_ASSERT(y > 0);
           ++compared;

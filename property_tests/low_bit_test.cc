@@ -176,8 +176,8 @@ TEST(LowBitBytes, Fp8WithAndWithoutScales) {
 // ties to the even one.
 void expect_nearest(LowBit format, Index group, const std::vector<float>& column) {
   const Index k = std::ssize(column);
-  const LowBitMatrix reference = quantize(
-      format, k, 1, group, [&](Index i, Index) { return column[static_cast<std::size_t>(i)]; });
+  const LowBitMatrix reference =
+      quantize(format, k, 1, group, [&](Index i, Index) { return column[usize(i)]; });
   kernels::LowBitBytes bytes;
   const TensorView w{const_cast<float*>(column.data()), Dtype::f32, {1, 1, k, 1}, {0, 0, 1, 1}, 0};
   const kernels::Status status = kernels::quantize_weights(w, format, {group}, bytes);
@@ -243,9 +243,8 @@ TEST(LowBitEncoders, RoundMidpointsToEvenAndTheirNeighboursToTheNearest) {
                                            -0.0f,
                                            0,
                                            0};
-        const LowBitMatrix m = quantize(rule.format, 8, 1, group, [&](Index i, Index) {
-          return column[static_cast<std::size_t>(i)];
-        });
+        const LowBitMatrix m =
+            quantize(rule.format, 8, 1, group, [&](Index i, Index) { return column[usize(i)]; });
         const std::vector<double> values = decode_weights(m.view());
         const double s = static_cast<double>(sign);
         EXPECT_EQ(values[1], s * (code % 2 == 0 ? low : high)) << code;
@@ -287,9 +286,8 @@ TEST(LowBitEncoders, KeepTheTwoLargestOfFour) {
   const std::vector<float> column = {1, -3, 3, 3, 0, 0, 0, 0, 2, 4, -6, 1, 6, 5, 5, -6};
   for (int which = 0; which < 2; ++which) {
     kernels::LowBitBytes bytes;
-    const LowBitMatrix reference = quantize(LowBit::fp4_sparse, 16, 1, 128, [&](Index i, Index) {
-      return column[static_cast<std::size_t>(i)];
-    });
+    const LowBitMatrix reference =
+        quantize(LowBit::fp4_sparse, 16, 1, 128, [&](Index i, Index) { return column[usize(i)]; });
     const TensorView w{
         const_cast<float*>(column.data()), Dtype::f32, {1, 1, 16, 1}, {0, 0, 1, 1}, 0};
     ASSERT_TRUE(kernels::quantize_weights(w, LowBit::fp4_sparse, {}, bytes).ok());
@@ -308,7 +306,7 @@ TEST(LowBitEncoders, KeepTheTwoLargestOfFour) {
 TEST(LowBitEncoders, RefuseWhatHasNoCode) {
   auto quantize_one = [](LowBit format, float x, kernels::QuantizeOptions options = {},
                          Index k = 32) {
-    const std::vector<float> column(static_cast<std::size_t>(k), x);
+    const std::vector<float> column(usize(k), x);
     kernels::LowBitBytes bytes;
     bytes.codes.resize(3, std::byte{9});
     const TensorView w{
@@ -365,7 +363,7 @@ TEST(LowBitExhaustive, EveryPairOfCodesIsExact) {
       p.k = 1;
       p.a_low = a.view();
       p.w = w.view();
-      std::vector<float> c(static_cast<std::size_t>(ma * nw));
+      std::vector<float> c(usize(ma * nw));
       const TensorView out{c.data(), Dtype::f32, {1, 1, ma, nw}, {0, 0, nw, 1}, 0};
       std::shared_ptr<const kernels::PackedWeights> packed;
       ASSERT_TRUE(kernels::PackedWeights::pack(p.w, packed).ok());
@@ -375,7 +373,7 @@ TEST(LowBitExhaustive, EveryPairOfCodesIsExact) {
           const double wanted = decode(traits(a_format).element, static_cast<std::uint64_t>(i)) *
                                 decode(traits(w_format).element, static_cast<std::uint64_t>(j));
           const ExactSum exact = exact_product(p, i, j);
-          const double got = static_cast<double>(c[static_cast<std::size_t>(i * nw + j)]);
+          const double got = static_cast<double>(c[usize(i * nw + j)]);
           if (std::isnan(wanted)) {
             ASSERT_TRUE(std::isnan(exact.high) && std::isnan(got)) << i << " " << j;
           } else {
@@ -409,14 +407,13 @@ TEST(LowBitExhaustive, EveryScaleCodeUnderEveryCode) {
     for (Index first = 0; first < codes; first += k) {
       LowBitMatrix w(format, k, n, t.group);
       for (Index c = 0; c < n; ++c) {
-        w.set_scale(0, c, scales[static_cast<std::size_t>(c)]);
+        w.set_scale(0, c, scales[usize(c)]);
         if (t.integer) w.set_zero(0, c, static_cast<int>(c % 16));
         for (Index d = 0; d < k; ++d) w.set_code(d, c, static_cast<std::uint32_t>(first + d));
       }
       // A is the identity: C lists the weights.
-      std::vector<float> a(static_cast<std::size_t>(k * k), 0),
-          out(static_cast<std::size_t>(k * n));
-      for (Index d = 0; d < k; ++d) a[static_cast<std::size_t>(d * k + d)] = 1;
+      std::vector<float> a(usize(k * k), 0), out(usize(k * n));
+      for (Index d = 0; d < k; ++d) a[usize(d * k + d)] = 1;
       std::shared_ptr<const kernels::PackedWeights> packed;
       ASSERT_TRUE(kernels::PackedWeights::pack(w.view(), packed).ok());
       const TensorView identity{a.data(), Dtype::f32, {1, 1, k, k}, {0, 0, k, 1}, 0},
@@ -443,17 +440,15 @@ TEST(LowBitExhaustive, EveryScaleCodeUnderEveryCode) {
       for (Index d = 0; d < k; ++d)
         for (Index j = 0; j < n; ++j) {
           bool tainted = false;
-          for (Index e = 0; e < k; ++e)
-            tainted |= !std::isfinite(weights[static_cast<std::size_t>(e * n + j)]);
-          const double got = static_cast<double>(out[static_cast<std::size_t>(d * n + j)]),
-                       wanted = weights[static_cast<std::size_t>(d * n + j)];
+          for (Index e = 0; e < k; ++e) tainted |= !std::isfinite(weights[usize(e * n + j)]);
+          const double got = static_cast<double>(out[usize(d * n + j)]),
+                       wanted = weights[usize(d * n + j)];
           if (!tainted && std::fabs(wanted) < 0x1p127)
             ASSERT_EQ(got, wanted) << t.name << " " << d << " " << j;
           if (!tainted) continue;
           double sum = 0;  // the row of the identity times a column that holds NaN or infinities: 0
                            // * infinity is NaN
-          for (Index e = 0; e < k; ++e)
-            sum += (e == d ? 1 : 0) * weights[static_cast<std::size_t>(e * n + j)];
+          for (Index e = 0; e < k; ++e) sum += (e == d ? 1 : 0) * weights[usize(e * n + j)];
           ASSERT_FALSE(std::isfinite(sum));
           if (std::isnan(sum)) ASSERT_TRUE(std::isnan(got)) << t.name << " " << d << " " << j;
           else ASSERT_EQ(got, sum) << t.name << " " << d << " " << j;

@@ -100,7 +100,7 @@ bool run_cached(Case c, kernels::CacheKind kind, Dtype stored, const kernels::Ta
 bool run_product(LowBit format, Dtype dtype, Index m, Index n, Index k,
                  const kernels::Target& target) {
   std::mt19937 random(static_cast<unsigned>(m * 31 + n));
-  std::vector<float> plain(static_cast<std::size_t>(k * n));
+  std::vector<float> plain(usize(k * n));
   for (float& x : plain) x = static_cast<float>(static_cast<int>(random() % 200) - 100) / 50;
   kernels::LowBitBytes bytes;
   std::shared_ptr<const kernels::PackedWeights> packed;
@@ -160,7 +160,7 @@ bool run_all() {
         masked.dropout_seed = 3;
         if (!both(masked)) return false;
         masked = c;
-        masked.lengths.assign(static_cast<std::size_t>(s.batch), s.keys / 2);
+        masked.lengths.assign(usize(s.batch), s.keys / 2);
         masked.hidden = Hidden::nan;
         if (!both(masked)) return false;
       }

@@ -61,7 +61,7 @@ class Parts {
 
  private:
   TensorView view(Dtype dtype, Index columns) {
-    storage_.emplace_back(static_cast<std::size_t>(rows_ * columns * 4 + 8));
+    storage_.emplace_back(usize(rows_ * columns * 4 + 8));
     TensorView t;
     t.data = storage_.back().data();
     t.dtype = dtype;
@@ -273,7 +273,7 @@ enum class Bug {
 void merge_in_one_pass(Parts& parts, Bug bug) {
   for (Index r = 0; r < parts.rows(); ++r) {
     double m = -inf, sum = 0;
-    std::vector<double> o(static_cast<std::size_t>(parts.columns()));
+    std::vector<double> o(usize(parts.columns()));
     for (std::size_t s = 0; s < parts.count() - (bug == Bug::last_part_dropped); ++s) {
       const double lse = parts.lse(s, r), larger = std::max(m, lse);
       if (lse == -inf && bug != Bug::empty_part_counts) continue;

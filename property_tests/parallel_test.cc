@@ -17,11 +17,11 @@ namespace {
 TEST(ParallelFor, EveryIndexExactlyOnce) {
   for (Index n : {0, 1, 2, 3, 7, 64, 1000})
     for (int threads : {-1, 0, 1, 2, 3, 8, 100}) {
-      std::vector<std::atomic<int>> calls(static_cast<std::size_t>(n));
+      std::vector<std::atomic<int>> calls(usize(n));
       std::atomic<bool> outside = false;
       parallel_for(n, threads, [&](Index i) {
         if (i < 0 || i >= n) outside = true;
-        else ++calls[static_cast<std::size_t>(i)];
+        else ++calls[usize(i)];
       });
       EXPECT_FALSE(outside) << n << " on " << threads;
       for (std::size_t i = 0; i < calls.size(); ++i)
@@ -71,7 +71,7 @@ TEST(ParallelFor, OneThreadIsTheCallersInOrder) {
     order.push_back(i);
   });
   ASSERT_EQ(order.size(), 20u);
-  for (Index i = 0; i < 20; ++i) EXPECT_EQ(order[static_cast<std::size_t>(i)], i);
+  for (Index i = 0; i < 20; ++i) EXPECT_EQ(order[usize(i)], i);
 }
 
 TEST(ParallelFor, AnExceptionComesOutAsItWasThrown) {
@@ -106,8 +106,7 @@ TEST(ParallelFor, Nested) {
     std::vector<std::atomic<int>> calls(8 * 9 * 10);
     parallel_for(8, threads, [&](Index i) {
       parallel_for(9, threads, [&](Index j) {
-        parallel_for(10, 0,
-                     [&](Index k) { ++calls[static_cast<std::size_t>((i * 9 + j) * 10 + k)]; });
+        parallel_for(10, 0, [&](Index k) { ++calls[usize((i * 9 + j) * 10 + k)]; });
       });
     });
     for (const auto& count : calls) ASSERT_EQ(count, 1);

@@ -27,8 +27,7 @@ ProcessStart shell(const std::string& script) {
 std::string read_all(const Descriptor& from) {
   std::string text;
   char chunk[256];
-  for (ssize_t n; (n = read(from.number(), chunk, sizeof chunk)) > 0;)
-    text.append(chunk, static_cast<std::size_t>(n));
+  for (ssize_t n; (n = read(from.number(), chunk, sizeof chunk)) > 0;) text.append(chunk, usize(n));
   return text;
 }
 

@@ -73,8 +73,8 @@ std::vector<Emulation> emulations() {
       float total = 0;
       for (std::size_t t = 0; t < e.scale.size(); ++t) {
         float sum = 0;
-        const std::size_t begin = t * static_cast<std::size_t>(e.group),
-                          end = std::min(begin + static_cast<std::size_t>(e.group), e.a.size());
+        const std::size_t begin = t * usize(e.group),
+                          end = std::min(begin + usize(e.group), e.a.size());
         for (std::size_t k = begin; k < end; ++k) {
           const auto a = static_cast<float>(e.a[k]), code = static_cast<float>(e.code[k]);
           sum = fused ? std::fma(a, code, sum) : sum + a * code;
@@ -93,8 +93,8 @@ std::vector<Emulation> emulations() {
         std::vector<double> groups;
         for (std::size_t t = 0; t < e.scale.size(); ++t) {
           std::vector<double> terms;
-          const std::size_t begin = t * static_cast<std::size_t>(e.group),
-                            end = std::min(begin + static_cast<std::size_t>(e.group), e.a.size());
+          const std::size_t begin = t * usize(e.group),
+                            end = std::min(begin + usize(e.group), e.a.size());
           for (std::size_t k = begin; k < end; ++k) terms.push_back(fp32(e.a[k] * e.code[k]));
           groups.push_back(fp32(random_tree(terms, random, fp32) * e.scale[t]));
         }
@@ -162,10 +162,9 @@ Tally run(const Emulation& emulation, const ProductContract& judged_by) {
     const Tensor out(Dtype::f32, {1, 1, p.m, p.n}, {{0, 0, p.n, 1}, 0, p.m * p.n});
     const Index group = p.w.group > 0 ? p.w.group : p.k;
     for (Index n = 0; n < p.n; ++n) {
-      std::vector<double> column(static_cast<std::size_t>(p.k));
+      std::vector<double> column(usize(p.k));
       for (Index k = 0; k < p.k; ++k)
-        column[static_cast<std::size_t>(k)] =
-            w[static_cast<std::size_t>(k * p.n + n)] / static_cast<double>(p.w.tensor_scale);
+        column[usize(k)] = w[usize(k * p.n + n)] / static_cast<double>(p.w.tensor_scale);
       // Codes and scales apart: their product is exact in binary64, so is the division that undoes
       // it.
       std::vector<double> scale, code = column;
@@ -181,8 +180,7 @@ Tally run(const Emulation& emulation, const ProductContract& judged_by) {
           s = decode(f.scale, bits);
         }
         scale.push_back(s);
-        for (Index k = t * group; k < std::min((t + 1) * group, p.k); ++k)
-          code[static_cast<std::size_t>(k)] /= s;
+        for (Index k = t * group; k < std::min((t + 1) * group, p.k); ++k) code[usize(k)] /= s;
       }
       for (Index m = 0; m < p.m; ++m) {
         const std::vector<double> row(a.begin() + m * p.k, a.begin() + (m + 1) * p.k);

@@ -330,7 +330,7 @@ class Ranges : public testing::Test {
       w.set_code(i, 0, static_cast<std::uint32_t>(encode(Dtype::f8e4m3, weight)));
     const Tensor x(Dtype::f32, {1, 1, 1, k}, {{0, 0, k, 1}, 0, k}),
         y(Dtype::f32, {1, 1, 1, 1}, {{0, 0, 1, 1}, 0, 1});
-    for (Index i = 0; i < k; ++i) store(x.view(), i, a[static_cast<std::size_t>(i)]);
+    for (Index i = 0; i < k; ++i) store(x.view(), i, a[usize(i)]);
     store(y.view(), 0, c);
     Product p;
     p.m = p.n = 1;

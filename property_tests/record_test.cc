@@ -239,7 +239,7 @@ struct Made {
     const auto add = [&](const char* name, std::vector<Index> shape) {
       Index n = 1;
       for (Index x : shape) n *= x;
-      std::vector<float> values(static_cast<std::size_t>(n));
+      std::vector<float> values(usize(n));
       for (float& x : values) x = normal(random);
       m.tensors[name] = {"F32", std::move(shape), std::move(values)};
     };
@@ -258,25 +258,23 @@ struct Made {
       for (Index y = 0; y < h; ++y)
         for (Index i = 0; i < rows; ++i) {
           const Index g = y / (h / kv);
-          std::vector<double> s(static_cast<std::size_t>(keys), -INFINITY);
+          std::vector<double> s(usize(keys), -INFINITY);
           double m = -INFINITY, l = 0;
           for (Index j = 0; j < keys; ++j) {
             if (!sees(x, y, i, j)) continue;
             double dot = 0;
             for (Index d = 0; d < dim; ++d)
-              dot += static_cast<double>(values(
-                         "q")[static_cast<std::size_t>(((x * h + y) * rows + i) * dim + d)]) *
-                     values("k")[static_cast<std::size_t>(((x * kv + g) * keys + j) * dim + d)];
-            s[static_cast<std::size_t>(j)] = dot * default_scale(dim);
-            m = std::max(m, s[static_cast<std::size_t>(j)]);
+              dot += static_cast<double>(values("q")[usize(((x * h + y) * rows + i) * dim + d)]) *
+                     values("k")[usize(((x * kv + g) * keys + j) * dim + d)];
+            s[usize(j)] = dot * default_scale(dim);
+            m = std::max(m, s[usize(j)]);
           }
           for (double& x2 : s) l += x2 = m == -INFINITY ? 0 : std::exp(x2 - m);
           lse.push_back(static_cast<float>(m + std::log(l)));
           for (Index d = 0; d < dim; ++d) {
             double sum = 0;
             for (Index j = 0; j < keys; ++j)
-              sum += s[static_cast<std::size_t>(j)] *
-                     values("v")[static_cast<std::size_t>(((x * kv + g) * keys + j) * dim + d)];
+              sum += s[usize(j)] * values("v")[usize(((x * kv + g) * keys + j) * dim + d)];
             o.push_back(static_cast<float>(l > 0 ? sum / l : 0));
           }
         }
@@ -351,8 +349,7 @@ TEST_F(Records, LayoutsRanksUnitsAndAlignment) {
       for (Index i = 0; i < shape[2]; ++i)
         for (Index h = 0; h < shape[1]; ++h)
           for (Index d = 0; d < shape[3]; ++d)
-            other.push_back(values[static_cast<std::size_t>(
-                ((b * shape[1] + h) * shape[2] + i) * shape[3] + d)]);
+            other.push_back(values[usize(((b * shape[1] + h) * shape[2] + i) * shape[3] + d)]);
     values = other;
     std::swap(shape[1], shape[2]);
   }
@@ -485,8 +482,7 @@ TEST_F(Records, BytesWithoutAMeaningAreRefused) {
     const RecordFile read(file());
     const Safetensors s =
         parse_safetensors({reinterpret_cast<const std::byte*>(whole.data()), whole.size()});
-    whole[static_cast<std::size_t>(
-              reinterpret_cast<const char*>(s.tensors.at(tensor).bytes.data()) - whole.data()) +
+    whole[usize(reinterpret_cast<const char*>(s.tensors.at(tensor).bytes.data()) - whole.data()) +
           at] = static_cast<char>(value);
     std::ofstream(file(), std::ios::binary) << whole;
     try {

@@ -47,9 +47,9 @@ TEST(Suites, StandardHoldsEveryFamilyAndFeature) {
     with_gqa_and_mask |=
         c.shape.kv_heads > 1 && c.shape.group() > 1 && c.keep.pattern != MaskPattern::none;
   }
-  EXPECT_EQ(scores.size(), static_cast<std::size_t>(count_of<Scores>));
-  EXPECT_EQ(values.size(), static_cast<std::size_t>(count_of<Values>));
-  EXPECT_EQ(layouts.size(), static_cast<std::size_t>(count_of<LayoutKind>));
+  EXPECT_EQ(scores.size(), usize(count_of<Scores>));
+  EXPECT_EQ(values.size(), usize(count_of<Values>));
+  EXPECT_EQ(layouts.size(), usize(count_of<LayoutKind>));
   EXPECT_TRUE(with_mask_and_causal && with_gqa_and_mask);
 }
 

@@ -71,7 +71,7 @@ TEST(Sums, OfValuesLieAboveTheExactOnes) {
         const Sums s(std::string("attention b=1 h=1 l=3x300 d=4/21 seed=3 values=") + values);
         const Index count = s.c.shape.keys - key0, rows = s.q.rows(), columns = s.kv.values.cols();
         RowMajor centred(rows, count), kept(rows, count), o;
-        std::vector<char> visible(static_cast<std::size_t>(rows * count), 1);
+        std::vector<char> visible(usize(rows * count), 1);
         std::vector<SeenKeys> seen;
         for (Index r = 0; r < rows; ++r) {
           seen.push_back({r * 11, count - r * 70, sparse ? visible.data() + r * count : nullptr});
@@ -79,7 +79,7 @@ TEST(Sums, OfValuesLieAboveTheExactOnes) {
           for (Index j = 0; j < count; ++j) {
             const bool in =
                 j >= seen.back().begin && j < seen.back().end && !(sparse && j % 3 == 1);
-            visible[static_cast<std::size_t>(r * count + j)] = in;
+            visible[usize(r * count + j)] = in;
             kept(r, j) =
                 in ? std::exp(-static_cast<double>((j * 37 + r) % 101) / (r == 1 ? 2 : 40)) : 0;
             centred(r, j) = 1e-6 * kept(r, j) * (1 + static_cast<double>(j % 5));
@@ -102,15 +102,13 @@ TEST(Sums, OfValuesLieAboveTheExactOnes) {
             for (Index j = 0; j < count; ++j) {
               const long double x = s.kv.values(key0 + j, v);
               absolute += centred(r, j) * std::fabs(x);
-              if (visible[static_cast<std::size_t>(r * count + j)]) {
+              if (visible[usize(r * count + j)]) {
                 from_mean += centred(r, j) * std::fabs(x - o(r, v));
                 partial += kept(r, j) * x;
                 moduli += std::fabs(partial);
               }
-              if (j < seen[static_cast<std::size_t>(r)].begin ||
-                  j >= seen[static_cast<std::size_t>(r)].end)
-                continue;
-              const bool last = j + 1 == seen[static_cast<std::size_t>(r)].end;
+              if (j < seen[usize(r)].begin || j >= seen[usize(r)].end) continue;
+              const bool last = j + 1 == seen[usize(r)].end;
               if (counted.ends_split(key0 + j + 1) || (last && !first_split)) {
                 if (!first_split)
                   moduli += counted.merge *

@@ -100,10 +100,8 @@ TEST(Tensor, LoadsWhatWasStoredThroughEveryLayoutAndDtype) {
           if (kind == LayoutKind::shared_head) h = 0;
           if (kind == LayoutKind::shared_batch) b = 0;
           const Index n = (b * 5 + h * 3 + i * 2 + d) % 7;
-          return dtype == Dtype::e8m0
-                     ? std::array{0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0}[static_cast<std::size_t>(n)]
-                     : std::array{
-                           0.5, -1.0, 1.5, -2.0, 3.0, -4.0, 6.0}[static_cast<std::size_t>(n)];
+          return dtype == Dtype::e8m0 ? std::array{0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0}[usize(n)]
+                                      : std::array{0.5, -1.0, 1.5, -2.0, 3.0, -4.0, 6.0}[usize(n)];
         };
         for_each_position(s, [&](Index b, Index h, Index i, Index d) {
           store(t, t.at(b, h, i, d), value(b, h, i, d));
@@ -135,7 +133,7 @@ TEST(Tensor, ElementsOfEveryNonBroadcastLayoutAreIndependent) {
 TEST(Tensor, StorageIsZeroAlignedAndSized) {
   for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::f8e4m3, Dtype::f4e2m1}) {
     const Tensor tensor(dtype, {1, 1, 3, 5}, {{15, 15, 5, 1}, 0, 15});
-    EXPECT_EQ(tensor.size_in_bytes(), static_cast<std::size_t>((15 * format(dtype).bits + 7) / 8))
+    EXPECT_EQ(tensor.size_in_bytes(), usize((15 * format(dtype).bits + 7) / 8))
         << format(dtype).name;
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(tensor.bytes()) % 64, 0u);
     for (std::size_t i = 0; i < tensor.size_in_bytes(); ++i)
@@ -149,7 +147,7 @@ TEST(Tensor, BytesInMemory) {
   auto bytes_after = [](Dtype dtype, std::vector<double> values) {
     const Index n = static_cast<Index>(values.size());
     const Tensor tensor(dtype, {1, 1, 1, n}, {{n, n, n, 1}, 0, n});
-    for (Index d = 0; d < n; ++d) store(tensor.view(), d, values[static_cast<std::size_t>(d)]);
+    for (Index d = 0; d < n; ++d) store(tensor.view(), d, values[usize(d)]);
     std::vector<int> bytes;
     for (std::size_t i = 0; i < tensor.size_in_bytes(); ++i)
       bytes.push_back(static_cast<int>(tensor.bytes()[i]));
@@ -171,7 +169,7 @@ TEST(Tensor, NibblesWithOddOriginStepAndReversal) {
   const std::array expected{1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
   for (Index i = 0; i < 2; ++i)
     for (Index d = 0; d < 3; ++d)
-      EXPECT_EQ(load(odd, odd.at(0, 0, i, d)), expected[static_cast<std::size_t>(3 * i + d)]);
+      EXPECT_EQ(load(odd, odd.at(0, 0, i, d)), expected[usize(3 * i + d)]);
   const TensorView backwards{bytes.data(), Dtype::f4e2m1, {1, 1, 1, 3}, {0, 0, 0, -2}, 5};
   EXPECT_EQ(load(backwards, backwards.at(0, 0, 0, 0)), 4.0);
   EXPECT_EQ(load(backwards, backwards.at(0, 0, 0, 1)), 2.0);

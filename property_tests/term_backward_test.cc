@@ -124,8 +124,7 @@ class World {
       for (Index c = 0; c < s.value_dim; ++c) {
         double value = 0;
         for (Index j = 0; j < s.keys; ++j)
-          value +=
-              std::exp(score[static_cast<std::size_t>(j)] - most) / sum * keep(i, j) * s.v(j, c);
+          value += std::exp(score[usize(j)] - most) / sum * keep(i, j) * s.v(j, c);
         store(o.view(), o.view().at(0, 0, i, c), value + s.o_off);
       }
       store(lse.view(), lse.view().at(0, 0, i, 0), most + std::log(sum) + s.lse_off);
@@ -141,7 +140,7 @@ class Kernel {
       : w_(world), s_(world.s), c_(contract), a_(adversary), u_(contract.roundoff) {}
 
   double element(Gradients which, Index row, Index column) {
-    std::vector<double> bias(static_cast<std::size_t>(s_.keys));
+    std::vector<double> bias(usize(s_.keys));
     double dk = 0, dv = 0, sink = 0;
     for (Index i = 0; i < s_.rows; ++i) {
       const double d = delta(i);
@@ -149,14 +148,14 @@ class Kernel {
       const std::vector<Pair> pairs = weights(i);
       double dq = 0;
       for (Index j = 0; j < s_.keys; ++j) {
-        const Pair& x = pairs[static_cast<std::size_t>(j)];
+        const Pair& x = pairs[usize(j)];
         const double r = w_.keep(i, j);
         double kept = x.p;
         if (s_.dropout > 0) kept = a_.err(x.p * r, 3 * u_ * x.p * r + c_.product_floor);
         const double t = rounded(value_product(i, j, r) - d);
         const double p = c_.score_gradients_late ? cast(x.p) : x.p;
         double ds = with_floor(p * t);
-        double& sum = bias[static_cast<std::size_t>(j)];
+        double& sum = bias[usize(j)];
         sum = i == 0 ? ds : rounded(sum + ds);
         if (s_.softcap > 0) ds = with_floor(ds * x.factor);
         const double g = cast_gradient(ds);
@@ -170,7 +169,7 @@ class Kernel {
       case Gradients::dk: return scaled(dk);
       case Gradients::dv: return dv;
       case Gradients::d_sink: return -rounded(sink);  // added to what other blocks have summed
-      default: return bias[static_cast<std::size_t>(column)];
+      default: return bias[usize(column)];
     }
   }
 
@@ -312,12 +311,12 @@ Bounded bounded(const World& world, const Contract& contract, const BackwardTerm
   const AttentionBackwardInput input = world.input();
   const BackwardReference reference(world.problem, input, world.gradients(), contract, terms);
   SharedGradients shared = reference.no_shared_gradients();
-  std::vector<Index> rows(static_cast<std::size_t>(world.s.rows));
+  std::vector<Index> rows(usize(world.s.rows));
   std::iota(rows.begin(), rows.end(), Index{0});
   const GroupGradients group = reference.evaluate(0, 0, rows, shared);
   reference.finish(shared);
   const auto of = [&](const Gradient& g, Index at) -> Bounded {
-    const auto e = static_cast<std::size_t>(at);
+    const auto e = usize(at);
     EXPECT_EQ(g.taint[e], Taint::none);
     return {g.value[e], g.bound[e]};
   };

@@ -93,7 +93,7 @@ class Kernel {
     for (Index t = 0; t < w_.groups; ++t) {
       double sum = 0;
       for (Index k = t * w_.step; k < std::min((t + 1) * w_.step, world_.s.k); ++k)
-        sum = added(sum, world_.row.a[static_cast<std::size_t>(k)] * w_.code_at(k, 0));
+        sum = added(sum, world_.row.a[usize(k)] * w_.code_at(k, 0));
       total = added_scaled(total, sum, w_.scale_at(t, 0));
     }
     return total;
@@ -107,7 +107,7 @@ class Kernel {
         const double error = std::max(unit_roundoff(*c_.weight_dtype) * size, least);
         weight = a_.err(weight, std::min(size, error));
       }
-      sum = added(sum, world_.row.a[static_cast<std::size_t>(k)] * weight);
+      sum = added(sum, world_.row.a[usize(k)] * weight);
     }
     return sum;
   }

@@ -99,10 +99,8 @@ TEST(Visibility, BooleanAndMinusInfinityMasksCompose) {
           const bool kept = in.problem.keep.at(b, h, i, j), future = j > i + 5;
           const double bias = load(in.problem.bias, in.problem.bias.at(b, h, i, j));
           const bool visible = kept && !future && bias != -std::numeric_limits<double>::infinity();
-          EXPECT_EQ(
-              row.bias[static_cast<std::size_t>(j)] != -std::numeric_limits<double>::infinity(),
-              visible);
-          if (visible) EXPECT_EQ(row.bias[static_cast<std::size_t>(j)], bias);
+          EXPECT_EQ(row.bias[usize(j)] != -std::numeric_limits<double>::infinity(), visible);
+          if (visible) EXPECT_EQ(row.bias[usize(j)], bias);
           seen += visible;
           hidden_by_bool += !future && !kept;
           hidden_by_bias += !future && kept && !visible;

@@ -94,7 +94,7 @@ class Statement {
   std::int64_t integer(int column) const { return sqlite3_column_int64(s_, column); }
   std::string text(int column) const {
     const auto* p = reinterpret_cast<const char*>(sqlite3_column_text(s_, column));
-    return p ? std::string(p, static_cast<std::size_t>(sqlite3_column_bytes(s_, column))) : "";
+    return p ? std::string(p, usize(sqlite3_column_bytes(s_, column))) : "";
   }
   Json json(int column) const {
     switch (sqlite3_column_type(s_, column)) {

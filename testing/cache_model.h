@@ -30,7 +30,7 @@ inline std::vector<float> after_rounding(const std::vector<float>& x, Dtype dtyp
     return y;
   }
   const std::size_t group =
-      group_size == 0 ? std::max<std::size_t>(x.size(), 1) : static_cast<std::size_t>(group_size);
+      group_size == 0 ? std::max<std::size_t>(x.size(), 1) : usize(group_size);
   for (std::size_t begin = 0; begin < x.size(); begin += group) {
     const std::size_t end = std::min(begin + group, x.size());
     double absmax = 0;
@@ -85,8 +85,7 @@ struct Tokens {
 // The same operations with the same failures, on lists. A page is an object that sequences share.
 class CacheModel {
  public:
-  explicit CacheModel(const CacheConfig& c)
-      : config(c), sequences(static_cast<std::size_t>(c.sequences)) {
+  explicit CacheModel(const CacheConfig& c) : config(c), sequences(usize(c.sequences)) {
     page_size = c.kind == CacheKind::contiguous ? std::max<Index>(c.capacity, 1) : c.page_size;
     const Index needed = (c.capacity + page_size - 1) / page_size * c.sequences;
     pool = c.kind != CacheKind::contiguous && c.pages > 0 ? c.pages : needed;
@@ -112,7 +111,7 @@ class CacheModel {
 
   StatusCode append(Index sequence, const Tokens& k, const Tokens& v) {
     if (!exists(sequence)) return StatusCode::invalid_cache_state;
-    Sequence& s = sequences[static_cast<std::size_t>(sequence)];
+    Sequence& s = sequences[usize(sequence)];
     const Index count = k.tensor.view().shape[2], heads = k.tensor.view().shape[1];
     if (s.length() + count > config.capacity) return StatusCode::invalid_cache_state;
     std::vector<Token> tokens;
@@ -143,23 +142,22 @@ class CacheModel {
   }
   StatusCode evict(Index sequence, Index position) {
     if (!exists(sequence)) return StatusCode::invalid_cache_state;
-    Sequence& s = sequences[static_cast<std::size_t>(sequence)];
+    Sequence& s = sequences[usize(sequence)];
     if (position < 0 || position > s.length()) return StatusCode::invalid_arguments;
-    for (Index page = 0; (page + 1) * page_size <= position; ++page)
-      s.pages[static_cast<std::size_t>(page)].reset();
+    for (Index page = 0; (page + 1) * page_size <= position; ++page) s.pages[usize(page)].reset();
     s.evicted = std::max(s.evicted, position);
     return StatusCode::success;
   }
   StatusCode fork(Index from, Index to) {
-    if (!exists(from) || !exists(to) || sequences[static_cast<std::size_t>(to)].length() > 0)
+    if (!exists(from) || !exists(to) || sequences[usize(to)].length() > 0)
       return StatusCode::invalid_cache_state;
-    const Sequence copy = sequences[static_cast<std::size_t>(from)];
-    sequences[static_cast<std::size_t>(to)] = copy;
+    const Sequence copy = sequences[usize(from)];
+    sequences[usize(to)] = copy;
     return StatusCode::success;
   }
   StatusCode reset(Index sequence) {
     if (!exists(sequence)) return StatusCode::invalid_cache_state;
-    sequences[static_cast<std::size_t>(sequence)] = {};
+    sequences[usize(sequence)] = {};
     return StatusCode::success;
   }
 
@@ -186,19 +184,18 @@ class CacheModel {
       for (Index b = 0; b < config.sequences; ++b)
         for (Index h = 0; h < heads; ++h)
           for (Index j = 0; j < keys; ++j) {
-            const Sequence& s = sequences[static_cast<std::size_t>(b)];
+            const Sequence& s = sequences[usize(b)];
             const Index columns = t->view().shape[3];
-            std::vector<float> row(static_cast<std::size_t>(columns), NAN);
+            std::vector<float> row(usize(columns), NAN);
             if (j >= s.evicted && j < s.length()) {
-              const Token& token = s.tokens[static_cast<std::size_t>(j)];
-              const auto head = static_cast<std::size_t>(h);
+              const Token& token = s.tokens[usize(j)];
+              const auto head = usize(h);
               row = t == &k || latent ? token.k[head] : token.v[head];
               if (t == &k && latent)
                 row.insert(row.end(), token.v[head].begin(), token.v[head].end());
             }
             for (Index c = 0; c < columns; ++c)
-              store(t->view(), t->view().at(b, h, j, c),
-                    static_cast<double>(row[static_cast<std::size_t>(c)]));
+              store(t->view(), t->view().at(b, h, j, c), static_cast<double>(row[usize(c)]));
           }
     return {std::move(k), std::move(v)};
   }

@@ -82,13 +82,7 @@ struct Partial {
 class Row {
  public:
   Row(const Emulation& e, const Attention& p, Index b, Index h, Index i)
-      : e_(e),
-        c_(e.contract),
-        p_(p),
-        b_(b),
-        h_(h),
-        i_(i),
-        dv_(static_cast<std::size_t>(p.shape.value_dim)) {
+      : e_(e), c_(e.contract), p_(p), b_(b), h_(h), i_(i), dv_(usize(p.shape.value_dim)) {
     evaluate_visibility(p, b, h, i, seen_);
     folded_ = static_cast<float>(static_cast<double>(p.scale) * 1.4426950408889634);
     for (Index d = 0; d < p.shape.dim; ++d) {
@@ -123,8 +117,7 @@ class Row {
       }
     }
     if (!p_.sink.empty()) {
-      const float z = fused_ ? p_.sink[static_cast<std::size_t>(h_)] / p_.scale
-                             : p_.sink[static_cast<std::size_t>(h_)];
+      const float z = fused_ ? p_.sink[usize(h_)] / p_.scale : p_.sink[usize(h_)];
       const float m = std::max(whole.max, z), w = whole.max == -inf ? 0 : correction(whole.max, m);
       whole.sum = whole.sum * w + correction(z, m);
       for (float& x : whole.accumulator) x *= w;
@@ -151,8 +144,7 @@ class Row {
   std::vector<Pair> backward(float lse) const {
     std::vector<Pair> pairs;
     for (Index j = 0; j < p_.shape.keys; ++j) {
-      if (seen_.bias[static_cast<std::size_t>(j)] == -std::numeric_limits<double>::infinity())
-        continue;
+      if (seen_.bias[usize(j)] == -std::numeric_limits<double>::infinity()) continue;
       const float capped = capped_score(j), s = biased_score(j, capped),
                   ratio = p_.softcap > 0 ? capped / p_.softcap : 0;
       const float weight =
@@ -210,8 +202,8 @@ class Row {
   }
   float biased_score(Index j, float s) const {
     if (!p_.alibi_slopes.empty()) {
-      const float product = p_.alibi_slopes[static_cast<std::size_t>(h_)] *
-                            static_cast<float>(j - (i_ + p_.offset_of(b_)));
+      const float product =
+          p_.alibi_slopes[usize(h_)] * static_cast<float>(j - (i_ + p_.offset_of(b_)));
       s += product;
     }
     if (p_.bias) s += static_cast<float>(load(p_.bias, p_.bias.at(b_, h_, i_, j)));
@@ -225,7 +217,7 @@ class Row {
       std::vector<Index> keys;
       std::vector<float> scores;
       for (Index j = tile * c_.tile; j < std::min(p_.shape.keys, (tile + 1) * c_.tile); ++j)
-        if (seen_.bias[static_cast<std::size_t>(j)] != -std::numeric_limits<double>::infinity()) {
+        if (seen_.bias[usize(j)] != -std::numeric_limits<double>::infinity()) {
           keys.push_back(j);
           scores.push_back(score(j));
         }
@@ -401,7 +393,7 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
     store(out.d_sink, out.d_sink.at(0, h, 0, 0), 0);
   for (Index b = 0; b < s.batch; ++b)
     for (Index g = 0; g < s.kv_heads; ++g) {
-      std::vector<GradientTerms> of_key(static_cast<std::size_t>(s.keys));
+      std::vector<GradientTerms> of_key(usize(s.keys));
       std::vector<std::vector<float>> q_rows, d_o_rows;
       for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
         for (Index i = 0; i < s.rows; ++i) {
@@ -427,42 +419,39 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
                                            c.score_gradients_late ? exact * p.scale : exact);
             row.who.push_back(x.key);
             row.gradient.push_back(gradient);
-            GradientTerms& key = of_key[static_cast<std::size_t>(x.key)];
+            GradientTerms& key = of_key[usize(x.key)];
             key.who.push_back(static_cast<Index>(q_rows.size()));
             key.weight.push_back(weight);
             key.gradient.push_back(gradient);
           }
           if (out.d_sink && !p.sink.empty() && lse > -inf) {
-            const float z = p.sink[static_cast<std::size_t>(h)],
+            const float z = p.sink[usize(h)],
                         weight = static_cast<float>(std::exp(static_cast<double>(z - lse)));
             const Index at = out.d_sink.at(0, h, 0, 0);
             store(out.d_sink, at, static_cast<float>(load(out.d_sink, at)) - weight * delta);
           }
           q_rows.push_back(row_of(p.q, b, h, i));
           d_o_rows.push_back(d_o);
-          for (std::size_t d = 0; d < static_cast<std::size_t>(s.dim); ++d) {
+          for (std::size_t d = 0; d < usize(s.dim); ++d) {
             std::vector<float> k;
             for (Index j : row.who)
               k.push_back(static_cast<float>(load(p.k, p.k.at(b, g, j, static_cast<Index>(d)))));
             store(out.dq, out.dq.at(b, h, i, static_cast<Index>(d)),
-                  blocked_dot(e, row.gradient, k, static_cast<std::size_t>(c.backward_tile)) *
-                      late_scale);
+                  blocked_dot(e, row.gradient, k, usize(c.backward_tile)) * late_scale);
           }
         }
       for (Index j = 0; j < s.keys; ++j) {
-        const GradientTerms& key = of_key[static_cast<std::size_t>(j)];
+        const GradientTerms& key = of_key[usize(j)];
         auto sum = [&](const std::vector<float>& terms, const std::vector<std::vector<float>>& rows,
                        std::size_t d) {
           std::vector<float> other;
-          for (Index who : key.who) other.push_back(rows[static_cast<std::size_t>(who)][d]);
-          return blocked_dot(e, terms, other, static_cast<std::size_t>(c.backward_row_tile));
+          for (Index who : key.who) other.push_back(rows[usize(who)][d]);
+          return blocked_dot(e, terms, other, usize(c.backward_row_tile));
         };
         for (Index d = 0; d < s.dim; ++d)
-          store(out.dk, out.dk.at(b, g, j, d),
-                sum(key.gradient, q_rows, static_cast<std::size_t>(d)) * late_scale);
+          store(out.dk, out.dk.at(b, g, j, d), sum(key.gradient, q_rows, usize(d)) * late_scale);
         for (Index d = 0; d < s.value_dim; ++d)
-          store(out.dv, out.dv.at(b, g, j, d),
-                sum(key.weight, d_o_rows, static_cast<std::size_t>(d)));
+          store(out.dv, out.dv.at(b, g, j, d), sum(key.weight, d_o_rows, usize(d)));
       }
     }
 }

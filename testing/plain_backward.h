@@ -81,14 +81,14 @@ struct Backward {
 
 inline bool visible(const Attention& p, Index b, Index h, Index i, Index j) {
   const Index diagonal = i + p.offset_of(b);
-  const auto batch = static_cast<std::size_t>(b);
+  const auto batch = usize(b);
   if (p.causal && j > diagonal) return false;
   if (p.window_left >= 0 && j < diagonal - p.window_left) return false;
   if (p.window_right >= 0 && j > diagonal + p.window_right) return false;
   if (!p.key_lengths.empty() && j >= p.key_lengths[batch]) return false;
   if (!p.key_starts.empty() && j < p.key_starts[batch]) return false;
-  if (!p.query_segment.empty() && p.query_segment[static_cast<std::size_t>(b * p.shape.rows + i)] !=
-                                      p.key_segment[static_cast<std::size_t>(b * p.shape.keys + j)])
+  if (!p.query_segment.empty() &&
+      p.query_segment[usize(b * p.shape.rows + i)] != p.key_segment[usize(b * p.shape.keys + j)])
     return false;
   if (p.keep && !p.keep.at(b, h, i, j)) return false;
   if (!p.bias) return true;
@@ -125,10 +125,10 @@ class PlainReference {
         dq(count(s_.query_heads, s_.rows, s_.dim)),
         dk(count(s_.kv_heads, s_.keys, s_.dim)),
         dv(count(s_.kv_heads, s_.keys, s_.value_dim)),
-        d_sink(static_cast<std::size_t>(s_.query_heads)) {
+        d_sink(usize(s_.query_heads)) {
     if (t.d_bias.view()) {
       const TensorView& bias = t.d_bias.view();
-      d_bias.resize(static_cast<std::size_t>(t.d_bias.size_in_bytes()) / 4);
+      d_bias.resize(usize(t.d_bias.size_in_bytes()) / 4);
       bias_terms_ = 1;
       for (std::size_t n = 0; n < 4; ++n)
         bias_terms_ *= bias.stride[n] == 0 ? static_cast<double>(bias.shape[n]) : 1;
@@ -166,7 +166,7 @@ class PlainReference {
   }
 
  private:
-  static std::size_t index(Index i) { return static_cast<std::size_t>(i); }
+  static std::size_t index(Index i) { return usize(i); }
   std::size_t count(Index heads, Index rows, Index columns) const {
     return index(s_.batch * heads * rows * columns);
   }

@@ -103,8 +103,8 @@ class Enclosures {
             l = {block.lse_kind[0] == Kind::nan ? std::nan("") : -INFINITY, 0, false};
           }
           for (Index c = 0; c < shape_.value_dim; ++c) {
-            Enclosed& e = o_[index(b, h, i, shape_.value_dim) + static_cast<std::size_t>(c)];
-            const auto k = static_cast<std::size_t>(c);
+            Enclosed& e = o_[index(b, h, i, shape_.value_dim) + usize(c)];
+            const auto k = usize(c);
             if (block.fully_masked[0]) e = {0, 0, true};
             else if (block.o_kind[k] != Kind::finite)
               e = {block.o_kind[k] == Kind::nan             ? std::nan("")
@@ -120,14 +120,14 @@ class Enclosures {
       }
   }
   const Enclosed& o(Index b, Index h, Index i, Index c) const {
-    return o_[index(b, h, i, shape_.value_dim) + static_cast<std::size_t>(c)];
+    return o_[index(b, h, i, shape_.value_dim) + usize(c)];
   }
   const Enclosed& lse(Index b, Index h, Index i) const { return lse_[index(b, h, i, 1)]; }
 
  private:
   std::size_t count(Index columns) const { return index(shape_.batch, 0, 0, columns); }
   std::size_t index(Index b, Index h, Index i, Index columns) const {
-    return static_cast<std::size_t>(((b * shape_.query_heads + h) * shape_.rows + i) * columns);
+    return usize(((b * shape_.query_heads + h) * shape_.rows + i) * columns);
   }
   AttentionShape shape_;
   std::vector<Enclosed> o_, lse_;
@@ -151,7 +151,7 @@ class RanBackward {
     RC_ASSERT(status.ok());
     const BackwardReference reference(p, input, out_, contract_);
     shared_ = reference.no_shared_gradients();
-    std::vector<Index> rows(static_cast<std::size_t>(shape_.rows));
+    std::vector<Index> rows(usize(shape_.rows));
     std::iota(rows.begin(), rows.end(), Index{0});
     for (Index b = 0; b < shape_.batch; ++b)
       for (Index g = 0; g < shape_.kv_heads; ++g)
@@ -165,8 +165,8 @@ class RanBackward {
   const AttentionGradients& out() const { return out_; }
 
   Enclosed dq(Index b, Index h, Index i, Index d) const {
-    return enclosure(group(b, h / shape_.group()).dq[static_cast<std::size_t>(h % shape_.group())],
-                     i, d, out_.dq.dtype);
+    return enclosure(group(b, h / shape_.group()).dq[usize(h % shape_.group())], i, d,
+                     out_.dq.dtype);
   }
   Enclosed dk(Index b, Index g, Index j, Index d) const {
     return enclosure(group(b, g).dk, j, d, out_.dk.dtype);
@@ -175,20 +175,19 @@ class RanBackward {
     return enclosure(group(b, g).dv, j, d, out_.dv.dtype);
   }
   Enclosed d_bias(Index b, Index h, Index i, Index j) const {
-    return enclosure(shared_.d_bias,
-                     bias_element_[static_cast<std::size_t>(
-                         ((b * shape_.query_heads + h) * shape_.rows + i) * shape_.keys + j)],
-                     0, Dtype::f32);
+    return enclosure(
+        shared_.d_bias,
+        bias_element_[usize(((b * shape_.query_heads + h) * shape_.rows + i) * shape_.keys + j)], 0,
+        Dtype::f32);
   }
   Enclosed d_sink(Index h) const { return enclosure(shared_.d_sink, h, 0, Dtype::f32); }
 
  private:
   const GroupGradients& group(Index b, Index g) const {
-    return groups_[static_cast<std::size_t>(b * shape_.kv_heads + g)];
+    return groups_[usize(b * shape_.kv_heads + g)];
   }
   Enclosed enclosure(const Gradient& g, Index row, Index column, Dtype dtype) const {
-    const auto r = static_cast<std::size_t>(row),
-               e = static_cast<std::size_t>(row * g.columns + column);
+    const auto r = usize(row), e = usize(row * g.columns + column);
     if (!g.touched[r]) return {0, 0, true};
     if (g.taint[e] == Taint::nan) return {std::nan(""), 0, false};
     Enclosed of = enclosed(g.value[e], g.bound[e] * (1 + std::min(g.slack[r], 1.0) + g.ratio[r]),

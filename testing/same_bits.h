@@ -43,7 +43,7 @@ inline Attention piece_of(const Attention& p, Index b, Index row0, Index rows, I
   piece.k.origin = p.k.at(b, 0, 0, 0);
   piece.v.origin = p.v.at(b, 0, 0, 0);
   piece.offset = {p.offset_of(b) + row0};
-  const auto batch = static_cast<std::size_t>(b);
+  const auto batch = usize(b);
   if (!p.key_lengths.empty()) piece.key_lengths = {std::min(p.key_lengths[batch], keys)};
   if (!p.key_starts.empty()) piece.key_starts = {std::min(p.key_starts[batch], keys)};
   if (p.keep) piece.keep.data = p.keep.data + b * p.keep.stride[0] + row0 * p.keep.stride[2];

@@ -118,7 +118,7 @@ class Script {
   std::map<Call, Failure> always_;
   std::vector<Held> held_;
   std::string breach_;
-  std::size_t memory_ = static_cast<std::size_t>(-1), group_ = memory_, used_ = 0;
+  std::size_t memory_ = usize(-1), group_ = memory_, used_ = 0;
   kernels::NativeCode memory_code_ = 0, group_code_ = 0;
   std::map<kernels::BufferHandle, std::size_t> sizes_;
 };

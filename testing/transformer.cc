@@ -49,12 +49,11 @@ TensorView heads_of(const std::vector<Real>& x, Index batch, Index heads, Index 
 template <class Real>
 void multiply(const std::vector<Real>& x, const std::vector<Real>& w, Index rows, Index in,
               Index out, std::vector<Real>& y) {
-  y.assign(static_cast<std::size_t>(rows * out), 0);
+  y.assign(usize(rows * out), 0);
   for (Index r = 0; r < rows; ++r)
     for (Index i = 0; i < in; ++i) {
-      const Real a = x[static_cast<std::size_t>(r * in + i)];
-      for (Index o = 0; o < out; ++o)
-        y[static_cast<std::size_t>(r * out + o)] += a * w[static_cast<std::size_t>(i * out + o)];
+      const Real a = x[usize(r * in + i)];
+      for (Index o = 0; o < out; ++o) y[usize(r * out + o)] += a * w[usize(i * out + o)];
     }
 }
 
@@ -72,18 +71,18 @@ template <class Real>
 void multiply_backward(Linear<Real>& layer, const std::vector<Real>& x, const std::vector<Real>& dy,
                        Index rows, std::vector<Real>& dx) {
   const std::vector<Real>& w = layer.format ? layer.rounded : layer.weights;
-  dx.assign(static_cast<std::size_t>(rows * layer.in), 0);
+  dx.assign(usize(rows * layer.in), 0);
   for (Index r = 0; r < rows; ++r) {
-    if (is_zero_row(dy, static_cast<std::size_t>(r * layer.out), layer.out)) continue;
+    if (is_zero_row(dy, usize(r * layer.out), layer.out)) continue;
     for (Index i = 0; i < layer.in; ++i) {
-      const Real a = x[static_cast<std::size_t>(r * layer.in + i)];
+      const Real a = x[usize(r * layer.in + i)];
       Real sum = 0;
       for (Index o = 0; o < layer.out; ++o) {
-        const Real d = dy[static_cast<std::size_t>(r * layer.out + o)];
-        sum += d * w[static_cast<std::size_t>(i * layer.out + o)];
-        layer.gradient[static_cast<std::size_t>(i * layer.out + o)] += a * d;
+        const Real d = dy[usize(r * layer.out + o)];
+        sum += d * w[usize(i * layer.out + o)];
+        layer.gradient[usize(i * layer.out + o)] += a * d;
       }
-      dx[static_cast<std::size_t>(r * layer.in + i)] = sum;
+      dx[usize(r * layer.in + i)] = sum;
     }
   }
 }
@@ -94,32 +93,30 @@ constexpr double epsilon = 1e-5;
 template <class Real>
 std::vector<Real> norm(const std::vector<Real>& x, Index width) {
   std::vector<Real> y(x.size());
-  for (std::size_t row = 0; row < x.size(); row += static_cast<std::size_t>(width)) {
+  for (std::size_t row = 0; row < x.size(); row += usize(width)) {
     Real squares = 0;
-    for (Index c = 0; c < width; ++c)
-      squares += x[row + static_cast<std::size_t>(c)] * x[row + static_cast<std::size_t>(c)];
+    for (Index c = 0; c < width; ++c) squares += x[row + usize(c)] * x[row + usize(c)];
     const Real inverse =
         1 / std::sqrt(squares / static_cast<Real>(width) + static_cast<Real>(epsilon));
-    for (Index c = 0; c < width; ++c)
-      y[row + static_cast<std::size_t>(c)] = x[row + static_cast<std::size_t>(c)] * inverse;
+    for (Index c = 0; c < width; ++c) y[row + usize(c)] = x[row + usize(c)] * inverse;
   }
   return y;
 }
 template <class Real>
 void add_norm_backward(const std::vector<Real>& x, const std::vector<Real>& dy, Index width,
                        std::vector<Real>& dx) {
-  for (std::size_t row = 0; row < x.size(); row += static_cast<std::size_t>(width)) {
+  for (std::size_t row = 0; row < x.size(); row += usize(width)) {
     if (is_zero_row(dy, row, width)) continue;
     Real squares = 0, dot = 0;
     for (Index c = 0; c < width; ++c) {
-      const auto e = row + static_cast<std::size_t>(c);
+      const auto e = row + usize(c);
       squares += x[e] * x[e];
       dot += x[e] * dy[e];
     }
     const Real mean = squares / static_cast<Real>(width) + static_cast<Real>(epsilon),
                inverse = 1 / std::sqrt(mean);
     for (Index c = 0; c < width; ++c) {
-      const auto e = row + static_cast<std::size_t>(c);
+      const auto e = row + usize(c);
       dx[e] += inverse * (dy[e] - x[e] * dot / (mean * static_cast<Real>(width)));
     }
   }
@@ -169,12 +166,12 @@ void KernelArithmetic::linear(Linear<float>& layer, const std::vector<float>& x,
     layer.rounded.resize(layer.weights.size());
     for (Index k = 0; k < layer.in; ++k)
       for (Index n = 0; n < layer.out; ++n)
-        layer.rounded[static_cast<std::size_t>(k * layer.out + n)] =
+        layer.rounded[usize(k * layer.out + n)] =
             layer.packed->value(k, n) * layer.packed->scale(k / layer.packed->group(), n) *
             layer.packed->tensor_scale();
     layer.stale = false;
   }
-  y.resize(static_cast<std::size_t>(rows * layer.out));
+  y.resize(usize(rows * layer.out));
   expect(kernels::product(matrix(x, rows, layer.in), *layer.packed, matrix(y, rows, layer.out),
                           threads_));
 }
@@ -234,10 +231,9 @@ void OracleArithmetic::linear(Linear<double>& layer, const std::vector<double>& 
                               std::vector<double>& y) {
   if (!layer.format) return multiply(x, layer.weights, rows, layer.in, layer.out, y);
   if (layer.stale) {
-    const LowBitMatrix w = quantize(
-        *layer.format, layer.in, layer.out, traits(*layer.format).group, [&](Index k, Index n) {
-          return layer.weights[static_cast<std::size_t>(k * layer.out + n)];
-        });
+    const LowBitMatrix w =
+        quantize(*layer.format, layer.in, layer.out, traits(*layer.format).group,
+                 [&](Index k, Index n) { return layer.weights[usize(k * layer.out + n)]; });
     layer.rounded = decode_weights(w.view());
     layer.stale = false;
   }
@@ -246,20 +242,18 @@ void OracleArithmetic::linear(Linear<double>& layer, const std::vector<double>& 
 
 void OracleArithmetic::attention(const Attention& p, const AttentionOutput& out) {
   const Reference reference(p, Contract{});
-  std::vector<Index> rows(static_cast<std::size_t>(p.shape.rows));
+  std::vector<Index> rows(usize(p.shape.rows));
   std::iota(rows.begin(), rows.end(), 0);
   for (Index b = 0; b < p.shape.batch; ++b)
     for (Index h = 0; h < p.shape.query_heads; ++h) {
       const Block block = reference.evaluate(*reference.load_head(b, h / p.shape.group()), h, rows);
       for (Index i = 0; i < p.shape.rows; ++i) {
-        const auto at = static_cast<std::size_t>(i);
+        const auto at = usize(i);
         store(out.lse, out.lse.at(b, h, i, 0),
               block.fully_masked[at] ? -std::numeric_limits<double>::infinity() : block.lse[at]);
         for (Index d = 0; d < p.shape.value_dim; ++d)
           store(out.o, out.o.at(b, h, i, d),
-                block.fully_masked[at] ? 0
-                                       : block.o[at * static_cast<std::size_t>(p.shape.value_dim) +
-                                                 static_cast<std::size_t>(d)]);
+                block.fully_masked[at] ? 0 : block.o[at * usize(p.shape.value_dim) + usize(d)]);
       }
     }
 }
@@ -267,22 +261,20 @@ void OracleArithmetic::attention(const Attention& p, const AttentionOutput& out)
 void OracleArithmetic::attention_backward(const Attention& p, const AttentionBackwardInput& in,
                                           const AttentionGradients& out) {
   const BackwardReference reference(p, in, out, Contract{});
-  std::vector<Index> rows(static_cast<std::size_t>(p.shape.rows));
+  std::vector<Index> rows(usize(p.shape.rows));
   std::iota(rows.begin(), rows.end(), 0);
   SharedGradients shared = reference.no_shared_gradients();
   auto copy = [](const Gradient& from, const TensorView& to, Index b, Index h) {
     for (Index r = 0; r < from.rows; ++r)
       for (Index c = 0; c < from.columns; ++c)
         store(to, to.at(b, h, r, c),
-              from.touched[static_cast<std::size_t>(r)]
-                  ? from.value[static_cast<std::size_t>(r * from.columns + c)]
-                  : 0);
+              from.touched[usize(r)] ? from.value[usize(r * from.columns + c)] : 0);
   };
   for (Index b = 0; b < p.shape.batch; ++b)
     for (Index g = 0; g < p.shape.kv_heads; ++g) {
       const GroupGradients all = reference.evaluate(b, g, rows, shared);
       for (Index member = 0; member < p.shape.group(); ++member)
-        copy(all.dq[static_cast<std::size_t>(member)], out.dq, b, g * p.shape.group() + member);
+        copy(all.dq[usize(member)], out.dq, b, g * p.shape.group() + member);
       copy(all.dk, out.dk, b, g);
       copy(all.dv, out.dv, b, g);
     }
@@ -316,7 +308,7 @@ void FirstNotFinite<Real>::operator()(const std::string& name, const std::vector
   const Index columns = static_cast<Index>(values.size()) / rows;
   for (Index r = 0; r < rows; ++r)
     for (Index c = 0; watched_(r) && c < columns; ++c)
-      if (!std::isfinite(values[static_cast<std::size_t>(r * columns + c)])) {
+      if (!std::isfinite(values[usize(r * columns + c)])) {
         stage = name;
         row = r;
         column = c;
@@ -328,7 +320,7 @@ template <class Real>
 Transformer<Real>::Transformer(const TransformerConfig& config, std::uint64_t seed)
     : config_(config) {
   const TransformerConfig& c = config_;
-  layers_.resize(static_cast<std::size_t>(c.layers));
+  layers_.resize(usize(c.layers));
   trace_.resize(layers_.size());
   auto shape = [](Linear<Real>& l, Index in, Index out, std::optional<LowBit> format) {
     l.in = in;
@@ -337,7 +329,7 @@ Transformer<Real>::Transformer(const TransformerConfig& config, std::uint64_t se
   };
   shape(embedding_, c.vocabulary, c.width, {});
   for (Index n = 0; n < c.layers; ++n) {
-    Layer& l = layers_[static_cast<std::size_t>(n)];
+    Layer& l = layers_[usize(n)];
     const std::optional<LowBit> format = c.is_low_bit(n) ? c.format : std::nullopt;
     shape(l.query, c.width, c.query_heads * c.head_dim, format);
     shape(l.key, c.width, c.kv_heads * c.head_dim, format);
@@ -349,7 +341,7 @@ Transformer<Real>::Transformer(const TransformerConfig& config, std::uint64_t se
   shape(last_, c.width, c.vocabulary, {});
   Index number = 0;
   for (Linear<Real>* l : parameters()) {
-    l->weights.resize(static_cast<std::size_t>(l->in * l->out));
+    l->weights.resize(usize(l->in * l->out));
     l->gradient.assign(l->weights.size(), 0);
     const double gain = l == &embedding_ ? 1 : 1 / std::sqrt(static_cast<double>(l->in));
     for (std::size_t e = 0; e < l->weights.size(); ++e)
@@ -394,14 +386,14 @@ template <class Real>
 void Transformer<Real>::forward(const TokenBatch& batch, Arithmetic<Real>& arithmetic) {
   const TransformerConfig& c = config_;
   const Index rows = batch.sequences * batch.length;
-  std::vector<Real> x(static_cast<std::size_t>(rows * c.width));
+  std::vector<Real> x(usize(rows * c.width));
   for (Index r = 0; r < rows; ++r)
-    std::copy_n(embedding_.weights.begin() + batch.tokens[static_cast<std::size_t>(r)] * c.width,
-                c.width, x.begin() + r * c.width);
+    std::copy_n(embedding_.weights.begin() + batch.tokens[usize(r)] * c.width, c.width,
+                x.begin() + r * c.width);
   tell("embedding", x, rows);
   for (Index n = 0; n < c.layers; ++n) {
-    Layer& l = layers_[static_cast<std::size_t>(n)];
-    Trace& t = trace_[static_cast<std::size_t>(n)];
+    Layer& l = layers_[usize(n)];
+    Trace& t = trace_[usize(n)];
     const std::string name = fmt::format("layer {} ", n);
     t.x = x;
     t.normed = norm(x, c.width);
@@ -417,7 +409,7 @@ void Transformer<Real>::forward(const TokenBatch& batch, Arithmetic<Real>& arith
     a.k = heads_of(t.k, batch.sequences, c.kv_heads, batch.length);
     a.v = heads_of(t.v, batch.sequences, c.kv_heads, batch.length);
     t.o.resize(t.q.size());
-    t.lse.resize(static_cast<std::size_t>(rows * c.query_heads));
+    t.lse.resize(usize(rows * c.query_heads));
     arithmetic.attention(a, {heads_of(t.o, batch.sequences, c.query_heads, batch.length),
                              heads_of(t.lse, batch.sequences, c.query_heads, batch.length)});
     tell(name + "attention", t.o, rows);
@@ -458,7 +450,7 @@ double Transformer<Real>::loss(const TokenBatch& batch, Arithmetic<Real>& arithm
   double total = 0;
   for (std::size_t r = 0; r < batch.targets.size(); ++r) {
     if (batch.targets[r] < 0) continue;
-    const Real* row = logits_.data() + r * static_cast<std::size_t>(v);
+    const Real* row = logits_.data() + r * usize(v);
     // A comparison that NaN cannot pass: a maximum would hide it.
     double largest = -std::numeric_limits<double>::infinity(), sum = 0;
     for (Index n = 0; n < v; ++n)
@@ -466,7 +458,7 @@ double Transformer<Real>::loss(const TokenBatch& batch, Arithmetic<Real>& arithm
     for (Index n = 0; n < v; ++n) sum += std::exp(static_cast<double>(row[n]) - largest);
     total += std::log(sum) + largest - static_cast<double>(row[batch.targets[r]]);
     for (Index n = 0; n < v; ++n)
-      d_logits[r * static_cast<std::size_t>(v) + static_cast<std::size_t>(n)] =
+      d_logits[r * usize(v) + usize(n)] =
           static_cast<Real>((std::exp(static_cast<double>(row[n]) - largest) / sum -
                              (n == batch.targets[r] ? 1 : 0)) /
                             wanted);
@@ -485,8 +477,8 @@ void Transformer<Real>::backward(const TokenBatch& batch, Arithmetic<Real>& arit
   multiply_backward(last_, final_normed_, d_logits, rows, d);
   add_norm_backward(final_, d, c.width, dx);
   for (Index n = c.layers - 1; n >= 0; --n) {
-    Layer& l = layers_[static_cast<std::size_t>(n)];
-    const Trace& t = trace_[static_cast<std::size_t>(n)];
+    Layer& l = layers_[usize(n)];
+    const Trace& t = trace_[usize(n)];
     multiply_backward(l.down, t.activated, dx, rows, d);
     for (std::size_t e = 0; e < d.size(); ++e) d[e] = d[e] == 0 ? 0 : d[e] * silu_slope(t.up[e]);
     std::vector<Real> d_normed;
@@ -517,9 +509,8 @@ void Transformer<Real>::backward(const TokenBatch& batch, Arithmetic<Real>& arit
   }
   for (Index r = 0; r < rows; ++r)
     for (Index w = 0; w < c.width; ++w)
-      embedding_.gradient[static_cast<std::size_t>(
-          batch.tokens[static_cast<std::size_t>(r)] * c.width + w)] +=
-          dx[static_cast<std::size_t>(r * c.width + w)];
+      embedding_.gradient[usize(batch.tokens[usize(r)] * c.width + w)] +=
+          dx[usize(r * c.width + w)];
 }
 
 template <class Real>
@@ -547,7 +538,7 @@ Decoder::Decoder(Transformer<float>& model, Index capacity, Dtype cache_dtype, i
   cache.dim = cache.value_dim = c.head_dim;
   cache.capacity = capacity;
   cache.dtype = cache_dtype;
-  caches_.resize(static_cast<std::size_t>(c.layers));
+  caches_.resize(usize(c.layers));
   for (auto& layer : caches_) expect(kernels::Cache::create(cache, layer));
 }
 
@@ -558,14 +549,14 @@ std::vector<float> Decoder::append(const std::vector<Index>& tokens) {
   TokenBatch batch;
   batch.length = rows;
   batch.tokens = tokens;
-  std::vector<float> x(static_cast<std::size_t>(rows * c.width));
+  std::vector<float> x(usize(rows * c.width));
   for (Index r = 0; r < rows; ++r)
-    std::copy_n(model_.embedding_.weights.begin() + tokens[static_cast<std::size_t>(r)] * c.width,
-                c.width, x.begin() + r * c.width);
-  std::vector<float> q, k, v, y, lse(static_cast<std::size_t>(rows * c.query_heads));
+    std::copy_n(model_.embedding_.weights.begin() + tokens[usize(r)] * c.width, c.width,
+                x.begin() + r * c.width);
+  std::vector<float> q, k, v, y, lse(usize(rows * c.query_heads));
   for (Index n = 0; n < c.layers; ++n) {
-    auto& l = model_.layers_[static_cast<std::size_t>(n)];
-    kernels::Cache& cache = *caches_[static_cast<std::size_t>(n)];
+    auto& l = model_.layers_[usize(n)];
+    kernels::Cache& cache = *caches_[usize(n)];
     const std::vector<float> normed = norm(x, c.width);
     arithmetic_.linear(l.query, normed, rows, q);
     arithmetic_.linear(l.key, normed, rows, k);

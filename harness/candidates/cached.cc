@@ -107,8 +107,7 @@ kernels::Status run_through_cache(const Case& c, const Inputs& in, const Attenti
     if (last > first)
       if (Status status = append(first, last - first); !status.ok()) return status;
   for (Index b = 0; b < s.batch && !c.starts.empty(); ++b)
-    if (Status status =
-            cache->evict(b, c.starts[c.starts.size() == 1 ? 0 : static_cast<std::size_t>(b)]);
+    if (Status status = cache->evict(b, c.starts[c.starts.size() == 1 ? 0 : usize(b)]);
         !status.ok())
       return status;
   const kernels::UpProjection projection{in.up_k.view(), in.up_v.view()};

@@ -40,7 +40,7 @@ bool transfer(int socket, void* data, std::size_t bytes, bool out) {
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return false;
     at += n;
-    bytes -= static_cast<std::size_t>(n);
+    bytes -= usize(n);
   }
   return true;
 }
@@ -173,8 +173,8 @@ const assay_tensor* KernelCall::add_input(const TensorView& t, std::optional<ass
   const auto [low, high] = reach(t);
   const Index bytes = format(t.dtype).bits / 8;
   const std::size_t at =
-      place(static_cast<std::size_t>((high - low) * bytes), false,
-            static_cast<const std::byte*>(t.data) + low * bytes, nullptr, "an input");
+      place(usize((high - low) * bytes), false, static_cast<const std::byte*>(t.data) + low * bytes,
+            nullptr, "an input");
   return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - low, as);
 }
 
@@ -183,8 +183,7 @@ const assay_tensor* KernelCall::add_output(const TensorView& t) {
   const auto [low, high] = reach(t);
   const Index bytes = format(t.dtype).bits / 8;
   auto* data = static_cast<std::byte*>(t.data) + low * bytes;
-  const std::size_t at =
-      place(static_cast<std::size_t>((high - low) * bytes), true, data, data, "an output");
+  const std::size_t at = place(usize((high - low) * bytes), true, data, data, "an output");
   return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - low);
 }
 
@@ -304,7 +303,7 @@ std::string KernelProcess::hear(const Response& told, const Probe& probe) {
     stop();
     return wrong;
   }
-  std::vector<float> data(static_cast<std::size_t>(stage.rows * stage.columns));
+  std::vector<float> data(usize(stage.rows * stage.columns));
   if (!transfer(socket_.number(), data.data(), data.size() * sizeof(float), false))
     return how_it_ended("telling a stage");
   stage.data = data.data();
@@ -472,10 +471,10 @@ struct KernelProcess::Teller {
     Response response;
     response.told = 1;
     response.stage = *made;
-    std::vector<float> dense(static_cast<std::size_t>(made->rows * made->columns));
+    std::vector<float> dense(usize(made->rows * made->columns));
     for (std::int64_t r = 0; r < made->rows; ++r)
       for (std::int64_t c = 0; c < made->columns; ++c)
-        dense[static_cast<std::size_t>(r * made->columns + c)] =
+        dense[usize(r * made->columns + c)] =
             made->data[r * made->row_stride + c * made->column_stride];
     transfer(server_socket, &response, sizeof response, true);
     transfer(server_socket, dense.data(), dense.size() * sizeof(float), true);

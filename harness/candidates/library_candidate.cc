@@ -244,7 +244,7 @@ class Library : public Candidate {
     a.a = call.add_input(c.problem.a);
     const LowBitSizes sizes = sizes_of(weights.format, weights.k, weights.n, weights.group);
     const auto bytes = [&](const std::byte* from, Index count) {
-      return call.add_bytes(from, static_cast<std::size_t>(count));
+      return call.add_bytes(from, usize(count));
     };
     assay_low_bit w = described(weights);
     w.codes = bytes(weights.codes, sizes.codes);
@@ -261,7 +261,7 @@ class Library : public Candidate {
     const AttentionShape& s = c.shape;
     const Index keys = s.keys - s.rows + rows.first + rows.count;
     Attention p = rows_of(whole, rows, keys);
-    const auto every = static_cast<std::size_t>(s.batch);
+    const auto every = usize(s.batch);
     p.key_lengths.assign(every, keys);
     p.offset.assign(every, keys - rows.count);
     if (!c.starts.empty())
@@ -290,7 +290,7 @@ class Library : public Candidate {
     const bool paged = c.cache.kind == CacheSpec::Kind::paged;
     const Index size = paged ? c.cache.page : std::max<Index>(s.keys, 1),
                 each = (s.keys + size - 1) / size, all = each * s.batch;
-    std::vector<std::int32_t> table(static_cast<std::size_t>(all), -1);
+    std::vector<std::int32_t> table(usize(all), -1);
     const auto paged_tensor = [&](const TensorView& tokens, Index columns) {
       const Extents shape{all, s.kv_heads, size, columns};
       Tensor pages(
@@ -298,10 +298,10 @@ class Library : public Candidate {
           {{s.kv_heads * size * columns, size * columns, columns, 1}, 0, element_count(shape)});
       poison(pages, Poison::nan);
       for (Index b = 0; b < s.batch; ++b)
-        for (Index j = p.key_starts.empty() ? 0 : p.key_starts[static_cast<std::size_t>(b)];
-             j < p.key_lengths[static_cast<std::size_t>(b)]; ++j) {
+        for (Index j = p.key_starts.empty() ? 0 : p.key_starts[usize(b)];
+             j < p.key_lengths[usize(b)]; ++j) {
           const Index page = all - 1 - (j / size * s.batch + b);
-          table[static_cast<std::size_t>(b * each + j / size)] = static_cast<std::int32_t>(page);
+          table[usize(b * each + j / size)] = static_cast<std::int32_t>(page);
           for (Index g = 0; g < s.kv_heads; ++g)
             for (Index d = 0; d < columns; ++d)
               store(pages.view(), pages.view().at(page, g, j % size, d),

@@ -19,7 +19,7 @@ struct Set {
 void put_combination(const std::vector<int>& factors, const std::vector<int>& levels,
                      std::size_t code, std::vector<int>& row) {
   for (std::size_t k = factors.size(); k-- > 0;) {
-    const auto f = static_cast<std::size_t>(factors[k]), n = static_cast<std::size_t>(levels[f]);
+    const auto f = usize(factors[k]), n = usize(levels[f]);
     row[f] = static_cast<int>(code % n);
     code /= n;
   }
@@ -28,15 +28,14 @@ void put_combination(const std::vector<int>& factors, const std::vector<int>& le
 // Whether levels of the row, open or not, cannot occur together.
 bool is_excluded(const CoveringPlan& plan, const std::vector<int>& row) {
   return std::any_of(plan.excluded.begin(), plan.excluded.end(), [&](const auto& levels) {
-    return std::all_of(levels.begin(), levels.end(), [&](const auto& level) {
-      return row[static_cast<std::size_t>(level.first)] == level.second;
-    });
+    return std::all_of(levels.begin(), levels.end(),
+                       [&](const auto& level) { return row[usize(level.first)] == level.second; });
   });
 }
 
 std::size_t combinations_of(const CoveringPlan& plan, const std::vector<int>& factors) {
   std::size_t n = 1;
-  for (int f : factors) n *= static_cast<std::size_t>(plan.levels[static_cast<std::size_t>(f)]);
+  for (int f : factors) n *= usize(plan.levels[usize(f)]);
   return n;
 }
 
@@ -52,9 +51,7 @@ void for_each_excluded(const CoveringPlan& plan, const std::vector<int>& factors
 
 std::size_t code_of(const Set& s, const std::vector<int>& levels, const std::vector<int>& row) {
   std::size_t code = 0;
-  for (int f : s.factors)
-    code = code * static_cast<std::size_t>(levels[static_cast<std::size_t>(f)]) +
-           static_cast<std::size_t>(row[static_cast<std::size_t>(f)]);
+  for (int f : s.factors) code = code * usize(levels[usize(f)]) + usize(row[usize(f)]);
   return code;
 }
 
@@ -90,7 +87,7 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
   std::vector<std::vector<std::size_t>> sets_ending_at(factors);
   for (const auto& members : plan.sets) {
     const std::size_t combinations = combinations_of(plan, members);
-    for (int f : members) sets_ending_at[static_cast<std::size_t>(f)].push_back(sets.size());
+    for (int f : members) sets_ending_at[usize(f)].push_back(sets.size());
     sets.push_back({members, std::vector<char>(combinations, 0), combinations});
     for_each_excluded(plan, members, combinations, [&](std::size_t code) {
       sets.back().covered[code] = 1, --sets.back().missing;
@@ -126,9 +123,8 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
           std::size_t gain = 0;
           for (std::size_t s : sets_ending_at[f]) {
             if (sets[s].missing == 0) continue;
-            const bool complete =
-                std::all_of(sets[s].factors.begin(), sets[s].factors.end(),
-                            [&](int g) { return row[static_cast<std::size_t>(g)] >= 0; });
+            const bool complete = std::all_of(sets[s].factors.begin(), sets[s].factors.end(),
+                                              [&](int g) { return row[usize(g)] >= 0; });
             if (complete && !sets[s].covered[code_of(sets[s], plan.levels, row)]) ++gain;
           }
           if (gain > most || chosen < 0) most = gain, chosen = row[f];

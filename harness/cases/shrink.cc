@@ -71,7 +71,7 @@ void fit_lists(Case& c) {
   }
   const AttentionShape& s = c.shape;
   for (auto* list : {&c.lengths, &c.starts}) {
-    if (list->size() > 1) list->resize(static_cast<std::size_t>(std::max<Index>(s.batch, 1)));
+    if (list->size() > 1) list->resize(usize(std::max<Index>(s.batch, 1)));
     for (Index& x : *list) x = std::min(x, s.keys);
   }
   std::erase_if(c.pokes, [&](const Poke& p) {

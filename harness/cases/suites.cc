@@ -62,7 +62,7 @@ std::size_t level_named(const Factor& factor, std::string_view name) {
   const auto found = std::ranges::find(factor.levels, name, &Level::name);
   if (found == factor.levels.end())
     throw std::logic_error(fmt::format("{} has no level '{}'", factor.name, name));
-  return static_cast<std::size_t>(found - factor.levels.begin());
+  return usize(found - factor.levels.begin());
 }
 
 // Only these levels stay, in this order.

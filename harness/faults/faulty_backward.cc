@@ -19,7 +19,7 @@ Tensor misread_lse(Fault fault, const Attention& p, const TensorView& lse) {
     double x = float_at(lse, b, h, i, j);
     if (fault == "backward-lse-in-base-two"_fault) x *= 0.6931471805599453;
     if (fault == "backward-lse-without-sink"_fault && !p.sink.empty())
-      x += std::log1p(-std::exp(static_cast<double>(p.sink[static_cast<std::size_t>(h)]) - x));
+      x += std::log1p(-std::exp(static_cast<double>(p.sink[usize(h)]) - x));
     float_at(changed.view(), b, h, i, j) = static_cast<float>(x);
   });
   return changed;

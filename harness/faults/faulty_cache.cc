@@ -54,8 +54,7 @@ class FaultyStorage {
 
  private:
   static std::span<const Index> pages_of(const StoredRows& r) {
-    return {r.pages, static_cast<std::size_t>(
-                         r.begin < r.end ? (r.end + r.page_size - 1) / r.page_size : 0)};
+    return {r.pages, usize(r.begin < r.end ? (r.end + r.page_size - 1) / r.page_size : 0)};
   }
 
   void change_problem() {
@@ -82,7 +81,7 @@ class FaultyStorage {
 
   // What is read instead belongs to a first sequence or head, which stays as it is.
   void move_heads_and_batches(std::size_t at) {
-    const auto heads = static_cast<std::size_t>(problem_.shape.kv_heads);
+    const auto heads = usize(problem_.shape.kv_heads);
     const auto from = fault_ == "batch-stride-missing"_fault  ? at % heads
                       : fault_ == "head-stride-missing"_fault ? at / heads * heads
                                                               : at;
@@ -108,7 +107,7 @@ class FaultyStorage {
       change_table(r);
     if (fault_ == "rotary-part-dropped"_fault && r.more.count > 0)
       edit(r.more, r, [&](std::byte* row, std::uint8_t*, Index) {
-        std::memset(row, 0, static_cast<std::size_t>(r.more.row_bytes));
+        std::memset(row, 0, usize(r.more.row_bytes));
       });
     change_columns(r.columns, r);
     if (r.more.count > 0) change_columns(r.more, r);
@@ -117,7 +116,7 @@ class FaultyStorage {
 
   void change_table(StoredRows& r) {
     std::vector<Index>& table = tables_.emplace_back(pages_of(r).begin(), pages_of(r).end());
-    const auto first = static_cast<std::size_t>(r.begin / r.page_size);
+    const auto first = usize(r.begin / r.page_size);
     for (std::size_t n = first; n < table.size(); ++n)
       table[n] = fault_ == "page-table-off-by-one"_fault
                      ? r.pages[std::min(n + 1, table.size() - 1)]

@@ -17,7 +17,7 @@ std::atomic<Index> window_of_last_call{-1};
 MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const AttentionOutput& out)
     : p_(problem), out_(out) {
   const AttentionShape& s = p_.shape;
-  const auto heads = static_cast<std::size_t>(s.query_heads);
+  const auto heads = usize(s.query_heads);
   switch (fault) {
     case "softcap-dropped"_fault: p_.softcap = 0; break;
     case "sink-dropped"_fault: p_.sink.clear(); break;
@@ -44,8 +44,7 @@ MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const Atte
       break;
     case "document-boundary-off-by-one"_fault:
       for (std::size_t at = 1; at < p_.key_segment.size(); ++at)
-        if (at % static_cast<std::size_t>(s.keys) != 0)
-          p_.key_segment[at] = problem.key_segment[at - 1];
+        if (at % usize(s.keys) != 0) p_.key_segment[at] = problem.key_segment[at - 1];
       break;
     case "window-of-previous-call"_fault:
       if (p_.window_left >= 0) window_of_last_call = p_.window_left;
@@ -64,13 +63,12 @@ void MisreadProblem::replace_masks(const FromRow& from_row) {
   const Layout dense = make_layout(LayoutKind::bhsd, pairs, 1);
   if (p_.keep) {
     const BoolView from = p_.keep;
-    keep_.resize(static_cast<std::size_t>(element_count(pairs)), 1);
+    keep_.resize(usize(element_count(pairs)), 1);
     p_.keep = {keep_.data(), dense.stride};
     for_each_index(pairs, [&](Index b, Index h, Index i, Index j) {
       const Index row = from_row(i, j);
       if (row >= 0)
-        keep_[static_cast<std::size_t>(b * dense.stride[0] + h * dense.stride[1] +
-                                       i * dense.stride[2] + j)] =
+        keep_[usize(b * dense.stride[0] + h * dense.stride[1] + i * dense.stride[2] + j)] =
             from.data[b * from.stride[0] + h * from.stride[1] + row * from.stride[2] +
                       j * from.stride[3]];
     });

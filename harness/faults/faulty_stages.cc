@@ -56,7 +56,7 @@ void FaultyStages::mask_wrongly(const kernels::StageView& view) const {
   if (fill == -infinity && !from_key_zero) return;
   for (Index r = 0; r < view.rows; ++r) {
     const float shift = from_key_zero
-                            ? problem->alibi_slopes[static_cast<std::size_t>(view.head)] *
+                            ? problem->alibi_slopes[usize(view.head)] *
                                   static_cast<float>(view.row0 + r + problem->offset_of(view.b))
                             : 0;
     for (Index c = 0; c < view.columns; ++c) {
@@ -70,15 +70,13 @@ void FaultyStages::mask_wrongly(const kernels::StageView& view) const {
 void FaultyStages::drop_lane(kernels::Stage stage, const kernels::StageView& view) const {
   static thread_local std::vector<float> lane;
   if (stage == kernels::Stage::weights) {
-    lane.assign(static_cast<std::size_t>(view.rows), 0);
+    lane.assign(usize(view.rows), 0);
     for (Index r = 0; r < view.rows; ++r)
       for (Index c = 7; c < view.columns; c += 8)
-        lane[static_cast<std::size_t>(r)] +=
-            view.data[r * view.row_stride + c * view.column_stride];
+        lane[usize(r)] += view.data[r * view.row_stride + c * view.column_stride];
   }
   if (stage == kernels::Stage::row_sum)
-    for (Index r = 0; r < view.rows; ++r)
-      view.data[r * view.row_stride] -= lane[static_cast<std::size_t>(r)];
+    for (Index r = 0; r < view.rows; ++r) view.data[r * view.row_stride] -= lane[usize(r)];
 }
 
 void FaultyStages::divide_empty_row(const kernels::StageView& view) const {

@@ -54,8 +54,7 @@ struct FaultyStages : kernels::NoStages {
         break;
       case "causal-off-by-one"_fault:
       case "backward-causal-off-by-one"_fault:
-        if (p.causal)
-          changed.offset.assign(static_cast<std::size_t>(p.shape.batch), p.offset_of(b) + 1);
+        if (p.causal) changed.offset.assign(usize(p.shape.batch), p.offset_of(b) + 1);
         break;
       case "causal-anchor-top-left"_fault:
       case "backward-anchor-top-left"_fault: changed.offset.clear(); break;
@@ -217,9 +216,7 @@ struct FaultyStages : kernels::NoStages {
     if (is(Stage::output, "masked-values-reach-product"_fault)) add_masked_values(view);
     if (stage == Stage::masked) mask_wrongly(view);
     if (is(Stage::lse, "lse-without-sink"_fault) && !problem->sink.empty())
-      each([&](float& x) {
-        x += std::log1p(-std::exp(problem->sink[static_cast<std::size_t>(view.head)] - x));
-      });
+      each([&](float& x) { x += std::log1p(-std::exp(problem->sink[usize(view.head)] - x)); });
     if (is(Stage::lse, "lse-in-base-two"_fault)) each([](float& x) { x *= 1.44269504f; });
     if (is(Stage::weight_gradients, "weight-gradients-without-dropout-scale"_fault))
       each([&](float& x) { x *= 1 - problem->dropout; });

@@ -35,7 +35,7 @@ Verdict ForwardStep::judge(const Out& out, const std::optional<Arithmetic>& arit
 
 bool scale_exactly(const Tensor& t, double factor) {
   const TensorView& flat = t.view();
-  const auto bytes = static_cast<std::size_t>(format(flat.dtype).bits / 8);
+  const auto bytes = usize(format(flat.dtype).bits / 8);
   const auto for_each = [&](const auto& body) {
     for (const auto& [begin, end] : t.regions())
       for (std::size_t e = begin / bytes; e < end / bytes; ++e)
@@ -67,15 +67,15 @@ namespace {
 // Which keys some row of the first `rows` sees, through the query heads of kv head g.
 std::vector<char> seen_keys(const Attention& p, Index b, Index g, Index rows) {
   const AttentionShape& s = p.shape;
-  std::vector<char> seen(static_cast<std::size_t>(s.keys), 0);
+  std::vector<char> seen(usize(s.keys), 0);
   if (!masks_elements(p)) {
     // A union of intervals, the same for every head.
-    std::vector<Index> depth(static_cast<std::size_t>(s.keys) + 1, 0);
+    std::vector<Index> depth(usize(s.keys) + 1, 0);
     for (Index i = 0; i < rows; ++i) {
       const KeyInterval interval = visible_interval(p, b, i);
       if (interval.begin >= interval.end) continue;
-      ++depth[static_cast<std::size_t>(interval.begin)];
-      --depth[static_cast<std::size_t>(interval.end)];
+      ++depth[usize(interval.begin)];
+      --depth[usize(interval.end)];
     }
     Index open = 0;
     for (std::size_t j = 0; j < seen.size(); ++j) seen[j] = (open += depth[j]) > 0;
@@ -86,7 +86,7 @@ std::vector<char> seen_keys(const Attention& p, Index b, Index g, Index rows) {
     for (Index i = 0; i < rows; ++i) {
       evaluate_visibility(p, b, h, i, row);
       for (Index j = row.begin; j < row.end; ++j) {
-        const auto key = static_cast<std::size_t>(j);
+        const auto key = usize(j);
         if (row.bias[key] != -std::numeric_limits<double>::infinity()) seen[key] = 1;
       }
     }
@@ -105,7 +105,7 @@ Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, do
     for (Index g = 0; g < s.kv_heads; ++g) {
       const std::vector<char> seen = seen_keys(changed.problem, b, g, rows);
       for (Index j = 0; j < s.keys; ++j) {
-        if (seen[static_cast<std::size_t>(j)]) continue;
+        if (seen[usize(j)]) continue;
         ++overwritten;
         for (Index d = 0; d < s.dim; ++d) store(k, k.at(b, g, j, d), x);
         for (Index d = 0; d < s.value_dim; ++d) store(v, v.at(b, g, j, d), x);

@@ -8,7 +8,7 @@
 namespace assay {
 namespace {
 
-std::size_t bytes_of(Dtype dtype) { return static_cast<std::size_t>(format(dtype).bits / 8); }
+std::size_t bytes_of(Dtype dtype) { return usize(format(dtype).bits / 8); }
 
 std::uint64_t poison_code(Dtype dtype, Poison with) {
   const bool narrow = format(dtype).bits == 16 && dtype != Dtype::bf16;
@@ -25,7 +25,7 @@ std::uint64_t code_at(const TensorView& t, Index position) {
   std::uint64_t code = 0;
   const auto bytes = static_cast<Index>(bytes_of(t.dtype));
   const auto* at = static_cast<const std::byte*>(t.data) + position * bytes;
-  std::memcpy(&code, at, static_cast<std::size_t>(bytes));
+  std::memcpy(&code, at, usize(bytes));
   return code;
 }
 

@@ -30,18 +30,18 @@ Pictures::Mask mask_of(const Attention& p, Index b, Index h, Index most) {
   RowVisibility row;
   for (Index first = 0; first < s.rows; first += mask.row_step) {
     const Index last = std::min(s.rows, first + mask.row_step);
-    std::vector<Index> seen(static_cast<std::size_t>(keys), 0);
+    std::vector<Index> seen(usize(keys), 0);
     for (Index i = first; i < last; ++i) {
       evaluate_visibility(p, b, h, i, row);
       for (Index j = row.begin; j < row.end; ++j)
-        if (row.bias[static_cast<std::size_t>(j)] != -std::numeric_limits<double>::infinity())
-          ++seen[static_cast<std::size_t>(j / mask.key_step)];
+        if (row.bias[usize(j)] != -std::numeric_limits<double>::infinity())
+          ++seen[usize(j / mask.key_step)];
     }
     std::string digits;
     for (Index k = 0; k < keys; ++k) {
       const Index end = std::min(s.keys, (k + 1) * mask.key_step);
       const Index pairs = (last - first) * (end - k * mask.key_step);
-      const auto share = static_cast<double>(seen[static_cast<std::size_t>(k)]);
+      const auto share = static_cast<double>(seen[usize(k)]);
       digits += static_cast<char>('0' + std::lround(9.0 * share / static_cast<double>(pairs)));
     }
     mask.cells.push_back(digits);
@@ -82,7 +82,7 @@ Painter::Grid Painter::make_grid(Output output) const {
     default: break;
   }
   Grid g{rows, columns, cells_of(rows, most_cells), cells_of(columns, most_cells), {}, -1};
-  g.cells.assign(static_cast<std::size_t>(cells_of(rows, g.row_step) * g.cell_columns()), -1);
+  g.cells.assign(usize(cells_of(rows, g.row_step) * g.cell_columns()), -1);
   return g;
 }
 
@@ -94,7 +94,7 @@ void Painter::add(const Element& e) {
   const Index row = std::clamp<Index>(e.row, 0, g.rows - 1);
   const Index column = std::clamp<Index>(e.column, 0, g.columns - 1);
   const Index index = row / g.row_step * g.cell_columns() + column / g.column_step;
-  double& cell = g.cells[static_cast<std::size_t>(index)];
+  double& cell = g.cells[usize(index)];
   cell = std::max(cell, e.ratio);
   g.worst = std::max(g.worst, e.ratio);
   if (e.output == Output::o) {
@@ -102,10 +102,10 @@ void Painter::add(const Element& e) {
     of_row = std::max(of_row, e.ratio);
   }
   std::vector<std::int64_t>& ulps =
-      ulps_.try_emplace(e.output, static_cast<std::size_t>(ulp_bins) + 1, 0).first->second;
+      ulps_.try_emplace(e.output, usize(ulp_bins) + 1, 0).first->second;
   int bin = 0;
   while (bin < ulp_bins && !(e.ulp < ulp_edge(bin + 1))) ++bin;
-  ++ulps[static_cast<std::size_t>(bin)];
+  ++ulps[usize(bin)];
 }
 
 Pictures::Map Painter::map_of(const Place& place, const Grid& g) {
@@ -129,8 +129,8 @@ Pictures Painter::pictures(Index row_tile) const {
     if (grids.size() > 1) {
       std::vector<OptionalRatios> ratios;
       for (const auto& [place, grid] : grids) {
-        const auto b = static_cast<std::size_t>(std::get<1>(place));
-        const auto h = static_cast<std::size_t>(std::get<2>(place));
+        const auto b = usize(std::get<1>(place));
+        const auto h = usize(std::get<2>(place));
         if (ratios.size() <= b) ratios.resize(b + 1);
         if (ratios[b].size() <= h) ratios[b].resize(h + 1);
         ratios[b][h] = grid->worst;
@@ -143,9 +143,9 @@ Pictures Painter::pictures(Index row_tile) const {
     for (const auto& [place, grid] : grids) pictures.maps.push_back(map_of(place, *grid));
   }
   if (const Index count = cells_of(shape_.rows, row_tile); !tiles_.empty() && count > 1) {
-    std::vector<double> worst(static_cast<std::size_t>(count), -1);
+    std::vector<double> worst(usize(count), -1);
     for (const auto& [row, ratio] : tiles_) {
-      double& of_tile = worst[static_cast<std::size_t>(row / row_tile)];
+      double& of_tile = worst[usize(row / row_tile)];
       of_tile = std::max(of_tile, ratio);
     }
     pictures.tiles.emplace().tile = row_tile;

@@ -30,7 +30,7 @@ bool send(std::string line) {
   for (std::size_t at = 0; at < line.size();) {
     const ssize_t n = write(result_descriptor, line.data() + at, line.size() - at);
     if (n < 0 && errno != EINTR) return false;
-    if (n > 0) at += static_cast<std::size_t>(n);
+    if (n > 0) at += usize(n);
   }
   return true;
 }
@@ -85,7 +85,7 @@ class Worker {
     for (std::size_t at = 0; at < text.size();) {
       const ssize_t n = write(in_.number(), text.data() + at, text.size() - at);
       if (n < 0 && errno != EINTR) return;
-      if (n > 0) at += static_cast<std::size_t>(n);
+      if (n > 0) at += usize(n);
     }
   }
 
@@ -95,7 +95,7 @@ class Worker {
     const ssize_t n = read(out_.number(), chunk, sizeof chunk);
     if (n < 0 && errno == EINTR) return true;
     if (n <= 0) return false;
-    buffer_.append(chunk, static_cast<std::size_t>(n));
+    buffer_.append(chunk, usize(n));
     return true;
   }
   std::optional<std::string> line() {
@@ -144,7 +144,7 @@ class Pool {
  public:
   Pool(const std::vector<WorkItem>& items, const WorkerOptions& options, const OnResult& on_result)
       : items_(items), options_(options), on_result_(on_result) {
-    workers_.resize(static_cast<std::size_t>(std::max(1, options.jobs)));
+    workers_.resize(usize(std::max(1, options.jobs)));
   }
 
   void run() {

@@ -272,7 +272,7 @@ void read_masks(Reader& reader, RecordLine& line, Record& r) {
         reader.fail(fmt::format("window={}: outside [-1, 2^40]", *window));
   }
   if (const auto offset = line.text("offset"))
-    p.offset.assign(static_cast<std::size_t>(s.batch),
+    p.offset.assign(usize(s.batch),
                     *offset == "end" ? s.keys - s.rows : line.number<Index>("offset", *offset));
   if (const auto dropout = line.text("dropout")) {
     const auto colon = dropout->find(':');

@@ -100,7 +100,7 @@ StoredTensor parse_tensor(const std::string& name, const Json& j, std::span<cons
     throw FileError(fmt::format(
         "tensor {}: bytes [{}, {}) are not within the {} that the file has{}", shown(name), begin,
         end, data.size(), end > data.size() ? "; is it truncated?" : ""));
-  const auto wanted = static_cast<std::size_t>(elements * bits / 8);
+  const auto wanted = usize(elements * bits / 8);
   if (end - begin != wanted)
     throw FileError(fmt::format("tensor {}: {} [{}] takes {} bytes, its data_offsets hold {}",
                                 shown(name), t.dtype, fmt::join(t.shape, ", "), wanted,
@@ -134,7 +134,7 @@ Safetensors parse_safetensors(std::span<const std::byte> file) {
   if (length == 0 || text[0] != '{')
     throw FileError("the header does not begin with {: no safetensors file");
   const Json header = parse_header(text, text + length);
-  const std::span<const std::byte> data = file.subspan(8 + static_cast<std::size_t>(length));
+  const std::span<const std::byte> data = file.subspan(8 + usize(length));
   Safetensors found;
   for (const auto& [name, value] : header.items()) {
     if (name != "__metadata__") {
@@ -181,11 +181,10 @@ MappedFile::MappedFile(const std::string& path) {
     fail();
   }
   if (facts.st_size > 0) {
-    void* at =
-        mmap(nullptr, static_cast<std::size_t>(facts.st_size), PROT_READ, MAP_PRIVATE, file, 0);
+    void* at = mmap(nullptr, usize(facts.st_size), PROT_READ, MAP_PRIVATE, file, 0);
     close(file);
     if (at == MAP_FAILED) fail();
-    bytes_ = {static_cast<const std::byte*>(at), static_cast<std::size_t>(facts.st_size)};
+    bytes_ = {static_cast<const std::byte*>(at), usize(facts.st_size)};
   } else {
     close(file);
   }

@@ -54,10 +54,8 @@ std::string standalone_program(const Case& c) {
   const Contract contract = host_contract(p, kernels::Target().name());
   const Reference reference(p, contract);
 
-  std::vector<double> o(static_cast<std::size_t>(s.batch * s.query_heads * s.rows * s.value_dim)),
-      bound(o.size());
-  std::vector<double> lse(static_cast<std::size_t>(s.batch * s.query_heads * s.rows)),
-      lse_bound(lse.size());
+  std::vector<double> o(usize(s.batch * s.query_heads * s.rows * s.value_dim)), bound(o.size());
+  std::vector<double> lse(usize(s.batch * s.query_heads * s.rows)), lse_bound(lse.size());
   for (Index b = 0; b < s.batch; ++b)
     for (Index g = 0; g < s.kv_heads; ++g) {
       const KeyValuesPointer kv = reference.load_head(b, g);
@@ -65,16 +63,16 @@ std::string standalone_program(const Case& c) {
         for (Index i = 0; i < s.rows; ++i) {
           Block block = reference.evaluate(*kv, h, {&i, 1});
           if (block.domain[0] != Domain::bounded) block.bound.assign(block.bound.size(), INFINITY);
-          const auto at = static_cast<std::size_t>((b * s.query_heads + h) * s.rows + i);
+          const auto at = usize((b * s.query_heads + h) * s.rows + i);
           lse[at] = block.lse_kind[0] == Kind::nan              ? NAN
                     : block.lse_kind[0] == Kind::minus_infinity ? -INFINITY
                                                                 : block.lse[0];
           lse_bound[at] =
               block.lse_kind[0] == Kind::finite ? block.lse_bound[0] + block.lse_radius[0] : 0;
           for (Index d = 0; d < s.value_dim; ++d) {
-            const auto e = static_cast<std::size_t>(d);
+            const auto e = usize(d);
             const Kind kind = block.o_kind[e];
-            const std::size_t to = at * static_cast<std::size_t>(s.value_dim) + e;
+            const std::size_t to = at * usize(s.value_dim) + e;
             o[to] = kind == Kind::nan              ? NAN
                     : kind == Kind::plus_infinity  ? INFINITY
                     : kind == Kind::minus_infinity ? -INFINITY
@@ -115,16 +113,16 @@ std::string standalone_program(const Case& c) {
   text += array("double", "bias", {s.batch, s.query_heads, s.rows, s.keys},
                 [&](Index b, Index h, Index i, Index j) {
                   if (j == 0) evaluate_visibility(p, b, h, i, row);
-                  return row.bias[static_cast<std::size_t>(j)];
+                  return row.bias[usize(j)];
                 });
   text += array("double", "sink", {1, 1, 1, s.query_heads}, [&](Index, Index, Index, Index h) {
-    return p.sink.empty() ? -INFINITY : p.sink[static_cast<std::size_t>(h)];
+    return p.sink.empty() ? -INFINITY : p.sink[usize(h)];
   });
   const Extents o_shape{s.batch, s.query_heads, s.rows, s.value_dim},
       lse_shape{s.batch, s.query_heads, s.rows, 1};
   auto pick = [](const std::vector<double>& data, const Extents& e) {
     return [&data, e](Index b, Index h, Index i, Index d) {
-      return data[static_cast<std::size_t>(((b * e[1] + h) * e[2] + i) * e[3] + d)];
+      return data[usize(((b * e[1] + h) * e[2] + i) * e[3] + d)];
     };
   };
   text += array("double", "exact_o", o_shape, pick(o, o_shape)) +

@@ -32,15 +32,14 @@ class RecordWriter {
     Extents e = t.shape;
     if (shape.empty()) shape.assign(e.begin(), e.end());
     to_.push_back({prefix_ + name, stored_name(t.dtype), std::move(shape),
-                   static_cast<std::size_t>(element_count(e) * format(t.dtype).bits / 8),
-                   [t, e](const auto& put) {
-                     const auto bytes = static_cast<std::size_t>(format(t.dtype).bits / 8);
-                     std::vector<std::byte> row(static_cast<std::size_t>(e[3]) * bytes);
+                   usize(element_count(e) * format(t.dtype).bits / 8), [t, e](const auto& put) {
+                     const auto bytes = usize(format(t.dtype).bits / 8);
+                     std::vector<std::byte> row(usize(e[3]) * bytes);
                      for (Index b = 0; b < e[0]; ++b)
                        for (Index h = 0; h < e[1]; ++h)
                          for (Index i = 0; i < e[2]; ++i) {
                            for (Index d = 0; d < e[3]; ++d)
-                             std::memcpy(row.data() + static_cast<std::size_t>(d) * bytes,
+                             std::memcpy(row.data() + usize(d) * bytes,
                                          static_cast<const std::byte*>(t.data) +
                                              t.at(b, h, i, d) * static_cast<Index>(bytes),
                                          bytes);
@@ -166,7 +165,7 @@ std::string describe(const Recorded& r, bool with_outputs, const std::string& ke
       for (std::size_t axis = 0; axis < 4; ++axis)
         if (keep.stride[axis] == 0) keep.shape[axis] = 1;
       to.add_bytes("keep", "BOOL", {keep.shape.begin(), keep.shape.end()}, keep.data,
-                   static_cast<std::size_t>(element_count(keep.shape)));
+                   usize(element_count(keep.shape)));
     }
     for_each_list([&](const auto& field) { to.add_list(field.recorded, p.*field.list); });
     if (r.gradients) to.add("do", r.inputs->d_o.view());

@@ -23,8 +23,7 @@ std::map<std::string, AdequacyCells> Adequacy::summary() const {
         const auto of_tile = static_cast<TileKind>(kind);
         const Index lanes = of_tile == TileKind::tail ? cells.tail_lanes : tile;
         Index here = 0;
-        for (Index lane = 0; lane < lanes; ++lane)
-          here += cells.lanes[kind][change][static_cast<std::size_t>(lane)];
+        for (Index lane = 0; lane < lanes; ++lane) here += cells.lanes[kind][change][usize(lane)];
         entry.shown += here;
         entry.cells += lanes;
         if (here < lanes) entry.missing[of_tile][static_cast<Change>(change)] = lanes - here;

@@ -11,7 +11,7 @@ namespace {
 
 std::string hex_of(const std::bitset<max_tile>& lanes, Index tile) {
   std::string text;
-  for (std::size_t digit = 0; digit < static_cast<std::size_t>(tile + 3) / 4; ++digit) {
+  for (std::size_t digit = 0; digit < usize(tile + 3) / 4; ++digit) {
     unsigned value = 0;
     for (unsigned bit = 0; bit < 4; ++bit)
       value |= static_cast<unsigned>(lanes[digit * 4 + bit]) << bit;

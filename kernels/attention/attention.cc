@@ -58,7 +58,7 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
   const AttentionShape& s = problem.shape;
   try {
     std::vector<StoredKeyValues> stored;
-    stored.reserve(static_cast<std::size_t>(s.batch * s.kv_heads));
+    stored.reserve(usize(s.batch * s.kv_heads));
     for (Index b = 0; b < s.batch; ++b)
       for (Index g = 0; g < s.kv_heads; ++g) stored.push_back(stored_key_values(problem, b, g));
     return run_stored(problem, std::move(stored), out, threads, run, stages);

@@ -216,7 +216,7 @@ void backward(const BackwardPlan& plan, const Stages& stages) {
                   static_cast<unsigned char>(0));
     parallel_for(std::ssize(wave.chains), plan.threads, [&](Index c) {
       const auto work = key_splits.take();
-      for (const SplitTask& task : wave.chains[static_cast<std::size_t>(c)])
+      for (const SplitTask& task : wave.chains[usize(c)])
         work->run(task.pair / s.kv_heads, task.pair % s.kv_heads, task.split,
                   (task.pair - wave.first_pair) * plan.wave_splits + task.split - wave.first_split);
     });

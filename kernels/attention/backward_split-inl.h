@@ -89,11 +89,11 @@ class KeySplit {
         slopes_(allocate_floats(p_.softcap > 0 ? plan.tiling.rows * weight_stride : 0)),
         bias_row_(allocate_floats(width_)),
         kept_row_(allocate_floats(width_)),
-        lse_(static_cast<std::size_t>(plan.tiling.rows)),
+        lse_(usize(plan.tiling.rows)),
         ranges_(lse_.size()),
         seen_(lse_.size()),
-        seeing_(static_cast<std::size_t>(width_)),
-        keys_not_finite_(static_cast<std::size_t>(plan.tiling.split_keys / width_)) {}
+        seeing_(usize(width_)),
+        keys_not_finite_(usize(plan.tiling.split_keys / width_)) {}
 
   // `slot` is the place of the split among the partial dQ of the wave.
   void run(Index b, Index g, Index split, Index slot) {

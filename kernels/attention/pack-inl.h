@@ -237,7 +237,7 @@ class Packer {
 
   // Returns the keys [j, j + panel_width) of a tile. The result is valid until the next call.
   PanelRows panel(Index group, Index tile, Index j) {
-    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].keys;
+    const StoredRows& stored = plan_.stored[usize(group)].keys;
     const Index dim = plan_.problem->shape.dim;
     const Dtype dtype = stored.columns.dtype;
     const auto [key0, begin, end] = place(stored, group, tile);
@@ -265,8 +265,7 @@ class Packer {
   void keys(Index group, Index tile, float* to) {
     const Lanes d;
     const Index dim = plan_.problem->shape.dim;
-    const auto [key0, begin, end] =
-        place(plan_.stored[static_cast<std::size_t>(group)].keys, group, tile);
+    const auto [key0, begin, end] = place(plan_.stored[usize(group)].keys, group, tile);
     for (Index j = begin / panel_width * panel_width; j < end; j += panel_width) {
       const auto store = [&](Index half, Index c, Vector column) HWY_ATTR {
         hn::Store(column, d, to + j * dim + c * panel_width + half * lanes);
@@ -280,7 +279,7 @@ class Packer {
   // Returns where the values of the given keys of a tile lie, beginning with the first key, if they
   // can be read where they are, one panel of columns at a time. Otherwise returns null.
   ValuesInPlace values_in_place(Index group, Index tile, const KeyRange& keys) const {
-    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
+    const StoredRows& stored = plan_.stored[usize(group)].values;
     if (!reads_in_place(stored.columns.dtype) || plan_.problem->shape.value_dim % panel_width != 0)
       return {};
     const Index j = tile * plan_.tiling.keys + keys.begin, count = keys.end - keys.begin;
@@ -293,7 +292,7 @@ class Packer {
   PackedValues values(Index group, Index tile, float* to) {
     const Lanes d;
     const hn::RebindToSigned<Lanes> bits;
-    const StoredRows& stored = plan_.stored[static_cast<std::size_t>(group)].values;
+    const StoredRows& stored = plan_.stored[usize(group)].values;
     const Index dim = plan_.problem->shape.value_dim, width = plan_.tiling.keys;
     const auto [key0, begin, end] = place(stored, group, tile);
     // compared as integers, the magnitudes of infinities and NaN are above all others

@@ -58,7 +58,7 @@ class RowBlock {
         tile_sum_(vector_of_rows(4)),
         correction_(vector_of_rows(5)),
         weight_(vector_of_rows(6)),
-        block_(static_cast<std::size_t>(capacity_)),
+        block_(usize(capacity_)),
         seen_(block_.size()) {
     std::fill_n(of_row_.get(), 7 * capacity_, 0.0f);
   }

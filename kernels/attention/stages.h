@@ -57,7 +57,7 @@ struct KeyRange {
 };
 inline KeyRange visible_keys(const Attention& p, Index b, Index row) {
   const Index keys = p.shape.keys, diagonal = row + p.offset_of(b);
-  const auto batch = static_cast<std::size_t>(b);
+  const auto batch = usize(b);
   Index begin = 0, end = keys;
   if (p.causal) end = std::min(end, diagonal + 1);
   constexpr Index widest = 4 * largest_extent;  // such a window hides nothing

@@ -163,7 +163,7 @@ assay_status assay_attention_varlen(assay_context context, const assay_attention
     if (!cu_keys) refuse("cu_keys is null");
     expect_bool(bottom_right, "bottom_right");
     const Attention p = problem_of(problem, true, sequences);
-    const auto entries = static_cast<std::size_t>(sequences) + 1;
+    const auto entries = usize(sequences) + 1;
     return attention_varlen(p, {cu_rows, entries}, {cu_keys, entries},
                             bottom_right ? Anchor::bottom_right : Anchor::top_left,
                             output_of(p, o, lse), c->threads);

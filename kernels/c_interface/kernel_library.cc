@@ -74,8 +74,8 @@ assay_status decode(const assay_attention* problem, const assay_pages* pages, co
                        t.stride[0] * bytes};
           r.pages = table.data() + b * pages->pages_per_sequence;
           r.page_size = pages->page_size;
-          r.begin = p.key_starts.empty() ? 0 : p.key_starts[static_cast<std::size_t>(b)];
-          r.end = p.key_lengths[static_cast<std::size_t>(b)];
+          r.begin = p.key_starts.empty() ? 0 : p.key_starts[usize(b)];
+          r.end = p.key_lengths[usize(b)];
           return r;
         };
         stored.push_back({rows(k), rows(v)});

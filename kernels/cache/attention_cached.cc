@@ -143,7 +143,7 @@ Status attend_latent(const Attention& p, const PagedCache& cache, const UpProjec
     std::vector<float> rows, of_projection;
   };
   ScratchPool<Scratch> pool(s.batch * s.query_heads * blocks, how.threads, [&] {
-    const auto floats = [](Index n) { return std::vector<float>(static_cast<std::size_t>(n)); };
+    const auto floats = [](Index n) { return std::vector<float>(usize(n)); };
     return std::make_unique<Scratch>(
         Scratch{floats(block * std::max(s.dim, s.value_dim)), floats(rank)});
   });

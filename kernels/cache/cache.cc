@@ -112,7 +112,7 @@ TokenPlane::TokenPlane(Dtype dtype, Index heads, Index columns, Index group_size
       row_bytes_((columns * format(dtype).bits + 7) / 8),
       row_scales_(is_scaled(dtype) ? (columns + group_ - 1) / group_ : 0),
       page_size_(page_size) {
-  const auto rows = static_cast<std::size_t>(pages * heads * page_size);
+  const auto rows = usize(pages * heads * page_size);
   // The memory is never initialised, because a slot that was not written is never read.
   data_ = allocate_aligned<std::byte>(static_cast<Index>(rows) * row_bytes_);
   scales_ = allocate_aligned<std::uint8_t>(static_cast<Index>(rows) * row_scales_);
@@ -141,7 +141,7 @@ void TokenPlane::encode_row(const TensorView& t, Index row, Index head, Index pa
     return;
   }
   NarrowFormat f = narrow_format(dtype_);
-  std::memset(to, 0, static_cast<std::size_t>(row_bytes_));
+  std::memset(to, 0, usize(row_bytes_));
   for (Index begin = 0; begin < columns_; begin += group_) {
     const Index end = std::min(begin + group_, columns_);
     float absmax = 0;
@@ -149,8 +149,7 @@ void TokenPlane::encode_row(const TensorView& t, Index row, Index head, Index pa
       if (const float x = std::fabs(element(t, head, row, c)); std::isfinite(x))
         absmax = std::max(absmax, x);
     const int exponent = scale_exponent(narrow_format(dtype_), absmax);
-    scales_[static_cast<std::size_t>(at * row_scales_ + begin / group_)] =
-        static_cast<std::uint8_t>(exponent + 127);
+    scales_[usize(at * row_scales_ + begin / group_)] = static_cast<std::uint8_t>(exponent + 127);
     const float inverse = power_of_two(-exponent);
     f.max_code = max_code_under(narrow_format(dtype_), exponent);
     for (Index c = begin; c < end; ++c)
@@ -204,8 +203,8 @@ PagedCache::PagedCache(const CacheConfig& c)
          c.kind == CacheKind::latent ? c.rank : c.dim, c.group_size, page_size_, pages_of(c)),
       v_(c.dtype, k_.heads(), c.kind == CacheKind::latent ? c.rotary : c.value_dim, c.group_size,
          page_size_, pages_of(c)),
-      users_(static_cast<std::size_t>(pages_of(c))),
-      sequences_(static_cast<std::size_t>(c.sequences)) {
+      users_(usize(pages_of(c))),
+      sequences_(usize(c.sequences)) {
   for (Index page = pages_of(c) - 1; page >= 0; --page) free_.push_back(page);
 }
 
@@ -217,18 +216,18 @@ Status PagedCache::check_sequence(const char* name, Index sequence) const {
 Index PagedCache::take_page() {
   const Index page = free_.back();
   free_.pop_back();
-  users_[static_cast<std::size_t>(page)] = 1;
+  users_[usize(page)] = 1;
   return page;
 }
 
 void PagedCache::release(Index page) {
   // free_ has room for every page
-  if (page >= 0 && --users_[static_cast<std::size_t>(page)] == 0) free_.push_back(page);
+  if (page >= 0 && --users_[usize(page)] == 0) free_.push_back(page);
 }
 
 Status PagedCache::append(Index sequence, const TensorView& k, const TensorView& v) {
   if (Status status = check_sequence("sequence", sequence); !status.ok()) return status;
-  Sequence& s = sequences_[static_cast<std::size_t>(sequence)];
+  Sequence& s = sequences_[usize(sequence)];
   const Index count = k.shape[2];
   if (count < 0) return refuse(fmt::format("k has {} tokens", count));
   try {
@@ -249,15 +248,14 @@ Status PagedCache::append(Index sequence, const TensorView& k, const TensorView&
                 end_page = (s.length + count - 1) / page_size_ + 1;
     // whether the first page that is written to holds tokens already
     const bool open = s.length % page_size_ != 0;
-    const bool shared =
-        open && users_[static_cast<std::size_t>(s.pages[static_cast<std::size_t>(first_page)])] > 1;
+    const bool shared = open && users_[usize(s.pages[usize(first_page)])] > 1;
     const Index wanted = end_page - first_page - (open && !shared ? 1 : 0);
     if (wanted > free_pages())
       return wrong_state(
           fmt::format("{} tokens need {} pages, {} are free", count, wanted, free_pages()));
-    s.pages.resize(static_cast<std::size_t>(end_page), -1);  // nothing can fail after this
+    s.pages.resize(usize(end_page), -1);  // nothing can fail after this
     for (Index page = first_page; page < end_page; ++page) {
-      Index& mine = s.pages[static_cast<std::size_t>(page)];
+      Index& mine = s.pages[usize(page)];
       if (page == first_page && open && !shared) continue;
       const Index taken = take_page();
       if (page == first_page && shared) {
@@ -272,8 +270,7 @@ Status PagedCache::append(Index sequence, const TensorView& k, const TensorView&
     return out_of_memory("the page table of a sequence");
   }
   for (Index row = 0; row < count; ++row) {
-    const Index position = s.length + row,
-                page = s.pages[static_cast<std::size_t>(position / page_size_)];
+    const Index position = s.length + row, page = s.pages[usize(position / page_size_)];
     for (Index head = 0; head < k_.heads(); ++head) {
       k_.encode_row(k, row, head, page, position % page_size_);
       v_.encode_row(v, row, head, page, position % page_size_);
@@ -285,12 +282,12 @@ Status PagedCache::append(Index sequence, const TensorView& k, const TensorView&
 
 Status PagedCache::evict(Index sequence, Index position) {
   if (Status status = check_sequence("sequence", sequence); !status.ok()) return status;
-  Sequence& s = sequences_[static_cast<std::size_t>(sequence)];
+  Sequence& s = sequences_[usize(sequence)];
   if (position < 0 || position > s.length)
     return refuse(fmt::format("position = {} is outside [0, {}]", position, s.length));
   for (Index page = s.evicted / page_size_; (page + 1) * page_size_ <= position; ++page) {
-    release(s.pages[static_cast<std::size_t>(page)]);
-    s.pages[static_cast<std::size_t>(page)] = -1;
+    release(s.pages[usize(page)]);
+    s.pages[usize(page)] = -1;
   }
   s.evicted = std::max(s.evicted, position);
   return {};
@@ -299,8 +296,8 @@ Status PagedCache::evict(Index sequence, Index position) {
 Status PagedCache::fork(Index from, Index to) {
   if (Status status = check_sequence("from", from); !status.ok()) return status;
   if (Status status = check_sequence("to", to); !status.ok()) return status;
-  const Sequence& source = sequences_[static_cast<std::size_t>(from)];
-  Sequence& target = sequences_[static_cast<std::size_t>(to)];
+  const Sequence& source = sequences_[usize(from)];
+  Sequence& target = sequences_[usize(to)];
   if (target.length > 0)
     return wrong_state(fmt::format("to = {} holds {} tokens, not 0", to, target.length));
   try {
@@ -309,20 +306,20 @@ Status PagedCache::fork(Index from, Index to) {
     return out_of_memory("the page table of a sequence");
   }
   for (Index page : target.pages)
-    if (page >= 0) ++users_[static_cast<std::size_t>(page)];
+    if (page >= 0) ++users_[usize(page)];
   return {};
 }
 
 Status PagedCache::reset(Index sequence) {
   if (Status status = check_sequence("sequence", sequence); !status.ok()) return status;
-  Sequence& s = sequences_[static_cast<std::size_t>(sequence)];
+  Sequence& s = sequences_[usize(sequence)];
   for (Index page : s.pages) release(page);
   s = {};
   return {};
 }
 
 StoredKeyValues PagedCache::stored(Index sequence, Index head) const {
-  const Sequence& s = sequences_[static_cast<std::size_t>(sequence)];
+  const Sequence& s = sequences_[usize(sequence)];
   StoredKeyValues found;
   for (StoredRows* rows : {&found.keys, &found.values}) {
     rows->pages = s.pages.data();

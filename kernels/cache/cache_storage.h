@@ -39,12 +39,8 @@ class PagedCache final : public Cache {
   explicit PagedCache(const CacheConfig& config);
 
   const CacheConfig& config() const override { return config_; }
-  Index length(Index sequence) const override {
-    return sequences_[static_cast<std::size_t>(sequence)].length;
-  }
-  Index evicted(Index sequence) const override {
-    return sequences_[static_cast<std::size_t>(sequence)].evicted;
-  }
+  Index length(Index sequence) const override { return sequences_[usize(sequence)].length; }
+  Index evicted(Index sequence) const override { return sequences_[usize(sequence)].evicted; }
   Status append(Index sequence, const TensorView& k, const TensorView& v) override;
   Status evict(Index sequence, Index position) override;
   Status fork(Index from, Index to) override;

@@ -238,7 +238,7 @@ class DeviceKernel : public CompiledAttention {
 
     std::vector<Index> of_batch;
     for (Index b = 0; b < s.batch; ++b) {
-      const auto at = static_cast<std::size_t>(b);
+      const auto at = usize(b);
       of_batch.push_back(p.offset_of(b));
       of_batch.push_back(p.key_starts.empty() ? 0 : p.key_starts[at]);
       of_batch.push_back(p.key_lengths.empty() ? s.keys : p.key_lengths[at]);
@@ -267,17 +267,14 @@ class DeviceKernel : public CompiledAttention {
     const Index first_row = (part.batch * whole.query_heads + part.head * whole.group()) * s.rows,
                 count = s.batch * s.query_heads * s.rows;
     const auto rows_of = [&](std::vector<std::byte>& bytes, Index of_row) {
-      return bytes.empty() ? std::span<std::byte>()
-                           : std::span(bytes).subspan(static_cast<std::size_t>(first_row * of_row),
-                                                      static_cast<std::size_t>(count * of_row));
+      return bytes.empty()
+                 ? std::span<std::byte>()
+                 : std::span(bytes).subspan(usize(first_row * of_row), usize(count * of_row));
     };
     job.outputs = {{"output", rows_of(staging.o, staging.row_bytes)},
                    {"lse", rows_of(staging.lse, 4)}};
-    const auto blocks = static_cast<std::size_t>((s.rows + rows - 1) / rows),
-               items = static_cast<std::size_t>(rows * device_lanes);
-    job.grid = {{blocks * items, static_cast<std::size_t>(s.query_heads),
-                 static_cast<std::size_t>(s.batch)},
-                {items, 1, 1}};
+    const auto blocks = usize((s.rows + rows - 1) / rows), items = usize(rows * device_lanes);
+    job.grid = {{blocks * items, usize(s.query_heads), usize(s.batch)}, {items, 1, 1}};
     return shared_->session->run(job);
   }
 
@@ -311,8 +308,7 @@ std::string_view DeviceBackend::unsupported_feature(const Attention& problem) co
 Status DeviceBackend::choose_tiles(KernelKey& key) const {
   DeviceLimits limits;
   if (Status status = shared_->session->limits(limits); !status.ok()) return status;
-  while (shared_->tile_rows > 1 &&
-         static_cast<std::size_t>(shared_->tile_rows * device_lanes) > limits.largest_group)
+  while (shared_->tile_rows > 1 && usize(shared_->tile_rows * device_lanes) > limits.largest_group)
     shared_->tile_rows = shared_->tile_rows / 2;
   key.target = limits.name;
   key.tile_rows = shared_->tile_rows;
@@ -355,8 +351,8 @@ Status device_product(DeviceSession& session, const TensorView& a, const LowBitV
                       c_bytes = contiguous_bytes(c.shape, bytes_of(c.dtype));
     const LowBitSizes sizes = sizes_of(w.format, w.k, w.n, w.group);
     for (auto [name, bytes] : {std::pair{"a", a_bytes},
-                               {"codes", static_cast<std::size_t>(sizes.codes)},
-                               {"scales", static_cast<std::size_t>(sizes.scales)},
+                               {"codes", usize(sizes.codes)},
+                               {"scales", usize(sizes.scales)},
                                {"c", c_bytes}})
       if (bytes > limits.largest_buffer)
         return exceeds_buffer(session.name(), name, bytes, limits.largest_buffer);
@@ -382,14 +378,12 @@ Status device_product(DeviceSession& session, const TensorView& a, const LowBitV
                    {"WORDS", w.format == LowBit::fp4 ? "1" : "0"},
                    {"SCALE", scale}}};
     job.inputs = {{"a", gather(a, copy)},
-                  {"codes", {w.codes, static_cast<std::size_t>(sizes.codes)}},
-                  {"scales", {w.scales, static_cast<std::size_t>(sizes.scales)}},
+                  {"codes", {w.codes, usize(sizes.codes)}},
+                  {"scales", {w.scales, usize(sizes.scales)}},
                   {"parameters", std::as_bytes(std::span(&told, 1))}};
     job.outputs = {{"c", staging}};
     constexpr std::size_t tile = 16;
-    const auto whole_tiles = [](Index n) {
-      return (static_cast<std::size_t>(n) + tile - 1) / tile * tile;
-    };
+    const auto whole_tiles = [](Index n) { return (usize(n) + tile - 1) / tile * tile; };
     job.grid = {{whole_tiles(w.n), whole_tiles(m), 1}, {tile, tile, 1}};
     if (Status status = session.run(job); !status.ok()) return status;
     scatter(staging, c);

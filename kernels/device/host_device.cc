@@ -139,10 +139,9 @@ NativeCode HostDevice::close() {
 
 NativeCode HostDevice::query(DeviceLimits& to) {
   to.name = "host, " + Target().name();
-  to.memory = to.largest_buffer = static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) *
-                                  static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  to.memory = to.largest_buffer = usize(sysconf(_SC_PHYS_PAGES)) * usize(sysconf(_SC_PAGESIZE));
   // the kernels choose their tiles themselves
-  to.local_memory = to.largest_group = static_cast<std::size_t>(-1);
+  to.local_memory = to.largest_group = usize(-1);
   to.has_subnormals = true;
   return 0;
 }

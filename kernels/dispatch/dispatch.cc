@@ -29,7 +29,7 @@ bool all_true(const BoolView& keep, const AttentionShape& s) {
       for (Index i = 0; i < rows; ++i) {
         if (keep.stride[3] == 1 && keys > 0) {
           if (std::memchr(&keep.data[b * keep.stride[0] + h * keep.stride[1] + i * keep.stride[2]],
-                          0, static_cast<std::size_t>(keys)))
+                          0, usize(keys)))
             return false;
         } else {
           for (Index j = 0; j < keys; ++j)
@@ -102,7 +102,7 @@ std::string_view name_of(Refusal refusal) {
   constexpr std::array<std::string_view, refusal_count> names = {
       "disabled",     "asked", "listed_device", "device", "dropout", "mask",
       "query_length", "dtype", "heads",         "layout", "feature"};
-  return names[static_cast<std::size_t>(refusal)];
+  return names[usize(refusal)];
 }
 
 Dispatcher::Dispatcher(std::shared_ptr<const AttentionBackend> backend, DispatchSettings settings)
@@ -152,7 +152,7 @@ Status Dispatcher::decide_and_run(const Attention& problem, const AttentionOutpu
       if (settings->verbose) settings->verbose(text);
       if (warns) warn(*settings, text);
     }
-    ++refused_[static_cast<std::size_t>(*refusal)];
+    ++refused_[usize(*refusal)];
     return attention_unfused(problem, out, options.execution);
   }
   if (settings->verbose) settings->verbose(fmt::format("sdpa: dispatched to {}", backend_->name()));

@@ -105,9 +105,9 @@ Status attention_varlen(const Attention& packed, std::span<const Index> cu_rows,
   try {
     const int workers = how.threads > 0 ? how.threads : hardware_threads();
     // Many sequences run side by side; a few run one after the other, each on all threads.
-    if (sequences >= 2 * static_cast<std::size_t>(workers)) {
+    if (sequences >= 2 * usize(workers)) {
       parallel_for(static_cast<Index>(sequences), workers,
-                   [&](Index n) { note(run(static_cast<std::size_t>(n), 1)); });
+                   [&](Index n) { note(run(usize(n), 1)); });
     } else {
       for (std::size_t n = 0; n < sequences && first_failure.ok(); ++n) note(run(n, workers));
     }

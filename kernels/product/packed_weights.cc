@@ -169,22 +169,20 @@ Status PackedWeights::pack(const LowBitView& w, std::shared_ptr<const PackedWeig
     p->tensor_scale_ = w.tensor_scale;
     p->scale_bytes_ = t.scale == Dtype::f16 ? 2 : 1;
     // Columns behind N and rows behind K have codes, scales and zero points of 0.
-    const auto bytes = static_cast<std::size_t>(p->panels() * p->blocks() * p->block_bytes());
+    const auto bytes = usize(p->panels() * p->blocks() * p->block_bytes());
     p->codes_ = allocate_aligned<std::uint8_t>(static_cast<Index>(bytes));
     std::memset(p->codes_.get(), 0, bytes);
-    const auto cells = static_cast<std::size_t>(p->panels() * p->groups_ * panel);
-    p->scales_.resize(p->scaled_ ? cells * static_cast<std::size_t>(p->scale_bytes_) : 0);
+    const auto cells = usize(p->panels() * p->groups_ * panel);
+    p->scales_.resize(p->scaled_ ? cells * usize(p->scale_bytes_) : 0);
     p->zeros_.resize(t.integer ? cells : 0);
     for (Index n = 0; n < w.n; ++n) {
       for (Index k = 0; k < w.k; ++k) p->set_code(k, n, code_of(w, k, n));
       for (Index g = 0; g < w.groups(); ++g) {
         const Index at = (n / panel * p->groups_ + g) * panel + n % panel;
         const std::uint32_t code = scale_code_of(w, g, n);
-        std::memcpy(p->scales_.data() + at * p->scale_bytes_, &code,
-                    static_cast<std::size_t>(p->scale_bytes_));
+        std::memcpy(p->scales_.data() + at * p->scale_bytes_, &code, usize(p->scale_bytes_));
         if (t.integer)
-          p->zeros_[static_cast<std::size_t>(at)] =
-              static_cast<std::int8_t>(w.extra[scale_place(w, g, n)]);
+          p->zeros_[usize(at)] = static_cast<std::int8_t>(w.extra[scale_place(w, g, n)]);
       }
     }
     if (w.format == LowBit::fp4_sparse)
@@ -206,7 +204,7 @@ Status PackedWeights::unpack(std::byte* codes, std::byte* scales, std::byte* ext
                                  {"scales", scales, sizes.scales},
                                  {"extra", extra, sizes.extra}}) {
     if (!to && bytes > 0) return refuse(fmt::format("{} is null", name));
-    if (bytes > 0) std::memset(to, 0, static_cast<std::size_t>(bytes));
+    if (bytes > 0) std::memset(to, 0, usize(bytes));
   }
   LowBitView shape;
   shape.format = format_;
@@ -217,12 +215,12 @@ Status PackedWeights::unpack(std::byte* codes, std::byte* scales, std::byte* ext
     for (Index g = 0; g < shape.groups(); ++g) {
       const Index at = scale_place(shape, g, n);
       const std::uint32_t code = scale_code(g, n);
-      std::memcpy(scales + at * scale_bytes_, &code, static_cast<std::size_t>(scale_bytes_));
+      std::memcpy(scales + at * scale_bytes_, &code, usize(scale_bytes_));
       if (t.integer) extra[at] = static_cast<std::byte>(zero(g, n));
     }
     if (t.layout == CodeLayout::sparse) {
       for (Index quad = 0; 4 * quad < k_; ++quad) {
-        const std::uint32_t kept = kept_[static_cast<std::size_t>(quad * n_ + n)];
+        const std::uint32_t kept = kept_[usize(quad * n_ + n)];
         const Index pair = (quad / 4 * n_ + n) * 8 + quad % 4 * 2;
         put_code(4, codes, pair, code(4 * quad + (kept & 3), n));
         put_code(4, codes, pair + 1, code(4 * quad + (kept >> 2), n));
@@ -265,7 +263,7 @@ float PackedWeights::value(Index k, Index n) const {
 std::uint32_t PackedWeights::scale_code(Index t, Index n) const {
   std::uint32_t code = 0;
   std::memcpy(&code, panel_scales(n / panel) + (t * panel + n % panel) * scale_bytes_,
-              static_cast<std::size_t>(scale_bytes_));
+              usize(scale_bytes_));
   return code;
 }
 

@@ -62,7 +62,7 @@ class PackedWeights {
   float value(Index k, Index n) const;  // decoded, with the zero point subtracted
   float scale(Index t, Index n) const;
   int zero(Index t, Index n) const {
-    return zeros_[static_cast<std::size_t>((n / panel * groups_ + t) * panel + n % panel)];
+    return zeros_[usize((n / panel * groups_ + t) * panel + n % panel)];
   }
 
  private:

@@ -32,7 +32,7 @@ inline constexpr Index lane_count = static_cast<Index>(hn::MaxLanes(Lanes()));
 inline constexpr std::size_t decoding_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 8 : 4;
 // How many vectors of columns a single row sums side by side.
 inline constexpr std::size_t row_vectors =
-    std::min<std::size_t>(8, static_cast<std::size_t>(PackedWeights::panel / lane_count));
+    std::min<std::size_t>(8, usize(PackedWeights::panel / lane_count));
 static_assert(PackedWeights::panel % panel_width == 0 &&
               PackedWeights::panel % (static_cast<Index>(row_vectors) * lane_count) == 0);
 
@@ -468,7 +468,7 @@ void product_few_rows(const ProductPlan& plan, const Stages& stages, Index row0,
                       const float* a) {
   const Index depth = plan.w->blocks() * 8;
   parallel_for(plan.w->panels(), plan.threads, [&](Index panel) HWY_ATTR {
-    alignas(64) float totals[static_cast<std::size_t>(many_rows * PackedWeights::panel)];
+    alignas(64) float totals[usize(many_rows * PackedWeights::panel)];
     for_blocks_of<decoding_rows>(rows, [&](auto block, Index r) HWY_ATTR {
       const float* x = a + r * depth;
       float* to = totals + r * PackedWeights::panel;

@@ -31,14 +31,14 @@ class Quantizer {
         n_(w.shape[3]),
         group_(group),
         to_(to),
-        column_(static_cast<std::size_t>(k_)),
+        column_(usize(k_)),
         w_(w) {}
 
   Status run() {
     const LowBitSizes sizes = sizes_of(format_, k_, n_, group_);
-    to_.codes.assign(static_cast<std::size_t>(sizes.codes), {});
-    to_.scales.assign(static_cast<std::size_t>(sizes.scales), {});
-    to_.extra.assign(static_cast<std::size_t>(sizes.extra), {});
+    to_.codes.assign(usize(sizes.codes), {});
+    to_.scales.assign(usize(sizes.scales), {});
+    to_.extra.assign(usize(sizes.extra), {});
     to_.format = format_;
     to_.k = k_;
     to_.n = n_;
@@ -64,12 +64,12 @@ class Quantizer {
   }
 
  private:
-  double value(Index k) const { return column_[static_cast<std::size_t>(k)]; }
+  double value(Index k) const { return column_[usize(k)]; }
 
   Status load_column(Index n) {
     for (Index k = 0; k < k_; ++k) {
       const Index at = w_.at(0, 0, k, n);
-      float& x = column_[static_cast<std::size_t>(k)];
+      float& x = column_[usize(k)];
       if (w_.dtype == Dtype::f32) x = static_cast<const float*>(w_.data)[at];
       else if (w_.dtype == Dtype::bf16)
         x = from_bf16(static_cast<const std::uint16_t*>(w_.data)[at]);
@@ -128,8 +128,7 @@ class Quantizer {
     put_scale(t, n, code);
     const auto round_into = [&](double x) { return std::min(std::max(x, least), least + levels); };
     const double zero = round_into(std::nearbyint(-low / scale) + least);
-    to_.extra[static_cast<std::size_t>(t * n_ + n)] =
-        static_cast<std::byte>(static_cast<int>(zero));
+    to_.extra[usize(t * n_ + n)] = static_cast<std::byte>(static_cast<int>(zero));
     for (Index k = begin; k < end; ++k)
       put(k, n,
           static_cast<std::uint32_t>(
@@ -152,7 +151,7 @@ class Quantizer {
     const Index at =
         traits_.layout == CodeLayout::columns ? n * ((k_ + group_ - 1) / group_) + t : t * n_ + n;
     const std::size_t bytes = traits_.scale == Dtype::f16 ? 2 : 1;
-    std::memcpy(to_.scales.data() + static_cast<std::size_t>(at) * bytes, &code, bytes);
+    std::memcpy(to_.scales.data() + usize(at) * bytes, &code, bytes);
   }
 
   void put(Index k, Index n, std::uint32_t code) {

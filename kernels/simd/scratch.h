@@ -35,7 +35,7 @@ Status out_of_memory(fmt::format_string<Values...> what, Values... values) noexc
 template <class T>
 hwy::AlignedFreeUniquePtr<T[]> allocate_aligned(Index count) {
   auto p = hwy::AllocateAligned<T>(
-      static_cast<std::size_t>(std::max<Index>(count, 1)),
+      usize(std::max<Index>(count, 1)),
       [](void*, std::size_t bytes) { return ::operator new(bytes, std::nothrow); },
       [](void*, void* bytes) { ::operator delete(bytes, std::nothrow); }, nullptr);
   if (!p) throw std::bad_alloc();
@@ -54,7 +54,7 @@ class ScratchPool {
   template <class Make>
   ScratchPool(Index tasks, int threads, const Make& make) {
     const Index count = std::min<Index>(threads > 0 ? threads : hardware_threads(), tasks);
-    idle_.reserve(static_cast<std::size_t>(std::max<Index>(count, 0)));
+    idle_.reserve(usize(std::max<Index>(count, 0)));
     while (std::ssize(idle_) < count) idle_.push_back(make());
   }
 
