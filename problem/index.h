@@ -10,6 +10,6 @@ namespace assay {
 using Index = std::int64_t;
 
 // For subscripts of vectors and arrays: v[usize(j)]. The number is not negative.
-constexpr std::size_t usize(Index i) { return usize(i); }
+constexpr std::size_t usize(Index i) { return static_cast<std::size_t>(i); }
 
 }  // namespace assay

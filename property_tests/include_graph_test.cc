@@ -303,7 +303,7 @@ TEST(Structure, MadeUpBreachesAreReported) {
        "which kernels/c_interface/ may not"},
       // Nothing knows what is above it.
       {{"problem/case.cc", "#include \"oracle/contract.h\"\n"}, "which problem/ may not"},
-      {{"oracle/verdict.cc", "#include \"harness/result.h\"\n"}, "which oracle/ may not"},
+      {{"oracle/verdict.cc", "#include \"harness/results/result.h\"\n"}, "which oracle/ may not"},
       {{"kernels/attention/attention.cc", "#include \"harness/cases/suites.h\"\n"},
        "which kernels/attention/ may not"},
       {{"harness/cases/suites.cc", "#include \"reports/store.h\"\n"},
@@ -380,7 +380,8 @@ TEST(Structure, MadeUpBreachesAreReported) {
       {{"harness/judging/execute.cc", "#include <nlohmann/json.hpp>\n"},
        "which harness/judging/ may not"},
       {{"reports/html.cc", "#include <nlohmann/json.hpp>\n"}, "which reports/ may not"},
-      {{"harness/workers.cc", "#include <gtest/gtest.h>\n"}, "which harness/ may not"},
+      {{"harness/judging/workers.cc", "#include <gtest/gtest.h>\n"},
+       "which harness/judging/ may not"},
       {{"kernels/attention/attention.cc", "#include <boost/math/constants/constants.hpp>\n"},
        "which kernels/attention/ may not"},
       {{"kernels/attention/attention.cc", "#include <cblas.h>\n"},

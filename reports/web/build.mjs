@@ -12,14 +12,36 @@ if (!out) {
   process.exit(2);
 }
 await mkdir(out, { recursive: true });
-const { outputFiles: [style] } = await build({ entryPoints: [join(here, 'style.css')], minify: true, write: false, target: 'chrome123', loader: { '.css': 'css' } });
+const {
+  outputFiles: [style],
+} = await build({
+  entryPoints: [join(here, 'style.css')],
+  minify: true,
+  write: false,
+  target: 'chrome123',
+  loader: { '.css': 'css' },
+});
 
 for (const page of ['report', 'dashboard']) {
-  const { outputFiles: [script] } = await build({ entryPoints: [join(here, `src/${page}.mjs`)], bundle: true, minify: true, format: 'iife', write: false, target: 'es2020', charset: 'utf8', legalComments: 'none' });
+  const {
+    outputFiles: [script],
+  } = await build({
+    entryPoints: [join(here, `src/${page}.mjs`)],
+    bundle: true,
+    minify: true,
+    format: 'iife',
+    write: false,
+    target: 'es2020',
+    charset: 'utf8',
+    legalComments: 'none',
+  });
   // Inside a script element, only this text would end the element.
   const code = script.text.replaceAll('</script', '<\\/script');
-  const license = '<!-- Contains Apache ECharts, Apache License 2.0, and zrender, BSD 3-Clause License. -->';
-  await writeFile(join(out, `${page}.html`), `<!doctype html>
+  const license =
+    '<!-- Contains Apache ECharts, Apache License 2.0, and zrender, BSD 3-Clause License. -->';
+  await writeFile(
+    join(out, `${page}.html`),
+    `<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -38,5 +60,6 @@ ${license}
 <script>${code}</script>
 </body>
 </html>
-`);
+`,
+  );
 }

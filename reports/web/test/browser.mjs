@@ -11,12 +11,16 @@ import puppeteer from 'puppeteer-core';
 import { fill } from '../fill.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
-export const fixture = (name) => JSON.parse(readFileSync(join(here, '../fixtures', `${name}.json`), 'utf8'));
+export const fixture = (name) =>
+  JSON.parse(readFileSync(join(here, '../fixtures', `${name}.json`), 'utf8'));
 
 export class Bench {
   async start() {
     const chromium = process.env.CHROMIUM || '/usr/bin/chromium';
-    if (!existsSync(chromium)) throw new Error(`these tests need a browser and ${chromium} is not there: install chromium, or set CHROMIUM to where it is`);
+    if (!existsSync(chromium))
+      throw new Error(
+        `these tests need a browser and ${chromium} is not there: install chromium, or set CHROMIUM to where it is`,
+      );
     this.folder = mkdtempSync(join(tmpdir(), 'assay-pages-'));
     execFileSync(process.execPath, [join(here, '../build.mjs'), this.folder]);
     this.pages = new Map();
@@ -29,8 +33,18 @@ export class Bench {
     });
     await new Promise((done) => this.server.listen(0, '127.0.0.1', done));
     this.origin = `http://127.0.0.1:${this.server.address().port}`;
-    this.browser = await puppeteer.launch({ executablePath: chromium, args: ['--no-sandbox'], protocolTimeout: 120000 });
-    await this.browser.defaultBrowserContext().overridePermissions(this.origin, ['clipboard-read', 'clipboard-write', 'clipboard-sanitized-write']);
+    this.browser = await puppeteer.launch({
+      executablePath: chromium,
+      args: ['--no-sandbox'],
+      protocolTimeout: 120000,
+    });
+    await this.browser
+      .defaultBrowserContext()
+      .overridePermissions(this.origin, [
+        'clipboard-read',
+        'clipboard-write',
+        'clipboard-sanitized-write',
+      ]);
     return this;
   }
 
@@ -40,8 +54,12 @@ export class Bench {
     if (this.folder) rmSync(this.folder, { recursive: true, force: true });
   }
 
-  template(name) { return readFileSync(join(this.folder, `${name}.html`), 'utf8'); }
-  html(template, data) { return fill(this.template(template), JSON.stringify(data)); }
+  template(name) {
+    return readFileSync(join(this.folder, `${name}.html`), 'utf8');
+  }
+  html(template, data) {
+    return fill(this.template(template), JSON.stringify(data));
+  }
   file(name, html) {
     const path = join(this.folder, name);
     writeFileSync(path, html);
@@ -50,18 +68,34 @@ export class Bench {
 
   // Opens a page that holds the data. page.finish() reports what went wrong meanwhile, and closes
   // the page.
-  async open(template, data, { hash = '', width = 1280, scheme = 'light', before, file = false } = {}) {
-    const html = this.html(template, data), path = `/${template}-${this.pages.size}.html`;
+  async open(
+    template,
+    data,
+    { hash = '', width = 1280, scheme = 'light', before, file = false } = {},
+  ) {
+    const html = this.html(template, data),
+      path = `/${template}-${this.pages.size}.html`;
     this.pages.set(path, html);
     const page = await this.browser.newPage();
     const wrong = [];
     const url = file ? `file://${this.file(path.slice(1), html)}` : this.origin + path;
-    page.on('console', (m) => { if (['error', 'warn'].includes(m.type())) wrong.push(`console: ${m.text()}`); });
+    page.on('console', (m) => {
+      if (['error', 'warn'].includes(m.type())) wrong.push(`console: ${m.text()}`);
+    });
     page.on('pageerror', (e) => wrong.push(`error: ${e.message}`));
-    page.on('dialog', (d) => { wrong.push(`dialog: ${d.message()}`); d.dismiss(); });
-    page.on('request', (r) => { if (r.url().split('#')[0] !== url && !r.url().startsWith('data:')) wrong.push(`request: ${r.url()}`); });
+    page.on('dialog', (d) => {
+      wrong.push(`dialog: ${d.message()}`);
+      d.dismiss();
+    });
+    page.on('request', (r) => {
+      if (r.url().split('#')[0] !== url && !r.url().startsWith('data:'))
+        wrong.push(`request: ${r.url()}`);
+    });
     await page.setViewport({ width, height: 900 });
-    await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }, { name: 'prefers-reduced-motion', value: 'reduce' }]);
+    await page.emulateMediaFeatures([
+      { name: 'prefers-color-scheme', value: scheme },
+      { name: 'prefers-reduced-motion', value: 'reduce' },
+    ]);
     if (before) await page.evaluateOnNewDocument(before);
     await page.goto(url + hash);
     // After another tab was closed, the tab behind it may come to the front after this one. A
@@ -77,41 +111,68 @@ export class Bench {
   }
 }
 
-export const texts = (page, selector) => page.$$eval(selector, (all) => all.map((e) => e.textContent.trim()));
+export const texts = (page, selector) =>
+  page.$$eval(selector, (all) => all.map((e) => e.textContent.trim()));
 export const text = (page, selector) => page.$eval(selector, (e) => e.textContent.trim());
 // This waits by the clock, because a page that is not in front has no frames at which it could ask.
-export const until = (page, what, ...args) => page.waitForFunction(what, { timeout: 8000, polling: 50 }, ...args);
-export const shown = (page, selector) => page.$$eval(selector, (all) => all.filter((e) => e.checkVisibility()).length);
+export const until = (page, what, ...args) =>
+  page.waitForFunction(what, { timeout: 8000, polling: 50 }, ...args);
+export const shown = (page, selector) =>
+  page.$$eval(selector, (all) => all.filter((e) => e.checkVisibility()).length);
 
 // Waits until the page has painted. The wait has an end for a page that gets no frames because it
 // is hidden or starved.
-export const painted = (page) => page.evaluate(() => Promise.race([
-  new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true)))),
-  new Promise((done) => setTimeout(() => done(false), 2000)),
-]));
+export const painted = (page) =>
+  page.evaluate(() =>
+    Promise.race([
+      new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true)))),
+      new Promise((done) => setTimeout(() => done(false), 2000)),
+    ]),
+  );
 
 // Pictures are drawn when they come near the window. So this scrolls past all of them, and again if
 // frames were missing.
 export async function drawAll(page) {
-  const drawn = () => [...document.querySelectorAll('.chart')].every((c) => !c.checkVisibility() || c.querySelector('svg'));
-  for (const end = Date.now() + 60000; ;) {
+  const drawn = () =>
+    [...document.querySelectorAll('.chart')].every(
+      (c) => !c.checkVisibility() || c.querySelector('svg'),
+    );
+  for (const end = Date.now() + 60000; ; ) {
     await page.bringToFront();
     let missing = 0;
-    for (let y = 0; y < await page.evaluate(() => document.documentElement.scrollHeight); y += 600) {
+    for (
+      let y = 0;
+      y < (await page.evaluate(() => document.documentElement.scrollHeight));
+      y += 600
+    ) {
       await page.evaluate((top) => scrollTo(0, top), y);
-      if (!await painted(page)) ++missing;
+      if (!(await painted(page))) ++missing;
     }
     await page.evaluate(() => scrollTo(0, 0));
     await painted(page);
-    if (missing === 0 || await page.evaluate(drawn)) return until(page, drawn);
-    assert.ok(Date.now() < end, `pictures are not drawn: ${missing} stops had no frame, and the page is ${await page.evaluate(() => document.visibilityState)}`);
+    if (missing === 0 || (await page.evaluate(drawn))) return until(page, drawn);
+    assert.ok(
+      Date.now() < end,
+      `pictures are not drawn: ${missing} stops had no frame, and the page is ${await page.evaluate(() => document.visibilityState)}`,
+    );
   }
 }
 
 export async function checkLayout(page) {
-  const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  const over = await page.evaluate(
+    () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  );
   assert.ok(over <= 0, `the page is ${over} pixels wider than the window`);
-  const out = await page.evaluate(() => [...document.querySelectorAll('main *')].filter((e) => e.checkVisibility() && !e.closest('.scroll, svg, .chart') && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80)));
+  const out = await page.evaluate(() =>
+    [...document.querySelectorAll('main *')]
+      .filter(
+        (e) =>
+          e.checkVisibility() &&
+          !e.closest('.scroll, svg, .chart') &&
+          e.getBoundingClientRect().right > innerWidth + 1,
+      )
+      .map((e) => e.outerHTML.slice(0, 80)),
+  );
   assert.deepEqual(out, []);
 }
 
@@ -119,16 +180,36 @@ export async function checkLayout(page) {
 export async function checkContrast(page) {
   const low = await page.evaluate(() => {
     const numbers = (c) => c.match(/[\d.]+/g).map(Number);
-    const light = (c) => { const [r, g, b] = numbers(c).map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-    const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if ((numbers(c)[3] ?? 1) > 0.99) return c; } return 'rgb(255, 255, 255)'; };
+    const light = (c) => {
+      const [r, g, b] = numbers(c)
+        .map((v) => v / 255)
+        .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+      return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const behind = (e) => {
+      for (; e; e = e.parentElement) {
+        const c = getComputedStyle(e).backgroundColor;
+        if ((numbers(c)[3] ?? 1) > 0.99) return c;
+      }
+      return 'rgb(255, 255, 255)';
+    };
     const found = new Set();
     for (const e of document.querySelectorAll('body *')) {
-      if (!e.checkVisibility() || e.closest('svg') || ![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
-      const a = light(getComputedStyle(e).color), b = light(behind(e)), ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+      if (
+        !e.checkVisibility() ||
+        e.closest('svg') ||
+        ![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())
+      )
+        continue;
+      const a = light(getComputedStyle(e).color),
+        b = light(behind(e)),
+        ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
       if (ratio < 4.5) found.add(`${e.tagName}.${e.className} ${ratio.toFixed(2)}`);
     }
     for (const t of document.querySelectorAll('svg text')) {
-      const a = light(getComputedStyle(t).fill), b = light(behind(t.closest('.chart'))), ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+      const a = light(getComputedStyle(t).fill),
+        b = light(behind(t.closest('.chart'))),
+        ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
       if (ratio < 4.5) found.add(`svg text ${t.textContent} ${ratio.toFixed(2)}`);
     }
     return [...found];
@@ -143,7 +224,11 @@ export async function checkTables(page) {
     if (!(await f.evaluate((e) => e.checkVisibility()))) continue;
     const title = await f.$eval('.title', (e) => e.textContent);
     assert.equal(await f.$eval('.chart', (e) => e.getAttribute('role')), 'img', title);
-    assert.match(await f.$eval('.chart', (e) => e.getAttribute('aria-label')), /button Table shows the numbers/, title);
+    assert.match(
+      await f.$eval('.chart', (e) => e.getAttribute('aria-label')),
+      /button Table shows the numbers/,
+      title,
+    );
     const toggle = await f.$('.toggle');
     await toggle.click();
     assert.ok((await f.$$('table tbody tr')).length > 0, `${title}: its table is empty`);
@@ -168,7 +253,14 @@ export const clipboard = (page) => page.evaluate(() => navigator.clipboard.readT
 // The texts of the data stayed texts: no script in them ran, and none became an element.
 export async function checkHarmless(page) {
   assert.equal(await page.evaluate(() => window.hacked), undefined);
-  assert.equal(await page.$$eval('img, iframe, object, main script, main b', (all) => all.length), 0);
-  const handlers = await page.evaluate(() => [...document.querySelectorAll('*')].flatMap((e) => [...e.attributes].filter((a) => a.name.startsWith('on')).map((a) => a.name)));
+  assert.equal(
+    await page.$$eval('img, iframe, object, main script, main b', (all) => all.length),
+    0,
+  );
+  const handlers = await page.evaluate(() =>
+    [...document.querySelectorAll('*')].flatMap((e) =>
+      [...e.attributes].filter((a) => a.name.startsWith('on')).map((a) => a.name),
+    ),
+  );
   assert.deepEqual(handlers, []);
 }

@@ -1,6 +1,19 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { Bench, checkContrast, checkHarmless, checkLayout, checkTables, clipboard, drawAll, fixture, screenshot, text, texts, until } from './browser.mjs';
+import {
+  Bench,
+  checkContrast,
+  checkHarmless,
+  checkLayout,
+  checkTables,
+  clipboard,
+  drawAll,
+  fixture,
+  screenshot,
+  text,
+  texts,
+  until,
+} from './browser.mjs';
 
 const bench = new Bench();
 before(() => bench.start());
@@ -8,35 +21,63 @@ after(() => bench.stop());
 
 const store = fixture('runs');
 const run = (id) => store.runs.find((r) => r.id === id);
-const failed = store.runs.find((r) => r.kind === 'check' && r.results.some((x) => x.outcome === 'fail'));
+const failed = store.runs.find(
+  (r) => r.kind === 'check' && r.results.some((x) => x.outcome === 'fail'),
+);
 const lost = failed.results.find((r) => r.outcome === 'fail');
 const open = (data, options) => bench.open('dashboard', data, options);
 const titles = (page) => texts(page, 'figure .title');
 const rows = (page) => texts(page, 'main > div .sortable tbody tr td:first-child');
 const hash = (page) => page.evaluate(() => location.hash);
-const figureOf = (page, title) => page.evaluateHandle((t) => [...document.querySelectorAll('figure')].find((f) => f.querySelector('.title').textContent.startsWith(t)), title);
+const figureOf = (page, title) =>
+  page.evaluateHandle(
+    (t) =>
+      [...document.querySelectorAll('figure')].find((f) =>
+        f.querySelector('.title').textContent.startsWith(t),
+      ),
+    title,
+  );
 async function tableOf(page, title) {
   const f = await figureOf(page, title);
   await (await f.$('.toggle')).click();
-  const cells = await f.$$eval('tbody tr', (all) => all.map((r) => [...r.children].map((c) => c.textContent)));
+  const cells = await f.$$eval('tbody tr', (all) =>
+    all.map((r) => [...r.children].map((c) => c.textContent)),
+  );
   await (await f.$('.toggle')).click();
   return cells;
 }
 
 test('the overview: accuracy, speed, faults, fuzzing, and every run', async () => {
   const page = await open(store);
-  assert.deepEqual(await titles(page), ['Accuracy', 'Speed: benchmark: seconds', 'Planted faults killed', 'Fuzzing']);
+  assert.deepEqual(await titles(page), [
+    'Accuracy',
+    'Speed: benchmark: seconds',
+    'Planted faults killed',
+    'Fuzzing',
+  ]);
   assert.deepEqual(await rows(page), store.runs.map((r) => `${r.id}`).reverse());
   assert.match(await text(page, 'header'), /28 runs, as of 2026-01-12/);
   // The worst and the median of a run, computed by hand.
-  const accuracy = await tableOf(page, 'Accuracy'), first = run(1).results.filter((r) => r.dtype === 'f32').map((r) => r.worst_ratio).sort((a, b) => a - b);
-  const of = (what) => Number(accuracy.find((r) => r[2] === '1' && r[3] === `host · f32 · AMD EPYC, ${what}`)[4]);
+  const accuracy = await tableOf(page, 'Accuracy'),
+    first = run(1)
+      .results.filter((r) => r.dtype === 'f32')
+      .map((r) => r.worst_ratio)
+      .sort((a, b) => a - b);
+  const of = (what) =>
+    Number(accuracy.find((r) => r[2] === '1' && r[3] === `host · f32 · AMD EPYC, ${what}`)[4]);
   assert.ok(Math.abs(of('worst') - first.at(-1)) < 1e-3);
   assert.ok(Math.abs(of('median') - (first[0] + first[1]) / 2) < 1e-3);
   // Only the failing run is beyond the bound.
-  assert.deepEqual([...new Set(accuracy.filter((r) => Number(r[4]) > 1).map((r) => r[2]))], [`${failed.id}`]);
-  const faults = await tableOf(page, 'Planted faults'), hunted = store.runs.find((r) => r.kind === 'faults');
-  assert.equal(faults[0][4], `${(100 * hunted.results.filter((r) => r.outcome === 'killed').length) / hunted.results.filter((r) => r.outcome !== 'equivalent').length} %`);
+  assert.deepEqual(
+    [...new Set(accuracy.filter((r) => Number(r[4]) > 1).map((r) => r[2]))],
+    [`${failed.id}`],
+  );
+  const faults = await tableOf(page, 'Planted faults'),
+    hunted = store.runs.find((r) => r.kind === 'faults');
+  assert.equal(
+    faults[0][4],
+    `${(100 * hunted.results.filter((r) => r.outcome === 'killed').length) / hunted.results.filter((r) => r.outcome !== 'equivalent').length} %`,
+  );
   const fuzz = await tableOf(page, 'Fuzzing');
   assert.equal(fuzz.filter((r) => r.at(-1) === 'finding').length, 1);
   await page.finish();
@@ -45,10 +86,19 @@ test('the overview: accuracy, speed, faults, fuzzing, and every run', async () =
 for (const scheme of ['light', 'dark'])
   for (const width of [1280, 360])
     test(`${scheme}, ${width} pixels: fits, can be read, every picture has its table`, async () => {
-      for (const [name, at] of [['runs', ''], ['runs', `#run=${failed.id}`], ['runs', `#run=${failed.id}&case=${encodeURIComponent(lost.name)}`], ['runs-one', ''], ['runs-none', '']]) {
+      for (const [name, at] of [
+        ['runs', ''],
+        ['runs', `#run=${failed.id}`],
+        ['runs', `#run=${failed.id}&case=${encodeURIComponent(lost.name)}`],
+        ['runs-one', ''],
+        ['runs-none', ''],
+      ]) {
         const page = await open(fixture(name), { scheme, width, hash: at });
         await drawAll(page);
-        await screenshot(page, `dashboard-${name}${at.includes('case') ? '-case' : at ? '-run' : ''}-${scheme}-${width}`);
+        await screenshot(
+          page,
+          `dashboard-${name}${at.includes('case') ? '-case' : at ? '-run' : ''}-${scheme}-${width}`,
+        );
         await checkLayout(page);
         await checkContrast(page);
         assert.equal(await page.evaluate(() => document.getAnimations().length), 0);
@@ -61,7 +111,10 @@ for (const scheme of ['light', 'dark'])
 test('selectors narrow pictures and runs; back and forward follow', async () => {
   const page = await open(store);
   await page.select('[name=candidate]', 'peer:torch');
-  const torch = store.runs.filter((r) => r.candidate === 'peer:torch').map((r) => `${r.id}`).reverse();
+  const torch = store.runs
+    .filter((r) => r.candidate === 'peer:torch')
+    .map((r) => `${r.id}`)
+    .reverse();
   assert.deepEqual(await rows(page), torch);
   assert.deepEqual(await titles(page), ['Accuracy', 'Speed: check: candidate seconds']);
   assert.equal(await page.evaluate(() => document.activeElement.name ?? ''), '');
@@ -71,9 +124,17 @@ test('selectors narrow pictures and runs; back and forward follow', async () => 
   await until(page, () => document.querySelector('[name=dtype]').value === '');
   assert.ok((await tableOf(page, 'Accuracy')).some((r) => r[3].startsWith('peer:torch · f32')));
   await page.goBack();
-  await until(page, (n) => document.querySelectorAll('.sortable tbody tr').length === n, store.runs.length);
+  await until(
+    page,
+    (n) => document.querySelectorAll('.sortable tbody tr').length === n,
+    store.runs.length,
+  );
   await page.goForward();
-  await until(page, (n) => document.querySelectorAll('.sortable tbody tr').length === n, torch.length);
+  await until(
+    page,
+    (n) => document.querySelectorAll('.sortable tbody tr').length === n,
+    torch.length,
+  );
   await page.select('[name=candidate]', '');
   await page.select('[name=machine]', 'Neoverse V2, 8 threads, 14.2.0, Release');
   assert.deepEqual(await rows(page), ['28']);
@@ -85,8 +146,15 @@ test('selectors narrow pictures and runs; back and forward follow', async () => 
 test('a filter by name keeps the focus while it draws', async () => {
   const page = await open(store);
   await page.type('[name=filter]', 'backward', { delay: 30 });
-  const expected = store.runs.filter((r) => r.results.some((x) => x.name.includes('backward'))).map((r) => `${r.id}`).reverse();
-  await until(page, (n) => document.querySelectorAll('.sortable tbody tr').length === n, expected.length);
+  const expected = store.runs
+    .filter((r) => r.results.some((x) => x.name.includes('backward')))
+    .map((r) => `${r.id}`)
+    .reverse();
+  await until(
+    page,
+    (n) => document.querySelectorAll('.sortable tbody tr').length === n,
+    expected.length,
+  );
   assert.deepEqual(await rows(page), expected);
   assert.equal(await page.$eval('[name=filter]', (e) => e.value), 'backward');
   assert.equal(await page.evaluate(() => document.activeElement.name), 'filter');
@@ -101,7 +169,10 @@ test('speed by other measures, and along commits', async () => {
   await page.select('[name=measure]', 'benchmark: fraction_of_peak');
   const benchmark = store.runs.find((r) => r.kind === 'benchmark');
   const table = await tableOf(page, 'Speed: benchmark: fraction_of_peak');
-  assert.equal(Number(table.find((r) => r[2] === `${benchmark.id}`)[4]), benchmark.results[0].counters.fraction_of_peak);
+  assert.equal(
+    Number(table.find((r) => r[2] === `${benchmark.id}`)[4]),
+    benchmark.results[0].counters.fraction_of_peak,
+  );
   // Many cases are shown relative to their own first time, so the first run is 1.
   await page.select('[name=measure]', 'check: candidate seconds');
   const relative = await tableOf(page, 'Speed: check');
@@ -121,20 +192,30 @@ test('a point opens its run, a run its cases, a case its history; back leads bac
   // This is the last of three places.
   await page.mouse.click(box.x + 66 + (box.width - 82) * 0.83, box.y + 120);
   const last = store.runs.filter((r) => r.kind === 'faults').at(-1);
-  await until(page, (id) => location.hash === `#run=${id}` && document.querySelector('main h2[tabindex]'), last.id);
+  await until(
+    page,
+    (id) => location.hash === `#run=${id}` && document.querySelector('main h2[tabindex]'),
+    last.id,
+  );
   assert.match(await text(page, 'main h2'), new RegExp(`^Run ${last.id}: faults`));
   assert.equal((await page.$$('.sortable tbody tr')).length, last.results.length);
   await page.goBack();
   await until(page, () => document.querySelector('figure'));
-  await until(page, () => scrollY > 200);  // the overview is where it was
+  await until(page, () => scrollY > 200); // the overview is where it was
   await page.click('[aria-label="Run 16"]');
   await until(page, () => location.hash === '#run=16' && document.querySelector('.caseline a'));
   await page.focus('.caseline a');
   await page.keyboard.press('Enter');
-  await until(page, () => /run=16&case=/.test(location.hash) && document.querySelector('.line code'));
+  await until(
+    page,
+    () => /run=16&case=/.test(location.hash) && document.querySelector('.line code'),
+  );
   const name = run(16).results[0].name;
   assert.equal((await texts(page, '.line code'))[0], name);
-  assert.equal((await page.$$('.scroll:not([hidden]) > table tbody tr')).length, store.runs.filter((r) => r.results.some((x) => x.name === name)).length);
+  assert.equal(
+    (await page.$$('.scroll:not([hidden]) > table tbody tr')).length,
+    store.runs.filter((r) => r.results.some((x) => x.name === name)).length,
+  );
   await page.goBack();
   await until(page, () => location.hash === '#run=16' && document.querySelector('.sortable'));
   await page.click('.back');
@@ -143,7 +224,10 @@ test('a point opens its run, a run its cases, a case its history; back leads bac
 });
 
 test('a link to a case shows its history, its reason and its command', async () => {
-  for (const at of [`#run=${failed.id}&case=${encodeURIComponent(lost.name)}`, `#run=${failed.id}&case=${encodeURIComponent(lost.name).replaceAll('%20', ' ')}`]) {
+  for (const at of [
+    `#run=${failed.id}&case=${encodeURIComponent(lost.name)}`,
+    `#run=${failed.id}&case=${encodeURIComponent(lost.name).replaceAll('%20', ' ')}`,
+  ]) {
     const page = await open(store, { hash: at });
     await page.bringToFront();
     assert.ok((await text(page, 'main')).includes(lost.reason));
@@ -152,7 +236,9 @@ test('a link to a case shows its history, its reason and its command', async () 
     assert.equal(table.find((r) => r[2] === `${failed.id}`)[4], '476');
     assert.ok(table.length >= 16);
     await page.click('[aria-label="Copy command that reproduces it"]');
-    await until(page, () => [...document.querySelectorAll('.said')].some((s) => s.textContent === 'copied'));
+    await until(page, () =>
+      [...document.querySelectorAll('.said')].some((s) => s.textContent === 'copied'),
+    );
     assert.equal(await clipboard(page), lost.reproduce);
     await page.finish();
   }
@@ -163,7 +249,10 @@ test('how many elements were compared, and nothing where nobody counted', async 
   data.runs.find((r) => r.id === failed.id).results[1].compared = 12345;
   const page = await open(data, { hash: `#run=${failed.id}` });
   const column = (await texts(page, '.sortable th')).findIndex((t) => t.startsWith('compared')) + 1;
-  assert.deepEqual(await texts(page, `.sortable tbody td:nth-child(${column})`), failed.results.map((_, k) => (k === 1 ? '12,345' : '')));
+  assert.deepEqual(
+    await texts(page, `.sortable tbody td:nth-child(${column})`),
+    failed.results.map((_, k) => (k === 1 ? '12,345' : '')),
+  );
   await page.finish();
 });
 
@@ -197,16 +286,26 @@ test('no run, one run, and addresses that lead nowhere say so', async () => {
   const wrong = await open(store, { hash: '#run=999' });
   assert.match(await text(wrong, 'main'), /There is no run 999/);
   await wrong.finish();
-  const nowhere = await open(store, { hash: '#run=1&case=%3Cimg%20src%3Dx%20onerror%3Dhacked%3D1%3E' });
+  const nowhere = await open(store, {
+    hash: '#run=1&case=%3Cimg%20src%3Dx%20onerror%3Dhacked%3D1%3E',
+  });
   assert.match(await text(nowhere, 'main'), /No run of the store has this case/);
   await checkHarmless(nowhere);
   await nowhere.finish();
 });
 
 test('texts of the data stay text', async () => {
-  const data = fixture('runs-hostile'), evil = data.runs[0].title;
+  const data = fixture('runs-hostile'),
+    evil = data.runs[0].title;
   for (const width of [1280, 360])
-    for (const at of ['', '#run=1', '#run=2', '#run=4', `#run=1&case=${encodeURIComponent(evil)}`, `#run=1&case=${encodeURIComponent(data.runs[0].results[1].name)}`]) {
+    for (const at of [
+      '',
+      '#run=1',
+      '#run=2',
+      '#run=4',
+      `#run=1&case=${encodeURIComponent(evil)}`,
+      `#run=1&case=${encodeURIComponent(data.runs[0].results[1].name)}`,
+    ]) {
       const page = await open(data, { width, hash: at });
       await drawAll(page);
       for (const f of await page.$$('figure .chart')) {
@@ -217,7 +316,8 @@ test('texts of the data stay text', async () => {
       await screenshot(page, `dashboard-hostile${at.slice(0, 12).replace(/\W/g, '-')}-${width}`);
       await checkHarmless(page);
       await checkLayout(page);
-      if (at.length < 200) assert.ok((await page.$eval('body', (e) => e.textContent)).includes(evil), at);
+      if (at.length < 200)
+        assert.ok((await page.$eval('body', (e) => e.textContent)).includes(evil), at);
       await page.finish();
     }
 });
@@ -228,41 +328,99 @@ test('by keyboard alone: every control is reached and the focus is seen', async 
   for (let i = 0; i < 40; i++) {
     await page.keyboard.press('Tab');
     const at = await page.evaluate(() => {
-      const e = document.activeElement, style = getComputedStyle(e);
-      return { what: e.name || e.dataset?.sort || e.className || e.getAttribute('aria-label') || e.tagName, outline: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2 };
+      const e = document.activeElement,
+        style = getComputedStyle(e);
+      return {
+        what: e.name || e.dataset?.sort || e.className || e.getAttribute('aria-label') || e.tagName,
+        outline: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2,
+      };
     });
     assert.ok(at.outline, `${at.what} shows no focus`);
     seen.add(at.what);
   }
-  for (const what of ['scheme', 'candidate', 'dtype', 'machine', 'kind', 'along', 'filter', 'toggle', 'measure', 'worst', 'Run 28']) assert.ok(seen.has(what), `${what} is not reached`);
+  for (const what of [
+    'scheme',
+    'candidate',
+    'dtype',
+    'machine',
+    'kind',
+    'along',
+    'filter',
+    'toggle',
+    'measure',
+    'worst',
+    'Run 28',
+  ])
+    assert.ok(seen.has(what), `${what} is not reached`);
   await page.finish();
 });
 
 test('500 runs of 400 results cost a small multiple of reading them, and answer', async (t) => {
-  const results = Array.from({ length: 400 }, (_, k) => ({ name: `attention b=2 h=6/2 l=${k + 1}x${k + 53} d=40/72 dtype=${['f32', 'f16', 'bf16'][k % 3]} causal window=16,0 bias=normal scores=negative seed=${k} layout=q:padded,k:strided`,
-    dtype: ['f32', 'f16', 'bf16'][k % 3], outcome: 'pass', reason: 'every element is inside its bound', reproduce: `assay check --candidate host --case 'attention b=2 h=6/2 l=${k + 1}x${k + 53} d=40/72 causal'`, worst_output: 'O', worst_ratio: (k % 97) / 100, seconds: 0.001 * (1 + (k % 7)) }));
-  const data = { generated: '', runs: Array.from({ length: 500 }, (_, i) => ({ ...run(1), id: i + 1, candidate: i % 2 ? 'host' : 'peer:torch', commit: `${i}`, started: new Date(Date.UTC(2025, 0, 1 + i)).toISOString(), results })) };
+  const results = Array.from({ length: 400 }, (_, k) => ({
+    name: `attention b=2 h=6/2 l=${k + 1}x${k + 53} d=40/72 dtype=${['f32', 'f16', 'bf16'][k % 3]} causal window=16,0 bias=normal scores=negative seed=${k} layout=q:padded,k:strided`,
+    dtype: ['f32', 'f16', 'bf16'][k % 3],
+    outcome: 'pass',
+    reason: 'every element is inside its bound',
+    reproduce: `assay check --candidate host --case 'attention b=2 h=6/2 l=${k + 1}x${k + 53} d=40/72 causal'`,
+    worst_output: 'O',
+    worst_ratio: (k % 97) / 100,
+    seconds: 0.001 * (1 + (k % 7)),
+  }));
+  const data = {
+    generated: '',
+    runs: Array.from({ length: 500 }, (_, i) => ({
+      ...run(1),
+      id: i + 1,
+      candidate: i % 2 ? 'host' : 'peer:torch',
+      commit: `${i}`,
+      started: new Date(Date.UTC(2025, 0, 1 + i)).toISOString(),
+      results,
+    })),
+  };
   const page = await open(data);
   await page.waitForSelector('.sortable');
   // The machine may be busy or slow, so the unit of time is what the browser needs to parse the
   // data here and now.
-  const parse = () => page.evaluate(() => { const t = performance.now(); JSON.parse(document.getElementById('data').textContent); return performance.now() - t; });
-  const { ScriptDuration, LayoutDuration, RecalcStyleDuration } = await page.metrics(), drawn = 1000 * (ScriptDuration + LayoutDuration + RecalcStyleDuration);
+  const parse = () =>
+    page.evaluate(() => {
+      const t = performance.now();
+      JSON.parse(document.getElementById('data').textContent);
+      return performance.now() - t;
+    });
+  const { ScriptDuration, LayoutDuration, RecalcStyleDuration } = await page.metrics(),
+    drawn = 1000 * (ScriptDuration + LayoutDuration + RecalcStyleDuration);
   const before = await parse();
-  const took = await page.evaluate(() => { const t = performance.now(), s = document.querySelector('[name=dtype]'); s.value = 'bf16'; s.dispatchEvent(new Event('change')); return performance.now() - t; });
+  const took = await page.evaluate(() => {
+    const t = performance.now(),
+      s = document.querySelector('[name=dtype]');
+    s.value = 'bf16';
+    s.dispatchEvent(new Event('change'));
+    return performance.now() - t;
+  });
   const unit = Math.max(before, await parse());
-  t.diagnostic(`parse ${unit.toFixed(0)} ms, drawn in ${drawn.toFixed(0)} ms, a filter ${took.toFixed(0)} ms`);
+  t.diagnostic(
+    `parse ${unit.toFixed(0)} ms, drawn in ${drawn.toFixed(0)} ms, a filter ${took.toFixed(0)} ms`,
+  );
   assert.ok(drawn < 20 * unit, `${drawn / unit} times the parse until it is drawn`);
   assert.ok(took < 10 * unit, `${took / unit} times the parse for a filter`);
-  await page.evaluate((name) => { location.hash = `run=12&case=${encodeURIComponent(name)}`; }, results[7].name);
-  await until(page, () => document.querySelectorAll('.scroll:not([hidden]) > table tbody tr').length === 500);
+  await page.evaluate((name) => {
+    location.hash = `run=12&case=${encodeURIComponent(name)}`;
+  }, results[7].name);
+  await until(
+    page,
+    () => document.querySelectorAll('.scroll:not([hidden]) > table tbody tr').length === 500,
+  );
   await drawAll(page);
   await page.finish();
 });
 
 test('a run that did not pass as a whole is not shown as good', async () => {
   const data = fixture('runs-one');
-  for (const [outcome, kind, words] of [['pass', 'good', '4 of 4 passed'], ['inconclusive', 'open', '3 of 4 passed'], ['fail', 'bad', '1 of 4 failed']]) {
+  for (const [outcome, kind, words] of [
+    ['pass', 'good', '4 of 4 passed'],
+    ['inconclusive', 'open', '3 of 4 passed'],
+    ['fail', 'bad', '1 of 4 failed'],
+  ]) {
     data.runs[0].results[1].outcome = outcome;
     const page = await open(data, { hash: '#run=1' });
     assert.equal(await text(page, `.verdict.${kind} .words`), words);
@@ -271,9 +429,16 @@ test('a run that did not pass as a whole is not shown as good', async () => {
 });
 
 test('texts of a store may be listed once', async () => {
-  const data = structuredClone(store), strings = [];
-  for (const r of data.runs) for (const x of r.results) for (const k of ['name', 'reason', 'reproduce']) if (x[k] !== undefined) strings.push(x[k]), (x[k] = strings.length - 1);
-  const page = await open({ ...data, strings }, { hash: `#run=${failed.id}&case=${encodeURIComponent(lost.name)}` });
+  const data = structuredClone(store),
+    strings = [];
+  for (const r of data.runs)
+    for (const x of r.results)
+      for (const k of ['name', 'reason', 'reproduce'])
+        if (x[k] !== undefined) (strings.push(x[k]), (x[k] = strings.length - 1));
+  const page = await open(
+    { ...data, strings },
+    { hash: `#run=${failed.id}&case=${encodeURIComponent(lost.name)}` },
+  );
   const all = await text(page, 'main');
   for (const part of [lost.reason, lost.reproduce]) assert.ok(all.includes(part));
   assert.equal(await hash(page), `#run=${failed.id}&case=${encodeURIComponent(lost.name)}`);

@@ -1,13 +1,30 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { Bench, checkContrast, checkHarmless, checkLayout, checkTables, clipboard, drawAll, fixture, painted, screenshot, shown, text, texts, until } from './browser.mjs';
+import {
+  Bench,
+  checkContrast,
+  checkHarmless,
+  checkLayout,
+  checkTables,
+  clipboard,
+  drawAll,
+  fixture,
+  painted,
+  screenshot,
+  shown,
+  text,
+  texts,
+  until,
+} from './browser.mjs';
 
 const bench = new Bench();
 before(() => bench.start());
 after(() => bench.stop());
 
 const run = fixture('report');
-const failing = run.results.map((r, i) => ({ ...r, number: i + 1 })).filter((r) => r.outcome === 'fail');
+const failing = run.results
+  .map((r, i) => ({ ...r, number: i + 1 }))
+  .filter((r) => r.outcome === 'fail');
 const open = (data, options) => bench.open('report', data, options);
 const rows = (page) => texts(page, '#case-table tbody tr td:first-child');
 
@@ -18,26 +35,54 @@ test('the page begins with the verdict and says all that a run says', async () =
   assert.equal(await text(page, '#sentence'), run.summary.sentence);
   // Failures come first, each with its reason.
   assert.equal(await page.$eval('section h2', (e) => e.id), 'failures');
-  assert.deepEqual(await texts(page, '.failure > summary strong'), failing.map((f) => f.reason));
+  assert.deepEqual(
+    await texts(page, '.failure > summary strong'),
+    failing.map((f) => f.reason),
+  );
   const all = await text(page, 'main');
-  for (const [name, cells] of Object.entries(run.summary.adequacy)) assert.ok(all.includes(`${name}`) && all.includes(cells.shown.toLocaleString('en-US')), name);
-  for (const value of Object.values(run.machine)) assert.ok(all.includes(String(value)), String(value));
+  for (const [name, cells] of Object.entries(run.summary.adequacy))
+    assert.ok(all.includes(`${name}`) && all.includes(cells.shown.toLocaleString('en-US')), name);
+  for (const value of Object.values(run.machine))
+    assert.ok(all.includes(String(value)), String(value));
   for (const r of run.results) assert.ok(all.includes(r.case), r.case);
   assert.match(all, /A pass says as much as the faults it could have shown/);
-  assert.match(all, /shown means that some case of the run would have moved an output by more than twice its bound/);
+  assert.match(
+    all,
+    /shown means that some case of the run would have moved an output by more than twice its bound/,
+  );
   assert.match(all, /1 would be the bound itself; a case judged without tolerance alone has none/);
-  assert.deepEqual((await texts(page, '#case-table th button')).map((t) => t.replace(/[↕↑↓]/, '')), ['case', 'outcome', 'dtype', 'worst', 'O', 'LSE', 'gradients', 'C', 'candidate', 'case line']);
+  assert.deepEqual(
+    (await texts(page, '#case-table th button')).map((t) => t.replace(/[↕↑↓]/, '')),
+    ['case', 'outcome', 'dtype', 'worst', 'O', 'LSE', 'gradients', 'C', 'candidate', 'case line'],
+  );
   await page.finish();
 });
 
 test('a failure shows its element, its lines and its pictures', async () => {
   const page = await open(run);
   const first = await text(page, '.failure .first');
-  for (const part of ['b=0, h=0, row=53', '0.0175257921', '-inf', 'LSE of a row without weight is not -inf']) assert.ok(first.includes(part), part);
+  for (const part of [
+    'b=0, h=0, row=53',
+    '0.0175257921',
+    '-inf',
+    'LSE of a row without weight is not -inf',
+  ])
+    assert.ok(first.includes(part), part);
   assert.ok((await texts(page, '.failure .line code')).includes(failing[0].shrunk));
   assert.ok((await texts(page, '.failure .line code')).includes(failing[0].reproduce));
   const figures = await texts(page, '.failure[open] figcaption .title');
-  assert.deepEqual(figures, ['O, b=1, h=2', 'O, b=0, h=1', 'LSE, b=0, h=1', 'LSE, b=1, h=2', 'O by head', 'LSE by head', 'O by tile of query rows', 'O: errors in ulps', 'LSE: errors in ulps', 'Mask, b=0, h=0']);
+  assert.deepEqual(figures, [
+    'O, b=1, h=2',
+    'O, b=0, h=1',
+    'LSE, b=0, h=1',
+    'LSE, b=1, h=2',
+    'O by head',
+    'LSE by head',
+    'O by tile of query rows',
+    'O: errors in ulps',
+    'LSE: errors in ulps',
+    'Mask, b=0, h=0',
+  ]);
   // The next one is filled when it is opened, also by keyboard.
   assert.equal(await shown(page, '.failure:nth-of-type(2) .line'), 0);
   await page.focus('.failure:nth-of-type(2) > summary');
@@ -50,45 +95,95 @@ test('a heat map draws every cell and crosses those beyond the bound', async () 
   const page = await open(run, { hash: '#case=2' });
   await drawAll(page);
   for (const [i, map] of run.results[1].maps.entries()) {
-    const cells = map.cells.flat(), bad = cells.filter((c) => c !== null && !(typeof c === 'number' && c <= 1)).length;
+    const cells = map.cells.flat(),
+      bad = cells.filter((c) => c !== null && !(typeof c === 'number' && c <= 1)).length;
     // A cross has two lines, and a cell that is not judged has one.
-    const drawn = await page.$$eval('figure.map', (all, n) => {
-      const paths = [...all[n].querySelectorAll('svg path')].map((p) => p.getAttribute('d'));
-      return { cells: paths.filter((d) => /[zZ]$/.test(d)).length, lines: paths.filter((d) => /^M[-\d. ]+L[-\d. ]+$/.test(d)).length };
-    }, i);
+    const drawn = await page.$$eval(
+      'figure.map',
+      (all, n) => {
+        const paths = [...all[n].querySelectorAll('svg path')].map((p) => p.getAttribute('d'));
+        return {
+          cells: paths.filter((d) => /[zZ]$/.test(d)).length,
+          lines: paths.filter((d) => /^M[-\d. ]+L[-\d. ]+$/.test(d)).length,
+        };
+      },
+      i,
+    );
     assert.ok(drawn.cells >= cells.length, `${drawn.cells} of ${cells.length} cells`);
-    assert.ok(drawn.lines >= 2 * bad + cells.filter((c) => c === null).length, `${drawn.lines} lines, ${bad} bad cells`);
+    assert.ok(
+      drawn.lines >= 2 * bad + cells.filter((c) => c === null).length,
+      `${drawn.lines} lines, ${bad} bad cells`,
+    );
     // The colours of the legend occur as often as the numbers say.
-    const limits = [['h0', 0.01], ['h1', 0.03], ['h2', 0.1], ['h3', 0.3], ['h4', 1], ['f0', 10], ['f1', 1000], ['f2', Infinity]];
+    const limits = [
+      ['h0', 0.01],
+      ['h1', 0.03],
+      ['h2', 0.1],
+      ['h3', 0.3],
+      ['h4', 1],
+      ['f0', 10],
+      ['f1', 1000],
+      ['f2', Infinity],
+    ];
     const shade = (r) => (typeof r === 'number' ? limits.find(([, limit]) => r <= limit)[0] : 'fx');
     for (const name of [...limits.map(([n]) => n), 'fx']) {
-      const painted = await page.$$eval('figure.map', (all, n, swatch) => {
-        const fill = getComputedStyle(document.querySelector(`.swatch.${swatch}`)).backgroundColor;
-        return [...all[n].querySelectorAll('svg path')].filter((p) => getComputedStyle(p).fill === fill).length;
-      }, i, name);
-      assert.equal(painted, cells.filter((r) => r !== null && shade(r) === name).length, `cells in ${name}`);
+      const painted = await page.$$eval(
+        'figure.map',
+        (all, n, swatch) => {
+          const fill = getComputedStyle(
+            document.querySelector(`.swatch.${swatch}`),
+          ).backgroundColor;
+          return [...all[n].querySelectorAll('svg path')].filter(
+            (p) => getComputedStyle(p).fill === fill,
+          ).length;
+        },
+        i,
+        name,
+      );
+      assert.equal(
+        painted,
+        cells.filter((r) => r !== null && shade(r) === name).length,
+        `cells in ${name}`,
+      );
     }
-    assert.match(await page.$$eval('figure.map .note', (all, n) => all[n].textContent, i), new RegExp(`^${bad.toLocaleString('en-US')} cells? of`));
+    assert.match(
+      await page.$$eval('figure.map .note', (all, n) => all[n].textContent, i),
+      new RegExp(`^${bad.toLocaleString('en-US')} cells? of`),
+    );
   }
-  assert.match(await text(page, '.legend'), /≤ 0.01.*≤ 1.*outside, with a cross.*inf or nan.*not judged/);
+  assert.match(
+    await text(page, '.legend'),
+    /≤ 0.01.*≤ 1.*outside, with a cross.*inf or nan.*not judged/,
+  );
   // The table has the same numbers.
-  const figure = (await page.$$('figure.map'))[0], map = run.results[1].maps[0];
+  const figure = (await page.$$('figure.map'))[0],
+    map = run.results[1].maps[0];
   await (await figure.$('.toggle')).click();
   assert.equal((await figure.$$('tbody tr')).length, map.cells.length);
   assert.equal((await figure.$$('tbody tr:first-child td')).length, map.cells[0].length + 1);
-  assert.equal(await figure.$eval('tbody tr:nth-child(21) td:nth-child(2)', (e) => e.textContent), String(map.cells[20][0]));
+  assert.equal(
+    await figure.$eval('tbody tr:nth-child(21) td:nth-child(2)', (e) => e.textContent),
+    String(map.cells[20][0]),
+  );
   // A cell says what it is.
   await (await figure.$('.toggle')).click();
   const box = await (await figure.$('.chart')).boundingBox();
   await page.mouse.move(box.x + 120, box.y + 130);
-  await until(page, () => /row \d+.*column.*error \/ bound/s.test(document.querySelector('.tip')?.textContent ?? ''));
+  await until(page, () =>
+    /row \d+.*column.*error \/ bound/s.test(document.querySelector('.tip')?.textContent ?? ''),
+  );
   await page.finish();
 });
 
 for (const scheme of ['light', 'dark'])
   for (const width of [1280, 360])
     test(`${scheme}, ${width} pixels: fits, can be read, every picture has its table`, async () => {
-      for (const [name, hash] of [['report', ''], ['report', '#case=2'], ['pass', ''], ['empty', '']]) {
+      for (const [name, hash] of [
+        ['report', ''],
+        ['report', '#case=2'],
+        ['pass', ''],
+        ['empty', ''],
+      ]) {
         const page = await open(fixture(name), { scheme, width, hash });
         await drawAll(page);
         await screenshot(page, `report-${name}${hash ? '-case' : ''}-${scheme}-${width}`);
@@ -106,18 +201,31 @@ test('the copy button puts the line on the clipboard', async () => {
   const page = await open(run);
   await page.bringToFront();
   await page.click('.failure [aria-label="Copy command that reproduces it"]');
-  await until(page, () => [...document.querySelectorAll('.said')].some((s) => s.textContent === 'copied'));
+  await until(page, () =>
+    [...document.querySelectorAll('.said')].some((s) => s.textContent === 'copied'),
+  );
   assert.equal(await clipboard(page), failing[0].reproduce);
-  assert.equal(await page.evaluate(() => getSelection().toString()), '', 'not by the way without a clipboard');
+  assert.equal(
+    await page.evaluate(() => getSelection().toString()),
+    '',
+    'not by the way without a clipboard',
+  );
   await page.focus('.failure [aria-label="Copy shrunk case line"]');
   await page.keyboard.press('Enter');
-  await until(page, () => navigator.clipboard.readText().then((t) => t.startsWith('attention b=1 h=1 l=1x2')));
+  await until(page, () =>
+    navigator.clipboard.readText().then((t) => t.startsWith('attention b=1 h=1 l=1x2')),
+  );
   assert.equal(await clipboard(page), failing[0].shrunk);
   await page.finish();
 });
 
 test('without a clipboard the line is selected', async () => {
-  const page = await open(run, { before: () => { Object.defineProperty(navigator, 'clipboard', { value: undefined }); document.execCommand = () => false; } });
+  const page = await open(run, {
+    before: () => {
+      Object.defineProperty(navigator, 'clipboard', { value: undefined });
+      document.execCommand = () => false;
+    },
+  });
   await page.click('.failure [aria-label="Copy command that reproduces it"]');
   await until(page, () => getSelection().toString().length > 0);
   assert.equal(await page.evaluate(() => getSelection().toString()), failing[0].reproduce);
@@ -128,26 +236,52 @@ test('without a clipboard the line is selected', async () => {
 test('filters and order are in the address; back and forward follow', async () => {
   const page = await open(run);
   await page.type('[name=filter]', 'dtype=BF16  causal');
-  const expected = run.results.filter((r) => /dtype=bf16/.test(r.case) && /causal/.test(`${r.case} ${r.reason}`));
-  await until(page, (n) => document.querySelectorAll('#case-table tbody tr').length === n, expected.length);
+  const expected = run.results.filter(
+    (r) => /dtype=bf16/.test(r.case) && /causal/.test(`${r.case} ${r.reason}`),
+  );
+  await until(
+    page,
+    (n) => document.querySelectorAll('#case-table tbody tr').length === n,
+    expected.length,
+  );
   assert.equal(await page.evaluate(() => document.activeElement.name), 'filter');
   assert.match(await page.evaluate(() => location.hash), /filter=dtype/);
-  await page.$eval('[name=filter]', (e) => { e.value = ''; e.dispatchEvent(new Event('input')); });
+  await page.$eval('[name=filter]', (e) => {
+    e.value = '';
+    e.dispatchEvent(new Event('input'));
+  });
   assert.equal((await rows(page)).length, run.results.length);
   await page.select('[name=outcome]', 'fail');
-  assert.deepEqual(await rows(page), failing.map((f) => `${f.number}`));
-  assert.match(await text(page, '#cases ~ [role=status]'), new RegExp(`^${failing.length} of ${run.results.length}`));
+  assert.deepEqual(
+    await rows(page),
+    failing.map((f) => `${f.number}`),
+  );
+  assert.match(
+    await text(page, '#cases ~ [role=status]'),
+    new RegExp(`^${failing.length} of ${run.results.length}`),
+  );
   await page.select('[name=dtype]', 'bf16');
   const both = failing.filter((f) => f.dtype === 'bf16').map((f) => `${f.number}`);
   assert.deepEqual(await rows(page), both);
   await page.goBack();
-  await until(page, (n) => document.querySelectorAll('#case-table tbody tr').length === n, failing.length);
+  await until(
+    page,
+    (n) => document.querySelectorAll('#case-table tbody tr').length === n,
+    failing.length,
+  );
   assert.equal(await page.$eval('[name=dtype]', (e) => e.value), '');
   await page.goForward();
-  await until(page, (n) => document.querySelectorAll('#case-table tbody tr').length === n, both.length);
+  await until(
+    page,
+    (n) => document.querySelectorAll('#case-table tbody tr').length === n,
+    both.length,
+  );
   assert.equal(await page.$eval('[name=outcome]', (e) => e.value), 'fail');
   await page.type('[name=filter]', 'nothing fits this');
-  await until(page, () => document.querySelector('#case-table').textContent === 'No case fits the filter.');
+  await until(
+    page,
+    () => document.querySelector('#case-table').textContent === 'No case fits the filter.',
+  );
   await page.finish();
 });
 
@@ -156,20 +290,43 @@ test('the table sorts by a click, and by keyboard; the largest comes first, and 
   data.results[5].worst = { O: { ratio: 'nan' } };
   const page = await open(data);
   await page.click('[data-sort=worst]');
-  assert.equal(await page.$eval('th:has([data-sort=worst])', (e) => e.getAttribute('aria-sort')), 'descending');
-  const worst = async () => (await texts(page, '#case-table tbody tr td:nth-child(4)')).map((t) => (t === '' ? -1 : t === 'nan' || t === 'inf' ? Infinity : Number(t)));
+  assert.equal(
+    await page.$eval('th:has([data-sort=worst])', (e) => e.getAttribute('aria-sort')),
+    'descending',
+  );
+  const worst = async () =>
+    (await texts(page, '#case-table tbody tr td:nth-child(4)')).map((t) =>
+      t === '' ? -1 : t === 'nan' || t === 'inf' ? Infinity : Number(t),
+    );
   let values = await worst();
   assert.equal(values[0], Infinity);
-  assert.deepEqual(values, [...values].sort((a, b) => (a === b ? 0 : b - a)));
-  assert.equal(await page.evaluate(() => document.activeElement.dataset.sort), 'worst', 'the focus stays');
+  assert.deepEqual(
+    values,
+    [...values].sort((a, b) => (a === b ? 0 : b - a)),
+  );
+  assert.equal(
+    await page.evaluate(() => document.activeElement.dataset.sort),
+    'worst',
+    'the focus stays',
+  );
   await page.keyboard.press('Enter');
   values = await worst();
-  assert.deepEqual(values, [...values].sort((a, b) => (a === b ? 0 : a - b)));
+  assert.deepEqual(
+    values,
+    [...values].sort((a, b) => (a === b ? 0 : a - b)),
+  );
   await page.click('[data-sort=line]');
   const lines = await texts(page, '#case-table tbody tr td:last-child');
-  assert.deepEqual(lines, [...lines].sort((a, b) => a.localeCompare(b, 'en', { numeric: true })));
+  assert.deepEqual(
+    lines,
+    [...lines].sort((a, b) => a.localeCompare(b, 'en', { numeric: true })),
+  );
   await page.goBack();
-  await until(page, () => document.querySelector('th:has([data-sort=worst])').getAttribute('aria-sort') === 'ascending');
+  await until(
+    page,
+    () =>
+      document.querySelector('th:has([data-sort=worst])').getAttribute('aria-sort') === 'ascending',
+  );
   await page.finish();
 });
 
@@ -178,23 +335,51 @@ test('a case has an address; a row, a mark and the keyboard lead there, and back
     const page = await open(run, { hash: '#outcome=fail', file });
     await page.click('#case-table tbody tr:nth-child(2) td:nth-child(3)');
     const number = failing[1].number;
-    await until(page, (n) => location.hash === `#case=${n}` && !document.querySelector('#overview').checkVisibility(), number);
+    await until(
+      page,
+      (n) =>
+        location.hash === `#case=${n}` && !document.querySelector('#overview').checkVisibility(),
+      number,
+    );
     assert.match(await text(page, '#case h2'), new RegExp(`^Case ${number} of`));
     assert.equal(await text(page, '#case .reason'), failing[1].reason);
     assert.ok((await text(page, '#case')).includes('Largest error of each output'));
-    await page.evaluate(() => [...document.querySelectorAll('#case nav a')].find((a) => a.textContent === 'Next failure').click());
-    await until(page, (n) => document.querySelector('#case h2').textContent.startsWith(`Case ${n} `), failing[2].number);
+    await page.evaluate(() =>
+      [...document.querySelectorAll('#case nav a')]
+        .find((a) => a.textContent === 'Next failure')
+        .click(),
+    );
+    await until(
+      page,
+      (n) => document.querySelector('#case h2').textContent.startsWith(`Case ${n} `),
+      failing[2].number,
+    );
     await page.goBack();
-    await until(page, (n) => document.querySelector('#case h2').textContent.startsWith(`Case ${n} `), number);
+    await until(
+      page,
+      (n) => document.querySelector('#case h2').textContent.startsWith(`Case ${n} `),
+      number,
+    );
     await until(page, () => scrollY === 0);
     await page.goBack();
-    await until(page, () => document.querySelector('#overview').checkVisibility() && !document.querySelector('#case'));
-    assert.deepEqual(await rows(page), failing.map((f) => `${f.number}`));
-    await until(page, () => scrollY > 500);  // the list is where it was
+    await until(
+      page,
+      () =>
+        document.querySelector('#overview').checkVisibility() && !document.querySelector('#case'),
+    );
+    assert.deepEqual(
+      await rows(page),
+      failing.map((f) => `${f.number}`),
+    );
+    await until(page, () => scrollY > 500); // the list is where it was
     await page.goForward();
     await until(page, () => document.querySelector('#case'));
     await page.click('#case .back');
-    await until(page, () => document.querySelector('#overview').checkVisibility() && location.hash === '#outcome=fail');
+    await until(
+      page,
+      () =>
+        document.querySelector('#overview').checkVisibility() && location.hash === '#outcome=fail',
+    );
     await page.focus('#case-table tbody a');
     await page.keyboard.press('Enter');
     await until(page, (n) => location.hash === `#case=${n}`, failing[0].number);
@@ -216,12 +401,19 @@ test('nothing moves while pictures are drawn', async () => {
 
 test('a mark of the strip opens its case', async () => {
   const page = await open(run);
-  const strip = await page.evaluateHandle(() => [...document.querySelectorAll('figure')].find((f) => f.querySelector('.title').textContent === 'Worst error / bound of each case'));
+  const strip = await page.evaluateHandle(() =>
+    [...document.querySelectorAll('figure')].find(
+      (f) => f.querySelector('.title').textContent === 'Worst error / bound of each case',
+    ),
+  );
   await strip.evaluate((e) => e.scrollIntoView({ block: 'center' }));
   await until(page, (f) => f.querySelector('svg'), strip);
   // The first failing case is the first triangle.
   const at = await strip.evaluate((f) => {
-    const marks = [...f.querySelectorAll('svg path')].map((p) => p.getBoundingClientRect()).filter((r) => r.width > 5 && r.width < 14 && r.height > 5 && r.height < 14).sort((a, b) => b.left - a.left);
+    const marks = [...f.querySelectorAll('svg path')]
+      .map((p) => p.getBoundingClientRect())
+      .filter((r) => r.width > 5 && r.width < 14 && r.height > 5 && r.height < 14)
+      .sort((a, b) => b.left - a.left);
     return { x: marks[0].left + marks[0].width / 2, y: marks[0].top + marks[0].height / 2 };
   });
   await page.mouse.click(at.x, at.y);
@@ -240,18 +432,30 @@ test('an address that leads nowhere says so', async () => {
 });
 
 test('texts of the data stay text', async () => {
-  const data = fixture('hostile'), evil = data.summary.sentence;
-  for (const [width, hash] of [[1280, ''], [360, ''], [1280, '#case=1'], [360, '#case=2']]) {
+  const data = fixture('hostile'),
+    evil = data.summary.sentence;
+  for (const [width, hash] of [
+    [1280, ''],
+    [360, ''],
+    [1280, '#case=1'],
+    [360, '#case=2'],
+  ]) {
     const page = await open(data, { width, hash });
     await drawAll(page);
-    await page.evaluate(() => { for (const d of document.querySelectorAll('details')) d.open = true; });
+    await page.evaluate(() => {
+      for (const d of document.querySelectorAll('details')) d.open = true;
+    });
     await drawAll(page);
-    for (const button of await page.$$('.toggle')) if (await button.evaluate((b) => b.checkVisibility())) await button.click();
+    for (const button of await page.$$('.toggle'))
+      if (await button.evaluate((b) => b.checkVisibility())) await button.click();
     await screenshot(page, `report-hostile${hash.replace('#case=', '-')}-${width}`);
     await checkHarmless(page);
     await checkLayout(page);
     const all = await page.$eval('body', (e) => e.textContent);
-    assert.ok(all.includes(hash === '#case=2' ? 'L'.repeat(20000) : evil), 'the text is there as it is');
+    assert.ok(
+      all.includes(hash === '#case=2' ? 'L'.repeat(20000) : evil),
+      'the text is there as it is',
+    );
     await page.finish();
   }
 });
@@ -259,7 +463,15 @@ test('texts of the data stay text', async () => {
 test('nothing to show is said in a sentence', async () => {
   const page = await open(fixture('empty'));
   const all = await text(page, 'main');
-  for (const sentence of ['Nothing was judged', 'No case was run.', 'This run measured no power.', 'No fault was hunted.', 'No fuzzer was run.', 'The machine was not recorded.']) assert.ok(all.includes(sentence), sentence);
+  for (const sentence of [
+    'Nothing was judged',
+    'No case was run.',
+    'This run measured no power.',
+    'No fault was hunted.',
+    'No fuzzer was run.',
+    'The machine was not recorded.',
+  ])
+    assert.ok(all.includes(sentence), sentence);
   await page.finish();
   const bare = await open({});
   assert.match(await text(bare, 'main'), /Nothing was judged/);
@@ -284,7 +496,11 @@ test('what lies beside the bound does not read as the bound', async () => {
   data.results[1].worst = { O: { ratio: 1.00004 } };
   data.results[2].worst = { O: { ratio: 1 } };
   const page = await open(data);
-  assert.deepEqual(await texts(page, '#case-table tbody td:nth-child(4)'), ['0.99996', '1.00004', '1']);
+  assert.deepEqual(await texts(page, '#case-table tbody td:nth-child(4)'), [
+    '0.99996',
+    '1.00004',
+    '1',
+  ]);
   assert.equal((await page.$$('#case-table .beyond')).length, 1);
   await page.finish();
 });
@@ -296,7 +512,8 @@ test('planted faults: score, survivors, proofs, classes', async () => {
   for (const f of run.faults.faults) assert.ok(part.includes(f.fault), f.fault);
   for (const f of run.faults.equivalent) assert.ok(part.includes(f.proof), f.fault);
   const fuzz = await page.$eval('#fuzz', (e) => e.parentElement.textContent);
-  for (const f of run.fuzz) assert.ok(fuzz.includes(f.target) && fuzz.includes(f.executions.toLocaleString('en-US')));
+  for (const f of run.fuzz)
+    assert.ok(fuzz.includes(f.target) && fuzz.includes(f.executions.toLocaleString('en-US')));
   assert.ok(fuzz.includes(run.fuzz[1].findings[0].reason));
   await page.finish();
 });
@@ -305,9 +522,39 @@ test('a page of planted faults alone, and of fuzzers alone: their own words, and
   const { faults, fuzz, machine } = run;
   for (const [data, words, sections] of [
     [{ faults, machine }, /^4 planted faults survived$/, ['faults', 'machine']],
-    [{ faults: { ...faults, faults: faults.faults.filter((f) => f.killed), unplanted: [] }, machine }, /^All 8 planted faults were killed$/, ['faults', 'machine']],
-    [{ faults: { ...faults, faults: faults.faults.filter((f) => f.killed).slice(0, 1), unplanted: [{ suite: 'smoke', cases: 3, seconds: 1, false_alarm: true, case: 'attention', reason: 'x' }] } }, /^1 false alarm$/, ['faults', 'machine']],
-    [{ faults: { faults: [], equivalent: [], unplanted: [] } }, /^No fault was hunted$/, ['faults', 'machine']],
+    [
+      {
+        faults: { ...faults, faults: faults.faults.filter((f) => f.killed), unplanted: [] },
+        machine,
+      },
+      /^All 8 planted faults were killed$/,
+      ['faults', 'machine'],
+    ],
+    [
+      {
+        faults: {
+          ...faults,
+          faults: faults.faults.filter((f) => f.killed).slice(0, 1),
+          unplanted: [
+            {
+              suite: 'smoke',
+              cases: 3,
+              seconds: 1,
+              false_alarm: true,
+              case: 'attention',
+              reason: 'x',
+            },
+          ],
+        },
+      },
+      /^1 false alarm$/,
+      ['faults', 'machine'],
+    ],
+    [
+      { faults: { faults: [], equivalent: [], unplanted: [] } },
+      /^No fault was hunted$/,
+      ['faults', 'machine'],
+    ],
     [{ fuzz, machine }, /^1 finding$/, ['fuzz', 'machine']],
     [{ fuzz: fuzz.slice(0, 1) }, /^No findings$/, ['fuzz', 'machine']],
   ]) {
@@ -323,19 +570,28 @@ test('a page of planted faults alone, and of fuzzers alone: their own words, and
 
 test('by keyboard alone: every control is reached and the focus is seen', async () => {
   const page = await open(run);
-  await page.evaluate(() => document.querySelectorAll('.failure[open]').forEach((d) => { d.open = false; }));
+  await page.evaluate(() =>
+    document.querySelectorAll('.failure[open]').forEach((d) => {
+      d.open = false;
+    }),
+  );
   const seen = new Set();
   for (let i = 0; i < 90; i++) {
     await page.keyboard.press('Tab');
     const at = await page.evaluate(() => {
-      const e = document.activeElement, style = getComputedStyle(e);
-      return { what: e.className || e.name || e.dataset?.sort || e.tagName, outline: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2 };
+      const e = document.activeElement,
+        style = getComputedStyle(e);
+      return {
+        what: e.className || e.name || e.dataset?.sort || e.tagName,
+        outline: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2,
+      };
     });
     if (at.what === 'BODY') break;
     assert.ok(at.outline, `${at.what} shows no focus`);
     seen.add(at.what);
   }
-  for (const what of ['scheme', 'copy', 'toggle', 'scroll', 'filter', 'outcome', 'dtype', 'worst']) assert.ok(seen.has(what), `${what} is not reached`);
+  for (const what of ['scheme', 'copy', 'toggle', 'scroll', 'filter', 'outcome', 'dtype', 'worst'])
+    assert.ok(seen.has(what), `${what} is not reached`);
   await page.finish();
 });
 
@@ -344,7 +600,8 @@ test('the scheme can be chosen, and is kept', async () => {
   const background = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
   const ink = () => page.$eval('.chart svg text', (e) => getComputedStyle(e).fill);
   await drawAll(page);
-  const light = await background(), inkLight = await ink();
+  const light = await background(),
+    inkLight = await ink();
   await page.click('.scheme');
   assert.equal(await text(page, '.scheme'), 'Colours: light');
   assert.equal(await background(), light);

@@ -11,10 +11,19 @@ after(() => bench.stop());
 for (const name of ['report', 'dashboard']) {
   test(`${name}: one place for the data, small, whole in itself`, () => {
     const html = bench.template(name);
-    assert.equal(html.split('\n').filter((line) => line === '<script type="application/json" id="data">@DATA@</script>').length, 1);
+    assert.equal(
+      html
+        .split('\n')
+        .filter((line) => line === '<script type="application/json" id="data">@DATA@</script>')
+        .length,
+      1,
+    );
     assert.equal(html.split('@DATA@').length, 2);
     assert.ok(Buffer.byteLength(html) < 700000, `${Buffer.byteLength(html)} bytes`);
-    assert.match(html, /Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"/);
+    assert.match(
+      html,
+      /Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"/,
+    );
     const head = html.slice(0, html.indexOf('<script>'));
     assert.doesNotMatch(head, /(src|href)="(?!data:)/);
     assert.doesNotMatch(head, /url\(|@import/);
@@ -23,20 +32,36 @@ for (const name of ['report', 'dashboard']) {
   test(`${name}: the page cannot reach the network`, async () => {
     const page = await bench.open(name, name === 'report' ? { results: [] } : { runs: [] });
     const blocked = await page.evaluate(async () => {
-      const fetched = await fetch('/other').then(() => 'fetched', () => 'refused');
-      const image = await new Promise((done) => { const i = new Image(); i.onload = () => done('loaded'); i.onerror = () => done('refused'); i.src = '/image.png'; });
+      const fetched = await fetch('/other').then(
+        () => 'fetched',
+        () => 'refused',
+      );
+      const image = await new Promise((done) => {
+        const i = new Image();
+        i.onload = () => done('loaded');
+        i.onerror = () => done('refused');
+        i.src = '/image.png';
+      });
       return [fetched, image];
     });
     assert.deepEqual(blocked, ['refused', 'refused']);
     assert.ok(!bench.asked.some((url) => /other|image/.test(url)), 'nothing left the page');
-    assert.ok(page.wrong.some((w) => /Content Security Policy/.test(w)), page.wrong.join('\n'));
+    assert.ok(
+      page.wrong.some((w) => /Content Security Policy/.test(w)),
+      page.wrong.join('\n'),
+    );
     await page.close();
   });
 }
 
 test('the bench hears what a page does wrong', async () => {
   const page = await bench.open('report', { results: [] });
-  await page.evaluate(() => { console.error('wrong'); setTimeout(() => { throw new Error('thrown'); }); });
+  await page.evaluate(() => {
+    console.error('wrong');
+    setTimeout(() => {
+      throw new Error('thrown');
+    });
+  });
   await new Promise((done) => setTimeout(done, 100));
   await assert.rejects(page.finish());
 });
