@@ -82,7 +82,7 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
                                                      0.01 * p * centred / (1 + 0.01 * p)};
     const std::array<double, change_count> lse = {-std::log1p(-p), std::log1p(p), 0,
                                                   std::log1p(0.01 * p)};
-    const auto kind = usize(tile_kind(key, keys, tile));
+    const auto kind = static_cast<std::size_t>(tile_kind(key, keys, tile));
     for (std::size_t c = 0; c < change_count; ++c) {
       const bool in_output = output[c] > 1, in_lse = lse[c] > 2 * lse_bound;
       power.by_output[c] += in_output;

@@ -105,7 +105,7 @@ class ProductJudge {
       const double exchange = std::fabs((a - row.a[usize(next)]) * (weight - w.weight(next, i)));
       const std::array<bool, change_count> shown = {term > threshold, term > threshold,
                                                     exchange > threshold, 0.01 * term > threshold};
-      auto& lanes = power.lanes[usize(kind_of_tile(k))];
+      auto& lanes = power.lanes[static_cast<std::size_t>(kind_of_tile(k))];
       const std::size_t lane = usize(k % tile_);
       ++power.pairs;
       for (std::size_t change = 0; change < change_count; ++change) {

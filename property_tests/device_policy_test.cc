@@ -369,8 +369,8 @@ TEST(DeviceBackends, ExtremesMeanWhatTheyMeanOnTheHost) {
   p.scale = 0;
   const DispatchCounters before = w.dispatcher().counters();
   ASSERT_TRUE(w.dispatcher().sdpa(p, f.out.view()).ok());
-  EXPECT_EQ(w.dispatcher().counters().refused[usize(Refusal::feature)],
-            before.refused[usize(Refusal::feature)] + 1);
+  EXPECT_EQ(w.dispatcher().counters().refused[static_cast<std::size_t>(Refusal::feature)],
+            before.refused[static_cast<std::size_t>(Refusal::feature)] + 1);
 }
 
 TEST(DeviceBackends, RefuseByName) {

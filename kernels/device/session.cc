@@ -34,7 +34,7 @@ std::string_view name_of(DeviceCall call) {
   constexpr std::array<std::string_view, device_call_count> names = {
       "open",     "close",   "query",   "allocate", "free",       "upload",
       "download", "compile", "release", "launch",   "synchronize"};
-  return names[usize(call)];
+  return names[static_cast<std::size_t>(call)];
 }
 
 std::string KernelSource::key() const {

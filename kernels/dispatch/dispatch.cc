@@ -102,7 +102,7 @@ std::string_view name_of(Refusal refusal) {
   constexpr std::array<std::string_view, refusal_count> names = {
       "disabled",     "asked", "listed_device", "device", "dropout", "mask",
       "query_length", "dtype", "heads",         "layout", "feature"};
-  return names[usize(refusal)];
+  return names[static_cast<std::size_t>(refusal)];
 }
 
 Dispatcher::Dispatcher(std::shared_ptr<const AttentionBackend> backend, DispatchSettings settings)
@@ -152,7 +152,7 @@ Status Dispatcher::decide_and_run(const Attention& problem, const AttentionOutpu
       if (settings->verbose) settings->verbose(text);
       if (warns) warn(*settings, text);
     }
-    ++refused_[usize(*refusal)];
+    ++refused_[static_cast<std::size_t>(*refusal)];
     return attention_unfused(problem, out, options.execution);
   }
   if (settings->verbose) settings->verbose(fmt::format("sdpa: dispatched to {}", backend_->name()));
