@@ -47,7 +47,7 @@ class Arguments {
     assay_tensor& t = tensors_.emplace_back();
     assay_tensor_init(&t, nullptr, code, bits, shape[0], shape[1], shape[2], shape[3]);
     for (int changes = in_.below(4) == 0 ? 2 : 0; changes > 0; --changes) {
-      const auto axis = usize(in_.below(4));
+      const auto axis = static_cast<std::size_t>(in_.below(4));
       switch (in_.below(10)) {
         case 0: t.shape[axis] = number(); break;
         case 1: t.strides[axis] = number(); break;
@@ -74,10 +74,11 @@ class Arguments {
   const T* list(std::int64_t& count, std::int64_t wanted, T (Arguments::*element)()) {
     count = in_.below(6) == 0 ? number() : wanted;
     if (in_.below(12) == 0 || count < 0 || count > 64) return nullptr;
-    std::vector<std::byte>& memory = memory_.emplace_back(usize(count) * sizeof(T) + 1);
+    std::vector<std::byte>& memory =
+        memory_.emplace_back(static_cast<std::size_t>(count) * sizeof(T) + 1);
     for (std::int64_t n = 0; n < count; ++n) {
       const T value = (this->*element)();
-      std::memcpy(memory.data() + usize(n) * sizeof(T), &value, sizeof(T));
+      std::memcpy(memory.data() + static_cast<std::size_t>(n) * sizeof(T), &value, sizeof(T));
     }
     return reinterpret_cast<const T*>(memory.data());
   }

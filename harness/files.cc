@@ -41,7 +41,7 @@ void NewFile::write(const void* data, std::size_t bytes) {
   while (bytes > 0) {
     const ssize_t n = ::write(file_, at, bytes);
     if (n < 0 && errno != EINTR) fail();
-    if (n > 0) at += n, bytes -= usize(n);
+    if (n > 0) at += n, bytes -= static_cast<std::size_t>(n);
   }
 }
 

@@ -1,9 +1,10 @@
-#include "harness/cases/covering.h"
+include "harness/cases/covering.h"
 
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
 
+#include "problem/index.h"
 #include "problem/random.h"
 
 namespace assay {
