@@ -160,7 +160,7 @@ Entry generating(std::string name, Case c, double bytes) {
       std::make_shared<const Tensor>(Dtype::f32, Extents{1, 1, 1, static_cast<Index>(bytes) / 4},
                                      Layout{{0, 0, 0, 1}, 0, static_cast<Index>(bytes) / 4});
   Entry e{std::move(name), nullptr, 0, bytes, Entry::Limit::bytes, nullptr};
-  e.limit = [footprint, reader = Reader(footprint->bytes(), usize(bytes), 1)](
+  e.limit = [footprint, reader = Reader(footprint->bytes(), static_cast<std::size_t>(bytes), 1)](
                 double seconds) mutable { return reader.gigabytes_per_second(seconds); };
   e.prepare = [c = std::move(c)]() -> Run {
     return [c] {

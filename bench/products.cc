@@ -173,7 +173,8 @@ void products_mode(Rounds& rounds, const Settings& settings) {
             if (reads)
               e.limit = [reader = Reader(
                              footprint.bytes(),
-                             std::min(footprint.size_in_bytes(), usize(bytes)) / usize(threads),
+                             std::min(footprint.size_in_bytes(), static_cast<std::size_t>(bytes)) /
+                                 usize(threads),
                              threads)](double seconds) mutable {
                 return reader.gigabytes_per_second(seconds);
               };

@@ -64,10 +64,10 @@ void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
   return allocate(bytes, 0);
 }
 void* operator new(std::size_t bytes, std::align_val_t a) {
-  return allocate_or_throw(bytes, usize(a));
+  return allocate_or_throw(bytes, static_cast<std::size_t>(a));
 }
 void* operator new[](std::size_t bytes, std::align_val_t a) {
-  return allocate_or_throw(bytes, usize(a));
+  return allocate_or_throw(bytes, static_cast<std::size_t>(a));
 }
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete[](void* p) noexcept { std::free(p); }

@@ -13,10 +13,10 @@ std::size_t missing(const CoveringPlan& plan, const std::vector<std::vector<int>
   for (const auto& set : plan.sets) {
     std::size_t all = 1;
     std::set<std::vector<int>> seen;
-    for (int f : set) all *= usize(plan.levels[usize(f)]);
+    for (int f : set) all *= static_cast<std::size_t>(plan.levels[static_cast<std::size_t>(f)]);
     for (const auto& row : rows) {
       std::vector<int> combination;
-      for (int f : set) combination.push_back(row[usize(f)]);
+      for (int f : set) combination.push_back(row[static_cast<std::size_t>(f)]);
       seen.insert(combination);
     }
     lacking += all - seen.size();

@@ -92,7 +92,7 @@ constexpr const char* plain = "attention b=1 h=4/2 l=256x40 d=8/6 causal offset=
 
 std::array<Index, refusal_count> only(Refusal r) {
   std::array<Index, refusal_count> refused{};
-  refused[usize(r)] = 1;
+  refused[static_cast<std::size_t>(r)] = 1;
   return refused;
 }
 

@@ -27,7 +27,8 @@ ProcessStart shell(const std::string& script) {
 std::string read_all(const Descriptor& from) {
   std::string text;
   char chunk[256];
-  for (ssize_t n; (n = read(from.number(), chunk, sizeof chunk)) > 0;) text.append(chunk, usize(n));
+  for (ssize_t n; (n = read(from.number(), chunk, sizeof chunk)) > 0;)
+    text.append(chunk, static_cast<std::size_t>(n));
   return text;
 }
 

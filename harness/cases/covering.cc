@@ -1,4 +1,4 @@
-include "harness/cases/covering.h"
+#include "harness/cases/covering.h"
 
 #include <algorithm>
 #include <numeric>
