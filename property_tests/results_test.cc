@@ -31,7 +31,7 @@ std::vector<CaseResult> results_of_every_kind() {
       judged("attention b=2 h=4/2 l=9x70 d=8 causal offset=end", "host", true),
       judged("attention b=1 h=2 l=40 d=8 rows=4"),
       judged("attention b=1 h=1 l=9x20 d=8 causal", "fault:causal-off-by-one", true),
-      judged("attention b=1 h=1 l=4 d=4 poke=v:0:0:1:2:nan"),
+      judged("attention b=1 h=1 l=4 d=4 poke=v:0:0:1:2=nan"),
       judged("attention b=1 h=2 l=9x20 d=8 causal offset=end cache=paged:4"),
       judged("backward b=1 h=2 l=9x20 d=8 causal sink=1 bias=normal@hj", "host", true),
       judged("backward b=1 h=1 l=4 d=4", "unfused"),
