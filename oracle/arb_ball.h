@@ -1,4 +1,4 @@
-// Inside oracle/: what is used of Arb's balls.
+// Inside oracle/: the operations on Arb's balls that this directory uses.
 #pragma once
 
 #include <arb.h>
@@ -10,7 +10,8 @@
 
 namespace assay {
 
-// Arb's types need clearing; these are what is used of them.
+// These classes own objects of Arb's types, which have to be cleared, and offer the operations on
+// them that are used here.
 class Ball {
  public:
   Ball() { arb_init(x_); }
@@ -30,7 +31,8 @@ class Ball {
 
 inline double nearest(arb_srcptr x) { return arf_get_d(arb_midref(x), ARF_RND_NEAR); }
 
-// As a double, what it leaves of the midpoint, and a radius.
+// Encloses a ball by three doubles: the midpoint rounded to double, the rest of the midpoint, and a
+// radius.
 inline BallRow::Enclosure enclose(arb_srcptr x, long bits) {
   BallRow::Enclosure e;
   e.value = nearest(x);
@@ -45,7 +47,7 @@ inline BallRow::Enclosure enclose(arb_srcptr x, long bits) {
   e.radius = mag_get_d(m) * (1 + 0x1p-50);
   mag_clear(m);
   if (!std::isfinite(e.value) || !std::isfinite(e.radius))
-    return {0, 0, std::numeric_limits<double>::infinity()};  // an enclosure that says nothing
+    return {0, 0, std::numeric_limits<double>::infinity()};  // an enclosure that holds every number
   return e;
 }
 

@@ -1,5 +1,5 @@
-// Gradients in fp64 for the heads that share a kv head, with a proved radius for every element and
-// the bound of a contract.
+// Gradients in fp64 for the heads that share a kv head. Every element has a proved radius and the
+// bound that follows from a contract.
 #pragma once
 
 #include <optional>
@@ -11,22 +11,23 @@
 
 namespace assay {
 
-// What extended-real arithmetic says of a gradient: NaN, or something that it does not pin down (an
-// infinity takes part, or a sum leaves the range).
+// What extended-real arithmetic says of a gradient: it is finite (none), it is NaN, or it can be
+// anything, because an infinity takes part or because a sum leaves the range.
 enum class Taint : std::uint8_t { none, anything, nan };
 
-// rows x columns, row-major. |exact - value| <= ratio * bound.
+// exact - value| <= ratio * bound.
 struct Gradient {
   Index rows = 0, columns = 0;
   std::vector<double> value;
   std::vector<double> bound;  // of |computed - exact| before the output rounding
   std::vector<double> ratio;  // per row
   std::vector<double> slack;  // per row: relative error of the bound itself
-  // Per row: some visible pair contributes; if none does, the gradient is exactly 0.
+  // Per row: whether some visible pair contributes to it. If none does, the gradient is exactly 0.
   std::vector<char> touched;
   std::vector<Taint> taint;        // per element
   std::vector<char> may_overflow;  // per element: its accumulator could leave the range
-  // Of dBias and dSink: sums of the largest that each computed term can be.
+  // Only for dBias and dSink: the sum of the largest absolute values that the computed terms can
+  // have.
   std::vector<double> absolute;
 };
 
@@ -34,37 +35,38 @@ struct GroupGradients {
   std::vector<Index> row_index;  // the rows of dq
   std::vector<Gradient> dq;      // of each query head of the group
   Gradient dk, dv;               // of all rows, or empty where only some rows were asked for
-  // Only where pairs were asked for, of each query head: what the pair (i, j) brings to dQ_i and
-  // dK_j (times the scale) and to dV_j; rows x keys, 0 where it brings nothing.
+  // Filled only where pairs were asked for; one array for each query head. An entry says what the
+  // pair (i, j) contributes to dQ_i and dK_j (times the scale), and what it contributes to dV_j. An
+  // array is rows x keys, and holds 0 where a pair contributes nothing.
   std::vector<std::vector<float>> score_part, weight_part;
 };
 
-// Sums over a whole problem: of the elements of dBias (one row), of the sink of each head (one
-// row).
+// The gradients that are summed over a whole problem: the elements of dBias (in one row) and the
+// sink of each head (in one row).
 struct SharedGradients {
   Gradient d_bias, d_sink;
 };
 
-// A contract applied to a problem, whose forward outputs are given. Keeps references to what it is
-// given.
+// A contract applied to a problem whose forward outputs are given. The object keeps references to
+// its arguments.
 class BackwardReference {
  public:
-  // `gradients` says whether dBias and dSink are wanted, and over which dimensions dBias sums
-  // (strides of 0). `terms` are those of the bound that count: all of them, but in the test of the
-  // terms.
+  // `gradients` says whether dBias and dSink are wanted, and over which dimensions dBias is summed
+  // (those with a stride of 0). `terms` are the terms of the bound that count. These are all of
+  // them, except in the test that leaves out one at a time.
   BackwardReference(const Attention& problem, const AttentionBackwardInput& input,
                     const AttentionGradients& gradients, const Contract& contract,
                     const BackwardTerms& terms = {});
 
-  // For all rows, or for some of them. Adds what the heads contribute to `shared`. Not for two
-  // groups at a time with the same `shared`.
+  // Evaluates all rows or some of them, and adds to `shared` what the heads contribute. Two calls
+  // with the same `shared` must not run at the same time.
   GroupGradients evaluate(Index b, Index g, std::span<const Index> rows, SharedGradients& shared,
                           bool with_pairs = false) const;
 
   SharedGradients no_shared_gradients() const;
   // Turns the sums of `shared` into bounds, once all groups are in.
   void finish(SharedGradients& shared) const;
-  // Where an element of dBias is summed.
+  // The index of the element of dBias into which the pair (i, j) is summed.
   Index bias_element(Index b, Index h, Index i, Index j) const;
 
   const Contract& contract() const { return reference_.contract(); }

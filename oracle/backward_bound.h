@@ -11,21 +11,22 @@
 
 namespace assay {
 
-// What is common to the rows of a problem. Lengths are numbers of terms that a sum adds in one
+// What all rows of a problem have in common. A length is the number of terms that a sum adds in one
 // chain.
 struct BackwardContext {
   BoundContext forward;
   Index value_dim = 0;
   double keep_scale = 1;  // 1 / (1 - dropout)
-  // Of the sums over keys (dQ) and over rows and heads (dK, dV).
+  // Lengths of the sums over keys (dQ), and of those over rows and heads (dK, dV).
   double keys_length = 0, rows_length = 0;
-  // All terms of those sums: each product can underflow, whatever the chains.
+  // The numbers of all terms of those sums. Each product can underflow, however the sums are split
+  // into chains.
   double keys_terms = 0, rows_terms = 0;
-  double bias_length = 0;  // of the sum over broadcast dimensions; 1: none
+  double bias_length = 0;  // of the sum over broadcast dimensions; 1: there is no such sum
   BackwardTerms terms;
 };
 
-// Exact quantities of a row, up to double; arrays cover the keys of a block.
+// The exact quantities of a row, rounded to double. The arrays cover the keys of a block.
 struct GradientTruth {
   Index count = 0;
   const double* gap = nullptr;           // M - s_j; +inf where masked
@@ -35,21 +36,22 @@ struct GradientTruth {
   const double* capped_error = nullptr;  // of the score before the biases; null: no softcap
   const double* dp = nullptr;            // R_j dO.v_j
   const double* dp_absolute = nullptr;   // R_j sum |dO||v_j|
-  const char* kept = nullptr;            // by dropout; null: all
-  bool weights_from_balls = false;       // p_j and LSE have all their bits
+  const char* kept = nullptr;            // whether dropout keeps the pair; null: all are kept
+  bool weights_from_balls = false;  // p_j and LSE come from balls, and are right to the last bit
   double max = 0, lse = 0;
-  double lse_error = 0, lse_radius = 0;  // of the stored LSE; of the oracle's
+  double lse_error = 0, lse_radius = 0;  // of the stored LSE; of the oracle's LSE
   double delta = 0;                      // D = sum dO O
-  // Of the D that a kernel computes from the stored O; of the oracle's.
+  // The error of the D that a kernel computes from the stored O, and that of the oracle's D.
   double delta_error = 0, delta_radius = 0;
 };
 
-// Arrays of GradientTruth::count entries that the caller owns; 0 at masked keys.
+// Arrays of GradientTruth::count entries, which the caller owns. Masked keys have 0.
 struct GradientWeights {
   double* kept_weight;   // R p: dV = sum kept_weight dO
-  double* ds;            // dS before the softcap's factor: dBias
-  double* dot_gradient;  // after it: dQ = scale sum dot_gradient K, dK = scale sum dot_gradient Q
-  double *to_dq, *to_dk, *to_dv, *to_bias;  // of the bounds
+  double* ds;            // dS before the softcap's factor: gives dBias
+  double* dot_gradient;  // after that factor: dQ = scale sum dot_gradient K, dK = scale sum
+                         // dot_gradient Q
+  double *to_dq, *to_dk, *to_dv, *to_bias;  // weights of the sums that bound each gradient
 };
 
 struct GradientRow {
@@ -68,7 +70,7 @@ struct SinkTruth {
   double rows = 0;  // of the sum
 };
 
-// What a row adds to the sum e^(z - L) D.
+// What one row adds to the sum of e^(z - L) D.
 struct SinkTerm {
   double value = 0;
   double bound = 0;     // of |computed - exact|
@@ -81,8 +83,9 @@ SinkTerm derive_sink_term(const Contract& c, const BackwardContext& x, const Sin
 GradientRow derive_gradient_row(const Contract& c, const BackwardContext& x, const GradientTruth& t,
                                 const GradientWeights& out);
 
-// |computed sum - sum| from the weighted sum of absolute values; scaled: times the scale, which
-// rounds once more. `terms` of the sum can underflow.
+// The bound of |computed sum - sum|, from the weighted sum of absolute values. If `scaled`, the sum
+// is multiplied by the scale, which rounds once more. `terms` is the number of terms of the sum
+// that can underflow.
 double gradient_bound(const Contract& c, const BackwardTerms& counts, double terms, double scale,
                       double value, double sum);
 

@@ -1,4 +1,5 @@
-// The terms of the backward bound by name (oracle/terms.h). Derivation: docs/bounds_backward.md.
+// The terms of the backward bound, each with its name (see oracle/terms.h). Derivation:
+// docs/bounds_backward.md.
 #pragma once
 
 #include <array>

@@ -10,17 +10,18 @@ namespace assay {
 
 class BallRow {
  public:
-  // Row i of query head h. NaN and infinities in the inputs count as 0, as in Reference.
+  // Computes row i of query head h. NaN and infinities in the inputs count as 0, as in Reference.
   BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bits);
 
-  // O[c] and LSE lie within radius of value + low (low: what a double leaves of the midpoint).
+  // O[c] and LSE lie within `radius` of value + low. `low` is the part of the midpoint that is lost
+  // when it is rounded to double.
   double o(Index c) const { return o_[usize(c)].value; }
   double o_low(Index c) const { return o_[usize(c)].low; }
   double o_radius(Index c) const { return o_[usize(c)].radius; }
   double lse() const { return lse_.value; }
   double lse_low() const { return lse_.low; }
   double lse_radius() const { return lse_.radius; }
-  // For the keys [key0, key0 + count); the arrays live as long as this object.
+  // The truth of the keys [key0, key0 + count). Its arrays live as long as this object.
   RowTruth truth(Index key0, Index count, bool with_prefix) const;
 
   struct Enclosure {

@@ -1,5 +1,5 @@
-// The gradients of one kv head in ball arithmetic (Arb), straight from docs/semantics.md: for
-// small, finite problems.
+// The gradients of one kv head in ball arithmetic (Arb), computed directly from docs/semantics.md.
+// They are meant for small, finite problems.
 #pragma once
 
 #include <vector>
@@ -10,18 +10,18 @@ namespace assay {
 
 class BallGradients {
  public:
-  // Of <dO, O> for the exact O, all rows of the query heads of kv head g. Inputs must be finite
-  // where they are visible.
+  // Computes the gradients of <dO, O> for the exact O, for all rows of the query heads of kv head
+  // g. Inputs must be finite where they are visible.
   BallGradients(const Attention& p, const TensorView& d_o, Index b, Index g, long bits);
 
   using Enclosure = BallRow::Enclosure;
-  // `head` counts within the group.
+  // `head` is the number of the query head within the group.
   const Enclosure& dq(Index head, Index i, Index d) const {
     return at(dq_, head * rows_ + i, dim_, d);
   }
   const Enclosure& dk(Index j, Index d) const { return at(dk_, j, dim_, d); }
   const Enclosure& dv(Index j, Index c) const { return at(dv_, j, value_dim_, c); }
-  // dS of a pair: what it adds to dBias.
+  // dS of a pair, which is what the pair adds to dBias.
   const Enclosure& ds(Index head, Index i, Index j) const {
     return at(ds_, head * rows_ + i, keys_, j);
   }

@@ -1,4 +1,5 @@
-// The terms of the forward bound by name (oracle/terms.h). Derivation: docs/bounds.md.
+// The terms of the forward bound, each with its name (see oracle/terms.h). Derivation:
+// docs/bounds.md.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// Inside oracle/: the errors of a row's weights, section 2 of docs/bounds.md.
+// Inside oracle/: the errors of a row's weights. Derivation: docs/bounds.md, section 2.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,8 @@
 
 namespace assay {
 
-// A tile of a row: keys [first, last) relative to key0. Tiles and splits count from those of key0.
+// A tile of a row: the keys [first, last), counted from key0. The numbers of tiles and splits are
+// counted from the tile and the split that hold key0.
 struct Tile {
   Index index, split, first, last;
 };
@@ -33,12 +34,12 @@ struct WeightErrors {
   double most_rescales = 0;  // max R_j
 };
 
-// From E_j (`error`): R_j (`rescales`) and H_j (`exponent`, 0 for masked keys).
+// Computes R_j (`rescales`) and H_j (`exponent`, 0 for masked keys) from E_j (`error`).
 WeightErrors weight_errors(const Contract& c, const BoundContext& x, const RowTruth& t,
                            const RowBound& row, const double* error, double* rescales,
                            double* exponent);
 
-// H of the sink.
+// Computes H of the sink.
 double sink_exponent(const Contract& c, const BoundContext& x, const RowTruth& t,
                      const WeightErrors& e);
 

@@ -1,4 +1,5 @@
-// Inside oracle/: an element against its enclosure and its bound.
+// Inside oracle/: decides whether an element is inside its bound, given an enclosure of its exact
+// value.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +10,8 @@
 
 namespace assay {
 
-// The verdict under the first of the contracts that is not refuted, or under the last. Nobody is
-// told of elements under a contract that was refuted.
+// The verdict under the first contract that is not refuted or, if all are refuted, under the last
+// one. options.judged is not told of elements that were judged under a refuted contract.
 template <class Contracts, class Judge>
 Verdict climb(const Contracts& ladder, const JudgeOptions& options, const Judge& judge) {
   JudgeOptions quiet = options;
@@ -26,13 +27,14 @@ Verdict climb(const Contracts& ladder, const JudgeOptions& options, const Judge&
 
 enum class Decision { inside, outside, undecided };
 
-// What the output rounding leaves open: every number that rounds to y lies in [low, high].
+// What is known of a computed number after the output rounding: every number that rounds to y lies
+// in [low, high].
 struct Preimage {
   double low, high;
 };
 inline Preimage preimage(double y, Dtype out, double arithmetic_roundoff) {
   if (unit_roundoff(out) <= arithmetic_roundoff)
-    return {y, y};  // nothing is rounded on the way out
+    return {y, y};  // the output rounding changes nothing
   if (y == std::numeric_limits<double>::infinity())
     return {overflow_threshold(out), std::numeric_limits<double>::infinity()};
   if (y == -std::numeric_limits<double>::infinity())
@@ -41,8 +43,8 @@ inline Preimage preimage(double y, Dtype out, double arithmetic_roundoff) {
   return {y - h, y + h};
 }
 
-// The bound of what is stored, from the bound of what is computed: the output rounding comes on
-// top.
+// The bound of the stored number, from the bound of the computed one: the error of the output
+// rounding is added.
 inline double stored_bound(double bound, double exact, Dtype out, double arithmetic_roundoff) {
   const bool rounds = unit_roundoff(out) > arithmetic_roundoff;
   return bound + (rounds ? half_ulp(out, std::fabs(exact) + bound) : 0);

@@ -11,7 +11,8 @@
 
 namespace assay {
 
-// The exponent of the lowest set bit of a finite x; a large number for 0.
+// lowest_bit(x) is the exponent of the lowest set bit of a finite x. For 0 it is `no_bit`, a large
+// number.
 constexpr int no_bit = 1 << 20;
 inline int lowest_bit(double x) {
   if (x == 0) return no_bit;
@@ -25,8 +26,8 @@ inline bool is_power_of_two(double x) {
   return x != 0 && std::isfinite(x) && lowest_bit(x) == highest_bit(x);
 }
 
-// A vector of numbers as integers times 2^exponent; without integers where they need more than 62
-// bits.
+// A vector of numbers, written as integers times 2^exponent. There are no integers where they would
+// need more than 62 bits.
 struct Integers {
   std::vector<std::int64_t> value;
   int exponent = 0, bits = 0;

@@ -1,4 +1,4 @@
-// Inside oracle/: sums of products of dyadic numbers, exact.
+// Inside oracle/: exact sums of products of dyadic numbers.
 #pragma once
 
 #include "oracle/low_bit_operands.h"
@@ -6,10 +6,12 @@
 
 namespace assay {
 
-// Times a binary32 number: exact where it is a power of two, else within 2^-100.
+// The product with a binary32 number. It is exact if that number is a power of two, and else right
+// within 2^-100.
 ExactSum times(ExactSum s, double factor);
 
-// The first `length` terms of a row of A against column c, without tensor scales.
+// The exact sum of the first `length` products of a row of A with column c of W, without tensor
+// scales.
 ExactSum exact_of(const ProductRow& row, const ProductColumns& w, Index c, Index length);
 
 }  // namespace assay

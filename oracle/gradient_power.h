@@ -1,4 +1,4 @@
-// Inside oracle/: which pairs of a group a pass of its gradients has tested.
+// Inside oracle/: finds which pairs a pass of a group's gradients has tested.
 #pragma once
 
 #include "oracle/backward.h"
@@ -6,8 +6,8 @@
 
 namespace assay {
 
-// `gradients` were evaluated with pairs and all rows. The dtypes are those of the outputs, whose
-// rounding is part of a bound.
+// `gradients` must have been evaluated with pairs and for all rows. The dtypes are those of the
+// outputs, because their rounding is part of a bound.
 void certify_gradients(const Attention& p, const TensorView& d_o, Index b, Index g,
                        const GroupGradients& gradients, const AttentionGradients& out,
                        double arithmetic_roundoff, GradientPower& power);

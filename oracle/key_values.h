@@ -19,19 +19,19 @@ class KeyValues {
 
   Index b, g;
   RowMajor keys_transposed;           // D x Lk, padded; 0 where not finite
-  RowMajor keys_transposed_absolute;  // its absolute values
+  RowMajor keys_transposed_absolute;  // absolute values of keys_transposed
   RowMajor values;                    // Lk x Dv, padded, times keep_scale; 0 where not finite
   RowMajor values_absolute;
-  // In binary32: K and V exactly, but for the rounding of a product with keep_scale.
+  // K and V in binary32. They are exact, except that the product with keep_scale was rounded.
   RowMajorSingle keys_transposed_single, values_single;
-  bool single = true;  // whether K and V are of a dtype that binary32 holds, in its normal range
-  double largest_key_norm = 0, largest_value = 0;  // Euclidean, from above; of |v|
+  bool single = true;  // whether binary32 holds all numbers of K and V, in its normal range
+  double largest_key_norm = 0, largest_value = 0;  // upper bounds of the norms of keys and of |v|
   std::vector<char> key_not_finite;                // per key
-  std::vector<char> value_not_finite;              // per key: some column is not
+  std::vector<char> value_not_finite;              // per key: whether some column is not finite
   bool any_key_not_finite = false, any_value_not_finite = false;
 
-  // The largest power of two that divides every element of K; infinity where all are 0. Found on
-  // first use.
+  // The largest power of two that divides every element of K; infinity where all elements are 0. It
+  // is computed on first use.
   double key_quantum() const;
 
  private:
@@ -42,7 +42,7 @@ class KeyValues {
   mutable double key_quantum_ = std::numeric_limits<double>::infinity();
 };
 
-// One row of a tensor in double; the dtype is looked at once.
+// Reads one row of a tensor as doubles. The dtype is looked at only once for the row.
 void load_row(const TensorView& t, Index b, Index h, Index i, std::vector<double>& row);
 
 // The largest power of two that divides x; infinity for 0, which every power of two divides.

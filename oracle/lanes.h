@@ -1,6 +1,6 @@
-// Eight doubles or sixteen floats at a time, in the vector extension of gcc and clang: for the sums
-// of a bound that are no matrix products, those of absolute values of differences and of partial
-// sums.
+// Vectors of eight doubles or sixteen floats, in the vector extension of gcc and clang. They serve
+// the sums of a bound that are not matrix products: sums of absolute values of differences, and of
+// partial sums.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +48,7 @@ inline Lanes8 smaller(Lanes8 a, Lanes8 b) { return a < b ? a : b; }
 inline double smaller(double a, double b) { return a < b ? a : b; }
 inline double absolute(double x) { return __builtin_fabs(x); }
 
-// a b + c, with one rounding or two.
+// Computes a b + c, with one rounding or two.
 inline Lanes8 multiply_add(Lanes8 a, Lanes8 b, Lanes8 c) {
 #ifdef __AVX512F__
   return (Lanes8)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
@@ -75,8 +75,8 @@ inline double largest_of(Lanes8 v) {
   return most;
 }
 
-// Calls body(j, lanes) for eight of [first, last) at a time, then for what is left one by one:
-// `lanes` is a Lanes8 or a double.
+// Calls body(j, lanes) for each eight indices of [first, last), and then for each of the remaining
+// indices. `lanes` is a Lanes8 or a double.
 template <class Body>
 inline void for_lanes(std::int64_t first, std::int64_t last, const Body& body) {
   std::int64_t j = first;
@@ -90,7 +90,7 @@ inline L load_as(const double* p) {
 }
 inline void store_lanes(double* p, double x) { *p = x; }
 
-// A running reduction over both kinds.
+// A running sum of vectors and of single numbers.
 struct LaneSum {
   Lanes8 lanes{};
   double rest = 0;

@@ -10,10 +10,10 @@ namespace assay {
 
 struct ProductRow {
   std::vector<double> a;       // without tensor scale
-  std::vector<double> finite;  // the same, 0 where it is NaN or infinite
+  std::vector<double> finite;  // the same, with 0 for NaN and infinities
   Integers integers;
-  std::vector<int> quantum;  // of each group of W: its lowest bit
-  bool not_in_f32 = false;   // some dequantized element exceeds binary32
+  std::vector<int> quantum;  // per group of W: the lowest bit of this row's numbers in it
+  bool not_in_f32 = false;   // some dequantized element exceeds the range of binary32
   void read(const Product& p, Index m);
 };
 
@@ -21,7 +21,7 @@ struct ProductRow {
 struct ProductColumns {
   Index first = 0, count = 0, groups = 0, step = 0;
   std::vector<double> code, scale;
-  std::vector<double> finite_code, finite_scale;  // the same, 0 where they are NaN or infinite
+  std::vector<double> finite_code, finite_scale;  // the same, with 0 for NaN and infinities
   std::vector<Integers> integers;                 // of a column's weights
   std::vector<int> quantum;                       // of the codes of a group, [t][column]
   std::vector<double> largest;                    // of the codes of a group, [t][column]
