@@ -67,7 +67,7 @@ struct SinkTruth {
   double delta = 0;                      // D
   double lse_error = 0, lse_radius = 0;  // as in GradientTruth
   double delta_error = 0, delta_radius = 0;
-  double rows = 0;  // of the sum
+  double rows = 0;  // number of rows in the sum
 };
 
 // What one row adds to the sum of e^(z - L) D.

@@ -119,7 +119,7 @@ struct ColumnSums {
 };
 
 // The bound of |Ohat - O| before the rounding to the output dtype. `hull` is the largest |v - O|
-// over the values v that the row sees.
+// over the hull of the values that the row sees.
 double element_bound(const Contract& c, const BoundContext& x, const RowBound& b, double o,
                      const ColumnSums& sums, double hull, double largest_value);
 

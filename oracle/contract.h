@@ -15,6 +15,7 @@ struct Contract {
   std::string name;
 
   // Dot products (Q K^T and P V).
+
   // The roundoff of one accumulation step: 2^-24 for rounding to nearest, 2^-23 for truncation,
   // 2^-11 for fp16.
   double dot_roundoff = 0x1p-24;
@@ -32,7 +33,8 @@ struct Contract {
   // The unit roundoff of a query that is scaled and then rounded; 0: scores are scaled instead.
   double query_prescale = 0;
   double exp_ulp = 1,
-         exp_ulp_per_unit = 0;  // in ulp: exp(x) errs by exp_ulp + exp_ulp_per_unit |x|
+         // In ulp: exp(x) errs by exp_ulp + exp_ulp_per_unit |x|.
+      exp_ulp_per_unit = 0;
   // The absolute error of an exp that underflows (for a kernel that flushes: the smallest result
   // that it keeps). exp(0) is 1, and exp of -104.5 or less is 0; the exact tier relies on this.
   double exp_floor = 0x1p-149;
@@ -47,7 +49,7 @@ struct Contract {
 
   // Structure.
   Index tile = 64;      // keys in a tile
-  Index row_tile = 64;  // rows in a tile; only used to name places in messages
+  Index row_tile = 64;  // rows in a tile; only used to name the place of a row
   int splits = 1;       // number of key splits, which are merged at the end
   // Keys in a split, a multiple of `tile`; 0: one split. Splits begin at multiples of this number.
   // Each split has its own (m, l, O), and they are merged in order: m' = max(m, m_s), l' = l a +
