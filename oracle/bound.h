@@ -63,7 +63,7 @@ struct RowBound {
   Index keys = 0, tiles = 1;
   Index merges = 0;  // number of merges of key splits
   bool has_sink = false;
-  // The bound of the denominator leaves nothing to divide by, so only the hull of V is asked.
+  // The bound of the denominator leaves nothing to divide by, so only the hull of V can be asked.
   bool vacuous = false;
   // A score could leave the range in some order of summation. Such a row is vacuous as well,
   // because a score that becomes -inf drops its key without a trace.

@@ -18,8 +18,8 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
 void classify_values(const Attention& p, const KeyValues& kv, Block& block, Index r,
                      const RowVisibility& seen, const double* gap, double largest_gap);
 
-// Whether all keys that keep weight have equal scores, and every sum of the row is exact in any
-// order.
+// Whether all keys that keep weight have a score of exactly 0, and no sum of the row is rounded in
+// any order.
 bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t);
 
 // Whether such a row may be judged without tolerance under a contract.

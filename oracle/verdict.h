@@ -59,8 +59,8 @@ struct Compared {
   Element worst;
 };
 
-// The number of visible pairs (row, key), and of those pairs that, left out of the sum, would move
-// some element of a gradient by more than twice its bound.
+// The number of visible pairs (row, key), and the numbers of those that move some element of a
+// gradient by more than twice its bound if they are left out of the sum.
 struct GradientPower {
   std::int64_t pairs = 0, by_dq = 0, by_dk = 0, by_dv = 0, by_any = 0;
 
@@ -116,7 +116,8 @@ struct JudgeOptions {
   std::function<void(const Element&)> judged;
 };
 
-// Judges `out.o` and `out.lse` as the candidate left them.
+// Judges `out.o` and `out.lse` as the candidate left them. A missing LSE is a failure unless
+// options.without_lse is set.
 Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
               const Contract& contract, const JudgeOptions& options = {});
 
