@@ -29,8 +29,8 @@ inline constexpr double fused_argument = 1.002;
 // The product of two factors of one_rounding, for a radius that is a sum of such terms and is
 // enlarged once more.
 inline constexpr double one_rounding_twice = 1.02;
-// How far values can lie outside their hull: the first-order sum of relative errors, where the
-// product of any two of them is below a tenth of it.
+// How far values can lie outside their hull: a factor of the first-order sum of relative errors.
+// The products of pairs of these errors add less than a tenth of that sum.
 inline constexpr double hull = 1.1;
 
 // The roundings relative to the largest value: the division (1 or 2), the correction for a sink,
