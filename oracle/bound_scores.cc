@@ -124,7 +124,7 @@ void stored_score_errors(const Contract& c, const BoundContext& x, const RowTrut
       error[j] += std::max(relative * (std::fabs(t.max - t.gap[j]) + error[j]), floor);
 }
 
-// The largest finite score of the dtype in which scores are stored.
+// The largest finite score that can be kept, in the accumulator or in the dtype of stored scores.
 double largest_score(const Contract& c) {
   return c.score_dtype ? std::min(c.largest, format(*c.score_dtype).max_finite) : c.largest;
 }
@@ -159,8 +159,8 @@ void find_overflow(const Contract& c, const BoundContext& x, const RowTruth& t, 
   if (!t.absolute) return;  // the caller has excluded that scores leave the range
   const double gamma_n = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
   const double score_limit = largest_score(c);
-  // Scores must fit the accumulator before the scale. After the scale, and after every bias, they
-  // must fit the dtype in which they are stored.
+  // A score must fit the accumulator before the scale. After the scale, and after every bias, it
+  // must fit where scores are kept.
   const double per_unscaled = (1 + gamma_n) / c.largest;
   const double per_scaled = (1 + gamma_n) * x.scale / score_limit, per_magnitude = 1 / score_limit;
   const double per_dot = std::max(1 / c.largest, x.scale / score_limit);

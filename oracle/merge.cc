@@ -35,8 +35,8 @@ class MergeBound {
     const double u = c.roundoff;
     term_gamma_ = gamma_factor(s.count() + 1, u);
     sum_gamma_ = gamma_factor(s.count(), u);
-    omega_ =
-        c.exp_floor;  // an absolute error is relative too, because the sum of weights is at least 1
+    // The error of an exp, relative to the sum of weights: that sum is at least 1.
+    omega_ = c.exp_floor;
     double defect = 0;
     for (std::size_t k = 0; k < s.p.size(); ++k) {
       growth_.push_back(expm1_above(exponent_error(s.distance[k], unit)));
