@@ -137,8 +137,8 @@ class CaseError : public std::runtime_error {
 
 // Parses a line and checks the case. Throws CaseError.
 Case parse_case(std::string_view line);
-// Sets the fields in `text`, which has the form of a line without its operation, and does not check
-// the case. Throws CaseError for text that is malformed.
+// Sets the fields in `text`, which is written like the part of a line behind the operation. It does
+// not check the case. Throws CaseError for text that is malformed.
 void set_fields(Case& c, std::string_view text);
 // The canonical line: fields are in a fixed order, and defaults are left out.
 // parse_case(print_case(c)) == c.
@@ -148,8 +148,9 @@ void check_case(const Case& c);
 // The fields and their meaning, one on each line.
 std::string case_help();
 
-// Whether the rows of a cached case may come in several calls. This needs that no row sees a key
-// that comes after it, and that dropout does not depend on the numbers of rows.
+// Whether the rows of a cached case may come in several calls. No row may then see a key that comes
+// after it, and there may be no dropout, because dropout depends on the number of a row within its
+// call.
 bool can_chunk(const Case& c);
 
 // The number of bytes that the inputs and outputs of the case need. check_case() has made sure that

@@ -17,7 +17,7 @@ struct Inputs {
   Inputs(const Inputs&) = delete;
   Inputs& operator=(const Inputs&) = delete;
 
-  const Surroundings around;  // of every tensor
+  const Surroundings around;  // around every tensor
   Tensor q, k, v, bias;
   Tensor d_o;  // backward only
   // Only for a cache: the tokens as they are appended. They are K and V or, for a latent cache, c
@@ -34,7 +34,7 @@ struct ProductInputs {
   ProductInputs(const ProductInputs&) = delete;
   ProductInputs& operator=(const ProductInputs&) = delete;
 
-  const Surroundings around;  // of every tensor
+  const Surroundings around;  // around every tensor
   Tensor a;
   LowBitMatrix a_low, w;
   Product problem;
