@@ -110,9 +110,8 @@ double expm1_above(double h);
 double exponent_ratio(const Contract& c, Index dim);
 
 struct ColumnSums {
-  double centred = 0,
-         // The sums of centred |v - O| and, unless the order is used, of absolute |v|.
-      absolute = 0;
+  // The sums of centred |v - O| and, unless the order is used, of absolute |v|.
+  double centred = 0, absolute = 0;
   // Only where the order is used: dot_roundoff times the sum of |partial sums of p v|, and the sum
   // of tail |v|, which is of first order.
   double prefix = 0, tail = 0;

@@ -32,9 +32,8 @@ struct Contract {
   double scale_error = 0;
   // The unit roundoff of a query that is scaled and then rounded; 0: scores are scaled instead.
   double query_prescale = 0;
-  double exp_ulp = 1,
-         // In ulp: exp(x) errs by exp_ulp + exp_ulp_per_unit |x|.
-      exp_ulp_per_unit = 0;
+  // exp(x) errs by exp_ulp + exp_ulp_per_unit |x|, in ulp.
+  double exp_ulp = 1, exp_ulp_per_unit = 0;
   // The absolute error of an exp that underflows (for a kernel that flushes: the smallest result
   // that it keeps). exp(0) is 1, and exp of -104.5 or less is 0; the exact tier relies on this.
   double exp_floor = 0x1p-149;

@@ -35,7 +35,7 @@ class MergeBound {
     const double u = c.roundoff;
     term_gamma_ = gamma_factor(s.count() + 1, u);
     sum_gamma_ = gamma_factor(s.count(), u);
-    // The error of an exp, relative to the sum of weights: that sum is at least 1.
+    // The sum of weights is at least 1, so this also bounds the error relative to that sum.
     omega_ = c.exp_floor;
     double defect = 0;
     for (std::size_t k = 0; k < s.p.size(); ++k) {

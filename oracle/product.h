@@ -15,8 +15,8 @@ namespace assay {
 
 // The order in which a kernel adds.
 enum class ProductOrder : std::uint8_t {
-  // Each group of W is summed by itself, with k ascending from 0. Then the group sums, times their
-  // scales, are added in ascending order from 0.
+  // Each group of W is summed by itself, from zero and with k ascending. Then the group sums, times
+  // their scales, are added from zero, also in ascending order.
   groups_in_order,
   // Each group is summed by itself, and then the groups are, both in any order.
   groups,

@@ -27,20 +27,20 @@ struct Block {
   Index key0 = 0, count = 0;
   // Per row, relative to key0: the row sees no key outside [seen_begin, seen_end).
   std::vector<Index> seen_begin, seen_end;
-  std::vector<double> o, o_low,
-      radius;                 // |O - (o + o_low)| <= radius; only balls give an o_low other than 0
+  // |O - (o + o_low)| <= radius. Only balls give an o_low other than 0.
+  std::vector<double> o, o_low, radius;
   std::vector<double> bound;  // of |Ohat - O| before the output rounding
   std::vector<double> lse, lse_low, lse_radius, lse_bound;
   std::vector<Kind> o_kind, lse_kind;  // what NaN and infinities of the inputs make of it
-  std::vector<char>
-      underflow_excused;  // O is infinite, but the weight of that value may underflow to 0
+  // Per element: an infinity in V makes O infinite, but its weight may underflow to 0.
+  std::vector<char> underflow_excused;
   // Per element: its accumulator could leave the range. Finite values are still held to their
   // bound.
   std::vector<char> value_overflow;
   std::vector<Domain> domain;  // per row
   std::vector<char> exact;     // per row: weights are 0 or equal, and sums are exact in any order
   std::vector<char> fully_masked;
-  // Per row: Q times a projection, which the contract multiplies before any key is met, is
+  // Per row: the contract multiplies Q by a projection before it meets any key, and this product is
   // infinite. The row may then become NaN.
   std::vector<char> query_lost;
   std::vector<char> needs_ball;  // per row: fp64 is not accurate enough for its bound

@@ -63,8 +63,8 @@ void add(Verdict& into, const Verdict& from, Ties ties = Ties::first);
 // The words in the reasons of the judges that differ from one judge to another.
 struct FinalWords {
   std::string_view element = "element";  // the name of a compared number
-  std::string_view judged =
-      "element";  // the name of a number of which a pass needs at least one inside
+  // The name of a number of which a pass needs at least one inside.
+  std::string_view judged = "element";
   std::string_view nothing = "the problem has no output element";  // reason if nothing was compared
   // The words about elements that no bound decides; empty where there are no such elements.
   std::string_view hull_only = "";

@@ -9,8 +9,8 @@
 namespace assay {
 
 struct RowVisibility {
-  // Arrays over all Lk keys.
-  // The exact sum of the finite biases, rounded to double; -inf: masked; +inf and NaN as given.
+  // These arrays are over all Lk keys. `bias` is the exact sum of the finite biases, rounded to
+  // double; -inf: masked; +inf and NaN as given.
   std::vector<double> bias;
   std::vector<double> magnitude;  // sum of the absolute values of the biases
   std::vector<double> product;    // absolute value of the ALiBi product, which a kernel rounds

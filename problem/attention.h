@@ -65,9 +65,8 @@ struct Attention {
 // Describes K and V that a kernel computes itself from a latent cache: their elements are sums of
 // products. Kernels do not see this; the oracle uses it to bound the errors of these elements.
 struct Projection {
-  TensorView k_absolute,
-      // The sums of the products' absolute values, in f64 and in the shapes of K and V.
-      v_absolute;
+  // The sums of the products' absolute values, in f64 and in the shapes of K and V.
+  TensorView k_absolute, v_absolute;
   Index length = 0;  // number of products in a sum; 0: K and V are given
   // The number of columns of K, from the first, that are computed. The rotary part behind them is
   // stored.

@@ -17,19 +17,14 @@ namespace assay {
 
 struct MaskSpec {
   MaskPattern pattern = MaskPattern::none;
-  std::array<bool, 4> varies{true, true, true,
-                             // Along which of b, h, i and j the mask varies. The other axes
-                             // broadcast (stride 0).
-                             true};
+  // Along which of b, h, i and j the mask varies. The other axes broadcast (stride 0).
+  std::array<bool, 4> varies{true, true, true, true};
   bool operator==(const MaskSpec&) const = default;
 };
 
 struct OffsetSpec {
-  enum class Kind : std::uint8_t {
-    fixed,
-    end,
-    lengths
-  } kind = Kind::fixed;  // end: Lk - Lq; lengths: n[b] - Lq
+  // The offset is `value` (fixed), Lk - Lq (end) or n[b] - Lq (lengths).
+  enum class Kind : std::uint8_t { fixed, end, lengths } kind = Kind::fixed;
   Index value = 0;
   bool operator==(const OffsetSpec&) const = default;
 };

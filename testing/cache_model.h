@@ -135,9 +135,8 @@ class CacheModel {
     auto pages = s.pages;
     const bool open = s.length() % page_size != 0;
     Index fresh = 0;
-    if (open && s.pages.back().use_count() > 2)
-      pages.back() = std::make_shared<int>(),
-      ++fresh;  // the copy of a shared page counts as one fresh page
+    // The copy of a shared page counts as one fresh page.
+    if (open && s.pages.back().use_count() > 2) pages.back() = std::make_shared<int>(), ++fresh;
     for (; static_cast<Index>(pages.size()) * page_size < s.length() + count; ++fresh)
       pages.push_back(std::make_shared<int>());
     if (pages_used() + fresh > pool) return StatusCode::invalid_cache_state;

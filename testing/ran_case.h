@@ -60,7 +60,7 @@ struct Ran {
   Candidate& kernel;
 };
 
-// Requires that two outputs have the same bits.
+// Requires that two outputs are equal. A failure names the first element that differs.
 inline void require_same(const Outputs& a, const Outputs& b) {
   RC_ASSERT(first_difference(a, b) == std::string());
 }

@@ -450,7 +450,7 @@ double Transformer<Real>::loss(const TokenBatch& batch, Arithmetic<Real>& arithm
   for (std::size_t r = 0; r < batch.targets.size(); ++r) {
     if (batch.targets[r] < 0) continue;
     const Real* row = logits_.data() + r * usize(v);
-    // The comparison is written so that NaN becomes the largest; a maximum would hide it.
+    // NaN does not satisfy this comparison, so it is taken over. A maximum would hide it.
     double largest = -std::numeric_limits<double>::infinity(), sum = 0;
     for (Index n = 0; n < v; ++n)
       largest = row[n] <= largest ? largest : static_cast<double>(row[n]);
