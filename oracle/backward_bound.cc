@@ -117,8 +117,8 @@ struct RowNumbers {
   double u;
   Cast cast_of_p, cast_of_ds;
   Chains kernel, oracle;
-  double dot_ratio = 0,
-         weight_ratio = 0;  // the oracle's E divided by that of a kernel: for q.k, for p
+  // The oracle's E divided by that of a kernel: for q.k, for p.
+  double dot_ratio = 0, weight_ratio = 0;
   double exp_floor = 0, keep_floor = 0, ds_floor = 0, softcap_floor = 0;
   double gamma_keep = 0, gamma_dp = 0;
   double delta_error = 0;            // the absolute part of the error of R dP - D

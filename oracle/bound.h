@@ -1,12 +1,13 @@
 // The forward error bound of a row of tiled attention, for any contract. Derivation:
 // docs/bounds.md.
 //
-// With p the exact weights, the computed output is a quotient of perturbed sums, and exactly
+// The computed output is a quotient of perturbed sums. With the exact weights p, its error is
+// exactly
 //   Ohat - O = [ sum p (e^eta - 1)(v - O) + (casts and accumulation, against |v|) + (row sum,
 //   against O) ] / (1 + ...)
-// so the bound of a row is a handful of weighted sums over V. This file gives the weights; the
-// caller sums (by matrix products for a block of rows, one by one for a row in ball arithmetic) and
-// hands the sums back.
+// The bound of a row therefore consists of a few weighted sums over V. This file gives the weights.
+// The caller computes the sums (by matrix products for a block of rows, one by one for a row in
+// ball arithmetic) and passes them back.
 #pragma once
 
 #include <vector>

@@ -10,8 +10,8 @@
 namespace assay {
 
 // Changes of one visible (row, key) pair: the key is deleted, it is counted twice, its V is
-// exchanged with the next key's, or its weight is off by 1%. For products, the change is one of a
-// term of a sum (oracle/product.h).
+// exchanged with the next key's, or its weight is off by 1%. For products, the change is made
+// to a term of a sum (oracle/product.h).
 enum class Change { deleted, duplicated, exchanged, misweighted };
 template <>
 inline constexpr auto table_of<Change> = complete<Named<Change>>({

@@ -31,7 +31,7 @@ struct Block {
   std::vector<double> o, o_low, radius;
   std::vector<double> bound;  // of |Ohat - O| before the output rounding
   std::vector<double> lse, lse_low, lse_radius, lse_bound;
-  std::vector<Kind> o_kind, lse_kind;  // what NaN and infinities of the inputs make of it
+  std::vector<Kind> o_kind, lse_kind;  // which of them NaN and infinities of the inputs determine
   // Per element: an infinity in V makes O infinite, but its weight may underflow to 0.
   std::vector<char> underflow_excused;
   // Per element: its accumulator could leave the range. Finite values are still held to their

@@ -1,10 +1,10 @@
 // Inside oracle/: the safety factors of all bounds, each with the reason why it is large enough.
 //
-// Functions that compute a bound carry a mark that names the document, the section, where there is
-// one the part of it (its bold heading), and what is computed:
+// Functions that compute a bound carry a mark. It names the document, the section, the part of the
+// section (its bold heading) if it has one, and what is computed:
 //   // bounds.md, 2: H_j
 //   // bounds.md, 2, Sink: H of the sink
-// property_tests/proof_test.cc holds these marks and the documents' sections together.
+// property_tests/proof_test.cc checks that the marks and the sections of the documents agree.
 #pragma once
 
 namespace assay::safety {

@@ -237,7 +237,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   row.delta_ = {block.fully_masked[0] ? 0 : stored,
                 (gamma_factor(length, u) * stored_absolute + length * c.product_floor) * own};
   if (block.fully_masked[0]) {
-    row.delta_ = Expected::unknown();  // no kernel reads it
+    row.delta_ = Expected::unknown();  // nothing reads the D of such a row
     return;
   }
   BackwardContext x;

@@ -1,9 +1,9 @@
 // The exact value of every stage of tiled attention, and how far from it a kernel that keeps its
 // contract may be. Derivation: docs/trace.md.
 //
-// The state of the online softmax after some tiles is that over the visible keys of [first, end): m
-// = max s_j, l = sum e^(s_j - m) and the accumulator sum e^(s_j - m) v_j, whatever the tiles were.
-// Sinks join at the end, in the output and LSE.
+// After some tiles, the state of the online softmax is m = max s_j, l = sum e^(s_j - m) and the
+// accumulator sum e^(s_j - m) v_j, over the visible keys of [first, end). It does not depend on how
+// these keys were divided into tiles. Sinks are added at the end, in the output and LSE.
 #pragma once
 
 #include <cmath>

@@ -100,7 +100,7 @@ struct Verdict {
 };
 
 struct JudgeOptions {
-  // If LSE is absent, O alone is judged; without this option a missing LSE is a failure.
+  // Whether O alone is judged if LSE is absent. Without this option a missing LSE is a failure.
   bool without_lse = false;
   int threads = 1;
   Index sample_rows = 0;  // number of rows of each head that are judged, drawn by the seed; 0: all

@@ -64,7 +64,7 @@ struct ProductSpec {
   Index m = 4, n = 32, k = 64;
   LowBit format = LowBit::mxfp4;
   std::optional<Index> group;      // the group of the format if absent
-  std::optional<LowBit> a_format;  // if A is low-bit too
+  std::optional<LowBit> a_format;  // the format of A if A is low-bit too
   Weights weights = Weights::quantized;
   ScaleFamily scales = ScaleFamily::unit;
   ZeroFamily zeros = ZeroFamily::random;

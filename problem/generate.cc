@@ -58,8 +58,8 @@ double query(const ScoresContext& x, const Position& p) {
       return 1.5 * Draw(c.seed, Stream::k, p.b, p.h / c.shape.group(), 0, p.d).normal();
     case Scores::equal: return 0;
     case Scores::cancel:
-      return 20 * Draw(c.seed, Stream::q, p.b, p.h, p.i, p.d / 2)
-                      .normal();  // two neighbouring elements are equal
+      // Two neighbouring elements are equal.
+      return 20 * Draw(c.seed, Stream::q, p.b, p.h, p.i, p.d / 2).normal();
     case Scores::heavy_tail: return std::clamp(n * n * n * 2, -60.0, 60.0);
     case Scores::key_sink: return p.d == 0 ? 5 : n;
     case Scores::flat: return 0.01 * n;

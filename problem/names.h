@@ -34,7 +34,7 @@ struct Named {
   std::string_view name;
 };
 
-// Whether a value is an enumerator. gcc and clang print a value that is none as a cast.
+// Whether a value is an enumerator. gcc and clang print a value that is not one as a cast.
 template <auto value>
 consteval bool is_enumerator() {
   return std::string_view(__PRETTY_FUNCTION__).find("value = (") == std::string_view::npos;

@@ -50,8 +50,8 @@ class Arena {
     std::map<int, Arenas> arenas;  // by the number of threads
   };
   static Idle& idle() {
-    static auto* idle =
-        new Idle;  // never destroyed, so that destructors of static objects can use it
+    // It is never destroyed, so that destructors of static objects can use it.
+    static auto* idle = new Idle;
     return *idle;
   }
 

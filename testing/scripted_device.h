@@ -134,7 +134,7 @@ inline void Script::attach(MockDevice& device) {
     hold(Call::close, 0);
     return host_.open();
   });
-  // A call that releases has released, whatever code it returns and even if it throws.
+  // A call that releases an object has released it, whatever code it returns and even if it throws.
   ON_CALL(device, close).WillByDefault([this] {
     const NativeCode real = host_.close();
     struct LetGo {
