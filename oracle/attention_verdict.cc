@@ -17,15 +17,16 @@ namespace {
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-// Balls start with as many bits, and take twice as many until every element is decided.
+// Balls start with the first number of bits. It is doubled up to the last number until every
+// element is decided.
 constexpr long first_ball_bits = 128, last_ball_bits = 512;
 
-// What a task finds out about its rows.
+// The results of one task for its rows.
 struct RowTally {
   explicit RowTally(const JudgeOptions& options) : elements(options) {}
 
   Tally elements;
-  std::vector<double> slopes;  // of error on value, one for each row
+  std::vector<double> slopes;  // of the error against the value, one for each row
   bool oracle_inconsistent = false;
 
   void merge(const RowTally& other) {
@@ -35,7 +36,8 @@ struct RowTally {
   }
 };
 
-// The sums of a regression through the origin, of error on value in units of the bound.
+// The sums of a regression of the error against the value, through the origin. Both are in units of
+// the bound.
 struct Slope {
   double xy = 0, xx = 0;
 
@@ -73,7 +75,7 @@ class RowJudge {
   }
 
  private:
-  // Computes the row in ball arithmetic where fp64 does not decide it, or where it is to be
+  // Computes the row in ball arithmetic if fp64 does not decide it, or if it is to be
   // cross-checked.
   void refine(Block& block, Index r, bool cross_check) {
     bool in_balls = false;
@@ -172,7 +174,7 @@ class RowJudge {
     if (!std::isfinite(block.lse_radius[at])) rows_.oracle_inconsistent = true;
     if (decide_lse(block, r, e.got) == Decision::outside)
       return tally_.fail(e, "LSE is outside its bound");
-    tally_.inside(e);  // undecided at 512 bits: not refuted
+    tally_.inside(e);  // an element that 512 bits do not decide is not refuted
     tally_.tell(e);
   }
 
@@ -199,7 +201,7 @@ class RowJudge {
     judge_finite(block, r, c, e, slope);
   }
 
-  // An element that is NaN or infinite by the NaN and infinities of the inputs.
+  // Judges an element that is NaN or infinite because of NaN and infinities in the inputs.
   void judge_special(const Block& block, Index r, Index c, Element e, bool poisoned) {
     const Kind kind = block.o_kind[index_of(r, c)];
     const bool is_nan = kind == Kind::nan;
@@ -208,7 +210,7 @@ class RowJudge {
     e.exact = is_nan ? nan : kind == Kind::plus_infinity ? inf : -inf;
     const bool same = is_nan ? std::isnan(y) : y == e.exact;
     if (same && (is_nan || !poisoned)) return tally_.inside(e);
-    // Weight 0 times infinity is NaN; a kernel that skips weights of 0 leaves the value without
+    // A weight of 0 times infinity is NaN. A kernel that skips weights of 0 gives the value without
     // that key.
     if (block.underflow_excused[index_of(r, c)] &&
         (std::isnan(y) || decide_o(block, r, c, y) != Decision::outside))
@@ -222,7 +224,8 @@ class RowJudge {
                             : "O is not the infinity that belongs there");
   }
 
-  // An element of a row that sees some key, whose exact value and whose computed one are no NaN.
+  // Judges an element of a row that sees some key. Neither its exact value nor its computed value
+  // is NaN.
   void judge_finite(const Block& block, Index r, Index c, const Element& e, Slope& slope) {
     const auto at = usize(r), index = index_of(r, c);
     if (std::isnan(block.bound[index]) || !std::isfinite(block.radius[index]))
@@ -267,14 +270,15 @@ double t_statistic(const std::vector<double>& slopes) {
   return variance > 0 && std::fabs(mean) > 1e-12 ? mean / std::sqrt(variance / n) : 0;
 }
 
-// Which rows of all heads get more than the verdict: the power certificate, a cross-check in balls.
+// Chooses the rows, among those of all heads, that get more than the verdict: the power certificate
+// or a cross-check in balls.
 class Extras {
  public:
   Extras(const AttentionShape& s, Index rows_of_a_head, const JudgeOptions& options)
       : options_(options) {
     const Index rows = s.batch * s.query_heads * rows_of_a_head;
-    // The certificate costs about as much as the verdict: on large cases it takes every
-    // stride-th row.
+    // The certificate of a row costs about as much as its verdict. On large cases only every
+    // stride-th row gets one.
     const double work =
         static_cast<double>(rows) * static_cast<double>(s.keys) * static_cast<double>(s.value_dim);
     power_stride_ = static_cast<Index>(work / 0x1p27) + 1;
@@ -291,8 +295,8 @@ class Extras {
   Index power_stride_ = 1, ball_stride_ = 0, ball_offset_ = 0;
 };
 
-// Heads are judged side by side as far as their K and V, in fp64 and fp32 with absolute values,
-// stay within half a GiB.
+// The number of heads that are judged at the same time: as many as keep their K and V, in fp64 and
+// fp32 with absolute values, within half a GiB.
 int heads_at_once(const AttentionShape& s, int threads) {
   const Index head_bytes = 24 * std::max<Index>(s.keys, 1) * (s.dim + s.value_dim);
   return static_cast<int>(std::clamp<Index>((Index{1} << 29) / head_bytes, 1,

@@ -12,7 +12,7 @@
 namespace assay {
 namespace {
 
-Taint worse(Taint a, Taint b) { return std::max(a, b); }  // NaN plus anything is NaN
+Taint worse(Taint a, Taint b) { return std::max(a, b); }  // the sum of NaN and anything is NaN
 
 Gradient empty_gradient(Index rows, Index columns) {
   Gradient g;
@@ -108,7 +108,7 @@ Index BackwardReference::bias_element(Index b, Index h, Index i, Index j) const 
 }
 
 SharedGradients BackwardReference::no_shared_gradients() const {
-  // One row an element: rows carry what is known of an element as a whole.
+  // Each element has a row of its own, because a row holds what is known of an element as a whole.
   SharedGradients shared{empty_gradient(bias_elements_, 1),
                          empty_gradient(has_sink_ ? problem_.shape.query_heads : 0, 1)};
   for (Gradient* g : {&shared.d_bias, &shared.d_sink}) g->absolute.assign(g->value.size(), 0);
@@ -124,15 +124,15 @@ void BackwardReference::finish(SharedGradients& shared) const {
   finish_gradient(c, context_.terms, rows, 1, gamma_factor(rows, c.roundoff), shared.d_sink);
 }
 
-// What a row of a block carries besides its scores.
+// What is known of a row of a block besides its scores.
 struct RowState {
-  Taint score_taint = Taint::none;  // of P, hence of all it touches
+  Taint score_taint = Taint::none;  // of P, and so of everything that the row touches
   Taint taint = Taint::none;        // of dS
   bool from_balls = false, d_o_finite = true;
   Delta delta;
 };
 
-// The sums of one kv head, a block of rows of one query head at a time.
+// Computes the sums of one kv head. It takes one block of rows of one query head at a time.
 class GroupSum {
  public:
   GroupSum(const BackwardReference& x, Index b, Index g, std::span<const Index> row_index,
@@ -162,7 +162,7 @@ class GroupSum {
     if (with_pairs_)
       for (auto* part : {&out_.score_part, &out_.weight_part})
         part->emplace_back(usize(rows * s_.keys), 0.0f);
-    const Index pairs = Index{1} << 16;  // of a block: some MiB of matrices
+    const Index pairs = Index{1} << 16;  // in a block, whose matrices take some MiB
     const Index per_block = std::clamp<Index>(pairs / std::max<Index>(s_.keys, 1), 16, 128);
     for (Index first = 0; first < rows; first += per_block) {
       const auto of_block = usize(std::min(per_block, rows - first));
@@ -192,7 +192,7 @@ class GroupSum {
     finish_gradient(c_, x_.context_.terms, terms, scale, gamma, g);
   }
 
-  // Matrices of a block, kept by each thread from block to block.
+  // The matrices of a block. Each thread keeps them from block to block.
   struct Products {
     RowMajor q, d_o, dp, dp_absolute, kept_weight, ds, dot_gradient, to_dq, to_dk, to_dv, to_bias;
     std::array<RowMajor*, 7> weights() {
@@ -245,8 +245,8 @@ class GroupSum {
     }
   }
 
-  // Weighs the pairs of a row, and keeps what says nothing out of all sums. `own` is its place in
-  // dQ.
+  // Weighs the pairs of a row, and keeps tainted numbers out of all sums. `own` is the index of the
+  // row in dQ.
   void add_row(const Block& block, Index r, RowState& state, Gradient& dq, std::size_t own,
                Products& m) {
     dq.touched[own] = 1;
@@ -272,8 +272,8 @@ class GroupSum {
       }
   }
 
-  // Q and dO of a row, D, and what taints it. Rows that fp64 cannot weigh are weighed in balls
-  // first.
+  // Reads Q and dO of a row, and finds D and what taints the row. Rows that fp64 cannot weigh are
+  // first weighed in balls.
   RowState inspect(Block& block, Index r, Products& m) const {
     const auto at = usize(r);
     RowState state;
@@ -324,7 +324,7 @@ class GroupSum {
         state.d_o_finite = false;
         state.taint = worse(state.taint, std::isnan(d_o) ? Taint::nan : Taint::anything);
       }
-      // Where every visible score is -inf O is NaN, but a kernel may read LSE = -inf as a row
+      // If every visible score is -inf, O is NaN. But a kernel may take LSE = -inf for a row
       // without keys.
       if (block.o_kind[e] == Kind::nan && !block.underflow_excused[e] &&
           block.lse_kind[at] != Kind::minus_infinity)

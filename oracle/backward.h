@@ -15,7 +15,7 @@ namespace assay {
 // anything, because an infinity takes part or because a sum leaves the range.
 enum class Taint : std::uint8_t { none, anything, nan };
 
-// exact - value| <= ratio * bound.
+// Arrays are rows x columns, row-major. |exact - value| <= ratio * bound.
 struct Gradient {
   Index rows = 0, columns = 0;
   std::vector<double> value;

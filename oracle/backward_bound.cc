@@ -16,8 +16,8 @@ using Term = BackwardTerm;
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 
-// A number of one pair, or of eight pairs: its exact value, and how far from it what a kernel and
-// what the oracle computes may lie.
+// A number of one pair, or of eight pairs: its exact value, the error of what a kernel computes,
+// and the error of what the oracle computes.
 template <class L>
 struct Erring {
   L value, error, own;
@@ -26,7 +26,7 @@ struct Erring {
 // bounds_backward.md, 2, Casts: rho. No dtype rounds nothing.
 struct Cast {
   double roundoff = 0, floor = 0, largest = inf;
-  double excess_counts = 1;  // 0 where a test leaves it out
+  double excess_counts = 1;  // 0 where a test leaves out this term
   bool saturates = false;
 
   Cast(const std::optional<Dtype>& dtype, const BackwardTerms& terms) {
@@ -56,7 +56,7 @@ struct Cast {
   }
 };
 
-// Gamma of the sums that a pair is part of.
+// The factors gamma of the sums that a pair is part of.
 struct Chains {
   double keys = 0, rows = 0, bias = 0, values = 0;
 };
@@ -94,8 +94,8 @@ struct RowNumbers {
         cast_of_ds(late ? cast_of_p.scaled(x.forward.scale, terms) : cast_of_p),
         kernel(chains_of_kernel(c, x)),
         oracle(chains_of_oracle(x)) {
-    // Balls refine weights and LSE; q.k, of which the softcap's factor is taken, stays that of
-    // fp64.
+    // Balls refine the weights and LSE. But q.k, from which the softcap's factor is computed,
+    // remains that of fp64.
     dot_ratio = exponent_ratio(c, x.forward.dim);
     weight_ratio = t.weights_from_balls ? 0 : dot_ratio;
     exp_floor = terms[Term::exp_underflow] * c.exp_floor;
@@ -112,24 +112,25 @@ struct RowNumbers {
     softcap_floor = terms[Term::softcap_underflow] * c.product_floor;
   }
 
-  bool late;  // dS comes from rounded weights
+  bool late;  // dS is computed from rounded weights
   const BackwardTerms& terms;
   double u;
   Cast cast_of_p, cast_of_ds;
   Chains kernel, oracle;
-  double dot_ratio = 0, weight_ratio = 0;  // the oracle's E over that of a kernel: of q.k, of p
+  // The oracle's E divided by that of a kernel: for q.k, for p.
+  double dot_ratio = 0, weight_ratio = 0;
   double exp_floor = 0, keep_floor = 0, ds_floor = 0, softcap_floor = 0;
   double gamma_keep = 0, gamma_dp = 0;
-  double delta_error = 0;            // everything absolute in the error of R dP - D
+  double delta_error = 0;            // the absolute part of the error of R dP - D
   bool exponents_are_small = false;  // H has not been replaced by e^H - 1
 };
 
-// The largest that is met along a row.
+// The largest values that occur along a row.
 struct RowMaxima {
   LaneMax ratio{0}, difference{0}, cast{0};
 };
 
-// Arrays of one row, kept by each thread from row to row.
+// The arrays of one row. Each thread keeps them from row to row.
 struct Scratch {
   std::vector<double> growth, growth64, keep, tau;
   void resize(Index n) {
@@ -254,12 +255,13 @@ Erring<L> times_factor(const RowNumbers& n, const Erring<L>& ds, const Erring<L>
       ds.own * (f.value + f.own) + size * f.own + 2 * unit64 * size};
 }
 
-// One pair, or eight, from its weight to its parts in the bounds of all gradients.
+// Takes one pair, or eight pairs, from the weight to its parts in the bounds of all gradients.
 template <class L>
 void derive_pairs(const BackwardContext& x, const GradientTruth& t, const RowNumbers& n,
                   const Scratch& s, const GradientWeights& out, Index j, L zero, RowMaxima& most) {
   const L one = zero + 1, is_live = load_as<L>(t.gap + j) < inf ? one : zero;
-  // Not a product: what a masked key holds may be too large for one.
+  // This is a choice and not a product, because a masked key may hold numbers too large for a
+  // product.
   auto where_live = [&](L value) { return is_live > zero ? value : zero; };
   // bounds_backward.md, 8: the oracle's own error as a fraction of the bound.
   auto compare = [&](L own, L bound) {

@@ -36,7 +36,7 @@ struct GradientTruth {
   const double* capped_error = nullptr;  // of the score before the biases; null: no softcap
   const double* dp = nullptr;            // R_j dO.v_j
   const double* dp_absolute = nullptr;   // R_j sum |dO||v_j|
-  const char* kept = nullptr;  // whether dropout keeps the pair; null: all are kept
+  const char* kept = nullptr;            // whether dropout keeps the pair; null: all are kept
   bool weights_from_balls = false;  // p_j and LSE come from balls, and are right to the last bit
   double max = 0, lse = 0;
   double lse_error = 0, lse_radius = 0;  // of the stored LSE; of the oracle's LSE
@@ -48,8 +48,9 @@ struct GradientTruth {
 // Arrays of GradientTruth::count entries, which the caller owns. Masked keys have 0.
 struct GradientWeights {
   double* kept_weight;   // R p: dV = sum kept_weight dO
-  double* ds;  // dS before the softcap's factor: gives dBias
-  double* dot_gradient;  // after that factor: dQ = scale sum dot_gradient K, dK = scale sum dot_gradient Q
+  double* ds;            // dS before the softcap's factor: gives dBias
+  double* dot_gradient;  // after that factor: dQ = scale sum dot_gradient K, dK = scale sum
+                         // dot_gradient Q
   double *to_dq, *to_dk, *to_dv, *to_bias;  // weights of the sums that bound each gradient
 };
 
@@ -66,7 +67,7 @@ struct SinkTruth {
   double delta = 0;                      // D
   double lse_error = 0, lse_radius = 0;  // as in GradientTruth
   double delta_error = 0, delta_radius = 0;
-  double rows = 0;  // of the sum
+  double rows = 0;  // number of rows in the sum
 };
 
 // What one row adds to the sum of e^(z - L) D.

@@ -22,7 +22,7 @@ class GradientJudge {
                 const JudgeOptions& options, Tally& tally)
       : shape_(problem.shape), out_(out), contract_(contract), options_(options), tally_(tally) {}
 
-  // dQ of the chosen rows of a group of heads.
+  // Judges dQ of the chosen rows of a group of heads.
   void judge_queries(Index b, Index g, const std::vector<Index>& rows,
                      const GroupGradients& exact) {
     for (Index h = g * shape_.group(); h < (g + 1) * shape_.group(); ++h) {
@@ -36,7 +36,7 @@ class GradientJudge {
     }
   }
 
-  // dK and dV of a group of heads.
+  // Judges dK and dV of a group of heads.
   void judge_keys(Index b, Index g, const GroupGradients& exact) {
     for (Index j = 0; j < shape_.keys; ++j) {
       for (Index d = 0; d < shape_.dim; ++d)
@@ -47,7 +47,7 @@ class GradientJudge {
   }
 
   void judge_bias(const BackwardReference& reference, const Gradient& exact) {
-    // The element of a broadcast axis is there even where nothing is summed into it.
+    // A broadcast axis has its one element even if nothing is summed into it.
     auto extent = [&](std::size_t axis, Index n) { return out_.d_bias.stride[axis] == 0 ? 1 : n; };
     const Extents extents = {extent(0, shape_.batch), extent(1, shape_.query_heads),
                              extent(2, shape_.rows), extent(3, shape_.keys)};
@@ -64,7 +64,7 @@ class GradientJudge {
   }
 
  private:
-  // One element of `g`; `e` says where it is.
+  // Judges one element of `g`; `e` says where it is.
   void judge(const TensorView& out, Index position, const Gradient& g, Index row, Index column,
              Element e) {
     const auto at = usize(row);
@@ -111,10 +111,10 @@ class GradientJudge {
   Tally& tally_;
 };
 
-// The certificate keeps two floats a pair, and costs about as much as a product.
+// The certificate keeps two floats for each pair, and costs about as much as a matrix product.
 constexpr Index most_certified_pairs = Index{1} << 26;
 
-// Judges group after group, and what is summed over all of them at the end.
+// Judges each group, and at the end the gradients that are summed over all groups.
 void judge_groups(const Attention& problem, const AttentionBackwardInput& input,
                   const AttentionGradients& out, const Contract& contract,
                   const JudgeOptions& options, const std::vector<Index>& rows, Tally& total) {
@@ -125,7 +125,7 @@ void judge_groups(const Attention& problem, const AttentionBackwardInput& input,
       options.power && all_rows && s.group() * s.rows * s.keys <= most_certified_pairs;
   SharedGradients shared = reference.no_shared_gradients();
   std::mutex mutex;
-  // Sums over heads or batches: one group after the other.
+  // Sums over heads or batches take one group after the other, on one thread.
   const int threads = shared.d_bias.rows + shared.d_sink.rows > 0 ? 1 : options.threads;
   parallel_for(s.batch * s.kv_heads, threads, [&](Index task) {
     const Index b = task / s.kv_heads, g = task % s.kv_heads;
@@ -177,7 +177,7 @@ void add_gradients(Verdict& forward, const Verdict& gradients) {
   const Index rows = forward.rows_judged;
   add(forward, gradients);
   forward.rows_judged = rows;
-  // A gradient that nobody could judge leaves the case undecided, however good O is.
+  // If the gradients could not be judged, the case remains undecided, however good O is.
   if (gradients.outcome != Outcome::pass || before == Outcome::pass) {
     forward.outcome = gradients.outcome;
     forward.reason = gradients.reason;

@@ -31,7 +31,8 @@ BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bi
   std::vector<double> q(dim);
   for (std::size_t d = 0; d < dim; ++d)
     q[d] = finite_or_zero(load(p.q, p.q.at(b, h, i, static_cast<Index>(d))));
-  // A key whose score is -inf keeps no weight; a softcap makes a finite score of an infinite one.
+  // A key whose score is -inf keeps no weight. But a softcap turns an infinite score into a finite
+  // one.
   const bool q_finite = std::all_of(q.begin(), q.end(), [&, d = Index{0}](double) mutable {
     return std::isfinite(load(p.q, p.q.at(b, h, i, d++)));
   });
@@ -47,8 +48,8 @@ BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bi
     else capped[j] = t;
   }
 
-  // The exponent of a weight needs absolute accuracy: as many bits more as the largest score has
-  // before its point.
+  // The exponent of a weight needs absolute accuracy. It therefore gets as many further bits as the
+  // largest score has before its binary point.
   double reach = 1;
   for (std::size_t j = 0; j < keys; ++j) {
     if (seen.bias[j] == -inf) continue;
@@ -91,7 +92,7 @@ BallRow::BallRow(const ProjectedAttention& p, Index b, Index h, Index i, long bi
       arb_mul(sum.get(), sum.get(), cap.get(), bits);
     }
     if (!std::isnan(capped[j])) arb_set_d(sum.get(), capped[j]);
-    // The biases themselves, exactly: visibility.cc has only their sum in double.
+    // This adds the exact biases, because visibility.cc has only their sum in double.
     if (p.bias) {
       arb_set_d(term.get(),
                 finite_or_zero(load(p.bias, p.bias.at(b, h, i, static_cast<Index>(j)))));

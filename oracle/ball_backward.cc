@@ -24,7 +24,7 @@ class Matrix {
   Index rows() const { return arb_mat_nrows(m_); }
   Index columns() const { return arb_mat_ncols(m_); }
   void product(const Matrix& a, const Matrix& b, long bits) { arb_mat_mul(m_, a.m_, b.m_, bits); }
-  // A^T B
+  // Computes A^T B.
   void transposed_product(const Matrix& a, const Matrix& b, long bits) {
     Matrix t(a.columns(), a.rows());
     arb_mat_transpose(t.m_, a.m_);
@@ -40,7 +40,8 @@ class Matrix {
   arb_mat_t m_;
 };
 
-// One head's rows of a tensor; 0 where not finite, which only masked elements may be.
+// Loads the rows of one head of a tensor. Numbers that are not finite become 0; only masked
+// elements may hold them.
 void load_head(const TensorView& t, Index b, Index h, Matrix& m, bool transposed) {
   for (Index i = 0; i < t.shape[2]; ++i)
     for (Index d = 0; d < t.shape[3]; ++d) {
@@ -125,7 +126,7 @@ BallGradients::BallGradients(const Attention& p, const TensorView& d_o_view, Ind
         arb_add(total.get(), total.get(), y.get(), bits);
         arb_div(y.get(), y.get(), total.get(), bits);  // the sink's weight
       }
-      // D = sum P R dP: dO.O without O.
+      // D = sum P R dP, which equals dO.O and does not need O.
       arb_zero(delta.get());
       for (Index j = 0; j < keys_; ++j) {
         if (!visible(j)) continue;

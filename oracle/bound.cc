@@ -13,7 +13,7 @@ namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 
-// Arrays of one row, kept by each thread from row to row.
+// The arrays of one row. Each thread keeps them from row to row.
 struct Scratch {
   std::vector<double> error, exponent, rescales;  // E_j, H_j and then e^H_j - 1, R_j
   void resize(Index n) {
@@ -35,8 +35,8 @@ void count_roundings(const Contract& c, const BoundContext& x, const RowTruth& t
   const double live = static_cast<double>(t.live + (t.has_sink ? 1 : 0));
   const double splits = c.splits > 1 ? c.splits : 0, merges = static_cast<double>(out.merges);
   const double rescales = x.terms[BoundTerm::corrections_in_sums] * most_rescales;
-  // The longest chain of sums is that of a split and of the merges. A block FMA passes over masked
-  // keys too.
+  // The longest chain of additions is that of a split and of the merges. A block FMA includes
+  // masked keys too.
   const Index split_keys = c.split_keys > 0 ? c.split_keys : t.count;
   const Index passed = c.dot_block > 0 ? t.count + t.key0 % c.dot_block : t.live;
   const double chain = static_cast<double>(std::min(passed, split_keys));
@@ -50,21 +50,22 @@ void count_roundings(const Contract& c, const BoundContext& x, const RowTruth& t
       x.terms[BoundTerm::row_sum] * gamma_factor(n_sum + rescales + 1 + splits, c.roundoff);
 }
 
-// What is common to the weights of a row.
+// What all weights of a row have in common.
 struct Perturbations {
   double cast_roundoff = 0, cast_floor = 0;  // rho_j
   double exp_floor = 0;                      // omega_j, per exponential
   double dropout = 0, rounded_product = 0;
   double in_sum = 0;  // 1: the row sum adds the rounded weights
   bool second_order_tail = false;
-  bool small = false;  // e^H - 1 <= H (1 + H) for all H_j, which are given; else e^H_j - 1 is given
+  // Whether e^H - 1 <= H (1 + H) for all H_j. Then the H_j are given, and otherwise e^H_j - 1.
+  bool small = false;
 };
 
 // bounds.md, 3: what rounds the weights of a row
 Perturbations perturbations(const Contract& c, const BoundContext& x, const RowTruth& t,
                             const WeightErrors& e) {
   const BoundTerms& terms = x.terms;
-  // At least 1 / l-hat.
+  // An upper bound of 1 / l-hat.
   const double unit =
       std::exp(std::min(0.0, t.max - t.lse) + std::min(e.delta, safety::largest_expm1_argument));
   Perturbations k;
@@ -74,7 +75,7 @@ Perturbations perturbations(const Contract& c, const BoundContext& x, const RowT
         terms[BoundTerm::weight_cast_underflow] * half_min_subnormal(*c.weight_dtype) * unit;
   }
   k.exp_floor = terms[BoundTerm::exp_underflow] * c.exp_floor * unit;
-  // 1 - p, its inverse, and the product with it.
+  // The three roundings are those of 1 - p, of its inverse, and of the product with it.
   k.dropout = x.dropout ? terms[BoundTerm::dropout_scale] * gamma_factor(3, c.roundoff) : 0;
   if (c.products_rounded)
     k.rounded_product = terms[BoundTerm::value_products] * safety::one_rounding * c.roundoff;
@@ -84,7 +85,7 @@ Perturbations perturbations(const Contract& c, const BoundContext& x, const RowT
   return k;
 }
 
-// What follows a tile in its split: live keys, its own included, and later tiles.
+// Counts what a tile meets to the end of its split: live keys, with its own, and later tiles.
 class Following {
  public:
   Following(const Contract& c, const RowTruth& t) : c_(c), t_(t) {}
@@ -286,7 +287,7 @@ double numerator(const Contract& c, const BoundContext& x, const RowBound& b, do
                  const ColumnSums& sums) {
   const double common = sums.centred + magnitude * (b.zero_centred + b.sum_weight * b.gamma_l);
   if (!uses_order(c)) return sums.absolute + common;
-  // The correction at the end.
+  // The correction that the sink makes at the end.
   const double sink_merge =
       x.terms[BoundTerm::sink_merge] * safety::one_rounding * c.roundoff * magnitude;
   const double tail = b.tail_per_centred > 0

@@ -1,12 +1,13 @@
 // The forward error bound of a row of tiled attention, for any contract. Derivation:
 // docs/bounds.md.
 //
-// With p the exact weights, the computed output is a quotient of perturbed sums, and exactly
+// The computed output is a quotient of perturbed sums. With the exact weights p, its error is
+// exactly
 //   Ohat - O = [ sum p (e^eta - 1)(v - O) + (casts and accumulation, against |v|) + (row sum,
 //   against O) ] / (1 + ...)
-// so the bound of a row is a handful of weighted sums over V. This file gives the weights; the
-// caller sums (by matrix products for a block of rows, one by one for a row in ball arithmetic) and
-// hands the sums back.
+// The bound of a row therefore consists of a few weighted sums over V. This file gives the weights.
+// The caller computes the sums (by matrix products for a block of rows, one by one for a row in
+// ball arithmetic) and passes them back.
 #pragma once
 
 #include <vector>
@@ -29,42 +30,41 @@ struct BoundContext {
 // The exact quantities of a row, rounded to double. The arrays cover the keys [key0, key0 + count).
 struct RowTruth {
   Index key0 = 0, count = 0;
-  Index live = 0;                     // visible keys
-  const double* gap = nullptr;        // M - s_j >= 0; +inf where masked
-  const double* dot = nullptr;        // q.k_j, before the scale
+  Index live = 0;               // visible keys
+  const double* gap = nullptr;  // M - s_j >= 0; +inf where masked
+  const double* dot = nullptr;  // q.k_j, before the scale
   // sum |q||k_j| or an upper bound of it. Null: it was not computed, because absolute_limit shows
   // that no score overflows.
   const double* absolute = nullptr;
-  double absolute_limit = 0;  // an upper bound of all sums |q||k_j|
+  double absolute_limit = 0;          // an upper bound of all sums |q||k_j|
   const double* prefix = nullptr;     // sum over d of |partial sums of q.k_j|; null: not computed
   const double* weight = nullptr;     // p_j
   const double* magnitude = nullptr;  // sum of |biases|; null: no bias
   const double* product = nullptr;    // |ALiBi product|
   const double* kept = nullptr;       // 1 or 0 by dropout; null: all kept
-  int additions = 0;  // number of biases that are added
-  double max = 0, lse = 0;  // M and L, with the sink
+  int additions = 0;                  // number of biases that are added
+  double max = 0, lse = 0;            // M and L, with the sink
   bool has_sink = false;
   double sink_gap = 0, sink_weight = 0;
 };
 
 // Everything of the bound that does not involve V.
 struct RowBound {
-  double zero_centred = 0;  // centred weight of the sink and of dropped keys, against |O|
+  double zero_centred = 0;          // centred weight of the sink and of dropped keys, against |O|
   double sum_weight = 0;            // sum p e^H, times gamma_L against |O|
   double gamma_l = 0, gamma_n = 0;  // for the row sum; for the sum over V
   double denominator = 1;
   double centred_total = 0;
   // The factor by which centred weights bound tail weights where tails are of second order; 0: they
   // do not bound them.
-  double tail_per_centred =
-      0;
+  double tail_per_centred = 0;
   double lse = 0;               // bound of LSE
   double largest_exponent = 0;  // max H_j: the largest relative error of a weight
-  double gap_error = 0;  // the largest error of the computed gap of a visible key
+  double gap_error = 0;         // the largest error of the computed gap of a visible key
   Index keys = 0, tiles = 1;
   Index merges = 0;  // number of merges of key splits
   bool has_sink = false;
-  // The bound of the denominator leaves nothing to divide by, so only the hull of V is asked.
+  // The bound of the denominator leaves nothing to divide by, so only the hull of V can be asked.
   bool vacuous = false;
   // A score could leave the range in some order of summation. Such a row is vacuous as well,
   // because a score that becomes -inf drops its key without a trace.
@@ -77,7 +77,7 @@ struct RowBound {
 struct SumWeights {
   double* centred;   // against |v_j - O|
   double* absolute;  // against |v_j|, for any order of the sums
-  double* tail;  // against |v_j|, for a declared order of the sums
+  double* tail;      // against |v_j|, for a declared order of the sums
 };
 
 // Whether the bound of an element uses the sums `prefix` and `tail`. If not, it uses `absolute`.
@@ -111,16 +111,15 @@ double expm1_above(double h);
 double exponent_ratio(const Contract& c, Index dim);
 
 struct ColumnSums {
-  double centred = 0,
-         // The sums of centred |v - O| and, unless the order is used, of absolute |v|.
-         absolute = 0;
+  // The sums of centred |v - O| and, unless the order is used, of absolute |v|.
+  double centred = 0, absolute = 0;
   // Only where the order is used: dot_roundoff times the sum of |partial sums of p v|, and the sum
   // of tail |v|, which is of first order.
   double prefix = 0, tail = 0;
 };
 
 // The bound of |Ohat - O| before the rounding to the output dtype. `hull` is the largest |v - O|
-// over the values v that the row sees.
+// over the hull of the values that the row sees.
 double element_bound(const Contract& c, const BoundContext& x, const RowBound& b, double o,
                      const ColumnSums& sums, double hull, double largest_value);
 

@@ -16,11 +16,12 @@ double sech_squared(double x) {
   return 4 * e / ((1 + e) * (1 + e));
 }
 
-// What E_j counts before the softcap and the biases, per unit of the sums that it is made of.
+// The coefficients of E_j before the softcap and the biases, per unit of the sums from which E_j is
+// computed.
 struct DotCoefficients {
-  double relative;      // of scale sum |q||k_j|, in any order
-  double per_prefix;    // of scale sum |S_k|, in order
-  double per_absolute;  // of scale sum |q||k_j|, in order
+  double relative;      // of scale sum |q||k_j|, for sums in any order
+  double per_prefix;    // of scale sum |S_k|, for sums in order
+  double per_absolute;  // of scale sum |q||k_j|, for sums in order
   double scale;         // with its own rounding
   double per_dot;       // of |q.k_j|
   double floor;
@@ -66,7 +67,7 @@ void dot_errors(const Contract& c, const BoundContext& x, const RowTruth& t, dou
                      k.scale +
                  std::fabs(dot[j]) * k.per_dot + k.floor;
   } else {
-    // Each product is a difference of partial sums.
+    // Each product is the difference of two partial sums.
     const double limit = t.absolute_limit;
     for (Index j = 0; j < t.count; ++j)
       error[j] =
@@ -87,11 +88,11 @@ void softcap_errors(const Contract& c, const BoundContext& x, const RowTruth& t,
   for (Index j = 0; j < t.count; ++j) {
     const double magnitude = x.scale * std::fabs(t.dot[j]);
     const double e = error[j] + per_argument * (magnitude + error[j]) + per_constant * magnitude;
-    // The slope between t and t-hat is at most that at the nearer end.
+    // The slope between t and t-hat is at most the slope at the one that is nearer to 0.
     const double slope = sech_squared(std::max(0.0, magnitude - e) / cap);
     const double capped = std::min(cap, magnitude);
     error[j] = slope * e + (capped + slope * e) * per_value + floor * (1 + cap);
-    // Both lie in [-c, c].
+    // The exact and the computed result both lie in [-c, c].
     error[j] = std::min(error[j], safety::two_roundings * cap + c.product_floor);
   }
 }
@@ -123,7 +124,7 @@ void stored_score_errors(const Contract& c, const BoundContext& x, const RowTrut
       error[j] += std::max(relative * (std::fabs(t.max - t.gap[j]) + error[j]), floor);
 }
 
-// The largest finite score where scores are kept.
+// The largest finite score that can be kept, in the accumulator or in the dtype of stored scores.
 double largest_score(const Contract& c) {
   return c.score_dtype ? std::min(c.largest, format(*c.score_dtype).max_finite) : c.largest;
 }
@@ -155,10 +156,11 @@ bool excludes_overflow(const Contract& c, const BoundContext& x, double absolute
 
 // bounds.md, 5: whether a score of the row may, or must, leave the range
 void find_overflow(const Contract& c, const BoundContext& x, const RowTruth& t, RowBound& out) {
-  if (!t.absolute) return;  // the caller has excluded it
+  if (!t.absolute) return;  // the caller has excluded that scores leave the range
   const double gamma_n = gamma_factor(dot_roundings(c, static_cast<double>(x.dim)), c.dot_roundoff);
   const double score_limit = largest_score(c);
-  // Before the scale in the accumulator, after it (and with every bias) where scores are kept.
+  // A score must fit the accumulator before the scale. After the scale, and after every bias, it
+  // must fit where scores are kept.
   const double per_unscaled = (1 + gamma_n) / c.largest;
   const double per_scaled = (1 + gamma_n) * x.scale / score_limit, per_magnitude = 1 / score_limit;
   const double per_dot = std::max(1 / c.largest, x.scale / score_limit);

@@ -26,11 +26,11 @@ WeightErrors errors_of_scores(const RowTruth& t, const double* error) {
   return errors;
 }
 
-// Per tile and per split of a row, kept by each thread from row to row.
+// Numbers for each tile and each split of a row. Each thread keeps them from row to row.
 struct Maxima {
   std::vector<double> tile_moves;             // 1 where a tile can move the maximum of its split
   std::vector<double> split_high, split_low;  // what the maximum of a split can be
-  std::vector<double> split_moves;            // own correction, if any, and those by later splits
+  std::vector<double> split_moves;  // its own correction, if any, and those by later splits
 };
 
 // bounds.md, 2: which tiles can move the maximum of their split
@@ -88,9 +88,9 @@ double count_rescales(const Contract& c, const RowTruth& t, const RowBound& row,
   thread_local Maxima m;
   find_tile_moves(c, t, row, error, m);
   find_split_moves(m);
-  // A sink is merged at the end: one more possible correction for every key.
+  // A sink is merged at the end, which may give one more correction for every key.
   const double sink = t.has_sink ? 1 : 0;
-  // From the last tile to the first: how many follow in the split.
+  // This goes from the last tile to the first, and counts how many follow in the split.
   const Index first_tile = t.key0 / c.tile;
   double all = 0, later = 0;
   for (Index k = row.tiles; k-- > 0;) {

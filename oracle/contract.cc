@@ -16,7 +16,7 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
   c.exp_ulp = 2.6;
   c.exp_ulp_per_unit = 1.18;
   c.fused_argument = true;
-  c.exp_floor = 0x1p-125;  // such an exponential flushes what would be subnormal
+  c.exp_floor = 0x1p-125;  // such an exponential flushes subnormal results
   c.scale_error = 0x1.03p-24;
   c.name = "fp32 accumulation, fp32 weights, fast exp2";
   ladder.push_back(c);

@@ -15,10 +15,10 @@ struct Contract {
   std::string name;
 
   // Dot products (Q K^T and P V).
+
   // The roundoff of one accumulation step: 2^-24 for rounding to nearest, 2^-23 for truncation,
   // 2^-11 for fp16.
-  double dot_roundoff =
-      0x1p-24;
+  double dot_roundoff = 0x1p-24;
   int dot_block = 0;  // width of a block FMA that aligns and truncates; 0: one product at a time
   bool products_rounded = false;    // products are rounded before they are added (no FMA)
   double largest = 0x1.fffffep127;  // finite limit of scores and accumulators
@@ -31,13 +31,12 @@ struct Contract {
   // The relative error of a constant that is folded into the argument (scale * log2 e).
   double scale_error = 0;
   // The unit roundoff of a query that is scaled and then rounded; 0: scores are scaled instead.
-  double query_prescale =
-      0;
-  double exp_ulp = 1, exp_ulp_per_unit = 0;  // in ulp: exp(x) errs by exp_ulp + exp_ulp_per_unit |x|
+  double query_prescale = 0;
+  // exp(x) errs by exp_ulp + exp_ulp_per_unit |x|, in ulp.
+  double exp_ulp = 1, exp_ulp_per_unit = 0;
   // The absolute error of an exp that underflows (for a kernel that flushes: the smallest result
   // that it keeps). exp(0) is 1, and exp of -104.5 or less is 0; the exact tier relies on this.
-  double exp_floor =
-      0x1p-149;
+  double exp_floor = 0x1p-149;
   double log_ulp = 1, tanh_ulp = 4;
   std::optional<Dtype> score_dtype;   // scores are stored in it
   std::optional<Dtype> weight_dtype;  // weights are rounded to it before P V
@@ -48,9 +47,9 @@ struct Contract {
   bool score_gradients_late = false;
 
   // Structure.
-  Index tile = 64;  // keys in a tile
-  Index row_tile = 64;  // rows in a tile; only used to name places in messages
-  int splits = 1;  // number of key splits, which are merged at the end
+  Index tile = 64;      // keys in a tile
+  Index row_tile = 64;  // rows in a tile; only used to name the place of a row
+  int splits = 1;       // number of key splits, which are merged at the end
   // Keys in a split, a multiple of `tile`; 0: one split. Splits begin at multiples of this number.
   // Each split has its own (m, l, O), and they are merged in order: m' = max(m, m_s), l' = l a +
   // l_s b, O' = O a + O_s b with a = e^(m - m') and b = e^(m_s - m'). Each product and each sum is

@@ -25,7 +25,7 @@ ExactSum from_integer(Int128 sum, int exponent, int bits) {
   return s;
 }
 
-// Terms of any exponents, by big integers.
+// Adds terms of any exponents, by big integers.
 template <class Term>
 ExactSum big_sum(Index count, const Term& term) {
   int low = no_bit;
@@ -44,7 +44,7 @@ ExactSum big_sum(Index count, const Term& term) {
     fmpz_mul_2exp(x, x, static_cast<ulong>(shift - low));
     fmpz_add(sum, sum, x);
   }
-  // The leading 53 bits, the next 53, and what is left.
+  // Takes the leading 53 bits, the next 53 bits, and a radius for the rest.
   for (double* part : {&s.high, &s.low}) {
     slong e = 0;
     const double mantissa = fmpz_get_d_2exp(&e, sum);  // truncated
@@ -88,7 +88,7 @@ ExactSum exact_of(const ProductRow& row, const ProductColumns& w, Index c, Index
   const Integers& a = row.integers;
   const Integers& b = w.integers[usize(c)];
   if (!a.finite || !b.finite) {
-    // The extended reals: the finite terms do not matter beside the others.
+    // The sum follows the extended reals, where finite terms do not matter beside the others.
     ExactSum s;
     s.bits = 0;
     for (Index k = 0; k < length; ++k) {

@@ -10,8 +10,8 @@
 namespace assay {
 namespace {
 
-// 1 / (2 bound) of every element, transposed: columns x rows. 0 where nothing is asked of the
-// element.
+// Computes 1 / (2 bound) of every element, transposed to columns x rows. It is 0 where nothing is
+// asked of the element.
 std::vector<float> inverse_bounds(const Gradient& g, Dtype out, double roundoff) {
   std::vector<float> inverse(g.value.size());
   const bool rounds = unit_roundoff(out) > roundoff;
@@ -27,7 +27,7 @@ std::vector<float> inverse_bounds(const Gradient& g, Dtype out, double roundoff)
   return inverse;
 }
 
-// |row| of a tensor, 0 where not finite.
+// The absolute values of one row of a tensor, with 0 for numbers that are not finite.
 std::vector<float> magnitudes(const TensorView& t, Index b, Index h, Index i) {
   std::vector<float> row;
   for (Index d = 0; d < t.shape[3]; ++d) {
@@ -37,7 +37,7 @@ std::vector<float> magnitudes(const TensorView& t, Index b, Index h, Index i) {
   return row;
 }
 
-// reach[j] = max over d of factor[d] * matrix[d][j]
+// Computes reach[j] = max over d of factor[d] * matrix[d][j].
 void largest_products(const std::vector<float>& factor, const std::vector<float>& matrix,
                       std::vector<float>& reach) {
   std::fill(reach.begin(), reach.end(), 0.0f);

@@ -27,7 +27,7 @@ class KeyValues {
   bool single = true;  // whether binary32 holds all numbers of K and V, in its normal range
   double largest_key_norm = 0, largest_value = 0;  // upper bounds of the norms of keys and of |v|
   std::vector<char> key_not_finite;                // per key
-  std::vector<char> value_not_finite;  // per key: whether some column is not finite
+  std::vector<char> value_not_finite;              // per key: whether some column is not finite
   bool any_key_not_finite = false, any_value_not_finite = false;
 
   // The largest power of two that divides every element of K; infinity where all elements are 0. It

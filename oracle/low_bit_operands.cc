@@ -31,7 +31,7 @@ double zero_point(const LowBitView& w, Index t, Index n) {
                                                    : static_cast<double>(code);
 }
 
-// The decoded code, zero point taken off, without any scale.
+// The decoded code minus the zero point, without any scale.
 double code_value(const LowBitView& w, Index k, Index n) {
   const LowBitTraits& t = traits(w.format);
   std::uint32_t code = 0;

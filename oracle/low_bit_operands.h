@@ -13,7 +13,7 @@ struct ProductRow {
   std::vector<double> finite;  // the same, with 0 for NaN and infinities
   Integers integers;
   std::vector<int> quantum;  // per group of W: the lowest bit of this row's numbers in it
-  bool not_in_f32 = false;  // some dequantized element exceeds the range of binary32
+  bool not_in_f32 = false;   // some dequantized element exceeds the range of binary32
   void read(const Product& p, Index m);
 };
 

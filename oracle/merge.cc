@@ -15,13 +15,13 @@ constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 constexpr double log_two = 0.69314718055994530942;
 
-// What is common to the columns of a row: the non-empty parts and their exact shares p_s, up to
-// double.
+// What all columns of a row have in common: the non-empty parts and their exact shares p_s, rounded
+// to double.
 struct Shares {
   std::vector<std::size_t> part;
-  std::vector<double> distance;  // M - LSE_s, in the base
+  std::vector<double> distance;  // M - LSE_s, in the base of the logarithms
   std::vector<double> p;
-  double max = 0, log_sum = 0;  // log sum w_s in the base
+  double max = 0, log_sum = 0;  // log sum w_s, in the base of the logarithms
 
   double count() const { return static_cast<double>(part.size()); }
 };
@@ -30,12 +30,13 @@ struct Shares {
 class MergeBound {
  public:
   MergeBound(const Shares& s, const Contract& c, double unit) : shares_(s), c_(c) {
-    // One part is taken as it is: its weight is 1, and no sum and no division rounds.
+    // A single part is taken as it is: its weight is 1, and no sum and no division is rounded.
     if (s.part.size() < 2) return;
     const double u = c.roundoff;
     term_gamma_ = gamma_factor(s.count() + 1, u);
     sum_gamma_ = gamma_factor(s.count(), u);
-    omega_ = c.exp_floor;  // the sum of weights is at least 1
+    // The sum of weights is at least 1, so this also bounds the error relative to that sum.
+    omega_ = c.exp_floor;
     double defect = 0;
     for (std::size_t k = 0; k < s.p.size(); ++k) {
       growth_.push_back(expm1_above(exponent_error(s.distance[k], unit)));
@@ -47,7 +48,7 @@ class MergeBound {
 
   double lse() const { return lse_; }
 
-  // values: O_s of one column, for the parts of the shares.
+  // `values` holds O_s of one column, for the parts of the shares.
   double column(const std::vector<double>& values, double o) const {
     if (shares_.part.size() < 2) return 0;
     double centred = 0, absolute = 0, sum = 0;
@@ -65,7 +66,7 @@ class MergeBound {
   }
 
  private:
-  // H_s; e^0 is exactly 1.
+  // Computes H_s, which is 0 for a distance of 0, because e^0 is exactly 1.
   double exponent_error(double distance, double unit) const {
     if (distance == 0) return 0;
     const double u = c_.roundoff, x = distance * unit;
@@ -74,7 +75,7 @@ class MergeBound {
   }
   double omega(std::size_t k) const { return shares_.distance[k] == 0 ? 0 : omega_; }
 
-  // B_L of section 4.
+  // Computes B_L of section 4.
   double lse_bound(double defect, double unit) const {
     const double u = c_.roundoff, log_sum = std::fabs(shares_.log_sum);
     const double reach = log_sum + defect / unit, magnitude = std::fabs(shares_.max) + log_sum;
@@ -89,7 +90,7 @@ class MergeBound {
   std::vector<double> growth_;
 };
 
-// The oracle's own arithmetic.
+// The contract of the oracle's own arithmetic.
 Contract fp64_contract() {
   Contract c;
   c.roundoff = safety::unit64;

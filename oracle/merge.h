@@ -22,11 +22,10 @@ struct MergeProblem {
 struct MergedRow {
   bool empty = false, nan = false;
   double lse = 0, lse_low = 0, lse_radius = 0, lse_bound = 0;
-  std::vector<double> o, o_low,
-      // |O - (o + o_low)| <= o_radius, where NaN and infinities of O_s count as 0.
-      o_radius;
-  std::vector<double> o_bound;     // of |Ohat - O| before the output rounding
-  std::vector<double> extended;    // 0, or the NaN or infinity that belongs there
+  // |O - (o + o_low)| <= o_radius, where NaN and infinities of O_s count as 0.
+  std::vector<double> o, o_low, o_radius;
+  std::vector<double> o_bound;   // of |Ohat - O| before the output rounding
+  std::vector<double> extended;  // 0, or the NaN or infinity that belongs there
   std::vector<char> underflow;  // O is infinite, but the weight of that infinity may underflow to 0
   std::vector<char> may_overflow;  // the sum could leave the range
 };

@@ -11,10 +11,11 @@ namespace {
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-// Relative error of the bounds themselves, which are evaluated in fp64.
+// The relative error of the bounds themselves, which are evaluated in fp64.
 constexpr double slack = 0x1p-40;
 
-// Balls start with as many bits, and take twice as many until every element is decided.
+// Balls start with the first number of bits. It is doubled up to the last number until every
+// element is decided.
 constexpr long first_ball_bits = 128, last_ball_bits = 512;
 
 class MergeJudge {
@@ -32,12 +33,13 @@ class MergeJudge {
   }
 
  private:
-  // A row that has some part with weight, and no part whose LSE is no LSE.
+  // Whether the row has some part with weight, and the LSE of every part is valid.
   bool bounded() const { return !row_.empty && !row_.nan; }
   double got_lse() const { return load(out_.lse, out_.lse.at(b_, h_, i_, 0)); }
   double got_o(Index c) const { return load(out_.o, out_.o.at(b_, h_, i_, c)); }
 
-  // Computes the row, in balls of more and more bits as long as an element is undecided.
+  // Computes the row, and repeats it in balls of more and more bits as long as an element is
+  // undecided.
   void enclose() {
     long bits = contract_.roundoff < 0x1p-40 ? first_ball_bits : 0;
     row_ = merge_row(problem_, contract_, b_, h_, i_, bits);
@@ -114,7 +116,8 @@ class MergeJudge {
     tally_.inside(e);
   }
 
-  // The exact value is NaN, an infinity or a zero without weight: nothing to bound.
+  // Judges an element whose exact value is NaN, an infinity, or a zero without weight. There is
+  // nothing to bound.
   void judge_special(const Element& e, const char* why) {
     if (std::isnan(e.exact)) ++tally_.verdict.nan_expected;
     if (std::isinf(e.exact)) ++tally_.verdict.infinity_expected;

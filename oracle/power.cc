@@ -34,8 +34,8 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
                  double lse_bound, Index keys, Index tile, Power& power) {
   const Index columns = kv.values.cols(), n = block.count;
   const Index dv = static_cast<Index>(block.o.size()) / block.rows;
-  // 1 / (2 B) per column, 0 where a column cannot show anything (padding, or a bound that is not
-  // finite).
+  // `inverse` is 1 / (2 B) for each column. It is 0 where a column cannot show anything, because it
+  // is padding or its bound is not finite.
   std::vector<double> o(usize(columns), 0), inverse(o.size(), 0);
   for (Index c = 0; c < dv; ++c) {
     if (block.o_kind[usize(r * dv + c)] != Kind::finite) continue;
@@ -52,11 +52,11 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     if (!block.visible[usize(r * n + j)]) continue;
     ++power.pairs;
     const Index key = block.key0 + j;
-    const Index next =
-        key + 1 < keys ? key + 1 : key - 1;  // the last key exchanges with the one before it
+    // The last key is exchanged with the one before it.
+    const Index next = key + 1 < keys ? key + 1 : key - 1;
     const double* v = kv.values.data() + key * columns;
     const double* neighbour = next >= 0 ? kv.values.data() + next * columns : v;
-    // Under dropout a dropped key has value 0.
+    // A key that dropout drops has the value 0.
     const bool kept = block.kept.empty() || block.kept[usize(r * n + j)];
     const double kept_value = kept ? 1 : 0;
     Lanes8 from_mean{}, from_neighbour{};
@@ -75,7 +75,7 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     const bool next_counts =
         at_next >= 0 && at_next < n && (block.kept.empty() || block.kept[usize(r * n + at_next)]);
     const double p_next = next_counts ? weights[at_next] : 0;
-    // Without its only key a row is fully masked and gives 0.
+    // A row that loses its only key is fully masked and gives 0.
     const double deleted = p < 1 ? p * centred / (1 - p) : from_zero;
     const std::array<double, change_count> output = {deleted, p * centred / (1 + p),
                                                      std::fabs(kept_value * p - p_next) * exchange,

@@ -13,54 +13,59 @@
 
 namespace assay {
 
-// How a kernel adds up.
+// The order in which a kernel adds.
 enum class ProductOrder : std::uint8_t {
-  groups_in_order,  // each group of W for itself, k ascending from 0; then group sums times their
-                    // scale, ascending from 0
-  groups,           // each group for itself and then the groups, in any order
-  any               // dequantized weights, any order
+  // Each group of W is summed by itself, from zero and with k ascending. Then the group sums, times
+  // their scales, are added from zero, also in ascending order.
+  groups_in_order,
+  // Each group is summed by itself, and then the groups are, both in any order.
+  groups,
+  any  // the weights are dequantized and summed in any order
 };
 
 struct ProductContract {
   std::string name;
   ProductOrder order = ProductOrder::any;
-  double roundoff = 0x1p-24;          // of an accumulation step
+  double roundoff = 0x1p-24;          // of one accumulation step
   bool products_rounded = false;      // no FMA
   std::optional<Dtype> weight_dtype;  // dequantized weights are rounded to it
-  double largest =
-      0x1.fffffep127;  // finite limit of the sums; beyond it they are infinite, truncating ones too
-  double floor = 0x1p-149;  // the smallest subnormal: no step that underflows errs by more
+  // The finite limit of the sums. Sums beyond it are infinite, even where the arithmetic truncates.
+  double largest = 0x1.fffffep127;
+  double floor = 0x1p-149;  // the smallest subnormal: a step that underflows errs by at most this
 };
 
-// What is tried for a kernel that declares nothing, the strictest first.
+// The contracts that are tried for a kernel that declares none, the strictest first.
 std::vector<ProductContract> product_ladder(Dtype a);
 
-// The exact C[m, n], as the sum of two doubles and at most `radius` more. NaN and infinities follow
-// the extended reals.
+// The exact C[m, n] differs from the sum of two doubles by at most `radius`. NaN and infinities
+// follow the extended reals.
 struct ExactSum {
   double high = 0, low = 0, radius = 0;
-  int bits = 64;  // of the integers that it took; 0: big ones, or none where it is not finite
+  // The width of the integers that the sum needed; 0: big integers, or none where the sum is not
+  // finite.
+  int bits = 64;
 };
 ExactSum exact_product(const Product& p, Index m, Index n);
 
-// `c` is [1, 1, M, N]. Of the options, threads, sample_rows, seed, power and untouched count.
-// Power: a pair is a term of a sum, its tile a group of W (128 terms where there are no groups);
-// exchanged: the weights of k and k + 1 (of the last k and the one before) change places.
+// `c` is [1, 1, M, N]. The options that count are threads, sample_rows, seed, power and untouched.
+// For the power certificate, a pair is a term of a sum, and its tile is a group of W (128 terms
+// where there are no groups). For the change `exchanged`, the weights of k and k + 1 change places
+// (for the last k, those of k and k - 1).
 Verdict judge_product(const Product& p, const TensorView& c, const ProductContract& contract,
                       const JudgeOptions& options = {});
 Verdict judge_product_by_ladder(const Product& p, const TensorView& c,
                                 const JudgeOptions& options = {});
 
-// What quantization did, whatever the kernel does: root mean square error over root mean square, of
-// W and of A W.
+// The error of quantization alone, which no kernel changes: the root mean square error divided by
+// the root mean square, for W and for A W.
 struct QuantizationError {
   double weights = 0, products = 0;
 };
 QuantizationError quantization_error(const Product& p,
                                      const std::function<double(Index k, Index n)>& original);
 
-// The values that the bytes mean, [k][n] or, of A, [m][k]; scales and tensor scale included (f64
-// holds them all).
+// The values that the bytes mean, as [k][n] or, for A, as [m][k]. They include scales and the
+// tensor scale; f64 holds all of them exactly.
 std::vector<double> decode_weights(const LowBitView& w);
 std::vector<double> decode_activations(const Product& p);
 

@@ -11,8 +11,8 @@ namespace {
 
 using Term = ProductTerm;
 
-// A step that underflows errs by the floor of the contract; products that are rounded apart from
-// the additions may do so once more.
+// A step that underflows errs by the floor of the contract. Products that are rounded separately
+// from the additions may underflow once more.
 double underflow_of_step(const ProductContract& c) {
   return c.floor * (c.products_rounded ? 2 : 1);
 }

@@ -1,4 +1,5 @@
-// The terms of the bound of products by name (oracle/terms.h). Derivation: docs/bounds_product.md.
+// The terms of the bound of products, each with its name (see oracle/terms.h). Derivation:
+// docs/bounds_product.md.
 #pragma once
 
 #include <array>

@@ -15,10 +15,11 @@
 namespace assay {
 namespace {
 
-// Bounds are evaluated in fp64, a few thousand roundings deep at most.
+// The relative error of the bounds themselves. They are evaluated in fp64, with chains of at most a
+// few thousand roundings.
 constexpr double slack = 0x1p-36;
 
-// What the power certificate takes for a tile.
+// The number of terms that the power certificate takes for a tile.
 Index tile_of(const LowBitView& w) { return w.group > 0 && w.group <= max_tile ? w.group : 128; }
 
 double tensor_scale_of_a(const Product& p) {
@@ -65,7 +66,8 @@ class ProductJudge {
       case Decision::inside: break;
     }
     tally_.inside(e, bound.bound == 0);
-    if (std::isfinite(e.got) && e.bound > 0) {  // an infinity is right beyond the output's range
+    // An infinity can be right where the value is beyond the output's range.
+    if (std::isfinite(e.got) && e.bound > 0) {
       tally_.rate(e);
       tally_.tell(e);
       tally_.lean(((e.got - exact.high) - exact.low) / e.bound);
@@ -73,7 +75,7 @@ class ProductJudge {
     if (options_.power) certify(row, w, i, e.bound);
   }
 
-  // An element whose exact value is NaN or infinite.
+  // Judges an element whose exact value is NaN or infinite.
   void judge_special(Element& e, bool may_overflow) {
     if (std::isnan(e.exact)) {
       ++tally_.verdict.nan_expected;
@@ -85,14 +87,14 @@ class ProductJudge {
     fail(e, "C is not the infinity that belongs there");
   }
 
-  // What fails is among the worst here, a NaN too.
+  // An element that fails can become the worst one here, even if it is NaN.
   void fail(Element& e, const char* why) {
     e.why = why;
     tally_.rate(e);
     tally_.fail(e, why);
   }
 
-  // Whether a change of one term would move the element by more than twice its bound.
+  // Counts the changes of one term that would move the element by more than twice its bound.
   void certify(const ProductRow& row, const ProductColumns& w, Index i, double bound) {
     Power& power = tally_.verdict.power;
     const double g =
@@ -136,7 +138,7 @@ class ProductJudge {
 
 constexpr Index columns_of_a_task = 64;
 
-// Judges the chosen rows, some columns at a time.
+// Judges the chosen rows; each task takes some of the columns.
 void judge_columns(const Product& p, const TensorView& c, const ProductContract& contract,
                    const JudgeOptions& options, const std::vector<Index>& rows, Tally& total) {
   if (rows.empty()) return;
@@ -144,7 +146,8 @@ void judge_columns(const Product& p, const TensorView& c, const ProductContract&
   parallel_for(std::ssize(rows), options.threads,
                [&](Index r) { decoded[usize(r)].read(p, rows[usize(r)]); });
   const Index tasks = (p.n + columns_of_a_task - 1) / columns_of_a_task;
-  // Merged in their order, so that the verdict is the same for any number of threads.
+  // The tallies are merged in their order, so that the verdict is the same for any number of
+  // threads.
   std::vector<Tally> tallies(usize(tasks), Tally(options, Ties::last));
   parallel_for(tasks, options.threads, [&](Index task) {
     const Index first = task * columns_of_a_task;

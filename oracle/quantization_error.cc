@@ -23,7 +23,7 @@ QuantizationError quantization_error(const Product& p,
   q.weights = size > 0 ? std::sqrt(error / size) : 0;
   error = size = 0;
   for (Index m = 0; m < p.m; ++m) {
-    // What is no number says nothing about quantization.
+    // A row of A with NaN or infinities says nothing about quantization.
     if (!std::all_of(a.begin() + m * p.k, a.begin() + (m + 1) * p.k,
                      [](double x) { return std::isfinite(x); }))
       continue;

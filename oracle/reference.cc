@@ -14,21 +14,21 @@ namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 
-// Matrices of a block, kept by each thread from block to block: fresh pages would cost more than
-// the sums. Rows x count unless said otherwise.
+// The matrices of a block, rows x count unless another shape is given. Each thread keeps them from
+// block to block, because fresh pages would cost more time than the sums.
 struct Matrices {
   RowMajor q;                               // rows x dim
   RowMajor dot, absolute, prefix;           // q.k_j, sum |q||k_j|, sum |S_k|
-  RowMajor gap, weight, kept, kept_weight;  // M - s_j, p_j, 1 or 0 by dropout, their product
+  RowMajor gap, weight, kept, kept_weight;  // M - s_j, p_j, 1 or 0 by dropout, p_j times that
   RowMajor magnitude, product;              // of the biases
   RowMajor centred_weights, absolute_weights, tail_weights;
   RowMajor o, sum_centred, sum_absolute, sum_tail, sum_prefix;  // rows x padded value_dim
 };
 
-// What a row knows besides.
+// What is known of a row besides the matrices.
 struct RowState {
   RowVisibility seen;
-  Index first = 0, last = 0;  // what it sees lies between, relative to key0 of the block
+  Index first = 0, last = 0;  // what it sees lies in [first, last), relative to key0
   Index live = 0;
   double max = -inf, lse = -inf;
   RowBound bound;
@@ -38,12 +38,13 @@ struct RowState {
   bool has_weight() const { return max > -inf; }
 };
 
-// Smallest and largest v of each column, and the largest |v|, over the keys of a block.
+// The smallest and the largest v of each column, and the largest |v|, over the keys of a block.
 struct ColumnHulls {
   Eigen::RowVectorXd low, high, largest;
 };
 
-// Largest |v - o| among the visible keys, 0 included where the sink or dropout adds it.
+// The largest |v - o| among the visible keys. With `with_zero` it includes v = 0, which a sink or
+// dropout adds.
 double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, double o,
                      bool with_zero) {
   double distance = with_zero ? std::fabs(o) : 0;
@@ -59,7 +60,7 @@ double bound_slack(const ProjectedAttention& p, double ratio, double largest_exp
   return safety::slack_per_exponent * ratio * largest_exponent + least;
 }
 
-// A block of rows from its inputs to its bounds, step by step.
+// Takes a block of rows from its inputs to its bounds, step by step.
 class BlockEvaluation {
  public:
   BlockEvaluation(const ProjectedAttention& p, const Contract& c, const BoundContext& x,
@@ -142,7 +143,7 @@ void BlockEvaluation::assign_outputs() {
   k.seen_end.assign(rows, 0);
 }
 
-// The keys that any row sees are those of the block.
+// Finds the keys of the block, which are those between the first and the last that some row sees.
 void BlockEvaluation::see_keys() {
   states_.resize(usize(block_.rows));
   Index begin = p_.shape.keys, end = 0;
@@ -183,7 +184,7 @@ void BlockEvaluation::load_queries() {
   }
 }
 
-// Scores and weights: a matrix product and row-wise array arithmetic.
+// Computes scores and weights by a matrix product and array arithmetic on rows.
 void BlockEvaluation::score_rows() {
   const Index rows = block_.rows, n = block_.count;
   m_.dot.noalias() = m_.q * kv_.keys_transposed.middleCols(block_.key0, n);
@@ -200,7 +201,7 @@ void BlockEvaluation::score_rows() {
   }
 }
 
-// The scores s_j of a row, where the gaps will be.
+// Computes the scores s_j of a row. They are stored where the gaps will be.
 void BlockEvaluation::score_keys(Index r) {
   const RowState& row = state(r);
   const Index first = row.first, last = row.last, n = block_.count;
@@ -238,7 +239,7 @@ void BlockEvaluation::score_keys(Index r) {
   }
 }
 
-// M, L, gaps and weights p_j of a row, from its scores.
+// Computes M, L, gaps and weights p_j of a row from its scores.
 void BlockEvaluation::normalize(Index r) {
   RowState& row = state(r);
   const auto at = usize(r);
@@ -250,12 +251,12 @@ void BlockEvaluation::normalize(Index r) {
   std::fill(gaps + row.last, gaps + n, inf);
   std::fill(weights, weights + first, 0);
   std::fill(weights + row.last, weights + n, 0);
-  auto score = m_.gap.row(r).segment(first, length).array();  // becomes the gap
+  auto score = m_.gap.row(r).segment(first, length).array();  // these scores become the gaps
   row.max = std::max(sink_, length > 0 ? score.maxCoeff() : -inf);
   row.live = row.dense() && !any_not_finite_ ? length : (score > -inf).count();
   block_.fully_masked[at] = row.seen.visible == 0;
   if (!row.has_weight()) {
-    // Nothing visible: exactly 0. Visible, but every score -inf: 0 / 0.
+    // A row that sees no key is exactly 0. A row in which every visible score is -inf is 0 / 0.
     block_.lse[at] = 0;
     if (block_.lse_kind[at] == Kind::finite) block_.lse_kind[at] = Kind::minus_infinity;
     if (row.seen.visible > 0)
@@ -427,11 +428,11 @@ void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) 
   const double largest = hulls.largest(c);
   const ColumnSums sums{m_.sum_centred(r, c), with_order_ ? 0 : m_.sum_absolute(r, c),
                         c_.dot_roundoff * m_.sum_prefix(r, c), with_tail_ ? m_.sum_tail(r, c) : 0};
-  // At least sum p |v|, whose terms are differences of partial sums.
+  // An upper bound of sum p |v|, whose terms are differences of partial sums.
   const double of_moduli = std::isfinite(bound.gamma_n) ? sums.absolute / bound.gamma_n : inf;
   const double plain = std::min(largest, with_order_ ? 2 * m_.sum_prefix(r, c) : of_moduli);
-  // The identity of section 3 at unit roundoff 2^-53: exponents are at most kappa times the
-  // contract's.
+  // This is the identity of section 3 at unit roundoff 2^-53. Its exponents are at most kappa times
+  // those of the contract.
   const double centred = sums.centred + magnitude * bound.zero_centred;
   block_.radius[element] =
       safety::one_rounding * (std::min(ratio_, 1.0) * centred +
@@ -443,14 +444,14 @@ void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) 
       std::max({hulls.high(c) - center, center - hulls.low(c), with_zero ? magnitude : 0});
   if (bound.vacuous)
     hull = hull_distance(kv_, block_, r, c, center, with_zero || bound.may_overflow);
-  // Sums of |v - O| were taken around a centre that is off by the radius.
+  // The sums of |v - O| were taken around a centre that may differ from O by the radius.
   block_.bound[element] = element_bound(c_, x_, bound, center, sums, hull, largest) +
                           bound.centred_total * block_.radius[element] /
                               std::max(bound.denominator, safety::least_denominator);
   block_.value_overflow[element] = values_may_overflow(c_, state(r).live, largest);
 }
 
-// Weights are exactly 0 or 1 and no sum rounds.
+// Computes an element of a row where weights are exactly 0 or 1, and no sum is rounded.
 void BlockEvaluation::judge_exactly(Index r, Index c, double largest_value) {
   const auto element = usize(r * p_.shape.value_dim + c);
   double sum = 0;

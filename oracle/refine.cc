@@ -17,7 +17,7 @@ bool meet(double center, double center_low, double radius, const BallRow::Enclos
   return distance <= (radius + ball.radius) * (1 + safety::meeting);
 }
 
-// The weights of a row, and what is common to its columns.
+// The weights of a row, and what all of its columns have in common.
 struct RefinedRow {
   RowTruth truth;
   RowBound bound;
@@ -32,7 +32,7 @@ class ColumnInOrder {
                 const RefinedRow& row, Index column)
       : kv_(kv), tile_(c.tile), counted_(c, terms), row_(row), c_(column) {}
 
-  // `o` is the centre, `hull` the largest distance of a visible value from it, at least what it is.
+  // `o` is the centre. `hull` is raised to the largest distance of a visible value from it.
   void add_all(double o, double& hull) {
     const Index count = row_.truth.count;
     for (Index j = 0; j < count; ++j) {

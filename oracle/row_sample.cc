@@ -14,7 +14,8 @@ std::vector<Index> rows_to_judge(Index rows, Index sample, std::uint64_t seed) {
     for (Index i = 0; i < rows; ++i) chosen.push_back(i);
     return chosen;
   }
-  // One row of each of `sample` equal stretches: early, late and in between are always there.
+  // Each of `sample` equal stretches gives one row, so that early, middle and late rows are always
+  // among them.
   for (Index k = 0; k < sample; ++k) {
     const Index begin = rows * k / sample, end = rows * (k + 1) / sample;
     const std::uint64_t x = SplitMix64::number(seed, usize(k));

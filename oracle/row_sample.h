@@ -9,13 +9,16 @@
 
 namespace assay {
 
-// Distinct rows of one head, in order: all of them, or a seeded sample.
+// Chooses distinct rows of one head, in ascending order: all of them, or a sample that the seed
+// determines.
 std::vector<Index> rows_to_judge(Index rows, Index sample, std::uint64_t seed);
 
-// Notes in the verdict which sample `chosen` is; nothing where it is all of the `rows`.
+// Records in the verdict which rows were sampled; records nothing if `chosen` holds all of the
+// `rows`.
 void note_sample(Verdict& v, const std::vector<Index>& chosen, Index rows, std::uint64_t seed);
 
-// What is added to the sentence of a pass of a sample; empty where all rows were judged.
+// The words that are added to the reason of a pass that rests on a sample; empty where all rows
+// were judged.
 std::string sentence_on_sample(const Verdict& v, Index rows, std::string_view called);
 
 }  // namespace assay

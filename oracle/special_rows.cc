@@ -11,14 +11,15 @@ namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 
-// Weights are 0 or 1: a gap of 0, or one so large that exp gives 0.
+// Whether all weights are 0 or 1: every gap is 0 or so large that exp gives 0.
 bool weights_are_exact(const RowTruth& t) {
   for (Index j = 0; j < t.count; ++j)
     if (t.gap[j] != 0 && !(t.gap[j] > safety::gap_of_zero_weight)) return false;
   return true;
 }
 
-// Every partial sum of q.k is a multiple of one quantum, and a number of fp32.
+// Whether every partial sum of q.k is a multiple of one quantum, and small enough to be exact in
+// fp32.
 bool scores_are_exact(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t) {
   double largest_absolute_dot = 0;
   for (Index j = 0; j < t.count; ++j) {
@@ -34,7 +35,7 @@ bool scores_are_exact(const Attention& p, const KeyValues& kv, const double* q, 
   return products < safety::exact_quanta;
 }
 
-// The same of the values that count, in one column.
+// Whether the same holds for the sums of one column over the values that count.
 bool column_is_exact(const KeyValues& kv, const RowTruth& t, Index c) {
   double sum = 0, quantum = inf;
   for (Index j = 0; j < t.count; ++j)
@@ -61,7 +62,7 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
     const bool suspicious = !q_finite || kv.key_not_finite[usize(j)];
     const double t = suspicious ? extended_score(p, block.b, block.h, i, j) : 0;
     if (std::isfinite(t) && std::isfinite(bias)) {
-      // A softcap makes a finite score of an infinite one.
+      // A softcap turns an infinite score into a finite one.
       if (suspicious) score[j - block.key0] = t + bias;
       continue;
     }
@@ -122,7 +123,8 @@ ExactElement exact_element(const Contract& c, double sum, double count, double n
                            double largest_value) {
   const bool power_of_two = quantum_of(count) == count;
   const double o = sum / count;
-  // What the other keys add to the true value; fp32 cannot see it, so it is all the tolerance.
+  // The other keys add this to the exact value. fp32 cannot represent it, so it is the whole
+  // tolerance.
   const double rest =
       safety::rest_of_both_sums * n_live * std::exp(-safety::gap_of_zero_weight) * largest_value;
   const double division = safety::one_rounding * c.division_roundings * c.roundoff * std::fabs(o);

@@ -10,7 +10,7 @@ namespace assay {
 namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
-// The bounds are computed in fp64, like the values; both err by far less than this.
+// The bounds and the values are computed in fp64; both err by far less than this.
 constexpr double own = 1 + safety::stage;
 
 double keep_scale(const Attention& p) {
@@ -42,7 +42,7 @@ Expected StageRow::plain_score(Index j) const {
 Expected StageRow::masked(Index j) const {
   if (!visible(j)) return {-inf, 0};
   const auto at = usize(j - block_.key0);
-  // The largest score may be that of a sink, far from s.
+  // The largest score may be that of a sink, which can be far from s.
   const double s = block_.max[0] - block_.gap[at];
   return {s, block_.score_error[at] * own + safety::library_tanh * std::fabs(s) +
                  safety::gap_in_fp64 * (std::fabs(block_.max[0]) + block_.gap[at])};
@@ -71,7 +71,7 @@ Expected StageRow::row_max(Index first, Index end) const {
   return m.live == 0 ? Expected::unknown() : Expected{m.value, m.error};
 }
 
-// H of docs/trace.md: of the argument s_j - m and of one exponential.
+// Computes H of docs/trace.md, the error of the argument s_j - m and of one exponential.
 double StageRow::exponent_error(Index j, const Maximum& m) const {
   const Expected s = masked(j);
   const double u = c_->roundoff, reach = (m.value - s.value) + s.error + m.error;
@@ -109,15 +109,15 @@ Expected StageRow::weight(Index j, Index first, Index end) const {
             c_->product_floor;
   }
   const double value = exact * keep_scale(*p_);
-  // Whether a probe sees it before or after the cast, is its own business.
+  // The bound covers the cast, because a probe may see the weight before or after it.
   if (c_->weight_dtype)
     error += std::max(unit_roundoff(*c_->weight_dtype) * (value + error),
                       half_min_subnormal(*c_->weight_dtype) * keep_scale(*p_));
   return {value, error * own};
 }
 
-// Each key: an exponential, a correction for every later tile; then a chain of additions and
-// products.
+// Each key has an exponential and one correction for every later tile. Then comes a chain of
+// additions and products.
 Expected StageRow::row_sum(Index first, Index end, Index tiles) const {
   const Maximum& m = maximum(first, end);
   if (m.live == 0) return Expected::unknown();
@@ -218,7 +218,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   const auto n = usize(block.count);
   for (auto* list : {&row.probability_, &row.weight_gradient_, &row.score_gradient_})
     list->assign(usize(s.keys), Expected{});
-  // P and D are those of the stored LSE and O, which is what a kernel reads.
+  // P and D are computed from the stored LSE and O, because a kernel reads these.
   double stored = 0, stored_absolute = 0;
   std::vector<double> d_o(usize(s.value_dim));
   for (Index column = 0; column < s.value_dim; ++column) {
@@ -237,7 +237,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   row.delta_ = {block.fully_masked[0] ? 0 : stored,
                 (gamma_factor(length, u) * stored_absolute + length * c.product_floor) * own};
   if (block.fully_masked[0]) {
-    row.delta_ = Expected::unknown();  // nothing reads it
+    row.delta_ = Expected::unknown();  // nothing reads the D of such a row
     return;
   }
   BackwardContext x;
@@ -246,7 +246,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   x.value_dim = s.value_dim;
   x.keep_scale = keep_scale(problem_);
   x.keys_length = x.rows_length = x.bias_length = 1;
-  // With the scale of dropout, which the values hold already.
+  // dP includes the scale of dropout, because the values of kv_ are already multiplied by it.
   std::vector<double> dp(n), dp_absolute(n), weight(n), scratch(7 * n);
   const double gamma_values =
       gamma_factor(dot_roundings(c, static_cast<double>(s.value_dim)), c.dot_roundoff);
@@ -262,7 +262,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
     row.weight_gradient_[usize(block.key0) + j] = {
         dp[j] / x.keep_scale,
         (gamma_values * dp_absolute[j] / x.keep_scale + (length + 1) * c.product_floor) * own};
-    // Of dropped pairs too, which a kernel may compute before it drops them.
+    // This concerns dropped pairs too, because a kernel may compute them before it drops them.
     if (!(dp_absolute[j] * (1 + safety::accumulation) < c.largest)) row.judged_ = false;
     if (problem_.dropout > 0 && !block.kept[j]) dp[j] = dp_absolute[j] = 0;
   }

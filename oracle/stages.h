@@ -1,9 +1,9 @@
-// What every stage of tiled attention holds, and how far a kernel that keeps its contract may be
-// from it. Derivation: docs/trace.md.
+// The exact value of every stage of tiled attention, and how far from it a kernel that keeps its
+// contract may be. Derivation: docs/trace.md.
 //
-// The state of the online softmax after some tiles is that over the visible keys of [first, end): m
-// = max s_j, l = sum e^(s_j - m) and the accumulator sum e^(s_j - m) v_j, whatever the tiles were.
-// Sinks join at the end, in the output and LSE.
+// After some tiles, the state of the online softmax is m = max s_j, l = sum e^(s_j - m) and the
+// accumulator sum e^(s_j - m) v_j, over the visible keys of [first, end). It does not depend on how
+// these keys were divided into tiles. Sinks are added at the end, in the output and LSE.
 #pragma once
 
 #include <cmath>
@@ -18,7 +18,7 @@
 
 namespace assay {
 
-// |computed - value| <= error. Not known: nothing is asked but that it is a number.
+// |computed - value| <= error. If the value is not known, the computed one only has to be a number.
 struct Expected {
   double value = 0, error = 0;
   bool known = true;
@@ -32,15 +32,16 @@ struct Expected {
 // The stages of one query row.
 class StageRow {
  public:
-  // Inputs without NaN and infinities where the row sees them, scores within the range: stages of
-  // other rows are not asked.
+  // Whether the row is judged: the inputs that it sees hold no NaN and no infinity, and its scores
+  // stay within the range. The stages of other rows are not judged.
   bool judged() const { return judged_; }
   bool visible(Index j) const;
 
   Expected score(Index j) const;        // scaled and capped, before biases; of a visible key
   Expected plain_score(Index j) const;  // before the softcap; not known where there is one
   Expected masked(Index j) const;       // with biases; -infinity where masked
-  // Of the keys [first, end), which `tiles` tiles hold, or [first, before) and then more.
+  // These are over the keys [first, end), which lie in `tiles` tiles, or over [first, before) and
+  // then over more keys.
   Expected row_max(Index first, Index end) const;
   Expected correction(Index first, Index before, Index end) const;
   Expected weight(Index j, Index first, Index end) const;  // e^(s_j - m) under dropout
@@ -49,7 +50,7 @@ class StageRow {
   Expected output(Index column) const;  // before it is rounded to the dtype of O
   Expected lse() const;
 
-  // Backward: what follows from O and LSE as they are stored.
+  // Backward pass: these follow from O and LSE as they are stored.
   Expected delta() const;
   Expected probability(Index j) const;      // before dropout
   Expected weight_gradient(Index j) const;  // dP = dO.v, before dropout
@@ -70,13 +71,13 @@ class StageRow {
   Block block_;
   bool judged_ = false;
   mutable std::map<std::pair<Index, Index>, Maximum> maxima_;
-  // Backward.
+  // Only for the backward pass.
   Expected delta_;
   std::vector<Expected> probability_, weight_gradient_, score_gradient_;
 };
 
-// Rows are computed when they are asked for, and kept. Not thread-safe. Keeps references to what it
-// is given.
+// Gives the rows of a problem. A row is computed when it is first asked for, and kept. The object
+// is not thread-safe, and keeps references to its arguments.
 class StageReference {
  public:
   StageReference(const Attention& problem, const Contract& contract,

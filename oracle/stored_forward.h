@@ -1,5 +1,5 @@
-// Inside oracle/: what the forward pass left for a row's gradients, L and D, and how far off a
-// kernel is that reads it. Derivation: docs/bounds_backward.md, 1.
+// Inside oracle/: the L and D that the forward pass left for a row's gradients, and the error of a
+// kernel that reads them. Derivation: docs/bounds_backward.md, 1.
 #pragma once
 
 #include "oracle/backward_terms.h"
@@ -7,20 +7,22 @@
 
 namespace assay {
 
-// D = sum dO O of a row. Columns in which dO or one of both O is no finite number are left out.
+// D = sum dO O of a row. Columns in which dO, or one of the two O, is not a finite number are left
+// out.
 struct Delta {
   double value = 0;
-  double error = 0;   // E_D: of the D that a kernel computes from the stored O
-  double radius = 0;  // of the oracle's
-  double stored = 0;  // sum |dO O|, of the stored O
+  double error = 0;   // E_D: the error of the D that a kernel computes from the stored O
+  double radius = 0;  // the error of the oracle's D
+  double stored = 0;  // sum |dO O| over the stored O
 };
 
-// The row `row` of head h of a block, with dO given as doubles, 0 where it is not finite.
+// Computes D of the row `row` of head h in a block. dO is given as doubles, with 0 where it is not
+// finite.
 Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
                    const AttentionBackwardInput& input, const Block& block, Index row,
                    const double* d_o);
 
-// E_L of that row.
+// Computes E_L of the same row.
 double lse_error_of_row(const Contract& c, const BackwardTerms& terms, const Attention& p,
                         const AttentionBackwardInput& input, const Block& block, Index row);
 

@@ -13,12 +13,12 @@ using safety::unit32;
 template <class T>
 using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-// Largest Euclidean norm of a row, from above.
+// An upper bound of the largest Euclidean norm of a row.
 double largest_norm(const RowMajor& q) {
   return q.rows() == 0 ? 0 : std::sqrt(q.rowwise().squaredNorm().maxCoeff()) * (1 + safety::norm);
 }
 
-// Whether no sum of `terms` numbers, each at most `largest`, leaves the range of fp32.
+// Whether every sum of `terms` numbers, each at most `largest`, stays in the range of fp32.
 bool fits_single(double terms, double largest) {
   return terms * largest < safety::largest_single_sum;
 }
@@ -34,7 +34,7 @@ const Matrix<T>& values_of(const KeyValues& kv) {
   else return kv.values;
 }
 
-// A panel of keys stays in L1 while all rows pass.
+// A panel of keys stays in the L1 cache while all rows use it.
 template <class T>
 void prefix_sums_in(const Matrix<T>& keys, const Matrix<T>& q, Index key0, double above,
                     double floor, RowMajor& out) {

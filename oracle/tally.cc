@@ -10,7 +10,7 @@
 namespace assay {
 namespace {
 
-// Whether a comes before b. Rows of O and LSE are in one order: LSE has the column -1.
+// Whether a comes before b. The rows of O and LSE are in one order, in which LSE has the column -1.
 bool precedes(const Element& a, const Element& b) {
   auto place = [](const Element& e) {
     const Output output = e.output == Output::lse ? Output::o : e.output;
@@ -19,7 +19,7 @@ bool precedes(const Element& a, const Element& b) {
   return place(a) < place(b);
 }
 
-// Makes e the worst if its ratio is larger, or as large and the rule of ties prefers it.
+// Makes e the worst if its ratio is larger, or if it is equal and the rule for ties prefers e.
 void keep_worse(Element& worst, const Element& e, Ties ties) {
   if (!(e.bound > 0) || std::isnan(e.ratio)) return;
   bool replaces = worst.bound == 0 || e.ratio > worst.ratio;

@@ -1,8 +1,8 @@
-// The terms of a bound by name, so that a test can leave out one at a time and show the arithmetic
-// that needs it.
+// The terms of a bound, each with a name. A test can therefore leave out one term at a time, and
+// show the arithmetic that needs it.
 //
-// A term is the factor 1 of some coefficient. Production never changes a factor, and a product with
-// 1 is exact.
+// A term is a factor of some coefficient, and this factor is 1. Only tests change it, and a product
+// with 1 is exact.
 #pragma once
 
 #include <array>
@@ -10,7 +10,7 @@
 
 namespace assay {
 
-// Of `count` terms: 1 for each that counts, 0 for one that is left out.
+// The factors of `count` terms: 1 for each term that counts, 0 for one that is left out.
 template <class Term, std::size_t count>
 class Terms {
  public:

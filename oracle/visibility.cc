@@ -29,7 +29,7 @@ void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisib
   const auto n = usize(keys);
   row.bias.assign(n, -inf);
   const int additions = (p.alibi_slopes.empty() ? 0 : 1) + (p.bias ? 1 : 0);
-  // Zeros stay zeros from row to row where nothing is added.
+  // Where nothing is added, the zeros of the row before can stay.
   if (additions > 0 || row.additions > 0 || row.magnitude.size() != n) {
     row.magnitude.assign(n, 0);
     row.product.assign(n, 0);
@@ -40,7 +40,7 @@ void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisib
 
   const Index offset = p.offset_of(b);
   const double minimum = p.bias ? -format(p.bias.dtype).max_finite : 0;
-  // Intervals first; what remains is asked key by key.
+  // Intervals are applied first, and then each remaining key is checked by itself.
   const KeyInterval interval = visible_interval(p, b, i);
   if (additions == 0 && !masks_elements(p)) {
     if (interval.begin >= interval.end) return;

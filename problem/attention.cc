@@ -10,8 +10,8 @@ float default_scale(Index dim) {
 }
 
 std::vector<float> default_alibi_slopes(Index heads) {
-  // 2^(-8/n) for n = 2^k is the k-fold square root of 2^-8: correctly rounded steps, the same on
-  // any machine.
+  // 2^(-8/n) for n = 2^k is the square root of 2^-8, taken k times. Each step is correctly rounded,
+  // so the result is the same on any machine.
   auto slope = [](Index n, Index k) {
     double ratio = 0x1p-8;
     for (Index m = n; m > 1; m /= 2) ratio = std::sqrt(ratio);

@@ -1,4 +1,4 @@
-// The attention problem as data: what is asked of a kernel and of the oracle alike. Meaning:
+// The attention problem as data, which is given to kernels and to the oracle alike. Meaning:
 // docs/semantics.md.
 #pragma once
 
@@ -25,10 +25,12 @@ struct AttentionShape {
 };
 
 inline constexpr Index max_head_dim = 1024;
-// Of batch, heads, rows and keys, and of offsets; wider windows than a few times this hide nothing.
+// The largest batch, number of heads, rows or keys, and offset. Windows wider than a few times this
+// hide no key.
 inline constexpr Index largest_extent = Index{1} << 40;
 
-// A boolean mask [B, Hq, Lq, Lk]: non-zero keeps, zero masks. Strides in elements, 0 broadcasts.
+// A boolean mask [B, Hq, Lq, Lk]: non-zero keeps a pair, zero masks it. Strides count elements; a
+// stride of 0 broadcasts.
 struct BoolView {
   const std::uint8_t* data = nullptr;
   Extents stride{};
@@ -38,14 +40,14 @@ struct BoolView {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// Q [B, Hq, Lq, D], K [B, Hkv, Lk, D], V [B, Hkv, Lk, Dv]. Every mask composes with every other.
+// Q [B, Hq, Lq, D], K [B, Hkv, Lk, D], V [B, Hkv, Lk, Dv]. All masks can be combined.
 struct Attention {
   AttentionShape shape;
   TensorView q, k, v;
   float scale = 1;
   float softcap = 0;  // 0: none
   bool causal = false;
-  std::vector<Index> offset;  // per batch; empty means 0. Used by causal, window and ALiBi
+  std::vector<Index> offset;  // per batch; empty means 0; used by causal, window and ALiBi
   Index window_left = -1, window_right = -1;  // -1: open
   BoolView keep;
   TensorView bias;                // [B, Hq, Lq, Lk], strides may be 0
@@ -60,35 +62,37 @@ struct Attention {
   Index offset_of(Index b) const { return offset.empty() ? 0 : offset[usize(b)]; }
 };
 
-// Where a kernel computes K and V itself, from a latent cache: their elements are sums of products.
-// Kernels do not see this. The oracle bounds their errors by it.
+// Describes K and V that a kernel computes itself from a latent cache: their elements are sums of
+// products. Kernels do not see this; the oracle uses it to bound the errors of these elements.
 struct Projection {
-  TensorView k_absolute,
-      v_absolute;     // sums of the products' absolute values; shapes of K and V, f64
-  Index length = 0;   // products in a sum; 0: K and V are given
-  Index columns = 0;  // of K, the first so many; the rotary part behind them is stored
+  // The sums of the products' absolute values, in f64 and in the shapes of K and V.
+  TensorView k_absolute, v_absolute;
+  Index length = 0;  // number of products in a sum; 0: K and V are given
+  // The number of columns of K, from the first, that are computed. The rotary part behind them is
+  // stored.
+  Index columns = 0;
 
   explicit operator bool() const { return length > 0; }
 };
 
-// A problem as the oracle is asked it.
+// A problem as the oracle gets it.
 struct ProjectedAttention : Attention {
   ProjectedAttention() = default;
-  // With K and V that are given.
+  // A problem whose K and V are given.
   ProjectedAttention(const Attention& given)  // NOLINT(google-explicit-constructor)
       : Attention(given) {}
 
   Projection projection;
 };
 
-// What the entries of a list belong to. Rows and keys are those of every batch.
+// What each entry of a list belongs to. Rows and keys are those of all batches.
 enum class Along : std::uint8_t { batches, query_heads, rows, keys };
 
 // A list of a problem: it has no entries at all, or one for each of what it belongs to.
 template <class T>
 struct ListField {
-  std::string_view name;      // of the field
-  std::string_view recorded;  // in case lines and in records
+  std::string_view name;      // name of the field in Attention
+  std::string_view recorded;  // name in case lines and in records
   std::vector<T> Attention::* list;
   Along along;
 };
@@ -102,13 +106,13 @@ inline constexpr std::tuple attention_lists{
                             Along::rows},
     ListField<std::int32_t>{"key_segment", "key_segment", &Attention::key_segment, Along::keys},
 };
-// visit(field) for every list.
+// Calls visit(field) for every list.
 template <class Visit>
 constexpr void for_each_list(const Visit& visit) {
   std::apply([&](const auto&... field) { (visit(field), ...); }, attention_lists);
 }
 
-// So many times so many entries.
+// A list has outer * inner entries.
 struct ListExtent {
   Index outer, inner;
 };
@@ -126,23 +130,25 @@ struct AttentionOutput {
   TensorView o, lse;
 };
 
-// What the backward pass reads besides the problem: O and LSE as the forward pass stored them, and
-// dO.
+// What the backward pass reads besides the problem: dO, and O and LSE as the forward pass stored
+// them.
 struct AttentionBackwardInput {
   TensorView o, lse, d_o;  // shapes as in AttentionOutput; LSE is f32, dO has the dtype of Q
 };
 
-// dQ, dK and dV have the shapes of Q, K and V. dBias is f32 [B, Hq, Lq, Lk], strides 0 where the
-// bias broadcasts: such elements hold sums. dSink is f32 [1, Hq, 1, 1]. Those two may be absent.
+// dQ, dK and dV have the shapes of Q, K and V. dBias is f32 [B, Hq, Lq, Lk], with strides of 0
+// where the bias broadcasts; elements there hold sums. dSink is f32 [1, Hq, 1, 1]. dBias and dSink
+// may be absent.
 struct AttentionGradients {
   TensorView dq, dk, dv, d_bias, d_sink;
 };
 
-// 1/sqrt(D) rounded to binary32.
+// 1/sqrt(D), rounded to binary32.
 float default_scale(Index dim);
 
-// The published ALiBi slopes: 2^(-8k/n) for n heads, n a power of two; otherwise those of the power
-// of two below, followed by every other slope of the power of two above. Rounded once to binary32.
+// The published ALiBi slopes, rounded once to binary32. For n heads they are 2^(-8k/n) if n is a
+// power of two. Otherwise they are those of the power of two below, followed by every other slope
+// of the power of two above.
 std::vector<float> default_alibi_slopes(Index heads);
 
 }  // namespace assay

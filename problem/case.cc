@@ -20,7 +20,8 @@ void require_range(std::string_view field, Index value, Index low, Index high) {
     refuse(fmt::format("{}={} is outside [{}, {}]", field, value, low, high));
 }
 
-// Product of extents, refused where it leaves 64 bits (with room for a factor of 16 bytes).
+// The product of extents. It is refused where it leaves 64 bits (with room for a factor of 16
+// bytes).
 Index checked_product(std::string_view what, std::initializer_list<Index> extents) {
   Index product = 1;
   for (Index e : extents)
@@ -181,8 +182,8 @@ void check_case(const Case& c) {
   require_range("l (keys)", s.keys, 0, most);
   require_range("d", s.dim, 1, max_head_dim);
   require_range("d (value)", s.value_dim, 1, max_head_dim);
-  // As if every layout were packed and strided, and the batch were not empty: strides are computed
-  // all the same.
+  // This check assumes that every layout is packed and strided, and that the batch is not empty,
+  // because strides are computed in every case.
   const Index batch = std::max<Index>(s.batch, 1);
   checked_product(fmt::format("b={} h={}/{} l={}x{} d={}/{}", s.batch, s.query_heads, s.kv_heads,
                               s.rows, s.keys, s.dim, s.value_dim),
@@ -255,16 +256,17 @@ void check_case(const Case& c) {
 
 Index case_bytes(const Case& c) {
   if (c.operation == Operation::product) {
-    // A and C in their widest layouts, and W as bytes and as the oracle's doubles.
+    // This counts A and C in their widest layouts, and W both as bytes and as the oracle's doubles.
     const ProductSpec& p = c.product;
     return 8 * (p.m * (2 * p.k + 24) + p.m * (2 * p.n + 24)) + 10 * p.n * p.k;
   }
   const AttentionShape& s = c.shape;
-  if (s.batch == 0) return 0;  // the other extents may then be anything, their product included
+  if (s.batch == 0) return 0;  // the product of the other extents may then overflow
   const Index in = format(c.dtype).bits / 8, out = format(c.out_dtype()).bits / 8;
   const Index heads_in_pack = s.query_heads + 2 * s.kv_heads;
   auto tensor = [&](LayoutKind kind, Index heads, Index length, Index columns, Index bytes) {
-    // Padded rows are the widest; a packed tensor has room for all heads of Q, K and V.
+    // Padded and strided rows take more than their columns. A packed tensor has room for all heads
+    // of Q, K and V.
     const Index wide = kind == LayoutKind::strided  ? 2 * columns + 1
                        : kind == LayoutKind::padded ? columns + 24
                                                     : columns;
@@ -278,7 +280,7 @@ Index case_bytes(const Case& c) {
                : bytes * (m.varies[0] ? s.batch : 1) * (m.varies[1] ? s.query_heads : 1) *
                      (m.varies[2] ? s.rows : 1) * (m.varies[3] ? s.keys : 1);
   };
-  // dO, and every gradient beside its input.
+  // The bytes of dO and of all gradients; each gradient has the size of its input.
   const Index backward = c.operation != Operation::backward
                              ? 0
                              : tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) +
@@ -286,8 +288,8 @@ Index case_bytes(const Case& c) {
                                    tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) +
                                    tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) +
                                    mask(c.bias, 4) + 4 * s.query_heads;
-  // Tokens, their exact values and, of a latent cache, the sums of absolute values and the
-  // projections; whole pages.
+  // The bytes of the tokens, in whole pages, and of their exact values. A latent cache also has the
+  // sums of absolute values and the projections.
   const bool latent = c.cache.kind == CacheSpec::Kind::latent;
   const Index slots = c.cache && c.cache.kind != CacheSpec::Kind::contiguous
                           ? (s.keys + c.cache.page - 1) / c.cache.page * c.cache.page

@@ -1,5 +1,5 @@
-// A case is one line of text: problem, generator, seed and candidate options. Whoever has the line
-// has the inputs, bit for bit, on any machine. Grammar and every field: case_help(), docs/cases.md.
+// A case is one line of text: problem, generator, seed and candidate options. The line determines
+// the inputs, bit for bit, on any machine. Grammar and every field: case_help(), docs/cases.md.
 #pragma once
 
 #include <array>
@@ -17,22 +17,19 @@ namespace assay {
 
 struct MaskSpec {
   MaskPattern pattern = MaskPattern::none;
-  std::array<bool, 4> varies{true, true, true,
-                             true};  // which of b, h, i, j; the others broadcast (stride 0)
+  // Along which of b, h, i and j the mask varies. The other axes broadcast (stride 0).
+  std::array<bool, 4> varies{true, true, true, true};
   bool operator==(const MaskSpec&) const = default;
 };
 
 struct OffsetSpec {
-  enum class Kind : std::uint8_t {
-    fixed,
-    end,
-    lengths
-  } kind = Kind::fixed;  // end: Lk - Lq; lengths: n[b] - Lq
+  // The offset is `value` (fixed), Lk - Lq (end) or n[b] - Lq (lengths).
+  enum class Kind : std::uint8_t { fixed, end, lengths } kind = Kind::fixed;
   Index value = 0;
   bool operator==(const OffsetSpec&) const = default;
 };
 
-// What is asked: O and LSE, the gradients as well, or a low-bit product.
+// What is computed: O and LSE, the gradients as well, or a low-bit product.
 enum class Operation : std::uint8_t { attention, backward, product };
 template <>
 inline constexpr auto table_of<Operation> = complete<Named<Operation>>({
@@ -41,14 +38,16 @@ inline constexpr auto table_of<Operation> = complete<Named<Operation>>({
     {Operation::product, "product"},
 });
 
-// Keys and values come out of a cache: the rows are the last tokens appended.
+// Says that keys and values come out of a cache. The rows are those of the last tokens that were
+// appended.
 struct CacheSpec {
   enum class Kind : std::uint8_t { none, contiguous, paged, latent } kind = Kind::none;
-  Index page = 16;              // tokens a page; paged and latent
-  Index rank = 64, rotary = 8;  // latent
-  std::optional<Dtype> dtype;   // of the storage; the same as that of Q if absent
-  Index group = 0;              // elements a scale, 0: all of a token's; f8 and f4
-  std::vector<Index> chunks;  // rows of each call, the last number again and again; empty: one call
+  Index page = 16;              // tokens in a page; for paged and latent
+  Index rank = 64, rotary = 8;  // only for latent
+  std::optional<Dtype> dtype;   // of the storage; the dtype of Q if absent
+  Index group = 0;              // elements that share a scale, 0: all of a token's; for f8 and f4
+  // The rows of each call; the last number is repeated. Empty: one call.
+  std::vector<Index> chunks;
   bool operator==(const CacheSpec&) const = default;
   explicit operator bool() const { return kind != Kind::none; }
 };
@@ -64,8 +63,8 @@ inline constexpr auto table_of<CacheSpec::Kind> = complete<Named<CacheSpec::Kind
 struct ProductSpec {
   Index m = 4, n = 32, k = 64;
   LowBit format = LowBit::mxfp4;
-  std::optional<Index> group;      // that of the format if absent
-  std::optional<LowBit> a_format;  // A is low-bit too
+  std::optional<Index> group;      // the group of the format if absent
+  std::optional<LowBit> a_format;  // the format of A if A is low-bit too
   Weights weights = Weights::quantized;
   ScaleFamily scales = ScaleFamily::unit;
   ZeroFamily zeros = ZeroFamily::random;
@@ -74,8 +73,8 @@ struct ProductSpec {
   bool operator==(const ProductSpec&) const = default;
 };
 
-// One element overwritten after generation; tensor is q, k, v, m (the bias), g (dO) or a (A of a
-// product, position 0:0:m:k).
+// One element that is overwritten after generation. `tensor` is q, k, v, m (the bias), g (dO) or a
+// (A of a product, with the position 0:0:m:k).
 struct Poke {
   char tensor = 'v';
   Extents position{};
@@ -87,7 +86,7 @@ struct Case {
   Operation operation = Operation::attention;
   AttentionShape shape;
   Dtype dtype = Dtype::f32;    // of Q, K, V and the bias
-  std::optional<Dtype> out;    // of O; the same as dtype if absent
+  std::optional<Dtype> out;    // of O; `dtype` if absent
   std::optional<float> scale;  // default_scale(dim) if absent
   float softcap = 0;
   bool causal = false;
@@ -96,9 +95,10 @@ struct Case {
   MaskSpec keep, bias;
   bool finite_min_masks = false;
   std::vector<Index> lengths, starts;  // one per batch, or one for all
-  std::vector<Index> documents;  // lengths of the packed documents; the last one runs to the end
+  // The lengths of the packed documents. The last document runs to the end.
+  std::vector<Index> documents;
   bool alibi = false;
-  std::optional<float> sink;  // logit of head 0; head h has sink + h / 4
+  std::optional<float> sink;  // logit of head 0; that of head h is sink + h / 4
   float dropout = 0;
   std::uint64_t dropout_seed = 0;
   Scores scores = Scores::normal;
@@ -108,44 +108,48 @@ struct Case {
   std::vector<Poke> pokes;
   std::uint64_t seed = 1;
   CacheSpec cache;
-  ProductSpec product;  // and nothing of attention, where that is asked: values is the family of A,
-                        // q_layout lays out A, o_layout C
+  // If the operation is a product, this counts instead of the attention fields. `values` is then
+  // the family of A, q_layout is the layout of A, and o_layout is that of C.
+  ProductSpec product;
   LayoutKind q_layout{}, k_layout{}, v_layout{}, o_layout{};
   // Candidate options.
   Index threads = 1;
-  std::string target;     // SIMD target by Highway's name; empty: the best
-  Index sample_rows = 0;  // judge only so many seeded rows of each head; 0: all
+  std::string target;     // name of the SIMD target in Highway; empty: the best
+  Index sample_rows = 0;  // number of rows of each head that are judged, drawn by the seed; 0: all
 
   Dtype out_dtype() const { return out.value_or(dtype); }
   Dtype cache_dtype() const { return cache.dtype.value_or(dtype); }
   bool operator==(const Case&) const = default;
 };
 
-// A malformed line or an impossible case. column counts from 1; 0 where no text is at fault.
+// A malformed line or an impossible case. `column` counts from 1; it is 0 where no text is at
+// fault.
 class CaseError : public std::runtime_error {
  public:
   CaseError(std::size_t column, const std::string& message);
   std::size_t column;
 };
 
-// Parses and checks. Throws CaseError.
+// Parses a line and checks the case. Throws CaseError.
 Case parse_case(std::string_view line);
-// Sets the fields of `text`, as they stand in a line behind the operation, and checks nothing else.
-// Throws CaseError for text that is malformed.
+// Sets the fields in `text`, which is written like the part of a line behind the operation. It does
+// not check the case. Throws CaseError for text that is malformed.
 void set_fields(Case& c, std::string_view text);
-// The canonical line: fields in a fixed order, defaults left out. parse_case(print_case(c)) == c.
+// The canonical line: fields are in a fixed order, and defaults are left out.
+// parse_case(print_case(c)) == c.
 std::string print_case(const Case& c);
 // Throws CaseError naming the field, its value and the limit, if no such problem can exist.
 void check_case(const Case& c);
-// The fields with their meaning, one a line.
+// The fields and their meaning, one on each line.
 std::string case_help();
 
-// Whether rows of a cached case may come in several calls: none sees a key that comes after it,
-// none is dropped by its number.
+// Whether the rows of a cached case may come in several calls. No row may then see a key that comes
+// after it, and there may be no dropout, because dropout depends on the number of a row within its
+// call.
 bool can_chunk(const Case& c);
 
-// Bytes that inputs and outputs of the case need. check_case() has made sure that the sum does not
-// overflow.
+// The number of bytes that the inputs and outputs of the case need. check_case() has made sure that
+// the sum does not overflow.
 Index case_bytes(const Case& c);
 
 }  // namespace assay

@@ -1,4 +1,5 @@
-// The text form of a case: one table row per field says how it is printed, parsed and explained.
+// The text form of a case: for each field, one row of a table says how it is printed, parsed and
+// explained.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -13,7 +14,7 @@
 namespace assay {
 namespace {
 
-// The names of some values, in their order.
+// The names of the values, in their order.
 template <class Values>
 std::vector<std::string_view> names_of(const Values& values) {
   std::vector<std::string_view> names;
@@ -21,7 +22,7 @@ std::vector<std::string_view> names_of(const Values& values) {
   return names;
 }
 
-// "a, b or c".
+// Joins names to "a, b or c".
 template <class Values>
 std::string one_of(const Values& values) {
   const std::vector<std::string_view> names = names_of(values);
@@ -63,7 +64,7 @@ class Cursor {
   std::uint64_t natural() { return number<std::uint64_t>("an integer of at least 0"); }
   float real() { return number<float>("a number"); }
   double real64() { return number<double>("a number, nan, inf or -inf"); }
-  // The place of the word in a list of names.
+  // The index of the word in a list of names.
   std::size_t choice(std::span<const std::string_view> names) {
     const std::size_t begin = at_;
     const auto found = std::ranges::find(names, word());
@@ -71,7 +72,7 @@ class Cursor {
     at_ = begin;
     fail(fmt::format("expected one of {}", fmt::join(names, ", ")));
   }
-  // The value that the word names, of those that may stand here.
+  // The value that the word names, which must be one of those allowed here.
   template <NamedEnum E>
   E value(std::span<const E> allowed = values_of<E>) {
     return allowed[choice(names_of(allowed))];
@@ -98,7 +99,7 @@ class Cursor {
   std::size_t at_, end_;
 };
 
-// "a/b", or "a" for both.
+// Parses "a/b", or "a" for both numbers.
 void parse_pair(Cursor& in, char separator, Index& first, Index& second) {
   first = second = in.integer();
   if (in.accept(separator)) second = in.integer();
@@ -204,7 +205,7 @@ std::string print_list(const std::vector<Index>& list) {
 struct Field {
   std::string_view name;
   std::string help;
-  // Empty text: the default, left out. A flag prints its own name.
+  // Returns an empty text for the default, which is left out. A flag prints its own name.
   std::function<std::string(const Case&)> print;
   std::function<void(Case&, Cursor&)> parse;
   bool is_flag = false;
@@ -216,7 +217,7 @@ Field flag(std::string_view name, const std::string& help, Member member) {
           [=](Case& c, Cursor&) { c.*member = true; }, true};
 }
 
-// Fields that every operation has.
+// The fields that every operation has.
 Field seed_field() {
   return {"seed", "of the generator",
           [](const Case& c) { return c.seed == 1 ? "" : fmt::format("{}", c.seed); },
@@ -468,7 +469,7 @@ const std::vector<Field>& fields(Operation operation) {
   return operation == Operation::product ? product_fields() : attention_fields();
 }
 
-// Sets the fields that stand in a line from a column on.
+// Sets the fields that a line holds from a column on.
 void parse_fields(Case& c, std::string_view line, std::size_t at) {
   std::vector<std::string_view> seen;
   while ((at = line.find_first_not_of(' ', at)) != std::string_view::npos) {

@@ -1,4 +1,4 @@
-// The clock that everything is measured with. It never steps back.
+// The clock with which everything is measured. It never steps back.
 #pragma once
 
 #include <chrono>

@@ -1,4 +1,4 @@
-// Inside problem/: how the generators draw, and the families of values.
+// Inside problem/: how the generators draw numbers, and the families of values.
 #pragma once
 
 #include <Random123/philox.h>
@@ -44,7 +44,7 @@ class Draw {
   Draw(std::uint64_t seed, Stream stream, const Position& p)
       : Draw(seed, stream, p.b, p.h, p.i, p.d) {}
   std::uint32_t word(std::size_t w) const { return words_[w]; }
-  // In [0, 1), a multiple of 2^-32.
+  // A number in [0, 1), a multiple of 2^-32.
   double unit(std::size_t w = 0) const { return words_[w] * 0x1p-32; }
   bool chance(double p) const { return unit(3) < p; }
   double normal() const { return normal_from(words_); }
@@ -61,7 +61,7 @@ class Draw {
 inline double max_of(Dtype dtype) { return format(dtype).max_finite; }
 inline double min_subnormal(Dtype dtype) { return 2 * half_min_subnormal(dtype); }
 
-// Of V, of dO and of A, whose rows have so many columns.
+// A value of V, of dO or of A, whose rows have so many columns.
 inline double value(Values family, const Draw& draw, const Position& p, Dtype dtype,
                     Index columns) {
   const double n = draw.normal();

@@ -13,13 +13,14 @@ namespace {
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double quiet_nan = std::numeric_limits<double>::quiet_NaN();
 
-// 2^e. The library's ldexp and frexp are calls, and verdicts ask for the ulp of every element.
+// Computes 2^e without a call of the library's ldexp or frexp, because verdicts ask for the ulp of
+// every element.
 double power_of_two(int e) {
   return e >= -1022 && e <= 1023 ? std::bit_cast<double>(static_cast<std::uint64_t>(e + 1023) << 52)
                                  : std::ldexp(1.0, e);
 }
 
-// Exponent of the binade that holds |x| (x finite, not zero).
+// The exponent of the binade that holds |x| (x finite, not zero).
 int exponent_of(double x) {
   if (const auto field = static_cast<int>(std::bit_cast<std::uint64_t>(x) >> 52 & 0x7FF); field > 0)
     return field - 1023;
@@ -28,7 +29,8 @@ int exponent_of(double x) {
   return e - 1;
 }
 
-// |x| rounded to an integer multiple of `quantum` = 2^q, ties to even; exact scaling, one rounding.
+// Rounds |x| to an integer multiple of `quantum` = 2^q, ties to even. The scaling is exact, so
+// there is one rounding.
 double round_magnitude(double magnitude, int q) {
   return std::nearbyint(std::ldexp(magnitude, -q));
 }
@@ -93,8 +95,8 @@ std::uint64_t encode(Dtype dtype, double value) {
   const double significand = round_magnitude(std::fabs(value), exponent - (f.precision - 1));
   if (std::ldexp(significand, exponent - (f.precision - 1)) > f.max_finite)
     return sign_bit(f, value) | overflow_code(f);
-  // A significand of 2^precision carries into the exponent field by itself; a subnormal has field
-  // 0.
+  // A significand of 2^precision carries into the exponent field by itself. A subnormal has 0 in
+  // that field.
   const std::uint64_t code =
       (static_cast<std::uint64_t>(exponent - f.min_exponent) << (f.precision - 1)) +
       static_cast<std::uint64_t>(significand);
@@ -115,7 +117,7 @@ std::uint64_t encode_scale(double value, ScaleRule rule) {
   const double fraction = std::frexp(value, &e);  // value = fraction * 2^e, fraction in [0.5, 1)
   int exponent = e - 1;
   if (rule == ScaleRule::ceil && fraction != 0.5) ++exponent;
-  // The midpoint between 2^k and 2^(k+1) is 1.5 * 2^k; the tie goes to the even code.
+  // The midpoint between 2^k and 2^(k+1) is 1.5 * 2^k. A tie goes to the even code.
   if (rule == ScaleRule::nearest_even &&
       (fraction > 0.75 || (fraction == 0.75 && ((exponent + 127) & 1))))
     ++exponent;
@@ -127,7 +129,8 @@ std::uint64_t encode_scale(double value, ScaleRule rule) {
 double unit_roundoff(Dtype dtype) { return power_of_two(-format(dtype).precision); }
 
 double half_min_subnormal(Dtype dtype) {
-  // 2^-1075, that of f64, is no double: rounded up, for it is used as a bound.
+  // For f64 this would be 2^-1075, which is not a double. It is rounded up, because it is used as a
+  // bound.
   return std::max(std::ldexp(1.0, format(dtype).min_exponent - format(dtype).precision), 0x1p-1074);
 }
 

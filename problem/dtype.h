@@ -23,8 +23,9 @@ struct Format {
   int min_exponent;  // exponent of the smallest normal number
   double max_finite;
   bool has_infinity;
-  bool saturates;  // on overflow encode() gives the largest finite number instead of infinity
-  // Codes of the positive numbers, of which f64 and f32 need none: the machine converts them.
+  bool saturates;  // on overflow encode() gives the largest finite number, not infinity
+  // These describe the codes of the positive numbers. f64 and f32 do not need them, because the
+  // machine converts those formats.
   std::uint64_t max_finite_code = 0;
   std::optional<std::uint64_t> nan_code{};
 };
@@ -45,30 +46,30 @@ constexpr const Format& format(Dtype dtype) { return row_of(dtype); }
 // The value of a code; bits above format().bits must be zero.
 double decode(Dtype dtype, std::uint64_t code);
 
-// The code nearest to `value`, ties to even. f32, f16 and bf16 overflow to infinity; f8e4m3, f8e5m2
-// and f4e2m1 saturate, infinities included. NaN gives the format's quiet NaN. Throws
-// std::domain_error for NaN or infinity into f4e2m1, which has neither, and for anything but a
-// power of two in range (or NaN) into e8m0: rounding to a scale is a rule that the caller declares,
-// see encode_scale.
+// The code nearest to `value`; ties go to even. f32, f16 and bf16 overflow to infinity; f8e4m3,
+// f8e5m2 and f4e2m1 saturate, for infinities too. NaN gives the quiet NaN of the format. Throws
+// std::domain_error for NaN or infinity into f4e2m1, which has neither. Into e8m0, it throws for
+// anything but NaN or a power of two in range, because the caller has to declare how a scale is
+// rounded (see encode_scale).
 std::uint64_t encode(Dtype dtype, double value);
 
-// decode(encode(value)), without the detour through the code.
+// Equals decode(encode(value)), but does not compute the code.
 double round_to(Dtype dtype, double value);
 
-// How a positive magnitude becomes a power-of-two scale (E8M0).
+// How a positive magnitude is rounded to a power-of-two scale (E8M0).
 enum class ScaleRule { floor, ceil, nearest_even };
-// Throws std::domain_error unless 0 < value <= 2^127 (after rounding); values below 2^-127 give
+// Throws std::domain_error unless 0 < value <= 2^127 (after rounding). Values below 2^-127 give
 // code 0.
 std::uint64_t encode_scale(double value, ScaleRule rule);
 
-// Unit roundoff of round-to-nearest: 2^-precision.
+// The unit roundoff of rounding to nearest: 2^-precision.
 double unit_roundoff(Dtype dtype);
 // Half the smallest subnormal: the largest absolute rounding error near zero.
 double half_min_subnormal(Dtype dtype);
-// Half an ulp in the binade of |value|: the largest rounding error of any number of that magnitude
-// or less (infinity and NaN give infinity).
+// Half an ulp in the binade of |value|, which is the largest rounding error of any number of that
+// magnitude or less. Infinity and NaN give infinity.
 double half_ulp(Dtype dtype, double value);
-// The least magnitude that round-to-nearest turns into infinity (or that saturates).
+// The least magnitude that rounding to nearest turns into infinity, or that saturates.
 double overflow_threshold(Dtype dtype);
 
 }  // namespace assay

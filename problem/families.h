@@ -8,7 +8,7 @@
 
 namespace assay {
 
-// How Q and K (the scores) are filled. What each family is for stands in generate.cc.
+// How Q and K, and so the scores, are filled. generate.cc says what each family is for.
 enum class Scores : std::uint8_t {
   normal,
   uniform,
@@ -57,7 +57,7 @@ inline constexpr auto table_of<Scores> = complete<Named<Scores>>({
     {Scores::gather, "gather"},
 });
 
-// How V, dO and A of a product are filled: see draw.h.
+// How V, dO and A of a product are filled. draw.h defines each family.
 enum class Values : std::uint8_t {
   normal,
   uniform,
@@ -169,7 +169,7 @@ inline constexpr auto table_of<MaskPattern> = complete<MaskRow>({
     {MaskPattern::large, "large", MaskKind::additive},
     {MaskPattern::constant, "constant", MaskKind::additive},
 });
-// The patterns of a kind, in order.
+// The patterns of one kind, in their order.
 template <MaskKind kind>
 inline constexpr auto patterns_of = [] {
   constexpr auto is_asked = [](const MaskRow& row) { return row.kind == kind; };
@@ -181,8 +181,8 @@ inline constexpr auto patterns_of = [] {
   return patterns;
 }();
 
-// How the codes of W are drawn. quantized: normal numbers, quantized by the declared rules,
-// scales included.
+// How the codes of W are drawn. quantized: normal numbers are quantized by the declared rules,
+// which also give the scales.
 enum class Weights : std::uint8_t {
   quantized,
   codes,
@@ -205,7 +205,7 @@ inline constexpr auto table_of<Weights> = complete<Named<Weights>>({
     {Weights::special, "special"},
 });
 
-// How the scales are, unless W is quantized.
+// How the scales are drawn, unless W is quantized.
 enum class ScaleFamily : std::uint8_t { unit, distinct, random, smallest, largest, zero, nan };
 template <>
 inline constexpr auto table_of<ScaleFamily> = complete<Named<ScaleFamily>>({

@@ -17,21 +17,21 @@ Index ceil_sqrt(Index n) {
   return r;
 }
 
-// The least power of two C with 2 * scale * C > 104: a score that misses by one bit of the code is
-// so far below the maximum (0) that its weight is 0 even with gradual underflow (e^-104 < 2^-150).
-// Under a tiny scale no C of the dtype does that; the largest one whose sums over a code stay
-// finite has to do.
+// The least power of two C with 2 * scale * C > 104. A score that differs by one bit of the code is
+// then so far below the maximum (0) that its weight is 0 even with gradual underflow (e^-104 <
+// 2^-150). Under a tiny scale no C of the dtype is large enough. Then it is the largest C whose
+// sums over a code stay finite.
 double subset_gap(double scale, int code_bits, double largest) {
   double c = 1;
   while (!(2 * scale * c > 104) && 2 * c * std::max(code_bits, 1) <= largest) c *= 2;
   return c;
 }
 
-// How the scores families see a case.
+// What the families of scores need to know of a case.
 struct ScoresContext {
   const Case& c;
   double scale;
-  double root;  // about sqrt(D): undoes the default scale
+  double root;  // about sqrt(D), which cancels the default scale
   int code_bits;
 };
 
@@ -58,15 +58,16 @@ double query(const ScoresContext& x, const Position& p) {
       return 1.5 * Draw(c.seed, Stream::k, p.b, p.h / c.shape.group(), 0, p.d).normal();
     case Scores::equal: return 0;
     case Scores::cancel:
-      return 20 * Draw(c.seed, Stream::q, p.b, p.h, p.i, p.d / 2).normal();  // pairs are equal
+      // Two neighbouring elements are equal.
+      return 20 * Draw(c.seed, Stream::q, p.b, p.h, p.i, p.d / 2).normal();
     case Scores::heavy_tail: return std::clamp(n * n * n * 2, -60.0, 60.0);
     case Scores::key_sink: return p.d == 0 ? 5 : n;
     case Scores::flat: return 0.01 * n;
     case Scores::subset:
     case Scores::gather: {
-      // Key j carries the bits of j as +-1 and a constant 1; the query asks for some bits of a
-      // target key with +-C and subtracts C for each: a match scores exactly 0, anything else -2C
-      // or less.
+      // Key j holds the bits of j as +-1, and a constant 1. The query asks for some bits of a
+      // target key by +-C, and subtracts C for each of them. A key that matches scores exactly 0,
+      // and any other key scores -2C or less.
       const Draw row(c.seed, Stream::q, p.b, p.h, p.i, -1);
       const auto target =
           static_cast<Index>(row.word(0) % static_cast<std::uint64_t>(std::max<Index>(
@@ -91,8 +92,8 @@ double key(const ScoresContext& x, const Position& p) {
   switch (c.scores) {
     case Scores::uniform: return draw.unit();
     case Scores::huge: return 4 * n;
-    // Scores around -100 to -290: with the row maximum far below zero, a zero that leaks in takes
-    // over.
+    // Scores are about -100 to -290. The maximum of a row is far below zero, so a wrong score of 0
+    // would dominate the row.
     case Scores::negative: return -(64 / x.root + 2 * draw.unit());
     case Scores::growing: return p.d == 0 ? 60 * (j + 1) / last * x.root / 8 : n;
     case Scores::falling: return p.d == 0 ? 60 * (last - j) / last * x.root / 8 : n;
@@ -145,7 +146,7 @@ bool keep_value(const Case& c, const Position& p) {
   }
 }
 
-// Calls body(position) for every distinct element: an axis of stride 0 is visited once.
+// Calls body(position) for every distinct element: on an axis of stride 0 only one is visited.
 template <class Body>
 void for_each_element(const Extents& shape, const Extents& stride, const Body& body) {
   Extents distinct = shape;
@@ -169,7 +170,7 @@ std::vector<Index> per_batch(const std::vector<Index>& list, Index batch) {
   return list;
 }
 
-// Document number of every position, the same for each batch.
+// The number of the document at every position, the same for each batch.
 std::vector<std::int32_t> segments(const std::vector<Index>& documents, Index batch, Index length) {
   std::vector<std::int32_t> ids(usize(batch * length));
   for (Index i = 0, doc = 0, end = documents[0]; i < length; ++i) {
@@ -195,9 +196,10 @@ Tensor contiguous(Dtype dtype, const Extents& shape, Surroundings around) {
   return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1), around);
 }
 
-// What a cache holds after rounding, in f64. Groups of f8 and f4 have a scale: the least 2^e, e >=
-// -127, under which their largest finite magnitude does not exceed the dtype's largest number, and
-// saturate at the largest code that f32 holds under it.
+// The numbers that a cache holds after rounding, in f64. In f8 and f4 each group has a scale. It is
+// the least 2^e, e >= -127, with which the largest finite magnitude of the group does not exceed
+// the largest number of the dtype. Numbers saturate at the largest code whose value times the scale
+// is in the range of f32.
 Tensor cached_values(const Case& c, const TensorView& tokens, Surroundings around) {
   const Dtype dtype = c.cache_dtype();
   Tensor out = contiguous(Dtype::f64, tokens.shape, around);
@@ -231,7 +233,8 @@ Tensor cached_values(const Case& c, const TensorView& tokens, Surroundings aroun
   return out;
 }
 
-// Tokens of rank + rotary elements, up-projections of about unit gain, and the K and V they mean.
+// Fills tokens of rank + rotary elements, up-projections with a gain of about 1, and the K and V
+// that they mean.
 void fill_latent(const Case& c, Inputs& in) {
   const AttentionShape& s = c.shape;
   const Index rank = c.cache.rank, rotary = c.cache.rotary, plain = s.dim - rotary;
@@ -260,7 +263,7 @@ void fill_latent(const Case& c, Inputs& in) {
   a.k = in.k.view();
   a.v = in.v.view();
   a.projection = {in.k_absolute.view(), in.v_absolute.view(), rank, plain};
-  // Decoded once: the sums read every element of them many times.
+  // The tensors are decoded once, because the sums read every element many times.
   auto decoded = [](const TensorView& t) {
     std::vector<double> x(usize(element_count(t.shape)));
     for (std::size_t e = 0; e < x.size(); ++e) x[e] = load(t, static_cast<Index>(e));
@@ -314,8 +317,8 @@ Layout make_layout(LayoutKind kind, const Extents& s, Index heads_in_pack) {
     case LayoutKind::shared_head: return {{L * D, 0, D, 1}, 0, B * L * D};
     case LayoutKind::shared_batch: return {{0, L * D, D, 1}, 0, H * L * D};
     case LayoutKind::distant: {
-      // Rows of all heads, so far from one another that the last ones lie beyond 2^32 elements. The
-      // storage is a mapping that has memory where somebody has written.
+      // The rows, each with all heads, lie so far apart that the last ones lie beyond 2^32
+      // elements. The storage is a mapping that takes memory only where it is written.
       const Index row = H * D + (Index{3} << 31) / std::max<Index>(1, B * L);
       return {{L * row, D, row, 1}, 0, B * L * row, true};
     }
@@ -379,7 +382,7 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
   };
   auto hidden_or = [&](const TensorView& t, const Position& p, double visible) {
     if (c.hidden == Hidden::generated) return visible;
-    // Where batches share their keys, only what is padding to all of them is hidden.
+    // Where batches share their keys, only the padding of all batches is hidden.
     bool hidden = is_padding(usize(p.b), p.i);
     if (t.stride[0] == 0)
       for (std::size_t b = 0; b < usize(s.batch); ++b) hidden = hidden && is_padding(b, p.i);
@@ -395,7 +398,7 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
   });
 
   if (c.operation == Operation::backward) {
-    // A packed tensor has no room for a fourth of its kind.
+    // A packed tensor has room for Q, K and V only, so dO is laid out otherwise.
     d_o = make(c.o_layout == LayoutKind::packed ? LayoutKind::bshd : c.o_layout,
                {s.batch, s.query_heads, s.rows, s.value_dim});
     fill(d_o.view(), [&](const Position& p) {

@@ -1,4 +1,4 @@
-// Inputs of a low-bit product.
+// The inputs of a low-bit product.
 #include <cmath>
 
 #include "problem/draw.h"
@@ -7,21 +7,22 @@
 namespace assay {
 namespace {
 
-// A code of E2M1, E4M3, E5M2, INT8 or INT4 that is a finite number.
+// Turns a code of E2M1, E4M3, E5M2, INT8 or INT4 into one that is a finite number.
 std::uint32_t finite_code(const LowBitTraits& t, std::uint32_t code) {
   code &= t.bits == 8 ? 0xFFu : 0xFu;
   if (t.integer || t.bits == 4) return code;
   return std::isfinite(decode(t.element, code)) ? code : code & 0x80;
 }
 
-// The code of the largest magnitude; of integers the q farthest from an even zero point.
+// The code of the largest magnitude. For integers it is the q farthest from a zero point in the
+// middle.
 std::uint32_t largest_code(const LowBitTraits& t, bool negative) {
   if (t.integer) return t.bits == 8 ? (negative ? 0x80u : 0x7Fu) : (negative ? 0u : 15u);
   return static_cast<std::uint32_t>(
       encode(t.element, negative ? -format(t.element).max_finite : format(t.element).max_finite));
 }
 
-// Code of a number that the elements have; an integer's zero point is `zero`.
+// The code of a number that the format can hold. `zero` is the zero point of an integer format.
 std::uint32_t code_of(const LowBitTraits& t, double x, int zero) {
   if (!t.integer) return static_cast<std::uint32_t>(encode(t.element, x));
   const int least = t.bits == 8 ? -128 : 0, most = t.bits == 8 ? 127 : 15;
@@ -125,7 +126,7 @@ LowBitMatrix draw_weights(const Case& c, Surroundings around) {
 }  // namespace
 
 double original_weight(const Case& c, Index k, Index n) {
-  // Columns of different size, so that scales differ, and now and then an outlier.
+  // Columns have different magnitudes, so that scales differ, and now and then there is an outlier.
   const Draw draw(c.seed, Stream::codes, 0, 0, k, n);
   return round_to(Dtype::f32, draw.normal() * std::ldexp(0.02, static_cast<int>(n % 5)) *
                                   (draw.word(2) % 256 == 0 ? 8 : 1));
@@ -149,7 +150,7 @@ ProductInputs::ProductInputs(const Case& c, Surroundings around_) : around(aroun
     const Extents shape{1, 1, p.m, p.k};
     a = Tensor(c.dtype, shape, make_layout(c.q_layout, shape, 1), around);
     problem.a = a.view();
-    // What lies between the rows is never read.
+    // The storage between the rows holds NaN, because it must never be read.
     for (Index e = 0; e < static_cast<Index>(a.size_in_bytes()) * 8 / format(c.dtype).bits; ++e)
       store(problem.a, e, std::nan(""));
     for (Index m = 0; m < p.m; ++m)

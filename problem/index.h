@@ -1,4 +1,4 @@
-// The integer that counts elements, rows and keys everywhere, and its way into the indices of the
+// The integer that counts elements, rows and keys everywhere, and its conversion for indices of the
 // standard library.
 #pragma once
 
@@ -9,7 +9,7 @@ namespace assay {
 
 using Index = std::int64_t;
 
-// For subscripts of vectors and arrays: v[usize(j)]. The number is not negative.
+// Converts a subscript of a vector or array: v[usize(j)]. The number must not be negative.
 constexpr std::size_t usize(Index i) { return static_cast<std::size_t>(i); }
 
 }  // namespace assay

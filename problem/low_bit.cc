@@ -19,8 +19,8 @@ Tensor byte_tensor(Index count, Surroundings around) {
   return Tensor(Dtype::f8e4m3, {1, 1, 1, count}, {{0, 0, 0, 1}, 0, count}, around);
 }
 
-// Nibble `at` of 32-bit words or of bytes, the low one first: both count alike on a little-endian
-// machine.
+// Writes nibble `at` of 32-bit words or of bytes, the low one first. On a little-endian machine
+// both have the same order.
 void put_nibble(std::byte* data, Index at, std::uint32_t code) {
   std::byte& b = data[at / 2];
   b = at % 2 ? (b & std::byte{0x0F}) | static_cast<std::byte>(code << 4)
@@ -36,14 +36,14 @@ double largest_of(Index begin, Index end, Index n,
 
 double nearest_integer(double x) {
   return std::nearbyint(x);
-}  // ties to even: the rounding mode is never changed
+}  // ties go to even, because the rounding mode is never changed
 
 void refuse_scale(double scale, Index t, Index n) {
   throw std::domain_error(
       fmt::format("the scale {} of group {} of column {} overflows f16", scale, t, n));
 }
 
-// max(RN16(x), 2^-24) as a code.
+// The code of max(RN16(x), 2^-24).
 std::uint64_t f16_scale(double x, Index t, Index n) {
   const std::uint64_t code = encode(Dtype::f16, x);
   if (std::isinf(decode(Dtype::f16, code))) refuse_scale(x, t, n);

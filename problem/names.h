@@ -1,4 +1,5 @@
-// Enumerations that count themselves: names, numbers and draws of their values come from one table.
+// Enumerations with tables: the names, the number and the draws of their values come from one
+// table.
 //
 //   enum class Colour : std::uint8_t { red, dark_blue };
 //   template <>
@@ -7,7 +8,7 @@
 //       {Colour::dark_blue, "dark-blue"},
 //   });
 //
-// A row that is missing, or stands in the wrong place, is an error of the compiler.
+// A row that is missing or in the wrong place is a compile error.
 #pragma once
 
 #include <array>
@@ -18,27 +19,28 @@
 
 namespace assay {
 
-// One row for each value, in the order of the enumeration. Rows begin with `value` and `name`.
+// The table has one row for each value, in the order of the enumeration. A row begins with `value`
+// and `name`.
 template <class E>
 inline constexpr auto table_of = nullptr;
 
 template <class E>
 concept NamedEnum = std::is_enum_v<E> && requires { table_of<E>.size(); };
 
-// A row of an enumeration of which nothing but the name is told.
+// A row that holds nothing but the name of a value.
 template <class E>
 struct Named {
   E value;
   std::string_view name;
 };
 
-// Whether a value stands in its enumeration: gcc and clang print one that does not as a cast.
+// Whether a value is an enumerator. gcc and clang print a value that is not one as a cast.
 template <auto value>
 consteval bool is_enumerator() {
   return std::string_view(__PRETTY_FUNCTION__).find("value = (") == std::string_view::npos;
 }
 
-// A table of rows, once it is known that they are all there, and in order.
+// Makes a table of rows, after checking that all rows are there and in order.
 template <class Row, std::size_t n>
 consteval std::array<Row, n> complete(const Row (&rows)[n]) {
   using E = decltype(Row::value);

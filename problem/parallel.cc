@@ -21,8 +21,9 @@ namespace assay {
 #ifndef ASSAY_STD_THREADS
 namespace {
 
-// An arena that nobody else uses until this is destroyed. Arenas are kept: oneTBB 2021.8 loses 7
-// KiB with each that is destroyed after workers have joined it.
+// An arena that nobody else uses until this object is destroyed. Arenas are then kept for later
+// use, because oneTBB 2021.8 loses 7 KiB with each arena that is destroyed after workers have
+// joined it.
 class Arena {
  public:
   explicit Arena(int threads) : threads_(threads) {
@@ -49,16 +50,17 @@ class Arena {
     std::map<int, Arenas> arenas;  // by the number of threads
   };
   static Idle& idle() {
-    static auto* idle = new Idle;  // outlives every static that still calls
+    // It is never destroyed, so that destructors of static objects can use it.
+    static auto* idle = new Idle;
     return *idle;
   }
 
   const int threads_;
-  Arenas mine_;  // one
+  Arenas mine_;  // the one arena in use
   Arenas* home_ = nullptr;
 };
 
-// Of this thread.
+// The innermost region of this thread.
 thread_local Arena* region = nullptr;
 
 }  // namespace
@@ -67,7 +69,7 @@ ParallelRegion::ParallelRegion(int threads) : outer_(region) {
   if (threads <= 0) threads = hardware_threads();
   if (threads <= 1) return;
   auto arena = std::make_unique<Arena>(threads);
-  // oneTBB makes what it needs in the first loop of an arena.
+  // oneTBB allocates what it needs in the first loop of an arena.
   (*arena)->execute(
       [] { tbb::parallel_for(Index{0}, Index{2}, [](Index) {}, tbb::simple_partitioner()); });
   arena_ = region = arena.release();
@@ -115,7 +117,8 @@ void parallel_for_each_index(Index n, int threads, void (*call)(const void* body
     try {
       for (int t = 1; t < threads; ++t) pool.emplace_back(work);
     } catch (const std::exception&) {
-      // Those that run already write: what no memory or no thread is left for, fewer do.
+      // The threads that already run may have written results. If memory or threads do not suffice
+      // for more, these do the work.
     }
     work();
   }

@@ -5,18 +5,18 @@
 
 namespace assay {
 
-// Cores that this process may use.
+// The number of cores that this process may use.
 int hardware_threads();
 
-// Calls body(i) once for every i in [0, n), on up to `threads` threads (0: hardware_threads()), in
-// no fixed order. Allocates nothing within a ParallelRegion for as many threads. The first
-// exception that a body throws ends the loop and is thrown here. Nested loops are safe.
+// Calls body(i) once for every i in [0, n), in no fixed order, on up to `threads` threads (0:
+// hardware_threads()). It allocates nothing within a ParallelRegion for the same number of threads.
+// The first exception that a body throws ends the loop and is thrown here. Nested loops are safe.
 template <class Body>
 void parallel_for(Index n, int threads, const Body& body);
 
-// Until the end of a scope, loops of this thread for as many threads as asked for here share what
-// they need, which is there before the first of them: a kernel opens one before it writes anything.
-// Regions of other threads, and loops within loops, have their own.
+// Until the end of a scope, loops of this thread that ask for `threads` threads share the resources
+// they need. The resources are made before the first of these loops; a kernel opens a region before
+// it writes anything. Regions of other threads, and loops within loops, have their own resources.
 class ParallelRegion {
  public:
   explicit ParallelRegion(int threads);

@@ -1,5 +1,5 @@
-// Random numbers that are the same on every machine, which those of the standard library are not:
-// a small generator for choices, and the normal numbers of data.
+// Random numbers that are the same on every machine, unlike those of the standard library: a small
+// generator for choices, and the normal numbers of data.
 #pragma once
 
 #include <cstddef>
@@ -13,11 +13,11 @@ class SplitMix64 {
   explicit constexpr SplitMix64(std::uint64_t seed) : state_(seed) {}
 
   constexpr std::uint64_t operator()() { return mixed(state_ += step); }
-  // In [0, n). The remainder favours small numbers by less than n / 2^64.
+  // A number in [0, n). Taking the remainder favours small numbers by less than n / 2^64.
   constexpr std::uint64_t below(std::uint64_t n) { return (*this)() % n; }
 
-  // What call k gives, counted from 1, without the calls before it. There is a number 0 as well,
-  // which no call gives.
+  // The result of call k, counted from 1, without the calls before it. k = 0 gives a number that no
+  // call returns.
   static constexpr std::uint64_t number(std::uint64_t seed, std::uint64_t k) {
     return mixed(seed + k * step);
   }
@@ -34,12 +34,13 @@ class SplitMix64 {
   std::uint64_t state_;
 };
 
-// From 128 random bits in four words: the sum of eight uniform 16-bit numbers, centred, with unit
-// variance. It is normal to the eye, and bounded by 4.9.
+// Computes a normal number from 128 random bits in four words: the sum of eight uniform 16-bit
+// numbers, centred, with unit variance. It is close to normal, and its absolute value is at most
+// 4.9.
 template <class Words>
 double normal_from(const Words& words) {
   constexpr std::int64_t mean = 4 * 65535;
-  // One of the eight has the variance 2^32 / 12. This is sqrt(12 / 8) / 2^16.
+  // Each of the eight numbers has the variance 2^32 / 12. This factor is sqrt(12 / 8) / 2^16.
   constexpr double to_unit_variance = 0x1.3988e1409212ep-16;
   std::int64_t sum = 0;
   for (std::size_t w = 0; w < 4; ++w) sum += (words[w] & 0xFFFF) + (words[w] >> 16);

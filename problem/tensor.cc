@@ -63,8 +63,9 @@ Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout, Surround
   const std::size_t page = usize(sysconf(_SC_PAGESIZE));
   if (sparse_ || around != Surroundings::bands) {
     const std::size_t inner = (size_ + page - 1) / page * page, total = inner + 2 * page;
-    // Inaccessible first: the pages at both ends stay so. Shared, which a limit of private memory
-    // does not count: its size is no memory.
+    // The mapping is inaccessible at first, and the pages at both ends remain so. A sparse one is
+    // shared, because a limit of private memory does not count shared mappings, and its size is not
+    // memory that it uses.
     void* mapping =
         mmap(nullptr, total, PROT_NONE,
              (sparse_ ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

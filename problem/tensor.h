@@ -1,5 +1,5 @@
-// Strided tensors of rank 4. A layout is nothing but strides: BHSD, BSHD, a packed QKV, a slice, a
-// broadcast (stride 0) and a reversed axis are all the same tensor to whoever reads it.
+// Strided tensors of rank 4. A layout consists of strides alone. BHSD, BSHD, a packed QKV, a slice,
+// a broadcast (stride 0) and a reversed axis are all read in the same way.
 #pragma once
 
 #include <array>
@@ -15,7 +15,7 @@ namespace assay {
 
 using Extents = std::array<Index, 4>;
 
-// body(b, h, i, d) for every index below the extents.
+// Calls body(b, h, i, d) for every index below the extents.
 template <class Body>
 void for_each_index(const Extents& e, const Body& body) {
   for (Index b = 0; b < e[0]; ++b)
@@ -26,8 +26,8 @@ void for_each_index(const Extents& e, const Body& body) {
 
 constexpr Index element_count(const Extents& e) { return e[0] * e[1] * e[2] * e[3]; }
 
-// A view owns nothing. Strides and origin count elements (for f4e2m1: nibbles, the low one first);
-// the element (0, 0, 0, 0) lies `origin` elements after `data`.
+// A view does not own its data. Strides and origin count elements (for f4e2m1: nibbles, the low one
+// first). The element (0, 0, 0, 0) lies `origin` elements after `data`.
 struct TensorView {
   void* data = nullptr;
   Dtype dtype = Dtype::f32;
@@ -41,23 +41,24 @@ struct TensorView {
   explicit operator bool() const { return data != nullptr; }
 };
 
-// Exact value of the element at a position that TensorView::at() gave.
+// The exact value of the element at a position that TensorView::at() returned.
 double load(const TensorView& t, Index position);
 // Stores encode(value); see encode() for what it throws.
 void store(const TensorView& t, Index position, double value);
 
-// Strides and extent of one way to lay out a tensor. `elements` is the storage that it needs.
+// The strides and the extent of one way to lay out a tensor. `elements` is the size of the storage
+// that it needs.
 struct Layout {
   Extents stride{};
   Index origin = 0;
   Index elements = 0;
-  bool sparse =
-      false;  // most of the storage holds no element: rows of all heads lie far from one another
+  // Most of the storage holds no element, because the rows lie far from one another.
+  bool sparse = false;
 };
 
-// What lies around the storage of a tensor. Bands of bytes that guards_intact() checks, or a page
-// that cannot be touched, directly behind the last element or directly before the first: whoever
-// reads or writes there dies at once.
+// What lies around the storage of a tensor. bands: bytes that guards_intact() checks. page_behind,
+// page_before: a page that cannot be accessed, directly behind the last element or directly before
+// the first. A program that reads or writes there crashes at once.
 enum class Surroundings { bands, page_behind, page_before };
 
 // A tensor with storage of its own.
@@ -76,16 +77,16 @@ class Tensor {
   struct Region {
     std::size_t begin, end;  // bytes
   };
-  // The parts of the storage that hold elements, and a little around them: all of it unless the
-  // layout is sparse. Nothing else of a sparse tensor is to be looked at: it has no memory until
-  // then.
+  // The parts of the storage that hold elements, and a little around them. These are the whole
+  // storage unless the layout is sparse. Other parts of a sparse tensor must not be read, because
+  // reading would give them memory.
   std::vector<Region> regions() const;
 
   static constexpr std::size_t guard_bytes = 4096;
 
  private:
   struct Release {
-    std::size_t mapped;  // bytes of a mapping; 0: from aligned_alloc
+    std::size_t mapped;  // size of a mapping in bytes; 0: aligned_alloc gave the storage
     void operator()(std::byte* p) const;
   };
   std::unique_ptr<std::byte[], Release> storage_;

@@ -1,5 +1,5 @@
-// RapidCheck's cases: drawn by the decoder of the fuzzers, shrunk by the one shrinker, for a minute
-// at most.
+// Cases for RapidCheck. The decoder of the fuzzers draws them, and the one shrinker shrinks them,
+// for a minute at most.
 #pragma once
 
 #include <rapidcheck.h>

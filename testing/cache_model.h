@@ -1,4 +1,5 @@
-// A cache as a plain list of tokens, encoded and decoded one by one with problem/dtype.h.
+// A model of a cache: a plain list of tokens, which are encoded and decoded one by one with
+// problem/dtype.h.
 #pragma once
 
 #include <cmath>
@@ -21,7 +22,8 @@ inline bool is_scaled(Dtype d) {
   return d == Dtype::f8e4m3 || d == Dtype::f8e5m2 || d == Dtype::f4e2m1;
 }
 
-// What the cache must hold of a vector whose elements share no scale with any other.
+// The numbers that the cache must hold for a vector whose elements share no scale with any other
+// vector.
 inline std::vector<float> after_rounding(const std::vector<float>& x, Dtype dtype,
                                          Index group_size) {
   std::vector<float> y;
@@ -45,7 +47,8 @@ inline std::vector<float> after_rounding(const std::vector<float>& x, Dtype dtyp
   return y;
 }
 
-// [head][token][column] of what is appended, in one of the dtypes and layouts that append takes.
+// The tokens to append, as [head][token][column], in one of the dtypes and layouts that append
+// takes.
 struct Tokens {
   Tokens(Index heads, Index count, Index columns, Dtype dtype, int layout, std::mt19937_64& random,
          float special = 0)
@@ -82,7 +85,8 @@ struct Tokens {
   Tensor tensor;
 };
 
-// The same operations with the same failures, on lists. A page is an object that sequences share.
+// This class has the operations of a cache, with the same failures, on lists. A page is an object
+// that sequences share.
 class CacheModel {
  public:
   explicit CacheModel(const CacheConfig& c) : config(c), sequences(usize(c.sequences)) {
@@ -92,7 +96,7 @@ class CacheModel {
   }
 
   struct Token {
-    std::vector<std::vector<float>> k, v;  // of each head, as held
+    std::vector<std::vector<float>> k, v;  // per head, as the cache holds them
   };
   struct Sequence {
     std::vector<Token> tokens;
@@ -131,8 +135,8 @@ class CacheModel {
     auto pages = s.pages;
     const bool open = s.length() % page_size != 0;
     Index fresh = 0;
-    if (open && s.pages.back().use_count() > 2)
-      pages.back() = std::make_shared<int>(), ++fresh;  // the copy counts one
+    // The copy of a shared page counts as one fresh page.
+    if (open && s.pages.back().use_count() > 2) pages.back() = std::make_shared<int>(), ++fresh;
     for (; static_cast<Index>(pages.size()) * page_size < s.length() + count; ++fresh)
       pages.push_back(std::make_shared<int>());
     if (pages_used() + fresh > pool) return StatusCode::invalid_cache_state;
@@ -167,8 +171,9 @@ class CacheModel {
     for (const Sequence& s : sequences) n = std::max(n, s.length());
     return n;
   }
-  // Everything as f32 tensors [B, heads, longest, columns]; NaN where nothing is held. Of a latent
-  // cache: one head, keys [c ; rotary part], values c.
+  // Returns everything that is held as f32 tensors [B, heads, longest, columns], with NaN where
+  // nothing is held. For a latent cache there is one head, the keys are [c ; rotary part], and the
+  // values are c.
   std::pair<Tensor, Tensor> held() const {
     const bool latent = config.kind == CacheKind::latent;
     const Index heads = latent ? 1 : config.kv_heads, keys = longest();

@@ -1,5 +1,5 @@
-// Everything that uses a device, over a mock; and problems for it. Of device_test.cc and
-// device_policy_test.cc.
+// Everything that uses a device, over a mock, and problems for it. device_test.cc and
+// device_policy_test.cc use this.
 #pragma once
 
 #include <assay/assay.h>
@@ -20,7 +20,7 @@ using namespace kernels;
 
 inline constexpr NativeCode undefined_codes[] = {-9999, 123456};
 
-// One object of everything that uses a device, over a mock.
+// Holds one object of each class that uses a device, over a mock.
 class World {
  public:
   explicit World(const NativeTable& table, DevicePolicy policy = {false, false, {}},
@@ -64,7 +64,7 @@ struct AttentionFixture {
   Outputs out;
 };
 
-// With every buffer that a kernel can have.
+// A problem that needs every buffer that a kernel can have.
 inline AttentionFixture& everything() {
   static AttentionFixture f(
       "attention b=2 h=4/2 l=3x5 d=4/6 causal offset=end bool=random bias=normal alibi sink=0.5 "

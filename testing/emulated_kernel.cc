@@ -17,7 +17,7 @@ float rounded(std::optional<Dtype> dtype, float x) {
 
 double truncated_to(double x, double quantum) { return std::trunc(x / quantum) * quantum; }
 
-// start + sum a_k b_k.
+// Computes start + sum a_k b_k.
 float dot(Accumulation how, const std::vector<float>& a, const std::vector<float>& b, float start) {
   const std::size_t n = a.size();
   float sum = start;
@@ -37,8 +37,8 @@ float dot(Accumulation how, const std::vector<float>& a, const std::vector<float
             round_to(Dtype::f16, static_cast<double>(sum) + static_cast<double>(a[k]) * b[k]));
       return sum;
     case Accumulation::truncating_block:
-      // Sixteen exact products and the accumulator, aligned to the largest and cut 24 bits below
-      // it.
+      // Sixteen exact products and the accumulator are aligned to the largest of them, and
+      // truncated to 24 bits from its leading bit.
       for (std::size_t k0 = 0; k0 < n; k0 += 16) {
         const std::size_t end = std::min(n, k0 + 16);
         double largest = std::fabs(sum);
@@ -50,8 +50,8 @@ float dot(Accumulation how, const std::vector<float>& a, const std::vector<float
         double total = truncated_to(sum, quantum);
         for (std::size_t k = k0; k < end; ++k)
           total += truncated_to(static_cast<double>(a[k]) * b[k], quantum);
-        if (!std::isfinite(total))
-          return std::numeric_limits<float>::quiet_NaN();  // of NaN, which no maximum shows
+        // A NaN among the products does not show in the maximum.
+        if (!std::isfinite(total)) return std::numeric_limits<float>::quiet_NaN();
         const double final_quantum =
             total == 0 ? quantum : std::max(std::ldexp(1.0, std::ilogb(total) - 23), 0x1p-149);
         sum = static_cast<float>(truncated_to(total, final_quantum));
@@ -61,7 +61,7 @@ float dot(Accumulation how, const std::vector<float>& a, const std::vector<float
   return sum;
 }
 
-// A relative error of up to 2 + 1.173 |x| ulp that depends on the argument alone.
+// An exp with an error of up to 2 + 1.173 |x| ulp, which depends on the argument alone.
 float noisy_exp(float x) {
   if (!std::isfinite(x)) return std::exp(x);
   std::uint64_t h =
@@ -90,8 +90,7 @@ class Row {
       if (c_.query_prescale > 0) q = static_cast<float>(round_to(Dtype::bf16, q * p.scale));
       q_.push_back(q);
     }
-    // The fused base-2 form serves only where nothing comes between the dot product and the
-    // exponent.
+    // The fused base-2 form is used only if nothing comes between the dot product and the exponent.
     fused_ = e.exp == ExpModel::base_two_fused && p.softcap == 0 && seen_.additions == 0;
   }
 
@@ -135,7 +134,7 @@ class Row {
     store(out.lse, lse_at, whole.sum == 0 ? -inf : m + std::log(whole.sum));
   }
 
-  // What the backward pass recomputes for one visible key.
+  // The numbers that the backward pass recomputes for one visible key.
   struct Pair {
     Index key;
     float weight;  // e^(s - LSE), not yet cast
@@ -167,7 +166,8 @@ class Row {
     return exp_of(from - to);
   }
 
-  // Into what the splits before have left. With rounded products nothing is fused here either.
+  // Merges a split into the result of the splits before. If products are rounded, no operation is
+  // fused here either.
   void merge(Partial& whole, const Partial& x) const {
     if (x.max == -inf) return;
     if (whole.max == -inf) {
@@ -375,7 +375,7 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
   const Contract& c = e.contract;
   const float keep_scale = 1.0f / (1.0f - p.dropout),
               late_scale = c.score_gradients_late ? 1 : p.scale;
-  // A half accumulator serves the sums over keys and rows, as in the forward pass.
+  // A half accumulator is used for the sums over keys and rows, as in the forward pass.
   const Accumulation inner =
       e.accumulation == Accumulation::half ? Accumulation::fma : e.accumulation;
   auto row_of = [](const TensorView& t, Index b, Index h, Index i) {

@@ -1,6 +1,6 @@
-// Attention as kernels with other arithmetic compute it, one scalar operation at a time: to see
-// that the bound of every contract holds, and how close errors come to it. Nothing here is fast,
-// and nothing is production.
+// Attention as kernels with other arithmetic compute it, one scalar operation at a time. Tests use
+// this to check that the bound of every contract holds, and how close errors come to it. It is not
+// fast, and it is only for tests.
 #pragma once
 
 #include "oracle/contract.h"

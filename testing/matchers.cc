@@ -22,7 +22,7 @@ std::string shape_of(const TensorView& t) {
   return fmt::format("{} [{}, {}, {}, {}]", format(t.dtype).name, s[0], s[1], s[2], s[3]);
 }
 
-// "O f32 [1, 2, 9, 8]", or "no O".
+// Returns, for example, "O f32 [1, 2, 9, 8]" or "no O".
 std::string named(const char* name, const TensorView& t) {
   return t ? fmt::format("{} {}", name, shape_of(t)) : fmt::format("no {}", name);
 }

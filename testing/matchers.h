@@ -21,11 +21,11 @@
 
 namespace assay {
 
-// The outcome and its reason, the contract, and of each output how many elements are inside their
-// bounds and which one comes nearest to it or leaves it furthest.
+// Describes the outcome, its reason and the contract. For each output it says how many elements are
+// inside their bounds, and which element comes nearest to its bound or exceeds it most.
 std::string explain(Outcome outcome, const std::string& reason, const Verdict& verdict);
 
-// What a test can hold against an outcome: a verdict, or a result that has one and names its case.
+// A result that a test can compare with an outcome: it has a verdict, and names its case.
 template <class Judged>
 concept HasVerdict = requires(const Judged& j) {
   j.outcome;
@@ -38,7 +38,7 @@ std::string explain(const Result& r) {
   return explain(r.outcome, r.reason, r.verdict) + "\n  case: " + r.line;
 }
 
-// How GoogleTest prints them, instead of their bytes.
+// GoogleTest prints these types by the following functions, instead of their bytes.
 void PrintTo(const TensorView& t, std::ostream* to);
 void PrintTo(const AttentionOutput& out, std::ostream* to);
 void PrintTo(const AttentionGradients& gradients, std::ostream* to);
@@ -48,12 +48,12 @@ void PrintTo(const Result&, std::ostream* to) {
   *to << "the result of a case";
 }
 
-// A verdict that fails names an element outside its bound, unless nothing could be compared.
+// Whether a verdict that fails has an element outside its bound, unless nothing could be compared.
 inline bool is_consistent(const Verdict& v) {
   return v.outcome != Outcome::fail || v.outside > 0 || v.outputs.empty();
 }
 
-// A verdict, or the result of a case, that ends in a way that the test expects.
+// Matches a verdict, or the result of a case, that has the expected outcome and reason.
 class EndsAs {
  public:
   using is_gtest_matcher = void;
@@ -81,7 +81,7 @@ inline EndsAs IsInconclusive(std::string words = "") {
   return {Outcome::inconclusive, std::move(words)};
 }
 
-// A verdict that found no element outside its bound, even if it could not judge any.
+// Matches a verdict that found no element outside its bound, even if it could not judge any.
 class HasNothingOutside {
  public:
   using is_gtest_matcher = void;
@@ -94,7 +94,7 @@ class HasNothingOutside {
   void DescribeNegationTo(std::ostream* to) const { *to << "has an element outside its bound"; }
 };
 
-// An answer of which the oracle judges every element, and passes it.
+// Matches an answer that passes the oracle's verdict on every element.
 template <class Answer>
 class IsWithinBound {
  public:
@@ -102,7 +102,7 @@ class IsWithinBound {
   IsWithinBound(std::string contract, std::function<Verdict(const Answer&)> judge)
       : contract_(std::move(contract)), judge_(std::move(judge)) {}
 
-  // With the case in the message.
+  // Adds the case to the message.
   IsWithinBound on(const Case& c) && {
     line_ = print_case(c);
     return std::move(*this);
@@ -130,7 +130,7 @@ IsWithinBound<AttentionOutput> IsWithinBoundOf(Attention problem, Contract contr
                                                JudgeOptions options = {});
 IsWithinBound<AttentionGradients> IsWithinBoundOf(Attention problem, AttentionBackwardInput input,
                                                   Contract contract, JudgeOptions options = {});
-// The parts are those of the caller, and have to live as long as the matcher.
+// The parts belong to the caller, and have to live as long as the matcher.
 IsWithinBound<AttentionOutput> IsWithinBoundOf(MergeProblem problem, Contract contract);
 IsWithinBound<TensorView> IsWithinBoundOf(Product problem, ProductContract contract,
                                           JudgeOptions options = {});

@@ -1,6 +1,6 @@
-// Gradients of attention by plain loops in double precision, written from docs/semantics.md alone,
-// with a simple bound for what an fp32 kernel may miss them by; and the tensors of one backward
-// pass.
+// Gradients of attention by plain loops in double precision, written from docs/semantics.md alone.
+// They come with a simple bound for the error of an fp32 kernel, and with the tensors of one
+// backward pass.
 #pragma once
 
 #include <Random123/philox.h>
@@ -25,7 +25,7 @@ inline Tensor make(Dtype dtype, LayoutKind kind, const Extents& shape) {
   return t;
 }
 
-// What backward reads and writes, next to the inputs of a case.
+// The tensors that the backward pass reads and writes besides the inputs of a case.
 struct Backward {
   explicit Backward(const Case& c, std::optional<Dtype> gradient_dtype = {})
       : in(c), d_o_in(output_gradient_case(c)), p(in.problem) {
@@ -108,14 +108,15 @@ inline double kept(const Attention& p, Index b, Index h, Index i, Index j) {
                                                          : 0;
 }
 
-// A value and how far an fp32 kernel may be from it.
+// A value, and how far from it the result of an fp32 kernel may be.
 struct Near {
   double value = 0, error = 0;
-  double terms = 0;  // sum of magnitudes: what a rounded sum may lose a share of
+  double terms = 0;  // sum of magnitudes; the loss of a rounded sum is a fraction of it
   void add(double x, double e) { value += x, error += e, terms += std::fabs(x) + e; }
 };
 
-// Gradients of a problem, element by element, O and LSE included (they are stored to `t`, rounded).
+// Computes the gradients of a problem, element by element. It also computes O and LSE, and stores
+// them to `t`, rounded.
 class PlainReference {
  public:
   explicit PlainReference(const Backward& t)
@@ -138,7 +139,7 @@ class PlainReference {
         for (Index i = 0; i < s_.rows; ++i) row(b, h, i);
   }
 
-  // Every element of every gradient. Returns the largest error as a fraction of its bound.
+  // Compares every element of every gradient. Returns the largest error as a fraction of its bound.
   double compare() const {
     const double scale = p_.scale, group_rows = static_cast<double>(s_.rows * s_.group());
     double worst = 0;

@@ -1,5 +1,5 @@
-// For properties of drawn cases: tensors made to measure, a case with its inputs, what a kernel
-// makes of problems like it, and what the oracle says of those.
+// Helpers for properties of drawn cases: tensors of any shape, a case with its inputs, the results
+// of a kernel for problems like it, and the oracle's enclosures of them.
 #pragma once
 
 #include <cmath>
@@ -19,7 +19,7 @@ inline Tensor contiguous(Dtype dtype, const Extents& shape) {
   return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1));
 }
 
-// A contiguous tensor of that shape whose element (b, h, i, d) is what `from` says.
+// Makes a contiguous tensor of this shape, whose element (b, h, i, d) is from(b, h, i, d).
 template <class From>
 Tensor made(Dtype dtype, const Extents& shape, const From& from) {
   Tensor t = contiguous(dtype, shape);
@@ -37,7 +37,7 @@ inline Candidate& production_kernel() {
   return *host;
 }
 
-// A case with its inputs, and what a kernel makes of a problem of its shape.
+// A case with its inputs, and a kernel that run() calls for problems of this kind.
 struct Ran {
   explicit Ran(const Case& of, Candidate& by = production_kernel())
       : c(of), in(of), how(execution_of(of)), kernel(by) {}
@@ -47,7 +47,7 @@ struct Ran {
   Outputs run(const Attention& p, int threads = 1) const {
     Case shape = c;
     shape.shape = p.shape;
-    shape.o_layout = LayoutKind::bhsd;  // a packed one would depend on the number of heads
+    shape.o_layout = LayoutKind::bhsd;  // a packed layout would depend on the number of heads
     Outputs out(shape);
     const kernels::Status status = kernel.run({ForwardCall{p, out.view()}, {threads, how.target}});
     RC_ASSERT(status.ok());
@@ -60,17 +60,18 @@ struct Ran {
   Candidate& kernel;
 };
 
-// The output of two problems, rows of `a` first.
+// Requires that two outputs are equal. A failure names the first element that differs.
 inline void require_same(const Outputs& a, const Outputs& b) {
   RC_ASSERT(first_difference(a, b) == std::string());
 }
 
-// What a kernel that keeps its contract may answer for an element: at most `bound` from `exact`,
-// the rounding to the output dtype included.
+// The results that a kernel that keeps its contract may give for an element. They differ from
+// `exact` by at most `bound`, which includes the rounding to the output dtype.
 struct Enclosed {
   double exact = 0, bound = 0;  // exact is NaN where NaN belongs
-  bool known = false;  // false: the bound decides nothing, for a sum may leave the range or only
-                       // the hull of V is asked
+  // If false, the bound decides nothing, because a sum may leave the range or only the hull of V is
+  // asked.
+  bool known = false;
 
   bool holds(double y) const { return std::fabs(y - exact) <= bound; }
 };
@@ -80,7 +81,7 @@ inline Enclosed enclosed(double exact, double bound, Dtype out, const Contract& 
   return {exact, bound, std::fabs(exact) + bound < overflow_threshold(out)};
 }
 
-// Every row of O and LSE of a problem.
+// The enclosures of every row of O and LSE of a problem.
 class Enclosures {
  public:
   Enclosures(const Attention& p, const Contract& contract, Dtype out)
@@ -133,8 +134,8 @@ class Enclosures {
   std::vector<Enclosed> o_, lse_;
 };
 
-// The gradients of a problem by the kernel of a case, dBias of every pair among them, and their
-// enclosures.
+// The gradients of a problem as the kernel of a case computes them, and their enclosures. dBias has
+// an element for every pair.
 class RanBackward {
  public:
   RanBackward(const Ran& r, const Attention& p, const TensorView& d_o)

@@ -1,4 +1,5 @@
-// Bitwise comparison of outputs, and problems cut into pieces whose rows must keep their bits.
+// Bitwise comparison of outputs, and pieces of problems, whose rows must have the same bits as in
+// the whole.
 #pragma once
 
 #include <bit>
@@ -11,14 +12,15 @@
 
 namespace assay {
 
-// Equal bits; NaN of any payload is one value. Elements come from load(), which is exact.
+// Whether two numbers have equal bits. All NaNs count as equal. Elements come from load(), which is
+// exact.
 inline bool same_bits(double a, double b) {
   return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b) ||
          (std::isnan(a) && std::isnan(b));
 }
 
-// The first element of row (b, h, i) of `a` that differs from row (b2, h, i2) of `b`; empty if none
-// does.
+// Describes the first element of row (b, h, i) of `a` that differs from the same element of row
+// (b2, h, i2) of `other`. The text is empty if none differs.
 inline std::string row_difference(const AttentionOutput& a, Index b, Index h, Index i,
                                   const AttentionOutput& other, Index b2, Index i2,
                                   Index value_dim) {
@@ -32,8 +34,8 @@ inline std::string row_difference(const AttentionOutput& a, Index b, Index h, In
   return "";
 }
 
-// Rows [row0, row0 + rows) of batch b, all heads, over the first `keys` keys. Not for dropout,
-// whose draws are numbered by the rows of a call.
+// The rows [row0, row0 + rows) of batch b, with all heads, over the first `keys` keys. This does
+// not work with dropout, whose draws depend on the number of a row within its call.
 inline Attention piece_of(const Attention& p, Index b, Index row0, Index rows, Index keys) {
   Attention piece = p;
   piece.shape.batch = 1;

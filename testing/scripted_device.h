@@ -1,4 +1,4 @@
-// GoogleMock's device. Its calls are those of the host's device, recorded and checked, and any of
+// A device of GoogleMock. Its calls go to the host's device, and are recorded and checked. Any of
 // them can be made to fail.
 #pragma once
 
@@ -40,20 +40,19 @@ class MockDevice : public kernels::Device {
   MOCK_METHOD(kernels::NativeCode, synchronize, (), (override));
 };
 
-// What stands behind the mock: the script of failures, the list of calls, and the book of what is
-// held.
+// What the mock uses: the script of failures, the list of calls, and the record of what is held.
 class Script {
  public:
   using Failure = std::function<kernels::NativeCode()>;  // returns a code or throws
 
   explicit Script(const kernels::NativeTable& table) : table_(table) {}
 
-  // Call number `index` from now on (0: the next) fails in this way, once.
+  // Makes call number `index` from now on (0: the next) fail in this way, once.
   void fail(std::size_t index, Failure how) { failures_[calls_.size() + index] = std::move(how); }
-  // Every call of this kind from now on, until clear().
+  // Makes every call of this kind fail from now on, until clear().
   void fail_every(kernels::DeviceCall call, Failure how) { always_[call] = std::move(how); }
-  // A device with so many bytes, and work-groups of so many items: what asks for more gets this
-  // code.
+  // These give the device so many bytes, and work-groups of at most so many items. A call that asks
+  // for more gets `code`.
   void limit_memory(std::size_t bytes, kernels::NativeCode code) {
     memory_ = bytes, memory_code_ = code;
   }
@@ -66,14 +65,15 @@ class Script {
   }
   std::size_t call_count() const { return calls_.size(); }
   const std::vector<kernels::DeviceCall>& calls() const { return calls_; }
-  // Buffers, kernels and the device itself that are held now.
+  // The number of objects that are held now: buffers, kernels and the device itself.
   std::size_t held() const { return held_.size(); }
   bool holds_buffers() const {
     for (const Held& h : held_)
       if (h.call == kernels::DeviceCall::free) return true;
     return false;
   }
-  // What was released twice, out of order, or used without being held; empty if nothing was.
+  // Describes what was released twice or out of order, or was used without being held. It is empty
+  // if nothing was.
   const std::string& breach() const { return breach_; }
 
   void attach(MockDevice& device);
@@ -81,11 +81,12 @@ class Script {
  private:
   using Call = kernels::DeviceCall;
   struct Held {
-    Call call;  // that releases it
+    Call call;  // the call that releases it
     std::uint64_t handle;
   };
 
-  // nullopt: the call goes on to the host's device.
+  // Returns the code of a failure that is planned for this call. Without one it returns nullopt,
+  // and the call goes on to the host's device.
   std::optional<kernels::NativeCode> scripted(Call call) {
     const std::size_t index = calls_.size();
     calls_.push_back(call);
@@ -100,7 +101,7 @@ class Script {
     return std::nullopt;
   }
   void hold(Call call, std::uint64_t handle) { held_.push_back({call, handle}); }
-  // Must be the last that was acquired, of all that is held.
+  // Removes an object that is released. It must be the last acquired of all objects that are held.
   void let_go(Call call, std::uint64_t handle) {
     if (held_.empty() || held_.back().call != call || held_.back().handle != handle)
       breach_ += std::string(kernels::name_of(call)) + " of what is not held, or out of order; ";
@@ -133,7 +134,7 @@ inline void Script::attach(MockDevice& device) {
     hold(Call::close, 0);
     return host_.open();
   });
-  // What releases is over whatever it answers, an exception included.
+  // A call that releases an object has released it, whatever code it returns and even if it throws.
   ON_CALL(device, close).WillByDefault([this] {
     const NativeCode real = host_.close();
     struct LetGo {
@@ -171,7 +172,7 @@ inline void Script::attach(MockDevice& device) {
     if (const auto code = scripted(Call::upload)) return *code;
     return host_.upload(to, from);
   });
-  // Half of what was asked for is there before it fails.
+  // A download that fails has already written half of the bytes.
   ON_CALL(device, download).WillByDefault([this](std::span<std::byte> to, BufferHandle from) {
     std::vector<std::byte> bytes(to.size());
     const NativeCode real = host_.download(bytes, from);

@@ -57,8 +57,8 @@ void multiply(const std::vector<Real>& x, const std::vector<Real>& w, Index rows
     }
 }
 
-// Whether no gradient reaches a row. Such a row passes none on, whatever its activations hold: 0 *
-// NaN of padding would be NaN.
+// Whether no gradient reaches a row. Such a row passes no gradient on, whatever its activations
+// hold. Without this test, 0 * NaN of padding would be NaN.
 template <class Real>
 bool is_zero_row(const std::vector<Real>& d, std::size_t first, Index columns) {
   return std::all_of(d.begin() + static_cast<std::ptrdiff_t>(first),
@@ -66,7 +66,8 @@ bool is_zero_row(const std::vector<Real>& d, std::size_t first, Index columns) {
                      [](Real x) { return x == 0; });
 }
 
-// dx = dy W^T with the rounded weights, and dW += x^T dy, straight through the rounding.
+// Computes dx = dy W^T with the rounded weights, and dW += x^T dy, which passes through the
+// rounding unchanged.
 template <class Real>
 void multiply_backward(Linear<Real>& layer, const std::vector<Real>& x, const std::vector<Real>& dy,
                        Index rows, std::vector<Real>& dx) {
@@ -89,7 +90,7 @@ void multiply_backward(Linear<Real>& layer, const std::vector<Real>& x, const st
 
 constexpr double epsilon = 1e-5;
 
-// Root mean square normalisation of every row, and its gradient added to dx.
+// The root mean square normalisation of every row, and its gradient, which is added to dx.
 template <class Real>
 std::vector<Real> norm(const std::vector<Real>& x, Index width) {
   std::vector<Real> y(x.size());
@@ -127,7 +128,7 @@ void add(std::vector<Real>& x, const std::vector<Real>& y) {
   for (std::size_t e = 0; e < x.size(); ++e) x[e] += y[e];
 }
 
-// x / (1 + e^-x) and its slope.
+// The function x / (1 + e^-x), and its slope.
 template <class Real>
 Real silu(Real x) {
   return x / (1 + std::exp(-x));
@@ -153,8 +154,7 @@ Index first_token(std::uint64_t seed, Index sequence, Index below) {
 
 }  // namespace
 
-// ---- Arithmetic
-// -----------------------------------------------------------------------------------------
+// ---- Arithmetic ----
 
 void KernelArithmetic::linear(Linear<float>& layer, const std::vector<float>& x, Index rows,
                               std::vector<float>& y) {
@@ -280,8 +280,7 @@ void OracleArithmetic::attention_backward(const Attention& p, const AttentionBac
     }
 }
 
-// ---- The model
-// ------------------------------------------------------------------------------------------
+// ---- The model ----
 
 TokenBatch rule_batch(const TransformerConfig& config, Index sequences, Index length,
                       std::uint64_t seed) {
@@ -451,7 +450,7 @@ double Transformer<Real>::loss(const TokenBatch& batch, Arithmetic<Real>& arithm
   for (std::size_t r = 0; r < batch.targets.size(); ++r) {
     if (batch.targets[r] < 0) continue;
     const Real* row = logits_.data() + r * usize(v);
-    // A comparison that NaN cannot pass: a maximum would hide it.
+    // NaN does not satisfy this comparison, so it is taken over. A maximum would hide it.
     double largest = -std::numeric_limits<double>::infinity(), sum = 0;
     for (Index n = 0; n < v; ++n)
       largest = row[n] <= largest ? largest : static_cast<double>(row[n]);
@@ -526,8 +525,7 @@ template class FirstNotFinite<double>;
 template class Transformer<float>;
 template class Transformer<double>;
 
-// ---- Decoding
-// -------------------------------------------------------------------------------------------
+// ---- Decoding ----
 
 Decoder::Decoder(Transformer<float>& model, Index capacity, Dtype cache_dtype, int threads)
     : model_(model), arithmetic_(threads), threads_(threads) {

@@ -2,12 +2,13 @@
 // integration test of attention, caches and low-bit products, and the example of how they fit
 // together.
 //
-//   x = embedding[token];  for every layer: x += attention(norm(x)) Wo;  x += silu(norm(x) Wup)
-//   Wdown;  logits = norm(x) Wout
+//   x = embedding[token]
+//   for every layer: x += attention(norm(x)) Wo;  x += silu(norm(x) Wup) Wdown
+//   logits = norm(x) Wout
 //
-// Attention is causal and grouped (GQA), positions come by ALiBi, so that nothing but the six
-// products of a layer has weights. Those of the inner layers are low-bit: they are quantized from
-// fp32 master weights, whose gradients pass straight through the rounding.
+// Attention is causal and grouped (GQA), and positions enter by ALiBi, so only the six products of
+// a layer have weights. The weights of the inner layers are low-bit. They are quantized from fp32
+// master weights, and gradients pass through the rounding unchanged.
 #pragma once
 
 #include <functional>
@@ -25,9 +26,10 @@ namespace assay {
 struct TransformerConfig {
   Index vocabulary = 32, layers = 4, width = 32, query_heads = 4, kv_heads = 2, head_dim = 8,
         hidden = 64;
-  std::optional<LowBit> format = LowBit::mxfp4;  // of the layers' weights; none: fp32
-  bool skip_first_and_last =
-      true;  // those two layers stay fp32, as the embedding and the last product always do
+  std::optional<LowBit> format = LowBit::mxfp4;  // of the layers' weights; absent: fp32
+  // Whether the first and the last layer stay fp32, as the embedding and the last product always
+  // do.
+  bool skip_first_and_last = true;
   bool is_low_bit(Index layer) const {
     return format && !(skip_first_and_last && (layer == 0 || layer == layers - 1));
   }
@@ -39,30 +41,30 @@ struct Linear {
   Index in = 0, out = 0;
   std::vector<Real> weights, gradient;
   std::optional<LowBit> format;
-  // Low-bit: what the weights mean after rounding, and what the kernels read; made on first use
-  // after a change.
+  // Only for low-bit weights: their values after rounding, and the bytes that the kernels read.
+  // Both are made on the first use after a change.
   std::vector<Real> rounded;
   kernels::LowBitBytes bytes;
   std::shared_ptr<const kernels::PackedWeights> packed;
   bool stale = true;
 };
 
-// What a transformer is computed with.
+// The operations with which a transformer is computed.
 template <class Real>
 class Arithmetic {
  public:
   virtual ~Arithmetic() = default;
-  // y [rows, out] = x [rows, in] W.
+  // Computes y [rows, out] = x [rows, in] W.
   virtual void linear(Linear<Real>& layer, const std::vector<Real>& x, Index rows,
                       std::vector<Real>& y) = 0;
-  // Q, K and V of `problem` are given, [B, H, L, D].
+  // `problem` has its Q, K and V, [B, H, L, D].
   virtual void attention(const Attention& problem, const AttentionOutput& out) = 0;
   virtual void attention_backward(const Attention& problem, const AttentionBackwardInput& in,
                                   const AttentionGradients& out) = 0;
 };
 
-// The production kernels. Failures of theirs are thrown as std::runtime_error with status and
-// message.
+// Computes with the production kernels. If one fails, its status and message are thrown as
+// std::runtime_error.
 class KernelArithmetic : public Arithmetic<float> {
  public:
   explicit KernelArithmetic(int threads = 1) : threads_(threads) {}
@@ -76,8 +78,8 @@ class KernelArithmetic : public Arithmetic<float> {
   int threads_;
 };
 
-// The same, every low-bit product and every attention judged by its bound on the data that flow
-// through the model.
+// Computes with the same kernels, and judges every low-bit product and every attention by its
+// bound, on the data that flow through the model.
 class JudgedArithmetic : public KernelArithmetic {
  public:
   void linear(Linear<float>& layer, const std::vector<float>& x, Index rows,
@@ -86,16 +88,17 @@ class JudgedArithmetic : public KernelArithmetic {
   void attention_backward(const Attention& problem, const AttentionBackwardInput& in,
                           const AttentionGradients& out) override;
 
-  Index products = 0, attentions = 0, backwards = 0;  // judged calls
+  Index products = 0, attentions = 0, backwards = 0;  // numbers of judged calls
   std::int64_t elements = 0;
-  double worst = 0;  // error/bound
+  double worst = 0;  // largest error / bound
   std::vector<std::string> failures;
 
  private:
   void add(const Verdict& v);
 };
 
-// The oracle's fp64 attention, and products in fp64 over the exact values of the codes.
+// Computes with the oracle's fp64 attention, and with products in fp64 over the exact values of the
+// codes.
 class OracleArithmetic : public Arithmetic<double> {
  public:
   void linear(Linear<double>& layer, const std::vector<double>& x, Index rows,
@@ -108,21 +111,23 @@ class OracleArithmetic : public Arithmetic<double> {
 struct TokenBatch {
   Index sequences = 1, length = 0;
   std::vector<Index> tokens;   // [sequences, length]
-  std::vector<Index> targets;  // the same; -1 asks for nothing
-  std::vector<Index>
-      starts;  // of each sequence: tokens before it are padding, which nobody sees; empty: 0
+  std::vector<Index> targets;  // the same shape; -1: no target
+  // The start of each sequence. The tokens before it are padding, which no row sees. Empty: all
+  // start at 0.
+  std::vector<Index> starts;
 };
-// Tokens that follow one another by a rule (t -> 5 t + 3 mod vocabulary) from seeded beginnings,
-// padded on the left; targets are the next tokens.
+// Makes tokens that follow one another by a rule (t -> 5 t + 3 mod vocabulary) from beginnings that
+// the seed determines. Sequences are padded on the left, and the targets are the next tokens.
 TokenBatch rule_batch(const TransformerConfig& config, Index sequences, Index length,
                       std::uint64_t seed);
 
-// Told of every stage in order, by name ("layer 2 attention"), with its [rows, columns].
+// It is called for every stage in order, with the name ("layer 2 attention") and the values [rows,
+// columns].
 template <class Real>
 using StageObserver =
     std::function<void(const std::string& stage, const std::vector<Real>& values, Index rows)>;
 
-// Names the first stage in which a row from `watched` on holds NaN or infinity.
+// Finds the first stage in which a row that `watched` accepts holds NaN or infinity.
 template <class Real>
 class FirstNotFinite {
  public:
@@ -138,22 +143,22 @@ class FirstNotFinite {
 template <class Real>
 class Transformer {
  public:
-  // Seeded normal weights, the same numbers in either precision.
+  // Draws normal weights from the seed. The numbers are the same in either precision.
   Transformer(const TransformerConfig& config, std::uint64_t seed);
   explicit Transformer(const Transformer<float>& other)
     requires(!std::is_same_v<Real, float>);
 
   const TransformerConfig& config() const { return config_; }
 
-  // [sequences * length, vocabulary].
+  // Computes the logits, [sequences * length, vocabulary].
   std::vector<Real> logits(const TokenBatch& batch, Arithmetic<Real>& arithmetic);
-  // Mean cross-entropy over the targets there are; with `gradients`, those of every parameter as
-  // well.
+  // Computes the mean cross-entropy over the targets that are given and, with `gradients`, the
+  // gradients of every parameter.
   double loss(const TokenBatch& batch, Arithmetic<Real>& arithmetic, bool gradients);
-  // Plain gradient descent.
+  // Takes one step of plain gradient descent.
   void step(Real rate);
 
-  // Every parameter: embedding, then the products of each layer, then the last.
+  // All parameters: the embedding, then the products of each layer, then the last product.
   std::vector<Linear<Real>*> parameters();
   StageObserver<Real> observe;
 
@@ -164,7 +169,7 @@ class Transformer {
   struct Layer {
     Linear<Real> query, key, value, output, up, down;
   };
-  // What a layer leaves for its gradients.
+  // The numbers that the forward pass of a layer keeps for its gradients.
   struct Trace {
     std::vector<Real> x, normed, q, k, v, o, lse, middle, normed_middle, up, activated;
   };
@@ -182,8 +187,8 @@ class Transformer {
   std::vector<Real> final_, final_normed_, logits_;
 };
 
-// One sequence through caches: tokens come in any chunks, each chunk gives the logits of its last
-// token.
+// Decodes one sequence with caches. Tokens come in any chunks, and each chunk gives the logits of
+// its last token.
 class Decoder {
  public:
   Decoder(Transformer<float>& model, Index capacity, Dtype cache_dtype, int threads = 1);
