@@ -267,9 +267,8 @@ class FaultyCalls : public CacheCalls {
   }
 
   const Fault fault_;
-  std::map<Index, std::pair<TensorView, TensorView>>
-      // The tokens of the last append, for each sequence.
-      before_;
+  // The tokens of the last append, for each sequence.
+  std::map<Index, std::pair<TensorView, TensorView>> before_;
 };
 
 }  // namespace
