@@ -286,7 +286,7 @@ TEST_F(BackwardVerdict, DropoutRoundsSubnormalWeightsOnceMore) {
     store(inputs_->d_o.view(), 0, 0x1p100);
     store(inputs_->problem.v, 0, 0), store(dq(), 0, 0), store(dk(), 0, 0);
     store(out_->d_sink.view(), 0, 0), store(forward_->o.view(), 0, 0);
-    if (load(dv(), 0) == 0) continue;  // dropped
+    if (load(dv(), 0) == 0) continue;  // the weight was dropped
     const double p = 1 / (1 + std::exp(static_cast<double>(inputs_->problem.sink[0])));
     const float weight = static_cast<float>(std::ceil(p * 0x1p149) * 0x1p-149),
                 kept = weight * (1.0f / (1.0f - 0.1f));
@@ -295,7 +295,7 @@ TEST_F(BackwardVerdict, DropoutRoundsSubnormalWeightsOnceMore) {
   }
 }
 
-// exp2(fma(z, log2 e, -L log2 e)): the product with L rounds, however near z is.
+// In exp2(fma(z, log2 e, -L log2 e)) the product with L is rounded, however near z is to L.
 TEST_F(BackwardVerdict, FusedArgumentsOfASinkRoundTheProductWithLse) {
   for (int k = 0; k < 20; ++k) {
     prepare("backward b=1 h=1 l=1x5 d=1/4 scores=large-scores values=offset grad=offset sink=" +
@@ -317,8 +317,8 @@ TEST_F(BackwardVerdict, FusedArgumentsOfASinkRoundTheProductWithLse) {
 }
 
 TEST_F(BackwardVerdict, ErrorsOfTheGivenOutputsAreTakenIntoAccountNotForgiven) {
-  // With LSE off by 2^-10 the gradients that follow from it are right, and those of the exact LSE
-  // are still inside.
+  // LSE is off by 2^-10. The gradients that follow from this LSE are right, and those of the exact
+  // LSE are still inside the bound.
   prepare("backward b=1 h=1 l=9x13 d=8/6 seed=5");
   const TensorView& lse = forward_->lse.view();
   for (Index i = 0; i < 9; ++i)
@@ -326,7 +326,7 @@ TEST_F(BackwardVerdict, ErrorsOfTheGivenOutputsAreTakenIntoAccountNotForgiven) {
   EXPECT_THAT(verdict(), Passes());
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
   EXPECT_THAT(verdict(), Passes());
-  // With the right LSE they are not.
+  // With the right LSE these gradients are not inside.
   ASSERT_TRUE(kernels::attention_forward(inputs_->problem, forward_->view(), 1).ok());
   EXPECT_THAT(verdict(), FailsWith("is outside its bound"));
 }
@@ -343,7 +343,7 @@ TEST_F(BackwardVerdict, SampledRowsJudgeDqAloneAndSaySo) {
   EXPECT_EQ(v.outputs.at(Output::dq).elements, 2 * 4 * 8);
 }
 
-// One row: leaving its pair with key j out of dV_j or dK_j leaves 0 there.
+// There is one row, so leaving out its pair with key j leaves 0 in dV_j or dK_j.
 TEST_F(BackwardVerdict, PairsThatPowerShowsAreMissed) {
   const char* line = "backward b=1 h=1 l=1x60 d=8 scale=2 scores=huge values=offset seed=4";
   prepare(line);
@@ -360,7 +360,8 @@ TEST_F(BackwardVerdict, PairsThatPowerShowsAreMissed) {
     }
   EXPECT_GT(power.by_dv, 3);
   EXPECT_LT(power.by_dv, 60);
-  // Shown means by twice the bound; what moves by more than once is missed as well.
+  // A shown pair moves the output by twice the bound. A pair that moves it by more than once the
+  // bound is missed as well.
   EXPECT_LE(power.by_dk, missed_dk);
   EXPECT_LE(power.by_dv, missed_dv);
   EXPECT_GE(power.by_dv + 6, missed_dv);
