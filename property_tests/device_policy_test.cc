@@ -18,8 +18,7 @@ namespace {
 using testing::HasSubstr;
 using testing::StartsWith;
 
-// ---- Policies
-// -------------------------------------------------------------------------------------------
+// ---- Policies ----
 
 struct PolicyWorld {
   std::vector<std::string> device_warnings, warnings;
@@ -209,8 +208,7 @@ TEST(DevicePolicies, BothFailuresAreTold) {
   EXPECT_EQ(p.world->dispatcher().counters().replaced, 1);
 }
 
-// ---- Tables
-// ---------------------------------------------------------------------------------------------
+// ---- Tables ----
 
 // Every row of the table by status, in the order of the numbers.
 std::string rows_of(const NativeTable& table, StatusCode status) {

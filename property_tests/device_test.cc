@@ -314,8 +314,7 @@ TEST(DeviceFailures, MockSeesReverseOrder) {
   EXPECT_TRUE(w.session->close().ok());
 }
 
-// ---- The words that reach the caller
-// --------------------------------------------------------------------
+// ---- The words that reach the caller ----
 
 // Every path from a native code to the final text of the single-head interface. The texts are
 // derived here from the tables alone.

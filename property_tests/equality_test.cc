@@ -45,8 +45,7 @@ Case exact_and_plain(Case c, Index scores, Index values) {
   return c;
 }
 
-// ---- Any case passes
-// --------------------------------------------------------------------------------------
+// ---- Any case passes ----
 
 void require_pass(const Case& c, Candidate& candidate) {
   ExecuteOptions options;
@@ -107,8 +106,7 @@ TEST(AnyCase, AFaultIsFoundAndMadeSmall) {
   }
 }
 
-// ---- The same problem, said in another way
-// ---------------------------------------------------------------
+// ---- The same problem, said in another way ----
 
 RC_GTEST_PROP(SameProblem, GroupedHeadsAreRepeatedHeads, ()) {
   const Ran r(*any_case(CaseKind::forward));
@@ -238,8 +236,7 @@ RC_GTEST_PROP(SameProblem, AnyNumberOfThreads, ()) {
   for (int threads = 2; threads <= 5; ++threads) require_same(one, r.run(r.in.problem, threads));
 }
 
-// ---- Exact arithmetic
-// ------------------------------------------------------------------------------------
+// ---- Exact arithmetic ----
 
 RC_GTEST_PROP(Exact, KeysAndValuesMayBePermuted, ()) {
   const Ran r(exact_and_plain(*any_case(CaseKind::forward), *rc::gen::inRange(0, 3),
@@ -334,8 +331,7 @@ RC_GTEST_PROP(Exact, GatheredRowsAreLinearInV, ()) {
   });
 }
 
-// ---- Gradients and products
-// ------------------------------------------------------------------------------
+// ---- Gradients and products ----
 
 // Two times dO gives two times every gradient, wherever that is a normal number.
 RC_GTEST_PROP(Exact, GradientsAreLinearInPowersOfTwo, ()) {
@@ -407,8 +403,7 @@ RC_GTEST_PROP(SameProblem, ProductsColumnByColumn, ()) {
   });
 }
 
-// ---- The generator itself
-// --------------------------------------------------------------------------------
+// ---- The generator itself ----
 
 RC_GTEST_PROP(AnyCase, LinesStandForThemselves, ()) {
   const CaseKind kind =

@@ -22,8 +22,7 @@ namespace {
 using namespace kernels;
 using testing::HasSubstr;
 
-// ---- A driver of our own
-// --------------------------------------------------------------------------------
+// ---- A driver of our own ----
 
 // One platform with one device; objects are numbers; buffers hold what was written. Functions are
 // plain pointers, so the driver is global.
@@ -287,8 +286,7 @@ TEST(OpenclFunctions, SaysWhatWasLookedFor) {
   EXPECT_TRUE(any_case.reopen().ok());
 }
 
-// ---- A real driver
-// --------------------------------------------------------------------------------------
+// ---- A real driver ----
 
 std::shared_ptr<DeviceSession> real_session() {
   return std::make_shared<DeviceSession>(make_device("opencl"));

@@ -188,8 +188,7 @@ TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
   EXPECT_THAT(scores.view(), IsWithinBoundOf(p, host_product_contract(kernels::Target().name())));
 }
 
-// ---- The judge
-// --------------------------------------------------------------------------------------------
+// ---- The judge ----
 
 struct Judged {
   explicit Judged(const std::string& line) : c(parse_case(line)), in(c), out(c) {
@@ -409,8 +408,7 @@ TEST_F(Ranges, TwoTensorScalesOverflowTogether) {
   EXPECT_THAT(judge_product(p, c, host), HasNothingOutside());
 }
 
-// ---- Bad input
-// ----------------------------------------------------------------------------------------------
+// ---- Bad input ----
 
 class Refusals : public testing::Test {
  protected:
@@ -591,8 +589,7 @@ TEST_F(Refusals, OfAnOutputOverALowBitInput) {
       kernels::product(none, *packed, {&x, Dtype::f32, {1, 1, 0, 5}, {0, 0, 5, 1}, 0}).ok());
 }
 
-// ---- Case lines
-// -----------------------------------------------------------------------------------------------
+// ---- Case lines ----
 
 TEST(ProductCase, LinesRoundTrip) {
   for (const Case& c : make_suite("products", 2).cases)

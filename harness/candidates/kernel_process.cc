@@ -123,8 +123,7 @@ struct KernelProcess::Response {
   char text[1024] = "";  // a reason, a name, or why the library cannot be used
 };
 
-// ---- A call
-// ---------------------------------------------------------------------------------------------
+// ---- A call ----
 
 std::size_t KernelCall::place(std::size_t bytes, bool writable, const void* from, void* to,
                               const char* name) {
@@ -211,8 +210,7 @@ void* KernelCall::add_workspace(std::size_t bytes) {
                           base_ + place(bytes, true, nullptr, nullptr, "the workspace"));
 }
 
-// ---- The process of a library
-// ---------------------------------------------------------------------------
+// ---- The process of a library ----
 
 KernelProcess::KernelProcess(std::string library, std::string server)
     : library_(std::move(library)), server_(std::move(server)) {
@@ -419,8 +417,7 @@ KernelProcess::Answer KernelProcess::run(KernelCall& call, int operation,
   return answer;
 }
 
-// ---- The other end
-// --------------------------------------------------------------------------------------
+// ---- The other end ----
 
 namespace {
 
