@@ -1,4 +1,4 @@
-// A candidate: anything that computes attention or a low-bit product and is put to the test.
+// A candidate: anything that computes attention or a low-bit product and that is judged.
 #pragma once
 
 #include <memory>
@@ -62,7 +62,7 @@ struct Request {
   StageObserver* observer = nullptr;
 };
 
-// How the case asks its candidate to run. Throws CaseError for a SIMD target that this machine does
+// The execution that the case asks for. Throws CaseError for a SIMD target that this machine does
 // not run.
 kernels::Execution execution_of(const Case& c);
 // The same execution, with another number of threads.

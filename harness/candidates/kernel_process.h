@@ -1,4 +1,4 @@
-// A kernel library of somebody else in a process of its own. Tensors lie in memory that both
+// A kernel library of another author in a process of its own. Tensors lie in memory that both
 // processes map at the same addresses. The library's side maps inputs read-only, and outputs and
 // workspace lie between pages that are not mapped. What the library does to its process (a crash,
 // exit, a broken heap, a stray write) becomes a finding and costs one call.
@@ -24,7 +24,7 @@ struct LibraryError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// What the library offers.
+// The name of the library and what it supports.
 struct LibraryFacts {
   std::string name;
   bool forward = false, backward = false, product = false, decode = false, lse = true,

@@ -26,9 +26,9 @@ struct Combinations {
 };
 Combinations count_combinations(const CoveringPlan& plan);
 
-// Rows of levels, one for each factor, that cover every combination of every set. Greedy and
-// seeded: the same arguments give the same rows on any machine. Throws std::logic_error if a
-// combination that is asked for fits into no row.
+// Finds rows of levels, one level for each factor, that cover every combination of every set. The
+// search is greedy and seeded: the same arguments give the same rows on any machine. Throws
+// std::logic_error if a combination that must occur fits into no row.
 std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint64_t seed);
 
 }  // namespace assay

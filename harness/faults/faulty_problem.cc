@@ -9,7 +9,8 @@
 namespace assay {
 namespace {
 
-// This stands for a kernel object that should have forgotten the window of the last call.
+// This variable takes the place of a kernel object that should have forgotten the window of the
+// last call.
 std::atomic<Index> window_of_last_call{-1};
 
 }  // namespace

@@ -115,8 +115,8 @@ struct FaultyStages : kernels::NoStages {
                                                  : -std::numeric_limits<float>::infinity();
   }
   float new_max(float running, float of_tile) const {
-    // new_max(scores, next, running) called as (scores, running, next): the maximum lands in the
-    // old slot and `next` stays what the scratch held.
+    // The kernel calls new_max(scores, next, running) with the last two arguments exchanged. The
+    // maximum then goes into the old slot, and `next` keeps what the scratch memory held.
     if (fault == "row-max-arguments-swapped"_fault) return std::numeric_limits<float>::quiet_NaN();
     if (fault == "max-of-tile-only"_fault) return of_tile;
     if (fault == "row-max-scaled-twice"_fault) return std::max(running, of_tile * problem->scale);

@@ -1,4 +1,4 @@
-// Runs a candidate on a case and judges what it left behind.
+// Runs a candidate on a case and judges its outputs.
 #pragma once
 
 #include <functional>

@@ -1,6 +1,6 @@
-// Recorded tensors: inputs and outputs that somebody dumped, on any machine and from any framework,
-// into a safetensors file with one line of metadata for each record. docs/records.md describes the
-// whole format.
+// Recorded tensors: inputs and outputs that another program wrote, on any machine and from any
+// framework, into a safetensors file with one line of metadata for each record. docs/records.md
+// describes the whole format.
 #pragma once
 
 #include <memory>
