@@ -1,4 +1,4 @@
-// assay bench.
+// The command assay bench.
 #include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,11 +25,11 @@ namespace {
 namespace fs = std::filesystem;
 
 struct BenchOptions {
-  std::vector<std::string> modes;  // none: all
-  std::vector<int> threads;        // none: 1 and 2
+  std::vector<std::string> modes;  // empty: all modes
+  std::vector<int> threads;        // empty: 1 and 2 threads
   std::string shapes = "quick", filter;
   int repetitions = 6;
-  double min_time = 0.15;  // seconds of a repetition
+  double min_time = 0.15;  // the least time of a repetition, in seconds
   bool list = false;
   std::string bin, json, store;
 };
@@ -37,8 +37,8 @@ struct BenchOptions {
 struct Mode {
   const char *name, *program;
 };
-// Peers come with a program of their own, so that this one needs none of their libraries, and
-// survives them.
+// The peers are in a program of their own, so that this program does not need their libraries and
+// survives their crashes.
 constexpr Mode modes[] = {{"forward", "attention_bench"},  {"backward", "attention_bench"},
                           {"times", "attention_bench"},    {"decode", "attention_bench"},
                           {"products", "attention_bench"}, {"overhead", "attention_bench"},
@@ -50,7 +50,8 @@ std::vector<std::string> bench_modes() {
   return names;
 }
 
-// Where a program ended with a sentence on standard error, its exit status is all there is to add.
+// A program that fails has written its message to standard error already, so only its exit status
+// is added.
 int run_program(const fs::path& program, std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), program.string());
   std::fflush(nullptr);
@@ -70,7 +71,7 @@ int run_program(const fs::path& program, std::vector<std::string> arguments) {
   return WEXITSTATUS(status);
 }
 
-// A file of this process for the program to write, gone with this object.
+// A file of this process that the program writes. It is removed with this object.
 struct Scratch {
   ~Scratch() {
     std::error_code ignored;
@@ -144,7 +145,7 @@ int run(const BenchOptions& o) {
   return failures.empty() ? all_passed : some_failed;
 }
 
-// Which of them, how large, and how often.
+// Which benchmarks run, on which sizes, and how often.
 void add_measurement(CLI::App& bench, BenchOptions& o) {
   bench.add_option("--threads", o.threads, "Counts of threads, as 1,2")
       ->delimiter(',')

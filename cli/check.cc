@@ -1,4 +1,4 @@
-// assay check.
+// The command assay check.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -24,10 +24,10 @@ namespace {
 struct CheckOptions {
   SelectionOptions selection;
   std::string candidate = "host";
-  std::string device;             // instead of a candidate: device:NAME
-  std::string library;            // likewise: lib:PATH
-  double time_seconds = 0;        // repeat with new seeds until then; 0: once
-  double most_unsupported = 100;  // percent of the cases
+  std::string device;             // it takes the place of a candidate, as device:NAME
+  std::string library;            // it takes the place of a candidate, as lib:PATH
+  double time_seconds = 0;        // repeat with new seeds for that long; 0: run once
+  double most_unsupported = 100;  // the most unsupported cases that are allowed, in percent
   bool list = false;
   bool no_shrink = false;
   ReportFiles files;
@@ -35,7 +35,7 @@ struct CheckOptions {
   WorkerOptions workers;
 };
 
-// Follows one failing case down; every step runs in a worker, for a minute at most.
+// Shrinks one failing case. Every step runs in a worker, for a minute at most.
 std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) {
   const auto deadline = seconds_from_now(60);
   WorkerOptions quick = options;
@@ -55,7 +55,7 @@ std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) 
   return print_case(shrink(parse_case(failed.line), fails, in_time));
 }
 
-// For a page: what is worth drawing is run once more.
+// A page draws pictures of some cases, which run once more for that.
 void add_pictures(std::vector<CaseResult>& results, const WorkerOptions& options) {
   const std::vector<std::size_t> chosen = worth_drawing(results);
   std::vector<WorkItem> items;
@@ -71,10 +71,10 @@ void add_pictures(std::vector<CaseResult>& results, const WorkerOptions& options
 
 struct Ran {
   std::vector<CaseResult> results;
-  std::size_t not_run = 0;  // for lack of time
+  std::size_t not_run = 0;  // cases left out because the time was over
 };
 
-// Runs the selection; with a time, again and again with new seeds until it is over.
+// Runs the selection. If a time is given, repeats it with new seeds until the time is over.
 Ran run_selection(const CheckOptions& o, Selection selection, Clock::time_point start) {
   Ran ran;
   std::uint64_t seed = o.selection.seed;
@@ -101,7 +101,7 @@ Ran run_selection(const CheckOptions& o, Selection selection, Clock::time_point 
   }
 }
 
-// A minute each: the first three tell most of what there is to tell.
+// Each failure takes a minute at most. The first three tell most of what failures can tell.
 void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o) {
   std::size_t shrunk = 0;
   for (CaseResult& r : results) {
@@ -113,8 +113,8 @@ void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o) {
   }
 }
 
-// The first failure that can stand alone, or the first case that can. Throws UsageError if none
-// can.
+// The first failure that can be written as a standalone file, or else the first case that can.
+// Throws UsageError if no case can.
 Case standalone_case(const std::vector<CaseResult>& results, const std::string& file) {
   std::optional<Case> chosen;
   std::optional<std::string> why;
@@ -215,11 +215,11 @@ void add_outputs(CLI::App& check, CheckOptions& o) {
 }
 
 int check_as_asked(const CLI::App& check, CheckOptions& o) {
-  // Whoever reads the output may stop reading; files are written all the same.
+  // The reader of the output may stop reading. The files are written all the same.
   std::signal(SIGPIPE, SIG_IGN);
   if (!o.device.empty()) o.candidate = "device:" + o.device;
   if (!o.library.empty()) o.candidate = candidate_of_library(o.library);
-  // Drivers of devices reserve far more addresses than they use.
+  // The drivers of devices reserve far more address space than they use.
   if (o.candidate.starts_with("device:") && check.count("--memory") == 0) o.workers.memory_mib = 0;
   return run(o);
 }

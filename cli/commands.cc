@@ -1,5 +1,5 @@
-// assay commands: what the program declares, as JSON. Tests hold documents and the program together
-// with it, and scripts can ask what there is.
+// The command assay commands: prints what the program declares as JSON. Tests compare the documents
+// with it, and scripts can ask it what exists.
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
@@ -25,7 +25,7 @@ json options_of(const CLI::App& command) {
   json options = json::array();
   for (const CLI::Option* option : command.get_options())
     options.push_back({{"names", names_of(*option)},
-                       {"type", option->get_type_name()},  // with the range, or the names there are
+                       {"type", option->get_type_name()},  // with the range or the possible names
                        {"takes_value", option->get_items_expected_max() > 0},
                        {"positional", option->get_positional()},
                        {"required", option->get_required()},

@@ -11,14 +11,15 @@ namespace assay {
 
 struct Command {
   CLI::App* app;  // the name, the options, the help text and the examples
-  // Runs the command with what was parsed, and returns its exit status. It throws what it cannot
-  // do: main.cc turns an exception into a sentence and an exit status.
+  // Runs the command with the parsed options and returns its exit status. It throws an exception if
+  // it cannot do its work; main.cc turns the exception into a sentence and an exit status.
   std::function<int()> run;
-  // A process of this program starts it, and its standard output belongs to the candidate.
+  // Only a process of this program starts the command. Its standard output belongs to the
+  // candidate.
   bool internal = false;
 };
 
-// Each declares a command under `app`, which must outlive what is returned.
+// Each function declares a command under `app`, which must outlive the returned Command.
 Command add_check(CLI::App& app);
 Command add_record(CLI::App& app);
 Command add_verify(CLI::App& app);

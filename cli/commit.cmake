@@ -1,4 +1,4 @@
-# Writes the commit that is built, if it has changed: one object follows.
+# Writes the commit that is built, if it has changed. Then only one object is compiled again.
 execute_process(COMMAND git -C ${SOURCE} describe --always --dirty --abbrev=12 OUTPUT_VARIABLE commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
 if(NOT commit)
   set(commit unknown)

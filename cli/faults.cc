@@ -1,4 +1,4 @@
-// assay faults.
+// The command assay faults.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -24,7 +24,7 @@ namespace assay {
 namespace {
 
 struct FaultsOptions {
-  std::string suite;  // empty: each fault's own
+  std::string suite;  // empty: the suite of each fault's subject
   std::string only;   // one fault by name
   std::uint64_t seed = 1;
   std::string json, html, store;
@@ -34,7 +34,7 @@ struct FaultsOptions {
 
 struct Kill {
   bool killed = false;
-  std::size_t cases = 0;  // run until then
+  std::size_t cases = 0;  // the number of cases run until then
   double seconds = 0;
   std::string line, reason;
 };
@@ -67,7 +67,7 @@ struct Score {
   }
 };
 
-// The cheapest cases first: most faults die by them.
+// The cases of a suite, the cheapest first, because these kill most faults.
 const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suites,
                                   const std::string& name, std::uint64_t seed) {
   const auto [found, made] = suites.try_emplace(name);
@@ -90,7 +90,7 @@ void list_faults() {
   }
 }
 
-// What is hunted by which suite.
+// A fault and the suite that hunts it.
 struct Hunt {
   const PlantedFault& fault;
   std::string suite;
@@ -101,8 +101,8 @@ struct Plan {
   std::vector<Hunt> hunts;
 };
 
-// The faults that were asked for; notes in the score what is not hunted. Throws
-// std::invalid_argument if nothing is left to hunt.
+// The faults that were asked for. The faults that are not hunted are noted in the score. Throws
+// std::invalid_argument if no fault is left to hunt.
 Plan plan_hunts(const FaultsOptions& o, FaultsScore& score) {
   Plan plan;
   std::size_t named = 0;
@@ -152,7 +152,7 @@ void hunt_faults(Plan& plan, WorkerOptions workers, FaultsScore& score) {
   }
 }
 
-// The same cases on the kernels without a fault: a suite that cries wolf proves nothing either.
+// Runs the same cases on the kernels without a fault. A suite with false alarms proves nothing.
 bool run_unplanted(Plan& plan, const WorkerOptions& workers, FaultsScore& score) {
   std::map<std::string, Score> by_suite;
   for (const FaultHunt& f : score.faults) by_suite[f.suite].add(f.killed);
@@ -258,7 +258,7 @@ Command add_faults(CLI::App& app) {
       "  assay faults --only causal-off-by-one --suite plain\n"
       "  assay faults --suite smoke --json score.json");
   return {command, [o] {
-            // Whoever reads the output may stop reading; files are written all the same.
+            // The reader of the output may stop reading. The files are written all the same.
             std::signal(SIGPIPE, SIG_IGN);
             return run(*o);
           }};

@@ -1,4 +1,4 @@
-// assay fuzz.
+// The command assay fuzz.
 #include "fuzz/jobs.h"
 
 #include <fmt/format.h>
@@ -23,17 +23,18 @@ namespace {
 struct FuzzCommandOptions {
   FuzzOptions jobs;
   double hours = 1;
-  bool faults = false;  // instead: how long each planted fault takes to be found
+  bool faults = false;  // measure instead how long the search for each planted fault takes
   double fault_seconds = 600;
   std::string only, json, html, store;
 };
 
 std::string target_of(const PlantedFault& f) {
-  // Splits are of the forward pass.
+  // Splits belong to the forward pass.
   return std::string(name_of(f.about == FaultSubject::splits ? FaultSubject::forward : f.about));
 }
 
-// Every fault that some input shows, one after the other, each from no inputs at all.
+// Searches every fault that some input shows, one after the other. Each search begins without
+// inputs.
 int find_faults(const FuzzCommandOptions& o) {
   if (!o.store.empty() || !o.html.empty() || !o.jobs.targets.empty())
     throw UsageError(

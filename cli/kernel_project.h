@@ -1,4 +1,4 @@
-// The files of a new kernel project, compiled into the command.
+// The files of a new kernel project, which are compiled into the command.
 #pragma once
 
 #include <string_view>
@@ -7,7 +7,7 @@
 
 namespace assay {
 
-// Files of examples/kernel/ and the header: name and text, put there by the build.
+// The files of examples/kernel/ and the header, as pairs of name and text. The build embeds them.
 std::vector<std::pair<std::string_view, std::string_view>> kernel_project();
 
 }  // namespace assay

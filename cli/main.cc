@@ -1,4 +1,4 @@
-// The program `assay`: the list of its commands, and what becomes of their exceptions and output.
+// The program `assay`: the list of its commands, and the handling of their exceptions and output.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
@@ -23,7 +23,7 @@
 namespace assay {
 namespace {
 
-// In the order of the help text.
+// The commands, in the order of the help text.
 constexpr Command (*commands[])(CLI::App&) = {
     add_check,    add_record,   add_verify,       add_trace, add_store,
     add_compare,  add_faults,   add_fuzz,         add_bench, add_new_kernel,
@@ -40,16 +40,16 @@ constexpr const char* footer =
     "  assay check --kernel mine/build/libmy_kernel.so --suite plain --html run.html\n"
     "  assay check --help     the options of a command, with examples; docs/commands/ says more";
 
-// A descriptor that is closed would go to the next file that is opened, and what is meant for the
-// stream into that file. Now standard input is empty, an error message is lost, and a command
-// that prints something to standard output fails.
+// If a standard stream is closed, the next file that is opened would get its descriptor, and what
+// is written to the stream would go into that file. Here standard input becomes empty, an error
+// message is lost, and a command that prints something to standard output fails.
 void keep_standard_streams() {
   for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
     if (fcntl(stream, F_GETFD) < 0 && errno == EBADF)
       (void)!open("/dev/null", stream == STDERR_FILENO ? O_WRONLY : O_RDONLY);
 }
 
-// The library takes the argument behind `--name=` for the value; it is the empty text.
+// In `--name=`, the library takes the next argument as the value. The value must be the empty text.
 std::vector<const char*> with_empty_values(int argc, char** argv, std::vector<std::string>& texts) {
   for (int k = 0; k < argc; ++k) {
     const std::string text = argv[k];
@@ -64,7 +64,8 @@ std::vector<const char*> with_empty_values(int argc, char** argv, std::vector<st
 
 void flush_output() {
   const bool lost = std::ferror(stdout) != 0;
-  // Why something was lost earlier is known no more; one more end of a line says it.
+  // The reason of an earlier loss is no longer known. Writing one more line end gives the error
+  // again.
   if (lost) std::fputc('\n', stdout);
   errno = 0;
   if (std::fflush(stdout) != 0 || lost)
@@ -72,7 +73,7 @@ void flush_output() {
                             "writing standard output");
 }
 
-// What a candidate throws ends its process by a signal, as it would without this program around it.
+// An exception of a candidate ends its process by a signal, as it would without this program.
 int run_internal(const Command& command) noexcept { return command.run(); }
 
 int run(int argc, char** argv) {
@@ -91,7 +92,7 @@ int run(int argc, char** argv) {
     app.parse(static_cast<int>(arguments.size()), arguments.data());
   } catch (const CLI::ParseError& e) {
     if (app.exit(e) != 0) return bad_usage;
-    flush_output();  // a help text
+    flush_output();  // prints a help text
     return all_passed;
   }
   const auto chosen =
@@ -102,20 +103,21 @@ int run(int argc, char** argv) {
   return status;
 }
 
-// A path that cannot be is the user's; a full disk is the machine's.
+// A path that cannot exist is the user's error. A full disk is the machine's.
 bool names_no_file(const std::system_error& e) {
   constexpr int wrong_paths[] = {ENOENT, EACCES, ENOTDIR, EISDIR, EROFS, ELOOP, ENAMETOOLONG};
   return e.code().category() == std::generic_category() &&
          std::ranges::count(wrong_paths, e.code().value()) > 0;
 }
 
-// A stream that takes no sentence is no reason to lose the exit status.
+// The exit status is kept even if the stream does not take the sentence.
 int say(const char* sentence, ExitStatus status) {
   std::fputs(fmt::format("assay: {}\n", sentence).c_str(), stderr);
   return status;
 }
 
-// What the user gave is wrong, or what the machine lacks, becomes a sentence on standard error.
+// Turns a wrong input of the user, or something that the machine lacks, into a sentence on standard
+// error.
 template <class Function>
 int exit_status_of(const Function& function) {
   try {

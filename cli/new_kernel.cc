@@ -1,4 +1,4 @@
-// assay new-kernel.
+// The command assay new-kernel.
 #include <fmt/format.h>
 
 #include <filesystem>

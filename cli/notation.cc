@@ -1,4 +1,4 @@
-// assay notation.
+// The command assay notation.
 #include <fmt/format.h>
 
 #include "cli/commands.h"

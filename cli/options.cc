@@ -18,13 +18,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The number as it is printed again, or why there is none, in `text`; the latter is told by false.
+// Reads a number and puts it into `text` as it is printed. If it cannot be read, puts the reason
+// into `text` and returns false.
 template <class T>
 bool read_number(std::string& text, T low, T high) {
   T value{};
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
-  // An unsigned number refuses a sign, which is out of its range all the same.
+  // An unsigned number takes no sign. With a sign it is out of range.
   const std::size_t sign = text.starts_with('-') ? 1 : 0;
   const bool digits =
       text.size() > sign && text.find_first_not_of("0123456789", sign) == std::string::npos;
@@ -80,10 +81,10 @@ CLI::Validator writable() {
       [](std::string& path) -> std::string {
         std::error_code error;
         const bool there = fs::exists(path, error);
-        // A circle of links, a name that is too long: opening a file beside it might work, but
-        // what is at this path could not be read.
+        // There is a circle of links or a name that is too long, for example. A file beside it
+        // could perhaps be opened, but what is at this path could not be read.
         if (error) return fmt::format("writing {}: {}", path, error.message());
-        // A pipe, or /dev/stdout.
+        // It is a pipe or /dev/stdout, for example.
         if (there && !fs::is_regular_file(path, error) && !fs::is_directory(path, error)) return {};
         try {
           NewFile probe(path);
@@ -101,7 +102,7 @@ void refuse_empty_values(CLI::App& app) {
       "");
   for (CLI::App* command : app.get_subcommands({}))
     for (CLI::Option* option : command->get_options())
-      // Flags have no value. What is added last is asked first.
+      // Flags have no value. The transform that is added last is called first.
       if (option->get_items_expected_max() > 0) option->transform(not_empty);
 }
 

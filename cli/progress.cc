@@ -16,7 +16,7 @@ Progress::Progress(std::string what, std::size_t total)
       last_(start_) {}
 
 Progress::~Progress() {
-  if (terminal_) std::fputs("\r\033[K", stderr);  // which never throws
+  if (terminal_) std::fputs("\r\033[K", stderr);  // this call never throws
 }
 
 void Progress::advance(const std::string& note) {

@@ -1,4 +1,4 @@
-// How far a command is, told on the terminal while it runs.
+// Shows on the terminal how far a command is while it runs.
 #pragma once
 
 #include <string>
@@ -7,14 +7,14 @@
 
 namespace assay {
 
-// A bar on a terminal, a plain line now and then otherwise; on standard error, so that output can
-// be piped.
+// Shows a bar on a terminal, otherwise a plain line now and then. It uses standard error, so that
+// output can be piped.
 class Progress {
  public:
   Progress(std::string what, std::size_t total);
   ~Progress();
   void advance(const std::string& note);
-  // Prints a line of its own, above the bar.
+  // Prints a line above the bar.
   void say(const std::string& line);
 
  private:

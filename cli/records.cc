@@ -1,4 +1,4 @@
-// assay record and assay verify.
+// The commands assay record and assay verify.
 #include "harness/records/record.h"
 
 #include <fmt/format.h>
@@ -24,13 +24,13 @@ namespace {
 
 struct RecordOptions {
   SelectionOptions selection;
-  std::string candidate;  // empty: inputs alone
+  std::string candidate;  // empty: only the inputs are written
   std::string file;
 };
 
 struct VerifyCommandOptions {
   std::vector<std::string> files;
-  std::string record;  // empty: all of them
+  std::string record;  // empty: all records
   Index rows = 0;
   std::uint64_t seed = 1;
   int threads = hardware_threads();
@@ -53,9 +53,9 @@ int record(const RecordOptions& o) {
 int verify(const VerifyCommandOptions& o) {
   const auto start = Clock::now();
   std::vector<CaseResult> results;
-  std::vector<std::pair<std::string, std::string>> places;  // of each result: file and record
+  std::vector<std::pair<std::string, std::string>> places;  // file and record of each result
   std::set<std::string> kernels;
-  // What cannot be judged is a result too: the others keep theirs.
+  // A record that cannot be judged gives a result too, so that the other results are kept.
   const auto refuse = [&](const std::string& path, const std::string& name,
                           const std::exception& e) {
     fmt::print(stderr, "assay: {}\n", e.what());
@@ -102,7 +102,7 @@ int verify(const VerifyCommandOptions& o) {
   }
   if (o.list) return static_cast<int>(results.empty() ? all_passed : bad_usage);
   if (!o.files_to_write.html.empty())
-    for (const std::size_t k : worth_drawing(results)) {  // judged once more
+    for (const std::size_t k : worth_drawing(results)) {  // they are judged once more
       try {
         const RecordFile file(places[k].first);
         const VerifyOptions drawing{.threads = o.threads,

@@ -26,7 +26,7 @@ double percent(std::int64_t part, std::int64_t of) {
   return 100.0 * static_cast<double>(part) / static_cast<double>(of);
 }
 
-// In the order of their names, as JSON has them.
+// The outputs in the order of their names, as JSON has them.
 std::map<std::string_view, std::pair<Output, const Compared*>> by_name(const Verdict& v) {
   std::map<std::string_view, std::pair<Output, const Compared*>> sorted;
   for (const auto& [output, part] : v.outputs) sorted[name_of(output)] = {output, &part};
@@ -49,7 +49,7 @@ void print_comparison(const Verdict& v) {
 }
 
 void print_worst(Output output, const Element& w, Index row_tile) {
-  // C has neither batch nor head nor tiles of rows.
+  // C has no batch, no head and no tiles of rows.
   const bool product = output == Output::c;
   const bool of_keys = output == Output::dk || output == Output::dv;
   const std::string head = product ? "" : fmt::format("b={} h={} ", w.b, w.h);
@@ -107,7 +107,7 @@ void print_single(const CaseResult& r) {
     fmt::print("  relation {}: {}\n", name, text_of(relation));
 }
 
-// Throws UsageError for a file that cannot be read or holds something else.
+// Throws UsageError for a file that cannot be read or that holds something else.
 template <class Document>
 Document read_document(const char* option, const std::string& path, const char* written_by) {
   std::ifstream in(path, std::ios::binary);

@@ -1,4 +1,4 @@
-// What a run leaves behind: the summary on the terminal, and the files that were asked for.
+// The report of a run: the summary on the terminal, and the files that were asked for.
 #pragma once
 
 #include <cstdint>
@@ -14,40 +14,40 @@ class App;
 
 namespace assay {
 
-// Where a run is written besides the terminal; empty: nowhere.
+// The files that a run is written to, besides the terminal. An empty name means no file.
 struct ReportFiles {
   std::string json, junit, html, markdown;
-  std::string store;  // appended to
+  std::string store;  // the run is appended to it
   std::string faults,
       fuzz;  // read: what `assay faults --json` and `assay fuzz --json` wrote, for the page
 };
 
-// --json, --junit, --html, --markdown, --store.
+// Adds --json, --junit, --html, --markdown and --store.
 void add_report_files(CLI::App& command, ReportFiles& files);
 
-// What a page shows besides a run, as far as there are files for it. Throws UsageError for a file
-// that is something else.
+// The sections that a page shows besides a run, if there are files for them. Throws UsageError for
+// a file that holds something else.
 PageSections sections_of_page(const ReportFiles& files);
 
 struct RunFacts {
   std::string title, candidate;
   std::string unit = "cases";
   std::uint64_t seed = 1;
-  std::size_t not_run = 0;  // for lack of time
+  std::size_t not_run = 0;  // cases left out because the time was over
   double seconds = 0;
-  double most_unsupported = 100;  // percent
+  double most_unsupported = 100;  // in percent
   ReportFiles files;
   PageSections sections;
 };
 
-// Of a run's results, those that a page draws: the first failures, and the passes that came nearest
-// to their bounds.
+// The results of a run that a page draws: the first failures, and the passes that came nearest to
+// their bounds.
 std::vector<std::size_t> worth_drawing(const std::vector<CaseResult>& results);
-// Takes over what is drawn from the same case judged once more. An answer that differs the second
-// time has nothing to draw of the first.
+// Takes the pictures from the same case judged once more. If the second answer differs, its
+// pictures do not show the first one, so none are taken.
 void take_pictures(CaseResult& result, const CaseResult& drawn);
 
-// Prints and writes what came out of a run, and returns its exit status.
+// Prints and writes the results of a run, and returns its exit status.
 int report_run(const RunFacts& run, const std::vector<CaseResult>& results);
 
 }  // namespace assay

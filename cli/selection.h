@@ -1,4 +1,4 @@
-// Which cases a command is to run: the options, and the cases that they mean.
+// The cases that a command runs: the options, and the cases that they select.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +13,17 @@ class App;
 
 namespace assay {
 
-// Which cases a command is to run.
+// The options that select the cases of a command.
 struct SelectionOptions {
   std::string suite;               // a suite, or
   std::vector<std::string> cases;  // case lines
-  std::string cases_file;          // and a file of them, one a line
-  std::string filter;              // substring of the line
-  std::uint64_t seed = 1;          // of the inputs of a suite
-  std::string shard;               // i/n, i from 0
+  std::string cases_file;          // also a file of case lines, one a line
+  std::string filter;              // a substring of the line
+  std::uint64_t seed = 1;          // the seed of the inputs of a suite
+  std::string shard;               // i/n, where i counts from 0
 };
 
-// --suite, --case, --cases, --filter, --seed, --shard.
+// Adds --suite, --case, --cases, --filter, --seed and --shard.
 void add_selection(CLI::App& command, SelectionOptions& options);
 
 struct Selection {
@@ -32,7 +32,7 @@ struct Selection {
   std::vector<Case> cases;
 };
 
-// Throws UsageError, CaseError or std::invalid_argument; never an empty selection.
+// Throws UsageError, CaseError or std::invalid_argument. The selection is never empty.
 Selection select_cases(const SelectionOptions& options, std::uint64_t seed);
 
 }  // namespace assay

@@ -1,4 +1,4 @@
-// assay store and assay compare.
+// The commands assay store and assay compare.
 #include "reports/store.h"
 
 #include <fmt/chrono.h>
@@ -24,12 +24,12 @@ namespace {
 
 struct StoreOptions {
   std::string file;
-  std::string import, benchmarks, export_to, dashboard;  // none of them: list the runs
+  std::string import, benchmarks, export_to, dashboard;  // if all are empty, the runs are listed
 };
 
 struct CompareOptions {
-  std::string a, b;                              // STORE#RUN
-  double accuracy_margin = 5, time_margin = 10;  // percent
+  std::string a, b;                              // each is STORE#RUN
+  double accuracy_margin = 5, time_margin = 10;  // in percent
   std::string markdown;
 };
 
@@ -49,7 +49,7 @@ Store opened(const std::string& path, bool make) {
   return Store(path);
 }
 
-// STORE#RUN.
+// Reads the run that STORE#RUN names.
 StoredRun run_of(const std::string& text) {
   const auto hash = text.rfind('#');
   std::int64_t id = 0;
@@ -98,7 +98,7 @@ int compare(const CompareOptions& o) {
   bool worse = false;
   const auto say = [&](const char* what, const Effect& e, double margin) {
     if (e.cases == 0) return fmt::print("  {}: no case has it in both\n", what);
-    // Only what the whole interval says.
+    // Only a change that the whole interval confirms is told.
     const bool beyond = e.low > 1 + margin / 100;
     worse = worse || beyond;
     fmt::print("  {}: x {:.4g} [{:.4g}, {:.4g}] over {} cases{}\n", what, e.mean, e.low, e.high,

@@ -1,4 +1,4 @@
-// assay trace.
+// The command assay trace.
 #include "harness/judging/trace.h"
 
 #include <fmt/format.h>
@@ -19,11 +19,11 @@ namespace {
 struct TraceOptions {
   std::string line;
   std::string candidate = "host";
-  std::string library;  // instead of a candidate: lib:PATH
+  std::string library;  // it takes the place of a candidate, as lib:PATH
   int timeout_seconds = 120;
 };
 
-// A library may hang in ways that nothing else notices; its process ends with this one.
+// A library may hang in ways that nothing else notices. Its process ends together with this one.
 void end_in_time(int) {
   constexpr std::string_view words = "assay: the candidate did not finish within --timeout\n";
   (void)!write(STDERR_FILENO, words.data(), words.size());

@@ -1,4 +1,5 @@
-// assay worker and assay serve-kernel, which the program starts itself: no help text lists them.
+// The commands assay worker and assay serve-kernel. The program starts them itself, so no help text
+// lists them.
 #include "harness/judging/workers.h"
 
 #include <memory>
@@ -12,7 +13,7 @@ namespace {
 
 struct ServeOptions {
   std::string library;
-  std::size_t base = 0;  // the address that the tensors lie at
+  std::size_t base = 0;  // the address of the tensors
 };
 
 struct ProcessOptions {

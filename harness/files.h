@@ -6,10 +6,10 @@
 
 namespace assay {
 
-// A file under a temporary name beside `path`; commit() renames it. A reader sees the old file or
-// the new one, never a part, and what is not committed is removed. A link is followed; what is no
-// regular file (a pipe, /dev/stdout) is written to as it is. All of it throws std::system_error
-// naming the path.
+// A file that is written under a temporary name beside `path`, and that commit() renames. A reader
+// sees the old file or the new one, never a part. A file that is not committed is removed. A link
+// is followed. Something that is not a regular file (a pipe, /dev/stdout) is written directly.
+// Every error is a std::system_error that names the path.
 class NewFile {
  public:
   explicit NewFile(std::string path);

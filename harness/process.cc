@@ -23,7 +23,7 @@ extern char** environ;
 namespace assay {
 namespace {
 
-constexpr int cannot_run = 127;  // the status that a shell uses for it; nobody sees it here
+constexpr int cannot_run = 127;  // shells use this status too; nothing reads it here
 
 [[noreturn]] void fail(int error, const std::string& purpose) {
   throw std::system_error(error, std::generic_category(), purpose);
@@ -47,7 +47,7 @@ std::vector<std::string> environment_with(const std::vector<std::string>& more) 
 }
 
 // Everything that the new process needs before the program runs. It is complete before the fork,
-// because between fork and exec a process that had threads may call almost nothing.
+// because between fork and exec the child of a process with threads may call very little.
 class Preparation {
  public:
   explicit Preparation(const ProcessStart& how)
@@ -59,24 +59,25 @@ class Preparation {
         failure_(make_pipe("starting " + how.program)) {
     int highest = STDERR_FILENO;
     for (const auto& d : how.descriptors) highest = std::max(highest, d.theirs);
-    // All sources lie above all targets, so that no copy overwrites what another one still needs.
+    // All sources lie above all targets, so that no copy overwrites a source that is still needed.
     for (const auto& d : how.descriptors) sources_.push_back(above(highest, d.ours));
     failure_.in = above(highest, failure_.in.number());
   }
 
-  // In the new process.
+  // Called in the new process.
   [[noreturn]] void run(pid_t parent) const {
     for (std::size_t k = 0; k < sources_.size(); ++k)
       if (dup2(sources_[k].number(), how_.descriptors[k].theirs) < 0) give_up();
     if (how_.dies_with_thread) {
       if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) give_up();
-      if (getppid() != parent) _exit(cannot_run);  // it had ended before
+      if (getppid() != parent) _exit(cannot_run);  // the parent had already ended
     }
     execve(how_.program.c_str(), argv_.data(), envp_.data());
     give_up();
   }
 
-  // In the old process: 0 if the program runs, or the error that kept it from running.
+  // Called in the old process. Returns 0 if the program runs, otherwise the error that prevented
+  // it.
   int error() {
     failure_.in.close();
     int error = 0;
@@ -94,7 +95,7 @@ class Preparation {
 
   [[noreturn]] void give_up() const {
     const int error = errno;
-    // If even this cannot be written, the status is all that tells.
+    // If this write fails too, only the status tells about the failure.
     [[maybe_unused]] const ssize_t n = write(failure_.in.number(), &error, sizeof error);
     _exit(cannot_run);
   }
@@ -103,7 +104,7 @@ class Preparation {
   std::vector<std::string> arguments_, environment_;
   std::vector<char*> argv_, envp_;
   std::vector<Descriptor> sources_;
-  Channel failure_;  // closed when the program runs, otherwise the error comes through it
+  Channel failure_;  // it closes when the program runs; otherwise the error comes through it
 };
 
 }  // namespace
@@ -167,7 +168,8 @@ void Process::look(int options) {
   int status = 0;
   const pid_t ended = waitpid(id_, &status, options);
   if (ended == id_) status_ = status;
-  // Where SIGCHLD is ignored, the system keeps no status: the process has ended, that is all.
+  // Where SIGCHLD is ignored, the system keeps no status. Then only the end of the process is
+  // known.
   else if (ended < 0 && errno == ECHILD) status_ = 0;
 }
 

@@ -1,4 +1,4 @@
-// Starts a process with the descriptors that it is to have, and says how it ended.
+// Starts a process with chosen descriptors, and tells how it ended.
 #pragma once
 
 #include <sys/types.h>
@@ -9,8 +9,8 @@
 
 namespace assay {
 
-// A descriptor of this process, closed with the object. Programs that are started do not inherit
-// it.
+// A descriptor of this process, which is closed with the object. Programs that are started do not
+// inherit it.
 class Descriptor {
  public:
   explicit Descriptor(int number = -1) : number_(number) {}
@@ -20,48 +20,50 @@ class Descriptor {
 
   int number() const { return number_; }
   void close();
-  int release();  // the number, which the caller closes from now on
+  int release();  // returns the number, which the caller must close
 
  private:
   int number_;
 };
 
-// What is written into `in` can be read from `out`. For a socket, both ends do both.
+// What is written into `in` can be read from `out`. With a socket pair, each end does both.
 struct Channel {
   Descriptor out, in;
 };
-// Both throw std::system_error, with a text that names the purpose.
+// Both functions throw std::system_error, whose text names the purpose.
 Channel make_pipe(const std::string& purpose);
 Channel make_socket_pair(const std::string& purpose);
 
 struct ProcessStart {
   std::string program;                   // a path
-  std::vector<std::string> arguments{};  // the first is the name that the program sees itself under
-  // The program finds `ours` under the number `theirs`. Any numbers will do, equal ones as well.
-  // 0, 1 and 2 are inherited as they are unless an entry replaces them.
+  std::vector<std::string> arguments{};  // the first is the name that the program sees as its own
+  // The program finds the descriptor `ours` under the number `theirs`. Any numbers are allowed,
+  // also equal ones. 0, 1 and 2 are inherited unchanged unless an entry replaces them.
   struct Inherited {
     int ours, theirs;
   };
   std::vector<Inherited> descriptors{};
-  std::vector<std::string> environment{};  // NAME=VALUE, in place of what this process has for NAME
-  // Whether the process is killed as soon as the thread that started it ends, however that happens.
+  // NAME=VALUE, which replaces the value of NAME in this process.
+  std::vector<std::string> environment{};
+  // Whether the process is killed as soon as the thread that started it ends, for any reason.
   bool dies_with_thread = false;
 };
 
 class Process {
  public:
-  // Throws std::system_error where the machine fails: a missing program, too many descriptors.
+  // Throws std::system_error if the system cannot start it: the program is missing, or there are
+  // too many descriptors.
   explicit Process(const ProcessStart& how);
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
-  ~Process();  // kills what still runs
+  ~Process();  // kills the process if it still runs
 
   pid_t id() const { return id_; }
   void kill();
-  // The following give a status as waitpid() does. poll: nullopt while the process runs.
+  // These functions return a status of waitpid(). poll() returns nullopt while the process runs.
   std::optional<int> poll();
   int wait();
-  // Kills the process when the seconds are over. False if it had to.
+  // Waits for that many seconds, then kills the process. Returns false if it killed it.
   bool wait_for(double seconds);
 
  private:

@@ -14,7 +14,7 @@ constexpr double inf = std::numeric_limits<double>::infinity();
 
 double sign_of(double x) { return x < 0 ? -1 : 1; }
 
-// Whether a result so small may have underflowed.
+// Whether a result is so small that it may have underflowed.
 bool is_tiny(double x, double floor) { return x != 0 && std::fabs(x) < floor * 0x1p11; }
 
 struct Partial {
@@ -52,7 +52,7 @@ class Row {
   bool kept(Index j) const { return p_.dropout == 0 || keeps_weight(p_, 0, 0, 0, j); }
   double effective_value(Index j) const { return kept(j) ? keep_scale_ * value(j) : 0; }
 
-  // Which way the weight of a key has to err.
+  // The direction in which the weight of a key has to err.
   double direction_of(Index j) const {
     return target_.lse ? d_ : d_ * sign_of(effective_value(j) - o_);
   }
@@ -85,7 +85,8 @@ class Row {
     return s;
   }
 
-  // Nearest to what it stores, or to a neighbour: an error of half a unit in the last place.
+  // Rounds to the nearest stored number or to a neighbour, so the error is at most half a unit in
+  // the last place.
   double stored(double s, double direction) const {
     if (!c_.score_dtype) return s;
     const double error = std::max(unit_roundoff(*c_.score_dtype) * std::fabs(s),
@@ -99,7 +100,8 @@ class Row {
     if (!fused_ && c_.query_prescale == 0)
       s = rounded(s * static_cast<double>(p_.scale), u_, direction);
     else if (fused_ && c_.query_prescale == 0)
-      s *= static_cast<double>(p_.scale);  // inside the argument, whose constant holds it
+      // The error is inside the argument, and its constant covers it.
+      s *= static_cast<double>(p_.scale);
     if (p_.softcap > 0) s = capped(s, direction);
     if (!p_.alibi_slopes.empty()) {
       const double distance = static_cast<double>(j - p_.offset_of(0));
@@ -114,7 +116,7 @@ class Row {
     return stored(s, direction);
   }
 
-  // e^(from - to), erring towards `direction`. The fused form rounds -m c before it is added.
+  // e^(from - to) with an error towards `direction`. The fused form rounds -m c before it adds it.
   double exponential(double from, double to, double direction, bool fused) const {
     if (from == to && !fused) return 1;
     double x = rounded(from - to, c_.argument_roundings * u_, direction);
@@ -125,8 +127,8 @@ class Row {
     return is_tiny(e, c_.exp_floor) ? std::max(0.0, e + direction * c_.exp_floor) : e;
   }
 
-  // A correction errs towards what moves the output: all that came before it, or its part of the
-  // row sum.
+  // The correction errs in the direction that moves the output: all that came before it, or its
+  // part of the row sum.
   double correction(const Partial& x, double to) const {
     const double moved = target_.lse ? 1 : x.o - o_ * x.sum;
     return x.max == to ? 1 : exponential(x.max, to, d_ * sign_of(moved), false);
@@ -171,7 +173,8 @@ class Row {
     for (Index j = begin; j < end; ++j) {
       if (seen_.bias[usize(j)] == -inf) continue;
       const double e = exponential(score(j), m, direction_of(j), fused_);
-      // Where the row sum adds the rounded weights, a cast counts as an error of the weight.
+      // If the row sum adds the rounded weights, the error of a cast counts as an error of the
+      // weight.
       const bool of_weight = c_.sum_from_rounded || target_.lse;
       const double towards = of_weight ? direction_of(j) : d_ * sign_of(effective_value(j));
       const double w = cast(e, towards);
@@ -184,7 +187,7 @@ class Row {
 
   void add_value(Partial& x, Index j, double w) const {
     const double direction = d_ * sign_of(value(j));
-    // 1 - p, its inverse and the product with it.
+    // The roundings are those of 1 - p, of its inverse, and of the product with it.
     if (p_.dropout > 0)
       for (int k = 0; k < 3; ++k) w = rounded(k == 0 ? w * keep_scale_ : w, u_, direction);
     double product = w * value(j);

@@ -1,10 +1,10 @@
-// Adversarial rounding: one row of attention whose every rounding errs by its full allowance.
+// Adversarial rounding: one row of attention in which every rounding errs by all that it may.
 //
-// Each errs in the direction that takes one output farthest from the exact one.
+// Each rounding errs in the direction that moves one output farthest from the exact one.
 //
-// A contract says how large an error may be, not which sign it has, so this is an arithmetic that
-// keeps the contract. It is computed in fp64, with errors put in by hand: the contract's roundoffs
-// must be far above 2^-53.
+// A contract limits the size of an error but not its sign, so this arithmetic keeps the contract.
+// It is computed in fp64 with errors that are added by hand. The contract's roundoffs must
+// therefore be far above 2^-53.
 #pragma once
 
 #include <vector>
@@ -14,7 +14,7 @@
 
 namespace assay {
 
-// A problem of one head, one row and one column of V, in binary32.
+// A problem with one head, one row and one column of V, in binary32.
 struct TinyProblem {
   TinyProblem(std::vector<float> query, std::vector<float> keys, std::vector<float> values);
   TinyProblem(const TinyProblem&) = delete;
@@ -30,14 +30,15 @@ struct AdversarialOutput {
   double o = 0, lse = 0;
 };
 
-// Which output is moved, and which way. `fold` is the sign of the error of a folded constant.
+// The output that is moved, and its direction. `fold` is the sign of the error of a folded
+// constant.
 struct Target {
   bool lse = false;
   int direction = 1;
   int fold = 1;
 };
 
-// `exact_o` decides which way a key's weight has to err.
+// `exact_o` decides in which direction the weight of a key has to err.
 AdversarialOutput run_adversarial(const Contract& c, const Attention& p, double exact_o,
                                   const Target& target);
 

@@ -1,6 +1,6 @@
-// An arithmetic that errs by all that its contract allows, in every step, and in the direction that
-// takes the result furthest from its exact value. No kernel rounds like this, but every kernel that
-// keeps its contract might in one of its steps, so a bound has to hold for it.
+// An arithmetic that errs in every step by all that its contract allows, in the direction that
+// takes the result furthest from its exact value. No kernel rounds like this. But every kernel that
+// keeps its contract might do so in one of its steps, so a bound has to hold for it.
 #pragma once
 
 #include <cmath>
@@ -12,15 +12,15 @@ namespace assay {
 
 class Adversary {
  public:
-  // The computed number of which a contract says no more than that it is within `allowance` of x.
+  // Returns a computed number of which the contract says only that it is within `allowance` of x.
   double err(double x, double allowance) {
     const std::size_t at = next_++;
     if (at == signs_.size()) signs_.push_back(0);
     return x + signs_[at] * allowance;
   }
 
-  // The result of a computation, as far from its exact value as single steps can take it: the sign
-  // of each step is the one that alone takes the result up. Down is tried as well.
+  // The result of a computation, as far from its exact value as single steps can take it. Each step
+  // has the sign that alone moves the result up. The opposite signs are tried as well.
   double furthest(const std::function<double(Adversary&)>& compute) {
     signs_.clear();
     const double exact = run(compute);
@@ -43,7 +43,7 @@ class Adversary {
     return compute(*this);
   }
 
-  // The emulation computes in binary64; what that loses is left of the allowance.
+  // The emulation computes in binary64. Its own errors are taken from the allowance.
   static constexpr double most = 1 - 1e-6;
   std::vector<double> signs_;
   std::size_t next_ = 0;

@@ -1,6 +1,6 @@
-// The n-th allocation of a call fails, for every n: the status says so, nothing of the caller's was
-// written, nothing leaks (the leak sanitizer looks on), and the next call is right. Two ways to
-// fail: once, and from then on.
+// The n-th allocation of a call fails, for every n. The status must tell it, nothing of the
+// caller's may be written, nothing may leak (the leak sanitizer checks that), and the next call
+// must be right. An allocation fails in two ways: once, or from then on.
 #include <assay/assay.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -30,7 +30,7 @@
 
 namespace {
 
-std::atomic<long> allocations_left{-1};  // below 0: no limit
+std::atomic<long> allocations_left{-1};  // below 0: there is no limit
 std::atomic<bool> fails_for_good{false};
 std::atomic<long> failed{0};
 
@@ -89,9 +89,9 @@ struct Operation {
   std::string name;
   std::function<Status()> call;
   std::vector<const Tensor*> outputs;
-  // What else a failure must leave alone, as text; nothing by default.
+  // Anything else that a failure must not change, as text; empty by default.
   std::function<std::string()> state = [] { return std::string(); };
-  // Makes the next call possible after a success.
+  // Makes the next call possible after a call that succeeded.
   std::function<void()> undo = [] {};
 };
 
@@ -105,8 +105,8 @@ void poison_all(const std::vector<const Tensor*>& tensors) {
   for (const Tensor* t : tensors) std::memset(t->bytes(), 0xA5, t->size_in_bytes());
 }
 
-// oneTBB starts a thread where a loop first has work for it, and ends the process if there is no
-// memory for that: it is not what is tried here.
+// oneTBB starts a thread when a loop first has work for it, and ends the process if there is no
+// memory for that. This test does not try that case, so the threads are started before.
 void start_workers() {
   const int all = hardware_threads();
   const auto deadline = seconds_from_now(5);
@@ -117,7 +117,7 @@ void start_workers() {
   });
 }
 
-// Returns how many allocations the operation makes.
+// Returns the number of allocations that the operation makes.
 long enumerate(const Operation& op) {
   static std::once_flag once;
   std::call_once(once, start_workers);
@@ -155,7 +155,8 @@ long enumerate(const Operation& op) {
         most = std::max(most, n);
         break;
       }
-      // A text that could not be had may be missing, and a loss that nobody notices is none.
+      // A call may succeed although an allocation failed: a text may be missing, for example. Its
+      // outputs must then be right.
       if (status.ok()) {
         EXPECT_TRUE(bytes(op.outputs) == result) << where();
         op.undo();
@@ -180,7 +181,7 @@ struct AttentionFixture {
   Outputs out;
 };
 
-// The words are copied when memory is there again.
+// The words are copied when there is memory again.
 Status status_of_c(assay_status code) {
   allocations_left = -1;
   return {static_cast<StatusCode>(code), assay_last_error()};
@@ -226,7 +227,7 @@ TEST(Allocation, AttentionWritesNothingIfAnyFails) {
                         },
                         outputs});
     }
-  for (int sequences : {3, 9})  // one after the other, and side by side
+  for (int sequences : {3, 9})  // 3 sequences run one after the other, 9 side by side
     for (int threads : {1, 2}) {
       AttentionFixture f("attention b=1 h=4/2 l=90x180 d=16 causal layout=bshd seed=3");
       std::vector<Index> rows, keys;
@@ -306,7 +307,7 @@ TEST(Allocation, CachesChangeNothing) {
           {"attention over cache " + name,
            [&] { return attention_cached(p, *cache, projection, {o.view(), lse.view()}, threads); },
            {&o, &lse}});
-    // What a cache holds, as attention sees it.
+    // The contents of a cache, as attention sees them.
     const auto contents = [&] {
       EXPECT_TRUE(attention_cached(p, *cache, projection, {o.view(), lse.view()}, 1).ok());
       std::string text = bytes({&o, &lse});
@@ -333,7 +334,7 @@ TEST(Allocation, CachesChangeNothing) {
                       {},
                       contents,
                       [&] { EXPECT_TRUE(cache->reset(2).ok()); }});
-    // A fork that writes copies the page that both hold.
+    // A fork that writes copies the page that it shares with the cache.
     EXPECT_EQ(cache->length(0), 25);
   }
   std::cout << "  " << all << " allocations, each failing in two ways\n";
@@ -401,8 +402,8 @@ TEST(Allocation, DevicesWriteNothingIfAnyFails) {
   EXPECT_GT(all, 100);
 }
 
-// The first call of a process makes what later calls find: a child for every allocation, with more
-// threads than some loops have tasks.
+// The first call of a process makes the state that later calls find. A child process runs for every
+// allocation, with more threads than some loops have tasks.
 TEST(Allocation, FirstCallsWriteNothingIfAnyFails) {
   long all = 0;
   const auto enumerate_cold = [&](const char* name, const std::function<Status()>& call,
@@ -462,7 +463,7 @@ TEST(Allocation, FirstCallsWriteNothingIfAnyFails) {
   std::cout << "  " << all << " allocations of first calls\n";
 }
 
-// Through C nothing is thrown, and a context or a handle that could not be made is none.
+// The C interface throws nothing. A context or a handle that could not be made is null.
 TEST(Allocation, TheCInterfaceThrowsNothing) {
   long all = 0;
   assay_context kept = nullptr;

@@ -38,7 +38,7 @@ class EmulatedBackward : public testing::TestWithParam<Dtype> {};
 TEST_P(EmulatedBackward, NeverViolatesTheBoundOfItsContract) {
   const Dtype dtype = GetParam();
   std::vector<Emulation> all = emulations(dtype);
-  // Splits of the forward pass show only in O and LSE, which are given here.
+  // Splits of the forward pass affect only O and LSE, which are given here.
   std::erase_if(all, [](const Emulation& e) { return e.contract.split_keys > 0; });
   Emulation blocked = all[0];
   blocked.contract.name = "fp32, fma, sums over tiles";

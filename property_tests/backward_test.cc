@@ -1,5 +1,6 @@
-// The production backward kernel against plain loops in double precision: every SIMD target that
-// this machine runs, bitwise promises, exact zeros, NaN behind and before masks, refusals.
+// The production backward kernel is compared with plain loops in double precision: every SIMD
+// target that this machine runs, bitwise promises, exact zeros, NaN behind and before masks, and
+// refusals.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -24,7 +25,7 @@ using testing::HasSubstr;
 
 class BackwardOnTarget : public testing::TestWithParam<std::string> {
  protected:
-  // On the target that is tested.
+  // The execution on the target that is tested.
   static kernels::Execution on(int threads = 0) {
     return {threads, kernels::Target::named(GetParam()).value()};
   }
@@ -89,8 +90,8 @@ TEST_P(BackwardOnTarget, GradientsComeInEveryDtype) {
   }
 }
 
-// What a visible NaN or infinity touches holds what plain loops over the visible pairs make of it;
-// nothing else does.
+// Where a visible NaN or infinity takes part, the output is what plain loops over the visible pairs
+// compute. It changes nothing else.
 TEST_P(BackwardOnTarget, NaNReachesWhatItTouchesAndNothingElse) {
   const std::string base = "attention b=1 h=4/2 l=40x110 d=8/12 causal offset=50 bool=random ";
   for (const std::string poke :
@@ -110,7 +111,7 @@ TEST_P(BackwardOnTarget, NaNReachesWhatItTouchesAndNothingElse) {
       const PlainReference exact(t);
       ASSERT_TRUE(t.run(on(1)).ok());
       exact.compare();
-      // It touches some of dV, and not all of it.
+      // The NaN reaches a part of dV but not all of it.
       std::size_t touched = 0;
       for (const Near& e : exact.dv) touched += !std::isfinite(e.value);
       EXPECT_GT(touched, 0u);
@@ -126,8 +127,8 @@ void expect_same_bytes(const Tensor& a, const Tensor& b, const char* name) {
   EXPECT_EQ(std::memcmp(a.bytes(), b.bytes(), a.size_in_bytes()), 0) << name;
 }
 
-// Leaves a second thread awake, which a short call on a busy machine would not wait for. In vain on
-// one core.
+// Wakes a second thread and leaves it awake, because a short call on a busy machine would not wait
+// for it. On one core this has no effect.
 void wake_threads() {
   std::mutex mutex;
   std::set<std::thread::id> seen;
@@ -164,8 +165,8 @@ TEST(BackwardPass, AnyNumberOfThreadsGivesTheSameBits) {
   }
 }
 
-// The same (batch, kv head) alone in a call, and dQ of one query head alone. The last case is so
-// large that its splits take turns.
+// Compares the same (batch, kv head) alone in a call, and dQ of one query head alone. The last case
+// is so large that its splits run one after the other.
 TEST(BackwardPass, AHeadIsTheSameInAnyCall) {
   for (const char* line : {"attention b=3 h=4/2 l=130x700 d=64 causal offset=end",
                            "attention b=1 h=32/1 l=97x1600 d=1000/1"}) {
@@ -210,8 +211,7 @@ TEST(BackwardPass, AHeadIsTheSameInAnyCall) {
   }
 }
 
-// Tiles are as declared: the last key of one split and the first of the next take part in dQ once
-// each.
+// The tiling depends on the head dimensions alone, and a split consists of whole tiles.
 TEST(BackwardPass, TilingDependsOnTheHeadDimensionsAlone) {
   for (Index d : {1, 64, 128, 256, 1024}) {
     const kernels::BackwardTiling tiling = kernels::backward_tiling(d, d);
@@ -221,7 +221,7 @@ TEST(BackwardPass, TilingDependsOnTheHeadDimensionsAlone) {
 }
 
 TEST(BackwardPass, FullyMaskedRowsAndUnseenKeysGiveExactZeros) {
-  // Rows below 10 see nothing, and hold NaN; keys from 30 on are seen by no row, and hold NaN.
+  // Rows below 10 see no key and hold NaN. Keys from 30 on are seen by no row and hold NaN.
   const Case c = parse_case(
       "attention b=1 h=2/1 l=40x50 d=8 causal offset=-10 lengths=30 hidden=nan sink=0.25 "
       "bias=normal");
@@ -265,7 +265,7 @@ TEST(BackwardPass, EmptyProblemsGiveEmptyOrZeroGradients) {
   }
 }
 
-// LSE = -inf means that nothing was visible, whatever O says.
+// LSE = -inf means that no key was visible, even if O says something else.
 TEST(BackwardPass, AnLseOfMinusInfinityMeansNoContribution) {
   const Backward t(parse_case("attention b=1 h=1 l=2x3 d=4 sink=0"));
   const PlainReference exact(t);
@@ -277,7 +277,7 @@ TEST(BackwardPass, AnLseOfMinusInfinityMeansNoContribution) {
   EXPECT_EQ(load(t.d_sink.view(), t.d_sink.view().at(0, 0, 0, 0)), 0);
 }
 
-// A score that rounding has put above LSE: its weight is 1, not more.
+// A score that rounding has moved above LSE has the weight 1, not more.
 TEST(BackwardPass, NoWeightExceedsOne) {
   const Backward t(parse_case("attention b=1 h=1 l=1 d=1 scale=1"));
   store(t.p.q, 0, 1), store(t.p.k, 0, 3);

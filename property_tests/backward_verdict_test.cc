@@ -1,5 +1,5 @@
-// The checker of gradients is checked: what must fail fails with the right words, what must pass
-// passes.
+// Tests the judge of gradients: wrong gradients must fail with the right words, and right ones must
+// pass.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -20,7 +20,7 @@ using testing::HasSubstr;
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 constexpr double inf = std::numeric_limits<double>::infinity();
 
-// A case with O and LSE of the host kernel, and gradients that are the exact ones, rounded.
+// A case with O and LSE of the host kernel, and with the exact gradients, rounded.
 class BackwardVerdict : public testing::Test {
  protected:
   void prepare(const std::string& line) {
@@ -134,7 +134,7 @@ TEST_F(BackwardVerdict, ZerosAndConstantsFail) {
       prepare(plain);
       change(((*out_).*member).view(), [&](Index, Index, Index, Index) { return x; });
       EXPECT_THAT(verdict(), FailsWith("is outside its bound"));
-      // Not one element here or there: nearly all of them.
+      // Nearly all elements are outside, not only one here or there.
       EXPECT_GT(verdict().outside, element_count(((*out_).*member).view().shape) * 3 / 4);
     }
 }
@@ -184,7 +184,7 @@ TEST_F(BackwardVerdict, WrongByAFactorFails) {
   }
 }
 
-// The edge of the bound of every element, from within and from without by one part in a thousand.
+// Tries the edge of the bound of every element, a thousandth inside it and a thousandth outside it.
 TEST_F(BackwardVerdict, DecidesAtTheEdge) {
   for (const char* dtype : {"f32", "bf16"}) {
     const std::string line =
@@ -202,7 +202,7 @@ TEST_F(BackwardVerdict, DecidesAtTheEdge) {
                                                                  : g.dv;
             const auto e = usize(i * x.columns + d);
             const double y = x.value[e] + side * reach * x.bound[e];
-            // Only where fp32 resolves a five-thousandth of the bound.
+            // This is only possible where fp32 resolves a five-thousandth of the bound.
             if (std::fabs(static_cast<double>(static_cast<float>(y)) - y) > 0.001 * x.bound[e])
               return x.value[e];
             ++moved;
@@ -218,7 +218,7 @@ TEST_F(BackwardVerdict, DecidesAtTheEdge) {
 }
 
 TEST_F(BackwardVerdict, NoGradientPassesWhereNothingIsSeen) {
-  // Row 1 sees nothing, key 12 is seen by nobody.
+  // Row 1 sees no key, and no row sees key 12.
   prepare("backward b=1 h=1 l=4x13 d=8/6 bool=empty-rows@ij lengths=12 hidden=nan");
   EXPECT_THAT(verdict(), Passes());
   store(dq(), dq().at(0, 0, 1, 2), 1e-30);
@@ -230,9 +230,9 @@ TEST_F(BackwardVerdict, NoGradientPassesWhereNothingIsSeen) {
               FailsWith("dV is not 0 where no gradient passes: dV[b=0, h=0, key=12, column=2]"));
 }
 
-// NaN must be where it belongs, and nowhere else.
+// NaN must be in the elements that it belongs to, and in no others.
 TEST_F(BackwardVerdict, NanOfAVisibleKeyReachesItsRowsAlone) {
-  // Key 9 is seen by the last two rows.
+  // The last two rows see key 9.
   prepare("backward b=1 h=1 l=3x10 d=8/6 causal offset=end poke=v:0:0:9:2=nan");
   const TensorView& t = dq();
   for (Index d = 0; d < 8; ++d) store(t, t.at(0, 0, 2, d), nan);
@@ -247,8 +247,8 @@ TEST_F(BackwardVerdict, NanOfAVisibleKeyReachesItsRowsAlone) {
   EXPECT_THAT(verdict(), FailsWith("dV is NaN"));
 }
 
-// Row 15 has no determined weight (its scores reach 1e38), which says nothing of its NaN in dO: dV
-// is NaN in that column alone.
+// Row 15 has no determined weight, because its scores reach 1e38. That does not make dV uncertain
+// where its dO is NaN: dV is NaN in that column alone.
 TEST_F(BackwardVerdict, NanOfDoInARowWithoutDeterminedWeightsStaysInItsColumn) {
   prepare("backward b=1 h=1 l=16x55 d=21/8 poke=g:0:0:15:7=nan;k:0:0:54:20=3e+38 seed=530109");
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
@@ -257,8 +257,8 @@ TEST_F(BackwardVerdict, NanOfDoInARowWithoutDeterminedWeightsStaysInItsColumn) {
   EXPECT_GT(v.nan_expected, 0);
 }
 
-// Every visible score is -inf: O is 0/0, LSE is -inf. A kernel that takes LSE for the sign of an
-// empty row gives 0, one that does not, NaN.
+// Every visible score is -inf, so O is 0/0 and LSE is -inf. A kernel that reads this LSE as the
+// sign of an empty row gives 0; another kernel gives NaN.
 TEST_F(BackwardVerdict, RowsWithoutWeightAreExcused) {
   prepare("backward b=1 h=1 l=2x1 d=1 poke=k:0:0:0:0=1;q:0:0:1:0=-inf");
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
@@ -267,8 +267,8 @@ TEST_F(BackwardVerdict, RowsWithoutWeightAreExcused) {
   EXPECT_THAT(verdict(), HasNothingOutside());
 }
 
-// Products of 2^-151 all round to 0: a thousand of them are lost, however short the chains are that
-// add them.
+// Products of 2^-151 all round to 0. A thousand of them are lost, even if the chains that add them
+// are short.
 TEST_F(BackwardVerdict, EveryProductOfASumMayUnderflow) {
   prepare("backward b=1 h=1 l=1000x4 d=1 scores=equal");
   change(inputs_->d_o.view(), [](Index, Index, Index, Index) { return 0x1p-149; });
@@ -277,8 +277,7 @@ TEST_F(BackwardVerdict, EveryProductOfASumMayUnderflow) {
   EXPECT_THAT(verdict(), HasNothingOutside());
 }
 
-// A subnormal weight is within its absolute error, then its product with 1/(1 - p) rounds once
-// more.
+// A subnormal weight has its absolute error. Its product with 1/(1 - p) is then rounded once more.
 TEST_F(BackwardVerdict, DropoutRoundsSubnormalWeightsOnceMore) {
   for (int k = 0; k < 40; ++k) {
     prepare("backward b=1 h=1 l=1 d=1 scale=0 sink=" + std::to_string(101 + 0.04 * k) +
@@ -287,7 +286,7 @@ TEST_F(BackwardVerdict, DropoutRoundsSubnormalWeightsOnceMore) {
     store(inputs_->d_o.view(), 0, 0x1p100);
     store(inputs_->problem.v, 0, 0), store(dq(), 0, 0), store(dk(), 0, 0);
     store(out_->d_sink.view(), 0, 0), store(forward_->o.view(), 0, 0);
-    if (load(dv(), 0) == 0) continue;  // dropped
+    if (load(dv(), 0) == 0) continue;  // the weight was dropped
     const double p = 1 / (1 + std::exp(static_cast<double>(inputs_->problem.sink[0])));
     const float weight = static_cast<float>(std::ceil(p * 0x1p149) * 0x1p-149),
                 kept = weight * (1.0f / (1.0f - 0.1f));
@@ -296,7 +295,7 @@ TEST_F(BackwardVerdict, DropoutRoundsSubnormalWeightsOnceMore) {
   }
 }
 
-// exp2(fma(z, log2 e, -L log2 e)): the product with L rounds, however near z is.
+// In exp2(fma(z, log2 e, -L log2 e)) the product with L is rounded, however near z is to L.
 TEST_F(BackwardVerdict, FusedArgumentsOfASinkRoundTheProductWithLse) {
   for (int k = 0; k < 20; ++k) {
     prepare("backward b=1 h=1 l=1x5 d=1/4 scores=large-scores values=offset grad=offset sink=" +
@@ -318,8 +317,8 @@ TEST_F(BackwardVerdict, FusedArgumentsOfASinkRoundTheProductWithLse) {
 }
 
 TEST_F(BackwardVerdict, ErrorsOfTheGivenOutputsAreTakenIntoAccountNotForgiven) {
-  // With LSE off by 2^-10 the gradients that follow from it are right, and those of the exact LSE
-  // are still inside.
+  // LSE is off by 2^-10. The gradients that follow from this LSE are right, and those of the exact
+  // LSE are still inside the bound.
   prepare("backward b=1 h=1 l=9x13 d=8/6 seed=5");
   const TensorView& lse = forward_->lse.view();
   for (Index i = 0; i < 9; ++i)
@@ -327,7 +326,7 @@ TEST_F(BackwardVerdict, ErrorsOfTheGivenOutputsAreTakenIntoAccountNotForgiven) {
   EXPECT_THAT(verdict(), Passes());
   ASSERT_TRUE(kernels::attention_backward(inputs_->problem, input_, out_->view(), 1).ok());
   EXPECT_THAT(verdict(), Passes());
-  // With the right LSE they are not.
+  // With the right LSE these gradients are not inside.
   ASSERT_TRUE(kernels::attention_forward(inputs_->problem, forward_->view(), 1).ok());
   EXPECT_THAT(verdict(), FailsWith("is outside its bound"));
 }
@@ -344,7 +343,7 @@ TEST_F(BackwardVerdict, SampledRowsJudgeDqAloneAndSaySo) {
   EXPECT_EQ(v.outputs.at(Output::dq).elements, 2 * 4 * 8);
 }
 
-// One row: leaving its pair with key j out of dV_j or dK_j leaves 0 there.
+// There is one row, so leaving out its pair with key j leaves 0 in dV_j or dK_j.
 TEST_F(BackwardVerdict, PairsThatPowerShowsAreMissed) {
   const char* line = "backward b=1 h=1 l=1x60 d=8 scale=2 scores=huge values=offset seed=4";
   prepare(line);
@@ -361,7 +360,8 @@ TEST_F(BackwardVerdict, PairsThatPowerShowsAreMissed) {
     }
   EXPECT_GT(power.by_dv, 3);
   EXPECT_LT(power.by_dv, 60);
-  // Shown means by twice the bound; what moves by more than once is missed as well.
+  // A shown pair moves the output by twice the bound. A pair that moves it by more than once the
+  // bound is missed as well.
   EXPECT_LE(power.by_dk, missed_dk);
   EXPECT_LE(power.by_dv, missed_dv);
   EXPECT_GE(power.by_dv + 6, missed_dv);

@@ -1,5 +1,5 @@
-// `assay bench`, and what becomes of what it measured. No time is asserted: only that everything is
-// where it belongs.
+// Tests `assay bench`, and where its measurements go. It asserts no time, only that every
+// measurement is in its place.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -21,7 +21,7 @@ class Bench : public testing::Test {
   void SetUp() override { fs::create_directories(folder_); }
   void TearDown() override { fs::remove_all(folder_); }
   std::string file(const char* name) const { return folder_ / name; }
-  // A program in the place of another.
+  // Writes a program that takes the place of another.
   void script(const char* name, const std::string& body) const {
     std::ofstream(folder_ / name) << "#!/bin/sh\n" << body;
     fs::permissions(folder_ / name, fs::perms::owner_all);
@@ -70,7 +70,8 @@ TEST_F(Bench, EveryKindIsMeasuredAndStored) {
       }
     }
     if (part["mode"] == "verdicts")
-      EXPECT_EQ(ratios, 7u) << part;  // Eigen over five others, and over two of gradients
+      // Eigen is compared with five others, and for gradients with two others.
+      EXPECT_EQ(ratios, 7u) << part;
     if (part["mode"] != "overhead") EXPECT_FALSE(part["limits"].empty());
   }
   EXPECT_EQ(seen, (std::set<std::string>{"forward", "backward", "decode", "products", "verdicts",
@@ -82,7 +83,7 @@ TEST_F(Bench, EveryKindIsMeasuredAndStored) {
   bool over_verdict = false;
   for (const StoredResult& m : stored.results) over_verdict |= m.counters.contains("over verdict");
   EXPECT_TRUE(over_verdict);
-  // A run compared with itself.
+  // Compares a run with itself.
   const Ran compared = run("compare " + file("b.db") + "#1 " + file("b.db") + "#1");
   EXPECT_EQ(compared.status, 0) << compared.output;
   EXPECT_THAT(compared.output, HasSubstr("time: x 1 [1, 1]"));
@@ -114,8 +115,8 @@ TEST_F(Bench, BadInputIsToldAndNothingIsStored) {
 }
 
 TEST_F(Bench, FailuresOfCandidatesAndOfPrograms) {
-  // A candidate that threw: measured is what could be, the status says that something is wrong, the
-  // store keeps it.
+  // The candidate threw. The other cases are measured, the status tells that something is wrong,
+  // and the store keeps it.
   script("attention_bench",
          "while [ \"$1\" != --json ]; do shift; done; echo '{\"mode\": \"overhead\", \"limits\": "
          "[], \"measured\": [{\"name\": \"overhead/a/L:1\", \"failed\": \"no memory\"}]}' > $2\n");

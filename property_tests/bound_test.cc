@@ -1,5 +1,5 @@
 // The bounds themselves: no kernel that keeps its contract may violate one, on any family of
-// inputs; and a bound that no kernel could ever violate would prove nothing.
+// inputs. A bound that no kernel could ever violate would prove nothing.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -16,7 +16,7 @@
 namespace assay {
 namespace {
 
-// The extensions of docs/bounds.md, section 7, each alone and together.
+// The extensions of docs/bounds.md, section 7, each alone and all together.
 const char* const features[] = {
     "",
     " causal offset=end",
@@ -44,8 +44,8 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
     for (int s = 0; s < count_of<Scores>; ++s)
       for (const char* feature : features) {
         const auto values = static_cast<Values>((s + static_cast<int>(seed)) % count_of<Values>);
-        // The dtype's extremes overflow an fp16 accumulator by design; the verdict then has nothing
-        // to say.
+        // The extremes of the dtype overflow an fp16 accumulator by design. The verdict then
+        // decides nothing.
         Case c = parse_case("attention b=1 h=2/1 l=9x" + std::to_string(seed % 2 ? 150 : 67) +
                             " d=" + std::to_string(seed % 3 ? 40 : 64) + "/12" + feature);
         c.dtype = dtype;
@@ -79,7 +79,8 @@ TEST_P(EmulatedKernels, NeverViolateTheBoundOfTheirContract) {
         static_cast<long>(tight.elements), tight.o, tight.lse, static_cast<long>(tight.hull_only),
         static_cast<long>(tight.excused));
     EXPECT_GT(tight.elements, 10000);
-    // Most of what was compared was judged by its bound, or the run says little about it.
+    // Most of the compared elements must be judged by their bounds, or the run tells little about
+    // the bound.
     EXPECT_LT(tight.hull_only + tight.excused, tight.elements / 2) << e.contract.name;
   }
 }
@@ -88,8 +89,8 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, EmulatedKernels,
                          testing::Values(Dtype::f32, Dtype::f16, Dtype::bf16),
                          [](const auto& test) { return std::string(format(test.param).name); });
 
-// With the bound divided by four, correct kernels must fall outside it: otherwise it is loose by
-// more than that.
+// With the bound divided by four, correct kernels must fall outside it. Otherwise the bound is
+// loose by more than that factor.
 TEST(Bound, OrderedFp32BoundDividedByFourIsViolatedOnSmallShapes) {
   const auto host = make_candidate("host");
   double o = 0, lse = 0;
@@ -117,8 +118,8 @@ TEST(Bound, OrderedFp32BoundDividedByFourIsViolatedOnSmallShapes) {
   EXPECT_GT(lse, 0.25);
 }
 
-// The same of merges, which such short cases meet only with splits of one or two keys. Values of
-// both signs leave the merges' own roundings to dominate.
+// The same for merges, which such short cases have only with splits of one or two keys. Values of
+// both signs let the roundings of the merges dominate.
 TEST(Bound, OfKeySplitsDividedByFourIsViolatedOnSmallShapes) {
   double o = 0, lse = 0;
   std::string line;
@@ -150,10 +151,10 @@ TEST(Bound, OfKeySplitsDividedByFourIsViolatedOnSmallShapes) {
   printf("largest error/bound with splits of one or two keys: O %.3f (%s), LSE %.3f\n", o,
          line.c_str(), lse);
   EXPECT_GT(o, 0.25);
-  EXPECT_GT(lse, 0.15);  // exp and log are rounded correctly here, and the contract allows an ulp
+  EXPECT_GT(lse, 0.15);  // exp and log are rounded correctly here, but the contract allows an ulp
 }
 
-// Every merge but the last rounds up: the sum of what the merges round must be in the bound.
+// Every merge but the last rounds up. The bound must contain the sum of these roundings.
 TEST(Bound, RoundingsOfMergesAddUp) {
   const Case c = parse_case("attention b=1 h=1 l=1x64 d=1 scores=equal");
   const Inputs inputs(c);
@@ -162,7 +163,7 @@ TEST(Bound, RoundingsOfMergesAddUp) {
     store(inputs.problem.v, inputs.problem.v.at(0, 0, j, 0), j == 0 ? 1 : j == 63 ? -1 : 0x1.2p-24);
   Emulation e;
   e.contract.tile = e.contract.split_keys = 1;
-  e.contract.exp_ulp = 0x1p-10;  // e^0 is all that it meets
+  e.contract.exp_ulp = 0x1p-10;  // the only exponential is e^0
   e.contract.ordered = true;
   run_emulated(e, inputs.problem, out.view());
   const Verdict v = judge(inputs.problem, out.view(), e.contract);
@@ -170,8 +171,8 @@ TEST(Bound, RoundingsOfMergesAddUp) {
   EXPECT_GT(v.worst_ratio(Output::o), 0.15);
 }
 
-// Where the order is declared the bound is never the worse for it, and sharper on long sums that
-// wander.
+// If the order is declared, the bound is never larger, and it is smaller on long sums whose partial
+// sums change their sign.
 TEST(Bound, OrderSharpensIt) {
   const Case c = parse_case("attention b=1 h=1 l=8x3000 d=64 seed=5");
   const Inputs inputs(c);

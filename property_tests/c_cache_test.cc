@@ -1,5 +1,5 @@
-// Caches through the C interface: decode equals forward bit for bit, every misuse is refused and
-// changes nothing.
+// Caches through the C interface: decode equals forward bit for bit, and every misuse is refused
+// and changes nothing.
 #include <assay/assay.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -17,7 +17,7 @@ using testing::HasSubstr;
 
 constexpr std::int64_t heads = 4, kv_heads = 2, dim = 8, capacity = 20;
 
-// A cache of two sequences, and tokens 0..capacity - 1 of sequence 0 in memory beside it.
+// A cache of two sequences, and the tokens 0..capacity - 1 of sequence 0 in memory beside it.
 class CCache : public testing::TestWithParam<int> {
  protected:
   void SetUp() override {
@@ -210,7 +210,7 @@ TEST_P(CCache, ConfigurationsThatCannotBe) {
   EXPECT_EQ(assay_cache_create(&config, nullptr), ASSAY_INVALID_ARGUMENTS);
 }
 
-// A problem that brings what the cache has.
+// The problem has tensors or lists that the cache gives.
 TEST_P(CCache, KeysOfTheProblemAreRefused) {
   ASSERT_EQ(append(0, 0, 2), 0);
   assay_tensor tq, to, tk = tokens(k, 0, 2);
@@ -232,8 +232,8 @@ TEST_P(CCache, KeysOfTheProblemAreRefused) {
   EXPECT_EQ(o[0], 123);
 }
 
-// Appends and reads from several threads wait for each other; a cache destroyed meanwhile is
-// refused from then on.
+// Appends and reads from several threads wait for each other. A cache that is destroyed meanwhile
+// is refused from then on.
 TEST_P(CCache, ThreadsShareACache) {
   ASSERT_EQ(append(0, 0, 2), 0);
   ASSERT_EQ(append(1, 0, 2), 0);
@@ -263,7 +263,8 @@ INSTANTIATE_TEST_SUITE_P(Kinds, CCache, testing::Values(ASSAY_CACHE_CONTIGUOUS, 
                            return test.param == ASSAY_CACHE_CONTIGUOUS ? "contiguous" : "paged";
                          });
 
-// One latent token is its rotary and compressed parts; with one token in the cache O = up_v c.
+// A latent token consists of its rotary and compressed parts. With one token in the cache O = up_v
+// c.
 TEST(CCacheLatent, OneTokenGivesItsValue) {
   assay_context context = nullptr;
   assay_cache cache = nullptr;

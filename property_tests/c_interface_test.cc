@@ -1,5 +1,5 @@
 // The C interface through its shared library: numbers, every refusal with its words, handles,
-// versions, threads.
+// versions and threads.
 #include <assay/assay.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -24,8 +24,8 @@ using testing::HasSubstr;
 
 constexpr std::int64_t huge = std::numeric_limits<std::int64_t>::max();
 
-// A small problem, whose outputs a test can find untouched. Scores are all equal, so O is the mean
-// of V.
+// A small problem, for which a test can check that its outputs are untouched. All scores are equal,
+// so O is the mean of V.
 struct Call {
   std::vector<float> q = std::vector<float>(2 * 4 * 3 * 8, 0),
                      k = std::vector<float>(2 * 2 * 5 * 8, 1),
@@ -62,7 +62,7 @@ struct Call {
     return std::all_of(o.begin(), o.end(), [](float x) { return x == 123; }) &&
            std::all_of(lse.begin(), lse.end(), [](float x) { return x == 456; });
   }
-  // With every score equal: the mean of the keys of the head that h reads, and log 5.
+  // With equal scores, O is the mean of the keys of the head that h reads, and LSE is log 5.
   void expect_means() const {
     for (std::size_t b = 0; b < 2; ++b)
       for (std::size_t h = 0; h < 4; ++h)
@@ -103,13 +103,13 @@ TEST(CInterface, ForwardAndSdpaGiveTheMean) {
   }
 }
 
-// Strides, offsets, dtypes and masks reach the kernel: only key 3 is kept, in bf16, from a buffer
+// Strides, offsets, dtypes and masks reach the kernel. Only key 3 is kept, in bf16, from a buffer
 // of [B, L, H, D].
 TEST(CInterface, ViewsAndMasks) {
   Call c;
   std::vector<std::uint16_t> v(2 * 5 * 2 * 6 + 1), q(2 * 4 * 3 * 8, 0), k(2 * 2 * 5 * 8, 0x3F80);
   for (std::size_t e = 1; e < v.size(); ++e)
-    v[e] = static_cast<std::uint16_t>(0x4000 + e);  // from 2 on
+    v[e] = static_cast<std::uint16_t>(0x4000 + e);  // the values begin at 2
   c.tv.data = v.data();
   c.tv.offset = 1;
   const std::int64_t strides[] = {60, 6, 12, 1};
@@ -347,8 +347,8 @@ TEST(CInterface, BadInputIsRefusedByNameAndWritesNothing) {
   EXPECT_GE(bad_inputs().size(), 60u);
 }
 
-// What lies around and between the views of a refused call is whole too: the poisoned arena is
-// compared byte for byte.
+// The bytes around and between the views of a refused call must not change either. The poisoned
+// arena is compared byte for byte.
 TEST(CInterface, RefusedOutputsOverlappingInputsLeaveEveryByte) {
   Call c;
   std::vector<std::byte> arena(1 << 16, std::byte{0xA5}), before = arena;
@@ -361,9 +361,9 @@ TEST(CInterface, RefusedOutputsOverlappingInputsLeaveEveryByte) {
 
 TEST(CInterface, OlderStructsGetDefaults) {
   Call c;
-  // A caller whose header ended behind `flags` and `dropout`.
+  // The caller's header ended after `flags` and `dropout`.
   c.problem.struct_size = offsetof(assay_attention, dropout_seed);
-  c.problem.window_left = 0;  // not seen
+  c.problem.window_left = 0;  // the library does not read it
   c.problem.keep = reinterpret_cast<const assay_tensor*>(8);
   ASSERT_EQ(assay_attention_forward(c.context, &c.problem, &c.to, &c.tlse), ASSAY_SUCCESS)
       << assay_last_error();
@@ -384,7 +384,7 @@ TEST(CInterface, HandlesAreFoundOut) {
   EXPECT_EQ(assay_context_destroy(a), ASSAY_INVALID_ARGUMENTS);
   EXPECT_STREQ(assay_last_error(), "Invalid arguments: context is no context, or was destroyed");
   ASSERT_EQ(assay_context_create(nullptr, &b), ASSAY_SUCCESS);
-  EXPECT_NE(a, b);  // never given out again
+  EXPECT_NE(a, b);  // a number is never given out again
   EXPECT_EQ(assay_dispatch_reset(a), ASSAY_INVALID_ARGUMENTS);
   EXPECT_EQ(assay_dispatch_reset(b), ASSAY_SUCCESS);
   EXPECT_EQ(assay_context_destroy(b), ASSAY_SUCCESS);
@@ -468,7 +468,8 @@ TEST(CInterface, CountersAndSwitches) {
   EXPECT_EQ(assay_context_destroy(context), 0);
 }
 
-// Whatever a callback throws stops at the interface, and the next call is as if it had not been.
+// An exception of a callback stops at the interface, and the next call works as if it had not
+// happened.
 TEST(CInterface, NothingIsThrownThroughIt) {
   static int what;
   assay_context_options options;
@@ -522,7 +523,7 @@ TEST(CInterface, LastErrorIsOfTheThread) {
 
 TEST(CInterface, PackedSequences) {
   Call c;
-  // One batch of 3 packed rows and 5 packed keys, as two sequences and an empty one.
+  // One batch holds 3 packed rows and 5 packed keys, as two sequences and an empty one.
   for (assay_tensor* t : {&c.tq, &c.tk, &c.tv, &c.to, &c.tlse}) t->shape[0] = 1;
   const std::int64_t rows[] = {0, 2, 2, 3}, keys[] = {0, 4, 4, 5};
   ASSERT_EQ(assay_attention_varlen(c.context, &c.problem, rows, keys, 3, 0, &c.to, &c.tlse), 0)
@@ -548,8 +549,8 @@ TEST(CInterface, PackedSequences) {
   refused(falling, keys, 3, "cu_rows[2] = 1 is below cu_rows[1] = 2");
 }
 
-// d<dO, O>/dV with equal weights: every dV is the mean of the rows of dO, summed over the query
-// heads of the group.
+// This is d<dO, O>/dV with equal weights: every dV is the mean of the rows of dO, summed over the
+// query heads of the group.
 TEST(CInterface, Backward) {
   Call c;
   ASSERT_EQ(assay_attention_forward(c.context, &c.problem, &c.to, &c.tlse), 0);
@@ -567,7 +568,7 @@ TEST(CInterface, Backward) {
   ASSERT_EQ(assay_attention_backward(c.context, &c.problem, &c.to, &c.tlse, &td_o, &g), 0)
       << assay_last_error();
   for (float x : dv) EXPECT_NEAR(x, 2 * 3 / 5.0, 1e-5);
-  for (float x : dk) EXPECT_EQ(x, 0);  // Q is 0
+  for (float x : dk) EXPECT_EQ(x, 0);  // because Q is 0
   const auto refused = [&](const char* words) {
     std::fill(dv.begin(), dv.end(), 9.0f);
     EXPECT_EQ(assay_attention_backward(c.context, &c.problem, &c.to, &c.tlse, &td_o, &g),
@@ -596,7 +597,7 @@ TEST(CInterface, Backward) {
             ASSAY_INVALID_ARGUMENTS);
   EXPECT_EQ(assay_attention_backward(c.context, &c.problem, &c.to, &c.tlse, &td_o, nullptr),
             ASSAY_INVALID_ARGUMENTS);
-  // Inputs may overlap one another: dO is O.
+  // Inputs may overlap one another: here dO is O.
   EXPECT_EQ(assay_attention_backward(c.context, &c.problem, &c.to, &c.tlse, &c.to, &g), 0)
       << assay_last_error();
 }

@@ -13,7 +13,8 @@ class CProduct : public testing::Test {
  protected:
   void SetUp() override {
     ASSERT_EQ(assay_context_create(nullptr, &context_), ASSAY_SUCCESS);
-    // Weights 1, -2 and 0.5 in column 0, 3 in column 1, all else 0; scales 1 and 2.
+    // The weights are 1, -2 and 0.5 in column 0, 3 in column 1, and 0 elsewhere. The scales are 1
+    // and 2.
     codes_[0] = 0xC2, codes_[1] = 0x01, codes_[16] = 0x05;
     assay_low_bit_init(&matrix_, ASSAY_MXFP4, 32, 2);
     matrix_.codes = codes_;
@@ -45,7 +46,7 @@ TEST_F(CProduct, MultipliesReadsBackAndEnds) {
   EXPECT_EQ(std::memcmp(scales, scales_, 2), 0);
   EXPECT_EQ(tensor_scale, 1);
 
-  // A low-bit A: the same bytes, whose two columns are rows of A.
+  // A low-bit A has the same bytes, whose two columns are the rows of A.
   ASSERT_EQ(assay_product_low_bit(context_, &matrix_, w, &tc), ASSAY_SUCCESS) << assay_last_error();
   EXPECT_EQ(c, (std::vector<float>{1 + 4 + 0.25f, 6, 6, 36}));
 
@@ -74,7 +75,7 @@ TEST_F(CProduct, QuantizesAndTellsSizes) {
   EXPECT_STREQ(assay_last_error(),
                "Invalid arguments: k = 100 is not whole groups of 32, and pad_k is off");
   EXPECT_EQ(packed, nullptr);
-  // 15 in the last, shorter group too: 0 to 15 need no rounding, scale 1, zero point 0.
+  // The last, shorter group holds 15 too: 0 to 15 need no rounding, with scale 1 and zero point 0.
   for (std::size_t n = 0; n < 3; ++n) w[297 + n] = 15;
   ASSERT_EQ(assay_weights_quantize(&tw, ASSAY_INT4, 32, 1, &packed), ASSAY_SUCCESS)
       << assay_last_error();

@@ -1,4 +1,5 @@
-// Key/value caches against a plain list of tokens: contents, failures, and attention over them.
+// Key/value caches are compared with a plain list of tokens: contents, failures, and attention over
+// them.
 #include "kernels/cache/cache.h"
 
 #include <gmock/gmock.h>
@@ -50,8 +51,8 @@ Tensor make_tensor(const Extents& shape) {
                  element_count(shape)});
 }
 
-// Up-projections of a latent cache with dim - rotary = value_dim = rank that change nothing:
-// absorbing them is exact.
+// Up-projections of a latent cache with dim - rotary = value_dim = rank that change nothing, so
+// that absorbing them is exact.
 struct IdentityProjection {
   explicit IdentityProjection(const CacheConfig& c)
       : w(make_tensor({1, c.kv_heads, c.rank, c.rank})) {
@@ -101,8 +102,8 @@ struct Reading {
   Tensor o, lse;
 };
 
-// attention_cached against attention_forward over what the list holds, bit for bit; "" if they
-// agree.
+// Compares attention_cached with attention_forward over the contents of the list, bit for bit.
+// Returns "" if they agree.
 std::string reading_difference(const PagedCache& cache, const CacheModel& model, Index rows,
                                std::uint64_t seed) {
   const CacheConfig& c = model.config;
@@ -154,7 +155,8 @@ Tokens values_for(const CacheConfig& c, Index count, std::mt19937_64& random, fl
           special};
 }
 
-// Any sequence of operations, failing ones included, does to the cache what it does to the list.
+// Any sequence of operations, also of failing ones, has the same effect on the cache as on the
+// list.
 RC_GTEST_PROP(Cache, FollowsThePlainList, ()) {
   const auto kind =
       *rc::gen::elementOf(std::vector(std::begin(cache_kinds), std::end(cache_kinds)));
@@ -215,7 +217,7 @@ RC_GTEST_PROP(Cache, FollowsThePlainList, ()) {
     for (Index b = 0; b < config.sequences; ++b) {
       RC_ASSERT(cache->length(b) == model.sequences[usize(b)].length());
       RC_ASSERT(cache->evicted(b) == model.sequences[usize(b)].evicted);
-      // Nothing else is read.
+      // The kernel reads nothing else.
       RC_ASSERT(cache->stored(b, 0).keys.begin == cache->evicted(b) &&
                 cache->stored(b, 0).keys.end == cache->length(b));
       RC_ASSERT(cache->stored(b, 0).values.begin == cache->evicted(b) &&
@@ -225,7 +227,7 @@ RC_GTEST_PROP(Cache, FollowsThePlainList, ()) {
   }
 }
 
-// Both sides write into the page that they shared.
+// Both forks write into the page that they shared.
 TEST(Cache, ForksGoTheirOwnWay) {
   for (CacheKind kind : cache_kinds)
     for (Dtype dtype : cache_dtypes)
@@ -251,13 +253,13 @@ TEST(Cache, ForksGoTheirOwnWay) {
         }
         ASSERT_TRUE(cache->reset(first).ok());
         ASSERT_EQ(model.reset(first), StatusCode::success);
-        append(2, 20);  // into pages that were used before
+        append(2, 20);  // the tokens go into pages that were used before
         ASSERT_EQ(reading_difference(*cache, model, 3, 1), "");
       }
 }
 
-// Every dtype, over several splits and with all tokens at once in the queries (the way that packs
-// into memory).
+// Tries every dtype, over several splits and with all tokens in one call (the path that packs into
+// memory).
 TEST(Cache, HoldsWhatItsDtypeHolds) {
   for (CacheKind kind : cache_kinds)
     for (Dtype dtype : cache_dtypes) {
@@ -280,13 +282,13 @@ TEST(Cache, HoldsWhatItsDtypeHolds) {
 
 class CacheOn : public testing::TestWithParam<std::string> {
  protected:
-  // On the target that is tested.
+  // The execution on the target that is tested.
   static kernels::Execution on(int threads = 0) {
     return {threads, kernels::Target::named(GetParam()).value()};
   }
 };
 
-// A prompt in chunks, then a token at a time, against everything in one call.
+// A prompt in chunks and then one token at a time gives the same as everything in one call.
 TEST_P(CacheOn, ChunksAndTokensEqualOneCall) {
   for (CacheKind kind : cache_kinds)
     for (Index page_size : {1, 3, 16, 128}) {
@@ -332,7 +334,8 @@ TEST_P(CacheOn, ChunksAndTokensEqualOneCall) {
 INSTANTIATE_TEST_SUITE_P(Targets, CacheOn, testing::ValuesIn(kernels::runnable_targets()),
                          [](const auto& test) { return test.param; });
 
-// A latent cache with real up-projections against softmax over materialised K and V in binary64.
+// A latent cache with real up-projections is compared with softmax over materialised K and V in
+// binary64.
 TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
   CacheConfig c = config_of(CacheKind::latent, Dtype::f32, 1, 700, 16);
   c.rank = 40;
@@ -346,7 +349,7 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
   ASSERT_TRUE(cache->append(0, latent.tensor.view(), rotary.tensor.view()).ok());
   const Tokens up_k(c.kv_heads, c.dim - c.rotary, c.rank, Dtype::bf16, 0, random),
       up_v(c.kv_heads, c.value_dim, c.rank, Dtype::f16, 1, random);
-  // [head][key][column], and the same from magnitudes.
+  // The values by [head][key][column], and the same sums of magnitudes.
   using Rows = std::vector<std::vector<std::vector<double>>>;
   const auto project = [&](const Tokens& w, bool magnitudes, bool with_rotary) {
     Rows all(usize(c.kv_heads));
@@ -373,7 +376,7 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
   const Rows v = project(up_v, false, false), v_magnitude = project(up_v, true, false);
   for (Index rows : {1, 30, 120}) {
     Reading r(c, 4, rows, 23);
-    r.problem.scale = 0x1p-9f;  // scores of some tens
+    r.problem.scale = 0x1p-9f;  // the scores are some tens
     ASSERT_TRUE(kernels::attention_cached(r.problem, *cache,
                                           {up_k.tensor.view(), up_v.tensor.view()}, r.view())
                     .ok());
@@ -406,21 +409,21 @@ TEST(Cache, LatentStaysWithinTheBoundOfItsProjections) {
             o += std::exp(scores[j] - lse) * v[g][j][usize(e)];
             magnitude += std::exp(scores[j] - lse) * v_magnitude[g][j][usize(e)];
           }
-          // Weights and their sum carry the error of the scores, and roundings of the sums over
-          // keys and rank.
+          // The weights and their sum have the error of the scores, and the sums over keys and rank
+          // have roundings.
           const double bound =
               (std::expm1(2 * score_error) + 2 * lse_error +
                u * (static_cast<double>(keys) + static_cast<double>(c.rank) + 200)) *
               magnitude;
           ASSERT_TRUE(std::fabs(load(r.o.view(), r.o.view().at(0, h, i, e)) - o) <= bound)
               << o << " +- " << bound;
-          ASSERT_LT(bound, 0.01 * magnitude);  // the bound says something
+          ASSERT_LT(bound, 0.01 * magnitude);  // the bound must be small enough to tell something
         }
       }
   }
 }
 
-// Refusals name the argument, its value and the limit, and change nothing.
+// Every refusal names the argument, its value and the limit, and changes nothing.
 TEST(Cache, RefusesWhatCannotBe) {
   const auto config = config_of(CacheKind::paged, Dtype::f4e2m1, 2, 10, 3);
   const auto refused = [](auto change) {
@@ -489,7 +492,7 @@ TEST(Cache, RefusesWhatCannotBe) {
   EXPECT_EQ(cache->free_pages(), model.pool - 2);
   EXPECT_EQ(reading_difference(*cache, model, 2, 5), "");
 
-  // Strides that interleave heads and rows without overlap are no error.
+  // Strides that interleave heads and rows without overlap are allowed.
   const Tensor wide(Dtype::f32, {1, 1, 1, 400}, {{400, 400, 400, 1}, 0, 400});
   EXPECT_TRUE(append([&](TensorView& a, TensorView&) {
                 a.data = wide.view().data, a.stride = {0, 6, 4, 19};
@@ -509,14 +512,14 @@ TEST(Cache, ThePoolIsShared) {
   ASSERT_TRUE(append(0, 6).ok());
   ASSERT_TRUE(cache->fork(0, 1).ok());
   EXPECT_EQ(cache->free_pages(), 1);
-  const Status full = append(1, 4);  // a copy of the shared page, and one more
+  const Status full = append(1, 4);  // it needs a copy of the shared page and one more page
   EXPECT_EQ(full.code, StatusCode::invalid_cache_state);
   EXPECT_THAT(full.detail, HasSubstr("4 tokens need 2 pages, 1 are free"));
   ASSERT_TRUE(append(1, 2).ok());
   EXPECT_EQ(append(0, 3).code, StatusCode::invalid_cache_state);
-  ASSERT_TRUE(append(0, 2).ok());  // no longer shared
+  ASSERT_TRUE(append(0, 2).ok());  // the page is no longer shared
   ASSERT_TRUE(cache->evict(1, 8).ok());
-  EXPECT_EQ(cache->free_pages(), 1);  // the first page is still that of sequence 0
+  EXPECT_EQ(cache->free_pages(), 1);  // sequence 0 still has the first page
   ASSERT_TRUE(cache->reset(0).ok());
   EXPECT_EQ(cache->free_pages(), 3);
   EXPECT_EQ(cache->length(1), 8);

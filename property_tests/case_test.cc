@@ -19,7 +19,7 @@ namespace {
 using ::testing::HasSubstr;
 constexpr Index most = Index{1} << 40;  // the documented limit of every extent
 
-// What parse_case throws for a line; column 999 if it throws nothing.
+// The error that parse_case throws for a line; column 999 if it throws nothing.
 CaseError error_of(std::string_view line) {
   try {
     parse_case(line);
@@ -38,8 +38,8 @@ T any(T low, T past) {
 bool coin() { return *rc::gen::arbitrary<bool>(); }
 bool rarely() { return any(0, 4) == 0; }
 
-// Non-negative and below the limit whose bits are given; from zero over the subnormals to the
-// largest.
+// A non-negative number below the limit whose bits are given: zero, a subnormal number, or any
+// number up to the largest.
 float any_float(std::uint32_t bits_end) {
   return std::bit_cast<float>(any<std::uint32_t>(0, bits_end));
 }
@@ -74,7 +74,7 @@ Case any_case() {
   s.kv_heads = any<Index>(1, 5);
   s.query_heads = s.kv_heads * any<Index>(1, 5);
   s.rows = any<Index>(0, 600);
-  // One long axis at most, so that every size stays inside 64 bits.
+  // At most one axis is long, so that every size fits into 64 bits.
   s.keys = rarely() ? any<Index>(0, Index{1} << 34) : any<Index>(0, 600);
   s.dim = any<Index>(1, 1025);
   s.value_dim = coin() ? s.dim : any<Index>(1, 1025);
@@ -120,7 +120,7 @@ Case any_case() {
       p.value = std::array{0.0, -0.0, std::numeric_limits<double>::infinity(),
                            -std::numeric_limits<double>::infinity()}[any<std::size_t>(0, 4)];
     if (std::isnan(p.value) || rarely())
-      p.value = std::numeric_limits<double>::quiet_NaN();  // a line has one NaN
+      p.value = std::numeric_limits<double>::quiet_NaN();  // a line can express only one NaN
     c.pokes.push_back(p);
   }
   if (coin()) c.seed = *rc::gen::arbitrary<std::uint64_t>();
@@ -160,8 +160,8 @@ RC_GTEST_PROP(CaseProperty, OrderAndSpacesDoNotMatter, ()) {
   RC_ASSERT(parse_case(line) == c);
 }
 
-// Whatever is wrong with a line, a CaseError says so and points into it. A line that is still right
-// means what its canonical form means.
+// If something is wrong with a line, a CaseError tells it and points into the line. A line that is
+// still right means the same as its canonical form.
 RC_GTEST_PROP(CaseProperty, DamagedLinesAreRefusedOrMeanSomething, ()) {
   std::string line = print_case(any_case());
   for (int n = any(1, 4); n > 0; --n) {
@@ -206,7 +206,8 @@ TEST(Case, GoodLines) {
     EXPECT_EQ(print_case(parse_case(r.line)), r.canonical);
     EXPECT_EQ(parse_case(r.line), parse_case(r.canonical));
   }
-  // Fields appended to the defaults, with what they become.
+  // Each row has fields that are appended to the defaults, and the canonical fields that they
+  // become.
   for (const Row& r : {
            Row{"", ""},
            Row{" seed=1 threads=1 window=-1,-1 offset=0 softcap=0 rows=0 scores=normal "
@@ -296,8 +297,8 @@ TEST(Case, FieldsLandWhereTheyBelong) {
   EXPECT_EQ(c.sample_rows, 4);
 }
 
-// Lines that do not parse: the column of the fault, the text that was found there and what belongs
-// there.
+// Lines that do not parse: the error tells the column of the fault, the text that was found there,
+// and what belongs there.
 TEST(Case, MalformedLines) {
   struct Row {
     const char* line;
@@ -394,7 +395,8 @@ TEST(Case, MalformedLines) {
   }
 }
 
-// A fault inside a value names its field: whoever reads a log sees the message without the line.
+// An error in a value names its field, because the reader of a log sees the message without the
+// line.
 TEST(Case, ValueErrorsNameTheirField) {
   for (const auto& [field, value] :
        std::vector<std::pair<std::string, std::string>>{{"seed", "x"},
@@ -417,12 +419,12 @@ TEST(Case, ValueErrorsNameTheirField) {
     EXPECT_THAT(error_of("attention " + field + "=" + value).what(), HasSubstr(field)) << value;
 }
 
-// Lines that parse, but ask for what cannot be: the message names the field, the value and the
+// Lines that parse but ask for something impossible. The message names the field, the value and the
 // limit.
 TEST(Case, ImpossibleCases) {
   struct Row {
     const char* line;
-    std::vector<std::string> parts;  // field, value, limit
+    std::vector<std::string> parts;  // the field, the value and the limit
   };
   for (const Row& r : std::vector<Row>{
            {"attention b=-1", {"b=", "-1", "[0,"}},
@@ -454,7 +456,7 @@ TEST(Case, ImpossibleCases) {
            {"attention dropout=1:0", {"dropout", "1", "[0, 1)"}},
            {"attention dropout=-0.5:0", {"dropout", "-0.5", "[0, 1)"}},
            {"attention dropout=nan:0", {"dropout", "nan", "[0, 1)"}},
-           // Below 1, but binary32 has nothing between 1 - 2^-24 and 1.
+           // The number is below 1, but binary32 has no number between 1 - 2^-24 and 1.
            {"attention dropout=0.99999999:0", {"dropout", "1", "[0, 1)"}},
            {"attention window=-2,0", {"window", "-2", "-1"}},
            {"attention window=0,-2", {"window", "-2", "-1"}},
@@ -513,8 +515,8 @@ TEST(Case, EveryFieldThatIsNoFlagNeedsAValue) {
   }
 }
 
-// check_case speaks of what a line cannot say either: a Case built by hand has to be printable once
-// it passes.
+// check_case also refuses what no line can express, because a Case that was built by hand must be
+// printable once it passes.
 TEST(Case, CheckRefusesWhatNoLineCanSay) {
   auto refuses = [](auto change) {
     Case c;
@@ -540,8 +542,8 @@ TEST(Case, BytesOfAnEmptyBatchAreZero) {
 }
 
 TEST(Case, Bytes) {
-  // Q 2*8*5*16, K and V 2*2*7*(16 + 4), O 2*8*5*4 elements; the LSE is binary32; per-position and
-  // per-head lists.
+  // Q has 2*8*5*16 elements, K and V have 2*2*7*(16 + 4), and O has 2*8*5*4. LSE is binary32. The
+  // lists are per position and per head.
   const Index lists = 8 * 2 * (5 + 7) + 8 * 8;
   EXPECT_EQ(case_bytes(parse_case("attention b=2 h=8/2 l=5x7 d=16/4 dtype=f16")),
             2 * (1280 + 560 + 320) + 4 * 80 + lists);
@@ -580,7 +582,7 @@ TEST(Case, BackwardAndCaches) {
   }
 }
 
-// What a cache allocates counts: whole pages, and the projections of a latent one.
+// The memory that a cache allocates counts: whole pages, and the projections of a latent cache.
 TEST(Case, BytesOfCaches) {
   EXPECT_GT(case_bytes(parse_case("attention b=1 h=4 l=16 d=16 cache=paged:1073741824")),
             Index{1} << 38);
@@ -654,7 +656,8 @@ TEST(Case, HelpExplainsEveryFieldAndName) {
   expect_all(values_of<Scores>);
   expect_all(values_of<Values>);
   expect_all(values_of<LayoutKind>);
-  expect_all(std::span(values_of<MaskPattern>).subspan(1));  // none is the default
+  // The first value is the default, which means no mask.
+  expect_all(std::span(values_of<MaskPattern>).subspan(1));
   for (Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
     EXPECT_THAT(help, HasSubstr(std::string(format(dtype).name)));
 }

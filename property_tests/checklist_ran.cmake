@@ -1,10 +1,11 @@
 # cmake -DCHECKLIST=docs/checklist.md -DJUNIT=tests.xml -P checklist_ran.cmake
 #
-# Fails unless every test that the checklist names is in the JUnit file that ctest wrote, and ran, and passed: each of its instances, where it has several.
-# What was skipped, named or not, has to say why; those are printed and counted.
+# Fails unless every test that the checklist names is in the JUnit file that ctest wrote, has run
+# and has passed. If a test has several instances, each of them must have passed. A test that was
+# skipped, whether it is named or not, has to say why. The skipped tests are printed and counted.
 cmake_minimum_required(VERSION 3.25)
 
-# Text that a list of CMake takes as it is.
+# Reads a file as text that a list of CMake keeps unchanged.
 function(read_as_list_text file to)
   file(READ "${file}" text)
   string(REPLACE "\\" "/" text "${text}")
@@ -31,14 +32,15 @@ foreach(test IN LISTS tests)
   string(REGEX MATCH "^<testcase name=\"([^\"]*)\"[^>]* status=\"([a-z]*)\"" ignored "${test}")
   set(name "${CMAKE_MATCH_1}")
   set(status "${CMAKE_MATCH_2}")
-  # Instances are PREFIX/SUITE.NAME/PARAMETER, maybe with words behind.
+  # The name of an instance is PREFIX/SUITE.NAME/PARAMETER, and words may follow it.
   string(REGEX REPLACE "^[A-Za-z0-9_]+/" "" plain "${name}")
   string(REGEX REPLACE "[/ ].*" "" plain "${plain}")
   string(REGEX MATCH "<skipped message=\"([^\"]*)\"" is_skipped "${test}")
   set(message "${CMAKE_MATCH_1}")
   if(is_skipped OR status STREQUAL "disabled")
     list(APPEND not_passed "${plain}")
-    # GoogleTest writes the reason behind "Skipped"; others write nothing else. What could not start at all was not skipped.
+    # GoogleTest writes the reason behind "Skipped". Other programs write only the reason. A test
+    # that could not start at all was not skipped.
     string(REGEX REPLACE ".*<system-out>([^<]*)</system-out>" "\\1" reason "${test}")
     if(reason MATCHES "\\(  SKIPPED \\)")
       string(REGEX MATCH ": Skipped\n([^\n]*)" ignored "${reason}")

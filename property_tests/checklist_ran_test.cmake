@@ -1,4 +1,5 @@
-# checklist_ran.cmake on small inputs made by hand: what must pass and what must not.
+# Runs checklist_ran.cmake on small inputs made by hand, some of which must pass and some of which
+# must not.
 cmake_minimum_required(VERSION 3.25)
 
 set(run_a "<testcase name=\"A.Runs\" classname=\"A.Runs\" time=\"0\" status=\"run\"><system-out>a;b [x] &lt;y&gt; \\</system-out></testcase>")
@@ -19,7 +20,8 @@ set(cut_off "<testcase name=\"B\" status=\"run\">")
 set(rows "# Checklist\n\n| row | behaviour | test |\n| --- | --- | --- |\n| 000-1 | [a], b; c | A.Runs, B.Instances |\n| X-2 | d | suite.c |\n")
 
 set(cases 0)
-# expect(STATUS WORDS CHECKLIST TESTCASE...), test cases by the names of their variables: a list would lose their semicolons.
+# expect(STATUS WORDS CHECKLIST TESTCASE...). Test cases are given by the names of their variables,
+# because a list would lose their semicolons.
 function(expect status words checklist)
   set(tests "")
   foreach(name IN LISTS ARGN)

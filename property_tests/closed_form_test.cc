@@ -1,4 +1,4 @@
-// Cases whose answer needs no oracle.
+// Cases whose answer is known without an oracle.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -58,7 +58,8 @@ TEST(ClosedForm, ConstantValuesComeBack) {
       EXPECT_NEAR(block.o[usize(i * 6 + c)], value(in, 0, c), block.radius[usize(i * 6 + c)]);
 }
 
-// With one-hot V every output is a weight (or a sum of those of keys that share a column).
+// With one-hot V every output is a weight, or the sum of the weights of the keys that share a
+// column.
 TEST(ClosedForm, OneHotValuesReadOffTheWeights) {
   const Inputs in(
       parse_case("attention b=1 h=1 l=7x20 d=16/20 values=one-hot causal offset=end seed=2"));

@@ -1,4 +1,4 @@
-// The command `assay`, run as a user runs it: exit statuses, messages, files.
+// Runs the command `assay` as a user does: exit statuses, messages, files.
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -69,7 +69,7 @@ TEST_F(Command, RecordsTravel) {
   const nlohmann::json whole = nlohmann::json::parse(read(file("j")));
   EXPECT_EQ(whole["results"][0]["reproduce"], "assay verify '" + file("good") + "' --record 0");
   EXPECT_THAT(read(file("h")), HasSubstr("attention b=1 h=2 l=9x13 d=8 dtype=f32 causal"));
-  // The page draws what was judged: maps of every output, the mask.
+  // The page draws what was judged: maps of every output, and the mask.
   EXPECT_THAT(read(file("h")), AllOf(HasSubstr("\"maps\":[{"), HasSubstr("\"mask\":[{"),
                                      HasSubstr("\"output\":\"C\"")));
   EXPECT_THAT(run("verify --list " + file("good")).output,
@@ -79,7 +79,7 @@ TEST_F(Command, RecordsTravel) {
                 file("bad"))
                 .status,
             0);
-  // A wrong one, a right one and one that is none: each has its result.
+  // A wrong record, a right one, and a file that is no record each have a result.
   std::ofstream(file("none")) << "{}";
   const Ran all = run("verify " + file("bad") + " " + file("good") + " " + file("none") +
                       " --junit " + file("x"));
@@ -147,7 +147,8 @@ TEST_F(Command, DevicesAreFoundOrWhatWasLookedForIsTold) {
               HasSubstr("unknown device 'cuda'; there are host, opencl, opencl:TEXT"));
   const Ran both = run("check --device host --candidate unfused" + line);
   EXPECT_EQ(both.status, 2) << both.output;
-  // What a device does not do is counted with its reason, and alone is no pass.
+  // Cases that a device does not support are counted with the reason. If there are no others, the
+  // run does not pass.
   const Ran dropped =
       run("check --device host --case 'attention b=1 h=2 l=9x13 d=8 dropout=0.1:7'");
   EXPECT_EQ(dropped.status, 2) << dropped.output;
@@ -228,8 +229,8 @@ TEST_F(Command, WritesJsonJunitAndHtml) {
   EXPECT_THAT(read(file("r.html")), HasSubstr("\"suite\":\"smoke\""));
 }
 
-// Planted faults have a page, and a place on the page of a check; a file that is something else is
-// refused before anything runs.
+// Planted faults have a page of their own and a section on the page of a check. A file that holds
+// something else is refused before anything runs.
 TEST_F(Command, FaultsAndFuzzersAreShownOnPages) {
   const Ran faults = run("faults --only causal-off-by-one --suite smoke --json " +
                          file("score.json") + " --html " + file("score.html"));
@@ -271,7 +272,7 @@ TEST_F(Command, FaultsAndFuzzersAreShownOnPages) {
   EXPECT_FALSE(fs::exists(file("other.html")));
 }
 
-// Where a file cannot be written is told before anything runs, and nothing is left behind.
+// If a file cannot be written, the error comes before anything runs, and nothing is left behind.
 TEST_F(Command, FilesThatCannotBeWrittenAreToldFirst) {
   for (const char* option :
        {"--json ", "--junit ", "--html ", "--markdown ", "--store ", "--standalone "}) {
@@ -283,7 +284,8 @@ TEST_F(Command, FilesThatCannotBeWrittenAreToldFirst) {
     EXPECT_THAT(r.output, Not(HasSubstr("passed")));
   }
   EXPECT_EQ(run("record --case 'attention b=1 h=1 l=4 d=4' -o " + file("none/r")).status, 2);
-  // What could stand alone is chosen among the cases; without any, the run is written all the same.
+  // The standalone case is chosen among the cases. If no case can stand alone, the run is written
+  // all the same.
   const Ran products = run("check --suite tiny --filter product --json " + file("kept.json") +
                            " --standalone " + file("s.cc"));
   EXPECT_EQ(products.status, 2);
@@ -294,10 +296,10 @@ TEST_F(Command, FilesThatCannotBeWrittenAreToldFirst) {
   EXPECT_EQ(run("check --suite tiny --standalone " + file("s.cc")).status, 0);
 }
 
-// Who takes long to judge has not failed; who takes long to answer has.
+// A candidate whose judging takes long has not failed. A candidate that answers late has failed.
 TEST_F(Command, ASlowVerdictIsNoFailureOfTheCandidate) {
-  // Ball arithmetic takes 40 s here; the candidate a hundredth of one, but seconds where every
-  // access is instrumented.
+  // Ball arithmetic takes 40 s here. The candidate takes a hundredth of a second, but some seconds
+  // if every access is instrumented.
 #ifdef ASSAY_SANITIZED
   const std::string seconds = "10";
 #else
@@ -340,7 +342,7 @@ TEST_F(Command, UndeclaredKernelsAreHeldToTheLadder) {
   EXPECT_THAT(r.output, HasSubstr("contract: fp32 accumulation, fp32 weights"));
 }
 
-// The file compiles as it is, and tells a right kernel from a wrong one.
+// The file compiles without changes, and distinguishes a right kernel from a wrong one.
 TEST_F(Command, StandaloneProgramCompilesAndJudges) {
   const Ran r =
       run("check --candidate fault:causal-off-by-one --case 'attention b=1 h=2/1 l=9x13 d=8 causal "
@@ -378,7 +380,7 @@ TEST_F(Command, StandaloneProgramCompilesAndJudges) {
   }
 }
 
-// Workers that die, hang or lie in the middle of a case cost that case and nothing else.
+// A worker that dies, hangs or lies in the middle of a case costs only that case.
 TEST_F(Command, AWorkerThatMisbehavesIsAFailedCase) {
   auto worker = [&](const char* name, const char* body) {
     std::ofstream script(file(name));

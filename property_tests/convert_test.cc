@@ -1,4 +1,4 @@
-// The kernels' own conversions against problem/'s, which are proved by golden tables.
+// Compares the kernels' own conversions with those of problem/, which golden tables prove.
 #include "kernels/simd/convert.h"
 
 #include <gtest/gtest.h>
@@ -26,7 +26,8 @@ TEST(Convert, DecodesEveryCode) {
   }
 }
 
-// Every midpoint between neighbouring codes, the floats beside it, and a stride through all floats.
+// Tries every midpoint between neighbouring codes, the floats beside it, and a stride through all
+// floats.
 TEST(Convert, EncodesToNearestEven) {
   auto check = [](float x) {
     if (std::isnan(x)) {
@@ -88,7 +89,7 @@ TEST(Codec, EncodesToNearestEven) {
   }
 }
 
-// The least power of two that brings the largest element into range.
+// The scale is the least power of two that brings the largest element into range.
 TEST(Codec, ScalesAreTheLeastThatFit) {
   for (Dtype dtype : {Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1})
     for (int e = -149; e <= 127; ++e)
@@ -104,7 +105,7 @@ TEST(Codec, ScalesAreTheLeastThatFit) {
       }
 }
 
-// A number beside 2^128 would round up to it under its scale, and be read as infinity.
+// Under its scale a number beside 2^128 would round up to 2^128, and would be read as infinity.
 TEST(Codec, WhatIsStoredUnderAScaleIsFinite) {
   constexpr float most = std::numeric_limits<float>::max();
   for (Dtype dtype : {Dtype::f8e4m3, Dtype::f8e5m2, Dtype::f4e2m1}) {
@@ -118,7 +119,7 @@ TEST(Codec, WhatIsStoredUnderAScaleIsFinite) {
   }
 }
 
-// The kernel's Philox and the oracle's library agree: they share no code.
+// The kernel's Philox and the oracle's library agree, although they share no code.
 TEST(Dropout, KeepsWhatTheOracleKeeps) {
   Attention p;
   for (float dropout : {0.1f, 0.5f, 0.99f})

@@ -31,8 +31,8 @@ TEST(Covering, EveryCombinationMeets) {
     const auto rows = covering_array(plan, 5);
     EXPECT_EQ(missing(plan, rows), 0u);
     EXPECT_EQ(rows, covering_array(plan, 5));
-    if (strength == 2) EXPECT_LE(rows.size(), 60u);  // 35 at least
-    // The counter above sees a gap: without its last row the array is not complete.
+    if (strength == 2) EXPECT_LE(rows.size(), 60u);  // the least possible number is 35
+    // The counter above must notice a gap: without its last row the array is not complete.
     auto fewer = rows;
     fewer.pop_back();
     EXPECT_GT(missing(plan, fewer), 0u);
@@ -44,16 +44,16 @@ TEST(Covering, ExcludedLevelsNeverMeetAndAllOthersDo) {
   const Combinations whole = count_combinations(plan);
   EXPECT_EQ(whole.excluded, 0u);
   plan.excluded = {{{0, 1}, {1, 2}}, {{1, 0}, {2, 3}, {4, 4}}};
-  // Triples with factors 0 and 1 at those levels: one for each level of the other three; and one
-  // triple more.
+  // These are the triples that hold factors 0 and 1 at those levels, one for each level of the
+  // other three factors, and one triple more.
   EXPECT_EQ(count_combinations(plan).excluded, 4u + 2 + 5 + 1);
   EXPECT_EQ(count_combinations(plan).all, whole.all);
   const auto rows = covering_array(plan, 5);
   EXPECT_EQ(missing(plan, rows), count_combinations(plan).excluded);
   for (const auto& row : rows)
     EXPECT_FALSE((row[0] == 1 && row[1] == 2) || (row[1] == 0 && row[2] == 3 && row[4] == 4));
-  // Exclusions that leave a combination without a row are an error, not a loop: level 0 of factor 3
-  // goes with no level of factor 0.
+  // Exclusions that leave a combination without a row must give an error, not an endless loop. Here
+  // level 0 of factor 3 goes with no level of factor 0.
   plan.excluded = {{{0, 0}, {3, 0}}, {{0, 1}, {3, 0}}};
   EXPECT_THROW(covering_array(plan, 5), std::logic_error);
 }

@@ -1,4 +1,5 @@
-// What the program declares (`assay commands`), held to the documents and to rules for all options.
+// Compares what the program declares (`assay commands`) with the documents and with rules for all
+// options.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -41,8 +42,8 @@ std::map<std::string, Options> options_of_commands() {
   return commands;
 }
 
-// Words of a shell's line, without quotes. Commands of one line are apart by an empty word; a
-// comment ends it.
+// The words of a shell's line, without quotes. An empty word separates two commands of one line. A
+// comment ends the line.
 std::vector<std::string> shell_words(const std::string& line) {
   std::vector<std::string> words;
   std::string word;
@@ -71,8 +72,8 @@ std::vector<std::string> shell_words(const std::string& line) {
   return words;
 }
 
-// What a document tells to type that the program does not declare; `seen` counts the lines that
-// were looked at.
+// The commands and options that a document tells to type but the program does not declare. `seen`
+// counts the lines that were checked.
 std::vector<std::string> unknown_to_the_program(const std::string& text,
                                                 const std::map<std::string, Options>& commands,
                                                 int& seen) {
@@ -82,7 +83,7 @@ std::vector<std::string> unknown_to_the_program(const std::string& text,
     for (std::size_t at = 0; at < words.size();) {
       std::size_t end = at;
       while (end < words.size() && !words[end].empty()) ++end;
-      // A prompt, or a variable of the environment.
+      // The word is a prompt, or it sets a variable of the environment.
       if (at < end && (words[at] == "$" || words[at].find('=') != std::string::npos)) {
         ++at;
         continue;
@@ -127,7 +128,7 @@ TEST(Declared, ExamplesOfTheHelpTextsExist) {
   std::vector<std::string> helps = {declared()["footer"]};
   for (const json& command : declared()["commands"]) {
     helps.push_back(command["footer"]);
-    // Who looks for a command finds an example of it.
+    // A reader who looks for a command must find an example of it.
     if (!command["hidden"]) EXPECT_THAT(helps.back(), HasSubstr("\n  assay ")) << command["help"];
   }
   int examples = 0;
@@ -141,8 +142,8 @@ TEST(Declared, ExamplesOfTheHelpTextsExist) {
   EXPECT_GT(examples, 20);
 }
 
-// What is made up is found: an option, one of another command, a command, in a block and between
-// backquotes, behind && and behind ./dev.
+// Names that are made up must be found: an option, an option of another command, and a command, in
+// a block and between backquotes, behind && and behind ./dev.
 TEST(Declared, WhatIsMadeUpIsFound) {
   const std::map<std::string, Options> commands = options_of_commands();
   int seen = 0;
@@ -161,9 +162,10 @@ TEST(Declared, WhatIsMadeUpIsFound) {
 struct Declaration {
   std::string command, name, type;
   bool positional;
-  int position;  // among the positional arguments of the command
+  int position;  // its place among the positional arguments of the command
 
-  // A command line that gives `value` for it, and something for each positional before it.
+  // A command line that gives `value` for it, and some value for each positional argument before
+  // it.
   std::string with(const std::string& value) const {
     std::string line = command;
     for (int k = 0; k < position; ++k) line += " x";
@@ -193,12 +195,13 @@ void expect_refused(const std::string& line, const Declaration& d, const std::st
   EXPECT_THAT(r.output, HasSubstr(words)) << line;
 }
 
-// An unset variable in a script is no reason to judge something else, or to write nothing.
+// If a variable in a script is not set, the program must not judge something else, and must not
+// write nothing.
 TEST(Declared, AnEmptyValueIsAnErrorOfItsOption) {
   int tried = 0;
   for (const Declaration& d : declarations_with_values()) {
     expect_refused(d.with(""), d, d.name + ": the value is empty");
-    // Nor is what follows taken for the value.
+    // The next argument must not be taken as the value either.
     if (!d.positional)
       expect_refused(d.command + " " + d.name + "= --x", d, d.name + ": the value is empty");
     ++tried;
@@ -211,7 +214,7 @@ TEST(Declared, NumbersAreReadWholeAndInTheirRange) {
   for (const Declaration& d : declarations_with_values()) {
     const bool real = d.type.starts_with("FLOAT");
     const bool integer = d.type.starts_with("INT") || d.type.starts_with("UINT");
-    // `serve-kernel -1` is an option that is not there.
+    // In `serve-kernel -1`, the program reads -1 as an option, which does not exist.
     if (d.positional || !(real || integer)) continue;
     ++(real ? reals : integers);
     for (const char* value : {"nan", "inf", "-inf", "-1", "1e999", "18446744073709551616", "1x",
@@ -223,7 +226,7 @@ TEST(Declared, NumbersAreReadWholeAndInTheirRange) {
   }
   EXPECT_GT(integers, 20);
   EXPECT_GT(reals, 8);
-  // A number is decimal, whatever it begins with.
+  // A number is decimal, whatever characters it begins with.
   const std::string list = "check --suite tiny --list --seed ";
   EXPECT_EQ(run(list + "010").output, run(list + "10").output);
   EXPECT_NE(run(list + "010").output, run(list + "8").output);
@@ -277,13 +280,13 @@ TEST_F(DeclaredFiles, AFileThatCannotBeReadIsBadUsage) {
     EXPECT_EQ(run("new-kernel " + path).status, 2);
 }
 
-// For each command that a user has: a line that prints something and ends with status 0.
+// For each command of a user: a line that prints something and ends with status 0.
 class DeclaredStreams : public DeclaredFiles {
  protected:
   void SetUp() override {
     DeclaredFiles::SetUp();
     fs::create_directories(file("programs"));
-    // What stands in for the programs that `fuzz` and `bench` start.
+    // These programs take the place of those that `fuzz` and `bench` start.
     write_program("programs/case_fuzz", "exit 0");
     write_program("programs/attention_bench",
                   "while [ \"$1\" != --json ]; do shift; done; "
@@ -308,10 +311,10 @@ class DeclaredStreams : public DeclaredFiles {
     for (const auto& [name, command] : declared()["commands"].items())
       if (name != "worker" && name != "serve-kernel") EXPECT_TRUE(lines_.contains(name)) << name;
   }
-  // As a shell runs it; its standard error is heard wherever its standard output goes.
+  // Runs the command in a shell. Its standard error is read wherever its standard output goes.
   Ran run_redirected(const std::string& command, const std::string& arguments,
                      const std::string& redirection) const {
-    fs::remove_all(file("project"));  // which the command finds only where it is not there
+    fs::remove_all(file("project"));  // the command works only if this folder does not exist
     return run(command + " " + arguments + " " + redirection + "; }", "{ " ASSAY_COMMAND);
   }
   std::map<std::string, std::string> lines_;
@@ -334,7 +337,7 @@ TEST_F(DeclaredStreams, OutputThatCannotBeWrittenIsStatusThree) {
   EXPECT_EQ(run_redirected("--help", "", ">&-").status, 3);
 }
 
-// What is told on a stream that is closed is lost, and nothing else: it reaches no file that is
+// What is written to a closed stream is lost, and nothing else changes: it reaches no file that is
 // opened in its place, and the exit status is the same.
 TEST_F(DeclaredStreams, ClosedStreamsLoseWhatIsToldAlone) {
   for (const auto& [command, arguments] : lines_)

@@ -1,5 +1,5 @@
-// Few rows and many rows take different ways through the forward kernel; a row's bits do not tell
-// which.
+// Few rows and many rows take different paths through the forward kernel. The bits of a row must
+// not depend on the path.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -16,8 +16,8 @@
 namespace assay {
 namespace {
 
-// More rows than a block holds, so that the whole call packs K and V into memory; several splits of
-// 512 keys.
+// The calls have more rows than a block holds, so that the whole call packs K and V into memory,
+// and several splits of 512 keys.
 const char* const lines[] = {
     "attention b=2 h=4/2 l=100x1300 d=64 causal offset=end seed=1",
     "attention b=1 h=2 l=131x1029 d=128 dtype=bf16 causal offset=end window=600,-1 seed=2",
@@ -43,7 +43,7 @@ const char* const lines[] = {
 
 class Decode : public testing::TestWithParam<std::string> {
  protected:
-  // On the target that is tested.
+  // The execution on the target that is tested.
   static kernels::Execution on(int threads = 0) {
     return {threads, kernels::Target::named(GetParam()).value()};
   }
@@ -66,7 +66,7 @@ TEST_P(Decode, RowsAloneHaveTheBitsOfTheWholeCall) {
       const Index row0 =
           trial == 0 ? s.rows - rows
                      : static_cast<Index>(random() % static_cast<std::uint64_t>(s.rows - rows + 1));
-      // Where causality hides the last keys anyway, they need not be there.
+      // Where causality hides the last keys anyway, the problem need not have them.
       Index keys = s.keys;
       if (c.causal && trial % 2 == 1)
         keys = std::clamp<Index>(row0 + rows + in.problem.offset_of(b), 0, s.keys);
@@ -85,9 +85,9 @@ TEST_P(Decode, RowsAloneHaveTheBitsOfTheWholeCall) {
   }
 }
 
-// Row 93 sees keys up to 513. What the first split leaves underflows to -0 when it is rescaled, and
-// so does all that the second one adds; key 514, masked but seen by others of the register block,
-// would turn the latter into +0.
+// Row 93 sees keys up to 513. The result of the first split underflows to -0 when it is rescaled,
+// and so does all that the second split adds. Key 514 is masked, but other rows of the register
+// block see it; it would turn the second result into +0.
 TEST_P(Decode, TheSignOfZeroDoesNotTellWhoElseIsThere) {
   const Case c =
       parse_case("attention b=1 h=1 l=97x517 d=1 scale=1 causal offset=420 values=ones seed=1");
@@ -132,7 +132,7 @@ TEST_P(Decode, ThreadsDoNotShow) {
 INSTANTIATE_TEST_SUITE_P(Targets, Decode, testing::ValuesIn(kernels::runnable_targets()),
                          [](const auto& test) { return test.param; });
 
-// Several splits, under the certified verdict.
+// Several splits pass the certified verdict.
 TEST(Splits, AreJudgedLikeAnyOtherSum) {
   const auto host = make_candidate("host");
   for (const char* line :

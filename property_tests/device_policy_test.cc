@@ -1,5 +1,5 @@
-// Retry, fallback and reopening of devices; the tables of native codes; the host as a device; what
-// backends refuse.
+// Retry, fallback and reopening of devices; the tables of native codes; the host as a device; the
+// calls that backends refuse.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -18,8 +18,7 @@ namespace {
 using testing::HasSubstr;
 using testing::StartsWith;
 
-// ---- Policies
-// -------------------------------------------------------------------------------------------
+// ---- Policies ----
 
 struct PolicyWorld {
   std::vector<std::string> device_warnings, warnings;
@@ -50,8 +49,8 @@ TEST(DevicePolicies, MemorySplitsTheBatchThenTheHeads) {
       "offset=lengths sink=1 seed=2");
   World plain(opencl_codes());
   const std::string whole = result_of(f, plain);
-  // A head's share: K and V in fp32, 4 KiB each, and little else. From all of it down to less than
-  // that.
+  // The share of a head is K and V in fp32, 4 KiB each, and little else. The limit goes from the
+  // whole need down to less than that share.
   std::size_t most_splits = 0;
   for (std::size_t kib : {64, 32, 22, 15, 12}) {
     SCOPED_TRACE(kib);
@@ -74,7 +73,7 @@ TEST(DevicePolicies, MemorySplitsTheBatchThenTheHeads) {
   EXPECT_EQ(most_splits, 8u) << "nine heads one by one";
 }
 
-// A smaller part would ask for as much: nothing is split.
+// A smaller part would need as much memory, so nothing is split.
 TEST(DevicePolicies, OpeningAndCompilingAreNotSplit) {
   AttentionFixture f("attention b=3 h=6/3 l=8x64 d=16 seed=2");
   for (const DeviceCall call :
@@ -154,7 +153,7 @@ TEST(DevicePolicies, EveryDeviceFailureIsReplacedAndNoOther) {
     ASSERT_EQ(p.warnings.size(), replaced ? 1u : 0u);
     if (replaced) EXPECT_THAT(p.warnings[0], HasSubstr(std::string(e.name)));
   }
-  // What the caller got wrong reaches no device at all.
+  // An error of the caller reaches no device at all.
   PolicyWorld p;
   Attention bad = f.in.problem;
   bad.scale = std::numeric_limits<float>::quiet_NaN();
@@ -177,19 +176,19 @@ TEST(DevicePolicies, ALostDeviceIsReplacedUntilItIsReopened) {
   ASSERT_EQ(assay_context_reopen(p.world->context), ASSAY_SUCCESS);
   result_of(f, *p.world);
   EXPECT_EQ(p.world->dispatcher().counters().replaced, 3);
-  // A device that stays away.
+  // The device does not come back.
   p.world->script.fail_every(DeviceCall::open, [] { return -1; });
   EXPECT_EQ(assay_context_reopen(p.world->context), ASSAY_DEVICE_NOT_SUPPORTED);
   EXPECT_THAT(assay_last_error(), HasSubstr("open failed with CL_DEVICE_NOT_FOUND (-1)"));
   EXPECT_EQ(p.world->script.held(), 0u);
 }
 
-// The host's kernel cannot help either: the device's status stays, and both reasons are told.
+// The host's kernel fails too. The status is that of the device, and both reasons are told.
 TEST(DevicePolicies, BothFailuresAreTold) {
   PolicyWorld p;
   p.world->script.fail_every(DeviceCall::upload, [] { return -14; });
-  // More keys than the host can have packed: K and V broadcast over 2^40 positions, which no tensor
-  // really has.
+  // There are more keys than the host can have packed: K and V broadcast over 2^40 positions, which
+  // no real tensor has.
   float number = 1;
   Attention huge;
   huge.shape = {1, 1, 1, 100, Index{1} << 40, 8, 8};
@@ -209,10 +208,9 @@ TEST(DevicePolicies, BothFailuresAreTold) {
   EXPECT_EQ(p.world->dispatcher().counters().replaced, 1);
 }
 
-// ---- Tables
-// ---------------------------------------------------------------------------------------------
+// ---- Tables ----
 
-// Every row, by status, in the order of the numbers.
+// Every row of the table by status, in the order of the numbers.
 std::string rows_of(const NativeTable& table, StatusCode status) {
   std::set<NativeCode> codes;
   for (const NativeEntry& e : table.entries)
@@ -295,7 +293,7 @@ TEST(HostDevice, RefusesWhatItDoesNotHold) {
   EXPECT_EQ(d.free(buffer), EINVAL);
   EXPECT_EQ(d.release(kernel), 0);
   EXPECT_EQ(d.release(kernel), EINVAL);
-#ifndef ASSAY_SANITIZED  // whose operator new ends the process instead of throwing
+#ifndef ASSAY_SANITIZED  // its operator new ends the process instead of throwing
   EXPECT_EQ(d.allocate(usize(1) << 62, buffer), ENOMEM);
 #endif
   EXPECT_EQ(d.close(), 0);
@@ -324,7 +322,7 @@ TEST(HostDevice, HasTheBitsOfTheKernels) {
   EXPECT_EQ(first_difference(by_host, p.out), "");
 }
 
-// What lies at the ends of 64 bits, or of fp32, on the host and on devices.
+// Tries numbers at the ends of 64 bits and of fp32, on the host and on devices.
 TEST(DeviceBackends, ExtremesMeanWhatTheyMeanOnTheHost) {
   AttentionFixture f("attention b=1 h=2 l=9x13 d=4 seed=3");
   constexpr Index huge = std::numeric_limits<Index>::max();
@@ -363,7 +361,8 @@ TEST(DeviceBackends, ExtremesMeanWhatTheyMeanOnTheHost) {
   EXPECT_EQ(attention_forward(p, f.out.view()).detail, "batch * query_heads = 1099511627776 * " +
                                                            std::to_string(p.shape.query_heads) +
                                                            " is above 2^40");
-  // Multiplied by its inverse this softcap would be NaN: the dispatcher takes the host for it.
+  // The product with the inverse of this softcap would be NaN, so the dispatcher takes the host for
+  // it.
   p = f.in.problem;
   p.softcap = 1e-45f;
   p.scale = 0;

@@ -1,6 +1,6 @@
 // The device layer: every call of a run fails once with every code of every native table, and with
-// exceptions; every pair of a failure and a second one while cleaning up; and the words that reach
-// the caller, whole.
+// exceptions. The tests also try every pair of a failure and a second failure during the cleaning
+// up, and the complete words that reach the caller.
 #include <assay/assay.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -40,7 +40,7 @@ Status status_of_c(assay_status code) {
   return {static_cast<StatusCode>(code), assay_last_error()};
 }
 
-// [5, 4], through C.
+// A problem of shape [5, 4], called through C.
 struct SingleFixture {
   Tensor q{Dtype::f32, {1, 1, 5, 4}, {{0, 0, 4, 1}, 0, 20}},
       k{q.view().dtype, {1, 1, 7, 4}, {{0, 0, 4, 1}, 0, 28}},
@@ -102,10 +102,11 @@ std::vector<Scenario> scenarios() {
   };
 }
 
-// A run without failures: what it calls, and what comes out.
+// A run without failures: the calls that it makes, and its result.
 struct Recorded {
-  std::vector<DeviceCall> calls;   // of the run, then of closing
-  std::size_t first = 0, run = 0;  // calls before the run that counts, and of it
+  std::vector<DeviceCall> calls;  // the calls of the run, then those of closing
+  // The number of calls before the run that counts, and the number of calls of that run.
+  std::size_t first = 0, run = 0;
   std::string result;
 };
 
@@ -129,7 +130,7 @@ Recorded record(const Scenario& scenario, const NativeTable& table) {
   return r;
 }
 
-// One run in which call `index` fails; `expected` is the status and `words` are in the detail.
+// Runs once while call `index` fails. `expected` is the status, and the detail must hold `words`.
 void fail_and_recover(const Scenario& scenario, const NativeTable& table, const Recorded& r,
                       std::size_t index, const Script::Failure& how, StatusCode expected,
                       const std::string& words, bool sticky) {
@@ -230,7 +231,7 @@ TEST(DeviceFailures, EveryCallThrows) {
   std::cout << "  " << runs << " exceptions\n";
 }
 
-// One code for each status.
+// Gives one code for each status.
 std::vector<NativeEntry> representatives(const NativeTable& table) {
   std::map<StatusCode, NativeEntry> first;
   for (const NativeEntry& e : table.entries)
@@ -241,8 +242,8 @@ std::vector<NativeEntry> representatives(const NativeTable& table) {
   return list;
 }
 
-// The first failure is the status; the second one stands behind it, and everything is still let go
-// once.
+// The status is that of the first failure, and the second one is told after it. Everything is still
+// released exactly once.
 TEST(DeviceFailures, CleaningUpFailsToo) {
   std::size_t pairs = 0;
   const NativeTable& table = opencl_codes();
@@ -252,7 +253,7 @@ TEST(DeviceFailures, CleaningUpFailsToo) {
     const Recorded r = record(scenario, table);
     SCOPED_TRACE(scenario.name);
     for (std::size_t i = 0; i < r.calls.size(); ++i) {
-      // What follows a failure of call i, closing included, is cleaning up.
+      // The calls after a failure of call i, closing included, are the cleaning up.
       std::size_t after = 0;
       {
         World w(table);
@@ -292,8 +293,8 @@ TEST(DeviceFailures, CleaningUpFailsToo) {
   EXPECT_GT(pairs, 10000u);
 }
 
-// GoogleMock counts for itself: one failing upload, and each thing that was acquired is let go
-// exactly once, in reverse.
+// GoogleMock counts independently: one upload fails, and each object that was acquired is released
+// exactly once, in reverse order.
 TEST(DeviceFailures, MockSeesReverseOrder) {
   World w(metal_codes());
   std::vector<BufferHandle> buffers;
@@ -313,11 +314,10 @@ TEST(DeviceFailures, MockSeesReverseOrder) {
   EXPECT_TRUE(w.session->close().ok());
 }
 
-// ---- The words that reach the caller
-// --------------------------------------------------------------------
+// ---- The words that reach the caller ----
 
-// Every path from a native code to the final text of the single-head interface, written here from
-// the tables alone.
+// Every path from a native code to the final text of the single-head interface. The texts are
+// derived here from the tables alone.
 TEST(DeviceMessages, TheCodeIsNeverLost) {
   const char* const calls[] = {"open",
                                "query",
@@ -405,7 +405,7 @@ TEST(DeviceMessages, ForwardFailures) {
                           code));
 }
 
-// The book that the enumeration rests on notices what it must.
+// The script that the enumeration uses must notice every breach.
 TEST(Script, NoticesEveryBreach) {
   const auto breach = [](const std::function<void(MockDevice&)>& use) {
     Script script(opencl_codes());

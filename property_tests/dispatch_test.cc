@@ -1,6 +1,6 @@
-// The dispatcher: every refusal in its order and counted, masks looked at anew, kernels keyed by
-// every constant, settings that are restored, and the left-padding failure of a listed device,
-// reproduced and avoided.
+// The dispatcher: every refusal in its order and with its count, masks that are read again, kernels
+// keyed by every constant, settings that are restored, and the left-padding failure of a listed
+// device, which is reproduced and avoided.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -20,8 +20,8 @@ using namespace kernels;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-// A device whose limits a test sets, and whose kernels compute with the constants they were
-// compiled with, whatever the problem says: a key that misses one gives wrong numbers.
+// A device whose limits a test sets. Its kernels compute with the constants that they were compiled
+// with, whatever the problem says, so a key that lacks a constant gives wrong numbers.
 class ProbeDevice : public AttentionBackend {
  public:
   std::string name = "host", target = "probe";
@@ -102,8 +102,8 @@ class DispatchTest : public testing::Test {
   Dispatcher dispatcher{device};
 };
 
-// Every test fails at once; then one after the other is mended, from the first: each is the one
-// that is counted.
+// At first every check refuses. Then they are repaired one after the other, beginning with the
+// first. Each time the first check that still refuses is counted.
 TEST_F(DispatchTest, RefusesByTheFirstTestThatFails) {
   Fixture f(
       "attention b=1 h=4/2 l=255x40 d=8/6 causal offset=end bool=random softcap=3 dropout=0.1:5 "
@@ -184,7 +184,8 @@ TEST_F(DispatchTest, TheThresholdCountsRowsOfTheQuery) {
       EXPECT_EQ(dispatcher.counters().dispatched, rows >= threshold) << rows;
       EXPECT_EQ(dispatcher.counters().fallback, rows < threshold) << rows;
     }
-  // Keys do not count: a short K under a long Q is dispatched, a long K under a short Q is not.
+  // The number of keys does not count: a short K under a long Q is dispatched, a long K under a
+  // short Q is not.
   Fixture long_query("attention b=1 h=1 l=257x3 d=4"), long_keys("attention b=1 h=1 l=3x400 d=4");
   dispatcher.set_settings({});
   dispatcher.reset_counters();
@@ -208,7 +209,8 @@ TEST_F(DispatchTest, OnlyAnAllTrueBooleanMaskIsTrivial) {
   p.keep = {keep.data(), {0, 0, 40, 1}};
   EXPECT_TRUE(dispatched(p));
   EXPECT_EQ(first_difference(without, f.out), "");
-  // One false anywhere: the first element, the last, and in a layout that is not contiguous.
+  // One false element anywhere is enough: the first, the last, and one in a layout that is not
+  // contiguous.
   for (std::size_t at : {0u, 39u, 5000u, 256u * 40 - 1}) {
     keep[at] = 0;
     EXPECT_FALSE(dispatched(p)) << at;
@@ -218,7 +220,7 @@ TEST_F(DispatchTest, OnlyAnAllTrueBooleanMaskIsTrivial) {
   EXPECT_TRUE(dispatched(p));
   keep[256 * 40 - 1] = 0;
   EXPECT_FALSE(dispatched(p));
-  p.keep.stride = {0, 0, 0, -1};  // the last row is not part of the mask any more
+  p.keep.stride = {0, 0, 0, -1};  // the last row is no longer part of the mask
   EXPECT_TRUE(dispatched(p));
   const float zero = 0;
   p = f.in.problem;
@@ -227,7 +229,7 @@ TEST_F(DispatchTest, OnlyAnAllTrueBooleanMaskIsTrivial) {
   EXPECT_EQ(dispatcher.counters().refused, only(Refusal::mask));
 }
 
-// A mask edited in place, at the same address: the answer is never the old one.
+// A mask is edited in place, at the same address. The answer must not be the old one.
 TEST_F(DispatchTest, EditedMasksAreSeen) {
   Fixture f(plain);
   std::vector<std::uint8_t> keep(40, 1);
@@ -246,7 +248,8 @@ TEST_F(DispatchTest, EditedMasksAreSeen) {
   EXPECT_EQ(dispatcher.counters().fallback, 2);
 }
 
-// Each constant changed alone is a miss, and comes back as a hit; the kernels' numbers follow.
+// A change of one constant is a miss, and changing it back is a hit. The numbers of the kernels
+// change accordingly.
 TEST_F(DispatchTest, KernelsAreKeyedByEveryConstant) {
   device->masks = true;
   DispatchSettings settings;
@@ -332,7 +335,7 @@ TEST_F(DispatchTest, KernelsAreKeyedByEveryConstant) {
       EXPECT_EQ(dispatcher.cache().counters(), expected) << name;
     }
   EXPECT_EQ(device->compiled, 1 + static_cast<int>(changes.size()));
-  // What is no constant shares a kernel.
+  // Values that are not constants share one kernel.
   Attention p = f.in.problem;
   p.shape.batch = 1;
   p.shape.rows = 3;
@@ -365,7 +368,8 @@ TEST_F(DispatchTest, WithoutTheCacheTheSameBits) {
   EXPECT_TRUE(dispatcher.settings().compile_cache);
 }
 
-// A compilation that fails is reported, writes nothing, and the next call is as if it had not been.
+// A compilation that fails is reported and writes nothing. The next call works as if it had not
+// happened.
 TEST_F(DispatchTest, FailedCompilationsLeaveNothingBehind) {
   Fixture f(plain);
   poison(f.out.o, Poison::nan);
@@ -432,7 +436,7 @@ TEST_F(DispatchTest, WarmingUpCompilesAndChangesNoBit) {
   EXPECT_EQ(device->compiled, 2);
   EXPECT_EQ(warmed.counters(), DispatchCounters{});
   ASSERT_TRUE(warmed.sdpa(f.in.problem, f.out.view()).ok());
-  EXPECT_EQ(device->compiled, 2);  // what was warmed up is what runs
+  EXPECT_EQ(device->compiled, 2);  // the run uses the kernels that were warmed up
   EXPECT_EQ(warmed.cache().counters(), (KernelCache::Counters{1, 1}));
   EXPECT_EQ(first_difference(cold, f.out), "");
   shape.shape.dim = 65600;
@@ -441,8 +445,8 @@ TEST_F(DispatchTest, WarmingUpCompilesAndChangesNoBit) {
   EXPECT_THAT(refused.detail, HasSubstr("dim = 65600"));
 }
 
-// What a device listed for it really does with a batch padded on the left: with a mask its
-// causality is lost, and a row that sees no key is NaN.
+// What a listed device really does with a batch that is padded on the left: with a mask it drops
+// causality, and a row that sees no key is NaN.
 Status broken_on_padding(const Attention& problem, const AttentionOutput& out) {
   Attention p = problem;
   if (p.keep) p.causal = false;
@@ -455,7 +459,7 @@ Status broken_on_padding(const Attention& problem, const AttentionOutput& out) {
   return {};
 }
 
-// 11 tokens, the first 9 of them padding.
+// There are 11 tokens, of which the first 9 are padding.
 TEST(LeftPadding, IsReproducedAndAvoided) {
   auto device = std::make_shared<ProbeDevice>();
   device->name = "mps";
@@ -480,7 +484,8 @@ TEST(LeftPadding, IsReproducedAndAvoided) {
   for (const Attention* p : {&by_mask, &by_start})
     for (Implementation implementation : {Implementation::automatic, Implementation::sdpa}) {
       options.implementation = implementation;
-      // Avoided, with a warning: 0 where nothing is seen, and no future in the last rows.
+      // The failure is avoided with a warning: a row that sees nothing is 0, and the last rows do
+      // not see the future.
       Dispatcher dispatcher(device, settings);
       warned.clear();
       ASSERT_TRUE(dispatcher.sdpa(*p, f.out.view(), options).ok());
@@ -490,7 +495,7 @@ TEST(LeftPadding, IsReproducedAndAvoided) {
       for (Index e = 0; e < 2 * 11 * 4; ++e)
         EXPECT_NEAR(load(f.out.o.view(), e), load(right.o.view(), e), 1e-6);
       EXPECT_EQ(load(f.out.o.view(), 0), 0);
-      // Reproduced on demand: NaN from the first row on.
+      // The failure is reproduced on demand: NaN from the first row on.
       settings.trust_listed_devices = true;
       dispatcher.set_settings(settings);
       settings.trust_listed_devices = false;
@@ -501,7 +506,7 @@ TEST(LeftPadding, IsReproducedAndAvoided) {
       EXPECT_TRUE(p == &by_start ? std::isnan(load(f.out.o.view(), 0))
                                  : load(f.out.o.view(), 9 * 4) != load(right.o.view(), 9 * 4));
     }
-  // Neither without causality nor without padding, and no other device.
+  // The failure occurs neither without causality nor without padding, nor on another device.
   Dispatcher dispatcher(device, settings);
   warned.clear();
   Attention open = by_start;
@@ -516,8 +521,8 @@ TEST(LeftPadding, IsReproducedAndAvoided) {
   EXPECT_TRUE(warned.empty());
 }
 
-// The production dispatcher: the tiled kernel from 256 rows on, the same bits for any number of
-// threads and in any order.
+// The production dispatcher uses the tiled kernel from 256 rows on, and gives the same bits for any
+// number of threads and in any order.
 TEST(Dispatch, OfTheHost) {
   Fixture f("attention b=1 h=4/2 l=257x300 d=64 dtype=f16 causal offset=end seed=3"),
       g("attention b=1 h=2 l=9x70 d=40 causal seed=4");

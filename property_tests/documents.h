@@ -1,4 +1,4 @@
-// The documents of this repository, for tests that hold them to what they describe.
+// Reads the documents of this repository, for tests that compare them with what they describe.
 #pragma once
 
 #include <algorithm>
@@ -26,8 +26,8 @@ inline std::vector<std::filesystem::path> documents() {
 }
 
 struct Markdown {
-  std::vector<std::string> code;  // lines of blocks, and what stands between backquotes
-  std::string prose;              // the rest
+  std::vector<std::string> code;  // lines of code blocks, and the texts between backquotes
+  std::string prose;              // the rest of the text
 };
 
 inline Markdown split_markdown(const std::string& text) {

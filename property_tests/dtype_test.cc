@@ -23,13 +23,13 @@ constexpr std::array all_dtypes = {Dtype::f64,    Dtype::f32,    Dtype::f16,    
 
 std::uint64_t bits_of(double x) { return std::bit_cast<std::uint64_t>(x); }
 
-// Same number and same sign of zero, or both NaN.
+// The numbers are equal with the same sign of zero, or both are NaN.
 bool same(double a, double b) {
   return (std::isnan(a) && std::isnan(b)) || bits_of(a) == bits_of(b);
 }
 
 // The definitions again, as whole numbers of the smallest subnormal: an exponent field e > 0 shifts
-// the significand left by e - 1, nothing else. (dtype.cc scales by powers of two instead.)
+// the significand left by e - 1 and does nothing else. (dtype.cc scales by powers of two instead.)
 double from_units(Code code, int bits, int mantissa_bits, double unit) {
   const Code magnitude = code & ((Code{1} << (bits - 1)) - 1), e = magnitude >> mantissa_bits,
              m = magnitude & ((Code{1} << mantissa_bits) - 1);
@@ -58,7 +58,7 @@ double defined(Dtype dtype, Code code) {
 struct Narrow {
   Dtype dtype;
   int bits;
-  Code max_finite, nan_code;  // nan_code 0: none
+  Code max_finite, nan_code;  // nan_code 0 means that there is none
 };
 constexpr std::array narrow = {
     Narrow{Dtype::f4e2m1, 4, 0x7, 0}, Narrow{Dtype::f8e4m3, 8, 0x7E, 0x7F},
@@ -125,7 +125,7 @@ TEST(DtypeDecode, Landmarks) {
        {0x40, 2.0},     {0x42, 3.0},  {0x7A, 49152.0}, {0x7B, 57344.0}, {0xFB, -57344.0},
        {0x7D, nan},     {0x7E, nan},  {0x7F, nan},     {0xFD, nan},     {0xFF, nan}});
   EXPECT_EQ(decode(Dtype::f8e5m2, 0x7C),
-            inf);  // has a code, but encode() saturates and never gives it
+            inf);  // it has a code, but encode() saturates and never gives it
   EXPECT_EQ(decode(Dtype::f8e5m2, 0xFC), -inf);
   expect_landmarks(Dtype::f16, {{0x0000, 0.0},
                                 {0x8000, -0.0},
@@ -201,7 +201,7 @@ TEST(DtypeEncode, EveryCodeRoundTripsAndNanIsCanonical) {
   for (const Narrow& f : narrow)
     for (Code code = 0; code < Code{1} << f.bits; ++code) {
       const double value = defined(f.dtype, code);
-      // The one format that has infinities and never produces them.
+      // This is the only format that has infinities and never produces them.
       const bool saturated = f.dtype == Dtype::f8e5m2 && std::isinf(value);
       const Code expected = std::isnan(value) ? f.nan_code : saturated ? code - 1 : code;
       ASSERT_EQ(encode(f.dtype, value), expected) << format(f.dtype).name << " " << value;
@@ -295,7 +295,7 @@ TEST(DtypeEncode, NanAndDomain) {
   EXPECT_EQ(encode(Dtype::f32, nan), 0x7FC00000u);
   EXPECT_EQ(encode(Dtype::f64, nan), 0x7FF8000000000000u);
   EXPECT_EQ(encode(Dtype::e8m0, nan), 0xFFu);
-  // A signalling NaN comes out quiet, never as an infinity.
+  // A signalling NaN becomes a quiet NaN, never an infinity.
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2})
     EXPECT_TRUE(
         std::isnan(decode(dtype, encode(dtype, std::numeric_limits<double>::signaling_NaN()))))
@@ -329,7 +329,7 @@ TEST(DtypeScale, FloorCeilNearest) {
     EXPECT_EQ(encode_scale(r.value, ScaleRule::nearest_even), static_cast<Code>(r.nearest + 127))
         << r.value;
   }
-  // The upper bound is that of the rounded scale: 1.5 * 2^127 is a tie that goes down to code 254.
+  // The upper bound applies to the rounded scale: 1.5 * 2^127 is a tie that goes down to code 254.
   EXPECT_EQ(encode_scale(0x1.fffffffffffffp127, ScaleRule::floor), 254u);
   EXPECT_EQ(encode_scale(0x1.8p127, ScaleRule::nearest_even), 254u);
   EXPECT_THROW(encode_scale(0x1.8000000000001p127, ScaleRule::nearest_even), std::domain_error);
@@ -372,7 +372,7 @@ TEST(DtypeErrors, HandCheckedUnits) {
   EXPECT_EQ(half_ulp(Dtype::f64, 1), 0x1p-53);
 }
 
-// 2^-1075 is no double. Zero would say that f64 has no error near zero, so the bound has to round
+// 2^-1075 is no double. Zero would mean that f64 has no error near zero, so the bound has to round
 // up.
 TEST(DtypeErrors, HalfMinSubnormalOfF64IsNotZero) {
   EXPECT_GE(half_min_subnormal(Dtype::f64), 0x1p-1074);
@@ -386,7 +386,7 @@ TEST(DtypeNames, RoundTrip) {
     EXPECT_FALSE(value_named<Dtype>(name)) << name;
 }
 
-// A double from any bits, or one in reach of the narrow formats, where the rounding happens.
+// A double made of any bits, or one in the range of the narrow formats, where the rounding happens.
 double arbitrary_double() {
   const auto bits = *rc::gen::arbitrary<std::uint64_t>();
   if (*rc::gen::arbitrary<bool>()) return std::bit_cast<double>(bits);
@@ -402,7 +402,7 @@ RC_GTEST_PROP(DtypeProperty, RoundToIsDecodeOfEncode, ()) {
   }
 }
 
-// Against all codes there are, not only the neighbours.
+// Compares with all codes, not only with the neighbours.
 RC_GTEST_PROP(DtypeProperty, EncodeGivesTheNearestOfAllCodes, ()) {
   const double x = arbitrary_double();
   RC_PRE(std::isfinite(x));

@@ -1,6 +1,6 @@
-// exp and tanh of the kernels, on every SIMD target, against double precision: every float of the
-// range of exp on the best target, a dense sample on the others. The contract declares what is
-// measured here, rounded up.
+// exp and tanh of the kernels are compared with double precision on every SIMD target: every float
+// in the range of exp on the best target, a dense sample on the others. The contract declares the
+// errors that are measured here, rounded up.
 #include "kernels/simd/highway_config.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -45,8 +45,9 @@ auto tanh_of(const Target& target) { return ASSAY_OF_TARGET(tanh_all, target); }
 
 namespace {
 
-// Largest error in units of 2^-23 of the exact value (what the contract calls an ulp), over every
-// `step`-th float in bit order from `first` to `last` (positive floats, negated if asked).
+// The largest error in units of 2^-23 of the exact value (an ulp in the contract). It tries every
+// `step`-th float in bit order from `first` to `last` (positive floats, which are negated on
+// request).
 double largest_error(void (*f)(const float*, float*, std::size_t), double (*exact)(double),
                      float first, float last, bool negative, std::uint32_t step) {
   constexpr Index chunk = 1 << 14;
@@ -87,8 +88,8 @@ TEST_P(Elementary, ExpStaysWithinTheContract) {
 #else
   const std::uint32_t step = best() ? 1 : 997;
 #endif
-  // From the least float whose exponential differs from 1 in fp32's neighbourhood down to the flush
-  // at -87.
+  // The range goes from the smallest float whose exponential differs from 1 in fp32 down to -87,
+  // where the exponential is flushed to 0.
   const double worst = largest_error(
       kernels::exp_of(target()), [](double x) { return std::exp(x); }, 0x1p-30f, 87.0f, true, step);
   printf("%s: exp, every %u-th float of [-87, 0]: largest error %.4f ulp\n", GetParam().c_str(),
@@ -123,7 +124,7 @@ TEST_P(Elementary, ExpAtTheEdges) {
   EXPECT_EQ(y[2], 0);
   EXPECT_TRUE(std::isnan(y[3]));
   EXPECT_GT(y[4], 0);
-  EXPECT_LT(std::exp(-87.0), contract().exp_floor);  // what the flush throws away
+  EXPECT_LT(std::exp(-87.0), contract().exp_floor);  // the flush drops these values
   for (std::size_t i = 5; i < 12; ++i) EXPECT_EQ(y[i], 0) << x[i];
   EXPECT_EQ(y[12], 1);
   EXPECT_EQ(y[13], 1);

@@ -1,4 +1,5 @@
-// The fp64 level of the oracle against ball arithmetic, over every family of inputs and every mask.
+// Compares the fp64 level of the oracle with ball arithmetic, over every family of inputs and every
+// mask.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -36,7 +37,7 @@ TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
       }
   std::mutex mutex;
   std::int64_t rows = 0, rows_beyond_fp64 = 0;
-  double largest = 0;  // measured error over the radius that was claimed
+  double largest = 0;  // the measured error divided by the claimed radius
   Contract fp32;
   fp32.ordered = true;
   parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
@@ -60,7 +61,7 @@ TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
           const double error = std::fabs((center - value) - low);
           EXPECT_LE(error, radius + ball_radius) << what << " of row " << i << " head " << h << "\n"
                                                  << print_case(c);
-          // value + low is a double-double: it cannot say more than about 106 bits of a ball.
+          // value + low is a double-double, so it can give at most about 106 bits of a ball.
           EXPECT_LT(ball_radius, radius * 0x1p-40 + 0x1p-900) << print_case(c);
           if (radius > 0) largest = std::max(largest, error / radius);
         };
@@ -78,8 +79,8 @@ TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
   EXPECT_LT(rows_beyond_fp64, rows / 4);
 }
 
-// The bound of a row is the same whether its quantities come from fp64 or from balls, but for what
-// sums in fp32 add above.
+// The bound of a row is the same whether its quantities come from fp64 or from balls, except for
+// what sums in fp32 add.
 TEST(Enclosure, BoundsAgreeBetweenTheLevels) {
   for (const char* line :
        {"attention b=1 h=1 l=5x200 d=40/16 scores=heavy-tail alibi",

@@ -1,5 +1,5 @@
-// What must hold of any problem: that the kernels pass, and that problems which mean the same give
-// the same bits. Cases are drawn at random and shrunk.
+// Properties of any problem: the kernels pass, and problems with the same meaning give the same
+// bits. Cases are drawn at random and shrunk.
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -23,7 +23,7 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-// Without what ties a key to its number; the families whose scores and sums are exact.
+// Removes what ties a key to its number, and takes the families whose scores and sums are exact.
 Case exact_and_plain(Case c, Index scores, Index values) {
   constexpr Scores exact_scores[] = {Scores::equal, Scores::subset, Scores::gather};
   constexpr Values exact_values[] = {Values::integers, Values::ones, Values::one_hot};
@@ -45,8 +45,7 @@ Case exact_and_plain(Case c, Index scores, Index values) {
   return c;
 }
 
-// ---- Any case passes
-// --------------------------------------------------------------------------------------
+// ---- Any case passes ----
 
 void require_pass(const Case& c, Candidate& candidate) {
   ExecuteOptions options;
@@ -74,7 +73,7 @@ RC_GTEST_PROP(AnyCase, ProductsPass, ()) {
   require_pass(*any_case(CaseKind::product), *make_candidate("host"));
 }
 
-// The properties themselves are tested: on a kernel with a fault they fail, and what is left is
+// Tests the properties themselves: on a kernel with a fault they fail, and the case that remains is
 // small.
 TEST(AnyCase, AFaultIsFoundAndMadeSmall) {
   for (const auto& [kind, fault] : {std::pair{CaseKind::forward, "fault:causal-off-by-one"},
@@ -107,8 +106,7 @@ TEST(AnyCase, AFaultIsFoundAndMadeSmall) {
   }
 }
 
-// ---- The same problem, said in another way
-// ---------------------------------------------------------------
+// ---- The same problem, said in another way ----
 
 RC_GTEST_PROP(SameProblem, GroupedHeadsAreRepeatedHeads, ()) {
   const Ran r(*any_case(CaseKind::forward));
@@ -140,8 +138,8 @@ RC_GTEST_PROP(SameProblem, BooleanMasksAreAdditiveMinusInfinity, ()) {
   require_same(r.run(r.in.problem), r.run(p));
 }
 
-// Causality, windows, lengths, starts, documents and the boolean mask, as one boolean mask that the
-// oracle evaluates.
+// Causality, windows, lengths, starts, documents and the boolean mask have the effect of one
+// boolean mask that the oracle evaluates.
 RC_GTEST_PROP(SameProblem, MasksComposeToOne, ()) {
   const Ran r(*any_case(CaseKind::forward));
   const AttentionShape& s = r.c.shape;
@@ -169,7 +167,7 @@ RC_GTEST_PROP(SameProblem, MasksComposeToOne, ()) {
   require_same(r.run(r.in.problem), r.run(p));
 }
 
-// Keys behind the last one, masked by lengths, whatever they hold.
+// Keys may follow the last one if lengths mask them, whatever they hold.
 RC_GTEST_PROP(SameProblem, MaskedKeysMayBeAppended, (bool nan)) {
   Case c = *any_case(CaseKind::forward);
   c.keep = c.bias = {};
@@ -196,11 +194,11 @@ RC_GTEST_PROP(SameProblem, MaskedKeysMayBeAppended, (bool nan)) {
   require_same(r.run(r.in.problem), r.run(p));
 }
 
-// Batches and heads know nothing of one another: each alone has the bits that it has among the
+// Batches and heads do not influence one another: each one alone has the same bits as among the
 // others.
 RC_GTEST_PROP(SameProblem, EveryBatchElementAlone, ()) {
   Case c = *any_case(CaseKind::forward);
-  c.dropout = 0, c.dropout_seed = 0;  // whose draws are numbered by the batch
+  c.dropout = 0, c.dropout_seed = 0;  // its draws are numbered by the batch
   const Ran r(c);
   const Outputs all = r.run(r.in.problem);
   for (Index b = 0; b < c.shape.batch; ++b) {
@@ -212,7 +210,8 @@ RC_GTEST_PROP(SameProblem, EveryBatchElementAlone, ()) {
   }
 }
 
-// The first rows of a causal problem are the problem of those rows and the keys that they may see.
+// The first rows of a causal problem have the bits of the problem with only those rows and the keys
+// that they may see.
 RC_GTEST_PROP(SameProblem, CausalPrefix, ()) {
   Case c = *any_case(CaseKind::forward);
   c.causal = true;
@@ -237,8 +236,7 @@ RC_GTEST_PROP(SameProblem, AnyNumberOfThreads, ()) {
   for (int threads = 2; threads <= 5; ++threads) require_same(one, r.run(r.in.problem, threads));
 }
 
-// ---- Exact arithmetic
-// ------------------------------------------------------------------------------------
+// ---- Exact arithmetic ----
 
 RC_GTEST_PROP(Exact, KeysAndValuesMayBePermuted, ()) {
   const Ran r(exact_and_plain(*any_case(CaseKind::forward), *rc::gen::inRange(0, 3),
@@ -260,8 +258,8 @@ RC_GTEST_PROP(Exact, KeysAndValuesMayBePermuted, ()) {
   require_same(r.run(r.in.problem), r.run(p));
 }
 
-// The same number added to every score: O keeps its bits where no addition rounds, and LSE grows by
-// it.
+// Adds the same number to every score. Where no addition rounds, O keeps its bits and LSE grows by
+// that number.
 RC_GTEST_PROP(Exact, ScoresMayBeShifted, ()) {
   const Ran r(exact_and_plain(*any_case(CaseKind::forward), 0, *rc::gen::inRange(0, 3)));
   Attention p = r.in.problem;
@@ -279,7 +277,7 @@ RC_GTEST_PROP(Exact, ScoresMayBeShifted, ()) {
   });
 }
 
-// V times four: O times four, bit for bit, wherever that is a normal number.
+// Four times V gives four times O, bit for bit, wherever that is a normal number.
 RC_GTEST_PROP(Exact, PowersOfTwoPassThrough, ()) {
   const Ran r(*any_case(CaseKind::forward));
   Attention p = r.in.problem;
@@ -289,7 +287,7 @@ RC_GTEST_PROP(Exact, PowersOfTwoPassThrough, ()) {
       made(p.v.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim},
            [&](Index b, Index g, Index j, Index d) {
              const double x = at(p.v, b, g, j, d);
-             // Products of small numbers flush or round in one of the two.
+             // Products of small numbers are flushed or rounded in one of the two calls.
              exact = exact && (x == 0 || (std::fabs(x) >= 0x1p-14 && std::fabs(x) <= 0x1p13));
              return round_to(p.v.dtype, 4 * x);
            });
@@ -299,15 +297,16 @@ RC_GTEST_PROP(Exact, PowersOfTwoPassThrough, ()) {
   Index compared = 0;
   for_each_index(plain.o.view().shape, [&](Index b, Index h, Index i, Index d) {
     const double x = at(plain.o.view(), b, h, i, d), y = at(scaled.o.view(), b, h, i, d);
-    if (std::fabs(x) < 0x1p-13 || !std::isfinite(y)) return;  // a tiny sum, or beyond fp16
+    // The sum is tiny, or it is beyond fp16.
+    if (std::fabs(x) < 0x1p-13 || !std::isfinite(y)) return;
     ++compared;
-    // Cancelling sums of small weights may have met a subnormal product in one of the two.
+    // Sums of small weights that cancel may have had a subnormal product in one of the two calls.
     RC_ASSERT(std::fabs(y - 4 * x) <= 0x1p-100);
   });
   RC_CLASSIFY(compared > 0, "compared");
 }
 
-// Rows that pick one key each are linear in V.
+// Rows that select one key each are linear in V.
 RC_GTEST_PROP(Exact, GatheredRowsAreLinearInV, ()) {
   const Case c = exact_and_plain(*any_case(CaseKind::forward), 2, 0);
   const Ran r(c);
@@ -324,7 +323,7 @@ RC_GTEST_PROP(Exact, GatheredRowsAreLinearInV, ()) {
   Attention both = p;
   both.v = sum.view();
   const Outputs x = r.run(p), y = r.run(q), z = r.run(both);
-  // A row of several keys, where D is too small for a code of all of them, gives a mean.
+  // Where D is too small for a code of every key, a row of several keys gives a mean.
   for_each_index(z.o.view().shape, [&](Index b, Index h, Index i, Index d) {
     if (at(z.lse.view(), b, h, i, 0) == 0)
       RC_ASSERT(at(z.o.view(), b, h, i, d) ==
@@ -332,10 +331,9 @@ RC_GTEST_PROP(Exact, GatheredRowsAreLinearInV, ()) {
   });
 }
 
-// ---- Gradients and products
-// ------------------------------------------------------------------------------
+// ---- Gradients and products ----
 
-// dO times two: every gradient times two, wherever that is a normal number.
+// Two times dO gives two times every gradient, wherever that is a normal number.
 RC_GTEST_PROP(Exact, GradientsAreLinearInPowersOfTwo, ()) {
   const Case c = *any_case(CaseKind::backward);
   const Ran r(c);
@@ -380,10 +378,10 @@ RC_GTEST_PROP(SameProblem, GradientsOnAnyNumberOfThreads, ()) {
   }
 }
 
-// Columns of C are columns of W, whatever stands beside them.
+// A column of C depends only on its column of W.
 RC_GTEST_PROP(SameProblem, ProductsColumnByColumn, ()) {
   Case c = *any_case(CaseKind::product);
-  // Scales of nvfp4 are relative to one number of the whole matrix.
+  // The scales of nvfp4 are relative to one number of the whole matrix.
   RC_PRE(c.product.format != LowBit::nvfp4 || c.product.weights != Weights::quantized);
   const Index n = *rc::gen::inRange<Index>(1, c.product.n + 1);
   Case narrow = c;
@@ -405,8 +403,7 @@ RC_GTEST_PROP(SameProblem, ProductsColumnByColumn, ()) {
   });
 }
 
-// ---- The generator itself
-// --------------------------------------------------------------------------------
+// ---- The generator itself ----
 
 RC_GTEST_PROP(AnyCase, LinesStandForThemselves, ()) {
   const CaseKind kind =
@@ -426,7 +423,7 @@ RC_GTEST_PROP(AnyCase, LinesStandForThemselves, ()) {
   }
 }
 
-// A walk of moves comes by every feature.
+// A walk of moves reaches every feature.
 TEST(AnyCase, MovesReachEveryFeature) {
   std::set<std::string> seen;
   std::uint64_t state = 1;

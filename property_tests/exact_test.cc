@@ -1,4 +1,5 @@
-// The tier without tolerance: weights that are exactly 0 or equal, sums that no order rounds.
+// The tier without tolerance: the weights are exactly 0 or equal, and the sums do not round in any
+// order.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -37,7 +38,7 @@ TEST(Exact, EveryElementOfSubsetAndGatherInputs) {
       }
 }
 
-// One unit in the last place of one element is a failure, at any length.
+// An error of one unit in the last place of one element is a failure, at any length.
 TEST(Exact, OneUlpFails) {
   const Case c = parse_case("attention b=1 h=1 l=20x3000 d=64 scores=gather");
   Inputs in(c);
@@ -53,7 +54,7 @@ TEST(Exact, OneUlpFails) {
   EXPECT_EQ(v.failures.at("O is not the exact value"), 1);
 }
 
-// A count that divides exactly: the mean of balanced columns is 0, bit for bit.
+// The count divides exactly, so the mean of balanced columns is 0, bit for bit.
 TEST(Exact, BalancedSumsAreZeroBitForBit) {
   const Case c = parse_case("attention b=1 h=1 l=4x1000 d=16 scores=equal values=balanced");
   Inputs in(c);

@@ -1,4 +1,4 @@
-// The production forward kernel: every SIMD target that this machine runs, bitwise promises,
+// The production forward kernel: every SIMD target that this machine runs, bitwise promises, and
 // refusals.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -17,7 +17,7 @@ using testing::HasSubstr;
 
 class OnTarget : public testing::TestWithParam<std::string> {};
 
-// A verdict on every case of the smoke suite, with the contract that belongs to the target.
+// Judges every case of the smoke suite by the contract of the target.
 TEST_P(OnTarget, PassesTheSmokeSuite) {
   const auto host = make_candidate("host");
   std::size_t judged = 0;
@@ -52,7 +52,7 @@ TEST(Targets, WhatThisMachineDoesNotRunIsCounted) {
     const std::optional<kernels::Target> target = kernels::Target::named(t);
     ASSERT_TRUE(target);
     EXPECT_EQ(target->name(), t);
-    EXPECT_EQ(kernels::attention_forward_target(*target), t);  // its own code runs
+    EXPECT_EQ(kernels::attention_forward_target(*target), t);  // the code of the target itself runs
   }
   for (const std::string& t : compiled)
     EXPECT_EQ(kernels::Target::named(t).has_value(), std::ranges::count(runnable, t) == 1) << t;
@@ -61,7 +61,7 @@ TEST(Targets, WhatThisMachineDoesNotRunIsCounted) {
   EXPECT_EQ(kernels::Target::named(""), kernels::Target());
 }
 
-// A row's bits do not depend on what else is in the call.
+// The bits of a row do not depend on what else is in the call.
 TEST(Forward, RowsAreTheSameInAnyBatchAndChunk) {
   const Case whole = parse_case("attention b=3 h=6/2 l=150x260 d=64 causal offset=end seed=5");
   const Inputs in(whole);
@@ -69,7 +69,7 @@ TEST(Forward, RowsAreTheSameInAnyBatchAndChunk) {
   ASSERT_TRUE(kernels::attention_forward(in.problem, out.view(), 2).ok());
   for (Index b = 0; b < 3; ++b)
     for (Index first : {0, 1, 95, 96, 149}) {
-      // Rows [first, first + 7) of one batch, with the offset moved along.
+      // The call has rows [first, first + 7) of one batch, with the offset changed accordingly.
       const Index rows = std::min<Index>(7, 150 - first);
       Attention part = in.problem;
       part.shape.batch = 1;

@@ -39,7 +39,7 @@ void for_each_position(const Extents& s, const Body& body) {
         for (Index d = 0; d < s[3]; ++d) body(b, h, i, d);
 }
 
-// All elements in logical order, whatever the layout.
+// The bits of all elements in logical order, whatever the layout is.
 std::vector<std::uint64_t> bits_of(const TensorView& t) {
   std::vector<std::uint64_t> bits;
   for_each_position(
@@ -54,7 +54,8 @@ const TensorView& tensor_of(const Inputs& in, char name) {
                        : in.problem.bias;
 }
 
-// Every element of the tensor of `small` is the element of `large` at the same coordinates.
+// Whether every element of the tensor of `small` equals the element of `large` at the same
+// coordinates.
 bool is_corner_of(const TensorView& small, const TensorView& large) {
   bool same = true;
   for_each_position(small.shape, [&](Index b, Index h, Index i, Index d) {
@@ -65,8 +66,8 @@ bool is_corner_of(const TensorView& small, const TensorView& large) {
 
 // --- The bits that a case line stands for. ---
 
-// The literals pin the notation: a stored case line means these inputs on every machine and in
-// every later version. A change here makes every recorded case a different one.
+// These literals fix the meaning of the notation: a stored case line means these inputs on every
+// machine and in every later version. A change here makes every recorded case a different one.
 TEST(GeneratePinned, Elements) {
   struct Row {
     std::string fields;
@@ -117,7 +118,7 @@ std::uint64_t digest(const Inputs& in, const std::string& tensors) {
   return hash;
 }
 
-// As above, for all of every family: in the order of the enumerations.
+// A digest of all elements of every family, in the order of the enumerations.
 TEST(GeneratePinned, DigestOfEveryFamily) {
   const std::string shape = "b=2 h=4/2 l=19x21 d=6/5";
   const std::array<std::uint64_t, count_of<Scores>> of_scores = {
@@ -145,8 +146,8 @@ TEST(GeneratePinned, DigestOfEveryFamily) {
   }
 }
 
-// Philox4x32-10 from its paper (Salmon et al., 2011), so that the literals above are not merely
-// what the code says.
+// Philox4x32-10 from its paper (Salmon et al., 2011). With it the literals above are more than a
+// copy of what the code computes.
 std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> x,
                                     std::array<std::uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
@@ -159,7 +160,7 @@ std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> x,
 }
 
 TEST(GeneratePinned, NormalElementsFollowFromPhilox) {
-  // Known answer of the generator itself.
+  // The known answer of the generator itself.
   EXPECT_EQ(philox({0, 0, 0, 0}, {0, 0}),
             (std::array<std::uint32_t, 4>{0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8}));
   for (const std::string seed : {"1", "4294967296", "18446744073709551615"}) {
@@ -174,7 +175,8 @@ TEST(GeneratePinned, NormalElementsFollowFromPhilox) {
         const auto words = philox({low(i), low(d), low(h), low(b)},
                                   {static_cast<std::uint32_t>(c.seed),
                                    static_cast<std::uint32_t>(c.seed >> 32) ^ stream << 24});
-        // Eight uniform 16-bit numbers, centred; sqrt(12 / 8) / 2^16 makes the variance 1.
+        // The sum of eight uniform 16-bit numbers, centred. The factor sqrt(12 / 8) / 2^16 makes
+        // the variance 1.
         double sum = -8 * 32767.5;
         for (std::uint32_t w : words) sum += (w & 0xFFFF) + (w >> 16);
         EXPECT_EQ(load(t, t.at(b, h, i, d)), sum * (std::sqrt(1.5) * 0x1p-16))
@@ -204,7 +206,7 @@ TEST(Generate, SameBitsInEveryLayout) {
       const TensorView &t = tensor_of(in, tensor), &p = tensor_of(plain, tensor);
       EXPECT_EQ(t.shape, p.shape);
       for_each_position(t.shape, [&](Index b, Index h, Index i, Index d) {
-        // A broadcast axis holds what stands at its index 0.
+        // Along a broadcast axis every element equals the one at index 0.
         EXPECT_EQ(bits_at(t, b, h, i, d), bits_at(p, kind == LayoutKind::shared_batch ? 0 : b,
                                                   kind == LayoutKind::shared_head ? 0 : h, i, d))
             << name;
@@ -249,8 +251,8 @@ TEST(GenerateShrink, FewerBatchesHeadsAndRowsKeepTheRest) {
   }
 }
 
-// Not growing and falling (they spread over all keys), nor subset and gather (they choose among the
-// keys).
+// The families growing and falling are left out, because they spread over all keys. Subset and
+// gather are left out, because they choose among the keys.
 TEST(GenerateShrink, FewerKeysKeepTheRest) {
   const std::string large = "b=2 h=4/2 l=19x37 d=6/5 bias=minus-infinity",
                     small = "b=1 h=2/1 l=5x21 d=6/5 bias=minus-infinity";
@@ -267,7 +269,7 @@ TEST(GenerateShrink, FewerKeysKeepTheRest) {
   }
 }
 
-// Families whose formula has no sqrt(D) in it, nor a place that depends on the width.
+// The families whose formula does not contain sqrt(D) nor a place that depends on the width.
 TEST(GenerateShrink, SmallerHeadDimensionsKeepTheRest) {
   const std::string large = "b=2 h=4/2 l=7x9 d=33/17", small = "b=2 h=4/2 l=7x9 d=10/4";
   for (Scores s : {Scores::normal, Scores::uniform, Scores::tiny, Scores::huge,
@@ -310,7 +312,7 @@ TEST(GenerateFamilies, FiniteInEveryDtypeAndDimension) {
       }
 }
 
-// The families that look at the scale must not leave the dtype when it is unusual.
+// The families that use the scale must stay inside the dtype under an unusual scale.
 TEST(GenerateFamilies, FiniteUnderAnyScale) {
   for (const char* dtype : {"f32", "f16", "bf16"})
     for (const char* scale : {"0", "1e-45", "1e-10", "0.0001", "1", "3e+38"})
@@ -322,9 +324,9 @@ TEST(GenerateFamilies, FiniteUnderAnyScale) {
       }
 }
 
-// A row of `gather` sees one key and one of `subset` several, in scores that are exact: 0, or so
-// far below that exp gives 0 in binary32. They hold where D has room for the bits of the key's
-// number and one more.
+// A row of `gather` sees one key and a row of `subset` sees several. Their scores are exact: 0, or
+// so far below 0 that exp gives 0 in binary32. This holds where D has room for the bits of the
+// key's number and one more bit.
 TEST(GenerateFamilies, SubsetAndGatherSelectExactly) {
   for (const char* dtype : {"f32", "f16", "bf16"})
     for (const char* shape :
@@ -410,7 +412,7 @@ TEST(GenerateFamilies, NamesMeanWhatTheySay) {
   });
   const auto equal = values_of("scores=equal");
   for (std::uint64_t bits : bits_of(equal->problem.q)) EXPECT_EQ(bits, 0u);
-  // Every third key is key 0 again.
+  // Every third key equals key 0.
   const auto ties = values_of("scores=ties");
   const TensorView& k = ties->problem.k;
   for_each_position({2, 3, 20, 8}, [&](Index b, Index h, Index i, Index d) {
@@ -439,7 +441,7 @@ TEST(GenerateMasks, BroadcastAsDeclared) {
       }
       if (mask == "bool=random") EXPECT_EQ(static_cast<Index>(in.keep.size()), elements) << varies;
       else EXPECT_EQ(static_cast<Index>(in.bias.size_in_bytes()), 2 * elements) << varies;
-      // Distinct places for distinct coordinates along the axes that vary.
+      // Different coordinates along the axes that vary must have different places.
       std::set<Index> places;
       for_each_position(shape, [&](Index b, Index h, Index i, Index j) {
         places.insert(b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3]);
@@ -450,7 +452,7 @@ TEST(GenerateMasks, BroadcastAsDeclared) {
     }
 }
 
-// A broadcast mask is the full one at index 0 of the axes that it leaves out.
+// A broadcast mask equals the full mask at index 0 of the axes that it leaves out.
 TEST(GenerateMasks, BroadcastHoldsTheFirstOfWhatItLeavesOut) {
   const std::string fields = "b=2 h=4/2 l=5x18 d=4 bool=random bias=normal";
   const Inputs full(parse_case(line_with(fields)));
@@ -554,7 +556,7 @@ TEST(GenerateHidden, OnlyPaddingIsTouched) {
   EXPECT_TRUE(all_finite(in.problem.k) && all_finite(in.problem.v));
 }
 
-// Batches that share their keys hide only what none of them sees.
+// Batches that share their keys hide only the keys that none of them sees.
 TEST(GenerateHidden, SharedBatchHidesOnlyWhatNoBatchSees) {
   const Inputs in(parse_case(
       line_with("b=2 l=3x20 d=4 lengths=5,12 hidden=nan layout=k:shared-batch,v:shared-batch")));
@@ -625,7 +627,7 @@ TEST(GenerateProblem, FieldsArrive) {
   EXPECT_EQ(Inputs(parse_case("attention d=64")).problem.scale, 0.125f);
 }
 
-// What a cache means, element by element: the token, its scale and the code between.
+// The contents of a cache, element by element: the token, its scale, and the code between them.
 TEST(GenerateCache, HoldsRoundedTokens) {
   for (auto [store_as, dtype, group] : {std::tuple{"f16", Dtype::f16, Index{0}},
                                         {"f8e4m3", Dtype::f8e4m3, Index{0}},
@@ -648,7 +650,8 @@ TEST(GenerateCache, HoldsRoundedTokens) {
               double largest = 0;
               for (Index e = d / width * width; e < std::min(columns, (d / width + 1) * width); ++e)
                 largest = std::max(largest, std::fabs(load(*tokens, tokens->at(b, h, i, e))));
-              // The least power of two under which the largest magnitude of the group fits.
+              // The scale is the least power of two under which the largest magnitude of the group
+              // fits.
               const double scale =
                   format(dtype).bits > 8
                       ? 1
@@ -714,8 +717,9 @@ TEST(GenerateProblem, EmptyExtents) {
 
 // --- Defaults that are rounded once. ---
 
-// f is the nearest binary32 to 1/sqrt(D) iff both midpoints next to it lie on their sides, and a
-// midpoint m compares with 1/sqrt(D) as m^2 D compares with 1: in whole numbers of at most 62 bits.
+// f is the nearest binary32 to 1/sqrt(D) if and only if 1/sqrt(D) lies between the two midpoints
+// next to f. A midpoint m compares with 1/sqrt(D) as m^2 D compares with 1, which needs whole
+// numbers of at most 62 bits.
 TEST(DefaultScale, IsTheNearestFloatForEveryDimension) {
   for (Index dim = 1; dim <= max_head_dim; ++dim) {
     const float f = default_scale(dim);
@@ -728,8 +732,8 @@ TEST(DefaultScale, IsTheNearestFloatForEveryDimension) {
     const std::uint64_t below = 2 * significand - 1, above = 2 * significand + 1;
     EXPECT_LT(below * below * d, one) << dim;
     EXPECT_GT(above * above * d, one) << dim;
-    // Below a power of two the neighbour is only half as far: then nothing but the exact value will
-    // do.
+    // Below a power of two the neighbour is only half as far away. There only the exact value is
+    // accepted.
     EXPECT_TRUE(significand != std::uint64_t{1} << 23 || 4 * significand * significand * d == one)
         << dim;
   }
@@ -745,7 +749,8 @@ TEST(AlibiSlopes, EightAndTwelveHeads) {
   EXPECT_EQ(default_alibi_slopes(3), (std::vector<float>{0x1p-4f, 0x1p-8f, 0x1p-2f}));
   EXPECT_EQ(default_alibi_slopes(8), (std::vector<float>{0.5f, 0.25f, 0.125f, 0.0625f, 0.03125f,
                                                          0.015625f, 0.0078125f, 0.00390625f}));
-  // Eight as above, then 2^-0.5, 2^-1.5, 2^-2.5, 2^-3.5: every other one of sixteen.
+  // The first eight slopes are those above. Then come 2^-0.5, 2^-1.5, 2^-2.5 and 2^-3.5, which are
+  // every other one of sixteen.
   EXPECT_EQ(default_alibi_slopes(12),
             (std::vector<float>{0.5f, 0.25f, 0.125f, 0.0625f, 0.03125f, 0.015625f, 0.0078125f,
                                 0.00390625f, 0x1.6a09e6p-1f, 0x1.6a09e6p-2f, 0x1.6a09e6p-3f,

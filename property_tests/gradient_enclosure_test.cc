@@ -1,6 +1,6 @@
-// The oracle's gradients by three routes that share no formula with each other: fp64 with a radius
-// against ball arithmetic, balls against finite differences of the forward balls, and identities
-// between the outputs alone.
+// The oracle's gradients by three ways that share no formula: fp64 with a radius against ball
+// arithmetic, balls against finite differences of the forward balls, and identities between the
+// outputs alone.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -64,7 +64,7 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
   std::mutex mutex;
   std::int64_t elements = 0, tainted = 0;
   double largest = 0;
-  std::int64_t wide = 0;  // radii above a thousandth of the bound
+  std::int64_t wide = 0;  // the number of radii above a thousandth of the bound
   parallel_for(static_cast<Index>(cases.size()), 0, [&](Index k) {
     const Case& c = cases[usize(k)];
     const Prepared x(c);
@@ -103,8 +103,8 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
     for (Index head = 0; head < shared.d_sink.rows; ++head)
       check("dSink", shared.d_sink, head, 0, balls.d_sink(head));
     if (shared.d_bias.rows > 0) {
-      // Balls give dS of every pair; their sum over the broadcast dimensions in double has an error
-      // of its own.
+      // Balls give dS of every pair. Their sum over the broadcast dimensions is computed in double
+      // and has an error of its own.
       std::vector<BallRow::Enclosure> sums(usize(shared.d_bias.rows));
       for (Index head = 0; head < 2; ++head)
         for (Index i = 0; i < c.shape.rows; ++i)
@@ -126,7 +126,8 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
   EXPECT_LT(wide, elements / 100);
 }
 
-// d<dO, O>/dx by a five-point rule on the forward balls: exact arithmetic but for h^4.
+// d<dO, O>/dx by a five-point rule on the forward balls. The arithmetic is exact except for an
+// error of order h^4.
 TEST(GradientEnclosure, BallsAgreeWithFiniteDifferencesOfTheForwardBalls) {
   constexpr double h = 0x1p-18;
   std::int64_t compared = 0;
@@ -154,7 +155,8 @@ TEST(GradientEnclosure, BallsAgreeWithFiniteDifferencesOfTheForwardBalls) {
         }
       return std::pair{value, low};
     };
-    // The values at the four points are so close that their high parts subtract exactly.
+    // The values at the four points are so close to each other that their high parts subtract
+    // exactly.
     const double base = objective().first;
     auto difference = [&](auto set, double x) {
       double slope = 0;
@@ -193,7 +195,7 @@ TEST(GradientEnclosure, BallsAgreeWithFiniteDifferencesOfTheForwardBalls) {
           element(p.bias, 0, 1, 2, j, "dBias", balls.ds(1, 2, j).value);
     if (!p.sink.empty())
       for (Index head = 0; head < 2; ++head) {
-        // Sinks are binary32, on a grid that h is a multiple of.
+        // Sinks are binary32 numbers, on a grid of which h is a multiple.
         float& z = p.sink[usize(head)];
         check("dSink", difference([&](double x) { z = static_cast<float>(x); }, z),
               balls.d_sink(head).value);
@@ -203,8 +205,8 @@ TEST(GradientEnclosure, BallsAgreeWithFiniteDifferencesOfTheForwardBalls) {
   EXPECT_GT(compared, 400);
 }
 
-// Without a sink or dropout sum_j dV_j = sum_i dO_i over rows that see a key; without a sink or
-// softcap sum_j dK_j = 0 where all queries are equal; always <Q, dQ> = <K, dK> and <V, dV> = <O,
+// Without a sink or dropout, sum_j dV_j = sum_i dO_i over the rows that see a key. Without a sink
+// or softcap, sum_j dK_j = 0 if all queries are equal. Always <Q, dQ> = <K, dK> and <V, dV> = <O,
 // dO>, per kv head.
 TEST(GradientEnclosure, IdentitiesHoldWithinTheRadii) {
   std::int64_t compared = 0;

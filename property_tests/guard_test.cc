@@ -1,4 +1,4 @@
-// What the harness must notice around a call, tried with candidates that misbehave in one way each.
+// Tests what the harness must notice around a call, with candidates that each misbehave in one way.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -27,7 +27,7 @@ namespace {
 
 using testing::HasSubstr;
 
-// The production kernel, then a misdeed.
+// Runs the production kernel and then misbehaves.
 class Misbehaving : public Candidate {
  public:
   using Deed = std::function<kernels::Status(const Attention&, const AttentionOutput&, int call)>;
@@ -86,7 +86,7 @@ TEST(Guard, WritesBeforeAndBehindBuffers) {
 TEST(Guard, WritesBetweenElements) {
   const CaseResult r = run([](const Attention&, const AttentionOutput& out, int) {
     static_cast<float*>(out.o.data)[out.o.at(0, 0, 0, 0) + 8] =
-        0;  // the padding behind the first row
+        0;  // it writes into the padding behind the first row
     return kernels::Status{};
   });
   EXPECT_THAT(r.reason, HasSubstr("o: bytes between its elements were overwritten"));
@@ -128,8 +128,7 @@ TEST(Guard, ExceptionsAndStatuses) {
               HasSubstr("status 5 (Execution failed): lost"));
 }
 
-// An element that the second call computes differently: state that survives, or memory that was not
-// set.
+// The second call computes one element differently, because state survives or memory was not set.
 TEST(Guard, RunsThatDisagree) {
   const CaseResult r = run([](const Attention&, const AttentionOutput& out, int call) {
     if (call == 1) static_cast<float*>(out.lse.data)[out.lse.at(0, 1, 4, 0)] *= 1 + 0x1p-23f;
@@ -139,7 +138,8 @@ TEST(Guard, RunsThatDisagree) {
   EXPECT_THAT(r.reason, HasSubstr("poisoned differently disagree: LSE[b=0, h=1, row=4"));
 }
 
-// A lean on sign: far below any bound, seen by a relation alone.
+// The errors have a direction that depends on the sign. They are far below any bound, so only a
+// relation finds them.
 TEST(Guard, RelationsSeeWhatNoBoundSees) {
   const CaseResult r = run([](const Attention&, const AttentionOutput& out, int) {
     for (Index i = 0; i < 9; ++i) {
@@ -152,7 +152,8 @@ TEST(Guard, RelationsSeeWhatNoBoundSees) {
   EXPECT_THAT(r.reason, HasSubstr("relation negated-values violated"));
 }
 
-// One element read beyond the end, which changes no output: a page that cannot be touched tells.
+// The candidate reads one element beyond the end, which changes no output. A page without access
+// finds it.
 TEST(Guard, PagesTellOneElementTooMany) {
   const auto reads_at = [](Index element) {
     return [element](const Attention& p, const AttentionOutput&, int) {
@@ -174,7 +175,7 @@ TEST(Guard, PagesTellOneElementTooMany) {
   }
 }
 
-// Pages around one tensor are not around the next.
+// Pages around one tensor do not appear around the next tensor.
 TEST(Guard, SurroundingsAreOfOneTensor) {
   const Extents shape{1, 1, 3, 5};
   const Layout layout{{15, 15, 5, 1}, 0, 15};
@@ -186,8 +187,8 @@ TEST(Guard, SurroundingsAreOfOneTensor) {
   EXPECT_FALSE(banded.guards_intact());
 }
 
-// What a report draws is what was judged: as many elements in the bins, the largest ratio in some
-// cell, failures where they are.
+// A report draws what was judged: as many elements in the bins, the largest ratio in some cell, and
+// failures at their places.
 TEST(Pictures, AreOfTheElementsJudged) {
   ExecuteOptions options;
   options.pictures = true;
@@ -206,7 +207,7 @@ TEST(Pictures, AreOfTheElementsJudged) {
         for (const Json& cell : row)
           if (cell.is_number()) largest = std::max(largest, cell.get<double>());
   EXPECT_EQ(largest, fine["worst"]["O"]["ratio"]);
-  ASSERT_EQ(fine["mask"].size(), 1u);  // every head sees the same
+  ASSERT_EQ(fine["mask"].size(), 1u);  // every head sees the same keys
   EXPECT_EQ(fine["mask"][0]["key_step"], 4);
   EXPECT_EQ(fine["mask"][0]["cells"][8], std::string(75, '9'));
   EXPECT_EQ(fine["heads"][0]["ratios"].size(), 2u);
@@ -225,7 +226,7 @@ TEST(Pictures, AreOfTheElementsJudged) {
   EXPECT_EQ(drawn, (std::set<std::string>{"O", "LSE", "dQ", "dK", "dV"}));
 }
 
-// Offsets beyond 2^32 elements, over mappings that have memory for the rows alone.
+// The offsets exceed 2^32 elements, in mappings that have memory only for the rows.
 TEST(Guard, DistantRowsAreGuardedToo) {
   const char* line = "attention b=2 h=2 l=9x20 d=8 layout=distant";
   EXPECT_EQ(
@@ -235,7 +236,7 @@ TEST(Guard, DistantRowsAreGuardedToo) {
   EXPECT_THAT(run(
                   [](const Attention&, const AttentionOutput& out, int) {
                     static_cast<float*>(out.o.data)[out.o.at(1, 1, 7, 7) + 1] =
-                        0;  // behind a row that begins beyond 2^32
+                        0;  // it writes behind a row that begins beyond 2^32
                     return kernels::Status{};
                   },
                   line)
@@ -259,7 +260,7 @@ TEST(Guard, ImpossibleRequestsAreRefusedBeforeAnythingIsAllocated) {
   EXPECT_THROW(make_candidate("fault:none-such"), std::invalid_argument);
 }
 
-// The backward pass, or the cache, of the production kernel, then a misdeed.
+// Runs the backward pass or the cache of the production kernel, and then misbehaves.
 class MisbehavingBeyond : public Candidate {
  public:
   using Backward = std::function<void(const Attention&, const AttentionBackwardInput&,
@@ -305,7 +306,7 @@ TEST(GuardBackward, TheKernelAloneIsFine) {
     EXPECT_EQ(r.relations.at(name), Relation::held()) << name;
 }
 
-// An empty sum is written where an axis broadcasts, and lies between no elements.
+// An empty sum is written where an axis broadcasts. It lies between no elements.
 TEST(GuardBackward, EmptyProblemsWithABroadcastBiasAreFine) {
   for (const char* line :
        {"backward b=0 h=2 l=9x20 d=8 bias=normal@hij sink=1",
@@ -402,7 +403,7 @@ TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
     in.token_k.bytes()[5] ^= std::byte{1};
   };
   EXPECT_THAT(execute(c, candidate).reason, HasSubstr("an input was changed"));
-  // One call and chunks differ by an ulp: no bound sees that.
+  // One call and chunks differ by an ulp, which no bound notices.
   MisbehavingBeyond leaning;
   leaning.cached = [](const Inputs&, const AttentionOutput& out, int call) {
     if (call >= 2) static_cast<float*>(out.o.data)[out.o.at(1, 2, 3, 4)] *= 1 + 0x1p-23f;
@@ -411,8 +412,8 @@ TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
               HasSubstr("relation chunks violated: O[b=1, h=2, row=3, column=4]"));
 }
 
-// An infinity of Q that is projected first may end as NaN, and as nothing else; in the rotary part,
-// or as a NaN of Q, it is judged as ever.
+// If an infinity of Q is projected first, the output may be NaN and nothing else. An infinity in
+// the rotary part, or a NaN of Q, is judged as usual.
 TEST(GuardCache, OnlyNanIsExcusedOfAProjectedInfinity) {
   MisbehavingBeyond candidate;
   candidate.cached = [](auto&&...) {};
@@ -442,8 +443,8 @@ TEST(GuardCache, OnlyNanIsExcusedOfAProjectedInfinity) {
   EXPECT_EQ(with("17=nan", 7).outcome, Outcome::fail);
 }
 
-// A fault that is listed as equivalent changes no bit; every other one is a candidate under its
-// name, hunted by a suite that reaches it.
+// A fault that is listed as equivalent changes no bit. Every other fault is a candidate under its
+// name, and a suite that reaches it hunts it.
 TEST(PlantedFaults, EquivalentOnesChangeNoBit) {
   const std::vector<Case> cases = make_suite("smoke", 3).cases,
                           products = make_suite("products", 3).cases;
@@ -482,7 +483,7 @@ TEST(PlantedFaults, AreNamedOnceAndReachedByTheirSuites) {
       return reaches(f, c);
     })) << f.name;
   }
-  // Every class of the list of how kernels fail, F01 to F50, has a fault that some input shows.
+  // Every class in the list of how kernels fail, F01 to F50, has a fault that some input shows.
   std::set<std::string> classes;
   for (const PlantedFault& f : planted_faults)
     if (f.equivalent.empty()) classes.insert(std::string(f.fault_class));
@@ -490,8 +491,8 @@ TEST(PlantedFaults, AreNamedOnceAndReachedByTheirSuites) {
   EXPECT_EQ(classes.size(), 50u);
 }
 
-// docs/faults.md has every fault once, in the row of its class, and what it says stands for the
-// faults of other systems is there.
+// docs/faults.md has every fault once, in the row of its class. The faults that it names as
+// stand-ins for faults of other systems exist.
 TEST(PlantedFaults, TheirDocumentIsWhole) {
   std::map<std::string, std::string> expected, listed;
   std::set<std::string> names;
@@ -524,15 +525,15 @@ TEST(PlantedFaults, TheirDocumentIsWhole) {
   EXPECT_GT(models, 40u);
 }
 
-// Shown by a pass that cannot miss it: deleting a key of `gather` inputs moves O by whole values.
+// The pass cannot miss the deleted key: deleting a key of `gather` inputs moves O by whole values.
 TEST(Power, CertificateOfASuiteIsAUnionOfLanes) {
   const auto host = make_candidate("host");
   Adequacy adequacy;
   adequacy.add(execute(parse_case("attention b=1 h=1 l=64 d=128 scores=gather"), *host));
   const AdequacyCells before = adequacy.summary().at("f32 tile 64");
   EXPECT_EQ(before.cells, 4 * (4 * 64 + 63));
-  // Row i reads key <= i at random, so some lanes of the only tile are shown, and no other kind of
-  // tile is.
+  // Row i reads a random key <= i, so some lanes of the only tile are shown. No other kind of tile
+  // is shown.
   EXPECT_GT(before.shown, 100);
   EXPECT_LT(before.shown, 4 * 64 + 1);
   adequacy.add(failed_result("attention b=1 h=1 l=64 d=128", "host", Outcome::fail, "x",

@@ -1,8 +1,8 @@
 // Identities that hold of any problem: between the answers to two problems, between the outputs of
-// one, and between outputs and inputs. Each is a sum that is exact of the exact outputs, so what
-// the computed ones leave of it is at most the same sum of the elements' own bounds; nothing is
-// tuned. Cases are drawn at random; every test says how much was compared, and that the identity
-// fails of a kernel with a fault.
+// one problem, and between outputs and inputs. Each identity is a sum that is exact for the exact
+// outputs, so the computed outputs leave at most the same sum of the elements' own bounds; nothing
+// is tuned. Cases are drawn at random. Every test tells how much it compared, and shows that the
+// identity fails for a kernel with a fault.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -23,10 +23,10 @@ namespace {
 constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr double log_two = 0x1.62e42fefa39efp-1;
 
-// How much an identity compared on one case; throws where it does not hold.
+// Returns how much an identity compared on one case, and throws if it does not hold.
 using Identity = std::int64_t(const Case& c, Candidate& kernel);
 
-// `least` is a tenth of what a hundred cases give, or less: it fails where next to nothing is
+// `least` is at most a tenth of what a hundred cases give. The test fails if almost nothing is
 // compared any more.
 void expect_of_the_kernel(CaseKind kind, Identity& identity, std::int64_t least) {
   std::int64_t compared = 0;
@@ -46,13 +46,13 @@ void expect_to_fail_of(const char* fault, CaseKind kind, Identity& identity) {
   EXPECT_TRUE(result.is<rc::detail::FailureResult>()) << fault << " keeps the identity";
 }
 
-// A sum of measured numbers, with the sum of their bounds: what it can be away from the same sum of
-// the exact ones.
+// A sum of measured numbers with the sum of their bounds, which is the largest distance from the
+// same sum of the exact numbers.
 class Sum {
  public:
   void add(double weight, double measured, const Enclosed& of) {
     if (weight == 0 || (of.known && of.bound == 0 && measured == 0))
-      return;  // whatever the weight is: NaN in a key that nobody sees
+      return;  // the term is 0, also if the other factor is the NaN of a key that no row sees
     known_ = known_ && of.known && std::isfinite(weight) && std::isfinite(measured);
     value_ += weight * measured;
     bound_ += std::fabs(weight) * of.bound;
@@ -63,7 +63,7 @@ class Sum {
   bool known() const { return known_ && std::isfinite(value_) && std::isfinite(bound_); }
   bool empty() const { return terms_ == 0; }
 
-  // Whether the exact sums can be equal; the second part of the tolerance is the rounding of this
+  // Whether the exact sums can be equal. The second part of the tolerance is the rounding of this
   // sum itself, gamma of its terms and products.
   bool may_equal(const Sum& other) const {
     return std::fabs(value_ - other.value_) <= tolerance() + other.tolerance();
@@ -75,7 +75,7 @@ class Sum {
   bool known_ = true;
 };
 
-// 1 if the two could be compared; throws if they cannot be equal.
+// Returns 1 if the two could be compared, and throws if they cannot be equal.
 std::int64_t require_equal(const Sum& a, const Sum& b) {
   if (!a.known() || !b.known() || (a.empty() && b.empty())) return 0;
   RC_ASSERT(a.may_equal(b));
@@ -98,10 +98,10 @@ Attention with_values(const Attention& p, const Tensor& v) {
   return other;
 }
 
-// ---- Two problems that mean the same
-// ---------------------------------------------------------------------
+// ---- Two problems that mean the same ----
 
-// `more` keys before the first, hidden by key_starts, whatever they and their masks hold.
+// Puts `more` keys before the first one. key_starts hides them, so they and their masks may hold
+// anything.
 struct Prepended {
   Prepended(const Attention& p, Index more, double fill) : problem(p) {
     const AttentionShape& s = p.shape;
@@ -152,12 +152,13 @@ struct Prepended {
 };
 
 // Splits of keys, and the tiles that they consist of, begin at multiples of their width from key 0.
-// Behind whole splits of hidden keys every key therefore stands in a tile with the same neighbours,
-// empty splits are left out of the merge, and every bit of O and LSE is the same. Behind any other
-// number the keys fall into other tiles: maxima rise at other keys, sums are associated in another
-// way, and both answers are only within their own bounds of the one exact value that they share.
+// Behind whole splits of hidden keys, every key therefore has the same neighbours in its tile, the
+// merge leaves out empty splits, and every bit of O and LSE is the same. Behind any other number of
+// hidden keys, the keys fall into other tiles: maxima rise at other keys, and sums are associated
+// in another way. Both answers are then only within their own bounds of the exact value that they
+// share.
 std::int64_t prepended_keys_change_nothing(const Case& drawn, Candidate& kernel) {
-  const Ran r(without_dropout(drawn), kernel);  // whose draws are numbered by the key
+  const Ran r(without_dropout(drawn), kernel);  // its draws are numbered by the key
   const AttentionShape& s = r.c.shape;
   const Index split = kernels::forward_tiling(s.dim, s.value_dim).split_keys;
   const Index more =
@@ -177,7 +178,7 @@ std::int64_t prepended_keys_change_nothing(const Case& drawn, Candidate& kernel)
       ++compared;
       RC_ASSERT(std::fabs(a - x.exact) <= x.bound);
       RC_ASSERT(std::fabs(b - x.exact) <=
-                y.bound + 0x1p-40 * x.bound);  // of the enclosure of the plain problem
+                y.bound + 0x1p-40 * x.bound);  // the bound of the enclosure of the plain problem
     }
   };
   for_each_index(plain.o.view().shape, [&](Index b, Index h, Index i, Index c) {
@@ -197,7 +198,7 @@ TEST(Identity, MaskedKeysMayBePrepended) {
     expect_to_fail_of(fault, CaseKind::forward, prepended_keys_change_nothing);
 }
 
-// The same rows over the keys [begin, end) alone.
+// The same rows over only the keys [begin, end).
 Attention over_keys(const Attention& p, Index begin, Index end) {
   Attention part = p;
   part.shape.keys = end - begin;
@@ -217,16 +218,16 @@ Attention over_keys(const Attention& p, Index begin, Index end) {
   return part;
 }
 
-// Keys in up to four parts, each by the kernel, merged in natural units or with every LSE in
-// base 2.
+// Divides the keys into up to four parts. The kernel computes each part, and the parts are merged
+// in natural units or with every LSE in base 2.
 //
-// The parts' exact results merge to the exact whole: O = sum p_s O_s, p_s = e^(L_s - L). The merge
-// reads computed ones, LSE_s within beta_s of L_s (its conversion to base 2 included) and O_s
-// within B_s of the exact. With beta the largest beta_s every weight changes by a factor within
-// e^(+-2 beta) once they are normalised, so that
+// The exact results of the parts merge to the exact whole: O = sum p_s O_s, p_s = e^(L_s - L). The
+// merge reads computed numbers: LSE_s within beta_s of L_s (its conversion to base 2 included) and
+// O_s within B_s of the exact one. With beta the largest beta_s, every weight changes by a factor
+// within e^(+-2 beta) after normalisation, so that
 //   |O' - O| <= sum p_s e^(2 beta) B_s + (e^(2 beta) - 1) sum p_s |O_s - O|,   |L' - L| <= beta,
-// and then come the merge's own errors, whose bound for the numbers that it read is that of its
-// verdict.
+// The errors of the merge itself come in addition. Their bound, for the numbers that it read, is
+// the bound of its verdict.
 std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
   const Ran r(without_dropout(drawn), kernel);
   const Attention& p = r.in.problem;
@@ -243,7 +244,7 @@ std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
   std::vector<AttentionOutput> views;
   for (std::size_t k = 0; k + 1 < cuts.size(); ++k) {
     Attention part = over_keys(p, cuts[k], cuts[k + 1]);
-    if (k > 0) part.sink.clear();  // it joins once
+    if (k > 0) part.sink.clear();  // the sink joins only once
     parts.push_back(r.run(part));
     exact.emplace_back(part, contract_of(kernel, part, r.how), r.c.out_dtype());
     const TensorView& lse = parts.back().lse.view();
@@ -274,7 +275,7 @@ std::int64_t parts_merge_to_the_whole(const Case& drawn, Candidate& kernel) {
         bool known = l.known;
         for (std::size_t k = 0; k < parts.size() && known; ++k) {
           const Enclosed& part = exact[k].lse(b, h, i);
-          if (part.exact == -infinity) continue;  // saw nothing
+          if (part.exact == -infinity) continue;  // the part saw no key
           known = part.known;
           weight[k] = std::exp(part.exact - l.exact) * (1 + 0x1p-30);
           beta = std::max(
@@ -325,9 +326,9 @@ TEST(Identity, PartsOfTheKeysMergeToTheWhole) {
     expect_to_fail_of(fault, CaseKind::forward, parts_merge_to_the_whole);
 }
 
-// A record with its LSE in base 2, rounded to binary32 once more as a kernel that works in base 2
-// would, gets the verdict of the one in natural units; the same numbers under the wrong unit do
-// not, but where every LSE is near 0.
+// A record with its LSE in base 2 is rounded to binary32 once more, as a kernel that works in base
+// 2 would round it. It gets the same verdict as the record in natural units. The same numbers under
+// the wrong unit do not, except where every LSE is near 0.
 TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
   const std::string path =
       (std::filesystem::path(testing::TempDir()) / ("base_two_" + std::to_string(getpid())))
@@ -344,7 +345,7 @@ TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
       return v;
     };
     const Verdict natural = verdict();
-    bool fits = true;  // an LSE near the least of a mask has no number in base 2
+    bool fits = true;  // an LSE near the least number of a mask has no number in base 2
     const auto rewrite = [&](double factor, const char* unit) {
       const MappedFile file(path);
       Safetensors contents = parse_safetensors(file.bytes());
@@ -373,8 +374,8 @@ TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
     RC_ASSERT(natural.outcome != Outcome::fail && natural.outcome != Outcome::error);
     RC_ASSERT(name_of(base_two.outcome) == name_of(natural.outcome));
     RC_ASSERT(base_two.compared(Output::lse) == natural.compared(Output::lse));
-    // One more rounding may refute the strictest arithmetic, and another one leaves other elements
-    // to the hull.
+    // One more rounding may refute the strictest arithmetic, and another arithmetic leaves other
+    // elements to the hull.
     if (base_two.contract == natural.contract) RC_ASSERT(base_two.inside == natural.inside);
     else ++other_contract;
     compared += base_two.compared(Output::lse);
@@ -392,11 +393,10 @@ TEST(Identity, RecordsInBaseTwoAreJudgedAlike) {
   EXPECT_LE(other_contract, judged / 4);
 }
 
-// ---- What the values say
-// ---------------------------------------------------------------------------------
+// ---- What the values say ----
 
-// Weights sum to 1 without a sink and without dropout; the errors of scores and exponentials cancel
-// (their bound is against V - O, which is 0).
+// Without a sink and without dropout the weights sum to 1. The errors of scores and exponentials
+// cancel, because their bound is proportional to V - O, which is 0.
 std::int64_t ones_give_one(const Case& drawn, Candidate& kernel) {
   const Ran r(without_dropout_and_sink(drawn), kernel);
   const AttentionShape& s = r.c.shape;
@@ -422,8 +422,8 @@ TEST(Identity, OnesGiveOne) {
     expect_to_fail_of(fault, CaseKind::forward, ones_give_one);
 }
 
-// O is a mean of what the row sees: V where it is kept, divided by 1 - p; 0 where it is dropped,
-// and for the sink.
+// O is a mean over what the row sees: V divided by 1 - p where it is kept, and 0 where it is
+// dropped and for the sink.
 std::int64_t outputs_lie_in_the_hull(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const Attention& p = r.in.problem;
@@ -467,9 +467,9 @@ TEST(Identity, OutputsLieInTheHullOfWhatIsSeen) {
   expect_to_fail_of("fault:accumulator-not-rescaled", CaseKind::forward, outputs_lie_in_the_hull);
 }
 
-// V the unit matrix: O lists the weights. A key that is hidden or dropped has exactly 0, which no
-// sum of products with 0 misses; one that is seen has more, unless its bound says that it may
-// vanish; and the weights sum to 1.
+// V is the unit matrix, so O lists the weights. A hidden or dropped key has exactly 0, which no sum
+// of products with 0 misses. A key that is seen has more than 0, unless its bound says that it may
+// vanish. The weights sum to 1.
 std::int64_t weights_read_off(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -509,8 +509,8 @@ TEST(Identity, UnitVectorsReadOffTheAttendedKeys) {
     expect_to_fail_of(fault, CaseKind::forward, weights_read_off);
 }
 
-// Codes whose weights are exactly 0 or equal, values whose sums do not round: nothing of O is left
-// to a bound, whatever the extents and the masks.
+// The weights of the codes are exactly 0 or equal, and the sums of the values do not round. So O is
+// exact and needs no bound, whatever the extents and the masks are.
 std::int64_t codes_are_exact(const Case& drawn, Candidate& kernel) {
   Case c = without_dropout_and_sink(drawn);
   c.scores = *rc::gen::element(Scores::subset, Scores::gather, Scores::equal);
@@ -528,9 +528,8 @@ std::int64_t codes_are_exact(const Case& drawn, Candidate& kernel) {
       judge(r.in.problem, out.view(), contract_of(kernel, r.in.problem, r.how), options);
   RC_ASSERT(v.outcome != Outcome::fail && v.outcome != Outcome::error);
   if (c.scores == Scores::equal)
-    RC_ASSERT(
-        v.exact ==
-        v.compared(Output::o));  // of the others masks may hide the key that a row was to pick
+    // Masks may hide the key that another row was to pick.
+    RC_ASSERT(v.exact == v.compared(Output::o));
   return v.exact;
 }
 
@@ -539,16 +538,15 @@ TEST(Identity, CodesAreExactAtAnyLength) {
   expect_to_fail_of("fault:window-off-by-one", CaseKind::forward, codes_are_exact);
 }
 
-// ---- Gradients
-// ------------------------------------------------------------------------------------------- Of
-// exact gradients, dS_ij = p_ij (R_ij dP_ij - D_i) with dP_ij = dO_i . v_j, D_i = dO_i . O_i, O_i =
-// sum_j p_ij R_ij v_j, and dS' = f dS, f the slope of a softcap.
+// ---- Gradients ----
+// For exact gradients, dS_ij = p_ij (R_ij dP_ij - D_i) with dP_ij = dO_i . v_j, D_i = dO_i . O_i,
+// O_i = sum_j p_ij R_ij v_j, and dS' = f dS, where f is the slope of a softcap.
 
-// sum_j p_ij R_ij dP_ij = dO_i . O_i = D_i with any mask, softcap and dropout, for R stands in O as
-// well. So sum_j dS_ij = D_i (1 - sum_j p_ij): 0 without a sink; with one, 1 - sum_j p_ij is the
-// sink's share, and -D_i times it is what the row brings to dSink. dS is the gradient of the bias,
-// before the softcap's slope: sums of dBias over the keys are 0, and with a sink sum_bij dBias +
-// dSink = 0 for each head.
+// sum_j p_ij R_ij dP_ij = dO_i . O_i = D_i with any mask, softcap and dropout, because R is a
+// factor in O as well. So sum_j dS_ij = D_i (1 - sum_j p_ij). Without a sink this is 0. With one,
+// 1 - sum_j p_ij is the share of the sink, and the row adds -D_i times it to dSink. dS is the
+// gradient of the bias, before the slope of the softcap. So sums of dBias over the keys are 0, and
+// with a sink sum_bij dBias + dSink = 0 for each head.
 std::int64_t bias_gradients_sum_to_zero(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -579,8 +577,8 @@ TEST(Identity, GradientsOfScoresSumToZero) {
     expect_to_fail_of(fault, CaseKind::backward, bias_gradients_sum_to_zero);
 }
 
-// Both sides are scale sum_ij dS'_ij q_i . k_j, for the query heads of one kv head: with any mask,
-// softcap, sink and dropout, for dQ and dK take the same dS'.
+// Both sides are scale sum_ij dS'_ij q_i . k_j, over the query heads of one kv head. This holds
+// with any mask, softcap, sink and dropout, because dQ and dK use the same dS'.
 std::int64_t queries_and_keys_balance(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -608,9 +606,9 @@ TEST(Identity, QueriesAndKeysBalance) {
     expect_to_fail_of(fault, CaseKind::backward, queries_and_keys_balance);
 }
 
-// sum_j v_j . dV_j = sum_ij p_ij R_ij dO_i . v_j = sum_i dO_i . O_i, always. And sum_j dV_j = sum_i
-// (sum_j p_ij R_ij) dO_i, which without a sink and without dropout is the sum of dO over the rows
-// that see a key.
+// sum_j v_j . dV_j = sum_ij p_ij R_ij dO_i . v_j = sum_i dO_i . O_i always holds. And sum_j dV_j =
+// sum_i (sum_j p_ij R_ij) dO_i. Without a sink and without dropout this is the sum of dO over the
+// rows that see a key.
 std::int64_t values_and_outputs_balance(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const AttentionShape& s = r.c.shape;
@@ -648,7 +646,7 @@ TEST(Identity, ValuesAndOutputsBalance) {
     expect_to_fail_of(fault, CaseKind::backward, values_and_outputs_balance);
 }
 
-// All of dP, D and dS are then sums of products with 0.
+// If dO is 0, all of dP, D and dS are sums of products with 0.
 std::int64_t nothing_comes_of_nothing(const Case& c, Candidate& kernel) {
   const Ran r(c, kernel);
   const Tensor zero = contiguous(r.in.d_o.view().dtype, r.in.d_o.view().shape);
@@ -675,10 +673,10 @@ TEST(Identity, NothingComesOfNothing) {
   expect_of_the_kernel(CaseKind::backward, nothing_comes_of_nothing, 20000);
 }
 
-// Where dO is orthogonal to every difference of values, dP_ij is one number for all j, and D_i, a
-// mean of it, is that number too: dS = 0, hence dQ = dK = 0 but for roundings. Not with a sink,
-// whose share lacks in D, nor with dropout. Here values are the same for all keys in one half of
-// the columns, and dO is 0 in the other.
+// If dO is orthogonal to every difference of values, dP_ij is one number for all j. D_i is a mean
+// of it and is therefore the same number. So dS = 0, and dQ = dK = 0 except for roundings. This
+// does not hold with a sink, whose share is missing in D, nor with dropout. Here the values are the
+// same for all keys in one half of the columns, and dO is 0 in the other half.
 std::int64_t equal_values_give_no_gradient(const Case& drawn, Candidate& kernel) {
   const Ran r(without_dropout_and_sink(drawn), kernel);
   const AttentionShape& s = r.c.shape;

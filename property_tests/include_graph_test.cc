@@ -1,4 +1,5 @@
-// The walls of the house: what each room may include, read off the include lines of all sources.
+// The walls of the house: the files that each room may include, read from the include lines of all
+// sources.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -20,8 +21,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
-// "problem/tensor.h" is one file, "kernels/*" are the files that lie directly in a folder,
-// "kernels/" is everything below it. The same for headers of libraries.
+// "problem/tensor.h" is one file, "kernels/*" means the files that lie directly in a folder, and
+// "kernels/" means everything below it. Headers of libraries have the same forms.
 using Pattern = std::string_view;
 
 bool matches(std::string_view path, Pattern pattern) {
@@ -85,7 +86,8 @@ const std::vector<Room> rooms = {
      {"harness/*", "harness/candidates/", "harness/faults/", "harness/judging/", "harness/results/",
       "assay/kernel.h", BELOW_HARNESS},
      {"fmt/"}},
-    // Planted faults compile a kernel once more, for every target: with this one header of Highway.
+    // Planted faults compile a kernel once more for every target. They need this one header of
+    // Highway for that.
     {"harness/faults/",
      {"harness/*", "harness/candidates/", "harness/faults/", "harness/judging/", "harness/results/",
       BELOW_HARNESS},
@@ -103,7 +105,7 @@ const std::vector<Room> rooms = {
      {"property_tests/", "testing/", "bench/", "cli/", "reports/", "assay/", BELOW_TESTS},
      {"fmt/", "gtest/", "gmock/", "rapidcheck/", "nlohmann/", "sqlite3.h", "sanitizer/",
       "hwy/foreach_target.h"}},
-    // The long jobs of the fuzzers have their test beside them.
+    // The test of the long jobs of the fuzzers lies beside them.
     {"fuzz/",
      {"fuzz/", "testing/", "reports/", "assay/", BELOW_TESTS},
      {"fmt/", "gtest/", "gmock/"}},
@@ -118,8 +120,8 @@ const std::vector<Room> rooms = {
 #undef BELOW_HARNESS
 #undef BELOW_TESTS
 
-// Headers of C, of POSIX and of the compiler, beside those of the C++ library, which have no dot.
-// Every room may include them.
+// The headers of C, of POSIX and of the compiler. The headers of the C++ library, which have no
+// dot, are not in the list. Every room may include all of these.
 const std::vector<Pattern> of_the_system = {
     "dlfcn.h", "fcntl.h",  "float.h",  "immintrin.h", "malloc.h", "math.h",   "poll.h", "signal.h",
     "spawn.h", "stddef.h", "stdint.h", "stdio.h",     "stdlib.h", "unistd.h", "sys/"};
@@ -136,8 +138,8 @@ const Room* room_of(std::string_view path) {
   return innermost;
 }
 
-// What the lines of a source include; an include line whose target is a macro gives an empty
-// string. Highway includes the file that HWY_TARGET_INCLUDE names.
+// The files that the lines of a source include. An include line whose target is a macro gives an
+// empty string. Highway includes the file that HWY_TARGET_INCLUDE names.
 std::vector<std::string> includes_of(const std::string& text) {
   static const std::regex line_of_include(R"re(^\s*#\s*(?:include|include_next|import)\b(.*)$)re");
   static const std::regex line_of_target(R"re(^\s*#\s*define\s+HWY_TARGET_INCLUDE\b(.*)$)re");
@@ -160,8 +162,8 @@ std::vector<std::string> includes_of(const std::string& text) {
 
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
-// "kernels/device/" of a header whose first line begins with "// Inside kernels/device/:"; else
-// empty.
+// Returns "kernels/device/" for a header whose first line begins with "// Inside kernels/device/:",
+// otherwise an empty text.
 std::string kept_inside(const Source& header) {
   static const std::regex mark(R"re(^(?://|/\*) Inside ([a-z_/]+/):.*)re");
   std::smatch m;
@@ -169,7 +171,7 @@ std::string kept_inside(const Source& header) {
   return std::regex_match(line, m, mark) ? m[1].str() : "";
 }
 
-// Why a source of that room may not include this; empty if it may.
+// Why a source of that room may not include this file; empty if it may.
 std::string objection(const Source& source, const Room& room, const std::string& included,
                       const std::vector<Source>& kept) {
   if (included.empty()) return "includes what a macro names, which nobody can read here";
@@ -190,7 +192,7 @@ std::string objection(const Source& source, const Room& room, const std::string&
   return "includes " + included + ", which " + std::string(room.path) + " may not";
 }
 
-// Everything in these sources that the rules forbid, one sentence each.
+// Everything in these sources that breaks the rules, one sentence for each breach.
 std::vector<std::string> breaches(const std::vector<Source>& sources) {
   std::vector<std::string> found;
   std::vector<Source> kept;
@@ -247,7 +249,7 @@ TEST(Structure, RoomsIncludeOnlyWhatTheyMay) {
     })) << outer;
 }
 
-// The wall that carries the weight, said without the table.
+// Checks the most important wall without the table.
 TEST(Structure, OracleAndKernelsNeverMeet) {
   int oracle = 0, kernels = 0;
   for (const Source& s : project_sources()) {
@@ -262,7 +264,7 @@ TEST(Structure, OracleAndKernelsNeverMeet) {
   EXPECT_GT(kernels, 100);
 }
 
-// A source that breaks a rule, and what the report says of it.
+// A source that breaks a rule, and the words of the report.
 struct MadeUp {
   Source source;
   std::string report;
@@ -270,7 +272,7 @@ struct MadeUp {
 
 TEST(Structure, MadeUpBreachesAreReported) {
   const std::vector<MadeUp> wrong = {
-      // The two walls, in every way of writing.
+      // The two walls, in every form that an include line can have.
       {{"oracle/verdict.cc", "#include \"kernels/attention/attention.h\"\n"},
        "the oracle knows no kernel"},
       {{"oracle/verdict.cc", "#include <kernels/attention/attention.h>\n"},
@@ -294,14 +296,14 @@ TEST(Structure, MadeUpBreachesAreReported) {
        "which kernels/attention/ may not"},
       {{"kernels/attention/attention.cc", "#define X \"oracle/bound.h\"\n#include X\n"},
        "what a macro names"},
-      // Kernels see named headers of problem/.
+      // Kernels see only named headers of problem/.
       {{"kernels/attention/attention.cc", "#include \"problem/case.h\"\n"},
        "which kernels/attention/ may not"},
       {{"kernels/simd/codec.h", "#include \"problem/generate.h\"\n"},
        "which kernels/simd/ may not"},
       {{"kernels/c_interface/product.cc", "#include \"problem/case.h\"\n"},
        "which kernels/c_interface/ may not"},
-      // Nothing knows what is above it.
+      // No room knows the rooms above it.
       {{"problem/case.cc", "#include \"oracle/contract.h\"\n"}, "which problem/ may not"},
       {{"oracle/verdict.cc", "#include \"harness/results/result.h\"\n"}, "which oracle/ may not"},
       {{"kernels/attention/attention.cc", "#include \"harness/cases/suites.h\"\n"},
@@ -319,7 +321,7 @@ TEST(Structure, MadeUpBreachesAreReported) {
       {{"include/assay/kernel.h", "#include <problem/tensor.h>\n"}, "which include/ may not"},
       {{"examples/kernel/my_kernel.c", "#include \"kernels/attention/attention.h\"\n"},
        "which examples/ may not"},
-      // Tests, fuzzers, and what they share.
+      // Tests, fuzzers, and the headers that they share.
       {{"fuzz/pages_fuzz.cc", "#include \"property_tests/run_command.h\"\n"},
        "which fuzz/ may not"},
       {{"property_tests/cache_test.cc", "#include \"fuzz/require.h\"\n"},
@@ -329,7 +331,7 @@ TEST(Structure, MadeUpBreachesAreReported) {
       {{"testing/matchers.h", "#include \"fuzz/require.h\"\n"}, "which testing/ may not"},
       {{"testing/matchers.h", "#include \"bench/data.h\"\n"}, "which testing/ may not"},
       {{"testing/matchers.h", "#include \"reports/store.h\"\n"}, "which testing/ may not"},
-      // Rooms within rooms.
+      // Rooms inside rooms.
       {{"kernels/simd/codec.h", "#include \"kernels/attention/plan.h\"\n"},
        "which kernels/simd/ may not"},
       {{"kernels/attention/attention.cc", "#include \"kernels/product/product.h\"\n"},
@@ -361,7 +363,7 @@ TEST(Structure, MadeUpBreachesAreReported) {
       {{"harness/results/result.cc", "#include \"harness/judging/outputs.h\"\n"},
        "which harness/results/ may not"},
       {{"reports/store.cc", "#include \"harness/judging/outputs.h\"\n"}, "which reports/ may not"},
-      // Libraries have their rooms.
+      // Each library has the rooms that may use it.
       {{"oracle/sums.cc", "#include <hwy/highway.h>\n"}, "which oracle/ may not"},
       {{"harness/faults/faulty_stages.cc", "#include <hwy/highway.h>\n"},
        "which harness/faults/ may not"},
@@ -386,14 +388,14 @@ TEST(Structure, MadeUpBreachesAreReported) {
        "which kernels/attention/ may not"},
       {{"kernels/attention/attention.cc", "#include <cblas.h>\n"},
        "which kernels/attention/ may not"},
-      // A room that nobody has heard of.
+      // A room that the table does not have.
       {{"helpers/odds.cc", "#include <vector>\n"}, "lies in no room"},
   };
   for (const MadeUp& m : wrong)
     EXPECT_THAT(breaches({m.source}), ElementsAre(HasSubstr(m.report)))
         << m.source.path << ": " << m.source.text;
 
-  // Of several breaches, each is reported.
+  // If there are several breaches, each is reported.
   EXPECT_EQ(breaches({{"oracle/a.h", "#include <vector>\n#include \"kernels/a.h\"\n"},
                       {"problem/a.h", "#include \"cli/a.h\"\n#include <x.h>\n"}})
                 .size(),
@@ -429,7 +431,7 @@ TEST(Structure, MadeUpBreachesOfHeadersKeptInsideAreReported) {
     EXPECT_THAT(breaches({sums, parameters, plan, right}), IsEmpty()) << right.path;
 }
 
-// What is right is not reported.
+// Sources that keep the rules are not reported.
 TEST(Structure, MadeUpSourcesThatKeepTheRulesAreNot) {
   for (const Source& right :
        {Source{"kernels/attention/attention.cc",
@@ -453,7 +455,7 @@ TEST(Structure, MadeUpSourcesThatKeepTheRulesAreNot) {
 }
 
 // Why the first line of a header does not say what the file is; empty if it does. A sentence begins
-// with a capital letter, has three words at least, and ends where the comment does or before.
+// with a capital letter, has at least three words, and ends at the end of the comment or before it.
 std::string says_nothing(const std::string& text) {
   static const std::regex comment(R"re(^(?://|/\*) (\S.*)$)re");
   std::smatch m;

@@ -25,7 +25,7 @@ foreach(how IN ITEMS OFF ON)
     message(FATAL_ERROR "the example says something else")
   endif()
 endforeach()
-# Nothing but the C interface is exported.
+# The library exports only the C interface.
 run(nm -D --defined-only ${pc_dir}/../libassay.so)
 string(REGEX MATCHALL "[^\n]+" symbols "${output}")
 foreach(symbol IN LISTS symbols)

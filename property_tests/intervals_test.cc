@@ -1,5 +1,5 @@
-// Intervals of benchmarks: against published critical values, and how often they hold what they
-// should.
+// Intervals of benchmarks: compares them with published critical values, and counts how often they
+// contain what they should.
 #include "bench/intervals.h"
 
 #include <gtest/gtest.h>
@@ -17,8 +17,8 @@ std::vector<double> counted(int n) {
 }
 
 TEST(Intervals, MedianBetweenOrderStatistics) {
-  // Two-sided 95%: the range up to 8 numbers, the second from either end for 9 to 11, the sixth
-  // for 20.
+  // Two-sided 95%: the whole range up to 8 numbers, the second number from either end for 9 to 11,
+  // and the sixth for 20.
   for (const auto& [n, k] : {std::pair{6, 1}, {8, 1}, {9, 2}, {11, 2}, {12, 3}, {20, 6}}) {
     const Interval i = median_interval(counted(n));
     EXPECT_EQ(i.low, k) << n;
@@ -27,13 +27,13 @@ TEST(Intervals, MedianBetweenOrderStatistics) {
     EXPECT_EQ(i.estimate, (n + 1) / 2.0);
   }
   EXPECT_EQ(median_interval(counted(5)).coverage,
-            1 - 2.0 / 32);  // too few: the range, and it says so
+            1 - 2.0 / 32);  // the numbers are too few, so it gives the range and says so
   EXPECT_TRUE(std::isnan(median_interval({}).estimate));
 }
 
 TEST(Intervals, RatioByMannAndWhitney) {
-  // Numbers whose pairwise ratios are all different and sorted by (i, j): the critical values of
-  // the rank-sum test at 5%, two-sided.
+  // The pairwise ratios of these numbers are all different and sorted by (i, j). The critical
+  // values are those of the rank-sum test at 5%, two-sided.
   for (const auto& [m, n, critical] :
        {std::tuple{4, 4, 0}, {5, 5, 2}, {6, 6, 5}, {5, 8, 6}, {10, 10, 23}}) {
     std::vector<double> x, y;
@@ -48,7 +48,8 @@ TEST(Intervals, RatioByMannAndWhitney) {
   EXPECT_TRUE(std::isnan(ratio_interval({}, {1}).estimate));
 }
 
-// Of times that a busy machine makes longer now and then, which no normal distribution describes.
+// The times are those of a machine that is busy now and then. No normal distribution describes
+// them.
 TEST(Intervals, CoverWhatTheySay) {
   std::mt19937_64 random(1);
   std::exponential_distribution<double> late(1);
@@ -67,7 +68,7 @@ TEST(Intervals, CoverWhatTheySay) {
     of_ratio += r.low <= 1.5 && 1.5 <= r.high;
     of_wrong_ratio += r.low <= 3.0 && 3.0 <= r.high;
   }
-  // 0.969 and 0.959 by the exact distributions; three deviations of 4,000 trials are 0.010.
+  // The exact distributions give 0.969 and 0.959. Three deviations of 4,000 trials are 0.010.
   EXPECT_NEAR(of_median / static_cast<double>(trials), 0.96875, 0.010);
   EXPECT_NEAR(of_ratio / static_cast<double>(trials), 0.9589, 0.010);
   EXPECT_LT(of_wrong_ratio, trials / 20);

@@ -1,5 +1,5 @@
-// No state of the process is changed by running a case: cases with different SIMD targets run at
-// the same time.
+// Running a case changes no state of the process: cases with different SIMD targets run at the same
+// time.
 #include <gtest/gtest.h>
 
 #include <barrier>
@@ -21,7 +21,7 @@ void append(Bytes& to, const Tensor& t) {
   to.insert(to.end(), t.bytes(), t.bytes() + t.size_in_bytes());
 }
 
-// All that a candidate writes for a case, or why it failed.
+// All that a candidate writes for a case, or the reason why it failed.
 Bytes bits_of(const Case& c, Candidate& candidate, std::string& wrong) {
   Bytes bits;
   const auto run = [&](const Call& call, const NamedOutputs& outputs) {
@@ -58,7 +58,7 @@ struct Work {
   Bytes alone;
 };
 
-// Every operation and every candidate of this process that runs the code of a SIMD target.
+// Every operation, with every candidate of this process that runs the code of a SIMD target.
 std::vector<Work> work_on(const std::string& target) {
   std::vector<Work> all;
   for (const auto& [candidate, line] : {
@@ -95,8 +95,8 @@ TEST(Isolation, TargetsAtTheSameTimeGiveTheBitsOfEachAlone) {
       ASSERT_EQ(wrong, "") << w.candidate << ": " << print_case(w.c);
     }
   }
-  // Where targets round differently, their bits tell which one ran: with and without a fused
-  // multiply-add they do.
+  // Targets with and without a fused multiply-add round differently. There the bits tell which
+  // target ran.
   for (std::size_t k = 0; k < work[0].size(); ++k) {
     std::size_t different = 0;
     for (const std::vector<Work>& other : work) different += other[k].alone != work[0][k].alone;
@@ -125,8 +125,8 @@ TEST(Isolation, TargetsAtTheSameTimeGiveTheBitsOfEachAlone) {
   for (std::size_t t = 0; t < targets.size(); ++t) EXPECT_EQ(differences[t], "") << targets[t];
 }
 
-// The same of verdicts: each case is judged by the contract of its own target, and the next case on
-// no target runs on the best one.
+// The same for verdicts: each case is judged by the contract of its own target, and the next case
+// without a target runs on the best one.
 TEST(Isolation, VerdictsAtTheSameTimeAreThoseOfEachAlone) {
   const std::vector<std::string> targets = kernels::runnable_targets();
   ExecuteOptions options;

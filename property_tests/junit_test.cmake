@@ -1,4 +1,5 @@
-# JUnit files of runs that pass, fail, crash and are not supported, against reports/junit.xsd; and files that must not pass it.
+# Checks the JUnit files of runs that pass, fail, crash and are not supported against
+# reports/junit.xsd. Files with an error must not pass it.
 # cmake -DASSAY=... -DXMLLINT=... -DSCHEMA=... -DWORK=... -P
 file(MAKE_DIRECTORY ${WORK})
 
@@ -21,7 +22,7 @@ endfunction()
 
 judge(pass 0 --suite tiny)
 judge(fail 1 --candidate fault:causal-off-by-one --suite tiny --no-shrink)
-# A product is nothing that the fallback of attention supports.
+# The fallback of attention does not support products.
 file(WRITE ${WORK}/cases "attention b=1 h=1 l=5x7 d=8\nproduct m=2 n=3 k=32 w=mxfp4\n")
 judge(unsupported 0 --candidate unfused --cases ${WORK}/cases)
 judge(error 3 --case "attention b=1 h=1 l=2000x2000 d=64" --memory 1)
@@ -39,7 +40,7 @@ foreach(part "fail;<failure" "unsupported;<skipped" "error;<error")
   endif()
 endforeach()
 
-# What the schema would have to find.
+# The schema must find each of these errors.
 foreach(change "no count of tests; tests=\"[0-9]+\";" "no name of a case;<testcase classname=\"host\" name=\"[^\"]*\";<testcase classname=\"host\""
         "an element that is none;<testcase;<test" "no case;<testcase [^\n]*\n;" "a time in words;time=\"[0-9.]+\";time=\"soon\"")
   list(GET change 0 what)

@@ -1,6 +1,6 @@
-// Kernel libraries of other people, through the command: what a library may do wrong is a finding
-// with a name, a right one passes, and our own kernels as such a library have the bits that they
-// have without it.
+// Kernel libraries of other people, through the command. Everything that a library may do wrong is
+// a finding with a name, a right library passes, and our own kernels as such a library have the
+// same bits as without it.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -44,7 +44,7 @@ class Library : public testing::Test {
   }
   void TearDown() override { fs::remove_all(folder_); }
 
-  // misbehaving_kernel.c with one mistake.
+  // Builds misbehaving_kernel.c with one mistake.
   std::string built(const std::string& mistake, const std::string& flags = "") {
     const fs::path library = folder_ / ("lib" + mistake + ".so");
     const Ran r = run(
@@ -106,7 +106,7 @@ TEST_F(Library, EveryMistakeIsAFindingWithAName) {
   }
 }
 
-// What a library declines is unsupported, of products too; what it takes is judged.
+// What a library declines is unsupported, for products too. What it accepts is judged.
 TEST_F(Library, ProductsAreAskedFor) {
   const std::string library = built("none");
   const Ran declined = check(library, "--case 'product m=3 n=5 k=32 w=nvfp4'");
@@ -123,7 +123,7 @@ TEST_F(Library, AHangEndsWithItsTime) {
   EXPECT_THAT(r.output, HasSubstr("the candidate did not finish within 2 s"));
 }
 
-// What a library tells is not believed either.
+// The stages that a library tells are checked too.
 TEST_F(Library, StagesAreFollowed) {
   const auto trace = [](const std::string& library) {
     return run(std::string(ASSAY_COMMAND) + " trace --kernel " + library +
@@ -156,7 +156,7 @@ TEST_F(Library, ATraceEndsInItsTime) {
   EXPECT_THAT(r.output, HasSubstr("did not finish within --timeout"));
 }
 
-// One bad case costs one case.
+// One bad case costs only one case.
 TEST_F(Library, TheNextCaseIsJudged) {
   std::ofstream(folder_ / "cases")
       << "attention b=1 h=1 l=7x9 d=5/3\nattention b=1 h=1 l=8x9 d=5/3\n";
@@ -181,8 +181,8 @@ TEST_F(Library, WhatIsNoKernelLibraryIsRefused) {
   }
 }
 
-// The kernels of this project behind the table: everything that they support passes, gradients and
-// products too.
+// Our kernels behind the table of the interface: everything that they support passes, also
+// gradients and products.
 TEST_F(Library, OurKernelsPassAsALibrary) {
   for (const char* rest :
        {"--suite smoke", "--suite products --shard 0/9", "--suite backward --shard 0/20",
@@ -193,7 +193,7 @@ TEST_F(Library, OurKernelsPassAsALibrary) {
   }
 }
 
-// What new users do, in less than a minute.
+// The first steps of new users take less than a minute.
 TEST_F(Library, ANewProjectBuildsAndPasses) {
   const std::string project = (folder_ / "mine").string();
   const Ran made = run(std::string(ASSAY_COMMAND) + " new-kernel " + project);

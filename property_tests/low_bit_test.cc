@@ -1,5 +1,5 @@
 // Formats of low-bit matrices: bytes written by hand, encoders on every midpoint and its
-// neighbours, all codes and scales.
+// neighbours, and all codes and scales.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -25,10 +25,9 @@ std::vector<unsigned> bytes_of(const Tensor& t) {
 
 using testing::ElementsAre;
 
-// ---- Golden bytes, from the definitions in problem/low_bit.h
-// ------------------------------------------------
+// ---- Golden bytes, from the definitions in problem/low_bit.h ----
 
-// Two columns of K = 3: 0.5, -1.5, 6 under the scale 2^3 and -0, 2, 4 under NaN.
+// There are two columns of K = 3: 0.5, -1.5, 6 under the scale 2^3, and -0, 2, 4 under NaN.
 TEST(LowBitBytes, Mxfp4) {
   const unsigned char codes[] = {0xB1, 0x07, 0x48, 0x06}, scales[] = {130, 255};
   LowBitView w{LowBit::mxfp4,
@@ -50,13 +49,13 @@ TEST(LowBitBytes, Mxfp4) {
     m.set_code(k, n, code);
   m.set_scale(0, 0, 130);
   m.set_scale(0, 1, 255);
-  // The nibble behind K is filled with ones by the reference packer, and is nobody's.
+  // The reference packer fills the nibble behind K with ones. It has no meaning.
   EXPECT_THAT(bytes_of(m.codes()), ElementsAre(0xB1, 0xF7, 0x48, 0xF6));
   EXPECT_THAT(bytes_of(m.scales()), ElementsAre(130, 255));
 }
 
 TEST(LowBitBytes, Nvfp4) {
-  // K = 18: two groups; scales 1.125 (0x39) and 448 (0x7E), tensor scale 0.5.
+  // K = 18 has two groups. The scales are 1.125 (0x39) and 448 (0x7E), and the tensor scale is 0.5.
   unsigned char codes[9] = {0x21}, scales[] = {0x39, 0x7E};
   codes[8] = 0x9F;  // k = 16: -6; k = 17: -0.5
   LowBitView w{LowBit::nvfp4,
@@ -75,8 +74,8 @@ TEST(LowBitBytes, Nvfp4) {
   EXPECT_EQ(values[17], -0.5 * 448 * 0.5);
 }
 
-// Eight nibbles along k in a word, the least significant first; words [K / 8][N], scales [K /
-// G][N].
+// A word holds eight nibbles along k, the least significant first. The words are [K / 8][N] and the
+// scales [K / G][N].
 TEST(LowBitBytes, GroupedFp4) {
   const std::uint32_t codes[] = {0x76543210, 0xFEDCBA98, 0x00000003, 0x00000005};  // K = 9, N = 2
   const std::uint16_t scales[] = {0x3C00, 0x4000, 0x0001, 0x3800};  // 1, 2; 2^-24, 0.5
@@ -98,8 +97,8 @@ TEST(LowBitBytes, GroupedFp4) {
   EXPECT_EQ(values[17], 3 * 0.5);
 }
 
-// Of k = 0..3 positions 1 and 3 are kept (3 * 4 + 1 = 13): codes 2 (1.0) and 12 (-2); of k = 4..7
-// positions 0 and 2 (8): 7 (6) and 1 (0.5).
+// Of k = 0..3 the positions 1 and 3 are kept (3 * 4 + 1 = 13), with codes 2 (1.0) and 12 (-2). Of k
+// = 4..7 the positions 0 and 2 are kept (8), with codes 7 (6) and 1 (0.5).
 TEST(LowBitBytes, SparseFp4) {
   const std::uint32_t codes[] = {0x000017C2}, kept[] = {0x0000008D};
   const std::uint16_t scales[] = {0x3C00};
@@ -169,11 +168,10 @@ TEST(LowBitBytes, Fp8WithAndWithoutScales) {
   EXPECT_EQ(values[2], 0x1p-143);
 }
 
-// ---- Encoders
-// -----------------------------------------------------------------------------------------------
+// ---- Encoders ----
 
-// The reference encoder and the kernels' agree, element by element; both give the nearest code,
-// ties to the even one.
+// The reference encoder and the encoder of the kernels agree, element by element. Both give the
+// nearest code, and ties go to the even code.
 void expect_nearest(LowBit format, Index group, const std::vector<float>& column) {
   const Index k = std::ssize(column);
   const LowBitMatrix reference =
@@ -188,7 +186,7 @@ void expect_nearest(LowBit format, Index group, const std::vector<float>& column
   EXPECT_EQ(std::memcmp(bytes.scales.data(), reference.scales().bytes(), bytes.scales.size()), 0);
 }
 
-// Weights in 16 bits are read as what they are: quantized as the same numbers in f32.
+// Weights in 16 bits are quantized like the same numbers in f32.
 TEST(LowBitEncoders, ReadWeightsOfSixteenBits) {
   constexpr Index k = 96, n = 9;
   for (const Dtype dtype : {Dtype::f16, Dtype::bf16}) {
@@ -196,7 +194,7 @@ TEST(LowBitEncoders, ReadWeightsOfSixteenBits) {
         wide(Dtype::f32, {1, 1, k, n}, {{0, 0, n, 1}, 0, k * n});
     for (Index at = 0; at < k * n; ++at) {
       const double x = std::ldexp(static_cast<double>((at * 37) % 129 - 64),
-                                  static_cast<int>(at % 5) - 6);  // a number of either
+                                  static_cast<int>(at % 5) - 6);  // a number of either sign
       store(narrow.view(), at, x);
       store(wide.view(), at, x);
     }
@@ -214,13 +212,13 @@ TEST(LowBitEncoders, ReadWeightsOfSixteenBits) {
   }
 }
 
-// Elements of a group whose largest makes the scale 1, then every midpoint between neighbouring
-// codes, one float below it and one above.
+// In each group the largest element makes the scale 1. The others are every midpoint between
+// neighbouring codes, one float below it and one above it.
 TEST(LowBitEncoders, RoundMidpointsToEvenAndTheirNeighboursToTheNearest) {
   struct Rule {
     LowBit format;
     Dtype element;
-    float largest;  // that makes the scale 1
+    float largest;  // the element that makes the scale 1
   };
   for (const Rule& rule : {Rule{LowBit::mxfp4, Dtype::f4e2m1, 6},
                            {LowBit::fp4, Dtype::f4e2m1, 6},
@@ -270,7 +268,7 @@ TEST(LowBitEncoders, AgreeOnEveryScaleAndBeside) {
       for (float largest :
            {power, std::nextafter(power, 0.0f), std::nextafter(power, 1e38f), 1.5f * power}) {
         if (!std::isfinite(largest) || (has_f16_scales && largest > 65504)) continue;
-        // The largest is negative: a maximum without absolute values would miss it.
+        // The largest element is negative, so a maximum without absolute values would miss it.
         expect_nearest(format, traits(format).group,
                        {0.3f * largest, -largest, largest / 6, 0.25f * largest, -0.75f * largest,
                         largest / 7, 0.9f * largest, 0});
@@ -281,7 +279,7 @@ TEST(LowBitEncoders, AgreeOnEveryScaleAndBeside) {
   }
 }
 
-// Two of four by magnitude, ties to the lower index.
+// Keeps two of four by magnitude. A tie goes to the lower index.
 TEST(LowBitEncoders, KeepTheTwoLargestOfFour) {
   const std::vector<float> column = {1, -3, 3, 3, 0, 0, 0, 0, 2, 4, -6, 1, 6, 5, 5, -6};
   for (int which = 0; which < 2; ++which) {
@@ -312,7 +310,7 @@ TEST(LowBitEncoders, RefuseWhatHasNoCode) {
     const TensorView w{
         const_cast<float*>(column.data()), Dtype::f32, {1, 1, k, 1}, {0, 0, 1, 1}, 0};
     const kernels::Status status = kernels::quantize_weights(w, format, options, bytes);
-    // Nothing is half written.
+    // The result is never half written.
     EXPECT_TRUE(status.ok() || bytes.codes.size() == 3);
     return status.ok() ? "" : fmt::format("{}: {}", static_cast<int>(status.code), status.detail);
   };
@@ -339,11 +337,10 @@ TEST(LowBitEncoders, RefuseWhatHasNoCode) {
                std::domain_error);
 }
 
-// ---- Exhaustive
-// ---------------------------------------------------------------------------------------------
+// ---- Exhaustive ----
 
-// Every pair of codes of every pair of formats: K = 1, so C is the product itself. The exact result
-// is a double.
+// Every pair of codes of every pair of formats. With K = 1, C is the product itself, and the exact
+// result is a double.
 TEST(LowBitExhaustive, EveryPairOfCodesIsExact) {
   const LowBit columns[] = {LowBit::mxfp4, LowBit::f8e4m3, LowBit::f8e5m2};
   std::int64_t pairs = 0;
@@ -387,14 +384,14 @@ TEST(LowBitExhaustive, EveryPairOfCodesIsExact) {
   EXPECT_EQ(pairs, (16 + 256 + 256) * (16 + 256 + 256));
 }
 
-// Every scale code of every kind under every code of the elements: the subnormal, the smallest, the
-// largest and NaN are among them.
+// Every scale code of every kind with every code of the elements. The subnormal, the smallest and
+// the largest scale and NaN are among them.
 TEST(LowBitExhaustive, EveryScaleCodeUnderEveryCode) {
   std::int64_t checked = 0;
   for (LowBit format : {LowBit::mxfp4, LowBit::nvfp4, LowBit::fp4, LowBit::f8e4m3, LowBit::f8e5m2,
                         LowBit::int8, LowBit::int4}) {
     const LowBitTraits& t = traits(format);
-    // f16 has 31,744 scales that are allowed, of which every 7th is taken, and NaN.
+    // f16 has 31,744 allowed scales. Every 7th of them is tried, and NaN.
     std::vector<std::uint32_t> scales;
     for (std::uint32_t s = 0; s < (t.scale == Dtype::e8m0     ? 256u
                                    : t.scale == Dtype::f8e4m3 ? 128u
@@ -411,7 +408,7 @@ TEST(LowBitExhaustive, EveryScaleCodeUnderEveryCode) {
         if (t.integer) w.set_zero(0, c, static_cast<int>(c % 16));
         for (Index d = 0; d < k; ++d) w.set_code(d, c, static_cast<std::uint32_t>(first + d));
       }
-      // A is the identity: C lists the weights.
+      // A is the identity, so C lists the weights.
       std::vector<float> a(usize(k * k), 0), out(usize(k * n));
       for (Index d = 0; d < k; ++d) a[usize(d * k + d)] = 1;
       std::shared_ptr<const kernels::PackedWeights> packed;
@@ -431,11 +428,11 @@ TEST(LowBitExhaustive, EveryScaleCodeUnderEveryCode) {
       const Verdict v = judge_product(p, c, contract, options);
       ASSERT_THAT(v, Passes()) << t.name;
       checked += v.inside;
-      // Nothing is excused but what leaves the range of fp32 under the largest powers of two.
+      // Only what leaves the range of fp32 under the largest powers of two is excused.
       for (const auto& [why, excused] : v.excused)
         EXPECT_TRUE(t.scale == Dtype::e8m0 && excused < k * 24)
             << t.name << ": " << excused << " " << why;
-      // By hand: NaN where the scale is NaN (or the code is), else the product.
+      // By hand: NaN if the scale or the code is NaN, otherwise the product.
       const std::vector<double> weights = decode_weights(w.view());
       for (Index d = 0; d < k; ++d)
         for (Index j = 0; j < n; ++j) {

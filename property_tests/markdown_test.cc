@@ -1,4 +1,4 @@
-// Summaries for pull requests: what they say, and that no case line or reason breaks their tables.
+// Summaries for pull requests: their contents, and that no case line or reason breaks their tables.
 #include "reports/markdown.h"
 
 #include <gmock/gmock.h>
@@ -36,7 +36,7 @@ CaseResult result(Outcome outcome, const std::string& line, const std::string& r
   return r;
 }
 
-// Bars of a line that no backslash precedes.
+// Counts the bars of a line that no backslash precedes.
 int bars(const std::string& line) {
   int n = 0;
   for (std::size_t k = 0; k < line.size(); ++k)
@@ -103,8 +103,8 @@ TEST(Markdown, TwoRuns) {
   EXPECT_THAT(text, HasSubstr("`pass -> fail: a`"));
 }
 
-// A benchmark on a machine of half the speed: its time doubled, its fraction of the machine's limit
-// did not change.
+// On a machine of half the speed, the time of a benchmark doubled, but its fraction of the
+// machine's limit did not change.
 TEST(Markdown, BenchmarksAreComparedByFractions) {
   const auto stored = [](double seconds, double fraction) {
     StoredRun run;

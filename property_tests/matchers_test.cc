@@ -1,5 +1,5 @@
-// The matchers are tested: answers that must fail do, and the message names the element, the
-// contract and the case; right answers match.
+// Tests the matchers: answers that must fail do, and the message names the element, the contract
+// and the case; right answers match.
 #include "testing/matchers.h"
 
 #include <gmock/gmock.h>
@@ -27,7 +27,7 @@ using testing::Not;
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-// What a failed expectation says; empty if it holds.
+// The message of a failed expectation; empty if the expectation holds.
 std::string message_of(const std::function<void()>& expectation) {
   testing::TestPartResultArray results;
   {
@@ -46,7 +46,7 @@ Tensor contiguous(const Extents& shape) {
 
 void add_to(const TensorView& t, Index at, double change) { store(t, at, load(t, at) + change); }
 
-// The bound of one element, as the judge uses it.
+// The bound of one element, as the judge computes it.
 class BoundOf {
  public:
   BoundOf(Output output, Index h, Index row, Index column)
@@ -66,7 +66,7 @@ class BoundOf {
   Index h_, row_, column_;
 };
 
-// The production kernel's O, LSE and gradients.
+// O, LSE and gradients of the production kernel.
 class Matchers : public testing::Test {
  protected:
   Matchers() {
@@ -107,7 +107,7 @@ TEST_F(Matchers, NanIsNamed) {
                     HasSubstr("case: " + print_case(case_))));
 }
 
-// Half of the bound beside the exact value passes, twice the bound does not.
+// An output at half of its bound from the exact value passes. At twice the bound it fails.
 TEST_F(Matchers, OneElementOffByTwiceItsBoundIsNamed) {
   for (const double times : {0.5, -0.5, 2.0, -2.0}) {
     const Tensor o = contiguous(o_.view().shape);
@@ -184,7 +184,7 @@ TEST_F(Matchers, GradientsAreNamed) {
   EXPECT_THAT(said(), HasSubstr("dV is NaN: dV[b=0, h=0, key=0, column=3]"));
 }
 
-// What is inconclusive is no pass, and does not fail with anything either.
+// An inconclusive answer is no pass, and does not fail with any words either.
 TEST_F(Matchers, NothingComparedMatchesNothing) {
   const Case nothing = parse_case("attention b=0 h=1 l=4 d=4");
   const Inputs in(nothing);
@@ -217,8 +217,8 @@ TEST_F(Matchers, VerdictsAreHeldToTheirWords) {
   EXPECT_THAT(message_of([&] { EXPECT_THAT(wrong, HasNothingOutside()); }), HasSubstr("O is NaN"));
 }
 
-// A verdict that fails, has compared something and found no element outside its bound is a mistake
-// of the judge, and matches nothing that a test expects.
+// A verdict that fails, compared something and found no element outside its bound is a mistake of
+// the judge. It matches nothing that a test expects.
 TEST_F(Matchers, AFailureWithoutAnElementMatchesNothing) {
   Verdict v = judge(problem_, out(), contract_);
   v.outcome = Outcome::fail;
@@ -229,7 +229,7 @@ TEST_F(Matchers, AFailureWithoutAnElementMatchesNothing) {
   EXPECT_THAT(v, Fails());
 }
 
-// A result of a case tells its line as well.
+// The result of a case also tells the line of the case.
 TEST_F(Matchers, ResultsTellTheirCase) {
   struct Result {
     std::string line;

@@ -1,9 +1,9 @@
 // For the memory sanitizer: the kernels without GoogleTest, oneTBB or anything else that is not
-// instrumented. What a kernel computes from memory that nobody wrote, and what it leaves unwritten,
-// is found here; `--control` computes from such memory on purpose, and has to end in the
+// instrumented. The sanitizer finds what a kernel computes from memory that was never written, and
+// what it leaves unwritten. `--control` computes from such memory on purpose, and has to end in the
 // sanitizer's report.
 //
-// Cases are built field by field, since the strings of the case line would go through a C++ library
+// Cases are built field by field, because the strings of a case line would go through a C++ library
 // that is not instrumented.
 #include <sanitizer/msan_interface.h>
 
@@ -29,7 +29,7 @@ Tensor unwritten(Dtype dtype, const Extents& shape) {
   return t;
 }
 
-// Every element of an output; -1 is MSan's word for a range without a byte that nobody wrote.
+// Checks every element of an output. MSan returns -1 for a range in which every byte was written.
 bool written(const char* what, const Tensor& t) {
   checked += static_cast<long>(element_count(t.view().shape));
   const auto at = __msan_test_shadow(t.bytes(), t.size_in_bytes());
@@ -111,7 +111,7 @@ bool run_product(LowBit format, Dtype dtype, Index m, Index n, Index k,
   if (!succeeded("pack", kernels::PackedWeights::pack(bytes.view(), packed))) return false;
   const Tensor a(dtype, {1, 1, m, k}, make_layout(LayoutKind::padded, {1, 1, m, k}, 1)),
       c = unwritten(dtype, {1, 1, m, n});
-  __msan_poison(a.bytes(), a.size_in_bytes());  // the gaps between rows stay so
+  __msan_poison(a.bytes(), a.size_in_bytes());  // the gaps between rows stay poisoned
   for (Index i = 0; i < m; ++i)
     for (Index j = 0; j < k; ++j)
       store(a.view(), a.view().at(0, 0, i, j),
@@ -131,8 +131,8 @@ bool run_all() {
         backward.operation = Operation::backward;
         return run_attention(of, target) && run_attention(backward, target);
       };
-      // Tails of every tile: one row against several splits, more rows than a tile, columns that
-      // fill no vector.
+      // The tails of every tile: one row against several splits, more rows than a tile, and columns
+      // that do not fill a vector.
       for (const AttentionShape& s : {AttentionShape{1, 1, 1, 1, 1, 1, 1},
                                       {2, 3, 1, 37, 53, 17, 33},
                                       {1, 2, 2, 1, 1100, 64, 64},
@@ -185,8 +185,8 @@ bool run_all() {
   return checked > 0;
 }
 
-// One number of K that nobody wrote: the sanitizer ends the program with its report, or this
-// returns.
+// Reads one number of K that was never written. Either the sanitizer ends the program with its
+// report, or this function returns.
 void compute_from_unwritten() {
   Case c;
   c.shape = {1, 1, 1, 5, 70, 8, 8};
@@ -207,7 +207,7 @@ int main(int argc, char** argv) {
     assay::compute_from_unwritten();
     return 0;
   }
-  // What leaves an output as it was has to be found too.
+  // An output that stays unwritten has to be found too.
   if (assay::written("an output that nobody wrote, as it should be found",
                      assay::unwritten(assay::Dtype::f32, {1, 1, 2, 3})))
     return 1;

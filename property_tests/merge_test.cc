@@ -1,4 +1,4 @@
-// attention_merge against binary64, and against attention over all keys at once.
+// Compares attention_merge with binary64, and with attention over all keys at once.
 #include "kernels/attention/merge.h"
 
 #include <gmock/gmock.h>
@@ -78,8 +78,8 @@ TEST(Merge, IsExactToOneRounding) {
       }
 }
 
-// (1 + 2^-8) + 2^-24 lies above the midpoint of 1 and its successor in bf16; rounded to f32 on the
-// way, it would be that midpoint and go down.
+// (1 + 2^-8) + 2^-24 lies above the midpoint of 1 and its successor in bf16. Rounded to f32 first,
+// it would become that midpoint and go down.
 TEST(Merge, RoundsOnceToNarrowOutputs) {
   const Parts parts(2, {1, 1, 1, 1}, Dtype::f32, 1);
   for (std::size_t s = 0; s < 2; ++s) store(parts.lse[s].view(), 0, 3);
@@ -93,7 +93,8 @@ TEST(Merge, RoundsOnceToNarrowOutputs) {
     }
 }
 
-// Keys in three uneven parts, one of which some rows do not see, against one call over all.
+// The keys are in three uneven parts, of which some rows do not see one. The merge is compared with
+// one call over all keys.
 TEST(Merge, PartsOfTheKeysGiveTheWhole) {
   const Case c = parse_case("attention b=2 h=4/2 l=9x300 d=32 causal offset=120 seed=4");
   const Inputs in(c);
@@ -119,7 +120,7 @@ TEST(Merge, PartsOfTheKeysGiveTheWhole) {
     ASSERT_NEAR(load(merged.lse.view(), e), load(whole.lse.view(), e), 4e-6);
 }
 
-// What an empty part holds in O is not read; NaN and +inf in an LSE take their row and no other.
+// The O of an empty part is not read. NaN and +inf in an LSE change their own row and no other.
 TEST(Merge, EmptyPartsAndSpecialValues) {
   const Extents shape{1, 1, 5, 2};
   const Parts parts(2, shape, Dtype::f32, 1);

@@ -1,5 +1,5 @@
-// The verdict on merges: kernels that keep their contract pass, whatever the parts; wrong outputs
-// fail with the right words.
+// The verdict on merges: kernels that keep their contract pass, whatever the parts are, and wrong
+// outputs fail with the right words.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -17,7 +17,7 @@ namespace {
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-// Parts with storage of their own; one row per batch index.
+// Parts with storage of their own. Each batch index has one row.
 class Parts {
  public:
   Parts(std::size_t parts, Index rows, Index columns, Dtype dtype = Dtype::f32)
@@ -76,7 +76,7 @@ class Parts {
 
 enum class Form { times_inverse, divided, weights_normalised };
 
-// One T for every intermediate result.
+// Every intermediate result has the type T.
 template <class T>
 void emulate(Parts& parts, bool base_two, Form form) {
   for (Index r = 0; r < parts.rows(); ++r) {
@@ -200,7 +200,7 @@ TEST(Merge, Fp64ContainsTheBalls) {
   EXPECT_GT(largest, 0.001);
 }
 
-// By hand: two parts whose weights are 1 and 1/4.
+// Computed by hand: two parts whose weights are 1 and 1/4.
 TEST(Merge, ClosedForm) {
   Parts parts(2, 1, 1);
   parts.set_lse(0, 0, 3);
@@ -259,7 +259,7 @@ TEST_F(WrongMerge, APlainMeanFails) {
       parts_.set_o(out, r, c, (parts_.o(0, r, c) + parts_.o(1, r, c) + parts_.o(2, r, c)) / 3);
   EXPECT_THAT(verdict(), FailsWith("O is outside its bound"));
 }
-// What goes wrong in a merge of one pass, which corrects what it has whenever a larger LSE comes.
+// The bugs of a merge of one pass, which corrects its sums whenever a larger LSE comes.
 enum class Bug {
   none,
   sum_not_corrected,
@@ -313,10 +313,11 @@ TEST_F(WrongMerge, TheEdgeOfTheBoundIsSharp) {
   EXPECT_THAT(verdict(), FailsWith("O is outside its bound"));
 }
 
-// One part that saw something is copied; nothing may round.
+// Only one part saw a key, so it is copied and nothing may round.
 TEST_F(WrongMerge, OnePartIsExact) {
   for (std::size_t s : {0, 2}) parts_.set_lse(s, 6, -inf);
-  for (Index c = 0; c < 4; ++c) parts_.set_o(0, 6, c, nan);  // of a part that saw nothing: not read
+  // The part saw no key, so its O is not read.
+  for (Index c = 0; c < 4; ++c) parts_.set_o(0, 6, c, nan);
   emulate<float>(parts_, false, Form::times_inverse);
   EXPECT_THAT(verdict(), Passes());
   parts_.set_o(out, 6, 3, std::nextafter(static_cast<float>(parts_.o(1, 6, 3)), INFINITY));

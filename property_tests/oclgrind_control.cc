@@ -1,6 +1,6 @@
-// Runs the OpenCL kernels with one mistake planted in their source: what oclgrind must find.
-// `oclgrind_control list` names the mistakes, `oclgrind_control NAME` runs one; run_oclgrind.sh
-// looks at oclgrind's log.
+// Runs the OpenCL kernels with one mistake planted in their source, which oclgrind must find.
+// `oclgrind_control list` names the mistakes, and `oclgrind_control NAME` runs one; run_oclgrind.sh
+// reads oclgrind's log.
 #include <fmt/format.h>
 
 #include <string>
@@ -22,7 +22,7 @@ constexpr std::string_view barrier = "barrier(CLK_LOCAL_MEM_FENCE);";
 struct Mistake {
   std::string name;
   std::string_view from, to;
-  int occurrence = 0;  // of `from`
+  int occurrence = 0;  // which occurrence of `from`
   bool product = false;
 };
 
@@ -67,7 +67,7 @@ class Mistaken : public OpenclDevice {
   const Mistake* mistake_;
 };
 
-// Two tiles of keys, two slices of D and of Dv, tails everywhere.
+// The problem has two tiles of keys, two slices of D and of Dv, and tails everywhere.
 Status run_attention(const std::shared_ptr<DeviceSession>& session) {
   const Case c = parse_case("attention b=1 h=1 l=3x70 d=36/34");
   const Inputs in(c);

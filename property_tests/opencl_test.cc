@@ -1,6 +1,6 @@
-// The OpenCL backend: every OpenCL function fails once with every code over a driver that is made
-// up here, which counts its objects; then the kernels on the machine's real driver, which the first
-// test names.
+// The OpenCL backend: every OpenCL function fails once with every code, over an invented driver
+// that counts its objects. Then the kernels run on the machine's real driver, which the first test
+// names.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -22,11 +22,10 @@ namespace {
 using namespace kernels;
 using testing::HasSubstr;
 
-// ---- A driver of our own
-// --------------------------------------------------------------------------------
+// ---- A driver of our own ----
 
-// One platform with one device; objects are numbers; buffers hold what was written. Functions are
-// plain pointers, so the driver is global.
+// A driver with one platform and one device. Objects are numbers, and buffers hold what was written
+// to them. Functions are plain pointers, so the driver is global.
 struct FakeDriver {
   std::vector<const char*> calls;
   std::ptrdiff_t failing_call = -1;
@@ -49,7 +48,7 @@ struct FakeDriver {
     held.insert(next);
     return reinterpret_cast<Object>(next++);
   }
-  // Gone whatever is answered, as the interface says.
+  // The interface says that the object is gone whatever the answer is.
   template <class Object>
   cl_int release(const char* function, std::set<std::uintptr_t>& held, Object object) {
     if (held.erase(reinterpret_cast<std::uintptr_t>(object)) != 1)
@@ -205,7 +204,7 @@ TEST(OpenclFunctions, EachFailsOnceWithEveryCode) {
   }
   const std::vector<const char*> calls = fake.calls;
   const std::set<std::string> functions(calls.begin(), calls.end());
-  // All but the one that only a failed build asks.
+  // The run calls every function except the one that is called only after a failed build.
   std::size_t declared = 0;
 #define ASSAY_COUNT(name) ++declared;
   ASSAY_OPENCL_FUNCTIONS(ASSAY_COUNT)
@@ -217,7 +216,7 @@ TEST(OpenclFunctions, EachFailsOnceWithEveryCode) {
   for (std::size_t i = 0; i < calls.size(); ++i)
     for (NativeEntry e : opencl_codes().entries) {
       const std::string function = calls[i];
-      // A platform that has no device is passed over: then there is none at all.
+      // A platform without a device is skipped. Then there is no device at all.
       const bool none = function == "clGetDeviceIDs" && e.code == CL_DEVICE_NOT_FOUND &&
                         std::string(calls[i - 1]) != function;
       ++pairs;
@@ -254,7 +253,7 @@ TEST(OpenclFunctions, EachFailsOnceWithEveryCode) {
   EXPECT_GT(pairs, 3000u);
 }
 
-// The build log may be out of reach too; the code of the build stays.
+// The build log may be unavailable too. The code of the build is kept.
 TEST(OpenclFunctions, AFailedBuildWithoutALog) {
   for (int asked : {0, 1}) {
     fake = {};
@@ -287,8 +286,7 @@ TEST(OpenclFunctions, SaysWhatWasLookedFor) {
   EXPECT_TRUE(any_case.reopen().ok());
 }
 
-// ---- A real driver
-// --------------------------------------------------------------------------------------
+// ---- A real driver ----
 
 std::shared_ptr<DeviceSession> real_session() {
   return std::make_shared<DeviceSession>(make_device("opencl"));
@@ -305,7 +303,7 @@ TEST(Opencl, NamesItsDevice) {
   EXPECT_GE(limits.largest_group, 256u);
 }
 
-// Rows have their bits whatever the size of a work-group, the batch and the other rows are.
+// The bits of a row do not depend on the size of a work-group, the batch and the other rows.
 TEST(Opencl, ARowsBitsDependOnNothingElse) {
   Fixture f(
       "attention b=2 h=4/2 l=40x150 d=40/24 causal offset=end bias=normal sink=0.5 dtype=f16 "
@@ -315,7 +313,7 @@ TEST(Opencl, ARowsBitsDependOnNothingElse) {
   ASSERT_TRUE(dispatcher.sdpa(f.in.problem, f.out.view()).ok());
   EXPECT_EQ(dispatcher.counters().dispatched, 1);
   for (const char* rows : {"1", "4", "8"}) {
-    // A device with smaller groups, by way of the same policy that a refused launch uses.
+    // A device with smaller groups. It uses the same policy as a refused launch.
     class SmallGroups : public OpenclDevice {
      public:
       explicit SmallGroups(std::size_t items) : OpenclDevice(""), items_(items) {}
@@ -352,8 +350,8 @@ TEST(Opencl, ARowsBitsDependOnNothingElse) {
   EXPECT_EQ(std::memcmp(alone.o.bytes(), f.out.o.bytes() + half, half), 0);
 }
 
-// -infinity in a bias masks, whatever ALiBi adds: here +infinity, to the pairs that are masked
-// alone.
+// -infinity in a bias masks the pair, whatever ALiBi adds to it. Here ALiBi adds +infinity, only to
+// the masked pairs.
 TEST(Opencl, MinusInfinityMasksAnInfiniteSlope) {
   const auto session = real_session();
   Dispatcher dispatcher(std::make_shared<DeviceBackend>(session), on_device());
@@ -379,7 +377,7 @@ TEST(Opencl, MinusInfinityMasksAnInfiniteSlope) {
   }
 }
 
-// The product in the order of the host's kernel, so with its bits.
+// The product adds in the order of the host's kernel, so it has the same bits.
 TEST(Opencl, TheProductHasTheBitsOfTheHost) {
   const auto session = real_session();
   for (const char* line :
@@ -406,7 +404,7 @@ TEST(Opencl, TheProductHasTheBitsOfTheHost) {
   }
 }
 
-// A kernel that does not compile: the status, the code and the compiler's own words.
+// A kernel does not compile. The message has the status, the code and the compiler's own words.
 TEST(Opencl, BuildLogsReachTheMessage) {
   DeviceSession session(make_device("opencl"));
   const Status status =

@@ -1,5 +1,5 @@
-// The overlap test against brute force over every bit of random small views, and layouts that
-// people use.
+// Compares the overlap test with brute force over every bit of random small views, and tries
+// layouts that people use.
 #include <gtest/gtest.h>
 
 #include <limits>
@@ -12,7 +12,7 @@
 namespace assay::kernels {
 namespace {
 
-// First bit of every element, in the order of their indices.
+// The first bit of every element, in the order of their indices.
 std::vector<Index> starts_of(const Footprint& f) {
   std::vector<Index> starts;
   for (Index b = 0; b < f.shape[0]; ++b)
@@ -60,7 +60,7 @@ TEST(Overlap, AgreesWithBruteForce) {
     self += repeats;
     pairs += shared;
   }
-  // Both answers were tried often.
+  // Both answers occurred often.
   EXPECT_GT(self, rounds / 10);
   EXPECT_LT(self, rounds * 9 / 10);
   EXPECT_GT(pairs, rounds / 10);
@@ -68,7 +68,7 @@ TEST(Overlap, AgreesWithBruteForce) {
 }
 
 TEST(Overlap, SlicesOfOnePackedBufferDoNotOverlap) {
-  // [B, L, q | k | v | o, H, D], far too large to be there: nothing is read.
+  // [B, L, q | k | v | o, H, D] is far too large to be allocated. Nothing of it is read.
   const Index heads = 8, dim = 64, row = 4 * heads * dim, length = 100'000;
   static float base;
   const auto slice = [&](Index which, Index columns) {
@@ -79,7 +79,7 @@ TEST(Overlap, SlicesOfOnePackedBufferDoNotOverlap) {
     EXPECT_EQ(overlap_with_itself(slice(a, dim)), Overlap::none);
     for (Index b = 0; b < 4; ++b)
       EXPECT_EQ(overlap(slice(a, dim), slice(b, dim)), a == b ? Overlap::some : Overlap::none);
-    // One column too many reaches the next head, and the next slice behind the last head.
+    // One column too many reaches the next head. For the last head it reaches the next slice.
     EXPECT_EQ(overlap_with_itself(slice(a, dim + 1)), Overlap::some);
     if (a < 3) EXPECT_EQ(overlap(slice(a, dim + 1), slice(a + 1, dim)), Overlap::some);
   }

@@ -43,7 +43,7 @@ TEST(ParallelFor, NeverMoreThreadsThanAsked) {
   }
 }
 
-// Of this process, in KiB.
+// The resident memory of this process, in KiB.
 long resident() {
   std::ifstream file("/proc/self/statm");
   long total = 0, pages = 0;

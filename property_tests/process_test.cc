@@ -1,4 +1,4 @@
-// Processes that the harness starts: which descriptors they have, and how failures are told.
+// Processes that the harness starts: the descriptors that they have, and how failures are told.
 #include "harness/process.h"
 
 #include <fcntl.h>
@@ -32,7 +32,7 @@ std::string read_all(const Descriptor& from) {
   return text;
 }
 
-// What a script writes on its standard output.
+// The text that a script writes to its standard output.
 std::string said_by(ProcessStart how) {
   Channel pipe = make_pipe("a test");
   how.descriptors.push_back({pipe.in.number(), STDOUT_FILENO});
@@ -94,7 +94,7 @@ TEST(Process, AProgramThatIsMissingIsNamed) {
   }
 }
 
-// With room for so many descriptors more, until the end of the scope.
+// Allows only so many more descriptors, until the end of the scope.
 class Room {
  public:
   explicit Room(rlim_t more) {
@@ -125,8 +125,8 @@ TEST(Process, AShortageOfDescriptorsIsAnErrorOfOursAndNoAnswerOfTheChild) {
       EXPECT_EQ(e.code().value(), EMFILE);
     }
   }
-  EXPECT_GE(refused,
-            4);  // two ends of the channel for errors, and a copy of each that is passed on
+  // There are two ends of the channel for errors, and a copy of each of the two that are passed on.
+  EXPECT_GE(refused, 4);
 }
 
 TEST(Process, TheEnvironmentIsReplacedByName) {

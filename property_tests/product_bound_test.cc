@@ -1,5 +1,5 @@
-// The bound of low-bit products, tried on emulated kernels of every declared arithmetic: none of
-// them is ever outside, and a bound of a quarter is.
+// Tries the bound of low-bit products on emulated kernels of every declared arithmetic: none of
+// them ever leaves the bound, but some leave a quarter of it.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -18,7 +18,7 @@
 namespace assay {
 namespace {
 
-// One rounding of a real number that is given as a double or as a sum of doubles without error.
+// One rounding of a real number, which is given as a double or as an exact sum of doubles.
 float truncated(double x) {
   float f = static_cast<float>(x);
   if (std::fabs(static_cast<double>(f)) > std::fabs(x)) f = std::nextafter(f, 0.0f);
@@ -26,10 +26,10 @@ float truncated(double x) {
 }
 float in_f16(double x) { return static_cast<float>(round_to(Dtype::f16, x)); }
 
-// Everything that an emulated kernel of one element sees.
+// All that an emulated kernel of one element reads.
 struct Element {
-  const std::vector<double>& a;       // of the row
-  const std::vector<double>& weight;  // of the column
+  const std::vector<double>& a;       // the row
+  const std::vector<double>& weight;  // the column
   std::vector<double> code, scale;    // weight = code * scale
   Index group;
 };
@@ -41,7 +41,7 @@ struct Emulation {
   Kernel kernel;
 };
 
-// Sums terms pairwise in a random tree; `round` is the rounding of an addition.
+// Adds the terms pairwise in a random tree; `round` is the rounding of an addition.
 template <class Round>
 double random_tree(std::vector<double> terms, std::mt19937& random, const Round& round) {
   if (terms.empty()) return 0;
@@ -119,7 +119,7 @@ std::vector<Emulation> emulations() {
   return list;
 }
 
-// Cases that the emulations run: every format, group, tail and family of values that fp32 holds.
+// The cases of the emulations: every format, group, tail and family of values that fp32 holds.
 std::vector<Case> cases() {
   std::vector<Case> list;
   std::uint64_t seed = 1;
@@ -151,7 +151,7 @@ struct Tally {
   double worst = 0;
 };
 
-// Runs an emulation over all cases and judges it by a contract.
+// Runs an emulation over all cases and judges its outputs by a contract.
 Tally run(const Emulation& emulation, const ProductContract& judged_by) {
   Tally total;
   std::mt19937 random(7);
@@ -165,8 +165,8 @@ Tally run(const Emulation& emulation, const ProductContract& judged_by) {
       std::vector<double> column(usize(p.k));
       for (Index k = 0; k < p.k; ++k)
         column[usize(k)] = w[usize(k * p.n + n)] / static_cast<double>(p.w.tensor_scale);
-      // Codes and scales apart: their product is exact in binary64, so is the division that undoes
-      // it.
+      // Takes codes and scales apart. Their product is exact in binary64, and so is the division
+      // that undoes it.
       std::vector<double> scale, code = column;
       for (Index t = 0; t * group < p.k; ++t) {
         double s = 1;
@@ -206,7 +206,7 @@ TEST(ProductBound, NoCorrectKernelIsOutside) {
     const Tally o = run(e, e.contract);
     EXPECT_EQ(o.outside, 0) << e.contract.name;
     EXPECT_GT(o.elements, 5000) << e.contract.name;
-    // Rounded weights leave nothing exact.
+    // With rounded weights no element is exact.
     if (!e.contract.weight_dtype) EXPECT_GT(o.exact, 100) << e.contract.name;
     std::printf("%-36s %lld elements, %lld in the exact tier, largest error/bound %.3f\n",
                 e.contract.name.c_str(), static_cast<long long>(o.elements),
@@ -214,7 +214,7 @@ TEST(ProductBound, NoCorrectKernelIsOutside) {
   }
 }
 
-// Guards against a bound that nothing can violate.
+// Checks that the bound is not so large that no kernel can violate it.
 TEST(ProductBound, AQuarterOfItIsViolated) {
   for (const Emulation& e : emulations()) {
     ProductContract strict = e.contract;

@@ -1,4 +1,4 @@
-// The low-bit product and its packed weights: every target, every refusal, and what the judge makes
+// The low-bit product and its packed weights: every target, every refusal, and what the judge says
 // of wrong outputs.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -24,8 +24,8 @@
 namespace assay {
 namespace {
 
-// Every third case of the suite on every target that this machine runs; those with FMA agree bit
-// for bit.
+// Runs every third case of the suite on every target of this machine. The targets with FMA agree
+// bit for bit.
 TEST(ProductKernel, EveryTargetStaysWithinItsBound) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
   const std::vector<Case> cases = make_suite("products", 5).cases;
@@ -67,7 +67,7 @@ TEST(ProductKernel, TargetsWithFmaAgreeBitForBit) {
 }
 
 // The policy itself changes nothing: with a fault of another kernel planted, the bits are those of
-// production.
+// the production kernel.
 TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
   const PlantedFault& other = planted_faults[0];
   ASSERT_EQ(other.about, FaultSubject::forward);
@@ -83,7 +83,7 @@ TEST(ProductKernel, TheFaultyInstantiationWithoutAFaultIsTheKernel) {
   }
 }
 
-// pack, then unpack: the same bytes, but for what lies behind K.
+// Packing and unpacking gives the same bytes, except for those behind K.
 RC_GTEST_PROP(PackedWeights, RoundTrip, ()) {
   Case c;
   c.operation = Operation::product;
@@ -106,7 +106,7 @@ RC_GTEST_PROP(PackedWeights, RoundTrip, ()) {
   again.scales = scales.empty() ? nullptr : scales.data();
   again.extra = extra.empty() ? nullptr : extra.data();
   RC_ASSERT(decode_weights(again) == decode_weights(in.problem.w));
-  // Either side may be empty, where memcmp() takes no null pointer.
+  // Either side may be empty, and memcmp() takes no null pointer.
   const auto same = [](const std::vector<std::byte>& bytes, const std::byte* others) {
     return std::equal(bytes.begin(), bytes.end(), others);
   };
@@ -117,7 +117,8 @@ RC_GTEST_PROP(PackedWeights, RoundTrip, ()) {
   }
 }
 
-// Random products of any shape pass, and rows alone are the rows together (relations of execute()).
+// Random products of any shape pass. Rows computed alone equal the rows computed together (these
+// are relations of execute()).
 RC_GTEST_PROP(ProductKernel, RandomCasesPass, ()) {
   Case c;
   c.operation = Operation::product;
@@ -140,7 +141,7 @@ RC_GTEST_PROP(ProductKernel, RandomCasesPass, ()) {
   if (r.outcome == Outcome::fail) RC_FAIL(print_case(c) + "\n" + r.reason);
 }
 
-// A cache of E2M1 with a scale for each 32 elements keeps a token as MXFP4 keeps a column: the
+// A cache of E2M1 with a scale for each 32 elements stores a token as MXFP4 stores a column. The
 // product reads the cache's own bytes as weights.
 TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
   constexpr Index tokens = 21, dim = 64;
@@ -153,8 +154,8 @@ TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
   const Tensor k(Dtype::f32, {1, 1, tokens, dim}, {{0, 0, dim, 1}, 0, tokens * dim});
   for (Index i = 0; i < tokens; ++i)
     for (Index d = 0; d < dim; ++d) {
-      // The largest of every group is 5 times a power of two, for which both declared scale rules
-      // choose the same scale.
+      // The largest element of every group is 5 times a power of two. For it both declared scale
+      // rules choose the same scale.
       const double x = d % 32 == 7 ? 5 : static_cast<double>((i * 37 + d * 11) % 19 - 9) / 2;
       store(k.view(), i * dim + d, std::ldexp(x, static_cast<int>(i % 7 - d / 32 * 3)));
     }
@@ -188,8 +189,7 @@ TEST(PackedWeights, ACachedTokenIsAColumnOfMxfp4) {
   EXPECT_THAT(scores.view(), IsWithinBoundOf(p, host_product_contract(kernels::Target().name())));
 }
 
-// ---- The judge
-// --------------------------------------------------------------------------------------------
+// ---- The judge ----
 
 struct Judged {
   explicit Judged(const std::string& line) : c(parse_case(line)), in(c), out(c) {
@@ -220,7 +220,7 @@ TEST(ProductVerdict, SampledRowsAreJudgedAloneAndSaySo) {
             "stretch, seed 7");
   EXPECT_EQ(v.outputs.at(Output::c).elements, 4 * 20);
   ASSERT_EQ(v.sampled.size(), 4u);
-  // A wrong row is found if it is in the sample, and not otherwise.
+  // A wrong row is found if and only if it is in the sample.
   for (Index m = 0; m < 40; ++m) {
     const double right = judged.get(m, 3);
     judged.set(m, 3, right + 100);
@@ -263,7 +263,7 @@ TEST(ProductVerdict, WrongOutputsFail) {
   EXPECT_THAT(nan.verdict(), Fails());
 }
 
-// Where no order of additions rounds, nothing is forgiven: not one ulp.
+// If no order of additions rounds, no error is allowed, not even one ulp.
 TEST(ProductVerdict, ExactTierForgivesNothing) {
   const Judged x(
       "product m=2 n=6 k=256 dtype=bf16 out=f32 w=mxfp4 weights=codes scales=distinct "
@@ -293,8 +293,8 @@ TEST(ProductVerdict, IntegersOfEveryWidthAreUsed) {
   EXPECT_EQ(bits("product m=1 n=1 k=8 dtype=f32 w=mxfp4 poke=a:0:0:0:3=nan"), 0);
 }
 
-// 64 bits, 128 bits and big integers give one answer: terms of a long sum, exponents far apart,
-// that cancel but for the least of them.
+// 64 bits, 128 bits and big integers give the same answer for a long sum whose exponents are far
+// apart, and whose terms cancel except for the smallest.
 TEST(ProductVerdict, CancellationLeavesTheLeastTerm) {
   for (auto [large, small] : {std::pair{1024.0, 0x1p-10}, {0x1p60, 0x1p-30}, {0x1p126, 0x1p-149}}) {
     const Case c =
@@ -318,10 +318,11 @@ TEST(ProductVerdict, NothingComparedIsNoPass) {
   EXPECT_THAT(x.verdict(), IsInconclusive());
 }
 
-// What a review found: infinities that nobody judged, ranges taken too narrow or too wide.
+// Errors that an earlier judge had: infinities that were not judged, and ranges that were too
+// narrow or too wide.
 class Ranges : public testing::Test {
  protected:
-  // One column of equal weights of E4M3 without scales, and C as a kernel would have left it.
+  // One column of equal weights of E4M3 without scales, and C as a kernel would have written it.
   Verdict judge_one(const std::vector<double>& a, double weight, double c,
                     const ProductContract& contract) {
     const Index k = std::ssize(a);
@@ -354,7 +355,7 @@ TEST_F(Ranges, InfinitiesAreJudged) {
 }
 
 TEST_F(Ranges, SumsMayOverflowByTheirRoundings) {
-  // Sequential sums in fp16 leave its range here, though the exact sum is 49,168.
+  // Sequential sums in fp16 leave its range here, although the exact sum is 49,168.
   const ProductContract fp16 = product_ladder(Dtype::f16).back();
   ASSERT_EQ(fp16.roundoff, 0x1p-11);
   std::vector<double> a(1100, round_to(Dtype::f16, 16.02));
@@ -366,7 +367,7 @@ TEST_F(Ranges, SumsMayOverflowByTheirRoundings) {
 }
 
 TEST_F(Ranges, NothingIsExcusedWhereNothingOverflows) {
-  // Scaled weights never form the sum of unscaled ones.
+  // With scaled weights the sum of the unscaled weights is never formed.
   const Judged x(
       "product m=1 n=1 k=32 dtype=f32 w=mxfp4 weights=largest scales=smallest values=ones");
   x.set(0, 0, inf);
@@ -409,8 +410,7 @@ TEST_F(Ranges, TwoTensorScalesOverflowTogether) {
   EXPECT_THAT(judge_product(p, c, host), HasNothingOutside());
 }
 
-// ---- Bad input
-// ----------------------------------------------------------------------------------------------
+// ---- Bad input ----
 
 class Refusals : public testing::Test {
  protected:
@@ -488,7 +488,7 @@ TEST_F(Refusals, OfWeightsNameArgumentValueAndLimit) {
   }
   {
     const ProductInputs in(parse_case("product m=2 n=1 k=32 dtype=f32 w=fp4-sparse weights=codes"));
-    in.w.extra().bytes()[0] = std::byte{0x45};  // of k = 0: 5, both kept are position 1
+    in.w.extra().bytes()[0] = std::byte{0x45};  // k = 0 has 5, so both kept positions are 1
     EXPECT_EQ(pack(in.problem.w),
               "1: extra: metadata 5 of k = 0 of column 0 is none of 4, 8, 9, 12, 13, 14");
     LowBitView w = in.problem.w;
@@ -526,7 +526,7 @@ TEST_F(Refusals, OfOperandsLeaveTheOutputAlone) {
             "bytes from its pointer");
   for (Index e = 0; e < 10; ++e) EXPECT_TRUE(holds_poison(c, e, Poison::large));
   EXPECT_EQ(with([](TensorView&, TensorView&) {}), "");
-  // A low-bit A of another depth, or with k in words.
+  // A low-bit A has another depth, or has k in words.
   std::shared_ptr<const kernels::PackedWeights> packed;
   ASSERT_TRUE(kernels::PackedWeights::pack(in_.problem.w, packed).ok());
   const LowBitMatrix shorter(LowBit::mxfp4, 31, 2, 32), words(LowBit::fp4, 32, 2, 8);
@@ -563,7 +563,7 @@ TEST_F(Refusals, OfAbsurdNumbersNeverCrash) {
             "w is dtype 77; weights are quantized from f32, f16 and bf16");
   std::shared_ptr<const kernels::PackedWeights> packed;
   ASSERT_TRUE(kernels::PackedWeights::pack(in_.problem.w, packed).ok());
-  // Extents whose product wraps to 0.
+  // The product of the extents wraps to 0.
   TensorView a{data.data(), Dtype::f32, {1, 1, Index{1} << 62, 32}, {0, 0, 0, 1}, 0},
       c{data.data(), Dtype::f32, {1, 1, Index{1} << 62, 5}, {0, 0, 5, 1}, 0};
   EXPECT_FALSE(kernels::product(a, *packed, c).ok());
@@ -583,7 +583,7 @@ TEST_F(Refusals, OfAnOutputOverALowBitInput) {
             "c overlaps the codes of a; an output may overlap nothing");
   EXPECT_EQ(kernels::product(a.view(), *packed, over_scales).detail,
             "c overlaps the scales of a; an output may overlap nothing");
-  // No rows are no error.
+  // A call without rows is allowed.
   LowBitView none = a.view();
   none.n = 0;
   float x = 0;
@@ -591,8 +591,7 @@ TEST_F(Refusals, OfAnOutputOverALowBitInput) {
       kernels::product(none, *packed, {&x, Dtype::f32, {1, 1, 0, 5}, {0, 0, 5, 1}, 0}).ok());
 }
 
-// ---- Case lines
-// -----------------------------------------------------------------------------------------------
+// ---- Case lines ----
 
 TEST(ProductCase, LinesRoundTrip) {
   for (const Case& c : make_suite("products", 2).cases)
@@ -637,7 +636,7 @@ TEST(ProductCase, WhatCannotBeIsRefused) {
   EXPECT_EQ(refusal("product causal").substr(0, 23), "column 9: unknown field");
 }
 
-// A fault of the tail shrinks to a tail.
+// A fault in the tail shrinks to a case with a tail.
 TEST(ProductCase, ShrinksToWhatMatters) {
   const std::unique_ptr<Candidate> faulty = make_candidate("fault:depth-tail-dropped");
   auto fails = [&](const Case& c) {

@@ -1,4 +1,5 @@
-// Marks in the code and sections of the documents that derive bounds: neither without the other.
+// Checks that each mark in the code belongs to a section of the documents that derive bounds, and
+// the reverse.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -24,7 +25,7 @@ struct Section {
   std::set<std::string> parts;  // headings in bold at the beginning of a paragraph
 };
 
-// Sections are lines "## 2. Title", parts of them "**Sink.** One more key ...".
+// A section begins with a line "## 2. Title", and a part of it with "**Sink.** One more key ...".
 std::vector<Section> sections_in(std::istream& document) {
   static const std::regex heading(R"(## ([0-9]+)\. .*)"), part(R"(\*\*([^*]+)\.\*\* .*)");
   std::vector<Section> sections;
@@ -45,7 +46,7 @@ std::vector<Section> sections_in(std::istream& document) {
 struct Mark {
   std::string file, document;
   int section = 0;
-  std::string part;  // empty: the section itself
+  std::string part;  // empty: the mark names the section itself
 };
 
 // Marks are comments "// bounds.md, 2: H_j" or "// bounds.md, 2, Sink: H of the sink".
@@ -61,7 +62,7 @@ std::vector<Mark> marks_in(const std::string& file, std::istream& source) {
   return marks;
 }
 
-// What is wrong with the sections of one document and all marks, a sentence each.
+// The errors in the sections of one document and in all marks, one sentence each.
 std::vector<std::string> faults(const std::string& document, const std::vector<Section>& sections,
                                 const std::vector<Mark>& marks) {
   std::vector<std::string> wrong;
@@ -107,7 +108,7 @@ std::vector<Mark> marks_of_oracle() {
        fs::recursive_directory_iterator(fs::path(ASSAY_SOURCE_DIR) / "oracle")) {
     const std::string extension = entry.path().extension();
     if (extension != ".h" && extension != ".cc") continue;
-    // The header that says what the form of a mark is shows marks, and has none.
+    // The header that explains the form of a mark shows marks, but has none.
     if (entry.path().filename() == "safety_factors.h") continue;
     std::ifstream in(entry.path());
     const std::vector<Mark> more = marks_in(entry.path().filename(), in);
@@ -129,7 +130,7 @@ TEST(Proof, EveryMarkHasASectionAndEverySectionAMark) {
         << m.file << " marks a section of " << m.document;
 }
 
-// The test itself, on documents and marks that are made up.
+// Tests the test itself on documents and marks that are made up.
 std::vector<std::string> faults_of(const std::string& document, const std::string& source) {
   std::istringstream text(document), code(source);
   return faults("bounds.md", sections_in(text), marks_in("made_up.cc", code));

@@ -1,4 +1,4 @@
-// Recorded tensors: what is written is read back and judged, what contradicts itself is refused by
+// Recorded tensors: what is written is read back and judged, a contradiction is refused with its
 // name, and no file crashes the reader.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -41,7 +41,8 @@ std::string refusal(const Bytes& file) {
 }
 
 TEST(Safetensors, ReadsWhatTheFormatAllows) {
-  // Padding behind the header, a tensor without elements, a scalar, tensors in any order.
+  // The file has padding behind the header, a tensor without elements, a scalar, and tensors in any
+  // order.
   const Safetensors s = parse_safetensors(bytes_of(
       R"({"b":{"dtype":"F32","shape":[2,1],"data_offsets":[3,11]},"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},)"
       R"("none":{"dtype":"F16","shape":[0,7],"data_offsets":[11,11]},"one":{"dtype":"I64","shape":[],"data_offsets":[11,19]},)"
@@ -121,8 +122,8 @@ class Records : public testing::Test {
   fs::path folder_;
 };
 
-// Every kind of problem that a record holds: through the file and back, inside its bounds, and its
-// inputs those of the case.
+// Every kind of problem that a record holds is written to a file and read back. The outputs are
+// inside their bounds, and the inputs are those of the case.
 TEST_F(Records, WhatIsWrittenIsReadBackAndPasses) {
   std::vector<Case> cases;
   for (const char* line : {
@@ -145,7 +146,7 @@ TEST_F(Records, WhatIsWrittenIsReadBackAndPasses) {
            "product m=3 n=9 k=64 w=mxfp4 a=nvfp4",
            "product m=3 n=5 k=40 w=f8e4m3 weights=special",
            "product m=3 n=5 k=64 w=mxfp4 weights=codes scales=nan poke=a:0:0:1:2=nan",
-           // A weight that a kernel may flush to 0.
+           // A kernel may flush one weight to 0.
            "attention b=2 h=3/1 l=1x131 d=64 dtype=bf16 scale=0.25 softcap=50 causal offset=end "
            "window=-1,3 bool=random@bj bias=normal lengths=78,131 docs=7,19,11 alibi sink=9 "
            "scores=negative seed=32",
@@ -160,12 +161,12 @@ TEST_F(Records, WhatIsWrittenIsReadBackAndPasses) {
     EXPECT_EQ(r.kernel, "host");
     EXPECT_EQ(r.case_line, print_case(cases[k]));
     const CaseResult result = verify(read, r);
-    // NaN in W leaves next to nothing that a bound decides.
+    // With NaN in W a bound decides almost nothing.
     EXPECT_TRUE(result.outcome == Outcome::pass || (r.case_line.find("nan") != std::string::npos &&
                                                     result.outcome == Outcome::inconclusive))
         << r.line << ": " << result.reason;
     EXPECT_EQ(result.reproduce, "assay verify '" + file() + "' --record " + read.names()[k]);
-    // Nothing that the case asks for was left out of the verdict.
+    // The verdict covers everything that the case asks for.
     const AttentionShape& s = cases[k].shape;
     std::int64_t wanted = s.batch * s.query_heads * s.rows * (s.value_dim + 1);
     if (cases[k].operation == Operation::product) wanted = cases[k].product.m * cases[k].product.n;
@@ -190,7 +191,7 @@ TEST_F(Records, AWrongKernelsRecordFails) {
   }
 }
 
-// Inputs alone are no record to judge, and inputs that are not those of their case are found out.
+// Inputs alone are no record to judge. Inputs that are not those of their case are found.
 TEST_F(Records, InputsAreThoseOfTheCase) {
   write_records(file(), {parse_case("attention b=1 h=2 l=9x13 d=8")});
   const RecordFile inputs(file());
@@ -208,7 +209,7 @@ TEST_F(Records, InputsAreThoseOfTheCase) {
   write_records(file(), {parse_case("attention b=1 h=2 l=9x13 d=8")}, host.get());
   std::fstream change(file(), std::ios::in | std::ios::out | std::ios::binary);
   std::string whole((std::istreambuf_iterator<char>(change)), {});
-  // One bit of the seed: the generator gives another q.
+  // With one other bit in the seed the generator gives another q.
   const auto at = whole.find("attention b=1 h=2 l=9x13 d=8 dtype=f32\"");
   ASSERT_NE(at, std::string::npos);
   whole.replace(at, 38, "attention b=1 h=2 l=9x13 d=8 seed=9   ");
@@ -226,7 +227,7 @@ TEST_F(Records, InputsAreThoseOfTheCase) {
       FileError);
 }
 
-// A record as somebody else writes it.
+// A record as another program writes it.
 struct Made {
   std::map<std::string, std::string> metadata;
   std::map<std::string, std::tuple<std::string, std::vector<Index>, std::vector<float>>> tensors;
@@ -249,7 +250,7 @@ struct Made {
     return m;
   }
   std::vector<float>& values(const char* name) { return std::get<2>(tensors.at(name)); }
-  // O and LSE, in double.
+  // Computes O and LSE in double.
   void answer(const std::function<bool(Index b, Index h, Index i, Index j)>& sees) {
     const auto &qs = std::get<1>(tensors.at("q")), &ks = std::get<1>(tensors.at("k"));
     const Index b = qs[0], h = qs[1], rows = qs[2], dim = qs[3], kv = ks[1], keys = ks[2];
@@ -281,7 +282,8 @@ struct Made {
     tensors["o"] = {"F32", {b, h, rows, dim}, o};
     tensors["lse"] = {"F32", {b, h, rows}, lse};
   }
-  // In the order of the map, which leaves what follows an odd number of bytes unaligned.
+  // Writes the tensors in the order of the map. What follows an odd number of bytes is then not
+  // aligned.
   void write(const std::string& path) const {
     nlohmann::json header = {{"__metadata__", metadata}};
     std::string data;
@@ -331,7 +333,7 @@ TEST_F(Records, LayoutsRanksUnitsAndAlignment) {
     wrong.values(name)[7] += 1e-3f;
     EXPECT_EQ(wrong.judged(file()), Outcome::fail) << name;
   }
-  // Without LSE O alone is judged; in base 2 LSE is taken to natural units.
+  // Without LSE only O is judged. An LSE in base 2 is converted to natural units.
   Made bare = m;
   bare.tensors.erase("lse");
   EXPECT_EQ(bare.judged(file()), Outcome::pass);
@@ -340,7 +342,7 @@ TEST_F(Records, LayoutsRanksUnitsAndAlignment) {
   EXPECT_EQ(base2.judged(file()), Outcome::fail);
   base2.metadata["record"] = "attention lse=base2";
   EXPECT_EQ(base2.judged(file()), Outcome::pass);
-  // Positions before heads.
+  // The positions come before the heads.
   Made turned = m;
   for (const char* name : {"q", "k", "v", "o"}) {
     auto& [dtype, shape, values] = turned.tensors.at(name);
@@ -356,7 +358,7 @@ TEST_F(Records, LayoutsRanksUnitsAndAlignment) {
   EXPECT_THAT(turned.refused(file()), HasSubstr("q has 3 heads, k 5: no multiple"));
   turned.metadata["record"] = "attention layout=bshd";
   EXPECT_EQ(turned.judged(file()), Outcome::pass);
-  // One batch in three extents, behind a mask of an odd number of bytes.
+  // The record has one batch in three extents, behind a mask of an odd number of bytes.
   Made single = Made::attention(1, 2, 1, 3, 5, 6);
   single.answer([](Index, Index, Index i, Index j) { return (i + j) % 3 != 0; });
   for (const char* name : {"q", "k", "v", "o", "lse"})
@@ -364,7 +366,7 @@ TEST_F(Records, LayoutsRanksUnitsAndAlignment) {
   std::vector<float> keep;
   for (int i = 0; i < 3; ++i)
     for (int j = 0; j < 5; ++j) keep.push_back((i + j) % 3 != 0 ? 2.0f : 0.0f);
-  single.tensors["a"] = {"U8", {1}, {0}};  // before everything else
+  single.tensors["a"] = {"U8", {1}, {0}};  // it comes before everything else
   single.tensors["keep"] = {"U8", {3, 5}, keep};
   EXPECT_THAT(single.refused(file()), HasSubstr("tensor a belongs to nothing"));
   single.tensors.erase("a");
@@ -433,7 +435,7 @@ TEST_F(Records, ContradictionsAreNamed) {
   refused("metadata key case.x is the case of no record",
           [](Made& m) { m.metadata["case.x"] = "attention"; });
   refused("metadata key formatter is not one of", [](Made& m) { m.metadata["formatter"] = "pt"; });
-  // Neither memory nor time is spent on what cannot be the case.
+  // A record that cannot be the case costs neither memory nor time.
   refused("an extent is not that of its case",
           [](Made& m) { m.metadata["case"] = "attention b=1 h=1 l=1000000000x1000000000 d=1024"; });
   refused("the dtype of q is not that of its case",
@@ -502,8 +504,8 @@ TEST_F(Records, BytesWithoutAMeaningAreRefused) {
           "product m=2 n=4 k=64 w=fp4-sparse", "w.extra", 0, 0x45);
 }
 
-// Gradients of a kernel that gives no LSE have a bound of their own: a right one passes, a wrong
-// one fails.
+// The gradients of a kernel that gives no LSE have a bound of their own. Right gradients pass and
+// wrong ones fail.
 TEST_F(Records, GradientsWithoutLse) {
   for (const auto& [candidate, outcome] : {std::pair{"host", Outcome::pass},
                                            {"fault:delta-omitted", Outcome::fail},
@@ -525,7 +527,7 @@ TEST_F(Records, GradientsWithoutLse) {
   }
 }
 
-// A gradient that is no number is not taken for a sum that left the range of fp16.
+// A NaN gradient is not taken for a sum that left the range of fp16.
 TEST_F(Records, NanInSharedGradientsFails) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
   for (const char* tensor : {"d_bias", "d_sink"}) {
@@ -545,7 +547,7 @@ TEST_F(Records, NanInSharedGradientsFails) {
   }
 }
 
-// Whatever a file holds, it is refused with a sentence or judged.
+// Whatever a file holds, it is judged or refused with a sentence.
 TEST_F(Records, MutatedFilesAreRefusedOrJudged) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
   write_records(file(),
@@ -598,7 +600,7 @@ TEST_F(Records, AFileIsWrittenWholeOrNotAtAll) {
   std::ofstream(file()) << "what was there";
   fs::permissions(folder_, fs::perms::owner_read | fs::perms::owner_exec);
   if (getuid() == 0) fs::permissions(folder_, fs::perms::owner_all);
-  // A tensor that breaks off.
+  // The tensor ends too early.
   EXPECT_THROW(
       write_safetensors(file(), {{"t", "U8", {4}, 4, [](const auto& put) { put("abc", 3); }}}, {}),
       std::exception);
@@ -607,7 +609,7 @@ TEST_F(Records, AFileIsWrittenWholeOrNotAtAll) {
   EXPECT_EQ(std::string((std::istreambuf_iterator<char>(in)), {}), "what was there");
   EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 1);
   EXPECT_THROW(write_safetensors("/no/such/folder/t", {}, {}), std::system_error);
-  // What is no regular file is never replaced; a link stays one.
+  // Something that is not a regular file is never replaced. A link stays a link.
   write_file("/dev/null", "nothing");
   EXPECT_TRUE(fs::is_character_file("/dev/null"));
   fs::create_symlink(file(), file("link"));
@@ -621,7 +623,7 @@ TEST(ValidateKernelOutput, IsJudgedByTheBoundAndNotByTheTolerance) {
   const AttentionFunction host = [](const Attention& p, const AttentionOutput& out) {
     return kernels::attention_forward(p, out, 1);
   };
-  // Off by half a percent: inside the tolerance, and wrong.
+  // The output is off by half a percent, which is inside the tolerance and wrong.
   const AttentionFunction wrong = [&](const Attention& p, const AttentionOutput& out) {
     Attention changed = p;
     changed.scale *= 1.005f;
@@ -636,7 +638,7 @@ TEST(ValidateKernelOutput, IsJudgedByTheBoundAndNotByTheTolerance) {
   }
   for (const OutputValidation& v : validate_kernel_output(wrong, wrong, shapes, 0.0)) {
     EXPECT_FALSE(v.passed());
-    EXPECT_EQ(v.relative_difference, 0);  // two wrong functions agree
+    EXPECT_EQ(v.relative_difference, 0);  // the two wrong functions agree
     EXPECT_TRUE(v.within_tolerance);
   }
   EXPECT_FALSE(validate_kernel_output(wrong, host, shapes, 1e-6)[0].within_tolerance);

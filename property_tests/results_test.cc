@@ -1,5 +1,5 @@
-// Typed results and their documents: what is written is read back whole, and what does not belong
-// there is refused by its place.
+// Typed results and their documents: what is written is read back completely, and what does not
+// belong in a document is refused with its place.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -24,8 +24,8 @@ CaseResult judged(const char* line, const char* candidate = "host", bool picture
   return execute(parse_case(line), *make_candidate(candidate), options);
 }
 
-// Everything that a result can hold: passes, failures, samples, gradients, products, what is drawn
-// of them, relations of every outcome, and results without a verdict.
+// Everything that a result can hold: passes, failures, samples, gradients, products, their
+// pictures, relations of every outcome, and results without a verdict.
 std::vector<CaseResult> results_of_every_kind() {
   std::vector<CaseResult> all = {
       judged("attention b=2 h=4/2 l=9x70 d=8 causal offset=end", "host", true),
@@ -103,7 +103,7 @@ TEST(Results, DocumentsAreReadBackWhole) {
   EXPECT_EQ(to_json(from_json<StoredRun>(to_json(stored), "stored")), to_json(stored));
 }
 
-// A document with one thing wrong, and the words that tell which.
+// A document with one error, and the words that tell which error it is.
 TEST(Results, WhatDoesNotBelongIsRefusedByItsPlace) {
   const Json whole = to_json(some_run());
   const std::pair<std::function<void(Json&)>, const char*> breaches[] = {

@@ -1,4 +1,4 @@
-// Programs run as a user runs them, by a shell.
+// Runs programs through a shell, as a user does.
 #pragma once
 
 #include <sys/wait.h>
@@ -13,7 +13,7 @@ namespace assay {
 
 struct Ran {
   int status;
-  std::string output;  // standard output and error together
+  std::string output;  // standard output and standard error together
 };
 
 inline Ran run(const std::string& arguments, const std::string& program = ASSAY_COMMAND) {

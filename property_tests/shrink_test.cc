@@ -20,7 +20,7 @@ TEST(Shrink, EveryStepIsAValidCaseThatDiffers) {
   EXPECT_GT(smaller(big).size(), 40u);
 }
 
-// What does not matter goes; what does stays at its threshold.
+// Features that do not matter are removed. Those that matter stay at their threshold.
 TEST(Shrink, FindsTheSmallestCase) {
   int tried = 0;
   const auto fails = [&](const Case& c) {
@@ -33,8 +33,8 @@ TEST(Shrink, FindsTheSmallestCase) {
   EXPECT_TRUE(shrink(least, fails, [] { return true; }) == least);
 }
 
-// A feature that a case does not have is never a step: where everything fails, steps back and forth
-// would not end.
+// A feature that a case does not have is never a step. Otherwise, where everything fails, the steps
+// would go back and forth without end.
 TEST(Shrink, EndsWhereEverythingFails) {
   for (const char* line : {"attention b=2 h=4/2 l=9 d=8 causal window=4,0",
                            "backward b=2 h=4/2 l=9 d=8 bias=normal grad=ones",

@@ -1,5 +1,5 @@
 // The single-head interface: what it computes, the order in which it refuses, its limits and its
-// words.
+// messages.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -21,7 +21,7 @@ namespace {
 using namespace kernels;
 using testing::HasSubstr;
 
-// Arrays of one shape each, contiguous.
+// Contiguous arrays, all of one shape.
 struct Arrays {
   Tensor storage[4];
   Array q, k, v, o;
@@ -65,15 +65,15 @@ Attention problem_of(const Arrays& a, float scale, bool causal) {
   return p;
 }
 
-// Judged by the oracle, every batch element, in every dtype, causal and not, with scales from 1e-6
-// to 1.5.
+// The oracle judges every batch element, in every dtype, causal and not, with scales from 1e-6 to
+// 1.5.
 TEST(SingleHead, EveryElementIsWithinItsBound) {
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
     for (bool causal : {false, true})
       for (std::optional<float> scale :
            {std::optional<float>(), std::optional<float>(1e-6f), std::optional<float>(1.5f)})
         for (bool flat : {true, false}) {
-          // K has a length of its own.
+          // The length of K differs from that of Q.
           Arrays a = flat ? Arrays({37, 24}, {53, 24}, dtype)
                           : Arrays({3, 37, 1, 24}, {3, 53, 1, 24}, dtype);
           Dispatcher dispatcher;
@@ -83,8 +83,8 @@ TEST(SingleHead, EveryElementIsWithinItsBound) {
           const Status status = single_head_attention(dispatcher, a.q, a.k, a.v, a.o, options);
           ASSERT_TRUE(status.ok()) << status.detail;
           const Attention p = problem_of(a, scale ? *scale : default_scale(24), causal);
-          // So few rows go to the unfused kernel; its bits, with the LSE that this interface does
-          // not give, are judged.
+          // So few rows go to the unfused kernel. Its bits are judged together with its LSE, which
+          // this interface does not give.
           const Tensor lse(Dtype::f32, {p.shape.batch, 1, 37, 1},
                            {{37, 37, 1, 1}, 0, p.shape.batch * 37});
           const Tensor o(dtype, {p.shape.batch, 1, 37, 24},
@@ -98,7 +98,8 @@ TEST(SingleHead, EveryElementIsWithinItsBound) {
         }
 }
 
-// The tiled kernel's bits, from 256 rows on; below, those of the fallback. Strides are strides.
+// From 256 rows on the outputs have the bits of the tiled kernel, and below those of the fallback.
+// Strides are respected.
 TEST(SingleHead, RunsOnTheDispatcher) {
   Arrays a({300, 16}, {270, 16});
   Dispatcher dispatcher;
@@ -109,7 +110,7 @@ TEST(SingleHead, RunsOnTheDispatcher) {
       attention_forward(problem_of(a, default_scale(16), false), {expected.view(), {}}).ok());
   EXPECT_EQ(std::memcmp(expected.bytes(), a.storage[3].bytes(), 4 * 4800), 0);
 
-  // Every second row of Q, backwards.
+  // The view has every second row of Q, backwards.
   Arrays strided({150, 16}, {270, 16});
   strided.q = a.q;
   strided.q.shape[0] = 150;
@@ -129,8 +130,8 @@ struct Refused {
   const char* text;
 };
 
-// In the order of the tests: each is also given everything that is refused after it, and still
-// comes first.
+// The refusals come in the order of the checks: each call also contains everything that is refused
+// later, and the earlier refusal still comes first.
 TEST(SingleHead, RefusesInOrderWithItsWords) {
   const std::string prefix = "Metal SDPA Backend Error: ";
   const std::vector<Refused> order = {
@@ -188,8 +189,8 @@ TEST(SingleHead, RefusesInOrderWithItsWords) {
     for (bool with_later : {false, true}) {
       Arrays a({2, 5, 1, 4}, {2, 7, 1, 4});
       SingleHeadOptions options;
-      // The last first: what an earlier one sets stays. Those that change all shapes cannot be
-      // combined.
+      // The last change is made first, so that the settings of an earlier one stay. Changes of all
+      // shapes cannot be combined.
       for (std::size_t n = order.size(); with_later && n-- > std::max<std::size_t>(first + 1, 2);)
         order[n].spoil(a, options);
       order[first].spoil(a, options);
@@ -203,7 +204,7 @@ TEST(SingleHead, RefusesInOrderWithItsWords) {
     }
 }
 
-// On the limit it computes, one beyond it refuses.
+// On the limit the call computes, and one beyond the limit it refuses.
 TEST(SingleHead, LimitsAreInclusive) {
   const auto run = [](const std::vector<Index>& q, const std::vector<Index>& k) {
     Arrays a(q, k);
@@ -231,7 +232,7 @@ TEST(SingleHead, LimitsAreInclusive) {
               HasSubstr("Batch size too large (max 1024) [query.shape[0] = 1025]"));
 }
 
-// A backend that throws: of std::exception the words, of anything else the sentence for it.
+// The backend throws. A std::exception gives its words, and anything else gives a fixed sentence.
 TEST(SingleHead, ExceptionsHaveTheirWords) {
   class Throwing : public AttentionBackend {
    public:
@@ -270,7 +271,7 @@ TEST(SingleHead, ExceptionsHaveTheirWords) {
   EXPECT_EQ(run([] { throw std::bad_alloc(); }).first, StatusCode::memory_allocation_failed);
 }
 
-// What the dispatcher refuses reaches the caller too, with the sentence of a forward pass.
+// A refusal of the dispatcher reaches the caller too, with the sentence of a forward pass.
 TEST(SingleHead, OverlapsAreRefused) {
   Arrays a({5, 4}, {7, 4});
   Dispatcher dispatcher;

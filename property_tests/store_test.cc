@@ -1,5 +1,5 @@
-// The store of runs: what goes in comes out, whoever is killed meanwhile; what is no store is left
-// as it is.
+// The store of runs: what goes in comes out, even if a process is killed meanwhile. A file that is
+// no store is left as it is.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -81,7 +81,7 @@ class Stores : public testing::Test {
     ASSERT_EQ(sqlite3_exec(db, statements.c_str(), nullptr, nullptr, nullptr), SQLITE_OK);
     sqlite3_close(db);
   }
-  // A store that a program of schema 1 wrote: a check that passed, one that failed.
+  // A store that a program of schema 1 wrote, with a check that passed and one that failed.
   void old_store(const char* name = "runs.db") const {
     std::ifstream dump(ASSAY_STORE_SCHEMA_1);
     ASSERT_TRUE(dump) << ASSAY_STORE_SCHEMA_1;
@@ -200,7 +200,7 @@ TEST_F(Stores, WhatIsNoStoreIsRefusedAndLeftAlone) {
   EXPECT_THAT(refusal(file()), HasSubstr("has schema 99, this program knows up to 2"));
   sql("runs.db", "PRAGMA user_version = 2");
   EXPECT_EQ(Store(file()).runs().size(), 1u);
-  // A page that holds rows, overwritten.
+  // Overwrites a page that holds rows.
   {
     Store s(file("damaged"));
     for (int k = 0; k < 50; ++k) s.append(run_of({result(std::string(500, 'a'), 0.5, 2)}));
@@ -235,8 +235,8 @@ TEST_F(Stores, AnOlderSchemaIsBroughtUpToDateAndKeepsItsRuns) {
 
 TEST_F(Stores, AMigrationThatFailsLeavesTheOldStore) {
   old_store();
-  sql("runs.db",
-      "ALTER TABLE result ADD COLUMN compared INTEGER");  // which no program of schema 1 has
+  // A store of schema 1 does not have this column.
+  sql("runs.db", "ALTER TABLE result ADD COLUMN compared INTEGER");
   EXPECT_THAT(refusal(file()), HasSubstr("duplicate column name: compared"));
   EXPECT_EQ(schema(), 1);
 }
@@ -265,14 +265,14 @@ TEST_F(Stores, SeveralAppendAtATime) {
   for (const RunEntry& r : s.runs()) EXPECT_EQ(r.results, 2);
 }
 
-// Killed at any point, a store opens, every run is whole, and no run is lost that append() had
-// answered.
+// If a process is killed at any point, the store opens, every run is whole, and no run is lost for
+// which append() had returned.
 TEST_F(Stores, SurviveAKill) {
   std::mt19937 random(20261125);
   std::int64_t answered = 0;
   constexpr int results = 200;
   int kills = 0;
-  // A slow machine gets little done before a kill, so it is killed more often.
+  // A slow machine does little work before a kill, so it is killed more often.
   for (; kills < 25 || (answered <= 25 && kills < 1000); ++kills) {
     int channel[2];
     ASSERT_EQ(pipe(channel), 0);
@@ -332,7 +332,7 @@ TEST(Compare, TellsEffectsFromNoise) {
   EXPECT_EQ(c.only_a, 1u);
   EXPECT_NEAR(c.accuracy.mean, 2, 1e-9);
   EXPECT_NEAR(c.accuracy.low, 2, 1e-9);
-  // The same speed: 1 lies within the interval, which is about as wide as its noise says.
+  // The speed is the same, so 1 lies within the interval, whose width is about that of the noise.
   EXPECT_LT(c.seconds.low, 1);
   EXPECT_GT(c.seconds.high, 1);
   EXPECT_NEAR(std::log(c.seconds.high / c.seconds.low), 2 * 1.96 * 0.2 * std::sqrt(2.0 / 200),
@@ -364,7 +364,7 @@ TEST_F(Stores, FaultsAndFuzzJobsAreRunsToo) {
   EXPECT_THROW(s.append(summary, some_machine()), StoreError);
 }
 
-// What a file of imports lacks is told, and nothing is stored.
+// If a file of imports lacks something, this is told and nothing is stored.
 TEST_F(Stores, ImportsThatLackSomething) {
   Store s(file());
   std::istringstream lines("{\"results\": [{}]}\n");

@@ -1,4 +1,4 @@
-// What documents and build files say, held against what is there.
+// Compares what documents and build files say with what exists.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -17,7 +17,7 @@
 namespace {
 
 namespace fs = std::filesystem;
-// docs/checklist.md names tests as "Suite.Name"; each must be defined somewhere.
+// docs/checklist.md names tests as "Suite.Name". Each must be defined somewhere.
 TEST(Structure, ChecklistNamesTestsThatExist) {
   std::string sources;
   for (const char* room : {"property_tests", "fuzz"})
@@ -38,7 +38,7 @@ TEST(Structure, ChecklistNamesTestsThatExist) {
       const auto dot = test.find('.');
       ASSERT_NE(dot, std::string::npos) << line;
       const std::string suite = test.substr(0, dot), name = test.substr(dot + 1);
-      // Properties have a list of parameters after their name.
+      // A property has a list of parameters after its name.
       const bool defined = sources.find("(" + suite + ", " + name + ")") != std::string::npos ||
                            sources.find("(" + suite + ", " + name + ", ") != std::string::npos ||
                            sources.find("NAME " + test + " ") != std::string::npos;
@@ -63,7 +63,7 @@ TEST(Structure, NoFlagGivesUpIeeeArithmetic) {
 using assay::documents;
 using assay::text_of;
 
-// Targets of links, and of pictures, that are files and are not there.
+// The targets of links and pictures that are files but do not exist.
 std::vector<std::string> dead_links(const std::string& text, const fs::path& folder, int& seen) {
   static const std::regex link(R"re(\]\(([^)\s]+)[^)]*\)|src="([^"]+)")re");
   const std::string prose = assay::split_markdown(text).prose;

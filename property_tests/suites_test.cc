@@ -53,7 +53,8 @@ TEST(Suites, StandardHoldsEveryFamilyAndFeature) {
   EXPECT_TRUE(with_mask_and_causal && with_gqa_and_mask);
 }
 
-// The factors of suite `paths`, read off a case line, whatever the suite thought that it made.
+// The factors of suite `paths`, read from a case line, independently of what the suite meant to
+// make.
 using Named = std::map<std::string, std::string>;  // factor -> level
 Named features_of(const std::string& line) {
   const Case c = parse_case(line);
@@ -86,7 +87,7 @@ Named features_of(const std::string& line) {
   };
 }
 
-// What cannot be, by what the words mean.
+// Whether the features can occur together, from the meaning of the words.
 bool is_possible(const Named& x) {
   const auto is = [&](const char* factor, std::initializer_list<std::string_view> levels) {
     const auto found = x.find(factor);
@@ -150,7 +151,8 @@ TEST(Suites, PathsMeetEveryTripleThatCanBe) {
   EXPECT_EQ(t.impossible_but_met, 0u);
   EXPECT_EQ(t.possible + t.impossible, 18470u);
   EXPECT_EQ(t.impossible, 550u);
-  // The counter sees a gap: without the cases of one triple that triple is missing, and few others.
+  // The counter must notice a gap: without the cases of one triple, that triple is missing and few
+  // others.
   std::erase_if(lines, [](const std::string& line) {
     const Named x = features_of(line);
     return x.at("path").starts_with(std::to_string(static_cast<int>(CacheSpec::Kind::latent))) &&

@@ -1,5 +1,5 @@
-// The sums of the bound against plain loops in extended precision: never below them, and hardly
-// above.
+// Compares the sums of the bound with plain loops in extended precision: the sums are never below
+// the loops and hardly above them.
 #include "oracle/sums.h"
 
 #include <gtest/gtest.h>

@@ -31,7 +31,7 @@ void for_each_position(const Extents& s, const Body& body) {
         for (Index d = 0; d < s[3]; ++d) body(b, h, i, d);
 }
 
-// Where the element has to lie, said without strides.
+// The place of an element, computed without strides.
 Index expected_position(LayoutKind kind, const Extents& s, Index b, Index h, Index i, Index d) {
   const auto [B, H, L, D] = s;
   switch (kind) {
@@ -41,7 +41,7 @@ Index expected_position(LayoutKind kind, const Extents& s, Index b, Index h, Ind
     case LayoutKind::shared_head: return (b * L + i) * D + d;
     case LayoutKind::shared_batch: return (h * L + i) * D + d;
     case LayoutKind::reversed: return ((b * H + h) * L + (L - 1 - i)) * D + d;
-    default: return -1;  // padded, strided: only distinct and inside
+    default: return -1;  // for padded and strided, only distinct places inside are checked
   }
 }
 
@@ -142,7 +142,8 @@ TEST(Tensor, StorageIsZeroAlignedAndSized) {
   }
 }
 
-// Little-endian bytes, low nibble first: these are formats that other programs write.
+// The bytes are little-endian, with the low nibble first, because other programs write these
+// formats.
 TEST(Tensor, BytesInMemory) {
   auto bytes_after = [](Dtype dtype, std::vector<double> values) {
     const Index n = static_cast<Index>(values.size());
@@ -163,7 +164,7 @@ TEST(Tensor, BytesInMemory) {
 }
 
 TEST(Tensor, NibblesWithOddOriginStepAndReversal) {
-  // Codes 1 to 8 in the nibbles 0 to 7: 0.5, 1, 1.5, 2, 3, 4, 6, -0.
+  // The nibbles 0 to 7 hold the codes 1 to 8: 0.5, 1, 1.5, 2, 3, 4, 6, -0.
   std::array<std::uint8_t, 4> bytes{0x21, 0x43, 0x65, 0x87};
   const TensorView odd{bytes.data(), Dtype::f4e2m1, {1, 1, 2, 3}, {6, 6, 3, 1}, 1};
   const std::array expected{1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
@@ -175,7 +176,7 @@ TEST(Tensor, NibblesWithOddOriginStepAndReversal) {
   EXPECT_EQ(load(backwards, backwards.at(0, 0, 0, 1)), 2.0);
   EXPECT_EQ(load(backwards, backwards.at(0, 0, 0, 2)), 1.0);
 
-  // A store touches its own nibble and no other.
+  // A store changes its own nibble and no other.
   store(odd, odd.at(0, 0, 0, 0), -6.0);
   EXPECT_EQ(bytes, (std::array<std::uint8_t, 4>{0xF1, 0x43, 0x65, 0x87}));
   store(odd, odd.at(0, 0, 0, 1), 0.0);

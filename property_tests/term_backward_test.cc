@@ -1,5 +1,5 @@
-// Every term of the backward bound earns its place: with all terms an arithmetic that errs by all
-// that its contract allows stays inside the bound, and without one of them it does not.
+// Every term of the backward bound is needed: an arithmetic that errs by all that its contract
+// allows stays inside the bound with all terms, and leaves it without one of them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -23,13 +23,13 @@ namespace {
 
 enum class Gradients { dq, dk, dv, d_bias, d_sink };
 
-// A problem of one head, as small as a term allows. Inputs are given by (row or key, column).
+// A problem of one head, as small as a term allows. Its inputs are given by (row or key, column).
 struct Small {
   using Values = std::function<double(Index, Index)>;
   static Values all(double x) {
     return [x](Index, Index) { return x; };
   }
-  // x in the first row and column, y elsewhere.
+  // The value is x in the first row and column, and y elsewhere.
   static Values first(double x, double y) {
     return [x, y](Index i, Index d) { return i == 0 && d == 0 ? x : y; };
   }
@@ -38,9 +38,9 @@ struct Small {
   Values q = all(0), k = all(1), v = all(1), d_o = all(1);
   float scale = 1, softcap = 0, dropout = 0;
   std::optional<float> sink;
-  bool sums_bias = false;  // dBias, over all rows
+  bool sums_bias = false;  // sum dBias over all rows
   bool stores_lse = true;
-  double lse_off = 0, o_off = 0;  // of what the forward pass stored
+  double lse_off = 0, o_off = 0;  // the errors of the LSE and O that the forward pass stored
 };
 
 Tensor tensor(Index rows, Index columns, const Small::Values& values) {
@@ -51,7 +51,7 @@ Tensor tensor(Index rows, Index columns, const Small::Values& values) {
   return t;
 }
 
-// The problem, its tensors, and the exact O and LSE but for what they are meant to be off.
+// The problem, its tensors, and the exact O and LSE with the errors that the case gives them.
 class World {
  public:
   explicit World(const Small& small) : s(small) {
@@ -132,8 +132,7 @@ class World {
   }
 };
 
-// The backward pass as docs/bounds_backward.md describes it, each step erring as its contract
-// allows.
+// The backward pass as docs/bounds_backward.md describes it. Each step errs as its contract allows.
 class Kernel {
  public:
   Kernel(const World& world, const Contract& contract, Adversary& adversary)
@@ -168,7 +167,7 @@ class Kernel {
     switch (which) {
       case Gradients::dk: return scaled(dk);
       case Gradients::dv: return dv;
-      case Gradients::d_sink: return -rounded(sink);  // added to what other blocks have summed
+      case Gradients::d_sink: return -rounded(sink);  // it is added to the sums of other blocks
       default: return bias[usize(column)];
     }
   }
@@ -189,7 +188,7 @@ class Kernel {
     return s_.scale == 1 || c_.score_gradients_late ? x * scale : rounded(x * scale);
   }
 
-  // D, without FMA.
+  // Computes D without FMA.
   double delta(Index i) {
     double sum = 0;
     for (Index c = 0; c < s_.value_dim; ++c) {
@@ -206,7 +205,7 @@ class Kernel {
     return a_.err(kept, 3 * u_ * std::fabs(kept) + c_.product_floor);
   }
 
-  // A score after the softcap, and the softcap's factor.
+  // A score after the softcap, and the factor of the softcap.
   struct Score {
     double s, factor;
   };
@@ -229,7 +228,7 @@ class Kernel {
     const double ulps = c_.exp_ulp + c_.exp_ulp_per_unit * std::fabs(x);
     return a_.err(value, 2 * u_ * ulps * value + c_.exp_floor);
   }
-  // x - y as the argument of exp; y was stored, or is the largest x.
+  // x - y as the argument of exp, where y was stored or is the largest x.
   double argument(double x, double y) {
     if (c_.fused_argument) {
       x = a_.err(x, c_.scale_error * std::fabs(x));
@@ -251,7 +250,7 @@ class Kernel {
     for (const Score& x : scores) pairs.push_back({exponential(argument(x.s, lse)), x.factor});
     return pairs;
   }
-  // Tiles of one key: each new maximum corrects the weights before and their sum.
+  // Each tile has one key. Each new maximum corrects the weights before it and their sum.
   std::vector<Pair> kept_weights(const std::vector<Score>& scores) {
     double most = -std::numeric_limits<double>::infinity(), sum = 0;
     std::vector<Pair> pairs;
@@ -278,8 +277,8 @@ class Kernel {
     return a_.err(x - y, (c_.argument_roundings * u_ + c_.scale_error) * gap);
   }
 
-  // To nearest, but for an error of all that a rounding to nearest may bring; beyond the range what
-  // saturates.
+  // Rounds to nearest, with the largest error that such a rounding may have. Beyond the range it
+  // gives what saturation gives.
   double cast(double x, double scale = 1) {
     if (!c_.weight_dtype) return x;
     const Format& f = format(*c_.weight_dtype);
@@ -329,8 +328,8 @@ Bounded bounded(const World& world, const Contract& contract, const BackwardTerm
   }
 }
 
-// An arithmetic in which nothing errs much but the roundings of the softmax part: the contract of a
-// case changes what its term is about.
+// An arithmetic with hardly any errors but the roundings of the softmax part. A case changes the
+// part of the contract that its term is about.
 Contract quiet() {
   Contract c;
   c.dot_roundoff = 0x1p-32;
@@ -349,7 +348,7 @@ struct Case {
 
 using Term = BackwardTerm;
 
-// Two keys of weight 1/2 and values 1 and -1: O and D are 0, and R dP - D is not.
+// Two keys have the weight 1/2 and the values 1 and -1. O and D are 0, but R dP - D is not.
 void opposite_values(Small& s) {
   s.keys = 2;
   s.v = [](Index j, Index) { return j == 0 ? 1 : -1; };
@@ -634,7 +633,7 @@ std::string name(BackwardTerm term) {
   return std::string(backward_terms[static_cast<std::size_t>(term)].name);
 }
 
-// How far an arithmetic comes from the exact element, as a fraction of the bound of some terms.
+// How far an arithmetic comes from the exact element, as a fraction of the bound with some terms.
 struct Tried {
   Small small;
   Contract contract;
@@ -670,7 +669,7 @@ TEST(BackwardTerms, EachIsNeededByAnArithmeticThatKeepsItsContract) {
   }
 }
 
-// What no arithmetic reaches is said in the document, with the reason.
+// The document names the terms that no arithmetic reaches, with the reason.
 TEST(BackwardTerms, AreTriedOrDocumentedAsUnreachable) {
   std::vector<std::string> unreachable;
   for (const BackwardTermInfo& term : backward_terms) {
@@ -681,7 +680,7 @@ TEST(BackwardTerms, AreTriedOrDocumentedAsUnreachable) {
   EXPECT_EQ(unreachable, unreachable_terms("bounds_backward.md"));
 }
 
-// The weights of two tiles, whose maxima are rounded apart: what comes closest to it.
+// The weights of two tiles, whose maxima are rounded separately, come closest to it.
 TEST(BackwardTerms, KeptFusedIsNotReached) {
   for (double largest : {-64.0, -2.0, 0.5, 64.0}) {
     Tried t{{}, quiet(), Gradients::dv};

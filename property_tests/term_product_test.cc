@@ -1,5 +1,5 @@
-// Every term of the bound of products earns its place: with all terms an arithmetic that errs by
-// all that its contract allows stays inside the bound, and without one of them it does not.
+// Every term of the bound of products is needed: an arithmetic that errs by all that its contract
+// allows stays inside the bound with all terms, and leaves it without one of them.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -17,14 +17,14 @@
 namespace assay {
 namespace {
 
-// A row of A and a column of W: int8 codes with a scale for each group, or nvfp4 ones with a tensor
-// scale.
+// A row of A and a column of W. The codes are int8 with a scale for each group, or nvfp4 with a
+// tensor scale.
 struct Small {
   Index k = 1, group = 8;
   std::function<double(Index)> a = [](Index) { return 1.0; };
   std::function<int(Index)> code = [](Index) { return 1; };
-  double scale = 1;        // of every group; binary16
-  float tensor_scale = 0;  // 0: none
+  double scale = 1;        // a binary16 number, for every group
+  float tensor_scale = 0;  // 0: there is none
 };
 
 class World {
@@ -60,7 +60,7 @@ class World {
   Tensor a_;
 };
 
-// The product as docs/bounds_product.md describes it, each step erring as its contract allows.
+// The product as docs/bounds_product.md describes it. Each step errs as its contract allows.
 class Kernel {
  public:
   Kernel(const World& world, const ProductContract& contract, Adversary& adversary)
@@ -75,7 +75,7 @@ class Kernel {
  private:
   double rounded(double x) { return a_.err(x, u_ * std::fabs(x)); }
   double with_floor(double x) { return a_.err(x, u_ * std::fabs(x) + c_.floor); }
-  // What the product with a scale may err: a power of two moves the exponent, and no more.
+  // The error of a product with a scale. A power of two only changes the exponent.
   double of_product(double x, double scale) const {
     return (is_power_of_two(scale) ? 0 : u_ * std::fabs(x * scale)) + c_.floor;
   }
@@ -137,8 +137,9 @@ struct Case {
 
 using Term = ProductTerm;
 
-// One large term, then many that are small: each later addition rounds all of the first. The small
-// ones are no multiples of a power of two that 24 bits would hold beside the large one.
+// One large term is followed by many small ones, so that each later addition rounds the whole first
+// term. The small terms are no multiples of a power of two that 24 bits can hold beside the large
+// one.
 double large_then_small(Index k) { return k == 0 ? 1 : 0x1.8p-30; }
 
 const std::vector<Case>& cases() {
@@ -236,7 +237,7 @@ TEST(ProductTerms, EachIsNeededByAnArithmeticThatKeepsItsContract) {
   }
 }
 
-// What no arithmetic reaches is said in the document, with the reason.
+// The document names the terms that no arithmetic reaches, with the reason.
 TEST(ProductTerms, AreTriedOrDocumentedAsUnreachable) {
   std::vector<std::string> unreachable;
   for (const ProductTermInfo& term : product_terms) {

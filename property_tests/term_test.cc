@@ -1,6 +1,6 @@
-// Every term of the forward bound earns its place: without it, an arithmetic that keeps its
-// contract violates what is left. docs/bounds.md, section 11, says which cannot be reached, and
-// why.
+// Every term of the forward bound is needed: without it, an arithmetic that keeps its contract
+// violates the rest of the bound. docs/bounds.md, section 11, tells which terms cannot be reached,
+// and why.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -23,7 +23,7 @@ using Problem = std::unique_ptr<TinyProblem>;
 Problem tiny(std::vector<float> q, std::vector<float> k, std::vector<float> v) {
   return std::make_unique<TinyProblem>(std::move(q), std::move(k), std::move(v));
 }
-// Two keys whose values pull in opposite directions: O is near 0, and errors of weights dominate.
+// Two keys whose values have opposite signs. O is near 0, and the errors of the weights dominate.
 Problem opposed(float score, float other) { return tiny({1}, {score, other}, {1, -1}); }
 // Eight keys whose scores rise a little, so that every tile of one key corrects those before it.
 Problem rising(std::vector<float> v) {
@@ -32,7 +32,7 @@ Problem rising(std::vector<float> v) {
   return tiny({1}, std::move(k), std::move(v));
 }
 
-// Roundoffs so small that one that is made coarser by hand stands out.
+// The roundoffs are so small that one that is made coarser dominates.
 Contract quiet() {
   Contract c;
   c.dot_roundoff = c.roundoff = 0x1p-38;
@@ -324,7 +324,7 @@ std::string name_of(BoundTerm term) {
 struct Bounds {
   double o, o_low, o_bound, lse, lse_low, lse_bound;
 };
-// From balls, so that the oracle's own errors do not count.
+// The bounds come from balls, so that the oracle's own errors do not count.
 Bounds bounds_of(const Attention& p, const Contract& c, const BoundTerms& terms) {
   const Reference reference(p, c, terms);
   const KeyValuesPointer kv = reference.load_head(0, 0);
@@ -337,7 +337,7 @@ Bounds bounds_of(const Attention& p, const Contract& c, const BoundTerms& terms)
           block.lse[0], block.lse_low[0], block.lse_bound[0] + block.lse_radius[0]};
 }
 
-// The largest error / bound over both outputs, both directions and both signs of a folded constant.
+// The largest error/bound over both outputs, both directions and both signs of a folded constant.
 double largest_ratio(const Attention& p, const Contract& c, const Bounds& b) {
   double ratio = 0;
   for (bool lse : {false, true})
@@ -389,7 +389,7 @@ TEST(Terms, TheDocumentSaysWhichCannotBeReached) {
   EXPECT_EQ(names, unreachable_terms("bounds.md"));
 }
 
-// Were one of them needed after all, its place would be in the table.
+// If one of these terms were needed after all, it would need a case in the table.
 TEST(Terms, ThoseAreNotNeededInAnyOfTheCases) {
   for (const TermCase& t : term_cases())
     for (BoundTerm hidden : terms_without_case()) {

@@ -1,5 +1,5 @@
-// The stage trace: right kernels are inside every enclosure, and a wrong one is told where it first
-// goes wrong.
+// The stage trace: right kernels stay inside every enclosure, and for a wrong kernel the trace
+// tells where it first goes wrong.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -19,8 +19,8 @@ namespace {
 using kernels::Stage;
 using testing::HasSubstr;
 
-// Every case of the suites that a trace takes, on the kernel itself: no false alarm, and every
-// stage is looked at.
+// Runs every case of the suites that a trace takes on the kernel itself. There must be no false
+// alarm, and every stage must be compared.
 TEST(Trace, TheKernelStaysInsideEveryEnclosure) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
   std::array<std::int64_t, stage_count> by_stage{};
@@ -55,7 +55,7 @@ TEST(Trace, TheKernelStaysInsideEveryEnclosure) {
 struct Located {
   const char *fault, *line;
   Stage stage;
-  bool reaches_outputs = true;  // false: the other stages happen to make up for it
+  bool reaches_outputs = true;  // false: the other stages compensate the error by chance
 };
 
 class Localizes : public testing::TestWithParam<Located> {};
@@ -119,7 +119,7 @@ INSTANTIATE_TEST_SUITE_P(
       return name;
     });
 
-// The enclosure of scores is that before the biases, however large those are.
+// The enclosure of scores is taken before the biases, however large the biases are.
 TEST(Trace, LargeBiasesHideNoWrongScore) {
   const std::unique_ptr<Candidate> scaled = make_candidate("fault:scale-off-by-one-percent");
   const Case c = parse_case("attention b=1 h=1 l=4x200 d=16 bias=large scores=tiny");
@@ -128,8 +128,8 @@ TEST(Trace, LargeBiasesHideNoWrongScore) {
   EXPECT_EQ(t.first->stage, Stage::scores) << describe(t, c);
 }
 
-// What took six steps to find: the first tile of the first row, NaN where a maximum belongs, l
-// before and after.
+// Finding this bug by hand took six steps. The trace tells at once that the maximum is NaN in the
+// first tile of the first row, and shows l before and after it.
 TEST(Trace, SaysAtOnceThatTheRowMaximumIsNotWritten) {
   const std::unique_ptr<Candidate> swapped = make_candidate("fault:row-max-arguments-swapped");
   const Case c = parse_case("attention b=1 h=1 l=70x200 d=16");
@@ -149,7 +149,7 @@ TEST(Trace, SaysAtOnceThatTheRowMaximumIsNotWritten) {
   EXPECT_THAT(text, HasSubstr("wrong after it: rescale weights row_sum accumulated output lse"));
 }
 
-// A candidate that tells what the test wants it to, beside right outputs.
+// A candidate with right outputs, which tells the stages that the test wants.
 class Telling : public Candidate {
  public:
   explicit Telling(std::function<void(StageObserver&)> tell) : tell_(std::move(tell)) {}
@@ -171,7 +171,7 @@ class Telling : public Candidate {
 
 Trace told(std::function<void(StageObserver&)> tell) {
   Telling candidate(std::move(tell));
-  // One row, four keys, all scores 0: m = 0, l = 1, 2, 3, 4.
+  // There are one row and four keys, and all scores are 0: m = 0 and l = 1, 2, 3, 4.
   return trace_case(parse_case("attention b=1 h=1 l=1x4 d=2 scores=equal values=ones scale=0"),
                     candidate);
 }
@@ -222,7 +222,7 @@ TEST(Trace, InvariantsAreChecked) {
   });
 }
 
-// The kernel's own errors come within sight of the bounds.
+// The errors of the kernel come near the bounds.
 TEST(Trace, BoundsAreNotLoose) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
   const Case c = parse_case("attention b=1 h=2 l=70x300 d=64 causal offset=end scores=growing");
@@ -239,8 +239,8 @@ TEST(Trace, BoundsAreNotLoose) {
 
 TEST(Trace, ProductionKernelsAreNotWatched) {
   static_assert(!kernels::NoStages::observes && std::is_empty_v<kernels::NoStages>);
-  // A candidate that is not traced runs the production kernel, whose bits are those of the watched
-  // one.
+  // A candidate that is not traced runs the production kernel, which has the same bits as the
+  // watched one.
   const Case c = parse_case("attention b=2 h=4/2 l=70x300 d=16 dtype=bf16 causal offset=end");
   const Inputs in(c);
   const Outputs unwatched(c), watched(c);
@@ -268,7 +268,7 @@ TEST(Trace, RefusesWhatHasNoStages) {
   EXPECT_THROW(trace_case(parse_case("attention b=8 h=8 l=1024 d=4"), *host), CaseError);
   EXPECT_THROW(trace_case(parse_case("attention b=1 h=1 l=4 d=4"), *unfused),
                std::invalid_argument);
-  // NaN in what a row sees: it is not followed, and that is told.
+  // A row that sees NaN is not followed, and the trace tells this.
   EXPECT_GT(
       trace_case(parse_case("attention b=1 h=1 l=4 d=4 poke=k:0:0:1:2=nan"), *host).rows_not_judged,
       0);

@@ -1,5 +1,5 @@
-// The small transformer: kernels and oracle compute the same model, train alike, and keep NaN where
-// it belongs.
+// The small transformer: kernels and oracle compute the same model and train it alike, and NaN
+// stays where it belongs.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -13,8 +13,7 @@ namespace {
 
 constexpr std::uint64_t seed = 11;
 
-// The formulas of every gradient, in fp64 and without quantization, which is no differentiable
-// thing.
+// Tests the formulas of every gradient in fp64, without quantization, which is not differentiable.
 TEST(SmallTransformer, GradientsAgreeWithDifferences) {
   TransformerConfig config;
   config.layers = 2;
@@ -36,7 +35,7 @@ TEST(SmallTransformer, GradientsAgreeWithDifferences) {
         w = kept;
         return loss;
       };
-      // Five points: the error is of the order of step^4.
+      // With five points the error is of the order of step^4.
       const double difference = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step);
       EXPECT_NEAR(gradient, difference, 1e-9 + 1e-7 * std::fabs(difference))
           << "parameter " << p << " element " << e;
@@ -47,8 +46,8 @@ TEST(SmallTransformer, GradientsAgreeWithDifferences) {
 
 class LowBitFormats : public testing::TestWithParam<LowBit> {};
 
-// Every product and attention inside a training loop is held to its bound; the loss falls, and the
-// model computed by the oracle has, for the same weights, the same loss and gradients up to fp32.
+// Every product and attention call inside a training loop stays within its bound. The loss falls.
+// For the same weights, the oracle's model has the same loss and gradients up to fp32.
 TEST_P(LowBitFormats, TrainsWithinItsBoundsAndMatchesTheOracle) {
   TransformerConfig config;
   config.format = GetParam();
@@ -79,7 +78,7 @@ TEST_P(LowBitFormats, TrainsWithinItsBoundsAndMatchesTheOracle) {
   }
   EXPECT_LT(losses.back(), 0.6 * losses.front());
   EXPECT_THAT(kernels.failures, testing::IsEmpty());
-  // Four layers, of which the inner two are low-bit; twelve steps.
+  // There are four layers, of which the inner two are low-bit, and twelve steps.
   EXPECT_EQ(kernels.products, 12 * 2 * 6);
   EXPECT_EQ(kernels.attentions, 12 * 4);
   EXPECT_EQ(kernels.backwards, 12 * 4);
@@ -96,7 +95,7 @@ INSTANTIATE_TEST_SUITE_P(All, LowBitFormats,
                            return name;
                          });
 
-// The first and the last layer can be skipped, and it makes a difference which are.
+// The first and the last layer can be skipped, and the result depends on which one is skipped.
 TEST(SmallTransformer, FirstAndLastLayerCanBeSkipped) {
   TransformerConfig config;
   EXPECT_FALSE(config.is_low_bit(0));
@@ -114,8 +113,8 @@ TEST(SmallTransformer, FirstAndLastLayerCanBeSkipped) {
   EXPECT_NE(skipping, none);
 }
 
-// What stands in padding is seen by nobody: NaN there reaches neither the loss nor a gradient, and
-// the embedding of a real token that is NaN is found in the stage and row where it enters.
+// No token sees the padding: NaN there reaches neither the loss nor a gradient. If the embedding of
+// a real token is NaN, it is found in the stage and row where it enters.
 TEST(SmallTransformer, NanStaysInPaddingAndIsNamedWhereItEnters) {
   TransformerConfig config;
   TokenBatch batch = rule_batch(config, 3, 12, seed);
@@ -133,27 +132,27 @@ TEST(SmallTransformer, NanStaysInPaddingAndIsNamedWhereItEnters) {
   const double with_nan = poisoned.loss(batch, kernels, true);
   EXPECT_EQ(outside.stage, "");
   EXPECT_EQ(with_nan, clean.loss(batch, kernels, true));
-  // Nor does it reach any gradient, that of the padding token's own embedding included.
+  // The NaN reaches no gradient either, also not the gradient of the padding token's own embedding.
   const auto with = poisoned.parameters(), without = clean.parameters();
   for (std::size_t p = 0; p < with.size(); ++p)
     EXPECT_EQ(with[p]->gradient, without[p]->gradient) << "parameter " << p;
   poisoned.observe = nullptr;
 
-  batch.tokens[30] = config.vocabulary - 1;  // sequence 2, position 6: a token that is seen
+  batch.tokens[30] = config.vocabulary - 1;  // sequence 2, position 6: other tokens see this one
   FirstNotFinite<float> first([](Index row) { return row < 12 || row >= 16; });
   poisoned.observe = std::ref(first);
   EXPECT_TRUE(std::isnan(poisoned.loss(batch, kernels, false)));
   EXPECT_EQ(first.stage, "embedding");
   EXPECT_EQ(first.row, 30);
-  // From its own position on, and in no other sequence.
+  // The NaN appears from its own position on, and in no other sequence.
   FirstNotFinite<float> elsewhere([](Index row) { return row < 12 || (row >= 16 && row < 30); });
   poisoned.observe = std::ref(elsewhere);
   poisoned.loss(batch, kernels, false);
   EXPECT_EQ(elsewhere.stage, "");
 }
 
-// Prefill in one call, in chunks, and token by token through caches are the same bits as the whole
-// sequence without a cache.
+// Prefill in one call, in chunks, and token by token through caches gives the same bits as the
+// whole sequence without a cache.
 TEST(SmallTransformer, DecodesThroughCachesAsItPrefills) {
   for (LowBit format : {LowBit::mxfp4, LowBit::nvfp4, LowBit::int4}) {
     TransformerConfig config;
@@ -176,13 +175,13 @@ TEST(SmallTransformer, DecodesThroughCachesAsItPrefills) {
     EXPECT_EQ(chunked.append(token(17, 5)), expected(21));
     for (Index i = 22; i < 40; ++i) EXPECT_EQ(chunked.append(token(i, 1)), expected(i)) << i;
     for (Index i = 0; i < 40; ++i) EXPECT_EQ(single.append(token(i, 1)), expected(i)) << i;
-    EXPECT_THROW(single.append(token(0, 1)), std::runtime_error);  // the capacity
+    EXPECT_THROW(single.append(token(0, 1)), std::runtime_error);  // the capacity is reached
     EXPECT_THROW(single.append({}), std::invalid_argument);
   }
 }
 
-// A trained model says what its rule says; an untrained one says nothing. Perplexity is exp(loss):
-// uniform logits have that of the vocabulary.
+// A trained model follows its rule, and an untrained one does not know it. Perplexity is exp(loss):
+// for uniform logits it is the size of the vocabulary.
 TEST(SmallTransformer, LearnsTheRuleInFourBits) {
   TransformerConfig config;
   Transformer<float> model(config, seed);

@@ -1,5 +1,5 @@
-// The fallback: judged by its own contract on every SIMD target, equal bits whatever else is in the
-// call, closed forms.
+// The fallback kernel: it is judged by its own contract on every SIMD target, its bits do not
+// depend on what else is in the call, and it meets closed forms.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -36,8 +36,8 @@ TEST_P(UnfusedOnTarget, PassesTheSmokeSuite) {
 INSTANTIATE_TEST_SUITE_P(Targets, UnfusedOnTarget, testing::ValuesIn(kernels::runnable_targets()),
                          [](const auto& test) { return test.param; });
 
-// Blocks of rows cross query heads: one row alone, of any head, has the bits that it has in the
-// whole call.
+// Blocks of rows cross query heads. A row alone, of any head, has the same bits as in the whole
+// call.
 TEST(Unfused, RowsAreTheSameAlone) {
   const Case whole = parse_case(
       "attention b=2 h=6/2 l=13x70 d=24/20 causal offset=end bool=random sink=1 alibi seed=5");
@@ -79,7 +79,7 @@ TEST(Unfused, TheSameBitsForAnyNumberOfThreads) {
 }
 
 TEST(Unfused, ClosedForms) {
-  {  // Equal scores: the mean of V; LSE = log n.
+  {  // Equal scores give the mean of V, and LSE = log n.
     const Case c =
         parse_case("attention b=1 h=1 l=3x100 d=8/6 scores=equal values=constant seed=4");
     const Inputs in(c);
@@ -87,7 +87,7 @@ TEST(Unfused, ClosedForms) {
     ASSERT_TRUE(attention_unfused(in.problem, out.view(), 1).ok());
     EXPECT_NEAR(load(out.o.view(), 0), load(in.v.view(), 0), 1e-6);
   }
-  {  // Nothing to see: 0 and -inf; with a sink its logit.
+  {  // A row without keys gives 0 and -inf. With a sink, LSE is the sink's logit.
     const Case c = parse_case("attention b=1 h=2 l=3x0 d=4 sink=0.75");
     Inputs in(c);
     const Outputs out(c);

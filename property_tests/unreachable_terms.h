@@ -9,7 +9,8 @@
 
 namespace assay {
 
-// In the section "Every term earns its place", lines that begin with "- `name`", in their order.
+// Reads the lines that begin with "- `name`" in the section "Every term earns its place", in their
+// order.
 inline std::vector<std::string> unreachable_terms(const std::string& document) {
   std::ifstream in(std::filesystem::path(ASSAY_SOURCE_DIR) / "docs" / document);
   std::vector<std::string> names;

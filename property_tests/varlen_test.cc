@@ -1,5 +1,5 @@
-// Packed sequences: each has the bits of a call of its own, empty ones included, and sees nothing
-// of its neighbours.
+// Packed sequences: each one has the bits of a call of its own, also if it is empty, and sees
+// nothing of its neighbours.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -16,7 +16,7 @@ namespace {
 using namespace kernels;
 using testing::HasSubstr;
 
-// The sequence's rows and keys copied out, and called alone.
+// Copies the rows and keys of the sequence and calls the kernel on them alone.
 void expect_own_call(const Case& c, const Inputs& in, const Outputs& packed, Index row0, Index rows,
                      Index key0, Index keys, Index offset, std::uint64_t seed) {
   Attention p = in.problem;
@@ -68,8 +68,8 @@ void expect_own_call(const Case& c, const Inputs& in, const Outputs& packed, Ind
 }
 
 TEST(Varlen, EverySequenceHasTheBitsOfItsOwnCall) {
-  // Empty sequences first, in the middle and last; without rows, without keys, without either; more
-  // rows than keys.
+  // There are empty sequences at the beginning, in the middle and at the end: without rows, without
+  // keys, and without both. One sequence has more rows than keys.
   const std::vector<Index> cu_rows = {0, 0, 5, 5, 105, 112, 112, 120, 120},
                            cu_keys = {0, 0, 9, 20, 120, 120, 120, 123, 123};
   const std::size_t sequences = cu_rows.size() - 1;

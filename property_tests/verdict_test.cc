@@ -1,4 +1,4 @@
-// The checker is checked: outputs that must fail do, with the right words; outputs that must pass
+// Tests the judge: outputs that must fail do so with the right words, and outputs that must pass
 // do.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -21,7 +21,7 @@ using testing::HasSubstr;
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 constexpr double inf = std::numeric_limits<double>::infinity();
 
-// A case with its correctly rounded outputs, by ball arithmetic.
+// A case with its correctly rounded outputs, which ball arithmetic computes.
 class VerdictTest : public testing::Test {
  protected:
   void prepare(const char* line) {
@@ -143,8 +143,8 @@ TEST_F(VerdictTest, SwappedRowsHeadsAndTransposedFail) {
   EXPECT_THAT(verdict(), FailsWith("O is outside its bound"));
 }
 
-// The last representable output inside the bound passes; the next one fails. Both ways, for O and
-// for LSE.
+// The last representable output inside the bound passes, and the next one fails. This holds in both
+// directions, for O and for LSE.
 TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
   for (const char* line :
        {"attention b=1 h=1 l=3x13 d=8/6 seed=2", "attention b=1 h=1 l=3x13 d=8/6 dtype=bf16 seed=2",
@@ -157,7 +157,7 @@ TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
     for (double direction : {-inf, inf}) {
       double x = get_o(0, 0, 1, 2);
       const double correct = x;
-      // Steps of the dtype, away from the exact value, while the verdict passes.
+      // Takes steps of the dtype away from the exact value as long as the verdict passes.
       auto next = [&](double from) {
         const double far = from + std::copysign(1.5 * half_ulp(case_.out_dtype(), from), direction);
         return round_to(case_.out_dtype(), far) == from
@@ -187,13 +187,13 @@ TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
 
 TEST_F(VerdictTest, NumbersWhereNanBelongsFail) {
   prepare("attention b=1 h=2 l=5x7 d=4 poke=v:0:0:3:1=nan");
-  // Column 1 of every row that sees key 3 must be NaN; the balls took the NaN for 0, so it is a
+  // Column 1 of every row that sees key 3 must be NaN. The balls took the NaN for 0, so it is a
   // number now.
   EXPECT_THAT(verdict(),
               FailsWith("O is a number where NaN belongs: O[b=0, h=0, row=0, column=1]"));
   for (Index i = 0; i < 5; ++i) set_o(0, 0, i, 1, nan);
   EXPECT_THAT(verdict(), Passes());
-  // One column too many.
+  // One column too many is NaN.
   set_o(0, 0, 4, 2, nan);
   EXPECT_THAT(verdict(), FailsWith("O is NaN: O[b=0, h=0, row=4, column=2]"));
 }
@@ -219,11 +219,11 @@ TEST_F(VerdictTest, InfinitiesFollowTheExtendedReals) {
   EXPECT_THAT(verdict(), FailsWith("O is not the infinity that belongs there"));
   for (Index i = 0; i < 3; ++i) set_o(0, 0, i, 0, inf);
   EXPECT_THAT(verdict(), Passes());
-  // Both signs in one column: Inf - Inf.
+  // Both signs are in one column, which gives Inf - Inf.
   prepare("attention b=1 h=1 l=1x4 d=2 poke=v:0:0:1:0=inf;v:0:0:2:0=-inf");
   set_o(0, 0, 0, 0, inf);
   EXPECT_THAT(verdict(), FailsWith("O is a number where NaN belongs"));
-  // A score of +Inf.
+  // One score is +Inf.
   prepare("attention b=1 h=1 l=1x4 d=1 poke=q:0:0:0:0=1;k:0:0:2:0=inf");
   EXPECT_THAT(verdict(), FailsWith("LSE is a number where NaN belongs"));
   // A score of -Inf leaves its key without weight.
@@ -264,8 +264,8 @@ TEST_F(VerdictTest, NothingComparedIsNeverAPass) {
   EXPECT_THAT(verdict(), IsInconclusive("no output element"));
 }
 
-// Scores that no fp32 kernel can tell apart: only the hull of V and finiteness are asked, and that
-// is no pass.
+// No fp32 kernel can tell these scores apart. The output only has to lie in the hull of V and be
+// finite, and that is no pass.
 TEST_F(VerdictTest, VacuousRowsAreJudgedByTheHull) {
   prepare(
       "attention b=1 h=1 l=2x5 d=4 bias=minimum-rows@j "
@@ -309,7 +309,7 @@ TEST_F(VerdictTest, ASampleSaysWhatItTook) {
       HasSubstr("5 of 40 rows of each head were judged: one of each equal stretch, seed 77"));
   ASSERT_EQ(v.sampled.size(), 5u);
   for (std::size_t k = 0; k < 5; ++k) EXPECT_EQ(v.sampled[k] / 8, static_cast<Index>(k));
-  // What the sample names is what was judged, and nothing else.
+  // The rows that the sample names were judged, and no others.
   const Index judged = v.sampled[2], other = judged == 16 ? 17 : 16;
   set_o(0, 1, other, 0, nan);
   EXPECT_THAT(out_->view(), IsWithinBoundOf(inputs_->problem, contract_, options));
@@ -345,8 +345,8 @@ TEST_F(VerdictTest, ZerosInLseAndSwappedLseFail) {
   EXPECT_THAT(verdict(), FailsWith("LSE is outside its bound: LSE[b=0, h=2, row=7]"));
 }
 
-// Splits far apart: fp32 sums that start anew, merge terms and all, judged at the edge of the bound
-// of every element.
+// The splits are far apart: fp32 sums start anew, and the bound has merge terms. Every element is
+// judged at the edge of its bound.
 TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharpForEveryElement) {
   prepare("attention b=1 h=1 l=3x300 d=8/6 seed=2 causal offset=end");
   contract_.tile = 16;
@@ -371,7 +371,7 @@ TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharpForEveryElement) {
       }
 }
 
-// A lean far below the bound: every output too small by a few units of 2^-24.
+// Every output is too small by a few units of 2^-24, which is far below the bound.
 TEST_F(VerdictTest, ErrorsThatLeanRaiseSuspicionOnly) {
   prepare("attention b=1 h=4 l=40x64 d=16 seed=3");
   for (Index h = 0; h < 4; ++h)
@@ -385,8 +385,8 @@ TEST_F(VerdictTest, ErrorsThatLeanRaiseSuspicionOnly) {
   EXPECT_LT(v.slope_t, -8);
 }
 
-// A bound that is infinite decides nothing: an accumulator of 11 bits over 2,000 keys proves
-// nothing about anyone.
+// An infinite bound decides nothing: an accumulator of 11 bits over 2,000 keys proves nothing about
+// any kernel.
 TEST_F(VerdictTest, AnInfiniteBoundIsNoPass) {
   prepare("attention b=1 h=1 l=2x2000 d=4/2 dtype=f16 values=uniform");
   contract_ = contract_ladder(Dtype::f16, 64).back();
@@ -396,7 +396,7 @@ TEST_F(VerdictTest, AnInfiniteBoundIsNoPass) {
   EXPECT_THAT(verdict(), testing::Not(Passes()));
 }
 
-// Where one column of V could overflow its sum, nothing else is excused.
+// One column of V could overflow its sum. Nothing else is excused.
 TEST_F(VerdictTest, OverflowInOneColumnExcusesThatColumnAlone) {
   prepare("attention b=1 h=1 l=1x3 d=4/2 poke=v:0:0:0:0=3e38;v:0:0:1:0=3e38;v:0:0:2:0=3e38");
   EXPECT_THAT(verdict(), Passes());
@@ -410,8 +410,8 @@ TEST_F(VerdictTest, OverflowInOneColumnExcusesThatColumnAlone) {
   EXPECT_THAT(verdict(), FailsWith("LSE is NaN"));
 }
 
-// Scores that the kernel cannot tell apart, and a column that could overflow: still only the hull,
-// and no pass.
+// The kernel cannot tell the scores apart, and one column could overflow. Still only the hull is
+// checked, and that is no pass.
 TEST_F(VerdictTest, OverflowDoesNotHideAVacuousRow) {
   prepare(
       "attention b=1 h=1 l=2x5 d=4/2 alibi offset=1000000000000 values=uniform "
@@ -431,7 +431,7 @@ TEST_F(VerdictTest, AnInfinityUnderATinyWeightExcusesNoNumber) {
   EXPECT_THAT(verdict(), FailsWith("O is not the infinity that belongs there"));
 }
 
-// What no key can move, the certificate does not claim.
+// The certificate does not claim what no key can change.
 TEST_F(VerdictTest, PowerClaimsNothingForDroppedKeys) {
   for (std::uint64_t seed = 0; seed < 400; ++seed) {
     prepare(("attention b=1 h=1 l=1x2 d=2 dropout=0.9:" + std::to_string(seed)).c_str());
@@ -445,7 +445,8 @@ TEST_F(VerdictTest, PowerClaimsNothingForDroppedKeys) {
   FAIL() << "no seed drops both keys";
 }
 
-// Lines on which an earlier oracle failed a right kernel or passed a wrong one; none may fail now.
+// An earlier oracle failed a right kernel or passed a wrong one on these lines. None of them may
+// fail now.
 TEST(Regression, RightKernelsAreNotFailed) {
   for (const char* line :
        {"attention b=1 h=1 l=1x3 d=2/1 scores=equal values=subnormal",

@@ -1,4 +1,4 @@
-// Which key which row sees, against tables written by hand.
+// Compares which row sees which key with tables that were written by hand.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -10,7 +10,7 @@
 namespace assay {
 namespace {
 
-// One string per row of head 0 of batch b: 'x' where the key is seen.
+// One string per row of head 0 of batch b, with 'x' where the row sees the key.
 std::vector<std::string> picture(const char* line, Index b = 0, Index h = 0) {
   const Inputs in(parse_case(line));
   std::vector<std::string> rows;
@@ -68,21 +68,21 @@ TEST(Visibility, Documents) {
             (Rows{"x...", "xx..", "xxx.", "...x"}));
 }
 
-// Two sequences of eleven positions, the second with nine of left padding: every row, as the source
-// wrote it.
+// Two sequences of eleven positions, of which the second has nine of left padding. The picture has
+// every row, as the source wrote it.
 TEST(Visibility, ElevenTokensLeftPadded) {
   const char* line = "attention b=2 h=1 l=11 d=4 causal starts=2,9";
   Rows padded(9, "...........");
   padded.push_back(
-      ".........x.");  // position 9 sees itself; the future, position 10, does not leak
+      ".........x.");  // position 9 sees itself, and the future (position 10) does not leak
   padded.push_back(".........xx");
   EXPECT_EQ(picture(line, 1), padded);
   const Rows other = picture(line, 0);
   EXPECT_EQ(other[1], "...........");
   EXPECT_EQ(other[2], "..x........");
   EXPECT_EQ(other[10], "..xxxxxxxxx");
-  // Without causality position 9 sees both: what a dispatch that drops causality under a mask
-  // computes.
+  // Without causality position 9 sees both keys. A dispatch that drops causality under a mask
+  // computes this.
   EXPECT_EQ(picture("attention b=2 h=1 l=11 d=4 starts=2,9", 1)[9], ".........xx");
 }
 
@@ -128,7 +128,8 @@ TEST(Visibility, AlibiCountsFromTheDiagonal) {
   EXPECT_EQ(row.bias, (std::vector<double>{-2 * 0x1p-8, -0x1p-8, 0, 0x1p-8, 2 * 0x1p-8}));
 }
 
-// Philox4x32-10 with key 0 and counter 0 begins with 0x6627e8d5 (the authors' known-answer test).
+// Philox4x32-10 with key 0 and counter 0 begins with 0x6627e8d5 (the known-answer test of its
+// authors).
 TEST(Visibility, DropoutDecidesByThePhiloxWord) {
   Attention p;
   p.dropout = 0x66 / 256.0f;

@@ -48,8 +48,8 @@ std::optional<double> fraction_of(const StoredResult& r) {
   return fraction.get<double>();
 }
 
-// A case may stand in a run several times, as repetitions of a benchmark do: the n-th meets the
-// n-th.
+// A case may occur in a run several times, as the repetitions of a benchmark do. The n-th
+// occurrence in one run is compared with the n-th in the other.
 using Numbered = std::map<std::pair<std::string, int>, const StoredResult*>;
 Numbered numbered(const StoredRun& run) {
   Numbered results;
@@ -74,8 +74,8 @@ Comparison compare_runs(const StoredRun& a, const StoredRun& b) {
     ++c.shared;
     const StoredResult& before = *found->second;
     add_ratio(before.worst_ratio, r.worst_ratio, accuracy);
-    // How much of the machine's limit a benchmark reached says more than its time on a machine that
-    // is shared.
+    // On a shared machine, the fraction of its limit that a benchmark reached says more than the
+    // time.
     const std::optional<double> was_at = fraction_of(before), is_at = fraction_of(r);
     if (was_at && is_at) add_ratio(is_at, was_at, seconds);
     else add_ratio(before.seconds, r.seconds, seconds);

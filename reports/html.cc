@@ -6,7 +6,7 @@
 
 namespace assay {
 
-// Of the build: reports/web, bundled.
+// The build makes these from reports/web, bundled.
 extern const std::string_view report_page, dashboard_page;
 
 namespace {
@@ -27,7 +27,7 @@ std::string filled(std::string_view page, const Json& data) {
 
 namespace {
 
-// The targets of fuzz jobs, each with its findings.
+// Lists the targets of fuzz jobs, each with its findings.
 Json fuzz_section(const FuzzSummary& summary) {
   Json targets = Json::array();
   for (const FuzzTarget& t : summary.targets) {
@@ -56,7 +56,7 @@ std::string html_report(const Run& run, const PageSections& sections) {
 }
 
 std::string html_dashboard(const std::vector<StoredRun>& runs, const std::string& generated) {
-  // Names, reasons and commands come again in every run: each text once, and numbers in their
+  // Names, reasons and commands repeat in every run. Each text is stored once, and numbers take its
   // places.
   Json strings = Json::array(), short_runs = to_json(runs);
   std::map<std::string, std::size_t> number_of;

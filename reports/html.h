@@ -1,4 +1,4 @@
-// Pages that need nothing but a browser: the report of a run, and the dashboard of a store.
+// Pages that need only a browser: the report of a run, and the dashboard of a store.
 #pragma once
 
 #include <optional>
@@ -12,18 +12,18 @@
 
 namespace assay {
 
-// What a page shows besides the cases of a run.
+// The sections that a page shows besides the cases of a run.
 struct PageSections {
   std::optional<FaultsScore> faults;
   std::optional<FuzzSummary> fuzz;
 };
 
-// A run as one self-contained page: the verdict, failures with the line that reproduces each and
-// their heat maps, the power of the suite, the worst error/bound of every case, the machine; and
-// the sections that there are. A run without results has sections alone.
+// A run as one self-contained page. It shows the verdict, the failures with the line that
+// reproduces each and their heat maps, the power of the suite, the worst error/bound of every case,
+// the machine, and the given sections. The page of a run without results has only the sections.
 std::string html_report(const Run& run, const PageSections& sections = {});
 
-// The runs of a store as one page: accuracy and speed over time, down to the history of a case.
+// The runs of a store as one page: accuracy and speed over time, down to the history of one case.
 std::string html_dashboard(const std::vector<StoredRun>& runs, const std::string& generated);
 
 }  // namespace assay

@@ -5,8 +5,8 @@
 namespace assay {
 namespace {
 
-// Of any bytes, as XML 1.0 in UTF-8 that says as much.
-// Not `escape`: newer versions of the JSON library have one, which a Json argument would find.
+// Turns any bytes into XML 1.0 in UTF-8. The name is not `escape`, because newer versions of the
+// JSON library have a function of that name, which a Json argument would find.
 std::string escape_xml(const std::string& bytes) {
   const std::string text =
       Json::parse(Json(bytes).dump(-1, ' ', false, Json::error_handler_t::replace))
@@ -20,7 +20,7 @@ std::string escape_xml(const std::string& bytes) {
       case '"': out += "&quot;"; break;
       default:
         if (static_cast<unsigned char>(c) >= 0x20 || c == '\n' || c == '\t')
-          out += c;  // XML 1.0 has no other controls
+          out += c;  // XML 1.0 has no other control characters
     }
   }
   return out;

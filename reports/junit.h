@@ -1,4 +1,4 @@
-// A run as JUnit XML, which continuous integration reads.
+// Writes a run as JUnit XML, which continuous integration systems read.
 #pragma once
 
 #include <string>
@@ -7,8 +7,8 @@
 
 namespace assay {
 
-// A failed case is a failure with its reason and the line that reproduces it; what is unsupported
-// or inconclusive is skipped with its reason.
+// A failed case becomes a failure with its reason and the line that reproduces it. An unsupported
+// or inconclusive case becomes a skipped one with its reason.
 std::string junit_xml(const Run& run);
 
 }  // namespace assay

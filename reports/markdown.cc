@@ -12,7 +12,8 @@ namespace {
 
 constexpr std::size_t most_failures = 20, most_passes = 5;
 
-// In a cell of a table, whatever it holds: a row ends with its line, a cell at a bar.
+// Escapes any text for a cell of a table. A line end would end the row, and a bar would end the
+// cell.
 std::string prose(const std::string& text) {
   std::string out;
   for (const char c : text) switch (c) {
@@ -33,7 +34,7 @@ std::string prose(const std::string& text) {
     }
   return out;
 }
-// Code in a cell. What a fence cannot hold there is written as entities.
+// Writes code in a cell. Characters that a code span cannot hold there are written as entities.
 std::string code(const std::string& text) {
   if (text.find_first_of("|`\\\n") == std::string::npos) return '`' + text + '`';
   std::string out = "<code>";
@@ -62,7 +63,7 @@ std::string failure_table(const std::vector<const CaseResult*>& bad) {
   return text;
 }
 
-// Sorts the passes.
+// Lists the passes nearest to their bounds. It sorts `passed`.
 std::string nearest_passes(std::vector<const CaseResult*>& passed) {
   std::ranges::sort(
       passed, {}, [](const CaseResult* r) { return std::pair(-worst_finite_ratio(*r), r->line); });

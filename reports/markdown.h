@@ -1,4 +1,4 @@
-// Runs as Markdown, for comments on pull requests.
+// Writes runs as Markdown, for comments on pull requests.
 #pragma once
 
 #include <string>
@@ -8,11 +8,11 @@
 
 namespace assay {
 
-// The sentence of the run, what failed with the line that reproduces it, and the passes nearest to
-// their bounds. At most 20 failures and 5 passes; it says how many there are.
+// Gives the sentence of the run, the failures with the line that reproduces each, and the passes
+// nearest to their bounds. It lists at most 20 failures and 5 passes, and tells how many there are.
 std::string markdown_summary(const Run& run);
 
-// Two runs, likewise.
+// Gives a comparison of two runs in the same form.
 std::string markdown_comparison(const StoredRun& a, const StoredRun& b,
                                 const Comparison& comparison, double accuracy_margin,
                                 double time_margin);

@@ -18,7 +18,8 @@ namespace {
 
 constexpr int application = 0x41535359;  // "ASSY", in the header of the file
 
-// Each brings a store from the version of its index to the next.
+// Each migration brings a store from one version of the schema, which is its index here, to the
+// next.
 constexpr const char* migrations[] = {
     R"(
 CREATE TABLE run(
@@ -48,12 +49,12 @@ CREATE TABLE result(
   PRIMARY KEY(run, number));
 CREATE INDEX result_name ON result(name);
 )",
-    // A pass says as much as was compared; of earlier runs it is not known.
+    // A pass tells as much as was compared. For earlier runs that number is not known.
     "ALTER TABLE result ADD COLUMN compared INTEGER",
 };
 constexpr int newest = static_cast<int>(std::size(migrations));
 
-// Somebody else is at it: worth another try.
+// Another process uses the store, so the call can be tried again.
 struct Busy : StoreError {
   using StoreError::StoreError;
 };
@@ -115,7 +116,7 @@ Json at(const Json& j, const char* key) {
   return j.is_object() && j.contains(key) ? j[key] : Json();
 }
 
-// What a store keeps of a result of `assay check`.
+// The part of a result of `assay check` that a store keeps.
 StoredResult kept(const CaseResult& r) {
   StoredResult k;
   k.name = r.line;
@@ -145,7 +146,7 @@ std::string now() {
       fmt::gmtime(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now())));
 }
 
-// A run of this kind, begun now, without results.
+// A run of this kind that begins now, without results.
 StoredRun begun(const char* kind, const char* candidate, std::int64_t seed, const Json& machine) {
   StoredRun run;
   run.kind = kind;
@@ -215,7 +216,7 @@ Store::Store(const std::string& path) : path_(path) {
   }
 }
 
-// Looks whether it is a store, and brings it up to date.
+// Checks that the file is a store, and brings it up to date.
 void Store::prepare() {
   sqlite3* db = db_.get();
   const auto number = [&](const char* pragma) {
@@ -234,7 +235,7 @@ void Store::prepare() {
     fail("is damaged: " + check.text(0));
   execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON");
   if (version == newest) return;
-  // Somebody else may be at it, too: the version counts that is read under the lock.
+  // Another process may do the same. The version that is read under the lock counts.
   execute("BEGIN IMMEDIATE");
   for (std::int64_t v = number("PRAGMA user_version"); v < newest; ++v) execute(migrations[v]);
   execute(fmt::format("PRAGMA application_id = {}; PRAGMA user_version = {}; COMMIT", application,
@@ -351,7 +352,8 @@ std::int64_t Store::append_bench(const Json& measured) {
       for (const char* name :
            {"GFLOP/s", "GB/s", "fraction", "fraction_low", "fraction_high", "limit"})
         if (m.contains(name)) r.counters[name] = m[name];
-      // mode/candidate/problem: the candidate tells the ratios of a line apart.
+      // The name of a ratio is mode/candidate/problem; the candidate distinguishes the ratios of a
+      // line.
       for (const Json& ratio : m.at("ratios")) {
         const std::string over = ratio.at("over"), rest = over.substr(over.find('/') + 1);
         r.counters["over " + rest.substr(0, rest.find('/'))] = ratio.at("ratio");

@@ -1,5 +1,5 @@
-// Runs over time, in one SQLite file: what was asked, of whom, on which machine, and how near every
-// case came to its bound, on a pass too.
+// A store of runs over time in one SQLite file: what was asked of which candidate on which machine,
+// and how near every case came to its bound, also if it passed.
 #pragma once
 
 #include <cstdint>
@@ -18,45 +18,46 @@ struct sqlite3;
 
 namespace assay {
 
-// What is wrong with a store or with what is to enter it, naming the file.
+// An error in a store or in what is to be added to it. It names the file.
 struct StoreError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A line of the list of runs.
+// A line in the list of runs.
 struct RunEntry {
   std::int64_t id = 0;
   std::string kind, started, title, candidate, commit, sentence;
   std::int64_t results = 0;
 };
 
-// Safe against kill -9: a run is there whole or not at all (one transaction in a write-ahead log).
-// Several processes may append at the same time.
+// A store survives kill -9: a run is in it as a whole or not at all (one transaction in a
+// write-ahead log). Several processes may append at the same time.
 class Store {
  public:
   // Makes the file if there is none, and brings an older schema up to date. Throws StoreError for a
-  // newer schema, a damaged file, and a file that is no store, all of which it leaves as they are.
+  // newer schema, a damaged file, and a file that is no store. It does not change such files.
   explicit Store(const std::string& path);
   ~Store();
   Store(const Store&) = delete;
   Store& operator=(const Store&) = delete;
 
-  // Each returns the number of the run.
+  // Each of these functions returns the number of the run.
   std::int64_t append(const Run& run);
   std::int64_t append(const FaultsScore& score, const Machine& machine);
   std::int64_t append(const FuzzSummary& summary, const Machine& machine);
-  // What `assay bench --json` writes.
+  // Appends what `assay bench --json` writes.
   std::int64_t append_bench(const Json& measured);
-  // What Google Benchmark writes with --benchmark_out_format=json. Returns the run's number.
+  // Appends what Google Benchmark writes with --benchmark_out_format=json. Returns the number of
+  // the run.
   std::int64_t append_benchmarks(const Json& report, const std::string& title);
 
   std::vector<RunEntry> runs() const;
-  // As it was appended, in what a store keeps of it. Throws StoreError if there is none.
+  // The run, with the fields that a store keeps. Throws StoreError if there is no such run.
   StoredRun run(std::int64_t id) const;
 
-  // A run a line.
+  // Writes one run a line.
   void export_lines(std::ostream& out) const;
-  // All lines or none. Returns how many.
+  // Imports all lines or none. Returns their number.
   std::size_t import_lines(std::istream& in);
 
  private:
@@ -65,7 +66,8 @@ class Store {
   };
   void prepare();
   std::int64_t insert(const StoredRun& run);
-  std::int64_t insert_alone(const StoredRun& run);  // whole, in a transaction of its own
+  // Inserts the whole run in a transaction of its own.
+  std::int64_t insert_alone(const StoredRun& run);
   void execute(const char* sql) const;
   [[noreturn]] void fail(const std::string& what) const;
 

@@ -1,4 +1,5 @@
-// A run as a store keeps it: less of every result than the run had, and of all kinds of runs.
+// A run as a store keeps it. It may be of any kind, and it has fewer fields of each result than the
+// run.
 #pragma once
 
 #include <optional>
@@ -10,19 +11,19 @@
 namespace assay {
 
 struct StoredResult {
-  std::string name;  // a case line, a fault, a target, a benchmark
+  std::string name;  // a case line, a fault, a target or a benchmark
   std::optional<std::string> dtype, outcome, reason, reproduce;
   std::optional<std::string> worst_output;
   std::optional<double> worst_ratio;  // the largest error/bound
   std::optional<double> bias, slope;
   std::optional<double> seconds, judge_seconds;
-  std::optional<std::int64_t> compared;  // elements
-  Json counters;                         // what one kind of run has alone; null: nothing
+  std::optional<std::int64_t> compared;  // the number of elements
+  Json counters;                         // fields that only one kind of run has; null: none
 };
 
 struct StoredRun {
-  std::optional<std::int64_t> id;  // of the store that it was read from
-  std::string kind;                // check, faults, fuzz, benchmark
+  std::optional<std::int64_t> id;  // the number in the store that it was read from
+  std::string kind;                // check, faults, fuzz or benchmark
   std::string started;             // ISO 8601, UTC
   std::string title, candidate;
   std::int64_t seed = 0;
@@ -32,7 +33,8 @@ struct StoredRun {
   std::vector<StoredResult> results;
 };
 
-// Every field, so that the columns of a store, its exchange format and its readers have one list.
+// Names every field, so that the columns of a store, its exchange format and its readers share one
+// list.
 template <class Fields, Described<StoredResult> Value>
 void describe_fields(Fields& fields, Value& r) {
   fields("name", r.name);

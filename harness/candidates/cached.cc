@@ -102,7 +102,7 @@ kernels::Status run_through_cache(const Case& c, const Inputs& in, const Attenti
     return {};
   };
   const Index past = s.keys - s.rows;
-  // In two parts, so that a page is met half full.
+  // The past comes in two parts, so that the second append finds a page that is partly full.
   for (const auto& [first, last] : {std::pair{Index{0}, past / 3}, {past / 3, past}})
     if (last > first)
       if (Status status = append(first, last - first); !status.ok()) return status;

@@ -1,4 +1,4 @@
-// A case run through the production caches.
+// Runs a case through the production caches.
 #pragma once
 
 #include "kernels/cache/cache.h"
@@ -6,17 +6,17 @@
 
 namespace assay {
 
-// Rows of a case that come in one call.
+// The rows of a case that one call computes.
 struct Chunk {
   Index first, count;
 };
 std::vector<Chunk> chunks_of(const Case& c);
-// The problem and the outputs of those rows, over the first `keys` tokens; without K and V,
-// lengths, starts and offsets, which a cache says.
+// The problem and the outputs of those rows, over the first `keys` tokens. K and V, lengths, starts
+// and offsets are left out, because a cache gives them.
 Attention rows_of(const Attention& whole, Chunk rows, Index keys);
 AttentionOutput rows_of(const AttentionOutput& whole, Chunk rows);
 
-// The calls of a cache that a case makes.
+// The calls to a cache that a case makes.
 class CacheCalls {
  public:
   virtual ~CacheCalls() = default;
@@ -27,8 +27,8 @@ class CacheCalls {
                                  const AttentionOutput& out, const kernels::Execution& how);
 };
 
-// Appends the tokens before the first row, evicts what the case's starts say, then for every chunk
-// of rows appends its tokens and attends. Writes the rows of O and LSE as it goes.
+// Appends the tokens before the first row and evicts what the case's starts say. Then, for every
+// chunk of rows, appends its tokens, attends, and writes the rows of O and LSE.
 kernels::Status run_through_cache(const Case& c, const Inputs& inputs, const AttentionOutput& out,
                                   const kernels::Execution& how, CacheCalls&& calls = {});
 

@@ -27,7 +27,8 @@ std::string unsupported_dtype(const Attention& p, Dtype out) {
   return {};
 }
 
-// Of the candidates here, those of attention take its three dtypes, whatever else is asked.
+// In attention calls the candidates of this file take the three dtypes of attention; empty for
+// products and for those dtypes.
 std::string unsupported_dtype(const Call& call) {
   const auto of = [&](const Attention& p) { return unsupported_dtype(p, out_dtype(call)); };
   return std::visit(ByCall{[&](const ForwardCall& c) { return of(c.problem); },
@@ -37,7 +38,7 @@ std::string unsupported_dtype(const Call& call) {
                     call);
 }
 
-// The problem of a call of attention; null for products.
+// The problem of an attention call; null for a product.
 const Attention* attention_of(const Call& call) {
   return std::visit(
       ByCall{[](const ForwardCall& c) { return &c.problem; },
@@ -71,7 +72,8 @@ class Host : public Candidate {
  public:
   explicit Host(bool declares) : declares_(declares) {}
   std::string name() const override { return declares_ ? "host" : "host-undeclared"; }
-  // Stages: compiled once more, with a policy that watches, for the best targets and the baseline.
+  // The stages are compiled a second time, with a policy that watches, for the best targets and the
+  // baseline only.
   Abilities abilities() const override {
     return {.cache = true, .backward = true, .product = true, .quantizer = true, .stages = true};
   }
@@ -120,13 +122,13 @@ class Unfused : public Candidate {
   }
 };
 
-// Whatever the dispatcher chooses: the tiled kernel or the fallback.
+// Runs whatever the dispatcher chooses: the tiled kernel or the fallback.
 class Sdpa : public Candidate {
  public:
   std::string name() const override { return "sdpa"; }
   Abilities abilities() const override { return {}; }
   std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
-  // That of the kernel which the last run chose.
+  // The arithmetic of the kernel that the last run chose.
   std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
     if (dispatcher_.counters().dispatched > 0) return host_arithmetic(call, how.target.name());
     return unfused_contract(how.target.name());
@@ -143,7 +145,7 @@ class Sdpa : public Candidate {
   kernels::Dispatcher dispatcher_;
 };
 
-// The kernels of a device, by way of the dispatcher, which must not answer in its place.
+// Runs the kernels of a device through the dispatcher, whose fallback must not answer instead.
 class OnDevice : public Candidate {
  public:
   explicit OnDevice(const std::string& device) : device_(device) {
@@ -204,7 +206,7 @@ class OnDevice : public Candidate {
   std::unique_ptr<kernels::Dispatcher> dispatcher_;
 };
 
-// The production kernels, with a fault in what it is about and right in everything else.
+// The production kernels with one fault. What the fault is not about is computed right.
 class Faulty : public Candidate {
  public:
   explicit Faulty(const PlantedFault& fault)
@@ -242,7 +244,8 @@ class Faulty : public Candidate {
     if (of_backward_) return kernels::attention_forward(c.problem, c.out, r.how);
     return run_planted_fault(fault_, c.problem, c.out, r.how);
   }
-  // What a wrong forward pass leaves is not differentiated wrongly on top.
+  // With a fault of another subject the backward pass is the right one, so that the gradients do
+  // not add an error of their own.
   Status run_backward(const BackwardCall& c, const Request& r) const {
     const PlantedFault& fault = of_backward_ ? fault_ : kernel_itself;
     if (r.observer) return run_planted_backward(fault, c.problem, c.in, c.out, r.how, r.observer);

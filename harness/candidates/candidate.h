@@ -1,4 +1,4 @@
-// A candidate: anything that computes attention or a low-bit product and is put to the test.
+// A candidate: anything that computes attention or a low-bit product and that is judged.
 #pragma once
 
 #include <memory>
@@ -19,32 +19,33 @@ namespace assay {
 
 class StageObserver;
 
-// What a candidate can be called for. Views are those of the caller and live until the call
-// returns.
+// The calls that a candidate can be asked to make. Their views belong to the caller and live until
+// the call returns.
 
-// O and LSE. out.lse is absent for a candidate that gives none.
+// Computes O and LSE. out.lse is absent for a candidate that gives none.
 struct ForwardCall {
   const Attention& problem;
   AttentionOutput out;
 };
-// O and LSE by way of a cache, as the case says: appends and calls in turn.
+// Computes O and LSE through a cache: appends and calls alternate as the case says.
 struct CachedCall {
   const Case& c;
   const Inputs& inputs;
   AttentionOutput out;
 };
-// The gradients, from O and LSE as the candidate's own forward call left them.
+// Computes the gradients from the O and LSE that the candidate's own forward call wrote.
 struct BackwardCall {
   const Attention& problem;
   AttentionBackwardInput in;
   AttentionGradients out;
 };
-// C = A W.
+// Computes C = A W.
 struct ProductCall {
   const Product& problem;
   TensorView c;
 };
-// The bytes of a low-bit matrix, from f32 weights. group 0: one scale for the whole tensor.
+// Encodes f32 weights as the bytes of a low-bit matrix. A group of 0 means one scale for the whole
+// tensor.
 struct QuantizeCall {
   const TensorView& w;
   LowBit format;
@@ -56,26 +57,28 @@ using Call = std::variant<ForwardCall, CachedCall, BackwardCall, ProductCall, Qu
 struct Request {
   Call call;
   kernels::Execution how = 1;
-  // Told of every stage of a forward or backward call; only for candidates that tell their stages.
+  // The observer sees every stage of a forward or backward call. Only candidates that tell their
+  // stages take one.
   StageObserver* observer = nullptr;
 };
 
-// How the case asks its candidate to run. Throws CaseError for a SIMD target that this machine does
+// The execution that the case asks for. Throws CaseError for a SIMD target that this machine does
 // not run.
 kernels::Execution execution_of(const Case& c);
-// The same on another number of threads.
+// The same execution, with another number of threads.
 kernels::Execution on_other_threads(const Case& c);
 
 struct Abilities {
   bool forward = true, cache = false, backward = false, product = false, quantizer = false;
-  bool lse = true;  // false: forward and cached calls leave LSE alone, and nothing is judged of it
-  bool stages = false;  // tells its stages to an observer
-  // A row has the same bits whatever else is in the call: other rows, in chunks or at once, in
-  // pages or without a cache.
+  // If false, forward and cached calls do not write LSE, and LSE is not judged.
+  bool lse = true;
+  bool stages = false;  // it tells its stages to an observer
+  // If true, the bits of a row do not depend on what else is in the call: other rows, chunks or one
+  // call, pages or no cache.
   bool promises_bits = true;
 };
 
-// The arithmetic that a candidate declares: of attention, or of products.
+// The arithmetic that a candidate declares, for attention or for products.
 using Arithmetic = std::variant<Contract, ProductContract>;
 
 class Candidate {
@@ -83,27 +86,27 @@ class Candidate {
   virtual ~Candidate() = default;
   virtual std::string name() const = 0;
   virtual Abilities abilities() const = 0;
-  // Why the candidate does not do this call, though its abilities say nothing against it; empty if
-  // it does.
+  // Why the candidate does not do this call although abilities() allows it; empty if it does the
+  // call.
   virtual std::string unsupported(const Call& call) const = 0;
-  // How it computes the call; nothing if it declares nothing, and then a ladder of contracts is
-  // tried.
+  // How the candidate computes the call. Without a declaration the judge tries a ladder of
+  // contracts.
   virtual std::optional<Arithmetic> arithmetic(const Call& call,
                                                const kernels::Execution& how) const = 0;
-  // Only what abilities() and unsupported() do not exclude. Throws CandidateError.
+  // Runs the call, which abilities() and unsupported() must allow. Throws CandidateError.
   virtual kernels::Status run(const Request& request) = 0;
 };
 
-// Which ability a candidate lacks for this call ("no backward pass"); empty if none.
+// The ability that the candidate lacks for this call ("no backward pass"); empty if it lacks none.
 std::string lacking_ability(const Candidate& candidate, const Call& call);
-// Why a candidate does not do this call, by its abilities or by what it says of the call; empty if
-// it does.
+// Why the candidate does not do this call, by abilities() or by unsupported(); empty if it does the
+// call.
 std::string why_unsupported(const Candidate& candidate, const Call& call);
 
 // The dtype of what a call writes.
 Dtype out_dtype(const Call& call);
 
-// The declared arithmetic of attention or of a product; nothing where nothing is declared.
+// The declared arithmetic, of attention or of a product as C says; nothing if none is declared.
 template <class C>
 std::optional<C> declared(const Candidate& candidate, const Call& call,
                           const kernels::Execution& how) {
@@ -112,13 +115,13 @@ std::optional<C> declared(const Candidate& candidate, const Call& call,
   return std::get<C>(*arithmetic);
 }
 
-// One lambda for each kind of call, as std::visit wants them.
+// Combines one lambda for each kind of call into the visitor that std::visit takes.
 template <class... Cases>
 struct ByCall : Cases... {
   using Cases::operator()...;
 };
 
-// What a candidate did that no candidate may, told by its adapter: a finding.
+// A finding that an adapter reports: the candidate did what no candidate may do.
 struct CandidateError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -133,7 +136,7 @@ struct DeviceUnavailable : std::runtime_error {
 // (library_candidate.h); "fault:NAME": the production kernel with a planted fault. Throws
 // std::invalid_argument for any other name, DeviceUnavailable if the device cannot be opened.
 std::unique_ptr<Candidate> make_candidate(const std::string& name);
-// What messages offer: those names, with PATH and NAME as they stand.
+// The names that messages offer: those above, with PATH and NAME unreplaced.
 std::vector<std::string> candidate_names();
 
 }  // namespace assay

@@ -7,13 +7,14 @@ namespace assay {
 
 namespace {
 
-// Before AVX2 there is no FMA; EMU128, which stands for SCALAR in some builds, multiplies and adds.
+// Targets before AVX2 have no FMA. EMU128, which stands for SCALAR in some builds, multiplies and
+// then adds.
 bool lacks_fma(const std::string& target) {
   return target == "SCALAR" || target == "EMU128" || target == "SSSE3" || target == "SSE4" ||
          target == "SSE2";
 }
 
-// What both kernels share: fp32 sums, exp_of_nonpositive and tanh_of of
+// The arithmetic that both kernels share: fp32 sums, and exp_of_nonpositive and tanh_of of
 // kernels/simd/elementary-inl.h.
 Contract fp32_contract(const std::string& kernel, const std::string& target) {
   Contract c;
@@ -41,8 +42,8 @@ Contract host_contract(const ProjectedAttention& problem, const std::string& tar
   c.backward_tile = backward.keys;
   c.backward_split = backward.split_keys;
   if (problem.projection) {
-    // Scores against the latent vector and outputs projected at the end: longer sums in another
-    // order, in the narrower tiles.
+    // Scores are computed against the latent vector and outputs are projected at the end, so sums
+    // are longer and in another order, in the narrower tiles.
     c.name += ", absorbed projections";
     c.absorbed = true;
     c.ordered = false;
@@ -54,8 +55,8 @@ Contract host_contract(const ProjectedAttention& problem, const std::string& tar
 Contract unfused_contract(const std::string& target) {
   Contract c = fp32_contract("unfused", target);
   c.division_roundings = 1;
-  // There are no tiles: the widest that names the places of keys. The bound allows a rescaling a
-  // tile, of which none is made.
+  // The kernel has no tiles. This is the widest tile with which a verdict can name the places of
+  // keys. The bound allows one rescaling for each tile; the kernel makes none.
   c.tile = 256;
   return c;
 }
@@ -63,14 +64,14 @@ Contract unfused_contract(const std::string& target) {
 Contract device_contract(const std::string& device) {
   Contract c;
   c.name = "OpenCL, fp32 accumulation and weights, " + device;
-  // What the OpenCL specification grants the built-in functions of single precision, section 7.4 of
-  // OpenCL C: exp and log 3 ulp, tanh 5, division 2.5, which is 5 units of roundoff. fma is exact
-  // but for its rounding, and so are + and * (contraction is off).
+  // Section 7.4 of the OpenCL C specification allows these errors for the built-in functions of
+  // single precision: exp and log 3 ulp, tanh 5 ulp, division 2.5 ulp, which is 5 units of
+  // roundoff. fma, + and * only round (contraction is off).
   c.exp_ulp = 3;
   c.log_ulp = 3;
   c.tanh_ulp = 5;
   c.division_roundings = 5;
-  c.exp_floor = 0x1p-125;  // e^-87, below which weights are 0
+  c.exp_floor = 0x1p-125;  // e^-87; weights below it are 0
   c.ordered = true;
   c.tile = kernels::device_tile_keys;
   c.row_tile = kernels::device_tile_rows;

@@ -8,17 +8,17 @@
 
 namespace assay {
 
-// What kernels/attention/attention-inl.h computes, on a SIMD target named as Highway names it.
+// The arithmetic of kernels/attention/attention-inl.h on a SIMD target, which has Highway's name.
 Contract host_contract(const ProjectedAttention& problem, const std::string& target);
-// What kernels/attention/unfused-inl.h computes.
+// The arithmetic of kernels/attention/unfused-inl.h.
 Contract unfused_contract(const std::string& target);
 
-// What kernels/device/attention.cl and product.cl compute, on a device that keeps subnormal
+// The arithmetic of kernels/device/attention.cl and product.cl, on a device that keeps subnormal
 // numbers.
 Contract device_contract(const std::string& device);
 ProductContract device_product_contract(const std::string& device);
 
-// What kernels/product/product-inl.h computes.
+// The arithmetic of kernels/product/product-inl.h.
 ProductContract host_product_contract(const std::string& target);
 
 }  // namespace assay

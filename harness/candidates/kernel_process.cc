@@ -24,7 +24,8 @@ namespace {
 constexpr std::size_t page = 4096;
 constexpr unsigned char slack =
     0xFF;  // around and in what is not written yet: NaN in every float format
-// Free in every process: below what the loader, stacks and thread sanitizers use.
+// Addresses that are free in every process: they lie below those that the loader, stacks and the
+// thread sanitizer use.
 constexpr std::size_t bases[] = {0x7ea000000000, 0x7f0000000000, 0x7e9000000000};
 constexpr std::size_t largest_arena = std::size_t{64} << 30;
 constexpr int server_socket = 3, server_memory = 4;
@@ -32,7 +33,7 @@ constexpr std::size_t most_regions = 48;
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
-// All of it, or false at the end of the stream.
+// Transfers all bytes; returns false at the end of the stream.
 bool transfer(int socket, void* data, std::size_t bytes, bool out) {
   auto* at = static_cast<char*>(data);
   while (bytes > 0) {
@@ -45,8 +46,8 @@ bool transfer(int socket, void* data, std::size_t bytes, bool out) {
   return true;
 }
 
-// glibc's allocator that checks its books, where it is there and nothing else is preloaded.
-// Sanitizers bring their own.
+// Preloads the allocator of glibc that checks its heap, if the library is installed and nothing
+// else is preloaded. Sanitizers check the heap themselves.
 std::vector<std::string> malloc_checks() {
 #ifndef ASSAY_SANITIZED
   if (!getenv("LD_PRELOAD"))
@@ -72,7 +73,7 @@ assay_dtype c_dtype(Dtype d) {
   return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT), bits, 1};
 }
 
-// What is wrong with a stage that a library tells; empty if nothing is.
+// What is wrong with a stage that a library tells; empty if nothing is wrong.
 std::string wrong_with(const assay_stage& made) {
   constexpr std::int64_t most = 1 << 24;
   if (made.version != ASSAY_VERSION || made.struct_size != sizeof(assay_stage))
@@ -122,8 +123,7 @@ struct KernelProcess::Response {
   char text[1024] = "";  // a reason, a name, or why the library cannot be used
 };
 
-// ---- A call
-// ---------------------------------------------------------------------------------------------
+// ---- A call ----
 
 std::size_t KernelCall::place(std::size_t bytes, bool writable, const void* from, void* to,
                               const char* name) {
@@ -133,9 +133,10 @@ std::size_t KernelCall::place(std::size_t bytes, bool writable, const void* from
   r.to = to;
   r.writable = writable;
   r.name = name;
-  r.pages_begin = end_ + page;  // one that is not mapped between any two
+  r.pages_begin = end_ + page;  // an unmapped page lies between any two regions
   r.pages_end = r.pages_begin + round_up(std::max<std::size_t>(bytes, 1), page);
-  // As close to the end of its pages as 64-byte alignment allows: reading on leaves them.
+  // The region lies as close to the end of its pages as 64-byte alignment allows, so that reading
+  // past it leaves the pages.
   r.offset = r.pages_end - round_up(std::max<std::size_t>(bytes, 1), 64);
   end_ = r.pages_end;
   regions_.push_back(r);
@@ -155,7 +156,7 @@ const assay_tensor* KernelCall::describe(const TensorView& t, void* data, Index 
 
 namespace {
 
-// Elements from the first to the last that a view has.
+// The offsets of the first and the last element of a view.
 std::pair<Index, Index> reach(const TensorView& t) {
   Index low = t.origin, high = t.origin;
   for (std::size_t k = 0; k < 4; ++k) {
@@ -209,8 +210,7 @@ void* KernelCall::add_workspace(std::size_t bytes) {
                           base_ + place(bytes, true, nullptr, nullptr, "the workspace"));
 }
 
-// ---- The process of a library
-// ---------------------------------------------------------------------------
+// ---- The process of a library ----
 
 KernelProcess::KernelProcess(std::string library, std::string server)
     : library_(std::move(library)), server_(std::move(server)) {
@@ -242,7 +242,7 @@ void KernelProcess::start() {
   process_.emplace(ProcessStart{
       .program = server_,
       .arguments = {"assay", "serve-kernel", library_, fmt::to_string(base_)},
-      .descriptors = {{STDERR_FILENO, STDOUT_FILENO},  // what it prints is no output of ours
+      .descriptors = {{STDERR_FILENO, STDOUT_FILENO},  // what the library prints is not our output
                       {ends.in.number(), server_socket},
                       {memory_.number(), server_memory}},
       .environment = malloc_checks()});
@@ -277,7 +277,7 @@ std::string KernelProcess::how_it_ended(const char* when) {
   return fmt::format("the library's process {} in {}", how, when);
 }
 
-// Room for an arena of so many bytes on this side.
+// Makes room for an arena of that many bytes on this side.
 void KernelProcess::reserve(std::size_t bytes) {
   if (bytes <= mapped_) return;
   if (bytes > largest_arena)
@@ -296,7 +296,7 @@ void KernelProcess::reserve(std::size_t bytes) {
   mapped_ = wanted;
 }
 
-// A stage that the library told, and its floats. What it says of them is not believed.
+// Receives a stage that the library told, with its floats. The fields are checked before use.
 std::string KernelProcess::hear(const Response& told, const Probe& probe) {
   assay_stage stage = told.stage;
   if (std::string wrong = wrong_with(stage); !wrong.empty()) {
@@ -417,8 +417,7 @@ KernelProcess::Answer KernelProcess::run(KernelCall& call, int operation,
   return answer;
 }
 
-// ---- The other end
-// --------------------------------------------------------------------------------------
+// ---- The other end ----
 
 namespace {
 
@@ -454,8 +453,8 @@ const assay_kernel* load_kernel(const std::string& library, std::string& why) {
 
 }  // namespace
 
-// What a kernel calls as its probe: sends the stage at once, from whatever thread, as long as its
-// call lasts.
+// The probe that a kernel calls. It sends the stage at once, from any thread, while the call of the
+// kernel lasts.
 struct KernelProcess::Teller {
   std::mutex mutex;
   bool open = false;
@@ -491,7 +490,7 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
   std::string why;
   const assay_kernel* kernel = load_kernel(library, why);
   std::vector<Request::Mapping> mapped;
-  Teller teller;  // a library may keep the address
+  Teller teller;  // a library may keep its address
   for (Request request; transfer(socket, &request, sizeof request, false);) {
     Response response;
     if (!kernel) {
@@ -511,7 +510,7 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
       if (mmap(reinterpret_cast<void*>(base + m.offset), m.bytes,
                m.writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_FIXED, memory,
                static_cast<off_t>(m.offset)) == MAP_FAILED)
-        return 120;  // told as the status that the process ended with
+        return 120;  // the parent reports it as the exit status
     const Arguments& a = request.arguments;
     switch (request.question) {
       case Question::load:
@@ -562,18 +561,18 @@ int KernelProcess::serve(const std::string& library, std::size_t base) {
           default: response.status = kernel->product(a.a, a.w, a.c, &told);
         }
         teller.set_open(false);
-        // The allocator looks at its own books: what a stray write broke there ends the process now
-        // and not in somebody else's call.
+        // The allocator checks its heap here. A heap that a stray write broke ends the process now,
+        // not during the next call.
         for (std::size_t bytes = 16; bytes <= 65536; bytes *= 2) std::free(std::malloc(bytes));
         break;
       }
     }
-    // Nobody else writes to the socket meanwhile.
+    // No other thread writes to the socket meanwhile.
     const std::lock_guard lock(teller.mutex);
     if (request.question == Question::run) copy_text(response.text, teller.wrong.c_str());
     if (!transfer(socket, &response, sizeof response, true)) break;
   }
-  _exit(0);  // destructors of a library are not what is judged
+  _exit(0);  // the destructors of a library are not judged
 }
 
 }  // namespace assay

@@ -1,7 +1,7 @@
-// Somebody's kernel library in a process of its own. Tensors lie in memory that both processes map
-// at the same addresses: inputs read-only on the library's side, outputs and workspace between
-// pages that are not mapped. What the library does to its process (a crash, exit, a broken heap, a
-// stray write) is told as a finding and costs one call.
+// A kernel library of another author in a process of its own. Tensors lie in memory that both
+// processes map at the same addresses. The library's side maps inputs read-only, and outputs and
+// workspace lie between pages that are not mapped. What the library does to its process (a crash,
+// exit, a broken heap, a stray write) becomes a finding and costs one call.
 #pragma once
 
 #include <assay/kernel.h>
@@ -18,26 +18,27 @@
 
 namespace assay {
 
-// The library cannot be used at all: not loadable, no entry symbol, another version.
+// The library cannot be used at all: it does not load, it has no entry symbol, or it has another
+// version.
 struct LibraryError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// What the library offers.
+// The name of the library and what it supports.
 struct LibraryFacts {
   std::string name;
   bool forward = false, backward = false, product = false, decode = false, lse = true,
        workspace = false, probes = false;
 };
 
-// One call, built up by its arguments: each add_* copies into shared memory and returns an address
-// that is valid in both processes.
+// One call with its arguments. Each add_* copies its argument into shared memory and returns an
+// address that is valid in both processes.
 class KernelCall {
  public:
-  // The bytes that a view reaches, gaps included.
+  // Copies the bytes that a view reaches, gaps included.
   const assay_tensor* add_input(const TensorView& t, std::optional<assay_dtype> as = {});
   const assay_tensor* add_output(const TensorView& t);
-  // Without memory: for questions about a problem.
+  // Describes a tensor without memory, for questions about a problem.
   const assay_tensor* add_shape(const TensorView& t, std::optional<assay_dtype> as = {});
   const void* add_bytes(const void* from, std::size_t bytes);
   template <class T>
@@ -56,8 +57,8 @@ class KernelCall {
   struct Region {
     std::size_t offset, pages_begin, pages_end;  // bytes in the arena
     std::size_t bytes;
-    const void* from = nullptr;  // copied there; null: filled
-    void* to = nullptr;          // copied back
+    const void* from = nullptr;  // the source of the copy; null: the region is filled
+    void* to = nullptr;          // the target of the copy back
     bool writable = false;
     std::string name;
   };
@@ -68,16 +69,17 @@ class KernelCall {
                                std::optional<assay_dtype> as = {});
 
   const std::size_t base_;
-  std::size_t end_ = argument_bytes;  // the first pages are those of small arguments
+  std::size_t end_ = argument_bytes;  // small arguments take the first pages
   std::vector<Region> regions_;
   std::vector<std::byte> arguments_;
-  std::vector<std::vector<std::byte>> kept_;  // larger ones, until they are in the arena
+  // Larger arguments, until they are copied into the arena.
+  std::vector<std::vector<std::byte>> kept_;
 };
 
 class KernelProcess {
  public:
   // Starts `server serve-kernel` and loads the library. Throws LibraryError, or std::system_error
-  // if nothing can be started.
+  // if the process cannot be started.
   explicit KernelProcess(std::string library, std::string server = "/proc/self/exe");
   ~KernelProcess();
   KernelProcess(const KernelProcess&) = delete;
@@ -87,19 +89,21 @@ class KernelProcess {
   KernelCall call() const { return KernelCall(base_); }
 
   struct Answer {
-    std::string finding;  // what the library did that no library may; then the rest means nothing
+    // What the library did that no library may do. If it is not empty, the other fields mean
+    // nothing.
+    std::string finding;
     assay_status status = ASSAY_SUCCESS;
     std::string reason;
     std::optional<assay_arithmetic> arithmetic;
     std::size_t workspace = 0;
   };
-  // Does the library do this, how does it compute, what workspace does it need?
+  // Asks whether the library does this, how it computes it, and what workspace it needs.
   Answer ask(KernelCall& call, int operation, const assay_attention* problem,
              const assay_dtype& output);
   Answer ask_product(KernelCall& call, const assay_tensor* a, const assay_low_bit* w,
                      const assay_dtype& output);
-  // Runs it and copies outputs back, unless something was found. Pointers that an operation does
-  // not have are null.
+  // Runs the call and copies the outputs back, unless there is a finding. A pointer that an
+  // operation does not have is null.
   struct Arguments {
     const assay_attention* problem = nullptr;
     const assay_tensor *o = nullptr, *lse = nullptr, *d_o = nullptr;
@@ -109,12 +113,11 @@ class KernelProcess {
     const assay_pages* pages = nullptr;
     const assay_run* run = nullptr;
   };
-  // `probe` is called with each stage that the library tells; its data are valid for that call
-  // alone.
+  // Receives each stage that the library tells. The data of a stage are valid only for that call.
   using Probe = std::function<void(const assay_stage&)>;
   Answer run(KernelCall& call, int operation, const Arguments& arguments, const Probe& probe = {});
 
-  // The other end: what `serve-kernel LIBRARY` runs.
+  // Serves the requests in the process of the library: `serve-kernel LIBRARY` runs it.
   static int serve(const std::string& library, std::size_t base);
 
  private:

@@ -22,8 +22,8 @@ assay_dtype c_dtype_of(Dtype d) {
           static_cast<std::uint8_t>(format(d).bits), 1};
 }
 
-// What of a problem's tensors lies in the arena: all, none (for questions), or all but K and V,
-// which are in a cache.
+// Which tensors of a problem lie in the arena: all of them, none (for questions), or all but K and
+// V, which are in a cache.
 enum class Elements { all, none, but_keys };
 
 const assay_attention* add_problem(KernelCall& call, const Attention& p, Elements elements) {
@@ -40,7 +40,7 @@ const assay_attention* add_problem(KernelCall& call, const Attention& p, Element
   a.flags = (p.causal ? +ASSAY_CAUSAL : 0u) | (p.finite_min_masks ? +ASSAY_FINITE_MIN_MASKS : 0u);
   const AttentionShape& s = p.shape;
   if (p.bias) {
-    TensorView bias = p.bias;  // of a chunk of rows it may still have the shape of all
+    TensorView bias = p.bias;  // for a chunk of rows it may still have the shape of all rows
     bias.shape = {s.batch, s.query_heads, s.rows, s.keys};
     a.bias = tensor(bias);
   }
@@ -67,7 +67,8 @@ std::optional<Dtype> dtype_of_bits(int bits, std::string& wrong) {
   return std::nullopt;
 }
 
-// What a library declares, as a contract; `wrong` says what no kernel can mean.
+// The arithmetic that a library declares, as a contract. `wrong` says which value no kernel can
+// mean.
 Contract contract_of(const std::string& name, const assay_arithmetic& a, std::string& wrong) {
   Contract c;
   c.name = fmt::format("{}, as its library declares it", name);
@@ -80,7 +81,7 @@ Contract contract_of(const std::string& name, const assay_arithmetic& a, std::st
   c.roundoff = in("roundoff", a.roundoff, 0x1p-53, 0.25);
   c.largest = in("largest", a.largest, 1, 0x1.fffffep127);
   if (c.dot_roundoff >= 0x1p-11 && c.largest <= 65504)
-    c.product_floor = 0x1p-25;  // sums in f16 underflow as f16 does
+    c.product_floor = 0x1p-25;  // sums in f16 underflow at the subnormals of f16
   c.exp_ulp = in("exp_ulp", a.exp_ulp, 0.5, 1e6);
   c.log_ulp = in("log_ulp", a.log_ulp, 0.5, 1e6);
   c.tanh_ulp = in("tanh_ulp", a.tanh_ulp, 0.5, 1e6);
@@ -152,7 +153,7 @@ class Library : public Candidate {
 
   std::string unsupported_forward(const ForwardCall& c) const {
     const Attention& p = c.problem;
-    // Every byte between two elements would be copied.
+    // The call would copy every byte between two elements.
     for (const TensorView* t : {&p.q, &p.k, &p.v})
       for (std::size_t axis = 0; axis < 4; ++axis)
         if (t->shape[axis] > 1 && std::abs(t->stride[axis]) > (Index{1} << 32) / t->shape[axis])
@@ -177,7 +178,8 @@ class Library : public Candidate {
                                           c_dtype_of(c.c.dtype)));
   }
 
-  // Hands on what the library tells; the observer sees the kernels' own kind of view.
+  // Passes on the stages that the library tells. The observer sees the type of view that our own
+  // kernels give.
   static KernelProcess::Probe probe_of(StageObserver* observer) {
     if (!observer) return {};
     return [observer](const assay_stage& s) {
@@ -203,7 +205,7 @@ class Library : public Candidate {
     };
   }
 
-  // A watched call runs on one thread, so that stages are told in order.
+  // A watched call runs on one thread, so that the stages come in order.
   static int threads_of(const Request& r) { return r.observer ? 1 : r.how.threads; }
 
   Status forward(const ForwardCall& c, const Request& r) {
@@ -256,7 +258,7 @@ class Library : public Candidate {
     return finish(process_.run(call, ASSAY_PRODUCT, a), "product");
   }
 
-  // The rows of a chunk as the last tokens of a cache, whose K and V have shapes alone.
+  // The problem of a chunk of rows as the last tokens of a cache. K and V have shapes only.
   static Attention of_cache(const Case& c, const Attention& whole, Chunk rows) {
     const AttentionShape& s = c.shape;
     const Index keys = s.keys - s.rows + rows.first + rows.count;
@@ -281,8 +283,8 @@ class Library : public Candidate {
     return {};
   }
 
-  // Pages lie in an order of their own, those of a sequence apart and falling; what no token fills
-  // is NaN.
+  // Lays the pages in an order of their own: those of one sequence are apart, with falling numbers.
+  // Slots that no token fills hold NaN.
   Status decode(const Case& c, const Inputs& in, Chunk rows, const AttentionOutput& out,
                 int threads) {
     const AttentionShape& s = c.shape;
@@ -338,7 +340,7 @@ class Library : public Candidate {
     return view;
   }
 
-  // Without its bytes.
+  // Describes a low-bit matrix without its bytes.
   static assay_low_bit described(const LowBitView& w) {
     assay_low_bit c;
     assay_low_bit_init(&c, static_cast<std::int32_t>(w.format), w.k, w.n);
@@ -347,7 +349,7 @@ class Library : public Candidate {
     return c;
   }
 
-  // Why something is not supported; empty if it is.
+  // The reason why something is not supported; empty if it is supported.
   static std::string reason_of(const KernelProcess::Answer& answer) {
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
     if (answer.status == ASSAY_UNSUPPORTED)
@@ -358,7 +360,7 @@ class Library : public Candidate {
     return {};
   }
 
-  // Asks, and keeps what the library declares of such a problem.
+  // Asks the library, and keeps the arithmetic that it declares for such a problem.
   std::string ask(int operation, const Attention& p, Dtype out) const {
     KernelCall call = process_.call();
     const assay_attention* problem = add_problem(call, p, Elements::none);
@@ -404,7 +406,7 @@ class Library : public Candidate {
 
   const std::string path_;
   mutable KernelProcess process_;
-  // By operation, what the library declared when it was last asked about a problem.
+  // The arithmetic that the library declared, by operation, when it was last asked about a problem.
   mutable std::map<int, Contract> declared_;
 };
 

@@ -1,4 +1,4 @@
-// A candidate that is somebody's shared library.
+// A candidate that runs a shared library.
 #pragma once
 
 #include <memory>
@@ -8,7 +8,8 @@
 
 namespace assay {
 
-// A shared library behind include/assay/kernel.h, in a process of its own. Throws LibraryError.
+// Makes a candidate of a shared library that implements include/assay/kernel.h. The library runs in
+// a process of its own. Throws LibraryError.
 std::unique_ptr<Candidate> make_library_candidate(const std::string& path);
 
 }  // namespace assay

@@ -12,11 +12,11 @@ namespace {
 
 struct Set {
   std::vector<int> factors;
-  std::vector<char> covered;  // by mixed-radix code of the levels
+  std::vector<char> covered;  // indexed by the mixed-radix code of the levels
   std::size_t missing;
 };
 
-// The levels of a combination, into a row that is open (-1) elsewhere.
+// Writes the levels of a combination into a row. The other places of the row stay open (-1).
 void put_combination(const std::vector<int>& factors, const std::vector<int>& levels,
                      std::size_t code, std::vector<int>& row) {
   for (std::size_t k = factors.size(); k-- > 0;) {
@@ -26,7 +26,7 @@ void put_combination(const std::vector<int>& factors, const std::vector<int>& le
   }
 }
 
-// Whether levels of the row, open or not, cannot occur together.
+// Whether the row holds levels that cannot occur together. Open places hold no level.
 bool is_excluded(const CoveringPlan& plan, const std::vector<int>& row) {
   return std::any_of(plan.excluded.begin(), plan.excluded.end(), [&](const auto& levels) {
     return std::all_of(levels.begin(), levels.end(),
@@ -103,7 +103,7 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
     std::vector<int> best;
     std::size_t best_gain = 0;
     for (int attempt = 0; attempt < 4 || (best.empty() && attempt < 100); ++attempt) {
-      // Start from a combination that is still missing, then fill the other factors in random
+      // Starts from a combination that is still missing. Then fills the other factors in random
       // order, each with the level that completes the most missing combinations.
       std::vector<int> row(factors, -1);
       std::size_t skip = random.below(worst->missing), code = 0;
@@ -134,7 +134,9 @@ std::vector<std::vector<int>> covering_array(const CoveringPlan& plan, std::uint
         if (chosen < 0) break;
       }
       if (std::ranges::count(row, -1) > 0)
-        continue;  // no level is left of some factor: other levels before it may leave one
+        // Some factor has no level left. With other levels of the factors before it, it may have
+        // one.
+        continue;
       std::size_t gain = 0;
       for (const Set& s : sets) gain += !s.covered[code_of(s, plan.levels, row)];
       if (gain > best_gain) best_gain = gain, best = row;

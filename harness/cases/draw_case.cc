@@ -18,7 +18,7 @@ constexpr Index tile_edges[] = {0,   1,   2,   3,   7,   8,   9,   15,  16,  17,
 
 Index near(Choices& in, Index most) { return std::min(in.of(tile_edges), most); }
 
-// Values at the edges of a dtype, and those that meet them badly.
+// Draws a value at the edge of a dtype, or one that gives trouble together with such values.
 double edge_value(Choices& in, Dtype dtype) {
   const Format& f = format(dtype);
   switch (in.below(9)) {
@@ -92,7 +92,7 @@ MaskPattern none_or_boolean(Choices& in) {
   return which == 0 ? MaskPattern::none : booleans[which - 1];
 }
 
-// A feature of attention.
+// Draws a feature of attention.
 void draw_feature(Choices& in, Case& c) {
   AttentionShape& s = c.shape;
   const auto key = [&] { return in.between(0, s.keys); };
@@ -151,7 +151,7 @@ void draw_extent(Choices& in, Case& c) {
     case 6: s.dim = std::max<Index>(1, near(in, 193)); break;
     case 7: s.value_dim = std::max<Index>(1, near(in, 193)); break;
     case 8: std::swap(s.rows, s.keys); break;
-    // Keys that decoding splits, on either side of one, two and three splits.
+    // The numbers of keys lie on either side of one, two and three splits of a decode call.
     case 9:
       s.rows = in.between(1, 4),
       s.keys = in.of<Index>({511, 512, 513, 577, 1023, 1024, 1025, 1100, 1536, 1537});
@@ -163,7 +163,7 @@ void draw_extent(Choices& in, Case& c) {
 void draw_cache(Choices& in, Case& c) {
   CacheSpec& k = c.cache;
   switch (in.below(6)) {
-    case 0: k.kind = in.of(std::span(values_of<CacheSpec::Kind>).subspan(1)); break;  // some cache
+    case 0: k.kind = in.of(std::span(values_of<CacheSpec::Kind>).subspan(1)); break;  // any cache
     case 1: k.page = in.between(1, 20); break;
     case 2:
       k.dtype =
@@ -216,10 +216,11 @@ bool is_allowed(const Case& c) {
   return affordable(c);
 }
 
-// What the line of a case keeps of it: a seed without dropout, say, is not there.
+// The case that remains when its line is read back. A dropout seed without dropout, for example, is
+// lost.
 Case as_its_line(const Case& c) { return parse_case(print_case(c)); }
 
-// One change of any kind; true if what comes out is a case.
+// Makes one change of any kind. Returns true if the result is a case.
 bool change(Choices& in, Case& c, CaseKind kind) {
   Case next = c;
   const std::uint64_t what = in.below(4);
@@ -276,7 +277,8 @@ bool affordable(const Case& c) {
 
 Case draw_case(CaseKind kind, Choices in) {
   Case c = plainest(kind);
-  // Extents and families first, then features; what does not go with the rest is left out.
+  // Extents and families come first, then features. A change that does not go with the rest is
+  // dropped.
   for (Index n = in.between(2, 9); n > 0; --n) {
     if (kind == CaseKind::product) {
       change(in, c, kind);

@@ -1,5 +1,5 @@
-// Cases out of bytes, and moves from one case to another: the one decoder of fuzzers and of
-// property tests. It goes the other way of harness/cases/shrink.h.
+// Draws cases from bytes, and moves from one case to another. Fuzzers and property tests share this
+// one decoder. harness/cases/shrink.h goes the opposite way.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,10 @@
 
 namespace assay {
 
-// Which cases a target judges.
+// The kinds of cases; each fuzz target judges one kind.
 enum class CaseKind { forward, backward, cached, product };
 
-// Takes choices from bytes; when they are used up, every choice is 0.
+// Takes choices from bytes. When the bytes are used up, every choice is 0.
 class Choices {
  public:
   explicit Choices(std::span<const unsigned char> bytes) : bytes_(bytes) {}
@@ -30,7 +30,7 @@ class Choices {
   T of(std::span<const T, n> list) {
     return list[below(list.size())];
   }
-  // Any value of an enumeration.
+  // Chooses any value of an enumeration.
   template <NamedEnum E>
   E any() {
     return of(std::span(values_of<E>));
@@ -40,22 +40,22 @@ class Choices {
   std::span<const unsigned char> bytes_;
 };
 
-// A small case of that kind that check_case() accepts; different bytes give different ones, plain
-// ones more often than strange ones.
+// Draws a small case of that kind that check_case() accepts. Different bytes give different cases,
+// plain ones more often than strange ones.
 Case draw_case(CaseKind kind, Choices choices);
 
-// One move by meaning: an extent to the edge of a tile, a mask of another kind, two extents
-// exchanged, a value at the edge of its dtype, a feature on or off. The result is a case of the
-// same kind that check_case() accepts, and affordable.
+// Makes one meaningful change: sets an extent to the edge of a tile, takes a mask of another kind,
+// exchanges two extents, sets a value at the edge of its dtype, or turns a feature on or off. The
+// result is an affordable case of the same kind that check_case() accepts.
 Case move_case(const Case& c, CaseKind kind, Choices choices);
-// Each field from one or the other, as far as they go together.
+// Takes each field from one case or the other, as far as the fields go together.
 Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices choices);
 
-// Whether a fuzzer may spend its time on it: a few milliseconds.
+// Whether a fuzzer may spend time on the case: it takes a few milliseconds at most.
 bool affordable(const Case& c);
 
-// The case that an input of a fuzzer stands for: the line that it is, if it is one of this kind
-// that is affordable, else what its bytes draw.
+// The case that an input of a fuzzer stands for. If the input is the line of an affordable case of
+// this kind, it is that case; otherwise it is the case that its bytes draw.
 Case case_of_bytes(CaseKind kind, std::span<const unsigned char> bytes);
 
 CaseKind kind_of(const Case& c);

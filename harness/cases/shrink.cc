@@ -6,7 +6,7 @@ namespace assay {
 
 namespace {
 
-// Adds the changed case, if it is another one and can be.
+// Adds the changed case if it differs and check_case() accepts it.
 template <class Change>
 void add_step(std::vector<Case>& steps, const Case& c, const Change& change) {
   Case next = c;
@@ -15,7 +15,7 @@ void add_step(std::vector<Case>& steps, const Case& c, const Change& change) {
   try {
     check_case(next);
   } catch (const CaseError&) {
-    return;  // a feature that another one needs
+    return;  // another feature needs the one that was changed
   }
   steps.push_back(std::move(next));
 }
@@ -51,7 +51,8 @@ std::vector<Case> smaller_products(const Case& c) {
   step([&](Case& n) { n.dtype = Dtype::f32; });
   step([&](Case& n) { n.sample_rows = 0; });
   step([&](Case& n) { n.seed = 1; });
-  // Families that are plainer than others: only in this direction, or shrinking would not end.
+  // Some families are plainer than others. Only steps to the plainer one are kept, because
+  // shrinking would not end otherwise.
   std::erase_if(steps, [&](const Case& n) {
     return (c.values == Values::ones && n.values != Values::ones) ||
            (c.product.weights == Weights::ramp && n.product.weights != Weights::ramp) ||
@@ -91,7 +92,7 @@ std::vector<Case> smaller(const Case& c) {
   std::vector<Case> steps;
   const auto step = [&](const auto& change) { add_step(steps, c, change); };
   const Case plain;
-  // Extents: all the way, half, one less.
+  // Cuts extents to the smallest, to the half, and by one.
   for (Index AttentionShape::* extent :
        {&AttentionShape::batch, &AttentionShape::rows, &AttentionShape::keys, &AttentionShape::dim,
         &AttentionShape::value_dim}) {
@@ -117,7 +118,7 @@ std::vector<Case> smaller(const Case& c) {
     if (c.shape.kv_heads > 2) heads(2 * c.shape.group(), 2);
     if (c.shape.group() > 2) heads(2 * c.shape.kv_heads, c.shape.kv_heads);
   }
-  // Features back to their defaults, one at a time.
+  // Sets the features back to their defaults, one at a time.
   step([&](Case& n) {
     n.operation = Operation::attention;
     n.gradient = plain.gradient;

@@ -1,4 +1,4 @@
-// The one shrinker: for `assay`, for property tests and for fuzzers.
+// The shrinker that `assay`, property tests and fuzzers share.
 #pragma once
 
 #include <functional>
@@ -8,15 +8,15 @@
 
 namespace assay {
 
-// Cuts lists and pokes to the extents that there are now.
+// Cuts the lists and pokes of a case to its present extents.
 void fit_lists(Case& c);
 
-// Cases one step smaller, the boldest steps first: features dropped, extents cut, families made
-// plain. Every one is a case that check_case() accepts.
+// Returns the cases that are one step smaller, the largest steps first: dropped features, smaller
+// extents, plainer families. check_case() accepts every one of them.
 std::vector<Case> smaller(const Case& c);
 
-// Follows `fails` downhill from a failing case until no step fails any more, or `keep_going` says
-// no.
+// Makes a failing case smaller, step by step, while `fails` still holds for the smaller case. Stops
+// when no step fails any more, or when `keep_going` says no.
 Case shrink(Case failing, const std::function<bool(const Case&)>& fails,
             const std::function<bool()>& keep_going);
 

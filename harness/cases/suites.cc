@@ -14,11 +14,12 @@ namespace {
 
 // One way that a feature can be.
 struct Level {
-  // Fields of a case line, which are its name too. None: the feature is as in any other case.
+  // The level sets these fields of a case line, which are also its name. An empty text leaves the
+  // feature as it is in a plain case.
   Level(const char*
             fields)  // NOLINT(google-explicit-constructor): lists of levels are lists of texts
       : name(fields), change([fields](Case& c) { set_fields(c, fields); }) {}
-  // What no text can say, because it depends on the rest of the case.
+  // A change that no text can express, because it depends on the rest of the case.
   Level(std::string named, std::function<void(Case&)> how)
       : name(std::move(named)), change(std::move(how)) {}
 
@@ -30,16 +31,17 @@ struct Level {
 struct Factor {
   std::string_view name;
   std::vector<Level> levels;
-  bool structural;  // meets every two others in triples, not only in pairs
+  // A structural factor occurs with every two other ones in triples, not only in pairs.
+  bool structural;
 };
 
-// Levels that cannot occur together, by the names of their factors and their own.
+// Levels that cannot occur together. Each is a pair of the name of its factor and its own name.
 struct Exclusion {
   std::string_view why;
   std::vector<std::pair<std::string_view, std::string_view>> levels;
 };
 
-// A level for each value of an enumeration; `of` gives the place of the value in a case.
+// Makes a level for each value of an enumeration; `of` returns the field of a case that holds it.
 template <NamedEnum E, class Of>
 std::vector<Level> every(const Of& of) {
   std::vector<Level> levels;
@@ -65,7 +67,7 @@ std::size_t level_named(const Factor& factor, std::string_view name) {
   return usize(found - factor.levels.begin());
 }
 
-// Only these levels stay, in this order.
+// Keeps only these levels, in this order.
 void keep_levels(std::vector<Factor>& factors, std::string_view name,
                  std::initializer_list<std::string_view> names) {
   Factor& factor = factor_named(factors, name);
@@ -86,7 +88,7 @@ void set_shape(Case& c, Index b, Index hq, Index hkv) {
   c.shape.kv_heads = hkv;
 }
 
-// A list of lengths that differ from batch to batch, within the keys that there are.
+// A list of lengths that differ from batch to batch, none above the number of keys.
 std::vector<Index> ragged(const Case& c, std::initializer_list<double> fractions) {
   std::vector<Index> list;
   for (double f : fractions)
@@ -95,7 +97,7 @@ std::vector<Index> ragged(const Case& c, std::initializer_list<double> fractions
   return list;
 }
 
-// Starts of each batch that leave the rows, which are the last tokens of a cache, where they are.
+// The start of each batch. No start drops one of the rows, which are the last tokens of a cache.
 std::vector<Index> evicted(const Case& c, std::initializer_list<double> fractions) {
   std::vector<Index> starts = ragged(c, fractions);
   for (Index& n : starts) n = std::min(n, c.shape.keys - c.shape.rows);
@@ -105,7 +107,8 @@ std::vector<Index> evicted(const Case& c, std::initializer_list<double> fraction
 std::vector<Factor> forward_factors() {
   return {
       {"heads", {"b=1 h=1", "b=2 h=6/2", "b=3 h=5", "b=2 h=3/1"}, true},
-      // Pairwise different, odd, on both sides of the tiles of 64 and 128 keys and of 96 rows.
+      // The extents are pairwise different and odd, and lie on both sides of the tiles of 64 and
+      // 128 keys and of 96 rows.
       {"lengths",
        {"l=37x53", "l=1x131", "l=97x64", "l=130x257", "l=5x2", "l=2x5", "l=63x128", "l=41x383",
         "l=12x191"},
@@ -177,7 +180,7 @@ CoveringPlan plan_of(const std::vector<Factor>& factors, int structural_strength
 std::vector<Case> cover(const std::vector<Factor>& factors, const CoveringPlan& plan,
                         std::uint64_t array_seed, std::uint64_t seed) {
   std::vector<Case> cases;
-  // The array's own seed is not the suite's: a suite has the same shapes under every --seed.
+  // The array has a seed of its own, so that a suite has the same shapes under every --seed.
   for (const std::vector<int>& row : covering_array(plan, array_seed)) {
     Case c;
     for (std::size_t f = 0; f < factors.size(); ++f) factors[f].levels[usize(row[f])].change(c);
@@ -193,8 +196,8 @@ std::vector<Case> cover(const std::vector<Factor>& factors, int structural_stren
   return cover(factors, plan_of(factors, structural_strength), array_seed, seed);
 }
 
-// A few families stand for all: those in which a maximum moves, a sum cancels or the answer is
-// known exactly.
+// A few families stand for all: those in which a maximum moves, a sum cancels, or the exact answer
+// is known.
 Suite smoke(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
   keep_levels(factors, "scores",
@@ -204,8 +207,8 @@ Suite smoke(std::uint64_t seed) {
   return {"smoke", "every pair of features once", {}, cover(factors, 2, 20261, seed)};
 }
 
-// Where a new kernel begins: shapes, dtypes, causality, and every family of inputs, without any
-// other mask.
+// The suite with which a new kernel begins: shapes, dtypes, causality and every family of inputs,
+// without any other mask.
 Suite plain(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
   leave_out(factors, {"window", "padding", "boolean", "bias", "hidden", "alibi", "softcap", "sink",
@@ -222,12 +225,12 @@ Suite standard(std::uint64_t seed) {
               "twice over, and lanes of every kind of tile",
               {},
               {}};
-  // Two arrays: each combination meets in two different surroundings.
+  // With two arrays, each combination occurs together with two different sets of other levels.
   for (std::uint64_t array_seed : {20261, 20262})
     for (Case& c : cover(forward_factors(), 3, array_seed, seed + 10000 * (array_seed - 20261)))
       suite.cases.push_back(std::move(c));
-  // What arrays over features leave open of the adequacy of the suite: rows whose every lane has a
-  // weight that shows, in each kind of tile, for each dtype and tile width.
+  // Arrays over features alone do not make the suite adequate. These cases add rows in which every
+  // lane has a weight that shows, in each kind of tile, for each dtype and tile width.
   std::uint64_t k = 0;
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
     for (Index dim : {64, 128}) {
@@ -246,7 +249,7 @@ Suite standard(std::uint64_t seed) {
           suite.cases.push_back(c);
         }
     }
-  // Offsets beyond 32 bits, each tensor alone and all together.
+  // The offsets exceed 32 bits, in each tensor alone and in all of them together.
   for (const char* line :
        {"attention b=2 h=6/2 l=37x53 d=40/72 causal layout=distant",
         "attention b=1 h=2/1 l=97x131 d=64 dtype=bf16 layout=k:distant",
@@ -260,8 +263,8 @@ Suite standard(std::uint64_t seed) {
   return suite;
 }
 
-// Gradients: the features of the forward pass and families of dO. Tiles of rows and of keys are 96
-// wide, splits one to six tiles.
+// Gradients: the features of the forward pass, and families of dO. Tiles of rows and of keys are 96
+// wide, and splits have one to six tiles.
 Suite backward(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
   factors.push_back({"gradient", every<Values>([](Case& c) -> Values& {
@@ -274,7 +277,8 @@ Suite backward(std::uint64_t seed) {
       "gradients: every pair of features and input families, every triple of structural features",
       {},
       cover(factors, 3, 20263, seed)};
-  // Several splits of keys and tiles of rows, one short of a tile and one beyond.
+  // The cases have several splits of keys and several tiles of rows, one element short of a tile or
+  // one beyond it.
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
     for (Index dim : {64, 128, 256})
       for (Index keys : {576, 577, 1151}) {
@@ -300,7 +304,8 @@ Suite backward(std::uint64_t seed) {
   return suite;
 }
 
-// Few rows against many keys: each split of 512 keys is computed for itself and merged.
+// Few rows against many keys: each split of 512 keys is computed separately, and the splits are
+// merged.
 Suite decode(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
   set_levels(factors, "lengths",
@@ -322,7 +327,7 @@ Suite decode(std::uint64_t seed) {
   return suite;
 }
 
-// A latent cache, as far as the dimension of a head has room for the rotary part.
+// A latent cache. The rotary part is shortened if the dimension of a head has no room for it.
 Level latent(Index page, Index rank, Index rotary) {
   return {fmt::format("cache=latent:{}:{}+{}", page, rank, rotary), [=](Case& c) {
             c.cache.kind = CacheSpec::Kind::latent;
@@ -331,7 +336,7 @@ Level latent(Index page, Index rank, Index rotary) {
             c.cache.rotary = std::min(rotary, c.shape.dim - 1);
           }};
 }
-// A dtype without NaN and infinity, which what is hidden cannot be then.
+// This dtype has no NaN and no infinity, so hidden elements cannot have these values.
 Level stored_as_f4(const char* fields) {
   return {fields, [=](Case& c) {
             set_fields(c, fields);
@@ -343,20 +348,20 @@ Level chunks(const char* fields) {
             if (can_chunk(c)) set_fields(c, fields);
           }};
 }
-// Layouts of tensors that a cache takes token by token.
+// The layouts of tensors whose tokens are appended to a cache.
 std::vector<Level> layouts_of_tokens() {
   return {"", "layout=bshd", "layout=q:packed,k:packed,v:packed",
           "layout=q:padded,k:strided,v:reversed"};
 }
 
-// Keys and values by way of a cache.
+// Keys and values that come through a cache.
 Suite caches(std::uint64_t seed) {
   std::vector<Factor> factors = forward_factors();
   set_levels(factors, "lengths",
              {"l=37x53 offset=end", "l=1x131 offset=end", "l=64 offset=end", "l=5x257 offset=end",
               "l=130 offset=end", "l=9x600 offset=end", "l=1 offset=end"});
   set_levels(factors, "causal", {"causal", ""});
-  // Eviction drops a prefix; lengths are the cache's own.
+  // An eviction drops a prefix. The cache itself gives the lengths.
   set_levels(factors, "padding",
              {"", {"starts", [](Case& c) { c.starts = evicted(c, {0.7, 0, 0.3}); }}});
   set_levels(factors, "layout", layouts_of_tokens());
@@ -376,7 +381,7 @@ Suite caches(std::uint64_t seed) {
               "features, every triple of structural ones",
               {},
               cover(factors, 3, 20265, seed)};
-  // Cross attention: no mask hides the slots behind the last token of an open page.
+  // In cross attention no mask hides the slots behind the last token of an open page.
   for (const char* cache :
        {"contiguous", "paged:16", "paged:16 store=f8e4m3/16", "paged:7 store=f4e2m1",
         "latent:16:32+8", "latent:5:130+16 store=f8e5m2"}) {
@@ -385,7 +390,7 @@ Suite caches(std::uint64_t seed) {
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   }
-  // What is stored must not round up to 2^128. The scores stay small.
+  // The stored value must not round up to 2^128. The scores stay small.
   for (const char* store : {"f8e4m3", "f8e5m2/16", "f4e2m1/16"}) {
     Case c =
         parse_case(fmt::format("attention b=1 h=2/1 l=3x20 d=24/16 offset=end scores=subnormal "
@@ -397,7 +402,7 @@ Suite caches(std::uint64_t seed) {
   return suite;
 }
 
-// Every way that keys take to a row, and what may go wrong on the way: tensors and caches of each
+// Every path by which keys reach a row, and what can go wrong on it: tensors and caches of each
 // kind and dtype, one call and several, one split of the keys and several, with every mask and
 // feature, all in triples.
 Suite paths(std::uint64_t seed) {
@@ -411,14 +416,15 @@ Suite paths(std::uint64_t seed) {
   keep_levels(factors, "causal", {"", "causal offset=end"});
   keep_levels(factors, "softcap", {"", "softcap=50"});
   keep_levels(factors, "sink", {"", "sink=0.5"});
-  // Every triple is to be judged by its bound; sums of numbers at the end of their dtype may be
-  // judged by nothing. Other suites have them.
+  // A bound is to judge every triple. Sums of numbers at the end of their dtype can be without a
+  // bound, so this suite leaves them out; other suites have them.
   for (const char* name : {"scores", "values"})
     std::erase_if(factor_named(factors, name).levels,
                   [](const Level& l) { return l.name == "near-overflow"; });
   set_levels(factors, "window", {"", "window=16,0", "window=600,0", "window=5,9"});
   set_levels(factors, "layout", layouts_of_tokens());
-  // Splits are of 512 keys; the last one has one or two tiles, whole, less a key, or a key more.
+  // A split has 512 keys. The last split has 128 keys (one or two tiles), one key less, or one key
+  // more.
   auto splits = [](Index n) {
     return Level(fmt::format("{} splits", n), [=](Case& c) {
       c.shape.keys = 512 * (n - 1), c.offset.kind = OffsetSpec::Kind::end;
@@ -457,7 +463,7 @@ Suite paths(std::uint64_t seed) {
       {"store",
        {"", "store=bf16", "store=f8e4m3", "store=f8e5m2/16", stored_as_f4("store=f4e2m1/16")},
        true});
-  // What needs a cache goes with no tensors, hence not with lengths either.
+  // A feature that needs a cache excludes plain tensors, and therefore lengths too.
   std::vector<Exclusion> exclusions = {{"tensors in chunks: they are read by one call",
                                         {{"path", ""}, {"calls", "37 rows in chunks"}}}};
   const auto exclude_all_but_first = [&](std::string_view why, std::string_view factor,
@@ -501,9 +507,9 @@ Suite padding(std::uint64_t seed) {
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   };
-  // Two sequences, nine and two tokens long, left-padded to eleven: positions 0 to 8 of the second
-  // are padding. One-hot V reads off which keys each row attended; row 9 of the second must see key
-  // 9 alone.
+  // There are two sequences of nine and two tokens, left-padded to eleven, so that positions 0 to 8
+  // of the second are padding. A one-hot V shows which keys each row attended. Row 9 of the second
+  // must see key 9 alone.
   for (const char* dtype : {"f32", "f16", "bf16"})
     for (const char* causal : {" causal", ""})
       for (const char* rest :
@@ -535,9 +541,9 @@ Suite models(std::uint64_t seed) {
   struct Model {
     const char* name;
     const char* line;  // without b, l and dtype
-    Index rows, keys;  // at full length
+    Index rows, keys;  // the extents before they are scaled down
     const char* dtype;
-    const char* cache;  // empty: no decoder
+    const char* cache;  // empty: the model is no decoder
   };
   static constexpr Model table[] = {
       {"GPT-2", "h=12 d=64 causal", 1024, 1024, "f32", "cache=contiguous"},
@@ -554,8 +560,8 @@ Suite models(std::uint64_t seed) {
   };
   std::uint64_t k = 0;
   for (const Model& m : table) {
-    // Multiply-adds of a head grow with rows * keys; this budget keeps the whole suite near two
-    // minutes.
+    // The multiply-adds of a head grow with rows * keys. With this budget the whole suite takes
+    // about two minutes.
     Index rows = m.rows, keys = m.keys, factor = 1;
     while (rows * keys > Index{1024} * 1024)
       rows = (rows + 1) / 2, keys = (keys + 1) / 2, factor *= 2;
@@ -574,8 +580,8 @@ Suite models(std::uint64_t seed) {
         factor > 1 ? fmt::format(" (lengths and window scaled down by {})", factor) : "",
         judged_rows));
     if (*m.cache == '\0') continue;
-    // Projected keys and values of every head are kept in f64: the latent cache is scaled down
-    // further.
+    // The oracle keeps the projected keys and values of every head in f64, so a latent cache is
+    // scaled down further.
     const bool latent = std::string_view(m.cache).find("latent") != std::string_view::npos;
     const Index chunked = latent ? 192 : 1024, tokens = latent ? 256 : m.keys;
     for (const auto& [shape, features] :
@@ -593,7 +599,7 @@ Suite models(std::uint64_t seed) {
   return suite;
 }
 
-// What one feature rules out of another.
+// Removes what another feature of the same product rules out.
 void fit_product(Case& c) {
   ProductSpec& p = c.product;
   const LowBitTraits& t = traits(p.format);
@@ -623,16 +629,16 @@ Suite products(std::uint64_t seed) {
     return Level(fmt::format("group of {}", g), [=](Case& c) { c.product.group = g; });
   };
   const std::vector<Factor> factors = {
-      // Every register block and its neighbours, the rows from which panels are decoded first, and
-      // two tiles.
+      // The values are every register block and its neighbours, the number of rows from which
+      // panels are decoded first, and two tiles.
       {"m",
        {rows(1), rows(2), rows(3), rows(4), rows(5), rows(7), rows(8), rows(9), rows(31), rows(32),
         rows(33), rows(65)},
        true},
-      // Panels of 64 columns.
+      // A panel has 64 columns.
       {"n", {"n=64", "n=1", "n=63", "n=65", "n=130", "n=24"}, true},
-      // Blocks of 8, groups of 16, 32 and 128, and the depth of 256 up to which a panel is decoded
-      // at a time.
+      // The edges are blocks of 8, groups of 16, 32 and 128, and the depth of 256, which is the
+      // most that is decoded of a panel at a time.
       {"k", {"k=128", "k=32", "k=33", "k=7", "k=300", "k=515", "k=96", "k=47"}, true},
       {"dtype", {"dtype=f32", "dtype=f16", "dtype=bf16 out=f32", "dtype=bf16"}, true},
       {"format", every<LowBit>([](Case& c) -> LowBit& { return c.product.format; }), true},
@@ -648,7 +654,7 @@ Suite products(std::uint64_t seed) {
        false},
       {"poke", {"", "", "", "poke=a:0:0:2:33=nan", "poke=a:0:0:2:33=inf"}, false},
       {"threads", {"", "threads=2"}, false},
-      // Last: it looks at what the others chose.
+      // This factor comes last because it looks at the levels of the others.
       {"fit",
        {{"fit",
          [](Case& c) {
@@ -664,7 +670,7 @@ Suite products(std::uint64_t seed) {
               "of structural features",
               {},
               cover(factors, 3, 20266, seed)};
-  // Lanes of every kind of group, of every format and group size above.
+  // These cases show the lanes of every kind of group, for every format and group size above.
   for (const LowBit format_of : values_of<LowBit>) {
     const LowBitTraits& t = traits(format_of);
     for (Index g : t.group_free ? (t.scale == Dtype::e8m0 ? std::vector<Index>{0, 8, 32}
@@ -696,8 +702,8 @@ struct Entry {
   std::string_view name;
   Suite (*make)(std::uint64_t);
 };
-// For simulators that take 1e5 multiply-adds a second: lengths and dimensions up to 32, and a few
-// cases that cross tiles of 64 keys and slices of 32 columns, where work-items share what they
+// A suite for simulators that do 1e5 multiply-adds a second. Lengths and dimensions go up to 32. A
+// few cases cross tiles of 64 keys and slices of 32 columns, where work-items share what they
 // overwrite.
 Suite tiny(std::uint64_t seed) {
   Suite suite{

@@ -1,6 +1,5 @@
-// Every planted fault: its name, its class and what it does. A fault is known by its name
-// everywhere: "lse-in-base-two"_fault is the one of that name, and does not compile if there is
-// none.
+// Every planted fault: its name, its class and what it does. The code names a fault by its name:
+// "lse-in-base-two"_fault is the fault of that name, and a name that no fault has does not compile.
 #pragma once
 
 #include <array>
@@ -28,7 +27,8 @@ inline constexpr auto table_of<FaultSubject> = complete<SubjectRow>({
     {FaultSubject::product, "product", "products"},
 });
 
-// A fault by its number, which is its place in the table from 1 on. 0: none, the kernel itself.
+// A fault by its number, which is its place in the table, counted from 1. The number 0 means no
+// fault: the kernel itself.
 struct Fault {
   int number = 0;
   constexpr operator int() const {
@@ -39,17 +39,18 @@ inline constexpr Fault no_fault{};
 
 struct PlantedFault {
   std::string_view name;
-  std::string_view fault_class{};  // F01 to F50, of docs/faults.md
+  std::string_view fault_class{};  // F01 to F50, as docs/faults.md names them
   FaultSubject about = FaultSubject::forward;
   std::string_view what{};
-  std::string_view equivalent{};  // the proof that no input shows it; empty: some does
-  bool by_relation = false;       // one call shows nothing: it takes another one before
+  std::string_view equivalent{};  // the proof that no input shows the fault; empty: some input does
+  // One call cannot show the fault; it needs another call before.
+  bool by_relation = false;
   Fault fault{};
 
   constexpr std::string_view suite() const { return row_of(about).suite; }
 };
 
-// Rows whose faults have their numbers.
+// Gives every row of the table its number as its fault.
 template <std::size_t n>
 consteval std::array<PlantedFault, n> numbered(const PlantedFault (&rows)[n]) {
   std::array<PlantedFault, n> table{};

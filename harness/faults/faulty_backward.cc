@@ -1,5 +1,5 @@
-// Faults of the backward pass: through the stage policy, or in what the kernel is handed and in
-// what is made of its results.
+// Faults of the backward pass. They change a stage of the kernel, the tensors that the kernel
+// reads, or the gradients that it wrote.
 #include <cmath>
 
 #include "harness/faults/faulty_stages.h"
@@ -12,7 +12,7 @@ float& float_at(const TensorView& t, Index b, Index h, Index i, Index j) {
   return static_cast<float*>(t.data)[t.at(b, h, i, j)];
 }
 
-// LSE as the buggy kernel understands it.
+// LSE as the buggy kernel reads it.
 Tensor misread_lse(Fault fault, const Attention& p, const TensorView& lse) {
   Tensor changed(Dtype::f32, lse.shape, dense(lse.shape));
   for_each_index(lse.shape, [&](Index b, Index h, Index i, Index j) {
@@ -54,7 +54,8 @@ kernels::Status run_planted_backward(const PlantedFault& planted, const Attentio
       !status.ok())
     return status;
   if (fault == "key-gradients-with-inverted-triangle"_fault) {
-    // What is not of keys, right.
+    // Only dK and dV are to be wrong. The second run has no fault and writes the other gradients
+    // again; its dK and dV are thrown away.
     const Tensor d_k(out.dk.dtype, out.dk.shape, dense(out.dk.shape)),
         d_v(out.dv.dtype, out.dv.shape, dense(out.dv.shape));
     written.dk = d_k.view(), written.dv = d_v.view();
@@ -66,7 +67,8 @@ kernels::Status run_planted_backward(const PlantedFault& planted, const Attentio
       return status;
   }
 
-  // The last of those that share an element is what stays.
+  // Several indices share one element of dBias. The fault overwrites it instead of adding, so the
+  // last of them stays.
   if (d_bias.view())
     for_each_index(out.d_bias.shape, [&](Index b, Index h, Index i, Index j) {
       float_at(out.d_bias, b, h, i, j) = float_at(d_bias.view(), b, h, i, j);

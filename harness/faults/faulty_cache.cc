@@ -1,6 +1,6 @@
-// Faults of caches: in the tokens that are appended, or in what attention is told of where and how
-// they are stored. The cache itself is the production one, so that a fault changes copies of its
-// pages.
+// Faults of caches. They change the tokens that are appended, or what attention is told about where
+// and how the tokens are stored. The cache itself is the production one, so a fault changes copies
+// of its pages.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -20,7 +20,8 @@ namespace {
 
 using kernels::Status, kernels::StoredColumns, kernels::StoredKeyValues, kernels::StoredRows;
 
-// What is written where x was to be encoded, in a format that has x as the value of `code`.
+// Takes the code that a right cache stores for a value, and returns the code that the buggy cache
+// stores.
 using Recode = std::uint8_t (*)(std::uint8_t code);
 std::uint8_t offset_code(std::uint8_t code) {
   return static_cast<std::uint8_t>(
@@ -68,7 +69,7 @@ class FaultyStorage {
         const StoredRows& r = stored_[b * stored_.size() / problem_.key_starts.size()].keys;
         problem_.key_starts[b] = r.begin / r.page_size * r.page_size;
       }
-    // Only where the slot exists in every sequence and no mask would be read beyond its end.
+    // The fault applies only where every sequence has the slot and no mask is read beyond its end.
     slot_exists_ = problem_.query_segment.empty() && !problem_.bias && !problem_.keep;
     for (const StoredKeyValues& s : stored_)
       slot_exists_ =
@@ -79,7 +80,8 @@ class FaultyStorage {
     }
   }
 
-  // What is read instead belongs to a first sequence or head, which stays as it is.
+  // The buggy kernel reads the data of the first sequence or of the first head instead. That
+  // sequence or head itself is not changed.
   void move_heads_and_batches(std::size_t at) {
     const auto heads = usize(problem_.shape.kv_heads);
     const auto from = fault_ == "batch-stride-missing"_fault  ? at % heads
@@ -91,7 +93,7 @@ class FaultyStorage {
       const StoredRows& other = stored_[from].*part;
       std::vector<Index>& table = tables_.emplace_back(pages_of(to).begin(), pages_of(to).end());
       const auto others = pages_of(other);
-      // A page that the other sequence has dropped is not there to be read.
+      // A page that the other sequence has dropped cannot be read.
       for (std::size_t n = 0; n < table.size() && n < others.size(); ++n)
         if (table[n] >= 0 && others[n] >= 0) table[n] = others[n];
       to.columns.data = other.columns.data;
@@ -169,7 +171,7 @@ class FaultyStorage {
     }
     if (fault_ == "uniform-code-read-as-e4m3"_fault && c.dtype == Dtype::f8e4m3)
       edit_codes(c, r, uniform_code);
-    // The slot holds what the last token holds.
+    // The slot past the length holds a copy of the last token.
     if (fault_ == "slot-past-length-read"_fault && slot_exists_)
       edit(c, r, [&](std::byte* row, std::uint8_t* scales, Index j) {
         if (j < r.end - 1) return;
@@ -185,7 +187,7 @@ class FaultyStorage {
     });
   }
 
-  // Turns the columns into a copy, and calls body(row, its scales, j) on the row of every token j
+  // Replaces the columns by a copy, and calls body(row, its scales, j) for the row of every token j
   // in it.
   template <class Body>
   void edit(StoredColumns& c, const StoredRows& r, const Body& body) {
@@ -210,7 +212,7 @@ class FaultyStorage {
   std::vector<StoredKeyValues> stored_;
   Index last_page_ = 0;
   bool slot_exists_ = false;
-  // What the changed descriptions point to.
+  // The memory that the changed descriptions point to.
   std::deque<std::vector<Index>> tables_;
   std::deque<std::vector<std::byte>> data_;
   std::deque<std::vector<std::uint8_t>> scales_;
@@ -246,7 +248,7 @@ class FaultyCalls : public CacheCalls {
   }
 
  private:
-  // What ends up in the slots of these tokens.
+  // What the buggy cache writes into the slots of these tokens.
   Tensor tokens(const TensorView& t, const TensorView& before) const {
     const Index heads = t.shape[1], count = t.shape[2], columns = t.shape[3];
     Tensor wrong(
@@ -256,7 +258,7 @@ class FaultyCalls : public CacheCalls {
       for (Index i = 0; i < count; ++i)
         for (Index c = 0; c < columns; ++c) {
           const Index to = wrong.view().at(0, h, i, c), token = i * heads + h;
-          // The chunk before was written there; its tokens may have been fewer.
+          // The slots still hold the tokens of the append before, which may be fewer.
           if (fault_ == "written-past-the-new-length"_fault)
             store(wrong.view(), to, i < before.shape[2] ? load(before, before.at(0, h, i, c)) : 0);
           else store(wrong.view(), to, load(t, t.at(0, token / count, token % count, c)));
@@ -265,8 +267,8 @@ class FaultyCalls : public CacheCalls {
   }
 
   const Fault fault_;
-  std::map<Index, std::pair<TensorView, TensorView>>
-      before_;  // what the last append of a sequence was given
+  // The tokens of the last append, for each sequence.
+  std::map<Index, std::pair<TensorView, TensorView>> before_;
 };
 
 }  // namespace

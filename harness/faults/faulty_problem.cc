@@ -9,7 +9,8 @@
 namespace assay {
 namespace {
 
-// "The kernel object", which should have forgotten it.
+// This variable takes the place of a kernel object that should have forgotten the window of the
+// last call.
 std::atomic<Index> window_of_last_call{-1};
 
 }  // namespace
@@ -22,7 +23,7 @@ MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const Atte
     case "softcap-dropped"_fault: p_.softcap = 0; break;
     case "sink-dropped"_fault: p_.sink.clear(); break;
     case "sink-in-every-split"_fault: {
-      // So many terms e^sink as there are splits.
+      // The sink adds one term e^sink for each split instead of one in all.
       const Index split = kernels::forward_tiling(s.dim, s.value_dim).split_keys;
       for (float& z : p_.sink)
         z += static_cast<float>(
@@ -98,7 +99,7 @@ void MisreadProblem::misread_masks(Fault fault) {
   }
   if (fault == "mask-batch-stride-dropped"_fault) p_.keep.stride[0] = p_.bias.stride[0] = 0;
   if (fault == "mask-of-head-zero"_fault) p_.keep.stride[1] = p_.bias.stride[1] = 0;
-  // Where that stays inside.
+  // The fault applies only where the changed stride stays inside the tensor.
   if (fault == "bias-row-stride-is-row-count"_fault && p_.bias && p_.bias.stride[2] > s.rows)
     p_.bias.stride[2] = s.rows;
   if (fault == "bias-scaled-like-scores"_fault && p_.bias && !p_.finite_min_masks) {
@@ -126,7 +127,8 @@ void MisreadProblem::misread_tensors(Fault fault) {
       p_.q.stride[2] <= p_.q.stride[1])
     p_.q.stride[1] = p_.q.stride[2];
   if (fault == "query-rows-taken-as-packed"_fault && p_.q.stride[2] > s.dim) p_.q.stride[2] = s.dim;
-  // Where that stays inside: strides that are at least those of a contiguous tensor.
+  // The fault applies only where every stride is at least that of a contiguous tensor, so that the
+  // packed writes stay inside.
   if (fault == "output-written-packed"_fault) {
     const Extents packed = make_layout(LayoutKind::bhsd, out_.o.shape, 1).stride;
     bool inside = true;
@@ -134,7 +136,7 @@ void MisreadProblem::misread_tensors(Fault fault) {
       inside = inside && out_.o.stride[axis] >= packed[axis];
     if (inside) out_.o.stride = packed;
   }
-  // In 32 bits, unsigned, whatever lies beyond is looked for from the start again.
+  // A 32-bit unsigned offset wraps: an element beyond 2^32 is read near the start again.
   if (fault == "offset-in-32-bits"_fault) {
     const TensorView from = p_.k;
     const TensorView to = room_for(from);
@@ -145,7 +147,7 @@ void MisreadProblem::misread_tensors(Fault fault) {
   }
 }
 
-// Room for a contiguous copy.
+// Makes room for a contiguous copy.
 TensorView MisreadProblem::room_for(const TensorView& of) {
   return copies_.emplace_back(of.dtype, of.shape, make_layout(LayoutKind::bhsd, of.shape, 1))
       .view();

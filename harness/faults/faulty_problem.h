@@ -1,4 +1,4 @@
-// What a buggy kernel takes the problem and its outputs for.
+// The problem and the outputs as a buggy kernel misreads them.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace assay {
 
 class MisreadProblem {
  public:
-  // Views into `problem` and `out`, which outlive it.
+  // The result holds views into `problem` and `out`, which must outlive it.
   MisreadProblem(Fault fault, const Attention& problem, const AttentionOutput& out);
   MisreadProblem(const MisreadProblem&) = delete;
   MisreadProblem& operator=(const MisreadProblem&) = delete;
@@ -23,8 +23,8 @@ class MisreadProblem {
   void misread_masks(Fault fault);
   void misread_tensors(Fault fault);
   TensorView room_for(const TensorView& of);
-  // The masks that are there, made anew for every row and key from those of another row, or none
-  // (0, or kept) where `from_row` is negative.
+  // Makes the masks of the problem anew: each row and key gets what the row from_row(row, key) has
+  // there. Where that is negative, the element is not masked (a bias of 0, or kept).
   template <class FromRow>
   void replace_masks(const FromRow& from_row);
 

@@ -4,7 +4,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "harness/faults/faulty_product.cc"
 #ifndef HWY_DISABLED_TARGETS
-#ifdef ASSAY_SANITIZED  // whose code takes minutes to compile
+#ifdef ASSAY_SANITIZED  // the code of the other targets takes minutes to compile with sanitizers
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3 | HWY_AVX3_DL)
 #else
 #define HWY_DISABLED_TARGETS \
@@ -12,7 +12,7 @@
 #endif
 #endif
 #include <hwy/foreach_target.h>
-// After foreach_target, which redefines the target on each of its passes.
+// This comes after foreach_target, which redefines the target on each of its passes.
 #include "harness/faults/faulty_product.h"
 #include "kernels/product/product-inl.h"
 

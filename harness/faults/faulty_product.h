@@ -1,4 +1,4 @@
-// Bugs of low-bit products, every branch below one.
+// Low-bit products with planted bugs: every branch below is one bug.
 #pragma once
 
 #include <algorithm>
@@ -118,7 +118,7 @@ struct FaultyProductStages : kernels::NoProductStages {
   }
 
  private:
-  // What an accumulator of this thread holds when a tile begins.
+  // What the accumulator of this thread still holds when a tile begins.
   static float& left_over() {
     static thread_local float x = 0;
     return x;

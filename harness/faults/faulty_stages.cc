@@ -4,7 +4,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "harness/faults/faulty_stages.cc"
 #ifndef HWY_DISABLED_TARGETS
-#ifdef ASSAY_SANITIZED  // whose code takes minutes to compile
+#ifdef ASSAY_SANITIZED  // the code of the other targets takes minutes to compile with sanitizers
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3 | HWY_AVX3_DL)
 #else
 #define HWY_DISABLED_TARGETS \
@@ -12,7 +12,7 @@
 #endif
 #endif
 #include <hwy/foreach_target.h>
-// After foreach_target, which redefines the target on each of its passes.
+// This comes after foreach_target, which redefines the target on each of its passes.
 #include "harness/faults/faulty_stages.h"
 #include "kernels/attention/attention-inl.h"
 #include "kernels/attention/backward-inl.h"
@@ -66,7 +66,7 @@ void FaultyStages::mask_wrongly(const kernels::StageView& view) const {
   }
 }
 
-// The row sums follow the weights of their tile.
+// Subtracts the dropped lane from the row sums, whose stage comes after the weights of the tile.
 void FaultyStages::drop_lane(kernels::Stage stage, const kernels::StageView& view) const {
   static thread_local std::vector<float> lane;
   if (stage == kernels::Stage::weights) {
@@ -85,7 +85,7 @@ void FaultyStages::divide_empty_row(const kernels::StageView& view) const {
     std::fill_n(view.data, view.columns, std::numeric_limits<float>::quiet_NaN());
 }
 
-// What P V would give over whole tiles, where V is not finite at keys of weight 0.
+// Writes what P V gives over whole tiles where V is not finite at keys of weight 0: NaN.
 void FaultyStages::add_masked_values(const kernels::StageView& view) const {
   const kernels::KeyRange seen = kernels::visible_keys(*problem, view.b, view.row0);
   if (seen.begin == seen.end) return;

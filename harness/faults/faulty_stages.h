@@ -12,12 +12,12 @@
 
 namespace assay {
 
-// Decides and changes as a buggy kernel would; every branch below is one bug.
+// Decides and changes as a buggy kernel would. Every branch below is one bug.
 struct FaultyStages : kernels::NoStages {
   static constexpr bool observes = true;
   Fault fault;
   const Attention* problem;
-  Index backward_tile = 0;  // of keys
+  Index backward_tile = 0;  // the keys of a tile
   int threads = 1;
   StageObserver* observer = nullptr;
   FaultyStages(Fault with, const Attention& of) : fault(with), problem(&of) {}
@@ -29,7 +29,7 @@ struct FaultyStages : kernels::NoStages {
     if (fault == "scale-hard-wired"_fault) return default_scale(problem->shape.dim);
     return fault == "scale-off-by-one-percent"_fault ? declared * 1.01f : declared;
   }
-  // Of the workspace.
+  // Places two parts of the workspace on top of each other.
   void misplace(kernels::ForwardPlan& plan) const {
     if (fault == "partial-sums-alias-maxima"_fault) plan.partial.sum = plan.partial.max;
     if (fault == "packed-values-alias-keys"_fault && plan.tile_values() <= plan.tile_keys())
@@ -79,7 +79,7 @@ struct FaultyStages : kernels::NoStages {
           return kernels::visible_keys(p, b, std::min(row / 4 * 4 + 3, p.shape.rows - 1));
         return range;
       case "window-underflow"_fault:
-        // max(0u, position - window): the difference wraps.
+        // The difference in max(0u, position - window) wraps.
         if (p.window_left >= 0 && row + p.offset_of(b) < p.window_left)
           return {range.end, range.end};
         return range;
@@ -115,8 +115,8 @@ struct FaultyStages : kernels::NoStages {
                                                  : -std::numeric_limits<float>::infinity();
   }
   float new_max(float running, float of_tile) const {
-    // new_max(scores, next, running) called as (scores, running, next): the maximum lands in the
-    // old slot and `next` stays what the scratch held.
+    // The kernel calls new_max(scores, next, running) with the last two arguments exchanged. The
+    // maximum then goes into the old slot, and `next` keeps what the scratch memory held.
     if (fault == "row-max-arguments-swapped"_fault) return std::numeric_limits<float>::quiet_NaN();
     if (fault == "max-of-tile-only"_fault) return of_tile;
     if (fault == "row-max-scaled-twice"_fault) return std::max(running, of_tile * problem->scale);
@@ -150,7 +150,7 @@ struct FaultyStages : kernels::NoStages {
   float merged_max(float total, float of_split) const {
     if (fault == "merged-max-stale"_fault && total > -std::numeric_limits<float>::infinity())
       return total;
-    // -inf - -inf, which no reference of 0 avoids.
+    // The kernel computes -inf - -inf, because it does not replace a reference of -inf by 0.
     if (fault == "empty-split-gives-nan"_fault &&
         std::max(total, of_split) == -std::numeric_limits<float>::infinity())
       return std::numeric_limits<float>::quiet_NaN();
@@ -233,7 +233,7 @@ struct FaultyStages : kernels::NoStages {
     if (loads && fault == "bf16-read-as-f32"_fault && problem->q.dtype == Dtype::bf16)
       for (Index r = 0; r < view.rows; ++r)
         for (Index c = 0; c + 1 < view.columns; c += 2) {
-          // Two neighbours taken for the halves of one float.
+          // The kernel takes two neighbours for the two halves of one float.
           float* pair = view.data + r * view.row_stride + c;
           const std::uint32_t low = std::bit_cast<std::uint32_t>(pair[0]) >> 16,
                               high = std::bit_cast<std::uint32_t>(pair[1]) & 0xFFFF0000u;
@@ -254,8 +254,8 @@ struct FaultyStages : kernels::NoStages {
   }
 };
 
-// The kernels with that policy: what plan_and_run, run_stored and plan_and_run_backward take, their
-// stages being a FaultyStages.
+// The kernels with that policy. plan_and_run, run_stored and plan_and_run_backward take these
+// functions, with a FaultyStages as the stages.
 kernels::RunForward faulty_forward(const kernels::Target& target);
 kernels::RunBackward faulty_backward(const kernels::Target& target);
 

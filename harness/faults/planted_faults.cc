@@ -11,8 +11,8 @@
 namespace assay {
 namespace {
 
-// What a store of fp32 leaves in a contiguous output of 16 bits; the second half would lie beyond
-// its end.
+// Writes what remains when a kernel stores fp32 into a contiguous output of 16 bits. The second
+// half would lie beyond the end of the output and is left out.
 void write_as_floats(const TensorView& o) {
   if (o.dtype == Dtype::f32 || o.stride != make_layout(LayoutKind::bhsd, o.shape, 1).stride) return;
   std::vector<float> results;

@@ -1,6 +1,6 @@
-// Deliberate, realistic bugs in the production kernels, to test the tests: planted through the
-// stage policy, through what a cache is given and gives, or through what the backward pass is
-// handed.
+// Deliberate, realistic bugs in the production kernels, which test the tests. A bug is planted
+// through the stage policy, through what a cache is given and returns, or through what the backward
+// pass is handed.
 #pragma once
 
 #include <string_view>
@@ -16,19 +16,19 @@ namespace assay {
 // Whether the case runs the code that the fault is in.
 bool reaches(const PlantedFault& fault, const Case& c);
 
-// Told of every stage of a kernel, in the order in which it computes them. What it is shown is the
+// Sees every stage of a kernel, in the order in which the kernel computes them. The views are the
 // kernel's own memory.
 class StageObserver {
  public:
   virtual ~StageObserver() = default;
   virtual void at(kernels::Stage stage, const kernels::StageView& view) = 0;
 };
-// The production kernels with their stages watched, on one thread.
+// Runs the production kernels on one thread, with their stages watched.
 kernels::Status run_watched(Fault fault, const Attention& problem, const AttentionOutput& out,
                             const kernels::Target& target, StageObserver& observer);
 
-// The production kernels with the fault, on the target of the call, or on the baseline if faults
-// are not compiled for that target.
+// Runs the production kernels with the fault, on the target of the call, or on the baseline if
+// faults are not compiled for that target.
 kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& problem,
                                   const AttentionOutput& out, const kernels::Execution& how);
 kernels::Status run_planted_backward(const PlantedFault& fault, const Attention& problem,

@@ -37,13 +37,13 @@ BackwardStep with_inputs(const BackwardStep& step, const Inputs& in) {
 
 void negate_gradients(const GradientOutputs& out) {
   for (const Tensor* t : {&out.dq, &out.dk, &out.dv, &out.d_sink}) negate_elements(t->view());
-  // Every element of storage once, however often it is broadcast.
+  // Visits every element of the storage once, even if several indices share it.
   const TensorView& flat = out.d_bias.view();
   const auto elements = static_cast<Index>(out.d_bias.size_in_bytes()) / 4;
   for (Index e = 0; flat && e < elements; ++e) store(flat, e, -load(flat, e));
 }
 
-// dO -> -dO turns every gradient around.
+// -dO instead of dO negates every gradient.
 Relation negated_gradient(const AskedBackward& asked) {
   const BackwardStep& step = asked.step;
   const Inputs changed(step.c, step.in.around);

@@ -16,7 +16,7 @@ namespace {
 
 constexpr const char* other_order = "the candidate may add up in another order there";
 
-// One case on its way through the pipeline.
+// One case on its way through the judging.
 struct Run {
   const Case& c;
   Candidate& candidate;
@@ -31,7 +31,8 @@ struct Run {
     result.outcome = outcome;
     result.reason = std::move(reason);
   }
-  // False, with the reason in the result, if the candidate does not do one of the calls.
+  // Returns false, and puts the reason into the result, if the candidate does not do one of the
+  // calls.
   bool supported(std::initializer_list<Call> calls) const;
   JudgeOptions judging(Painter* painter) const;
 };
@@ -68,8 +69,9 @@ JudgeOptions Run::judging(Painter* painter) const {
   return judging;
 }
 
-// The pipeline: two guarded calls, the verdict, and whether the two agree. `take(verdict)` puts the
-// verdict into the result. Returns whether the case may go on; if not, its result is complete.
+// Makes two guarded calls, judges the outputs, and compares the outputs of the two calls.
+// `take(verdict)` puts the verdict into the result. Returns whether the case may go on; if it may
+// not, its result is complete.
 template <class Step, class Take>
 bool judge_step(const Run& run, const Step& step, const typename Step::Out& first,
                 const JudgeOptions& judging, const Take& take) {
@@ -136,7 +138,7 @@ void run_attention(const Run& run) {
   keep_pictures(run, painter);
 }
 
-// The gradients are those of the candidate's own O and LSE, which are judged first.
+// The gradients are computed from the candidate's own O and LSE, which are judged first.
 void run_backward(const Run& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
@@ -197,7 +199,8 @@ constexpr struct {
 void check_memory(const Case& c) {
   const auto pages = static_cast<Index>(sysconf(_SC_PHYS_PAGES));
   const Index available = pages * static_cast<Index>(sysconf(_SC_PAGESIZE));
-  // Inputs and their snapshot, two sets of outputs, and the oracle's doubles of one head.
+  // The case needs its inputs and a copy of them, two sets of outputs, and the oracle's doubles of
+  // one head.
   const Index oracle = 32 * c.shape.keys * (c.shape.dim + c.shape.value_dim);
   const Index needed = 4 * case_bytes(c) + (c.operation == Operation::product ? 0 : oracle);
   if (needed > available)
@@ -216,7 +219,7 @@ std::string check_command(const std::string& candidate, const std::string& line,
 }
 
 bool has_independent_zero_mean(const Case& c) {
-  // Rows that share a few keys err together.
+  // The errors of rows that share a few keys are not independent.
   const bool many_keys = c.shape.keys * 4 >= c.shape.rows;
   const bool even_scores =
       c.scores == Scores::normal || c.scores == Scores::flat || c.scores == Scores::huge;

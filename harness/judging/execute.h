@@ -1,4 +1,4 @@
-// Runs a candidate on a case and judges what it left behind.
+// Runs a candidate on a case and judges its outputs.
 #pragma once
 
 #include <functional>
@@ -10,7 +10,7 @@
 
 namespace assay {
 
-// Whose turn it is while a case runs, so that who takes long can be named.
+// Which part of the work runs, so that a message can name the part that takes too long.
 enum class Turn : std::uint8_t { inputs, candidate, verdict };
 template <>
 inline constexpr auto table_of<Turn> = complete<Named<Turn>>({
@@ -24,19 +24,20 @@ struct ExecuteOptions {
   int ball_rows = 1;
   bool power = true;
   bool relations = true;
-  Surroundings around = Surroundings::bands;  // of every tensor
-  bool pictures = false;                      // keep what a report draws
-  std::function<void(Turn)> turn = nullptr;   // told when a turn begins
+  Surroundings around = Surroundings::bands;  // it surrounds every tensor
+  bool pictures = false;                      // keep the data that a report draws
+  std::function<void(Turn)> turn = nullptr;   // called when a turn begins
 };
 
-// Each step of the case (its forward pass, its gradients, its product) runs twice, the outputs
-// poisoned with NaN first and with a large finite number then. After each call the guard bands
-// around every buffer, the gaps between output elements and every input byte are checked. Then the
-// oracle judges the first outputs; then the two runs must agree bit for bit; then the relations are
-// asked. Throws CaseError where the case cannot run here (memory, an unknown SIMD target).
+// Each step of the case (its forward pass, its gradients, its product) runs twice. The outputs are
+// filled with NaN before the first call and with a large finite number before the second. After
+// each call the guard bands around every buffer, the gaps between output elements and every input
+// byte are checked. Then the oracle judges the first outputs, the outputs of the two calls must
+// agree bit for bit, and the relations are asked. Throws CaseError where the case cannot run here
+// (memory, an unknown SIMD target).
 CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& options = {});
 
-// A result without a verdict: the worker crashed, hung or refused.
+// A result without a verdict, for a worker that crashed, hung or refused the case.
 CaseResult failed_result(const std::string& line, const std::string& candidate, Outcome outcome,
                          const std::string& reason, Surroundings around);
 
@@ -44,8 +45,8 @@ CaseResult failed_result(const std::string& line, const std::string& candidate, 
 std::string check_command(const std::string& candidate, const std::string& line,
                           Surroundings around);
 
-// Whether errors of a right kernel lean to neither side on these inputs, so that a leaning error
-// says something.
+// Whether the errors of a right kernel have no direction on these inputs. Only then does a bias of
+// the errors tell something.
 bool has_independent_zero_mean(const Case& c);
 
 }  // namespace assay

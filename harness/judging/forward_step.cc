@@ -64,12 +64,12 @@ bool shares_keys(const Case& c) {
 
 namespace {
 
-// Which keys some row of the first `rows` sees, through the query heads of kv head g.
+// The keys that some row of the first `rows` sees, through the query heads of kv head g.
 std::vector<char> seen_keys(const Attention& p, Index b, Index g, Index rows) {
   const AttentionShape& s = p.shape;
   std::vector<char> seen(usize(s.keys), 0);
   if (!masks_elements(p)) {
-    // A union of intervals, the same for every head.
+    // The seen keys are a union of intervals, which is the same for every head.
     std::vector<Index> depth(usize(s.keys) + 1, 0);
     for (Index i = 0; i < rows; ++i) {
       const KeyInterval interval = visible_interval(p, b, i);
@@ -118,7 +118,7 @@ namespace {
 
 using AskedForward = Asked<ForwardStep>;
 
-// The same step on other inputs, or on another case.
+// The same step on other inputs, or for another case.
 ForwardStep with_inputs(const ForwardStep& step, const Inputs& in) {
   return {step.c, in, step.with_lse};
 }
@@ -126,7 +126,7 @@ ForwardStep of_case(const ForwardStep& step, const Case& c, const Inputs& in) {
   return {c, in, step.with_lse};
 }
 
-// V -> -V gives O -> -O.
+// -V instead of V gives -O instead of O.
 Relation negated_values(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
   const Inputs changed(step.c, step.in.around);
@@ -135,7 +135,7 @@ Relation negated_values(const AskedForward& asked) {
                     [](const Outputs& out) { negate_elements(out.o.view()); });
 }
 
-// Q -> 2 Q, K -> K / 2 changes no product.
+// 2 Q and K / 2 instead of Q and K change no product.
 Relation exchanged_scale(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
   const Inputs changed(step.c, step.in.around);
@@ -144,8 +144,9 @@ Relation exchanged_scale(const AskedForward& asked) {
   return same_after(asked, with_inputs(step, changed), execution_of(step.c));
 }
 
-// What no row of the first `rows` sees may hold anything: those rows do not change. With all rows
-// this is padding; with some of them it is "the future does not leak into the past".
+// Overwrites the keys that no row of the first `rows` sees. Those rows must not change. With all
+// rows this checks padding; with the early rows it checks that the future does not leak into the
+// past.
 Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
   const ForwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
@@ -159,7 +160,7 @@ Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
   if (!wrong.empty()) return Relation::violated(wrong);
   Relation found = Relation::unless(first_difference(asked.base, out, rows));
   if (found.how == Relation::How::held || !std::isnan(fill)) return found;
-  // A leak, or a weight of 0 that met NaN?
+  // The check runs again with finite numbers, to tell a leak from a weight of 0 that met NaN.
   const Inputs finite(step.c, step.in.around);
   overwrite_unseen_keys(step.c, finite, rows, 1e30);
   if (same_after(asked, with_inputs(step, finite), how, rows).how == Relation::How::held)
@@ -180,8 +181,8 @@ Relation future_of_early_rows(const AskedForward& asked) {
   return unseen_keys(asked, early, std::numeric_limits<double>::quiet_NaN());
 }
 
-// A call for another problem in between leaves nothing behind: its other causality, window, scale
-// and mask are forgotten.
+// A call for another problem in between must not change the outputs. The kernel must forget the
+// other causality, window, scale and mask.
 Relation after_another_call(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
   const Case& c = step.c;
@@ -190,7 +191,7 @@ Relation after_another_call(const AskedForward& asked) {
   Case other = scaled;
   other.causal = !c.causal;
   other.window_left = c.window_left < 0 ? 1 : -1;
-  // A mask of the keys alone takes no memory to speak of.
+  // A mask of the keys alone needs very little memory.
   if (c.keep.pattern == MaskPattern::none)
     other.keep = {MaskPattern::random, {true, false, false, true}};
   else other.keep = {};
@@ -213,7 +214,7 @@ Relation same_case(const AskedForward& asked, const Case& c) {
   return same_after(asked, of_case(step, c, step.in), execution_of(c));
 }
 
-// Rows come in other chunks: in one call, or in several where there was one.
+// Computes the rows in other chunks: in one call, or in several where there was one.
 Relation other_chunks(const AskedForward& asked) {
   Case chunked = asked.step.c;
   if (!can_chunk(chunked))
@@ -223,7 +224,7 @@ Relation other_chunks(const AskedForward& asked) {
   return same_case(asked, chunked);
 }
 
-// Pages of another size, or pages where there were none.
+// Uses pages of another size, or pages where there were none.
 Relation other_pages(const AskedForward& asked) {
   Case paged = asked.step.c;
   if (paged.cache.kind == CacheSpec::Kind::contiguous) paged.cache.kind = CacheSpec::Kind::paged;
@@ -231,7 +232,7 @@ Relation other_pages(const AskedForward& asked) {
   return same_case(asked, paged);
 }
 
-// Without a cache, on the keys and values themselves.
+// Computes without a cache, from the keys and values themselves.
 Relation no_cache(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
   if (step.c.cache.kind == CacheSpec::Kind::latent || step.c.cache_dtype() != step.c.dtype)

@@ -28,7 +28,7 @@ std::vector<std::byte> bytes_of(const WatchedInputs& inputs) {
   return all;
 }
 
-// As messages name it: in lower case, d_bias for dBias.
+// The name of a tensor in messages: in lower case, d_bias for dBias.
 std::string tensor_name(Output output) {
   switch (output) {
     case Output::d_bias: return "d_bias";

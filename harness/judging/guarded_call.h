@@ -1,4 +1,4 @@
-// Inside harness/: one call of a candidate, with everything around its buffers watched.
+// Inside harness/: one call of a candidate, with a check of everything around its buffers.
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@
 
 namespace assay {
 
-// What a call reads and may not change.
+// What a call reads and must not change.
 struct WatchedInputs {
   struct Named {
     const char* name;
@@ -19,11 +19,12 @@ struct WatchedInputs {
   const std::vector<std::uint8_t>* keep = nullptr;  // a boolean mask
 };
 
-// Poisons the outputs, runs the request and looks at everything around it. Returns what went wrong
-// ("o: a guard band was overwritten", "status 5 ..."); empty if nothing did.
+// Fills the outputs with poison, runs the request, and checks everything around the buffers.
+// Returns what went wrong ("o: a guard band was overwritten", "status 5 ..."); empty if nothing
+// did.
 std::string call_guarded(Candidate& candidate, const Request& request, const WatchedInputs& inputs,
                          const NamedOutputs& outputs, Poison with);
-// Runs it without a look around: "status 5 ..." or empty.
+// Runs the request without these checks. Returns "status 5 ..." or an empty text.
 std::string call_plainly(Candidate& candidate, const Request& request);
 
 }  // namespace assay

@@ -29,7 +29,8 @@ std::uint64_t code_at(const TensorView& t, Index position) {
   return code;
 }
 
-// A broadcast axis has one position, even where its extent is 0: the empty sum is stored there.
+// A broadcast axis has one position, even if its extent is 0, because the empty sum is stored
+// there.
 std::vector<Index> sorted_positions(const TensorView& t) {
   Extents e = t.shape;
   for (std::size_t axis = 0; axis < 4; ++axis)
@@ -41,7 +42,7 @@ std::vector<Index> sorted_positions(const TensorView& t) {
   return positions;
 }
 
-// "1 and 2", or empty.
+// Returns "1 and 2" if the elements differ, otherwise an empty text.
 std::string difference_at(const TensorView& x, Index at, const TensorView& y, Index other) {
   if (code_at(x, at) == code_at(y, other)) return {};
   const double p = load(x, at), q = load(y, other);

@@ -1,5 +1,5 @@
-// The outputs of one call of a candidate, as named tensors, and the poison that fills them before
-// it.
+// The outputs of one call of a candidate as named tensors, and the poison that fills them before
+// the call.
 #pragma once
 
 #include <string>
@@ -14,19 +14,20 @@ struct NamedOutput {
   Output output{};
   const Tensor* tensor = nullptr;
 };
-// In the order in which they are compared.
+// The outputs, in the order in which they are compared.
 using NamedOutputs = std::vector<NamedOutput>;
 
 struct Outputs {
-  // O and LSE. lse false: there is none.
+  // O and LSE. With `with_lse` false there is no LSE.
   explicit Outputs(const Case& c, bool with_lse = true, Surroundings around = Surroundings::bands);
   Tensor o, lse;
   AttentionOutput view() const { return {o.view(), lse.view()}; }
   NamedOutputs named() const { return {{Output::lse, &lse}, {Output::o, &o}}; }
 };
 
-// dQ, dK and dV are laid out as Q, K and V (BHSD where those share storage), in the dtype of O;
-// dBias varies as the bias does. What surrounds them is what surrounds the inputs.
+// dQ, dK and dV have the layouts of Q, K and V (BHSD where those share storage) and the dtype of O.
+// dBias has the broadcast axes of the bias. The same surroundings as those of the inputs surround
+// the gradients.
 struct GradientOutputs {
   GradientOutputs(const Case& c, const Inputs& inputs);
   Tensor dq, dk, dv, d_bias, d_sink;
@@ -42,30 +43,30 @@ struct GradientOutputs {
   }
 };
 
-// C, laid out as the case says.
+// C, in the layout that the case gives it.
 struct ProductOutput {
   explicit ProductOutput(const Case& c, Surroundings around = Surroundings::bands);
   Tensor c;
   NamedOutputs named() const { return {{Output::c, &c}}; }
 };
 
-// What an output is filled with before a call. The NaN carries a payload of its own, so that an
-// element that nobody has written is recognised.
+// The values that fill an output before a call. The NaN has a payload of its own, so that an
+// element that was never written is recognised.
 enum class Poison { nan, large };
 void poison(const Tensor& t, Poison with);
 bool holds_poison(const TensorView& t, Index position, Poison with);
-// Whether the bytes between the elements of a poisoned output are as poison() left them.
+// Whether the bytes between the elements of a poisoned output are still as poison() left them.
 bool gaps_intact(const Tensor& t, Poison with);
 
-// "LSE[b=0, h=1, row=4, column=0]: 1.5 and 1.25" of the first element whose bits differ; empty if
-// none does. Any two NaN are equal, and so are +0 and -0. Only the first `rows` rows of every head
-// are compared (negative: all).
+// Describes the first element whose bits differ: "LSE[b=0, h=1, row=4, column=0]: 1.5 and 1.25";
+// empty if no element differs. Any two NaN are equal, and so are +0 and -0. Only the first `rows`
+// rows of every head are compared (negative: all).
 std::string first_difference(const NamedOutputs& a, const NamedOutputs& b, Index rows = -1);
 template <class Set>
 std::string first_difference(const Set& a, const Set& b, Index rows = -1) {
   return first_difference(a.named(), b.named(), rows);
 }
-// Row i of x against row j of y, both [1, 1, M, N].
+// Compares row i of x with row j of y. Both have the shape [1, 1, M, N].
 std::string first_difference_of_rows(const char* name, const TensorView& x, Index i,
                                      const TensorView& y, Index j);
 

@@ -11,7 +11,8 @@
 namespace assay {
 namespace {
 
-// Half an ulp is what rounding alone costs; from one on, powers of two.
+// The first edge is half an ulp, which is the most that rounding alone costs. The edges after it
+// are powers of two.
 constexpr int ulp_bins = 24;
 double ulp_edge(int bin) { return bin == 0 ? 0 : std::ldexp(1.0, bin - 2); }
 
@@ -22,7 +23,7 @@ std::optional<double> drawn(double ratio) {
   return ratio;
 }
 
-// Which share of each cell's pairs is visible, as a digit.
+// The share of visible pairs in each cell, as a digit.
 Pictures::Mask mask_of(const Attention& p, Index b, Index h, Index most) {
   const AttentionShape& s = p.shape;
   Pictures::Mask mask{b, h, s.rows, s.keys, cells_of(s.rows, most), cells_of(s.keys, most), {}};
@@ -56,7 +57,7 @@ Painter::Painter(const Attention& p) : shape_(p.shape) {
   const bool any = p.causal || p.window_left >= 0 || p.window_right >= 0 ||
                    !p.key_lengths.empty() || !p.key_starts.empty() || masks_elements(p);
   if (!any || s.batch == 0 || s.rows == 0 || s.keys == 0) return;
-  // Heads that look the same are drawn once.
+  // Heads that look the same are drawn only once.
   const Index last_b = s.batch - 1, last_h = s.query_heads - 1;
   for (const auto& [b, h] :
        {std::pair<Index, Index>{0, 0}, {0, last_h}, {last_b, 0}, {last_b, last_h}}) {

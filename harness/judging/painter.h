@@ -12,11 +12,11 @@ namespace assay {
 
 class Painter {
  public:
-  // Of attention, whose masks are drawn; of a product.
+  // The first constructor is for attention, whose masks are drawn; the second is for a product.
   explicit Painter(const Attention& problem);
   Painter(Index rows, Index columns);
 
-  // May be called by any thread.
+  // Any thread may call this.
   void add(const Element& e);
 
   Pictures pictures(Index row_tile) const;
@@ -24,7 +24,7 @@ class Painter {
  private:
   static constexpr Index most_cells = 64, most_mask_cells = 96, most_maps = 4;
 
-  // The largest error/bound in each cell of so many rows and columns; -1: none.
+  // The largest error/bound in each cell of row_step rows and column_step columns; -1: none.
   struct Grid {
     Index rows = 1, columns = 1, row_step = 1, column_step = 1;
     std::vector<double> cells;
@@ -32,7 +32,7 @@ class Painter {
 
     Index cell_columns() const { return (columns + column_step - 1) / column_step; }
   };
-  using Place = std::tuple<Output, Index, Index>;  // an output, b, h
+  using Place = std::tuple<Output, Index, Index>;  // an output, b and h
   Grid make_grid(Output output) const;
   static Pictures::Map map_of(const Place& place, const Grid& grid);
 
@@ -41,7 +41,7 @@ class Painter {
   Index product_rows_ = 0, product_columns_ = 0;
   mutable std::mutex mutex_;
   std::map<Place, Grid> grids_;
-  std::map<Index, double> tiles_;  // of O, by row
+  std::map<Index, double> tiles_;  // the largest error/bound of O, by row
   std::map<Output, std::vector<std::int64_t>> ulps_;
 };
 

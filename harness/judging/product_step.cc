@@ -26,7 +26,7 @@ namespace {
 
 using AskedProduct = Asked<ProductStep>;
 
-// Row m of the product.
+// The product for row m alone.
 Product row_of(const Product& p, Index m) {
   Product part = p;
   part.m = 1;
@@ -35,7 +35,7 @@ Product row_of(const Product& p, Index m) {
     part.a.shape[2] = 1;
     return part;
   }
-  // Rows of A are columns of its bytes.
+  // The bytes of a low-bit A hold each row of A as a column.
   const LowBitSizes row = sizes_of(p.a_low.format, p.k, 1, p.a_low.group);
   part.a_low.n = 1;
   part.a_low.codes += m * row.codes;
@@ -43,7 +43,7 @@ Product row_of(const Product& p, Index m) {
   return part;
 }
 
-// Each row for itself.
+// Computes each row in a call of its own.
 Relation single_rows(const AskedProduct& asked) {
   const ProductStep& step = asked.step;
   if (step.c.product.m < 2) return Relation::not_applicable("there is one row");
@@ -60,7 +60,7 @@ Relation single_rows(const AskedProduct& asked) {
   return Relation::unless(first_difference(asked.base, out));
 }
 
-// Row 0 again and again: the kernels for many rows must make the sums of those for few.
+// Every row is row 0. The kernels for many rows must make the same sums as those for few rows.
 Relation many_rows(const AskedProduct& asked) {
   const ProductStep& step = asked.step;
   if (!step.in.problem.a || step.c.product.m == 0)
@@ -83,7 +83,7 @@ Relation many_rows(const AskedProduct& asked) {
   return Relation::unless(difference);
 }
 
-// Runs the product on changed activations. `change(a)` returns of how many rows C is compared.
+// Runs the product on changed activations. `change(a)` returns the number of rows of C to compare.
 template <class Change, class Undo>
 Relation with_activations(const AskedProduct& asked, const Change& change, const Undo& undo) {
   const ProductStep& step = asked.step;
@@ -95,14 +95,14 @@ Relation with_activations(const AskedProduct& asked, const Change& change, const
   return same_after(asked, other, execution_of(step.c), undo, rows);
 }
 
-// A -> -A gives C -> -C.
+// -A instead of A gives -C instead of C.
 Relation negated_activations(const AskedProduct& asked) {
   return with_activations(
       asked, [](const TensorView& a) { return negate_elements(a), a.shape[2]; },
       [](const ProductOutput& out) { negate_elements(out.c.view()); });
 }
 
-// NaN in the second half of the rows does not reach the first half.
+// NaN in the second half of the rows must not reach the first half.
 Relation rows_apart(const AskedProduct& asked) {
   return with_activations(
       asked,

@@ -21,7 +21,7 @@ bool same_bytes(const std::vector<std::byte>& mine, const Tensor& rule) {
          (mine.empty() || std::memcmp(mine.data(), rule.bytes(), mine.size()) == 0);
 }
 
-// Both decoded: what the codes behind K hold means nothing and is not compared.
+// Compares decoded weights. The codes behind K have no meaning and are not compared.
 std::string compare_weights(const Case& c, const kernels::LowBitBytes& bytes,
                             const LowBitView& rule) {
   const std::vector<double> got = decode_weights(bytes.view()), wanted = decode_weights(rule);
@@ -42,7 +42,8 @@ std::string compare_bytes(const Case& c, const kernels::LowBitBytes& bytes,
                        in.problem.w.tensor_scale);
   if (std::string wrong = compare_weights(c, bytes, in.problem.w); !wrong.empty()) return wrong;
   if (!same_bytes(bytes.scales, in.w.scales())) return "a scale differs from that of the rule";
-  // The metadata of sparse weights were compared with their codes; those behind K mean nothing.
+  // The metadata of sparse weights were compared together with their codes. The metadata behind K
+  // have no meaning.
   if (c.product.format != LowBit::fp4_sparse && !same_bytes(bytes.extra, in.w.extra()))
     return "a zero point differs from that of the rule";
   return {};

@@ -1,4 +1,4 @@
-// Inside harness/: a candidate's quantizer, held to the declared rules bit for bit.
+// Inside harness/: checks that a candidate's quantizer follows the declared rules bit for bit.
 #pragma once
 
 #include <string>
@@ -7,8 +7,8 @@
 
 namespace assay {
 
-// The candidate's own bytes for the weights of a quantized case against those of the reference
-// encoder: what differs, or empty.
+// Compares the candidate's bytes for the weights of a quantized case with those of the reference
+// encoder. Returns what differs, or an empty text.
 std::string compare_quantization(const Case& c, Candidate& candidate, const ProductInputs& in);
 
 }  // namespace assay

@@ -29,13 +29,13 @@ struct Asked {
 };
 
 // A metamorphic relation: a second problem whose outputs follow bit for bit from those of the
-// first, whatever they are. It needs no bound, so it sees what a bound cannot; docs/verdict.md
-// lists them.
+// first, whatever these are. It needs no bound, so it finds errors that stay within the bound.
+// docs/verdict.md lists the relations.
 template <class Step>
 struct RelationOf {
   const char* name;
   Relation (*ask)(const Asked<Step>&);
-  bool needs_promise = false;  // holds only for a candidate that promises bits
+  bool needs_promise = false;  // it holds only for a candidate that promises bits
 };
 
 template <class Step>
@@ -44,8 +44,8 @@ std::string run_guarded(const Step& step, Candidate& candidate, const typename S
   return call_guarded(candidate, {step.call(out), how}, step.watched(), out.named(), with);
 }
 
-// Runs a changed step, lets `undo(outputs)` take the change back, and compares the first `rows`
-// rows (negative: all) of every head.
+// Runs a changed step and calls `undo(outputs)`, which reverses the effect of the change. Then
+// compares the first `rows` rows of every head (negative: all).
 template <class Step, class Undo>
 Relation same_after(const Asked<Step>& asked, const Step& changed, const kernels::Execution& how,
                     const Undo& undo, Index rows = -1) {
@@ -66,7 +66,7 @@ Relation same_on_other_threads(const Asked<Step>& asked) {
   return same_after(asked, asked.step, on_other_threads(asked.step.c));
 }
 
-// O and LSE, directly or through a cache.
+// Computes O and LSE, directly or through a cache.
 struct ForwardStep {
   using Out = Outputs;
   static constexpr const char* what = "outputs";
@@ -83,7 +83,7 @@ struct ForwardStep {
   std::span<const RelationOf<ForwardStep>> relations() const;
 };
 
-// The gradients, from the O and LSE of a forward step that was judged.
+// Computes the gradients from the O and LSE of a forward step that was judged.
 struct BackwardStep {
   using Out = GradientOutputs;
   static constexpr const char* what = "gradients";
@@ -103,7 +103,7 @@ struct BackwardStep {
   std::span<const RelationOf<BackwardStep>> relations() const;
 };
 
-// C = A W.
+// Computes C = A W.
 struct ProductStep {
   using Out = ProductOutput;
   static constexpr const char* what = "outputs";
@@ -119,11 +119,11 @@ struct ProductStep {
   std::span<const RelationOf<ProductStep>> relations() const;
 };
 
-// Whether every element of a storage can be multiplied by the factor without rounding; does so if
-// it can.
+// Whether every element of a tensor can be multiplied by the factor without rounding. If so,
+// multiplies them.
 bool scale_exactly(const Tensor& t, double factor);
 void negate_elements(const TensorView& t);
-// Fills K and V at the keys that no row of the first `rows` sees; returns how many those are.
+// Fills K and V at the keys that no row of the first `rows` sees. Returns the number of these keys.
 Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, double fill);
 // Whether several keys share one place in memory, so that no key can be overwritten alone.
 bool shares_keys(const Case& c);

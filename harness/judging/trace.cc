@@ -46,14 +46,14 @@ bool is_load(Stage s) {
   return s == Stage::query || s == Stage::key || s == Stage::value || s == Stage::output_gradient;
 }
 
-// What is told is rounded to f32, whatever the kernel keeps.
+// The stages are told in f32, whatever the kernel keeps, so the rounding to f32 adds to the error.
 Expected as_told(Expected e) {
   if (std::isfinite(e.value))
-    e.error += 0x1p-24 * std::fabs(e.value) + 0x1p-150;  // -infinity is told as it is
+    e.error += 0x1p-24 * std::fabs(e.value) + 0x1p-150;  // -infinity is told exactly
   return e;
 }
 
-// Compares what it is told. One state of a row: (b, head, row, first key).
+// Compares the stages that it is told. A row has one state for each (b, head, row, first key).
 class Follower : public StageObserver {
  public:
   Follower(const Attention& problem, const Contract& contract, Trace& trace,
@@ -89,7 +89,9 @@ class Follower : public StageObserver {
       case Stage::query_gradient:
       case Stage::key_gradient:
       case Stage::value_gradient:
-        return;  // sums over what was looked at: the verdict on the outputs has them
+        // These are sums over values that were compared already. The verdict judges them as
+        // outputs.
+        return;
       default: break;
     }
     const auto outside = [](Index x, Index end) { return x < 0 || x >= end; };
@@ -98,7 +100,7 @@ class Follower : public StageObserver {
         outside(v.key0, std::max<Index>(p_.shape.keys, 1)) || v.key0 < v.first_key ||
         outside(v.keys, largest_extent))
       return find({stage, v.b, v.head, v.row0, v.first_key, v.key0, v.keys, {}, no_place, {}});
-    // A tile may have rows beyond the last.
+    // A tile may reach beyond the last row.
     for (Index r = 0; r < std::min(v.rows, p_.shape.rows - v.row0); ++r) {
       const Index i = v.row0 + r;
       const StageRow& row = reference_.row(v.b, v.head, i);
@@ -107,8 +109,8 @@ class Follower : public StageObserver {
     }
   }
 
-  // What was found, row after row and tile after tile, whatever the order in which rows were
-  // computed.
+  // Reports the findings row by row and tile by tile, whatever the order in which the kernel
+  // computed the rows.
   void finish() {
     trace_.rows_not_judged += static_cast<std::int64_t>(unjudged_.size());
     if (trace_.first || findings_.empty()) return;
@@ -130,14 +132,14 @@ class Follower : public StageObserver {
     std::vector<RunningState> tiles;
   };
 
-  // Loads come first, then rows in order, tiles in order, and within a tile the kernel's own order.
+  // The order is: loads first, then rows, then tiles, and within a tile the kernel's own order.
   using Place = std::tuple<bool, Index, Index, Index, Index, std::size_t>;
 
   void find(StageFinding f) {
     StageSummary& s = trace_.stages[static_cast<std::size_t>(f.stage)];
     ++s.wrong;
-    // The first of each stage of a tile of a row is enough, and the last stages of a row come
-    // behind all its tiles.
+    // Only the first finding of each stage in a tile of a row is kept. The last stages of a row
+    // come after all its tiles.
     const Index key0 = f.stage == Stage::output || f.stage == Stage::lse ? p_.shape.keys : f.key0;
     if (findings_.size() < 4096) {
       const Place place{!is_load(f.stage), f.b, f.head, f.row, key0, order_++};
@@ -162,7 +164,7 @@ class Follower : public StageObserver {
     }
   }
 
-  // Lanes [0, count) of a row of the view; `lane0` is the number of the first.
+  // Compares lanes [0, count) of a row of the view. `lane0` is the number of the first lane.
   template <class Expect, class Asked>
   void compare_lanes(Stage stage, const StageView& v, Index r, Index row, Index count, Index lane0,
                      const Expect& expected, const Asked& asked) {
@@ -216,8 +218,8 @@ class Follower : public StageObserver {
             },
             visible);
       case Stage::masked:
-        // Kernels may fill with a large finite number instead: what counts is that no weight comes
-        // of it.
+        // A kernel may fill with a large negative finite number instead, as long as its weight is
+        // 0.
         return compare_lanes(
             stage, v, r, i, keys, v.key0, [&](Index c) { return row.masked(v.key0 + c); },
             [&](Index c) {
@@ -226,7 +228,7 @@ class Follower : public StageObserver {
       case Stage::row_max: return follow_max(v, r, row, end);
       case Stage::rescale: {
         if (!lanes_agree(stage, v, r)) return;
-        // Before the first visible key any correction of nothing will do.
+        // Before the first visible key nothing is corrected, so any correction is right.
         const Expected e = row.correction(v.first_key, v.key0, end);
         const float got = v.data[r * v.row_stride];
         if (!(got >= 0 && got <= 1 + (e.known ? e.error : 0)))
@@ -297,7 +299,7 @@ class Follower : public StageObserver {
         Stage::row_max, v, r, i, 1, 0, [&](Index) { return e; }, [](Index) { return true; });
   }
 
-  // What is reduced over a row is the same in every lane that holds it.
+  // A value that is reduced over a row must be the same in every lane that holds it.
   bool lanes_agree(Stage stage, const StageView& v, Index r) {
     for (Index c = 1; c < v.columns; ++c) {
       const float x = v.data[r * v.row_stride], y = v.data[r * v.row_stride + c * v.column_stride];

@@ -18,7 +18,7 @@ void require(const kernels::Status& status, const char* who, const Case& c) {
                                          status.detail));
 }
 
-// Largest difference over largest magnitude.
+// The largest difference divided by the largest magnitude of b.
 double difference_of(const TensorView& a, const TensorView& b) {
   double largest = 0, difference = 0;
   for (Index x = 0; x < a.shape[0]; ++x)
@@ -33,7 +33,8 @@ double difference_of(const TensorView& a, const TensorView& b) {
   return difference == 0 ? 0 : difference / largest;
 }
 
-// run(function, outputs) and judge(outputs) for the kernel, and for the reference if there is one.
+// Calls run(function, outputs) and judge(outputs) for the kernel, and for the reference if there is
+// one.
 template <class Outputs, class Function, class Run, class Judge, class View>
 OutputValidation validate(const Case& c, const Function& kernel, const Function& reference,
                           double tolerance, const Run& run, const Judge& judge, const View& view) {

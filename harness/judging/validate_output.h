@@ -1,5 +1,5 @@
-// One call that tells whether a function computes attention, or a low-bit product, on the shapes
-// that it is used with.
+// Functions that tell in one call whether a function computes attention, or a low-bit product, on
+// the shapes that it is used with.
 #pragma once
 
 #include <functional>
@@ -17,12 +17,15 @@ using AttentionFunction =
 using ProductFunction = std::function<kernels::Status(const Product& problem, const TensorView& c)>;
 
 struct OutputValidation {
-  Case inputs;      // `assay check` runs the same with its line
-  Verdict verdict;  // of the kernel: every element against its proved bound, under the strictest
-                    // arithmetic that is not refuted
-  std::optional<Verdict> reference;  // of the reference function, which is no better than it is
-  // Largest |kernel - reference| over largest |reference|, over the elements of O or C where both
-  // are finite; without a reference function 0. Reported, and decides nothing.
+  Case inputs;  // `assay check` runs the same inputs from its line
+  // On the kernel: compares every element with its proved bound, under the strictest arithmetic
+  // that is not refuted.
+  Verdict verdict;
+  // On the reference function, which is judged in the same way: it may be wrong too.
+  std::optional<Verdict> reference;
+  // The largest |kernel - reference| divided by the largest |reference|, over the elements of O or
+  // C where both are finite; 0 without a reference function. It is reported only and does not
+  // decide.
   double relative_difference = 0;
   bool within_tolerance = true;
 
@@ -31,9 +34,10 @@ struct OutputValidation {
   }
 };
 
-// For each shape, seeded inputs (normal numbers, causal where keys are as many as rows). `kernel`
-// writes O and LSE; an absent reference (nullptr) is none. Throws CaseError for a shape that cannot
-// be, std::runtime_error where a function answers a failure.
+// Runs each shape on seeded inputs (normal numbers, causal if there are as many keys as rows).
+// `kernel` writes O and LSE. `reference` may be nullptr, which means that there is none. Throws
+// CaseError for a shape that is not possible, and std::runtime_error if a function returns a
+// failure.
 std::vector<OutputValidation> validate_kernel_output(const AttentionFunction& kernel,
                                                      const AttentionFunction& reference,
                                                      std::span<const AttentionShape> shapes,

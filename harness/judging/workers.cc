@@ -21,10 +21,10 @@ namespace assay {
 namespace {
 
 constexpr int result_descriptor = 3;
-// Begins a line that says whose turn it is; a result begins with a brace.
+// This mark begins a line that names the present turn. A result begins with a brace.
 constexpr char turn_mark = '@';
 
-// False if nobody reads any more.
+// Returns false if the other end is closed.
 bool send(std::string line) {
   line += '\n';
   for (std::size_t at = 0; at < line.size();) {
@@ -68,20 +68,20 @@ class Worker {
     in_.close();
     out_.close();
     if (item) process_->kill();
-    process_->wait();  // at the end of its input it ends by itself
+    process_->wait();  // the worker ends when its input ends
   }
 
   int descriptor() const { return out_.number(); }
   std::optional<std::size_t> item;
   Clock::time_point deadline;
-  Turn turn = Turn::candidate;  // whose it is, as far as the worker has said
+  Turn turn = Turn::candidate;  // the last turn that the worker named
 
   void give(std::size_t index, const WorkItem& work, double timeout) {
     item = index;
     turn = Turn::candidate;
     deadline = seconds_from_now(timeout);
     const std::string text = work.candidate + '\t' + work.line + '\n';
-    // A worker that is already gone shows as the end of its output.
+    // If the worker is already gone, the end of its output tells so.
     for (std::size_t at = 0; at < text.size();) {
       const ssize_t n = write(in_.number(), text.data() + at, text.size() - at);
       if (n < 0 && errno != EINTR) return;
@@ -89,7 +89,7 @@ class Worker {
     }
   }
 
-  // Appends what can be read; false at the end of the output.
+  // Appends what can be read. Returns false at the end of the output.
   bool read_some() {
     char chunk[65536];
     const ssize_t n = read(out_.number(), chunk, sizeof chunk);
@@ -119,7 +119,7 @@ class Worker {
   std::string buffer_;
 };
 
-// What can be told of one case; nothing that a candidate throws gets past this.
+// Runs one case and returns its result. No exception of a candidate leaves this function.
 CaseResult run_item(const WorkItem& item, const ExecuteOptions& options) {
   const auto refused = [&](const char* reason) {
     return failed_result(item.line, item.candidate, Outcome::error, reason, options.around);
@@ -139,7 +139,7 @@ CaseResult run_item(const WorkItem& item, const ExecuteOptions& options) {
   }
 }
 
-// Hands items to workers, one at a time each, and hears what they answer.
+// Gives items to workers, one at a time each, and receives their answers.
 class Pool {
  public:
   Pool(const std::vector<WorkItem>& items, const WorkerOptions& options, const OnResult& on_result)
@@ -173,8 +173,8 @@ class Pool {
     if (!stopped_ && !on_result_(item, std::move(result))) stopped_ = true;
   }
 
-  // Waits until a worker has something to say or a deadline has passed, a second at most. Gives the
-  // workers that have an item, and whether each has something to say.
+  // Waits until a worker has something to say or a deadline has passed, but not longer than a
+  // second. Returns the workers that have an item, and whether each has something to say.
   std::vector<std::pair<Slot*, bool>> wait() {
     std::vector<pollfd> polled;
     std::vector<std::pair<Slot*, bool>> busy;
@@ -205,7 +205,7 @@ class Pool {
     }
   }
 
-  // Who takes long to judge has not failed.
+  // Only a candidate that is late fails. If the judging is late, the case is an error.
   void end_late(Slot& w) {
     w->end();
     if (w->turn == Turn::candidate)
@@ -220,7 +220,8 @@ class Pool {
                         options_.timeout_seconds));
   }
 
-  // The worker's item has ended without a result, and the worker with it.
+  // The worker ended without a result of its item. Finishes the item and gives the next one to a
+  // new worker.
   void replace(Slot& w, Outcome outcome, const std::string& reason) {
     const WorkItem& item = items_[*w->item];
     finish(w, failed_result(item.line, item.candidate, outcome, reason, options_.execute.around));

@@ -1,5 +1,5 @@
-// Cases run in worker processes, started by exec, one case at a time each: a candidate that
-// crashes, hangs, throws or exits costs one case, not the run.
+// Runs cases in worker processes, which are started by exec and take one case at a time. A
+// candidate that crashes, hangs, throws or exits costs one case, not the run.
 #pragma once
 
 #include <functional>
@@ -11,11 +11,12 @@
 namespace assay {
 
 struct WorkerOptions {
-  std::string executable = "/proc/self/exe";  // run as `executable worker ...`
+  std::string executable = "/proc/self/exe";  // each worker runs as `executable worker ...`
   int jobs = 1;
   double timeout_seconds = 120;  // for one case
   Index memory_mib = 0;          // private memory of a worker; 0: no limit
-  bool in_process = false;  // no workers: for debuggers and emulators; a crash then ends the run
+  // Runs no workers, for debuggers and emulators. A crash then ends the run.
+  bool in_process = false;
   ExecuteOptions execute;
 };
 
@@ -24,16 +25,16 @@ struct WorkItem {
   std::string candidate;
 };
 
-// Called in the parent, in order of completion. Returns false to stop: what has not started is not
-// run.
+// Called in the parent, in order of completion. It returns false to stop the run; cases that have
+// not started are then not run.
 using OnResult = std::function<bool(std::size_t item, CaseResult result)>;
 
 // Throws std::system_error if no worker can be started.
 void run_in_workers(const std::vector<WorkItem>& items, const WorkerOptions& options,
                     const OnResult& on_result);
 
-// The other end: reads work from standard input, writes results to descriptor 3, until the input
-// ends.
+// Serves as a worker: reads work from standard input and writes results to descriptor 3, until the
+// input ends.
 int worker_main(Index memory_mib, const ExecuteOptions& options);
 
 }  // namespace assay

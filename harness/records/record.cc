@@ -23,7 +23,7 @@ namespace {
 
 constexpr const char* record_key = "record";
 
-// Where the tensors of a record and their names come from, and what went wrong with them.
+// Finds the tensors of a record by their names, and throws errors that name the record.
 class Reader {
  public:
   Reader(const std::string& path, const Safetensors& contents, Record& into)
@@ -48,7 +48,7 @@ class Reader {
     return *t;
   }
 
-  // A float tensor as a view.
+  // Gives a float tensor as a view.
   TensorView floats(const std::string& name, const StoredTensor& t, std::vector<Index> shape) {
     constexpr std::pair<const char*, Dtype> dtypes[] = {
         {"F32", Dtype::f32}, {"F16", Dtype::f16}, {"BF16", Dtype::bf16}};
@@ -57,7 +57,7 @@ class Reader {
     fail(fmt::format("tensor {} is {}; F32, F16 and BF16 can be judged", name, t.dtype));
   }
 
-  // Integers of any width, in all `count` of them.
+  // Reads exactly `count` integers of either width.
   template <class T>
   std::vector<T> integers(const std::string& name, const StoredTensor& t, Index count, Index low,
                           Index high) {
@@ -84,8 +84,8 @@ class Reader {
     return list;
   }
 
-  // What stands in the file under this record and was not asked for: a name misspelt would be a
-  // mask ignored.
+  // Refuses a tensor of this record that nothing asked for. If its name is misspelt, a mask would
+  // be ignored.
   void check_all_used() const {
     for (const auto& [name, t] : contents_.tensors) {
       const bool mine = record_.name.empty() || name.starts_with(record_.name + ".");
@@ -108,7 +108,7 @@ class Reader {
     if (t.bytes.empty()) return v;
     if (reinterpret_cast<std::uintptr_t>(t.bytes.data()) % static_cast<std::uintptr_t>(bytes) ==
         0) {
-      v.data = const_cast<std::byte*>(t.bytes.data());  // nobody writes to what is judged
+      v.data = const_cast<std::byte*>(t.bytes.data());  // judging does not write to the tensors
       return v;
     }
     Tensor copy(dtype, v.shape, {v.stride, 0, element_count(v.shape)});
@@ -182,7 +182,8 @@ class RecordLine {
   std::map<std::string, std::string> fields_;
 };
 
-// Extents in the order batch, heads, positions, columns, with the strides that the file has.
+// A view with the extents in the order batch, heads, positions, columns, and with the strides of
+// the file.
 TensorView rank_four(Reader& reader, const std::string& name, const StoredTensor& t,
                      bool positions_first) {
   std::vector<Index> shape = t.shape;
@@ -203,7 +204,8 @@ void check_shape(const Reader& reader, const std::string& name, const TensorView
         fmt::join(t.shape, ", "), fmt::join(wanted, ", ")));
 }
 
-// Strides over [B, Hq, Lq, Lk] of what has these extents or 1, or lacks the leading ones.
+// Strides over [B, Hq, Lq, Lk] of a tensor that has these extents or 1, and may lack the leading
+// ones.
 Extents broadcast(const Reader& reader, const std::string& name, const std::vector<Index>& stored,
                   const Extents& wanted) {
   Extents stride{};
@@ -234,7 +236,7 @@ TensorView broadcast_floats(Reader& reader, const std::string& name, const Store
   return v;
 }
 
-// A list of numbers. Integers are checked against what they count.
+// Reads a list of numbers. Integers must lie in the range of what they count.
 template <class T>
 void read_list(Reader& reader, const ListField<T>& field, const StoredTensor& t, Attention& p) {
   const std::string name(field.recorded);
@@ -297,8 +299,8 @@ void read_masks(Reader& reader, RecordLine& line, Record& r) {
   });
 }
 
-// [B, Hq, Lq], or with a last extent of 1. In base 2 it is taken to natural units in double, which
-// adds no rounding to speak of.
+// Reads LSE, [B, Hq, Lq] or with a last extent of 1. An LSE in base 2 is converted to natural units
+// in double, whose rounding is negligible.
 TensorView read_lse(Reader& reader, RecordLine& line, Record& r, const StoredTensor& t) {
   const AttentionShape& s = r.problem.shape;
   std::vector<Index> shape = t.shape;
@@ -367,7 +369,7 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
       reader.numbers("d_sink", *t, s.query_heads);
       r.gradients.d_sink = reader.floats("d_sink", *t, {1, s.query_heads, 1, 1});
     }
-    // A kernel needs an LSE; the verdict does without one.
+    // The check of the call wants an LSE, but the verdict does not need one.
     const Extents rows_alone{s.batch, s.query_heads, s.rows, 1};
     const Tensor stand_in(Dtype::f32, rows_alone,
                           {{s.query_heads * s.rows, s.rows, 1, 1}, 0, element_count(rows_alone)});
@@ -377,7 +379,7 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
   if (!status.ok()) reader.fail(status.detail);
 }
 
-// Bytes that docs/formats.md gives no meaning.
+// Refuses bytes to which docs/formats.md gives no meaning.
 void check_low_bit(const Reader& reader, const std::string& name, const LowBitView& v) {
   const LowBitTraits& t = traits(v.format);
   const auto byte_at = [](const std::byte* p, Index at) {
@@ -410,7 +412,7 @@ void check_low_bit(const Reader& reader, const std::string& name, const LowBitVi
       }
 }
 
-// Codes, scales and the rest of one low-bit matrix, each of exactly its size.
+// Reads the codes, scales and other bytes of one low-bit matrix. Each must have exactly its size.
 LowBitView read_low_bit(Reader& reader, const std::string& name, LowBit format, Index group,
                         Index k, Index n) {
   const LowBitSizes sizes = sizes_of(format, k, n, group);
@@ -516,7 +518,7 @@ bool same_number(double a, double b) {
 
 bool same_elements(const TensorView& a, const TensorView& b) {
   if (a.shape == b.shape && element_count(a.shape) == 0)
-    return true;  // without keys there is nothing to point to
+    return true;  // without keys the tensors need no memory
   if (!a || !b) return !a && !b;
   if (a.dtype != b.dtype || a.shape != b.shape) return false;
   for (Index x = 0; x < a.shape[0]; ++x)
@@ -533,8 +535,8 @@ bool same_matrix(const LowBitView& a, const LowBitView& b) {
   return std::ranges::equal(decode_weights(a), decode_weights(b), same_number);
 }
 
-// "q" if that tensor is not what the case generates. Extents and dtypes first: a case may ask for
-// more than there is memory.
+// Returns the name of the first tensor that differs from what the case generates ("q"), or an empty
+// text. Extents and dtypes are compared first, because a case may need more memory than there is.
 std::string differs_from_case(const Record& r) {
   const Case c = parse_case(r.case_line);
   if (c.cache) return "the operation (a record has no cache)";
@@ -561,7 +563,7 @@ std::string differs_from_case(const Record& r) {
   if (r.operation == Operation::backward && !same_elements(in.d_o.view(), r.d_o)) return "do";
   bool differs = false;
   for_each_list([&](const auto& field) {
-    // An offset of 0 need not be there: see below.
+    // A missing offset means 0, so the offsets are compared below.
     if (field.name != "offset") differs = differs || p.*field.list != q.*field.list;
   });
   if (p.scale != q.scale || p.softcap != q.softcap || p.causal != q.causal ||
@@ -607,7 +609,7 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
     else if (key.starts_with(fmt::format("{}.", record_key)))
       names_.push_back(key.substr(std::strlen(record_key) + 1));
     else if (key != "assay" && key != "case" && !key.starts_with("case.") &&
-             key != "format")  // "format" is what frameworks' own writers add
+             key != "format")  // "format" is a key that the writers of frameworks add
       throw FileError(fmt::format(
           "{}: metadata key {} is not one of assay, record, record.NAME, case, case.NAME", path_,
           shown(key)));
@@ -628,7 +630,8 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
                           })))
       throw FileError(fmt::format("{}: a record's name is letters, digits, - and _, not {}", path_,
                                   shown(name)));
-  // Names have no dots, so whose tensor it is stands before the first.
+  // A record's name has no dot. The text before the first dot of a tensor's name is the record that
+  // it belongs to.
   if (!names_.front().empty())
     for (const auto& [tensor, stored] : contents_.tensors)
       if (std::ranges::find(names_, tensor.substr(0, tensor.find('.'))) == names_.end())
@@ -653,7 +656,7 @@ Record RecordFile::read(const std::string& name) const {
   };
   if (const auto from = entry("case"); from != contents_.metadata.end()) r.case_line = from->second;
   Reader reader(path_, contents_, r);
-  r.owned.reserve(32);  // views into it stay
+  r.owned.reserve(32);  // there are views into it, so it must not move
   RecordLine line(reader, entry(record_key)->second);
   if (const auto kernel = line.text("kernel")) r.kernel = shown(*kernel);
   if (line.operation == "attention" || line.operation == "backward") {
@@ -708,7 +711,7 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
     else painter.emplace(r.problem);
     judging.judged = [&](const Element& e) { painter->add(e); };
   }
-  // What is known of inputs that a case made; of others, nothing is.
+  // Only the inputs that a case made are known to have errors without a direction.
   judging.statistics =
       !product && !r.case_line.empty() && has_independent_zero_mean(parse_case(r.case_line));
   const auto start = Clock::now();

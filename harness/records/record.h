@@ -1,6 +1,6 @@
-// Recorded tensors: inputs and outputs that somebody dumped, on any machine and from any framework,
-// into a safetensors file with one line of metadata for each record. docs/records.md is the whole
-// of it.
+// Recorded tensors: inputs and outputs that another program wrote, on any machine and from any
+// framework, into a safetensors file with one line of metadata for each record. docs/records.md
+// describes the whole format.
 #pragma once
 
 #include <memory>
@@ -12,12 +12,13 @@
 
 namespace assay {
 
-// Views into the file, but for what is small or not aligned there; it and its file outlive them.
+// The tensors are views into the file, or into `owned` where they are small or not aligned. The
+// file must outlive the record.
 struct Record {
-  std::string name;  // empty: the only one of its file
-  std::string line;  // what was asked, as the metadata say it
+  std::string name;  // empty: it is the only record of its file
+  std::string line;  // what was asked, as the metadata tell it
   std::string kernel = "recorded";
-  std::string case_line;  // of `assay record`; empty: inputs from somewhere else
+  std::string case_line;  // written by `assay record`; empty: the inputs come from somewhere else
   Operation operation = Operation::attention;
   Attention problem;
   AttentionOutput out;  // lse may be absent
@@ -32,14 +33,14 @@ class RecordFile {
  public:
   // Throws FileError.
   explicit RecordFile(std::string path);
-  // A file that is in memory already, and stays there; `path` is what messages call it.
+  // Reads a file that is already in memory and stays there. Messages use `path` as its name.
   RecordFile(std::string path, std::span<const std::byte> bytes);
   const std::string& path() const { return path_; }
   const std::vector<std::string>& names() const { return names_; }
-  // Its line of the metadata, without control characters.
+  // The line of a record in the metadata, without control characters.
   std::string line(const std::string& name) const;
-  // With its outputs, which have to be there. Throws FileError that says which record, what is
-  // missing and what contradicts what.
+  // Reads a record with its outputs, which must be present. Throws FileError that says which record
+  // is wrong, what is missing and what contradicts what.
   Record read(const std::string& name) const;
 
  private:
@@ -54,19 +55,20 @@ std::string verify_command(const std::string& path, const std::string& name);
 
 struct VerifyOptions {
   int threads = 1;
-  Index sample_rows = 0;  // of each head; 0: all
+  Index sample_rows = 0;  // the number of rows of each head that are judged; 0: all
   std::uint64_t seed = 1;
   bool power = true;
-  bool pictures = false;  // keep what a report draws
+  bool pictures = false;  // keep the data that a report draws
 };
 
-// The verdict on a record, under the strictest arithmetic of the ladder that is not refuted. Where
-// the record says which case it is, its inputs must be those of the case, bit for bit.
+// Judges a record under the strictest arithmetic of the ladder that is not refuted. If the record
+// says which case it is, its inputs must be those of the case, bit for bit.
 CaseResult verify(const RecordFile& file, const Record& record, const VerifyOptions& options = {});
 
-// Writes the inputs of each case, and what `candidate` makes of them if there is one. Records are
-// numbered from 0 (00 where there are more than ten), unless there is but one. Throws CaseError for
-// a case that a record cannot hold (caches), FileError if the candidate fails, std::system_error.
+// Writes the inputs of each case, and the outputs of `candidate` if there is one. Several records
+// are numbered from 0 (from 00 if there are more than ten); a single one has no number. Throws
+// CaseError for a case that a record cannot hold (caches), FileError if the candidate fails, and
+// std::system_error.
 void write_records(const std::string& path, const std::vector<Case>& cases,
                    Candidate* candidate = nullptr);
 

@@ -21,7 +21,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::size_t largest_header = std::size_t{100} << 20;  // that of the format's own reader
+// The limit of the format's own reader.
+constexpr std::size_t largest_header = std::size_t{100} << 20;
 constexpr std::pair<const char*, int> widths[] = {
     {"BOOL", 8}, {"U8", 8},   {"I8", 8},   {"F8_E4M3", 8}, {"F8_E5M2", 8}, {"F8_E8M0", 8},
     {"I16", 16}, {"U16", 16}, {"F16", 16}, {"BF16", 16},   {"I32", 32},    {"U32", 32},
@@ -41,7 +42,7 @@ std::size_t offset_of(const Json& j, const std::string& name, const char* what) 
 
 Json parse_header(const char* begin, const char* end) {
   if (std::find(begin, end, '\0') != end) throw FileError("the header holds a NUL");
-  std::vector<std::set<std::string>> seen;  // in the objects that are open
+  std::vector<std::set<std::string>> seen;  // the keys of the objects that are open
   std::string wrong;
   const auto look = [&](int depth, Json::parse_event_t event, Json& value) {
     if (depth > 3) throw FileError("the header nests deeper than tensors do");

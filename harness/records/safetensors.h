@@ -1,9 +1,9 @@
 // The safetensors format: eight bytes with the length n of a header (little-endian), n bytes of
 // JSON, then the tensors' bytes.
 //
-// A file is mapped, so it may be larger than memory; it must not shrink while it is read. Nothing
-// in it is believed: every offset, extent and product is checked, tensors may neither overlap nor
-// leave holes, names may not come twice.
+// A file is mapped, so it may be larger than memory; it must not shrink while it is read. The
+// reader trusts nothing in a file: it checks every offset, extent and product. Tensors may neither
+// overlap nor leave holes, and no name may occur twice.
 #pragma once
 
 #include <cstddef>
@@ -18,19 +18,19 @@
 
 namespace assay {
 
-// What is wrong with a file, naming the file or the tensor.
+// An error in a file. It names the file or the tensor.
 struct FileError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Text of a file as a message may repeat it: no control characters, and not all of it if it is
-// long.
+// Text of a file in the form in which messages repeat it: without control characters, and shortened
+// if it is long.
 std::string shown(const std::string& text);
 
 struct StoredTensor {
   std::string dtype;  // as the file names it: F32, BF16, BOOL, I64, ...
   std::vector<Index> shape;
-  std::span<const std::byte> bytes;  // in the file, aligned to nothing
+  std::span<const std::byte> bytes;  // they lie in the file, without alignment
 };
 
 struct Safetensors {
@@ -54,8 +54,8 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
-// A tensor to be written: write() is asked for its bytes when their turn comes, in pieces of any
-// size.
+// A tensor to be written. write() is called when the tensor's turn comes, and passes its bytes in
+// pieces of any size.
 struct TensorToStore {
   std::string name, dtype;
   std::vector<Index> shape;
@@ -63,8 +63,8 @@ struct TensorToStore {
   std::function<void(const std::function<void(const void*, std::size_t)>& put)> write;
 };
 
-// Whole or not at all. Tensors are ordered by falling alignment, so that each is aligned. Throws
-// std::system_error.
+// Writes the whole file or nothing. Tensors are ordered by falling alignment, so that each is
+// aligned. Throws std::system_error.
 void write_safetensors(const std::string& path, std::vector<TensorToStore> tensors,
                        const std::map<std::string, std::string>& metadata);
 

@@ -1,4 +1,4 @@
-// Cases as records.
+// Writes cases as records.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -20,13 +20,13 @@ std::string stored_name(Dtype d) {
   }
 }
 
-// One record's tensors and line, from generated inputs.
+// Writes the tensors and the line of one record from generated inputs.
 class RecordWriter {
  public:
   RecordWriter(std::string prefix, std::vector<TensorToStore>& to)
       : prefix_(std::move(prefix)), to_(to) {}
 
-  // Contiguous in the view's own order; axes of stride 0 are stored once.
+  // Stores a tensor contiguously in the order of the view. Axes of stride 0 are stored once.
   void add(const char* name, const TensorView& t, std::vector<Index> shape = {}) {
     if (!t) return;
     Extents e = t.shape;
@@ -81,7 +81,7 @@ std::string group_text(LowBit format, Index group) {
                      traits(format).group_free ? fmt::format(":{}", group) : "");
 }
 
-// Everything that a case's tensors live in until the file is written.
+// Keeps the tensors of a case until the file is written.
 struct Recorded {
   explicit Recorded(const Case& c) {
     if (c.cache)
@@ -105,7 +105,7 @@ struct Recorded {
   std::unique_ptr<ProductOutput> product_output;
 };
 
-// Throws FileError if the candidate does not do the step, or fails.
+// Throws FileError if the candidate does not support the step or fails.
 template <class Step>
 void run_step(const Step& step, Candidate& candidate, const typename Step::Out& out) {
   const auto refuse = [&](const char* how, const std::string& why) {
@@ -201,7 +201,7 @@ void write_records(const std::string& path, const std::vector<Case>& cases, Cand
     }
     Recorded& r = recorded.back();
     if (candidate) run(cases[k], *candidate, r);
-    // As wide as the last, so that the order of names is theirs.
+    // Every number is as wide as the last one, so that names sort as numbers do.
     const std::string name =
         cases.size() > 1 ? fmt::format("{:0{}}", k, fmt::to_string(cases.size() - 1).size()) : "";
     RecordWriter to(name.empty() ? "" : name + ".", tensors);

@@ -1,5 +1,5 @@
-// Lanes of every kind of tile, by dtype and tile width: the union of the power certificates of a
-// suite.
+// The lanes that the cases of a suite have tested, for every kind of tile, by dtype and tile width.
+// They are the union of the power certificates of the cases.
 #pragma once
 
 #include <array>
@@ -12,10 +12,11 @@
 
 namespace assay {
 
-// Cells are triples of a kind of tile, a lane and a change.
+// A cell is a kind of tile, a lane and a change.
 struct AdequacyCells {
   Index shown = 0, cells = 0;
-  // How many are not shown, by kind of tile and change; only where some are not.
+  // The number of cells that are not shown, by kind of tile and change. Kinds and changes without
+  // such cells are left out.
   std::map<TileKind, std::map<Change, Index>> missing;
   bool operator==(const AdequacyCells&) const = default;
 };
@@ -29,9 +30,9 @@ void describe_fields(Fields& fields, Value& a) {
 
 class Adequacy {
  public:
-  // Only what passed counts.
+  // Counts a result only if it passed.
   void add(const CaseResult& result);
-  // By "dtype tile".
+  // The cells of each dtype and tile width, by the key "dtype tile".
   std::map<std::string, AdequacyCells> summary() const;
 
  private:

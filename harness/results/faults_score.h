@@ -9,13 +9,13 @@
 
 namespace assay {
 
-// One fault, hunted by a suite until a case killed it.
+// The hunt for one fault by a suite, until a case killed it.
 struct FaultHunt {
   std::string fault, fault_class, suite;
   bool killed = false;
-  std::size_t cases = 0;  // run until then
+  std::size_t cases = 0;  // the number of cases run until then
   double seconds = 0;
-  std::string line, reason;  // of the case that killed it
+  std::string line, reason;  // of the case that killed the fault
 };
 
 // A fault that no input shows.
@@ -23,7 +23,7 @@ struct EquivalentFault {
   std::string fault, fault_class, proof;
 };
 
-// The same cases on the kernel without a fault.
+// A run of the same cases on the kernel without a fault.
 struct UnplantedRun {
   std::string suite;
   std::size_t cases = 0;
@@ -35,7 +35,7 @@ struct UnplantedRun {
 struct FaultsScore {
   std::uint64_t seed = 1;
   std::size_t killed = 0;
-  std::size_t out_of_reach = 0;  // faults of an operation of which the suite has no case
+  std::size_t out_of_reach = 0;  // faults of an operation that no case of the suite has
   std::vector<FaultHunt> faults;
   std::vector<EquivalentFault> equivalent;
   std::vector<UnplantedRun> unplanted;

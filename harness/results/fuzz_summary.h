@@ -1,4 +1,4 @@
-// What fuzz jobs did and found: `assay fuzz --json`, and the files that the jobs keep.
+// The work and the findings of fuzz jobs: `assay fuzz --json`, and the files that the jobs keep.
 #pragma once
 
 #include <string>
@@ -14,11 +14,11 @@ struct FuzzTarget {
   std::size_t findings = 0;
 };
 
-// An input that made a target abort. Empty texts: there are none.
+// An input that made a target abort. An empty text means that there is none.
 struct FuzzFinding {
   std::string target, file, reason;
-  std::string line, shrunk;  // case lines, of targets that judge cases
-  std::string kept;          // the file that is replayed from now on
+  std::string line, shrunk;  // case lines, for targets that judge cases
+  std::string kept;          // the file that later runs replay
 };
 
 struct FuzzSummary {

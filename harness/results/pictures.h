@@ -1,5 +1,5 @@
-// What a report draws of one case: how near every element came to its bound, and which keys its
-// rows see. An empty cell holds no element that a bound judged.
+// The data that a report draws of one case: how near every element came to its bound, and which
+// keys its rows see. An empty cell holds no element that a bound judged.
 #pragma once
 
 #include <optional>
@@ -14,7 +14,7 @@ namespace assay {
 using OptionalRatios = std::vector<std::optional<double>>;
 
 struct Pictures {
-  // The largest error/bound in cells of so many rows and columns, of one head.
+  // The largest error/bound of one head, in cells of row_step rows and column_step columns.
   struct Map {
     Output output{};
     Index b = 0, h = 0;
@@ -35,7 +35,8 @@ struct Pictures {
     OptionalRatios ratios;
     bool operator==(const Tiles&) const = default;
   };
-  // Elements by their error in ulps: in the bins between the edges, and above them.
+  // The number of elements by their error in ulps: in the bins between the edges, and above the
+  // last edge.
   struct Ulps {
     Output output{};
     std::vector<double> edges;
@@ -43,7 +44,7 @@ struct Pictures {
     std::int64_t above = 0;
     bool operator==(const Ulps&) const = default;
   };
-  // Which share of the pairs in a cell is visible, as a digit; a row of cells is a string.
+  // The share of visible pairs in each cell, as a digit. A string holds one row of cells.
   struct Mask {
     Index b = 0, h = 0;
     Index rows = 1, keys = 1, row_step = 1, key_step = 1;

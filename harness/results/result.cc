@@ -52,7 +52,7 @@ void describe_fields(Fields& fields, Value& q) {
   fields("products", q.products);
 }
 
-// `row_tile` names the tile of rows that an element lies in.
+// `row_tile` is the number of rows in a tile, from which follows the tile of the element.
 template <class Fields, Described<Element> Value>
 void describe_element(Fields& fields, Value& e, Index row_tile) {
   fields("output", e.output);

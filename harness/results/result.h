@@ -1,5 +1,4 @@
-// The result of one case, as judging makes it, as workers send it and as reports and stores read
-// it.
+// The result of one case. Judging makes it, workers send it, and reports and stores read it.
 #pragma once
 
 #include <map>
@@ -15,15 +14,15 @@
 
 namespace assay {
 
-// What came of asking a metamorphic relation.
+// The answer of one metamorphic relation.
 struct Relation {
   enum class How : std::uint8_t { held, violated, not_applicable } how = How::held;
-  std::string why;  // empty where it held
+  std::string why;  // empty if it held
 
   static Relation held() { return {}; }
   static Relation violated(std::string why) { return {How::violated, std::move(why)}; }
   static Relation not_applicable(std::string why) { return {How::not_applicable, std::move(why)}; }
-  // Held if nothing differs, else violated by this difference.
+  // Held if the difference is empty, otherwise violated by this difference.
   static Relation unless(std::string difference) {
     return difference.empty() ? held() : violated(std::move(difference));
   }
@@ -46,36 +45,37 @@ struct Seconds {
 };
 
 struct CaseResult {
-  std::string line;  // of the case; of a record without one, its name and file
+  std::string line;  // the line of the case; for a record without one, its name and file
   std::string candidate;
   std::string reproduce;  // a command
-  std::string dtype;      // of Q, or of the weights of a product; empty: nothing was run
+  std::string dtype;      // the dtype of Q, or of the weights of a product; empty: nothing was run
   Outcome outcome = Outcome::error;
   std::string reason;
-  bool bad_input = false;  // the error lies in what was asked, not in this machine
-  std::string shrunk;      // the smallest failing line that was found; empty: none was looked for
+  bool bad_input = false;  // the error lies in the request, not in this machine
+  // The smallest failing line that was found; empty if none was looked for.
+  std::string shrunk;
   Seconds seconds;
-  Verdict verdict;      // no outputs: nothing was compared
-  Index tail_step = 1;  // a tail is shorter than a tile by a multiple of it
+  Verdict verdict;      // without outputs: nothing was compared
+  Index tail_step = 1;  // a tail is shorter than a tile by a multiple of this number
   Relations relations;
-  // Of a product whose weights were quantized, whatever the kernel does.
+  // The error of the quantized weights of a product, which does not depend on the kernel.
   std::optional<QuantizationError> quantization;
-  std::optional<Pictures> pictures;  // if they were asked for and something was judged
+  std::optional<Pictures> pictures;  // present if they were asked for and something was judged
 
   bool was_compared() const { return !verdict.outputs.empty(); }
   std::int64_t elements_compared() const;
 };
 
-// The largest error/bound of a result, infinity included, and its output; nothing if no output has
-// one.
+// The largest error/bound of a result and its output; infinity counts too. Nothing if no output has
+// a bound.
 std::optional<std::pair<Output, double>> worst_ratio(const CaseResult& result);
-// The largest one that is a finite number; -1 if there is none.
+// The largest error/bound that is a finite number; -1 if there is none.
 double worst_finite_ratio(const CaseResult& result);
 
 // A tail of 2:4 sparse weights is shorter than a tile by a multiple of four.
 inline Index tail_step_of(LowBit format) { return format == LowBit::fp4_sparse ? 4 : 1; }
 
-// Whether a candidate was right as far as it was judged.
+// Whether the candidate was right as far as it was judged.
 inline bool passed(Outcome outcome) {
   return outcome == Outcome::pass || outcome == Outcome::suspect;
 }

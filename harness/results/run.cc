@@ -20,7 +20,7 @@ void describe_summary(Fields& fields, Value& run) {
   auto& s = run.summary;
   fields("sentence", s.sentence);
   fields.derived("cases", run.results.size());
-  // A suspect has passed, too.
+  // A suspect result has passed too, but it is counted in the field "suspect" alone.
   fields("passed", s.counts.pass);
   fields("failed", s.counts.fail);
   fields("suspect", s.counts.suspect);

@@ -1,4 +1,4 @@
-// The document of a run: what ran, on which machine, what came of it in all, and the result of
+// The document of a run: what ran, on which machine, the summary of the outcomes, and the result of
 // every case. `assay check --json` and `assay verify --json` write it; docs/results.md says what
 // each field is.
 #pragma once
@@ -19,7 +19,7 @@ struct Machine {
   std::string compiler, flags, commit, release;
 };
 
-// How many results have each outcome.
+// The number of results with each outcome.
 struct OutcomeCounts {
   std::size_t pass = 0, fail = 0, suspect = 0, inconclusive = 0, unsupported = 0, error = 0;
   std::size_t compared() const { return pass + fail + suspect; }
@@ -28,7 +28,7 @@ struct OutcomeCounts {
 struct RunSummary {
   std::string sentence;  // the last line that is printed
   OutcomeCounts counts;
-  std::size_t not_run = 0;  // for lack of time
+  std::size_t not_run = 0;  // cases that were left out because the time was over
   std::int64_t elements = 0;
   double seconds = 0;
   std::map<std::string, AdequacyCells> adequacy;
@@ -44,7 +44,7 @@ struct Run {
 
 Json to_json(const Machine& machine);
 Json to_json(const Run& run);
-// Throw SchemaError, whose message begins with `where`.
+// Both throw SchemaError, whose message begins with `where`.
 void read_json(const Json& json, const std::string& where, Machine& machine);
 void read_json(const Json& json, const std::string& where, Run& run);
 

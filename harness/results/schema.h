@@ -32,12 +32,12 @@ namespace assay {
 
 using Json = nlohmann::json;
 
-// What is wrong with a document: the place in it, and what was expected there.
+// An error in a document: it names the place and what was expected there.
 struct SchemaError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A value of this type, const or not: describe_fields() serves both.
+// A value of this type, const or not, because describe_fields() serves both.
 template <class T, class Struct>
 concept Described = std::same_as<std::remove_const_t<T>, Struct>;
 
@@ -49,7 +49,7 @@ Json to_json(const T& value);
 template <class T>
 void read_json(const Json& json, const std::string& where, T& value);
 
-// A whole document. `what` begins the message of an error: "result", "run".
+// Reads a whole document. `what` begins the message of an error: "result", "run".
 template <class T>
 T from_json(const Json& json, const std::string& what) {
   T value{};
@@ -66,7 +66,7 @@ class FieldWriter {
   void operator()(const char* name, const T& value) {
     to_[name] = to_json(value);
   }
-  // Left out where it has its default.
+  // The field is left out if it has its default.
   template <class T>
   void unless(const char* name, const T& value, const T& default_value) {
     if (!(value == default_value)) to_[name] = to_json(value);
@@ -75,21 +75,21 @@ class FieldWriter {
   void optional(const char* name, const std::optional<T>& value) {
     if (value) to_[name] = to_json(*value);
   }
-  // A value that follows from others: written for readers of the document.
+  // A value that follows from others. It is written for the readers of the document only.
   template <class T>
   void derived(const char* name, const T& value) {
     to_[name] = to_json(value);
   }
-  // The version of a format: one number is known.
+  // The version of a format. A reader knows one number only.
   void constant(const char* name, int value) { to_[name] = value; }
-  // An object inside the object, described by `body(fields)`.
+  // An object inside the object. `body(fields)` describes its fields.
   template <class Body>
   void object(const char* name, const Body& body) {
     Json& inside = to_[name] = Json::object();
     FieldWriter fields(inside);
     body(fields);
   }
-  // The same, if `present`.
+  // The same, but only if `present`.
   template <class Body>
   void object_if(const char* name, bool present, const Body& body) {
     if (present) object(name, body);
@@ -140,7 +140,7 @@ class FieldReader {
   }
   bool has(const char* name) const { return from_.contains(name); }
 
-  // Throws for a field that nothing has read.
+  // Throws if the object has a field that nothing has read.
   void finish() const {
     for (const auto& [name, value] : from_.items())
       if (!used_.contains(name)) throw SchemaError(where_ + ": unknown field \"" + name + "\"");
@@ -215,7 +215,7 @@ T read_key(const std::string& key, const std::string& where) {
 
 }  // namespace schema
 
-// An object of the fields that describe_fields() names.
+// Makes a JSON object of the fields that describe_fields() names.
 template <class T>
 Json write_fields(const T& value) {
   Json object = Json::object();
