@@ -79,18 +79,14 @@ int run(int argc, char** argv) {
   }
   Rounds rounds(rest, print_help);
   if (chosen == nullptr) throw std::invalid_argument("no mode is given; --help lists the modes");
-  nlohmann::json limits = nlohmann::json::array();
+  BenchMode measured;
+  measured.mode = chosen->name;
+  measured.limits_with = measured_with();
   if (chosen->limits && !rounds.lists_only())
-    limits = print_machine(rounds.tables(), settings.threads);
+    measured.limits = print_machine(rounds.tables(), settings.threads);
   chosen->run(rounds, settings);
-  if (!json.empty())
-    write_file(json, nlohmann::json{{"format", 1},
-                                    {"mode", chosen->name},
-                                    {"limits", limits},
-                                    {"limits with", measured_with()},
-                                    {"measured", rounds.report()}}
-                             .dump(1) +
-                         "\n");
+  measured.measured = rounds.report();
+  if (!json.empty()) write_file(json, to_json(measured).dump(1) + "\n");
   return 0;
 }
 

@@ -123,26 +123,31 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
     return m;
   }
 
-  nlohmann::json described(const Entry& e, const Measured& m) const {
+  Measurement described(const Entry& e, const Measured& m) const {
     const Samples& s = samples_.at(e.name);
-    if (!s.error.empty()) return {{"name", e.name}, {"failed", s.error}};
+    Measurement d;
+    d.name = e.name;
+    if (!s.error.empty()) {
+      d.failed = s.error;
+      return d;
+    }
     const Interval seconds = median_interval(s.seconds);
-    nlohmann::json j = {{"name", e.name},
-                        {"seconds", seconds.estimate},
-                        {"low", seconds.low},
-                        {"high", seconds.high},
-                        {"coverage", seconds.coverage},
-                        {"repetitions", s.seconds.size()},
-                        {"ratios", nlohmann::json::array()}};
+    d.seconds = seconds.estimate;
+    d.low = seconds.low;
+    d.high = seconds.high;
+    d.coverage = seconds.coverage;
+    d.repetitions = s.seconds.size();
     for (const char* rate : {flops_rate, bytes_rate})
       if (const auto found = s.counters.find(rate); found != s.counters.end())
-        j[rate] = median(found->second);
-    if (std::isnan(m.fraction)) return j;
+        d.rates[rate] = median(found->second);
+    if (std::isnan(m.fraction)) return d;
     const Interval fraction = median_interval(fractions_of(e, s));
-    j["fraction"] = fraction.estimate, j["fraction_low"] = fraction.low,
-    j["fraction_high"] = fraction.high;
-    j["limited_by"] = limited_rate(e), j["limit"] = median(s.counters.at(limit_counter(e)));
-    return j;
+    d.fraction = fraction.estimate;
+    d.fraction_low = fraction.low;
+    d.fraction_high = fraction.high;
+    d.limited_by = limited_rate(e);
+    d.limit = median(s.counters.at(limit_counter(e)));
+    return d;
   }
 
  private:
@@ -218,13 +223,8 @@ std::vector<Measured> Rounds::run(const std::vector<Entry>& entries) {
 }
 
 void Rounds::add_ratio(const std::string& name, const std::string& over, const Interval& ratio) {
-  const auto found = std::find_if(report_.rbegin(), report_.rend(),
-                                  [&](const nlohmann::json& j) { return j["name"] == name; });
-  (*found)["ratios"].push_back({{"over", over},
-                                {"ratio", ratio.estimate},
-                                {"low", ratio.low},
-                                {"high", ratio.high},
-                                {"coverage", ratio.coverage}});
+  const auto found = std::ranges::find(report_.rbegin(), report_.rend(), name, &Measurement::name);
+  found->ratios.push_back({over, ratio.estimate, ratio.low, ratio.high, ratio.coverage});
 }
 
 }  // namespace assay::bench

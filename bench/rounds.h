@@ -6,11 +6,11 @@
 #include <cstdio>
 #include <functional>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "bench/intervals.h"
+#include "harness/results/bench_run.h"
 
 namespace assay::bench {
 
@@ -64,10 +64,8 @@ class Rounds {
   // run.
   void add_ratio(const std::string& name, const std::string& over, const Interval& ratio);
 
-  // Returns everything that was measured so far: a list of {"name", "seconds", "low", "high",
-  // "coverage", "repetitions", "GFLOP/s", "GB/s", "fraction", ..., "ratios"}, with the fields that
-  // exist, and {"name", "failed"} for a candidate that failed.
-  const nlohmann::json& report() const { return report_; }
+  // Returns everything that was measured so far.
+  const std::vector<Measurement>& report() const { return report_; }
 
   // Where tables are printed: standard output, unless --benchmark_format uses it; nowhere if
   // benchmarks are only listed.
@@ -79,7 +77,7 @@ class Rounds {
   std::vector<std::string> arguments_;
   bool lists_only_ = false;
   std::FILE* tables_ = nullptr;
-  nlohmann::json report_ = nlohmann::json::array();
+  std::vector<Measurement> report_;
   std::unique_ptr<Reporter> reporter_;
 };
 

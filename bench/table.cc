@@ -89,20 +89,21 @@ void Table::summary() const {
                100 * median(spreads_), 100 * *std::max_element(spreads_.begin(), spreads_.end()));
 }
 
-nlohmann::json print_machine(std::FILE* to, const std::vector<int>& thread_counts) {
-  nlohmann::json limits = nlohmann::json::array();
+std::vector<MachineLimits> print_machine(std::FILE* to, const std::vector<int>& thread_counts) {
+  std::vector<MachineLimits> limits;
   constexpr int bursts = 5;
   double one = 0;
   fmt::print(to, "Multiply-adds in registers ({}), GFLOP/s, medians and ranges of {} bursts:\n",
              measured_with(), bursts);
   for (const int threads : thread_counts) {
-    nlohmann::json& limit = limits.emplace_back(nlohmann::json{{"threads", threads}});
+    MachineLimits& limit = limits.emplace_back();
+    limit.threads = threads;
     fmt::print(to, "{:>4} {}", threads, threads == 1 ? "thread: " : "threads:");
     for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16}) {
       std::vector<double> rates;
       for (int b = 0; b < bursts; ++b) rates.push_back(fma_gflops(threads, 0.01, dtype));
       const auto [low, high] = std::minmax_element(rates.begin(), rates.end());
-      if (*high > 0) limit["fma GFLOP/s"][std::string(format(dtype).name)] = median(rates);
+      if (*high > 0) limit.fma_gflops[std::string(format(dtype).name)] = median(rates);
       if (*high > 0)
         fmt::print(to, " {} {:.0f} ({:.0f} to {:.0f})", format(dtype).name, median(rates), *low,
                    *high);
@@ -114,7 +115,7 @@ nlohmann::json print_machine(std::FILE* to, const std::vector<int>& thread_count
     }
     auto read = [&](std::size_t kib) {
       const double rate = read_gigabytes_per_second(kib << 10, threads, 0.03);
-      limit["read GB/s"][fmt::format("{} KiB", kib)] = rate;
+      limit.read_gigabytes[fmt::format("{} KiB", kib)] = rate;
       return rate;
     };
     const double near = read(16), middle = read(512), far = read(64 << 10);

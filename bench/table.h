@@ -36,8 +36,7 @@ class Table {
   bool begun_ = false;
 };
 
-// Prints the machine's limits on so many threads in a few lines, and returns what was measured:
-// [{"threads", "fma GFLOP/s": {dtype: median}, "read GB/s": {KiB: rate}}].
-nlohmann::json print_machine(std::FILE* to, const std::vector<int>& thread_counts);
+// Prints the machine's limits on so many threads in a few lines, and returns what was measured.
+std::vector<MachineLimits> print_machine(std::FILE* to, const std::vector<int>& thread_counts);
 
 }  // namespace assay::bench

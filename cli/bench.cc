@@ -104,7 +104,7 @@ int run(const BenchOptions& o) {
       o.bin.empty() ? fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "bench"
                     : fs::path(o.bin);
   const Scratch scratch;
-  Json whole = {{"format", 1}, {"machine", to_json(this_machine())}, {"modes", Json::array()}};
+  BenchRun whole{this_machine(), {}};
   std::size_t measured = 0;
   std::vector<std::string> failures;
   for (const Mode& mode : chosen(o)) {
@@ -124,13 +124,11 @@ int run(const BenchOptions& o) {
       throw std::runtime_error(fmt::format("{} {} ended with exit status {}; nothing was stored",
                                            mode.program, mode.name, status));
     if (o.list) continue;
-    Json part = Json::parse(std::ifstream(scratch.path));
-    for (const Json& m : part["measured"])
-      if (m.contains("failed"))
-        failures.push_back(
-            fmt::format("{}: {}", m["name"].get<std::string>(), m["failed"].get<std::string>()));
+    whole.modes.push_back(from_json<BenchMode>(Json::parse(std::ifstream(scratch.path)),
+                                               mode.program + std::string(" --json")));
+    for (const Measurement& m : whole.modes.back().measured)
+      if (m.failed) failures.push_back(fmt::format("{}: {}", m.name, *m.failed));
       else ++measured;
-    whole["modes"].push_back(std::move(part));
   }
   if (o.list) return all_passed;
   if (measured + failures.size() == 0)
@@ -139,9 +137,8 @@ int run(const BenchOptions& o) {
         o.filter));
   fmt::print("\n{} measured, {} failed\n", measured, failures.size());
   for (const std::string& f : failures) fmt::print("  {}\n", f);
-  if (!o.json.empty()) write_file(o.json, whole.dump(1) + "\n");
-  if (!o.store.empty())
-    fmt::print("store: run {} of {}\n", Store(o.store).append_bench(whole), o.store);
+  if (!o.json.empty()) write_file(o.json, to_json(whole).dump(1) + "\n");
+  if (!o.store.empty()) fmt::print("store: run {} of {}\n", Store(o.store).append(whole), o.store);
   return failures.empty() ? all_passed : some_failed;
 }
 

@@ -29,6 +29,8 @@ class BallRow {
   };
 
  private:
+  class Evaluation;
+
   std::vector<Enclosure> o_;
   Enclosure lse_;
   RowTruth truth_;

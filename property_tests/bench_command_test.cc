@@ -118,8 +118,9 @@ TEST_F(Bench, FailuresOfCandidatesAndOfPrograms) {
   // The candidate threw. The other cases are measured, the status tells that something is wrong,
   // and the store keeps it.
   script("attention_bench",
-         "while [ \"$1\" != --json ]; do shift; done; echo '{\"mode\": \"overhead\", \"limits\": "
-         "[], \"measured\": [{\"name\": \"overhead/a/L:1\", \"failed\": \"no memory\"}]}' > $2\n");
+         "while [ \"$1\" != --json ]; do shift; done; echo '{\"format\": 1, \"mode\": "
+         "\"overhead\", \"limits\": [], \"limits with\": \"\", \"measured\": [{\"name\": "
+         "\"overhead/a/L:1\", \"failed\": \"no memory\"}]}' > $2\n");
   Ran r = run("bench overhead --bin " + folder_.string() + " --store " + file("b.db"));
   EXPECT_EQ(r.status, 1) << r.output;
   EXPECT_THAT(r.output, HasSubstr("0 measured, 1 failed\n  overhead/a/L:1: no memory"));

@@ -333,32 +333,35 @@ std::int64_t Store::append(const FuzzSummary& summary, const Machine& machine) {
   return insert_alone(whole);
 }
 
-std::int64_t Store::append_bench(const Json& measured) {
-  StoredRun whole = begun("benchmark", "bench", 0, measured.at("machine"));
+std::int64_t Store::append(const BenchRun& run) {
+  StoredRun whole = begun("benchmark", "bench", 0, to_json(run.machine));
   std::vector<std::string> modes;
   std::size_t failed = 0;
-  for (const Json& part : measured.at("modes")) {
-    modes.push_back(part.at("mode"));
-    for (const Json& m : part.at("measured")) {
+  for (const BenchMode& mode : run.modes) {
+    modes.push_back(mode.mode);
+    for (const Measurement& m : mode.measured) {
       StoredResult& r = whole.results.emplace_back();
-      r.name = m.at("name");
-      if (m.contains("failed")) {
+      r.name = m.name;
+      if (m.failed) {
         ++failed;
         r.outcome = "error";
-        r.reason = m["failed"];
+        r.reason = m.failed;
         continue;
       }
+      r.seconds = m.seconds;
       r.counters = Json::object();
-      for (const char* name :
-           {"GFLOP/s", "GB/s", "fraction", "fraction_low", "fraction_high", "limit"})
-        if (m.contains(name)) r.counters[name] = m[name];
+      for (const auto& [rate, value] : m.rates) r.counters[rate] = value;
+      for (const auto& [name, value] : {std::pair{"fraction", m.fraction},
+                                        {"fraction_low", m.fraction_low},
+                                        {"fraction_high", m.fraction_high},
+                                        {"limit", m.limit}})
+        if (value) r.counters[name] = *value;
       // The name of a ratio is mode/candidate/problem; the candidate distinguishes the ratios of a
       // line.
-      for (const Json& ratio : m.at("ratios")) {
-        const std::string over = ratio.at("over"), rest = over.substr(over.find('/') + 1);
-        r.counters["over " + rest.substr(0, rest.find('/'))] = ratio.at("ratio");
+      for (const BenchRatio& ratio : m.ratios) {
+        const std::string rest = ratio.over.substr(ratio.over.find('/') + 1);
+        r.counters["over " + rest.substr(0, rest.find('/'))] = ratio.ratio;
       }
-      r.seconds = m.at("seconds");
     }
   }
   if (whole.results.empty()) fail("benchmarks without results are not stored");

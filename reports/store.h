@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "harness/results/bench_run.h"
 #include "harness/results/faults_score.h"
 #include "harness/results/fuzz_summary.h"
 #include "harness/results/run.h"
@@ -45,8 +46,7 @@ class Store {
   std::int64_t append(const Run& run);
   std::int64_t append(const FaultsScore& score, const Machine& machine);
   std::int64_t append(const FuzzSummary& summary, const Machine& machine);
-  // Appends what `assay bench --json` writes.
-  std::int64_t append_bench(const Json& measured);
+  std::int64_t append(const BenchRun& measured);
   // Appends what Google Benchmark writes with --benchmark_out_format=json. Returns the number of
   // the run.
   std::int64_t append_benchmarks(const Json& report, const std::string& title);

@@ -17,7 +17,7 @@ namespace {
 constexpr const char* other_order = "the candidate may add up in another order there";
 
 // One case on its way through the judging.
-struct Run {
+struct CaseRun {
   const Case& c;
   Candidate& candidate;
   const ExecuteOptions& options;
@@ -37,7 +37,7 @@ struct Run {
   JudgeOptions judging(Painter* painter) const;
 };
 
-bool Run::supported(std::initializer_list<Call> calls) const {
+bool CaseRun::supported(std::initializer_list<Call> calls) const {
   turn(Turn::candidate);
   try {
     std::string why;
@@ -53,7 +53,7 @@ bool Run::supported(std::initializer_list<Call> calls) const {
   return false;
 }
 
-JudgeOptions Run::judging(Painter* painter) const {
+JudgeOptions CaseRun::judging(Painter* painter) const {
   JudgeOptions judging;
   judging.threads = options.oracle_threads;
   judging.sample_rows = c.sample_rows;
@@ -73,7 +73,7 @@ JudgeOptions Run::judging(Painter* painter) const {
 // `take(verdict)` puts the verdict into the result. Returns whether the case may go on; if it may
 // not, its result is complete.
 template <class Step, class Take>
-bool judge_step(const Run& run, const Step& step, const typename Step::Out& first,
+bool judge_step(const CaseRun& run, const Step& step, const typename Step::Out& first,
                 const JudgeOptions& judging, const Take& take) {
   const typename Step::Out second = step.outputs();
   run.turn(Turn::candidate);
@@ -101,7 +101,7 @@ bool judge_step(const Run& run, const Step& step, const typename Step::Out& firs
 }
 
 template <class Step>
-void ask_relations(const Run& run, const Step& step, const typename Step::Out& base) {
+void ask_relations(const CaseRun& run, const Step& step, const typename Step::Out& base) {
   if (!run.options.relations) return;
   run.turn(Turn::candidate);
   const bool promises = run.candidate.abilities().promises_bits;
@@ -115,14 +115,14 @@ void ask_relations(const Run& run, const Step& step, const typename Step::Out& b
       return run.end(Outcome::fail, fmt::format("relation {} {}", name, text_of(relation)));
 }
 
-void keep_pictures(const Run& run, const std::optional<Painter>& painter) {
+void keep_pictures(const CaseRun& run, const std::optional<Painter>& painter) {
   if (painter && run.result.was_compared())
     run.result.pictures = painter->pictures(run.result.verdict.row_tile);
 }
 
 Painter* address_of(std::optional<Painter>& painter) { return painter ? &*painter : nullptr; }
 
-void run_attention(const Run& run) {
+void run_attention(const CaseRun& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
   const Inputs inputs(run.c, run.options.around);
@@ -139,7 +139,7 @@ void run_attention(const Run& run) {
 }
 
 // The gradients are computed from the candidate's own O and LSE, which are judged first.
-void run_backward(const Run& run) {
+void run_backward(const CaseRun& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
   const Inputs inputs(run.c, run.options.around);
@@ -160,7 +160,7 @@ void run_backward(const Run& run) {
   keep_pictures(run, painter);
 }
 
-void run_product(const Run& run) {
+void run_product(const CaseRun& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
   const ProductInputs inputs(run.c, run.options.around);
@@ -189,7 +189,7 @@ void run_product(const Run& run) {
 
 constexpr struct {
   Operation operation;
-  void (*run)(const Run&);
+  void (*run)(const CaseRun&);
 } operations[] = {
     {Operation::attention, run_attention},
     {Operation::backward, run_backward},
@@ -247,7 +247,7 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   result.dtype = product ? traits(c.product.format).name : format(c.dtype).name;
   if (product) result.tail_step = tail_step_of(c.product.format);
   check_memory(c);
-  const Run run{c, candidate, options, execution_of(c), result};
+  const CaseRun run{c, candidate, options, execution_of(c), result};
   for (const auto& row : operations)
     if (row.operation == c.operation) row.run(run);
   return result;

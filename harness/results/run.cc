@@ -2,19 +2,6 @@
 
 namespace assay {
 
-template <class Fields, Described<Machine> Value>
-void describe_fields(Fields& fields, Value& m) {
-  fields("cpu", m.cpu);
-  fields("threads", m.threads);
-  fields("simd target", m.simd_target);
-  fields("simd targets", m.simd_targets);
-  fields("memory MiB", m.memory_mib);
-  fields("compiler", m.compiler);
-  fields("flags", m.flags);
-  fields("commit", m.commit);
-  fields("assay", m.release);
-}
-
 template <class Fields, Described<Run> Value>
 void describe_summary(Fields& fields, Value& run) {
   auto& s = run.summary;
@@ -44,11 +31,7 @@ void describe_fields(Fields& fields, Value& run) {
   fields.object("summary", [&](auto& summary) { describe_summary(summary, run); });
 }
 
-Json to_json(const Machine& machine) { return write_fields(machine); }
 Json to_json(const Run& run) { return write_fields(run); }
-void read_json(const Json& json, const std::string& where, Machine& machine) {
-  read_fields(json, where, machine);
-}
 void read_json(const Json& json, const std::string& where, Run& run) {
   read_fields(json, where, run);
 }

@@ -8,16 +8,9 @@
 #include <vector>
 
 #include "harness/results/adequacy.h"
+#include "harness/results/machine.h"
 
 namespace assay {
-
-struct Machine {
-  std::string cpu;
-  int threads = 1;
-  std::string simd_target, simd_targets;
-  Index memory_mib = 0;
-  std::string compiler, flags, commit, release;
-};
 
 // The number of results with each outcome.
 struct OutcomeCounts {
@@ -42,10 +35,8 @@ struct Run {
   std::vector<CaseResult> results;
 };
 
-Json to_json(const Machine& machine);
 Json to_json(const Run& run);
-// Both throw SchemaError, whose message begins with `where`.
-void read_json(const Json& json, const std::string& where, Machine& machine);
+// Throws SchemaError, whose message begins with `where`.
 void read_json(const Json& json, const std::string& where, Run& run);
 
 OutcomeCounts count_outcomes(const std::vector<CaseResult>& results);
