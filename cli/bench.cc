@@ -155,11 +155,11 @@ void add_measurement(CLI::App& bench, BenchOptions& o) {
                    "measured leave gaps in the tables");
   bench
       .add_option("--repetitions", o.repetitions,
-                  "Of each benchmark, in random order among those it is compared with; 6 are the "
-                  "fewest of a 95% interval of a median")
+                  "How often each benchmark is repeated, in random order among those that it is "
+                  "compared with; a 95% interval of a median needs at least 6")
       ->transform(number_in(1, 100))
       ->capture_default_str();
-  bench.add_option("--min-time", o.min_time, "Seconds of a repetition, at least")
+  bench.add_option("--min-time", o.min_time, "The shortest time of a repetition, in seconds")
       ->transform(number_in(0.001, 60.0))
       ->capture_default_str();
 }
@@ -170,15 +170,15 @@ Command add_bench(CLI::App& app) {
   const auto o = std::make_shared<BenchOptions>();
   CLI::App* command = app.add_subcommand(
       "bench",
-      "Measure kernels, caches, products, verdicts and generators: fractions of the machine's "
-      "limits, ratios to peers with intervals; docs/commands/bench.md");
+      "Measure kernels, caches, products, verdicts and generators as fractions of the machine's "
+      "limits and as ratios to peers, with intervals; docs/commands/bench.md");
   command->add_option("WHAT", o->modes,
                       fmt::format("Some of {}; all by default", fmt::join(bench_modes(), ", ")));
   add_measurement(*command, *o);
   command->add_flag("--list", o->list, "Name the benchmarks and run nothing");
   command->add_option("--bin", o->bin,
-                      "Where attention_bench and oracle_bench lie; beside this command's folder by "
-                      "default");
+                      "The folder of attention_bench and oracle_bench; the default is beside this "
+                      "command's folder");
   command->add_option("--json", o->json, "Write what was measured as JSON")->check(writable());
   command->add_option("--store", o->store, "Append what was measured to this store")
       ->check(writable());

@@ -164,8 +164,9 @@ int run(const CheckOptions& o) {
 void add_candidates(CLI::App& check, CheckOptions& o) {
   check
       .add_option("--candidate", o.candidate,
-                  "host, host-undeclared (no contract: a ladder is tried), unfused (the fallback), "
-                  "sdpa (what the dispatcher chooses), device:NAME, lib:PATH or fault:NAME")
+                  "What is judged: host, host-undeclared (declares no contract, so a ladder is "
+                  "tried), unfused (the fallback), sdpa (what the dispatcher chooses), "
+                  "device:NAME, lib:PATH or fault:NAME")
       ->capture_default_str();
   check
       .add_option("--device", o.device,
@@ -175,8 +176,8 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
       ->excludes("--candidate");
   check
       .add_option("--kernel", o.library,
-                  "Judge a shared library of yours, in a process of its own: "
-                  "include/assay/kernel.h, or `assay new-kernel DIR`, says how it looks")
+                  "Judge a shared library of yours, in a process of its own; "
+                  "include/assay/kernel.h and `assay new-kernel DIR` show how to write one")
       ->excludes("--candidate")
       ->excludes("--device");
 }
@@ -184,12 +185,13 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
 void add_extent(CLI::App& check, CheckOptions& o) {
   check
       .add_option("--time", o.time_seconds,
-                  "Repeat the suite with new seeds for so many seconds; what no time was left for "
-                  "is counted and not run")
+                  "Repeat the suite with new seeds for so many seconds; cases that the time is too "
+                  "short for are counted and not run")
       ->transform(seconds_number());
   check
-      .add_option("--max-unsupported", o.most_unsupported,
-                  "Percent of the cases that may be unsupported; more of them is exit status 1")
+      .add_option(
+          "--max-unsupported", o.most_unsupported,
+          "Percent of the cases that may be unsupported; if there are more, the exit status is 1")
       ->transform(number_in(0.0, 100.0))
       ->capture_default_str();
   check.add_flag("--list", o.list, "Print the case lines and run nothing");
@@ -209,8 +211,8 @@ void add_outputs(CLI::App& check, CheckOptions& o) {
       ->needs("--html");
   check
       .add_option("--standalone", o.standalone,
-                  "Write the first failing case (shrunk), or the first case, as a C++ file without "
-                  "dependencies; of attention alone")
+                  "Write the first failing case (shrunk), or the first case if none fails, as a "
+                  "C++ file without dependencies; only for attention")
       ->check(writable());
 }
 
@@ -238,7 +240,7 @@ Command add_check(CLI::App& app) {
   add_guard_pages(*check, o->workers.execute);
   check
       ->add_option("--ball-rows", o->workers.execute.ball_rows,
-                   "Rows of a case cross-checked in ball arithmetic")
+                   "How many rows of a case are computed again in ball arithmetic, as a check")
       ->transform(number_in(0, 1 << 20))
       ->capture_default_str();
   add_workers(*check, o->workers);

@@ -233,15 +233,14 @@ int run(const FaultsOptions& o) {
 
 Command add_faults(CLI::App& app) {
   const auto o = std::make_shared<FaultsOptions>();
-  CLI::App* command = app.add_subcommand(
-      "faults",
-      "Plant every known bug in the kernel and see which case kills it; then see that the kernel "
-      "itself passes");
+  CLI::App* command = app.add_subcommand("faults",
+                                         "Plant every known bug in the kernels and show which case "
+                                         "kills it; then show that the kernels themselves pass");
   command->add_option("--suite", o->suite,
-                      "The suite that has to kill them, instead of each fault's own; names as for "
-                      "`assay check --suite`");
-  command->add_option("--only", o->only, "One fault by name, as --list prints it");
-  command->add_option("--seed", o->seed, "Of the inputs")
+                      "The suite that must kill the faults, instead of each fault's own suite; "
+                      "names as for `assay check --suite`");
+  command->add_option("--only", o->only, "Only the fault of this name, as --list prints it");
+  command->add_option("--seed", o->seed, "The seed of the inputs")
       ->transform(any_number())
       ->capture_default_str();
   command->add_option("--json", o->json, "Write the score as JSON")->check(writable());

@@ -112,33 +112,34 @@ int run_jobs(const FuzzCommandOptions& o) {
 }
 
 void add_budget(CLI::App& fuzz, FuzzCommandOptions& o) {
-  fuzz.add_option("--hours", o.hours, "Altogether, earlier runs in the same folder included")
+  fuzz.add_option("--hours", o.hours, "Hours in all, with those of earlier runs in the same folder")
       ->transform(number_in(1e-5, 1e5))
       ->capture_default_str();
-  fuzz.add_option("--jobs", o.jobs.jobs, "Processes at a time")
+  fuzz.add_option("--jobs", o.jobs.jobs, "How many processes run at a time")
       ->transform(number_in(1, 1024))
       ->capture_default_str();
   fuzz.add_option("--slice", o.jobs.slice, "Seconds that a target gets at a time")
       ->transform(number_in(2.0, 86400.0))
       ->capture_default_str();
   fuzz.add_option("--corpus-mib", o.jobs.corpus_mib,
-                  "Of a target; a larger corpus is merged to what adds coverage")
+                  "The largest corpus of a target, in MiB; of a larger one, only what adds "
+                  "coverage is kept")
       ->transform(number_in(1, 1 << 20))
       ->capture_default_str();
-  fuzz.add_option("--memory", o.jobs.memory_mib, "MiB of a process")
+  fuzz.add_option("--memory", o.jobs.memory_mib, "Memory of a process, in MiB")
       ->transform(number_in(64, 1 << 20))
       ->capture_default_str();
 }
 
 void add_fault_hunt(CLI::App& fuzz, FuzzCommandOptions& o) {
   fuzz.add_flag("--faults", o.faults,
-                "Instead: each planted fault against its target from an empty corpus, and how long "
-                "it takes to be found");
+                "Instead, measure how long each planted fault takes to be found by its target from "
+                "an empty corpus");
   fuzz.add_option("--fault-seconds", o.fault_seconds,
-                  "With --faults: seconds that each is looked for")
+                  "With --faults: for how many seconds each fault is looked for")
       ->transform(seconds_number())
       ->capture_default_str();
-  fuzz.add_option("--only", o.only, "With --faults: one fault by name");
+  fuzz.add_option("--only", o.only, "With --faults: only the fault of this name");
 }
 
 }  // namespace
@@ -148,24 +149,25 @@ Command add_fuzz(CLI::App& app) {
   o->jobs.jobs = hardware_threads();
   CLI::App* command = app.add_subcommand(
       "fuzz",
-      "Long fuzz jobs over libFuzzer targets: budget shared by who still finds something, killed "
-      "and gone on with at will; docs/fuzzing.md");
-  command->add_option("TARGET", o->jobs.targets, "Only these; all by default");
+      "Run long fuzz jobs over libFuzzer targets. Time goes to the targets that still find "
+      "something; a job that was killed goes on where it was; docs/fuzzing.md");
+  command->add_option("TARGET", o->jobs.targets, "Only these targets; the default is all of them");
   command
-      ->add_option("--bin", o->jobs.binaries,
-                   "Where the targets lie (TARGET_fuzz), as the presets fuzz and fuzz-fast build "
-                   "them")
+      ->add_option(
+          "--bin", o->jobs.binaries,
+          "The folder of the targets (TARGET_fuzz) that the presets fuzz and fuzz-fast build")
       ->required();
   command
       ->add_option("--work", o->jobs.work,
-                   "Folder of corpora, findings and state; the same folder goes on where it was")
+                   "The folder of corpora, findings and state; with the same folder, jobs go on "
+                   "where they were")
       ->required();
   command->add_option("--seeds", o->jobs.seeds, "A folder of folders of inputs, by target");
   command->add_option("--keep", o->jobs.keep,
-                      "Where minimised inputs of findings go, by target, to be replayed as tests; "
-                      "else WORK/regressions");
+                      "The folder to which minimised inputs of findings are copied, by target, so "
+                      "that tests replay them; the default is WORK/regressions");
   add_budget(*command, *o);
-  command->add_option("--seed", o->jobs.seed, "Of the fuzzers")
+  command->add_option("--seed", o->jobs.seed, "The seed of the fuzzers")
       ->transform(any_number())
       ->capture_default_str();
   add_fault_hunt(*command, *o);

@@ -48,11 +48,10 @@ int new_kernel(const std::string& folder) {
 
 Command add_new_kernel(CLI::App& app) {
   const auto folder = std::make_shared<std::string>();
-  CLI::App* command = app.add_subcommand(
-      "new-kernel",
-      "Write a CMake project of a kernel library, which builds and passes: put your kernel in the "
-      "place of its");
-  command->add_option("DIR", *folder, "A folder that is not there yet, or empty")->required();
+  CLI::App* command = app.add_subcommand("new-kernel",
+                                         "Write a CMake project of a kernel library that builds "
+                                         "and passes; replace its kernel with yours");
+  command->add_option("DIR", *folder, "A folder that does not exist yet, or is empty")->required();
   command->footer(
       "Exit status: 0 written, 2 the folder holds something, or cannot be made.\n\nExamples:\n"
       "  assay new-kernel mine && cmake -S mine -B mine/build && cmake --build mine/build\n"

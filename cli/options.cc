@@ -116,15 +116,17 @@ void add_workers(CLI::App& command, WorkerOptions& workers) {
       ->capture_default_str();
   command
       .add_option("--timeout", workers.timeout_seconds,
-                  "Seconds that one case may take, judging it included; beyond them it has failed")
+                  "Seconds that one case may take, with its judging; a candidate that takes longer "
+                  "has failed")
       ->transform(seconds_number())
       ->capture_default_str();
   command.add_flag("--in-process", workers.in_process,
                    "Run the cases in this process, one after the other: for debuggers and "
                    "emulators");
   command
-      .add_option("--memory", workers.memory_mib,
-                  "Memory of a worker in MiB, all there is by default; 0: no limit")
+      .add_option(
+          "--memory", workers.memory_mib,
+          "Memory of a worker in MiB; the default is all memory of the machine; 0: no limit")
       ->transform(number_in(Index{0}, Index{1} << 30))
       ->capture_default_str();
 }
@@ -135,7 +137,7 @@ void add_guard_pages(CLI::App& command, ExecuteOptions& execute) {
                                                      {"before", Surroundings::page_before}};
   command
       .add_option("--guard-pages", execute.around,
-                  "behind or before: a page that cannot be touched lies there next to every "
+                  "Put a page that cannot be accessed behind or before every "
                   "tensor, so that one element read or written beyond it is a crash.\n"
                   "A library always has them behind its tensors")
       ->transform(CLI::CheckedTransformer(sides).description("none|behind|before"));

@@ -131,13 +131,12 @@ int verify(const VerifyCommandOptions& o) {
 
 Command add_record(CLI::App& app) {
   const auto o = std::make_shared<RecordOptions>();
-  CLI::App* command = app.add_subcommand(
-      "record",
-      "Write cases as tensors, so that they travel to another machine or framework and its answer "
-      "comes back");
+  CLI::App* command = app.add_subcommand("record",
+                                         "Write the inputs of cases as tensors for another machine "
+                                         "or framework, whose answers `assay verify` judges");
   add_selection(*command, o->selection);
   command->add_option("--candidate", o->candidate,
-                      "Also what this candidate makes of them: host, lib:PATH, fault:NAME, ...");
+                      "Also write the outputs of this candidate: host, lib:PATH, fault:NAME, ...");
   command->add_option("-o,--output", o->file, "The file: NAME.safetensors")
       ->check(writable())
       ->required();
@@ -153,17 +152,18 @@ Command add_record(CLI::App& app) {
 
 Command add_verify(CLI::App& app) {
   const auto o = std::make_shared<VerifyCommandOptions>();
-  CLI::App* command = app.add_subcommand(
-      "verify",
-      "Judge recorded tensors: inputs and outputs in safetensors files, whoever made them; "
-      "docs/records.md");
+  CLI::App* command = app.add_subcommand("verify",
+                                         "Judge recorded tensors: inputs and outputs in "
+                                         "safetensors files, from any program; docs/records.md");
   command->add_option("FILE", o->files, "A file of one or more records")->required();
   command->add_option("--record", o->record, "Only the record of this name");
   command->add_flag("--list", o->list, "Print the lines of the records, and judge nothing");
-  command->add_option("--rows", o->rows, "Judge so many seeded rows of each head (of C); 0: all")
+  command
+      ->add_option("--rows", o->rows,
+                   "Judge only so many rows of each head (or of C), drawn with --seed; 0: all")
       ->transform(number_in(Index{0}, Index{1} << 40))
       ->capture_default_str();
-  command->add_option("--seed", o->seed, "Of the choice of --rows")
+  command->add_option("--seed", o->seed, "The seed with which --rows are drawn")
       ->transform(any_number())
       ->capture_default_str();
   command->add_option("--threads", o->threads, "Threads of the oracle")

@@ -37,11 +37,12 @@ void add_selection(CLI::App& command, SelectionOptions& o) {
   suite->excludes(lines)->excludes(file);
   command.add_option("--filter", o.filter, "Only cases whose line contains this text");
   command
-      .add_option("--seed", o.seed, "Of the inputs of a suite; a case line has a seed of its own")
+      .add_option("--seed", o.seed,
+                  "The seed of the inputs of a suite; a case line has a seed of its own")
       ->transform(any_number())
       ->capture_default_str();
   command.add_option("--shard", o.shard,
-                     "i/n: every n-th case, from the i-th (0-based) on, as 0/4");
+                     "i/n, as 0/4: run every n-th case, beginning with the i-th, counted from 0");
 }
 
 Selection select_cases(const SelectionOptions& o, std::uint64_t seed) {

@@ -121,11 +121,14 @@ int compare(const CompareOptions& o) {
 Command add_store(CLI::App& app) {
   const auto o = std::make_shared<StoreOptions>();
   CLI::App* command = app.add_subcommand(
-      "store", "Runs over time, in one SQLite file: list them, export and import them");
+      "store", "List, export and import the runs of a store, which is one SQLite file");
   command->add_option("STORE", o->file, "The file that --store appends to")->required();
-  command->add_option("--export", o->export_to, "Write all runs to this file as JSON, a line each")
+  command
+      ->add_option("--export", o->export_to,
+                   "Write all runs to this file as JSON, one line for each")
       ->check(writable());
-  command->add_option("--import", o->import, "Append the runs of such a file: all or none");
+  command->add_option("--import", o->import,
+                      "Append the runs of such a file, either all of them or none");
   command
       ->add_option("--dashboard", o->dashboard,
                    "Write accuracy and speed over time as one HTML page")
@@ -144,12 +147,12 @@ Command add_store(CLI::App& app) {
 
 Command add_compare(CLI::App& app) {
   const auto o = std::make_shared<CompareOptions>();
-  CLI::App* command = app.add_subcommand(
-      "compare",
-      "Two runs of a store: how much nearer to the bounds, how much slower, with intervals; exit "
-      "status 1 beyond the margins");
+  CLI::App* command =
+      app.add_subcommand("compare",
+                         "Compare two runs of a store: how much nearer the second is to the bounds "
+                         "and how much slower, with intervals; exit status 1 beyond the margins");
   command->add_option("A", o->a, "STORE#RUN, as runs.db#3")->required();
-  command->add_option("B", o->b, "Likewise; ratios are B over A")->required();
+  command->add_option("B", o->b, "The other run, likewise; ratios are B over A")->required();
   command
       ->add_option("--accuracy-margin", o->accuracy_margin,
                    "Percent that the largest error/bound may grow")

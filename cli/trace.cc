@@ -67,7 +67,7 @@ Command add_trace(CLI::App& app) {
       ->excludes("--candidate");
   command
       ->add_option("--timeout", o->timeout_seconds,
-                   "Seconds that it may take; beyond them exit status 1")
+                   "Seconds that the trace may take; if it takes longer, the exit status is 1")
       ->transform(number_in(1, 86400))
       ->capture_default_str();
   command->footer(
