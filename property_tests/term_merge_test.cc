@@ -101,6 +101,7 @@ MergedRow row_of(Parts parts, const Contract& contract, const MergeTerms& terms)
 // The largest error/bound over both outputs and both forms.
 double largest_ratio(const Parts& parts, const Contract& contract, const MergeTerms& terms) {
   const MergedRow row = row_of(parts, contract, terms);
+  EXPECT_TRUE(row.o_bound[0] > 0 && row.lse_bound > 0);
   double ratio = 0;
   Adversary adversary;
   for (Form form : {Form::divided_at_the_end, Form::divided_weights}) {
