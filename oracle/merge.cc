@@ -55,17 +55,21 @@ class MergeBound {
   // `values` holds O_s of one column, for the parts of the shares.
   double column(const std::vector<double>& values, double o) const {
     if (shares_.part.size() < 2) return 0;
-    double centred = 0, absolute = 0, sum = 0;
+    double centred = 0, absolute = 0, sum = 0, distant = 0;
     for (std::size_t k = 0; k < values.size(); ++k) {
       const double grown = shares_.p[k] * (1 + growth_[k]);
       centred += (shares_.p[k] * growth_[k] + omega(k)) * std::fabs(values[k] - o);
       absolute += grown * std::fabs(values[k]);
       sum += grown;
+      // The quotient of a weight of 1 is at least 1 / n, and does not underflow.
+      if (shares_.distance[k] != 0) distant += std::fabs(values[k]);
     }
     if (!(denominator_ > safety::least_denominator)) return inf;
     const double divisions =
         terms_[Term::division] * safety::one_rounding * c_.division_roundings * c_.roundoff;
-    const double numerator = centred + term_gamma_ * absolute + std::fabs(o) * sum_gamma_ * sum;
+    const double quotients = terms_[Term::quotient_underflow] * c_.product_floor * distant;
+    const double numerator =
+        centred + term_gamma_ * absolute + std::fabs(o) * sum_gamma_ * sum + quotients;
     const double underflow =
         terms_[Term::value_underflow] * (2 * shares_.count() + 2) * c_.product_floor;
     const double bound = numerator / denominator_ + underflow;
