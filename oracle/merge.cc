@@ -11,6 +11,8 @@
 namespace assay {
 namespace {
 
+using Term = MergeTerm;
+
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 constexpr double log_two = 0.69314718055994530942;
@@ -29,20 +31,22 @@ struct Shares {
 // bounds.md, 10: of |Ohat - O| and of LSE for arithmetic `c`, as sums over parts
 class MergeBound {
  public:
-  MergeBound(const Shares& s, const Contract& c, double unit) : shares_(s), c_(c) {
+  MergeBound(const Shares& s, const Contract& c, double unit, const MergeTerms& terms)
+      : shares_(s), c_(c), terms_(terms) {
     // A single part is taken as it is: its weight is 1, and no sum and no division is rounded.
     if (s.part.size() < 2) return;
     const double u = c.roundoff;
-    term_gamma_ = gamma_factor(s.count() + 1, u);
-    sum_gamma_ = gamma_factor(s.count(), u);
+    term_gamma_ =
+        terms_[Term::value_sum] * gamma_factor(s.count() + terms_[Term::weight_quotients], u);
+    sum_gamma_ = terms_[Term::weight_sum] * gamma_factor(s.count(), u);
     // The sum of weights is at least 1, so this also bounds the error relative to that sum.
-    omega_ = c.exp_floor;
+    omega_ = terms_[Term::exp_underflow] * c.exp_floor;
     double defect = 0;
     for (std::size_t k = 0; k < s.p.size(); ++k) {
       growth_.push_back(expm1_above(exponent_error(s.distance[k], unit)));
       defect += s.p[k] * (growth_[k] + (1 + growth_[k]) * sum_gamma_) + omega(k);
     }
-    denominator_ = 1 - defect;
+    denominator_ = 1 - terms_[Term::denominator] * defect;
     lse_ = denominator_ > safety::least_denominator ? lse_bound(defect, unit) : inf;
   }
 
@@ -51,17 +55,24 @@ class MergeBound {
   // `values` holds O_s of one column, for the parts of the shares.
   double column(const std::vector<double>& values, double o) const {
     if (shares_.part.size() < 2) return 0;
-    double centred = 0, absolute = 0, sum = 0;
+    double centred = 0, absolute = 0, sum = 0, distant = 0;
     for (std::size_t k = 0; k < values.size(); ++k) {
       const double grown = shares_.p[k] * (1 + growth_[k]);
       centred += (shares_.p[k] * growth_[k] + omega(k)) * std::fabs(values[k] - o);
       absolute += grown * std::fabs(values[k]);
       sum += grown;
+      // The quotient of a weight of 1 is at least 1 / n, and does not underflow.
+      if (shares_.distance[k] != 0) distant += std::fabs(values[k]);
     }
     if (!(denominator_ > safety::least_denominator)) return inf;
-    const double divisions = safety::one_rounding * c_.division_roundings * c_.roundoff;
-    const double numerator = centred + term_gamma_ * absolute + std::fabs(o) * sum_gamma_ * sum;
-    const double bound = numerator / denominator_ + (2 * shares_.count() + 2) * c_.product_floor;
+    const double divisions =
+        terms_[Term::division] * safety::one_rounding * c_.division_roundings * c_.roundoff;
+    const double quotients = terms_[Term::quotient_underflow] * c_.product_floor * distant;
+    const double numerator =
+        centred + term_gamma_ * absolute + std::fabs(o) * sum_gamma_ * sum + quotients;
+    const double underflow =
+        terms_[Term::value_underflow] * (2 * shares_.count() + 2) * c_.product_floor;
+    const double bound = numerator / denominator_ + underflow;
     return (bound * (1 + divisions) + divisions * std::fabs(o)) * (1 + safety::evaluation);
   }
 
@@ -70,22 +81,28 @@ class MergeBound {
   double exponent_error(double distance, double unit) const {
     if (distance == 0) return 0;
     const double u = c_.roundoff, x = distance * unit;
-    return (c_.argument_roundings * u * x + c_.exp_ulp * 2 * u + c_.exp_ulp_per_unit * 2 * u * x) *
+    return (terms_[Term::argument] * c_.argument_roundings * u * x +
+            terms_[Term::exp] * c_.exp_ulp * 2 * u +
+            terms_[Term::exp_per_unit] * c_.exp_ulp_per_unit * 2 * u * x) *
            (1 + safety::second_order);
   }
   double omega(std::size_t k) const { return shares_.distance[k] == 0 ? 0 : omega_; }
 
-  // Computes B_L of section 4.
+  // Computes B_L.
   double lse_bound(double defect, double unit) const {
     const double u = c_.roundoff, log_sum = std::fabs(shares_.log_sum);
     const double reach = log_sum + defect / unit, magnitude = std::fabs(shares_.max) + log_sum;
-    const double near_one = reach < safety::log_near_one ? safety::log_unit_near_one : 0;
-    return -std::log1p(-defect) / unit + c_.log_ulp * 2 * u * (reach + near_one) +
-           safety::one_rounding * u * (magnitude + reach) + c_.product_floor;
+    const double near_one =
+        reach < safety::log_near_one ? terms_[Term::log_near_one] * safety::log_unit_near_one : 0;
+    const double rounded = terms_[Term::lse_sum] * magnitude + terms_[Term::lse_base] * reach;
+    return terms_[Term::lse_weights] * -std::log1p(-defect) / unit +
+           terms_[Term::log] * c_.log_ulp * 2 * u * (reach + near_one) +
+           safety::one_rounding * u * rounded + terms_[Term::lse_underflow] * c_.product_floor;
   }
 
   const Shares& shares_;
   const Contract& c_;
+  const MergeTerms terms_;
   double term_gamma_ = 0, sum_gamma_ = 0, omega_ = 0, denominator_ = 1, lse_ = 0;
   std::vector<double> growth_;
 };
@@ -138,7 +155,7 @@ void merge_in_balls(const MergeProblem& problem, const Shares& s, Index b, Index
 }  // namespace
 
 MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index b, Index h,
-                    Index i, long bits) {
+                    Index i, long bits, const MergeTerms& terms) {
   MergedRow row;
   Shares s;
   s.max = -inf;
@@ -168,7 +185,7 @@ MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index
   row.underflow.assign(columns, 0);
   row.may_overflow.assign(columns, 0);
   const Contract fp64 = fp64_contract();
-  const MergeBound bound(s, contract, unit), radius(s, fp64, unit);
+  const MergeBound bound(s, contract, unit, terms), radius(s, fp64, unit, {});
   row.lse = s.max + s.log_sum;
   row.lse_radius = radius.lse() * safety::one_rounding;
   row.lse_bound = bound.lse();

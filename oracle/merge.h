@@ -6,6 +6,7 @@
 #include <span>
 
 #include "oracle/contract.h"
+#include "oracle/merge_terms.h"
 #include "oracle/verdict.h"
 
 namespace assay {
@@ -30,9 +31,10 @@ struct MergedRow {
   std::vector<char> may_overflow;  // the sum could leave the range
 };
 
-// Computes a row in fp64 with a proved radius or, if bits > 0, in balls of `bits` bits.
+// Computes a row in fp64 with a proved radius or, if bits > 0, in balls of `bits` bits. `terms` are
+// the terms of the bound that count. These are all of them, except in the test that leaves out one.
 MergedRow merge_row(const MergeProblem& problem, const Contract& contract, Index b, Index h,
-                    Index i, long bits);
+                    Index i, long bits, const MergeTerms& terms = {});
 
 // The fields of the contract that count are `roundoff`, those of exp and log, `division_roundings`,
 // `product_floor` and `largest`. If out.lse is null, LSE is not judged.

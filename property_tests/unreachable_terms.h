@@ -9,14 +9,14 @@
 
 namespace assay {
 
-// Reads the lines that begin with "- `name`" in the section "Every term earns its place", in their
-// order.
-inline std::vector<std::string> unreachable_terms(const std::string& document) {
+// Reads the lines that begin with "- `name`" in the section with this title, in their order.
+inline std::vector<std::string> unreachable_terms(
+    const std::string& document, const std::string& title = "Every term earns its place") {
   std::ifstream in(std::filesystem::path(ASSAY_SOURCE_DIR) / "docs" / document);
   std::vector<std::string> names;
   bool inside = false;
   for (std::string line; std::getline(in, line);) {
-    if (line.starts_with("## ")) inside = line.ends_with("Every term earns its place");
+    if (line.starts_with("## ")) inside = line.ends_with(". " + title);
     if (inside && line.starts_with("- `")) names.push_back(line.substr(3, line.find('`', 3) - 3));
   }
   return names;
