@@ -160,7 +160,6 @@ StoredRun begun(const char* kind, const char* candidate, std::int64_t seed, cons
 
 // The columns of a result are the fields of its description.
 struct ColumnNames {
-  static constexpr bool reads = false;
   std::vector<const char*> names;
   void operator()(const char* name, const auto&) { names.push_back(name); }
   void optional(const char* name, const auto&) { names.push_back(name); }

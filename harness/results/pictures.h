@@ -13,6 +13,14 @@ namespace assay {
 
 using OptionalRatios = std::vector<std::optional<double>>;
 
+// The largest error/bound of O in every tile of rows. It stands outside of Pictures, because an
+// optional of it asks for its default values before those of a nested class are known.
+struct TileRatios {
+  Index tile = 1;
+  OptionalRatios ratios;
+  bool operator==(const TileRatios&) const = default;
+};
+
 struct Pictures {
   // The largest error/bound of one head, in cells of row_step rows and column_step columns.
   struct Map {
@@ -28,12 +36,6 @@ struct Pictures {
     Output output{};
     std::vector<OptionalRatios> ratios;
     bool operator==(const Heads&) const = default;
-  };
-  // The largest error/bound of O in every tile of rows.
-  struct Tiles {
-    Index tile = 1;
-    OptionalRatios ratios;
-    bool operator==(const Tiles&) const = default;
   };
   // The number of elements by their error in ulps: in the bins between the edges, and above the
   // last edge.
@@ -54,7 +56,7 @@ struct Pictures {
 
   std::vector<Map> maps;
   std::vector<Heads> heads;
-  std::optional<Tiles> tiles;
+  std::optional<TileRatios> tiles;
   std::vector<Ulps> ulps;
   std::vector<Mask> mask;
   bool operator==(const Pictures&) const = default;
@@ -79,7 +81,7 @@ void describe_fields(Fields& fields, Value& h) {
   fields("ratios", h.ratios);
 }
 
-template <class Fields, Described<Pictures::Tiles> Value>
+template <class Fields, Described<TileRatios> Value>
 void describe_fields(Fields& fields, Value& t) {
   fields("tile", t.tile);
   fields("ratios", t.ratios);
