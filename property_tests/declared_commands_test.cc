@@ -288,9 +288,11 @@ class DeclaredStreams : public DeclaredFiles {
     fs::create_directories(file("programs"));
     // These programs take the place of those that `fuzz` and `bench` start.
     write_program("programs/case_fuzz", "exit 0");
-    write_program("programs/attention_bench",
-                  "while [ \"$1\" != --json ]; do shift; done; "
-                  "echo '{\"measured\": [{\"name\": \"x\"}]}' >\"$2\"");
+    write_program(
+        "programs/attention_bench",
+        "while [ \"$1\" != --json ]; do shift; done; "
+        "echo '{\"format\": 1, \"mode\": \"overhead\", \"limits\": [], \"limits with\": \"\", "
+        "\"measured\": [{\"name\": \"x\", \"ratios\": []}]}' >\"$2\"");
     const std::string line = "--case 'attention b=1 h=1 l=4 d=4' ";
     EXPECT_EQ(run("check " + line + "--store " + file("runs.db")).status, 0);
     EXPECT_EQ(run("record --candidate host " + line + "-o " + file("record")).status, 0);

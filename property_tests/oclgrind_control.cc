@@ -3,6 +3,8 @@
 // reads oclgrind's log.
 #include <fmt/format.h>
 
+#include <cctype>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -46,18 +48,28 @@ std::vector<Mistake> mistakes() {
   return list;
 }
 
+// Finds the text whatever whitespace, which a formatter chooses, stands where it has a space.
+std::regex pattern_of(std::string_view text) {
+  std::string pattern;
+  for (const char c : text)
+    if (c == ' ') pattern += "\\s+";
+    else if (std::isalnum(static_cast<unsigned char>(c)) || c == '_') pattern += c;
+    else pattern += std::string("\\") + c;
+  return std::regex(pattern);
+}
+
 class Mistaken : public OpenclDevice {
  public:
   explicit Mistaken(const Mistake* m) : OpenclDevice("oclgrind"), mistake_(m) {}
   NativeCode compile(const KernelSource& source, KernelHandle& kernel) override {
     if (!mistake_) return OpenclDevice::compile(source, kernel);
     std::string text(source.text);
-    std::size_t at = 0;
-    for (int n = 0; n <= mistake_->occurrence; ++n) {
-      at = text.find(mistake_->from, n == 0 ? 0 : at + 1);
-      if (at == std::string::npos) throw std::runtime_error("the text to change is not there");
-    }
-    text.replace(at, mistake_->from.size(), mistake_->to);
+    const std::regex wanted = pattern_of(mistake_->from);
+    std::sregex_iterator found(text.begin(), text.end(), wanted), none;
+    for (int n = 0; n < mistake_->occurrence && found != none; ++n) ++found;
+    if (found == none) throw std::runtime_error("the text to change is not there");
+    const auto at = static_cast<std::size_t>(found->position());
+    text.replace(at, static_cast<std::size_t>(found->length()), mistake_->to);
     KernelSource changed = source;
     changed.text = text;
     return OpenclDevice::compile(changed, kernel);
