@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # dev_test.sh DEV WORK: `./dev` in a checkout of toys. Packages come without a network: apt-get and
-# dpkg-query stand in for those of the system, and a peer is a file that pkg-config finds.
+# dpkg-query stand in for those of the system, and a peer is a file that pkg-config finds. The peers
+# that this machine has are hidden.
 set -euo pipefail
 dev=$1 work=$2
 fail() { printf 'dev_test: %s\n' "$*" >&2; exit 1; }
@@ -8,7 +9,7 @@ fail() { printf 'dev_test: %s\n' "$*" >&2; exit 1; }
 rm -rf "$work"
 mkdir -p "$work"/{tools,system/lib/pkgconfig,checkout,elsewhere}
 work=$(cd "$work" && pwd)
-export SYSTEM=$work/system PATH=$work/tools:$PATH PKG_CONFIG_PATH=$work/system/lib/pkgconfig TMPDIR=$work
+export SYSTEM=$work/system PATH=$work/tools:$PATH PKG_CONFIG_LIBDIR=$work/system/lib/pkgconfig PKG_CONFIG_PATH= TMPDIR=$work
 export CMAKE_PREFIX_PATH=$work/system
 : >"$SYSTEM/packages"
 
