@@ -61,16 +61,16 @@ class RowJudge {
 
   void judge(Block& block, Index r, bool cross_check, bool certify) {
     const AttentionShape& s = reference_.problem().shape;
-    const auto at = usize(r);
+    const BlockRow& row = block.row(r);
     ++tally_.verdict.rows_judged;
     refine(block, r, cross_check);
     if (out_.lse) judge_lse(block, r);
-    full_bound_.resize(usize(block.rows * s.value_dim));
+    full_bound_.resize(block.o.size());
     Slope slope;
     for (Index c = 0; c < s.value_dim; ++c) judge_element(block, r, c, slope);
     if (slope.xx > 0) rows_.slopes.push_back(slope.xy / slope.xx);
-    if (certify && block.lse_kind[at] == Kind::finite && block.domain[at] == Domain::bounded)
-      certify_row(kv_, block, r, full_bound_.data(), block.lse_bound[at], s.keys, contract_.tile,
+    if (certify && row.lse.kind == Kind::finite && row.domain == Domain::bounded)
+      certify_row(kv_, block, r, full_bound_.data(), row.lse.bound, s.keys, contract_.tile,
                   tally_.verdict.power);
   }
 
@@ -84,52 +84,47 @@ class RowJudge {
       if (!in_balls) ++tally_.verdict.rows_in_balls;
       in_balls = true;
     };
-    if (block.needs_ball[usize(r)] || cross_check) take(first_ball_bits);
+    if (block.row(r).needs_ball || cross_check) take(first_ball_bits);
     for (long bits = in_balls ? 2 * first_ball_bits : first_ball_bits;
          bits <= last_ball_bits && any_undecided(block, r); bits *= 2)
       take(bits);
   }
 
-  std::size_t index_of(Index r, Index c) const {
-    return usize(r * reference_.problem().shape.value_dim + c);
-  }
   Index position_of_o(const Block& block, Index r, Index c) const {
-    return out_.o.at(block.b, block.h, block.row_index[usize(r)], c);
+    return out_.o.at(block.b, block.h, block.row(r).index, c);
   }
   Index position_of_lse(const Block& block, Index r) const {
-    return out_.lse.at(block.b, block.h, block.row_index[usize(r)], 0);
+    return out_.lse.at(block.b, block.h, block.row(r).index, 0);
   }
   bool untouched(const TensorView& t, Index position) const {
     return options_.untouched && options_.untouched(t, position);
   }
   bool may_overflow(const Block& block, Index r, Index c) const {
-    return block.domain[usize(r)] == Domain::may_overflow || block.value_overflow[index_of(r, c)];
+    return block.row(r).domain == Domain::may_overflow || block.element(r, c).value_overflow;
   }
 
+  Decision decide_number(const Certified& x, double slack, double y, Dtype dtype) const {
+    return decide(preimage(y, dtype, contract_.roundoff), x.value, x.low, x.radius, x.bound, slack);
+  }
   Decision decide_o(const Block& block, Index r, Index c, double y) const {
-    const auto e = index_of(r, c);
-    return decide(preimage(y, out_.o.dtype, contract_.roundoff), block.o[e], block.o_low[e],
-                  block.radius[e], block.bound[e], block.slack[usize(r)]);
+    return decide_number(block.element(r, c), block.row(r).slack, y, out_.o.dtype);
   }
-
-  Decision decide_lse(const Block& block, Index r, double y) const {
-    const auto at = usize(r);
-    return decide(preimage(y, out_.lse.dtype, contract_.roundoff), block.lse[at], block.lse_low[at],
-                  block.lse_radius[at], block.lse_bound[at], block.slack[at]);
+  Decision decide_lse(const BlockRow& row, double y) const {
+    return decide_number(row.lse, row.slack, y, out_.lse.dtype);
   }
 
   bool any_undecided(const Block& block, Index r) const {
-    const auto at = usize(r);
-    if (block.domain[at] == Domain::must_overflow) return false;
-    if (block.lse_kind[at] == Kind::finite && out_.lse) {
+    const BlockRow& row = block.row(r);
+    if (row.domain == Domain::must_overflow) return false;
+    if (row.lse.kind == Kind::finite && out_.lse) {
       const double y = load(out_.lse, position_of_lse(block, r));
-      if (std::isfinite(y) && std::isfinite(block.lse_bound[at]) &&
-          decide_lse(block, r, y) == Decision::undecided)
+      if (std::isfinite(y) && std::isfinite(row.lse.bound) &&
+          decide_lse(row, y) == Decision::undecided)
         return true;
     }
     for (Index c = 0; c < reference_.problem().shape.value_dim; ++c) {
       const double y = load(out_.o, position_of_o(block, r, c));
-      if (block.o_kind[index_of(r, c)] == Kind::finite && !std::isnan(y) &&
+      if (block.element(r, c).kind == Kind::finite && !std::isnan(y) &&
           decide_o(block, r, c, y) == Decision::undecided)
         return true;
     }
@@ -137,73 +132,72 @@ class RowJudge {
   }
 
   void judge_lse(const Block& block, Index r) {
-    const auto at = usize(r);
+    const BlockRow& row = block.row(r);
     const Index position = position_of_lse(block, r);
     const double y = load(out_.lse, position);
-    const Kind kind = block.lse_kind[at];
+    const Kind kind = row.lse.kind;
     const bool finite = kind == Kind::finite;
-    Element e = element_at(Output::lse, block.b, block.h, block.row_index[at], -1);
+    Element e = element_at(Output::lse, block.b, block.h, row.index, -1);
     measure(e, y,
             kind == Kind::nan              ? nan
             : kind == Kind::minus_infinity ? -inf
-                                           : block.lse[at],
-            finite ? block.lse_low[at] : 0, finite ? block.lse_bound[at] : 0, Dtype::f32);
+                                           : row.lse.value,
+            finite ? row.lse.low : 0, finite ? row.lse.bound : 0, Dtype::f32);
     tally_.compare(e);
     if (kind == Kind::nan) ++tally_.verdict.nan_expected;
     if (kind == Kind::minus_infinity) ++tally_.verdict.infinity_expected;
     if (kind != Kind::nan && untouched(out_.lse, position))
       return tally_.fail(e, "LSE was not written");
-    if (kind != Kind::nan && std::isnan(y) && block.query_lost[at])
+    if (kind != Kind::nan && std::isnan(y) && row.query_lost)
       return tally_.excuse("Q is infinite, and is projected first");
-    if (finite) return judge_finite_lse(block, r, e);
+    if (finite) return judge_finite_lse(row, e);
     if (kind == Kind::nan)
       return std::isnan(y) ? tally_.inside(e) : tally_.fail(e, "LSE is a number where NaN belongs");
     return y == -inf ? tally_.inside(e) : tally_.fail(e, "LSE of a row without weight is not -inf");
   }
 
-  void judge_finite_lse(const Block& block, Index r, const Element& e) {
-    const auto at = usize(r);
-    if (block.domain[at] == Domain::must_overflow) return tally_.excuse("scores beyond the range");
+  void judge_finite_lse(const BlockRow& row, const Element& e) {
+    if (row.domain == Domain::must_overflow) return tally_.excuse("scores beyond the range");
     if (!std::isfinite(e.got)) {
-      if (block.domain[at] == Domain::may_overflow)
-        return tally_.excuse("scores may leave the range");
+      if (row.domain == Domain::may_overflow) return tally_.excuse("scores may leave the range");
       return tally_.fail(e, std::isnan(e.got) ? "LSE is NaN" : "LSE is infinite");
     }
     if (!std::isfinite(e.bound)) return tally_.hold_to_hull();
     tally_.rate(e);
-    if (!std::isfinite(block.lse_radius[at])) rows_.oracle_inconsistent = true;
-    if (decide_lse(block, r, e.got) == Decision::outside)
+    if (!std::isfinite(row.lse.radius)) rows_.oracle_inconsistent = true;
+    if (decide_lse(row, e.got) == Decision::outside)
       return tally_.fail(e, "LSE is outside its bound");
     tally_.inside(e);  // an element that 512 bits do not decide is not refuted
     tally_.tell(e);
   }
 
   void judge_element(const Block& block, Index r, Index c, Slope& slope) {
-    const auto at = usize(r), index = index_of(r, c);
+    const BlockRow& row = block.row(r);
+    const BlockElement& o = block.element(r, c);
     const Index position = position_of_o(block, r, c);
-    const double y = load(out_.o, position), o = block.o[index];
-    full_bound_[index] = stored_bound(block.bound[index], o, out_.o.dtype, contract_.roundoff);
-    Element e = element_at(Output::o, block.b, block.h, block.row_index[at], c);
-    measure(e, y, o, block.o_low[index], full_bound_[index], out_.o.dtype);
+    const double y = load(out_.o, position);
+    const double full = stored_bound(o.bound, o.value, out_.o.dtype, contract_.roundoff);
+    full_bound_[usize(r * block.value_dim + c)] = full;
+    Element e = element_at(Output::o, block.b, block.h, row.index, c);
+    measure(e, y, o.value, o.low, full, out_.o.dtype);
     tally_.compare(e);
     const bool poisoned = untouched(out_.o, position);
-    const Kind kind = block.o_kind[index];
-    if (!poisoned && kind != Kind::nan && std::isnan(y) && block.query_lost[at])
+    if (!poisoned && o.kind != Kind::nan && std::isnan(y) && row.query_lost)
       return tally_.excuse("Q is infinite, and is projected first");
-    if (kind != Kind::finite) return judge_special(block, r, c, e, poisoned);
+    if (o.kind != Kind::finite) return judge_special(block, r, c, e, poisoned);
     if (poisoned) return tally_.fail(e, "O was not written");
-    if (block.domain[at] == Domain::must_overflow) return tally_.excuse("scores beyond the range");
+    if (row.domain == Domain::must_overflow) return tally_.excuse("scores beyond the range");
     if (std::isnan(y))
       return may_overflow(block, r, c) ? tally_.excuse("sums may leave the range")
                                        : tally_.fail(e, "O is NaN");
-    if (block.fully_masked[at])
+    if (row.fully_masked)
       return y == 0 ? tally_.inside(e, true) : tally_.fail(e, "a fully masked row of O is not 0");
     judge_finite(block, r, c, e, slope);
   }
 
   // Judges an element that is NaN or infinite because of NaN and infinities in the inputs.
   void judge_special(const Block& block, Index r, Index c, Element e, bool poisoned) {
-    const Kind kind = block.o_kind[index_of(r, c)];
+    const Kind kind = block.element(r, c).kind;
     const bool is_nan = kind == Kind::nan;
     const double y = e.got;
     ++(is_nan ? tally_.verdict.nan_expected : tally_.verdict.infinity_expected);
@@ -212,11 +206,11 @@ class RowJudge {
     if (same && (is_nan || !poisoned)) return tally_.inside(e);
     // A weight of 0 times infinity is NaN. A kernel that skips weights of 0 gives the value without
     // that key.
-    if (block.underflow_excused[index_of(r, c)] &&
+    if (block.element(r, c).underflow_excused &&
         (std::isnan(y) || decide_o(block, r, c, y) != Decision::outside))
       return tally_.excuse("an infinity in V under a weight that may underflow");
     const bool overflows =
-        may_overflow(block, r, c) || block.domain[usize(r)] == Domain::must_overflow;
+        may_overflow(block, r, c) || block.row(r).domain == Domain::must_overflow;
     if (!is_nan && overflows && !std::isfinite(y) && !poisoned)
       return tally_.excuse("an infinity in V in a sum that may overflow");
     tally_.fail(e, poisoned ? "O was not written"
@@ -227,28 +221,28 @@ class RowJudge {
   // Judges an element of a row that sees some key. Neither its exact value nor its computed value
   // is NaN.
   void judge_finite(const Block& block, Index r, Index c, const Element& e, Slope& slope) {
-    const auto at = usize(r), index = index_of(r, c);
-    if (std::isnan(block.bound[index]) || !std::isfinite(block.radius[index]))
-      rows_.oracle_inconsistent = true;
-    const bool bounded = block.domain[at] == Domain::bounded;
+    const BlockRow& row = block.row(r);
+    const BlockElement& o = block.element(r, c);
+    if (std::isnan(o.bound) || !std::isfinite(o.radius)) rows_.oracle_inconsistent = true;
+    const bool bounded = row.domain == Domain::bounded;
     const bool has_ratio = bounded && std::isfinite(e.got) && e.bound > 0 && std::isfinite(e.bound);
     if (has_ratio) tally_.rate(e);
     if (decide_o(block, r, c, e.got) == Decision::outside) {
       if (std::isinf(e.got))
         return may_overflow(block, r, c) ? tally_.excuse("sums may leave the range")
                                          : tally_.fail(e, "O is infinite");
-      return tally_.fail(e, block.exact[at] ? "O is not the exact value"
-                            : !bounded      ? "O is outside the hull of V"
-                                            : "O is outside its bound");
+      return tally_.fail(e, row.exact  ? "O is not the exact value"
+                            : !bounded ? "O is outside the hull of V"
+                                       : "O is outside its bound");
     }
     if (!bounded || !std::isfinite(e.bound)) return tally_.hold_to_hull();
     if (has_ratio) {
-      const double error = (e.got - e.exact) - block.o_low[index];
+      const double error = (e.got - e.exact) - o.low;
       tally_.lean(error / e.bound);
       slope.add(error / e.bound, e.exact / e.bound);
       tally_.tell(e);
     }
-    tally_.inside(e, block.exact[at] != 0);
+    tally_.inside(e, row.exact);
   }
 
   const Reference& reference_;

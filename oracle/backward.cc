@@ -201,14 +201,13 @@ class GroupSum {
   };
 
   void add_block(Gradient& dq, Index first, Block block) {
-    const Index rows = block.rows, n = block.count, key0 = block.key0;
+    const Index rows = block.row_count(), n = block.count, key0 = block.key0;
     thread_local Products m;
     m.q.setZero(rows, s_.dim);
     m.d_o.setZero(rows, kv_->values.cols());
     std::vector<RowState> states(usize(rows));
     for (Index r = 0; r < rows; ++r) {
-      const auto at = usize(r);
-      if (!block.fully_masked[at]) states[at] = inspect(block, r, m);
+      if (!block.row(r).fully_masked) states[usize(r)] = inspect(block, r, m);
     }
     if (n == 0) return;
     m.dp.noalias() = m.d_o * kv_->values.middleRows(key0, n).transpose();
@@ -217,8 +216,7 @@ class GroupSum {
     if (p_.dropout > 0) drop(block, states, m);
     for (RowMajor* w : m.weights()) w->setZero(rows, n);
     for (Index r = 0; r < rows; ++r) {
-      const auto at = usize(r);
-      if (!block.fully_masked[at]) add_row(block, r, states[at], dq, usize(first + r), m);
+      if (!block.row(r).fully_masked) add_row(block, r, states[usize(r)], dq, usize(first + r), m);
     }
     add_to(dq, first, m.dot_gradient * keys_.middleRows(key0, n),
            m.to_dq * keys_absolute_.middleRows(key0, n));
@@ -234,7 +232,7 @@ class GroupSum {
   // bounds_backward.md, 7: dP of keys that dropout drops is 0, but a kernel may compute what
   // dropout then multiplies by 0.
   void drop(const Block& block, std::vector<RowState>& states, Products& m) const {
-    for (Index e = 0; e < block.rows * block.count; ++e) {
+    for (Index e = 0; e < block.row_count() * block.count; ++e) {
       const auto pair = usize(e);
       if (block.kept[pair]) continue;
       RowState& state = states[usize(e / block.count)];
@@ -275,9 +273,9 @@ class GroupSum {
   // Reads Q and dO of a row, and finds D and what taints the row. Rows that fp64 cannot weigh are
   // first weighed in balls.
   RowState inspect(Block& block, Index r, Products& m) const {
-    const auto at = usize(r);
+    const BlockRow& row = block.row(r);
     RowState state;
-    if (block.needs_ball[at] && block.lse_kind[at] == Kind::finite) {
+    if (row.needs_ball && row.lse.kind == Kind::finite) {
       x_.reference_.refine(*kv_, block, r, safety::bits_of_refined_rows);
       state.from_balls = true;
     }
@@ -292,11 +290,11 @@ class GroupSum {
 
   // bounds_backward.md, 7: what of scores and LSE taints P, and with it all that the row touches.
   void read_query(const Block& block, Index r, RowState& state, Products& m) const {
-    const auto at = usize(r);
-    const Index i = block.row_index[at];
+    const BlockRow& row = block.row(r);
+    const Index i = row.index;
     const TensorView& lse = x_.input_.lse;
-    if (block.domain[at] == Domain::may_overflow || block.domain[at] == Domain::must_overflow ||
-        block.lse_kind[at] == Kind::minus_infinity ||
+    if (row.domain == Domain::may_overflow || row.domain == Domain::must_overflow ||
+        row.lse.kind == Kind::minus_infinity ||
         (lse && !std::isfinite(load(lse, lse.at(b_, h_, i, 0)))))
       state.score_taint = Taint::anything;
     for (Index d = 0; d < s_.dim; ++d) {
@@ -305,18 +303,18 @@ class GroupSum {
       else state.score_taint = Taint::anything;
     }
     for (Index j = 0; kv_->any_key_not_finite && j < block.count; ++j)
-      if (block.visible[usize(r * block.count + j)] && kv_->key_not_finite[usize(block.key0 + j)])
+      if (block.visible[block.pair(r, j)] && kv_->key_not_finite[usize(block.key0 + j)])
         state.score_taint = Taint::anything;
-    if (block.lse_kind[at] == Kind::nan) state.score_taint = Taint::nan;
+    if (row.lse.kind == Kind::nan) state.score_taint = Taint::nan;
   }
 
   // bounds_backward.md, 7: what of dO and O taints dS.
   void read_output_gradient(const Block& block, Index r, RowState& state, Products& m) const {
-    const auto at = usize(r);
-    const Index i = block.row_index[at];
+    const BlockRow& row = block.row(r);
+    const Index i = row.index;
     const TensorView &d_o_view = x_.input_.d_o, &o_view = x_.input_.o;
     for (Index col = 0; col < s_.value_dim; ++col) {
-      const auto e = usize(r * s_.value_dim + col);
+      const BlockElement& e = block.element(r, col);
       const double d_o = load(d_o_view, d_o_view.at(b_, h_, i, col));
       if (std::isfinite(d_o)) {
         m.d_o(r, col) = d_o;
@@ -326,18 +324,15 @@ class GroupSum {
       }
       // If every visible score is -inf, O is NaN. But a kernel may take LSE = -inf for a row
       // without keys.
-      if (block.o_kind[e] == Kind::nan && !block.underflow_excused[e] &&
-          block.lse_kind[at] != Kind::minus_infinity)
+      if (e.kind == Kind::nan && !e.underflow_excused && row.lse.kind != Kind::minus_infinity)
         state.taint = Taint::nan;
-      else if (block.o_kind[e] != Kind::finite ||
-               !std::isfinite(load(o_view, o_view.at(b_, h_, i, col))))
+      else if (e.kind != Kind::finite || !std::isfinite(load(o_view, o_view.at(b_, h_, i, col))))
         state.taint = worse(state.taint, Taint::anything);
     }
   }
 
   void weigh(const Block& block, Index r, RowState& state, Gradient& dq, std::size_t own,
              Products& m) {
-    const auto at = usize(r);
     const Index offset = r * block.count;
     GradientTruth t;
     t.count = block.count;
@@ -350,9 +345,9 @@ class GroupSum {
     t.dp_absolute = m.dp_absolute.row(r).data();
     t.kept = p_.dropout > 0 ? block.kept.data() + offset : nullptr;
     t.weights_from_balls = state.from_balls;
-    t.max = block.max[at];
-    t.lse = block.lse[at];
-    t.lse_radius = block.lse_radius[at];
+    t.max = block.row(r).max;
+    t.lse = block.row(r).lse.value;
+    t.lse_radius = block.row(r).lse.radius;
     t.lse_error = lse_error_of_row(c_, x_.context_.terms, p_, x_.input_, block, r);
     t.delta = state.delta.value;
     t.delta_error = state.delta.error;
@@ -375,7 +370,7 @@ class GroupSum {
 
   // bounds_backward.md, 5, dSink: what a row adds.
   void add_sink(const Block& block, Index r, const RowState& state) {
-    const auto at = usize(r), head = usize(h_);
+    const auto head = usize(h_);
     Gradient& sink = shared_.d_sink;
     sink.touched[head] = 1;
     if (state.taint != Taint::none) {
@@ -384,9 +379,9 @@ class GroupSum {
     }
     SinkTruth t;
     t.sink = static_cast<double>(p_.sink[head]);
-    t.lse = block.lse[at];
+    t.lse = block.row(r).lse.value;
     t.lse_error = lse_error_of_row(c_, x_.context_.terms, p_, x_.input_, block, r);
-    t.lse_radius = block.lse_radius[at];
+    t.lse_radius = block.row(r).lse.radius;
     t.delta = state.delta.value;
     t.delta_error = state.delta.error;
     t.delta_radius = state.delta.radius;
@@ -401,10 +396,10 @@ class GroupSum {
   // bounds_backward.md, 5, dBias: what a row adds.
   void add_to_bias(const Block& block, Index r, const RowState& state, const Gradient& dq,
                    std::size_t own, const Products& m) {
-    const Index i = block.row_index[usize(r)];
+    const Index i = block.row(r).index;
     Gradient& bias = shared_.d_bias;
     for (Index j = 0; j < block.count; ++j) {
-      if (!block.visible[usize(r * block.count + j)]) continue;
+      if (!block.visible[block.pair(r, j)]) continue;
       const auto e = usize(x_.bias_element(b_, h_, i, block.key0 + j));
       bias.value[e] += m.ds(r, j);
       bias.bound[e] += m.to_bias(r, j);
@@ -418,10 +413,10 @@ class GroupSum {
 
   // bounds_backward.md, 7: whom a row touches or taints among dK and dV.
   void touch_keys(const Block& block, Index r, const RowState& state) {
-    const Index i = block.row_index[usize(r)];
+    const Index i = block.row(r).index;
     const TensorView& d_o_view = x_.input_.d_o;
     for (Index j = 0; j < block.count; ++j) {
-      if (!block.visible[usize(r * block.count + j)]) continue;
+      if (!block.visible[block.pair(r, j)]) continue;
       const Index key = block.key0 + j;
       out_.dk.touched[usize(key)] = 1;
       out_.dv.touched[usize(key)] = 1;

@@ -33,14 +33,15 @@ TileKind tile_kind(Index key, Index keys, Index tile) {
 void certify_row(const KeyValues& kv, const Block& block, Index r, const double* full_bound,
                  double lse_bound, Index keys, Index tile, Power& power) {
   const Index columns = kv.values.cols(), n = block.count;
-  const Index dv = static_cast<Index>(block.o.size()) / block.rows;
+  const Index dv = block.value_dim;
   // `inverse` is 1 / (2 B) for each column. It is 0 where a column cannot show anything, because it
   // is padding or its bound is not finite.
   std::vector<double> o(usize(columns), 0), inverse(o.size(), 0);
   for (Index c = 0; c < dv; ++c) {
-    if (block.o_kind[usize(r * dv + c)] != Kind::finite) continue;
+    const BlockElement& element = block.element(r, c);
+    if (element.kind != Kind::finite) continue;
     const double b = full_bound[r * dv + c];
-    o[usize(c)] = block.o[usize(r * dv + c)];
+    o[usize(c)] = element.value;
     if (b > 0x1p-1000 && std::isfinite(b)) inverse[usize(c)] = 0.5 / b;
     else if (b <= 0x1p-1000) inverse[usize(c)] = 0x1p999;
   }
@@ -49,7 +50,7 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     from_zero = std::max(from_zero, std::fabs(o[c]) * inverse[c]);
   const double* weights = block.weight.data() + r * n;
   for (Index j = 0; j < n; ++j) {
-    if (!block.visible[usize(r * n + j)]) continue;
+    if (!block.visible[block.pair(r, j)]) continue;
     ++power.pairs;
     const Index key = block.key0 + j;
     // The last key is exchanged with the one before it.
@@ -57,7 +58,7 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     const double* v = kv.values.data() + key * columns;
     const double* neighbour = next >= 0 ? kv.values.data() + next * columns : v;
     // A key that dropout drops has the value 0.
-    const bool kept = block.kept.empty() || block.kept[usize(r * n + j)];
+    const bool kept = block.kept.empty() || block.kept[block.pair(r, j)];
     const double kept_value = kept ? 1 : 0;
     Lanes8 from_mean{}, from_neighbour{};
     for (Index c = 0; c < columns; c += lane_count) {
@@ -73,7 +74,7 @@ void certify_row(const KeyValues& kv, const Block& block, Index r, const double*
     const double p = weights[j];
     const Index at_next = next - block.key0;
     const bool next_counts =
-        at_next >= 0 && at_next < n && (block.kept.empty() || block.kept[usize(r * n + at_next)]);
+        at_next >= 0 && at_next < n && (block.kept.empty() || block.kept[block.pair(r, at_next)]);
     const double p_next = next_counts ? weights[at_next] : 0;
     // A row that loses its only key is fully masked and gives 0.
     const double deleted = p < 1 ? p * centred / (1 - p) : from_zero;

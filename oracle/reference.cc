@@ -25,18 +25,15 @@ struct Matrices {
   RowMajor o, sum_centred, sum_absolute, sum_tail, sum_prefix;  // rows x padded value_dim
 };
 
-// What is known of a row besides the matrices.
+// What is known of a row besides the matrices and the block.
 struct RowState {
   RowVisibility seen;
-  Index first = 0, last = 0;  // what it sees lies in [first, last), relative to key0
-  Index live = 0;
-  double max = -inf, lse = -inf;
+  Index live = 0;  // the number of keys that keep weight
   RowBound bound;
-
-  Index length() const { return last - first; }
-  bool dense() const { return seen.visible == length(); }
-  bool has_weight() const { return max > -inf; }
 };
+
+Index seen_length(const BlockRow& row) { return row.seen_end - row.seen_begin; }
+bool has_weight(const BlockRow& row) { return row.max > -inf; }
 
 // The smallest and the largest v of each column, and the largest |v|, over the keys of a block.
 struct ColumnHulls {
@@ -49,7 +46,7 @@ double hull_distance(const KeyValues& kv, const Block& block, Index r, Index c, 
                      bool with_zero) {
   double distance = with_zero ? std::fabs(o) : 0;
   for (Index j = 0; j < block.count; ++j)
-    if (block.visible[usize(r * block.count + j)])
+    if (block.visible[block.pair(r, j)])
       distance = std::max(distance, std::fabs(kv.values(block.key0 + j, c) - o));
   return distance;
 }
@@ -71,7 +68,6 @@ class BlockEvaluation {
   }
 
   void run() {
-    assign_outputs();
     see_keys();
     load_queries();
     score_rows();
@@ -83,7 +79,6 @@ class BlockEvaluation {
   }
 
  private:
-  void assign_outputs();
   void see_keys();
   void load_queries();
   void score_rows();
@@ -103,6 +98,8 @@ class BlockEvaluation {
   void bound_lse(Index r);
 
   RowState& state(Index r) { return states_[usize(r)]; }
+  // Whether a row sees every key between the first and the last that it sees.
+  bool dense(Index r) { return state(r).seen.visible == seen_length(block_.row(r)); }
   double n_live(Index r) {
     return static_cast<double>(state(r).live) + safety::additions_of_blocks;
   }
@@ -127,66 +124,50 @@ class BlockEvaluation {
   bool with_absolute_ = false, with_order_ = false, with_tail_ = false;
 };
 
-void BlockEvaluation::assign_outputs() {
-  Block& k = block_;
-  const auto rows = usize(k.rows);
-  const auto elements = usize(k.rows * p_.shape.value_dim);
-  for (auto* v : {&k.o, &k.o_low, &k.radius, &k.bound}) v->assign(elements, 0);
-  for (auto* v : {&k.lse, &k.lse_low, &k.lse_radius, &k.lse_bound, &k.slack}) v->assign(rows, 0);
-  k.o_kind.assign(elements, Kind::finite);
-  k.lse_kind.assign(rows, Kind::finite);
-  k.underflow_excused.assign(elements, 0);
-  k.value_overflow.assign(elements, 0);
-  k.domain.assign(rows, Domain::bounded);
-  for (auto* v : {&k.exact, &k.fully_masked, &k.needs_ball, &k.query_lost}) v->assign(rows, 0);
-  k.seen_begin.assign(rows, 0);
-  k.seen_end.assign(rows, 0);
-}
-
 // Finds the keys of the block, which are those between the first and the last that some row sees.
 void BlockEvaluation::see_keys() {
-  states_.resize(usize(block_.rows));
+  states_.resize(block_.rows.size());
   Index begin = p_.shape.keys, end = 0;
   for (std::size_t r = 0; r < states_.size(); ++r) {
     RowVisibility& seen = states_[r].seen;
-    evaluate_visibility(p_, block_.b, block_.h, block_.row_index[r], seen);
+    evaluate_visibility(p_, block_.b, block_.h, block_.rows[r].index, seen);
     if (seen.visible > 0) begin = std::min(begin, seen.begin), end = std::max(end, seen.end);
   }
-  const Index n = std::max<Index>(0, end - begin), rows = block_.rows;
+  const Index n = std::max<Index>(0, end - begin), pairs = block_.row_count() * n;
   block_.key0 = n > 0 ? begin : 0;
   block_.count = n;
-  block_.weight.assign(usize(rows * n), 0);
-  block_.visible.assign(usize(rows * n), 0);
-  if (p_.dropout > 0) block_.kept.assign(usize(rows * n), 0);
+  block_.weight.assign(usize(pairs), 0);
+  block_.visible.assign(usize(pairs), 0);
+  if (p_.dropout > 0) block_.kept.assign(usize(pairs), 0);
   for (std::size_t r = 0; r < states_.size(); ++r) {
-    RowState& row = states_[r];
-    if (row.seen.visible == 0) continue;
-    block_.seen_begin[r] = row.first = row.seen.begin - block_.key0;
-    block_.seen_end[r] = row.last = row.seen.end - block_.key0;
+    const RowVisibility& seen = states_[r].seen;
+    if (seen.visible == 0) continue;
+    block_.rows[r].seen_begin = seen.begin - block_.key0;
+    block_.rows[r].seen_end = seen.end - block_.key0;
   }
   additions_ = states_.empty() ? 0 : states_[0].seen.additions;
 }
 
 void BlockEvaluation::load_queries() {
-  m_.q = RowMajor::Zero(block_.rows, p_.shape.dim);
+  m_.q = RowMajor::Zero(block_.row_count(), p_.shape.dim);
   any_not_finite_ = kv_.any_key_not_finite || kv_.any_value_not_finite || p_.bias;
-  std::vector<double> row;
-  for (Index r = 0; r < block_.rows; ++r) {
-    const auto at = usize(r);
-    load_row(p_.q, block_.b, block_.h, block_.row_index[at], row);
+  std::vector<double> elements;
+  for (Index r = 0; r < block_.row_count(); ++r) {
+    BlockRow& row = block_.row(r);
+    load_row(p_.q, block_.b, block_.h, row.index, elements);
     for (Index d = 0; d < p_.shape.dim; ++d) {
-      const double element = row[usize(d)];
+      const double element = elements[usize(d)];
       if (std::isfinite(element)) m_.q(r, d) = element;
       else any_not_finite_ = true;
       const bool projected = c_.absorbed && d < p_.projection.columns;
-      if (std::isinf(element) && projected && state(r).seen.visible > 0) block_.query_lost[at] = 1;
+      if (std::isinf(element) && projected && state(r).seen.visible > 0) row.query_lost = true;
     }
   }
 }
 
 // Computes scores and weights by a matrix product and array arithmetic on rows.
 void BlockEvaluation::score_rows() {
-  const Index rows = block_.rows, n = block_.count;
+  const Index rows = block_.row_count(), n = block_.count;
   m_.dot.noalias() = m_.q * kv_.keys_transposed.middleCols(block_.key0, n);
   m_.gap.resize(rows, n);
   m_.weight.resize(rows, n);
@@ -203,64 +184,63 @@ void BlockEvaluation::score_rows() {
 
 // Computes the scores s_j of a row. They are stored where the gaps will be.
 void BlockEvaluation::score_keys(Index r) {
-  const RowState& row = state(r);
-  const Index first = row.first, last = row.last, n = block_.count;
+  const RowState& known = state(r);
+  const BlockRow& row = block_.row(r);
+  const Index first = row.seen_begin, last = row.seen_end, n = block_.count;
   const double scale = x_.scale, cap = x_.softcap;
   char* visible = block_.visible.data() + r * n;
   double* scores = m_.gap.row(r).data();
-  const bool dense = row.dense();
-  if (dense) std::fill(visible + first, visible + last, char{1});
-  if (dense && additions_ == 0 && p_.softcap == 0) {
-    auto score = m_.gap.row(r).segment(first, row.length()).array();
-    score = scale * m_.dot.row(r).segment(first, row.length()).array();
+  const bool all_seen = dense(r);
+  if (all_seen) std::fill(visible + first, visible + last, char{1});
+  if (all_seen && additions_ == 0 && p_.softcap == 0) {
+    auto score = m_.gap.row(r).segment(first, last - first).array();
+    score = scale * m_.dot.row(r).segment(first, last - first).array();
   } else {
     for (Index j = first; j < last; ++j) {
       const auto key = usize(block_.key0 + j);
-      const double bias = row.seen.bias[key];
+      const double bias = known.seen.bias[key];
       visible[j] = bias != -inf;
       double t = scale * m_.dot(r, j);
       if (cap > 0) t = cap * std::tanh(t / cap);
       scores[j] = std::isfinite(bias) ? t + bias : bias == -inf ? -inf : t;
       if (additions_ > 0) {
-        const double magnitude = row.seen.magnitude[key];
+        const double magnitude = known.seen.magnitude[key];
         m_.magnitude(r, j) = std::isfinite(magnitude) ? magnitude : 0;
-        m_.product(r, j) = row.seen.product[key];
+        m_.product(r, j) = known.seen.product[key];
       }
     }
   }
   if (p_.dropout > 0)
     for (Index j = first; j < last; ++j)
-      m_.kept(r, j) =
-          keeps_weight(p_, block_.b, block_.h, block_.row_index[usize(r)], block_.key0 + j);
-  if (any_not_finite_ && row.seen.visible > 0) {
+      m_.kept(r, j) = keeps_weight(p_, block_.b, block_.h, row.index, block_.key0 + j);
+  if (any_not_finite_ && known.seen.visible > 0) {
     std::fill(scores, scores + first, -inf);
     std::fill(scores + last, scores + n, -inf);
-    classify_scores(p_, kv_, block_, r, row.seen, scores);
+    classify_scores(p_, kv_, block_, r, known.seen, scores);
   }
 }
 
 // Computes M, L, gaps and weights p_j of a row from its scores.
 void BlockEvaluation::normalize(Index r) {
-  RowState& row = state(r);
-  const auto at = usize(r);
-  const Index first = row.first, length = row.length(), n = block_.count;
-  const Index value_dim = p_.shape.value_dim;
+  RowState& known = state(r);
+  BlockRow& row = block_.row(r);
+  const Index first = row.seen_begin, length = seen_length(row), n = block_.count;
   double* gaps = m_.gap.row(r).data();
   double* weights = m_.weight.row(r).data();
   std::fill(gaps, gaps + first, inf);
-  std::fill(gaps + row.last, gaps + n, inf);
+  std::fill(gaps + row.seen_end, gaps + n, inf);
   std::fill(weights, weights + first, 0);
-  std::fill(weights + row.last, weights + n, 0);
+  std::fill(weights + row.seen_end, weights + n, 0);
   auto score = m_.gap.row(r).segment(first, length).array();  // these scores become the gaps
   row.max = std::max(sink_, length > 0 ? score.maxCoeff() : -inf);
-  row.live = row.dense() && !any_not_finite_ ? length : (score > -inf).count();
-  block_.fully_masked[at] = row.seen.visible == 0;
-  if (!row.has_weight()) {
+  known.live = dense(r) && !any_not_finite_ ? length : (score > -inf).count();
+  row.fully_masked = known.seen.visible == 0;
+  if (!has_weight(row)) {
     // A row that sees no key is exactly 0. A row in which every visible score is -inf is 0 / 0.
-    block_.lse[at] = 0;
-    if (block_.lse_kind[at] == Kind::finite) block_.lse_kind[at] = Kind::minus_infinity;
-    if (row.seen.visible > 0)
-      std::fill_n(block_.o_kind.begin() + r * value_dim, value_dim, Kind::nan);
+    row.lse.value = 0;
+    if (row.lse.kind == Kind::finite) row.lse.kind = Kind::minus_infinity;
+    if (!row.fully_masked)
+      for (BlockElement& e : block_.elements(r)) e.kind = Kind::nan;
     std::fill(gaps, gaps + n, inf);
     std::fill(weights, weights + n, 0);
     return;
@@ -268,19 +248,18 @@ void BlockEvaluation::normalize(Index r) {
   score = row.max - score;
   auto weight = m_.weight.row(r).segment(first, length).array();
   weight = (-score).max(-safety::largest_gap_of_exp).exp();
-  if (row.live < length) weight = (score < inf).select(weight, 0);
+  if (known.live < length) weight = (score < inf).select(weight, 0);
   const double sum = weight.sum() + (sink_ > -inf ? std::exp(sink_ - row.max) : 0);
   weight *= 1 / sum;
-  row.lse = block_.lse[at] = row.max + std::log(sum);
+  row.lse.value = row.max + std::log(sum);
 }
 
 void BlockEvaluation::keep_scores() {
-  const auto pairs = usize(block_.rows * block_.count);
+  const auto pairs = usize(block_.row_count() * block_.count);
   block_.gap.assign(m_.gap.data(), m_.gap.data() + pairs);
   block_.dot.assign(m_.dot.data(), m_.dot.data() + pairs);
   block_.score_error.assign(pairs, 0);
   if (x_.softcap > 0 || additions_ > 0) block_.capped_error = block_.score_error;
-  for (const RowState& row : states_) block_.max.push_back(row.max);
 }
 
 // bounds.md, 9: sums over q and k; those of moduli only where they are of first order, or could
@@ -290,7 +269,7 @@ void BlockEvaluation::gauge_scores() {
   if (c_.ordered && n > 0) prefix_sums(kv_, m_.q, block_.key0, n, m_.prefix);
   const double largest_magnitude =
       additions_ > 0 && m_.magnitude.size() > 0 ? m_.magnitude.maxCoeff() : 0;
-  if (block_.rows > 0)
+  if (!block_.rows.empty())
     absolute_limit_ = m_.q.rowwise().norm().maxCoeff() * kv_.largest_key_norm * (1 + safety::norm);
   with_absolute_ =
       needs_absolute(c_, x_) || !excludes_overflow(c_, x_, absolute_limit_, largest_magnitude);
@@ -298,14 +277,14 @@ void BlockEvaluation::gauge_scores() {
 }
 
 RowTruth BlockEvaluation::truth_of(Index r) {
-  const RowState& row = state(r);
+  const BlockRow& row = block_.row(r);
   auto from = [&](const RowMajor& m, bool wanted) {
-    return wanted ? m.row(r).data() + row.first : nullptr;
+    return wanted ? m.row(r).data() + row.seen_begin : nullptr;
   };
   RowTruth t;
-  t.key0 = block_.key0 + row.first;
-  t.count = row.length();
-  t.live = row.live;
+  t.key0 = block_.key0 + row.seen_begin;
+  t.count = seen_length(row);
+  t.live = state(r).live;
   t.gap = from(m_.gap, true);
   t.dot = from(m_.dot, true);
   t.absolute = from(m_.absolute, with_absolute_);
@@ -317,7 +296,7 @@ RowTruth BlockEvaluation::truth_of(Index r) {
   t.kept = from(m_.kept, p_.dropout > 0);
   t.additions = additions_;
   t.max = row.max;
-  t.lse = row.lse;
+  t.lse = row.lse.value;
   t.has_sink = sink_ > -inf;
   t.sink_gap = t.max - sink_;
   t.sink_weight = t.has_sink ? std::exp(sink_ - t.lse) : 0;
@@ -325,7 +304,7 @@ RowTruth BlockEvaluation::truth_of(Index r) {
 }
 
 void BlockEvaluation::keep_score_errors(Index r, const RowTruth& t) {
-  const Index at = r * block_.count + state(r).first;
+  const std::size_t at = block_.pair(r, block_.row(r).seen_begin);
   score_errors(c_, x_, t, block_.score_error.data() + at);
   if (block_.capped_error.empty()) return;
   RowTruth capped = t;
@@ -335,7 +314,7 @@ void BlockEvaluation::keep_score_errors(Index r, const RowTruth& t) {
 
 // bounds.md, 3: the weights of the sums over V, for all rows
 void BlockEvaluation::weigh_rows() {
-  const Index rows = block_.rows, n = block_.count;
+  const Index rows = block_.row_count(), n = block_.count;
   ratio_ = exponent_ratio(c_, p_.shape.dim + p_.projection.length);
   with_order_ = uses_order(c_);
   with_tail_ = with_order_ && !tail_is_second_order(c_, x_);
@@ -343,30 +322,30 @@ void BlockEvaluation::weigh_rows() {
   if (!with_order_) m_.absolute_weights.setZero(rows, n);
   if (with_tail_) m_.tail_weights.setZero(rows, n);
   for (Index r = 0; r < rows; ++r)
-    if (state(r).has_weight()) weigh(r);
+    if (has_weight(block_.row(r))) weigh(r);
 }
 
 void BlockEvaluation::weigh(Index r) {
-  RowState& row = state(r);
-  const auto at = usize(r);
+  RowBound& bound = state(r).bound;
+  BlockRow& row = block_.row(r);
   const RowTruth t = truth_of(r);
   if (keep_scores_) keep_score_errors(r, t);
   auto from = [&](RowMajor& m, bool wanted) {
-    return wanted ? m.row(r).data() + row.first : nullptr;
+    return wanted ? m.row(r).data() + row.seen_begin : nullptr;
   };
-  derive_row_bound(c_, x_, t, row.bound,
+  derive_row_bound(c_, x_, t, bound,
                    {from(m_.centred_weights, true), from(m_.absolute_weights, !with_order_),
                     from(m_.tail_weights, with_tail_)});
-  block_.slack[at] = bound_slack(p_, ratio_, row.bound.largest_exponent);
-  block_.needs_ball[at] =
-      !(block_.slack[at] < safety::largest_slack) || c_.roundoff < safety::least_roundoff_of_fp64;
-  block_.domain[at] = domain_of(row.bound);
+  row.slack = bound_slack(p_, ratio_, bound.largest_exponent);
+  row.needs_ball =
+      !(row.slack < safety::largest_slack) || c_.roundoff < safety::least_roundoff_of_fp64;
+  row.domain = domain_of(bound);
   if (kv_.any_value_not_finite)
-    classify_values(p_, kv_, block_, r, row.seen, m_.gap.row(r).data(),
-                    -std::log(c_.exp_floor) - 1 - row.bound.gap_error);
-  block_.exact[at] = allows_exact_rows(c_, p_) && !row.bound.may_overflow && block_.count > 0 &&
-                     is_exact_row(p_, kv_, m_.q.row(r).data(), t);
-  if (block_.exact[at]) block_.domain[at] = Domain::bounded;
+    classify_values(p_, kv_, block_, r, state(r).seen, m_.gap.row(r).data(),
+                    -std::log(c_.exp_floor) - 1 - bound.gap_error);
+  row.exact = allows_exact_rows(c_, p_) && !bound.may_overflow && block_.count > 0 &&
+              is_exact_row(p_, kv_, m_.q.row(r).data(), t);
+  if (row.exact) row.domain = Domain::bounded;
 }
 
 // bounds.md, 9: sums over V
@@ -374,13 +353,14 @@ void BlockEvaluation::sum_values() {
   const Index n = block_.count, key0 = block_.key0;
   if (p_.dropout > 0) m_.kept_weight = m_.weight.cwiseProduct(m_.kept);
   const RowMajor& w = p_.dropout > 0 ? m_.kept_weight : m_.weight;
-  m_.o.setZero(block_.rows, kv_.values.cols());
+  m_.o.setZero(block_.row_count(), kv_.values.cols());
   if (n > 0) m_.o.noalias() = w * kv_.values.middleRows(key0, n);
   std::vector<SeenKeys> keys(states_.size());
-  for (std::size_t r = 0; r < states_.size(); ++r) {
-    const RowState& row = states_[r];
-    const char* visible = block_.visible.data() + static_cast<Index>(r) * n;
-    if (row.has_weight()) keys[r] = {row.first, row.last, row.dense() ? nullptr : visible};
+  for (Index r = 0; r < block_.row_count(); ++r) {
+    const BlockRow& row = block_.row(r);
+    const char* visible = block_.visible.data() + r * n;
+    if (has_weight(row))
+      keys[usize(r)] = {row.seen_begin, row.seen_end, dense(r) ? nullptr : visible};
   }
   const PartialSums counted(c_, x_.terms);
   column_sums(kv_, key0, keys, with_order_ ? &counted : nullptr, {m_.centred_weights, w, m_.o},
@@ -408,11 +388,12 @@ ColumnHulls BlockEvaluation::column_hulls() const {
 void BlockEvaluation::bound_outputs() {
   const ColumnHulls hulls = column_hulls();
   const Index n = block_.count;
-  for (Index r = 0; r < block_.rows; ++r) {
-    if (!state(r).has_weight()) continue;
+  for (Index r = 0; r < block_.row_count(); ++r) {
+    const BlockRow& row = block_.row(r);
+    if (!has_weight(row)) continue;
     for (Index c = 0; c < p_.shape.value_dim; ++c) {
       bound_element(r, c, hulls);
-      if (block_.exact[usize(r)]) judge_exactly(r, c, hulls.largest(c));
+      if (row.exact) judge_exactly(r, c, hulls.largest(c));
     }
     bound_lse(r);
     std::copy_n(m_.weight.row(r).data(), n, block_.weight.begin() + r * n);
@@ -423,8 +404,8 @@ void BlockEvaluation::bound_outputs() {
 // bounds.md, 6: the radius of an element of O, and its bound
 void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) {
   const RowBound& bound = state(r).bound;
-  const auto element = usize(r * p_.shape.value_dim + c);
-  const double center = block_.o[element] = m_.o(r, c), magnitude = std::fabs(center);
+  BlockElement& element = block_.element(r, c);
+  const double center = element.value = m_.o(r, c), magnitude = std::fabs(center);
   const double largest = hulls.largest(c);
   const ColumnSums sums{m_.sum_centred(r, c), with_order_ ? 0 : m_.sum_absolute(r, c),
                         c_.dot_roundoff * m_.sum_prefix(r, c), with_tail_ ? m_.sum_tail(r, c) : 0};
@@ -434,7 +415,7 @@ void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) 
   // This is the identity of section 3 at unit roundoff 2^-53. Its exponents are at most kappa times
   // those of the contract.
   const double centred = sums.centred + magnitude * bound.zero_centred;
-  block_.radius[element] =
+  element.radius =
       safety::one_rounding * (std::min(ratio_, 1.0) * centred +
                               (gamma64(r) + safety::units_of_weight * safety::unit64) * plain +
                               magnitude * bound.sum_weight * gamma64(r)) +
@@ -445,40 +426,39 @@ void BlockEvaluation::bound_element(Index r, Index c, const ColumnHulls& hulls) 
   if (bound.vacuous)
     hull = hull_distance(kv_, block_, r, c, center, with_zero || bound.may_overflow);
   // The sums of |v - O| were taken around a centre that may differ from O by the radius.
-  block_.bound[element] = element_bound(c_, x_, bound, center, sums, hull, largest) +
-                          bound.centred_total * block_.radius[element] /
-                              std::max(bound.denominator, safety::least_denominator);
-  block_.value_overflow[element] = values_may_overflow(c_, state(r).live, largest);
+  element.bound =
+      element_bound(c_, x_, bound, center, sums, hull, largest) +
+      bound.centred_total * element.radius / std::max(bound.denominator, safety::least_denominator);
+  element.value_overflow = values_may_overflow(c_, state(r).live, largest);
 }
 
 // Computes an element of a row where weights are exactly 0 or 1, and no sum is rounded.
 void BlockEvaluation::judge_exactly(Index r, Index c, double largest_value) {
-  const auto element = usize(r * p_.shape.value_dim + c);
   double sum = 0;
   for (Index j = 0; j < block_.count; ++j)
     if (m_.gap(r, j) == 0) sum += kv_.values(block_.key0 + j, c);
-  const double count = std::round(std::exp(state(r).lse));
-  const ExactElement e = exact_element(c_, sum, count, n_live(r), largest_value);
-  block_.o[element] = e.o;
-  block_.radius[element] = e.radius;
-  block_.bound[element] = e.bound;
+  const double count = std::round(std::exp(block_.row(r).lse.value));
+  const ExactElement exact = exact_element(c_, sum, count, n_live(r), largest_value);
+  BlockElement& element = block_.element(r, c);
+  element.value = exact.o;
+  element.radius = exact.radius;
+  element.bound = exact.bound;
 }
 
 // bounds.md, 6: the radius of LSE
 void BlockEvaluation::bound_lse(Index r) {
-  const RowState& row = state(r);
-  const RowBound& bound = row.bound;
-  const auto at = usize(r);
-  const double reach = std::fabs(row.lse - row.max) + 1;
+  const RowBound& bound = state(r).bound;
+  BlockRow& row = block_.row(r);
+  Certified& lse = row.lse;
+  const double reach = std::fabs(lse.value - row.max) + 1;
   const double of_weights =
       std::min(ratio_, 1.0) * bound.sum_weight * std::min(bound.largest_exponent, 1.0);
-  block_.lse_bound[at] = bound.lse;
-  block_.lse_radius[at] =
-      safety::one_rounding_twice *
-          (of_weights + gamma64(r) * bound.sum_weight + n_live(r) * safety::exp_underflow) +
-      safety::log_units * safety::unit64 * reach +
-      safety::one_rounding * safety::unit64 * (std::fabs(row.max) + std::fabs(row.lse));
-  if (ratio_ > 1 || bound.largest_exponent > 1) block_.needs_ball[at] = 1;
+  lse.bound = bound.lse;
+  lse.radius = safety::one_rounding_twice * (of_weights + gamma64(r) * bound.sum_weight +
+                                             n_live(r) * safety::exp_underflow) +
+               safety::log_units * safety::unit64 * reach +
+               safety::one_rounding * safety::unit64 * (std::fabs(row.max) + std::fabs(lse.value));
+  if (ratio_ > 1 || bound.largest_exponent > 1) row.needs_ball = true;
 }
 
 }  // namespace
@@ -522,8 +502,10 @@ Block Reference::evaluate(const KeyValues& kv, Index h, std::span<const Index> r
   Block block;
   block.b = kv.b;
   block.h = h;
-  block.row_index.assign(row_index.begin(), row_index.end());
-  block.rows = static_cast<Index>(row_index.size());
+  block.value_dim = problem_.shape.value_dim;
+  block.rows.resize(row_index.size());
+  for (std::size_t r = 0; r < row_index.size(); ++r) block.rows[r].index = row_index[r];
+  block.o.resize(row_index.size() * usize(block.value_dim));
   BlockEvaluation(problem_, contract_, context_, kv, keep == Keep::scores, matrices, block).run();
   return block;
 }

@@ -2,6 +2,7 @@
 // follows from a contract.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -19,44 +20,68 @@ enum class Kind : std::uint8_t { finite, nan, plus_infinity, minus_infinity };
 // values are only compared with the hull. must_overflow: nothing can be asked.
 enum class Domain : std::uint8_t { bounded, vacuous, may_overflow, must_overflow };
 
-// Some rows of one head, and all keys that at least one of them sees. Matrices are row-major, rows
-// x value_dim, except `weight` and `visible`, which are rows x count.
-struct Block {
-  Index b = 0, h = 0, rows = 0;
-  std::vector<Index> row_index;
-  Index key0 = 0, count = 0;
-  // Per row, relative to key0: the row sees no key outside [seen_begin, seen_end).
-  std::vector<Index> seen_begin, seen_end;
-  // |O - (o + o_low)| <= radius. Only balls give an o_low other than 0.
-  std::vector<double> o, o_low, radius;
-  std::vector<double> bound;  // of |Ohat - O| before the output rounding
-  std::vector<double> lse, lse_low, lse_radius, lse_bound;
-  std::vector<Kind> o_kind, lse_kind;  // which of them NaN and infinities of the inputs determine
-  // Per element: an infinity in V makes O infinite, but its weight may underflow to 0.
-  std::vector<char> underflow_excused;
-  // Per element: its accumulator could leave the range. Finite values are still held to their
-  // bound.
-  std::vector<char> value_overflow;
-  std::vector<Domain> domain;  // per row
-  std::vector<char> exact;     // per row: weights are 0 or equal, and sums are exact in any order
-  std::vector<char> fully_masked;
-  // Per row: the contract multiplies Q by a projection before it meets any key, and this product is
+// What is proved of one number: |exact - (value + low)| <= radius, where its kind is finite.
+struct Certified {
+  double value = 0;
+  double low = 0;  // only balls give another one than 0
+  double radius = 0;
+  double bound = 0;          // of |computed - exact|, before the output rounding
+  Kind kind = Kind::finite;  // what NaN and infinities of the inputs make of it
+};
+
+// An element of O in a block.
+struct BlockElement : Certified {
+  // An infinity in V makes O infinite, but its weight may underflow to 0.
+  bool underflow_excused = false;
+  // Its accumulator could leave the range. Finite values are still held to their bound.
+  bool value_overflow = false;
+};
+
+// What is known of a row of a block as a whole.
+struct BlockRow {
+  Index index = 0;  // in the problem
+  // The row sees no key outside [seen_begin, seen_end), relative to key0.
+  Index seen_begin = 0, seen_end = 0;
+  double max = -std::numeric_limits<double>::infinity();  // M; -inf in a row without weight
+  Certified lse;
+  // The relative error of the bounds themselves, which are computed from the p of fp64.
+  double slack = 0;
+  Domain domain = Domain::bounded;
+  bool exact = false;  // weights are 0 or equal, and sums are exact in any order
+  bool fully_masked = false;
+  bool needs_ball = false;  // fp64 is not accurate enough for the bound
+  // The contract multiplies Q by a projection before it meets any key, and this product is
   // infinite. The row may then become NaN.
-  std::vector<char> query_lost;
-  std::vector<char> needs_ball;  // per row: fp64 is not accurate enough for its bound
-  // Per row: the relative error of the bounds themselves, which are computed from the p of fp64.
-  std::vector<double> slack;
-  std::vector<double> weight;  // p, before dropout
-  std::vector<char> kept;     // rows x count: whether dropout keeps the pair; empty without dropout
-  std::vector<char> visible;  // rows x count
+  bool query_lost = false;
+};
+
+// Some rows of one head, and all keys that at least one of them sees. Matrices are row-major.
+struct Block {
+  Index b = 0, h = 0;
+  Index key0 = 0, count = 0;  // the keys
+  Index value_dim = 0;
+  std::vector<BlockRow> rows;
+  std::vector<BlockElement> o;  // rows x value_dim
+  std::vector<double> weight;   // rows x count: p, before dropout
+  std::vector<char> kept;       // rows x count: whether dropout keeps the pair; empty without it
+  std::vector<char> visible;    // rows x count
   // These are filled only where evaluate() was asked to keep scores. They are rows x count, and
   // masked entries have no meaning.
   std::vector<double> gap;          // M - s_j; +inf where masked
-  std::vector<double> max;          // M, per row
   std::vector<double> dot;          // q.k_j
   std::vector<double> score_error;  // E_j of the contract
   // The error of the score before the biases; only filled with a softcap or biases.
   std::vector<double> capped_error;
+
+  Index row_count() const { return std::ssize(rows); }
+  BlockRow& row(Index r) { return rows[usize(r)]; }
+  const BlockRow& row(Index r) const { return rows[usize(r)]; }
+  BlockElement& element(Index r, Index c) { return o[usize(r * value_dim + c)]; }
+  const BlockElement& element(Index r, Index c) const { return o[usize(r * value_dim + c)]; }
+  // The elements of a row.
+  std::span<BlockElement> elements(Index r) { return {o.data() + r * value_dim, usize(value_dim)}; }
+  // Where the pair of row r and key key0 + j stands in a matrix of rows x count.
+  std::size_t pair(Index r, Index j) const { return usize(r * count + j); }
 };
 
 enum class Keep : std::uint8_t { outputs, scores };

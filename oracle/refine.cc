@@ -12,9 +12,9 @@ namespace assay {
 namespace {
 
 // Whether two enclosures have a point in common.
-bool meet(double center, double center_low, double radius, const BallRow::Enclosure& ball) {
-  const double distance = std::fabs((center - ball.value) + (center_low - ball.low));
-  return distance <= (radius + ball.radius) * (1 + safety::meeting);
+bool meet(const Certified& x, const BallRow::Enclosure& ball) {
+  const double distance = std::fabs((x.value - ball.value) + (x.low - ball.low));
+  return distance <= (x.radius + ball.radius) * (1 + safety::meeting);
 }
 
 // The weights of a row, and what all of its columns have in common.
@@ -95,47 +95,43 @@ double refined_bound(const KeyValues& kv, const Contract& c, const BoundContext&
 // bounds.md, 6: rows that fp64 does not decide are weighed in balls
 bool Reference::refine(const KeyValues& kv, Block& block, Index r, long bits) const {
   const ProjectedAttention& p = problem_;
-  const Index dv = p.shape.value_dim;
-  const auto at = usize(r);
-  if (block.lse_kind[at] != Kind::finite) return true;
-  const BallRow ball(p, block.b, block.h, block.row_index[at], bits);
-  const Index first = block.seen_begin[at], count = block.seen_end[at] - first;
+  BlockRow& known = block.row(r);
+  if (known.lse.kind != Kind::finite) return true;
+  const BallRow ball(p, block.b, block.h, known.index, bits);
+  const Index first = known.seen_begin, count = known.seen_end - first;
   RefinedRow row;
   row.truth = ball.truth(block.key0 + first, count, contract_.ordered);
-  row.visible = block.visible.data() + r * block.count + first;
+  row.visible = block.visible.data() + block.pair(r, first);
   for (auto* v : {&row.centred, &row.absolute, &row.tail}) v->assign(usize(count), 0);
   derive_row_bound(contract_, context_, row.truth, row.bound,
                    {row.centred.data(), row.absolute.data(), row.tail.data()});
-  block.slack[at] = p.projection ? safety::projected_slack : safety::least_slack;
+  known.slack = p.projection ? safety::projected_slack : safety::least_slack;
 
-  const bool fp64_counts = !block.needs_ball[at];
-  const BallRow::Enclosure lse{ball.lse(), ball.lse_low(), ball.lse_radius()};
-  bool consistent =
-      !fp64_counts || meet(block.lse[at], block.lse_low[at], block.lse_radius[at], lse);
-  for (Index c = 0; c < dv; ++c) {
-    const auto element = usize(r * dv + c);
-    if (block.o_kind[element] != Kind::finite) continue;
-    const BallRow::Enclosure o{ball.o(c), ball.o_low(c), ball.o_radius(c)};
-    if (fp64_counts && !meet(block.o[element], block.o_low[element], block.radius[element], o))
-      consistent = false;
+  const bool fp64_counts = !known.needs_ball;
+  bool consistent = true;
+  auto replace = [&](Certified& number, const BallRow::Enclosure& by) {
+    if (fp64_counts && !meet(number, by)) consistent = false;
+    number.value = by.value;
+    number.low = by.low;
+    number.radius = by.radius;
+  };
+  for (Index c = 0; c < p.shape.value_dim; ++c) {
+    BlockElement& element = block.element(r, c);
+    if (element.kind != Kind::finite) continue;
     double largest = 0;
     for (Index j = 0; j < count; ++j)
       if (row.visible[j]) largest = std::max(largest, kv.values_absolute(row.truth.key0 + j, c));
-    block.value_overflow[element] = values_may_overflow(contract_, row.truth.live, largest);
-    if (!block.exact[at])
-      block.bound[element] = refined_bound(kv, contract_, context_, row, c, o.value, largest);
-    block.o[element] = o.value;
-    block.o_low[element] = o.low;
-    block.radius[element] = o.radius;
+    element.value_overflow = values_may_overflow(contract_, row.truth.live, largest);
+    replace(element, {ball.o(c), ball.o_low(c), ball.o_radius(c)});
+    if (!known.exact)
+      element.bound = refined_bound(kv, contract_, context_, row, c, element.value, largest);
   }
-  block.lse[at] = lse.value;
-  block.lse_low[at] = lse.low;
-  block.lse_radius[at] = lse.radius;
-  block.lse_bound[at] = row.bound.lse;
-  if (block.needs_ball[at]) {
-    block.domain[at] = domain_of(row.bound);
-    std::copy_n(row.truth.weight, count, block.weight.begin() + r * block.count + first);
-    block.needs_ball[at] = 0;
+  replace(known.lse, {ball.lse(), ball.lse_low(), ball.lse_radius()});
+  known.lse.bound = row.bound.lse;
+  if (known.needs_ball) {
+    known.domain = domain_of(row.bound);
+    std::copy_n(row.truth.weight, count, block.weight.data() + block.pair(r, first));
+    known.needs_ball = false;
   }
   return consistent;
 }

@@ -52,7 +52,7 @@ bool column_is_exact(const KeyValues& kv, const RowTruth& t, Index c) {
 void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Index r,
                      const RowVisibility& seen, double* score) {
   const AttentionShape& s = p.shape;
-  const Index i = block.row_index[usize(r)];
+  const Index i = block.row(r).index;
   bool q_finite = true;
   for (Index d = 0; d < s.dim; ++d)
     q_finite = q_finite && std::isfinite(load(p.q, p.q.at(block.b, block.h, i, d)));
@@ -69,8 +69,8 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
     if (t + bias == -inf) {
       score[j - block.key0] = -inf;
     } else {
-      block.lse_kind[usize(r)] = Kind::nan;
-      std::fill_n(block.o_kind.begin() + r * s.value_dim, s.value_dim, Kind::nan);
+      block.row(r).lse.kind = Kind::nan;
+      for (BlockElement& e : block.elements(r)) e.kind = Kind::nan;
       return;
     }
   }
@@ -80,23 +80,22 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
 void classify_values(const Attention& p, const KeyValues& kv, Block& block, Index r,
                      const RowVisibility& seen, const double* gap, double largest_gap) {
   const AttentionShape& s = p.shape;
-  const auto row = usize(r);
-  if (block.lse_kind[row] == Kind::nan) return;
+  const BlockRow& row = block.row(r);
+  if (row.lse.kind == Kind::nan) return;
   for (Index j = seen.begin; j < seen.end; ++j) {
     const auto key = usize(j);
     if (seen.bias[key] == -inf || !kv.value_not_finite[key]) continue;
     const bool zero_weight =
-        gap[j - block.key0] == inf || !keeps_weight(p, block.b, block.h, block.row_index[row], j);
+        gap[j - block.key0] == inf || !keeps_weight(p, block.b, block.h, row.index, j);
     for (Index c = 0; c < s.value_dim; ++c) {
       const double v = load(p.v, p.v.at(block.b, kv.g, j, c));
       if (std::isfinite(v)) continue;
-      const auto at = usize(r * s.value_dim + c);
+      BlockElement& e = block.element(r, c);
       const Kind mine = std::isnan(v) || zero_weight ? Kind::nan
                         : v > 0                      ? Kind::plus_infinity
                                                      : Kind::minus_infinity;
-      Kind& kind = block.o_kind[at];
-      kind = kind == Kind::finite || kind == mine ? mine : Kind::nan;
-      if (gap[j - block.key0] > largest_gap) block.underflow_excused[at] = 1;
+      e.kind = e.kind == Kind::finite || e.kind == mine ? mine : Kind::nan;
+      if (gap[j - block.key0] > largest_gap) e.underflow_excused = true;
     }
   }
 }

@@ -43,9 +43,9 @@ Expected StageRow::masked(Index j) const {
   if (!visible(j)) return {-inf, 0};
   const auto at = usize(j - block_.key0);
   // The largest score may be that of a sink, which can be far from s.
-  const double s = block_.max[0] - block_.gap[at];
+  const double max = block_.row(0).max, s = max - block_.gap[at];
   return {s, block_.score_error[at] * own + safety::library_tanh * std::fabs(s) +
-                 safety::gap_in_fp64 * (std::fabs(block_.max[0]) + block_.gap[at])};
+                 safety::gap_in_fp64 * (std::fabs(max) + block_.gap[at])};
 }
 
 const StageRow::Maximum& StageRow::maximum(Index first, Index end) const {
@@ -166,14 +166,15 @@ Expected StageRow::accumulated(Index first, Index end, Index tiles, Index column
 }
 
 Expected StageRow::output(Index column) const {
-  const auto at = usize(column);
-  if (block_.fully_masked[0]) return {0, 0};
-  return {block_.o[at], (block_.bound[at] + block_.radius[at]) * own};
+  if (block_.row(0).fully_masked) return {0, 0};
+  const BlockElement& e = block_.element(0, column);
+  return {e.value, (e.bound + e.radius) * own};
 }
 
 Expected StageRow::lse() const {
-  if (block_.lse_kind[0] == Kind::minus_infinity) return {-inf, 0};
-  return {block_.lse[0], (block_.lse_bound[0] + block_.lse_radius[0]) * own};
+  const Certified& lse = block_.row(0).lse;
+  if (lse.kind == Kind::minus_infinity) return {-inf, 0};
+  return {lse.value, (lse.bound + lse.radius) * own};
 }
 
 Expected StageRow::delta() const { return delta_; }
@@ -198,12 +199,12 @@ const StageRow& StageReference::row(Index b, Index h, Index i) {
   const Index rows[] = {i};
   row.block_ = reference_.evaluate(*kv, h, rows, Keep::scores);
   Block& block = row.block_;
-  if (block.needs_ball[0] && block.lse_kind[0] == Kind::finite)
-    reference_.refine(*kv, block, 0, 128);
-  row.judged_ = block.domain[0] == Domain::bounded && block.lse_kind[0] != Kind::nan &&
-                (block.lse_kind[0] == Kind::finite || block.fully_masked[0]);
-  for (Kind kind : block.o_kind) row.judged_ = row.judged_ && kind == Kind::finite;
-  for (char overflow : block.value_overflow) row.judged_ = row.judged_ && !overflow;
+  const BlockRow& known = block.row(0);
+  if (known.needs_ball && known.lse.kind == Kind::finite) reference_.refine(*kv, block, 0, 128);
+  row.judged_ = known.domain == Domain::bounded && known.lse.kind != Kind::nan &&
+                (known.lse.kind == Kind::finite || known.fully_masked);
+  for (const BlockElement& e : block.o)
+    row.judged_ = row.judged_ && e.kind == Kind::finite && !e.value_overflow;
   for (Index d = 0; d < problem_.shape.dim; ++d)
     row.judged_ = row.judged_ && std::isfinite(load(problem_.q, problem_.q.at(b, h, i, d)));
   if (backward_ && row.judged_) add_backward(row, b, h, i);
@@ -214,6 +215,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   const AttentionShape& s = problem_.shape;
   const Contract& c = contract_;
   const Block& block = row.block_;
+  const BlockRow& known = block.row(0);
   const double u = c.roundoff, length = static_cast<double>(s.value_dim) + 1;
   const auto n = usize(block.count);
   for (auto* list : {&row.probability_, &row.weight_gradient_, &row.score_gradient_})
@@ -230,13 +232,13 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
     stored_absolute += std::fabs(x * o);
   }
   const double lse = load(backward_->lse, backward_->lse.at(b, h, i, 0));
-  if (!row.judged_ || (!std::isfinite(lse) && !block.fully_masked[0])) {
+  if (!row.judged_ || (!std::isfinite(lse) && !known.fully_masked)) {
     row.judged_ = false;
     return;
   }
-  row.delta_ = {block.fully_masked[0] ? 0 : stored,
+  row.delta_ = {known.fully_masked ? 0 : stored,
                 (gamma_factor(length, u) * stored_absolute + length * c.product_floor) * own};
-  if (block.fully_masked[0]) {
+  if (known.fully_masked) {
     row.delta_ = Expected::unknown();  // nothing reads the D of such a row
     return;
   }
@@ -252,7 +254,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
       gamma_factor(dot_roundings(c, static_cast<double>(s.value_dim)), c.dot_roundoff);
   for (std::size_t j = 0; j < n; ++j) {
     if (!block.visible[j]) continue;
-    weight[j] = std::exp((block.max[0] - lse) - block.gap[j]);
+    weight[j] = std::exp((known.max - lse) - block.gap[j]);
     for (Index column = 0; column < s.value_dim; ++column) {
       const double term =
           d_o[usize(column)] * row.kv_->values(block.key0 + static_cast<Index>(j), column);
@@ -276,7 +278,7 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   t.dp = dp.data();
   t.dp_absolute = dp_absolute.data();
   t.kept = problem_.dropout > 0 ? block.kept.data() : nullptr;
-  t.max = block.max[0];
+  t.max = known.max;
   t.lse = lse;
   t.delta = stored;
   t.delta_error = row.delta_.error;

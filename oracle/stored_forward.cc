@@ -14,13 +14,12 @@ using Term = BackwardTerm;
 // bounds_backward.md, 1, No stored LSE: E_L of a kernel that keeps its weights.
 double lse_error_of_kept_weights(const Contract& c, const BackwardTerms& terms, const Attention& p,
                                  const Block& block, Index row) {
-  const auto at = usize(row);
   const double u = c.roundoff, n = static_cast<double>(block.count);
   const Index tile = std::min(c.tile, c.split_keys > 0 ? c.split_keys : c.tile);
   const double tiles = std::ceil(n / static_cast<double>(tile));
-  double largest = std::fabs(block.max[at]);
+  double largest = std::fabs(block.row(row).max);
   for (Index j = 0; j < block.count; ++j) {
-    const auto pair = usize(row * block.count + j);
+    const std::size_t pair = block.pair(row, j);
     if (!block.visible[pair]) continue;
     largest = std::max(largest, std::fabs(static_cast<double>(p.scale) * block.dot[pair]));
   }
@@ -30,8 +29,9 @@ double lse_error_of_kept_weights(const Contract& c, const BackwardTerms& terms, 
       terms[Term::kept_division] * safety::one_rounding * u * c.division_roundings;
   const double constant = terms[Term::kept_scale] * c.scale_error +
                           (c.fused_argument ? terms[Term::kept_fused] * u : 0);
-  return terms[Term::kept_lse] * block.lse_bound[at] + block.lse_radius[at] + corrections +
-         division + constant * largest;
+  const Certified& lse = block.row(row).lse;
+  return terms[Term::kept_lse] * lse.bound + lse.radius + corrections + division +
+         constant * largest;
 }
 
 }  // namespace
@@ -42,16 +42,16 @@ Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
                    const double* d_o) {
   Delta d;
   double absolute = 0, defect = 0;
-  const Index columns = input.o.shape[3], i = block.row_index[usize(row)];
+  const Index columns = input.o.shape[3], i = block.row(row).index;
   for (Index col = 0; col < columns; ++col) {
-    const auto e = usize(row * columns + col);
+    const BlockElement& e = block.element(row, col);
     const double o = load(input.o, input.o.at(block.b, block.h, i, col)), x = d_o[col];
-    if (block.o_kind[e] != Kind::finite || !std::isfinite(o)) continue;
-    d.value += x * block.o[e];
-    defect += x * ((o - block.o[e]) - block.o_low[e]);
+    if (e.kind != Kind::finite || !std::isfinite(o)) continue;
+    d.value += x * e.value;
+    defect += x * ((o - e.value) - e.low);
     d.stored += std::fabs(x * o);
-    absolute += std::fabs(x * block.o[e]);
-    d.radius += std::fabs(x) * block.radius[e];
+    absolute += std::fabs(x * e.value);
+    d.radius += std::fabs(x) * e.radius;
   }
   const double length = static_cast<double>(columns) + 1;
   const double gamma64 = gamma_factor(length + 1, unit64);
@@ -67,10 +67,10 @@ Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
 double lse_error_of_row(const Contract& c, const BackwardTerms& terms, const Attention& p,
                         const AttentionBackwardInput& input, const Block& block, Index row) {
   if (!input.lse) return lse_error_of_kept_weights(c, terms, p, block, row);
-  const auto at = usize(row);
-  const double stored = load(input.lse, input.lse.at(block.b, block.h, block.row_index[at], 0));
-  const double off = std::fabs((stored - block.lse[at]) - block.lse_low[at]);
-  return terms[Term::stored_lse] * off + block.lse_radius[at];
+  const Certified& lse = block.row(row).lse;
+  const double stored = load(input.lse, input.lse.at(block.b, block.h, block.row(row).index, 0));
+  const double off = std::fabs((stored - lse.value) - lse.low);
+  return terms[Term::stored_lse] * off + lse.radius;
 }
 
 }  // namespace assay

@@ -31,10 +31,11 @@ TEST(ClosedForm, OneKeyGivesItsValueAndItsScore) {
     for (Index d = 0; d < 8; ++d)
       score += load(in.problem.q, in.problem.q.at(0, 0, i, d)) *
                load(in.problem.k, in.problem.k.at(0, 0, 0, d));
-    EXPECT_NEAR(block.lse[usize(i)], score * static_cast<double>(in.problem.scale),
-                block.lse_radius[usize(i)] + 1e-15);
+    EXPECT_NEAR(block.row(i).lse.value, score * static_cast<double>(in.problem.scale),
+                block.row(i).lse.radius + 1e-15);
     for (Index c = 0; c < 6; ++c)
-      EXPECT_NEAR(block.o[usize(i * 6 + c)], value(in, 0, c), block.radius[usize(i * 6 + c)]);
+      EXPECT_NEAR(block.o[usize(i * 6 + c)].value, value(in, 0, c),
+                  block.o[usize(i * 6 + c)].radius);
   }
 }
 
@@ -44,9 +45,10 @@ TEST(ClosedForm, EqualScoresGiveTheMean) {
   for (Index c = 0; c < 6; ++c) {
     long double mean = 0;
     for (Index j = 0; j < 100; ++j) mean += value(in, j, c);
-    EXPECT_NEAR(block.o[usize(c)], static_cast<double>(mean / 100), block.radius[usize(c)] + 1e-17);
+    EXPECT_NEAR(block.o[usize(c)].value, static_cast<double>(mean / 100),
+                block.o[usize(c)].radius + 1e-17);
   }
-  EXPECT_NEAR(block.lse[0], std::log(100.0), block.lse_radius[0] + 1e-15);
+  EXPECT_NEAR(block.row(0).lse.value, std::log(100.0), block.row(0).lse.radius + 1e-15);
 }
 
 TEST(ClosedForm, ConstantValuesComeBack) {
@@ -55,7 +57,8 @@ TEST(ClosedForm, ConstantValuesComeBack) {
   const Block block = evaluate(in);
   for (Index i = 0; i < 9; ++i)
     for (Index c = 0; c < 6; ++c)
-      EXPECT_NEAR(block.o[usize(i * 6 + c)], value(in, 0, c), block.radius[usize(i * 6 + c)]);
+      EXPECT_NEAR(block.o[usize(i * 6 + c)].value, value(in, 0, c),
+                  block.o[usize(i * 6 + c)].radius);
 }
 
 // With one-hot V every output is a weight, or the sum of the weights of the keys that share a
@@ -76,7 +79,7 @@ TEST(ClosedForm, OneHotValuesReadOffTheWeights) {
       sum += weight[usize(j)];
     }
     for (Index j = 0; j < 20; ++j)
-      EXPECT_NEAR(block.o[usize(i * 20 + j)], weight[usize(j)] / sum, 1e-13);
+      EXPECT_NEAR(block.o[usize(i * 20 + j)].value, weight[usize(j)] / sum, 1e-13);
   }
 }
 
@@ -85,8 +88,8 @@ TEST(ClosedForm, SinkTakesItsShare) {
   const Inputs in(
       parse_case("attention b=1 h=1 l=1x10 d=4 scores=equal values=ones sink=2 seed=2"));
   const Block block = evaluate(in);
-  EXPECT_NEAR(block.o[0], 10 / (10 + std::exp(2.0)), 1e-14);
-  EXPECT_NEAR(block.lse[0], std::log(10 + std::exp(2.0)), 1e-14);
+  EXPECT_NEAR(block.o[0].value, 10 / (10 + std::exp(2.0)), 1e-14);
+  EXPECT_NEAR(block.row(0).lse.value, std::log(10 + std::exp(2.0)), 1e-14);
 }
 
 TEST(ClosedForm, SoftcapOfOneKeyShowsInLse) {
@@ -102,16 +105,16 @@ TEST(ClosedForm, AlibiOfEqualScoresIsAGeometricSeries) {
   EXPECT_EQ(slope, 0x1p-8);
   double sum = 0;
   for (int k = 0; k <= 5; ++k) sum += std::exp(-slope * k);
-  EXPECT_NEAR(block.lse[5], std::log(sum), 1e-14);
+  EXPECT_NEAR(block.row(5).lse.value, std::log(sum), 1e-14);
 }
 
 TEST(ClosedForm, FullyMaskedRowsAreZeroWithoutWeight) {
   const Inputs in(parse_case("attention b=1 h=1 l=4x6 d=4 causal offset=-2"));
   const Block block = evaluate(in);
-  EXPECT_TRUE(block.fully_masked[0] && block.fully_masked[1]);
-  EXPECT_FALSE(block.fully_masked[2]);
-  EXPECT_EQ(block.lse_kind[1], Kind::minus_infinity);
-  EXPECT_EQ(block.o[4], 0);
+  EXPECT_TRUE(block.row(0).fully_masked && block.row(1).fully_masked);
+  EXPECT_FALSE(block.row(2).fully_masked);
+  EXPECT_EQ(block.row(1).lse.kind, Kind::minus_infinity);
+  EXPECT_EQ(block.o[4].value, 0);
 }
 
 }  // namespace

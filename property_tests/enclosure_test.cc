@@ -48,29 +48,29 @@ TEST(Enclosure, OfFp64ContainsTheBallsEverywhere) {
     for (Index h = 0; h < 2; ++h)
       for (Index i = 0; i < c.shape.rows; ++i) {
         const Block block = reference.evaluate(*kv, h, {&i, 1});
-        if (block.lse_kind[0] != Kind::finite) continue;
+        const BlockRow& row = block.row(0);
+        if (row.lse.kind != Kind::finite) continue;
         const BallRow ball(inputs.problem, 0, h, i, 256);
         const std::lock_guard lock(mutex);
         ++rows;
-        if (block.needs_ball[0]) {
+        if (row.needs_ball) {
           ++rows_beyond_fp64;
           continue;
         }
-        auto check = [&](double center, double radius, double value, double low, double ball_radius,
+        auto check = [&](const Certified& x, double value, double low, double ball_radius,
                          const char* what) {
-          const double error = std::fabs((center - value) - low);
-          EXPECT_LE(error, radius + ball_radius) << what << " of row " << i << " head " << h << "\n"
-                                                 << print_case(c);
+          const double error = std::fabs((x.value - value) - low);
+          EXPECT_LE(error, x.radius + ball_radius)
+              << what << " of row " << i << " head " << h << "\n"
+              << print_case(c);
           // value + low is a double-double, so it can give at most about 106 bits of a ball.
-          EXPECT_LT(ball_radius, radius * 0x1p-40 + 0x1p-900) << print_case(c);
-          if (radius > 0) largest = std::max(largest, error / radius);
+          EXPECT_LT(ball_radius, x.radius * 0x1p-40 + 0x1p-900) << print_case(c);
+          if (x.radius > 0) largest = std::max(largest, error / x.radius);
         };
-        check(block.lse[0], block.lse_radius[0], ball.lse(), ball.lse_low(), ball.lse_radius(),
-              "LSE");
+        check(row.lse, ball.lse(), ball.lse_low(), ball.lse_radius(), "LSE");
         for (Index d = 0; d < c.shape.value_dim; ++d)
-          if (block.o_kind[usize(d)] == Kind::finite)
-            check(block.o[usize(d)], block.radius[usize(d)], ball.o(d), ball.o_low(d),
-                  ball.o_radius(d), "O");
+          if (block.element(0, d).kind == Kind::finite)
+            check(block.element(0, d), ball.o(d), ball.o_low(d), ball.o_radius(d), "O");
       }
   });
   printf("%ld rows, %ld of them beyond fp64; largest measured error over claimed radius %.3f\n",
@@ -101,9 +101,9 @@ TEST(Enclosure, BoundsAgreeBetweenTheLevels) {
         EXPECT_GE(fp64, balls * (1 - 1e-9)) << line << " row " << i;
         EXPECT_LE(fp64, balls * (1 + 1e-4)) << line << " row " << i;
       };
-      expect_slightly_above(plain.lse_bound[0], refined.lse_bound[0]);
-      for (std::size_t d = 0; d < plain.bound.size(); ++d)
-        expect_slightly_above(plain.bound[d], refined.bound[d]);
+      expect_slightly_above(plain.row(0).lse.bound, refined.row(0).lse.bound);
+      for (std::size_t d = 0; d < plain.o.size(); ++d)
+        expect_slightly_above(plain.o[d].bound, refined.o[d].bound);
     }
   }
 }

@@ -249,9 +249,9 @@ TEST(GradientEnclosure, IdentitiesHoldWithinTheRadii) {
           }
           for (Index d = 0; d < c.shape.value_dim; ++d) {
             const double d_o = load(x.in.d_o, x.in.d_o.at(0, head, i, d));
-            o_do += d_o * block.o[usize(d)];
-            values_tolerance += std::fabs(d_o) * block.radius[usize(d)];
-            if (!block.fully_masked[0]) d_o_sum[usize(d)] += d_o;
+            o_do += d_o * block.o[usize(d)].value;
+            values_tolerance += std::fabs(d_o) * block.o[usize(d)].radius;
+            if (!block.row(0).fully_masked) d_o_sum[usize(d)] += d_o;
           }
         }
       for (Index j = 0; j < c.shape.keys; ++j) {

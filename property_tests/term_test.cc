@@ -330,11 +330,11 @@ Bounds bounds_of(const Attention& p, const Contract& c, const BoundTerms& terms)
   const KeyValuesPointer kv = reference.load_head(0, 0);
   const Index row = 0;
   Block block = reference.evaluate(*kv, 0, {&row, 1});
-  EXPECT_FALSE(block.exact[0]) << "an exact row has no terms";
-  block.needs_ball[0] = 1;
+  EXPECT_FALSE(block.row(0).exact) << "an exact row has no terms";
+  block.row(0).needs_ball = true;
   EXPECT_TRUE(reference.refine(*kv, block, 0, 128));
-  return {block.o[0],   block.o_low[0],   block.bound[0] + block.radius[0],
-          block.lse[0], block.lse_low[0], block.lse_bound[0] + block.lse_radius[0]};
+  const Certified &o = block.o[0], &lse = block.row(0).lse;
+  return {o.value, o.low, o.bound + o.radius, lse.value, lse.low, lse.bound + lse.radius};
 }
 
 // The largest error/bound over both outputs, both directions and both signs of a folded constant.

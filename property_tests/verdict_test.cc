@@ -167,9 +167,9 @@ TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
       int steps = 0;
       while (set_o(0, 0, 1, 2, x), verdict().outcome == Outcome::pass) x = next(x), ++steps;
       const double half = case_.out_dtype() == Dtype::f32 ? 0 : half_ulp(case_.out_dtype(), x);
-      const double distance = std::fabs(x - block.o[2]);
-      EXPECT_GT(distance, block.bound[2]) << line;
-      EXPECT_LT(distance, block.bound[2] + 2 * half + 4 * half_ulp(case_.out_dtype(), x)) << line;
+      const double distance = std::fabs(x - block.o[2].value);
+      EXPECT_GT(distance, block.o[2].bound) << line;
+      EXPECT_LT(distance, block.o[2].bound + 2 * half + 4 * half_ulp(case_.out_dtype(), x)) << line;
       EXPECT_GE(steps, 1) << line;
       EXPECT_THAT(verdict(), FailsWith("O is outside its bound"));
       set_o(0, 0, 1, 2, correct);
@@ -178,9 +178,9 @@ TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharp) {
     const double correct = load(lse(), at);
     float x = static_cast<float>(correct);
     while (store(lse(), at, x), verdict().outcome == Outcome::pass) x = std::nextafter(x, INFINITY);
-    EXPECT_GT(std::fabs(x - block.lse[0]), block.lse_bound[0]);
-    EXPECT_LT(std::fabs(std::nextafter(x, -INFINITY) - block.lse[0]),
-              block.lse_bound[0] * (1 + 1e-6));
+    const Certified& exact = block.row(0).lse;
+    EXPECT_GT(std::fabs(x - exact.value), exact.bound);
+    EXPECT_LT(std::fabs(std::nextafter(x, -INFINITY) - exact.value), exact.bound * (1 + 1e-6));
     EXPECT_THAT(verdict(), FailsWith("LSE is outside its bound"));
   }
 }
@@ -358,7 +358,7 @@ TEST_F(VerdictTest, TheEdgeOfTheBoundIsSharpForEveryElement) {
   for (double side : {-1.0, 1.0})
     for (bool outside : {false, true})
       for (std::size_t e = 0; e < block.o.size(); ++e) {
-        const double edge = block.o[e] + side * block.bound[e];
+        const double edge = block.o[e].value + side * block.o[e].bound;
         float x = static_cast<float>(edge);
         const bool beyond = side * (static_cast<double>(x) - edge) > 0;
         if (beyond != outside)

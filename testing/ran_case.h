@@ -92,29 +92,30 @@ class Enclosures {
         const KeyValuesPointer kv = reference.load_head(b, h / shape_.group());
         for (Index i = 0; i < shape_.rows; ++i) {
           Block block = reference.evaluate(*kv, h, {&i, 1});
-          if (block.needs_ball[0]) RC_ASSERT(reference.refine(*kv, block, 0, 128));
-          const double slack = 1 + std::min(block.slack[0], 1.0);
-          const bool decided = block.domain[0] == Domain::bounded;
+          const BlockRow& row = block.row(0);
+          if (row.needs_ball) RC_ASSERT(reference.refine(*kv, block, 0, 128));
+          const double slack = 1 + std::min(row.slack, 1.0);
+          const bool decided = row.domain == Domain::bounded;
           Enclosed& l = lse_[index(b, h, i, 1)];
-          if (block.lse_kind[0] == Kind::finite) {
-            l = enclosed(block.lse[0], block.lse_bound[0] * slack + block.lse_radius[0], Dtype::f32,
+          if (row.lse.kind == Kind::finite) {
+            l = enclosed(row.lse.value, row.lse.bound * slack + row.lse.radius, Dtype::f32,
                          contract);
             l.known = l.known && decided;
           } else {
-            l = {block.lse_kind[0] == Kind::nan ? std::nan("") : -INFINITY, 0, false};
+            l = {row.lse.kind == Kind::nan ? std::nan("") : -INFINITY, 0, false};
           }
           for (Index c = 0; c < shape_.value_dim; ++c) {
             Enclosed& e = o_[index(b, h, i, shape_.value_dim) + usize(c)];
-            const auto k = usize(c);
-            if (block.fully_masked[0]) e = {0, 0, true};
-            else if (block.o_kind[k] != Kind::finite)
-              e = {block.o_kind[k] == Kind::nan             ? std::nan("")
-                   : block.o_kind[k] == Kind::plus_infinity ? INFINITY
-                                                            : -INFINITY,
+            const BlockElement& exact = block.element(0, c);
+            if (row.fully_masked) e = {0, 0, true};
+            else if (exact.kind != Kind::finite)
+              e = {exact.kind == Kind::nan             ? std::nan("")
+                   : exact.kind == Kind::plus_infinity ? INFINITY
+                                                       : -INFINITY,
                    0, false};
             else {
-              e = enclosed(block.o[k], block.bound[k] * slack + block.radius[k], out, contract);
-              e.known = e.known && decided && !block.value_overflow[k];
+              e = enclosed(exact.value, exact.bound * slack + exact.radius, out, contract);
+              e.known = e.known && decided && !exact.value_overflow;
             }
           }
         }

@@ -248,12 +248,11 @@ void OracleArithmetic::attention(const Attention& p, const AttentionOutput& out)
     for (Index h = 0; h < p.shape.query_heads; ++h) {
       const Block block = reference.evaluate(*reference.load_head(b, h / p.shape.group()), h, rows);
       for (Index i = 0; i < p.shape.rows; ++i) {
-        const auto at = usize(i);
+        const BlockRow& row = block.row(i);
         store(out.lse, out.lse.at(b, h, i, 0),
-              block.fully_masked[at] ? -std::numeric_limits<double>::infinity() : block.lse[at]);
+              row.fully_masked ? -std::numeric_limits<double>::infinity() : row.lse.value);
         for (Index d = 0; d < p.shape.value_dim; ++d)
-          store(out.o, out.o.at(b, h, i, d),
-                block.fully_masked[at] ? 0 : block.o[at * usize(p.shape.value_dim) + usize(d)]);
+          store(out.o, out.o.at(b, h, i, d), row.fully_masked ? 0 : block.element(i, d).value);
       }
     }
 }

@@ -31,6 +31,16 @@ std::string array(const char* type, const char* name, const Extents& shape, cons
   return text + "\n};\n";
 }
 
+double value_of(const Certified& x) {
+  switch (x.kind) {
+    case Kind::nan: return NAN;
+    case Kind::plus_infinity: return INFINITY;
+    case Kind::minus_infinity: return -INFINITY;
+    case Kind::finite: break;
+  }
+  return x.value;
+}
+
 }  // namespace
 
 std::optional<std::string> has_no_standalone(const Case& c) {
@@ -61,28 +71,20 @@ std::string standalone_program(const Case& c) {
       const KeyValuesPointer kv = reference.load_head(b, g);
       for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
         for (Index i = 0; i < s.rows; ++i) {
-          Block block = reference.evaluate(*kv, h, {&i, 1});
-          if (block.domain[0] != Domain::bounded) block.bound.assign(block.bound.size(), INFINITY);
+          const Block block = reference.evaluate(*kv, h, {&i, 1});
+          const BlockRow& row = block.row(0);
           const auto at = usize((b * s.query_heads + h) * s.rows + i);
-          lse[at] = block.lse_kind[0] == Kind::nan              ? NAN
-                    : block.lse_kind[0] == Kind::minus_infinity ? -INFINITY
-                                                                : block.lse[0];
-          lse_bound[at] =
-              block.lse_kind[0] == Kind::finite ? block.lse_bound[0] + block.lse_radius[0] : 0;
+          lse[at] = value_of(row.lse);
+          lse_bound[at] = row.lse.kind == Kind::finite ? row.lse.bound + row.lse.radius : 0;
           for (Index d = 0; d < s.value_dim; ++d) {
-            const auto e = usize(d);
-            const Kind kind = block.o_kind[e];
-            const std::size_t to = at * usize(s.value_dim) + e;
-            o[to] = kind == Kind::nan              ? NAN
-                    : kind == Kind::plus_infinity  ? INFINITY
-                    : kind == Kind::minus_infinity ? -INFINITY
-                                                   : block.o[e];
-            const double b0 = block.bound[e] + block.radius[e];
-            bound[to] = kind != Kind::finite
-                            ? 0
-                            : b0 + (c.out_dtype() == Dtype::f32
+            const BlockElement& e = block.element(0, d);
+            const std::size_t to = at * usize(s.value_dim) + usize(d);
+            o[to] = value_of(e);
+            const double computed = row.domain == Domain::bounded ? e.bound + e.radius : INFINITY;
+            const double rounding = c.out_dtype() == Dtype::f32
                                         ? 0
-                                        : half_ulp(c.out_dtype(), std::fabs(block.o[e]) + b0));
+                                        : half_ulp(c.out_dtype(), std::fabs(e.value) + computed);
+            bound[to] = e.kind == Kind::finite ? computed + rounding : 0;
           }
         }
     }
