@@ -43,17 +43,17 @@ struct Data {
     const auto make = [&](Index heads, Index length, Index width) {
       return contiguous(dtype, {s.batch, heads, length, width});
     };
-    q = uniform(dtype, {s.batch, s.query_heads, s.rows, s.dim}, 1, threads);
-    k = uniform(dtype, {s.batch, s.kv_heads, s.keys, s.dim}, 2, threads);
-    v = uniform(dtype, {s.batch, s.kv_heads, s.keys, s.value_dim}, 3, threads);
+    q = uniform(dtype, s.q_extents(), 1, threads);
+    k = uniform(dtype, s.k_extents(), 2, threads);
+    v = uniform(dtype, s.v_extents(), 3, threads);
     o = make(s.query_heads, s.rows, s.value_dim);
-    lse = contiguous(Dtype::f32, {s.batch, s.query_heads, s.rows, 1});
+    lse = contiguous(Dtype::f32, s.lse_extents());
     problem.shape = s;
     problem.scale = default_scale(s.dim);
     problem.causal = causal;
     problem.q = q.view(), problem.k = k.view(), problem.v = v.view();
     if (!backward) return;
-    d_o = uniform(dtype, {s.batch, s.query_heads, s.rows, s.value_dim}, 4, threads);
+    d_o = uniform(dtype, s.o_extents(), 4, threads);
     dq = make(s.query_heads, s.rows, s.dim);
     dk = make(s.kv_heads, s.keys, s.dim);
     dv = make(s.kv_heads, s.keys, s.value_dim);

@@ -71,8 +71,8 @@ void measure(const Case& c, Differences& all) {
         const Block block = forward.evaluate(*kv, h, rows);
         for (Index i = 0; i < s.rows; ++i) {
           for (Index d = 0; d < s.value_dim; ++d) {
-            const BlockElement& exact = block.element(i, d);
-            all[Output::o].see(load(input.o, input.o.at(b, h, i, d)), exact.value, exact.radius);
+            const BlockElement& e = block.element(i, d);
+            all[Output::o].see(load(input.o, input.o.at(b, h, i, d)), e.value, e.radius);
           }
         }
         see_gradient(all[Output::dq], gradients.view().dq, b, h, exact.dq[usize(h % s.group())]);

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <span>
+#include <string_view>
 
 #include "kernels/overlap.h"
 
@@ -15,27 +17,21 @@ namespace {
 bool is_kernel_dtype(Dtype d) { return d == Dtype::f32 || d == Dtype::f16 || d == Dtype::bf16; }
 
 struct Argument {
-  const char* name;
+  std::string_view name;
   Footprint footprint;
 };
 
-// The shapes of a problem's views, and the places of its inputs.
-struct Views {
-  explicit Views(const Attention& p)
-      : q{p.shape.batch, p.shape.query_heads, p.shape.rows, p.shape.dim},
-        k{p.shape.batch, p.shape.kv_heads, p.shape.keys, p.shape.dim},
-        v{p.shape.batch, p.shape.kv_heads, p.shape.keys, p.shape.value_dim},
-        values{p.shape.batch, p.shape.query_heads, p.shape.rows, p.shape.value_dim},
-        pairs{p.shape.batch, p.shape.query_heads, p.shape.rows, p.shape.keys},
-        rows{p.shape.batch, p.shape.query_heads, p.shape.rows, 1},
-        inputs{{"q", footprint_of(p.q, q)},
-               {"k", footprint_of(p.k, k)},
-               {"v", footprint_of(p.v, v)},
-               {"bias", footprint_of(p.bias, pairs)},
-               {"keep", {p.keep.data, 8, pairs, p.keep.stride, 0}}} {}
-  Extents q, k, v, values, pairs, rows;
-  Argument inputs[5];
-};
+constexpr std::size_t input_count = attention_tensors.size() + 1;  // keep is the last one
+
+// Writes the places of a problem's inputs.
+void write_inputs(const Attention& p, std::span<Argument, input_count> inputs) {
+  const AttentionShape& s = p.shape;
+  for (std::size_t k = 0; k < attention_tensors.size(); ++k) {
+    const TensorField& field = attention_tensors[k];
+    inputs[k] = {field.name, footprint_of(p.*field.tensor, (s.*field.extents)())};
+  }
+  inputs.back() = {"keep", {p.keep.data, 8, s.pair_extents(), p.keep.stride, 0}};
+}
 
 // Checks that every view can be addressed, and that no output overlaps itself or another tensor.
 Status check_memory(std::span<const Argument> outputs, std::span<const Argument> inputs) {
@@ -157,10 +153,12 @@ Status validate_problem(const Attention& p, const AttentionOutput& out, bool cac
 
 Status validate_attention(const Attention& p, const AttentionOutput& out, bool cached) {
   if (Status status = validate_problem(p, out, cached); !status.ok()) return status;
-  const Views v(p);
-  const Argument outputs[] = {{"o", footprint_of(out.o, v.values)},
-                              {"lse", footprint_of(out.lse, v.rows)}};
-  return check_memory(outputs, v.inputs);
+  const AttentionShape& s = p.shape;
+  const Argument outputs[] = {{"o", footprint_of(out.o, s.o_extents())},
+                              {"lse", footprint_of(out.lse, s.lse_extents())}};
+  std::array<Argument, input_count> inputs;
+  write_inputs(p, inputs);
+  return check_memory(outputs, inputs);
 }
 
 Status validate_backward(const Attention& p, const AttentionBackwardInput& in,
@@ -187,25 +185,20 @@ Status validate_backward(const Attention& p, const AttentionBackwardInput& in,
     if (*t && t->dtype != Dtype::f32)
       return refuse(fmt::format("{} is {}; it must be f32", name, format(t->dtype).name));
   if (out.d_sink && p.sink.empty()) return refuse("d_sink is asked for, but sink has 0 entries");
-  const Views v(p);
   // Where dBias broadcasts, its elements are sums and share one place on purpose.
-  Extents d_bias = v.pairs;
+  Extents d_bias = s.pair_extents();
   for (std::size_t k = 0; k < 4; ++k)
     if (out.d_bias.stride[k] == 0) d_bias[k] = std::min<Index>(d_bias[k], 1);
-  const Argument outputs[] = {{"dq", footprint_of(out.dq, v.q)},
-                              {"dk", footprint_of(out.dk, v.k)},
-                              {"dv", footprint_of(out.dv, v.v)},
+  const Argument outputs[] = {{"dq", footprint_of(out.dq, s.q_extents())},
+                              {"dk", footprint_of(out.dk, s.k_extents())},
+                              {"dv", footprint_of(out.dv, s.v_extents())},
                               {"d_bias", footprint_of(out.d_bias, d_bias)},
                               {"d_sink", footprint_of(out.d_sink, {1, s.query_heads, 1, 1})}};
-  const auto& [q, k, value, bias, keep] = v.inputs;
-  const Argument inputs[] = {q,
-                             k,
-                             value,
-                             bias,
-                             keep,
-                             {"o", footprint_of(in.o, v.values)},
-                             {"lse", footprint_of(in.lse, v.rows)},
-                             {"d_o", footprint_of(in.d_o, v.values)}};
+  std::array<Argument, input_count + 3> inputs;
+  write_inputs(p, std::span(inputs).first<input_count>());
+  inputs[input_count] = {"o", footprint_of(in.o, s.o_extents())};
+  inputs[input_count + 1] = {"lse", footprint_of(in.lse, s.lse_extents())};
+  inputs[input_count + 2] = {"d_o", footprint_of(in.d_o, s.o_extents())};
   return check_memory(outputs, inputs);
 }
 

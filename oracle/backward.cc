@@ -91,7 +91,7 @@ BackwardReference::BackwardReference(const Attention& problem, const AttentionBa
 // An element of dBias sums over the dimensions of stride 0.
 void BackwardReference::lay_out_bias(const TensorView& d_bias) {
   const AttentionShape& s = problem_.shape;
-  const Extents extent{s.batch, s.query_heads, s.rows, s.keys};
+  const Extents extent = s.pair_extents();
   bias_elements_ = 1;
   for (std::size_t axis = 4; axis-- > 0;) {
     if (d_bias.stride[axis] == 0) {

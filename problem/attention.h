@@ -2,6 +2,7 @@
 // docs/semantics.md.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string_view>
 #include <tuple>
@@ -21,6 +22,13 @@ struct AttentionShape {
   Index value_dim = 64;  // of V and O
 
   Index group() const { return query_heads / kv_heads; }
+  // Of the tensors: Q, K, V, O, LSE and what has an element for each pair of a row and a key.
+  Extents q_extents() const { return {batch, query_heads, rows, dim}; }
+  Extents k_extents() const { return {batch, kv_heads, keys, dim}; }
+  Extents v_extents() const { return {batch, kv_heads, keys, value_dim}; }
+  Extents o_extents() const { return {batch, query_heads, rows, value_dim}; }
+  Extents lse_extents() const { return {batch, query_heads, rows, 1}; }
+  Extents pair_extents() const { return {batch, query_heads, rows, keys}; }
   bool operator==(const AttentionShape&) const = default;
 };
 
@@ -110,6 +118,52 @@ inline constexpr std::tuple attention_lists{
 template <class Visit>
 constexpr void for_each_list(const Visit& visit) {
   std::apply([&](const auto&... field) { (visit(field), ...); }, attention_lists);
+}
+
+// A number of a problem.
+template <class T>
+struct NumberField {
+  std::string_view name;  // name of the field in Attention
+  T Attention::* number;
+};
+inline constexpr std::tuple attention_numbers{
+    NumberField<float>{"scale", &Attention::scale},
+    NumberField<float>{"softcap", &Attention::softcap},
+    NumberField<float>{"dropout", &Attention::dropout},
+    NumberField<std::uint64_t>{"dropout_seed", &Attention::dropout_seed},
+    NumberField<Index>{"window_left", &Attention::window_left},
+    NumberField<Index>{"window_right", &Attention::window_right},
+};
+
+// A flag of a problem.
+struct FlagField {
+  std::string_view name;      // name of the field in Attention
+  std::string_view recorded;  // name in case lines and in records
+  bool Attention::* flag;
+};
+inline constexpr std::array attention_flags{
+    FlagField{"causal", "causal", &Attention::causal},
+    FlagField{"finite_min_masks", "finite-min-masks", &Attention::finite_min_masks},
+};
+
+// A tensor of a problem. The bias may be absent, and may broadcast.
+struct TensorField {
+  std::string_view name;  // name of the field in Attention, and in records
+  TensorView Attention::* tensor;
+  Extents (AttentionShape::*extents)() const;
+};
+inline constexpr std::array attention_tensors{
+    TensorField{"q", &Attention::q, &AttentionShape::q_extents},
+    TensorField{"k", &Attention::k, &AttentionShape::k_extents},
+    TensorField{"v", &Attention::v, &AttentionShape::v_extents},
+    TensorField{"bias", &Attention::bias, &AttentionShape::pair_extents},
+};
+// The only field that stands in none of these tables, besides the shape, is `keep`.
+
+// Calls visit(field) for every number.
+template <class Visit>
+constexpr void for_each_number(const Visit& visit) {
+  std::apply([&](const auto&... field) { (visit(field), ...); }, attention_numbers);
 }
 
 // A list has outer * inner entries.

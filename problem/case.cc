@@ -236,16 +236,16 @@ void check_case(const Case& c) {
   for (const Poke& p : c.pokes) {
     if (std::string_view("qkvmg").find(p.tensor) == std::string_view::npos)
       refuse(fmt::format("poke={}: the tensors are q, k, v, m and g", p.tensor));
-    Extents shape{s.batch, s.kv_heads, s.keys, s.dim};
-    if (p.tensor == 'q') shape = {s.batch, s.query_heads, s.rows, s.dim};
+    Extents shape = s.k_extents();
+    if (p.tensor == 'q') shape = s.q_extents();
     if (p.tensor == 'v') shape[3] = s.value_dim;
     if (p.tensor == 'g') {
       if (c.operation != Operation::backward) refuse("poke=g...: only backward has a dO");
-      shape = {s.batch, s.query_heads, s.rows, s.value_dim};
+      shape = s.o_extents();
     }
     if (p.tensor == 'm') {
       if (c.bias.pattern == MaskPattern::none) refuse("poke=m... needs bias=...");
-      shape = {s.batch, s.query_heads, s.rows, s.keys};
+      shape = s.pair_extents();
     }
     for (std::size_t axis = 0; axis < 4; ++axis)
       if (p.position[axis] < 0 || p.position[axis] >= shape[axis])

@@ -95,7 +95,7 @@ TEST(ClosedForm, SinkTakesItsShare) {
 TEST(ClosedForm, SoftcapOfOneKeyShowsInLse) {
   const Inputs in(
       parse_case("attention b=1 h=1 l=1x1 d=1 softcap=2 scale=1 poke=q:0:0:0:0=3;k:0:0:0:0=1"));
-  EXPECT_NEAR(evaluate(in).lse[0], 2 * std::tanh(1.5), 1e-14);
+  EXPECT_NEAR(evaluate(in).row(0).lse.value, 2 * std::tanh(1.5), 1e-14);
 }
 
 TEST(ClosedForm, AlibiOfEqualScoresIsAGeometricSeries) {

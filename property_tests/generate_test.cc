@@ -524,6 +524,45 @@ TEST(GenerateMasks, NoneIsNone) {
       [&](const auto& field) { EXPECT_TRUE((in.problem.*field.list).empty()) << field.name; });
 }
 
+// The binding does not compile when a field of Attention is new, and the tables must hold it.
+TEST(ProblemTables, EveryFieldOfAttentionIsListedOnce) {
+  const Attention a;
+  const auto& [shape, q, k, v, scale, softcap, causal, offset, window_left, window_right, keep,
+               bias, finite_min_masks, key_lengths, key_starts, alibi_slopes, query_segment,
+               key_segment, sink, dropout, dropout_seed] = a;
+  const std::map<const void*, std::string> fields = {
+      {&q, "q"},
+      {&k, "k"},
+      {&v, "v"},
+      {&scale, "scale"},
+      {&softcap, "softcap"},
+      {&causal, "causal"},
+      {&offset, "offset"},
+      {&window_left, "window_left"},
+      {&window_right, "window_right"},
+      {&bias, "bias"},
+      {&finite_min_masks, "finite_min_masks"},
+      {&key_lengths, "key_lengths"},
+      {&key_starts, "key_starts"},
+      {&alibi_slopes, "alibi_slopes"},
+      {&query_segment, "query_segment"},
+      {&key_segment, "key_segment"},
+      {&sink, "sink"},
+      {&dropout, "dropout"},
+      {&dropout_seed, "dropout_seed"},
+  };
+  EXPECT_TRUE(&shape == &a.shape && &keep == &a.keep) << "the two that no table lists";
+  std::map<const void*, std::string> listed;
+  const auto list = [&](const void* field, std::string_view name) {
+    EXPECT_TRUE(listed.emplace(field, name).second) << name << " is listed twice";
+  };
+  for_each_list([&](const auto& field) { list(&(a.*field.list), field.name); });
+  for_each_number([&](const auto& field) { list(&(a.*field.number), field.name); });
+  for (const FlagField& field : attention_flags) list(&(a.*field.flag), field.name);
+  for (const TensorField& field : attention_tensors) list(&(a.*field.tensor), field.name);
+  EXPECT_EQ(listed, fields);
+}
+
 // --- Hidden keys and pokes. ---
 
 TEST(GenerateHidden, OnlyPaddingIsTouched) {

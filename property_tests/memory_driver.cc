@@ -48,16 +48,14 @@ bool succeeded(const char* what, const kernels::Status& status) {
 bool run_attention(const Case& c, const kernels::Target& target) {
   const Inputs in(c);
   const AttentionShape& s = c.shape;
-  const Tensor o = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.value_dim}),
-               lse = unwritten(Dtype::f32, {s.batch, s.query_heads, s.rows, 1});
+  const Tensor o = unwritten(c.dtype, s.o_extents()), lse = unwritten(Dtype::f32, s.lse_extents());
   const kernels::Execution how{static_cast<int>(c.threads), target};
   if (!succeeded("forward", kernels::attention_forward(in.problem, {o.view(), lse.view()}, how)) ||
       !written("O", o) || !written("LSE", lse))
     return false;
   if (c.operation != Operation::backward) return true;
-  const Tensor dq = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.dim}),
-               dk = unwritten(c.dtype, {s.batch, s.kv_heads, s.keys, s.dim}),
-               dv = unwritten(c.dtype, {s.batch, s.kv_heads, s.keys, s.value_dim});
+  const Tensor dq = unwritten(c.dtype, s.q_extents()), dk = unwritten(c.dtype, s.k_extents()),
+               dv = unwritten(c.dtype, s.v_extents());
   return succeeded("backward",
                    kernels::attention_backward(in.problem, {o.view(), lse.view(), in.d_o.view()},
                                                {dq.view(), dk.view(), dv.view(), {}, {}}, how)) &&
@@ -89,8 +87,7 @@ bool run_cached(Case c, kernels::CacheKind kind, Dtype stored, const kernels::Ta
       return false;
   Attention problem = in.problem;
   problem.k = problem.v = {};
-  const Tensor o = unwritten(c.dtype, {s.batch, s.query_heads, s.rows, s.value_dim}),
-               lse = unwritten(Dtype::f32, {s.batch, s.query_heads, s.rows, 1});
+  const Tensor o = unwritten(c.dtype, s.o_extents()), lse = unwritten(Dtype::f32, s.lse_extents());
   return succeeded("attention_cached",
                    kernels::attention_cached(problem, *cache, {}, {o.view(), lse.view()},
                                              {static_cast<int>(c.threads), target})) &&

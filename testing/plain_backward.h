@@ -31,21 +31,21 @@ struct Backward {
       : in(c), d_o_in(output_gradient_case(c)), p(in.problem) {
     const AttentionShape& s = p.shape;
     const Dtype out = gradient_dtype.value_or(c.dtype);
-    o = make(c.out_dtype(), c.o_layout, {s.batch, s.query_heads, s.rows, s.value_dim});
-    lse = make(Dtype::f32, c.o_layout, {s.batch, s.query_heads, s.rows, 1});
-    dq = make(out, c.o_layout, {s.batch, s.query_heads, s.rows, s.dim});
-    dk = make(out, c.o_layout, {s.batch, s.kv_heads, s.keys, s.dim});
+    o = make(c.out_dtype(), c.o_layout, s.o_extents());
+    lse = make(Dtype::f32, c.o_layout, s.lse_extents());
+    dq = make(out, c.o_layout, s.q_extents());
+    dk = make(out, c.o_layout, s.k_extents());
     dv = make(out, c.o_layout == LayoutKind::bhsd ? LayoutKind::bhsd : LayoutKind::strided,
-              {s.batch, s.kv_heads, s.keys, s.value_dim});
+              s.v_extents());
     if (p.bias) {
       const std::array<bool, 4>& varies = c.bias.varies;
-      Extents extent{s.batch, s.query_heads, s.rows, s.keys};
+      Extents extent = s.pair_extents();
       for (std::size_t n = 0; n < 4; ++n)
         if (!varies[n]) extent[n] = 1;
       Layout layout = make_layout(LayoutKind::padded, extent, 1);
       for (std::size_t n = 0; n < 4; ++n)
         if (!varies[n]) layout.stride[n] = 0;
-      d_bias = Tensor(Dtype::f32, {s.batch, s.query_heads, s.rows, s.keys}, layout);
+      d_bias = Tensor(Dtype::f32, s.pair_extents(), layout);
       poison(d_bias, Poison::nan);
     }
     if (!p.sink.empty()) d_sink = make(Dtype::f32, LayoutKind::strided, {1, s.query_heads, 1, 1});

@@ -144,8 +144,7 @@ class RanBackward {
         forward_(r.run(p)),
         contract_(contract_of(r.kernel, p, {1, r.how.target})),
         storage_(r.c, r.in),
-        d_bias_(
-            contiguous(Dtype::f32, {shape_.batch, shape_.query_heads, shape_.rows, shape_.keys})),
+        d_bias_(contiguous(Dtype::f32, shape_.pair_extents())),
         out_(storage_.view()) {
     out_.d_bias = d_bias_.view();
     const AttentionBackwardInput input{forward_.o.view(), forward_.lse.view(), d_o};

@@ -36,20 +36,19 @@ const assay_attention* add_problem(KernelCall& call, const Attention& p, Element
   a.q = tensor(p.q);
   a.k = elements == Elements::all ? tensor(p.k) : call.add_shape(p.k);
   a.v = elements == Elements::all ? tensor(p.v) : call.add_shape(p.v);
-  kernels::for_each_c_number([&](const auto& number) { a.*number.theirs = p.*number.ours; });
-  a.flags = (p.causal ? +ASSAY_CAUSAL : 0u) | (p.finite_min_masks ? +ASSAY_FINITE_MIN_MASKS : 0u);
+  kernels::for_each_c_number([&](const auto& field, auto c) { a.*c = p.*field.number; });
+  a.flags = 0;
+  for (std::size_t k = 0; k < attention_flags.size(); ++k)
+    if (p.*attention_flags[k].flag) a.flags |= kernels::c_flags[k];
   const AttentionShape& s = p.shape;
   if (p.bias) {
     TensorView bias = p.bias;  // for a chunk of rows it may still have the shape of all rows
-    bias.shape = {s.batch, s.query_heads, s.rows, s.keys};
+    bias.shape = s.pair_extents();
     a.bias = tensor(bias);
   }
   if (p.keep) {
-    const TensorView bytes{const_cast<std::uint8_t*>(p.keep.data),
-                           Dtype::f8e5m2,
-                           {s.batch, s.query_heads, s.rows, s.keys},
-                           p.keep.stride,
-                           0};
+    const TensorView bytes{const_cast<std::uint8_t*>(p.keep.data), Dtype::f8e5m2, s.pair_extents(),
+                           p.keep.stride, 0};
     const assay_dtype boolean = {ASSAY_BOOL, 8, 1};
     a.keep = with_elements ? call.add_input(bytes, boolean) : call.add_shape(bytes, boolean);
   }

@@ -264,8 +264,7 @@ bool affordable(const Case& c) {
     return c.product.m <= 512 && c.product.n <= 4096 && c.product.k <= 8192 &&
            c.product.m * c.product.n * c.product.k <= most;
   const AttentionShape& s = c.shape;
-  const Index extents[] = {s.batch, s.query_heads, s.rows, s.keys};
-  if (std::ranges::any_of(extents, [](Index n) { return n > 8192; })) return false;
+  if (std::ranges::any_of(s.pair_extents(), [](Index n) { return n > 8192; })) return false;
   const double work = static_cast<double>(s.batch * s.query_heads) *
                       static_cast<double>(s.rows * s.keys) *
                       static_cast<double>(s.dim + s.value_dim);

@@ -60,7 +60,7 @@ MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const Atte
 
 template <class FromRow>
 void MisreadProblem::replace_masks(const FromRow& from_row) {
-  const Extents pairs = {p_.shape.batch, p_.shape.query_heads, p_.shape.rows, p_.shape.keys};
+  const Extents pairs = p_.shape.pair_extents();
   const Layout dense = make_layout(LayoutKind::bhsd, pairs, 1);
   if (p_.keep) {
     const BoolView from = p_.keep;

@@ -67,8 +67,8 @@ std::string first_difference_of(std::string_view name, const TensorView& x, cons
 
 Outputs::Outputs(const Case& c, bool with_lse, Surroundings around) {
   const AttentionShape& s = c.shape;
-  const Extents o_shape{s.batch, s.query_heads, s.rows, s.value_dim};
-  const Extents lse_shape{s.batch, s.query_heads, s.rows, 1};
+  const Extents o_shape = s.o_extents();
+  const Extents lse_shape = s.lse_extents();
   const Index heads_in_pack = s.query_heads + 2 * s.kv_heads;
   o = Tensor(c.out_dtype(), o_shape, make_layout(c.o_layout, o_shape, heads_in_pack), around);
   if (!with_lse) return;
@@ -86,9 +86,9 @@ GradientOutputs::GradientOutputs(const Case& c, const Inputs& inputs) {
     const Index heads_in_pack = s.query_heads + 2 * s.kv_heads;
     return Tensor(c.out_dtype(), shape, make_layout(kind, shape, heads_in_pack), around);
   };
-  dq = make(c.q_layout, {s.batch, s.query_heads, s.rows, s.dim});
-  dk = make(c.k_layout, {s.batch, s.kv_heads, s.keys, s.dim});
-  dv = make(c.v_layout, {s.batch, s.kv_heads, s.keys, s.value_dim});
+  dq = make(c.q_layout, s.q_extents());
+  dk = make(c.k_layout, s.k_extents());
+  dv = make(c.v_layout, s.v_extents());
   if (const TensorView& bias = inputs.problem.bias) {
     const auto bits = static_cast<Index>(inputs.bias.size_in_bytes()) * 8;
     const Layout layout{bias.stride, 0, bits / format(bias.dtype).bits};

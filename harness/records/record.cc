@@ -257,12 +257,12 @@ void read_list(Reader& reader, const ListField<T>& field, const StoredTensor& t,
 void read_masks(Reader& reader, RecordLine& line, Record& r) {
   Attention& p = r.problem;
   const AttentionShape& s = p.shape;
-  const Extents pairs{s.batch, s.query_heads, s.rows, s.keys};
+  const Extents pairs = s.pair_extents();
   if (const auto scale = line.text("scale")) p.scale = line.number<float>("scale", *scale);
   else p.scale = default_scale(s.dim);
   if (const auto cap = line.text("softcap")) p.softcap = line.number<float>("softcap", *cap);
-  p.causal = line.flag("causal");
-  p.finite_min_masks = line.flag("finite-min-masks");
+  for (const FlagField& field : attention_flags)
+    p.*field.flag = line.flag(std::string(field.recorded));
   if (const auto window = line.text("window")) {
     const auto comma = window->find(',');
     if (comma == std::string::npos)
@@ -306,7 +306,7 @@ TensorView read_lse(Reader& reader, RecordLine& line, Record& r, const StoredTen
   std::vector<Index> shape = t.shape;
   if (shape.size() < 4) shape.push_back(1);
   if (shape.size() == 3) shape.insert(shape.begin(), 1);
-  if (shape != std::vector<Index>{s.batch, s.query_heads, s.rows, 1})
+  if (!std::ranges::equal(shape, s.lse_extents()))
     reader.fail(fmt::format(
         "tensor lse has shape {}, not [{}, {}, {}]: batch, query heads, rows, whatever the layout",
         shape_text(t.shape), s.batch, s.query_heads, s.rows));
@@ -341,10 +341,10 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
   if (element_count(p.q.shape) == 0) reader.fail("q has no element: there is nothing to judge");
   if (s.kv_heads < 1 || s.query_heads % s.kv_heads != 0)
     reader.fail(fmt::format("q has {} heads, k {}: no multiple", s.query_heads, s.kv_heads));
-  check_shape(reader, "k", p.k, {s.batch, s.kv_heads, s.keys, s.dim});
-  check_shape(reader, "v", p.v, {s.batch, s.kv_heads, s.keys, s.value_dim});
+  check_shape(reader, "k", p.k, s.k_extents());
+  check_shape(reader, "v", p.v, s.v_extents());
   read_masks(reader, line, r);
-  const Extents rows{s.batch, s.query_heads, s.rows, s.value_dim};
+  const Extents rows = s.o_extents();
   r.out.o =
       tensor("o", "the record holds inputs only: run them, and add what your kernel answered");
   check_shape(reader, "o", r.out.o, rows);
@@ -363,14 +363,13 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
     check_shape(reader, "dk", r.gradients.dk, p.k.shape);
     check_shape(reader, "dv", r.gradients.dv, p.v.shape);
     if (const StoredTensor* t = reader.find("d_bias"))
-      r.gradients.d_bias =
-          broadcast_floats(reader, "d_bias", *t, {s.batch, s.query_heads, s.rows, s.keys});
+      r.gradients.d_bias = broadcast_floats(reader, "d_bias", *t, s.pair_extents());
     if (const StoredTensor* t = reader.find("d_sink")) {
       reader.numbers("d_sink", *t, s.query_heads);
       r.gradients.d_sink = reader.floats("d_sink", *t, {1, s.query_heads, 1, 1});
     }
     // The check of the call wants an LSE, but the verdict does not need one.
-    const Extents rows_alone{s.batch, s.query_heads, s.rows, 1};
+    const Extents rows_alone = s.lse_extents();
     const Tensor stand_in(Dtype::f32, rows_alone,
                           {{s.query_heads * s.rows, s.rows, 1, 1}, 0, element_count(rows_alone)});
     status = kernels::validate_backward(
@@ -555,22 +554,21 @@ std::string differs_from_case(const Record& r) {
   if (c.out_dtype() != r.out.o.dtype) return "the dtype of o";
   const Inputs in(c);
   const Attention &p = in.problem, &q = r.problem;
-  for (const auto& [name, mine, theirs] : {std::tuple{"q", &p.q, &q.q},
-                                           {"k", &p.k, &q.k},
-                                           {"v", &p.v, &q.v},
-                                           {"bias", &p.bias, &q.bias}})
-    if (!same_elements(*mine, *theirs)) return name;
+  for (const TensorField& field : attention_tensors)
+    if (!same_elements(p.*field.tensor, q.*field.tensor)) return std::string(field.name);
   if (r.operation == Operation::backward && !same_elements(in.d_o.view(), r.d_o)) return "do";
-  bool differs = false;
+  bool differs = !p.keep != !q.keep;
   for_each_list([&](const auto& field) {
     // A missing offset means 0, so the offsets are compared below.
     if (field.name != "offset") differs = differs || p.*field.list != q.*field.list;
   });
-  if (p.scale != q.scale || p.softcap != q.softcap || p.causal != q.causal ||
-      p.window_left != q.window_left || p.window_right != q.window_right ||
-      p.finite_min_masks != q.finite_min_masks || p.dropout != q.dropout ||
-      (p.dropout > 0 && p.dropout_seed != q.dropout_seed) || !p.keep != !q.keep || differs)
-    return "a mask or a scale";
+  for_each_number([&](const auto& field) {
+    if (field.name == "dropout_seed" && p.dropout == 0) return;  // nothing is drawn
+    differs = differs || p.*field.number != q.*field.number;
+  });
+  for (const FlagField& field : attention_flags)
+    differs = differs || p.*field.flag != q.*field.flag;
+  if (differs) return "a mask or a scale";
   for (Index b = 0; b < p.shape.batch; ++b)
     if (p.offset_of(b) != q.offset_of(b)) return "offset";
   const AttentionShape& s = p.shape;

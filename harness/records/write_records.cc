@@ -147,8 +147,8 @@ std::string describe(const Recorded& r, bool with_outputs, const std::string& ke
     say(r.gradients ? "backward" : "attention");
     if (p.scale != default_scale(s.dim)) say(fmt::format("scale={}", p.scale));
     if (p.softcap > 0) say(fmt::format("softcap={}", p.softcap));
-    if (p.causal) say("causal");
-    if (p.finite_min_masks) say("finite-min-masks");
+    for (const FlagField& field : attention_flags)
+      if (p.*field.flag) say(std::string(field.recorded));
     if (p.window_left >= 0 || p.window_right >= 0)
       say(fmt::format("window={},{}", p.window_left, p.window_right));
     if (p.dropout > 0) say(fmt::format("dropout={}:{}", p.dropout, p.dropout_seed));
@@ -157,11 +157,8 @@ std::string describe(const Recorded& r, bool with_outputs, const std::string& ke
     to.add("v", p.v);
     to.add_broadcast("bias", p.bias);
     if (p.keep) {
-      TensorView keep{const_cast<std::uint8_t*>(p.keep.data),
-                      Dtype::f8e5m2,
-                      {s.batch, s.query_heads, s.rows, s.keys},
-                      p.keep.stride,
-                      0};
+      TensorView keep{const_cast<std::uint8_t*>(p.keep.data), Dtype::f8e5m2, s.pair_extents(),
+                      p.keep.stride, 0};
       for (std::size_t axis = 0; axis < 4; ++axis)
         if (keep.stride[axis] == 0) keep.shape[axis] = 1;
       to.add_bytes("keep", "BOOL", {keep.shape.begin(), keep.shape.end()}, keep.data,

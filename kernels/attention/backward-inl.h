@@ -209,7 +209,7 @@ void backward(const BackwardPlan& plan, const Stages& stages) {
   parallel_for(delta_tasks, plan.threads, [&](Index task) {
     compute_delta(plan, task / plan.row_tiles, task % plan.row_tiles, stages, *delta_rows.take());
   });
-  if (plan.out.d_bias) fill_with_zeros(plan.out.d_bias, {s.batch, s.query_heads, s.rows, s.keys});
+  if (plan.out.d_bias) fill_with_zeros(plan.out.d_bias, s.pair_extents());
   for (const BackwardWave& wave : waves) {
     if (plan.partials)
       std::fill_n(plan.written, wave.pairs * plan.wave_splits * pair_tiles,

@@ -140,9 +140,9 @@ Attention problem_of(const assay_attention* given, bool with_keys, Index lists) 
     s.kv_heads = p.k.shape[1];
     s.keys = p.k.shape[2];
     s.value_dim = p.v.shape[3];
-    expect_shape(p.k, "k", {s.batch, s.kv_heads, s.keys, s.dim});
-    expect_shape(p.v, "v", {s.batch, s.kv_heads, s.keys, s.value_dim});
-    const Extents pairs{s.batch, s.query_heads, s.rows, s.keys};
+    expect_shape(p.k, "k", s.k_extents());
+    expect_shape(p.v, "v", s.v_extents());
+    const Extents pairs = s.pair_extents();
     if (a.bias) {
       p.bias = view_of(a.bias, "bias");
       broadcast(p.bias, "bias", pairs);
@@ -173,10 +173,10 @@ Attention problem_of(const assay_attention* given, bool with_keys, Index lists) 
                                {"bias", a.bias != nullptr}})
       if (there) refuse(fmt::format("{} does not go with a cache", name));
   }
-  for_each_c_number([&](const auto& number) { p.*number.ours = a.*number.theirs; });
+  for_each_c_number([&](const auto& field, auto c) { p.*field.number = a.*c; });
   if (a.flags & ASSAY_DEFAULT_SCALE) p.scale = default_scale(std::max<Index>(s.dim, 1));
-  p.causal = a.flags & ASSAY_CAUSAL;
-  p.finite_min_masks = a.flags & ASSAY_FINITE_MIN_MASKS;
+  for (std::size_t k = 0; k < attention_flags.size(); ++k)
+    p.*attention_flags[k].flag = (a.flags & c_flags[k]) != 0;
   for_each_c_list([&](const auto& field, const auto& c) {
     ListExtent extent = extent_of(field.along, s);
     if (field.along == Along::batches && lists >= 0) extent.outer = lists;
@@ -189,8 +189,8 @@ AttentionOutput output_of(const Attention& p, const assay_tensor* o, const assay
   const AttentionShape& s = p.shape;
   if (!o) refuse("o is null");
   AttentionOutput out{view_of(o, "o"), view_of(lse, "lse")};
-  expect_shape(out.o, "o", {s.batch, s.query_heads, s.rows, s.value_dim});
-  const Extents rows{s.batch, s.query_heads, s.rows, 1};
+  expect_shape(out.o, "o", s.o_extents());
+  const Extents rows = s.lse_extents();
   if (lse) expect_shape(out.lse, "lse", rows);
   if (lse && !out.lse && element_count(rows) > 0) refuse("lse.data is null");
   return out;

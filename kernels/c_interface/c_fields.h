@@ -1,4 +1,4 @@
-// The fields of the C struct of a problem that stand for numbers and lists of Attention.
+// The fields of the C struct of a problem that stand for numbers, flags and lists of Attention.
 #pragma once
 
 #include <assay/kernel.h>
@@ -9,24 +9,27 @@
 
 namespace assay::kernels {
 
-template <class T>
-struct CNumber {
-  T Attention::* ours;
-  T assay_attention::* theirs;
-};
+// In the order of attention_numbers.
 inline constexpr std::tuple c_numbers{
-    CNumber<float>{&Attention::scale, &assay_attention::scale},
-    CNumber<float>{&Attention::softcap, &assay_attention::softcap},
-    CNumber<float>{&Attention::dropout, &assay_attention::dropout},
-    CNumber<std::uint64_t>{&Attention::dropout_seed, &assay_attention::dropout_seed},
-    CNumber<Index>{&Attention::window_left, &assay_attention::window_left},
-    CNumber<Index>{&Attention::window_right, &assay_attention::window_right},
+    &assay_attention::scale,        &assay_attention::softcap,     &assay_attention::dropout,
+    &assay_attention::dropout_seed, &assay_attention::window_left, &assay_attention::window_right,
 };
-// visit(number) for each of them.
+// visit(field of Attention, field of the C struct) for every number.
 template <class Visit>
 constexpr void for_each_c_number(const Visit& visit) {
-  std::apply([&](const auto&... number) { (visit(number), ...); }, c_numbers);
+  static_assert(
+      std::tuple_size_v<decltype(c_numbers)> == std::tuple_size_v<decltype(attention_numbers)>,
+      "a number of Attention has no field in C");
+  std::apply(
+      [&](const auto&... field) {
+        std::apply([&](const auto&... c) { (visit(field, c), ...); }, c_numbers);
+      },
+      attention_numbers);
 }
+
+// The bits of assay_attention::flags, in the order of attention_flags.
+inline constexpr std::uint32_t c_flags[] = {ASSAY_CAUSAL, ASSAY_FINITE_MIN_MASKS};
+static_assert(std::size(c_flags) == attention_flags.size(), "a flag of Attention has no bit in C");
 
 template <class T>
 struct CList {

@@ -231,9 +231,7 @@ assay_status assay_attention_backward(assay_context context, const assay_attenti
     if (!lse) refuse("lse is null");
     if (!d_o) refuse("d_o is null");
     const AttentionOutput forward = output_of(p, o, lse);
-    const AttentionBackwardInput in{
-        forward.o, forward.lse,
-        gradient_of(d_o, "d_o", {s.batch, s.query_heads, s.rows, s.value_dim})};
+    const AttentionBackwardInput in{forward.o, forward.lse, gradient_of(d_o, "d_o", s.o_extents())};
     const assay_gradients g = read_struct(gradients, "gradients", assay_gradients{});
     for (auto [name, t] : {std::pair{"dq", g.dq}, {"dk", g.dk}, {"dv", g.dv}})
       if (!t) refuse(std::string(name) + " is null");
@@ -241,7 +239,7 @@ assay_status assay_attention_backward(assay_context context, const assay_attenti
     out.dq = gradient_of(g.dq, "dq", p.q.shape);
     out.dk = gradient_of(g.dk, "dk", p.k.shape);
     out.dv = gradient_of(g.dv, "dv", p.v.shape);
-    out.d_bias = gradient_of(g.d_bias, "d_bias", {s.batch, s.query_heads, s.rows, s.keys});
+    out.d_bias = gradient_of(g.d_bias, "d_bias", s.pair_extents());
     out.d_sink = gradient_of(g.d_sink, "d_sink", {1, s.query_heads, 1, 1});
     return attention_backward(p, in, out, c->threads);
   });

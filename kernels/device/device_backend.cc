@@ -117,8 +117,8 @@ class DeviceKernel : public CompiledAttention {
       DeviceLimits limits;
       if (Status status = shared_->session->limits(limits); !status.ok()) return status;
       TensorView o = out.o, lse = out.lse;
-      o.shape = {s.batch, s.query_heads, s.rows, s.value_dim};
-      lse.shape = {s.batch, s.query_heads, s.rows, 1};
+      o.shape = s.o_extents();
+      lse.shape = s.lse_extents();
       Staging staging;
       staging.row_bytes = s.value_dim * bytes_of(o.dtype);
       const std::size_t o_bytes = contiguous_bytes(o.shape, bytes_of(o.dtype));
@@ -186,7 +186,7 @@ class DeviceKernel : public CompiledAttention {
                   const Part& part, Index rows, Staging& staging,
                   const DeviceLimits& limits_of_device, const Execution& how) const {
     const AttentionShape& s = p.shape;
-    const Extents pairs{s.batch, s.query_heads, s.rows, s.keys};
+    const Extents pairs = s.pair_extents();
     AttentionParameters told{};
     told.batch = s.batch;
     told.query_heads = s.query_heads;
@@ -224,12 +224,12 @@ class DeviceKernel : public CompiledAttention {
       Index bytes;
     };
     const Wanted large[] = {
-        {"query", {s.batch, s.query_heads, s.rows, s.dim}, bytes_of(p.q.dtype)},
-        {"key", {s.batch, s.kv_heads, s.keys, s.dim}, bytes_of(p.q.dtype)},
-        {"value", {s.batch, s.kv_heads, s.keys, s.value_dim}, bytes_of(p.q.dtype)},
+        {"query", s.q_extents(), bytes_of(p.q.dtype)},
+        {"key", s.k_extents(), bytes_of(p.q.dtype)},
+        {"value", s.v_extents(), bytes_of(p.q.dtype)},
         {"bias", p.bias ? bias_layout.shape : Extents{}, bytes_of(p.bias.dtype)},
         {"mask", p.keep ? keep_layout.shape : Extents{}, 1},
-        {"output", {s.batch, s.query_heads, s.rows, s.value_dim}, bytes_of(output_dtype)}};
+        {"output", s.o_extents(), bytes_of(output_dtype)}};
     for (const Wanted& w : large)
       if (const std::size_t bytes = contiguous_bytes(w.shape, w.bytes);
           bytes > limits_of_device.largest_buffer)

@@ -45,9 +45,9 @@ Status run_attention(Arguments a) {
   AttentionShape& s = problem.shape;
   s = {p.batch, p.query_heads, p.kv_heads, p.rows, p.keys, p.dim, p.value_dim};
   const auto input = static_cast<Dtype>(p.input_dtype);
-  problem.q = contiguous(a[query], input, {s.batch, s.query_heads, s.rows, s.dim});
-  problem.k = contiguous(a[key], input, {s.batch, s.kv_heads, s.keys, s.dim});
-  problem.v = contiguous(a[value], input, {s.batch, s.kv_heads, s.keys, s.value_dim});
+  problem.q = contiguous(a[query], input, s.q_extents());
+  problem.k = contiguous(a[key], input, s.k_extents());
+  problem.v = contiguous(a[value], input, s.v_extents());
   problem.scale = p.scale;
   problem.softcap = p.softcap;
   problem.causal = p.causal != 0;
@@ -57,7 +57,7 @@ Status run_attention(Arguments a) {
   if (!a[bias].empty())
     problem.bias = {a[bias].data(),
                     static_cast<Dtype>(p.bias_dtype),
-                    {s.batch, s.query_heads, s.rows, s.keys},
+                    s.pair_extents(),
                     {p.bias_batch, p.bias_head, p.bias_row, p.bias_key},
                     0};
   if (!a[keep].empty())
@@ -73,9 +73,8 @@ Status run_attention(Arguments a) {
   problem.sink = list_of<float>(a[sinks]);
   problem.query_segment = list_of<std::int32_t>(a[query_segment]);
   problem.key_segment = list_of<std::int32_t>(a[key_segment]);
-  AttentionOutput out{contiguous(a[output], static_cast<Dtype>(p.output_dtype),
-                                 {s.batch, s.query_heads, s.rows, s.value_dim}),
-                      contiguous(a[lse], Dtype::f32, {s.batch, s.query_heads, s.rows, 1})};
+  AttentionOutput out{contiguous(a[output], static_cast<Dtype>(p.output_dtype), s.o_extents()),
+                      contiguous(a[lse], Dtype::f32, s.lse_extents())};
   return attention_forward(problem, out, execution_of(p));
 }
 
