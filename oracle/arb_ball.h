@@ -1,11 +1,10 @@
 // Inside oracle/: the operations on Arb's balls that this directory uses.
 #pragma once
 
-#include <arb.h>
-
 #include <cmath>
 #include <limits>
 
+#include "oracle/arb_headers.h"
 #include "oracle/ball.h"
 
 namespace assay {

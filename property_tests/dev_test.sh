@@ -12,13 +12,16 @@ work=$(cd "$work" && pwd)
 export SYSTEM=$work/system PATH=$work/tools:$PATH PKG_CONFIG_LIBDIR=$work/system/lib/pkgconfig PKG_CONFIG_PATH= TMPDIR=$work
 export CMAKE_PREFIX_PATH=$work/system
 : >"$SYSTEM/packages"
+: >"$SYSTEM/lacks"  # packages that this release has not
 
 tool() { printf '#!/usr/bin/env bash\n%s\n' "$2" >"$work/tools/$1"; chmod +x "$work/tools/$1"; }
 # What each package brings; those that are not named bring nothing.
 tool apt-get '
+[ "$1" != update ] || : >"$SYSTEM/updated"
 [ "$1" = install ] || exit 0
 for p in "${@:2}"; do
   [ "${p#-}" = "$p" ] || continue
+  ! grep -qx "$p" "$SYSTEM/lacks" || { echo "E: Unable to locate package $p" >&2; exit 100; }
   grep -qx "$p" "$SYSTEM/packages" || printf "%s\n" "$p" >>"$SYSTEM/packages"
   case "$p" in
     libopenblas-dev) printf "Name: openblas\nDescription: peer\nVersion: 1\nLibs: -lopenblas\n" >"$SYSTEM/lib/pkgconfig/openblas.pc" ;;
@@ -33,6 +36,13 @@ name=${@: -1}
 case "$name" in
   -*) cat "$SYSTEM/packages" ;;
   *) grep -qx "$name" "$SYSTEM/packages" && echo "install ok installed" ;;
+esac'
+tool apt-cache '
+[ -f "$SYSTEM/updated" ] || exit 0
+case "$#" in
+  1) printf " 500 http://packages stable/main\n     origin packages\n" ;;
+  *) candidate=1; ! grep -qx "$2" "$SYSTEM/lacks" || candidate="(none)"
+     printf "%s:\n  Installed: (none)\n  Candidate: %s\n" "$2" "$candidate" ;;
 esac'
 tool sudo 'exec "$@"'
 for name in node npm; do tool "$name" ''; done
@@ -89,6 +99,37 @@ silent_about() {
   output=$("$@" 2>&1) || fail "'$*' ended with status $?: $output"
   ! grep -q -- "$words" <<<"$output" || fail "'$*' says '$words': $output"
 }
+
+# says_no WORDS COMMAND...: it ends with another status than 0, and its output holds WORDS.
+says_no() {
+  local words=$1 output; shift
+  ! output=$("$@" 2>&1) || fail "'$*' ends well: $output"
+  grep -qF -- "$words" <<<"$output" || fail "'$*' does not say '$words': $output"
+}
+has() { grep -qx "$1" "$SYSTEM/packages"; }
+
+# What a release lacks is left out where something else does or where it may be missing, and is named and counted.
+printf '%s\n' libflint-arb-dev oclgrind >"$SYSTEM/lacks"
+says '== left out, because this release has no such package: oclgrind (1)' ./dev run
+has libflint-dev && ! has libflint-arb-dev && ! has oclgrind || fail "the release without an Arb of its own got $(cat "$SYSTEM/packages")"
+silent_about installing ./dev run
+says '== left out, because this release has no such package: oclgrind (1)' ./dev run
+printf '%s\n' oclgrind libopenblas-dev >"$SYSTEM/lacks"
+says '== left out, because this release has no such package: oclgrind libopenblas-dev (2)' ./dev bench forward
+# Nothing is left out because the lists were not fetched yet.
+rm "$SYSTEM/updated"
+: >"$SYSTEM/lacks"
+silent_about 'left out' ./dev run
+has libflint-arb-dev && has oclgrind || fail "the release with all packages got $(cat "$SYSTEM/packages")"
+# A package that is needed is not left out.
+sed -i /^libhwy-dev$/d "$SYSTEM/packages"
+echo libhwy-dev >"$SYSTEM/lacks"
+says_no 'dev: apt-get could not install: libhwy-dev' ./dev run
+rm -rf build "$SYSTEM"/{lacks,updated}
+: >"$SYSTEM/lacks"
+: >"$SYSTEM/packages"
+rm -rf "$SYSTEM"/{lib,include,bin}
+mkdir -p "$SYSTEM/lib/pkgconfig"
 
 # Peers whose packages come after the first build are found by the next one; what has not changed is not configured again.
 says 'peers:' ./dev run

@@ -441,7 +441,9 @@ TEST(Structure, MadeUpSourcesThatKeepTheRulesAreNot) {
          "#include \"kernels/simd/targets.h\"\n#include \"kernels/status.h\"\n#include "
          "\"problem/tensor.h\"\n"},
         {"kernels/device/opencl_device.cc", "#include <CL/cl_ext.h>\n#include <dlfcn.h>\n"},
-        {"oracle/ball.cc", "#include <arb.h>\n#include <flint/fmpz.h>\n#include <vector>\n"},
+        {"oracle/ball.cc",
+         "#include <arb.h>\n#include <flint/arb_mat.h>\n#include <flint/fmpz.h>\n#include "
+         "<vector>\n"},
         {"harness/faults/faulty_stages.cc",
          "#include <hwy/foreach_target.h>\n#include \"kernels/attention/attention-inl.h\"\n"},
         {"property_tests/store_test.cc",

@@ -49,13 +49,15 @@ Json to_json(const T& value);
 template <class T>
 void read_json(const Json& json, const std::string& where, T& value);
 
-// Reads a whole document. `what` begins the message of an error: "result", "run".
+// Reads a whole document. `what` begins the message of an error: "result", "run". This is an object
+// and not a function, so that nlohmann's functions of the same name are no candidates: some of its
+// versions do not compile with our types.
 template <class T>
-T from_json(const Json& json, const std::string& what) {
+inline constexpr auto from_json = [](const Json& json, const std::string& what) {
   T value{};
   read_json(json, what, value);
   return value;
-}
+};
 
 class FieldWriter {
  public:
