@@ -320,9 +320,9 @@ const std::vector<Field>& product_fields() {
   return table;
 }
 
-const std::vector<Field>& attention_fields() {
-  static const Case defaults;
-  static const std::vector<Field> table = {
+// Shapes, dtypes, and what becomes of a score before its masks.
+std::vector<Field> shape_fields() {
+  return {
       {"b", "batch", [](const Case& c) { return fmt::format("{}", c.shape.batch); },
        [](Case& c, Cursor& in) { c.shape.batch = in.integer(); }},
       {"h", "query heads, or query/kv heads (GQA): 8 or 8/2",
@@ -342,6 +342,11 @@ const std::vector<Field>& attention_fields() {
       {"softcap", "c > 0: scores become c tanh(t/c)",
        [](const Case& c) { return c.softcap != 0 ? fmt::format("{}", c.softcap) : ""; },
        [](Case& c, Cursor& in) { c.softcap = in.real(); }},
+  };
+}
+// What changes scores and weights besides Q and K.
+std::vector<Field> mask_fields() {
+  return {
       flag("causal", "flag: row i sees keys j <= i + offset", &Case::causal),
       {"offset",
        "integer, end (keys - rows) or lengths (n[b] - rows); for causal, window and alibi",
@@ -405,6 +410,12 @@ const std::vector<Field>& attention_fields() {
          in.expect(':');
          c.dropout_seed = in.natural();
        }},
+  };
+}
+// What the tensors hold, and how they lie in memory.
+std::vector<Field> input_fields() {
+  static const Case defaults;
+  return {
       {"scores", "family of Q and K",
        [](const Case& c) {
          return c.scores == defaults.scores ? "" : std::string(name_of(c.scores));
@@ -437,6 +448,11 @@ const std::vector<Field>& attention_fields() {
          parse_layouts<4>(in, attention_tensors,
                           {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout});
        }},
+  };
+}
+// The cache from which keys and values come.
+std::vector<Field> cache_fields() {
+  return {
       {"cache",
        "keys and values come out of a cache, the rows are the last tokens: contiguous, paged:PAGE "
        "or latent:PAGE:RANK+ROTARY",
@@ -458,10 +474,18 @@ const std::vector<Field>& attention_fields() {
        "rows of each call after another, the last again and again: 5,1; default: one call",
        [](const Case& c) { return print_list(c.cache.chunks); },
        [](Case& c, Cursor& in) { c.cache.chunks = in.integers(); }},
-      threads_field(),
-      target_field(),
-      rows_field("judge so many seeded rows of each head; 0: all"),
   };
+}
+
+const std::vector<Field>& attention_fields() {
+  static const std::vector<Field> table = [] {
+    std::vector<Field> all = shape_fields();
+    for (const std::vector<Field>& part : {mask_fields(), input_fields(), cache_fields()})
+      all.insert(all.end(), part.begin(), part.end());
+    all.insert(all.end(), {threads_field(), target_field(),
+                           rows_field("judge so many seeded rows of each head; 0: all")});
+    return all;
+  }();
   return table;
 }
 

@@ -254,8 +254,7 @@ void fill_latent(const Case& c, Inputs& in) {
   const Tensor latent = cached_values(c, in.token_k.view(), in.around),
                turned = cached_values(c, in.token_v.view(), in.around);
   ProjectedAttention& a = in.problem;
-  const Extents k_shape{s.batch, s.kv_heads, s.keys, s.dim},
-      v_shape{s.batch, s.kv_heads, s.keys, s.value_dim};
+  const Extents k_shape = s.k_extents(), v_shape = s.v_extents();
   in.k = contiguous(Dtype::f64, k_shape, in.around);
   in.v = contiguous(Dtype::f64, v_shape, in.around);
   in.k_absolute = contiguous(Dtype::f64, k_shape, in.around);
@@ -300,6 +299,145 @@ void fill_latent(const Case& c, Inputs& in) {
   });
 }
 
+void set_numbers(const Case& c, Attention& a) {
+  a.scale = c.scale.value_or(default_scale(c.shape.dim));
+  a.softcap = c.softcap;
+  a.causal = c.causal;
+  a.window_left = c.window_left;
+  a.window_right = c.window_right;
+  a.finite_min_masks = c.finite_min_masks;
+  a.dropout = c.dropout;
+  a.dropout_seed = c.dropout_seed;
+}
+
+void set_lists(const Case& c, Attention& a) {
+  const AttentionShape& s = c.shape;
+  a.key_lengths = per_batch(c.lengths, s.batch);
+  a.key_starts = per_batch(c.starts, s.batch);
+  if (c.offset != OffsetSpec{})
+    for (Index b = 0; b < s.batch; ++b)
+      a.offset.push_back(c.offset.kind == OffsetSpec::Kind::fixed ? c.offset.value
+                         : c.offset.kind == OffsetSpec::Kind::end
+                             ? s.keys - s.rows
+                             : a.key_lengths[usize(b)] - s.rows);
+  if (c.alibi) a.alibi_slopes = default_alibi_slopes(s.query_heads);
+  if (c.sink)
+    for (Index h = 0; h < s.query_heads; ++h)
+      a.sink.push_back(*c.sink + static_cast<float>(h) * 0.25f);
+  if (!c.documents.empty()) {
+    a.query_segment = segments(c.documents, s.batch, s.rows);
+    a.key_segment = segments(c.documents, s.batch, s.keys);
+  }
+}
+
+// Which keys of K or V lie in the padding, and what these keys hold.
+class Padding {
+ public:
+  Padding(const Case& c, const Attention& a) : c_(c), a_(a) {}
+
+  double hidden_or(const TensorView& t, const Position& p, double visible) const {
+    return c_.hidden == Hidden::generated || !is_hidden(t, p) ? visible : hidden();
+  }
+
+ private:
+  bool is_padding(std::size_t b, Index j) const {
+    return (!a_.key_lengths.empty() && j >= a_.key_lengths[b]) ||
+           (!a_.key_starts.empty() && j < a_.key_starts[b]);
+  }
+  // Where batches share their keys, only the padding of all batches is hidden.
+  bool is_hidden(const TensorView& t, const Position& p) const {
+    bool hidden = is_padding(usize(p.b), p.i);
+    if (t.stride[0] == 0)
+      for (std::size_t b = 0; b < usize(c_.shape.batch); ++b) hidden = hidden && is_padding(b, p.i);
+    return hidden;
+  }
+  double hidden() const {
+    constexpr double inf = std::numeric_limits<double>::infinity();
+    return c_.hidden == Hidden::nan        ? std::numeric_limits<double>::quiet_NaN()
+           : c_.hidden == Hidden::infinity ? inf
+                                           : max_of(c_.dtype) / 2;
+  }
+
+  const Case& c_;
+  const Attention& a_;
+};
+
+ScoresContext context_of(const Case& c, const Attention& a) {
+  const AttentionShape& s = c.shape;
+  const auto last_key = static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1));
+  const Index bits = std::min<Index>({static_cast<Index>(std::bit_width(last_key)), s.dim - 1, 31});
+  return {c, static_cast<double>(a.scale), static_cast<double>(ceil_sqrt(s.dim)),
+          static_cast<int>(bits)};
+}
+
+// Q, K, V and, for gradients, dO.
+void make_tensors(const Case& c, Inputs& in) {
+  const AttentionShape& s = c.shape;
+  Attention& a = in.problem;
+  const auto make = [&](LayoutKind kind, const Extents& shape) {
+    const Index pack = s.query_heads + 2 * s.kv_heads;
+    return Tensor(c.dtype, shape, make_layout(kind, shape, pack), in.around);
+  };
+  in.q = make(c.q_layout, s.q_extents());
+  in.k = make(c.k_layout, s.k_extents());
+  in.v = make(c.v_layout, s.v_extents());
+  a.q = in.q.view();
+  a.k = in.k.view();
+  a.v = in.v.view();
+  const ScoresContext context = context_of(c, a);
+  const Padding padding(c, a);
+  fill(a.q, [&](const Position& p) { return query(context, p); });
+  fill(a.k, [&](const Position& p) { return padding.hidden_or(a.k, p, key(context, p)); });
+  fill(a.v, [&](const Position& p) {
+    return padding.hidden_or(a.v, p,
+                             value(c.values, Draw(c.seed, Stream::v, p), p, c.dtype, s.value_dim));
+  });
+  if (c.operation != Operation::backward) return;
+  // A packed tensor has room for Q, K and V only, so dO is laid out otherwise.
+  in.d_o = make(c.o_layout == LayoutKind::packed ? LayoutKind::bshd : c.o_layout, s.o_extents());
+  fill(in.d_o.view(), [&](const Position& p) {
+    return value(c.gradient, Draw(c.seed, Stream::d_o, p), p, c.dtype, s.value_dim);
+  });
+}
+
+// The number of elements of a mask, without the axes along which it broadcasts.
+Index stored_elements(const MaskSpec& mask, const Extents& shape) {
+  Index n = 1;
+  for (std::size_t axis = 0; axis < 4; ++axis) n *= mask.varies[axis] ? shape[axis] : 1;
+  return n;
+}
+
+void add_bias(const Case& c, Inputs& in) {
+  const Extents shape = c.shape.pair_extents();
+  const Layout layout{broadcast_strides(c.bias, shape), 0, stored_elements(c.bias, shape)};
+  in.bias = Tensor(c.dtype, shape, layout, in.around);
+  in.problem.bias = in.bias.view();
+  fill(in.problem.bias, [&](const Position& p) { return bias_value(c, p); });
+}
+
+void add_keep(const Case& c, Inputs& in) {
+  const Extents shape = c.shape.pair_extents();
+  BoolView& view = in.problem.keep;
+  view.stride = broadcast_strides(c.keep, shape);
+  in.keep.resize(usize(std::max<Index>(stored_elements(c.keep, shape), 1)));
+  view.data = in.keep.data();
+  for_each_element(shape, view.stride, [&](const Position& p) {
+    in.keep[usize(p.b * view.stride[0] + p.h * view.stride[1] + p.i * view.stride[2] +
+                  p.d * view.stride[3])] = keep_value(c, p);
+  });
+}
+
+// The tensor that a poke names by a letter.
+TensorView poked(const Inputs& in, char name) {
+  switch (name) {
+    case 'q': return in.problem.q;
+    case 'k': return in.problem.k;
+    case 'v': return in.problem.v;
+    case 'g': return in.d_o.view();
+    default: return in.problem.bias;
+  }
+}
+
 }  // namespace
 
 Layout make_layout(LayoutKind kind, const Extents& s, Index heads_in_pack) {
@@ -329,119 +467,24 @@ Layout make_layout(LayoutKind kind, const Extents& s, Index heads_in_pack) {
 }
 
 Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
-  const AttentionShape& s = c.shape;
-  const Index pack = s.query_heads + 2 * s.kv_heads;
-  auto make = [&](LayoutKind kind, const Extents& shape) {
-    return Tensor(c.dtype, shape, make_layout(kind, shape, pack), around);
-  };
-  q = make(c.q_layout, {s.batch, s.query_heads, s.rows, s.dim});
-  const bool latent = c.cache.kind == CacheSpec::Kind::latent;
-  k = make(c.k_layout, {s.batch, s.kv_heads, s.keys, s.dim});
-  v = make(c.v_layout, {s.batch, s.kv_heads, s.keys, s.value_dim});
-
-  Attention& a = problem;
-  a.shape = s;
-  a.q = q.view();
-  a.k = k.view();
-  a.v = v.view();
-  a.scale = c.scale.value_or(default_scale(s.dim));
-  a.softcap = c.softcap;
-  a.causal = c.causal;
-  a.window_left = c.window_left;
-  a.window_right = c.window_right;
-  a.finite_min_masks = c.finite_min_masks;
-  a.key_lengths = per_batch(c.lengths, s.batch);
-  a.key_starts = per_batch(c.starts, s.batch);
-  if (c.offset != OffsetSpec{})
-    for (Index b = 0; b < s.batch; ++b)
-      a.offset.push_back(c.offset.kind == OffsetSpec::Kind::fixed ? c.offset.value
-                         : c.offset.kind == OffsetSpec::Kind::end
-                             ? s.keys - s.rows
-                             : a.key_lengths[usize(b)] - s.rows);
-  if (c.alibi) a.alibi_slopes = default_alibi_slopes(s.query_heads);
-  if (c.sink)
-    for (Index h = 0; h < s.query_heads; ++h)
-      a.sink.push_back(*c.sink + static_cast<float>(h) * 0.25f);
-  a.dropout = c.dropout;
-  a.dropout_seed = c.dropout_seed;
-  if (!c.documents.empty()) {
-    a.query_segment = segments(c.documents, s.batch, s.rows);
-    a.key_segment = segments(c.documents, s.batch, s.keys);
-  }
-
-  const ScoresContext context{
-      c, static_cast<double>(a.scale), static_cast<double>(ceil_sqrt(s.dim)),
-      static_cast<int>(
-          std::min<Index>({static_cast<Index>(std::bit_width(
-                               static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1)))),
-                           s.dim - 1, 31}))};
-  fill(a.q, [&](const Position& p) { return query(context, p); });
-  auto is_padding = [&](std::size_t b, Index j) {
-    return (!a.key_lengths.empty() && j >= a.key_lengths[b]) ||
-           (!a.key_starts.empty() && j < a.key_starts[b]);
-  };
-  auto hidden_or = [&](const TensorView& t, const Position& p, double visible) {
-    if (c.hidden == Hidden::generated) return visible;
-    // Where batches share their keys, only the padding of all batches is hidden.
-    bool hidden = is_padding(usize(p.b), p.i);
-    if (t.stride[0] == 0)
-      for (std::size_t b = 0; b < usize(s.batch); ++b) hidden = hidden && is_padding(b, p.i);
-    if (!hidden) return visible;
-    constexpr double inf = std::numeric_limits<double>::infinity();
-    return c.hidden == Hidden::nan        ? std::numeric_limits<double>::quiet_NaN()
-           : c.hidden == Hidden::infinity ? inf
-                                          : max_of(c.dtype) / 2;
-  };
-  fill(a.k, [&](const Position& p) { return hidden_or(a.k, p, key(context, p)); });
-  fill(a.v, [&](const Position& p) {
-    return hidden_or(a.v, p, value(c.values, Draw(c.seed, Stream::v, p), p, c.dtype, s.value_dim));
-  });
-
-  if (c.operation == Operation::backward) {
-    // A packed tensor has room for Q, K and V only, so dO is laid out otherwise.
-    d_o = make(c.o_layout == LayoutKind::packed ? LayoutKind::bshd : c.o_layout,
-               {s.batch, s.query_heads, s.rows, s.value_dim});
-    fill(d_o.view(), [&](const Position& p) {
-      return value(c.gradient, Draw(c.seed, Stream::d_o, p), p, c.dtype, s.value_dim);
-    });
-  }
-
-  const Extents mask_shape{s.batch, s.query_heads, s.rows, s.keys};
-  if (c.bias.pattern != MaskPattern::none) {
-    Layout layout{broadcast_strides(c.bias, mask_shape), 0, 1};
-    for (std::size_t axis = 0; axis < 4; ++axis)
-      layout.elements *= c.bias.varies[axis] ? mask_shape[axis] : 1;
-    bias = Tensor(c.dtype, mask_shape, layout, around);
-    a.bias = bias.view();
-    fill(a.bias, [&](const Position& p) { return bias_value(c, p); });
-  }
-  if (c.keep.pattern != MaskPattern::none) {
-    a.keep.stride = broadcast_strides(c.keep, mask_shape);
-    Index n = 1;
-    for (std::size_t axis = 0; axis < 4; ++axis) n *= c.keep.varies[axis] ? mask_shape[axis] : 1;
-    keep.resize(usize(std::max<Index>(n, 1)));
-    a.keep.data = keep.data();
-    for_each_element(mask_shape, a.keep.stride, [&](const Position& p) {
-      keep[usize(p.b * a.keep.stride[0] + p.h * a.keep.stride[1] + p.i * a.keep.stride[2] +
-                 p.d * a.keep.stride[3])] = keep_value(c, p);
-    });
-  }
-  if (latent) fill_latent(c, *this);
+  problem.shape = c.shape;
+  set_numbers(c, problem);
+  set_lists(c, problem);
+  make_tensors(c, *this);
+  if (c.bias.pattern != MaskPattern::none) add_bias(c, *this);
+  if (c.keep.pattern != MaskPattern::none) add_keep(c, *this);
+  if (c.cache.kind == CacheSpec::Kind::latent) fill_latent(c, *this);
   for (const Poke& p : c.pokes) {
-    const TensorView& t = p.tensor == 'q'   ? a.q
-                          : p.tensor == 'k' ? a.k
-                          : p.tensor == 'v' ? a.v
-                          : p.tensor == 'g' ? d_o.view()
-                                            : a.bias;
+    const TensorView t = poked(*this, p.tensor);
     store(t, t.at(p.position[0], p.position[1], p.position[2], p.position[3]), p.value);
   }
-  if (c.cache && !latent) {
+  if (c.cache && c.cache.kind != CacheSpec::Kind::latent) {
     token_k = std::move(k);
     token_v = std::move(v);
     k = cached_values(c, token_k.view(), around);
     v = cached_values(c, token_v.view(), around);
-    a.k = k.view();
-    a.v = v.view();
+    problem.k = k.view();
+    problem.v = v.view();
   }
 }
 
