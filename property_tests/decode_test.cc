@@ -11,6 +11,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/simd/targets.h"
 #include "problem/generate.h"
+#include "testing/matchers.h"
 #include "testing/same_bits.h"
 
 namespace assay {
@@ -142,8 +143,7 @@ TEST(Splits, AreJudgedLikeAnyOtherSum) {
         "attention b=2 h=1 l=1x2100 d=64 lengths=2100,3 scores=uniform values=offset seed=4"}) {
     ExecuteOptions options;
     options.power = false;
-    const CaseResult r = execute(parse_case(line), *host, options);
-    EXPECT_EQ(r.outcome, Outcome::pass) << r.line << "\n" << r.reason;
+    EXPECT_THAT(execute(parse_case(line), *host, options), Passes());
   }
 }
 

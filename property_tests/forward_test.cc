@@ -8,11 +8,13 @@
 #include "harness/cases/suites.h"
 #include "kernels/attention/attention.h"
 #include "kernels/simd/targets.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
 
 using kernels::StatusCode;
+using testing::AnyOf;
 using testing::HasSubstr;
 
 class OnTarget : public testing::TestWithParam<std::string> {};
@@ -26,8 +28,7 @@ TEST_P(OnTarget, PassesTheSmokeSuite) {
     ExecuteOptions options;
     options.power = false;
     const CaseResult r = execute(c, *host, options);
-    EXPECT_TRUE(r.outcome == Outcome::pass || r.outcome == Outcome::inconclusive) << r.line << "\n"
-                                                                                  << r.reason;
+    EXPECT_THAT(r, AnyOf(Passes(), IsInconclusive()));
     judged += r.outcome == Outcome::pass;
   }
   EXPECT_GT(judged, 60u);

@@ -21,11 +21,11 @@
 #include "harness/cases/suites.h"
 #include "kernels/attention/attention.h"
 #include "kernels/simd/targets.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
 
-using testing::HasSubstr;
 
 // Runs the production kernel and then misbehaves.
 class Misbehaving : public Candidate {
@@ -64,7 +64,7 @@ std::byte* end_of(const TensorView& t, Index elements) {
 TEST(Guard, TheKernelAloneIsFine) {
   const CaseResult r =
       run([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; });
-  EXPECT_EQ(r.outcome, Outcome::pass) << r.reason;
+  EXPECT_THAT(r, Passes());
   EXPECT_EQ(r.relations.at("threads"), Relation::held());
   EXPECT_EQ(r.relations.at("negated-values"), Relation::held());
 }
@@ -74,13 +74,12 @@ TEST(Guard, WritesBeforeAndBehindBuffers) {
     static_cast<std::byte*>(out.o.data)[-1] = std::byte{0};
     return kernels::Status{};
   });
-  EXPECT_EQ(r.outcome, Outcome::fail);
-  EXPECT_THAT(r.reason, HasSubstr("o: a guard band was overwritten"));
+  EXPECT_THAT(r, FailsWith("o: a guard band was overwritten"));
   r = run([](const Attention& p, const AttentionOutput&, int) {
     *end_of(p.k, 2 * 20 * 8) = std::byte{1};
     return kernels::Status{};
   });
-  EXPECT_THAT(r.reason, HasSubstr("k: a guard band was overwritten"));
+  EXPECT_THAT(r, FailsWith("k: a guard band was overwritten"));
 }
 
 TEST(Guard, WritesBetweenElements) {
@@ -89,7 +88,7 @@ TEST(Guard, WritesBetweenElements) {
         0;  // it writes into the padding behind the first row
     return kernels::Status{};
   });
-  EXPECT_THAT(r.reason, HasSubstr("o: bytes between its elements were overwritten"));
+  EXPECT_THAT(r, FailsWith("o: bytes between its elements were overwritten"));
 }
 
 TEST(Guard, ChangedInputs) {
@@ -97,7 +96,7 @@ TEST(Guard, ChangedInputs) {
     static_cast<float*>(p.v.data)[3] *= 1.5f;
     return kernels::Status{};
   });
-  EXPECT_THAT(r.reason, HasSubstr("an input was changed"));
+  EXPECT_THAT(r, FailsWith("an input was changed"));
 }
 
 TEST(Guard, OutputsLeftUntouched) {
@@ -109,23 +108,22 @@ TEST(Guard, OutputsLeftUntouched) {
     kernels::Status run(const Request&) override { return {}; }
   } lazy;
   const CaseResult r = execute(parse_case("attention b=1 h=2 l=9x20 d=8"), lazy);
-  EXPECT_EQ(r.outcome, Outcome::fail);
-  EXPECT_THAT(r.reason, HasSubstr("LSE was not written"));
+  EXPECT_THAT(r, FailsWith("LSE was not written"));
   EXPECT_EQ(r.verdict.failures.at("O was not written"), 2 * 9 * 8);
 }
 
 TEST(Guard, ExceptionsAndStatuses) {
   EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) -> kernels::Status {
                 throw std::runtime_error("ouch");
-              }).reason,
-              HasSubstr("the candidate threw: ouch"));
+              }),
+              FailsWith("the candidate threw: ouch"));
   EXPECT_THAT(
-      run([](const Attention&, const AttentionOutput&, int) -> kernels::Status { throw 5; }).reason,
-      HasSubstr("no std::exception"));
+      run([](const Attention&, const AttentionOutput&, int) -> kernels::Status { throw 5; }),
+      FailsWith("no std::exception"));
   EXPECT_THAT(run([](const Attention&, const AttentionOutput&, int) {
                 return kernels::Status{kernels::StatusCode::execution_failed, "lost"};
-              }).reason,
-              HasSubstr("status 5 (Execution failed): lost"));
+              }),
+              FailsWith("status 5 (Execution failed): lost"));
 }
 
 // The second call computes one element differently, because state survives or memory was not set.
@@ -134,8 +132,7 @@ TEST(Guard, RunsThatDisagree) {
     if (call == 1) static_cast<float*>(out.lse.data)[out.lse.at(0, 1, 4, 0)] *= 1 + 0x1p-23f;
     return kernels::Status{};
   });
-  EXPECT_EQ(r.outcome, Outcome::fail);
-  EXPECT_THAT(r.reason, HasSubstr("poisoned differently disagree: LSE[b=0, h=1, row=4"));
+  EXPECT_THAT(r, FailsWith("poisoned differently disagree: LSE[b=0, h=1, row=4"));
 }
 
 // The errors have a direction that depends on the sign. They are far below any bound, so only a
@@ -148,8 +145,7 @@ TEST(Guard, RelationsSeeWhatNoBoundSees) {
     }
     return kernels::Status{};
   });
-  EXPECT_EQ(r.outcome, Outcome::fail);
-  EXPECT_THAT(r.reason, HasSubstr("relation negated-values violated"));
+  EXPECT_THAT(r, FailsWith("relation negated-values violated"));
 }
 
 // The candidate reads one element beyond the end, which changes no output. A page without access
@@ -171,7 +167,7 @@ TEST(Guard, PagesTellOneElementTooMany) {
     options.around = around;
     Misbehaving candidate(reads_at(element));
     if (dies) EXPECT_DEATH(execute(c, candidate, options), "");
-    else EXPECT_EQ(execute(c, candidate, options).outcome, Outcome::pass);
+    else EXPECT_THAT(execute(c, candidate, options), Passes());
   }
 }
 
@@ -229,19 +225,17 @@ TEST(Pictures, AreOfTheElementsJudged) {
 // The offsets exceed 2^32 elements, in mappings that have memory only for the rows.
 TEST(Guard, DistantRowsAreGuardedToo) {
   const char* line = "attention b=2 h=2 l=9x20 d=8 layout=distant";
-  EXPECT_EQ(
-      run([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; }, line)
-          .outcome,
-      Outcome::pass);
+  EXPECT_THAT(
+      run([](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; }, line),
+      Passes());
   EXPECT_THAT(run(
                   [](const Attention&, const AttentionOutput& out, int) {
                     static_cast<float*>(out.o.data)[out.o.at(1, 1, 7, 7) + 1] =
                         0;  // it writes behind a row that begins beyond 2^32
                     return kernels::Status{};
                   },
-                  line)
-                  .reason,
-              HasSubstr("o: bytes between its elements were overwritten"));
+                  line),
+              FailsWith("o: bytes between its elements were overwritten"));
 }
 
 TEST(Guard, UnsupportedIsNeverAPass) {
@@ -249,8 +243,7 @@ TEST(Guard, UnsupportedIsNeverAPass) {
       [](const Attention&, const AttentionOutput&, int) { return kernels::Status{}; });
   candidate.why_ = "no such dtype";
   const CaseResult r = execute(parse_case("attention b=1 h=1 l=3 d=4"), candidate);
-  EXPECT_EQ(r.outcome, Outcome::unsupported);
-  EXPECT_EQ(r.reason, "no such dtype");
+  EXPECT_THAT(r, IsUnsupported("no such dtype"));
 }
 
 TEST(Guard, ImpossibleRequestsAreRefusedBeforeAnythingIsAllocated) {
@@ -301,7 +294,7 @@ CaseResult run_backward(
 
 TEST(GuardBackward, TheKernelAloneIsFine) {
   const CaseResult r = run_backward([](auto&&...) {});
-  EXPECT_EQ(r.outcome, Outcome::pass) << r.reason;
+  EXPECT_THAT(r, Passes());
   for (const char* name : {"threads", "negated-gradient", "unseen-keys-nan"})
     EXPECT_EQ(r.relations.at(name), Relation::held()) << name;
 }
@@ -312,13 +305,12 @@ TEST(GuardBackward, EmptyProblemsWithABroadcastBiasAreFine) {
        {"backward b=0 h=2 l=9x20 d=8 bias=normal@hij sink=1",
         "backward b=1 h=2 l=0x20 d=8 bias=normal@j", "backward b=2 h=2 l=9x0 d=8 bias=normal@"}) {
     const CaseResult r = run_backward([](auto&&...) {}, line);
-    EXPECT_NE(r.outcome, Outcome::fail) << line << "\n" << r.reason;
+    EXPECT_THAT(r, HasNothingOutside());
     EXPECT_GT(r.verdict.outputs.at(Output::d_bias).elements, 0) << line;
     EXPECT_THAT(run_backward([](auto&, const AttentionBackwardInput&, const AttentionGradients& out,
                                 int) { *static_cast<float*>(out.d_bias.data) = 1; },
-                             line)
-                    .reason,
-                HasSubstr("dBias is not 0 where no gradient passes"))
+                             line),
+                FailsWith("dBias is not 0 where no gradient passes"))
         << line;
   }
 }
@@ -331,24 +323,24 @@ TEST(GuardBackward, MemoryAroundGradientsAndInputs) {
   };
   EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) {
                 byte_of(out.dk, -1) = std::byte{0};
-              }).reason,
-              HasSubstr("dk: a guard band was overwritten"));
+              }),
+              FailsWith("dk: a guard band was overwritten"));
   EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) {
                 *end_of(out.d_bias, 2 * 20) = std::byte{0};
-              }).reason,
-              HasSubstr("d_bias: a guard band was overwritten"));
+              }),
+              FailsWith("d_bias: a guard band was overwritten"));
   EXPECT_THAT(run_backward([&](auto&, const In&, const Out& out, int) {
                 static_cast<float*>(out.dq.data)[out.dq.at(0, 0, 0, 0) + 8] = 0;
-              }).reason,
-              HasSubstr("dq: bytes between its elements were overwritten"));
+              }),
+              FailsWith("dq: bytes between its elements were overwritten"));
   EXPECT_THAT(run_backward([&](auto&, const In& in, const Out&, int) {
                 byte_of(in.lse, 0) ^= std::byte{1};
-              }).reason,
-              HasSubstr("an input was changed"));
+              }),
+              FailsWith("an input was changed"));
   EXPECT_THAT(run_backward([&](auto&, const In& in, const Out&, int) {
                 byte_of(in.d_o, 0) ^= std::byte{1};
-              }).reason,
-              HasSubstr("an input was changed"));
+              }),
+              FailsWith("an input was changed"));
 }
 
 TEST(GuardBackward, RunsAndRelationsThatDisagree) {
@@ -357,12 +349,12 @@ TEST(GuardBackward, RunsAndRelationsThatDisagree) {
   };
   EXPECT_THAT(run_backward([&](auto&, auto&, const AttentionGradients& out, int call) {
                 if (call == 1) nudge(out.dv);
-              }).reason,
-              HasSubstr("poisoned differently disagree: dV[b=0, h=1, row=3, column=2]"));
+              }),
+              FailsWith("poisoned differently disagree: dV[b=0, h=1, row=3, column=2]"));
   EXPECT_THAT(run_backward([&](auto&, auto&, const AttentionGradients& out, int call) {
                 if (call == 3) nudge(out.dq);
-              }).reason,
-              HasSubstr("relation negated-gradient violated: dQ"));
+              }),
+              FailsWith("relation negated-gradient violated: dQ"));
 }
 
 TEST(GuardBackward, AWrongForwardIsNotForgivenByItsGradients) {
@@ -378,16 +370,14 @@ TEST(GuardBackward, AWrongForwardIsNotForgivenByItsGradients) {
   } wrong;
   wrong.backward = [](auto&&...) {};
   const CaseResult r = execute(parse_case("backward b=1 h=2 l=9x20 d=8"), wrong);
-  EXPECT_EQ(r.outcome, Outcome::fail);
-  EXPECT_THAT(r.reason, HasSubstr("LSE is outside its bound"));
+  EXPECT_THAT(r, FailsWith("LSE is outside its bound"));
 }
 
 TEST(GuardBackward, WithoutABackwardPassOrACacheIsUnsupported) {
   MisbehavingBeyond candidate;
-  EXPECT_EQ(execute(parse_case("backward b=1 h=1 l=3 d=4"), candidate).outcome,
-            Outcome::unsupported);
-  EXPECT_EQ(execute(parse_case("attention b=1 h=1 l=3 d=4 cache=contiguous"), candidate).outcome,
-            Outcome::unsupported);
+  EXPECT_THAT(execute(parse_case("backward b=1 h=1 l=3 d=4"), candidate), IsUnsupported());
+  EXPECT_THAT(execute(parse_case("attention b=1 h=1 l=3 d=4 cache=contiguous"), candidate),
+              IsUnsupported());
 }
 
 TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
@@ -396,20 +386,20 @@ TEST(GuardCache, TokensAreInputsAndRelationsAreAsked) {
       parse_case("attention b=2 h=4/2 l=9x20 d=8 causal offset=end cache=paged:4 chunks=4,1");
   candidate.cached = [](auto&&...) {};
   const CaseResult fine = execute(c, candidate);
-  EXPECT_EQ(fine.outcome, Outcome::pass) << fine.reason;
+  EXPECT_THAT(fine, Passes());
   for (const char* name : {"threads", "chunks", "pages", "no-cache"})
     EXPECT_EQ(fine.relations.at(name), Relation::held()) << name;
   candidate.cached = [](const Inputs& in, const AttentionOutput&, int) {
     in.token_k.bytes()[5] ^= std::byte{1};
   };
-  EXPECT_THAT(execute(c, candidate).reason, HasSubstr("an input was changed"));
+  EXPECT_THAT(execute(c, candidate), FailsWith("an input was changed"));
   // One call and chunks differ by an ulp, which no bound notices.
   MisbehavingBeyond leaning;
   leaning.cached = [](const Inputs&, const AttentionOutput& out, int call) {
     if (call >= 2) static_cast<float*>(out.o.data)[out.o.at(1, 2, 3, 4)] *= 1 + 0x1p-23f;
   };
-  EXPECT_THAT(execute(c, leaning).reason,
-              HasSubstr("relation chunks violated: O[b=1, h=2, row=3, column=4]"));
+  EXPECT_THAT(execute(c, leaning),
+              FailsWith("relation chunks violated: O[b=1, h=2, row=3, column=4]"));
 }
 
 // If an infinity of Q is projected first, the output may be NaN and nothing else. An infinity in
@@ -434,13 +424,13 @@ TEST(GuardCache, OnlyNanIsExcusedOfAProjectedInfinity) {
   };
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const CaseResult excused = with("17=inf", 0);
-  EXPECT_EQ(excused.outcome, Outcome::pass) << excused.reason;
+  EXPECT_THAT(excused, Passes());
   EXPECT_EQ(excused.verdict.excused.at("Q is infinite, and is projected first"), 2);
-  EXPECT_EQ(with("17=inf", 7).outcome, Outcome::fail);
-  EXPECT_EQ(with("18=inf", 0).outcome, Outcome::pass);
-  EXPECT_EQ(with("18=inf", nan).outcome, Outcome::fail) << "the rotary part is not projected";
-  EXPECT_EQ(with("17=nan", 0).outcome, Outcome::pass);
-  EXPECT_EQ(with("17=nan", 7).outcome, Outcome::fail);
+  EXPECT_THAT(with("17=inf", 7), Fails());
+  EXPECT_THAT(with("18=inf", 0), Passes());
+  EXPECT_THAT(with("18=inf", nan), Fails()) << "the rotary part is not projected";
+  EXPECT_THAT(with("17=nan", 0), Passes());
+  EXPECT_THAT(with("17=nan", 7), Fails());
 }
 
 // A fault that is listed as equivalent changes no bit. Every other fault is a candidate under its

@@ -16,6 +16,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/attention/merge.h"
 #include "problem/generate.h"
+#include "testing/require_that.h"
 
 namespace assay {
 namespace {
@@ -237,12 +238,33 @@ TEST_F(Matchers, ResultsTellTheirCase) {
     std::string reason;
     Verdict verdict;
   };
-  const Result r{print_case(case_), Outcome::fail, "o: a guard band was overwritten",
-                 judge(problem_, out(), contract_)};
+  Result r{print_case(case_), Outcome::fail, "o: a guard band was overwritten",
+           judge(problem_, out(), contract_)};
   EXPECT_THAT(r, FailsWith("guard band"));
+  EXPECT_THAT(r, Not(HasNothingOutside())) << "it fails, although every element is inside";
   EXPECT_THAT(message_of([&] { EXPECT_THAT(r, Passes()); }),
               AllOf(HasSubstr("fails: o: a guard band was overwritten"),
                     HasSubstr("case: " + print_case(case_))));
+  r.outcome = Outcome::unsupported;
+  EXPECT_THAT(r, IsUnsupported("guard band"));
+  EXPECT_THAT(r, HasNothingOutside());
+  r.outcome = Outcome::error;
+  EXPECT_THAT(r, Not(HasNothingOutside()));
+  r.outcome = Outcome::inconclusive;
+  r.verdict.outside = 1;
+  EXPECT_THAT(r, Not(HasNothingOutside()));
+}
+
+// A property fails with the message of the matcher.
+TEST_F(Matchers, PropertiesFailWithTheMatchersWords) {
+  EXPECT_TRUE(rc::check([&] { require_that(judge(problem_, out(), contract_), Passes()); }));
+  store(o_.view(), o_.view().at(0, 0, 0, 0), nan);
+  const Verdict wrong = judge(problem_, out(), contract_);
+  const auto result = rc::detail::checkTestable([&] { require_that(wrong, HasNothingOutside()); });
+  ASSERT_TRUE(result.is<rc::detail::FailureResult>());
+  EXPECT_THAT(result.get<rc::detail::FailureResult>().description,
+              AllOf(HasSubstr("expected: a value that has no element outside its bound"),
+                    HasSubstr("found: one which fails: O is NaN: O[b=0, h=0, row=0, column=0]")));
 }
 
 TEST(MatchersOfMerges, AWrongMergeIsNamed) {

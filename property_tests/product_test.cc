@@ -20,6 +20,7 @@
 #include "kernels/product/product.h"
 #include "kernels/simd/targets.h"
 #include "testing/matchers.h"
+#include "testing/require_that.h"
 
 namespace assay {
 namespace {
@@ -37,7 +38,7 @@ TEST(ProductKernel, EveryTargetStaysWithinItsBound) {
       ExecuteOptions options;
       options.power = false;
       const CaseResult r = execute(c, *host, options);
-      ASSERT_NE(r.outcome, Outcome::fail) << print_case(c) << "\n" << r.reason;
+      ASSERT_THAT(r, HasNothingOutside());
       judged += r.outcome == Outcome::pass;
     }
     EXPECT_GT(judged, 250) << target;
@@ -137,8 +138,7 @@ RC_GTEST_PROP(ProductKernel, RandomCasesPass, ()) {
   check_case(c);
   ExecuteOptions options;
   options.power = false;
-  const CaseResult r = execute(c, *make_candidate("host"), options);
-  if (r.outcome == Outcome::fail) RC_FAIL(print_case(c) + "\n" + r.reason);
+  require_that(execute(c, *make_candidate("host"), options), HasNothingOutside());
 }
 
 // A cache of E2M1 with a scale for each 32 elements stores a token as MXFP4 stores a column. The

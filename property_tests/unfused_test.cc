@@ -10,11 +10,13 @@
 #include "harness/cases/suites.h"
 #include "kernels/simd/targets.h"
 #include "kernels/attention/unfused.h"
+#include "testing/matchers.h"
 
 namespace assay {
 namespace {
 
 using kernels::attention_unfused;
+using testing::AnyOf;
 
 class UnfusedOnTarget : public testing::TestWithParam<std::string> {};
 
@@ -26,8 +28,7 @@ TEST_P(UnfusedOnTarget, PassesTheSmokeSuite) {
   for (Case c : make_suite("smoke", 78).cases) {
     c.target = GetParam();
     const CaseResult r = execute(c, *unfused, options);
-    EXPECT_TRUE(r.outcome == Outcome::pass || r.outcome == Outcome::inconclusive) << r.line << "\n"
-                                                                                  << r.reason;
+    EXPECT_THAT(r, AnyOf(Passes(), IsInconclusive()));
     judged += r.outcome == Outcome::pass;
   }
   EXPECT_GT(judged, 60u);

@@ -80,18 +80,28 @@ inline EndsAs FailsWith(std::string words) { return {Outcome::fail, std::move(wo
 inline EndsAs IsInconclusive(std::string words = "") {
   return {Outcome::inconclusive, std::move(words)};
 }
+inline EndsAs IsUnsupported(std::string words = "") {
+  return {Outcome::unsupported, std::move(words)};
+}
 
-// Matches a verdict that found no element outside its bound, even if it could not judge any.
+// Matches a verdict, or the result of a case, that found no element outside its bound, even if it
+// could not judge any. It is neither a failure nor an error.
 class HasNothingOutside {
  public:
   using is_gtest_matcher = void;
 
-  bool MatchAndExplain(const Verdict& v, testing::MatchResultListener* listener) const {
-    if (listener->IsInterested()) *listener << explain(v);
-    return v.outside == 0 && v.outcome != Outcome::fail && v.outcome != Outcome::error;
+  template <class Judged>
+  bool MatchAndExplain(const Judged& judged, testing::MatchResultListener* listener) const {
+    if (listener->IsInterested()) *listener << explain(judged);
+    if (verdict_of(judged).outside > 0) return false;
+    return judged.outcome != Outcome::fail && judged.outcome != Outcome::error;
   }
   void DescribeTo(std::ostream* to) const { *to << "has no element outside its bound"; }
   void DescribeNegationTo(std::ostream* to) const { *to << "has an element outside its bound"; }
+
+ private:
+  static const Verdict& verdict_of(const Verdict& v) { return v; }
+  static const Verdict& verdict_of(const HasVerdict auto& result) { return result.verdict; }
 };
 
 // Matches an answer that passes the oracle's verdict on every element.
