@@ -259,6 +259,11 @@ class Faulty : public Candidate {
 
 }  // namespace
 
+const Features& Candidate::features() const {
+  static const Features all;
+  return all;
+}
+
 Dtype out_dtype(const Call& call) {
   return std::visit(ByCall{[](const ForwardCall& c) { return c.out.o.dtype; },
                            [](const CachedCall& c) { return c.out.o.dtype; },

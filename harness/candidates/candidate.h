@@ -13,6 +13,7 @@
 #include "kernels/status.h"
 #include "oracle/contract.h"
 #include "oracle/product.h"
+#include "problem/features.h"
 #include "problem/generate.h"
 
 namespace assay {
@@ -86,6 +87,9 @@ class Candidate {
   virtual ~Candidate() = default;
   virtual std::string name() const = 0;
   virtual Abilities abilities() const = 0;
+  // The features of cases that the candidate has. A case that needs another one is unsupported, and
+  // suites are drawn without it.
+  virtual const Features& features() const;
   // Why the candidate does not do this call although abilities() allows it; empty if it does the
   // call.
   virtual std::string unsupported(const Call& call) const = 0;
@@ -123,6 +127,11 @@ struct ByCall : Cases... {
 
 // A finding that an adapter reports: the candidate did what no candidate may do.
 struct CandidateError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The candidate found while it ran that it does not do this call. The case is unsupported.
+struct CandidateDeclined : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
