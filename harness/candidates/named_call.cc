@@ -90,7 +90,7 @@ void add_outputs(Named& named, const AttentionOutput& out, const Attention& p) {
 }
 
 NamedCall named(const ForwardCall& c) {
-  NamedCall call{"attention", record_line(c.problem, Operation::attention), {}, {}, {}};
+  NamedCall call{"attention", record_line(c.problem, Operation::attention), {}, {}, {}, {}};
   Named in, out;
   in.add("q", c.problem.q);
   in.add("k", c.problem.k);
@@ -103,7 +103,7 @@ NamedCall named(const ForwardCall& c) {
 }
 
 NamedCall named(const BackwardCall& c) {
-  NamedCall call{"backward", record_line(c.problem, Operation::backward), {}, {}, {}};
+  NamedCall call{"backward", record_line(c.problem, Operation::backward), {}, {}, {}, {}};
   Named in, out;
   in.add("q", c.problem.q);
   in.add("k", c.problem.k);
@@ -128,9 +128,10 @@ NamedCall named(const BackwardCall& c) {
 }
 
 NamedCall named(const CachedCall& c, Chunk rows) {
-  const Attention p = paged_problem(c.c, c.inputs.problem, rows);
+  auto problem = std::make_shared<const Attention>(paged_problem(c.c, c.inputs.problem, rows));
+  const Attention& p = *problem;
   auto pages = std::make_shared<PagedTokens>(paged_tokens(c.c, c.inputs, p));
-  NamedCall call{"decode", record_line(p, Operation::attention), {}, {}, nullptr};
+  NamedCall call{"decode", record_line(p, Operation::attention), {}, {}, {}, {}};
   Named in, out;
   in.add("q", p.q);
   in.add("k_pages", pages->k.view());
@@ -143,11 +144,12 @@ NamedCall named(const CachedCall& c, Chunk rows) {
   call.inputs = std::move(in.to);
   call.outputs = std::move(out.to);
   call.pages = std::move(pages);
+  call.problem = std::move(problem);
   return call;
 }
 
 NamedCall named(const ProductCall& c) {
-  NamedCall call{"product", record_line(c.problem), {}, {}, {}};
+  NamedCall call{"product", record_line(c.problem), {}, {}, {}, {}};
   Named in, out;
   if (c.problem.a) in.add("a", c.problem.a, 2);
   else in.add_low_bit("a", c.problem.a_low);

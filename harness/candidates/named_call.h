@@ -23,7 +23,9 @@ struct NamedCall {
   std::string operation;  // attention, backward, decode or product
   std::string line;       // the numbers and flags of the problem, written as in a record
   std::vector<NamedTensor> inputs, outputs;
-  std::shared_ptr<const PagedTokens> pages;  // which the inputs of decode point into
+  // What the inputs of decode point into.
+  std::shared_ptr<const PagedTokens> pages;
+  std::shared_ptr<const Attention> problem;
 };
 
 // The calls that a call consists of: one for each chunk of a cached case, otherwise one.

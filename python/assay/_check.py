@@ -102,7 +102,8 @@ class Isolated:
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         environment["PYTHONPATH"] = os.pathsep.join([package] + [p for p in (environment.get("PYTHONPATH"),) if p])
         return subprocess.Popen(
-            [sys.executable, "-m", "assay._worker", self.where, self.kernel._device or "", json.dumps(self.options)],
+            [sys.executable, "-m", "assay._worker", self.where, self.kernel._device or "", self.kernel.tool.name,
+             json.dumps(self.options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
     def _end(self) -> int:

@@ -291,6 +291,7 @@ class Run:
         self.interrupted: Optional[BaseException] = None
         self.inputs: Dict[str, Input] = {}
         self._first: Dict[Any, Tuple[bytes, ...]] = {}
+        self._twice: set = set()
 
     def answer(self, _: Any, call: Any, sentence: int, size: int) -> int:
         """The callback of the library: no exception leaves it."""
@@ -325,15 +326,17 @@ class Run:
         if first is None:
             found = self._call(operation, line, inputs, outputs, NAN)
             self._first[key] = tuple(t.packed() for t in found.values())
+        elif key in self._twice:  # a relation, with other inputs
+            found = self._call(operation, line, inputs, outputs, NAN)
         else:
+            self._twice.add(key)
             found = self._call(operation, line, inputs, outputs, LARGE, other_stream=True)
             now = tuple(t.packed() for t in found.values())
-            if now != first and not self.note and self.reuse is None:
-                if not self.kernel.deterministic:
-                    for t, content in zip(found.values(), first):
-                        self._place(t, content)
-                else:
-                    self.note = self._why(operation, line, inputs, outputs, first)
+            if now != first and not self.kernel.deterministic:
+                for t, content in zip(found.values(), first):
+                    self._place(t, content)
+            elif now != first and not self.note and self.reuse is None:
+                self.note = self._why(operation, line, inputs, outputs, first)
         for name, to in outputs.items():
             copy(found[name], to)
 
@@ -344,11 +347,11 @@ class Run:
 
     def _why(self, operation: str, line: str, inputs: Dict[str, Tensor], outputs: Dict[str, Tensor],
              first: Tuple[bytes, ...]) -> str:
-        """Why two runs differ: a third one is as the first, and a fourth has other memory alone."""
+        """Why two runs differ: two more are as the first or not, and then one has other memory alone."""
         def again(codes: Dict[str, int]) -> Tuple[bytes, ...]:
             return tuple(t.packed() for t in self._call(operation, line, inputs, outputs, codes).values())
 
-        if again(NAN) != first:
+        if again(NAN) != first or again(NAN) != first:
             return "not deterministic: two calls with the same inputs differ (deterministic=False allows it)"
         if again(LARGE) != first:
             return "elements of the output that nobody wrote: they hold what the memory held before"

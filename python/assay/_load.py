@@ -11,8 +11,11 @@ from ._kernel import Kernel
 from .errors import InputError
 
 
-def load(where: str, device: Optional[str] = None) -> Kernel:
-    """The kernel of "FILE.py::function", or of "FILE.py::function@DEVICE"."""
+def load(where: str, device: Optional[str] = None, framework: Optional[str] = None) -> Kernel:
+    """The kernel of "FILE.py::function", or of "FILE.py::function@DEVICE".
+
+    `framework` is that of a function that does not say its own.
+    """
     path, colons, name = where.rpartition("::")
     if not colons:
         raise InputError("python", f"{where!r} is not FILE.py::function")
@@ -35,4 +38,6 @@ def load(where: str, device: Optional[str] = None) -> Kernel:
         kernels = [n for n, v in vars(module).items() if isinstance(v, Kernel)]
         raise InputError("python", f"{path} has no {name!r}; its kernels are {', '.join(kernels) or 'none'}")
     kernel = found if isinstance(found, Kernel) else Kernel(found)
+    if kernel._framework is None:
+        kernel._framework = framework
     return kernel.on(device or on or None)

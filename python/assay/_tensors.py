@@ -257,7 +257,29 @@ def framework_of(t: Any) -> Optional[str]:
     return "buffer"
 
 
-def read(name: str, t: Any, dtype: Optional[str] = None) -> Tensor:
+def _read_any(name: str, t: Any) -> Tensor:
+    """The memory of a tensor as its framework describes it; integers of 16 bits are "u16" and "i16"."""
+    framework = framework_of(t)
+    if framework is None:
+        raise InputError(name, f"{type(t).__name__} is no tensor: neither of torch, numpy, cupy or jax, nor with "
+                               "__dlpack__ or a buffer")
+    if framework == "torch":
+        return _of_torch(sys.modules["torch"], name, t)
+    if framework == "numpy":
+        return _of_numpy(sys.modules["numpy"], name, t)
+    if framework == "cupy":
+        return _of_numpy(sys.modules["numpy"], name, t.get(), f"cuda:{t.device.id}", "cupy")
+    if framework == "jax":
+        import numpy
+        device = str(next(iter(t.devices()))) if hasattr(t, "devices") else "cpu"
+        return _of_numpy(numpy, name, numpy.asarray(t), device, "jax")
+    return _of_dlpack(name, t) if framework == "dlpack" else _of_buffer(name, t)
+
+
+_SIXTEEN = {"u16": 2, "i16": 2}
+
+
+def read(name: str, t: Any) -> Tensor:
     """The memory of a tensor; one on a GPU is copied to the host.
 
     Raises InputError that names the argument, its value and what can be read.
@@ -265,32 +287,14 @@ def read(name: str, t: Any, dtype: Optional[str] = None) -> Tensor:
     if isinstance(t, Tensor):
         return t
     if isinstance(t, Bits):
-        read_as = read(name, t.tensor)
-        width = {"u16": 2, "i16": 2}.get(read_as.dtype) or width_of(read_as.dtype)
-        if read_as.dtype[0] not in "ui" or width != width_of(t.dtype):
-            raise InputError(name, f"{read_as} does not hold the bits of {t.dtype}")
-        read_as.dtype = t.dtype
-        return read_as
-    framework = framework_of(t)
-    if framework is None:
-        raise InputError(name, f"{type(t).__name__} is no tensor: neither of torch, numpy, cupy or jax, nor with "
-                               "__dlpack__ or a buffer")
-    numpy = sys.modules.get("numpy")
-    if framework == "torch":
-        found = _of_torch(sys.modules["torch"], name, t)
-    elif framework == "numpy":
-        found = _of_numpy(numpy, name, t)
-    elif framework == "cupy":
-        found = _of_numpy(numpy, name, t.get(), f"cuda:{t.device.id}", "cupy")
-    elif framework == "jax":
-        import numpy as np
-        device = str(next(iter(t.devices()))) if hasattr(t, "devices") else "cpu"
-        found = _of_numpy(np, name, np.asarray(t), device, "jax")
-    elif framework == "dlpack":
-        found = _of_dlpack(name, t)
+        found = _read_any(name, t.tensor)
+        width = _SIXTEEN.get(found.dtype) or width_of(found.dtype)
+        if found.dtype[0] not in "ui" or width != width_of(t.dtype):
+            raise InputError(name, f"{found} does not hold the bits of {t.dtype}")
+        found.dtype = t.dtype
     else:
-        found = _of_buffer(name, t)
-    if found.dtype in ("u16", "i16"):
+        found = _read_any(name, t)
+    if found.dtype in _SIXTEEN:
         raise InputError(name, f"{found.dtype} is no dtype of a kernel; assay.bits(t, 'bf16') says that these are "
                                "the bits of bf16")
     if not 1 <= len(found.shape) <= 4:

@@ -10,10 +10,10 @@ from ._load import load
 
 
 def main() -> int:
-    where, device, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    where, device, framework, options = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the function prints is no answer
-    kernel = load(where, device or None)
+    kernel = load(where, device or None, framework)
     for line in sys.stdin:
         answers.write(json.dumps(kernel.judge(line.strip(), **options)) + "\n")
         answers.flush()
