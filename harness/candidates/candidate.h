@@ -142,7 +142,8 @@ struct DeviceUnavailable : std::runtime_error {
 // "host": the production kernel; "host-undeclared": the same without its contract; "unfused": the
 // dispatcher's fallback; "sdpa": whatever the dispatcher chooses; "device:NAME": the kernels of a
 // device (kernels/device/device.h), which is opened at once; "lib:PATH": a shared library
-// (library_candidate.h); "fault:NAME": the production kernel with a planted fault. Throws
+// (library_candidate.h); "python:FILE::FUNCTION": a Python function (python_candidate.h);
+// "fault:NAME": the production kernel with a planted fault. Throws
 // std::invalid_argument for any other name, DeviceUnavailable if the device cannot be opened.
 std::unique_ptr<Candidate> make_candidate(const std::string& name);
 // The names that messages offer: those above, with PATH and NAME unreplaced.

@@ -27,9 +27,9 @@ from ._check import check
 from ._kernel import Kernel, kernel
 from ._report import Report
 from ._tensors import Bits as bits
+from ._version import __version__
 from .errors import Failure, InputError, Unsupported
 
-__version__ = "0.1.0"
-__all__ = ["Case", "Failure", "InputError", "Kernel", "Report", "Unsupported", "assert_attention",
-           "assert_backward", "assert_decode", "assert_product", "bits", "cases", "check", "kernel",
-           "record", "verify"]
+__all__ = ["Case", "Failure", "InputError", "Kernel", "Report", "Unsupported", "__version__",
+           "assert_attention", "assert_backward", "assert_decode", "assert_product", "bits", "cases", "check",
+           "kernel", "record", "verify"]

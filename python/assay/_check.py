@@ -21,10 +21,10 @@ _SHRUNK = 3  # the first failures tell most of what failures can tell
 def _lines(kernel: Kernel, suite: Optional[str], case: Union[None, str, Sequence[str]], seed: int) -> Dict[str, Any]:
     if (suite is None) == (case is None):
         raise InputError("suite", "one of suite= and case= is needed")
-    if case is None:
+    if suite is not None:
         drawn = suite_of(suite, seed, kernel.features)
         return {"cases": drawn["cases"], "unsupported": drawn["unsupported"]}
-    cases = [case] if isinstance(case, str) else list(case)
+    cases = [case] if isinstance(case, str) else list(case or ())
     if not cases:
         raise InputError("case", "holds no case")
     return {"cases": [parse(line)["case"] for line in cases], "unsupported": []}
@@ -59,7 +59,7 @@ def check(function: Union[Kernel, Callable[..., Any]], *, suite: Optional[str] =
     k = (function if isinstance(function, Kernel) else Kernel(function)).on(device)
     start = time.monotonic()
     lines = _lines(k, suite, case, seed)
-    judge = dict(threads=threads, relations=relations, pictures=pictures)
+    judge: Dict[str, Any] = dict(threads=threads, relations=relations, pictures=pictures)
     results: List[Dict[str, Any]] = []
 
     def take(result: Dict[str, Any]) -> None:

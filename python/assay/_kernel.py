@@ -321,7 +321,7 @@ class Run:
     def compute(self, operation: str, line: str, inputs: Dict[str, Tensor], outputs: Dict[str, Tensor]) -> None:
         """One call of the pipeline: calls the function, and copies its outputs."""
         lengths = inputs["lengths"].packed() if operation == "decode" else b""
-        key = (operation, line, tuple(inputs.get("q", inputs.get("w.codes")).shape), lengths)
+        key = (operation, line, inputs["w.codes" if operation == "product" else "q"].shape, lengths)
         first = self._first.get(key)
         if first is None:
             found = self._call(operation, line, inputs, outputs, NAN)
