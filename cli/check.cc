@@ -43,17 +43,19 @@ std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) 
   quick.jobs = 1;
   quick.timeout_seconds = std::min(options.timeout_seconds, 20.0);
   quick.execute.power = false;
-  auto fails = [&](const Case& c) {
-    bool bad = false;
-    run_in_workers({{print_case(c), failed.candidate}}, quick,
-                   [&](std::size_t, const CaseResult& r) {
-                     bad = r.outcome == Outcome::fail;
-                     return true;
-                   });
-    return bad;
-  };
   const auto in_time = [&] { return Clock::now() < deadline; };
-  return print_case(shrink(parse_case(failed.line), fails, in_time));
+  // The steps from one case go to one worker, because a candidate may take seconds to start.
+  const FirstFailing first_failing = [&](const std::vector<Case>& steps) {
+    std::vector<WorkItem> items;
+    for (const Case& c : steps) items.push_back({print_case(c), failed.candidate});
+    std::optional<std::size_t> found;
+    run_in_workers(items, quick, [&](std::size_t k, const CaseResult& r) {
+      if (r.outcome == Outcome::fail) found = k;
+      return !found && in_time();
+    });
+    return found;
+  };
+  return print_case(shrink(parse_case(failed.line), first_failing, in_time));
 }
 
 // A page draws pictures of some cases, which run once more for that.

@@ -113,12 +113,13 @@ void PythonProcess::start() {
   features_.clear();
   std::istringstream words(receive_line());
   for (std::string word; words >> word;) features_.push_back(word);
-  if (lse == "lse unknown") learn_lse();
-  else lse_ = lse == "lse yes";
+  if (lse != "lse unknown") lse_ = lse == "lse yes";
+  else if (!asked_lse_) learn_lse();
 }
 
 // A function that ends its process here will do so in a case too, where it is a finding.
 void PythonProcess::learn_lse() {
+  asked_lse_ = true;
   try {
     send("probe\n");
     lse_ = receive_line() != "lse no";

@@ -46,7 +46,7 @@ class PythonProcess {
   std::string how_it_ended();
 
   const std::string where_;
-  bool lse_ = true;
+  bool lse_ = true, asked_lse_ = false;
   std::vector<std::string> features_;
   std::optional<Process> process_;
   Descriptor socket_;
