@@ -15,27 +15,53 @@ from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 # Every Linux machine has these, in the version of the machine that builds or a newer one.
-OF_THE_SYSTEM = ("linux-vdso", "ld-linux", "libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "libgcc_s",
-                 "libstdc++")
+OF_THE_SYSTEM = (
+    "linux-vdso",
+    "ld-linux",
+    "libc.so",
+    "libm.so",
+    "libdl.so",
+    "libpthread.so",
+    "librt.so",
+    "libgcc_s",
+    "libstdc++",
+)
 
 
 def build_library() -> Path:
-    """Compiles the judge for every machine of this architecture, without threads that stay behind."""
+    """Compiles the judge for every machine of this architecture, without lasting threads."""
     folder = ROOT / "build" / "wheel"
     march = "x86-64-v3" if platform.machine() == "x86_64" else ""
     subprocess.run(
-        ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DASSAY_MARCH={march}",
-         "-DASSAY_BENCH=OFF", "-DASSAY_STD_THREADS=ON", "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
-         "-DCMAKE_INSTALL_RPATH=$ORIGIN", "-DCMAKE_SHARED_LINKER_FLAGS=-Wl,--disable-new-dtags"],
-        check=True, stdout=subprocess.DEVNULL)
+        [
+            "cmake",
+            "-S",
+            ROOT,
+            "-B",
+            folder,
+            "-G",
+            "Ninja",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DASSAY_MARCH={march}",
+            "-DASSAY_BENCH=OFF",
+            "-DASSAY_STD_THREADS=ON",
+            "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+            "-DCMAKE_INSTALL_RPATH=$ORIGIN",
+            "-DCMAKE_SHARED_LINKER_FLAGS=-Wl,--disable-new-dtags",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     subprocess.run(["cmake", "--build", folder, "--target", "assay_judge"], check=True)
     return folder / "judge" / "libassay_judge.so"
 
 
 def needed_by(library: Path) -> list:
-    """The libraries that a library needs beyond those of the system, as the loader finds them here."""
+    """The libraries that a library needs beyond those of the system, as the loader finds them."""
     found = []
-    for line in subprocess.run(["ldd", library], check=True, capture_output=True, text=True).stdout.splitlines():
+    for line in subprocess.run(
+        ["ldd", library], check=True, capture_output=True, text=True
+    ).stdout.splitlines():
         name, _, rest = line.strip().partition(" => ")
         if rest.startswith("not found"):
             raise RuntimeError(f"{library} needs {name}, which is not here")

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from ._library import (DTYPES, ask_json, encoded, library, named_array, options_of, width_of)
+from ._library import DTYPES, ask_json, encoded, library, named_array, options_of, width_of
 from ._report import Report, failure_text
 from ._tensors import Tensor, read
 from .errors import Failure, InputError
@@ -18,9 +18,16 @@ from .errors import Failure, InputError
 Window = Union[None, int, Tuple[int, int]]
 
 # How a keyword of attention is called in a record.
-_TENSORS = {"mask": "keep", "bias": "bias", "lengths": "lengths", "starts": "starts",
-            "query_segment": "query_segment", "key_segment": "key_segment",
-            "alibi_slopes": "alibi_slopes", "sink": "sink"}
+_TENSORS = {
+    "mask": "keep",
+    "bias": "bias",
+    "lengths": "lengths",
+    "starts": "starts",
+    "query_segment": "query_segment",
+    "key_segment": "key_segment",
+    "alibi_slopes": "alibi_slopes",
+    "sink": "sink",
+}
 
 
 def _number(argument: str, value: Any) -> float:
@@ -46,11 +53,21 @@ def _one_of(argument: str, value: Any, names: Sequence[str]) -> str:
     return value
 
 
-def attention_line(operation: str, *, causal: bool = False, scale: Optional[float] = None,
-                   softcap: Optional[float] = None, window: Window = None, offset: Any = None,
-                   dropout: float = 0.0, dropout_seed: Optional[int] = None,
-                   finite_min_masks: bool = False, layout: str = "bhsd",
-                   lse_base: str = "natural", **tensors: Any) -> Tuple[str, Dict[str, Any]]:
+def attention_line(
+    operation: str,
+    *,
+    causal: bool = False,
+    scale: Optional[float] = None,
+    softcap: Optional[float] = None,
+    window: Window = None,
+    offset: Any = None,
+    dropout: float = 0.0,
+    dropout_seed: Optional[int] = None,
+    finite_min_masks: bool = False,
+    layout: str = "bhsd",
+    lse_base: str = "natural",
+    **tensors: Any,
+) -> Tuple[str, Dict[str, Any]]:
     """The line of a record, and the tensors that were given by keyword."""
     words = [operation]
     if _one_of("layout", layout, ("bhsd", "bshd")) != "bhsd":
@@ -66,18 +83,25 @@ def attention_line(operation: str, *, causal: bool = False, scale: Optional[floa
     if window is not None:
         pair = (window, 0) if isinstance(window, int) else tuple(window)
         if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-            raise InputError("window", f"{window!r} is no pair of whole numbers (left, right), -1 for open")
+            raise InputError(
+                "window", f"{window!r} is no pair of whole numbers (left, right), -1 for open"
+            )
         words.append(f"window={pair[0]},{pair[1]}")
     if _number("dropout", dropout) != 0:
         if not isinstance(dropout_seed, int):
-            raise InputError("dropout_seed", f"{dropout_seed!r} is no whole number; dropout needs the seed of Philox")
+            raise InputError(
+                "dropout_seed",
+                f"{dropout_seed!r} is no whole number; dropout needs the seed of Philox",
+            )
         words.append(f"dropout={_float32('dropout', dropout)}:{dropout_seed}")
     found = {name: t for name, t in tensors.items() if t is not None}
     if offset is not None:
         if offset == "end" if isinstance(offset, str) else isinstance(offset, int):
             words.append(f"offset={offset}")
         elif isinstance(offset, str):
-            raise InputError("offset", f"{offset!r} is neither a number, nor 'end', nor a tensor [B]")
+            raise InputError(
+                "offset", f"{offset!r} is neither a number, nor 'end', nor a tensor [B]"
+            )
         else:
             found["offset"] = offset
     if _one_of("lse_base", lse_base, ("natural", "base2")) != "natural" and "lse" in found:
@@ -93,16 +117,30 @@ def _read_all(given: Dict[str, Any]) -> List[Tuple[str, Tensor]]:
     return [(name, read(name, t)) for name, t in given.items()]
 
 
-def judge_record(line: str, given: Dict[str, Any], *, name: str, threads: int, rows: int) -> Dict[str, Any]:
+def judge_record(
+    line: str, given: Dict[str, Any], *, name: str, threads: int, rows: int
+) -> Dict[str, Any]:
     """Judges tensors against the line of a record; returns the result."""
     tensors = _read_all(given)
     array = named_array([(n, t.c()) for n, t in tensors])
-    return ask_json(library.assay_judge_record, encoded("line", line), array, len(tensors),
-                    options_of(name=name, threads=threads, rows=rows), argument=name)
+    return ask_json(
+        library.assay_judge_record,
+        encoded("line", line),
+        array,
+        len(tensors),
+        options_of(name=name, threads=threads, rows=rows),
+        argument=name,
+    )
 
 
-def _assert(line: str, given: Dict[str, Any], name: str, threads: int, rows: int,
-            save: Optional[Union[str, Path]]) -> Dict[str, Any]:
+def _assert(
+    line: str,
+    given: Dict[str, Any],
+    name: str,
+    threads: int,
+    rows: int,
+    save: Optional[Union[str, Path]],
+) -> Dict[str, Any]:
     result = judge_record(line, given, name=name, threads=threads, rows=rows)
     if result["outcome"] in ("pass", "suspect"):
         return result
@@ -121,15 +159,36 @@ def _assert(line: str, given: Dict[str, Any], name: str, threads: int, rows: int
     raise Failure(failure_text(name, result, again), [result])
 
 
-def assert_attention(o: Any, *, q: Any, k: Any, v: Any, lse: Any = None, causal: bool = False,
-                     scale: Optional[float] = None, softcap: Optional[float] = None,
-                     window: Window = None, offset: Any = None, mask: Any = None, bias: Any = None,
-                     lengths: Any = None, starts: Any = None, query_segment: Any = None,
-                     key_segment: Any = None, alibi_slopes: Any = None, sink: Any = None,
-                     dropout: float = 0.0, dropout_seed: Optional[int] = None,
-                     finite_min_masks: bool = False, layout: str = "bhsd", lse_base: str = "natural",
-                     threads: int = 1, rows: int = 0, save: Optional[Union[str, Path]] = None,
-                     name: str = "assert_attention") -> Dict[str, Any]:
+def assert_attention(
+    o: Any,
+    *,
+    q: Any,
+    k: Any,
+    v: Any,
+    lse: Any = None,
+    causal: bool = False,
+    scale: Optional[float] = None,
+    softcap: Optional[float] = None,
+    window: Window = None,
+    offset: Any = None,
+    mask: Any = None,
+    bias: Any = None,
+    lengths: Any = None,
+    starts: Any = None,
+    query_segment: Any = None,
+    key_segment: Any = None,
+    alibi_slopes: Any = None,
+    sink: Any = None,
+    dropout: float = 0.0,
+    dropout_seed: Optional[int] = None,
+    finite_min_masks: bool = False,
+    layout: str = "bhsd",
+    lse_base: str = "natural",
+    threads: int = 1,
+    rows: int = 0,
+    save: Optional[Union[str, Path]] = None,
+    name: str = "assert_attention",
+) -> Dict[str, Any]:
     """Proves that o is attention of q, k and v, or raises Failure. No reference, no tolerance.
 
     Every element is compared with an enclosure of its exact value; the bound of the difference is
@@ -162,40 +221,99 @@ def assert_attention(o: Any, *, q: Any, k: Any, v: Any, lse: Any = None, causal:
         The result, with the fields of docs/results.md.
     """
     line, given = attention_line(
-        "attention", causal=causal, scale=scale, softcap=softcap, window=window, offset=offset,
-        dropout=dropout, dropout_seed=dropout_seed, finite_min_masks=finite_min_masks, layout=layout,
-        lse_base=lse_base, q=q, k=k, v=v, o=o, lse=lse, mask=mask, bias=bias, lengths=lengths,
-        starts=starts, query_segment=query_segment, key_segment=key_segment,
-        alibi_slopes=alibi_slopes, sink=sink)
+        "attention",
+        causal=causal,
+        scale=scale,
+        softcap=softcap,
+        window=window,
+        offset=offset,
+        dropout=dropout,
+        dropout_seed=dropout_seed,
+        finite_min_masks=finite_min_masks,
+        layout=layout,
+        lse_base=lse_base,
+        q=q,
+        k=k,
+        v=v,
+        o=o,
+        lse=lse,
+        mask=mask,
+        bias=bias,
+        lengths=lengths,
+        starts=starts,
+        query_segment=query_segment,
+        key_segment=key_segment,
+        alibi_slopes=alibi_slopes,
+        sink=sink,
+    )
     return _assert(line, _attention_tensors(given), name, threads, rows, save)
 
 
-def assert_backward(dq: Any, dk: Any, dv: Any, *, do: Any, o: Any, q: Any, k: Any, v: Any,
-                    lse: Any = None, d_bias: Any = None, d_sink: Any = None, threads: int = 1,
-                    rows: int = 0, save: Optional[Union[str, Path]] = None,
-                    name: str = "assert_backward", **problem: Any) -> Dict[str, Any]:
+def assert_backward(
+    dq: Any,
+    dk: Any,
+    dv: Any,
+    *,
+    do: Any,
+    o: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    lse: Any = None,
+    d_bias: Any = None,
+    d_sink: Any = None,
+    threads: int = 1,
+    rows: int = 0,
+    save: Optional[Union[str, Path]] = None,
+    name: str = "assert_backward",
+    **problem: Any,
+) -> Dict[str, Any]:
     """Proves that dq, dk and dv are the gradients of <do, o>, or raises Failure.
 
     Args:
         dq, dk, dv: in the shapes of q, k and v.
         do, o: [B, Hq, Lq, Dv]; o and lse are what the forward pass stored, and are judged as well.
         d_bias, d_sink: in f32, in the shape of the bias and [Hq].
-        problem: the keywords of assert_attention that say what was asked (causal, scale, mask, ...).
+        problem: the keywords of assert_attention that say what was asked (causal, ...).
     """
     _check_keywords(problem)
-    line, given = attention_line("backward", q=q, k=k, v=v, o=o, lse=lse, do=do, dq=dq, dk=dk, dv=dv,
-                                 d_bias=d_bias, d_sink=d_sink, **problem)
+    line, given = attention_line(
+        "backward",
+        q=q,
+        k=k,
+        v=v,
+        o=o,
+        lse=lse,
+        do=do,
+        dq=dq,
+        dk=dk,
+        dv=dv,
+        d_bias=d_bias,
+        d_sink=d_sink,
+        **problem,
+    )
     return _assert(line, _attention_tensors(given), name, threads, rows, save)
 
 
-def assert_decode(o: Any, *, q: Any, k_pages: Any, v_pages: Any, block_table: Any, lengths: Any,
-                  lse: Any = None, threads: int = 1, rows: int = 0,
-                  save: Optional[Union[str, Path]] = None, name: str = "assert_decode",
-                  **problem: Any) -> Dict[str, Any]:
+def assert_decode(
+    o: Any,
+    *,
+    q: Any,
+    k_pages: Any,
+    v_pages: Any,
+    block_table: Any,
+    lengths: Any,
+    lse: Any = None,
+    threads: int = 1,
+    rows: int = 0,
+    save: Optional[Union[str, Path]] = None,
+    name: str = "assert_decode",
+    **problem: Any,
+) -> Dict[str, Any]:
     """Proves that o is attention of q over keys and values in pages, or raises Failure.
 
     Args:
-        q, o: [B, Hq, Lq, D], [B, Hq, Lq, Dv]: the rows are the last tokens, unless `offset` says so.
+        q, o: [B, Hq, Lq, D], [B, Hq, Lq, Dv]: the rows are the last tokens without `offset`.
         k_pages, v_pages: [pages, Hkv, size, D], [pages, Hkv, size, Dv]; with layout="bshd"
             [pages, size, Hkv, D], and q and o [B, Lq, Hq, D].
         block_table: [B, pages of a sequence] in i32 or i64: token j of sequence b is slot j % size
@@ -204,27 +322,69 @@ def assert_decode(o: Any, *, q: Any, k_pages: Any, v_pages: Any, block_table: An
         problem: the keywords of assert_attention that say what was asked (causal, window, ...).
     """
     _check_keywords(problem)
-    line, given = attention_line("decode", q=q, k_pages=k_pages, v_pages=v_pages, o=o, lse=lse,
-                                 block_table=block_table, lengths=lengths, **problem)
+    line, given = attention_line(
+        "decode",
+        q=q,
+        k_pages=k_pages,
+        v_pages=v_pages,
+        o=o,
+        lse=lse,
+        block_table=block_table,
+        lengths=lengths,
+        **problem,
+    )
     return _assert(line, _attention_tensors(given), name, threads, rows, save)
 
 
-_PROBLEM = {"causal", "scale", "softcap", "window", "offset", "mask", "bias", "lengths", "starts",
-            "query_segment", "key_segment", "alibi_slopes", "sink", "dropout", "dropout_seed",
-            "finite_min_masks", "layout", "lse_base"}
+_PROBLEM = {
+    "causal",
+    "scale",
+    "softcap",
+    "window",
+    "offset",
+    "mask",
+    "bias",
+    "lengths",
+    "starts",
+    "query_segment",
+    "key_segment",
+    "alibi_slopes",
+    "sink",
+    "dropout",
+    "dropout_seed",
+    "finite_min_masks",
+    "layout",
+    "lse_base",
+}
 
 
 def _check_keywords(problem: Dict[str, Any]) -> None:
     for keyword in problem:
         if keyword not in _PROBLEM:
-            raise InputError(keyword, f"is no keyword here; there are {', '.join(sorted(_PROBLEM))}")
+            raise InputError(
+                keyword, f"is no keyword here; there are {', '.join(sorted(_PROBLEM))}"
+            )
 
 
-def assert_product(c: Any, *, w: str, codes: Any, scales: Any = None, extra: Any = None, a: Any = None,
-                   a_format: Optional[str] = None, a_codes: Any = None, a_scales: Any = None,
-                   tensor_scale: float = 1.0, a_tensor_scale: float = 1.0, k: Optional[int] = None,
-                   threads: int = 1, rows: int = 0, save: Optional[Union[str, Path]] = None,
-                   name: str = "assert_product") -> Dict[str, Any]:
+def assert_product(
+    c: Any,
+    *,
+    w: str,
+    codes: Any,
+    scales: Any = None,
+    extra: Any = None,
+    a: Any = None,
+    a_format: Optional[str] = None,
+    a_codes: Any = None,
+    a_scales: Any = None,
+    tensor_scale: float = 1.0,
+    a_tensor_scale: float = 1.0,
+    k: Optional[int] = None,
+    threads: int = 1,
+    rows: int = 0,
+    save: Optional[Union[str, Path]] = None,
+    name: str = "assert_product",
+) -> Dict[str, Any]:
     """Proves that c is the product of a and low-bit weights, or raises Failure.
 
     Args:
@@ -239,7 +399,12 @@ def assert_product(c: Any, *, w: str, codes: Any, scales: Any = None, extra: Any
     if len(out.shape) != 2:
         raise InputError("c", f"{out} has {len(out.shape)} extents, not 2")
     given: Dict[str, Any] = {"c": out, "w.codes": _bytes("codes", codes)}
-    for key, t in (("w.scales", scales), ("w.extra", extra), ("a.codes", a_codes), ("a.scales", a_scales)):
+    for key, t in (
+        ("w.scales", scales),
+        ("w.extra", extra),
+        ("a.codes", a_codes),
+        ("a.scales", a_scales),
+    ):
         if t is not None:
             given[key] = _bytes(key, t)
     if a is not None:
@@ -267,25 +432,46 @@ def _bytes(argument: str, t: Any) -> Tensor:
 
 # ---- Files ----
 
-_STORED = {"f64": "F64", "f32": "F32", "f16": "F16", "bf16": "BF16", "f8e4m3": "F8_E4M3",
-           "f8e5m2": "F8_E5M2", "e8m0": "F8_E8M0", "bool": "BOOL", "u8": "U8", "i8": "I8",
-           "i32": "I32", "i64": "I64"}
+_STORED = {
+    "f64": "F64",
+    "f32": "F32",
+    "f16": "F16",
+    "bf16": "BF16",
+    "f8e4m3": "F8_E4M3",
+    "f8e5m2": "F8_E5M2",
+    "e8m0": "F8_E8M0",
+    "bool": "BOOL",
+    "u8": "U8",
+    "i8": "I8",
+    "i32": "I32",
+    "i64": "I64",
+}
 assert set(_STORED) == set(DTYPES)
 
 
-def write_record(path: Union[str, Path], line: str, given: Dict[str, Any], case: Optional[str] = None) -> None:
+def write_record(
+    path: Union[str, Path], line: str, given: Dict[str, Any], case: Optional[str] = None
+) -> None:
     """Writes one record as a safetensors file (docs/records.md), whole or not at all."""
     if line.startswith("decode"):
-        raise InputError("operation", "decode has no record: store k and v as they are read from the pages")
+        raise InputError(
+            "operation", "decode has no record: store k and v as they are read from the pages"
+        )
     metadata = {"assay": "1", "record": line}
     if case is not None:
         metadata["case"] = case
     header: Dict[str, Any] = {"__metadata__": metadata}
     pieces, at = [], 0
     # Falling widths keep every tensor aligned.
-    for name, t in sorted(_read_all(given), key=lambda named: (-width_of(named[1].dtype), named[0])):
+    for name, t in sorted(
+        _read_all(given), key=lambda named: (-width_of(named[1].dtype), named[0])
+    ):
         data = t.packed()
-        header[name] = {"dtype": _STORED[t.dtype], "shape": list(t.shape), "data_offsets": [at, at + len(data)]}
+        header[name] = {
+            "dtype": _STORED[t.dtype],
+            "shape": list(t.shape),
+            "data_offsets": [at, at + len(data)],
+        }
         pieces.append(data)
         at += len(data)
     text = json.dumps(header).encode()
@@ -303,8 +489,14 @@ def write_record(path: Union[str, Path], line: str, given: Dict[str, Any], case:
         raise
 
 
-def record(path: Union[str, Path], operation: str = "attention", *, case: Optional[str] = None,
-           kernel: Optional[str] = None, **given: Any) -> None:
+def record(
+    path: Union[str, Path],
+    operation: str = "attention",
+    *,
+    case: Optional[str] = None,
+    kernel: Optional[str] = None,
+    **given: Any,
+) -> None:
     """Writes inputs and outputs of a kernel into a file that `assay verify` judges, on any machine.
 
         assay.record("dump.safetensors", q=q, k=k, v=v, o=o, lse=lse, causal=True)
@@ -317,7 +509,9 @@ def record(path: Union[str, Path], operation: str = "attention", *, case: Option
         given: the tensors and keywords of assert_attention or assert_backward.
     """
     _one_of("operation", operation, ("attention", "backward"))
-    line, tensors = attention_line(operation, **{_kept(keyword): value for keyword, value in given.items()})
+    line, tensors = attention_line(
+        operation, **{_kept(keyword): value for keyword, value in given.items()}
+    )
     if kernel is not None:
         if not kernel or any(c.isspace() for c in kernel):
             raise InputError("kernel", f"{kernel!r} is no name without spaces")
@@ -330,12 +524,22 @@ _RECORDED = _PROBLEM | {"q", "k", "v", "o", "lse", "do", "dq", "dk", "dv", "d_bi
 
 def _kept(keyword: str) -> str:
     if keyword not in _RECORDED:
-        raise InputError(keyword, f"is no tensor and no keyword of a record; there are {', '.join(sorted(_RECORDED))}")
+        raise InputError(
+            keyword,
+            f"is no tensor and no keyword of a record; there are {', '.join(sorted(_RECORDED))}",
+        )
     return keyword
 
 
 def verify(path: Union[str, Path], *, threads: int = 1, rows: int = 0) -> Report:
-    """Judges the records of a file, as `assay verify` does. Returns a Report; nothing is raised for a wrong one."""
-    answer = ask_json(library.assay_judge_file, encoded("path", str(path)),
-                      options_of(threads=threads, rows=rows), argument="path")
+    """Judges the records of a file, as `assay verify` does.
+
+    Returns a Report; nothing is raised for a wrong record.
+    """
+    answer = ask_json(
+        library.assay_judge_file,
+        encoded("path", str(path)),
+        options_of(threads=threads, rows=rows),
+        argument="path",
+    )
     return Report(str(path), answer["results"])

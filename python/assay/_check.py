@@ -18,7 +18,9 @@ from .errors import InputError
 _SHRUNK = 3  # the first failures tell most of what failures can tell
 
 
-def _lines(kernel: Kernel, suite: Optional[str], case: Union[None, str, Sequence[str]], seed: int) -> Dict[str, Any]:
+def _lines(
+    kernel: Kernel, suite: Optional[str], case: Union[None, str, Sequence[str]], seed: int
+) -> Dict[str, Any]:
     if (suite is None) == (case is None):
         raise InputError("suite", "one of suite= and case= is needed")
     if suite is not None:
@@ -30,11 +32,22 @@ def _lines(kernel: Kernel, suite: Optional[str], case: Union[None, str, Sequence
     return {"cases": [parse(line)["case"] for line in cases], "unsupported": []}
 
 
-def check(function: Union[Kernel, Callable[..., Any]], *, suite: Optional[str] = None,
-          case: Union[None, str, Sequence[str]] = None, seed: int = 1, device: Optional[str] = None,
-          threads: int = 1, relations: bool = False, pictures: bool = False, shrink: bool = True,
-          shrink_seconds: float = 20, isolate: bool = False, timeout: float = 120,
-          progress: Optional[Callable[[Dict[str, Any]], None]] = None) -> Report:
+def check(
+    function: Union[Kernel, Callable[..., Any]],
+    *,
+    suite: Optional[str] = None,
+    case: Union[None, str, Sequence[str]] = None,
+    seed: int = 1,
+    device: Optional[str] = None,
+    threads: int = 1,
+    relations: bool = False,
+    pictures: bool = False,
+    shrink: bool = True,
+    shrink_seconds: float = 20,
+    isolate: bool = False,
+    timeout: float = 120,
+    progress: Optional[Callable[[Dict[str, Any]], None]] = None,
+) -> Report:
     """Judges a kernel on a suite or on cases. Returns a Report; in a notebook it shows itself.
 
         report = assay.check(mine, suite="smoke", device="cuda")
@@ -84,9 +97,13 @@ class Isolated:
 
     def __init__(self, kernel: Kernel, timeout: float, options: Dict[str, Any]):
         import inspect
+
         source = inspect.getsourcefile(inspect.unwrap(kernel.function))
         if source is None or not os.path.exists(source) or "." in kernel.name:
-            raise InputError("isolate", f"{kernel.name} is no function at the top of a file, which another process could load")
+            raise InputError(
+                "isolate",
+                f"{kernel.name} is no function at the top of a file, for another process",
+            )
         self.kernel, self.timeout, self.options = kernel, timeout, options
         self.where = f"{os.path.abspath(source)}::{kernel.name}"
         self.process: Optional[subprocess.Popen] = None
@@ -100,11 +117,23 @@ class Isolated:
     def _start(self) -> subprocess.Popen:
         environment = dict(os.environ)
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        environment["PYTHONPATH"] = os.pathsep.join([package] + [p for p in (environment.get("PYTHONPATH"),) if p])
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [package] + [p for p in (environment.get("PYTHONPATH"),) if p]
+        )
         return subprocess.Popen(
-            [sys.executable, "-m", "assay._worker", self.where, self.kernel._device or "", self.kernel.tool.name,
-             json.dumps(self.options)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            [
+                sys.executable,
+                "-m",
+                "assay._worker",
+                self.where,
+                self.kernel._device or "",
+                self.kernel.tool.name,
+                json.dumps(self.options),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
 
     def _end(self) -> int:
         if self.process is None:
@@ -137,7 +166,9 @@ class Isolated:
         if not answer.endswith(b"\n"):
             status = process.wait()
             self._end()
-            how = f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+            how = (
+                f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+            )
             return self._failed(line, f"the function's process {how} in the middle of the case")
         return json.loads(answer)
 
@@ -157,5 +188,10 @@ class Isolated:
         return found
 
     def _failed(self, line: str, reason: str) -> Dict[str, Any]:
-        return {"case": line, "candidate": self.kernel.candidate, "outcome": "fail", "reason": reason,
-                "reproduce": f"assay check --candidate {self.kernel.candidate} --case '{line}'"}
+        return {
+            "case": line,
+            "candidate": self.kernel.candidate,
+            "outcome": "fail",
+            "reason": reason,
+            "reproduce": f"assay check --candidate {self.kernel.candidate} --case '{line}'",
+        }

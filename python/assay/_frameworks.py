@@ -27,8 +27,15 @@ class Finding(Exception):
 class Input:
     """One input of a call: what the function gets, and the memory behind it."""
 
-    def __init__(self, name: str, value: Any, content: bytes, begin: int, now: Callable[[], bytes],
-                 refill: Optional[Callable[[bytes], None]] = None):
+    def __init__(
+        self,
+        name: str,
+        value: Any,
+        content: bytes,
+        begin: int,
+        now: Callable[[], bytes],
+        refill: Optional[Callable[[bytes], None]] = None,
+    ):
         self.name, self.value, self.content = name, value, content
         self.begin, self.end = begin, begin + len(content)
         self.now, self.refill = now, refill
@@ -56,7 +63,11 @@ class Framework:
         shape = tuple(t.shape[a] for a in axes)
         if axes != list(range(len(axes))) or 0 in shape:
             raise Finding("memoryviews are contiguous, and not empty")
-        value = memoryview(content).cast(format, shape=shape) if len(shape) > 1 else memoryview(content).cast(format)
+        value = (
+            memoryview(content).cast(format, shape=shape)
+            if len(shape) > 1
+            else memoryview(content).cast(format)
+        )
         return Input(name, value, bytes(content), _address(content), lambda: bytes(content))
 
     def dtype(self, name: str) -> Any:
@@ -78,7 +89,9 @@ class Framework:
 
 
 def _address(content: bytearray) -> int:
-    return ctypes.addressof((ctypes.c_char * max(1, len(content))).from_buffer(content or bytearray(1)))
+    return ctypes.addressof(
+        (ctypes.c_char * max(1, len(content))).from_buffer(content or bytearray(1))
+    )
 
 
 def _moved(t: Tensor) -> Tuple[bytearray, Tensor]:
@@ -95,9 +108,17 @@ class Numpy(Framework):
     def __init__(self, device: str = "cpu"):
         super().__init__(device)
         import numpy
+
         self.numpy = numpy
-        self.names = {"f64": "float64", "f32": "float32", "f16": "float16", "bool": "bool", "u8": "uint8",
-                      "i32": "int32", "i64": "int64"}
+        self.names = {
+            "f64": "float64",
+            "f32": "float32",
+            "f16": "float16",
+            "bool": "bool",
+            "u8": "uint8",
+            "i32": "int32",
+            "i64": "int64",
+        }
         self.dtypes = ("f64", "f32", "f16")
         ml = sys.modules.get("ml_dtypes")
         if ml is not None:
@@ -110,10 +131,17 @@ class Numpy(Framework):
     def make(self, name: str, t: Tensor, axes: Sequence[int]) -> Input:
         np = self.numpy
         content, place = _moved(t)
-        storage = np.frombuffer(content, dtype=self.dtype(t.dtype)) if content else np.empty(0, self.dtype(t.dtype))
+        storage = (
+            np.frombuffer(content, dtype=self.dtype(t.dtype))
+            if content
+            else np.empty(0, self.dtype(t.dtype))
+        )
         width = width_of(t.dtype)
-        value = np.lib.stride_tricks.as_strided(storage[place.address:], [t.shape[a] for a in axes],
-                                                [t.strides[a] * width for a in axes])
+        value = np.lib.stride_tricks.as_strided(
+            storage[place.address :],
+            [t.shape[a] for a in axes],
+            [t.strides[a] * width for a in axes],
+        )
 
         def refill(new: bytes) -> None:
             content[:] = new
@@ -127,7 +155,9 @@ class Numpy(Framework):
         if not isinstance(value, (np.ndarray, np.generic)):
             raise Finding(f"{name} is {_type(value)}, not a numpy array")
         if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
-            raise Finding(f"{name} is {_type(value)}, a subclass of numpy's array, whose elements may be computed later")
+            raise Finding(
+                f"{name} is {_type(value)}, a subclass of numpy's array, and may be computed later"
+            )
 
     def poison(self, wanted: Sequence[Tuple[Sequence[int], str]], codes: Dict[str, int]) -> None:
         np = self.numpy
@@ -171,8 +201,11 @@ class Torch(Framework):
             storage = host.clone() if self.device == "cpu" else host.to(self.device)
         else:
             storage = torch.empty(0, dtype=dtype, device=self.device)
-        value = storage.as_strided([t.shape[a] for a in axes], [t.strides[a] for a in axes],
-                                   place.address if content else 0)
+        value = storage.as_strided(
+            [t.shape[a] for a in axes],
+            [t.strides[a] for a in axes],
+            place.address if content else 0,
+        )
 
         def now() -> bytes:
             held = storage if self.device == "cpu" else storage.cpu()
@@ -190,10 +223,17 @@ class Torch(Framework):
         if type(value) is not torch.Tensor:
             if isinstance(value, torch.Tensor) and type(value) is torch.nn.Parameter:
                 return
-            raise Finding(f"{name} is {_type(value)}, not a torch.Tensor"
-                          + (", and a subclass may compute its elements later" if isinstance(value, torch.Tensor) else ""))
+            raise Finding(
+                f"{name} is {_type(value)}, not a torch.Tensor"
+                + (
+                    ", and a subclass may compute its elements later"
+                    if isinstance(value, torch.Tensor)
+                    else ""
+                )
+            )
         if str(value.device) != self.device and not (
-                self.device == "cuda" and str(value.device) == f"cuda:{torch.cuda.current_device()}"):
+            self.device == "cuda" and str(value.device) == f"cuda:{torch.cuda.current_device()}"
+        ):
             raise Finding(f"{name} lies on {value.device}, and the inputs on {self.device}")
 
     def poison(self, wanted: Sequence[Tuple[Sequence[int], str]], codes: Dict[str, int]) -> None:
@@ -205,7 +245,9 @@ class Torch(Framework):
             code = codes[dtype]
             code -= (code >> (8 * bits - 1)) << (8 * bits)  # as a signed number
             for _ in range(2):
-                held.append(torch.full(tuple(shape), code, dtype=integers[bits], device=self.device))
+                held.append(
+                    torch.full(tuple(shape), code, dtype=integers[bits], device=self.device)
+                )
         del held
 
     def on_other_stream(self, fill: Callable[[], None], call: Callable[[], Any]) -> Any:
@@ -242,16 +284,30 @@ class Jax(Framework):
             raise InputError("device", f"{device!r}: {e}") from None
         self.device = device
         self.dtypes = ("f32", "f16", "bf16") + (("f64",) if jax.config.jax_enable_x64 else ())
-        self.names = {"f64": jnp.float64, "f32": jnp.float32, "f16": jnp.float16, "bf16": jnp.bfloat16,
-                      "bool": jnp.bool_, "u8": jnp.uint8, "i32": jnp.int32, "i64": jnp.int64}
+        self.names = {
+            "f64": jnp.float64,
+            "f32": jnp.float32,
+            "f16": jnp.float16,
+            "bf16": jnp.bfloat16,
+            "bool": jnp.bool_,
+            "u8": jnp.uint8,
+            "i32": jnp.int32,
+            "i64": jnp.int64,
+        }
 
     def dtype(self, name: str) -> Any:
         return self.names[name]
 
     def make(self, name: str, t: Tensor, axes: Sequence[int]) -> Input:
         content = t.packed()
-        a = self.numpy.frombuffer(bytearray(content), dtype=self.names[t.dtype]).reshape(t.shape).transpose(axes)
-        value = self.jax.device_put(a, self.where)  # int64 becomes int32 without x64, and its values fit
+        a = (
+            self.numpy.frombuffer(bytearray(content), dtype=self.names[t.dtype])
+            .reshape(t.shape)
+            .transpose(axes)
+        )
+        value = self.jax.device_put(
+            a, self.where
+        )  # int64 becomes int32 without x64, and its values fit
         kept = self.numpy.asarray(value).tobytes()
         return Input(name, value, kept, 0, lambda: self.numpy.asarray(value).tobytes())
 
@@ -283,8 +339,11 @@ class Cupy(Framework):
         content, place = _moved(t)
         storage = self.cupy.asarray(self.host.numpy.frombuffer(content, dtype=self.dtype(t.dtype)))
         width = width_of(t.dtype)
-        value = self.cupy.lib.stride_tricks.as_strided(storage[place.address:], [t.shape[a] for a in axes],
-                                                       [t.strides[a] * width for a in axes])
+        value = self.cupy.lib.stride_tricks.as_strided(
+            storage[place.address :],
+            [t.shape[a] for a in axes],
+            [t.strides[a] * width for a in axes],
+        )
         return Input(name, value, bytes(content), storage.data.ptr, lambda: storage.get().tobytes())
 
     def check_type(self, name: str, value: Any) -> None:
@@ -296,7 +355,13 @@ def _type(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-_FRAMEWORKS: Dict[str, Any] = {"torch": Torch, "numpy": Numpy, "jax": Jax, "cupy": Cupy, "buffer": Framework}
+_FRAMEWORKS: Dict[str, Any] = {
+    "torch": Torch,
+    "numpy": Numpy,
+    "jax": Jax,
+    "cupy": Cupy,
+    "buffer": Framework,
+}
 
 
 def framework_names() -> List[str]:
@@ -312,10 +377,18 @@ def framework(name: str, device: Optional[str]) -> Framework:
 
 
 def guess(function: Any, device: Optional[str]) -> str:
-    """The framework of a function: the first one that its module's globals hold, else the first that can be imported."""
+    """The framework of a function: the first that its module imports, else the first there is."""
     scope = getattr(function, "__globals__", {})
-    loaded = {getattr(v, "__name__", "").partition(".")[0] for v in scope.values() if type(v) is type(sys)}
-    for module, name in (("torch", "torch"), ("triton", "torch"), ("jax", "jax"), ("cupy", "cupy"), ("numpy", "numpy")):
+    loaded = {
+        getattr(v, "__name__", "").partition(".")[0] for v in scope.values() if type(v) is type(sys)
+    }
+    for module, name in (
+        ("torch", "torch"),
+        ("triton", "torch"),
+        ("jax", "jax"),
+        ("cupy", "cupy"),
+        ("numpy", "numpy"),
+    ):
         if module in loaded:
             return name
     for name in ("torch", "jax", "cupy", "numpy"):
@@ -346,5 +419,15 @@ def overlap(found: Tensor, value: Any, inputs: Sequence[Input]) -> Optional[str]
     return None
 
 
-__all__ = ["Finding", "Framework", "Input", "LARGE", "NAN", "framework", "framework_names", "guess", "overlap",
-           "row_major"]
+__all__ = [
+    "Finding",
+    "Framework",
+    "Input",
+    "LARGE",
+    "NAN",
+    "framework",
+    "framework_names",
+    "guess",
+    "overlap",
+    "row_major",
+]

@@ -36,7 +36,9 @@ def load(where: str, device: Optional[str] = None, framework: Optional[str] = No
     found = getattr(module, name, None)
     if found is None:
         kernels = [n for n, v in vars(module).items() if isinstance(v, Kernel)]
-        raise InputError("python", f"{path} has no {name!r}; its kernels are {', '.join(kernels) or 'none'}")
+        raise InputError(
+            "python", f"{path} has no {name!r}; its kernels are {', '.join(kernels) or 'none'}"
+        )
     kernel = found if isinstance(found, Kernel) else Kernel(found)
     if kernel._framework is None:
         kernel._framework = framework

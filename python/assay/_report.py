@@ -16,22 +16,32 @@ def place_of(element: Dict[str, Any]) -> str:
     return f"{element['output']}[b={element['b']}, h={element['h']}, row={element['row']}{column}]"
 
 
+def _compared(result: Dict[str, Any]) -> int:
+    return sum(result["elements"]["compared"].values()) if "elements" in result else 0
+
+
 def _number(x: Any) -> str:
     return x if isinstance(x, str) else f"{x:.9g}"
 
 
 def failure_text(name: str, result: Dict[str, Any], again: str) -> str:
-    """A failure in under ten lines: element, got, exact, bound, how much is wrong, how to see it again."""
+    """A failure in under ten lines: element, got, exact, bound, and how to see it again."""
     first = result.get("first_failure")
     lines = [f"{name}: {result['reason'].splitlines()[0]}"]
     if first is not None:
-        lines = [f"{name} is wrong at {place_of(first)}: {first.get('why') or 'outside its bound'}",
-                 f"  got   {_number(first['got'])}",
-                 f"  exact {_number(first['exact'])}",
-                 f"  bound {_number(first['bound'])}"
-                 + ("" if isinstance(first["ratio"], str) else f"; the error is {first['ratio']:.3g} times the bound"),
-                 f"  {result['elements']['outside']} of {sum(result['elements']['compared'].values())} elements "
-                 f"outside, under {result['contract']}"]
+        lines = [
+            f"{name} is wrong at {place_of(first)}: {first.get('why') or 'outside its bound'}",
+            f"  got   {_number(first['got'])}",
+            f"  exact {_number(first['exact'])}",
+            f"  bound {_number(first['bound'])}"
+            + (
+                ""
+                if isinstance(first["ratio"], str)
+                else f"; the error is {first['ratio']:.3g} times the bound"
+            ),
+            f"  {result['elements']['outside']} of {_compared(result)} elements "
+            f"outside, under {result['contract']}",
+        ]
     if result.get("shrunk"):
         lines.append(f"  case      {result['case']}")
     lines.append(f"  reproduce {again}")
@@ -48,8 +58,14 @@ class Report:
             does not have; they are counted, and never a pass.
     """
 
-    def __init__(self, title: str, results: List[Dict[str, Any]],
-                 unsupported: Optional[List[Dict[str, str]]] = None, suite: str = "", seconds: float = 0):
+    def __init__(
+        self,
+        title: str,
+        results: List[Dict[str, Any]],
+        unsupported: Optional[List[Dict[str, str]]] = None,
+        suite: str = "",
+        seconds: float = 0,
+    ):
         self.title, self.results, self.suite, self.seconds = title, results, suite, seconds
         self.unsupported = unsupported or []
 
@@ -74,7 +90,7 @@ class Report:
     @property
     def elements(self) -> int:
         """How many elements were compared."""
-        return sum(sum(r["elements"]["compared"].values()) for r in self.results if "elements" in r)
+        return sum(_compared(r) for r in self.results)
 
     @property
     def ok(self) -> bool:
@@ -83,11 +99,15 @@ class Report:
 
     def summary(self) -> str:
         counts = ", ".join(f"{n} {outcome}" for outcome, n in self.counts.items() if n)
-        text = f"{self.title}: {len(self.results)} cases: {counts or 'none'}; {self.elements} elements compared"
+        text = f"{self.title}: {len(self.results)} cases: {counts or 'none'}; "
+        text += f"{self.elements} elements compared"
         if self.unsupported:
             features = sorted({u["why"] for u in self.unsupported})
-            text += (f"; {len(self.unsupported)} cases of the whole suite need a feature that the kernel does not have "
-                     f"({', '.join(features)})")
+            text += (
+                f"; {len(self.unsupported)} cases of the whole suite need a feature that the "
+                "kernel does not have "
+                f"({', '.join(features)})"
+            )
         return text
 
     def raise_for_failures(self) -> "Report":
@@ -114,17 +134,34 @@ class Report:
         color = {"pass": "#2a7", "suspect": "#b80", "fail": "#c33", "error": "#c33"}
         rows = []
         for r in sorted(self.results, key=lambda r: r["outcome"] not in ("fail", "error")):
-            worst = max((w["ratio"] for w in r.get("worst", {}).values() if not isinstance(w["ratio"], str)),
-                        default=None)
+            worst = max(
+                (
+                    w["ratio"]
+                    for w in r.get("worst", {}).values()
+                    if not isinstance(w["ratio"], str)
+                ),
+                default=None,
+            )
             rows.append(
                 f"<tr><td style='color:{color.get(r['outcome'], '#777')}'>{r['outcome']}</td>"
                 f"<td style='text-align:left'><code>{html.escape(r['case'])}</code>"
-                + (f"<br>{html.escape(r['reason'].splitlines()[0])}" if r["outcome"] not in ("pass",) else "")
-                + (f"<br><code>{html.escape(r['reproduce'])}</code>" if r["outcome"] in ("fail", "error") else "")
+                + (
+                    f"<br>{html.escape(r['reason'].splitlines()[0])}"
+                    if r["outcome"] not in ("pass",)
+                    else ""
+                )
+                + (
+                    f"<br><code>{html.escape(r['reproduce'])}</code>"
+                    if r["outcome"] in ("fail", "error")
+                    else ""
+                )
                 + f"</td><td>{'' if worst is None else f'{worst:.3g}'}</td>"
-                  f"<td>{_picture(r)}</td></tr>")
-        return (f"<p><b>{html.escape(self.summary())}</b></p><table><tr><th>outcome</th><th>case</th>"
-                f"<th>largest error/bound</th><th></th></tr>{''.join(rows)}</table>")
+                f"<td>{_picture(r)}</td></tr>"
+            )
+        return (
+            f"<p><b>{html.escape(self.summary())}</b></p><table><tr><th>outcome</th><th>case</th>"
+            f"<th>largest error/bound</th><th></th></tr>{''.join(rows)}</table>"
+        )
 
 
 def _picture(result: Dict[str, Any]) -> str:
@@ -142,7 +179,10 @@ def _picture(result: Dict[str, Any]) -> str:
                 if ratio is None:
                     continue
                 wrong = isinstance(ratio, str) or ratio > 1
-                drawn.append(f"<rect x='{x * size}' y='{y * size}' width='{size}' height='{size}' "
-                             f"fill='{'#c33' if wrong else '#2a7'}'/>")
-        return f"<svg width='{len(cells[0]) * size}' height='{len(cells) * size}'>{''.join(drawn)}</svg>"
+                drawn.append(
+                    f"<rect x='{x * size}' y='{y * size}' width='{size}' height='{size}' "
+                    f"fill='{'#c33' if wrong else '#2a7'}'/>"
+                )
+        width, height = len(cells[0]) * size, len(cells) * size
+        return f"<svg width='{width}' height='{height}'>{''.join(drawn)}</svg>"
     return ""

@@ -1,4 +1,7 @@
-"""The process of a function that `assay check --python` judges. harness/candidates/python_process.h says what is said."""
+"""The process of a function that `assay check --python` judges.
+
+harness/candidates/python_process.h says what is said.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any, Dict, List, Tuple
 import ctypes
 
 from ._frameworks import LARGE, NAN, Finding
-from ._kernel import Kernel, Run, _ended
+from ._kernel import Kernel
+from ._run import Run, ended
 from ._library import DTYPE_OF_CODE, suite
 from ._load import load
 from ._tensors import Tensor, row_major
@@ -40,8 +44,11 @@ class Server:
         self.say(" ".join(features))
 
     def probe(self) -> None:
-        """Calls the function on a case that it should do; its first answer tells whether it gives an LSE."""
-        lines = suite("tiny", 1, self.kernel.features)["cases"] or suite("plain", 1, self.kernel.features)["cases"][:1]
+        """Calls the function on a case that it should do: its answer has an LSE or not."""
+        lines = (
+            suite("tiny", 1, self.kernel.features)["cases"]
+            or suite("plain", 1, self.kernel.features)["cases"][:1]
+        )
         for line in lines:
             self.kernel.judge(line, power=False)
             if self.kernel.lse is not None:
@@ -52,7 +59,9 @@ class Server:
         found = []
         for _ in range(count):
             name, code, bits, size, *shape = self.stream.readline().decode().split()
-            found.append((name, DTYPE_OF_CODE[(int(code), int(bits))], tuple(map(int, shape)), int(size)))
+            found.append(
+                (name, DTYPE_OF_CODE[(int(code), int(bits))], tuple(map(int, shape)), int(size))
+            )
         return found
 
     def call(self, operation: str, inputs: int, outputs: int) -> None:
@@ -70,23 +79,40 @@ class Server:
             held = ctypes.create_string_buffer(max(1, size))
             wanted[name] = Tensor(ctypes.addressof(held), dtype, shape, row_major(shape), held)
         try:
-            answers = self.answer(operation, line, given, wanted, (operation, line, hash(tuple(contents))))
+            answers = self.answer(
+                operation, line, given, wanted, (operation, line, hash(tuple(contents)))
+            )
         except Finding as e:
             return self.say("finding " + _one_line(str(e)))
         except NotImplementedError as e:
-            return self.say("declined " + _one_line(str(e) or "the function raised NotImplementedError"))
+            return self.say(
+                "declined " + _one_line(str(e) or "the function raised NotImplementedError")
+            )
         except Exception as e:
-            return self.say("finding " + _one_line(_ended(e)))
+            return self.say("finding " + _one_line(ended(e)))
         self.say("done")
         for content in answers:
             self.stream.write(content)
         self.stream.flush()
 
-    def answer(self, operation: str, line: str, given: Dict[str, Tensor], wanted: Dict[str, Tensor],
-               key: Any) -> Tuple[bytes, ...]:
+    def answer(
+        self,
+        operation: str,
+        line: str,
+        given: Dict[str, Tensor],
+        wanted: Dict[str, Tensor],
+        key: Any,
+    ) -> Tuple[bytes, ...]:
         run = Run(self.kernel, {})
         first = self.first.pop(key, None)
-        found = run._call(operation, line, given, wanted, NAN if first is None else LARGE, other_stream=first is not None)
+        found = run._call(
+            operation,
+            line,
+            given,
+            wanted,
+            NAN if first is None else LARGE,
+            other_stream=first is not None,
+        )
         now = tuple(found[name].packed() for name in wanted)
         if first is None:
             self.first[key] = now

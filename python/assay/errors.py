@@ -29,7 +29,7 @@ class Unsupported(NotImplementedError):
 
 
 class Failure(AssertionError):
-    """A kernel that was found wrong: the text says in under ten lines where, how and how to see it again.
+    """A kernel that was found wrong: the text says in under ten lines where and how.
 
     Attributes:
         result: the result, with the fields of docs/results.md. For several failures, the first.

@@ -33,20 +33,60 @@ _ISSUE = re.compile(r"^(#\d+|[A-Za-z][\w.-]*-\d+|https?://\S+|[\w.-]+/[\w.-]+#\d
 
 def pytest_addoption(parser: Any) -> None:
     group = parser.getgroup("assay", "kernels that assay judges")
-    group.addoption("--assay", metavar="SUITE", help="make every case of this suite a test of every kernel: plain, "
-                    "smoke, standard, padding, backward, decode, caches, paths, products, models or tiny")
-    group.addoption("--assay-case", metavar="LINE", action="append", default=[],
-                    help="a case line instead of a suite (repeatable)")
-    group.addoption("--assay-seed", metavar="N", type=int, default=1, help="of the inputs of the suite (default: 1)")
-    group.addoption("--assay-device", metavar="DEVICE", help="where the inputs lie, instead of the kernel's own device")
-    group.addoption("--assay-threads", metavar="N", type=int, default=1, help="of the judge; 0: all (default: 1)")
-    group.addoption("--assay-isolate", action="store_true",
-                    help="run kernels in processes of their own, which may crash or hang")
-    group.addoption("--assay-timeout", metavar="SECONDS", type=float, default=120,
-                    help="of one case with --assay-isolate (default: 120)")
-    group.addoption("--assay-shrink", metavar="SECONDS", type=float, default=10,
-                    help="how long a failure is made smaller; 0: not (default: 10)")
-    group.addoption("--assay-ledger", metavar="FILE", help="known failures: lines of ISSUE KERNEL CASE-LINE")
+    group.addoption(
+        "--assay",
+        metavar="SUITE",
+        help="make every case of this suite a test of every kernel: plain, "
+        "smoke, standard, padding, backward, decode, caches, paths, products, models or tiny",
+    )
+    group.addoption(
+        "--assay-case",
+        metavar="LINE",
+        action="append",
+        default=[],
+        help="a case line instead of a suite (repeatable)",
+    )
+    group.addoption(
+        "--assay-seed",
+        metavar="N",
+        type=int,
+        default=1,
+        help="of the inputs of the suite (default: 1)",
+    )
+    group.addoption(
+        "--assay-device",
+        metavar="DEVICE",
+        help="where the inputs lie, instead of the kernel's own device",
+    )
+    group.addoption(
+        "--assay-threads",
+        metavar="N",
+        type=int,
+        default=1,
+        help="of the judge; 0: all (default: 1)",
+    )
+    group.addoption(
+        "--assay-isolate",
+        action="store_true",
+        help="run kernels in processes of their own, which may crash or hang",
+    )
+    group.addoption(
+        "--assay-timeout",
+        metavar="SECONDS",
+        type=float,
+        default=120,
+        help="of one case with --assay-isolate (default: 120)",
+    )
+    group.addoption(
+        "--assay-shrink",
+        metavar="SECONDS",
+        type=float,
+        default=10,
+        help="how long a failure is made smaller; 0: not (default: 10)",
+    )
+    group.addoption(
+        "--assay-ledger", metavar="FILE", help="known failures: lines of ISSUE KERNEL CASE-LINE"
+    )
 
 
 class Known:
@@ -66,8 +106,10 @@ class Known:
             if not words or words[0] == "#":
                 continue
             if len(words) < 3 or not _ISSUE.match(words[0]):
-                raise pytest.UsageError(f"{path}:{number}: {text!r} is not ISSUE KERNEL CASE-LINE, with an issue as "
-                                        "#12, ABC-12 or an address")
+                raise pytest.UsageError(
+                    f"{path}:{number}: {text!r} is not ISSUE KERNEL CASE-LINE, with an issue as "
+                    "#12, ABC-12 or an address"
+                )
             try:
                 case = parse(words[2])["case"]
             except InputError as e:
@@ -84,7 +126,9 @@ class State:
     def __init__(self, known: Known):
         self.known = known
         self.tally = Tally()
-        self.unsupported: List[str] = []  # features, one for each case of a suite that was not drawn
+        self.unsupported: List[
+            str
+        ] = []  # features, one for each case of a suite that was not drawn
         self.kernels: List[str] = []
 
 
@@ -97,8 +141,11 @@ def pytest_configure(config: Any) -> None:
 def _asked_by_id(config: Any, name: str) -> List[str]:
     """The case lines in ids on the command line: FILE::NAME[LINE]."""
     marker = f"::{name}["
-    return [argument.split(marker, 1)[1][:-1] for argument in config.args
-            if marker in argument and argument.endswith("]")]
+    return [
+        argument.split(marker, 1)[1][:-1]
+        for argument in config.args
+        if marker in argument and argument.endswith("]")
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -115,9 +162,14 @@ def _items(collector: Any, name: str, kernel: Kernel) -> Iterator["CaseItem"]:
     state: State = config._assay
     try:
         kernel = kernel.on(config.getoption("assay_device"))
-        lines = [parse(line)["case"] for line in _asked_by_id(config, name) + config.getoption("assay_case")]
+        lines = [
+            parse(line)["case"]
+            for line in _asked_by_id(config, name) + config.getoption("assay_case")
+        ]
         if config.getoption("assay") is not None:
-            drawn = suite_of(config.getoption("assay"), config.getoption("assay_seed"), kernel.features)
+            drawn = suite_of(
+                config.getoption("assay"), config.getoption("assay_seed"), kernel.features
+            )
             lines += drawn["cases"]
             state.unsupported += [u["why"] for u in drawn["unsupported"]]
             lines += state.known.of(name)
@@ -125,8 +177,13 @@ def _items(collector: Any, name: str, kernel: Kernel) -> Iterator["CaseItem"]:
     except InputError as e:
         raise pytest.UsageError(f"{name}: {e}") from None
     for line in dict.fromkeys(lines):
-        yield CaseItem.from_parent(collector, name=f"{name}[{line}]", kernel=kernel, line=line,
-                                   issue=state.known.of(name).get(line))
+        yield CaseItem.from_parent(
+            collector,
+            name=f"{name}[{line}]",
+            kernel=kernel,
+            line=line,
+            issue=state.known.of(name).get(line),
+        )
 
 
 class CaseItem(pytest.Item):
@@ -194,8 +251,15 @@ class Tally:
 def pytest_sessionfinish(session: Any, exitstatus: Any) -> None:
     config = session.config
     if hasattr(config, "workeroutput"):
-        config.workeroutput["assay"] = {"unsupported": config._assay.unsupported, "kernels": config._assay.kernels}
-    if config.getoption("assay") is None or hasattr(config, "workerinput") or config.option.collectonly:
+        config.workeroutput["assay"] = {
+            "unsupported": config._assay.unsupported,
+            "kernels": config._assay.kernels,
+        }
+    if (
+        config.getoption("assay") is None
+        or hasattr(config, "workerinput")
+        or config.option.collectonly
+    ):
         return
     if exitstatus in (0, 5) and config._assay.tally.compared == 0:
         session.exitstatus = 1  # nothing passes vacuously
@@ -209,12 +273,19 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: Any, config: Any)
     kernels = state.kernels or state.tally.elsewhere["kernels"]
     text = f"assay: {state.tally.compared} cases compared, {state.tally.elements} elements"
     if unsupported:
-        text += (f"; {len(unsupported)} cases of the whole suite need features that the kernel does not have: "
-                 f"{', '.join(sorted(set(unsupported)))}")
+        text += (
+            f"; {len(unsupported)} cases of the whole suite need features that the kernel does "
+            "not have: "
+            f"{', '.join(sorted(set(unsupported)))}"
+        )
     terminalreporter.write_line(text)
     unknown = [kernel for kernel in state.known.entries if kernel not in kernels]
     if unknown:
-        terminalreporter.write_line(f"assay: the ledger names kernels that were not collected: {', '.join(unknown)}")
+        terminalreporter.write_line(
+            f"assay: the ledger names kernels that were not collected: {', '.join(unknown)}"
+        )
     if state.tally.compared == 0:
-        terminalreporter.write_line("assay: nothing was compared, so the run fails: no kernel was found, or none of "
-                                    "its cases could be judged")
+        terminalreporter.write_line(
+            "assay: nothing was compared, so the run fails: no kernel was found, or none of "
+            "its cases could be judged"
+        )

@@ -5,7 +5,9 @@ import math
 import assay
 
 
-def right_torch(q, k, v, *, causal=False, scale=None, bias=None, mask=None, lengths=None, out_dtype=None):
+def right_torch(
+    q, k, v, *, causal=False, scale=None, bias=None, mask=None, lengths=None, out_dtype=None
+):
     """Attention with the division at its end, as fused kernels have it."""
     import torch
 
@@ -29,11 +31,18 @@ def right_torch(q, k, v, *, causal=False, scale=None, bias=None, mask=None, leng
     # A hidden key contributes nothing, whatever its V holds.
     seen = v
     if lengths is not None:
-        seen = v.masked_fill((torch.arange(keys, device=q.device) >= lengths[:, None])[:, None, :, None], 0)
+        seen = v.masked_fill(
+            (torch.arange(keys, device=q.device) >= lengths[:, None])[:, None, :, None], 0
+        )
     total = w.sum(-1, keepdim=True)
-    o = torch.where(total > 0, (w @ seen) / total, torch.zeros((), dtype=torch.float64, device=q.device))
+    o = torch.where(
+        total > 0, (w @ seen) / total, torch.zeros((), dtype=torch.float64, device=q.device)
+    )
     lse = m.squeeze(-1) + total.squeeze(-1).log()
-    return o.to(out_dtype or q.dtype), torch.where(total.squeeze(-1) > 0, lse, torch.full_like(lse, -math.inf)).float()
+    return (
+        o.to(out_dtype or q.dtype),
+        torch.where(total.squeeze(-1) > 0, lse, torch.full_like(lse, -math.inf)).float(),
+    )
 
 
 @assay.kernel("attention", framework="torch")

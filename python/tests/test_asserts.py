@@ -1,4 +1,4 @@
-"""assert_attention and its kin: right answers pass, wrong ones fail with their words, bad input is refused."""
+"""assert_attention and its kin: right answers, wrong ones, and bad input."""
 
 import math
 import os
@@ -136,10 +136,24 @@ def test_products():
     i = case.inputs("torch")
     codes = i["codes"].view(torch.int8).reshape(i["k"], i["n"]).double()
     group = i["group"]
-    scales = i["scales"].view(torch.float16).reshape(-1, i["n"]).double().repeat_interleave(group, 0)[:i["k"]]
-    zeros = i["extra"].view(torch.int8).reshape(-1, i["n"]).double().repeat_interleave(group, 0)[:i["k"]]
+    scales = (
+        i["scales"]
+        .view(torch.float16)
+        .reshape(-1, i["n"])
+        .double()
+        .repeat_interleave(group, 0)[: i["k"]]
+    )
+    zeros = (
+        i["extra"]
+        .view(torch.int8)
+        .reshape(-1, i["n"])
+        .double()
+        .repeat_interleave(group, 0)[: i["k"]]
+    )
     c = (i["a"].double() @ ((codes - zeros) * scales)).float()
-    asked = dict(w=f"int8:{group}", a=i["a"], codes=i["codes"], scales=i["scales"], extra=i["extra"])
+    asked = dict(
+        w=f"int8:{group}", a=i["a"], codes=i["codes"], scales=i["scales"], extra=i["extra"]
+    )
     assay.assert_product(c, **asked)
     with pytest.raises(assay.Failure, match="wrong at C"):
         assay.assert_product(c * 1.001, **asked)

@@ -20,9 +20,13 @@ def check(*arguments, cases=(SMALL,), status=None):
     """Runs the command with few relations; returns its results, or its message where it refuses."""
     file = f"{os.getpid()}.json"
     options = [option for case in cases for option in ("--case", case)]
-    done = subprocess.run([COMMAND, "check", "--jobs", "1", "--no-shrink", "--json", file, *options, *arguments],
-                          env={**os.environ, "ASSAY_PYTHON": sys.executable}, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE)
+    done = subprocess.run(
+        [COMMAND, "check", "--jobs", "1", "--no-shrink", "--json", file, *options, *arguments],
+        env={**os.environ, "ASSAY_PYTHON": sys.executable},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     if status is not None:
         assert done.returncode == status, done.stdout + done.stderr
     if not os.path.exists(file):
@@ -36,7 +40,8 @@ def check(*arguments, cases=(SMALL,), status=None):
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("""
+    (tmp_path / "mine.py").write_text(
+        """
 import os, signal
 import assay, torch
 from kernels import right_torch
@@ -88,49 +93,78 @@ def crashes(q, k, v):
 def hangs(q, k, v):
     import time
     time.sleep(3600)
-""")
+"""
+    )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")]))
 
 
 def test_right_functions_pass():
     for name in ("fine", "o_alone", "talks", "plain"):
-        assert check("--python", f"mine.py::{name}", status=0) == ["pass: every element is inside its bound"], name
+        assert check("--python", f"mine.py::{name}", status=0) == [
+            "pass: every element is inside its bound"
+        ], name
 
 
 def test_a_suite_is_drawn_for_the_function():
-    told = subprocess.run([COMMAND, "check", "--python", "mine.py::fine", "--suite", "tiny", "--list"],
-                          env={**os.environ, "ASSAY_PYTHON": sys.executable}, text=True, stdout=subprocess.PIPE)
+    told = subprocess.run(
+        [COMMAND, "check", "--python", "mine.py::fine", "--suite", "tiny", "--list"],
+        env={**os.environ, "ASSAY_PYTHON": sys.executable},
+        text=True,
+        stdout=subprocess.PIPE,
+    )
     assert told.returncode == 0 and len(told.stdout.splitlines()) == 2
 
 
 def test_findings():
-    assert check("--python", "mine.py::wrong", status=1)[0].startswith("fail: LSE is outside its bound")
+    assert check("--python", "mine.py::wrong", status=1)[0].startswith(
+        "fail: LSE is outside its bound"
+    )
     assert check("--python", "mine.py::drifts", status=1) == [
-        "fail: not deterministic: two calls with the same inputs differ (deterministic=False allows it)"]
-    assert check("--python", "mine.py::in_place", status=1) == ["fail: the input q was changed in place"]
-    assert check("--python", "kernels.py::raises" if os.path.exists("kernels.py") else f"{HERE}/kernels.py::raises",
-                 status=1) == ["fail: the function raised ValueError: no such tile"]
+        "fail: not deterministic: two calls with the same inputs differ "
+        "(deterministic=False allows it)"
+    ]
+    assert check("--python", "mine.py::in_place", status=1) == [
+        "fail: the input q was changed in place"
+    ]
+    assert check(
+        "--python",
+        "kernels.py::raises" if os.path.exists("kernels.py") else f"{HERE}/kernels.py::raises",
+        status=1,
+    ) == ["fail: the function raised ValueError: no such tile"]
 
 
 def test_what_ends_the_process_costs_one_case():
     two = (SMALL, SMALL + " seed=2")
     for result in check("--python", "mine.py::crashes", cases=two, status=1):
-        assert result == "fail: the function's process was killed by signal 11 (Segmentation fault) in attention"
+        assert (
+            result
+            == "fail: the function's process was killed by signal 11 (Segmentation fault) in "
+            "attention"
+        )
     assert check("--python", "mine.py::hangs", "--timeout", "8", status=1) == [
-        "fail: the candidate did not finish within 8 s"]
+        "fail: the candidate did not finish within 8 s"
+    ]
 
 
 def test_what_is_not_done_is_unsupported():
     assert check("--python", "mine.py::plain", cases=(SMALL, SMALL + " causal")) == [
-        "pass: every element is inside its bound", "unsupported: causal"]
-    assert check("--python", f"{HERE}/kernels.py::declines", status=2) == ["unsupported: heads of one column"]
+        "pass: every element is inside its bound",
+        "unsupported: causal",
+    ]
+    assert check("--python", f"{HERE}/kernels.py::declines", status=2) == [
+        "unsupported: heads of one column"
+    ]
 
 
 def test_bad_input_is_refused_by_name():
-    assert "mine.py has no 'mine'; its kernels are fine, o_alone" in check("--python", "mine.py::mine", status=2)
+    assert "mine.py has no 'mine'; its kernels are fine, o_alone" in check(
+        "--python", "mine.py::mine", status=2
+    )
     assert "none.py: there is no such file" in check("--python", "none.py::mine", status=2)
     assert "is not FILE.py::function" in check("--python", "mine.py", status=2)
-    assert "device: 'cuda:99'" in check("--python", "mine.py::fine", "--device", "cuda:99", status=2)
+    assert "device: 'cuda:99'" in check(
+        "--python", "mine.py::fine", "--device", "cuda:99", status=2
+    )
     with open("broken.py", "w") as f:
         f.write("import nothing_of_the_kind\n")
     assert "No module named 'nothing_of_the_kind'" in check("--python", "broken.py::f", status=2)

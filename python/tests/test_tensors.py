@@ -29,7 +29,13 @@ def test_buffers_alone():
 def test_numpy_and_its_layouts():
     np = pytest.importorskip("numpy")
     base = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
-    for a in (base, base.transpose(0, 2, 1, 3), base[:, ::-1], base[:, :, 1::2], np.broadcast_to(base[:1], base.shape)):
+    for a in (
+        base,
+        base.transpose(0, 2, 1, 3),
+        base[:, ::-1],
+        base[:, :, 1::2],
+        np.broadcast_to(base[:1], base.shape),
+    ):
         t = read("a", a)
         assert t.shape == a.shape and t.packed() == np.ascontiguousarray(a).tobytes()
     record = np.zeros(3, dtype=[("x", "u1"), ("y", "<f4")])
@@ -42,7 +48,9 @@ def test_numpy_and_its_layouts():
 
 def test_bits_of_other_dtypes():
     np = pytest.importorskip("numpy")
-    bf16 = lambda a: assay.bits((np.asarray(a, np.float32).view(np.uint32) >> 16).astype(np.uint16), "bf16")  # noqa: E731
+    bf16 = lambda a: assay.bits(
+        (np.asarray(a, np.float32).view(np.uint32) >> 16).astype(np.uint16), "bf16"
+    )  # noqa: E731
     q, k, v = (np.zeros((1, 1, 2, 4), np.float32) for _ in range(3))
     v[...] = 2
     assert assay.assert_attention(bf16(v), q=bf16(q), k=bf16(k), v=bf16(v))["dtype"] == "bf16"
@@ -80,12 +88,22 @@ def test_dlpack():
 def test_torch():
     torch = pytest.importorskip("torch")
     a = torch.arange(24.0).reshape(2, 3, 4)
-    for t in (a, a.transpose(0, 2), a[:, 1:], a[:1].expand(5, 3, 4), a.clone().requires_grad_(), torch.zeros(0, 3)):
+    for t in (
+        a,
+        a.transpose(0, 2),
+        a[:, 1:],
+        a[:1].expand(5, 3, 4),
+        a.clone().requires_grad_(),
+        torch.zeros(0, 3),
+    ):
         found = read("a", t)
         assert found.packed() == t.detach().contiguous().numpy().tobytes() and found.device == "cpu"
     assert read("a", torch.ones(3, dtype=torch.bfloat16)).dtype == "bf16"
     assert read("a", torch.ones(3, dtype=torch.bool)).packed() == b"\1\1\1"
-    assert read("a", torch.conj(torch.ones(2, dtype=torch.complex64)).imag).packed() == (-torch.zeros(2)).numpy().tobytes()
+    assert (
+        read("a", torch.conj(torch.ones(2, dtype=torch.complex64)).imag).packed()
+        == (-torch.zeros(2)).numpy().tobytes()
+    )
 
 
 def test_what_is_no_tensor():
@@ -101,7 +119,13 @@ def test_copies_follow_strides():
         turned = source.permuted(axes)
         to = ctypes.create_string_buffer(24)
         copy(turned, Tensor(ctypes.addressof(to), "u8", turned.shape, row_major(turned.shape)))
-        expected = [sum(i[a] * source.strides[axes[a]] for a in range(3)) for i in
-                    ((x, y, z) for x in range(turned.shape[0]) for y in range(turned.shape[1])
-                     for z in range(turned.shape[2]))]
+        expected = [
+            sum(i[a] * source.strides[axes[a]] for a in range(3))
+            for i in (
+                (x, y, z)
+                for x in range(turned.shape[0])
+                for y in range(turned.shape[1])
+                for z in range(turned.shape[2])
+            )
+        ]
         assert list(to.raw) == expected
