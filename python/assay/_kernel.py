@@ -343,11 +343,10 @@ def kernel(operation: str = "attention", **options: Any) -> Callable[[Callable[.
 
     Keywords: causal (bool), scale (float), softcap (0: none), window (left, right; -1: open),
     offset (an int, or a tensor [B] where batches differ), mask (bool, True keeps) and bias
-    [B, Hq, Lq, Lk] with strides of 0 where they broadcast, lengths and starts [B],
-    query_segment [B, Lq] and
-    key_segment [B, Lk], alibi_slopes and sink [Hq], dropout and dropout_seed, finite_min_masks,
-    out_dtype (of o). Of products: scales, extra, format, group, tensor_scale, m, n, k, a_codes,
-    a_scales, a_format, a_tensor_scale, out_dtype.
+    [B, Hq, Lq, Lk] with strides of 0 where they broadcast, lengths and starts [B], query_segment
+    [B, Lq] and key_segment [B, Lk], alibi_slopes and sink [Hq], dropout and dropout_seed,
+    finite_min_masks, out_dtype (of o). Of products: scales, extra, format, group, tensor_scale, m,
+    n, k, a_codes, a_scales, a_format, a_tensor_scale, out_dtype.
 
     Args:
         operation: "attention", "backward", "decode" or "product".
