@@ -1,5 +1,6 @@
 """The pytest plugin, run by pytest itself."""
 
+import os
 import sys
 
 import pytest
@@ -29,8 +30,6 @@ TWO = "attention b=1 h=1 l=2 d=1 dtype=f32 causal"
 
 @pytest.fixture
 def run(pytester):
-    import os
-
     here = os.path.dirname(__file__)
     pytester.syspathinsert(here)
 
@@ -128,8 +127,11 @@ def test_bad_options_are_refused(run):
         assert words in result.stdout.str() + result.stderr.str()
 
 
-def test_xdist(run):
+def test_xdist(run, monkeypatch):
     pytest.importorskip("xdist")
+    here = os.path.dirname(os.path.abspath(__file__))  # for the processes that xdist starts
+    more = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here] + ([more] if more else [])))
     result = run(KERNELS + WRONG, "--assay=tiny", "-n2", "-p", "xdist")
     outcomes = result.parseoutcomes()
     assert outcomes["passed"] == 4 and outcomes["failed"] == 1
