@@ -127,11 +127,9 @@ def test_bad_options_are_refused(run):
         assert words in result.stdout.str() + result.stderr.str()
 
 
-def test_xdist(run, monkeypatch):
+def test_xdist(run):
+    """Its processes have the sys.path with which this one began, so PYTHONPATH holds this folder."""
     pytest.importorskip("xdist")
-    here = os.path.dirname(os.path.abspath(__file__))  # for the processes that xdist starts
-    more = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here] + ([more] if more else [])))
     result = run(KERNELS + WRONG, "--assay=tiny", "-n2", "-p", "xdist")
     outcomes = result.parseoutcomes()
     assert outcomes["passed"] == 4 and outcomes["failed"] == 1
