@@ -26,6 +26,7 @@ struct CheckOptions {
   std::string candidate = "host";
   std::string device;             // it takes the place of a candidate, as device:NAME
   std::string library;            // it takes the place of a candidate, as lib:PATH
+  std::string python;             // it takes the place of a candidate, as python:FILE::FUNCTION
   double time_seconds = 0;        // repeat with new seeds for that long; 0: run once
   double most_unsupported = 100;  // the most unsupported cases that are allowed, in percent
   bool list = false;
@@ -42,17 +43,19 @@ std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) 
   quick.jobs = 1;
   quick.timeout_seconds = std::min(options.timeout_seconds, 20.0);
   quick.execute.power = false;
-  auto fails = [&](const Case& c) {
-    bool bad = false;
-    run_in_workers({{print_case(c), failed.candidate}}, quick,
-                   [&](std::size_t, const CaseResult& r) {
-                     bad = r.outcome == Outcome::fail;
-                     return true;
-                   });
-    return bad;
-  };
   const auto in_time = [&] { return Clock::now() < deadline; };
-  return print_case(shrink(parse_case(failed.line), fails, in_time));
+  // The steps from one case go to one worker, because a candidate may take seconds to start.
+  const FirstFailing first_failing = [&](const std::vector<Case>& steps) {
+    std::vector<WorkItem> items;
+    for (const Case& c : steps) items.push_back({print_case(c), failed.candidate});
+    std::optional<std::size_t> found;
+    run_in_workers(items, quick, [&](std::size_t k, const CaseResult& r) {
+      if (r.outcome == Outcome::fail) found = k;
+      return !found && in_time();
+    });
+    return found;
+  };
+  return print_case(shrink(parse_case(failed.line), first_failing, in_time));
 }
 
 // A page draws pictures of some cases, which run once more for that.
@@ -75,7 +78,8 @@ struct Ran {
 };
 
 // Runs the selection. If a time is given, repeats it with new seeds until the time is over.
-Ran run_selection(const CheckOptions& o, Selection selection, Clock::time_point start) {
+Ran run_selection(const CheckOptions& o, Selection selection, const Features& has,
+                  Clock::time_point start) {
   Ran ran;
   std::uint64_t seed = o.selection.seed;
   const auto in_time = [&] { return seconds_since(start) < o.time_seconds; };
@@ -97,7 +101,7 @@ Ran run_selection(const CheckOptions& o, Selection selection, Clock::time_point 
     for (std::optional<CaseResult>& r : round)
       if (r) ran.results.push_back(std::move(*r));
     if (o.time_seconds == 0 || !in_time()) return ran;
-    selection = select_cases(o.selection, seed += 1000003);
+    selection = select_cases(o.selection, seed += 1000003, has);
   }
 }
 
@@ -134,15 +138,16 @@ Case standalone_case(const std::vector<CaseResult>& results, const std::string& 
 int run(const CheckOptions& o) {
   const auto start = Clock::now();
   const PageSections sections = sections_of_page(o.files);
-  make_candidate(o.candidate);  // an unknown name is an error before anything runs
-  const Selection selection = select_cases(o.selection, o.selection.seed);
+  // An unknown name is an error before anything runs.
+  const Features has = make_candidate(o.candidate)->features();
+  const Selection selection = select_cases(o.selection, o.selection.seed, has);
   if (o.list) {
     for (const Case& c : selection.cases) fmt::print("{}\n", print_case(c));
     return all_passed;
   }
   for (const std::string& note : selection.notes) fmt::print("{}\n", note);
 
-  Ran ran = run_selection(o, selection, start);
+  Ran ran = run_selection(o, selection, has, start);
   if (!o.no_shrink) shrink_failures(ran.results, o);
   if (!o.files.html.empty()) add_pictures(ran.results, o.workers);
   const RunFacts facts{.title = selection.title,
@@ -166,7 +171,7 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
       .add_option("--candidate", o.candidate,
                   "What is judged: host, host-undeclared (declares no contract, so a ladder is "
                   "tried), unfused (the fallback), sdpa (what the dispatcher chooses), "
-                  "device:NAME, lib:PATH or fault:NAME")
+                  "device:NAME, lib:PATH, python:FILE::FUNCTION or fault:NAME")
       ->capture_default_str();
   check
       .add_option("--device", o.device,
@@ -180,6 +185,13 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
                   "include/assay/kernel.h and `assay new-kernel DIR` show how to write one")
       ->excludes("--candidate")
       ->excludes("--device");
+  check
+      .add_option("--python", o.python,
+                  "Judge a Python function, as FILE.py::FUNCTION, in a process of its own; with "
+                  "--device its inputs lie there (cpu, cuda, cuda:1).\ndocs/python.md shows how to "
+                  "write one; the environment variable ASSAY_PYTHON names another python3")
+      ->excludes("--candidate")
+      ->excludes("--kernel");
 }
 
 void add_extent(CLI::App& check, CheckOptions& o) {
@@ -219,10 +231,14 @@ void add_outputs(CLI::App& check, CheckOptions& o) {
 int check_as_asked(const CLI::App& check, CheckOptions& o) {
   // The reader of the output may stop reading. The files are written all the same.
   std::signal(SIGPIPE, SIG_IGN);
-  if (!o.device.empty()) o.candidate = "device:" + o.device;
+  if (!o.python.empty())
+    o.candidate = "python:" + o.python + (o.device.empty() ? "" : "@" + o.device);
+  else if (!o.device.empty()) o.candidate = "device:" + o.device;
   if (!o.library.empty()) o.candidate = candidate_of_library(o.library);
-  // The drivers of devices reserve far more address space than they use.
-  if (o.candidate.starts_with("device:") && check.count("--memory") == 0) o.workers.memory_mib = 0;
+  // The drivers of devices reserve far more address space than they use, and Python may load them.
+  if ((o.candidate.starts_with("device:") || o.candidate.starts_with("python:")) &&
+      check.count("--memory") == 0)
+    o.workers.memory_mib = 0;
   return run(o);
 }
 
@@ -251,7 +267,8 @@ Command add_check(CLI::App& app) {
       "  assay check --suite smoke --html run.html\n"
       "  assay check --case 'product m=5 n=70 k=100 dtype=bf16 w=nvfp4'\n"
       "  assay check --kernel mine/build/libmy_kernel.so --suite plain --max-unsupported 80\n"
-      "  assay check --device opencl --suite tiny");
+      "  assay check --device opencl --suite tiny\n"
+      "  assay check --python kernels.py::mine --device cuda --suite smoke");
   return {check, [check, o] { return check_as_asked(*check, *o); }};
 }
 

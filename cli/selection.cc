@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <fstream>
+#include <set>
 #include <utility>
 
 #include "cli/exit_status.h"
@@ -23,6 +24,20 @@ std::pair<std::size_t, std::size_t> parse_shard(const std::string& text) {
     if (second == std::errc() && stop == end && i < n) return {i, n};
   }
   throw UsageError(fmt::format("--shard={}: expected i/n with 0 <= i < n, as 0/4", text));
+}
+
+// How many cases of the whole suite need features that are not in `has`, and which.
+std::string left_out(const std::string& suite, std::uint64_t seed, const Features& has) {
+  std::size_t cases = 0;
+  std::set<std::string> missing;
+  for (const Case& c : make_suite(suite, seed).cases)
+    if (const std::string why = has.missing(c); !why.empty()) {
+      ++cases;
+      missing.insert(why);
+    }
+  return fmt::format(
+      "{} cases of the whole suite need features that the candidate does not have: {}", cases,
+      fmt::join(missing, ", "));
 }
 
 }  // namespace
@@ -45,14 +60,16 @@ void add_selection(CLI::App& command, SelectionOptions& o) {
                      "i/n, as 0/4: run every n-th case, beginning with the i-th, counted from 0");
 }
 
-Selection select_cases(const SelectionOptions& o, std::uint64_t seed) {
+Selection select_cases(const SelectionOptions& o, std::uint64_t seed, const Features& has) {
   if (o.suite.empty() && o.cases.empty() && o.cases_file.empty())
     throw UsageError(fmt::format("--suite, --case or --cases is needed; the suites are {}",
                                  fmt::join(suite_names(), ", ")));
   Selection s;
   if (!o.suite.empty()) {
-    Suite suite = make_suite(o.suite, seed);
+    Suite suite = make_suite(o.suite, seed, has);
     s = {std::string(suite.name), std::move(suite.notes), std::move(suite.cases)};
+    if (!has.has_all()) s.notes.push_back(left_out(o.suite, seed, has));
+    if (s.cases.empty()) throw UsageError(fmt::format("nothing to run: {}", s.notes.back()));
   } else {
     s.title = "cases";
     std::vector<std::string> lines = o.cases;

@@ -5,6 +5,17 @@
 
 namespace assay {
 
+namespace {
+
+// The same arithmetic in a kernel that stores its softmax before it multiplies V.
+void add_divided_first(std::vector<Contract>& ladder, Contract c) {
+  c.divides_first = true;
+  c.name += ", divided before P V";
+  ladder.push_back(std::move(c));
+}
+
+}  // namespace
+
 std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
   std::vector<Contract> ladder;
   Contract c;
@@ -20,10 +31,12 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
   c.scale_error = 0x1.03p-24;
   c.name = "fp32 accumulation, fp32 weights, fast exp2";
   ladder.push_back(c);
+  add_divided_first(ladder, c);
   if (dtype != Dtype::f32) {
     c.weight_dtype = dtype;
     c.name = "fp32 accumulation, weights in " + std::string(format(dtype).name);
     ladder.push_back(c);
+    add_divided_first(ladder, c);
     c.dot_roundoff = 0x1p-23;
     c.dot_block = 16;
     c.score_gradients_late = true;
@@ -32,6 +45,7 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
     c.score_dtype = dtype;
     c.name += ", scores stored in it";
     ladder.push_back(c);
+    add_divided_first(ladder, c);
     if (dtype == Dtype::f16) {
       c.dot_block = 0;
       c.dot_roundoff = 0x1p-11;

@@ -41,7 +41,10 @@ struct Contract {
   std::optional<Dtype> score_dtype;   // scores are stored in it
   std::optional<Dtype> weight_dtype;  // weights are rounded to it before P V
   bool sum_from_rounded = false;      // the row sum adds the rounded weights
-  int division_roundings = 2;         // 2: times 1/l, 1: divided by l
+  // Weights are divided by the row sum, and then rounded to weight_dtype, before P V (a softmax
+  // that is stored). O is not divided afterwards.
+  bool divides_first = false;
+  int division_roundings = 2;  // 2: times 1/l, 1: divided by l
   // Only for the backward pass with a weight_dtype: dS is computed from rounded weights, and is
   // scaled before it is rounded itself.
   bool score_gradients_late = false;

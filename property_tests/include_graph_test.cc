@@ -98,6 +98,9 @@ const std::vector<Room> rooms = {
      {"fmt/"}},
     {"harness/records/", {"harness/", BELOW_HARNESS}, {"fmt/", "nlohmann/"}},
 
+    // The judge behind a C interface.
+    {"judge/", {"judge/", "assay/judge.h", "harness/", BELOW_HARNESS}, {"fmt/", "nlohmann/"}},
+
     {"testing/",
      {"testing/", "assay/", BELOW_TESTS},
      {"fmt/", "Random123/", "gtest/", "gmock/", "rapidcheck.h"}},
@@ -312,6 +315,9 @@ TEST(Structure, MadeUpBreachesAreReported) {
        "which harness/cases/ may not"},
       {{"harness/cases/suites.cc", "#include \"testing/same_bits.h\"\n"},
        "which harness/cases/ may not"},
+      {{"harness/cases/suites.cc", "#include \"judge/answers.h\"\n"},
+       "which harness/cases/ may not"},
+      {{"judge/verdicts.cc", "#include \"reports/store.h\"\n"}, "which judge/ may not"},
       {{"reports/store.cc", "#include \"harness/cases/suites.h\"\n"}, "which reports/ may not"},
       {{"reports/store.cc", "#include \"oracle/verdict.h\"\n"}, "which reports/ may not"},
       {{"bench/decode.cc", "#include \"reports/store.h\"\n"}, "which bench/ may not"},

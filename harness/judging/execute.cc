@@ -106,10 +106,13 @@ void ask_relations(const CaseRun& run, const Step& step, const typename Step::Ou
   run.turn(Turn::candidate);
   const bool promises = run.candidate.abilities().promises_bits;
   Relations& found = run.result.relations;
-  for (const RelationOf<Step>& relation : step.relations())
-    found[relation.name] = relation.needs_promise && !promises
-                               ? Relation::not_applicable(other_order)
-                               : relation.ask({step, run.candidate, base});
+  for (const RelationOf<Step>& relation : step.relations()) try {
+      found[relation.name] = relation.needs_promise && !promises
+                                 ? Relation::not_applicable(other_order)
+                                 : relation.ask({step, run.candidate, base});
+    } catch (const CandidateDeclined& e) {
+      found[relation.name] = Relation::not_applicable(e.what());
+    }
   for (const auto& [name, relation] : found)
     if (relation.how == Relation::How::violated)
       return run.end(Outcome::fail, fmt::format("relation {} {}", name, text_of(relation)));
@@ -248,8 +251,16 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   if (product) result.tail_step = tail_step_of(c.product.format);
   check_memory(c);
   const CaseRun run{c, candidate, options, execution_of(c), result};
-  for (const auto& row : operations)
-    if (row.operation == c.operation) row.run(run);
+  if (const std::string missing = candidate.features().missing(c); !missing.empty()) {
+    run.end(Outcome::unsupported, missing);
+    return result;
+  }
+  try {
+    for (const auto& row : operations)
+      if (row.operation == c.operation) row.run(run);
+  } catch (const CandidateDeclined& e) {
+    run.end(Outcome::unsupported, e.what());
+  }
   return result;
 }
 

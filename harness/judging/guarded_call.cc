@@ -45,6 +45,8 @@ std::string tensor_name(Output output) {
 std::string call_plainly(Candidate& candidate, const Request& request) {
   try {
     return failure_of(candidate.run(request));
+  } catch (const CandidateDeclined&) {
+    throw;  // this is no failure
   } catch (const CandidateError& e) {
     return e.what();
   } catch (const std::exception& e) {

@@ -370,7 +370,9 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   const Outputs outputs = forward.outputs();
   if (const std::string why = why_unsupported(candidate, forward.call(outputs)); !why.empty())
     throw std::invalid_argument(fmt::format("{} does not do this case: {}", candidate.name(), why));
-  const std::vector<Contract> ladder = contract_ladder(c.dtype, 64);
+  std::vector<Contract> ladder = contract_ladder(c.dtype, 64);
+  // Stages hold weights that are not divided.
+  std::erase_if(ladder, [](const Contract& rung) { return rung.divides_first; });
   const Contract contract =
       declared<Contract>(candidate, forward.call(outputs), how).value_or(ladder.back());
   for (const auto& [output, tensor] : outputs.named()) poison(*tensor, Poison::nan);

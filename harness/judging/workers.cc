@@ -119,15 +119,31 @@ class Worker {
   std::string buffer_;
 };
 
+// The Python function of the last item. Loading one takes seconds, so its process is kept; other
+// candidates are made for every case.
+struct Kept {
+  std::string name;
+  std::unique_ptr<Candidate> candidate;
+};
+
+CaseResult judge_item(const Case& c, const std::string& name, const ExecuteOptions& options,
+                      Kept& kept) {
+  if (!name.starts_with("python:")) return execute(c, *make_candidate(name), options);
+  if (name != kept.name || !kept.candidate) {
+    kept.candidate = make_candidate(name);
+    kept.name = name;
+  }
+  return execute(c, *kept.candidate, options);
+}
+
 // Runs one case and returns its result. No exception of a candidate leaves this function.
-CaseResult run_item(const WorkItem& item, const ExecuteOptions& options) {
+CaseResult run_item(const WorkItem& item, const ExecuteOptions& options, Kept& kept) {
   const auto refused = [&](const char* reason) {
     return failed_result(item.line, item.candidate, Outcome::error, reason, options.around);
   };
   try {
     const Case c = parse_case(item.line);
-    const std::unique_ptr<Candidate> candidate = make_candidate(item.candidate);
-    return execute(c, *candidate, options);
+    return judge_item(c, item.candidate, options, kept);
   } catch (const CaseError& e) {
     CaseResult result = refused(e.what());
     result.bad_input = true;
@@ -245,8 +261,9 @@ void run_in_workers(const std::vector<WorkItem>& items, const WorkerOptions& opt
     signal(SIGPIPE, SIG_IGN);
     return Pool(items, options, on_result).run();
   }
+  Kept kept;
   for (std::size_t k = 0; k < items.size(); ++k)
-    if (!on_result(k, run_item(items[k], options.execute))) return;
+    if (!on_result(k, run_item(items[k], options.execute, kept))) return;
 }
 
 int worker_main(Index memory_mib, const ExecuteOptions& options) {
@@ -262,9 +279,10 @@ int worker_main(Index memory_mib, const ExecuteOptions& options) {
   ExecuteOptions telling = options;
   telling.turn = [](Turn turn) { send(fmt::format("{}{}", turn_mark, name_of(turn))); };
   std::string text;
+  Kept kept;
   while (std::getline(std::cin, text)) {
     const auto tab = text.find('\t');
-    const CaseResult result = run_item({text.substr(tab + 1), text.substr(0, tab)}, telling);
+    const CaseResult result = run_item({text.substr(tab + 1), text.substr(0, tab)}, telling, kept);
     const Json json = to_json(result);
     if (!send(json.dump(-1, ' ', false, Json::error_handler_t::replace))) return 3;
   }

@@ -582,7 +582,7 @@ std::string differs_from_case(const Record& r) {
 
 }  // namespace
 
-RecordFile::RecordFile(std::string path) : RecordFile(path, {}) {}
+RecordFile::RecordFile(std::string path) : RecordFile(path, std::span<const std::byte>{}) {}
 
 RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
     : path_(std::move(path)) {
@@ -595,6 +595,15 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   } catch (const FileError& e) {
     throw FileError(fmt::format("{}: {}", path_, e.what()));
   }
+  find_records();
+}
+
+RecordFile::RecordFile(std::string path, Safetensors contents)
+    : path_(std::move(path)), contents_(std::move(contents)) {
+  find_records();
+}
+
+void RecordFile::find_records() {
   const auto version = contents_.metadata.find("assay");
   if (version == contents_.metadata.end())
     throw FileError(fmt::format(

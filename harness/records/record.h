@@ -35,6 +35,8 @@ class RecordFile {
   explicit RecordFile(std::string path);
   // Reads a file that is already in memory and stays there. Messages use `path` as its name.
   RecordFile(std::string path, std::span<const std::byte> bytes);
+  // Takes tensors and metadata that no file holds. The tensors' bytes stay where they are.
+  RecordFile(std::string path, Safetensors contents);
   const std::string& path() const { return path_; }
   const std::vector<std::string>& names() const { return names_; }
   // The line of a record in the metadata, without control characters.
@@ -44,6 +46,8 @@ class RecordFile {
   Record read(const std::string& name) const;
 
  private:
+  void find_records();
+
   std::string path_;
   std::unique_ptr<MappedFile> file_;
   Safetensors contents_;
