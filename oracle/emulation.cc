@@ -38,6 +38,7 @@ class Exponential {
   Exponential(const Contract& c, const Schedule& how)
       : base_two_(how.base_two),
         fold_(static_cast<float>(log2_e * (1 + how.constant * c.scale_error))),
+        floor_(how.flushes ? c.exp_floor : 0),
         offset_(how.exp_offset * c.exp_ulp * 0x1p-23),
         slope_(how.exp_slope * c.exp_ulp_per_unit * 0x1p-23) {}
 
@@ -46,14 +47,14 @@ class Exponential {
     const Eigen::ArrayXf argument = base_two_ ? Eigen::ArrayXf(s * fold_ - m * fold_) : s - m;
     const Eigen::ArrayXd x = (base_two_ ? ln_2 : 1) * argument.cast<double>();
     const Eigen::ArrayXd y = x.exp() * (1 + offset_ + slope_ * x.max(-200.0));
-    return (x == 0).select(1.0, y).cast<float>();
+    return (x == 0).select(1.0, (y < floor_).select(0.0, y)).cast<float>();
   }
   float of(float s, float m) const { return of(Eigen::ArrayXf::Constant(1, s), m)(0); }
 
  private:
   bool base_two_;
   float fold_;
-  double offset_, slope_;
+  double floor_, offset_, slope_;
 };
 
 // The online softmax: running maximum, row sum and accumulator, tile by tile.
@@ -78,6 +79,7 @@ class OnlineSoftmax {
     for (Index r = 0; r < sum_.size(); ++r) out.lse(r) = lse(r);
     if (how_.normalizes_first) add_normalized(scores);
     else divide();
+    if (in_.kept.size() > 0) out_ *= static_cast<float>(1 + how_.keep_scale * 0x1p-23);
     out.o = std::move(out_);
     return out;
   }
@@ -122,8 +124,10 @@ class OnlineSoftmax {
 
   float lse(Index r) const {
     if (sum_(r) == 0) return -inf;
-    if (!how_.base_two) return max_(r) + std::log(sum_(r));
-    return (max_(r) * static_cast<float>(log2_e) + std::log2(sum_(r))) * static_cast<float>(ln_2);
+    const auto error = static_cast<float>(1 + how_.log * c_.log_ulp * 0x1p-23);
+    if (!how_.base_two) return max_(r) + std::log(sum_(r)) * error;
+    return (max_(r) * static_cast<float>(log2_e) + std::log2(sum_(r)) * error) *
+           static_cast<float>(ln_2);
   }
 
   void divide() {
@@ -233,7 +237,7 @@ RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const Emu
     const float inverse = 1 / in.softcap;
     s = s.unaryExpr([&](float x) { return std::tanh(x * inverse); });
     if (slope) *slope = 1 - s.array().square();
-    s *= in.softcap;
+    s *= static_cast<float>(static_cast<double>(in.softcap) * (1 + how.tanh * c.tanh_ulp * 0x1p-23));
   }
   if (in.bias.size() > 0) s += in.bias;
   if (c.score_dtype) round_all(*c.score_dtype, s);
@@ -264,7 +268,7 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   constexpr Index tiles[] = {16, 32, 64, 128, 256}, parts[] = {0, 8, 16, 32},
                   halves[] = {1, 4, 16};
   how.tile = c.ordered ? c.tile : tiles[random.below(std::size(tiles))];
-  how.dot_part = c.ordered ? 0 : parts[random.below(std::size(parts))];
+  how.dot_part = parts[random.below(std::size(parts))];
   how.half_part = halves[random.below(std::size(halves))];
   how.scales_query = !c.ordered && random.below(2) != 0;
   how.base_two = c.fused_argument;
@@ -275,6 +279,10 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.exp_offset = unit();
   how.exp_slope = unit();
   how.constant = unit();
+  how.tanh = unit();
+  how.log = unit();
+  how.keep_scale = unit();
+  how.flushes = serial % 2 == 0;
   how.order.resize(usize((keys + how.tile - 1) / how.tile));
   std::iota(how.order.begin(), how.order.end(), Index{0});
   if (!c.ordered)

@@ -25,6 +25,9 @@ struct Schedule {
   bool rounds_unscaled = false;  // scores are stored before the scale as well
   double exp_offset = 0, exp_slope = 0;  // the error of exp in [-1, 1] of what the contract allows
   double constant = 0;          // the error of the folded constant, likewise
+  double tanh = 0, log = 0;     // the errors of tanh and of log, likewise
+  double keep_scale = 0;        // of 1 / (1 - dropout), in [-1, 1] units of roundoff
+  bool flushes = false;         // weights that may underflow are 0
 };
 // `serial` numbers the replicates, so that choices of two are shared out evenly.
 Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index serial);

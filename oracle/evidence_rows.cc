@@ -67,6 +67,7 @@ void compare_head(const EvidenceHead& head, const AttentionOutput& out, Evidence
     if (!out.lse || k.lse_kind[usize(r)] != Kind::finite) continue;
     const double got = load(out.lse, out.lse.at(k.b, k.h, i, 0));
     all.lse(at) = k.lse[usize(r)];
+    all.lse_bound(at) = k.lse_bound[usize(r)];
     all.lse_error(at) = (got - k.lse[usize(r)]) - k.lse_low[usize(r)];
     all.lse_asked[usize(at)] = asked && std::isfinite(got);
   }
@@ -125,7 +126,7 @@ EvidenceRows gather_evidence(const ProjectedAttention& problem, const AttentionO
   Index rows = 0;
   for (const auto& [head, list] : chosen) rows += std::ssize(list);
   all.exact = all.error = RowMajor::Zero(rows, s.value_dim);
-  all.lse = all.lse_error = all.bound = Eigen::VectorXd::Zero(rows);
+  all.lse = all.lse_error = all.bound = all.lse_bound = Eigen::VectorXd::Zero(rows);
   all.asked.assign(usize(rows), 0);
   all.lse_asked = all.asked;
   all.heads.resize(chosen.size());
@@ -183,6 +184,7 @@ Replicates replicate(const EvidenceRows& rows, const Contract& contract, int cou
         std::isfinite(lse_sigma) ? std::max(lse_sigma, floor_of_lse(rows.lse(r))) : inf;
   }
   raise_by_bounds(all.sigma, rows.bound, all.usable);
+  raise_by_bounds(all.lse_sigma, rows.lse_bound, rows.lse_asked);
   return all;
 }
 
@@ -193,12 +195,12 @@ double typical_of_row(const std::vector<RowMajor>& errors, Index row, double flo
   const Eigen::MatrixXd products = rows.transpose() * rows;
   const double square = products.trace();
   if (!std::isfinite(square)) return inf;
-  if (!(square > 0)) return floor;
+  if (!(square > 0)) return 4 * floor;
   // 1 where all replicates err along one direction, up to their number where they do not.
   const double directions = square * square / products.squaredNorm();
   const double caution = 1 + 3 / (directions * std::sqrt(directions));
   const double rms = std::sqrt(square / static_cast<double>(count * columns));
-  return std::max(caution * rms, floor);
+  return caution * std::max(rms, floor);
 }
 
 void raise_by_bounds(Eigen::VectorXd& sigma, const Eigen::VectorXd& bound,

@@ -27,7 +27,7 @@ struct EvidenceRows {
   Dtype out_dtype = Dtype::f32;
   RowMajor exact, error;  // rows x Dv: O, and what the candidate gave minus O
   Eigen::VectorXd bound;  // rms of the row's bounds, the output rounding included
-  Eigen::VectorXd lse, lse_error;
+  Eigen::VectorXd lse, lse_error, lse_bound;
   // Whether a row can be asked: its exact outputs and the candidate's are finite. `lse_asked` is
   // all 0 without an LSE.
   std::vector<char> asked, lse_asked;

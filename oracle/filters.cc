@@ -37,9 +37,16 @@ class Filters {
   bool usable(Index r) const { return replicates_.usable[usize(r)] && replicates_.sigma(r) > 0; }
   double weight(Index r) const { return 1 / (replicates_.sigma(r) * replicates_.sigma(r)); }
 
+  // A direction that is all rounding of the oracle's own sums tells nothing.
+  bool is_noise(double square, Index r) const {
+    constexpr double least = 0x1p-40;
+    return !(square > least * least * rows_.exact.row(r).squaredNorm());
+  }
+
   // Adds a row's part of a question that has no index.
   void add(Shares& share, Index r, const Eigen::RowVectorXd& direction) const {
     const double w = weight(r);
+    if (is_noise(direction.squaredNorm(), r)) return;
     std::vector<double> by_chance(usize(count_));
     for (Index k = 0; k < count_; ++k)
       by_chance[usize(k)] = w * replicates_.error[usize(k)].row(r).dot(direction);
@@ -64,11 +71,12 @@ class Filters {
     for (Index r = 0; r < rows_.rows(); ++r) {
       const double sigma = replicates_.lse_sigma(r);
       if (!rows_.lse_asked[usize(r)] || !usable(r) || !std::isfinite(sigma)) continue;
-      const double w = 1 / (sigma * sigma);
+      // In units of LSE where it is large, because its rounding is.
+      const double w = std::max(1.0, std::fabs(rows_.lse(r))) / (sigma * sigma);
       std::vector<double> by_chance(usize(count_));
       for (Index k = 0; k < count_; ++k)
         by_chance[usize(k)] = w * replicates_.lse_error[usize(k)](r);
-      share.add(0, w * rows_.lse_error(r), w, by_chance.data());
+      share.add(0, w * rows_.lse_error(r), w * w * sigma * sigma, by_chance.data());
     }
     answer("LSE is too large by a constant", share);
   }
@@ -173,6 +181,7 @@ class Filters {
         for (std::size_t k = 0; k < shares.size(); ++k)
           shares[k] = w * p * (error_o[k](r) - error_v[k](r, j));
         const double square = w * p * p * (o_o - 2 * exact_v(r, j) + norms(j));
+        if (is_noise(square / w, at)) continue;
         const auto give = [&](Shares& to, Index index) {
           if (index >= 0 && index < to.size()) to.add(index, shares[0], square, shares.data() + 1);
         };
