@@ -410,7 +410,7 @@ Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
               const Contract& contract, const JudgeOptions& options) {
   Verdict v = judge_bounds(problem, out, contract, options);
   if (is_weighed(v, options))
-    take_evidence(v, weigh(problem, out, {&contract, 1}, v.suspects, options), options.evidence);
+    take_evidence(v, weigh(problem, out, contract, {&contract, 1}, v.suspects, options), options.evidence);
   return v;
 }
 
@@ -422,7 +422,7 @@ Verdict judge_by_ladder(const ProjectedAttention& problem, const AttentionOutput
   });
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
   if (is_weighed(v, options))
-    take_evidence(v, weigh(problem, out, {first, ladder.end()}, v.suspects, options),
+    take_evidence(v, weigh(problem, out, ladder.front(), {first, ladder.end()}, v.suspects, options),
                   options.evidence);
   return v;
 }

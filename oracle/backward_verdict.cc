@@ -180,7 +180,7 @@ Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& i
                        const JudgeOptions& options) {
   Verdict v = judge_bounds(problem, input, out, contract, options);
   if (is_weighed(v, options))
-    take_evidence(v, weigh_backward(problem, input, out, {&contract, 1}, v, options),
+    take_evidence(v, weigh_backward(problem, input, out, contract, {&contract, 1}, v, options),
                   options.evidence);
   return v;
 }
@@ -210,7 +210,7 @@ Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwa
   });
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
   if (is_weighed(v, options))
-    take_evidence(v, weigh_backward(problem, input, out, {first, ladder.end()}, v, options),
+    take_evidence(v, weigh_backward(problem, input, out, ladder.front(), {first, ladder.end()}, v, options),
                   options.evidence);
   return v;
 }

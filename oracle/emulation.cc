@@ -235,9 +235,10 @@ RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const Emu
   if (!prescaled) s *= in.scale;
   if (in.softcap > 0) {
     const float inverse = 1 / in.softcap;
-    s = s.unaryExpr([&](float x) { return std::tanh(x * inverse); });
+    const auto error = static_cast<float>(1 + how.tanh * c.tanh_ulp * 0x1p-23);
+    s = s.unaryExpr([&](float x) { return std::min(std::tanh(x * inverse) * error, 1.0f); });
     if (slope) *slope = 1 - s.array().square();
-    s *= static_cast<float>(static_cast<double>(in.softcap) * (1 + how.tanh * c.tanh_ulp * 0x1p-23));
+    s *= in.softcap;
   }
   if (in.bias.size() > 0) s += in.bias;
   if (c.score_dtype) round_all(*c.score_dtype, s);

@@ -25,7 +25,8 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
     const Eigen::ArrayXd argument = (s.row(r).array() - in.lse(r)).transpose().cast<double>();
     const Eigen::ArrayXd weight =
         argument.exp() * (1 + offset + per_unit * argument.max(-200.0));
-    p.row(r) = weight.cast<float>().matrix().transpose();
+    const double floor = how.flushes ? c.exp_floor : 0;
+    p.row(r) = (weight < floor).select(0.0, weight).cast<float>().matrix().transpose();
     const float delta = in.d_o.row(r).dot(in.o.row(r));
     if (x.kept.size() > 0) dp.row(r).array() *= x.kept.row(r).array() * in.keep_scale;
     // A kernel that casts P once and computes dS from it (score_gradients_late) may also not.

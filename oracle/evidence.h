@@ -49,9 +49,12 @@ struct FilterAnswer {
   double z = 0;       // share / rms of the share over the replicates
   double least = 0;   // a smaller share is no fault, however certain it is
 
-  // |z|, or less where the share is too small to matter.
+  // |z|, or less where the share is too small to matter. No fault is there a hundred times: such a
+  // share is the rounding of a direction that nearly vanishes.
   double significance() const {
-    return std::fabs(z) * (std::fabs(share) < least ? std::fabs(share) / least : 1);
+    constexpr double most = 100;
+    const double size = std::fabs(share);
+    return size > most ? 0 : std::fabs(z) * (size < least ? size / least : 1);
   }
 };
 

@@ -177,34 +177,38 @@ Replicates replicate(const EvidenceRows& rows, const Contract& contract, int cou
     if (!rows.asked[usize(r)]) continue;
     double lse_square = 0;
     for (const Eigen::VectorXd& error : all.lse_error) lse_square += error(r) * error(r);
-    all.sigma(r) = typical_of_row(all.error, r, floor_of_row(rows, r));
+    all.sigma(r) = typical_of_row(all.error, r, floor_of_row(rows, r), rows.bound(r));
     if (!std::isfinite(all.sigma(r))) all.usable[usize(r)] = 0;
     const double lse_sigma = std::sqrt(lse_square / static_cast<double>(count));
     all.lse_sigma(r) =
         std::isfinite(lse_sigma) ? std::max(lse_sigma, floor_of_lse(rows.lse(r))) : inf;
   }
-  raise_by_bounds(all.sigma, rows.bound, all.usable);
-  raise_by_bounds(all.lse_sigma, rows.lse_bound, rows.lse_asked);
+  raise_by_bounds(all.sigma, rows.bound, all.usable, 0.5);
+  raise_by_bounds(all.lse_sigma, rows.lse_bound, rows.lse_asked, 1);
   return all;
 }
 
-double typical_of_row(const std::vector<RowMajor>& errors, Index row, double floor) {
+double typical_of_row(const std::vector<RowMajor>& errors, Index row, double floor,
+                      double bound) {
   const auto count = std::ssize(errors), columns = errors.front().cols();
   Eigen::MatrixXd rows(columns, count);
   for (Index k = 0; k < count; ++k) rows.col(k) = errors[usize(k)].row(row).transpose();
   const Eigen::MatrixXd products = rows.transpose() * rows;
   const double square = products.trace();
   if (!std::isfinite(square)) return inf;
-  if (!(square > 0)) return 4 * floor;
+  const double rms = std::sqrt(square / static_cast<double>(count * columns));
+  // No replicate rounds anything that a bound allows to be rounded.
+  constexpr double exact_by_luck = 0x1p-12, typical_of_bound = 0x1p-4;
+  if (!(rms > exact_by_luck * bound) && std::isfinite(bound))
+    return std::max(4 * std::max(rms, floor), typical_of_bound * bound);
   // 1 where all replicates err along one direction, up to their number where they do not.
   const double directions = square * square / products.squaredNorm();
   const double caution = 1 + 3 / (directions * std::sqrt(directions));
-  const double rms = std::sqrt(square / static_cast<double>(count * columns));
   return caution * std::max(rms, floor);
 }
 
 void raise_by_bounds(Eigen::VectorXd& sigma, const Eigen::VectorXd& bound,
-                     const std::vector<char>& usable) {
+                     const std::vector<char>& usable, double part) {
   std::vector<double> ratios;
   const auto counts = [&](Index r) {
     return usable[usize(r)] && bound(r) > 0 && std::isfinite(bound(r));
@@ -214,9 +218,8 @@ void raise_by_bounds(Eigen::VectorXd& sigma, const Eigen::VectorXd& bound,
   if (ratios.empty()) return;
   const auto middle = ratios.begin() + std::ssize(ratios) / 2;
   std::ranges::nth_element(ratios, middle);
-  constexpr double least_part_of_usual = 0.25;
   for (Index r = 0; r < sigma.size(); ++r)
-    if (counts(r)) sigma(r) = std::max(sigma(r), least_part_of_usual * *middle * bound(r));
+    if (counts(r)) sigma(r) = std::max(sigma(r), part * *middle * bound(r));
 }
 
 }  // namespace assay

@@ -57,12 +57,13 @@ Replicates replicate(const EvidenceRows& rows, const Contract& contract, int cou
 
 // What is typical of a row, from the rows of the replicates' errors: their rms, but not less than
 // `floor`. Where the errors of all columns go up and down together, the rms of twelve replicates is
-// itself uncertain, and is taken to be larger. docs/evidence.md, 1.
-double typical_of_row(const std::vector<RowMajor>& errors, Index row, double floor);
+// itself uncertain, and is taken to be larger. `bound` is the rms of the row's bounds.
+// docs/evidence.md, 1.
+double typical_of_row(const std::vector<RowMajor>& errors, Index row, double floor, double bound);
 
-// Raises typical errors that are far below what is usual in units of their bounds: luck made them
-// small, or every replicate was exact. `bound` has the rms of the bounds of each row.
+// Raises typical errors that are below `part` of what is usual in units of their bounds, because luck
+// made them small. `bound` has the rms of the bounds of each row.
 void raise_by_bounds(Eigen::VectorXd& sigma, const Eigen::VectorXd& bound,
-                     const std::vector<char>& usable);
+                     const std::vector<char>& usable, double part);
 
 }  // namespace assay

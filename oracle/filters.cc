@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "oracle/weigh.h"
+
 namespace assay {
 namespace {
 
@@ -15,7 +17,7 @@ class Filters {
       : rows_(rows),
         replicates_(replicates),
         p_(problem),
-        least_factor_(least_units_of_factor * roundoff),
+        roundoff_(roundoff),
         count_(std::ssize(replicates.error)),
         by_key_(p_.shape.keys, count_),
         by_distance_(2 * nearest + 1, count_),
@@ -54,15 +56,15 @@ class Filters {
               by_chance.data());
   }
 
-  void answer(const char* fault, const Shares& share) {
-    share.answer(answers_, least_factor_, [=](Index) { return std::string(fault); });
+  void answer(const char* fault, double least, const Shares& share) {
+    share.answer(answers_, least, [=](Index) { return std::string(fault); });
   }
 
   void ask_row_factors() {
     Shares share(1, count_);
     for (Index r = 0; r < rows_.rows(); ++r)
       if (usable(r)) add(share, r, rows_.exact.row(r));
-    answer("O is too large by a factor", share);
+    answer("O is too large by a factor", least_factor(roundoff_, rows_.out_dtype), share);
   }
 
   // A fault of the row sum moves all LSE to one side.
@@ -78,7 +80,7 @@ class Filters {
         by_chance[usize(k)] = w * replicates_.lse_error[usize(k)](r);
       share.add(0, w * rows_.lse_error(r), w * w * sigma * sigma, by_chance.data());
     }
-    answer("LSE is too large by a constant", share);
+    answer("LSE is too large by a constant", least_factor(roundoff_, Dtype::f32), share);
   }
 
   // The derivative of O with respect to the logarithm of the scale.
@@ -109,7 +111,9 @@ class Filters {
       for (Index r = 0; r < head.rows(); ++r)
         if (usable(head.first + r)) add(share, head.first + r, direction.row(r));
     }
-    answer("the scale is too large by a factor", share);
+    // The error of tanh counts for more where the softcap's slope is small.
+    const double least = least_factor(roundoff_, rows_.out_dtype);
+    answer("the scale is too large by a factor", p_.softcap > 0 ? 32 * least : least, share);
   }
   // d s / d log(scale), with the slope of a softcap.
   double scaled_score(double dot) const {
@@ -198,7 +202,7 @@ class Filters {
   const EvidenceRows& rows_;
   const Replicates& replicates_;
   const Attention& p_;
-  const double least_factor_;
+  const double roundoff_;
   const Index count_;
   FilterAnswers answers_;
   Shares by_key_, by_distance_, from_first_, from_last_;

@@ -13,8 +13,6 @@ namespace assay {
 
 // A key, row or term is missing, double or exchanged; what is off by less than this is rounded.
 inline constexpr double least_share_of_part = 0.02;
-// A factor or a constant within so many units of roundoff is the bias of an arithmetic.
-inline constexpr double least_units_of_factor = 8;
 
 struct FilterAnswers {
   std::vector<FilterAnswer> most_significant;  // at most five once sorted

@@ -106,15 +106,15 @@ void score_rows(const EvidenceRows& rows, const Replicates& typical, Evidence& e
         lse.add(std::fabs(rows.lse_error(at)) / typical.lse_sigma(at), head.block.b, head.block.h,
                 i);
     }
-  if (!o.empty()) e.rows[Output::o] = o.finish(row_limit_of(rows.exact.cols()));
+  if (!o.empty()) e.rows[Output::o] = o.finish(row_limit_of(rows.out_dtype, rows.exact.cols()));
   if (!lse.empty()) e.rows[Output::lse] = lse.finish(lse_limit);
 }
 
 }  // namespace
 
 Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
-               std::span<const Contract> contracts, const std::vector<SuspectRow>& suspects,
-               const JudgeOptions& options) {
+               const Contract& strict, std::span<const Contract> contracts,
+               const std::vector<SuspectRow>& suspects, const JudgeOptions& options) {
   if (problem.projection) return not_asked("K and V are computed from a latent cache");
   if (problem.q.dtype == Dtype::f64 || out.o.dtype == Dtype::f64)
     return not_asked("replicates compute in binary32");
@@ -122,7 +122,7 @@ Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
   if (s.rows == 0) return not_asked("there is no row");
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);
   const EvidenceRows rows =
-      gather_evidence(problem, out, contracts.front(), suspects, budget, options);
+      gather_evidence(problem, out, strict, suspects, budget, options);
   if (rows.asked_rows() == 0) return not_asked("no row has finite outputs and a bound");
   return best_fit(contracts, options, [&](const Contract& contract, Evidence& e) {
     const Replicates typical =

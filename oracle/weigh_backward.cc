@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <set>
@@ -193,10 +194,10 @@ GroupReplicates replicate(const EvidenceGroup& group, const Contract& c, int cou
     for (Index r = 0; r < g.exact.rows(); ++r) {
       if (!g.asked[usize(r)]) continue;
       const double floor = half_ulp(g.dtype, g.exact.row(r).cwiseAbs().maxCoeff()) / 3;
-      all.sigma[n](r) = typical_of_row(all.error[n], r, floor);
+      all.sigma[n](r) = typical_of_row(all.error[n], r, floor, g.bound(r));
       if (!std::isfinite(all.sigma[n](r))) all.usable[n][usize(r)] = 0;
     }
-    raise_by_bounds(all.sigma[n], g.bound, all.usable[n]);
+    raise_by_bounds(all.sigma[n], g.bound, all.usable[n], 0.5);
   }
   return all;
 }
@@ -208,13 +209,14 @@ class GradientFilters {
       : s_(p.shape),
         count_(replicates),
         scale_(static_cast<double>(p.scale)),
-        least_factor_(least_units_of_factor * roundoff),
+        roundoff_(roundoff),
         factors_(3, Shares(1, replicates)),
         rows_(2, Shares(s_.rows, replicates)),
         heads_(2, Shares(s_.group(), replicates)),
         keys_(s_.keys, replicates) {}
 
   void add(const EvidenceGroup& group, const GroupReplicates& typical) {
+    for (std::size_t n = 0; n < dtypes_.size(); ++n) dtypes_[n] = group.gradients[n].dtype;
     for (std::size_t n = 0; n < factors_.size(); ++n) add_factor(group, typical, n);
     add_rows(group, typical, 1);
     add_rows(group, typical, 2);
@@ -224,7 +226,7 @@ class GradientFilters {
   FilterAnswers finish() {
     constexpr const char* names[] = {"dQ", "dK", "dV"};
     for (std::size_t n = 0; n < factors_.size(); ++n)
-      factors_[n].answer(answers_, least_factor_, [=](Index) {
+      factors_[n].answer(answers_, 2 * least_factor(roundoff_, dtypes_[n]), [=](Index) {
         return std::string(names[n]) + " is too large by a factor";
       });
     for (std::size_t n = 0; n < rows_.size(); ++n) {
@@ -350,7 +352,8 @@ class GradientFilters {
 
   const AttentionShape& s_;
   const int count_;
-  const double scale_, least_factor_;
+  const double scale_, roundoff_;
+  std::array<Dtype, 3> dtypes_{};
   FilterAnswers answers_;
   std::vector<Shares> factors_, rows_, heads_;
   Shares keys_;
@@ -361,8 +364,9 @@ constexpr Index most_pairs = Index{1} << 22;  // of one group
 }  // namespace
 
 Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& input,
-                        const AttentionGradients& out, std::span<const Contract> contracts,
-                        const Verdict& bounds, const JudgeOptions& options) {
+                        const AttentionGradients& out, const Contract& strict,
+                        std::span<const Contract> contracts, const Verdict& bounds,
+                        const JudgeOptions& options) {
   const AttentionShape& s = problem.shape;
   if (problem.q.dtype == Dtype::f64) return not_asked("replicates compute in binary32");
   if (bounds.rows_judged < bounds.rows_total) return not_asked("only some rows were judged");
@@ -371,7 +375,7 @@ Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& 
   std::vector<EvidenceGroup> groups;
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);
   for (const auto& [b, g] : choose_groups(s, bounds, budget))
-    groups.push_back(gather_group(problem, input, out, contracts.front(), b, g));
+    groups.push_back(gather_group(problem, input, out, strict, b, g));
   return best_fit(contracts, options, [&](const Contract& c, Evidence& e) {
     std::map<Output, RowScores> scores;
     GradientFilters filters(problem, replicate_count, c.dot_roundoff);
@@ -394,7 +398,9 @@ Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& 
       filters.add(group, typical);
     }
     for (auto& [output, list] : scores)
-      e.rows[output] = list.finish(row_limit_of(output == Output::dv ? s.value_dim : s.dim));
+      e.rows[output] = list.finish(gradient_leeway *
+                                   row_limit_of(groups.front().gradients.front().dtype,
+                                                output == Output::dv ? s.value_dim : s.dim));
     return filters.finish();
   });
 }

@@ -57,12 +57,16 @@ ProductSample sample_product(const Product& p, const TensorView& c, const Verdic
   s.group = p.w.group;
   s.tensor_scale = static_cast<double>(p.w.tensor_scale);
   s.out = c.dtype;
+  // Where products underflow, what is lost depends on what a kernel multiplies first.
+  constexpr double least_sum = 0x1p-100;
+  const RowMajor gauge = s.a.cwiseAbs() * s.w.cwiseAbs();
   for (Index r = 0; r < m; ++r)
     for (Index j = 0; j < n; ++j) {
       const Index row = s.rows[usize(r)], column = s.columns[usize(j)];
       const ExactSum exact = exact_product(p, row, column);
       const double got = load(c, c.at(0, 0, row, column));
-      s.asked(r, j) = std::isfinite(exact.high) && std::isfinite(got);
+      s.asked(r, j) =
+          std::isfinite(exact.high) && std::isfinite(got) && gauge(r, j) > least_sum;
       if (!s.asked(r, j)) continue;
       s.exact(r, j) = exact.high;
       s.error(r, j) = (got - exact.high) - exact.low;
@@ -125,7 +129,7 @@ RowMajorSingle emulate(const ProductSample& s, const ProductContract& c, SplitMi
   if (c.roundoff == 0x1p-23) dot.dot_block = 16;
   Schedule how = draw_schedule(dot, 1, random, serial);
   // Parts of 0 are the whole sum; in order, a group is a part.
-  if (c.order != ProductOrder::any) how.dot_part = s.group;
+  if (c.order != ProductOrder::any && s.group > 0 && serial % 2 == 0) how.dot_part = s.group;
   const bool scales_last = s.tensor_scale != 1 && !c.scales_weights;
   RowMajorSingle w = (scales_last ? RowMajor(s.w / s.tensor_scale) : s.w).cast<float>();
   if (c.weight_dtype) round_all(*c.weight_dtype, w);
@@ -152,9 +156,17 @@ ProductReplicates replicate(const ProductSample& s, const ProductContract& c,
   });
   all.square = RowMajor::Zero(s.exact.rows(), s.exact.cols());
   for (const RowMajor& error : all.error) all.square += error.cwiseAbs2() / replicate_count;
+  // All sums are of as many terms, so their errors are usually in proportion to the sums of moduli.
+  const RowMajor gauge = s.a.cwiseAbs() * s.w.cwiseAbs();
+  std::vector<double> ratios;
+  for (Index e = 0; e < gauge.size(); ++e)
+    if (s.asked.data()[e] && gauge.data()[e] > 0 && std::isfinite(all.square.data()[e]))
+      ratios.push_back(std::sqrt(all.square.data()[e]) / gauge.data()[e]);
+  std::ranges::sort(ratios);
+  const double usual = ratios.empty() ? 0 : ratios[ratios.size() / 2];
   for (Index e = 0; e < all.square.size(); ++e) {
-    const double floor = half_ulp(s.out, s.exact.data()[e]) / 3;
-    all.square.data()[e] = std::max(all.square.data()[e], floor * floor);
+    const double floor = half_ulp(s.out, s.exact.data()[e]) / 2, pooled = usual * gauge.data()[e];
+    all.square.data()[e] = std::max({all.square.data()[e], floor * floor, pooled * pooled});
   }
   return all;
 }
@@ -180,8 +192,8 @@ void score(const ProductSample& s, const ProductReplicates& typical, Evidence& e
     if (square > 0) columns.add(std::sqrt(error / square), 0, 0, s.columns[usize(j)]);
   }
   if (rows.empty()) return;
-  const Atypical row = rows.finish(row_limit_of(s.exact.cols()));
-  Atypical column = columns.finish(row_limit_of(s.exact.rows()));
+  const Atypical row = rows.finish(row_limit_of(s.out, s.exact.cols()));
+  Atypical column = columns.finish(row_limit_of(s.out, s.exact.rows()));
   column.of_column = true;
   e.rows[Output::c] = row.s / row.limit > column.s / column.limit ? row : column;
 }
@@ -215,7 +227,7 @@ FilterAnswers ask(const ProductSample& s, const ProductReplicates& typical, doub
     for (std::size_t n = 0; n < shares.size(); ++n) shares[n] = of_terms[n](k);
     terms.add(k, shares[0], squares(k), shares.data() + 1);
   }
-  factor.answer(answers, least_units_of_factor * roundoff, [](Index) { return std::string("C is too large by a factor"); });
+  factor.answer(answers, least_factor(roundoff, s.out), [](Index) { return std::string("C is too large by a factor"); });
   terms.answer(answers, least_share_of_part, [](Index k) { return fmt::format("term {} is missing", k); });
   for (const Index width : {8, 16, 32, 64, 128}) {
     if (width >= 2 * terms.size()) break;
