@@ -253,6 +253,7 @@ Command add_check(CLI::App& app) {
   add_candidates(*check, *o);
   add_extent(*check, *o);
   add_outputs(*check, *o);
+  add_evidence(*check, o->workers.execute.evidence);
   add_guard_pages(*check, o->workers.execute);
   check
       ->add_option("--ball-rows", o->workers.execute.ball_rows,

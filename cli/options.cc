@@ -131,6 +131,17 @@ void add_workers(CLI::App& command, WorkerOptions& workers) {
       ->capture_default_str();
 }
 
+void add_evidence(CLI::App& command, EvidenceRule& rule) {
+  std::map<std::string, EvidenceRule> rules;
+  for (const auto& row : table_of<EvidenceRule>) rules.emplace(row.name, row.value);
+  command
+      .add_option("--evidence", rule,
+                  "What follows if errors are inside every bound, but not typical of any "
+                  "arithmetic: the case fails, its reason warns, or nothing is asked")
+      ->transform(CLI::CheckedTransformer(rules).description("fail|warn|off"))
+      ->default_str("fail");
+}
+
 void add_guard_pages(CLI::App& command, ExecuteOptions& execute) {
   const std::map<std::string, Surroundings> sides = {{"none", Surroundings::bands},
                                                      {"behind", Surroundings::page_behind},

@@ -30,6 +30,8 @@ void refuse_empty_values(CLI::App& app);
 
 // Adds --jobs, --timeout, --in-process and --memory.
 void add_workers(CLI::App& command, WorkerOptions& workers);
+// Adds --evidence.
+void add_evidence(CLI::App& command, EvidenceRule& rule);
 void add_guard_pages(CLI::App& command, ExecuteOptions& execute);
 
 // The name of the candidate that --kernel means. A bare name means a library of this folder, if

@@ -35,6 +35,7 @@ struct VerifyCommandOptions {
   std::uint64_t seed = 1;
   int threads = hardware_threads();
   bool list = false;
+  EvidenceRule evidence = EvidenceRule::fail;
   ReportFiles files_to_write;
 };
 
@@ -88,7 +89,11 @@ int verify(const VerifyCommandOptions& o) {
       try {
         const Record r = file->read(name);
         const CaseResult result =
-            verify(*file, r, {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed});
+            verify(*file, r,
+                   {.threads = o.threads,
+                    .sample_rows = o.rows,
+                    .seed = o.seed,
+                    .evidence = o.evidence});
         if (result.outcome == Outcome::fail)
           progress.say(fmt::format("fail: {}\n  {}", result.reason, result.reproduce));
         kernels.insert(r.kernel);
@@ -109,6 +114,7 @@ int verify(const VerifyCommandOptions& o) {
                                     .sample_rows = o.rows,
                                     .seed = o.seed,
                                     .power = false,
+                                    .evidence = o.evidence,
                                     .pictures = true};
         take_pictures(results[k], verify(file, file.read(places[k].second), drawing));
       } catch (const FileError& e) {
@@ -169,6 +175,7 @@ Command add_verify(CLI::App& app) {
   command->add_option("--threads", o->threads, "Threads of the oracle")
       ->transform(number_in(1, 1024))
       ->capture_default_str();
+  add_evidence(*command, o->evidence);
   add_report_files(*command, o->files_to_write);
   command->footer(
       "Exit status: 0 all passed, 1 a record failed, 2 a file or record cannot be read, or nothing "

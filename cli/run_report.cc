@@ -83,6 +83,23 @@ void print_gradient_power(const GradientPower& g) {
       percent(g.by_dv, g.pairs));
 }
 
+// Whether errors are typical, of which arithmetic, and what came nearest to a limit.
+void print_evidence(const Evidence& e) {
+  if (!e.not_asked.empty()) fmt::print("  evidence: not asked: {}\n", e.not_asked);
+  if (e.arithmetic.empty()) return;
+  std::vector<std::string> rows;
+  for (const auto& [output, row] : e.rows)
+    rows.push_back(fmt::format("{} {:.2g} (limit {:.2g})", name_of(output), row.s, row.limit));
+  fmt::print("  evidence: errors {} those of {}; largest, in units of typical ones: {}\n",
+             e.fits ? "are" : "come nearest to", e.arithmetic, fmt::join(rows, ", "));
+  if (!e.filters.empty()) {
+    const FilterAnswer& f = e.filters.front();
+    fmt::print("  evidence: of {} faults looked for, most of \"{}\": {:.2g} of it, z {:.2g} "
+               "(limit {:.2g})\n",
+               e.questions, f.fault, f.share, f.z, e.z_limit);
+  }
+}
+
 void print_single(const CaseResult& r) {
   const Verdict& v = r.verdict;
   fmt::print("{}\n  {}: {}\n", r.line, name_of(r.outcome), r.reason);
@@ -92,6 +109,7 @@ void print_single(const CaseResult& r) {
     for (const auto& [name, part] : by_name(v))
       if (part.second->worst.bound > 0) print_worst(part.first, part.second->worst, v.row_tile);
   }
+  print_evidence(v.evidence);
   const bool right = passed(r.outcome);
   if (right)
     fmt::print("  bias: mean signed error/bound {}, slope t {}\n", to_json(v.mean_ratio).dump(),

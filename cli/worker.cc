@@ -44,6 +44,7 @@ Command add_worker(CLI::App& app) {
   command->add_option("--memory", o->memory_mib)->transform(number_in(Index{0}, Index{1} << 30));
   command->add_option("--ball-rows", o->execute.ball_rows)->transform(number_in(0, 1 << 20));
   add_guard_pages(*command, o->execute);
+  add_evidence(*command, o->execute.evidence);
   command->add_option("--oracle-threads", o->execute.oracle_threads)->transform(number_in(0, 1024));
   command->add_flag("--pictures", o->execute.pictures);
   command->add_flag("--no-power", o->no_power);

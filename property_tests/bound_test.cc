@@ -201,7 +201,7 @@ TEST(Ladder, ReportsTheStrictestContractNotRefuted) {
     if (e.contract.name == "weights in the dtype")
       EXPECT_EQ(v.contract, "fp32 accumulation, weights in f16") << v.reason;
     if (e.contract.name == "scores stored in the dtype")
-      EXPECT_EQ(v.contract, "truncating 16-wide block FMA, weights in f16, scores stored in it")
+      EXPECT_EQ(v.contract, "truncating 16-wide block FMA, scores and weights stored in f16")
           << v.reason;
     EXPECT_THAT(v, Passes()) << e.contract.name;
   }

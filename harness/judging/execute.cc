@@ -60,6 +60,7 @@ JudgeOptions CaseRun::judging(Painter* painter) const {
   judging.seed = c.seed;
   judging.ball_rows = options.ball_rows;
   judging.power = options.power;
+  judging.evidence = options.evidence;
   judging.statistics = has_independent_zero_mean(c);
   judging.without_lse = !candidate.abilities().lse;
   if (painter) judging.judged = [painter](const Element& e) { painter->add(e); };

@@ -24,6 +24,7 @@ struct ExecuteOptions {
   int ball_rows = 1;
   bool power = true;
   bool relations = true;
+  EvidenceRule evidence = EvidenceRule::fail;
   Surroundings around = Surroundings::bands;  // it surrounds every tensor
   bool pictures = false;                      // keep the data that a report draws
   std::function<void(Turn)> turn = nullptr;   // called when a turn begins

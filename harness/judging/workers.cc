@@ -48,6 +48,8 @@ class Worker {
                                           fmt::format("--ball-rows={}", options.execute.ball_rows)};
     if (!options.execute.power) arguments.push_back("--no-power");
     if (!options.execute.relations) arguments.push_back("--no-relations");
+    if (options.execute.evidence != EvidenceRule::fail)
+      arguments.push_back(fmt::format("--evidence={}", name_of(options.execute.evidence)));
     if (options.execute.pictures) arguments.push_back("--pictures");
     if (options.execute.around != Surroundings::bands)
       arguments.push_back(options.execute.around == Surroundings::page_behind

@@ -711,6 +711,7 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   judging.sample_rows = o.sample_rows;
   judging.seed = o.seed;
   judging.power = o.power;
+  judging.evidence = o.evidence;
   judging.without_lse = !r.out.lse;
   std::optional<Painter> painter;
   if (o.pictures) {

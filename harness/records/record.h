@@ -62,6 +62,7 @@ struct VerifyOptions {
   Index sample_rows = 0;  // the number of rows of each head that are judged; 0: all
   std::uint64_t seed = 1;
   bool power = true;
+  EvidenceRule evidence = EvidenceRule::fail;
   bool pictures = false;  // keep the data that a report draws
 };
 
