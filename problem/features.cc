@@ -14,7 +14,7 @@ struct Flag {
 };
 
 // The features of attention that a case has or has not.
-constexpr Flag attention_flags[] = {
+constexpr Flag features_of_attention[] = {
     {"gqa", [](const Case& c) { return c.shape.query_heads != c.shape.kv_heads; }},
     {"head-dims", [](const Case& c) { return c.shape.dim != c.shape.value_dim; }},
     {"empty",
@@ -64,7 +64,7 @@ std::vector<std::string> features_of(const Case& c) {
     add(named("w", c.product.format));
     if (c.product.a_format) add(named("a", *c.product.a_format));
   } else {
-    for (const Flag& flag : attention_flags)
+    for (const Flag& flag : features_of_attention)
       if (flag.needed(c)) add(flag.name);
     if (c.cache) add(named("cache", c.cache.kind));
   }
@@ -80,7 +80,7 @@ const std::vector<std::string>& all_features() {
     for (const Dtype d : {Dtype::f64, Dtype::f32, Dtype::f16, Dtype::bf16})
       names.push_back(named("dtype", d));
     names.emplace_back("out");
-    for (const Flag& flag : attention_flags) names.emplace_back(flag.name);
+    for (const Flag& flag : features_of_attention) names.emplace_back(flag.name);
     for (const CacheSpec::Kind kind : values_of<CacheSpec::Kind>)
       if (kind != CacheSpec::Kind::none) names.push_back(named("cache", kind));
     for (const LayoutKind layout : values_of<LayoutKind>)
