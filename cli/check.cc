@@ -9,10 +9,12 @@
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/run_report.h"
 #include "cli/selection.h"
+#include "cli/tell.h"
 #include "harness/files.h"
 #include "harness/cases/shrink.h"
 #include "harness/records/standalone.h"
@@ -87,7 +89,7 @@ Ran run_selection(const CheckOptions& o, Selection selection, Clock::time_point 
     std::size_t finished = 0;
     run_in_workers(items, o.workers, [&](std::size_t k, CaseResult r) {
       if (r.outcome == Outcome::fail || r.outcome == Outcome::error)
-        progress.say(fmt::format("{}: {}\n  {}", name_of(r.outcome), r.reason, items[k].line));
+        progress.say(told_in("{}: {}\n  {}", name_of(r.outcome), r.reason, items[k].line));
       progress.advance(items[k].line);
       round[k] = std::move(r);
       ++finished;
@@ -107,7 +109,7 @@ void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o) {
   for (CaseResult& r : results) {
     if (r.outcome != Outcome::fail || shrunk == 3) continue;
     ++shrunk;
-    fmt::print(stderr, "shrinking: {}\n", r.line);
+    tell(stderr, "shrinking: {}\n", r.line);
     r.shrunk = shrink_line(r, o.workers);
     r.reproduce = check_command(o.candidate, r.shrunk, o.workers.execute.around);
   }
@@ -137,10 +139,10 @@ int run(const CheckOptions& o) {
   make_candidate(o.candidate);  // an unknown name is an error before anything runs
   const Selection selection = select_cases(o.selection, o.selection.seed);
   if (o.list) {
-    for (const Case& c : selection.cases) fmt::print("{}\n", print_case(c));
+    for (const Case& c : selection.cases) tell("{}\n", print_case(c));
     return all_passed;
   }
-  for (const std::string& note : selection.notes) fmt::print("{}\n", note);
+  for (const std::string& note : selection.notes) tell("{}\n", note);
 
   Ran ran = run_selection(o, selection, start);
   if (!o.no_shrink) shrink_failures(ran.results, o);
@@ -156,7 +158,7 @@ int run(const CheckOptions& o) {
   const int status = report_run(facts, ran.results);
   if (!o.standalone.empty()) {
     write_file(o.standalone, standalone_program(standalone_case(ran.results, o.standalone)));
-    fmt::print("standalone program: {}\n", o.standalone);
+    tell("standalone program: {}\n", o.standalone);
   }
   return status;
 }
@@ -167,6 +169,7 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
                   "What is judged: host, host-undeclared (declares no contract, so a ladder is "
                   "tried), unfused (the fallback), sdpa (what the dispatcher chooses), "
                   "device:NAME, lib:PATH or fault:NAME")
+      ->check(judged())
       ->capture_default_str();
   check
       .add_option("--device", o.device,
@@ -178,6 +181,7 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
       .add_option("--kernel", o.library,
                   "Judge a shared library of yours, in a process of its own; "
                   "include/assay/kernel.h and `assay new-kernel DIR` show how to write one")
+      ->check(read_only())
       ->excludes("--candidate")
       ->excludes("--device");
 }
@@ -204,10 +208,12 @@ void add_outputs(CLI::App& check, CheckOptions& o) {
   check
       .add_option("--with-faults", o.files.faults,
                   "With --html: show this score too, which `assay faults --json` wrote")
+      ->check(read_only())
       ->needs("--html");
   check
       .add_option("--with-fuzz", o.files.fuzz,
                   "With --html: show this summary too, which `assay fuzz --json` wrote")
+      ->check(read_only())
       ->needs("--html");
   check
       .add_option("--standalone", o.standalone,

@@ -10,7 +10,9 @@
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/options.h"
+#include "cli/tell.h"
 
 namespace assay {
 
@@ -38,14 +40,14 @@ int trace(const TraceOptions& o) {
   const Case c = parse_case(o.line);
   try {
     const Trace t = trace_case(c, *candidate);
-    fmt::print("{}", describe(t, c));
+    std::fputs(visible_lines(describe(t, c)).c_str(), stdout);
     if (t.first || t.verdict.outcome == Outcome::fail) return static_cast<int>(some_failed);
     if (t.compared() == 0) return static_cast<int>(bad_usage);
     return static_cast<int>(
         t.verdict.outcome == Outcome::pass || t.verdict.outcome == Outcome::suspect ? all_passed
                                                                                     : bad_usage);
   } catch (const CandidateError& e) {
-    fmt::print("{}\n  {}\n", print_case(c), e.what());
+    tell("{}\n  {}\n", print_case(c), e.what());
     return static_cast<int>(some_failed);
   }
 }
@@ -62,8 +64,10 @@ Command add_trace(CLI::App& app) {
   command
       ->add_option("--candidate", o->candidate,
                    "host, fault:NAME or lib:PATH (of a library that calls the probe)")
+      ->check(judged())
       ->capture_default_str();
   command->add_option("--kernel", o->library, "A shared library of yours that calls the probe")
+      ->check(read_only())
       ->excludes("--candidate");
   command
       ->add_option("--timeout", o->timeout_seconds,

@@ -8,6 +8,7 @@
 #include "harness/judging/painter.h"
 #include "harness/judging/quantization.h"
 #include "harness/judging/step.h"
+#include "harness/text.h"
 #include "oracle/backward_verdict.h"
 #include "problem/clock.h"
 
@@ -215,7 +216,8 @@ std::string check_command(const std::string& candidate, const std::string& line,
   const char* pages = around == Surroundings::page_behind   ? " --guard-pages behind"
                       : around == Surroundings::page_before ? " --guard-pages before"
                                                             : "";
-  return fmt::format("assay check --candidate {}{} --case '{}'", candidate, pages, line);
+  return fmt::format("assay check --candidate {}{} --case {}", shell_word(candidate), pages,
+                     shell_quoted(line));
 }
 
 bool has_independent_zero_mean(const Case& c) {

@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "harness/judging/painter.h"
+#include "harness/text.h"
 #include "kernels/validate.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/product.h"
@@ -683,9 +684,10 @@ Record RecordFile::read(const std::string& name) const {
 }
 
 std::string verify_command(const std::string& path, const std::string& name) {
-  std::string quoted;
-  for (const char c : path) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return fmt::format("assay verify '{}'{}", quoted, name.empty() ? "" : " --record " + name);
+  // A name that begins with a dash would be read as an option.
+  const std::string file = path.starts_with('-') ? "./" + path : path;
+  return fmt::format("assay verify {}{}", shell_quoted(file),
+                     name.empty() ? "" : " --record " + shell_word(name));
 }
 
 CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& o) {
