@@ -97,8 +97,9 @@ void add_files(std::vector<NamedFile>& files, CLI::Option& option) {
 // Where a file that is not there yet would be made.
 fs::path place_of(const std::string& path) {
   std::error_code error;
-  const fs::path place = fs::weakly_canonical(without_links(path), error);
-  return error ? fs::path(path) : place;
+  const fs::path whole = fs::absolute(without_links(path), error);
+  const fs::path place = fs::weakly_canonical(whole, error);
+  return error ? whole.lexically_normal() : place;
 }
 
 bool same_file(const std::string& a, const std::string& b) {

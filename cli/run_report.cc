@@ -70,7 +70,7 @@ void print_power(const Verdict& v) {
   tell("  power, {} {}:", p.pairs, product ? "terms of sums" : "visible (row, key) pairs");
   for (std::size_t k = 0; k < change_count; ++k) {
     tell("  {} {:.1f}%", name_of(static_cast<Change>(k)), percent(p.by_either[k], p.pairs));
-    if (!product)
+    if (v.outputs.contains(Output::lse))
       tell(" (O {:.1f}%, LSE {:.1f}%)", percent(p.by_output[k], p.pairs),
            percent(p.by_lse[k], p.pairs));
   }

@@ -70,8 +70,8 @@ class RowJudge {
     for (Index c = 0; c < s.value_dim; ++c) judge_element(block, r, c, slope);
     if (slope.xx > 0) rows_.slopes.push_back(slope.xy / slope.xx);
     if (certify && block.lse_kind[at] == Kind::finite && block.domain[at] == Domain::bounded)
-      certify_row(kv_, block, r, full_bound_.data(), block.lse_bound[at], s.keys, contract_.tile,
-                  tally_.verdict.power);
+      certify_row(kv_, block, r, full_bound_.data(), bound_of_compared_lse(block, at), s.keys,
+                  contract_.tile, tally_.verdict.power);
   }
 
  private:
@@ -88,6 +88,11 @@ class RowJudge {
     for (long bits = in_balls ? 2 * first_ball_bits : first_ball_bits;
          bits <= last_ball_bits && any_undecided(block, r); bits *= 2)
       take(bits);
+  }
+
+  // An LSE that is not compared shows no fault.
+  double bound_of_compared_lse(const Block& block, std::size_t at) const {
+    return out_.lse ? block.lse_bound[at] : std::numeric_limits<double>::infinity();
   }
 
   std::size_t index_of(Index r, Index c) const {
