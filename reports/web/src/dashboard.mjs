@@ -166,7 +166,7 @@ function overTime({ title, note, at, series, axis, bound, state = {} }) {
           type: 'category',
           data: used.map((i) => at[i].label),
           boundaryGap: true,
-          axisLabel: { showMaxLabel: true },
+          axisLabel: { showMaxLabel: true, lineHeight: 15 },
         },
         yAxis: { ...y, axisLabel: y.axisLabel },
         dataZoom:
@@ -495,7 +495,7 @@ function fuzzing(view) {
             );
           },
         },
-        xAxis: { type: 'category', data: at.map((p) => p.label) },
+        xAxis: { type: 'category', data: at.map((p) => p.label), axisLabel: { lineHeight: 15 } },
         yAxis: {
           type: 'value',
           name: 'executions',
@@ -717,7 +717,6 @@ function overview(state) {
         {
           key: 'result',
           title: 'result',
-          class: 'when',
           value: (r) => sum(r).worse,
           cell: verdict,
         },
@@ -751,7 +750,7 @@ function overview(state) {
         {
           key: 'machine',
           title: 'machine',
-          class: 'when',
+          class: 'machine',
           value: (r) => r.where,
           cell: (r) => r.where,
         },

@@ -225,10 +225,11 @@ function details(c) {
       pairs('Relations', r.relations, relation),
       pairs('Seconds', r.seconds, seconds),
       r.bias &&
-        pairs('Bias', {
-          'mean signed error / bound': r.bias.mean_ratio,
-          'slope t': r.bias.slope_t,
-        }),
+        pairs(
+          'Bias',
+          { 'mean signed error / bound': r.bias.mean_ratio, 'slope t': r.bias.slope_t },
+          real,
+        ),
       pairs('Contract', { contract: r.contract, candidate: r.candidate, dtype: r.dtype }),
       shownTable(
         'Power',
@@ -472,7 +473,7 @@ const shareBar = (part, whole) =>
 const noPower = () =>
   cases.some((c) => c.result.power?.pairs > 0)
     ? 'Only passes count here, and no case passed.'
-    : 'No power was measured in this run.';
+    : 'This run measured no power.';
 
 function power() {
   const cells = Object.entries(summary.adequacy ?? {});
