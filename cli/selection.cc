@@ -87,8 +87,8 @@ Selection select_cases(const SelectionOptions& o, std::uint64_t seed) {
     std::erase_if(s.cases,
                   [&](const Case& c) { return print_case(c).find(o.filter) == std::string::npos; });
     if (s.cases.empty())
-      throw UsageError(fmt::format("--filter={}: none of {} contains it", o.filter,
-                                   counted(before, "case")));
+      throw UsageError(
+          fmt::format("--filter={}: none of {} contains it", o.filter, counted(before, "case")));
   }
   if (!o.shard.empty()) {
     const auto [i, n] = parse_shard(o.shard);

@@ -360,7 +360,7 @@ class Jobs {
   void take_findings(const std::string& target) {
     std::vector<fs::path> files;
     for (const auto& e : fs::directory_iterator(o_.work / "findings" / target))
-      if (e.is_regular_file()) files.push_back(e.path());
+      if (std::error_code unknown; e.is_regular_file(unknown)) files.push_back(e.path());
     std::ranges::sort(files);
     for (const fs::path& file : files) {
       const std::string name = file.filename();
@@ -490,7 +490,10 @@ std::vector<std::string> fuzz_targets(const fs::path& binaries) {
   std::error_code error;
   for (const auto& e : fs::directory_iterator(binaries, error)) {
     const std::string name = e.path().filename();
-    if (e.is_regular_file() && name.ends_with("_fuzz") && access(e.path().c_str(), X_OK) == 0)
+    // A link that leads nowhere, or in a circle, is no program.
+    std::error_code unknown;
+    if (e.is_regular_file(unknown) && name.ends_with("_fuzz") &&
+        access(e.path().c_str(), X_OK) == 0)
       targets.push_back(name.substr(0, name.size() - 5));
   }
   if (targets.empty())

@@ -98,8 +98,8 @@ TEST(Markdown, TwoRuns) {
   EXPECT_THAT(
       text,
       HasSubstr(
-          "| largest error/bound | × 4 \\[4, 4\\] over 1 cases, **beyond the margin of 5%** |"));
-  EXPECT_THAT(text, HasSubstr("| time | × 1 \\[1, 1\\] over 1 cases |"));
+          "| largest error/bound | × 4 \\[4, 4\\] over 1 case, **beyond the margin of 5%** |"));
+  EXPECT_THAT(text, HasSubstr("| time | × 1 \\[1, 1\\] over 1 case |"));
   EXPECT_THAT(text, HasSubstr("`pass -> fail: a`"));
 }
 
