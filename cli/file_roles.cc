@@ -113,7 +113,15 @@ bool same_file(const std::string& a, const std::string& b) {
 }  // namespace
 
 CLI::Validator writable() { return role_of_output(writes); }
-CLI::Validator appended() { return role_of_output(appends); }
+CLI::Validator appended() {
+  return {[](std::string& path) {
+            std::error_code error;
+            const bool other = fs::exists(path, error) && !fs::is_regular_file(path, error);
+            return other ? fmt::format("writing {}: is no regular file", path)
+                         : why_not_writable(path);
+          },
+          "FILE", appends};
+}
 CLI::Validator stored() { return role_of_input(stores); }
 CLI::Validator read_only() { return role_of_input(reads); }
 CLI::Validator read_run() { return role_of_input(reads_run); }

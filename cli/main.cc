@@ -51,11 +51,13 @@ void keep_standard_streams() {
       (void)!open("/dev/null", stream == STDERR_FILENO ? O_WRONLY : O_RDONLY);
 }
 
-// In `--name=`, the library takes the next argument as the value. The value must be the empty text.
+// In `--name=`, the library takes the next argument as the value, and in `-n=` it takes the sign.
+// The value must be the empty text.
 std::vector<const char*> with_empty_values(int argc, char** argv, std::vector<std::string>& texts) {
   for (int k = 0; k < argc; ++k) {
     const std::string text = argv[k];
-    const bool empty = text.starts_with("--") && text.find('=') == text.size() - 1;
+    const bool named = text.starts_with("--") || (text.starts_with('-') && text.size() == 3);
+    const bool empty = named && text.find('=') == text.size() - 1;
     texts.push_back(empty ? text.substr(0, text.size() - 1) : text);
     if (empty) texts.emplace_back();
   }

@@ -25,6 +25,7 @@ using testing::ContainsRegex;
 using testing::HasSubstr;
 using testing::MatchesRegex;
 using testing::Not;
+using testing::StartsWith;
 
 class Command : public testing::Test {
  protected:
@@ -229,6 +230,8 @@ TEST_F(Command, WritesJsonJunitAndHtml) {
   EXPECT_EQ(json["summary"]["failed"], 0);
   EXPECT_EQ(json["summary"]["cases"], json["results"].size());
   EXPECT_GT(json["results"].size(), 0u);
+  EXPECT_THAT(json["machine"]["compiler"].get<std::string>(),
+              AnyOf(StartsWith("gcc "), StartsWith("clang ")));
   for (const auto& result : json["results"]) {
     EXPECT_EQ(result["dtype"], "f16");
     EXPECT_GT(result["elements"]["compared"]["O"], 0);
