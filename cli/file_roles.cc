@@ -136,6 +136,8 @@ void refuse_shared_files(const CLI::App& command) {
     if (!output.written) continue;
     for (const NamedFile& other : files) {
       if (other.said == output.said || !same_file(output.path, other.path)) continue;
+      // Such outputs follow one another, also in a regular file.
+      if (other.written && goes_to_standard_stream(output.path)) continue;
       throw UsageError(other.written
                            ? fmt::format("{} and {} would be one file", output.said, other.said)
                            : fmt::format("{} would overwrite a file of {}, which is read",

@@ -131,6 +131,11 @@ void NewFile::commit() {
   if (close(file_.release()) != 0) fail();
 }
 
+bool goes_to_standard_stream(const std::string& path) {
+  struct stat facts{};
+  return stat(path.c_str(), &facts) == 0 && standard_stream_of(facts) >= 0;
+}
+
 std::string without_links(const std::string& path) {
   constexpr int most_links = 40;  // as for the system
   fs::path target = path;

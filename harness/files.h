@@ -45,6 +45,9 @@ class NewFile {
   Descriptor file_;
 };
 
+// Whether what is written to the path goes where standard output or standard error go.
+bool goes_to_standard_stream(const std::string& path);
+
 // The path without the links that it ends in. The last one may point to nothing.
 std::string without_links(const std::string& path);
 

@@ -581,8 +581,9 @@ long retained_by(const Call& call, int calls) {
   return live - before;
 }
 
-// A call needs memory in proportion to the sequence at most, not to its square; a batch needs no
-// more than one of its entries, as it is computed in parts; and nothing stays behind.
+// A forward pass needs memory in proportion to the sequence and the batch at most. A backward pass
+// also keeps partial sums of dQ for each split of the keys, until these take 256 MiB; so it needs
+// more than that here, and less than in proportion to the square. Nothing stays behind.
 TEST(Memory, GrowsNoFasterThanTheSequence) {
   start_workers();
   struct Needed {
@@ -610,11 +611,12 @@ TEST(Memory, GrowsNoFasterThanTheSequence) {
     const Needed now = measure(1, length);
     EXPECT_GT(now.forward, 0);
     EXPECT_LE(now.forward, 2 * before.forward + constant_part) << length;
-    EXPECT_LE(now.backward, 2 * before.backward + constant_part) << length;
+    EXPECT_LE(now.backward, 3 * before.backward + constant_part) << length;
     before = now;
   }
   const Needed one = measure(1, 256), four = measure(4, 256);
-  EXPECT_LE(four.forward, one.forward + constant_part);
+  EXPECT_LE(four.forward, 4 * one.forward + constant_part);
+  EXPECT_LE(four.backward, 4 * one.backward + constant_part);
 }
 
 // The same measurement finds a call that keeps a reference to what it made, and one that needs
