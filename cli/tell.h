@@ -30,7 +30,7 @@ std::string told_in(fmt::format_string<T...> words, const T&... values) {
       texts);
 }
 
-// Prints like fmt::print, with values of others. If the stream does not take it, main() notices.
+// Prints values of others. If the stream does not take it, main() notices.
 template <class... T>
 void tell(std::FILE* to, fmt::format_string<T...> words, const T&... values) {
   const std::string text = told_in<T...>(words, values...);
