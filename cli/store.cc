@@ -6,10 +6,12 @@
 
 #include <charconv>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <memory>
 #include <sstream>
+#include <system_error>
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
@@ -22,6 +24,8 @@
 namespace assay {
 namespace {
 
+namespace fs = std::filesystem;
+
 struct StoreOptions {
   std::string file;
   std::string import, benchmarks, export_to, dashboard;  // if all are empty, the runs are listed
@@ -33,9 +37,22 @@ struct CompareOptions {
   std::string markdown;
 };
 
-Json parse_file(const std::string& path) {
+// Opens what an option names. A pipe or a device may never end, and the store would be locked for
+// as long.
+std::ifstream opened_input(const char* option, const std::string& path) {
+  const auto refuse = [&](const char* why) {
+    return UsageError(fmt::format("{}={}: {}", option, path, why));
+  };
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (fs::exists(status) && !fs::is_regular_file(status)) throw refuse("is no regular file");
   std::ifstream in(path);
-  if (!in) throw UsageError(fmt::format("{}: cannot be read", path));
+  if (!in) throw refuse("cannot be read");
+  return in;
+}
+
+Json parse_benchmarks(const std::string& path) {
+  std::ifstream in = opened_input("--benchmarks", path);
   try {
     return Json::parse(in);
   } catch (const Json::exception& e) {
@@ -44,7 +61,8 @@ Json parse_file(const std::string& path) {
 }
 
 Store opened(const std::string& path, bool make) {
-  if (!make && !std::ifstream(path))
+  std::error_code error;
+  if (!make && !fs::exists(path, error))
     throw UsageError(fmt::format("{}: there is no such store", path));
   return Store(path);
 }
@@ -63,14 +81,13 @@ StoredRun run_of(const std::string& text) {
 }
 
 int store(const StoreOptions& o) {
+  std::ifstream import;
+  Json benchmarks;
+  if (!o.import.empty()) import = opened_input("--import", o.import);
+  if (!o.benchmarks.empty()) benchmarks = parse_benchmarks(o.benchmarks);
   Store s = opened(o.file, !o.import.empty() || !o.benchmarks.empty());
-  if (!o.import.empty()) {
-    std::ifstream in(o.import);
-    if (!in) throw UsageError(fmt::format("--import={}: cannot be read", o.import));
-    fmt::print("{} runs imported\n", s.import_lines(in));
-  }
-  if (!o.benchmarks.empty())
-    fmt::print("run {}\n", s.append_benchmarks(parse_file(o.benchmarks), o.benchmarks));
+  if (!o.import.empty()) fmt::print("{} runs imported\n", s.import_lines(import));
+  if (!o.benchmarks.empty()) fmt::print("run {}\n", s.append_benchmarks(benchmarks, o.benchmarks));
   if (!o.export_to.empty()) {
     std::ostringstream lines;
     s.export_lines(lines);

@@ -10,19 +10,41 @@
 
 #include <chrono>
 #include <iostream>
+#include <new>
 #include <optional>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "harness/process.h"
+#include "harness/shortage.h"
 #include "problem/clock.h"
 
 namespace assay {
 namespace {
 
 constexpr int result_descriptor = 3;
-// This mark begins a line that names the present turn. A result begins with a brace.
-constexpr char turn_mark = '@';
+// This mark begins a line that says what runs at present: the turn, the relation and the problem. A
+// result begins with a brace.
+constexpr char present_mark = '@';
+
+// What a worker says if it has no memory for a result. The text needs none.
+constexpr std::string_view out_of_memory_line = "!\n";
+constexpr const char* out_of_memory = "out of memory (--memory limits a worker)";
+
+std::string text_of(const Present& now) {
+  return fmt::format("{}{}\t{}\t{}", present_mark, name_of(now.turn), now.relation, now.line);
+}
+
+// Reads what text_of() wrote.
+Present present_of(const std::string& text) {
+  const std::size_t first = text.find('\t'), second = text.find('\t', first + 1);
+  Present now;
+  if (const auto turn = value_named<Turn>(text.substr(1, first - 1))) now.turn = *turn;
+  now.relation = text.substr(first + 1, second - first - 1);
+  now.line = text.substr(second + 1);
+  return now;
+}
 
 // Returns false if the other end is closed.
 bool send(std::string line) {
@@ -42,7 +64,8 @@ bool send(std::string line) {
 class Worker {
  public:
   explicit Worker(const WorkerOptions& options) {
-    Channel to_child = make_pipe("pipe for a worker"), from_child = make_pipe("pipe for a worker");
+    // Nobody else can open a socket, as one could open a pipe in /proc.
+    Channel ends = make_socket_pair("a socket for a worker");
     std::vector<std::string> arguments = {"assay", "worker",
                                           fmt::format("--memory={}", options.memory_mib),
                                           fmt::format("--ball-rows={}", options.execute.ball_rows)};
@@ -55,35 +78,34 @@ class Worker {
                               : "--guard-pages=before");
     if (options.execute.oracle_threads != 1)
       arguments.push_back(fmt::format("--oracle-threads={}", options.execute.oracle_threads));
-    process_.emplace(ProcessStart{.program = options.executable,
-                                  .arguments = std::move(arguments),
-                                  .descriptors = {{to_child.out.number(), STDIN_FILENO},
-                                                  {from_child.in.number(), result_descriptor}}});
-    in_ = std::move(to_child.in);
-    out_ = std::move(from_child.out);
+    process_.emplace(ProcessStart{
+        .program = options.executable,
+        .arguments = std::move(arguments),
+        .descriptors = {{ends.in.number(), STDIN_FILENO}, {ends.in.number(), result_descriptor}},
+        .dies_with_thread = true});
+    socket_ = std::move(ends.out);
   }
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
   ~Worker() {
-    in_.close();
-    out_.close();
+    socket_.close();
     if (item) process_->kill();
     process_->wait();  // the worker ends when its input ends
   }
 
-  int descriptor() const { return out_.number(); }
+  int descriptor() const { return socket_.number(); }
   std::optional<std::size_t> item;
   Clock::time_point deadline;
-  Turn turn = Turn::candidate;  // the last turn that the worker named
+  Present now;  // as the worker told last
 
   void give(std::size_t index, const WorkItem& work, double timeout) {
     item = index;
-    turn = Turn::candidate;
+    now = {};
     deadline = seconds_from_now(timeout);
     const std::string text = work.candidate + '\t' + work.line + '\n';
     // If the worker is already gone, the end of its output tells so.
     for (std::size_t at = 0; at < text.size();) {
-      const ssize_t n = write(in_.number(), text.data() + at, text.size() - at);
+      const ssize_t n = write(socket_.number(), text.data() + at, text.size() - at);
       if (n < 0 && errno != EINTR) return;
       if (n > 0) at += usize(n);
     }
@@ -92,7 +114,7 @@ class Worker {
   // Appends what can be read. Returns false at the end of the output.
   bool read_some() {
     char chunk[65536];
-    const ssize_t n = read(out_.number(), chunk, sizeof chunk);
+    const ssize_t n = read(socket_.number(), chunk, sizeof chunk);
     if (n < 0 && errno == EINTR) return true;
     if (n <= 0) return false;
     buffer_.append(chunk, usize(n));
@@ -107,15 +129,16 @@ class Worker {
   }
 
   void end() { process_->kill(); }
-  std::string how_it_ended() {
-    const int status = process_->wait();
-    return fmt::format("the candidate's process {}{}", assay::how_it_ended(status),
-                       WIFSIGNALED(status) ? "" : " in the middle of the case");
+  // Waits for a worker that has closed its output, so that little is left to do.
+  int wait() {
+    constexpr double seconds_to_end = 5;
+    process_->wait_for(seconds_to_end);
+    return process_->wait();
   }
 
  private:
   std::optional<Process> process_;
-  Descriptor in_, out_;
+  Descriptor socket_;
   std::string buffer_;
 };
 
@@ -133,7 +156,9 @@ CaseResult run_item(const WorkItem& item, const ExecuteOptions& options) {
     result.bad_input = true;
     return result;
   } catch (const std::bad_alloc&) {
-    return refused("out of memory (--memory limits a worker)");
+    return refused(out_of_memory);
+  } catch (const ShortageError& e) {
+    return refused(fmt::format("not judged: {}", e.what()).c_str());
   } catch (const std::exception& e) {
     return refused(e.what());
   }
@@ -160,10 +185,30 @@ class Pool {
 
   void feed(Slot& w) {
     if (stopped_ || next_ >= items_.size()) return;
-    if (!w) w = std::make_unique<Worker>(options_);
+    if (!w && !start(w)) return;
     w->give(next_, items_[next_], options_.timeout_seconds);
     ++next_;
     ++open_;
+  }
+
+  // If no worker can be started, the others go on. If there is no other, the cases that are left
+  // are errors, so that the results that are there are kept. Throws std::system_error if there are
+  // none.
+  bool start(Slot& w) {
+    try {
+      w = std::make_unique<Worker>(options_);
+      return true;
+    } catch (const std::system_error& e) {
+      if (open_ > 0) return false;
+      if (next_ == 0) throw;
+      while (!stopped_ && next_ < items_.size()) {
+        const WorkItem& item = items_[next_];
+        const std::string why = fmt::format("not judged: {}", e.what());
+        stopped_ = !on_result_(next_++, failed_result(item.line, item.candidate, Outcome::error,
+                                                      why, options_.execute.around));
+      }
+      return false;
+    }
   }
 
   void finish(Slot& w, CaseResult result) {
@@ -195,24 +240,49 @@ class Pool {
   void hear(Slot& w) {
     const bool alive = w->read_some();
     std::optional<std::string> text = w->line();
-    for (; text && text->starts_with(turn_mark); text = w->line())
-      if (const auto turn = value_named<Turn>(text->substr(1))) w->turn = *turn;
-    if (text) {
+    for (; text && text->starts_with(present_mark); text = w->line()) w->now = present_of(*text);
+    if (text && *text + '\n' == out_of_memory_line) {
+      w->end();
+      replace(w, Outcome::error, out_of_memory);
+    } else if (text) {
       finish(w, from_json<CaseResult>(Json::parse(*text), "result of a worker"));
       feed(w);
     } else if (!alive) {
-      replace(w, Outcome::fail, w->how_it_ended());
+      end_broken(w);
     }
+  }
+
+  // A candidate that breaks its process fails. What the system kills for want of memory has not
+  // failed, and neither has a candidate whose code does not run in the worker.
+  void end_broken(Slot& w) {
+    const int status = w->wait();
+    const std::string how = assay::how_it_ended(status);
+    if (was_killed(status))
+      return replace(
+          w, Outcome::error,
+          fmt::format("not judged: the worker {}, as processes are when memory is short", how));
+    const bool of_library = items_[*w->item].candidate.starts_with("lib:");
+    if (of_library || w->now.turn == Turn::inputs)
+      return replace(w, Outcome::error, fmt::format("not judged: the worker {}", how));
+    replace(w, Outcome::fail,
+            fmt::format("the candidate's process {}{}{}", how,
+                        WIFSIGNALED(status) ? "" : " in the middle of the case", where(*w)));
+  }
+
+  // The relation and the problem that ran, if the case itself had been computed already.
+  static std::string where(const Worker& w) {
+    if (w.now.relation.empty()) return "";
+    return fmt::format(", in relation {}, on '{}'", w.now.relation, w.now.line);
   }
 
   // Only a candidate that is late fails. If the judging is late, the case is an error.
   void end_late(Slot& w) {
     w->end();
-    if (w->turn == Turn::candidate)
-      return replace(
-          w, Outcome::fail,
-          fmt::format("the candidate did not finish within {} s", options_.timeout_seconds));
-    const char* late = w->turn == Turn::verdict
+    if (w->now.turn == Turn::candidate)
+      return replace(w, Outcome::fail,
+                     fmt::format("the candidate did not finish within {} s{}",
+                                 options_.timeout_seconds, where(*w)));
+    const char* late = w->now.turn == Turn::verdict
                            ? "candidate had answered; oracle and bound were not ready"
                            : "inputs were not ready";
     replace(w, Outcome::error,
@@ -224,7 +294,11 @@ class Pool {
   // new worker.
   void replace(Slot& w, Outcome outcome, const std::string& reason) {
     const WorkItem& item = items_[*w->item];
-    finish(w, failed_result(item.line, item.candidate, outcome, reason, options_.execute.around));
+    CaseResult result =
+        failed_result(item.line, item.candidate, outcome, reason, options_.execute.around);
+    if (!w->now.relation.empty())
+      result.reproduce = check_command(item.candidate, w->now.line, options_.execute.around);
+    finish(w, std::move(result));
     w.reset();
     feed(w);
   }
@@ -260,15 +334,20 @@ int worker_main(Index memory_mib, const ExecuteOptions& options) {
   (void)memory_mib;
 #endif
   ExecuteOptions telling = options;
-  telling.turn = [](Turn turn) { send(fmt::format("{}{}", turn_mark, name_of(turn))); };
-  std::string text;
-  while (std::getline(std::cin, text)) {
-    const auto tab = text.find('\t');
-    const CaseResult result = run_item({text.substr(tab + 1), text.substr(0, tab)}, telling);
-    const Json json = to_json(result);
-    if (!send(json.dump(-1, ' ', false, Json::error_handler_t::replace))) return 3;
+  telling.begins = [](const Present& now) { send(text_of(now)); };
+  try {
+    std::cin.exceptions(std::ios::badbit);  // a line for which there is no memory is not the end
+    for (std::string text; std::getline(std::cin, text);) {
+      const auto tab = text.find('\t');
+      const CaseResult result = run_item({text.substr(tab + 1), text.substr(0, tab)}, telling);
+      const Json json = to_json(result);
+      if (!send(json.dump(-1, ' ', false, Json::error_handler_t::replace))) return 3;
+    }
+    return 0;
+  } catch (const std::bad_alloc&) {
+    (void)!write(result_descriptor, out_of_memory_line.data(), out_of_memory_line.size());
+    return 3;
   }
-  return 0;
 }
 
 }  // namespace assay

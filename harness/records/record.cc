@@ -87,11 +87,12 @@ class Reader {
   // Refuses a tensor of this record that nothing asked for. If its name is misspelt, a mask would
   // be ignored.
   void check_all_used() const {
-    for (const auto& [name, t] : contents_.tensors) {
-      const bool mine = record_.name.empty() || name.starts_with(record_.name + ".");
-      if (mine && !used_.contains(name))
-        fail(fmt::format("tensor {} belongs to nothing that the record's line asks for", name));
-    }
+    const std::string prefix = record_.name.empty() ? "" : record_.name + ".";
+    for (auto at = contents_.tensors.lower_bound(prefix);
+         at != contents_.tensors.end() && at->first.starts_with(prefix); ++at)
+      if (!used_.contains(at->first))
+        fail(
+            fmt::format("tensor {} belongs to nothing that the record's line asks for", at->first));
   }
 
  private:
@@ -604,6 +605,7 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   if (version->second != "1")
     throw FileError(fmt::format("{}: records of version {}; version 1 is known", path_,
                                 shown(version->second)));
+  // The keys are sorted, and so are the names.
   for (const auto& [key, value] : contents_.metadata) {
     if (key == record_key) names_.insert(names_.begin(), "");
     else if (key.starts_with(fmt::format("{}.", record_key)))
@@ -617,7 +619,7 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   for (const auto& [key, value] : contents_.metadata)
     if (key == "case" || key.starts_with("case."))
       if (const std::string name = key == "case" ? "" : key.substr(5);
-          std::ranges::find(names_, name) == names_.end())
+          !std::ranges::binary_search(names_, name))
         throw FileError(
             fmt::format("{}: metadata key {} is the case of no record", path_, shown(key)));
   if (names_.empty())
@@ -634,7 +636,7 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   // it belongs to.
   if (!names_.front().empty())
     for (const auto& [tensor, stored] : contents_.tensors)
-      if (std::ranges::find(names_, tensor.substr(0, tensor.find('.'))) == names_.end())
+      if (!std::ranges::binary_search(names_, tensor.substr(0, tensor.find('.'))))
         throw FileError(fmt::format("{}: tensor {} belongs to no record", path_, shown(tensor)));
 }
 
