@@ -134,12 +134,13 @@ Case standalone_case(const std::vector<CaseResult>& results, const std::string& 
 }
 
 // An unknown name, or a library or device that does not open, is an error before anything runs.
-void open_candidate(const CheckOptions& o) {
+void open_candidate(CheckOptions& o) {
+  o.workers.library = std::make_shared<LibraryFile>(o.candidate);
   const TimeLimit limit("loading " + o.candidate, o.workers.timeout_seconds, bad_usage);
   make_candidate(o.candidate);
 }
 
-int run(const CheckOptions& o) {
+int run(CheckOptions& o) {
   const auto start = Clock::now();
   const PageSections sections = sections_of_page(o.files);
   open_candidate(o);

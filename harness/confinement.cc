@@ -17,7 +17,7 @@ namespace {
 // Each of these reaches into other processes, into the kernel, or into the memory of the machine.
 // CAP_PERFMON, CAP_BPF and CAP_CHECKPOINT_RESTORE are newer than the headers of some systems.
 constexpr int perfmon = 38, bpf = 39, checkpoint_restore = 40;
-constexpr int capabilities[] = {CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_MODULE,    CAP_SYS_RAWIO,
+constexpr int capabilities[] = {CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_MODULE,     CAP_SYS_RAWIO,
                                 CAP_MKNOD,      perfmon,       checkpoint_restore, bpf};
 
 // Without these capabilities in the bounding set, a program of root does not get them back.

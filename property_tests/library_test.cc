@@ -347,6 +347,51 @@ TEST_F(Library, TheNextCaseIsJudged) {
   EXPECT_THAT(r.output, HasSubstr("2 cases: 0 passed, 2 failed")) << r.output;
 }
 
+TEST_F(Library, IsLoadedOnceForEachWorker) {
+  std::ofstream cases(folder_ / "cases");
+  for (int rows = 2; rows < 8; ++rows) cases << "attention b=1 h=1 l=" << rows << "x9 d=5/3\n";
+  cases.close();
+  const std::string all = " --cases " + (folder_ / "cases").string();
+  const Ran r = check(built("counts_its_loads"), "--jobs 1" + all);
+  EXPECT_THAT(r.output, HasSubstr("6 cases: 6 passed")) << r.output;
+  EXPECT_EQ(left_ids(), 2u);  // the command has loaded it too, to see whether it can be loaded
+}
+
+// A case that fails after others, and passes alone, is told as what it is, and the command that
+// reproduces it does reproduce it.
+TEST_F(Library, AFailureIsTriedAgainInAFreshProcess) {
+  std::ofstream cases(folder_ / "cases");
+  for (int rows = 2; rows < 6; ++rows) cases << "attention b=1 h=1 l=" << rows << "x9 d=5/3\n";
+  cases.close();
+  const std::string all = "--jobs 1 --cases " + (folder_ / "cases").string();
+  const Ran later = check(built("is_wrong_later"), all);
+  EXPECT_EQ(later.status, 1) << later.output;
+  EXPECT_THAT(later.output, HasSubstr("; in a fresh process: pass, so what the library keeps from "
+                                      "the "));
+  const std::string mark = "reproduce: assay ";
+  const auto at = later.output.find(mark);
+  ASSERT_NE(at, std::string::npos) << later.output;
+  const auto begin = at + mark.size();
+  const Ran again =
+      run(ASSAY_COMMAND " " + later.output.substr(begin, later.output.find('\n', at) - begin));
+  EXPECT_EQ(again.status, 1) << again.output;
+  const Ran always = check(built("writes_nothing"), all);
+  EXPECT_THAT(always.output, HasSubstr("4 cases: 0 passed, 4 failed"));
+  EXPECT_THAT(always.output, HasSubstr("(in a fresh process too)"));
+}
+
+TEST_F(Library, MustStayAsItIsDuringTheRun) {
+  const std::string library = built("is_written_to");
+  setenv("ASSAY_TEST_LIBRARY", library.c_str(), 1);
+  const Ran r = check(library,
+                      "--jobs 1 --case 'attention b=1 h=1 l=7x9 d=5/3' --case 'attention b=1 h=1 "
+                      "l=8x9 d=5/3'");
+  EXPECT_EQ(r.status, 3) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("2 cases: 0 passed, 0 failed, 2 errors"));
+  EXPECT_THAT(r.output, HasSubstr("not judged: the library's file changed during the run"));
+  unsetenv("ASSAY_TEST_LIBRARY");
+}
+
 TEST_F(Library, WhatIsNoKernelLibraryIsRefused) {
   for (const auto& [library, words] : std::vector<std::pair<std::string, const char*>>{
            {built("none", "-DNO_ENTRY"), "has no symbol assay_kernel_entry"},

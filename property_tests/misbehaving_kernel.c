@@ -53,7 +53,10 @@ enum {
   is_killed,
   hangs_at_load,
   hangs_with_causality,
-  crashes_at_load
+  crashes_at_load,
+  counts_its_loads,
+  is_wrong_later,
+  is_written_to
 };
 
 /* Writes its process id into the folder that the test names, so that the test can look for it. */
@@ -236,6 +239,15 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
     }
     data(lse)[i] = max + logf(sum);
   }
+  if (MISTAKE == is_wrong_later) {
+    static int calls;
+    if (++calls > 25) to[0] += 1;
+  }
+  if (MISTAKE == is_written_to) {
+    const int file = open(getenv("ASSAY_TEST_LIBRARY"), O_WRONLY | O_APPEND);
+    (void)!write(file, "", 1);
+    close(file);
+  }
   if (MISTAKE == writes_before) to[-1] = 1;
   if (MISTAKE == writes_behind) to[all] = 1;
   if (MISTAKE == writes_far_away) to[all + 100000] = 1;
@@ -272,6 +284,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   static assay_kernel table;
   (void)version;
   if (MISTAKE == hangs_at_load) leave_id(), spin();
+  if (MISTAKE == counts_its_loads) leave_id();
   if (MISTAKE == crashes_at_load) *(volatile int*)8 = 1;
   assay_kernel_init(&table, "a misbehaving kernel");
   table.supports = supports;

@@ -246,6 +246,18 @@ void KernelProcess::reserve(std::size_t bytes) {
   mapped_ = wanted;
 }
 
+// Gives memory back to the system that an earlier, much larger call has filled.
+void KernelProcess::give_back(std::size_t end) {
+  constexpr std::size_t worth_it = std::size_t{64} << 20;
+  const std::size_t needed = round_up(end, page);
+  if (filled_ > worth_it && filled_ / 4 > needed) {
+    fallocate(memory_.number(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+              static_cast<off_t>(needed), static_cast<off_t>(filled_ - needed));
+    filled_ = needed;
+  }
+  filled_ = std::max(filled_, needed);
+}
+
 // Receives a stage that the library told, with its floats. The fields are checked before use.
 std::string KernelProcess::hear(const KernelResponse& told, const Probe& probe) {
   assay_stage stage = told.stage;
@@ -269,6 +281,7 @@ std::string KernelProcess::exchange(KernelCall& call, KernelRequest& request,
   if (call.regions_.size() >= most_regions)
     throw std::logic_error("a call of a kernel library has too many arguments");
   reserve(call.end_ + page);
+  give_back(call.end_);
   if (!call.arguments_.empty()) {
     std::memcpy(reinterpret_cast<void*>(base_), call.arguments_.data(), call.arguments_.size());
     request.mappings[request.mapping_count++] = {0, KernelCall::argument_bytes, 0, 0};

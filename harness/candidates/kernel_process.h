@@ -132,12 +132,14 @@ class KernelProcess {
   std::string hear(const KernelResponse& told, const Probe& probe);
   std::string how_it_ended(const char* when);
   void reserve(std::size_t bytes);
+  void give_back(std::size_t end);
 
   const std::string library_, server_;
   LibraryFacts facts_;
   std::optional<Process> process_;
   Descriptor socket_, memory_;
   std::size_t base_ = 0, mapped_ = 0;
+  std::size_t filled_ = 0;  // bytes of the arena that may be in memory
 };
 
 }  // namespace assay

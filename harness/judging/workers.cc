@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <iostream>
+#include <map>
 #include <new>
 #include <optional>
 #include <string_view>
@@ -30,6 +31,7 @@ constexpr char present_mark = '@';
 
 // What a worker says if it has no memory for a result. The text needs none.
 constexpr std::string_view out_of_memory_line = "!\n";
+constexpr const char* other_library = "not judged: the library's file changed during the run";
 constexpr const char* out_of_memory = "out of memory (--memory limits a worker)";
 
 std::string text_of(const Present& now) {
@@ -95,6 +97,7 @@ class Worker {
 
   int descriptor() const { return socket_.number(); }
   std::optional<std::size_t> item;
+  std::vector<std::string> served;  // the lines of the cases that it has finished
   Clock::time_point deadline;
   Present now;  // as the worker told last
 
@@ -142,15 +145,36 @@ class Worker {
   std::string buffer_;
 };
 
+// The candidate of a worker. A library stays loaded from one case to the next.
+class KeptCandidate {
+ public:
+  Candidate& get(const std::string& name) {
+    if (name != name_ || !name.starts_with("lib:")) {
+      drop();
+      candidate_ = make_candidate(name);
+      name_ = name;
+    }
+    return *candidate_;
+  }
+  void drop() {
+    candidate_.reset();
+    name_.clear();
+  }
+
+ private:
+  std::string name_;
+  std::unique_ptr<Candidate> candidate_;
+};
+
 // Runs one case and returns its result. No exception of a candidate leaves this function.
-CaseResult run_item(const WorkItem& item, const ExecuteOptions& options) {
+CaseResult run_item(const WorkItem& item, const ExecuteOptions& options, KeptCandidate& kept) {
   const auto refused = [&](const char* reason) {
+    kept.drop();  // nobody knows how far it has come
     return failed_result(item.line, item.candidate, Outcome::error, reason, options.around);
   };
   try {
     const Case c = parse_case(item.line);
-    const std::unique_ptr<Candidate> candidate = make_candidate(item.candidate);
-    return execute(c, *candidate, options);
+    return execute(c, kept.get(item.candidate), options);
   } catch (const CaseError& e) {
     CaseResult result = refused(e.what());
     result.bad_input = true;
@@ -185,7 +209,7 @@ class Pool {
 
   void feed(Slot& w) {
     if (stopped_ || next_ >= items_.size()) return;
-    if (!w && !start(w)) return;
+    if (library_changed() || (!w && !start(w))) return;
     w->give(next_, items_[next_], options_.timeout_seconds);
     ++next_;
     ++open_;
@@ -201,21 +225,107 @@ class Pool {
     } catch (const std::system_error& e) {
       if (open_ > 0) return false;
       if (next_ == 0) throw;
-      while (!stopped_ && next_ < items_.size()) {
-        const WorkItem& item = items_[next_];
-        const std::string why = fmt::format("not judged: {}", e.what());
-        stopped_ = !on_result_(next_++, failed_result(item.line, item.candidate, Outcome::error,
-                                                      why, options_.execute.around));
-      }
+      refuse_the_rest(fmt::format("not judged: {}", e.what()));
       return false;
     }
+  }
+
+  void refuse_the_rest(const std::string& why) {
+    while (!stopped_ && next_ < items_.size()) {
+      const WorkItem& item = items_[next_];
+      stopped_ = !on_result_(next_++, failed_result(item.line, item.candidate, Outcome::error, why,
+                                                    options_.execute.around));
+    }
+  }
+
+  bool library_changed() {
+    if (!changed_ && options_.library && options_.library->changed()) {
+      changed_ = true;
+      refuse_the_rest(other_library);
+    }
+    return changed_;
   }
 
   void finish(Slot& w, CaseResult result) {
     const std::size_t item = *w->item;
     w->item.reset();
+    w->served.push_back(items_[item].line);
+    deliver(item, std::move(result));
+  }
+
+  void deliver(std::size_t item, CaseResult result) {
+    if (const auto first = first_trials_.find(item); first != first_trials_.end()) {
+      result = told_together(std::move(first->second), std::move(result));
+      first_trials_.erase(first);
+    }
+    if (library_changed())
+      result = failed_result(items_[item].line, items_[item].candidate, Outcome::error,
+                             other_library, options_.execute.around);
     --open_;
     if (!stopped_ && !on_result_(item, std::move(result))) stopped_ = true;
+  }
+
+  // A result of a library that had computed other cases in the same process.
+  struct Trial {
+    CaseResult result;
+    std::vector<std::string> before;  // the lines of those cases
+  };
+
+  bool should_try_again(const Worker& w, const CaseResult& result) const {
+    return result.outcome == Outcome::fail && items_[*w.item].candidate.starts_with("lib:") &&
+           !w.served.empty() && !first_trials_.contains(*w.item);
+  }
+
+  // Gives the item of a worker, which failed there, to a fresh one.
+  void try_again(Slot& w, CaseResult result) {
+    const std::size_t item = *w->item;
+    Trial first{std::move(result), std::move(w->served)};
+    w.reset();
+    try {
+      w = std::make_unique<Worker>(options_);
+    } catch (const std::system_error& e) {
+      first.result.reason += fmt::format("; not tried again: {}", e.what());
+      deliver(item, std::move(first.result));
+      return feed(w);
+    }
+    first_trials_.emplace(item, std::move(first));
+    w->give(item, items_[item], options_.timeout_seconds);
+  }
+
+  // What the case gave after others and what it gave in a fresh process, as one failure.
+  static CaseResult told_together(Trial first, CaseResult fresh) {
+    const std::string reason = first.result.reason;
+    if (fresh.outcome == Outcome::fail) {
+      fresh.reason = fresh.reason == reason
+                         ? fmt::format("{} (in a fresh process too)", reason)
+                         : fmt::format("{}; in a fresh process: {}", reason, fresh.reason);
+      return fresh;
+    }
+    CaseResult result = std::move(first.result);
+    result.reason = fmt::format("{}; in a fresh process: {}", reason, name_of(fresh.outcome));
+    if (passed(fresh.outcome)) tell_what_ran_before(result, first.before);
+    else result.reason += ": " + fresh.reason;
+    return result;
+  }
+
+  // The command runs these cases in the same order in one process.
+  static void tell_what_ran_before(CaseResult& result, const std::vector<std::string>& lines) {
+    constexpr std::size_t most = 20;
+    const std::size_t count = lines.size(), first = count - std::min(count, most);
+    result.reason +=
+        fmt::format(", so what the library keeps from the {} before matters{}",
+                    count == 1 ? std::string("case") : fmt::format("{} cases", count),
+                    first == 0 ? "" : fmt::format("; the command runs the last {} of them", most));
+    std::string before = "--jobs 1 ";
+    for (std::size_t k = first; k < count; ++k) before += fmt::format("--case '{}' ", lines[k]);
+    result.reproduce.insert(result.reproduce.find("--case"), before);
+  }
+
+  // Takes the result of a worker that goes on.
+  void take(Slot& w, CaseResult result) {
+    if (should_try_again(*w, result)) return try_again(w, std::move(result));
+    finish(w, std::move(result));
+    feed(w);
   }
 
   // Waits until a worker has something to say or a deadline has passed, but not longer than a
@@ -245,8 +355,7 @@ class Pool {
       w->end();
       replace(w, Outcome::error, out_of_memory);
     } else if (text) {
-      finish(w, from_json<CaseResult>(Json::parse(*text), "result of a worker"));
-      feed(w);
+      take(w, from_json<CaseResult>(Json::parse(*text), "result of a worker"));
     } else if (!alive) {
       end_broken(w);
     }
@@ -298,6 +407,7 @@ class Pool {
         failed_result(item.line, item.candidate, outcome, reason, options_.execute.around);
     if (!w->now.relation.empty())
       result.reproduce = check_command(item.candidate, w->now.line, options_.execute.around);
+    if (should_try_again(*w, result)) return try_again(w, std::move(result));
     finish(w, std::move(result));
     w.reset();
     feed(w);
@@ -308,7 +418,8 @@ class Pool {
   const OnResult& on_result_;
   std::vector<Slot> workers_;
   std::size_t next_ = 0, open_ = 0;
-  bool stopped_ = false;
+  bool stopped_ = false, changed_ = false;
+  std::map<std::size_t, Trial> first_trials_;  // of items that are tried again
 };
 
 }  // namespace
@@ -320,7 +431,7 @@ void run_in_workers(const std::vector<WorkItem>& items, const WorkerOptions& opt
     return Pool(items, options, on_result).run();
   }
   for (std::size_t k = 0; k < items.size(); ++k)
-    if (!on_result(k, run_item(items[k], options.execute))) return;
+    if (KeptCandidate none; !on_result(k, run_item(items[k], options.execute, none))) return;
 }
 
 int worker_main(Index memory_mib, const ExecuteOptions& options) {
@@ -336,10 +447,12 @@ int worker_main(Index memory_mib, const ExecuteOptions& options) {
   ExecuteOptions telling = options;
   telling.begins = [](const Present& now) { send(text_of(now)); };
   try {
+    KeptCandidate kept;
     std::cin.exceptions(std::ios::badbit);  // a line for which there is no memory is not the end
     for (std::string text; std::getline(std::cin, text);) {
       const auto tab = text.find('\t');
-      const CaseResult result = run_item({text.substr(tab + 1), text.substr(0, tab)}, telling);
+      const CaseResult result =
+          run_item({text.substr(tab + 1), text.substr(0, tab)}, telling, kept);
       const Json json = to_json(result);
       if (!send(json.dump(-1, ' ', false, Json::error_handler_t::replace))) return 3;
     }
