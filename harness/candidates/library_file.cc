@@ -43,8 +43,8 @@ std::optional<std::uint64_t> LibraryFile::hash() const {
   std::vector<char> bytes(at_a_time);
   std::uint64_t sum = 0;
   while (in.read(bytes.data(), static_cast<std::streamsize>(bytes.size())) || in.gcount() > 0)
-    sum = (sum ^ std::hash<std::string_view>()(
-                     {bytes.data(), static_cast<std::size_t>(in.gcount())})) *
+    sum = (sum ^
+           std::hash<std::string_view>()({bytes.data(), static_cast<std::size_t>(in.gcount())})) *
           odd;
   return sum;
 }

@@ -318,7 +318,7 @@ class Pool {
                     first == 0 ? "" : fmt::format("; the command runs the last {} of them", most));
     std::string before = "--jobs 1 ";
     for (std::size_t k = first; k < count; ++k) before += fmt::format("--case '{}' ", lines[k]);
-    result.reproduce.insert(result.reproduce.find("--case"), before);
+    result.reproduce.insert(result.reproduce.rfind("--case"), before);
   }
 
   // Takes the result of a worker that goes on.
