@@ -1,15 +1,17 @@
 #include "harness/confinement.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/landlock.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
+#include <vector>
 
 namespace assay {
 namespace {
@@ -68,10 +70,15 @@ void close_from(int first) {
 #ifdef SYS_close_range
   if (syscall(SYS_close_range, first, ~0U, 0) == 0) return;
 #endif
-  rlimit limit{};
-  getrlimit(RLIMIT_NOFILE, &limit);
-  for (rlim_t number = static_cast<rlim_t>(first); number < limit.rlim_cur; ++number)
-    close(static_cast<int>(number));
+  // Linux before 5.9. The limit of descriptors may be a thousand million, so those that are open
+  // are looked up.
+  std::vector<int> open_ones;
+  if (DIR* folder = opendir("/proc/self/fd")) {
+    while (const dirent* entry = readdir(folder)) open_ones.push_back(std::atoi(entry->d_name));
+    closedir(folder);
+  }
+  for (const int number : open_ones)
+    if (number >= first) close(number);
 }
 
 }  // namespace assay

@@ -11,7 +11,6 @@
 #include <cerrno>
 #include <charconv>
 #include <chrono>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -66,8 +65,8 @@ void kill_descendants() {
 }
 
 // Waits until the child ends and returns its status. If something else asks for the end, kills the
-// child and returns nothing.
-std::optional<int> wait_for(pid_t child, const sigset_t& signals) {
+// child first.
+int wait_for(pid_t child, const sigset_t& signals) {
   for (;;) {
     const int signal = sigwaitinfo(&signals, nullptr);
     if (signal < 0) continue;  // a debugger stopped this process
@@ -75,12 +74,18 @@ std::optional<int> wait_for(pid_t child, const sigset_t& signals) {
     if (signal != SIGCHLD) {
       kill(child, SIGKILL);
       waitpid(child, &status, 0);
-      return std::nullopt;
+      return status;
     }
     // Other children are processes that the child has left.
     for (pid_t ended = 0; (ended = waitpid(-1, &status, WNOHANG)) > 0;)
       if (ended == child) return status;
   }
+}
+
+// Whether the process was started so, as by nohup. Then the whole command goes on.
+bool is_ignored(int signal) {
+  struct sigaction now{};
+  return sigaction(signal, nullptr, &now) == 0 && now.sa_handler == SIG_IGN;
 }
 
 [[noreturn]] void end_with(int status) {
@@ -101,7 +106,10 @@ std::optional<int> wait_for(pid_t child, const sigset_t& signals) {
 void run_and_end_all(const std::function<int()>& body) {
   sigset_t signals, before;
   sigemptyset(&signals);
-  for (const int s : {SIGCHLD, SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, s);
+  sigaddset(&signals, SIGCHLD);
+  sigaddset(&signals, SIGTERM);
+  for (const int s : {SIGINT, SIGHUP})
+    if (!is_ignored(s)) sigaddset(&signals, s);
   sigprocmask(SIG_BLOCK, &signals, &before);
   signal(SIGCHLD, SIG_DFL);  // if it is ignored, the status of a child is lost
   prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
@@ -116,9 +124,9 @@ void run_and_end_all(const std::function<int()>& body) {
   if (child < 0)
     throw std::system_error(errno, std::generic_category(), "starting a process of its own");
   close_from(STDERR_FILENO + 1);  // who waits for the end of a stream of the child must hear it
-  const std::optional<int> status = wait_for(child, signals);
+  const int status = wait_for(child, signals);
   kill_descendants();
-  end_with(status.value_or(0));
+  end_with(status);
 }
 
 }  // namespace assay

@@ -183,9 +183,13 @@ TEST(Keeper, EndsWhatItsChildHasLeft) {
 
 TEST(Keeper, EndsItsChildWhenItIsToldTo) {
   Channel pipe = make_pipe("a test");
+  const auto before = signal(SIGHUP, SIG_IGN);  // as nohup does
   const pid_t keeper = fork();
   if (keeper == 0) run_and_end_all([] { return pause(); });
+  signal(SIGHUP, before);
   pipe.in.close();
+  kill(keeper, SIGHUP);
+  EXPECT_EQ(waitpid(keeper, nullptr, WNOHANG), 0);
   kill(keeper, SIGTERM);
   int status = 0;
   waitpid(keeper, &status, 0);
