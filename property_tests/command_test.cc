@@ -425,6 +425,8 @@ TEST_F(Command, AWorkerThatMisbehavesIsAFailedCase) {
   };
   EXPECT_THAT(outcome_of(worker("crash", "read line; kill -SEGV $$"), 20),
               HasSubstr("killed by signal 11"));
+  EXPECT_THAT(outcome_of(worker("parent", "read line; sleep 30 & kill -SEGV $$"), 20),
+              HasSubstr("killed by signal 11"));
   EXPECT_THAT(outcome_of(worker("exit", "read line; exit 7"), 20),
               HasSubstr("exited with status 7"));
   EXPECT_THAT(outcome_of(worker("hang", "exec sleep 60"), 0.5),

@@ -132,6 +132,7 @@ class Worker {
   }
 
   void end() { process_->kill(); }
+  bool ended() { return process_->poll().has_value(); }
   // Waits for a worker that has closed its output, so that little is left to do.
   int wait() {
     constexpr double seconds_to_end = 5;
@@ -199,8 +200,9 @@ class Pool {
   void run() {
     for (auto& worker : workers_) feed(worker);
     while (open_ > 0 && !stopped_)
-      for (const auto& [worker, speaks] : wait())
+      for (const auto& [worker, speaks, ended] : wait())
         if (speaks) hear(*worker);
+        else if (ended) end_broken(*worker);  // what it has left holds its output open
         else if (Clock::now() >= (*worker)->deadline) end_late(*worker);
   }
 
@@ -328,22 +330,27 @@ class Pool {
     feed(w);
   }
 
+  struct Busy {
+    Slot* worker;
+    bool speaks;  // there is something to read
+    bool ended;   // it had ended before that was looked for
+  };
   // Waits until a worker has something to say or a deadline has passed, but not longer than a
-  // second. Returns the workers that have an item, and whether each has something to say.
-  std::vector<std::pair<Slot*, bool>> wait() {
+  // second. Returns the workers that have an item.
+  std::vector<Busy> wait() {
     std::vector<pollfd> polled;
-    std::vector<std::pair<Slot*, bool>> busy;
+    std::vector<Busy> busy;
     auto wake = Clock::now() + std::chrono::seconds(1);
     for (Slot& w : workers_)
       if (w && w->item) {
         polled.push_back({w->descriptor(), POLLIN, 0});
-        busy.emplace_back(&w, false);
+        busy.push_back({&w, false, w->ended()});
         wake = std::min(wake, w->deadline);
       }
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(wake - Clock::now());
     const auto wait = static_cast<int>(std::max<long>(0, left.count()) + 1);
     if (poll(polled.data(), polled.size(), wait) < 0 && errno != EINTR) fail("waiting for workers");
-    for (std::size_t k = 0; k < polled.size(); ++k) busy[k].second = polled[k].revents != 0;
+    for (std::size_t k = 0; k < polled.size(); ++k) busy[k].speaks = polled[k].revents != 0;
     return busy;
   }
 
