@@ -62,7 +62,8 @@ int run_program(const fs::path& program, std::vector<std::string> arguments) {
   std::fflush(nullptr);
   std::optional<Process> child;
   try {
-    child.emplace(ProcessStart{.program = program, .arguments = std::move(arguments)});
+    child.emplace(ProcessStart{
+        .program = program, .arguments = std::move(arguments), .dies_with_thread = true});
   } catch (const std::system_error& e) {
     throw UsageError(
         fmt::format("{} cannot be run ({}): --bin says where the benchmarks lie; "

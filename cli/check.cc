@@ -15,6 +15,7 @@
 #include "cli/run_report.h"
 #include "cli/selection.h"
 #include "cli/tell.h"
+#include "cli/time_limit.h"
 #include "harness/files.h"
 #include "harness/cases/shrink.h"
 #include "harness/records/standalone.h"
@@ -37,8 +38,9 @@ struct CheckOptions {
   WorkerOptions workers;
 };
 
-// Shrinks one failing case. Every step runs in a worker, for a minute at most.
-std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) {
+// Shrinks one failing case, and finds the command that reproduces the small one. Every step runs in
+// a worker, for a minute at most.
+void shrink_result(CaseResult& failed, const WorkerOptions& options) {
   const auto deadline = seconds_from_now(60);
   WorkerOptions quick = options;
   quick.jobs = 1;
@@ -49,12 +51,13 @@ std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) 
     run_in_workers({{print_case(c), failed.candidate}}, quick,
                    [&](std::size_t, const CaseResult& r) {
                      bad = r.outcome == Outcome::fail;
+                     if (bad) failed.reproduce = r.reproduce;
                      return true;
                    });
     return bad;
   };
   const auto in_time = [&] { return Clock::now() < deadline; };
-  return print_case(shrink(parse_case(failed.line), fails, in_time));
+  failed.shrunk = print_case(shrink(parse_case(failed.line), fails, in_time));
 }
 
 // A page draws pictures of some cases, which run once more for that.
@@ -110,8 +113,7 @@ void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o) {
     if (r.outcome != Outcome::fail || shrunk == 3) continue;
     ++shrunk;
     tell(stderr, "shrinking: {}\n", r.line);
-    r.shrunk = shrink_line(r, o.workers);
-    r.reproduce = check_command(o.candidate, r.shrunk, o.workers.execute.around);
+    shrink_result(r, o.workers);
   }
 }
 
@@ -133,10 +135,17 @@ Case standalone_case(const std::vector<CaseResult>& results, const std::string& 
   return *chosen;
 }
 
-int run(const CheckOptions& o) {
+// An unknown name, or a library or device that does not open, is an error before anything runs.
+void open_candidate(CheckOptions& o) {
+  o.workers.library = std::make_shared<LibraryFile>(o.candidate);
+  const TimeLimit limit("loading " + o.candidate, o.workers.timeout_seconds, bad_usage);
+  make_candidate(o.candidate);
+}
+
+int run(CheckOptions& o) {
   const auto start = Clock::now();
   const PageSections sections = sections_of_page(o.files);
-  make_candidate(o.candidate);  // an unknown name is an error before anything runs
+  open_candidate(o);
   const Selection selection = select_cases(o.selection, o.selection.seed);
   if (o.list) {
     for (const Case& c : selection.cases) tell("{}\n", print_case(c));

@@ -18,6 +18,7 @@
 #include "cli/run_report.h"
 #include "cli/selection.h"
 #include "cli/tell.h"
+#include "cli/time_limit.h"
 #include "problem/clock.h"
 #include "problem/parallel.h"
 
@@ -28,6 +29,7 @@ struct RecordOptions {
   SelectionOptions selection;
   std::string candidate;  // empty: only the inputs are written
   std::string file;
+  double timeout_seconds = 120;  // for loading the candidate, and for each case
 };
 
 struct VerifyCommandOptions {
@@ -42,9 +44,16 @@ struct VerifyCommandOptions {
 
 int record(const RecordOptions& o) {
   const std::vector<Case> cases = select_cases(o.selection, o.selection.seed).cases;
-  const std::unique_ptr<Candidate> candidate =
-      o.candidate.empty() ? nullptr : make_candidate(o.candidate);
-  write_records(o.file, cases, candidate.get());
+  std::unique_ptr<Candidate> candidate;
+  if (!o.candidate.empty()) {
+    const TimeLimit limit("loading " + o.candidate, o.timeout_seconds, bad_usage);
+    candidate = make_candidate(o.candidate);
+  }
+  write_records(o.file, cases, candidate.get(), [&](const Case& c, const auto& run) {
+    const TimeLimit limit(fmt::format("{} on '{}'", o.candidate, print_case(c)), o.timeout_seconds,
+                          bad_usage);
+    run();
+  });
   tell("{}: {}, {}\n", o.file, counted(cases.size(), "record"),
        candidate ? "with outputs of " + candidate->name()
                  : "inputs alone; docs/records.md says which tensors your kernel's answer becomes");
@@ -142,6 +151,11 @@ Command add_record(CLI::App& app) {
   command->add_option("-o,--output", o->file, "The file: NAME.safetensors")
       ->check(writable())
       ->required();
+  command
+      ->add_option("--timeout", o->timeout_seconds,
+                   "Seconds that loading the candidate may take, and then each case")
+      ->transform(seconds_number())
+      ->capture_default_str();
   command->footer(
       "Caches and dtype=f64 have no record. Exit status: 0 written, 2 bad usage or input, 3 the "
       "file could not be written.\n\nExamples:\n"

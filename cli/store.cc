@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <charconv>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -26,6 +27,8 @@
 namespace assay {
 namespace {
 
+namespace fs = std::filesystem;
+
 struct StoreOptions {
   std::string file;
   std::string import, benchmarks, export_to, dashboard;  // if all are empty, the runs are listed
@@ -37,9 +40,25 @@ struct CompareOptions {
   std::string markdown;
 };
 
-Json parse_file(const std::string& path) {
+// Reading a pipe or a device may never end. `named` is how the message names the path.
+void refuse_what_may_not_end(const std::string& named, const std::string& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (fs::exists(status) && !fs::is_regular_file(status))
+    throw UsageError(fmt::format("{}: is no regular file", named));
+}
+
+// Opens what an option names.
+std::ifstream opened_input(const char* option, const std::string& path) {
+  const std::string named = fmt::format("{}={}", option, path);
+  refuse_what_may_not_end(named, path);
   std::ifstream in(path, std::ios::binary);
-  if (!in) throw UsageError(fmt::format("{}: cannot be read", path));
+  if (!in) throw UsageError(fmt::format("{}: cannot be read", named));
+  return in;
+}
+
+Json parse_benchmarks(const std::string& path) {
+  std::ifstream in = opened_input("--benchmarks", path);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
   try {
     return parse_json(text, path);
@@ -49,6 +68,7 @@ Json parse_file(const std::string& path) {
 }
 
 Store opened(const std::string& path, Store::Use use) {
+  refuse_what_may_not_end(path, path);
   errno = 0;
   if (use == Store::Use::read && !std::ifstream(path))
     throw UsageError(fmt::format(
@@ -71,15 +91,15 @@ StoredRun run_of(const std::string& text) {
 }
 
 int store(const StoreOptions& o) {
+  // A store is not made if these cannot be read.
+  std::ifstream import;
+  Json benchmarks;
+  if (!o.import.empty()) import = opened_input("--import", o.import);
+  if (!o.benchmarks.empty()) benchmarks = parse_benchmarks(o.benchmarks);
   const bool appends = !o.import.empty() || !o.benchmarks.empty();
   Store s = opened(o.file, appends ? Store::Use::write : Store::Use::read);
-  if (!o.import.empty()) {
-    std::ifstream in(o.import);
-    if (!in) throw UsageError(fmt::format("--import={}: cannot be read", o.import));
-    tell("{} imported\n", counted(s.import_lines(in), "run"));
-  }
-  if (!o.benchmarks.empty())
-    tell("run {}\n", s.append_benchmarks(parse_file(o.benchmarks), o.benchmarks));
+  if (!o.import.empty()) tell("{} imported\n", counted(s.import_lines(import), "run"));
+  if (!o.benchmarks.empty()) tell("run {}\n", s.append_benchmarks(benchmarks, o.benchmarks));
   if (!o.export_to.empty()) {
     std::ostringstream lines;
     s.export_lines(lines);

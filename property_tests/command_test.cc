@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -120,6 +121,29 @@ TEST_F(Command, RunsAreStoredAndCompared) {
   EXPECT_EQ(worse.status, 1) << worse.output;
   EXPECT_THAT(worse.output, HasSubstr("beyond the margin of 5%"));
   EXPECT_THAT(worse.output, HasSubstr("pass -> fail: attention"));
+}
+
+// A pipe may never end.
+TEST_F(Command, AStoreImportsRegularFilesAlone) {
+  const std::string pipe = file("pipe");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  for (const std::string option : {"--import", "--benchmarks"})
+    for (const std::string& from : {pipe, std::string("/dev/zero")}) {
+      const Ran r = run("20 " ASSAY_COMMAND " store " + file("new.db") + " " + option + " " + from,
+                        "timeout");
+      EXPECT_EQ(r.status, 2) << r.output;
+      EXPECT_THAT(r.output, HasSubstr("assay: " + option + "=" + from + ": is no regular file"));
+      EXPECT_FALSE(fs::exists(file("new.db")));
+    }
+  for (const std::string& arguments :
+       {"store " + pipe, "compare " + pipe + "#1 " + pipe + "#2",
+        "store " + pipe + " --import " ASSAY_SOURCE_DIR "/README.md"}) {
+    const Ran r = run("20 " ASSAY_COMMAND " " + arguments, "timeout");
+    EXPECT_EQ(r.status, 2) << r.output;
+    EXPECT_THAT(r.output, HasSubstr("assay: " + pipe + ": is no regular file"));
+  }
+  EXPECT_THAT(run("store " + file("new.db") + " --import /no/such/file").output,
+              HasSubstr("--import=/no/such/file: cannot be read"));
 }
 
 TEST_F(Command, ATraceNamesTheFirstStage) {
@@ -550,10 +574,33 @@ TEST_F(Command, AWorkerThatMisbehavesIsAFailedCase) {
   };
   EXPECT_THAT(outcome_of(worker("crash", "read line; kill -SEGV $$"), 20),
               HasSubstr("killed by signal 11"));
+  EXPECT_THAT(outcome_of(worker("parent", "read line; sleep 30 & kill -SEGV $$"), 20),
+              HasSubstr("killed by signal 11"));
   EXPECT_THAT(outcome_of(worker("exit", "read line; exit 7"), 20),
               HasSubstr("exited with status 7"));
   EXPECT_THAT(outcome_of(worker("hang", "exec sleep 60"), 0.5),
               HasSubstr("did not finish within 0.5 s"));
+  // What the system kills has not failed, and the results that are there are kept if no other
+  // worker starts.
+  const auto errors_of = [&](const std::string& executable) {
+    WorkerOptions options;
+    options.executable = executable;
+    std::vector<std::string> reasons;
+    run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}, {"attention b=1 h=1 l=5 d=4", "host"}},
+                   options, [&](std::size_t, const CaseResult& r) {
+                     EXPECT_EQ(r.outcome, Outcome::error) << r.reason;
+                     reasons.push_back(r.reason);
+                     return true;
+                   });
+    EXPECT_EQ(reasons.size(), 2u);
+    return reasons.empty() ? std::string() : reasons.back();
+  };
+  EXPECT_THAT(errors_of(worker("killed", "read line; kill -KILL $$")),
+              HasSubstr("not judged: the worker was killed by signal 9"));
+  EXPECT_THAT(errors_of(worker("lacks", "read line; echo '!' >&3; exec sleep 60")),
+              HasSubstr("out of memory (--memory limits a worker)"));
+  EXPECT_THAT(errors_of(worker("once", "read line; rm \"$0\"; kill -KILL $$")),
+              HasSubstr("not judged: starting " + file("once") + ": No such file"));
   WorkerOptions missing;
   missing.executable = file("not-there");
   EXPECT_THROW(run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}}, missing,

@@ -1,11 +1,13 @@
 // Recorded tensors: what is written is read back and judged, a contradiction is refused with its
 // name, and no file crashes the reader.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <cmath>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -52,6 +54,23 @@ TEST(Safetensors, ReadsWhatTheFormatAllows) {
   EXPECT_EQ(s.metadata.at("k"), "v");
   EXPECT_EQ(s.tensors.at("b").bytes.size(), 8u);
   EXPECT_EQ(s.tensors.at("one").shape.size(), 0u);
+}
+
+// Time that grows with the square of the number of names would be hours of the processor's time.
+TEST(Safetensors, ManyNamesTakeTimeInProportion) {
+  constexpr int many = 200000;
+  std::string header = R"({"__metadata__":{"assay":"1")", tensors;
+  for (int k = 0; k < many; ++k) {
+    header += fmt::format(R"(,"record.{0}":"product m=1 n=1 k=32 w=int8","case.{0}":"")", k);
+    tensors +=
+        fmt::format(R"(,"{}.c":{{"dtype":"U8","shape":[1],"data_offsets":[{},{}]}})", k, k, k + 1);
+  }
+  const Bytes file = bytes_of(header + "}" + tensors + "}", many);
+  const std::clock_t start = std::clock();
+  const RecordFile records("many", file);
+  EXPECT_EQ(records.names().size(), std::size_t{many});
+  EXPECT_THROW(records.read("199999"), FileError);
+  EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, 60);
 }
 
 TEST(Safetensors, RefusesEverythingElseByName) {

@@ -26,7 +26,11 @@ struct CaseRun {
   CaseResult& result;
 
   void turn(Turn whose) const {
-    if (options.turn) options.turn(whose);
+    if (options.begins) options.begins({whose, "", print_case(c)});
+  }
+  // The candidate computes this problem for a relation.
+  void asks(const char* relation, const Case& problem) const {
+    if (options.begins) options.begins({Turn::candidate, relation, print_case(problem)});
   }
   void end(Outcome outcome, std::string reason) const {
     result.outcome = outcome;
@@ -104,13 +108,17 @@ bool judge_step(const CaseRun& run, const Step& step, const typename Step::Out& 
 template <class Step>
 void ask_relations(const CaseRun& run, const Step& step, const typename Step::Out& base) {
   if (!run.options.relations) return;
-  run.turn(Turn::candidate);
   const bool promises = run.candidate.abilities().promises_bits;
   Relations& found = run.result.relations;
-  for (const RelationOf<Step>& relation : step.relations())
+  for (const RelationOf<Step>& relation : step.relations()) {
+    const std::function<void(const Case&)> begins = [&](const Case& problem) {
+      run.asks(relation.name, problem);
+    };
+    begins(run.c);
     found[relation.name] = relation.needs_promise && !promises
                                ? Relation::not_applicable(other_order)
-                               : relation.ask({step, run.candidate, base});
+                               : relation.ask({step, run.candidate, base, begins});
+  }
   for (const auto& [name, relation] : found)
     if (relation.how == Relation::How::violated)
       return run.end(Outcome::fail, fmt::format("relation {} {}", name, text_of(relation)));

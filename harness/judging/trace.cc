@@ -11,6 +11,7 @@
 
 #include "harness/candidates/candidate.h"
 #include "harness/judging/step.h"
+#include "harness/shortage.h"
 #include "harness/text.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/stages.h"
@@ -379,6 +380,8 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   const auto follow = [&](const Call& call, const AttentionBackwardInput* backward) {
     Follower follower(inputs.problem, contract, trace, backward);
     const kernels::Status status = candidate.run({call, how, &follower});
+    if (status.code == kernels::StatusCode::memory_allocation_failed)
+      throw ShortageError(status.detail);
     if (!status.ok())
       throw CandidateError(
           fmt::format("status {}: {}", static_cast<int>(status.code), status.detail));

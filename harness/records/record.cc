@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <ranges>
 #include <set>
 #include <sstream>
 #include <string_view>
@@ -77,8 +78,8 @@ class Reader {
   const StoredTensor& need(const std::string& name, const char* why) {
     const StoredTensor* t = find(name);
     if (t) return *t;
-    for (const auto& [other, stored] : contents_.tensors)
-      if (belongs(other) && meant_by(own_name(other)) == name)
+    for (const auto& [other, stored] : own_tensors())
+      if (meant_by(own_name(other)) == name)
         fail(fmt::format("tensor {} is missing; did you mean {} by {}?", name, name, other));
     fail(fmt::format("tensor {} is missing; {}", name, why));
   }
@@ -122,8 +123,8 @@ class Reader {
   // Refuses a tensor of this record that nothing asked for. If its name is misspelt, a mask would
   // be ignored.
   void check_all_used() const {
-    for (const auto& [name, t] : contents_.tensors) {
-      if (!belongs(name) || used_.contains(name)) continue;
+    for (const auto& [name, t] : own_tensors()) {
+      if (used_.contains(name)) continue;
       const std::string_view meant = meant_by(own_name(name));
       fail(fmt::format("tensor {} belongs to nothing that the record's line asks for{}", name,
                        meant.empty() ? "" : fmt::format("; did you mean {}?", meant)));
@@ -131,8 +132,15 @@ class Reader {
   }
 
  private:
-  bool belongs(const std::string& name) const {
-    return record_.name.empty() || name.starts_with(record_.name + ".");
+  using Tensors = decltype(Safetensors::tensors);
+  // The names are sorted, so a file of many records is not searched for each of them.
+  std::ranges::subrange<Tensors::const_iterator> own_tensors() const {
+    const std::string prefix = record_.name.empty() ? "" : record_.name + ".";
+    const auto first = contents_.tensors.lower_bound(prefix);
+    const auto last = std::find_if(first, contents_.tensors.end(), [&](const auto& named) {
+      return !named.first.starts_with(prefix);
+    });
+    return {first, last};
   }
   // The name without that of the record.
   std::string_view own_name(std::string_view name) const {
@@ -647,6 +655,7 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   if (version->second != "1")
     throw FileError(fmt::format("{}: records of version {}; version 1 is known", path_,
                                 shown(version->second)));
+  // The keys are sorted, and so are the names.
   for (const auto& [key, value] : contents_.metadata) {
     if (key == record_key) names_.insert(names_.begin(), "");
     else if (key.starts_with(fmt::format("{}.", record_key)))
@@ -660,7 +669,7 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   for (const auto& [key, value] : contents_.metadata)
     if (key == "case" || key.starts_with("case."))
       if (const std::string name = key == "case" ? "" : key.substr(5);
-          std::ranges::find(names_, name) == names_.end())
+          !std::ranges::binary_search(names_, name))
         throw FileError(
             fmt::format("{}: metadata key {} is the case of no record", path_, shown(key)));
   if (names_.empty())
@@ -677,7 +686,7 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   // it belongs to.
   if (!names_.front().empty())
     for (const auto& [tensor, stored] : contents_.tensors)
-      if (std::ranges::find(names_, tensor.substr(0, tensor.find('.'))) == names_.end())
+      if (!std::ranges::binary_search(names_, tensor.substr(0, tensor.find('.'))))
         throw FileError(fmt::format("{}: tensor {} belongs to no record", path_, shown(tensor)));
 }
 
