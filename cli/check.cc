@@ -9,10 +9,13 @@
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/run_report.h"
 #include "cli/selection.h"
+#include "cli/tell.h"
+#include "cli/time_limit.h"
 #include "harness/files.h"
 #include "harness/cases/shrink.h"
 #include "harness/records/standalone.h"
@@ -36,8 +39,9 @@ struct CheckOptions {
   WorkerOptions workers;
 };
 
-// Shrinks one failing case. Every step runs in a worker, for a minute at most.
-std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) {
+// Shrinks one failing case, and finds the command that reproduces the small one. Every step runs in
+// a worker, for a minute at most.
+void shrink_result(CaseResult& failed, const WorkerOptions& options) {
   const auto deadline = seconds_from_now(60);
   WorkerOptions quick = options;
   quick.jobs = 1;
@@ -50,12 +54,15 @@ std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) 
     for (const Case& c : steps) items.push_back({print_case(c), failed.candidate});
     std::optional<std::size_t> found;
     run_in_workers(items, quick, [&](std::size_t k, const CaseResult& r) {
-      if (r.outcome == Outcome::fail) found = k;
+      if (r.outcome == Outcome::fail) {
+        found = k;
+        failed.reproduce = r.reproduce;
+      }
       return !found && in_time();
     });
     return found;
   };
-  return print_case(shrink(parse_case(failed.line), first_failing, in_time));
+  failed.shrunk = print_case(shrink(parse_case(failed.line), first_failing, in_time));
 }
 
 // A page draws pictures of some cases, which run once more for that.
@@ -91,7 +98,7 @@ Ran run_selection(const CheckOptions& o, Selection selection, const Features& ha
     std::size_t finished = 0;
     run_in_workers(items, o.workers, [&](std::size_t k, CaseResult r) {
       if (r.outcome == Outcome::fail || r.outcome == Outcome::error)
-        progress.say(fmt::format("{}: {}\n  {}", name_of(r.outcome), r.reason, items[k].line));
+        progress.say(told_in("{}: {}\n  {}", name_of(r.outcome), r.reason, items[k].line));
       progress.advance(items[k].line);
       round[k] = std::move(r);
       ++finished;
@@ -111,9 +118,8 @@ void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o) {
   for (CaseResult& r : results) {
     if (r.outcome != Outcome::fail || shrunk == 3) continue;
     ++shrunk;
-    fmt::print(stderr, "shrinking: {}\n", r.line);
-    r.shrunk = shrink_line(r, o.workers);
-    r.reproduce = check_command(o.candidate, r.shrunk, o.workers.execute.around);
+    tell(stderr, "shrinking: {}\n", r.line);
+    shrink_result(r, o.workers);
   }
 }
 
@@ -135,17 +141,24 @@ Case standalone_case(const std::vector<CaseResult>& results, const std::string& 
   return *chosen;
 }
 
-int run(const CheckOptions& o) {
+// An unknown name, or a library or device that does not open, is an error before anything runs.
+// Returns what it can do.
+Features open_candidate(CheckOptions& o) {
+  o.workers.library = std::make_shared<LibraryFile>(o.candidate);
+  const TimeLimit limit("loading " + o.candidate, o.workers.timeout_seconds, bad_usage);
+  return make_candidate(o.candidate)->features();
+}
+
+int run(CheckOptions& o) {
   const auto start = Clock::now();
   const PageSections sections = sections_of_page(o.files);
-  // An unknown name is an error before anything runs.
-  const Features has = make_candidate(o.candidate)->features();
+  const Features has = open_candidate(o);
   const Selection selection = select_cases(o.selection, o.selection.seed, has);
   if (o.list) {
-    for (const Case& c : selection.cases) fmt::print("{}\n", print_case(c));
+    for (const Case& c : selection.cases) tell("{}\n", print_case(c));
     return all_passed;
   }
-  for (const std::string& note : selection.notes) fmt::print("{}\n", note);
+  for (const std::string& note : selection.notes) tell("{}\n", note);
 
   Ran ran = run_selection(o, selection, has, start);
   if (!o.no_shrink) shrink_failures(ran.results, o);
@@ -161,7 +174,7 @@ int run(const CheckOptions& o) {
   const int status = report_run(facts, ran.results);
   if (!o.standalone.empty()) {
     write_file(o.standalone, standalone_program(standalone_case(ran.results, o.standalone)));
-    fmt::print("standalone program: {}\n", o.standalone);
+    tell("standalone program: {}\n", o.standalone);
   }
   return status;
 }
@@ -172,6 +185,7 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
                   "What is judged: host, host-undeclared (declares no contract, so a ladder is "
                   "tried), unfused (the fallback), sdpa (what the dispatcher chooses), "
                   "device:NAME, lib:PATH, python:FILE::FUNCTION or fault:NAME")
+      ->check(judged())
       ->capture_default_str();
   check
       .add_option("--device", o.device,
@@ -183,6 +197,7 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
       .add_option("--kernel", o.library,
                   "Judge a shared library of yours, in a process of its own; "
                   "include/assay/kernel.h and `assay new-kernel DIR` show how to write one")
+      ->check(read_only())
       ->excludes("--candidate")
       ->excludes("--device");
   check
@@ -216,10 +231,12 @@ void add_outputs(CLI::App& check, CheckOptions& o) {
   check
       .add_option("--with-faults", o.files.faults,
                   "With --html: show this score too, which `assay faults --json` wrote")
+      ->check(read_only())
       ->needs("--html");
   check
       .add_option("--with-fuzz", o.files.fuzz,
                   "With --html: show this summary too, which `assay fuzz --json` wrote")
+      ->check(read_only())
       ->needs("--html");
   check
       .add_option("--standalone", o.standalone,

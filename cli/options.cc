@@ -10,7 +10,6 @@
 #include <system_error>
 #include <type_traits>
 
-#include "harness/files.h"
 #include "problem/parallel.h"
 
 namespace assay {
@@ -74,26 +73,6 @@ CLI::Validator any_number() {
 CLI::Validator seconds_number() {
   constexpr double a_millisecond = 0.001, ten_years = 3e8;
   return number_in(a_millisecond, ten_years);
-}
-
-CLI::Validator writable() {
-  return CLI::Validator(
-      [](std::string& path) -> std::string {
-        std::error_code error;
-        const bool there = fs::exists(path, error);
-        // There is a circle of links or a name that is too long, for example. A file beside it
-        // could perhaps be opened, but what is at this path could not be read.
-        if (error) return fmt::format("writing {}: {}", path, error.message());
-        // It is a pipe or /dev/stdout, for example.
-        if (there && !fs::is_regular_file(path, error) && !fs::is_directory(path, error)) return {};
-        try {
-          NewFile probe(path);
-          return {};
-        } catch (const std::system_error& e) {
-          return e.what();
-        }
-      },
-      "FILE");
 }
 
 void refuse_empty_values(CLI::App& app) {

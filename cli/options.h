@@ -21,10 +21,6 @@ CLI::Validator any_number();
 // be printed.
 CLI::Validator seconds_number();
 
-// Checks that a file can be written at the path before anything is computed. It opens no existing
-// file and leaves nothing behind.
-CLI::Validator writable();
-
 // Makes an empty value an error, for every option and positional of every command.
 void refuse_empty_values(CLI::App& app);
 

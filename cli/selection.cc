@@ -9,8 +9,10 @@
 #include <utility>
 
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/options.h"
 #include "harness/cases/suites.h"
+#include "harness/text.h"
 
 namespace assay {
 namespace {
@@ -40,6 +42,13 @@ std::string left_out(const std::string& suite, std::uint64_t seed, const Feature
       fmt::join(missing, ", "));
 }
 
+// The line below a case line that points at a column of it, counted from 1.
+std::string mark_under(const std::string& line, std::size_t column) {
+  if (column == 0) return {};
+  const std::size_t before = places_of(visible(line.substr(0, column - 1)));
+  return fmt::format("  {}^", std::string(before, ' '));
+}
+
 }  // namespace
 
 void add_selection(CLI::App& command, SelectionOptions& o) {
@@ -47,8 +56,10 @@ void add_selection(CLI::App& command, SelectionOptions& o) {
                                    fmt::format("One of {}", fmt::join(suite_names(), ", ")));
   auto* lines = command.add_option("--case", o.cases,
                                    "A case line (repeatable); `assay notation` explains them");
-  auto* file = command.add_option("--cases", o.cases_file,
-                                  "A file of case lines; a line that begins with # is a comment");
+  auto* file = command
+                   .add_option("--cases", o.cases_file,
+                               "A file of case lines; a line that begins with # is a comment")
+                   ->check(read_only());
   suite->excludes(lines)->excludes(file);
   command.add_option("--filter", o.filter, "Only cases whose line contains this text");
   command
@@ -83,9 +94,8 @@ Selection select_cases(const SelectionOptions& o, std::uint64_t seed, const Feat
       try {
         s.cases.push_back(parse_case(lines[k]));
       } catch (const CaseError& e) {
-        throw UsageError(
-            fmt::format("{}\n  {}\n{}", e.what(), lines[k],
-                        e.column ? fmt::format("  {}^", std::string(e.column - 1, ' ')) : ""));
+        throw UsageError(fmt::format("{}\n  {}\n{}", e.what(), visible(lines[k]),
+                                     mark_under(lines[k], e.column)));
       }
     }
   }
@@ -94,7 +104,8 @@ Selection select_cases(const SelectionOptions& o, std::uint64_t seed, const Feat
     std::erase_if(s.cases,
                   [&](const Case& c) { return print_case(c).find(o.filter) == std::string::npos; });
     if (s.cases.empty())
-      throw UsageError(fmt::format("--filter={}: none of {} cases contains it", o.filter, before));
+      throw UsageError(
+          fmt::format("--filter={}: none of {} contains it", o.filter, counted(before, "case")));
   }
   if (!o.shard.empty()) {
     const auto [i, n] = parse_shard(o.shard);

@@ -6,7 +6,7 @@
 
 #include "cli/commands.h"
 #include "cli/options.h"
-#include "harness/candidates/kernel_process.h"
+#include "harness/candidates/kernel_server.h"
 
 namespace assay {
 namespace {
@@ -35,7 +35,7 @@ Command add_serve_kernel(CLI::App& app) {
   CLI::App* command = app.add_subcommand("serve-kernel", "")->group("");
   command->add_option("library", o->library)->required();
   command->add_option("base", o->base)->transform(any_number())->required();
-  return {command, [o] { return KernelProcess::serve(o->library, o->base); }, true};
+  return {command, [o] { return serve_kernel(o->library, o->base); }, true};
 }
 
 Command add_worker(CLI::App& app) {

@@ -78,8 +78,8 @@ class RowJudge {
     suspect(block, r);
     if (slope.xx > 0) rows_.slopes.push_back(slope.xy / slope.xx);
     if (certify && row.lse.kind == Kind::finite && row.domain == Domain::bounded)
-      certify_row(kv_, block, r, full_bound_.data(), row.lse.bound, s.keys, contract_.tile,
-                  tally_.verdict.power);
+      certify_row(kv_, block, r, full_bound_.data(), bound_of_compared_lse(row), s.keys,
+                  contract_.tile, tally_.verdict.power);
   }
 
  private:
@@ -106,6 +106,11 @@ class RowJudge {
     if (!(score > 0)) return;
     if (rows_.suspects.empty()) rows_.suspects.push_back(row);
     else if (score > rows_.suspects.front().score) rows_.suspects.front() = row;
+  }
+
+  // An LSE that is not compared shows no fault.
+  double bound_of_compared_lse(const BlockRow& row) const {
+    return out_.lse ? row.lse.bound : std::numeric_limits<double>::infinity();
   }
 
   Index position_of_o(const Block& block, Index r, Index c) const {

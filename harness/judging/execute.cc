@@ -8,6 +8,7 @@
 #include "harness/judging/painter.h"
 #include "harness/judging/quantization.h"
 #include "harness/judging/step.h"
+#include "harness/text.h"
 #include "oracle/backward_verdict.h"
 #include "problem/clock.h"
 
@@ -25,7 +26,11 @@ struct CaseRun {
   CaseResult& result;
 
   void turn(Turn whose) const {
-    if (options.turn) options.turn(whose);
+    if (options.begins) options.begins({whose, "", print_case(c)});
+  }
+  // The candidate computes this problem for a relation.
+  void asks(const char* relation, const Case& problem) const {
+    if (options.begins) options.begins({Turn::candidate, relation, print_case(problem)});
   }
   void end(Outcome outcome, std::string reason) const {
     result.outcome = outcome;
@@ -104,16 +109,21 @@ bool judge_step(const CaseRun& run, const Step& step, const typename Step::Out& 
 template <class Step>
 void ask_relations(const CaseRun& run, const Step& step, const typename Step::Out& base) {
   if (!run.options.relations) return;
-  run.turn(Turn::candidate);
   const bool promises = run.candidate.abilities().promises_bits;
   Relations& found = run.result.relations;
-  for (const RelationOf<Step>& relation : step.relations()) try {
+  for (const RelationOf<Step>& relation : step.relations()) {
+    const std::function<void(const Case&)> begins = [&](const Case& problem) {
+      run.asks(relation.name, problem);
+    };
+    begins(run.c);
+    try {
       found[relation.name] = relation.needs_promise && !promises
                                  ? Relation::not_applicable(other_order)
-                                 : relation.ask({step, run.candidate, base});
+                                 : relation.ask({step, run.candidate, base, begins});
     } catch (const CandidateDeclined& e) {
       found[relation.name] = Relation::not_applicable(e.what());
     }
+  }
   for (const auto& [name, relation] : found)
     if (relation.how == Relation::How::violated)
       return run.end(Outcome::fail, fmt::format("relation {} {}", name, text_of(relation)));
@@ -219,7 +229,8 @@ std::string check_command(const std::string& candidate, const std::string& line,
   const char* pages = around == Surroundings::page_behind   ? " --guard-pages behind"
                       : around == Surroundings::page_before ? " --guard-pages before"
                                                             : "";
-  return fmt::format("assay check --candidate {}{} --case '{}'", candidate, pages, line);
+  return fmt::format("assay check --candidate {}{} --case {}", shell_word(candidate), pages,
+                     shell_quoted(line));
 }
 
 bool has_independent_zero_mean(const Case& c) {

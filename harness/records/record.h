@@ -3,6 +3,7 @@
 // describes the whole format.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -72,9 +73,12 @@ CaseResult verify(const RecordFile& file, const Record& record, const VerifyOpti
 
 // Writes the inputs of each case, and the outputs of `candidate` if there is one. Several records
 // are numbered from 0 (from 00 if there are more than ten); a single one has no number. Throws
-// CaseError for a case that a record cannot hold (caches), FileError if the candidate fails, and
-// std::system_error.
-void write_records(const std::string& path, const std::vector<Case>& cases,
-                   Candidate* candidate = nullptr);
+// CaseError for a case that a record cannot hold (caches), FileError if the candidate fails,
+// ShortageError if the machine does, and std::system_error. `watch` calls `run`, which runs the
+// candidate on the case.
+using Watch = std::function<void(const Case& c, const std::function<void()>& run)>;
+void write_records(
+    const std::string& path, const std::vector<Case>& cases, Candidate* candidate = nullptr,
+    const Watch& watch = [](const Case&, const std::function<void()>& run) { run(); });
 
 }  // namespace assay

@@ -168,7 +168,8 @@ std::string describe(const Recorded& r, bool with_outputs, const std::string& ke
 
 }  // namespace
 
-void write_records(const std::string& path, const std::vector<Case>& cases, Candidate* candidate) {
+void write_records(const std::string& path, const std::vector<Case>& cases, Candidate* candidate,
+                   const Watch& watch) {
   std::vector<Recorded> recorded;
   std::vector<TensorToStore> tensors;
   std::map<std::string, std::string> metadata = {{"assay", "1"}};
@@ -181,7 +182,7 @@ void write_records(const std::string& path, const std::vector<Case>& cases, Cand
       throw CaseError(0, fmt::format("{}\n  {}", e.what(), print_case(cases[k])));
     }
     Recorded& r = recorded.back();
-    if (candidate) run(cases[k], *candidate, r);
+    if (candidate) watch(cases[k], [&] { run(cases[k], *candidate, r); });
     // Every number is as wide as the last one, so that names sort as numbers do.
     const std::string name =
         cases.size() > 1 ? fmt::format("{:0{}}", k, fmt::to_string(cases.size() - 1).size()) : "";
