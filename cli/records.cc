@@ -98,12 +98,9 @@ int verify(const VerifyCommandOptions& o) {
     for (const std::string& name : names) {
       try {
         const Record r = file->read(name);
-        const CaseResult result =
-            verify(*file, r,
-                   {.threads = o.threads,
-                    .sample_rows = o.rows,
-                    .seed = o.seed,
-                    .evidence = o.evidence});
+        const CaseResult result = verify(
+            *file, r,
+            {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed, .evidence = o.evidence});
         if (result.outcome == Outcome::fail)
           progress.say(told_in("fail: {}\n  {}", result.reason, result.reproduce));
         kernels.insert(r.kernel);

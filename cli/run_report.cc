@@ -93,12 +93,13 @@ void print_evidence(const Evidence& e) {
   for (const auto& [output, row] : e.rows)
     rows.push_back(fmt::format("{} {:.2g} (limit {:.2g})", name_of(output), row.s, row.limit));
   tell("  evidence: errors {} those of {}; largest, in units of typical ones: {}\n",
-             e.fits ? "are" : "come nearest to", e.arithmetic, fmt::join(rows, ", "));
+       e.fits ? "are" : "come nearest to", e.arithmetic, fmt::join(rows, ", "));
   if (!e.filters.empty()) {
     const FilterAnswer& f = e.filters.front();
-    tell("  evidence: of {} faults looked for, most of \"{}\": {:.2g} of it, z {:.2g} "
-               "(limit {:.2g})\n",
-               e.questions, f.fault, f.share, f.z, e.z_limit);
+    tell(
+        "  evidence: of {} faults looked for, most of \"{}\": {:.2g} of it, z {:.2g} "
+        "(limit {:.2g})\n",
+        e.questions, f.fault, f.share, f.z, e.z_limit);
   }
 }
 

@@ -381,7 +381,7 @@ std::vector<SuspectRow> worst_of(std::vector<SuspectRow> rows) {
 
 // The verdict by bounds alone.
 Verdict judge_bounds(const ProjectedAttention& problem, const AttentionOutput& out,
-              const Contract& contract, const JudgeOptions& options) {
+                     const Contract& contract, const JudgeOptions& options) {
   const AttentionShape& s = problem.shape;
   RowTally total(options);
   Verdict& v = total.elements.verdict;
@@ -409,7 +409,8 @@ Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
               const Contract& contract, const JudgeOptions& options) {
   Verdict v = judge_bounds(problem, out, contract, options);
   if (is_weighed(v, options))
-    take_evidence(v, weigh(problem, out, contract, {&contract, 1}, v.suspects, options), options.evidence);
+    take_evidence(v, weigh(problem, out, contract, {&contract, 1}, v.suspects, options),
+                  options.evidence);
   return v;
 }
 
@@ -421,7 +422,8 @@ Verdict judge_by_ladder(const ProjectedAttention& problem, const AttentionOutput
   });
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
   if (is_weighed(v, options))
-    take_evidence(v, weigh(problem, out, ladder.front(), {first, ladder.end()}, v.suspects, options),
+    take_evidence(v,
+                  weigh(problem, out, ladder.front(), {first, ladder.end()}, v.suspects, options),
                   options.evidence);
   return v;
 }

@@ -164,7 +164,8 @@ class GroupSum {
     if (with_pairs_)
       for (auto* part : {&out_.score_part, &out_.weight_part})
         part->emplace_back(usize(rows * s_.keys), 0.0f);
-    const RowMajor dk_before = stores_heads_ ? dk_ : RowMajor(), dv_before = stores_heads_ ? dv_ : RowMajor();
+    const RowMajor dk_before = stores_heads_ ? dk_ : RowMajor(),
+                   dv_before = stores_heads_ ? dv_ : RowMajor();
     const Index pairs = Index{1} << 16;  // in a block, whose matrices take some MiB
     const Index per_block = std::clamp<Index>(pairs / std::max<Index>(s_.keys, 1), 16, 128);
     for (Index first = 0; first < rows; first += per_block) {

@@ -151,8 +151,8 @@ void judge_groups(const Attention& problem, const AttentionBackwardInput& input,
 
 // The verdict by bounds alone.
 Verdict judge_bounds(const Attention& problem, const AttentionBackwardInput& input,
-                       const AttentionGradients& out, const Contract& contract,
-                       const JudgeOptions& options) {
+                     const AttentionGradients& out, const Contract& contract,
+                     const JudgeOptions& options) {
   const AttentionShape& s = problem.shape;
   const std::vector<Index> rows = rows_to_judge(s.rows, options.sample_rows, options.seed);
   Tally tally(options);
@@ -203,15 +203,15 @@ void add_gradients(Verdict& forward, const Verdict& gradients) {
 
 Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwardInput& input,
                                  const AttentionGradients& out, const JudgeOptions& options) {
-  const std::vector<Contract> ladder =
-      backward_ladder(problem.q.dtype, 64, problem.shape.group());
+  const std::vector<Contract> ladder = backward_ladder(problem.q.dtype, 64, problem.shape.group());
   Verdict v = climb(ladder, options, [&](const Contract& c, const JudgeOptions& o) {
     return judge_bounds(problem, input, out, c, o);
   });
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
   if (is_weighed(v, options))
-    take_evidence(v, weigh_backward(problem, input, out, ladder.front(), {first, ladder.end()}, v, options),
-                  options.evidence);
+    take_evidence(
+        v, weigh_backward(problem, input, out, ladder.front(), {first, ladder.end()}, v, options),
+        options.evidence);
   return v;
 }
 

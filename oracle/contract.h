@@ -48,8 +48,8 @@ struct Contract {
   // Only for the backward pass with a weight_dtype: dS is computed from rounded weights, and is
   // scaled before it is rounded itself.
   bool score_gradients_late = false;
-  // Only for the backward pass of grouped heads: dK and dV of every query head are stored in it, and
-  // the heads of a group are added afterwards, in it or in a wider format.
+  // Only for the backward pass of grouped heads: dK and dV of every query head are stored in it,
+  // and the heads of a group are added afterwards, in it or in a wider format.
   std::optional<Dtype> head_gradient_dtype;
 
   // Structure.
@@ -77,8 +77,8 @@ struct Contract {
 // The contracts that are tried for a kernel that declares none, from the strictest to the most
 // lenient.
 std::vector<Contract> contract_ladder(Dtype dtype, Index tile);
-// The same for gradients. If heads share keys, a kernel may also store the gradients of each head in
-// the dtype, from the first rung on whose weights are in it.
+// The same for gradients. If heads share keys, a kernel may also store the gradients of each head
+// in the dtype, from the first rung on whose weights are in it.
 std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group);
 
 // k u / (1 - k u), Higham's gamma; infinity where k u >= 0.9.

@@ -181,12 +181,10 @@ void add_product(const Contract& c, const Schedule& how, const SingleRef& a, con
     RowMajorSingle high_a = a, high_b = b;
     for (RowMajorSingle* m : {&high_a, &high_b})
       *m = m->unaryExpr([](float x) { return round_to_bits(x, 11); });
-    const RowMajorSingle low_a = RowMajorSingle(a - high_a).unaryExpr([](float x) {
-      return round_to_bits(x, 11);
-    });
-    const RowMajorSingle low_b = RowMajorSingle(b - high_b).unaryExpr([](float x) {
-      return round_to_bits(x, 11);
-    });
+    const RowMajorSingle low_a =
+        RowMajorSingle(a - high_a).unaryExpr([](float x) { return round_to_bits(x, 11); });
+    const RowMajorSingle low_b =
+        RowMajorSingle(b - high_b).unaryExpr([](float x) { return round_to_bits(x, 11); });
     constexpr Index width = 8;
     for (Index k = 0; k < n; k += width) {
       const Index w = std::min(width, n - k);
@@ -207,8 +205,7 @@ void add_product(const Contract& c, const Schedule& how, const SingleRef& a, con
   } else if (c.dot_block > 0) {
     for (Index k = 0; k < n; k += c.dot_block) {
       const Index w = std::min<Index>(c.dot_block, n - k);
-      const RowMajor part =
-          a.middleCols(k, w).cast<double>() * b.middleRows(k, w).cast<double>();
+      const RowMajor part = a.middleCols(k, w).cast<double>() * b.middleRows(k, w).cast<double>();
       sum = (sum.cast<double>() + part).unaryExpr(&truncated);
     }
   } else {
@@ -250,8 +247,7 @@ void round_all(Dtype dtype, RowMajorSingle& m) {
   if (f.precision >= 24) return;
   const auto least = static_cast<float>(std::ldexp(1.0, f.min_exponent));
   // Adding and taking away this number rounds a subnormal number of the format to its quantum.
-  const auto magic =
-      static_cast<float>(std::ldexp(1.5, f.min_exponent - (f.precision - 1) + 23));
+  const auto magic = static_cast<float>(std::ldexp(1.5, f.min_exponent - (f.precision - 1) + 23));
   const auto largest = static_cast<float>(f.max_finite);
   const float beyond = f.saturates ? largest : inf;
   float* x = m.data();
@@ -266,15 +262,13 @@ void round_all(Dtype dtype, RowMajorSingle& m) {
 Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index serial) {
   Schedule how;
   const auto unit = [&] { return static_cast<double>(random() >> 11) * 0x1p-52 - 1; };
-  constexpr Index tiles[] = {16, 32, 64, 128, 256}, parts[] = {0, 8, 16, 32},
-                  halves[] = {1, 4, 16};
+  constexpr Index tiles[] = {16, 32, 64, 128, 256}, parts[] = {0, 8, 16, 32}, halves[] = {1, 4, 16};
   how.tile = c.ordered ? c.tile : tiles[random.below(std::size(tiles))];
   how.dot_part = parts[random.below(std::size(parts))];
   how.half_part = halves[random.below(std::size(halves))];
   how.scales_query = !c.ordered && random.below(2) != 0;
   how.base_two = c.fused_argument;
-  how.normalizes_first =
-      c.divides_first || (!c.ordered && c.weight_dtype && serial % 2 != 0);
+  how.normalizes_first = c.divides_first || (!c.ordered && c.weight_dtype && serial % 2 != 0);
   how.late_maximum = !c.ordered && random.below(3) == 0;
   how.rounds_unscaled = serial % 4 < 2;
   how.three_parts = c.fused_argument && !c.ordered && !c.weight_dtype && serial % 2 != 0;

@@ -1,5 +1,5 @@
-// Inside oracle/: attention of a few rows in the roundings of a contract, under one of the schedules
-// that the contract allows. docs/evidence.md, 1.
+// Inside oracle/: attention of a few rows in the roundings of a contract, under one of the
+// schedules that the contract allows. docs/evidence.md, 1.
 #pragma once
 
 #include <Eigen/Core>
@@ -13,21 +13,21 @@ namespace assay {
 
 // What a contract leaves open and a kernel has to choose. A replicate draws it.
 struct Schedule {
-  Index tile = 64;              // keys that share one running maximum
-  std::vector<Index> order;     // of the tiles
-  Index dot_part = 0;           // q.k is summed in parts of this length; 0: at once
-  Index half_part = 16;         // terms that an fp16 accumulator takes at once
-  bool scales_query = false;    // Q is multiplied by the scale, not the scores
-  bool base_two = false;        // 2^x with log2 e folded into the argument
+  Index tile = 64;                // keys that share one running maximum
+  std::vector<Index> order;       // of the tiles
+  Index dot_part = 0;             // q.k is summed in parts of this length; 0: at once
+  Index half_part = 16;           // terms that an fp16 accumulator takes at once
+  bool scales_query = false;      // Q is multiplied by the scale, not the scores
+  bool base_two = false;          // 2^x with log2 e folded into the argument
   bool normalizes_first = false;  // weights are divided by the row sum before P V
-  bool late_maximum = false;    // the running maximum lags behind: weights above 1 occur
-  bool three_parts = false;     // a product of fp32 numbers is three products of TF32 numbers
-  bool rounds_unscaled = false;  // scores are stored before the scale as well
+  bool late_maximum = false;      // the running maximum lags behind: weights above 1 occur
+  bool three_parts = false;       // a product of fp32 numbers is three products of TF32 numbers
+  bool rounds_unscaled = false;   // scores are stored before the scale as well
   double exp_offset = 0, exp_slope = 0;  // the error of exp in [-1, 1] of what the contract allows
-  double constant = 0;          // the error of the folded constant, likewise
-  double tanh = 0, log = 0;     // the errors of tanh and of log, likewise
-  double keep_scale = 0;        // of 1 / (1 - dropout), in [-1, 1] units of roundoff
-  bool flushes = false;         // weights that may underflow are 0
+  double constant = 0;                   // the error of the folded constant, likewise
+  double tanh = 0, log = 0;              // the errors of tanh and of log, likewise
+  double keep_scale = 0;                 // of 1 / (1 - dropout), in [-1, 1] units of roundoff
+  bool flushes = false;                  // weights that may underflow are 0
 };
 // `serial` numbers the replicates, so that choices of two are shared out evenly.
 Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index serial);
@@ -45,14 +45,14 @@ struct EmulatedRows {
 };
 
 struct EmulatedOutputs {
-  RowMajorSingle o;      // rows x Dv, not yet rounded to the dtype of O
+  RowMajorSingle o;  // rows x Dv, not yet rounded to the dtype of O
   Eigen::VectorXf lse;
 };
 // Rows that see no key get O = 0 and LSE = -inf.
 EmulatedOutputs emulate(const Contract& c, const Schedule& how, const EmulatedRows& in);
 
-// Part of an emulation: s of every pair, biases included. `slope` becomes ds / dt of the softcap where
-// it is given and there is a softcap.
+// Part of an emulation: s of every pair, biases included. `slope` becomes ds / dt of the softcap
+// where it is given and there is a softcap.
 RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const EmulatedRows& in,
                                RowMajorSingle* slope = nullptr);
 

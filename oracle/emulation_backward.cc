@@ -23,8 +23,7 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
   for (Index r = 0; r < rows; ++r) {
     if (!(in.lse(r) > -std::numeric_limits<float>::infinity())) continue;
     const Eigen::ArrayXd argument = (s.row(r).array() - in.lse(r)).transpose().cast<double>();
-    const Eigen::ArrayXd weight =
-        argument.exp() * (1 + offset + per_unit * argument.max(-200.0));
+    const Eigen::ArrayXd weight = argument.exp() * (1 + offset + per_unit * argument.max(-200.0));
     const double floor = how.flushes ? c.exp_floor : 0;
     p.row(r) = (weight < floor).select(0.0, weight).cast<float>().matrix().transpose();
     const float delta = in.d_o.row(r).dot(in.o.row(r));
@@ -41,8 +40,8 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
   if (c.weight_dtype) round_all(*c.weight_dtype, ds);
   if (x.kept.size() > 0) p.array() *= x.kept.array() * in.keep_scale;
   if (c.weight_dtype) round_all(*c.weight_dtype, p);
-  EmulatedGradients out{RowMajorSingle::Zero(rows, x.q.cols()),
-                        RowMajorSingle::Zero(n, x.q.cols()), RowMajorSingle::Zero(n, dv)};
+  EmulatedGradients out{RowMajorSingle::Zero(rows, x.q.cols()), RowMajorSingle::Zero(n, x.q.cols()),
+                        RowMajorSingle::Zero(n, dv)};
   for (Index t : how.order) {
     const Index first = t * how.tile, width = std::min(how.tile, n - first);
     add_product(c, how, RowMajorSingle(ds.middleCols(first, width)), keys.middleRows(first, width),

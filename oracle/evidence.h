@@ -1,7 +1,7 @@
-// Evidence: whether the errors of a kernel are those that its arithmetic makes on these very inputs.
-// A bound is a proof and as wide as the worst case; typical errors are measured by running the
-// algorithm in the roundings of a contract. docs/evidence.md says what is asked and how limits were
-// set.
+// Evidence: whether the errors of a kernel are those that its arithmetic makes on these very
+// inputs. A bound is a proof and as wide as the worst case; typical errors are measured by running
+// the algorithm in the roundings of a contract. docs/evidence.md says what is asked and how limits
+// were set.
 #pragma once
 
 #include <cmath>
@@ -16,8 +16,8 @@ namespace assay {
 
 enum class Output : std::uint8_t;
 
-// What follows if errors are inside their bounds, but not typical of any arithmetic: the case fails,
-// or its reason says so; or nothing is asked.
+// What follows if errors are inside their bounds, but not typical of any arithmetic: the case
+// fails, or its reason says so; or nothing is asked.
 enum class EvidenceRule : std::uint8_t { fail, warn, off };
 template <>
 inline constexpr auto table_of<EvidenceRule> = complete<Named<EvidenceRule>>({
@@ -62,11 +62,11 @@ struct Evidence {
   std::string arithmetic;  // the one that fits, or that fits best; empty: nothing was asked
   std::string not_asked;   // why nothing was asked
   bool fits = true;
-  std::string reason;                  // where nothing fits: one sentence
-  std::map<Output, Atypical> rows;     // by output
-  std::vector<FilterAnswer> filters;   // the most significant, at most five
+  std::string reason;                 // where nothing fits: one sentence
+  std::map<Output, Atypical> rows;    // by output
+  std::vector<FilterAnswer> filters;  // the most significant, at most five
   double z_limit = 0;
-  Index questions = 0;       // filters that were asked
+  Index questions = 0;  // filters that were asked
   Index rows_asked = 0;
   int replicates = 0;
   std::uint64_t seed = 0;

@@ -33,9 +33,10 @@ RowsOfHeads choose_rows(const AttentionShape& s, const std::vector<SuspectRow>& 
   const Index of_a_head =
       std::clamp<Index>(static_cast<Index>(rows / static_cast<double>(spread)), 1, s.rows);
   for (Index k = 0; k < spread; ++k) {
-    const Index head = k * heads / spread + (spread < heads ? static_cast<Index>(options.seed % usize(heads / spread)) : 0);
-    const std::vector<Index> list =
-        rows_to_judge(s.rows, of_a_head, options.seed + usize(head));
+    const Index head =
+        k * heads / spread +
+        (spread < heads ? static_cast<Index>(options.seed % usize(heads / spread)) : 0);
+    const std::vector<Index> list = rows_to_judge(s.rows, of_a_head, options.seed + usize(head));
     chosen[{head / s.query_heads, head % s.query_heads}].insert(list.begin(), list.end());
   }
   for (const SuspectRow& suspect : suspects) {
@@ -187,8 +188,7 @@ Replicates replicate(const EvidenceRows& rows, const Contract& contract, int cou
   return all;
 }
 
-double typical_of_row(const std::vector<RowMajor>& errors, Index row, double floor,
-                      double bound) {
+double typical_of_row(const std::vector<RowMajor>& errors, Index row, double floor, double bound) {
   const auto count = std::ssize(errors), columns = errors.front().cols();
   Eigen::MatrixXd rows(columns, count);
   for (Index k = 0; k < count; ++k) rows.col(k) = errors[usize(k)].row(row).transpose();

@@ -1,5 +1,5 @@
-// Inside oracle/: the rows that evidence looks at, with the candidate's errors there, and the errors
-// of replicates. All rows of all chosen heads stand below one another.
+// Inside oracle/: the rows that evidence looks at, with the candidate's errors there, and the
+// errors of replicates. All rows of all chosen heads stand below one another.
 #pragma once
 
 #include <Eigen/Core>
@@ -61,8 +61,8 @@ Replicates replicate(const EvidenceRows& rows, const Contract& contract, int cou
 // docs/evidence.md, 1.
 double typical_of_row(const std::vector<RowMajor>& errors, Index row, double floor, double bound);
 
-// Raises typical errors that are below `part` of what is usual in units of their bounds, because luck
-// made them small. `bound` has the rms of the bounds of each row.
+// Raises typical errors that are below `part` of what is usual in units of their bounds, because
+// luck made them small. `bound` has the rms of the bounds of each row.
 void raise_by_bounds(Eigen::VectorXd& sigma, const Eigen::VectorXd& bound,
                      const std::vector<char>& usable, double part);
 

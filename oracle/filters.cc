@@ -106,8 +106,8 @@ class Filters {
           if (!head.block.kept.empty() && !head.block.kept[pair]) weights(r, j) = 0;
         }
       }
-      const RowMajor direction = weights * head.kv->values.middleRows(head.block.key0, n)
-                                               .leftCols(rows_.exact.cols());
+      const RowMajor direction =
+          weights * head.kv->values.middleRows(head.block.key0, n).leftCols(rows_.exact.cols());
       for (Index r = 0; r < head.rows(); ++r)
         if (usable(head.first + r)) add(share, head.first + r, direction.row(r));
     }
@@ -127,7 +127,8 @@ class Filters {
   // keys at once are matrix products; each row's are then added up by key, distance and so on.
   void ask_keys() {
     for (const EvidenceHead& head : rows_.heads) collect_keys(head);
-    by_key_.answer(answers_, least_share_of_part, [](Index j) { return fmt::format("key {} is missing", j); });
+    by_key_.answer(answers_, least_share_of_part,
+                   [](Index j) { return fmt::format("key {} is missing", j); });
     from_last_.answer(answers_, least_share_of_part, [](Index d) {
       return d == 0 ? std::string("the newest key of each row is missing")
                     : fmt::format("the key {} before the newest of each row is missing", d);

@@ -26,11 +26,11 @@ enum class ProductOrder : std::uint8_t {
 struct ProductContract {
   std::string name;
   ProductOrder order = ProductOrder::any;
-  double roundoff = 0x1p-24;          // of one accumulation step
-  // The width of a block whose products a matrix instruction aligns to the largest of them, with the
-  // accumulator, before it drops what is below `roundoff` of it. 0: one product at a time.
+  double roundoff = 0x1p-24;  // of one accumulation step
+  // The width of a block whose products a matrix instruction aligns to the largest of them, with
+  // the accumulator, before it drops what is below `roundoff` of it. 0: one product at a time.
   int block = 0;
-  bool scales_weights = false;  // a tensor scale is multiplied into every weight
+  bool scales_weights = false;        // a tensor scale is multiplied into every weight
   bool products_rounded = false;      // no FMA
   std::optional<Dtype> weight_dtype;  // dequantized weights are rounded to it
   // The finite limit of the sums. Sums beyond it are infinite, even where the arithmetic truncates.

@@ -27,9 +27,9 @@ struct FilterAnswers {
   }
 };
 
-// The shares of the directions of one kind of fault, by an index: a key, a lane, a tile, a distance.
-// Rows are added up: those of the candidate, and those of every replicate, which tell what chance
-// does.
+// The shares of the directions of one kind of fault, by an index: a key, a lane, a tile, a
+// distance. Rows are added up: those of the candidate, and those of every replicate, which tell
+// what chance does.
 class Shares {
  public:
   Shares(Index count, Index replicates)
@@ -69,8 +69,8 @@ class Shares {
     for (Index at = 0; at < size(); ++at) {
       if (!(denominator_(at) > 0)) continue;
       const double spread = std::sqrt(std::max(square(at), ratio * denominator_(at)));
-      const FilterAnswer answer{{}, numerator_(at) / denominator_(at), numerator_(at) / spread,
-                                least};
+      const FilterAnswer answer{
+          {}, numerator_(at) / denominator_(at), numerator_(at) / spread, least};
       if (answer.significance() <= best.significance()) continue;
       best = answer;
       where = at;

@@ -92,8 +92,8 @@ struct Verdict {
   std::int64_t rows_in_balls = 0;  // number of rows that were decided or cross-checked in balls
   Power power;
   GradientPower gradient_power;
-  Evidence evidence;                  // without an arithmetic: nothing was asked
-  std::vector<SuspectRow> suspects;   // of O; only while a case is judged
+  Evidence evidence;                 // without an arithmetic: nothing was asked
+  std::vector<SuspectRow> suspects;  // of O; only while a case is judged
 
   // The number of elements that were compared, for one output and for all.
   std::int64_t compared(Output output) const;

@@ -68,8 +68,8 @@ std::string sentence_on(const Evidence& e) {
     return fmt::format(
         "by evidence: inside every bound, but no arithmetic makes such errors: those of {} {} of C "
         "are {:.3g} times the typical ones (limit {:.3g}, median {:.2g})",
-        row->second.of_column ? "column" : "row", row->second.row, row->second.s,
-        row->second.limit, row->second.median);
+        row->second.of_column ? "column" : "row", row->second.row, row->second.s, row->second.limit,
+        row->second.median);
   const bool key = row->first == Output::dk || row->first == Output::dv;
   return fmt::format(
       "by evidence: inside every bound, but no arithmetic makes such errors: those of {}[b={}, "
@@ -121,8 +121,7 @@ Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
   const AttentionShape& s = problem.shape;
   if (s.rows == 0) return not_asked("there is no row");
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);
-  const EvidenceRows rows =
-      gather_evidence(problem, out, strict, suspects, budget, options);
+  const EvidenceRows rows = gather_evidence(problem, out, strict, suspects, budget, options);
   if (rows.asked_rows() == 0) return not_asked("no row has finite outputs and a bound");
   return best_fit(contracts, options, [&](const Contract& contract, Evidence& e) {
     const Replicates typical =

@@ -18,8 +18,8 @@ inline constexpr int replicate_count = 12;
 inline constexpr double evidence_budget = 0x1p24;
 // Beyond these, errors are not typical. docs/evidence.md, 3, says how they were measured.
 inline constexpr double lse_limit = 12, filter_limit = 8;
-// Where outputs are rounded to 16 bits, their rounding hides most of what kernels do differently; in
-// binary32 it does not. The fewer elements a row has, the more its s is left to chance.
+// Where outputs are rounded to 16 bits, their rounding hides most of what kernels do differently;
+// in binary32 it does not. The fewer elements a row has, the more its s is left to chance.
 inline double row_limit_of(Dtype out, Index elements) {
   return (out == Dtype::f32 ? 6 : 3) * (1 + 2 / std::sqrt(static_cast<double>(elements)));
 }
@@ -78,7 +78,8 @@ Evidence best_fit(std::span<const Arithmetic> contracts, const JudgeOptions& opt
     if (e.rows_asked == 0) return not_asked("no row has finite outputs and replicates");
     e.filters = std::move(filters.most_significant);
     e.questions = filters.questions;
-    // A later arithmetic errs more. One whose errors are far larger than the kernel's is not its own.
+    // A later arithmetic errs more. One whose errors are far larger than the kernel's is not its
+    // own.
     const bool first = &contract == &contracts.front();
     const bool too_wide = !first && e.rows.begin()->second.median < least_median;
     e.fits = excess(e) <= 1 && !too_wide;

@@ -56,7 +56,8 @@ std::vector<std::pair<Index, Index>> choose_groups(const AttentionShape& s, cons
   if (worst)
     chosen.insert(worst->b * s.kv_heads +
                   (worst->output == Output::dq ? worst->h / s.group() : worst->h));
-  for (Index k = 0; std::ssize(chosen) < count; ++k) chosen.insert(k * groups / count % groups), chosen.insert(k);
+  for (Index k = 0; std::ssize(chosen) < count; ++k)
+    chosen.insert(k * groups / count % groups), chosen.insert(k);
   std::vector<std::pair<Index, Index>> list;
   for (Index group : chosen) list.emplace_back(group / s.kv_heads, group % s.kv_heads);
   return list;
@@ -80,8 +81,8 @@ void compare_gradient(const Gradient& exact, const TensorView& out, Index b, Ind
     for (Index d = 0; d < exact.columns; ++d) {
       const auto e = usize(r * exact.columns + d);
       const double got = load(out, out.at(b, h, r, d));
-      asked = asked && exact.taint[e] == Taint::none && std::isfinite(got) &&
-              !exact.may_overflow[e];
+      asked =
+          asked && exact.taint[e] == Taint::none && std::isfinite(got) && !exact.may_overflow[e];
       rows.exact(at + r, d) = exact.value[e];
       rows.error(at + r, d) = got - exact.value[e];
       const double bound = exact.bound[e] + half_ulp(rows.dtype, exact.value[e]);
@@ -129,11 +130,10 @@ EvidenceGroup gather_group(const Attention& p, const AttentionBackwardInput& inp
     head.d_o = single_rows(input.d_o, b, h);
     head.lse.resize(s.rows);
     for (Index i = 0; i < s.rows; ++i)
-      head.lse(i) = static_cast<float>(
-          input.lse ? load(input.lse, input.lse.at(b, h, i, 0))
-          : block.row(i).lse.kind == Kind::finite
-              ? block.row(i).lse.value
-              : -std::numeric_limits<double>::infinity());
+      head.lse(i) = static_cast<float>(input.lse ? load(input.lse, input.lse.at(b, h, i, 0))
+                                       : block.row(i).lse.kind == Kind::finite
+                                           ? block.row(i).lse.value
+                                           : -std::numeric_limits<double>::infinity());
     if (p.dropout > 0) head.keep_scale = 1 / (1 - p.dropout);
     group.heads.push_back(std::move(head));
     compare_gradient(exact.dq[usize(k)], out.dq, b, h, k * s.rows, group.gradients[0]);
@@ -202,7 +202,8 @@ GroupReplicates replicate(const EvidenceGroup& group, const Contract& c, int cou
   return all;
 }
 
-// Matched filters of one group. Each replicate's errors go through the same sums as the candidate's.
+// Matched filters of one group. Each replicate's errors go through the same sums as the
+// candidate's.
 class GradientFilters {
  public:
   GradientFilters(const Attention& p, int replicates, double roundoff)
@@ -231,9 +232,8 @@ class GradientFilters {
       });
     for (std::size_t n = 0; n < rows_.size(); ++n) {
       const std::string of = names[n + 1];
-      rows_[n].answer(answers_, least_share_of_part, [&](Index i) {
-        return "row " + std::to_string(i) + " is missing in " + of;
-      });
+      rows_[n].answer(answers_, least_share_of_part,
+                      [&](Index i) { return "row " + std::to_string(i) + " is missing in " + of; });
       if (s_.group() > 1)
         heads_[n].answer(answers_, least_share_of_part, [&](Index k) {
           return "head " + std::to_string(k) + " of each group is missing in " + of;
@@ -283,8 +283,7 @@ class GradientFilters {
     for (Index j = 0; j < w.size(); ++j) w(j) = weight(typical, n, j);
     for (std::size_t h = 0; h < group.heads.size(); ++h) {
       const RowMajor& part = n == 1 ? group.score_part[h] : group.weight_part[h];
-      const RowMajor given =
-          (n == 1 ? group.heads[h].in.q : group.heads[h].d_o).cast<double>();
+      const RowMajor given = (n == 1 ? group.heads[h].in.q : group.heads[h].d_o).cast<double>();
       const double scale = n == 1 ? scale_ : 1;
       std::vector<Eigen::VectorXd> products;
       for_errors(group, typical, n, [&](std::size_t, const RowMajor& error) {
@@ -292,11 +291,10 @@ class GradientFilters {
         RowMajor weighted = RowMajor::Zero(error.rows(), error.cols());
         for (Index j = 0; j < w.size(); ++j)
           if (w(j) > 0) weighted.row(j) = w(j) * error.row(j);
-        products.push_back(-scale *
-                           (part * weighted).cwiseProduct(given).rowwise().sum());
+        products.push_back(-scale * (part * weighted).cwiseProduct(given).rowwise().sum());
       });
-      const Eigen::VectorXd square = scale * scale *
-                                     (part.cwiseAbs2() * w).cwiseProduct(given.rowwise().squaredNorm());
+      const Eigen::VectorXd square =
+          scale * scale * (part.cwiseAbs2() * w).cwiseProduct(given.rowwise().squaredNorm());
       std::vector<double> shares(products.size());
       for (Index i = 0; i < s_.rows; ++i) {
         for (std::size_t k = 0; k < shares.size(); ++k) shares[k] = products[k](i);
@@ -341,7 +339,8 @@ class GradientFilters {
         tiles.add(at / width, single, at);
       }
       lanes.answer(answers_, least_share_of_part, [&](Index lane) {
-        return std::string("every one of the ") + what + " of lane " + std::to_string(lane) + " of " + std::to_string(width) + " is missing in " + of;
+        return std::string("every one of the ") + what + " of lane " + std::to_string(lane) +
+               " of " + std::to_string(width) + " is missing in " + of;
       });
       tiles.answer(answers_, least_share_of_part, [&](Index t) {
         return std::string(what) + " " + std::to_string(t * width) + " to " +
@@ -398,9 +397,9 @@ Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& 
       filters.add(group, typical);
     }
     for (auto& [output, list] : scores)
-      e.rows[output] = list.finish(gradient_leeway *
-                                   row_limit_of(groups.front().gradients.front().dtype,
-                                                output == Output::dv ? s.value_dim : s.dim));
+      e.rows[output] =
+          list.finish(gradient_leeway * row_limit_of(groups.front().gradients.front().dtype,
+                                                     output == Output::dv ? s.value_dim : s.dim));
     return filters.finish();
   });
 }

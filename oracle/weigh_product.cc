@@ -65,8 +65,7 @@ ProductSample sample_product(const Product& p, const TensorView& c, const Verdic
       const Index row = s.rows[usize(r)], column = s.columns[usize(j)];
       const ExactSum exact = exact_product(p, row, column);
       const double got = load(c, c.at(0, 0, row, column));
-      s.asked(r, j) =
-          std::isfinite(exact.high) && std::isfinite(got) && gauge(r, j) > least_sum;
+      s.asked(r, j) = std::isfinite(exact.high) && std::isfinite(got) && gauge(r, j) > least_sum;
       if (!s.asked(r, j)) continue;
       s.exact(r, j) = exact.high;
       s.error(r, j) = (got - exact.high) - exact.low;
@@ -200,8 +199,7 @@ void score(const ProductSample& s, const ProductReplicates& typical, Evidence& e
 
 FilterAnswers ask(const ProductSample& s, const ProductReplicates& typical, double roundoff) {
   FilterAnswers answers;
-  const RowMajor weight =
-      s.asked.select(typical.square.cwiseInverse().array(), 0.0).matrix();
+  const RowMajor weight = s.asked.select(typical.square.cwiseInverse().array(), 0.0).matrix();
   Shares factor(1, replicate_count), terms(s.a.cols(), replicate_count);
   std::vector<double> of_factor;
   std::vector<Eigen::VectorXd> of_terms;
@@ -211,13 +209,11 @@ FilterAnswers ask(const ProductSample& s, const ProductReplicates& typical, doub
       if (weighted.data()[e] > 0) weighted.data()[e] *= error.data()[e];
     of_factor.push_back(weighted.cwiseProduct(s.exact).sum());
     // Leaving out term k moves C by - a_k w_k.
-    of_terms.push_back(
-        -(s.w * weighted.transpose()).cwiseProduct(s.a.transpose()).rowwise().sum());
+    of_terms.push_back(-(s.w * weighted.transpose()).cwiseProduct(s.a.transpose()).rowwise().sum());
   };
   products(s.error);
   for (const RowMajor& error : typical.error) products(error);
-  factor.add(0, of_factor[0], weight.cwiseProduct(s.exact.cwiseAbs2()).sum(),
-             of_factor.data() + 1);
+  factor.add(0, of_factor[0], weight.cwiseProduct(s.exact.cwiseAbs2()).sum(), of_factor.data() + 1);
   const Eigen::VectorXd squares = (s.w.cwiseAbs2() * weight.transpose())
                                       .cwiseProduct(s.a.cwiseAbs2().transpose())
                                       .rowwise()
@@ -227,12 +223,14 @@ FilterAnswers ask(const ProductSample& s, const ProductReplicates& typical, doub
     for (std::size_t n = 0; n < shares.size(); ++n) shares[n] = of_terms[n](k);
     terms.add(k, shares[0], squares(k), shares.data() + 1);
   }
-  factor.answer(answers, least_factor(roundoff, s.out), [](Index) { return std::string("C is too large by a factor"); });
-  terms.answer(answers, least_share_of_part, [](Index k) { return fmt::format("term {} is missing", k); });
+  factor.answer(answers, least_factor(roundoff, s.out),
+                [](Index) { return std::string("C is too large by a factor"); });
+  terms.answer(answers, least_share_of_part,
+               [](Index k) { return fmt::format("term {} is missing", k); });
   for (const Index width : {8, 16, 32, 64, 128}) {
     if (width >= 2 * terms.size()) break;
-    Shares lanes(width, replicate_count), tiles((terms.size() + width - 1) / width,
-                                                replicate_count);
+    Shares lanes(width, replicate_count),
+        tiles((terms.size() + width - 1) / width, replicate_count);
     for (Index k = 0; k < terms.size(); ++k) {
       lanes.add(k % width, terms, k);
       tiles.add(k / width, terms, k);

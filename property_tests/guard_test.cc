@@ -30,7 +30,6 @@
 namespace assay {
 namespace {
 
-
 // Runs the production kernel and then misbehaves.
 class Misbehaving : public Candidate {
  public:
