@@ -242,23 +242,6 @@ RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const Emu
   return s;
 }
 
-void round_all(Dtype dtype, RowMajorSingle& m) {
-  const Format& f = format(dtype);
-  if (f.precision >= 24) return;
-  const auto least = static_cast<float>(std::ldexp(1.0, f.min_exponent));
-  // Adding and taking away this number rounds a subnormal number of the format to its quantum.
-  const auto magic = static_cast<float>(std::ldexp(1.5, f.min_exponent - (f.precision - 1) + 23));
-  const auto largest = static_cast<float>(f.max_finite);
-  const float beyond = f.saturates ? largest : inf;
-  float* x = m.data();
-  for (Index e = 0; e < m.size(); ++e) {
-    const float normal = round_to_bits(x[e], f.precision), small = (x[e] + magic) - magic;
-    float y = std::fabs(x[e]) < least && magic > 0x1p-100f ? small : normal;
-    if (std::fabs(y) > largest && std::fabs(x[e]) < inf) y = std::copysign(beyond, y);
-    x[e] = std::isnan(x[e]) ? x[e] : y;
-  }
-}
-
 Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index serial) {
   Schedule how;
   const auto unit = [&] { return static_cast<double>(random() >> 11) * 0x1p-52 - 1; };

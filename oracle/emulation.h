@@ -61,7 +61,8 @@ using SingleRef = Eigen::Ref<const RowMajorSingle, 0, Eigen::OuterStride<>>;
 void add_product(const Contract& c, const Schedule& how, const SingleRef& a, const SingleRef& b,
                  RowMajorSingle& sum);
 
-// Rounds every element to a dtype: to nearest, ties to even.
-void round_all(Dtype dtype, RowMajorSingle& m);
+inline void round_all(Dtype dtype, RowMajorSingle& m) {
+  round_all(dtype, {m.data(), static_cast<std::size_t>(m.size())});
+}
 
 }  // namespace assay

@@ -202,8 +202,12 @@ std::vector<ProductContract> product_ladder(const Product& p) {
 namespace {
 
 // The verdict by bounds alone.
-Verdict judge_bounds(const Product& p, const TensorView& c, const ProductContract& contract,
+Verdict judge_bounds(const Product& p, const TensorView& c, const ProductContract& declared,
                      const JudgeOptions& options) {
+  ProductContract contract = declared;
+  // Sums of scaled weights underflow as such; the bound is scaled at the end.
+  if (contract.scales_weights)
+    contract.floor /= std::min(1.0, std::fabs(static_cast<double>(p.w.tensor_scale)));
   const std::vector<Index> rows = rows_to_judge(p.m, options.sample_rows, options.seed);
   Tally tally(options, Ties::last);
   judge_columns(p, c, contract, options, rows, tally);

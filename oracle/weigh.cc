@@ -123,7 +123,7 @@ Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);
   const EvidenceRows rows = gather_evidence(problem, out, strict, suspects, budget, options);
   if (rows.asked_rows() == 0) return not_asked("no row has finite outputs and a bound");
-  return best_fit(contracts, options, [&](const Contract& contract, Evidence& e) {
+  return best_fit(contracts, rows.out_dtype, options, [&](const Contract& contract, Evidence& e) {
     const Replicates typical =
         replicate(rows, contract, replicate_count, options.seed, options.threads);
     score_rows(rows, typical, e);

@@ -17,7 +17,11 @@ inline constexpr int replicate_count = 12;
 // About as many products of numbers as one replicate may take.
 inline constexpr double evidence_budget = 0x1p24;
 // Beyond these, errors are not typical. docs/evidence.md, 3, says how they were measured.
-inline constexpr double lse_limit = 12, filter_limit = 8;
+inline constexpr double lse_limit = 12;
+// Of z. With few rows, twelve replicates do not tell well what chance does.
+inline double filter_limit_of(Dtype out, Index rows) {
+  return (out == Dtype::f32 ? 16 : 8) * (1 + 2 / static_cast<double>(rows));
+}
 // Where outputs are rounded to 16 bits, their rounding hides most of what kernels do differently;
 // in binary32 it does not. The fewer elements a row has, the more its s is left to chance.
 inline double row_limit_of(Dtype out, Index elements) {
@@ -65,7 +69,7 @@ void take_evidence(Verdict& v, Evidence e, EvidenceRule rule);
 // Asks one arithmetic after the other, until one fits. `ask(contract, evidence)` fills in the rows
 // and returns the answers of the filters.
 template <class Arithmetic, class Ask>
-Evidence best_fit(std::span<const Arithmetic> contracts, const JudgeOptions& options,
+Evidence best_fit(std::span<const Arithmetic> contracts, Dtype out, const JudgeOptions& options,
                   const Ask& ask) {
   Evidence best;
   for (const Arithmetic& contract : contracts) {
@@ -73,9 +77,9 @@ Evidence best_fit(std::span<const Arithmetic> contracts, const JudgeOptions& opt
     e.arithmetic = contract.name;
     e.replicates = replicate_count;
     e.seed = options.seed;
-    e.z_limit = filter_limit;
     FilterAnswers filters = ask(contract, e);
     if (e.rows_asked == 0) return not_asked("no row has finite outputs and replicates");
+    e.z_limit = filter_limit_of(out, e.rows_asked);
     e.filters = std::move(filters.most_significant);
     e.questions = filters.questions;
     // A later arithmetic errs more. One whose errors are far larger than the kernel's is not its

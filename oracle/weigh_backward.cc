@@ -375,33 +375,35 @@ Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& 
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);
   for (const auto& [b, g] : choose_groups(s, bounds, budget))
     groups.push_back(gather_group(problem, input, out, strict, b, g));
-  return best_fit(contracts, options, [&](const Contract& c, Evidence& e) {
-    std::map<Output, RowScores> scores;
-    GradientFilters filters(problem, replicate_count, c.dot_roundoff);
-    for (const EvidenceGroup& group : groups) {
-      const GroupReplicates typical =
-          replicate(group, c, replicate_count, options.seed, options.threads);
-      for (std::size_t n = 0; n < group.gradients.size(); ++n) {
-        const GradientRows& g = group.gradients[n];
-        const double columns = std::sqrt(static_cast<double>(g.exact.cols()));
-        for (Index r = 0; r < g.exact.rows(); ++r) {
-          if (!typical.usable[n][usize(r)]) continue;
-          ++e.rows_asked;
-          const double error = g.error.row(r).norm() / columns;
-          const bool queries = g.output == Output::dq;
-          scores[g.output].add(error == 0 ? 0 : error / typical.sigma[n](r), group.b,
-                               queries ? group.g * s.group() + r / s.rows : group.g,
-                               queries ? r % s.rows : r);
+  return best_fit(
+      contracts, groups.front().gradients.front().dtype, options,
+      [&](const Contract& c, Evidence& e) {
+        std::map<Output, RowScores> scores;
+        GradientFilters filters(problem, replicate_count, c.dot_roundoff);
+        for (const EvidenceGroup& group : groups) {
+          const GroupReplicates typical =
+              replicate(group, c, replicate_count, options.seed, options.threads);
+          for (std::size_t n = 0; n < group.gradients.size(); ++n) {
+            const GradientRows& g = group.gradients[n];
+            const double columns = std::sqrt(static_cast<double>(g.exact.cols()));
+            for (Index r = 0; r < g.exact.rows(); ++r) {
+              if (!typical.usable[n][usize(r)]) continue;
+              ++e.rows_asked;
+              const double error = g.error.row(r).norm() / columns;
+              const bool queries = g.output == Output::dq;
+              scores[g.output].add(error == 0 ? 0 : error / typical.sigma[n](r), group.b,
+                                   queries ? group.g * s.group() + r / s.rows : group.g,
+                                   queries ? r % s.rows : r);
+            }
+          }
+          filters.add(group, typical);
         }
-      }
-      filters.add(group, typical);
-    }
-    for (auto& [output, list] : scores)
-      e.rows[output] =
-          list.finish(gradient_leeway * row_limit_of(groups.front().gradients.front().dtype,
-                                                     output == Output::dv ? s.value_dim : s.dim));
-    return filters.finish();
-  });
+        for (auto& [output, list] : scores)
+          e.rows[output] = list.finish(gradient_leeway *
+                                       row_limit_of(groups.front().gradients.front().dtype,
+                                                    output == Output::dv ? s.value_dim : s.dim));
+        return filters.finish();
+      });
 }
 
 }  // namespace assay

@@ -253,11 +253,12 @@ Evidence weigh_product(const Product& p, const TensorView& c,
                        const JudgeOptions& options) {
   if (p.m == 0 || p.n == 0 || p.k == 0) return not_asked("there is no product");
   const ProductSample sample = sample_product(p, c, bounds, options.seed);
-  return best_fit(contracts, options, [&](const ProductContract& contract, Evidence& e) {
-    const ProductReplicates typical = replicate(sample, contract, options);
-    score(sample, typical, e);
-    return ask(sample, typical, contract.roundoff);
-  });
+  return best_fit(contracts, sample.out, options,
+                  [&](const ProductContract& contract, Evidence& e) {
+                    const ProductReplicates typical = replicate(sample, contract, options);
+                    score(sample, typical, e);
+                    return ask(sample, typical, contract.roundoff);
+                  });
 }
 
 }  // namespace assay
