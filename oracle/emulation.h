@@ -8,6 +8,7 @@
 #include "oracle/contract.h"
 #include "oracle/key_values.h"
 #include "problem/random.h"
+#include "problem/round_all.h"
 
 namespace assay {
 

@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string_view>
 
 #include "problem/names.h"
@@ -56,10 +55,6 @@ std::uint64_t encode(Dtype dtype, double value);
 
 // Equals decode(encode(value)), but does not compute the code.
 double round_to(Dtype dtype, double value);
-
-// Rounds every number as round_to() does, but faster; for the formats of at most 16 bits. Numbers
-// keep their values in formats that are wider. A NaN stays the NaN that it is.
-void round_all(Dtype dtype, std::span<float> numbers);
 
 // How a positive magnitude is rounded to a power-of-two scale (E8M0).
 enum class ScaleRule { floor, ceil, nearest_even };

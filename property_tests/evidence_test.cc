@@ -11,6 +11,7 @@
 #include "harness/judging/outputs.h"
 #include "harness/records/record.h"
 #include "problem/generate.h"
+#include "problem/round_all.h"
 #include "testing/emulated_kernel.h"
 #include "testing/matchers.h"
 
@@ -63,13 +64,13 @@ TEST(Evidence, EmulatedKernelsRaiseNoAlarm) {
       run_emulated(e, in.problem, out.view());
       const JudgeOptions options{.evidence = EvidenceRule::fail};
       const Verdict declared = judge(in.problem, out.view(), e.contract, options);
-      EXPECT_FALSE(declared.by_evidence) << line << ", " << e.contract.name << ": "
-                                         << declared.reason;
+      EXPECT_FALSE(declared.by_evidence)
+          << line << ", " << e.contract.name << ": " << declared.reason;
       EXPECT_FALSE(declared.evidence.arithmetic.empty()) << declared.evidence.not_asked;
       // Arithmetics that the ladder does not know may fail there, by their bounds.
       const Verdict undeclared = judge_by_ladder(in.problem, out.view(), 64, options);
-      EXPECT_FALSE(undeclared.by_evidence) << line << ", " << e.contract.name << ": "
-                                           << undeclared.reason;
+      EXPECT_FALSE(undeclared.by_evidence)
+          << line << ", " << e.contract.name << ": " << undeclared.reason;
     }
   }
 }
