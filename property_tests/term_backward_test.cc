@@ -90,10 +90,10 @@ class World {
 
   // One head's tensor, broadcast.
   TensorView of_all_heads(const Tensor& t) const {
-    TensorView v = t.view();
-    v.shape[1] = s.heads;
-    v.stride[1] = 0;
-    return v;
+    TensorView view = t.view();
+    view.shape[1] = s.heads;
+    view.stride[1] = 0;
+    return view;
   }
   AttentionBackwardInput input() const {
     return {of_all_heads(o), s.stores_lse ? of_all_heads(lse) : TensorView{}, of_all_heads(d_o)};
