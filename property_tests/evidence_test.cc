@@ -62,7 +62,8 @@ TEST(Evidence, EmulatedKernelsRaiseNoAlarm) {
     for (const Emulation& e : emulations(c.dtype)) {
       const Outputs out(c, true, Surroundings::bands);
       run_emulated(e, in.problem, out.view());
-      const JudgeOptions options{.evidence = EvidenceRule::fail};
+      JudgeOptions options;
+      options.evidence = EvidenceRule::fail;
       const Verdict declared = judge(in.problem, out.view(), e.contract, options);
       EXPECT_FALSE(declared.by_evidence)
           << line << ", " << e.contract.name << ": " << declared.reason;
