@@ -89,8 +89,9 @@ TEST(AnyCase, AFaultIsFoundAndMadeSmall) {
         [&] {
           const Case c = *any_case(kind);
           try {
-            if (execute(c, *candidate, {1, 0, false, false, Surroundings::bands}).outcome ==
-                Outcome::fail) {
+            if (execute(c, *candidate,
+                        {1, 0, false, false, EvidenceRule::fail, Surroundings::bands})
+                    .outcome == Outcome::fail) {
               last = c;
               RC_FAIL("found");
             }
