@@ -199,7 +199,7 @@ class GroupSum {
   }
 
  private:
-  // bounds_backward.md, 3: heads whose parts are stored and then added
+  // bounds_backward.md, 3, Heads that are stored: their parts, rounded and then added
   void store_heads(const RowMajor& magnitude, double scale, Gradient& g) const {
     const Dtype dtype = *c_.head_gradient_dtype;
     const auto heads = static_cast<double>(s_.group());

@@ -119,7 +119,7 @@ Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
   if (problem.q.dtype == Dtype::f64 || out.o.dtype == Dtype::f64)
     return not_asked("replicates compute in binary32");
   const AttentionShape& s = problem.shape;
-  if (s.rows == 0) return not_asked("there is no row");
+  if (s.batch == 0 || s.rows == 0) return not_asked("there is no row");
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);
   const EvidenceRows rows = gather_evidence(problem, out, strict, suspects, budget, options);
   if (rows.asked_rows() == 0) return not_asked("no row has finite outputs and a bound");

@@ -34,7 +34,7 @@ inline constexpr double gradient_leeway = 2;
 // The least factor that is a fault: biases of sums, and what is hidden below the output's rounding,
 // are none.
 inline double least_factor(double roundoff, Dtype out) {
-  return std::max(8 * roundoff, unit_roundoff(out) / 16);
+  return std::max(64 * roundoff, unit_roundoff(out) / 16);
 }
 
 // The s of every row of one output, and the largest of them.

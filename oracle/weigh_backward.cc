@@ -370,7 +370,7 @@ Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& 
   if (problem.q.dtype == Dtype::f64) return not_asked("replicates compute in binary32");
   if (bounds.rows_judged < bounds.rows_total) return not_asked("only some rows were judged");
   if (s.group() * s.rows * s.keys > most_pairs) return not_asked("a group has too many pairs");
-  if (s.rows == 0 || s.keys == 0) return not_asked("there is no gradient");
+  if (s.batch == 0 || s.rows == 0 || s.keys == 0) return not_asked("there is no gradient");
   std::vector<EvidenceGroup> groups;
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);
   for (const auto& [b, g] : choose_groups(s, bounds, budget))

@@ -1,4 +1,5 @@
 # cmake -DWEB=SOURCE -DINSTALLED=BUILD -DNODE=PROGRAM -P pages_test.cmake: the browser tests of the pages, beside the packages that the build has installed.
+cmake_policy(SET CMP0057 NEW)  # IN_LIST
 separate_arguments(lacking UNIX_COMMAND "$ENV{ASSAY_LACKING}")  # what ./dev found no package of
 if("chromium" IN_LIST lacking AND NOT DEFINED ENV{CHROMIUM})
   message(NOTICE "this release has no package chromium")
