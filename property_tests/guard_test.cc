@@ -26,7 +26,6 @@
 namespace assay {
 namespace {
 
-
 // Runs the production kernel and then misbehaves.
 class Misbehaving : public Candidate {
  public:
