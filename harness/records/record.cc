@@ -582,7 +582,7 @@ std::string differs_from_case(const Record& r) {
 
 }  // namespace
 
-RecordFile::RecordFile(std::string path) : RecordFile(path, {}) {}
+RecordFile::RecordFile(std::string path) : RecordFile(std::move(path), {}) {}
 
 RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
     : path_(std::move(path)) {
