@@ -3,6 +3,7 @@
 // the data. Whether each element is right is the question of the verdict (`assay check`).
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <exception>
@@ -13,6 +14,7 @@
 
 #include "harness/candidates/contracts.h"
 #include "harness/judging/outputs.h"
+#include "harness/text.h"
 #include "kernels/attention/attention.h"
 #include "kernels/simd/targets.h"
 #include "oracle/backward.h"
@@ -87,24 +89,25 @@ struct Line {
   const char *forward_claim, *backward_claim;
 };
 
-int differences_main(int seeds) {
+int differences_main(int seeds, const std::vector<Index>& lengths) {
   constexpr Line lines[] = {
       {Dtype::f32, "1e-6", "1e-6"}, {Dtype::f16, "5e-4", "2e-3"}, {Dtype::bf16, "1e-3", "1e-3"}};
   fmt::print(
-      "Largest |kernel - exact| on {}, over {} seeds of normal data: L = 128, 256 and 512, D = 64 "
+      "Largest |kernel - exact| on {}, over {} of normal data: L = {}, D = 64 "
       "and 128, causal and not,\n"
       "B = 1, H = 4/2. In brackets: the largest exact magnitude. Claim: the number of the source "
       "document. Outputs have the\n"
       "dtype of the inputs, so every kernel has an error of half an ulp at that magnitude. "
       "Gradients are those for the O and\n"
       "LSE that the kernel stored.\n\n",
-      kernels::Target().name(), seeds);
+      kernels::Target().name(), counted(static_cast<std::size_t>(seeds), "seed"),
+      fmt::join(lengths, ", "));
   fmt::print("dtype {:>12} {:>18} {:>9} {:>12} {:>18} {:>18} {:>18} {:>16}\n", "fwd claim", "O",
              "half ulp", "bwd claim", "dQ", "dK", "dV", "oracle within");
   for (const Line& line : lines) {
     std::vector<Case> cases;
     for (int seed = 1; seed <= seeds; ++seed)
-      for (const Index length : {128, 256, 512})
+      for (const Index length : lengths)
         for (const Index dim : {64, 128})
           for (const bool causal : {false, true}) {
             Case c;
@@ -143,12 +146,17 @@ int differences_main(int seeds) {
 
 int main(int argc, char** argv) {
   const int seeds = argc > 1 ? std::atoi(argv[1]) : 5;
-  if (argc > 2 || seeds < 1) {
-    fmt::print(stderr, "usage: differences_bench [SEEDS]   (at least 1; 5 by default)\n");
+  std::vector<assay::Index> lengths;
+  for (int k = 2; k < argc; ++k) lengths.push_back(std::atoi(argv[k]));
+  if (seeds < 1 || std::ranges::any_of(lengths, [](auto n) { return n < 1 || n > 4096; })) {
+    fmt::print(stderr,
+               "usage: differences_bench [SEEDS [LENGTH...]]   (at least 1 seed, 5 by default; "
+               "lengths from 1 to 4096, by default 128, 256 and 512)\n");
     return 2;
   }
+  if (lengths.empty()) lengths = {128, 256, 512};
   try {
-    return assay::bench::differences_main(seeds);
+    return assay::bench::differences_main(seeds, lengths);
   } catch (const std::exception& e) {
     fmt::print(stderr, "differences_bench: {}\n", e.what());
     return 1;

@@ -1,16 +1,23 @@
 // Benchmarks of the small transformer as a whole: prefill and decode, with and without caches, with
 // one process for each configuration.
 //
-//   transformer_bench [--threads N]
+//   transformer_bench [--threads N] [--tokens N,...] [--json FILE]
+//
+// The file has the form of Google Benchmark's, so `assay store --benchmarks FILE` takes it.
 #include <fmt/format.h>
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <charconv>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
+#include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "bench/own_process.h"
+#include "harness/files.h"
 #include "testing/transformer.h"
 #include "kernels/simd/targets.h"
 #include "problem/clock.h"
@@ -88,11 +95,39 @@ Result measure(const Configuration& c, int threads) {
   return r;
 }
 
-int bench_main(int threads) {
+struct Options {
+  int threads = 1;
+  std::vector<Index> tokens = {128, 512, 1024};
+  std::string json;
+};
+
+std::vector<Configuration> configurations(const std::vector<Index>& tokens) {
+  std::vector<Configuration> all;
+  for (const LowBit format : {LowBit::mxfp4, LowBit::nvfp4, LowBit::int4})
+    for (const Dtype cache : {Dtype::f32, Dtype::f4e2m1})
+      for (const Index n : tokens)
+        if (cache == Dtype::f32 || format == LowBit::mxfp4) all.push_back({format, n, cache});
+  return all;
+}
+
+void add_to(nlohmann::json& benchmarks, const Configuration& c, const Result& r) {
+  for (const auto& [what, time] : {std::pair{"first-prefill", r.first_prefill},
+                                   {"prefill", r.prefill},
+                                   {"decode", r.decode},
+                                   {"decode-without-cache", r.decode_without_cache}})
+    benchmarks.push_back({{"name", fmt::format("transformer/{}/{}/{}/{}", traits(c.format).name,
+                                               format(c.cache).name, c.tokens, what)},
+                          {"run_type", "iteration"},
+                          {"real_time", time},
+                          {"time_unit", "ms"},
+                          {"peak_mib", r.peak}});
+}
+
+int bench_main(const Options& options) {
   fmt::print(
       "Small transformer: 4 layers, width 256, 8 heads of 32 (2 of keys and values), hidden 1,024, "
       "vocabulary 512; {} thread(s), {}.\n",
-      threads, kernels::Target().name());
+      options.threads, kernels::Target().name());
   fmt::print(
       "Milliseconds. first: the first prefill of a process, which also quantizes and packs the "
       "weights; decode: one token through the cache;\n"
@@ -101,39 +136,76 @@ int bench_main(int threads) {
   fmt::print("{:<10} {:<7} {:>6} | {:>8} {:>8} {:>9} | {:>8} {:>8} {:>7} | {:>9}\n", "weights",
              "cache", "tokens", "first", "prefill", "tokens/s", "decode", "without", "ratio",
              "peak MiB");
-  for (LowBit format : {LowBit::mxfp4, LowBit::nvfp4, LowBit::int4})
-    for (Dtype cache : {Dtype::f32, Dtype::f4e2m1})
-      for (Index tokens : {128, 512, 1024}) {
-        if (cache != Dtype::f32 && format != LowBit::mxfp4) continue;
-        const Result r = bench::in_own_process(
-            "a configuration", [&] { return measure({format, tokens, cache}, threads); });
-        fmt::print(
-            "{:<10} {:<7} {:>6} | {:>8.2f} {:>8.2f} {:>9.0f} | {:>8.3f} {:>8.2f} {:>7.0f} | "
-            "{:>9.1f}\n",
-            traits(format).name, assay::format(cache).name, tokens, r.first_prefill, r.prefill,
-            1e3 * static_cast<double>(tokens) / r.prefill, r.decode, r.decode_without_cache,
-            r.decode_without_cache / r.decode, r.peak);
-        std::fflush(stdout);
-      }
+  nlohmann::json benchmarks = nlohmann::json::array();
+  for (const Configuration& c : configurations(options.tokens)) {
+    const Result r =
+        bench::in_own_process("a configuration", [&] { return measure(c, options.threads); });
+    fmt::print(
+        "{:<10} {:<7} {:>6} | {:>8.2f} {:>8.2f} {:>9.0f} | {:>8.3f} {:>8.2f} {:>7.0f} | "
+        "{:>9.1f}\n",
+        traits(c.format).name, format(c.cache).name, c.tokens, r.first_prefill, r.prefill,
+        1e3 * static_cast<double>(c.tokens) / r.prefill, r.decode, r.decode_without_cache,
+        r.decode_without_cache / r.decode, r.peak);
+    std::fflush(stdout);
+    add_to(benchmarks, c, r);
+  }
+  if (!options.json.empty())
+    write_file(options.json, nlohmann::json{{"context", {{"executable", "transformer_bench"}}},
+                                            {"benchmarks", benchmarks}}
+                                     .dump(1) +
+                                 "\n");
   return 0;
+}
+
+// Throws std::invalid_argument for anything else than a number from 1 to the largest.
+Index number(std::string_view text, Index largest) {
+  Index n = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+  if (error != std::errc() || stop != text.data() + text.size() || n < 1 || n > largest)
+    throw std::invalid_argument(fmt::format("'{}' is no number from 1 to {}", text, largest));
+  return n;
+}
+
+Options parsed(const std::vector<std::string_view>& words) {
+  Options options;
+  if (words.size() % 2 != 0) throw std::invalid_argument("an option has no value");
+  for (std::size_t k = 0; k < words.size(); k += 2) {
+    std::string_view value = words[k + 1];
+    if (words[k] == "--threads") {
+      options.threads = static_cast<int>(number(value, 1024));
+    } else if (words[k] == "--json") {
+      options.json = value;
+    } else if (words[k] == "--tokens") {
+      options.tokens.clear();
+      for (;;) {
+        const std::size_t comma = value.find(',');
+        options.tokens.push_back(number(value.substr(0, comma), 1 << 16));
+        if (comma == std::string_view::npos) break;
+        value.remove_prefix(comma + 1);
+      }
+    } else {
+      throw std::invalid_argument(fmt::format("there is no option '{}'", words[k]));
+    }
+  }
+  return options;
 }
 
 }  // namespace
 }  // namespace assay
 
 int main(int argc, char** argv) {
-  int threads = 1;
-  if (argc > 1) {
-    const std::string_view flag = argv[1], value = argc == 3 ? argv[2] : "";
-    const auto [stop, error] = std::from_chars(value.data(), value.data() + value.size(), threads);
-    if (flag != "--threads" || error != std::errc() || stop != value.data() + value.size() ||
-        threads < 1 || threads > 1024) {
-      fmt::print(stderr, "transformer_bench [--threads N]: N is 1 to 1024\n");
-      return flag == "--help" ? 0 : 2;
-    }
+  constexpr const char* usage =
+      "transformer_bench [--threads N] [--tokens N,...] [--json FILE]; by default 1 thread and "
+      "128,512,1024 tokens";
+  if (argc == 2 && std::string_view(argv[1]) == "--help") {
+    fmt::print("{}\n", usage);
+    return 0;
   }
   try {
-    return assay::bench_main(threads);
+    return assay::bench_main(assay::parsed({argv + 1, argv + argc}));
+  } catch (const std::invalid_argument& e) {
+    fmt::print(stderr, "transformer_bench: {}\n{}\n", e.what(), usage);
+    return 2;
   } catch (const std::exception& e) {
     fmt::print(stderr, "transformer_bench: {}\n", e.what());
     return 1;

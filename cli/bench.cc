@@ -4,8 +4,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <regex>
@@ -13,8 +16,10 @@
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/machine.h"
 #include "cli/options.h"
+#include "cli/tell.h"
 #include "harness/files.h"
 #include "harness/process.h"
 #include "reports/store.h"
@@ -57,7 +62,8 @@ int run_program(const fs::path& program, std::vector<std::string> arguments) {
   std::fflush(nullptr);
   std::optional<Process> child;
   try {
-    child.emplace(ProcessStart{.program = program, .arguments = std::move(arguments)});
+    child.emplace(ProcessStart{
+        .program = program, .arguments = std::move(arguments), .dies_with_thread = true});
   } catch (const std::system_error& e) {
     throw UsageError(
         fmt::format("{} cannot be run ({}): --bin says where the benchmarks lie; "
@@ -71,14 +77,34 @@ int run_program(const fs::path& program, std::vector<std::string> arguments) {
   return WEXITSTATUS(status);
 }
 
-// A file of this process that the program writes. It is removed with this object.
-struct Scratch {
+// A folder of this process alone, in which a program writes its file. It is removed with this
+// object.
+class Scratch {
+ public:
+  Scratch() : folder_(fs::temp_directory_path() / "assay-bench.XXXXXX") {
+    if (mkdtemp(folder_.data()) == nullptr)
+      throw std::system_error(errno, std::generic_category(), fmt::format("making {}", folder_));
+  }
   ~Scratch() {
     std::error_code ignored;
-    fs::remove(path, ignored);
+    fs::remove_all(folder_, ignored);
   }
-  const fs::path path = fs::temp_directory_path() / fmt::format("assay-bench.{}.json", getpid());
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  fs::path file() const { return fs::path(folder_) / "measured.json"; }
+
+ private:
+  std::string folder_;
 };
+
+// What the program of a mode wrote.
+BenchMode measured_by(const Mode& mode, const Scratch& scratch) {
+  std::ifstream in(scratch.file(), std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
+  const std::string what = mode.program + std::string(" --json");
+  return from_json<BenchMode>(parse_json(text, what), what);
+}
 
 std::vector<Mode> chosen(const BenchOptions& o) {
   if (o.modes.empty()) return {std::begin(modes), std::end(modes)};
@@ -112,7 +138,7 @@ int run(const BenchOptions& o) {
                                           "--shapes",
                                           o.shapes,
                                           "--json",
-                                          scratch.path.string(),
+                                          scratch.file().string(),
                                           fmt::format("--benchmark_repetitions={}", o.repetitions),
                                           fmt::format("--benchmark_min_time={}", o.min_time)};
     if (!o.threads.empty())
@@ -124,8 +150,7 @@ int run(const BenchOptions& o) {
       throw std::runtime_error(fmt::format("{} {} ended with exit status {}; nothing was stored",
                                            mode.program, mode.name, status));
     if (o.list) continue;
-    whole.modes.push_back(from_json<BenchMode>(Json::parse(std::ifstream(scratch.path)),
-                                               mode.program + std::string(" --json")));
+    whole.modes.push_back(measured_by(mode, scratch));
     for (const Measurement& m : whole.modes.back().measured)
       if (m.failed) failures.push_back(fmt::format("{}: {}", m.name, *m.failed));
       else ++measured;
@@ -135,10 +160,10 @@ int run(const BenchOptions& o) {
     throw UsageError(fmt::format(
         "nothing was measured: no benchmark has a name that --filter={} finds; --list names them",
         o.filter));
-  fmt::print("\n{} measured, {} failed\n", measured, failures.size());
-  for (const std::string& f : failures) fmt::print("  {}\n", f);
+  tell("\n{} measured, {} failed\n", measured, failures.size());
+  for (const std::string& f : failures) tell("  {}\n", f);
   if (!o.json.empty()) write_file(o.json, to_json(whole).dump(1) + "\n");
-  if (!o.store.empty()) fmt::print("store: run {} of {}\n", Store(o.store).append(whole), o.store);
+  if (!o.store.empty()) tell("store: run {} of {}\n", Store(o.store).append(whole), o.store);
   return failures.empty() ? all_passed : some_failed;
 }
 
@@ -176,12 +201,14 @@ Command add_bench(CLI::App& app) {
                       fmt::format("Some of {}; all by default", fmt::join(bench_modes(), ", ")));
   add_measurement(*command, *o);
   command->add_flag("--list", o->list, "Name the benchmarks and run nothing");
-  command->add_option("--bin", o->bin,
-                      "The folder of attention_bench and oracle_bench; the default is beside this "
-                      "command's folder");
+  command
+      ->add_option("--bin", o->bin,
+                   "The folder of attention_bench and oracle_bench; the default is beside this "
+                   "command's folder")
+      ->check(programs());
   command->add_option("--json", o->json, "Write what was measured as JSON")->check(writable());
   command->add_option("--store", o->store, "Append what was measured to this store")
-      ->check(writable());
+      ->check(appended());
   command->footer(
       "Exit status: 0, 1 a candidate failed, 2 bad usage, or nothing was measured, 3 a benchmark "
       "program failed.\n\nExamples:\n"

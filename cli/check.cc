@@ -9,10 +9,13 @@
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/run_report.h"
 #include "cli/selection.h"
+#include "cli/tell.h"
+#include "cli/time_limit.h"
 #include "harness/files.h"
 #include "harness/cases/shrink.h"
 #include "harness/records/standalone.h"
@@ -26,6 +29,7 @@ struct CheckOptions {
   std::string candidate = "host";
   std::string device;             // it takes the place of a candidate, as device:NAME
   std::string library;            // it takes the place of a candidate, as lib:PATH
+  std::string python;             // it takes the place of a candidate, as python:FILE::FUNCTION
   double time_seconds = 0;        // repeat with new seeds for that long; 0: run once
   double most_unsupported = 100;  // the most unsupported cases that are allowed, in percent
   bool list = false;
@@ -35,24 +39,30 @@ struct CheckOptions {
   WorkerOptions workers;
 };
 
-// Shrinks one failing case. Every step runs in a worker, for a minute at most.
-std::string shrink_line(const CaseResult& failed, const WorkerOptions& options) {
+// Shrinks one failing case, and finds the command that reproduces the small one. Every step runs in
+// a worker, for a minute at most.
+void shrink_result(CaseResult& failed, const WorkerOptions& options) {
   const auto deadline = seconds_from_now(60);
   WorkerOptions quick = options;
   quick.jobs = 1;
   quick.timeout_seconds = std::min(options.timeout_seconds, 20.0);
   quick.execute.power = false;
-  auto fails = [&](const Case& c) {
-    bool bad = false;
-    run_in_workers({{print_case(c), failed.candidate}}, quick,
-                   [&](std::size_t, const CaseResult& r) {
-                     bad = r.outcome == Outcome::fail;
-                     return true;
-                   });
-    return bad;
-  };
   const auto in_time = [&] { return Clock::now() < deadline; };
-  return print_case(shrink(parse_case(failed.line), fails, in_time));
+  // The steps from one case go to one worker, because a candidate may take seconds to start.
+  const FirstFailing first_failing = [&](const std::vector<Case>& steps) {
+    std::vector<WorkItem> items;
+    for (const Case& c : steps) items.push_back({print_case(c), failed.candidate});
+    std::optional<std::size_t> found;
+    run_in_workers(items, quick, [&](std::size_t k, const CaseResult& r) {
+      if (r.outcome == Outcome::fail) {
+        found = k;
+        failed.reproduce = r.reproduce;
+      }
+      return !found && in_time();
+    });
+    return found;
+  };
+  failed.shrunk = print_case(shrink(parse_case(failed.line), first_failing, in_time));
 }
 
 // A page draws pictures of some cases, which run once more for that.
@@ -75,7 +85,8 @@ struct Ran {
 };
 
 // Runs the selection. If a time is given, repeats it with new seeds until the time is over.
-Ran run_selection(const CheckOptions& o, Selection selection, Clock::time_point start) {
+Ran run_selection(const CheckOptions& o, Selection selection, const Features& has,
+                  Clock::time_point start) {
   Ran ran;
   std::uint64_t seed = o.selection.seed;
   const auto in_time = [&] { return seconds_since(start) < o.time_seconds; };
@@ -87,7 +98,7 @@ Ran run_selection(const CheckOptions& o, Selection selection, Clock::time_point 
     std::size_t finished = 0;
     run_in_workers(items, o.workers, [&](std::size_t k, CaseResult r) {
       if (r.outcome == Outcome::fail || r.outcome == Outcome::error)
-        progress.say(fmt::format("{}: {}\n  {}", name_of(r.outcome), r.reason, items[k].line));
+        progress.say(told_in("{}: {}\n  {}", name_of(r.outcome), r.reason, items[k].line));
       progress.advance(items[k].line);
       round[k] = std::move(r);
       ++finished;
@@ -97,7 +108,7 @@ Ran run_selection(const CheckOptions& o, Selection selection, Clock::time_point 
     for (std::optional<CaseResult>& r : round)
       if (r) ran.results.push_back(std::move(*r));
     if (o.time_seconds == 0 || !in_time()) return ran;
-    selection = select_cases(o.selection, seed += 1000003);
+    selection = select_cases(o.selection, seed += 1000003, has);
   }
 }
 
@@ -107,9 +118,8 @@ void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o) {
   for (CaseResult& r : results) {
     if (r.outcome != Outcome::fail || shrunk == 3) continue;
     ++shrunk;
-    fmt::print(stderr, "shrinking: {}\n", r.line);
-    r.shrunk = shrink_line(r, o.workers);
-    r.reproduce = check_command(o.candidate, r.shrunk, o.workers.execute.around);
+    tell(stderr, "shrinking: {}\n", r.line);
+    shrink_result(r, o.workers);
   }
 }
 
@@ -131,18 +141,26 @@ Case standalone_case(const std::vector<CaseResult>& results, const std::string& 
   return *chosen;
 }
 
-int run(const CheckOptions& o) {
+// An unknown name, or a library or device that does not open, is an error before anything runs.
+// Returns what it can do.
+Features open_candidate(CheckOptions& o) {
+  o.workers.library = std::make_shared<LibraryFile>(o.candidate);
+  const TimeLimit limit("loading " + o.candidate, o.workers.timeout_seconds, bad_usage);
+  return make_candidate(o.candidate)->features();
+}
+
+int run(CheckOptions& o) {
   const auto start = Clock::now();
   const PageSections sections = sections_of_page(o.files);
-  make_candidate(o.candidate);  // an unknown name is an error before anything runs
-  const Selection selection = select_cases(o.selection, o.selection.seed);
+  const Features has = open_candidate(o);
+  const Selection selection = select_cases(o.selection, o.selection.seed, has);
   if (o.list) {
-    for (const Case& c : selection.cases) fmt::print("{}\n", print_case(c));
+    for (const Case& c : selection.cases) tell("{}\n", print_case(c));
     return all_passed;
   }
-  for (const std::string& note : selection.notes) fmt::print("{}\n", note);
+  for (const std::string& note : selection.notes) tell("{}\n", note);
 
-  Ran ran = run_selection(o, selection, start);
+  Ran ran = run_selection(o, selection, has, start);
   if (!o.no_shrink) shrink_failures(ran.results, o);
   if (!o.files.html.empty()) add_pictures(ran.results, o.workers);
   const RunFacts facts{.title = selection.title,
@@ -156,7 +174,7 @@ int run(const CheckOptions& o) {
   const int status = report_run(facts, ran.results);
   if (!o.standalone.empty()) {
     write_file(o.standalone, standalone_program(standalone_case(ran.results, o.standalone)));
-    fmt::print("standalone program: {}\n", o.standalone);
+    tell("standalone program: {}\n", o.standalone);
   }
   return status;
 }
@@ -166,7 +184,8 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
       .add_option("--candidate", o.candidate,
                   "What is judged: host, host-undeclared (declares no contract, so a ladder is "
                   "tried), unfused (the fallback), sdpa (what the dispatcher chooses), "
-                  "device:NAME, lib:PATH or fault:NAME")
+                  "device:NAME, lib:PATH, python:FILE::FUNCTION or fault:NAME")
+      ->check(judged())
       ->capture_default_str();
   check
       .add_option("--device", o.device,
@@ -178,8 +197,16 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
       .add_option("--kernel", o.library,
                   "Judge a shared library of yours, in a process of its own; "
                   "include/assay/kernel.h and `assay new-kernel DIR` show how to write one")
+      ->check(read_only())
       ->excludes("--candidate")
       ->excludes("--device");
+  check
+      .add_option("--python", o.python,
+                  "Judge a Python function, as FILE.py::FUNCTION, in a process of its own; with "
+                  "--device its inputs lie there (cpu, cuda, cuda:1).\ndocs/python.md shows how to "
+                  "write one; the environment variable ASSAY_PYTHON names another python3")
+      ->excludes("--candidate")
+      ->excludes("--kernel");
 }
 
 void add_extent(CLI::App& check, CheckOptions& o) {
@@ -204,10 +231,12 @@ void add_outputs(CLI::App& check, CheckOptions& o) {
   check
       .add_option("--with-faults", o.files.faults,
                   "With --html: show this score too, which `assay faults --json` wrote")
+      ->check(read_only())
       ->needs("--html");
   check
       .add_option("--with-fuzz", o.files.fuzz,
                   "With --html: show this summary too, which `assay fuzz --json` wrote")
+      ->check(read_only())
       ->needs("--html");
   check
       .add_option("--standalone", o.standalone,
@@ -219,10 +248,14 @@ void add_outputs(CLI::App& check, CheckOptions& o) {
 int check_as_asked(const CLI::App& check, CheckOptions& o) {
   // The reader of the output may stop reading. The files are written all the same.
   std::signal(SIGPIPE, SIG_IGN);
-  if (!o.device.empty()) o.candidate = "device:" + o.device;
+  if (!o.python.empty())
+    o.candidate = "python:" + o.python + (o.device.empty() ? "" : "@" + o.device);
+  else if (!o.device.empty()) o.candidate = "device:" + o.device;
   if (!o.library.empty()) o.candidate = candidate_of_library(o.library);
-  // The drivers of devices reserve far more address space than they use.
-  if (o.candidate.starts_with("device:") && check.count("--memory") == 0) o.workers.memory_mib = 0;
+  // The drivers of devices reserve far more address space than they use, and Python may load them.
+  if ((o.candidate.starts_with("device:") || o.candidate.starts_with("python:")) &&
+      check.count("--memory") == 0)
+    o.workers.memory_mib = 0;
   return run(o);
 }
 
@@ -237,6 +270,7 @@ Command add_check(CLI::App& app) {
   add_candidates(*check, *o);
   add_extent(*check, *o);
   add_outputs(*check, *o);
+  add_evidence(*check, o->workers.execute.evidence);
   add_guard_pages(*check, o->workers.execute);
   check
       ->add_option("--ball-rows", o->workers.execute.ball_rows,
@@ -251,7 +285,8 @@ Command add_check(CLI::App& app) {
       "  assay check --suite smoke --html run.html\n"
       "  assay check --case 'product m=5 n=70 k=100 dtype=bf16 w=nvfp4'\n"
       "  assay check --kernel mine/build/libmy_kernel.so --suite plain --max-unsupported 80\n"
-      "  assay check --device opencl --suite tiny");
+      "  assay check --device opencl --suite tiny\n"
+      "  assay check --python kernels.py::mine --device cuda --suite smoke");
   return {check, [check, o] { return check_as_asked(*check, *o); }};
 }
 

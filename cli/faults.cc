@@ -10,9 +10,11 @@
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/machine.h"
 #include "cli/options.h"
 #include "cli/progress.h"
+#include "cli/tell.h"
 #include "harness/faults/planted_faults.h"
 #include "harness/cases/suites.h"
 #include "harness/files.h"
@@ -84,9 +86,9 @@ const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suit
 
 void list_faults() {
   for (const PlantedFault& f : planted_faults) {
-    fmt::print("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class,
-               f.equivalent.empty() ? f.suite() : "-", f.what);
-    if (!f.equivalent.empty()) fmt::print("{:<54}equivalent: {}\n", "", f.equivalent);
+    tell("{:<38} {}  {:<8}  {}\n", f.name, f.fault_class, f.equivalent.empty() ? f.suite() : "-",
+         f.what);
+    if (!f.equivalent.empty()) tell("{:<54}equivalent: {}\n", "", f.equivalent);
   }
 }
 
@@ -126,10 +128,10 @@ Plan plan_hunts(const FaultsOptions& o, FaultsScore& score) {
   if (plan.hunts.empty())
     throw std::invalid_argument(
         score.out_of_reach == 0
-            ? fmt::format("nothing to hunt: {} of the faults named is equivalent",
-                          score.equivalent.size())
-            : fmt::format("nothing to hunt: suite {} runs no case of {} of the faults named",
-                          o.suite, score.out_of_reach));
+            ? fmt::format("nothing to hunt: {} of {} named {} equivalent", score.equivalent.size(),
+                          counted(named, "fault"), score.equivalent.size() == 1 ? "is" : "are")
+            : fmt::format("nothing to hunt: suite {} runs no case of {} of {} named", o.suite,
+                          score.out_of_reach, counted(named, "fault")));
   return plan;
 }
 
@@ -142,9 +144,9 @@ void hunt_faults(Plan& plan, WorkerOptions workers, FaultsScore& score) {
     workers.execute.relations = f.by_relation;
     const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
     score.killed += kill.killed;
-    fmt::print("{} {} ({}, {}): {} cases, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED",
-               f.name, f.fault_class, suite, kill.cases, kill.seconds);
-    if (kill.killed) fmt::print("  {}\n  {}\n", kill.line, kill.reason);
+    tell("{} {} ({}, {}): {}, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name,
+         f.fault_class, suite, counted(kill.cases, "case"), kill.seconds);
+    if (kill.killed) tell("  {}\n  {}\n", kill.line, kill.reason);
     std::fflush(stdout);
     progress.advance(std::string(f.name));
     score.faults.push_back({std::string(f.name), std::string(f.fault_class), suite, kill.killed,
@@ -161,11 +163,10 @@ bool run_unplanted(Plan& plan, const WorkerOptions& workers, FaultsScore& score)
     const std::vector<Case>& cases = plan.suites[name];
     const Kill alarm = hunt(cases, "host", workers);
     alarmed |= alarm.killed;
-    fmt::print(
-        "suite {}: {} of {} faults killed; unplanted kernel: {} of {} cases run, {}, {:.0f} s\n",
-        name, s.killed, s.all, alarm.cases, cases.size(),
-        alarm.killed ? "A FALSE ALARM" : "no false alarm", alarm.seconds);
-    if (alarm.killed) fmt::print("  {}\n  {}\n", alarm.line, alarm.reason);
+    tell("suite {}: {} of {} killed; unplanted kernel: {} of {} run, {}, {:.0f} s\n", name,
+         s.killed, counted(s.all, "fault"), alarm.cases, counted(cases.size(), "case"),
+         alarm.killed ? "A FALSE ALARM" : "no false alarm", alarm.seconds);
+    if (alarm.killed) tell("  {}\n  {}\n", alarm.line, alarm.reason);
     std::fflush(stdout);
     score.unplanted.push_back(
         {name, alarm.cases, alarm.seconds, alarm.killed, alarm.line, alarm.reason});
@@ -176,7 +177,7 @@ bool run_unplanted(Plan& plan, const WorkerOptions& workers, FaultsScore& score)
 void print_classes(const FaultsScore& score) {
   std::map<std::string, Score> by_class;
   for (const FaultHunt& f : score.faults) by_class[f.fault_class].add(f.killed);
-  for (const auto& [name, s] : by_class) fmt::print("{}: {} of {} killed\n", name, s.killed, s.all);
+  for (const auto& [name, s] : by_class) tell("{}: {} of {} killed\n", name, s.killed, s.all);
 }
 
 void print_times(const FaultsScore& score) {
@@ -185,8 +186,8 @@ void print_times(const FaultsScore& score) {
     if (f.killed) seconds.push_back(f.seconds);
   std::ranges::sort(seconds);
   if (!seconds.empty())
-    fmt::print("time to kill: median {:.2f} s, worst {:.2f} s\n", seconds[seconds.size() / 2],
-               seconds.back());
+    tell("time to kill: median {:.2f} s, worst {:.2f} s\n", seconds[seconds.size() / 2],
+         seconds.back());
 }
 
 void write_score(const FaultsOptions& o, const FaultsScore& score) {
@@ -201,7 +202,7 @@ void write_score(const FaultsOptions& o, const FaultsScore& score) {
     write_file(o.html, html_report(page, {.faults = score, .fuzz = {}}));
   }
   if (!o.store.empty())
-    fmt::print("store: run {} of {}\n", Store(o.store).append(score, this_machine()), o.store);
+    tell("store: run {} of {}\n", Store(o.store).append(score, this_machine()), o.store);
 }
 
 int run(const FaultsOptions& o) {
@@ -219,12 +220,12 @@ int run(const FaultsOptions& o) {
   print_classes(score);
   const bool alarmed = run_unplanted(plan, workers, score);
   if (score.out_of_reach > 0)
-    fmt::print("{} faults left out: suite {} runs no case of their operation\n", score.out_of_reach,
-               o.suite);
+    tell("{} left out: suite {} runs no case of {} operation\n",
+         counted(score.out_of_reach, "fault"), o.suite, score.out_of_reach == 1 ? "its" : "their");
   print_times(score);
-  fmt::print("{} of {} faults killed, {} equivalent left out; {}; seed {}\n", score.killed,
-             score.faults.size(), score.equivalent.size(),
-             alarmed ? "A FALSE ALARM" : "no false alarm", o.seed);
+  tell("{} of {} killed, {} equivalent left out; {}; seed {}\n", score.killed,
+       counted(score.faults.size(), "fault"), score.equivalent.size(),
+       alarmed ? "A FALSE ALARM" : "no false alarm", o.seed);
   write_score(o, score);
   return score.killed == score.faults.size() && !alarmed ? all_passed : some_failed;
 }
@@ -245,7 +246,7 @@ Command add_faults(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--json", o->json, "Write the score as JSON")->check(writable());
   command->add_option("--html", o->html, "Write the score as one HTML page")->check(writable());
-  command->add_option("--store", o->store, "Append the score to this store")->check(writable());
+  command->add_option("--store", o->store, "Append the score to this store")->check(appended());
   command->add_flag("--list", o->list,
                     "Print name, class, suite and meaning of each fault, and run nothing");
   add_workers(*command, o->workers);

@@ -9,8 +9,10 @@
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/machine.h"
 #include "cli/options.h"
+#include "cli/tell.h"
 #include "harness/files.h"
 #include "harness/faults/planted_faults.h"
 #include "problem/parallel.h"
@@ -52,10 +54,9 @@ int find_faults(const FuzzCommandOptions& o) {
           fmt::format("{}: target {} is not there", o.jobs.binaries.string(), target));
     const TimeToFind t = time_to_find(o.jobs.binaries / (target + "_fuzz"), "fault:" + name,
                                       o.jobs.work / "faults" / name, o.fault_seconds, o.jobs.seed);
-    fmt::print("{} {:<38} {}  {:<8} {:>9.0f} executions {:>7.1f} s\n",
-               t.found ? "found  " : "NOT YET", name, f.fault_class, target, t.executions,
-               t.seconds);
-    if (t.found) fmt::print("  {}\n  {}\n", t.line, t.reason);
+    tell("{} {:<38} {}  {:<8} {:>9.0f} executions {:>7.1f} s\n", t.found ? "found  " : "NOT YET",
+         name, f.fault_class, target, t.executions, t.seconds);
+    if (t.found) tell("  {}\n  {}\n", t.line, t.reason);
     std::fflush(stdout);
     found += t.found;
     if (t.found) seconds.push_back(t.seconds);
@@ -72,10 +73,11 @@ int find_faults(const FuzzCommandOptions& o) {
     throw std::invalid_argument(
         fmt::format("--only={}: no such fault; `assay faults --list` names them", o.only));
   std::ranges::sort(seconds);
-  fmt::print("{} of {} faults found within {:.0f} s each", found, table.size(), o.fault_seconds);
+  tell("{} of {} found within {:.0f} s each", found, counted(table.size(), "fault"),
+       o.fault_seconds);
   if (!seconds.empty())
-    fmt::print("; median {:.1f} s, worst {:.1f} s", seconds[seconds.size() / 2], seconds.back());
-  fmt::print("; seed {}\n", o.jobs.seed);
+    tell("; median {:.1f} s, worst {:.1f} s", seconds[seconds.size() / 2], seconds.back());
+  tell("; seed {}\n", o.jobs.seed);
   if (!o.json.empty())
     write_file(o.json,
                Json{{"format", 1}, {"seed", o.jobs.seed}, {"faults", table}}.dump(1) + "\n");
@@ -87,27 +89,29 @@ int run_jobs(const FuzzCommandOptions& o) {
   jobs.seconds = o.hours * 3600;
   const bool terminal = isatty(STDERR_FILENO) != 0;
   jobs.say = [&](const std::string& line) {
-    fmt::print(stderr, "{}{}\n", terminal ? "\r" : "", line);
+    std::fputs(terminal ? "\r" : "", stderr);
+    std::fputs((visible_lines(line) + '\n').c_str(), stderr);
   };
   const FuzzSummary summary = fuzz(jobs);
   for (const FuzzTarget& t : summary.targets)
-    fmt::print(
-        "{:<10} {:>11.0f} executions, {:>7.0f} a second, coverage {:>6.0f}, corpus {:>6.0f}, {} "
-        "findings\n",
-        t.target, t.executions, t.executions_per_second, t.coverage, t.corpus, t.findings);
+    tell(
+        "{:<10} {:>11.0f} executions, {:>7.0f} a second, coverage {:>6.0f}, corpus {:>6.0f}, "
+        "{}\n",
+        t.target, t.executions, t.executions_per_second, t.coverage, t.corpus,
+        counted(t.findings, "finding"));
   for (const FuzzFinding& f : summary.findings)
     if (!f.kept.empty())
-      fmt::print("{}: {}\n  {}\n  kept as {}\n", f.target, f.reason,
-                 f.shrunk.empty() ? f.file : f.shrunk, f.kept);
-  fmt::print("{:.0f} s in all, {} findings; seed {}; the folder {} goes on with more --hours\n",
-             summary.seconds, summary.findings.size(), o.jobs.seed, o.jobs.work.string());
+      tell("{}: {}\n  {}\n  kept as {}\n", f.target, f.reason, f.shrunk.empty() ? f.file : f.shrunk,
+           f.kept);
+  tell("{:.0f} s in all, {}; seed {}; the folder {} goes on with more --hours\n", summary.seconds,
+       counted(summary.findings.size(), "finding"), o.jobs.seed, o.jobs.work.string());
   if (!o.json.empty()) write_file(o.json, to_json(summary).dump(1) + "\n");
   if (!o.html.empty()) {
     const Run page{o.jobs.work.string(), "fuzzers", o.jobs.seed, this_machine(), {}, {}};
     write_file(o.html, html_report(page, {.faults = {}, .fuzz = summary}));
   }
   if (!o.store.empty())
-    fmt::print("run {} of {}\n", Store(o.store).append(summary, this_machine()), o.store);
+    tell("run {} of {}\n", Store(o.store).append(summary, this_machine()), o.store);
   return summary.findings.empty() ? all_passed : some_failed;
 }
 
@@ -156,6 +160,7 @@ Command add_fuzz(CLI::App& app) {
       ->add_option(
           "--bin", o->jobs.binaries,
           "The folder of the targets (TARGET_fuzz) that the presets fuzz and fuzz-fast build")
+      ->check(programs())
       ->required();
   command
       ->add_option("--work", o->jobs.work,
@@ -173,7 +178,7 @@ Command add_fuzz(CLI::App& app) {
   add_fault_hunt(*command, *o);
   command->add_option("--json", o->json, "Write the summary as JSON")->check(writable());
   command->add_option("--html", o->html, "Write the summary as one HTML page")->check(writable());
-  command->add_option("--store", o->store, "Append the summary to this store")->check(writable());
+  command->add_option("--store", o->store, "Append the summary to this store")->check(appended());
   command->footer(
       "`./dev fuzz` builds the targets and fills in --bin, --work, --seeds and --keep. Exit "
       "status: 0 no findings, 1 findings (or, with\n"

@@ -10,6 +10,18 @@
 #include "problem/parallel.h"
 
 namespace assay {
+namespace {
+
+// __VERSION__ of gcc is a number alone.
+std::string compiler_name() {
+#ifdef __clang__
+  return "clang " __clang_version__;
+#else
+  return "gcc " __VERSION__;
+#endif
+}
+
+}  // namespace
 
 Machine this_machine() {
   Machine m;
@@ -24,7 +36,7 @@ Machine this_machine() {
   m.simd_target = kernels::Target().name();
   m.simd_targets = fmt::format("{}", fmt::join(kernels::runnable_targets(), ", "));
   m.memory_mib = (sysconf(_SC_PHYS_PAGES) / 1024) * (sysconf(_SC_PAGESIZE) / 1024);
-  m.compiler = __VERSION__;
+  m.compiler = compiler_name();
   m.flags = ASSAY_FLAGS;
   m.commit = ASSAY_COMMIT;
   m.release = ASSAY_RELEASE;

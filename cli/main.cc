@@ -14,9 +14,11 @@
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/options.h"
 #include "harness/candidates/kernel_process.h"
 #include "harness/records/safetensors.h"
+#include "harness/text.h"
 #include "problem/case.h"
 #include "reports/store.h"
 
@@ -49,11 +51,13 @@ void keep_standard_streams() {
       (void)!open("/dev/null", stream == STDERR_FILENO ? O_WRONLY : O_RDONLY);
 }
 
-// In `--name=`, the library takes the next argument as the value. The value must be the empty text.
+// In `--name=`, the library takes the next argument as the value, and in `-n=` it takes the sign.
+// The value must be the empty text.
 std::vector<const char*> with_empty_values(int argc, char** argv, std::vector<std::string>& texts) {
   for (int k = 0; k < argc; ++k) {
     const std::string text = argv[k];
-    const bool empty = text.starts_with("--") && text.find('=') == text.size() - 1;
+    const bool named = text.starts_with("--") || (text.starts_with('-') && text.size() == 3);
+    const bool empty = named && text.find('=') == text.size() - 1;
     texts.push_back(empty ? text.substr(0, text.size() - 1) : text);
     if (empty) texts.emplace_back();
   }
@@ -90,14 +94,17 @@ int run(int argc, char** argv) {
   const std::vector<const char*> arguments = with_empty_values(argc, argv, texts);
   try {
     app.parse(static_cast<int>(arguments.size()), arguments.data());
-  } catch (const CLI::ParseError& e) {
-    if (app.exit(e) != 0) return bad_usage;
-    flush_output();  // prints a help text
+  } catch (const CLI::Success& e) {
+    app.exit(e);  // prints a help text or the version
+    flush_output();
     return all_passed;
+  } catch (const CLI::ParseError& e) {
+    throw UsageError(fmt::format("{}\nRun with --help for more information.", e.what()));
   }
   const auto chosen =
       std::ranges::find_if(declared, [](const Command& c) { return c.app->parsed(); });
   if (chosen->internal) return run_internal(*chosen);
+  refuse_shared_files(*chosen->app);
   const int status = chosen->run();
   flush_output();
   return status;
@@ -112,7 +119,7 @@ bool names_no_file(const std::system_error& e) {
 
 // The exit status is kept even if the stream does not take the sentence.
 int say(const char* sentence, ExitStatus status) {
-  std::fputs(fmt::format("assay: {}\n", sentence).c_str(), stderr);
+  std::fputs(fmt::format("assay: {}\n", visible_lines(sentence)).c_str(), stderr);
   return status;
 }
 

@@ -8,6 +8,7 @@
 #include "cli/exit_status.h"
 #include "cli/kernel_project.h"
 #include "cli/options.h"
+#include "cli/tell.h"
 #include "harness/files.h"
 
 namespace assay {
@@ -18,29 +19,27 @@ int new_kernel(const std::string& folder) {
   std::error_code error;
   if (fs::exists(folder, error) &&
       !(fs::is_directory(folder, error) && fs::is_empty(folder, error))) {
-    fmt::print(stderr, "assay: {}: is there already, and is no empty folder; nothing was written\n",
-               folder);
+    tell(stderr, "assay: {}: is there already, and is no empty folder; nothing was written\n",
+         folder);
     return bad_usage;
   }
   fs::create_directories(folder, error);
   if (error) {
-    fmt::print(stderr, "assay: {}: {}\n", folder, error.message());
+    tell(stderr, "assay: {}: {}\n", folder, error.message());
     return bad_usage;
   }
   try {
     for (const auto& [name, text] : kernel_project())
       write_file(fs::path(folder) / name, std::string(text));
   } catch (const std::exception& e) {
-    fmt::print(stderr, "assay: {}\n", e.what());
+    tell(stderr, "assay: {}\n", e.what());
     return machine_failed;
   }
-  fmt::print(
-      "{} holds a kernel that is right and slow, and says how to put yours in its place. Now:\n",
-      folder);
-  fmt::print(
-      "  cmake -S {0} -B {0}/build && cmake --build {0}/build\n  assay check --kernel "
-      "{0}/build/libmy_kernel.so --suite plain\n",
-      folder);
+  tell("{} holds a kernel that is right and slow, and says how to put yours in its place. Now:\n",
+       folder);
+  tell("  cmake -S {0} -B {1} && cmake --build {1}\n  assay check --kernel {2} --suite plain\n",
+       shell_word(folder), shell_word(folder + "/build"),
+       shell_word(folder + "/build/libmy_kernel.so"));
   return all_passed;
 }
 

@@ -10,7 +10,6 @@
 #include <system_error>
 #include <type_traits>
 
-#include "harness/files.h"
 #include "problem/parallel.h"
 
 namespace assay {
@@ -76,26 +75,6 @@ CLI::Validator seconds_number() {
   return number_in(a_millisecond, ten_years);
 }
 
-CLI::Validator writable() {
-  return CLI::Validator(
-      [](std::string& path) -> std::string {
-        std::error_code error;
-        const bool there = fs::exists(path, error);
-        // There is a circle of links or a name that is too long, for example. A file beside it
-        // could perhaps be opened, but what is at this path could not be read.
-        if (error) return fmt::format("writing {}: {}", path, error.message());
-        // It is a pipe or /dev/stdout, for example.
-        if (there && !fs::is_regular_file(path, error) && !fs::is_directory(path, error)) return {};
-        try {
-          NewFile probe(path);
-          return {};
-        } catch (const std::system_error& e) {
-          return e.what();
-        }
-      },
-      "FILE");
-}
-
 void refuse_empty_values(CLI::App& app) {
   const CLI::Validator not_empty(
       [](std::string& value) { return std::string(value.empty() ? "the value is empty" : ""); },
@@ -129,6 +108,17 @@ void add_workers(CLI::App& command, WorkerOptions& workers) {
           "Memory of a worker in MiB; the default is all memory of the machine; 0: no limit")
       ->transform(number_in(Index{0}, Index{1} << 30))
       ->capture_default_str();
+}
+
+void add_evidence(CLI::App& command, EvidenceRule& rule) {
+  std::map<std::string, EvidenceRule> rules;
+  for (const auto& row : table_of<EvidenceRule>) rules.emplace(row.name, row.value);
+  command
+      .add_option("--evidence", rule,
+                  "What follows if errors are inside every bound, but not typical of any "
+                  "arithmetic: the case fails, its reason warns, or nothing is asked")
+      ->transform(CLI::CheckedTransformer(rules).description("fail|warn|off"))
+      ->default_str("fail");
 }
 
 void add_guard_pages(CLI::App& command, ExecuteOptions& execute) {

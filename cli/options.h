@@ -21,15 +21,13 @@ CLI::Validator any_number();
 // be printed.
 CLI::Validator seconds_number();
 
-// Checks that a file can be written at the path before anything is computed. It opens no existing
-// file and leaves nothing behind.
-CLI::Validator writable();
-
 // Makes an empty value an error, for every option and positional of every command.
 void refuse_empty_values(CLI::App& app);
 
 // Adds --jobs, --timeout, --in-process and --memory.
 void add_workers(CLI::App& command, WorkerOptions& workers);
+// Adds --evidence.
+void add_evidence(CLI::App& command, EvidenceRule& rule);
 void add_guard_pages(CLI::App& command, ExecuteOptions& execute);
 
 // The name of the candidate that --kernel means. A bare name means a library of this folder, if

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "harness/text.h"
+
 namespace assay {
 
 Progress::Progress(std::string what, std::size_t total)
@@ -21,7 +23,7 @@ Progress::~Progress() {
 
 void Progress::advance(const std::string& note) {
   ++done_;
-  note_ = note;
+  note_ = visible(note);
   draw();
 }
 

@@ -12,10 +12,13 @@
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/run_report.h"
 #include "cli/selection.h"
+#include "cli/tell.h"
+#include "cli/time_limit.h"
 #include "problem/clock.h"
 #include "problem/parallel.h"
 
@@ -26,6 +29,7 @@ struct RecordOptions {
   SelectionOptions selection;
   std::string candidate;  // empty: only the inputs are written
   std::string file;
+  double timeout_seconds = 120;  // for loading the candidate, and for each case
 };
 
 struct VerifyCommandOptions {
@@ -35,17 +39,24 @@ struct VerifyCommandOptions {
   std::uint64_t seed = 1;
   int threads = hardware_threads();
   bool list = false;
+  EvidenceRule evidence = EvidenceRule::fail;
   ReportFiles files_to_write;
 };
 
 int record(const RecordOptions& o) {
   const std::vector<Case> cases = select_cases(o.selection, o.selection.seed).cases;
-  const std::unique_ptr<Candidate> candidate =
-      o.candidate.empty() ? nullptr : make_candidate(o.candidate);
-  write_records(o.file, cases, candidate.get());
-  fmt::print("{}: {} record{}, {}\n", o.file, cases.size(), cases.size() == 1 ? "" : "s",
-             candidate
-                 ? "with outputs of " + candidate->name()
+  std::unique_ptr<Candidate> candidate;
+  if (!o.candidate.empty()) {
+    const TimeLimit limit("loading " + o.candidate, o.timeout_seconds, bad_usage);
+    candidate = make_candidate(o.candidate);
+  }
+  write_records(o.file, cases, candidate.get(), [&](const Case& c, const auto& run) {
+    const TimeLimit limit(fmt::format("{} on '{}'", o.candidate, print_case(c)), o.timeout_seconds,
+                          bad_usage);
+    run();
+  });
+  tell("{}: {}, {}\n", o.file, counted(cases.size(), "record"),
+       candidate ? "with outputs of " + candidate->name()
                  : "inputs alone; docs/records.md says which tensors your kernel's answer becomes");
   return static_cast<int>(all_passed);
 }
@@ -58,7 +69,7 @@ int verify(const VerifyCommandOptions& o) {
   // A record that cannot be judged gives a result too, so that the other results are kept.
   const auto refuse = [&](const std::string& path, const std::string& name,
                           const std::exception& e) {
-    fmt::print(stderr, "assay: {}\n", e.what());
+    tell(stderr, "assay: {}\n", e.what());
     places.emplace_back(path, name);
     CaseResult refused;
     refused.line = path + (name.empty() ? "" : ", record " + name);
@@ -80,17 +91,18 @@ int verify(const VerifyCommandOptions& o) {
     if (!o.record.empty()) names = {o.record};
     if (o.list) {
       for (const std::string& name : names)
-        fmt::print("{}{}{}\n", name, name.empty() ? "" : ": ", file->line(name));
+        tell("{}{}{}\n", name, name.empty() ? "" : ": ", file->line(name));
       continue;
     }
     Progress progress("verify", names.size());
     for (const std::string& name : names) {
       try {
         const Record r = file->read(name);
-        const CaseResult result =
-            verify(*file, r, {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed});
+        const CaseResult result = verify(
+            *file, r,
+            {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed, .evidence = o.evidence});
         if (result.outcome == Outcome::fail)
-          progress.say(fmt::format("fail: {}\n  {}", result.reason, result.reproduce));
+          progress.say(told_in("fail: {}\n  {}", result.reason, result.reproduce));
         kernels.insert(r.kernel);
         places.emplace_back(path, name);
         results.push_back(result);
@@ -109,17 +121,17 @@ int verify(const VerifyCommandOptions& o) {
                                     .sample_rows = o.rows,
                                     .seed = o.seed,
                                     .power = false,
+                                    .evidence = o.evidence,
                                     .pictures = true};
         take_pictures(results[k], verify(file, file.read(places[k].second), drawing));
       } catch (const FileError& e) {
-        fmt::print(stderr, "assay: nothing is drawn of what changed since it was judged: {}\n",
-                   e.what());
+        tell(stderr, "assay: nothing is drawn of what changed since it was judged: {}\n", e.what());
       }
     }
   return report_run(
       {.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()),
        .candidate = fmt::format("{}", fmt::join(kernels, ", ")),
-       .unit = "records",
+       .unit = "record",
        .seed = o.seed,
        .seconds = seconds_since(start),
        .files = o.files_to_write,
@@ -135,11 +147,18 @@ Command add_record(CLI::App& app) {
                                          "Write the inputs of cases as tensors for another machine "
                                          "or framework, whose answers `assay verify` judges");
   add_selection(*command, o->selection);
-  command->add_option("--candidate", o->candidate,
-                      "Also write the outputs of this candidate: host, lib:PATH, fault:NAME, ...");
+  command
+      ->add_option("--candidate", o->candidate,
+                   "Also write the outputs of this candidate: host, lib:PATH, fault:NAME, ...")
+      ->check(judged());
   command->add_option("-o,--output", o->file, "The file: NAME.safetensors")
       ->check(writable())
       ->required();
+  command
+      ->add_option("--timeout", o->timeout_seconds,
+                   "Seconds that loading the candidate may take, and then each case")
+      ->transform(seconds_number())
+      ->capture_default_str();
   command->footer(
       "Caches and dtype=f64 have no record. Exit status: 0 written, 2 bad usage or input, 3 the "
       "file could not be written.\n\nExamples:\n"
@@ -155,7 +174,9 @@ Command add_verify(CLI::App& app) {
   CLI::App* command = app.add_subcommand("verify",
                                          "Judge recorded tensors: inputs and outputs in "
                                          "safetensors files, from any program; docs/records.md");
-  command->add_option("FILE", o->files, "A file of one or more records")->required();
+  command->add_option("FILE", o->files, "A file of one or more records")
+      ->check(read_only())
+      ->required();
   command->add_option("--record", o->record, "Only the record of this name");
   command->add_flag("--list", o->list, "Print the lines of the records, and judge nothing");
   command
@@ -169,6 +190,7 @@ Command add_verify(CLI::App& app) {
   command->add_option("--threads", o->threads, "Threads of the oracle")
       ->transform(number_in(1, 1024))
       ->capture_default_str();
+  add_evidence(*command, o->evidence);
   add_report_files(*command, o->files_to_write);
   command->footer(
       "Exit status: 0 all passed, 1 a record failed, 2 a file or record cannot be read, or nothing "

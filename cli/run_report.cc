@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/machine.h"
 #include "cli/options.h"
+#include "cli/tell.h"
 #include "harness/files.h"
 #include "reports/html.h"
 #include "reports/junit.h"
@@ -37,15 +39,15 @@ void print_comparison(const Verdict& v) {
   std::vector<std::string> compared;
   for (const auto& [name, part] : by_name(v))
     compared.push_back(fmt::format("{} of {}", part.second->elements, name));
-  fmt::print("  compared: {}; inside {}, outside {}, hull only {}, exact {}\n",
-             fmt::join(compared, ", "), v.inside, v.outside, v.hull_only, v.exact);
-  for (const auto& [why, n] : v.failures) fmt::print("  {} x {}\n", n, why);
-  for (const auto& [why, n] : v.excused) fmt::print("  {} excused: {}\n", n, why);
+  tell("  compared: {}; inside {}, outside {}, hull only {}, exact {}\n", fmt::join(compared, ", "),
+       v.inside, v.outside, v.hull_only, v.exact);
+  for (const auto& [why, n] : v.failures) tell("  {} x {}\n", n, why);
+  for (const auto& [why, n] : v.excused) tell("  {} excused: {}\n", n, why);
   if (v.nan_expected != 0 || v.nan_found != 0 || v.infinity_found != 0 || v.infinity_expected != 0)
-    fmt::print("  NaN: {} found, {} belong there; infinities: {} found, {} belong there\n",
-               v.nan_found, v.nan_expected, v.infinity_found, v.infinity_expected);
-  fmt::print("  rows: {} of {} judged, {} in ball arithmetic\n", v.rows_judged, v.rows_total,
-             v.rows_in_balls);
+    tell("  NaN: {} found, {} belong there; infinities: {} found, {} belong there\n", v.nan_found,
+         v.nan_expected, v.infinity_found, v.infinity_expected);
+  tell("  rows: {} of {} judged, {} in ball arithmetic\n", v.rows_judged, v.rows_total,
+       v.rows_in_balls);
 }
 
 void print_worst(Output output, const Element& w, Index row_tile) {
@@ -55,7 +57,7 @@ void print_worst(Output output, const Element& w, Index row_tile) {
   const std::string head = product ? "" : fmt::format("b={} h={} ", w.b, w.h);
   const std::string column = w.column >= 0 ? fmt::format(" column={}", w.column) : "";
   const std::string tile = product ? "" : fmt::format(" (tile {})", w.row / row_tile);
-  fmt::print(
+  tell(
       "  worst {}: error/bound {:.9g} ({:.9g} ulp) at {}{}={}{}{}: {:.9g}, exact {:.9g}, "
       "bound {:.9g}\n",
       name_of(output), w.ratio, w.ulp, head, of_keys ? "key" : "row", w.row, column, tile, w.got,
@@ -65,46 +67,64 @@ void print_worst(Output output, const Element& w, Index row_tile) {
 void print_power(const Verdict& v) {
   const Power& p = v.power;
   const bool product = v.outputs.contains(Output::c);
-  fmt::print("  power, {} {}:", p.pairs, product ? "terms of sums" : "visible (row, key) pairs");
+  tell("  power, {} {}:", p.pairs, product ? "terms of sums" : "visible (row, key) pairs");
   for (std::size_t k = 0; k < change_count; ++k) {
-    fmt::print("  {} {:.1f}%", name_of(static_cast<Change>(k)), percent(p.by_either[k], p.pairs));
-    if (!product)
-      fmt::print(" (O {:.1f}%, LSE {:.1f}%)", percent(p.by_output[k], p.pairs),
-                 percent(p.by_lse[k], p.pairs));
+    tell("  {} {:.1f}%", name_of(static_cast<Change>(k)), percent(p.by_either[k], p.pairs));
+    if (v.outputs.contains(Output::lse))
+      tell(" (O {:.1f}%, LSE {:.1f}%)", percent(p.by_output[k], p.pairs),
+           percent(p.by_lse[k], p.pairs));
   }
-  fmt::print("\n");
+  tell("\n");
 }
 
 void print_gradient_power(const GradientPower& g) {
-  fmt::print(
+  tell(
       "  power of gradients, {} visible pairs, each left out of its sums: {:.1f}% shown (dQ "
       "{:.1f}%, dK {:.1f}%, dV {:.1f}%)\n",
       g.pairs, percent(g.by_any, g.pairs), percent(g.by_dq, g.pairs), percent(g.by_dk, g.pairs),
       percent(g.by_dv, g.pairs));
 }
 
+// Whether errors are typical, of which arithmetic, and what came nearest to a limit.
+void print_evidence(const Evidence& e) {
+  if (!e.not_asked.empty()) tell("  evidence: not asked: {}\n", e.not_asked);
+  if (e.arithmetic.empty()) return;
+  std::vector<std::string> rows;
+  for (const auto& [output, row] : e.rows)
+    rows.push_back(fmt::format("{} {:.2g} (limit {:.2g})", name_of(output), row.s, row.limit));
+  tell("  evidence: errors {} those of {}; largest, in units of typical ones: {}\n",
+       e.fits ? "are" : "come nearest to", e.arithmetic, fmt::join(rows, ", "));
+  if (!e.filters.empty()) {
+    const FilterAnswer& f = e.filters.front();
+    tell(
+        "  evidence: of {} faults looked for, most of \"{}\": {:.2g} of it, z {:.2g} "
+        "(limit {:.2g})\n",
+        e.questions, f.fault, f.share, f.z, e.z_limit);
+  }
+}
+
 void print_single(const CaseResult& r) {
   const Verdict& v = r.verdict;
-  fmt::print("{}\n  {}: {}\n", r.line, name_of(r.outcome), r.reason);
+  tell("{}\n  {}: {}\n", r.line, name_of(r.outcome), r.reason);
   if (r.was_compared()) {
-    fmt::print("  contract: {}\n", v.contract);
+    tell("  contract: {}\n", v.contract);
     print_comparison(v);
     for (const auto& [name, part] : by_name(v))
       if (part.second->worst.bound > 0) print_worst(part.first, part.second->worst, v.row_tile);
   }
+  print_evidence(v.evidence);
   const bool right = passed(r.outcome);
   if (right)
-    fmt::print("  bias: mean signed error/bound {}, slope t {}\n", to_json(v.mean_ratio).dump(),
-               to_json(v.slope_t).dump());
+    tell("  bias: mean signed error/bound {:.3g}, slope t {:.3g}\n", v.mean_ratio, v.slope_t);
   if (right && v.power.pairs != 0) print_power(v);
   if (r.quantization)
-    fmt::print(
+    tell(
         "  quantization, whatever the kernel does: W is off by {:.2g}, A W by {:.2g} (rms "
         "over rms)\n",
         r.quantization->weights, r.quantization->products);
   if (right && v.gradient_power.pairs > 0) print_gradient_power(v.gradient_power);
   for (const auto& [name, relation] : r.relations)
-    fmt::print("  relation {}: {}\n", name, text_of(relation));
+    tell("  relation {}: {}\n", name, text_of(relation));
 }
 
 // Throws UsageError for a file that cannot be read or that holds something else.
@@ -130,15 +150,15 @@ Document read_document(const char* option, const std::string& path, const char* 
 std::string sentence_of(const RunFacts& run, const RunSummary& s, std::size_t cases) {
   const OutcomeCounts& n = s.counts;
   std::string sentence =
-      fmt::format("{} {}: {} passed, {} failed", cases, run.unit, n.pass + n.suspect, n.fail);
+      fmt::format("{}: {} passed, {} failed", counted(cases, run.unit), n.pass + n.suspect, n.fail);
   for (auto [count, what] : {std::pair{n.suspect, "of the passed suspect"},
                              {n.inconclusive, "inconclusive"},
                              {n.unsupported, "unsupported"},
-                             {n.error, "errors"},
+                             {n.error, n.error == 1 ? "error" : "errors"},
                              {run.not_run, "not run for lack of time"}})
     if (count > 0) sentence += fmt::format(", {} {}", count, what);
-  return sentence + fmt::format("; {} elements compared; seed {}; {:.1f} s", s.elements, run.seed,
-                                run.seconds);
+  return sentence + fmt::format("; {} compared; seed {}; {:.1f} s",
+                                counted(usize(s.elements), "element"), run.seed, run.seconds);
 }
 
 RunSummary summary_of(const RunFacts& run, const std::vector<CaseResult>& results) {
@@ -163,15 +183,15 @@ void print_results(const Run& run) {
   for (const CaseResult& r : run.results) {
     if (r.outcome == Outcome::unsupported) ++why_unsupported[r.reason];
     if (r.outcome != Outcome::fail && r.outcome != Outcome::error) continue;
-    if (!single) fmt::print("{}: {}\n", name_of(r.outcome), r.reason);
-    fmt::print("  reproduce: {}\n", r.reproduce);
+    if (!single) tell("{}: {}\n", name_of(r.outcome), r.reason);
+    tell("  reproduce: {}\n", r.reproduce);
   }
-  for (const auto& [why, n] : why_unsupported) fmt::print("  unsupported: {} x {}\n", n, why);
+  for (const auto& [why, n] : why_unsupported) tell("  unsupported: {} x {}\n", n, why);
   if (!single)
     for (const auto& [name, cells] : run.summary.adequacy)
-      fmt::print("power of the suite, {}: {} of {} cells shown{}\n", name, cells.shown, cells.cells,
-                 cells.missing.empty() ? "" : " (--json names the others)");
-  fmt::print("{}\n", run.summary.sentence);
+      tell("power of the suite, {}: {} of {} cells shown{}\n", name, cells.shown, cells.cells,
+           cells.missing.empty() ? "" : " (--json names the others)");
+  tell("{}\n", run.summary.sentence);
 }
 
 void write_run(const Run& run, const ReportFiles& files, const PageSections& sections) {
@@ -181,7 +201,7 @@ void write_run(const Run& run, const ReportFiles& files, const PageSections& sec
   if (!files.markdown.empty()) write_file(files.markdown, markdown_summary(run));
   if (!files.html.empty()) write_file(files.html, html_report(run, sections));
   if (!files.store.empty())
-    fmt::print("store: run {} of {}\n", Store(files.store).append(run), files.store);
+    tell("store: run {} of {}\n", Store(files.store).append(run), files.store);
 }
 
 int exit_status(const RunFacts& facts, const Run& run) {
@@ -190,15 +210,14 @@ int exit_status(const RunFacts& facts, const Run& run) {
   const double unsupported = percent(static_cast<std::int64_t>(n.unsupported),
                                      static_cast<std::int64_t>(run.results.size()));
   if (unsupported > facts.most_unsupported) {
-    fmt::print(stderr,
-               "assay: {:.1f}% of the cases are unsupported, more than --max-unsupported={}\n",
-               unsupported, facts.most_unsupported);
+    tell(stderr, "assay: {:.1f}% of the cases are unsupported, more than --max-unsupported={}\n",
+         unsupported, facts.most_unsupported);
     return some_failed;
   }
   if (n.error > 0)
     return std::ranges::any_of(run.results, &CaseResult::bad_input) ? bad_usage : machine_failed;
   if (n.compared() == 0) {
-    fmt::print(stderr, "assay: nothing was compared, so nothing has passed\n");
+    tell(stderr, "assay: nothing was compared, so nothing has passed\n");
     return bad_usage;
   }
   return all_passed;
@@ -218,7 +237,7 @@ void add_report_files(CLI::App& command, ReportFiles& files) {
       .add_option("--store", files.store,
                   "Append the run to this store, which is made if it is not there; `assay store` "
                   "reads it")
-      ->check(writable());
+      ->check(appended());
 }
 
 PageSections sections_of_page(const ReportFiles& files) {

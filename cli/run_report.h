@@ -31,7 +31,7 @@ PageSections sections_of_page(const ReportFiles& files);
 
 struct RunFacts {
   std::string title, candidate;
-  std::string unit = "cases";
+  std::string unit = "case";  // in the singular
   std::uint64_t seed = 1;
   std::size_t not_run = 0;  // cases left out because the time was over
   double seconds = 0;

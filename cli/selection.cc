@@ -5,11 +5,14 @@
 #include <algorithm>
 #include <charconv>
 #include <fstream>
+#include <set>
 #include <utility>
 
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/options.h"
 #include "harness/cases/suites.h"
+#include "harness/text.h"
 
 namespace assay {
 namespace {
@@ -25,6 +28,27 @@ std::pair<std::size_t, std::size_t> parse_shard(const std::string& text) {
   throw UsageError(fmt::format("--shard={}: expected i/n with 0 <= i < n, as 0/4", text));
 }
 
+// How many cases of the whole suite need features that are not in `has`, and which.
+std::string left_out(const std::string& suite, std::uint64_t seed, const Features& has) {
+  std::size_t cases = 0;
+  std::set<std::string> missing;
+  for (const Case& c : make_suite(suite, seed).cases)
+    if (const std::string why = has.missing(c); !why.empty()) {
+      ++cases;
+      missing.insert(why);
+    }
+  return fmt::format(
+      "{} cases of the whole suite need features that the candidate does not have: {}", cases,
+      fmt::join(missing, ", "));
+}
+
+// The line below a case line that points at a column of it, counted from 1.
+std::string mark_under(const std::string& line, std::size_t column) {
+  if (column == 0) return {};
+  const std::size_t before = places_of(visible(line.substr(0, column - 1)));
+  return fmt::format("  {}^", std::string(before, ' '));
+}
+
 }  // namespace
 
 void add_selection(CLI::App& command, SelectionOptions& o) {
@@ -32,8 +56,10 @@ void add_selection(CLI::App& command, SelectionOptions& o) {
                                    fmt::format("One of {}", fmt::join(suite_names(), ", ")));
   auto* lines = command.add_option("--case", o.cases,
                                    "A case line (repeatable); `assay notation` explains them");
-  auto* file = command.add_option("--cases", o.cases_file,
-                                  "A file of case lines; a line that begins with # is a comment");
+  auto* file = command
+                   .add_option("--cases", o.cases_file,
+                               "A file of case lines; a line that begins with # is a comment")
+                   ->check(read_only());
   suite->excludes(lines)->excludes(file);
   command.add_option("--filter", o.filter, "Only cases whose line contains this text");
   command
@@ -45,14 +71,16 @@ void add_selection(CLI::App& command, SelectionOptions& o) {
                      "i/n, as 0/4: run every n-th case, beginning with the i-th, counted from 0");
 }
 
-Selection select_cases(const SelectionOptions& o, std::uint64_t seed) {
+Selection select_cases(const SelectionOptions& o, std::uint64_t seed, const Features& has) {
   if (o.suite.empty() && o.cases.empty() && o.cases_file.empty())
     throw UsageError(fmt::format("--suite, --case or --cases is needed; the suites are {}",
                                  fmt::join(suite_names(), ", ")));
   Selection s;
   if (!o.suite.empty()) {
-    Suite suite = make_suite(o.suite, seed);
+    Suite suite = make_suite(o.suite, seed, has);
     s = {std::string(suite.name), std::move(suite.notes), std::move(suite.cases)};
+    if (!has.has_all()) s.notes.push_back(left_out(o.suite, seed, has));
+    if (s.cases.empty()) throw UsageError(fmt::format("nothing to run: {}", s.notes.back()));
   } else {
     s.title = "cases";
     std::vector<std::string> lines = o.cases;
@@ -66,9 +94,8 @@ Selection select_cases(const SelectionOptions& o, std::uint64_t seed) {
       try {
         s.cases.push_back(parse_case(lines[k]));
       } catch (const CaseError& e) {
-        throw UsageError(
-            fmt::format("{}\n  {}\n{}", e.what(), lines[k],
-                        e.column ? fmt::format("  {}^", std::string(e.column - 1, ' ')) : ""));
+        throw UsageError(fmt::format("{}\n  {}\n{}", e.what(), visible(lines[k]),
+                                     mark_under(lines[k], e.column)));
       }
     }
   }
@@ -77,7 +104,8 @@ Selection select_cases(const SelectionOptions& o, std::uint64_t seed) {
     std::erase_if(s.cases,
                   [&](const Case& c) { return print_case(c).find(o.filter) == std::string::npos; });
     if (s.cases.empty())
-      throw UsageError(fmt::format("--filter={}: none of {} cases contains it", o.filter, before));
+      throw UsageError(
+          fmt::format("--filter={}: none of {} contains it", o.filter, counted(before, "case")));
   }
   if (!o.shard.empty()) {
     const auto [i, n] = parse_shard(o.shard);

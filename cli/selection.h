@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "problem/case.h"
+#include "problem/features.h"
 
 namespace CLI {
 class App;
@@ -32,7 +33,9 @@ struct Selection {
   std::vector<Case> cases;
 };
 
-// Throws UsageError, CaseError or std::invalid_argument. The selection is never empty.
-Selection select_cases(const SelectionOptions& options, std::uint64_t seed);
+// Throws UsageError, CaseError or std::invalid_argument. The selection is never empty. A suite is
+// drawn for the features, and a note counts the cases of the whole suite that need others.
+Selection select_cases(const SelectionOptions& options, std::uint64_t seed,
+                       const Features& has = {});
 
 }  // namespace assay

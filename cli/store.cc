@@ -4,16 +4,21 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <charconv>
 #include <ctime>
+#include <filesystem>
 #include <fstream>
-#include <iostream>
+#include <iterator>
 #include <memory>
 #include <sstream>
+#include <system_error>
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/options.h"
+#include "cli/tell.h"
 #include "harness/files.h"
 #include "reports/compare.h"
 #include "reports/html.h"
@@ -21,6 +26,8 @@
 
 namespace assay {
 namespace {
+
+namespace fs = std::filesystem;
 
 struct StoreOptions {
   std::string file;
@@ -33,20 +40,41 @@ struct CompareOptions {
   std::string markdown;
 };
 
-Json parse_file(const std::string& path) {
-  std::ifstream in(path);
-  if (!in) throw UsageError(fmt::format("{}: cannot be read", path));
+// Reading a pipe or a device may never end. `named` is how the message names the path.
+void refuse_what_may_not_end(const std::string& named, const std::string& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (fs::exists(status) && !fs::is_regular_file(status))
+    throw UsageError(fmt::format("{}: is no regular file", named));
+}
+
+// Opens what an option names.
+std::ifstream opened_input(const char* option, const std::string& path) {
+  const std::string named = fmt::format("{}={}", option, path);
+  refuse_what_may_not_end(named, path);
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw UsageError(fmt::format("{}: cannot be read", named));
+  return in;
+}
+
+Json parse_benchmarks(const std::string& path) {
+  std::ifstream in = opened_input("--benchmarks", path);
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
   try {
-    return Json::parse(in);
-  } catch (const Json::exception& e) {
-    throw UsageError(fmt::format("{}: {}", path, e.what()));
+    return parse_json(text, path);
+  } catch (const SchemaError& e) {
+    throw UsageError(e.what());
   }
 }
 
-Store opened(const std::string& path, bool make) {
-  if (!make && !std::ifstream(path))
-    throw UsageError(fmt::format("{}: there is no such store", path));
-  return Store(path);
+Store opened(const std::string& path, Store::Use use) {
+  refuse_what_may_not_end(path, path);
+  errno = 0;
+  if (use == Store::Use::read && !std::ifstream(path))
+    throw UsageError(fmt::format(
+        "{}: {}", path,
+        errno == ENOENT ? "there is no such store" : std::generic_category().message(errno)));
+  return Store(path, use);
 }
 
 // Reads the run that STORE#RUN names.
@@ -59,18 +87,19 @@ StoredRun run_of(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data() + hash + 1, text.data() + text.size(), id);
   if (error != std::errc() || end != text.data() + text.size())
     throw UsageError(fmt::format("'{}': {} is no number of a run", text, text.substr(hash + 1)));
-  return opened(text.substr(0, hash), false).run(id);
+  return opened(text.substr(0, hash), Store::Use::read).run(id);
 }
 
 int store(const StoreOptions& o) {
-  Store s = opened(o.file, !o.import.empty() || !o.benchmarks.empty());
-  if (!o.import.empty()) {
-    std::ifstream in(o.import);
-    if (!in) throw UsageError(fmt::format("--import={}: cannot be read", o.import));
-    fmt::print("{} runs imported\n", s.import_lines(in));
-  }
-  if (!o.benchmarks.empty())
-    fmt::print("run {}\n", s.append_benchmarks(parse_file(o.benchmarks), o.benchmarks));
+  // A store is not made if these cannot be read.
+  std::ifstream import;
+  Json benchmarks;
+  if (!o.import.empty()) import = opened_input("--import", o.import);
+  if (!o.benchmarks.empty()) benchmarks = parse_benchmarks(o.benchmarks);
+  const bool appends = !o.import.empty() || !o.benchmarks.empty();
+  Store s = opened(o.file, appends ? Store::Use::write : Store::Use::read);
+  if (!o.import.empty()) tell("{} imported\n", counted(s.import_lines(import), "run"));
+  if (!o.benchmarks.empty()) tell("run {}\n", s.append_benchmarks(benchmarks, o.benchmarks));
   if (!o.export_to.empty()) {
     std::ostringstream lines;
     s.export_lines(lines);
@@ -81,33 +110,33 @@ int store(const StoreOptions& o) {
     for (const RunEntry& r : s.runs()) runs.push_back(s.run(r.id));
     write_file(o.dashboard, html_dashboard(runs, fmt::format("{:%Y-%m-%dT%H:%M:%SZ}",
                                                              fmt::gmtime(std::time(nullptr)))));
-    fmt::print("dashboard: {}\n", o.dashboard);
+    tell("dashboard: {}\n", o.dashboard);
   }
   if (o.import.empty() && o.benchmarks.empty() && o.export_to.empty() && o.dashboard.empty())
     for (const RunEntry& r : s.runs())
-      fmt::print("{:>5}  {}  {:<9}  {}  {} on {}: {}\n", r.id, r.started, r.kind,
-                 r.commit.substr(0, 10), r.candidate, r.title, r.sentence);
+      tell("{:>5}  {}  {:<9}  {}  {} on {}: {}\n", r.id, r.started, r.kind, r.commit.substr(0, 10),
+           r.candidate, r.title, r.sentence);
   return static_cast<int>(all_passed);
 }
 
 int compare(const CompareOptions& o) {
   const StoredRun a = run_of(o.a), b = run_of(o.b);
   const Comparison c = compare_runs(a, b);
-  fmt::print("{} cases in both, {} in the first alone, {} in the second alone\n", c.shared,
-             c.only_a, c.only_b);
+  tell("{} in both, {} in the first alone, {} in the second alone\n", counted(c.shared, "case"),
+       c.only_a, c.only_b);
   bool worse = false;
   const auto say = [&](const char* what, const Effect& e, double margin) {
-    if (e.cases == 0) return fmt::print("  {}: no case has it in both\n", what);
+    if (e.cases == 0) return tell("  {}: no case has it in both\n", what);
     // Only a change that the whole interval confirms is told.
     const bool beyond = e.low > 1 + margin / 100;
     worse = worse || beyond;
-    fmt::print("  {}: x {:.4g} [{:.4g}, {:.4g}] over {} cases{}\n", what, e.mean, e.low, e.high,
-               e.cases, beyond ? fmt::format(", beyond the margin of {}%", margin) : "");
+    tell("  {}: x {:.4g} [{:.4g}, {:.4g}] over {}{}\n", what, e.mean, e.low, e.high,
+         counted(e.cases, "case"), beyond ? fmt::format(", beyond the margin of {}%", margin) : "");
   };
   say("largest error/bound", c.accuracy, o.accuracy_margin);
   say("time", c.seconds, o.time_margin);
   for (const std::string& change : c.changed) {
-    fmt::print("  {}\n", change);
+    tell("  {}\n", change);
     worse = worse || change.find("-> fail") != std::string::npos ||
             change.find("-> error") != std::string::npos;
   }
@@ -122,19 +151,25 @@ Command add_store(CLI::App& app) {
   const auto o = std::make_shared<StoreOptions>();
   CLI::App* command = app.add_subcommand(
       "store", "List, export and import the runs of a store, which is one SQLite file");
-  command->add_option("STORE", o->file, "The file that --store appends to")->required();
+  command->add_option("STORE", o->file, "The file that --store appends to")
+      ->check(stored())
+      ->required();
   command
       ->add_option("--export", o->export_to,
                    "Write all runs to this file as JSON, one line for each")
       ->check(writable());
-  command->add_option("--import", o->import,
-                      "Append the runs of such a file, either all of them or none");
+  command
+      ->add_option("--import", o->import,
+                   "Append the runs of such a file, either all of them or none")
+      ->check(read_only());
   command
       ->add_option("--dashboard", o->dashboard,
                    "Write accuracy and speed over time as one HTML page")
       ->check(writable());
-  command->add_option("--benchmarks", o->benchmarks,
-                      "Append what Google Benchmark wrote with --benchmark_out_format=json");
+  command
+      ->add_option("--benchmarks", o->benchmarks,
+                   "Append what Google Benchmark wrote with --benchmark_out_format=json")
+      ->check(read_only());
   command->footer(
       "Without an option the runs are listed. Exit status: 0, 2 a file is no store, is damaged or "
       "cannot be read, 3 one cannot be written.\n\nExamples:\n"
@@ -151,8 +186,10 @@ Command add_compare(CLI::App& app) {
       app.add_subcommand("compare",
                          "Compare two runs of a store: how much nearer the second is to the bounds "
                          "and how much slower, with intervals; exit status 1 beyond the margins");
-  command->add_option("A", o->a, "STORE#RUN, as runs.db#3")->required();
-  command->add_option("B", o->b, "The other run, likewise; ratios are B over A")->required();
+  command->add_option("A", o->a, "STORE#RUN, as runs.db#3")->check(read_run())->required();
+  command->add_option("B", o->b, "The other run, likewise; ratios are B over A")
+      ->check(read_run())
+      ->required();
   command
       ->add_option("--accuracy-margin", o->accuracy_margin,
                    "Percent that the largest error/bound may grow")

@@ -2,15 +2,15 @@
 #include "harness/judging/trace.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <csignal>
 #include <memory>
-#include <string_view>
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
+#include "cli/file_roles.h"
 #include "cli/options.h"
+#include "cli/tell.h"
+#include "cli/time_limit.h"
 
 namespace assay {
 
@@ -23,29 +23,21 @@ struct TraceOptions {
   int timeout_seconds = 120;
 };
 
-// A library may hang in ways that nothing else notices. Its process ends together with this one.
-void end_in_time(int) {
-  constexpr std::string_view words = "assay: the candidate did not finish within --timeout\n";
-  (void)!write(STDERR_FILENO, words.data(), words.size());
-  _exit(some_failed);
-}
-
 int trace(const TraceOptions& o) {
-  std::signal(SIGALRM, end_in_time);
-  alarm(static_cast<unsigned>(o.timeout_seconds));
-  const std::unique_ptr<Candidate> candidate =
-      make_candidate(o.library.empty() ? o.candidate : candidate_of_library(o.library));
+  const std::string name = o.library.empty() ? o.candidate : candidate_of_library(o.library);
+  const TimeLimit limit("the trace of " + name, o.timeout_seconds, some_failed);
+  const std::unique_ptr<Candidate> candidate = make_candidate(name);
   const Case c = parse_case(o.line);
   try {
     const Trace t = trace_case(c, *candidate);
-    fmt::print("{}", describe(t, c));
+    std::fputs(visible_lines(describe(t, c)).c_str(), stdout);
     if (t.first || t.verdict.outcome == Outcome::fail) return static_cast<int>(some_failed);
     if (t.compared() == 0) return static_cast<int>(bad_usage);
     return static_cast<int>(
         t.verdict.outcome == Outcome::pass || t.verdict.outcome == Outcome::suspect ? all_passed
                                                                                     : bad_usage);
   } catch (const CandidateError& e) {
-    fmt::print("{}\n  {}\n", print_case(c), e.what());
+    tell("{}\n  {}\n", print_case(c), e.what());
     return static_cast<int>(some_failed);
   }
 }
@@ -62,8 +54,10 @@ Command add_trace(CLI::App& app) {
   command
       ->add_option("--candidate", o->candidate,
                    "host, fault:NAME or lib:PATH (of a library that calls the probe)")
+      ->check(judged())
       ->capture_default_str();
   command->add_option("--kernel", o->library, "A shared library of yours that calls the probe")
+      ->check(read_only())
       ->excludes("--candidate");
   command
       ->add_option("--timeout", o->timeout_seconds,

@@ -6,7 +6,7 @@
 
 #include "cli/commands.h"
 #include "cli/options.h"
-#include "harness/candidates/kernel_process.h"
+#include "harness/candidates/kernel_server.h"
 
 namespace assay {
 namespace {
@@ -35,7 +35,7 @@ Command add_serve_kernel(CLI::App& app) {
   CLI::App* command = app.add_subcommand("serve-kernel", "")->group("");
   command->add_option("library", o->library)->required();
   command->add_option("base", o->base)->transform(any_number())->required();
-  return {command, [o] { return KernelProcess::serve(o->library, o->base); }, true};
+  return {command, [o] { return serve_kernel(o->library, o->base); }, true};
 }
 
 Command add_worker(CLI::App& app) {
@@ -44,6 +44,7 @@ Command add_worker(CLI::App& app) {
   command->add_option("--memory", o->memory_mib)->transform(number_in(Index{0}, Index{1} << 30));
   command->add_option("--ball-rows", o->execute.ball_rows)->transform(number_in(0, 1 << 20));
   add_guard_pages(*command, o->execute);
+  add_evidence(*command, o->execute.evidence);
   command->add_option("--oracle-threads", o->execute.oracle_threads)->transform(number_in(0, 1024));
   command->add_flag("--pictures", o->execute.pictures);
   command->add_flag("--no-power", o->no_power);

@@ -21,6 +21,7 @@
 
 #include "harness/files.h"
 #include "harness/process.h"
+#include "harness/text.h"
 #include "harness/cases/shrink.h"
 #include "problem/clock.h"
 
@@ -205,17 +206,18 @@ class Jobs {
 
   void load() {
     load_file("state.json", "state of fuzz jobs", [&](const std::string& text) {
-      state_ = from_json<JobsState>(Json::parse(text), "state");
+      state_ = from_json<JobsState>(parse_json(text, "state"), "state");
     });
     load_file("findings.jsonl", "list of findings", [&](const std::string& text) {
       std::istringstream lines(text);
       for (std::string line; std::getline(lines, line);) {
-        findings_.push_back(from_json<FuzzFinding>(Json::parse(line), "finding"));
+        findings_.push_back(from_json<FuzzFinding>(parse_json(line, "finding"), "finding"));
         known_.insert(findings_.back().target + "/" + findings_.back().file);
       }
     });
     if (state_.seconds > 0)
-      say(fmt::format("going on after {:.0f} s and {} findings", state_.seconds, findings_.size()));
+      say(fmt::format("going on after {:.0f} s and {}", state_.seconds,
+                      counted(findings_.size(), "finding")));
   }
 
   // Reads a file of the working folder, if it is there.
@@ -223,16 +225,11 @@ class Jobs {
   void load_file(const char* name, const char* what, const Read& read) const {
     const fs::path path = o_.work / name;
     if (!fs::exists(path)) return;
-    const auto refuse = [&](const std::exception& e) {
-      return std::invalid_argument(
-          fmt::format("{}: is no {} ({}); nothing was changed", path.string(), what, e.what()));
-    };
     try {
       read(read_whole(path));
-    } catch (const Json::exception& e) {
-      throw refuse(e);
     } catch (const SchemaError& e) {
-      throw refuse(e);
+      throw std::invalid_argument(
+          fmt::format("{}: is no {} ({}); nothing was changed", path.string(), what, e.what()));
     }
   }
 
@@ -363,7 +360,7 @@ class Jobs {
   void take_findings(const std::string& target) {
     std::vector<fs::path> files;
     for (const auto& e : fs::directory_iterator(o_.work / "findings" / target))
-      if (e.is_regular_file()) files.push_back(e.path());
+      if (std::error_code unknown; e.is_regular_file(unknown)) files.push_back(e.path());
     std::ranges::sort(files);
     for (const fs::path& file : files) {
       const std::string name = file.filename();
@@ -393,8 +390,8 @@ class Jobs {
       write_findings();
       if (!seen)
         say(fmt::format("FINDING in {}: {}\n  {}\n  reproduce: {} {}", target, f.reason,
-                        f.shrunk.empty() ? name : f.shrunk, program(target).string(),
-                        f.kept.empty() ? file.string() : f.kept));
+                        f.shrunk.empty() ? name : f.shrunk, shell_word(program(target).string()),
+                        shell_word(f.kept.empty() ? file.string() : f.kept)));
     }
   }
 
@@ -493,7 +490,10 @@ std::vector<std::string> fuzz_targets(const fs::path& binaries) {
   std::error_code error;
   for (const auto& e : fs::directory_iterator(binaries, error)) {
     const std::string name = e.path().filename();
-    if (e.is_regular_file() && name.ends_with("_fuzz") && access(e.path().c_str(), X_OK) == 0)
+    // A link that leads nowhere, or in a circle, is no program.
+    std::error_code unknown;
+    if (e.is_regular_file(unknown) && name.ends_with("_fuzz") &&
+        access(e.path().c_str(), X_OK) == 0)
       targets.push_back(name.substr(0, name.size() - 5));
   }
   if (targets.empty())

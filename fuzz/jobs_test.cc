@@ -156,6 +156,13 @@ TEST_F(FuzzJobs, EveryTargetGetsItsTurn) {
   for (const FuzzTarget& t : summary.targets) EXPECT_GT(t.seconds, 0) << t.target;
 }
 
+// A folder of targets may hold links that lead in a circle or nowhere.
+TEST_F(FuzzJobs, LinksThatLeadNowhereAreNoTargets) {
+  fs::create_symlink("loop_fuzz", folder_ / "bin" / "loop_fuzz");
+  fs::create_symlink("nothing", folder_ / "bin" / "dangling_fuzz");
+  EXPECT_EQ(fuzz_targets(folder_ / "bin"), (std::vector<std::string>{"one", "two"}));
+}
+
 TEST_F(FuzzJobs, BadInputIsRefusedByName) {
   FuzzOptions o = options_;
   o.targets = {"three"};

@@ -133,7 +133,7 @@ Channel make_socket_pair(const std::string& purpose) {
   return {Descriptor(ends[0]), Descriptor(ends[1])};
 }
 
-Process::Process(const ProcessStart& how) {
+Process::Process(const ProcessStart& how) : ends_others_(how.ends_others) {
   Preparation preparation(how);
   const pid_t parent = getpid();
   id_ = fork();
@@ -145,7 +145,14 @@ Process::Process(const ProcessStart& how) {
   }
 }
 
-Process::~Process() {
+Process::~Process() { end(); }
+
+void Process::end() {
+  constexpr double seconds_to_end_others = 5;
+  if (ends_others_ && !poll()) {
+    ::kill(id_, SIGTERM);
+    if (ends_within(seconds_to_end_others)) return;
+  }
   kill();
   wait();
 }
@@ -173,17 +180,21 @@ void Process::look(int options) {
   else if (ended < 0 && errno == ECHILD) status_ = 0;
 }
 
-bool Process::wait_for(double seconds) {
+bool Process::ends_within(double seconds) {
   for (const auto deadline = seconds_from_now(seconds); !poll();) {
-    if (Clock::now() > deadline) {
-      kill();
-      wait();
-      return false;
-    }
+    if (Clock::now() > deadline) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   return true;
 }
+
+bool Process::wait_for(double seconds) {
+  const bool ended = ends_within(seconds);
+  if (!ended) end();
+  return ended;
+}
+
+bool was_killed(int status) { return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL; }
 
 std::string how_it_ended(int status) {
   if (!WIFSIGNALED(status)) return fmt::format("exited with status {}", WEXITSTATUS(status));

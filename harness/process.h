@@ -47,6 +47,9 @@ struct ProcessStart {
   std::vector<std::string> environment{};
   // Whether the process is killed as soon as the thread that started it ends, for any reason.
   bool dies_with_thread = false;
+  // Whether SIGTERM ends the process, which first ends what it has started (keeper.h). A process
+  // that does not end so is killed after some seconds.
+  bool ends_others = false;
 };
 
 class Process {
@@ -56,24 +59,30 @@ class Process {
   explicit Process(const ProcessStart& how);
   Process(const Process&) = delete;
   Process& operator=(const Process&) = delete;
-  ~Process();  // kills the process if it still runs
+  ~Process();  // ends the process if it still runs
 
   pid_t id() const { return id_; }
   void kill();
   // These functions return a status of waitpid(). poll() returns nullopt while the process runs.
   std::optional<int> poll();
   int wait();
-  // Waits for that many seconds, then kills the process. Returns false if it killed it.
+  // Waits for that many seconds, then ends the process. Returns false if it ended it.
   bool wait_for(double seconds);
 
  private:
   void look(int options);
+  void end();
+  bool ends_within(double seconds);
 
+  const bool ends_others_;
   pid_t id_ = -1;
   std::optional<int> status_;
 };
 
 // "was killed by signal 11 (Segmentation fault)" or "exited with status 3".
 std::string how_it_ended(int status);
+// Whether SIGKILL ended it. The system sends that signal if memory is short. A process does not get
+// it for what it does wrong.
+bool was_killed(int status);
 
 }  // namespace assay

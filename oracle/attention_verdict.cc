@@ -4,11 +4,14 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
+#include <span>
+#include <tuple>
 
 #include "oracle/decide.h"
 #include "oracle/row_sample.h"
 #include "oracle/tally.h"
 #include "oracle/verdict.h"
+#include "oracle/weigh.h"
 #include "problem/parallel.h"
 
 namespace assay {
@@ -27,11 +30,13 @@ struct RowTally {
 
   Tally elements;
   std::vector<double> slopes;  // of the error against the value, one for each row
+  std::vector<SuspectRow> suspects;
   bool oracle_inconsistent = false;
 
   void merge(const RowTally& other) {
     elements.merge(other.elements);
     slopes.insert(slopes.end(), other.slopes.begin(), other.slopes.end());
+    suspects.insert(suspects.end(), other.suspects.begin(), other.suspects.end());
     oracle_inconsistent = oracle_inconsistent || other.oracle_inconsistent;
   }
 };
@@ -64,14 +69,17 @@ class RowJudge {
     const BlockRow& row = block.row(r);
     ++tally_.verdict.rows_judged;
     refine(block, r, cross_check);
+    lse_ratio_ = 0;
     if (out_.lse) judge_lse(block, r);
     full_bound_.resize(block.o.size());
     Slope slope;
+    squares_ = 0;
     for (Index c = 0; c < s.value_dim; ++c) judge_element(block, r, c, slope);
+    suspect(block, r);
     if (slope.xx > 0) rows_.slopes.push_back(slope.xy / slope.xx);
     if (certify && row.lse.kind == Kind::finite && row.domain == Domain::bounded)
-      certify_row(kv_, block, r, full_bound_.data(), row.lse.bound, s.keys, contract_.tile,
-                  tally_.verdict.power);
+      certify_row(kv_, block, r, full_bound_.data(), bound_of_compared_lse(row), s.keys,
+                  contract_.tile, tally_.verdict.power);
   }
 
  private:
@@ -88,6 +96,21 @@ class RowJudge {
     for (long bits = in_balls ? 2 * first_ball_bits : first_ball_bits;
          bits <= last_ball_bits && any_undecided(block, r); bits *= 2)
       take(bits);
+  }
+
+  // Keeps the row if its errors are the largest that this task has seen.
+  void suspect(const Block& block, Index r) {
+    const double columns = static_cast<double>(reference_.problem().shape.value_dim);
+    const double score = std::max(std::sqrt(squares_ / columns), lse_ratio_);
+    const SuspectRow row{block.b, block.h, block.row(r).index, score};
+    if (!(score > 0)) return;
+    if (rows_.suspects.empty()) rows_.suspects.push_back(row);
+    else if (score > rows_.suspects.front().score) rows_.suspects.front() = row;
+  }
+
+  // An LSE that is not compared shows no fault.
+  double bound_of_compared_lse(const BlockRow& row) const {
+    return out_.lse ? row.lse.bound : std::numeric_limits<double>::infinity();
   }
 
   Index position_of_o(const Block& block, Index r, Index c) const {
@@ -164,6 +187,7 @@ class RowJudge {
     }
     if (!std::isfinite(e.bound)) return tally_.hold_to_hull();
     tally_.rate(e);
+    lse_ratio_ = e.ratio;
     if (!std::isfinite(row.lse.radius)) rows_.oracle_inconsistent = true;
     if (decide_lse(row, e.got) == Decision::outside)
       return tally_.fail(e, "LSE is outside its bound");
@@ -238,6 +262,7 @@ class RowJudge {
     if (!bounded || !std::isfinite(e.bound)) return tally_.hold_to_hull();
     if (has_ratio) {
       const double error = (e.got - e.exact) - o.low;
+      squares_ += e.ratio * e.ratio;
       tally_.lean(error / e.bound);
       slope.add(error / e.bound, e.exact / e.bound);
       tally_.tell(e);
@@ -253,6 +278,7 @@ class RowJudge {
   Tally& tally_;
   const Contract& contract_;
   std::vector<double> full_bound_;
+  double squares_ = 0, lse_ratio_ = 0;  // of the row: sum of (error / bound)^2 over O; of LSE
 };
 
 double t_statistic(const std::vector<double>& slopes) {
@@ -342,10 +368,20 @@ void conclude_attention(Verdict& v, const RowTally& rows, Index rows_of_a_head, 
   }
 }
 
-}  // namespace
+// Keeps the rows that evidence looks at first: those with the largest scores.
+std::vector<SuspectRow> worst_of(std::vector<SuspectRow> rows) {
+  constexpr std::ptrdiff_t most = 16;
+  const auto before = [](const SuspectRow& a, const SuspectRow& b) {
+    return std::tuple(-a.score, a.b, a.h, a.row) < std::tuple(-b.score, b.b, b.h, b.row);
+  };
+  std::ranges::sort(rows, before);
+  if (std::ssize(rows) > most) rows.resize(usize(most));
+  return rows;
+}
 
-Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
-              const Contract& contract, const JudgeOptions& options) {
+// The verdict by bounds alone.
+Verdict judge_bounds(const ProjectedAttention& problem, const AttentionOutput& out,
+                     const Contract& contract, const JudgeOptions& options) {
   const AttentionShape& s = problem.shape;
   RowTally total(options);
   Verdict& v = total.elements.verdict;
@@ -363,13 +399,33 @@ Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
   judge_rows(Reference(problem, contract), out, rows, options, total);
   Verdict verdict = total.elements.finish();
   conclude_attention(verdict, total, s.rows, options.statistics);
+  verdict.suspects = worst_of(std::move(total.suspects));
   return verdict;
+}
+
+}  // namespace
+
+Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
+              const Contract& contract, const JudgeOptions& options) {
+  Verdict v = judge_bounds(problem, out, contract, options);
+  if (is_weighed(v, options))
+    take_evidence(v, weigh(problem, out, contract, {&contract, 1}, v.suspects, options),
+                  options.evidence);
+  return v;
 }
 
 Verdict judge_by_ladder(const ProjectedAttention& problem, const AttentionOutput& out, Index tile,
                         const JudgeOptions& options) {
-  return climb(contract_ladder(problem.q.dtype, tile), options,
-               [&](const Contract& c, const JudgeOptions& o) { return judge(problem, out, c, o); });
+  const std::vector<Contract> ladder = contract_ladder(problem.q.dtype, tile);
+  Verdict v = climb(ladder, options, [&](const Contract& c, const JudgeOptions& o) {
+    return judge_bounds(problem, out, c, o);
+  });
+  const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
+  if (is_weighed(v, options))
+    take_evidence(v,
+                  weigh(problem, out, ladder.front(), {first, ladder.end()}, v.suspects, options),
+                  options.evidence);
+  return v;
 }
 
 }  // namespace assay

@@ -149,10 +149,12 @@ class GroupSum {
     out_.row_index.assign(row_index.begin(), row_index.end());
     all_rows_ = static_cast<Index>(row_index.size()) == s_.rows;
     with_pairs_ = with_pairs;
+    stores_heads_ = c_.head_gradient_dtype && s_.group() > 1 && all_rows_;
     out_.dk = empty_gradient(all_rows_ ? s_.keys : 0, s_.dim);
     out_.dv = empty_gradient(all_rows_ ? s_.keys : 0, s_.value_dim);
     dk_ = dk_bound_ = RowMajor::Zero(out_.dk.rows, s_.dim);
     dv_ = dv_bound_ = RowMajor::Zero(out_.dv.rows, s_.value_dim);
+    if (stores_heads_) dk_heads_ = dk_, dv_heads_ = dv_;
   }
 
   void add_head(Index h) {
@@ -162,12 +164,18 @@ class GroupSum {
     if (with_pairs_)
       for (auto* part : {&out_.score_part, &out_.weight_part})
         part->emplace_back(usize(rows * s_.keys), 0.0f);
+    const RowMajor dk_before = stores_heads_ ? dk_ : RowMajor(),
+                   dv_before = stores_heads_ ? dv_ : RowMajor();
     const Index pairs = Index{1} << 16;  // in a block, whose matrices take some MiB
     const Index per_block = std::clamp<Index>(pairs / std::max<Index>(s_.keys, 1), 16, 128);
     for (Index first = 0; first < rows; first += per_block) {
       const auto of_block = usize(std::min(per_block, rows - first));
       const std::span<const Index> index{out_.row_index.data() + first, of_block};
       add_block(dq, first, x_.reference_.evaluate(*kv_, h, index, Keep::scores));
+    }
+    if (stores_heads_) {
+      dk_heads_ += (dk_ - dk_before).cwiseAbs();
+      dv_heads_ += (dv_ - dv_before).cwiseAbs();
     }
     finish(x_.context_.keys_terms, x_.context_.forward.scale, x_.context_.keys_length, dq);
   }
@@ -183,10 +191,28 @@ class GroupSum {
     const double length = x_.context_.rows_length;
     finish(x_.context_.rows_terms, x_.context_.forward.scale, length, out_.dk);
     finish(x_.context_.rows_terms, 1, length, out_.dv);
+    if (stores_heads_) {
+      store_heads(dk_heads_, x_.context_.forward.scale, out_.dk);
+      store_heads(dv_heads_, 1, out_.dv);
+    }
     return std::move(out_);
   }
 
  private:
+  // bounds_backward.md, 3: heads whose parts are stored and then added
+  void store_heads(const RowMajor& magnitude, double scale, Gradient& g) const {
+    const Dtype dtype = *c_.head_gradient_dtype;
+    const auto heads = static_cast<double>(s_.group());
+    const double counts = x_.context_.terms[BackwardTerm::head_cast];
+    const double gamma = gamma_factor(heads - 1, unit_roundoff(dtype));
+    for (std::size_t e = 0; e < g.value.size(); ++e) {
+      const double size = scale * magnitude.data()[e] + g.bound[e];
+      if (g.touched[e / usize(g.columns)])
+        g.bound[e] += counts * (gamma * size + heads * half_min_subnormal(dtype));
+      if (!(size < overflow_threshold(dtype))) g.may_overflow[e] = 1;
+    }
+  }
+
   void finish(double terms, double scale, double length, Gradient& g) const {
     const double gamma = gamma_factor(dot_roundings(c_, length), c_.dot_roundoff);
     finish_gradient(c_, x_.context_.terms, terms, scale, gamma, g);
@@ -447,6 +473,9 @@ class GroupSum {
   Index h_ = 0;
   bool all_rows_ = false, with_pairs_ = false;
   RowMajor keys_, keys_absolute_, dk_, dk_bound_, dv_, dv_bound_;
+  // Only for heads whose parts are stored: the sums of their absolute values.
+  RowMajor dk_heads_, dv_heads_;
+  bool stores_heads_ = false;
   double key_ratio_ = 0, key_slack_ = safety::least_slack;
   GroupGradients out_;
 };

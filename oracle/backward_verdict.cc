@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <mutex>
@@ -11,6 +12,7 @@
 #include "oracle/gradient_power.h"
 #include "oracle/row_sample.h"
 #include "oracle/tally.h"
+#include "oracle/weigh.h"
 #include "problem/parallel.h"
 
 namespace assay {
@@ -147,11 +149,10 @@ void judge_groups(const Attention& problem, const AttentionBackwardInput& input,
   judge.judge_sink(shared.d_sink);
 }
 
-}  // namespace
-
-Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& input,
-                       const AttentionGradients& out, const Contract& contract,
-                       const JudgeOptions& options) {
+// The verdict by bounds alone.
+Verdict judge_bounds(const Attention& problem, const AttentionBackwardInput& input,
+                     const AttentionGradients& out, const Contract& contract,
+                     const JudgeOptions& options) {
   const AttentionShape& s = problem.shape;
   const std::vector<Index> rows = rows_to_judge(s.rows, options.sample_rows, options.seed);
   Tally tally(options);
@@ -172,8 +173,22 @@ Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& i
   return v;
 }
 
+}  // namespace
+
+Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& input,
+                       const AttentionGradients& out, const Contract& contract,
+                       const JudgeOptions& options) {
+  Verdict v = judge_bounds(problem, input, out, contract, options);
+  if (is_weighed(v, options))
+    take_evidence(v, weigh_backward(problem, input, out, contract, {&contract, 1}, v, options),
+                  options.evidence);
+  return v;
+}
+
 void add_gradients(Verdict& forward, const Verdict& gradients) {
   const Outcome before = forward.outcome;
+  add(forward.evidence, gradients.evidence);
+  forward.by_evidence = gradients.by_evidence;
   const Index rows = forward.rows_judged;
   add(forward, gradients);
   forward.rows_judged = rows;
@@ -188,10 +203,16 @@ void add_gradients(Verdict& forward, const Verdict& gradients) {
 
 Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwardInput& input,
                                  const AttentionGradients& out, const JudgeOptions& options) {
-  return climb(contract_ladder(problem.q.dtype, 64), options,
-               [&](const Contract& c, const JudgeOptions& o) {
-                 return judge_backward(problem, input, out, c, o);
-               });
+  const std::vector<Contract> ladder = backward_ladder(problem.q.dtype, 64, problem.shape.group());
+  Verdict v = climb(ladder, options, [&](const Contract& c, const JudgeOptions& o) {
+    return judge_bounds(problem, input, out, c, o);
+  });
+  const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
+  if (is_weighed(v, options))
+    take_evidence(
+        v, weigh_backward(problem, input, out, ladder.front(), {first, ladder.end()}, v, options),
+        options.evidence);
+  return v;
 }
 
 }  // namespace assay

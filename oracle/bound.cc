@@ -61,6 +61,17 @@ struct Perturbations {
   bool small = false;
 };
 
+// bounds.md, 3, Weights divided first: the division rounds every weight, and what underflows does
+// so below the divided weights, which are at most 1
+void divide_first(const Contract& c, const BoundTerms& terms, Perturbations& k) {
+  const double division =
+      terms[BoundTerm::division] * safety::one_rounding * c.division_roundings * c.roundoff;
+  k.cast_roundoff = division + k.cast_roundoff * (1 + division);
+  k.cast_floor = terms[BoundTerm::division] * c.product_floor;
+  if (c.weight_dtype)
+    k.cast_floor += terms[BoundTerm::weight_cast_underflow] * half_min_subnormal(*c.weight_dtype);
+}
+
 // bounds.md, 3: what rounds the weights of a row
 Perturbations perturbations(const Contract& c, const BoundContext& x, const RowTruth& t,
                             const WeightErrors& e) {
@@ -74,6 +85,7 @@ Perturbations perturbations(const Contract& c, const BoundContext& x, const RowT
     k.cast_floor =
         terms[BoundTerm::weight_cast_underflow] * half_min_subnormal(*c.weight_dtype) * unit;
   }
+  if (c.divides_first) divide_first(c, terms, k);
   k.exp_floor = terms[BoundTerm::exp_underflow] * c.exp_floor * unit;
   // The three roundings are those of 1 - p, of its inverse, and of the product with it.
   k.dropout = x.dropout ? terms[BoundTerm::dropout_scale] * gamma_factor(3, c.roundoff) : 0;
@@ -248,7 +260,7 @@ bool uses_order(const Contract& c) { return c.ordered && c.splits == 1; }
 
 // bounds.md, 9: whether all X_k are products of two roundoffs
 bool tail_is_second_order(const Contract& c, const BoundContext& x) {
-  return !c.weight_dtype && !c.products_rounded && !x.dropout;
+  return !c.weight_dtype && !c.divides_first && !c.products_rounded && !x.dropout;
 }
 
 // bounds.md, 6: kappa
@@ -300,9 +312,11 @@ double numerator(const Contract& c, const BoundContext& x, const RowBound& b, do
 // bounds.md, 3: how far O can lie outside the hull of V
 double outside_hull(const Contract& c, const BoundContext& x, const RowBound& b,
                     double largest_value) {
-  const double cast_u = c.weight_dtype ? unit_roundoff(*c.weight_dtype) : 0;
-  const double cast_floor =
-      c.weight_dtype ? half_min_subnormal(*c.weight_dtype) * static_cast<double>(b.keys) : 0;
+  const double divided_u = c.divides_first ? c.division_roundings * c.roundoff : 0;
+  const double cast_u = divided_u + (c.weight_dtype ? unit_roundoff(*c.weight_dtype) : 0);
+  const double cast_floor = ((c.weight_dtype ? half_min_subnormal(*c.weight_dtype) : 0) +
+                             (c.divides_first ? c.product_floor : 0)) *
+                            static_cast<double>(b.keys);
   return x.terms[BoundTerm::hull] * safety::hull *
          (cast_u + cast_floor + b.gamma_n + b.gamma_l +
           safety::roundings_of_quotient * c.roundoff) *

@@ -5,6 +5,17 @@
 
 namespace assay {
 
+namespace {
+
+// The same arithmetic in a kernel that stores its softmax before it multiplies V.
+void add_divided_first(std::vector<Contract>& ladder, Contract c) {
+  c.divides_first = true;
+  c.name += ", divided before P V";
+  ladder.push_back(std::move(c));
+}
+
+}  // namespace
+
 std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
   std::vector<Contract> ladder;
   Contract c;
@@ -20,18 +31,26 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
   c.scale_error = 0x1.03p-24;
   c.name = "fp32 accumulation, fp32 weights, fast exp2";
   ladder.push_back(c);
+  add_divided_first(ladder, c);
   if (dtype != Dtype::f32) {
     c.weight_dtype = dtype;
     c.name = "fp32 accumulation, weights in " + std::string(format(dtype).name);
     ladder.push_back(c);
+    add_divided_first(ladder, c);
     c.dot_roundoff = 0x1p-23;
     c.dot_block = 16;
     c.score_gradients_late = true;
     c.name = "truncating 16-wide block FMA, weights in " + std::string(format(dtype).name);
     ladder.push_back(c);
-    c.score_dtype = dtype;
-    c.name += ", scores stored in it";
+    // Fast vector exponentials of CPUs have 20 bits.
+    c.exp_ulp = 16;
+    c.name = "fp32 accumulation, exp of 20 bits, weights in " + std::string(format(dtype).name);
     ladder.push_back(c);
+    c.score_dtype = dtype;
+    c.name = "truncating 16-wide block FMA, scores and weights stored in " +
+             std::string(format(dtype).name);
+    ladder.push_back(c);
+    add_divided_first(ladder, c);
     if (dtype == Dtype::f16) {
       c.dot_block = 0;
       c.dot_roundoff = 0x1p-11;
@@ -40,6 +59,20 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
       c.name = "fp16 accumulation";
       ladder.push_back(c);
     }
+  }
+  return ladder;
+}
+
+std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group) {
+  std::vector<Contract> ladder;
+  bool stores_heads = false;
+  for (Contract c : contract_ladder(dtype, tile)) {
+    if (!stores_heads) ladder.push_back(c);
+    stores_heads = stores_heads || (group > 1 && c.weight_dtype);
+    if (!stores_heads) continue;
+    c.head_gradient_dtype = c.weight_dtype;
+    c.name += ", gradients of heads stored in it";
+    ladder.push_back(c);
   }
   return ladder;
 }

@@ -41,10 +41,16 @@ struct Contract {
   std::optional<Dtype> score_dtype;   // scores are stored in it
   std::optional<Dtype> weight_dtype;  // weights are rounded to it before P V
   bool sum_from_rounded = false;      // the row sum adds the rounded weights
-  int division_roundings = 2;         // 2: times 1/l, 1: divided by l
+  // Weights are divided by the row sum, and then rounded to weight_dtype, before P V (a softmax
+  // that is stored). O is not divided afterwards.
+  bool divides_first = false;
+  int division_roundings = 2;  // 2: times 1/l, 1: divided by l
   // Only for the backward pass with a weight_dtype: dS is computed from rounded weights, and is
   // scaled before it is rounded itself.
   bool score_gradients_late = false;
+  // Only for the backward pass of grouped heads: dK and dV of every query head are stored in it,
+  // and the heads of a group are added afterwards, in it or in a wider format.
+  std::optional<Dtype> head_gradient_dtype;
 
   // Structure.
   Index tile = 64;      // keys in a tile
@@ -71,6 +77,9 @@ struct Contract {
 // The contracts that are tried for a kernel that declares none, from the strictest to the most
 // lenient.
 std::vector<Contract> contract_ladder(Dtype dtype, Index tile);
+// The same for gradients. If heads share keys, a kernel may also store the gradients of each head
+// in the dtype, from the first rung on whose weights are in it.
+std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group);
 
 // k u / (1 - k u), Higham's gamma; infinity where k u >= 0.9.
 double gamma_factor(double k, double u);

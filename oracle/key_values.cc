@@ -61,10 +61,8 @@ KeyValues::KeyValues(const ProjectedAttention& p, Index batch, Index head) : b(b
     largest_key_norm = std::sqrt(squared) * (1 + safety::norm);
     largest_value = values_absolute.maxCoeff();
   }
-  if (single) {
-    keys_transposed_single = keys_transposed.cast<float>();
-    values_single = values.cast<float>();
-  }
+  keys_transposed_single = keys_transposed.cast<float>();
+  values_single = values.cast<float>();
 }
 
 // bounds.md, 8, NaN and infinities: what is not finite counts as 0 in the sums

@@ -22,7 +22,8 @@ class KeyValues {
   RowMajor keys_transposed_absolute;  // absolute values of keys_transposed
   RowMajor values;                    // Lk x Dv, padded, times keep_scale; 0 where not finite
   RowMajor values_absolute;
-  // K and V in binary32. They are exact, except that the product with keep_scale was rounded.
+  // K and V in binary32. If `single`, they are exact, except that the product with keep_scale was
+  // rounded.
   RowMajorSingle keys_transposed_single, values_single;
   bool single = true;  // whether binary32 holds all numbers of K and V, in its normal range
   double largest_key_norm = 0, largest_value = 0;  // upper bounds of the norms of keys and of |v|

@@ -47,7 +47,7 @@ struct Power {
 };
 
 // `full_bound` is the bound of O with the output rounding included, rows x value_dim; `row` is the
-// row to certify.
+// row to certify. `lse_bound` is infinite if LSE is not compared.
 void certify_row(const KeyValues& kv, const Block& block, Index row, const double* full_bound,
                  double lse_bound, Index keys, Index tile, Power& power);
 

@@ -26,7 +26,11 @@ enum class ProductOrder : std::uint8_t {
 struct ProductContract {
   std::string name;
   ProductOrder order = ProductOrder::any;
-  double roundoff = 0x1p-24;          // of one accumulation step
+  double roundoff = 0x1p-24;  // of one accumulation step
+  // The width of a block whose products a matrix instruction aligns to the largest of them, with
+  // the accumulator, before it drops what is below `roundoff` of it. 0: one product at a time.
+  int block = 0;
+  bool scales_weights = false;        // a tensor scale is multiplied into every weight
   bool products_rounded = false;      // no FMA
   std::optional<Dtype> weight_dtype;  // dequantized weights are rounded to it
   // The finite limit of the sums. Sums beyond it are infinite, even where the arithmetic truncates.
@@ -35,7 +39,7 @@ struct ProductContract {
 };
 
 // The contracts that are tried for a kernel that declares none, the strictest first.
-std::vector<ProductContract> product_ladder(Dtype a);
+std::vector<ProductContract> product_ladder(const Product& p);
 
 // The exact C[m, n] differs from the sum of two doubles by at most `radius`. NaN and infinities
 // follow the extended reals.

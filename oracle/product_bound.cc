@@ -132,7 +132,13 @@ double ProductBounds::bound_of_any_order(std::size_t i, double steps, double lar
     weights =
         terms_[Term::weight_cast] * unit_roundoff(*c.weight_dtype) * gauge_[i] +
         terms_[Term::weight_cast_underflow] * steps * half_min_subnormal(*c.weight_dtype) * largest;
-  const double roundings = steps + (c.products_rounded ? terms_[Term::sum_products] : 0);
+  // bounds_product.md, 5: a tensor scale in every weight rounds the scale, and then the weight.
+  if (c.scales_weights)
+    weights += terms_[Term::scaled_weights] * 2 * (1 + c.roundoff) * c.roundoff * gauge_[i] +
+               2 * terms_[Term::scaled_weights] * steps * c.floor * largest;
+  const double roundings = c.block > 0
+                               ? std::ceil(steps / c.block) * (c.block + 2)
+                               : steps + (c.products_rounded ? terms_[Term::sum_products] : 0);
   return weights +
          terms_[Term::sum_in_any_order] * gamma_factor(roundings, c.roundoff) *
              (gauge_[i] + weights) +
@@ -159,7 +165,8 @@ void ProductBounds::compute(const ProductRow& row, const ProductColumns& w,
     // bounds_product.md, 3, Exact sums: as for a group, whether scaled before or after
     const bool exact = !rounded_[i] && holds(gauge_[i], quantum_[i]);
     if (c.order == ProductOrder::any) {
-      if (!exact || c.weight_dtype) bound_[i] = bound_of_any_order(i, steps, largest, c);
+      if (!exact || c.weight_dtype || c.scales_weights)
+        bound_[i] = bound_of_any_order(i, steps, largest, c);
     } else if (!exact) {
       bound_[i] = bound_of_groups(i, steps, groups, c);
     }
@@ -174,7 +181,7 @@ ProductElementBound ProductBounds::of_element(std::size_t column) const {
 void ProductElementBound::scale_by(double g, double size, const ProductContract& c) {
   const ProductTerms& counts = *terms;
   bound *= std::fabs(g);
-  if (!is_power_of_two(g))
+  if (!is_power_of_two(g) && !c.scales_weights)
     bound = bound * (1 + c.roundoff) + counts[Term::tensor_scale] * c.roundoff * size;
   bound += counts[Term::tensor_scale_underflow] * c.floor;
   reach *= std::fabs(g) * (1 + 2 * c.roundoff);

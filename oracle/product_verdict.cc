@@ -10,6 +10,8 @@
 #include "oracle/product_bound.h"
 #include "oracle/row_sample.h"
 #include "oracle/tally.h"
+#include "oracle/weigh.h"
+#include "oracle/weigh_product.h"
 #include "problem/parallel.h"
 
 namespace assay {
@@ -160,31 +162,52 @@ void judge_columns(const Product& p, const TensorView& c, const ProductContract&
 
 }  // namespace
 
-std::vector<ProductContract> product_ladder(Dtype a) {
+std::vector<ProductContract> product_ladder(const Product& p) {
+  const Dtype a = p.a_low ? Dtype::f32 : p.a.dtype;
   std::vector<ProductContract> ladder;
-  auto add = [&](const char* name, ProductOrder order, double roundoff, bool products_rounded,
-                 std::optional<Dtype> weights) {
-    ProductContract c;
-    c.name = name;
+  const auto add = [&](std::string name, ProductOrder order, double roundoff) -> ProductContract& {
+    ProductContract& c = ladder.emplace_back();
+    c.name = std::move(name);
     c.order = order;
     c.roundoff = roundoff;
-    c.products_rounded = products_rounded;
-    c.weight_dtype = weights;
-    if (roundoff > 0x1p-20) c.largest = 65504, c.floor = 0x1p-24;
-    ladder.push_back(c);
+    c.products_rounded = true;
+    return c;
   };
-  add("fp32 sums by group, any order", ProductOrder::groups, 0x1p-24, true, {});
-  add("fp32 sums, any order", ProductOrder::any, 0x1p-24, true, {});
-  add("fp32 truncating sums, any order", ProductOrder::any, 0x1p-23, true, {});
+  add("fp32 sums by group, any order", ProductOrder::groups, 0x1p-24);
+  add("fp32 sums, any order", ProductOrder::any, 0x1p-24);
+  if (p.w.tensor_scale != 1)
+    add("fp32 sums, any order, tensor scale in the weights", ProductOrder::any, 0x1p-24)
+        .scales_weights = true;
+  add("fp32 truncating sums, any order", ProductOrder::any, 0x1p-23);
+  const auto is_fp8 = [](LowBit f) { return f == LowBit::f8e4m3 || f == LowBit::f8e5m2; };
+  if (p.a_low && is_fp8(p.a_low.format) && is_fp8(p.w.format)) {
+    ProductContract& c =
+        add("sums of 13 fraction bits in blocks of 32 (FP8 matrix instructions of Ada and Hopper)",
+            ProductOrder::any, 0x1p-13);
+    c.block = 32;
+    c.products_rounded = false;
+  }
   if (a != Dtype::f32)
-    add("weights rounded to the dtype of A, fp32 sums, any order", ProductOrder::any, 0x1p-24, true,
-        a);
-  if (a == Dtype::f16) add("fp16 sums, any order", ProductOrder::any, 0x1p-11, true, a);
+    add("weights rounded to the dtype of A, fp32 sums, any order", ProductOrder::any, 0x1p-24)
+        .weight_dtype = a;
+  if (a == Dtype::f16) {
+    ProductContract& c = add("fp16 sums, any order", ProductOrder::any, 0x1p-11);
+    c.weight_dtype = a;
+    c.largest = 65504;
+    c.floor = 0x1p-24;
+  }
   return ladder;
 }
 
-Verdict judge_product(const Product& p, const TensorView& c, const ProductContract& contract,
-                      const JudgeOptions& options) {
+namespace {
+
+// The verdict by bounds alone.
+Verdict judge_bounds(const Product& p, const TensorView& c, const ProductContract& declared,
+                     const JudgeOptions& options) {
+  ProductContract contract = declared;
+  // Sums of scaled weights underflow as such; the bound is scaled at the end.
+  if (contract.scales_weights)
+    contract.floor /= std::min(1.0, std::fabs(static_cast<double>(p.w.tensor_scale)));
   const std::vector<Index> rows = rows_to_judge(p.m, options.sample_rows, options.seed);
   Tally tally(options, Ties::last);
   judge_columns(p, c, contract, options, rows, tally);
@@ -200,12 +223,26 @@ Verdict judge_product(const Product& p, const TensorView& c, const ProductContra
   return v;
 }
 
+}  // namespace
+
+Verdict judge_product(const Product& p, const TensorView& c, const ProductContract& contract,
+                      const JudgeOptions& options) {
+  Verdict v = judge_bounds(p, c, contract, options);
+  if (is_weighed(v, options))
+    take_evidence(v, weigh_product(p, c, {&contract, 1}, v, options), options.evidence);
+  return v;
+}
+
 Verdict judge_product_by_ladder(const Product& p, const TensorView& c,
                                 const JudgeOptions& options) {
-  return climb(product_ladder(p.a_low ? Dtype::f32 : p.a.dtype), options,
-               [&](const ProductContract& contract, const JudgeOptions& o) {
-                 return judge_product(p, c, contract, o);
-               });
+  const std::vector<ProductContract> ladder = product_ladder(p);
+  Verdict v = climb(ladder, options, [&](const ProductContract& contract, const JudgeOptions& o) {
+    return judge_bounds(p, c, contract, o);
+  });
+  const auto first = std::ranges::find(ladder, v.contract, &ProductContract::name);
+  if (is_weighed(v, options))
+    take_evidence(v, weigh_product(p, c, {first, ladder.end()}, v, options), options.evidence);
+  return v;
 }
 
 }  // namespace assay

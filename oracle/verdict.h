@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 
+#include "oracle/evidence.h"
 #include "oracle/power.h"
 
 namespace assay {
@@ -70,6 +71,7 @@ struct GradientPower {
 struct Verdict {
   Outcome outcome = Outcome::inconclusive;
   std::string reason;                  // one sentence
+  bool by_evidence = false;            // it fails, although no bound is violated
   std::string contract;                // name of the contract from which the bound was derived
   Index tile = 64, row_tile = 64;      // of that contract
   std::map<Output, Compared> outputs;  // outputs of which some element was compared
@@ -90,6 +92,8 @@ struct Verdict {
   std::int64_t rows_in_balls = 0;  // number of rows that were decided or cross-checked in balls
   Power power;
   GradientPower gradient_power;
+  Evidence evidence;                 // without an arithmetic: nothing was asked
+  std::vector<SuspectRow> suspects;  // of O; only while a case is judged
 
   // The number of elements that were compared, for one output and for all.
   std::int64_t compared(Output output) const;
@@ -107,6 +111,7 @@ struct JudgeOptions {
   std::uint64_t seed = 1;
   int ball_rows = 1;  // number of rows that are cross-checked in balls, chosen by the seed
   bool power = true;
+  EvidenceRule evidence = EvidenceRule::off;
   // Whether errors that lean to one side make the case suspect. This is only right for inputs that
   // are independent and of zero mean.
   bool statistics = false;

@@ -4,6 +4,7 @@
 #include <assay/assay.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -44,11 +45,26 @@ bool may_allocate() {
   return false;
 }
 
+// Bytes that are allocated now, and the most that were at any time since the test set this.
+std::atomic<long> live{0}, peak{0};
+
+void* counted(void* p) {
+  if (p == nullptr) return p;
+  const long now = live += static_cast<long>(malloc_usable_size(p));
+  for (long most = peak.load(); now > most && !peak.compare_exchange_weak(most, now);) {
+  }
+  return p;
+}
+void release(void* p) {
+  live -= static_cast<long>(malloc_usable_size(p));
+  std::free(p);
+}
+
 void* allocate(std::size_t bytes, std::size_t alignment) {
   if (!may_allocate()) return nullptr;
-  return alignment > 0
-             ? std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)
-             : std::malloc(bytes > 0 ? bytes : 1);
+  return counted(
+      alignment > 0 ? std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)
+                    : std::malloc(bytes > 0 ? bytes : 1));
 }
 void* allocate_or_throw(std::size_t bytes, std::size_t alignment = 0) {
   if (void* p = allocate(bytes, alignment)) return p;
@@ -69,16 +85,16 @@ void* operator new(std::size_t bytes, std::align_val_t a) {
 void* operator new[](std::size_t bytes, std::align_val_t a) {
   return allocate_or_throw(bytes, static_cast<std::size_t>(a));
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete[](void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::size_t) noexcept { std::free(p); }
-void operator delete(void* p, const std::nothrow_t&) noexcept { std::free(p); }
-void operator delete[](void* p, const std::nothrow_t&) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
-void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p) noexcept { release(p); }
+void operator delete[](void* p) noexcept { release(p); }
+void operator delete(void* p, std::size_t) noexcept { release(p); }
+void operator delete[](void* p, std::size_t) noexcept { release(p); }
+void operator delete(void* p, const std::nothrow_t&) noexcept { release(p); }
+void operator delete[](void* p, const std::nothrow_t&) noexcept { release(p); }
+void operator delete(void* p, std::align_val_t) noexcept { release(p); }
+void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { release(p); }
+void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { release(p); }
 
 namespace assay {
 namespace {
@@ -546,6 +562,77 @@ TEST(Allocation, TheCInterfaceThrowsNothing) {
   EXPECT_EQ(assay_context_destroy(kept), ASSAY_SUCCESS);
   std::cout << "  " << all << " allocations, each failing in two ways\n";
   EXPECT_GT(all, 20);
+}
+
+// The bytes that a call needs at most beside what was there before it.
+template <class Call>
+long needed_by(const Call& call) {
+  const long before = live;
+  peak = before;
+  call();
+  return peak - before;
+}
+// The bytes that are still there after some calls.
+template <class Call>
+long retained_by(const Call& call, int calls) {
+  call();  // what is allocated once is there
+  const long before = live;
+  for (int k = 0; k < calls; ++k) call();
+  return live - before;
+}
+
+// A forward pass needs memory in proportion to the sequence and the batch at most. A backward pass
+// also keeps partial sums of dQ for each split of the keys, until these take 256 MiB; so it needs
+// more than that here, and less than in proportion to the square. Nothing stays behind.
+TEST(Memory, GrowsNoFasterThanTheSequence) {
+  start_workers();
+  struct Needed {
+    long forward = 0, backward = 0;
+  };
+  const auto measure = [](Index batch, Index length) {
+    const std::string line = "backward b=" + std::to_string(batch) +
+                             " h=2/1 l=" + std::to_string(length) + " d=16 causal";
+    const Case c = parse_case(line);
+    const Inputs in(c);
+    const Outputs out(c);
+    const GradientOutputs gradients(c, in);
+    const AttentionBackwardInput input{out.o.view(), out.lse.view(), in.d_o.view()};
+    const auto forward = [&] { EXPECT_TRUE(attention_forward(in.problem, out.view(), 1).ok()); };
+    const auto backward = [&] {
+      EXPECT_TRUE(attention_backward(in.problem, input, gradients.view(), 1).ok());
+    };
+    EXPECT_EQ(retained_by(forward, 20), 0) << line;
+    EXPECT_EQ(retained_by(backward, 5), 0) << line;
+    return Needed{needed_by(forward), needed_by(backward)};
+  };
+  constexpr long constant_part = 1 << 16;
+  Needed before = measure(1, 256);
+  for (const Index length : {512, 1024, 2048}) {
+    const Needed now = measure(1, length);
+    EXPECT_GT(now.forward, 0);
+    EXPECT_LE(now.forward, 2 * before.forward + constant_part) << length;
+    EXPECT_LE(now.backward, 3 * before.backward + constant_part) << length;
+    before = now;
+  }
+  const Needed one = measure(1, 256), four = measure(4, 256);
+  EXPECT_LE(four.forward, 4 * one.forward + constant_part);
+  EXPECT_LE(four.backward, 4 * one.backward + constant_part);
+}
+
+// The same measurement finds a call that keeps a reference to what it made, and one that needs
+// memory for every pair.
+TEST(Memory, ARetainedReferenceAndASquareAreFound) {
+  std::vector<std::shared_ptr<std::vector<float>>> kept;
+  kept.reserve(100);
+  EXPECT_GE(retained_by([&] { kept.push_back(std::make_shared<std::vector<float>>(100)); }, 10),
+            4000);
+  const auto square = [](std::size_t length) {
+    return needed_by([&] {
+      std::vector<float> pairs(length * length);
+      static_cast<volatile float&>(pairs[length]) = 1;  // nobody may leave it out
+    });
+  };
+  EXPECT_GT(square(512), 2 * square(256) + (1 << 16));
 }
 
 }  // namespace

@@ -5,7 +5,11 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <map>
 #include <set>
+#include <sstream>
+#include <tuple>
+#include <vector>
 
 #include "property_tests/run_command.h"
 #include "reports/store.h"
@@ -14,6 +18,7 @@ namespace assay {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::ContainsRegex;
 using testing::HasSubstr;
 
 class Bench : public testing::Test {
@@ -87,6 +92,100 @@ TEST_F(Bench, EveryKindIsMeasuredAndStored) {
   const Ran compared = run("compare " + file("b.db") + "#1 " + file("b.db") + "#1");
   EXPECT_EQ(compared.status, 0) << compared.output;
   EXPECT_THAT(compared.output, HasSubstr("time: x 1 [1, 1]"));
+}
+
+// "Parameter validation: ~microsecond overhead" is a claim; the table says what part of it was
+// measured.
+TEST_F(Bench, TheCostOfValidationIsMeasuredBesideTheClaim) {
+  const Ran r = run("bench overhead" + std::string(quick) +
+                    "--filter 'overhead/[^/]+/L:1/' --json " + file("b.json"));
+  ASSERT_EQ(r.status, 0) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("in claimed microseconds"));
+  EXPECT_THAT(r.output, ContainsRegex("validation +[0-9.]+ +[0-9.]+ +[0-9]+\\.[0-9]{3}\n"));
+  double seconds = 0;
+  const Json whole = Json::parse(read(file("b.json")));
+  for (const Json& m : whole["modes"][0]["measured"])
+    if (m["name"].get<std::string>().starts_with("overhead/validation/")) seconds = m["seconds"];
+  EXPECT_GT(seconds, 0);
+}
+
+// The lengths of the source document, forward alone and with backward, in milliseconds.
+TEST_F(Bench, TimesAreMeasuredAndStored) {
+  const Ran list = run("bench times --list");
+  for (const char* length : {"/L:128/", "/L:2048/", "/L:4096/"})
+    EXPECT_THAT(list.output, HasSubstr(length));
+  const Ran r = run("bench times" + std::string(quick) + "--filter 'L:128/D:64/causal:0' --store " +
+                    file("b.db"));
+  ASSERT_EQ(r.status, 0) << r.output;
+  const StoredRun stored = Store(file("b.db")).run(1);
+  std::set<std::string> seen;
+  for (const StoredResult& m : stored.results) {
+    EXPECT_GT(m.seconds.value_or(0), 0) << m.name;
+    const std::string rest = m.name.substr(m.name.find('/') + 1);
+    seen.insert(rest.substr(0, rest.find('/')));
+  }
+  for (const char* timed : {"fwd-fp32", "fwd-bf16", "fwd+bwd-fp32", "fwd+bwd-bf16"})
+    EXPECT_TRUE(seen.contains(timed)) << timed << " in " << testing::PrintToString(seen);
+}
+
+// Prefill and decode of the small transformer, with caches and without, in a process for each
+// configuration. The store takes what the program writes.
+TEST_F(Bench, TheTransformerIsMeasuredAndStored) {
+  const Ran help = run("--help", ASSAY_TRANSFORMER_BENCH);
+  EXPECT_THAT(help.output, HasSubstr("by default 1 thread and 128,512,1024 tokens"));
+  const Ran r = run("--tokens 8,16 --json " + file("t.json"), ASSAY_TRANSFORMER_BENCH);
+  ASSERT_EQ(r.status, 0) << r.output;
+  EXPECT_EQ(run("store " + file("b.db") + " --benchmarks " + file("t.json")).status, 0);
+  std::set<std::string> seen;
+  for (const StoredResult& m : Store(file("b.db")).run(1).results) {
+    EXPECT_GT(m.seconds.value_or(0), 0) << m.name;
+    EXPECT_GT(m.counters["peak_mib"], 0);
+    seen.insert(m.name);
+  }
+  EXPECT_EQ(seen.size(), 8u * 4);
+  for (const char* name :
+       {"transformer/mxfp4/f32/8/prefill", "transformer/mxfp4/f32/16/first-prefill",
+        "transformer/nvfp4/f32/16/decode", "transformer/int4/f32/8/decode-without-cache",
+        "transformer/mxfp4/f4e2m1/16/decode"})
+    EXPECT_TRUE(seen.contains(name)) << name;
+  for (const char* wrong :
+       {"--tokens 0", "--tokens 8,", "--tokens x", "--threads 2000", "--wat 1"}) {
+    const Ran refused = run(wrong, ASSAY_TRANSFORMER_BENCH);
+    EXPECT_EQ(refused.status, 2) << wrong << refused.output;
+    EXPECT_THAT(refused.output, HasSubstr("transformer_bench: "));
+  }
+}
+
+// The table of largest differences has a line for each dtype, with what was claimed, what was
+// measured, and how exact the measure is.
+TEST_F(Bench, LargestDifferencesAreToldBesideTheClaims) {
+  const Ran r = run("1 64", ASSAY_DIFFERENCES_BENCH);
+  ASSERT_EQ(r.status, 0) << r.output;
+  std::istringstream lines(r.output);
+  std::map<std::string, std::vector<std::string>> cells;
+  for (std::string line, word; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string dtype;
+    words >> dtype;
+    if (dtype == "f32" || dtype == "f16" || dtype == "bf16")
+      while (words >> word)
+        if (word[0] != '[') cells[dtype].push_back(word);  // the magnitude stands in brackets
+  }
+  ASSERT_EQ(cells.size(), 3u) << r.output;
+  for (const auto& [dtype, forward, backward] :
+       {std::tuple{"f32", "1e-6", "1e-6"}, {"f16", "5e-4", "2e-3"}, {"bf16", "1e-3", "1e-3"}}) {
+    const std::vector<std::string>& of = cells[dtype];
+    ASSERT_EQ(of.size(), 8u) << dtype << r.output;
+    EXPECT_EQ(of[0], forward);
+    EXPECT_EQ(of[3], backward);
+    const double oracle = std::stod(of[7]);
+    for (const std::size_t measured : {1, 4, 5, 6}) {
+      const double difference = std::stod(of[measured]);
+      EXPECT_GT(difference, 10 * oracle)
+          << dtype << " " << measured;  // the measure is exact enough
+      EXPECT_LT(difference, 0.1) << dtype << " " << measured;
+    }
+  }
 }
 
 TEST_F(Bench, NamesAreListed) {

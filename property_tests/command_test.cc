@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -9,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "harness/judging/workers.h"
@@ -19,9 +21,12 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::AllOf;
+using testing::AnyOf;
+using testing::ContainsRegex;
 using testing::HasSubstr;
 using testing::MatchesRegex;
 using testing::Not;
+using testing::StartsWith;
 
 class Command : public testing::Test {
  protected:
@@ -38,8 +43,11 @@ TEST_F(Command, PassesAndSaysSo) {
   const Ran r = run("check --case 'attention b=1 h=2 l=9x13 d=8 causal'");
   EXPECT_EQ(r.status, 0) << r.output;
   EXPECT_THAT(r.output, HasSubstr("pass: every element is inside its bound"));
-  EXPECT_THAT(r.output, HasSubstr("1 cases: 1 passed, 0 failed"));
+  EXPECT_THAT(r.output, HasSubstr("1 case: 1 passed, 0 failed"));
   EXPECT_THAT(r.output, HasSubstr("seed"));
+  // Statistics have as many digits as they are worth.
+  EXPECT_THAT(r.output, ContainsRegex("bias: mean signed error/bound -?[0-9.e-]{1,9}, slope t "
+                                      "-?[0-9.e-]{1,9}\n"));
 }
 
 TEST_F(Command, AWrongKernelFailsShrunkToOneLineThatReproducesIt) {
@@ -84,7 +92,7 @@ TEST_F(Command, RecordsTravel) {
   const Ran all = run("verify " + file("bad") + " " + file("good") + " " + file("none") +
                       " --junit " + file("x"));
   EXPECT_EQ(all.status, 1) << all.output;
-  EXPECT_THAT(all.output, HasSubstr("4 records: 2 passed, 1 failed, 1 errors"));
+  EXPECT_THAT(all.output, HasSubstr("4 records: 2 passed, 1 failed, 1 error;"));
   EXPECT_THAT(all.output, HasSubstr("reproduce: assay verify '" + file("bad") + "'"));
   EXPECT_THAT(read(file("x")), HasSubstr("failures=\"1\" errors=\"1\""));
   const Ran inputs = run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' -o " +
@@ -113,6 +121,29 @@ TEST_F(Command, RunsAreStoredAndCompared) {
   EXPECT_EQ(worse.status, 1) << worse.output;
   EXPECT_THAT(worse.output, HasSubstr("beyond the margin of 5%"));
   EXPECT_THAT(worse.output, HasSubstr("pass -> fail: attention"));
+}
+
+// A pipe may never end.
+TEST_F(Command, AStoreImportsRegularFilesAlone) {
+  const std::string pipe = file("pipe");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  for (const std::string option : {"--import", "--benchmarks"})
+    for (const std::string& from : {pipe, std::string("/dev/zero")}) {
+      const Ran r = run("20 " ASSAY_COMMAND " store " + file("new.db") + " " + option + " " + from,
+                        "timeout");
+      EXPECT_EQ(r.status, 2) << r.output;
+      EXPECT_THAT(r.output, HasSubstr("assay: " + option + "=" + from + ": is no regular file"));
+      EXPECT_FALSE(fs::exists(file("new.db")));
+    }
+  for (const std::string& arguments :
+       {"store " + pipe, "compare " + pipe + "#1 " + pipe + "#2",
+        "store " + pipe + " --import " ASSAY_SOURCE_DIR "/README.md"}) {
+    const Ran r = run("20 " ASSAY_COMMAND " " + arguments, "timeout");
+    EXPECT_EQ(r.status, 2) << r.output;
+    EXPECT_THAT(r.output, HasSubstr("assay: " + pipe + ": is no regular file"));
+  }
+  EXPECT_THAT(run("store " + file("new.db") + " --import /no/such/file").output,
+              HasSubstr("--import=/no/such/file: cannot be read"));
 }
 
 TEST_F(Command, ATraceNamesTheFirstStage) {
@@ -195,20 +226,24 @@ TEST_F(Command, BadInputIsStatusTwoAndNamesTheField) {
       {"check --cases /no/such/file", "--cases=/no/such/file: cannot be read"},
       {"faults --only no-such-fault", "--only=no-such-fault: no such fault"},
       {"faults --suite smok", "unknown suite 'smok'"},
-      {"faults --only max-starts-at-lowest",
-       "nothing to hunt: 1 of the faults named is equivalent"},
+      {"faults --only max-starts-at-lowest", "nothing to hunt: 1 of 1 fault named is equivalent"},
       {"faults --only delta-omitted --suite smoke",
-       "nothing to hunt: suite smoke runs no case of 1 of the faults named"},
+       "nothing to hunt: suite smoke runs no case of 1 of 1 fault named"},
       {"store /no/such/store", "/no/such/store: there is no such store"},
       {"store " ASSAY_COMMAND " --export /tmp/x", "file is not a database"},
       {"compare a b", "'a': STORE#RUN is wanted"},
       {"compare a#x b#1", "'a#x': x is no number of a run"},
       {"frobnicate", "A subcommand is required"},
+      {"", "A subcommand is required"},
   };
   for (const auto& [arguments, words] : table) {
     const Ran r = run(arguments);
     EXPECT_EQ(r.status, 2) << arguments << "\n" << r.output;
     EXPECT_THAT(r.output, HasSubstr(words)) << arguments;
+    // Every sentence of an error begins like this, whoever noticed it; that of one case stands with
+    // the case.
+    EXPECT_THAT(r.output, ContainsRegex("(^|\n)(assay|  error): ")) << arguments;
+    EXPECT_THAT(r.output, Not(HasSubstr("json.exception"))) << arguments;
   }
 }
 
@@ -220,6 +255,8 @@ TEST_F(Command, WritesJsonJunitAndHtml) {
   EXPECT_EQ(json["summary"]["failed"], 0);
   EXPECT_EQ(json["summary"]["cases"], json["results"].size());
   EXPECT_GT(json["results"].size(), 0u);
+  EXPECT_THAT(json["machine"]["compiler"].get<std::string>(),
+              AnyOf(StartsWith("gcc "), StartsWith("clang ")));
   for (const auto& result : json["results"]) {
     EXPECT_EQ(result["dtype"], "f16");
     EXPECT_GT(result["elements"]["compared"]["O"], 0);
@@ -270,6 +307,135 @@ TEST_F(Command, FaultsAndFuzzersAreShownOnPages) {
     EXPECT_THAT(r.output, Not(HasSubstr("passed")));
   }
   EXPECT_FALSE(fs::exists(file("other.html")));
+}
+
+// No output overwrites what the command reads, and no two outputs are one file, however their paths
+// are spelt. Nothing runs, and every file stays as it is.
+TEST_F(Command, AnOutputIsNeitherAnInputNorAnotherOutput) {
+  const std::string line = " --case 'attention b=1 h=1 l=4 d=4' ";
+  std::ofstream(file("cases")) << "attention b=1 h=1 l=4 d=4\n";
+  ASSERT_EQ(run("check" + line + "--store " + file("s.db")).status, 0);
+  ASSERT_EQ(run("record" + line + "--candidate host -o " + file("r")).status, 0);
+  ASSERT_EQ(run("faults --only causal-off-by-one --suite smoke --json " + file("score")).status, 0);
+  std::ofstream(file("k.so")) << "a library";
+  std::ofstream(file("bench.json")) << "{}";
+  fs::create_symlink(file("cases"), file("link"));
+  fs::create_hard_link(file("cases"), file("hard"));
+  fs::create_symlink(file("fresh"), file("dangling"));
+  fs::create_directory(file("folder"));
+  std::ofstream(file("folder/attention_bench")) << "a program";
+  fs::permissions(file("folder/attention_bench"), fs::perms::owner_all);
+  std::map<std::string, std::string> before;
+  const auto contents = [&] {
+    std::map<std::string, std::string> all;
+    for (const auto& entry : fs::recursive_directory_iterator(folder_))
+      if (entry.is_regular_file()) all[entry.path()] = read(entry.path());
+    return all;
+  };
+  before = contents();
+  const auto f = [&](const char* name) { return file(name) + " "; };
+  for (const std::string& arguments : {
+           "store " + f("s.db") + "--export " + f("s.db"),
+           "store " + f("s.db") + "--dashboard " + f("folder/../s.db"),
+           "store " + f("s.db") + "--dashboard " + f("s.db-wal"),
+           "store " + f("s.db") + "--benchmarks " + f("bench.json") + "--export " + f("bench.json"),
+           "store " + f("s.db") + "--import " + f("bench.json") + "--dashboard " + f("bench.json"),
+           "compare " + file("s.db") + "#1 " + file("s.db") + "#1 --markdown " + f("s.db"),
+           "check" + line + "--store " + f("s.db") + "--json " + f("s.db"),
+           "check" + line + "--store " + f("new.db") + "--json " + f("new.db"),
+           "check" + line + "--json " + f("x") + "--html " + f("folder/../x"),
+           "check" + line + "--json " + f("fresh") + "--html " + f("dangling"),
+           "check" + line + "--junit " + f("x") + "--markdown " + f("x"),
+           "check" + line + "--standalone " + f("x") + "--markdown " + f("x"),
+           "check --cases " + f("cases") + "--json " + f("cases"),
+           "check --cases " + f("cases") + "--json " + f("link"),
+           "check --cases " + f("link") + "--json " + f("hard"),
+           "check" + line + "--kernel " + f("k.so") + "--html " + f("k.so"),
+           "check" + line + "--candidate lib:" + f("k.so") + "--html " + f("k.so"),
+           "check" + line + "--html " + f("score") + "--with-faults " + f("score"),
+           "record --cases " + f("cases") + "-o " + f("cases"),
+           "record" + line + "--candidate lib:" + f("k.so") + "-o " + f("k.so"),
+           "verify " + f("cases") + f("r") + "--json " + f("r"),
+           "verify " + f("r") + "--store " + f("r"),
+           "faults --only causal-off-by-one --json " + f("x") + "--html " + f("x"),
+           "bench overhead --bin " + f("folder") + "--json " + f("folder/attention_bench"),
+           "bench overhead --json " + f("x") + "--store " + f("x"),
+       }) {
+    const Ran r = run(arguments);
+    EXPECT_EQ(r.status, 2) << arguments << "\n" << r.output;
+    EXPECT_THAT(r.output,
+                AnyOf(HasSubstr("would overwrite a file of"), HasSubstr("would be one file")))
+        << arguments;
+    EXPECT_EQ(contents(), before) << arguments;
+  }
+  // Relative paths of files that are not there yet.
+  const Ran relative =
+      run("check" + line + "--json x --html ./x", "cd " + folder_.string() + " && " ASSAY_COMMAND);
+  EXPECT_EQ(relative.status, 2) << relative.output;
+  // A device takes any number of outputs, and so does standard output, also if it is a file.
+  EXPECT_EQ(run("check" + line + "--json /dev/null --html /dev/null").status, 0);
+  const Ran both = run("check" + line + "--json /dev/stdout --junit /dev/stdout >" + file("both") +
+                       " 2>&1; cat " + file("both"));
+  EXPECT_THAT(both.output, AllOf(HasSubstr("pass: every element"), HasSubstr("\"summary\""),
+                                 HasSubstr("<testsuite")));
+}
+
+// A library's reason, a candidate's name and a case line are texts; they control no terminal, and
+// they cannot look like lines of this program.
+TEST_F(Command, TextsOfOthersAreShownAsTexts) {
+  std::ofstream(file("kernel.c"))
+      << "#include <assay/kernel.h>\n"
+         "static assay_status supports(int32_t o, const assay_attention* p, const assay_dtype* t, "
+         "const char** reason) {\n"
+         "  (void)o, (void)p, (void)t; *reason = \"\\033[2Jno\\n1 case: 1 passed\"; return "
+         "ASSAY_UNSUPPORTED; }\n"
+         "static assay_status forward(const assay_attention* p, const assay_tensor* o, const "
+         "assay_tensor* l, const assay_run* r) { (void)p, (void)o, (void)l, (void)r; return "
+         "ASSAY_SUCCESS; }\n"
+         "static assay_kernel k;\n"
+         "const assay_kernel* assay_kernel_entry(uint32_t v) { (void)v; assay_kernel_init(&k, "
+         "\"\\033[31mred\"); k.supports = supports; k.forward = forward; return &k; }\n";
+  const std::string library = file("it's a $kernel.so");
+  const Ran compiled = run("-x c -shared -fPIC -I" ASSAY_SOURCE_DIR "/include " + file("kernel.c") +
+                               " -o \"" + folder_.string() + "/it's a \\$kernel.so\"",
+                           ASSAY_CXX);
+  ASSERT_EQ(compiled.status, 0) << compiled.output;
+  std::ofstream(file("case")) << "attention b=1 h=1 \033[31ml=4\n";
+  const std::string quoted = "'" + file("it'\\''s a $kernel.so") + "'";
+  for (const std::string& arguments :
+       {"check --kernel " + quoted + " --case 'attention b=1 h=1 l=4 d=4'",
+        "check --kernel " + quoted + " --case 'attention b=1 h=1 l=4 d=4' --markdown /dev/stdout",
+        "trace --kernel " + quoted + " 'attention b=1 h=1 l=4 d=4'",
+        "check --cases " + file("case"), std::string("check --suite \"$(printf 'a\\033[31mb')\""),
+        std::string("check --\"$(printf 'a\\033[31mb')\""),
+        std::string("verify \"$(printf 'a\\033[31mb')\""),
+        std::string("check --candidate \"$(printf 'lib:a\\033[31mb')\" --case 'attention b=1 h=1 "
+                    "l=4 d=4'")}) {
+    const Ran r = run(arguments);
+    EXPECT_NE(r.status, 0) << arguments;
+    EXPECT_THAT(r.output, Not(HasSubstr("\033"))) << arguments;
+    EXPECT_THAT(r.output, Not(HasSubstr("\n1 case: 1 passed\n"))) << arguments;
+    // This library tells no stages, and has a harmless path.
+    if (!arguments.starts_with("trace")) EXPECT_THAT(r.output, HasSubstr("\\x1b[")) << arguments;
+  }
+}
+
+// The line that reproduces a failure is one that a shell can run, whatever the path.
+TEST_F(Command, ReproducingLinesQuotePaths) {
+  const std::string record = "'" + file("it'\\''s a $record") + "'";
+  ASSERT_EQ(run("record --case 'attention b=1 h=2 l=9x13 d=8 causal' --candidate "
+                "fault:causal-off-by-one -o " +
+                record)
+                .status,
+            0);
+  const Ran wrong = run("verify " + record);
+  EXPECT_EQ(wrong.status, 1) << wrong.output;
+  const auto at = wrong.output.find("reproduce: assay ");
+  ASSERT_NE(at, std::string::npos) << wrong.output;
+  const std::string line = wrong.output.substr(at + 17, wrong.output.find('\n', at) - at - 17);
+  const Ran again = run(line);
+  EXPECT_EQ(again.status, 1) << line << again.output;
+  EXPECT_THAT(again.output, HasSubstr("is outside its bound"));
 }
 
 // If a file cannot be written, the error comes before anything runs, and nothing is left behind.
@@ -408,10 +574,33 @@ TEST_F(Command, AWorkerThatMisbehavesIsAFailedCase) {
   };
   EXPECT_THAT(outcome_of(worker("crash", "read line; kill -SEGV $$"), 20),
               HasSubstr("killed by signal 11"));
+  EXPECT_THAT(outcome_of(worker("parent", "read line; sleep 30 & kill -SEGV $$"), 20),
+              HasSubstr("killed by signal 11"));
   EXPECT_THAT(outcome_of(worker("exit", "read line; exit 7"), 20),
               HasSubstr("exited with status 7"));
   EXPECT_THAT(outcome_of(worker("hang", "exec sleep 60"), 0.5),
               HasSubstr("did not finish within 0.5 s"));
+  // What the system kills has not failed, and the results that are there are kept if no other
+  // worker starts.
+  const auto errors_of = [&](const std::string& executable) {
+    WorkerOptions options;
+    options.executable = executable;
+    std::vector<std::string> reasons;
+    run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}, {"attention b=1 h=1 l=5 d=4", "host"}},
+                   options, [&](std::size_t, const CaseResult& r) {
+                     EXPECT_EQ(r.outcome, Outcome::error) << r.reason;
+                     reasons.push_back(r.reason);
+                     return true;
+                   });
+    EXPECT_EQ(reasons.size(), 2u);
+    return reasons.empty() ? std::string() : reasons.back();
+  };
+  EXPECT_THAT(errors_of(worker("killed", "read line; kill -KILL $$")),
+              HasSubstr("not judged: the worker was killed by signal 9"));
+  EXPECT_THAT(errors_of(worker("lacks", "read line; echo '!' >&3; exec sleep 60")),
+              HasSubstr("out of memory (--memory limits a worker)"));
+  EXPECT_THAT(errors_of(worker("once", "read line; rm \"$0\"; kill -KILL $$")),
+              HasSubstr("not judged: starting " + file("once") + ": No such file"));
   WorkerOptions missing;
   missing.executable = file("not-there");
   EXPECT_THROW(run_in_workers({{"attention b=1 h=1 l=4 d=4", "host"}}, missing,

@@ -207,6 +207,9 @@ TEST(Declared, AnEmptyValueIsAnErrorOfItsOption) {
     ++tried;
   }
   EXPECT_GT(tried, 70);
+  const Ran attached = run("record --case 'attention b=1 h=1 l=4 d=4' -o=");
+  EXPECT_EQ(attached.status, 2) << attached.output;
+  EXPECT_THAT(attached.output, HasSubstr("--output: the value is empty"));
 }
 
 TEST(Declared, NumbersAreReadWholeAndInTheirRange) {
@@ -259,6 +262,7 @@ TEST_F(DeclaredFiles, AFileThatCannotBeWrittenIsAnErrorOfItsOption) {
     if (d.type.find(":FILE") == std::string::npos) continue;
     ++tried;
     for (const std::string& path : impossible()) expect_refused(d.with(path), d, "writing ");
+    if (d.name == "--store") expect_refused(d.with("/dev/null"), d, "is no regular file");
   }
   EXPECT_GT(tried, 20);
 }

@@ -521,6 +521,72 @@ TEST(LeftPadding, IsReproducedAndAvoided) {
   EXPECT_TRUE(warned.empty());
 }
 
+// All combinations of the conditions under which the failure is reported: the device, the path, the
+// side of the padding, many rows or one (prefill and decode), and causality (a decoder or an
+// encoder). The dispatcher avoids a listed device on the fused path if there is padding of any kind
+// and causality, with one row as with many. All wrong answers of the device are among these.
+TEST(LeftPadding, TriggersOfEveryCombination) {
+  enum Padding { none, left, right, by_mask };
+  constexpr Index keys = 11;
+  int refused = 0, wrong = 0, combinations = 0;
+  for (const char* name : {"mps", "gpu"})
+    for (const Implementation path :
+         {Implementation::automatic, Implementation::sdpa, Implementation::unfused})
+      for (const Padding padding : {none, left, right, by_mask})
+        for (const Index rows : {keys, Index{1}})
+          for (const bool causal : {true, false}) {
+            ++combinations;
+            const std::string line = "attention b=1 h=2 l=" + std::to_string(rows) + "x11 d=4 " +
+                                     (causal ? "causal offset=end" : "") + " seed=6";
+            SCOPED_TRACE(testing::Message() << line << " on " << name << ", padding " << padding
+                                            << ", path " << static_cast<int>(path));
+            Fixture f(line.c_str());
+            std::vector<std::uint8_t> keep(keys, 1);
+            std::fill_n(keep.begin(), 9, std::uint8_t{0});
+            Attention p = f.in.problem;
+            if (padding == left) p.key_starts = {9};
+            if (padding == right) p.key_lengths = {2};
+            if (padding == by_mask) p.keep = {keep.data(), {0, 0, 0, 1}};
+            auto device = std::make_shared<ProbeDevice>();
+            device->name = name;
+            device->masks = true;
+            device->kernel = broken_on_padding;
+            DispatchSettings settings;
+            settings.min_query_length = 1;
+            settings.warn = [](std::string_view) {};
+            SdpaOptions options;
+            options.device = name;
+            options.implementation = path;
+            const Outputs right_answer(f.c);
+            ASSERT_TRUE(attention_forward(p, right_answer.view()).ok());
+            const auto answers_rightly = [&] {
+              for (Index e = 0; e < 2 * rows * 4; ++e)
+                if (!(std::fabs(load(f.out.o.view(), e) - load(right_answer.o.view(), e)) <= 1e-6))
+                  return false;
+              return true;
+            };
+            Dispatcher dispatcher(device, settings);
+            ASSERT_TRUE(dispatcher.sdpa(p, f.out.view(), options).ok());
+            const bool avoided = dispatcher.counters().refused == only(Refusal::listed_device);
+            EXPECT_EQ(avoided, device->name == "mps" && path != Implementation::unfused &&
+                                   padding != none && causal);
+            if (device->name == "mps") EXPECT_TRUE(answers_rightly());
+            settings.trust_listed_devices = true;
+            dispatcher.set_settings(settings);
+            ASSERT_TRUE(dispatcher.sdpa(p, f.out.view(), options).ok());
+            // A failure that the dispatcher does not avoid would be one of a device that is not
+            // listed.
+            if (!answers_rightly()) {
+              ++wrong;
+              EXPECT_TRUE(avoided || device->name != "mps");
+            }
+            refused += avoided;
+          }
+  EXPECT_EQ(combinations, 2 * 3 * 4 * 2 * 2);
+  EXPECT_EQ(refused, 2 * 3 * 2);
+  EXPECT_GT(wrong, 0);
+}
+
 // The production dispatcher uses the tiled kernel from 256 rows on, and gives the same bits for any
 // number of threads and in any order.
 TEST(Dispatch, OfTheHost) {

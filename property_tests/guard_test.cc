@@ -5,11 +5,14 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cerrno>
 #include <fstream>
 #include <functional>
 #include <map>
+#include <new>
 #include <set>
 #include <sstream>
+#include <system_error>
 #include <tuple>
 
 #include "harness/candidates/contracts.h"
@@ -19,6 +22,7 @@
 #include "harness/results/adequacy.h"
 #include "harness/results/result.h"
 #include "harness/cases/suites.h"
+#include "harness/shortage.h"
 #include "kernels/attention/attention.h"
 #include "kernels/simd/targets.h"
 #include "testing/matchers.h"
@@ -123,6 +127,21 @@ TEST(Guard, ExceptionsAndStatuses) {
                 return kernels::Status{kernels::StatusCode::execution_failed, "lost"};
               }),
               FailsWith("status 5 (Execution failed): lost"));
+}
+
+// What the machine lacks is no fault of the candidate.
+TEST(Guard, ShortagesAreNoFailures) {
+  const auto fails_with = [](const auto& error) {
+    return
+        [error](const Attention&, const AttentionOutput&, int) -> kernels::Status { throw error; };
+  };
+  EXPECT_THROW(run(fails_with(std::system_error(EMFILE, std::generic_category()))), ShortageError);
+  EXPECT_THROW(run(fails_with(ShortageError("no memory to share"))), ShortageError);
+  EXPECT_THROW(run(fails_with(std::bad_alloc())), std::bad_alloc);
+  EXPECT_THROW(run([](const Attention&, const AttentionOutput&, int) {
+                 return kernels::Status{kernels::StatusCode::memory_allocation_failed, "scores"};
+               }),
+               ShortageError);
 }
 
 // The second call computes one element differently, because state survives or memory was not set.

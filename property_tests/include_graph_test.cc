@@ -98,6 +98,9 @@ const std::vector<Room> rooms = {
      {"fmt/"}},
     {"harness/records/", {"harness/", BELOW_HARNESS}, {"fmt/", "nlohmann/"}},
 
+    // The judge behind a C interface.
+    {"judge/", {"judge/", "assay/judge.h", "harness/", BELOW_HARNESS}, {"fmt/", "nlohmann/"}},
+
     {"testing/",
      {"testing/", "assay/", BELOW_TESTS},
      {"fmt/", "Random123/", "gtest/", "gmock/", "rapidcheck.h"}},
@@ -113,7 +116,9 @@ const std::vector<Room> rooms = {
      {"bench/", "testing/", "assay/", BELOW_TESTS},
      {"fmt/", "nlohmann/", "benchmark/", "Eigen/", "oneapi/dnnl/", "cblas.h", "ggml.h",
       "ggml-cpu.h", "ggml-backend.h", "ATen/"}},
-    {"reports/", {"reports/", "harness/results/", "problem/"}, {"fmt/", "sqlite3.h"}},
+    {"reports/",
+     {"reports/", "harness/results/", "harness/text.h", "problem/"},
+     {"fmt/", "sqlite3.h"}},
     {"cli/", {"cli/", "fuzz/jobs.h", "reports/", BELOW_TESTS}, {"fmt/", "nlohmann/", "CLI/"}},
 };
 #undef WHAT_KERNELS_SEE
@@ -123,8 +128,9 @@ const std::vector<Room> rooms = {
 // The headers of C, of POSIX and of the compiler. The headers of the C++ library, which have no
 // dot, are not in the list. Every room may include all of these.
 const std::vector<Pattern> of_the_system = {
-    "dlfcn.h", "fcntl.h",  "float.h",  "immintrin.h", "malloc.h", "math.h",   "poll.h", "signal.h",
-    "spawn.h", "stddef.h", "stdint.h", "stdio.h",     "stdlib.h", "unistd.h", "sys/"};
+    "dirent.h", "dlfcn.h",  "errno.h",  "fcntl.h",  "float.h", "immintrin.h", "linux/",
+    "malloc.h", "math.h",   "poll.h",   "signal.h", "spawn.h", "stddef.h",    "stdint.h",
+    "stdio.h",  "stdlib.h", "string.h", "unistd.h", "sys/"};
 
 struct Source {
   std::string path, text;
@@ -312,6 +318,9 @@ TEST(Structure, MadeUpBreachesAreReported) {
        "which harness/cases/ may not"},
       {{"harness/cases/suites.cc", "#include \"testing/same_bits.h\"\n"},
        "which harness/cases/ may not"},
+      {{"harness/cases/suites.cc", "#include \"judge/answers.h\"\n"},
+       "which harness/cases/ may not"},
+      {{"judge/verdicts.cc", "#include \"reports/store.h\"\n"}, "which judge/ may not"},
       {{"reports/store.cc", "#include \"harness/cases/suites.h\"\n"}, "which reports/ may not"},
       {{"reports/store.cc", "#include \"oracle/verdict.h\"\n"}, "which reports/ may not"},
       {{"bench/decode.cc", "#include \"reports/store.h\"\n"}, "which bench/ may not"},

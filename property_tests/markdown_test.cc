@@ -56,7 +56,7 @@ TEST(Markdown, FailuresFirstThenTheNearestPasses) {
   EXPECT_THAT(
       text,
       HasSubstr("| fail | is &lt;b&gt;wrong&lt;/b&gt; | `assay check --case 'attention l=0'` |"));
-  EXPECT_THAT(text, HasSubstr("10 more are in the report."));
+  EXPECT_THAT(text, HasSubstr("10 more in the report."));
   EXPECT_THAT(text, HasSubstr("(8 in all)"));
   EXPECT_LT(text.find("| 0.700 | `attention d=7` |"), text.find("| 0.600 | `attention d=6` |"));
   EXPECT_THAT(text, Not(HasSubstr("attention d=2")));
@@ -98,8 +98,8 @@ TEST(Markdown, TwoRuns) {
   EXPECT_THAT(
       text,
       HasSubstr(
-          "| largest error/bound | × 4 \\[4, 4\\] over 1 cases, **beyond the margin of 5%** |"));
-  EXPECT_THAT(text, HasSubstr("| time | × 1 \\[1, 1\\] over 1 cases |"));
+          "| largest error/bound | × 4 \\[4, 4\\] over 1 case, **beyond the margin of 5%** |"));
+  EXPECT_THAT(text, HasSubstr("| time | × 1 \\[1, 1\\] over 1 case |"));
   EXPECT_THAT(text, HasSubstr("`pass -> fail: a`"));
 }
 

@@ -1,19 +1,26 @@
-// Processes that the harness starts: the descriptors that they have, and how failures are told.
+// Processes that the harness starts: the descriptors that they have, how failures are told, and
+// what ends with them.
 #include "harness/process.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <iterator>
 #include <system_error>
+
+#include "harness/keeper.h"
 
 namespace assay {
 namespace {
@@ -136,6 +143,59 @@ TEST(Process, TheEnvironmentIsReplacedByName) {
   how.environment = {"ASSAY_PROCESS_TEST=theirs"};
   EXPECT_EQ(said_by(how), "theirs\n1\n");
   unsetenv("ASSAY_PROCESS_TEST");
+}
+
+// Runs the body as run_and_end_all() does, in a process of its own, and returns how that one ended.
+int status_with_all_ended(const std::function<int()>& body) {
+  const pid_t keeper = fork();
+  if (keeper == 0) run_and_end_all(body);
+  int status = 0;
+  waitpid(keeper, &status, 0);
+  return status;
+}
+
+TEST(Keeper, EndsAsItsChildDoes) {
+  EXPECT_EQ(how_it_ended(status_with_all_ended([] { return 5; })), "exited with status 5");
+  for (const int signal : {SIGSEGV, SIGKILL, SIGTERM}) {
+    const int status = status_with_all_ended([&] { return raise(signal), 0; });
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == signal) << how_it_ended(status);
+  }
+}
+
+// Children, their children, and daemons. All of them hold the pipe open.
+TEST(Keeper, EndsWhatItsChildHasLeft) {
+  Channel pipe = make_pipe("a test");
+  const int status = status_with_all_ended([&] {
+    for (int k = 0; k < 3; ++k)
+      if (fork() == 0) {
+        if (k > 0) setsid();
+        if (k > 1 && fork() != 0) _exit(0);
+        for (;;) pause();
+      }
+    return 5;
+  });
+  EXPECT_EQ(how_it_ended(status), "exited with status 5");
+  pipe.in.close();
+  pollfd end{pipe.out.number(), POLLIN, 0};
+  EXPECT_EQ(poll(&end, 1, 0), 1);
+  EXPECT_EQ(end.revents, POLLHUP);
+}
+
+TEST(Keeper, EndsItsChildWhenItIsToldTo) {
+  Channel pipe = make_pipe("a test");
+  const auto before = signal(SIGHUP, SIG_IGN);  // as nohup does
+  const pid_t keeper = fork();
+  if (keeper == 0) run_and_end_all([] { return pause(); });
+  signal(SIGHUP, before);
+  pipe.in.close();
+  kill(keeper, SIGHUP);
+  EXPECT_EQ(waitpid(keeper, nullptr, WNOHANG), 0);
+  kill(keeper, SIGTERM);
+  int status = 0;
+  waitpid(keeper, &status, 0);
+  pollfd end{pipe.out.number(), POLLIN, 0};
+  EXPECT_EQ(poll(&end, 1, 0), 1);
+  EXPECT_EQ(end.revents, POLLHUP);
 }
 
 TEST(Process, SaysHowItEnded) {

@@ -354,9 +354,16 @@ TEST_F(Ranges, InfinitiesAreJudged) {
   EXPECT_THAT(judge_one(a, 0, inf, host), Fails());
 }
 
+// The ladder of products whose A has this dtype.
+std::vector<ProductContract> ladder_of(Dtype a) {
+  Product p;
+  p.a.dtype = a;
+  return product_ladder(p);
+}
+
 TEST_F(Ranges, SumsMayOverflowByTheirRoundings) {
   // Sequential sums in fp16 leave its range here, although the exact sum is 49,168.
-  const ProductContract fp16 = product_ladder(Dtype::f16).back();
+  const ProductContract fp16 = ladder_of(Dtype::f16).back();
   ASSERT_EQ(fp16.roundoff, 0x1p-11);
   std::vector<double> a(1100, round_to(Dtype::f16, 16.02));
   a[0] = 32768;
@@ -371,7 +378,7 @@ TEST_F(Ranges, NothingIsExcusedWhereNothingOverflows) {
   const Judged x(
       "product m=1 n=1 k=32 dtype=f32 w=mxfp4 weights=largest scales=smallest values=ones");
   x.set(0, 0, inf);
-  for (const ProductContract& c : product_ladder(Dtype::f32))
+  for (const ProductContract& c : ladder_of(Dtype::f32))
     EXPECT_THAT(judge_product(x.in.problem, x.out.c.view(), c), Fails()) << c.name;
   EXPECT_THAT(judge_one({0x1p126}, 0x1p-6, inf, host), Fails());
 }
@@ -386,7 +393,7 @@ TEST_F(Ranges, RoundedWeightsMayOverflow) {
   p.a = {&one, Dtype::f32, {1, 1, 1, 1}, {0, 0, 1, 1}, 0};
   p.w = w.view();
   const TensorView c{&infinite, Dtype::f32, {1, 1, 1, 1}, {0, 0, 1, 1}, 0};
-  for (const ProductContract& contract : product_ladder(Dtype::f16))
+  for (const ProductContract& contract : ladder_of(Dtype::f16))
     EXPECT_EQ(judge_product(p, c, contract).outside, contract.weight_dtype ? 0 : 1)
         << contract.name;
 }

@@ -1,11 +1,13 @@
 // Recorded tensors: what is written is read back and judged, a contradiction is refused with its
 // name, and no file crashes the reader.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <cmath>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -52,6 +54,23 @@ TEST(Safetensors, ReadsWhatTheFormatAllows) {
   EXPECT_EQ(s.metadata.at("k"), "v");
   EXPECT_EQ(s.tensors.at("b").bytes.size(), 8u);
   EXPECT_EQ(s.tensors.at("one").shape.size(), 0u);
+}
+
+// Time that grows with the square of the number of names would be hours of the processor's time.
+TEST(Safetensors, ManyNamesTakeTimeInProportion) {
+  constexpr int many = 200000;
+  std::string header = R"({"__metadata__":{"assay":"1")", tensors;
+  for (int k = 0; k < many; ++k) {
+    header += fmt::format(R"(,"record.{0}":"product m=1 n=1 k=32 w=int8","case.{0}":"")", k);
+    tensors +=
+        fmt::format(R"(,"{}.c":{{"dtype":"U8","shape":[1],"data_offsets":[{},{}]}})", k, k, k + 1);
+  }
+  const Bytes file = bytes_of(header + "}" + tensors + "}", many);
+  const std::clock_t start = std::clock();
+  const RecordFile records("many", file);
+  EXPECT_EQ(records.names().size(), std::size_t{many});
+  EXPECT_THROW(records.read("199999"), FileError);
+  EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, 60);
 }
 
 TEST(Safetensors, RefusesEverythingElseByName) {
@@ -324,6 +343,32 @@ struct Made {
 
 const auto all = [](Index, Index, Index, Index) { return true; };
 
+TEST_F(Records, WithoutACaseShowTheirLineAndShapes) {
+  Made m = Made::attention(2, 4, 2, 3, 5, 6);
+  m.metadata["record"] = "attention kernel=other";
+  m.answer(all);
+  m.write(file());
+  const RecordFile read(file());
+  EXPECT_EQ(verify(read, read.read("")).line,
+            "the record in " + file() + ": attention kernel=other; b=2 h=4/2 l=3x5 d=6 dtype=f32");
+}
+
+// Power is that of what was compared.
+TEST_F(Records, WithoutLseHaveNoPowerThroughLse) {
+  Made m = Made::attention(1, 1, 1, 3, 5, 6);
+  m.answer(all);
+  m.write(file());
+  const auto power = [&] {
+    const RecordFile read(file());
+    return verify(read, read.read("")).verdict.power;
+  };
+  EXPECT_GT(power().by_lse[0], 0);
+  m.tensors.erase("lse");
+  m.write(file());
+  EXPECT_EQ(power().by_lse[0], 0);
+  EXPECT_GT(power().pairs, 0);
+}
+
 TEST_F(Records, LayoutsRanksUnitsAndAlignment) {
   Made m = Made::attention(2, 4, 2, 3, 5, 6);
   m.answer(all);
@@ -449,6 +494,18 @@ TEST_F(Records, ContradictionsAreNamed) {
   refused("tensor do is missing", line("backward"));
   refused("its line does not say m=", line("product"));
   refused("tensor v is missing", [](Made& m) { m.tensors.erase("v"); });
+  refused("tensor o is missing; did you mean o by out?", [](Made& m) {
+    m.tensors["out"] = m.tensors.at("o");
+    m.tensors.erase("o");
+  });
+  refused(
+      "tensor softmax_lse belongs to nothing that the record's line asks for; did you mean lse?",
+      [](Made& m) {
+        m.tensors["softmax_lse"] = m.tensors.at("lse");
+        m.tensors.erase("lse");
+      });
+  refused("tensor xyz belongs to nothing that the record's line asks for",
+          [](Made& m) { m.tensors["xyz"] = m.tensors.at("o"); });
   refused("tensor mask belongs to nothing",
           [](Made& m) { m.tensors["mask"] = {"U8", {3, 5}, std::vector<float>(15)}; });
   refused(

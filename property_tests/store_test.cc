@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sqlite3.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -80,6 +81,10 @@ class Stores : public testing::Test {
     ASSERT_EQ(sqlite3_open(file(name).c_str(), &db), SQLITE_OK);
     ASSERT_EQ(sqlite3_exec(db, statements.c_str(), nullptr, nullptr, nullptr), SQLITE_OK);
     sqlite3_close(db);
+  }
+  std::string text_of(const char* name) const {
+    std::ifstream in(file(name), std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
   }
   // A store that a program of schema 1 wrote, with a check that passed and one that failed.
   void old_store(const char* name = "runs.db") const {
@@ -162,6 +167,96 @@ TEST_F(Stores, LinesTravelAndAreAllOrNone) {
       HasSubstr("line 3 of what is imported: run: no JSON object, so it is no run of a store"));
   EXPECT_THAT(refused("\n"), HasSubstr("there is no run; nothing was imported"));
   EXPECT_EQ(b.runs().size(), 2u);
+}
+
+// Runs the work in a process of a user without rights, because nothing is read-only for root.
+template <class Work>
+int status_without_rights(const Work& work) {
+  const pid_t child = fork();
+  if (child == 0) {
+    constexpr uid_t nobody = 65534;
+    if (geteuid() == 0 && (setgid(nobody) != 0 || setuid(nobody) != 0)) _exit(99);
+    _exit(work());
+  }
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+}
+
+TEST_F(Stores, CanBeReadWhereNothingCanBeWritten) {
+  Store(file()).append(run_of({result("a", 0.5, 2)}));
+  old_store("old.db");
+  const std::string before = text_of("runs.db"), old = text_of("old.db");
+  fs::permissions(file(), fs::perms(0444));
+  fs::permissions(file("old.db"), fs::perms(0444));
+  fs::permissions(folder_, fs::perms(0555));
+  EXPECT_EQ(status_without_rights([&] {
+              const Store s(file(), Store::Use::read);
+              return s.runs().size() == 1 && s.run(1).results.at(0).worst_ratio == 0.5 ? 0 : 1;
+            }),
+            0);
+  // A store of an older schema is brought up to date in memory alone.
+  EXPECT_EQ(status_without_rights([&] {
+              const Store s(file("old.db"), Store::Use::read);
+              return s.runs().empty() ? 1 : s.run(s.runs()[0].id).results.empty();
+            }),
+            0);
+  // Who wants to write is told why that cannot be.
+  EXPECT_EQ(status_without_rights(
+                [&] { return refusal(file()) == file() + ": Permission denied" ? 0 : 1; }),
+            0);
+  EXPECT_EQ(text_of("runs.db"), before);
+  EXPECT_EQ(text_of("old.db"), old);
+  fs::permissions(folder_, fs::perms(0755));
+  // What is in a write-ahead log is not silently left out.
+  std::ofstream(file("runs.db-wal")) << "not empty";
+  fs::permissions(folder_, fs::perms(0555));
+  EXPECT_EQ(status_without_rights([&] {
+              try {
+                const Store s(file(), Store::Use::read);
+              } catch (const StoreError& e) {
+                return std::string(e.what()).find("write-ahead log") != std::string::npos ? 0 : 1;
+              }
+              return 2;
+            }),
+            0);
+  fs::permissions(folder_, fs::perms(0755));
+}
+
+// A limit for files stands for a full disk.
+TEST_F(Stores, AFullDiskIsAFailureOfTheMachineThatNamesTheFileOnce) {
+  Store(file()).append(run_of({result("a", 0.5, 2)}));
+  const auto told = [&](const auto& work) {
+    return status_without_rights([&] {
+      signal(SIGXFSZ, SIG_IGN);
+      const rlimit no_growth{4096, 4096};
+      setrlimit(RLIMIT_FSIZE, &no_growth);
+      try {
+        work();
+      } catch (const StoreFailure& e) {
+        const std::string text = e.what();
+        const bool once = text.starts_with(file()) && text.find(file(), 1) == std::string::npos;
+        return once ? 0 : 1;
+      } catch (const std::exception&) {
+        return 2;
+      }
+      return 3;
+    });
+  };
+  fs::permissions(folder_, fs::perms(0777));
+  fs::permissions(file(), fs::perms(0666));
+  std::vector<CaseResult> many;
+  for (int k = 0; k < 2000; ++k) many.push_back(result("case " + std::to_string(k), 0.5, 1));
+  EXPECT_EQ(told([&] { Store(file()).append(run_of(many)); }), 0);
+  std::stringstream lines;
+  Store(file()).export_lines(lines);
+  EXPECT_EQ(told([&] {
+              std::stringstream again;
+              for (int k = 0; k < 500; ++k) again << lines.str();
+              Store(file()).import_lines(again);
+            }),
+            0);
+  EXPECT_EQ(Store(file()).runs().size(), 1u);
 }
 
 TEST_F(Stores, BenchmarksOfGoogle) {

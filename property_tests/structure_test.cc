@@ -60,6 +60,21 @@ TEST(Structure, NoFlagGivesUpIeeeArithmetic) {
   }
 }
 
+// tell() shows texts of others as texts. Commands that print otherwise could forget that. The bar
+// of a terminal is drawn with control characters, and an exception of a candidate has no text.
+TEST(Structure, CommandsPrintByTell) {
+  int seen = 0;
+  for (const auto& entry : fs::directory_iterator(fs::path(ASSAY_SOURCE_DIR) / "cli")) {
+    std::ifstream in(entry.path());
+    const std::string text((std::istreambuf_iterator<char>(in)), {});
+    seen += text.find("tell(") != std::string::npos;
+    if (entry.path().filename() == "progress.cc") continue;
+    for (const char* other : {"fmt::print", "printf", "std::cout", "std::cerr", "std::puts"})
+      EXPECT_EQ(text.find(other), std::string::npos) << entry.path() << " has " << other;
+  }
+  EXPECT_GT(seen, 8);
+}
+
 using assay::documents;
 using assay::text_of;
 

@@ -24,6 +24,41 @@ TEST(Suites, EveryCaseIsALineThatParsesBack) {
   }
 }
 
+TEST(Suites, EveryFeatureOfACaseHasAName) {
+  const Features all(all_features());
+  for (std::string_view name : suite_names()) {
+    const Suite suite = make_suite(name, 3), listed = make_suite(name, 3, all);
+    EXPECT_EQ(suite.cases, listed.cases) << name;
+    for (const Case& c : suite.cases) EXPECT_EQ(all.missing(c), "") << print_case(c);
+  }
+  EXPECT_THROW(Features({"causal", "casual"}), std::invalid_argument);
+}
+
+// What a suite covers is drawn again without the levels that need what is missing, so a candidate
+// of few features is judged on more cases than the whole suite has for it.
+TEST(Suites, ASuiteIsDrawnForTheFeaturesThatThereAre) {
+  for (const std::vector<std::string>& names :
+       {std::vector<std::string>{"attention", "dtype=f32", "causal"},
+        {"attention", "dtype=f16", "gqa", "head-dims", "window", "offset", "layout=padded"},
+        {"attention", "backward", "dtype=f32", "dtype=bf16", "gqa", "head-dims", "causal"},
+        {"backward", "dtype=bf16", "gqa", "bias"},
+        {"attention", "dtype=f32", "gqa", "causal", "offset", "cache=paged"},
+        {"product", "dtype=f32", "w=nvfp4"}}) {
+    const Features has(names);
+    std::size_t drawn = 0;
+    for (std::string_view name : suite_names()) {
+      const Suite whole = make_suite(name, 1), suite = make_suite(name, 1, has);
+      const auto possible =
+          std::ranges::count_if(whole.cases, [&](const Case& c) { return has.missing(c).empty(); });
+      for (const Case& c : suite.cases) EXPECT_EQ(has.missing(c), "") << print_case(c);
+      if (possible > 0) EXPECT_FALSE(suite.cases.empty()) << name << ", " << names.front();
+      drawn += suite.cases.size();
+    }
+    EXPECT_GT(drawn, 5u) << names.front();
+  }
+  EXPECT_TRUE(make_suite("smoke", 1, Features({"product"})).cases.empty());
+}
+
 TEST(Suites, TheSeedMovesDataNotShapes) {
   Suite a = make_suite("standard", 1), b = make_suite("standard", 2);
   ASSERT_EQ(a.cases.size(), b.cases.size());

@@ -34,6 +34,7 @@ struct Small {
     return [x, y](Index i, Index d) { return i == 0 && d == 0 ? x : y; };
   }
 
+  Index heads = 1;  // that share the keys, with the same inputs
   Index rows = 1, keys = 1, dim = 1, value_dim = 1;
   Values q = all(0), k = all(1), v = all(1), d_o = all(1);
   float scale = 1, softcap = 0, dropout = 0;
@@ -64,8 +65,8 @@ class World {
     dv = tensor(s.keys, s.value_dim, Small::all(0));
     d_sink = tensor(1, 1, Small::all(0));
     d_bias = tensor(1, s.keys, Small::all(0));
-    problem.shape = {1, 1, 1, s.rows, s.keys, s.dim, s.value_dim};
-    problem.q = q.view();
+    problem.shape = {1, s.heads, 1, s.rows, s.keys, s.dim, s.value_dim};
+    problem.q = of_all_heads(q);
     problem.k = k.view();
     problem.v = v.view();
     problem.scale = s.scale;
@@ -87,11 +88,18 @@ class World {
     return keeps_weight(problem, 0, 0, i, j) ? 1 / (1 - static_cast<double>(s.dropout)) : 0;
   }
 
+  // One head's tensor, broadcast.
+  TensorView of_all_heads(const Tensor& t) const {
+    TensorView view = t.view();
+    view.shape[1] = s.heads;
+    view.stride[1] = 0;
+    return view;
+  }
   AttentionBackwardInput input() const {
-    return {o.view(), s.stores_lse ? lse.view() : TensorView{}, d_o.view()};
+    return {of_all_heads(o), s.stores_lse ? of_all_heads(lse) : TensorView{}, of_all_heads(d_o)};
   }
   AttentionGradients gradients() const {
-    AttentionGradients g{dq.view(), dk.view(), dv.view(), {}, {}};
+    AttentionGradients g{of_all_heads(dq), dk.view(), dv.view(), {}, {}};
     if (s.sink) g.d_sink = d_sink.view();
     if (!s.sums_bias) return g;
     g.d_bias = d_bias.view();
@@ -165,8 +173,8 @@ class Kernel {
       if (which == Gradients::dq && i == row) return scaled(dq);
     }
     switch (which) {
-      case Gradients::dk: return scaled(dk);
-      case Gradients::dv: return dv;
+      case Gradients::dk: return over_heads(scaled(dk));
+      case Gradients::dv: return over_heads(dv);
       case Gradients::d_sink: return -rounded(sink);  // it is added to the sums of other blocks
       default: return bias[usize(column)];
     }
@@ -186,6 +194,22 @@ class Kernel {
   double scaled(double x) {
     const double scale = s_.scale;
     return s_.scale == 1 || c_.score_gradients_late ? x * scale : rounded(x * scale);
+  }
+
+  // Stores the part of every head and adds them. The last sum is the output, whose rounding is not
+  // the bound's concern.
+  double over_heads(double part) {
+    if (!c_.head_gradient_dtype) return part * static_cast<double>(s_.heads);
+    const auto stored = [&](double x) {
+      const double error = unit_roundoff(*c_.head_gradient_dtype) * std::fabs(x);
+      return a_.err(x, std::max(error, half_min_subnormal(*c_.head_gradient_dtype)));
+    };
+    double sum = stored(part);
+    for (Index h = 1; h < s_.heads; ++h) {
+      sum += stored(part);
+      if (h + 1 < s_.heads) sum = stored(sum);
+    }
+    return sum;
   }
 
   // Computes D without FMA.
@@ -468,6 +492,11 @@ const std::vector<Case>& cases() {
          s.k = Small::first(1, 0x1p-40);
          s.v = Small::first(1, -1.0 / 31);
          c.dot_roundoff = 0x1p-24;
+       }},
+      {Term::head_cast, Gradients::dv,
+       [](Small& s, Contract& c) {
+         s.heads = 3;
+         c.head_gradient_dtype = Dtype::bf16;
        }},
       {Term::values_sum, Gradients::dq,
        [](Small& s, Contract& c) {

@@ -69,6 +69,7 @@ class Kernel {
   double element() {
     double sum = c_.order == ProductOrder::any ? all_terms() : groups();
     const double scale = world_.s.tensor_scale;
+    if (c_.scales_weights) return sum * scale;  // every weight has been scaled
     return scale == 0 ? sum : a_.err(sum * scale, of_product(sum, scale));
   }
 
@@ -107,6 +108,8 @@ class Kernel {
         const double error = std::max(unit_roundoff(*c_.weight_dtype) * size, least);
         weight = a_.err(weight, std::min(size, error));
       }
+      // The scale is multiplied by the tensor scale, and the code by the result.
+      if (c_.scales_weights) weight = rounded(rounded(weight));
       sum = added(sum, world_.row.a[usize(k)] * weight);
     }
     return sum;
@@ -202,6 +205,11 @@ const std::vector<Case>& cases() {
       {Term::sum_in_any_order, make(any, 32, 32)},
       {Term::sum_products, make(any_rounded, 2, 8)},
       {Term::sum_underflow, with(make(any_rounded, 32, 32), underflow)},
+      {Term::scaled_weights, with(make(any, 2, 16),
+                                  [](Small& s, ProductContract& c) {
+                                    s.tensor_scale = 0.7f;
+                                    c.scales_weights = true;
+                                  })},
       {Term::tensor_scale,
        with(make(in_order, 2, 16), [](Small& s, ProductContract&) { s.tensor_scale = 0.7f; })},
       {Term::tensor_scale_underflow, with(make(in_order, 2, 16),

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <concepts>
 #include <functional>
 #include <type_traits>
 
@@ -253,6 +254,23 @@ TEST(Trace, ProductionKernelsAreNotWatched) {
   ASSERT_TRUE(run_watched(no_fault, in.problem, watched.view(), {}, observer).ok());
   EXPECT_GT(observer.told, 100);
   EXPECT_EQ(first_difference(unwatched, watched), "");
+}
+
+// The bug of a kernel whose row maximum took (scores, next, running) and was called with the last
+// two exchanged cannot be written here: the call does not compile.
+template <class Policy, class First, class Second>
+concept TakesMaxima = requires(const Policy& stages, First first, Second second) {
+  { stages.new_max(first, second) } -> std::same_as<kernels::NextMax>;
+};
+TEST(Trace, SwappedArgumentsOfTheRowMaximumDoNotCompile) {
+  using kernels::NextMax, kernels::NoStages, kernels::RunningMax, kernels::TileMax;
+  static_assert(TakesMaxima<NoStages, RunningMax, TileMax>);
+  static_assert(!TakesMaxima<NoStages, TileMax, RunningMax>);
+  static_assert(!TakesMaxima<NoStages, NextMax, TileMax>);
+  static_assert(!TakesMaxima<NoStages, RunningMax, NextMax>);
+  static_assert(!TakesMaxima<NoStages, float, float>);
+  EXPECT_EQ(NoStages().new_max(RunningMax{1}, TileMax{2}).value, 2);
+  EXPECT_EQ(NoStages().new_max(RunningMax{3}, TileMax{2}).value, 3);
 }
 
 TEST(Trace, SilenceIsNoPass) {

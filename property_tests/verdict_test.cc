@@ -445,6 +445,28 @@ TEST_F(VerdictTest, PowerClaimsNothingForDroppedKeys) {
   FAIL() << "no seed drops both keys";
 }
 
+// Without LSE nothing shows through LSE, and no lane counts for it.
+TEST_F(VerdictTest, PowerIsThatOfWhatWasCompared) {
+  // Equal values: no key moves O, and every key moves LSE.
+  prepare("attention b=1 h=2 l=5x9 d=4 values=ones");
+  const Verdict both = verdict();
+  EXPECT_THAT(both, Passes());
+  EXPECT_GT(both.power.by_lse[0], 0);
+  EXPECT_EQ(both.power.by_output[0], 0);
+  AttentionOutput o_alone = out_->view();
+  o_alone.lse = {};
+  JudgeOptions options;
+  options.without_lse = true;
+  const Verdict o_only = judge(inputs_->problem, o_alone, contract_, options);
+  EXPECT_THAT(o_only, Passes());
+  EXPECT_EQ(o_only.power.pairs, both.power.pairs);
+  EXPECT_EQ(o_only.power.by_output, both.power.by_output);
+  EXPECT_EQ(o_only.power.by_lse, (std::array<std::int64_t, change_count>{}));
+  EXPECT_EQ(o_only.power.by_either, o_only.power.by_output);
+  for (const auto& of_kind : o_only.power.lanes)
+    for (const auto& lanes : of_kind) EXPECT_TRUE(lanes.none());
+}
+
 // An earlier oracle failed a right kernel or passed a wrong one on these lines. None of them may
 // fail now.
 TEST(Regression, RightKernelsAreNotFailed) {

@@ -7,17 +7,18 @@
 #include <utility>
 #include <vector>
 
+#include "harness/text.h"
+
 namespace assay {
 namespace {
 
 constexpr std::size_t most_failures = 20, most_passes = 5;
 
-// Escapes any text for a cell of a table. A line end would end the row, and a bar would end the
-// cell.
+// Escapes any text for a cell of a table. A bar would end the cell; a line end, which would end the
+// row, is no longer there when the text is visible.
 std::string prose(const std::string& text) {
   std::string out;
-  for (const char c : text) switch (c) {
-      case '\n': out += ' '; break;
+  for (const char c : visible(text)) switch (c) {
       case '<': out += "&lt;"; break;
       case '>': out += "&gt;"; break;
       case '&': out += "&amp;"; break;
@@ -35,7 +36,8 @@ std::string prose(const std::string& text) {
   return out;
 }
 // Writes code in a cell. Characters that a code span cannot hold there are written as entities.
-std::string code(const std::string& text) {
+std::string code(const std::string& raw) {
+  const std::string text = visible(raw);
   if (text.find_first_of("|`\\\n") == std::string::npos) return '`' + text + '`';
   std::string out = "<code>";
   for (const char c : text)
@@ -49,8 +51,9 @@ std::string code(const std::string& text) {
 std::string effect(const Effect& e, double margin) {
   if (e.cases == 0) return "not in both";
   const bool beyond = e.low > 1 + margin / 100;
-  return fmt::format("× {:.4g} \\[{:.4g}, {:.4g}\\] over {} cases{}", e.mean, e.low, e.high,
-                     e.cases, beyond ? fmt::format(", **beyond the margin of {}%**", margin) : "");
+  return fmt::format("× {:.4g} \\[{:.4g}, {:.4g}\\] over {}{}", e.mean, e.low, e.high,
+                     counted(e.cases, "case"),
+                     beyond ? fmt::format(", **beyond the margin of {}%**", margin) : "");
 }
 
 std::string failure_table(const std::vector<const CaseResult*>& bad) {
@@ -59,7 +62,7 @@ std::string failure_table(const std::vector<const CaseResult*>& bad) {
     text += fmt::format("| {} | {} | {} |\n", name_of(bad[k]->outcome), prose(bad[k]->reason),
                         code(bad[k]->reproduce));
   if (bad.size() > most_failures)
-    text += fmt::format("\n{} more are in the report.\n", bad.size() - most_failures);
+    text += fmt::format("\n{} more in the report.\n", bad.size() - most_failures);
   return text;
 }
 
@@ -100,9 +103,9 @@ std::string markdown_comparison(const StoredRun& a, const StoredRun& b, const Co
                        prose(r.commit.substr(0, 10)));
   };
   std::string text = fmt::format(
-      "### Assay: two runs\n\nFrom {} to {}: {} cases in both, {} in the first alone, {} in the "
+      "### Assay: two runs\n\nFrom {} to {}: {} in both, {} in the first alone, {} in the "
       "second alone.\n\n| | second over first, 95% interval |\n| --- | --- |\n",
-      name(a), name(b), c.shared, c.only_a, c.only_b);
+      name(a), name(b), counted(c.shared, "case"), c.only_a, c.only_b);
   text += fmt::format("| largest error/bound | {} |\n| time | {} |\n",
                       effect(c.accuracy, accuracy_margin), effect(c.seconds, time_margin));
   if (!c.changed.empty()) {

@@ -1,16 +1,24 @@
 #include "reports/store.h"
 
+#include <fcntl.h>
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <sqlite3.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <istream>
+#include <iterator>
 #include <ostream>
+#include <system_error>
 #include <thread>
 
+#include "harness/text.h"
 #include "problem/clock.h"
 
 namespace assay {
@@ -54,19 +62,42 @@ CREATE INDEX result_name ON result(name);
 };
 constexpr int newest = static_cast<int>(std::size(migrations));
 
-// Another process uses the store, so the call can be tried again.
-struct Busy : StoreError {
-  using StoreError::StoreError;
+// What SQLite says, without the name of the file.
+struct SqliteError : std::runtime_error {
+  explicit SqliteError(sqlite3* db)
+      : std::runtime_error(sqlite3_errmsg(db)), code(sqlite3_errcode(db) & 0xFF) {}
+  const int code;  // a primary result code
 };
-[[noreturn]] void raise(sqlite3* db, const std::string& what) {
-  if ((sqlite3_errcode(db) & 0xFF) == SQLITE_BUSY) throw Busy(what);
-  throw StoreError(what);
+
+// Does the work, and gives an error of SQLite the name of the file.
+template <class Work>
+auto naming(const std::string& path, const Work& work) {
+  try {
+    return work();
+  } catch (const SqliteError& e) {
+    const std::string what = fmt::format("{}: {}", path, e.what());
+    if (e.code == SQLITE_FULL || e.code == SQLITE_IOERR || e.code == SQLITE_NOMEM)
+      throw StoreFailure(what);
+    throw StoreError(what);
+  }
+}
+
+// Why the file, or a file beside it, cannot be written. SQLite writes files beside a store.
+std::error_code why_not_writable(const std::string& path) {
+  std::error_code error;
+  const std::string file = std::filesystem::canonical(path, error);
+  if (error) return error;
+  const std::string folder = std::filesystem::path(file).parent_path();
+  for (const std::string& written : {file, folder})
+    if (faccessat(AT_FDCWD, written.c_str(), W_OK, AT_EACCESS) != 0)
+      return {errno, std::generic_category()};
+  return {};
 }
 
 class Statement {
  public:
   Statement(sqlite3* db, const char* sql) : db_(db) {
-    if (sqlite3_prepare_v2(db, sql, -1, &s_, nullptr) != SQLITE_OK) raise(db, sqlite3_errmsg(db));
+    if (sqlite3_prepare_v2(db, sql, -1, &s_, nullptr) != SQLITE_OK) throw SqliteError(db);
   }
   ~Statement() { sqlite3_finalize(s_); }
   Statement(const Statement&) = delete;
@@ -89,7 +120,7 @@ class Statement {
   }
   bool step() {
     const int code = sqlite3_step(s_);
-    if (code != SQLITE_ROW && code != SQLITE_DONE) raise(db_, sqlite3_errmsg(db_));
+    if (code != SQLITE_ROW && code != SQLITE_DONE) throw SqliteError(db_);
     return code == SQLITE_ROW;
   }
   std::int64_t integer(int column) const { return sqlite3_column_int64(s_, column); }
@@ -158,6 +189,21 @@ StoredRun begun(const char* kind, const char* candidate, std::int64_t seed, cons
   return run;
 }
 
+// Reads a line that export_lines() wrote. Throws SchemaError, whose message begins with the place.
+StoredRun imported_run(const std::string& line, const std::string& place) {
+  const Json json = parse_json(line, place);
+  if (json.is_object() && at(json, "results").empty())
+    throw SchemaError(place + ": a run without results");
+  try {
+    return from_json<StoredRun>(json, place + ": run");
+  } catch (const SchemaError& e) {
+    throw SchemaError(
+        fmt::format("{}, so it is no run of a store (what `assay check --json` wrote "
+                    "goes in by --store of that command)",
+                    e.what()));
+  }
+}
+
 // The columns of a result are the fields of its description.
 struct ColumnNames {
   std::vector<const char*> names;
@@ -184,35 +230,70 @@ void Store::fail(const std::string& what) const {
 }
 
 void Store::execute(const char* sql) const {
-  char* message = nullptr;
-  if (sqlite3_exec(db_.get(), sql, nullptr, nullptr, &message) == SQLITE_OK) return;
-  const std::string what = message ? message : sqlite3_errmsg(db_.get());
-  sqlite3_free(message);
-  raise(db_.get(), fmt::format("{}: {}", path_, what));
+  if (sqlite3_exec(db_.get(), sql, nullptr, nullptr, nullptr) != SQLITE_OK)
+    throw SqliteError(db_.get());
 }
 
-Store::Store(const std::string& path) : path_(path) {
+Store::Store(const std::string& path, Use use) : path_(path) {
+  naming(path_, [&] {
+    open_file(use);
+    sqlite3_busy_timeout(db_.get(), 30000);
+    // SQLite waits for a lock, but not for the one that changes the journal of a new file.
+    const auto deadline = seconds_from_now(30);
+    for (;;) {
+      try {
+        prepare();
+        return;
+      } catch (const SqliteError& e) {
+        sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
+        if (e.code != SQLITE_BUSY || Clock::now() > deadline) throw;
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      }
+    }
+  });
+}
+
+void Store::open_file(Use use) {
+  if (const std::error_code why = why_not_writable(path_);
+      why && why != std::errc::no_such_file_or_directory) {
+    if (use == Use::write) fail(why.message());
+    read_into_memory();
+    return;
+  }
   sqlite3* db = nullptr;
   const int code =
-      sqlite3_open_v2(path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);
+      sqlite3_open_v2(path_.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);
   db_.reset(db);
-  if (code != SQLITE_OK) fail(db ? sqlite3_errmsg(db) : "cannot be opened");
-  sqlite3_busy_timeout(db, 30000);
-  // SQLite waits for a lock, but not for the one that changes the journal of a new file.
-  const auto deadline = seconds_from_now(30);
-  for (;;) {
-    try {
-      prepare();
-      return;
-    } catch (const StoreError& e) {
-      sqlite3_exec(db, "ROLLBACK", nullptr, nullptr, nullptr);
-      if (!dynamic_cast<const Busy*>(&e) || Clock::now() > deadline) {
-        if (std::string(e.what()).starts_with(path_)) throw;
-        fail(e.what());
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-  }
+  if (db == nullptr) fail("cannot be opened");
+  if (code != SQLITE_OK) throw SqliteError(db);
+}
+
+// SQLite cannot open a store without files beside it, which cannot be made here.
+void Store::read_into_memory() {
+  std::error_code none;
+  if (std::filesystem::file_size(std::filesystem::canonical(path_, none).string() + "-wal", none) >
+          0 &&
+      !none)
+    fail(
+        "has a write-ahead log beside it, which can be read only where files can be written; copy "
+        "both to such a place");
+  std::ifstream in(path_, std::ios::binary);
+  if (!in) fail(std::generic_category().message(errno));
+  const std::string bytes{std::istreambuf_iterator<char>(in), {}};
+  sqlite3* db = nullptr;
+  sqlite3_open_v2(":memory:", &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, nullptr);
+  db_.reset(db);
+  auto* copy = static_cast<unsigned char*>(sqlite3_malloc64(bytes.size()));
+  if (db == nullptr || copy == nullptr) throw StoreFailure(path_ + ": out of memory");
+  std::ranges::copy(bytes, copy);
+  // The versions of the format for writing and reading: with 2, SQLite would look for a log.
+  if (constexpr std::size_t versions = 18; bytes.size() > versions + 1)
+    copy[versions] = copy[versions + 1] = 1;
+  if (sqlite3_deserialize(db, "main", copy, static_cast<sqlite3_int64>(bytes.size()),
+                          static_cast<sqlite3_int64>(bytes.size()),
+                          SQLITE_DESERIALIZE_FREEONCLOSE | SQLITE_DESERIALIZE_RESIZEABLE) !=
+      SQLITE_OK)
+    throw SqliteError(db);
 }
 
 // Checks that the file is a store, and brings it up to date.
@@ -307,7 +388,8 @@ std::int64_t Store::append(const FaultsScore& score, const Machine& machine) {
     r.reason = f.proof;
     r.counters = {{"class", f.fault_class}};
   }
-  whole.sentence = fmt::format("{} of {} faults killed", score.killed, score.faults.size());
+  whole.sentence =
+      fmt::format("{} of {} killed", score.killed, counted(score.faults.size(), "fault"));
   return insert_alone(whole);
 }
 
@@ -327,8 +409,8 @@ std::int64_t Store::append(const FuzzSummary& summary, const Machine& machine) {
                   {"corpus", t.corpus},
                   {"findings", t.findings}};
   }
-  whole.sentence = fmt::format("{} targets, {:.0f} s, {} findings", summary.targets.size(),
-                               summary.seconds, summary.findings.size());
+  whole.sentence = fmt::format("{}, {:.0f} s, {}", counted(summary.targets.size(), "target"),
+                               summary.seconds, counted(summary.findings.size(), "finding"));
   return insert_alone(whole);
 }
 
@@ -370,15 +452,17 @@ std::int64_t Store::append(const BenchRun& run) {
 }
 
 std::int64_t Store::insert_alone(const StoredRun& run) {
-  execute("BEGIN IMMEDIATE");
-  try {
-    const std::int64_t id = insert(run);
-    execute("COMMIT");
-    return id;
-  } catch (const std::exception& e) {
-    sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
-    fail(e.what());
-  }
+  return naming(path_, [&] {
+    execute("BEGIN IMMEDIATE");
+    try {
+      const std::int64_t id = insert(run);
+      execute("COMMIT");
+      return id;
+    } catch (...) {
+      sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
+      throw;
+    }
+  });
 }
 
 std::int64_t Store::append_benchmarks(const Json& report, const std::string& title) {
@@ -406,26 +490,38 @@ std::int64_t Store::append_benchmarks(const Json& report, const std::string& tit
         if (value.is_number() && name != "real_time" && name != "cpu_time")
           r.counters[name] = value;
     }
-  } catch (const Json::exception& e) {
-    fail(fmt::format("{} is no report of Google Benchmark: {}", title, e.what()));
+  } catch (const Json::exception&) {
+    fail(fmt::format(
+        "{} is no report of Google Benchmark: a field is missing or has a value of another type",
+        title));
   }
   if (whole.results.empty()) fail(fmt::format("{} has no iteration of a benchmark", title));
-  whole.sentence = fmt::format("{} measurements", whole.results.size());
+  whole.sentence = counted(whole.results.size(), "measurement");
   return insert_alone(whole);
 }
 
 std::vector<RunEntry> Store::runs() const {
-  std::vector<RunEntry> all;
-  Statement s(db_.get(),
-              "SELECT id, kind, started, title, candidate, commit_id, sentence, (SELECT count(*) "
-              "FROM result WHERE run = id) FROM run ORDER BY id");
-  while (s.step())
-    all.push_back({s.integer(0), s.text(1), s.text(2), s.text(3), s.text(4), s.text(5), s.text(6),
-                   s.integer(7)});
-  return all;
+  return naming(path_, [&] {
+    std::vector<RunEntry> all;
+    Statement s(db_.get(),
+                "SELECT id, kind, started, title, candidate, commit_id, sentence, (SELECT count(*) "
+                "FROM result WHERE run = id) FROM run ORDER BY id");
+    while (s.step())
+      all.push_back({s.integer(0), s.text(1), s.text(2), s.text(3), s.text(4), s.text(5), s.text(6),
+                     s.integer(7)});
+    return all;
+  });
 }
 
 StoredRun Store::run(std::int64_t id) const {
+  try {
+    return naming(path_, [&] { return read_run(id); });
+  } catch (const SchemaError& e) {
+    fail(fmt::format("run {} is damaged: {}", id, e.what()));
+  }
+}
+
+StoredRun Store::read_run(std::int64_t id) const {
   Statement s(db_.get(),
               "SELECT kind, started, title, candidate, seed, commit_id, machine, sentence "
               "FROM run WHERE id = ?");
@@ -434,7 +530,7 @@ StoredRun Store::run(std::int64_t id) const {
   StoredRun run{id,        s.text(0),
                 s.text(1), s.text(2),
                 s.text(3), s.integer(4),
-                s.text(5), Json::parse(s.text(6)),
+                s.text(5), parse_json(s.text(6), "machine"),
                 s.text(7), {}};
   const auto& columns = result_columns();
   const std::string select =
@@ -446,10 +542,10 @@ StoredRun Store::run(std::int64_t id) const {
     for (std::size_t k = 0; k < columns.size(); ++k) {
       Json value = r.json(static_cast<int>(k));
       if (value.is_null()) continue;
-      const bool json = std::string_view(columns[k]) == "counters";
-      row[columns[k]] = json ? Json::parse(value.get<std::string>()) : std::move(value);
+      const bool json = std::string_view(columns[k]) == "counters" && value.is_string();
+      row[columns[k]] = json ? parse_json(value.get<std::string>(), "counters") : std::move(value);
     }
-    run.results.push_back(from_json<StoredResult>(row, fmt::format("{}: run {}", path_, id)));
+    run.results.push_back(from_json<StoredResult>(row, "result"));
   }
   return run;
 }
@@ -460,35 +556,31 @@ void Store::export_lines(std::ostream& out) const {
 }
 
 std::size_t Store::import_lines(std::istream& in) {
-  std::size_t count = 0, number = 0;
-  execute("BEGIN IMMEDIATE");
-  try {
-    for (std::string line; std::getline(in, line);) {
-      ++number;
-      if (line.empty()) continue;
-      const Json json = Json::parse(line);
-      if (json.is_object() && at(json, "results").empty())
-        throw StoreError("a run without results");
-      const auto run = from_json<StoredRun>(json, "run");
-      insert(run);
-      ++count;
+  return naming(path_, [&] {
+    execute("BEGIN IMMEDIATE");
+    try {
+      const std::size_t count = insert_lines(in);
+      execute("COMMIT");
+      return count;
+    } catch (const SchemaError& e) {
+      sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
+      fail(fmt::format("{}; nothing was imported", e.what()));
+    } catch (...) {
+      sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
+      throw;
     }
-    if (count == 0) throw StoreError("there is no run");
-    execute("COMMIT");
-  } catch (const Json::parse_error& e) {
-    sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
-    fail(fmt::format("line {} of what is imported: no JSON from byte {} on; nothing was imported",
-                     number, e.byte));
-  } catch (const SchemaError& e) {
-    sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
-    fail(fmt::format(
-        "line {} of what is imported: {}, so it is no run of a store (what `assay check "
-        "--json` wrote goes in by --store of that command); nothing was imported",
-        number, e.what()));
-  } catch (const std::exception& e) {
-    sqlite3_exec(db_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
-    fail(fmt::format("line {} of what is imported: {}; nothing was imported", number, e.what()));
+  });
+}
+
+std::size_t Store::insert_lines(std::istream& in) {
+  std::size_t count = 0, number = 0;
+  for (std::string line; std::getline(in, line);) {
+    ++number;
+    if (line.empty()) continue;
+    insert(imported_run(line, fmt::format("line {} of what is imported", number)));
+    ++count;
   }
+  if (count == 0) throw SchemaError("in what is imported there is no run");
   return count;
 }
 

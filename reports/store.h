@@ -23,6 +23,10 @@ namespace assay {
 struct StoreError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+// The machine could not read or write the file: its disk is full, for example. It names the file.
+struct StoreFailure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 // A line in the list of runs.
 struct RunEntry {
@@ -35,9 +39,13 @@ struct RunEntry {
 // write-ahead log). Several processes may append at the same time.
 class Store {
  public:
-  // Makes the file if there is none, and brings an older schema up to date. Throws StoreError for a
+  // A reader asks for runs alone.
+  enum class Use { write, read };
+  // A writer makes the file if there is none. An older schema is brought up to date. Where the file
+  // or its folder cannot be written, a reader reads the file into memory. Throws StoreError for a
   // newer schema, a damaged file, and a file that is no store. It does not change such files.
-  explicit Store(const std::string& path);
+  // Every function throws StoreFailure if the machine fails.
+  explicit Store(const std::string& path, Use use = Use::write);
   ~Store();
   Store(const Store&) = delete;
   Store& operator=(const Store&) = delete;
@@ -64,8 +72,12 @@ class Store {
   struct Close {
     void operator()(sqlite3* db) const;
   };
+  void open_file(Use use);
+  void read_into_memory();
   void prepare();
+  StoredRun read_run(std::int64_t id) const;
   std::int64_t insert(const StoredRun& run);
+  std::size_t insert_lines(std::istream& in);
   // Inserts the whole run in a transaction of its own.
   std::int64_t insert_alone(const StoredRun& run);
   void execute(const char* sql) const;

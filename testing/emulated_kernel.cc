@@ -123,7 +123,8 @@ class Row {
       whole.max = m;
     }
     const Index lse_at = out.lse.at(b_, h_, i_, 0);
-    for (std::size_t c = 0; c < dv_; ++c) {
+    if (c_.divides_first) multiply_stored_softmax(whole, out);
+    for (std::size_t c = 0; c < dv_ && !c_.divides_first; ++c) {
       const float inverse = 1 / whole.sum;
       const float o = whole.sum == 0               ? 0
                       : c_.division_roundings == 2 ? whole.accumulator[c] * inverse
@@ -184,6 +185,31 @@ class Row {
     whole.sum = merged(whole.sum, x.sum);
     for (std::size_t c = 0; c < dv_; ++c)
       whole.accumulator[c] = merged(whole.accumulator[c], x.accumulator[c]);
+  }
+
+  // The softmax is stored, in the dtype of the weights, and then multiplied by V.
+  void multiply_stored_softmax(const Partial& whole, const AttentionOutput& out) {
+    const float keep_scale = 1.0f / (1.0f - p_.dropout), inverse = 1 / whole.sum;
+    std::vector<Index> keys;
+    std::vector<float> weights;
+    for (Index j = 0; j < p_.shape.keys; ++j) {
+      if (seen_.bias[usize(j)] == -std::numeric_limits<double>::infinity()) continue;
+      const float e = exp_of(score(j) - whole.max);
+      const float divided = c_.division_roundings == 2 ? e * inverse : e / whole.sum;
+      const float cast = rounded(c_.weight_dtype, divided);
+      keys.push_back(j);
+      weights.push_back(p_.dropout == 0                   ? cast
+                        : keeps_weight(p_, b_, h_, i_, j) ? cast * keep_scale
+                                                          : 0);
+    }
+    for (std::size_t c = 0; c < dv_; ++c) {
+      std::vector<float> v;
+      for (Index j : keys)
+        v.push_back(static_cast<float>(
+            load(p_.v, p_.v.at(b_, h_ / p_.shape.group(), j, static_cast<Index>(c)))));
+      store(out.o, out.o.at(b_, h_, i_, static_cast<Index>(c)),
+            keys.empty() ? 0 : dot(e_.accumulation, weights, v, 0));
+    }
   }
 
   float score(Index j) const { return biased_score(j, capped_score(j)); }
@@ -314,6 +340,14 @@ std::vector<Emulation> emulations(Dtype dtype) {
       ExpModel::base_two_fused, [](Contract& c) { c.tile = 16, c.split_keys = 32; });
   add("fp32, splits, order not declared", Accumulation::fma, ExpModel::precise,
       [](Contract& c) { c.tile = 16, c.split_keys = 32, c.ordered = false; });
+  const auto stored_softmax = [](Contract& c) { c.divides_first = true, c.ordered = false; };
+  add("fp32, softmax stored", Accumulation::fma, ExpModel::precise, stored_softmax);
+  add("fp32, softmax stored, noisy exp, divided", Accumulation::rounded_products, ExpModel::noisy,
+      [](Contract& c) { c.divides_first = true, c.ordered = false, c.division_roundings = 1; });
+  add("softmax stored, order declared", Accumulation::fma, ExpModel::precise,
+      [](Contract& c) { c.divides_first = true, c.tile = 1024; });
+  add("softmax stored, truncating blocks of 16", Accumulation::truncating_block, ExpModel::precise,
+      stored_softmax);
   add("truncating blocks of 16", Accumulation::truncating_block, ExpModel::precise, plain);
   add("truncating blocks of 16, splits", Accumulation::truncating_block, ExpModel::precise,
       [](Contract& c) { c.tile = 16, c.split_keys = 48; });
@@ -330,6 +364,8 @@ std::vector<Emulation> emulations(Dtype dtype) {
         [=](Contract& c) { c.weight_dtype = dtype, c.score_dtype = dtype; });
     add("weights in the dtype, dS from them and scaled", Accumulation::fma, ExpModel::precise,
         [=](Contract& c) { c.weight_dtype = dtype, c.score_gradients_late = true; });
+    add("softmax stored in the dtype", Accumulation::fma, ExpModel::precise,
+        [=](Contract& c) { c.divides_first = true, c.ordered = false, c.weight_dtype = dtype; });
     add("weights in e4m3", Accumulation::fma, ExpModel::precise,
         [](Contract& c) { c.weight_dtype = Dtype::f8e4m3; });
     add("fp16 accumulator", Accumulation::half, ExpModel::precise,

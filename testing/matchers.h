@@ -50,7 +50,7 @@ void PrintTo(const Result&, std::ostream* to) {
 
 // Whether a verdict that fails has an element outside its bound, unless nothing could be compared.
 inline bool is_consistent(const Verdict& v) {
-  return v.outcome != Outcome::fail || v.outside > 0 || v.outputs.empty();
+  return v.outcome != Outcome::fail || v.outside > 0 || v.by_evidence || v.outputs.empty();
 }
 
 // Matches a verdict, or the result of a case, that has the expected outcome and reason.

@@ -7,6 +7,7 @@
 #include "harness/candidates/cached.h"
 #include "harness/candidates/contracts.h"
 #include "harness/candidates/library_candidate.h"
+#include "harness/candidates/python_candidate.h"
 #include "harness/faults/planted_faults.h"
 #include "kernels/attention/attention.h"
 #include "kernels/device/device_backend.h"
@@ -259,6 +260,11 @@ class Faulty : public Candidate {
 
 }  // namespace
 
+const Features& Candidate::features() const {
+  static const Features all;
+  return all;
+}
+
 Dtype out_dtype(const Call& call) {
   return std::visit(ByCall{[](const ForwardCall& c) { return c.out.o.dtype; },
                            [](const CachedCall& c) { return c.out.o.dtype; },
@@ -304,6 +310,7 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name == "sdpa") return std::make_unique<Sdpa>();
   if (name.starts_with("device:")) return std::make_unique<OnDevice>(name.substr(7));
   if (name.starts_with("lib:")) return make_library_candidate(name.substr(4));
+  if (name.starts_with("python:")) return make_python_candidate(name.substr(7));
   if (name.starts_with("fault:"))
     for (const PlantedFault& f : planted_faults)
       if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
@@ -317,6 +324,7 @@ std::vector<std::string> candidate_names() {
   std::vector<std::string> names = {"host", "host-undeclared", "unfused", "sdpa"};
   for (const std::string& device : kernels::device_names()) names.push_back("device:" + device);
   names.push_back("lib:PATH");
+  names.push_back("python:FILE::FUNCTION");
   names.push_back("fault:NAME");
   return names;
 }

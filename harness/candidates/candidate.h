@@ -13,6 +13,7 @@
 #include "kernels/status.h"
 #include "oracle/contract.h"
 #include "oracle/product.h"
+#include "problem/features.h"
 #include "problem/generate.h"
 
 namespace assay {
@@ -86,6 +87,9 @@ class Candidate {
   virtual ~Candidate() = default;
   virtual std::string name() const = 0;
   virtual Abilities abilities() const = 0;
+  // The features of cases that the candidate has. A case that needs another one is unsupported, and
+  // suites are drawn without it.
+  virtual const Features& features() const;
   // Why the candidate does not do this call although abilities() allows it; empty if it does the
   // call.
   virtual std::string unsupported(const Call& call) const = 0;
@@ -126,6 +130,11 @@ struct CandidateError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The candidate found while it ran that it does not do this call. The case is unsupported.
+struct CandidateDeclined : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct DeviceUnavailable : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -133,7 +142,8 @@ struct DeviceUnavailable : std::runtime_error {
 // "host": the production kernel; "host-undeclared": the same without its contract; "unfused": the
 // dispatcher's fallback; "sdpa": whatever the dispatcher chooses; "device:NAME": the kernels of a
 // device (kernels/device/device.h), which is opened at once; "lib:PATH": a shared library
-// (library_candidate.h); "fault:NAME": the production kernel with a planted fault. Throws
+// (library_candidate.h); "python:FILE::FUNCTION": a Python function (python_candidate.h);
+// "fault:NAME": the production kernel with a planted fault. Throws
 // std::invalid_argument for any other name, DeviceUnavailable if the device cannot be opened.
 std::unique_ptr<Candidate> make_candidate(const std::string& name);
 // The names that messages offer: those above, with PATH and NAME unreplaced.

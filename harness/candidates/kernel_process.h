@@ -1,7 +1,9 @@
 // A kernel library of another author in a process of its own. Tensors lie in memory that both
 // processes map at the same addresses. The library's side maps inputs read-only, and outputs and
 // workspace lie between pages that are not mapped. What the library does to its process (a crash,
-// exit, a broken heap, a stray write) becomes a finding and costs one call.
+// exit, a broken heap, a stray write) becomes a finding and costs one call. The library's process
+// does not hold, and cannot open, what verdicts travel on (harness/confinement.h), and what it
+// starts ends with it (harness/keeper.h).
 #pragma once
 
 #include <assay/kernel.h>
@@ -76,10 +78,15 @@ class KernelCall {
   std::vector<std::vector<std::byte>> kept_;
 };
 
+struct KernelRequest;
+struct KernelResponse;
+
+// Every function that exchanges something with the library throws ShortageError if memory,
+// descriptors or processes run short on either side.
 class KernelProcess {
  public:
   // Starts `server serve-kernel` and loads the library. Throws LibraryError, or std::system_error
-  // if the process cannot be started.
+  // if the process cannot be started. From then on no process of this user can look into this one.
   explicit KernelProcess(std::string library, std::string server = "/proc/self/exe");
   ~KernelProcess();
   KernelProcess(const KernelProcess&) = delete;
@@ -117,26 +124,22 @@ class KernelProcess {
   using Probe = std::function<void(const assay_stage&)>;
   Answer run(KernelCall& call, int operation, const Arguments& arguments, const Probe& probe = {});
 
-  // Serves the requests in the process of the library: `serve-kernel LIBRARY` runs it.
-  static int serve(const std::string& library, std::size_t base);
-
  private:
-  struct Request;
-  struct Response;
-  struct Teller;
   void start();
   void stop();
-  std::string exchange(KernelCall& call, Request& request, Response& response,
+  std::string exchange(KernelCall& call, KernelRequest& request, KernelResponse& response,
                        const Probe& probe = {});
-  std::string hear(const Response& told, const Probe& probe);
+  std::string hear(const KernelResponse& told, const Probe& probe);
   std::string how_it_ended(const char* when);
   void reserve(std::size_t bytes);
+  void give_back(std::size_t end);
 
   const std::string library_, server_;
   LibraryFacts facts_;
   std::optional<Process> process_;
   Descriptor socket_, memory_;
   std::size_t base_ = 0, mapped_ = 0;
+  std::size_t filled_ = 0;  // bytes of the arena that may be in memory
 };
 
 }  // namespace assay

@@ -7,8 +7,8 @@
 
 #include "harness/candidates/cached.h"
 #include "harness/candidates/kernel_process.h"
+#include "harness/candidates/paged.h"
 #include "harness/faults/planted_faults.h"
-#include "harness/judging/outputs.h"
 #include "kernels/c_interface/c_fields.h"
 
 namespace assay {
@@ -163,7 +163,8 @@ class Library : public Candidate {
     if (c.c.cache.kind == CacheSpec::Kind::latent) return "a latent cache for a library";
     if (c.c.cache_dtype() != c.c.dtype)
       return fmt::format("a cache in {} for a library", format(c.c.cache_dtype()).name);
-    return ask(ASSAY_DECODE, of_cache(c.c, c.inputs.problem, {0, c.c.shape.rows}), c.out.o.dtype);
+    return ask(ASSAY_DECODE, paged_problem(c.c, c.inputs.problem, {0, c.c.shape.rows}),
+               c.out.o.dtype);
   }
   std::string unsupported_backward(const BackwardCall& c) const {
     if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";
@@ -257,22 +258,6 @@ class Library : public Candidate {
     return finish(process_.run(call, ASSAY_PRODUCT, a), "product");
   }
 
-  // The problem of a chunk of rows as the last tokens of a cache. K and V have shapes only.
-  static Attention of_cache(const Case& c, const Attention& whole, Chunk rows) {
-    const AttentionShape& s = c.shape;
-    const Index keys = s.keys - s.rows + rows.first + rows.count;
-    Attention p = rows_of(whole, rows, keys);
-    const auto every = usize(s.batch);
-    p.key_lengths.assign(every, keys);
-    p.offset.assign(every, keys - rows.count);
-    if (!c.starts.empty())
-      for (std::size_t b = 0; b < every; ++b)
-        p.key_starts.push_back(c.starts[c.starts.size() == 1 ? 0 : b]);
-    p.k = {whole.q.data, whole.q.dtype, {s.batch, s.kv_heads, keys, s.dim}, {}, 0};
-    p.v = {whole.q.data, whole.q.dtype, {s.batch, s.kv_heads, keys, s.value_dim}, {}, 0};
-    return p;
-  }
-
   Status decode(const CachedCall& c, const Request& r) {
     for (const Chunk& rows : chunks_of(c.c)) {
       const AttentionOutput out = rows_of(c.out, rows);
@@ -282,46 +267,21 @@ class Library : public Candidate {
     return {};
   }
 
-  // Lays the pages in an order of their own: those of one sequence are apart, with falling numbers.
-  // Slots that no token fills hold NaN.
   Status decode(const Case& c, const Inputs& in, Chunk rows, const AttentionOutput& out,
                 int threads) {
     const AttentionShape& s = c.shape;
-    const Attention p = of_cache(c, in.problem, rows);
-    const bool paged = c.cache.kind == CacheSpec::Kind::paged;
-    const Index size = paged ? c.cache.page : std::max<Index>(s.keys, 1),
-                each = (s.keys + size - 1) / size, all = each * s.batch;
-    std::vector<std::int32_t> table(usize(all), -1);
-    const auto paged_tensor = [&](const TensorView& tokens, Index columns) {
-      const Extents shape{all, s.kv_heads, size, columns};
-      Tensor pages(
-          c.dtype, shape,
-          {{s.kv_heads * size * columns, size * columns, columns, 1}, 0, element_count(shape)});
-      poison(pages, Poison::nan);
-      for (Index b = 0; b < s.batch; ++b)
-        for (Index j = p.key_starts.empty() ? 0 : p.key_starts[usize(b)];
-             j < p.key_lengths[usize(b)]; ++j) {
-          const Index page = all - 1 - (j / size * s.batch + b);
-          table[usize(b * each + j / size)] = static_cast<std::int32_t>(page);
-          for (Index g = 0; g < s.kv_heads; ++g)
-            for (Index d = 0; d < columns; ++d)
-              store(pages.view(), pages.view().at(page, g, j % size, d),
-                    load(tokens, tokens.at(b, g, j, d)));
-        }
-      return pages;
-    };
-    const Tensor k = paged_tensor(in.token_k.view(), s.dim),
-                 v = paged_tensor(in.token_v.view(), s.value_dim);
+    const Attention p = paged_problem(c, in.problem, rows);
+    const PagedTokens tokens = paged_tokens(c, in, p);
     KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::but_keys);
     assay_pages pages{ASSAY_VERSION,
                       sizeof(assay_pages),
-                      call.add_input(k.view()),
-                      call.add_input(v.view()),
-                      size,
-                      each,
-                      call.add_list(table)};
+                      call.add_input(tokens.k.view()),
+                      call.add_input(tokens.v.view()),
+                      tokens.size,
+                      tokens.each,
+                      call.add_list(tokens.table)};
     a.pages = call.add(pages);
     a.o = call.add_output(shaped(out.o, s.value_dim, p));
     if (process_.facts().lse) a.lse = call.add_output(shaped(out.lse, 1, p));

@@ -160,19 +160,25 @@ std::vector<Case> smaller(const Case& c) {
   return steps;
 }
 
-Case shrink(Case failing, const std::function<bool(const Case&)>& fails,
+Case shrink(Case failing, const FirstFailing& first_failing,
             const std::function<bool()>& keep_going) {
-  for (bool moved = true; moved && keep_going();) {
-    moved = false;
-    for (Case& next : smaller(failing)) {
-      if (!keep_going()) break;
-      if (!fails(next)) continue;
-      failing = std::move(next);
-      moved = true;
-      break;
-    }
+  while (keep_going()) {
+    std::vector<Case> steps = smaller(failing);
+    const std::optional<std::size_t> found = first_failing(steps);
+    if (!found) break;
+    failing = std::move(steps[*found]);
   }
   return failing;
+}
+
+Case shrink(Case failing, const std::function<bool(const Case&)>& fails,
+            const std::function<bool()>& keep_going) {
+  const auto first = [&](const std::vector<Case>& steps) -> std::optional<std::size_t> {
+    for (std::size_t k = 0; k < steps.size() && keep_going(); ++k)
+      if (fails(steps[k])) return k;
+    return std::nullopt;
+  };
+  return shrink(std::move(failing), FirstFailing(first), keep_going);
 }
 
 }  // namespace assay

@@ -38,7 +38,7 @@ struct Factor {
 // Levels that cannot occur together. Each is a pair of the name of its factor and its own name.
 struct Exclusion {
   std::string_view why;
-  std::vector<std::pair<std::string_view, std::string_view>> levels;
+  std::vector<std::pair<std::string, std::string>> levels;
 };
 
 // Makes a level for each value of an enumeration; `of` returns the field of a case that holds it.
@@ -152,18 +152,81 @@ std::vector<Factor> forward_factors() {
   };
 }
 
+// The seed of the data of a suite, and the features that its cases may need.
+struct SuiteSeed {
+  std::uint64_t seed;
+  const Features& has;
+  operator std::uint64_t() const { return seed; }  // NOLINT(google-explicit-constructor)
+};
+
+// Leaves out the levels that need features that are missing. Each level is tried on a case that has
+// the first possible level of every factor before it, and those that miss the fewest features stay.
+// So a factor keeps its levels if no choice of a level helps, and the cases are left out later.
+std::vector<Factor> possible(std::vector<Factor> factors, const Features& has) {
+  Case so_far;
+  for (Factor& factor : factors) {
+    std::vector<Level> kept;
+    Case first;
+    std::ptrdiff_t fewest = std::numeric_limits<std::ptrdiff_t>::max();
+    for (Level& level : factor.levels) {
+      Case c = so_far;
+      level.change(c);
+      const auto missing = std::ranges::count_if(
+          features_of(c), [&](const std::string& name) { return !has.has(name); });
+      if (missing > fewest) continue;
+      if (missing < fewest) {
+        kept.clear();
+        first = std::move(c);
+        fewest = missing;
+      }
+      kept.push_back(std::move(level));
+    }
+    so_far = std::move(first);
+    factor.levels = std::move(kept);
+  }
+  return factors;
+}
+
+// Leaves out a level that cannot occur with the only levels that other factors have left.
+void leave_out_impossible(std::vector<Factor>& factors, const std::vector<Exclusion>& exclusions) {
+  using Named = std::pair<std::string, std::string>;
+  const auto is_only = [&](const Named& level) {
+    const std::vector<Level>& levels = factor_named(factors, level.first).levels;
+    return levels.size() == 1 && levels.front().name == level.second;
+  };
+  const auto leave_out_level = [&](const Named& level) {
+    std::vector<Level>& levels = factor_named(factors, level.first).levels;
+    return levels.size() > 1 &&
+           std::erase_if(levels, [&](const Level& l) { return l.name == level.second; }) > 0;
+  };
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (const Exclusion& e : exclusions)
+      for (const Named& level : e.levels)
+        if (std::ranges::all_of(
+                e.levels, [&](const Named& other) { return other == level || is_only(other); }))
+          changed = leave_out_level(level) || changed;
+  }
+}
+
 CoveringPlan plan_of(const std::vector<Factor>& factors, int structural_strength,
                      const std::vector<Exclusion>& exclusions = {}) {
   CoveringPlan plan;
   for (const Exclusion& e : exclusions) {
-    plan.excluded.emplace_back();
+    std::vector<std::pair<int, int>> excluded;
+    bool can_occur = true;
     for (const auto& [name, level] : e.levels) {
       const auto factor = std::ranges::find(factors, name, &Factor::name);
       if (factor == factors.end())
         throw std::logic_error(fmt::format("no factor is named {}", name));
-      plan.excluded.back().emplace_back(static_cast<int>(factor - factors.begin()),
-                                        static_cast<int>(level_named(*factor, level)));
+      const auto found = std::ranges::find(factor->levels, level, &Level::name);
+      can_occur = can_occur && found != factor->levels.end();  // a level may have been left out
+      // The only level of a factor is in every row, so the others alone exclude one another.
+      if (factor->levels.size() > 1)
+        excluded.emplace_back(static_cast<int>(factor - factors.begin()),
+                              static_cast<int>(found - factor->levels.begin()));
     }
+    if (can_occur) plan.excluded.push_back(std::move(excluded));
   }
   std::vector<int> everything, structural;
   for (std::size_t f = 0; f < factors.size(); ++f) {
@@ -191,14 +254,15 @@ std::vector<Case> cover(const std::vector<Factor>& factors, const CoveringPlan& 
   return cases;
 }
 
-std::vector<Case> cover(const std::vector<Factor>& factors, int structural_strength,
-                        std::uint64_t array_seed, std::uint64_t seed) {
+std::vector<Case> cover(const std::vector<Factor>& all, int structural_strength,
+                        std::uint64_t array_seed, const SuiteSeed& seed) {
+  const std::vector<Factor> factors = possible(all, seed.has);
   return cover(factors, plan_of(factors, structural_strength), array_seed, seed);
 }
 
 // A few families stand for all: those in which a maximum moves, a sum cancels, or the exact answer
 // is known.
-Suite smoke(std::uint64_t seed) {
+Suite smoke(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
   keep_levels(factors, "scores",
               {"normal", "negative", "growing", "tile-peaks", "subset", "gather"});
@@ -209,7 +273,7 @@ Suite smoke(std::uint64_t seed) {
 
 // The suite with which a new kernel begins: shapes, dtypes, causality and every family of inputs,
 // without any other mask.
-Suite plain(std::uint64_t seed) {
+Suite plain(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
   leave_out(factors, {"window", "padding", "boolean", "bias", "hidden", "alibi", "softcap", "sink",
                       "documents", "dropout", "layout", "threads"});
@@ -219,7 +283,7 @@ Suite plain(std::uint64_t seed) {
           cover(factors, 2, 20266, seed)};
 }
 
-Suite standard(std::uint64_t seed) {
+Suite standard(const SuiteSeed& seed) {
   Suite suite{"standard",
               "every pair of features and input families and every triple of structural features, "
               "twice over, and lanes of every kind of tile",
@@ -227,7 +291,8 @@ Suite standard(std::uint64_t seed) {
               {}};
   // With two arrays, each combination occurs together with two different sets of other levels.
   for (std::uint64_t array_seed : {20261, 20262})
-    for (Case& c : cover(forward_factors(), 3, array_seed, seed + 10000 * (array_seed - 20261)))
+    for (Case& c :
+         cover(forward_factors(), 3, array_seed, {seed + 10000 * (array_seed - 20261), seed.has}))
       suite.cases.push_back(std::move(c));
   // Arrays over features alone do not make the suite adequate. These cases add rows in which every
   // lane has a weight that shows, in each kind of tile, for each dtype and tile width.
@@ -265,7 +330,7 @@ Suite standard(std::uint64_t seed) {
 
 // Gradients: the features of the forward pass, and families of dO. Tiles of rows and of keys are 96
 // wide, and splits have one to six tiles.
-Suite backward(std::uint64_t seed) {
+Suite backward(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
   factors.push_back({"gradient", every<Values>([](Case& c) -> Values& {
                        c.operation = Operation::backward;
@@ -306,7 +371,7 @@ Suite backward(std::uint64_t seed) {
 
 // Few rows against many keys: each split of 512 keys is computed separately, and the splits are
 // merged.
-Suite decode(std::uint64_t seed) {
+Suite decode(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
   set_levels(factors, "lengths",
              {"l=1x1537", "l=1x511", "l=3x1024", "l=2x513", "l=5x2049", "l=8x700", "l=1x3000"});
@@ -355,7 +420,7 @@ std::vector<Level> layouts_of_tokens() {
 }
 
 // Keys and values that come through a cache.
-Suite caches(std::uint64_t seed) {
+Suite caches(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
   set_levels(factors, "lengths",
              {"l=37x53 offset=end", "l=1x131 offset=end", "l=64 offset=end", "l=5x257 offset=end",
@@ -405,7 +470,7 @@ Suite caches(std::uint64_t seed) {
 // Every path by which keys reach a row, and what can go wrong on it: tensors and caches of each
 // kind and dtype, one call and several, one split of the keys and several, with every mask and
 // feature, all in triples.
-Suite paths(std::uint64_t seed) {
+Suite paths(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
   leave_out(factors,
             {"lengths", "padding", "boolean", "bias", "hidden", "documents", "dropout", "scale"});
@@ -463,11 +528,12 @@ Suite paths(std::uint64_t seed) {
       {"store",
        {"", "store=bf16", "store=f8e4m3", "store=f8e5m2/16", stored_as_f4("store=f4e2m1/16")},
        true});
+  factors = possible(std::move(factors), seed.has);
   // A feature that needs a cache excludes plain tensors, and therefore lengths too.
   std::vector<Exclusion> exclusions = {{"tensors in chunks: they are read by one call",
                                         {{"path", ""}, {"calls", "37 rows in chunks"}}}};
-  const auto exclude_all_but_first = [&](std::string_view why, std::string_view factor,
-                                         std::pair<std::string_view, std::string_view> other) {
+  const auto exclude_all_but_first = [&](std::string_view why, const std::string& factor,
+                                         const std::pair<std::string, std::string>& other) {
     const std::vector<Level>& levels = factor_named(factors, factor).levels;
     for (std::size_t l = 1; l < levels.size(); ++l)
       exclusions.push_back({why, {{factor, levels[l].name}, other}});
@@ -482,6 +548,10 @@ Suite paths(std::uint64_t seed) {
   exclusions.push_back({own_lengths, {{"calls", "37 rows in chunks"}, {"mask", "lengths"}}});
   for (const char* factor : {"path", "store"})
     exclude_all_but_first(own_lengths, factor, {"mask", "lengths"});
+  if (seed.has.has_all())  // a misspelt name must not exclude nothing
+    for (const Exclusion& e : exclusions)
+      for (const auto& [name, level] : e.levels) level_named(factor_named(factors, name), level);
+  leave_out_impossible(factors, exclusions);
   const CoveringPlan plan = plan_of(factors, 3, exclusions);
   Suite suite{"paths",
               "every path of the keys with every mask, feature, layout and dtype: every triple",
@@ -496,7 +566,7 @@ Suite paths(std::uint64_t seed) {
   return suite;
 }
 
-Suite padding(std::uint64_t seed) {
+Suite padding(const SuiteSeed& seed) {
   Suite suite{"padding",
               "left, right and mixed padding, with and without causality, as intervals, boolean "
               "and additive masks",
@@ -533,7 +603,7 @@ Suite padding(std::uint64_t seed) {
   return suite;
 }
 
-Suite models(std::uint64_t seed) {
+Suite models(const SuiteSeed& seed) {
   Suite suite{"models",
               "the attention of real models: prefill, prefill in chunks and decode through a cache",
               {},
@@ -620,7 +690,7 @@ void fit_product(Case& c) {
                      std::min(poke.position[3], p.k - 1)};
 }
 
-Suite products(std::uint64_t seed) {
+Suite products(const SuiteSeed& seed) {
   auto rows = [](Index m) {
     return Level(fmt::format("m={}", m),
                  [=](Case& c) { c.operation = Operation::product, c.product.m = m; });
@@ -700,12 +770,12 @@ Suite products(std::uint64_t seed) {
 
 struct Entry {
   std::string_view name;
-  Suite (*make)(std::uint64_t);
+  Suite (*make)(const SuiteSeed&);
 };
 // A suite for simulators that do 1e5 multiply-adds a second. Lengths and dimensions go up to 32. A
 // few cases cross tiles of 64 keys and slices of 32 columns, where work-items share what they
 // overwrite.
-Suite tiny(std::uint64_t seed) {
+Suite tiny(const SuiteSeed& seed) {
   Suite suite{
       "tiny", "every feature of a device's kernels in a few thousand multiply-adds", {}, {}};
   for (const char* line :
@@ -734,9 +804,13 @@ constexpr Entry entries[] = {{"smoke", smoke},     {"standard", standard}, {"mod
 
 }  // namespace
 
-Suite make_suite(std::string_view name, std::uint64_t seed) {
+Suite make_suite(std::string_view name, std::uint64_t seed, const Features& has) {
   for (const Entry& e : entries)
-    if (e.name == name) return e.make(seed);
+    if (e.name == name) {
+      Suite suite = e.make({seed, has});
+      std::erase_if(suite.cases, [&](const Case& c) { return !has.missing(c).empty(); });
+      return suite;
+    }
   throw std::invalid_argument(
       fmt::format("unknown suite '{}'; there are {}", name, fmt::join(suite_names(), ", ")));
 }

@@ -114,15 +114,17 @@ struct FaultyStages : kernels::NoStages {
     return fault == "max-starts-at-lowest"_fault ? std::numeric_limits<float>::lowest()
                                                  : -std::numeric_limits<float>::infinity();
   }
-  float new_max(float running, float of_tile) const {
+  kernels::NextMax new_max(kernels::RunningMax before, kernels::TileMax tile) const {
+    const float running = before.value, of_tile = tile.value;
     // The kernel calls new_max(scores, next, running) with the last two arguments exchanged. The
     // maximum then goes into the old slot, and `next` keeps what the scratch memory held.
-    if (fault == "row-max-arguments-swapped"_fault) return std::numeric_limits<float>::quiet_NaN();
-    if (fault == "max-of-tile-only"_fault) return of_tile;
-    if (fault == "row-max-scaled-twice"_fault) return std::max(running, of_tile * problem->scale);
+    if (fault == "row-max-arguments-swapped"_fault)
+      return {std::numeric_limits<float>::quiet_NaN()};
+    if (fault == "max-of-tile-only"_fault) return {of_tile};
+    if (fault == "row-max-scaled-twice"_fault) return {std::max(running, of_tile * problem->scale)};
     if (fault == "stale-max"_fault && running > -std::numeric_limits<float>::infinity())
-      return running;
-    return std::max(running, of_tile);
+      return {running};
+    return {std::max(running, of_tile)};
   }
   float in_half(float c) const {
     return fault == "rescale-in-half-precision"_fault ? kernels::from_f16(kernels::to_f16(c)) : c;

@@ -8,6 +8,7 @@
 #include "harness/judging/painter.h"
 #include "harness/judging/quantization.h"
 #include "harness/judging/step.h"
+#include "harness/text.h"
 #include "oracle/backward_verdict.h"
 #include "problem/clock.h"
 
@@ -25,7 +26,11 @@ struct CaseRun {
   CaseResult& result;
 
   void turn(Turn whose) const {
-    if (options.turn) options.turn(whose);
+    if (options.begins) options.begins({whose, "", print_case(c)});
+  }
+  // The candidate computes this problem for a relation.
+  void asks(const char* relation, const Case& problem) const {
+    if (options.begins) options.begins({Turn::candidate, relation, print_case(problem)});
   }
   void end(Outcome outcome, std::string reason) const {
     result.outcome = outcome;
@@ -60,6 +65,7 @@ JudgeOptions CaseRun::judging(Painter* painter) const {
   judging.seed = c.seed;
   judging.ball_rows = options.ball_rows;
   judging.power = options.power;
+  judging.evidence = options.evidence;
   judging.statistics = has_independent_zero_mean(c);
   judging.without_lse = !candidate.abilities().lse;
   if (painter) judging.judged = [painter](const Element& e) { painter->add(e); };
@@ -103,13 +109,21 @@ bool judge_step(const CaseRun& run, const Step& step, const typename Step::Out& 
 template <class Step>
 void ask_relations(const CaseRun& run, const Step& step, const typename Step::Out& base) {
   if (!run.options.relations) return;
-  run.turn(Turn::candidate);
   const bool promises = run.candidate.abilities().promises_bits;
   Relations& found = run.result.relations;
-  for (const RelationOf<Step>& relation : step.relations())
-    found[relation.name] = relation.needs_promise && !promises
-                               ? Relation::not_applicable(other_order)
-                               : relation.ask({step, run.candidate, base});
+  for (const RelationOf<Step>& relation : step.relations()) {
+    const std::function<void(const Case&)> begins = [&](const Case& problem) {
+      run.asks(relation.name, problem);
+    };
+    begins(run.c);
+    try {
+      found[relation.name] = relation.needs_promise && !promises
+                                 ? Relation::not_applicable(other_order)
+                                 : relation.ask({step, run.candidate, base, begins});
+    } catch (const CandidateDeclined& e) {
+      found[relation.name] = Relation::not_applicable(e.what());
+    }
+  }
   for (const auto& [name, relation] : found)
     if (relation.how == Relation::How::violated)
       return run.end(Outcome::fail, fmt::format("relation {} {}", name, text_of(relation)));
@@ -215,7 +229,8 @@ std::string check_command(const std::string& candidate, const std::string& line,
   const char* pages = around == Surroundings::page_behind   ? " --guard-pages behind"
                       : around == Surroundings::page_before ? " --guard-pages before"
                                                             : "";
-  return fmt::format("assay check --candidate {}{} --case '{}'", candidate, pages, line);
+  return fmt::format("assay check --candidate {}{} --case {}", shell_word(candidate), pages,
+                     shell_quoted(line));
 }
 
 bool has_independent_zero_mean(const Case& c) {
@@ -248,8 +263,16 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   if (product) result.tail_step = tail_step_of(c.product.format);
   check_memory(c);
   const CaseRun run{c, candidate, options, execution_of(c), result};
-  for (const auto& row : operations)
-    if (row.operation == c.operation) row.run(run);
+  if (const std::string missing = candidate.features().missing(c); !missing.empty()) {
+    run.end(Outcome::unsupported, missing);
+    return result;
+  }
+  try {
+    for (const auto& row : operations)
+      if (row.operation == c.operation) row.run(run);
+  } catch (const CandidateDeclined& e) {
+    run.end(Outcome::unsupported, e.what());
+  }
   return result;
 }
 

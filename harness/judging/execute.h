@@ -19,14 +19,23 @@ inline constexpr auto table_of<Turn> = complete<Named<Turn>>({
     {Turn::verdict, "verdict"},
 });
 
+// What runs at present.
+struct Present {
+  Turn turn = Turn::candidate;
+  std::string relation;  // the relation that is asked; empty: the case itself runs
+  std::string line;      // the problem that the candidate computes, as a case line
+  bool operator==(const Present&) const = default;
+};
+
 struct ExecuteOptions {
   int oracle_threads = 1;
   int ball_rows = 1;
   bool power = true;
   bool relations = true;
-  Surroundings around = Surroundings::bands;  // it surrounds every tensor
-  bool pictures = false;                      // keep the data that a report draws
-  std::function<void(Turn)> turn = nullptr;   // called when a turn begins
+  EvidenceRule evidence = EvidenceRule::fail;
+  Surroundings around = Surroundings::bands;             // it surrounds every tensor
+  bool pictures = false;                                 // keep the data that a report draws
+  std::function<void(const Present&)> begins = nullptr;  // called when something else begins
 };
 
 // Each step of the case (its forward pass, its gradients, its product) runs twice. The outputs are

@@ -196,6 +196,7 @@ Relation after_another_call(const AskedForward& asked) {
     other.keep = {MaskPattern::random, {true, false, false, true}};
   else other.keep = {};
   for (const Case& between : {other, scaled}) {
+    asked.begins(between);
     const Inputs in(between, step.in.around);
     const ForwardStep another = of_case(step, between, in);
     const Outputs ignored = another.outputs();

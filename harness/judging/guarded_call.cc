@@ -4,16 +4,22 @@
 
 #include <algorithm>
 #include <exception>
+#include <new>
+#include <system_error>
 
+#include "harness/shortage.h"
 #include "kernels/simd/targets.h"
 
 namespace assay {
 namespace {
 
+// Throws ShortageError for the status of a kernel that has found no memory.
 std::string failure_of(const kernels::Status& status) {
   if (status.ok()) return {};
-  return fmt::format("status {} ({}): {}", static_cast<int>(status.code),
-                     kernels::message_of(status.code), status.detail);
+  std::string failure = fmt::format("status {} ({}): {}", static_cast<int>(status.code),
+                                    kernels::message_of(status.code), status.detail);
+  if (status.code == kernels::StatusCode::memory_allocation_failed) throw ShortageError(failure);
+  return failure;
 }
 
 std::vector<std::byte> bytes_of(const WatchedInputs& inputs) {
@@ -45,8 +51,16 @@ std::string tensor_name(Output output) {
 std::string call_plainly(Candidate& candidate, const Request& request) {
   try {
     return failure_of(candidate.run(request));
+  } catch (const CandidateDeclined&) {
+    throw;  // this is no failure
   } catch (const CandidateError& e) {
     return e.what();
+  } catch (const ShortageError&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const std::system_error& e) {  // there is no thread, no descriptor, no memory to share
+    throw ShortageError(e.what());
   } catch (const std::exception& e) {
     return fmt::format("the candidate threw: {}", e.what());
   } catch (...) {

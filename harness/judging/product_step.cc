@@ -47,6 +47,9 @@ Product row_of(const Product& p, Index m) {
 Relation single_rows(const AskedProduct& asked) {
   const ProductStep& step = asked.step;
   if (step.c.product.m < 2) return Relation::not_applicable("there is one row");
+  Case one = step.c;
+  one.product.m = 1;
+  asked.begins(one);
   const ProductOutput out = step.outputs();
   for (Index m = 0; m < step.c.product.m; ++m) {
     TensorView row = out.c.view();
@@ -66,6 +69,9 @@ Relation many_rows(const AskedProduct& asked) {
   if (!step.in.problem.a || step.c.product.m == 0)
     return Relation::not_applicable("A is low-bit, or empty");
   constexpr Index times = 97;
+  Case larger = step.c;
+  larger.product.m = times;
+  asked.begins(larger);
   const Index n = step.c.product.n;
   Product many = row_of(step.in.problem, 0);
   many.m = times;

@@ -12,6 +12,7 @@
 //   std::span<const RelationOf<S>> relations() const
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 
@@ -26,6 +27,8 @@ struct Asked {
   const Step& step;
   Candidate& candidate;
   const typename Step::Out& base;
+  // Called before the candidate computes another problem than that of the step.
+  const std::function<void(const Case& problem)>& begins;
 };
 
 // A metamorphic relation: a second problem whose outputs follow bit for bit from those of the
@@ -49,6 +52,7 @@ std::string run_guarded(const Step& step, Candidate& candidate, const typename S
 template <class Step, class Undo>
 Relation same_after(const Asked<Step>& asked, const Step& changed, const kernels::Execution& how,
                     const Undo& undo, Index rows = -1) {
+  asked.begins(changed.c);
   const typename Step::Out out = changed.outputs();
   const std::string wrong = run_guarded(changed, asked.candidate, out, Poison::nan, how);
   if (!wrong.empty()) return Relation::violated(wrong);

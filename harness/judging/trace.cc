@@ -11,6 +11,8 @@
 
 #include "harness/candidates/candidate.h"
 #include "harness/judging/step.h"
+#include "harness/shortage.h"
+#include "harness/text.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/stages.h"
 
@@ -370,7 +372,9 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   const Outputs outputs = forward.outputs();
   if (const std::string why = why_unsupported(candidate, forward.call(outputs)); !why.empty())
     throw std::invalid_argument(fmt::format("{} does not do this case: {}", candidate.name(), why));
-  const std::vector<Contract> ladder = contract_ladder(c.dtype, 64);
+  std::vector<Contract> ladder = contract_ladder(c.dtype, 64);
+  // Stages hold weights that are not divided.
+  std::erase_if(ladder, [](const Contract& rung) { return rung.divides_first; });
   const Contract contract =
       declared<Contract>(candidate, forward.call(outputs), how).value_or(ladder.back());
   for (const auto& [output, tensor] : outputs.named()) poison(*tensor, Poison::nan);
@@ -378,6 +382,8 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   const auto follow = [&](const Call& call, const AttentionBackwardInput* backward) {
     Follower follower(inputs.problem, contract, trace, backward);
     const kernels::Status status = candidate.run({call, how, &follower});
+    if (status.code == kernels::StatusCode::memory_allocation_failed)
+      throw ShortageError(status.detail);
     if (!status.ok())
       throw CandidateError(
           fmt::format("status {}: {}", static_cast<int>(status.code), status.detail));
@@ -406,7 +412,7 @@ Trace trace_case(const Case& c, Candidate& candidate) {
 std::string describe(const Trace& t, const Case& c) {
   std::string text =
       fmt::format("{}\n  contract: {}\n  {:<18}{:>12}{:>12}{:>10}  worst error/bound\n",
-                  print_case(c), t.verdict.contract, "stage", "told", "compared", "wrong");
+                  print_case(c), visible(t.verdict.contract), "stage", "told", "compared", "wrong");
   for (std::size_t k = 0; k < t.stages.size(); ++k) {
     const StageSummary& s = t.stages[k];
     if (s.told > 0)
@@ -414,9 +420,8 @@ std::string describe(const Trace& t, const Case& c) {
                           s.compared, s.wrong, s.worst);
   }
   if (t.rows_not_judged > 0)
-    text += fmt::format(
-        "  {} rows were not followed: NaN, infinities or scores out of range take part\n",
-        t.rows_not_judged);
+    text += fmt::format("  {} not followed: NaN, infinities or scores out of range take part\n",
+                        counted(usize(t.rows_not_judged), "row"));
   const auto number = [](double x) { return fmt::format("{:.9g}", x); };
   const auto enclosure = [&](const StageValue& v) {
     return std::isnan(v.exact) ? std::string("anything that is a number")
@@ -426,9 +431,10 @@ std::string describe(const Trace& t, const Case& c) {
     return text + "  no stage could be compared, so nothing holds\n";
   if (!t.first) {
     text += t.verdict.outcome == Outcome::fail
-                ? fmt::format("  every stage that was told holds, and yet: {}\n", t.verdict.reason)
+                ? fmt::format("  every stage that was told holds, and yet: {}\n",
+                              visible(t.verdict.reason))
                 : fmt::format("  every stage holds; outputs: {}: {}\n", name_of(t.verdict.outcome),
-                              t.verdict.reason);
+                              visible(t.verdict.reason));
     return text;
   }
   const StageFinding& f = *t.first;

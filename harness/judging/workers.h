@@ -3,9 +3,11 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "harness/candidates/library_file.h"
 #include "harness/judging/execute.h"
 
 namespace assay {
@@ -18,6 +20,8 @@ struct WorkerOptions {
   // Runs no workers, for debuggers and emulators. A crash then ends the run.
   bool in_process = false;
   ExecuteOptions execute;
+  // The library that is judged, if the run must notice that its file changes.
+  std::shared_ptr<LibraryFile> library;
 };
 
 struct WorkItem {
@@ -29,7 +33,10 @@ struct WorkItem {
 // not started are then not run.
 using OnResult = std::function<bool(std::size_t item, CaseResult result)>;
 
-// Throws std::system_error if no worker can be started.
+// A worker loads a library once, for all of its cases. A case that fails there after others is
+// tried again in a fresh process, and the reason tells both results. When the file of the library
+// has changed, no result counts any more: the cases that are left are errors. Throws
+// std::system_error if no worker can be started.
 void run_in_workers(const std::vector<WorkItem>& items, const WorkerOptions& options,
                     const OnResult& on_result);
 

@@ -9,10 +9,14 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <ranges>
 #include <set>
 #include <sstream>
+#include <string_view>
+#include <utility>
 
 #include "harness/judging/painter.h"
+#include "harness/text.h"
 #include "kernels/validate.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/product.h"
@@ -22,6 +26,35 @@ namespace assay {
 namespace {
 
 constexpr const char* record_key = "record";
+
+// Names that other programs give to tensors, and the names that records have for them.
+constexpr std::pair<std::string_view, std::string_view> usual_names[] = {
+    {"query", "q"},
+    {"key", "k"},
+    {"value", "v"},
+    {"out", "o"},
+    {"output", "o"},
+    {"attn_output", "o"},
+    {"logsumexp", "lse"},
+    {"softmax_lse", "lse"},
+    {"dout", "do"},
+    {"d_o", "do"},
+    {"grad_out", "do"},
+    {"grad_output", "do"},
+    {"grad_q", "dq"},
+    {"grad_k", "dk"},
+    {"grad_v", "dv"},
+    {"dbias", "d_bias"},
+    {"dsink", "d_sink"},
+    {"mask", "keep, or bias"},
+    {"attn_mask", "keep, or bias"}};
+
+// The name of a record for what other programs call `name`, or nothing.
+std::string_view meant_by(std::string_view name) {
+  const auto found =
+      std::ranges::find(usual_names, name, [](const auto& usual) { return usual.first; });
+  return found == std::end(usual_names) ? std::string_view() : found->second;
+}
 
 // Finds the tensors of a record by their names, and throws errors that name the record.
 class Reader {
@@ -44,8 +77,11 @@ class Reader {
   }
   const StoredTensor& need(const std::string& name, const char* why) {
     const StoredTensor* t = find(name);
-    if (!t) fail(fmt::format("tensor {} is missing; {}", name, why));
-    return *t;
+    if (t) return *t;
+    for (const auto& [other, stored] : own_tensors())
+      if (meant_by(own_name(other)) == name)
+        fail(fmt::format("tensor {} is missing; did you mean {} by {}?", name, name, other));
+    fail(fmt::format("tensor {} is missing; {}", name, why));
   }
 
   // Gives a float tensor as a view.
@@ -87,14 +123,29 @@ class Reader {
   // Refuses a tensor of this record that nothing asked for. If its name is misspelt, a mask would
   // be ignored.
   void check_all_used() const {
-    for (const auto& [name, t] : contents_.tensors) {
-      const bool mine = record_.name.empty() || name.starts_with(record_.name + ".");
-      if (mine && !used_.contains(name))
-        fail(fmt::format("tensor {} belongs to nothing that the record's line asks for", name));
+    for (const auto& [name, t] : own_tensors()) {
+      if (used_.contains(name)) continue;
+      const std::string_view meant = meant_by(own_name(name));
+      fail(fmt::format("tensor {} belongs to nothing that the record's line asks for{}", name,
+                       meant.empty() ? "" : fmt::format("; did you mean {}?", meant)));
     }
   }
 
  private:
+  using Tensors = decltype(Safetensors::tensors);
+  // The names are sorted, so a file of many records is not searched for each of them.
+  std::ranges::subrange<Tensors::const_iterator> own_tensors() const {
+    const std::string prefix = record_.name.empty() ? "" : record_.name + ".";
+    const auto first = contents_.tensors.lower_bound(prefix);
+    const auto last = std::find_if(first, contents_.tensors.end(), [&](const auto& named) {
+      return !named.first.starts_with(prefix);
+    });
+    return {first, last};
+  }
+  // The name without that of the record.
+  std::string_view own_name(std::string_view name) const {
+    return record_.name.empty() ? name : name.substr(record_.name.size() + 1);
+  }
   TensorView view(const StoredTensor& t, Dtype dtype, std::vector<Index> shape) {
     TensorView v;
     v.dtype = dtype;
@@ -582,7 +633,8 @@ std::string differs_from_case(const Record& r) {
 
 }  // namespace
 
-RecordFile::RecordFile(std::string path) : RecordFile(std::move(path), {}) {}
+RecordFile::RecordFile(std::string path)
+    : RecordFile(std::move(path), std::span<const std::byte>{}) {}
 
 RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
     : path_(std::move(path)) {
@@ -595,6 +647,15 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   } catch (const FileError& e) {
     throw FileError(fmt::format("{}: {}", path_, e.what()));
   }
+  find_records();
+}
+
+RecordFile::RecordFile(std::string path, Safetensors contents)
+    : path_(std::move(path)), contents_(std::move(contents)) {
+  find_records();
+}
+
+void RecordFile::find_records() {
   const auto version = contents_.metadata.find("assay");
   if (version == contents_.metadata.end())
     throw FileError(fmt::format(
@@ -602,6 +663,7 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   if (version->second != "1")
     throw FileError(fmt::format("{}: records of version {}; version 1 is known", path_,
                                 shown(version->second)));
+  // The keys are sorted, and so are the names.
   for (const auto& [key, value] : contents_.metadata) {
     if (key == record_key) names_.insert(names_.begin(), "");
     else if (key.starts_with(fmt::format("{}.", record_key)))
@@ -615,7 +677,7 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   for (const auto& [key, value] : contents_.metadata)
     if (key == "case" || key.starts_with("case."))
       if (const std::string name = key == "case" ? "" : key.substr(5);
-          std::ranges::find(names_, name) == names_.end())
+          !std::ranges::binary_search(names_, name))
         throw FileError(
             fmt::format("{}: metadata key {} is the case of no record", path_, shown(key)));
   if (names_.empty())
@@ -632,7 +694,7 @@ RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
   // it belongs to.
   if (!names_.front().empty())
     for (const auto& [tensor, stored] : contents_.tensors)
-      if (std::ranges::find(names_, tensor.substr(0, tensor.find('.'))) == names_.end())
+      if (!std::ranges::binary_search(names_, tensor.substr(0, tensor.find('.'))))
         throw FileError(fmt::format("{}: tensor {} belongs to no record", path_, shown(tensor)));
 }
 
@@ -681,16 +743,36 @@ Record RecordFile::read(const std::string& name) const {
 }
 
 std::string verify_command(const std::string& path, const std::string& name) {
-  std::string quoted;
-  for (const char c : path) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return fmt::format("assay verify '{}'{}", quoted, name.empty() ? "" : " --record " + name);
+  // A name that begins with a dash would be read as an option.
+  const std::string file = path.starts_with('-') ? "./" + path : path;
+  return fmt::format("assay verify {}{}", shell_quoted(file),
+                     name.empty() ? "" : " --record " + shell_word(name));
 }
+
+namespace {
+
+// A record that no case made: where it is, what was asked, and of which shapes.
+std::string told(const Record& r, const std::string& path) {
+  const AttentionShape& s = r.problem.shape;
+  const auto pair = [](Index first, Index second, char between) {
+    return first == second ? fmt::format("{}", first)
+                           : fmt::format("{}{}{}", first, between, second);
+  };
+  const std::string shapes =
+      r.operation == Operation::product
+          ? fmt::format("m={} n={} k={}", r.product.m, r.product.n, r.product.k)
+          : fmt::format("b={} h={} l={} d={} dtype={}", s.batch,
+                        pair(s.query_heads, s.kv_heads, '/'), pair(s.rows, s.keys, 'x'),
+                        pair(s.dim, s.value_dim, '/'), format(r.problem.q.dtype).name);
+  return fmt::format("{} in {}: {}; {}", r.name.empty() ? "the record" : "record " + r.name, path,
+                     r.line, shapes);
+}
+
+}  // namespace
 
 CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& o) {
   CaseResult result;
-  result.line = r.case_line.empty()
-                    ? fmt::format("{} in {}", r.name.empty() ? "the record" : r.name, file.path())
-                    : r.case_line;
+  result.line = r.case_line.empty() ? told(r, file.path()) : r.case_line;
   result.candidate = r.kernel;
   result.reproduce = verify_command(file.path(), r.name);
   const bool product = r.operation == Operation::product;
@@ -702,6 +784,7 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   judging.sample_rows = o.sample_rows;
   judging.seed = o.seed;
   judging.power = o.power;
+  judging.evidence = o.evidence;
   judging.without_lse = !r.out.lse;
   std::optional<Painter> painter;
   if (o.pictures) {

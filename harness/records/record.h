@@ -3,6 +3,7 @@
 // describes the whole format.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,6 +36,8 @@ class RecordFile {
   explicit RecordFile(std::string path);
   // Reads a file that is already in memory and stays there. Messages use `path` as its name.
   RecordFile(std::string path, std::span<const std::byte> bytes);
+  // Takes tensors and metadata that no file holds. The tensors' bytes stay where they are.
+  RecordFile(std::string path, Safetensors contents);
   const std::string& path() const { return path_; }
   const std::vector<std::string>& names() const { return names_; }
   // The line of a record in the metadata, without control characters.
@@ -44,6 +47,8 @@ class RecordFile {
   Record read(const std::string& name) const;
 
  private:
+  void find_records();
+
   std::string path_;
   std::unique_ptr<MappedFile> file_;
   Safetensors contents_;
@@ -58,6 +63,7 @@ struct VerifyOptions {
   Index sample_rows = 0;  // the number of rows of each head that are judged; 0: all
   std::uint64_t seed = 1;
   bool power = true;
+  EvidenceRule evidence = EvidenceRule::fail;
   bool pictures = false;  // keep the data that a report draws
 };
 
@@ -67,9 +73,12 @@ CaseResult verify(const RecordFile& file, const Record& record, const VerifyOpti
 
 // Writes the inputs of each case, and the outputs of `candidate` if there is one. Several records
 // are numbered from 0 (from 00 if there are more than ten); a single one has no number. Throws
-// CaseError for a case that a record cannot hold (caches), FileError if the candidate fails, and
-// std::system_error.
-void write_records(const std::string& path, const std::vector<Case>& cases,
-                   Candidate* candidate = nullptr);
+// CaseError for a case that a record cannot hold (caches), FileError if the candidate fails,
+// ShortageError if the machine does, and std::system_error. `watch` calls `run`, which runs the
+// candidate on the case.
+using Watch = std::function<void(const Case& c, const std::function<void()>& run)>;
+void write_records(
+    const std::string& path, const std::vector<Case>& cases, Candidate* candidate = nullptr,
+    const Watch& watch = [](const Case&, const std::function<void()>& run) { run(); });
 
 }  // namespace assay

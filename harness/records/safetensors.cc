@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <utility>
 
 #include "harness/files.h"
 
@@ -40,28 +40,66 @@ std::size_t offset_of(const Json& j, const std::string& name, const char* what) 
   return j.get<std::size_t>();
 }
 
-Json parse_header(const char* begin, const char* end) {
-  if (std::find(begin, end, '\0') != end) throw FileError("the header holds a NUL");
-  std::vector<std::set<std::string>> seen;  // the keys of the objects that are open
-  std::string wrong;
-  const auto look = [&](int depth, Json::parse_event_t event, Json& value) {
-    if (depth > 3) throw FileError("the header nests deeper than tensors do");
-    if (event == Json::parse_event_t::object_start) seen.emplace_back();
-    if (event == Json::parse_event_t::object_end) seen.pop_back();
-    if (event == Json::parse_event_t::key && !seen.back().insert(value.get<std::string>()).second &&
-        wrong.empty())
-      wrong = fmt::format("the header names {} twice", shown(value.get<std::string>()));
-    return true;
-  };
+// Builds the header, with one look-up for each name. (The library's own parser with a callback goes
+// through all names before, for each name.)
+class HeaderReader : public nlohmann::json_sax<Json> {
+ public:
   Json header;
-  try {
-    header = Json::parse(begin, end, look);
-  } catch (const Json::exception& e) {
+
+  bool null() override { return put(nullptr); }
+  bool boolean(bool value) override { return put(value); }
+  bool number_integer(number_integer_t value) override { return put(value); }
+  bool number_unsigned(number_unsigned_t value) override { return put(value); }
+  bool number_float(number_float_t value, const string_t&) override { return put(value); }
+  bool string(string_t& value) override { return put(std::move(value)); }
+  bool binary(binary_t& value) override { return put(std::move(value)); }
+  bool key(string_t& name) override {
+    const auto [at, fresh] = open_.back()->get_ref<Json::object_t&>().emplace(name, nullptr);
+    if (!fresh) throw FileError(fmt::format("the header names {} twice", shown(name)));
+    member_ = &at->second;
+    return true;
+  }
+  bool start_object(std::size_t) override { return open(Json::object()); }
+  bool start_array(std::size_t) override { return open(Json::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool parse_error(std::size_t, const std::string&, const Json::exception& e) override {
     throw FileError(fmt::format("the header is no JSON: {}", shown(e.what())));
   }
-  if (!wrong.empty()) throw FileError(wrong);
-  if (!header.is_object()) throw FileError("the header is no JSON object");
-  return header;
+
+ private:
+  // Puts a value where the text has come to: into the member that was named last, or at the end of
+  // the array.
+  Json& place(Json value) {
+    if (open_.empty()) return header = std::move(value);
+    if (open_.back()->is_array()) return open_.back()->emplace_back(std::move(value));
+    return *member_ = std::move(value);
+  }
+  bool put(Json value) {
+    place(std::move(value));
+    return true;
+  }
+  bool open(Json container) {
+    constexpr std::size_t deepest = 3;  // the extents, in a tensor, in the header
+    if (open_.size() == deepest) throw FileError("the header nests deeper than tensors do");
+    open_.push_back(&place(std::move(container)));
+    return true;
+  }
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
+  std::vector<Json*> open_;  // the objects and arrays that are not complete
+  Json* member_ = nullptr;
+};
+
+Json parse_header(const char* begin, const char* end) {
+  if (std::find(begin, end, '\0') != end) throw FileError("the header holds a NUL");
+  HeaderReader reader;
+  Json::sax_parse(begin, end, &reader);
+  if (!reader.header.is_object()) throw FileError("the header is no JSON object");
+  return std::move(reader.header);
 }
 
 StoredTensor parse_tensor(const std::string& name, const Json& j, std::span<const std::byte> data) {

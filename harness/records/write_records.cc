@@ -5,8 +5,9 @@
 #include <cctype>
 #include <cstring>
 
-#include "harness/records/record.h"
+#include "harness/candidates/named_call.h"
 #include "harness/judging/step.h"
+#include "harness/records/record.h"
 
 namespace assay {
 namespace {
@@ -76,11 +77,6 @@ class RecordWriter {
   std::vector<TensorToStore>& to_;
 };
 
-std::string group_text(LowBit format, Index group) {
-  return fmt::format("{}{}", traits(format).name,
-                     traits(format).group_free ? fmt::format(":{}", group) : "");
-}
-
 // Keeps the tensors of a case until the file is written.
 struct Recorded {
   explicit Recorded(const Case& c) {
@@ -126,32 +122,20 @@ void run(const Case& c, Candidate& candidate, const Recorded& r) {
 std::string describe(const Recorded& r, bool with_outputs, const std::string& kernel,
                      RecordWriter& to) {
   std::string line;
-  const auto say = [&](const std::string& text) { line += (line.empty() ? "" : " ") + text; };
   if (r.product) {
     const Product& p = r.product->problem;
-    say(fmt::format("product m={} n={} k={} w={}", p.m, p.n, p.k,
-                    group_text(p.w.format, p.w.group)));
-    if (p.w.tensor_scale != 1) say(fmt::format("tensor-scale={}", p.w.tensor_scale));
+    line = record_line(p);
     to.add_low_bit("w", r.product->w);
     if (p.a) {
       to.add("a", p.a, {p.m, p.k});
     } else {
-      say("a=" + group_text(p.a_low.format, p.a_low.group));
-      if (p.a_low.tensor_scale != 1) say(fmt::format("a-tensor-scale={}", p.a_low.tensor_scale));
       to.add_low_bit("a", r.product->a_low);
     }
     if (with_outputs) to.add("c", r.product_output->c.view(), {p.m, p.n});
   } else {
     const Attention& p = r.inputs->problem;
     const AttentionShape& s = p.shape;
-    say(r.gradients ? "backward" : "attention");
-    if (p.scale != default_scale(s.dim)) say(fmt::format("scale={}", p.scale));
-    if (p.softcap > 0) say(fmt::format("softcap={}", p.softcap));
-    for (const FlagField& field : attention_flags)
-      if (p.*field.flag) say(std::string(field.recorded));
-    if (p.window_left >= 0 || p.window_right >= 0)
-      say(fmt::format("window={},{}", p.window_left, p.window_right));
-    if (p.dropout > 0) say(fmt::format("dropout={}:{}", p.dropout, p.dropout_seed));
+    line = record_line(p, r.gradients ? Operation::backward : Operation::attention);
     to.add("q", p.q);
     to.add("k", p.k);
     to.add("v", p.v);
@@ -178,13 +162,14 @@ std::string describe(const Recorded& r, bool with_outputs, const std::string& ke
       if (r.gradients->d_sink.view()) to.add("d_sink", r.gradients->d_sink.view(), {s.query_heads});
     }
   }
-  if (with_outputs) say("kernel=" + kernel);
+  if (with_outputs) line += " kernel=" + kernel;
   return line;
 }
 
 }  // namespace
 
-void write_records(const std::string& path, const std::vector<Case>& cases, Candidate* candidate) {
+void write_records(const std::string& path, const std::vector<Case>& cases, Candidate* candidate,
+                   const Watch& watch) {
   std::vector<Recorded> recorded;
   std::vector<TensorToStore> tensors;
   std::map<std::string, std::string> metadata = {{"assay", "1"}};
@@ -197,7 +182,7 @@ void write_records(const std::string& path, const std::vector<Case>& cases, Cand
       throw CaseError(0, fmt::format("{}\n  {}", e.what(), print_case(cases[k])));
     }
     Recorded& r = recorded.back();
-    if (candidate) run(cases[k], *candidate, r);
+    if (candidate) watch(cases[k], [&] { run(cases[k], *candidate, r); });
     // Every number is as wide as the last one, so that names sort as numbers do.
     const std::string name =
         cases.size() > 1 ? fmt::format("{:0{}}", k, fmt::to_string(cases.size() - 1).size()) : "";

@@ -52,6 +52,40 @@ void describe_fields(Fields& fields, Value& q) {
   fields("products", q.products);
 }
 
+template <class Fields, Described<Atypical> Value>
+void describe_fields(Fields& fields, Value& a) {
+  fields("s", a.s);
+  fields("median", a.median);
+  fields("limit", a.limit);
+  fields("b", a.b);
+  fields("h", a.h);
+  fields("row", a.row);
+  fields.unless("of_column", a.of_column, false);
+}
+
+template <class Fields, Described<FilterAnswer> Value>
+void describe_fields(Fields& fields, Value& f) {
+  fields("fault", f.fault);
+  fields("share", f.share);
+  fields("z", f.z);
+  fields("least", f.least);
+}
+
+template <class Fields, Described<Evidence> Value>
+void describe_fields(Fields& fields, Value& e) {
+  fields.unless("not_asked", e.not_asked, std::string());
+  fields.unless("arithmetic", e.arithmetic, std::string());
+  fields("fits", e.fits);
+  fields.unless("reason", e.reason, std::string());
+  fields("rows", e.rows);
+  fields("filters", e.filters);
+  fields("z_limit", e.z_limit);
+  fields("questions", e.questions);
+  fields("rows_asked", e.rows_asked);
+  fields("replicates", e.replicates);
+  fields("seed", e.seed);
+}
+
 // `row_tile` is the number of rows in a tile, from which follows the tile of the element.
 template <class Fields, Described<Element> Value>
 void describe_element(Fields& fields, Value& e, Index row_tile) {
@@ -169,6 +203,10 @@ void describe_verdict(Fields& fields, Value& r) {
   fields.object_if("worst", any_worst, [&](auto& worst) { describe_worst(worst, v); });
   fields.object_if("first_failure", v.outside > 0,
                    [&](auto& first) { describe_element(first, v.first_failure, v.row_tile); });
+  const bool weighed = !v.evidence.arithmetic.empty() || !v.evidence.not_asked.empty();
+  fields.object_if("evidence", weighed,
+                   [&](auto& evidence) { describe_fields(evidence, v.evidence); });
+  fields.unless("by_evidence", v.by_evidence, false);
   fields.object("bias", [&](auto& bias) {
     bias("mean_ratio", v.mean_ratio);
     bias("slope_t", v.slope_t);

@@ -37,6 +37,16 @@ struct SchemaError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Reads a text that others wrote. Throws SchemaError, whose message begins with `what` and has no
+// words of the library.
+inline Json parse_json(std::string_view text, const std::string& what) {
+  try {
+    return Json::parse(text);
+  } catch (const Json::parse_error& e) {
+    throw SchemaError(what + ": no JSON from byte " + std::to_string(e.byte) + " on");
+  }
+}
+
 // A value of this type, const or not, because describe_fields() serves both.
 template <class T, class Struct>
 concept Described = std::same_as<std::remove_const_t<T>, Struct>;

@@ -308,7 +308,8 @@ class RowBlock {
       Vector tile_max = hn::Load(d, row);
       for (Index j = n; j < width_; j += n) tile_max = hn::Max(tile_max, hn::Load(d, row + j));
       const float old_max = split_.max[r];
-      const float new_max = stages_.new_max(old_max, hn::GetLane(hn::MaxOfLanes(d, tile_max)));
+      const TileMax of_tile{hn::GetLane(hn::MaxOfLanes(d, tile_max))};
+      const float new_max = stages_.new_max(RunningMax{old_max}, of_tile).value;
       split_.max[r] = new_max;
       const float reference = reference_of(new_max);
       correction_[r] = old_max - reference;

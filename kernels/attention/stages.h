@@ -69,6 +69,18 @@ inline KeyRange visible_keys(const Attention& p, Index b, Index row) {
   return {begin, std::clamp(end, begin, keys)};
 }
 
+// The maximum of a row before a tile, of the row in that tile, and after the tile. Each has a type
+// of its own and no other number becomes one, so that exchanged arguments do not compile.
+struct RunningMax {
+  float value;
+};
+struct TileMax {
+  float value;
+};
+struct NextMax {
+  float value;
+};
+
 struct NoStages {
   static constexpr bool observes = false;  // true: at() is called
   void at(Stage, const StageView&) const {}
@@ -80,8 +92,8 @@ struct NoStages {
   }
   Index key_tiles(Index keys, Index tile) const { return (keys + tile - 1) / tile; }
   float initial_max() const { return -std::numeric_limits<float>::infinity(); }
-  float new_max(float running, float of_tile) const {
-    return running < of_tile ? of_tile : running;
+  NextMax new_max(RunningMax running, TileMax of_tile) const {
+    return {running.value < of_tile.value ? of_tile.value : running.value};
   }
   float sum_correction(float correction) const { return correction; }
   float accumulator_correction(float correction) const { return correction; }

@@ -261,8 +261,7 @@ export const countAxis = (name) => ({
   axisLabel: { formatter: (l) => (l === 0 ? '0' : Number.isInteger(l) ? real(10 ** (l - 1)) : '') },
 });
 
-export const seriesColours = () => [1, 2, 3, 4, 5, 6, 7, 8].map((i) => colour(`s${i}`));
-export const seriesSymbols = [
+const symbols = [
   'circle',
   'rect',
   'triangle',
@@ -272,3 +271,24 @@ export const seriesSymbols = [
   'emptyTriangle',
   'emptyDiamond',
 ];
+const seriesColour = (n) => colour(`s${(n % 8) + 1}`);
+// The n-th line. No two of the first 64 lines have both their colour and their symbol in common.
+export const seriesLook = (n) => ({
+  color: seriesColour(n),
+  symbol: symbols[(n + Math.floor(n / 8)) % 8],
+});
+// The n-th part of a bar. Where colours repeat, the hatching differs.
+export const seriesFill = (n) => ({
+  color: seriesColour(n),
+  decal:
+    n < 8
+      ? undefined
+      : {
+          symbol: 'rect',
+          symbolSize: 1,
+          color: colour('bg'),
+          dashArrayX: [1, 0],
+          dashArrayY: [2, 4],
+          rotation: (-Math.PI / 4) * Math.floor(n / 8),
+        },
+});

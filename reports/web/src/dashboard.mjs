@@ -6,8 +6,8 @@ import {
   figure,
   level,
   ratioAxis,
-  seriesColours,
-  seriesSymbols,
+  seriesFill,
+  seriesLook,
   tip,
 } from './chart.mjs';
 import {
@@ -105,7 +105,8 @@ function places(of, along) {
   if (along !== 'commits')
     return of.map((run) => ({
       runs: [run],
-      label: String(run.started ?? '').slice(0, 10),
+      // Many runs have the same date; their numbers differ.
+      label: `#${run.id}\n${date(run)}`,
       title: `run ${run.id}, ${date(run)}, ${short(run.commit)}`,
     }));
   const by = new Map();
@@ -145,10 +146,9 @@ function overTime({ title, note, at, series, axis, bound, state = {} }) {
       if (i !== undefined) open(i);
     },
     option: () => {
-      const colours = seriesColours();
       const y = axis.option(drawn.flatMap((s) => s.values));
       return {
-        grid: { left: 66, right: bound ? 52 : 16, top: 58, bottom: used.length > 40 ? 84 : 40 },
+        grid: { left: 66, right: bound ? 52 : 16, top: 58, bottom: used.length > 40 ? 96 : 52 },
         legend: {},
         tooltip: {
           trigger: 'axis',
@@ -166,7 +166,7 @@ function overTime({ title, note, at, series, axis, bound, state = {} }) {
           type: 'category',
           data: used.map((i) => at[i].label),
           boundaryGap: true,
-          axisLabel: { showMaxLabel: true },
+          axisLabel: { showMaxLabel: true, lineHeight: 15 },
         },
         yAxis: { ...y, axisLabel: y.axisLabel },
         dataZoom:
@@ -190,10 +190,9 @@ function overTime({ title, note, at, series, axis, bound, state = {} }) {
             type: 'line',
             connectNulls: true,
             cursor: 'pointer',
-            symbol: seriesSymbols[n % 8],
+            ...seriesLook(n),
             symbolSize: 7,
             showSymbol: used.length <= 120,
-            color: colours[n % 8],
             lineStyle: { width: 2, type: s.dashed ? 'dashed' : 'solid' },
             data: used.map((i) => (has(s.values[i]) ? axis.place(s.values[i]) : null)),
             markLine: bound && k === 0 ? boundLine() : undefined,
@@ -482,9 +481,8 @@ function fuzzing(view) {
     onpick: (x) =>
       at[Math.round(x)] && go({ ...view.state, run: at[Math.round(x)].runs.at(-1).id }),
     option: () => {
-      const colours = seriesColours();
       return {
-        grid: { left: 66, right: 16, top: 58, bottom: at.length > 40 ? 84 : 40 },
+        grid: { left: 66, right: 16, top: 58, bottom: at.length > 40 ? 96 : 52 },
         legend: {},
         tooltip: {
           trigger: 'axis',
@@ -497,7 +495,7 @@ function fuzzing(view) {
             );
           },
         },
-        xAxis: { type: 'category', data: at.map((p) => p.label) },
+        xAxis: { type: 'category', data: at.map((p) => p.label), axisLabel: { lineHeight: 15 } },
         yAxis: {
           type: 'value',
           name: 'executions',
@@ -523,7 +521,7 @@ function fuzzing(view) {
             stack: 'all',
             barMaxWidth: 28,
             cursor: 'pointer',
-            itemStyle: { color: colours[k % 8], borderColor: colour('bg') },
+            itemStyle: { ...seriesFill(k), borderColor: colour('bg') },
             data: t.values,
           })),
           {
@@ -719,7 +717,6 @@ function overview(state) {
         {
           key: 'result',
           title: 'result',
-          class: 'when',
           value: (r) => sum(r).worse,
           cell: verdict,
         },
@@ -753,7 +750,7 @@ function overview(state) {
         {
           key: 'machine',
           title: 'machine',
-          class: 'when',
+          class: 'machine',
           value: (r) => r.where,
           cell: (r) => r.where,
         },

@@ -1,5 +1,5 @@
 // The report of one run.
-import { boundLine, colour, figure, level, ratioAxis, seriesSymbols, tip } from './chart.mjs';
+import { boundLine, colour, figure, level, ratioAxis, seriesLook, tip } from './chart.mjs';
 import {
   address,
   beyond,
@@ -84,24 +84,29 @@ const known = [
   'mask',
 ];
 
-const pairs = (title, object, show = text) =>
-  object &&
-  Object.keys(object).length > 0 &&
-  el(
-    'div',
-    { class: 'card' },
-    el('h4', {}, title),
-    facts(Object.entries(object).map(([k, v]) => [k.replaceAll('_', ' '), show(v)])),
+// A card of what is known. Where nothing is known, there is no card.
+function pairs(title, object, show = text) {
+  const present = Object.entries(object ?? {}).filter(([, v]) => has(v));
+  return (
+    present.length > 0 &&
+    el(
+      'div',
+      { class: 'card' },
+      el('h4', {}, title),
+      facts(present.map(([k, v]) => [k.replaceAll('_', ' '), show(v)])),
+    )
   );
+}
 
 const relation = ({ result, why }) => (has(why) ? `${result}: ${why}` : result);
 
-function shownTable(title, power, whole) {
+function shownTable(title, power, compared, whole) {
   const changes = Object.entries(power.shown ?? {});
   if (changes.length === 0) return null;
+  // An LSE that was not compared shows nothing.
   const columns = [
     ...new Set(changes.flatMap(([, by]) => (typeof by === 'object' ? Object.keys(by) : ['shown']))),
-  ];
+  ].filter((c) => c !== 'lse' || !has(compared) || has(compared.LSE));
   return el(
     'div',
     { class: 'card' },
@@ -119,6 +124,22 @@ function shownTable(title, power, whole) {
       ),
     ),
   );
+}
+
+// The lanes of a hexadecimal set, with lane 0 in the lowest bit of the first digit: "0 to 12, 15".
+function lanesOf(set) {
+  const runs = [];
+  [...set].forEach((digit, k) => {
+    const bits = Number.parseInt(digit, 16);
+    for (let b = 0; b < 4; b++) {
+      if (!((bits >> b) & 1)) continue;
+      const lane = 4 * k + b,
+        last = runs.at(-1);
+      if (last?.[1] === lane - 1) last[1] = lane;
+      else runs.push([lane, lane]);
+    }
+  });
+  return runs.map(([a, b]) => (a === b ? `${a}` : `${a} to ${b}`)).join(', ');
 }
 
 function details(c) {
@@ -204,14 +225,16 @@ function details(c) {
       pairs('Relations', r.relations, relation),
       pairs('Seconds', r.seconds, seconds),
       r.bias &&
-        pairs('Bias', {
-          'mean signed error / bound': r.bias.mean_ratio,
-          'slope t': r.bias.slope_t,
-        }),
+        pairs(
+          'Bias',
+          { 'mean signed error / bound': r.bias.mean_ratio, 'slope t': r.bias.slope_t },
+          real,
+        ),
       pairs('Contract', { contract: r.contract, candidate: r.candidate, dtype: r.dtype }),
       shownTable(
         'Power',
         power,
+        e.compared,
         `Faults that this case would have shown, of ${has(visible) ? plural(visible, 'visible pair') : 'its terms'}.`,
       ),
       pairs('Power: further', restOfPower),
@@ -221,7 +244,11 @@ function details(c) {
           'div',
           { class: 'card' },
           el('h4', {}, 'Power: lanes'),
-          el('p', {}, 'Sets of lanes, hexadecimal, lane 0 in the lowest bit of the first digit.'),
+          el(
+            'p',
+            {},
+            `Places in a tile${has(power.tile) ? ` of ${power.tile}` : ''} where the change would have shown, by the kind of tile.`,
+          ),
           scroller(
             'Lanes',
             table(
@@ -229,9 +256,9 @@ function details(c) {
               ['tile', 'change', 'lanes'],
               Object.entries(lanes).flatMap(([kind, by]) =>
                 Object.entries(by).map(([change, set]) => [
-                  kind,
+                  kind.replaceAll('_', ' '),
                   change,
-                  el('code', {}, text(set)),
+                  lanesOf(set),
                 ]),
               ),
             ),
@@ -408,12 +435,45 @@ function failureList() {
   ];
 }
 
+// Why cases neither passed nor failed, with the number of cases for each reason.
+function notJudged() {
+  const why = new Map();
+  for (const { result: r } of cases) {
+    if (r.outcome !== 'unsupported' && r.outcome !== 'inconclusive') continue;
+    const key = JSON.stringify([r.outcome, r.reason ?? '']);
+    why.set(key, (why.get(key) ?? 0) + 1);
+  }
+  const title = 'Cases that neither passed nor failed';
+  return (
+    why.size > 0 &&
+    scroller(
+      title,
+      table(
+        title,
+        ['outcome', 'reason', ['cases']],
+        [...why]
+          .sort((a, b) => b[1] - a[1])
+          .map(([key, n]) => {
+            const [o, reason] = JSON.parse(key);
+            return [outcome(o), reason, count(n)];
+          }),
+      ),
+    )
+  );
+}
+
 const shareBar = (part, whole) =>
   el(
     'span',
     { class: 'bar wide', 'aria-hidden': 'true' },
     el('span', { style: `width:${whole ? (100 * part) / whole : 0}%` }),
   );
+
+// Why a run has no power of its own. Its cases may have some all the same.
+const noPower = () =>
+  cases.some((c) => c.result.power?.pairs > 0)
+    ? 'Only passes count here, and no case passed.'
+    : 'This run measured no power.';
 
 function power() {
   const cells = Object.entries(summary.adequacy ?? {});
@@ -426,7 +486,7 @@ function power() {
         'weight off by 1%); shown means that some case of the run would have moved an output by more than twice its bound.',
     ),
     cells.length === 0
-      ? el('p', { class: 'empty' }, 'This run measured no power.')
+      ? el('p', { class: 'empty' }, noPower())
       : scroller(
           'Power',
           table(
@@ -743,7 +803,7 @@ function strip(some) {
       series: groups.map((g, k) => ({
         name: g,
         type: 'scatter',
-        symbol: symbols[g] ?? seriesSymbols[k % 8],
+        symbol: symbols[g] ?? seriesLook(k).symbol,
         symbolSize: g === 'pass' ? 7 : 10,
         cursor: 'pointer',
         itemStyle: {
@@ -894,7 +954,10 @@ function showCases(state) {
           title: 'case line',
           class: 'caseline',
           value: (c) => c.result.case,
-          cell: (c) => el('code', {}, c.result.case ?? ''),
+          cell: (c) => [
+            el('code', {}, c.result.case ?? ''),
+            has(c.result.reason) && c.result.outcome !== 'pass' && el('div', {}, c.result.reason),
+          ],
         },
       ],
     }),
@@ -937,7 +1000,7 @@ function machine() {
 
 function overview() {
   const parts = [
-    !others && ['failures', `Failures (${count(failures.length)})`, failureList()],
+    !others && ['failures', `Failures (${count(failures.length)})`, [failureList(), notJudged()]],
     !others && ['power', 'Power', power()],
     run.faults && ['faults', 'Planted faults', faults()],
     run.fuzz && ['fuzz', 'Fuzzing', fuzz()],

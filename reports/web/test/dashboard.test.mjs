@@ -444,3 +444,53 @@ test('texts of a store may be listed once', async () => {
   assert.equal(await hash(page), `#run=${failed.id}&case=${encodeURIComponent(lost.name)}`);
   await page.finish();
 });
+
+// Runs of one day and one minute, with many dtypes.
+const manySeries = {
+  generated: '2026-01-12T00:00:00Z',
+  runs: [1, 2].map((id) => ({
+    ...structuredClone(failed),
+    id,
+    results: Array.from({ length: 11 }, (_, k) => ({
+      name: `case ${k}`,
+      outcome: 'pass',
+      dtype: `dtype${k}`,
+      worst_ratio: 0.01 * 1.5 ** k,
+      seconds: 1,
+    })),
+  })),
+};
+
+test('runs of one day have labels that differ', async () => {
+  const page = await open(manySeries);
+  await drawAll(page);
+  const labels = await page.evaluate(() =>
+    [...document.querySelector('figure .chart').querySelectorAll('svg text')].map(
+      (t) => t.textContent,
+    ),
+  );
+  assert.ok(labels.includes('#1') && labels.includes('#2'), labels.join(' | '));
+  await page.finish();
+});
+
+test('no two lines of a picture look alike', async () => {
+  const page = await open(manySeries);
+  await drawAll(page);
+  // A mark is a path without a line through it; its place is a transformation.
+  const looks = await page.evaluate(() =>
+    [
+      ...document
+        .querySelector('figure .chart')
+        .querySelectorAll('svg path[transform^="matrix(3.5"]'),
+    ].map((p) => `${p.getAttribute('d')} ${p.getAttribute('fill')} ${p.getAttribute('stroke')}`),
+  );
+  assert.ok(new Set(looks).size >= 11, `${new Set(looks).size} of ${looks.length}`);
+  await page.finish();
+});
+
+test('the table of runs is not cut off', async () => {
+  const page = await open(store);
+  const over = await page.$eval('.scroll:has(> .sortable)', (e) => e.scrollWidth - e.clientWidth);
+  assert.ok(over <= 0, `${over} pixels are cut off`);
+  await page.finish();
+});

@@ -628,3 +628,60 @@ test('of a thousand failures fifty are made at first, and all can be listed', as
   assert.equal((await rows(page)).length, 1000);
   await page.finish();
 });
+
+const card = (page, title) =>
+  page.$$eval(
+    '#case .card',
+    (all, t) => all.find((c) => c.querySelector('h4')?.textContent === t)?.textContent,
+    title,
+  );
+
+test('lanes are told as places in a tile', async () => {
+  const data = structuredClone(run);
+  data.results[0].power.lanes = { last_full: { deleted: 'f80d', exchanged: '1' } };
+  const page = await open(data, { hash: '#case=1' });
+  const told = await card(page, 'Power: lanes');
+  assert.match(told, /last fulldeleted0 to 3, 7, 12, 14 to 15/);
+  assert.match(told, /last fullexchanged0$/);
+  assert.doesNotMatch(told, /f80d|exadecimal/);
+  await page.finish();
+});
+
+test('what was not compared is not shown by it', async () => {
+  const data = structuredClone(run);
+  assert.ok('LSE' in data.results[0].elements.compared);
+  const both = await open(data, { hash: '#case=1' });
+  assert.match(await card(both, 'Power'), /LSE/);
+  await both.finish();
+  delete data.results[0].elements.compared.LSE;
+  const page = await open(data, { hash: '#case=1' });
+  assert.doesNotMatch(await card(page, 'Power'), /LSE/);
+  await page.finish();
+});
+
+test('a run in which no case passed has power by case only, and says so', async () => {
+  const data = structuredClone(run);
+  data.results = data.results.filter((r) => r.outcome === 'fail' && r.power?.pairs > 0);
+  data.summary.adequacy = {};
+  assert.ok(data.results.length > 0);
+  const page = await open(data);
+  const all = await text(page, 'main');
+  assert.ok(all.includes('Only passes count here, and no case passed.'));
+  assert.ok(!all.includes('This run measured no power'));
+  await page.finish();
+});
+
+test('why a case was not judged is on the first page, and its own page has no empty card', async () => {
+  const at = run.results.findIndex((r) => r.outcome === 'unsupported');
+  const reason = run.results[at].reason;
+  const page = await open(run);
+  assert.ok(reason.length > 0);
+  assert.ok((await texts(page, '.scroll td')).includes(reason));
+  const rows = await texts(page, '#case-table tbody tr');
+  assert.ok(rows[at].includes(reason), rows[at]);
+  await page.finish();
+  const own = await open(run, { hash: `#case=${at + 1}` });
+  for (const c of await own.$$('#case .card'))
+    assert.ok((await c.$$('dd, td')).length > 0, await c.evaluate((e) => e.textContent));
+  await own.finish();
+});

@@ -1,0 +1,243 @@
+#include "harness/candidates/kernel_server.h"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <span>
+#include <system_error>
+#include <vector>
+
+#include "harness/candidates/kernel_messages.h"
+#include "harness/confinement.h"
+#include "harness/keeper.h"
+
+namespace assay {
+namespace {
+
+template <std::size_t n>
+void copy_text(char (&to)[n], const char* from) {
+  std::strncpy(to, from ? from : "", n - 1);
+  to[n - 1] = '\0';
+}
+
+bool answer(KernelResponse& response) {
+  return transfer(server_socket, &response, sizeof response, true);
+}
+
+bool answer_shortage(const std::string& what) {
+  KernelResponse response;
+  response.shortage = 1;
+  copy_text(response.text, what.c_str());
+  return answer(response);
+}
+
+// The loader tells what the system lacked in words alone.
+bool tells_shortage(const std::string& words) {
+  return std::ranges::any_of(std::initializer_list<int>{EMFILE, ENFILE, ENOMEM}, [&](int error) {
+    return words.find(std::strerror(error)) != std::string::npos;
+  });
+}
+
+// Throws std::system_error if the machine lacks something.
+const assay_kernel* load_kernel(const std::string& library, std::string& why) {
+  void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!handle) {
+    why = fmt::format("cannot be loaded: {}", dlerror());
+    if (tells_shortage(why)) throw std::bad_alloc();
+    return nullptr;
+  }
+  const auto entry =
+      reinterpret_cast<assay_kernel_entry_function>(dlsym(handle, "assay_kernel_entry"));
+  if (!entry) {
+    why = "has no symbol assay_kernel_entry; include/assay/kernel.h declares it";
+    return nullptr;
+  }
+  const assay_kernel* kernel = entry(ASSAY_VERSION);
+  if (!kernel)
+    why = fmt::format("does not work with version {} of kernel.h: its entry answered null",
+                      ASSAY_VERSION);
+  else if (kernel->version < 1 || kernel->version > ASSAY_VERSION)
+    why = fmt::format("its table has version = {}; between 1 and {} are known", kernel->version,
+                      ASSAY_VERSION);
+  else if (kernel->struct_size != sizeof(assay_kernel))
+    why = fmt::format("its table has struct_size = {}, not {}", kernel->struct_size,
+                      sizeof(assay_kernel));
+  else if (kernel->probes != 0 && kernel->probes != 1)
+    why = fmt::format("its table has probes = {}, neither 0 nor 1", kernel->probes);
+  else if (!kernel->forward && !kernel->backward && !kernel->product && !kernel->decode)
+    why = "its table has no function";
+  else return kernel;
+  return nullptr;
+}
+
+// The probe that a kernel calls. It sends the stage at once, from any thread, while the call of the
+// kernel lasts.
+struct Teller {
+  std::mutex mutex;
+  bool open = false;
+  std::string wrong;
+
+  static void tell(void* context, const assay_stage* made) {
+    auto& self = *static_cast<Teller*>(context);
+    const std::lock_guard lock(self.mutex);
+    if (!self.open) self.wrong = "the library told a stage when its call had returned";
+    else if (self.wrong.empty())
+      self.wrong = made ? wrong_with(*made) : "the library told no stage";
+    if (!self.wrong.empty()) return;
+    KernelResponse response;
+    response.told = 1;
+    response.stage = *made;
+    std::vector<float> dense(usize(made->rows * made->columns));
+    for (std::int64_t r = 0; r < made->rows; ++r)
+      for (std::int64_t c = 0; c < made->columns; ++c)
+        dense[usize(r * made->columns + c)] =
+            made->data[r * made->row_stride + c * made->column_stride];
+    answer(response);
+    transfer(server_socket, dense.data(), dense.size() * sizeof(float), true);
+  }
+  void set_open(bool to) {
+    const std::lock_guard lock(mutex);
+    open = to;
+  }
+};
+
+// The tensors of a call, at the addresses that they have in the process of the owner.
+class Mappings {
+ public:
+  explicit Mappings(std::size_t base) : base_(base) {}
+
+  // Throws std::system_error.
+  void show(std::span<const KernelRequest::Mapping> wanted) {
+    const bool as_before = std::ranges::equal(shown_, wanted, [](const auto& x, const auto& y) {
+      return x.offset == y.offset && x.bytes == y.bytes && x.writable == y.writable;
+    });
+    if (as_before) return;
+    for (const auto& m : shown_) munmap(reinterpret_cast<void*>(base_ + m.offset), m.bytes);
+    shown_.assign(wanted.begin(), wanted.end());
+    for (const auto& m : wanted)
+      if (mmap(reinterpret_cast<void*>(base_ + m.offset), m.bytes,
+               m.writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | MAP_FIXED,
+               server_memory, static_cast<off_t>(m.offset)) == MAP_FAILED)
+        throw std::system_error(errno, std::generic_category(), "mapping tensors for a library");
+  }
+
+ private:
+  const std::size_t base_;
+  std::vector<KernelRequest::Mapping> shown_;
+};
+
+void describe(const assay_kernel& kernel, KernelResponse& response) {
+  copy_text(response.text, kernel.name ? kernel.name : "unnamed");
+  response.forward = kernel.forward != nullptr;
+  response.backward = kernel.backward != nullptr;
+  response.product = kernel.product != nullptr;
+  response.decode = kernel.decode != nullptr;
+  response.lse = kernel.no_lse == 0;
+  response.probes = kernel.probes;
+  response.workspace_function = kernel.workspace != nullptr;
+}
+
+void ask(const assay_kernel& kernel, const KernelRequest& request, KernelResponse& response) {
+  const KernelProcess::Arguments& a = request.arguments;
+  const char* reason = nullptr;
+  if (request.operation == ASSAY_PRODUCT) {
+    if (kernel.supports_product)
+      response.status = kernel.supports_product(a.a, a.w, &request.output, &reason);
+    return copy_text(response.text, reason);
+  }
+  if (kernel.supports)
+    response.status = kernel.supports(request.operation, a.problem, &request.output, &reason);
+  copy_text(response.text, reason);
+  if (response.status != ASSAY_SUCCESS) return;
+  if (kernel.workspace) response.workspace = kernel.workspace(request.operation, a.problem);
+  if (kernel.arithmetic) {
+    assay_arithmetic_init(&response.arithmetic);
+    response.has_arithmetic = 1;
+    response.arithmetic_status = kernel.arithmetic(a.problem, &response.arithmetic);
+  }
+}
+
+void compute(const assay_kernel& kernel, const KernelRequest& request, Teller& teller,
+             KernelResponse& response) {
+  const KernelProcess::Arguments& a = request.arguments;
+  assay_run told = *a.run;
+  teller.set_open(true);
+  if (request.probed) told.probe = Teller::tell, told.probe_context = &teller;
+  switch (request.operation) {
+    case ASSAY_FORWARD: response.status = kernel.forward(a.problem, a.o, a.lse, &told); break;
+    case ASSAY_BACKWARD:
+      response.status = kernel.backward(a.problem, a.o, a.lse, a.d_o, a.gradients, &told);
+      break;
+    case ASSAY_DECODE:
+      response.status = kernel.decode(a.problem, a.pages, a.o, a.lse, &told);
+      break;
+    default: response.status = kernel.product(a.a, a.w, a.c, &told);
+  }
+  teller.set_open(false);
+  // The allocator checks its heap here. A heap that a stray write broke ends the process now, not
+  // during the next call.
+  for (std::size_t bytes = 16; bytes <= 65536; bytes *= 2) std::free(std::malloc(bytes));
+}
+
+// Serves until the owner closes the socket. An exception of the library that is no shortage ends
+// the process, as it would in any C program.
+void serve(const std::string& library, std::size_t base) {
+  std::string why;
+  const assay_kernel* kernel = load_kernel(library, why);
+  Mappings mappings(base);
+  Teller teller;  // a library may keep its address
+  for (KernelRequest request; transfer(server_socket, &request, sizeof request, false);) {
+    KernelResponse response;
+    if (!kernel) {
+      response.status = ASSAY_INVALID_ARGUMENTS;
+      copy_text(response.text, why.c_str());
+      answer(response);
+      continue;
+    }
+    mappings.show({request.mappings.data(), request.mapping_count});
+    switch (request.question) {
+      case Question::load: describe(*kernel, response); break;
+      case Question::ask: ask(*kernel, request, response); break;
+      case Question::run: compute(*kernel, request, teller, response); break;
+    }
+    // No other thread writes to the socket meanwhile.
+    const std::lock_guard lock(teller.mutex);
+    if (request.question == Question::run) copy_text(response.text, teller.wrong.c_str());
+    if (!answer(response)) return;
+  }
+}
+
+int serve_in_child(const std::string& library, std::size_t base) noexcept {
+  close_from(server_memory + 1);
+  give_up_other_processes();
+  try {
+    serve(library, base);
+  } catch (const std::bad_alloc&) {
+    answer_shortage("the library's process has too little memory");
+  } catch (const std::system_error& e) {
+    answer_shortage(e.what());
+  }
+  _exit(0);  // the destructors of a library are not judged
+}
+
+}  // namespace
+
+int serve_kernel(const std::string& library, std::size_t base) {
+  close_to_others();
+  try {
+    run_and_end_all([&] { return serve_in_child(library, base); });
+  } catch (const std::system_error& e) {
+    answer_shortage(e.what());
+    return 0;
+  }
+}
+
+}  // namespace assay

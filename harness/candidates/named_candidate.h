@@ -1,0 +1,43 @@
+// A candidate that answers calls in the form of NamedCall: a function of another language.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "harness/candidates/named_call.h"
+#include "problem/features.h"
+
+namespace assay {
+
+class NamedCandidate : public Candidate {
+ public:
+  struct Facts {
+    std::string name;
+    // Without the feature "attention", the host's kernel computes the O and LSE of backward cases.
+    Features features;
+    bool lse = true;  // whether its forward calls write LSE
+  };
+  // Computes the outputs of the call. Throws CandidateError for what no candidate may do, and
+  // CandidateDeclined for what it does not support after all.
+  using Answer = std::function<void(const NamedCall&)>;
+
+  NamedCandidate(Facts facts, Answer answer);
+
+  std::string name() const override { return facts_.name; }
+  Abilities abilities() const override;
+  const Features& features() const override { return facts_.features; }
+  std::string unsupported(const Call& call) const override;
+  std::optional<Arithmetic> arithmetic(const Call&, const kernels::Execution&) const override {
+    return std::nullopt;
+  }
+  kernels::Status run(const Request& request) override;
+
+ private:
+  bool host_goes_forward() const { return !facts_.features.has("attention"); }
+
+  Facts facts_;
+  Answer answer_;
+  std::unique_ptr<Candidate> host_;
+};
+
+}  // namespace assay

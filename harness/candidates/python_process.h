@@ -1,0 +1,55 @@
+// Inside harness/candidates/: the process of a Python function, and what is said to it and by it.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "harness/candidates/named_call.h"
+#include "harness/process.h"
+
+namespace assay {
+
+// Messages are lines of text; the elements of tensors follow in row-major order. The process says
+// first
+//   kernel, or: refused SENTENCE
+//   lse yes, no or unknown
+//   features, separated by spaces
+// Asked "probe", it calls the function once on a tiny case, and answers "lse yes" or "lse no". A
+// call is
+//   call OPERATION INPUTS OUTPUTS
+//   the line of the record
+//   NAME CODE BITS BYTES SHAPE... of each input and each output
+// and the bytes of the inputs. The answer is "done" and the bytes of the outputs, or "finding
+// SENTENCE", or "declined SENTENCE". What the function prints goes to standard error.
+class PythonProcess {
+ public:
+  // Throws std::invalid_argument if the process refuses, or cannot be started.
+  explicit PythonProcess(std::string where);
+
+  bool lse() const { return lse_; }
+  const std::vector<std::string>& features() const { return features_; }
+
+  // Runs one call and writes its outputs. Throws CandidateError and CandidateDeclined.
+  void run(const NamedCall& call);
+
+ private:
+  struct Ended {};  // the process is gone
+  void start();
+  void learn_lse();
+  void transfer(const NamedCall& call);
+  void send(const void* data, std::size_t bytes);
+  void send(const std::string& text) { send(text.data(), text.size()); }
+  void receive(void* data, std::size_t bytes);
+  std::string receive_line();
+  std::string how_it_ended();
+
+  const std::string where_;
+  bool lse_ = true, asked_lse_ = false;
+  std::vector<std::string> features_;
+  std::optional<Process> process_;
+  Descriptor socket_;
+};
+
+}  // namespace assay

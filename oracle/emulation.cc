@@ -1,0 +1,277 @@
+#include "oracle/emulation.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace assay {
+namespace {
+
+constexpr float inf = std::numeric_limits<float>::infinity();
+constexpr double log2_e = 0x1.71547652b82fep0, ln_2 = 0x1.62e42fefa39efp-1;
+
+using Columns = Eigen::VectorXf;
+
+// Rounds to `bits` significant bits, ties to even. Subnormal numbers of the format are the caller's
+// concern.
+float round_to_bits(float x, int bits) {
+  const int dropped = 24 - bits;
+  const auto code = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t half = (1u << (dropped - 1)) - 1 + (code >> dropped & 1);
+  return std::bit_cast<float>((code + half) & ~((1u << dropped) - 1));
+}
+
+// Rounds towards zero to binary32, as the accumulator of a matrix instruction does.
+float truncated(double x) {
+  const auto near = static_cast<float>(x);
+  const bool beyond = std::fabs(static_cast<double>(near)) > std::fabs(x);
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(near) - (beyond ? 1u : 0u));
+}
+
+bool is_half(const Contract& c) { return c.dot_roundoff == unit_roundoff(Dtype::f16); }
+
+// exp of s - m, with the error that the schedule draws from what the contract allows.
+class Exponential {
+ public:
+  Exponential(const Contract& c, const Schedule& how)
+      : base_two_(how.base_two),
+        fold_(static_cast<float>(log2_e * (1 + how.constant * c.scale_error))),
+        floor_(how.flushes ? c.exp_floor : 0),
+        offset_(how.exp_offset * c.exp_ulp * 0x1p-23),
+        slope_(how.exp_slope * c.exp_ulp_per_unit * 0x1p-23) {}
+
+  // exp(0) is 1 in every arithmetic that a contract describes.
+  Eigen::ArrayXf of(const Eigen::Ref<const Eigen::ArrayXf>& s, float m) const {
+    const Eigen::ArrayXf argument = base_two_ ? Eigen::ArrayXf(s * fold_ - m * fold_) : s - m;
+    const Eigen::ArrayXd x = (base_two_ ? ln_2 : 1) * argument.cast<double>();
+    const Eigen::ArrayXd y = x.exp() * (1 + offset_ + slope_ * x.max(-200.0));
+    return (x == 0).select(1.0, (y < floor_).select(0.0, y)).cast<float>();
+  }
+  float of(float s, float m) const { return of(Eigen::ArrayXf::Constant(1, s), m)(0); }
+
+ private:
+  bool base_two_;
+  float fold_;
+  double floor_, offset_, slope_;
+};
+
+// The online softmax: running maximum, row sum and accumulator, tile by tile.
+class OnlineSoftmax {
+ public:
+  OnlineSoftmax(const Contract& c, const Schedule& how, const EmulatedRows& in)
+      : c_(c),
+        how_(how),
+        in_(in),
+        exp_(c, how),
+        max_(Columns::Constant(in.q.rows(), -inf)),
+        sum_(Columns::Zero(in.q.rows())),
+        out_(RowMajorSingle::Zero(in.q.rows(), in.kv->values_single.cols())) {}
+
+  EmulatedOutputs run(const RowMajorSingle& scores) {
+    for (Index t : how_.order) {
+      RowMajorSingle p = weigh_tile(scores, t);
+      if (!how_.normalizes_first) add_values(p, t);
+    }
+    if (in_.has_sink) add_sink();
+    EmulatedOutputs out{RowMajorSingle(), Columns(sum_.size())};
+    for (Index r = 0; r < sum_.size(); ++r) out.lse(r) = lse(r);
+    if (how_.normalizes_first) add_normalized(scores);
+    else divide();
+    if (in_.kept.size() > 0) out_ *= static_cast<float>(1 + how_.keep_scale * 0x1p-23);
+    out.o = std::move(out_);
+    return out;
+  }
+
+ private:
+  Index first_of(Index t) const { return t * how_.tile; }
+  Index width_of(Index t) const { return std::min(how_.tile, in_.count - first_of(t)); }
+
+  void raise_maximum(Index r, float m) {
+    if (m == max_(r)) return;
+    const float w = max_(r) == -inf ? 0 : exp_.of(max_(r), m);
+    sum_(r) *= w;
+    out_.row(r) *= w;
+    max_(r) = m;
+  }
+
+  // The weights of a tile, relative to the running maximum; they are added to the row sum.
+  RowMajorSingle weigh_tile(const RowMajorSingle& scores, Index t) {
+    const Index width = width_of(t);
+    RowMajorSingle p = RowMajorSingle::Zero(scores.rows(), width);
+    for (Index r = 0; r < scores.rows(); ++r) {
+      const Eigen::ArrayXf s = scores.row(r).segment(first_of(t), width).transpose();
+      const float largest = s.maxCoeff();
+      // A maximum that lags by less than 8 is kept, as kernels do that rescale rarely.
+      if (!(how_.late_maximum && max_(r) > -inf && largest < max_(r) + 8))
+        raise_maximum(r, std::max(max_(r), largest));
+      if (max_(r) == -inf) continue;
+      p.row(r) = exp_.of(s, max_(r)).transpose();
+      if (!c_.sum_from_rounded) sum_(r) += p.row(r).sum();
+    }
+    cast(p);
+    if (c_.sum_from_rounded) sum_ += p.rowwise().sum();
+    return p;
+  }
+
+  void add_sink() {
+    for (Index r = 0; r < sum_.size(); ++r) {
+      raise_maximum(r, std::max(max_(r), in_.sink));
+      sum_(r) += exp_.of(in_.sink, max_(r));
+    }
+  }
+
+  float lse(Index r) const {
+    if (sum_(r) == 0) return -inf;
+    const auto error = static_cast<float>(1 + how_.log * c_.log_ulp * 0x1p-23);
+    if (!how_.base_two) return max_(r) + std::log(sum_(r)) * error;
+    return (max_(r) * static_cast<float>(log2_e) + std::log2(sum_(r)) * error) *
+           static_cast<float>(ln_2);
+  }
+
+  void divide() {
+    for (Index r = 0; r < sum_.size(); ++r) {
+      if (sum_(r) == 0) out_.row(r).setZero();
+      else if (c_.division_roundings == 1) out_.row(r) /= sum_(r);
+      else out_.row(r) *= 1 / sum_(r);
+    }
+  }
+
+  // A second pass over the keys, in which P is normalized before it is cast.
+  void add_normalized(const RowMajorSingle& scores) {
+    out_.setZero();
+    for (Index t : how_.order) {
+      RowMajorSingle p = RowMajorSingle::Zero(scores.rows(), width_of(t));
+      for (Index r = 0; r < scores.rows(); ++r)
+        if (sum_(r) > 0)
+          p.row(r) = exp_.of(scores.row(r).segment(first_of(t), width_of(t)).transpose(), max_(r))
+                         .transpose() *
+                     (1 / sum_(r));
+      cast(p);
+      add_values(p, t);
+    }
+  }
+
+  void cast(RowMajorSingle& p) const {
+    if (c_.weight_dtype) round_all(*c_.weight_dtype, p);
+  }
+
+  // V holds 1 / (1 - dropout) already.
+  void add_values(RowMajorSingle& p, Index t) {
+    if (in_.kept.size() > 0) p.array() *= in_.kept.middleCols(first_of(t), width_of(t)).array();
+    const Index key = in_.key0 + first_of(t);
+    add_product(c_, how_, p, in_.kv->values_single.middleRows(key, width_of(t)), out_);
+  }
+
+  const Contract& c_;
+  const Schedule& how_;
+  const EmulatedRows& in_;
+  Exponential exp_;
+  Columns max_, sum_;
+  RowMajorSingle out_;
+};
+
+}  // namespace
+
+void add_product(const Contract& c, const Schedule& how, const SingleRef& a, const SingleRef& b,
+                 RowMajorSingle& sum) {
+  const Index n = a.cols();
+  if (how.three_parts) {
+    RowMajorSingle high_a = a, high_b = b;
+    for (RowMajorSingle* m : {&high_a, &high_b})
+      *m = m->unaryExpr([](float x) { return round_to_bits(x, 11); });
+    const RowMajorSingle low_a =
+        RowMajorSingle(a - high_a).unaryExpr([](float x) { return round_to_bits(x, 11); });
+    const RowMajorSingle low_b =
+        RowMajorSingle(b - high_b).unaryExpr([](float x) { return round_to_bits(x, 11); });
+    constexpr Index width = 8;
+    for (Index k = 0; k < n; k += width) {
+      const Index w = std::min(width, n - k);
+      auto add = [&](const RowMajorSingle& x, const RowMajorSingle& y) {
+        const RowMajor part = x.middleCols(k, w).cast<double>() * y.middleRows(k, w).cast<double>();
+        sum = (sum.cast<double>() + part).unaryExpr(&truncated);
+      };
+      add(low_a, high_b);
+      add(high_a, low_b);
+      add(high_a, high_b);
+    }
+  } else if (is_half(c)) {
+    for (Index k = 0; k < n; k += how.half_part) {
+      const Index w = std::min(how.half_part, n - k);
+      sum.noalias() += a.middleCols(k, w) * b.middleRows(k, w);
+      round_all(Dtype::f16, sum);
+    }
+  } else if (c.dot_block > 0) {
+    for (Index k = 0; k < n; k += c.dot_block) {
+      const Index w = std::min<Index>(c.dot_block, n - k);
+      const RowMajor part = a.middleCols(k, w).cast<double>() * b.middleRows(k, w).cast<double>();
+      sum = (sum.cast<double>() + part).unaryExpr(&truncated);
+    }
+  } else {
+    const Index part = how.dot_part > 0 ? how.dot_part : n;
+    for (Index k = 0; k < n; k += part) {
+      const Index w = std::min(part, n - k);
+      sum.noalias() += a.middleCols(k, w) * b.middleRows(k, w);
+    }
+  }
+}
+
+RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const EmulatedRows& in,
+                               RowMajorSingle* slope) {
+  RowMajorSingle q = in.q;
+  const bool prescaled = c.query_prescale > 0 || how.scales_query;
+  if (prescaled) q *= in.scale;
+  if (c.query_prescale > 0) {
+    const int bits = -std::ilogb(c.query_prescale);
+    if (bits < 24) q = q.unaryExpr([=](float x) { return round_to_bits(x, bits); });
+  }
+  RowMajorSingle s = RowMajorSingle::Zero(q.rows(), in.count);
+  add_product(c, how, q, in.kv->keys_transposed_single.middleCols(in.key0, in.count), s);
+  if (c.score_dtype && how.rounds_unscaled) round_all(*c.score_dtype, s);
+  if (!prescaled) s *= in.scale;
+  if (in.softcap > 0) {
+    const float inverse = 1 / in.softcap;
+    const auto error = static_cast<float>(1 + how.tanh * c.tanh_ulp * 0x1p-23);
+    s = s.unaryExpr([&](float x) { return std::min(std::tanh(x * inverse) * error, 1.0f); });
+    if (slope) *slope = 1 - s.array().square();
+    s *= in.softcap;
+  }
+  if (in.bias.size() > 0) s += in.bias;
+  if (c.score_dtype) round_all(*c.score_dtype, s);
+  return s;
+}
+
+Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index serial) {
+  Schedule how;
+  const auto unit = [&] { return static_cast<double>(random() >> 11) * 0x1p-52 - 1; };
+  constexpr Index tiles[] = {16, 32, 64, 128, 256}, parts[] = {0, 8, 16, 32}, halves[] = {1, 4, 16};
+  how.tile = c.ordered ? c.tile : tiles[random.below(std::size(tiles))];
+  how.dot_part = parts[random.below(std::size(parts))];
+  how.half_part = halves[random.below(std::size(halves))];
+  how.scales_query = !c.ordered && random.below(2) != 0;
+  how.base_two = c.fused_argument;
+  how.normalizes_first = c.divides_first || (!c.ordered && c.weight_dtype && serial % 2 != 0);
+  how.late_maximum = !c.ordered && random.below(3) == 0;
+  how.rounds_unscaled = serial % 4 < 2;
+  how.three_parts = c.fused_argument && !c.ordered && !c.weight_dtype && serial % 2 != 0;
+  how.exp_offset = unit();
+  how.exp_slope = unit();
+  how.constant = unit();
+  how.tanh = unit();
+  how.log = unit();
+  how.keep_scale = unit();
+  how.flushes = serial % 2 == 0;
+  how.order.resize(usize((keys + how.tile - 1) / how.tile));
+  std::iota(how.order.begin(), how.order.end(), Index{0});
+  if (!c.ordered)
+    for (std::size_t k = how.order.size(); k > 1; --k)
+      std::swap(how.order[k - 1], how.order[random.below(k)]);
+  return how;
+}
+
+EmulatedOutputs emulate(const Contract& c, const Schedule& how, const EmulatedRows& in) {
+  return OnlineSoftmax(c, how, in).run(emulated_scores(c, how, in));
+}
+
+}  // namespace assay

@@ -1,0 +1,64 @@
+#include "oracle/emulation_backward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace assay {
+
+EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
+                                   const EmulatedBackward& in) {
+  const EmulatedRows& x = in.in;
+  const Index rows = x.q.rows(), n = x.count, dv = in.o.cols();
+  const RowMajorSingle keys = x.kv->keys_transposed_single.middleCols(x.key0, n).transpose();
+  // V holds 1 / (1 - dropout), which the backward pass multiplies in elsewhere.
+  const RowMajorSingle values =
+      x.kv->values_single.middleRows(x.key0, n).leftCols(dv) / in.keep_scale;
+  RowMajorSingle slope;
+  const RowMajorSingle s = emulated_scores(c, how, x, &slope);
+  RowMajorSingle p = RowMajorSingle::Zero(rows, n), dp = p, ds = p;
+  add_product(c, how, in.d_o, RowMajorSingle(values.transpose()), dp);
+  const double offset = how.exp_offset * c.exp_ulp * 0x1p-23,
+               per_unit = how.exp_slope * c.exp_ulp_per_unit * 0x1p-23;
+  for (Index r = 0; r < rows; ++r) {
+    if (!(in.lse(r) > -std::numeric_limits<float>::infinity())) continue;
+    const Eigen::ArrayXd argument = (s.row(r).array() - in.lse(r)).transpose().cast<double>();
+    const Eigen::ArrayXd weight = argument.exp() * (1 + offset + per_unit * argument.max(-200.0));
+    const double floor = how.flushes ? c.exp_floor : 0;
+    p.row(r) = (weight < floor).select(0.0, weight).cast<float>().matrix().transpose();
+    const float delta = in.d_o.row(r).dot(in.o.row(r));
+    if (x.kept.size() > 0) dp.row(r).array() *= x.kept.row(r).array() * in.keep_scale;
+    // A kernel that casts P once and computes dS from it (score_gradients_late) may also not.
+    RowMajorSingle used = p.row(r);
+    if (c.score_gradients_late && c.weight_dtype && how.rounds_unscaled)
+      round_all(*c.weight_dtype, used);
+    ds.row(r) = used.array() * (dp.row(r).array() - delta);
+  }
+  if (slope.size() > 0) ds.array() *= slope.array();
+  const bool late = c.score_gradients_late && how.scales_query;
+  if (late) ds *= x.scale;
+  if (c.weight_dtype) round_all(*c.weight_dtype, ds);
+  if (x.kept.size() > 0) p.array() *= x.kept.array() * in.keep_scale;
+  if (c.weight_dtype) round_all(*c.weight_dtype, p);
+  EmulatedGradients out{RowMajorSingle::Zero(rows, x.q.cols()), RowMajorSingle::Zero(n, x.q.cols()),
+                        RowMajorSingle::Zero(n, dv)};
+  for (Index t : how.order) {
+    const Index first = t * how.tile, width = std::min(how.tile, n - first);
+    add_product(c, how, RowMajorSingle(ds.middleCols(first, width)), keys.middleRows(first, width),
+                out.dq);
+  }
+  for (Index first = 0; first < rows; first += how.tile) {
+    const Index width = std::min(how.tile, rows - first);
+    add_product(c, how, RowMajorSingle(ds.middleRows(first, width).transpose()),
+                x.q.middleRows(first, width), out.dk);
+    add_product(c, how, RowMajorSingle(p.middleRows(first, width).transpose()),
+                in.d_o.middleRows(first, width), out.dv);
+  }
+  if (!late) {
+    out.dq *= x.scale;
+    out.dk *= x.scale;
+  }
+  return out;
+}
+
+}  // namespace assay

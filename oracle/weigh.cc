@@ -1,0 +1,134 @@
+#include "oracle/weigh.h"
+
+#include <fmt/format.h>
+
+#include "oracle/filters.h"
+
+namespace assay {
+
+void RowScores::add(double s, Index b, Index h, Index row) {
+  all_.push_back(s);
+  if (!(s <= worst_.s)) worst_ = {.s = s, .b = b, .h = h, .row = row};
+}
+
+Atypical RowScores::finish(double limit) {
+  const auto middle = all_.begin() + std::ssize(all_) / 2;
+  std::ranges::nth_element(all_, middle);
+  worst_.median = *middle;
+  worst_.limit = limit;
+  return worst_;
+}
+
+Evidence not_asked(const char* why) {
+  Evidence e;
+  e.not_asked = why;
+  return e;
+}
+
+void add(Evidence& forward, const Evidence& gradients) {
+  if (gradients.arithmetic.empty()) return;
+  if (forward.arithmetic.empty()) {
+    forward = gradients;
+    return;
+  }
+  if (forward.arithmetic != gradients.arithmetic)
+    forward.arithmetic += "; gradients: " + gradients.arithmetic;
+  forward.fits = forward.fits && gradients.fits;
+  if (forward.reason.empty()) forward.reason = gradients.reason;
+  forward.rows.insert(gradients.rows.begin(), gradients.rows.end());
+  forward.questions += gradients.questions;
+  forward.rows_asked += gradients.rows_asked;
+  FilterAnswers all{forward.filters, 0};
+  all.most_significant.insert(all.most_significant.end(), gradients.filters.begin(),
+                              gradients.filters.end());
+  all.keep_most_significant();
+  forward.filters = std::move(all.most_significant);
+}
+
+double excess(const Evidence& e) {
+  double worst = 0;
+  for (const auto& [output, row] : e.rows) worst = std::max(worst, row.s / row.limit);
+  for (const FilterAnswer& f : e.filters) worst = std::max(worst, f.significance() / e.z_limit);
+  return worst;
+}
+
+std::string sentence_on(const Evidence& e) {
+  const auto beyond = [](const auto& a, const auto& b) {
+    return a.second.s / a.second.limit < b.second.s / b.second.limit;
+  };
+  const auto row = std::ranges::max_element(e.rows, beyond);
+  const FilterAnswer* filter = e.filters.empty() ? nullptr : &e.filters.front();
+  const double of_row = row == e.rows.end() ? 0 : row->second.s / row->second.limit;
+  if (filter && filter->significance() / e.z_limit > of_row)
+    return fmt::format(
+        "by evidence: inside every bound, but no arithmetic makes such errors: {}, by {:.3g} of "
+        "it (z = {:.3g}, limit {}, {} questions)",
+        filter->fault, filter->share, filter->z, e.z_limit, e.questions);
+  if (row->first == Output::c)
+    return fmt::format(
+        "by evidence: inside every bound, but no arithmetic makes such errors: those of {} {} of C "
+        "are {:.3g} times the typical ones (limit {:.3g}, median {:.2g})",
+        row->second.of_column ? "column" : "row", row->second.row, row->second.s, row->second.limit,
+        row->second.median);
+  const bool key = row->first == Output::dk || row->first == Output::dv;
+  return fmt::format(
+      "by evidence: inside every bound, but no arithmetic makes such errors: those of {}[b={}, "
+      "h={}, {}={}] are {:.3g} times the typical ones (limit {:.3g}, median of {} rows {:.2g})",
+      name_of(row->first), row->second.b, row->second.h, key ? "key" : "row", row->second.row,
+      row->second.s, row->second.limit, e.rows_asked, row->second.median);
+}
+
+void take_evidence(Verdict& v, Evidence e, EvidenceRule rule) {
+  v.evidence = std::move(e);
+  if (v.evidence.fits) return;
+  if (rule == EvidenceRule::warn) {
+    v.reason += "; but " + v.evidence.reason;
+    return;
+  }
+  v.outcome = Outcome::fail;
+  v.by_evidence = true;
+  v.reason = v.evidence.reason;
+}
+
+namespace {
+
+void score_rows(const EvidenceRows& rows, const Replicates& typical, Evidence& e) {
+  RowScores o, lse;
+  const double columns = std::sqrt(static_cast<double>(rows.exact.cols()));
+  for (const EvidenceHead& head : rows.heads)
+    for (Index r = 0; r < head.rows(); ++r) {
+      const Index at = head.first + r, i = head.block.row(r).index;
+      if (!typical.usable[usize(at)]) continue;
+      ++e.rows_asked;
+      const double error = rows.error.row(at).norm() / columns;
+      o.add(error == 0 ? 0 : error / typical.sigma(at), head.block.b, head.block.h, i);
+      if (rows.lse_asked[usize(at)] && std::isfinite(typical.lse_sigma(at)))
+        lse.add(std::fabs(rows.lse_error(at)) / typical.lse_sigma(at), head.block.b, head.block.h,
+                i);
+    }
+  if (!o.empty()) e.rows[Output::o] = o.finish(row_limit_of(rows.out_dtype, rows.exact.cols()));
+  if (!lse.empty()) e.rows[Output::lse] = lse.finish(lse_limit);
+}
+
+}  // namespace
+
+Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
+               const Contract& strict, std::span<const Contract> contracts,
+               const std::vector<SuspectRow>& suspects, const JudgeOptions& options) {
+  if (problem.projection) return not_asked("K and V are computed from a latent cache");
+  if (problem.q.dtype == Dtype::f64 || out.o.dtype == Dtype::f64)
+    return not_asked("replicates compute in binary32");
+  const AttentionShape& s = problem.shape;
+  if (s.rows == 0) return not_asked("there is no row");
+  const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);
+  const EvidenceRows rows = gather_evidence(problem, out, strict, suspects, budget, options);
+  if (rows.asked_rows() == 0) return not_asked("no row has finite outputs and a bound");
+  return best_fit(contracts, rows.out_dtype, options, [&](const Contract& contract, Evidence& e) {
+    const Replicates typical =
+        replicate(rows, contract, replicate_count, options.seed, options.threads);
+    score_rows(rows, typical, e);
+    return ask_filters(rows, typical, problem, contract.dot_roundoff);
+  });
+}
+
+}  // namespace assay

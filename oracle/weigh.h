@@ -1,0 +1,111 @@
+// Inside oracle/: asks the evidence of a case. docs/evidence.md, 1 to 3.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <vector>
+
+#include "oracle/contract.h"
+#include "oracle/shares.h"
+#include "oracle/verdict.h"
+
+namespace assay {
+
+// The number of runs of the algorithm whose errors count as typical.
+inline constexpr int replicate_count = 12;
+// About as many products of numbers as one replicate may take.
+inline constexpr double evidence_budget = 0x1p24;
+// Beyond these, errors are not typical. docs/evidence.md, 3, says how they were measured.
+inline constexpr double lse_limit = 12;
+// Of z. With few rows, twelve replicates do not tell well what chance does.
+inline double filter_limit_of(Dtype out, Index rows) {
+  return (out == Dtype::f32 ? 16 : 8) * (1 + 2 / static_cast<double>(rows));
+}
+// Where outputs are rounded to 16 bits, their rounding hides most of what kernels do differently;
+// in binary32 it does not. The fewer elements a row has, the more its s is left to chance.
+inline double row_limit_of(Dtype out, Index elements) {
+  return (out == Dtype::f32 ? 6 : 3) * (1 + 2 / std::sqrt(static_cast<double>(elements)));
+}
+// The median of s, under an arithmetic after the first, of a kernel that computes in it.
+inline constexpr double least_median = 0.02;
+// Gradients have cancellations that depend on the way of a kernel.
+inline constexpr double gradient_leeway = 2;
+// The least factor that is a fault: biases of sums, and what is hidden below the output's rounding,
+// are none.
+inline double least_factor(double roundoff, Dtype out) {
+  return std::max(8 * roundoff, unit_roundoff(out) / 16);
+}
+
+// The s of every row of one output, and the largest of them.
+class RowScores {
+ public:
+  void add(double s, Index b, Index h, Index row);
+  bool empty() const { return all_.empty(); }
+  Atypical finish(double limit);
+
+ private:
+  std::vector<double> all_;
+  Atypical worst_;
+};
+
+Evidence not_asked(const char* why);
+// Adds the evidence on gradients to that on O and LSE.
+void add(Evidence& forward, const Evidence& gradients);
+
+// How far the answers are beyond their limits: above 1, something is atypical.
+double excess(const Evidence& e);
+// One sentence on the answer that is furthest beyond its limit.
+std::string sentence_on(const Evidence& e);
+
+// Whether evidence is to be asked about a verdict by bounds.
+inline bool is_weighed(const Verdict& v, const JudgeOptions& options) {
+  return options.evidence != EvidenceRule::off && v.outcome != Outcome::fail &&
+         v.outcome != Outcome::error;
+}
+// Puts the evidence into the verdict, and fails it if no arithmetic fits.
+void take_evidence(Verdict& v, Evidence e, EvidenceRule rule);
+
+// Asks one arithmetic after the other, until one fits. `ask(contract, evidence)` fills in the rows
+// and returns the answers of the filters.
+template <class Arithmetic, class Ask>
+Evidence best_fit(std::span<const Arithmetic> contracts, Dtype out, const JudgeOptions& options,
+                  const Ask& ask) {
+  Evidence best;
+  for (const Arithmetic& contract : contracts) {
+    Evidence e;
+    e.arithmetic = contract.name;
+    e.replicates = replicate_count;
+    e.seed = options.seed;
+    FilterAnswers filters = ask(contract, e);
+    if (e.rows_asked == 0) return not_asked("no row has finite outputs and replicates");
+    e.z_limit = filter_limit_of(out, e.rows_asked);
+    e.filters = std::move(filters.most_significant);
+    e.questions = filters.questions;
+    // A later arithmetic errs more. One whose errors are far larger than the kernel's is not its
+    // own.
+    const bool first = &contract == &contracts.front();
+    const bool too_wide = !first && e.rows.begin()->second.median < least_median;
+    e.fits = excess(e) <= 1 && !too_wide;
+    if (first || e.fits || (!too_wide && excess(e) < excess(best))) best = std::move(e);
+    if (best.fits) break;
+  }
+  if (!best.fits) best.reason = sentence_on(best);
+  return best;
+}
+
+// Asks whether the errors of some rows of O and LSE are typical of one of the contracts, from the
+// first on: rows that are spread over all heads, and the `suspects`. The bounds of `strict`, the
+// strictest contract of the ladder, tell how errors are usually distributed over rows.
+Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
+               const Contract& strict, std::span<const Contract> contracts,
+               const std::vector<SuspectRow>& suspects, const JudgeOptions& options);
+
+// The same for all rows of dQ, dK and dV of some groups of heads, the one with the worst element of
+// the verdict `bounds` among them.
+Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& input,
+                        const AttentionGradients& out, const Contract& strict,
+                        std::span<const Contract> contracts, const Verdict& bounds,
+                        const JudgeOptions& options);
+
+}  // namespace assay

@@ -1,0 +1,264 @@
+#include "oracle/weigh_product.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <utility>
+
+#include "oracle/emulation.h"
+#include "oracle/row_sample.h"
+#include "oracle/weigh.h"
+#include "problem/parallel.h"
+
+namespace assay {
+namespace {
+
+// Some rows and columns of a product. `exact` and `error` are rows x columns.
+struct ProductSample {
+  std::vector<Index> rows, columns;
+  RowMajor a, w;  // rows x K, K x columns: what the bytes mean
+  RowMajor exact, error;
+  Eigen::ArrayXX<bool> asked;
+  Index group = 0;  // of W; 0: none
+  double tensor_scale = 1;
+  Dtype out = Dtype::f32;
+};
+
+// About as many products as a replicate takes.
+constexpr Index most_products = Index{1} << 20;
+
+std::vector<Index> spread(Index n, Index count, Index also, std::uint64_t seed) {
+  const std::vector<Index> even = rows_to_judge(n, std::min(n, count), seed);
+  std::set<Index> chosen(even.begin(), even.end());
+  if (also >= 0) chosen.insert(also);
+  return {chosen.begin(), chosen.end()};
+}
+
+ProductSample sample_product(const Product& p, const TensorView& c, const Verdict& bounds,
+                             std::uint64_t seed) {
+  ProductSample s;
+  const Element* worst = bounds.worst(Output::c);
+  const Index elements = std::max<Index>(most_products / std::max<Index>(p.k, 1), 64);
+  const Index rows = std::clamp<Index>(elements / 32, 1, 16);
+  s.rows = spread(p.m, rows, worst ? worst->row : -1, seed);
+  s.columns = spread(p.n, elements / std::ssize(s.rows), worst ? worst->column : -1, seed);
+  const std::vector<double> a = decode_activations(p), w = decode_weights(p.w);
+  const Index n = std::ssize(s.columns), m = std::ssize(s.rows);
+  s.a.resize(m, p.k);
+  s.w.resize(p.k, n);
+  for (Index r = 0; r < m; ++r)
+    for (Index k = 0; k < p.k; ++k) s.a(r, k) = a[usize(s.rows[usize(r)] * p.k + k)];
+  for (Index k = 0; k < p.k; ++k)
+    for (Index j = 0; j < n; ++j) s.w(k, j) = w[usize(k * p.n + s.columns[usize(j)])];
+  s.exact = s.error = RowMajor::Zero(m, n);
+  s.asked.resize(m, n);
+  s.group = p.w.group;
+  s.tensor_scale = static_cast<double>(p.w.tensor_scale);
+  s.out = c.dtype;
+  // Where products underflow, what is lost depends on what a kernel multiplies first.
+  constexpr double least_sum = 0x1p-100;
+  const RowMajor gauge = s.a.cwiseAbs() * s.w.cwiseAbs();
+  for (Index r = 0; r < m; ++r)
+    for (Index j = 0; j < n; ++j) {
+      const Index row = s.rows[usize(r)], column = s.columns[usize(j)];
+      const ExactSum exact = exact_product(p, row, column);
+      const double got = load(c, c.at(0, 0, row, column));
+      s.asked(r, j) = std::isfinite(exact.high) && std::isfinite(got) && gauge(r, j) > least_sum;
+      if (!s.asked(r, j)) continue;
+      s.exact(r, j) = exact.high;
+      s.error(r, j) = (got - exact.high) - exact.low;
+    }
+  return s;
+}
+
+// The sum of a matrix instruction that aligns the products of a block and its accumulator to the
+// largest exponent among them and drops the bits below 2^-bits of it.
+class AlignedSum {
+ public:
+  explicit AlignedSum(int bits) : bits_(bits) {}
+  void add(const double* products, Index count) {
+    double largest = std::fabs(sum_);
+    for (Index k = 0; k < count; ++k) largest = std::max(largest, std::fabs(products[k]));
+    if (!(largest > 0)) return;
+    const int quantum = std::ilogb(largest) - bits_;
+    double units = std::trunc(std::ldexp(sum_, -quantum));
+    for (Index k = 0; k < count; ++k) units += std::trunc(std::ldexp(products[k], -quantum));
+    const double sum = std::ldexp(units, quantum);
+    // The result is rounded to as many bits again.
+    const int own = sum == 0 ? 0 : std::ilogb(sum) - bits_;
+    sum_ = sum == 0 ? 0 : std::ldexp(std::nearbyint(std::ldexp(sum, -own)), own);
+  }
+  double take() { return std::exchange(sum_, 0); }
+
+ private:
+  int bits_;
+  double sum_ = 0;
+};
+
+RowMajorSingle aligned_product(const ProductSample& s, const ProductContract& c, Index serial) {
+  const int bits = -std::ilogb(c.roundoff);
+  // Some kernels add every 128 terms to a sum in binary32.
+  const Index promoted = serial % 2 == 0 ? s.a.cols() : 128;
+  RowMajorSingle out(s.a.rows(), s.w.cols());
+  const RowMajor columns = s.w.transpose();
+  std::vector<double> products(usize(c.block));
+  for (Index r = 0; r < out.rows(); ++r)
+    for (Index j = 0; j < out.cols(); ++j) {
+      AlignedSum sum(bits);
+      float total = 0;
+      for (Index k = 0; k < s.a.cols(); k += c.block) {
+        if (k > 0 && k % promoted == 0) total += static_cast<float>(sum.take());
+        const Index count = std::min<Index>(c.block, s.a.cols() - k);
+        for (Index i = 0; i < count; ++i) products[usize(i)] = s.a(r, k + i) * columns(j, k + i);
+        sum.add(products.data(), count);
+      }
+      out(r, j) = total + static_cast<float>(sum.take());
+    }
+  return out;
+}
+
+// One run of the product in the roundings of the contract.
+RowMajorSingle emulate(const ProductSample& s, const ProductContract& c, SplitMix64& random,
+                       Index serial) {
+  if (c.block > 0) return aligned_product(s, c, serial);
+  Contract dot;
+  dot.dot_roundoff = c.roundoff;
+  if (c.roundoff == 0x1p-23) dot.dot_block = 16;
+  Schedule how = draw_schedule(dot, 1, random, serial);
+  // Parts of 0 are the whole sum; in order, a group is a part.
+  if (c.order != ProductOrder::any && s.group > 0 && serial % 2 == 0) how.dot_part = s.group;
+  const bool scales_last = s.tensor_scale != 1 && !c.scales_weights;
+  RowMajorSingle w = (scales_last ? RowMajor(s.w / s.tensor_scale) : s.w).cast<float>();
+  if (c.weight_dtype) round_all(*c.weight_dtype, w);
+  RowMajorSingle out = RowMajorSingle::Zero(s.a.rows(), s.w.cols());
+  add_product(dot, how, RowMajorSingle(s.a.cast<float>()), w, out);
+  if (scales_last) out *= static_cast<float>(s.tensor_scale);
+  return out;
+}
+
+struct ProductReplicates {
+  std::vector<RowMajor> error;
+  RowMajor square;  // mean over the replicates; infinite where one left the range
+};
+
+ProductReplicates replicate(const ProductSample& s, const ProductContract& c,
+                            const JudgeOptions& options) {
+  ProductReplicates all;
+  all.error.resize(replicate_count);
+  parallel_for(replicate_count, options.threads, [&](Index k) {
+    SplitMix64 random(SplitMix64::number(options.seed, usize(k)));
+    RowMajorSingle out = emulate(s, c, random, k);
+    round_all(s.out, out);
+    all.error[usize(k)] = out.cast<double>() - s.exact;
+  });
+  all.square = RowMajor::Zero(s.exact.rows(), s.exact.cols());
+  for (const RowMajor& error : all.error) all.square += error.cwiseAbs2() / replicate_count;
+  // All sums are of as many terms, so their errors are usually in proportion to the sums of moduli.
+  const RowMajor gauge = s.a.cwiseAbs() * s.w.cwiseAbs();
+  std::vector<double> ratios;
+  for (Index e = 0; e < gauge.size(); ++e)
+    if (s.asked.data()[e] && gauge.data()[e] > 0 && std::isfinite(all.square.data()[e]))
+      ratios.push_back(std::sqrt(all.square.data()[e]) / gauge.data()[e]);
+  std::ranges::sort(ratios);
+  const double usual = ratios.empty() ? 0 : ratios[ratios.size() / 2];
+  for (Index e = 0; e < all.square.size(); ++e) {
+    const double floor = half_ulp(s.out, s.exact.data()[e]) / 2, pooled = usual * gauge.data()[e];
+    all.square.data()[e] = std::max({all.square.data()[e], floor * floor, pooled * pooled});
+  }
+  return all;
+}
+
+// The s of each column, and of each row, of the sample.
+void score(const ProductSample& s, const ProductReplicates& typical, Evidence& e) {
+  const auto usable = [&](Index r, Index j) {
+    return s.asked(r, j) && std::isfinite(typical.square(r, j));
+  };
+  RowScores rows, columns;
+  for (Index r = 0; r < s.exact.rows(); ++r) {
+    double error = 0, square = 0;
+    for (Index j = 0; j < s.exact.cols(); ++j)
+      if (usable(r, j)) error += s.error(r, j) * s.error(r, j), square += typical.square(r, j);
+    if (!(square > 0)) continue;
+    ++e.rows_asked;
+    rows.add(std::sqrt(error / square), 0, 0, s.rows[usize(r)]);
+  }
+  for (Index j = 0; j < s.exact.cols(); ++j) {
+    double error = 0, square = 0;
+    for (Index r = 0; r < s.exact.rows(); ++r)
+      if (usable(r, j)) error += s.error(r, j) * s.error(r, j), square += typical.square(r, j);
+    if (square > 0) columns.add(std::sqrt(error / square), 0, 0, s.columns[usize(j)]);
+  }
+  if (rows.empty()) return;
+  const Atypical row = rows.finish(row_limit_of(s.out, s.exact.cols()));
+  Atypical column = columns.finish(row_limit_of(s.out, s.exact.rows()));
+  column.of_column = true;
+  e.rows[Output::c] = row.s / row.limit > column.s / column.limit ? row : column;
+}
+
+FilterAnswers ask(const ProductSample& s, const ProductReplicates& typical, double roundoff) {
+  FilterAnswers answers;
+  const RowMajor weight = s.asked.select(typical.square.cwiseInverse().array(), 0.0).matrix();
+  Shares factor(1, replicate_count), terms(s.a.cols(), replicate_count);
+  std::vector<double> of_factor;
+  std::vector<Eigen::VectorXd> of_terms;
+  const auto products = [&](const RowMajor& error) {
+    RowMajor weighted = weight;
+    for (Index e = 0; e < weighted.size(); ++e)
+      if (weighted.data()[e] > 0) weighted.data()[e] *= error.data()[e];
+    of_factor.push_back(weighted.cwiseProduct(s.exact).sum());
+    // Leaving out term k moves C by - a_k w_k.
+    of_terms.push_back(-(s.w * weighted.transpose()).cwiseProduct(s.a.transpose()).rowwise().sum());
+  };
+  products(s.error);
+  for (const RowMajor& error : typical.error) products(error);
+  factor.add(0, of_factor[0], weight.cwiseProduct(s.exact.cwiseAbs2()).sum(), of_factor.data() + 1);
+  const Eigen::VectorXd squares = (s.w.cwiseAbs2() * weight.transpose())
+                                      .cwiseProduct(s.a.cwiseAbs2().transpose())
+                                      .rowwise()
+                                      .sum();
+  std::vector<double> shares(of_terms.size());
+  for (Index k = 0; k < terms.size(); ++k) {
+    for (std::size_t n = 0; n < shares.size(); ++n) shares[n] = of_terms[n](k);
+    terms.add(k, shares[0], squares(k), shares.data() + 1);
+  }
+  factor.answer(answers, least_factor(roundoff, s.out),
+                [](Index) { return std::string("C is too large by a factor"); });
+  terms.answer(answers, least_share_of_part,
+               [](Index k) { return fmt::format("term {} is missing", k); });
+  for (const Index width : {8, 16, 32, 64, 128}) {
+    if (width >= 2 * terms.size()) break;
+    Shares lanes(width, replicate_count),
+        tiles((terms.size() + width - 1) / width, replicate_count);
+    for (Index k = 0; k < terms.size(); ++k) {
+      lanes.add(k % width, terms, k);
+      tiles.add(k / width, terms, k);
+    }
+    lanes.answer(answers, least_share_of_part, [=](Index lane) {
+      return fmt::format("every term of lane {} of {} is missing", lane, width);
+    });
+    tiles.answer(answers, least_share_of_part, [=](Index t) {
+      return fmt::format("terms {} to {} are missing", t * width, (t + 1) * width - 1);
+    });
+  }
+  answers.keep_most_significant();
+  return answers;
+}
+
+}  // namespace
+
+Evidence weigh_product(const Product& p, const TensorView& c,
+                       std::span<const ProductContract> contracts, const Verdict& bounds,
+                       const JudgeOptions& options) {
+  if (p.m == 0 || p.n == 0 || p.k == 0) return not_asked("there is no product");
+  const ProductSample sample = sample_product(p, c, bounds, options.seed);
+  return best_fit(contracts, sample.out, options,
+                  [&](const ProductContract& contract, Evidence& e) {
+                    const ProductReplicates typical = replicate(sample, contract, options);
+                    score(sample, typical, e);
+                    return ask(sample, typical, contract.roundoff);
+                  });
+}
+
+}  // namespace assay

@@ -1,0 +1,98 @@
+// Evidence: right outputs of kernels that nobody here wrote pass, wrong ones that stay inside every
+// bound fail, and emulated kernels of every rung raise no alarm.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "harness/judging/outputs.h"
+#include "harness/records/record.h"
+#include "problem/generate.h"
+#include "problem/round_all.h"
+#include "testing/emulated_kernel.h"
+#include "testing/matchers.h"
+
+namespace assay {
+namespace {
+
+std::string records(const char* name) {
+  return std::string(ASSAY_SOURCE_DIR) + "/property_tests/records/" + name + ".safetensors";
+}
+
+TEST(Evidence, RecordedOutputsOfRightKernelsPass) {
+  const RecordFile file(records("right"));
+  ASSERT_EQ(file.names().size(), 4u);
+  for (const std::string& name : file.names()) {
+    const CaseResult r = verify(file, file.read(name));
+    EXPECT_THAT(r, Passes()) << name;
+    EXPECT_FALSE(r.verdict.evidence.arithmetic.empty()) << name;
+  }
+}
+
+TEST(Evidence, FaultsInsideEveryBoundFail) {
+  const RecordFile file(records("wrong"));
+  ASSERT_EQ(file.names().size(), 5u);
+  for (const std::string& name : file.names()) {
+    const Record record = file.read(name);
+    EXPECT_THAT(verify(file, record), FailsWith("by evidence")) << name;
+    EXPECT_THAT(verify(file, record, {.evidence = EvidenceRule::off}), Passes()) << name;
+    const CaseResult warned = verify(file, record, {.evidence = EvidenceRule::warn});
+    EXPECT_THAT(warned, Passes()) << name;
+    EXPECT_NE(warned.reason.find("but by evidence"), std::string::npos) << warned.reason;
+  }
+}
+
+TEST(Evidence, TheMissingKeyIsNamed) {
+  const RecordFile file(records("wrong"));
+  const CaseResult r = verify(file, file.read("last-key-dropped-0-f16"));
+  ASSERT_FALSE(r.verdict.evidence.filters.empty());
+  const FilterAnswer& best = r.verdict.evidence.filters.front();
+  EXPECT_NE(best.fault.find("missing"), std::string::npos) << best.fault;
+  EXPECT_NEAR(best.share, 1, 0.2);
+}
+
+TEST(Evidence, EmulatedKernelsRaiseNoAlarm) {
+  for (const char* line : {"attention b=1 h=2/1 l=24x70 d=32 dtype=bf16",
+                           "attention b=1 h=2 l=40 d=16/24 dtype=f16 causal scores=heavy-tail"}) {
+    const Case c = parse_case(line);
+    const Inputs in(c);
+    for (const Emulation& e : emulations(c.dtype)) {
+      const Outputs out(c, true, Surroundings::bands);
+      run_emulated(e, in.problem, out.view());
+      const JudgeOptions options{.evidence = EvidenceRule::fail};
+      const Verdict declared = judge(in.problem, out.view(), e.contract, options);
+      EXPECT_FALSE(declared.by_evidence)
+          << line << ", " << e.contract.name << ": " << declared.reason;
+      EXPECT_FALSE(declared.evidence.arithmetic.empty()) << declared.evidence.not_asked;
+      // Arithmetics that the ladder does not know may fail there, by their bounds.
+      const Verdict undeclared = judge_by_ladder(in.problem, out.view(), 64, options);
+      EXPECT_FALSE(undeclared.by_evidence)
+          << line << ", " << e.contract.name << ": " << undeclared.reason;
+    }
+  }
+}
+
+// Every number is rounded as encode() rounds it.
+TEST(Evidence, EmulationRoundsAsTheFormatsDo) {
+  for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2}) {
+    std::vector<float> numbers;
+    // All exponents, and the bits of the significand that make ties and their neighbours.
+    for (std::uint32_t high = 0; high < 1u << 16; ++high)
+      for (const std::uint32_t low : {0x0000u, 0x0001u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu})
+        numbers.push_back(std::bit_cast<float>(high << 16 | low));
+    const std::vector<float> before = numbers;
+    round_all(dtype, numbers);
+    for (std::size_t k = 0; k < numbers.size(); ++k) {
+      const auto x = static_cast<double>(before[k]);
+      if (std::isnan(x)) continue;
+      ASSERT_EQ(static_cast<double>(numbers[k]), round_to(dtype, x))
+          << format(dtype).name << " " << x;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace assay

@@ -1,0 +1,58 @@
+"""Assay proves an attention kernel or a low-bit product right, or shows where it goes wrong.
+
+    import assay
+
+    assay.assert_attention(o, q=q, k=k, v=v, causal=True, lse=lse)
+
+    @assay.kernel("attention")
+    def mine(q, k, v, *, causal, scale):
+        return my_attention(q, k, v, causal, scale)
+
+    report = assay.check(mine, suite="smoke", device="cuda")
+
+and `pytest --assay=smoke kernels_test.py` makes every case of the suite a test of every kernel in
+the file.
+
+No reference is passed, and no tolerance: every element of an output is compared with an enclosure
+of its exact value, under a bound that follows from the arithmetic of the kernel and from the data.
+Tensors may come from torch, numpy, jax, cupy, DLPack or a buffer; none of these is needed.
+
+Everything that is refused raises `InputError`; a kernel that is found wrong raises `Failure`, an
+AssertionError. Nothing is printed.
+"""
+
+from ._asserts import (
+    assert_attention,
+    assert_backward,
+    assert_decode,
+    assert_product,
+    record,
+    verify,
+)
+from ._cases import Case, cases
+from ._check import check
+from ._kernel import Kernel, kernel
+from ._report import Report
+from ._tensors import Bits as bits
+from ._version import __version__
+from .errors import Failure, InputError, Unsupported
+
+__all__ = [
+    "Case",
+    "Failure",
+    "InputError",
+    "Kernel",
+    "Report",
+    "Unsupported",
+    "__version__",
+    "assert_attention",
+    "assert_backward",
+    "assert_decode",
+    "assert_product",
+    "bits",
+    "cases",
+    "check",
+    "kernel",
+    "record",
+    "verify",
+]

@@ -1,0 +1,545 @@
+"""Verdicts on tensors that are there already: assert_attention and its kin, record, verify."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+from ._library import DTYPES, ask_json, encoded, library, named_array, options_of, width_of
+from ._report import Report, failure_text
+from ._tensors import Tensor, read
+from .errors import Failure, InputError
+
+Window = Union[None, int, Tuple[int, int]]
+
+# How a keyword of attention is called in a record.
+_TENSORS = {
+    "mask": "keep",
+    "bias": "bias",
+    "lengths": "lengths",
+    "starts": "starts",
+    "query_segment": "query_segment",
+    "key_segment": "key_segment",
+    "alibi_slopes": "alibi_slopes",
+    "sink": "sink",
+}
+
+
+def _number(argument: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(argument, f"{value!r} is no finite number")
+    return value
+
+
+def _float32(argument: str, value: Any) -> str:
+    """The number as the record's reader rounds it, to binary32."""
+    return repr(struct.unpack("f", struct.pack("f", _number(argument, value)))[0])
+
+
+def _flag(argument: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(argument, f"{value!r} is neither True nor False")
+    return value
+
+
+def _one_of(argument: str, value: Any, names: Sequence[str]) -> str:
+    if value not in names:
+        raise InputError(argument, f"{value!r} is none of {', '.join(names)}")
+    return value
+
+
+def attention_line(
+    operation: str,
+    *,
+    causal: bool = False,
+    scale: Optional[float] = None,
+    softcap: Optional[float] = None,
+    window: Window = None,
+    offset: Any = None,
+    dropout: float = 0.0,
+    dropout_seed: Optional[int] = None,
+    finite_min_masks: bool = False,
+    layout: str = "bhsd",
+    lse_base: str = "natural",
+    **tensors: Any,
+) -> Tuple[str, Dict[str, Any]]:
+    """The line of a record, and the tensors that were given by keyword."""
+    words = [operation]
+    if _one_of("layout", layout, ("bhsd", "bshd")) != "bhsd":
+        words.append("layout=" + layout)
+    if _flag("causal", causal):
+        words.append("causal")
+    if _flag("finite_min_masks", finite_min_masks):
+        words.append("finite-min-masks")
+    if scale is not None:
+        words.append("scale=" + _float32("scale", scale))
+    if softcap is not None and _number("softcap", softcap) != 0:
+        words.append("softcap=" + _float32("softcap", softcap))
+    if window is not None:
+        pair = (window, 0) if isinstance(window, int) else tuple(window)
+        if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+            raise InputError(
+                "window", f"{window!r} is no pair of whole numbers (left, right), -1 for open"
+            )
+        words.append(f"window={pair[0]},{pair[1]}")
+    if _number("dropout", dropout) != 0:
+        if not isinstance(dropout_seed, int):
+            raise InputError(
+                "dropout_seed",
+                f"{dropout_seed!r} is no whole number; dropout needs the seed of Philox",
+            )
+        words.append(f"dropout={_float32('dropout', dropout)}:{dropout_seed}")
+    found = {name: t for name, t in tensors.items() if t is not None}
+    if offset is not None:
+        if offset == "end" if isinstance(offset, str) else isinstance(offset, int):
+            words.append(f"offset={offset}")
+        elif isinstance(offset, str):
+            raise InputError(
+                "offset", f"{offset!r} is neither a number, nor 'end', nor a tensor [B]"
+            )
+        else:
+            found["offset"] = offset
+    if _one_of("lse_base", lse_base, ("natural", "base2")) != "natural" and "lse" in found:
+        words.append("lse=" + lse_base)
+    return " ".join(words), found
+
+
+def _attention_tensors(given: Dict[str, Any]) -> Dict[str, Any]:
+    return {_TENSORS.get(name, name): t for name, t in given.items()}
+
+
+def _read_all(given: Dict[str, Any]) -> List[Tuple[str, Tensor]]:
+    return [(name, read(name, t)) for name, t in given.items()]
+
+
+def judge_record(
+    line: str, given: Dict[str, Any], *, name: str, threads: int, rows: int
+) -> Dict[str, Any]:
+    """Judges tensors against the line of a record; returns the result."""
+    tensors = _read_all(given)
+    array = named_array([(n, t.c()) for n, t in tensors])
+    return ask_json(
+        library.assay_judge_record,
+        encoded("line", line),
+        array,
+        len(tensors),
+        options_of(name=name, threads=threads, rows=rows),
+        argument=name,
+    )
+
+
+def _assert(
+    line: str,
+    given: Dict[str, Any],
+    name: str,
+    threads: int,
+    rows: int,
+    save: Optional[Union[str, Path]],
+) -> Dict[str, Any]:
+    result = judge_record(line, given, name=name, threads=threads, rows=rows)
+    if result["outcome"] in ("pass", "suspect"):
+        return result
+    if result["outcome"] == "inconclusive":
+        raise Failure(f"{name}: nothing was judged by its bound: {result['reason']}", [result])
+    folder = os.environ.get("ASSAY_SAVE")
+    if save is None and folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        handle, save = tempfile.mkstemp(prefix=name + "-", suffix=".safetensors", dir=folder)
+        os.close(handle)
+    if save is not None:
+        write_record(save, line, given)
+        again = f"assay verify '{save}'"
+    else:
+        again = "set ASSAY_SAVE=FOLDER, run again, and assay verify the file that is written there"
+    raise Failure(failure_text(name, result, again), [result])
+
+
+def assert_attention(
+    o: Any,
+    *,
+    q: Any,
+    k: Any,
+    v: Any,
+    lse: Any = None,
+    causal: bool = False,
+    scale: Optional[float] = None,
+    softcap: Optional[float] = None,
+    window: Window = None,
+    offset: Any = None,
+    mask: Any = None,
+    bias: Any = None,
+    lengths: Any = None,
+    starts: Any = None,
+    query_segment: Any = None,
+    key_segment: Any = None,
+    alibi_slopes: Any = None,
+    sink: Any = None,
+    dropout: float = 0.0,
+    dropout_seed: Optional[int] = None,
+    finite_min_masks: bool = False,
+    layout: str = "bhsd",
+    lse_base: str = "natural",
+    threads: int = 1,
+    rows: int = 0,
+    save: Optional[Union[str, Path]] = None,
+    name: str = "assert_attention",
+) -> Dict[str, Any]:
+    """Proves that o is attention of q, k and v, or raises Failure. No reference, no tolerance.
+
+    Every element is compared with an enclosure of its exact value; the bound of the difference is
+    derived from the arithmetic of the kernel (a ladder from fp32 on) and from the data.
+
+    Args:
+        o: [B, Hq, Lq, Dv], in f32, f16 or bf16.
+        q, k, v: [B, Hq, Lq, D], [B, Hkv, Lk, D], [B, Hkv, Lk, Dv]. Hq is a multiple of Hkv.
+        lse: [B, Hq, Lq] in f32; it is judged if it is given.
+        causal: row i sees keys j <= i + offset.
+        scale: of the scores; 1 / sqrt(D) by default.
+        softcap: c > 0: scores become c tanh(t / c).
+        window: (left, right) keys around i + offset; -1 is open; a number n means (n, 0).
+        offset: a number, "end" (Lk - Lq), or a tensor [B]; for causal, window and ALiBi.
+        mask: boolean, broadcasts to [B, Hq, Lq, Lk]; True keeps.
+        bias: broadcasts likewise; is added to the scaled scores.
+        lengths, starts: [B], the valid keys of each sequence.
+        query_segment, key_segment: [B, Lq], [B, Lk] in i32: a row sees the keys of its segment.
+        alibi_slopes, sink: [Hq] in f32.
+        dropout, dropout_seed: probability, and the key of Philox4x32-10.
+        finite_min_masks: the most negative finite number of the bias's dtype means -inf.
+        layout: "bhsd", or "bshd" if q, k, v and o are [batch, positions, heads, columns].
+        lse_base: "natural" or "base2".
+        threads: of the judge; 0: all.
+        rows: judge so many rows of each head; 0: all.
+        save: a file that takes the tensors of a failure, for `assay verify`. With the variable
+            ASSAY_SAVE=FOLDER in the environment every failure is kept there.
+
+    Returns:
+        The result, with the fields of docs/results.md.
+    """
+    line, given = attention_line(
+        "attention",
+        causal=causal,
+        scale=scale,
+        softcap=softcap,
+        window=window,
+        offset=offset,
+        dropout=dropout,
+        dropout_seed=dropout_seed,
+        finite_min_masks=finite_min_masks,
+        layout=layout,
+        lse_base=lse_base,
+        q=q,
+        k=k,
+        v=v,
+        o=o,
+        lse=lse,
+        mask=mask,
+        bias=bias,
+        lengths=lengths,
+        starts=starts,
+        query_segment=query_segment,
+        key_segment=key_segment,
+        alibi_slopes=alibi_slopes,
+        sink=sink,
+    )
+    return _assert(line, _attention_tensors(given), name, threads, rows, save)
+
+
+def assert_backward(
+    dq: Any,
+    dk: Any,
+    dv: Any,
+    *,
+    do: Any,
+    o: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    lse: Any = None,
+    d_bias: Any = None,
+    d_sink: Any = None,
+    threads: int = 1,
+    rows: int = 0,
+    save: Optional[Union[str, Path]] = None,
+    name: str = "assert_backward",
+    **problem: Any,
+) -> Dict[str, Any]:
+    """Proves that dq, dk and dv are the gradients of <do, o>, or raises Failure.
+
+    Args:
+        dq, dk, dv: in the shapes of q, k and v.
+        do, o: [B, Hq, Lq, Dv]; o and lse are what the forward pass stored, and are judged as well.
+        d_bias, d_sink: in f32, in the shape of the bias and [Hq].
+        problem: the keywords of assert_attention that say what was asked (causal, ...).
+    """
+    _check_keywords(problem)
+    line, given = attention_line(
+        "backward",
+        q=q,
+        k=k,
+        v=v,
+        o=o,
+        lse=lse,
+        do=do,
+        dq=dq,
+        dk=dk,
+        dv=dv,
+        d_bias=d_bias,
+        d_sink=d_sink,
+        **problem,
+    )
+    return _assert(line, _attention_tensors(given), name, threads, rows, save)
+
+
+def assert_decode(
+    o: Any,
+    *,
+    q: Any,
+    k_pages: Any,
+    v_pages: Any,
+    block_table: Any,
+    lengths: Any,
+    lse: Any = None,
+    threads: int = 1,
+    rows: int = 0,
+    save: Optional[Union[str, Path]] = None,
+    name: str = "assert_decode",
+    **problem: Any,
+) -> Dict[str, Any]:
+    """Proves that o is attention of q over keys and values in pages, or raises Failure.
+
+    Args:
+        q, o: [B, Hq, Lq, D], [B, Hq, Lq, Dv]: the rows are the last tokens without `offset`.
+        k_pages, v_pages: [pages, Hkv, size, D], [pages, Hkv, size, Dv]; with layout="bshd"
+            [pages, size, Hkv, D], and q and o [B, Lq, Hq, D].
+        block_table: [B, pages of a sequence] in i32 or i64: token j of sequence b is slot j % size
+            of the page block_table[b, j // size]. Entries of pages without tokens are not read.
+        lengths: [B], the tokens of each sequence.
+        problem: the keywords of assert_attention that say what was asked (causal, window, ...).
+    """
+    _check_keywords(problem)
+    line, given = attention_line(
+        "decode",
+        q=q,
+        k_pages=k_pages,
+        v_pages=v_pages,
+        o=o,
+        lse=lse,
+        block_table=block_table,
+        lengths=lengths,
+        **problem,
+    )
+    return _assert(line, _attention_tensors(given), name, threads, rows, save)
+
+
+_PROBLEM = {
+    "causal",
+    "scale",
+    "softcap",
+    "window",
+    "offset",
+    "mask",
+    "bias",
+    "lengths",
+    "starts",
+    "query_segment",
+    "key_segment",
+    "alibi_slopes",
+    "sink",
+    "dropout",
+    "dropout_seed",
+    "finite_min_masks",
+    "layout",
+    "lse_base",
+}
+
+
+def _check_keywords(problem: Dict[str, Any]) -> None:
+    for keyword in problem:
+        if keyword not in _PROBLEM:
+            raise InputError(
+                keyword, f"is no keyword here; there are {', '.join(sorted(_PROBLEM))}"
+            )
+
+
+def assert_product(
+    c: Any,
+    *,
+    w: str,
+    codes: Any,
+    scales: Any = None,
+    extra: Any = None,
+    a: Any = None,
+    a_format: Optional[str] = None,
+    a_codes: Any = None,
+    a_scales: Any = None,
+    tensor_scale: float = 1.0,
+    a_tensor_scale: float = 1.0,
+    k: Optional[int] = None,
+    threads: int = 1,
+    rows: int = 0,
+    save: Optional[Union[str, Path]] = None,
+    name: str = "assert_product",
+) -> Dict[str, Any]:
+    """Proves that c is the product of a and low-bit weights, or raises Failure.
+
+    Args:
+        c: [m, n] in f32, f16 or bf16.
+        w: the format, and its group size where that is free: "mxfp4", "nvfp4", "fp4:128",
+            "fp4-sparse", "f8e4m3:0" (no scales), "f8e5m2", "int8:32", "int4".
+        codes, scales, extra: the bytes of the weights, as docs/formats.md lays them out.
+        a: [m, k]; or a_format, a_codes, a_scales and k, if A is low-bit too.
+        tensor_scale, a_tensor_scale: of nvfp4.
+    """
+    out = read("c", c)
+    if len(out.shape) != 2:
+        raise InputError("c", f"{out} has {len(out.shape)} extents, not 2")
+    given: Dict[str, Any] = {"c": out, "w.codes": _bytes("codes", codes)}
+    for key, t in (
+        ("w.scales", scales),
+        ("w.extra", extra),
+        ("a.codes", a_codes),
+        ("a.scales", a_scales),
+    ):
+        if t is not None:
+            given[key] = _bytes(key, t)
+    if a is not None:
+        given["a"] = read("a", a)
+        if len(given["a"].shape) != 2:
+            raise InputError("a", f"{given['a']} has {len(given['a'].shape)} extents, not 2")
+        k = given["a"].shape[1]
+    if k is None:
+        raise InputError("k", "is needed where a is low-bit")
+    line = f"product m={out.shape[0]} n={out.shape[1]} k={k} w={encoded('w', w).decode()}"
+    if tensor_scale != 1.0:
+        line += " tensor-scale=" + _float32("tensor_scale", tensor_scale)
+    if a_format is not None:
+        line += f" a={encoded('a_format', a_format).decode()}"
+    if a_tensor_scale != 1.0:
+        line += " a-tensor-scale=" + _float32("a_tensor_scale", a_tensor_scale)
+    return _assert(line, given, name, threads, rows, save)
+
+
+def _bytes(argument: str, t: Any) -> Tensor:
+    """The bytes of a tensor of any dtype and shape, in row-major order."""
+    packed = read(argument, t).packed()
+    return read(argument, packed)
+
+
+# ---- Files ----
+
+_STORED = {
+    "f64": "F64",
+    "f32": "F32",
+    "f16": "F16",
+    "bf16": "BF16",
+    "f8e4m3": "F8_E4M3",
+    "f8e5m2": "F8_E5M2",
+    "e8m0": "F8_E8M0",
+    "bool": "BOOL",
+    "u8": "U8",
+    "i8": "I8",
+    "i32": "I32",
+    "i64": "I64",
+}
+assert set(_STORED) == set(DTYPES)
+
+
+def write_record(
+    path: Union[str, Path], line: str, given: Dict[str, Any], case: Optional[str] = None
+) -> None:
+    """Writes one record as a safetensors file (docs/records.md), whole or not at all."""
+    if line.startswith("decode"):
+        raise InputError(
+            "operation", "decode has no record: store k and v as they are read from the pages"
+        )
+    metadata = {"assay": "1", "record": line}
+    if case is not None:
+        metadata["case"] = case
+    header: Dict[str, Any] = {"__metadata__": metadata}
+    pieces, at = [], 0
+    # Falling widths keep every tensor aligned.
+    for name, t in sorted(
+        _read_all(given), key=lambda named: (-width_of(named[1].dtype), named[0])
+    ):
+        data = t.packed()
+        header[name] = {
+            "dtype": _STORED[t.dtype],
+            "shape": list(t.shape),
+            "data_offsets": [at, at + len(data)],
+        }
+        pieces.append(data)
+        at += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for data in pieces:
+                file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def record(
+    path: Union[str, Path],
+    operation: str = "attention",
+    *,
+    case: Optional[str] = None,
+    kernel: Optional[str] = None,
+    **given: Any,
+) -> None:
+    """Writes inputs and outputs of a kernel into a file that `assay verify` judges, on any machine.
+
+        assay.record("dump.safetensors", q=q, k=k, v=v, o=o, lse=lse, causal=True)
+
+    Args:
+        path: the file; it is written whole and renamed.
+        operation: "attention" or "backward".
+        case: the case line from which the inputs were made; they are then compared with it.
+        kernel: a name for reports, without spaces.
+        given: the tensors and keywords of assert_attention or assert_backward.
+    """
+    _one_of("operation", operation, ("attention", "backward"))
+    line, tensors = attention_line(
+        operation, **{_kept(keyword): value for keyword, value in given.items()}
+    )
+    if kernel is not None:
+        if not kernel or any(c.isspace() for c in kernel):
+            raise InputError("kernel", f"{kernel!r} is no name without spaces")
+        line += " kernel=" + kernel
+    write_record(path, line, _attention_tensors(tensors), case)
+
+
+_RECORDED = _PROBLEM | {"q", "k", "v", "o", "lse", "do", "dq", "dk", "dv", "d_bias", "d_sink"}
+
+
+def _kept(keyword: str) -> str:
+    if keyword not in _RECORDED:
+        raise InputError(
+            keyword,
+            f"is no tensor and no keyword of a record; there are {', '.join(sorted(_RECORDED))}",
+        )
+    return keyword
+
+
+def verify(path: Union[str, Path], *, threads: int = 1, rows: int = 0) -> Report:
+    """Judges the records of a file, as `assay verify` does.
+
+    Returns a Report; nothing is raised for a wrong record.
+    """
+    answer = ask_json(
+        library.assay_judge_file,
+        encoded("path", str(path)),
+        options_of(threads=threads, rows=rows),
+        argument="path",
+    )
+    return Report(str(path), answer["results"])

@@ -1,0 +1,143 @@
+"""The inputs of cases, for loops of one's own."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Dict, Iterator, List, Optional, Sequence
+
+from ._frameworks import framework
+from ._kernel import Kernel
+from ._run import RECORDED, numbers_of
+from ._library import (
+    CNamedTensor,
+    ask,
+    ask_json,
+    encoded,
+    library,
+    named_array,
+    options_of,
+    parse,
+    suite as suite_of,
+)
+from ._report import failure_text
+from ._tensors import Tensor, of_c, read
+from .errors import Failure
+
+
+class Case:
+    """A case: its line, and its inputs.
+
+    Attributes:
+        line: the case line; whoever has it has the inputs, bit for bit, on any machine.
+        operation, dtype, out, shape, features: what the line says.
+    """
+
+    def __init__(self, line: str):
+        said = parse(line)
+        self.line: str = said["case"]
+        self.operation: str = said["operation"]
+        self.dtype: str = said["dtype"]
+        self.out: str = said["out"]
+        self.shape: Dict[str, int] = said["shape"]
+        self.features: List[str] = said["features"]
+
+    def __repr__(self) -> str:
+        return f"<case {self.line}>"
+
+    def inputs(
+        self, framework: str = "numpy", device: Optional[str] = None, call: int = 0
+    ) -> Dict[str, Any]:
+        """The inputs of one call by their names, as fresh tensors, and its numbers (causal, ...).
+
+        `call` counts the calls of a case: 1 is the backward call of a backward case, and the later
+        chunks of a case with a cache.
+        """
+        tool = _framework(framework, device)
+        opened, tensors, count = ctypes.c_void_p(), ctypes.POINTER(CNamedTensor)(), ctypes.c_int64()
+        said = ask_json(
+            library.assay_case_open,
+            encoded("case", self.line),
+            ctypes.byref(opened),
+            argument="case",
+        )
+        try:
+            ask(
+                library.assay_case_inputs,
+                opened,
+                call,
+                ctypes.byref(tensors),
+                ctypes.byref(count),
+                argument="call",
+            )
+            found: Dict[str, Any] = {}
+            q = None
+            for k in range(count.value):
+                name, t = tensors[k].name.decode(), of_c(tensors[k].tensor)
+                q = t if name == "q" else q
+                found[RECORDED.get(name, name)] = tool.make(
+                    name, t, list(range(len(t.shape)))
+                ).value
+            numbers = numbers_of(said["calls"][call]["line"])
+            if q is not None and numbers["scale"] is None:
+                numbers["scale"] = ctypes.c_float(q.shape[3] ** -0.5).value
+            numbers.update(found)
+            return numbers
+        finally:
+            library.assay_case_close(opened)
+
+    def judge(self, *, threads: int = 1, name: str = "function", **outputs: Any) -> Dict[str, Any]:
+        """Judges outputs by name (o, lse, dq, dk, dv, d_bias, d_sink, c); returns the result."""
+        tensors = [(key, read(key, t)) for key, t in outputs.items() if t is not None]
+        tensors = [
+            (key, _without_last(t) if key == "lse" and len(t.shape) == 4 else t)
+            for key, t in tensors
+        ]
+        array = named_array([(key, t.c()) for key, t in tensors])
+        return ask_json(
+            library.assay_judge_tensors,
+            encoded("case", self.line),
+            array,
+            len(tensors),
+            options_of(name=name, threads=threads),
+            argument="outputs",
+        )
+
+    def check(self, *, threads: int = 1, name: str = "function", **outputs: Any) -> Dict[str, Any]:
+        """As judge, and raises Failure if the outputs are wrong."""
+        result = self.judge(threads=threads, name=name, **outputs)
+        if result["outcome"] not in ("pass", "suspect"):
+            raise Failure(failure_text(name, result, f"the case {self.line}"), [result])
+        return result
+
+
+def _without_last(t: Tensor) -> Tensor:
+    return (
+        Tensor(t.address, t.dtype, t.shape[:-1], t.strides[:-1], t.owner) if t.shape[-1] == 1 else t
+    )
+
+
+def _framework(name: str, device: Optional[str]) -> Any:
+    return framework(name, device)
+
+
+def cases(
+    suite: str,
+    *,
+    seed: int = 1,
+    features: Optional[Sequence[str]] = None,
+    kernel: Optional[Kernel] = None,
+) -> Iterator[Case]:
+    """The cases of a suite, for those who want their own loop.
+
+        for case in assay.cases("smoke", features=mine.features):
+            i = case.inputs("torch", "cuda")
+            case.check(o=my_attention(i["q"], i["k"], i["v"], causal=i["causal"]))
+
+    Args:
+        suite: its name.
+        seed: of the inputs.
+        features: what the kernel has (None: everything); the suite is drawn for it.
+        kernel: takes the features of a kernel instead.
+    """
+    drawn = suite_of(suite, seed, kernel.features if kernel is not None else features)
+    return iter([Case(line) for line in drawn["cases"]])

@@ -1,0 +1,373 @@
+"""A function as a kernel that is judged: what its signature says, and the verdict on a case."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
+
+from ._frameworks import Framework, Input, framework, framework_names, guess
+from ._library import (
+    FAILS,
+    FUNCTION,
+    ask,
+    ask_json,
+    encoded,
+    facts,
+    features_of,
+    library,
+    options_of,
+    parse,
+)
+from ._run import KEYWORDS, OPERATIONS, PAIRS, POSITIONAL, PRODUCT_KEYWORDS, Run
+from .errors import InputError
+
+
+class Kernel:
+    """A function that is judged. `assay.kernel` makes it; calling it calls the function."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        operation: str = "attention",
+        *,
+        device: Optional[str] = None,
+        framework: Optional[str] = None,
+        layout: str = "bhsd",
+        dtypes: Optional[Sequence[str]] = None,
+        without: Iterable[str] = (),
+        supports: Optional[Callable[[Dict[str, Any]], Union[bool, str, None]]] = None,
+        lse: Optional[bool] = None,
+        deterministic: bool = True,
+        gradients: Union[None, str, Callable[..., Any]] = None,
+        name: Optional[str] = None,
+    ):
+        if not callable(function):
+            raise InputError("function", f"{function!r} is no function")
+        if operation not in OPERATIONS:
+            raise InputError("operation", f"{operation!r} is none of {', '.join(OPERATIONS)}")
+        if layout not in ("bhsd", "bshd"):
+            raise InputError("layout", f"{layout!r} is neither 'bhsd' nor 'bshd'")
+        if framework is not None and framework not in framework_names():
+            raise InputError(
+                "framework", f"{framework!r} is none of {', '.join(framework_names())}"
+            )
+        if gradients is not None and (
+            operation != "attention" or not (gradients == "autograd" or callable(gradients))
+        ):
+            raise InputError(
+                "gradients", f"{gradients!r}: 'autograd' or a function, for a kernel of attention"
+            )
+        self.function, self.operation, self.layout = function, operation, layout
+        self._device, self._framework = device, framework
+        self._dtypes, self._without = dtypes, tuple(without)
+        self.supports, self.lse, self.deterministic, self.gradients = (
+            supports,
+            lse,
+            deterministic,
+            gradients,
+        )
+        functools.update_wrapper(self, function, updated=())
+        self.name = name or getattr(function, "__qualname__", type(function).__name__).replace(
+            "<locals>.", ""
+        )
+        self._takes = _signature(function, operation)
+        self._gradients_take = _signature(gradients, "backward") if callable(gradients) else None
+        self._made: Optional[Framework] = None
+        self._same_address: set = set()
+        known = facts()["features"]
+        for feature in self._without:
+            if feature not in known:
+                raise InputError(
+                    "without", f"{feature!r} is no feature; there are {', '.join(known)}"
+                )
+        for dtype in dtypes or ():
+            if dtype not in ("f64", "f32", "f16", "bf16"):
+                raise InputError("dtypes", f"{dtype!r} is none of f64, f32, f16, bf16")
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.function(*arguments, **keywords)
+
+    def __repr__(self) -> str:
+        return f"<assay kernel {self.name} ({self.operation})>"
+
+    @property
+    def tool(self) -> Framework:
+        """The framework and its device."""
+        if self._made is None:
+            self._made = framework(
+                self._framework or guess(self.function, self._device), self._device
+            )
+        return self._made
+
+    def on(self, device: Optional[str]) -> "Kernel":
+        """The same kernel with its inputs on another device."""
+        if device is None or device == self._device:
+            return self
+        other = object.__new__(Kernel)
+        other.__dict__.update(self.__dict__)
+        other._device, other._made, other._same_address = device, None, set()
+        return other
+
+    @property
+    def candidate(self) -> str:
+        """The name under which `assay check --candidate` finds it again."""
+        try:
+            file = os.path.relpath(inspect.getsourcefile(inspect.unwrap(self.function)) or "?")
+        except (TypeError, ValueError):
+            file = "?"
+        return f"python:{file}::{self.name}" + (f"@{self._device}" if self._device else "")
+
+    @property
+    def features(self) -> List[str]:
+        """What the kernel has, in the words of case lines: what keywords and options say."""
+        tool = self.tool
+        found = ["gqa", "head-dims", "empty"]
+        found += [f"dtype={d}" for d in (self._dtypes or tool.dtypes) if d in tool.dtypes]
+        found += [f"layout={layout}" for layout in tool.layouts]
+        if self.operation == "product":
+            found += [f for f in facts()["features"] if f.startswith("w=")]
+            if "a_codes" in self._takes.keywords:
+                found += [f for f in facts()["features"] if f.startswith("a=")]
+            if "out_dtype" in self._takes.keywords:
+                found.append("out")
+        else:
+            for keyword in self._takes.keywords:
+                found += KEYWORDS.get(keyword, ())
+            if self.operation == "decode":
+                found += ["cache=contiguous", "cache=paged", "offset"]
+                found.remove("empty")
+        found.append({"decode": "attention"}.get(self.operation, self.operation))
+        if self.gradients is not None:
+            found.append("backward")
+        return sorted({f for f in found if f not in self._without})
+
+    # ---- One case ----
+
+    def judge(
+        self,
+        line: str,
+        *,
+        threads: int = 1,
+        relations: bool = False,
+        pictures: bool = False,
+        power: bool = True,
+    ) -> Dict[str, Any]:
+        """Judges one case; returns its result (docs/results.md), whatever the function does."""
+        result = self._judge(
+            line, threads=threads, relations=relations, pictures=pictures, power=power
+        )
+        operation = line.split()[0]
+        if result["outcome"] in ("pass", "suspect") and operation not in self._same_address:
+            self._same_address.add(operation)
+            why = self._cached(line, threads)
+            if why:
+                result["outcome"], result["reason"] = "fail", why
+        return result
+
+    def _judge(
+        self,
+        line: str,
+        *,
+        threads: int = 1,
+        relations: bool = False,
+        pictures: bool = False,
+        power: bool = True,
+        reuse: Optional[Dict[str, Input]] = None,
+    ) -> Dict[str, Any]:
+        said = parse(line)
+        why = None if self.supports is None else self.supports(said)
+        if self.supports is not None and why is not True and why is not None:
+            return self._unsupported(said["case"], why or "supports() says so")
+        if self.operation == "decode" and not any(f.startswith("cache=") for f in said["features"]):
+            return self._unsupported(said["case"], "no cache, and the function decodes")
+        run = Run(self, said, reuse)
+        options = options_of(
+            name=self.candidate,
+            threads=threads,
+            relations=relations,
+            pictures=pictures,
+            power=power,
+        )
+        result = ask_json(
+            library.assay_judge_function,
+            encoded("case", line),
+            FUNCTION(run.answer),
+            None,
+            int(run.no_lse),
+            features_of(self.features),
+            options,
+            argument="case",
+        )
+        if run.interrupted is not None:
+            raise run.interrupted
+        if run.learned_no_lse:  # the first call showed it
+            return self._judge(
+                line,
+                threads=threads,
+                relations=relations,
+                pictures=pictures,
+                power=power,
+                reuse=reuse,
+            )
+        if run.note and result["reason"].startswith("poison: two runs"):
+            result["reason"] = run.note
+        self._last = run.inputs
+        return result
+
+    def _unsupported(self, line: str, why: str) -> Dict[str, Any]:
+        return {
+            "case": line,
+            "candidate": self.candidate,
+            "reproduce": "",
+            "outcome": "unsupported",
+            "reason": why,
+        }
+
+    def _cached(self, line: str, threads: int) -> Optional[str]:
+        """Why the kernel is wrong when other numbers lie at the same addresses as before."""
+        words = [w for w in line.split() if not w.startswith("seed=")]
+        seed = next((int(w[5:]) for w in line.split() if w.startswith("seed=")), 1)
+        other = " ".join(words + [f"seed={seed + 1000003}"])
+        result = self._judge(other, threads=threads, power=False, reuse=self._last)
+        if result["outcome"] not in ("fail",):
+            return None
+        fresh = self._judge(other, threads=threads, power=False)
+        if fresh["outcome"] == "fail":
+            return None  # it is wrong at any address: another case of the suite will say so
+        return (
+            "with other inputs at the same addresses the answer is wrong, and right at fresh "
+            "addresses: the function remembers an answer by address: "
+            + result["reason"].splitlines()[0]
+        )
+
+    def shrink(
+        self, result: Dict[str, Any], *, seconds: float = 60, threads: int = 1
+    ) -> Dict[str, Any]:
+        """Makes the case of a failed result smaller; fills its fields `shrunk` and `reproduce`."""
+
+        def fails(_: Any, line: bytes) -> int:
+            try:
+                return int(
+                    self._judge(line.decode(), threads=threads, power=False)["outcome"] == "fail"
+                )
+            except KeyboardInterrupt:
+                return -1
+            except Exception:
+                return 0
+
+        smaller = ask(
+            library.assay_judge_shrink,
+            encoded("case", result["case"]),
+            features_of(self.features),
+            FAILS(fails),
+            None,
+            float(seconds),
+            argument="case",
+        )
+        result["shrunk"] = smaller
+        result["reproduce"] = f"assay check --candidate {self.candidate} --case '{smaller}'"
+        return result
+
+
+class _Takes:
+    """What a function takes: how many tensors by position, and which keywords."""
+
+    def __init__(self, positional: int, keywords: Sequence[str], everything: bool):
+        self.positional, self.keywords, self.everything = positional, tuple(keywords), everything
+
+
+def _signature(function: Callable[..., Any], operation: str) -> _Takes:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return _Takes(len(POSITIONAL[operation]), (), False)
+    known = set(PRODUCT_KEYWORDS) if operation == "product" else set(KEYWORDS)
+    if operation == "decode":
+        known -= {"lengths"}
+    tensors = len(POSITIONAL[operation])
+    if operation == "product":
+        tensors = 2
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_position = by_position[:tensors]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if len(by_position) < tensors and not variadic:
+        raise InputError(
+            "function",
+            f"takes {len(by_position)} tensors by position; {operation} gives "
+            f"{tensors}: {', '.join(POSITIONAL[operation][:tensors])}",
+        )
+    keywords = []
+    for p in parameters:
+        if p in by_position or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            continue
+        if p.kind is p.POSITIONAL_ONLY or (p.name not in known and p.default is p.empty):
+            raise InputError(
+                "function",
+                f"has an argument {p.name!r} without a default that no {operation} gives; "
+                f"there are {', '.join(sorted(known))}",
+            )
+        if p.name in known:
+            keywords.append(p.name)
+    everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if everything:
+        keywords = sorted(known)
+    for first, second in PAIRS:
+        if (first in keywords) != (second in keywords):
+            raise InputError(
+                "function",
+                f"takes {first if first in keywords else second!r} alone; {first} and {second} "
+                "belong together",
+            )
+    return _Takes(tensors, keywords, everything)
+
+
+def kernel(operation: str = "attention", **options: Any) -> Callable[[Callable[..., Any]], Kernel]:
+    """Makes a kernel of a function, for `assay.check`, pytest and the command line.
+
+        @assay.kernel("attention")
+        def mine(q, k, v, *, causal, scale):
+            return my_attention(q, k, v, causal, scale)  # o, (o, lse), or {"o": o, "lse": lse}
+
+    What the function takes says what it does. A keyword that it does not take is a feature that it
+    does not have: suites are drawn without it, and the cases that need it are counted as
+    unsupported. A keyword that it takes is always passed, with its neutral value where the case
+    does not use it.
+
+    | operation   | by position                               | returns                            |
+    | "attention" | q, k, v                                   | o [B, Hq, Lq, Dv], lse [B, Hq, Lq] |
+    | "backward"  | q, k, v, o, lse, do                       | dq, dk, dv (d_bias, d_sink)        |
+    | "decode"    | q, k_pages, v_pages, block_table, lengths | o, lse                             |
+    | "product"   | a (None if it is low-bit), codes          | c [m, n]                           |
+
+    Keywords: causal (bool), scale (float), softcap (0: none), window (left, right; -1: open),
+    offset (an int, or a tensor [B] where batches differ), mask (bool, True keeps) and bias
+    [B, Hq, Lq, Lk] with strides of 0 where they broadcast, lengths and starts [B], query_segment
+    [B, Lq] and key_segment [B, Lk], alibi_slopes and sink [Hq], dropout and dropout_seed,
+    finite_min_masks, out_dtype (of o). Of products: scales, extra, format, group, tensor_scale, m,
+    n, k, a_codes, a_scales, a_format, a_tensor_scale, out_dtype.
+
+    Args:
+        operation: "attention", "backward", "decode" or "product".
+        device: where the inputs lie: "cpu" (default), "cuda", "cuda:1".
+        framework: "torch", "numpy", "jax", "cupy" or "buffer"; by default what the module of the
+            function imports.
+        layout: "bhsd", or "bshd" for [batch, positions, heads, columns].
+        dtypes: those that the kernel takes: ("f16", "bf16").
+        without: features that it does not have although no keyword says so: ("gqa", "head-dims").
+        supports: is asked for every case, with {"case", "operation", "dtype", "out", "features",
+            "shape"}; answers True, or False or a text that says why not.
+        lse: whether the function gives an LSE; by default its first answer tells.
+        deterministic: False if two calls may differ; each is judged by its own bound then.
+        gradients: "autograd" (torch), or a function of q, k, v, o, lse, do: the kernel is judged on
+            backward cases too.
+        name: for reports.
+    """
+    if callable(operation):
+        raise InputError("operation", "is missing: write @assay.kernel('attention')")
+
+    def make(function: Callable[..., Any]) -> Kernel:
+        return Kernel(function, operation, **options)
+
+    return make

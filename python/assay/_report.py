@@ -1,0 +1,188 @@
+"""What a run of cases found."""
+
+from __future__ import annotations
+
+import html
+from typing import Any, Dict, Iterator, List, Optional
+
+from .errors import Failure
+
+_ORDER = ("pass", "suspect", "fail", "error", "inconclusive", "unsupported")
+_SHOWN = 3  # failures that a text shows
+
+
+def place_of(element: Dict[str, Any]) -> str:
+    column = f", column={element['column']}" if "column" in element else ""
+    return f"{element['output']}[b={element['b']}, h={element['h']}, row={element['row']}{column}]"
+
+
+def _compared(result: Dict[str, Any]) -> int:
+    return sum(result["elements"]["compared"].values()) if "elements" in result else 0
+
+
+def _number(x: Any) -> str:
+    return x if isinstance(x, str) else f"{x:.9g}"
+
+
+def failure_text(name: str, result: Dict[str, Any], again: str) -> str:
+    """A failure in under ten lines: element, got, exact, bound, and how to see it again."""
+    first = result.get("first_failure")
+    lines = [f"{name}: {result['reason'].splitlines()[0]}"]
+    if first is not None:
+        lines = [
+            f"{name} is wrong at {place_of(first)}: {first.get('why') or 'outside its bound'}",
+            f"  got   {_number(first['got'])}",
+            f"  exact {_number(first['exact'])}",
+            f"  bound {_number(first['bound'])}"
+            + (
+                ""
+                if isinstance(first["ratio"], str)
+                else f"; the error is {first['ratio']:.3g} times the bound"
+            ),
+            f"  {result['elements']['outside']} of {_compared(result)} elements "
+            f"outside, under {result['contract']}",
+        ]
+    if result.get("shrunk"):
+        lines.append(f"  case      {result['case']}")
+    lines.append(f"  reproduce {again}")
+    return "\n".join(lines)
+
+
+class Report:
+    """The results of cases, in their order.
+
+    Attributes:
+        title: what was judged.
+        results: one dictionary a case, with the fields of docs/results.md.
+        unsupported: {"case", "why"} of the cases of the suite that need a feature that the kernel
+            does not have; they are counted, and never a pass.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        results: List[Dict[str, Any]],
+        unsupported: Optional[List[Dict[str, str]]] = None,
+        suite: str = "",
+        seconds: float = 0,
+    ):
+        self.title, self.results, self.suite, self.seconds = title, results, suite, seconds
+        self.unsupported = unsupported or []
+
+    def __iter__(self) -> Iterator[Dict[str, Any]]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    @property
+    def counts(self) -> Dict[str, int]:
+        """Cases by outcome."""
+        found = {outcome: 0 for outcome in _ORDER}
+        for result in self.results:
+            found[result["outcome"]] += 1
+        return found
+
+    @property
+    def failures(self) -> List[Dict[str, Any]]:
+        return [r for r in self.results if r["outcome"] in ("fail", "error")]
+
+    @property
+    def elements(self) -> int:
+        """How many elements were compared."""
+        return sum(_compared(r) for r in self.results)
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was compared and nothing was wrong."""
+        return not self.failures and self.counts["pass"] + self.counts["suspect"] > 0
+
+    def summary(self) -> str:
+        counts = ", ".join(f"{n} {outcome}" for outcome, n in self.counts.items() if n)
+        text = f"{self.title}: {len(self.results)} cases: {counts or 'none'}; "
+        text += f"{self.elements} elements compared"
+        if self.unsupported:
+            features = sorted({u["why"] for u in self.unsupported})
+            text += (
+                f"; {len(self.unsupported)} cases of the whole suite need a feature that the "
+                "kernel does not have "
+                f"({', '.join(features)})"
+            )
+        return text
+
+    def raise_for_failures(self) -> "Report":
+        """Raises Failure if a case failed or nothing was compared; returns the report otherwise."""
+        if self.ok:
+            return self
+        if not self.failures:
+            raise Failure(f"{self.summary()}: nothing was proved", [])
+        texts = [failure_text(self.title, r, r["reproduce"]) for r in self.failures[:1]]
+        if len(self.failures) > 1:
+            texts.append(f"  and {len(self.failures) - 1} more of {len(self.results)} cases")
+        raise Failure("\n".join(texts), self.failures)
+
+    def __repr__(self) -> str:
+        lines = [self.summary()]
+        for r in self.failures[:_SHOWN]:
+            lines.append(failure_text(self.title, r, r["reproduce"]))
+        if len(self.failures) > _SHOWN:
+            lines.append(f"and {len(self.failures) - _SHOWN} more failures")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the cases, the failures first."""
+        color = {"pass": "#2a7", "suspect": "#b80", "fail": "#c33", "error": "#c33"}
+        rows = []
+        for r in sorted(self.results, key=lambda r: r["outcome"] not in ("fail", "error")):
+            worst = max(
+                (
+                    w["ratio"]
+                    for w in r.get("worst", {}).values()
+                    if not isinstance(w["ratio"], str)
+                ),
+                default=None,
+            )
+            rows.append(
+                f"<tr><td style='color:{color.get(r['outcome'], '#777')}'>{r['outcome']}</td>"
+                f"<td style='text-align:left'><code>{html.escape(r['case'])}</code>"
+                + (
+                    f"<br>{html.escape(r['reason'].splitlines()[0])}"
+                    if r["outcome"] not in ("pass",)
+                    else ""
+                )
+                + (
+                    f"<br><code>{html.escape(r['reproduce'])}</code>"
+                    if r["outcome"] in ("fail", "error")
+                    else ""
+                )
+                + f"</td><td>{'' if worst is None else f'{worst:.3g}'}</td>"
+                f"<td>{_picture(r)}</td></tr>"
+            )
+        return (
+            f"<p><b>{html.escape(self.summary())}</b></p><table><tr><th>outcome</th><th>case</th>"
+            f"<th>largest error/bound</th><th></th></tr>{''.join(rows)}</table>"
+        )
+
+
+def _picture(result: Dict[str, Any]) -> str:
+    """The worst map of a failure (rows down, columns across): red cells are outside their bound."""
+    if result["outcome"] != "fail":
+        return ""
+    for entry in result.get("maps") or []:
+        cells = entry.get("cells") if isinstance(entry, dict) else None
+        if not cells:
+            continue
+        size = max(2, 160 // max(len(cells), len(cells[0])))
+        drawn = []
+        for y, row in enumerate(cells):
+            for x, ratio in enumerate(row):
+                if ratio is None:
+                    continue
+                wrong = isinstance(ratio, str) or ratio > 1
+                drawn.append(
+                    f"<rect x='{x * size}' y='{y * size}' width='{size}' height='{size}' "
+                    f"fill='{'#c33' if wrong else '#2a7'}'/>"
+                )
+        width, height = len(cells[0]) * size, len(cells) * size
+        return f"<svg width='{width}' height='{height}'>{''.join(drawn)}</svg>"
+    return ""

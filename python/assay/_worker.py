@@ -1,0 +1,32 @@
+"""A process that judges a kernel: case lines come in, results go out.
+
+`assay.check(isolate=True)` starts it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from ._load import load
+
+
+def main() -> int:
+    where, device, framework, options = (
+        sys.argv[1],
+        sys.argv[2],
+        sys.argv[3],
+        json.loads(sys.argv[4]),
+    )
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the function prints is no answer
+    kernel = load(where, device or None, framework)
+    for line in sys.stdin:
+        answers.write(json.dumps(kernel.judge(line.strip(), **options)) + "\n")
+        answers.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

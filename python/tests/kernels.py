@@ -1,0 +1,95 @@
+"""Kernels of tests: a right one for each framework, and what can be wrong with one."""
+
+import math
+
+import assay
+
+
+def right_torch(
+    q, k, v, *, causal=False, scale=None, bias=None, mask=None, lengths=None, out_dtype=None
+):
+    """Attention with the division at its end, as fused kernels have it."""
+    import torch
+
+    group = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(group, 1).double() for t in (k, v))
+    s = q.double() @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if bias is not None:
+        s = s + bias.double()
+    rows, keys = s.shape[-2:]
+    hidden = torch.zeros(rows, keys, dtype=torch.bool, device=q.device)
+    if causal:
+        hidden = torch.ones(rows, keys, device=q.device).triu(1).bool()
+    hidden = hidden.expand(s.shape)
+    if mask is not None:
+        hidden = hidden | ~mask
+    if lengths is not None:
+        hidden = hidden | (torch.arange(keys, device=q.device) >= lengths[:, None, None, None])
+    s = s.masked_fill(hidden, -math.inf)
+    m = s.amax(-1, keepdim=True).clamp(min=-1e300)
+    w = (s - m).exp()
+    # A hidden key contributes nothing, whatever its V holds.
+    seen = v
+    if lengths is not None:
+        seen = v.masked_fill(
+            (torch.arange(keys, device=q.device) >= lengths[:, None])[:, None, :, None], 0
+        )
+    total = w.sum(-1, keepdim=True)
+    o = torch.where(
+        total > 0, (w @ seen) / total, torch.zeros((), dtype=torch.float64, device=q.device)
+    )
+    lse = m.squeeze(-1) + total.squeeze(-1).log()
+    return (
+        o.to(out_dtype or q.dtype),
+        torch.where(total.squeeze(-1) > 0, lse, torch.full_like(lse, -math.inf)).float(),
+    )
+
+
+@assay.kernel("attention", framework="torch")
+def mine(q, k, v, *, causal, scale):
+    return right_torch(q, k, v, causal=causal, scale=scale)
+
+
+@assay.kernel("attention", framework="torch")
+def late_by_one(q, k, v, *, causal, scale):
+    """Causality one key too late."""
+    import torch
+
+    group = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(group, 1).double() for t in (k, v))
+    s = q.double() @ k.transpose(-1, -2) * scale
+    if causal:
+        s = s.masked_fill(torch.ones(s.shape[-2:]).triu(2).bool(), -math.inf)
+    return (s.softmax(-1) @ v).to(q.dtype)
+
+
+@assay.kernel("attention", framework="torch")
+def crashes(q, k, v):
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@assay.kernel("attention", framework="torch")
+def leaves(q, k, v):
+    import os
+
+    os._exit(7)
+
+
+@assay.kernel("attention", framework="torch")
+def hangs(q, k, v):
+    import time
+
+    time.sleep(3600)
+
+
+@assay.kernel("attention", framework="torch")
+def raises(q, k, v):
+    raise ValueError("no such tile")
+
+
+@assay.kernel("attention", framework="torch")
+def declines(q, k, v):
+    raise NotImplementedError("heads of one column")

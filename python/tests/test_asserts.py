@@ -1,0 +1,202 @@
+"""assert_attention and its kin: right answers, wrong ones, and bad input."""
+
+import math
+import os
+import re
+import subprocess
+
+import pytest
+
+import assay
+
+torch = pytest.importorskip("torch")
+
+from kernels import right_torch  # noqa: E402
+
+
+def test_right_answers_pass(small):
+    result = assay.assert_attention(small.pop("o"), **small)
+    assert result["outcome"] == "pass"
+    assert result["elements"]["compared"] == {"O": 2 * 4 * 9 * 5, "LSE": 2 * 4 * 9}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_dtype_passes(dtype):
+    torch.manual_seed(5)
+    q, k, v = (torch.randn(1, 2, 12, 16).to(dtype) for _ in range(3))
+    o, lse = right_torch(q, k, v)
+    assay.assert_attention(o, q=q, k=k, v=v, lse=lse)
+
+
+def test_masks_compose():
+    torch.manual_seed(7)
+    q, k, v = (torch.randn(2, 3, 6, 4) for _ in range(3))
+    bias, mask = torch.randn(3, 6, 6), torch.rand(2, 1, 6, 6) > 0.3
+    lengths = torch.tensor([4, 6])
+    o, lse = right_torch(q, k, v, causal=True, bias=bias, mask=mask, lengths=lengths)
+    asked = dict(q=q, k=k, v=v, lse=lse, causal=True, bias=bias, mask=mask, lengths=lengths)
+    assay.assert_attention(o, **asked)
+    for left_out in ("causal", "bias", "mask", "lengths"):
+        with pytest.raises(assay.Failure):
+            assay.assert_attention(o, **{name: t for name, t in asked.items() if name != left_out})
+
+
+def test_a_failure_says_where_in_under_ten_lines(small):
+    o = small.pop("o").clone()
+    o[1, 2, 3, 4] += 1e-3
+    with pytest.raises(assay.Failure) as failure:
+        assay.assert_attention(o, **small)
+    text = str(failure.value)
+    assert len(text.splitlines()) < 10
+    assert "O[b=1, h=2, row=3, column=4]" in text
+    for word in ("got", "exact", "bound", "reproduce", "1 of"):
+        assert word in text
+    assert isinstance(failure.value, AssertionError)
+    assert failure.value.result["elements"]["outside"] == 1
+
+
+def test_nan_is_a_failure(small):
+    o = small.pop("o").clone()
+    o[0, 0, 0, 0] = math.nan
+    with pytest.raises(assay.Failure):
+        assay.assert_attention(o, **small)
+
+
+def test_a_failure_is_saved_for_verify(small, tmp_path, monkeypatch):
+    o = small.pop("o") + 1
+    with pytest.raises(assay.Failure, match="assay verify '"):
+        assay.assert_attention(o, **small, save=tmp_path / "wrong.safetensors")
+    assert not assay.verify(tmp_path / "wrong.safetensors").ok
+    monkeypatch.setenv("ASSAY_SAVE", str(tmp_path / "kept"))
+    with pytest.raises(assay.Failure) as failure:
+        assay.assert_attention(o, **small)
+    (saved,) = (tmp_path / "kept").iterdir()
+    assert str(saved) in str(failure.value)
+    command = os.environ.get("ASSAY_COMMAND")
+    if command:
+        done = subprocess.run([command, "verify", str(saved)], stdout=subprocess.PIPE, text=True)
+        assert done.returncode == 1 and "outside its bound" in done.stdout
+
+
+def test_record_and_verify(small, tmp_path):
+    path = tmp_path / "dump.safetensors"
+    assay.record(path, kernel="mine", **small)
+    report = assay.verify(path)
+    assert report.ok and len(report) == 1 and report.results[0]["candidate"] == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["dump.safetensors"]
+    with pytest.raises(assay.InputError, match="keys"):
+        assay.record(path, keys=small["k"], **small)
+    with pytest.raises(assay.InputError, match="No such file"):
+        assay.verify(tmp_path / "none.safetensors")
+
+
+def test_gradients():
+    torch.manual_seed(11)
+    q, k, v = (torch.randn(1, 2, 7, 4, requires_grad=True) for _ in range(3))
+    o, lse = right_torch(q, k, v, causal=True)
+    do = torch.randn_like(o)
+    dq, dk, dv = torch.autograd.grad(o, (q, k, v), do)
+    asked = dict(do=do, o=o, q=q, k=k, v=v, lse=lse, causal=True)
+    result = assay.assert_backward(dq, dk, dv, **asked)
+    assert set(result["elements"]["compared"]) == {"O", "LSE", "dQ", "dK", "dV"}
+    with pytest.raises(assay.Failure, match="dK"):
+        assay.assert_backward(dq, dk * 1.01, dv, **asked)
+    with pytest.raises(assay.InputError, match="tau"):
+        assay.assert_backward(dq, dk, dv, **asked, tau=1)
+
+
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_decode_from_pages(layout):
+    torch.manual_seed(13)
+    lengths, size = torch.tensor([5, 9]), 4
+    k, v = torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+    q = torch.randn(2, 4, 1, 8)
+    o, _ = right_torch(q, k, v, lengths=lengths)
+    table = torch.tensor([[5, 1, -1], [0, 3, 4]], dtype=torch.int32)
+    pages = [torch.full((6, 2, size, 8), math.nan) for _ in range(2)]
+    for b in range(2):
+        for j in range(int(lengths[b])):
+            for tokens, paged in zip((k, v), pages):
+                paged[table[b, j // size], :, j % size] = tokens[b, :, j]
+    asked = dict(q=q, k_pages=pages[0], v_pages=pages[1])
+    if layout == "bshd":
+        o = o.transpose(1, 2)
+        asked = {name: t.transpose(1, 2) for name, t in asked.items()}
+    asked.update(block_table=table, lengths=lengths, layout=layout)
+    assay.assert_decode(o, **asked)
+    with pytest.raises(assay.Failure):
+        assay.assert_decode(o + 0.01, **asked)
+    asked["block_table"] = torch.tensor([[5, 9, -1], [0, 3, 4]], dtype=torch.int32)
+    with pytest.raises(assay.InputError, match=r"block_table\[0, 1\] is 9"):
+        assay.assert_decode(o, **asked)
+
+
+def test_products():
+    case = next(iter(assay.cases("products", features=["product", "dtype=f32", "w=int8"])))
+    i = case.inputs("torch")
+    codes = i["codes"].view(torch.int8).reshape(i["k"], i["n"]).double()
+    group = i["group"]
+    scales = (
+        i["scales"]
+        .view(torch.float16)
+        .reshape(-1, i["n"])
+        .double()
+        .repeat_interleave(group, 0)[: i["k"]]
+    )
+    zeros = (
+        i["extra"]
+        .view(torch.int8)
+        .reshape(-1, i["n"])
+        .double()
+        .repeat_interleave(group, 0)[: i["k"]]
+    )
+    c = (i["a"].double() @ ((codes - zeros) * scales)).float()
+    asked = dict(
+        w=f"int8:{group}", a=i["a"], codes=i["codes"], scales=i["scales"], extra=i["extra"]
+    )
+    assay.assert_product(c, **asked)
+    with pytest.raises(assay.Failure, match="wrong at C"):
+        assay.assert_product(c * 1.001, **asked)
+    with pytest.raises(assay.InputError, match="no such format"):
+        assay.assert_product(c, **{**asked, "w": "int9"})
+    with pytest.raises(assay.InputError, match="codes"):
+        assay.assert_product(c, **{**asked, "codes": i["codes"][1:]})
+
+
+def test_bad_input_is_refused_by_name(small):
+    good = dict(small)
+    o = good.pop("o")
+
+    def refused(words, o=o, **change):
+        with pytest.raises(assay.InputError) as error:
+            assay.assert_attention(o, **{**good, **change})
+        assert re.search(words, str(error.value)), str(error.value)
+
+    refused("q: list is no tensor", q=[1, 2])
+    refused("k: None|k", k=None)
+    refused(r"tensor k is \[2, 2, 9, 7\]", k=good["k"][..., :7])
+    refused("q has 3 heads, k 2", q=good["q"][:, :3])
+    refused("q: dtype torch.complex64", q=good["q"].to(torch.complex64))
+    refused("tensor q is I32", q=good["q"].to(torch.int32))
+    refused("layout meta|meta", q=good["q"].to("meta"))
+    refused("sparse", q=good["q"].to_sparse())
+    refused("6 extents, not 1 to 4|extents", q=good["q"][None, None])
+    refused("causal: 1 is neither True nor False", causal=1)
+    refused("scale: nan is no finite number", scale=math.nan)
+    refused("softcap: 'x'", softcap="x")
+    refused("window: \\(1, 2, 3\\)", window=(1, 2, 3))
+    refused("window=-7", window=(-7, 2))
+    refused("offset: 'begin'", offset="begin")
+    refused("layout: 'bsdh'", layout="bsdh")
+    refused("lse_base: 'e'", lse_base="e")
+    refused("dropout_seed: None", dropout=0.5)
+    refused("threads: -1", threads=-1)
+    refused("rows: 1.5", rows=1.5)
+    refused("tensor lse has shape", lse=good["lse"][0])
+    refused("mask|keep", mask=torch.ones(5, dtype=torch.bool))
+    refused("keep is F32", mask=torch.ones(9, 9))
+    refused("holds 10", lengths=torch.tensor([10, 1]))
+    refused("tensor lengths has 3", lengths=torch.tensor([1, 1, 1]))
+    refused("tensor o is", o=o[:1])
+    with pytest.raises(TypeError):
+        assay.assert_attention(o, **good, tolerance=1e-3)  # there is none

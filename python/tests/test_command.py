@@ -1,0 +1,181 @@
+"""`assay check --python`: a function in a process of its own, judged by the command."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("numpy")
+COMMAND = os.environ.get("ASSAY_COMMAND")
+if not COMMAND:
+    pytest.skip("ASSAY_COMMAND names no command", allow_module_level=True)
+
+SMALL = "attention b=1 h=2/1 l=3x5 d=4 dtype=f32"
+
+
+def check(*arguments, cases=(SMALL,), status=None):
+    """Runs the command with few relations; returns its results, or its message where it refuses."""
+    file = f"{os.getpid()}.json"
+    options = [option for case in cases for option in ("--case", case)]
+    done = subprocess.run(
+        [COMMAND, "check", "--jobs", "1", "--no-shrink", "--json", file, *options, *arguments],
+        env={**os.environ, "ASSAY_PYTHON": sys.executable},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    if status is not None:
+        assert done.returncode == status, done.stdout + done.stderr
+    if not os.path.exists(file):
+        return done.stdout + done.stderr
+    with open(file) as f:
+        results = json.load(f)["results"]
+    os.remove(file)
+    return [f"{r['outcome']}: {r['reason']}" for r in results]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        """
+import os, signal
+import assay
+import numpy as np
+
+def right(q, k, v, causal, scale):
+    group = q.shape[1] // k.shape[1]
+    # NaN in V of a masked key must not reach O.
+    k, v = (np.nan_to_num(np.repeat(t, group, 1)).astype(np.float64) for t in (k, v))
+    s = q.astype(np.float64) @ k.swapaxes(2, 3) * (q.shape[3] ** -0.5 if scale is None else scale)
+    if causal:
+        s = np.where(np.tri(*s.shape[2:], dtype=bool), s, -np.inf)
+    m = s.max(-1, keepdims=True)
+    w = np.exp(s - m)
+    total = w.sum(-1, keepdims=True)
+    lse = (m + np.log(total)).astype(np.float32)
+    return (w @ v / total).astype(q.dtype), lse
+
+@assay.kernel("attention")
+def fine(q, k, v, *, causal=False, scale=None):
+    assert np.isfinite(q).all()
+    return right(q, k, v, causal, scale)
+
+@assay.kernel("attention")
+def o_alone(q, k, v, *, scale):
+    return right(q, k, v, False, scale)[0]
+
+@assay.kernel("attention")
+def wrong(q, k, v, *, causal, scale):
+    return right(q, k, v, not causal, scale)
+
+@assay.kernel("attention")
+def talks(q, k, v, *, scale):
+    print("a line that is no answer", flush=True)
+    os.write(1, b"neither is this")
+    return right(q, k, v, False, scale)
+
+calls = []
+
+@assay.kernel("attention", lse=False)
+def drifts(q, k, v):
+    calls.append(1)
+    o = right(q, k, v, False, None)[0]
+    o[0, 0, 0, 0] += 1e-7 * len(calls)
+    return o
+
+@assay.kernel("attention", lse=False)
+def in_place(q, k, v):
+    q += 1
+    return right(q - 1, k, v, False, None)[0]
+
+plain = lambda q, k, v: right(q, k, v, False, None)
+
+@assay.kernel("attention", lse=False)
+def raises(q, k, v):
+    raise ValueError("no such tile")
+
+@assay.kernel("attention", lse=False)
+def declines(q, k, v):
+    raise NotImplementedError("heads of one column")
+
+@assay.kernel("attention", lse=False)
+def crashes(q, k, v):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+@assay.kernel("attention", lse=False)
+def hangs(q, k, v):
+    import time
+    time.sleep(3600)
+"""
+    )
+
+
+def test_right_functions_pass():
+    for name in ("fine", "o_alone", "talks", "plain"):
+        assert check("--python", f"mine.py::{name}", status=0) == [
+            "pass: every element is inside its bound"
+        ], name
+
+
+def test_a_suite_is_drawn_for_the_function():
+    told = subprocess.run(
+        [COMMAND, "check", "--python", "mine.py::fine", "--suite", "tiny", "--list"],
+        env={**os.environ, "ASSAY_PYTHON": sys.executable},
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    assert told.returncode == 0 and len(told.stdout.splitlines()) == 2
+
+
+def test_findings():
+    assert check("--python", "mine.py::wrong", status=1)[0].startswith(
+        "fail: LSE is outside its bound"
+    )
+    assert check("--python", "mine.py::drifts", status=1) == [
+        "fail: not deterministic: two calls with the same inputs differ "
+        "(deterministic=False allows it)"
+    ]
+    assert check("--python", "mine.py::in_place", status=1) == [
+        "fail: the input q was changed in place"
+    ]
+    assert check("--python", "mine.py::raises", status=1) == [
+        "fail: the function raised ValueError: no such tile"
+    ]
+
+
+def test_what_ends_the_process_costs_one_case():
+    two = (SMALL, SMALL + " seed=2")
+    for result in check("--python", "mine.py::crashes", cases=two, status=1):
+        assert (
+            result
+            == "fail: the function's process was killed by signal 11 (Segmentation fault) in "
+            "attention"
+        )
+    assert check("--python", "mine.py::hangs", "--timeout", "4", status=1) == [
+        "fail: the candidate did not finish within 4 s"
+    ]
+
+
+def test_what_is_not_done_is_unsupported():
+    assert check("--python", "mine.py::plain", cases=(SMALL, SMALL + " causal")) == [
+        "pass: every element is inside its bound",
+        "unsupported: causal",
+    ]
+    assert check("--python", "mine.py::declines", status=2) == ["unsupported: heads of one column"]
+
+
+def test_bad_input_is_refused_by_name():
+    assert "mine.py has no 'mine'; its kernels are fine, o_alone" in check(
+        "--python", "mine.py::mine", status=2
+    )
+    assert "none.py: there is no such file" in check("--python", "none.py::mine", status=2)
+    assert "is not FILE.py::function" in check("--python", "mine.py", status=2)
+    assert "device: 'cuda:99'" in check(
+        "--python", "mine.py::fine", "--device", "cuda:99", status=2
+    )
+    with open("broken.py", "w") as f:
+        f.write("import nothing_of_the_kind\n")
+    assert "No module named 'nothing_of_the_kind'" in check("--python", "broken.py::f", status=2)

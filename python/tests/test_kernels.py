@@ -1,0 +1,394 @@
+"""Functions as kernels: what their signatures say, how they are called, and what a run reports."""
+
+import math
+
+import pytest
+
+import assay
+from assay._library import facts, parse
+
+torch = pytest.importorskip("torch")
+
+import kernels  # noqa: E402
+from kernels import right_torch  # noqa: E402
+
+FORWARD = "attention b=2 h=4/2 l=7x9 d=8/5 dtype=f32 causal scale=0.25"
+
+
+def attention(function=None, **options):
+    return assay.kernel("attention", **options)(function or right_torch)
+
+
+def test_what_a_signature_says():
+    features = set(kernels.mine.features)
+    assert {"attention", "causal", "scale", "gqa", "dtype=bf16", "layout=padded"} <= features
+    assert not features & {
+        "window",
+        "bool",
+        "backward",
+        "out",
+        "layout=reversed",
+        "layout=distant",
+        "lengths",
+    }
+    assert features <= set(facts()["features"])
+    assert "out" in attention().features and "bool" in attention().features
+    few = attention(dtypes=("f16",), without=("gqa", "causal"))
+    assert "dtype=f32" not in few.features and not {"gqa", "causal"} & set(few.features)
+    anything = attention(lambda q, k, v, **rest: None)
+    assert {"dropout", "docs", "alibi", "sink", "offset=lengths"} <= set(anything.features)
+    assert "backward" in attention(gradients="autograd").features
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: attention(3), "is no function"),
+        (lambda: attention(lambda q, k: q), "takes 2 tensors by position"),
+        (lambda: attention(lambda q, k, v, *, tau: q), "argument 'tau' without a default"),
+        (lambda: attention(lambda q, k, v, *, dropout: q), "'dropout' alone"),
+        (lambda: assay.kernel("atention")(right_torch), "'atention' is none of"),
+        (lambda: assay.kernel(right_torch), "write @assay.kernel"),
+        (lambda: attention(layout="sbhd"), "layout: 'sbhd'"),
+        (lambda: attention(dtypes=("f8",)), "dtypes: 'f8'"),
+        (lambda: attention(without=("windows",)), "without: 'windows'"),
+        (lambda: attention(framework="theano"), "framework: 'theano'"),
+        (lambda: attention(gradients="jvp"), "gradients: 'jvp'"),
+        (lambda: attention(device="cuda:77").features, "device: 'cuda:77'"),
+        (lambda: assay.check(kernels.mine), "one of suite= and case="),
+        (lambda: assay.check(kernels.mine, suite="smoke", case=FORWARD), "one of suite= and case="),
+        (lambda: assay.check(kernels.mine, suite="smock"), "unknown suite 'smock'"),
+        (lambda: assay.check(kernels.mine, suite="smoke", seed=-1), "seed: -1"),
+        (lambda: assay.check(kernels.mine, case="attention b=x"), "expected an integer"),
+        (lambda: assay.check(kernels.mine, case=[]), "holds no case"),
+    ],
+)
+def test_bad_input_is_refused_by_name(make, words):
+    with pytest.raises(assay.InputError, match=words.replace("(", r"\(")):
+        make()
+
+
+def test_a_right_kernel_passes():
+    report = assay.check(kernels.mine, case=[FORWARD, "attention b=1 h=1 l=4 d=4 dtype=bf16"])
+    assert report.ok and report.raise_for_failures() is report
+    assert report.counts["pass"] == 2 and report.elements == 2 * 4 * 7 * 6 + 4 * 5
+    assert report.results[0]["elements"]["compared"]["LSE"] == 2 * 4 * 7
+
+
+def test_the_function_gets_what_the_line_says():
+    seen = []
+
+    def function(
+        q,
+        k,
+        v,
+        *,
+        causal,
+        scale,
+        softcap,
+        window,
+        offset,
+        bias,
+        mask,
+        lengths,
+        starts,
+        sink,
+        alibi_slopes,
+        query_segment,
+        key_segment,
+        dropout,
+        dropout_seed,
+        finite_min_masks,
+        out_dtype,
+    ):
+        seen.append(locals())
+        raise NotImplementedError("enough")
+
+    kernel = attention(function)
+    line = (
+        "attention b=2 h=4/2 l=7x9 d=8/5 dtype=f16 out=f32 causal offset=2 "
+        "softcap=30 window=3,-1 bias=normal@hij "
+        "bool=random lengths=9,4 starts=1,0 docs=3,4 alibi sink=0.5 dropout=0.25:7"
+    )
+    result = kernel.judge(line)
+    assert result["outcome"] == "unsupported" and result["reason"] == "enough"
+    got = seen[0]
+    assert got["q"].shape == (2, 4, 7, 8) and got["q"].dtype == torch.float16
+    assert got["k"].shape == (2, 2, 9, 8) and got["v"].shape == (2, 2, 9, 5)
+    assert (got["causal"], got["offset"], got["softcap"], got["window"]) == (True, 2, 30.0, (3, -1))
+    assert got["scale"] == pytest.approx(8**-0.5) and got["out_dtype"] == torch.float32
+    assert got["bias"].shape == got["mask"].shape == (2, 4, 7, 9) and got["bias"].stride(0) == 0
+    assert got["mask"].dtype == torch.bool
+    assert got["lengths"].tolist() == [9, 4] and got["starts"].tolist() == [1, 0]
+    assert got["query_segment"].shape == (2, 7) and got["key_segment"].shape == (2, 9)
+    assert got["alibi_slopes"].shape == got["sink"].shape == (4,)
+    assert (got["dropout"], got["dropout_seed"], got["finite_min_masks"]) == (0.25, 7, False)
+    kernel.judge("attention b=2 h=2 l=3x9 d=4 causal offset=lengths lengths=9,4")
+    assert seen[-1]["offset"].tolist() == [6, 1] and seen[-1]["bias"] is None
+
+
+def test_layouts():
+    def bshd(q, k, v, *, causal, scale):
+        assert q.shape[1:] == (7, 4, 8)
+        o, lse = right_torch(*(t.transpose(1, 2) for t in (q, k, v)), causal=causal, scale=scale)
+        return o.transpose(1, 2), lse
+
+    assert attention(bshd, layout="bshd").judge(FORWARD)["outcome"] == "pass"
+    for layout in ("bshd", "packed", "padded", "strided"):
+        assert kernels.mine.judge(f"{FORWARD} layout=q:{layout},k:{layout}")["outcome"] == "pass"
+
+
+def test_outputs_in_any_form():
+    def o_alone(q, k, v, *, causal, scale):
+        return right_torch(q, k, v, causal=causal, scale=scale)[0]
+
+    def by_name(q, k, v, *, causal, scale):
+        o, lse = right_torch(q, k, v, causal=causal, scale=scale)
+        return {"lse": lse[..., None], "o": o}
+
+    result = attention(o_alone).judge(FORWARD)
+    assert result["outcome"] == "pass" and "LSE" not in result["elements"]["compared"]
+    result = attention(by_name).judge(FORWARD)
+    assert result["outcome"] == "pass" and "LSE" in result["elements"]["compared"]
+
+
+def test_a_failure_is_made_smaller():
+    report = assay.check(kernels.late_by_one, case=FORWARD)
+    (failure,) = report.failures
+    assert parse(failure["shrunk"])["shape"]["keys"] == 2 and "causal" in failure["shrunk"]
+    assert (
+        failure["shrunk"] in failure["reproduce"]
+        and "kernels.py::late_by_one" in failure["reproduce"]
+    )
+    with pytest.raises(assay.Failure) as error:
+        report.raise_for_failures()
+    assert len(str(error.value).splitlines()) < 10 and failure["reproduce"] in str(error.value)
+
+
+def test_gradients_by_autograd_and_by_a_function():
+    line = "backward b=1 h=4/2 l=5x6 d=4/3 dtype=f32 causal scale=0.5"
+
+    def by_hand(q, k, v, o, lse, do, *, causal, scale):
+        with torch.enable_grad():
+            leaves = [t.detach().clone().requires_grad_() for t in (q, k, v)]
+            again, _ = right_torch(*leaves, causal=causal, scale=scale)
+            return torch.autograd.grad(again, leaves, do)
+
+    def forward(q, k, v, *, causal, scale):
+        return right_torch(q, k, v, causal=causal, scale=scale)
+
+    for kernel in (
+        attention(forward, gradients="autograd"),
+        attention(forward, gradients=by_hand),
+        assay.kernel("backward")(by_hand),
+    ):
+        result = kernel.judge(line)
+        assert result["outcome"] == "pass", result["reason"]
+        assert set(result["elements"]["compared"]) >= {"O", "dQ", "dK", "dV"}
+    wrong = assay.kernel("backward")(
+        lambda *t, causal, scale: [g * 1.001 for g in by_hand(*t, causal=causal, scale=scale)]
+    )
+    assert wrong.judge(line)["outcome"] == "fail"
+    detached = attention(
+        lambda q, k, v, *, scale: right_torch(q, k.detach(), v, scale=scale), gradients="autograd"
+    )
+    assert "does not depend on k" in detached.judge("backward b=1 h=1 l=3 d=4")["reason"]
+
+
+def test_decode_over_pages():
+    def decode(q, k_pages, v_pages, block_table, lengths, *, causal, scale):
+        size = k_pages.shape[2]
+        keys = int(lengths.max())
+        k, v = (
+            torch.zeros(q.shape[0], p.shape[1], keys, p.shape[3], dtype=p.dtype)
+            for p in (k_pages, v_pages)
+        )
+        for b, n in enumerate(lengths.tolist()):
+            for j in range(n):
+                page = block_table[b, j // size]
+                k[b, :, j], v[b, :, j] = k_pages[page, :, j % size], v_pages[page, :, j % size]
+        hidden = torch.zeros(q.shape[2], keys, dtype=torch.bool)
+        if causal:
+            hidden = torch.ones(q.shape[2], keys).triu(keys - q.shape[2] + 1).bool()
+        return right_torch(q, k, v, scale=scale, mask=~hidden, lengths=lengths)
+
+    kernel = assay.kernel("decode", framework="torch")(decode)
+    for line in (
+        "attention b=2 h=4/2 l=1x9 d=8 causal offset=end cache=paged:4",
+        "attention b=1 h=1 l=5x9 d=4 causal offset=end cache=contiguous chunks=2,1",
+    ):
+        result = kernel.judge(line)
+        assert result["outcome"] == "pass", result["reason"]
+    assert kernel.judge("attention b=1 h=1 l=2 d=4")["outcome"] == "unsupported"
+    assert (
+        kernel.judge("attention b=1 h=1 l=1x9 d=9 offset=end cache=latent:4:16+4")["outcome"]
+        == "unsupported"
+    )
+    shifted = assay.kernel("decode", framework="torch")(
+        lambda q, k, v, table, lengths, *, causal, scale: decode(
+            q, k, v, table.flip(1), lengths, causal=causal, scale=scale
+        )
+    )
+    assert (
+        shifted.judge("attention b=2 h=4/2 l=1x9 d=8 causal offset=end cache=paged:4")["outcome"]
+        == "fail"
+    )
+
+
+def test_products():
+    @assay.kernel(
+        "product",
+        framework="torch",
+        without=[f for f in facts()["features"] if f[:2] == "w=" and f != "w=int8"],
+    )
+    def product(a, codes, *, scales, extra, k, n, group, out_dtype):
+        w = codes.view(torch.int8).reshape(k, n).double()
+        expanded = [
+            t.reshape(-1, n).double().repeat_interleave(group, 0)[:k]
+            for t in (scales.view(torch.float16), extra.view(torch.int8))
+        ]
+        return (a.double() @ ((w - expanded[1]) * expanded[0])).to(out_dtype)
+
+    for line in (
+        "product m=3 n=8 k=40 w=int8:32",
+        "product m=1 n=5 k=64 w=int8:64 dtype=bf16 out=f32",
+    ):
+        result = product.judge(line)
+        assert result["outcome"] == "pass", result["reason"]
+    assert product.judge("product m=3 n=8 k=32 w=mxfp4")["reason"] == "w=mxfp4"
+
+
+def test_numpy_kernels():
+    np = pytest.importorskip("numpy")
+
+    def function(q, k, v, *, causal, scale):
+        o, lse = right_torch(
+            *(torch.from_numpy(np.ascontiguousarray(t)) for t in (q, k, v)),
+            causal=causal,
+            scale=scale,
+        )
+        return o.numpy(), lse.numpy()
+
+    kernel = attention(function, framework="numpy")
+    assert "layout=reversed" in kernel.features and "dtype=bf16" not in kernel.features
+    assert kernel.judge(FORWARD + " layout=reversed")["outcome"] == "pass"
+    assert kernel.judge(FORWARD.replace("f32", "f16"))["outcome"] == "pass"
+    assert kernel.judge(FORWARD.replace("f32", "bf16"))["outcome"] == "unsupported"
+
+
+def test_buffers_alone():
+    def mean(q, k, v):  # scores are equal where keys are 0
+        rows, keys, columns = q.shape[2], k.shape[2], v.shape[3]
+        weights = [
+            [
+                math.exp(
+                    sum(q[0, 0, i, d] * k[0, 0, j, d] for d in range(q.shape[3]))
+                    * q.shape[3] ** -0.5
+                )
+                for j in range(keys)
+            ]
+            for i in range(rows)
+        ]
+        import array
+
+        flat = [
+            sum(w * v[0, 0, j, c] for j, w in enumerate(row)) / sum(row)
+            for row in weights
+            for c in range(columns)
+        ]
+        return memoryview(array.array("f", flat)).cast("B").cast("f", shape=[1, 1, rows, columns])
+
+    kernel = attention(mean, framework="buffer")
+    assert kernel.judge("attention b=1 h=1 l=3x4 d=2/5")["outcome"] == "pass"
+
+
+def test_supports_is_asked():
+    asked = []
+
+    def supports(case):
+        asked.append(case)
+        return True if case["shape"]["dim"] == 8 else "d other than 8"
+
+    kernel = attention(supports=supports)
+    report = assay.check(kernel, case=[FORWARD, "attention b=1 h=1 l=2 d=4"])
+    assert report.counts["pass"] == 1 and report.counts["unsupported"] == 1
+    assert report.results[1]["reason"] == "d other than 8" and len(asked) >= 2
+    with pytest.raises(assay.Failure, match="nothing was proved"):
+        assay.check(kernel, case="attention b=1 h=1 l=2 d=4").raise_for_failures()
+
+
+def test_a_suite_is_drawn_for_the_kernel():
+    report = assay.check(kernels.mine, suite="tiny")
+    assert report.ok and report.counts["unsupported"] == 0
+    assert {u["why"] for u in report.unsupported} >= {"window", "product"}
+    assert f"{len(report.unsupported)} cases of the whole suite" in report.summary()
+
+
+def test_a_report_shows_itself():
+    report = assay.check(
+        kernels.late_by_one,
+        case=[FORWARD, "attention b=1 h=1 l=2 d=1"],
+        pictures=True,
+        shrink=False,
+    )
+    page = report._repr_html_()
+    assert "<table>" in page and "fail" in page and "&#x27;" in page and "<svg" in page
+    assert "2 cases" in repr(report) and "reproduce" in repr(report)
+
+
+def test_a_loop_of_ones_own():
+    judged = 0
+    for case in assay.cases("smoke", kernel=kernels.mine):
+        if judged == 3:
+            break
+        i = case.inputs("torch")
+        o, lse = right_torch(i["q"], i["k"], i["v"], causal=i["causal"], scale=i["scale"])
+        assert case.check(o=o, lse=lse)["outcome"] in ("pass", "suspect")
+        with pytest.raises(assay.Failure):
+            case.check(o=o + 1, lse=lse)
+        with pytest.raises(assay.InputError, match="tensor out is no output"):
+            case.check(o=o, out=o)
+        judged += 1
+    assert judged == 3
+
+
+def test_relations_can_be_asked():
+    result = kernels.mine.judge(FORWARD, relations=True)
+    told = {name: r["result"] for name, r in result["relations"].items()}
+    assert told["negated-values"] == "held" and told["threads"] == "held"
+    # NaN in V of a masked key is multiplied by 0 here.
+    assert result["outcome"] == "fail" and told["unseen-keys-nan"] == "violated"
+
+
+def test_a_process_of_its_own():
+    fine = "attention b=1 h=1 l=3 d=4"
+    assert assay.check(kernels.mine, case=[fine, FORWARD], isolate=True).ok
+    for kernel, words in (
+        (kernels.crashes, "killed by signal 11"),
+        (kernels.leaves, "exited with status 7"),
+    ):
+        report = assay.check(kernel, case=[fine, fine], isolate=True)
+        assert [r["outcome"] for r in report] == ["fail", "fail"] and words in report.results[0][
+            "reason"
+        ]
+    report = assay.check(kernels.hangs, case=fine, isolate=True, timeout=5)
+    assert "did not finish within 5 s" in report.results[0]["reason"]
+    with pytest.raises(assay.InputError, match="isolate"):
+        assay.check(lambda q, k, v: q, case=fine, isolate=True)
+
+
+def test_exceptions_are_results():
+    fine = "attention b=1 h=1 l=3 d=4"
+    assert kernels.raises.judge(fine)["reason"] == "the function raised ValueError: no such tile"
+    assert kernels.declines.judge(fine)["outcome"] == "unsupported"
+
+    def interrupted(q, k, v):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attention(interrupted).judge(fine)
+
+    def leaving(q, k, v):
+        raise SystemExit(3)
+
+    assert "SystemExit" in attention(leaving).judge(fine)["reason"]

@@ -1,0 +1,150 @@
+"""The pytest plugin, run by pytest itself."""
+
+import os
+import sys
+
+import pytest
+
+pytest.importorskip("torch")
+
+KERNELS = """
+import assay, torch
+from kernels import right_torch
+
+@assay.kernel("attention", dtypes=("f32",))
+def mine(q, k, v, *, causal):
+    return right_torch(q, k, v, causal=causal)
+
+alias = mine
+
+def test_beside_it():
+    pass
+"""
+WRONG = """
+@assay.kernel("attention", dtypes=("f32",))
+def wrong(q, k, v, *, causal):
+    return right_torch(q, k, v, causal=not causal)
+"""
+TWO = "attention b=1 h=1 l=2 d=1 dtype=f32 causal"
+
+
+@pytest.fixture
+def run(pytester):
+    here = os.path.dirname(__file__)
+    pytester.syspathinsert(here)
+
+    def run(text, *arguments):
+        pytester.makepyfile(kernels_test=text)
+        return pytester.runpytest_inprocess(
+            "-p", "assay.pytest_plugin", "-p", "no:cacheprovider", *arguments
+        )
+
+    return run
+
+
+def test_every_case_is_a_test(run):
+    result = run(KERNELS, "--assay=tiny", "-v")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*kernels_test.py::mine?attention b=1 h=1 l=1 d=1*PASSED*",
+            "*assay: 2 cases compared, * elements; 11 cases of the whole suite need*",
+        ]
+    )
+
+
+def test_without_the_option_nothing_is_added(run):
+    run(KERNELS).assert_outcomes(passed=1)
+
+
+def test_a_failure_is_short_and_its_id_reproduces_it(run):
+    result = run(KERNELS + WRONG, f"--assay-case={TWO}")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*wrong is wrong at LSE*", "*got*", "*exact*", "*bound*", "*reproduce assay check*"]
+    )
+    result.stdout.no_fnmatch_line("*Traceback*")
+    alone = run(KERNELS + WRONG, f"kernels_test.py::wrong[{TWO}]")
+    alone.assert_outcomes(failed=1)
+    run(KERNELS + WRONG, "--assay=tiny", "-k", "mine and causal").assert_outcomes(passed=1)
+
+
+def test_seeds_change_the_inputs(run):
+    first, second = (
+        run(KERNELS, "--assay=tiny", f"--assay-seed={seed}", "--collect-only", "-q").outlines
+        for seed in (1, 2)
+    )
+    assert first != second and len(first) == len(second)
+
+
+def test_what_is_unsupported_is_skipped_and_nothing_compared_fails(run):
+    result = run(KERNELS, "--assay-case=attention b=1 h=1 l=2 d=1 window=0,0")
+    result.assert_outcomes(passed=1, skipped=1)
+    result = run(
+        "import assay\n@assay.kernel('product', framework='numpy')\n"
+        "def p(a, codes):\n    raise NotImplementedError\n",
+        "--assay=tiny",
+    )
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*nothing was compared, so the run fails*"])
+    assert run("def test_x():\n    pass\n", "--assay=tiny").ret == 1
+
+
+def test_the_ledger_of_known_failures(run, pytester):
+    ledger = pytester.path / "known.txt"
+    ledger.write_text(f"# known failures\n#12 wrong {TWO}\n")
+    option = f"--assay-ledger={ledger}"
+    run(KERNELS + WRONG, f"--assay-case={TWO}", option).assert_outcomes(passed=2, xfailed=1)
+    # The entry runs whatever is chosen, and fails once it passes.
+    ledger.write_text(f"#12 mine {TWO}\n")
+    result = run(KERNELS, "--assay=tiny", option)
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["*known: #12*"])
+    for text, words in (
+        ("wrong " + TWO, "is not ISSUE KERNEL CASE-LINE"),
+        ("#12 wrong", "is not ISSUE"),
+        ("#12 wrong attention b=", "known.txt:1"),
+        (f"#1 a {TWO}\n#1 a {TWO}", "stand twice"),
+    ):
+        ledger.write_text(text + "\n")
+        refused = run(KERNELS, "--assay=tiny", option)
+        assert refused.ret == 4
+        refused.stderr.fnmatch_lines([f"*{words}*"])
+    assert run(KERNELS, "--assay=tiny", "--assay-ledger=none.txt").ret == 4
+    ledger.write_text(f"#12 gone {TWO}\n")
+    run(KERNELS, "--assay=tiny", option).stdout.fnmatch_lines(
+        ["*ledger names kernels that were not collected: gone*"]
+    )
+
+
+def test_bad_options_are_refused(run):
+    for option, words in (
+        ("--assay=tine", "unknown suite 'tine'"),
+        ("--assay-case=attention b=", "expected an integer"),
+    ):
+        result = run(KERNELS, option)
+        assert result.ret != 0
+        assert words in result.stdout.str() + result.stderr.str()
+
+
+def test_xdist(run):
+    """Its processes have the sys.path with which this one began, so PYTHONPATH holds this folder."""
+    pytest.importorskip("xdist")
+    result = run(KERNELS + WRONG, "--assay=tiny", "-n2", "-p", "xdist")
+    outcomes = result.parseoutcomes()
+    assert outcomes["passed"] == 4 and outcomes["failed"] == 1
+    result.stdout.fnmatch_lines(
+        ["*assay: 4 cases compared, * elements; 22 cases of the whole suite need*"]
+    )
+
+
+def test_a_crash_in_a_process_of_its_own(run):
+    result = run(
+        "import assay, os\n@assay.kernel('attention', framework='numpy')\n"
+        "def gone(q, k, v):\n    os._exit(3)\n",
+        f"--assay-case={TWO.replace(' causal', '')}",
+        "--assay-isolate",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*exited with status 3*"])
+    assert "gone" not in sys.modules
