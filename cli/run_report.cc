@@ -268,8 +268,9 @@ void take_pictures(CaseResult& result, const CaseResult& drawn) {
 }
 
 int report_run(const RunFacts& facts, const std::vector<CaseResult>& results) {
-  Run run{facts.title, facts.candidate, facts.seed, this_machine(), {}, results};
-  run.summary = summary_of(facts, run.results);
+  const Run run{
+      facts.title, facts.candidate, facts.seed, this_machine(), summary_of(facts, results),
+      results};
   print_results(run);
   write_run(run, facts.files, facts.sections);
   return exit_status(facts, run);

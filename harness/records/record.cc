@@ -633,7 +633,8 @@ std::string differs_from_case(const Record& r) {
 
 }  // namespace
 
-RecordFile::RecordFile(std::string path) : RecordFile(path, std::span<const std::byte>{}) {}
+RecordFile::RecordFile(std::string path)
+    : RecordFile(std::move(path), std::span<const std::byte>{}) {}
 
 RecordFile::RecordFile(std::string path, std::span<const std::byte> bytes)
     : path_(std::move(path)) {

@@ -29,7 +29,7 @@ namespace assay::kernels::HWY_NAMESPACE {
 inline constexpr Index lane_count = static_cast<Index>(hn::MaxLanes(Lanes()));
 // How many rows are multiplied at once while their weights are decoded: registers must hold the
 // accumulators of two vectors for each row, and what decoding needs.
-inline constexpr std::size_t decoding_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 8 : 4;
+inline constexpr std::size_t decoding_rows = has_many_registers ? 8 : 4;
 // How many vectors of columns a single row sums side by side.
 inline constexpr std::size_t row_vectors =
     std::min<std::size_t>(8, usize(PackedWeights::panel / lane_count));

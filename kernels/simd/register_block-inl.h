@@ -22,11 +22,14 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
+// Whether there are 32 vector registers, and not 16: AVX-512 in all its versions (a better target
+// has a smaller number), and Arm.
+inline constexpr bool has_many_registers = (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3) || HWY_ARCH_ARM;
 inline constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 // A panel is two vectors wide. A register block has so many rows that all accumulators, two
 // operands and a broadcast fit into the registers.
 inline constexpr Index panel_width = 2 * static_cast<Index>(hn::MaxLanes(Lanes()));
-inline constexpr std::size_t block_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM ? 12 : 6;
+inline constexpr std::size_t block_rows = has_many_registers ? 12 : 6;
 // Floats from one row of a tile of scores to the next: the width of the widest tile, and one vector
 // more, so that the rows of a register block do not fall onto the same cache sets.
 inline constexpr Index score_stride = 128 + 16;
