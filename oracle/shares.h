@@ -32,8 +32,11 @@ struct FilterAnswers {
 // what chance does.
 class Shares {
  public:
-  Shares(Index count, Index replicates)
-      : numerator_(Eigen::ArrayXd::Zero(count)),
+  // `independent` is the least spread, as a part of that of independent errors: where sums cancel,
+  // twelve replicates may agree, and kernels do not.
+  Shares(Index count, Index replicates, double independent = 0)
+      : independent_(independent),
+        numerator_(Eigen::ArrayXd::Zero(count)),
         denominator_(numerator_),
         chance_(Eigen::ArrayXXd::Zero(count, replicates)) {}
 
@@ -61,14 +64,16 @@ class Shares {
     double ratio = 0, asked = 0;
     for (Index at = 0; at < size(); ++at)
       if (denominator_(at) > 0) ratio += square(at) / denominator_(at), ++asked;
-    if (!(ratio > 0)) return;
+    if (asked == 0) return;
     ratio /= asked;
     answers.questions += static_cast<Index>(asked);
     FilterAnswer best;
     Index where = -1;
     for (Index at = 0; at < size(); ++at) {
       if (!(denominator_(at) > 0)) continue;
-      const double spread = std::sqrt(std::max(square(at), ratio * denominator_(at)));
+      // The denominator is the variance of the numerator if errors are independent and typical.
+      const double spread =
+          std::sqrt(std::max(square(at), std::max(ratio, independent_) * denominator_(at)));
       const FilterAnswer answer{
           {}, numerator_(at) / denominator_(at), numerator_(at) / spread, least};
       if (answer.significance() <= best.significance()) continue;
@@ -81,6 +86,7 @@ class Shares {
   }
 
  private:
+  double independent_;
   Eigen::ArrayXd numerator_, denominator_;
   Eigen::ArrayXXd chance_;
 };

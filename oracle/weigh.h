@@ -34,7 +34,8 @@ inline constexpr double gradient_leeway = 2;
 // The least factor that is a fault: biases of sums, and what is hidden below the output's rounding,
 // are none.
 inline double least_factor(double roundoff, Dtype out) {
-  return std::max(64 * roundoff, unit_roundoff(out) / 16);
+  constexpr double bias_of_long_sums = 0x1p-18;  // in binary32
+  return std::max({8 * roundoff, bias_of_long_sums, unit_roundoff(out) / 16});
 }
 
 // The s of every row of one output, and the largest of them.

@@ -211,10 +211,10 @@ class GradientFilters {
         count_(replicates),
         scale_(static_cast<double>(p.scale)),
         roundoff_(roundoff),
-        factors_(3, Shares(1, replicates)),
-        rows_(2, Shares(s_.rows, replicates)),
-        heads_(2, Shares(s_.group(), replicates)),
-        keys_(s_.keys, replicates) {}
+        factors_(3, Shares(1, replicates, least_spread)),
+        rows_(2, Shares(s_.rows, replicates, least_spread)),
+        heads_(2, Shares(s_.group(), replicates, least_spread)),
+        keys_(s_.keys, replicates, least_spread) {}
 
   void add(const EvidenceGroup& group, const GroupReplicates& typical) {
     for (std::size_t n = 0; n < dtypes_.size(); ++n) dtypes_[n] = group.gradients[n].dtype;
@@ -248,6 +248,8 @@ class GradientFilters {
   }
 
  private:
+  static constexpr double least_spread = 0.25;
+
   double weight(const GroupReplicates& typical, std::size_t n, Index r) const {
     const double sigma = typical.sigma[n](r);
     return typical.usable[n][usize(r)] && sigma > 0 ? 1 / (sigma * sigma) : 0;
@@ -333,7 +335,8 @@ class GradientFilters {
   void ask_tiles(const Shares& single, const char* what, const std::string& of) {
     for (const Index width : {16, 32, 64, 128}) {
       if (width >= 2 * single.size()) break;
-      Shares lanes(width, count_), tiles((single.size() + width - 1) / width, count_);
+      Shares lanes(width, count_, least_spread),
+          tiles((single.size() + width - 1) / width, count_, least_spread);
       for (Index at = 0; at < single.size(); ++at) {
         lanes.add(at % width, single, at);
         tiles.add(at / width, single, at);
