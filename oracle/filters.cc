@@ -18,11 +18,12 @@ class Filters {
         replicates_(replicates),
         p_(problem),
         roundoff_(roundoff),
+        spread_(least_spread_of(rows.out_dtype)),
         count_(std::ssize(replicates.error)),
-        by_key_(p_.shape.keys, count_),
-        by_distance_(2 * nearest + 1, count_),
-        from_first_(nearest, count_),
-        from_last_(nearest, count_) {}
+        by_key_(p_.shape.keys, count_, spread_),
+        by_distance_(2 * nearest + 1, count_, spread_),
+        from_first_(nearest, count_, spread_),
+        from_last_(nearest, count_, spread_) {}
 
   FilterAnswers ask() {
     ask_row_factors();
@@ -61,7 +62,7 @@ class Filters {
   }
 
   void ask_row_factors() {
-    Shares share(1, count_);
+    Shares share(1, count_, spread_);
     for (Index r = 0; r < rows_.rows(); ++r)
       if (usable(r)) add(share, r, rows_.exact.row(r));
     answer("O is too large by a factor", least_factor(roundoff_, rows_.out_dtype), share);
@@ -69,7 +70,7 @@ class Filters {
 
   // A fault of the row sum moves all LSE to one side.
   void ask_lse() {
-    Shares share(1, count_);
+    Shares share(1, count_, spread_);
     for (Index r = 0; r < rows_.rows(); ++r) {
       const double sigma = replicates_.lse_sigma(r);
       if (!rows_.lse_asked[usize(r)] || !usable(r) || !std::isfinite(sigma)) continue;
@@ -85,7 +86,7 @@ class Filters {
 
   // The derivative of O with respect to the logarithm of the scale.
   void ask_scale() {
-    Shares share(1, count_);
+    Shares share(1, count_, spread_);
     for (const EvidenceHead& head : rows_.heads) {
       const Index n = head.block.count;
       if (n == 0) continue;
@@ -142,7 +143,8 @@ class Filters {
     });
     for (const Index width : {16, 32, 64, 128, 256}) {
       if (width >= 2 * p_.shape.keys) break;
-      Shares lanes(width, count_), tiles((p_.shape.keys + width - 1) / width, count_);
+      Shares lanes(width, count_, spread_),
+          tiles((p_.shape.keys + width - 1) / width, count_, spread_);
       for (Index j = 0; j < p_.shape.keys; ++j) {
         lanes.add(j % width, by_key_, j);
         tiles.add(j / width, by_key_, j);
@@ -204,7 +206,7 @@ class Filters {
   const EvidenceRows& rows_;
   const Replicates& replicates_;
   const Attention& p_;
-  const double roundoff_;
+  const double roundoff_, spread_;
   const Index count_;
   FilterAnswers answers_;
   Shares by_key_, by_distance_, from_first_, from_last_;

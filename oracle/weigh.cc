@@ -127,6 +127,7 @@ Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
     const Replicates typical =
         replicate(rows, contract, replicate_count, options.seed, options.threads);
     score_rows(rows, typical, e);
+    if (e.rows_asked * rows.exact.cols() < least_elements) return FilterAnswers{};
     return ask_filters(rows, typical, problem, contract.dot_roundoff);
   });
 }

@@ -29,6 +29,11 @@ inline double row_limit_of(Dtype out, Index elements) {
 }
 // The median of s, under an arithmetic after the first, of a kernel that computes in it.
 inline constexpr double least_median = 0.02;
+// Filters need so many numbers at least.
+inline constexpr Index least_elements = 64;
+// The least spread of a share, as a part of that of independent errors. Without it, replicates that
+// agree by luck, as on constant values, would make every rounding significant.
+inline double least_spread_of(Dtype out) { return out == Dtype::f32 ? 0.25 : 0.01; }
 // Gradients have cancellations that depend on the way of a kernel.
 inline constexpr double gradient_leeway = 2;
 // The least factor that is a fault: biases of sums, and what is hidden below the output's rounding,

@@ -405,6 +405,7 @@ Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& 
           e.rows[output] = list.finish(gradient_leeway *
                                        row_limit_of(groups.front().gradients.front().dtype,
                                                     output == Output::dv ? s.value_dim : s.dim));
+        if (e.rows_asked * std::min(s.dim, s.value_dim) < least_elements) return FilterAnswers{};
         return filters.finish();
       });
 }

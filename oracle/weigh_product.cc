@@ -200,7 +200,8 @@ void score(const ProductSample& s, const ProductReplicates& typical, Evidence& e
 FilterAnswers ask(const ProductSample& s, const ProductReplicates& typical, double roundoff) {
   FilterAnswers answers;
   const RowMajor weight = s.asked.select(typical.square.cwiseInverse().array(), 0.0).matrix();
-  Shares factor(1, replicate_count), terms(s.a.cols(), replicate_count);
+  const double spread = least_spread_of(s.out);
+  Shares factor(1, replicate_count, spread), terms(s.a.cols(), replicate_count, spread);
   std::vector<double> of_factor;
   std::vector<Eigen::VectorXd> of_terms;
   const auto products = [&](const RowMajor& error) {
@@ -229,8 +230,8 @@ FilterAnswers ask(const ProductSample& s, const ProductReplicates& typical, doub
                [](Index k) { return fmt::format("term {} is missing", k); });
   for (const Index width : {8, 16, 32, 64, 128}) {
     if (width >= 2 * terms.size()) break;
-    Shares lanes(width, replicate_count),
-        tiles((terms.size() + width - 1) / width, replicate_count);
+    Shares lanes(width, replicate_count, spread),
+        tiles((terms.size() + width - 1) / width, replicate_count, spread);
     for (Index k = 0; k < terms.size(); ++k) {
       lanes.add(k % width, terms, k);
       tiles.add(k / width, terms, k);
@@ -257,6 +258,7 @@ Evidence weigh_product(const Product& p, const TensorView& c,
                   [&](const ProductContract& contract, Evidence& e) {
                     const ProductReplicates typical = replicate(sample, contract, options);
                     score(sample, typical, e);
+                    if (sample.exact.size() < least_elements) return FilterAnswers{};
                     return ask(sample, typical, contract.roundoff);
                   });
 }
