@@ -227,7 +227,17 @@ RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const Emu
     if (bits < 24) q = q.unaryExpr([=](float x) { return round_to_bits(x, bits); });
   }
   RowMajorSingle s = RowMajorSingle::Zero(q.rows(), in.count);
-  add_product(c, how, q, in.kv->keys_transposed_single.middleCols(in.key0, in.count), s);
+  const auto keys = in.kv->keys_transposed_single.middleCols(in.key0, in.count);
+  if (how.dim_seed == 0) {
+    add_product(c, how, q, keys, s);
+  } else {
+    std::vector<Index> order(usize(q.cols()));
+    std::iota(order.begin(), order.end(), Index{0});
+    SplitMix64 random(how.dim_seed);
+    for (std::size_t k = order.size(); k > 1; --k) std::swap(order[k - 1], order[random.below(k)]);
+    add_product(c, how, RowMajorSingle(q(Eigen::all, order)),
+                RowMajorSingle(keys(order, Eigen::all)), s);
+  }
   if (c.score_dtype && how.rounds_unscaled) round_all(*c.score_dtype, s);
   if (!prescaled) s *= in.scale;
   if (in.softcap > 0) {
@@ -247,6 +257,7 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   const auto unit = [&] { return static_cast<double>(random() >> 11) * 0x1p-52 - 1; };
   constexpr Index tiles[] = {16, 32, 64, 128, 256}, parts[] = {0, 8, 16, 32}, halves[] = {1, 4, 16};
   how.tile = c.ordered ? c.tile : tiles[random.below(std::size(tiles))];
+  how.dim_seed = serial == 0 ? 0 : random();
   how.dot_part = parts[random.below(std::size(parts))];
   how.half_part = halves[random.below(std::size(halves))];
   how.scales_query = !c.ordered && random.below(2) != 0;

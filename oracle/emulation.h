@@ -14,12 +14,14 @@ namespace assay {
 
 // What a contract leaves open and a kernel has to choose. A replicate draws it.
 struct Schedule {
-  Index tile = 64;                // keys that share one running maximum
-  std::vector<Index> order;       // of the tiles
-  Index dot_part = 0;             // q.k is summed in parts of this length; 0: at once
-  Index half_part = 16;           // terms that an fp16 accumulator takes at once
-  bool scales_query = false;      // Q is multiplied by the scale, not the scores
-  bool base_two = false;          // 2^x with log2 e folded into the argument
+  Index tile = 64;           // keys that share one running maximum
+  std::vector<Index> order;  // of the tiles
+  std::uint64_t dim_seed =
+      0;                      // of the order in which the terms of q.k are summed; 0: as they stand
+  Index dot_part = 0;         // q.k is summed in parts of this length; 0: at once
+  Index half_part = 16;       // terms that an fp16 accumulator takes at once
+  bool scales_query = false;  // Q is multiplied by the scale, not the scores
+  bool base_two = false;      // 2^x with log2 e folded into the argument
   bool normalizes_first = false;  // weights are divided by the row sum before P V
   bool late_maximum = false;      // the running maximum lags behind: weights above 1 occur
   bool three_parts = false;       // a product of fp32 numbers is three products of TF32 numbers

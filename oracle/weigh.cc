@@ -118,6 +118,9 @@ Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
   if (problem.projection) return not_asked("K and V are computed from a latent cache");
   if (problem.q.dtype == Dtype::f64 || out.o.dtype == Dtype::f64)
     return not_asked("replicates compute in binary32");
+  // Codes times scales: kernels multiply by the scale before or after the sums.
+  if (problem.k.dtype == Dtype::f64 || problem.v.dtype == Dtype::f64)
+    return not_asked("stored K or V are no numbers of binary32");
   const AttentionShape& s = problem.shape;
   if (s.batch == 0 || s.rows == 0) return not_asked("there is no row");
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);

@@ -17,7 +17,7 @@ inline constexpr int replicate_count = 12;
 // About as many products of numbers as one replicate may take.
 inline constexpr double evidence_budget = 0x1p24;
 // Beyond these, errors are not typical. docs/evidence.md, 3, says how they were measured.
-inline constexpr double lse_limit = 16;
+inline constexpr double lse_limit = 32;
 // Of z. With few rows, twelve replicates do not tell well what chance does.
 inline double filter_limit_of(Dtype out, Index rows) {
   return (out == Dtype::f32 ? 16 : 8) * (1 + 2 / static_cast<double>(rows));

@@ -248,7 +248,7 @@ class GradientFilters {
   }
 
  private:
-  static constexpr double least_spread = 0.25;
+  static constexpr double least_spread = 1;
 
   double weight(const GroupReplicates& typical, std::size_t n, Index r) const {
     const double sigma = typical.sigma[n](r);

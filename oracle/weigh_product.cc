@@ -162,7 +162,8 @@ ProductReplicates replicate(const ProductSample& s, const ProductContract& c,
     if (s.asked.data()[e] && gauge.data()[e] > 0 && std::isfinite(all.square.data()[e]))
       ratios.push_back(std::sqrt(all.square.data()[e]) / gauge.data()[e]);
   std::ranges::sort(ratios);
-  const double usual = ratios.empty() ? 0 : ratios[ratios.size() / 2];
+  // A part of one rounding of the sum of moduli is typical even where every replicate is exact.
+  const double usual = std::max(ratios.empty() ? 0 : ratios[ratios.size() / 2], c.roundoff / 16);
   for (Index e = 0; e < all.square.size(); ++e) {
     const double floor = half_ulp(s.out, s.exact.data()[e]) / 2, pooled = usual * gauge.data()[e];
     all.square.data()[e] = std::max({all.square.data()[e], floor * floor, pooled * pooled});
