@@ -64,6 +64,14 @@ using SingleRef = Eigen::Ref<const RowMajorSingle, 0, Eigen::OuterStride<>>;
 void add_product(const Contract& c, const Schedule& how, const SingleRef& a, const SingleRef& b,
                  RowMajorSingle& sum);
 
+// Whether a sum of sizes is so near the subnormal numbers of binary32, which begin at 2^-126, that
+// its terms may underflow. What is then lost depends on what a kernel multiplies first, and on
+// whether it flushes: nothing is typical of it.
+inline bool underflows(double sum) {
+  constexpr double least = 0x1p-100;
+  return sum > 0 && sum < least;
+}
+
 inline void round_all(Dtype dtype, RowMajorSingle& m) {
   round_all(dtype, {m.data(), static_cast<std::size_t>(m.size())});
 }

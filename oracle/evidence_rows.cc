@@ -46,6 +46,23 @@ RowsOfHeads choose_rows(const AttentionShape& s, const std::vector<SuspectRow>& 
   return chosen;
 }
 
+// Whether the weights of a row, or their products with V, may underflow.
+bool may_underflow(const EvidenceHead& head, Index r, Index value_dim) {
+  const Block& k = head.block;
+  const auto values = head.kv->values.middleRows(k.key0, k.count).leftCols(value_dim);
+  double weights = 0;
+  Eigen::RowVectorXd products = Eigen::RowVectorXd::Zero(value_dim);
+  for (Index j = 0; j < k.count; ++j) {
+    const auto pair = k.pair(r, j);
+    const double p = k.weight[pair];
+    if (!(p > 0) || (!k.kept.empty() && !k.kept[pair])) continue;
+    weights += p;
+    products += p * values.row(j).cwiseAbs();
+  }
+  const double largest = value_dim == 0 ? 0 : products.maxCoeff();
+  return underflows(weights) || underflows(largest);
+}
+
 // Puts what the candidate gave in the rows of a head beside what is exact.
 void compare_head(const EvidenceHead& head, const AttentionOutput& out, EvidenceRows& all) {
   const Block& k = head.block;
@@ -53,7 +70,8 @@ void compare_head(const EvidenceHead& head, const AttentionOutput& out, Evidence
   for (Index r = 0; r < k.row_count(); ++r) {
     const BlockRow& row = k.row(r);
     const Index at = head.first + r, i = row.index;
-    bool asked = row.domain == Domain::bounded || row.domain == Domain::vacuous;
+    bool asked = (row.domain == Domain::bounded || row.domain == Domain::vacuous) &&
+                 !may_underflow(head, r, dv);
     for (Index c = 0; c < dv; ++c) {
       const BlockElement& o = k.element(r, c);
       const double got = load(out.o, out.o.at(k.b, k.h, i, c));

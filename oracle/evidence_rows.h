@@ -28,8 +28,8 @@ struct EvidenceRows {
   RowMajor exact, error;  // rows x Dv: O, and what the candidate gave minus O
   Eigen::VectorXd bound;  // rms of the row's bounds, the output rounding included
   Eigen::VectorXd lse, lse_error, lse_bound;
-  // Whether a row can be asked: its exact outputs and the candidate's are finite. `lse_asked` is
-  // all 0 without an LSE.
+  // Whether a row can be asked: its exact outputs and the candidate's are finite, and nothing that
+  // it adds up underflows. `lse_asked` is all 0 without an LSE.
   std::vector<char> asked, lse_asked;
 
   Index rows() const { return exact.rows(); }

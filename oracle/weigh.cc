@@ -125,7 +125,9 @@ Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
   if (s.batch == 0 || s.rows == 0) return not_asked("there is no row");
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);
   const EvidenceRows rows = gather_evidence(problem, out, strict, suspects, budget, options);
-  if (rows.asked_rows() == 0) return not_asked("no row has finite outputs and a bound");
+  if (rows.asked_rows() == 0)
+    return not_asked(
+        "every row has outputs that are not finite, no bound, or weights that underflow");
   return best_fit(contracts, rows.out_dtype, options, [&](const Contract& contract, Evidence& e) {
     const Replicates typical =
         replicate(rows, contract, replicate_count, options.seed, options.threads);

@@ -73,11 +73,12 @@ RowMajorSingle single_rows(const TensorView& t, Index b, Index h) {
   return m;
 }
 
-// Puts a gradient beside what is exact; `at` is the first row of this part.
+// Puts a gradient beside what is exact; `at` is the first row of this part. `gauge` has the sum of
+// weights times |dO| that a row's numbers are made of.
 void compare_gradient(const Gradient& exact, const TensorView& out, Index b, Index h, Index at,
-                      GradientRows& rows) {
+                      const Eigen::VectorXd& gauge, GradientRows& rows) {
   for (Index r = 0; r < exact.rows; ++r) {
-    bool asked = exact.touched[usize(r)] != 0;
+    bool asked = exact.touched[usize(r)] != 0 && !underflows(gauge(r));
     for (Index d = 0; d < exact.columns; ++d) {
       const auto e = usize(r * exact.columns + d);
       const double got = load(out, out.at(b, h, r, d));
@@ -103,6 +104,17 @@ GradientRows empty_rows(Output output, const TensorView& out, Index rows) {
   return g;
 }
 
+// The weight of each pair of a row and a key, times the largest |dO| of the row.
+RowMajor weigh_by_gradient(const Block& block, const RowMajorSingle& d_o, Index keys) {
+  RowMajor gauge = RowMajor::Zero(block.row_count(), keys);
+  for (Index r = 0; r < block.row_count(); ++r) {
+    const double largest = static_cast<double>(d_o.row(r).cwiseAbs().maxCoeff());
+    for (Index j = 0; j < block.count; ++j)
+      gauge(r, block.key0 + j) = block.weight[block.pair(r, j)] * largest;
+  }
+  return gauge;
+}
+
 EvidenceGroup gather_group(const Attention& p, const AttentionBackwardInput& input,
                            const AttentionGradients& out, const Contract& contract, Index b,
                            Index g) {
@@ -121,6 +133,7 @@ EvidenceGroup gather_group(const Attention& p, const AttentionBackwardInput& inp
   group.gradients.push_back(empty_rows(Output::dq, out.dq, s.group() * s.rows));
   group.gradients.push_back(empty_rows(Output::dk, out.dk, s.keys));
   group.gradients.push_back(empty_rows(Output::dv, out.dv, s.keys));
+  Eigen::VectorXd of_keys = Eigen::VectorXd::Zero(s.keys);
   for (Index k = 0; k < s.group(); ++k) {
     const Index h = g * s.group() + k;
     const Block block = forward.evaluate(*group.kv, h, rows);
@@ -135,16 +148,19 @@ EvidenceGroup gather_group(const Attention& p, const AttentionBackwardInput& inp
                                            ? block.row(i).lse.value
                                            : -std::numeric_limits<double>::infinity());
     if (p.dropout > 0) head.keep_scale = 1 / (1 - p.dropout);
+    const RowMajor gauge = weigh_by_gradient(block, head.d_o, s.keys);
+    of_keys += gauge.colwise().sum().transpose();
+    compare_gradient(exact.dq[usize(k)], out.dq, b, h, k * s.rows, gauge.rowwise().sum(),
+                     group.gradients[0]);
     group.heads.push_back(std::move(head));
-    compare_gradient(exact.dq[usize(k)], out.dq, b, h, k * s.rows, group.gradients[0]);
     using Pairs = Eigen::Map<const RowMajorSingle>;
     group.score_part.push_back(
         Pairs(exact.score_part[usize(k)].data(), s.rows, s.keys).cast<double>());
     group.weight_part.push_back(
         Pairs(exact.weight_part[usize(k)].data(), s.rows, s.keys).cast<double>());
   }
-  compare_gradient(exact.dk, out.dk, b, g, 0, group.gradients[1]);
-  compare_gradient(exact.dv, out.dv, b, g, 0, group.gradients[2]);
+  compare_gradient(exact.dk, out.dk, b, g, 0, of_keys, group.gradients[1]);
+  compare_gradient(exact.dv, out.dv, b, g, 0, of_keys, group.gradients[2]);
   return group;
 }
 

@@ -57,15 +57,13 @@ ProductSample sample_product(const Product& p, const TensorView& c, const Verdic
   s.group = p.w.group;
   s.tensor_scale = static_cast<double>(p.w.tensor_scale);
   s.out = c.dtype;
-  // Where products underflow, what is lost depends on what a kernel multiplies first.
-  constexpr double least_sum = 0x1p-100;
   const RowMajor gauge = s.a.cwiseAbs() * s.w.cwiseAbs();
   for (Index r = 0; r < m; ++r)
     for (Index j = 0; j < n; ++j) {
       const Index row = s.rows[usize(r)], column = s.columns[usize(j)];
       const ExactSum exact = exact_product(p, row, column);
       const double got = load(c, c.at(0, 0, row, column));
-      s.asked(r, j) = std::isfinite(exact.high) && std::isfinite(got) && gauge(r, j) > least_sum;
+      s.asked(r, j) = std::isfinite(exact.high) && std::isfinite(got) && !underflows(gauge(r, j));
       if (!s.asked(r, j)) continue;
       s.exact(r, j) = exact.high;
       s.error(r, j) = (got - exact.high) - exact.low;

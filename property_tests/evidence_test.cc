@@ -78,6 +78,41 @@ TEST(Evidence, EmulatedKernelsRaiseNoAlarm) {
   }
 }
 
+// The sink takes all of the weight but about e^-87, and a device that flushes subnormal numbers
+// loses some of what is left.
+TEST(Evidence, FlushedWeightsRaiseNoAlarm) {
+  const Case c =
+      parse_case("attention b=1 h=1 l=15x19 d=38/11 sink=9 scores=negative values=ones seed=356");
+  const Inputs in(c);
+  const Outputs out(c);
+  const Attention& p = in.problem;
+  Index flushed = 0, kept = 0;
+  for (Index i = 0; i < c.shape.rows; ++i) {
+    double o = 0;
+    for (Index j = 0; j < c.shape.keys; ++j) {
+      double dot = 0;
+      for (Index d = 0; d < c.shape.dim; ++d)
+        dot += load(p.q, p.q.at(0, 0, i, d)) * load(p.k, p.k.at(0, 0, j, d));
+      const double weight = std::exp(static_cast<double>(p.scale) * dot - 9);
+      ++(weight < 0x1p-126 ? flushed : kept);
+      if (weight >= 0x1p-126) o += weight;
+    }
+    const AttentionOutput view = out.view();
+    for (Index d = 0; d < c.shape.value_dim; ++d) store(view.o, view.o.at(0, 0, i, d), o);
+    store(view.lse, view.lse.at(0, 0, i, 0), 9);
+  }
+  EXPECT_GT(flushed, 0);
+  EXPECT_GT(kept, 0);
+  Contract contract = contract_ladder(c.dtype, 64).front();
+  contract.exp_floor = 0x1p-125;  // as kernels declare it for such devices
+  JudgeOptions options;
+  options.evidence = EvidenceRule::fail;
+  const Verdict v = judge(p, out.view(), contract, options);
+  EXPECT_EQ(v.outcome, Outcome::pass) << v.reason;
+  EXPECT_EQ(v.evidence.rows_asked, 0);
+  EXPECT_NE(v.evidence.not_asked.find("underflow"), std::string::npos) << v.evidence.not_asked;
+}
+
 // Every number is rounded as encode() rounds it.
 TEST(Evidence, EmulationRoundsAsTheFormatsDo) {
   for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f8e4m3, Dtype::f8e5m2}) {
