@@ -24,6 +24,7 @@ Command add_check(CLI::App& app);
 Command add_record(CLI::App& app);
 Command add_verify(CLI::App& app);
 Command add_trace(CLI::App& app);
+Command add_identify(CLI::App& app);
 Command add_store(CLI::App& app);
 Command add_compare(CLI::App& app);
 Command add_faults(CLI::App& app);

@@ -27,9 +27,9 @@ namespace {
 
 // The commands, in the order of the help text.
 constexpr Command (*commands[])(CLI::App&) = {
-    add_check,    add_record,   add_verify,       add_trace, add_store,
-    add_compare,  add_faults,   add_fuzz,         add_bench, add_new_kernel,
-    add_notation, add_commands, add_serve_kernel, add_worker};
+    add_check,      add_record,   add_verify,   add_trace,        add_identify,
+    add_store,      add_compare,  add_faults,   add_fuzz,         add_bench,
+    add_new_kernel, add_notation, add_commands, add_serve_kernel, add_worker};
 
 constexpr const char* footer =
     "Exit status: 0 all passed, 1 some candidate was wrong, 2 bad usage or input (also: nothing "

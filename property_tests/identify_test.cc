@@ -1,0 +1,126 @@
+// What identify() says of emulated kernels, whose arithmetic is known.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+
+#include "harness/candidates/named_candidate.h"
+#include "harness/identify/fit.h"
+#include "harness/identify/identify.h"
+#include "harness/judging/outputs.h"
+#include "testing/emulated_kernel.h"
+
+namespace assay {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+// A candidate that computes as the emulation says.
+class Emulated : public Candidate {
+ public:
+  explicit Emulated(Emulation e) : e_(std::move(e)) {}
+  std::string name() const override { return e_.contract.name; }
+  Abilities abilities() const override { return {}; }
+  std::string unsupported(const Call& call) const override {
+    return std::holds_alternative<ForwardCall>(call) ? "" : "only O and LSE";
+  }
+  std::optional<Arithmetic> arithmetic(const Call&, const kernels::Execution&) const override {
+    return std::nullopt;
+  }
+  kernels::Status run(const Request& request) override {
+    const auto& call = std::get<ForwardCall>(request.call);
+    run_emulated(e_, call.problem, call.out);
+    return {};
+  }
+
+ private:
+  Emulation e_;
+};
+
+std::map<std::string, std::string> answers_of(const Emulation& e, Dtype dtype) {
+  Emulated candidate(e);
+  std::map<std::string, std::string> answers;
+  for (const Statement& s : identify(candidate, dtype).statements) answers[s.subject] = s.answer;
+  return answers;
+}
+
+std::string expected_weights(const Contract& c) {
+  if (!c.weight_dtype) return "not rounded";
+  return std::string(format(*c.weight_dtype).name) +
+         (c.divides_first ? ", after it was divided by the row sum" : "");
+}
+
+std::string expected_sums(const Emulation& e) {
+  switch (e.accumulation) {
+    case Accumulation::half: return "11 bits, rounded to nearest (binary16)";
+    case Accumulation::truncating_block: return "24 bits, truncated";
+    default: return "24 bits, rounded to nearest (binary32)";
+  }
+}
+
+class Identify : public testing::TestWithParam<Dtype> {};
+
+TEST_P(Identify, TellsEveryEmulatedArithmetic) {
+  for (const Emulation& e : emulations(GetParam())) {
+    SCOPED_TRACE(e.contract.name);
+    std::map<std::string, std::string> told = answers_of(e, GetParam());
+    EXPECT_EQ(told["P V, sums"], expected_sums(e));
+    // The emulation adds q.k in binary32 beside a binary16 accumulator of P V.
+    if (e.accumulation != Accumulation::half) EXPECT_EQ(told["Q K, sums"], expected_sums(e));
+    EXPECT_EQ(told["P"], expected_weights(e.contract));
+    if (e.contract.weight_dtype && !e.contract.divides_first)
+      EXPECT_EQ(told["row sum"], "of weights " + (e.contract.sum_from_rounded
+                                                      ? "rounded to " + expected_weights(e.contract)
+                                                      : "that are not rounded"));
+    const bool stored = e.contract.score_dtype.has_value();
+    EXPECT_EQ(told["scores"],
+              stored ? std::string(format(*e.contract.score_dtype).name) : "not rounded");
+    if (e.accumulation == Accumulation::truncating_block) {
+      EXPECT_THAT(told["Q K, order of sums"], StartsWith("16 columns at once"));
+    } else {
+      EXPECT_EQ(told["Q K, order of sums"], "one column after another");
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, Identify, testing::Values(Dtype::f32, Dtype::f16, Dtype::bf16),
+                         [](const auto& p) { return std::string(format(p.param).name); });
+
+// Every statement says with which input it was made.
+TEST(IdentifyHost, EveryStatementHasItsInput) {
+  const std::unique_ptr<Candidate> host = make_candidate("host");
+  const Identification told = identify(*host, Dtype::f32);
+  EXPECT_GE(told.statements.size(), 8u);
+  for (const Statement& s : told.statements) {
+    EXPECT_FALSE(s.answer.empty()) << s.subject;
+    EXPECT_FALSE(s.input.empty()) << s.subject;
+  }
+  const auto back = from_json<Identification>(to_json(told), "identification");
+  EXPECT_EQ(back.statements, told.statements);
+}
+
+TEST(IdentifyRecord, AnArithmeticFitsRightOutputsAndNoneFitsWrongOnes) {
+  for (const bool right : {true, false}) {
+    const RecordFile file(std::string(ASSAY_SOURCE_DIR) + "/property_tests/records/" +
+                          (right ? "right" : "wrong") + ".safetensors");
+    ASSERT_FALSE(file.names().empty());
+    for (const std::string& name : file.names()) {
+      const std::vector<ArithmeticFit> fits = fit_arithmetics(file.read(name), 1);
+      EXPECT_GT(fits.size(), 2u) << name;
+      EXPECT_EQ(std::ranges::any_of(fits, &ArithmeticFit::typical), right) << name;
+      for (const ArithmeticFit& fit : fits) EXPECT_EQ(fit.why.empty(), fit.typical) << name;
+    }
+  }
+}
+
+TEST(IdentifyHost, AKernelThatTakesNoInputIsRefused) {
+  NamedCandidate none({.name = "none", .features = Features({"attention", "dtype=f16"})},
+                      [](const NamedCall&) {});
+  EXPECT_THROW(identify(none, Dtype::bf16), CandidateDeclined);
+}
+
+}  // namespace
+}  // namespace assay
