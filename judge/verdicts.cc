@@ -8,6 +8,7 @@
 #include "harness/candidates/named_candidate.h"
 #include "harness/judging/execute.h"
 #include "harness/records/record.h"
+#include "judge/arithmetic.h"
 #include "judge/pages.h"
 
 using namespace assay;
@@ -17,9 +18,18 @@ namespace {
 
 struct Options {
   std::string name = "function";
+  std::string arithmetic;  // empty: none is declared
   ExecuteOptions execute;
   VerifyOptions verify;
 };
+
+// The declared arithmetic of a kernel of attention in this dtype.
+std::optional<Contract> contract_of(const Options& o, bool product, Dtype dtype) {
+  if (o.arithmetic.empty()) return std::nullopt;
+  if (product)
+    throw Refused("options.arithmetic says how attention is computed, and this is a product");
+  return declared_contract(o.arithmetic, dtype);
+}
 
 Options options_of(const assay_judge_options* o) {
   assay_judge_options defaults;
@@ -34,16 +44,26 @@ Options options_of(const assay_judge_options* o) {
   Options found;
   if (o->name) found.name = shown(o->name);
   if (found.name.empty()) throw Refused("options.name is empty");
+  if (o->arithmetic) {
+    found.arithmetic = o->arithmetic;
+    if (found.arithmetic.find_first_not_of(' ') == std::string::npos)
+      throw Refused("options.arithmetic is empty");
+  }
+  in("reserved", o->reserved, 0, 0);
+  const auto evidence = static_cast<EvidenceRule>(
+      in("evidence", o->evidence, ASSAY_EVIDENCE_FAIL, ASSAY_EVIDENCE_OFF));
   const auto threads = static_cast<int>(in("threads", o->threads, 0, 4096));
   const bool power = in("power", o->power, 0, 1) != 0, pictures = in("pictures", o->pictures, 0, 1);
   found.execute = {.oracle_threads = threads,
                    .power = power,
                    .relations = in("relations", o->relations, 0, 1) != 0,
+                   .evidence = evidence,
                    .pictures = pictures};
   found.verify = {.threads = threads,
                   .sample_rows = in("rows", o->rows, 0, Index{1} << 40),
                   .seed = o->seed,
                   .power = power,
+                  .evidence = evidence,
                   .pictures = pictures};
   return found;
 }
@@ -118,6 +138,13 @@ CaseResult judge_with(const Case& c, NamedCandidate::Facts facts, NamedCandidate
   return execute(c, candidate, options.execute);
 }
 
+CaseResult verified(const RecordFile& file, const std::string& name, const Options& o) {
+  const Record r = file.read(name);
+  VerifyOptions verifying = o.verify;
+  verifying.contract = contract_of(o, r.operation == Operation::product, r.problem.q.dtype);
+  return verify(file, r, verifying);
+}
+
 void call_back(assay_function function, void* user, const NamedCall& call) {
   std::vector<assay_named_tensor> inputs, outputs;
   for (const NamedTensor& t : call.inputs) inputs.push_back({t.name.c_str(), t.tensor});
@@ -147,7 +174,11 @@ assay_status assay_judge_tensors(const char* line, const assay_named_tensor* ten
     std::string refused;
     Answers answers(std::move(given));
     const CaseResult result = judge_with(
-        c, {.name = o.name, .features = {}, .lse = lse},
+        c,
+        {.name = o.name,
+         .features = {},
+         .lse = lse,
+         .contract = contract_of(o, c.operation == Operation::product, c.dtype)},
         [&](const NamedCall& call) {
           try {
             answers(call);
@@ -172,7 +203,11 @@ assay_status assay_judge_function(const char* line, assay_function function, voi
     const Features has = judging::features_of(features);
     const Options o = options_of(options);
     return text_of(to_json(judge_with(
-        c, {.name = o.name, .features = has, .lse = no_lse == 0},
+        c,
+        {.name = o.name,
+         .features = has,
+         .lse = no_lse == 0,
+         .contract = contract_of(o, c.operation == Operation::product, c.dtype)},
         [&](const NamedCall& call) { call_back(function, user, call); }, o)));
   });
 }
@@ -190,7 +225,7 @@ assay_status assay_judge_record(const char* line, const assay_named_tensor* tens
     Safetensors contents = stored(given, storage);
     contents.metadata = {{"assay", "1"}, {"record", asked}};
     const RecordFile file(o.name, std::move(contents));
-    CaseResult result = verify(file, file.read(""), o.verify);
+    CaseResult result = verified(file, "", o);
     result.line = shown(line);
     result.candidate = o.name;
     result.reproduce.clear();
@@ -206,7 +241,7 @@ assay_status assay_judge_file(const char* path, const assay_judge_options* optio
     const RecordFile file(path);
     Json results = Json::array();
     for (const std::string& name : file.names())
-      results.push_back(to_json(verify(file, file.read(name), o.verify)));
+      results.push_back(to_json(verified(file, name, o)));
     return text_of({{"results", results}});
   });
 }

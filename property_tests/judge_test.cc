@@ -200,6 +200,60 @@ TEST(Judge, ARecordLineIsJudgedWithItsInputs) {
   EXPECT_EQ(judge("attention causal offset=end scale=0.25")["outcome"], "fail");
 }
 
+json judge_as(const Small& c, const char* arithmetic, std::int32_t evidence) {
+  assay_judge_options options;
+  assay_judge_options_init(&options);
+  options.arithmetic = arithmetic;
+  options.evidence = evidence;
+  const json by_case =
+      must(assay_judge_tensors, small, c.outputs.data(), std::ssize(c.outputs), &options);
+  const json by_record = must(assay_judge_record, "attention causal offset=end", c.all.data(),
+                              std::ssize(c.all), &options);
+  EXPECT_EQ(by_case["outcome"], by_record["outcome"]);
+  EXPECT_EQ(by_case["contract"], by_record["contract"]);
+  return by_case;
+}
+
+TEST(Judge, TheDeclaredArithmeticIsTheContract) {
+  const char* const rung = "fp32 accumulation, fp32 weights, fast exp2";
+  const char* const half = "weight_bits=16 argument_roundings=2";
+  Small c;
+  EXPECT_EQ(judge_as(c, rung, ASSAY_EVIDENCE_FAIL)["contract"], rung);
+  EXPECT_EQ(judge_as(c, half, ASSAY_EVIDENCE_FAIL)["contract"], std::string("declared: ") + half);
+  for (std::size_t e = 0; e < c.o.size(); ++e) c.o[e] *= e % 2 ? 1.0001F : 0.9999F;
+  EXPECT_EQ(judge_as(c, nullptr, ASSAY_EVIDENCE_OFF)["outcome"], "fail");
+  EXPECT_EQ(judge_as(c, rung, ASSAY_EVIDENCE_OFF)["outcome"], "fail");
+  EXPECT_EQ(judge_as(c, half, ASSAY_EVIDENCE_OFF)["outcome"], "pass");
+}
+
+// A factor that the wide bound of a coarse arithmetic lets pass.
+TEST(Judge, EvidenceFailsWarnsOrIsOff) {
+  const char* const coarse = "dot_roundoff=0.01 exp_ulp=100000";
+  Small c;
+  for (float& o : c.o) o *= 1.1F;
+  const json fail = judge_as(c, coarse, ASSAY_EVIDENCE_FAIL);
+  EXPECT_EQ(fail["outcome"], "fail") << fail;
+  EXPECT_EQ(fail["by_evidence"], true);
+  const json warn = judge_as(c, coarse, ASSAY_EVIDENCE_WARN);
+  EXPECT_EQ(warn["outcome"], "pass");
+  EXPECT_THAT(warn["reason"].get<std::string>(), HasSubstr("no arithmetic makes such errors"));
+  EXPECT_EQ(judge_as(c, coarse, ASSAY_EVIDENCE_OFF)["outcome"], "pass");
+}
+
+TEST(Judge, AProductHasNoArithmeticOfAttention) {
+  assay_judge_options options;
+  assay_judge_options_init(&options);
+  options.arithmetic = "tile=32";
+  std::vector<float> c(2 * 3);
+  assay_named_tensor t = named("c", c.data(), ASSAY_FLOAT, 32, {2, 3});
+  t.tensor.rank = 2;
+  t.tensor.strides[0] = 3;
+  t.tensor.strides[1] = 1;
+  expect_refused(
+      ask(assay_judge_tensors, "product m=2 n=3 k=32 w=mxfp4", &t, std::int64_t{1}, &options),
+      "and this is a product");
+}
+
 // Two sequences of 5 and 2 tokens in pages of two slots. All scores are equal, so O is a mean of V.
 struct Pages {
   std::vector<float> q = std::vector<float>(2 * 4, 0), k = std::vector<float>(6 * 2 * 4, 1),
@@ -527,6 +581,21 @@ TEST(Judge, OptionsThatAreWrongAreRefused) {
   expect_refused(refused([](assay_judge_options& o) { o.relations = 7; }), "options.relations");
   expect_refused(refused([](assay_judge_options& o) { o.rows = -1; }), "options.rows is -1");
   expect_refused(refused([](assay_judge_options& o) { o.name = ""; }), "options.name is empty");
+  expect_refused(refused([](assay_judge_options& o) { o.evidence = 3; }), "options.evidence is 3");
+  expect_refused(refused([](assay_judge_options& o) { o.evidence = -1; }), "options.evidence");
+  expect_refused(refused([](assay_judge_options& o) { o.reserved = 1; }), "options.reserved is 1");
+  const auto arithmetic = [&](const char* text) {
+    return refused([&](assay_judge_options& o) { o.arithmetic = text; });
+  };
+  expect_refused(arithmetic(" "), "options.arithmetic is empty");
+  expect_refused(arithmetic("fp8 sums"),
+                 "'fp8 sums', which is none for f32: fp32 accumulation, fp32 weights; ");
+  expect_refused(arithmetic("exp_ulps=2"), "'exp_ulps=2' is no FIELD=NUMBER; the fields are dot_");
+  expect_refused(arithmetic("tile=4 exp_ulp"), "'exp_ulp' is no FIELD=NUMBER");
+  expect_refused(arithmetic("tile=4.5"), "'tile=4.5' has no whole number");
+  expect_refused(arithmetic("exp_ulp="), "'exp_ulp=' has no number");
+  expect_refused(arithmetic("exp_ulp=nan"), "exp_ulp = nan is outside [0.5, 1e+06]");
+  expect_refused(arithmetic("weight_bits=8"), "8 bits");
 }
 
 TEST(Judge, TensorsThatAreWrongAreRefused) {

@@ -75,6 +75,14 @@ std::string NamedCandidate::unsupported(const Call& call) const {
       call);
 }
 
+std::optional<Arithmetic> NamedCandidate::arithmetic(const Call& call,
+                                                     const kernels::Execution& how) const {
+  if (host_goes_forward() && std::holds_alternative<ForwardCall>(call))
+    return host_->arithmetic(call, how);
+  if (std::holds_alternative<ProductCall>(call) || !facts_.contract) return std::nullopt;
+  return *facts_.contract;
+}
+
 kernels::Status NamedCandidate::run(const Request& request) {
   if (host_goes_forward() && std::holds_alternative<ForwardCall>(request.call))
     return host_->run(request);

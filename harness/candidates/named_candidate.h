@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "harness/candidates/named_call.h"
@@ -16,6 +17,8 @@ class NamedCandidate : public Candidate {
     // Without the feature "attention", the host's kernel computes the O and LSE of backward cases.
     Features features;
     bool lse = true;  // whether its forward calls write LSE
+    // What it declares of its attention; nothing: the ladder is tried.
+    std::optional<Contract> contract = std::nullopt;
   };
   // Computes the outputs of the call. Throws CandidateError for what no candidate may do, and
   // CandidateDeclined for what it does not support after all.
@@ -27,9 +30,8 @@ class NamedCandidate : public Candidate {
   Abilities abilities() const override;
   const Features& features() const override { return facts_.features; }
   std::string unsupported(const Call& call) const override;
-  std::optional<Arithmetic> arithmetic(const Call&, const kernels::Execution&) const override {
-    return std::nullopt;
-  }
+  std::optional<Arithmetic> arithmetic(const Call& call,
+                                       const kernels::Execution& how) const override;
   kernels::Status run(const Request& request) override;
 
  private:

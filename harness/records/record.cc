@@ -797,12 +797,15 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
       !product && !r.case_line.empty() && has_independent_zero_mean(parse_case(r.case_line));
   const auto start = Clock::now();
   Verdict& v = result.verdict;
-  v = product ? judge_product_by_ladder(r.product, r.c, judging)
-              : judge_by_ladder(r.problem, r.out, 64, judging);
+  if (product) v = judge_product_by_ladder(r.product, r.c, judging);
+  else if (o.contract) v = judge(r.problem, r.out, *o.contract, judging);
+  else v = judge_by_ladder(r.problem, r.out, 64, judging);
   if (r.operation == Operation::backward && v.outcome != Outcome::fail &&
       v.outcome != Outcome::error) {
     const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o};
-    add_gradients(v, judge_backward_by_ladder(r.problem, input, r.gradients, judging));
+    add_gradients(v, o.contract
+                         ? judge_backward(r.problem, input, r.gradients, *o.contract, judging)
+                         : judge_backward_by_ladder(r.problem, input, r.gradients, judging));
   }
   result.seconds.judge = seconds_since(start);
   result.outcome = v.outcome;

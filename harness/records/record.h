@@ -5,11 +5,13 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "harness/judging/execute.h"
 #include "harness/records/safetensors.h"
+#include "oracle/contract.h"
 
 namespace assay {
 
@@ -65,10 +67,13 @@ struct VerifyOptions {
   bool power = true;
   EvidenceRule evidence = EvidenceRule::fail;
   bool pictures = false;  // keep the data that a report draws
+  // What the kernel of a record of attention declares; nothing: the ladder is tried.
+  std::optional<Contract> contract = std::nullopt;
 };
 
-// Judges a record under the strictest arithmetic of the ladder that is not refuted. If the record
-// says which case it is, its inputs must be those of the case, bit for bit.
+// Judges a record under the declared contract, or under the strictest arithmetic of the ladder that
+// is not refuted. If the record says which case it is, its inputs must be those of the case, bit
+// for bit.
 CaseResult verify(const RecordFile& file, const Record& record, const VerifyOptions& options = {});
 
 // Writes the inputs of each case, and the outputs of `candidate` if there is one. Several records

@@ -97,6 +97,10 @@ ASSAY_JUDGE_API assay_status assay_case_inputs(const assay_case* opened, int64_t
 
 /* ---- Verdicts -------------------------------------------------------------------------------- */
 
+/* What follows if every error is inside its bound, but not one that the arithmetic makes: the case
+ * fails, its reason says so, or nothing is asked. docs/evidence.md. */
+enum { ASSAY_EVIDENCE_FAIL = 0, ASSAY_EVIDENCE_WARN = 1, ASSAY_EVIDENCE_OFF = 2 };
+
 typedef struct assay_judge_options {
   uint32_t version, struct_size;
   const char* name;  /* of what is judged, in results and commands; NULL: "function" */
@@ -104,9 +108,17 @@ typedef struct assay_judge_options {
   int32_t power;     /* 1: compute which faults the case could have shown */
   int32_t pictures;  /* 1: keep what a report draws */
   int32_t relations; /* 1: ask for relations too (assay_judge_function alone) */
-  int64_t rows;      /* judge so many rows of each head, drawn by the seed; 0: all. Records alone: a
-                      * case line says it itself */
-  uint64_t seed;     /* of that sample */
+  int32_t evidence;  /* ASSAY_EVIDENCE_FAIL, ... */
+  int32_t reserved;
+  /* How the kernel computes attention, so that it is held to that arithmetic alone; NULL: the
+   * ladder of docs/tolerance.md is tried. Either the name of a rung of the ladder ("fp32
+   * accumulation, weights in f16"), or fields of assay_arithmetic as words FIELD=NUMBER
+   * ("weight_bits=16 tile=32"); those that are not named have the values of assay_arithmetic_init.
+   */
+  const char* arithmetic;
+  int64_t rows;  /* judge so many rows of each head, drawn by the seed; 0: all. Records alone: a
+                  * case line says it itself */
+  uint64_t seed; /* of that sample */
 } assay_judge_options;
 
 static inline void assay_judge_options_init(assay_judge_options* o) {
@@ -117,6 +129,9 @@ static inline void assay_judge_options_init(assay_judge_options* o) {
   o->power = 1;
   o->pictures = 0;
   o->relations = 0;
+  o->evidence = ASSAY_EVIDENCE_FAIL;
+  o->reserved = 0;
+  o->arithmetic = NULL;
   o->rows = 0;
   o->seed = 1;
 }

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import struct
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-from ._library import DTYPES, ask_json, encoded, library, named_array, options_of, width_of
-from ._report import Report, failure_text
+from ._arguments import finite, flag, float32_text, one_of
+from ._library import Arithmetic, ask_json, encoded, library, named_array, options_of
+from ._report import Report, failure_text, is_right
+from ._safetensors import write
 from ._tensors import Tensor, read
 from .errors import Failure, InputError
 
@@ -28,29 +27,6 @@ _TENSORS = {
     "alibi_slopes": "alibi_slopes",
     "sink": "sink",
 }
-
-
-def _number(argument: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(argument, f"{value!r} is no finite number")
-    return value
-
-
-def _float32(argument: str, value: Any) -> str:
-    """The number as the record's reader rounds it, to binary32."""
-    return repr(struct.unpack("f", struct.pack("f", _number(argument, value)))[0])
-
-
-def _flag(argument: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(argument, f"{value!r} is neither True nor False")
-    return value
-
-
-def _one_of(argument: str, value: Any, names: Sequence[str]) -> str:
-    if value not in names:
-        raise InputError(argument, f"{value!r} is none of {', '.join(names)}")
-    return value
 
 
 def attention_line(
@@ -70,16 +46,16 @@ def attention_line(
 ) -> Tuple[str, Dict[str, Any]]:
     """The line of a record, and the tensors that were given by keyword."""
     words = [operation]
-    if _one_of("layout", layout, ("bhsd", "bshd")) != "bhsd":
+    if one_of("layout", layout, ("bhsd", "bshd")) != "bhsd":
         words.append("layout=" + layout)
-    if _flag("causal", causal):
+    if flag("causal", causal):
         words.append("causal")
-    if _flag("finite_min_masks", finite_min_masks):
+    if flag("finite_min_masks", finite_min_masks):
         words.append("finite-min-masks")
     if scale is not None:
-        words.append("scale=" + _float32("scale", scale))
-    if softcap is not None and _number("softcap", softcap) != 0:
-        words.append("softcap=" + _float32("softcap", softcap))
+        words.append("scale=" + float32_text("scale", scale))
+    if softcap is not None and finite("softcap", softcap) != 0:
+        words.append("softcap=" + float32_text("softcap", softcap))
     if window is not None:
         pair = (window, 0) if isinstance(window, int) else tuple(window)
         if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
@@ -87,13 +63,13 @@ def attention_line(
                 "window", f"{window!r} is no pair of whole numbers (left, right), -1 for open"
             )
         words.append(f"window={pair[0]},{pair[1]}")
-    if _number("dropout", dropout) != 0:
+    if finite("dropout", dropout) != 0:
         if not isinstance(dropout_seed, int):
             raise InputError(
                 "dropout_seed",
                 f"{dropout_seed!r} is no whole number; dropout needs the seed of Philox",
             )
-        words.append(f"dropout={_float32('dropout', dropout)}:{dropout_seed}")
+        words.append(f"dropout={float32_text('dropout', dropout)}:{dropout_seed}")
     found = {name: t for name, t in tensors.items() if t is not None}
     if offset is not None:
         if offset == "end" if isinstance(offset, str) else isinstance(offset, int):
@@ -104,7 +80,7 @@ def attention_line(
             )
         else:
             found["offset"] = offset
-    if _one_of("lse_base", lse_base, ("natural", "base2")) != "natural" and "lse" in found:
+    if one_of("lse_base", lse_base, ("natural", "base2")) != "natural" and "lse" in found:
         words.append("lse=" + lse_base)
     return " ".join(words), found
 
@@ -118,9 +94,12 @@ def _read_all(given: Dict[str, Any]) -> List[Tuple[str, Tensor]]:
 
 
 def judge_record(
-    line: str, given: Dict[str, Any], *, name: str, threads: int, rows: int
+    line: str, given: Dict[str, Any], *, name: str = "function", **options: Any
 ) -> Dict[str, Any]:
-    """Judges tensors against the line of a record; returns the result."""
+    """Judges tensors against the line of a record; returns the result.
+
+    `options` are those of the judge: threads, rows, evidence, arithmetic.
+    """
     tensors = _read_all(given)
     array = named_array([(n, t.c()) for n, t in tensors])
     return ask_json(
@@ -128,21 +107,23 @@ def judge_record(
         encoded("line", line),
         array,
         len(tensors),
-        options_of(name=name, threads=threads, rows=rows),
+        options_of(name=name, **options),
         argument=name,
     )
+
+
+_JUDGING = ("threads", "rows", "evidence", "arithmetic")
 
 
 def _assert(
     line: str,
     given: Dict[str, Any],
     name: str,
-    threads: int,
-    rows: int,
     save: Optional[Union[str, Path]],
+    options: Dict[str, Any],
 ) -> Dict[str, Any]:
-    result = judge_record(line, given, name=name, threads=threads, rows=rows)
-    if result["outcome"] in ("pass", "suspect"):
+    result = judge_record(line, given, name=name, **options)
+    if is_right(result):
         return result
     if result["outcome"] == "inconclusive":
         raise Failure(f"{name}: nothing was judged by its bound: {result['reason']}", [result])
@@ -157,6 +138,16 @@ def _assert(
     else:
         again = "set ASSAY_SAVE=FOLDER, run again, and assay verify the file that is written there"
     raise Failure(failure_text(name, result, again), [result])
+
+
+def _assert_of(operation: str, asked: Dict[str, Any]) -> Dict[str, Any]:
+    """Judges what the arguments of assert_attention and its kin say, by their names."""
+    _check_keywords(asked.get("problem", {}))
+    asked.update(asked.pop("problem", {}))
+    options = {option: asked.pop(option) for option in _JUDGING}
+    name, save = asked.pop("name"), asked.pop("save")
+    line, given = attention_line(operation, **asked)
+    return _assert(line, _attention_tensors(given), name, save, options)
 
 
 def assert_attention(
@@ -186,6 +177,8 @@ def assert_attention(
     lse_base: str = "natural",
     threads: int = 1,
     rows: int = 0,
+    evidence: str = "fail",
+    arithmetic: Arithmetic = None,
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_attention",
 ) -> Dict[str, Any]:
@@ -214,39 +207,18 @@ def assert_attention(
         lse_base: "natural" or "base2".
         threads: of the judge; 0: all.
         rows: judge so many rows of each head; 0: all.
+        evidence: what follows if every error is inside its bound, but not one that an arithmetic
+            makes (docs/evidence.md): "fail", "warn" or "off".
+        arithmetic: what the kernel declares, to be held to that alone: a rung of the ladder
+            ("fp32 accumulation, weights in f16"), or a dictionary with fields of assay_arithmetic
+            of kernel.h ({"weight_bits": 16, "tile": 32}).
         save: a file that takes the tensors of a failure, for `assay verify`. With the variable
             ASSAY_SAVE=FOLDER in the environment every failure is kept there.
 
     Returns:
         The result, with the fields of docs/results.md.
     """
-    line, given = attention_line(
-        "attention",
-        causal=causal,
-        scale=scale,
-        softcap=softcap,
-        window=window,
-        offset=offset,
-        dropout=dropout,
-        dropout_seed=dropout_seed,
-        finite_min_masks=finite_min_masks,
-        layout=layout,
-        lse_base=lse_base,
-        q=q,
-        k=k,
-        v=v,
-        o=o,
-        lse=lse,
-        mask=mask,
-        bias=bias,
-        lengths=lengths,
-        starts=starts,
-        query_segment=query_segment,
-        key_segment=key_segment,
-        alibi_slopes=alibi_slopes,
-        sink=sink,
-    )
-    return _assert(line, _attention_tensors(given), name, threads, rows, save)
+    return _assert_of("attention", locals())
 
 
 def assert_backward(
@@ -264,6 +236,8 @@ def assert_backward(
     d_sink: Any = None,
     threads: int = 1,
     rows: int = 0,
+    evidence: str = "fail",
+    arithmetic: Arithmetic = None,
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_backward",
     **problem: Any,
@@ -276,23 +250,7 @@ def assert_backward(
         d_bias, d_sink: in f32, in the shape of the bias and [Hq].
         problem: the keywords of assert_attention that say what was asked (causal, ...).
     """
-    _check_keywords(problem)
-    line, given = attention_line(
-        "backward",
-        q=q,
-        k=k,
-        v=v,
-        o=o,
-        lse=lse,
-        do=do,
-        dq=dq,
-        dk=dk,
-        dv=dv,
-        d_bias=d_bias,
-        d_sink=d_sink,
-        **problem,
-    )
-    return _assert(line, _attention_tensors(given), name, threads, rows, save)
+    return _assert_of("backward", locals())
 
 
 def assert_decode(
@@ -306,6 +264,8 @@ def assert_decode(
     lse: Any = None,
     threads: int = 1,
     rows: int = 0,
+    evidence: str = "fail",
+    arithmetic: Arithmetic = None,
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_decode",
     **problem: Any,
@@ -321,19 +281,7 @@ def assert_decode(
         lengths: [B], the tokens of each sequence.
         problem: the keywords of assert_attention that say what was asked (causal, window, ...).
     """
-    _check_keywords(problem)
-    line, given = attention_line(
-        "decode",
-        q=q,
-        k_pages=k_pages,
-        v_pages=v_pages,
-        o=o,
-        lse=lse,
-        block_table=block_table,
-        lengths=lengths,
-        **problem,
-    )
-    return _assert(line, _attention_tensors(given), name, threads, rows, save)
+    return _assert_of("decode", locals())
 
 
 _PROBLEM = {
@@ -382,6 +330,7 @@ def assert_product(
     k: Optional[int] = None,
     threads: int = 1,
     rows: int = 0,
+    evidence: str = "fail",
     save: Optional[Union[str, Path]] = None,
     name: str = "assert_product",
 ) -> Dict[str, Any]:
@@ -416,12 +365,13 @@ def assert_product(
         raise InputError("k", "is needed where a is low-bit")
     line = f"product m={out.shape[0]} n={out.shape[1]} k={k} w={encoded('w', w).decode()}"
     if tensor_scale != 1.0:
-        line += " tensor-scale=" + _float32("tensor_scale", tensor_scale)
+        line += " tensor-scale=" + float32_text("tensor_scale", tensor_scale)
     if a_format is not None:
         line += f" a={encoded('a_format', a_format).decode()}"
     if a_tensor_scale != 1.0:
-        line += " a-tensor-scale=" + _float32("a_tensor_scale", a_tensor_scale)
-    return _assert(line, given, name, threads, rows, save)
+        line += " a-tensor-scale=" + float32_text("a_tensor_scale", a_tensor_scale)
+    options = dict(threads=threads, rows=rows, evidence=evidence)
+    return _assert(line, given, name, save, options)
 
 
 def _bytes(argument: str, t: Any) -> Tensor:
@@ -431,22 +381,6 @@ def _bytes(argument: str, t: Any) -> Tensor:
 
 
 # ---- Files ----
-
-_STORED = {
-    "f64": "F64",
-    "f32": "F32",
-    "f16": "F16",
-    "bf16": "BF16",
-    "f8e4m3": "F8_E4M3",
-    "f8e5m2": "F8_E5M2",
-    "e8m0": "F8_E8M0",
-    "bool": "BOOL",
-    "u8": "U8",
-    "i8": "I8",
-    "i32": "I32",
-    "i64": "I64",
-}
-assert set(_STORED) == set(DTYPES)
 
 
 def write_record(
@@ -460,33 +394,7 @@ def write_record(
     metadata = {"assay": "1", "record": line}
     if case is not None:
         metadata["case"] = case
-    header: Dict[str, Any] = {"__metadata__": metadata}
-    pieces, at = [], 0
-    # Falling widths keep every tensor aligned.
-    for name, t in sorted(
-        _read_all(given), key=lambda named: (-width_of(named[1].dtype), named[0])
-    ):
-        data = t.packed()
-        header[name] = {
-            "dtype": _STORED[t.dtype],
-            "shape": list(t.shape),
-            "data_offsets": [at, at + len(data)],
-        }
-        pieces.append(data)
-        at += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=path.name + ".", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for data in pieces:
-                file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write(path, metadata, _read_all(given))
 
 
 def record(
@@ -508,7 +416,7 @@ def record(
         kernel: a name for reports, without spaces.
         given: the tensors and keywords of assert_attention or assert_backward.
     """
-    _one_of("operation", operation, ("attention", "backward"))
+    one_of("operation", operation, ("attention", "backward"))
     line, tensors = attention_line(
         operation, **{_kept(keyword): value for keyword, value in given.items()}
     )
@@ -531,15 +439,24 @@ def _kept(keyword: str) -> str:
     return keyword
 
 
-def verify(path: Union[str, Path], *, threads: int = 1, rows: int = 0) -> Report:
+def verify(
+    path: Union[str, Path],
+    *,
+    threads: int = 1,
+    rows: int = 0,
+    evidence: str = "fail",
+    arithmetic: Arithmetic = None,
+) -> Report:
     """Judges the records of a file, as `assay verify` does.
+
+    `evidence` and `arithmetic` are those of assert_attention.
 
     Returns a Report; nothing is raised for a wrong record.
     """
     answer = ask_json(
         library.assay_judge_file,
         encoded("path", str(path)),
-        options_of(threads=threads, rows=rows),
+        options_of(threads=threads, rows=rows, evidence=evidence, arithmetic=arithmetic),
         argument="path",
     )
     return Report(str(path), answer["results"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from ._frameworks import framework
+from ._frameworks import framework as framework_of
 from ._kernel import Kernel
 from ._run import RECORDED, numbers_of
 from ._library import (
+    Arithmetic,
     CNamedTensor,
     ask,
     ask_json,
@@ -19,7 +21,7 @@ from ._library import (
     parse,
     suite as suite_of,
 )
-from ._report import failure_text
+from ._report import failure_text, is_right
 from ._tensors import Tensor, of_c, read
 from .errors import Failure
 
@@ -52,41 +54,28 @@ class Case:
         `call` counts the calls of a case: 1 is the backward call of a backward case, and the later
         chunks of a case with a cache.
         """
-        tool = _framework(framework, device)
-        opened, tensors, count = ctypes.c_void_p(), ctypes.POINTER(CNamedTensor)(), ctypes.c_int64()
-        said = ask_json(
-            library.assay_case_open,
-            encoded("case", self.line),
-            ctypes.byref(opened),
-            argument="case",
-        )
-        try:
-            ask(
-                library.assay_case_inputs,
-                opened,
-                call,
-                ctypes.byref(tensors),
-                ctypes.byref(count),
-                argument="call",
-            )
-            found: Dict[str, Any] = {}
-            q = None
-            for k in range(count.value):
-                name, t = tensors[k].name.decode(), of_c(tensors[k].tensor)
-                q = t if name == "q" else q
-                found[RECORDED.get(name, name)] = tool.make(
-                    name, t, list(range(len(t.shape)))
-                ).value
-            numbers = numbers_of(said["calls"][call]["line"])
-            if q is not None and numbers["scale"] is None:
-                numbers["scale"] = ctypes.c_float(q.shape[3] ** -0.5).value
-            numbers.update(found)
-            return numbers
-        finally:
-            library.assay_case_close(opened)
+        tool = framework_of(framework, device)
+        with _opened(self.line, call) as (line, tensors):
+            made = {
+                RECORDED.get(name, name): tool.make(name, t, list(range(len(t.shape)))).value
+                for name, t in tensors.items()
+            }
+            q = tensors.get("q")
+            return {**numbers_of(line, None if q is None else q.shape[3]), **made}
 
-    def judge(self, *, threads: int = 1, name: str = "function", **outputs: Any) -> Dict[str, Any]:
-        """Judges outputs by name (o, lse, dq, dk, dv, d_bias, d_sink, c); returns the result."""
+    def judge(
+        self,
+        *,
+        threads: int = 1,
+        evidence: str = "fail",
+        arithmetic: Arithmetic = None,
+        name: str = "function",
+        **outputs: Any,
+    ) -> Dict[str, Any]:
+        """Judges outputs by name (o, lse, dq, dk, dv, d_bias, d_sink, c); returns the result.
+
+        `evidence` and `arithmetic` are those of assert_attention.
+        """
         tensors = [(key, read(key, t)) for key, t in outputs.items() if t is not None]
         tensors = [
             (key, _without_last(t) if key == "lse" and len(t.shape) == 4 else t)
@@ -98,26 +87,51 @@ class Case:
             encoded("case", self.line),
             array,
             len(tensors),
-            options_of(name=name, threads=threads),
+            options_of(name=name, threads=threads, evidence=evidence, arithmetic=arithmetic),
             argument="outputs",
         )
 
-    def check(self, *, threads: int = 1, name: str = "function", **outputs: Any) -> Dict[str, Any]:
+    def check(self, *, name: str = "function", **given: Any) -> Dict[str, Any]:
         """As judge, and raises Failure if the outputs are wrong."""
-        result = self.judge(threads=threads, name=name, **outputs)
-        if result["outcome"] not in ("pass", "suspect"):
+        result = self.judge(name=name, **given)
+        if not is_right(result):
             raise Failure(failure_text(name, result, f"the case {self.line}"), [result])
         return result
+
+
+@contextlib.contextmanager
+def _opened(line: str, call: int = 0) -> Iterator[Tuple[str, Dict[str, Tensor]]]:
+    """The line of one call of a case, and its inputs, which live as long as the context."""
+    opened, tensors, count = ctypes.c_void_p(), ctypes.POINTER(CNamedTensor)(), ctypes.c_int64()
+    said = ask_json(
+        library.assay_case_open, encoded("case", line), ctypes.byref(opened), argument="case"
+    )
+    try:
+        ask(
+            library.assay_case_inputs,
+            opened,
+            call,
+            ctypes.byref(tensors),
+            ctypes.byref(count),
+            argument="call",
+        )
+        yield said["calls"][call]["line"], {
+            tensors[k].name.decode(): of_c(tensors[k].tensor) for k in range(count.value)
+        }
+    finally:
+        library.assay_case_close(opened)
+
+
+def case_inputs(line: str) -> Dict[str, bytes]:
+    """The elements of the inputs of a case, in row-major order, by their names in a record."""
+    with _opened(line) as (_, tensors):
+        return {name: t.packed() for name, t in tensors.items()}
 
 
 def _without_last(t: Tensor) -> Tensor:
     return (
         Tensor(t.address, t.dtype, t.shape[:-1], t.strides[:-1], t.owner) if t.shape[-1] == 1 else t
     )
-
-
-def _framework(name: str, device: Optional[str]) -> Any:
-    return framework(name, device)
 
 
 def cases(

@@ -42,6 +42,7 @@ def check(
     threads: int = 1,
     relations: bool = False,
     pictures: bool = False,
+    evidence: str = "fail",
     shrink: bool = True,
     shrink_seconds: float = 20,
     isolate: bool = False,
@@ -63,6 +64,8 @@ def check(
         threads: of the judge; 0: all.
         relations: ask for metamorphic relations too.
         pictures: keep what a notebook draws of a failure.
+        evidence: what follows if every error is inside its bound, but not one that the arithmetic
+            makes (docs/evidence.md): "fail", "warn" or "off".
         shrink, shrink_seconds: make the first failures smaller, each for so many seconds.
         isolate: run the kernel in a process of its own, which may crash or hang. The kernel must be
             a function of a module or of a file.
@@ -72,7 +75,9 @@ def check(
     k = (function if isinstance(function, Kernel) else Kernel(function)).on(device)
     start = time.monotonic()
     lines = _lines(k, suite, case, seed)
-    judge: Dict[str, Any] = dict(threads=threads, relations=relations, pictures=pictures)
+    judge: Dict[str, Any] = dict(
+        threads=threads, relations=relations, pictures=pictures, evidence=evidence
+    )
     results: List[Dict[str, Any]] = []
 
     def take(result: Dict[str, Any]) -> None:
@@ -88,7 +93,7 @@ def check(
         for line in lines["cases"]:
             take(k.judge(line, **judge))
         for result in [r for r in results if r["outcome"] == "fail"][:_SHRUNK] if shrink else []:
-            k.shrink(result, seconds=shrink_seconds, threads=threads)
+            k.shrink(result, seconds=shrink_seconds, threads=threads, evidence=evidence)
     return Report(k.name, results, lines["unsupported"], suite or "", time.monotonic() - start)
 
 
@@ -193,5 +198,5 @@ class Isolated:
             "candidate": self.kernel.candidate,
             "outcome": "fail",
             "reason": reason,
-            "reproduce": f"assay check --candidate {self.kernel.candidate} --case '{line}'",
+            "reproduce": self.kernel._again(line),
         }

@@ -82,6 +82,9 @@ class Framework:
     def poison(self, wanted: Sequence[Tuple[Sequence[int], str]], codes: Dict[str, int]) -> None:
         """Fills memory that the next allocations of such tensors will get again."""
 
+    def wait(self) -> None:
+        """Waits for the work that is queued on the device; here there is none."""
+
     def on_other_stream(self, fill: Callable[[], None], call: Callable[[], Any]) -> Any:
         """Fills the inputs and calls on another stream than the first time; here there are none."""
         fill()
@@ -249,6 +252,10 @@ class Torch(Framework):
                     torch.full(tuple(shape), code, dtype=integers[bits], device=self.device)
                 )
         del held
+
+    def wait(self) -> None:
+        if self.has_streams:
+            self.torch.cuda.synchronize(self.device)
 
     def on_other_stream(self, fill: Callable[[], None], call: Callable[[], Any]) -> Any:
         if not self.has_streams:

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Unio
 from ._frameworks import Framework, Input, framework, framework_names, guess
 from ._library import (
     FAILS,
+    Arithmetic,
     FUNCTION,
     ask,
     ask_json,
@@ -20,6 +21,7 @@ from ._library import (
     options_of,
     parse,
 )
+from ._report import is_right
 from ._run import KEYWORDS, OPERATIONS, PAIRS, POSITIONAL, PRODUCT_KEYWORDS, Run
 from .errors import InputError
 
@@ -41,6 +43,7 @@ class Kernel:
         lse: Optional[bool] = None,
         deterministic: bool = True,
         gradients: Union[None, str, Callable[..., Any]] = None,
+        arithmetic: Union[Arithmetic, Callable[[str], Arithmetic]] = None,
         name: Optional[str] = None,
     ):
         if not callable(function):
@@ -59,7 +62,10 @@ class Kernel:
             raise InputError(
                 "gradients", f"{gradients!r}: 'autograd' or a function, for a kernel of attention"
             )
+        if arithmetic is not None and operation == "product":
+            raise InputError("arithmetic", "says how attention is computed, and not a product")
         self.function, self.operation, self.layout = function, operation, layout
+        self.arithmetic = arithmetic
         self._device, self._framework = device, framework
         self._dtypes, self._without = dtypes, tuple(without)
         self.supports, self.lse, self.deterministic, self.gradients = (
@@ -145,36 +151,25 @@ class Kernel:
 
     # ---- One case ----
 
-    def judge(
-        self,
-        line: str,
-        *,
-        threads: int = 1,
-        relations: bool = False,
-        pictures: bool = False,
-        power: bool = True,
-    ) -> Dict[str, Any]:
-        """Judges one case; returns its result (docs/results.md), whatever the function does."""
-        result = self._judge(
-            line, threads=threads, relations=relations, pictures=pictures, power=power
-        )
+    def judge(self, line: str, **options: Any) -> Dict[str, Any]:
+        """Judges one case; returns its result (docs/results.md), whatever the function does.
+
+        Args:
+            line: the case line.
+            options: threads, relations, pictures and evidence of `assay.check`; power: whether it
+                is computed which faults the case could have shown (True).
+        """
+        result = self._judge(line, **options)
         operation = line.split()[0]
-        if result["outcome"] in ("pass", "suspect") and operation not in self._same_address:
+        if is_right(result) and operation not in self._same_address:
             self._same_address.add(operation)
-            why = self._cached(line, threads)
+            why = self._cached(line, options)
             if why:
                 result["outcome"], result["reason"] = "fail", why
         return result
 
     def _judge(
-        self,
-        line: str,
-        *,
-        threads: int = 1,
-        relations: bool = False,
-        pictures: bool = False,
-        power: bool = True,
-        reuse: Optional[Dict[str, Input]] = None,
+        self, line: str, *, reuse: Optional[Dict[str, Input]] = None, **options: Any
     ) -> Dict[str, Any]:
         said = parse(line)
         why = None if self.supports is None else self.supports(said)
@@ -183,13 +178,6 @@ class Kernel:
         if self.operation == "decode" and not any(f.startswith("cache=") for f in said["features"]):
             return self._unsupported(said["case"], "no cache, and the function decodes")
         run = Run(self, said, reuse)
-        options = options_of(
-            name=self.candidate,
-            threads=threads,
-            relations=relations,
-            pictures=pictures,
-            power=power,
-        )
         result = ask_json(
             library.assay_judge_function,
             encoded("case", line),
@@ -197,24 +185,30 @@ class Kernel:
             None,
             int(run.no_lse),
             features_of(self.features),
-            options,
+            options_of(name=self.candidate, arithmetic=self._declared(said), **options),
             argument="case",
         )
         if run.interrupted is not None:
             raise run.interrupted
         if run.learned_no_lse:  # the first call showed it
-            return self._judge(
-                line,
-                threads=threads,
-                relations=relations,
-                pictures=pictures,
-                power=power,
-                reuse=reuse,
-            )
+            return self._judge(line, reuse=reuse, **options)
         if run.note and result["reason"].startswith("poison: two runs"):
             result["reason"] = run.note
         self._last = run.inputs
+        if self.arithmetic is not None and result["reproduce"]:
+            result["reproduce"] = self._again(result["case"])
         return result
+
+    def _declared(self, said: Dict[str, Any]) -> Arithmetic:
+        if said["operation"] == "product":
+            return None
+        return self.arithmetic(said["dtype"]) if callable(self.arithmetic) else self.arithmetic
+
+    def _again(self, line: str) -> str:
+        """What judges a case again. The command does not know what a function declares."""
+        if self.arithmetic is not None:
+            return f"{self.name}.judge({line!r})"
+        return f"assay check --candidate {self.candidate} --case '{line}'"
 
     def _unsupported(self, line: str, why: str) -> Dict[str, Any]:
         return {
@@ -225,15 +219,16 @@ class Kernel:
             "reason": why,
         }
 
-    def _cached(self, line: str, threads: int) -> Optional[str]:
+    def _cached(self, line: str, options: Dict[str, Any]) -> Optional[str]:
         """Why the kernel is wrong when other numbers lie at the same addresses as before."""
         words = [w for w in line.split() if not w.startswith("seed=")]
         seed = next((int(w[5:]) for w in line.split() if w.startswith("seed=")), 1)
         other = " ".join(words + [f"seed={seed + 1000003}"])
-        result = self._judge(other, threads=threads, power=False, reuse=self._last)
-        if result["outcome"] not in ("fail",):
+        quick: Dict[str, Any] = dict(options, power=False, relations=False, pictures=False)
+        result = self._judge(other, reuse=self._last, **quick)
+        if result["outcome"] != "fail":
             return None
-        fresh = self._judge(other, threads=threads, power=False)
+        fresh = self._judge(other, **quick)
         if fresh["outcome"] == "fail":
             return None  # it is wrong at any address: another case of the suite will say so
         return (
@@ -243,15 +238,14 @@ class Kernel:
         )
 
     def shrink(
-        self, result: Dict[str, Any], *, seconds: float = 60, threads: int = 1
+        self, result: Dict[str, Any], *, seconds: float = 60, **options: Any
     ) -> Dict[str, Any]:
         """Makes the case of a failed result smaller; fills its fields `shrunk` and `reproduce`."""
+        quick: Dict[str, Any] = dict(options, power=False)
 
         def fails(_: Any, line: bytes) -> int:
             try:
-                return int(
-                    self._judge(line.decode(), threads=threads, power=False)["outcome"] == "fail"
-                )
+                return int(self._judge(line.decode(), **quick)["outcome"] == "fail")
             except KeyboardInterrupt:
                 return -1
             except Exception:
@@ -267,7 +261,7 @@ class Kernel:
             argument="case",
         )
         result["shrunk"] = smaller
-        result["reproduce"] = f"assay check --candidate {self.candidate} --case '{smaller}'"
+        result["reproduce"] = self._again(smaller)
         return result
 
 
@@ -362,6 +356,8 @@ def kernel(operation: str = "attention", **options: Any) -> Callable[[Callable[.
         deterministic: False if two calls may differ; each is judged by its own bound then.
         gradients: "autograd" (torch), or a function of q, k, v, o, lse, do: the kernel is judged on
             backward cases too.
+        arithmetic: what it declares of attention, as in assert_attention, or a function that says
+            it for a dtype: lambda dtype: f"fp32 accumulation, weights in {dtype}".
         name: for reports.
     """
     if callable(operation):

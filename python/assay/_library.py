@@ -7,9 +7,15 @@ import json
 import os
 from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any, Callable, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
+from ._arguments import finite, one_of
 from .errors import InputError
+
+# How a kernel computes: a rung of the ladder of docs/tolerance.md by its name, or fields of
+# assay_arithmetic (kernel.h); None: the ladder is tried.
+Arithmetic = Union[None, str, Mapping[str, Union[int, float]]]
+EVIDENCE = ("fail", "warn", "off")
 
 VERSION = 1
 SUCCESS, INVALID_ARGUMENTS, MEMORY, EXECUTION_FAILED, UNSUPPORTED = 0, 1, 2, 5, 6
@@ -79,6 +85,9 @@ class COptions(ctypes.Structure):
         ("power", c_int32),
         ("pictures", c_int32),
         ("relations", c_int32),
+        ("evidence", c_int32),
+        ("reserved", c_int32),
+        ("arithmetic", c_char_p),
         ("rows", c_int64),
         ("seed", c_uint64),
     ]
@@ -196,12 +205,27 @@ def features_of(names: Optional[Iterable[str]]) -> Optional[CFeatures]:
     return CFeatures(VERSION, ctypes.sizeof(CFeatures), array, len(listed))
 
 
+def _arithmetic_text(arithmetic: Arithmetic) -> Optional[bytes]:
+    """The declared arithmetic as judge.h wants it."""
+    if arithmetic is None or isinstance(arithmetic, str):
+        return None if arithmetic is None else encoded("arithmetic", arithmetic)
+    if not isinstance(arithmetic, Mapping):
+        raise InputError("arithmetic", f"{arithmetic!r} is neither a name nor a dictionary")
+    words = []
+    for field, value in arithmetic.items():
+        finite(f"arithmetic[{field!r}]", int(value) if isinstance(value, bool) else value)
+        words.append(f"{field}={value:d}" if isinstance(value, int) else f"{field}={value!r}")
+    return encoded("arithmetic", " ".join(words))
+
+
 def options_of(
     name: str = "function",
     threads: int = 1,
     power: bool = True,
     pictures: bool = False,
     relations: bool = False,
+    evidence: str = "fail",
+    arithmetic: Arithmetic = None,
     rows: int = 0,
     seed: int = 1,
 ) -> COptions:
@@ -216,6 +240,9 @@ def options_of(
         int(power),
         int(pictures),
         int(relations),
+        EVIDENCE.index(one_of("evidence", evidence, EVIDENCE)),
+        0,
+        _arithmetic_text(arithmetic),
         rows,
         seed,
     )
@@ -246,10 +273,6 @@ def suite(name: str, seed: int = 1, features: Optional[Sequence[str]] = None) ->
 def parse(line: str) -> Any:
     """What a case line says: {"case", "operation", "dtype", "out", "features", "shape"}."""
     return ask_json(library.assay_judge_parse, encoded("case", line), argument="case")
-
-
-def shape_and_strides(t: CTensor) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
-    return tuple(t.shape[: t.rank]), tuple(t.strides[: t.rank])
 
 
 def named_array(tensors: List[Tuple[str, CTensor]]) -> Any:

@@ -24,11 +24,51 @@ def _number(x: Any) -> str:
     return x if isinstance(x, str) else f"{x:.9g}"
 
 
+def is_right(result: Dict[str, Any]) -> bool:
+    """Whether something was compared, and nothing was wrong."""
+    return result["outcome"] in ("pass", "suspect")
+
+
+def is_wrong(result: Dict[str, Any]) -> bool:
+    return result["outcome"] in ("fail", "error")
+
+
+def _evidence_lines(evidence: Dict[str, Any]) -> List[str]:
+    """The row and the fault that are furthest beyond their limits, and what was asked."""
+    lines = []
+    rows = [(row["s"] / row["limit"], output, row) for output, row in evidence["rows"].items()]
+    if rows:
+        _, output, row = max(rows, key=lambda ranked: ranked[0])
+        place = "column" if row.get("of_column") else "key" if output in ("dK", "dV") else "row"
+        lines.append(
+            f"  errors of {output}[b={row['b']}, h={row['h']}, {place}={row['row']}] are s = "
+            f"{row['s']:.3g} times the typical ones; limit {row['limit']:.3g}, "
+            f"median of all rows {row['median']:.3g}"
+        )
+    if evidence["filters"]:
+        found = evidence["filters"][0]
+        lines.append(
+            f"  {found['fault']}: {found['share']:.3g} of it, z = {found['z']:.3g}; "
+            f"limit {evidence['z_limit']:.3g} for {evidence['questions']} questions"
+        )
+    lines.append(
+        f"  {evidence['rows_asked']} rows asked, {evidence['replicates']} replicates of "
+        f"{evidence['arithmetic']}, seed {evidence['seed']}"
+    )
+    return lines
+
+
 def failure_text(name: str, result: Dict[str, Any], again: str) -> str:
-    """A failure in under ten lines: element, got, exact, bound, and how to see it again."""
+    """A failure in under ten lines: proved or by evidence, where, and how to see it again."""
     first = result.get("first_failure")
     lines = [f"{name}: {result['reason'].splitlines()[0]}"]
-    if first is not None:
+    if result.get("by_evidence"):
+        lines = [
+            f"{name} is wrong by evidence: errors are inside their bounds, and no arithmetic "
+            "makes such errors"
+        ]
+        lines += _evidence_lines(result["evidence"])
+    elif first is not None:
         lines = [
             f"{name} is wrong at {place_of(first)}: {first.get('why') or 'outside its bound'}",
             f"  got   {_number(first['got'])}",
@@ -39,12 +79,13 @@ def failure_text(name: str, result: Dict[str, Any], again: str) -> str:
                 if isinstance(first["ratio"], str)
                 else f"; the error is {first['ratio']:.3g} times the bound"
             ),
-            f"  {result['elements']['outside']} of {_compared(result)} elements "
+            f"  proved: {result['elements']['outside']} of {_compared(result)} elements "
             f"outside, under {result['contract']}",
         ]
     if result.get("shrunk"):
         lines.append(f"  case      {result['case']}")
-    lines.append(f"  reproduce {again}")
+    if again:
+        lines.append(f"  reproduce {again}")
     return "\n".join(lines)
 
 
@@ -85,7 +126,7 @@ class Report:
 
     @property
     def failures(self) -> List[Dict[str, Any]]:
-        return [r for r in self.results if r["outcome"] in ("fail", "error")]
+        return [r for r in self.results if is_wrong(r)]
 
     @property
     def elements(self) -> int:
@@ -133,7 +174,7 @@ class Report:
         """For notebooks: a table of the cases, the failures first."""
         color = {"pass": "#2a7", "suspect": "#b80", "fail": "#c33", "error": "#c33"}
         rows = []
-        for r in sorted(self.results, key=lambda r: r["outcome"] not in ("fail", "error")):
+        for r in sorted(self.results, key=lambda r: not is_wrong(r)):
             worst = max(
                 (
                     w["ratio"]
@@ -150,11 +191,7 @@ class Report:
                     if r["outcome"] not in ("pass",)
                     else ""
                 )
-                + (
-                    f"<br><code>{html.escape(r['reproduce'])}</code>"
-                    if r["outcome"] in ("fail", "error")
-                    else ""
-                )
+                + (f"<br><code>{html.escape(r['reproduce'])}</code>" if is_wrong(r) else "")
                 + f"</td><td>{'' if worst is None else f'{worst:.3g}'}</td>"
                 f"<td>{_picture(r)}</td></tr>"
             )

@@ -117,6 +117,12 @@ def row_major(shape: Sequence[int]) -> Tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def tensor_of(data: bytes, dtype: str, shape: Sequence[int]) -> Tensor:
+    """A tensor in row-major order that owns a copy of these bytes."""
+    held = ctypes.create_string_buffer(data, max(1, len(data)))
+    return Tensor(ctypes.addressof(held), dtype, shape, row_major(shape), held)
+
+
 def copy(source: Tensor, to: Tensor) -> None:
     """Copies the elements of one tensor to another of the same shape and dtype."""
     if source.count() == 0:

@@ -25,7 +25,7 @@ import pytest
 from ._check import Isolated
 from ._kernel import Kernel
 from ._library import parse, suite as suite_of
-from ._report import failure_text
+from ._report import failure_text, is_right
 from .errors import InputError
 
 _ISSUE = re.compile(r"^(#\d+|[A-Za-z][\w.-]*-\d+|https?://\S+|[\w.-]+/[\w.-]+#\d+)$")
@@ -64,6 +64,13 @@ def pytest_addoption(parser: Any) -> None:
         type=int,
         default=1,
         help="of the judge; 0: all (default: 1)",
+    )
+    group.addoption(
+        "--assay-evidence",
+        choices=("fail", "warn", "off"),
+        default="fail",
+        help="what errors are that are inside their bounds, but that no arithmetic makes "
+        "(default: fail)",
     )
     group.addoption(
         "--assay-isolate",
@@ -198,21 +205,21 @@ class CaseItem(pytest.Item):
 
     def runtest(self) -> None:
         option = self.config.getoption
-        threads = option("assay_threads")
+        judge = {"threads": option("assay_threads"), "evidence": option("assay_evidence")}
         if option("assay_isolate"):
-            with Isolated(self.kernel, option("assay_timeout"), {"threads": threads}) as worker:
+            with Isolated(self.kernel, option("assay_timeout"), judge) as worker:
                 result = worker.judge(self.line)
         else:
-            result = self.kernel.judge(self.line, threads=threads)
+            result = self.kernel.judge(self.line, **judge)
         outcome = result["outcome"]
         compared = sum(result["elements"]["compared"].values()) if "elements" in result else 0
         self.user_properties += [("outcome", outcome), ("elements", compared)]
         if outcome in ("unsupported", "inconclusive"):
             pytest.skip(f"{outcome}: {result['reason']}")
-        if outcome not in ("pass", "suspect"):
+        if not is_right(result):
             seconds = option("assay_shrink")
             if outcome == "fail" and seconds > 0 and not option("assay_isolate"):
-                self.kernel.shrink(result, seconds=seconds, threads=threads)
+                self.kernel.shrink(result, seconds=seconds, **judge)
             raise Wrong(failure_text(self.kernel.name, result, result["reproduce"]))
 
     def repr_failure(self, excinfo: Any, style: Any = None) -> Any:

@@ -49,10 +49,60 @@ def test_a_failure_says_where_in_under_ten_lines(small):
     text = str(failure.value)
     assert len(text.splitlines()) < 10
     assert "O[b=1, h=2, row=3, column=4]" in text
-    for word in ("got", "exact", "bound", "reproduce", "1 of"):
+    for word in ("got", "exact", "bound", "reproduce", "proved: 1 of"):
         assert word in text
     assert isinstance(failure.value, AssertionError)
     assert failure.value.result["elements"]["outside"] == 1
+
+
+def too_large():
+    """A factor that the wide bound of f16 does not show, and evidence does."""
+    torch.manual_seed(3)
+    q, k, v = (torch.randn(1, 2, 40, 32).half() for _ in range(3))
+    o, lse = right_torch(q, k, v)
+    return dict(o=(o.float() * 1.01).half(), q=q, k=k, v=v, lse=lse)
+
+
+def test_a_failure_by_evidence_says_so():
+    with pytest.raises(assay.Failure) as failure:
+        assay.assert_attention(**too_large())
+    text = str(failure.value)
+    assert len(text.splitlines()) < 10 and "is wrong by evidence" in text and "proved" not in text
+    for words in (
+        r"errors of O\[b=0, h=\d, row=\d+\] are s = 1\d.* limit 4.06, median",
+        r"O is too large by a factor: 0.01 of it, z = \d+; limit 8.2 for 105 questions",
+        "80 rows asked, 12 replicates of fp16 accumulation, seed 1",
+    ):
+        assert re.search(words, text), text
+    warned = assay.assert_attention(**too_large(), evidence="warn")
+    assert warned["outcome"] == "pass" and "by evidence" in warned["reason"]
+    assert "evidence" not in assay.assert_attention(**too_large(), evidence="off")["reason"]
+    with pytest.raises(assay.InputError, match="evidence: 'no' is none of fail, warn, off"):
+        assay.assert_attention(**too_large(), evidence="no")
+
+
+def test_a_declared_arithmetic_is_the_contract(small):
+    rung = "fp32 accumulation, fp32 weights, fast exp2"
+    o = small.pop("o")
+    assert assay.assert_attention(o, **small, arithmetic=rung)["contract"] == rung
+    fields = {"weight_bits": 16, "tile": 32, "exp_ulp": 2.0}
+    told = assay.assert_attention(o, **small, arithmetic=fields)["contract"]
+    assert told == "declared: weight_bits=16 tile=32 exp_ulp=2.0"
+    wrong = o * 1.0003  # f16 weights may err so much, and f32 weights may not
+    assay.assert_attention(wrong, **small, arithmetic={"weight_bits": 16}, evidence="off")
+    with pytest.raises(assay.Failure, match="proved: .* under fp32 accumulation"):
+        assay.assert_attention(wrong, **small, arithmetic=rung, evidence="off")
+    for arithmetic, words in (
+        ("f8 sums", "'f8 sums', which is none for f32: fp32 accumulation, fp32 weights; "),
+        ({"weights": 16}, "'weights=16' is no FIELD=NUMBER; the fields are dot_roundoff, "),
+        ({"exp_ulp": math.nan}, "exp_ulp"),
+        ({"tile": "a"}, "'a' is no finite number"),
+        ({"exp_ulp": 1e9}, "outside"),
+        ("", "options.arithmetic is empty"),
+        (16, "neither a name nor a dictionary"),
+    ):
+        with pytest.raises(assay.InputError, match=re.escape(words)):
+            assay.assert_attention(o, **small, arithmetic=arithmetic)
 
 
 def test_nan_is_a_failure(small):
@@ -183,6 +233,7 @@ def test_bad_input_is_refused_by_name(small):
     refused("6 extents, not 1 to 4|extents", q=good["q"][None, None])
     refused("causal: 1 is neither True nor False", causal=1)
     refused("scale: nan is no finite number", scale=math.nan)
+    refused("scale = inf is not a finite number", scale=1e300)
     refused("softcap: 'x'", softcap="x")
     refused("window: \\(1, 2, 3\\)", window=(1, 2, 3))
     refused("window=-7", window=(-7, 2))

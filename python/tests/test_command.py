@@ -45,6 +45,10 @@ import os, signal
 import assay
 import numpy as np
 
+@assay.kernel("attention", framework="numpy", arithmetic="fp32 accumulation, fp32 weights")
+def declares(q, k, v):
+    return right(q, k, v, False, None)
+
 def right(q, k, v, causal, scale):
     group = q.shape[1] // k.shape[1]
     # NaN in V of a masked key must not reach O.
@@ -159,6 +163,11 @@ def test_what_ends_the_process_costs_one_case():
     ]
 
 
+def test_a_declared_arithmetic_is_refused_and_not_ignored():
+    told = check("--python", "mine.py::declares", status=2)
+    assert "arithmetic: declares declares one, and the command judges by the ladder" in told
+
+
 def test_what_is_not_done_is_unsupported():
     assert check("--python", "mine.py::plain", cases=(SMALL, SMALL + " causal")) == [
         "pass: every element is inside its bound",
@@ -168,7 +177,7 @@ def test_what_is_not_done_is_unsupported():
 
 
 def test_bad_input_is_refused_by_name():
-    assert "mine.py has no 'mine'; its kernels are fine, o_alone" in check(
+    assert "mine.py has no 'mine'; its kernels are declares, fine, o_alone" in check(
         "--python", "mine.py::mine", status=2
     )
     assert "none.py: there is no such file" in check("--python", "none.py::mine", status=2)

@@ -352,6 +352,48 @@ def test_a_loop_of_ones_own():
     assert judged == 3
 
 
+def test_a_declared_arithmetic_is_that_of_every_case():
+    asked = []
+
+    def arithmetic(dtype):
+        asked.append(dtype)
+        return "fp32 accumulation, fp32 weights" if dtype == "f32" else {"weight_bits": 16}
+
+    kernel = attention(arithmetic=arithmetic)
+    assert kernel.judge(FORWARD)["contract"] == "fp32 accumulation, fp32 weights"
+    assert kernel.judge(FORWARD.replace("f32", "f16"))["contract"] == "declared: weight_bits=16"
+    assert set(asked) == {"f32", "f16"}
+    strict = attention(
+        lambda q, k, v, *, causal: tuple(t * 1.0003 for t in right_torch(q, k, v, causal=causal)),
+        arithmetic="fp32 accumulation, fp32 weights",
+        name="strict",
+    )
+    result = strict.judge("attention b=1 h=1 l=4 d=4 causal")
+    assert result["outcome"] == "fail" and result["reproduce"].startswith("strict.judge('attention")
+    with pytest.raises(assay.InputError, match="which is none for f32: fp32 accumulation"):
+        attention(arithmetic="quick").judge(FORWARD)
+    with pytest.raises(assay.InputError, match="says how attention is computed"):
+        assay.kernel("product", arithmetic="quick")(lambda a, codes: a)
+
+
+def test_evidence_fails_warns_or_is_off():
+    kernel = attention(
+        lambda q, k, v: (right_torch(q, k, v)[0].float().mul(1.01).to(q.dtype)), lse=False
+    )
+    line = "attention b=1 h=2 l=40 d=32 dtype=f16"
+    outcomes = {}
+    for evidence in ("fail", "warn", "off"):
+        (result,) = assay.check(kernel, case=line, evidence=evidence, shrink=False)
+        outcomes[evidence] = result["outcome"] == "fail", "by evidence" in result["reason"]
+    assert outcomes == {"fail": (True, True), "warn": (False, True), "off": (False, False)}
+    case = assay.Case(line)
+    i = case.inputs("torch")
+    wrong = kernel(i["q"], i["k"], i["v"])
+    assert case.judge(o=wrong, evidence="off")["outcome"] != "fail"
+    with pytest.raises(assay.Failure, match="wrong by evidence"):
+        case.check(o=wrong)
+
+
 def test_relations_can_be_asked():
     result = kernels.mine.judge(FORWARD, relations=True)
     told = {name: r["result"] for name, r in result["relations"].items()}

@@ -69,6 +69,21 @@ def test_a_failure_is_short_and_its_id_reproduces_it(run):
     run(KERNELS + WRONG, "--assay=tiny", "-k", "mine and causal").assert_outcomes(passed=1)
 
 
+def test_a_failure_by_evidence_shows_it(run):
+    text = KERNELS.replace('"f32"', '"f16"').replace(
+        "def mine(q, k, v, *, causal):", "def mine(q, k, v):"
+    )
+    text = text.replace("causal=causal)", ")[0].float().mul(1.01).half()")
+    asked = ("--assay-case=attention b=1 h=2 l=40 d=32 dtype=f16", "--assay-shrink=0")
+    result = run(text, *asked)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*mine is wrong by evidence*", "*s = *limit*", "*z = *limit*", "*80 rows asked*seed 1"]
+    )
+    run(text, *asked, "--assay-evidence=warn").assert_outcomes(passed=2)
+    run(text, *asked, "--assay-evidence=off").assert_outcomes(passed=2)
+
+
 def test_seeds_change_the_inputs(run):
     first, second = (
         run(KERNELS, "--assay=tiny", f"--assay-seed={seed}", "--collect-only", "-q").outlines
