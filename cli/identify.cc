@@ -23,6 +23,7 @@ struct IdentifyOptions {
   std::string candidate = "host";
   std::string library;  // it takes the place of a candidate, as lib:PATH
   std::string python;   // likewise, as python:FILE::FUNCTION
+  std::string device;   // where the inputs of a Python function lie
   std::string record;   // a file of records, instead of a candidate
   std::string name;     // of one record
   std::string dtype;    // empty: each of f16, bf16 and f32 that the candidate takes
@@ -97,9 +98,10 @@ int run(const IdentifyOptions& o) {
     for (const auto& [name, fits] : run.records)
       every_one_fits = every_one_fits && std::ranges::any_of(fits, &ArithmeticFit::typical);
   } else {
-    const std::string name = !o.library.empty()  ? candidate_of_library(o.library)
-                             : !o.python.empty() ? "python:" + o.python
-                                                 : o.candidate;
+    const std::string name = !o.library.empty() ? candidate_of_library(o.library)
+                             : !o.python.empty()
+                                 ? "python:" + o.python + (o.device.empty() ? "" : "@" + o.device)
+                                 : o.candidate;
     run.candidates = identify_candidate(o, name);
   }
   if (!o.json.empty()) write_file(o.json, to_json(run).dump(1) + "\n");
@@ -126,6 +128,9 @@ Command add_identify(CLI::App& app) {
   auto* python = command->add_option("--python", o->python, "FILE::FUNCTION, a Python function")
                      ->excludes(candidate)
                      ->excludes(library);
+  command
+      ->add_option("--device", o->device, "With --python: where its inputs lie (cpu, cuda, cuda:1)")
+      ->needs(python);
   auto* record = command->add_option("--record", o->record, "A safetensors file of records")
                      ->check(read_only())
                      ->excludes(candidate)
