@@ -21,9 +21,9 @@ from ._library import (
     options_of,
     parse,
 )
-from ._report import is_right
+from ._report import failure_text, is_right
 from ._run import KEYWORDS, OPERATIONS, PAIRS, POSITIONAL, PRODUCT_KEYWORDS, Run
-from .errors import InputError
+from .errors import Failure, InputError, Unsupported
 
 
 class Kernel:
@@ -166,6 +166,16 @@ class Kernel:
             why = self._cached(line, options)
             if why:
                 result["outcome"], result["reason"] = "fail", why
+        return result
+
+    def check(self, case: Any, **options: Any) -> Dict[str, Any]:
+        """Judges a case, or its line, as judge does. Raises Failure unless it is right, and
+        Unsupported if the kernel does not do it: a test of it would say nothing."""
+        result = self.judge(getattr(case, "line", case), **options)
+        if result["outcome"] == "unsupported":
+            raise Unsupported(f"{self.name} does not do {result['case']}: {result['reason']}")
+        if not is_right(result):
+            raise Failure(failure_text(self.name, result, result["reproduce"]), [result])
         return result
 
     def _judge(
