@@ -13,6 +13,7 @@ alone.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from ._cases import Case
@@ -37,10 +38,9 @@ _ROWS, _KEYS, _COLUMNS = 40, 80, 40
 
 def _hypothesis() -> Any:
     try:
-        import hypothesis.strategies
+        return importlib.import_module("hypothesis.strategies")
     except ImportError as e:
         raise InputError("strategies", f"they need hypothesis, which cannot be imported: {e}")
-    return hypothesis.strategies
 
 
 class _Line:
