@@ -4,11 +4,12 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <map>
 
+#include "harness/candidates/declared_arithmetic.h"
 #include "harness/candidates/named_candidate.h"
 #include "harness/judging/execute.h"
 #include "harness/records/record.h"
-#include "judge/arithmetic.h"
 #include "judge/pages.h"
 
 using namespace assay;
@@ -18,17 +19,24 @@ namespace {
 
 struct Options {
   std::string name = "function";
-  std::string arithmetic;  // empty: none is declared
+  std::optional<std::string> arithmetic;  // what is declared
   ExecuteOptions execute;
   VerifyOptions verify;
 };
 
 // The declared arithmetic of a kernel of attention in this dtype.
 std::optional<Contract> contract_of(const Options& o, bool product, Dtype dtype) {
-  if (o.arithmetic.empty()) return std::nullopt;
-  if (product)
-    throw Refused("options.arithmetic says how attention is computed, and this is a product");
-  return declared_contract(o.arithmetic, dtype);
+  if (!o.arithmetic) return std::nullopt;
+  if (product) throw Refused("arithmetic says how attention is computed, and this is a product");
+  return declared_contract(*o.arithmetic, dtype);
+}
+
+// The same for a candidate that is given one case.
+std::map<Dtype, Contract> contracts_of(const Options& o, const Case& c) {
+  const std::optional<Contract> declared =
+      contract_of(o, c.operation == Operation::product, c.dtype);
+  if (!declared) return {};
+  return {{c.dtype, *declared}};
 }
 
 Options options_of(const assay_judge_options* o) {
@@ -44,11 +52,7 @@ Options options_of(const assay_judge_options* o) {
   Options found;
   if (o->name) found.name = shown(o->name);
   if (found.name.empty()) throw Refused("options.name is empty");
-  if (o->arithmetic) {
-    found.arithmetic = o->arithmetic;
-    if (found.arithmetic.find_first_not_of(' ') == std::string::npos)
-      throw Refused("options.arithmetic is empty");
-  }
+  if (o->arithmetic) found.arithmetic = o->arithmetic;
   in("reserved", o->reserved, 0, 0);
   const auto evidence = static_cast<EvidenceRule>(
       in("evidence", o->evidence, ASSAY_EVIDENCE_FAIL, ASSAY_EVIDENCE_OFF));
@@ -174,11 +178,7 @@ assay_status assay_judge_tensors(const char* line, const assay_named_tensor* ten
     std::string refused;
     Answers answers(std::move(given));
     const CaseResult result = judge_with(
-        c,
-        {.name = o.name,
-         .features = {},
-         .lse = lse,
-         .contract = contract_of(o, c.operation == Operation::product, c.dtype)},
+        c, {.name = o.name, .features = {}, .lse = lse, .contracts = contracts_of(o, c)},
         [&](const NamedCall& call) {
           try {
             answers(call);
@@ -203,11 +203,7 @@ assay_status assay_judge_function(const char* line, assay_function function, voi
     const Features has = judging::features_of(features);
     const Options o = options_of(options);
     return text_of(to_json(judge_with(
-        c,
-        {.name = o.name,
-         .features = has,
-         .lse = no_lse == 0,
-         .contract = contract_of(o, c.operation == Operation::product, c.dtype)},
+        c, {.name = o.name, .features = has, .lse = no_lse == 0, .contracts = contracts_of(o, c)},
         [&](const NamedCall& call) { call_back(function, user, call); }, o)));
   });
 }

@@ -587,7 +587,7 @@ TEST(Judge, OptionsThatAreWrongAreRefused) {
   const auto arithmetic = [&](const char* text) {
     return refused([&](assay_judge_options& o) { o.arithmetic = text; });
   };
-  expect_refused(arithmetic(" "), "options.arithmetic is empty");
+  expect_refused(arithmetic(" "), "arithmetic is empty");
   expect_refused(arithmetic("fp8 sums"),
                  "'fp8 sums', which is none for f32: fp32 accumulation, fp32 weights; ");
   expect_refused(arithmetic("exp_ulps=2"), "'exp_ulps=2' is no FIELD=NUMBER; the fields are dot_");

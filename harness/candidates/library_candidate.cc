@@ -6,8 +6,8 @@
 #include <map>
 
 #include "harness/candidates/cached.h"
+#include "harness/candidates/declared_arithmetic.h"
 #include "harness/candidates/kernel_process.h"
-#include "harness/candidates/library_arithmetic.h"
 #include "harness/candidates/paged.h"
 #include "harness/faults/planted_faults.h"
 #include "kernels/c_interface/c_fields.h"

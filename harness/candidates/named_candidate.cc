@@ -79,8 +79,16 @@ std::optional<Arithmetic> NamedCandidate::arithmetic(const Call& call,
                                                      const kernels::Execution& how) const {
   if (host_goes_forward() && std::holds_alternative<ForwardCall>(call))
     return host_->arithmetic(call, how);
-  if (std::holds_alternative<ProductCall>(call) || !facts_.contract) return std::nullopt;
-  return *facts_.contract;
+  const auto declared = [&](Dtype dtype) -> std::optional<Arithmetic> {
+    const auto found = facts_.contracts.find(dtype);
+    if (found == facts_.contracts.end()) return std::nullopt;
+    return found->second;
+  };
+  return std::visit(ByCall{[&](const ForwardCall& c) { return declared(c.problem.q.dtype); },
+                           [&](const CachedCall& c) { return declared(c.c.dtype); },
+                           [&](const BackwardCall& c) { return declared(c.problem.q.dtype); },
+                           [](const auto&) { return std::optional<Arithmetic>(); }},
+                    call);
 }
 
 kernels::Status NamedCandidate::run(const Request& request) {

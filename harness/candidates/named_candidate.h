@@ -2,7 +2,7 @@
 #pragma once
 
 #include <functional>
-#include <optional>
+#include <map>
 #include <string>
 
 #include "harness/candidates/named_call.h"
@@ -17,8 +17,8 @@ class NamedCandidate : public Candidate {
     // Without the feature "attention", the host's kernel computes the O and LSE of backward cases.
     Features features;
     bool lse = true;  // whether its forward calls write LSE
-    // What it declares of its attention; nothing: the ladder is tried.
-    std::optional<Contract> contract = std::nullopt;
+    // What it declares of its attention, by the dtype of Q; where nothing is, the ladder is tried.
+    std::map<Dtype, Contract> contracts = {};
   };
   // Computes the outputs of the call. Throws CandidateError for what no candidate may do, and
   // CandidateDeclined for what it does not support after all.

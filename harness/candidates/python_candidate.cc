@@ -10,7 +10,8 @@ std::unique_ptr<Candidate> make_python_candidate(const std::string& where) {
   return std::make_unique<NamedCandidate>(
       NamedCandidate::Facts{.name = "python:" + where,
                             .features = Features(process->features()),
-                            .lse = process->lse()},
+                            .lse = process->lse(),
+                            .contracts = process->contracts()},
       [process](const NamedCall& call) { process->run(call); });
 }
 

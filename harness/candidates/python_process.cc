@@ -13,6 +13,8 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "harness/candidates/declared_arithmetic.h"
+
 namespace assay {
 namespace {
 
@@ -113,8 +115,23 @@ void PythonProcess::start() {
   features_.clear();
   std::istringstream words(receive_line());
   for (std::string word; words >> word;) features_.push_back(word);
+  read_arithmetic();
   if (lse != "lse unknown") lse_ = lse == "lse yes";
   else if (!asked_lse_) learn_lse();
+}
+
+void PythonProcess::read_arithmetic() {
+  std::istringstream words(receive_line());
+  std::string word;
+  int count = 0;
+  words >> word >> count;
+  for (; count > 0; --count) {
+    const std::string line = receive_line();
+    const std::string name = line.substr(0, line.find(' '));
+    const std::optional<Dtype> dtype = value_named<Dtype>(name);
+    if (!dtype) throw std::invalid_argument("the process declared an arithmetic of " + name);
+    contracts_.insert_or_assign(*dtype, declared_contract(line.substr(name.size() + 1), *dtype));
+  }
 }
 
 // A function that ends its process here will do so in a case too, where it is a finding.

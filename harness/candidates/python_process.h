@@ -1,6 +1,7 @@
 // Inside harness/candidates/: the process of a Python function, and what is said to it and by it.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -8,6 +9,7 @@
 
 #include "harness/candidates/named_call.h"
 #include "harness/process.h"
+#include "oracle/contract.h"
 
 namespace assay {
 
@@ -16,6 +18,7 @@ namespace assay {
 //   kernel, or: refused SENTENCE
 //   lse yes, no or unknown
 //   features, separated by spaces
+//   arithmetic COUNT, and as many lines DTYPE TEXT, of what it declares for inputs of that dtype
 // Asked "probe", it calls the function once on a tiny case, and answers "lse yes" or "lse no". A
 // call is
 //   call OPERATION INPUTS OUTPUTS
@@ -30,6 +33,7 @@ class PythonProcess {
 
   bool lse() const { return lse_; }
   const std::vector<std::string>& features() const { return features_; }
+  const std::map<Dtype, Contract>& contracts() const { return contracts_; }
 
   // Runs one call and writes its outputs. Throws CandidateError and CandidateDeclined.
   void run(const NamedCall& call);
@@ -38,6 +42,7 @@ class PythonProcess {
   struct Ended {};  // the process is gone
   void start();
   void learn_lse();
+  void read_arithmetic();
   void transfer(const NamedCall& call);
   void send(const void* data, std::size_t bytes);
   void send(const std::string& text) { send(text.data(), text.size()); }
@@ -48,6 +53,7 @@ class PythonProcess {
   const std::string where_;
   bool lse_ = true, asked_lse_ = false;
   std::vector<std::string> features_;
+  std::map<Dtype, Contract> contracts_;
   std::optional<Process> process_;
   Descriptor socket_;
 };

@@ -11,7 +11,8 @@
     report = assay.check(mine, suite="smoke", device="cuda")
 
 and `pytest --assay=smoke kernels_test.py` makes every case of the suite a test of every kernel in
-the file.
+the file. `assay.strategies` draws cases for hypothesis, and the module `assay.flashinfer` judges
+solutions of FlashInfer-Trace.
 
 No reference is passed, and no tolerance: every element of an output is compared with an enclosure
 of its exact value, under a bound that follows from the arithmetic of the kernel and from the data.
@@ -21,6 +22,7 @@ Everything that is refused raises `InputError`; a kernel that is found wrong rai
 AssertionError. Nothing is printed.
 """
 
+from . import strategies
 from ._asserts import (
     assert_attention,
     assert_backward,
@@ -54,5 +56,6 @@ __all__ = [
     "check",
     "kernel",
     "record",
+    "strategies",
     "verify",
 ]

@@ -10,9 +10,10 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Unio
 from ._frameworks import Framework, Input, framework, framework_names, guess
 from ._library import (
     FAILS,
-    Arithmetic,
     FUNCTION,
+    Arithmetic,
     ask,
+    arithmetic_text,
     ask_json,
     encoded,
     facts,
@@ -21,9 +22,9 @@ from ._library import (
     options_of,
     parse,
 )
-from ._report import is_right
+from ._report import failure_text, is_right
 from ._run import KEYWORDS, OPERATIONS, PAIRS, POSITIONAL, PRODUCT_KEYWORDS, Run
-from .errors import InputError
+from .errors import Failure, InputError, Unsupported
 
 
 class Kernel:
@@ -168,6 +169,16 @@ class Kernel:
                 result["outcome"], result["reason"] = "fail", why
         return result
 
+    def check(self, case: Any, **options: Any) -> Dict[str, Any]:
+        """Judges a case, or its line, as judge does. Raises Failure unless it is right, and
+        Unsupported if the kernel does not do it: a test of it would say nothing."""
+        result = self.judge(getattr(case, "line", case), **options)
+        if result["outcome"] == "unsupported":
+            raise Unsupported(f"{self.name} does not do {result['case']}: {result['reason']}")
+        if not is_right(result):
+            raise Failure(failure_text(self.name, result, result["reproduce"]), [result])
+        return result
+
     def _judge(
         self, line: str, *, reuse: Optional[Dict[str, Input]] = None, **options: Any
     ) -> Dict[str, Any]:
@@ -178,6 +189,8 @@ class Kernel:
         if self.operation == "decode" and not any(f.startswith("cache=") for f in said["features"]):
             return self._unsupported(said["case"], "no cache, and the function decodes")
         run = Run(self, said, reuse)
+        product = said["operation"] == "product"
+        arithmetic = None if product else self._declared(said["dtype"])
         result = ask_json(
             library.assay_judge_function,
             encoded("case", line),
@@ -185,7 +198,7 @@ class Kernel:
             None,
             int(run.no_lse),
             features_of(self.features),
-            options_of(name=self.candidate, arithmetic=self._declared(said), **options),
+            options_of(name=self.candidate, arithmetic=arithmetic, **options),
             argument="case",
         )
         if run.interrupted is not None:
@@ -195,19 +208,19 @@ class Kernel:
         if run.note and result["reason"].startswith("poison: two runs"):
             result["reason"] = run.note
         self._last = run.inputs
-        if self.arithmetic is not None and result["reproduce"]:
-            result["reproduce"] = self._again(result["case"])
         return result
 
-    def _declared(self, said: Dict[str, Any]) -> Arithmetic:
-        if said["operation"] == "product":
-            return None
-        return self.arithmetic(said["dtype"]) if callable(self.arithmetic) else self.arithmetic
+    def _declared(self, dtype: str) -> Arithmetic:
+        return self.arithmetic(dtype) if callable(self.arithmetic) else self.arithmetic
+
+    def declared(self) -> Dict[str, str]:
+        """What the kernel declares of its attention, in words, for each of its dtypes."""
+        dtypes = [f[len("dtype=") :] for f in self.features if f.startswith("dtype=")]
+        texts = {dtype: arithmetic_text(self._declared(dtype)) for dtype in dtypes}
+        return {dtype: text for dtype, text in texts.items() if text is not None}
 
     def _again(self, line: str) -> str:
-        """What judges a case again. The command does not know what a function declares."""
-        if self.arithmetic is not None:
-            return f"{self.name}.judge({line!r})"
+        """The command that judges a case again."""
         return f"assay check --candidate {self.candidate} --case '{line}'"
 
     def _unsupported(self, line: str, why: str) -> Dict[str, Any]:

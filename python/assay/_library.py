@@ -205,17 +205,17 @@ def features_of(names: Optional[Iterable[str]]) -> Optional[CFeatures]:
     return CFeatures(VERSION, ctypes.sizeof(CFeatures), array, len(listed))
 
 
-def _arithmetic_text(arithmetic: Arithmetic) -> Optional[bytes]:
+def arithmetic_text(arithmetic: Arithmetic) -> Optional[str]:
     """The declared arithmetic as judge.h wants it."""
     if arithmetic is None or isinstance(arithmetic, str):
-        return None if arithmetic is None else encoded("arithmetic", arithmetic)
+        return arithmetic
     if not isinstance(arithmetic, Mapping):
         raise InputError("arithmetic", f"{arithmetic!r} is neither a name nor a dictionary")
     words = []
     for field, value in arithmetic.items():
         finite(f"arithmetic[{field!r}]", int(value) if isinstance(value, bool) else value)
         words.append(f"{field}={value:d}" if isinstance(value, int) else f"{field}={value!r}")
-    return encoded("arithmetic", " ".join(words))
+    return " ".join(words)
 
 
 def options_of(
@@ -229,6 +229,7 @@ def options_of(
     rows: int = 0,
     seed: int = 1,
 ) -> COptions:
+    declared = arithmetic_text(arithmetic)
     for argument, value in (("threads", threads), ("rows", rows), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**40:
             raise InputError(argument, f"{value!r} is no whole number from 0 to 2^40")
@@ -242,7 +243,7 @@ def options_of(
         int(relations),
         EVIDENCE.index(one_of("evidence", evidence, EVIDENCE)),
         0,
-        _arithmetic_text(arithmetic),
+        None if declared is None else encoded("arithmetic", declared),
         rows,
         seed,
     )

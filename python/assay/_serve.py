@@ -29,6 +29,7 @@ def _one_line(text: str) -> str:
 class Server:
     def __init__(self, kernel: Kernel, stream: Any):
         self.kernel, self.stream = kernel, stream
+        self.declared = kernel.declared()
         self.first: "collections.OrderedDict[Any, Tuple[bytes, ...]]" = collections.OrderedDict()
 
     def say(self, line: str) -> None:
@@ -40,6 +41,9 @@ class Server:
         self.say("kernel")
         self.say("lse " + {True: "yes", False: "no", None: "unknown"}[self.kernel.lse])
         self.say(" ".join(features))
+        self.say(f"arithmetic {len(self.declared)}")
+        for dtype, text in self.declared.items():
+            self.say(f"{dtype} {_one_line(text)}")
 
     def probe(self) -> None:
         """Calls the function on a case that it should do: its answer has an LSE or not."""
@@ -136,17 +140,12 @@ def main() -> int:
     try:
         kernel = load(sys.argv[1])
         kernel.features  # the framework and the device are tried here
-        if kernel.arithmetic is not None:
-            raise InputError(
-                "arithmetic",
-                f"{kernel.name} declares one, and the command judges by the ladder; "
-                "assay.check and pytest judge it by its own",
-            )
+        server = Server(kernel, stream)
     except InputError as e:
         stream.write(b"refused " + _one_line(str(e)).encode() + b"\n")
         stream.flush()
         return 2
-    return Server(kernel, stream).serve()
+    return server.serve()
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def test_a_declared_arithmetic_is_the_contract(small):
         ({"exp_ulp": math.nan}, "exp_ulp"),
         ({"tile": "a"}, "'a' is no finite number"),
         ({"exp_ulp": 1e9}, "outside"),
-        ("", "options.arithmetic is empty"),
+        ("", "arithmetic is empty"),
         (16, "neither a name nor a dictionary"),
     ):
         with pytest.raises(assay.InputError, match=re.escape(words)):

@@ -15,7 +15,7 @@ if not COMMAND:
 SMALL = "attention b=1 h=2/1 l=3x5 d=4 dtype=f32"
 
 
-def check(*arguments, cases=(SMALL,), status=None):
+def check(*arguments, cases=(SMALL,), status=None, of=None):
     """Runs the command with few relations; returns its results, or its message where it refuses."""
     file = f"{os.getpid()}.json"
     options = [option for case in cases for option in ("--case", case)]
@@ -33,7 +33,7 @@ def check(*arguments, cases=(SMALL,), status=None):
     with open(file) as f:
         results = json.load(f)["results"]
     os.remove(file)
-    return [f"{r['outcome']}: {r['reason']}" for r in results]
+    return [r[of] if of else f"{r['outcome']}: {r['reason']}" for r in results]
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,15 @@ import os, signal
 import assay
 import numpy as np
 
-@assay.kernel("attention", framework="numpy", arithmetic="fp32 accumulation, fp32 weights")
+def arithmetic(dtype):
+    return "fp32 accumulation, fp32 weights" if dtype == "f32" else {"weight_bits": 16}
+
+@assay.kernel("attention", framework="numpy", dtypes=("f32", "f16"), arithmetic=arithmetic)
 def declares(q, k, v):
+    return right(q, k, v, False, None)
+
+@assay.kernel("attention", framework="numpy", arithmetic="f8 sums")
+def declares_nonsense(q, k, v):
     return right(q, k, v, False, None)
 
 def right(q, k, v, causal, scale):
@@ -163,9 +170,14 @@ def test_what_ends_the_process_costs_one_case():
     ]
 
 
-def test_a_declared_arithmetic_is_refused_and_not_ignored():
-    told = check("--python", "mine.py::declares", status=2)
-    assert "arithmetic: declares declares one, and the command judges by the ladder" in told
+def test_a_declared_arithmetic_is_the_contract():
+    half = SMALL.replace("f32", "f16")
+    assert check("--python", "mine.py::declares", cases=(SMALL, half), status=0, of="contract") == [
+        "fp32 accumulation, fp32 weights",
+        "declared: weight_bits=16",
+    ]
+    told = check("--python", "mine.py::declares_nonsense", status=2)
+    assert "arithmetic is 'f8 sums', which is none for f16: fp32 accumulation, fp32" in told
 
 
 def test_what_is_not_done_is_unsupported():
@@ -177,7 +189,7 @@ def test_what_is_not_done_is_unsupported():
 
 
 def test_bad_input_is_refused_by_name():
-    assert "mine.py has no 'mine'; its kernels are declares, fine, o_alone" in check(
+    assert "mine.py has no 'mine'; its kernels are declares, declares_nonsense, fine" in check(
         "--python", "mine.py::mine", status=2
     )
     assert "none.py: there is no such file" in check("--python", "none.py::mine", status=2)

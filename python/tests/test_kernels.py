@@ -369,7 +369,7 @@ def test_a_declared_arithmetic_is_that_of_every_case():
         name="strict",
     )
     result = strict.judge("attention b=1 h=1 l=4 d=4 causal")
-    assert result["outcome"] == "fail" and result["reproduce"].startswith("strict.judge('attention")
+    assert result["outcome"] == "fail" and "fp32 weights" in result["contract"]
     with pytest.raises(assay.InputError, match="which is none for f32: fp32 accumulation"):
         attention(arithmetic="quick").judge(FORWARD)
     with pytest.raises(assay.InputError, match="says how attention is computed"):
