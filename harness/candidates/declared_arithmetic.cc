@@ -10,7 +10,7 @@
 #include <variant>
 #include <vector>
 
-#include "harness/records/safetensors.h"
+#include "harness/text.h"
 
 namespace assay {
 namespace {
@@ -69,7 +69,7 @@ Number number_of(const std::string& word, const std::string& text) {
   const auto [stopped, error] = std::from_chars(text.data(), end, value);
   if (error != std::errc{} || stopped != end)
     throw std::invalid_argument(
-        fmt::format("arithmetic: '{}' has no {}", shown(word.c_str()),
+        fmt::format("arithmetic: '{}' has no {}", visible(word),
                     std::is_floating_point_v<Number> ? "number" : "whole number"));
   return value;
 }
@@ -82,7 +82,7 @@ void set(assay_arithmetic& a, const std::string& word) {
     std::vector<std::string> names;
     for (const Field& f : fields) names.emplace_back(f.name);
     throw std::invalid_argument(
-        fmt::format("arithmetic: '{}' is no FIELD=NUMBER; the fields are {}", shown(word.c_str()),
+        fmt::format("arithmetic: '{}' is no FIELD=NUMBER; the fields are {}", visible(word),
                     fmt::join(names, ", ")));
   }
   std::visit(
@@ -148,7 +148,7 @@ Contract declared_contract(const std::string& text, Dtype dtype) {
   std::vector<std::string> names;
   for (const Contract& c : ladder) names.push_back(c.name);
   throw std::invalid_argument(fmt::format("arithmetic is '{}', which is none for {}: {}",
-                                          shown(text.c_str()), format(dtype).name,
+                                          visible(text), format(dtype).name,
                                           fmt::join(names, "; ")));
 }
 
