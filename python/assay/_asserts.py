@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 from ._arguments import finite, flag, float32_text, one_of
 from ._library import Arithmetic, ask_json, encoded, library, named_array, options_of
@@ -135,6 +135,8 @@ def _assert(
     if save is not None:
         write_record(save, line, given)
         again = f"assay verify '{save}'"
+        if options.get("arithmetic") is not None:  # the command tries the ladder
+            again = f"assay.verify({str(save)!r}, arithmetic={options['arithmetic']!r})"
     else:
         again = "set ASSAY_SAVE=FOLDER, run again, and assay verify the file that is written there"
     raise Failure(failure_text(name, result, again), [result])

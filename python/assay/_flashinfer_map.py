@@ -51,6 +51,7 @@ class Mapping(NamedTuple):
     # Of random inputs: offsets that split the rows of another tensor, and pages of a cache.
     splits: Dict[str, str] = {}
     pages: Dict[str, str] = {}
+    scales: Tuple[str, ...] = ()  # of products
 
 
 # ---- Views ----
@@ -318,6 +319,34 @@ def _gemm_fp8(asked: Asked) -> Iterator[Question]:
     )
 
 
+def _gemm_bf16_fp4(asked: Asked) -> Iterator[Question]:
+    """Codes [N, K / 2] and scales [N, K / 16] are columns of W, as docs/formats.md has them."""
+    a, b, scales, c = (
+        *(asked.inputs[name] for name in ("A", "B", "b_descale")),
+        asked.outputs["C"],
+    )
+    n, k = c.shape[1], a.shape[1]
+    if asked.inputs.get("block_size") not in (None, 16) or k % 16:
+        raise Unmapped("block_size", f"is {asked.inputs.get('block_size')}, or does not divide {k}")
+    if b.shape != (n, k // 2) or scales.shape != (n, k // 16):
+        raise InputError("B", f"{b} and scales {scales} are not [N, K / 2] and [N, K / 16]")
+    words = [f"product m={a.shape[0]} n={n} k={k} w=nvfp4"]
+    alpha = asked.inputs.get("alpha")
+    if alpha is not None:
+        (number,) = memoryview(alpha.packed()).cast("f")
+        words.append("tensor-scale=" + float32_text("alpha", number))
+    yield Question(
+        " ".join(words),
+        {
+            "a": a,
+            "c": c,
+            "w.codes": tensor_of(b.packed(), "u8", (b.count(),)),
+            "w.scales": tensor_of(scales.packed(), "u8", (scales.count(),)),
+        },
+        "",
+    )
+
+
 _PAGED = ("k_cache", "v_cache", "kv_indptr", "kv_indices")
 _MLA = ("q_nope", "q_pe", "ckv_cache", "kpe_cache", "kv_indptr", "kv_indices")
 _SCALED = ("ckv_scale", "ckv_scale_arr", "kpe_scale")
@@ -369,11 +398,20 @@ MAPPINGS = (
     Mapping("single_prefill", ("q", "k", "v"), _single_prefill, optional=("sm_scale",)),
     Mapping("single_decode", ("q", "k", "v"), _single_decode, optional=("sm_scale",)),
     Mapping("gemm_fp8", ("A", "B"), _gemm_fp8, outputs=("C",)),
+    Mapping(
+        "gemm_bf16_fp4",
+        ("A", "B", "b_descale"),
+        _gemm_bf16_fp4,
+        optional=("alpha", "block_size"),
+        outputs=("C",),
+        scales=("b_descale", "alpha"),
+    ),
 )
 # The number of axes of the tensors whose axes are told by their place.
 _RANKS = {
     "single_decode": {"q": 2, "k": 3, "v": 3, "output": 2, "lse": 1},
     "gemm_fp8": {"A": 2, "B": 3, "C": 2},
+    "gemm_bf16_fp4": {"A": 2, "B": 2, "b_descale": 2, "alpha": 1, "C": 2},
     "": {
         **{name: 3 for name in ("q", "k", "v", "q_nope", "q_pe", "ckv_cache", "kpe_cache")},
         **{"k_cache": 4, "v_cache": 4, "output": 3, "lse": 2},
@@ -383,7 +421,11 @@ _FLOATS = ("f32", "f16", "bf16")
 _ELEMENTS: Dict[str, Tuple[str, ...]] = {  # dtypes of the tensors that the judge reads
     **{name: _FLOATS for name in ("q", "k", "v", "q_nope", "q_pe", "k_cache", "v_cache")},
     **{name: _FLOATS for name in ("ckv_cache", "kpe_cache", "output", "C")},
-    **{"A": ("f8e4m3",), "B": ("f8e4m3",), "lse": ("f32",)},
+    **{"b_descale": ("f8e4m3",), "alpha": ("f32",), "lse": ("f32",)},
+}
+_OPERANDS: Dict[str, Dict[str, Tuple[str, ...]]] = {  # and those of products
+    "gemm_fp8": {"A": ("f8e4m3",), "B": ("f8e4m3",)},
+    "gemm_bf16_fp4": {"A": _FLOATS, "B": ("u8",)},
 }
 
 
@@ -432,14 +474,15 @@ def _why_not(definition: Any, mapping: Mapping) -> Optional[_Why]:
 
 def _wrong_tensor(definition: Any, mapping: Mapping) -> Optional[Unmapped]:
     ranks = _RANKS.get(mapping.operation, _RANKS[""])
+    elements = {**_ELEMENTS, **_OPERANDS.get(mapping.operation, {})}
     for name, spec in {**definition.inputs, **definition.outputs}.items():
         if name in mapping.absent:
             continue
         if name in ranks and (spec.shape is None or len(spec.shape) != ranks[name]):
             return Unmapped(name, f"has the axes {spec.shape}, not {ranks[name]} of them")
-        if name in _ELEMENTS and spec.dtype not in _ELEMENTS[name]:
+        if name in elements and spec.dtype not in elements[name]:
             return Unmapped(
-                name, f"is in {spec.dtype}; it is judged in {' or '.join(_ELEMENTS[name])}"
+                name, f"is in {spec.dtype}; it is judged in {' or '.join(elements[name])}"
             )
     axes = {"num_pages", "num_kv_heads", "page_size", "head_dim"}
     for name in ("k_cache", "v_cache"):

@@ -16,8 +16,8 @@ and the same as a command:
 
 The reference of a definition is not run: outputs are compared with enclosures of their exact
 values. Judged are gqa_ragged, gqa_paged (decode and prefill), mla_paged with separate ckv and kpe,
-single_decode, single_prefill, and gemm_fp8 without scales. `coverage` counts what is judged and
-names why the rest is refused.
+single_decode, single_prefill, gemm_fp8 without scales, and gemm_bf16_fp4 with linear scales.
+`coverage` counts what is judged and names why the rest is refused.
 """
 
 from __future__ import annotations
@@ -330,7 +330,7 @@ def inputs_of(definition: Definition, workload: Workload, seed: int = 1) -> Dict
             late.append(name)
         else:
             found[name] = _random(
-                name, spec, _shape(definition, workload, name, spec), seed, number
+                mapping, name, spec, _shape(definition, workload, name, spec), seed, number
             )
     for name in sorted(late, key=lambda name: name in mapping.splits):  # which split the pages
         shape = _shape(definition, workload, name, definition.inputs[name])
@@ -382,13 +382,20 @@ def _stored(
     return t
 
 
-def _random(name: str, spec: TensorSpec, shape: Tuple[int, ...], seed: int, number: int) -> Tensor:
+def _random(
+    mapping: Mapping, name: str, spec: TensorSpec, shape: Tuple[int, ...], seed: int, number: int
+) -> Tensor:
     count, drawn = math.prod(shape), seed * 1024 + number
-    if spec.dtype in ("f32", "f16", "bf16"):
-        line = f"attention b=1 h=1 l={max(1, count)}x1 d=1 dtype={spec.dtype} seed={drawn}"
-        made = case_inputs(line)["q"]
+    product = "product m=1 n=1 weights=codes scales=random values=normal"
+    if name in mapping.scales and spec.dtype == "f8e4m3":  # one scale for each 16 codes of nvfp4
+        made = case_inputs(f"{product} k={16 * max(1, count)} w=nvfp4 seed={drawn}")["w.scales"]
+    elif spec.dtype == "u8":
+        made = case_inputs(f"{product} k={2 * max(1, count)} w=mxfp4 seed={drawn}")["w.codes"]
     elif spec.dtype == "f8e4m3":
         made = case_inputs(f"product m=1 n=1 k={max(1, count)} w=f8e4m3:0 seed={drawn}")["w.codes"]
+    elif spec.dtype in ("f32", "f16", "bf16") and name not in mapping.scales:
+        line = f"attention b=1 h=1 l={max(1, count)}x1 d=1 dtype={spec.dtype} seed={drawn}"
+        made = case_inputs(line)["q"]
     else:
         raise InputError(name, f"is random in {spec.dtype or 'an unknown dtype'}")
     return tensor_of(made[: count * width_of(spec.dtype)], spec.dtype, shape)

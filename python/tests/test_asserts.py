@@ -81,7 +81,7 @@ def test_a_failure_by_evidence_says_so():
         assay.assert_attention(**too_large(), evidence="no")
 
 
-def test_a_declared_arithmetic_is_the_contract(small):
+def test_a_declared_arithmetic_is_the_contract(small, tmp_path):
     rung = "fp32 accumulation, fp32 weights, fast exp2"
     o = small.pop("o")
     assert assay.assert_attention(o, **small, arithmetic=rung)["contract"] == rung
@@ -92,6 +92,14 @@ def test_a_declared_arithmetic_is_the_contract(small):
     assay.assert_attention(wrong, **small, arithmetic={"weight_bits": 16}, evidence="off")
     with pytest.raises(assay.Failure, match="proved: .* under fp32 accumulation"):
         assay.assert_attention(wrong, **small, arithmetic=rung, evidence="off")
+    # The line that reproduces holds what was declared.
+    file = str(tmp_path / "wrong.safetensors")
+    with pytest.raises(assay.Failure) as failure:
+        assay.assert_attention(wrong, **small, arithmetic=rung, evidence="off", save=file)
+    again = str(failure.value).partition("reproduce ")[2]
+    assert again == f"assay.verify({file!r}, arithmetic={rung!r})"
+    report = eval(again)
+    assert not report.ok and report.results[0]["contract"] == rung
     for arithmetic, words in (
         ("f8 sums", "'f8 sums', which is none for f32: fp32 accumulation, fp32 weights; "),
         ({"weights": 16}, "'weights=16' is no FIELD=NUMBER; the fields are dot_roundoff, "),

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 DEFINITIONS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "definitions.json")
 REFUSED = {
-    "dense_product": "op_type: 'gemm_bf16' is not judged; there are gemm_fp8, gqa_paged",
+    "dense_product": "op_type: 'gemm_bf16' is not judged; there are gemm_bf16_fp4, gemm_fp8",
     "normalization": "op_type: 'rmsnorm' is not judged",
     "ragged_with_bias": "bias: is an input of gqa_ragged that has no counterpart",
     "ragged_without_offsets": "kv_indptr: is missing among the inputs of gqa_ragged",
@@ -172,7 +172,7 @@ def solution(tmp_path, name, source=SOURCE, **options):
 
 def test_every_definition_is_judged_or_refused_under_a_reason():
     found = flashinfer.coverage(flashinfer.load_definitions(DEFINITIONS))
-    assert found["judged"] == [*AXES, "product_of_f8"]
+    assert found["judged"] == [*AXES, "product_of_f8", "product_of_f4"]
     assert [name for name, _ in found["refused"]] == list(REFUSED)
     for name, why in found["refused"]:
         assert why.startswith(REFUSED[name]), why
@@ -275,19 +275,20 @@ def test_what_ends_an_evaluation_has_its_status(tmp_path, body, status, words):
     assert evaluation["correctness"] is None and evaluation["performance"] is None
 
 
+def f8(code):
+    """The value of a code of E4M3."""
+    exponent, fraction = code >> 3 & 15, code & 7
+    size = (8 + fraction) * 2.0 ** (exponent - 10) if exponent else fraction * 2.0**-9
+    return -size if code & 128 else size
+
+
 def test_products_of_8_bits():
     d = definition("product_of_f8")
     w = flashinfer.Workload(d.name, "1", {"M": 3}, {n: {"type": "random"} for n in "AB"}, "", {})
     inputs = flashinfer.inputs_of(d, w)
 
-    def value(code):
-        exponent, fraction = code >> 3 & 15, code & 7
-        size = (8 + fraction) * 2.0 ** (exponent - 10) if exponent else fraction * 2.0**-9
-        return -size if code & 128 else size
-
     a, b = (
-        torch.tensor([value(code) for code in inputs[n].packed()], dtype=torch.float64)
-        for n in "AB"
+        torch.tensor([f8(code) for code in inputs[n].packed()], dtype=torch.float64) for n in "AB"
     )
     columns = b.reshape(2, 6, 16).permute(0, 2, 1).reshape(32, 6)
     c = (a.reshape(3, 32) @ columns).float()
@@ -295,6 +296,33 @@ def test_products_of_8_bits():
     assert where == "" and result["outcome"] == "pass", result["reason"]
     ((_, result),) = flashinfer.judge_outputs(d, inputs, {"C": c * 1.001})
     assert result["outcome"] == "fail"
+
+
+def test_products_of_4_bits():
+    d = definition("product_of_f4")
+    random = {name: {"type": "random"} for name in ("A", "B", "b_descale")}
+    w = flashinfer.Workload(d.name, "1", {"M": 3}, random, "", {})
+    sixteen = flashinfer.Workload(
+        d.name, "1", {"M": 3}, {**random, "block_size": {"type": "scalar", "value": 16}}, "", {}
+    )
+    assert flashinfer.inputs_of(d, w)["block_size"] is None
+    given = flashinfer.inputs_of(d, sixteen)
+    values = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    codes = [code for byte in given["B"].packed() for code in (byte & 15, byte >> 4)]
+    b = torch.tensor([values[code & 7] * (-1 if code & 8 else 1) for code in codes])
+    scales = torch.tensor([f8(code) for code in given["b_descale"].packed()], dtype=torch.float64)
+    b = (b.double().reshape(6, 2, 16) * scales.reshape(6, 2, 1)).reshape(6, 32)
+    a = torch.frombuffer(bytearray(given["A"].packed()), dtype=torch.bfloat16).reshape(3, 32)
+    c = (a.double() @ b.t()).float()
+    ((_, result),) = flashinfer.judge_outputs(d, given, {"C": c})
+    assert result["outcome"] == "pass", result["reason"]
+    scaled = {**given, "alpha": torch.tensor([0.375])}
+    ((_, result),) = flashinfer.judge_outputs(d, scaled, {"C": c * 0.375})
+    assert result["outcome"] == "pass", result["reason"]
+    ((_, result),) = flashinfer.judge_outputs(d, scaled, {"C": c})
+    assert result["outcome"] == "fail"
+    with pytest.raises(flashinfer.Unmapped, match="block_size: is 32"):
+        flashinfer.judge_outputs(d, {**given, "block_size": 32}, {"C": c})
 
 
 def test_random_inputs_follow_the_seed(tmp_path):
@@ -332,7 +360,7 @@ def command(*arguments):
 
 def test_the_command(tmp_path):
     status, told = command("--definition", DEFINITIONS, "--coverage")
-    assert status == 0 and "8 definitions are judged, 9 refused" in told
+    assert status == 0 and "9 definitions are judged, 9 refused" in told
     assert "refused normalization: op_type" in told
     asked = ["--definition", DEFINITIONS, "--workload", workload_file(tmp_path, "one_decode")]
     asked += ["--trace", tmp_path / "t.jsonl", "--solution"]
@@ -364,7 +392,7 @@ def test_bad_input_is_refused_by_name(tmp_path):
     refused("No such file", load, tmp_path / "none.json")
     refused("is no JSON", load, file("{"))
     refused("holds no definition", load, file("[]"))
-    refused("holds 17 definitions, not one", load, DEFINITIONS)
+    refused("holds 18 definitions, not one", load, DEFINITIONS)
     refused("has no 'name'", load, file("{}"))
     refused("its 'axes' is '3'", load, file('{"name": "a", "op_type": "b", "axes": 3}'))
     axis = '{"name": "a", "op_type": "b", "inputs": {}, "outputs": {}, "axes": {"n": %s}}'
