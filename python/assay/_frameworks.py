@@ -34,10 +34,11 @@ class Input:
         content: bytes,
         begin: int,
         now: Callable[[], bytes],
-        refill: Optional[Callable[[bytes], None]] = None,
+        refill: Optional[Callable[[bytes], Callable[[], None]]] = None,
     ):
         self.name, self.value, self.content = name, value, content
         self.begin, self.end = begin, begin + len(content)
+        # refill(bytes) makes new contents ready, and returns what puts them into place.
         self.now, self.refill = now, refill
 
     def changed(self) -> bool:
@@ -146,8 +147,11 @@ class Numpy(Framework):
             [t.strides[a] * width for a in axes],
         )
 
-        def refill(new: bytes) -> None:
-            content[:] = new
+        def refill(new: bytes) -> Callable[[], None]:
+            def put() -> None:
+                content[:] = new
+
+            return put
 
         return Input(name, value, bytes(content), _address(content), lambda: bytes(content), refill)
 
@@ -214,10 +218,17 @@ class Torch(Framework):
             held = storage if self.device == "cpu" else storage.cpu()
             return ctypes.string_at(held.data_ptr(), len(content)) if content else b""
 
-        def refill(new: bytes) -> None:
-            if new:
-                with torch.no_grad():
-                    storage.copy_(torch.frombuffer(bytearray(new), dtype=dtype))
+        def refill(new: bytes) -> Callable[[], None]:
+            # A copy from the host would wait for the stream, so the bytes go to the device first.
+            held = torch.frombuffer(bytearray(new), dtype=dtype) if new else torch.empty(0)
+            there = held.to(self.device)
+
+            def put() -> None:
+                if new:
+                    with torch.no_grad():
+                        storage.copy_(there)
+
+            return put
 
         return Input(name, value, bytes(content), storage.data_ptr(), now, refill)
 

@@ -256,7 +256,7 @@ class Run:
             old = (self.reuse or {}).get(name)
             content = t.memory()
             if old is not None and old.refill is not None and len(old.content) == len(content):
-                old.refill(content)
+                old.refill(content)()
                 old.content = content
                 made[name] = old
             else:
@@ -282,15 +282,14 @@ class Run:
         tool.poison([w for w in wanted if w[1] in codes], codes)
         call = functools.partial(self._function(operation), *arguments, **keywords)
         if other_stream and tool.has_streams:
-            contents = {n: i.content for n, i in made.items()}
+            arrives = [i.refill(i.content) for i in made.values() if i.refill is not None]
             for i in made.values():  # until the stream gets there, the inputs are NaN, or all ones
-                if i.refill is not None:
-                    i.refill(b"\xff" * len(i.content) if inputs[i.name].dtype in NAN else i.content)
+                if i.refill is not None and inputs[i.name].dtype in NAN:
+                    i.refill(b"\xff" * len(i.content))()
 
             def fill() -> None:
-                for n, i in made.items():
-                    if i.refill is not None:
-                        i.refill(contents[n])
+                for put in arrives:
+                    put()
 
             found = tool.on_other_stream(fill, lambda: self._read(operation, call(), outputs, made))
         else:
