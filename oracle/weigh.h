@@ -27,7 +27,8 @@ inline double filter_limit_of(Dtype out, Index rows) {
 inline double row_limit_of(Dtype out, Index elements) {
   return (out == Dtype::f32 ? 6 : 3) * (1 + 2 / std::sqrt(static_cast<double>(elements)));
 }
-// The median of s, under an arithmetic after the first, of a kernel that computes in it.
+// The median of s, under an arithmetic after the first, of a kernel that computes in it. Outputs
+// that are exact by their data may have a smaller one, but not all outputs.
 inline constexpr double least_median = 0.02;
 // Filters need so many numbers at least.
 inline constexpr Index least_elements = 64;
@@ -88,10 +89,12 @@ Evidence best_fit(std::span<const Arithmetic> contracts, Dtype out, const JudgeO
     e.z_limit = filter_limit_of(out, e.rows_asked);
     e.filters = std::move(filters.most_significant);
     e.questions = filters.questions;
-    // A later arithmetic errs more. One whose errors are far larger than the kernel's is not its
-    // own.
+    // A later arithmetic errs more. One whose errors are far larger than the kernel's, in every
+    // output, is not its own.
     const bool first = &contract == &contracts.front();
-    const bool too_wide = !first && e.rows.begin()->second.median < least_median;
+    const bool too_wide = !first && std::ranges::all_of(e.rows, [](const auto& of_output) {
+      return of_output.second.median < least_median;
+    });
     e.fits = excess(e) <= 1 && !too_wide;
     if (first || e.fits || (!too_wide && excess(e) < excess(best))) best = std::move(e);
     if (best.fits) break;
