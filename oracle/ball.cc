@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "oracle/arb_ball.h"
+#include "oracle/safety_factors.h"
 #include "oracle/visibility.h"
 
 namespace assay {
@@ -113,18 +114,21 @@ void BallRow::Evaluation::add_bits_for_exponents() {
 
 // q.k_j, with its gauges.
 void BallRow::Evaluation::evaluate_dot(std::size_t j, Ball& sum) {
-  double partial = 0, absolute = 0, prefix = 0;
+  double partial = 0, absolute = 0, prefix = 0, square = 0;
   for (std::size_t d = 0; d < q_.size(); ++d) {
     const double k = finite_or_zero(key(j, d));
     arb_set_d(term_.get(), k);
     arb_addmul(sum.get(), term_.get(), Ball(q_[d]).get(), bits_);
     partial += q_[d] * k;
-    absolute += std::fabs(q_[d]) * key_gauge(j, d, k);
+    const double gauge = key_gauge(j, d, k);
+    absolute += std::fabs(q_[d]) * gauge;
+    square += gauge * gauge;
     prefix += std::fabs(partial);
   }
   row_.dot_[j] = nearest(sum.get());
   row_.absolute_[j] = absolute;
   row_.prefix_[j] = prefix;
+  row_.truth_.key_norm = std::max(row_.truth_.key_norm, std::sqrt(square) * (1 + safety::norm));
 }
 
 // Adds the exact biases, because visibility.cc has only their sum in double.

@@ -37,6 +37,7 @@ struct RowTruth {
   // that no score overflows.
   const double* absolute = nullptr;
   double absolute_limit = 0;          // an upper bound of all sums |q||k_j|
+  double key_norm = 0;                // an upper bound of the norms of all k_j
   const double* prefix = nullptr;     // sum over d of |partial sums of q.k_j|; null: not computed
   const double* weight = nullptr;     // p_j
   const double* magnitude = nullptr;  // sum of |biases|; null: no bias

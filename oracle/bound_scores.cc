@@ -34,7 +34,8 @@ DotCoefficients dot_coefficients(const Contract& c, const BoundContext& x, const
                dim = static_cast<double>(x.dim + x.projection);
   const double n = dot_roundings(c, dim);
   const double gamma_n = terms[BoundTerm::dot_any_order] * gamma_factor(n, eps);
-  const double prescale = terms[BoundTerm::query_prescale] * c.query_prescale;
+  const double prescale =
+      c.query_dtype ? terms[BoundTerm::query_prescale] * unit_roundoff(*c.query_dtype) : 0;
   const bool scaled_later = c.fused_argument && t.additions == 0 && x.softcap == 0;
   const double tau = scaled_later ? 0 : terms[BoundTerm::score_scale] * u;
   const double prescaled = terms[BoundTerm::query_prescale_product] * 2 * u;
@@ -45,9 +46,13 @@ DotCoefficients dot_coefficients(const Contract& c, const BoundContext& x, const
   k.per_absolute =
       terms[BoundTerm::dot_second_order] * eps * eps * n * n + (c.products_rounded ? products : 0);
   k.scale = x.scale * (1 + tau);
-  k.per_dot = (tau + (c.query_prescale > 0 ? prescaled : 0)) * x.scale;
+  k.per_dot = (tau + (c.query_dtype ? prescaled : 0)) * x.scale;
   k.floor =
       terms[BoundTerm::dot_underflow] * (2 * dim + 2) * c.product_floor * std::max(1.0, x.scale);
+  // By Cauchy and Schwarz, the elements of a key add up to at most sqrt(D) times its norm.
+  if (c.query_dtype)
+    k.floor += terms[BoundTerm::query_underflow] * half_min_subnormal(*c.query_dtype) *
+               std::sqrt(dim) * t.key_norm * (1 + gamma_n);
   return k;
 }
 
@@ -57,7 +62,7 @@ void dot_errors(const Contract& c, const BoundContext& x, const RowTruth& t, dou
   const double* absolute = t.absolute;
   const double* prefix = t.prefix;
   const double* dot = t.dot;
-  if (!(c.ordered && t.prefix && c.query_prescale == 0)) {
+  if (!(c.ordered && t.prefix && !c.query_dtype)) {
     for (Index j = 0; j < t.count; ++j)
       error[j] = absolute[j] * k.scale * k.relative + std::fabs(dot[j]) * k.per_dot + k.floor;
   } else if (absolute) {
@@ -141,7 +146,7 @@ void score_errors(const Contract& c, const BoundContext& x, const RowTruth& t, d
 // bounds.md, 9: whether sum |q||k_j| is of first order, and has to be taken
 bool needs_absolute(const Contract& c, const BoundContext& x) {
   const double n = dot_roundings(c, static_cast<double>(x.dim));
-  return !c.ordered || c.query_prescale > 0 || c.products_rounded ||
+  return !c.ordered || c.query_dtype || c.products_rounded ||
          !(c.dot_roundoff * n * n < safety::negligible_second_order);
 }
 

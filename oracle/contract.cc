@@ -7,6 +7,21 @@ namespace assay {
 
 namespace {
 
+// The same arithmetic in a kernel that stores Q times the scale, and saves a product for each
+// score.
+void add_scaled_query(std::vector<Contract>& ladder, Contract c, Dtype dtype) {
+  c.query_dtype = dtype;
+  c.name += ", scaled query stored in it";
+  ladder.push_back(std::move(c));
+}
+
+// The same arithmetic in a kernel whose row sum adds the weights that meet V.
+void add_rounded_sum(std::vector<Contract>& ladder, Contract c) {
+  c.sum_from_rounded = true;
+  c.name += ", row sum of them";
+  ladder.push_back(std::move(c));
+}
+
 // The same arithmetic in a kernel that stores its softmax before it multiplies V.
 void add_divided_first(std::vector<Contract>& ladder, Contract c) {
   c.divides_first = true;
@@ -36,12 +51,15 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
     c.weight_dtype = dtype;
     c.name = "fp32 accumulation, weights in " + std::string(format(dtype).name);
     ladder.push_back(c);
+    add_rounded_sum(ladder, c);
     add_divided_first(ladder, c);
     c.dot_roundoff = 0x1p-23;
     c.dot_block = 16;
     c.score_gradients_late = true;
     c.name = "truncating 16-wide block FMA, weights in " + std::string(format(dtype).name);
     ladder.push_back(c);
+    add_rounded_sum(ladder, c);
+    add_scaled_query(ladder, c, dtype);
     // Fast vector exponentials of CPUs have 20 bits.
     c.exp_ulp = 16;
     c.name = "fp32 accumulation, exp of 20 bits, weights in " + std::string(format(dtype).name);

@@ -30,8 +30,8 @@ struct Contract {
   bool fused_argument = false;    // exp2(fma(S, c, -m c)) instead of a subtraction
   // The relative error of a constant that is folded into the argument (scale * log2 e).
   double scale_error = 0;
-  // The unit roundoff of a query that is scaled and then rounded; 0: scores are scaled instead.
-  double query_prescale = 0;
+  // A query is scaled and then rounded to it; without it, scores are scaled instead.
+  std::optional<Dtype> query_dtype;
   // exp(x) errs by exp_ulp + exp_ulp_per_unit |x|, in ulp.
   double exp_ulp = 1, exp_ulp_per_unit = 0;
   // The absolute error of an exp that underflows (for a kernel that flushes: the smallest result

@@ -220,12 +220,9 @@ void add_product(const Contract& c, const Schedule& how, const SingleRef& a, con
 RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const EmulatedRows& in,
                                RowMajorSingle* slope) {
   RowMajorSingle q = in.q;
-  const bool prescaled = c.query_prescale > 0 || how.scales_query;
+  const bool prescaled = c.query_dtype || how.scales_query;
   if (prescaled) q *= in.scale;
-  if (c.query_prescale > 0) {
-    const int bits = -std::ilogb(c.query_prescale);
-    if (bits < 24) q = q.unaryExpr([=](float x) { return round_to_bits(x, bits); });
-  }
+  if (c.query_dtype) round_all(*c.query_dtype, q);
   RowMajorSingle s = RowMajorSingle::Zero(q.rows(), in.count);
   const auto keys = in.kv->keys_transposed_single.middleCols(in.key0, in.count);
   if (how.dim_seed == 0) {

@@ -289,6 +289,7 @@ RowTruth BlockEvaluation::truth_of(Index r) {
   t.dot = from(m_.dot, true);
   t.absolute = from(m_.absolute, with_absolute_);
   t.absolute_limit = absolute_limit_;
+  t.key_norm = kv_.largest_key_norm;
   t.prefix = from(m_.prefix, c_.ordered && block_.count > 0);
   t.weight = from(m_.weight, true);
   t.magnitude = from(m_.magnitude, additions_ > 0);

@@ -102,8 +102,8 @@ void classify_values(const Attention& p, const KeyValues& kv, Block& block, Inde
 
 // bounds.md, 8, Exact rows: which contracts leave them exact
 bool allows_exact_rows(const Contract& c, const ProjectedAttention& p) {
-  return c.dot_roundoff <= safety::coarsest_exact_roundoff && c.query_prescale == 0 &&
-         !p.projection && !c.divides_first;
+  return c.dot_roundoff <= safety::coarsest_exact_roundoff && !c.query_dtype && !p.projection &&
+         !c.divides_first;
 }
 
 // bounds.md, 8, Exact rows: which rows they are

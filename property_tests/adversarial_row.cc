@@ -62,9 +62,10 @@ class Row {
     for (Index d = 0; d < p_.shape.dim; ++d) {
       double q = load(p_.q, p_.q.at(0, 0, 0, d));
       const double k = load(p_.k, p_.k.at(0, 0, j, d));
-      if (c_.query_prescale > 0)
-        q = rounded(rounded(q * static_cast<double>(p_.scale), u_, direction * sign_of(k)),
-                    c_.query_prescale, direction * sign_of(k));
+      if (c_.query_dtype)
+        q = stored(*c_.query_dtype,
+                   rounded(q * static_cast<double>(p_.scale), u_, direction * sign_of(k)),
+                   direction * sign_of(k));
       double product = q * k;
       if (is_tiny(product, c_.product_floor)) product += direction * c_.product_floor;
       if (c_.products_rounded) product = rounded(product, u_, direction);
@@ -87,19 +88,15 @@ class Row {
 
   // Rounds to the nearest stored number or to a neighbour, so the error is at most half a unit in
   // the last place.
-  double stored(double s, double direction) const {
-    if (!c_.score_dtype) return s;
-    const double error = std::max(unit_roundoff(*c_.score_dtype) * std::fabs(s),
-                                  half_min_subnormal(*c_.score_dtype));
-    return s + direction * error;
+  static double stored(Dtype dtype, double x, double direction) {
+    return x + direction * std::max(unit_roundoff(dtype) * std::fabs(x), half_min_subnormal(dtype));
   }
 
   double score(Index j) const {
     const double direction = direction_of(j);
     double s = dot(j, direction);
-    if (!fused_ && c_.query_prescale == 0)
-      s = rounded(s * static_cast<double>(p_.scale), u_, direction);
-    else if (fused_ && c_.query_prescale == 0)
+    if (!fused_ && !c_.query_dtype) s = rounded(s * static_cast<double>(p_.scale), u_, direction);
+    else if (fused_ && !c_.query_dtype)
       // The error is inside the argument, and its constant covers it.
       s *= static_cast<double>(p_.scale);
     if (p_.softcap > 0) s = capped(s, direction);
@@ -113,7 +110,7 @@ class Row {
       const double bias = load(p_.bias, p_.bias.at(0, 0, 0, j));
       s = bias == 0 ? s : rounded(s + bias, u_, direction);
     }
-    return stored(s, direction);
+    return c_.score_dtype ? stored(*c_.score_dtype, s, direction) : s;
   }
 
   // e^(from - to) with an error towards `direction`. The fused form rounds -m c before it adds it.

@@ -69,8 +69,8 @@ TEST(Evidence, EmulatedKernelsRaiseNoAlarm) {
       EXPECT_FALSE(declared.by_evidence)
           << line << ", " << e.contract.name << ": " << declared.reason;
       EXPECT_FALSE(declared.evidence.arithmetic.empty()) << declared.evidence.not_asked;
-      // The ladder has no rung for a query that is scaled and then rounded.
-      if (e.contract.query_prescale > 0) continue;
+      // Weights in 8 bits are a fault of a kernel that does not declare them.
+      if (e.contract.weight_dtype == Dtype::f8e4m3) continue;
       const Verdict undeclared = judge_by_ladder(in.problem, out.view(), 64, options);
       EXPECT_FALSE(undeclared.by_evidence)
           << line << ", " << e.contract.name << ": " << undeclared.reason;

@@ -78,8 +78,13 @@ const std::vector<TermCase>& term_cases() {
        }},
       {T::query_prescale, "a query rounded to bf16 after it was scaled",
        [](Contract& c) {
-         c.query_prescale = 0x1p-9;
+         c.query_dtype = Dtype::bf16;
          return opposed(4, 4);
+       }},
+      {T::query_underflow, "a query below the normal numbers of binary16, keys of 2^18",
+       [](Contract& c) {
+         c.query_dtype = Dtype::f16;
+         return tiny({0x1p-20f}, {0x1p18f, 0x1p18f}, {1, -1});
        }},
       {T::score_scale, "the product of a score of 64 with the scale",
        [](Contract& c) {

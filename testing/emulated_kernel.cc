@@ -87,7 +87,7 @@ class Row {
     folded_ = static_cast<float>(static_cast<double>(p.scale) * 1.4426950408889634);
     for (Index d = 0; d < p.shape.dim; ++d) {
       float q = static_cast<float>(load(p.q, p.q.at(b, h, i, d)));
-      if (c_.query_prescale > 0) q = static_cast<float>(round_to(Dtype::bf16, q * p.scale));
+      if (c_.query_dtype) q = static_cast<float>(round_to(*c_.query_dtype, q * p.scale));
       q_.push_back(q);
     }
     // The fused base-2 form is used only if nothing comes between the dot product and the exponent.
@@ -219,7 +219,7 @@ class Row {
       k.push_back(static_cast<float>(load(p_.k, p_.k.at(b_, h_ / p_.shape.group(), j, d))));
     float s =
         dot(e_.accumulation == Accumulation::half ? Accumulation::fma : e_.accumulation, q_, k, 0);
-    if (!fused_ && c_.query_prescale == 0) s *= p_.scale;
+    if (!fused_ && !c_.query_dtype) s *= p_.scale;
     if (p_.softcap > 0) {
       const float inverse = 1 / p_.softcap;
       s = p_.softcap * std::tanh(s * inverse);
@@ -370,8 +370,8 @@ std::vector<Emulation> emulations(Dtype dtype) {
         [](Contract& c) { c.weight_dtype = Dtype::f8e4m3; });
     add("fp16 accumulator", Accumulation::half, ExpModel::precise,
         [](Contract& c) { c.ordered = false; });
-    add("query prescaled in bf16", Accumulation::fma, ExpModel::precise,
-        [](Contract& c) { c.query_prescale = 0x1p-8; });
+    add("scaled query in the dtype", Accumulation::fma, ExpModel::precise,
+        [=](Contract& c) { c.query_dtype = dtype; });
   }
   return all;
 }
