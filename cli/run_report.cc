@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <system_error>
 #include <utility>
@@ -19,9 +21,12 @@
 #include "harness/files.h"
 #include "harness/results/told_outcome.h"
 #include "reports/case_text.h"
+#include "reports/github.h"
 #include "reports/html.h"
 #include "reports/junit.h"
 #include "reports/markdown.h"
+#include "reports/open_metrics.h"
+#include "reports/sarif.h"
 #include "reports/store.h"
 
 namespace assay {
@@ -116,12 +121,28 @@ void print_results(const Run& run, bool explain) {
   tell("{}\n", run.summary.sentence);
 }
 
+// Annotations go to the log of the step. Its summary may hold those of earlier commands.
+void tell_github(const Run& run) {
+  for (const std::string& line : github_annotations(run)) tell("{}\n", line);
+  const std::string path = std::getenv("GITHUB_STEP_SUMMARY");
+  std::ifstream before(path, std::ios::binary);
+  // What cannot be read would be lost.
+  if (!before && errno != ENOENT)
+    throw UsageError(fmt::format("GITHUB_STEP_SUMMARY={}: {}", path,
+                                 std::generic_category().message(errno)));
+  const std::string kept{std::istreambuf_iterator<char>(before), {}};
+  write_file(path, kept + markdown_summary(run));
+}
+
 void write_run(const Run& run, const ReportFiles& files, const PageSections& sections) {
   if (!files.json.empty())
     write_file(files.json, to_json(run).dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
   if (!files.junit.empty()) write_file(files.junit, junit_xml(run));
   if (!files.markdown.empty()) write_file(files.markdown, markdown_summary(run));
   if (!files.html.empty()) write_file(files.html, html_report(run, sections));
+  if (!files.sarif.empty()) write_file(files.sarif, sarif_log(run));
+  if (!files.openmetrics.empty()) write_file(files.openmetrics, open_metrics(stored(run)));
+  if (files.github) tell_github(run);
   if (!files.store.empty())
     tell("store: run {} of {}\n", Store(files.store).append(run), files.store);
 }
@@ -160,6 +181,19 @@ void add_report_files(CLI::App& command, ReportFiles& files) {
       .add_option("--markdown", files.markdown,
                   "Write a summary of the run as Markdown, as a comment on a pull request")
       ->check(writable());
+  command
+      .add_option("--sarif", files.sarif,
+                  "Write the failures as SARIF 2.1.0, at most 1,000, for code hosts")
+      ->check(writable());
+  command
+      .add_option("--openmetrics", files.openmetrics,
+                  "Write the run as OpenMetrics text, for Prometheus and its relatives")
+      ->check(writable());
+  command
+      .add_flag("--github", files.github,
+                "Print failures as annotations of GitHub Actions, and append the Markdown to the "
+                "summary of the step (GITHUB_STEP_SUMMARY)")
+      ->check(step_summary());
   command
       .add_option("--store", files.store,
                   "Append the run to this store, which is made if it is not there; `assay store` "

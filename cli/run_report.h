@@ -16,13 +16,14 @@ namespace assay {
 
 // The files that a run is written to, besides the terminal. An empty name means no file.
 struct ReportFiles {
-  std::string json, junit, html, markdown;
+  std::string json, junit, html, markdown, sarif, openmetrics;
+  bool github = false;  // annotations are printed, and the summary of the step is appended to
   std::string store;    // the run is appended to it
   std::string faults,
       fuzz;  // read: what `assay faults --json` and `assay fuzz --json` wrote, for the page
 };
 
-// Adds --json, --junit, --html, --markdown and --store.
+// Adds --json, --junit, --html, --markdown, --sarif, --openmetrics, --github and --store.
 void add_report_files(CLI::App& command, ReportFiles& files);
 
 // The sections that a page shows besides a run, if there are files for them. Throws UsageError for

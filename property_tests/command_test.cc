@@ -126,6 +126,46 @@ TEST_F(Command, RunsAreStoredAndCompared) {
   EXPECT_THAT(worse.output, HasSubstr("pass -> fail: attention"));
 }
 
+// Every format is written; the summary of a step keeps what was there before.
+TEST_F(Command, RunsGoToOtherPrograms) {
+  const std::string in_a_step = "GITHUB_STEP_SUMMARY=" + file("step.md") + " " ASSAY_COMMAND;
+  const std::string wrong =
+      "check --no-shrink --candidate fault:scale-off-by-one-percent --case "
+      "'attention b=1 h=2 l=9x13 d=8' --case 'product m=2 n=3 k=32'";
+  std::ofstream(file("step.md")) << "before\n";
+  const Ran r = run(wrong + " --github --sarif " + file("s") + " --openmetrics " + file("o") +
+                        " --store " + file("runs.db"),
+                    in_a_step);
+  EXPECT_EQ(r.status, 1) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("\n::error title=fault%3Ascale-off-by-one-percent%3A 1 x fail%2C "
+                                  "proved::"));
+  EXPECT_THAT(read(file("step.md")), StartsWith("before\n### Assay: "));
+  const auto log = nlohmann::json::parse(read(file("s")));
+  EXPECT_EQ(log["runs"][0]["results"][0]["ruleId"], "proved");
+  EXPECT_THAT(read(file("o")), AllOf(HasSubstr("outcome=\"fail\"} 1\n"), HasSubstr("\n# EOF\n")));
+  const Ran store = run("store " + file("runs.db") + " --openmetrics " + file("series") +
+                        " --otava " + file("otava") + " --bencher " + file("bencher"));
+  EXPECT_EQ(store.status, 0) << store.output;
+  EXPECT_THAT(read(file("series")), testing::ContainsRegex("outcome=\"fail\"} 1 [0-9]+\n"));
+  EXPECT_EQ(nlohmann::json::parse(read(file("otava"))).size(), 1u);
+  EXPECT_EQ(nlohmann::json::parse(read(file("bencher"))).size(), 2u);
+
+  // The summary is an output like another, and has to be named.
+  for (const auto& [program, options, words] :
+       {std::tuple{"env -u GITHUB_STEP_SUMMARY " ASSAY_COMMAND, std::string(" --github"),
+                   std::string("--github: the environment variable GITHUB_STEP_SUMMARY names no")},
+        std::tuple{in_a_step.c_str(), " --github --json " + file("step.md"),
+                   std::string("would be one file")}}) {
+    const Ran refused = run(wrong + options, program);
+    EXPECT_EQ(refused.status, 2) << refused.output;
+    EXPECT_THAT(refused.output, HasSubstr(words));
+    EXPECT_THAT(refused.output, Not(HasSubstr("failed")));
+  }
+  const Ran read_too = run("store " + file("runs.db") + " --otava " + file("runs.db"));
+  EXPECT_EQ(read_too.status, 2);
+  EXPECT_THAT(read_too.output, HasSubstr("would overwrite a file of STORE="));
+}
+
 // What failing cases share stands above them; failures of one cause are told once.
 TEST_F(Command, FailuresOfARunAreToldByCause) {
   std::ofstream cases(file("cases"));
