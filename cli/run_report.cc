@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -125,12 +126,15 @@ void print_results(const Run& run, bool explain) {
 void tell_github(const Run& run) {
   for (const std::string& line : github_annotations(run)) tell("{}\n", line);
   const std::string path = std::getenv("GITHUB_STEP_SUMMARY");
-  std::ifstream before(path, std::ios::binary);
-  // What cannot be read would be lost.
-  if (!before && errno != ENOENT)
-    throw UsageError(fmt::format("GITHUB_STEP_SUMMARY={}: {}", path,
-                                 std::generic_category().message(errno)));
-  const std::string kept{std::istreambuf_iterator<char>(before), {}};
+  std::string kept;
+  // A pipe keeps nothing, and reading it may never end.
+  if (std::filesystem::is_regular_file(path)) {
+    std::ifstream before(path, std::ios::binary);
+    if (!before)  // what cannot be read would be lost
+      throw UsageError(
+          fmt::format("GITHUB_STEP_SUMMARY={}: {}", path, std::generic_category().message(errno)));
+    kept.assign(std::istreambuf_iterator<char>(before), {});
+  }
   write_file(path, kept + markdown_summary(run));
 }
 
