@@ -101,7 +101,7 @@ class Separation {
     if (std::ranges::find(c.passing, false) != c.passing.end()) conditions_.push_back(std::move(c));
   }
 
-  // Features in the order in which they are known, so that the answer is the same in every run.
+  // Features in the order of their names, so that the answer is the same in every run.
   void add_features() {
     std::map<std::string, std::size_t> had;  // by how many of the failing cases
     std::set<std::string> any;
@@ -215,10 +215,10 @@ std::vector<std::string> told_features(const std::string& line) {
 
 std::string SharedFeatures::sentence() const {
   if (features.empty()) return "";
-  const auto last = fmt::format("{}", features.back());
   const std::vector<std::string> first(features.begin(), features.end() - 1);
-  const std::string list =
-      first.empty() ? last : fmt::format("{} and {}", fmt::join(first, ", "), last);
+  const std::string list = first.empty()
+                               ? features.back()
+                               : fmt::format("{} and {}", fmt::join(first, ", "), features.back());
   const char* whole = features.size() == 1 ? "it" : features.size() == 2 ? "both" : "all of them";
   std::string text = fmt::format("all {} failing cases have {}; none of {} passing ones has {}",
                                  failing, list, passing, whole);
