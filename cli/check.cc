@@ -19,6 +19,7 @@
 #include "harness/files.h"
 #include "harness/cases/shrink.h"
 #include "harness/records/standalone.h"
+#include "harness/results/told_outcome.h"
 #include "problem/clock.h"
 
 namespace assay {
@@ -34,6 +35,7 @@ struct CheckOptions {
   double most_unsupported = 100;  // the most unsupported cases that are allowed, in percent
   bool list = false;
   bool no_shrink = false;
+  bool explain = false;
   ReportFiles files;
   std::string standalone;
   WorkerOptions workers;
@@ -98,7 +100,7 @@ Ran run_selection(const CheckOptions& o, Selection selection, const Features& ha
     std::size_t finished = 0;
     run_in_workers(items, o.workers, [&](std::size_t k, CaseResult r) {
       if (r.outcome == Outcome::fail || r.outcome == Outcome::error)
-        progress.say(told_in("{}: {}\n  {}", name_of(r.outcome), r.reason, items[k].line));
+        progress.say(told_in("{}\n  {}", told_outcome(r), items[k].line));
       progress.advance(items[k].line);
       round[k] = std::move(r);
       ++finished;
@@ -169,6 +171,7 @@ int run(CheckOptions& o) {
                        .not_run = ran.not_run,
                        .seconds = seconds_since(start),
                        .most_unsupported = o.most_unsupported,
+                       .explain = o.explain,
                        .files = o.files,
                        .sections = sections};
   const int status = report_run(facts, ran.results);
@@ -227,6 +230,7 @@ void add_extent(CLI::App& check, CheckOptions& o) {
 }
 
 void add_outputs(CLI::App& check, CheckOptions& o) {
+  add_explain(check, o.explain);
   add_report_files(check, o.files);
   check
       .add_option("--with-faults", o.files.faults,

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sys/stat.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -26,7 +27,8 @@ struct NamedFile {
 
 // A role is the name of a validator, which is how it is found again.
 constexpr const char *writes = "writes", *appends = "appends", *stores = "stores", *reads = "reads",
-                     *reads_run = "reads a run", *judges = "judges", *starts = "starts";
+                     *reads_run = "reads a run", *judges = "judges", *starts = "starts",
+                     *summarizes = "summarizes";
 
 // The reason why the path cannot be written, or nothing.
 std::string why_not_writable(const std::string& path) {
@@ -78,12 +80,21 @@ void add_programs(std::vector<NamedFile>& files, const std::string& said,
   }
 }
 
+std::string step_summary_path() {
+  const char* path = std::getenv("GITHUB_STEP_SUMMARY");
+  return path ? path : "";
+}
+
 void add_files(std::vector<NamedFile>& files, CLI::Option& option) {
   for (const std::string& value : option.results()) {
     const std::string said = fmt::format("{}={}", option.get_name(), value);
     if (has_role(option, writes)) files.push_back({said, value, true});
     if (has_role(option, appends)) add_store(files, said, value, true);
     if (has_role(option, stores)) add_store(files, said, value, false);
+    if (has_role(option, summarizes))
+      files.push_back(
+          {fmt::format("{} (GITHUB_STEP_SUMMARY={})", option.get_name(), step_summary_path()),
+           step_summary_path(), true});
     if (has_role(option, reads)) files.push_back({said, value, false});
     if (has_role(option, reads_run))
       add_store(files, said, value.substr(0, value.rfind('#')), false);
@@ -121,6 +132,15 @@ CLI::Validator appended() {
                          : why_not_writable(path);
           },
           "FILE", appends};
+}
+CLI::Validator step_summary() {
+  return {[](std::string&) {
+            const std::string path = step_summary_path();
+            return path.empty() ? "the environment variable GITHUB_STEP_SUMMARY names no file; a "
+                                  "step of GitHub Actions sets it"
+                                : why_not_writable(path);
+          },
+          "", summarizes};
 }
 CLI::Validator stored() { return role_of_input(stores); }
 CLI::Validator read_only() { return role_of_input(reads); }

@@ -12,6 +12,9 @@ namespace assay {
 CLI::Validator writable();
 // A store that a run is appended to. Checks the same.
 CLI::Validator appended();
+// A flag. What it writes is appended to the file that the environment variable GITHUB_STEP_SUMMARY
+// names; it is an error if it names none.
+CLI::Validator step_summary();
 // A store that is read, and perhaps appended to.
 CLI::Validator stored();
 // A file that is read.

@@ -19,6 +19,7 @@
 #include "cli/selection.h"
 #include "cli/tell.h"
 #include "cli/time_limit.h"
+#include "harness/results/told_outcome.h"
 #include "problem/clock.h"
 #include "problem/parallel.h"
 
@@ -40,6 +41,7 @@ struct VerifyCommandOptions {
   int threads = hardware_threads();
   bool list = false;
   EvidenceRule evidence = EvidenceRule::fail;
+  bool explain = false;
   ReportFiles files_to_write;
 };
 
@@ -102,7 +104,7 @@ int verify(const VerifyCommandOptions& o) {
             *file, r,
             {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed, .evidence = o.evidence});
         if (result.outcome == Outcome::fail)
-          progress.say(told_in("fail: {}\n  {}", result.reason, result.reproduce));
+          progress.say(told_in("{}\n  {}", told_outcome(result), result.reproduce));
         kernels.insert(r.kernel);
         places.emplace_back(path, name);
         results.push_back(result);
@@ -134,6 +136,7 @@ int verify(const VerifyCommandOptions& o) {
        .unit = "record",
        .seed = o.seed,
        .seconds = seconds_since(start),
+       .explain = o.explain,
        .files = o.files_to_write,
        .sections = {}},
       results);
@@ -191,6 +194,7 @@ Command add_verify(CLI::App& app) {
       ->transform(number_in(1, 1024))
       ->capture_default_str();
   add_evidence(*command, o->evidence);
+  add_explain(*command, o->explain);
   add_report_files(*command, o->files_to_write);
   command->footer(
       "Exit status: 0 all passed, 1 a record failed, 2 a file or record cannot be read, or nothing "

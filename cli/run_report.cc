@@ -1,10 +1,14 @@
 #include "cli/run_report.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <system_error>
 #include <utility>
@@ -16,9 +20,14 @@
 #include "cli/options.h"
 #include "cli/tell.h"
 #include "harness/files.h"
+#include "harness/results/told_outcome.h"
+#include "reports/case_text.h"
+#include "reports/github.h"
 #include "reports/html.h"
 #include "reports/junit.h"
 #include "reports/markdown.h"
+#include "reports/open_metrics.h"
+#include "reports/sarif.h"
 #include "reports/store.h"
 
 namespace assay {
@@ -26,105 +35,6 @@ namespace {
 
 double percent(std::int64_t part, std::int64_t of) {
   return 100.0 * static_cast<double>(part) / static_cast<double>(of);
-}
-
-// The outputs in the order of their names, as JSON has them.
-std::map<std::string_view, std::pair<Output, const Compared*>> by_name(const Verdict& v) {
-  std::map<std::string_view, std::pair<Output, const Compared*>> sorted;
-  for (const auto& [output, part] : v.outputs) sorted[name_of(output)] = {output, &part};
-  return sorted;
-}
-
-void print_comparison(const Verdict& v) {
-  std::vector<std::string> compared;
-  for (const auto& [name, part] : by_name(v))
-    compared.push_back(fmt::format("{} of {}", part.second->elements, name));
-  tell("  compared: {}; inside {}, outside {}, hull only {}, exact {}\n", fmt::join(compared, ", "),
-       v.inside, v.outside, v.hull_only, v.exact);
-  for (const auto& [why, n] : v.failures) tell("  {} x {}\n", n, why);
-  for (const auto& [why, n] : v.excused) tell("  {} excused: {}\n", n, why);
-  if (v.nan_expected != 0 || v.nan_found != 0 || v.infinity_found != 0 || v.infinity_expected != 0)
-    tell("  NaN: {} found, {} belong there; infinities: {} found, {} belong there\n", v.nan_found,
-         v.nan_expected, v.infinity_found, v.infinity_expected);
-  tell("  rows: {} of {} judged, {} in ball arithmetic\n", v.rows_judged, v.rows_total,
-       v.rows_in_balls);
-}
-
-void print_worst(Output output, const Element& w, Index row_tile) {
-  // C has no batch, no head and no tiles of rows.
-  const bool product = output == Output::c;
-  const bool of_keys = output == Output::dk || output == Output::dv;
-  const std::string head = product ? "" : fmt::format("b={} h={} ", w.b, w.h);
-  const std::string column = w.column >= 0 ? fmt::format(" column={}", w.column) : "";
-  const std::string tile = product ? "" : fmt::format(" (tile {})", w.row / row_tile);
-  tell(
-      "  worst {}: error/bound {:.9g} ({:.9g} ulp) at {}{}={}{}{}: {:.9g}, exact {:.9g}, "
-      "bound {:.9g}\n",
-      name_of(output), w.ratio, w.ulp, head, of_keys ? "key" : "row", w.row, column, tile, w.got,
-      w.exact, w.bound);
-}
-
-void print_power(const Verdict& v) {
-  const Power& p = v.power;
-  const bool product = v.outputs.contains(Output::c);
-  tell("  power, {} {}:", p.pairs, product ? "terms of sums" : "visible (row, key) pairs");
-  for (std::size_t k = 0; k < change_count; ++k) {
-    tell("  {} {:.1f}%", name_of(static_cast<Change>(k)), percent(p.by_either[k], p.pairs));
-    if (v.outputs.contains(Output::lse))
-      tell(" (O {:.1f}%, LSE {:.1f}%)", percent(p.by_output[k], p.pairs),
-           percent(p.by_lse[k], p.pairs));
-  }
-  tell("\n");
-}
-
-void print_gradient_power(const GradientPower& g) {
-  tell(
-      "  power of gradients, {} visible pairs, each left out of its sums: {:.1f}% shown (dQ "
-      "{:.1f}%, dK {:.1f}%, dV {:.1f}%)\n",
-      g.pairs, percent(g.by_any, g.pairs), percent(g.by_dq, g.pairs), percent(g.by_dk, g.pairs),
-      percent(g.by_dv, g.pairs));
-}
-
-// Whether errors are typical, of which arithmetic, and what came nearest to a limit.
-void print_evidence(const Evidence& e) {
-  if (!e.not_asked.empty()) tell("  evidence: not asked: {}\n", e.not_asked);
-  if (e.arithmetic.empty()) return;
-  std::vector<std::string> rows;
-  for (const auto& [output, row] : e.rows)
-    rows.push_back(fmt::format("{} {:.2g} (limit {:.2g})", name_of(output), row.s, row.limit));
-  tell("  evidence: errors {} those of {}; largest, in units of typical ones: {}\n",
-       e.fits ? "are" : "come nearest to", e.arithmetic, fmt::join(rows, ", "));
-  if (!e.filters.empty()) {
-    const FilterAnswer& f = e.filters.front();
-    tell(
-        "  evidence: of {} faults looked for, most of \"{}\": {:.2g} of it, z {:.2g} "
-        "(limit {:.2g})\n",
-        e.questions, f.fault, f.share, f.z, e.z_limit);
-  }
-}
-
-void print_single(const CaseResult& r) {
-  const Verdict& v = r.verdict;
-  tell("{}\n  {}: {}\n", r.line, name_of(r.outcome), r.reason);
-  if (r.was_compared()) {
-    tell("  contract: {}\n", v.contract);
-    print_comparison(v);
-    for (const auto& [name, part] : by_name(v))
-      if (part.second->worst.bound > 0) print_worst(part.first, part.second->worst, v.row_tile);
-  }
-  print_evidence(v.evidence);
-  const bool right = passed(r.outcome);
-  if (right)
-    tell("  bias: mean signed error/bound {:.3g}, slope t {:.3g}\n", v.mean_ratio, v.slope_t);
-  if (right && v.power.pairs != 0) print_power(v);
-  if (r.quantization)
-    tell(
-        "  quantization, whatever the kernel does: W is off by {:.2g}, A W by {:.2g} (rms "
-        "over rms)\n",
-        r.quantization->weights, r.quantization->products);
-  if (right && v.gradient_power.pairs > 0) print_gradient_power(v.gradient_power);
-  for (const auto& [name, relation] : r.relations)
-    tell("  relation {}: {}\n", name, text_of(relation));
 }
 
 // Throws UsageError for a file that cannot be read or that holds something else.
@@ -172,26 +82,60 @@ RunSummary summary_of(const RunFacts& run, const std::vector<CaseResult>& result
     adequacy.add(r);
   }
   s.adequacy = adequacy.summary();
+  s.shared = shared_features(results);
+  s.causes = causes_of(results);
   s.sentence = sentence_of(run, s, results.size());
   return s;
 }
 
-void print_results(const Run& run) {
-  const bool single = run.results.size() == 1;
-  if (single) print_single(run.results[0]);
+void tell_case(const CaseResult& r, bool explain) {
+  for (const std::string& line : told_case(r)) tell("{}\n", line);
+  if (!explain) return;
+  for (const std::string& line : explained_case(r)) tell("{}\n", line);
+}
+
+// Failures of one cause are told once.
+void print_cause(const Cause& c) {
+  tell("{} x {}: {}\n", c.cases, c.outcome, c.reason);
+  if (!c.features.empty()) tell("  with {}\n", fmt::format("{}", fmt::join(c.features, ", ")));
+  tell("  the first: {}\n    {}\n  reproduce: {}\n", c.line, c.example, c.reproduce);
+}
+
+void print_many(const Run& run) {
+  if (const std::string shared = run.summary.shared.sentence(); !shared.empty())
+    tell("{}\n", shared);
+  for (const Cause& c : run.summary.causes) print_cause(c);
   std::map<std::string, int> why_unsupported;
-  for (const CaseResult& r : run.results) {
+  for (const CaseResult& r : run.results)
     if (r.outcome == Outcome::unsupported) ++why_unsupported[r.reason];
-    if (r.outcome != Outcome::fail && r.outcome != Outcome::error) continue;
-    if (!single) tell("{}: {}\n", name_of(r.outcome), r.reason);
-    tell("  reproduce: {}\n", r.reproduce);
-  }
   for (const auto& [why, n] : why_unsupported) tell("  unsupported: {} x {}\n", n, why);
-  if (!single)
-    for (const auto& [name, cells] : run.summary.adequacy)
-      tell("power of the suite, {}: {} of {} cells shown{}\n", name, cells.shown, cells.cells,
-           cells.missing.empty() ? "" : " (--json names the others)");
+  for (const auto& [name, cells] : run.summary.adequacy)
+    tell("power of the suite, {}: {} of {} cells shown{}\n", name, cells.shown, cells.cells,
+         cells.missing.empty() ? "" : " (--json names the others)");
+}
+
+void print_results(const Run& run, bool explain) {
+  const bool single = run.results.size() == 1;
+  if (single || explain)
+    for (const CaseResult& r : run.results) tell_case(r, explain);
+  if (!single) print_many(run);
   tell("{}\n", run.summary.sentence);
+}
+
+// Annotations go to the log of the step. Its summary may hold those of earlier commands.
+void tell_github(const Run& run) {
+  for (const std::string& line : github_annotations(run)) tell("{}\n", line);
+  const std::string path = std::getenv("GITHUB_STEP_SUMMARY");
+  std::string kept;
+  // A pipe keeps nothing, and reading it may never end.
+  if (std::filesystem::is_regular_file(path)) {
+    std::ifstream before(path, std::ios::binary);
+    if (!before)  // what cannot be read would be lost
+      throw UsageError(
+          fmt::format("GITHUB_STEP_SUMMARY={}: {}", path, std::generic_category().message(errno)));
+    kept.assign(std::istreambuf_iterator<char>(before), {});
+  }
+  write_file(path, kept + markdown_summary(run));
 }
 
 void write_run(const Run& run, const ReportFiles& files, const PageSections& sections) {
@@ -200,6 +144,9 @@ void write_run(const Run& run, const ReportFiles& files, const PageSections& sec
   if (!files.junit.empty()) write_file(files.junit, junit_xml(run));
   if (!files.markdown.empty()) write_file(files.markdown, markdown_summary(run));
   if (!files.html.empty()) write_file(files.html, html_report(run, sections));
+  if (!files.sarif.empty()) write_file(files.sarif, sarif_log(run));
+  if (!files.openmetrics.empty()) write_file(files.openmetrics, open_metrics(stored(run)));
+  if (files.github) tell_github(run);
   if (!files.store.empty())
     tell("store: run {} of {}\n", Store(files.store).append(run), files.store);
 }
@@ -225,6 +172,11 @@ int exit_status(const RunFacts& facts, const Run& run) {
 
 }  // namespace
 
+void add_explain(CLI::App& command, bool& explain) {
+  command.add_flag("--explain", explain,
+                   "Tell every case in full: each number that was measured, with its meaning");
+}
+
 void add_report_files(CLI::App& command, ReportFiles& files) {
   command.add_option("--json", files.json, "Write the run as JSON")->check(writable());
   command.add_option("--junit", files.junit, "Write the run as JUnit XML")->check(writable());
@@ -233,6 +185,19 @@ void add_report_files(CLI::App& command, ReportFiles& files) {
       .add_option("--markdown", files.markdown,
                   "Write a summary of the run as Markdown, as a comment on a pull request")
       ->check(writable());
+  command
+      .add_option("--sarif", files.sarif,
+                  "Write the failures as SARIF 2.1.0, at most 1,000, for code hosts")
+      ->check(writable());
+  command
+      .add_option("--openmetrics", files.openmetrics,
+                  "Write the run as OpenMetrics text, for Prometheus and its relatives")
+      ->check(writable());
+  command
+      .add_flag("--github", files.github,
+                "Print failures as annotations of GitHub Actions, and append the Markdown to the "
+                "summary of the step (GITHUB_STEP_SUMMARY)")
+      ->check(step_summary());
   command
       .add_option("--store", files.store,
                   "Append the run to this store, which is made if it is not there; `assay store` "
@@ -271,7 +236,7 @@ int report_run(const RunFacts& facts, const std::vector<CaseResult>& results) {
   const Run run{
       facts.title, facts.candidate, facts.seed, this_machine(), summary_of(facts, results),
       results};
-  print_results(run);
+  print_results(run, facts.explain);
   write_run(run, facts.files, facts.sections);
   return exit_status(facts, run);
 }

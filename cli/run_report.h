@@ -16,18 +16,22 @@ namespace assay {
 
 // The files that a run is written to, besides the terminal. An empty name means no file.
 struct ReportFiles {
-  std::string json, junit, html, markdown;
-  std::string store;  // the run is appended to it
+  std::string json, junit, html, markdown, sarif, openmetrics;
+  bool github = false;  // annotations are printed, and the summary of the step is appended to
+  std::string store;    // the run is appended to it
   std::string faults,
       fuzz;  // read: what `assay faults --json` and `assay fuzz --json` wrote, for the page
 };
 
-// Adds --json, --junit, --html, --markdown and --store.
+// Adds --json, --junit, --html, --markdown, --sarif, --openmetrics, --github and --store.
 void add_report_files(CLI::App& command, ReportFiles& files);
 
 // The sections that a page shows besides a run, if there are files for them. Throws UsageError for
 // a file that holds something else.
 PageSections sections_of_page(const ReportFiles& files);
+
+// Adds --explain.
+void add_explain(CLI::App& command, bool& explain);
 
 struct RunFacts {
   std::string title, candidate;
@@ -36,6 +40,7 @@ struct RunFacts {
   std::size_t not_run = 0;  // cases left out because the time was over
   double seconds = 0;
   double most_unsupported = 100;  // in percent
+  bool explain = false;           // every case is told in full
   ReportFiles files;
   PageSections sections;
 };

@@ -4,6 +4,8 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <ctime>
@@ -20,9 +22,12 @@
 #include "cli/options.h"
 #include "cli/tell.h"
 #include "harness/files.h"
+#include "reports/bencher.h"
 #include "reports/compare.h"
 #include "reports/html.h"
 #include "reports/markdown.h"
+#include "reports/open_metrics.h"
+#include "reports/otava.h"
 
 namespace assay {
 namespace {
@@ -31,7 +36,8 @@ namespace fs = std::filesystem;
 
 struct StoreOptions {
   std::string file;
-  std::string import, benchmarks, export_to, dashboard;  // if all are empty, the runs are listed
+  // If all are empty, the runs are listed.
+  std::string import, benchmarks, export_to, dashboard, openmetrics, otava, bencher;
 };
 
 struct CompareOptions {
@@ -90,6 +96,30 @@ StoredRun run_of(const std::string& text) {
   return opened(text.substr(0, hash), Store::Use::read).run(id);
 }
 
+std::vector<StoredRun> all_runs(const Store& s) {
+  std::vector<StoredRun> runs;
+  for (const RunEntry& r : s.runs()) runs.push_back(s.run(r.id));
+  return runs;
+}
+
+// Writes the runs for other programs.
+void write_exchange(const StoreOptions& o, const Store& s) {
+  if (o.openmetrics.empty() && o.otava.empty() && o.bencher.empty()) return;
+  const std::vector<StoredRun> runs = all_runs(s);
+  if (runs.empty()) throw UsageError(fmt::format("{}: the store holds no runs", o.file));
+  const auto write = [&](const std::string& path, const auto& text) {
+    if (path.empty()) return;
+    try {
+      write_file(path, text());
+    } catch (const std::invalid_argument& e) {
+      throw UsageError(fmt::format("{}: {}", o.file, e.what()));
+    }
+  };
+  write(o.openmetrics, [&] { return open_metrics(runs); });
+  write(o.otava, [&] { return otava_history(runs); });
+  write(o.bencher, [&] { return bencher_metrics(runs.back()); });
+}
+
 int store(const StoreOptions& o) {
   // A store is not made if these cannot be read.
   std::ifstream import;
@@ -106,13 +136,15 @@ int store(const StoreOptions& o) {
     write_file(o.export_to, lines.str());
   }
   if (!o.dashboard.empty()) {
-    std::vector<StoredRun> runs;
-    for (const RunEntry& r : s.runs()) runs.push_back(s.run(r.id));
-    write_file(o.dashboard, html_dashboard(runs, fmt::format("{:%Y-%m-%dT%H:%M:%SZ}",
-                                                             fmt::gmtime(std::time(nullptr)))));
+    write_file(o.dashboard,
+               html_dashboard(all_runs(s), fmt::format("{:%Y-%m-%dT%H:%M:%SZ}",
+                                                       fmt::gmtime(std::time(nullptr)))));
     tell("dashboard: {}\n", o.dashboard);
   }
-  if (o.import.empty() && o.benchmarks.empty() && o.export_to.empty() && o.dashboard.empty())
+  write_exchange(o, s);
+  if (std::ranges::all_of(std::array{&o.import, &o.benchmarks, &o.export_to, &o.dashboard,
+                                     &o.openmetrics, &o.otava, &o.bencher},
+                          [](const std::string* option) { return option->empty(); }))
     for (const RunEntry& r : s.runs())
       tell("{:>5}  {}  {:<9}  {}  {} on {}: {}\n", r.id, r.started, r.kind, r.commit.substr(0, 10),
            r.candidate, r.title, r.sentence);
@@ -170,12 +202,25 @@ Command add_store(CLI::App& app) {
       ->add_option("--benchmarks", o->benchmarks,
                    "Append what Google Benchmark wrote with --benchmark_out_format=json")
       ->check(read_only());
+  command
+      ->add_option("--openmetrics", o->openmetrics,
+                   "Write all runs as OpenMetrics text, each value with the time of its run")
+      ->check(writable());
+  command
+      ->add_option("--otava", o->otava,
+                   "Write all runs as JSON for Apache Otava, which looks for change points")
+      ->check(writable());
+  command
+      ->add_option("--bencher", o->bencher,
+                   "Write the last run as JSON in the metric format of Bencher")
+      ->check(writable());
   command->footer(
       "Without an option the runs are listed. Exit status: 0, 2 a file is no store, is damaged or "
       "cannot be read, 3 one cannot be written.\n\nExamples:\n"
       "  assay check --suite tiny --store runs.db\n"
       "  assay store runs.db\n"
       "  assay store runs.db --dashboard runs.html\n"
+      "  assay store runs.db --openmetrics runs.txt --otava runs.json --bencher last.json\n"
       "  assay store runs.db --export runs.jsonl && assay store copy.db --import runs.jsonl");
   return {command, [o] { return store(*o); }};
 }

@@ -123,6 +123,18 @@ TEST(Declared, DocumentedCommandsExist) {
   EXPECT_GT(seen, 100);
 }
 
+// The workflow files that users copy.
+TEST(Declared, WorkflowsUseWhatExists) {
+  const fs::path packaging = fs::path(ASSAY_SOURCE_DIR) / "packaging";
+  for (const char* name : {"github-actions.yml", "gitlab-ci.yml"}) {
+    int seen = 0;
+    for (const std::string& what :
+         unknown_to_the_program(text_of(packaging / name), options_of_commands(), seen))
+      ADD_FAILURE() << name << ": the program declares no " << what;
+    EXPECT_GE(seen, 1) << name;
+  }
+}
+
 TEST(Declared, ExamplesOfTheHelpTextsExist) {
   const std::map<std::string, Options> commands = options_of_commands();
   std::vector<std::string> helps = {declared()["footer"]};

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include "harness/results/told_outcome.h"
+#include "reports/case_text.h"
+
 namespace assay {
 namespace {
 
@@ -26,12 +29,21 @@ std::string escape_xml(const std::string& bytes) {
   return out;
 }
 
+// The command that reproduces it and, where the failure is one by evidence, what it was seen by.
+std::string text_of_failure(const CaseResult& r) {
+  std::string text = r.reproduce;
+  if (r.verdict.by_evidence)
+    for (const std::string& line : listed_evidence(r.verdict.evidence)) text += "\n" + line;
+  return text;
+}
+
 std::string test_case(const CaseResult& r) {
   const std::string reason = escape_xml(r.reason);
   std::string inner;
   switch (r.outcome) {
     case Outcome::fail:
-      inner = fmt::format("<failure message=\"{}\">{}</failure>", reason, escape_xml(r.reproduce));
+      inner = fmt::format("<failure type=\"{}\" message=\"{}\">{}</failure>", outcome_words(r),
+                          reason, escape_xml(text_of_failure(r)));
       break;
     case Outcome::error: inner = fmt::format("<error message=\"{}\"/>", reason); break;
     case Outcome::unsupported:

@@ -7,7 +7,8 @@
 
 namespace assay {
 
-// A failed case becomes a failure with its reason and the line that reproduces it. An unsupported
+// A failed case becomes a failure with its kind (proved, by evidence), its reason, the line that
+// reproduces it and, if it fails by evidence, the rows and filters that tell so. An unsupported
 // or inconclusive case becomes a skipped one with its reason.
 std::string junit_xml(const Run& run);
 

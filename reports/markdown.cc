@@ -1,6 +1,7 @@
 #include "reports/markdown.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cctype>
@@ -8,11 +9,12 @@
 #include <vector>
 
 #include "harness/text.h"
+#include "reports/case_text.h"
 
 namespace assay {
 namespace {
 
-constexpr std::size_t most_failures = 20, most_passes = 5;
+constexpr std::size_t most_causes = 20, most_changes = 20, most_passes = 5;
 
 // Escapes any text for a cell of a table. A bar would end the cell; a line end, which would end the
 // row, is no longer there when the text is visible.
@@ -56,14 +58,41 @@ std::string effect(const Effect& e, double margin) {
                      beyond ? fmt::format(", **beyond the margin of {}%**", margin) : "");
 }
 
-std::string failure_table(const std::vector<const CaseResult*>& bad) {
-  std::string text = "\n| | what is wrong | reproduce |\n| --- | --- | --- |\n";
-  for (std::size_t k = 0; k < std::min(bad.size(), most_failures); ++k)
-    text += fmt::format("| {} | {} | {} |\n", name_of(bad[k]->outcome), prose(bad[k]->reason),
-                        code(bad[k]->reproduce));
-  if (bad.size() > most_failures)
-    text += fmt::format("\n{} more in the report.\n", bad.size() - most_failures);
+// Failures of one cause are one row.
+std::string cause_table(const RunSummary& s) {
+  std::string text;
+  if (const std::string shared = s.shared.sentence(); !shared.empty())
+    text += fmt::format("\n**{}**\n", prose(shared));
+  text += "\n| cases | what is wrong | what they have | reproduce |\n| ---: | --- | --- | --- |\n";
+  for (std::size_t k = 0; k < std::min(s.causes.size(), most_causes); ++k) {
+    const Cause& c = s.causes[k];
+    text += fmt::format("| {} | {}: {} | {} | {} |\n", c.cases, prose(c.outcome), prose(c.reason),
+                        prose(fmt::format("{}", fmt::join(c.features, ", "))), code(c.reproduce));
+  }
+  if (s.causes.size() > most_causes)
+    text += fmt::format("\n{} more in the report.\n", s.causes.size() - most_causes);
   return text;
+}
+
+// The rows and filters by which failures inside their bounds were seen.
+std::string evidence_table(const std::vector<CaseResult>& results) {
+  std::vector<const CaseResult*> seen;
+  for (const CaseResult& r : results)
+    if (r.outcome == Outcome::fail && r.verdict.by_evidence) seen.push_back(&r);
+  if (seen.empty()) return "";
+  std::string text = fmt::format(
+      "\n<details><summary>By evidence: inside every bound, but no arithmetic makes such errors "
+      "({})</summary>\n\n| case | evidence |\n| --- | --- |\n",
+      counted(seen.size(), "case"));
+  for (std::size_t k = 0; k < std::min(seen.size(), most_causes); ++k) {
+    std::vector<std::string> lines;
+    for (const std::string& line : listed_evidence(seen[k]->verdict.evidence))
+      lines.push_back(prose(line));
+    text += fmt::format("| {} | {} |\n", code(seen[k]->line), fmt::join(lines, "<br>"));
+  }
+  if (seen.size() > most_causes)
+    text += fmt::format("\n{} more in the report.\n", seen.size() - most_causes);
+  return text + "\n</details>\n";
 }
 
 // Lists the passes nearest to their bounds. It sorts `passed`.
@@ -82,14 +111,16 @@ std::string nearest_passes(std::vector<const CaseResult*>& passed) {
 }  // namespace
 
 std::string markdown_summary(const Run& run) {
-  std::vector<const CaseResult*> bad, passed;
+  std::vector<const CaseResult*> passed;
   for (const CaseResult& r : run.results)
-    if (r.outcome == Outcome::fail || r.outcome == Outcome::error) bad.push_back(&r);
-    else if (worst_finite_ratio(r) >= 0) passed.push_back(&r);
+    if (r.outcome != Outcome::fail && r.outcome != Outcome::error && worst_finite_ratio(r) >= 0)
+      passed.push_back(&r);
+  const bool right = run.summary.causes.empty();
   std::string text =
       fmt::format("### Assay: {} on {}\n\n{} {}\n", prose(run.candidate), prose(run.suite),
-                  bad.empty() ? "✅" : "❌", prose(run.summary.sentence));
-  if (!bad.empty()) text += failure_table(bad);
+                  right ? "✅" : "❌", prose(run.summary.sentence));
+  if (!right) text += cause_table(run.summary);
+  text += evidence_table(run.results);
   if (!passed.empty()) text += nearest_passes(passed);
   const Machine& m = run.machine;
   return text + fmt::format("\n<sub>{}, {}, {}; commit {}; seed {}</sub>\n", prose(m.cpu),
@@ -110,10 +141,10 @@ std::string markdown_comparison(const StoredRun& a, const StoredRun& b, const Co
                       effect(c.accuracy, accuracy_margin), effect(c.seconds, time_margin));
   if (!c.changed.empty()) {
     text += "\n| outcome changed |\n| --- |\n";
-    for (std::size_t k = 0; k < std::min(c.changed.size(), most_failures); ++k)
+    for (std::size_t k = 0; k < std::min(c.changed.size(), most_changes); ++k)
       text += fmt::format("| {} |\n", code(c.changed[k]));
-    if (c.changed.size() > most_failures)
-      text += fmt::format("\n{} more.\n", c.changed.size() - most_failures);
+    if (c.changed.size() > most_changes)
+      text += fmt::format("\n{} more.\n", c.changed.size() - most_changes);
   }
   return text;
 }

@@ -8,8 +8,10 @@
 
 namespace assay {
 
-// Gives the sentence of the run, the failures with the line that reproduces each, and the passes
-// nearest to their bounds. It lists at most 20 failures and 5 passes, and tells how many there are.
+// Gives the sentence of the run, what failing cases share, the causes of failures with the line
+// that reproduces one of each, the evidence of failures inside their bounds, and the passes nearest
+// to their bounds. It lists at most 20 causes, 20 cases with evidence and 5 passes, and tells how
+// many there are. The causes are those of run.summary.
 std::string markdown_summary(const Run& run);
 
 // Gives a comparison of two runs in the same form.

@@ -358,14 +358,18 @@ std::int64_t Store::insert(const StoredRun& run) {
   return id;
 }
 
-std::int64_t Store::append(const Run& run) {
-  if (run.results.empty()) fail("a run without results is not stored");
+StoredRun stored(const Run& run) {
   StoredRun whole = begun("check", run.candidate.c_str(), static_cast<std::int64_t>(run.seed),
                           to_json(run.machine));
   whole.title = run.suite;
   whole.sentence = run.summary.sentence;
   for (const CaseResult& r : run.results) whole.results.push_back(kept(r));
-  return insert_alone(whole);
+  return whole;
+}
+
+std::int64_t Store::append(const Run& run) {
+  if (run.results.empty()) fail("a run without results is not stored");
+  return insert_alone(stored(run));
 }
 
 std::int64_t Store::append(const FaultsScore& score, const Machine& machine) {

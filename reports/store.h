@@ -28,6 +28,9 @@ struct StoreFailure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The run as a store keeps it, which begins now.
+StoredRun stored(const Run& run);
+
 // A line in the list of runs.
 struct RunEntry {
   std::int64_t id = 0;

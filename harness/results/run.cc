@@ -18,6 +18,9 @@ void describe_summary(Fields& fields, Value& run) {
   fields("elements", s.elements);
   fields("seconds", s.seconds);
   fields("adequacy", s.adequacy);
+  fields.object_if("shared", !s.shared.features.empty(),
+                   [&](auto& shared) { describe_fields(shared, s.shared); });
+  fields.unless("causes", s.causes, {});
 }
 
 template <class Fields, Described<Run> Value>

@@ -9,6 +9,7 @@
 
 #include "harness/results/adequacy.h"
 #include "harness/results/machine.h"
+#include "harness/results/shared_features.h"
 
 namespace assay {
 
@@ -25,6 +26,8 @@ struct RunSummary {
   std::int64_t elements = 0;
   double seconds = 0;
   std::map<std::string, AdequacyCells> adequacy;
+  SharedFeatures shared;      // of the failing cases; without features: nothing separates them
+  std::vector<Cause> causes;  // of failures and errors
 };
 
 struct Run {

@@ -70,6 +70,8 @@ const known = [
   'rows',
   'worst',
   'first_failure',
+  'evidence',
+  'by_evidence',
   'bias',
   'power',
   'quantization',
@@ -142,6 +144,80 @@ function lanesOf(set) {
   return runs.map(([a, b]) => (a === b ? `${a}` : `${a} to ${b}`)).join(', ');
 }
 
+// How a failure is known: an element is outside its bound, or the errors are no arithmetic's.
+const knownBy = (r) =>
+  r.outcome !== 'fail'
+    ? ''
+    : r.by_evidence
+      ? 'by evidence'
+      : r.elements?.outside > 0
+        ? 'proved'
+        : '';
+// Such a reason says so of itself; beside the outcome it need not.
+const reasonOf = (r) =>
+  (r.reason ?? '').replace(knownBy(r) === 'by evidence' ? /^by evidence: / : '', '');
+const outcomeOf = (r) => [outcome(r.outcome), has(knownBy(r)) && `, ${knownBy(r)}`];
+
+// Whether errors are typical of an arithmetic: the largest row of each output, and the faults of
+// which the errors hold most.
+function evidence({ evidence: e }) {
+  if (!e) return null;
+  if (!has(e.arithmetic))
+    return el('p', { class: 'dim' }, `Whether errors are typical was not asked: ${e.not_asked}.`);
+  const rows = Object.entries(e.rows ?? {});
+  const mark = (value, over) => el('span', { class: over && 'beyond' }, real(value));
+  // A share that is too small to matter counts less, and none is as large as a hundred.
+  const counts = ({ share, z, least }) => {
+    const size = Math.abs(rank(share));
+    return size > 100 ? 0 : Math.abs(rank(z)) * (size < least ? size / least : 1);
+  };
+  return el(
+    'div',
+    { class: 'evidence' },
+    el('h3', {}, 'Evidence'),
+    el(
+      'p',
+      {},
+      e.fits
+        ? `The errors are typical of ${e.arithmetic}.`
+        : `No arithmetic makes such errors; they come nearest to those of ${e.arithmetic}.`,
+      ` ${plural(e.rows_asked ?? 0, 'row')} and ${plural(e.questions ?? 0, 'fault')} were asked, beside ${plural(e.replicates ?? 0, 'replicate')} (seed ${e.seed}).`,
+    ),
+    rows.length > 0 &&
+      scroller(
+        'Errors in units of typical ones',
+        table(
+          'Errors in units of typical ones: the largest row of each output',
+          ['output', ['s'], ['limit'], ['median'], 'place'],
+          rows.map(([name, w]) => [
+            name,
+            mark(w.s, rank(w.s) > w.limit),
+            real(w.limit),
+            real(w.median),
+            name === 'C'
+              ? `${w.of_column ? 'column' : 'row'} ${w.row}`
+              : `b=${w.b}, h=${w.h}, ${name === 'dK' || name === 'dV' ? 'key' : 'row'}=${w.row}`,
+          ]),
+        ),
+      ),
+    (e.filters ?? []).length > 0 &&
+      scroller(
+        'Faults in the errors',
+        table(
+          'Faults in the errors: those that are most certain',
+          ['fault', ['share'], ['counts from'], ['z'], ['limit of z']],
+          e.filters.map((f) => [
+            f.fault,
+            real(f.share),
+            real(f.least),
+            mark(f.z, counts(f) > e.z_limit),
+            real(e.z_limit),
+          ]),
+        ),
+      ),
+  );
+}
+
 function details(c) {
   const r = c.result,
     e = r.elements ?? {},
@@ -179,6 +255,7 @@ function details(c) {
           ['ulp', has(first.ulp) && `${real(first.ulp)} ulp`],
         ]),
       ),
+    evidence(r),
     pictures(r),
     worst.length > 0 &&
       el(
@@ -370,14 +447,27 @@ function jump(event, id, state) {
   heading.focus({ preventScroll: true });
 }
 
+// The failures of one cause in one row.
+const causes = () =>
+  (summary.causes ?? []).length > 0 &&
+  scroller(
+    'Failures by cause',
+    table(
+      'Failures by cause',
+      [['cases'], 'outcome', 'reason', 'what they have', 'reproduce'],
+      summary.causes.map((c) => [
+        count(c.cases),
+        c.outcome,
+        c.reason,
+        (c.features ?? []).join(', '),
+        el('code', {}, c.reproduce),
+      ]),
+    ),
+  );
+
 function failureList() {
   if (failures.length === 0)
     return el('p', { class: 'empty' }, cases.length === 0 ? 'No case was run.' : 'No case failed.');
-  const why = new Map();
-  for (const { result: r } of failures) {
-    const kind = (r.reason ?? '').split(': ')[0] || 'no reason given';
-    why.set(kind, (why.get(kind) ?? 0) + 1);
-  }
   // The contents are made when they are opened, because a run may have a thousand failures.
   const entry = (c, i) => {
     const fill = () => {
@@ -394,9 +484,9 @@ function failureList() {
         el(
           'span',
           { class: 'summary' },
-          outcome(c.result.outcome),
+          outcomeOf(c.result),
           ' ',
-          el('strong', {}, c.result.reason ?? ''),
+          el('strong', {}, reasonOf(c.result)),
           has(c.worst.ratio) &&
             el(
               'span',
@@ -421,15 +511,8 @@ function failureList() {
   };
   add(50);
   return [
-    failures.length > 1 &&
-      scroller(
-        'Failures by reason',
-        table(
-          null,
-          ['reason', ['cases']],
-          [...why].sort((a, b) => b[1] - a[1]).map(([k, n]) => [k, count(n)]),
-        ),
-      ),
+    has(summary.shared?.sentence) && el('p', { class: 'shared' }, summary.shared.sentence),
+    failures.length > 1 && causes(),
     list,
     more,
   ];
@@ -1062,9 +1145,9 @@ function onCase(number) {
       'h2',
       { tabindex: -1 },
       `Case ${count(number)} of ${count(cases.length)}: `,
-      outcome(c.result.outcome),
+      outcomeOf(c.result),
     ),
-    has(c.result.reason) && el('p', { class: 'reason' }, c.result.reason),
+    has(c.result.reason) && el('p', { class: 'reason' }, reasonOf(c.result)),
     details(c),
   );
 }

@@ -91,6 +91,117 @@ test('a failure shows its element, its lines and its pictures', async () => {
   await page.finish();
 });
 
+// A failure inside its bounds, and what the failing cases of the run share.
+const withEvidence = () => ({
+  ...run,
+  summary: {
+    ...run.summary,
+    shared: {
+      features: ['causal'],
+      failing: 5,
+      passing: 10,
+      others: 0,
+      sentence: 'all 5 failing cases have causal; none of 10 passing ones has it',
+    },
+    causes: [
+      {
+        outcome: 'fail, proved',
+        reason: 'LSE is outside its bound',
+        cases: 4,
+        features: ['causal', 'at least 70 keys'],
+        case: failing[0].case,
+        reproduce: failing[0].reproduce,
+      },
+      {
+        outcome: 'fail, by evidence',
+        reason: 'the newest key of each row is missing',
+        cases: 1,
+        case: failing[1].case,
+        reproduce: failing[1].reproduce,
+      },
+    ],
+  },
+  results: run.results.map((r, i) =>
+    i + 1 !== failing[0].number
+      ? r
+      : {
+          ...r,
+          reason: 'by evidence: inside every bound',
+          by_evidence: true,
+          evidence: {
+            arithmetic: 'fp32 accumulation, weights in f16',
+            fits: false,
+            rows: {
+              O: { s: 2104.5, median: 1.04, limit: 3.75, b: 0, h: 1, row: 65 },
+              dK: { s: 1.25, median: 0.9, limit: 7.5, b: 0, h: 0, row: 3 },
+              C: { s: 1.5, median: 1, limit: 4, b: 0, h: 0, row: 7, of_column: true },
+            },
+            filters: [
+              { fault: 'the newest key of each row is missing', share: 0.998, z: 451.25, least: 0 },
+              { fault: 'O is too large', share: -0.001, z: -9.5, least: 0.002 },
+            ],
+            z_limit: 8.125,
+            questions: 312,
+            rows_asked: 260,
+            replicates: 12,
+            seed: 9,
+          },
+        },
+  ),
+});
+
+for (const width of [1280, 360])
+  test(`evidence is shown with its rows and filters, ${width} pixels`, async () => {
+    const page = await open(withEvidence(), { width, hash: `#case=${failing[0].number}` });
+    assert.match(await text(page, '#case h2'), /fail, by evidence$/);
+    assert.equal(await text(page, '#case .reason'), 'inside every bound');
+    const shownRows = (label) => texts(page, `#case [aria-label="${label}"] tbody td`);
+    assert.deepEqual(await shownRows('Errors in units of typical ones'), [
+      ...['O', '2.1e+3', '3.75', '1.04', 'b=0, h=1, row=65'],
+      ...['dK', '1.25', '7.5', '0.9', 'b=0, h=0, key=3'],
+      ...['C', '1.5', '4', '1', 'column 7'],
+    ]);
+    assert.deepEqual(await shownRows('Faults in the errors'), [
+      ...['the newest key of each row is missing', '0.998', '0', '451', '8.13'],
+      ...['O is too large', '-0.001', '0.002', '-9.5', '8.13'],
+    ]);
+    // What is beyond its limit is marked, and nothing else is.
+    assert.deepEqual(await texts(page, '#case .evidence .beyond'), ['2.1e+3', '451']);
+    const all = await text(page, '#case .evidence');
+    assert.match(all, /No arithmetic makes such errors; they come nearest to those of fp32/);
+    assert.match(all, /260 rows and 312 faults were asked, beside 12 replicates \(seed 9\)/);
+    await checkLayout(page);
+    await checkContrast(page);
+    await page.finish();
+  });
+
+test('what failing cases share stands above them, and each cause once', async () => {
+  const page = await open(withEvidence());
+  assert.equal(
+    await text(page, '.shared'),
+    'all 5 failing cases have causal; none of 10 passing ones has it',
+  );
+  const cells = await texts(page, '[aria-label="Failures by cause"] tbody td');
+  assert.deepEqual(cells.slice(0, 4), [
+    '4',
+    'fail, proved',
+    'LSE is outside its bound',
+    'causal, at least 70 keys',
+  ]);
+  assert.deepEqual(cells.slice(5, 9), [
+    '1',
+    'fail, by evidence',
+    'the newest key of each row is missing',
+    '',
+  ]);
+  assert.equal(cells[9], failing[1].reproduce);
+  await checkLayout(page);
+  await page.finish();
+  const without = await open(run);
+  assert.equal(await shown(without, '.shared'), 0);
+  await without.finish();
+});
+
 test('a heat map draws every cell and crosses those beyond the bound', async () => {
   const page = await open(run, { hash: '#case=2' });
   await drawAll(page);

@@ -1,0 +1,144 @@
+// What a terminal is told of one case: few lines, the words of proof and of evidence, and an
+// explanation of every number.
+#include "reports/case_text.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "harness/judging/execute.h"
+#include "harness/results/told_outcome.h"
+
+namespace assay {
+namespace {
+
+using testing::ContainsRegex;
+using testing::HasSubstr;
+using testing::Not;
+using testing::StartsWith;
+
+CaseResult judged(const char* line, const char* candidate = "host") {
+  return execute(parse_case(line), *make_candidate(candidate), ExecuteOptions{});
+}
+
+std::string joined(const std::vector<std::string>& lines) {
+  std::string text;
+  for (const std::string& line : lines) text += line + '\n';
+  return text;
+}
+
+// A failure of which everything is known that can be.
+CaseResult failure_of_everything() {
+  CaseResult r;
+  r.line = "attention b=1";
+  r.outcome = Outcome::fail;
+  r.reason = "O is outside its bound: O[b=0, h=0, row=0, column=0] = 1, exact 0, bound 0.1";
+  r.reproduce = "assay check --case 'attention b=1'";
+  Verdict& v = r.verdict;
+  v.contract = "some arithmetic";
+  v.inside = 7;
+  v.outside = 5;
+  v.hull_only = 2;
+  v.rows_judged = 3;
+  v.rows_total = 4;
+  v.nan_found = 1;
+  for (const Output output : values_of<Output>) {
+    v.outputs[output].elements = 2;
+    v.outputs[output].worst.bound = 0.1;
+    v.outputs[output].worst.ratio = 10;
+    v.evidence.rows[output] = {.s = 9, .median = 1, .limit = 4};
+  }
+  v.failures = {{"O is outside its bound", 4}, {"O is NaN", 1}};
+  v.excused = {{"an overflow that the contract allows", 6}};
+  v.evidence.arithmetic = "fp32 accumulation";
+  v.evidence.fits = false;
+  v.evidence.filters = {{"the newest key of each row is missing", 0.5, 40, 0.6}};
+  v.evidence.questions = 300;
+  for (const char* name : {"threads", "targets", "after-another"})
+    r.relations[name] = Relation::violated("they differ");
+  return r;
+}
+
+TEST(CaseText, APassIsToldInFiveLines) {
+  for (const char* line :
+       {"attention b=1 h=4/2 l=37x53 d=64 causal", "attention b=1 h=2 l=40 d=8 rows=4",
+        "backward b=1 h=2 l=9x20 d=8 causal sink=1 bias=normal@hj", "product m=3 n=20 k=40 w=nvfp4",
+        "attention b=1 h=1 l=4 d=4 poke=v:0:0:1:2=nan"}) {
+    const CaseResult r = judged(line);
+    const std::vector<std::string> told = told_case(r);
+    EXPECT_TRUE(passed(r.outcome)) << line;
+    EXPECT_LE(told.size(), 5u) << joined(told);
+    EXPECT_THAT(joined(told), ContainsRegex("pass: every [a-z]+ is inside its bound"));
+    EXPECT_THAT(joined(told), HasSubstr("; contract: " + r.verdict.contract));
+    EXPECT_THAT(joined(told), HasSubstr("nearest to its bound: ")) << line;
+    EXPECT_THAT(joined(told), HasSubstr("would have shown: ")) << line;
+  }
+  EXPECT_THAT(joined(told_case(judged("attention b=1 h=2 l=40 d=8 rows=4"))),
+              HasSubstr(" (8 of 80 rows)"));
+}
+
+// One line is left for what a failure looks like.
+TEST(CaseText, AFailureIsToldInTenLines) {
+  const std::vector<std::string> told = told_case(failure_of_everything());
+  EXPECT_LE(told.size(), 9u) << joined(told);
+  EXPECT_EQ(told[1], "  fail, proved: " + failure_of_everything().reason);
+  EXPECT_EQ(told.back(), "  reproduce: assay check --case 'attention b=1'");
+  EXPECT_THAT(joined(told), HasSubstr("1 x O is NaN, 4 x O is outside its bound; 7 are inside"));
+  EXPECT_THAT(joined(told), HasSubstr("2 without a bound of their own; 6 excused"));
+  EXPECT_THAT(
+      joined(told),
+      HasSubstr("z of \"the newest key of each row is missing\" 40, limit 0; share 0.5 (counts "
+                "from 0.6); 300 questions"));
+  EXPECT_THAT(joined(told), HasSubstr("NaN: 1 found, 0 belong there"));
+}
+
+TEST(CaseText, WordsTellProofFromEvidence) {
+  CaseResult r = failure_of_everything();
+  EXPECT_EQ(outcome_words(r), "fail, proved");
+  r.verdict.by_evidence = true;
+  r.reason = "by evidence: inside every bound, but no arithmetic makes such errors: some";
+  EXPECT_EQ(told_outcome(r),
+            "fail, by evidence: inside every bound, but no arithmetic makes such errors: some");
+  r.verdict = {};
+  r.reason = "the candidate did not finish within 2 s";
+  EXPECT_EQ(told_outcome(r), "fail: " + r.reason);
+  EXPECT_EQ(told_case(r).size(), 3u);
+  r.outcome = Outcome::unsupported;
+  EXPECT_EQ(outcome_words(r), "unsupported");
+  EXPECT_EQ(told_case(r).size(), 2u);
+  // A real kernel, a real bound.
+  EXPECT_EQ(outcome_words(judged("attention b=1 h=1 l=9x20 d=8 causal", "fault:causal-off-by-one")),
+            "fail, proved");
+}
+
+TEST(CaseText, EveryNumberIsExplained) {
+  for (const CaseResult& r :
+       {judged("attention b=1 h=4/2 l=9x20 d=8 causal"), failure_of_everything(),
+        judged("backward b=1 h=2 l=9x20 d=8 causal"), judged("product m=3 n=20 k=40 w=nvfp4")}) {
+    const std::vector<std::string> told = explained_case(r);
+    EXPECT_GT(told.size(), 10u);
+    // Numbers, each or some of one meaning, and then the meaning, which is told once.
+    EXPECT_THAT(told.back(), StartsWith("      "));
+    for (std::size_t k = 1; k < told.size(); ++k) {
+      const bool meaning = told[k].starts_with("      ");
+      EXPECT_THAT(told[k], ContainsRegex("^(  |      )[^ ]"));
+      EXPECT_FALSE(meaning && told[k - 1].starts_with("      ")) << told[k];
+    }
+    EXPECT_THAT(joined(told), HasSubstr("contract: " + r.verdict.contract));
+    for (const auto& [name, relation] : r.relations)
+      EXPECT_THAT(joined(told), HasSubstr("relation " + name + ": " + text_of(relation)));
+    if (passed(r.outcome)) {
+      EXPECT_THAT(joined(told), HasSubstr("power"));
+      // Statistics have as many digits as they are worth.
+      EXPECT_THAT(joined(told), ContainsRegex("bias: mean signed error/bound -?[0-9.e-]{1,9}, "
+                                              "slope t -?[0-9.e-]{1,9}\n"));
+    } else {
+      EXPECT_THAT(joined(told), Not(HasSubstr("power")));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace assay
