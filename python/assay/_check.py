@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from ._kernel import Kernel
 from ._library import parse, suite as suite_of
-from ._report import Report
+from ._report import Report, Result
 from .errors import InputError
 
 _SHRUNK = 3  # the first failures tell most of what failures can tell
@@ -175,7 +175,7 @@ class Isolated:
                 f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
             )
             return self._failed(line, f"the function's process {how} in the middle of the case")
-        return json.loads(answer)
+        return Result(json.loads(answer))
 
     def _answer(self, process: subprocess.Popen) -> Optional[bytes]:
         """A line of the process; None if it is late, without a line's end if the process ended."""
@@ -193,10 +193,10 @@ class Isolated:
         return found
 
     def _failed(self, line: str, reason: str) -> Dict[str, Any]:
-        return {
-            "case": line,
-            "candidate": self.kernel.candidate,
-            "outcome": "fail",
-            "reason": reason,
-            "reproduce": self.kernel._again(line),
-        }
+        return Result(
+            case=line,
+            candidate=self.kernel.candidate,
+            outcome="fail",
+            reason=reason,
+            reproduce=self.kernel._again(line),
+        )

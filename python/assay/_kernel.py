@@ -22,7 +22,7 @@ from ._library import (
     options_of,
     parse,
 )
-from ._report import failure_text, is_right
+from ._report import Result, failure_text, is_right
 from ._run import KEYWORDS, OPERATIONS, PAIRS, POSITIONAL, PRODUCT_KEYWORDS, Run
 from .errors import Failure, InputError, Unsupported
 
@@ -191,7 +191,7 @@ class Kernel:
         run = Run(self, said, reuse)
         product = said["operation"] == "product"
         arithmetic = None if product else self._declared(said["dtype"])
-        result = ask_json(
+        answer = ask_json(
             library.assay_judge_function,
             encoded("case", line),
             FUNCTION(run.answer),
@@ -205,6 +205,7 @@ class Kernel:
             raise run.interrupted
         if run.learned_no_lse:  # the first call showed it
             return self._judge(line, reuse=reuse, **options)
+        result = Result(answer)
         if run.note and result["reason"].startswith("poison: two runs"):
             result["reason"] = run.note
         self._last = run.inputs
@@ -224,13 +225,13 @@ class Kernel:
         return f"assay check --candidate {self.candidate} --case '{line}'"
 
     def _unsupported(self, line: str, why: str) -> Dict[str, Any]:
-        return {
-            "case": line,
-            "candidate": self.candidate,
-            "reproduce": "",
-            "outcome": "unsupported",
-            "reason": why,
-        }
+        return Result(
+            case=line,
+            candidate=self.candidate,
+            reproduce="",
+            outcome="unsupported",
+            reason=why,
+        )
 
     def _cached(self, line: str, options: Dict[str, Any]) -> Optional[str]:
         """Why the kernel is wrong when other numbers lie at the same addresses as before."""
