@@ -95,74 +95,60 @@ def spans(name: str, t: Any, end: int) -> List[Tuple[int, int]]:
 # ---- Attention ----
 
 _BY_HEAD = (None, 1, 0, 2)  # [rows, heads, columns] as [1, heads, rows, columns]
+_BY_ROW = (0, 1, None, 2)  # [batch, heads, columns] as [batch, heads, 1, columns]
 
 
-def _outputs(outputs: Dict[str, Tensor], begin: int, end: int) -> Dict[str, Tensor]:
-    found = {"o": viewed(part(outputs["output"], begin, end), _BY_HEAD)}
+def _outputs(outputs: Dict[str, Tensor], axes: Sequence[Optional[int]]) -> Dict[str, Tensor]:
+    """O with these of its axes, and LSE, which has no columns."""
+    found = {"o": viewed(outputs["output"], axes)}
     if "lse" in outputs:
-        found["lse"] = viewed(part(outputs["lse"], begin, end), (None, 1, 0))
+        found["lse"] = viewed(outputs["lse"], axes[:3])
     return found
 
 
-def _words(asked: Asked, operation: str, causal: bool) -> List[str]:
+def _rows(outputs: Dict[str, Tensor], begin: int, end: int) -> Dict[str, Tensor]:
+    return _outputs({name: part(t, begin, end) for name, t in outputs.items()}, _BY_HEAD)
+
+
+def _line(asked: Asked, operation: str, causal: bool = False) -> str:
     words = [operation, *asked.scale()]
     if "lse" in asked.outputs:
         words.append("lse=base2")
-    return words + (["causal"] if causal else [])
+    if causal:
+        words.append("causal" if operation == "decode" else "causal offset=end")
+    return " ".join(words)
 
 
 def _ragged(asked: Asked) -> Iterator[Question]:
     q, k, v = (asked.inputs[name] for name in ("q", "k", "v"))
-    causal = True if asked.causal is None else asked.causal
     queries = spans("qo_indptr", asked.inputs["qo_indptr"], q.shape[0])
     keys = spans("kv_indptr", asked.inputs["kv_indptr"], k.shape[0])
     if len(queries) != len(keys):
         raise InputError("kv_indptr", f"has {len(keys)} sequences, and qo_indptr {len(queries)}")
+    line = _line(asked, "attention", True if asked.causal is None else asked.causal)
     for number, (rows, tokens) in enumerate(zip(queries, keys)):
         if rows[0] == rows[1]:
             continue
-        yield Question(
-            " ".join(_words(asked, "attention", causal) + (["offset=end"] if causal else [])),
-            {
-                "q": viewed(part(q, *rows), _BY_HEAD),
-                "k": viewed(part(k, *tokens), _BY_HEAD),
-                "v": viewed(part(v, *tokens), _BY_HEAD),
-                **_outputs(asked.outputs, *rows),
-            },
-            f"sequence {number}",
-        )
+        tensors = {
+            "q": viewed(part(q, *rows), _BY_HEAD),
+            "k": viewed(part(k, *tokens), _BY_HEAD),
+            "v": viewed(part(v, *tokens), _BY_HEAD),
+            **_rows(asked.outputs, *rows),
+        }
+        yield Question(line, tensors, f"sequence {number}")
 
 
 def _single_prefill(asked: Asked) -> Iterator[Question]:
-    causal = bool(asked.causal)
-    rows = asked.inputs["q"].shape[0]
-    yield Question(
-        " ".join(_words(asked, "attention", causal) + (["offset=end"] if causal else [])),
-        {
-            **{name: viewed(asked.inputs[name], _BY_HEAD) for name in ("q", "k", "v")},
-            **_outputs(asked.outputs, 0, rows),
-        },
-        "",
-    )
+    tensors = {name: viewed(asked.inputs[name], _BY_HEAD) for name in ("q", "k", "v")}
+    tensors.update(_outputs(asked.outputs, _BY_HEAD))
+    yield Question(_line(asked, "attention", bool(asked.causal)), tensors, "")
 
 
 def _single_decode(asked: Asked) -> Iterator[Question]:
     row = (None, 0, None, 1)  # [heads, columns] as [1, heads, 1, columns]
-    yield Question(
-        " ".join(_words(asked, "attention", False)),
-        {
-            "q": viewed(asked.inputs["q"], row),
-            "k": viewed(asked.inputs["k"], _BY_HEAD),
-            "v": viewed(asked.inputs["v"], _BY_HEAD),
-            "o": viewed(asked.outputs["output"], row),
-            **(
-                {"lse": viewed(asked.outputs["lse"], (None, 0, None))}
-                if "lse" in asked.outputs
-                else {}
-            ),
-        },
-        "",
-    )
+    tensors = {name: viewed(asked.inputs[name], _BY_HEAD) for name in ("k", "v")}
+    tensors.update(q=viewed(asked.inputs["q"], row), **_outputs(asked.outputs, row))
+    yield Question(_line(asked, "attention"), tensors, "")
 
 
 class _Pages(NamedTuple):
@@ -256,38 +242,24 @@ def _paged(asked: Asked, q: Tensor, pages: _Pages) -> Iterator[Question]:
     if "qo_indptr" not in asked.inputs:
         if q.shape[0] != len(pages.lists):
             raise InputError("q", f"{q} has another number of sequences than {len(pages.lists)}")
-        row = (0, 1, None, 2)
+        outputs = _outputs(asked.outputs, _BY_ROW)
         yield Question(
-            " ".join(_words(asked, "decode", False)),
-            {
-                "q": viewed(q, row),
-                "o": viewed(asked.outputs["output"], row),
-                **(
-                    {"lse": viewed(asked.outputs["lse"], (0, 1, None))}
-                    if "lse" in asked.outputs
-                    else {}
-                ),
-                **pages.table(),
-            },
-            "",
+            _line(asked, "decode"), {"q": viewed(q, _BY_ROW), **outputs, **pages.table()}, ""
         )
         return
-    causal = True if asked.causal is None else asked.causal
     queries = spans("qo_indptr", asked.inputs["qo_indptr"], q.shape[0])
     if len(queries) != len(pages.lists):
         raise InputError("qo_indptr", f"has {len(queries)} sequences, not {len(pages.lists)}")
+    line = _line(asked, "decode", True if asked.causal is None else asked.causal)
     for number, rows in enumerate(queries):
         if rows[0] == rows[1]:
             continue
-        yield Question(
-            " ".join(_words(asked, "decode", causal)),
-            {
-                "q": viewed(part(q, *rows), _BY_HEAD),
-                **_outputs(asked.outputs, *rows),
-                **pages.of(number).table(),
-            },
-            f"sequence {number}",
-        )
+        tensors = {
+            "q": viewed(part(q, *rows), _BY_HEAD),
+            **_rows(asked.outputs, *rows),
+            **pages.of(number).table(),
+        }
+        yield Question(line, tensors, f"sequence {number}")
 
 
 def _gqa_paged(asked: Asked) -> Iterator[Question]:
@@ -321,10 +293,8 @@ def _gemm_fp8(asked: Asked) -> Iterator[Question]:
 
 def _gemm_bf16_fp4(asked: Asked) -> Iterator[Question]:
     """Codes [N, K / 2] and scales [N, K / 16] are columns of W, as docs/formats.md has them."""
-    a, b, scales, c = (
-        *(asked.inputs[name] for name in ("A", "B", "b_descale")),
-        asked.outputs["C"],
-    )
+    a, b, scales = (asked.inputs[name] for name in ("A", "B", "b_descale"))
+    c = asked.outputs["C"]
     n, k = c.shape[1], a.shape[1]
     if asked.inputs.get("block_size") not in (None, 16) or k % 16:
         raise Unmapped("block_size", f"is {asked.inputs.get('block_size')}, or does not divide {k}")
