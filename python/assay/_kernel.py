@@ -83,6 +83,8 @@ class Kernel:
         self._gradients_take = _signature(gradients, "backward") if callable(gradients) else None
         self._made: Optional[Framework] = None
         self._same_address: set = set()
+        self._last: Dict[str, Input] = {}
+        self._held: List[Dict[str, Input]] = []
         known = facts()["features"]
         for feature in self._without:
             if feature not in known:
@@ -167,6 +169,7 @@ class Kernel:
             why = self._cached(line, options)
             if why:
                 result["outcome"], result["reason"] = "fail", why
+        self._last, self._held = {}, []
         return result
 
     def check(self, case: Any, **options: Any) -> Dict[str, Any]:
@@ -208,7 +211,7 @@ class Kernel:
         result = Result(answer)
         if run.note and result["reason"].startswith("poison: two runs"):
             result["reason"] = run.note
-        self._last = run.inputs
+        self._last, self._held = run.inputs, run.held
         return result
 
     def _declared(self, dtype: str) -> Arithmetic:
@@ -239,10 +242,12 @@ class Kernel:
         seed = next((int(w[5:]) for w in line.split() if w.startswith("seed=")), 1)
         other = " ".join(words + [f"seed={seed + 1000003}"])
         quick: Dict[str, Any] = dict(options, power=False, relations=False, pictures=False)
+        held = self._held  # while these live, no later input lies where one of them lay
         result = self._judge(other, reuse=self._last, **quick)
         if result["outcome"] != "fail":
             return None
         fresh = self._judge(other, **quick)
+        del held
         if fresh["outcome"] == "fail":
             return None  # it is wrong at any address: another case of the suite will say so
         return (
