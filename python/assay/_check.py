@@ -11,6 +11,7 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from ._kernel import Kernel
+from ._load import child_environment, how_it_ended
 from ._library import parse, suite as suite_of
 from ._report import Report, Result
 from .errors import InputError
@@ -120,11 +121,6 @@ class Isolated:
         self._end()
 
     def _start(self) -> subprocess.Popen:
-        environment = dict(os.environ)
-        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [package] + [p for p in (environment.get("PYTHONPATH"),) if p]
-        )
         return subprocess.Popen(
             [
                 sys.executable,
@@ -137,7 +133,7 @@ class Isolated:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=child_environment(),
         )
 
     def _end(self) -> int:
@@ -171,10 +167,8 @@ class Isolated:
         if not answer.endswith(b"\n"):
             status = process.wait()
             self._end()
-            how = (
-                f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
-            )
-            return self._failed(line, f"the function's process {how} in the middle of the case")
+            why = f"the function's process {how_it_ended(status)} in the middle of the case"
+            return self._failed(line, why)
         return Result(json.loads(answer))
 
     def _answer(self, process: subprocess.Popen) -> Optional[bytes]:

@@ -30,6 +30,7 @@ import math
 import os
 import platform
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,6 +43,7 @@ from ._cases import case_inputs
 from ._flashinfer_map import Asked, Mapping, Unmapped, integer_tensor, mapping_of
 from ._frameworks import LARGE, NAN, Finding, Framework, framework, overlap
 from ._library import width_of
+from ._load import child_environment, how_it_ended
 from ._report import failure_text, is_right
 from ._run import ended
 from ._safetensors import read_one, write_whole
@@ -599,14 +601,7 @@ def judge(
     tool = framework(framework_name, device)
     inputs = inputs_of(definition, workload, seed)
     options = dict(threads=threads, rows=rows, evidence=evidence)
-    evaluation: Dict[str, Any] = {
-        "status": "PASSED",
-        "environment": _environment(tool),
-        "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(),
-        "log": "",
-        "correctness": None,
-        "performance": None,
-    }
+    evaluation = _evaluation("PASSED", "", tool.device)
     name = solution.name if isinstance(solution, Solution) else _name_of(solution)
     try:
         runner = _runner(definition, workload, solution, tool, inputs)
@@ -622,10 +617,25 @@ def judge(
         _conclude(evaluation, name, results, runner.seconds)
     except _Wrong as e:
         evaluation["status"], evaluation["log"] = e.status, str(e)
+    return _trace(workload, name, evaluation)
+
+
+def _evaluation(status: str, log: str, device: str) -> Dict[str, Any]:
     return {
-        "definition": definition.name,
+        "status": status,
+        "environment": _environment(device),
+        "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "log": log,
+        "correctness": None,
+        "performance": None,
+    }
+
+
+def _trace(workload: Workload, solution: str, evaluation: Dict[str, Any]) -> Dict[str, Any]:
+    return {
+        "definition": workload.definition,
         "workload": workload.record,
-        "solution": name,
+        "solution": solution,
         "evaluation": evaluation,
     }
 
@@ -718,14 +728,14 @@ def _errors(worst: Dict[str, Any]) -> Tuple[float, float]:
     return error, error / abs(exact) if exact else (0.0 if error == 0 else math.inf)
 
 
-def _environment(tool: Framework) -> Dict[str, Any]:
+def _environment(device: str) -> Dict[str, Any]:
     libs = {"assay": __version__}
     hardware = platform.machine() or "unknown"
     torch, triton = (sys.modules.get(name) for name in ("torch", "triton"))
     if torch is not None and hasattr(torch, "__version__"):
         libs["torch"] = str(torch.__version__)
-        if tool.device.startswith("cuda"):
-            hardware = torch.cuda.get_device_name(tool.device).replace(" ", "_")
+        if device.startswith("cuda"):
+            hardware = torch.cuda.get_device_name(device).replace(" ", "_")
             libs["cuda"] = str(torch.version.cuda)
     if triton is not None and hasattr(triton, "__version__"):
         libs["triton"] = triton.__version__
@@ -774,6 +784,12 @@ def _command() -> argparse.ArgumentParser:
     parser.add_argument("--causal", choices=("yes", "no"), help="of a prefill")
     parser.add_argument("--evidence", choices=("fail", "warn", "off"), default="fail")
     parser.add_argument(
+        "--isolate", action="store_true", help="run every workload in a process of its own"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=300, help="of a workload with --isolate, in seconds (300)"
+    )
+    parser.add_argument(
         "--coverage", action="store_true", help="count which definitions are judged, and stop"
     )
     return parser
@@ -794,27 +810,62 @@ def _judge_all(o: argparse.Namespace) -> int:
     solution = load_solution(o.solution)
     if solution.definition not in definitions:
         raise InputError("--definition", f"{o.definition} has no {solution.definition!r}")
+    if not o.timeout > 0:
+        raise InputError("--timeout", f"{o.timeout} is no number of seconds above 0")
     traces = []
     for workload in load_workloads(o.workload, o.root):
-        traces.append(
-            judge(
-                definitions[solution.definition],
-                workload,
-                solution,
-                device=o.device,
-                seed=o.seed,
-                threads=o.threads,
-                rows=o.rows,
-                causal=None if o.causal is None else o.causal == "yes",
-                evidence=o.evidence,
+        if o.isolate:
+            traces.append(_judge_apart(o, workload, solution.name))
+        else:
+            traces.append(
+                judge(
+                    definitions[solution.definition],
+                    workload,
+                    solution,
+                    device=o.device,
+                    seed=o.seed,
+                    threads=o.threads,
+                    rows=o.rows,
+                    causal=None if o.causal is None else o.causal == "yes",
+                    evidence=o.evidence,
+                )
             )
-        )
         e = traces[-1]["evaluation"]
         print(f"{e['status']} {workload.uuid}" + (f"\n{e['log']}" if e["log"] else ""))
     write_traces(o.trace, traces)
     passed = sum(t["evaluation"]["status"] == "PASSED" for t in traces)
     print(f"{len(traces)} workloads: {passed} passed; seed {o.seed}")
     return 0 if passed == len(traces) else 1
+
+
+def _judge_apart(o: argparse.Namespace, workload: Workload, solution: str) -> Dict[str, Any]:
+    """The trace of one workload, which this command judges in another process."""
+    with tempfile.TemporaryDirectory(prefix="assay-workload-") as folder:
+        one, to = Path(folder) / "workload.jsonl", Path(folder) / "trace.jsonl"
+        line = {"definition": workload.definition, "workload": workload.record}
+        one.write_text(json.dumps(line) + "\n", encoding="utf-8")
+        command = [sys.executable, "-m", "assay.flashinfer", "--root", workload.root]
+        command += ["--workload", str(one), "--trace", str(to)]
+        for option in ("definition", "solution", "device", "seed", "threads", "rows", "evidence"):
+            command += ["--" + option, str(getattr(o, option))]
+        command += [] if o.causal is None else ["--causal", o.causal]
+        try:
+            done = subprocess.run(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=o.timeout,
+                env=child_environment(),
+            )
+        except subprocess.TimeoutExpired:
+            late = f"the solution did not finish within {o.timeout:g} s"
+            return _trace(workload, solution, _evaluation("TIMEOUT", late, "cpu"))
+        if done.returncode == 2:
+            raise InputError("", done.stderr.decode("utf-8", "replace").strip())
+        if to.exists():
+            return json.loads(_text(to))
+    why = f"the solution's process {how_it_ended(done.returncode)}"
+    return _trace(workload, solution, _evaluation("RUNTIME_ERROR", why, "cpu"))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

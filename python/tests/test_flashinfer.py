@@ -376,6 +376,43 @@ def test_the_command(tmp_path):
     assert status == 2 and told == "--workload: is needed\n"
 
 
+def test_what_ends_a_process_costs_one_workload(tmp_path):
+    source = (
+        SOURCE
+        + """
+def ends(q, k, v):
+    import os, signal, time
+    if len(k) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while len(k) == 2:
+        time.sleep(1)
+    return one_decode(q, k, v)
+"""
+    )
+    path = workload_file(tmp_path, "one_decode")
+    line = json.loads(path.read_text())
+    asked = ["--definition", DEFINITIONS, "--workload", path, "--trace", tmp_path / "t.jsonl"]
+    asked += ["--solution", solution_file(tmp_path, "one_decode", source, entry="ends")]
+
+    def isolated(lengths, *options):
+        lines = []
+        for tokens in lengths:
+            line["workload"]["axes"]["kv_len"] = tokens
+            lines.append(json.dumps(line))
+        path.write_text("\n".join(lines))
+        status, told = command(*asked, "--isolate", *options)
+        assert status == 1, told
+        read = [json.loads(text) for text in (tmp_path / "t.jsonl").read_text().splitlines()]
+        return [(t["evaluation"]["status"], t["evaluation"]["log"]) for t in read]
+
+    ended = ("RUNTIME_ERROR", "the solution's process was killed by signal 9")
+    assert isolated((1, 12)) == [ended, ("PASSED", "")]
+    late = ("TIMEOUT", "the solution did not finish within 2 s")  # however long it takes to start
+    assert isolated((2,), "--timeout", 2) == [late]
+    status, told = command(*asked, "--timeout", "nan")
+    assert status == 2 and told == "--timeout: nan is no number of seconds above 0\n"
+
+
 def test_bad_input_is_refused_by_name(tmp_path):
     d = definition("ragged")
 
