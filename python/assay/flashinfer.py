@@ -684,18 +684,18 @@ def _conclude(
     """Fills the status, the errors and the log of an evaluation."""
     wrong = [(where, r) for where, r in results if not is_right(r)]
     worst = [w for _, r in results for w in r.get("worst", {}).values()]
-    errors = [_errors(w) for w in worst]
+    errors = [_errors(w) for w in worst] + [(e, e) for _, r in results for e in _not_finite(r)]
     where, told = (wrong or results)[0]
     evaluation["correctness"] = {
-        "max_relative_error": max([e[1] for e in errors], default=math.nan),
-        "max_absolute_error": max([e[0] for e in errors], default=math.nan),
+        "max_relative_error": _largest([e[1] for e in errors]),
+        "max_absolute_error": _largest([e[0] for e in errors]),
         "extra": {
             "assay": {
                 "outcome": told["outcome"],
                 "reason": told["reason"],
                 "where": where,
                 "contract": told.get("contract", ""),
-                "largest_error_over_bound": max([_float(w["ratio"]) for w in worst], default=None),
+                "largest_error_over_bound": _largest([_float(w["ratio"]) for w in worst]),
                 "questions": len(results),
                 "compared": sum(sum(r["elements"]["compared"].values()) for _, r in results),
                 "outside": sum(r["elements"]["outside"] for _, r in results),
@@ -719,6 +719,18 @@ def _conclude(
 def _float(number: Any) -> float:
     """A number of a result, where NaN and infinities are texts."""
     return float(number)
+
+
+def _largest(numbers: List[float]) -> float:
+    """The largest number; NaN if one is NaN, or if there is none."""
+    return math.nan if not numbers or any(map(math.isnan, numbers)) else max(numbers)
+
+
+def _not_finite(result: Dict[str, Any]) -> List[float]:
+    """NaN and infinities that do not belong where they are; they have no error/bound."""
+    found = result.get("not_finite", {})
+    kinds = (("nan", math.nan), ("infinity", math.inf))
+    return [e for kind, e in kinds if found and found[f"{kind}_found"] > found[f"{kind}_expected"]]
 
 
 def _errors(worst: Dict[str, Any]) -> Tuple[float, float]:

@@ -233,6 +233,15 @@ def test_every_sequence_is_asked(tmp_path):
         assert trace["evaluation"]["status"] == status
 
 
+def test_nan_in_one_output_is_the_largest_error(tmp_path):
+    source = SOURCE + "\ndef lost(*given):\n    o, lse = ragged(*given)\n    lse[0, 0] = math.nan\n"
+    made = solution(tmp_path, "ragged", source + "    return o, lse", entry="lost")
+    asked = definition("ragged"), workload(tmp_path, "ragged")
+    evaluation = flashinfer.judge(*asked, made)["evaluation"]
+    assert evaluation["status"] == "INCORRECT_NUMERICAL" and "LSE" in evaluation["log"]
+    assert math.isnan(evaluation["correctness"]["max_absolute_error"])
+
+
 def test_outputs_that_are_passed(tmp_path):
     source = (
         SOURCE
