@@ -52,6 +52,9 @@ class Mapping(NamedTuple):
     splits: Dict[str, str] = {}
     pages: Dict[str, str] = {}
     scales: Tuple[str, ...] = ()  # of products
+    lengths: Dict[str, Tuple[str, str]] = {}  # in tokens, of the tables of pages of a cache
+    scratch: Tuple[str, ...] = ()  # inputs that a solution may write to
+    ranks: Dict[str, int] = {}  # the number of axes, where it is another one than usual
 
 
 # ---- Views ----
@@ -272,6 +275,36 @@ def _mla_paged(asked: Asked) -> Iterator[Question]:
     return _paged(asked, _absorbed(asked), _latent(asked))
 
 
+def _mla_joined(asked: Asked) -> Iterator[Question]:
+    """Q and the cache hold [latent | rotary] already; the rows of a request are its last tokens."""
+    scale = asked.inputs.get("bmm1_scale")
+    if scale is None or asked.inputs.get("bmm2_scale", 1) != 1:
+        raise Unmapped("bmm1_scale", "is missing, or bmm2_scale is another number than 1")
+    query, cache = asked.inputs["query"], asked.inputs["kv_cache"]
+    output = asked.outputs["output"]
+    if len(cache.shape) not in (3, 4) or (len(cache.shape) == 4 and cache.shape[1] != 1):
+        raise InputError("kv_cache", f"{cache} is not [pages, slots, columns]")
+    k = viewed(cache, (0, None, 1, 2) if len(cache.shape) == 3 else (0, 1, 2, 3))
+    by_head = (0, 2, 1, 3)
+    words = ["decode", "scale=" + float32_text("bmm1_scale", scale)]
+    if asked.causal is not False:  # of one row it says nothing
+        words.append("causal")
+    yield Question(
+        " ".join(words),
+        {
+            "q": viewed(query, by_head),
+            "o": viewed(output, by_head),
+            "k_pages": k,
+            "v_pages": Tensor(
+                k.address, k.dtype, k.shape[:3] + output.shape[3:], k.strides, cache.owner
+            ),
+            "block_table": asked.inputs["block_tables"],
+            "lengths": asked.inputs["seq_lens"],
+        },
+        "",
+    )
+
+
 # ---- Products ----
 
 
@@ -365,6 +398,33 @@ MAPPINGS = (
         splits={**_TABLE, "qo_indptr": "q_nope"},
         pages={"kv_indices": "ckv_cache"},
     ),
+    Mapping(
+        "mla_paged",
+        ("query", "kv_cache", "block_tables", "seq_lens"),
+        _mla_joined,
+        optional=(
+            "workspace_buffer",
+            "kv_lora_rank",
+            "qk_rope_head_dim",
+            "qk_nope_head_dim",
+            "max_seq_len",
+            "max_kv_len",
+            "bmm1_scale",
+            "bmm2_scale",
+        ),
+        absent=(
+            "skip_softmax_threshold_scale_factor",
+            "qo_indptr",
+            "max_seq_len_q",
+            "mask_type",
+            "out_dtype",
+        ),
+        outputs=("output",),
+        pages={"block_tables": "kv_cache"},
+        lengths={"seq_lens": ("block_tables", "kv_cache")},
+        scratch=("workspace_buffer",),
+        ranks={"query": 4, "block_tables": 2, "seq_lens": 1, "output": 4},
+    ),
     Mapping("single_prefill", ("q", "k", "v"), _single_prefill, optional=("sm_scale",)),
     Mapping("single_decode", ("q", "k", "v"), _single_decode, optional=("sm_scale",)),
     Mapping("gemm_fp8", ("A", "B"), _gemm_fp8, outputs=("C",)),
@@ -390,7 +450,7 @@ _RANKS = {
 _FLOATS = ("f32", "f16", "bf16")
 _ELEMENTS: Dict[str, Tuple[str, ...]] = {  # dtypes of the tensors that the judge reads
     **{name: _FLOATS for name in ("q", "k", "v", "q_nope", "q_pe", "k_cache", "v_cache")},
-    **{name: _FLOATS for name in ("ckv_cache", "kpe_cache", "output", "C")},
+    **{name: _FLOATS for name in ("ckv_cache", "kpe_cache", "output", "C", "query", "kv_cache")},
     **{"b_descale": ("f8e4m3",), "alpha": ("f32",), "lse": ("f32",)},
 }
 _OPERANDS: Dict[str, Dict[str, Tuple[str, ...]]] = {  # and those of products
@@ -443,7 +503,7 @@ def _why_not(definition: Any, mapping: Mapping) -> Optional[_Why]:
 
 
 def _wrong_tensor(definition: Any, mapping: Mapping) -> Optional[Unmapped]:
-    ranks = _RANKS.get(mapping.operation, _RANKS[""])
+    ranks = {**_RANKS.get(mapping.operation, _RANKS[""]), **mapping.ranks}
     elements = {**_ELEMENTS, **_OPERANDS.get(mapping.operation, {})}
     for name, spec in {**definition.inputs, **definition.outputs}.items():
         if name in mapping.absent:

@@ -15,7 +15,7 @@ and the same as a command:
     python3 -m assay.flashinfer --definition D.json --workload W.jsonl --solution S.json --trace T.jsonl
 
 The reference of a definition is not run: outputs are compared with enclosures of their exact
-values. Judged are gqa_ragged, gqa_paged (decode and prefill), mla_paged with separate ckv and kpe,
+values. Judged are gqa_ragged, gqa_paged (decode and prefill), mla_paged (ckv and kpe apart or in one cache),
 single_decode, single_prefill, gemm_fp8 without scales, and gemm_bf16_fp4 with linear scales.
 `coverage` counts what is judged and names why the rest is refused.
 """
@@ -328,18 +328,18 @@ def inputs_of(definition: Definition, workload: Workload, seed: int = 1) -> Dict
             found[name] = _stored(definition, workload, name, spec, source)
         elif source["type"] != "random":
             raise InputError(name, f"is {source['type']!r}: random, scalar or safetensors")
-        elif name in mapping.splits or name in mapping.pages:
+        elif name in mapping.splits or name in mapping.pages or name in mapping.lengths:
             late.append(name)
         else:
             found[name] = _random(
                 mapping, name, spec, _shape(definition, workload, name, spec), seed, number
             )
-    for name in sorted(late, key=lambda name: name in mapping.splits):  # which split the pages
+    for name in sorted(late, key=lambda name: name not in mapping.pages):  # the rest needs pages
         shape = _shape(definition, workload, name, definition.inputs[name])
         found[name] = _random_integers(mapping, name, shape, found, random.Random(f"{seed} {name}"))
     for name in mapping.absent:
         if found.get(name) is not None:
-            raise Unmapped(name, "scales a cache of 8-bit floats, which is not judged")
+            raise Unmapped(name, "is given; what it asks for is not judged")
     return {name: found[name] for name in definition.inputs}
 
 
@@ -389,7 +389,9 @@ def _random(
 ) -> Tensor:
     count, drawn = math.prod(shape), seed * 1024 + number
     product = "product m=1 n=1 weights=codes scales=random values=normal"
-    if name in mapping.scales and spec.dtype == "f8e4m3":  # one scale for each 16 codes of nvfp4
+    if name in mapping.scratch and spec.dtype in ("i8", "u8"):
+        made = bytes(count)
+    elif name in mapping.scales and spec.dtype == "f8e4m3":  # one scale for each 16 codes of nvfp4
         made = case_inputs(f"{product} k={16 * max(1, count)} w=nvfp4 seed={drawn}")["w.scales"]
     elif spec.dtype == "u8":
         made = case_inputs(f"{product} k={2 * max(1, count)} w=mxfp4 seed={drawn}")["w.codes"]
@@ -408,9 +410,13 @@ def _random_integers(
 ) -> Tensor:
     if name in mapping.pages:
         pages = found[mapping.pages[name]].shape[0]
-        if shape[0] > pages:
-            raise InputError(name, f"{shape[0]} pages that differ, of {pages}")
-        return integer_tensor(draw.sample(range(pages), shape[0]), shape, "i32")
+        if math.prod(shape) > pages:
+            raise InputError(name, f"{math.prod(shape)} pages that differ, of {pages}")
+        return integer_tensor(draw.sample(range(pages), math.prod(shape)), shape, "i32")
+    if name in mapping.lengths:
+        table, cache = (found[of] for of in mapping.lengths[name])
+        most = table.shape[1] * cache.shape[-2]
+        return integer_tensor([draw.randint(1, most) for _ in range(shape[0])], shape, "i32")
     of = mapping.splits[name]
     total = found[of].shape[0]
     if shape[0] < 1:
@@ -441,6 +447,7 @@ class _Runner:
         destination: bool,
         shapes: Dict[str, Tuple[int, ...]],
     ):
+        self.scratch = mapping_of(definition).scratch
         self.definition, self.function, self.tool = definition, function, tool
         self.destination, self.shapes = destination, shapes
         self.seconds = 0.0
@@ -469,7 +476,7 @@ class _Runner:
         self.seconds = time.perf_counter() - start
         found = self._read(given if self.destination else self._named(answer), list(made.values()))
         for name, i in made.items():
-            if i.changed():
+            if name not in self.scratch and i.changed():
                 raise _Wrong("RUNTIME_ERROR", f"the input {name} was changed in place")
         return found
 
@@ -582,8 +589,7 @@ def judge(
         seed: of random inputs.
         threads: of the judge; 0: all.
         rows: judge so many rows of each head; 0: all.
-        causal: whether a row of a prefill sees no later token; by default it does where rows and
-            tokens have offsets, and does not for single_prefill.
+        causal: whether a row sees no later token. By default none does, but for single_prefill.
         evidence: "fail", "warn" or "off" (docs/evidence.md).
 
     Returns:
