@@ -12,12 +12,13 @@
 
 and the same as a command:
 
-    python3 -m assay.flashinfer --definition D.json --workload W.jsonl --solution S.json --trace T.jsonl
+    python3 -m assay.flashinfer --definition D.json --workload W.jsonl --solution S.json \\
+        --trace T.jsonl
 
 The reference of a definition is not run: outputs are compared with enclosures of their exact
-values. Judged are gqa_ragged, gqa_paged (decode and prefill), mla_paged (ckv and kpe apart or in one cache),
-single_decode, single_prefill, gemm_fp8 without scales, and gemm_bf16_fp4 with linear scales.
-`coverage` counts what is judged and names why the rest is refused.
+values. Judged are gqa_ragged, gqa_paged (decode and prefill), mla_paged (ckv and kpe apart or in
+one cache), single_decode, single_prefill, gemm_fp8 without scales, and gemm_bf16_fp4 with linear
+scales. `coverage` counts what is judged and names why the rest is refused.
 """
 
 from __future__ import annotations
