@@ -34,7 +34,7 @@ from ._asserts import (
 from ._cases import Case, cases
 from ._check import check
 from ._kernel import Kernel, kernel
-from ._report import Report
+from ._report import Report, Result
 from ._tensors import Bits as bits
 from ._version import __version__
 from .errors import Failure, InputError, Unsupported
@@ -45,6 +45,7 @@ __all__ = [
     "InputError",
     "Kernel",
     "Report",
+    "Result",
     "Unsupported",
     "__version__",
     "assert_attention",

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 from ._arguments import finite, flag, float32_text, one_of
 from ._library import Arithmetic, ask_json, encoded, library, named_array, options_of
-from ._report import Report, failure_text, is_right
+from ._report import Report, Result, failure_text, is_right
 from ._safetensors import write
 from ._tensors import Tensor, read
 from .errors import Failure, InputError
@@ -102,13 +102,15 @@ def judge_record(
     """
     tensors = _read_all(given)
     array = named_array([(n, t.c()) for n, t in tensors])
-    return ask_json(
-        library.assay_judge_record,
-        encoded("line", line),
-        array,
-        len(tensors),
-        options_of(name=name, **options),
-        argument=name,
+    return Result(
+        ask_json(
+            library.assay_judge_record,
+            encoded("line", line),
+            array,
+            len(tensors),
+            options_of(name=name, **options),
+            argument=name,
+        )
     )
 
 
@@ -461,4 +463,4 @@ def verify(
         options_of(threads=threads, rows=rows, evidence=evidence, arithmetic=arithmetic),
         argument="path",
     )
-    return Report(str(path), answer["results"])
+    return Report(str(path), [Result(found) for found in answer["results"]])

@@ -21,7 +21,7 @@ from ._library import (
     parse,
     suite as suite_of,
 )
-from ._report import failure_text, is_right
+from ._report import Result, failure_text, is_right
 from ._tensors import Tensor, of_c, read
 from .errors import Failure
 
@@ -82,13 +82,15 @@ class Case:
             for key, t in tensors
         ]
         array = named_array([(key, t.c()) for key, t in tensors])
-        return ask_json(
-            library.assay_judge_tensors,
-            encoded("case", self.line),
-            array,
-            len(tensors),
-            options_of(name=name, threads=threads, evidence=evidence, arithmetic=arithmetic),
-            argument="outputs",
+        return Result(
+            ask_json(
+                library.assay_judge_tensors,
+                encoded("case", self.line),
+                array,
+                len(tensors),
+                options_of(name=name, threads=threads, evidence=evidence, arithmetic=arithmetic),
+                argument="outputs",
+            )
         )
 
     def check(self, *, name: str = "function", **given: Any) -> Dict[str, Any]:

@@ -11,8 +11,9 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from ._kernel import Kernel
+from ._load import child_environment, how_it_ended
 from ._library import parse, suite as suite_of
-from ._report import Report
+from ._report import Report, Result
 from .errors import InputError
 
 _SHRUNK = 3  # the first failures tell most of what failures can tell
@@ -120,11 +121,6 @@ class Isolated:
         self._end()
 
     def _start(self) -> subprocess.Popen:
-        environment = dict(os.environ)
-        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [package] + [p for p in (environment.get("PYTHONPATH"),) if p]
-        )
         return subprocess.Popen(
             [
                 sys.executable,
@@ -137,7 +133,7 @@ class Isolated:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=child_environment(),
         )
 
     def _end(self) -> int:
@@ -171,11 +167,9 @@ class Isolated:
         if not answer.endswith(b"\n"):
             status = process.wait()
             self._end()
-            how = (
-                f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
-            )
-            return self._failed(line, f"the function's process {how} in the middle of the case")
-        return json.loads(answer)
+            why = f"the function's process {how_it_ended(status)} in the middle of the case"
+            return self._failed(line, why)
+        return Result(json.loads(answer))
 
     def _answer(self, process: subprocess.Popen) -> Optional[bytes]:
         """A line of the process; None if it is late, without a line's end if the process ended."""
@@ -193,10 +187,10 @@ class Isolated:
         return found
 
     def _failed(self, line: str, reason: str) -> Dict[str, Any]:
-        return {
-            "case": line,
-            "candidate": self.kernel.candidate,
-            "outcome": "fail",
-            "reason": reason,
-            "reproduce": self.kernel._again(line),
-        }
+        return Result(
+            case=line,
+            candidate=self.kernel.candidate,
+            outcome="fail",
+            reason=reason,
+            reproduce=self.kernel._again(line),
+        )

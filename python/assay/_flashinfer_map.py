@@ -52,6 +52,9 @@ class Mapping(NamedTuple):
     splits: Dict[str, str] = {}
     pages: Dict[str, str] = {}
     scales: Tuple[str, ...] = ()  # of products
+    lengths: Dict[str, Tuple[str, str]] = {}  # in tokens, of the tables of pages of a cache
+    scratch: Tuple[str, ...] = ()  # inputs that a solution may write to
+    ranks: Dict[str, int] = {}  # the number of axes, where it is another one than usual
 
 
 # ---- Views ----
@@ -95,74 +98,60 @@ def spans(name: str, t: Any, end: int) -> List[Tuple[int, int]]:
 # ---- Attention ----
 
 _BY_HEAD = (None, 1, 0, 2)  # [rows, heads, columns] as [1, heads, rows, columns]
+_BY_ROW = (0, 1, None, 2)  # [batch, heads, columns] as [batch, heads, 1, columns]
 
 
-def _outputs(outputs: Dict[str, Tensor], begin: int, end: int) -> Dict[str, Tensor]:
-    found = {"o": viewed(part(outputs["output"], begin, end), _BY_HEAD)}
+def _outputs(outputs: Dict[str, Tensor], axes: Sequence[Optional[int]]) -> Dict[str, Tensor]:
+    """O with these of its axes, and LSE, which has no columns."""
+    found = {"o": viewed(outputs["output"], axes)}
     if "lse" in outputs:
-        found["lse"] = viewed(part(outputs["lse"], begin, end), (None, 1, 0))
+        found["lse"] = viewed(outputs["lse"], axes[:3])
     return found
 
 
-def _words(asked: Asked, operation: str, causal: bool) -> List[str]:
+def _rows(outputs: Dict[str, Tensor], begin: int, end: int) -> Dict[str, Tensor]:
+    return _outputs({name: part(t, begin, end) for name, t in outputs.items()}, _BY_HEAD)
+
+
+def _line(asked: Asked, operation: str, causal: bool = False) -> str:
     words = [operation, *asked.scale()]
     if "lse" in asked.outputs:
         words.append("lse=base2")
-    return words + (["causal"] if causal else [])
+    if causal:
+        words.append("causal" if operation == "decode" else "causal offset=end")
+    return " ".join(words)
 
 
 def _ragged(asked: Asked) -> Iterator[Question]:
     q, k, v = (asked.inputs[name] for name in ("q", "k", "v"))
-    causal = True if asked.causal is None else asked.causal
     queries = spans("qo_indptr", asked.inputs["qo_indptr"], q.shape[0])
     keys = spans("kv_indptr", asked.inputs["kv_indptr"], k.shape[0])
     if len(queries) != len(keys):
         raise InputError("kv_indptr", f"has {len(keys)} sequences, and qo_indptr {len(queries)}")
+    line = _line(asked, "attention", True if asked.causal is None else asked.causal)
     for number, (rows, tokens) in enumerate(zip(queries, keys)):
         if rows[0] == rows[1]:
             continue
-        yield Question(
-            " ".join(_words(asked, "attention", causal) + (["offset=end"] if causal else [])),
-            {
-                "q": viewed(part(q, *rows), _BY_HEAD),
-                "k": viewed(part(k, *tokens), _BY_HEAD),
-                "v": viewed(part(v, *tokens), _BY_HEAD),
-                **_outputs(asked.outputs, *rows),
-            },
-            f"sequence {number}",
-        )
+        tensors = {
+            "q": viewed(part(q, *rows), _BY_HEAD),
+            "k": viewed(part(k, *tokens), _BY_HEAD),
+            "v": viewed(part(v, *tokens), _BY_HEAD),
+            **_rows(asked.outputs, *rows),
+        }
+        yield Question(line, tensors, f"sequence {number}")
 
 
 def _single_prefill(asked: Asked) -> Iterator[Question]:
-    causal = bool(asked.causal)
-    rows = asked.inputs["q"].shape[0]
-    yield Question(
-        " ".join(_words(asked, "attention", causal) + (["offset=end"] if causal else [])),
-        {
-            **{name: viewed(asked.inputs[name], _BY_HEAD) for name in ("q", "k", "v")},
-            **_outputs(asked.outputs, 0, rows),
-        },
-        "",
-    )
+    tensors = {name: viewed(asked.inputs[name], _BY_HEAD) for name in ("q", "k", "v")}
+    tensors.update(_outputs(asked.outputs, _BY_HEAD))
+    yield Question(_line(asked, "attention", bool(asked.causal)), tensors, "")
 
 
 def _single_decode(asked: Asked) -> Iterator[Question]:
     row = (None, 0, None, 1)  # [heads, columns] as [1, heads, 1, columns]
-    yield Question(
-        " ".join(_words(asked, "attention", False)),
-        {
-            "q": viewed(asked.inputs["q"], row),
-            "k": viewed(asked.inputs["k"], _BY_HEAD),
-            "v": viewed(asked.inputs["v"], _BY_HEAD),
-            "o": viewed(asked.outputs["output"], row),
-            **(
-                {"lse": viewed(asked.outputs["lse"], (None, 0, None))}
-                if "lse" in asked.outputs
-                else {}
-            ),
-        },
-        "",
-    )
+    tensors = {name: viewed(asked.inputs[name], _BY_HEAD) for name in ("k", "v")}
+    tensors.update(q=viewed(asked.inputs["q"], row), **_outputs(asked.outputs, row))
+    yield Question(_line(asked, "attention"), tensors, "")
 
 
 class _Pages(NamedTuple):
@@ -256,38 +245,24 @@ def _paged(asked: Asked, q: Tensor, pages: _Pages) -> Iterator[Question]:
     if "qo_indptr" not in asked.inputs:
         if q.shape[0] != len(pages.lists):
             raise InputError("q", f"{q} has another number of sequences than {len(pages.lists)}")
-        row = (0, 1, None, 2)
+        outputs = _outputs(asked.outputs, _BY_ROW)
         yield Question(
-            " ".join(_words(asked, "decode", False)),
-            {
-                "q": viewed(q, row),
-                "o": viewed(asked.outputs["output"], row),
-                **(
-                    {"lse": viewed(asked.outputs["lse"], (0, 1, None))}
-                    if "lse" in asked.outputs
-                    else {}
-                ),
-                **pages.table(),
-            },
-            "",
+            _line(asked, "decode"), {"q": viewed(q, _BY_ROW), **outputs, **pages.table()}, ""
         )
         return
-    causal = True if asked.causal is None else asked.causal
     queries = spans("qo_indptr", asked.inputs["qo_indptr"], q.shape[0])
     if len(queries) != len(pages.lists):
         raise InputError("qo_indptr", f"has {len(queries)} sequences, not {len(pages.lists)}")
+    line = _line(asked, "decode", True if asked.causal is None else asked.causal)
     for number, rows in enumerate(queries):
         if rows[0] == rows[1]:
             continue
-        yield Question(
-            " ".join(_words(asked, "decode", causal)),
-            {
-                "q": viewed(part(q, *rows), _BY_HEAD),
-                **_outputs(asked.outputs, *rows),
-                **pages.of(number).table(),
-            },
-            f"sequence {number}",
-        )
+        tensors = {
+            "q": viewed(part(q, *rows), _BY_HEAD),
+            **_rows(asked.outputs, *rows),
+            **pages.of(number).table(),
+        }
+        yield Question(line, tensors, f"sequence {number}")
 
 
 def _gqa_paged(asked: Asked) -> Iterator[Question]:
@@ -298,6 +273,36 @@ def _mla_paged(asked: Asked) -> Iterator[Question]:
     if asked.inputs.get("sm_scale") is None:
         raise Unmapped("sm_scale", "is missing; the columns of an absorbed Q do not tell it")
     return _paged(asked, _absorbed(asked), _latent(asked))
+
+
+def _mla_joined(asked: Asked) -> Iterator[Question]:
+    """Q and the cache hold [latent | rotary] already; the rows of a request are its last tokens."""
+    scale = asked.inputs.get("bmm1_scale")
+    if scale is None or asked.inputs.get("bmm2_scale", 1) != 1:
+        raise Unmapped("bmm1_scale", "is missing, or bmm2_scale is another number than 1")
+    query, cache = asked.inputs["query"], asked.inputs["kv_cache"]
+    output = asked.outputs["output"]
+    if len(cache.shape) not in (3, 4) or (len(cache.shape) == 4 and cache.shape[1] != 1):
+        raise InputError("kv_cache", f"{cache} is not [pages, slots, columns]")
+    k = viewed(cache, (0, None, 1, 2) if len(cache.shape) == 3 else (0, 1, 2, 3))
+    by_head = (0, 2, 1, 3)
+    words = ["decode", "scale=" + float32_text("bmm1_scale", scale)]
+    if asked.causal is not False:  # of one row it says nothing
+        words.append("causal")
+    yield Question(
+        " ".join(words),
+        {
+            "q": viewed(query, by_head),
+            "o": viewed(output, by_head),
+            "k_pages": k,
+            "v_pages": Tensor(
+                k.address, k.dtype, k.shape[:3] + output.shape[3:], k.strides, cache.owner
+            ),
+            "block_table": asked.inputs["block_tables"],
+            "lengths": asked.inputs["seq_lens"],
+        },
+        "",
+    )
 
 
 # ---- Products ----
@@ -321,10 +326,8 @@ def _gemm_fp8(asked: Asked) -> Iterator[Question]:
 
 def _gemm_bf16_fp4(asked: Asked) -> Iterator[Question]:
     """Codes [N, K / 2] and scales [N, K / 16] are columns of W, as docs/formats.md has them."""
-    a, b, scales, c = (
-        *(asked.inputs[name] for name in ("A", "B", "b_descale")),
-        asked.outputs["C"],
-    )
+    a, b, scales = (asked.inputs[name] for name in ("A", "B", "b_descale"))
+    c = asked.outputs["C"]
     n, k = c.shape[1], a.shape[1]
     if asked.inputs.get("block_size") not in (None, 16) or k % 16:
         raise Unmapped("block_size", f"is {asked.inputs.get('block_size')}, or does not divide {k}")
@@ -395,6 +398,33 @@ MAPPINGS = (
         splits={**_TABLE, "qo_indptr": "q_nope"},
         pages={"kv_indices": "ckv_cache"},
     ),
+    Mapping(
+        "mla_paged",
+        ("query", "kv_cache", "block_tables", "seq_lens"),
+        _mla_joined,
+        optional=(
+            "workspace_buffer",
+            "kv_lora_rank",
+            "qk_rope_head_dim",
+            "qk_nope_head_dim",
+            "max_seq_len",
+            "max_kv_len",
+            "bmm1_scale",
+            "bmm2_scale",
+        ),
+        absent=(
+            "skip_softmax_threshold_scale_factor",
+            "qo_indptr",
+            "max_seq_len_q",
+            "mask_type",
+            "out_dtype",
+        ),
+        outputs=("output",),
+        pages={"block_tables": "kv_cache"},
+        lengths={"seq_lens": ("block_tables", "kv_cache")},
+        scratch=("workspace_buffer",),
+        ranks={"query": 4, "block_tables": 2, "seq_lens": 1, "output": 4},
+    ),
     Mapping("single_prefill", ("q", "k", "v"), _single_prefill, optional=("sm_scale",)),
     Mapping("single_decode", ("q", "k", "v"), _single_decode, optional=("sm_scale",)),
     Mapping("gemm_fp8", ("A", "B"), _gemm_fp8, outputs=("C",)),
@@ -420,7 +450,7 @@ _RANKS = {
 _FLOATS = ("f32", "f16", "bf16")
 _ELEMENTS: Dict[str, Tuple[str, ...]] = {  # dtypes of the tensors that the judge reads
     **{name: _FLOATS for name in ("q", "k", "v", "q_nope", "q_pe", "k_cache", "v_cache")},
-    **{name: _FLOATS for name in ("ckv_cache", "kpe_cache", "output", "C")},
+    **{name: _FLOATS for name in ("ckv_cache", "kpe_cache", "output", "C", "query", "kv_cache")},
     **{"b_descale": ("f8e4m3",), "alpha": ("f32",), "lse": ("f32",)},
 }
 _OPERANDS: Dict[str, Dict[str, Tuple[str, ...]]] = {  # and those of products
@@ -473,7 +503,7 @@ def _why_not(definition: Any, mapping: Mapping) -> Optional[_Why]:
 
 
 def _wrong_tensor(definition: Any, mapping: Mapping) -> Optional[Unmapped]:
-    ranks = _RANKS.get(mapping.operation, _RANKS[""])
+    ranks = {**_RANKS.get(mapping.operation, _RANKS[""]), **mapping.ranks}
     elements = {**_ELEMENTS, **_OPERANDS.get(mapping.operation, {})}
     for name, spec in {**definition.inputs, **definition.outputs}.items():
         if name in mapping.absent:

@@ -22,7 +22,7 @@ from ._library import (
     options_of,
     parse,
 )
-from ._report import failure_text, is_right
+from ._report import Result, failure_text, is_right
 from ._run import KEYWORDS, OPERATIONS, PAIRS, POSITIONAL, PRODUCT_KEYWORDS, Run
 from .errors import Failure, InputError, Unsupported
 
@@ -83,6 +83,8 @@ class Kernel:
         self._gradients_take = _signature(gradients, "backward") if callable(gradients) else None
         self._made: Optional[Framework] = None
         self._same_address: set = set()
+        self._last: Dict[str, Input] = {}
+        self._held: List[Dict[str, Input]] = []
         known = facts()["features"]
         for feature in self._without:
             if feature not in known:
@@ -167,6 +169,7 @@ class Kernel:
             why = self._cached(line, options)
             if why:
                 result["outcome"], result["reason"] = "fail", why
+        self._last, self._held = {}, []
         return result
 
     def check(self, case: Any, **options: Any) -> Dict[str, Any]:
@@ -191,7 +194,7 @@ class Kernel:
         run = Run(self, said, reuse)
         product = said["operation"] == "product"
         arithmetic = None if product else self._declared(said["dtype"])
-        result = ask_json(
+        answer = ask_json(
             library.assay_judge_function,
             encoded("case", line),
             FUNCTION(run.answer),
@@ -205,9 +208,10 @@ class Kernel:
             raise run.interrupted
         if run.learned_no_lse:  # the first call showed it
             return self._judge(line, reuse=reuse, **options)
+        result = Result(answer)
         if run.note and result["reason"].startswith("poison: two runs"):
             result["reason"] = run.note
-        self._last = run.inputs
+        self._last, self._held = run.inputs, run.held
         return result
 
     def _declared(self, dtype: str) -> Arithmetic:
@@ -224,13 +228,13 @@ class Kernel:
         return f"assay check --candidate {self.candidate} --case '{line}'"
 
     def _unsupported(self, line: str, why: str) -> Dict[str, Any]:
-        return {
-            "case": line,
-            "candidate": self.candidate,
-            "reproduce": "",
-            "outcome": "unsupported",
-            "reason": why,
-        }
+        return Result(
+            case=line,
+            candidate=self.candidate,
+            reproduce="",
+            outcome="unsupported",
+            reason=why,
+        )
 
     def _cached(self, line: str, options: Dict[str, Any]) -> Optional[str]:
         """Why the kernel is wrong when other numbers lie at the same addresses as before."""
@@ -238,10 +242,12 @@ class Kernel:
         seed = next((int(w[5:]) for w in line.split() if w.startswith("seed=")), 1)
         other = " ".join(words + [f"seed={seed + 1000003}"])
         quick: Dict[str, Any] = dict(options, power=False, relations=False, pictures=False)
+        held = self._held  # while these live, no later input lies where one of them lay
         result = self._judge(other, reuse=self._last, **quick)
         if result["outcome"] != "fail":
             return None
         fresh = self._judge(other, **quick)
+        del held
         if fresh["outcome"] == "fail":
             return None  # it is wrong at any address: another case of the suite will say so
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from typing import Optional
+from typing import Dict, Optional
 
 from ._kernel import Kernel
 from .errors import InputError
@@ -43,3 +43,15 @@ def load(where: str, device: Optional[str] = None, framework: Optional[str] = No
     if kernel._framework is None:
         kernel._framework = framework
     return kernel.on(device or on or None)
+
+
+def child_environment() -> Dict[str, str]:
+    """The environment of a Python process that finds this package."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def how_it_ended(status: int) -> str:
+    """How a process ended that should not have, by its exit status."""
+    return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"

@@ -172,33 +172,46 @@ class Report:
 
     def _repr_html_(self) -> str:
         """For notebooks: a table of the cases, the failures first."""
-        color = {"pass": "#2a7", "suspect": "#b80", "fail": "#c33", "error": "#c33"}
-        rows = []
-        for r in sorted(self.results, key=lambda r: not is_wrong(r)):
-            worst = max(
-                (
-                    w["ratio"]
-                    for w in r.get("worst", {}).values()
-                    if not isinstance(w["ratio"], str)
-                ),
-                default=None,
-            )
-            rows.append(
-                f"<tr><td style='color:{color.get(r['outcome'], '#777')}'>{r['outcome']}</td>"
-                f"<td style='text-align:left'><code>{html.escape(r['case'])}</code>"
-                + (
-                    f"<br>{html.escape(r['reason'].splitlines()[0])}"
-                    if r["outcome"] not in ("pass",)
-                    else ""
-                )
-                + (f"<br><code>{html.escape(r['reproduce'])}</code>" if is_wrong(r) else "")
-                + f"</td><td>{'' if worst is None else f'{worst:.3g}'}</td>"
-                f"<td>{_picture(r)}</td></tr>"
-            )
-        return (
-            f"<p><b>{html.escape(self.summary())}</b></p><table><tr><th>outcome</th><th>case</th>"
-            f"<th>largest error/bound</th><th></th></tr>{''.join(rows)}</table>"
-        )
+        rows = [_row(r) for r in sorted(self.results, key=lambda r: not is_wrong(r))]
+        return f"<p><b>{html.escape(self.summary())}</b></p>{_table(rows)}"
+
+
+class Result(Dict[str, Any]):
+    """The result of a case: a dictionary with the fields of docs/results.md.
+
+    In a notebook it shows itself, with the text of its failure.
+    """
+
+    def _repr_html_(self) -> str:
+        text = ""
+        if is_wrong(self):
+            told = failure_text(self.get("candidate", "function"), self, self.get("reproduce", ""))
+            text = f"<pre>{html.escape(told)}</pre>"
+        return _table([_row(self)]) + text
+
+
+_COLORS = {"pass": "#2a7", "suspect": "#b80", "fail": "#c33", "error": "#c33"}
+
+
+def _row(r: Dict[str, Any]) -> str:
+    ratios = [w["ratio"] for w in r.get("worst", {}).values() if not isinstance(w["ratio"], str)]
+    told = f"<code>{html.escape(r['case'])}</code>"
+    if r["outcome"] != "pass":
+        told += f"<br>{html.escape(r['reason'].splitlines()[0])}"
+    if is_wrong(r) and r.get("reproduce"):
+        told += f"<br><code>{html.escape(r['reproduce'])}</code>"
+    return (
+        f"<tr><td style='color:{_COLORS.get(r['outcome'], '#777')}'>{r['outcome']}</td>"
+        f"<td style='text-align:left'>{told}</td>"
+        f"<td>{f'{max(ratios):.3g}' if ratios else ''}</td><td>{_picture(r)}</td></tr>"
+    )
+
+
+def _table(rows: List[str]) -> str:
+    return (
+        "<table><tr><th>outcome</th><th>case</th><th>largest error/bound</th><th></th></tr>"
+        f"{''.join(rows)}</table>"
+    )
 
 
 def _picture(result: Dict[str, Any]) -> str:

@@ -12,12 +12,13 @@
 
 and the same as a command:
 
-    python3 -m assay.flashinfer --definition D.json --workload W.jsonl --solution S.json --trace T.jsonl
+    python3 -m assay.flashinfer --definition D.json --workload W.jsonl --solution S.json \\
+        --trace T.jsonl
 
 The reference of a definition is not run: outputs are compared with enclosures of their exact
-values. Judged are gqa_ragged, gqa_paged (decode and prefill), mla_paged with separate ckv and kpe,
-single_decode, single_prefill, gemm_fp8 without scales, and gemm_bf16_fp4 with linear scales.
-`coverage` counts what is judged and names why the rest is refused.
+values. Judged are gqa_ragged, gqa_paged (decode and prefill), mla_paged (ckv and kpe apart or in
+one cache), single_decode, single_prefill, gemm_fp8 without scales, and gemm_bf16_fp4 with linear
+scales. `coverage` counts what is judged and names why the rest is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import math
 import os
 import platform
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,6 +44,7 @@ from ._cases import case_inputs
 from ._flashinfer_map import Asked, Mapping, Unmapped, integer_tensor, mapping_of
 from ._frameworks import LARGE, NAN, Finding, Framework, framework, overlap
 from ._library import width_of
+from ._load import child_environment, how_it_ended
 from ._report import failure_text, is_right
 from ._run import ended
 from ._safetensors import read_one, write_whole
@@ -326,18 +329,18 @@ def inputs_of(definition: Definition, workload: Workload, seed: int = 1) -> Dict
             found[name] = _stored(definition, workload, name, spec, source)
         elif source["type"] != "random":
             raise InputError(name, f"is {source['type']!r}: random, scalar or safetensors")
-        elif name in mapping.splits or name in mapping.pages:
+        elif name in mapping.splits or name in mapping.pages or name in mapping.lengths:
             late.append(name)
         else:
             found[name] = _random(
                 mapping, name, spec, _shape(definition, workload, name, spec), seed, number
             )
-    for name in sorted(late, key=lambda name: name in mapping.splits):  # which split the pages
+    for name in sorted(late, key=lambda name: name not in mapping.pages):  # the rest needs pages
         shape = _shape(definition, workload, name, definition.inputs[name])
         found[name] = _random_integers(mapping, name, shape, found, random.Random(f"{seed} {name}"))
     for name in mapping.absent:
         if found.get(name) is not None:
-            raise Unmapped(name, "scales a cache of 8-bit floats, which is not judged")
+            raise Unmapped(name, "is given; what it asks for is not judged")
     return {name: found[name] for name in definition.inputs}
 
 
@@ -387,7 +390,9 @@ def _random(
 ) -> Tensor:
     count, drawn = math.prod(shape), seed * 1024 + number
     product = "product m=1 n=1 weights=codes scales=random values=normal"
-    if name in mapping.scales and spec.dtype == "f8e4m3":  # one scale for each 16 codes of nvfp4
+    if name in mapping.scratch and spec.dtype in ("i8", "u8"):
+        made = bytes(count)
+    elif name in mapping.scales and spec.dtype == "f8e4m3":  # one scale for each 16 codes of nvfp4
         made = case_inputs(f"{product} k={16 * max(1, count)} w=nvfp4 seed={drawn}")["w.scales"]
     elif spec.dtype == "u8":
         made = case_inputs(f"{product} k={2 * max(1, count)} w=mxfp4 seed={drawn}")["w.codes"]
@@ -406,9 +411,13 @@ def _random_integers(
 ) -> Tensor:
     if name in mapping.pages:
         pages = found[mapping.pages[name]].shape[0]
-        if shape[0] > pages:
-            raise InputError(name, f"{shape[0]} pages that differ, of {pages}")
-        return integer_tensor(draw.sample(range(pages), shape[0]), shape, "i32")
+        if math.prod(shape) > pages:
+            raise InputError(name, f"{math.prod(shape)} pages that differ, of {pages}")
+        return integer_tensor(draw.sample(range(pages), math.prod(shape)), shape, "i32")
+    if name in mapping.lengths:
+        table, cache = (found[of] for of in mapping.lengths[name])
+        most = table.shape[1] * cache.shape[-2]
+        return integer_tensor([draw.randint(1, most) for _ in range(shape[0])], shape, "i32")
     of = mapping.splits[name]
     total = found[of].shape[0]
     if shape[0] < 1:
@@ -439,6 +448,7 @@ class _Runner:
         destination: bool,
         shapes: Dict[str, Tuple[int, ...]],
     ):
+        self.scratch = mapping_of(definition).scratch
         self.definition, self.function, self.tool = definition, function, tool
         self.destination, self.shapes = destination, shapes
         self.seconds = 0.0
@@ -467,7 +477,7 @@ class _Runner:
         self.seconds = time.perf_counter() - start
         found = self._read(given if self.destination else self._named(answer), list(made.values()))
         for name, i in made.items():
-            if i.changed():
+            if name not in self.scratch and i.changed():
                 raise _Wrong("RUNTIME_ERROR", f"the input {name} was changed in place")
         return found
 
@@ -580,8 +590,7 @@ def judge(
         seed: of random inputs.
         threads: of the judge; 0: all.
         rows: judge so many rows of each head; 0: all.
-        causal: whether a row of a prefill sees no later token; by default it does where rows and
-            tokens have offsets, and does not for single_prefill.
+        causal: whether a row sees no later token. By default none does, but for single_prefill.
         evidence: "fail", "warn" or "off" (docs/evidence.md).
 
     Returns:
@@ -599,14 +608,7 @@ def judge(
     tool = framework(framework_name, device)
     inputs = inputs_of(definition, workload, seed)
     options = dict(threads=threads, rows=rows, evidence=evidence)
-    evaluation: Dict[str, Any] = {
-        "status": "PASSED",
-        "environment": _environment(tool),
-        "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(),
-        "log": "",
-        "correctness": None,
-        "performance": None,
-    }
+    evaluation = _evaluation("PASSED", "", tool.device)
     name = solution.name if isinstance(solution, Solution) else _name_of(solution)
     try:
         runner = _runner(definition, workload, solution, tool, inputs)
@@ -622,10 +624,25 @@ def judge(
         _conclude(evaluation, name, results, runner.seconds)
     except _Wrong as e:
         evaluation["status"], evaluation["log"] = e.status, str(e)
+    return _trace(workload, name, evaluation)
+
+
+def _evaluation(status: str, log: str, device: str) -> Dict[str, Any]:
     return {
-        "definition": definition.name,
+        "status": status,
+        "environment": _environment(device),
+        "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "log": log,
+        "correctness": None,
+        "performance": None,
+    }
+
+
+def _trace(workload: Workload, solution: str, evaluation: Dict[str, Any]) -> Dict[str, Any]:
+    return {
+        "definition": workload.definition,
         "workload": workload.record,
-        "solution": name,
+        "solution": solution,
         "evaluation": evaluation,
     }
 
@@ -674,18 +691,18 @@ def _conclude(
     """Fills the status, the errors and the log of an evaluation."""
     wrong = [(where, r) for where, r in results if not is_right(r)]
     worst = [w for _, r in results for w in r.get("worst", {}).values()]
-    errors = [_errors(w) for w in worst]
+    errors = [_errors(w) for w in worst] + [(e, e) for _, r in results for e in _not_finite(r)]
     where, told = (wrong or results)[0]
     evaluation["correctness"] = {
-        "max_relative_error": max([e[1] for e in errors], default=math.nan),
-        "max_absolute_error": max([e[0] for e in errors], default=math.nan),
+        "max_relative_error": _largest([e[1] for e in errors]),
+        "max_absolute_error": _largest([e[0] for e in errors]),
         "extra": {
             "assay": {
                 "outcome": told["outcome"],
                 "reason": told["reason"],
                 "where": where,
                 "contract": told.get("contract", ""),
-                "largest_error_over_bound": max([_float(w["ratio"]) for w in worst], default=None),
+                "largest_error_over_bound": _largest([_float(w["ratio"]) for w in worst]),
                 "questions": len(results),
                 "compared": sum(sum(r["elements"]["compared"].values()) for _, r in results),
                 "outside": sum(r["elements"]["outside"] for _, r in results),
@@ -711,6 +728,18 @@ def _float(number: Any) -> float:
     return float(number)
 
 
+def _largest(numbers: List[float]) -> float:
+    """The largest number; NaN if one is NaN, or if there is none."""
+    return math.nan if not numbers or any(map(math.isnan, numbers)) else max(numbers)
+
+
+def _not_finite(result: Dict[str, Any]) -> List[float]:
+    """NaN and infinities that do not belong where they are; they have no error/bound."""
+    found = result.get("not_finite", {})
+    kinds = (("nan", math.nan), ("infinity", math.inf))
+    return [e for kind, e in kinds if found and found[f"{kind}_found"] > found[f"{kind}_expected"]]
+
+
 def _errors(worst: Dict[str, Any]) -> Tuple[float, float]:
     """The absolute and the relative error of an element."""
     got, exact = _float(worst["got"]), _float(worst["exact"])
@@ -718,14 +747,14 @@ def _errors(worst: Dict[str, Any]) -> Tuple[float, float]:
     return error, error / abs(exact) if exact else (0.0 if error == 0 else math.inf)
 
 
-def _environment(tool: Framework) -> Dict[str, Any]:
+def _environment(device: str) -> Dict[str, Any]:
     libs = {"assay": __version__}
     hardware = platform.machine() or "unknown"
     torch, triton = (sys.modules.get(name) for name in ("torch", "triton"))
     if torch is not None and hasattr(torch, "__version__"):
         libs["torch"] = str(torch.__version__)
-        if tool.device.startswith("cuda"):
-            hardware = torch.cuda.get_device_name(tool.device).replace(" ", "_")
+        if device.startswith("cuda"):
+            hardware = torch.cuda.get_device_name(device).replace(" ", "_")
             libs["cuda"] = str(torch.version.cuda)
     if triton is not None and hasattr(triton, "__version__"):
         libs["triton"] = triton.__version__
@@ -774,6 +803,12 @@ def _command() -> argparse.ArgumentParser:
     parser.add_argument("--causal", choices=("yes", "no"), help="of a prefill")
     parser.add_argument("--evidence", choices=("fail", "warn", "off"), default="fail")
     parser.add_argument(
+        "--isolate", action="store_true", help="run every workload in a process of its own"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=300, help="of a workload with --isolate, in seconds (300)"
+    )
+    parser.add_argument(
         "--coverage", action="store_true", help="count which definitions are judged, and stop"
     )
     return parser
@@ -794,27 +829,62 @@ def _judge_all(o: argparse.Namespace) -> int:
     solution = load_solution(o.solution)
     if solution.definition not in definitions:
         raise InputError("--definition", f"{o.definition} has no {solution.definition!r}")
+    if not o.timeout > 0:
+        raise InputError("--timeout", f"{o.timeout} is no number of seconds above 0")
     traces = []
     for workload in load_workloads(o.workload, o.root):
-        traces.append(
-            judge(
-                definitions[solution.definition],
-                workload,
-                solution,
-                device=o.device,
-                seed=o.seed,
-                threads=o.threads,
-                rows=o.rows,
-                causal=None if o.causal is None else o.causal == "yes",
-                evidence=o.evidence,
+        if o.isolate:
+            traces.append(_judge_apart(o, workload, solution.name))
+        else:
+            traces.append(
+                judge(
+                    definitions[solution.definition],
+                    workload,
+                    solution,
+                    device=o.device,
+                    seed=o.seed,
+                    threads=o.threads,
+                    rows=o.rows,
+                    causal=None if o.causal is None else o.causal == "yes",
+                    evidence=o.evidence,
+                )
             )
-        )
         e = traces[-1]["evaluation"]
         print(f"{e['status']} {workload.uuid}" + (f"\n{e['log']}" if e["log"] else ""))
     write_traces(o.trace, traces)
     passed = sum(t["evaluation"]["status"] == "PASSED" for t in traces)
     print(f"{len(traces)} workloads: {passed} passed; seed {o.seed}")
     return 0 if passed == len(traces) else 1
+
+
+def _judge_apart(o: argparse.Namespace, workload: Workload, solution: str) -> Dict[str, Any]:
+    """The trace of one workload, which this command judges in another process."""
+    with tempfile.TemporaryDirectory(prefix="assay-workload-") as folder:
+        one, to = Path(folder) / "workload.jsonl", Path(folder) / "trace.jsonl"
+        line = {"definition": workload.definition, "workload": workload.record}
+        one.write_text(json.dumps(line) + "\n", encoding="utf-8")
+        command = [sys.executable, "-m", "assay.flashinfer", "--root", workload.root]
+        command += ["--workload", str(one), "--trace", str(to)]
+        for option in ("definition", "solution", "device", "seed", "threads", "rows", "evidence"):
+            command += ["--" + option, str(getattr(o, option))]
+        command += [] if o.causal is None else ["--causal", o.causal]
+        try:
+            done = subprocess.run(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                timeout=o.timeout,
+                env=child_environment(),
+            )
+        except subprocess.TimeoutExpired:
+            late = f"the solution did not finish within {o.timeout:g} s"
+            return _trace(workload, solution, _evaluation("TIMEOUT", late, "cpu"))
+        if done.returncode == 2:
+            raise InputError("", done.stderr.decode("utf-8", "replace").strip())
+        if to.exists():
+            return json.loads(_text(to))
+    why = f"the solution's process {how_it_ended(done.returncode)}"
+    return _trace(workload, solution, _evaluation("RUNTIME_ERROR", why, "cpu"))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

@@ -26,7 +26,8 @@ __all__ = ["cases"]
 _OPERATIONS = ("attention", "backward", "decode", "product")
 # The first of each list is what a case is made smaller to.
 _SCORES = """normal flat equal ties uniform tiny huge negative growing falling tile-peaks
-    large-scores near-overflow subnormal signed-zeros ramp cancel heavy-tail key-sink subset gather"""
+    large-scores near-overflow subnormal signed-zeros ramp cancel heavy-tail key-sink subset
+    gather"""
 _VALUES = """normal ones constant integers uniform tiny huge cancel offset one-hot near-overflow
     subnormal signed-zeros ramp heavy-tail biased head-number balanced"""
 _GRADIENTS = "normal ones uniform cancel one-hot heavy-tail"

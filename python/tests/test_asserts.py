@@ -69,9 +69,9 @@ def test_a_failure_by_evidence_says_so():
     text = str(failure.value)
     assert len(text.splitlines()) < 10 and "is wrong by evidence" in text and "proved" not in text
     for words in (
-        r"errors of O\[b=0, h=\d, row=\d+\] are s = 1\d.* limit 4.06, median",
-        r"O is too large by a factor: 0.01 of it, z = \d+; limit 8.2 for 105 questions",
-        "80 rows asked, 12 replicates of fp16 accumulation, seed 1",
+        r"errors of O\[b=0, h=\d, row=\d+\] are s = [\d.]+ times the typical ones; limit [\d.]+, median",
+        r"O is too large by a factor: 0.01 of it, z = \d+; limit [\d.]+ for \d+ questions",
+        r"80 rows asked, \d+ replicates of .*, seed 1",
     ):
         assert re.search(words, text), text
     warned = assay.assert_attention(**too_large(), evidence="warn")

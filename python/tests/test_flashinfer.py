@@ -91,6 +91,15 @@ def latent_prefill(q_nope, q_pe, qo_indptr, ckv, kpe, kv_indptr, kv_indices, sm_
     rows = list(zip(at, at[1:]))
     return latent(q_nope, q_pe, rows, ckv, kpe, kv_indptr, kv_indices, sm_scale, True)
 
+def joined_latent(query, cache, workspace, rank, tables, lengths, scale, two, mask):
+    assert two is None and mask is None
+    workspace.fill_(7)
+    found = []
+    for q, table, n in zip(query, tables, lengths.tolist()):
+        k = tokens(cache, table, n)[:, None]
+        found.append(attend(q, k, k[..., :rank], scale, True)[0])
+    return torch.stack(found)
+
 def one_prefill(q, k, v):
     return attend(q, k, v, q.shape[2] ** -0.5)[0]
 
@@ -108,10 +117,15 @@ AXES = {
     },
     "latent_decode": {"batch_size": 3, "num_pages": 9, "len_indptr": 4, "num_kv_indices": 8},
     "latent_prefill": {"total_q": 6, "num_pages": 9, "len_indptr": 3, "num_kv_indices": 8},
+    "joined_latent": {"batch_size": 2, "num_pages": 20, "max_pages": 8},
     "one_prefill": {"qo_len": 5, "kv_len": 12},
     "one_decode": {"kv_len": 12},
 }
-NUMBERS = {"sm_scale": {"type": "scalar", "value": 0.25}}
+NUMBERS = {
+    "sm_scale": {"type": "scalar", "value": 0.25},
+    "bmm1_scale": {"type": "scalar", "value": 0.25},
+    "kv_lora_rank": {"type": "scalar", "value": 8},
+}
 LAST = {"kv_last_page_len": {"type": "safetensors", "path": "last.st", "tensor_key": "n"}}
 
 
@@ -231,6 +245,15 @@ def test_every_sequence_is_asked(tmp_path):
     for causal, status in ((True, "PASSED"), (False, "INCORRECT_NUMERICAL")):
         trace = flashinfer.judge(definition("ragged"), w, right, causal=causal)
         assert trace["evaluation"]["status"] == status
+
+
+def test_nan_in_one_output_is_the_largest_error(tmp_path):
+    source = SOURCE + "\ndef lost(*given):\n    o, lse = ragged(*given)\n    lse[0, 0] = math.nan\n"
+    made = solution(tmp_path, "ragged", source + "    return o, lse", entry="lost")
+    asked = definition("ragged"), workload(tmp_path, "ragged")
+    evaluation = flashinfer.judge(*asked, made)["evaluation"]
+    assert evaluation["status"] == "INCORRECT_NUMERICAL" and "LSE" in evaluation["log"]
+    assert math.isnan(evaluation["correctness"]["max_absolute_error"])
 
 
 def test_outputs_that_are_passed(tmp_path):
@@ -360,7 +383,7 @@ def command(*arguments):
 
 def test_the_command(tmp_path):
     status, told = command("--definition", DEFINITIONS, "--coverage")
-    assert status == 0 and "9 definitions are judged, 9 refused" in told
+    assert status == 0 and "10 definitions are judged, 9 refused" in told
     assert "refused normalization: op_type" in told
     asked = ["--definition", DEFINITIONS, "--workload", workload_file(tmp_path, "one_decode")]
     asked += ["--trace", tmp_path / "t.jsonl", "--solution"]
@@ -374,6 +397,43 @@ def test_the_command(tmp_path):
     assert status == 2 and "nothing.json: No such file" in told
     status, told = command("--definition", DEFINITIONS)
     assert status == 2 and told == "--workload: is needed\n"
+
+
+def test_what_ends_a_process_costs_one_workload(tmp_path):
+    source = (
+        SOURCE
+        + """
+def ends(q, k, v):
+    import os, signal, time
+    if len(k) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while len(k) == 2:
+        time.sleep(1)
+    return one_decode(q, k, v)
+"""
+    )
+    path = workload_file(tmp_path, "one_decode")
+    line = json.loads(path.read_text())
+    asked = ["--definition", DEFINITIONS, "--workload", path, "--trace", tmp_path / "t.jsonl"]
+    asked += ["--solution", solution_file(tmp_path, "one_decode", source, entry="ends")]
+
+    def isolated(lengths, *options):
+        lines = []
+        for tokens in lengths:
+            line["workload"]["axes"]["kv_len"] = tokens
+            lines.append(json.dumps(line))
+        path.write_text("\n".join(lines))
+        status, told = command(*asked, "--isolate", *options)
+        assert status == 1, told
+        read = [json.loads(text) for text in (tmp_path / "t.jsonl").read_text().splitlines()]
+        return [(t["evaluation"]["status"], t["evaluation"]["log"]) for t in read]
+
+    ended = ("RUNTIME_ERROR", "the solution's process was killed by signal 9")
+    assert isolated((1, 12)) == [ended, ("PASSED", "")]
+    late = ("TIMEOUT", "the solution did not finish within 2 s")  # however long it takes to start
+    assert isolated((2,), "--timeout", 2) == [late]
+    status, told = command(*asked, "--timeout", "nan")
+    assert status == 2 and told == "--timeout: nan is no number of seconds above 0\n"
 
 
 def test_bad_input_is_refused_by_name(tmp_path):
@@ -392,7 +452,7 @@ def test_bad_input_is_refused_by_name(tmp_path):
     refused("No such file", load, tmp_path / "none.json")
     refused("is no JSON", load, file("{"))
     refused("holds no definition", load, file("[]"))
-    refused("holds 18 definitions, not one", load, DEFINITIONS)
+    refused("holds 19 definitions, not one", load, DEFINITIONS)
     refused("has no 'name'", load, file("{}"))
     refused("its 'axes' is '3'", load, file('{"name": "a", "op_type": "b", "axes": 3}'))
     axis = '{"name": "a", "op_type": "b", "inputs": {}, "outputs": {}, "axes": {"n": %s}}'

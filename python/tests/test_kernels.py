@@ -336,6 +336,15 @@ def test_a_report_shows_itself():
     assert "2 cases" in repr(report) and "reproduce" in repr(report)
 
 
+def test_a_result_shows_itself():
+    result = kernels.late_by_one.judge("attention b=1 h=1 l=2 d=1 causal")
+    page = result._repr_html_()
+    assert isinstance(result, dict) and "<table>" in page and "<pre>" in page
+    assert "is wrong at" in page and "assay check --candidate" in page and "proved: " in page
+    right = kernels.mine.judge(FORWARD)._repr_html_()
+    assert "pass" in right and "<pre>" not in right
+
+
 def test_a_loop_of_ones_own():
     judged = 0
     for case in assay.cases("smoke", kernel=kernels.mine):
