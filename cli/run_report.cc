@@ -103,6 +103,11 @@ void print_evidence(const Evidence& e) {
   }
 }
 
+// What a failing case looks like.
+void print_diagnosis(const Diagnosis& d) {
+  if (d.was_asked()) tell("  {}\n", sentence_on(d));
+}
+
 void print_single(const CaseResult& r) {
   const Verdict& v = r.verdict;
   tell("{}\n  {}: {}\n", r.line, name_of(r.outcome), r.reason);
@@ -113,6 +118,7 @@ void print_single(const CaseResult& r) {
       if (part.second->worst.bound > 0) print_worst(part.first, part.second->worst, v.row_tile);
   }
   print_evidence(v.evidence);
+  print_diagnosis(r.diagnosis);
   const bool right = passed(r.outcome);
   if (right)
     tell("  bias: mean signed error/bound {:.3g}, slope t {:.3g}\n", v.mean_ratio, v.slope_t);
@@ -183,7 +189,10 @@ void print_results(const Run& run) {
   for (const CaseResult& r : run.results) {
     if (r.outcome == Outcome::unsupported) ++why_unsupported[r.reason];
     if (r.outcome != Outcome::fail && r.outcome != Outcome::error) continue;
-    if (!single) tell("{}: {}\n", name_of(r.outcome), r.reason);
+    if (!single) {
+      tell("{}: {}\n", name_of(r.outcome), r.reason);
+      if (!r.diagnosis.explanations.empty()) print_diagnosis(r.diagnosis);
+    }
     tell("  reproduce: {}\n", r.reproduce);
   }
   for (const auto& [why, n] : why_unsupported) tell("  unsupported: {} x {}\n", n, why);

@@ -26,12 +26,19 @@ std::string escape_xml(const std::string& bytes) {
   return out;
 }
 
+// The command that runs the case again, and what the failure looks like.
+std::string with_cause(const CaseResult& r) {
+  const std::string cause = sentence_on(r.diagnosis);
+  return cause.empty() ? r.reproduce : r.reproduce + "\n" + cause;
+}
+
 std::string test_case(const CaseResult& r) {
   const std::string reason = escape_xml(r.reason);
   std::string inner;
   switch (r.outcome) {
     case Outcome::fail:
-      inner = fmt::format("<failure message=\"{}\">{}</failure>", reason, escape_xml(r.reproduce));
+      inner =
+          fmt::format("<failure message=\"{}\">{}</failure>", reason, escape_xml(with_cause(r)));
       break;
     case Outcome::error: inner = fmt::format("<error message=\"{}\"/>", reason); break;
     case Outcome::unsupported:

@@ -799,10 +799,17 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   Verdict& v = result.verdict;
   v = product ? judge_product_by_ladder(r.product, r.c, judging)
               : judge_by_ladder(r.problem, r.out, 64, judging);
+  if (v.outcome == Outcome::fail)
+    result.diagnosis = product ? diagnose_product(r.product, r.c, nullptr, v, judging)
+                               : diagnose(r.problem, r.out, nullptr, v, judging);
   if (r.operation == Operation::backward && v.outcome != Outcome::fail &&
       v.outcome != Outcome::error) {
     const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o};
-    add_gradients(v, judge_backward_by_ladder(r.problem, input, r.gradients, judging));
+    const Verdict gradients = judge_backward_by_ladder(r.problem, input, r.gradients, judging);
+    if (gradients.outcome == Outcome::fail)
+      result.diagnosis =
+          diagnose_backward(r.problem, input, r.gradients, nullptr, gradients, judging);
+    add_gradients(v, gradients);
   }
   result.seconds.judge = seconds_since(start);
   result.outcome = v.outcome;

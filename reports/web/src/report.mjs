@@ -60,6 +60,7 @@ const place = (w) =>
 const known = [
   'case',
   'candidate',
+  'diagnosis',
   'dtype',
   'reproduce',
   'outcome',
@@ -98,6 +99,14 @@ function pairs(title, object, show = text) {
   );
 }
 
+// What a failing case looks like: the hypotheses that explain its errors.
+const looksLike = (d) =>
+  (d?.explanations ?? []).length > 0 &&
+  el(
+    'p',
+    { class: 'reason' },
+    `Looks like: ${d.explanations.map((e) => `${e.words} (s ${real(e.median)}, at most ${real(e.largest)})`).join('; or ')}`,
+  );
 const relation = ({ result, why }) => (has(why) ? `${result}: ${why}` : result);
 
 function shownTable(title, power, compared, whole) {
@@ -407,6 +416,7 @@ function failureList() {
         ),
       ),
       el('p', {}, el('a', { href: link({ case: c.number }) }, `Case ${c.number} on its own`)),
+      looksLike(c.result.diagnosis),
       body,
     );
   };
@@ -1065,6 +1075,7 @@ function onCase(number) {
       outcome(c.result.outcome),
     ),
     has(c.result.reason) && el('p', { class: 'reason' }, c.result.reason),
+    looksLike(c.result.diagnosis),
     details(c),
   );
 }
