@@ -43,6 +43,8 @@ struct TiledSoftmax {
   bool counts_padding = false;  // one key of the last, shorter tile, with score 0, in the row sum
   // The score of masked keys, and of keys behind the last one, in the tiles that a row loads.
   double fill = -std::numeric_limits<double>::infinity();
+  bool fills_zeros = false;  // keys outside the interval of a row are not loaded: their V is 0
+  bool clamps = false;       // e^x for x <= 0 gives at most 1, whatever x is
   // The same of the merge of splits.
   bool merge_rescales_sum = true, merge_rescales_values = true, merge_keeps_first_max = false;
 };
@@ -50,7 +52,7 @@ struct TiledSoftmax {
 // The keys of a row from key0 on.
 struct SoftmaxRow {
   Index key0 = 0, all_keys = 0;
-  Index padding = 0;               // keys behind the last one, with the score of masked ones
+  Index padding = 0;               // keys without values, with the score of masked ones
   std::span<const double> scores;  // -inf where masked
   const char* kept = nullptr;      // null: no dropout
   double sink = -std::numeric_limits<double>::infinity();
@@ -90,7 +92,20 @@ struct Hypothesis {
   std::span<const Index> parameters = {};
 };
 
-// All hypotheses about O and LSE. Of those with the same outputs the first one is named.
-std::span<const Hypothesis> attention_hypotheses();
+// The hypotheses about O and LSE. Of those with the same outputs the first one is named.
+std::span<const Hypothesis> mask_hypotheses();
+std::span<const Hypothesis> sum_hypotheses();
+
+// Masks that are written out, and copies of tensors, have no more elements than this.
+inline constexpr Index most_altered_elements = Index{1} << 21;
+// Row i of batch b sees the keys interval(problem, b, i, those that it should see), as far as masks
+// of elements allow. False: there are too many pairs.
+bool see(Alteration& a,
+         const std::function<KeyInterval(const Attention&, Index b, Index i, KeyInterval own)>&
+             interval);
+// Replaces `t`, which is a tensor of a.problem, by a contiguous one in f64 with the elements at(b,
+// h, i, j). False: it has too many elements.
+bool replace(Alteration& a, TensorView& t, const Extents& shape,
+             const std::function<double(Index b, Index h, Index i, Index j)>& at);
 
 }  // namespace assay

@@ -84,8 +84,10 @@ void sum_row(const Attention& p, const TiledSoftmax& how, const EvidenceHead& he
     if (own.begin >= own.end) return;
     begin = own.begin / how.tile * how.tile;
     end = (own.end + how.tile - 1) / how.tile * how.tile;
-    row.padding = std::max<Index>(end - p.shape.keys, 0);
-    end = std::min(end, p.shape.keys);
+    const Index columns = end - begin;
+    begin = how.fills_zeros ? own.begin : begin;
+    end = std::min(how.fills_zeros ? own.end : end, p.shape.keys);
+    row.padding = columns - (end - begin);
   }
   if (begin >= end) return;
   std::vector<double> scores(usize(end - begin), how.fill);
@@ -288,6 +290,12 @@ bool has_replicates(const ProjectedAttention& p, const AttentionOutput& out) {
          !wide(out.o.dtype);
 }
 
+template <class Visit>
+void for_each_hypothesis(const Visit& visit) {
+  for (const std::span<const Hypothesis> table : {mask_hypotheses(), sum_hypotheses()})
+    for (const Hypothesis& h : table) visit(h);
+}
+
 }  // namespace
 
 Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out,
@@ -300,7 +308,7 @@ Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out
   const bool unwritten = failed.failures.contains("O was not written");
   const bool replicates = has_replicates(problem, out), with_lse = bool{out.lse};
   Trials<Prediction> trials;
-  for (const Hypothesis& h : attention_hypotheses())
+  for_each_hypothesis([&](const Hypothesis& h) {
     for_each_parameter(h.parameters, [&](Index parameter) {
       Alteration a(problem, out);
       a.unwritten = unwritten;
@@ -311,6 +319,7 @@ Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out
       trials.add({h.name, fmt::format(fmt::runtime(h.words), parameter), fits.given.excess(),
                   std::move(x)});
     });
+  });
   return trials.explain(attentions.rows(), same, [&](Prediction& x, const auto& take) {
     if (!replicates) {
       take(std::string(),
@@ -342,7 +351,7 @@ std::string sentence_on(const Diagnosis& d) {
 
 std::vector<std::string_view> hypothesis_names() {
   std::vector<std::string_view> names;
-  for (const Hypothesis& h : attention_hypotheses()) names.push_back(h.name);
+  for_each_hypothesis([&](const Hypothesis& h) { names.push_back(h.name); });
   add_gradient_hypotheses(names);
   add_product_hypotheses(names);
   return names;

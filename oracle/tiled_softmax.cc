@@ -16,6 +16,10 @@ double in_range(double x) {
   return std::fabs(x) < 0x1p-149 ? 0 : x;
 }
 
+double exponential(const TiledSoftmax& how, double x) {
+  return in_range(std::exp(how.clamps ? std::min(x, 0.0) : x));
+}
+
 double truncated_to_bf16(double x) {
   const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
   return static_cast<double>(std::bit_cast<float>(bits & 0xFFFF0000u));
@@ -30,9 +34,9 @@ struct Sums {
 };
 
 // e^(before - after), where nothing was summed before 0.
-double correction(double before, double after, bool in_half) {
+double correction(const TiledSoftmax& how, double before, double after, bool in_half) {
   if (before == -inf) return 0;
-  const double c = in_range(std::exp(before - after));
+  const double c = exponential(how, before - after);
   return in_half ? round_to(Dtype::f16, c) : c;
 }
 
@@ -55,14 +59,18 @@ void sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
     double of_tile = -inf;
     for (Index j = first; j < last; ++j)
       of_tile = std::max(of_tile, row.scores[usize(j - row.key0)]);
-    if (of_tile == -inf) return;
+    if (of_tile == -inf) {
+      // A maximum that is that of the tile alone is lost, and the sums with it.
+      if (how.maximum == TiledSoftmax::Maximum::of_tile) s = Sums(o.size());
+      return;
+    }
     const double next = next_maximum(how, s.max, of_tile, row.scale);
-    const double c = correction(s.max, next, how.corrections_in_half);
+    const double c = correction(how, s.max, next, how.corrections_in_half);
     if (how.rescales_sum) s.sum = in_range(s.sum * c);
     if (how.rescales_values) s.values *= c;
     for (Index j = first; j < last; ++j) {
       const auto at = usize(j - row.key0);
-      const double weight = in_range(std::exp(row.scores[at] - next));
+      const double weight = exponential(how, row.scores[at] - next);
       if (!(how.drops_a_lane && j % how.tile % 8 == 7)) s.sum += weight;
       if (row.scores[at] == -inf || (row.kept && !row.kept[at])) continue;
       s.values +=
@@ -70,7 +78,8 @@ void sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
     }
     const bool shorter = first / how.tile * how.tile + how.tile > row.all_keys;
     if (how.counts_padding && shorter) s.sum += in_range(std::exp(-next));
-    if (shorter) s.sum += static_cast<double>(row.padding) * in_range(std::exp(how.fill - next));
+    if (last == end)
+      s.sum += static_cast<double>(row.padding) * in_range(std::exp(how.fill - next));
     s.max = next;
   };
   Sums all(o.size());
@@ -83,13 +92,14 @@ void sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
     if (part.max == -inf) continue;
     const double max =
         how.merge_keeps_first_max && all.max > -inf ? all.max : std::max(all.max, part.max);
-    const double c = correction(all.max, max, false), d = correction(part.max, max, false);
+    const double c = correction(how, all.max, max, false),
+                 d = correction(how, part.max, max, false);
     all.sum = all.sum * (how.merge_rescales_sum ? c : 1) + part.sum * d;
     all.values = all.values * (how.merge_rescales_values ? c : 1) + part.values * d;
     all.max = max;
   }
   if (row.sink > -inf) {
-    const double max = std::max(all.max, row.sink), c = correction(all.max, max, false);
+    const double max = std::max(all.max, row.sink), c = correction(how, all.max, max, false);
     all.sum = all.sum * c + std::exp(row.sink - max);
     all.values *= c;
     all.max = max;
