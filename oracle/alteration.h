@@ -41,7 +41,8 @@ struct TiledSoftmax {
   bool truncates_weights = false;  // to bf16, before P V
   bool drops_a_lane = false;       // the last one of eight, in the row sum
   bool counts_padding = false;  // one key of the last, shorter tile, with score 0, in the row sum
-  // The score of masked keys, and of keys behind the last one, in the tiles that a row loads.
+  // The score of masked keys, and of keys behind the last one, in the tiles that rows of a tile
+  // load.
   double fill = -std::numeric_limits<double>::infinity();
   bool fills_zeros = false;  // keys outside the interval of a row are not loaded: their V is 0
   bool clamps = false;       // e^x for x <= 0 gives at most 1, whatever x is

@@ -71,16 +71,28 @@ bool is_known(const BlockRow& row) {
   return row.domain == Domain::bounded || row.domain == Domain::vacuous;
 }
 
+// The keys that some row of a tile of rows sees, if only intervals mask.
+KeyInterval loaded_by_tile(const Attention& p, Index b, Index row, Index row_tile) {
+  KeyInterval all{p.shape.keys, 0};
+  const Index first = row / row_tile * row_tile;
+  for (Index i = first; i < std::min(first + row_tile, p.shape.rows); ++i) {
+    const KeyInterval own = visible_interval(p, b, i);
+    if (own.begin >= own.end) continue;
+    all = {std::min(all.begin, own.begin), std::max(all.end, own.end)};
+  }
+  return all;
+}
+
 // The outputs of an evaluated row with the altered sums.
-void sum_row(const Attention& p, const TiledSoftmax& how, const EvidenceHead& head, Index r,
-             Eigen::Ref<Eigen::RowVectorXd> o, double& lse) {
+void sum_row(const Attention& p, const TiledSoftmax& how, Index row_tile, const EvidenceHead& head,
+             Index r, Eigen::Ref<Eigen::RowVectorXd> o, double& lse) {
   const Block& k = head.block;
   const Index i = k.row(r).index;
-  // The keys that the tiles of the row load, where masked ones take part.
+  // Masked keys that are loaded take part.
   Index begin = k.key0, end = k.key0 + k.count;
   SoftmaxRow row;
   if (how.fill > -inf) {
-    const KeyInterval own = visible_interval(p, k.b, i);
+    const KeyInterval own = loaded_by_tile(p, k.b, i, row_tile);
     if (own.begin >= own.end) return;
     begin = own.begin / how.tile * how.tile;
     end = (own.end + how.tile - 1) / how.tile * how.tile;
@@ -196,7 +208,7 @@ class Attentions {
         const BlockRow& row = head.block.row(r);
         for (Index c = 0; c < o.size(); ++c) o(c) = number_of(head.block.element(r, c));
         double lse = number_of(row.lse);
-        if (a.softmax) sum_row(a.problem, *a.softmax, head, r, o, lse);
+        if (a.softmax) sum_row(a.problem, *a.softmax, strict_.row_tile, head, r, o, lse);
         for (Index c = 0; c < o.size(); ++c)
           if (std::fabs(o(c)) >= overflow_threshold(out_.o.dtype)) o(c) = std::copysign(inf, o(c));
         if (a.change) a.change({head.block.b, head.block.h, row.index}, row.fully_masked, o, lse);

@@ -48,30 +48,31 @@ bool same_numbers(const Matrix& a, const Matrix& b) {
   return true;
 }
 
-// The s of rows against their limits.
+// The s of rows against their limits. Numbers of rows with other limits are told in units of the
+// limit of the row that is furthest.
 class Fit {
  public:
   // `error` is that of a row, `typical` the typical one, infinite where the row cannot be asked.
   void add(double error, double typical, double limit) {
     if (typical == std::numeric_limits<double>::infinity()) return;
-    const double s = error == 0 ? 0 : error / typical;
-    all_.push_back(s);
-    if (all_.size() == 1 || !(s / limit <= largest_ / limit_)) largest_ = s, limit_ = limit;
+    const double ratio = error == 0 ? 0 : error / typical / limit;
+    ratios_.push_back(ratio);
+    if (ratios_.size() == 1 || !(ratio <= excess_)) excess_ = ratio, limit_ = limit;
   }
-  bool empty() const { return all_.empty(); }
-  double excess() const { return largest_ / limit_; }
-  double largest() const { return largest_; }
+  bool empty() const { return ratios_.empty(); }
+  double excess() const { return excess_; }
   double limit() const { return limit_; }
+  double largest() const { return excess_ * limit_; }
   double median() const {
-    std::vector<double> sorted = all_;
+    std::vector<double> sorted = ratios_;
     const auto middle = sorted.begin() + std::ssize(sorted) / 2;
     std::ranges::nth_element(sorted, middle);
-    return *middle;
+    return *middle * limit_;
   }
 
  private:
-  std::vector<double> all_;
-  double largest_ = 0, limit_ = 1;
+  std::vector<double> ratios_;
+  double excess_ = 0, limit_ = 1;
 };
 
 // The s of what a kernel gave against a prediction, and against what is right, in the same rows and
