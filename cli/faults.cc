@@ -30,7 +30,8 @@ struct FaultsOptions {
   std::string suite;  // empty: the suite of each fault's subject
   std::string only;   // one fault by name
   std::uint64_t seed = 1;
-  Index causes = 1;  // failing cases whose causes are looked for
+  bool undeclared = false;  // kernels are judged as if they declared no arithmetic
+  Index causes = 1;         // failing cases whose causes are looked for
   std::string json, html, store;
   bool list = false;
   WorkerOptions workers;
@@ -168,14 +169,16 @@ std::string sentence_on(const FaultHunt& f) {
                      f.alone ? ", alone" : fmt::format("; it looks {}", like));
 }
 
-void hunt_faults(Plan& plan, WorkerOptions workers, Index causes, FaultsScore& score) {
+void hunt_faults(Plan& plan, WorkerOptions workers, const FaultsOptions& o, FaultsScore& score) {
   Progress progress("faults", plan.hunts.size());
   for (const auto& [f, suite] : plan.hunts) {
     std::vector<Case> cases;
     std::ranges::copy_if(plan.suites[suite], std::back_inserter(cases),
                          [&fault = f](const Case& c) { return reaches(fault, c); });
     workers.execute.relations = f.by_relation;
-    const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers, causes);
+    const Kill kill =
+        hunt(cases, (o.undeclared ? "fault-undeclared:" : "fault:") + std::string(f.name), workers,
+             o.causes);
     score.killed += kill.killed;
     tell("{} {} ({}, {}): {}, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name,
          f.fault_class, suite, counted(kill.cases, "case"), kill.seconds);
@@ -190,13 +193,13 @@ void hunt_faults(Plan& plan, WorkerOptions workers, Index causes, FaultsScore& s
 }
 
 // Runs the same cases on the kernels without a fault. A suite with false alarms proves nothing.
-bool run_unplanted(Plan& plan, const WorkerOptions& workers, FaultsScore& score) {
+bool run_unplanted(Plan& plan, const WorkerOptions& workers, bool undeclared, FaultsScore& score) {
   std::map<std::string, Score> by_suite;
   for (const FaultHunt& f : score.faults) by_suite[f.suite].add(f.killed);
   bool alarmed = false;
   for (const auto& [name, s] : by_suite) {
     const std::vector<Case>& cases = plan.suites[name];
-    const Kill alarm = hunt(cases, "host", workers, 1);
+    const Kill alarm = hunt(cases, undeclared ? "host-undeclared" : "host", workers, 1);
     alarmed |= alarm.killed;
     tell("suite {}: {} of {} killed; unplanted kernel: {} of {} run, {}, {:.0f} s\n", name,
          s.killed, counted(s.all, "fault"), alarm.cases, counted(cases.size(), "case"),
@@ -266,10 +269,10 @@ int run(const FaultsOptions& o) {
   WorkerOptions workers = o.workers;
   workers.execute.power = false;
   workers.execute.relations = false;
-  hunt_faults(plan, workers, o.causes, score);
+  hunt_faults(plan, workers, o, score);
   print_classes(score);
   print_causes(score);
-  const bool alarmed = run_unplanted(plan, workers, score);
+  const bool alarmed = run_unplanted(plan, workers, o.undeclared, score);
   if (score.out_of_reach > 0)
     tell("{} left out: suite {} runs no case of {} operation\n",
          counted(score.out_of_reach, "fault"), o.suite, score.out_of_reach == 1 ? "its" : "their");
@@ -295,6 +298,8 @@ Command add_faults(CLI::App& app) {
   command->add_option("--seed", o->seed, "The seed of the inputs")
       ->transform(any_number())
       ->capture_default_str();
+  command->add_flag("--undeclared", o->undeclared,
+                    "Judge the kernels as if they declared no arithmetic");
   command
       ->add_option("--causes", o->causes,
                    "The number of failing cases of each fault, the cheapest, that are diagnosed "
