@@ -7,6 +7,8 @@
 namespace assay {
 namespace {
 
+constexpr double inf = std::numeric_limits<double>::infinity();
+
 constexpr Index tiles[] = {16, 32, 64, 128, 256};
 constexpr Index splits[] = {256, 512, 1024};
 constexpr Index eights[] = {8};
@@ -79,6 +81,20 @@ bool read_masks_at(Alteration& a, const From& from) {
   return !before.bias || replace(a, p.bias, e, [&](Index b, Index h, Index i, Index j) {
     const Index row = from(i, j);
     return row < 0 ? 0 : load(before.bias, before.bias.at(b, h, row, j));
+  });
+}
+
+// The scores of row i become slope * (i + offset) larger, as if ALiBi counted keys from the first.
+bool shift_scores(Alteration& a) {
+  Attention& p = a.problem;
+  const Attention before = p;
+  const double lowest = p.bias ? -format(p.bias.dtype).max_finite : 0;
+  p.finite_min_masks = false;
+  return replace(a, p.bias, p.shape.pair_extents(), [&](Index b, Index h, Index i, Index j) {
+    const double bias = before.bias ? load(before.bias, before.bias.at(b, h, i, j)) : 0;
+    if (before.finite_min_masks && bias == lowest) return -inf;
+    return bias + static_cast<double>(before.alibi_slopes[usize(h)]) *
+                      static_cast<double>(i + before.offset_of(b));
   });
 }
 
@@ -378,17 +394,7 @@ constexpr Hypothesis hypotheses[] = {
        return !slopes.empty();
      }},
     {"alibi-from-key-zero", "the distances of ALiBi are counted from key 0",
-     [](Alteration& a, Index) {
-       const Attention& p = a.problem;
-       if (p.alibi_slopes.empty()) return false;
-       const std::vector<float> slopes = p.alibi_slopes;
-       const std::vector<Index> offset = p.offset;
-       a.change = [=](const RowPlace& at, bool, Eigen::Ref<Eigen::RowVectorXd>, double& lse) {
-         const Index from = offset.empty() ? 0 : offset[usize(at.b)];
-         lse += static_cast<double>(slopes[usize(at.h)]) * static_cast<double>(at.row + from);
-       };
-       return true;
-     }},
+     [](Alteration& a, Index) { return !a.problem.alibi_slopes.empty() && shift_scores(a); }},
 
     // Scores.
     {"scale-one-percent", "the scale is 1% too large",

@@ -117,6 +117,20 @@ TEST(Diagnosis, UndeclaredKernelsAreNamed) {
               testing::StartsWith("looks like: the causal diagonal is one key late"));
 }
 
+// A planted fault in a kernel that declares nothing is found and named as well.
+TEST(Diagnosis, UndeclaredFaultsAreNamed) {
+  for (const auto& [name, line] : std::vector<Planted>{
+           {"kv-head-modulo", "attention b=1 h=4/2 l=9x50 d=16 dtype=f16"},
+           {"scale-off-by-one-percent", "attention b=1 h=2 l=9x50 d=16 dtype=bf16"},
+           {"delta-omitted", "backward b=1 h=2 l=20x30 d=16 dtype=bf16"},
+           {"scale-dropped", "product m=3 n=20 k=64 w=mxfp4 dtype=f16"}}) {
+    const auto* fault = std::ranges::find(planted_faults, name, &PlantedFault::name);
+    ASSERT_NE(fault, planted_faults.end()) << name;
+    const Diagnosis d = diagnosis_of(line, std::string("fault-undeclared:") + name);
+    EXPECT_EQ(rank_of(d, fault->cause), 1) << name << " on " << line << ": " << sentence_on(d);
+  }
+}
+
 TEST(Diagnosis, NoiseIsLikeNoFault) {
   for (const char* line : {"attention b=1 h=2 l=16x40 d=32 causal offset=end bias=normal seed=3",
                            "attention b=2 h=4/2 l=16x150 d=32 dtype=f16 softcap=5 sink=1"}) {
