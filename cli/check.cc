@@ -48,7 +48,7 @@ void shrink_result(CaseResult& failed, const WorkerOptions& options) {
   WorkerOptions quick = options;
   quick.jobs = 1;
   quick.timeout_seconds = std::min(options.timeout_seconds, 20.0);
-  quick.execute.power = false;
+  quick.execute.power = quick.execute.diagnosis = false;
   const auto in_time = [&] { return Clock::now() < deadline; };
   // The steps from one case go to one worker, because a candidate may take seconds to start.
   const FirstFailing first_failing = [&](const std::vector<Case>& steps) {

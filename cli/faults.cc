@@ -17,6 +17,7 @@
 #include "cli/tell.h"
 #include "harness/faults/planted_faults.h"
 #include "harness/cases/suites.h"
+#include "harness/results/common_causes.h"
 #include "harness/files.h"
 #include "problem/clock.h"
 #include "reports/html.h"
@@ -29,6 +30,8 @@ struct FaultsOptions {
   std::string suite;  // empty: the suite of each fault's subject
   std::string only;   // one fault by name
   std::uint64_t seed = 1;
+  bool undeclared = false;  // kernels are judged as if they declared no arithmetic
+  Index causes = 1;         // failing cases whose causes are looked for
   std::string json, html, store;
   bool list = false;
   WorkerOptions workers;
@@ -39,25 +42,34 @@ struct Kill {
   std::size_t cases = 0;  // the number of cases run until then
   double seconds = 0;
   std::string line, reason;
+  CommonCauses causes;
+  Index diagnosed = 0;
 };
 
+// Runs the cases until `failures` of them have failed.
 Kill hunt(const std::vector<Case>& cases, const std::string& candidate,
-          const WorkerOptions& workers) {
+          const WorkerOptions& workers, Index failures) {
   std::vector<WorkItem> items;
   for (const Case& c : cases) items.push_back({print_case(c), candidate});
   const auto start = Clock::now();
   Kill kill;
+  Index failed = 0;
   run_in_workers(items, workers, [&](std::size_t k, const CaseResult& r) {
-    ++kill.cases;
+    if (!kill.killed) ++kill.cases;
     if (r.outcome == Outcome::error)
       throw std::runtime_error(fmt::format("{}: {}", items[k].line, r.reason));
     if (r.outcome != Outcome::fail) return true;
-    kill.killed = true;
-    kill.line = items[k].line;
-    kill.reason = r.reason;
-    return false;
+    if (!kill.killed) {
+      kill.killed = true;
+      kill.line = items[k].line;
+      kill.reason = r.reason;
+      kill.seconds = seconds_since(start);
+    }
+    kill.causes.add(r.diagnosis);
+    kill.diagnosed += r.diagnosis.rows_asked > 0;
+    return ++failed < failures;
   });
-  kill.seconds = seconds_since(start);
+  if (!kill.killed) kill.seconds = seconds_since(start);
   return kill;
 }
 
@@ -68,6 +80,16 @@ struct Score {
     ++all;
   }
 };
+
+// Adds what the failing cases of a fault look like.
+void note_causes(const PlantedFault& fault, const Kill& kill, FaultHunt& hunt) {
+  hunt.cause = fault.cause;
+  hunt.rank = kill.causes.rank_of(fault.cause);
+  hunt.alone = kill.causes.is_alone(fault.cause);
+  hunt.looks_like = kill.causes.ranking();
+  if (hunt.looks_like.size() > 5) hunt.looks_like.resize(5);
+  hunt.diagnosed = kill.diagnosed;
+}
 
 // The cases of a suite, the cheapest first, because these kill most faults.
 const std::vector<Case>& cases_of(std::map<std::string, std::vector<Case>>& suites,
@@ -135,14 +157,28 @@ Plan plan_hunts(const FaultsOptions& o, FaultsScore& score) {
   return plan;
 }
 
-void hunt_faults(Plan& plan, WorkerOptions workers, FaultsScore& score) {
+// "the cause, causal-late, is named alone", or what else it looks like.
+std::string sentence_on(const FaultHunt& f) {
+  if (f.diagnosed == 0) return "cause: not looked for, because no output was judged";
+  const std::string like = f.looks_like.empty()
+                               ? "like no known fault"
+                               : fmt::format("like {}", fmt::join(f.looks_like, ", "));
+  if (f.cause.empty()) return fmt::format("cause: no hypothesis; it looks {}", like);
+  if (f.rank == 0) return fmt::format("cause: {} is not named; it looks {}", f.cause, like);
+  return fmt::format("cause: {} is number {}{}", f.cause, f.rank,
+                     f.alone ? ", alone" : fmt::format("; it looks {}", like));
+}
+
+void hunt_faults(Plan& plan, WorkerOptions workers, const FaultsOptions& o, FaultsScore& score) {
   Progress progress("faults", plan.hunts.size());
   for (const auto& [f, suite] : plan.hunts) {
     std::vector<Case> cases;
     std::ranges::copy_if(plan.suites[suite], std::back_inserter(cases),
                          [&fault = f](const Case& c) { return reaches(fault, c); });
     workers.execute.relations = f.by_relation;
-    const Kill kill = hunt(cases, "fault:" + std::string(f.name), workers);
+    const Kill kill =
+        hunt(cases, (o.undeclared ? "fault-undeclared:" : "fault:") + std::string(f.name), workers,
+             o.causes);
     score.killed += kill.killed;
     tell("{} {} ({}, {}): {}, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name,
          f.fault_class, suite, counted(kill.cases, "case"), kill.seconds);
@@ -151,17 +187,19 @@ void hunt_faults(Plan& plan, WorkerOptions workers, FaultsScore& score) {
     progress.advance(std::string(f.name));
     score.faults.push_back({std::string(f.name), std::string(f.fault_class), suite, kill.killed,
                             kill.cases, kill.seconds, kill.line, kill.reason});
+    note_causes(f, kill, score.faults.back());
+    if (kill.killed) tell("  {}\n", sentence_on(score.faults.back()));
   }
 }
 
 // Runs the same cases on the kernels without a fault. A suite with false alarms proves nothing.
-bool run_unplanted(Plan& plan, const WorkerOptions& workers, FaultsScore& score) {
+bool run_unplanted(Plan& plan, const WorkerOptions& workers, bool undeclared, FaultsScore& score) {
   std::map<std::string, Score> by_suite;
   for (const FaultHunt& f : score.faults) by_suite[f.suite].add(f.killed);
   bool alarmed = false;
   for (const auto& [name, s] : by_suite) {
     const std::vector<Case>& cases = plan.suites[name];
-    const Kill alarm = hunt(cases, "host", workers);
+    const Kill alarm = hunt(cases, undeclared ? "host-undeclared" : "host", workers, 1);
     alarmed |= alarm.killed;
     tell("suite {}: {} of {} killed; unplanted kernel: {} of {} run, {}, {:.0f} s\n", name,
          s.killed, counted(s.all, "fault"), alarm.cases, counted(cases.size(), "case"),
@@ -178,6 +216,21 @@ void print_classes(const FaultsScore& score) {
   std::map<std::string, Score> by_class;
   for (const FaultHunt& f : score.faults) by_class[f.fault_class].add(f.killed);
   for (const auto& [name, s] : by_class) tell("{}: {} of {} killed\n", name, s.killed, s.all);
+}
+
+// How often the true cause is named.
+void print_causes(const FaultsScore& score) {
+  std::size_t killed = 0, known = 0, first = 0, alone = 0, first_three = 0;
+  for (const FaultHunt& f : score.faults) {
+    if (!f.killed) continue;
+    ++killed;
+    known += !f.cause.empty();
+    first += f.rank == 1;
+    alone += f.rank == 1 && f.alone;
+    first_three += f.rank >= 1 && f.rank <= 3;
+  }
+  tell("cause: of {} killed, {} with a hypothesis; named first {} (alone {}), among three {}\n",
+       counted(killed, "fault"), known, first, alone, first_three);
 }
 
 void print_times(const FaultsScore& score) {
@@ -216,9 +269,10 @@ int run(const FaultsOptions& o) {
   WorkerOptions workers = o.workers;
   workers.execute.power = false;
   workers.execute.relations = false;
-  hunt_faults(plan, workers, score);
+  hunt_faults(plan, workers, o, score);
   print_classes(score);
-  const bool alarmed = run_unplanted(plan, workers, score);
+  print_causes(score);
+  const bool alarmed = run_unplanted(plan, workers, o.undeclared, score);
   if (score.out_of_reach > 0)
     tell("{} left out: suite {} runs no case of {} operation\n",
          counted(score.out_of_reach, "fault"), o.suite, score.out_of_reach == 1 ? "its" : "their");
@@ -243,6 +297,14 @@ Command add_faults(CLI::App& app) {
   command->add_option("--only", o->only, "Only the fault of this name, as --list prints it");
   command->add_option("--seed", o->seed, "The seed of the inputs")
       ->transform(any_number())
+      ->capture_default_str();
+  command->add_flag("--undeclared", o->undeclared,
+                    "Judge the kernels as if they declared no arithmetic");
+  command
+      ->add_option("--causes", o->causes,
+                   "The number of failing cases of each fault, the cheapest, that are diagnosed "
+                   "together")
+      ->transform(number_in(1, 64))
       ->capture_default_str();
   command->add_option("--json", o->json, "Write the score as JSON")->check(writable());
   command->add_option("--html", o->html, "Write the score as one HTML page")->check(writable());

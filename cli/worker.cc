@@ -19,12 +19,13 @@ struct ServeOptions {
 struct ProcessOptions {
   Index memory_mib = 0;
   ExecuteOptions execute;
-  bool no_power = false, no_relations = false;
+  bool no_power = false, no_relations = false, no_diagnosis = false;
 };
 
 int run(ProcessOptions& o) {
   o.execute.power = !o.no_power;
   o.execute.relations = !o.no_relations;
+  o.execute.diagnosis = !o.no_diagnosis;
   return worker_main(o.memory_mib, o.execute);
 }
 
@@ -48,6 +49,7 @@ Command add_worker(CLI::App& app) {
   command->add_option("--oracle-threads", o->execute.oracle_threads)->transform(number_in(0, 1024));
   command->add_flag("--pictures", o->execute.pictures);
   command->add_flag("--no-power", o->no_power);
+  command->add_flag("--no-diagnosis", o->no_diagnosis);
   command->add_flag("--no-relations", o->no_relations);
   return {command, [o] { return run(*o); }, true};
 }

@@ -55,7 +55,7 @@ int judge_bytes(CaseKind kind, const unsigned char* data, std::size_t size) {
   static const std::unique_ptr<Candidate> candidate = make_candidate(name ? name : "host");
   const Case c = case_of_bytes(kind, {data, size});
   ExecuteOptions options;
-  options.power = false;
+  options.power = options.diagnosis = false;
   CaseResult result;
   try {
     result = execute(c, *candidate, options);

@@ -18,7 +18,7 @@ constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr Index most_key_bytes = Index{1} << 29;
 constexpr Index most_heads = 24;
 
-using RowsOfHeads = std::map<std::pair<Index, Index>, std::set<Index>>;  // (b, h) -> rows
+}  // namespace
 
 // Spreads rows over the heads: the heads are evenly spaced, and each of them gives one row of every
 // equal stretch.
@@ -46,6 +46,8 @@ RowsOfHeads choose_rows(const AttentionShape& s, const std::vector<SuspectRow>& 
   return chosen;
 }
 
+namespace {
+
 // Whether the weights of a row, or their products with V, may underflow.
 bool may_underflow(const EvidenceHead& head, Index r, Index value_dim) {
   const Block& k = head.block;
@@ -63,6 +65,26 @@ bool may_underflow(const EvidenceHead& head, Index r, Index value_dim) {
   return underflows(weights) || underflows(largest);
 }
 
+// Puts what is exact in the rows of a head below that of the heads before.
+void take_head(const EvidenceHead& head, EvidenceRows& all) {
+  const Block& k = head.block;
+  const Index dv = all.exact.cols();
+  for (Index r = 0; r < k.row_count(); ++r) {
+    const BlockRow& row = k.row(r);
+    const Index at = head.first + r;
+    for (Index c = 0; c < dv; ++c) {
+      const BlockElement& o = k.element(r, c);
+      all.exact(at, c) = o.value;
+      const double bound = o.bound + half_ulp(all.out_dtype, o.value);
+      all.bound(at) += bound * bound / static_cast<double>(dv);
+    }
+    all.bound(at) = std::sqrt(all.bound(at));
+    if (row.lse.kind != Kind::finite) continue;
+    all.lse(at) = row.lse.value;
+    all.lse_bound(at) = row.lse.bound;
+  }
+}
+
 // Puts what the candidate gave in the rows of a head beside what is exact.
 void compare_head(const EvidenceHead& head, const AttentionOutput& out, EvidenceRows& all) {
   const Block& k = head.block;
@@ -76,30 +98,22 @@ void compare_head(const EvidenceHead& head, const AttentionOutput& out, Evidence
       const BlockElement& o = k.element(r, c);
       const double got = load(out.o, out.o.at(k.b, k.h, i, c));
       asked = asked && o.kind == Kind::finite && std::isfinite(got) && !o.value_overflow;
-      all.exact(at, c) = o.value;
       all.error(at, c) = (got - o.value) - o.low;
-      const double bound = o.bound + half_ulp(all.out_dtype, o.value);
-      all.bound(at) += bound * bound / static_cast<double>(dv);
     }
-    all.bound(at) = std::sqrt(all.bound(at));
     all.asked[usize(at)] = asked;
     if (!out.lse || row.lse.kind != Kind::finite) continue;
     const double got = load(out.lse, out.lse.at(k.b, k.h, i, 0));
-    all.lse(at) = row.lse.value;
-    all.lse_bound(at) = row.lse.bound;
     all.lse_error(at) = (got - row.lse.value) - row.lse.low;
     all.lse_asked[usize(at)] = asked && std::isfinite(got);
   }
 }
 
-// The least error that counts as typical: the output rounding has a spread of half an ulp / sqrt(3)
-// in the largest element of a row, and less in smaller ones. Luck must not make it zero.
-double floor_of_row(const EvidenceRows& rows, Index r) {
-  return half_ulp(rows.out_dtype, rows.exact.row(r).cwiseAbs().maxCoeff()) / 3;
-}
-double floor_of_lse(double lse) { return half_ulp(Dtype::f32, std::max(std::fabs(lse), 1.0)) / 2; }
-
 }  // namespace
+
+// The output rounding has a spread of half an ulp / sqrt(3) in the largest element of a row, and
+// less in smaller ones. Luck must not make it zero.
+double floor_of_row(Dtype out, double largest) { return half_ulp(out, largest) / 3; }
+double floor_of_lse(double lse) { return half_ulp(Dtype::f32, std::max(std::fabs(lse), 1.0)) / 2; }
 
 EmulatedRows emulated_inputs(const ProjectedAttention& p, const KeyValues& kv, const Block& block) {
   EmulatedRows in;
@@ -135,37 +149,44 @@ EmulatedRows emulated_inputs(const ProjectedAttention& p, const KeyValues& kv, c
 
 Index EvidenceRows::asked_rows() const { return std::count(asked.begin(), asked.end(), 1); }
 
-EvidenceRows gather_evidence(const ProjectedAttention& problem, const AttentionOutput& out,
-                             const Contract& contract, const std::vector<SuspectRow>& suspects,
-                             double budget, const JudgeOptions& options) {
+EvidenceRows evaluate_rows(const ProjectedAttention& problem, const RowsOfHeads& chosen, Dtype out,
+                           const Contract& contract, int threads, const LoadHead& load) {
   const AttentionShape& s = problem.shape;
   EvidenceRows all;
-  all.out_dtype = out.o.dtype;
-  const RowsOfHeads chosen = choose_rows(s, suspects, budget, options);
+  all.out_dtype = out;
+  std::vector<std::pair<std::pair<Index, Index>, std::vector<Index>>> lists;
   Index rows = 0;
-  for (const auto& [head, list] : chosen) rows += std::ssize(list);
+  for (const auto& [head, list] : chosen) {
+    all.heads.emplace_back().first = rows;
+    lists.emplace_back(head, std::vector<Index>(list.begin(), list.end()));
+    rows += std::ssize(list);
+  }
   all.exact = all.error = RowMajor::Zero(rows, s.value_dim);
   all.lse = all.lse_error = all.bound = all.lse_bound = Eigen::VectorXd::Zero(rows);
   all.asked.assign(usize(rows), 0);
   all.lse_asked = all.asked;
-  all.heads.resize(chosen.size());
-  std::vector<std::pair<std::pair<Index, Index>, std::vector<Index>>> lists;
-  for (const auto& [head, list] : chosen)
-    lists.emplace_back(head, std::vector<Index>(list.begin(), list.end()));
-  rows = 0;
-  for (std::size_t n = 0; n < lists.size(); ++n) {
-    all.heads[n].first = rows;
-    rows += std::ssize(lists[n].second);
-  }
   const Reference reference(problem, contract);
-  parallel_for(std::ssize(all.heads), options.threads, [&](Index n) {
+  parallel_for(std::ssize(all.heads), threads, [&](Index n) {
     EvidenceHead& head = all.heads[usize(n)];
     const auto& [place, list] = lists[usize(n)];
-    head.kv = reference.load_head(place.first, place.second / s.group());
+    head.kv = load(reference, place.first, place.second);
     head.block = reference.evaluate(*head.kv, place.second, list, Keep::scores);
     head.in = emulated_inputs(problem, *head.kv, head.block);
-    compare_head(head, out, all);
+    take_head(head, all);
   });
+  return all;
+}
+
+EvidenceRows gather_evidence(const ProjectedAttention& problem, const AttentionOutput& out,
+                             const Contract& contract, const std::vector<SuspectRow>& suspects,
+                             double budget, const JudgeOptions& options) {
+  const Index group = problem.shape.group();
+  EvidenceRows all =
+      evaluate_rows(problem, choose_rows(problem.shape, suspects, budget, options), out.o.dtype,
+                    contract, options.threads, [=](const Reference& reference, Index b, Index h) {
+                      return std::shared_ptr<const KeyValues>(reference.load_head(b, h / group));
+                    });
+  for (const EvidenceHead& head : all.heads) compare_head(head, out, all);
   return all;
 }
 
@@ -195,7 +216,9 @@ Replicates replicate(const EvidenceRows& rows, const Contract& contract, int cou
     if (!rows.asked[usize(r)]) continue;
     double lse_square = 0;
     for (const Eigen::VectorXd& error : all.lse_error) lse_square += error(r) * error(r);
-    all.sigma(r) = typical_of_row(all.error, r, floor_of_row(rows, r), rows.bound(r));
+    all.sigma(r) = typical_of_row(
+        all.error, r, floor_of_row(rows.out_dtype, rows.exact.row(r).cwiseAbs().maxCoeff()),
+        rows.bound(r));
     if (!std::isfinite(all.sigma(r))) all.usable[usize(r)] = 0;
     const double lse_sigma = std::sqrt(lse_square / static_cast<double>(count));
     all.lse_sigma(r) =

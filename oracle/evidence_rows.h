@@ -3,7 +3,12 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "oracle/emulation.h"
@@ -14,7 +19,7 @@ namespace assay {
 
 // The chosen rows of one head.
 struct EvidenceHead {
-  KeyValuesPointer kv;
+  std::shared_ptr<const KeyValues> kv;
   Block block;  // with scores
   EmulatedRows in;
   Index first = 0;  // its first row among all rows
@@ -36,11 +41,28 @@ struct EvidenceRows {
   Index asked_rows() const;
 };
 
-// Chooses rows that are spread over all heads, within `budget` pairs of a row and a key, adds the
-// suspects, and evaluates them under the contract.
+// The rows that are asked, by batch and head.
+using RowsOfHeads = std::map<std::pair<Index, Index>, std::set<Index>>;
+// Chooses rows that are spread over all heads, within `budget` pairs of a row and a key, and adds
+// the suspects.
+RowsOfHeads choose_rows(const AttentionShape& s, const std::vector<SuspectRow>& suspects,
+                        double budget, const JudgeOptions& options);
+
+// Gives the K and V of a head.
+using LoadHead =
+    std::function<std::shared_ptr<const KeyValues>(const Reference&, Index b, Index h)>;
+// Evaluates rows under the contract, in the order of the map. Errors are 0, and no row is asked.
+EvidenceRows evaluate_rows(const ProjectedAttention& problem, const RowsOfHeads& rows, Dtype out,
+                           const Contract& contract, int threads, const LoadHead& load);
+
+// Evaluates the chosen rows, and compares them with the candidate's.
 EvidenceRows gather_evidence(const ProjectedAttention& problem, const AttentionOutput& out,
                              const Contract& contract, const std::vector<SuspectRow>& suspects,
                              double budget, const JudgeOptions& options);
+
+// The least errors that count as typical, of a row and of LSE.
+double floor_of_row(Dtype out, double largest);
+double floor_of_lse(double lse);
 
 // What an emulation needs of the rows of a block.
 EmulatedRows emulated_inputs(const ProjectedAttention& p, const KeyValues& kv, const Block& block);

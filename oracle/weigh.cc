@@ -62,7 +62,7 @@ std::string sentence_on(const Evidence& e) {
   if (filter && filter->significance() / e.z_limit > of_row)
     return fmt::format(
         "by evidence: inside every bound, but no arithmetic makes such errors: {}, by {:.3g} of "
-        "it (z = {:.3g}, limit {}, {} questions)",
+        "it (z = {:.3g}, limit {:.3g}, {} questions)",
         filter->fault, filter->share, filter->z, e.z_limit, e.questions);
   if (row->first == Output::c)
     return fmt::format(

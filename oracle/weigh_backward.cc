@@ -5,39 +5,13 @@
 #include <set>
 
 #include "oracle/backward.h"
-#include "oracle/emulation_backward.h"
-#include "oracle/evidence_rows.h"
+#include "oracle/evidence_gradients.h"
 #include "oracle/shares.h"
 #include "oracle/weigh.h"
 #include "problem/parallel.h"
 
 namespace assay {
 namespace {
-
-// One gradient of one group of heads, its rows (for dQ: those of all heads) below one another.
-struct GradientRows {
-  Output output = Output::dq;
-  Dtype dtype = Dtype::f32;
-  RowMajor exact, error;
-  Eigen::VectorXd bound;  // rms of the row's bounds, the output rounding included
-  std::vector<char> asked;
-};
-
-// The heads that share one kv head.
-struct EvidenceGroup {
-  Index b = 0, g = 0;
-  KeyValuesPointer kv;
-  std::vector<EmulatedBackward> heads;
-  std::vector<RowMajor> score_part, weight_part;  // of each head, rows x keys
-  std::vector<GradientRows> gradients;            // dQ, dK, dV
-};
-
-// The errors of the replicates of one group, by gradient.
-struct GroupReplicates {
-  std::vector<std::vector<RowMajor>> error;  // [gradient][replicate]
-  std::vector<Eigen::VectorXd> sigma;        // [gradient], per row
-  std::vector<std::vector<char>> usable;     // [gradient], per row
-};
 
 // The groups that are asked: the one of the worst element, and others at even distances.
 std::vector<std::pair<Index, Index>> choose_groups(const AttentionShape& s, const Verdict& v,
@@ -115,6 +89,8 @@ RowMajor weigh_by_gradient(const Block& block, const RowMajorSingle& d_o, Index 
   return gauge;
 }
 
+}  // namespace
+
 EvidenceGroup gather_group(const Attention& p, const AttentionBackwardInput& input,
                            const AttentionGradients& out, const Contract& contract, Index b,
                            Index g) {
@@ -164,6 +140,8 @@ EvidenceGroup gather_group(const Attention& p, const AttentionBackwardInput& inp
   return group;
 }
 
+namespace {
+
 // One replicate of all gradients of a group.
 std::vector<RowMajorSingle> replicate_group(const EvidenceGroup& group, const Contract& c,
                                             std::uint64_t seed, Index serial) {
@@ -192,6 +170,8 @@ std::vector<RowMajorSingle> replicate_group(const EvidenceGroup& group, const Co
   return sums;
 }
 
+}  // namespace
+
 GroupReplicates replicate(const EvidenceGroup& group, const Contract& c, int count,
                           std::uint64_t seed, int threads) {
   GroupReplicates all;
@@ -217,6 +197,8 @@ GroupReplicates replicate(const EvidenceGroup& group, const Contract& c, int cou
   }
   return all;
 }
+
+namespace {
 
 // Matched filters of one group. Each replicate's errors go through the same sums as the
 // candidate's.
@@ -377,8 +359,6 @@ class GradientFilters {
   Shares keys_;
 };
 
-constexpr Index most_pairs = Index{1} << 22;  // of one group
-
 }  // namespace
 
 Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& input,
@@ -388,7 +368,8 @@ Evidence weigh_backward(const Attention& problem, const AttentionBackwardInput& 
   const AttentionShape& s = problem.shape;
   if (problem.q.dtype == Dtype::f64) return not_asked("replicates compute in binary32");
   if (bounds.rows_judged < bounds.rows_total) return not_asked("only some rows were judged");
-  if (s.group() * s.rows * s.keys > most_pairs) return not_asked("a group has too many pairs");
+  if (s.group() * s.rows * s.keys > most_gradient_pairs)
+    return not_asked("a group has too many pairs");
   if (s.batch == 0 || s.rows == 0 || s.keys == 0) return not_asked("there is no gradient");
   std::vector<EvidenceGroup> groups;
   const double budget = evidence_budget / static_cast<double>(s.dim + s.value_dim);

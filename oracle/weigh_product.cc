@@ -8,23 +8,13 @@
 #include <utility>
 
 #include "oracle/emulation.h"
+#include "oracle/product_sample.h"
 #include "oracle/row_sample.h"
 #include "oracle/weigh.h"
 #include "problem/parallel.h"
 
 namespace assay {
 namespace {
-
-// Some rows and columns of a product. `exact` and `error` are rows x columns.
-struct ProductSample {
-  std::vector<Index> rows, columns;
-  RowMajor a, w;  // rows x K, K x columns: what the bytes mean
-  RowMajor exact, error;
-  Eigen::ArrayXX<bool> asked;
-  Index group = 0;  // of W; 0: none
-  double tensor_scale = 1;
-  Dtype out = Dtype::f32;
-};
 
 // About as many products as a replicate takes.
 constexpr Index most_products = Index{1} << 20;
@@ -35,6 +25,8 @@ std::vector<Index> spread(Index n, Index count, Index also, std::uint64_t seed) 
   if (also >= 0) chosen.insert(also);
   return {chosen.begin(), chosen.end()};
 }
+
+}  // namespace
 
 ProductSample sample_product(const Product& p, const TensorView& c, const Verdict& bounds,
                              std::uint64_t seed) {
@@ -70,6 +62,8 @@ ProductSample sample_product(const Product& p, const TensorView& c, const Verdic
     }
   return s;
 }
+
+namespace {
 
 // The sum of a matrix instruction that aligns the products of a block and its accumulator to the
 // largest exponent among them and drops the bits below 2^-bits of it.
@@ -136,10 +130,7 @@ RowMajorSingle emulate(const ProductSample& s, const ProductContract& c, SplitMi
   return out;
 }
 
-struct ProductReplicates {
-  std::vector<RowMajor> error;
-  RowMajor square;  // mean over the replicates; infinite where one left the range
-};
+}  // namespace
 
 ProductReplicates replicate(const ProductSample& s, const ProductContract& c,
                             const JudgeOptions& options) {
@@ -168,6 +159,8 @@ ProductReplicates replicate(const ProductSample& s, const ProductContract& c,
   }
   return all;
 }
+
+namespace {
 
 // The s of each column, and of each row, of the sample.
 void score(const ProductSample& s, const ProductReplicates& typical, Evidence& e) {

@@ -53,6 +53,8 @@ TEST(Evidence, TheMissingKeyIsNamed) {
   EXPECT_NE(best.fault.find("missing"), std::string::npos) << best.fault;
   EXPECT_GT(best.share, 0.5) << best.fault;
   EXPECT_LT(best.share, 1.5) << best.fault;
+  ASSERT_FALSE(r.diagnosis.explanations.empty());
+  EXPECT_EQ(r.diagnosis.explanations.front().hypothesis, "last-key-dropped");
 }
 
 TEST(Evidence, EmulatedKernelsRaiseNoAlarm) {

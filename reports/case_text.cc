@@ -295,6 +295,8 @@ std::vector<std::string> listed_evidence(const Evidence& e) {
 
 std::vector<std::string> told_case(const CaseResult& r) {
   std::vector<std::string> lines = {r.line, "  " + told_outcome(r)};
+  if (const std::string cause = sentence_on(r.diagnosis); !cause.empty())
+    lines.push_back("  " + cause);
   if (passed(r.outcome)) tell_pass(lines, r);
   else if (r.outcome == Outcome::fail) tell_failure(lines, r);
   else if (r.was_compared()) lines.push_back(comparison(r.verdict));

@@ -29,9 +29,11 @@ std::string escape_xml(const std::string& bytes) {
   return out;
 }
 
-// The command that reproduces it and, where the failure is one by evidence, what it was seen by.
+// The command that runs the case again, what the failure looks like and, where it is one by
+// evidence, what it was seen by.
 std::string text_of_failure(const CaseResult& r) {
   std::string text = r.reproduce;
+  if (const std::string cause = sentence_on(r.diagnosis); !cause.empty()) text += "\n" + cause;
   if (r.verdict.by_evidence)
     for (const std::string& line : listed_evidence(r.verdict.evidence)) text += "\n" + line;
   return text;

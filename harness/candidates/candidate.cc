@@ -210,14 +210,17 @@ class OnDevice : public Candidate {
 // The production kernels with one fault. What the fault is not about is computed right.
 class Faulty : public Candidate {
  public:
-  explicit Faulty(const PlantedFault& fault)
-      : fault_(fault), of_backward_(fault.about == FaultSubject::backward) {}
-  std::string name() const override { return "fault:" + std::string(fault_.name); }
+  Faulty(const PlantedFault& fault, bool declares)
+      : fault_(fault), of_backward_(fault.about == FaultSubject::backward), declares_(declares) {}
+  std::string name() const override {
+    return (declares_ ? "fault:" : "fault-undeclared:") + std::string(fault_.name);
+  }
   Abilities abilities() const override {
     return {.cache = true, .backward = true, .product = true, .stages = true};
   }
   std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
   std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
+    if (!declares_) return std::nullopt;
     return host_arithmetic(call, std::string(planted_fault_target(how.target)));
   }
   Status run(const Request& r) override {
@@ -255,7 +258,7 @@ class Faulty : public Candidate {
   }
 
   const PlantedFault& fault_;
-  const bool of_backward_;
+  const bool of_backward_, declares_;
 };
 
 }  // namespace
@@ -311,9 +314,12 @@ std::unique_ptr<Candidate> make_candidate(const std::string& name) {
   if (name.starts_with("device:")) return std::make_unique<OnDevice>(name.substr(7));
   if (name.starts_with("lib:")) return make_library_candidate(name.substr(4));
   if (name.starts_with("python:")) return make_python_candidate(name.substr(7));
-  if (name.starts_with("fault:"))
+  for (const bool declares : {true, false}) {
+    const std::string_view prefix = declares ? "fault:" : "fault-undeclared:";
+    if (!name.starts_with(prefix)) continue;
     for (const PlantedFault& f : planted_faults)
-      if (name.substr(6) == f.name) return std::make_unique<Faulty>(f);
+      if (name.substr(prefix.size()) == f.name) return std::make_unique<Faulty>(f, declares);
+  }
   throw std::invalid_argument(
       fmt::format("unknown candidate '{}'; there are {}; `assay faults --list` has the {} names of "
                   "faults",
@@ -326,6 +332,7 @@ std::vector<std::string> candidate_names() {
   names.push_back("lib:PATH");
   names.push_back("python:FILE::FUNCTION");
   names.push_back("fault:NAME");
+  names.push_back("fault-undeclared:NAME");
   return names;
 }
 

@@ -27,6 +27,12 @@ Verdict BackwardStep::judge(const Out& out, const std::optional<Arithmetic>& ari
   return judge_backward(in.problem, input(), out.view(), contract, options);
 }
 
+Diagnosis BackwardStep::diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
+                                 const Verdict& failed, const JudgeOptions& options) const {
+  const Contract* contract = arithmetic ? &std::get<Contract>(*arithmetic) : nullptr;
+  return diagnose_backward(in.problem, input(), out.view(), contract, failed, options);
+}
+
 namespace {
 
 using AskedBackward = Asked<BackwardStep>;

@@ -94,7 +94,10 @@ bool judge_step(const CaseRun& run, const Step& step, const typename Step::Out& 
   start = Clock::now();
   run.turn(Turn::verdict);
   const std::optional<Arithmetic> arithmetic = run.candidate.arithmetic(step.call(first), run.how);
-  take(step.judge(first, arithmetic, judging));
+  const Verdict own = step.judge(first, arithmetic, judging);
+  take(own);
+  if (own.outcome == Outcome::fail && run.options.diagnosis)
+    run.result.diagnosis = step.diagnose(first, arithmetic, own, judging);
   run.result.seconds.judge += seconds_since(start);
   const Verdict& v = run.result.verdict;
   run.end(v.outcome, v.reason);

@@ -33,6 +33,7 @@ struct ExecuteOptions {
   bool power = true;
   bool relations = true;
   EvidenceRule evidence = EvidenceRule::fail;
+  bool diagnosis = true;                                 // look for the cause of a failure
   Surroundings around = Surroundings::bands;             // it surrounds every tensor
   bool pictures = false;                                 // keep the data that a report draws
   std::function<void(const Present&)> begins = nullptr;  // called when something else begins

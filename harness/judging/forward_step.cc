@@ -33,6 +33,12 @@ Verdict ForwardStep::judge(const Out& out, const std::optional<Arithmetic>& arit
   return judge_by_ladder(in.problem, out.view(), 64, options);
 }
 
+Diagnosis ForwardStep::diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
+                                const Verdict& failed, const JudgeOptions& options) const {
+  const Contract* contract = arithmetic ? &std::get<Contract>(*arithmetic) : nullptr;
+  return assay::diagnose(in.problem, out.view(), contract, failed, options);
+}
+
 bool scale_exactly(const Tensor& t, double factor) {
   const TensorView& flat = t.view();
   const auto bytes = usize(format(flat.dtype).bits / 8);

@@ -22,6 +22,12 @@ Verdict ProductStep::judge(const Out& out, const std::optional<Arithmetic>& arit
   return judge_product(in.problem, out.c.view(), contract, options);
 }
 
+Diagnosis ProductStep::diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
+                                const Verdict& failed, const JudgeOptions& options) const {
+  const ProductContract* contract = arithmetic ? &std::get<ProductContract>(*arithmetic) : nullptr;
+  return diagnose_product(in.problem, out.c.view(), contract, failed, options);
+}
+
 namespace {
 
 using AskedProduct = Asked<ProductStep>;

@@ -9,6 +9,7 @@
 //   Call call(const Out&) const       the call that fills them
 //   WatchedInputs watched() const     what that call reads
 //   Verdict judge(out, arithmetic, options) const
+//   Diagnosis diagnose(out, arithmetic, failed, options) const
 //   std::span<const RelationOf<S>> relations() const
 #pragma once
 
@@ -84,6 +85,8 @@ struct ForwardStep {
   WatchedInputs watched() const;
   Verdict judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
                 const JudgeOptions& options) const;
+  Diagnosis diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
+                     const Verdict& failed, const JudgeOptions& options) const;
   std::span<const RelationOf<ForwardStep>> relations() const;
 };
 
@@ -104,6 +107,8 @@ struct BackwardStep {
   }
   Verdict judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
                 const JudgeOptions& options) const;
+  Diagnosis diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
+                     const Verdict& failed, const JudgeOptions& options) const;
   std::span<const RelationOf<BackwardStep>> relations() const;
 };
 
@@ -120,6 +125,8 @@ struct ProductStep {
   WatchedInputs watched() const;
   Verdict judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
                 const JudgeOptions& options) const;
+  Diagnosis diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
+                     const Verdict& failed, const JudgeOptions& options) const;
   std::span<const RelationOf<ProductStep>> relations() const;
 };
 

@@ -73,6 +73,7 @@ class Worker {
                                           fmt::format("--memory={}", options.memory_mib),
                                           fmt::format("--ball-rows={}", options.execute.ball_rows)};
     if (!options.execute.power) arguments.push_back("--no-power");
+    if (!options.execute.diagnosis) arguments.push_back("--no-diagnosis");
     if (!options.execute.relations) arguments.push_back("--no-relations");
     if (options.execute.evidence != EvidenceRule::fail)
       arguments.push_back(fmt::format("--evidence={}", name_of(options.execute.evidence)));

@@ -19,6 +19,7 @@
 #include "harness/text.h"
 #include "kernels/validate.h"
 #include "oracle/backward_verdict.h"
+#include "oracle/diagnosis.h"
 #include "oracle/product.h"
 #include "problem/clock.h"
 
@@ -797,15 +798,23 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
       !product && !r.case_line.empty() && has_independent_zero_mean(parse_case(r.case_line));
   const auto start = Clock::now();
   Verdict& v = result.verdict;
+  const Contract* declared = o.contract ? &*o.contract : nullptr;
   if (product) v = judge_product_by_ladder(r.product, r.c, judging);
-  else if (o.contract) v = judge(r.problem, r.out, *o.contract, judging);
+  else if (declared) v = judge(r.problem, r.out, *declared, judging);
   else v = judge_by_ladder(r.problem, r.out, 64, judging);
+  if (v.outcome == Outcome::fail)
+    result.diagnosis = product ? diagnose_product(r.product, r.c, nullptr, v, judging)
+                               : diagnose(r.problem, r.out, declared, v, judging);
   if (r.operation == Operation::backward && v.outcome != Outcome::fail &&
       v.outcome != Outcome::error) {
     const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o};
-    add_gradients(v, o.contract
-                         ? judge_backward(r.problem, input, r.gradients, *o.contract, judging)
-                         : judge_backward_by_ladder(r.problem, input, r.gradients, judging));
+    const Verdict gradients =
+        declared ? judge_backward(r.problem, input, r.gradients, *declared, judging)
+                 : judge_backward_by_ladder(r.problem, input, r.gradients, judging);
+    if (gradients.outcome == Outcome::fail)
+      result.diagnosis =
+          diagnose_backward(r.problem, input, r.gradients, declared, gradients, judging);
+    add_gradients(v, gradients);
   }
   result.seconds.judge = seconds_since(start);
   result.outcome = v.outcome;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "harness/results/schema.h"
+#include "problem/index.h"
 
 namespace assay {
 
@@ -16,6 +17,13 @@ struct FaultHunt {
   std::size_t cases = 0;  // the number of cases run until then
   double seconds = 0;
   std::string line, reason;  // of the case that killed the fault
+  // The hypothesis that is this fault, and its place among those that explain the failing cases, of
+  // which there were `diagnosed`. 0: it is not among them.
+  std::string cause{};
+  Index rank = 0;
+  bool alone = false;                     // no other hypothesis explains them as well
+  std::vector<std::string> looks_like{};  // the likeliest hypotheses, at most five
+  Index diagnosed = 0;
 };
 
 // A fault that no input shows.
@@ -51,6 +59,11 @@ void describe_fields(Fields& fields, Value& f) {
   fields("seconds", f.seconds);
   fields("case", f.line);
   fields("reason", f.reason);
+  fields.unless("cause", f.cause, std::string());
+  fields.unless("rank", f.rank, Index{0});
+  fields.unless("alone", f.alone, false);
+  fields.unless("looks_like", f.looks_like, std::vector<std::string>());
+  fields.unless("diagnosed", f.diagnosed, Index{0});
 }
 
 template <class Fields, Described<EquivalentFault> Value>

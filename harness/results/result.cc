@@ -86,6 +86,25 @@ void describe_fields(Fields& fields, Value& e) {
   fields("seed", e.seed);
 }
 
+template <class Fields, Described<Explanation> Value>
+void describe_fields(Fields& fields, Value& e) {
+  fields("hypothesis", e.hypothesis);
+  fields("words", e.words);
+  fields.unless("same", e.same, std::vector<std::string>());
+  fields.unless("arithmetic", e.arithmetic, std::string());
+  fields("median", e.median);
+  fields("largest", e.largest);
+  fields("limit", e.limit);
+}
+
+template <class Fields, Described<Diagnosis> Value>
+void describe_fields(Fields& fields, Value& d) {
+  fields("explanations", d.explanations);
+  fields("tried", d.tried);
+  fields("rows_asked", d.rows_asked);
+  fields.unless("not_asked", d.not_asked, std::string());
+}
+
 // `row_tile` is the number of rows in a tile, from which follows the tile of the element.
 template <class Fields, Described<Element> Value>
 void describe_element(Fields& fields, Value& e, Index row_tile) {
@@ -207,6 +226,8 @@ void describe_verdict(Fields& fields, Value& r) {
   fields.object_if("evidence", weighed,
                    [&](auto& evidence) { describe_fields(evidence, v.evidence); });
   fields.unless("by_evidence", v.by_evidence, false);
+  fields.object_if("diagnosis", r.diagnosis.was_asked(),
+                   [&](auto& diagnosis) { describe_fields(diagnosis, r.diagnosis); });
   fields.object("bias", [&](auto& bias) {
     bias("mean_ratio", v.mean_ratio);
     bias("slope_t", v.slope_t);

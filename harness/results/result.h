@@ -9,6 +9,7 @@
 
 #include "harness/results/pictures.h"
 #include "harness/results/schema.h"
+#include "oracle/diagnosis.h"
 #include "oracle/product.h"
 #include "oracle/verdict.h"
 
@@ -56,6 +57,7 @@ struct CaseResult {
   std::string shrunk;
   Seconds seconds;
   Verdict verdict;      // without outputs: nothing was compared
+  Diagnosis diagnosis;  // of a failing verdict
   Index tail_step = 1;  // a tail is shorter than a tile by a multiple of this number
   Relations relations;
   // The error of the quantized weights of a product, which does not depend on the kernel.

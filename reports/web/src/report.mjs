@@ -60,6 +60,7 @@ const place = (w) =>
 const known = [
   'case',
   'candidate',
+  'diagnosis',
   'dtype',
   'reproduce',
   'outcome',
@@ -100,6 +101,14 @@ function pairs(title, object, show = text) {
   );
 }
 
+// What a failing case looks like: the hypotheses that explain its errors.
+const looksLike = (d) =>
+  (d?.explanations ?? []).length > 0 &&
+  el(
+    'p',
+    { class: 'reason' },
+    `Looks like: ${d.explanations.map((e) => `${e.words} (s ${real(e.median)}, at most ${real(e.largest)})`).join('; or ')}`,
+  );
 const relation = ({ result, why }) => (has(why) ? `${result}: ${why}` : result);
 
 function shownTable(title, power, compared, whole) {
@@ -497,6 +506,7 @@ function failureList() {
         ),
       ),
       el('p', {}, el('a', { href: link({ case: c.number }) }, `Case ${c.number} on its own`)),
+      looksLike(c.result.diagnosis),
       body,
     );
   };
@@ -1148,6 +1158,7 @@ function onCase(number) {
       outcomeOf(c.result),
     ),
     has(c.result.reason) && el('p', { class: 'reason' }, reasonOf(c.result)),
+    looksLike(c.result.diagnosis),
     details(c),
   );
 }

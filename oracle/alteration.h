@@ -1,0 +1,112 @@
+// Inside oracle/: a problem as a faulty kernel would compute it, and what it would then do to the
+// outputs. docs/evidence.md, 5.
+#pragma once
+
+#include <Eigen/Core>
+#include <deque>
+#include <functional>
+#include <limits>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "oracle/key_values.h"
+#include "oracle/visibility.h"
+
+namespace assay {
+
+struct RowPlace {
+  Index b = 0, h = 0, row = 0;
+  auto operator<=>(const RowPlace&) const = default;
+};
+
+// From where the outputs of a row come.
+struct RowSource {
+  enum class Kind : std::uint8_t { row, zero, nan } kind = Kind::row;
+  RowPlace place;
+};
+
+// The sums of a row over tiles of keys, with one step of them done wrongly.
+struct TiledSoftmax {
+  Index tile = 64;  // tiles begin at multiples of it
+  Index split = 0;  // keys of a split, which has sums of its own; 0: there are no splits
+  double first_max = -std::numeric_limits<double>::infinity();
+  // How the next maximum follows: it is the larger one of the running one and that of the tile, the
+  // first one is kept, it is that of the tile alone, or that of the tile is scaled again.
+  enum class Maximum : std::uint8_t { running, first, of_tile, scaled_again } maximum = {};
+  bool rescales_sum = true, rescales_values = true;
+  bool corrections_in_half = false;
+  bool truncates_weights = false;  // to bf16, before P V
+  bool drops_a_lane = false;       // the last one of eight, in the row sum
+  bool counts_padding = false;  // one key of the last, shorter tile, with score 0, in the row sum
+  // The score of masked keys, and of keys behind the last one, in the tiles that rows of a tile
+  // load.
+  double fill = -std::numeric_limits<double>::infinity();
+  bool fills_zeros = false;  // keys outside the interval of a row are not loaded: their V is 0
+  bool clamps = false;       // e^x for x <= 0 gives at most 1, whatever x is
+  // The same of the merge of splits.
+  bool merge_rescales_sum = true, merge_rescales_values = true, merge_keeps_first_max = false;
+};
+
+// The keys of a row from key0 on.
+struct SoftmaxRow {
+  Index key0 = 0, all_keys = 0;
+  Index padding = 0;               // keys without values, with the score of masked ones
+  std::span<const double> scores;  // -inf where masked
+  const char* kept = nullptr;      // null: no dropout
+  double sink = -std::numeric_limits<double>::infinity();
+  double scale = 1;
+};
+// Computes O and LSE of a row; `values` are those of the keys from key0 on.
+void sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
+                  const Eigen::Ref<const RowMajor, 0, Eigen::OuterStride<>>& values,
+                  Eigen::Ref<Eigen::RowVectorXd> o, double& lse);
+
+struct Alteration {
+  Alteration(const ProjectedAttention& p, const AttentionOutput& o) : problem(p), out(o) {}
+  Alteration(const Alteration&) = delete;
+  Alteration& operator=(const Alteration&) = delete;
+
+  ProjectedAttention problem;
+  AttentionOutput out;                     // where a reader finds what the kernel wrote
+  bool unwritten = false;                  // some element of O was not written
+  std::function<Index(Index h)> key_head;  // the kv head that a head reads; empty: its own
+  std::function<RowSource(const RowPlace&)> source;  // empty: every row is its own
+  std::optional<TiledSoftmax> softmax;
+  // Changes the exact outputs of a row; `masked`: it sees no key.
+  std::function<void(const RowPlace&, bool masked, Eigen::Ref<Eigen::RowVectorXd> o, double& lse)>
+      change;
+  bool of_o = true, of_lse = true;  // which outputs are altered; the other ones are right
+  // The storage of altered tensors and masks.
+  std::deque<Tensor> tensors;
+  std::vector<std::uint8_t> keep;
+};
+
+// A known fault. `alter` returns whether it can be told for this problem; `parameter` is one of
+// `parameters`, which stands for the {} in the words.
+struct Hypothesis {
+  std::string_view name;
+  std::string_view words;
+  bool (*alter)(Alteration& a, Index parameter);
+  std::span<const Index> parameters = {};
+};
+
+// The hypotheses about O and LSE. Of those with the same outputs the first one is named.
+std::span<const Hypothesis> mask_hypotheses();
+std::span<const Hypothesis> sum_hypotheses();
+
+// Masks that are written out, and copies of tensors, have no more elements than this.
+inline constexpr Index most_altered_elements = Index{1} << 21;
+// Row i of batch b sees the keys interval(problem, b, i, those that it should see), as far as masks
+// of elements allow. False: there are too many pairs.
+bool see(Alteration& a,
+         const std::function<KeyInterval(const Attention&, Index b, Index i, KeyInterval own)>&
+             interval);
+// Replaces `t`, which is a tensor of a.problem, by a contiguous one in f64 with the elements at(b,
+// h, i, j). False: it has too many elements.
+bool replace(Alteration& a, TensorView& t, const Extents& shape,
+             const std::function<double(Index b, Index h, Index i, Index j)>& at);
+
+}  // namespace assay

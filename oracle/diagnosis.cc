@@ -1,0 +1,381 @@
+#include "oracle/diagnosis.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <tuple>
+
+#include "oracle/alteration.h"
+#include "oracle/evidence_rows.h"
+#include "oracle/explain.h"
+#include "oracle/weigh.h"
+
+namespace assay {
+namespace {
+
+constexpr double inf = std::numeric_limits<double>::infinity();
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+// About as many products of numbers as the evaluation of one hypothesis may take.
+constexpr double hypothesis_budget = 0x1p19;
+
+// Loads each head of each K and V once.
+class HeadCache {
+ public:
+  std::shared_ptr<const KeyValues> load(const Reference& reference, Index b, Index g) {
+    const ProjectedAttention& p = reference.problem();
+    const auto tensor = [](const TensorView& t) {
+      return std::tuple(t.data, t.dtype, t.shape, t.stride, t.origin);
+    };
+    std::shared_ptr<const KeyValues>& kv =
+        heads_[{tensor(p.k), tensor(p.v), p.dropout, p.shape.dim, b, g}];
+    if (!kv) kv = reference.load_head(b, g);
+    return kv;
+  }
+
+ private:
+  using TensorKey = std::tuple<void*, Dtype, Extents, Extents, Index>;
+  std::map<std::tuple<TensorKey, TensorKey, float, Index, Index, Index>,
+           std::shared_ptr<const KeyValues>>
+      heads_;
+};
+
+// The exact outputs of some rows.
+struct ExactRows {
+  RowMajor o;
+  Eigen::VectorXd lse;
+  std::vector<char> known;  // per row: a bound decides it
+};
+
+// What a problem, altered or not, gives in the rows that are asked.
+struct Prediction {
+  EvidenceRows rows;         // of the sources
+  std::vector<Index> taken;  // of each asked row: its row among those; -1: 0, -2: NaN
+  ExactRows exact;           // of the asked rows
+  RowMajor got;
+  Eigen::VectorXd got_lse;
+};
+
+double number_of(const Certified& x) {
+  switch (x.kind) {
+    case Kind::nan: return nan;
+    case Kind::plus_infinity: return inf;
+    case Kind::minus_infinity: return -inf;
+    default: return x.value;
+  }
+}
+
+bool is_known(const BlockRow& row) {
+  return row.domain == Domain::bounded || row.domain == Domain::vacuous;
+}
+
+// The keys that some row of a tile of rows sees, if only intervals mask.
+KeyInterval loaded_by_tile(const Attention& p, Index b, Index row, Index row_tile) {
+  KeyInterval all{p.shape.keys, 0};
+  const Index first = row / row_tile * row_tile;
+  for (Index i = first; i < std::min(first + row_tile, p.shape.rows); ++i) {
+    const KeyInterval own = visible_interval(p, b, i);
+    if (own.begin >= own.end) continue;
+    all = {std::min(all.begin, own.begin), std::max(all.end, own.end)};
+  }
+  return all;
+}
+
+// The outputs of an evaluated row with the altered sums.
+void sum_row(const Attention& p, const TiledSoftmax& how, Index row_tile, const EvidenceHead& head,
+             Index r, Eigen::Ref<Eigen::RowVectorXd> o, double& lse) {
+  const Block& k = head.block;
+  const Index i = k.row(r).index;
+  // Masked keys that are loaded take part.
+  Index begin = k.key0, end = k.key0 + k.count;
+  SoftmaxRow row;
+  if (how.fill > -inf) {
+    const KeyInterval own = loaded_by_tile(p, k.b, i, row_tile);
+    if (own.begin >= own.end) return;
+    begin = own.begin / how.tile * how.tile;
+    end = (own.end + how.tile - 1) / how.tile * how.tile;
+    const Index columns = end - begin;
+    begin = how.fills_zeros ? own.begin : begin;
+    end = std::min(how.fills_zeros ? own.end : end, p.shape.keys);
+    row.padding = columns - (end - begin);
+  }
+  if (begin >= end) return;
+  std::vector<double> scores(usize(end - begin), how.fill);
+  std::vector<char> kept(scores.size(), 1);
+  for (Index j = begin; j < end; ++j) {
+    const Index of_block = j - k.key0;
+    const auto at = usize(j - begin);
+    kept[at] = keeps_weight(p, k.b, k.h, i, j);
+    if (of_block < 0 || of_block >= k.count || !k.visible[k.pair(r, of_block)]) continue;
+    scores[at] = k.row(r).max - k.gap[k.pair(r, of_block)];
+  }
+  row.key0 = begin;
+  row.all_keys = p.shape.keys;
+  row.scores = scores;
+  row.kept = kept.data();
+  row.scale = static_cast<double>(p.scale);
+  if (!p.sink.empty()) row.sink = static_cast<double>(p.sink[usize(k.h)]);
+  sum_in_tiles(how, row, head.kv->values.middleRows(begin, end - begin).leftCols(o.size()), o, lse);
+}
+
+class Attentions {
+ public:
+  Attentions(const ProjectedAttention& problem, const AttentionOutput& out, const Contract& strict,
+             const Verdict& failed, const JudgeOptions& options)
+      : problem_(problem), out_(out), strict_(strict), options_(options) {
+    const AttentionShape& s = problem.shape;
+    std::vector<SuspectRow> suspects = failed.suspects;
+    const auto suspect = [&](const Element& e) {
+      if (e.output == Output::o || e.output == Output::lse)
+        suspects.push_back({e.b, e.h, e.row, 0});
+    };
+    if (failed.outside > 0) suspect(failed.first_failure);
+    for (const auto& [output, compared] : failed.outputs)
+      if (compared.worst.bound > 0) suspect(compared.worst);
+    const double budget = hypothesis_budget / static_cast<double>(s.dim + s.value_dim);
+    asked_ = choose_rows(s, suspects, budget, options);
+    for (const auto& [head, rows] : asked_)
+      for (const Index row : rows) places_.push_back({head.first, head.second, row});
+  }
+
+  Prediction right() { return evaluate(Alteration(problem_, out_)); }
+
+  Prediction predict(const Alteration& a, const ExactRows& right) {
+    Prediction x = evaluate(a);
+    if (!a.of_o) x.exact.o = right.o;
+    if (!a.of_lse) x.exact.lse = right.lse;
+    return x;
+  }
+
+  Index rows() const { return std::ssize(places_); }
+
+ private:
+  Prediction evaluate(const Alteration& a) {
+    const auto source = [&](const RowPlace& at) {
+      return a.source ? a.source(at) : RowSource{RowSource::Kind::row, at};
+    };
+    RowsOfHeads sources;
+    for (const RowPlace& at : places_)
+      if (const RowSource from = source(at); from.kind == RowSource::Kind::row)
+        sources[{from.place.b, from.place.h}].insert(from.place.row);
+    const Index group = problem_.shape.group();
+    Prediction x;
+    x.rows =
+        evaluate_rows(a.problem, sources, out_.o.dtype, strict_, 1,
+                      [&](const Reference& reference, Index b, Index h) {
+                        return cache_.load(reference, b, a.key_head ? a.key_head(h) : h / group);
+                      });
+    const ExactRows all = outputs_of(a, x.rows);
+    std::map<RowPlace, Index> index;
+    for (const EvidenceHead& head : x.rows.heads)
+      for (Index r = 0; r < head.rows(); ++r)
+        index[{head.block.b, head.block.h, head.block.row(r).index}] = head.first + r;
+    const Index n = rows(), columns = problem_.shape.value_dim;
+    x.exact = {RowMajor::Zero(n, columns), Eigen::VectorXd::Zero(n),
+               std::vector<char>(usize(n), 1)};
+    x.got = RowMajor::Zero(n, columns);
+    x.got_lse = Eigen::VectorXd::Zero(n);
+    for (Index at = 0; at < n; ++at) {
+      const RowPlace& place = places_[usize(at)];
+      const RowSource from = source(place);
+      const bool is_nan = from.kind == RowSource::Kind::nan;
+      x.taken.push_back(from.kind == RowSource::Kind::row ? index.at(from.place)
+                        : is_nan                          ? -2
+                                                          : -1);
+      if (x.taken.back() >= 0) {
+        x.exact.o.row(at) = all.o.row(x.taken.back());
+        x.exact.lse(at) = all.lse(x.taken.back());
+        x.exact.known[usize(at)] = all.known[usize(x.taken.back())];
+      } else if (is_nan) {
+        x.exact.o.row(at).setConstant(nan);
+        x.exact.lse(at) = nan;
+      }
+      for (Index c = 0; c < columns; ++c)
+        x.got(at, c) = load(a.out.o, a.out.o.at(place.b, place.h, place.row, c));
+      if (out_.lse) x.got_lse(at) = load(a.out.lse, a.out.lse.at(place.b, place.h, place.row, 0));
+    }
+    return x;
+  }
+
+  ExactRows outputs_of(const Alteration& a, const EvidenceRows& rows) const {
+    ExactRows all{rows.exact, rows.lse, std::vector<char>(usize(rows.rows()), 0)};
+    Eigen::RowVectorXd o(rows.exact.cols());
+    for (const EvidenceHead& head : rows.heads)
+      for (Index r = 0; r < head.rows(); ++r) {
+        const Index at = head.first + r;
+        const BlockRow& row = head.block.row(r);
+        for (Index c = 0; c < o.size(); ++c) o(c) = number_of(head.block.element(r, c));
+        double lse = number_of(row.lse);
+        if (a.softmax) sum_row(a.problem, *a.softmax, strict_.row_tile, head, r, o, lse);
+        for (Index c = 0; c < o.size(); ++c)
+          if (std::fabs(o(c)) >= overflow_threshold(out_.o.dtype)) o(c) = std::copysign(inf, o(c));
+        if (a.change) a.change({head.block.b, head.block.h, row.index}, row.fully_masked, o, lse);
+        all.o.row(at) = o;
+        all.lse(at) = lse;
+        all.known[usize(at)] = is_known(row);
+      }
+    return all;
+  }
+
+  const ProjectedAttention& problem_;
+  const AttentionOutput& out_;
+  const Contract& strict_;
+  const JudgeOptions& options_;
+  RowsOfHeads asked_;
+  std::vector<RowPlace> places_;
+  HeadCache cache_;
+};
+
+// The errors that are typical of the evaluated rows; infinite: not asked.
+struct Typical {
+  Eigen::VectorXd o, lse;
+};
+
+// What a row may err by, from the typical error of the row that it was made from.
+double typical_after(double before, double after, double typical) {
+  const double grown = before > 0 && after > before && std::isfinite(after) ? after / before : 1;
+  return grown * typical;
+}
+
+// The s of all asked rows, O before LSE: those of what the kernel gave, and those of what is right.
+Fits fits_of(const Prediction& x, const ExactRows& right, const Typical& typical, Dtype out,
+             bool with_lse) {
+  Fits fits;
+  const double limit = row_limit_of(out, x.exact.o.cols());
+  // Of sums that the source did not have.
+  const double roundoff = 2 * unit_roundoff(Dtype::f32);
+  for (Index at = 0; at < x.exact.o.rows(); ++at) {
+    if (!x.exact.known[usize(at)]) continue;
+    const Index from = x.taken[usize(at)];
+    const auto o = x.exact.o.row(at);
+    const double before = from < 0 ? 0 : x.rows.exact.row(from).norm();
+    const double largest = o.cwiseAbs().maxCoeff();
+    double floor = largest > 0 && std::isfinite(largest) ? floor_of_row(out, largest) : 0;
+    if (from >= 0 && before == 0 && floor > 0) floor += roundoff * largest;
+    const double sigma = from < 0 ? 0 : typical_after(before, o.norm(), typical.o(from));
+    fits.add(rms_error(x.got.row(at), o), rms_error(x.got.row(at), right.o.row(at)),
+             std::max(sigma, floor), limit);
+    if (!with_lse) continue;
+    const double lse = x.exact.lse(at);
+    const double lse_sigma =
+        from < 0 ? 0
+                 : typical_after(std::fabs(x.rows.lse(from)), std::fabs(lse), typical.lse(from));
+    fits.add(error_of(x.got_lse(at), lse), error_of(x.got_lse(at), right.lse(at)),
+             std::isfinite(lse) ? std::max(lse_sigma, floor_of_lse(lse)) : 0, lse_limit);
+  }
+  return fits;
+}
+
+// Where no replicates can be made, errors inside the bounds are as typical as can be told.
+Typical typical_by_bounds(const EvidenceRows& rows) {
+  return {rows.bound / row_limit_of(rows.out_dtype, rows.exact.cols()), rows.lse_bound / lse_limit};
+}
+
+Typical typical_by_replicates(Prediction& x, const Contract& c, const JudgeOptions& options) {
+  EvidenceRows& rows = x.rows;
+  for (const EvidenceHead& head : rows.heads)
+    for (Index r = 0; r < head.rows(); ++r) {
+      const auto at = usize(head.first + r);
+      bool finite = is_known(head.block.row(r));
+      for (Index col = 0; col < rows.exact.cols(); ++col)
+        finite = finite && head.block.element(r, col).kind == Kind::finite;
+      rows.asked[at] = finite;
+      rows.lse_asked[at] = finite && head.block.row(r).lse.kind == Kind::finite;
+    }
+  const Replicates all = replicate(rows, c, replicate_count, options.seed, options.threads);
+  Typical typical{all.sigma, all.lse_sigma};
+  for (Index r = 0; r < rows.rows(); ++r)
+    if (rows.asked[usize(r)] && !all.usable[usize(r)]) typical.o(r) = typical.lse(r) = inf;
+  return typical;
+}
+
+bool same(const Prediction& a, const Prediction& b) {
+  return same_numbers(a.exact.o, b.exact.o) && same_numbers(a.exact.lse, b.exact.lse) &&
+         same_numbers(a.got, b.got) && same_numbers(a.got_lse, b.got_lse);
+}
+
+bool has_replicates(const ProjectedAttention& p, const AttentionOutput& out) {
+  const auto wide = [](Dtype d) { return d == Dtype::f64; };
+  return !p.projection && !wide(p.q.dtype) && !wide(p.k.dtype) && !wide(p.v.dtype) &&
+         !wide(out.o.dtype);
+}
+
+template <class Visit>
+void for_each_hypothesis(const Visit& visit) {
+  for (const std::span<const Hypothesis> table : {mask_hypotheses(), sum_hypotheses()})
+    for (const Hypothesis& h : table) visit(h);
+}
+
+}  // namespace
+
+Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out,
+                   const Contract* contract, const Verdict& failed, const JudgeOptions& options) {
+  if (problem.shape.batch == 0 || problem.shape.rows == 0) return undiagnosed("there is no row");
+  const std::vector<Contract> ladder =
+      contract ? std::vector<Contract>{*contract} : contract_ladder(problem.q.dtype, 64);
+  Attentions attentions(problem, out, ladder.front(), failed, options);
+  const Prediction right = attentions.right();
+  const bool unwritten = failed.failures.contains("O was not written");
+  const bool replicates = has_replicates(problem, out), with_lse = bool{out.lse};
+  Trials<Prediction> trials;
+  for_each_hypothesis([&](const Hypothesis& h) {
+    for_each_parameter(h.parameters, [&](Index parameter) {
+      Alteration a(problem, out);
+      a.unwritten = unwritten;
+      if (!h.alter(a, parameter)) return;
+      Prediction x = attentions.predict(a, right.exact);
+      if (same(x, right)) return;
+      const Fits fits = fits_of(x, right.exact, typical_by_bounds(x.rows), out.o.dtype, with_lse);
+      trials.add({h.name, fmt::format(fmt::runtime(h.words), parameter), fits.given.excess(),
+                  std::move(x)});
+    });
+  });
+  return trials.explain(attentions.rows(), same, [&](Prediction& x, const auto& take) {
+    if (!replicates) {
+      take(std::string(),
+           fits_of(x, right.exact, typical_by_bounds(x.rows), out.o.dtype, with_lse));
+      return;
+    }
+    for (const Contract& c : ladder)
+      if (take(c.name, fits_of(x, right.exact, typical_by_replicates(x, c, options), out.o.dtype,
+                               with_lse)))
+        return;
+  });
+}
+
+std::string sentence_on(const Diagnosis& d) {
+  if (!d.was_asked()) return "";
+  if (!d.not_asked.empty()) return "no fault was looked for: " + d.not_asked;
+  if (d.explanations.empty())
+    return fmt::format("looks like none of {} known faults that would show", d.tried);
+  std::vector<std::string> likes;
+  for (const Explanation& e : d.explanations) {
+    std::string like = e.words;
+    if (!e.same.empty())
+      like += fmt::format(", which is the same here as {}", fmt::join(e.same, ", "));
+    likes.push_back(fmt::format("{} (errors against that are typical: s {:.2g}, at most {:.2g})",
+                                like, e.median, e.largest));
+  }
+  return fmt::format("looks like: {}", fmt::join(likes, "; or "));
+}
+
+std::vector<std::string_view> hypothesis_names() {
+  std::vector<std::string_view> names;
+  for_each_hypothesis([&](const Hypothesis& h) { names.push_back(h.name); });
+  add_gradient_hypotheses(names);
+  add_product_hypotheses(names);
+  return names;
+}
+
+Index rank_of(const Diagnosis& d, std::string_view hypothesis) {
+  for (std::size_t k = 0; k < d.explanations.size(); ++k) {
+    const Explanation& e = d.explanations[k];
+    if (e.hypothesis == hypothesis || std::ranges::find(e.same, hypothesis) != e.same.end())
+      return static_cast<Index>(k) + 1;
+  }
+  return 0;
+}
+
+}  // namespace assay

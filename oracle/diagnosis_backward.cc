@@ -1,0 +1,449 @@
+// The known faults of gradients. The altered gradients of a group of heads are sums in fp64 over
+// the weights of the reference, with the L and D that a kernel reads.
+#include <fmt/format.h>
+
+#include <bit>
+#include <cmath>
+#include <functional>
+
+#include "oracle/diagnosis.h"
+#include "oracle/evidence_gradients.h"
+#include "oracle/explain.h"
+
+namespace assay {
+namespace {
+
+// How a faulty kernel computes the gradients.
+struct GradientFormula {
+  explicit GradientFormula(const Attention& p) : problem(p) {}
+
+  ProjectedAttention problem;              // from which it computes P again
+  std::function<Index(Index h)> key_head;  // empty: the own one
+  double lse_factor = 1;
+  bool lse_lacks_sink = false;
+  bool subtracts_delta = true, delta_in_bf16 = false;
+  bool has_softcap_slope = true;
+  double factor_of_dp = 1, factor_of_dq = 1, factor_of_dk = 1;
+  bool truncates_weights = false, truncates_score_gradients = false;  // to bf16
+  Index rows_end = -1;     // rows from here on give nothing, and their dQ is not written
+  Index keys_end = -1;     // dK and dV of keys from here on are 0
+  Index dq_keys_end = -1;  // keys from here on give nothing to dQ
+  bool last_head_only = false;
+  bool clamps_weights = false;    // an exponential for arguments of at most 0 gives at most 1
+  bool inverts_triangle = false;  // in dK and dV
+};
+
+struct GradientHypothesis {
+  std::string_view name;
+  std::string_view words;
+  bool (*alter)(GradientFormula& f, Index parameter);
+  std::span<const Index> parameters = {};
+};
+
+constexpr Index tiles[] = {8, 16, 32, 64, 128};
+constexpr Index splits[] = {128, 256, 512, 1024};
+
+bool drop_tail(Index& end, Index extent, Index tile) {
+  end = extent / tile * tile;
+  return end > 0 && end < extent;
+}
+
+constexpr GradientHypothesis hypotheses[] = {
+    {"delta-omitted", "D = sum dO O is not subtracted from dP",
+     [](GradientFormula& f, Index) { return f.subtracts_delta = false, true; }},
+    {"delta-in-bf16", "D is kept in bf16",
+     [](GradientFormula& f, Index) { return f.delta_in_bf16 = true; }},
+    {"dq-scaled-twice", "dQ is multiplied by the scale twice",
+     [](GradientFormula& f, Index) {
+       f.factor_of_dq = static_cast<double>(f.problem.scale);
+       return f.factor_of_dq != 1;
+     }},
+    {"dq-unscaled", "dQ lacks the scale",
+     [](GradientFormula& f, Index) {
+       f.factor_of_dq = 1 / static_cast<double>(f.problem.scale);
+       return f.problem.scale != 0 && f.factor_of_dq != 1;
+     }},
+    {"dk-scaled-twice", "dK is multiplied by the scale twice",
+     [](GradientFormula& f, Index) {
+       f.factor_of_dk = static_cast<double>(f.problem.scale);
+       return f.factor_of_dk != 1;
+     }},
+    {"dk-unscaled", "dK lacks the scale",
+     [](GradientFormula& f, Index) {
+       f.factor_of_dk = 1 / static_cast<double>(f.problem.scale);
+       return f.problem.scale != 0 && f.factor_of_dk != 1;
+     }},
+    {"softcap-slope-omitted", "dS lacks the slope of the softcap",
+     [](GradientFormula& f, Index) {
+       f.has_softcap_slope = false;
+       return f.problem.softcap > 0;
+     }},
+    {"row-tile-dropped", "the last, shorter tile of {} rows is dropped",
+     [](GradientFormula& f, Index tile) {
+       return drop_tail(f.rows_end, f.problem.shape.rows, tile);
+     },
+     tiles},
+    {"key-tile-dropped", "dK and dV of the last, shorter tile of {} keys are 0",
+     [](GradientFormula& f, Index tile) {
+       return drop_tail(f.keys_end, f.problem.shape.keys, tile);
+     },
+     tiles},
+    {"last-head-only", "dK and dV are those of the last head of a group",
+     [](GradientFormula& f, Index) {
+       f.last_head_only = true;
+       return f.problem.shape.group() > 1;
+     }},
+    {"gradient-head-modulo", "gradients of query head h are those of kv head h mod Hkv",
+     [](GradientFormula& f, Index) {
+       const AttentionShape& s = f.problem.shape;
+       f.key_head = [heads = s.kv_heads](Index h) { return h % heads; };
+       return s.group() > 1 && s.kv_heads > 1;
+     }},
+    {"gradient-causal-late", "the causal diagonal of the backward pass is one key late",
+     [](GradientFormula& f, Index) {
+       if (!f.problem.causal || f.problem.window_right >= 0) return false;
+       f.problem.causal = false;
+       f.problem.window_right = 1;
+       return true;
+     }},
+    {"gradient-causal-late", "causality and windows of the backward pass are one key late",
+     [](GradientFormula& f, Index) {
+       Attention& p = f.problem;
+       if (!p.causal || !p.alibi_slopes.empty()) return false;
+       p.offset.resize(usize(p.shape.batch), 0);
+       for (Index& n : p.offset) ++n;
+       return true;
+     }},
+    {"gradient-offset-ignored", "the backward pass ignores the offset of causality and windows",
+     [](GradientFormula& f, Index) {
+       Attention& p = f.problem;
+       const bool any = std::ranges::any_of(p.offset, [](Index n) { return n != 0; });
+       p.offset.clear();
+       return any && (p.causal || p.window_left >= 0 || p.window_right >= 0);
+     }},
+    {"gradient-causal-ignored", "the backward pass ignores causality",
+     [](GradientFormula& f, Index) { return std::exchange(f.problem.causal, false); }},
+    {"gradient-without-bias", "the backward pass ignores the additive mask",
+     [](GradientFormula& f, Index) { return bool{std::exchange(f.problem.bias, {})}; }},
+    {"gradient-without-dropout", "nothing is dropped in the backward pass",
+     [](GradientFormula& f, Index) { return std::exchange(f.problem.dropout, 0.0f) > 0; }},
+    {"gradient-dropout-redrawn", "the backward pass draws its dropout from the next seed",
+     [](GradientFormula& f, Index) { return ++f.problem.dropout_seed, f.problem.dropout > 0; }},
+    {"dp-dropout-unscaled", "dP lacks the 1 / (1 - p) of dropout",
+     [](GradientFormula& f, Index) {
+       f.factor_of_dp = 1 - static_cast<double>(f.problem.dropout);
+       return f.problem.dropout > 0;
+     }},
+    {"gradient-weights-truncated", "P is cast to bf16 by truncation",
+     [](GradientFormula& f, Index) { return f.truncates_weights = true; }},
+    {"score-gradients-truncated", "dS is cast to bf16 by truncation",
+     [](GradientFormula& f, Index) { return f.truncates_score_gradients = true; }},
+    {"gradient-lse-base-two", "the backward pass takes LSE for a logarithm to base 2",
+     [](GradientFormula& f, Index) {
+       f.lse_factor = 0.6931471805599453;
+       return true;
+     }},
+    {"gradient-lse-without-sink", "the backward pass reads an LSE without the sink",
+     [](GradientFormula& f, Index) {
+       f.lse_lacks_sink = true;
+       return !f.problem.sink.empty();
+     }},
+    {"dq-of-first-split", "dQ is that of the first split of {} keys",
+     [](GradientFormula& f, Index split) {
+       f.dq_keys_end = split;
+       return split < f.problem.shape.keys;
+     },
+     splits},
+    {"key-gradients-inverted", "the causal triangle is inverted in dK and dV",
+     [](GradientFormula& f, Index) {
+       f.inverts_triangle = true;
+       return f.problem.causal;
+     }},
+};
+
+double truncated_to_bf16(double x) {
+  const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
+  return static_cast<double>(std::bit_cast<float>(bits & 0xFFFF0000u));
+}
+
+// dQ (the heads below one another), dK and dV of a group, and for each of their rows the root of
+// the sum of the squares of its terms.
+struct GroupSums {
+  explicit GroupSums(const AttentionShape& s)
+      : value{RowMajor::Zero(s.group() * s.rows, s.dim), RowMajor::Zero(s.keys, s.dim),
+              RowMajor::Zero(s.keys, s.value_dim)} {
+    for (std::size_t n = 0; n < 3; ++n) gauge[n] = Eigen::VectorXd::Zero(value[n].rows());
+  }
+  std::array<RowMajor, 3> value;
+  std::array<Eigen::VectorXd, 3> gauge;
+  bool has_weights_above_one = false;
+};
+
+class GradientSums {
+ public:
+  GradientSums(const Attention& right, const AttentionBackwardInput& input,
+               const Contract& contract, Index b, Index g)
+      : s_(right.shape), input_(input), contract_(contract), b_(b), g_(g) {}
+
+  GroupSums compute(const GradientFormula& f) const {
+    GroupSums sums(s_);
+    const auto key_head = [&](Index h) { return f.key_head ? f.key_head(h) : h / s_.group(); };
+    for (Index h = 0; h < s_.query_heads; ++h) {
+      const bool own = h / s_.group() == g_, gives = key_head(h) == g_;
+      if (own || gives)
+        add_head(f, h, key_head(h), own,
+                 gives && (!f.last_head_only || h + 1 == (g_ + 1) * s_.group()), sums);
+    }
+    if (f.rows_end >= 0)
+      for (Index k = 0; k < s_.group(); ++k)
+        sums.value[0]
+            .middleRows(k * s_.rows + f.rows_end, s_.rows - f.rows_end)
+            .setConstant(std::numeric_limits<double>::quiet_NaN());
+    if (f.keys_end >= 0)
+      for (const std::size_t n : {1, 2}) sums.value[n].bottomRows(s_.keys - f.keys_end).setZero();
+    for (Eigen::VectorXd& gauge : sums.gauge) gauge = gauge.cwiseSqrt();
+    return sums;
+  }
+
+ private:
+  // P and dS of all pairs of a head, with 0 at keys that a row does not see.
+  struct Pairs {
+    RowMajor weight, score, score_terms;
+    bool has_weights_above_one = false;
+  };
+
+  void add_head(const GradientFormula& f, Index h, Index kv_head, bool gives_dq, bool gives_keys,
+                GroupSums& sums) const {
+    const Pairs own = pairs_of(f, f.problem, h, kv_head);
+    sums.has_weights_above_one |= own.has_weights_above_one;
+    const auto kv = Reference(f.problem, contract_).load_head(b_, kv_head);
+    const RowMajor keys = kv->keys_transposed.leftCols(s_.keys).transpose();
+    const double scale = static_cast<double>(f.problem.scale);
+    if (gives_dq) {
+      RowMajor part = own.score, terms = own.score_terms;
+      if (f.dq_keys_end >= 0) part.rightCols(s_.keys - f.dq_keys_end).setZero();
+      const Index first = (h - g_ * s_.group()) * s_.rows;
+      const double factor = scale * f.factor_of_dq;
+      sums.value[0].middleRows(first, s_.rows) = factor * (part * keys);
+      sums.gauge[0].segment(first, s_.rows) =
+          factor * factor * terms.cwiseAbs2() * keys.rowwise().squaredNorm();
+    }
+    if (!gives_keys) return;
+    Pairs other = own;
+    if (f.inverts_triangle) other = pairs_of(f, with_inverted_triangle(f.problem), h, kv_head);
+    sums.has_weights_above_one |= other.has_weights_above_one;
+    if (f.rows_end >= 0)
+      for (RowMajor* m : {&other.weight, &other.score})
+        m->bottomRows(s_.rows - f.rows_end).setZero();
+    const RowMajor q = rows_of(f.problem.q, h), d_o = rows_of(input_.d_o, h);
+    const double factor = scale * f.factor_of_dk;
+    sums.value[1] += factor * (other.score.transpose() * q);
+    sums.gauge[1] +=
+        factor * factor * other.score_terms.cwiseAbs2().transpose() * q.rowwise().squaredNorm();
+    sums.value[2] += other.weight.transpose() * d_o;
+    sums.gauge[2] += other.weight.cwiseAbs2().transpose() * d_o.rowwise().squaredNorm();
+  }
+
+  // Row i sees the keys behind its diagonal. The offset of a window to the right of -1 is 0, so
+  // keys are masked one by one.
+  static ProjectedAttention with_inverted_triangle(const ProjectedAttention& p) {
+    ProjectedAttention inverted = p;
+    inverted.causal = false;
+    return inverted;
+  }
+
+  RowMajor rows_of(const TensorView& t, Index h) const {
+    RowMajor m(t.shape[2], t.shape[3]);
+    std::vector<double> row;
+    for (Index i = 0; i < m.rows(); ++i) {
+      load_row(t, b_, h, i, row);
+      for (Index d = 0; d < m.cols(); ++d) m(i, d) = row[usize(d)];
+    }
+    return m;
+  }
+
+  Pairs pairs_of(const GradientFormula& f, const ProjectedAttention& p, Index h,
+                 Index kv_head) const {
+    const Reference reference(p, contract_);
+    const KeyValuesPointer kv = reference.load_head(b_, kv_head);
+    std::vector<Index> rows(usize(s_.rows));
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<Index>(i);
+    const Block k = reference.evaluate(*kv, h, rows, Keep::scores);
+    const RowMajor d_o = rows_of(input_.d_o, h), o = rows_of(input_.o, h);
+    const RowMajor dp =
+        f.factor_of_dp *
+        (d_o * kv->values.middleRows(k.key0, k.count).leftCols(s_.value_dim).transpose());
+    const double keep = p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1;
+    Pairs all{RowMajor::Zero(s_.rows, s_.keys), RowMajor::Zero(s_.rows, s_.keys),
+              RowMajor::Zero(s_.rows, s_.keys)};
+    for (Index i = 0; i < s_.rows; ++i) {
+      const double lse = lse_of(f, k, i);
+      double delta = f.subtracts_delta ? d_o.row(i).dot(o.row(i)) : 0;
+      if (f.delta_in_bf16) delta = round_to(Dtype::bf16, delta);
+      for (Index j = 0; j < k.count; ++j) {
+        const std::size_t at = k.pair(i, j);
+        if (!k.visible[at]) continue;
+        // The triangle beside the one that is right.
+        if (f.inverts_triangle && f.problem.causal && !p.causal &&
+            k.key0 + j <= i + p.offset_of(b_))
+          continue;
+        double weight = std::exp(k.row(i).max - k.gap[at] - lse);
+        constexpr double above_one = 1 + 0x1p-16;  // beyond the rounding of L
+        all.has_weights_above_one |= weight > above_one;
+        if (f.clamps_weights) weight = std::min(weight, 1.0);
+        if (f.truncates_weights) weight = truncated_to_bf16(weight);
+        const bool kept = k.kept.empty() || k.kept[at];
+        const double own = kept ? dp(i, j) : 0,
+                     slope = f.has_softcap_slope ? slope_of(p, k.dot[at]) : 1;
+        double score = weight * (own - delta) * slope;
+        if (f.truncates_score_gradients) score = truncated_to_bf16(score);
+        all.weight(i, k.key0 + j) = kept ? weight * keep : 0;
+        all.score(i, k.key0 + j) = score;
+        all.score_terms(i, k.key0 + j) = weight * (std::fabs(own) + std::fabs(delta)) * slope;
+      }
+    }
+    return all;
+  }
+
+  // The L that the kernel reads.
+  double lse_of(const GradientFormula& f, const Block& k, Index i) const {
+    const Certified& exact = k.row(i).lse;
+    double lse = input_.lse ? load(input_.lse, input_.lse.at(b_, k.h, i, 0)) : exact.value;
+    lse *= f.lse_factor;
+    if (f.lse_lacks_sink)
+      lse += std::log1p(-std::exp(static_cast<double>(f.problem.sink[usize(k.h)]) - lse));
+    return lse;
+  }
+
+  static double slope_of(const Attention& p, double dot) {
+    if (p.softcap == 0) return 1;
+    const double y = std::tanh(static_cast<double>(p.scale) * dot / static_cast<double>(p.softcap));
+    return 1 - y * y;
+  }
+
+  const AttentionShape& s_;
+  const AttentionBackwardInput& input_;
+  const Contract& contract_;
+  const Index b_, g_;
+};
+
+// The group of the element that failed first.
+std::pair<Index, Index> group_of(const AttentionShape& s, const Verdict& failed) {
+  Element e = failed.first_failure;
+  const auto is_gradient = [](Output o) {
+    return o == Output::dq || o == Output::dk || o == Output::dv;
+  };
+  double worst = 0;
+  for (const auto& [output, compared] : failed.outputs)
+    if (is_gradient(output) && compared.worst.bound > 0 && compared.worst.ratio > worst)
+      worst = compared.worst.ratio, e = compared.worst;
+  for (const auto& [output, row] : failed.evidence.rows)
+    if (failed.by_evidence && is_gradient(output) && row.s > row.limit)
+      e.output = output, e.b = row.b, e.h = row.h;
+  if (!is_gradient(e.output)) return {0, 0};
+  return {e.b, e.output == Output::dq ? e.h / s.group() : e.h};
+}
+
+// What is usual of typical errors in units of the gauges.
+double usual_part(const Eigen::VectorXd& sigma, const Eigen::VectorXd& gauge) {
+  std::vector<double> parts;
+  for (Index r = 0; r < sigma.size(); ++r)
+    if (sigma(r) > 0 && std::isfinite(sigma(r)) && gauge(r) > 0)
+      parts.push_back(sigma(r) / gauge(r));
+  if (parts.empty()) return 0;
+  std::ranges::nth_element(parts, parts.begin() + std::ssize(parts) / 2);
+  return parts[parts.size() / 2];
+}
+
+Fits fits_of(const EvidenceGroup& group, const GroupSums& right, const GroupSums& x,
+             const std::array<Eigen::VectorXd, 3>& sigma) {
+  Fits fits;
+  for (std::size_t n = 0; n < 3; ++n) {
+    const GradientRows& g = group.gradients[n];
+    const double limit = gradient_leeway * row_limit_of(g.dtype, g.exact.cols());
+    const double usual = usual_part(sigma[n], right.gauge[n]);
+    for (Index r = 0; r < g.exact.rows(); ++r) {
+      const RowMajor got = g.exact.row(r) + g.error.row(r);
+      const double largest = x.value[n].row(r).cwiseAbs().maxCoeff();
+      const double grown =
+          right.gauge[n](r) > 0 ? std::max(1.0, x.gauge[n](r) / right.gauge[n](r)) : 1;
+      const double typical = std::max({sigma[n](r) * grown, usual * x.gauge[n](r),
+                                       largest > 0 ? floor_of_row(g.dtype, largest) : 0});
+      fits.add(rms_error(got.row(0), x.value[n].row(r)),
+               rms_error(got.row(0), right.value[n].row(r)), typical, limit);
+    }
+  }
+  return fits;
+}
+
+bool same(const GroupSums& a, const GroupSums& b) {
+  for (std::size_t n = 0; n < 3; ++n)
+    if (!same_numbers(a.value[n], b.value[n])) return false;
+  return true;
+}
+
+}  // namespace
+
+void add_gradient_hypotheses(std::vector<std::string_view>& names) {
+  for (const GradientHypothesis& h : hypotheses) names.push_back(h.name);
+}
+
+Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInput& input,
+                            const AttentionGradients& out, const Contract* contract,
+                            const Verdict& failed, const JudgeOptions& options) {
+  const AttentionShape& s = problem.shape;
+  if (s.batch == 0 || s.rows == 0 || s.keys == 0) return undiagnosed("there is no gradient");
+  if (failed.rows_judged < failed.rows_total) return undiagnosed("only some rows were judged");
+  if (s.group() * s.rows * s.keys > most_gradient_pairs / 8)
+    return undiagnosed("a group has too many pairs");
+  const std::vector<Contract> ladder =
+      contract ? std::vector<Contract>{*contract}
+               : backward_ladder(problem.q.dtype, 64, problem.shape.group());
+  const auto [b, g] = group_of(s, failed);
+  const EvidenceGroup group = gather_group(problem, input, out, ladder.front(), b, g);
+  const GradientSums sums(problem, input, ladder.front(), b, g);
+  const GroupSums right = sums.compute(GradientFormula(problem));
+  std::array<Eigen::VectorXd, 3> bounds;
+  for (std::size_t n = 0; n < 3; ++n)
+    bounds[n] =
+        group.gradients[n].bound /
+        (gradient_leeway * row_limit_of(group.gradients[n].dtype, group.gradients[n].exact.cols()));
+  Trials<GroupSums> trials;
+  const auto try_formula = [&](const GradientHypothesis& h, std::string words,
+                               const GradientFormula& f) {
+    GroupSums x = sums.compute(f);
+    const bool above_one = x.has_weights_above_one;
+    if (!same(x, right)) {
+      const double distance = fits_of(group, right, x, bounds).given.excess();
+      trials.add({h.name, std::move(words), distance, std::move(x)});
+    }
+    return above_one;
+  };
+  for (const GradientHypothesis& h : hypotheses)
+    for_each_parameter(h.parameters, [&](Index parameter) {
+      GradientFormula f(problem);
+      if (!h.alter(f, parameter)) return;
+      const std::string words = fmt::format(fmt::runtime(h.words), parameter);
+      if (!try_formula(h, words, f)) return;
+      f.clamps_weights = true;
+      try_formula(h, words + ", and weights above 1 are 1", f);
+    });
+  std::vector<GroupReplicates> typical(ladder.size());
+  Index rows = 0;
+  for (const GradientRows& gradient : group.gradients) rows += gradient.exact.rows();
+  return trials.explain(rows, same, [&](const GroupSums& x, const auto& take) {
+    if (problem.q.dtype == Dtype::f64) {
+      take(std::string(), fits_of(group, right, x, bounds));
+      return;
+    }
+    for (std::size_t n = 0; n < ladder.size(); ++n) {
+      GroupReplicates& t = typical[n];
+      if (t.sigma.empty())
+        t = replicate(group, ladder[n], replicate_count, options.seed, options.threads);
+      if (take(ladder[n].name, fits_of(group, right, x, {t.sigma[0], t.sigma[1], t.sigma[2]})))
+        return;
+    }
+  });
+}
+
+}  // namespace assay

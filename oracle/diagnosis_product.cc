@@ -1,0 +1,364 @@
+// The known faults of products, as other readings of the codes and scales.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "oracle/diagnosis.h"
+#include "oracle/explain.h"
+#include "oracle/low_bit_operands.h"
+#include "oracle/product_sample.h"
+
+namespace assay {
+namespace {
+
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+// All of W is decoded, because a faulty kernel may read other columns than it should.
+constexpr Index most_weights = Index{1} << 22;
+
+// W as it is stored, and what a kernel makes of it. Indices k and n, and t of a group.
+struct ProductReading {
+  explicit ProductReading(const Product& p)
+      : product(p), traits_of(traits(p.w.format)), w(p.w, 0, p.w.n) {}
+
+  double code(Index k, Index n) const { return w.code_at(k, n); }
+  double scale(Index t, Index n) const { return w.scale_at(t, n); }
+  Index group_of(Index k) const { return k / w.step; }
+  bool has_scales() const { return product.w.group > 0; }
+
+  const Product& product;
+  const LowBitTraits& traits_of;
+  ProductColumns w;
+};
+
+// One reading of the product. What is empty is right.
+struct AlteredProduct {
+  std::function<double(const ProductReading&, Index k, Index n)> code;
+  std::function<double(const ProductReading&, Index t, Index n)> scale;
+  std::function<double(const ProductReading&, double x, Index m, Index n)> output;
+  double tensor_scale = 1;  // a factor
+  Index k_end;              // terms from here on are left out
+};
+
+struct ProductHypothesis {
+  std::string_view name;
+  std::string_view words;
+  bool (*alter)(AlteredProduct& a, const ProductReading& r, Index parameter);
+  std::span<const Index> parameters = {};
+};
+
+constexpr Index widths[] = {8, 16, 32, 64, 128};
+
+bool is_fp4(const ProductReading& r) { return !r.traits_of.integer && r.traits_of.bits == 4; }
+
+bool replaces_half(AlteredProduct& a, const ProductReading& r, double factor) {
+  a.code = [=](const ProductReading& of, Index k, Index n) {
+    const double x = of.code(k, n);
+    return std::fabs(x) == 0.5 ? factor * x : x;
+  };
+  return is_fp4(r);
+}
+
+bool shift_codes(AlteredProduct& a, const ProductReading& r, double by) {
+  a.code = [=](const ProductReading& of, Index k, Index n) { return of.code(k, n) + by; };
+  return r.traits_of.integer;
+}
+
+constexpr ProductHypothesis hypotheses[] = {
+    // Scales.
+    {"scale-of-group-before", "the last, shorter group has the scale of the one before",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.scale = [](const ProductReading& of, Index t, Index n) {
+         return of.scale(t > 0 && t + 1 == of.w.groups ? t - 1 : t, n);
+       };
+       return r.has_scales() && r.product.k % r.w.step != 0 && r.w.groups > 1;
+     }},
+    {"scale-of-next-group", "every group has the scale of the next one",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.scale = [](const ProductReading& of, Index t, Index n) {
+         return of.scale(std::min(t + 1, of.w.groups - 1), n);
+       };
+       return r.has_scales();
+     }},
+    {"scale-by-tile", "groups of scales are counted in tiles of {}",
+     [](AlteredProduct& a, const ProductReading& r, Index tile) {
+       a.scale = [=](const ProductReading& of, Index t, Index n) {
+         const Index k = t * of.w.step, first = k / tile * tile;
+         return of.scale(first / of.w.step + (k - first) / of.w.step, n);
+       };
+       return r.has_scales();
+     },
+     widths},
+    {"scales-transposed", "scales are read as [N][groups]",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.scale = [](const ProductReading& of, Index t, Index n) {
+         const Index flat = n * of.w.groups + t;
+         return of.scale(flat / of.w.count, flat % of.w.count);
+       };
+       return r.has_scales();
+     }},
+    {"scale-of-column-before", "the last column has the scales of the one before",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.scale = [](const ProductReading& of, Index t, Index n) {
+         return of.scale(t, n + 1 == of.w.count ? n - 1 : n);
+       };
+       return r.has_scales() && r.w.count > 1;
+     }},
+    {"scale-ignored", "scales are taken to be 1",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.scale = [](const ProductReading&, Index, Index) { return 1.0; };
+       return r.has_scales();
+     }},
+    {"product-scale-twice", "every scale is applied twice",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.scale = [](const ProductReading& of, Index t, Index n) {
+         return of.scale(t, n) * of.scale(t, n);
+       };
+       return r.has_scales();
+     }},
+    {"scale-in-bf16", "scales are rounded to bf16",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.scale = [](const ProductReading& of, Index t, Index n) {
+         return round_to(Dtype::bf16, of.scale(t, n));
+       };
+       return r.has_scales();
+     }},
+    {"smallest-scale-zero", "the smallest scale of the format is read as 0",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.scale = [](const ProductReading& of, Index t, Index n) {
+         const Dtype d = of.traits_of.scale;
+         const double least = d == Dtype::e8m0 ? 0x1p-127 : d == Dtype::f16 ? 0x1p-24 : 0x1p-9;
+         return of.scale(t, n) <= least ? 0 : of.scale(t, n);
+       };
+       return r.has_scales();
+     }},
+    {"nan-scale-zero", "a scale that is NaN is read as 0",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.scale = [](const ProductReading& of, Index t, Index n) {
+         return std::isnan(of.scale(t, n)) ? 0 : of.scale(t, n);
+       };
+       return r.has_scales();
+     }},
+    {"tensor-scale-ignored", "the tensor scale is not applied",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.tensor_scale = 1 / static_cast<double>(r.product.w.tensor_scale);
+       return std::isfinite(a.tensor_scale) && a.tensor_scale != 1;
+     }},
+    {"tensor-scale-twice", "the tensor scale is applied twice",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.tensor_scale = static_cast<double>(r.product.w.tensor_scale);
+       return a.tensor_scale != 1;
+     }},
+
+    // Codes.
+    {"nibble-order", "the high nibble of a byte is read first",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.code = [](const ProductReading& of, Index k, Index n) {
+         return of.code((k ^ 1) < of.product.k ? k ^ 1 : k, n);
+       };
+       return r.traits_of.bits == 4;
+     }},
+    {"half-as-quarter", "the subnormal of E2M1, 0.5, is read as 0.25",
+     [](AlteredProduct& a, const ProductReading& r, Index) { return replaces_half(a, r, 0.5); }},
+    {"half-as-zero", "the subnormal of E2M1, 0.5, is read as 0",
+     [](AlteredProduct& a, const ProductReading& r, Index) { return replaces_half(a, r, 0); }},
+    {"offset-code", "codes 8 + round(2 x) are read as E2M1",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.code = [](const ProductReading& of, Index k, Index n) {
+         const double code = std::clamp(std::nearbyint(2 * of.code(k, n)) + 8, 0.0, 15.0);
+         return decode(Dtype::f4e2m1, static_cast<std::uint64_t>(code));
+       };
+       return is_fp4(r);
+     }},
+    {"kept-mirrored", "positions of 2:4 metadata are counted from the far end",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.code = [](const ProductReading& of, Index k, Index n) {
+         const Index other = k / 4 * 4 + 3 - k % 4;
+         return other < of.product.k ? of.code(other, n) : 0;
+       };
+       return r.product.w.format == LowBit::fp4_sparse;
+     }},
+    {"nan-code-number", "the NaN of E4M3 is read as 480, that of E5M2 as infinity",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.code = [](const ProductReading& of, Index k, Index n) {
+         if (!std::isnan(of.code(k, n))) return of.code(k, n);
+         return of.product.w.format == LowBit::f8e4m3 ? 480
+                                                      : std::numeric_limits<double>::infinity();
+       };
+       return r.traits_of.bits == 8 && !r.traits_of.integer;
+     }},
+    {"zero-point-large", "zero points are one too large",
+     [](AlteredProduct& a, const ProductReading& r, Index) { return shift_codes(a, r, -1); }},
+    {"zero-point-small", "zero points are one too small",
+     [](AlteredProduct& a, const ProductReading& r, Index) { return shift_codes(a, r, 1); }},
+    {"zero-point-wraps", "a zero point of 0 is read as 16",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.code = [](const ProductReading& of, Index k, Index n) {
+         const std::byte zero = of.product.w.extra[of.group_of(k) * of.w.count + n];
+         return of.code(k, n) - (zero == std::byte{} ? 16 : 0);
+       };
+       return r.product.w.format == LowBit::int4;
+     }},
+    {"difference-saturates", "code minus zero point is kept in eight bits",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.code = [](const ProductReading& of, Index k, Index n) {
+         return std::clamp(of.code(k, n), -128.0, 127.0);
+       };
+       return r.product.w.format == LowBit::int8;
+     }},
+
+    // Terms, rows and columns.
+    {"depth-tail-dropped", "K is rounded down to a multiple of {}",
+     [](AlteredProduct& a, const ProductReading& r, Index width) {
+       a.k_end = r.product.k / width * width;
+       return a.k_end < r.product.k;
+     },
+     widths},
+    {"last-term-dropped", "the last term of each sum is dropped",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       a.k_end = r.product.k - 1;
+       return true;
+     }},
+    {"columns-repeated", "the first {} columns of every 32 stand in the others as well",
+     [](AlteredProduct& a, const ProductReading& r, Index width) {
+       const auto column = [=](const ProductReading& of, Index n) {
+         const Index first = n / 32 * 32, other = first + n % 32 % width;
+         return other < of.w.count ? other : n;
+       };
+       a.code = [=](const ProductReading& of, Index k, Index n) {
+         return of.code(k, column(of, n));
+       };
+       return r.w.count > width;
+     },
+     widths},
+    {"upper-rows-zero", "the second half of every {} rows is 0",
+     [](AlteredProduct& a, const ProductReading& r, Index rows) {
+       a.output = [=](const ProductReading&, double x, Index m, Index) {
+         return m % rows >= rows / 2 ? 0 : x;
+       };
+       return r.product.m > rows / 2;
+     },
+     widths},
+    {"last-columns-unwritten", "columns behind a multiple of {} are not written",
+     [](AlteredProduct& a, const ProductReading& r, Index width) {
+       a.output = [=](const ProductReading& of, double x, Index, Index n) {
+         return n >= of.w.count / width * width ? nan : x;
+       };
+       return r.w.count % width != 0;
+     },
+     widths},
+    {"product-nan", "every element is NaN",
+     [](AlteredProduct& a, const ProductReading&, Index) {
+       a.output = [](const ProductReading&, double, Index, Index) { return nan; };
+       return true;
+     }},
+};
+
+// C in the rows and columns of the sample.
+RowMajor product_of(const ProductReading& r, const AlteredProduct& a, const ProductSample& s) {
+  const Index columns = std::ssize(s.columns);
+  RowMajor w(a.k_end, columns);
+  const double factor = static_cast<double>(r.product.w.tensor_scale) * a.tensor_scale;
+  for (Index j = 0; j < columns; ++j) {
+    const Index n = s.columns[usize(j)];
+    for (Index k = 0; k < a.k_end; ++k) {
+      const Index t = r.group_of(k);
+      w(k, j) = (a.code ? a.code(r, k, n) : r.code(k, n)) *
+                (a.scale ? a.scale(r, t, n) : r.scale(t, n)) * factor;
+    }
+  }
+  RowMajor c = s.a.leftCols(a.k_end) * w;
+  for (double& x : std::span(c.data(), usize(c.size())))
+    if (std::fabs(x) >= overflow_threshold(s.out))
+      x = std::copysign(std::numeric_limits<double>::infinity(), x);
+  if (a.output)
+    for (Index i = 0; i < c.rows(); ++i)
+      for (Index j = 0; j < columns; ++j)
+        c(i, j) = a.output(r, c(i, j), s.rows[usize(i)], s.columns[usize(j)]);
+  return c;
+}
+
+struct ProductPrediction {
+  RowMajor exact;
+};
+bool same(const ProductPrediction& a, const ProductPrediction& b) {
+  return same_numbers(a.exact, b.exact);
+}
+
+// The s of the rows of the sample. Typical errors grow with the elements.
+Fits fits_of(const ProductSample& s, const RowMajor& got, const RowMajor& right,
+             const RowMajor& typical_square, const RowMajor& exact) {
+  Fits fits;
+  const double limit = row_limit_of(s.out, exact.cols());
+  for (Index i = 0; i < exact.rows(); ++i) {
+    double square = 0, from_right = 0, typical = 0;
+    for (Index j = 0; j < exact.cols(); ++j) {
+      const double error = error_of(got(i, j), exact(i, j)), x = exact(i, j);
+      const double other = error_of(got(i, j), right(i, j));
+      square += error * error;
+      from_right += other * other;
+      if (!std::isfinite(x)) continue;
+      const double grown = right(i, j) != 0 && std::isfinite(right(i, j))
+                               ? std::max(1.0, std::fabs(x / right(i, j)))
+                               : 1;
+      const double floor = half_ulp(s.out, x) / 2;
+      typical += std::max(std::min(grown * grown, 0x1p40) * typical_square(i, j), floor * floor);
+    }
+    fits.add(std::sqrt(square), std::sqrt(from_right), std::sqrt(typical), limit);
+  }
+  return fits;
+}
+
+}  // namespace
+
+void add_product_hypotheses(std::vector<std::string_view>& names) {
+  for (const ProductHypothesis& h : hypotheses) names.push_back(h.name);
+}
+
+Diagnosis diagnose_product(const Product& p, const TensorView& c, const ProductContract* contract,
+                           const Verdict& failed, const JudgeOptions& options) {
+  if (p.m == 0 || p.n == 0 || p.k == 0) return undiagnosed("there is no product");
+  if (p.k * p.n > most_weights) return undiagnosed("there are too many weights");
+  const std::vector<ProductContract> ladder =
+      contract ? std::vector<ProductContract>{*contract} : product_ladder(p);
+  Verdict first = failed;
+  if (failed.outside > 0) first.outputs[Output::c].worst = failed.first_failure;
+  const ProductSample sample = sample_product(p, c, first, options.seed);
+  RowMajor got(sample.a.rows(), std::ssize(sample.columns));
+  for (Index i = 0; i < got.rows(); ++i)
+    for (Index j = 0; j < got.cols(); ++j)
+      got(i, j) = load(c, c.at(0, 0, sample.rows[usize(i)], sample.columns[usize(j)]));
+  const ProductReading reading(p);
+  AlteredProduct unaltered;
+  unaltered.k_end = p.k;
+  const ProductPrediction right{product_of(reading, unaltered, sample)};
+  std::vector<RowMajor> typical(ladder.size());
+  const auto typical_of = [&](std::size_t n) -> const RowMajor& {
+    if (typical[n].size() == 0) {
+      typical[n] = replicate(sample, ladder[n], options).square;
+      for (double& x : std::span(typical[n].data(), usize(typical[n].size())))
+        if (!std::isfinite(x)) x = 0;
+    }
+    return typical[n];
+  };
+  Trials<ProductPrediction> trials;
+  for (const ProductHypothesis& h : hypotheses)
+    for_each_parameter(h.parameters, [&](Index parameter) {
+      AlteredProduct a = unaltered;
+      if (!h.alter(a, reading, parameter)) return;
+      ProductPrediction x{product_of(reading, a, sample)};
+      if (same(x, right)) return;
+      const double distance =
+          fits_of(sample, got, right.exact, typical_of(0), x.exact).given.excess();
+      trials.add({h.name, fmt::format(fmt::runtime(h.words), parameter), distance, std::move(x)});
+    });
+  return trials.explain(got.rows(), same, [&](const ProductPrediction& x, const auto& take) {
+    for (std::size_t n = 0; n < ladder.size(); ++n)
+      if (take(ladder[n].name, fits_of(sample, got, right.exact, typical_of(n), x.exact))) return;
+  });
+}
+
+}  // namespace assay

@@ -1,0 +1,440 @@
+// The known faults of heads and rows, of tensors, of dropout and of the sums over tiles.
+#include <algorithm>
+#include <cmath>
+
+#include "oracle/alteration.h"
+
+namespace assay {
+namespace {
+
+constexpr Index tiles[] = {16, 32, 64, 128, 256};
+constexpr Index splits[] = {256, 512, 1024};
+constexpr Index eights[] = {8};
+
+template <class Value>
+bool change_elements(Alteration& a, TensorView& t, const Value& value) {
+  const TensorView from = t;
+  return replace(a, t, from.shape, [&](Index b, Index h, Index i, Index j) {
+    return value(load(from, from.at(b, h, i, j)), b, h, i, j);
+  });
+}
+
+bool sum_wrongly(Alteration& a, Index tile, void (*change)(TiledSoftmax&)) {
+  if (tile >= a.problem.shape.keys) return false;
+  a.softmax.emplace();
+  a.softmax->tile = tile;
+  change(*a.softmax);
+  return true;
+}
+// The first split is merged with others.
+bool merge_wrongly(Alteration& a, Index split, void (*change)(TiledSoftmax&)) {
+  if (split >= a.problem.shape.keys) return false;
+  a.softmax.emplace();
+  a.softmax->tile = a.softmax->split = split;
+  change(*a.softmax);
+  return true;
+}
+
+bool rows_come_from(Alteration& a, std::function<RowSource(const RowPlace&)> source) {
+  a.source = std::move(source);
+  return true;
+}
+RowSource from_place(Index b, Index h, Index row) { return {RowSource::Kind::row, {b, h, row}}; }
+template <class Wrong>
+bool is_zero_where(Alteration& a, const Wrong& wrong) {
+  a.of_lse = false;
+  a.change = [wrong](const RowPlace& at, bool, Eigen::Ref<Eigen::RowVectorXd> o, double&) {
+    if (wrong(at)) o.setZero();
+  };
+  return true;
+}
+
+// The first row from which on all of O is 0 in the candidate's output; their number if none is.
+Index first_of_zero_rows(const TensorView& o) {
+  Index first = o.shape[2];
+  const auto is_zero = [&](Index row) {
+    for (Index b = 0; b < o.shape[0]; ++b)
+      for (Index h = 0; h < o.shape[1]; ++h)
+        for (Index d = 0; d < o.shape[3]; ++d)
+          if (load(o, o.at(b, h, row, d)) != 0) return false;
+    return true;
+  };
+  while (first > 0 && is_zero(first - 1)) --first;
+  return first;
+}
+
+float truncated_bf16_pair(const TensorView& t, Index b, Index h, Index i, Index d) {
+  const Index low = d / 2 * 2;
+  const auto bits = [&](Index column) {
+    return static_cast<std::uint32_t>(encode(Dtype::bf16, load(t, t.at(b, h, i, column))));
+  };
+  return static_cast<float>(decode(Dtype::f32, bits(low + 1) << 16 | bits(low)));
+}
+bool reads_pairs(Alteration& a, TensorView& t) {
+  if (t.dtype != Dtype::bf16) return false;
+  const TensorView from = t;
+  return replace(a, t, from.shape, [&](Index b, Index h, Index i, Index d) {
+    return (d ^ 1) < from.shape[3] ? static_cast<double>(truncated_bf16_pair(from, b, h, i, d))
+                                   : load(from, from.at(b, h, i, d));
+  });
+}
+
+double truncated_to_bf16(double x) {
+  const double r = round_to(Dtype::bf16, x);
+  if (std::fabs(r) <= std::fabs(x)) return r;
+  return decode(Dtype::bf16, encode(Dtype::bf16, r) - 1);
+}
+
+// Only where the changed strides stay inside the tensor.
+bool strides_fit(const TensorView& of, const Extents& other) {
+  for (std::size_t axis = 0; axis < 4; ++axis)
+    if (other[axis] < 0 || other[axis] > of.stride[axis]) return false;
+  return other != of.stride;
+}
+Extents packed_strides(const Extents& e) { return {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}; }
+
+constexpr Hypothesis hypotheses[] = {
+    // Heads, batches and rows.
+    {"kv-head-modulo", "query head h reads kv head h mod Hkv",
+     [](Alteration& a, Index) {
+       const Index heads = a.problem.shape.kv_heads;
+       a.key_head = [=](Index h) { return h % heads; };
+       return heads > 1 && a.problem.shape.group() > 1;
+     }},
+    {"kv-head-zero", "every head reads kv head 0",
+     [](Alteration& a, Index) {
+       a.key_head = [](Index) { return Index{0}; };
+       return a.problem.shape.kv_heads > 1;
+     }},
+    {"kv-head-next", "each head reads the keys of the next kv head",
+     [](Alteration& a, Index) {
+       const Index heads = a.problem.shape.kv_heads, group = a.problem.shape.group();
+       a.key_head = [=](Index h) { return (h / group + 1) % heads; };
+       return heads > 1;
+     }},
+    {"kv-batch-zero", "every batch element reads the keys of the first",
+     [](Alteration& a, Index) {
+       ProjectedAttention& p = a.problem;
+       for (TensorView* t : {&p.k, &p.v, &p.projection.k_absolute, &p.projection.v_absolute})
+         t->stride[0] = 0;
+       return p.shape.batch > 1;
+     }},
+    {"head-before", "each head has the outputs of the head before",
+     [](Alteration& a, Index) {
+       return a.problem.shape.query_heads > 1 && rows_come_from(a, [](const RowPlace& at) {
+                return from_place(at.b, std::max<Index>(at.h - 1, 0), at.row);
+              });
+     }},
+    {"row-before", "each row has the outputs of the row before",
+     [](Alteration& a, Index) {
+       return a.problem.shape.rows > 1 && rows_come_from(a, [](const RowPlace& at) {
+                return from_place(at.b, at.h, std::max<Index>(at.row - 1, 0));
+              });
+     }},
+    {"lse-in-head-zero", "all heads write their LSE where head 0 does",
+     [](Alteration& a, Index) {
+       const Index last = a.problem.shape.query_heads - 1;
+       a.of_o = false;
+       return last > 0 && rows_come_from(a, [=](const RowPlace& at) {
+                return at.h > 0 ? RowSource{RowSource::Kind::nan, at}
+                                : from_place(at.b, last, at.row);
+              });
+     }},
+    {"other-batches-zero", "O of batch elements other than the first is 0",
+     [](Alteration& a, Index) {
+       return a.problem.shape.batch > 1 &&
+              is_zero_where(a, [](const RowPlace& at) { return at.b > 0; });
+     }},
+    {"other-heads-zero", "O of heads other than the first is 0",
+     [](Alteration& a, Index) {
+       return a.problem.shape.query_heads > 1 &&
+              is_zero_where(a, [](const RowPlace& at) { return at.h > 0; });
+     }},
+    {"last-rows-zero", "O of the last rows is 0",
+     [](Alteration& a, Index) {
+       const Index first = first_of_zero_rows(a.out.o);
+       return first < a.problem.shape.rows &&
+              is_zero_where(a, [=](const RowPlace& at) { return at.row >= first; });
+     }},
+    {"nothing-written", "nothing is written",
+     [](Alteration& a, Index) {
+       return a.unwritten && rows_come_from(a, [](const RowPlace& at) {
+                return RowSource{RowSource::Kind::nan, at};
+              });
+     }},
+    {"all-nan", "every row that loads a key is NaN",
+     [](Alteration& a, Index) {
+       a.change = [p = a.problem](const RowPlace& at, bool, Eigen::Ref<Eigen::RowVectorXd> o,
+                                  double& lse) {
+         const KeyInterval loaded = visible_interval(p, at.b, at.row);
+         if (loaded.begin >= loaded.end) return;
+         o.setConstant(std::numeric_limits<double>::quiet_NaN());
+         lse = std::numeric_limits<double>::quiet_NaN();
+       };
+       return !a.unwritten;
+     }},
+    {"empty-row-nan", "O of a row that sees no key is NaN",
+     [](Alteration& a, Index) {
+       a.change = [](const RowPlace&, bool masked, Eigen::Ref<Eigen::RowVectorXd> o, double&) {
+         if (masked) o.setConstant(std::numeric_limits<double>::quiet_NaN());
+       };
+       return true;
+     }},
+    {"empty-row-nan", "O of a row that loads no key is NaN",
+     [](Alteration& a, Index) {
+       a.change = [p = a.problem](const RowPlace& at, bool, Eigen::Ref<Eigen::RowVectorXd> o,
+                                  double&) {
+         const KeyInterval loaded = visible_interval(p, at.b, at.row);
+         if (loaded.begin >= loaded.end) o.setConstant(std::numeric_limits<double>::quiet_NaN());
+       };
+       return true;
+     }},
+
+    // Tensors that are read or written wrongly.
+    {"values-are-keys", "K is read for V",
+     [](Alteration& a, Index) {
+       Attention& p = a.problem;
+       if (p.shape.dim != p.shape.value_dim || a.problem.projection) return false;
+       p.v = p.k;
+       return true;
+     }},
+    {"values-exchanged", "rows of V change places by pairs",
+     [](Alteration& a, Index) {
+       TensorView& v = a.problem.v;
+       const TensorView from = v;
+       return !a.problem.projection &&
+              change_elements(a, v, [&](double x, Index b, Index g, Index j, Index c) {
+                return (j ^ 1) < from.shape[2] ? load(from, from.at(b, g, j ^ 1, c)) : x;
+              });
+     }},
+    {"query-rows-packed", "rows of Q are taken to be D apart",
+     [](Alteration& a, Index) {
+       TensorView& q = a.problem.q;
+       if (q.stride[2] <= a.problem.shape.dim) return false;
+       q.stride[2] = a.problem.shape.dim;
+       return true;
+     }},
+    {"query-columns-adjacent", "columns of Q are taken to be adjacent",
+     [](Alteration& a, Index) {
+       return std::exchange(a.problem.q.stride[3], Index{1}) > 1 && a.problem.shape.dim > 1;
+     }},
+    {"query-heads-at-rows", "heads of Q are looked for a row apart",
+     [](Alteration& a, Index) {
+       Extents& stride = a.problem.q.stride;
+       if (a.problem.shape.query_heads < 2 || stride[2] < 0 || stride[2] >= stride[1]) return false;
+       stride[1] = stride[2];
+       return true;
+     }},
+    {"values-at-key-strides", "V is read with the strides of K",
+     [](Alteration& a, Index) {
+       Attention& p = a.problem;
+       if (!strides_fit(p.v, p.k.stride)) return false;
+       p.v.stride = p.k.stride;
+       return true;
+     }},
+    {"output-packed", "O is written as if it were contiguous",
+     [](Alteration& a, Index) {
+       TensorView& o = a.out.o;
+       const Extents packed = packed_strides(o.shape);
+       if (!strides_fit(o, packed)) return false;
+       o.stride = packed;
+       return true;
+     }},
+    {"value-columns-as-dim", "as many columns of O are written as Q has; the others are 0",
+     [](Alteration& a, Index) {
+       const Index columns = a.problem.shape.dim;
+       a.of_lse = false;
+       a.change = [=](const RowPlace&, bool, Eigen::Ref<Eigen::RowVectorXd> o, double&) {
+         o.tail(o.size() - columns).setZero();
+       };
+       return columns < a.problem.shape.value_dim;
+     }},
+    {"pairs-read-as-one", "two neighbours in bf16 are read as one number of binary32",
+     [](Alteration& a, Index) {
+       Attention& p = a.problem;
+       return reads_pairs(a, p.q) && reads_pairs(a, p.k) && reads_pairs(a, p.v);
+     }},
+    {"key-offsets-wrap", "offsets into K are kept in 32 bits",
+     [](Alteration& a, Index) {
+       TensorView& k = a.problem.k;
+       const TensorView from = k;
+       Index last = from.origin;
+       for (std::size_t axis = 0; axis < 4; ++axis)
+         last += from.stride[axis] * std::max<Index>(from.shape[axis] - 1, 0);
+       return last > 0xFFFFFFFF && !a.problem.projection &&
+              replace(a, k, from.shape, [&](Index b, Index h, Index j, Index d) {
+                return load(from, from.at(b, h, j, d) & 0xFFFFFFFF);
+              });
+     }},
+    {"nibbles-exchanged", "neighbouring columns of K and V change places",
+     [](Alteration& a, Index) {
+       ProjectedAttention& p = a.problem;
+       const auto exchange = [&](TensorView& t) {
+         const TensorView from = t;
+         return change_elements(a, t, [&](double x, Index b, Index g, Index j, Index c) {
+           return (c ^ 1) < from.shape[3] ? load(from, from.at(b, g, j, c ^ 1)) : x;
+         });
+       };
+       return !p.projection && exchange(p.k) && exchange(p.v);
+     }},
+    {"new-keys-zero", "the keys that come with the rows are 0",
+     [](Alteration& a, Index) {
+       const Index first = a.problem.shape.keys - a.problem.shape.rows;
+       return first >= 0 && !a.problem.projection &&
+              change_elements(a, a.problem.k, [=](double x, Index, Index, Index j, Index) {
+                return j >= first ? 0 : x;
+              });
+     }},
+    {"rotary-dropped", "keys lack their rotary part",
+     [](Alteration& a, Index) {
+       ProjectedAttention& p = a.problem;
+       const Index columns = p.projection.columns;
+       if (!p.projection || columns == 0 || columns >= p.shape.dim) return false;
+       p.shape.dim = p.q.shape[3] = p.k.shape[3] = columns;
+       return true;
+     }},
+    {"tokens-head-first", "tokens laid out as [head][token] are read as [token][head]",
+     [](Alteration& a, Index) {
+       ProjectedAttention& p = a.problem;
+       const Index heads = p.shape.kv_heads, keys = p.shape.keys;
+       if (heads < 2 || keys < 2 || p.projection) return false;
+       const auto read = [&](TensorView& t) {
+         const TensorView from = t;
+         return replace(a, t, from.shape, [&](Index b, Index g, Index j, Index c) {
+           const Index flat = j * heads + g;
+           return load(from, from.at(b, flat / keys, flat % keys, c));
+         });
+       };
+       return read(p.k) && read(p.v);
+     }},
+
+    // Dropout.
+    {"dropout-redrawn", "dropout is drawn from the next seed",
+     [](Alteration& a, Index) { return ++a.problem.dropout_seed, a.problem.dropout > 0; }},
+    {"dropout-ignored", "nothing is dropped",
+     [](Alteration& a, Index) { return std::exchange(a.problem.dropout, 0.0f) > 0; }},
+    {"dropout-unscaled", "what dropout keeps is not scaled by 1 / (1 - p)",
+     [](Alteration& a, Index) {
+       const double kept = 1 - static_cast<double>(a.problem.dropout);
+       a.change = [=](const RowPlace&, bool, Eigen::Ref<Eigen::RowVectorXd> o, double&) {
+         o *= kept;
+       };
+       return kept < 1;
+     }},
+
+    // The softmax over tiles.
+    {"values-not-rescaled",
+     "the sum of values keeps its scale when the maximum moves (tiles of {})",
+     [](Alteration& a, Index tile) {
+       return sum_wrongly(a, tile, [](TiledSoftmax& s) { s.rescales_values = false; });
+     },
+     tiles},
+    {"sum-not-rescaled", "the row sum keeps its scale when the maximum moves (tiles of {})",
+     [](Alteration& a, Index tile) {
+       return sum_wrongly(a, tile, [](TiledSoftmax& s) { s.rescales_sum = false; });
+     },
+     tiles},
+    {"maximum-from-zero", "the running maximum starts at 0",
+     [](Alteration& a, Index) {
+       a.softmax.emplace().first_max = 0;
+       return true;
+     }},
+    {"maximum-of-tile", "the running maximum is that of the tile of {} keys alone",
+     [](Alteration& a, Index tile) {
+       return sum_wrongly(a, tile,
+                          [](TiledSoftmax& s) { s.maximum = TiledSoftmax::Maximum::of_tile; });
+     },
+     tiles},
+    {"maximum-of-first-tile",
+     "the maximum of the first tile of {} keys is kept, and no weight exceeds 1",
+     [](Alteration& a, Index tile) {
+       return sum_wrongly(a, tile, [](TiledSoftmax& s) {
+         s.maximum = TiledSoftmax::Maximum::first;
+         s.clamps = true;
+       });
+     },
+     tiles},
+    {"maximum-of-first-tile", "the maximum of the first tile of {} keys is kept",
+     [](Alteration& a, Index tile) {
+       return sum_wrongly(a, tile,
+                          [](TiledSoftmax& s) { s.maximum = TiledSoftmax::Maximum::first; });
+     },
+     tiles},
+    {"maximum-scaled-again", "the row maximum is scaled twice (tiles of {})",
+     [](Alteration& a, Index tile) {
+       a.softmax.emplace().tile = tile;
+       a.softmax->maximum = TiledSoftmax::Maximum::scaled_again;
+       return true;
+     },
+     tiles},
+    {"corrections-in-half", "corrections e^(m - m') are kept in fp16 (tiles of {})",
+     [](Alteration& a, Index tile) {
+       return sum_wrongly(a, tile, [](TiledSoftmax& s) { s.corrections_in_half = true; });
+     },
+     tiles},
+    {"lane-missing", "the row sum lacks the last of eight lanes (tiles of {})",
+     [](Alteration& a, Index tile) {
+       a.softmax.emplace().tile = tile;
+       a.softmax->drops_a_lane = true;
+       return true;
+     },
+     eights},
+    {"padding-in-sum", "a padded key of the last tile of {} keys enters the row sum with score 0",
+     [](Alteration& a, Index tile) {
+       a.softmax.emplace().tile = tile;
+       a.softmax->counts_padding = true;
+       return a.problem.shape.keys % tile != 0;
+     },
+     tiles},
+    {"weights-truncated", "weights are cast to bf16 by truncation (tiles of {})",
+     [](Alteration& a, Index tile) {
+       a.softmax.emplace().tile = tile;
+       a.softmax->truncates_weights = true;
+       return true;
+     },
+     tiles},
+    {"output-truncated", "O is cast to bf16 by truncation",
+     [](Alteration& a, Index) {
+       a.of_lse = false;
+       a.change = [](const RowPlace&, bool, Eigen::Ref<Eigen::RowVectorXd> o, double&) {
+         o = o.unaryExpr(&truncated_to_bf16);
+       };
+       return true;
+     }},
+    {"merged-sum", "the sum of earlier splits of {} keys keeps its scale",
+     [](Alteration& a, Index split) {
+       return merge_wrongly(a, split, [](TiledSoftmax& s) { s.merge_rescales_sum = false; });
+     },
+     splits},
+    {"merged-values", "the values of earlier splits of {} keys keep their scale",
+     [](Alteration& a, Index split) {
+       return merge_wrongly(a, split, [](TiledSoftmax& s) { s.merge_rescales_values = false; });
+     },
+     splits},
+    {"merged-maximum", "the maximum of the first split of {} keys is kept, and no factor exceeds 1",
+     [](Alteration& a, Index split) {
+       return merge_wrongly(a, split,
+                            [](TiledSoftmax& s) { s.merge_keeps_first_max = s.clamps = true; });
+     },
+     splits},
+    {"merged-maximum", "the maximum of the first split of {} keys is kept",
+     [](Alteration& a, Index split) {
+       return merge_wrongly(a, split, [](TiledSoftmax& s) { s.merge_keeps_first_max = true; });
+     },
+     splits},
+
+    // LSE.
+    {"lse-base-two", "LSE is a logarithm to base 2",
+     [](Alteration& a, Index) {
+       a.change = [](const RowPlace&, bool, Eigen::Ref<Eigen::RowVectorXd>, double& lse) {
+         lse *= 1.4426950408889634;
+       };
+       return true;
+     }},
+};
+
+}  // namespace
+
+std::span<const Hypothesis> sum_hypotheses() { return hypotheses; }
+
+}  // namespace assay

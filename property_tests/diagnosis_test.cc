@@ -1,0 +1,216 @@
+// Diagnoses: each known fault is named first where it is planted, right outputs with noise are
+// like none, and a diagnosis is read back whole.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "harness/faults/fault_table.h"
+#include "harness/judging/execute.h"
+#include "harness/judging/outputs.h"
+#include "harness/results/common_causes.h"
+#include "oracle/diagnosis.h"
+#include "problem/generate.h"
+#include "problem/random.h"
+#include "testing/emulated_kernel.h"
+
+namespace assay {
+namespace {
+
+Diagnosis diagnosis_of(const char* line, const std::string& candidate) {
+  const CaseResult r = execute(parse_case(line), *make_candidate(candidate), {.relations = false});
+  EXPECT_EQ(r.outcome, Outcome::fail) << candidate << " on " << line << ": " << r.reason;
+  return r.diagnosis;
+}
+
+// A planted fault and a small case that shows it.
+struct Planted {
+  const char* fault;
+  const char* line;
+};
+
+const std::vector<Planted> planted = {
+    {"causal-off-by-one", "attention b=1 h=2 l=24x40 d=16 causal offset=end"},
+    {"causal-anchor-top-left", "attention b=1 h=2 l=24x40 d=16 causal offset=end"},
+    {"causal-dropped-with-mask", "attention b=1 h=2 l=24x40 d=16 causal bias=normal"},
+    {"causal-by-last-row-of-four", "attention b=1 h=2 l=24x40 d=16 causal"},
+    {"window-off-by-one", "attention b=1 h=2 l=24x40 d=16 window=5,9"},
+    {"last-partial-tile-skipped", "attention b=1 h=2 l=9x150 d=16"},
+    {"padding-key-leaks", "attention b=1 h=2 l=9x50 d=16 lengths=33"},
+    {"kv-head-modulo", "attention b=1 h=4/2 l=9x50 d=16"},
+    {"scale-off-by-one-percent", "attention b=1 h=2 l=9x50 d=16"},
+    {"scale-hard-wired", "attention b=1 h=2 l=9x50 d=16 scale=0.4"},
+    {"zero-at-tail-enters-sum", "attention b=1 h=2 l=9x50 d=16"},
+    {"accumulator-not-rescaled", "attention b=1 h=2 l=9x300 d=16"},
+    {"sum-not-rescaled", "attention b=1 h=2 l=9x300 d=16"},
+    {"lse-in-base-two", "attention b=1 h=2 l=9x50 d=16"},
+    {"second-batch-not-computed", "attention b=2 h=2 l=9x50 d=16"},
+    {"mask-of-head-zero", "attention b=1 h=2 l=9x50 d=16 bias=normal"},
+    {"mask-batch-stride-dropped", "attention b=2 h=2 l=9x50 d=16 bias=normal"},
+    {"bias-scaled-like-scores", "attention b=1 h=2 l=9x50 d=16 bias=normal"},
+    {"bias-ignored", "attention b=1 h=2 l=9x50 d=16 bias=normal"},
+    {"bool-mask-ignored", "attention b=1 h=2 l=9x50 d=16 bool=random"},
+    {"bool-mask-inverted", "attention b=1 h=2 l=9x50 d=16 bool=random"},
+    {"alibi-slope-of-head-before", "attention b=1 h=2 l=9x50 d=16 alibi"},
+    {"alibi-distance-from-key-zero", "attention b=1 h=2 l=9x50 d=16 alibi offset=end"},
+    {"softcap-dropped", "attention b=1 h=2 l=9x50 d=16 softcap=1"},
+    {"softcap-after-mask", "attention b=1 h=2 l=9x50 d=16 softcap=1 bool=random"},
+    {"sink-dropped", "attention b=1 h=2 l=9x50 d=16 sink=2"},
+    {"lse-without-sink", "attention b=1 h=2 l=9x50 d=16 sink=2"},
+    {"document-boundary-off-by-one", "attention b=1 h=2 l=50 d=16 docs=17,33"},
+    {"values-replaced-by-keys", "attention b=1 h=2 l=9x50 d=16"},
+    {"output-truncated", "attention b=1 h=2 l=9x50 d=16"},
+    {"dim-tail-dropped", "attention b=1 h=2 l=9x50 d=20"},
+    {"delta-omitted", "backward b=1 h=2 l=20x30 d=16"},
+    {"query-gradient-scaled-twice", "backward b=1 h=2 l=20x30 d=16"},
+    {"key-gradient-unscaled", "backward b=1 h=2 l=20x30 d=16"},
+    {"softcap-slope-omitted", "backward b=1 h=2 l=20x30 d=16 softcap=1"},
+    {"key-gradients-of-last-head-only", "backward b=1 h=4/2 l=20x30 d=16"},
+    {"backward-head-modulo", "backward b=1 h=4/2 l=20x30 d=16"},
+    {"backward-causal-off-by-one", "backward b=1 h=2 l=20x30 d=16 causal"},
+    {"backward-without-bias", "backward b=1 h=2 l=20x30 d=16 bias=normal"},
+    {"backward-draws-anew", "backward b=1 h=2 l=20x30 d=16 dropout=0.3:5"},
+    {"weight-gradients-without-dropout-scale", "backward b=1 h=2 l=20x30 d=16 dropout=0.3:5"},
+    {"backward-lse-in-base-two", "backward b=1 h=2 l=20x30 d=16"},
+    {"backward-lse-without-sink", "backward b=1 h=2 l=20x30 d=16 sink=2"},
+    {"key-gradients-with-inverted-triangle", "backward b=1 h=2 l=20x30 d=16 causal"},
+    {"weight-nibbles-swapped", "product m=3 n=20 k=64 w=mxfp4"},
+    {"scale-group-of-tail", "product m=3 n=20 k=72 w=mxfp4"},
+    {"scale-applied-twice", "product m=3 n=20 k=64 w=mxfp4"},
+    {"scale-dropped", "product m=3 n=20 k=64 w=mxfp4"},
+    {"tensor-scale-dropped", "product m=3 n=20 k=64 w=nvfp4"},
+    {"zero-point-off-by-one", "product m=3 n=20 k=128 w=int4"},
+    {"half-read-as-quarter", "product m=3 n=20 k=64 w=mxfp4"},
+    {"kept-positions-mirrored", "product m=3 n=20 k=128 w=fp4-sparse"},
+    {"depth-tail-dropped", "product m=3 n=20 k=68 w=mxfp4"},
+};
+
+TEST(Diagnosis, PlantedFaultsAreNamedFirst) {
+  for (const auto& [name, line] : planted) {
+    const auto* fault = std::ranges::find(planted_faults, name, &PlantedFault::name);
+    ASSERT_NE(fault, planted_faults.end()) << name;
+    ASSERT_FALSE(fault->cause.empty()) << name;
+    const Diagnosis d = diagnosis_of(line, std::string("fault:") + name);
+    EXPECT_EQ(rank_of(d, fault->cause), 1) << name << " on " << line << ": " << sentence_on(d);
+  }
+}
+
+// The outputs of a kernel that rounds to 16 bits are diagnosed without a contract as well.
+TEST(Diagnosis, UndeclaredKernelsAreNamed) {
+  const Case c = parse_case("attention b=1 h=2 l=16x40 d=32 dtype=bf16 causal offset=end seed=3");
+  const Inputs in(c);
+  Attention altered = in.problem;
+  altered.causal = false;
+  altered.window_right = 1;
+  const Outputs out(c, true, Surroundings::bands);
+  run_emulated(emulations(c.dtype).front(), altered, out.view());
+  const Verdict v = judge_by_ladder(in.problem, out.view(), 64);
+  ASSERT_EQ(v.outcome, Outcome::fail);
+  const Diagnosis d = diagnose(in.problem, out.view(), nullptr, v, {});
+  ASSERT_FALSE(d.explanations.empty()) << sentence_on(d);
+  EXPECT_EQ(d.explanations.front().hypothesis, "causal-late");
+  EXPECT_FALSE(d.explanations.front().arithmetic.empty());
+  EXPECT_THAT(sentence_on(d),
+              testing::StartsWith("looks like: the causal diagonal is one key late"));
+}
+
+// A planted fault in a kernel that declares nothing is found and named as well.
+TEST(Diagnosis, UndeclaredFaultsAreNamed) {
+  for (const auto& [name, line] : std::vector<Planted>{
+           {"kv-head-modulo", "attention b=1 h=4/2 l=9x50 d=16 dtype=f16"},
+           {"scale-off-by-one-percent", "attention b=1 h=2 l=9x50 d=16 dtype=bf16"},
+           {"delta-omitted", "backward b=1 h=2 l=20x30 d=16 dtype=bf16"},
+           {"scale-dropped", "product m=3 n=20 k=64 w=mxfp4 dtype=f16"}}) {
+    const auto* fault = std::ranges::find(planted_faults, name, &PlantedFault::name);
+    ASSERT_NE(fault, planted_faults.end()) << name;
+    const Diagnosis d = diagnosis_of(line, std::string("fault-undeclared:") + name);
+    EXPECT_EQ(rank_of(d, fault->cause), 1) << name << " on " << line << ": " << sentence_on(d);
+  }
+}
+
+TEST(Diagnosis, NoiseIsLikeNoFault) {
+  for (const char* line : {"attention b=1 h=2 l=16x40 d=32 causal offset=end bias=normal seed=3",
+                           "attention b=2 h=4/2 l=16x150 d=32 dtype=f16 softcap=5 sink=1"}) {
+    const Case c = parse_case(line);
+    const Inputs in(c);
+    const Outputs out(c, true, Surroundings::bands);
+    run_emulated(emulations(c.dtype).front(), in.problem, out.view());
+    SplitMix64 random(7);
+    const TensorView o = out.view().o;
+    for_each_index(o.shape, [&](Index b, Index h, Index i, Index d) {
+      const double x = load(o, o.at(b, h, i, d));
+      const double noise = static_cast<double>(random() >> 11) * 0x1p-53 - 0.5;
+      store(o, o.at(b, h, i, d), round_to(o.dtype, x + 0.1 * noise));
+    });
+    JudgeOptions options;
+    options.evidence = EvidenceRule::fail;
+    const Verdict v = judge_by_ladder(in.problem, out.view(), 64, options);
+    ASSERT_EQ(v.outcome, Outcome::fail) << line;
+    const Diagnosis d = diagnose(in.problem, out.view(), nullptr, v, {});
+    EXPECT_TRUE(d.explanations.empty()) << line << ": " << sentence_on(d);
+    EXPECT_GT(d.tried, 20) << line;
+    EXPECT_THAT(sentence_on(d), testing::HasSubstr("looks like none of"));
+  }
+}
+
+TEST(Diagnosis, NothingIsTriedOnAPass) {
+  const CaseResult r = execute(parse_case("attention b=1 h=2 l=9x40 d=16 causal"),
+                               *make_candidate("host"), {.relations = false});
+  EXPECT_EQ(r.outcome, Outcome::pass);
+  EXPECT_FALSE(r.diagnosis.was_asked());
+  EXPECT_EQ(sentence_on(r.diagnosis), "");
+  EXPECT_FALSE(to_json(r).contains("diagnosis"));
+}
+
+TEST(Diagnosis, IsReadBackWhole) {
+  CaseResult r = execute(parse_case("attention b=1 h=1 l=9x20 d=8 causal"),
+                         *make_candidate("fault:causal-off-by-one"), {.relations = false});
+  ASSERT_TRUE(r.diagnosis.was_asked());
+  r.diagnosis.explanations.resize(2);
+  r.diagnosis.explanations[1] = {
+      "causal-ignored", "causality is ignored", {"other"}, "fp32", 1, 2, 3};
+  const Json written = Json::parse(to_json(r).dump());
+  EXPECT_EQ(written["diagnosis"]["explanations"].size(), 2u);
+  const auto read = from_json<CaseResult>(written, "result");
+  EXPECT_EQ(to_json(read), written);
+  EXPECT_EQ(rank_of(read.diagnosis, "other"), 2);
+  EXPECT_EQ(rank_of(read.diagnosis, "no such"), 0);
+}
+
+// A cause in the table of faults is the name of a hypothesis.
+TEST(Diagnosis, CausesAreHypotheses) {
+  const std::vector<std::string_view> names = hypothesis_names();
+  for (const PlantedFault& f : planted_faults)
+    if (!f.cause.empty())
+      EXPECT_NE(std::ranges::find(names, f.cause), names.end())
+          << f.name << " has the cause " << f.cause << ", which is no hypothesis";
+}
+
+Explanation named(const char* name, std::vector<std::string> same = {}) {
+  return {name, name, std::move(same), "", 1, 1, 3};
+}
+
+TEST(Diagnosis, CommonCausesExplainMostCases) {
+  CommonCauses causes;
+  EXPECT_EQ(causes.rank_of("a"), 0);
+  Diagnosis first, second;
+  first.explanations = {named("b", {"a"}), named("c")};
+  second.explanations = {named("a")};
+  causes.add(first);
+  EXPECT_EQ(causes.rank_of("a"), 1);
+  EXPECT_EQ(causes.rank_of("b"), 1);
+  EXPECT_FALSE(causes.is_alone("a"));
+  causes.add(second);
+  EXPECT_EQ(causes.rank_of("a"), 1);
+  EXPECT_TRUE(causes.is_alone("a"));
+  EXPECT_EQ(causes.rank_of("b"), 2);
+  EXPECT_EQ(causes.rank_of("c"), 3);
+  EXPECT_EQ(causes.rank_of("d"), 0);
+  EXPECT_EQ(causes.ranking().front(), "a");
+}
+
+}  // namespace
+}  // namespace assay
