@@ -155,8 +155,9 @@ std::string sentence_of(const RunFacts& run, const RunSummary& s, std::size_t ca
                              {n.inconclusive, "inconclusive"},
                              {n.unsupported, "unsupported"},
                              {n.error, n.error == 1 ? "error" : "errors"},
-                             {run.not_run, "not run for lack of time"}})
+                             {run.not_run, "not run"}})
     if (count > 0) sentence += fmt::format(", {} {}", count, what);
+  if (run.not_run > 0) sentence += ' ' + run.why_not_run;
   return sentence + fmt::format("; {} compared; seed {}; {:.1f} s",
                                 counted(usize(s.elements), "element"), run.seed, run.seconds);
 }
@@ -176,7 +177,7 @@ RunSummary summary_of(const RunFacts& run, const std::vector<CaseResult>& result
   return s;
 }
 
-void print_results(const Run& run) {
+void print_results(const Run& run, const std::string& left_out) {
   const bool single = run.results.size() == 1;
   if (single) print_single(run.results[0]);
   std::map<std::string, int> why_unsupported;
@@ -187,6 +188,7 @@ void print_results(const Run& run) {
     tell("  reproduce: {}\n", r.reproduce);
   }
   for (const auto& [why, n] : why_unsupported) tell("  unsupported: {} x {}\n", n, why);
+  if (!left_out.empty()) tell("{}\n", left_out);
   if (!single)
     for (const auto& [name, cells] : run.summary.adequacy)
       tell("power of the suite, {}: {} of {} cells shown{}\n", name, cells.shown, cells.cells,
@@ -207,6 +209,10 @@ void write_run(const Run& run, const ReportFiles& files, const PageSections& sec
 int exit_status(const RunFacts& facts, const Run& run) {
   const OutcomeCounts& n = run.summary.counts;
   if (n.fail > 0) return some_failed;
+  if (n.compared() == 0 && n.error == 0) {
+    tell(stderr, "assay: nothing was compared, so nothing has passed\n");
+    return bad_usage;
+  }
   const double unsupported = percent(static_cast<std::int64_t>(n.unsupported),
                                      static_cast<std::int64_t>(run.results.size()));
   if (unsupported > facts.most_unsupported) {
@@ -216,10 +222,6 @@ int exit_status(const RunFacts& facts, const Run& run) {
   }
   if (n.error > 0)
     return std::ranges::any_of(run.results, &CaseResult::bad_input) ? bad_usage : machine_failed;
-  if (n.compared() == 0) {
-    tell(stderr, "assay: nothing was compared, so nothing has passed\n");
-    return bad_usage;
-  }
   return all_passed;
 }
 
@@ -271,7 +273,7 @@ int report_run(const RunFacts& facts, const std::vector<CaseResult>& results) {
   const Run run{
       facts.title, facts.candidate, facts.seed, this_machine(), summary_of(facts, results),
       results};
-  print_results(run);
+  print_results(run, facts.left_out);
   write_run(run, facts.files, facts.sections);
   return exit_status(facts, run);
 }
