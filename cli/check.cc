@@ -28,11 +28,12 @@ namespace {
 struct CheckOptions {
   SelectionOptions selection;
   std::string candidate = "host";
-  std::string device;             // it takes the place of a candidate, as device:NAME
-  std::string library;            // it takes the place of a candidate, as lib:PATH
-  std::string python;             // it takes the place of a candidate, as python:FILE::FUNCTION
-  double time_seconds = 0;        // repeat with new seeds for that long; 0: run once
-  double most_unsupported = 100;  // the most unsupported cases that are allowed, in percent
+  std::string device;            // it takes the place of a candidate, as device:NAME
+  std::string library;           // it takes the place of a candidate, as lib:PATH
+  std::string python;            // it takes the place of a candidate, as python:FILE::FUNCTION
+  double time_seconds = 0;       // repeat with new seeds for that long; 0: run once
+  double most_unsupported = 90;  // the most unsupported cases that are allowed, in percent
+  bool stop_at_first_failure = false;
   bool list = false;
   bool no_shrink = false;
   bool explain = false;
@@ -81,9 +82,17 @@ void add_pictures(std::vector<CaseResult>& results, const WorkerOptions& options
   });
 }
 
+// A library is asked what it supports, which may not take longer than a case.
+Selection asked_selection(const CheckOptions& o, std::uint64_t seed, const Features& has) {
+  const TimeLimit limit("asking what " + o.candidate + " supports", o.workers.timeout_seconds,
+                        bad_usage);
+  return select_cases(o.selection, seed, has);
+}
+
 struct Ran {
   std::vector<CaseResult> results;
-  std::size_t not_run = 0;  // cases left out because the time was over
+  std::size_t not_run = 0;
+  std::string why_not_run = "for lack of time";
 };
 
 // Runs the selection. If a time is given, repeats it with new seeds until the time is over.
@@ -91,6 +100,7 @@ Ran run_selection(const CheckOptions& o, Selection selection, const Features& ha
                   Clock::time_point start) {
   Ran ran;
   std::uint64_t seed = o.selection.seed;
+  bool stopped = false;
   const auto in_time = [&] { return seconds_since(start) < o.time_seconds; };
   for (;;) {
     std::vector<WorkItem> items;
@@ -102,15 +112,17 @@ Ran run_selection(const CheckOptions& o, Selection selection, const Features& ha
       if (r.outcome == Outcome::fail || r.outcome == Outcome::error)
         progress.say(told_in("{}\n  {}", told_outcome(r), items[k].line));
       progress.advance(items[k].line);
+      stopped = stopped || (o.stop_at_first_failure && r.outcome == Outcome::fail);
       round[k] = std::move(r);
       ++finished;
-      return o.time_seconds == 0 || in_time();
+      return !stopped && (o.time_seconds == 0 || in_time());
     });
     ran.not_run += items.size() - finished;
     for (std::optional<CaseResult>& r : round)
       if (r) ran.results.push_back(std::move(*r));
-    if (o.time_seconds == 0 || !in_time()) return ran;
-    selection = select_cases(o.selection, seed += 1000003, has);
+    if (stopped) ran.why_not_run = "after the first failure";
+    if (stopped || o.time_seconds == 0 || !in_time()) return ran;
+    selection = asked_selection(o, seed += 1000003, has);
   }
 }
 
@@ -144,18 +156,19 @@ Case standalone_case(const std::vector<CaseResult>& results, const std::string& 
 }
 
 // An unknown name, or a library or device that does not open, is an error before anything runs.
-// Returns what it can do.
-Features open_candidate(CheckOptions& o) {
+std::unique_ptr<Candidate> open_candidate(CheckOptions& o) {
   o.workers.library = std::make_shared<LibraryFile>(o.candidate);
   const TimeLimit limit("loading " + o.candidate, o.workers.timeout_seconds, bad_usage);
-  return make_candidate(o.candidate)->features();
+  return make_candidate(o.candidate);
 }
 
 int run(CheckOptions& o) {
   const auto start = Clock::now();
   const PageSections sections = sections_of_page(o.files);
-  const Features has = open_candidate(o);
-  const Selection selection = select_cases(o.selection, o.selection.seed, has);
+  std::unique_ptr<Candidate> candidate = open_candidate(o);
+  const Features has = drawn_features(*candidate);
+  if (!candidate->is_asked()) candidate.reset();  // it may hold a device
+  const Selection selection = asked_selection(o, o.selection.seed, has);
   if (o.list) {
     for (const Case& c : selection.cases) tell("{}\n", print_case(c));
     return all_passed;
@@ -168,7 +181,9 @@ int run(CheckOptions& o) {
   const RunFacts facts{.title = selection.title,
                        .candidate = o.candidate,
                        .seed = o.selection.seed,
+                       .left_out = selection.left_out,
                        .not_run = ran.not_run,
+                       .why_not_run = ran.why_not_run,
                        .seconds = seconds_since(start),
                        .most_unsupported = o.most_unsupported,
                        .explain = o.explain,
@@ -223,6 +238,16 @@ void add_extent(CLI::App& check, CheckOptions& o) {
           "--max-unsupported", o.most_unsupported,
           "Percent of the cases that may be unsupported; if there are more, the exit status is 1")
       ->transform(number_in(0.0, 100.0))
+      ->capture_default_str();
+  check.add_flag("--stop-at-first-failure", o.stop_at_first_failure,
+                 "End the run when a case has failed; the cases that are left are counted and not "
+                 "run");
+  check
+      .add_option(
+          "--repeat", o.workers.execute.repeat,
+          "How often each call of a case runs; all runs must agree bit for bit. A case that "
+          "fails so is not deterministic, and the reason counts the runs")
+      ->transform(number_in(2, 10000))
       ->capture_default_str();
   check.add_flag("--list", o.list, "Print the case lines and run nothing");
   check.add_flag("--no-shrink", o.no_shrink,

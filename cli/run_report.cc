@@ -65,8 +65,9 @@ std::string sentence_of(const RunFacts& run, const RunSummary& s, std::size_t ca
                              {n.inconclusive, "inconclusive"},
                              {n.unsupported, "unsupported"},
                              {n.error, n.error == 1 ? "error" : "errors"},
-                             {run.not_run, "not run for lack of time"}})
+                             {run.not_run, "not run"}})
     if (count > 0) sentence += fmt::format(", {} {}", count, what);
+  if (run.not_run > 0) sentence += ' ' + run.why_not_run;
   return sentence + fmt::format("; {} compared; seed {}; {:.1f} s",
                                 counted(usize(s.elements), "element"), run.seed, run.seconds);
 }
@@ -101,7 +102,7 @@ void print_cause(const Cause& c) {
   tell("  the first: {}\n    {}\n  reproduce: {}\n", c.line, c.example, c.reproduce);
 }
 
-void print_many(const Run& run) {
+void print_many(const Run& run, const std::string& left_out) {
   if (const std::string shared = run.summary.shared.sentence(); !shared.empty())
     tell("{}\n", shared);
   for (const Cause& c : run.summary.causes) print_cause(c);
@@ -109,16 +110,17 @@ void print_many(const Run& run) {
   for (const CaseResult& r : run.results)
     if (r.outcome == Outcome::unsupported) ++why_unsupported[r.reason];
   for (const auto& [why, n] : why_unsupported) tell("  unsupported: {} x {}\n", n, why);
+  if (!left_out.empty()) tell("{}\n", left_out);
   for (const auto& [name, cells] : run.summary.adequacy)
     tell("power of the suite, {}: {} of {} cells shown{}\n", name, cells.shown, cells.cells,
          cells.missing.empty() ? "" : " (--json names the others)");
 }
 
-void print_results(const Run& run, bool explain) {
+void print_results(const Run& run, const RunFacts& facts) {
   const bool single = run.results.size() == 1;
-  if (single || explain)
-    for (const CaseResult& r : run.results) tell_case(r, explain);
-  if (!single) print_many(run);
+  if (single || facts.explain)
+    for (const CaseResult& r : run.results) tell_case(r, facts.explain);
+  if (!single) print_many(run, facts.left_out);
   tell("{}\n", run.summary.sentence);
 }
 
@@ -154,6 +156,10 @@ void write_run(const Run& run, const ReportFiles& files, const PageSections& sec
 int exit_status(const RunFacts& facts, const Run& run) {
   const OutcomeCounts& n = run.summary.counts;
   if (n.fail > 0) return some_failed;
+  if (n.compared() == 0 && n.error == 0) {
+    tell(stderr, "assay: nothing was compared, so nothing has passed\n");
+    return bad_usage;
+  }
   const double unsupported = percent(static_cast<std::int64_t>(n.unsupported),
                                      static_cast<std::int64_t>(run.results.size()));
   if (unsupported > facts.most_unsupported) {
@@ -163,10 +169,6 @@ int exit_status(const RunFacts& facts, const Run& run) {
   }
   if (n.error > 0)
     return std::ranges::any_of(run.results, &CaseResult::bad_input) ? bad_usage : machine_failed;
-  if (n.compared() == 0) {
-    tell(stderr, "assay: nothing was compared, so nothing has passed\n");
-    return bad_usage;
-  }
   return all_passed;
 }
 
@@ -236,7 +238,7 @@ int report_run(const RunFacts& facts, const std::vector<CaseResult>& results) {
   const Run run{
       facts.title, facts.candidate, facts.seed, this_machine(), summary_of(facts, results),
       results};
-  print_results(run, facts.explain);
+  print_results(run, facts);
   write_run(run, facts.files, facts.sections);
   return exit_status(facts, run);
 }

@@ -37,7 +37,9 @@ struct RunFacts {
   std::string title, candidate;
   std::string unit = "case";  // in the singular
   std::uint64_t seed = 1;
-  std::size_t not_run = 0;  // cases left out because the time was over
+  std::string left_out = {};  // what the candidate declined, and so was not drawn
+  std::size_t not_run = 0;    // cases that did not run
+  std::string why_not_run = "for lack of time";
   double seconds = 0;
   double most_unsupported = 100;  // in percent
   bool explain = false;           // every case is told in full

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <fstream>
-#include <set>
+#include <map>
 #include <utility>
 
 #include "cli/exit_status.h"
@@ -28,18 +28,21 @@ std::pair<std::size_t, std::size_t> parse_shard(const std::string& text) {
   throw UsageError(fmt::format("--shard={}: expected i/n with 0 <= i < n, as 0/4", text));
 }
 
-// How many cases of the whole suite need features that are not in `has`, and which.
+// How many cases of the whole suite need features that are not in `has`, and how many need which.
 std::string left_out(const std::string& suite, std::uint64_t seed, const Features& has) {
+  std::map<std::string, std::size_t> missing;
   std::size_t cases = 0;
-  std::set<std::string> missing;
-  for (const Case& c : make_suite(suite, seed).cases)
+  const std::vector<Case> whole = make_suite(suite, seed).cases;
+  for (const Case& c : whole)
     if (const std::string why = has.missing(c); !why.empty()) {
       ++cases;
-      missing.insert(why);
+      ++missing[why];
     }
+  std::vector<std::string> reasons;
+  for (const auto& [why, n] : missing) reasons.push_back(fmt::format("{} ({})", why, n));
   return fmt::format(
-      "{} cases of the whole suite need features that the candidate does not have: {}", cases,
-      fmt::join(missing, ", "));
+      "{} of {} cases of the whole suite need features that the candidate does not have: {}", cases,
+      whole.size(), fmt::join(reasons, ", "));
 }
 
 // The line below a case line that points at a column of it, counted from 1.
@@ -78,9 +81,9 @@ Selection select_cases(const SelectionOptions& o, std::uint64_t seed, const Feat
   Selection s;
   if (!o.suite.empty()) {
     Suite suite = make_suite(o.suite, seed, has);
-    s = {std::string(suite.name), std::move(suite.notes), std::move(suite.cases)};
-    if (!has.has_all()) s.notes.push_back(left_out(o.suite, seed, has));
-    if (s.cases.empty()) throw UsageError(fmt::format("nothing to run: {}", s.notes.back()));
+    s = {std::string(suite.name), std::move(suite.notes), std::move(suite.cases), {}};
+    if (!has.has_all()) s.left_out = left_out(o.suite, seed, has);
+    if (s.cases.empty()) throw UsageError(fmt::format("nothing to run: {}", s.left_out));
   } else {
     s.title = "cases";
     std::vector<std::string> lines = o.cases;

@@ -31,10 +31,13 @@ struct Selection {
   std::string title;
   std::vector<std::string> notes;
   std::vector<Case> cases;
+  // Of a suite that was drawn for a candidate that lacks features: how many cases of the whole
+  // suite need which. Otherwise empty.
+  std::string left_out;
 };
 
 // Throws UsageError, CaseError or std::invalid_argument. The selection is never empty. A suite is
-// drawn for the features, and a note counts the cases of the whole suite that need others.
+// drawn for the features.
 Selection select_cases(const SelectionOptions& options, std::uint64_t seed,
                        const Features& has = {});
 

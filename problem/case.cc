@@ -227,6 +227,8 @@ void check_case(const Case& c) {
   for (Index n : c.documents) require_range("docs", n, 1, most);
   if (c.o_layout == LayoutKind::shared_head || c.o_layout == LayoutKind::shared_batch)
     refuse(fmt::format("layout=o:{}: an output cannot overlap itself", name_of(c.o_layout)));
+  if (c.operation != Operation::backward && c.d_o_layout)
+    refuse(fmt::format("layout=g:{}: only backward has a dO", name_of(*c.d_o_layout)));
   if (c.operation != Operation::backward && c.gradient != Values::normal)
     refuse(fmt::format("grad={}: only backward has a dO", name_of(c.gradient)));
   if (c.finite_min_masks && c.bias.pattern == MaskPattern::none)
@@ -281,13 +283,15 @@ Index case_bytes(const Case& c) {
                      (m.varies[2] ? s.rows : 1) * (m.varies[3] ? s.keys : 1);
   };
   // The bytes of dO and of all gradients; each gradient has the size of its input.
-  const Index backward = c.operation != Operation::backward
-                             ? 0
-                             : tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) +
-                                   2 * tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, in) +
-                                   tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) +
-                                   tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) +
-                                   mask(c.bias, 4) + 4 * s.query_heads;
+  const Index backward =
+      c.operation != Operation::backward
+          ? 0
+          : tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) +
+                tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, in) +
+                tensor(c.d_o_layout.value_or(c.o_layout), s.query_heads, s.rows, s.value_dim, in) +
+                tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) +
+                tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) + mask(c.bias, 4) +
+                4 * s.query_heads;
   // The bytes of the tokens, in whole pages, and of their exact values. A latent cache also has the
   // sums of absolute values and the projections.
   const bool latent = c.cache.kind == CacheSpec::Kind::latent;

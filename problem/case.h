@@ -112,6 +112,7 @@ struct Case {
   // the family of A, q_layout is the layout of A, and o_layout is that of C.
   ProductSpec product;
   LayoutKind q_layout{}, k_layout{}, v_layout{}, o_layout{};
+  std::optional<LayoutKind> d_o_layout;  // that of O if absent; only for gradients
   // Candidate options.
   Index threads = 1;
   std::string target;     // name of the SIMD target in Highway; empty: the best

@@ -126,35 +126,40 @@ void parse_mask(Cursor& in, MaskSpec& m, std::span<const MaskPattern> allowed) {
   for (std::size_t axis = 0; axis < 4; ++axis) m.varies[axis] = in.accept("bhij"[axis]);
 }
 
-constexpr std::array<std::string_view, 4> attention_tensors = {"q", "k", "v", "o"};
+// The letters of the tensors that a layout can name. A layout that names none is that of the first
+// four of attention; dO (g) then has that of O.
+constexpr std::array<std::string_view, 5> attention_tensors = {"q", "k", "v", "o", "g"};
 constexpr std::array<std::string_view, 2> product_tensors = {"a", "c"};
 
 template <std::size_t n>
-std::string print_layouts(const std::array<std::string_view, n>& tensors,
-                          const std::array<LayoutKind, n>& kinds) {
-  if (kinds == std::array<LayoutKind, n>{}) return {};
-  if (std::equal(kinds.begin() + 1, kinds.end(), kinds.begin()))
-    return std::string(name_of(kinds[0]));
-  std::string text;
+std::string print_layouts(std::span<const std::string_view> tensors,
+                          const std::array<LayoutKind, n>& kinds,
+                          std::optional<LayoutKind> of_d_o = {}) {
+  const bool equal = std::equal(kinds.begin() + 1, kinds.end(), kinds.begin());
+  if (!of_d_o && equal && kinds[0] == LayoutKind{}) return {};
+  if (!of_d_o && equal) return std::string(name_of(kinds[0]));
+  std::vector<std::string> named;
   for (std::size_t t = 0; t < n; ++t)
     if (kinds[t] != LayoutKind{})
-      text += fmt::format("{}{}:{}", text.empty() ? "" : ",", tensors[t], name_of(kinds[t]));
-  return text;
+      named.push_back(fmt::format("{}:{}", tensors[t], name_of(kinds[t])));
+  if (of_d_o) named.push_back(fmt::format("{}:{}", tensors[n], name_of(*of_d_o)));
+  return fmt::format("{}", fmt::join(named, ","));
 }
-template <std::size_t n>
-void parse_layouts(Cursor& in, const std::array<std::string_view, n>& tensors,
-                   const std::array<LayoutKind*, n>& slots) {
+// Calls set(t, kind) for each tensor that the text names, or for the first `all` of them.
+template <class Set>
+void parse_layouts(Cursor& in, std::span<const std::string_view> tensors, std::size_t all,
+                   const Set& set) {
   Cursor ahead = in;
   const std::string_view first = ahead.word();
   if (!(first.size() == 1 && ahead.accept(':'))) {
     const auto kind = in.value<LayoutKind>();
-    for (LayoutKind* slot : slots) *slot = kind;
+    for (std::size_t t = 0; t < all; ++t) set(t, kind);
     return;
   }
   do {
-    LayoutKind* slot = slots[in.choice(tensors)];
+    const std::size_t t = in.choice(tensors);
     in.expect(':');
-    *slot = in.value<LayoutKind>();
+    set(t, in.value<LayoutKind>());
   } while (in.accept(','));
 }
 
@@ -311,7 +316,9 @@ const std::vector<Field>& product_fields() {
        "bhsd (contiguous), padded, strided or reversed; for both, or as a:padded,c:strided",
        [](const Case& c) { return print_layouts<2>(product_tensors, {c.q_layout, c.o_layout}); },
        [](Case& c, Cursor& in) {
-         parse_layouts<2>(in, product_tensors, {&c.q_layout, &c.o_layout});
+         parse_layouts(in, product_tensors, 2, [&](std::size_t t, LayoutKind kind) {
+           (t == 0 ? c.q_layout : c.o_layout) = kind;
+         });
        }},
       threads_field(),
       target_field(),
@@ -439,14 +446,17 @@ std::vector<Field> input_fields() {
       seed_field(),
       {"layout",
        one_of(values_of<LayoutKind>) +
-           " (rows so far apart that offsets need 64 bits); for all, or as q:bshd,o:padded",
+           " (rows so far apart that offsets need 64 bits); for all, or as q:bshd,o:padded (g for "
+           "dO, which otherwise has that of O)",
        [](const Case& c) {
          return print_layouts<4>(attention_tensors,
-                                 {c.q_layout, c.k_layout, c.v_layout, c.o_layout});
+                                 {c.q_layout, c.k_layout, c.v_layout, c.o_layout}, c.d_o_layout);
        },
        [](Case& c, Cursor& in) {
-         parse_layouts<4>(in, attention_tensors,
-                          {&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout});
+         parse_layouts(in, attention_tensors, 4, [&](std::size_t t, LayoutKind kind) {
+           if (t == 4) c.d_o_layout = kind;
+           else *std::array{&c.q_layout, &c.k_layout, &c.v_layout, &c.o_layout}[t] = kind;
+         });
        }},
   };
 }

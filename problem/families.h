@@ -20,6 +20,8 @@ enum class Scores : std::uint8_t {
   tile_peaks,
   near_overflow,
   large_scores,
+  far_negative,
+  far_positive,
   subnormal,
   signed_zeros,
   ramp,
@@ -44,6 +46,8 @@ inline constexpr auto table_of<Scores> = complete<Named<Scores>>({
     {Scores::tile_peaks, "tile-peaks"},
     {Scores::near_overflow, "near-overflow"},
     {Scores::large_scores, "large-scores"},
+    {Scores::far_negative, "far-negative"},
+    {Scores::far_positive, "far-positive"},
     {Scores::subnormal, "subnormal"},
     {Scores::signed_zeros, "signed-zeros"},
     {Scores::ramp, "ramp"},
@@ -143,6 +147,7 @@ enum class MaskPattern : std::uint8_t {
   future,
   normal,
   minus_infinity,
+  blocks,
   minimum,
   minimum_rows,
   large,
@@ -164,6 +169,7 @@ inline constexpr auto table_of<MaskPattern> = complete<MaskRow>({
     {MaskPattern::future, "future", MaskKind::boolean},  // a causal pattern
     {MaskPattern::normal, "normal", MaskKind::additive},
     {MaskPattern::minus_infinity, "minus-infinity", MaskKind::additive},
+    {MaskPattern::blocks, "blocks", MaskKind::additive},  // exactly 0 or -infinity
     {MaskPattern::minimum, "minimum", MaskKind::additive},
     {MaskPattern::minimum_rows, "minimum-rows", MaskKind::additive},
     {MaskPattern::large, "large", MaskKind::additive},
@@ -206,12 +212,22 @@ inline constexpr auto table_of<Weights> = complete<Named<Weights>>({
 });
 
 // How the scales are drawn, unless W is quantized.
-enum class ScaleFamily : std::uint8_t { unit, distinct, random, smallest, largest, zero, nan };
+enum class ScaleFamily : std::uint8_t {
+  unit,
+  distinct,
+  random,
+  range,
+  smallest,
+  largest,
+  zero,
+  nan
+};
 template <>
 inline constexpr auto table_of<ScaleFamily> = complete<Named<ScaleFamily>>({
     {ScaleFamily::unit, "unit"},
     {ScaleFamily::distinct, "distinct"},
     {ScaleFamily::random, "random"},
+    {ScaleFamily::range, "range"},  // every code, by columns
     {ScaleFamily::smallest, "smallest"},
     {ScaleFamily::largest, "largest"},
     {ScaleFamily::zero, "zero"},

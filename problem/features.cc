@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 namespace assay {
 namespace {
@@ -70,6 +71,7 @@ std::vector<std::string> features_of(const Case& c) {
   }
   for (const LayoutKind layout : {c.q_layout, c.k_layout, c.v_layout, c.o_layout})
     if (layout != LayoutKind{}) add(named("layout", layout));
+  if (c.d_o_layout.value_or(LayoutKind{}) != LayoutKind{}) add(named("layout", *c.d_o_layout));
   return found;
 }
 
@@ -100,10 +102,15 @@ Features::Features(const std::vector<std::string>& names)
     if (std::ranges::find(all, name) == all.end())
       throw std::invalid_argument(
           fmt::format("unknown feature '{}'; there are {}", name, fmt::join(all, ", ")));
+  all_ = names_.size() == all.size();
 }
+
+Features::Features(std::function<std::string(const Case&)> declines)
+    : all_(false), declines_(std::move(declines)) {}
 
 std::string Features::missing(const Case& c) const {
   if (all_) return {};
+  if (declines_) return declines_(c);
   for (const std::string& name : features_of(c))
     if (!names_.contains(name)) return name;
   return {};

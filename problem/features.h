@@ -1,6 +1,7 @@
 // What a case asks of a candidate, in the words of case lines, and candidates that have some of it.
 #pragma once
 
+#include <functional>
 #include <set>
 #include <string>
 #include <vector>
@@ -26,8 +27,12 @@ class Features {
   Features() = default;
   // Throws std::invalid_argument for a name that is not in all_features().
   explicit Features(const std::vector<std::string>& names);
+  // Those of the cases that `declines` answers with an empty text. Otherwise it answers why a
+  // candidate does not do a case.
+  explicit Features(std::function<std::string(const Case&)> declines);
 
-  // The first feature that the case needs and that is not here; empty if nothing is missing.
+  // The first feature that the case needs and that is not here, or why the case is declined; empty
+  // if nothing is missing.
   std::string missing(const Case& c) const;
   bool has(const std::string& feature) const { return all_ || names_.contains(feature); }
   bool has_all() const { return all_; }
@@ -35,6 +40,7 @@ class Features {
  private:
   bool all_ = true;
   std::set<std::string> names_;
+  std::function<std::string(const Case&)> declines_;
 };
 
 }  // namespace assay

@@ -31,7 +31,9 @@ double subset_gap(double scale, int code_bits, double largest) {
 struct ScoresContext {
   const Case& c;
   double scale;
-  double root;  // about sqrt(D), which cancels the default scale
+  double root;           // about sqrt(D), which cancels the default scale
+  double scale_of_ones;  // the score of two rows of ones, above 0 also if the scale is not
+  double large;          // an element of Q whose square, summed over D, is about 60,000
   int code_bits;
 };
 
@@ -48,7 +50,9 @@ double query(const ScoresContext& x, const Position& p) {
     case Scores::falling: return p.d == 0 ? 8 : n;
     case Scores::tile_peaks: return p.d == 0 ? 6 : n;
     case Scores::near_overflow: return draw.sign() * max_of(c.dtype) * (0.5 + 0.5 * draw.unit());
-    case Scores::large_scores: return static_cast<double>(ceil_sqrt(60000 * 64 / c.shape.dim)) / 8;
+    case Scores::large_scores:
+    case Scores::far_negative:
+    case Scores::far_positive: return x.large;
     case Scores::subnormal:
       return draw.sign() * min_subnormal(c.dtype) * static_cast<double>(draw.word(0) % 64);
     case Scores::signed_zeros: return draw.word(0) % 8 == 0 ? draw.sign() : draw.sign() * 0.0;
@@ -92,9 +96,14 @@ double key(const ScoresContext& x, const Position& p) {
   switch (c.scores) {
     case Scores::uniform: return draw.unit();
     case Scores::huge: return 4 * n;
-    // Scores are about -100 to -290. The maximum of a row is far below zero, so a wrong score of 0
-    // would dominate the row.
-    case Scores::negative: return -(64 / x.root + 2 * draw.unit());
+    // Every score is below -104, whatever D and the scale are, as far as the dtype reaches. The
+    // maximum of a row is far below zero, so a wrong score of 0 would dominate the row, and e^-LSE
+    // overflows.
+    case Scores::negative: {
+      return -std::min(
+          (106 + 2 * draw.unit() * std::max(x.scale_of_ones, x.root)) / x.scale_of_ones,
+          max_of(c.dtype) / 16);
+    }
     case Scores::growing: return p.d == 0 ? 60 * (j + 1) / last * x.root / 8 : n;
     case Scores::falling: return p.d == 0 ? 60 * (last - j) / last * x.root / 8 : n;
     case Scores::tile_peaks:
@@ -102,9 +111,17 @@ double key(const ScoresContext& x, const Position& p) {
                  ? std::min(60.0, 4 * (j / 16 + 1)) * x.root / 6
                  : n;
     case Scores::near_overflow: return n / max_of(c.dtype);
-    case Scores::large_scores:
-      return static_cast<double>(ceil_sqrt(60000 * 64 / c.shape.dim)) / 8 *
-             (1 - 0.002 * draw.unit());
+    // Products q.k are near 60,000, before the scale.
+    case Scores::large_scores: return x.large * (1 - 0.002 * draw.unit());
+    // Scores are near -200,000 or 200,000, as far as the dtype reaches: below and above the numbers
+    // that stand for an infinity by mistake. With more terms, fp32 sums round so much that no bound
+    // would judge scores as large, so they are smaller, but beyond 50,000.
+    case Scores::far_negative:
+    case Scores::far_positive: {
+      const double score = std::clamp(1.2e7 / static_cast<double>(c.shape.dim), 55000.0, 2e5),
+                   far = std::min(score / (x.scale_of_ones * x.large), max_of(c.dtype) / 16);
+      return (c.scores == Scores::far_negative ? -far : far) * (1 - 0.002 * draw.unit());
+    }
     case Scores::signed_zeros: return draw.word(0) % 8 == 0 ? draw.sign() : draw.sign() * 0.0;
     case Scores::ramp: return (j + 1) * 1e-3 + static_cast<double>(p.d + 1) * 1e-6;
     case Scores::ties: return p.i % 3 == 1 ? Draw(c.seed, Stream::k, p.b, p.h, 0, p.d).normal() : n;
@@ -127,6 +144,8 @@ double bias_value(const Case& c, const Position& p) {
   switch (c.bias.pattern) {
     case MaskPattern::minus_infinity:
       return draw.chance(0.3) ? -std::numeric_limits<double>::infinity() : draw.normal();
+    case MaskPattern::blocks:
+      return (p.i / 16 + p.d / 16) % 2 == 1 ? -std::numeric_limits<double>::infinity() : 0;
     case MaskPattern::minimum: return draw.chance(0.3) ? -max_of(c.dtype) : 0;
     case MaskPattern::minimum_rows: return p.i % 3 == 1 ? -max_of(c.dtype) : 0;
     case MaskPattern::large: return draw.chance(0.3) ? -10000 : 2 * draw.normal();
@@ -366,8 +385,11 @@ ScoresContext context_of(const Case& c, const Attention& a) {
   const AttentionShape& s = c.shape;
   const auto last_key = static_cast<std::uint64_t>(std::max<Index>(0, s.keys - 1));
   const Index bits = std::min<Index>({static_cast<Index>(std::bit_width(last_key)), s.dim - 1, 31});
-  return {c, static_cast<double>(a.scale), static_cast<double>(ceil_sqrt(s.dim)),
-          static_cast<int>(bits)};
+  const auto scale = static_cast<double>(a.scale), root = static_cast<double>(ceil_sqrt(s.dim));
+  const double large = static_cast<double>(ceil_sqrt(60000 * 64 / s.dim)) / 8;
+  return {c,     scale,
+          root,  std::max(scale * static_cast<double>(s.dim), 1e-30),
+          large, static_cast<int>(bits)};
 }
 
 // Q, K, V and, for gradients, dO.
@@ -394,7 +416,8 @@ void make_tensors(const Case& c, Inputs& in) {
   });
   if (c.operation != Operation::backward) return;
   // A packed tensor has room for Q, K and V only, so dO is laid out otherwise.
-  in.d_o = make(c.o_layout == LayoutKind::packed ? LayoutKind::bshd : c.o_layout, s.o_extents());
+  const LayoutKind kind = c.d_o_layout.value_or(c.o_layout);
+  in.d_o = make(kind == LayoutKind::packed ? LayoutKind::bshd : kind, s.o_extents());
   fill(in.d_o.view(), [&](const Position& p) {
     return value(c.gradient, Draw(c.seed, Stream::d_o, p), p, c.dtype, s.value_dim);
   });
@@ -464,6 +487,30 @@ Layout make_layout(LayoutKind kind, const Extents& s, Index heads_in_pack) {
       return {{H * L * D, L * D, -D, 1}, std::max<Index>(0, L - 1) * D, B * H * L * D};
     default: return {{H * L * D, L * D, D, 1}, 0, B * H * L * D};
   }
+}
+
+Attention described(const Case& c) {
+  static std::uint8_t nothing;
+  const AttentionShape& s = c.shape;
+  Attention a;
+  a.shape = s;
+  set_numbers(c, a);
+  set_lists(c, a);
+  const auto view = [&](LayoutKind kind, const Extents& shape) {
+    const Layout layout = make_layout(kind, shape, s.query_heads + 2 * s.kv_heads);
+    return TensorView{&nothing, c.dtype, shape, layout.stride, layout.origin};
+  };
+  a.q = view(c.q_layout, s.q_extents());
+  a.k = view(c.k_layout, s.k_extents());
+  a.v = view(c.v_layout, s.v_extents());
+  const Extents pairs = s.pair_extents();
+  if (c.bias.pattern != MaskPattern::none)
+    a.bias = {&nothing, c.dtype, pairs, broadcast_strides(c.bias, pairs), 0};
+  if (c.keep.pattern != MaskPattern::none) {
+    a.keep.data = &nothing;
+    a.keep.stride = broadcast_strides(c.keep, pairs);
+  }
+  return a;
 }
 
 Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {

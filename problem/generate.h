@@ -28,6 +28,10 @@ struct Inputs {
   ProjectedAttention problem;
 };
 
+// The problem of a case without its elements: views have extents, strides and dtypes, and a pointer
+// that nobody may follow. K and V of a cache have the dtype of Q.
+Attention described(const Case& c);
+
 // The inputs of a product. This object must not move either.
 struct ProductInputs {
   explicit ProductInputs(const Case& c, Surroundings around = Surroundings::bands);

@@ -65,6 +65,18 @@ std::uint32_t draw_scale(const Case& c, Index t, Index n) {
       if (dtype == Dtype::e8m0) return power(static_cast<int>(draw.word(0) % 13) - 6);
       return static_cast<std::uint32_t>(encode(
           dtype, (1 + draw.unit(0)) * std::ldexp(1.0, static_cast<int>(draw.word(1) % 7) - 4)));
+    // The groups of a column have neighbouring scales, so that no group drowns the others. The
+    // columns run through every finite code above zero.
+    case ScaleFamily::range: {
+      const std::uint32_t first = dtype == Dtype::e8m0 ? 0 : 1, last = dtype == Dtype::e8m0 ? 0xFE
+                                                                       : dtype == Dtype::f8e4m3
+                                                                           ? 0x7E
+                                                                           : 0x7BFF;
+      const auto step = static_cast<std::uint64_t>(last / 60 + 1);
+      const std::uint64_t place = static_cast<std::uint64_t>(n) * step + c.seed % step;
+      return first + static_cast<std::uint32_t>((place + static_cast<std::uint64_t>(t) % 3) %
+                                                (last - first + 1));
+    }
     case ScaleFamily::smallest: return dtype == Dtype::e8m0 ? 0 : 1;
     case ScaleFamily::largest:
       return dtype == Dtype::e8m0 ? 0xFE : dtype == Dtype::f8e4m3 ? 0x7E : 0x7BFF;

@@ -144,13 +144,20 @@ TEST(Guard, ShortagesAreNoFailures) {
                ShortageError);
 }
 
-// The second call computes one element differently, because state survives or memory was not set.
+// The second call computes one element differently, because state survives or by chance. If every
+// second call does so, the poison of the output is what differs, as where memory was not set.
 TEST(Guard, RunsThatDisagree) {
-  const CaseResult r = run([](const Attention&, const AttentionOutput& out, int call) {
-    if (call == 1) static_cast<float*>(out.lse.data)[out.lse.at(0, 1, 4, 0)] *= 1 + 0x1p-23f;
-    return kernels::Status{};
-  });
-  EXPECT_THAT(r, FailsWith("poisoned differently disagree: LSE[b=0, h=1, row=4"));
+  const auto wrong_in = [](const auto& is_wrong) {
+    return run([=](const Attention&, const AttentionOutput& out, int call) {
+      if (is_wrong(call)) static_cast<float*>(out.lse.data)[out.lse.at(0, 1, 4, 0)] *= 1 + 0x1p-23f;
+      return kernels::Status{};
+    });
+  };
+  EXPECT_THAT(
+      wrong_in([](int call) { return call == 1; }),
+      FailsWith("not deterministic: 1 of 8 runs differ from the first: LSE[b=0, h=1, row=4"));
+  EXPECT_THAT(wrong_in([](int call) { return call % 2 == 1; }),
+              FailsWith("poisoned differently disagree: LSE[b=0, h=1, row=4"));
 }
 
 // The errors have a direction that depends on the sign. They are far below any bound, so only a
@@ -368,9 +375,18 @@ TEST(GuardBackward, RunsAndRelationsThatDisagree) {
   EXPECT_THAT(run_backward([&](auto&, auto&, const AttentionGradients& out, int call) {
                 if (call == 1) nudge(out.dv);
               }),
+              FailsWith("not deterministic: 1 of 8 runs differ from the first: dV[b=0, h=1, row=3, "
+                        "column=2]"));
+  EXPECT_THAT(run_backward([&](auto&, auto&, const AttentionGradients& out, int call) {
+                if (call % 2 == 1) nudge(out.dv);
+              }),
               FailsWith("poisoned differently disagree: dV[b=0, h=1, row=3, column=2]"));
   EXPECT_THAT(run_backward([&](auto&, auto&, const AttentionGradients& out, int call) {
                 if (call == 3) nudge(out.dq);
+              }),
+              FailsWith("not deterministic: relation negated-gradient was violated: dQ"));
+  EXPECT_THAT(run_backward([&](auto&, auto&, const AttentionGradients& out, int call) {
+                if (call >= 3) nudge(out.dq);
               }),
               FailsWith("relation negated-gradient violated: dQ"));
 }

@@ -56,7 +56,9 @@ enum {
   crashes_at_load,
   counts_its_loads,
   is_wrong_later,
-  is_written_to
+  is_written_to,
+  differs_by_chance,
+  computes_from_its_output
 };
 
 /* Writes its process id into the folder that the test names, so that the test can look for it. */
@@ -235,6 +237,7 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
     for (c = 0; c < value_dim; ++c) {
       float value = 0;
       for (j = 0; j < keys; ++j) value += score[j] * v[j * value_dim + c];
+      if (MISTAKE == computes_from_its_output) value += 0 * to[i * value_dim + c];
       to[i * value_dim + c] = value / sum;
     }
     data(lse)[i] = max + logf(sum);
@@ -242,6 +245,10 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
   if (MISTAKE == is_wrong_later) {
     static int calls;
     if (++calls > 25) to[0] += 1;
+  }
+  if (MISTAKE == differs_by_chance) { /* as another order of additions would */
+    static int calls;
+    if (++calls % 3 == 0) to[0] = nextafterf(to[0], INFINITY);
   }
   if (MISTAKE == is_written_to) {
     const int file = open(getenv("ASSAY_TEST_LIBRARY"), O_WRONLY | O_APPEND);

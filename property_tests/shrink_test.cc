@@ -33,6 +33,28 @@ TEST(Shrink, FindsTheSmallestCase) {
   EXPECT_TRUE(shrink(least, fails, [] { return true; }) == least);
 }
 
+// Numbers of features shrink too, and layouts go one by one.
+TEST(Shrink, MakesFeaturesSmaller) {
+  const auto least = [](const char* line, const auto& fails) {
+    return print_case(shrink(parse_case(line), fails, [] { return true; }));
+  };
+  EXPECT_EQ(least("attention b=1 h=1 l=9x40 d=4 causal offset=30 window=20,6 starts=13 lengths=31 "
+                  "layout=q:padded,k:strided",
+                  [](const Case& c) {
+                    return c.causal && c.offset.value >= 4 && c.window_left >= 2 &&
+                           !c.starts.empty() && c.starts[0] >= 3 && c.shape.keys >= 7 &&
+                           c.k_layout == LayoutKind::strided;
+                  }),
+            "attention b=1 h=1 l=1x7 d=1 dtype=f32 causal offset=4 window=2,-1 starts=3 "
+            "layout=k:strided");
+  EXPECT_EQ(least("attention b=1 h=15/1 l=1x90 d=4 offset=end cache=paged:16",
+                  [](const Case& c) {
+                    return c.shape.group() >= 5 && c.cache.page >= 3 &&
+                           c.cache.kind == CacheSpec::Kind::paged;
+                  }),
+            "attention b=1 h=5/1 l=1 d=1 dtype=f32 cache=paged:4");
+}
+
 // A feature that a case does not have is never a step. Otherwise, where everything fails, the steps
 // would go back and forth without end.
 TEST(Shrink, EndsWhereEverythingFails) {

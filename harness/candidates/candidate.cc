@@ -277,15 +277,42 @@ Dtype out_dtype(const Call& call) {
                     call);
 }
 
+namespace {
+
+constexpr const char *no_forward = "no forward pass", *no_cache = "no cache",
+                     *no_backward = "no backward pass", *no_product = "no low-bit products";
+
+}  // namespace
+
 std::string lacking_ability(const Candidate& candidate, const Call& call) {
   const Abilities can = candidate.abilities();
   return std::visit(
-      ByCall{[&](const ForwardCall&) { return can.forward ? "" : "no forward pass"; },
-             [&](const CachedCall&) { return can.cache ? "" : "no cache"; },
-             [&](const BackwardCall&) { return can.backward ? "" : "no backward pass"; },
-             [&](const ProductCall&) { return can.product ? "" : "no low-bit products"; },
+      ByCall{[&](const ForwardCall&) { return can.forward ? "" : no_forward; },
+             [&](const CachedCall&) { return can.cache ? "" : no_cache; },
+             [&](const BackwardCall&) { return can.backward ? "" : no_backward; },
+             [&](const ProductCall&) { return can.product ? "" : no_product; },
              [&](const QuantizeCall&) { return can.quantizer ? "" : "no quantizer"; }},
       call);
+}
+
+std::string lacking_ability(const Candidate& candidate, const Case& c) {
+  const Abilities can = candidate.abilities();
+  if (c.operation == Operation::product) return can.product ? "" : no_product;
+  if (c.cache) return can.cache ? "" : no_cache;
+  if (!can.forward) return no_forward;
+  return c.operation == Operation::backward && !can.backward ? no_backward : "";
+}
+
+Features drawn_features(const Candidate& candidate) {
+  if (!candidate.is_asked()) return candidate.features();
+  return Features([&candidate, broken = std::make_shared<bool>(false)](const Case& c) {
+    try {
+      return *broken ? std::string() : candidate.declines(c);
+    } catch (const CandidateError&) {
+      *broken = true;
+      return std::string();
+    }
+  });
 }
 
 std::string why_unsupported(const Candidate& candidate, const Call& call) {

@@ -93,6 +93,11 @@ class Candidate {
   // Why the candidate does not do this call although abilities() allows it; empty if it does the
   // call.
   virtual std::string unsupported(const Call& call) const = 0;
+  // Whether the candidate can be asked about cases that have no inputs yet. If so, declines() says
+  // why it does not do a case, or is empty, and suites are drawn for the answers. Throws
+  // CandidateError.
+  virtual bool is_asked() const { return false; }
+  virtual std::string declines(const Case& c) const { return features().missing(c); }
   // How the candidate computes the call. Without a declaration the judge tries a ladder of
   // contracts.
   virtual std::optional<Arithmetic> arithmetic(const Call& call,
@@ -101,8 +106,13 @@ class Candidate {
   virtual kernels::Status run(const Request& request) = 0;
 };
 
-// The ability that the candidate lacks for this call ("no backward pass"); empty if it lacks none.
+// The ability that the candidate lacks for this call, or for this case ("no backward pass"); empty
+// if it lacks none.
 std::string lacking_ability(const Candidate& candidate, const Call& call);
+std::string lacking_ability(const Candidate& candidate, const Case& c);
+// What suites are drawn for. A candidate that is asked must live as long. If it breaks while it is
+// asked, nothing more counts as declined, so that the cases show how it breaks.
+Features drawn_features(const Candidate& candidate);
 // Why the candidate does not do this call, by abilities() or by unsupported(); empty if it does the
 // call.
 std::string why_unsupported(const Candidate& candidate, const Call& call);

@@ -77,12 +77,26 @@ class Library : public Candidate {
             .promises_bits = false};
   }
   std::string unsupported(const Call& call) const override {
-    return std::visit(ByCall{[&](const ForwardCall& c) { return unsupported_forward(c); },
-                             [&](const CachedCall& c) { return unsupported_cached(c); },
-                             [&](const BackwardCall& c) { return unsupported_backward(c); },
-                             [&](const ProductCall& c) { return unsupported_product(c); },
-                             [](const QuantizeCall&) { return std::string("no quantizer"); }},
-                      call);
+    return std::visit(
+        ByCall{
+            [&](const ForwardCall& c) { return unsupported_forward(c.problem, c.out.o.dtype); },
+            [&](const CachedCall& c) { return unsupported_cached(c.c, c.inputs.problem); },
+            [&](const BackwardCall& c) { return unsupported_backward(c.problem, c.out.dq.dtype); },
+            [&](const ProductCall& c) {
+              return unsupported_product(c.problem.a, described(c.problem.w), c.c.dtype);
+            },
+            [](const QuantizeCall&) { return std::string("no quantizer"); }},
+        call);
+  }
+  bool is_asked() const override { return true; }
+  std::string declines(const Case& c) const override {
+    if (std::string lacking = lacking_ability(*this, c); !lacking.empty()) return lacking;
+    if (c.operation == Operation::product) return unsupported_product(c);
+    const Attention p = assay::described(c);
+    if (c.cache) return unsupported_cached(c, p);
+    if (c.operation == Operation::backward)
+      if (std::string why = unsupported_backward(p, c.out_dtype()); !why.empty()) return why;
+    return unsupported_forward(p, c.out_dtype());
   }
   std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution&) const override {
     const auto declared = declared_.find(operation_of(call));
@@ -109,32 +123,48 @@ class Library : public Candidate {
                       call);
   }
 
-  std::string unsupported_forward(const ForwardCall& c) const {
-    const Attention& p = c.problem;
+  std::string unsupported_forward(const Attention& p, Dtype out) const {
     // The call would copy every byte between two elements.
     for (const TensorView* t : {&p.q, &p.k, &p.v})
       for (std::size_t axis = 0; axis < 4; ++axis)
         if (t->shape[axis] > 1 && std::abs(t->stride[axis]) > (Index{1} << 32) / t->shape[axis])
           return "a tensor whose storage has holes of gigabytes";
-    return ask(ASSAY_FORWARD, p, c.out.o.dtype);
+    return ask(ASSAY_FORWARD, p, out);
   }
-  std::string unsupported_cached(const CachedCall& c) const {
-    if (c.c.cache.kind == CacheSpec::Kind::latent) return "a latent cache for a library";
-    if (c.c.cache_dtype() != c.c.dtype)
-      return fmt::format("a cache in {} for a library", format(c.c.cache_dtype()).name);
-    return ask(ASSAY_DECODE, paged_problem(c.c, c.inputs.problem, {0, c.c.shape.rows}),
-               c.out.o.dtype);
+  // Every call has a number of rows and of keys of its own.
+  std::string unsupported_cached(const Case& c, const Attention& problem) const {
+    if (c.cache.kind == CacheSpec::Kind::latent) return "a latent cache for a library";
+    if (c.cache_dtype() != c.dtype)
+      return fmt::format("a cache in {} for a library", format(c.cache_dtype()).name);
+    for (const Chunk& rows : chunks_of(c))
+      if (std::string why = ask(ASSAY_DECODE, paged_problem(c, problem, rows), c.out_dtype());
+          !why.empty())
+        return why;
+    return {};
   }
-  std::string unsupported_backward(const BackwardCall& c) const {
+  std::string unsupported_backward(const Attention& p, Dtype out) const {
     if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";
-    return ask(ASSAY_BACKWARD, c.problem, c.out.dq.dtype);
+    return ask(ASSAY_BACKWARD, p, out);
   }
-  std::string unsupported_product(const ProductCall& c) const {
-    if (!c.problem.a) return "a low-bit A for a library";
+  std::string unsupported_product(const TensorView& a, const assay_low_bit& w, Dtype out) const {
+    if (!a) return "a low-bit A for a library";
     KernelCall call = process_.call();
-    const assay_low_bit w = described(c.problem.w);
-    return reason_of(process_.ask_product(call, call.add_shape(c.problem.a), call.add(w),
-                                          c_dtype_of(c.c.dtype)));
+    return reason_of(process_.ask_product(call, call.add_shape(a), call.add(w), c_dtype_of(out)));
+  }
+  // The same for the product of a case, whose tensors have no elements.
+  std::string unsupported_product(const Case& c) const {
+    static std::uint8_t nothing;
+    const ProductSpec& p = c.product;
+    const Extents shape{1, 1, p.m, p.k};
+    const Layout layout = make_layout(c.q_layout, shape, 1);
+    LowBitView w;
+    w.format = p.format;
+    w.k = p.k;
+    w.n = p.n;
+    w.group = p.group_size();
+    TensorView a;
+    if (!p.a_format) a = {&nothing, c.dtype, shape, layout.stride, layout.origin};
+    return unsupported_product(a, described(w), c.out_dtype());
   }
 
   // Passes on the stages that the library tells. The observer sees the type of view that our own

@@ -198,7 +198,8 @@ void draw_anything(Choices& in, Case& c, CaseKind kind) {
       else if (c.pokes.size() < 4) c.pokes.push_back(draw_poke(in, c));
       break;
     case 8:
-      if (kind == CaseKind::backward) c.gradient = in.any<Values>();
+      if (kind == CaseKind::backward && in.flag()) c.d_o_layout = in.any<LayoutKind>();
+      else if (kind == CaseKind::backward) c.gradient = in.any<Values>();
       else if (kind == CaseKind::product)
         (in.flag() ? c.q_layout : c.o_layout) = in.of(
             {LayoutKind::bhsd, LayoutKind::padded, LayoutKind::strided, LayoutKind::reversed});
@@ -331,7 +332,7 @@ Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices in) {
   take([&](Case& n) { n.product = b.product; });
   take([&](Case& n) {
     n.q_layout = b.q_layout, n.k_layout = b.k_layout, n.v_layout = b.v_layout,
-    n.o_layout = b.o_layout;
+    n.o_layout = b.o_layout, n.d_o_layout = b.d_o_layout;
   });
   return c == a ? move_case(a, kind, in) : as_its_line(c);
 }

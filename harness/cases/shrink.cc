@@ -20,6 +20,48 @@ void add_step(std::vector<Case>& steps, const Case& c, const Change& change) {
   steps.push_back(std::move(next));
 }
 
+// Brings a number nearer to 0: at once, by half, and by one.
+template <class Of>
+void add_smaller_numbers(std::vector<Case>& steps, const Case& c, const Of& of) {
+  const Index now = of(c), sign = now < 0 ? -1 : 1;
+  if (now == 0) return;
+  for (const Index target : {Index{0}, now / 2, now - sign})
+    if (target * sign < now * sign) add_step(steps, c, [&](Case& n) { of(n) = target; });
+}
+
+// Makes a list shorter, and each of its numbers smaller.
+template <class Of>
+void add_smaller_lists(std::vector<Case>& steps, const Case& c, const Of& of, Index least) {
+  for (std::size_t k = 0; k < of(c).size(); ++k) {
+    const Index now = of(c)[k];
+    for (const Index target : {least, now / 2, now - 1})
+      if (target >= least && target < now) add_step(steps, c, [&](Case& n) { of(n)[k] = target; });
+  }
+  if (of(c).size() > 1) add_step(steps, c, [&](Case& n) { of(n).pop_back(); });
+}
+
+// The numbers of features: where they reach, and in what pieces keys come.
+void add_smaller_features(std::vector<Case>& steps, const Case& c) {
+  const auto step = [&](const auto& change) { add_step(steps, c, change); };
+  add_smaller_lists(steps, c, [](auto& n) -> auto& { return n.lengths; }, 0);
+  add_smaller_lists(steps, c, [](auto& n) -> auto& { return n.starts; }, 0);
+  add_smaller_lists(steps, c, [](auto& n) -> auto& { return n.documents; }, 1);
+  add_smaller_lists(steps, c, [](auto& n) -> auto& { return n.cache.chunks; }, 1);
+  if (c.offset.kind == OffsetSpec::Kind::fixed)
+    add_smaller_numbers(steps, c, [](auto& n) -> auto& { return n.offset.value; });
+  for (Index Case::* side : {&Case::window_left, &Case::window_right}) {
+    if (c.*side < 0) continue;
+    step([&](Case& n) { n.*side = -1; });
+    add_smaller_numbers(steps, c, [&](auto& n) -> auto& { return n.*side; });
+  }
+  for (const Index page : {Index{1}, c.cache.page / 2})
+    if (c.cache && page >= 1 && page < c.cache.page) step([&](Case& n) { n.cache.page = page; });
+  for (LayoutKind Case::* layout :
+       {&Case::q_layout, &Case::k_layout, &Case::v_layout, &Case::o_layout})
+    step([&](Case& n) { n.*layout = {}; });
+  step([&](Case& n) { n.d_o_layout.reset(); });
+}
+
 std::vector<Case> smaller_products(const Case& c) {
   std::vector<Case> steps;
   const auto step = [&](const auto& change) { add_step(steps, c, change); };
@@ -116,12 +158,17 @@ std::vector<Case> smaller(const Case& c) {
     if (c.shape.kv_heads > 1) heads(c.shape.group(), 1);
     heads(c.shape.kv_heads, c.shape.kv_heads);
     if (c.shape.kv_heads > 2) heads(2 * c.shape.group(), 2);
-    if (c.shape.group() > 2) heads(2 * c.shape.kv_heads, c.shape.kv_heads);
+    if (c.shape.group() > 2) {
+      heads(2 * c.shape.kv_heads, c.shape.kv_heads);
+      heads(c.shape.group() / 2 * c.shape.kv_heads, c.shape.kv_heads);
+      heads((c.shape.group() - 1) * c.shape.kv_heads, c.shape.kv_heads);
+    }
   }
   // Sets the features back to their defaults, one at a time.
   step([&](Case& n) {
     n.operation = Operation::attention;
     n.gradient = plain.gradient;
+    n.d_o_layout.reset();
     std::erase_if(n.pokes, [](const Poke& p) { return p.tensor == 'g'; });
   });
   step([&](Case& n) { n.gradient = plain.gradient; });
@@ -146,7 +193,10 @@ std::vector<Case> smaller(const Case& c) {
   step([&](Case& n) { n.softcap = 0; });
   step([&](Case& n) { n.dropout = 0, n.dropout_seed = 0; });
   step([&](Case& n) { n.scale.reset(); });
-  step([&](Case& n) { n.q_layout = n.k_layout = n.v_layout = n.o_layout = {}; });
+  step([&](Case& n) {
+    n.q_layout = n.k_layout = n.v_layout = n.o_layout = {};
+    n.d_o_layout.reset();
+  });
   step([&](Case& n) { n.threads = 1; });
   step([&](Case& n) { n.target.clear(); });
   step([&](Case& n) { n.out.reset(); });
@@ -157,6 +207,7 @@ std::vector<Case> smaller(const Case& c) {
   step([&](Case& n) { n.seed = 1; });
   step([&](Case& n) { n.keep.varies = MaskSpec{}.varies; });
   step([&](Case& n) { n.bias.varies = MaskSpec{}.varies; });
+  add_smaller_features(steps, c);
   return steps;
 }
 

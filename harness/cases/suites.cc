@@ -3,84 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <functional>
-#include <limits>
 #include <stdexcept>
 
-#include "harness/cases/covering.h"
+#include "harness/cases/factors.h"
+#include "harness/cases/regimes.h"
 
 namespace assay {
 namespace {
-
-// One way that a feature can be.
-struct Level {
-  // The level sets these fields of a case line, which are also its name. An empty text leaves the
-  // feature as it is in a plain case.
-  Level(const char*
-            fields)  // NOLINT(google-explicit-constructor): lists of levels are lists of texts
-      : name(fields), change([fields](Case& c) { set_fields(c, fields); }) {}
-  // A change that no text can express, because it depends on the rest of the case.
-  Level(std::string named, std::function<void(Case&)> how)
-      : name(std::move(named)), change(std::move(how)) {}
-
-  std::string name;
-  std::function<void(Case&)> change;
-};
-
-// A feature and its levels. Extents come first: later levels depend on them.
-struct Factor {
-  std::string_view name;
-  std::vector<Level> levels;
-  // A structural factor occurs with every two other ones in triples, not only in pairs.
-  bool structural;
-};
-
-// Levels that cannot occur together. Each is a pair of the name of its factor and its own name.
-struct Exclusion {
-  std::string_view why;
-  std::vector<std::pair<std::string, std::string>> levels;
-};
-
-// Makes a level for each value of an enumeration; `of` returns the field of a case that holds it.
-template <NamedEnum E, class Of>
-std::vector<Level> every(const Of& of) {
-  std::vector<Level> levels;
-  for (const E value : values_of<E>)
-    levels.emplace_back(std::string(name_of(value)), [=](Case& c) { of(c) = value; });
-  return levels;
-}
-
-Factor& factor_named(std::vector<Factor>& factors, std::string_view name) {
-  const auto found = std::ranges::find(factors, name, &Factor::name);
-  if (found == factors.end()) throw std::logic_error(fmt::format("no factor is named {}", name));
-  return *found;
-}
-
-void set_levels(std::vector<Factor>& factors, std::string_view name, std::vector<Level> levels) {
-  factor_named(factors, name).levels = std::move(levels);
-}
-
-std::size_t level_named(const Factor& factor, std::string_view name) {
-  const auto found = std::ranges::find(factor.levels, name, &Level::name);
-  if (found == factor.levels.end())
-    throw std::logic_error(fmt::format("{} has no level '{}'", factor.name, name));
-  return usize(found - factor.levels.begin());
-}
-
-// Keeps only these levels, in this order.
-void keep_levels(std::vector<Factor>& factors, std::string_view name,
-                 std::initializer_list<std::string_view> names) {
-  Factor& factor = factor_named(factors, name);
-  std::vector<Level> kept;
-  for (const std::string_view level : names)
-    kept.push_back(factor.levels[level_named(factor, level)]);
-  factor.levels = std::move(kept);
-}
-
-void leave_out(std::vector<Factor>& factors, std::initializer_list<std::string_view> names) {
-  std::erase_if(factors,
-                [&](const Factor& f) { return std::ranges::find(names, f.name) != names.end(); });
-}
 
 void set_shape(Case& c, Index b, Index hq, Index hkv) {
   c.shape.batch = b;
@@ -102,6 +31,20 @@ std::vector<Index> evicted(const Case& c, std::initializer_list<double> fraction
   std::vector<Index> starts = ragged(c, fractions);
   for (Index& n : starts) n = std::min(n, c.shape.keys - c.shape.rows);
   return starts;
+}
+
+void add_levels(std::vector<Factor>& factors, std::string_view name,
+                std::initializer_list<Level> levels) {
+  std::vector<Level>& all = factor_named(factors, name).levels;
+  all.insert(all.end(), levels);
+}
+
+// A candidate that does little is judged on what it does, so its arrays have room for what most
+// kernels have: D = Dv, and as many rows as keys.
+void add_common_extents(std::vector<Factor>& factors, const Features& has) {
+  if (has.has_all()) return;
+  add_levels(factors, "dims", {"d=128", "d=96", "d=256", "d=32"});
+  add_levels(factors, "lengths", {"l=96", "l=77"});
 }
 
 std::vector<Factor> forward_factors() {
@@ -152,123 +95,20 @@ std::vector<Factor> forward_factors() {
   };
 }
 
-// The seed of the data of a suite, and the features that its cases may need.
-struct SuiteSeed {
-  std::uint64_t seed;
-  const Features& has;
-  operator std::uint64_t() const { return seed; }  // NOLINT(google-explicit-constructor)
-};
-
-// Leaves out the levels that need features that are missing. Each level is tried on a case that has
-// the first possible level of every factor before it, and those that miss the fewest features stay.
-// So a factor keeps its levels if no choice of a level helps, and the cases are left out later.
-std::vector<Factor> possible(std::vector<Factor> factors, const Features& has) {
-  Case so_far;
-  for (Factor& factor : factors) {
-    std::vector<Level> kept;
-    Case first;
-    std::ptrdiff_t fewest = std::numeric_limits<std::ptrdiff_t>::max();
-    for (Level& level : factor.levels) {
-      Case c = so_far;
-      level.change(c);
-      const auto missing = std::ranges::count_if(
-          features_of(c), [&](const std::string& name) { return !has.has(name); });
-      if (missing > fewest) continue;
-      if (missing < fewest) {
-        kept.clear();
-        first = std::move(c);
-        fewest = missing;
-      }
-      kept.push_back(std::move(level));
-    }
-    so_far = std::move(first);
-    factor.levels = std::move(kept);
-  }
-  return factors;
-}
-
-// Leaves out a level that cannot occur with the only levels that other factors have left.
-void leave_out_impossible(std::vector<Factor>& factors, const std::vector<Exclusion>& exclusions) {
-  using Named = std::pair<std::string, std::string>;
-  const auto is_only = [&](const Named& level) {
-    const std::vector<Level>& levels = factor_named(factors, level.first).levels;
-    return levels.size() == 1 && levels.front().name == level.second;
-  };
-  const auto leave_out_level = [&](const Named& level) {
-    std::vector<Level>& levels = factor_named(factors, level.first).levels;
-    return levels.size() > 1 &&
-           std::erase_if(levels, [&](const Level& l) { return l.name == level.second; }) > 0;
-  };
-  for (bool changed = true; changed;) {
-    changed = false;
-    for (const Exclusion& e : exclusions)
-      for (const Named& level : e.levels)
-        if (std::ranges::all_of(
-                e.levels, [&](const Named& other) { return other == level || is_only(other); }))
-          changed = leave_out_level(level) || changed;
-  }
-}
-
-CoveringPlan plan_of(const std::vector<Factor>& factors, int structural_strength,
-                     const std::vector<Exclusion>& exclusions = {}) {
-  CoveringPlan plan;
-  for (const Exclusion& e : exclusions) {
-    std::vector<std::pair<int, int>> excluded;
-    bool can_occur = true;
-    for (const auto& [name, level] : e.levels) {
-      const auto factor = std::ranges::find(factors, name, &Factor::name);
-      if (factor == factors.end())
-        throw std::logic_error(fmt::format("no factor is named {}", name));
-      const auto found = std::ranges::find(factor->levels, level, &Level::name);
-      can_occur = can_occur && found != factor->levels.end();  // a level may have been left out
-      // The only level of a factor is in every row, so the others alone exclude one another.
-      if (factor->levels.size() > 1)
-        excluded.emplace_back(static_cast<int>(factor - factors.begin()),
-                              static_cast<int>(found - factor->levels.begin()));
-    }
-    if (can_occur) plan.excluded.push_back(std::move(excluded));
-  }
-  std::vector<int> everything, structural;
-  for (std::size_t f = 0; f < factors.size(); ++f) {
-    plan.levels.push_back(static_cast<int>(factors[f].levels.size()));
-    everything.push_back(static_cast<int>(f));
-    if (factors[f].structural) structural.push_back(static_cast<int>(f));
-  }
-  plan.sets = all_sets(everything, 2);
-  for (auto& set : all_sets(structural, structural_strength))
-    if (set.size() > 2) plan.sets.push_back(std::move(set));
-  return plan;
-}
-
-std::vector<Case> cover(const std::vector<Factor>& factors, const CoveringPlan& plan,
-                        std::uint64_t array_seed, std::uint64_t seed) {
-  std::vector<Case> cases;
-  // The array has a seed of its own, so that a suite has the same shapes under every --seed.
-  for (const std::vector<int>& row : covering_array(plan, array_seed)) {
-    Case c;
-    for (std::size_t f = 0; f < factors.size(); ++f) factors[f].levels[usize(row[f])].change(c);
-    c.seed = seed + cases.size();
-    check_case(c);
-    cases.push_back(std::move(c));
-  }
-  return cases;
-}
-
-std::vector<Case> cover(const std::vector<Factor>& all, int structural_strength,
-                        std::uint64_t array_seed, const SuiteSeed& seed) {
-  const std::vector<Factor> factors = possible(all, seed.has);
-  return cover(factors, plan_of(factors, structural_strength), array_seed, seed);
-}
-
 // A few families stand for all: those in which a maximum moves, a sum cancels, or the exact answer
 // is known.
 Suite smoke(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
+  add_common_extents(factors, seed.has);
   keep_levels(factors, "scores",
               {"normal", "negative", "growing", "tile-peaks", "subset", "gather"});
   keep_levels(factors, "values",
               {"normal", "cancel", "one-hot", "ones", "head-number", "integers"});
-  return {"smoke", "every pair of features once", {}, cover(factors, 2, 20261, seed)};
+  Suite suite{"smoke", "every pair of features once", {}, cover(factors, 2, 20261, seed)};
+  add_visible_specials(suite.cases, seed, "attention b=1 h=2 l=9x40 d=64 causal offset=end");
+  add_line(suite.cases, seed, "attention b=1 h=2 l=150x500 d=64 rows=4");
+  add_line(suite.cases, seed, "attention b=2 h=9 l=20x40 d=128 causal");
+  return suite;
 }
 
 // The suite with which a new kernel begins: shapes, dtypes, causality and every family of inputs,
@@ -277,10 +117,23 @@ Suite plain(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
   leave_out(factors, {"window", "padding", "boolean", "bias", "hidden", "alibi", "softcap", "sink",
                       "documents", "dropout", "layout", "threads"});
-  return {"plain",
-          "shapes, dtypes, causality and every family of inputs",
-          {},
-          cover(factors, 2, 20266, seed)};
+  // Scores and values have so many levels that the others add no case.
+  if (seed.has.has_all()) {
+    add_levels(factors, "dims", {"d=128", "d=96"});
+    add_levels(factors, "lengths", {"l=96"});
+  }
+  add_common_extents(factors, seed.has);
+  Suite suite{"plain",
+              "shapes, dtypes, causality and every family of inputs",
+              {},
+              cover(factors, 2, 20266, seed)};
+  add_visible_specials(suite.cases, seed, "attention b=1 h=2 l=20x37 d=64");
+  add_visible_specials(suite.cases, seed, "attention b=1 h=2 l=20 d=64 causal");
+  for (const char* line :
+       {"attention b=1 h=2 l=300x1000 d=64 rows=4", "attention b=1 h=2 l=520 d=128 causal rows=6",
+        "attention b=3 h=8 l=20x40 d=64"})
+    add_line(suite.cases, seed, line);
+  return suite;
 }
 
 Suite standard(const SuiteSeed& seed) {
@@ -290,10 +143,19 @@ Suite standard(const SuiteSeed& seed) {
               {},
               {}};
   // With two arrays, each combination occurs together with two different sets of other levels.
+  std::vector<Factor> factors = forward_factors();
+  add_common_extents(factors, seed.has);
   for (std::uint64_t array_seed : {20261, 20262})
-    for (Case& c :
-         cover(forward_factors(), 3, array_seed, {seed + 10000 * (array_seed - 20261), seed.has}))
+    for (Case& c : cover(factors, 3, array_seed, {seed + 10000 * (array_seed - 20261), seed.has}))
       suite.cases.push_back(std::move(c));
+  for (Case& c : cover(regimes(Operation::attention), 2, 20268, {seed + 30000, seed.has}))
+    suite.cases.push_back(std::move(c));
+  for (const char* fields :
+       {"attention b=1 h=2 l=20x37 d=64", "attention b=1 h=2 l=20 d=64 causal",
+        "attention b=1 h=4/2 l=70x140 d=128 dtype=bf16 causal offset=end window=130,0"})
+    add_visible_specials(suite.cases, seed, fields);
+  add_diagonals(suite.cases, seed);
+  add_extents(suite.cases, seed);
   // Arrays over features alone do not make the suite adequate. These cases add rows in which every
   // lane has a weight that shows, in each kind of tile, for each dtype and tile width.
   std::uint64_t k = 0;
@@ -332,6 +194,7 @@ Suite standard(const SuiteSeed& seed) {
 // wide, and splits have one to six tiles.
 Suite backward(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
+  add_common_extents(factors, seed.has);
   factors.push_back({"gradient", every<Values>([](Case& c) -> Values& {
                        c.operation = Operation::backward;
                        return c.gradient;
@@ -342,6 +205,19 @@ Suite backward(const SuiteSeed& seed) {
       "gradients: every pair of features and input families, every triple of structural features",
       {},
       cover(factors, 3, 20263, seed)};
+  for (Case& c : cover(regimes(Operation::backward), 2, 20269, {seed + 30000, seed.has}))
+    suite.cases.push_back(std::move(c));
+  for (const char* fields :
+       {"backward b=1 h=2 l=20x37 d=64", "backward b=1 h=2 l=20 d=64 causal"}) {
+    add_visible_specials(suite.cases, seed, fields);
+    add_line(suite.cases, seed, fmt::format("{} poke=g:0:0:4:1=nan;g:0:1:0:2=inf", fields));
+  }
+  for (const char* line : {"backward b=1 h=2 l=1x128 d=64 scores=negative",
+                           "backward b=1 h=2 l=65x128 d=32 scores=negative",
+                           "backward b=3 h=6/2 l=33x70 d=64 causal layout=g:padded",
+                           "backward b=2 h=4 l=200x450 d=64 dtype=bf16 causal offset=end rows=6",
+                           "backward b=9 h=2 l=20x40 d=128"})
+    add_line(suite.cases, seed, line);
   // The cases have several splits of keys and several tiles of rows, one element short of a tile or
   // one beyond it.
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
@@ -384,11 +260,21 @@ Suite decode(const SuiteSeed& seed) {
                }}});
   set_levels(factors, "causal", {"", "causal offset=end", "causal offset=600"});
   set_levels(factors, "window", {"", "window=530,0", "window=5,9", "window=-1,3"});
+  if (!seed.has.has_all()) add_levels(factors, "dims", {"d=128", "d=96", "d=256"});
   Suite suite{"decode",
               "few rows against many keys: every pair of features and input families, every triple "
               "of structural features",
               {},
               cover(factors, 3, 20264, seed)};
+  add_visible_specials(suite.cases, seed, "attention b=1 h=2 l=1x700 d=64");
+  add_visible_specials(suite.cases, seed, "attention b=1 h=2/1 l=3x1100 d=128 causal offset=end");
+  for (const char* line :
+       {"attention b=1 h=8/1 l=1x1000 d=128 dtype=bf16", "attention b=1 h=71/1 l=1x700 d=64",
+        "attention b=1 h=16/1 l=2x1030 d=128 dtype=f16 bias=blocks@ij",
+        "attention b=17 h=2 l=1x600 d=64", "attention b=1 h=5/1 l=1x1100 d=256 scores=far-negative",
+        "attention b=1 h=4/2 l=1x1100 d=64 scores=far-positive bool=tiles@ij",
+        "attention b=1 h=1 l=1x65700 d=16 bool=random@j", "attention b=1 h=2 l=1x0 d=64 sink=0.5"})
+    add_line(suite.cases, seed, line);
   return suite;
 }
 
@@ -430,6 +316,7 @@ Suite caches(const SuiteSeed& seed) {
   set_levels(factors, "padding",
              {"", {"starts", [](Case& c) { c.starts = evicted(c, {0.7, 0, 0.3}); }}});
   set_levels(factors, "layout", layouts_of_tokens());
+  if (!seed.has.has_all()) add_levels(factors, "dims", {"d=128", "d=96", "d=256"});
   factors.push_back({"cache",
                      {"cache=contiguous", "cache=paged:1", "cache=paged:16", "cache=paged:7",
                       latent(16, 32, 8), latent(5, 130, 16)},
@@ -446,6 +333,17 @@ Suite caches(const SuiteSeed& seed) {
               "features, every triple of structural ones",
               {},
               cover(factors, 3, 20265, seed)};
+  for (const char* cache : {"contiguous", "paged:7", "paged:16 store=f8e4m3"})
+    add_visible_specials(
+        suite.cases, seed,
+        fmt::format("attention b=1 h=2 l=6x40 d=64 causal offset=end cache={}", cache));
+  for (const char* line :
+       {"attention b=2 h=8/1 l=1x130 d=128 dtype=bf16 offset=end cache=paged:16",
+        "attention b=17 h=2 l=1x33 d=64 offset=end cache=paged:16",
+        "attention b=1 h=71/1 l=1x96 d=64 dtype=f16 offset=end cache=paged:32",
+        "attention b=1 h=5/1 l=2x700 d=128 causal offset=end cache=paged:64 scores=far-negative",
+        "attention b=1 h=16/1 l=1x65 d=256 offset=end cache=paged:8 scores=far-positive"})
+    add_line(suite.cases, seed, line);
   // In cross attention no mask hides the slots behind the last token of an open page.
   for (const char* cache :
        {"contiguous", "paged:16", "paged:16 store=f8e4m3/16", "paged:7 store=f4e2m1",
@@ -528,8 +426,6 @@ Suite paths(const SuiteSeed& seed) {
       {"store",
        {"", "store=bf16", "store=f8e4m3", "store=f8e5m2/16", stored_as_f4("store=f4e2m1/16")},
        true});
-  factors = possible(std::move(factors), seed.has);
-  // A feature that needs a cache excludes plain tensors, and therefore lengths too.
   std::vector<Exclusion> exclusions = {{"tensors in chunks: they are read by one call",
                                         {{"path", ""}, {"calls", "37 rows in chunks"}}}};
   const auto exclude_all_but_first = [&](std::string_view why, const std::string& factor,
@@ -548,16 +444,17 @@ Suite paths(const SuiteSeed& seed) {
   exclusions.push_back({own_lengths, {{"calls", "37 rows in chunks"}, {"mask", "lengths"}}});
   for (const char* factor : {"path", "store"})
     exclude_all_but_first(own_lengths, factor, {"mask", "lengths"});
-  if (seed.has.has_all())  // a misspelt name must not exclude nothing
-    for (const Exclusion& e : exclusions)
-      for (const auto& [name, level] : e.levels) level_named(factor_named(factors, name), level);
-  leave_out_impossible(factors, exclusions);
-  const CoveringPlan plan = plan_of(factors, 3, exclusions);
+  for (const Exclusion& e : exclusions)  // a misspelt name must not exclude nothing
+    for (const auto& [name, level] : e.levels) level_named(factor_named(factors, name), level);
+  Combinations count;
   Suite suite{"paths",
               "every path of the keys with every mask, feature, layout and dtype: every triple",
               {},
-              cover(factors, plan, 20267, seed)};
-  const Combinations count = count_combinations(plan);
+              cover(factors, exclusions, 20267, seed, count)};
+  for (const char* cache : {"", " cache=contiguous", " cache=paged:16"})
+    add_visible_specials(
+        suite.cases, seed,
+        fmt::format("attention b=2 h=6/2 l=5x640 d=64 causal offset=end{}", cache));
   suite.notes.push_back(
       fmt::format("{} of {} pairs and triples cannot be:", count.excluded, count.all));
   for (const Exclusion& e : exclusions)
@@ -572,11 +469,7 @@ Suite padding(const SuiteSeed& seed) {
               "and additive masks",
               {},
               {}};
-  auto add = [&](const std::string& line) {
-    Case c = parse_case(line);
-    c.seed = seed + suite.cases.size();
-    suite.cases.push_back(std::move(c));
-  };
+  const auto add = [&](const std::string& line) { add_line(suite.cases, seed, line); };
   // There are two sequences of nine and two tokens, left-padded to eleven, so that positions 0 to 8
   // of the second are padding. A one-hot V shows which keys each row attended. Row 9 of the second
   // must see key 9 alone.
@@ -600,6 +493,9 @@ Suite padding(const SuiteSeed& seed) {
           continue;
         add(fmt::format("attention b=3 h=4/2 l=77x150 d=40/24{}{}{}", causal, where, rest));
       }
+  for (const char* fields : {"attention b=1 h=2 l=20x37 d=64 lengths=30",
+                             "attention b=1 h=2 l=20x37 d=64 starts=2 causal offset=end"})
+    add_visible_specials(suite.cases, seed, fields);
   return suite;
 }
 
@@ -712,7 +608,7 @@ Suite products(const SuiteSeed& seed) {
       {"k", {"k=128", "k=32", "k=33", "k=7", "k=300", "k=515", "k=96", "k=47"}, true},
       {"dtype", {"dtype=f32", "dtype=f16", "dtype=bf16 out=f32", "dtype=bf16"}, true},
       {"format", every<LowBit>([](Case& c) -> LowBit& { return c.product.format; }), true},
-      {"group", {"", group(8), group(32), group(48), group(0), group(64)}, true},
+      {"group", {"", group(8), group(32), group(48), group(0), group(64), group(128)}, true},
       {"a", {"", "", "", "a=mxfp4", "a=nvfp4", "a=f8e4m3", "a=f8e5m2"}, false},
       {"weights", every<Weights>([](Case& c) -> Weights& { return c.product.weights; }), false},
       {"scales", every<ScaleFamily>([](Case& c) -> ScaleFamily& { return c.product.scales; }),
@@ -789,7 +685,8 @@ Suite tiny(const SuiteSeed& seed) {
         "attention b=1 h=1 l=3x130 d=40/36 starts=20 scores=growing",
         "attention b=1 h=1 l=4x8 d=4/70 dtype=bf16 layout=strided", "product m=5 n=20 k=32 w=mxfp4",
         "product m=17 n=18 k=40 w=nvfp4 dtype=f16 weights=codes",
-        "product m=1 n=5 k=70 w=fp4:24 dtype=bf16 out=f32 layout=padded"}) {
+        "product m=1 n=5 k=70 w=fp4:24 dtype=bf16 out=f32 layout=padded",
+        "attention b=1 h=2 l=6x9 d=8 causal offset=end poke=v:0:0:3:1=nan;k:0:1:4:2=nan"}) {
     Case c = parse_case(line);
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));

@@ -17,6 +17,15 @@ namespace {
 
 constexpr const char* other_order = "the candidate may add up in another order there";
 
+// What the runs after the first gave.
+struct Repeated {
+  std::string wrong;       // what a call did wrong
+  std::string difference;  // of the first run that differs from the first of all
+  int runs = 1, others = 0;
+  // All runs with the same poison agree.
+  bool by_poison = true;
+};
+
 // One case on its way through the judging.
 struct CaseRun {
   const Case& c;
@@ -35,6 +44,12 @@ struct CaseRun {
   void end(Outcome outcome, std::string reason) const {
     result.outcome = outcome;
     result.reason = std::move(reason);
+  }
+  // By chance the line that reproduces this passes, so it runs each call often.
+  void not_deterministic(const std::string& why) const {
+    constexpr int often = 100;
+    end(Outcome::fail, fmt::format("not deterministic: {}", why));
+    result.reproduce += fmt::format(" --repeat {}", std::max(often, options.repeat));
   }
   // Returns false, and puts the reason into the result, if the candidate does not do one of the
   // calls.
@@ -75,21 +90,43 @@ JudgeOptions CaseRun::judging(Painter* painter) const {
   return judging;
 }
 
-// Makes two guarded calls, judges the outputs, and compares the outputs of the two calls.
+// Repeats a guarded call with large numbers and NaN in turn. If a run differs from the first, there
+// are at least 8 runs in all, so that what follows from the poison alone can be told from chance.
+template <class Step>
+Repeated run_again(const CaseRun& run, const Step& step, const typename Step::Out& first) {
+  constexpr int enough = 8;
+  std::optional<typename Step::Out> second;
+  Repeated r;
+  for (int k = 1; k < run.options.repeat || (r.others > 0 && k < enough); ++k) {
+    const bool even = k % 2 == 0;
+    typename Step::Out out = step.outputs();
+    r.wrong = run_guarded(step, run.candidate, out, even ? Poison::nan : Poison::large, run.how);
+    if (!r.wrong.empty()) return r;
+    const std::string difference = first_difference(first, out);
+    if (!difference.empty() && r.difference.empty()) r.difference = difference;
+    if (!difference.empty()) ++r.others;
+    const bool as_poisoned =
+        even ? difference.empty() : !second || first_difference(*second, out).empty();
+    r.by_poison = r.by_poison && as_poisoned;
+    ++r.runs;
+    if (!second) second = std::move(out);
+  }
+  return r;
+}
+
+// Makes the guarded calls, judges the outputs of the first, and compares the outputs of all.
 // `take(verdict)` puts the verdict into the result. Returns whether the case may go on; if it may
 // not, its result is complete.
 template <class Step, class Take>
 bool judge_step(const CaseRun& run, const Step& step, const typename Step::Out& first,
                 const JudgeOptions& judging, const Take& take) {
-  const typename Step::Out second = step.outputs();
   run.turn(Turn::candidate);
   auto start = Clock::now();
-  std::string wrong = run_guarded(step, run.candidate, first, Poison::nan, run.how);
+  const std::string wrong = run_guarded(step, run.candidate, first, Poison::nan, run.how);
   if (!wrong.empty()) return run.end(Outcome::fail, wrong), false;
   run.result.seconds.candidate += seconds_since(start);
-  wrong = run_guarded(step, run.candidate, second, Poison::large, run.how);
-  if (!wrong.empty()) return run.end(Outcome::fail, wrong), false;
-  const std::string differs = first_difference(first, second);
+  const Repeated repeated = run_again(run, step, first);
+  if (!repeated.wrong.empty()) return run.end(Outcome::fail, repeated.wrong), false;
 
   start = Clock::now();
   run.turn(Turn::verdict);
@@ -102,10 +139,14 @@ bool judge_step(const CaseRun& run, const Step& step, const typename Step::Out& 
   const Verdict& v = run.result.verdict;
   run.end(v.outcome, v.reason);
   if (v.outcome == Outcome::fail || v.outcome == Outcome::error) return false;
-  if (differs.empty()) return true;
-  run.end(Outcome::fail,
-          fmt::format("poison: two runs whose {} were poisoned differently disagree: {}",
-                      Step::what, differs));
+  if (repeated.difference.empty()) return true;
+  if (repeated.by_poison)
+    run.end(Outcome::fail,
+            fmt::format("poison: two runs whose {} were poisoned differently disagree: {}",
+                        Step::what, repeated.difference));
+  else
+    run.not_deterministic(fmt::format("{} of {} runs differ from the first: {}", repeated.others,
+                                      repeated.runs, repeated.difference));
   return false;
 }
 
@@ -118,11 +159,19 @@ void ask_relations(const CaseRun& run, const Step& step, const typename Step::Ou
     const std::function<void(const Case&)> begins = [&](const Case& problem) {
       run.asks(relation.name, problem);
     };
-    begins(run.c);
+    const auto ask = [&] {
+      begins(run.c);
+      return relation.needs_promise && !promises
+                 ? Relation::not_applicable(other_order)
+                 : relation.ask({step, run.candidate, base, begins});
+    };
     try {
-      found[relation.name] = relation.needs_promise && !promises
-                                 ? Relation::not_applicable(other_order)
-                                 : relation.ask({step, run.candidate, base, begins});
+      found[relation.name] = ask();
+      if (found[relation.name].how != Relation::How::violated) continue;
+      if (ask().how != Relation::How::held) continue;
+      return run.not_deterministic(
+          fmt::format("relation {} was {}, and held when it was asked again", relation.name,
+                      text_of(found[relation.name])));
     } catch (const CandidateDeclined& e) {
       found[relation.name] = Relation::not_applicable(e.what());
     }

@@ -30,6 +30,8 @@ struct Present {
 struct ExecuteOptions {
   int oracle_threads = 1;
   int ball_rows = 1;
+  // How often each step runs. All runs must agree bit for bit. At least 2.
+  int repeat = 2;
   bool power = true;
   bool relations = true;
   EvidenceRule evidence = EvidenceRule::fail;
@@ -39,12 +41,14 @@ struct ExecuteOptions {
   std::function<void(const Present&)> begins = nullptr;  // called when something else begins
 };
 
-// Each step of the case (its forward pass, its gradients, its product) runs twice. The outputs are
-// filled with NaN before the first call and with a large finite number before the second. After
-// each call the guard bands around every buffer, the gaps between output elements and every input
-// byte are checked. Then the oracle judges the first outputs, the outputs of the two calls must
-// agree bit for bit, and the relations are asked. Throws CaseError where the case cannot run here
-// (memory, an unknown SIMD target).
+// Each step of the case (its forward pass, its gradients, its product) runs twice, or as often as
+// `repeat` says. The outputs are filled with NaN before the first call and with a large finite
+// number before the second, and so on in turn. After each call the guard bands around every buffer,
+// the gaps between output elements and every input byte are checked. Then the oracle judges the
+// first outputs, the outputs of all calls must agree bit for bit, and the relations are asked.
+// Where two calls differ, more calls tell whether the candidate reads what it should write or is
+// not deterministic; a relation that is violated is asked a second time. Throws CaseError where the
+// case cannot run here (memory, an unknown SIMD target).
 CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& options = {});
 
 // A result without a verdict, for a worker that crashed, hung or refused the case.

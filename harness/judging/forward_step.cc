@@ -150,9 +150,42 @@ Relation exchanged_scale(const AskedForward& asked) {
   return same_after(asked, with_inputs(step, changed), execution_of(step.c));
 }
 
+bool is_nan(const TensorView& t, Index b, Index h, Index i, Index d) {
+  return std::isnan(load(t, t.at(b, h, i, d)));
+}
+
+// NaN has been written to the keys that no row of the first `rows` sees. A later row that sees one
+// of them is NaN, and so is its LSE. Any other row is as before. Returns what is wrong.
+std::string wrong_late_row(const AskedForward& asked, const Outputs& out, Index rows) {
+  const Attention& p = asked.step.in.problem;
+  const AttentionShape& s = p.shape;
+  constexpr double masked = -std::numeric_limits<double>::infinity();
+  RowVisibility row;
+  for (Index b = 0; b < s.batch; ++b)
+    for (Index h = 0; h < s.query_heads; ++h) {
+      const std::vector<char> seen = seen_keys(p, b, h / s.group(), rows);
+      for (Index i = rows; i < s.rows; ++i) {
+        evaluate_visibility(p, b, h, i, row);
+        bool spoilt = false;
+        for (Index j = row.begin; j < row.end; ++j)
+          spoilt = spoilt || (!seen[usize(j)] && row.bias[usize(j)] != masked);
+        if (!spoilt) continue;
+        const auto told = [&](const char* output) {
+          return fmt::format("{}[b={}, h={}, row={}] is not NaN, and the row sees a key of NaN",
+                             output, b, h, i);
+        };
+        if (asked.step.with_lse && !is_nan(out.lse.view(), b, h, i, 0)) return told("LSE");
+        // Dropout may drop every weight of the row.
+        for (Index d = 0; d < s.value_dim && p.dropout == 0; ++d)
+          if (!is_nan(out.o.view(), b, h, i, d)) return told("O");
+      }
+    }
+  return {};
+}
+
 // Overwrites the keys that no row of the first `rows` sees. Those rows must not change. With all
 // rows this checks padding; with the early rows it checks that the future does not leak into the
-// past.
+// past, and that it reaches the rows that see it.
 Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
   const ForwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
@@ -165,6 +198,8 @@ Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
   const std::string wrong = run_guarded(other, asked.candidate, out, Poison::nan, how);
   if (!wrong.empty()) return Relation::violated(wrong);
   Relation found = Relation::unless(first_difference(asked.base, out, rows));
+  if (found.how == Relation::How::held && std::isnan(fill))
+    return Relation::unless(wrong_late_row(asked, out, rows));
   if (found.how == Relation::How::held || !std::isnan(fill)) return found;
   // The check runs again with finite numbers, to tell a leak from a weight of 0 that met NaN.
   const Inputs finite(step.c, step.in.around);

@@ -14,10 +14,10 @@ std::uint64_t poison_code(Dtype dtype, Poison with) {
   const bool narrow = format(dtype).bits == 16 && dtype != Dtype::bf16;
   if (with == Poison::large) return encode(dtype, narrow ? 60000.0 : 1e30);
   switch (dtype) {
-    case Dtype::f16: return 0x7E5A;
-    case Dtype::bf16: return 0x7FDA;
-    case Dtype::f32: return 0x7FC0A55A;
-    default: return 0x7FF8A55AA55AA55A;
+    case Dtype::f16: return 0x7C5A;
+    case Dtype::bf16: return 0x7F9A;
+    case Dtype::f32: return 0x7F80A55A;
+    default: return 0x7FF0A55AA55AA55A;
   }
 }
 

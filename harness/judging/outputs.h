@@ -50,8 +50,9 @@ struct ProductOutput {
   NamedOutputs named() const { return {{Output::c, &c}}; }
 };
 
-// The values that fill an output before a call. The NaN has a payload of its own, so that an
-// element that was never written is recognised.
+// The values that fill an output before a call. The NaN is a signalling one with a payload of its
+// own, so that an element that was never written is recognised: whatever computes with it gets a
+// quiet NaN.
 enum class Poison { nan, large };
 void poison(const Tensor& t, Poison with);
 bool holds_poison(const TensorView& t, Index position, Poison with);

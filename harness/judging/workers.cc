@@ -77,6 +77,8 @@ class Worker {
     if (!options.execute.relations) arguments.push_back("--no-relations");
     if (options.execute.evidence != EvidenceRule::fail)
       arguments.push_back(fmt::format("--evidence={}", name_of(options.execute.evidence)));
+    if (options.execute.repeat != ExecuteOptions{}.repeat)
+      arguments.push_back(fmt::format("--repeat={}", options.execute.repeat));
     if (options.execute.pictures) arguments.push_back("--pictures");
     if (options.execute.around != Surroundings::bands)
       arguments.push_back(options.execute.around == Surroundings::page_behind
