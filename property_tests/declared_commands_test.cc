@@ -317,6 +317,7 @@ class DeclaredStreams : public DeclaredFiles {
         {"record", line + "-o " + file("inputs")},
         {"verify", file("record")},
         {"trace", "'attention b=1 h=1 l=4 d=4'"},
+        {"identify", "--dtype f16"},
         {"store", file("runs.db")},
         {"compare", file("runs.db") + "#1 " + file("runs.db") + "#1"},
         {"faults", "--list"},

@@ -97,6 +97,7 @@ const std::vector<Room> rooms = {
       BELOW_HARNESS},
      {"fmt/"}},
     {"harness/records/", {"harness/", BELOW_HARNESS}, {"fmt/", "nlohmann/"}},
+    {"harness/identify/", {"harness/", BELOW_HARNESS}, {"fmt/"}},
 
     // The judge behind a C interface.
     {"judge/", {"judge/", "assay/judge.h", "harness/", BELOW_HARNESS}, {"fmt/", "nlohmann/"}},

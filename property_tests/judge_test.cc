@@ -144,7 +144,8 @@ TEST(Judge, ASuiteIsDrawnForTheFeaturesThatThereAre) {
     const std::string text = line;
     EXPECT_THAT(text, AllOf(HasSubstr("dtype=f16"), Not(HasSubstr("window")),
                             Not(HasSubstr("out=")), Not(HasSubstr("layout"))));
-    for (const json& feature : must(assay_judge_parse, text.c_str())["features"])
+    const json parsed = must(assay_judge_parse, text.c_str());
+    for (const json& feature : parsed["features"])
       EXPECT_TRUE(std::find(names, names + 5, feature.get<std::string>()) != names + 5)
           << text << ": " << feature;
   }
