@@ -102,6 +102,13 @@ void print_cause(const Cause& c) {
   tell("  the first: {}\n    {}\n  reproduce: {}\n", c.line, c.example, c.reproduce);
 }
 
+// The number of cases with a relation that does not apply because of a convention.
+std::size_t by_convention(const std::vector<CaseResult>& results) {
+  const auto differs = [](const auto& relation) { return relation.second.differs_by_convention(); };
+  return usize(std::ranges::count_if(
+      results, [&](const CaseResult& r) { return std::ranges::any_of(r.relations, differs); }));
+}
+
 void print_many(const Run& run, const std::string& left_out) {
   if (const std::string shared = run.summary.shared.sentence(); !shared.empty())
     tell("{}\n", shared);
@@ -111,6 +118,9 @@ void print_many(const Run& run, const std::string& left_out) {
     if (r.outcome == Outcome::unsupported) ++why_unsupported[r.reason];
   for (const auto& [why, n] : why_unsupported) tell("  unsupported: {} x {}\n", n, why);
   if (!left_out.empty()) tell("{}\n", left_out);
+  if (const std::size_t n = by_convention(run.results); n > 0)
+    tell("differs by convention: {}: NaN at a masked key spreads (docs/verdict.md, tier 2)\n",
+         counted(n, "case"));
   for (const auto& [name, cells] : run.summary.adequacy)
     tell("power of the suite, {}: {} of {} cells shown{}\n", name, cells.shown, cells.cells,
          cells.missing.empty() ? "" : " (--json names the others)");

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
+#include <cmath>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <map>
 #include <new>
 #include <set>
@@ -70,6 +72,41 @@ TEST(Guard, TheKernelAloneIsFine) {
   EXPECT_THAT(r, Passes());
   EXPECT_EQ(r.relations.at("threads"), Relation::held());
   EXPECT_EQ(r.relations.at("negated-values"), Relation::held());
+}
+
+// A kernel that adds 0 times NaN: NaN in V of a key makes NaN of every row of its head.
+class SpreadsNan : public Misbehaving {
+ public:
+  explicit SpreadsNan(bool promises) : Misbehaving(&spread), promises_(promises) {}
+  Abilities abilities() const override { return {.promises_bits = promises_}; }
+
+ private:
+  static kernels::Status spread(const Attention& p, const AttentionOutput& out, int) {
+    for_each_index(p.v.shape, [&](Index b, Index h, Index j, Index d) {
+      if (!std::isnan(load(p.v, p.v.at(b, h, j, d)))) return;
+      for (Index i = 0; i < p.shape.rows; ++i)
+        store(out.o, out.o.at(b, h, i, d), std::numeric_limits<double>::quiet_NaN());
+    });
+    return {};
+  }
+  bool promises_;
+};
+
+// Masked keys are told from keys beyond the length, where memory may hold anything.
+TEST(Guard, NanAtMaskedKeysIsAConvention) {
+  const auto run_on = [](bool promises, const char* line) {
+    SpreadsNan candidate(promises);
+    return execute(parse_case(line), candidate);
+  };
+  const char* masked = "attention b=1 h=2 l=9x20 d=8 causal";
+  const CaseResult r = run_on(false, masked);
+  EXPECT_THAT(r, Passes());
+  for (const char* name : {"unseen-keys-nan", "future-of-early-rows"}) {
+    EXPECT_TRUE(r.relations.at(name).differs_by_convention()) << name;
+  }
+  EXPECT_THAT(run_on(true, masked), FailsWith("0 times NaN is added"));
+  EXPECT_THAT(run_on(false, "attention b=1 h=2 l=9x20 d=8 lengths=15"),
+              FailsWith("0 times NaN is added"));
 }
 
 TEST(Guard, WritesBeforeAndBehindBuffers) {

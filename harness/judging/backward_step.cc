@@ -60,11 +60,12 @@ Relation negated_gradient(const AskedBackward& asked) {
 Relation unseen_keys_nan(const AskedBackward& asked) {
   const BackwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
-  const Inputs changed(step.c, step.in.around);
-  const double nan = std::numeric_limits<double>::quiet_NaN();
-  if (overwrite_unseen_keys(step.c, changed, step.c.shape.rows, nan) == 0)
-    return Relation::not_applicable("every key is seen");
-  return same_after(asked, with_inputs(step, changed), execution_of(step.c));
+  return ask_with_nan(asked.candidate, step.in.problem, [&](const UnseenFill& fill) {
+    const Inputs changed(step.c, step.in.around);
+    if (overwrite_unseen_keys(step.c, changed, step.c.shape.rows, fill) == 0)
+      return Relation::not_applicable("every key is seen");
+    return same_after(asked, with_inputs(step, changed), execution_of(step.c));
+  });
 }
 
 constexpr RelationOf<BackwardStep> backward_relations[] = {

@@ -99,13 +99,37 @@ std::vector<char> seen_keys(const Attention& p, Index b, Index g, Index rows) {
   return seen;
 }
 
+bool is_padding(const Attention& p, Index b, Index j) {
+  return (!p.key_starts.empty() && j < p.key_starts[usize(b)]) ||
+         (!p.key_lengths.empty() && j >= p.key_lengths[usize(b)]);
+}
+
 }  // namespace
 
-Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, double fill) {
+Relation ask_with_nan(const Candidate& candidate, const Attention& p,
+                      const std::function<Relation(const UnseenFill&)>& ask) {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN(), finite = 1e30;
+  Relation found = ask({nan, nan});
+  if (found.how != Relation::How::violated || ask({finite, finite}).how != Relation::How::held)
+    return found;
+  constexpr const char* why =
+      "with finite numbers there nothing changes: the keys are masked, and 0 times NaN is added";
+  const bool padded = !p.key_lengths.empty() || !p.key_starts.empty();
+  if (!candidate.abilities().promises_bits &&
+      !(padded && ask({nan, finite}).how != Relation::How::held))
+    return Relation::by_convention(fmt::format("NaN at a masked key spreads; {}", why));
+  found.why += fmt::format("; {}", why);
+  return found;
+}
+
+Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows,
+                            const UnseenFill& fill) {
   const AttentionShape& s = c.shape;
   const TensorView &k = changed.problem.k, &v = changed.problem.v;
-  const double x =
-      std::isnan(fill) ? fill : round_to(c.dtype, std::min(fill, format(c.dtype).max_finite));
+  const auto stored = [&](double x) {
+    return std::isnan(x) ? x : round_to(c.dtype, std::min(x, format(c.dtype).max_finite));
+  };
+  const double padding = stored(fill.padding), masked = stored(fill.masked);
   Index overwritten = 0;
   for (Index b = 0; b < s.batch; ++b)
     for (Index g = 0; g < s.kv_heads; ++g) {
@@ -113,6 +137,7 @@ Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, do
       for (Index j = 0; j < s.keys; ++j) {
         if (seen[usize(j)]) continue;
         ++overwritten;
+        const double x = is_padding(changed.problem, b, j) ? padding : masked;
         for (Index d = 0; d < s.dim; ++d) store(k, k.at(b, g, j, d), x);
         for (Index d = 0; d < s.value_dim; ++d) store(v, v.at(b, g, j, d), x);
       }
@@ -186,7 +211,7 @@ std::string wrong_late_row(const AskedForward& asked, const Outputs& out, Index 
 // Overwrites the keys that no row of the first `rows` sees. Those rows must not change. With all
 // rows this checks padding; with the early rows it checks that the future does not leak into the
 // past, and that it reaches the rows that see it.
-Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
+Relation unseen_keys(const AskedForward& asked, Index rows, const UnseenFill& fill) {
   const ForwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
   const Inputs changed(step.c, step.in.around);
@@ -194,32 +219,26 @@ Relation unseen_keys(const AskedForward& asked, Index rows, double fill) {
     return Relation::not_applicable("every key is seen");
   const ForwardStep other = with_inputs(step, changed);
   const Outputs out = step.outputs();
-  const kernels::Execution how = execution_of(step.c);
-  const std::string wrong = run_guarded(other, asked.candidate, out, Poison::nan, how);
+  const std::string wrong =
+      run_guarded(other, asked.candidate, out, Poison::nan, execution_of(step.c));
   if (!wrong.empty()) return Relation::violated(wrong);
   Relation found = Relation::unless(first_difference(asked.base, out, rows));
-  if (found.how == Relation::How::held && std::isnan(fill))
-    return Relation::unless(wrong_late_row(asked, out, rows));
-  if (found.how == Relation::How::held || !std::isnan(fill)) return found;
-  // The check runs again with finite numbers, to tell a leak from a weight of 0 that met NaN.
-  const Inputs finite(step.c, step.in.around);
-  overwrite_unseen_keys(step.c, finite, rows, 1e30);
-  if (same_after(asked, with_inputs(step, finite), how, rows).how == Relation::How::held)
-    found.why +=
-        "; with finite numbers there nothing changes: the keys are masked, and 0 times NaN is "
-        "added";
-  return found;
+  if (found.how != Relation::How::held || !std::isnan(fill.masked)) return found;
+  return Relation::unless(wrong_late_row(asked, out, rows));
+}
+Relation unseen_keys_with_nan(const AskedForward& asked, Index rows) {
+  return ask_with_nan(asked.candidate, asked.step.in.problem,
+                      [&](const UnseenFill& fill) { return unseen_keys(asked, rows, fill); });
 }
 
 Relation unseen_keys_nan(const AskedForward& asked) {
-  return unseen_keys(asked, asked.step.c.shape.rows, std::numeric_limits<double>::quiet_NaN());
+  return unseen_keys_with_nan(asked, asked.step.c.shape.rows);
 }
 Relation unseen_keys_large(const AskedForward& asked) {
-  return unseen_keys(asked, asked.step.c.shape.rows, 1e30);
+  return unseen_keys(asked, asked.step.c.shape.rows, {1e30, 1e30});
 }
 Relation future_of_early_rows(const AskedForward& asked) {
-  const Index early = (asked.step.c.shape.rows + 1) / 3;
-  return unseen_keys(asked, early, std::numeric_limits<double>::quiet_NaN());
+  return unseen_keys_with_nan(asked, (asked.step.c.shape.rows + 1) / 3);
 }
 
 // A call for another problem in between must not change the outputs. The kernel must forget the

@@ -134,8 +134,19 @@ struct ProductStep {
 // multiplies them.
 bool scale_exactly(const Tensor& t, double factor);
 void negate_elements(const TensorView& t);
+// What is written to keys that no row sees: those outside the length of their sequence, and others.
+struct UnseenFill {
+  double padding, masked;
+};
 // Fills K and V at the keys that no row of the first `rows` sees. Returns the number of these keys.
-Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows, double fill);
+Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows,
+                            const UnseenFill& fill);
+// Asks `ask(fill)` with NaN. In kernels that add 0 times NaN, as most do that others wrote, NaN at
+// a masked key spreads. If finite numbers there change nothing, this is a convention, and says
+// nothing of masks. It is a fault beyond the length of a sequence, where memory may hold anything,
+// and of a candidate that promises that nothing else in the call changes the bits of a row.
+Relation ask_with_nan(const Candidate& candidate, const Attention& p,
+                      const std::function<Relation(const UnseenFill&)>& ask);
 // Whether several keys share one place in memory, so that no key can be overwritten alone.
 bool shares_keys(const Case& c);
 

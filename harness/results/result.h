@@ -19,10 +19,19 @@ namespace assay {
 struct Relation {
   enum class How : std::uint8_t { held, violated, not_applicable } how = How::held;
   std::string why;  // empty if it held
+  static constexpr std::string_view convention = "differs by convention: ";
+
+  bool differs_by_convention() const {
+    return how == How::not_applicable && why.starts_with(convention);
+  }
 
   static Relation held() { return {}; }
   static Relation violated(std::string why) { return {How::violated, std::move(why)}; }
   static Relation not_applicable(std::string why) { return {How::not_applicable, std::move(why)}; }
+  // The candidate does otherwise, as many do, and is not wrong for it.
+  static Relation by_convention(const std::string& what) {
+    return not_applicable(std::string(convention) + what);
+  }
   // Held if the difference is empty, otherwise violated by this difference.
   static Relation unless(std::string difference) {
     return difference.empty() ? held() : violated(std::move(difference));
