@@ -22,12 +22,6 @@ struct RowPlace {
   auto operator<=>(const RowPlace&) const = default;
 };
 
-// From where the outputs of a row come.
-struct RowSource {
-  enum class Kind : std::uint8_t { row, zero, nan } kind = Kind::row;
-  RowPlace place;
-};
-
 // The sums of a row over tiles of keys, with one step of them done wrongly.
 struct TiledSoftmax {
   Index tile = 64;  // tiles begin at multiples of it
@@ -73,7 +67,9 @@ struct Alteration {
   AttentionOutput out;                     // where a reader finds what the kernel wrote
   bool unwritten = false;                  // some element of O was not written
   std::function<Index(Index h)> key_head;  // the kv head that a head reads; empty: its own
-  std::function<RowSource(const RowPlace&)> source;  // empty: every row is its own
+  // The row from which the outputs of a row come; nothing: they are NaN. Empty: every row is its
+  // own.
+  std::function<std::optional<RowPlace>(const RowPlace&)> source;
   std::optional<TiledSoftmax> softmax;
   // Changes the exact outputs of a row; `masked`: it sees no key.
   std::function<void(const RowPlace&, bool masked, Eigen::Ref<Eigen::RowVectorXd> o, double& lse)>

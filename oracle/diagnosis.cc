@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <tuple>
 
 #include "oracle/alteration.h"
@@ -52,7 +53,7 @@ struct ExactRows {
 // What a problem, altered or not, gives in the rows that are asked.
 struct Prediction {
   EvidenceRows rows;         // of the sources
-  std::vector<Index> taken;  // of each asked row: its row among those; -1: 0, -2: NaN
+  std::vector<Index> taken;  // of each asked row: its row among those; -1: none, NaN
   ExactRows exact;           // of the asked rows
   RowMajor got;
   Eigen::VectorXd got_lse;
@@ -152,51 +153,56 @@ class Attentions {
   Index rows() const { return std::ssize(places_); }
 
  private:
+  std::optional<RowPlace> source_of(const Alteration& a, const RowPlace& at) const {
+    return a.source ? a.source(at) : at;
+  }
+
   Prediction evaluate(const Alteration& a) {
-    const auto source = [&](const RowPlace& at) {
-      return a.source ? a.source(at) : RowSource{RowSource::Kind::row, at};
-    };
     RowsOfHeads sources;
     for (const RowPlace& at : places_)
-      if (const RowSource from = source(at); from.kind == RowSource::Kind::row)
-        sources[{from.place.b, from.place.h}].insert(from.place.row);
+      if (const auto from = source_of(a, at)) sources[{from->b, from->h}].insert(from->row);
     const Index group = problem_.shape.group();
+    const auto load_head = [&](const Reference& reference, Index b, Index h) {
+      return cache_.load(reference, b, a.key_head ? a.key_head(h) : h / group);
+    };
     Prediction x;
-    x.rows =
-        evaluate_rows(a.problem, sources, out_.o.dtype, strict_, 1,
-                      [&](const Reference& reference, Index b, Index h) {
-                        return cache_.load(reference, b, a.key_head ? a.key_head(h) : h / group);
-                      });
+    // One thread: the cache is not locked, and there are few rows.
+    x.rows = evaluate_rows(a.problem, sources, out_.o.dtype, strict_, 1, load_head);
+    take_sources(a, x);
+    take_outputs(a.out, x);
+    return x;
+  }
+
+  // Puts the outputs of the sources into the rows that are asked.
+  void take_sources(const Alteration& a, Prediction& x) const {
     const ExactRows all = outputs_of(a, x.rows);
     std::map<RowPlace, Index> index;
     for (const EvidenceHead& head : x.rows.heads)
       for (Index r = 0; r < head.rows(); ++r)
         index[{head.block.b, head.block.h, head.block.row(r).index}] = head.first + r;
-    const Index n = rows(), columns = problem_.shape.value_dim;
-    x.exact = {RowMajor::Zero(n, columns), Eigen::VectorXd::Zero(n),
-               std::vector<char>(usize(n), 1)};
-    x.got = RowMajor::Zero(n, columns);
-    x.got_lse = Eigen::VectorXd::Zero(n);
+    const Index n = rows();
+    x.exact = {RowMajor::Constant(n, problem_.shape.value_dim, nan),
+               Eigen::VectorXd::Constant(n, nan), std::vector<char>(usize(n), 1)};
     for (Index at = 0; at < n; ++at) {
-      const RowPlace& place = places_[usize(at)];
-      const RowSource from = source(place);
-      const bool is_nan = from.kind == RowSource::Kind::nan;
-      x.taken.push_back(from.kind == RowSource::Kind::row ? index.at(from.place)
-                        : is_nan                          ? -2
-                                                          : -1);
-      if (x.taken.back() >= 0) {
-        x.exact.o.row(at) = all.o.row(x.taken.back());
-        x.exact.lse(at) = all.lse(x.taken.back());
-        x.exact.known[usize(at)] = all.known[usize(x.taken.back())];
-      } else if (is_nan) {
-        x.exact.o.row(at).setConstant(nan);
-        x.exact.lse(at) = nan;
-      }
-      for (Index c = 0; c < columns; ++c)
-        x.got(at, c) = load(a.out.o, a.out.o.at(place.b, place.h, place.row, c));
-      if (out_.lse) x.got_lse(at) = load(a.out.lse, a.out.lse.at(place.b, place.h, place.row, 0));
+      const auto from = source_of(a, places_[usize(at)]);
+      x.taken.push_back(from ? index.at(*from) : -1);
+      if (!from) continue;
+      x.exact.o.row(at) = all.o.row(x.taken.back());
+      x.exact.lse(at) = all.lse(x.taken.back());
+      x.exact.known[usize(at)] = all.known[usize(x.taken.back())];
     }
-    return x;
+  }
+
+  // Reads what the kernel gave.
+  void take_outputs(const AttentionOutput& out, Prediction& x) const {
+    x.got = RowMajor::Zero(rows(), problem_.shape.value_dim);
+    x.got_lse = Eigen::VectorXd::Zero(rows());
+    for (Index at = 0; at < rows(); ++at) {
+      const RowPlace& place = places_[usize(at)];
+      for (Index c = 0; c < x.got.cols(); ++c)
+        x.got(at, c) = load(out.o, out.o.at(place.b, place.h, place.row, c));
+      if (out.lse) x.got_lse(at) = load(out.lse, out.lse.at(place.b, place.h, place.row, 0));
+    }
   }
 
   ExactRows outputs_of(const Alteration& a, const EvidenceRows& rows) const {

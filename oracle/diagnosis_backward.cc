@@ -41,7 +41,7 @@ struct GradientHypothesis {
 };
 
 constexpr Index tiles[] = {8, 16, 32, 64, 128};
-constexpr Index splits[] = {128, 256, 512, 1024};
+constexpr Index splits[] = {96, 128, 192, 256, 288, 384, 480, 512, 576, 768, 1024};
 
 bool drop_tail(Index& end, Index extent, Index tile) {
   end = extent / tile * tile;

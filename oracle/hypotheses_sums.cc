@@ -35,11 +35,10 @@ bool merge_wrongly(Alteration& a, Index split, void (*change)(TiledSoftmax&)) {
   return true;
 }
 
-bool rows_come_from(Alteration& a, std::function<RowSource(const RowPlace&)> source) {
+bool rows_come_from(Alteration& a, std::function<std::optional<RowPlace>(const RowPlace&)> source) {
   a.source = std::move(source);
   return true;
 }
-RowSource from_place(Index b, Index h, Index row) { return {RowSource::Kind::row, {b, h, row}}; }
 template <class Wrong>
 bool is_zero_where(Alteration& a, const Wrong& wrong) {
   a.of_lse = false;
@@ -122,13 +121,13 @@ constexpr Hypothesis hypotheses[] = {
     {"head-before", "each head has the outputs of the head before",
      [](Alteration& a, Index) {
        return a.problem.shape.query_heads > 1 && rows_come_from(a, [](const RowPlace& at) {
-                return from_place(at.b, std::max<Index>(at.h - 1, 0), at.row);
+                return RowPlace{at.b, std::max<Index>(at.h - 1, 0), at.row};
               });
      }},
     {"row-before", "each row has the outputs of the row before",
      [](Alteration& a, Index) {
        return a.problem.shape.rows > 1 && rows_come_from(a, [](const RowPlace& at) {
-                return from_place(at.b, at.h, std::max<Index>(at.row - 1, 0));
+                return RowPlace{at.b, at.h, std::max<Index>(at.row - 1, 0)};
               });
      }},
     {"lse-in-head-zero", "all heads write their LSE where head 0 does",
@@ -136,8 +135,7 @@ constexpr Hypothesis hypotheses[] = {
        const Index last = a.problem.shape.query_heads - 1;
        a.of_o = false;
        return last > 0 && rows_come_from(a, [=](const RowPlace& at) {
-                return at.h > 0 ? RowSource{RowSource::Kind::nan, at}
-                                : from_place(at.b, last, at.row);
+                return at.h > 0 ? std::nullopt : std::optional(RowPlace{at.b, last, at.row});
               });
      }},
     {"other-batches-zero", "O of batch elements other than the first is 0",
@@ -158,9 +156,7 @@ constexpr Hypothesis hypotheses[] = {
      }},
     {"nothing-written", "nothing is written",
      [](Alteration& a, Index) {
-       return a.unwritten && rows_come_from(a, [](const RowPlace& at) {
-                return RowSource{RowSource::Kind::nan, at};
-              });
+       return a.unwritten && rows_come_from(a, [](const RowPlace&) { return std::nullopt; });
      }},
     {"all-nan", "every row that loads a key is NaN",
      [](Alteration& a, Index) {
