@@ -417,7 +417,7 @@ static void add_key(part* a, const keys_of* x, int64_t j, float s, int64_t colum
   int64_t c;
   if (is(ignores_nan) && s != s) return;
   if (s > a->max) rescale(a, s, columns);
-  w = exponential(s - a->max);
+  w = s == -INFINITY ? 0 : exponential(s - a->max); /* all scores may be -infinity */
   a->sum += w;
   if (is(saturates_values))
     for (c = 0; c < columns; ++c) a->values[c] += w * fmaxf(-30000, fminf(30000, v[c]));
@@ -431,7 +431,7 @@ static void merge(part* a, const part* other, int64_t columns) {
   int64_t c;
   if (!other->seen) return;
   if (other->max > a->max) rescale(a, other->max, columns);
-  by = exponential(other->max - a->max);
+  by = other->max == -INFINITY ? 0 : exponential(other->max - a->max);
   a->sum += other->sum * by;
   for (c = 0; c < columns; ++c) a->values[c] += other->values[c] * by;
   a->seen = 1;
