@@ -108,11 +108,22 @@ class OnlineSoftmax {
         raise_maximum(r, std::max(max_(r), largest));
       if (max_(r) == -inf) continue;
       p.row(r) = exp_.of(s, max_(r)).transpose();
-      if (!c_.sum_from_rounded) sum_(r) += p.row(r).sum();
+      if (!c_.sum_from_rounded) add_weights(r, p);
     }
     cast(p);
-    if (c_.sum_from_rounded) sum_ += p.rowwise().sum();
+    for (Index r = 0; c_.sum_from_rounded && r < p.rows(); ++r) add_weights(r, p);
     return p;
+  }
+
+  // Adds the weights of a tile to the row sum. Where the order is declared, a tile is summed first.
+  void add_weights(Index r, const RowMajorSingle& p) {
+    if (!how_.sums_in_order) {
+      sum_(r) += p.row(r).sum();
+      return;
+    }
+    float sum = c_.ordered ? 0 : sum_(r);
+    for (const float w : p.row(r)) sum += w;
+    sum_(r) = c_.ordered ? sum_(r) + sum : sum;
   }
 
   void add_sink() {
@@ -270,6 +281,7 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.log = unit();
   how.keep_scale = unit();
   how.flushes = serial % 2 == 0;
+  how.sums_in_order = serial % 3 == 0;
   how.order.resize(usize((keys + how.tile - 1) / how.tile));
   std::iota(how.order.begin(), how.order.end(), Index{0});
   if (!c.ordered)

@@ -90,7 +90,7 @@ TEST(AnyCase, AFaultIsFoundAndMadeSmall) {
           const Case c = *any_case(kind);
           try {
             if (execute(c, *candidate,
-                        {1, 0, false, false, EvidenceRule::fail, Surroundings::bands})
+                        {.ball_rows = 0, .power = false, .relations = false, .diagnosis = false})
                     .outcome == Outcome::fail) {
               last = c;
               RC_FAIL("found");

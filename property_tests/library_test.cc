@@ -474,11 +474,9 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
   const Ran built = run("cmake -S " + project + " -B " + project + "/build && cmake --build " +
                         project + "/build");
   ASSERT_EQ(built.status, 0) << built.output;
-  // Evidence only warns here: it has no replicate that adds a row's weights one after the other, as
-  // this kernel does, so it takes the errors of some rows for those of no arithmetic.
   for (const char* suite : {"plain", "padding"}) {
     const Ran r = check(project + "/build/libmy_kernel.so",
-                        std::string("--evidence warn --shard 0/5 --suite ") + suite);
+                        std::string("--shard 0/5 --suite ") + suite);
     EXPECT_EQ(r.status, 0) << r.output;
     EXPECT_THAT(r.output, HasSubstr(" 0 failed"));
     // The suite is drawn for what the library does, and the summary says what is left out.
