@@ -112,7 +112,7 @@ const std::vector<Room> rooms = {
     // The test of the long jobs of the fuzzers lies beside them.
     {"fuzz/",
      {"fuzz/", "testing/", "reports/", "assay/", BELOW_TESTS},
-     {"fmt/", "gtest/", "gmock/"}},
+     {"fmt/", "gtest/", "gmock/", "nlohmann/"}},
     {"bench/",
      {"bench/", "testing/", "assay/", BELOW_TESTS},
      {"fmt/", "nlohmann/", "benchmark/", "Eigen/", "oneapi/dnnl/", "cblas.h", "ggml.h",
