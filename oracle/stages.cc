@@ -5,6 +5,7 @@
 
 #include "oracle/key_values.h"
 #include "oracle/safety_factors.h"
+#include "oracle/visibility.h"
 
 namespace assay {
 namespace {
@@ -182,6 +183,24 @@ Expected StageRow::probability(Index j) const { return probability_[usize(j)]; }
 Expected StageRow::weight_gradient(Index j) const { return weight_gradient_[usize(j)]; }
 Expected StageRow::score_gradient(Index j) const { return score_gradient_[usize(j)]; }
 
+namespace {
+
+// Whether the keys that a row sees, and their values, are finite. An infinity in K may give a score
+// of -infinity, and then neither LSE nor O tells of it.
+bool sees_numbers(const Attention& p, const KeyValues& kv, Index b, Index h, Index i) {
+  if (!kv.any_key_not_finite && !kv.any_value_not_finite) return true;
+  RowVisibility seen;
+  evaluate_visibility(p, b, h, i, seen);
+  for (Index j = seen.begin; j < seen.end; ++j) {
+    const auto key = usize(j);
+    if (seen.bias[key] != -inf && (kv.key_not_finite[key] || kv.value_not_finite[key]))
+      return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 StageReference::StageReference(const Attention& problem, const Contract& contract,
                                const AttentionBackwardInput* backward)
     : problem_(problem), contract_(contract), backward_(backward), reference_(problem, contract_) {}
@@ -207,6 +226,7 @@ const StageRow& StageReference::row(Index b, Index h, Index i) {
     row.judged_ = row.judged_ && e.kind == Kind::finite && !e.value_overflow;
   for (Index d = 0; d < problem_.shape.dim; ++d)
     row.judged_ = row.judged_ && std::isfinite(load(problem_.q, problem_.q.at(b, h, i, d)));
+  row.judged_ = row.judged_ && sees_numbers(problem_, *kv, b, h, i);
   if (backward_ && row.judged_) add_backward(row, b, h, i);
   return row;
 }

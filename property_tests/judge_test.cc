@@ -376,10 +376,15 @@ TEST(Judge, WhatAFunctionDoesWrongIsAResult) {
   EXPECT_THAT(outcome([&](const assay_call& c, int) { return *o_of(c) += 1, ASSAY_SUCCESS; }),
               HasSubstr("fail: O is outside"));
   EXPECT_THAT(outcome([&](const assay_call& c, int call) {
-                if (call == 1) *o_of(c) = std::nextafter(*o_of(c), 9.f);
+                if (call % 2 == 1) *o_of(c) = std::nextafter(*o_of(c), 9.f);
                 return ASSAY_SUCCESS;
               }),
               HasSubstr("fail: poison"));
+  EXPECT_THAT(outcome([&](const assay_call& c, int call) {
+                if (call == 1) *o_of(c) = std::nextafter(*o_of(c), 9.f);
+                return ASSAY_SUCCESS;
+              }),
+              HasSubstr("fail: not deterministic: 1 of 8 runs"));
   EXPECT_THAT(outcome([&](const assay_call& c, int) { return o_of(c)[-1] = 0, ASSAY_SUCCESS; }),
               HasSubstr("guard band was overwritten"));
   EXPECT_THAT(outcome([&](const assay_call& c, int) {

@@ -475,8 +475,8 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
                         project + "/build");
   ASSERT_EQ(built.status, 0) << built.output;
   for (const char* suite : {"plain", "padding"}) {
-    const Ran r = check(project + "/build/libmy_kernel.so",
-                        std::string("--shard 0/5 --suite ") + suite);
+    const Ran r =
+        check(project + "/build/libmy_kernel.so", std::string("--shard 0/5 --suite ") + suite);
     EXPECT_EQ(r.status, 0) << r.output;
     EXPECT_THAT(r.output, HasSubstr(" 0 failed"));
     // The suite is drawn for what the library does, and the summary says what is left out.
