@@ -182,13 +182,18 @@ class Kernel:
             raise Failure(failure_text(self.name, result, result["reproduce"]), [result])
         return result
 
+    def why_not(self, said: Dict[str, Any]) -> str:
+        """What supports() has against a case; empty if it has nothing."""
+        why = True if self.supports is None else self.supports(said)
+        return "" if why is True or why is None else why or "supports() says so"
+
     def _judge(
         self, line: str, *, reuse: Optional[Dict[str, Input]] = None, **options: Any
     ) -> Dict[str, Any]:
         said = parse(line)
-        why = None if self.supports is None else self.supports(said)
-        if self.supports is not None and why is not True and why is not None:
-            return self._unsupported(said["case"], why or "supports() says so")
+        why = self.why_not(said)
+        if why:
+            return self._unsupported(said["case"], why)
         if self.operation == "decode" and not any(f.startswith("cache=") for f in said["features"]):
             return self._unsupported(said["case"], "no cache, and the function decodes")
         run = Run(self, said, reuse)

@@ -52,6 +52,16 @@ def arithmetic(dtype):
 def declares(q, k, v):
     return right(q, k, v, False, None)
 
+def fits(case):
+    shape = case["shape"]
+    if shape["dim"] != 4 or "softcap" in case["features"]:
+        return "heads other than of 4, or a softcap"
+    return shape["rows"] == 3
+
+@assay.kernel("attention", framework="numpy", supports=fits)
+def picky(q, k, v, *, causal, scale, softcap):
+    return right(q, k, v, causal, scale)
+
 @assay.kernel("attention", framework="numpy", arithmetic="f8 sums")
 def declares_nonsense(q, k, v):
     return right(q, k, v, False, None)
@@ -186,11 +196,21 @@ def test_what_is_not_done_is_unsupported():
         "unsupported: causal",
     ]
     assert check("--python", "mine.py::declines", status=2) == ["unsupported: heads of one column"]
+    others = [SMALL + " causal", SMALL + " softcap=3", SMALL.replace("d=4", "d=5")]
+    others.append(SMALL.replace("l=3x5", "l=2x5"))
+    assert check("--python", "mine.py::picky", cases=(SMALL, *others)) == [
+        "pass: every element is inside its bound",
+        "pass: every element is inside its bound",
+        "unsupported: heads other than of 4, or a softcap",
+        "unsupported: heads other than of 4, or a softcap",
+        "unsupported: supports() says so",
+    ]
 
 
 def test_bad_input_is_refused_by_name():
-    assert "mine.py has no 'mine'; its kernels are declares, declares_nonsense, fine" in check(
-        "--python", "mine.py::mine", status=2
+    assert (
+        "mine.py has no 'mine'; its kernels are declares, picky, declares_nonsense, fine"
+        in check("--python", "mine.py::mine", status=2)
     )
     assert "none.py: there is no such file" in check("--python", "none.py::mine", status=2)
     assert "is not FILE.py::function" in check("--python", "mine.py", status=2)
