@@ -214,7 +214,7 @@ class Kernel:
         if run.learned_no_lse:  # the first call showed it
             return self._judge(line, reuse=reuse, **options)
         result = Result(answer)
-        if run.note and result["reason"].startswith("poison: two runs"):
+        if run.note and result["reason"].startswith(("poison: two runs", "not deterministic")):
             result["reason"] = run.note
         self._last, self._held = run.inputs, run.held
         return result
