@@ -98,6 +98,7 @@ void tell_case(const CaseResult& r, bool explain) {
 // Failures of one cause are told once.
 void print_cause(const Cause& c) {
   tell("{} x {}: {}\n", c.cases, c.outcome, c.reason);
+  if (!c.looks_like.empty()) tell("  looks like: {}\n", c.looks_like);
   if (!c.features.empty()) tell("  with {}\n", fmt::format("{}", fmt::join(c.features, ", ")));
   tell("  the first: {}\n    {}\n  reproduce: {}\n", c.line, c.example, c.reproduce);
 }

@@ -18,8 +18,10 @@ namespace assay {
 namespace {
 
 using testing::ElementsAre;
+using testing::EndsWith;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::StartsWith;
 
 using Fails = std::function<bool(const Case&)>;
 
@@ -120,6 +122,8 @@ TEST(SharedFeatures, FailuresOfOneCauseAreToldOnce) {
   for (CaseResult& r : results) {
     if (r.outcome != Outcome::fail) continue;
     r.verdict.outside = 1;
+    if (changed > 3)
+      r.diagnosis.explanations.emplace_back().words = changed % 5 == 0 ? "one thing" : "another";
     if (changed == 1) r.shrunk = "attention b=1 h=1 l=1 d=1", r.reproduce = "the small one";
     if (++changed > 3) continue;
     r.reason = "O is outside its bound: O[b=" + std::to_string(changed) + "] = 3";
@@ -128,6 +132,7 @@ TEST(SharedFeatures, FailuresOfOneCauseAreToldOnce) {
   results.back().reason = "out of memory";
   CaseResult& by_evidence = results[results.size() - 2];
   by_evidence.outcome = Outcome::fail;
+  by_evidence.diagnosis = {};
   by_evidence.verdict.by_evidence = true;
   by_evidence.verdict.evidence.filters = {{"lane 31 of 32 is missing", 1, 90, 0}};
   by_evidence.verdict.evidence.z_limit = 8;
@@ -138,6 +143,9 @@ TEST(SharedFeatures, FailuresOfOneCauseAreToldOnce) {
   EXPECT_NEAR(static_cast<double>(causes[0].cases), static_cast<double>(failing), 2);
   EXPECT_THAT(causes[0].features, ElementsAre("causal"));
   EXPECT_EQ(causes[0].reproduce, "the small one");
+  EXPECT_THAT(causes[0].looks_like, StartsWith("another ("));
+  EXPECT_THAT(causes[0].looks_like, EndsWith(" of " + std::to_string(causes[0].cases) + ")"));
+  EXPECT_EQ(causes[1].looks_like, "");
   EXPECT_EQ(causes[1].outcome, "fail, by evidence");
   EXPECT_EQ(causes[1].reason, "lane 31 of 32 is missing");
   EXPECT_THAT(causes[1].features, IsEmpty());

@@ -39,6 +39,7 @@ std::vector<std::string> github_annotations(const Run& run) {
   for (std::size_t k = 0; k < std::min(causes.size(), most_errors); ++k) {
     const Cause& c = causes[k];
     std::string message = visible(c.reason);
+    if (!c.looks_like.empty()) message += "\nlooks like: " + visible(c.looks_like);
     if (!c.features.empty()) message += fmt::format("\nwith {}", fmt::join(c.features, ", "));
     message += fmt::format("\nthe first: {}\nreproduce: {}", visible(c.line), visible(c.reproduce));
     lines.push_back(command(

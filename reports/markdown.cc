@@ -66,7 +66,9 @@ std::string cause_table(const RunSummary& s) {
   text += "\n| cases | what is wrong | what they have | reproduce |\n| ---: | --- | --- | --- |\n";
   for (std::size_t k = 0; k < std::min(s.causes.size(), most_causes); ++k) {
     const Cause& c = s.causes[k];
-    text += fmt::format("| {} | {}: {} | {} | {} |\n", c.cases, prose(c.outcome), prose(c.reason),
+    const std::string looks = c.looks_like.empty() ? "" : "; looks like: " + c.looks_like;
+    text += fmt::format("| {} | {}: {} | {} | {} |\n", c.cases, prose(c.outcome),
+                        prose(c.reason + looks),
                         prose(fmt::format("{}", fmt::join(c.features, ", "))), code(c.reproduce));
   }
   if (s.causes.size() > most_causes)

@@ -249,6 +249,7 @@ std::vector<Cause> causes_of(const std::vector<CaseResult>& results) {
     Cause cause;
     std::vector<std::string> lines;
     bool shrunk = false;
+    std::map<std::string, std::size_t> explained;  // how many cases look like this most
   };
   std::vector<Group> groups;
   for (const CaseResult& r : results) {
@@ -261,8 +262,10 @@ std::vector<Cause> causes_of(const std::vector<CaseResult>& results) {
     });
     if (group == groups.end())
       group = groups.insert(
-          group, Group{{outcome, reason, 0, {}, r.line, r.reason, r.reproduce}, {}, false});
+          group, Group{{outcome, reason, 0, {}, r.line, r.reason, r.reproduce, {}}, {}, false, {}});
     ++group->cause.cases;
+    if (!r.diagnosis.explanations.empty())
+      ++group->explained[r.diagnosis.explanations.front().words];
     group->lines.push_back(r.line);
     if (group->shrunk || r.shrunk.empty()) continue;
     group->shrunk = true;
@@ -273,6 +276,10 @@ std::vector<Cause> causes_of(const std::vector<CaseResult>& results) {
   std::vector<Cause> causes;
   for (Group& g : groups) {
     g.cause.features = separate(tell_all(g.lines), passing).features;
+    const auto most = std::ranges::max_element(
+        g.explained, {}, [](const auto& explained) { return explained.second; });
+    if (most != g.explained.end())
+      g.cause.looks_like = fmt::format("{} ({} of {})", most->first, most->second, g.cause.cases);
     causes.push_back(std::move(g.cause));
   }
   std::ranges::stable_sort(causes,

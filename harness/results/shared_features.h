@@ -31,6 +31,9 @@ struct Cause {
   // Of its first case, or of the first that was made smaller: the case line, the whole reason, and
   // the command.
   std::string line, example, reproduce;
+  // What most of its cases look like, and of how many that is so: "the causal diagonal is one key
+  // late (11 of 12)"; empty if no case is explained.
+  std::string looks_like;
   bool operator==(const Cause&) const = default;
 };
 
@@ -70,6 +73,7 @@ void describe_fields(Fields& fields, Value& c) {
   fields("case", c.line);
   fields("example", c.example);
   fields("reproduce", c.reproduce);
+  fields.unless("looks like", c.looks_like, {});
 }
 
 }  // namespace assay

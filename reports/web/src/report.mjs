@@ -467,7 +467,7 @@ const causes = () =>
       summary.causes.map((c) => [
         count(c.cases),
         c.outcome,
-        c.reason,
+        c['looks like'] ? `${c.reason}; looks like: ${c['looks like']}` : c.reason,
         (c.features ?? []).join(', '),
         el('code', {}, c.reproduce),
       ]),
