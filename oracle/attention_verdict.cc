@@ -78,8 +78,9 @@ class RowJudge {
     suspect(block, r);
     if (slope.xx > 0) rows_.slopes.push_back(slope.xy / slope.xx);
     if (certify && row.lse.kind == Kind::finite && row.domain == Domain::bounded)
+      // A tile that is wider than the certificate's lanes is certified in pieces.
       certify_row(kv_, block, r, full_bound_.data(), bound_of_compared_lse(row), s.keys,
-                  contract_.tile, tally_.verdict.power);
+                  std::min<Index>(contract_.tile, max_tile), tally_.verdict.power);
   }
 
  private:

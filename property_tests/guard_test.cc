@@ -587,6 +587,28 @@ TEST(PlantedFaults, TheirDocumentIsWhole) {
 }
 
 // The pass cannot miss the deleted key: deleting a key of `gather` inputs moves O by whole values.
+// A tile of more keys than the certificate has lanes is certified in pieces.
+TEST(Power, ATileMayBeWiderThanTheLanes) {
+  class Wide : public Misbehaving {
+   public:
+    Wide() : Misbehaving([](auto&&...) { return kernels::Status{}; }) {}
+    std::optional<Arithmetic> arithmetic(const Call& call,
+                                         const kernels::Execution& how) const override {
+      auto contract = std::get<Contract>(*Misbehaving::arithmetic(call, how));
+      contract.tile = 1024;
+      contract.ordered = false;
+      return contract;
+    }
+  };
+  Wide candidate;
+  const CaseResult r = execute(parse_case("attention b=1 h=1 l=2x600 d=8"), candidate);
+  EXPECT_THAT(r, Passes());
+  EXPECT_GT(r.verdict.power.by_either[0], 0);
+  Adequacy adequacy;
+  adequacy.add(r);
+  EXPECT_TRUE(adequacy.summary().contains("f32 tile 256"));
+}
+
 TEST(Power, CertificateOfASuiteIsAUnionOfLanes) {
   const auto host = make_candidate("host");
   Adequacy adequacy;

@@ -2,12 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace assay {
 
 void Adequacy::add(const CaseResult& r) {
   if (!r.was_compared() || r.outcome != Outcome::pass) return;
-  Cells& cells = cells_[{r.dtype, r.verdict.tile}];
-  cells.tail_lanes = r.verdict.tile - r.tail_step;
+  const Index tile = std::min<Index>(r.verdict.tile, max_tile);
+  Cells& cells = cells_[{r.dtype, tile}];
+  cells.tail_lanes = tile - r.tail_step;
   for (std::size_t kind = 0; kind < tile_kind_count; ++kind)
     for (std::size_t change = 0; change < change_count; ++change)
       cells.lanes[kind][change] |= r.verdict.power.lanes[kind][change];
