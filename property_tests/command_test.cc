@@ -179,6 +179,7 @@ TEST_F(Command, FailuresOfARunAreToldByCause) {
   EXPECT_THAT(r.output, HasSubstr("\nall 20 failing cases have at least 192 dimensions; none of 40 "
                                   "passing ones has it\n"
                                   "20 x fail, proved: LSE was not written\n"
+                                  "  looks like: nothing is written (20 of 20)\n"
                                   "  with at least 192 dimensions\n"
                                   "  the first: attention b=1 h=1 l=2 d=192/8 dtype=f32 seed=3\n"));
   EXPECT_EQ(r.output.find("reproduce:"), r.output.rfind("reproduce:"));
@@ -186,6 +187,7 @@ TEST_F(Command, FailuresOfARunAreToldByCause) {
   EXPECT_EQ(summary["shared"]["features"][0], "at least 192 dimensions");
   ASSERT_EQ(summary["causes"].size(), 1u);
   EXPECT_EQ(summary["causes"][0]["cases"], 20);
+  EXPECT_EQ(summary["causes"][0]["looks like"], "nothing is written (20 of 20)");
 }
 
 // A pipe may never end.
