@@ -193,8 +193,8 @@ TEST_F(Library, WhatItHasStartedEndsWithIt) {
   EXPECT_GE(left_ids(), 1u);
   EXPECT_TRUE(happens([&] { return left().empty(); }));
   const Ran daemon =
-      check(built("leaves_daemons"), "--timeout 2 --case 'attention b=1 h=1 l=7x9 d=5/3'");
-  EXPECT_THAT(daemon.output, HasSubstr("the candidate did not finish within 2 s"));
+      check(built("leaves_daemons"), "--timeout 6 --case 'attention b=1 h=1 l=7x9 d=5/3'");
+  EXPECT_THAT(daemon.output, HasSubstr("the candidate did not finish within 6 s"));
   EXPECT_GE(left_ids(), 3u);
   EXPECT_TRUE(happens([&] { return left().empty(); }));
 }
