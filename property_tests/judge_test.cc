@@ -567,7 +567,7 @@ TEST(Judge, FeaturesThatAreWrongAreRefused) {
   expect_refused(refused(), "features has version 2");
   assay_features_init(&features);
   features.struct_size -= 8;
-  expect_refused(refused(), "features has version 1 and struct_size");
+  expect_refused(refused(), "features has version 2 and struct_size");
 }
 
 TEST(Judge, OptionsThatAreWrongAreRefused) {

@@ -439,9 +439,9 @@ TEST_F(Library, WhatIsNoKernelLibraryIsRefused) {
   for (const auto& [library, words] : std::vector<std::pair<std::string, const char*>>{
            {built("none", "-DNO_ENTRY"), "has no symbol assay_kernel_entry"},
            {built("has_no_table"),
-            "does not work with version 1 of kernel.h: its entry answered null"},
-           {built("has_another_version"), "its table has version = 99; between 1 and 1 are known"},
-           {built("has_another_size"), "its table has struct_size = 8, not "},
+            "does not work with version 2 of kernel.h: its entry answered null"},
+           {built("has_another_version"), "its table has version = 99; between 1 and 2 are known"},
+           {built("has_another_size"), "its table has struct_size = 8, which is not a "},
            {built("has_no_function"), "its table has no function"},
            {"/nowhere/libnone.so", "cannot be loaded"},
            {ASSAY_SOURCE_DIR "/README.md", "cannot be loaded"}}) {

@@ -7,10 +7,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <span>
 #include <system_error>
 #include <vector>
@@ -46,36 +48,51 @@ bool tells_shortage(const std::string& words) {
   });
 }
 
-// Throws std::system_error if the machine lacks something.
-const assay_kernel* load_kernel(const std::string& library, std::string& why) {
+// The size of the table in version 1 of kernel.h.
+constexpr std::size_t first_size = offsetof(assay_kernel, product) + sizeof(assay_kernel::product);
+
+// The table of the library, as this version of kernel.h has it: a shorter one comes from an older
+// header and lacks the functions at its end. Throws std::system_error if the machine lacks
+// something.
+std::optional<assay_kernel> load_kernel(const std::string& library, std::string& why) {
   void* handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) {
     why = fmt::format("cannot be loaded: {}", dlerror());
     if (tells_shortage(why)) throw std::bad_alloc();
-    return nullptr;
+    return std::nullopt;
   }
   const auto entry =
       reinterpret_cast<assay_kernel_entry_function>(dlsym(handle, "assay_kernel_entry"));
   if (!entry) {
     why = "has no symbol assay_kernel_entry; include/assay/kernel.h declares it";
-    return nullptr;
+    return std::nullopt;
   }
-  const assay_kernel* kernel = entry(ASSAY_VERSION);
-  if (!kernel)
+  const assay_kernel* table = entry(ASSAY_VERSION);
+  if (!table) {
     why = fmt::format("does not work with version {} of kernel.h: its entry answered null",
                       ASSAY_VERSION);
-  else if (kernel->version < 1 || kernel->version > ASSAY_VERSION)
-    why = fmt::format("its table has version = {}; between 1 and {} are known", kernel->version,
+    return std::nullopt;
+  }
+  if (table->version < 1 || table->version > ASSAY_VERSION) {
+    why = fmt::format("its table has version = {}; between 1 and {} are known", table->version,
                       ASSAY_VERSION);
-  else if (kernel->struct_size != sizeof(assay_kernel))
-    why = fmt::format("its table has struct_size = {}, not {}", kernel->struct_size,
-                      sizeof(assay_kernel));
-  else if (kernel->probes != 0 && kernel->probes != 1)
-    why = fmt::format("its table has probes = {}, neither 0 nor 1", kernel->probes);
-  else if (!kernel->forward && !kernel->backward && !kernel->product && !kernel->decode)
+    return std::nullopt;
+  }
+  if (table->struct_size < first_size || table->struct_size > sizeof(assay_kernel) ||
+      table->struct_size % sizeof(void*) != 0) {
+    why = fmt::format("its table has struct_size = {}, which is not a multiple of {} from {} to {}",
+                      table->struct_size, sizeof(void*), first_size, sizeof(assay_kernel));
+    return std::nullopt;
+  }
+  assay_kernel kernel;
+  assay_kernel_init(&kernel, nullptr);
+  std::memcpy(&kernel, table, table->struct_size);
+  if (kernel.probes != 0 && kernel.probes != 1)
+    why = fmt::format("its table has probes = {}, neither 0 nor 1", kernel.probes);
+  else if (!kernel.forward && !kernel.backward && !kernel.product && !kernel.decode)
     why = "its table has no function";
   else return kernel;
-  return nullptr;
+  return std::nullopt;
 }
 
 // The probe that a kernel calls. It sends the stage at once, from any thread, while the call of the
@@ -191,7 +208,7 @@ void compute(const assay_kernel& kernel, const KernelRequest& request, Teller& t
 // the process, as it would in any C program.
 void serve(const std::string& library, std::size_t base) {
   std::string why;
-  const assay_kernel* kernel = load_kernel(library, why);
+  const std::optional<assay_kernel> kernel = load_kernel(library, why);
   Mappings mappings(base);
   Teller teller;  // a library may keep its address
   for (KernelRequest request; transfer(server_socket, &request, sizeof request, false);) {

@@ -21,8 +21,9 @@ extern "C" {
 #endif
 
 /* The version of the structs here and in assay.h. Every struct begins with its version and its
- * size; the *_init function of the struct sets both. */
-#define ASSAY_VERSION 1u
+ * size; the *_init function of the struct sets both. A later version adds fields at the end of
+ * structs: a table that an older header compiled is shorter, and what it lacks it does not have. */
+#define ASSAY_VERSION 2u
 
 /* ---- Status ---------------------------------------------------------------------------------- */
 

@@ -17,7 +17,7 @@ from .errors import InputError
 Arithmetic = Union[None, str, Mapping[str, Union[int, float]]]
 EVIDENCE = ("fail", "warn", "off")
 
-VERSION = 1
+VERSION = 2
 SUCCESS, INVALID_ARGUMENTS, MEMORY, EXECUTION_FAILED, UNSUPPORTED = 0, 1, 2, 5, 6
 CPU = 1
 
