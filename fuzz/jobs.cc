@@ -335,6 +335,10 @@ class Jobs {
         o_.work / "corpus" / target};
     if (const fs::path seeds = o_.seeds / target; !o_.seeds.empty() && fs::is_directory(seeds))
       a.push_back(seeds);
+    // Targets whose mutators move by meaning need no words.
+    if (const fs::path words = o_.seeds.parent_path() / "dictionaries" / (target + ".dict");
+        !o_.seeds.empty() && fs::is_regular_file(words))
+      a.push_back(fmt::format("-dict={}", words.string()));
     return a;
   }
   std::vector<std::string> environment() const {
