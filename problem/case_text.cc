@@ -3,13 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <functional>
 #include <limits>
 #include <span>
 
 #include "problem/case.h"
+#include "problem/read_number.h"
 
 namespace assay {
 namespace {
@@ -88,7 +88,7 @@ class Cursor {
   T number(std::string_view what) {
     T value{};
     const char* begin = line_.data() + at_;
-    const auto [stop, error] = std::from_chars(begin, line_.data() + end_, value);
+    const auto [stop, error] = read_number(begin, line_.data() + end_, value);
     if (error == std::errc::result_out_of_range)
       fail(fmt::format("expected {} that its type can hold", what));
     if (error != std::errc()) fail(fmt::format("expected {}", what));

@@ -4,13 +4,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
 #include <sstream>
 #include <stdexcept>
 #include <variant>
 #include <vector>
 
 #include "harness/text.h"
+#include "problem/read_number.h"
 
 namespace assay {
 namespace {
@@ -66,7 +66,7 @@ template <class Number>
 Number number_of(const std::string& word, const std::string& text) {
   Number value{};
   const char* const end = text.data() + text.size();
-  const auto [stopped, error] = std::from_chars(text.data(), end, value);
+  const auto [stopped, error] = read_number(text.data(), end, value);
   if (error != std::errc{} || stopped != end)
     throw std::invalid_argument(
         fmt::format("arithmetic: '{}' has no {}", visible(word),

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cctype>
-#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -22,6 +21,7 @@
 #include "oracle/diagnosis.h"
 #include "oracle/product.h"
 #include "problem/clock.h"
+#include "problem/read_number.h"
 
 namespace assay {
 namespace {
@@ -216,7 +216,7 @@ class RecordLine {
   template <class T>
   T number(const std::string& field, const std::string& value) const {
     T x{};
-    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), x);
+    const auto [end, error] = read_number(value.data(), value.data() + value.size(), x);
     if (error != std::errc() || end != value.data() + value.size())
       reader_.fail(fmt::format("{}={}: not a number that fits", field, value));
     return x;
