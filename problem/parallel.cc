@@ -112,16 +112,15 @@ void parallel_for_each_index(Index n, int threads, void (*call)(const void* body
       }
     }
   };
-  {
-    std::vector<std::jthread> pool;
-    try {
-      for (int t = 1; t < threads; ++t) pool.emplace_back(work);
-    } catch (const std::exception&) {
-      // The threads that already run may have written results. If memory or threads do not suffice
-      // for more, these do the work.
-    }
-    work();
+  std::vector<std::thread> pool;  // the C++ library of clang has no std::jthread
+  try {
+    for (int t = 1; t < threads; ++t) pool.emplace_back(work);
+  } catch (const std::exception&) {
+    // The threads that already run may have written results. If memory or threads do not suffice
+    // for more, these do the work.
   }
+  work();  // throws nothing
+  for (std::thread& t : pool) t.join();
   if (error) std::rethrow_exception(error);
 #else
   const auto loop = [&] {
