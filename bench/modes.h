@@ -23,7 +23,7 @@ void times_mode(Rounds& rounds, const Settings& settings);
 // One row over long keys, from tensors and from caches, as a fraction of the rate of plain reads.
 void decode_mode(Rounds& rounds, const Settings& settings);
 // Low-bit products: one row as a fraction of plain reads, several rows as a fraction of the
-// multiply-add rate.
+// multiply-add rate. Before them, how fast weights are quantized and packed.
 void products_mode(Rounds& rounds, const Settings& settings);
 // What validation, dispatch and the C interface add to a tiny call.
 void overhead_mode(Rounds& rounds, const Settings& settings);

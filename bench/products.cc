@@ -36,11 +36,11 @@ struct Weights {
     for (float& x : plain) x = 0.02f * normal(random);
     for (float& x : a) x = normal(random);
   }
+  TensorView view() { return {plain.data(), Dtype::f32, {1, 1, k, n}, {0, 0, n, 1}, 0}; }
   const kernels::LowBitBytes& bytes(LowBit format) {
     kernels::LowBitBytes& b = bytes_[format];
     if (b.codes.empty()) {
-      const TensorView w{plain.data(), Dtype::f32, {1, 1, k, n}, {0, 0, n, 1}, 0};
-      expect_success("quantize_weights", kernels::quantize_weights(w, format, {}, b));
+      expect_success("quantize_weights", kernels::quantize_weights(view(), format, {}, b));
     }
     return b;
   }
@@ -126,6 +126,46 @@ void check(const char* name, double tolerance, const Shape& s, const std::vector
         largest / size, tolerance));
 }
 
+// One thread quantizes W, and packs the bytes: the limit is to read W in f32.
+void weights_table(Rounds& rounds, Index k, Index n) {
+  Weights w(k, n, 1);
+  std::vector<std::string> names;
+  for (const Ours& o : ours)
+    if (o.activations == Dtype::f32) names.emplace_back(o.name);
+  fmt::print(
+      rounds.tables(),
+      "\nWeights, K = {}, N = {}, one thread. Medians of GB/s (1e9) of W in f32, so four times "
+      "the weights a second, and of this rate over that of plain reads of W\n",
+      k, n);
+  Table table(rounds, Table::Cell::rate, "            ", names, {});
+  const auto line = [&](const char* what, const auto& make) {
+    std::vector<Entry> entries;
+    for (const Ours& o : ours) {
+      if (o.activations != Dtype::f32) continue;
+      const double bytes = 4 * static_cast<double>(k * n);
+      entries.push_back(
+          {fmt::format("weights/{}/{}/N:{}/K:{}", what, o.name, n, k),
+           [&w, format = o.format, make] { return make(w, format); }, 0, bytes, Entry::Limit::bytes,
+           [reader = Reader(w.plain.data(), static_cast<std::size_t>(bytes), 1)](
+               double seconds) mutable { return reader.gigabytes_per_second(seconds); }});
+    }
+    table.line(fmt::format("{:<12}", what), entries);
+  };
+  line("quantize", [](Weights& weights, LowBit format) -> Run {
+    return [&weights, format] {
+      kernels::LowBitBytes bytes;
+      expect_success("quantize_weights",
+                     kernels::quantize_weights(weights.view(), format, {}, bytes));
+    };
+  });
+  line("pack", [](Weights& weights, LowBit format) -> Run {
+    return [view = weights.bytes(format).view()] {
+      std::shared_ptr<const kernels::PackedWeights> packed;
+      expect_success("pack", kernels::PackedWeights::pack(view, packed));
+    };
+  });
+}
+
 }  // namespace
 
 void products_mode(Rounds& rounds, const Settings& settings) {
@@ -144,6 +184,7 @@ void products_mode(Rounds& rounds, const Settings& settings) {
   // These take 62 MB or more in four bits, which is larger than the caches of most machines, as the
   // layers of a model are together.
   matrices.push_back({8192, 14336, {1}});
+  weights_table(rounds, 4096, 4096);
   for (const auto& [n, k, rows] : matrices) {
     Weights w(k, n, rows.back());
     std::vector<float> c(usize(rows.back() * n));

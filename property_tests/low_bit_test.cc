@@ -7,8 +7,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <random>
 
 #include "kernels/product/product.h"
+#include "kernels/simd/targets.h"
 #include "oracle/product.h"
 #include "problem/generate.h"
 #include "testing/matchers.h"
@@ -176,14 +178,51 @@ void expect_nearest(LowBit format, Index group, const std::vector<float>& column
   const Index k = std::ssize(column);
   const LowBitMatrix reference =
       quantize(format, k, 1, group, [&](Index i, Index) { return column[usize(i)]; });
-  kernels::LowBitBytes bytes;
   const TensorView w{const_cast<float*>(column.data()), Dtype::f32, {1, 1, k, 1}, {0, 0, 1, 1}, 0};
-  const kernels::Status status = kernels::quantize_weights(w, format, {group}, bytes);
-  ASSERT_TRUE(status.ok()) << status.detail;
-  EXPECT_EQ(bytes.tensor_scale, reference.view().tensor_scale);
-  EXPECT_EQ(decode_weights(bytes.view()), decode_weights(reference.view()));
-  ASSERT_EQ(bytes.scales.size(), reference.scales().size_in_bytes());
-  EXPECT_EQ(std::memcmp(bytes.scales.data(), reference.scales().bytes(), bytes.scales.size()), 0);
+  for (const std::string& target : kernels::runnable_targets()) {
+    SCOPED_TRACE(target);
+    kernels::LowBitBytes bytes;
+    const kernels::Status status = kernels::quantize_weights(
+        w, format, {.group = group, .target = *kernels::Target::named(target)}, bytes);
+    ASSERT_TRUE(status.ok()) << status.detail;
+    EXPECT_EQ(bytes.tensor_scale, reference.view().tensor_scale);
+    EXPECT_EQ(decode_weights(bytes.view()), decode_weights(reference.view()));
+    ASSERT_EQ(bytes.scales.size(), reference.scales().size_in_bytes());
+    EXPECT_EQ(std::memcmp(bytes.scales.data(), reference.scales().bytes(), bytes.scales.size()), 0);
+  }
+}
+
+// Whole tiles and tails of columns and rows, in every layout of W: the same numbers as the
+// reference encoder gives.
+TEST(LowBitEncoders, AgreeOnEveryTileAndTail) {
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  for (const Index k : {8, 100, 264})
+    for (const Index n : {1, 63, 130}) {
+      std::vector<float> rows(usize(k * n)), columns(usize(k * n));
+      for (Index i = 0; i < k; ++i)
+        for (Index j = 0; j < n; ++j)
+          rows[usize(i * n + j)] = columns[usize(j * k + i)] =
+              std::ldexp(normal(random), i % 7 - 3);
+      for (const LowBit format : values_of<LowBit>) {
+        const Index group = traits(format).group;
+        const LowBitMatrix reference =
+            quantize(format, k, n, group, [&](Index i, Index j) { return rows[usize(i * n + j)]; });
+        for (const auto& [data, stride] :
+             {std::pair{&rows, std::array<Index, 2>{n, 1}}, {&columns, {1, k}}}) {
+          const TensorView w{
+              data->data(), Dtype::f32, {1, 1, k, n}, {0, 0, stride[0], stride[1]}, 0};
+          for (const std::string& target : kernels::runnable_targets()) {
+            kernels::LowBitBytes bytes;
+            ASSERT_TRUE(kernels::quantize_weights(
+                            w, format, {.target = *kernels::Target::named(target)}, bytes)
+                            .ok());
+            EXPECT_EQ(decode_weights(bytes.view()), decode_weights(reference.view()))
+                << traits(format).name << " " << k << "x" << n << " " << target;
+          }
+        }
+      }
+    }
 }
 
 // Weights in 16 bits are quantized like the same numbers in f32.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -33,7 +34,34 @@ std::uint32_t scale_code_of(const LowBitView& w, Index t, Index n) {
   return half;
 }
 
-// Returns dense codes. A code of a sparse matrix that was not kept is 0.
+// Returns the code of an element of a sparse matrix; 0 if it was not kept.
+std::uint32_t sparse_code(const LowBitView& w, Index k, Index n) {
+  const std::uint32_t kept = nibble(w.extra, (k / 32 * w.n + n) * 8 + k / 4 % 8),
+                      position = static_cast<std::uint32_t>(k % 4);
+  const Index pair = (k / 16 * w.n + n) * 8 + k / 4 % 4 * 2;
+  return position == (kept & 3)  ? nibble(w.codes, pair)
+         : position == kept >> 2 ? nibble(w.codes, pair + 1)
+                                 : 0;
+}
+
+// Returns the nibbles of eight k of a column, the lowest k in the lowest nibble. Rows behind K are
+// 0.
+std::uint32_t word_of(const LowBitView& w, Index block, Index n) {
+  const Index rows = std::min(Index{8}, w.k - 8 * block);
+  std::uint32_t word = 0;
+  switch (traits(w.format).layout) {
+    case CodeLayout::columns:
+      if (rows == 8) std::memcpy(&word, w.codes + n * ((w.k + 1) / 2) + 4 * block, 4);
+      else std::memcpy(&word, w.codes + n * ((w.k + 1) / 2) + 4 * block, usize((rows + 1) / 2));
+      break;
+    case CodeLayout::words: std::memcpy(&word, w.codes + 4 * (block * w.n + n), 4); break;
+    default:
+      for (Index i = 0; i < rows; ++i) word |= sparse_code(w, 8 * block + i, n) << (4 * i);
+  }
+  return rows == 8 ? word : word & ((1u << (4 * rows)) - 1);
+}
+
+// Returns dense codes.
 std::uint32_t code_of(const LowBitView& w, Index k, Index n) {
   switch (traits(w.format).layout) {
     case CodeLayout::columns:
@@ -41,14 +69,47 @@ std::uint32_t code_of(const LowBitView& w, Index k, Index n) {
                                         : nibble(w.codes + n * ((w.k + 1) / 2), k);
     case CodeLayout::words: return nibble(w.codes, (k / 8 * w.n + n) * 8 + k % 8);
     case CodeLayout::bytes: return static_cast<std::uint32_t>(w.codes[k * w.n + n]);
-    default: {
-      const std::uint32_t kept = nibble(w.extra, (k / 32 * w.n + n) * 8 + k / 4 % 8),
-                          position = static_cast<std::uint32_t>(k % 4);
-      const Index pair = (k / 16 * w.n + n) * 8 + k / 4 % 4 * 2;
-      return position == (kept & 3)  ? nibble(w.codes, pair)
-             : position == kept >> 2 ? nibble(w.codes, pair + 1)
-                                     : 0;
+    default: return sparse_code(w, k, n);
+  }
+}
+
+// Puts each nibble of 16 bits into a byte of its own.
+constexpr std::uint32_t spread(std::uint32_t nibbles) {
+  const std::uint32_t pairs = (nibbles | nibbles << 8) & 0x00FF00FF;
+  return (pairs | pairs << 4) & 0x0F0F0F0F;
+}
+
+// Blocks of eight k of a panel, and the columns of the panel that W has.
+struct BlockRange {
+  Index first, end;
+  Index n, count;
+};
+
+// Write blocks in the order of PackedWeights. A column of W is read along k, so that its lines are
+// in the cache for every block of the range.
+void pack_nibbles(const LowBitView& w, const BlockRange& r, std::uint8_t* to) {
+  for (Index c = 0; c < r.count; ++c) {
+    std::uint8_t* pair = to + c / 4 * 16 + c % 4 * 2;
+    for (Index block = r.first; block < r.end; ++block, pair += PackedWeights::panel * 4) {
+      const std::uint32_t word = word_of(w, block, r.n + c),
+                          bytes = spread(word & 0xFFFF) | spread(word >> 16) << 4;
+      const auto first = static_cast<std::uint16_t>(bytes),
+                 second = static_cast<std::uint16_t>(bytes >> 16);
+      std::memcpy(pair, &first, 2);
+      std::memcpy(pair + 8, &second, 2);
     }
+  }
+}
+void pack_bytes(const LowBitView& w, const BlockRange& r, std::uint8_t* to) {
+  const Index begin = 8 * r.first, end = std::min(w.k, 8 * r.end);
+  if (traits(w.format).layout == CodeLayout::bytes) {
+    for (Index k = begin; k < end; ++k, to += PackedWeights::panel)
+      std::memcpy(to, w.codes + k * w.n + r.n, usize(r.count));
+  } else {
+    for (Index c = 0; c < r.count; ++c)
+      for (Index k = begin; k < end; ++k)
+        to[(k - begin) * PackedWeights::panel + c] =
+            static_cast<std::uint8_t>(w.codes[(r.n + c) * w.k + k]);
   }
 }
 
@@ -175,8 +236,15 @@ Status PackedWeights::pack(const LowBitView& w, std::shared_ptr<const PackedWeig
     const auto cells = usize(p->panels() * p->groups_ * panel);
     p->scales_.resize(p->scaled_ ? cells * usize(p->scale_bytes_) : 0);
     p->zeros_.resize(t.integer ? cells : 0);
+    constexpr Index blocks_at_once = 16;  // the nibbles of a column are a line of the cache
+    for (Index panel_number = 0; panel_number < p->panels(); ++panel_number)
+      for (Index block = 0; block < p->blocks(); block += blocks_at_once) {
+        const Index n = panel_number * panel;
+        (t.bits == 8 ? pack_bytes : pack_nibbles)(
+            w, {block, std::min(block + blocks_at_once, p->blocks()), n, std::min(panel, w.n - n)},
+            p->codes_.get() + (panel_number * p->blocks() + block) * p->block_bytes());
+      }
     for (Index n = 0; n < w.n; ++n) {
-      for (Index k = 0; k < w.k; ++k) p->set_code(k, n, code_of(w, k, n));
       for (Index g = 0; g < w.groups(); ++g) {
         const Index at = (n / panel * p->groups_ + g) * panel + n % panel;
         const std::uint32_t code = scale_code_of(w, g, n);
@@ -236,15 +304,6 @@ Status PackedWeights::unpack(std::byte* codes, std::byte* scales, std::byte* ext
     }
   }
   return {};
-}
-
-void PackedWeights::set_code(Index k, Index n, std::uint32_t code) {
-  std::uint8_t* block = codes_.get() + (n / panel * blocks() + k / 8) * block_bytes();
-  const Index column = n % panel, depth = k % 8;
-  if (bits_ == 8) block[depth * panel + column] = static_cast<std::uint8_t>(code);
-  else
-    block[column / 4 * 16 + depth % 4 / 2 * 8 + column % 4 * 2 + depth % 2] |=
-        static_cast<std::uint8_t>(code << (depth / 4 * 4));
 }
 
 std::uint32_t PackedWeights::code(Index k, Index n) const {

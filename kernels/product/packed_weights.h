@@ -67,7 +67,6 @@ class PackedWeights {
 
  private:
   PackedWeights() = default;
-  void set_code(Index k, Index n, std::uint32_t code);
   std::uint32_t scale_code(Index t, Index n) const;
 
   LowBit format_ = LowBit::mxfp4;

@@ -31,8 +31,9 @@ Status product(const LowBitView& a, const PackedWeights& w, const TensorView& c,
 inline constexpr Index many_rows = 32;
 
 struct QuantizeOptions {
-  Index group = 0;    // 0: the group size of the format; -1: f8 without scales
-  bool pad_k = true;  // false: K must be whole groups; true: the last group may be shorter
+  Index group = 0;     // 0: the group size of the format; -1: f8 without scales
+  bool pad_k = true;   // false: K must be whole groups; true: the last group may be shorter
+  Target target = {};  // whose code is run; every target gives the same bytes
 };
 
 // A matrix in a low-bit format; the vectors have the sizes that sizes_of() gives.
