@@ -535,4 +535,28 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
   }
 }
 
+Inputs::Inputs(const Inputs& other)
+    : around(other.around),
+      q(other.q),
+      k(other.k),
+      v(other.v),
+      bias(other.bias),
+      d_o(other.d_o),
+      token_k(other.token_k),
+      token_v(other.token_v),
+      up_k(other.up_k),
+      up_v(other.up_v),
+      k_absolute(other.k_absolute),
+      v_absolute(other.v_absolute),
+      keep(other.keep),
+      problem(other.problem) {
+  problem.q = q.view();
+  problem.k = k.view();
+  problem.v = v.view();
+  problem.bias = bias.view();
+  if (problem.keep) problem.keep.data = keep.data();
+  problem.projection.k_absolute = k_absolute.view();
+  problem.projection.v_absolute = v_absolute.view();
+}
+
 }  // namespace assay

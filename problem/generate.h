@@ -14,7 +14,9 @@ namespace assay {
 // Owns the inputs. `problem` holds views of them, so the object must not move once it is made.
 struct Inputs {
   explicit Inputs(const Case& c, Surroundings around = Surroundings::bands);
-  Inputs(const Inputs&) = delete;
+  // The same inputs again, for a step that changes some of them: generating takes several times as
+  // long as copying.
+  explicit Inputs(const Inputs& other);
   Inputs& operator=(const Inputs&) = delete;
 
   const Surroundings around;  // around every tensor
@@ -35,7 +37,7 @@ Attention described(const Case& c);
 // The inputs of a product. This object must not move either.
 struct ProductInputs {
   explicit ProductInputs(const Case& c, Surroundings around = Surroundings::bands);
-  ProductInputs(const ProductInputs&) = delete;
+  explicit ProductInputs(const ProductInputs& other);
   ProductInputs& operator=(const ProductInputs&) = delete;
 
   const Surroundings around;  // around every tensor

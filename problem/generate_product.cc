@@ -174,4 +174,11 @@ ProductInputs::ProductInputs(const Case& c, Surroundings around_) : around(aroun
   problem.w = w.view();
 }
 
+ProductInputs::ProductInputs(const ProductInputs& other)
+    : around(other.around), a(other.a), a_low(other.a_low), w(other.w), problem(other.problem) {
+  if (problem.a) problem.a = a.view();
+  else problem.a_low = a_low.view();
+  problem.w = w.view();
+}
+
 }  // namespace assay

@@ -59,7 +59,9 @@ void store(const TensorView& t, Index position, double value) {
 }
 
 Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout, Surroundings around)
-    : size_((usize(layout.elements) * usize(format(dtype).bits) + 7) / 8), sparse_(layout.sparse) {
+    : size_((usize(layout.elements) * usize(format(dtype).bits) + 7) / 8),
+      around_(around),
+      sparse_(layout.sparse) {
   const std::size_t page = usize(sysconf(_SC_PAGESIZE));
   if (sparse_ || around != Surroundings::bands) {
     const std::size_t inner = (size_ + page - 1) / page * page, total = inner + 2 * page;
@@ -78,7 +80,6 @@ Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout, Surround
     const std::size_t total = (size_ + 2 * guard_bytes + 63) / 64 * 64;
     storage_ = {static_cast<std::byte*>(std::aligned_alloc(64, total)), Release{}};
     if (!storage_) throw std::bad_alloc();
-    banded_ = true;
     bytes_ = storage_.get() + guard_bytes;
     std::memset(storage_.get(), static_cast<int>(guard_pattern), guard_bytes);
     std::memset(bytes_, 0, size_);
@@ -87,8 +88,17 @@ Tensor::Tensor(Dtype dtype, const Extents& shape, const Layout& layout, Surround
   view_ = {bytes_, dtype, shape, layout.stride, layout.origin};
 }
 
+Tensor::Tensor(const Tensor& other) {
+  if (!other.storage_) return;
+  const TensorView& v = other.view_;
+  const auto elements = static_cast<Index>(other.size_) * 8 / format(v.dtype).bits;
+  *this = Tensor(v.dtype, v.shape, {v.stride, v.origin, elements, other.sparse_}, other.around_);
+  for (const Region& r : other.regions())
+    std::memcpy(bytes_ + r.begin, other.bytes_ + r.begin, r.end - r.begin);
+}
+
 bool Tensor::guards_intact() const {
-  if (!banded_) return true;
+  if (!storage_ || sparse_ || around_ != Surroundings::bands) return true;
   const auto intact = [](const std::byte* band) {
     return band[0] == guard_pattern && std::memcmp(band, band + 1, guard_bytes - 1) == 0;
   };

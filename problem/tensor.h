@@ -68,6 +68,10 @@ class Tensor {
   // Throws std::bad_alloc.
   Tensor(Dtype dtype, const Extents& shape, const Layout& layout,
          Surroundings around = Surroundings::bands);
+  // A tensor with the same elements, layout and surroundings. Throws std::bad_alloc.
+  explicit Tensor(const Tensor& other);
+  Tensor(Tensor&&) = default;
+  Tensor& operator=(Tensor&&) = default;
 
   const TensorView& view() const { return view_; }
   std::byte* bytes() const { return bytes_; }
@@ -92,7 +96,8 @@ class Tensor {
   std::unique_ptr<std::byte[], Release> storage_;
   std::byte* bytes_ = nullptr;
   std::size_t size_ = 0;
-  bool banded_ = false, sparse_ = false;
+  Surroundings around_ = Surroundings::bands;
+  bool sparse_ = false;
   TensorView view_;
 };
 

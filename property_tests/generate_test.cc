@@ -186,6 +186,37 @@ TEST(GeneratePinned, NormalElementsFollowFromPhilox) {
   }
 }
 
+// A copy has the same elements in memory of its own, whatever kinds of inputs there are.
+TEST(Generate, CopiesAreTheSameInputsApart) {
+  for (const char* fields :
+       {"b=2 h=4/2 l=9x13 d=8/5 bias=random@hij bool=random@bj "
+        "layout=q:padded,k:strided,v:reversed",
+        "b=1 h=2 l=5x40 d=16 dtype=bf16 hidden=nan lengths=30 layout=distant poke=v:0:1:3:2=inf",
+        "b=2 h=2 l=4x20 d=16 offset=end cache=paged:4 store=f8e4m3/8",
+        "b=1 h=2 l=3x8 d=12 offset=end cache=latent:4:16+4"}) {
+    const Case c = parse_case(line_with(fields));
+    const Inputs in(c, Surroundings::page_behind);
+    const Inputs copy(in);
+    EXPECT_EQ(copy.around, in.around);
+    for (const auto tensor : {&Attention::q, &Attention::k, &Attention::v, &Attention::bias}) {
+      const TensorView &mine = copy.problem.*tensor, &theirs = in.problem.*tensor;
+      ASSERT_EQ(bool(mine), bool(theirs)) << fields;
+      if (!mine) continue;
+      EXPECT_NE(mine.data, theirs.data);
+      EXPECT_EQ(mine.stride, theirs.stride);
+      EXPECT_EQ(bits_of(mine), bits_of(theirs)) << fields;
+    }
+    EXPECT_EQ(copy.keep, in.keep);
+    if (copy.problem.keep) {
+      EXPECT_EQ(copy.problem.keep.data, copy.keep.data());
+    }
+    EXPECT_EQ(copy.problem.projection.k_absolute.data, copy.k_absolute.view().data);
+    EXPECT_EQ(copy.problem.key_lengths, in.problem.key_lengths);
+    store(copy.problem.q, copy.problem.q.at(0, 0, 0, 0), 77);
+    EXPECT_NE(load(in.problem.q, in.problem.q.at(0, 0, 0, 0)), 77);
+  }
+}
+
 TEST(Generate, SeedsAndTensorsDiffer) {
   std::set<std::uint64_t> digests;
   for (const char* seed : {"0", "1", "2", "4294967297", "18446744073709551615"}) {

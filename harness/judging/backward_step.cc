@@ -52,7 +52,7 @@ void negate_gradients(const GradientOutputs& out) {
 // -dO instead of dO negates every gradient.
 Relation negated_gradient(const AskedBackward& asked) {
   const BackwardStep& step = asked.step;
-  const Inputs changed(step.c, step.in.around);
+  const Inputs changed(step.in);
   if (!scale_exactly(changed.d_o, -1)) return Relation::not_applicable("dO is not finite");
   return same_after(asked, with_inputs(step, changed), execution_of(step.c), negate_gradients);
 }
@@ -61,7 +61,7 @@ Relation unseen_keys_nan(const AskedBackward& asked) {
   const BackwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
   return ask_with_nan(asked.candidate, step.in.problem, [&](const UnseenFill& fill) {
-    const Inputs changed(step.c, step.in.around);
+    const Inputs changed(step.in);
     if (overwrite_unseen_keys(step.c, changed, step.c.shape.rows, fill) == 0)
       return Relation::not_applicable("every key is seen");
     return same_after(asked, with_inputs(step, changed), execution_of(step.c));

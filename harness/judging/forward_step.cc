@@ -160,7 +160,7 @@ ForwardStep of_case(const ForwardStep& step, const Case& c, const Inputs& in) {
 // -V instead of V gives -O instead of O.
 Relation negated_values(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
-  const Inputs changed(step.c, step.in.around);
+  const Inputs changed(step.in);
   if (!scale_exactly(changed.v, -1)) return Relation::not_applicable("V is not finite");
   return same_after(asked, with_inputs(step, changed), execution_of(step.c),
                     [](const Outputs& out) { negate_elements(out.o.view()); });
@@ -169,7 +169,7 @@ Relation negated_values(const AskedForward& asked) {
 // 2 Q and K / 2 instead of Q and K change no product.
 Relation exchanged_scale(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
-  const Inputs changed(step.c, step.in.around);
+  const Inputs changed(step.in);
   if (!scale_exactly(changed.q, 2) || !scale_exactly(changed.k, 0.5))
     return Relation::not_applicable("Q or K would round");
   return same_after(asked, with_inputs(step, changed), execution_of(step.c));
@@ -214,7 +214,7 @@ std::string wrong_late_row(const AskedForward& asked, const Outputs& out, Index 
 Relation unseen_keys(const AskedForward& asked, Index rows, const UnseenFill& fill) {
   const ForwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
-  const Inputs changed(step.c, step.in.around);
+  const Inputs changed(step.in);
   if (overwrite_unseen_keys(step.c, changed, rows, fill) == 0)
     return Relation::not_applicable("every key is seen");
   const ForwardStep other = with_inputs(step, changed);

@@ -100,7 +100,7 @@ template <class Change, class Undo>
 Relation with_activations(const AskedProduct& asked, const Change& change, const Undo& undo) {
   const ProductStep& step = asked.step;
   if (!step.in.problem.a) return Relation::not_applicable("A is low-bit");
-  const ProductInputs changed(step.c, step.in.around);
+  const ProductInputs changed(step.in);
   const Index rows = change(changed.problem.a);
   if (rows == 0) return Relation::not_applicable("no such rows");
   const ProductStep other{step.c, changed};
