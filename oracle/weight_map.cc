@@ -1,5 +1,7 @@
 #include "oracle/weight_map.h"
 
+#include <Eigen/QR>
+
 #include <algorithm>
 #include <cmath>
 
@@ -211,8 +213,8 @@ std::optional<WeightMap> map_weights(const ProjectedAttention& problem, const At
   const auto row_cost = static_cast<double>(s.keys * (s.value_dim + s.dim)) * 8;
   const Index most_rows =
       std::clamp<Index>(static_cast<Index>(search_budget / row_cost), 1, most_cells);
-  WeightMap map{worst->b, worst->h, s.rows, s.keys, steps(s.rows, most_rows),
-                steps(s.keys, most_cells), {}};
+  WeightMap map{
+      worst->b, worst->h, s.rows, s.keys, steps(s.rows, most_rows), steps(s.keys, most_cells), {}};
   std::set<Index> chosen;
   for (Index i = 0; i < s.rows; i += map.row_step)
     chosen.insert(worst->row / map.row_step == i / map.row_step ? worst->row : i);
