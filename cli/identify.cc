@@ -27,6 +27,7 @@ struct IdentifyOptions {
   std::string record;   // a file of records, instead of a candidate
   std::string name;     // of one record
   std::string dtype;    // empty: each of f16, bf16 and f32 that the candidate takes
+  std::string line;     // what is asked; empty: attention in these dtypes
   std::string json;
   int timeout_seconds = 120;
 };
@@ -44,25 +45,34 @@ void describe_fields(Fields& fields, Value& run) {
 
 void print(const Identification& told) {
   tell("{}, {}\n", told.candidate, told.line);
+  if (told.outcome == Asking::fail) tell("  fail: {}\n", told.reason);
   for (const Statement& s : told.statements)
     tell("  {:<22}{}\n      {}\n", s.subject, s.answer, s.input);
   for (const std::string& why : told.not_told) tell("  not told: {}\n", why);
 }
 
-// Asks about every dtype that the candidate takes. Throws CandidateDeclined if it takes none.
+std::vector<Case> questions(const IdentifyOptions& o) {
+  if (!o.line.empty()) return {parse_case(o.line)};
+  std::vector<Case> all;
+  for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f32})
+    if (o.dtype.empty() || o.dtype == format(dtype).name) all.emplace_back().dtype = dtype;
+  return all;
+}
+
+// Asks every question that the candidate takes. Throws UsageError if it takes none.
 std::vector<Identification> identify_candidate(const IdentifyOptions& o, const std::string& name) {
   const TimeLimit limit("identifying " + name, o.timeout_seconds, some_failed);
   const std::unique_ptr<Candidate> candidate = make_candidate(name);
   std::vector<Identification> all;
   std::string declined;
-  for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::f32}) {
-    if (!o.dtype.empty() && o.dtype != format(dtype).name) continue;
-    try {
-      all.push_back(identify(*candidate, dtype));
-      print(all.back());
-    } catch (const CandidateDeclined& e) {
-      declined += fmt::format("\n{}", e.what());
+  for (const Case& asked : questions(o)) {
+    Identification told = identify(*candidate, asked);
+    if (told.outcome == Asking::unsupported) {
+      declined += "\n" + told.reason;
+      continue;
     }
+    print(told);
+    all.push_back(std::move(told));
   }
   if (all.empty()) throw UsageError(name + " cannot be asked:" + declined);
   return all;
@@ -92,20 +102,22 @@ std::map<std::string, std::vector<ArithmeticFit>> identify_records(const Identif
 
 int run(const IdentifyOptions& o) {
   IdentifyRun run;
-  bool every_one_fits = true;
+  bool right = true;
   if (!o.record.empty()) {
     run.records = identify_records(o);
     for (const auto& [name, fits] : run.records)
-      every_one_fits = every_one_fits && std::ranges::any_of(fits, &ArithmeticFit::typical);
+      right = right && std::ranges::any_of(fits, &ArithmeticFit::typical);
   } else {
     const std::string name = !o.library.empty() ? candidate_of_library(o.library)
                              : !o.python.empty()
                                  ? "python:" + o.python + (o.device.empty() ? "" : "@" + o.device)
                                  : o.candidate;
     run.candidates = identify_candidate(o, name);
+    right = std::ranges::none_of(
+        run.candidates, [](const Identification& told) { return told.outcome == Asking::fail; });
   }
   if (!o.json.empty()) write_file(o.json, to_json(run).dump(1) + "\n");
-  return static_cast<int>(every_one_fits ? all_passed : some_failed);
+  return static_cast<int>(right ? all_passed : some_failed);
 }
 
 }  // namespace
@@ -138,11 +150,17 @@ Command add_identify(CLI::App& app) {
                      ->excludes(python);
   command->add_option("--name", o->name, "With --record: only the record of this name")
       ->needs(record);
+  auto* dtype = command
+                    ->add_option("--dtype", o->dtype,
+                                 "f16, bf16 or f32; without it, each of them that the kernel takes")
+                    ->check(CLI::IsMember({"f16", "bf16", "f32"}))
+                    ->excludes(record);
   command
-      ->add_option("--dtype", o->dtype,
-                   "f16, bf16 or f32; without it, each of them that the kernel takes")
-      ->check(CLI::IsMember({"f16", "bf16", "f32"}))
-      ->excludes(record);
+      ->add_option("--case", o->line,
+                   "What is asked, as words of a case line: 'product dtype=f16 w=int4:64'. "
+                   "Shapes and inputs are chosen")
+      ->excludes(record)
+      ->excludes(dtype);
   command->add_option("--json", o->json, "Write the answers to this file")->check(writable());
   command
       ->add_option("--timeout", o->timeout_seconds,
@@ -155,6 +173,7 @@ Command add_identify(CLI::App& app) {
       "failed.\n\nExamples:\n"
       "  assay identify --candidate host --dtype bf16\n"
       "  assay identify --kernel mine/build/libmy_kernel.so --json arithmetic.json\n"
+      "  assay identify --case 'product dtype=bf16 w=nvfp4'\n"
       "  assay identify --record dump.safetensors");
   return {command, [o] { return run(*o); }};
 }

@@ -179,6 +179,15 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
     return 0;
   }
   const std::string line = draw_line(in);
+  if (in.below(16) == 0) {
+    const std::size_t words = in.below(3) == 0 ? line.size() : line.find(' ');
+    const std::string asked = line.substr(0, words) + in.of({"", " dtype=f16", " dtype=bf16",
+                                                             " w=nvfp4", " w=f8e4m3 a=f8e5m2"});
+    ask(assay_judge_identify, asked.c_str(), &answer_call, static_cast<void*>(&in),
+        static_cast<std::int32_t>(in.below(2)), static_cast<const assay_features*>(nullptr),
+        in.of({static_cast<const char*>(nullptr), "", "mine"}));
+    return 0;
+  }
   const std::optional<json> parsed = ask(assay_judge_parse, line.c_str());
   if (!parsed || !assay::affordable(assay::parse_case(line))) return 0;
   if (what < 5) {

@@ -1,13 +1,12 @@
 #include "fuzz/judge.h"
 
-#include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
 
+#include "fuzz/fitness.h"
 #include "harness/judging/execute.h"
 #include "problem/random.h"
 
@@ -15,20 +14,8 @@ namespace assay {
 namespace {
 
 // A second fitness beside coverage. libFuzzer keeps an input that sets one of these bytes for the
-// first time. There is one byte for every half power of two of the largest error/bound of every
-// output.
-constexpr std::size_t outputs = 16, steps = 64;
-__attribute__((used, section("__libfuzzer_extra_counters"))) std::uint8_t nearness[outputs * steps];
-
-void note_nearness(const Verdict& v) {
-  for (const auto& [output, part] : v.outputs) {
-    const double ratio = part.worst.ratio;
-    if (!(ratio > 0)) continue;
-    const int step = std::clamp(static_cast<int>(std::floor(2 * std::log2(ratio))) + 48, 0,
-                                static_cast<int>(steps) - 1);
-    nearness[static_cast<std::size_t>(output) % outputs * steps + usize(step)] = 1;
-  }
-}
+// first time.
+__attribute__((used, section("__libfuzzer_extra_counters"))) std::uint8_t fitness[fitness_counters];
 
 // Makes 64 bytes from a seed with splitmix64.
 std::vector<unsigned char> bytes_of_seed(unsigned seed) {
@@ -62,7 +49,7 @@ int judge_bytes(CaseKind kind, const unsigned char* data, std::size_t size) {
   } catch (const CaseError&) {
     return -1;  // this machine cannot run it, so it is not kept
   }
-  note_nearness(result.verdict);
+  for (const std::size_t counter : fitness_of(result.verdict)) fitness[counter] = 1;
   if (result.outcome == Outcome::fail || result.outcome == Outcome::error) {
     std::fprintf(stderr, "finding: %s\nfinding case: %s\n", result.reason.c_str(),
                  result.line.c_str());

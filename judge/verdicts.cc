@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <map>
 
@@ -10,6 +9,7 @@
 #include "harness/candidates/named_candidate.h"
 #include "harness/judging/execute.h"
 #include "harness/records/record.h"
+#include "judge/callback.h"
 #include "judge/pages.h"
 
 using namespace assay;
@@ -149,22 +149,6 @@ CaseResult verified(const RecordFile& file, const std::string& name, const Optio
   return verify(file, r, verifying);
 }
 
-void call_back(assay_function function, void* user, const NamedCall& call) {
-  std::vector<assay_named_tensor> inputs, outputs;
-  for (const NamedTensor& t : call.inputs) inputs.push_back({t.name.c_str(), t.tensor});
-  for (const NamedTensor& t : call.outputs) outputs.push_back({t.name.c_str(), t.tensor});
-  const assay_call c = {call.operation.c_str(), call.line.c_str(),  inputs.data(),
-                        outputs.data(),         std::ssize(inputs), std::ssize(outputs)};
-  std::array<char, 4096> sentence{};
-  const assay_status status = function(user, &c, sentence.data(), sentence.size());
-  if (status == ASSAY_SUCCESS) return;
-  sentence.back() = '\0';
-  std::string why = sentence.data();
-  if (why.empty()) why = fmt::format("the function answered {} without a sentence", status);
-  if (status == ASSAY_UNSUPPORTED) throw CandidateDeclined(why);
-  throw CandidateError(why);
-}
-
 }  // namespace
 
 assay_status assay_judge_tensors(const char* line, const assay_named_tensor* tensors, int64_t count,
@@ -198,13 +182,10 @@ assay_status assay_judge_function(const char* line, assay_function function, voi
                                   const assay_judge_options* options, assay_text** answer) {
   return answering(answer, [&] {
     const Case c = case_of(line);
-    needed(function, "function");
-    if (no_lse != 0 && no_lse != 1) throw Refused(fmt::format("no_lse is {}, not 0 or 1", no_lse));
-    const Features has = judging::features_of(features);
     const Options o = options_of(options);
-    return text_of(to_json(judge_with(
-        c, {.name = o.name, .features = has, .lse = no_lse == 0, .contracts = contracts_of(o, c)},
-        [&](const NamedCall& call) { call_back(function, user, call); }, o)));
+    NamedCandidate::Facts facts = facts_of(o.name.c_str(), no_lse, features);
+    facts.contracts = contracts_of(o, c);
+    return text_of(to_json(judge_with(c, std::move(facts), answer_by(function, user), o)));
   });
 }
 

@@ -10,6 +10,7 @@
 
 #include "harness/faults/fault_table.h"
 #include "harness/judging/execute.h"
+#include "harness/judging/painter.h"
 #include "harness/judging/outputs.h"
 #include "harness/results/common_causes.h"
 #include "oracle/diagnosis.h"
@@ -210,6 +211,95 @@ TEST(Diagnosis, CommonCausesExplainMostCases) {
   EXPECT_EQ(causes.rank_of("c"), 3);
   EXPECT_EQ(causes.rank_of("d"), 0);
   EXPECT_EQ(causes.ranking().front(), "a");
+}
+
+CaseResult drawn(const char* line, const std::string& candidate) {
+  ExecuteOptions options;
+  options.pictures = true;
+  options.power = options.diagnosis = options.relations = false;
+  CaseResult r = execute(parse_case(line), *make_candidate(candidate), options);
+  EXPECT_EQ(r.outcome, Outcome::fail) << line << ": " << candidate;
+  EXPECT_TRUE(r.pictures.has_value());
+  return r;
+}
+
+// Which share of its weight each key lacks, by row and key. Rows without shares are skipped.
+using Lacks = std::function<double(Index row, Index key)>;
+void expect_weights(const Pictures::Weights& w, Index told, const Lacks& lacks) {
+  ASSERT_EQ(w.row_step * w.key_step, 1);
+  Index rows = 0;
+  for (std::size_t i = 0; i < w.cells.size(); ++i) {
+    rows += w.cells[i].front() ? 1 : 0;
+    for (std::size_t j = 0; w.cells[i].front() && j < w.cells[i].size(); ++j)
+      EXPECT_NEAR(*w.cells[i][j], lacks(static_cast<Index>(i), static_cast<Index>(j)), 0.05)
+          << "row " << i << ", key " << j;
+  }
+  EXPECT_GE(rows, told);
+}
+
+TEST(WeightMap, ShowsTheKeysThatAreMissing) {
+  const CaseResult window =
+      drawn("attention b=1 h=1 l=24 d=64 causal window=6,-1", "fault:window-off-by-one");
+  ASSERT_TRUE(window.pictures->weights.has_value());
+  expect_weights(*window.pictures->weights, 24,
+                 [](Index i, Index j) { return j == i - 6 ? 1 : 0; });
+  const CaseResult tile =
+      drawn("attention b=1 h=1 l=9x140 d=64", "fault:last-partial-tile-skipped");
+  ASSERT_TRUE(tile.pictures->weights.has_value());
+  const Pictures::Weights& w = *tile.pictures->weights;
+  EXPECT_EQ(w.key_step, 3);
+  for (const OptionalRatios& row : w.cells) {
+    EXPECT_NEAR(row.front().value_or(9), 0, 0.05);
+    EXPECT_NEAR(row.back().value_or(9), 1, 0.05);
+  }
+  CaseResult back;
+  read_json(to_json(tile), "result", back);
+  EXPECT_EQ(back.pictures->weights, tile.pictures->weights);
+}
+
+TEST(WeightMap, ShowsKeysThatARowMustNotSee) {
+  const CaseResult late = drawn("attention b=1 h=1 l=24 d=64 causal", "fault:causal-off-by-one");
+  ASSERT_TRUE(late.pictures->weights.has_value());
+  expect_weights(*late.pictures->weights, 23, [](Index i, Index j) { return j == i + 1 ? -1 : 0; });
+}
+
+// Without a declaration, and with weights that are rounded.
+TEST(WeightMap, RoundingHidesNoKey) {
+  const Case c = parse_case("attention b=1 h=1 l=24x40 d=64 dtype=bf16");
+  const Inputs in(c);
+  Attention altered = in.problem;
+  altered.key_starts = {1};
+  const Outputs out(c, true, Surroundings::bands);
+  run_emulated(emulations(c.dtype).back(), altered, out.view());
+  const Verdict v = judge_by_ladder(in.problem, out.view(), 64);
+  ASSERT_EQ(v.outcome, Outcome::fail);
+  const auto weights = weights_of(in.problem, out.view(), nullptr, v, 1);
+  ASSERT_TRUE(weights.has_value());
+  for (const OptionalRatios& row : weights->cells) {
+    ASSERT_TRUE(row.front().has_value());
+    EXPECT_NEAR(*row.front(), 1, 0.2);
+  }
+}
+
+TEST(WeightMap, IsSmallAndOnlyThereWhereWeightsExplain) {
+  const CaseResult heads = drawn("attention b=1 h=4/2 l=9x50 d=64", "fault:kv-head-modulo");
+  EXPECT_FALSE(heads.pictures->weights.has_value());
+  const CaseResult lse = drawn("attention b=1 h=1 l=9x50 d=64", "fault:lse-in-base-two");
+  EXPECT_FALSE(lse.pictures->weights.has_value());
+  const CaseResult large = drawn("attention b=1 h=1 l=300x1000 d=64 causal offset=end window=6,-1",
+                                 "fault:window-off-by-one");
+  ASSERT_TRUE(large.pictures->weights.has_value());
+  const Pictures::Weights& w = *large.pictures->weights;
+  EXPECT_EQ(w.row_step, 5);
+  EXPECT_EQ(w.key_step, 16);
+  EXPECT_LE(std::ssize(w.cells), 64);
+  EXPECT_LE(std::ssize(w.cells.front()), 64);
+  const std::unique_ptr<Candidate> host = make_candidate("host");
+  ExecuteOptions options;
+  options.pictures = true;
+  const CaseResult right = execute(parse_case("attention b=1 h=1 l=9x50 d=64"), *host, options);
+  ASSERT_TRUE(right.pictures.has_value());
+  EXPECT_FALSE(right.pictures->weights.has_value());
 }
 
 }  // namespace

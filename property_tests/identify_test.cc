@@ -40,10 +40,17 @@ class Emulated : public Candidate {
   Emulation e_;
 };
 
+Case attention_in(Dtype dtype) {
+  Case asked;
+  asked.dtype = dtype;
+  return asked;
+}
+
 std::map<std::string, std::string> answers_of(const Emulation& e, Dtype dtype) {
   Emulated candidate(e);
   std::map<std::string, std::string> answers;
-  for (const Statement& s : identify(candidate, dtype).statements) answers[s.subject] = s.answer;
+  for (const Statement& s : identify(candidate, attention_in(dtype)).statements)
+    answers[s.subject] = s.answer;
   return answers;
 }
 
@@ -92,7 +99,7 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, Identify, testing::Values(Dtype::f32, Dtype::f1
 // Every statement says with which input it was made.
 TEST(IdentifyHost, EveryStatementHasItsInput) {
   const std::unique_ptr<Candidate> host = make_candidate("host");
-  const Identification told = identify(*host, Dtype::f32);
+  const Identification told = identify(*host, attention_in(Dtype::f32));
   EXPECT_GE(told.statements.size(), 8u);
   for (const Statement& s : told.statements) {
     EXPECT_FALSE(s.answer.empty()) << s.subject;
@@ -119,7 +126,9 @@ TEST(IdentifyRecord, AnArithmeticFitsRightOutputsAndNoneFitsWrongOnes) {
 TEST(IdentifyHost, AKernelThatTakesNoInputIsRefused) {
   NamedCandidate none({.name = "none", .features = Features({"attention", "dtype=f16"})},
                       [](const NamedCall&) {});
-  EXPECT_THROW(identify(none, Dtype::bf16), CandidateDeclined);
+  const Identification told = identify(none, attention_in(Dtype::bf16));
+  EXPECT_EQ(told.outcome, Asking::unsupported);
+  EXPECT_THAT(told.reason, HasSubstr("no dtype=bf16"));
 }
 
 }  // namespace

@@ -427,6 +427,74 @@ TEST(Judge, AFunctionWithoutAFeatureIsNotCalled) {
   EXPECT_EQ(f.calls, 0);
 }
 
+TEST(Judge, TheArithmeticOfAFunctionIsTold) {
+  // It answers the mean of V in every row, which it adds up in double.
+  const auto mean = [](void*, const assay_call* call, char*, std::uint64_t) -> assay_status {
+    const assay_tensor &v = call->inputs[2].tensor, &o = call->outputs[0].tensor;
+    for (std::int64_t d = 0; d < v.shape[3]; ++d) {
+      double sum = 0;
+      for (std::int64_t j = 0; j < v.shape[2]; ++j)
+        sum += static_cast<float*>(v.data)[v.offset + j * v.strides[2] + d * v.strides[3]];
+      for (std::int64_t i = 0; i < o.shape[2]; ++i)
+        static_cast<float*>(o.data)[o.offset + i * o.strides[2] + d * o.strides[3]] =
+            static_cast<float>(sum / static_cast<double>(v.shape[2]));
+    }
+    return ASSAY_SUCCESS;
+  };
+  const json told = must(assay_judge_identify, "attention dtype=f32", +mean, nullptr, 1, nullptr,
+                         static_cast<const char*>("mean"));
+  EXPECT_EQ(told["candidate"], "mean");
+  EXPECT_EQ(told["case"], "attention b=1 h=1 l=64x128 d=64 dtype=f32");
+  EXPECT_EQ(told["outcome"], "told") << told;
+  json order;
+  for (const json& s : told["statements"])
+    if (s["subject"] == "P V, order of sums") order = s;
+  EXPECT_THAT(order["input"].get<std::string>(), HasSubstr("2^30 at key 0"));
+}
+
+TEST(Judge, WhatCannotBeIdentifiedIsAnAnswer) {
+  const auto outcome = [](assay_status status, const assay_features* features = nullptr) {
+    Function f;
+    f.then = [=](const assay_call&, int) { return status; };
+    const auto answer = [](void* user, const assay_call* call, char* sentence, std::uint64_t n) {
+      return static_cast<Function*>(user)->then(*call, (std::snprintf(sentence, n, "why"), 0));
+    };
+    const json told = must(assay_judge_identify, "attention dtype=f32", +answer,
+                           static_cast<void*>(&f), 0, features, nullptr);
+    EXPECT_TRUE(told["statements"].empty());
+    return told["outcome"].get<std::string>() + ": " + told["reason"].get<std::string>();
+  };
+  EXPECT_EQ(outcome(ASSAY_EXECUTION_FAILED), "fail: why");
+  EXPECT_THAT(outcome(ASSAY_UNSUPPORTED), AllOf(HasSubstr("unsupported: "), HasSubstr("why")));
+  const char* name = "dtype=f16";
+  assay_features features;
+  assay_features_init(&features);
+  features.names = &name;
+  features.count = 1;
+  EXPECT_THAT(outcome(ASSAY_SUCCESS, &features), HasSubstr("unsupported: "));
+}
+
+TEST(Judge, BadQuestionsAboutArithmeticAreRefused) {
+  const auto asked = [](const char* line, assay_function function, std::int32_t no_lse,
+                        const char* name) {
+    return ask(assay_judge_identify, line, function, nullptr, no_lse, nullptr, name);
+  };
+  const assay_function answer = &Function::answer;
+  expect_refused(asked(nullptr, answer, 0, nullptr), "line is NULL");
+  expect_refused(asked("attention dtype=f31", answer, 0, nullptr), "dtype");
+  expect_refused(asked("attention dtype=f64", answer, 0, nullptr),
+                 "dtype=f64: inputs are chosen in f32, f16 or bf16");
+  expect_refused(asked("attention dtype=f16 causal", answer, 0, nullptr),
+                 "the operation and the dtype are read (attention");
+  expect_refused(asked("product w=int8 m=3", answer, 0, nullptr),
+                 "the operation, dtype, out, w and a are read (product");
+  expect_refused(asked("product w=mxfp4 a=mxfp4", answer, 0, nullptr), "a=mxfp4 w=mxfp4: codes");
+  expect_refused(asked("backward dtype=f16", answer, 0, nullptr), "backward: inputs are chosen");
+  expect_refused(asked("attention dtype=f16", nullptr, 0, nullptr), "function is NULL");
+  expect_refused(asked("attention dtype=f16", answer, 3, nullptr), "no_lse is 3");
+  expect_refused(asked("attention dtype=f16", answer, 0, ""), "name is empty");
+}
+
 TEST(Judge, CasesOfEveryOperationOpen) {
   const auto calls_of = [](const char* line) {
     assay_case* opened = nullptr;
@@ -563,8 +631,8 @@ TEST(Judge, FeaturesThatAreWrongAreRefused) {
   features.count = 10001;
   expect_refused(refused(), "features.count is 10001");
   assay_features_init(&features);
-  features.version = 2;
-  expect_refused(refused(), "features has version 2");
+  features.version = ASSAY_VERSION + 1;
+  expect_refused(refused(), "features has version 3");
   assay_features_init(&features);
   features.struct_size -= 8;
   expect_refused(refused(), "features has version 2 and struct_size");

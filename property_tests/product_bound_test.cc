@@ -13,6 +13,7 @@
 #include "harness/judging/outputs.h"
 #include "oracle/product.h"
 #include "problem/generate.h"
+#include "testing/low_bit_parts.h"
 #include "testing/matchers.h"
 
 namespace assay {
@@ -159,32 +160,18 @@ Tally run(const Emulation& emulation, const ProductContract& judged_by) {
     const ProductInputs in(c);
     const Product& p = in.problem;
     const std::vector<double> a = decode_activations(p), w = decode_weights(p.w);
+    const LowBitParts parts = parts_of(p.w);
     const Tensor out(Dtype::f32, {1, 1, p.m, p.n}, {{0, 0, p.n, 1}, 0, p.m * p.n});
-    const Index group = p.w.group > 0 ? p.w.group : p.k;
     for (Index n = 0; n < p.n; ++n) {
-      std::vector<double> column(usize(p.k));
-      for (Index k = 0; k < p.k; ++k)
-        column[usize(k)] = w[usize(k * p.n + n)] / static_cast<double>(p.w.tensor_scale);
-      // Takes codes and scales apart. Their product is exact in binary64, and so is the division
-      // that undoes it.
-      std::vector<double> scale, code = column;
-      for (Index t = 0; t * group < p.k; ++t) {
-        double s = 1;
-        if (p.w.group > 0) {
-          const LowBitTraits& f = traits(p.w.format);
-          const Index at = f.layout == CodeLayout::columns ? n * p.w.groups() + t : t * p.w.n + n;
-          std::uint64_t bits =
-              static_cast<std::uint64_t>(p.w.scales[at * (f.scale == Dtype::f16 ? 2 : 1)]);
-          if (f.scale == Dtype::f16)
-            bits |= static_cast<std::uint64_t>(p.w.scales[2 * at + 1]) << 8;
-          s = decode(f.scale, bits);
-        }
-        scale.push_back(s);
-        for (Index k = t * group; k < std::min((t + 1) * group, p.k); ++k) code[usize(k)] /= s;
+      std::vector<double> column, code, scale;
+      for (Index k = 0; k < p.k; ++k) {
+        column.push_back(w[usize(k * p.n + n)] / static_cast<double>(p.w.tensor_scale));
+        code.push_back(parts.code[usize(k * p.n + n)]);
       }
+      for (Index t = 0; t < parts.groups; ++t) scale.push_back(parts.scale[usize(t * p.n + n)]);
       for (Index m = 0; m < p.m; ++m) {
         const std::vector<double> row(a.begin() + m * p.k, a.begin() + (m + 1) * p.k);
-        double y = emulation.kernel({row, column, code, scale, group}, random);
+        double y = emulation.kernel({row, column, code, scale, parts.group}, random);
         y = static_cast<double>(static_cast<float>(y) * p.w.tensor_scale);
         store(out.view(), m * p.n + n, y);
       }

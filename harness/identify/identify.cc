@@ -1,14 +1,55 @@
 #include "harness/identify/identify.h"
 
+#include <fmt/format.h>
+
+#include <stdexcept>
+
+#include "harness/identify/product.h"
 #include "harness/identify/softmax.h"
 #include "harness/identify/sums.h"
 
 namespace assay {
+namespace {
 
-Identification identify(Candidate& candidate, Dtype dtype) {
+bool is_fp8(LowBit f) { return f == LowBit::f8e4m3 || f == LowBit::f8e5m2; }
+
+// The fields that are read of a line; the others have their defaults.
+Case fields_read(const Case& asked) {
+  Case read;
+  read.operation = asked.operation;
+  read.dtype = asked.dtype;
+  if (asked.operation == Operation::attention) return read;
+  read.out = asked.out;
+  read.product.format = asked.product.format;
+  read.product.group = asked.product.group;
+  read.product.a_format = asked.product.a_format;
+  return read;
+}
+
+void check_asked(const Case& asked) {
+  const auto refuse = [](const std::string& why) { throw std::invalid_argument(why); };
+  const bool product = asked.operation == Operation::product;
+  if (!product && asked.operation != Operation::attention)
+    refuse(fmt::format("{}: inputs are chosen for attention and for products",
+                       name_of(asked.operation)));
+  if (asked.dtype != Dtype::f32 && asked.dtype != Dtype::f16 && asked.dtype != Dtype::bf16)
+    refuse(
+        fmt::format("dtype={}: inputs are chosen in f32, f16 or bf16", format(asked.dtype).name));
+  const Case read = fields_read(asked);
+  if (asked != read)
+    refuse(fmt::format(
+        "{}: inputs and shapes are chosen; of a line, the {} are read ({})", print_case(asked),
+        product ? "operation, dtype, out, w and a" : "operation and the dtype", print_case(read)));
+  const std::optional<LowBit>& a = asked.product.a_format;
+  if (product && a && !(is_fp8(*a) && is_fp8(asked.product.format)))
+    refuse(
+        fmt::format("a={} w={}: codes of so few bits hold no large number beside a small one; "
+                    "where A is low-bit, both are f8e4m3 or f8e5m2",
+                    traits(*a).name, traits(asked.product.format).name));
+}
+
+void ask_about_attention(Candidate& candidate, Dtype dtype, Identification& told) {
   const Probe probe(candidate, dtype);
-  Identification told;
-  told.candidate = candidate.name();
   told.line = print_case(probe.shape());
   const std::optional<Dtype> weights = tell_weights(probe, told);
   const bool coarse = weights && format(*weights).bits == 8 && candidate.abilities().lse;
@@ -17,6 +58,31 @@ Identification identify(Candidate& candidate, Dtype dtype) {
   for (const VisibleSums& sums : {sums_over_columns(probe, coarse), sums_over_keys(probe)}) {
     tell_input_bits(sums, dtype, told);
     tell_sums(sums, told);
+  }
+}
+
+void ask_about_product(Candidate& candidate, const Case& asked, Identification& told) {
+  const ProductProbe probe(candidate, asked);
+  told.line = print_case(probe.shape());
+  tell_product(probe, told);
+}
+
+}  // namespace
+
+Identification identify(Candidate& candidate, const Case& asked) {
+  check_asked(asked);
+  Identification told;
+  told.candidate = candidate.name();
+  told.line = print_case(asked);
+  try {
+    if (asked.operation == Operation::attention) ask_about_attention(candidate, asked.dtype, told);
+    else ask_about_product(candidate, asked, told);
+  } catch (const CandidateDeclined& e) {
+    told.outcome = Asking::unsupported;
+    told.reason = e.what();
+  } catch (const CandidateError& e) {
+    told.outcome = Asking::fail;
+    told.reason = e.what();
   }
   return told;
 }

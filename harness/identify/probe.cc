@@ -29,11 +29,16 @@ Probe::Probe(Candidate& candidate, Dtype dtype) : candidate_(candidate) {
       const ForwardStep step{case_, in, lse};
       const std::string why = why_unsupported(candidate, step.call(step.outputs()));
       const std::string missing = candidate.features().missing(case_);
-      if (why.empty() && missing.empty()) {
-        scale_ = static_cast<double>(in.problem.scale);
+      refused += fmt::format("\n  {}: {}", line, missing.empty() ? why : "no " + missing);
+      if (!why.empty() || !missing.empty()) continue;
+      scale_ = static_cast<double>(in.problem.scale);
+      const Entries zero = [](Index, Index) { return 0.0; };
+      try {
+        (void)ask(zero, zero, zero);
         return;
+      } catch (const CandidateDeclined& e) {  // some say so only when they are called
+        refused += e.what();
       }
-      refused += fmt::format("\n  {}: {}", line, why.empty() ? "no " + missing : why);
     }
   throw CandidateDeclined("the kernel takes none of the shapes that inputs are made for:" +
                           refused);

@@ -2,29 +2,33 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
 #include <optional>
+#include <iterator>
 #include <set>
 
 namespace assay {
 namespace {
 
-// The number that is largest in the dtype and leaves room for some sums, as an exponent of two.
-int large_exponent(Dtype dtype) { return dtype == Dtype::f16 ? 14 : 30; }
+// The largest number leaves room for some sums. So many powers of two below it, all units together
+// vanish beside it in an accumulator of 24 bits, also where they are added up before they meet it.
+// In f16 there are no more, and the unit is subnormal.
+int large_exponent(Dtype dtype) { return dtype == Dtype::f16 ? 15 : 30; }
+int exponents_below(Dtype dtype) { return dtype == Dtype::f16 ? 31 : 40; }
 
-std::string power(double x) { return fmt::format("2^{}", std::ilogb(x)); }
 std::string minus(double x) { return fmt::format("-2^{}", std::ilogb(x)); }
 
 }  // namespace
+
+std::string power(double x) { return fmt::format("2^{}", std::ilogb(x)); }
 
 VisibleSums sums_over_keys(const Probe& probe) {
   VisibleSums sums;
   sums.name = "P V";
   sums.summand = "key";
   sums.length = probe.keys();
-  sums.unit = std::ldexp(1, large_exponent(probe.dtype()) - 28);
   sums.large = std::ldexp(1, large_exponent(probe.dtype()));
+  sums.unit = std::ldexp(sums.large, -exponents_below(probe.dtype()));
   sums.free_unit = true;
   // With Q = 0 every weight is 1 before it is divided, so O times the number of keys is the sum.
   sums.ask = [&probe](const std::vector<Summands>& all) {
@@ -48,9 +52,9 @@ VisibleSums sums_over_columns(const Probe& probe, bool by_lse) {
   sums.summand = "column";
   sums.length = probe.dim();
   // A unit moves a score by about 1/16, which every output dtype shows.
-  const double key = std::ldexp(1, probe.dtype() == Dtype::f16 ? 13 : 0);
+  const double key = std::ldexp(1, probe.dtype() == Dtype::f16 ? 15 : 0);
   sums.unit = std::exp2(std::round(-4 - std::log2(probe.scale() * key)));
-  sums.large = std::ldexp(sums.unit, 28);
+  sums.large = std::ldexp(sums.unit, exponents_below(probe.dtype()));
   // Key 0 has the score s that is asked, all others have 0. O is the weight of key 0 in column 0,
   // and that of the others in column 1; LSE is log(e^s + keys - 1).
   sums.ask = [&probe, key, by_lse](const std::vector<Summands>& all) {
@@ -75,10 +79,9 @@ VisibleSums sums_over_columns(const Probe& probe, bool by_lse) {
 
 namespace {
 
-// How many summands are added up before the first and another one meet: the size of the smallest
-// part of the sum that has both. Entry j is that of the places 0 and j + 1, counted from the last
-// place if `from_last`.
-std::optional<std::vector<Index>> meeting_sizes(const VisibleSums& sums, bool from_last) {
+// The sizes of the parts in which summands meet; the places are counted from the last one if
+// `from_last`. Nothing if what is left is no number of units.
+std::optional<MeetingSizes> meeting_sizes(const VisibleSums& sums, bool from_last) {
   const Index n = sums.length;
   const auto place = [=](Index j) { return from_last ? n - 1 - j : j; };
   std::vector<Summands> all;
@@ -87,7 +90,7 @@ std::optional<std::vector<Index>> meeting_sizes(const VisibleSums& sums, bool fr
       return k == place(0) ? sums.large : k == place(j) ? -sums.large : sums.unit;
     });
   const std::vector<double> left = sums.ask(all);
-  std::vector<Index> sizes;
+  MeetingSizes sizes;
   for (Index j = 0; j + 1 < n; ++j) {
     const double units = left[usize(j)] / sums.unit;
     if (!(std::fabs(units) < 2 * static_cast<double>(n))) return std::nullopt;
@@ -96,76 +99,6 @@ std::optional<std::vector<Index>> meeting_sizes(const VisibleSums& sums, bool fr
   }
   return sizes;
 }
-
-// The size of the part in which the places 0 and j meet, if tiles of `tile` summands are added one
-// after the other, and each of them is summed by itself in blocks of `block`.
-Index size_in_tiles(Index j, Index n, Index block, Index tile) {
-  if (j < tile) return std::min({n, tile, (j / block + 1) * block});
-  return std::min(n, (j / tile + 1) * tile);
-}
-
-struct Order {
-  Index block = 1, tile = 0;
-  bool from_last = false;
-};
-
-std::optional<Order> order_of(const std::vector<Index>& sizes, Index n, bool from_last) {
-  for (Index tile = n;; tile /= 2) {
-    for (Index block = 1; block <= tile; block *= 2) {
-      bool same = true;
-      for (Index j = 1; same && j < n; ++j)
-        same = sizes[usize(j - 1)] == size_in_tiles(j, n, block, tile);
-      if (same) return Order{block, tile, from_last};
-    }
-    if (tile % 2 != 0 || tile <= 2) return std::nullopt;
-  }
-}
-
-std::string words_for(const Order& o, const VisibleSums& sums) {
-  const std::string inner =
-      o.block == 1 ? fmt::format("one {} after another", sums.summand)
-                   : fmt::format("{} {}s at once, one block after another", o.block, sums.summand);
-  std::string words =
-      o.block >= sums.length
-          ? fmt::format("all {} {}s at once", sums.length, sums.summand)
-          : (o.tile >= sums.length ? inner
-                                   : fmt::format("tiles of {} {}s, each summed by itself, {}",
-                                                 o.tile, sums.summand, inner));
-  return o.from_last ? words + ", from the last to the first" : words;
-}
-
-// "1 to 3: 4, 4 to 7: 8", and "1 to 63: 2 to 64" where each is one more than the one before.
-std::string list_of(const std::vector<Index>& sizes) {
-  std::string text;
-  for (std::size_t j = 0; j < sizes.size();) {
-    std::size_t end = j;
-    const Index step = j + 1 < sizes.size() ? sizes[j + 1] - sizes[j] : 0;
-    while ((step == 0 || step == 1) && end + 1 < sizes.size() &&
-           sizes[end + 1] == sizes[end] + step)
-      ++end;
-    const auto range = [](Index first, Index last) {
-      return last > first ? fmt::format("{} to {}", first, last) : fmt::to_string(first);
-    };
-    text += fmt::format("{}{}: {}", text.empty() ? "" : ", ",
-                        range(static_cast<Index>(j) + 1, static_cast<Index>(end) + 1),
-                        range(sizes[j], sizes[end]));
-    j = end + 1;
-    if (text.size() > 120 && j < sizes.size()) return text + ", ...";
-  }
-  return text;
-}
-
-// Three places between which a number is lost if the sum keeps too few bits.
-struct Places {
-  Index large, small, negative;
-};
-
-// What is left of large * 2^-e between the large number and its negative.
-struct Bits {
-  int kept = 0;          // significant bits of the sum
-  bool all = false;      // no number that was tried was lost
-  bool nearest = false;  // one and a half times a number that is lost is rounded up
-};
 
 std::optional<Bits> count_bits(const VisibleSums& sums, const Places& at) {
   const int most = std::ilogb(sums.large / sums.unit);
@@ -204,12 +137,12 @@ std::string words_for(const Bits& bits) {
   return fmt::format("{} bits, rounded to nearest{}", bits.kept, format);
 }
 
-void tell_bits(const VisibleSums& sums, const std::string& subject, const Places& at,
-               Identification& told) {
+std::optional<Bits> tell_bits(const VisibleSums& sums, const std::string& subject, const Places& at,
+                              Identification& told) {
   const std::optional<Bits> bits = count_bits(sums, at);
   if (!bits) {
     told.not_told.push_back(subject + ": the large number gives NaN");
-    return;
+    return bits;
   }
   std::string input = fmt::format("{} at {} {}, x at {}, {} at {}: ", power(sums.large),
                                   sums.summand, at.large, at.small, minus(sums.large), at.negative);
@@ -219,15 +152,25 @@ void tell_bits(const VisibleSums& sums, const std::string& subject, const Places
                                    power(last), power(last / 2), power(last / 2),
                                    bits->nearest ? "rounded up" : "lost");
   told.statements.push_back({subject, words_for(*bits), std::move(input)});
+  return bits;
 }
 
-// The first places that meet place 0 in the smallest part, the next larger one, and so on.
-std::vector<Index> first_of_levels(const std::vector<Index>& sizes) {
-  std::vector<Index> first;
-  const std::set<Index> levels(sizes.begin(), sizes.end());
-  for (const Index level : levels)
-    first.push_back(1 + (std::ranges::find(sizes, level) - sizes.begin()));
-  return first;
+// The bits of the sum and, if more than two summands are added at once, those inside such a block.
+void tell_bits_of(KnownSums& known, Identification& told) {
+  const VisibleSums& sums = known.sums;
+  const std::string& name = sums.name;
+  std::set<Index> levels(known.sizes.begin(), known.sizes.end());
+  if (const Index block = known.smallest(); block > 2) {
+    const std::vector<Index> inside = known.places_of_size(block, 2);
+    known.block = tell_bits(sums, fmt::format("{}, inside {} {}s", name, block, sums.summand),
+                            {known.place(0), known.place(inside[0]), known.place(inside[1])}, told);
+    levels.erase(block);
+  }
+  if (levels.size() < 2) return;
+  const Index near = known.places_of_size(*levels.begin(), 1)[0],
+              far = known.places_of_size(*std::next(levels.begin()), 1)[0];
+  known.between =
+      tell_bits(sums, name + ", sums", {known.place(0), known.place(near), known.place(far)}, told);
 }
 
 // The same sums with a large number that a binary16 accumulator holds, and beside which it still
@@ -240,45 +183,52 @@ VisibleSums within_half(VisibleSums sums) {
 
 }  // namespace
 
-void tell_sums(const VisibleSums& given, Identification& told) {
-  VisibleSums sums = given;
-  std::optional<std::vector<Index>> sizes = meeting_sizes(sums, false);
-  if (!sizes) {
-    sums = within_half(given);
-    sizes = meeting_sizes(sums, false);
-  }
-  if (!sizes) {
-    told.not_told.push_back(given.name + ", order of sums: what is left of " + power(sums.large) +
-                            " and its negative is no number of units");
-    return;
-  }
-  const Index n = sums.length;
-  bool from_last = false;
-  std::optional<Order> order = order_of(*sizes, n, false);
-  if (!order) {
-    const std::optional<std::vector<Index>> mirrored = meeting_sizes(sums, true);
-    if (mirrored) order = order_of(*mirrored, n, true);
-    if (order) sizes = mirrored, from_last = true;
-  }
-  told.statements.push_back(
-      {given.name + ", order of sums", order ? words_for(*order, sums) : "in another order",
-       fmt::format("{} at {} {}, {} at one other, {} elsewhere. So many are lost, by the place of "
-                   "the other: {}",
-                   power(sums.large), sums.summand, from_last ? n - 1 : 0, minus(sums.large),
-                   power(sums.unit), list_of(*sizes))});
-  const auto place = [&](Index j) { return from_last ? n - 1 - j : j; };
-  const std::vector<Index> first = first_of_levels(*sizes);
-  const Index block = sizes->front();
-  if (block > 2)
-    tell_bits(sums, fmt::format("{}, inside {} {}s", given.name, block, sums.summand),
-              {place(0), place(1), place(2)}, told);
-  const std::size_t skipped = block > 2 ? 1 : 0;
-  if (first.size() >= skipped + 2)
-    tell_bits(sums, given.name + ", sums",
-              {place(0), place(first[skipped]), place(first[skipped + 1])}, told);
+Index KnownSums::smallest() const { return *std::ranges::min_element(sizes); }
+
+std::vector<Index> KnownSums::places_of_size(Index size, Index count) const {
+  std::vector<Index> places;
+  for (std::size_t j = 0; j < sizes.size() && std::ssize(places) < count; ++j)
+    if (sizes[j] == size) places.push_back(static_cast<Index>(j) + 1);
+  return places;
 }
 
-void tell_input_bits(const VisibleSums& sums, Dtype dtype, Identification& told) {
+std::optional<KnownSums> tell_sums(const VisibleSums& given, Identification& told) {
+  KnownSums known;
+  known.sums = given;
+  std::optional<SumOrder> order;
+  // Where all meet at once, the first may also be the last that is added.
+  const auto is_told = [&] { return order && order->block < order->length; };
+  for (const VisibleSums& sums : {given, within_half(given)})
+    for (const bool from_last : {false, true}) {
+      if (is_told()) continue;
+      const std::optional<MeetingSizes> sizes = meeting_sizes(sums, from_last);
+      const std::optional<SumOrder> found = sizes ? order_of(*sizes) : std::nullopt;
+      if (!sizes || (!known.sizes.empty() && (!found || order == found))) continue;
+      order = found;
+      known.sums = sums;
+      known.sizes = *sizes;
+      known.from_last = from_last;
+    }
+  const VisibleSums& sums = known.sums;
+  if (known.sizes.empty()) {
+    told.not_told.push_back(given.name + ", order of sums: what is left of " + power(sums.large) +
+                            " and its negative is no number of units");
+    return std::nullopt;
+  }
+  told.statements.push_back(
+      {given.name + ", order of sums",
+       !order ? "in another order"
+              : words_for(*order, sums.summand) +
+                    (known.from_last ? ", from the last to the first" : ""),
+       fmt::format("{} at {} {}, {} at one other, {} elsewhere. So many are lost, by the place of "
+                   "the other: {}",
+                   power(sums.large), sums.summand, known.place(0), minus(sums.large),
+                   power(sums.unit), list_of(known.sizes))});
+  tell_bits_of(known, told);
+  return known;
+}
+
+int tell_input_bits(const VisibleSums& sums, Dtype dtype, Identification& told) {
   const int most = format(dtype).precision - 1;
   std::vector<Summands> all;
   for (int e = 1; e <= most; ++e)
@@ -296,6 +246,7 @@ void tell_input_bits(const VisibleSums& sums, Dtype dtype, Identification& told)
                                            : fmt::format("{} bits", kept + 1),
        fmt::format("u (2^e + 1) at {} 0, -u 2^e at 1, u = {}: u is left up to e = {}", sums.summand,
                    power(sums.unit), kept)});
+  return kept + 1;
 }
 
 }  // namespace assay

@@ -5,10 +5,12 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "harness/identify/identify.h"
+#include "harness/identify/order.h"
 #include "harness/identify/probe.h"
 
 namespace assay {
@@ -34,9 +36,39 @@ struct VisibleSums {
 VisibleSums sums_over_keys(const Probe& probe);
 VisibleSums sums_over_columns(const Probe& probe, bool by_lse);
 
-// Says in which order, and with how many bits, the sums are taken.
-void tell_sums(const VisibleSums& sums, Identification& told);
-// Says how many bits of inputs of this dtype enter the sums.
-void tell_input_bits(const VisibleSums& sums, Dtype dtype, Identification& told);
+// What is left of numbers below a large one, until its negative comes.
+struct Bits {
+  int kept = 0;          // significant bits of the sum
+  bool all = false;      // no number that was tried was lost
+  bool nearest = false;  // one and a half times a number that is lost is rounded up
+};
+
+// Three places: that of the large number, the one that meets it first, and the one that meets both.
+struct Places {
+  Index large, small, negative;
+};
+
+// A sum whose order was told.
+struct KnownSums {
+  VisibleSums sums;  // its large number may be smaller, for an accumulator that holds no larger one
+  MeetingSizes sizes;
+  bool from_last = false;       // the places of `sizes` count from the last one
+  std::optional<Bits> block;    // inside blocks that are added at once, if there are any
+  std::optional<Bits> between;  // of the sum of blocks, or of single summands
+
+  Index place(Index j) const { return from_last ? sums.length - 1 - j : j; }
+  // How many summands meet first.
+  Index smallest() const;
+  // The first `count` places that meet the place 0 in a part of this size.
+  std::vector<Index> places_of_size(Index size, Index count) const;
+};
+
+// Says in which order, and with how many bits, the sums are taken; nothing if no order shows.
+std::optional<KnownSums> tell_sums(const VisibleSums& sums, Identification& told);
+// Says how many bits of inputs of this dtype enter the sums, and returns the number.
+int tell_input_bits(const VisibleSums& sums, Dtype dtype, Identification& told);
+
+// "2^7" of a power of two.
+std::string power(double x);
 
 }  // namespace assay

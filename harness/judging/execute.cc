@@ -186,6 +186,15 @@ void keep_pictures(const CaseRun& run, const std::optional<Painter>& painter) {
     run.result.pictures = painter->pictures(run.result.verdict.row_tile);
 }
 
+void keep_weights(const CaseRun& run, const ForwardStep& step, const Outputs& outputs) {
+  const Verdict& v = run.result.verdict;
+  if (!run.options.pictures || v.outcome != Outcome::fail || !run.result.pictures) return;
+  const std::optional<Contract> own =
+      declared<Contract>(run.candidate, step.call(outputs), run.how);
+  run.result.pictures->weights = weights_of(step.in.problem, outputs.view(), own ? &*own : nullptr,
+                                            v, run.options.oracle_threads);
+}
+
 Painter* address_of(std::optional<Painter>& painter) { return painter ? &*painter : nullptr; }
 
 void run_attention(const CaseRun& run) {
@@ -202,6 +211,7 @@ void run_attention(const CaseRun& run) {
   if (judge_step(run, step, outputs, run.judging(address_of(painter)), take))
     ask_relations(run, step, outputs);
   keep_pictures(run, painter);
+  keep_weights(run, step, outputs);
 }
 
 // The gradients are computed from the candidate's own O and LSE, which are judged first.

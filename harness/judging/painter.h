@@ -3,6 +3,7 @@
 
 #include <map>
 #include <mutex>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -44,5 +45,11 @@ class Painter {
   std::map<Index, double> tiles_;  // the largest error/bound of O, by row
   std::map<Output, std::vector<std::int64_t>> ulps_;
 };
+
+// What a failing O lacks of its weights, if weights explain it. `declared` is the contract of the
+// candidate; null: it declares none.
+std::optional<Pictures::Weights> weights_of(const ProjectedAttention& problem,
+                                            const AttentionOutput& out, const Contract* declared,
+                                            const Verdict& failed, int threads);
 
 }  // namespace assay

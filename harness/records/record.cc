@@ -819,7 +819,11 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   result.seconds.judge = seconds_since(start);
   result.outcome = v.outcome;
   result.reason = v.reason;
-  if (painter && result.was_compared()) result.pictures = painter->pictures(v.row_tile);
+  if (painter && result.was_compared()) {
+    result.pictures = painter->pictures(v.row_tile);
+    if (r.operation == Operation::attention && v.outcome == Outcome::fail)
+      result.pictures->weights = weights_of(r.problem, r.out, declared, v, o.threads);
+  }
   return result;
 }
 

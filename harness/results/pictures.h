@@ -54,11 +54,22 @@ struct Pictures {
     bool operator==(const Mask&) const = default;
   };
 
+  // Of one head, the share of its weight that each key lacks in each row: 1 is missing, -1 is
+  // twice, or is there although the row must not see the key. The cell of some keys has the share
+  // of the largest magnitude, in one row of each row_step. Rows that no weights explain are empty.
+  struct Weights {
+    Index b = 0, h = 0;
+    Index rows = 1, keys = 1, row_step = 1, key_step = 1;
+    std::vector<OptionalRatios> cells;
+    bool operator==(const Weights&) const = default;
+  };
+
   std::vector<Map> maps;
   std::vector<Heads> heads;
   std::optional<TileRatios> tiles;
   std::vector<Ulps> ulps;
   std::vector<Mask> mask;
+  std::optional<Weights> weights;
   bool operator==(const Pictures&) const = default;
 };
 
@@ -106,6 +117,17 @@ void describe_fields(Fields& fields, Value& m) {
   fields("cells", m.cells);
 }
 
+template <class Fields, Described<Pictures::Weights> Value>
+void describe_fields(Fields& fields, Value& w) {
+  fields("b", w.b);
+  fields("h", w.h);
+  fields("rows", w.rows);
+  fields("keys", w.keys);
+  fields("row_step", w.row_step);
+  fields("key_step", w.key_step);
+  fields("cells", w.cells);
+}
+
 // The fields of a result that hold its pictures.
 template <class Fields, Described<Pictures> Value>
 void describe_fields(Fields& fields, Value& p) {
@@ -114,6 +136,7 @@ void describe_fields(Fields& fields, Value& p) {
   fields.optional("tiles", p.tiles);
   fields.unless("ulps", p.ulps, {});
   fields.unless("mask", p.mask, {});
+  fields.optional("weights", p.weights);
 }
 
 }  // namespace assay

@@ -10,6 +10,8 @@
 
     report = assay.check(mine, suite="smoke", device="cuda")
 
+    print(assay.identify(mine, "bf16"))        # in which arithmetic it computes
+
 and `pytest --assay=smoke kernels_test.py` makes every case of the suite a test of every kernel in
 the file. `assay.strategies` draws cases for hypothesis, and the module `assay.flashinfer` judges
 solutions of FlashInfer-Trace.
@@ -33,6 +35,7 @@ from ._asserts import (
 )
 from ._cases import Case, cases
 from ._check import check
+from ._identify import Identification, Statement, identify
 from ._kernel import Kernel, kernel
 from ._report import Report, Result
 from ._tensors import Bits as bits
@@ -42,10 +45,12 @@ from .errors import Failure, InputError, Unsupported
 __all__ = [
     "Case",
     "Failure",
+    "Identification",
     "InputError",
     "Kernel",
     "Report",
     "Result",
+    "Statement",
     "Unsupported",
     "__version__",
     "assert_attention",
@@ -55,6 +60,7 @@ __all__ = [
     "bits",
     "cases",
     "check",
+    "identify",
     "kernel",
     "record",
     "strategies",

@@ -152,6 +152,7 @@ def _load() -> ctypes.CDLL:
         "record": [c_char_p, tensors, c_int64, options, answer],
         "file": [c_char_p, options, answer],
         "shrink": [c_char_p, features, FAILS, c_void_p, c_double, answer],
+        "identify": [c_char_p, FUNCTION, c_void_p, c_int32, features, c_char_p, answer],
     }.items():
         function = getattr(library, "assay_judge_" + name)
         function.argtypes, function.restype = arguments, c_int32

@@ -8,7 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from ._frameworks import LARGE, NAN, Finding, Input, overlap
-from ._library import EXECUTION_FAILED, SUCCESS, UNSUPPORTED, CCall
+from ._library import EXECUTION_FAILED, SUCCESS, UNSUPPORTED, CCall, parse
 from ._tensors import Tensor, copy, of_c, read, tensor_of
 from .errors import InputError
 
@@ -116,6 +116,30 @@ def numbers_of(line: str, columns: Optional[int] = None) -> Dict[str, Any]:
             if name == "w":
                 found["group"] = int(group) if group else None
     return found
+
+
+def case_of(
+    operation: str, line: str, given: Dict[str, Tensor], wanted: Dict[str, Tensor]
+) -> Optional[Dict[str, Any]]:
+    """What a call of attention asks, as the line of a case says it, for supports(). The sizes are
+    those of its tensors; of the numbers and flags, it has those that case lines write alike."""
+    if operation not in ("attention", "backward"):
+        return None
+    (b, h, rows, d), (_, g, keys, dv) = given["q"].shape, given["v"].shape
+    heads = str(h) if h == g else f"{h}/{g}"
+    words = [f"{operation} b={b} h={heads} l={rows}x{keys} d={d}/{dv} dtype={given['q'].dtype}"]
+    words += [w for w in line.split()[1:] if w.split("=")[0] in ("causal", "scale", "softcap")]
+    out = wanted.get("o") or given.get("o")
+    if out is not None and out.dtype != given["q"].dtype:
+        words.append(f"out={out.dtype}")
+    said: Dict[str, Any] = parse(" ".join(words))
+    known = {f.split("=")[0] for f in said["features"]}
+    for word in line.split()[1:]:
+        name = word.split("=")[0]
+        if name not in known and name in ("window", "sink", "dropout", "starts", "lengths"):
+            said["features"].append(name)
+    said["features"] += [n for n in ("bias",) if n in given]
+    return said
 
 
 def ended(e: BaseException) -> str:

@@ -13,8 +13,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from ._frameworks import NAN, Finding
 from ._kernel import Kernel
-from ._run import Run, ended
-from ._library import DTYPE_OF_CODE, parse, suite
+from ._run import Run, case_of, ended
+from ._library import DTYPE_OF_CODE, suite
 from ._load import load
 from ._tensors import Tensor, tensor_of
 from .errors import InputError
@@ -24,30 +24,6 @@ _REMEMBERED = 64  # calls whose answers are compared with those of the second ca
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:4000] or "?"
-
-
-def _case_of(
-    operation: str, line: str, given: Dict[str, Tensor], wanted: Dict[str, Tensor]
-) -> Optional[Dict[str, Any]]:
-    """What a call of attention asks, as the line of a case says it, for supports(). The sizes are
-    those of its tensors; of the numbers and flags, it has those that case lines write alike."""
-    if operation not in ("attention", "backward"):
-        return None
-    (b, h, rows, d), (_, g, keys, dv) = given["q"].shape, given["v"].shape
-    heads = str(h) if h == g else f"{h}/{g}"
-    words = [f"{operation} b={b} h={heads} l={rows}x{keys} d={d}/{dv} dtype={given['q'].dtype}"]
-    words += [w for w in line.split()[1:] if w.split("=")[0] in ("causal", "scale", "softcap")]
-    out = wanted.get("o") or given.get("o")
-    if out is not None and out.dtype != given["q"].dtype:
-        words.append(f"out={out.dtype}")
-    said: Dict[str, Any] = parse(" ".join(words))
-    known = {f.split("=")[0] for f in said["features"]}
-    for word in line.split()[1:]:
-        name = word.split("=")[0]
-        if name not in known and name in ("window", "sink", "dropout", "starts", "lengths"):
-            said["features"].append(name)
-    said["features"] += [n for n in ("bias",) if n in given]
-    return said
 
 
 class Server:
@@ -108,9 +84,7 @@ class Server:
             for name, dtype, shape, size in described[inputs:]
         }
         try:
-            said = (
-                None if self.kernel.supports is None else _case_of(operation, line, given, wanted)
-            )
+            said = None if self.kernel.supports is None else case_of(operation, line, given, wanted)
             why = self.kernel.why_not(said) if said else ""
             if why:
                 return self.say("declined " + _one_line(why))

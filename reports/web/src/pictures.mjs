@@ -117,6 +117,33 @@ function corner(api, x, y, w, h) {
   return { x: a[0], y: a[1], width: b[0] - a[0], height: b[1] - a[1] };
 }
 
+// A cell of a map: a box; with a stroke, struck through; with a cross, struck through twice.
+function cellOf(r, fill, border, stroke, cross) {
+  const small = Math.min(r.width, r.height);
+  const box = {
+    type: 'rect',
+    shape: r,
+    style: { fill, stroke: border, lineWidth: small > 6 ? 1 : 0 },
+  };
+  if (!stroke) return box;
+  // In a small cell, a cross from corner to corner can still be told from a spot.
+  const edge = small > 9 ? 0.25 : 0.08;
+  const line = (x1, y1, x2, y2) => ({
+    type: 'line',
+    shape: { x1, y1, x2, y2 },
+    style: { stroke, lineWidth: small > 9 ? 1.5 : 0.8 },
+    silent: true,
+  });
+  const [x1, y1, x2, y2] = [
+    r.x + r.width * edge,
+    r.y + r.height * edge,
+    r.x + r.width * (1 - edge),
+    r.y + r.height * (1 - edge),
+  ];
+  const up = line(x1, y2, x2, y1);
+  return { type: 'group', children: cross ? [box, line(x1, y1, x2, y2), up] : [box, up] };
+}
+
 export function ratioMap(map) {
   // An output with one column, like LSE, is drawn as a strip whose rows run to the right.
   const strip = map.columns === 1;
@@ -169,37 +196,11 @@ export function ratioMap(map) {
               const h = Math.min(map.row_step, map.rows - c.row),
                 w = Math.min(map.column_step, map.columns - c.column);
               const r = strip ? corner(api, c.row, 0, h, 1) : corner(api, c.column, c.row, w, h);
-              const box = {
-                type: 'rect',
-                shape: r,
-                style: {
-                  fill: has(c.ratio) ? colours[shade(c.ratio)] : colours.bg,
-                  stroke: colours.bg,
-                  lineWidth: Math.min(r.width, r.height) > 6 ? 1 : 0,
-                },
-              };
-              // In a small cell, a cross from corner to corner can still be told from a spot.
-              const edge = Math.min(r.width, r.height) > 9 ? 0.25 : 0.08;
-              const line = (x1, y1, x2, y2, stroke) => ({
-                type: 'line',
-                shape: { x1, y1, x2, y2 },
-                style: { stroke, lineWidth: Math.min(r.width, r.height) > 9 ? 1.5 : 0.8 },
-                silent: true,
-              });
-              const [x1, y1, x2, y2] = [
-                r.x + r.width * edge,
-                r.y + r.height * edge,
-                r.x + r.width * (1 - edge),
-                r.y + r.height * (1 - edge),
-              ];
-              if (!has(c.ratio))
-                return { type: 'group', children: [box, line(x1, y2, x2, y1, colours.dim)] };
-              if (!beyond(c.ratio)) return box;
+              if (!has(c.ratio)) return cellOf(r, colours.bg, colours.bg, colours.dim);
+              const fill = colours[shade(c.ratio)];
+              if (!beyond(c.ratio)) return cellOf(r, fill, colours.bg);
               const stroke = typeof c.ratio === 'number' ? colours.cross : colours.crossx;
-              return {
-                type: 'group',
-                children: [box, line(x1, y1, x2, y2, stroke), line(x1, y2, x2, y1, stroke)],
-              };
+              return cellOf(r, fill, colours.bg, stroke, true);
             },
           },
         ],
@@ -409,6 +410,99 @@ export function maskPicture(mask) {
   });
 }
 
+// What a weight is, of which a key lacks a share.
+const lacking = (x) =>
+  !has(x)
+    ? 'no few weights explain this row'
+    : x === 0
+      ? 'as it should be'
+      : x > 0
+        ? `${x === 1 ? 'missing' : `${real(x)} of it missing`}`
+        : x === -1
+          ? 'twice, or there although it is hidden'
+          : `${real(1 - x)} times as large, or ${real(-x)} of it there although it is hidden`;
+const lackMark = (x) => (x === 0 ? 'h0' : x > 0.5 ? 'f2' : x > 0 ? 'f0' : x > -0.5 ? 's2' : 's4');
+
+export function weightMap(weights) {
+  const cells = weights.cells.flatMap((row, i) =>
+    row.map((share, k) => ({ share, row: i * weights.row_step, key: k * weights.key_step })),
+  );
+  const columns = weights.cells[0]?.length ?? 1;
+  const off = cells.filter((c) => has(c.share) && c.share !== 0);
+  const untold = weights.cells.filter((row) => !row.some(has)).length;
+  const title = `Weights, b=${weights.b}, h=${weights.h}`;
+  const steps =
+    weights.row_step * weights.key_step > 1
+      ? ` A cell is one of ${plural(weights.row_step, 'row')} × ${plural(weights.key_step, 'key')}; it shows the weight that is furthest off.`
+      : '';
+  const place = (c) =>
+    `row ${range(c.row, weights.row_step, weights.rows)}, key ${range(c.key, weights.key_step, weights.keys)}`;
+  return figure({
+    title,
+    className: 'map',
+    note: `Which weights of P the output lacks or has twice, estimated from its errors.${steps}${untold > 0 ? ` No few weights explain ${plural(untold, 'row')}.` : ''}`,
+    summary: `${off.length} of ${cells.length} cells have a weight that is off.`,
+    height: (width) => layout(width, columns, weights.cells.length || 1).whole,
+    legend: el(
+      'p',
+      { class: 'legend' },
+      key('h0', 'as it should be'),
+      key('f2 cross', 'missing'),
+      key('f0 cross', 'less than half of it missing'),
+      key('s4 cross', 'twice, or there although hidden'),
+      key('s2 cross', 'too large by less than half'),
+      key('none', 'not explained by weights'),
+    ),
+    option: (width) => {
+      const colours = Object.fromEntries(
+        ['h0', 'f2', 'f0', 's2', 's4', 'cross', 'dim', 'bg'].map((n) => [n, colour(n)]),
+      );
+      return {
+        ...gridOption(
+          width,
+          columns,
+          weights.cells.length || 1,
+          'key',
+          'row',
+          weights.keys,
+          weights.rows,
+        ),
+        tooltip: { formatter: ({ dataIndex: i }) => tip(place(cells[i]), lacking(cells[i].share)) },
+        series: [
+          {
+            type: 'custom',
+            data: cells.map((c) => [c.key, c.row]),
+            renderItem: (p, api) => {
+              const c = cells[p.dataIndex];
+              const r = corner(
+                api,
+                c.key,
+                c.row,
+                Math.min(weights.key_step, weights.keys - c.key),
+                Math.min(weights.row_step, weights.rows - c.row),
+              );
+              if (!has(c.share)) return cellOf(r, colours.bg, colours.bg, colours.dim);
+              const fill = colours[lackMark(c.share)];
+              if (c.share === 0) return cellOf(r, fill, colours.bg);
+              return cellOf(r, fill, colours.bg, colours.cross, true);
+            },
+          },
+        ],
+      };
+    },
+    table: () =>
+      table(
+        `${title}: weights that are off`,
+        ['row', 'key', 'weight'],
+        off.map((c) => [
+          range(c.row, weights.row_step, weights.rows),
+          range(c.key, weights.key_step, weights.keys),
+          lacking(c.share),
+        ]),
+      ),
+  });
+}
+
 function blend(a, b, share) {
   const numbers = (c) => c.match(/[\d.]+/g).map(Number);
   const x = numbers(a),
@@ -421,6 +515,7 @@ export function pictures(r) {
   const maps = r.maps ?? [];
   const figures = [
     maps.map(ratioMap),
+    r.weights && weightMap(r.weights),
     (r.heads ?? []).map(headBars),
     r.tiles?.ratios.length > 0 && tileBars(r.tiles),
     (r.ulps ?? []).map(ulpBars),

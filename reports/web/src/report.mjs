@@ -85,6 +85,7 @@ const known = [
   'tiles',
   'ulps',
   'mask',
+  'weights',
 ];
 
 // A card of what is known. Where nothing is known, there is no card.

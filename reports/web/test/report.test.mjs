@@ -91,6 +91,73 @@ test('a failure shows its element, its lines and its pictures', async () => {
   await page.finish();
 });
 
+// A row lacks a key, one has a hidden key and half a weight too much, and one is not explained.
+const withWeights = () => ({
+  ...run,
+  results: run.results.map((r, i) =>
+    i + 1 === failing[0].number
+      ? {
+          ...r,
+          weights: {
+            b: 0,
+            h: 1,
+            rows: 8,
+            keys: 6,
+            row_step: 2,
+            key_step: 2,
+            cells: [
+              [0, 0, 0],
+              [1, 0, 0],
+              [0, -0.4, -1],
+              [null, null, null],
+            ],
+          },
+        }
+      : r,
+  ),
+});
+
+test('a failure shows which weights its output lacks', async () => {
+  const page = await open(withWeights());
+  const figures = await texts(page, '.failure[open] figcaption .title');
+  assert.ok(figures.indexOf('Weights, b=0, h=1') > figures.indexOf('LSE, b=1, h=2'));
+  assert.ok(figures.indexOf('Weights, b=0, h=1') < figures.indexOf('O by head'));
+  await drawAll(page);
+  const figure = await page.evaluateHandle(() =>
+    [...document.querySelectorAll('.failure[open] figure')].find((f) =>
+      f.querySelector('.title').textContent.startsWith('Weights'),
+    ),
+  );
+  const words = await figure.evaluate((f) => f.textContent);
+  for (const part of [
+    'Which weights of P the output lacks or has twice, estimated from its errors.',
+    'A cell is one of 2 rows × 2 keys; it shows the weight that is furthest off.',
+    'No few weights explain 1 row.',
+    'not explained by weights',
+  ])
+    assert.ok(words.includes(part), part);
+  assert.match(
+    await figure.$eval('.chart', (e) => e.getAttribute('aria-label')),
+    /3 of 12 cells have a weight that is off/,
+  );
+  await (await figure.$('.toggle')).click();
+  assert.deepEqual(
+    await figure.$$eval('table tbody tr', (all) =>
+      all.map((r) => [...r.children].map((c) => c.textContent)),
+    ),
+    [
+      ['2–3', '0–1', 'missing'],
+      ['4–5', '2–3', '1.4 times as large, or 0.4 of it there although it is hidden'],
+      ['4–5', '4–5', 'twice, or there although it is hidden'],
+    ],
+  );
+  await (await figure.$('.toggle')).click();
+  await checkTables(page);
+  await checkContrast(page);
+  await screenshot(page, 'report-weights');
+  await page.finish();
+});
+
 // A failure inside its bounds, and what the failing cases of the run share.
 const withEvidence = () => ({
   ...run,
