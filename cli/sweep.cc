@@ -403,6 +403,12 @@ Command add_sweep(CLI::App& app) {
       "Divide a suite, records, a fault hunt or fuzz jobs among machines, and put the answers "
       "together; docs/sweeps.md");
   command->require_subcommand(1);
+  command->footer(
+      "Each of these commands has a help text of its own.\n\nExamples:\n"
+      "  assay sweep plan sweep.json --shards 40 -- check --suite standard --jobs 1\n"
+      "  assay sweep write sweep.json --engine slurm | sbatch\n"
+      "  assay sweep status sweep.json\n"
+      "  assay sweep merge sweep.json --store runs.db");
   const auto chosen = std::make_shared<std::function<int()>>();
   add_plan(*command, *chosen);
   add_write(*command, *chosen);

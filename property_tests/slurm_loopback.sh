@@ -6,15 +6,19 @@ set -euo pipefail
 what=$1 folder=$(realpath "$2")
 
 # A port that nobody listens on, from 20000 on.
-port=$((20000 + ($$ * 7) % 20000))
+port=$((20000 + ($$ * 7) % 10000))
 free_port() {
   while port=$((port + 1)); (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
   echo "$port"
 }
 
 start() {
-  local host=$(hostname -s) user=$(id -un) ports=()
-  for k in 0 1 2; do ports+=("$(free_port)"); port=${ports[k]}; done
+  local host user ports=()
+  host=$(hostname -s) user=$(id -un)
+  for k in 0 1 2; do
+    port=$(free_port)
+    ports+=("$port")
+  done
   mkdir -p "$folder"/{munge,state,log}
   chmod 755 "$folder"
   (umask 077; head -c 128 /dev/urandom >"$folder/munge/key")
@@ -60,7 +64,7 @@ CONF
   slurmd -N assay1
   slurmd -N assay2
   for _ in $(seq 100); do
-    [ "$(sinfo -h -t idle -o %D 2>/dev/null | paste -sd+ | bc 2>/dev/null || true)" = 2 ] && return 0
+    [ "$(sinfo -h -t idle -o %D 2>/dev/null || true)" != 2 ] || return 0
     sleep 0.2
   done
   sinfo >&2 || true
@@ -69,9 +73,10 @@ CONF
 }
 
 stop() {
-  local pid
-  for pid in "$folder"/slurmctld.pid "$folder"/slurmd.*.pid "$folder"/munge/pid; do
-    [ -f "$pid" ] && kill "$(cat "$pid")" 2>/dev/null || true
+  local file pid
+  for file in "$folder"/slurmctld.pid "$folder"/slurmd.*.pid "$folder"/munge/pid; do
+    [ -f "$file" ] && pid=$(cat "$file") && kill "$pid" 2>/dev/null || continue
+    for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
   done
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A long run of `assay check --time` with a store. In the first third of the time one process runs,
 # whose memory is watched. After that, processes are killed with -9 at random, about every half
-# minute. At the end: every run that was told is in the store, the store is whole, nothing of a
+# minute (more often if the time is short). At the end: every run that was told is in the store, the store is whole, nothing of a
 # killed process is left, and the files stayed within their bounds.
 #   soak.sh ASSAY [SECONDS [SEED]]
 set -euo pipefail
@@ -74,22 +74,20 @@ sys.exit(command * 1024 / share > 20000 or worker > 4096)
 PY
 
 # ---- Kills --------------------------------------------------------------------------------------
-killed=0 ended=1 next=$((SECONDS + RANDOM % 60))
+every=$((seconds < 300 ? seconds / 5 : 60))  # the longest time between two kills
+killed=0 ended=1 next=$((SECONDS + RANDOM % every))
 while [ $SECONDS -lt "$seconds" ]; do
   start $((RANDOM % 20 + 1)) $RANDOM
-  while kill -0 $process 2>/dev/null; do
+  while kill -0 $process 2>/dev/null && [ $SECONDS -lt $next ]; do
     watch_disk
-    if [ $SECONDS -ge $next ]; then
-      kill -9 $process
-      killed=$((killed + 1)) next=$((SECONDS + RANDOM % 60))
-    fi
     sleep 0.1
   done
+  if kill -9 $process 2>/dev/null; then next=$((SECONDS + RANDOM % every)); fi
   status=0
   wait $process 2>/dev/null || status=$?
   run=$(sed -n 's/^store: run \([0-9]*\) of runs.db$/\1/p' out.txt)
   [ -z "$run" ] || told+=("$run")
-  case $status in 0) ended=$((ended + 1)) ;; 137) ;; *) die "exit status $status: $(tail -n 1 err.txt)" ;; esac
+  case $status in 0) ended=$((ended + 1)) ;; 137) killed=$((killed + 1)) ;; *) die "exit status $status: $(tail -n 1 err.txt)" ;; esac
 done
 process=
 sleep 3

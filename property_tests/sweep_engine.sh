@@ -30,21 +30,22 @@ die() { say "$*" >&2; exit 1; }
 RANDOM=$seed
 say "engine $engine, $shards shards, seed $seed"
 
-# Small cases, one a shard; every 50th has a mask and is larger.
+# Small cases, one a shard; every 20th is causal, and the candidate gets many of these wrong.
 for ((k = 0; k < shards; ++k)); do
-  echo "attention b=1 h=1 l=$((k % 13 + 1))x$((k % 31 + 2)) d=$((k % 7 + 1)) seed=$k$([ $((k % 50)) -ne 7 ] || echo ' causal offset=end')"
+  echo "attention b=1 h=1 l=$((k % 13 + 1))x$((k % 31 + 2)) d=$((k % 7 + 1)) seed=$k$([ $((k % 20)) -ne 7 ] || echo ' causal')"
 done >"$work/cases"
 cd "$work"
+plan=${work##*/}
 command=(check --cases cases --candidate fault:causal-off-by-one --jobs 1)
 "$assay" "${command[@]}" --store one.db >one.txt 2>&1 || [ $? -eq 1 ]
 say "one process: $(tail -n 2 one.txt | head -n 1)"
-"$assay" sweep plan plan --shards "$shards" -- "${command[@]}"
+"$assay" sweep plan "$plan" --shards "$shards" -- "${command[@]}"
 
 # submit [LIST]: these shards, or all. busy: whether jobs are left.
 if [ "$engine" = slurm ]; then
   "$here/slurm_loopback.sh" start slurm
   export SLURM_CONF=$work/slurm/slurm.conf
-  submit() { "$assay" sweep write plan --engine slurm ${1:+--only "$1"} | sbatch >/dev/null; }
+  submit() { "$assay" sweep write "$plan" --engine slurm ${1:+--only "$1"} | sbatch >/dev/null; }
   # Slurm waits two minutes before it starts a job again that was put back.
   busy() { [ -n "$(squeue -h -o %i)" ]; }
   cancel() {
@@ -57,21 +58,17 @@ else
   submitted=0
   submit() {
     local commands=commands.$((submitted += 1))
-    "$assay" sweep write plan --engine parallel ${1:+--only "$1"} >"$commands"
+    "$assay" sweep write "$plan" --engine parallel ${1:+--only "$1"} >"$commands"
     parallel --jobs 2 --will-cite <"$commands" >>parallel.txt 2>&1 &  # without --retries, so that something is missing
   }
   busy() { [ -n "$(jobs -r)" ]; }
   cancel() { return 1; }  # its jobs are killed only
 fi
-# Kills a shard's process of this folder with -9.
+# Kills a process of a shard with -9. The name of the plan is that of this folder alone.
 kill_one() {
   local pids
-  mapfile -t pids < <(for p in /proc/[0-9]*; do
-    [ "$(readlink "$p/cwd" 2>/dev/null)" = "$work" ] && grep -qz '^sweep$' "$p/cmdline" 2>/dev/null &&
-      grep -qz '^run$' "$p/cmdline" && echo "${p#/proc/}"
-  done)
-  [ ${#pids[@]} -gt 0 ] || return 1
-  kill -9 "${pids[RANDOM % ${#pids[@]}]}" 2>/dev/null
+  mapfile -t pids < <(pgrep -f "assay sweep run $plan")
+  [ ${#pids[@]} -gt 0 ] && kill -9 "${pids[RANDOM % ${#pids[@]}]}" 2>/dev/null
 }
 
 submit
@@ -90,20 +87,20 @@ say "the engine has ended: $cancelled jobs cancelled, $killed processes killed w
 [ $((cancelled + killed)) -gt 0 ] || die "nothing was cancelled or killed"
 
 # A copy in the folder is one more delivery, of another name.
-cp "$(ls plan.shards/*.json | head -n 1)" plan.shards/delivered-again.json
-"$assay" sweep status plan >status.txt && die "nothing is missing, so nothing was tried"
+cp "$(ls "$plan".shards/*.json | head -n 1)" "$plan".shards/delivered-again.json
+"$assay" sweep status "$plan" >status.txt && die "nothing is missing, so nothing was tried"
 cat status.txt
 assay() { "$assay" "$@"; }
-missing=$(sed -n 's/^  assay sweep run plan //p' status.txt | head -n 1)
+missing=$(sed -n "s/^  assay sweep run $plan //p" status.txt | head -n 1)
 # Half of what is missing goes to the engine again, and the rest runs as the command says.
 [ -z "$missing" ] || { submit "$missing"; while busy; do sleep 0.2; done; }
-"$assay" sweep status plan >status.txt || true
+"$assay" sweep status "$plan" >status.txt || true
 grep '^  ' status.txt | while read -r line; do
   eval "$line" </dev/null >mended.txt 2>&1 || [ $? -eq 1 ] || { cat mended.txt; die "$line"; }
 done
-"$assay" sweep status plan || die "the sweep is not whole"
+"$assay" sweep status "$plan" || die "the sweep is not whole"
 
-"$assay" sweep merge plan --store whole.db >whole.txt 2>&1 || [ $? -eq 1 ]
+"$assay" sweep merge "$plan" --store whole.db >whole.txt 2>&1 || [ $? -eq 1 ]
 # Times aside: those of rows, of the run, and of its sentence.
 rows() { "$assay" store "$1" --export "$1.jsonl" && sed -E 's/"(seconds|judge_seconds)":[^,}]*/"\1":0/g; s/"started":"[^"]*"/"started":""/; s/; [0-9.]+ s"/"/' "$1.jsonl"; }
 rows one.db >one.rows

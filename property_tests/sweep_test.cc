@@ -189,7 +189,7 @@ TEST(MergedShards, FuzzTargetsOfSeveralShardsAreAddedUp) {
 }
 
 TEST(MergedShards, PiecesOfAnotherNumberAreRefused) {
-  Run two, none;
+  assay::Run two, none;
   two.results.resize(2);
   EXPECT_EQ(merged(std::vector{two, two, two}).results.size(), 6u);
   EXPECT_THROW(merged(std::vector{two, none}), SchemaError);
