@@ -79,7 +79,10 @@ class Reader {
       if (at->is_regular_file()) files.push_back(at->path());
     if (error && error != std::errc::no_such_file_or_directory)
       throw std::system_error(error, "reading " + folder);
-    std::ranges::sort(files);
+    // Of doubles, the one that has its own name counts as the first.
+    std::ranges::sort(files, {}, [](const fs::path& path) {
+      return std::pair(number_of(path.stem().string()) ? 0 : 1, path);
+    });
     return files;
   }
 

@@ -102,7 +102,21 @@ files=$(ls | tr '\n' ' ') temporary=$(ls tmp | wc -l)
 for run in "${told[@]}"; do grep -q "^ *$run  " list.txt || die "run $run was told and is not in the store"; done
 python3 - "$largest_wal" <<'PY' || die "the store is not whole, or too large"
 import json, os, sqlite3, sys
-whole = sqlite3.connect("runs.db").execute("PRAGMA integrity_check").fetchall()
+
+def integrity(path):
+    try:
+        return sqlite3.connect(path).execute("PRAGMA integrity_check").fetchall()
+    except sqlite3.DatabaseError as e:
+        return [(str(e),)]
+
+whole = integrity("runs.db")
+# A page of zeros in the middle must be seen.
+with open("runs.db", "rb") as store, open("damaged.db", "wb") as copy:
+    pages = store.read()
+    middle = len(pages) // 8192 * 4096
+    copy.write(pages[:middle] + bytes(4096) + pages[middle + 4096 :])
+if integrity("damaged.db") == [("ok",)]:
+    sys.exit("integrity_check sees no damage")
 runs = [json.loads(line) for line in open("all.jsonl")]
 rows = sum(len(run["results"]) for run in runs)
 bytes_of = lambda name: os.path.getsize(name) if os.path.exists(name) else 0

@@ -47,8 +47,9 @@ class Sweep : public testing::Test {
     fs::permissions(file(name), fs::perms::owner_all);
   }
   // Runs a line of a shell in which `assay` is the program.
-  static Ran shell(const std::string& line) {
-    return run("'" + line + "'", "sh -c 'assay() { " ASSAY_COMMAND " \"$@\"; };'");
+  Ran shell(const std::string& line) const {
+    write(file("line"), "assay() { " ASSAY_COMMAND " \"$@\"; }\n" + line + "\n");
+    return run(file("line"), "sh");
   }
   void plan(int shards, const std::string& command) const {
     const Ran r = run("sweep plan " + file("plan") + " --shards " + std::to_string(shards) +
@@ -112,6 +113,9 @@ class Sweep : public testing::Test {
 
 TEST_F(Sweep, ASuiteMergesToWhatOneProcessGives) {
   expect_the_same(5, "check --suite tiny --jobs 1", 13);
+  // What is compared is enough to tell another run.
+  ASSERT_EQ(run("check --suite tiny --jobs 1 --seed 2 --store " + file("other.db")).status, 0);
+  EXPECT_NE(rows(file("other.db"))[0]["results"], rows(file("one.db"))[0]["results"]);
 }
 
 // Failures of the whole run are shrunk, the first three of them, wherever they were found.
@@ -139,21 +143,22 @@ constexpr const char* target = R"(for a; do
   case "$a" in
     -merge=1) exit 0 ;;
     -artifact_prefix=*) prefix=${a#*=} ;;
+    -max_total_time=*) time=${a#*=} ;;
   esac
 done
 name=$(basename "$0")
 if [ -f "$a" ]; then echo "finding: of $name"; exit 77; fi
 [ "$name" != b_fuzz ] || [ -e "$prefix"crash-1 ] || echo x >"$prefix"crash-1
 printf '#%s\tNEW    cov: 50 ft: 60 corp: 7/9b exec/s: 10 rss: 5Mb\n' 100 >&2
-sleep 9)";
+sleep "$time")";
 
 TEST_F(Sweep, FuzzJobsMergeToWhatOneProcessGives) {
   for (const char* name : {"a_fuzz", "b_fuzz", "c_fuzz"}) write_program(name, target);
   const std::string jobs = " --jobs 1 --slice 2 --bin " + file("") + " --work ";
-  plan(2, "fuzz --hours 0.0017" + jobs + file("parts"));
+  plan(2, "fuzz --hours 0.003" + jobs + file("parts"));
   for (const char* k : {"1", "0", "1"}) EXPECT_LE(run_shards(k).status, 1) << k;
   const Ran whole = merge("--store " + file("whole.db")),
-            one = run("fuzz --hours 0.0017" + jobs + file("one") + " --store " + file("one.db"));
+            one = run("fuzz --hours 0.003" + jobs + file("one") + " --store " + file("one.db"));
   EXPECT_EQ(whole.status, 1) << whole.output;
   EXPECT_EQ(one.status, 1) << one.output;
   // How often a target was started depends on time; what it found does not.
@@ -336,7 +341,7 @@ TEST_F(BrokenSweep, AShardIsRunOnce) {
 TEST_F(BrokenSweep, AFullDiskLeavesNothing) {
   fs::remove(shard(0));
   // Files cannot grow beyond one block.
-  const std::string full = "trap \"\" XFSZ; ulimit -f 1; assay sweep ";
+  const std::string full = "trap '' XFSZ; ulimit -f 1; assay sweep ";
   const Ran r = shell(full + "run " + file("plan") + " 0");
   EXPECT_EQ(r.status, 3) << r.output;
   EXPECT_THAT(r.output, HasSubstr("assay: writing " + shard(0)));
