@@ -250,6 +250,7 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
                   "Judge a Python function, as FILE.py::FUNCTION, in a process of its own; with "
                   "--device its inputs lie there (cpu, cuda, cuda:1).\ndocs/python.md shows how to "
                   "write one; the environment variable ASSAY_PYTHON names another python3")
+      ->check(judged())
       ->excludes("--candidate")
       ->excludes("--kernel");
 }

@@ -96,6 +96,8 @@ int plan(const PlanOptions& o) {
   plan.build = build_of(this_machine());
   const std::unique_ptr<Divided> divided = parsed(plan.command, plan.arguments);
   refuse_undividable(*divided->command.app);
+  for (const std::string& path : files_of_answers(*divided->command.app))
+    plan.files[path] = hash_of_file(path);
   plan.seed = divided->command.app->get_option("--seed")->as<std::uint64_t>();
   if (const std::size_t pieces = divided->command.division->pieces(); pieces < plan.shards)
     throw UsageError(fmt::format("--shards={}: the work has {}, so there can be no more shards",
@@ -178,6 +180,7 @@ struct RunOptions {
 int run(const RunOptions& o) {
   const PlanFile file = read_plan(o.plan);
   require_same_build(file);
+  require_same_files(file);
   std::vector<std::size_t> asked = numbers_of_text(o.numbers, file.plan.shards);
   if (o.nth) {
     if (*o.nth >= asked.size())

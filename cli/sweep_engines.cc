@@ -86,7 +86,7 @@ std::string local(const EngineWork& w) {
       "#!/bin/sh\n"
       "cd {} || exit 3\n"
       "# xargs stops at 255, because bad usage of one shard is that of all.\n"
-      "printf '%s\\n'{} | xargs -n 1 -P {} sh -c '\n"
+      "for shard in{}; do echo $shard; done | xargs -n 1 -P {} sh -c '\n"
       "for try in 1 2 3; do\n"
       "  \"$@\"; {}\n"
       "  case $s in 0) exit 0 ;; 2) exit 255 ;; esac\n"

@@ -179,6 +179,13 @@ void require_same_build(const PlanFile& file) {
                   file.path, told(file.plan.build), told(mine)));
 }
 
+void require_same_files(const PlanFile& file) {
+  for (const auto& [path, hash] : file.plan.files)
+    if (hash_of_file(path) != hash)
+      throw UsageError(
+          fmt::format("{}: {} has changed since it was planned: plan again", file.path, path));
+}
+
 std::string folder_of(const PlanFile& plan, const std::string& folder) {
   return folder.empty() ? plan.path + ".shards" : folder;
 }

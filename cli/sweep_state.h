@@ -18,6 +18,8 @@ struct PlanFile {
 PlanFile read_plan(const std::string& path);
 // Throws UsageError if this program is another build than the one of the plan.
 void require_same_build(const PlanFile& plan);
+// Throws UsageError if a file that answers follow from has changed since it was planned.
+void require_same_files(const PlanFile& plan);
 
 // Where the shards lie: in `folder`, or, if that is empty, in PLAN.shards.
 std::string folder_of(const PlanFile& plan, const std::string& folder);

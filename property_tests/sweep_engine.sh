@@ -76,9 +76,12 @@ else
 fi
 # Kills a process of a shard with -9. The name of the plan is that of this folder alone.
 kill_one() {
-  local pids
-  mapfile -t pids < <(pgrep -f "sweep run $plan")
-  [ ${#pids[@]} -gt 0 ] && kill -9 "${pids[RANDOM % ${#pids[@]}]}" 2>/dev/null
+  local pids _
+  for _ in {1..10}; do  # one ends before it is hit
+    mapfile -t pids < <(pgrep -f "sweep run $plan")
+    [ ${#pids[@]} -eq 0 ] || ! kill -9 "${pids[RANDOM % ${#pids[@]}]}" 2>/dev/null || return 0
+  done
+  return 1
 }
 
 cancelled=0 killed=0

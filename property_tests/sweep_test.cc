@@ -424,6 +424,22 @@ TEST_F(Sweep, PlansOfOthersAreRefused) {
   EXPECT_EQ(run_shards("0-1 --nth 2").status, 2);
 }
 
+TEST_F(Sweep, FilesThatChangedArePlannedAgain) {
+  write(file("cases"), "attention b=1 h=1 l=4 d=4\nattention b=1 h=1 l=5 d=4\n");
+  plan(2, "check --jobs 1 --cases " + file("cases"));
+  EXPECT_EQ(run_shards("0").status, 0);
+  write(file("cases"), "attention b=1 h=1 l=4 d=4\nattention b=1 h=1 l=6 d=4\n");
+  const Ran changed = run_shards("1");
+  EXPECT_EQ(changed.status, 2) << changed.output;
+  EXPECT_THAT(changed.output, HasSubstr(file("cases") + " has changed since it was planned"));
+  EXPECT_FALSE(fs::exists(shard(1)));
+  // What was answered before is of another plan then.
+  plan(2, "check --jobs 1 --cases " + file("cases"));
+  EXPECT_THAT(status().output, HasSubstr("foreign: " + shard(0)));
+  fs::remove(file("cases"));
+  EXPECT_EQ(run_shards("1").status, 2);
+}
+
 TEST_F(Sweep, AnEngineThatIsNotInstalledIsTheMachines) {
   plan(3, "check --suite tiny --jobs 1");
   for (const char* engine : {"slurm", "parallel", "gridengine", "local"}) {

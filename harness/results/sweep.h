@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -24,9 +25,14 @@ struct SweepPlan {
   std::uint64_t seed = 1;              // the seed of the command
   std::size_t shards = 1;
   SweepBuild build;
+  // The hash of each file that answers follow from: a kernel library, records, case lines.
+  std::map<std::string, std::string> files;
 };
-// The digits that a shard carries, 16 hexadecimal ones. Plans that differ in anything have others.
+// Hashes are 16 hexadecimal digits. A shard carries the one of its plan; plans that differ in
+// anything have others.
 std::string hash_of(const SweepPlan& plan);
+// Throws std::system_error if the file cannot be read.
+std::string hash_of_file(const std::string& path);
 
 // What a shard answered.
 struct SweepShard {
@@ -53,6 +59,7 @@ void describe_fields(Fields& fields, Value& p) {
   fields("seed", p.seed);
   fields("shards", p.shards);
   fields("build", p.build);
+  fields("files", p.files);
 }
 
 template <class Fields, Described<SweepShard> Value>
