@@ -19,6 +19,7 @@
 #include "harness/files.h"
 #include "harness/cases/shrink.h"
 #include "harness/records/standalone.h"
+#include "harness/results/merge_shards.h"
 #include "harness/results/told_outcome.h"
 #include "problem/clock.h"
 
@@ -162,6 +163,11 @@ std::unique_ptr<Candidate> open_candidate(CheckOptions& o) {
   return make_candidate(o.candidate);
 }
 
+std::size_t pieces(CheckOptions& o) {
+  const std::unique_ptr<Candidate> candidate = open_candidate(o);  // which is asked what it does
+  return asked_selection(o, o.selection.seed, drawn_features(*candidate)).cases.size();
+}
+
 int run(CheckOptions& o) {
   const auto start = Clock::now();
   const PageSections sections = sections_of_page(o.files);
@@ -197,6 +203,27 @@ int run(CheckOptions& o) {
   return status;
 }
 
+// Reports the results of the shards of a sweep, which shrank nothing.
+int merge(CheckOptions& o, const std::vector<Json>& shards, const Machine& machine) {
+  const PageSections sections = sections_of_page(o.files);
+  std::vector<Run> runs;
+  for (const Json& shard : shards) runs.push_back(from_json<Run>(shard, "run"));
+  Run whole = merged(runs);
+  o.workers.library = std::make_shared<LibraryFile>(o.candidate);
+  if (!o.no_shrink) shrink_failures(whole.results, o);
+  if (!o.files.html.empty()) add_pictures(whole.results, o.workers);
+  return report_run({.title = whole.suite,
+                     .candidate = whole.candidate,
+                     .seed = whole.seed,
+                     .seconds = whole.summary.seconds,
+                     .most_unsupported = o.most_unsupported,
+                     .explain = o.explain,
+                     .machine = machine,
+                     .files = o.files,
+                     .sections = sections},
+                    whole.results);
+}
+
 void add_candidates(CLI::App& check, CheckOptions& o) {
   check
       .add_option("--candidate", o.candidate,
@@ -223,6 +250,7 @@ void add_candidates(CLI::App& check, CheckOptions& o) {
                   "Judge a Python function, as FILE.py::FUNCTION, in a process of its own; with "
                   "--device its inputs lie there (cpu, cuda, cuda:1).\ndocs/python.md shows how to "
                   "write one; the environment variable ASSAY_PYTHON names another python3")
+      ->check(judged())
       ->excludes("--candidate")
       ->excludes("--kernel");
 }
@@ -274,9 +302,8 @@ void add_outputs(CLI::App& check, CheckOptions& o) {
       ->check(writable());
 }
 
-int check_as_asked(const CLI::App& check, CheckOptions& o) {
-  // The reader of the output may stop reading. The files are written all the same.
-  std::signal(SIGPIPE, SIG_IGN);
+// Names the candidate that the options mean, and gives up the limit of memory that it cannot have.
+void settle_candidate(const CLI::App& check, CheckOptions& o) {
   if (!o.python.empty())
     o.candidate = "python:" + o.python + (o.device.empty() ? "" : "@" + o.device);
   else if (!o.device.empty()) o.candidate = "device:" + o.device;
@@ -285,7 +312,6 @@ int check_as_asked(const CLI::App& check, CheckOptions& o) {
   if ((o.candidate.starts_with("device:") || o.candidate.starts_with("python:")) &&
       check.count("--memory") == 0)
     o.workers.memory_mib = 0;
-  return run(o);
 }
 
 }  // namespace
@@ -316,7 +342,18 @@ Command add_check(CLI::App& app) {
       "  assay check --kernel mine/build/libmy_kernel.so --suite plain --max-unsupported 80\n"
       "  assay check --device opencl --suite tiny\n"
       "  assay check --python kernels.py::mine --device cuda --suite smoke");
-  return {check, [check, o] { return check_as_asked(*check, *o); }};
+  const auto settled = [check, o]() -> CheckOptions& {
+    // The reader of the output may stop reading. The files are written all the same.
+    std::signal(SIGPIPE, SIG_IGN);
+    settle_candidate(*check, *o);
+    return *o;
+  };
+  return {.app = check,
+          .run = [settled] { return run(settled()); },
+          .division = Division{
+              .pieces = [settled] { return pieces(settled()); },
+              .merge = [settled](const auto& shards,
+                                 const Machine& m) { return merge(settled(), shards, m); }}};
 }
 
 }  // namespace assay

@@ -33,13 +33,22 @@ json options_of(const CLI::App& command) {
   return options;
 }
 
+// A command that consists of others is not in the list; they have its name before their own.
+void add_commands_of(const CLI::App& app, const std::string& before, json& commands) {
+  for (const CLI::App* command : app.get_subcommands({})) {
+    const std::string name = before + command->get_name();
+    if (command->get_subcommands({}).empty())
+      commands[name] = {{"help", command->get_description()},
+                        {"footer", command->get_footer()},
+                        {"hidden", command->get_group().empty()},
+                        {"options", options_of(*command)}};
+    add_commands_of(*command, name + " ", commands);
+  }
+}
+
 int print_commands(const CLI::App& app) {
   json commands = json::object();
-  for (const CLI::App* command : app.get_subcommands({}))
-    commands[command->get_name()] = {{"help", command->get_description()},
-                                     {"footer", command->get_footer()},
-                                     {"hidden", command->get_group().empty()},
-                                     {"options", options_of(*command)}};
+  add_commands_of(app, "", commands);
   const json whole{{"footer", app.get_footer()}, {"commands", commands}};
   std::fputs((whole.dump(1) + '\n').c_str(), stdout);
   return all_passed;

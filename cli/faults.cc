@@ -6,6 +6,7 @@
 #include <iterator>
 #include <map>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "cli/commands.h"
@@ -14,10 +15,12 @@
 #include "cli/machine.h"
 #include "cli/options.h"
 #include "cli/progress.h"
+#include "cli/selection.h"
 #include "cli/tell.h"
 #include "harness/faults/planted_faults.h"
 #include "harness/cases/suites.h"
 #include "harness/results/common_causes.h"
+#include "harness/results/merge_shards.h"
 #include "harness/files.h"
 #include "problem/clock.h"
 #include "reports/html.h"
@@ -32,6 +35,7 @@ struct FaultsOptions {
   std::uint64_t seed = 1;
   bool undeclared = false;  // kernels are judged as if they declared no arithmetic
   Index causes = 1;         // failing cases whose causes are looked for
+  std::string shard;        // i/n
   std::string json, html, store;
   bool list = false;
   WorkerOptions workers;
@@ -120,9 +124,11 @@ struct Hunt {
   std::string suite;
 };
 
+// The pieces of the work are the hunts, and behind them the suites that run without a fault.
 struct Plan {
   std::map<std::string, std::vector<Case>> suites;
   std::vector<Hunt> hunts;
+  std::vector<std::string> unplanted;
 };
 
 // The faults that were asked for. The faults that are not hunted are noted in the score. Throws
@@ -154,7 +160,26 @@ Plan plan_hunts(const FaultsOptions& o, FaultsScore& score) {
                           counted(named, "fault"), score.equivalent.size() == 1 ? "is" : "are")
             : fmt::format("nothing to hunt: suite {} runs no case of {} of {} named", o.suite,
                           score.out_of_reach, counted(named, "fault")));
+  std::set<std::string> hunting;
+  for (const Hunt& hunt : plan.hunts) hunting.insert(hunt.suite);
+  plan.unplanted.assign(hunting.begin(), hunting.end());
   return plan;
+}
+
+// Leaves the part of the shard in the plan. Throws UsageError if that is nothing.
+void take_shard(Plan& plan, const std::string& text) {
+  const Shard shard = parse_shard(text);
+  Plan whole;
+  std::swap(whole.hunts, plan.hunts);
+  std::swap(whole.unplanted, plan.unplanted);
+  const std::size_t hunts = whole.hunts.size(), pieces = hunts + whole.unplanted.size();
+  for (std::size_t k = shard.i; k < pieces; k += shard.n) {
+    if (k < hunts) plan.hunts.push_back(whole.hunts[k]);
+    else plan.unplanted.push_back(whole.unplanted[k - hunts]);
+  }
+  if (shard.i >= pieces)
+    throw UsageError(fmt::format("--shard={}: nothing of {} and {} without a fault falls into it",
+                                 text, counted(hunts, "hunt"), counted(pieces - hunts, "suite")));
 }
 
 // "the cause, causal-late, is named alone", or what else it looks like.
@@ -169,6 +194,20 @@ std::string sentence_on(const FaultHunt& f) {
                      f.alone ? ", alone" : fmt::format("; it looks {}", like));
 }
 
+void tell_hunt(const FaultHunt& f) {
+  tell("{} {} ({}, {}): {}, {:.2f} s\n", f.killed ? "killed  " : "SURVIVED", f.fault, f.fault_class,
+       f.suite, counted(f.cases, "case"), f.seconds);
+  if (f.killed) tell("  {}\n  {}\n  {}\n", f.line, f.reason, sentence_on(f));
+  std::fflush(stdout);
+}
+
+void tell_unplanted(const UnplantedRun& u) {
+  tell("suite {}: unplanted kernel: {} run, {}, {:.0f} s\n", u.suite, counted(u.cases, "case"),
+       u.false_alarm ? "A FALSE ALARM" : "no false alarm", u.seconds);
+  if (u.false_alarm) tell("  {}\n  {}\n", u.line, u.reason);
+  std::fflush(stdout);
+}
+
 void hunt_faults(Plan& plan, WorkerOptions workers, const FaultsOptions& o, FaultsScore& score) {
   Progress progress("faults", plan.hunts.size());
   for (const auto& [f, suite] : plan.hunts) {
@@ -180,42 +219,33 @@ void hunt_faults(Plan& plan, WorkerOptions workers, const FaultsOptions& o, Faul
         hunt(cases, (o.undeclared ? "fault-undeclared:" : "fault:") + std::string(f.name), workers,
              o.causes);
     score.killed += kill.killed;
-    tell("{} {} ({}, {}): {}, {:.2f} s\n", kill.killed ? "killed  " : "SURVIVED", f.name,
-         f.fault_class, suite, counted(kill.cases, "case"), kill.seconds);
-    if (kill.killed) tell("  {}\n  {}\n", kill.line, kill.reason);
-    std::fflush(stdout);
     progress.advance(std::string(f.name));
     score.faults.push_back({std::string(f.name), std::string(f.fault_class), suite, kill.killed,
                             kill.cases, kill.seconds, kill.line, kill.reason});
     note_causes(f, kill, score.faults.back());
-    if (kill.killed) tell("  {}\n", sentence_on(score.faults.back()));
+    tell_hunt(score.faults.back());
   }
 }
 
 // Runs the same cases on the kernels without a fault. A suite with false alarms proves nothing.
-bool run_unplanted(Plan& plan, const WorkerOptions& workers, bool undeclared, FaultsScore& score) {
-  std::map<std::string, Score> by_suite;
-  for (const FaultHunt& f : score.faults) by_suite[f.suite].add(f.killed);
-  bool alarmed = false;
-  for (const auto& [name, s] : by_suite) {
-    const std::vector<Case>& cases = plan.suites[name];
-    const Kill alarm = hunt(cases, undeclared ? "host-undeclared" : "host", workers, 1);
-    alarmed |= alarm.killed;
-    tell("suite {}: {} of {} killed; unplanted kernel: {} of {} run, {}, {:.0f} s\n", name,
-         s.killed, counted(s.all, "fault"), alarm.cases, counted(cases.size(), "case"),
-         alarm.killed ? "A FALSE ALARM" : "no false alarm", alarm.seconds);
-    if (alarm.killed) tell("  {}\n  {}\n", alarm.line, alarm.reason);
-    std::fflush(stdout);
+void run_unplanted(Plan& plan, const WorkerOptions& workers, bool undeclared, FaultsScore& score) {
+  for (const std::string& name : plan.unplanted) {
+    const Kill alarm = hunt(plan.suites[name], undeclared ? "host-undeclared" : "host", workers, 1);
     score.unplanted.push_back(
         {name, alarm.cases, alarm.seconds, alarm.killed, alarm.line, alarm.reason});
+    tell_unplanted(score.unplanted.back());
   }
-  return alarmed;
 }
 
-void print_classes(const FaultsScore& score) {
-  std::map<std::string, Score> by_class;
-  for (const FaultHunt& f : score.faults) by_class[f.fault_class].add(f.killed);
+void print_scores(const FaultsScore& score) {
+  std::map<std::string, Score> by_class, by_suite;
+  for (const FaultHunt& f : score.faults) {
+    by_class[f.fault_class].add(f.killed);
+    by_suite[f.suite].add(f.killed);
+  }
   for (const auto& [name, s] : by_class) tell("{}: {} of {} killed\n", name, s.killed, s.all);
+  for (const auto& [name, s] : by_suite)
+    tell("suite {}: {} of {} killed\n", name, s.killed, counted(s.all, "fault"));
 }
 
 // How often the true cause is named.
@@ -243,19 +273,31 @@ void print_times(const FaultsScore& score) {
          seconds.back());
 }
 
-void write_score(const FaultsOptions& o, const FaultsScore& score) {
+void write_score(const FaultsOptions& o, const FaultsScore& score, const Machine& machine) {
   if (!o.json.empty()) write_file(o.json, to_json(score).dump(1) + "\n");
   if (!o.html.empty()) {
-    const Run page{o.suite.empty() ? "their suites" : o.suite,
-                   "planted faults",
-                   o.seed,
-                   this_machine(),
-                   {},
-                   {}};
+    const Run page{
+        o.suite.empty() ? "their suites" : o.suite, "planted faults", o.seed, machine, {}, {}};
     write_file(o.html, html_report(page, {.faults = score, .fuzz = {}}));
   }
   if (!o.store.empty())
-    tell("store: run {} of {}\n", Store(o.store).append(score, this_machine()), o.store);
+    tell("store: run {} of {}\n", Store(o.store).append(score, machine), o.store);
+}
+
+// Prints and writes the score, and returns the exit status.
+int report(const FaultsOptions& o, const FaultsScore& score, const Machine& machine) {
+  print_scores(score);
+  print_causes(score);
+  const bool alarmed = std::ranges::any_of(score.unplanted, &UnplantedRun::false_alarm);
+  if (score.out_of_reach > 0)
+    tell("{} left out: suite {} runs no case of {} operation\n",
+         counted(score.out_of_reach, "fault"), o.suite, score.out_of_reach == 1 ? "its" : "their");
+  print_times(score);
+  tell("{} of {} killed, {} equivalent left out; {}; seed {}\n", score.killed,
+       counted(score.faults.size(), "fault"), score.equivalent.size(),
+       alarmed ? "A FALSE ALARM" : "no false alarm", o.seed);
+  write_score(o, score, machine);
+  return score.killed == score.faults.size() && !alarmed ? all_passed : some_failed;
 }
 
 int run(const FaultsOptions& o) {
@@ -266,22 +308,28 @@ int run(const FaultsOptions& o) {
   FaultsScore score;
   score.seed = o.seed;
   Plan plan = plan_hunts(o, score);
+  take_shard(plan, o.shard);
   WorkerOptions workers = o.workers;
   workers.execute.power = false;
   workers.execute.relations = false;
   hunt_faults(plan, workers, o, score);
-  print_classes(score);
-  print_causes(score);
-  const bool alarmed = run_unplanted(plan, workers, o.undeclared, score);
-  if (score.out_of_reach > 0)
-    tell("{} left out: suite {} runs no case of {} operation\n",
-         counted(score.out_of_reach, "fault"), o.suite, score.out_of_reach == 1 ? "its" : "their");
-  print_times(score);
-  tell("{} of {} killed, {} equivalent left out; {}; seed {}\n", score.killed,
-       counted(score.faults.size(), "fault"), score.equivalent.size(),
-       alarmed ? "A FALSE ALARM" : "no false alarm", o.seed);
-  write_score(o, score);
-  return score.killed == score.faults.size() && !alarmed ? all_passed : some_failed;
+  run_unplanted(plan, workers, o.undeclared, score);
+  return report(o, score, this_machine());
+}
+
+std::size_t pieces(const FaultsOptions& o) {
+  FaultsScore score;
+  const Plan plan = plan_hunts(o, score);
+  return plan.hunts.size() + plan.unplanted.size();
+}
+
+int merge(const FaultsOptions& o, const std::vector<Json>& shards, const Machine& machine) {
+  std::vector<FaultsScore> scores;
+  for (const Json& shard : shards) scores.push_back(from_json<FaultsScore>(shard, "score"));
+  const FaultsScore whole = merged(scores);
+  std::ranges::for_each(whole.faults, tell_hunt);
+  std::ranges::for_each(whole.unplanted, tell_unplanted);
+  return report(o, whole, machine);
 }
 
 }  // namespace
@@ -306,6 +354,7 @@ Command add_faults(CLI::App& app) {
                    "together")
       ->transform(number_in(1, 64))
       ->capture_default_str();
+  add_shard(*command, o->shard, "fault (and suite without one)");
   command->add_option("--json", o->json, "Write the score as JSON")->check(writable());
   command->add_option("--html", o->html, "Write the score as one HTML page")->check(writable());
   command->add_option("--store", o->store, "Append the score to this store")->check(appended());
@@ -319,11 +368,16 @@ Command add_faults(CLI::App& app) {
       "  assay faults --list\n"
       "  assay faults --only causal-off-by-one --suite plain\n"
       "  assay faults --suite smoke --json score.json");
-  return {command, [o] {
-            // The reader of the output may stop reading. The files are written all the same.
-            std::signal(SIGPIPE, SIG_IGN);
-            return run(*o);
-          }};
+  return {.app = command,
+          .run =
+              [o] {
+                // The reader of the output may stop reading. The files are written all the same.
+                std::signal(SIGPIPE, SIG_IGN);
+                return run(*o);
+              },
+          .division = Division{
+              .pieces = [o] { return pieces(*o); },
+              .merge = [o](const auto& shards, const Machine& m) { return merge(*o, shards, m); }}};
 }
 
 }  // namespace assay

@@ -80,6 +80,15 @@ void add_programs(std::vector<NamedFile>& files, const std::string& said,
   }
 }
 
+// The file that a candidate comes from; empty: from none that its name tells.
+std::string file_of_candidate(std::string name) {
+  constexpr std::string_view library = "lib:", python = "python:";
+  if (name.starts_with(library)) return name.substr(library.size());
+  if (name.starts_with(python)) name.erase(0, python.size());
+  const auto function = name.find("::");
+  return function == std::string::npos ? "" : name.substr(0, function);
+}
+
 std::string step_summary_path() {
   const char* path = std::getenv("GITHUB_STEP_SUMMARY");
   return path ? path : "";
@@ -99,9 +108,9 @@ void add_files(std::vector<NamedFile>& files, CLI::Option& option) {
     if (has_role(option, reads_run))
       add_store(files, said, value.substr(0, value.rfind('#')), false);
     if (has_role(option, starts)) add_programs(files, said, value);
-    if (constexpr std::string_view library = "lib:";
-        has_role(option, judges) && value.starts_with(library))
-      files.push_back({said, value.substr(library.size()), false});
+    if (has_role(option, judges))
+      if (const std::string file = file_of_candidate(value); !file.empty())
+        files.push_back({said, file, false});
   }
 }
 
@@ -147,6 +156,18 @@ CLI::Validator read_only() { return role_of_input(reads); }
 CLI::Validator read_run() { return role_of_input(reads_run); }
 CLI::Validator judged() { return role_of_input(judges); }
 CLI::Validator programs() { return role_of_input(starts); }
+
+std::set<std::string> files_of_answers(const CLI::App& command) {
+  std::vector<NamedFile> files;
+  for (CLI::Option* option : const_cast<CLI::App&>(command).get_options())
+    if (option->count() > 0 && (has_role(*option, reads) || has_role(*option, judges)))
+      add_files(files, *option);
+  std::set<std::string> paths;
+  std::error_code error;
+  for (const NamedFile& file : files)
+    if (fs::is_regular_file(file.path, error)) paths.insert(file.path);
+  return paths;
+}
 
 void refuse_shared_files(const CLI::App& command) {
   std::vector<NamedFile> files;

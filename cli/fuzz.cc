@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 
 #include "cli/commands.h"
@@ -12,9 +13,11 @@
 #include "cli/file_roles.h"
 #include "cli/machine.h"
 #include "cli/options.h"
+#include "cli/selection.h"
 #include "cli/tell.h"
 #include "harness/files.h"
 #include "harness/faults/planted_faults.h"
+#include "harness/results/merge_shards.h"
 #include "problem/parallel.h"
 #include "reports/html.h"
 #include "reports/store.h"
@@ -27,6 +30,7 @@ struct FuzzCommandOptions {
   double hours = 1;
   bool faults = false;  // measure instead how long the search for each planted fault takes
   double fault_seconds = 600;
+  std::string shard;  // i/n
   std::string only, json, html, store;
 };
 
@@ -38,10 +42,10 @@ std::string target_of(const PlantedFault& f) {
 // Searches every fault that some input shows, one after the other. Each search begins without
 // inputs.
 int find_faults(const FuzzCommandOptions& o) {
-  if (!o.store.empty() || !o.html.empty() || !o.jobs.targets.empty())
+  if (!o.store.empty() || !o.html.empty() || !o.shard.empty() || !o.jobs.targets.empty())
     throw UsageError(
-        "--faults takes neither --store, --html nor targets: --only names a fault, and each has "
-        "its target");
+        "--faults takes neither --store, --html, --shard nor targets: --only names a fault, and "
+        "each has its target");
   const std::vector<std::string> targets = fuzz_targets(o.jobs.binaries);
   Json table = Json::array();
   std::size_t found = 0;
@@ -84,15 +88,26 @@ int find_faults(const FuzzCommandOptions& o) {
   return found == table.size() ? all_passed : some_failed;
 }
 
-int run_jobs(const FuzzCommandOptions& o) {
+// The jobs of the shard: its part of the targets and of the hours, in a folder of its own. If there
+// are more shards than targets, several shards run one target, each with another seed.
+FuzzOptions jobs_of(const FuzzCommandOptions& o) {
   FuzzOptions jobs = o.jobs;
   jobs.seconds = o.hours * 3600;
-  const bool terminal = isatty(STDERR_FILENO) != 0;
-  jobs.say = [&](const std::string& line) {
-    std::fputs(terminal ? "\r" : "", stderr);
-    std::fputs((visible_lines(line) + '\n').c_str(), stderr);
-  };
-  const FuzzSummary summary = fuzz(jobs);
+  if (o.shard.empty()) return jobs;
+  const Shard shard = parse_shard(o.shard);
+  const std::vector<std::string> all = chosen_targets(o.jobs);
+  const std::size_t groups = std::min(shard.n, all.size());
+  jobs.targets.clear();
+  for (std::size_t k = shard.i % groups; k < all.size(); k += groups)
+    jobs.targets.push_back(all[k]);
+  jobs.seconds /= static_cast<double>(shard.n);
+  jobs.seed += shard.i * 1000003;
+  jobs.work /= fmt::format("{}-of-{}", shard.i, shard.n);
+  return jobs;
+}
+
+// Prints and writes the summary, and returns the exit status.
+int report(const FuzzCommandOptions& o, const FuzzSummary& summary, const Machine& machine) {
   for (const FuzzTarget& t : summary.targets)
     tell(
         "{:<10} {:>11.0f} executions, {:>7.0f} a second, coverage {:>6.0f}, corpus {:>6.0f}, "
@@ -107,12 +122,34 @@ int run_jobs(const FuzzCommandOptions& o) {
        counted(summary.findings.size(), "finding"), o.jobs.seed, o.jobs.work.string());
   if (!o.json.empty()) write_file(o.json, to_json(summary).dump(1) + "\n");
   if (!o.html.empty()) {
-    const Run page{o.jobs.work.string(), "fuzzers", o.jobs.seed, this_machine(), {}, {}};
+    const Run page{o.jobs.work.string(), "fuzzers", o.jobs.seed, machine, {}, {}};
     write_file(o.html, html_report(page, {.faults = {}, .fuzz = summary}));
   }
-  if (!o.store.empty())
-    tell("run {} of {}\n", Store(o.store).append(summary, this_machine()), o.store);
+  if (!o.store.empty()) tell("run {} of {}\n", Store(o.store).append(summary, machine), o.store);
   return summary.findings.empty() ? all_passed : some_failed;
+}
+
+int run_jobs(const FuzzCommandOptions& o) {
+  FuzzOptions jobs = jobs_of(o);
+  const bool terminal = isatty(STDERR_FILENO) != 0;
+  jobs.say = [&](const std::string& line) {
+    std::fputs(terminal ? "\r" : "", stderr);
+    std::fputs((visible_lines(line) + '\n').c_str(), stderr);
+  };
+  return report(o, fuzz(jobs), this_machine());
+}
+
+// A target may run in any number of shards, each with a seed of its own.
+std::size_t pieces(const FuzzCommandOptions& o) {
+  if (o.faults) throw UsageError("--faults: this search is not divided");
+  chosen_targets(o.jobs);
+  return std::numeric_limits<std::size_t>::max();
+}
+
+int merge(const FuzzCommandOptions& o, const std::vector<Json>& shards, const Machine& machine) {
+  std::vector<FuzzSummary> summaries;
+  for (const Json& shard : shards) summaries.push_back(from_json<FuzzSummary>(shard, "summary"));
+  return report(o, merged(summaries), machine);
 }
 
 void add_budget(CLI::App& fuzz, FuzzCommandOptions& o) {
@@ -175,6 +212,7 @@ Command add_fuzz(CLI::App& app) {
   command->add_option("--seed", o->jobs.seed, "The seed of the fuzzers")
       ->transform(any_number())
       ->capture_default_str();
+  add_shard(*command, o->shard, "target, in a folder of its own, for its part of the hours");
   add_fault_hunt(*command, *o);
   command->add_option("--json", o->json, "Write the summary as JSON")->check(writable());
   command->add_option("--html", o->html, "Write the summary as one HTML page")->check(writable());
@@ -189,7 +227,11 @@ Command add_fuzz(CLI::App& app) {
       "forward\n"
       "  assay fuzz --bin build/fuzz-fast/fuzz --work build/fuzzing --faults --fault-seconds 60 "
       "--only causal-off-by-one");
-  return {command, [o] { return o->faults ? find_faults(*o) : run_jobs(*o); }};
+  return {.app = command,
+          .run = [o] { return o->faults ? find_faults(*o) : run_jobs(*o); },
+          .division = Division{
+              .pieces = [o] { return pieces(*o); },
+              .merge = [o](const auto& shards, const Machine& m) { return merge(*o, shards, m); }}};
 }
 
 }  // namespace assay

@@ -27,9 +27,9 @@ namespace {
 
 // The commands, in the order of the help text.
 constexpr Command (*commands[])(CLI::App&) = {
-    add_check,      add_record,   add_verify,   add_trace,        add_identify,
-    add_store,      add_compare,  add_faults,   add_fuzz,         add_bench,
-    add_new_kernel, add_notation, add_commands, add_serve_kernel, add_worker};
+    add_check,    add_record,   add_verify,       add_trace, add_identify, add_store,
+    add_compare,  add_faults,   add_fuzz,         add_bench, add_sweep,    add_new_kernel,
+    add_notation, add_commands, add_serve_kernel, add_worker};
 
 constexpr const char* footer =
     "Exit status: 0 all passed, 1 some candidate was wrong, 2 bad usage or input (also: nothing "
@@ -77,6 +77,12 @@ void flush_output() {
                             "writing standard output");
 }
 
+// A command may have commands of its own. What was parsed last has the options.
+const CLI::App& innermost(const CLI::App& command) {
+  const std::vector<CLI::App*> parsed = command.get_subcommands();
+  return parsed.empty() ? command : innermost(*parsed.front());
+}
+
 // An exception of a candidate ends its process by a signal, as it would without this program.
 int run_internal(const Command& command) noexcept { return command.run(); }
 
@@ -104,7 +110,7 @@ int run(int argc, char** argv) {
   const auto chosen =
       std::ranges::find_if(declared, [](const Command& c) { return c.app->parsed(); });
   if (chosen->internal) return run_internal(*chosen);
-  refuse_shared_files(*chosen->app);
+  refuse_shared_files(innermost(*chosen->app));
   const int status = chosen->run();
   flush_output();
   return status;

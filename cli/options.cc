@@ -79,10 +79,12 @@ void refuse_empty_values(CLI::App& app) {
   const CLI::Validator not_empty(
       [](std::string& value) { return std::string(value.empty() ? "the value is empty" : ""); },
       "");
-  for (CLI::App* command : app.get_subcommands({}))
+  for (CLI::App* command : app.get_subcommands({})) {
     for (CLI::Option* option : command->get_options())
       // Flags have no value. The transform that is added last is called first.
       if (option->get_items_expected_max() > 0) option->transform(not_empty);
+    refuse_empty_values(*command);
+  }
 }
 
 void add_workers(CLI::App& command, WorkerOptions& workers) {

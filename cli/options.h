@@ -21,7 +21,7 @@ CLI::Validator any_number();
 // be printed.
 CLI::Validator seconds_number();
 
-// Makes an empty value an error, for every option and positional of every command.
+// Makes an empty value an error, for every option and positional of every command below `app`.
 void refuse_empty_values(CLI::App& app);
 
 // Adds --jobs, --timeout, --in-process and --memory.

@@ -19,6 +19,7 @@
 #include "cli/selection.h"
 #include "cli/tell.h"
 #include "cli/time_limit.h"
+#include "harness/results/merge_shards.h"
 #include "harness/results/told_outcome.h"
 #include "problem/clock.h"
 #include "problem/parallel.h"
@@ -39,6 +40,7 @@ struct VerifyCommandOptions {
   Index rows = 0;
   std::uint64_t seed = 1;
   int threads = hardware_threads();
+  std::string shard;  // i/n
   bool list = false;
   EvidenceRule evidence = EvidenceRule::fail;
   bool explain = false;
@@ -63,83 +65,149 @@ int record(const RecordOptions& o) {
   return static_cast<int>(all_passed);
 }
 
-int verify(const VerifyCommandOptions& o) {
-  const auto start = Clock::now();
-  std::vector<CaseResult> results;
-  std::vector<std::pair<std::string, std::string>> places;  // file and record of each result
-  std::set<std::string> kernels;
-  // A record that cannot be judged gives a result too, so that the other results are kept.
-  const auto refuse = [&](const std::string& path, const std::string& name,
-                          const std::exception& e) {
-    tell(stderr, "assay: {}\n", e.what());
-    places.emplace_back(path, name);
-    CaseResult refused;
-    refused.line = path + (name.empty() ? "" : ", record " + name);
-    refused.candidate = "recorded";
-    refused.reproduce = verify_command(path, name);
-    refused.reason = e.what();
-    refused.bad_input = true;
-    results.push_back(std::move(refused));
-  };
+// A record, or a file that cannot be read.
+struct Place {
+  std::string path, name;
+  std::string unreadable;  // why it cannot be read
+};
+
+// What the options ask for, in the order of the files. The shard has its part of it.
+std::vector<Place> places(const VerifyCommandOptions& o) {
+  std::vector<Place> all;
   for (const std::string& path : o.files) {
-    std::optional<RecordFile> file;
     try {
-      file.emplace(path);
+      std::vector<std::string> names = RecordFile(path).names();
+      if (!o.record.empty()) names = {o.record};
+      for (const std::string& name : names) all.push_back({path, name, {}});
     } catch (const FileError& e) {
-      refuse(path, "", e);
-      continue;
-    }
-    std::vector<std::string> names = file->names();
-    if (!o.record.empty()) names = {o.record};
-    if (o.list) {
-      for (const std::string& name : names)
-        tell("{}{}{}\n", name, name.empty() ? "" : ": ", file->line(name));
-      continue;
-    }
-    Progress progress("verify", names.size());
-    for (const std::string& name : names) {
-      try {
-        const Record r = file->read(name);
-        const CaseResult result = verify(
-            *file, r,
-            {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed, .evidence = o.evidence});
-        if (result.outcome == Outcome::fail)
-          progress.say(told_in("{}\n  {}", told_outcome(result), result.reproduce));
-        kernels.insert(r.kernel);
-        places.emplace_back(path, name);
-        results.push_back(result);
-      } catch (const FileError& e) {
-        refuse(path, name, e);
-      }
-      progress.advance(name);
+      all.push_back({path, {}, e.what()});
     }
   }
-  if (o.list) return static_cast<int>(results.empty() ? all_passed : bad_usage);
-  if (!o.files_to_write.html.empty())
-    for (const std::size_t k : worth_drawing(results)) {  // they are judged once more
-      try {
-        const RecordFile file(places[k].first);
-        const VerifyOptions drawing{.threads = o.threads,
-                                    .sample_rows = o.rows,
-                                    .seed = o.seed,
-                                    .power = false,
-                                    .evidence = o.evidence,
-                                    .pictures = true};
-        take_pictures(results[k], verify(file, file.read(places[k].second), drawing));
-      } catch (const FileError& e) {
-        tell(stderr, "assay: nothing is drawn of what changed since it was judged: {}\n", e.what());
-      }
+  const Shard shard = parse_shard(o.shard);
+  std::vector<Place> mine;
+  for (std::size_t k = shard.i; k < all.size(); k += shard.n) mine.push_back(all[k]);
+  if (mine.empty() && !o.shard.empty())
+    throw UsageError(fmt::format("--shard={}: no record of {} falls into it", o.shard, all.size()));
+  return mine;
+}
+
+VerifyOptions options_of(const VerifyCommandOptions& o) {
+  return {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed, .evidence = o.evidence};
+}
+
+// A record that cannot be judged gives a result too, so that the other results are kept.
+CaseResult refused(const Place& at, const std::string& why) {
+  tell(stderr, "assay: {}\n", why);
+  CaseResult result;
+  result.line = at.path + (at.name.empty() ? "" : ", record " + at.name);
+  result.candidate = "recorded";
+  result.reproduce = verify_command(at.path, at.name);
+  result.reason = why;
+  result.bad_input = true;
+  return result;
+}
+
+// Keeps the file that was read last, because records of one file follow one another.
+class Files {
+ public:
+  const RecordFile& at(const std::string& path) {
+    if (!last_ || last_->path() != path) last_.emplace(path);
+    return *last_;
+  }
+
+ private:
+  std::optional<RecordFile> last_;
+};
+
+CaseResult judged_at(const Place& at, Files& files, const VerifyCommandOptions& o) {
+  if (!at.unreadable.empty()) return refused(at, at.unreadable);
+  try {
+    const RecordFile& file = files.at(at.path);
+    return verify(file, file.read(at.name), options_of(o));
+  } catch (const FileError& e) {
+    return refused(at, e.what());
+  }
+}
+
+ExitStatus list(const VerifyCommandOptions& o) {
+  ExitStatus status = all_passed;
+  Files files;
+  for (const Place& at : places(o)) {
+    if (!at.unreadable.empty()) {
+      tell(stderr, "assay: {}\n", at.unreadable);
+      status = bad_usage;
+      continue;
     }
+    tell("{}{}{}\n", at.name, at.name.empty() ? "" : ": ", files.at(at.path).line(at.name));
+  }
+  return status;
+}
+
+// Judges some records once more, for their pictures.
+void add_pictures(std::vector<CaseResult>& results, const VerifyCommandOptions& o) {
+  const std::vector<Place> of_results = places(o);
+  VerifyOptions drawing = options_of(o);
+  drawing.power = false;
+  drawing.pictures = true;
+  Files files;
+  for (const std::size_t k : worth_drawing(results)) {
+    try {
+      const RecordFile& file = files.at(of_results.at(k).path);
+      take_pictures(results[k], verify(file, file.read(of_results[k].name), drawing));
+    } catch (const FileError& e) {
+      tell(stderr, "assay: nothing is drawn of what changed since it was judged: {}\n", e.what());
+    }
+  }
+}
+
+int report(const VerifyCommandOptions& o, std::vector<CaseResult>& results, double seconds,
+           const Machine& machine) {
+  if (!o.files_to_write.html.empty()) add_pictures(results, o);
+  std::set<std::string> kernels;
+  for (const CaseResult& r : results)
+    if (!r.bad_input) kernels.insert(r.candidate);
   return report_run(
       {.title = o.files.size() == 1 ? o.files[0] : fmt::format("{} files", o.files.size()),
        .candidate = fmt::format("{}", fmt::join(kernels, ", ")),
        .unit = "record",
        .seed = o.seed,
-       .seconds = seconds_since(start),
+       .seconds = seconds,
        .explain = o.explain,
+       .machine = machine,
        .files = o.files_to_write,
        .sections = {}},
       results);
+}
+
+int verify(const VerifyCommandOptions& o) {
+  if (o.list) return list(o);
+  const auto start = Clock::now();
+  const std::vector<Place> records = places(o);
+  std::vector<CaseResult> results;
+  Files files;
+  Progress progress("verify", records.size());
+  for (const Place& at : records) {
+    results.push_back(judged_at(at, files, o));
+    if (const CaseResult& r = results.back(); r.outcome == Outcome::fail)
+      progress.say(told_in("{}\n  {}", told_outcome(r), r.reproduce));
+    progress.advance(at.name);
+  }
+  return report(o, results, seconds_since(start), this_machine());
+}
+
+// A file that cannot be read is no work that could be divided.
+std::size_t pieces(const VerifyCommandOptions& o) {
+  const std::vector<Place> all = places(o);
+  for (const Place& at : all)
+    if (!at.unreadable.empty()) throw UsageError(at.unreadable);
+  return all.size();
+}
+
+int merge(const VerifyCommandOptions& o, const std::vector<Json>& shards, const Machine& machine) {
+  std::vector<Run> runs;
+  for (const Json& shard : shards) runs.push_back(from_json<Run>(shard, "run"));
+  Run whole = merged(runs);
+  return report(o, whole.results, whole.summary.seconds, machine);
 }
 
 }  // namespace
@@ -181,6 +249,7 @@ Command add_verify(CLI::App& app) {
       ->check(read_only())
       ->required();
   command->add_option("--record", o->record, "Only the record of this name");
+  add_shard(*command, o->shard, "record");
   command->add_flag("--list", o->list, "Print the lines of the records, and judge nothing");
   command
       ->add_option("--rows", o->rows,
@@ -203,7 +272,11 @@ Command add_verify(CLI::App& app) {
       "  assay verify answers.safetensors --list\n"
       "  assay verify answers.safetensors --record 00 --html run.html\n"
       "  assay verify answers.safetensors --rows 16 --seed 7");
-  return {command, [o] { return verify(*o); }};
+  return {.app = command,
+          .run = [o] { return verify(*o); },
+          .division = Division{
+              .pieces = [o] { return pieces(*o); },
+              .merge = [o](const auto& shards, const Machine& m) { return merge(*o, shards, m); }}};
 }
 
 }  // namespace assay

@@ -16,7 +16,6 @@
 
 #include "cli/exit_status.h"
 #include "cli/file_roles.h"
-#include "cli/machine.h"
 #include "cli/options.h"
 #include "cli/tell.h"
 #include "harness/files.h"
@@ -246,9 +245,8 @@ void take_pictures(CaseResult& result, const CaseResult& drawn) {
 }
 
 int report_run(const RunFacts& facts, const std::vector<CaseResult>& results) {
-  const Run run{
-      facts.title, facts.candidate, facts.seed, this_machine(), summary_of(facts, results),
-      results};
+  const Run run{facts.title, facts.candidate, facts.seed, facts.machine, summary_of(facts, results),
+                results};
   print_results(run, facts);
   write_run(run, facts.files, facts.sections);
   return exit_status(facts, run);

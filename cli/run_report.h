@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/machine.h"
 #include "harness/results/run.h"
 #include "reports/html.h"
 
@@ -43,6 +44,7 @@ struct RunFacts {
   double seconds = 0;
   double most_unsupported = 100;  // in percent
   bool explain = false;           // every case is told in full
+  Machine machine = this_machine();
   ReportFiles files;
   PageSections sections;
 };

@@ -17,17 +17,6 @@
 namespace assay {
 namespace {
 
-std::pair<std::size_t, std::size_t> parse_shard(const std::string& text) {
-  std::size_t i = 0, n = 0;
-  const char* end = text.data() + text.size();
-  const auto [slash, first] = std::from_chars(text.data(), end, i);
-  if (first == std::errc() && slash != end && *slash == '/') {
-    const auto [stop, second] = std::from_chars(slash + 1, end, n);
-    if (second == std::errc() && stop == end && i < n) return {i, n};
-  }
-  throw UsageError(fmt::format("--shard={}: expected i/n with 0 <= i < n, as 0/4", text));
-}
-
 // How many cases of the whole suite need features that are not in `has`, and how many need which.
 std::string left_out(const std::string& suite, std::uint64_t seed, const Features& has) {
   std::map<std::string, std::size_t> missing;
@@ -54,6 +43,24 @@ std::string mark_under(const std::string& line, std::size_t column) {
 
 }  // namespace
 
+Shard parse_shard(const std::string& text) {
+  Shard shard;
+  if (text.empty()) return shard;
+  const char* end = text.data() + text.size();
+  const auto [slash, first] = std::from_chars(text.data(), end, shard.i);
+  if (first == std::errc() && slash != end && *slash == '/') {
+    const auto [stop, second] = std::from_chars(slash + 1, end, shard.n);
+    if (second == std::errc() && stop == end && shard.i < shard.n) return shard;
+  }
+  throw UsageError(fmt::format("--shard={}: expected i/n with 0 <= i < n, as 0/4", text));
+}
+
+void add_shard(CLI::App& command, std::string& shard, const std::string& unit) {
+  command.add_option(
+      "--shard", shard,
+      fmt::format("i/n, as 0/4: run every n-th {}, beginning with the i-th, counted from 0", unit));
+}
+
 void add_selection(CLI::App& command, SelectionOptions& o) {
   auto* suite = command.add_option("--suite", o.suite,
                                    fmt::format("One of {}", fmt::join(suite_names(), ", ")));
@@ -70,8 +77,7 @@ void add_selection(CLI::App& command, SelectionOptions& o) {
                   "The seed of the inputs of a suite; a case line has a seed of its own")
       ->transform(any_number())
       ->capture_default_str();
-  command.add_option("--shard", o.shard,
-                     "i/n, as 0/4: run every n-th case, beginning with the i-th, counted from 0");
+  add_shard(command, o.shard, "case");
 }
 
 Selection select_cases(const SelectionOptions& o, std::uint64_t seed, const Features& has) {
@@ -111,9 +117,9 @@ Selection select_cases(const SelectionOptions& o, std::uint64_t seed, const Feat
           fmt::format("--filter={}: none of {} contains it", o.filter, counted(before, "case")));
   }
   if (!o.shard.empty()) {
-    const auto [i, n] = parse_shard(o.shard);
+    const Shard shard = parse_shard(o.shard);
     std::vector<Case> mine;
-    for (std::size_t k = i; k < s.cases.size(); k += n) mine.push_back(s.cases[k]);
+    for (std::size_t k = shard.i; k < s.cases.size(); k += shard.n) mine.push_back(s.cases[k]);
     if (mine.empty())
       throw UsageError(
           fmt::format("--shard={}: no case of {} falls into it", o.shard, s.cases.size()));

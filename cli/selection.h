@@ -14,6 +14,16 @@ class App;
 
 namespace assay {
 
+// One of n parts of some work: every n-th piece of it, from the i-th on.
+struct Shard {
+  std::size_t i = 0, n = 1;
+  bool takes(std::size_t piece) const { return piece % n == i; }
+};
+// Reads "i/n" with i < n; an empty text means all of the work. Throws UsageError.
+Shard parse_shard(const std::string& text);
+// Adds --shard. The unit of the work, as "case", is told in the help text.
+void add_shard(CLI::App& command, std::string& shard, const std::string& unit);
+
 // The options that select the cases of a command.
 struct SelectionOptions {
   std::string suite;               // a suite, or

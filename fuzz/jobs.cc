@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -126,6 +127,16 @@ void make_folder(const fs::path& folder) {
     throw std::invalid_argument(
         fmt::format("{}: cannot be written to: {}", folder.string(), std::strerror(errno)));
   fs::remove(probe, error);
+}
+
+// Two processes would spoil each other's state. The lock ends with the descriptor.
+Descriptor locked(const fs::path& folder) {
+  Descriptor lock = opened(folder, O_RDONLY | O_DIRECTORY);
+  // A file system may have no locks.
+  if (flock(lock.number(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    throw std::system_error(EBUSY, std::generic_category(),
+                            folder.string() + ": another process runs jobs in this folder");
+  return lock;
 }
 
 // libFuzzer silently drops inputs when a disk is full, so this is checked here.
@@ -507,14 +518,21 @@ std::vector<std::string> fuzz_targets(const fs::path& binaries) {
   return targets;
 }
 
-FuzzSummary fuzz(const FuzzOptions& options) {
-  const std::vector<std::string> known = fuzz_targets(options.binaries);
-  FuzzOptions o = options;
-  if (o.targets.empty()) o.targets = known;
-  for (const std::string& t : o.targets)
+std::vector<std::string> chosen_targets(const FuzzOptions& options) {
+  std::vector<std::string> known = fuzz_targets(options.binaries);
+  if (options.targets.empty()) return known;
+  for (const std::string& t : options.targets)
     if (std::ranges::find(known, t) == known.end())
       throw std::invalid_argument(
           fmt::format("unknown target '{}'; there are {}", t, fmt::join(known, ", ")));
+  return options.targets;
+}
+
+FuzzSummary fuzz(const FuzzOptions& options) {
+  FuzzOptions o = options;
+  o.targets = chosen_targets(options);
+  make_folder(o.work);
+  const Descriptor lock = locked(o.work);
   return Jobs(o).run();
 }
 

@@ -43,10 +43,14 @@ struct FuzzOptions {
 // if there is none.
 std::vector<std::string> fuzz_targets(const std::filesystem::path& binaries);
 
+// The targets of the options, which are all that are there if none is named. Throws
+// std::invalid_argument if one is unknown.
+std::vector<std::string> chosen_targets(const FuzzOptions& options);
+
 // Runs the jobs and returns {"targets": [{"target", "seconds", "executions",
 // "executions_per_second", "coverage", "corpus", "findings"}], "findings": [...], "seconds"}.
 // Throws std::invalid_argument for an unknown target or a folder that cannot be used, and
-// std::system_error if the machine fails.
+// std::system_error if the machine fails or another process runs jobs in the working folder.
 FuzzSummary fuzz(const FuzzOptions& options);
 
 struct TimeToFind {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cctype>
 #include <filesystem>
 #include <fstream>
@@ -72,6 +73,36 @@ std::vector<std::string> shell_words(const std::string& line) {
   return words;
 }
 
+// Adds what the words of one command name and the program does not declare.
+void add_unknown(std::vector<std::string> words, const std::map<std::string, Options>& commands,
+                 std::vector<std::string>& unknown) {
+  // A command may consist of others, as `sweep` of `sweep plan`.
+  if (words.size() > 1 && commands.contains(words[0] + " " + words[1])) {
+    words[1] = words[0] + " " + words[1];
+    words.erase(words.begin());
+  }
+  const auto command = commands.find(words[0]);
+  if (command == commands.end()) {
+    const bool consists_of_others =
+        words.size() == 1 && std::ranges::any_of(commands, [&](const auto& known) {
+          return known.first.starts_with(words[0] + " ");
+        });
+    if (!consists_of_others) unknown.push_back("assay " + words[0]);
+    return;
+  }
+  for (std::size_t k = 1; k < words.size(); ++k) {
+    // Behind it stands a command that is given to this one.
+    if (words[k] == "--" && k + 1 < words.size())
+      return add_unknown({words.begin() + k + 1, words.end()}, commands, unknown);
+    const std::string option = words[k].substr(0, words[k].find('='));
+    const bool is_option =
+        option.size() > 1 && option[0] == '-' &&
+        (option[1] == '-' || std::isalpha(static_cast<unsigned char>(option[1])));
+    if (is_option && !command->second.contains(option))
+      unknown.push_back("assay " + words[0] + ' ' + option);
+  }
+}
+
 // The commands and options that a document tells to type but the program does not declare. `seen`
 // counts the lines that were checked.
 std::vector<std::string> unknown_to_the_program(const std::string& text,
@@ -92,17 +123,7 @@ std::vector<std::string> unknown_to_the_program(const std::string& text,
       if (at + 1 < end && words[at] == "assay" && words[at + 1] != "--help" &&
           words[at + 1] != "--version") {
         ++seen;
-        const auto command = commands.find(words[at + 1]);
-        if (command == commands.end()) unknown.push_back("assay " + words[at + 1]);
-        else
-          for (std::size_t k = at + 2; k < end; ++k) {
-            const std::string option = words[k].substr(0, words[k].find('='));
-            const bool is_option =
-                option.size() > 1 && option[0] == '-' &&
-                (option[1] == '-' || std::isalpha(static_cast<unsigned char>(option[1])));
-            if (is_option && !command->second.contains(option))
-              unknown.push_back("assay " + words[at + 1] + ' ' + option);
-          }
+        add_unknown({words.begin() + at + 1, words.begin() + end}, commands, unknown);
       }
       at = end + 1;
     }
@@ -162,11 +183,14 @@ TEST(Declared, WhatIsMadeUpIsFound) {
   for (const char* made_up :
        {"    assay check --sweet smoke", "say `assay trace --suite smoke 'attention'`",
         "```\n$ ./dev assay prove --suite smoke\n```", "    cmake -S . && assay verify x -q",
-        "    X=1 assay store runs.db --dashbord=x"})
+        "    X=1 assay store runs.db --dashbord=x", "    assay sweep guess x",
+        "    assay sweep status x --only 3",
+        "    assay sweep plan x --shards 4 -- check --sweet y"})
     EXPECT_EQ(unknown_to_the_program(made_up, commands, seen).size(), 1u) << made_up;
   for (const char* right :
        {"    assay check --suite smoke", "    assay: no such --thing",
-        "    assay check --case 'product --x' # --y", "    assay record -o x && cmake --build y"})
+        "    assay check --case 'product --x' # --y", "    assay record -o x && cmake --build y",
+        "    assay sweep plan x --shards 4 -- check --suite y", "say `assay sweep`"})
     EXPECT_TRUE(unknown_to_the_program(right, commands, seen).empty()) << right;
 }
 
@@ -287,7 +311,9 @@ TEST_F(DeclaredFiles, AFileThatCannotBeReadIsBadUsage) {
           "check" + line + " --html " + file("page") + " --with-faults " + path, "verify " + path,
           "trace --kernel " + path + " 'attention b=1 h=1 l=4 d=4'", "store " + path,
           "store " + file("s") + " --import " + path, "compare " + path + "#1 " + path + "#2",
-          "bench --bin " + path + " overhead", "fuzz --bin " + path + " --work " + file("w")}) {
+          "bench --bin " + path + " overhead", "sweep status " + path, "sweep run " + path + " 0",
+          "sweep merge " + path, "sweep write " + path + " --engine local",
+          "fuzz --bin " + path + " --work " + file("w")}) {
       const Ran r = run(arguments);
       EXPECT_EQ(r.status, 2) << arguments << "\n" << r.output;
       EXPECT_THAT(r.output, HasSubstr("assay: ")) << arguments;
@@ -312,6 +338,9 @@ class DeclaredStreams : public DeclaredFiles {
     const std::string line = "--case 'attention b=1 h=1 l=4 d=4' ";
     EXPECT_EQ(run("check " + line + "--store " + file("runs.db")).status, 0);
     EXPECT_EQ(run("record --candidate host " + line + "-o " + file("record")).status, 0);
+    const std::string planning = " --shards 1 -- check " + line;
+    EXPECT_EQ(run("sweep plan " + file("sweep") + planning).status, 0);
+    EXPECT_EQ(run("sweep run " + file("sweep") + " 0").status, 0);
     lines_ = {
         {"check", line + "--json " + file("run.json")},
         {"record", line + "-o " + file("inputs")},
@@ -323,6 +352,11 @@ class DeclaredStreams : public DeclaredFiles {
         {"faults", "--list"},
         {"fuzz", "--hours 1e-5 --slice 2 --bin " + file("programs") + " --work " + file("work")},
         {"bench", "overhead --bin " + file("programs")},
+        {"sweep plan", file("another") + planning},
+        {"sweep write", file("sweep") + " --engine local"},
+        {"sweep run", file("sweep") + " 0"},
+        {"sweep status", file("sweep")},
+        {"sweep merge", file("sweep")},
         {"new-kernel", file("project")},
         {"notation", ""},
         {"commands", ""},
