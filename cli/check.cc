@@ -51,6 +51,7 @@ void shrink_result(CaseResult& failed, const WorkerOptions& options) {
   quick.jobs = 1;
   quick.timeout_seconds = std::min(options.timeout_seconds, 20.0);
   quick.execute.power = quick.execute.diagnosis = false;
+  if (quick.execute.state_of_every > 0) quick.execute.state_of_every = 1;
   const auto in_time = [&] { return Clock::now() < deadline; };
   // The steps from one case go to one worker, because a candidate may take seconds to start.
   const FirstFailing first_failing = [&](const std::vector<Case>& steps) {
@@ -127,6 +128,33 @@ Ran run_selection(const CheckOptions& o, Selection selection, const Features& ha
   }
 }
 
+// About so many cases of a run are asked what the candidate keeps from one call to the next.
+constexpr std::size_t asked_of_state = 24;
+
+// Runs the cases that were asked of state, and that passed, once more, in the other order and in
+// one process. A case that fails then takes the place of its result. Says what was asked.
+std::string ask_of_state(const CheckOptions& o, std::vector<CaseResult>& results) {
+  std::vector<std::size_t> chosen;
+  for (std::size_t k = results.size(); k-- > 0;)
+    if (passed(results[k].outcome) &&
+        is_asked_of_state(results[k].line, o.workers.execute.state_of_every))
+      chosen.push_back(k);
+  WorkerOptions again = o.workers;
+  again.jobs = 1;
+  again.execute.power = again.execute.relations = false;
+  std::vector<WorkItem> items;
+  for (const std::size_t k : chosen) items.push_back({results[k].line, results[k].candidate});
+  if (items.size() > 1)
+    run_in_workers(items, again, [&](std::size_t item, CaseResult r) {
+      if (!passed(r.outcome)) results[chosen[item]] = std::move(r);
+      return true;
+    });
+  return fmt::format(
+      "state between calls: asked of {} of {}, which their lines choose, and run again in the "
+      "other order",
+      chosen.size(), counted(results.size(), "case"));
+}
+
 // Each failure takes a minute at most. The first three tell most of what failures can tell.
 void shrink_failures(std::vector<CaseResult>& results, const CheckOptions& o) {
   std::size_t shrunk = 0;
@@ -181,16 +209,25 @@ int run(CheckOptions& o) {
   }
   for (const std::string& note : selection.notes) tell("{}\n", note);
 
+  if (o.selection.suite == "refusals") o.workers.execute.refusals = true;
+  const bool keeps = o.candidate.starts_with("lib:") || o.candidate.starts_with("python:");
+  if (keeps)
+    o.workers.execute.state_of_every =
+        static_cast<int>((selection.cases.size() + asked_of_state - 1) / asked_of_state);
   Ran ran = run_selection(o, selection, has, start);
+  std::string state;
+  if (keeps && ran.results.size() > 1 && ran.not_run == 0) state = ask_of_state(o, ran.results);
   if (!o.no_shrink) shrink_failures(ran.results, o);
   if (!o.files.html.empty()) add_pictures(ran.results, o.workers);
   const RunFacts facts{.title = selection.title,
                        .candidate = o.candidate,
                        .seed = o.selection.seed,
                        .left_out = selection.left_out,
+                       .state = state,
                        .not_run = ran.not_run,
                        .why_not_run = ran.why_not_run,
                        .seconds = seconds_since(start),
+                       .required = o.workers.execute.required,
                        .most_unsupported = o.most_unsupported,
                        .explain = o.explain,
                        .files = o.files,
@@ -277,6 +314,12 @@ void add_extent(CLI::App& check, CheckOptions& o) {
           "fails so is not deterministic, and the reason counts the runs")
       ->transform(number_in(2, 10000))
       ->capture_default_str();
+  check.add_flag(
+      "--refusals", o.workers.execute.refusals,
+      "Make calls of a library that no kernel can answer, too (shapes that do not match, "
+      "lengths beyond the keys,\nnull pointers): it must refuse them and write nothing. "
+      "--suite refusals does so");
+  add_required(check, o.workers.execute.required);
   check.add_flag("--list", o.list, "Print the case lines and run nothing");
   check.add_flag("--no-shrink", o.no_shrink,
                  "Report failures as they are, without making them smaller");

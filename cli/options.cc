@@ -1,6 +1,7 @@
 #include "cli/options.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <charconv>
@@ -9,6 +10,7 @@
 #include <map>
 #include <system_error>
 #include <type_traits>
+#include <vector>
 
 #include "problem/parallel.h"
 
@@ -121,6 +123,25 @@ void add_evidence(CLI::App& command, EvidenceRule& rule) {
                   "arithmetic: the case fails, its reason warns, or nothing is asked")
       ->transform(CLI::CheckedTransformer(rules).description("fail|warn|off"))
       ->default_str("fail");
+}
+
+void add_required(CLI::App& command, Promises& required) {
+  std::map<std::string, Promises> words;
+  for (const auto& row : table_of<Promise>)
+    words.emplace(requirement_of(row.value), bit_of(row.value));
+  std::vector<std::string> names;
+  for (const auto& [word, bit] : words) names.push_back(word);
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--require",
+          [&required, words](const std::vector<std::string>& chosen) {
+            for (const std::string& word : chosen) required |= words.at(word);
+          },
+          "What the bits of a row must not depend on, although the kernel does not promise it: " +
+              fmt::format("{}", fmt::join(names, ", ")) +
+              ".\nIt is asked bit for bit of every case that can ask it")
+      ->delimiter(',')
+      ->check(CLI::IsMember(names).description("PROMISE,..."));
 }
 
 void add_guard_pages(CLI::App& command, ExecuteOptions& execute) {

@@ -28,6 +28,8 @@ void refuse_empty_values(CLI::App& app);
 void add_workers(CLI::App& command, WorkerOptions& workers);
 // Adds --evidence.
 void add_evidence(CLI::App& command, EvidenceRule& rule);
+// Adds --require, whose value names promises: batch-invariant,deterministic.
+void add_required(CLI::App& command, Promises& required);
 void add_guard_pages(CLI::App& command, ExecuteOptions& execute);
 
 // The name of the candidate that --kernel means. A bare name means a library of this folder, if

@@ -84,6 +84,7 @@ RunSummary summary_of(const RunFacts& run, const std::vector<CaseResult>& result
   s.adequacy = adequacy.summary();
   s.shared = shared_features(results);
   s.causes = causes_of(results);
+  if (run.required != 0 || tells_of_invariance(results)) s.invariances = invariances_of(results);
   s.sentence = sentence_of(run, s, results.size());
   return s;
 }
@@ -109,7 +110,7 @@ std::size_t by_convention(const std::vector<CaseResult>& results) {
       results, [&](const CaseResult& r) { return std::ranges::any_of(r.relations, differs); }));
 }
 
-void print_many(const Run& run, const std::string& left_out) {
+void print_many(const Run& run, const RunFacts& facts) {
   if (const std::string shared = run.summary.shared.sentence(); !shared.empty())
     tell("{}\n", shared);
   for (const Cause& c : run.summary.causes) print_cause(c);
@@ -117,7 +118,8 @@ void print_many(const Run& run, const std::string& left_out) {
   for (const CaseResult& r : run.results)
     if (r.outcome == Outcome::unsupported) ++why_unsupported[r.reason];
   for (const auto& [why, n] : why_unsupported) tell("  unsupported: {} x {}\n", n, why);
-  if (!left_out.empty()) tell("{}\n", left_out);
+  for (const std::string& line : {facts.left_out, facts.state})
+    if (!line.empty()) tell("{}\n", line);
   if (const std::size_t n = by_convention(run.results); n > 0)
     tell("differs by convention: {}: NaN at a masked key spreads (docs/verdict.md, tier 2)\n",
          counted(n, "case"));
@@ -126,11 +128,28 @@ void print_many(const Run& run, const std::string& left_out) {
          cells.missing.empty() ? "" : " (--json names the others)");
 }
 
+// What the bits of a row depend on, and what not.
+void print_invariances(const std::vector<Invariance>& all) {
+  std::vector<std::string> yes, not_asked;
+  for (const Invariance& x : all) {
+    const std::string name(name_of(x.to));
+    if (x.answer == Invariance::Answer::yes)
+      yes.push_back(fmt::format("{} ({})", name, counted(x.cases, "case")));
+    if (x.answer == Invariance::Answer::not_asked)
+      not_asked.push_back(fmt::format("{} ({})", name, x.why));
+    if (x.answer == Invariance::Answer::no)
+      tell("bits depend on {}: '{}': {}\n", name, x.line, x.why);
+  }
+  if (!yes.empty()) tell("bits do not depend on: {}\n", fmt::join(yes, ", "));
+  if (!not_asked.empty()) tell("not asked of bits: {}\n", fmt::join(not_asked, ", "));
+}
+
 void print_results(const Run& run, const RunFacts& facts) {
   const bool single = run.results.size() == 1;
   if (single || facts.explain)
     for (const CaseResult& r : run.results) tell_case(r, facts.explain);
-  if (!single) print_many(run, facts.left_out);
+  if (!single) print_many(run, facts);
+  if (!single || facts.explain || facts.required != 0) print_invariances(run.summary.invariances);
   tell("{}\n", run.summary.sentence);
 }
 
@@ -163,9 +182,21 @@ void write_run(const Run& run, const ReportFiles& files, const PageSections& sec
     tell("store: run {} of {}\n", Store(files.store).append(run), files.store);
 }
 
+// A promise that is required and that no case could ask has not been kept.
+bool lacks_required(const RunFacts& facts, const Run& run) {
+  bool lacks = false;
+  for (const Invariance& x : run.summary.invariances) {
+    if ((facts.required & bit_of(x.to)) == 0 || x.cases > 0) continue;
+    tell(stderr, "assay: --require={}: asked of no case: {}\n", requirement_of(x.to), x.why);
+    lacks = true;
+  }
+  return lacks;
+}
+
 int exit_status(const RunFacts& facts, const Run& run) {
   const OutcomeCounts& n = run.summary.counts;
   if (n.fail > 0) return some_failed;
+  if (lacks_required(facts, run)) return bad_usage;
   if (n.compared() == 0 && n.error == 0) {
     tell(stderr, "assay: nothing was compared, so nothing has passed\n");
     return bad_usage;

@@ -39,9 +39,11 @@ struct RunFacts {
   std::string unit = "case";  // in the singular
   std::uint64_t seed = 1;
   std::string left_out = {};  // what the candidate declined, and so was not drawn
+  std::string state = {};     // what was asked about state between calls
   std::size_t not_run = 0;    // cases that did not run
   std::string why_not_run = "for lack of time";
   double seconds = 0;
+  Promises required = 0;          // what --require names
   double most_unsupported = 100;  // in percent
   bool explain = false;           // every case is told in full
   Machine machine = this_machine();

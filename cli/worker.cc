@@ -48,6 +48,10 @@ Command add_worker(CLI::App& app) {
   add_evidence(*command, o->execute.evidence);
   command->add_option("--oracle-threads", o->execute.oracle_threads)->transform(number_in(0, 1024));
   command->add_option("--repeat", o->execute.repeat)->transform(number_in(2, 10000));
+  command->add_option("--state-of-every", o->execute.state_of_every)
+      ->transform(number_in(0, 1 << 30));
+  command->add_option("--require", o->execute.required)->transform(any_number());
+  command->add_flag("--refusals", o->execute.refusals);
   command->add_flag("--pictures", o->execute.pictures);
   command->add_flag("--no-power", o->no_power);
   command->add_flag("--no-diagnosis", o->no_diagnosis);

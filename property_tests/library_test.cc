@@ -358,18 +358,20 @@ TEST_F(Library, IsLoadedOnceForEachWorker) {
   const std::string all = " --cases " + (folder_ / "cases").string();
   const Ran r = check(built("counts_its_loads"), "--jobs 1" + all);
   EXPECT_THAT(r.output, HasSubstr("6 cases: 6 passed")) << r.output;
-  EXPECT_EQ(left_ids(), 2u);  // the command has loaded it too, to see whether it can be loaded
+  // The command has loaded it too, to see whether it can be loaded. Each case has asked a fresh
+  // process for its first call, and another worker has run the cases in the other order.
+  EXPECT_EQ(left_ids(), 2u + 6u + 1u);
 }
 
 // A case that fails after others, and passes alone, is told as what it is, and the command that
 // reproduces it does reproduce it.
 TEST_F(Library, AFailureIsTriedAgainInAFreshProcess) {
   std::ofstream cases(folder_ / "cases");
-  for (int rows = 2; rows < 6; ++rows) cases << "attention b=1 h=1 l=" << rows << "x9 d=5/3\n";
+  for (int rows = 5; rows > 1; --rows) cases << "attention b=1 h=1 l=" << rows << "x9 d=5/3\n";
   cases.close();
   const std::string all = "--jobs 1 --cases " + (folder_ / "cases").string();
   const std::string library = folder_ / "it's wrong later.so";
-  fs::rename(built("is_wrong_later"), library);
+  fs::rename(built("is_wrong_after_more_rows"), library);
   const Ran later = check('"' + library + '"', all);
   EXPECT_EQ(later.status, 1) << later.output;
   EXPECT_THAT(later.output, HasSubstr("; in a fresh process: pass, so what the library keeps from "
@@ -384,6 +386,136 @@ TEST_F(Library, AFailureIsTriedAgainInAFreshProcess) {
   const Ran always = check(built("writes_nothing"), all);
   EXPECT_THAT(always.output, HasSubstr("4 cases: 0 passed, 4 failed"));
   EXPECT_THAT(always.output, HasSubstr("(in a fresh process too)"));
+}
+
+// The cases pass in their order, in one process. In the other order they do not.
+TEST_F(Library, CasesRunInTheOtherOrderToo) {
+  std::ofstream cases(folder_ / "cases");
+  for (int rows = 2; rows < 6; ++rows) cases << "attention b=1 h=1 l=" << rows << "x9 d=5/3\n";
+  cases.close();
+  const std::string all = "--jobs 1 --cases " + (folder_ / "cases").string();
+  const Ran r = check(built("is_wrong_after_more_rows"), all);
+  EXPECT_EQ(r.status, 1) << r.output;
+  EXPECT_THAT(r.output,
+              HasSubstr("; in a fresh process: pass, so what the library keeps from the "));
+  EXPECT_THAT(r.output, HasSubstr("4 cases: 1 passed, 3 failed"));
+  const Ran right = check(built("none"), all);
+  EXPECT_EQ(right.status, 0) << right.output;
+  EXPECT_THAT(right.output, HasSubstr("state between calls: asked of 4 of 4 cases"));
+}
+
+TEST_F(Library, WhatItKeepsBetweenCallsIsFound) {
+  for (const auto& [mistake, words] : std::vector<std::pair<const char*, const char*>>{
+           {"is_wrong_from_call_51", "fail: relation many-calls violated: from call "},
+           {"is_wrong_in_its_first_call", "is outside its bound: O[b=0, h=0, row=0"},
+           {"is_an_ulp_off_in_its_first_call",
+            "fail: the first of 8 runs differs from the others, which agree: O[b=0, h=0, row=0"},
+           {"keeps_values_by_address", "relation negated-values violated: O["},
+           {"uses_a_static_buffer", "fail: relation two-at-once violated: "},
+           {"leaks_descriptors",
+            "fail: relation many-calls violated: 150 calls of the same problem keep 150 "
+            "descriptors"},
+#ifndef ASSAY_SANITIZED  // whose allocator does not say what it has given away
+           {"leaks", "fail: relation many-calls violated: 150 calls of the same problem keep "},
+#endif
+       }) {
+    const Ran r = check(built(mistake));
+    EXPECT_EQ(r.status, 1) << mistake << ": " << r.output;
+    EXPECT_THAT(r.output, HasSubstr(words)) << mistake;
+  }
+  const Ran said = check(built("says_that_it_uses_a_static_buffer"));
+  EXPECT_EQ(said.status, 0) << said.output;
+  const Ran right = check(built("none"), "--json " + (folder_ / "run.json").string() +
+                                             " --case 'attention b=1 h=1 l=7x9 d=5/3'");
+  EXPECT_EQ(right.status, 0) << right.output;
+  const auto relations =
+      nlohmann::json::parse(std::ifstream(folder_ / "run.json"))["results"][0]["relations"];
+  for (const char* name : {"other-contents", "first-call", "two-at-once", "many-calls"})
+    EXPECT_EQ(relations[name]["result"], "held") << name << relations;
+}
+
+// A right kernel adds up in an order that depends on something. This is no fault, unless it
+// promises that its bits do not depend on that, or the run requires it. The failure tells two
+// calls.
+TEST_F(Library, WhatIsPromisedIsAskedBitForBit) {
+  const std::string library = folder_ / "libpartial.so";
+  const Ran made =
+      run(std::string(ASSAY_CC) +
+          " -std=gnu11 -O1 -ffp-contract=off -shared -fPIC -I" ASSAY_SOURCE_DIR "/include -o " +
+          library + " " ASSAY_SOURCE_DIR "/property_tests/partial_kernels.c -lm");
+  ASSERT_EQ(made.status, 0) << made.output;
+  struct Habit {
+    const char *name, *kind, *line, *requirement, *relation, *bits;
+  };
+  for (const Habit& h : {
+           Habit{"batch", "plain-f32", "attention b=3 h=2 l=9x40 d=8", "batch-invariant",
+                 "batch-alone", "1"},
+           {"position", "plain-f32", "attention b=3 h=2 l=9x40 d=8", "position-invariant",
+            "batch-reversed", "2"},
+           {"padding", "lengths-bf16", "attention b=2 h=2 l=9x40 d=8 dtype=bf16",
+            "padding-invariant", "longer-keys", "4"},
+           {"rows", "plain-f32", "attention b=2 h=2 l=9x40 d=8", "split-invariant", "row-alone",
+            "16"},
+           {"layout", "strided-f32", "attention b=2 h=2 l=9x40 d=64", "layout-invariant",
+            "other-layout", "64"},
+       }) {
+    setenv("ASSAY_PARTIAL", h.kind, 1);
+    setenv("ASSAY_PARTIAL_HABIT", h.name, 1);
+    const std::string one = " --case '" + std::string(h.line) + "'",
+                      violated = "fail: relation " + std::string(h.relation) + " violated: ";
+    const std::string required = std::string("--require ") + h.requirement + one;
+    const Ran free = check(library, "--explain" + one);
+    EXPECT_EQ(free.status, 0) << h.name << free.output;
+    EXPECT_THAT(free.output, HasSubstr(std::string("relation ") + h.relation +
+                                       ": not applicable: not promised, and differs: "));
+    EXPECT_THAT(free.output, HasSubstr("bits depend on "));
+    const Ran asked = check(library, required);
+    EXPECT_EQ(asked.status, 1) << h.name << asked.output;
+    EXPECT_THAT(asked.output, HasSubstr(violated));
+    EXPECT_THAT(asked.output, HasSubstr(std::string(" --require ") + h.requirement));
+    setenv("ASSAY_PARTIAL_PROMISES", h.bits, 1);
+    const Ran promised = check(library, one);
+    EXPECT_EQ(promised.status, 1) << h.name << promised.output;
+    EXPECT_THAT(promised.output, HasSubstr(violated));
+    unsetenv("ASSAY_PARTIAL_HABIT");  // now the promise is kept
+    const Ran kept = check(library, required);
+    EXPECT_EQ(kept.status, 0) << h.name << kept.output;
+    EXPECT_THAT(kept.output, HasSubstr("bits do not depend on: "));
+    unsetenv("ASSAY_PARTIAL_PROMISES");
+  }
+  const Ran nobody = check(library, "--require page-invariant --case 'attention b=2 h=2 l=9 d=64'");
+  EXPECT_EQ(nobody.status, 2) << nobody.output;
+  EXPECT_THAT(nobody.output,
+              HasSubstr("--require=page-invariant: asked of no case: no case has it"));
+  setenv("ASSAY_PARTIAL_VARIANTS", "2", 1);
+  const std::string one = " --case 'attention b=2 h=2 l=9x40 d=64'";
+  const Ran two = check(library, one);
+  EXPECT_EQ(two.status, 0) << two.output;
+  setenv("ASSAY_PARTIAL_VARIANTS", "3", 1);
+  const Ran three = check(library, one);
+  EXPECT_EQ(three.status, 1) << three.output;
+  EXPECT_THAT(three.output, HasSubstr("fail: relation variants violated: variant 2: O is outside"));
+  unsetenv("ASSAY_PARTIAL_VARIANTS");
+  unsetenv("ASSAY_PARTIAL");
+}
+
+// A kernel that checks nothing answers calls that cannot be. This is told only if it is asked.
+TEST_F(Library, CallsThatCannotBeAreRefused) {
+  const std::string one = " --case 'attention b=1 h=1 l=7x9 d=5/3'";
+  const Ran r = check(built("none"), "--refusals" + one);
+  EXPECT_EQ(r.status, 1) << r.output;
+  EXPECT_THAT(r.output,
+              testing::ContainsRegex(
+                  "fail: [0-9]+ of [0-9]+ calls that cannot be are not refused: .*refuses-"
+                  "keys-of-v.*K with 4 columns instead of 5: answered success"));
+  EXPECT_THAT(r.output, testing::ContainsRegex("reproduce: .* --refusals"));
+  EXPECT_EQ(check(built("none"), one).status, 0);
+  const Ran writes = check(built("writes_before_it_refuses"), "--refusals" + one);
+  EXPECT_THAT(writes.output,
+              HasSubstr("K with 4 columns instead of 5: refused, and O was written"));
+  const Ran right = check(ASSAY_KERNEL_LIBRARY, "--suite refusals");
+  EXPECT_EQ(right.status, 0) << right.output;
+  EXPECT_THAT(right.output, HasSubstr(" 0 failed"));
 }
 
 TEST_F(Library, ARunEndsAtTheFirstFailure) {
@@ -474,6 +606,8 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
   const Ran built = run("cmake -S " + project + " -B " + project + "/build && cmake --build " +
                         project + "/build");
   ASSERT_EQ(built.status, 0) << built.output;
+  const Ran refuses = check(project + "/build/libmy_kernel.so", "--suite refusals");
+  EXPECT_EQ(refuses.status, 0) << refuses.output;
   for (const char* suite : {"plain", "padding"}) {
     const Ran r =
         check(project + "/build/libmy_kernel.so", std::string("--shard 0/5 --suite ") + suite);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -55,10 +56,19 @@ enum {
   hangs_with_causality,
   crashes_at_load,
   counts_its_loads,
-  is_wrong_later,
   is_written_to,
   differs_by_chance,
-  computes_from_its_output
+  computes_from_its_output,
+  is_wrong_after_more_rows,
+  is_wrong_from_call_51,
+  is_wrong_in_its_first_call,
+  is_an_ulp_off_in_its_first_call,
+  keeps_values_by_address,
+  uses_a_static_buffer,
+  says_that_it_uses_a_static_buffer,
+  leaks,
+  leaks_descriptors,
+  writes_before_it_refuses
 };
 
 /* Writes its process id into the folder that the test names, so that the test can look for it. */
@@ -189,6 +199,30 @@ static void tell(const assay_run* run, const float* scores, int64_t keys) {
   run->probe(run->probe_context, &made);
 }
 
+/* A copy of what was at this address when it was seen first. */
+static const float* kept(const float* from, int64_t count) {
+  static const float* seen;
+  static float copy[256];
+  if (seen != from) memcpy(copy, from, (size_t)count * sizeof(float));
+  return seen = from, copy;
+}
+
+static void change(float* x, int wrong) { *x += wrong ? 1 : 0; }
+
+/* What depends on the calls before. */
+static void misremember(float* to, int64_t rows) {
+  static int calls;
+  static int64_t most_rows;
+  ++calls;
+  if (MISTAKE == is_wrong_after_more_rows) change(to, rows < most_rows);
+  if (MISTAKE == is_wrong_from_call_51) change(to, calls >= 51);
+  if (MISTAKE == is_wrong_in_its_first_call) change(to, calls == 1);
+  if (MISTAKE == is_an_ulp_off_in_its_first_call && calls == 1) *to = nextafterf(*to, INFINITY);
+  if (MISTAKE == leaks) *(volatile char*)malloc(24) = 1;
+  if (MISTAKE == leaks_descriptors) (void)!open("/dev/null", O_RDONLY);
+  if (rows > most_rows) most_rows = rows;
+}
+
 static assay_status forward(const assay_attention* p, const assay_tensor* o,
                             const assay_tensor* lse, const assay_run* run) {
   const int64_t rows = p->q->shape[2], keys = p->k->shape[2], dim = p->q->shape[3],
@@ -224,6 +258,15 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
   if (MISTAKE == writes_nothing) return ASSAY_SUCCESS;
   if (MISTAKE == refuses) return ASSAY_UNSUPPORTED;
   if (MISTAKE == fails) return ASSAY_EXECUTION_FAILED;
+  if (MISTAKE == writes_before_it_refuses && p->k->shape[3] != dim) {
+    to[0] = 0;
+    return ASSAY_INVALID_ARGUMENTS;
+  }
+  if (MISTAKE == keeps_values_by_address) v = kept(v, keys * value_dim);
+  if (MISTAKE == uses_a_static_buffer || MISTAKE == says_that_it_uses_a_static_buffer) {
+    static float buffer[256];
+    score = buffer;
+  }
   for (i = 0; i < rows; ++i) {
     float max = -INFINITY, sum = 0;
     for (j = 0; j < keys; ++j) {
@@ -233,6 +276,7 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
       if (score[j] > max) max = score[j];
     }
     if (i == 0) tell(run, score, keys);
+    if (MISTAKE == uses_a_static_buffer) sched_yield();
     for (j = 0; j < keys; ++j) sum += score[j] = expf(score[j] - max);
     for (c = 0; c < value_dim; ++c) {
       float value = 0;
@@ -242,10 +286,7 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
     }
     data(lse)[i] = max + logf(sum);
   }
-  if (MISTAKE == is_wrong_later) {
-    static int calls;
-    if (++calls > 25) to[0] += 1;
-  }
+  misremember(to, rows);
   if (MISTAKE == differs_by_chance) { /* as another order of additions would */
     static int calls;
     if (++calls % 3 == 0) to[0] = nextafterf(to[0], INFINITY);
@@ -303,6 +344,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
 #ifdef TELLS
   table.probes = 1;
 #endif
+  table.not_reentrant = MISTAKE == says_that_it_uses_a_static_buffer;
   if (MISTAKE == has_another_version) table.version = 99;
   if (MISTAKE == has_another_size) table.struct_size = 8;
   return MISTAKE == has_no_table ? NULL : &table;

@@ -1,8 +1,10 @@
 /* Small, honest, partial kernels behind kernel.h, as other people write them: one dtype, one mask,
  * one row, no LSE, D = 64 alone. A table says what each kind does and by which faults the test of
  * the suites breaks it. The environment chooses: ASSAY_PARTIAL=KIND, ASSAY_PARTIAL_FAULT=FAULT.
- * Two kinds declare their arithmetic; the others declare nothing, as most kernels. With -DLIST this
- * is a program that prints the table. */
+ * Two kinds declare their arithmetic; the others declare nothing, as most kernels. A right kernel
+ * may have a habit: it adds up from the last key to the first, depending on ASSAY_PARTIAL_HABIT.
+ * ASSAY_PARTIAL_PROMISES is what it promises nevertheless, and it has ASSAY_PARTIAL_VARIANTS
+ * variants, of which number 2 is wrong. With -DLIST this is a program that prints the table. */
 #include <assay/kernel.h>
 #include <math.h>
 #include <stdint.h>
@@ -58,19 +60,19 @@ static const kind kinds[] = {
     {"one-row-f32", "decode", forward_only, 32, 0, grouped | lengths | head_dims, one_row,
      in_splits, 0, 0, 0, "shifted-groups splits-by-columns maximum-from-zero"},
     {"boolean-f32", "standard", forward_only, 32, 0, boolean | head_dims, any_rows, online, 0, 0, 0,
-     "mask-in-16-bits reads-the-mask-on drops-half-a-tile"},
+     "mask-in-16-bits reads-the-mask-on drops-half-a-tile keeps-the-mask"},
     {"additive-f16", "standard", forward_only, 16, 0, additive | head_dims, any_rows, online, 0, 0,
      0, "skips-blocks saturates-values"},
     {"additive-causal-f32", "standard", forward_only, 32, 64, additive | causal | offset, any_rows,
      online, 0, 0, 0, "skips-blocks offset-14"},
     {"lengths-bf16", "padding", forward_only, -16, 0, lengths | causal | grouped | head_dims,
-     any_rows, online, 0, 0, 0, "length-of-the-first ignores-nan"},
+     any_rows, online, 0, 0, 0, "length-of-the-first ignores-nan keeps-the-lengths"},
     {"starts-f32", "padding", forward_only, 32, 0, starts | causal | grouped | head_dims, any_rows,
      online, 0, 0, 0, "start-of-the-first maximum-from-zero"},
     {"window-f32", "standard", forward_only, 32, 0, window | offset | causal | head_dims, any_rows,
      online, 0, 0, 0, "window-without-offset offset-14 row-modulo-128"},
     {"alibi-f32", "standard", forward_only, 32, 64, alibi | causal | offset | grouped, any_rows,
-     online, 0, 0, 0, "slopes-of-kv-heads maximum-from-minus-50000"},
+     online, 0, 0, 0, "slopes-of-kv-heads maximum-from-minus-50000 keeps-the-slopes"},
     {"softcap-bf16", "standard", forward_only, -16, 256,
      softcap | causal | window | offset | grouped | scaled, any_rows, online, 0, 0, 0,
      "offset-14 shifted-groups"},
@@ -93,7 +95,7 @@ static const kind kinds[] = {
     {"wrong-later-f32", "plain", forward_only, 32, 64, causal, any_rows, online, 0, 0, 0,
      "wrong-from-call-300 by-chance"},
     {"backward-f32", "backward", with_backward, 32, 0, head_dims, any_rows, online, 0, 0, 0,
-     "d-o-as-o phantom-rows"},
+     "d-o-as-o phantom-rows keeps-k"},
     {"backward-causal-bf16", "backward", with_backward, -16, 64, causal, any_rows, online, 0, 0, 0,
      "delta-forgotten row-modulo-128"},
     {"backward-softcap-f32", "backward", with_backward, 32, 0, softcap | causal | head_dims,
@@ -105,15 +107,15 @@ static const kind kinds[] = {
     {"paged-bf16", "caches", decoder, -16, 128, grouped | offset, one_row, in_splits, 0, 0, 0,
      "page-border shifted-groups"},
     {"paged-f32", "caches", decoder, 32, 0, grouped | offset | causal | head_dims, any_rows, online,
-     0, 0, 0, "page-border ignores-nan"},
+     0, 0, 0, "page-border ignores-nan keeps-k"},
     {"paged-starts-f16", "caches", decoder, 16, 0, starts | offset | causal | head_dims, any_rows,
      online, 0, 0, 0, "start-of-the-first page-border"},
     {"mxfp4-f32", "products", multiplier, 32, 0, 0, any_rows, 0, 0, ASSAY_MXFP4, 0,
-     "scale-by-shift group-of-the-row"},
+     "scale-by-shift group-of-the-row keeps-scales"},
     {"mxfp8-bf16", "products", multiplier, -16, 0, 0, any_rows, 0, 0, ASSAY_MXFP8_E4M3, 0,
      "scale-by-shift group-of-the-row"},
     {"int8-f32", "products", multiplier, 32, 0, 0, any_rows, 0, 0, ASSAY_INT8, 0,
-     "one-row-one-group zero-forgotten"},
+     "one-row-one-group zero-forgotten keeps-weights"},
     {"int4-f16", "products", multiplier, 16, 0, 0, any_rows, 0, 0, ASSAY_INT4, 0,
      "one-row-one-group zero-forgotten"},
 };
@@ -163,14 +165,24 @@ int main(void) {
   X(scale_by_shift, "scale-by-shift")                     \
   X(group_of_the_row, "group-of-the-row")                 \
   X(one_row_one_group, "one-row-one-group")               \
-  X(zero_forgotten, "zero-forgotten")
+  X(zero_forgotten, "zero-forgotten")                     \
+  X(keeps_the_mask, "keeps-the-mask")                     \
+  X(keeps_the_lengths, "keeps-the-lengths")               \
+  X(keeps_the_slopes, "keeps-the-slopes")                 \
+  X(keeps_k, "keeps-k")                                   \
+  X(keeps_weights, "keeps-weights")                       \
+  X(keeps_scales, "keeps-scales")
 
 #define NUMBER(fault, name) fault,
 #define NAME(fault, name) name,
 enum { FAULTS(NUMBER) unbroken };
 static const char* const fault_names[] = {FAULTS(NAME)};
 
+static const char* const habit_names[] = {"batch", "position", "padding", "rows", "layout"};
+enum { by_batch, by_position, by_padding, by_rows, by_layout, no_habit };
+
 static const kind* now;
+static int habit = no_habit;
 static int broken = unbroken, kv_head_alone;
 static int is(int fault) { return broken == fault; }
 static int has(int what) { return (now->has & what) != 0; }
@@ -457,12 +469,23 @@ static void finish(part* a, const assay_attention* p, const assay_tensor* o,
   if (lse) store(lse, at(lse, b, h, i, 0), out);
 }
 
+static int adds_backwards(const assay_attention* p, int64_t b) {
+  switch (habit) {
+    case by_batch: return p->q->shape[0] > 1;
+    case by_position: return b == 0;
+    case by_padding: return p->k->shape[2] % 2 == 0;
+    case by_rows: return p->q->shape[2] > 1;
+    case by_layout: return p->k->strides[2] != p->k->shape[3];
+    default: return 0;
+  }
+}
+
 static assay_status attend(keys_of* x, const assay_tensor* o, const assay_tensor* lse) {
   const assay_attention* p = x->p;
   const int64_t batch = p->q->shape[0], heads = p->q->shape[1], rows = p->q->shape[2],
                 columns = p->v->shape[3];
   float* values = (float*)malloc((size_t)(2 * columns + 1) * sizeof(float));
-  int64_t b, h, i, j;
+  int64_t b, h, i, n;
   if (!values || !allocate(x)) return ASSAY_MEMORY_ALLOCATION_FAILED;
   for (b = 0; b < batch; ++b)
     for (h = 0; h < heads; ++h)
@@ -475,7 +498,8 @@ static assay_status attend(keys_of* x, const assay_tensor* o, const assay_tensor
         load_query(x, b, h, i);
         start(&all, columns);
         start(&split, columns);
-        for (j = begin; j < end; ++j) {
+        for (n = begin; n < end; ++n) {
+          const int64_t j = adds_backwards(p, b) ? begin + end - 1 - n : n;
           float bias, slope, s;
           if (is(sixteen_heads) && b * heads + h > 15 && j == begin) continue;
           if (is(splits_by_columns) && j / 256 >= columns) break;
@@ -503,14 +527,58 @@ static assay_status arithmetic(const assay_attention* p, assay_arithmetic* a) {
   return ASSAY_SUCCESS;
 }
 
+/* What was at an address when it was seen first, as kernels keep what they have packed. */
+static const void* kept(const void* from, size_t bytes) {
+  static const void* seen;
+  static size_t size;
+  static void* copy;
+  if (seen == from && size == bytes) return copy;
+  free(copy);
+  copy = malloc(bytes + 1);
+  if (!copy) abort();
+  memcpy(copy, from, bytes);
+  seen = from;
+  size = bytes;
+  return copy;
+}
+
+/* A tensor whose elements are kept. Its strides are positive. */
+static const assay_tensor* kept_tensor(const assay_tensor* t, assay_tensor* to) {
+  int64_t end = t->offset + 1, axis;
+  for (axis = 0; axis < 4; ++axis) end += (t->shape[axis] - 1) * t->strides[axis];
+  *to = *t;
+  to->data = (void*)kept(t->data, (size_t)(end * t->dtype.bits / 8));
+  return to;
+}
+
+/* The problem as a kernel sees it that keeps a part by its address. */
+typedef struct remembered {
+  assay_attention problem;
+  assay_tensor k, keep;
+} remembered;
+
+static const assay_attention* remember(const assay_attention* p, remembered* r) {
+  const size_t batch = (size_t)p->q->shape[0], heads = (size_t)p->q->shape[1];
+  r->problem = *p;
+  if (is(keeps_k) && p->k->data && p->k->shape[2] > 0) r->problem.k = kept_tensor(p->k, &r->k);
+  if (is(keeps_the_mask) && p->keep && p->k->shape[2] > 0)
+    r->problem.keep = kept_tensor(p->keep, &r->keep);
+  if (is(keeps_the_lengths) && p->key_length_count)
+    r->problem.key_lengths = (const int64_t*)kept(p->key_lengths, batch * sizeof(int64_t));
+  if (is(keeps_the_slopes) && p->alibi_slope_count)
+    r->problem.alibi_slopes = (const float*)kept(p->alibi_slopes, heads * sizeof(float));
+  return &r->problem;
+}
+
 static assay_status forward(const assay_attention* p, const assay_tensor* o,
                             const assay_tensor* lse, const assay_run* run) {
-  keys_of x = {p, NULL, NULL, NULL, NULL, 0, 0};
+  remembered as_before;
+  keys_of x = {remember(p, &as_before), NULL, NULL, NULL, NULL, 0, 0};
   static int calls;
   const assay_status status = attend(&x, o, lse);
-  (void)run;
   ++calls;
   if (p->q->shape[0] * p->q->shape[2] == 0) return status;
+  if (run->variant == 2) store(o, at(o, 0, 0, 0, 0), 7);
   if ((is(wrong_from_call_300) && calls > 300) || (is(by_chance) && calls % 37 == 0))
     store(o, at(o, 0, 0, 0, 0), load(o, at(o, 0, 0, 0, 0)) * 1.0000002f + 1e-30f);
   return status;
@@ -518,7 +586,10 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
 
 static assay_status decode(const assay_attention* p, const assay_pages* pages,
                            const assay_tensor* o, const assay_tensor* lse, const assay_run* run) {
-  keys_of x = {p, pages, NULL, NULL, NULL, 0, 0};
+  assay_pages own = *pages;
+  assay_tensor k;
+  keys_of x = {p, &own, NULL, NULL, NULL, 0, 0};
+  if (is(keeps_k) && pages->k->shape[0] > 0) own.k = kept_tensor(pages->k, &k);
   (void)run;
   return attend(&x, o, lse);
 }
@@ -575,7 +646,8 @@ static void copy(const float* from, const assay_tensor* t, int64_t b) {
 static assay_status backward(const assay_attention* p, const assay_tensor* o,
                              const assay_tensor* lse, const assay_tensor* d_o,
                              const assay_gradients* to, const assay_run* run) {
-  keys_of x = {p, NULL, NULL, NULL, NULL, 0, 0};
+  remembered as_before;
+  keys_of x = {remember(p, &as_before), NULL, NULL, NULL, NULL, 0, 0};
   const int64_t kv_heads = p->k->shape[1], keys = p->k->shape[2], dim = p->q->shape[3],
                 columns = p->v->shape[3], rows = p->q->shape[2];
   const size_t of_k = (size_t)(kv_heads * keys * dim), of_v = (size_t)(kv_heads * keys * columns);
@@ -665,8 +737,12 @@ static float weight(const assay_low_bit* w, int64_t k, int64_t n, int64_t m_rows
 
 static assay_status product(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
                             const assay_run* run) {
+  assay_low_bit as_before = *w;
   int64_t m, n, k;
   (void)run;
+  if (is(keeps_weights)) as_before.codes = kept(w->codes, (size_t)(w->k * w->n));
+  if (is(keeps_scales)) as_before.scales = kept(w->scales, (size_t)((w->k + 31) / 32 * w->n));
+  w = &as_before;
   for (m = 0; m < c->shape[2]; ++m)
     for (n = 0; n < c->shape[3]; ++n) {
       float sum = 0;
@@ -690,6 +766,13 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   if (!now || (fault && (broken == unbroken || !strstr(now->faults, fault)))) return NULL;
   kv_head_alone = strcmp(now->name, "one-kv-head-f32") == 0;
   assay_kernel_init(&table, now->name);
+  if (getenv("ASSAY_PARTIAL_HABIT"))
+    for (k = 0; k < no_habit; ++k)
+      if (strcmp(habit_names[k], getenv("ASSAY_PARTIAL_HABIT")) == 0) habit = (int)k;
+  if (getenv("ASSAY_PARTIAL_PROMISES"))
+    table.invariant_to = (uint64_t)atoi(getenv("ASSAY_PARTIAL_PROMISES"));
+  if (getenv("ASSAY_PARTIAL_VARIANTS"))
+    table.variant_count = atoi(getenv("ASSAY_PARTIAL_VARIANTS"));
   if (now->declares) table.arithmetic = arithmetic;
   table.no_lse = now->no_lse;
   table.supports = supports;

@@ -97,6 +97,18 @@ std::string evidence_table(const std::vector<CaseResult>& results) {
   return text + "\n</details>\n";
 }
 
+// What the bits of a row do not depend on, if it was asked.
+std::string invariance_table(const std::vector<Invariance>& all) {
+  if (all.empty()) return "";
+  std::string text =
+      "\n<details><summary>What the bits of a row do not depend on</summary>\n\n"
+      "| invariant to | answer | cases | why |\n| --- | --- | ---: | --- |\n";
+  for (const Invariance& x : all)
+    text += fmt::format("| {} | {} | {} | {}{} |\n", name_of(x.to), name_of(x.answer), x.cases,
+                        prose(x.why), x.line.empty() ? "" : ": " + code(x.line));
+  return text + "\n</details>\n";
+}
+
 // Lists the passes nearest to their bounds. It sorts `passed`.
 std::string nearest_passes(std::vector<const CaseResult*>& passed) {
   std::ranges::sort(
@@ -123,6 +135,7 @@ std::string markdown_summary(const Run& run) {
                   right ? "✅" : "❌", prose(run.summary.sentence));
   if (!right) text += cause_table(run.summary);
   text += evidence_table(run.results);
+  text += invariance_table(run.summary.invariances);
   if (!passed.empty()) text += nearest_passes(passed);
   const Machine& m = run.machine;
   return text + fmt::format("\n<sub>{}, {}, {}; commit {}; seed {}</sub>\n", prose(m.cpu),

@@ -268,6 +268,10 @@ const Features& Candidate::features() const {
   return all;
 }
 
+Status Candidate::run_at_once(const Request&, const Request&, int) {
+  return {kernels::StatusCode::unsupported, "two calls at once"};
+}
+
 Dtype out_dtype(const Call& call) {
   return std::visit(ByCall{[](const ForwardCall& c) { return c.out.o.dtype; },
                            [](const CachedCall& c) { return c.out.o.dtype; },

@@ -1,6 +1,7 @@
 // A candidate: anything that computes attention or a low-bit product and that is judged.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -8,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "harness/results/promise.h"
 #include "kernels/simd/execution.h"
 #include "kernels/product/product.h"
 #include "kernels/status.h"
@@ -61,6 +63,7 @@ struct Request {
   // The observer sees every stage of a forward or backward call. Only candidates that tell their
   // stages take one.
   StageObserver* observer = nullptr;
+  int variant = 0;
 };
 
 // The execution that the case asks for. Throws CaseError for a SIMD target that this machine does
@@ -77,6 +80,18 @@ struct Abilities {
   // If true, the bits of a row do not depend on what else is in the call: other rows, chunks or one
   // call, pages or no cache.
   bool promises_bits = true;
+  Promises promises = 0;  // less than that, which a candidate declares
+  int variants = 1;       // each is judged
+  // It runs in a process that stays from one call to the next, as in the program that will use it,
+  // and gets tensors of the same shapes at the same addresses.
+  bool own_process = false;
+  bool at_once = false;  // two threads may call it at once, and run_at_once() does so
+};
+
+// What the process of a candidate holds: bytes that its allocator has given away, bytes that are in
+// memory and are neither a file nor shared, and open descriptors.
+struct UsedMemory {
+  std::int64_t heap = 0, resident = 0, descriptors = 0;
 };
 
 // The arithmetic that a candidate declares, for attention or for products.
@@ -104,6 +119,22 @@ class Candidate {
                                                const kernels::Execution& how) const = 0;
   // Runs the call, which abilities() and unsupported() must allow. Throws CandidateError.
   virtual kernels::Status run(const Request& request) = 0;
+
+  // The same candidate in a process that has computed nothing yet. Null for a candidate that has no
+  // process of its own, or whose process takes seconds to start.
+  virtual std::unique_ptr<Candidate> fresh() const { return nullptr; }
+  // Runs two calls of the same kind, each alone and then both at once from two threads, at most so
+  // many times. Stops when an output differs from that of the call alone; the outputs are as they
+  // are then. Only if abilities() say so. Throws CandidateError and CandidateDeclined.
+  virtual kernels::Status run_at_once(const Request& one, const Request& other, int rounds);
+  // The calls that no kernel can answer and that can be made of a call, by name. None for a
+  // candidate whose calls cannot be wrong.
+  virtual std::vector<std::string> wrong_calls(const Call&) const { return {}; }
+  // Makes such a call. Returns what is wrong with it and sets `answer`, or returns an empty text if
+  // this call cannot be made wrong so. Throws CandidateError.
+  virtual std::string run_wrong(const Request&, const std::string&, kernels::Status&) { return {}; }
+  // What its process holds at present. Nothing if that is not known.
+  virtual std::optional<UsedMemory> used_memory() { return std::nullopt; }
 };
 
 // The ability that the candidate lacks for this call, or for this case ("no backward pass"); empty

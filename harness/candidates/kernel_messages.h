@@ -14,20 +14,21 @@ namespace assay {
 constexpr int server_socket = 3, server_memory = 4;
 constexpr std::size_t most_regions = 48;
 
-enum class Question : std::int32_t { load, ask, run };
+enum class Question : std::int32_t { load, ask, run, run_at_once, memory };
 
 struct KernelRequest {
   Question question = Question::load;
   std::int32_t operation = 0;
-  KernelProcess::Arguments arguments;
+  KernelProcess::Arguments arguments, other;  // `other` of the second call of two at once
   assay_dtype output{};
   struct Mapping {
     std::uint64_t offset, bytes;
-    std::int32_t writable, padding;
+    std::int32_t writable, output;  // a workspace is writable, and no output
   };
   std::array<Mapping, most_regions> mappings{};
   std::uint32_t mapping_count = 0;
   std::int32_t probed = 0;
+  std::int32_t rounds = 0;  // how often two calls run at once
 };
 
 struct KernelResponse {
@@ -37,9 +38,12 @@ struct KernelResponse {
   // 1: there is no answer, because the process lacked something. `text` says what.
   std::int32_t shortage = 0;
   std::int32_t forward = 0, backward = 0, product = 0, decode = 0, lse = 0, probes = 0,
-               workspace_function = 0, has_arithmetic = 0, arithmetic_status = 0;
+               workspace_function = 0, not_reentrant = 0, variant_count = 0;
+  std::int32_t has_arithmetic = 0, arithmetic_status = 0;
+  std::uint64_t invariant_to = 0;
   assay_stage stage{};
   std::uint64_t workspace = 0;
+  UsedMemory memory{};
   assay_arithmetic arithmetic{};
   char text[1024] = "";  // a reason, a name, or why the library cannot be used
 };

@@ -25,7 +25,7 @@ constexpr unsigned char slack =
 // Addresses that are free in every process: they lie below those that the loader, stacks and the
 // thread sanitizer use.
 constexpr std::size_t bases[] = {0x7ea000000000, 0x7f0000000000, 0x7e9000000000};
-constexpr std::size_t largest_arena = std::size_t{64} << 30;
+constexpr std::size_t largest_arena = std::size_t{256} << 30;  // nearly all of it may be holes
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
@@ -42,6 +42,13 @@ std::vector<std::string> malloc_checks() {
   return {};
 }
 
+assay_dtype c_dtype(Dtype d) {
+  const auto bits = static_cast<std::uint8_t>(format(d).bits);
+  return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT), bits, 1};
+}
+
+}  // namespace
+
 const char* name_of_operation(int operation) {
   switch (operation) {
     case ASSAY_FORWARD: return "forward";
@@ -50,13 +57,6 @@ const char* name_of_operation(int operation) {
     default: return "product";
   }
 }
-
-assay_dtype c_dtype(Dtype d) {
-  const auto bits = static_cast<std::uint8_t>(format(d).bits);
-  return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT), bits, 1};
-}
-
-}  // namespace
 
 // ---- A call ----
 
@@ -102,25 +102,55 @@ std::pair<Index, Index> reach(const TensorView& t) {
   return {low, high + 1};
 }
 
+// The parts of a view that hold elements, as bytes from its first one. Axes whose elements lie near
+// one another are one part.
+std::vector<std::pair<std::size_t, std::size_t>> parts_of(const TensorView& t) {
+  constexpr Index most_bytes = 1 << 16;
+  const Index width = format(t.dtype).bits / 8;
+  TensorView far = t, near = t;
+  for (std::size_t k = 0; k < 4; ++k) {
+    const bool is_near = (t.shape[k] - 1) * std::abs(t.stride[k]) * width <= most_bytes;
+    (is_near ? far : near).shape[k] = 1;
+  }
+  near.origin = 0;
+  const auto [low, high] = reach(near);
+  const Index first = reach(t).first;
+  std::vector<std::pair<std::size_t, std::size_t>> parts;
+  for_each_index(far.shape, [&](Index b, Index h, Index i, Index d) {
+    const Index begin = far.at(b, h, i, d) + low - first;
+    parts.emplace_back(usize(begin * width), usize((begin + high - low) * width));
+  });
+  return parts;
+}
+
 }  // namespace
+
+std::size_t KernelCall::place(const TensorView& t, bool writable) {
+  constexpr Index hole = Index{1} << 28;
+  const auto [low, high] = reach(t);
+  const Index width = format(t.dtype).bits / 8, bytes = (high - low) * width;
+  auto* data = static_cast<std::byte*>(t.data) + low * width;
+  const std::size_t at = place(usize(bytes), writable, data, writable ? data : nullptr,
+                               writable ? "an output" : "an input");
+  if (bytes > hole && bytes / 16 > element_count(t.shape) * width)
+    regions_.back().parts = parts_of(t);
+  return at;
+}
+
+bool KernelCall::has_holes() const {
+  return std::ranges::any_of(regions_, [](const Region& r) { return !r.parts.empty(); });
+}
 
 const assay_tensor* KernelCall::add_input(const TensorView& t, std::optional<assay_dtype> as) {
   if (!t) return nullptr;
-  const auto [low, high] = reach(t);
-  const Index bytes = format(t.dtype).bits / 8;
-  const std::size_t at =
-      place(usize((high - low) * bytes), false, static_cast<const std::byte*>(t.data) + low * bytes,
-            nullptr, "an input");
-  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - low, as);
+  const std::size_t at = place(t, false);
+  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - reach(t).first, as);
 }
 
 const assay_tensor* KernelCall::add_output(const TensorView& t) {
   if (!t) return nullptr;
-  const auto [low, high] = reach(t);
-  const Index bytes = format(t.dtype).bits / 8;
-  auto* data = static_cast<std::byte*>(t.data) + low * bytes;
-  const std::size_t at = place(usize((high - low) * bytes), true, data, data, "an output");
-  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - low);
+  const std::size_t at = place(t, true);
+  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - reach(t).first);
 }
 
 const assay_tensor* KernelCall::add_shape(const TensorView& t, std::optional<assay_dtype> as) {
@@ -207,7 +237,10 @@ void KernelProcess::start() {
             .decode = response.decode != 0,
             .lse = response.lse != 0,
             .workspace = response.workspace_function != 0,
-            .probes = response.probes != 0};
+            .probes = response.probes != 0,
+            .reentrant = response.not_reentrant == 0,
+            .variants = std::max(1, response.variant_count),
+            .promises = response.invariant_to};
 }
 
 void KernelProcess::stop() {
@@ -290,15 +323,19 @@ std::string KernelProcess::exchange(KernelCall& call, KernelRequest& request,
     auto* pages = reinterpret_cast<std::byte*>(base_ + r.pages_begin);
     const std::size_t before = r.offset - r.pages_begin, after = r.pages_end - r.offset - r.bytes;
     std::memset(pages, slack, before);
-    if (r.from) std::memcpy(pages + before, r.from, r.bytes);
-    else std::memset(pages + before, slack, r.bytes);
+    const auto* from = static_cast<const std::byte*>(r.from);
+    for (const auto& [begin, end] : r.parts)
+      std::memcpy(pages + before + begin, from + begin, end - begin);
+    if (!from) std::memset(pages + before, slack, r.bytes);
+    else if (r.parts.empty()) std::memcpy(pages + before, from, r.bytes);
     std::memset(pages + before + r.bytes, slack, after);
     request.mappings[request.mapping_count++] = {r.pages_begin, r.pages_end - r.pages_begin,
-                                                 r.writable ? 1 : 0, 0};
+                                                 r.writable ? 1 : 0, r.to ? 1 : 0};
   }
-  const char* when = request.question == Question::load  ? "loading"
-                     : request.question == Question::ask ? "answering what it supports"
-                                                         : name_of_operation(request.operation);
+  const char* when = request.question == Question::load     ? "loading"
+                     : request.question == Question::ask    ? "answering what it supports"
+                     : request.question == Question::memory ? "standing idle"
+                                                            : name_of_operation(request.operation);
   if (!transfer(socket_.number(), &request, sizeof request, true)) return how_it_ended(when);
   do {
     if (!transfer(socket_.number(), &response, sizeof response, false)) return how_it_ended(when);
@@ -366,6 +403,24 @@ KernelProcess::Answer KernelProcess::ask_product(KernelCall& call, const assay_t
   return answer;
 }
 
+KernelProcess::Answer KernelProcess::run(KernelCall& call, KernelRequest& request,
+                                         const Probe& probe) {
+  KernelResponse response;
+  Answer answer;
+  answer.finding = exchange(call, request, response, probe);
+  answer.status = response.status;
+  if (answer.finding.empty() && response.text[0] != '\0') answer.finding = response.text;
+  if (!answer.finding.empty()) return answer;
+  for (const KernelCall::Region& r : call.regions_) {
+    if (!r.to) continue;
+    const auto* from = reinterpret_cast<const std::byte*>(base_ + r.offset);
+    for (const auto& [begin, end] : r.parts)
+      std::memcpy(static_cast<std::byte*>(r.to) + begin, from + begin, end - begin);
+    if (r.parts.empty()) std::memcpy(r.to, from, r.bytes);
+  }
+  return answer;
+}
+
 KernelProcess::Answer KernelProcess::run(KernelCall& call, int operation,
                                          const Arguments& arguments, const Probe& probe) {
   KernelRequest request;
@@ -373,15 +428,28 @@ KernelProcess::Answer KernelProcess::run(KernelCall& call, int operation,
   request.operation = operation;
   request.arguments = arguments;
   request.probed = probe ? 1 : 0;
+  return run(call, request, probe);
+}
+
+KernelProcess::Answer KernelProcess::run_at_once(KernelCall& call, int operation,
+                                                 const Arguments& one, const Arguments& other,
+                                                 int rounds) {
+  KernelRequest request;
+  request.question = Question::run_at_once;
+  request.operation = operation;
+  request.arguments = one;
+  request.other = other;
+  request.rounds = rounds;
+  return run(call, request, {});
+}
+
+UsedMemory KernelProcess::memory(std::string& ended) {
+  KernelCall nothing(base_);
+  KernelRequest request;
+  request.question = Question::memory;
   KernelResponse response;
-  Answer answer;
-  answer.finding = exchange(call, request, response, probe);
-  answer.status = response.status;
-  if (answer.finding.empty() && response.text[0] != '\0') answer.finding = response.text;
-  if (!answer.finding.empty()) return answer;
-  for (const KernelCall::Region& r : call.regions_)
-    if (r.to) std::memcpy(r.to, reinterpret_cast<const void*>(base_ + r.offset), r.bytes);
-  return answer;
+  ended = exchange(nothing, request, response);
+  return response.memory;
 }
 
 }  // namespace assay

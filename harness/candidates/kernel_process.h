@@ -13,8 +13,10 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "harness/candidates/candidate.h"
 #include "harness/process.h"
 #include "problem/tensor.h"
 
@@ -26,18 +28,23 @@ struct LibraryError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// "forward" for ASSAY_FORWARD, and so on.
+const char* name_of_operation(int operation);
+
 // The name of the library and what it supports.
 struct LibraryFacts {
   std::string name;
   bool forward = false, backward = false, product = false, decode = false, lse = true,
-       workspace = false, probes = false;
+       workspace = false, probes = false, reentrant = true;
+  int variants = 1;
+  Promises promises = 0;
 };
 
 // One call with its arguments. Each add_* copies its argument into shared memory and returns an
 // address that is valid in both processes.
 class KernelCall {
  public:
-  // Copies the bytes that a view reaches, gaps included.
+  // Copies the bytes that a view reaches, gaps included unless they are holes of gigabytes.
   const assay_tensor* add_input(const TensorView& t, std::optional<assay_dtype> as = {});
   const assay_tensor* add_output(const TensorView& t);
   // Describes a tensor without memory, for questions about a problem.
@@ -53,6 +60,16 @@ class KernelCall {
                         : static_cast<const T*>(add_bytes(list.data(), list.size() * sizeof(T)));
   }
   void* add_workspace(std::size_t bytes);
+  // Whether a tensor has holes of gigabytes, which take memory only where they are touched.
+  bool has_holes() const;
+
+  // An argument that was added, as it may be changed until the call is made; null for null, and for
+  // what does not lie among the small arguments.
+  template <class T>
+  T* edit(const T* added) {
+    const auto at = reinterpret_cast<std::size_t>(added) - base_;
+    return added && at < arguments_.size() ? reinterpret_cast<T*>(arguments_.data() + at) : nullptr;
+  }
 
  private:
   friend class KernelProcess;
@@ -63,10 +80,13 @@ class KernelCall {
     void* to = nullptr;          // the target of the copy back
     bool writable = false;
     std::string name;
+    // The parts that are copied, as offsets from the begin; empty: all bytes.
+    std::vector<std::pair<std::size_t, std::size_t>> parts = {};
   };
   static constexpr std::size_t argument_bytes = 32768;
   explicit KernelCall(std::size_t base) : base_(base) {}
   std::size_t place(std::size_t bytes, bool writable, const void* from, void* to, const char* name);
+  std::size_t place(const TensorView& t, bool writable);
   const assay_tensor* describe(const TensorView& t, void* data, Index origin,
                                std::optional<assay_dtype> as = {});
 
@@ -123,12 +143,20 @@ class KernelProcess {
   // Receives each stage that the library tells. The data of a stage are valid only for that call.
   using Probe = std::function<void(const assay_stage&)>;
   Answer run(KernelCall& call, int operation, const Arguments& arguments, const Probe& probe = {});
+  // Runs two calls, whose arguments lie in the same KernelCall, one after the other. Then runs them
+  // at once, from two threads, so many times, or until an output has other bytes than before. The
+  // outputs are copied back as they are then.
+  Answer run_at_once(KernelCall& call, int operation, const Arguments& one, const Arguments& other,
+                     int rounds);
+  // What the library's process holds at present. If there is a finding in `ended`, nothing.
+  UsedMemory memory(std::string& ended);
 
  private:
   void start();
   void stop();
   std::string exchange(KernelCall& call, KernelRequest& request, KernelResponse& response,
                        const Probe& probe = {});
+  Answer run(KernelCall& call, KernelRequest& request, const Probe& probe);
   std::string hear(const KernelResponse& told, const Probe& probe);
   std::string how_it_ended(const char* when);
   void reserve(std::size_t bytes);

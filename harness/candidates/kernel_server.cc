@@ -1,20 +1,25 @@
 #include "harness/candidates/kernel_server.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <mutex>
 #include <new>
 #include <optional>
 #include <span>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "harness/candidates/kernel_messages.h"
@@ -47,6 +52,8 @@ bool tells_shortage(const std::string& words) {
     return words.find(std::strerror(error)) != std::string::npos;
   });
 }
+
+constexpr int most_variants = 1 << 20;
 
 // The size of the table in version 1 of kernel.h.
 constexpr std::size_t first_size = offsetof(assay_kernel, product) + sizeof(assay_kernel::product);
@@ -89,6 +96,14 @@ std::optional<assay_kernel> load_kernel(const std::string& library, std::string&
   std::memcpy(&kernel, table, table->struct_size);
   if (kernel.probes != 0 && kernel.probes != 1)
     why = fmt::format("its table has probes = {}, neither 0 nor 1", kernel.probes);
+  else if (kernel.not_reentrant != 0 && kernel.not_reentrant != 1)
+    why = fmt::format("its table has not_reentrant = {}, neither 0 nor 1", kernel.not_reentrant);
+  else if (kernel.variant_count < 0 || kernel.variant_count > most_variants)
+    why = fmt::format("its table has variant_count = {}, outside [0, {}]", kernel.variant_count,
+                      most_variants);
+  else if (kernel.invariant_to > all_promises)
+    why =
+        fmt::format("its table has invariant_to = {}, above {}", kernel.invariant_to, all_promises);
   else if (!kernel.forward && !kernel.backward && !kernel.product && !kernel.decode)
     why = "its table has no function";
   else return kernel;
@@ -160,6 +175,9 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.lse = kernel.no_lse == 0;
   response.probes = kernel.probes;
   response.workspace_function = kernel.workspace != nullptr;
+  response.not_reentrant = kernel.not_reentrant;
+  response.variant_count = kernel.variant_count;
+  response.invariant_to = kernel.invariant_to;
 }
 
 void ask(const assay_kernel& kernel, const KernelRequest& request, KernelResponse& response) {
@@ -182,26 +200,102 @@ void ask(const assay_kernel& kernel, const KernelRequest& request, KernelRespons
   }
 }
 
+assay_status call(const assay_kernel& kernel, int operation, const KernelProcess::Arguments& a,
+                  const assay_run& run) {
+  switch (operation) {
+    case ASSAY_FORWARD: return kernel.forward(a.problem, a.o, a.lse, &run);
+    case ASSAY_BACKWARD: return kernel.backward(a.problem, a.o, a.lse, a.d_o, a.gradients, &run);
+    case ASSAY_DECODE: return kernel.decode(a.problem, a.pages, a.o, a.lse, &run);
+    default: return kernel.product(a.a, a.w, a.c, &run);
+  }
+}
+
+// The allocator checks its heap here. A heap that a stray write broke ends the process now, not
+// during the next call.
+void check_heap() {
+  for (std::size_t bytes = 16; bytes <= 65536; bytes *= 2) std::free(std::malloc(bytes));
+}
+
 void compute(const assay_kernel& kernel, const KernelRequest& request, Teller& teller,
              KernelResponse& response) {
-  const KernelProcess::Arguments& a = request.arguments;
-  assay_run told = *a.run;
+  assay_run told = *request.arguments.run;
   teller.set_open(true);
   if (request.probed) told.probe = Teller::tell, told.probe_context = &teller;
-  switch (request.operation) {
-    case ASSAY_FORWARD: response.status = kernel.forward(a.problem, a.o, a.lse, &told); break;
-    case ASSAY_BACKWARD:
-      response.status = kernel.backward(a.problem, a.o, a.lse, a.d_o, a.gradients, &told);
-      break;
-    case ASSAY_DECODE:
-      response.status = kernel.decode(a.problem, a.pages, a.o, a.lse, &told);
-      break;
-    default: response.status = kernel.product(a.a, a.w, a.c, &told);
-  }
+  response.status = call(kernel, request.operation, request.arguments, told);
   teller.set_open(false);
-  // The allocator checks its heap here. A heap that a stray write broke ends the process now, not
-  // during the next call.
-  for (std::size_t bytes = 16; bytes <= 65536; bytes *= 2) std::free(std::malloc(bytes));
+  check_heap();
+}
+
+// The bytes of the outputs, which the library may write at any time.
+class OutputBytes {
+ public:
+  OutputBytes(const KernelRequest& request, std::size_t base) {
+    for (const auto& m : std::span(request.mappings).first(request.mapping_count))
+      if (m.output) places_.emplace_back(reinterpret_cast<std::byte*>(base + m.offset), m.bytes);
+  }
+  std::vector<std::byte> now() const {
+    std::vector<std::byte> all;
+    for (const auto place : places_) all.insert(all.end(), place.begin(), place.end());
+    return all;
+  }
+  void set(const std::vector<std::byte>& all) const {
+    auto from = all.begin();
+    for (const auto place : places_) {
+      std::copy_n(from, place.size(), place.begin());
+      from += std::ssize(place);
+    }
+  }
+
+ private:
+  std::vector<std::span<std::byte>> places_;
+};
+
+// Both calls alone, and then at once, until an output has other bytes or a call another status.
+void compute_at_once(const assay_kernel& kernel, const KernelRequest& request, std::size_t base,
+                     KernelResponse& response) {
+  const auto run = [&](const KernelProcess::Arguments& a) {
+    return call(kernel, request.operation, a, *a.run);
+  };
+  const OutputBytes outputs(request, base);
+  const std::vector<std::byte> poisoned = outputs.now();
+  response.status = run(request.arguments);
+  if (const assay_status other = run(request.other); response.status == ASSAY_SUCCESS)
+    response.status = other;
+  const std::vector<std::byte> alone = outputs.now();
+  for (int k = 0; k < request.rounds && response.status == ASSAY_SUCCESS; ++k) {
+    outputs.set(poisoned);
+    std::atomic<int> waiting = 2;
+    const auto start_together = [&] {
+      for (--waiting; waiting > 0;) std::this_thread::yield();
+    };
+    assay_status second = ASSAY_SUCCESS;
+    std::thread thread([&] {
+      start_together();
+      second = run(request.other);
+    });
+    start_together();
+    response.status = run(request.arguments);
+    thread.join();
+    if (response.status == ASSAY_SUCCESS) response.status = second;
+    if (outputs.now() != alone) break;
+  }
+  check_heap();
+}
+
+// What the allocator has given away, and what is in memory and is no file and not shared.
+UsedMemory used_memory() {
+  UsedMemory used;
+#if defined(__GLIBC__) && __GLIBC_PREREQ(2, 33)
+  const struct mallinfo2 heap = mallinfo2();
+  used.heap = static_cast<std::int64_t>(heap.uordblks + heap.hblkhd);
+#endif
+  std::int64_t size = 0, resident = 0, shared = 0;
+  std::ifstream("/proc/self/statm") >> size >> resident >> shared;
+  used.resident = (resident - shared) * sysconf(_SC_PAGESIZE);
+  constexpr int looked_at = 1024;
+  for (int k = 0; k < looked_at; ++k)
+    if (fcntl(k, F_GETFD) >= 0) ++used.descriptors;
+  return used;
 }
 
 // Serves until the owner closes the socket. An exception of the library that is no shortage ends
@@ -224,6 +318,8 @@ void serve(const std::string& library, std::size_t base) {
       case Question::load: describe(*kernel, response); break;
       case Question::ask: ask(*kernel, request, response); break;
       case Question::run: compute(*kernel, request, teller, response); break;
+      case Question::run_at_once: compute_at_once(*kernel, request, base, response); break;
+      case Question::memory: response.memory = used_memory(); break;
     }
     // No other thread writes to the socket meanwhile.
     const std::lock_guard lock(teller.mutex);

@@ -2,13 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <span>
 
 #include "harness/candidates/cached.h"
 #include "harness/candidates/declared_arithmetic.h"
 #include "harness/candidates/kernel_process.h"
 #include "harness/candidates/paged.h"
+#include "harness/candidates/wrong_calls.h"
 #include "harness/faults/planted_faults.h"
 #include "kernels/c_interface/c_fields.h"
 
@@ -74,12 +77,16 @@ class Library : public Candidate {
             .product = facts.product,
             .lse = facts.lse,
             .stages = facts.probes,
-            .promises_bits = false};
+            .promises_bits = false,
+            .promises = facts.promises,
+            .variants = facts.variants,
+            .own_process = true,
+            .at_once = facts.reentrant};
   }
   std::string unsupported(const Call& call) const override {
     return std::visit(
         ByCall{
-            [&](const ForwardCall& c) { return unsupported_forward(c.problem, c.out.o.dtype); },
+            [&](const ForwardCall& c) { return ask(ASSAY_FORWARD, c.problem, c.out.o.dtype); },
             [&](const CachedCall& c) { return unsupported_cached(c.c, c.inputs.problem); },
             [&](const BackwardCall& c) { return unsupported_backward(c.problem, c.out.dq.dtype); },
             [&](const ProductCall& c) {
@@ -96,7 +103,7 @@ class Library : public Candidate {
     if (c.cache) return unsupported_cached(c, p);
     if (c.operation == Operation::backward)
       if (std::string why = unsupported_backward(p, c.out_dtype()); !why.empty()) return why;
-    return unsupported_forward(p, c.out_dtype());
+    return ask(ASSAY_FORWARD, p, c.out_dtype());
   }
   std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution&) const override {
     const auto declared = declared_.find(operation_of(call));
@@ -104,14 +111,57 @@ class Library : public Candidate {
     return declared->second;
   }
   Status run(const Request& r) override {
-    return std::visit(ByCall{[&](const ForwardCall& c) { return forward(c, r); },
+    return std::visit(ByCall{[&](const ForwardCall& c) { return run(ASSAY_FORWARD, c, r); },
                              [&](const CachedCall& c) { return decode(c, r); },
-                             [&](const BackwardCall& c) { return backward(c, r); },
-                             [&](const ProductCall& c) { return product(c, r); },
-                             [](const QuantizeCall&) -> Status {
-                               return {StatusCode::unsupported, "a library has no quantizer"};
-                             }},
+                             [&](const BackwardCall& c) { return run(ASSAY_BACKWARD, c, r); },
+                             [&](const ProductCall& c) { return run(ASSAY_PRODUCT, c, r); },
+                             [](const QuantizeCall&) { return no_quantizer(); }},
                       r.call);
+  }
+  std::unique_ptr<Candidate> fresh() const override { return std::make_unique<Library>(path_); }
+  Status run_at_once(const Request& one, const Request& other, int rounds) override {
+    const auto both = [&]<class C>(int operation, const C& c) {
+      return at_once(operation, c, std::get<C>(other.call), one, rounds);
+    };
+    return std::visit(ByCall{[&](const ForwardCall& c) { return both(ASSAY_FORWARD, c); },
+                             [&](const CachedCall& c) {
+                               return decode_at_once(c, std::get<CachedCall>(other.call), one,
+                                                     rounds);
+                             },
+                             [&](const BackwardCall& c) { return both(ASSAY_BACKWARD, c); },
+                             [&](const ProductCall& c) { return both(ASSAY_PRODUCT, c); },
+                             [](const QuantizeCall&) { return no_quantizer(); }},
+                      one.call);
+  }
+  std::vector<std::string> wrong_calls(const Call& call) const override {
+    std::vector<std::string> names;
+    for (const WrongCall& wrong : wrong_calls_of(call)) names.emplace_back(wrong.name);
+    return names;
+  }
+  std::string run_wrong(const Request& r, const std::string& name, Status& answer) override {
+    const auto all = wrong_calls_of(r.call);
+    const auto& wrong = *std::ranges::find(all, name, &WrongCall::name);
+    const auto make = [&](int operation, const auto& c) {
+      KernelCall call = process_.call();
+      KernelProcess::Arguments a = arguments(call, c, r);
+      std::string what = wrong.spoil(call, a);
+      if (!what.empty()) answer = answer_to_wrong(process_.run(call, operation, a), what);
+      return what;
+    };
+    return std::visit(ByCall{[&](const ForwardCall& c) { return make(ASSAY_FORWARD, c); },
+                             [&](const CachedCall& c) {
+                               return make(ASSAY_DECODE, Decoding(c, chunks_of(c.c)[0]));
+                             },
+                             [&](const BackwardCall& c) { return make(ASSAY_BACKWARD, c); },
+                             [&](const ProductCall& c) { return make(ASSAY_PRODUCT, c); },
+                             [](const QuantizeCall&) { return std::string(); }},
+                      r.call);
+  }
+  std::optional<UsedMemory> used_memory() override {
+    std::string ended;
+    const UsedMemory used = process_.memory(ended);
+    if (!ended.empty()) throw CandidateError(ended);
+    return used;
   }
 
  private:
@@ -123,14 +173,6 @@ class Library : public Candidate {
                       call);
   }
 
-  std::string unsupported_forward(const Attention& p, Dtype out) const {
-    // The call would copy every byte between two elements.
-    for (const TensorView* t : {&p.q, &p.k, &p.v})
-      for (std::size_t axis = 0; axis < 4; ++axis)
-        if (t->shape[axis] > 1 && std::abs(t->stride[axis]) > (Index{1} << 32) / t->shape[axis])
-          return "a tensor whose storage has holes of gigabytes";
-    return ask(ASSAY_FORWARD, p, out);
-  }
   // Every call has a number of rows and of keys of its own.
   std::string unsupported_cached(const Case& c, const Attention& problem) const {
     if (c.cache.kind == CacheSpec::Kind::latent) return "a latent cache for a library";
@@ -197,20 +239,19 @@ class Library : public Candidate {
   // A watched call runs on one thread, so that the stages come in order.
   static int threads_of(const Request& r) { return r.observer ? 1 : r.how.threads; }
 
-  Status forward(const ForwardCall& c, const Request& r) {
+  // The arguments of a call, which lie in `call`.
+  KernelProcess::Arguments arguments(KernelCall& call, const ForwardCall& c, const Request& r) {
     const Attention& p = c.problem;
-    KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::all);
     a.o = call.add_output(shaped(c.out.o, p.shape.value_dim, p));
     if (process_.facts().lse) a.lse = call.add_output(shaped(c.out.lse, 1, p));
-    a.run = add_run(call, ASSAY_FORWARD, p, c.out.o.dtype, threads_of(r));
-    return finish(process_.run(call, ASSAY_FORWARD, a, probe_of(r.observer)), "forward");
+    a.run = add_run(call, ASSAY_FORWARD, p, c.out.o.dtype, r);
+    return a;
   }
 
-  Status backward(const BackwardCall& c, const Request& r) {
+  KernelProcess::Arguments arguments(KernelCall& call, const BackwardCall& c, const Request& r) {
     const Attention& p = c.problem;
-    KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::all);
     a.o = call.add_input(shaped(c.in.o, p.shape.value_dim, p));
@@ -224,13 +265,13 @@ class Library : public Candidate {
     g.d_bias = call.add_output(c.out.d_bias);
     g.d_sink = call.add_output(c.out.d_sink);
     a.gradients = call.add(g);
-    a.run = add_run(call, ASSAY_BACKWARD, p, c.out.dq.dtype, threads_of(r));
-    return finish(process_.run(call, ASSAY_BACKWARD, a, probe_of(r.observer)), "backward");
+    a.run = add_run(call, ASSAY_BACKWARD, p, c.out.dq.dtype, r);
+    return a;
   }
 
-  Status product(const ProductCall& c, const Request& r) {
+  static KernelProcess::Arguments arguments(KernelCall& call, const ProductCall& c,
+                                            const Request& r) {
     const LowBitView& weights = c.problem.w;
-    KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.a = call.add_input(c.problem.a);
     const LowBitSizes sizes = sizes_of(weights.format, weights.k, weights.n, weights.group);
@@ -243,43 +284,71 @@ class Library : public Candidate {
     if (sizes.extra > 0) w.extra = bytes(weights.extra, sizes.extra);
     a.w = call.add(w);
     a.c = call.add_output(c.c);
-    a.run = call.add(plain_run(r.how.threads));
-    return finish(process_.run(call, ASSAY_PRODUCT, a), "product");
+    a.run = call.add(plain_run(r));
+    return a;
   }
 
-  Status decode(const CachedCall& c, const Request& r) {
-    for (const Chunk& rows : chunks_of(c.c)) {
-      const AttentionOutput out = rows_of(c.out, rows);
-      if (Status status = decode(c.c, c.inputs, rows, out, r.how.threads); !status.ok())
-        return status;
-    }
-    return {};
-  }
+  // The rows of a cached call that the library computes at once. `tokens` are those of the cache.
+  struct Decoding {
+    Attention problem;
+    PagedTokens tokens;
+    AttentionOutput out;
+    Decoding(const CachedCall& c, Chunk rows)
+        : problem(paged_problem(c.c, c.inputs.problem, rows)),
+          tokens(paged_tokens(c.c, c.inputs, problem)),
+          out(rows_of(c.out, rows)) {}
+  };
 
-  Status decode(const Case& c, const Inputs& in, Chunk rows, const AttentionOutput& out,
-                int threads) {
-    const AttentionShape& s = c.shape;
-    const Attention p = paged_problem(c, in.problem, rows);
-    const PagedTokens tokens = paged_tokens(c, in, p);
-    KernelCall call = process_.call();
+  KernelProcess::Arguments arguments(KernelCall& call, const Decoding& d, const Request& r) {
+    const Attention& p = d.problem;
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::but_keys);
     assay_pages pages{ASSAY_VERSION,
                       sizeof(assay_pages),
-                      call.add_input(tokens.k.view()),
-                      call.add_input(tokens.v.view()),
-                      tokens.size,
-                      tokens.each,
-                      call.add_list(tokens.table)};
+                      call.add_input(d.tokens.k.view()),
+                      call.add_input(d.tokens.v.view()),
+                      d.tokens.size,
+                      d.tokens.each,
+                      call.add_list(d.tokens.table)};
     a.pages = call.add(pages);
-    a.o = call.add_output(shaped(out.o, s.value_dim, p));
-    if (process_.facts().lse) a.lse = call.add_output(shaped(out.lse, 1, p));
-    a.run = add_run(call, ASSAY_DECODE, p, out.o.dtype, threads);
-    return finish(process_.run(call, ASSAY_DECODE, a), "decode");
+    a.o = call.add_output(shaped(d.out.o, p.shape.value_dim, p));
+    if (process_.facts().lse) a.lse = call.add_output(shaped(d.out.lse, 1, p));
+    a.run = add_run(call, ASSAY_DECODE, p, d.out.o.dtype, r);
+    return a;
   }
 
-  static assay_run plain_run(int threads) {
-    return {ASSAY_VERSION, sizeof(assay_run), nullptr, 0, threads, 0, nullptr, nullptr};
+  template <class C>
+  Status run(int operation, const C& c, const Request& r) {
+    KernelCall call = process_.call();
+    const KernelProcess::Arguments a = arguments(call, c, r);
+    return finish(process_.run(call, operation, a, probe_of(r.observer)), operation);
+  }
+
+  Status decode(const CachedCall& c, const Request& r) {
+    for (const Chunk& rows : chunks_of(c.c))
+      if (Status status = run(ASSAY_DECODE, Decoding(c, rows), r); !status.ok()) return status;
+    return {};
+  }
+
+  Status decode_at_once(const CachedCall& one, const CachedCall& other, const Request& r,
+                        int rounds) {
+    if (chunks_of(one.c).size() != 1 || chunks_of(other.c).size() != 1)
+      throw CandidateDeclined("the rows come in several calls");
+    return at_once(ASSAY_DECODE, Decoding(one, chunks_of(one.c)[0]),
+                   Decoding(other, chunks_of(other.c)[0]), r, rounds);
+  }
+
+  template <class C>
+  Status at_once(int operation, const C& one, const C& other, const Request& r, int rounds) {
+    KernelCall call = process_.call();
+    const KernelProcess::Arguments a = arguments(call, one, r), b = arguments(call, other, r);
+    if (call.has_holes()) throw CandidateDeclined("a tensor with holes of gigabytes");
+    return finish(process_.run_at_once(call, operation, a, b, rounds), operation);
+  }
+
+  static assay_run plain_run(const Request& r) {
+    return {ASSAY_VERSION, sizeof(assay_run), nullptr, 0,
+            threads_of(r), r.variant,         nullptr, nullptr};
   }
 
   static TensorView shaped(const TensorView& t, Index columns, const Attention& p) {
@@ -327,8 +396,8 @@ class Library : public Candidate {
   }
 
   const assay_run* add_run(KernelCall& call, int operation, const Attention& p, Dtype out,
-                           int threads) {
-    assay_run run = plain_run(threads);
+                           const Request& r) {
+    assay_run run = plain_run(r);
     if (!process_.facts().workspace) return call.add(run);
     KernelCall question = process_.call();
     const assay_attention* problem = add_problem(question, p, Elements::none);
@@ -343,15 +412,25 @@ class Library : public Candidate {
     return call.add(run);
   }
 
-  static Status finish(const KernelProcess::Answer& answer, const char* operation) {
+  static std::span<const WrongCall> wrong_calls_of(const Call& call) {
+    return operation_of(call) == ASSAY_PRODUCT ? wrong_product_calls() : wrong_attention_calls();
+  }
+  static Status answer_to_wrong(const KernelProcess::Answer& answer, const std::string& what) {
+    if (!answer.finding.empty()) throw CandidateError(fmt::format("{}: {}", what, answer.finding));
+    return {static_cast<StatusCode>(answer.status), {}};
+  }
+
+  static Status no_quantizer() { return {StatusCode::unsupported, "a library has no quantizer"}; }
+
+  static Status finish(const KernelProcess::Answer& answer, int operation) {
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
     if (answer.status == ASSAY_SUCCESS) return {};
     if (answer.status == ASSAY_UNSUPPORTED)
       throw CandidateError(
           fmt::format("the library said that it supports this, and then answered unsupported in {}",
-                      operation));
+                      name_of_operation(operation)));
     return {static_cast<StatusCode>(answer.status),
-            fmt::format("the answer of the library in {}", operation)};
+            fmt::format("the answer of the library in {}", name_of_operation(operation))};
   }
 
   const std::string path_;

@@ -56,7 +56,8 @@ Abilities NamedCandidate::abilities() const {
           .backward = true,
           .product = true,
           .lse = facts_.lse || host_goes_forward(),
-          .promises_bits = false};
+          .promises_bits = false,
+          .own_process = facts_.own_process};
 }
 
 std::string NamedCandidate::unsupported(const Call& call) const {

@@ -19,6 +19,7 @@ class NamedCandidate : public Candidate {
     bool lse = true;  // whether its forward calls write LSE
     // What it declares of its attention, by the dtype of Q; where nothing is, the ladder is tried.
     std::map<Dtype, Contract> contracts = {};
+    bool own_process = false;  // as in Abilities
   };
   // Computes the outputs of the call. Throws CandidateError for what no candidate may do, and
   // CandidateDeclined for what it does not support after all.

@@ -694,10 +694,35 @@ Suite tiny(const SuiteSeed& seed) {
   return suite;
 }
 
+// Right calls of which calls are made that no kernel can answer. There is one of each kind of list
+// and mask, with two of everything where the candidate takes that, so that one less is wrong.
+Suite refusals(const SuiteSeed& seed) {
+  Suite suite{"refusals", "calls that no kernel can answer, made of these", {}, {}};
+  for (const char* mask : {"", "causal", "causal offset=end", "lengths=9,5", "starts=2,0",
+                           "bool=random", "bias=normal", "alibi", "sink=0.5", "docs=2,3"}) {
+    const auto line = [&](const char* extents) {
+      return fmt::format("attention {} d=64 {}", extents, mask);
+    };
+    add_first(suite.cases, seed,
+              {line("b=2 h=4/2 l=6x9"), line("b=2 h=2 l=6x9"), line("b=2 h=4/2 l=9"),
+               line("b=2 h=2 l=9"), line("b=2 h=4/2 l=1x9"), line("b=2 h=2 l=1x9")});
+  }
+  add_first(suite.cases, seed,
+            {"backward b=2 h=4/2 l=6x9 d=64", "backward b=2 h=2 l=6x9 d=64",
+             "backward b=2 h=4/2 l=9 d=64 causal", "backward b=2 h=2 l=9 d=64 causal"});
+  add_first(suite.cases, seed,
+            {"attention b=2 h=4/2 l=2x9 d=64 causal offset=end cache=paged:4",
+             "attention b=2 h=4/2 l=1x9 d=64 offset=end cache=paged:4",
+             "attention b=2 h=2 l=1x9 d=64 offset=end cache=paged:4"});
+  for (const LowBit format_of : values_of<LowBit>)
+    add_line(suite.cases, seed, fmt::format("product m=3 n=64 k=256 w={}", traits(format_of).name));
+  return suite;
+}
+
 constexpr Entry entries[] = {{"smoke", smoke},     {"standard", standard}, {"models", models},
                              {"padding", padding}, {"backward", backward}, {"decode", decode},
                              {"caches", caches},   {"products", products}, {"plain", plain},
-                             {"tiny", tiny},       {"paths", paths}};
+                             {"tiny", tiny},       {"paths", paths},       {"refusals", refusals}};
 
 }  // namespace
 

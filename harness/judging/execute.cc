@@ -1,13 +1,18 @@
 #include "harness/judging/execute.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <initializer_list>
+#include <span>
+#include <vector>
 
+#include "harness/judging/invariance.h"
 #include "harness/judging/painter.h"
 #include "harness/judging/quantization.h"
-#include "harness/judging/step.h"
+#include "harness/judging/refusals.h"
+#include "harness/judging/variants.h"
 #include "harness/text.h"
 #include "oracle/backward_verdict.h"
 #include "problem/clock.h"
@@ -22,8 +27,8 @@ struct Repeated {
   std::string wrong;       // what a call did wrong
   std::string difference;  // of the first run that differs from the first of all
   int runs = 1, others = 0;
-  // All runs with the same poison agree.
-  bool by_poison = true;
+  // All runs with the same poison agree; all runs but the first agree.
+  bool by_poison = true, first_alone = true;
 };
 
 // One case on its way through the judging.
@@ -105,9 +110,9 @@ Repeated run_again(const CaseRun& run, const Step& step, const typename Step::Ou
     const std::string difference = first_difference(first, out);
     if (!difference.empty() && r.difference.empty()) r.difference = difference;
     if (!difference.empty()) ++r.others;
-    const bool as_poisoned =
-        even ? difference.empty() : !second || first_difference(*second, out).empty();
-    r.by_poison = r.by_poison && as_poisoned;
+    const bool as_second = !second || first_difference(*second, out).empty();
+    r.by_poison = r.by_poison && (even ? difference.empty() : as_second);
+    r.first_alone = r.first_alone && !difference.empty() && as_second;
     ++r.runs;
     if (!second) second = std::move(out);
   }
@@ -144,31 +149,100 @@ bool judge_step(const CaseRun& run, const Step& step, const typename Step::Out& 
     run.end(Outcome::fail,
             fmt::format("poison: two runs whose {} were poisoned differently disagree: {}",
                         Step::what, repeated.difference));
+  else if (repeated.first_alone)
+    run.end(Outcome::fail,
+            fmt::format("the first of {} runs differs from the others, which agree: {}",
+                        repeated.runs, repeated.difference));
   else
     run.not_deterministic(fmt::format("{} of {} runs differ from the first: {}", repeated.others,
                                       repeated.runs, repeated.difference));
   return false;
 }
 
+// What is asked of a case whose line is drawn for it.
+bool is_drawn(const CaseRun& run) {
+  for (const LayoutKind l : {run.c.q_layout, run.c.k_layout, run.c.v_layout, run.c.o_layout})
+    if (l == LayoutKind::distant) return false;  // there is no room for two such calls
+  return run.candidate.abilities().own_process &&
+         is_asked_of_state(run.result.line, run.options.state_of_every);
+}
+
+Promises bound_of(const CaseRun& run) {
+  return run.candidate.abilities().promises | run.options.required;
+}
+
+// Whether the candidate must hold a relation that asks for what only some kernels promise.
+bool is_bound_to(const CaseRun& run, std::string_view relation) {
+  const AsksPromise* row = promise_of(relation);
+  return row && (bound_of(run) & bit_of(row->promise)) != 0;
+}
+
+// The relations of a step, those about the bits of a row, and those about what the candidate keeps.
+template <class Step>
+std::vector<RelationOf<Step>> relations_of(const CaseRun& run, const Step& step) {
+  const auto own = step.relations();
+  std::vector<RelationOf<Step>> all(own.begin(), own.end());
+  for (const RelationOf<Step>& r : invariances_of(step))
+    if (is_drawn(run) || is_bound_to(run, r.name)) all.push_back(r);
+  if (run.candidate.abilities().variants > 1) all.push_back({"variants", every_variant<Step>});
+  if (is_drawn(run))
+    for (const RelationOf<Step>& r : state_relations<Step>) all.push_back(r);
+  return all;
+}
+
+// Asks a relation, as far as the candidate must hold it. What it need not hold is asked of drawn
+// cases alone, and tells what its bits depend on.
+template <class Step>
+Relation ask(const CaseRun& run, const RelationOf<Step>& relation, const Asked<Step>& asked) {
+  const bool bound = !relation.needs_promise || run.candidate.abilities().promises_bits ||
+                     is_bound_to(run, relation.name);
+  if (!bound && !is_drawn(run)) return Relation::not_applicable(other_order);
+  Relation found = relation.ask(asked);
+  if (!bound && found.how == Relation::How::violated)
+    return Relation::differs_unpromised(found.why);
+  return found;
+}
+
+// The wrong calls that the kernel does not refuse are told together.
+template <class Step>
+void ask_refusals(const CaseRun& run, const Asked<Step>& asked) {
+  const Relations found = ask_for_refusals(asked);
+  std::string names, first;
+  std::size_t answered = 0, wrong = 0;
+  for (const auto& [name, relation] : found) {
+    if (relation.how == Relation::How::not_applicable) continue;
+    ++answered;
+    if (relation.how == Relation::How::held) continue;
+    ++wrong;
+    names += ' ' + name;
+    if (first.empty()) first = relation.why;
+  }
+  run.result.relations.insert(found.begin(), found.end());
+  if (answered == 0) return run.end(Outcome::unsupported, "only a library can be called wrongly");
+  if (wrong > 0)
+    run.end(Outcome::fail, fmt::format("{} of {} calls that cannot be are not refused:{}; {}",
+                                       wrong, answered, names, first));
+}
+
 template <class Step>
 void ask_relations(const CaseRun& run, const Step& step, const typename Step::Out& base) {
   if (!run.options.relations) return;
-  const bool promises = run.candidate.abilities().promises_bits;
+  JudgeOptions judging = run.judging(nullptr);
+  judging.power = judging.statistics = false;
+  judging.evidence = EvidenceRule::off;
   Relations& found = run.result.relations;
-  for (const RelationOf<Step>& relation : step.relations()) {
+  for (const RelationOf<Step>& relation : relations_of(run, step)) {
     const std::function<void(const Case&)> begins = [&](const Case& problem) {
       run.asks(relation.name, problem);
     };
-    const auto ask = [&] {
+    const auto ask_it = [&] {
       begins(run.c);
-      return relation.needs_promise && !promises
-                 ? Relation::not_applicable(other_order)
-                 : relation.ask({step, run.candidate, base, begins});
+      return ask<Step>(run, relation, {step, run.candidate, base, begins, judging, bound_of(run)});
     };
     try {
-      found[relation.name] = ask();
+      found[relation.name] = ask_it();
       if (found[relation.name].how != Relation::How::violated) continue;
-      if (ask().how != Relation::How::held) continue;
+      if (ask_it().how != Relation::How::held) continue;
       return run.not_deterministic(
           fmt::format("relation {} was {}, and held when it was asked again", relation.name,
                       text_of(found[relation.name])));
@@ -179,6 +253,10 @@ void ask_relations(const CaseRun& run, const Step& step, const typename Step::Ou
   for (const auto& [name, relation] : found)
     if (relation.how == Relation::How::violated)
       return run.end(Outcome::fail, fmt::format("relation {} {}", name, text_of(relation)));
+  if (!run.options.refusals) return;
+  const std::function<void(const Case&)> begins = [](const Case&) {};
+  run.asks("refuses", run.c);
+  ask_refusals<Step>(run, {step, run.candidate, base, begins, judging});
 }
 
 void keep_pictures(const CaseRun& run, const std::optional<Painter>& painter) {
@@ -295,6 +373,20 @@ std::string check_command(const std::string& candidate, const std::string& line,
                      shell_quoted(line));
 }
 
+std::string further_options(const ExecuteOptions& options) {
+  std::vector<std::string> words;
+  for (const auto& row : table_of<Promise>)
+    if ((options.required & bit_of(row.value)) != 0) words.push_back(requirement_of(row.value));
+  std::string text;
+  if (!words.empty()) text = fmt::format(" --require {}", fmt::join(words, ","));
+  if (options.refusals) text += " --refusals";
+  return text;
+}
+
+bool is_asked_of_state(const std::string& line, int every) {
+  return every > 0 && hash_of_line(line) % static_cast<std::uint64_t>(every) == 0;
+}
+
 bool has_independent_zero_mean(const Case& c) {
   // The errors of rows that share a few keys are not independent.
   const bool many_keys = c.shape.keys * 4 >= c.shape.rows;
@@ -320,6 +412,7 @@ CaseResult execute(const Case& c, Candidate& candidate, const ExecuteOptions& op
   result.line = print_case(c);
   result.candidate = candidate.name();
   result.reproduce = check_command(result.candidate, result.line, options.around);
+  result.reproduce += further_options(options);
   const bool product = c.operation == Operation::product;
   result.dtype = product ? traits(c.product.format).name : format(c.dtype).name;
   if (product) result.tail_step = tail_step_of(c.product.format);

@@ -34,6 +34,11 @@ struct ExecuteOptions {
   int repeat = 2;
   bool power = true;
   bool relations = true;
+  // Of how many cases one is asked what the candidate keeps from one call to the next, if it has a
+  // process of its own. The line of a case decides. 0: none, 1: all.
+  int state_of_every = 0;
+  Promises required = 0;  // asked of a candidate that does not promise it, too
+  bool refusals = false;  // make the calls that no kernel can answer, too
   EvidenceRule evidence = EvidenceRule::fail;
   bool diagnosis = true;                                 // look for the cause of a failure
   Surroundings around = Surroundings::bands;             // it surrounds every tensor
@@ -58,6 +63,12 @@ CaseResult failed_result(const std::string& line, const std::string& candidate, 
 // The command that runs a case again.
 std::string check_command(const std::string& candidate, const std::string& line,
                           Surroundings around);
+// What that command needs besides, so that it asks the same: " --require batch-invariant".
+std::string further_options(const ExecuteOptions& options);
+
+// Whether the case is one of those, of so many each, that are asked what the candidate keeps and
+// what its bits depend on.
+bool is_asked_of_state(const std::string& line, int every);
 
 // Whether the errors of a right kernel have no direction on these inputs. Only then does a bias of
 // the errors tell something.

@@ -270,9 +270,17 @@ Relation after_another_call(const AskedForward& asked) {
   return Relation::not_applicable("the candidate takes no other problem of this shape");
 }
 
+// The same outputs by another call, which the candidate may decline.
+Relation same_if_supported(const AskedForward& asked, const ForwardStep& other) {
+  const Outputs out = other.outputs();
+  if (const std::string why = why_unsupported(asked.candidate, other.call(out)); !why.empty())
+    return Relation::not_applicable(why);
+  return same_after(asked, other, execution_of(other.c));
+}
+
 Relation same_case(const AskedForward& asked, const Case& c) {
   const ForwardStep& step = asked.step;
-  return same_after(asked, of_case(step, c, step.in), execution_of(c));
+  return same_if_supported(asked, of_case(step, c, step.in));
 }
 
 // Computes the rows in other chunks: in one call, or in several where there was one.
@@ -301,7 +309,7 @@ Relation no_cache(const AskedForward& asked) {
   Case direct = step.c;
   direct.cache = {};
   const Inputs in(direct, step.in.around);
-  return same_after(asked, of_case(step, direct, in), execution_of(direct));
+  return same_if_supported(asked, of_case(step, direct, in));
 }
 
 constexpr RelationOf<ForwardStep> forward_relations[] = {

@@ -49,8 +49,12 @@ std::string tensor_name(Output output) {
 }  // namespace
 
 std::string call_plainly(Candidate& candidate, const Request& request) {
+  return failure_in([&] { return candidate.run(request); });
+}
+
+std::string failure_in(const std::function<kernels::Status()>& call) {
   try {
-    return failure_of(candidate.run(request));
+    return failure_of(call());
   } catch (const CandidateDeclined&) {
     throw;  // this is no failure
   } catch (const CandidateError& e) {

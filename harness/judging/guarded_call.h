@@ -1,6 +1,7 @@
 // Inside harness/: one call of a candidate, with a check of everything around its buffers.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -27,5 +28,7 @@ std::string call_guarded(Candidate& candidate, const Request& request, const Wat
                          const NamedOutputs& outputs, Poison with);
 // Runs the request without these checks. Returns "status 5 ..." or an empty text.
 std::string call_plainly(Candidate& candidate, const Request& request);
+// The same for any call of a candidate.
+std::string failure_in(const std::function<kernels::Status()>& call);
 
 }  // namespace assay

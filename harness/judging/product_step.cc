@@ -63,6 +63,8 @@ Relation single_rows(const AskedProduct& asked) {
     row.shape[2] = 1;
     const Product problem = row_of(step.in.problem, m);
     const Request request{ProductCall{problem, row}, execution_of(step.c)};
+    if (const std::string why = asked.candidate.unsupported(request.call); !why.empty())
+      return Relation::not_applicable(why);
     const std::string wrong = call_plainly(asked.candidate, request);
     if (!wrong.empty()) return Relation::violated(wrong);
   }
@@ -86,6 +88,8 @@ Relation many_rows(const AskedProduct& asked) {
   const Layout layout{{0, 0, n, 1}, 0, times * n};
   const Tensor out(step.c.out_dtype(), {1, 1, times, n}, layout, step.in.around);
   const Request request{ProductCall{many, out.view()}, execution_of(step.c)};
+  if (const std::string why = asked.candidate.unsupported(request.call); !why.empty())
+    return Relation::not_applicable(why);
   const std::string wrong =
       call_guarded(asked.candidate, request, step.watched(), {{Output::c, &out}}, Poison::nan);
   if (!wrong.empty()) return Relation::violated(wrong);

@@ -30,6 +30,8 @@ struct Asked {
   const typename Step::Out& base;
   // Called before the candidate computes another problem than that of the step.
   const std::function<void(const Case& problem)>& begins;
+  const JudgeOptions& judging;  // for a relation whose second problem is judged too
+  Promises bound = 0;           // what the candidate promises, or is required to hold
 };
 
 // A metamorphic relation: a second problem whose outputs follow bit for bit from those of the

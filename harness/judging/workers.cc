@@ -79,6 +79,11 @@ class Worker {
       arguments.push_back(fmt::format("--evidence={}", name_of(options.execute.evidence)));
     if (options.execute.repeat != ExecuteOptions{}.repeat)
       arguments.push_back(fmt::format("--repeat={}", options.execute.repeat));
+    if (options.execute.state_of_every > 0)
+      arguments.push_back(fmt::format("--state-of-every={}", options.execute.state_of_every));
+    if (options.execute.required != 0)
+      arguments.push_back(fmt::format("--require={}", options.execute.required));
+    if (options.execute.refusals) arguments.push_back("--refusals");
     if (options.execute.pictures) arguments.push_back("--pictures");
     if (options.execute.around != Surroundings::bands)
       arguments.push_back(options.execute.around == Surroundings::page_behind
@@ -423,6 +428,7 @@ class Pool {
         failed_result(item.line, item.candidate, outcome, reason, options_.execute.around);
     if (!w->now.relation.empty())
       result.reproduce = check_command(item.candidate, w->now.line, options_.execute.around);
+    result.reproduce += further_options(options_.execute);
     if (should_try_again(*w, result)) return try_again(w, std::move(result));
     finish(w, std::move(result));
     w.reset();

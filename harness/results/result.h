@@ -36,6 +36,12 @@ struct Relation {
   static Relation unless(std::string difference) {
     return difference.empty() ? held() : violated(std::move(difference));
   }
+  // Two calls differ, and the candidate does not promise that they do not.
+  static constexpr std::string_view unpromised = "not promised, and differs: ";
+  static Relation differs_unpromised(const std::string& how) {
+    return not_applicable(std::string(unpromised) + how);
+  }
+  bool is_unpromised() const { return how == How::not_applicable && why.starts_with(unpromised); }
   bool operator==(const Relation&) const = default;
 };
 template <>

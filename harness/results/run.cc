@@ -21,6 +21,7 @@ void describe_summary(Fields& fields, Value& run) {
   fields.object_if("shared", !s.shared.features.empty(),
                    [&](auto& shared) { describe_fields(shared, s.shared); });
   fields.unless("causes", s.causes, {});
+  fields.unless("invariant_to", s.invariances, {});
 }
 
 template <class Fields, Described<Run> Value>

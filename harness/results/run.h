@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "harness/results/adequacy.h"
+#include "harness/results/invariance.h"
 #include "harness/results/machine.h"
 #include "harness/results/shared_features.h"
 
@@ -28,6 +29,7 @@ struct RunSummary {
   std::map<std::string, AdequacyCells> adequacy;
   SharedFeatures shared;      // of the failing cases; without features: nothing separates them
   std::vector<Cause> causes;  // of failures and errors
+  std::vector<Invariance> invariances;  // what the bits of a row do not depend on, if it was asked
 };
 
 struct Run {

@@ -324,12 +324,25 @@ typedef struct assay_run {
   void* workspace; /* as many bytes as the function `workspace` asked for, aligned to 64; or NULL */
   uint64_t workspace_bytes;
   int32_t threads; /* 0: all hardware threads */
-  int32_t reserved;
+  int32_t variant; /* which variant computes, below the variant_count of the table */
   /* NULL except under `assay trace`. A kernel that offers its stages calls it, from any thread,
    * with what a stage has just computed. `context` is probe_context. */
   void (*probe)(void* context, const assay_stage* made);
   void* probe_context;
 } assay_run;
+
+/* What the bits of a row do not depend on, if a kernel promises it (docs/verdict.md). */
+enum {
+  ASSAY_INVARIANT_TO_BATCH = 1,    /* whether other sequences are in the call */
+  ASSAY_INVARIANT_TO_POSITION = 2, /* the place of its sequence in the batch */
+  ASSAY_INVARIANT_TO_PADDING = 4,  /* how many keys lie behind the length of its sequence */
+  ASSAY_INVARIANT_TO_CHUNKS = 8,   /* how many rows are in the call */
+  ASSAY_INVARIANT_TO_SPLITS = 16,  /* whether it is the only row, as in decoding */
+  ASSAY_INVARIANT_TO_PAGES = 32,
+  ASSAY_INVARIANT_TO_LAYOUT = 64, /* the strides of the inputs */
+  ASSAY_INVARIANT_TO_THREADS = 128,
+  ASSAY_INVARIANT_TO_RUNS = 256 /* anything that differs from one run to the next */
+};
 
 /* The table of a kernel. A function that is NULL is an operation or an option that the kernel does
  * not have. */
@@ -373,6 +386,12 @@ typedef struct assay_kernel {
   /* Writes C = A W, where A is [1, 1, M, K] and C is [1, 1, M, N]. */
   assay_status (*product)(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
                           const assay_run* run);
+  /* 1: two threads must not call the kernel at once, as if it kept something in a static buffer */
+  int32_t not_reentrant;
+  /* How many variants the kernel has, as the configurations of an autotuner; run->variant says
+   * which one computes. 0 means 1. Every variant is judged. */
+  int32_t variant_count;
+  uint64_t invariant_to; /* ASSAY_INVARIANT_TO_*: what is promised is asked bit for bit */
 } assay_kernel;
 
 static inline void assay_kernel_init(assay_kernel* k, const char* name) {
@@ -388,6 +407,8 @@ static inline void assay_kernel_init(assay_kernel* k, const char* name) {
   k->backward = NULL;
   k->decode = NULL;
   k->product = NULL;
+  k->not_reentrant = k->variant_count = 0;
+  k->invariant_to = 0;
 }
 
 /* The one symbol of your library. It returns a table that lives as long as the library. `version`

@@ -98,6 +98,21 @@ def talks(q, k, v, *, scale):
     os.write(1, b"neither is this")
     return right(q, k, v, False, scale)
 
+def with_bias(q, k, v, scale, bias):
+    s = (q.astype(np.float64) @ k.swapaxes(2, 3)) * scale + bias
+    w = np.exp(s - s.max(-1, keepdims=True))
+    return (w @ v / w.sum(-1, keepdims=True)).astype(q.dtype)
+
+@assay.kernel("attention", lse=False)
+def adds_bias(q, k, v, *, scale, bias):
+    return with_bias(q, k, v, scale, bias)
+
+kept = {}
+
+@assay.kernel("attention", lse=False)
+def keeps_bias(q, k, v, *, scale, bias):
+    return with_bias(q, k, v, scale, kept.setdefault(bias.shape, bias.copy()))
+
 calls = []
 
 @assay.kernel("attention", lse=False)
@@ -165,6 +180,16 @@ def test_findings():
     assert check("--python", "mine.py::raises", status=1) == [
         "fail: the function raised ValueError: no such tile"
     ]
+
+
+def test_what_a_function_keeps_is_found():
+    biased = ("attention b=1 h=2 l=3x5 d=4 dtype=f32 bias=normal",)
+    assert check("--python", "mine.py::adds_bias", cases=biased, status=0) == [
+        "pass: every element is inside its bound"
+    ]
+    assert check("--python", "mine.py::keeps_bias", cases=biased, status=1)[0].startswith(
+        "fail: relation other-contents violated: 'attention b=1 h=2 l=3x5 d=4 dtype=f32 scale=0.25 "
+    )
 
 
 def test_what_ends_the_process_costs_one_case():

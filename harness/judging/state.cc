@@ -1,0 +1,116 @@
+#include "harness/judging/state.h"
+
+#include <array>
+
+namespace assay {
+namespace {
+
+Index other_length(Index n, Index keys) { return n > 1 ? n - 1 : std::min<Index>(n + 1, keys); }
+
+// A fixed offset that is another, and is not 0: a problem without offsets has no list of them.
+void change_offset(Case& c) {
+  const std::vector<Index> now = described(c).offset;
+  if (now.empty() || c.offset.kind == OffsetSpec::Kind::lengths) return;
+  const Index other = now[0] - 1;
+  c.offset = {OffsetSpec::Kind::fixed, other == 0 ? now[0] + 1 : other};
+}
+
+// Changes what stands in the line itself. Some of it depends on the rest of the case.
+void change_lists(Case& c) {
+  for (auto* list : {&c.lengths, &c.starts})
+    for (Index& n : *list) n = other_length(n, c.shape.keys);
+  if (!c.cache) change_offset(c);
+  if (!c.documents.empty()) ++c.documents[0];
+  if (c.sink) *c.sink += 0.5F;
+}
+
+void halve_slopes(Inputs& in) {
+  for (float& slope : in.problem.alibi_slopes) slope /= 2;
+}
+
+}  // namespace
+
+Case with_other_contents(const Case& c) {
+  Case other = c;
+  other.seed = c.seed ^ 0x5DEECE66D;
+  other.scores = Scores::normal;
+  other.values = other.gradient = Values::normal;
+  other.hidden = Hidden::generated;
+  other.pokes.clear();
+  if (other.operation == Operation::product) {
+    other.product.weights = Weights::codes;
+    return other;
+  }
+  if (c.keep.pattern != MaskPattern::none) other.keep.pattern = MaskPattern::random;
+  if (c.bias.pattern != MaskPattern::none) other.bias.pattern = MaskPattern::normal;
+  other.scale = c.scale.value_or(default_scale(c.shape.dim)) / 2;
+  Case all = other;
+  change_lists(all);
+  try {
+    check_case(all);
+  } catch (const CaseError&) {
+    return other;
+  }
+  return all;
+}
+
+std::uint64_t hash_of_line(const std::string& line) {
+  std::uint64_t sum = 14695981039346656037U;  // FNV-1a
+  for (const char c : line) sum = (sum ^ static_cast<unsigned char>(c)) * 1099511628211U;
+  return sum >> 32;
+}
+
+double multiply_adds(const Case& c) {
+  if (c.operation == Operation::product)
+    return static_cast<double>(c.product.m) * static_cast<double>(c.product.n) *
+           static_cast<double>(c.product.k);
+  const AttentionShape& s = c.shape;
+  const double pairs = static_cast<double>(s.batch * s.query_heads) * static_cast<double>(s.rows) *
+                       static_cast<double>(s.keys);
+  return pairs * static_cast<double>(s.dim + s.value_dim);
+}
+
+std::string growth_of(const std::vector<UsedMemory>& seen, int calls_between) {
+  struct Growth {
+    std::int64_t UsedMemory::* held;
+    std::int64_t least;  // of one call
+    const char* what;
+  };
+  constexpr std::array kinds = {
+      Growth{&UsedMemory::heap, 16, "bytes of the heap"},
+      Growth{&UsedMemory::resident, 4096, "bytes of resident memory"},
+      Growth{&UsedMemory::descriptors, 1, "descriptors"},
+  };
+  for (const Growth& kind : kinds) {
+    bool grows = seen.size() > 1;
+    for (std::size_t k = 1; k < seen.size(); ++k)
+      grows = grows && seen[k].*kind.held - seen[k - 1].*kind.held >= kind.least * calls_between;
+    if (!grows) continue;
+    const auto calls = static_cast<std::int64_t>(seen.size() - 1) * calls_between;
+    return fmt::format("{} calls of the same problem keep {} {}", calls,
+                       seen.back().*kind.held - seen.front().*kind.held, kind.what);
+  }
+  return {};
+}
+
+Changed<ForwardStep>::Changed(const Asked<ForwardStep>& like)
+    : c(with_other_contents(like.step.c)),
+      in(c, like.step.in.around),
+      step{c, in, like.step.with_lse} {
+  halve_slopes(in);
+}
+
+Changed<BackwardStep>::Changed(const Asked<BackwardStep>& like)
+    : c(with_other_contents(like.step.c)),
+      in(c, like.step.in.around),
+      forward(c, true, in.around),
+      step{c, in, forward} {
+  halve_slopes(in);
+  const ForwardStep first{c, in};
+  wrong = run_guarded(first, like.candidate, forward, Poison::nan, execution_of(c));
+}
+
+Changed<ProductStep>::Changed(const Asked<ProductStep>& like)
+    : c(with_other_contents(like.step.c)), in(c, like.step.in.around), step{c, in} {}
+
+}  // namespace assay
