@@ -38,6 +38,7 @@ struct KernelResponse {
   std::int32_t shortage = 0;
   std::int32_t forward = 0, backward = 0, product = 0, decode = 0, lse = 0, probes = 0,
                workspace_function = 0, has_arithmetic = 0, arithmetic_status = 0;
+  assay_conventions conventions{};
   assay_stage stage{};
   std::uint64_t workspace = 0;
   assay_arithmetic arithmetic{};
@@ -46,6 +47,16 @@ struct KernelResponse {
 
 // Transfers all bytes; returns false at the end of the stream.
 bool transfer(int socket, void* data, std::size_t bytes, bool out);
+
+// The field of each convention, in the order of the table of conventions. A field holds 0 if
+// nothing is declared, and otherwise the place of the value in the table, counted from 1.
+inline constexpr std::array c_conventions = {
+    &assay_conventions::masked_rows, &assay_conventions::masked_lse, &assay_conventions::masked_nan,
+    &assay_conventions::anchor, &assay_conventions::subnormals};
+static_assert(c_conventions.size() == table_of<Convention>.size());
+// What is wrong with conventions that a library declares; empty if nothing is wrong.
+std::string wrong_with(const assay_conventions& declared);
+Conventions conventions_of(const assay_conventions& declared);
 
 // What is wrong with a stage that a library tells; empty if nothing is wrong.
 std::string wrong_with(const assay_stage& made);

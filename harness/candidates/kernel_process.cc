@@ -207,7 +207,8 @@ void KernelProcess::start() {
             .decode = response.decode != 0,
             .lse = response.lse != 0,
             .workspace = response.workspace_function != 0,
-            .probes = response.probes != 0};
+            .probes = response.probes != 0,
+            .conventions = conventions_of(response.conventions)};
 }
 
 void KernelProcess::stop() {

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "harness/process.h"
+#include "problem/conventions.h"
 #include "problem/tensor.h"
 
 namespace assay {
@@ -31,6 +32,7 @@ struct LibraryFacts {
   std::string name;
   bool forward = false, backward = false, product = false, decode = false, lse = true,
        workspace = false, probes = false;
+  Conventions conventions;
 };
 
 // One call with its arguments. Each add_* copies its argument into shared memory and returns an

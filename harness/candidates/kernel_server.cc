@@ -91,7 +91,8 @@ std::optional<assay_kernel> load_kernel(const std::string& library, std::string&
     why = fmt::format("its table has probes = {}, neither 0 nor 1", kernel.probes);
   else if (!kernel.forward && !kernel.backward && !kernel.product && !kernel.decode)
     why = "its table has no function";
-  else return kernel;
+  else if (kernel.conventions) why = wrong_with(*kernel.conventions);
+  if (why.empty()) return kernel;
   return std::nullopt;
 }
 
@@ -160,6 +161,7 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.lse = kernel.no_lse == 0;
   response.probes = kernel.probes;
   response.workspace_function = kernel.workspace != nullptr;
+  if (kernel.conventions) response.conventions = *kernel.conventions;
 }
 
 void ask(const assay_kernel& kernel, const KernelRequest& request, KernelResponse& response) {

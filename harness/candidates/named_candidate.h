@@ -19,6 +19,8 @@ class NamedCandidate : public Candidate {
     bool lse = true;  // whether its forward calls write LSE
     // What it declares of its attention, by the dtype of Q; where nothing is, the ladder is tried.
     std::map<Dtype, Contract> contracts = {};
+    // What it declares to mean where nobody agreed.
+    Conventions conventions = {};
   };
   // Computes the outputs of the call. Throws CandidateError for what no candidate may do, and
   // CandidateDeclined for what it does not support after all.
@@ -29,6 +31,7 @@ class NamedCandidate : public Candidate {
   std::string name() const override { return facts_.name; }
   Abilities abilities() const override;
   const Features& features() const override { return facts_.features; }
+  Conventions conventions() const override { return facts_.conventions; }
   std::string unsupported(const Call& call) const override;
   std::optional<Arithmetic> arithmetic(const Call& call,
                                        const kernels::Execution& how) const override;

@@ -11,7 +11,8 @@ std::unique_ptr<Candidate> make_python_candidate(const std::string& where) {
       NamedCandidate::Facts{.name = "python:" + where,
                             .features = Features(process->features()),
                             .lse = process->lse(),
-                            .contracts = process->contracts()},
+                            .contracts = process->contracts(),
+                            .conventions = process->conventions()},
       [process](const NamedCall& call) { process->run(call); });
 }
 

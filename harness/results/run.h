@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "harness/results/adequacy.h"
+#include "harness/results/conventions_seen.h"
 #include "harness/results/machine.h"
 #include "harness/results/shared_features.h"
 
@@ -15,8 +16,9 @@ namespace assay {
 
 // The number of results with each outcome.
 struct OutcomeCounts {
-  std::size_t pass = 0, fail = 0, suspect = 0, inconclusive = 0, unsupported = 0, error = 0;
-  std::size_t compared() const { return pass + fail + suspect; }
+  std::size_t pass = 0, fail = 0, suspect = 0, inconclusive = 0, unsupported = 0, error = 0,
+              convention = 0;
+  std::size_t compared() const { return pass + fail + suspect + convention; }
 };
 
 struct RunSummary {
@@ -28,6 +30,7 @@ struct RunSummary {
   std::map<std::string, AdequacyCells> adequacy;
   SharedFeatures shared;      // of the failing cases; without features: nothing separates them
   std::vector<Cause> causes;  // of failures and errors
+  std::vector<ConventionSeen> conventions;
 };
 
 struct Run {
