@@ -36,6 +36,7 @@ struct CheckOptions {
   bool stop_at_first_failure = false;
   bool list = false;
   bool no_shrink = false;
+  ConventionOptions conventions;
   bool explain = false;
   ReportFiles files;
   std::string standalone;
@@ -86,7 +87,11 @@ void add_pictures(std::vector<CaseResult>& results, const WorkerOptions& options
 Selection asked_selection(const CheckOptions& o, std::uint64_t seed, const Features& has) {
   const TimeLimit limit("asking what " + o.candidate + " supports", o.workers.timeout_seconds,
                         bad_usage);
-  return select_cases(o.selection, seed, has);
+  Selection selection = select_cases(o.selection, seed, has);
+  for (Case& c : selection.cases)
+    if (c.operation != Operation::product)
+      c.conventions = c.conventions.over(o.conventions.accepted);
+  return selection;
 }
 
 struct Ran {
@@ -186,6 +191,7 @@ int run(CheckOptions& o) {
                        .why_not_run = ran.why_not_run,
                        .seconds = seconds_since(start),
                        .most_unsupported = o.most_unsupported,
+                       .conventions = o.conventions.rule,
                        .explain = o.explain,
                        .files = o.files,
                        .sections = sections};
@@ -300,6 +306,7 @@ Command add_check(CLI::App& app) {
   add_extent(*check, *o);
   add_outputs(*check, *o);
   add_evidence(*check, o->workers.execute.evidence);
+  add_conventions(*check, o->conventions);
   add_guard_pages(*check, o->workers.execute);
   check
       ->add_option("--ball-rows", o->workers.execute.ball_rows,

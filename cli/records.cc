@@ -41,6 +41,7 @@ struct VerifyCommandOptions {
   int threads = hardware_threads();
   bool list = false;
   EvidenceRule evidence = EvidenceRule::fail;
+  ConventionOptions conventions;
   bool explain = false;
   ReportFiles files_to_write;
 };
@@ -100,9 +101,12 @@ int verify(const VerifyCommandOptions& o) {
     for (const std::string& name : names) {
       try {
         const Record r = file->read(name);
-        const CaseResult result = verify(
-            *file, r,
-            {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed, .evidence = o.evidence});
+        const CaseResult result = verify(*file, r,
+                                         {.threads = o.threads,
+                                          .sample_rows = o.rows,
+                                          .seed = o.seed,
+                                          .evidence = o.evidence,
+                                          .conventions = o.conventions.accepted});
         if (result.outcome == Outcome::fail)
           progress.say(told_in("{}\n  {}", told_outcome(result), result.reproduce));
         kernels.insert(r.kernel);
@@ -124,7 +128,8 @@ int verify(const VerifyCommandOptions& o) {
                                     .seed = o.seed,
                                     .power = false,
                                     .evidence = o.evidence,
-                                    .pictures = true};
+                                    .pictures = true,
+                                    .conventions = o.conventions.accepted};
         take_pictures(results[k], verify(file, file.read(places[k].second), drawing));
       } catch (const FileError& e) {
         tell(stderr, "assay: nothing is drawn of what changed since it was judged: {}\n", e.what());
@@ -136,6 +141,7 @@ int verify(const VerifyCommandOptions& o) {
        .unit = "record",
        .seed = o.seed,
        .seconds = seconds_since(start),
+       .conventions = o.conventions.rule,
        .explain = o.explain,
        .files = o.files_to_write,
        .sections = {}},
@@ -194,6 +200,7 @@ Command add_verify(CLI::App& app) {
       ->transform(number_in(1, 1024))
       ->capture_default_str();
   add_evidence(*command, o->evidence);
+  add_conventions(*command, o->conventions);
   add_explain(*command, o->explain);
   add_report_files(*command, o->files_to_write);
   command->footer(

@@ -41,8 +41,9 @@ struct RunFacts {
   std::size_t not_run = 0;    // cases that did not run
   std::string why_not_run = "for lack of time";
   double seconds = 0;
-  double most_unsupported = 100;  // in percent
-  bool explain = false;           // every case is told in full
+  double most_unsupported = 100;                       // in percent
+  ConventionRule conventions = ConventionRule::usual;  // what follows from undeclared ones
+  bool explain = false;                                // every case is told in full
   ReportFiles files;
   PageSections sections;
 };
