@@ -37,6 +37,7 @@ struct CheckOptions {
   bool stop_at_first_failure = false;
   bool list = false;
   bool no_shrink = false;
+  ConventionOptions conventions;
   bool explain = false;
   ReportFiles files;
   std::string standalone;
@@ -88,7 +89,11 @@ void add_pictures(std::vector<CaseResult>& results, const WorkerOptions& options
 Selection asked_selection(const CheckOptions& o, std::uint64_t seed, const Features& has) {
   const TimeLimit limit("asking what " + o.candidate + " supports", o.workers.timeout_seconds,
                         bad_usage);
-  return select_cases(o.selection, seed, has);
+  Selection selection = select_cases(o.selection, seed, has);
+  for (Case& c : selection.cases)
+    if (c.operation != Operation::product)
+      c.conventions = c.conventions.over(o.conventions.accepted);
+  return selection;
 }
 
 struct Ran {
@@ -229,6 +234,7 @@ int run(CheckOptions& o) {
                        .seconds = seconds_since(start),
                        .required = o.workers.execute.required,
                        .most_unsupported = o.most_unsupported,
+                       .conventions = o.conventions.rule,
                        .explain = o.explain,
                        .files = o.files,
                        .sections = sections};
@@ -369,6 +375,7 @@ Command add_check(CLI::App& app) {
   add_extent(*check, *o);
   add_outputs(*check, *o);
   add_evidence(*check, o->workers.execute.evidence);
+  add_conventions(*check, o->conventions);
   add_guard_pages(*check, o->workers.execute);
   check
       ->add_option("--ball-rows", o->workers.execute.ball_rows,

@@ -144,6 +144,32 @@ void add_required(CLI::App& command, Promises& required) {
       ->check(CLI::IsMember(names).description("PROMISE,..."));
 }
 
+void add_conventions(CLI::App& command, ConventionOptions& o) {
+  command
+      .add_option_function<std::string>(
+          "--accept-convention",
+          [&o](const std::string& text) { o.accepted = Conventions::parse(text); },
+          "What the kernel means where nobody agreed, as masked-rows:mean-of-v,masked-lse:zero; it "
+          "is then judged by that. docs/semantics.md lists the\nconventions")
+      ->check([](const std::string& text) {
+        try {
+          Conventions::parse(text);
+        } catch (const ConventionError& e) {
+          return std::string(e.what());
+        }
+        return std::string();
+      });
+  std::map<std::string, ConventionRule> rules;
+  for (const auto& row : table_of<ConventionRule>)
+    if (row.value != ConventionRule::usual) rules.emplace(row.name, row.value);
+  command
+      .add_option("--conventions", o.rule,
+                  "What follows where outputs are right by a convention that nobody declared: the "
+                  "run fails, it is told, or it is only counted.\nDefault: each convention has its "
+                  "own (docs/verdict.md)")
+      ->transform(CLI::CheckedTransformer(rules).description("fail|warn|accept"));
+}
+
 void add_guard_pages(CLI::App& command, ExecuteOptions& execute) {
   const std::map<std::string, Surroundings> sides = {{"none", Surroundings::bands},
                                                      {"behind", Surroundings::page_behind},

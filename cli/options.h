@@ -6,6 +6,7 @@
 #include <string>
 
 #include "harness/judging/workers.h"
+#include "harness/results/conventions_seen.h"
 
 namespace assay {
 
@@ -30,6 +31,12 @@ void add_workers(CLI::App& command, WorkerOptions& workers);
 void add_evidence(CLI::App& command, EvidenceRule& rule);
 // Adds --require, whose value names promises: batch-invariant,deterministic.
 void add_required(CLI::App& command, Promises& required);
+// Adds --accept-convention and --conventions.
+struct ConventionOptions {
+  Conventions accepted;
+  ConventionRule rule = ConventionRule::usual;
+};
+void add_conventions(CLI::App& command, ConventionOptions& o);
 void add_guard_pages(CLI::App& command, ExecuteOptions& execute);
 
 // The name of the candidate that --kernel means. A bare name means a library of this folder, if

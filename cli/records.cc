@@ -43,6 +43,7 @@ struct VerifyCommandOptions {
   std::string shard;  // i/n
   bool list = false;
   EvidenceRule evidence = EvidenceRule::fail;
+  ConventionOptions conventions;
   bool explain = false;
   ReportFiles files_to_write;
 };
@@ -92,7 +93,11 @@ std::vector<Place> places(const VerifyCommandOptions& o) {
 }
 
 VerifyOptions options_of(const VerifyCommandOptions& o) {
-  return {.threads = o.threads, .sample_rows = o.rows, .seed = o.seed, .evidence = o.evidence};
+  return {.threads = o.threads,
+          .sample_rows = o.rows,
+          .seed = o.seed,
+          .evidence = o.evidence,
+          .conventions = o.conventions.accepted};
 }
 
 // A record that cannot be judged gives a result too, so that the other results are kept.
@@ -172,6 +177,7 @@ int report(const VerifyCommandOptions& o, std::vector<CaseResult>& results, doub
        .unit = "record",
        .seed = o.seed,
        .seconds = seconds,
+       .conventions = o.conventions.rule,
        .explain = o.explain,
        .machine = machine,
        .files = o.files_to_write,
@@ -263,6 +269,7 @@ Command add_verify(CLI::App& app) {
       ->transform(number_in(1, 1024))
       ->capture_default_str();
   add_evidence(*command, o->evidence);
+  add_conventions(*command, o->conventions);
   add_explain(*command, o->explain);
   add_report_files(*command, o->files_to_write);
   command->footer(

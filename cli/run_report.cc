@@ -60,7 +60,8 @@ std::string sentence_of(const RunFacts& run, const RunSummary& s, std::size_t ca
   const OutcomeCounts& n = s.counts;
   std::string sentence =
       fmt::format("{}: {} passed, {} failed", counted(cases, run.unit), n.pass + n.suspect, n.fail);
-  for (auto [count, what] : {std::pair{n.suspect, "of the passed suspect"},
+  for (auto [count, what] : {std::pair{n.convention, "right by another convention"},
+                             {n.suspect, "of the passed suspect"},
                              {n.inconclusive, "inconclusive"},
                              {n.unsupported, "unsupported"},
                              {n.error, n.error == 1 ? "error" : "errors"},
@@ -85,6 +86,7 @@ RunSummary summary_of(const RunFacts& run, const std::vector<CaseResult>& result
   s.shared = shared_features(results);
   s.causes = causes_of(results);
   if (run.required != 0 || tells_of_invariance(results)) s.invariances = invariances_of(results);
+  s.conventions = conventions_seen(results, run.conventions);
   s.sentence = sentence_of(run, s, results.size());
   return s;
 }
@@ -103,11 +105,9 @@ void print_cause(const Cause& c) {
   tell("  the first: {}\n    {}\n  reproduce: {}\n", c.line, c.example, c.reproduce);
 }
 
-// The number of cases with a relation that does not apply because of a convention.
-std::size_t by_convention(const std::vector<CaseResult>& results) {
-  const auto differs = [](const auto& relation) { return relation.second.differs_by_convention(); };
-  return usize(std::ranges::count_if(
-      results, [&](const CaseResult& r) { return std::ranges::any_of(r.relations, differs); }));
+void print_conventions(const std::vector<ConventionSeen>& seen) {
+  for (const ConventionSeen& s : seen)
+    if (s.rule != ConventionRule::accept) tell("{}\n", s.sentence());
 }
 
 void print_many(const Run& run, const RunFacts& facts) {
@@ -120,9 +120,7 @@ void print_many(const Run& run, const RunFacts& facts) {
   for (const auto& [why, n] : why_unsupported) tell("  unsupported: {} x {}\n", n, why);
   for (const std::string& line : {facts.left_out, facts.state})
     if (!line.empty()) tell("{}\n", line);
-  if (const std::size_t n = by_convention(run.results); n > 0)
-    tell("differs by convention: {}: NaN at a masked key spreads (docs/verdict.md, tier 2)\n",
-         counted(n, "case"));
+  print_conventions(run.summary.conventions);
   for (const auto& [name, cells] : run.summary.adequacy)
     tell("power of the suite, {}: {} of {} cells shown{}\n", name, cells.shown, cells.cells,
          cells.missing.empty() ? "" : " (--json names the others)");
@@ -200,6 +198,12 @@ int exit_status(const RunFacts& facts, const Run& run) {
   if (n.compared() == 0 && n.error == 0) {
     tell(stderr, "assay: nothing was compared, so nothing has passed\n");
     return bad_usage;
+  }
+  if (const auto differ = failing_by_convention(run.results, run.summary.conventions); differ > 0) {
+    tell(stderr,
+         "assay: {} by a convention that nobody declared: declare it, or say --conventions warn\n",
+         differ == 1 ? "1 case differs" : fmt::format("{} cases differ", differ));
+    return some_failed;
   }
   const double unsupported = percent(static_cast<std::int64_t>(n.unsupported),
                                      static_cast<std::int64_t>(run.results.size()));

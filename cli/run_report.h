@@ -43,9 +43,10 @@ struct RunFacts {
   std::size_t not_run = 0;    // cases that did not run
   std::string why_not_run = "for lack of time";
   double seconds = 0;
-  Promises required = 0;          // what --require names
-  double most_unsupported = 100;  // in percent
-  bool explain = false;           // every case is told in full
+  Promises required = 0;                               // what --require names
+  double most_unsupported = 100;                       // in percent
+  ConventionRule conventions = ConventionRule::usual;  // what follows from undeclared ones
+  bool explain = false;                                // every case is told in full
   Machine machine = this_machine();
   ReportFiles files;
   PageSections sections;

@@ -14,7 +14,15 @@ assay_status assay_judge_facts(assay_text** answer) {
   return answering(answer, [] {
     Json suites = Json::array();
     for (const std::string_view name : suite_names()) suites.push_back(name);
-    return text_of({{"suites", suites}, {"features", all_features()}});
+    Json conventions = Json::array();
+    for (const ConventionRow& row : table_of<Convention>) {
+      Json values = Json::array();
+      for (const std::string_view value : row.values) values.push_back(value);
+      conventions.push_back(
+          {{"name", row.name}, {"values", values}, {"what", row.what}, {"fails", row.fails}});
+    }
+    return text_of(
+        {{"suites", suites}, {"features", all_features()}, {"conventions", conventions}});
   });
 }
 

@@ -20,6 +20,7 @@ namespace {
 struct Options {
   std::string name = "function";
   std::optional<std::string> arithmetic;  // what is declared
+  Conventions conventions;
   ExecuteOptions execute;
   VerifyOptions verify;
 };
@@ -39,6 +40,15 @@ std::map<Dtype, Contract> contracts_of(const Options& o, const Case& c) {
   return {{c.dtype, *declared}};
 }
 
+Conventions conventions_of(const char* text) {
+  if (!text) return {};
+  try {
+    return Conventions::parse(text);
+  } catch (const ConventionError& e) {
+    throw Refused(fmt::format("conventions: {}", e.what()));
+  }
+}
+
 Options options_of(const assay_judge_options* o) {
   assay_judge_options defaults;
   assay_judge_options_init(&defaults);
@@ -53,6 +63,7 @@ Options options_of(const assay_judge_options* o) {
   if (o->name) found.name = shown(o->name);
   if (found.name.empty()) throw Refused("options.name is empty");
   if (o->arithmetic) found.arithmetic = o->arithmetic;
+  found.conventions = conventions_of(o->conventions);
   in("reserved", o->reserved, 0, 0);
   const auto evidence = static_cast<EvidenceRule>(
       in("evidence", o->evidence, ASSAY_EVIDENCE_FAIL, ASSAY_EVIDENCE_OFF));
@@ -68,7 +79,8 @@ Options options_of(const assay_judge_options* o) {
                   .seed = o->seed,
                   .power = power,
                   .evidence = evidence,
-                  .pictures = pictures};
+                  .pictures = pictures,
+                  .conventions = found.conventions};
   return found;
 }
 
@@ -162,7 +174,12 @@ assay_status assay_judge_tensors(const char* line, const assay_named_tensor* ten
     std::string refused;
     Answers answers(std::move(given));
     const CaseResult result = judge_with(
-        c, {.name = o.name, .features = {}, .lse = lse, .contracts = contracts_of(o, c)},
+        c,
+        {.name = o.name,
+         .features = {},
+         .lse = lse,
+         .contracts = contracts_of(o, c),
+         .conventions = o.conventions},
         [&](const NamedCall& call) {
           try {
             answers(call);
@@ -185,6 +202,7 @@ assay_status assay_judge_function(const char* line, assay_function function, voi
     const Options o = options_of(options);
     NamedCandidate::Facts facts = facts_of(o.name.c_str(), no_lse, features);
     facts.contracts = contracts_of(o, c);
+    facts.conventions = o.conventions;
     return text_of(to_json(judge_with(c, std::move(facts), answer_by(function, user), o)));
   });
 }

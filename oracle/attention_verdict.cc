@@ -7,6 +7,7 @@
 #include <span>
 #include <tuple>
 
+#include "oracle/conventional.h"
 #include "oracle/decide.h"
 #include "oracle/row_sample.h"
 #include "oracle/tally.h"
@@ -19,6 +20,8 @@ namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+constexpr const char* spread = "NaN of a masked key, which spreads by convention";
 
 // Balls start with the first number of bits. It is doubled up to the last number until every
 // element is decided.
@@ -62,19 +65,39 @@ class RowJudge {
         options_(options),
         rows_(tally),
         tally_(tally.elements),
-        contract_(reference.contract()) {}
+        contract_(reference.contract()),
+        masked_rows_(options.conventions.of<MaskedRows>()),
+        flushes_(options.conventions.of<Subnormals>() == Subnormals::flushed),
+        reach_(reference.problem(), kv) {}
 
   void judge(Block& block, Index r, bool cross_check, bool certify) {
-    const AttentionShape& s = reference_.problem().shape;
-    const BlockRow& row = block.row(r);
     ++tally_.verdict.rows_judged;
     refine(block, r, cross_check);
     lse_ratio_ = 0;
     if (out_.lse) judge_lse(block, r);
+    judge_o(block, r, certify);
+  }
+  // The same for a fully masked row whose O is that of row k of a substitute.
+  void judge_by_substitute(Block& block, Index r, RowJudge& of_substitute, Block& substitute,
+                           Index k, bool cross_check) {
+    ++tally_.verdict.rows_judged;
+    if (out_.lse) judge_lse(block, r);
+    of_substitute.refine(substitute, k, cross_check);
+    of_substitute.judge_o(substitute, k, false);
+  }
+  // Says that the rows are those of a substitute, and what an element outside its bound is called.
+  void judges_substitute(std::string wrong) { wrong_substitute_ = std::move(wrong); }
+
+ private:
+  bool is_substitute() const { return !wrong_substitute_.empty(); }
+  void judge_o(Block& block, Index r, bool certify) {
+    const AttentionShape& s = reference_.problem().shape;
+    const BlockRow& row = block.row(r);
     full_bound_.resize(block.o.size());
     Slope slope;
     squares_ = 0;
     for (Index c = 0; c < s.value_dim; ++c) judge_element(block, r, c, slope);
+    if (is_substitute()) return;  // it has no replicates, and its errors are those of other rows
     suspect(block, r);
     if (slope.xx > 0) rows_.slopes.push_back(slope.xy / slope.xx);
     if (certify && row.lse.kind == Kind::finite && row.domain == Domain::bounded)
@@ -83,7 +106,6 @@ class RowJudge {
                   std::min<Index>(contract_.tile, max_tile), tally_.verdict.power);
   }
 
- private:
   // Computes the row in ball arithmetic if fp64 does not decide it, or if it is to be
   // cross-checked.
   void refine(Block& block, Index r, bool cross_check) {
@@ -128,7 +150,9 @@ class RowJudge {
   }
 
   Decision decide_number(const Certified& x, double slack, double y, Dtype dtype) const {
-    return decide(preimage(y, dtype, contract_.roundoff), x.value, x.low, x.radius, x.bound, slack);
+    Preimage from = preimage(y, dtype, contract_.roundoff);
+    if (flushes_ && y == 0) from = flushed_preimage(dtype);
+    return decide(from, x.value, x.low, x.radius, x.bound, slack);
   }
   Decision decide_o(const Block& block, Index r, Index c, double y) const {
     return decide_number(block.element(r, c), block.row(r).slack, y, out_.o.dtype);
@@ -170,14 +194,34 @@ class RowJudge {
     tally_.compare(e);
     if (kind == Kind::nan) ++tally_.verdict.nan_expected;
     if (kind == Kind::minus_infinity) ++tally_.verdict.infinity_expected;
+    if (row.fully_masked && kind == Kind::minus_infinity &&
+        options_.conventions.of<MaskedLse>() == MaskedLse::any)
+      return tally_.excuse("LSE of a fully masked row may be anything");
     if (kind != Kind::nan && untouched(out_.lse, position))
       return tally_.fail(e, "LSE was not written");
     if (kind != Kind::nan && std::isnan(y) && row.query_lost)
       return tally_.excuse("Q is infinite, and is projected first");
+    if (std::isnan(y) && spreads(block, r, -1)) return tally_.excuse(spread);
     if (finite) return judge_finite_lse(row, e);
     if (kind == Kind::nan)
       return std::isnan(y) ? tally_.inside(e) : tally_.fail(e, "LSE is a number where NaN belongs");
+    if (row.fully_masked) return judge_masked_lse(e);
     return y == -inf ? tally_.inside(e) : tally_.fail(e, "LSE of a row without weight is not -inf");
+  }
+
+  void judge_masked_lse(Element e) {
+    const auto lse = options_.conventions.of<MaskedLse>();
+    e.exact = lse == MaskedLse::minus_infinity ? -inf : lse == MaskedLse::infinity ? inf : 0;
+    if (e.got == e.exact) return tally_.inside(e);
+    tally_.fail(e, lse == MaskedLse::minus_infinity
+                       ? "LSE of a row without weight is not -inf"
+                       : fmt::format("LSE of a fully masked row is not {}", name_of(lse)));
+  }
+
+  // Whether NaN in an output of the row may come from a masked key, by convention.
+  bool spreads(const Block& block, Index r, Index c) {
+    return options_.conventions.of<MaskedNan>() == MaskedNan::spreads &&
+           reach_.reaches(block.h, block.row(r).index, c);
   }
 
   void judge_finite_lse(const BlockRow& row, const Element& e) {
@@ -207,8 +251,12 @@ class RowJudge {
     measure(e, y, o.value, o.low, full, out_.o.dtype);
     tally_.compare(e);
     const bool poisoned = untouched(out_.o, position);
-    if (!poisoned && o.kind != Kind::nan && std::isnan(y) && row.query_lost)
-      return tally_.excuse("Q is infinite, and is projected first");
+    if (!poisoned && o.kind != Kind::nan && std::isnan(y)) {
+      if (row.query_lost) return tally_.excuse("Q is infinite, and is projected first");
+      if (spreads(block, r, c)) return tally_.excuse(spread);
+    }
+    if (row.fully_masked && row.lse.kind == Kind::minus_infinity && masked_rows_ >= MaskedRows::nan)
+      return judge_masked(e, poisoned);
     if (o.kind != Kind::finite) return judge_special(block, r, c, e, poisoned);
     if (poisoned) return tally_.fail(e, "O was not written");
     if (row.domain == Domain::must_overflow) return tally_.excuse("scores beyond the range");
@@ -218,6 +266,17 @@ class RowJudge {
     if (row.fully_masked)
       return y == 0 ? tally_.inside(e, true) : tally_.fail(e, "a fully masked row of O is not 0");
     judge_finite(block, r, c, e, slope);
+  }
+
+  // Judges an element of a fully masked row that is NaN, or anything, by convention.
+  void judge_masked(Element e, bool poisoned) {
+    if (masked_rows_ == MaskedRows::any)
+      return tally_.excuse("O of a fully masked row may be anything");
+    e.exact = nan;
+    ++tally_.verdict.nan_expected;
+    if (poisoned) return tally_.fail(e, "O was not written");
+    if (std::isnan(e.got)) return tally_.inside(e, true);
+    tally_.fail(e, "a fully masked row of O is not NaN");
   }
 
   // Judges an element that is NaN or infinite because of NaN and infinities in the inputs.
@@ -256,9 +315,10 @@ class RowJudge {
       if (std::isinf(e.got))
         return may_overflow(block, r, c) ? tally_.excuse("sums may leave the range")
                                          : tally_.fail(e, "O is infinite");
-      return tally_.fail(e, row.exact  ? "O is not the exact value"
-                            : !bounded ? "O is outside the hull of V"
-                                       : "O is outside its bound");
+      return tally_.fail(e, is_substitute() ? wrong_substitute_
+                            : row.exact     ? "O is not the exact value"
+                            : !bounded      ? "O is outside the hull of V"
+                                            : "O is outside its bound");
     }
     if (!bounded || !std::isfinite(e.bound)) return tally_.hold_to_hull();
     if (has_ratio) {
@@ -278,6 +338,10 @@ class RowJudge {
   RowTally& rows_;
   Tally& tally_;
   const Contract& contract_;
+  const MaskedRows masked_rows_;
+  const bool flushes_;
+  MaskedNanReach reach_;
+  std::string wrong_substitute_;
   std::vector<double> full_bound_;
   double squares_ = 0, lse_ratio_ = 0;  // of the row: sum of (error / bound)^2 over O; of LSE
 };
@@ -324,9 +388,60 @@ int heads_at_once(const AttentionShape& s, int threads) {
                                             threads > 0 ? threads : hardware_threads()));
 }
 
+// Judges rows of one head. Fully masked rows may have the O of rows of a substitute, with the same
+// indices.
+class HeadJudge {
+ public:
+  HeadJudge(const Reference& reference, const std::optional<Reference>& substitute, Index b,
+            Index g)
+      : reference_(reference), substitute_(substitute), kv_(reference.load_head(b, g)) {
+    if (substitute) substitute_kv_ = substitute->load_head(b, g);
+  }
+
+  // `serial` is the number of the first of the rows.
+  void judge(Index h, std::span<const Index> rows, Index serial, const AttentionOutput& out,
+             const Extras& extras, const JudgeOptions& options, RowTally& tally) const {
+    Block block = reference_.evaluate(*kv_, h, rows);
+    RowJudge judge(reference_, *kv_, out, options, tally);
+    std::vector<Index> masked;
+    for (Index r = 0; r < std::ssize(rows); ++r, ++serial) {
+      const BlockRow& row = block.row(r);
+      if (substitute_ && row.fully_masked && row.lse.kind == Kind::minus_infinity)
+        masked.push_back(r);
+      else judge.judge(block, r, extras.cross_checked(serial), extras.certified(serial));
+    }
+    if (!masked.empty()) judge_masked(judge, block, masked, out, options, tally);
+  }
+
+ private:
+  void judge_masked(RowJudge& judge, Block& block, const std::vector<Index>& masked,
+                    const AttentionOutput& out, const JudgeOptions& options,
+                    RowTally& tally) const {
+    std::vector<Index> rows;
+    for (const Index r : masked) rows.push_back(block.row(r).index);
+    Block other = substitute_->evaluate(*substitute_kv_, block.h, rows);
+    RowJudge of_substitute(*substitute_, *substitute_kv_, out, options, tally);
+    of_substitute.judges_substitute(fmt::format("a fully masked row of O is not masked-rows:{}",
+                                                name_of(options.conventions.of<MaskedRows>())));
+    for (Index k = 0; k < std::ssize(masked); ++k)
+      judge.judge_by_substitute(block, masked[usize(k)], of_substitute, other, k, k == 0);
+  }
+
+  const Reference& reference_;
+  const std::optional<Reference>& substitute_;
+  const KeyValuesPointer kv_;
+  KeyValuesPointer substitute_kv_;
+};
+
 // Judges the chosen rows of every head.
-void judge_rows(const Reference& reference, const AttentionOutput& out,
-                const std::vector<Index>& rows, const JudgeOptions& options, RowTally& total) {
+void judge_rows(const ProjectedAttention& problem, const Contract& contract,
+                const AttentionOutput& out, const std::vector<Index>& rows,
+                const JudgeOptions& options, RowTally& total) {
+  const Reference reference(problem, contract);
+  const auto masked_rows = options.conventions.of<MaskedRows>();
+  std::optional<Reference> of_masked_rows;
+  if (has_substitute(masked_rows))
+    of_masked_rows.emplace(substitute(problem, masked_rows), contract);
   const AttentionShape& s = reference.problem().shape;
   const Index row_count = std::ssize(rows), per_block = reference.block_rows();
   const Index blocks = (row_count + per_block - 1) / per_block;
@@ -334,17 +449,13 @@ void judge_rows(const Reference& reference, const AttentionOutput& out,
   std::mutex mutex;
   parallel_for(s.batch * s.kv_heads, heads_at_once(s, options.threads), [&](Index group) {
     const Index b = group / s.kv_heads, g = group % s.kv_heads;
-    const KeyValuesPointer kv = reference.load_head(b, g);
+    const HeadJudge head(reference, of_masked_rows, b, g);
     parallel_for(s.group() * blocks, options.threads, [&](Index task) {
       const Index h = g * s.group() + task / blocks, first = task % blocks * per_block;
       const Index count = std::min(per_block, row_count - first);
-      Block block = reference.evaluate(*kv, h, {rows.data() + first, usize(count)});
       RowTally tally(options);
-      RowJudge judge(reference, *kv, out, options, tally);
-      for (Index r = 0; r < count; ++r) {
-        const Index serial = (b * s.query_heads + h) * row_count + first + r;
-        judge.judge(block, r, extras.cross_checked(serial), extras.certified(serial));
-      }
+      head.judge(h, {rows.data() + first, usize(count)},
+                 (b * s.query_heads + h) * row_count + first, out, extras, options, tally);
       const std::lock_guard lock(mutex);
       total.merge(tally);
     });
@@ -380,9 +491,12 @@ std::vector<SuspectRow> worst_of(std::vector<SuspectRow> rows) {
   return rows;
 }
 
-// The verdict by bounds alone.
-Verdict judge_bounds(const ProjectedAttention& problem, const AttentionOutput& out,
-                     const Contract& contract, const JudgeOptions& options) {
+// The verdict by bounds alone, under the conventions of the options.
+Verdict judge_bounds(const ProjectedAttention& given, const AttentionOutput& out,
+                     const Contract& declared, const JudgeOptions& options) {
+  const ProjectedAttention problem = anchored(given, options.conventions);
+  const bool flushes = options.conventions.of<Subnormals>() == Subnormals::flushed;
+  const Contract contract = flushes ? flushing(declared) : declared;
   const AttentionShape& s = problem.shape;
   RowTally total(options);
   Verdict& v = total.elements.verdict;
@@ -397,35 +511,48 @@ Verdict judge_bounds(const ProjectedAttention& problem, const AttentionOutput& o
   v.rows_total = s.batch * s.query_heads * s.rows;
   const std::vector<Index> rows = rows_to_judge(s.rows, options.sample_rows, options.seed);
   note_sample(v, rows, s.rows, options.seed);
-  judge_rows(Reference(problem, contract), out, rows, options, total);
+  judge_rows(problem, contract, out, rows, options, total);
   Verdict verdict = total.elements.finish();
   conclude_attention(verdict, total, s.rows, options.statistics);
   verdict.suspects = worst_of(std::move(total.suspects));
   return verdict;
 }
 
+// Asks the evidence about a verdict, under the conventions that it has found.
+void ask_evidence(Verdict& v, const ProjectedAttention& problem, const AttentionOutput& out,
+                  const Contract& strict, std::span<const Contract> contracts,
+                  const JudgeOptions& options) {
+  if (!is_weighed(v, options)) return;
+  JudgeOptions under = options;
+  under.conventions = v.differs.over(options.conventions);
+  take_evidence(
+      v, weigh(anchored(problem, under.conventions), out, strict, contracts, v.suspects, under),
+      options.evidence);
+}
+
 }  // namespace
 
 Verdict judge(const ProjectedAttention& problem, const AttentionOutput& out,
               const Contract& contract, const JudgeOptions& options) {
-  Verdict v = judge_bounds(problem, out, contract, options);
-  if (is_weighed(v, options))
-    take_evidence(v, weigh(problem, out, contract, {&contract, 1}, v.suspects, options),
-                  options.evidence);
+  const auto judge_under = [&](const JudgeOptions& under) {
+    return judge_bounds(problem, out, contract, under);
+  };
+  Verdict v = by_convention(problem, judge_under(options), options, judge_under);
+  ask_evidence(v, problem, out, contract, {&contract, 1}, options);
   return v;
 }
 
 Verdict judge_by_ladder(const ProjectedAttention& problem, const AttentionOutput& out, Index tile,
                         const JudgeOptions& options) {
   const std::vector<Contract> ladder = contract_ladder(problem.q.dtype, tile);
-  Verdict v = climb(ladder, options, [&](const Contract& c, const JudgeOptions& o) {
-    return judge_bounds(problem, out, c, o);
-  });
+  const auto judge_under = [&](const JudgeOptions& under) {
+    return climb(ladder, under, [&](const Contract& c, const JudgeOptions& o) {
+      return judge_bounds(problem, out, c, o);
+    });
+  };
+  Verdict v = by_convention(problem, judge_under(options), options, judge_under);
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
-  if (is_weighed(v, options))
-    take_evidence(v,
-                  weigh(problem, out, ladder.front(), {first, ladder.end()}, v.suspects, options),
-                  options.evidence);
+  ask_evidence(v, problem, out, ladder.front(), {first, ladder.end()}, options);
   return v;
 }
 

@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "oracle/backward.h"
+#include "oracle/conventional.h"
 #include "oracle/decide.h"
 #include "oracle/gradient_power.h"
 #include "oracle/row_sample.h"
@@ -94,8 +95,10 @@ class GradientJudge {
     if (std::isnan(y)) return tally_.fail(e, name + " is NaN");
     if (!std::isfinite(bound)) return tally_.hold_to_hull();
     if (std::isfinite(y)) tally_.rate(e);
-    switch (decide(preimage(y, out.dtype, contract_.roundoff), value, 0, g.ratio[at] * bound, bound,
-                   std::min(g.slack[at], 1.0))) {
+    const bool flushed = y == 0 && options_.conventions.of<Subnormals>() == Subnormals::flushed;
+    switch (
+        decide(flushed ? flushed_preimage(out.dtype) : preimage(y, out.dtype, contract_.roundoff),
+               value, 0, g.ratio[at] * bound, bound, std::min(g.slack[at], 1.0))) {
       case Decision::inside:
         tally_.inside(e);
         if (e.bound > 0) tally_.tell(e);
@@ -149,10 +152,13 @@ void judge_groups(const Attention& problem, const AttentionBackwardInput& input,
   judge.judge_sink(shared.d_sink);
 }
 
-// The verdict by bounds alone.
-Verdict judge_bounds(const Attention& problem, const AttentionBackwardInput& input,
-                     const AttentionGradients& out, const Contract& contract,
+// The verdict by bounds alone, under the conventions of the options.
+Verdict judge_bounds(const Attention& given, const AttentionBackwardInput& input,
+                     const AttentionGradients& out, const Contract& declared,
                      const JudgeOptions& options) {
+  const Attention problem = anchored(given, options.conventions);
+  const bool flushes = options.conventions.of<Subnormals>() == Subnormals::flushed;
+  const Contract contract = flushes ? flushing(declared) : declared;
   const AttentionShape& s = problem.shape;
   const std::vector<Index> rows = rows_to_judge(s.rows, options.sample_rows, options.seed);
   Tally tally(options);
@@ -178,9 +184,13 @@ Verdict judge_bounds(const Attention& problem, const AttentionBackwardInput& inp
 Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& input,
                        const AttentionGradients& out, const Contract& contract,
                        const JudgeOptions& options) {
-  Verdict v = judge_bounds(problem, input, out, contract, options);
+  Verdict v = by_convention(
+      problem, judge_bounds(problem, input, out, contract, options), options,
+      [&](const JudgeOptions& o) { return judge_bounds(problem, input, out, contract, o); });
   if (is_weighed(v, options))
-    take_evidence(v, weigh_backward(problem, input, out, contract, {&contract, 1}, v, options),
+    take_evidence(v,
+                  weigh_backward(anchored(problem, v.differs.over(options.conventions)), input, out,
+                                 contract, {&contract, 1}, v, options),
                   options.evidence);
   return v;
 }
@@ -197,6 +207,8 @@ void add_gradients(Verdict& forward, const Verdict& gradients) {
     forward.outcome = gradients.outcome;
     forward.reason = gradients.reason;
   }
+  forward.differs = gradients.differs.over(forward.differs);
+  if (forward.outcome == Outcome::convention) forward.reason = told_conventions(forward.differs);
   if (gradients.contract != forward.contract)
     forward.contract += "; gradients: " + gradients.contract;
 }
@@ -204,14 +216,18 @@ void add_gradients(Verdict& forward, const Verdict& gradients) {
 Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwardInput& input,
                                  const AttentionGradients& out, const JudgeOptions& options) {
   const std::vector<Contract> ladder = backward_ladder(problem.q.dtype, 64, problem.shape.group());
-  Verdict v = climb(ladder, options, [&](const Contract& c, const JudgeOptions& o) {
-    return judge_bounds(problem, input, out, c, o);
-  });
+  const auto judge_under = [&](const JudgeOptions& under) {
+    return climb(ladder, under, [&](const Contract& c, const JudgeOptions& o) {
+      return judge_bounds(problem, input, out, c, o);
+    });
+  };
+  Verdict v = by_convention(problem, judge_under(options), options, judge_under);
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
   if (is_weighed(v, options))
-    take_evidence(
-        v, weigh_backward(problem, input, out, ladder.front(), {first, ladder.end()}, v, options),
-        options.evidence);
+    take_evidence(v,
+                  weigh_backward(anchored(problem, v.differs.over(options.conventions)), input, out,
+                                 ladder.front(), {first, ladder.end()}, v, options),
+                  options.evidence);
   return v;
 }
 

@@ -85,15 +85,18 @@ void take_head(const EvidenceHead& head, EvidenceRows& all) {
   }
 }
 
-// Puts what the candidate gave in the rows of a head beside what is exact.
-void compare_head(const EvidenceHead& head, const AttentionOutput& out, EvidenceRows& all) {
+// Puts what the candidate gave in the rows of a head beside what is exact. Fully masked rows that
+// are not 0 by convention have no replicates.
+void compare_head(const EvidenceHead& head, const AttentionOutput& out,
+                  const Conventions& conventions, EvidenceRows& all) {
+  const bool masked_are_zero = conventions.of<MaskedRows>() == MaskedRows::zero;
   const Block& k = head.block;
   const Index dv = all.exact.cols();
   for (Index r = 0; r < k.row_count(); ++r) {
     const BlockRow& row = k.row(r);
     const Index at = head.first + r, i = row.index;
     bool asked = (row.domain == Domain::bounded || row.domain == Domain::vacuous) &&
-                 !may_underflow(head, r, dv);
+                 !may_underflow(head, r, dv) && (!row.fully_masked || masked_are_zero);
     for (Index c = 0; c < dv; ++c) {
       const BlockElement& o = k.element(r, c);
       const double got = load(out.o, out.o.at(k.b, k.h, i, c));
@@ -186,7 +189,7 @@ EvidenceRows gather_evidence(const ProjectedAttention& problem, const AttentionO
                     contract, options.threads, [=](const Reference& reference, Index b, Index h) {
                       return std::shared_ptr<const KeyValues>(reference.load_head(b, h / group));
                     });
-  for (const EvidenceHead& head : all.heads) compare_head(head, out, all);
+  for (const EvidenceHead& head : all.heads) compare_head(head, out, options.conventions, all);
   return all;
 }
 

@@ -69,6 +69,8 @@ inline constexpr double largest_sech_argument = 300;
 inline constexpr double largest_gap_of_exp = 745;
 // e^-104.5 is below half the least subnormal of fp32, so exp gives 0 (see Contract::exp_floor).
 inline constexpr double gap_of_zero_weight = 104.5;
+// The absolute error of a product that underflows in an fp32 that has subnormals.
+inline constexpr double least_subnormal = 0x1p-149;
 // If log l is below 0.7, l lies between 1 and 2. There a logarithm may err by an ulp of 1/2,
 // instead of an ulp of its result.
 inline constexpr double log_near_one = 0.7;

@@ -1,6 +1,7 @@
 #include "oracle/verdict.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 namespace assay {
 
@@ -24,6 +25,15 @@ std::string describe(const Element& e) {
   }
   return fmt::format("{}: {} = {:.9g}, exact {:.9g}, bound {:.3g}", e.why, place, e.got, e.exact,
                      e.bound);
+}
+
+std::string told_conventions(const Conventions& differs) {
+  std::vector<std::string> told;
+  for (const Convention c : values_of<Convention>)
+    if (differs.declares(c))
+      told.push_back(fmt::format("{} ({})", name_of_value(c, differs.index(c)), row_of(c).what));
+  return fmt::format("differs by convention: {}; accept it with convention={}",
+                     fmt::join(told, ", "), fmt::join(differs.names(), ","));
 }
 
 void GradientPower::add(const GradientPower& other) {

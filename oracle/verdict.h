@@ -7,13 +7,23 @@
 
 #include "oracle/evidence.h"
 #include "oracle/power.h"
+#include "problem/conventions.h"
 
 namespace assay {
 
 // pass: every judged element is inside its bound, and there was at least one. suspect: as pass, but
-// the signed errors lean to one side. inconclusive: no element was judged by its bound. The other
-// outcomes are for the code that runs candidates.
-enum class Outcome : std::uint8_t { pass, fail, suspect, inconclusive, unsupported, error };
+// the signed errors lean to one side. inconclusive: no element was judged by its bound. convention:
+// as pass, but under conventions that are not ours and that nobody declared. The other outcomes are
+// for the code that runs candidates.
+enum class Outcome : std::uint8_t {
+  pass,
+  fail,
+  suspect,
+  inconclusive,
+  unsupported,
+  error,
+  convention
+};
 template <>
 inline constexpr auto table_of<Outcome> = complete<Named<Outcome>>({
     {Outcome::pass, "pass"},
@@ -22,6 +32,7 @@ inline constexpr auto table_of<Outcome> = complete<Named<Outcome>>({
     {Outcome::inconclusive, "inconclusive"},
     {Outcome::unsupported, "unsupported"},
     {Outcome::error, "error"},
+    {Outcome::convention, "convention"},
 });
 
 enum class Output : std::uint8_t { o, lse, dq, dk, dv, d_bias, d_sink, c };
@@ -90,6 +101,8 @@ struct Verdict {
   Index sample_rows = 0;           // number of rows of each head in that sample
   std::uint64_t sample_seed = 0;   // seed of that sample
   std::int64_t rows_in_balls = 0;  // number of rows that were decided or cross-checked in balls
+  // The conventions that nobody declared and that are not ours, under which this is the verdict.
+  Conventions differs;
   Power power;
   GradientPower gradient_power;
   Evidence evidence;                 // without an arithmetic: nothing was asked
@@ -103,7 +116,13 @@ struct Verdict {
   double worst_ratio(Output output) const;  // 0 where no element has one
 };
 
+// "differs by convention: masked-rows:nan (O of a row that sees no key); ..."
+std::string told_conventions(const Conventions& differs);
+
 struct JudgeOptions {
+  // What the kernel is said to mean where nobody agreed. Where nothing is declared, ours is
+  // expected, and outputs that are right under other values are told as a convention.
+  Conventions conventions = Conventions::ours();
   // Whether O alone is judged if LSE is absent. Without this option a missing LSE is a failure.
   bool without_lse = false;
   int threads = 1;

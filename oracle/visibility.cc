@@ -11,6 +11,21 @@ namespace {
 constexpr double inf = std::numeric_limits<double>::infinity();
 }
 
+bool uses_offset(const Attention& p) {
+  return p.causal || p.window_left != -1 || p.window_right != -1 || !p.alibi_slopes.empty();
+}
+
+std::vector<Index> anchored_offset(const Attention& p, const Conventions& conventions) {
+  const auto anchor = conventions.of<Anchor>();
+  if (anchor == Anchor::top_left || !p.offset.empty() || !uses_offset(p)) return p.offset;
+  std::vector<Index> offset;
+  for (Index b = 0; b < p.shape.batch; ++b) {
+    const bool of_length = anchor == Anchor::end_of_lengths && !p.key_lengths.empty();
+    offset.push_back((of_length ? p.key_lengths[usize(b)] : p.shape.keys) - p.shape.rows);
+  }
+  return offset;
+}
+
 KeyInterval visible_interval(const Attention& p, Index b, Index i) {
   const Index offset = p.offset_of(b);
   Index first = 0, last = p.shape.keys - 1;

@@ -5,8 +5,21 @@
 #include <vector>
 
 #include "problem/attention.h"
+#include "problem/conventions.h"
 
 namespace assay {
+
+// The offsets of a problem whose diagonal is where the convention has it. Offsets that are given
+// stay.
+std::vector<Index> anchored_offset(const Attention& p, const Conventions& conventions);
+// The problem with these offsets.
+template <class Problem>
+Problem anchored(Problem p, const Conventions& conventions) {
+  p.offset = anchored_offset(p, conventions);
+  return p;
+}
+// Whether something in the problem depends on its offset.
+bool uses_offset(const Attention& p);
 
 struct RowVisibility {
   // These arrays are over all Lk keys. `bias` is the exact sum of the finite biases, rounded to

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "problem/attention.h"
+#include "problem/conventions.h"
 #include "problem/families.h"
 #include "problem/low_bit.h"
 
@@ -108,6 +109,7 @@ struct Case {
   std::vector<Poke> pokes;
   std::uint64_t seed = 1;
   CacheSpec cache;
+  Conventions conventions;  // those that the kernel is said to have
   // If the operation is a product, this counts instead of the attention fields. `values` is then
   // the family of A, q_layout is the layout of A, and o_layout is that of C.
   ProductSpec product;

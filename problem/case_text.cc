@@ -1,6 +1,7 @@
 // The text form of a case: for each field, one row of a table says how it is printed, parsed and
 // explained.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -205,6 +206,23 @@ void parse_cache(Cursor& in, CacheSpec& k) {
 
 std::string print_list(const std::vector<Index>& list) {
   return fmt::format("{}", fmt::join(list, ","));
+}
+
+std::string convention_help() {
+  std::string text =
+      "what a kernel means where nobody agreed, as masked-rows:nan,masked-lse:zero; ";
+  for (const ConventionRow& row : table_of<Convention>)
+    text += fmt::format("{}{}: {}", row.value == Convention{} ? "" : "; ", row.name,
+                        fmt::join(row.values, ", "));
+  return text;
+}
+void parse_conventions(Cursor& in, Conventions& to) {
+  do {
+    const auto c = in.value<Convention>();
+    if (to.declares(c)) in.fail(fmt::format("{} stands twice", name_of(c)));
+    in.expect(':');
+    to.declare(c, in.choice(row_of(c).values));
+  } while (in.accept(','));
 }
 
 struct Field {
@@ -419,6 +437,11 @@ std::vector<Field> mask_fields() {
        }},
   };
 }
+Field convention_field() {
+  return {"convention", convention_help(),
+          [](const Case& c) { return fmt::format("{}", fmt::join(c.conventions.names(), ",")); },
+          [](Case& c, Cursor& in) { parse_conventions(in, c.conventions); }};
+}
 // What the tensors hold, and how they lie in memory.
 std::vector<Field> input_fields() {
   static const Case defaults;
@@ -492,7 +515,7 @@ const std::vector<Field>& attention_fields() {
     std::vector<Field> all = shape_fields();
     for (const std::vector<Field>& part : {mask_fields(), input_fields(), cache_fields()})
       all.insert(all.end(), part.begin(), part.end());
-    all.insert(all.end(), {threads_field(), target_field(),
+    all.insert(all.end(), {convention_field(), threads_field(), target_field(),
                            rows_field("judge so many seeded rows of each head; 0: all")});
     return all;
   }();

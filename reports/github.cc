@@ -49,6 +49,11 @@ std::vector<std::string> github_annotations(const Run& run) {
     lines.push_back(command(
         "error", visible(run.candidate),
         fmt::format("{} in the report", counted(causes.size() - most_errors, "further cause"))));
+  for (const ConventionSeen& s : run.summary.conventions)
+    if (s.rule != ConventionRule::accept)
+      lines.push_back(command(s.rule == ConventionRule::fail ? "error" : "warning",
+                              visible(run.candidate),
+                              visible(s.sentence()) + "\nthe first: " + visible(s.line)));
   const std::string shared = run.summary.shared.sentence();
   lines.push_back(command("notice", visible(fmt::format("{} on {}", run.candidate, run.suite)),
                           visible(run.summary.sentence) + (shared.empty() ? "" : "\n" + shared)));

@@ -39,7 +39,7 @@ std::string text_of_failure(const CaseResult& r) {
   return text;
 }
 
-std::string test_case(const CaseResult& r) {
+std::string test_case(const CaseResult& r, bool differs_and_fails) {
   const std::string reason = escape_xml(r.reason);
   std::string inner;
   switch (r.outcome) {
@@ -55,6 +55,12 @@ std::string test_case(const CaseResult& r) {
     case Outcome::suspect:
       inner = fmt::format("<system-out>suspect: {}</system-out>", reason);
       break;
+    case Outcome::convention:
+      inner = fmt::format(differs_and_fails
+                              ? "<failure type=\"convention\" message=\"{0}\">{1}</failure>"
+                              : "<system-out>{0}</system-out>",
+                          reason, escape_xml(r.reproduce));
+      break;
     case Outcome::pass: break;
   }
   return fmt::format("    <testcase classname=\"{}\" name=\"{}\" time=\"{:.3f}\"{}\n",
@@ -69,15 +75,16 @@ std::string junit_xml(const Run& run) {
   std::string cases;
   for (const CaseResult& r : run.results) {
     total += r.seconds.sum();
-    cases += test_case(r);
+    cases += test_case(r, fails_by_convention(r, run.summary.conventions));
   }
   const OutcomeCounts n = count_outcomes(run.results);
+  const std::size_t differ = failing_by_convention(run.results, run.summary.conventions);
   return fmt::format(
       "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n"
       "  <testsuite name=\"assay {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" "
       "time=\"{:.3f}\">\n{}  </testsuite>\n</testsuites>\n",
-      escape_xml(run.suite), run.results.size(), n.fail, n.error, n.unsupported + n.inconclusive,
-      total, cases);
+      escape_xml(run.suite), run.results.size(), n.fail + differ, n.error,
+      n.unsupported + n.inconclusive, total, cases);
 }
 
 }  // namespace assay

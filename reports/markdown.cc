@@ -129,11 +129,15 @@ std::string markdown_summary(const Run& run) {
   for (const CaseResult& r : run.results)
     if (r.outcome != Outcome::fail && r.outcome != Outcome::error && worst_finite_ratio(r) >= 0)
       passed.push_back(&r);
-  const bool right = run.summary.causes.empty();
+  const std::vector<ConventionSeen>& conventions = run.summary.conventions;
+  const bool right =
+      run.summary.causes.empty() && failing_by_convention(run.results, conventions) == 0;
   std::string text =
       fmt::format("### Assay: {} on {}\n\n{} {}\n", prose(run.candidate), prose(run.suite),
                   right ? "✅" : "❌", prose(run.summary.sentence));
-  if (!right) text += cause_table(run.summary);
+  if (!run.summary.causes.empty()) text += cause_table(run.summary);
+  for (const ConventionSeen& s : conventions)
+    text += fmt::format("\n- {}; the first: {}\n", prose(s.sentence()), code(s.line));
   text += evidence_table(run.results);
   text += invariance_table(run.summary.invariances);
   if (!passed.empty()) text += nearest_passes(passed);

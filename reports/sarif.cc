@@ -25,12 +25,14 @@ constexpr Rule rules[] = {
      "Every element is inside its bound, but no arithmetic makes such errors"},
     {"observed", "error", "A crash, a relation that is violated, or an output that is missing"},
     {"not-judged", "warning", "The case could not be judged"},
+    {"convention", "note", "Right by a convention that is not ours and that nobody declared"},
     {"suspect", "note", "Every element is inside its bound, but errors lean to one side"},
 };
 
 std::size_t rule_of(const CaseResult& r) {
   if (r.outcome == Outcome::error) return 3;
-  if (r.outcome == Outcome::suspect) return 4;
+  if (r.outcome == Outcome::convention) return 4;
+  if (r.outcome == Outcome::suspect) return 5;
   if (r.verdict.by_evidence) return 1;
   return r.verdict.outside > 0 ? 0 : 2;
 }
@@ -84,7 +86,8 @@ Json rule_list() {
 std::string sarif_log(const Run& run) {
   std::vector<const CaseResult*> found;
   for (const CaseResult& r : run.results)
-    if (r.outcome == Outcome::fail || r.outcome == Outcome::error || r.outcome == Outcome::suspect)
+    if (r.outcome == Outcome::fail || r.outcome == Outcome::error ||
+        r.outcome == Outcome::convention || r.outcome == Outcome::suspect)
       found.push_back(&r);
   // The worst come first, so that those are left out that matter least.
   std::ranges::stable_sort(found, {}, [](const CaseResult* r) { return rule_of(*r); });

@@ -12,6 +12,7 @@ std::string_view verb_of(Outcome outcome) {
     case Outcome::suspect: return "is suspect";
     case Outcome::inconclusive: return "is inconclusive";
     case Outcome::unsupported: return "is not supported";
+    case Outcome::convention: return "differs by convention";
     case Outcome::error: break;
   }
   return "ends in an error";

@@ -263,6 +263,10 @@ class Faulty : public Candidate {
 
 }  // namespace
 
+Conventions Candidate::conventions() const {
+  return abilities().promises_bits ? Conventions::ours() : Conventions();
+}
+
 const Features& Candidate::features() const {
   static const Features all;
   return all;

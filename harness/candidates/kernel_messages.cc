@@ -19,6 +19,29 @@ bool transfer(int socket, void* data, std::size_t bytes, bool out) {
   return true;
 }
 
+std::string wrong_with(const assay_conventions& declared) {
+  if (declared.version < 2 || declared.version > ASSAY_VERSION ||
+      declared.struct_size != sizeof(assay_conventions))
+    return fmt::format("its conventions have version = {} and struct_size = {}, not {} and {}",
+                       declared.version, declared.struct_size, ASSAY_VERSION,
+                       sizeof(assay_conventions));
+  for (const ConventionRow& row : table_of<Convention>) {
+    const std::int32_t value = declared.*c_conventions[static_cast<std::size_t>(row.value)];
+    if (value < 0 || usize(value) > row.values.size())
+      return fmt::format("its conventions have {} = {}, outside [0, {}]", row.name, value,
+                         row.values.size());
+  }
+  return {};
+}
+
+Conventions conventions_of(const assay_conventions& declared) {
+  Conventions found;
+  for (const Convention c : values_of<Convention>)
+    if (const std::int32_t value = declared.*c_conventions[static_cast<std::size_t>(c)]; value > 0)
+      found.declare(c, usize(value - 1));
+  return found;
+}
+
 std::string wrong_with(const assay_stage& made) {
   constexpr std::int64_t most = 1 << 24;
   if (made.version != ASSAY_VERSION || made.struct_size != sizeof(assay_stage))

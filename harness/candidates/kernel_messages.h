@@ -41,6 +41,7 @@ struct KernelResponse {
                workspace_function = 0, not_reentrant = 0, variant_count = 0;
   std::int32_t has_arithmetic = 0, arithmetic_status = 0;
   std::uint64_t invariant_to = 0;
+  assay_conventions conventions{};
   assay_stage stage{};
   std::uint64_t workspace = 0;
   UsedMemory memory{};
@@ -50,6 +51,16 @@ struct KernelResponse {
 
 // Transfers all bytes; returns false at the end of the stream.
 bool transfer(int socket, void* data, std::size_t bytes, bool out);
+
+// The field of each convention, in the order of the table of conventions. A field holds 0 if
+// nothing is declared, and otherwise the place of the value in the table, counted from 1.
+inline constexpr std::array c_conventions = {
+    &assay_conventions::masked_rows, &assay_conventions::masked_lse, &assay_conventions::masked_nan,
+    &assay_conventions::anchor, &assay_conventions::subnormals};
+static_assert(c_conventions.size() == table_of<Convention>.size());
+// What is wrong with conventions that a library declares; empty if nothing is wrong.
+std::string wrong_with(const assay_conventions& declared);
+Conventions conventions_of(const assay_conventions& declared);
 
 // What is wrong with a stage that a library tells; empty if nothing is wrong.
 std::string wrong_with(const assay_stage& made);

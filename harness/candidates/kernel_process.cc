@@ -240,7 +240,8 @@ void KernelProcess::start() {
             .probes = response.probes != 0,
             .reentrant = response.not_reentrant == 0,
             .variants = std::max(1, response.variant_count),
-            .promises = response.invariant_to};
+            .promises = response.invariant_to,
+            .conventions = conventions_of(response.conventions)};
 }
 
 void KernelProcess::stop() {

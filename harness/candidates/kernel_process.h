@@ -18,6 +18,7 @@
 
 #include "harness/candidates/candidate.h"
 #include "harness/process.h"
+#include "problem/conventions.h"
 #include "problem/tensor.h"
 
 namespace assay {
@@ -38,6 +39,7 @@ struct LibraryFacts {
        workspace = false, probes = false, reentrant = true;
   int variants = 1;
   Promises promises = 0;
+  Conventions conventions;
 };
 
 // One call with its arguments. Each add_* copies its argument into shared memory and returns an

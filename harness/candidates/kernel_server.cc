@@ -106,7 +106,8 @@ std::optional<assay_kernel> load_kernel(const std::string& library, std::string&
         fmt::format("its table has invariant_to = {}, above {}", kernel.invariant_to, all_promises);
   else if (!kernel.forward && !kernel.backward && !kernel.product && !kernel.decode)
     why = "its table has no function";
-  else return kernel;
+  else if (kernel.conventions) why = wrong_with(*kernel.conventions);
+  if (why.empty()) return kernel;
   return std::nullopt;
 }
 
@@ -178,6 +179,7 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.not_reentrant = kernel.not_reentrant;
   response.variant_count = kernel.variant_count;
   response.invariant_to = kernel.invariant_to;
+  if (kernel.conventions) response.conventions = *kernel.conventions;
 }
 
 void ask(const assay_kernel& kernel, const KernelRequest& request, KernelResponse& response) {

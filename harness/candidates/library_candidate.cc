@@ -95,6 +95,7 @@ class Library : public Candidate {
             [](const QuantizeCall&) { return std::string("no quantizer"); }},
         call);
   }
+  Conventions conventions() const override { return process_.facts().conventions; }
   bool is_asked() const override { return true; }
   std::string declines(const Case& c) const override {
     if (std::string lacking = lacking_ability(*this, c); !lacking.empty()) return lacking;

@@ -20,6 +20,8 @@ class NamedCandidate : public Candidate {
     // What it declares of its attention, by the dtype of Q; where nothing is, the ladder is tried.
     std::map<Dtype, Contract> contracts = {};
     bool own_process = false;  // as in Abilities
+    // What it declares to mean where nobody agreed.
+    Conventions conventions = {};
   };
   // Computes the outputs of the call. Throws CandidateError for what no candidate may do, and
   // CandidateDeclined for what it does not support after all.
@@ -30,6 +32,7 @@ class NamedCandidate : public Candidate {
   std::string name() const override { return facts_.name; }
   Abilities abilities() const override;
   const Features& features() const override { return facts_.features; }
+  Conventions conventions() const override { return facts_.conventions; }
   std::string unsupported(const Call& call) const override;
   std::optional<Arithmetic> arithmetic(const Call& call,
                                        const kernels::Execution& how) const override;

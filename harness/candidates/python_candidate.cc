@@ -12,7 +12,8 @@ std::unique_ptr<Candidate> make_python_candidate(const std::string& where) {
                             .features = Features(process->features()),
                             .lse = process->lse(),
                             .contracts = process->contracts(),
-                            .own_process = true},
+                            .own_process = true,
+                            .conventions = process->conventions()},
       [process](const NamedCall& call) { process->run(call); });
 }
 

@@ -116,6 +116,7 @@ void PythonProcess::start() {
   std::istringstream words(receive_line());
   for (std::string word; words >> word;) features_.push_back(word);
   read_arithmetic();
+  read_conventions();
   if (lse != "lse unknown") lse_ = lse == "lse yes";
   else if (!asked_lse_) learn_lse();
 }
@@ -131,6 +132,17 @@ void PythonProcess::read_arithmetic() {
     const std::optional<Dtype> dtype = value_named<Dtype>(name);
     if (!dtype) throw std::invalid_argument("the process declared an arithmetic of " + name);
     contracts_.insert_or_assign(*dtype, declared_contract(line.substr(name.size() + 1), *dtype));
+  }
+}
+
+void PythonProcess::read_conventions() {
+  const std::string line = receive_line();
+  const std::string text = line.substr(std::min(line.find(' '), line.size() - 1) + 1);
+  if (text.empty()) return;
+  try {
+    conventions_ = Conventions::parse(text);
+  } catch (const ConventionError& e) {
+    throw std::invalid_argument(fmt::format("conventions: {}", e.what()));
   }
 }
 

@@ -19,6 +19,7 @@ namespace assay {
 //   lse yes, no or unknown
 //   features, separated by spaces
 //   arithmetic COUNT, and as many lines DTYPE TEXT, of what it declares for inputs of that dtype
+//   conventions, and what it declares of them: conventions masked-rows:nan
 // Asked "probe", it calls the function once on a tiny case, and answers "lse yes" or "lse no". A
 // call is
 //   call OPERATION INPUTS OUTPUTS
@@ -34,6 +35,7 @@ class PythonProcess {
   bool lse() const { return lse_; }
   const std::vector<std::string>& features() const { return features_; }
   const std::map<Dtype, Contract>& contracts() const { return contracts_; }
+  const Conventions& conventions() const { return conventions_; }
 
   // Runs one call and writes its outputs. Throws CandidateError and CandidateDeclined.
   void run(const NamedCall& call);
@@ -43,6 +45,7 @@ class PythonProcess {
   void start();
   void learn_lse();
   void read_arithmetic();
+  void read_conventions();
   void transfer(const NamedCall& call);
   void send(const void* data, std::size_t bytes);
   void send(const std::string& text) { send(text.data(), text.size()); }
@@ -54,6 +57,7 @@ class PythonProcess {
   bool lse_ = true, asked_lse_ = false;
   std::vector<std::string> features_;
   std::map<Dtype, Contract> contracts_;
+  Conventions conventions_;
   std::optional<Process> process_;
   Descriptor socket_;
 };

@@ -2,6 +2,7 @@
 
 #include "harness/judging/step.h"
 #include "oracle/backward_verdict.h"
+#include "oracle/visibility.h"
 
 namespace assay {
 
@@ -30,7 +31,8 @@ Verdict BackwardStep::judge(const Out& out, const std::optional<Arithmetic>& ari
 Diagnosis BackwardStep::diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
                                  const Verdict& failed, const JudgeOptions& options) const {
   const Contract* contract = arithmetic ? &std::get<Contract>(*arithmetic) : nullptr;
-  return diagnose_backward(in.problem, input(), out.view(), contract, failed, options);
+  return diagnose_backward(anchored<Attention>(in.problem, conventions), input(), out.view(),
+                           contract, failed, options);
 }
 
 namespace {
@@ -38,7 +40,7 @@ namespace {
 using AskedBackward = Asked<BackwardStep>;
 
 BackwardStep with_inputs(const BackwardStep& step, const Inputs& in) {
-  return {step.c, in, step.forward};
+  return {step.c, in, step.forward, step.conventions};
 }
 
 void negate_gradients(const GradientOutputs& out) {
@@ -60,9 +62,9 @@ Relation negated_gradient(const AskedBackward& asked) {
 Relation unseen_keys_nan(const AskedBackward& asked) {
   const BackwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
-  return ask_with_nan(asked.candidate, step.in.problem, [&](const UnseenFill& fill) {
+  return ask_with_nan(step.conventions, step.in.problem, [&](const UnseenFill& fill) {
     const Inputs changed(step.in);
-    if (overwrite_unseen_keys(step.c, changed, step.c.shape.rows, fill) == 0)
+    if (overwrite_unseen_keys(step.c, changed, step.conventions, step.c.shape.rows, fill) == 0)
       return Relation::not_applicable("every key is seen");
     return same_after(asked, with_inputs(step, changed), execution_of(step.c));
   });

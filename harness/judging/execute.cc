@@ -38,6 +38,11 @@ struct CaseRun {
   const ExecuteOptions& options;
   const kernels::Execution how;
   CaseResult& result;
+  // What is declared: by the line, or else by the candidate.
+  const Conventions declared = c.conventions.over(candidate.conventions());
+
+  // What is declared, and what the verdict has found instead.
+  Conventions conventions() const { return declared.over(result.verdict.differs); }
 
   void turn(Turn whose) const {
     if (options.begins) options.begins({whose, "", print_case(c)});
@@ -80,6 +85,7 @@ bool CaseRun::supported(std::initializer_list<Call> calls) const {
 
 JudgeOptions CaseRun::judging(Painter* painter) const {
   JudgeOptions judging;
+  judging.conventions = conventions();
   judging.threads = options.oracle_threads;
   judging.sample_rows = c.sample_rows;
   judging.seed = c.seed;
@@ -279,15 +285,16 @@ void run_attention(const CaseRun& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
   const Inputs inputs(run.c, run.options.around);
-  const ForwardStep step{run.c, inputs, run.candidate.abilities().lse};
+  ForwardStep step{run.c, inputs, run.candidate.abilities().lse, run.conventions()};
   const Outputs outputs = step.outputs();
   run.result.seconds.generate = seconds_since(start);
   if (!run.supported({step.call(outputs)})) return;
   std::optional<Painter> painter;
   if (run.options.pictures) painter.emplace(inputs.problem);
   const auto take = [&](Verdict v) { run.result.verdict = std::move(v); };
-  if (judge_step(run, step, outputs, run.judging(address_of(painter)), take))
-    ask_relations(run, step, outputs);
+  const bool goes_on = judge_step(run, step, outputs, run.judging(address_of(painter)), take);
+  step.conventions = run.conventions();
+  if (goes_on) ask_relations(run, step, outputs);
   keep_pictures(run, painter);
   keep_weights(run, step, outputs);
 }
@@ -297,20 +304,23 @@ void run_backward(const CaseRun& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
   const Inputs inputs(run.c, run.options.around);
-  const ForwardStep forward{run.c, inputs, run.candidate.abilities().lse};
+  const ForwardStep forward{run.c, inputs, run.candidate.abilities().lse, run.conventions()};
   const Outputs outputs = forward.outputs();
-  const BackwardStep backward{run.c, inputs, outputs};
+  BackwardStep backward{run.c, inputs, outputs, run.conventions()};
   const GradientOutputs gradients = backward.outputs();
   run.result.seconds.generate = seconds_since(start);
   if (!run.supported({backward.call(gradients), forward.call(outputs)})) return;
   std::optional<Painter> painter;
   if (run.options.pictures) painter.emplace(inputs.problem);
-  const JudgeOptions judging = run.judging(address_of(painter));
+  const auto judging = [&] { return run.judging(address_of(painter)); };
   const auto take = [&](Verdict v) { run.result.verdict = std::move(v); };
   const auto add = [&](const Verdict& v) { add_gradients(run.result.verdict, v); };
-  if (judge_step(run, forward, outputs, judging, take) &&
-      judge_step(run, backward, gradients, judging, add))
-    ask_relations(run, backward, gradients);
+  if (judge_step(run, forward, outputs, judging(), take)) {
+    backward.conventions = run.conventions();
+    const bool goes_on = judge_step(run, backward, gradients, judging(), add);
+    backward.conventions = run.conventions();
+    if (goes_on) ask_relations(run, backward, gradients);
+  }
   keep_pictures(run, painter);
 }
 

@@ -36,7 +36,22 @@ Verdict ForwardStep::judge(const Out& out, const std::optional<Arithmetic>& arit
 Diagnosis ForwardStep::diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
                                 const Verdict& failed, const JudgeOptions& options) const {
   const Contract* contract = arithmetic ? &std::get<Contract>(*arithmetic) : nullptr;
-  return assay::diagnose(in.problem, out.view(), contract, failed, options);
+  return assay::diagnose(anchored(in.problem, conventions), out.view(), contract, failed, options);
+}
+
+void ForwardStep::clear_unread(const Out& out) const {
+  const bool o = conventions.of<MaskedRows>() == MaskedRows::any;
+  const bool lse = with_lse && conventions.of<MaskedLse>() == MaskedLse::any;
+  if (!o && !lse) return;
+  const Attention p = anchored(in.problem, conventions);
+  RowVisibility row;
+  for_each_index(p.shape.lse_extents(), [&](Index b, Index h, Index i, Index) {
+    evaluate_visibility(p, b, h, i, row);
+    if (row.visible > 0) return;
+    for (Index d = 0; o && d < p.shape.value_dim; ++d)
+      store(out.o.view(), out.o.view().at(b, h, i, d), 0);
+    if (lse) store(out.lse.view(), out.lse.view().at(b, h, i, 0), 0);
+  });
 }
 
 bool scale_exactly(const Tensor& t, double factor) {
@@ -70,16 +85,28 @@ bool shares_keys(const Case& c) {
 
 namespace {
 
-// The keys that some row of the first `rows` sees, through the query heads of kv head g.
-std::vector<char> seen_keys(const Attention& p, Index b, Index g, Index rows) {
+// Whether a row that sees no key reads V all the same.
+bool reads_masked_keys(const Conventions& conventions) {
+  const auto rows = conventions.of<MaskedRows>();
+  return rows != MaskedRows::zero && rows != MaskedRows::nan;
+}
+
+// The keys that some row of the first `rows` sees, through the query heads of kv head g. By
+// convention a row that sees none may read them all.
+std::vector<char> seen_keys(const Attention& p, const Conventions& conventions, Index b, Index g,
+                            Index rows) {
   const AttentionShape& s = p.shape;
   std::vector<char> seen(usize(s.keys), 0);
+  const bool reads_all = reads_masked_keys(conventions);
   if (!masks_elements(p)) {
     // The seen keys are a union of intervals, which is the same for every head.
     std::vector<Index> depth(usize(s.keys) + 1, 0);
     for (Index i = 0; i < rows; ++i) {
-      const KeyInterval interval = visible_interval(p, b, i);
-      if (interval.begin >= interval.end) continue;
+      KeyInterval interval = visible_interval(p, b, i);
+      if (interval.begin >= interval.end) {
+        if (!reads_all) continue;
+        interval = {0, s.keys};
+      }
       ++depth[usize(interval.begin)];
       --depth[usize(interval.end)];
     }
@@ -91,6 +118,7 @@ std::vector<char> seen_keys(const Attention& p, Index b, Index g, Index rows) {
   for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
     for (Index i = 0; i < rows; ++i) {
       evaluate_visibility(p, b, h, i, row);
+      if (row.visible == 0 && reads_all) return std::vector<char>(usize(s.keys), 1);
       for (Index j = row.begin; j < row.end; ++j) {
         const auto key = usize(j);
         if (row.bias[key] != -std::numeric_limits<double>::infinity()) seen[key] = 1;
@@ -106,7 +134,7 @@ bool is_padding(const Attention& p, Index b, Index j) {
 
 }  // namespace
 
-Relation ask_with_nan(const Candidate& candidate, const Attention& p,
+Relation ask_with_nan(const Conventions& conventions, const Attention& p,
                       const std::function<Relation(const UnseenFill&)>& ask) {
   constexpr double nan = std::numeric_limits<double>::quiet_NaN(), finite = 1e30;
   Relation found = ask({nan, nan});
@@ -115,15 +143,20 @@ Relation ask_with_nan(const Candidate& candidate, const Attention& p,
   constexpr const char* why =
       "with finite numbers there nothing changes: the keys are masked, and 0 times NaN is added";
   const bool padded = !p.key_lengths.empty() || !p.key_starts.empty();
-  if (!candidate.abilities().promises_bits &&
-      !(padded && ask({nan, finite}).how != Relation::How::held))
+  const bool strict = conventions.declares(Convention::masked_nan) &&
+                      conventions.of<MaskedNan>() == MaskedNan::ignored;
+  if (!strict && !(padded && ask({nan, finite}).how != Relation::How::held)) {
+    if (conventions.declares(Convention::masked_nan))
+      return Relation::not_applicable("NaN at a masked key may spread, as is declared");
     return Relation::by_convention(fmt::format("NaN at a masked key spreads; {}", why));
+  }
   found.why += fmt::format("; {}", why);
   return found;
 }
 
-Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows,
-                            const UnseenFill& fill) {
+Index overwrite_unseen_keys(const Case& c, const Inputs& changed, const Conventions& conventions,
+                            Index rows, const UnseenFill& fill) {
+  const Attention asked = anchored<Attention>(changed.problem, conventions);
   const AttentionShape& s = c.shape;
   const TensorView &k = changed.problem.k, &v = changed.problem.v;
   const auto stored = [&](double x) {
@@ -133,7 +166,7 @@ Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows,
   Index overwritten = 0;
   for (Index b = 0; b < s.batch; ++b)
     for (Index g = 0; g < s.kv_heads; ++g) {
-      const std::vector<char> seen = seen_keys(changed.problem, b, g, rows);
+      const std::vector<char> seen = seen_keys(asked, conventions, b, g, rows);
       for (Index j = 0; j < s.keys; ++j) {
         if (seen[usize(j)]) continue;
         ++overwritten;
@@ -151,10 +184,10 @@ using AskedForward = Asked<ForwardStep>;
 
 // The same step on other inputs, or for another case.
 ForwardStep with_inputs(const ForwardStep& step, const Inputs& in) {
-  return {step.c, in, step.with_lse};
+  return {step.c, in, step.with_lse, step.conventions};
 }
 ForwardStep of_case(const ForwardStep& step, const Case& c, const Inputs& in) {
-  return {c, in, step.with_lse};
+  return {c, in, step.with_lse, step.conventions};
 }
 
 // -V instead of V gives -O instead of O.
@@ -182,13 +215,14 @@ bool is_nan(const TensorView& t, Index b, Index h, Index i, Index d) {
 // NaN has been written to the keys that no row of the first `rows` sees. A later row that sees one
 // of them is NaN, and so is its LSE. Any other row is as before. Returns what is wrong.
 std::string wrong_late_row(const AskedForward& asked, const Outputs& out, Index rows) {
-  const Attention& p = asked.step.in.problem;
+  const Conventions& conventions = asked.step.conventions;
+  const Attention p = anchored<Attention>(asked.step.in.problem, conventions);
   const AttentionShape& s = p.shape;
   constexpr double masked = -std::numeric_limits<double>::infinity();
   RowVisibility row;
   for (Index b = 0; b < s.batch; ++b)
     for (Index h = 0; h < s.query_heads; ++h) {
-      const std::vector<char> seen = seen_keys(p, b, h / s.group(), rows);
+      const std::vector<char> seen = seen_keys(p, conventions, b, h / s.group(), rows);
       for (Index i = rows; i < s.rows; ++i) {
         evaluate_visibility(p, b, h, i, row);
         bool spoilt = false;
@@ -215,7 +249,7 @@ Relation unseen_keys(const AskedForward& asked, Index rows, const UnseenFill& fi
   const ForwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
   const Inputs changed(step.in);
-  if (overwrite_unseen_keys(step.c, changed, rows, fill) == 0)
+  if (overwrite_unseen_keys(step.c, changed, step.conventions, rows, fill) == 0)
     return Relation::not_applicable("every key is seen");
   const ForwardStep other = with_inputs(step, changed);
   const Outputs out = step.outputs();
@@ -227,7 +261,7 @@ Relation unseen_keys(const AskedForward& asked, Index rows, const UnseenFill& fi
   return Relation::unless(wrong_late_row(asked, out, rows));
 }
 Relation unseen_keys_with_nan(const AskedForward& asked, Index rows) {
-  return ask_with_nan(asked.candidate, asked.step.in.problem,
+  return ask_with_nan(asked.step.conventions, asked.step.in.problem,
                       [&](const UnseenFill& fill) { return unseen_keys(asked, rows, fill); });
 }
 

@@ -47,7 +47,10 @@ struct RelationOf {
 template <class Step>
 std::string run_guarded(const Step& step, Candidate& candidate, const typename Step::Out& out,
                         Poison with, const kernels::Execution& how) {
-  return call_guarded(candidate, {step.call(out), how}, step.watched(), out.named(), with);
+  std::string wrong =
+      call_guarded(candidate, {step.call(out), how}, step.watched(), out.named(), with);
+  if constexpr (requires { step.clear_unread(out); }) step.clear_unread(out);
+  return wrong;
 }
 
 // Runs a changed step and calls `undo(outputs)`, which reverses the effect of the change. Then
@@ -81,6 +84,8 @@ struct ForwardStep {
   const Case& c;
   const Inputs& in;
   bool with_lse = true;
+  // Those under which it is judged, and its relations are asked.
+  Conventions conventions = Conventions::ours();
 
   Out outputs() const { return Out(c, with_lse, in.around); }
   Call call(const Out& out) const;
@@ -89,6 +94,8 @@ struct ForwardStep {
                 const JudgeOptions& options) const;
   Diagnosis diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
                      const Verdict& failed, const JudgeOptions& options) const;
+  // Clears what may be anything by convention, so that runs can be compared.
+  void clear_unread(const Out& out) const;
   std::span<const RelationOf<ForwardStep>> relations() const;
 };
 
@@ -100,6 +107,7 @@ struct BackwardStep {
   const Case& c;
   const Inputs& in;
   const Outputs& forward;
+  Conventions conventions = Conventions::ours();
 
   Out outputs() const { return Out(c, in); }
   Call call(const Out& out) const;
@@ -140,14 +148,15 @@ void negate_elements(const TensorView& t);
 struct UnseenFill {
   double padding, masked;
 };
-// Fills K and V at the keys that no row of the first `rows` sees. Returns the number of these keys.
-Index overwrite_unseen_keys(const Case& c, const Inputs& changed, Index rows,
-                            const UnseenFill& fill);
+// Fills K and V at the keys that no row of the first `rows` sees, under the conventions. Returns
+// the number of these keys.
+Index overwrite_unseen_keys(const Case& c, const Inputs& changed, const Conventions& conventions,
+                            Index rows, const UnseenFill& fill);
 // Asks `ask(fill)` with NaN. In kernels that add 0 times NaN, as most do that others wrote, NaN at
 // a masked key spreads. If finite numbers there change nothing, this is a convention, and says
 // nothing of masks. It is a fault beyond the length of a sequence, where memory may hold anything,
-// and of a candidate that promises that nothing else in the call changes the bits of a row.
-Relation ask_with_nan(const Candidate& candidate, const Attention& p,
+// and of a candidate of which it is declared that it ignores such NaN.
+Relation ask_with_nan(const Conventions& conventions, const Attention& p,
                       const std::function<Relation(const UnseenFill&)>& ask);
 // Whether several keys share one place in memory, so that no key can be overwritten alone.
 bool shares_keys(const Case& c);

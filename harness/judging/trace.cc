@@ -393,6 +393,7 @@ Trace trace_case(const Case& c, Candidate& candidate) {
     follower.finish();
   };
   JudgeOptions judging;
+  judging.conventions = c.conventions.over(candidate.conventions()).over(Conventions::ours());
   judging.without_lse = !candidate.abilities().lse;
   judging.power = false;
   follow(forward.call(outputs), nullptr);

@@ -17,6 +17,7 @@
 #include "harness/judging/painter.h"
 #include "harness/text.h"
 #include "kernels/validate.h"
+#include "oracle/visibility.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/diagnosis.h"
 #include "oracle/product.h"
@@ -374,7 +375,18 @@ TensorView read_lse(Reader& reader, RecordLine& line, Record& r, const StoredTen
   return r.owned.back().view();
 }
 
+void read_conventions(Reader& reader, RecordLine& line, Record& r) {
+  const auto text = line.text("convention");
+  if (!text) return;
+  try {
+    r.conventions = Conventions::parse(*text);
+  } catch (const ConventionError& e) {
+    reader.fail(fmt::format("convention={}: {}", *text, e.what()));
+  }
+}
+
 void read_attention(Reader& reader, RecordLine& line, Record& r) {
+  read_conventions(reader, line, r);
   const bool backward = r.operation == Operation::backward;
   const std::string layout = line.text("layout").value_or("bhsd");
   if (layout != "bhsd" && layout != "bshd")
@@ -781,6 +793,7 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   result.dtype = product ? traits(weights).name : format(r.problem.q.dtype).name;
   if (product) result.tail_step = tail_step_of(weights);
   JudgeOptions judging;
+  judging.conventions = r.conventions.over(o.conventions);
   judging.threads = o.threads;
   judging.sample_rows = o.sample_rows;
   judging.seed = o.seed;
@@ -804,16 +817,18 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   else v = judge_by_ladder(r.problem, r.out, 64, judging);
   if (v.outcome == Outcome::fail)
     result.diagnosis = product ? diagnose_product(r.product, r.c, nullptr, v, judging)
-                               : diagnose(r.problem, r.out, declared, v, judging);
+                               : diagnose(anchored<Attention>(r.problem, judging.conventions),
+                                          r.out, declared, v, judging);
   if (r.operation == Operation::backward && v.outcome != Outcome::fail &&
       v.outcome != Outcome::error) {
     const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o};
+    judging.conventions = judging.conventions.over(v.differs);
     const Verdict gradients =
         declared ? judge_backward(r.problem, input, r.gradients, *declared, judging)
                  : judge_backward_by_ladder(r.problem, input, r.gradients, judging);
     if (gradients.outcome == Outcome::fail)
-      result.diagnosis =
-          diagnose_backward(r.problem, input, r.gradients, declared, gradients, judging);
+      result.diagnosis = diagnose_backward(anchored<Attention>(r.problem, judging.conventions),
+                                           input, r.gradients, declared, gradients, judging);
     add_gradients(v, gradients);
   }
   result.seconds.judge = seconds_since(start);

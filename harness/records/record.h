@@ -24,7 +24,8 @@ struct Record {
   std::string case_line;  // written by `assay record`; empty: the inputs come from somewhere else
   Operation operation = Operation::attention;
   Attention problem;
-  AttentionOutput out;  // lse may be absent
+  Conventions conventions;  // those that the line declares
+  AttentionOutput out;      // lse may be absent
   TensorView d_o;
   AttentionGradients gradients;
   Product product;
@@ -69,6 +70,8 @@ struct VerifyOptions {
   bool pictures = false;  // keep the data that a report draws
   // What the kernel of a record of attention declares; nothing: the ladder is tried.
   std::optional<Contract> contract = std::nullopt;
+  // What is declared beside what the line of the record declares.
+  Conventions conventions = {};
 };
 
 // Judges a record under the declared contract, or under the strictest arithmetic of the ladder that

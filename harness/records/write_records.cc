@@ -1,5 +1,6 @@
 // Writes cases as records.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cctype>
@@ -190,7 +191,10 @@ void write_records(const std::string& path, const std::vector<Case>& cases, Cand
     const auto key = [&](const char* what) {
       return name.empty() ? std::string(what) : fmt::format("{}.{}", what, name);
     };
-    metadata[key("record")] = describe(r, candidate != nullptr, kernel, to);
+    std::string line = describe(r, candidate != nullptr, kernel, to);
+    const std::vector<std::string> conventions = cases[k].conventions.names();
+    if (!conventions.empty()) line += fmt::format(" convention={}", fmt::join(conventions, ","));
+    metadata[key("record")] = line;
     metadata[key("case")] = print_case(cases[k]);
   }
   write_safetensors(path, std::move(tensors), metadata);

@@ -1,6 +1,7 @@
 #include "harness/results/result.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <array>
@@ -18,6 +19,15 @@ std::string hex_of(const std::bitset<max_tile>& lanes, Index tile) {
     text += fmt::format("{:x}", value);
   }
   return text;
+}
+
+Conventions conventions_named(const std::vector<std::string>& names) {
+  try {
+    return names.empty() ? Conventions()
+                         : Conventions::parse(fmt::format("{}", fmt::join(names, ",")));
+  } catch (const ConventionError& e) {
+    throw SchemaError(fmt::format("differs: {}", e.what()));
+  }
 }
 
 std::bitset<max_tile> lanes_of_hex(const std::string& text) {
@@ -225,6 +235,9 @@ void describe_verdict(Fields& fields, Value& r) {
   const bool weighed = !v.evidence.arithmetic.empty() || !v.evidence.not_asked.empty();
   fields.object_if("evidence", weighed,
                    [&](auto& evidence) { describe_fields(evidence, v.evidence); });
+  std::vector<std::string> differs = v.differs.names();
+  fields.unless("differs", differs, {});
+  if constexpr (Fields::reads) v.differs = conventions_named(differs);
   fields.unless("by_evidence", v.by_evidence, false);
   fields.object_if("diagnosis", r.diagnosis.was_asked(),
                    [&](auto& diagnosis) { describe_fields(diagnosis, r.diagnosis); });

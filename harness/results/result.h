@@ -94,7 +94,7 @@ inline Index tail_step_of(LowBit format) { return format == LowBit::fp4_sparse ?
 
 // Whether the candidate was right as far as it was judged.
 inline bool passed(Outcome outcome) {
-  return outcome == Outcome::pass || outcome == Outcome::suspect;
+  return outcome == Outcome::pass || outcome == Outcome::suspect || outcome == Outcome::convention;
 }
 
 // The document of a result: docs/results.md says what each field is.

@@ -14,6 +14,7 @@ void describe_summary(Fields& fields, Value& run) {
   fields("inconclusive", s.counts.inconclusive);
   fields("unsupported", s.counts.unsupported);
   fields("errors", s.counts.error);
+  fields.unless("by_convention", s.counts.convention, std::size_t{0});
   fields("not_run", s.not_run);
   fields("elements", s.elements);
   fields("seconds", s.seconds);
@@ -22,6 +23,7 @@ void describe_summary(Fields& fields, Value& run) {
                    [&](auto& shared) { describe_fields(shared, s.shared); });
   fields.unless("causes", s.causes, {});
   fields.unless("invariant_to", s.invariances, {});
+  fields.unless("conventions", s.conventions, {});
 }
 
 template <class Fields, Described<Run> Value>
@@ -49,6 +51,7 @@ OutcomeCounts count_outcomes(const std::vector<CaseResult>& results) {
       case Outcome::inconclusive: ++n.inconclusive; break;
       case Outcome::unsupported: ++n.unsupported; break;
       case Outcome::error: ++n.error; break;
+      case Outcome::convention: ++n.convention; break;
     }
   return n;
 }

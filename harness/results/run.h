@@ -9,6 +9,7 @@
 
 #include "harness/results/adequacy.h"
 #include "harness/results/invariance.h"
+#include "harness/results/conventions_seen.h"
 #include "harness/results/machine.h"
 #include "harness/results/shared_features.h"
 
@@ -16,8 +17,9 @@ namespace assay {
 
 // The number of results with each outcome.
 struct OutcomeCounts {
-  std::size_t pass = 0, fail = 0, suspect = 0, inconclusive = 0, unsupported = 0, error = 0;
-  std::size_t compared() const { return pass + fail + suspect; }
+  std::size_t pass = 0, fail = 0, suspect = 0, inconclusive = 0, unsupported = 0, error = 0,
+              convention = 0;
+  std::size_t compared() const { return pass + fail + suspect + convention; }
 };
 
 struct RunSummary {
@@ -30,6 +32,7 @@ struct RunSummary {
   SharedFeatures shared;      // of the failing cases; without features: nothing separates them
   std::vector<Cause> causes;  // of failures and errors
   std::vector<Invariance> invariances;  // what the bits of a row do not depend on, if it was asked
+  std::vector<ConventionSeen> conventions;
 };
 
 struct Run {

@@ -63,7 +63,9 @@ static inline void assay_features_init(assay_features* f) {
   f->count = -1;
 }
 
-/* Answers {"suites": [{"name", "what"}], "features": [...]}. */
+/* Answers {"suites": [...], "features": [...], "conventions": [{"name", "values", "what",
+ * "fails"}]}. The first value of a convention is ours; `fails` says whether a run fails in which it
+ * differs undeclared. */
 ASSAY_JUDGE_API assay_status assay_judge_facts(assay_text** answer);
 
 /* Answers {"suite", "seed", "notes": [...], "cases": [line, ...], "unsupported": [{"case", "why"},
@@ -119,6 +121,9 @@ typedef struct assay_judge_options {
   int64_t rows;  /* judge so many rows of each head, drawn by the seed; 0: all. Records alone: a
                   * case line says it itself */
   uint64_t seed; /* of that sample */
+  /* What the kernel means where nobody agreed (docs/semantics.md), as
+   * "masked-rows:nan,masked-lse:zero"; NULL: it declares nothing */
+  const char* conventions;
 } assay_judge_options;
 
 static inline void assay_judge_options_init(assay_judge_options* o) {
@@ -134,6 +139,7 @@ static inline void assay_judge_options_init(assay_judge_options* o) {
   o->arithmetic = NULL;
   o->rows = 0;
   o->seed = 1;
+  o->conventions = NULL;
 }
 
 /* Judges named tensors against a case line. The tensors are the outputs of all calls of the case:

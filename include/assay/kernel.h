@@ -269,6 +269,49 @@ static inline void assay_arithmetic_init(assay_arithmetic* a) {
   a->tile = a->row_tile = 64;
 }
 
+/* What a kernel means where nobody agreed; docs/semantics.md says what each value means. What is
+ * declared is judged exactly. Where nothing is declared, outputs that are right by another
+ * convention are reported as such. */
+enum {
+  ASSAY_UNDECLARED = 0,
+  /* masked_rows: O of a row that sees no key */
+  ASSAY_MASKED_ROWS_ZERO = 1,
+  ASSAY_MASKED_ROWS_MEAN_OF_V = 2, /* of all keys of the tensor */
+  ASSAY_MASKED_ROWS_MEAN_WITHIN_LENGTHS = 3,
+  ASSAY_MASKED_ROWS_UNMASKED = 4, /* the row sees all keys of the tensor */
+  ASSAY_MASKED_ROWS_NAN = 5,
+  ASSAY_MASKED_ROWS_ANY = 6,
+  /* masked_lse: LSE of such a row */
+  ASSAY_MASKED_LSE_MINUS_INFINITY = 1,
+  ASSAY_MASKED_LSE_INFINITY = 2,
+  ASSAY_MASKED_LSE_ZERO = 3,
+  ASSAY_MASKED_LSE_ANY = 4,
+  /* masked_nan: whether 0 times a NaN or an infinity of a masked key is added */
+  ASSAY_MASKED_NAN_IGNORED = 1,
+  ASSAY_MASKED_NAN_SPREADS = 2,
+  /* anchor: the offset of a problem that has none: 0, Lk - Lq, or n[b] - Lq */
+  ASSAY_ANCHOR_TOP_LEFT = 1,
+  ASSAY_ANCHOR_BOTTOM_RIGHT = 2,
+  ASSAY_ANCHOR_END_OF_LENGTHS = 3,
+  /* subnormals: whether results below the least normal number are written as 0 */
+  ASSAY_SUBNORMALS_KEPT = 1,
+  ASSAY_SUBNORMALS_FLUSHED = 2
+};
+
+typedef struct assay_conventions {
+  uint32_t version, struct_size;
+  int32_t masked_rows, masked_lse, masked_nan, anchor, subnormals;
+  int32_t reserved; /* 0 */
+} assay_conventions;
+
+/* Declares nothing. */
+static inline void assay_conventions_init(assay_conventions* c) {
+  c->version = ASSAY_VERSION;
+  c->struct_size = (uint32_t)sizeof(*c);
+  c->masked_rows = c->masked_lse = c->masked_nan = c->anchor = c->subnormals = ASSAY_UNDECLARED;
+  c->reserved = 0;
+}
+
 /* The stages of a kernel that `assay trace` can watch. docs/trace.md says what each one holds. */
 enum {
   ASSAY_STAGE_QUERY = 0, /* as loaded: one row, whose columns are those of the head */
@@ -386,12 +429,18 @@ typedef struct assay_kernel {
   /* Writes C = A W, where A is [1, 1, M, K] and C is [1, 1, M, N]. */
   assay_status (*product)(const assay_tensor* a, const assay_low_bit* w, const assay_tensor* c,
                           const assay_run* run);
+
+  /* What follows is there from version 2 on. */
+
   /* 1: two threads must not call the kernel at once, as if it kept something in a static buffer */
   int32_t not_reentrant;
   /* How many variants the kernel has, as the configurations of an autotuner; run->variant says
    * which one computes. 0 means 1. Every variant is judged. */
   int32_t variant_count;
   uint64_t invariant_to; /* ASSAY_INVARIANT_TO_*: what is promised is asked bit for bit */
+
+  /* What the kernel means where nobody agreed; NULL declares nothing. */
+  const assay_conventions* conventions;
 } assay_kernel;
 
 static inline void assay_kernel_init(assay_kernel* k, const char* name) {
@@ -409,6 +458,7 @@ static inline void assay_kernel_init(assay_kernel* k, const char* name) {
   k->product = NULL;
   k->not_reentrant = k->variant_count = 0;
   k->invariant_to = 0;
+  k->conventions = NULL;
 }
 
 /* The one symbol of your library. It returns a table that lives as long as the library. `version`

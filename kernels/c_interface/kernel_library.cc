@@ -97,6 +97,16 @@ assay_status multiply(const assay_tensor* a, const assay_low_bit* w, const assay
 }  // namespace
 
 extern "C" const assay_kernel* assay_kernel_entry(std::uint32_t version) {
+  static const assay_conventions ours = [] {
+    assay_conventions c;
+    assay_conventions_init(&c);
+    c.masked_rows = ASSAY_MASKED_ROWS_ZERO;
+    c.masked_lse = ASSAY_MASKED_LSE_MINUS_INFINITY;
+    c.masked_nan = ASSAY_MASKED_NAN_IGNORED;
+    c.anchor = ASSAY_ANCHOR_TOP_LEFT;
+    c.subnormals = ASSAY_SUBNORMALS_KEPT;
+    return c;
+  }();
   static const assay_kernel table = [] {
     assay_kernel k;
     assay_kernel_init(&k, "assay host kernels");
@@ -106,6 +116,7 @@ extern "C" const assay_kernel* assay_kernel_entry(std::uint32_t version) {
     k.backward = backward;
     k.decode = decode;
     k.product = multiply;
+    k.conventions = &ours;
     return k;
   }();
   return version >= ASSAY_VERSION ? &table : nullptr;

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 from ._arguments import finite, flag, float32_text, one_of
-from ._library import Arithmetic, ask_json, encoded, library, named_array, options_of
+from ._library import (
+    Arithmetic,
+    Conventions,
+    ask_json,
+    conventions_text,
+    encoded,
+    library,
+    named_array,
+    options_of,
+)
 from ._report import Report, Result, failure_text, is_right
 from ._safetensors import write
 from ._tensors import Tensor, read
@@ -42,6 +51,7 @@ def attention_line(
     finite_min_masks: bool = False,
     layout: str = "bhsd",
     lse_base: str = "natural",
+    conventions: Conventions = None,
     **tensors: Any,
 ) -> Tuple[str, Dict[str, Any]]:
     """The line of a record, and the tensors that were given by keyword."""
@@ -82,6 +92,9 @@ def attention_line(
             found["offset"] = offset
     if one_of("lse_base", lse_base, ("natural", "base2")) != "natural" and "lse" in found:
         words.append("lse=" + lse_base)
+    meant = conventions_text(conventions)
+    if meant is not None:
+        words.append("convention=" + meant)
     return " ".join(words), found
 
 
@@ -177,6 +190,7 @@ def assert_attention(
     dropout: float = 0.0,
     dropout_seed: Optional[int] = None,
     finite_min_masks: bool = False,
+    conventions: Conventions = None,
     layout: str = "bhsd",
     lse_base: str = "natural",
     threads: int = 1,
@@ -207,6 +221,9 @@ def assert_attention(
         alibi_slopes, sink: [Hq] in f32.
         dropout, dropout_seed: probability, and the key of Philox4x32-10.
         finite_min_masks: the most negative finite number of the bias's dtype means -inf.
+        conventions: what the kernel means where nobody agreed, as {"masked-rows": "mean-of-v"}
+            (docs/semantics.md, Conventions). Where nothing is declared, outputs that are right by
+            another convention say so in the text of the failure.
         layout: "bhsd", or "bshd" if q, k, v and o are [batch, positions, heads, columns].
         lse_base: "natural" or "base2".
         threads: of the judge; 0: all.
@@ -305,6 +322,7 @@ _PROBLEM = {
     "dropout",
     "dropout_seed",
     "finite_min_masks",
+    "conventions",
     "layout",
     "lse_base",
 }
@@ -450,17 +468,25 @@ def verify(
     rows: int = 0,
     evidence: str = "fail",
     arithmetic: Arithmetic = None,
+    conventions: Conventions = None,
 ) -> Report:
     """Judges the records of a file, as `assay verify` does.
 
-    `evidence` and `arithmetic` are those of assert_attention.
+    `evidence`, `arithmetic` and `conventions` are those of assert_attention; what the line of a
+    record declares counts first.
 
     Returns a Report; nothing is raised for a wrong record.
     """
     answer = ask_json(
         library.assay_judge_file,
         encoded("path", str(path)),
-        options_of(threads=threads, rows=rows, evidence=evidence, arithmetic=arithmetic),
+        options_of(
+            threads=threads,
+            rows=rows,
+            evidence=evidence,
+            arithmetic=arithmetic,
+            conventions=conventions,
+        ),
         argument="path",
     )
     return Report(str(path), [Result(found) for found in answer["results"]])

@@ -12,9 +12,11 @@ from ._library import (
     FAILS,
     FUNCTION,
     Arithmetic,
+    Conventions,
     ask,
     arithmetic_text,
     ask_json,
+    conventions_text,
     encoded,
     facts,
     features_of,
@@ -45,6 +47,7 @@ class Kernel:
         deterministic: bool = True,
         gradients: Union[None, str, Callable[..., Any]] = None,
         arithmetic: Union[Arithmetic, Callable[[str], Arithmetic]] = None,
+        conventions: Conventions = None,
         name: Optional[str] = None,
     ):
         if not callable(function):
@@ -67,6 +70,7 @@ class Kernel:
             raise InputError("arithmetic", "says how attention is computed, and not a product")
         self.function, self.operation, self.layout = function, operation, layout
         self.arithmetic = arithmetic
+        self.conventions = conventions_text(conventions)
         self._device, self._framework = device, framework
         self._dtypes, self._without = dtypes, tuple(without)
         self.supports, self.lse, self.deterministic, self.gradients = (
@@ -206,7 +210,9 @@ class Kernel:
             None,
             int(run.no_lse),
             features_of(self.features),
-            options_of(name=self.candidate, arithmetic=arithmetic, **options),
+            options_of(
+                name=self.candidate, arithmetic=arithmetic, conventions=self.conventions, **options
+            ),
             argument="case",
         )
         if run.interrupted is not None:
@@ -382,6 +388,7 @@ def kernel(operation: str = "attention", **options: Any) -> Callable[[Callable[.
             backward cases too.
         arithmetic: what it declares of attention, as in assert_attention, or a function that says
             it for a dtype: lambda dtype: f"fp32 accumulation, weights in {dtype}".
+        conventions: what it means where nobody agreed, as in assert_attention.
         name: for reports.
     """
     if callable(operation):

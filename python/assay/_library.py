@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_uint64, c_void_p
@@ -15,6 +16,8 @@ from .errors import InputError
 # How a kernel computes: a rung of the ladder of docs/tolerance.md by its name, or fields of
 # assay_arithmetic (kernel.h); None: the ladder is tried.
 Arithmetic = Union[None, str, Mapping[str, Union[int, float]]]
+# What a kernel means where nobody agreed: {"masked-rows": "nan"}, or a text as in a case line.
+Conventions = Union[None, str, Mapping[str, str]]
 EVIDENCE = ("fail", "warn", "off")
 
 VERSION = 2
@@ -90,6 +93,7 @@ class COptions(ctypes.Structure):
         ("arithmetic", c_char_p),
         ("rows", c_int64),
         ("seed", c_uint64),
+        ("conventions", c_char_p),
     ]
 
 
@@ -219,6 +223,26 @@ def arithmetic_text(arithmetic: Arithmetic) -> Optional[str]:
     return " ".join(words)
 
 
+def conventions_text(conventions: Conventions) -> Optional[str]:
+    """The declared conventions as a case line has them; None if nothing is declared."""
+    if conventions is None:
+        return None
+    if isinstance(conventions, Mapping):
+        conventions = ",".join(f"{name}:{value}" for name, value in conventions.items())
+    if not isinstance(conventions, str):
+        raise InputError("conventions", f"{conventions!r} is neither a text nor a dictionary")
+    known = {row["name"]: row["values"] for row in facts()["conventions"]}
+    for entry in conventions.split(",") if conventions else ():
+        name, _, value = entry.partition(":")
+        if name not in known:
+            raise InputError(
+                "conventions", f"{entry!r} is no convention; there are {', '.join(known)}"
+            )
+        if value not in known[name]:
+            raise InputError("conventions", f"{entry!r}: {name} is one of {', '.join(known[name])}")
+    return conventions or None
+
+
 def options_of(
     name: str = "function",
     threads: int = 1,
@@ -229,8 +253,10 @@ def options_of(
     arithmetic: Arithmetic = None,
     rows: int = 0,
     seed: int = 1,
+    conventions: Conventions = None,
 ) -> COptions:
     declared = arithmetic_text(arithmetic)
+    meant = conventions_text(conventions)
     for argument, value in (("threads", threads), ("rows", rows), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**40:
             raise InputError(argument, f"{value!r} is no whole number from 0 to 2^40")
@@ -247,6 +273,7 @@ def options_of(
         None if declared is None else encoded("arithmetic", declared),
         rows,
         seed,
+        None if meant is None else encoded("conventions", meant),
     )
 
 
@@ -254,8 +281,9 @@ def ask_json(function: Callable[..., int], *arguments: Any, argument: str = "") 
     return json.loads(ask(function, *arguments, argument=argument))
 
 
+@functools.lru_cache(maxsize=None)
 def facts() -> Any:
-    """{"suites": [...], "features": [...]}."""
+    """{"suites": [...], "features": [...], "conventions": [...]}."""
     return ask_json(library.assay_judge_facts)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 from typing import Any, Dict, Iterator, List, Optional
 
+from ._library import facts
 from .errors import Failure
 
-_ORDER = ("pass", "suspect", "fail", "error", "inconclusive", "unsupported")
+_ORDER = ("pass", "suspect", "fail", "error", "inconclusive", "unsupported", "convention")
 _SHOWN = 3  # failures that a text shows
 
 
@@ -26,10 +27,15 @@ def _number(x: Any) -> str:
 
 def is_right(result: Dict[str, Any]) -> bool:
     """Whether something was compared, and nothing was wrong."""
-    return result["outcome"] in ("pass", "suspect")
+    return result["outcome"] in ("pass", "suspect") or (
+        result["outcome"] == "convention" and not is_wrong(result)
+    )
 
 
 def is_wrong(result: Dict[str, Any]) -> bool:
+    if result["outcome"] == "convention":
+        fails = {row["name"] for row in facts()["conventions"] if row["fails"]}
+        return any(name.split(":")[0] in fails for name in result["differs"])
     return result["outcome"] in ("fail", "error")
 
 
@@ -136,7 +142,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether something was compared and nothing was wrong."""
-        return not self.failures and self.counts["pass"] + self.counts["suspect"] > 0
+        return not self.failures and any(is_right(r) for r in self.results)
 
     def summary(self) -> str:
         counts = ", ".join(f"{n} {outcome}" for outcome, n in self.counts.items() if n)

@@ -44,6 +44,7 @@ class Server:
         self.say(f"arithmetic {len(self.declared)}")
         for dtype, text in self.declared.items():
             self.say(f"{dtype} {_one_line(text)}")
+        self.say(f"conventions {self.kernel.conventions or ''}")
 
     def probe(self) -> None:
         """Calls the function on a case that it should do: its answer has an LSE or not."""

@@ -216,6 +216,8 @@ class CaseItem(pytest.Item):
         self.user_properties += [("outcome", outcome), ("elements", compared)]
         if outcome in ("unsupported", "inconclusive"):
             pytest.skip(f"{outcome}: {result['reason']}")
+        if outcome == "convention" and is_right(result):
+            self.warn(pytest.PytestWarning(result["reason"]))
         if not is_right(result):
             seconds = option("assay_shrink")
             if outcome == "fail" and seconds > 0 and not option("assay_isolate"):
@@ -251,7 +253,7 @@ class Tally:
         properties = dict(report.user_properties)
         if report.when == "call" and "elements" in properties:
             self.elements += properties["elements"]
-            self.compared += properties["outcome"] in ("pass", "suspect", "fail")
+            self.compared += properties["outcome"] in ("pass", "suspect", "fail", "convention")
 
 
 @pytest.hookimpl(trylast=True)

@@ -81,6 +81,28 @@ def test_a_failure_by_evidence_says_so():
         assay.assert_attention(**too_large(), evidence="no")
 
 
+def test_conventions_are_told_or_declared(tmp_path):
+    torch.manual_seed(11)
+    q, k, v = (torch.randn(1, 2, 6, 4) for _ in range(3))
+    mask = torch.ones(6, 6).tril().bool() & (torch.arange(6) >= 2)  # two rows of left padding
+    added = torch.zeros(6, 6).masked_fill(~mask, torch.finfo(torch.float32).min)
+    o = torch.softmax(q @ k.transpose(-1, -2) / 2 + added, -1) @ v
+    asked = dict(q=q, k=k, v=v, mask=mask[None, None])
+    with pytest.raises(assay.Failure, match="differs by convention: masked-rows:mean-of-v") as told:
+        assay.assert_attention(o, **asked)
+    assert told.value.result["outcome"] == "convention"
+    assert told.value.result["differs"] == ["masked-rows:mean-of-v"]
+    for declared in ("masked-rows:mean-of-v", {"masked-rows": "mean-of-v"}):
+        assert assay.assert_attention(o, **asked, conventions=declared)["outcome"] == "pass"
+    file = tmp_path / "wrong.safetensors"
+    with pytest.raises(assay.Failure, match="a fully masked row of O is not 0"):
+        assay.assert_attention(o, **asked, conventions="masked-rows:zero", save=file)
+    assert "is not 0" in assay.verify(file).results[0]["reason"]
+    for wrong in ("rows:zero", {"masked-rows": "minus"}, 3):
+        with pytest.raises(assay.InputError, match="conventions: "):
+            assay.assert_attention(o, **asked, conventions=wrong)
+
+
 def test_a_declared_arithmetic_is_the_contract(small, tmp_path):
     rung = "fp32 accumulation, fp32 weights, fast exp2"
     o = small.pop("o")

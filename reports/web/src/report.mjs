@@ -411,20 +411,31 @@ function verdict() {
   if (others) return verdictOfOthers();
   const failed = failures.length,
     errors = cases.filter((c) => c.result.outcome === 'error').length,
-    passed = cases.filter((c) => c.result.outcome === 'pass').length;
+    passed = cases.filter((c) => c.result.outcome === 'pass').length,
+    conventionFails = (summary.conventions ?? []).some((c) => c.rule === 'fail');
   const [kind, words] =
     failed - errors > 0
       ? ['bad', `${plural(failed - errors, 'case')} failed`]
       : errors > 0
         ? ['bad', `${plural(errors, 'case')} could not be judged`]
-        : cases.length === 0
+        : conventionFails
+          ? ['bad', 'No error of arithmetic, but a convention that nobody declared']
+          : cases.length === 0
           ? ['open', 'Nothing was judged']
           : passed === cases.length
             ? ['good', 'Every case passed']
             : passed === 0
               ? ['open', 'No case passed, none failed']
               : ['open', `No case failed; ${count(cases.length - passed)} did not pass`];
-  const outcomes = ['fail', 'error', 'suspect', 'inconclusive', 'unsupported', 'pass']
+  const outcomes = [
+    'fail',
+    'error',
+    'convention',
+    'suspect',
+    'inconclusive',
+    'unsupported',
+    'pass',
+  ]
     .map((o) => [o, cases.filter((c) => c.result.outcome === o).length])
     .filter(([, n]) => n > 0);
   return el(
@@ -555,6 +566,24 @@ function notJudged() {
     )
   );
 }
+
+// Conventions that nobody declared, each once, with the option that accepts it.
+const conventions = () =>
+  (summary.conventions ?? []).length > 0 &&
+  scroller(
+    'Conventions that differ',
+    table(
+      'Conventions that differ',
+      ['convention', 'what it changes', ['cases'], 'then', 'the first case'],
+      summary.conventions.map((c) => [
+        el('code', {}, `--accept-convention ${c.convention}`),
+        c.what,
+        count(c.cases),
+        c.rule,
+        el('code', {}, c.case),
+      ]),
+    ),
+  );
 
 const shareBar = (part, whole) =>
   el(
@@ -857,6 +886,7 @@ function strip(some) {
     fail: 'triangle',
     error: 'triangle',
     suspect: 'rect',
+    convention: 'rect',
     inconclusive: 'diamond',
     unsupported: 'diamond',
   };
@@ -1094,7 +1124,7 @@ function machine() {
 
 function overview() {
   const parts = [
-    !others && ['failures', `Failures (${count(failures.length)})`, [failureList(), notJudged()]],
+    !others && ['failures', `Failures (${count(failures.length)})`, [failureList(), conventions(), notJudged()]],
     !others && ['power', 'Power', power()],
     run.faults && ['faults', 'Planted faults', faults()],
     run.fuzz && ['fuzz', 'Fuzzing', fuzz()],

@@ -1,0 +1,54 @@
+// Inside oracle/: what a declared convention changes in a problem, in a contract and in the verdict
+// on an element, and which undeclared convention explains outputs that fail under ours.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "oracle/contract.h"
+#include "oracle/key_values.h"
+#include "oracle/verdict.h"
+#include "oracle/visibility.h"
+
+namespace assay {
+
+// Whether O of a fully masked row is that of a row of another problem.
+bool has_substitute(MaskedRows rows);
+// This other problem: without masks and, for a mean of V, with scores of 0. Its bound is that of
+// any row, so the verdict on a mean is as strict as on other rows.
+ProjectedAttention substitute(const ProjectedAttention& p, MaskedRows rows);
+
+// The contract of a kernel that flushes subnormals in fp32. bounds.md, 13.
+Contract flushing(const Contract& contract);
+
+// Whether 0 times a NaN or an infinity of a masked key could reach the outputs of a row.
+class MaskedNanReach {
+ public:
+  MaskedNanReach(const ProjectedAttention& p, const KeyValues& kv) : p_(p), kv_(kv) {}
+  // Column c of O; -1: LSE.
+  bool reaches(Index h, Index row, Index c);
+
+ private:
+  void look(Index h, Index row);
+
+  const ProjectedAttention& p_;
+  const KeyValues& kv_;
+  Index h_ = -1, row_ = -1;
+  bool by_key_ = false;
+  std::vector<char> by_value_;
+};
+
+// Looks for conventions that nobody declared, and under which outputs are right that fail under
+// ours. `right` judges under given conventions. The answer declares `declared` and what differs.
+// Nothing: no convention explains the outputs.
+std::optional<Conventions> explaining_conventions(
+    const Attention& p, const Conventions& declared,
+    const std::function<bool(const Conventions&)>& right);
+
+// The verdict `own` if it does not fail, or if no undeclared convention explains its failures;
+// otherwise the verdict under the conventions that do. `judge_under(options)` judges again.
+Verdict by_convention(const Attention& p, Verdict own, const JudgeOptions& options,
+                      const std::function<Verdict(const JudgeOptions&)>& judge_under);
+
+}  // namespace assay
