@@ -191,7 +191,7 @@ int store(StoreOptions o) {
   std::optional<Alarms> alarms;
   if (!o.alarms.empty() || !o.dashboard.empty()) alarms = find_alarms(s, o.rule);
   if (!o.dashboard.empty()) {
-    write_file(o.dashboard, html_dashboard(all_runs(s), *alarms,
+    write_file(o.dashboard, html_dashboard(s, *alarms,
                                            fmt::format("{:%Y-%m-%dT%H:%M:%SZ}",
                                                        fmt::gmtime(std::time(nullptr)))));
     tell("dashboard: {}\n", o.dashboard);
