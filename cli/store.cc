@@ -113,9 +113,8 @@ std::set<Measure> read_measures(const std::string& text) {
   for (std::string word; std::getline(words, word, ',');) {
     const std::optional<Measure> measure = value_named<Measure>(word);
     if (!measure)
-      throw UsageError(fmt::format(
-          "--alarms={}: '{}' is none of accuracy, evidence and time (STORE stands before --alarms)",
-          text, word));
+      throw UsageError(
+          fmt::format("--alarms={}: '{}' is none of accuracy, evidence and time", text, word));
     measures.insert(*measure);
   }
   return measures;

@@ -307,7 +307,17 @@ function machineNames(of) {
         ? run.where
         : names.get(run.where);
 }
-const seriesName = (machine) => (r, run) => join(run.candidate, r.dtype, machine(run));
+// A store has a million results and few names of series, so a name is made once for a run.
+function seriesName(machine) {
+  const made = new Map();
+  return (r, run) => {
+    let of = made.get(run);
+    if (!of) made.set(run, (of = new Map()));
+    let name = of.get(r.dtype);
+    if (name === undefined) of.set(r.dtype, (name = join(run.candidate, r.dtype, machine(run))));
+    return name;
+  };
+}
 
 function accuracy(view) {
   const at = places(
@@ -423,25 +433,26 @@ function speed(view) {
   }
   // With many names, each is shown relative to its own first value, and the picture has the
   // geometric mean of these. So a run with other cases does not make the line jump.
-  const first = new Map(),
+  const firsts = new Map(),
     group = seriesName(view.machine),
     groups = new Map();
   at.forEach((place, i) => {
-    for (const run of place.runs)
+    for (const run of place.runs) {
+      const of = join(run.candidate, view.machine(run));
+      if (!firsts.has(of)) firsts.set(of, new Map());
+      const first = firsts.get(of);
       for (const r of run.results) {
         const v = view.keep(r, run) ? value(r) : null;
         if (!(v > 0)) continue;
-        const key = one(r, run);
-        if (!first.has(key)) first.set(key, v);
+        const before = first.get(r.name);
+        if (before === undefined) first.set(r.name, v);
         const k = group(r, run);
-        if (!groups.has(k))
-          groups.set(
-            k,
-            at.map(() => [0, 0]),
-          );
-        const sum = groups.get(k)[i];
-        ((sum[0] += Math.log(v / first.get(key))), sum[1]++);
+        let sums = groups.get(k);
+        if (!sums) groups.set(k, (sums = at.map(() => [0, 0])));
+        sums[i][0] += Math.log(v / (before ?? v));
+        sums[i][1]++;
       }
+    }
   });
   const series = [...groups].map(([name, sums]) => ({
     name,
