@@ -13,6 +13,8 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <optional>
+#include <set>
 #include <sstream>
 #include <system_error>
 
@@ -22,6 +24,7 @@
 #include "cli/options.h"
 #include "cli/tell.h"
 #include "harness/files.h"
+#include "reports/alarms.h"
 #include "reports/bencher.h"
 #include "reports/compare.h"
 #include "reports/html.h"
@@ -38,6 +41,8 @@ struct StoreOptions {
   std::string file;
   // If all are empty, the runs are listed.
   std::string import, benchmarks, export_to, dashboard, openmetrics, otava, bencher;
+  std::string alarms, since, json;
+  AlarmRule rule;
 };
 
 struct CompareOptions {
@@ -102,6 +107,52 @@ std::vector<StoredRun> all_runs(const Store& s) {
   return runs;
 }
 
+std::set<Measure> read_measures(const std::string& text) {
+  std::set<Measure> measures;
+  std::istringstream words(text);
+  for (std::string word; std::getline(words, word, ',');) {
+    const std::optional<Measure> measure = value_named<Measure>(word);
+    if (!measure)
+      throw UsageError(
+          fmt::format("--alarms={}: '{}' is none of accuracy, evidence and time", text, word));
+    measures.insert(*measure);
+  }
+  return measures;
+}
+
+// Reads the number of a run, or the beginning of a time from its year to its day or further.
+void read_since(const std::string& text, AlarmRule& rule) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), rule.since);
+  if (error == std::errc() && end == text.data() + text.size() && rule.since > 0) return;
+  constexpr std::string_view day = "2026-11-26", midnight = "2026-11-26T00:00:00Z";
+  rule.since = 0;
+  rule.since_time = text;
+  try {
+    if (text.size() < day.size()) throw std::invalid_argument("too short");
+    seconds_of_time(text + std::string(midnight.substr(std::min(text.size(), midnight.size()))));
+  } catch (const std::invalid_argument&) {
+    throw UsageError(fmt::format(
+        "--since={}: the number of a run, or a time as {} or {}, is wanted", text, day, midnight));
+  }
+}
+
+// Reads what is asked about alarms, before anything is done.
+void read_alarms(StoreOptions& o) {
+  if (o.alarms.empty() && (!o.since.empty() || !o.json.empty()))
+    throw UsageError(fmt::format("{} says how --alarms answers, which is not there",
+                                 o.since.empty() ? "--json" : "--since"));
+  if (!o.alarms.empty()) o.rule.measures = read_measures(o.alarms);
+  if (!o.since.empty()) read_since(o.since, o.rule);
+}
+
+// Tells the alarms, and returns whether there are any.
+bool tell_alarms(const StoreOptions& o, const Alarms& alarms) {
+  std::fputs(text_of(alarms, o.dashboard).c_str(), stdout);
+  if (!o.json.empty())
+    write_file(o.json, to_json(alarms).dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+  return !alarms.worse.empty();
+}
+
 // Writes the runs for other programs.
 void write_exchange(const StoreOptions& o, const Store& s) {
   if (o.openmetrics.empty() && o.otava.empty() && o.bencher.empty()) return;
@@ -120,7 +171,8 @@ void write_exchange(const StoreOptions& o, const Store& s) {
   write(o.bencher, [&] { return bencher_metrics(runs.back()); });
 }
 
-int store(const StoreOptions& o) {
+int store(StoreOptions o) {
+  read_alarms(o);
   // A store is not made if these cannot be read.
   std::ifstream import;
   Json benchmarks;
@@ -135,20 +187,23 @@ int store(const StoreOptions& o) {
     s.export_lines(lines);
     write_file(o.export_to, lines.str());
   }
+  std::optional<Alarms> alarms;
+  if (!o.alarms.empty() || !o.dashboard.empty()) alarms = find_alarms(s, o.rule);
   if (!o.dashboard.empty()) {
-    write_file(o.dashboard,
-               html_dashboard(all_runs(s), fmt::format("{:%Y-%m-%dT%H:%M:%SZ}",
+    write_file(o.dashboard, html_dashboard(s, *alarms,
+                                           fmt::format("{:%Y-%m-%dT%H:%M:%SZ}",
                                                        fmt::gmtime(std::time(nullptr)))));
     tell("dashboard: {}\n", o.dashboard);
   }
   write_exchange(o, s);
   if (std::ranges::all_of(std::array{&o.import, &o.benchmarks, &o.export_to, &o.dashboard,
-                                     &o.openmetrics, &o.otava, &o.bencher},
+                                     &o.openmetrics, &o.otava, &o.bencher, &o.alarms},
                           [](const std::string* option) { return option->empty(); }))
     for (const RunEntry& r : s.runs())
       tell("{:>5}  {}  {:<9}  {}  {} on {}: {}\n", r.id, r.started, r.kind, r.commit.substr(0, 10),
            r.candidate, r.title, r.sentence);
-  return static_cast<int>(all_passed);
+  const bool alarmed = !o.alarms.empty() && tell_alarms(o, *alarms);
+  return static_cast<int>(alarmed ? some_failed : all_passed);
 }
 
 int compare(const CompareOptions& o) {
@@ -214,12 +269,34 @@ Command add_store(CLI::App& app) {
       ->add_option("--bencher", o->bencher,
                    "Write the last run as JSON in the metric format of Bencher")
       ->check(writable());
+  command
+      ->add_option("--alarms", o->alarms,
+                   "Tell which cases and suites became less accurate, less typical or slower, from "
+                   "which run on: some of accuracy,evidence,time; without a value all three")
+      ->expected(0, 1)
+      ->default_str("accuracy,evidence,time");
+  command->add_option("--since", o->since,
+                      "Tell only alarms of changes from this run on, or from this time on");
+  command->add_option("--json", o->json, "Write the alarms as JSON, with changes for the better")
+      ->check(writable());
+  command
+      ->add_option("--accuracy-margin", o->rule.accuracy_margin,
+                   "Percent by which error/bound or s of a case has to grow; of a suite a tenth")
+      ->transform(number_in(0.0, 1e6))
+      ->capture_default_str();
+  command
+      ->add_option("--time-margin", o->rule.time_margin,
+                   "Percent by which a case has to slow down; a suite a tenth")
+      ->transform(number_in(0.0, 1e6))
+      ->capture_default_str();
   command->footer(
-      "Without an option the runs are listed. Exit status: 0, 2 a file is no store, is damaged or "
-      "cannot be read, 3 one cannot be written.\n\nExamples:\n"
+      "Without an option the runs are listed. Exit status: 0, 1 with --alarms if there are any, 2 "
+      "a "
+      "file is no store, is damaged or cannot be read, 3 one cannot be written.\n\nExamples:\n"
       "  assay check --suite tiny --store runs.db\n"
       "  assay store runs.db\n"
       "  assay store runs.db --dashboard runs.html\n"
+      "  assay store runs.db --alarms accuracy --since 2026-11-01 --json alarms.json\n"
       "  assay store runs.db --openmetrics runs.txt --otava runs.json --bencher last.json\n"
       "  assay store runs.db --export runs.jsonl && assay store copy.db --import runs.jsonl");
   return {command, [o] { return store(*o); }};

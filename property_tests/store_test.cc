@@ -44,6 +44,10 @@ CaseResult result(const std::string& line, double ratio, double seconds,
   v.outputs[Output::lse].worst.bound = v.outputs[Output::o].worst.bound = 1;
   v.outputs[Output::o].worst.ratio = ratio;
   v.outputs[Output::lse].worst.ratio = ratio / 2;
+  v.evidence.rows[Output::o].s = 1.5;
+  v.evidence.rows[Output::o].limit = 3;
+  v.evidence.rows[Output::lse].s = 1;
+  v.evidence.rows[Output::lse].limit = 4;
   return r;
 }
 
@@ -130,6 +134,12 @@ TEST_F(Stores, WhatGoesInComesOut) {
   EXPECT_EQ(first.bias, 0.25);
   EXPECT_EQ(first.compared, 35);
   EXPECT_EQ(first.seconds, 2);
+  EXPECT_EQ(first.evidence, 0.5);
+  EXPECT_EQ(s.reproduce(1, "b"), "assay check --case 'b'");
+  EXPECT_EQ(s.reproduce(1, "c"), "");
+  std::vector<double> ratios;
+  s.each_result([&](const StoredValues& v) { ratios.push_back(v.worst_ratio.value()); });
+  EXPECT_EQ(ratios, (std::vector{0.5, 0.25, inf}));
   EXPECT_EQ(s.run(2).results[0].worst_ratio, inf);
   EXPECT_THROW(s.run(3), StoreError);
 }
@@ -292,8 +302,8 @@ TEST_F(Stores, WhatIsNoStoreIsRefusedAndLeftAlone) {
     s.append(run_of({result("a", 0.5, 2)}));
   }
   sql("runs.db", "PRAGMA user_version = 99");
-  EXPECT_THAT(refusal(file()), HasSubstr("has schema 99, this program knows up to 2"));
-  sql("runs.db", "PRAGMA user_version = 2");
+  EXPECT_THAT(refusal(file()), HasSubstr("has schema 99, this program knows up to 3"));
+  sql("runs.db", "PRAGMA user_version = 3");
   EXPECT_EQ(Store(file()).runs().size(), 1u);
   // Overwrites a page that holds rows.
   {
@@ -324,7 +334,7 @@ TEST_F(Stores, AnOlderSchemaIsBroughtUpToDateAndKeepsItsRuns) {
     EXPECT_FALSE(passed.compared) << "nobody had counted";
     EXPECT_EQ(s.append(run_of({result("a", 0.5, 2)})), 3);
   }
-  EXPECT_EQ(schema(), 2);
+  EXPECT_EQ(schema(), 3);
   EXPECT_EQ(Store(file()).run(3).results.at(0).compared, 35);
 }
 
@@ -343,7 +353,7 @@ TEST_F(Stores, SeveralOpenAnOlderSchemaAtATime) {
     threads.emplace_back(
         [&, k] { Store(file()).append(run_of({result("case " + std::to_string(k), 0.5, 2)})); });
   for (std::thread& t : threads) t.join();
-  EXPECT_EQ(schema(), 2);
+  EXPECT_EQ(schema(), 3);
   EXPECT_EQ(Store(file()).runs().size(), 10u);
 }
 

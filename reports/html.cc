@@ -1,7 +1,11 @@
 #include "reports/html.h"
 
-#include <map>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
 #include <string_view>
+#include <unordered_map>
 #include <utility>
 
 namespace assay {
@@ -55,23 +59,89 @@ std::string html_report(const Run& run, const PageSections& sections) {
   return filled(report_page, page);
 }
 
-std::string html_dashboard(const std::vector<StoredRun>& runs, const std::string& generated) {
-  // Names, reasons and commands repeat in every run. Each text is stored once, and numbers take its
-  // places.
-  Json strings = Json::array(), short_runs = to_json(runs);
-  std::map<std::string, std::size_t> number_of;
-  for (Json& run : short_runs)
-    for (Json& result : run["results"])
-      for (const char* field : {"name", "reason", "reproduce"}) {
-        if (!result.contains(field) || !result[field].is_string()) continue;
-        const auto [at, made] =
-            number_of.try_emplace(result[field].get<std::string>(), number_of.size());
-        if (made) strings.push_back(at->first);
-        result[field] = at->second;
+namespace {
+
+// The number with four digits, which a picture cannot tell from all of them. Next to a bound all
+// digits stay.
+Json shortened(double x) {
+  if (!std::isfinite(x) || std::fabs(x - 1) < 1e-3) return to_json(x);
+  return std::stod(fmt::format("{:.4g}", x));
+}
+
+// Values that repeat in run after run stand in a list once, and their number takes their place.
+class Once {
+ public:
+  std::size_t number(Json value) {
+    const auto [at, made] = number_of_.try_emplace(
+        value.dump(-1, ' ', false, Json::error_handler_t::replace), all_.size());
+    if (made) all_.push_back(std::move(value));
+    return at->second;
+  }
+  Json take() { return std::move(all_); }
+
+ private:
+  Json all_ = Json::array();
+  std::unordered_map<std::string, std::size_t> number_of_;
+};
+
+// A run of the page has its results by columns. What `reports/web/src/rows.mjs` reads.
+class Columns {
+ public:
+  Json of(const StoredRun& run) {
+    Json kinds = Json::array();
+    for (const StoredResult& r : run.results) {
+      Json texts = Json::array();
+      for (const auto* text : {&r.dtype, &r.outcome, &r.reason, &r.reproduce, &r.worst_output})
+        texts.push_back(to_json(*text));
+      texts.insert(texts.begin(), r.name);
+      texts.push_back(to_json(r.compared));
+      kinds.push_back(kinds_.number(std::move(texts)));
+    }
+    StoredRun without = run;
+    without.results.clear();
+    Json page = to_json(without);
+    page.erase("results");
+    page["kinds"] = columns_.number(std::move(kinds));
+    for (const auto& [name, field] : numbers)
+      if (std::ranges::any_of(run.results,
+                              [&](const StoredResult& r) { return (r.*field).has_value(); })) {
+        Json values = Json::array();
+        for (const StoredResult& r : run.results)
+          values.push_back((r.*field) ? shortened(*(r.*field)) : Json());
+        page[name] = columns_.number(std::move(values));
       }
-  return filled(
-      dashboard_page,
-      {{"generated", generated}, {"strings", std::move(strings)}, {"runs", std::move(short_runs)}});
+    if (std::ranges::any_of(run.results,
+                            [](const StoredResult& r) { return !r.counters.is_null(); })) {
+      page["counters"] = Json::array();
+      for (const StoredResult& r : run.results) page["counters"].push_back(r.counters);
+    }
+    return page;
+  }
+  Json kinds() { return kinds_.take(); }
+  Json columns() { return columns_.take(); }
+
+ private:
+  static constexpr std::pair<const char*, std::optional<double> StoredResult::*> numbers[] = {
+      {"worst_ratio", &StoredResult::worst_ratio},
+      {"evidence", &StoredResult::evidence},
+      {"bias", &StoredResult::bias},
+      {"slope", &StoredResult::slope},
+      {"seconds", &StoredResult::seconds},
+      {"judge_seconds", &StoredResult::judge_seconds}};
+  Once kinds_, columns_;
+};
+
+}  // namespace
+
+std::string html_dashboard(const Store& store, const Alarms& alarms, const std::string& generated) {
+  Columns columns;
+  Json runs = Json::array();
+  for (const RunEntry& run : store.runs()) runs.push_back(columns.of(store.run(run.id)));
+  return filled(dashboard_page, {{"generated", generated},
+                                 {"kinds", columns.kinds()},
+                                 {"columns", columns.columns()},
+                                 {"alarms", to_json(alarms)},
+                                 {"runs", std::move(runs)}});
 }
 
 }  // namespace assay

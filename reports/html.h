@@ -3,12 +3,12 @@
 
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "harness/results/faults_score.h"
 #include "harness/results/fuzz_summary.h"
 #include "harness/results/run.h"
-#include "reports/stored_run.h"
+#include "reports/alarms.h"
+#include "reports/store.h"
 
 namespace assay {
 
@@ -23,7 +23,8 @@ struct PageSections {
 // the machine, and the given sections. The page of a run without results has only the sections.
 std::string html_report(const Run& run, const PageSections& sections = {});
 
-// The runs of a store as one page: accuracy and speed over time, down to the history of one case.
-std::string html_dashboard(const std::vector<StoredRun>& runs, const std::string& generated);
+// The runs of a store as one page: accuracy and speed over time, down to the history of one case,
+// with the change points that were found.
+std::string html_dashboard(const Store& store, const Alarms& alarms, const std::string& generated);
 
 }  // namespace assay

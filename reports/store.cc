@@ -59,6 +59,8 @@ CREATE INDEX result_name ON result(name);
 )",
     // A pass tells as much as was compared. For earlier runs that number is not known.
     "ALTER TABLE result ADD COLUMN compared INTEGER",
+    // The largest s over its limit. Earlier runs kept only whether it was beyond.
+    "ALTER TABLE result ADD COLUMN evidence REAL",
 };
 constexpr int newest = static_cast<int>(std::size(migrations));
 
@@ -69,7 +71,7 @@ struct SqliteError : std::runtime_error {
   const int code;  // a primary result code
 };
 
-// Does the work, and gives an error of SQLite the name of the file.
+// Does the work, and gives an error of SQLite or of what a row holds the name of the file.
 template <class Work>
 auto naming(const std::string& path, const Work& work) {
   try {
@@ -79,6 +81,8 @@ auto naming(const std::string& path, const Work& work) {
     if (e.code == SQLITE_FULL || e.code == SQLITE_IOERR || e.code == SQLITE_NOMEM)
       throw StoreFailure(what);
     throw StoreError(what);
+  } catch (const SchemaError& e) {
+    throw StoreError(fmt::format("{}: is damaged: {}", path, e.what()));
   }
 }
 
@@ -123,16 +127,22 @@ class Statement {
     if (code != SQLITE_ROW && code != SQLITE_DONE) throw SqliteError(db_);
     return code == SQLITE_ROW;
   }
+  bool is_null(int column) const { return sqlite3_column_type(s_, column) == SQLITE_NULL; }
   std::int64_t integer(int column) const { return sqlite3_column_int64(s_, column); }
   std::string text(int column) const {
     const auto* p = reinterpret_cast<const char*>(sqlite3_column_text(s_, column));
     return p ? std::string(p, usize(sqlite3_column_bytes(s_, column))) : "";
   }
-  Json json(int column) const {
+  // Valid until the next step.
+  std::string_view view(int column) const {
+    const auto* p = reinterpret_cast<const char*>(sqlite3_column_text(s_, column));
+    return p ? std::string_view(p, usize(sqlite3_column_bytes(s_, column))) : "";
+  }
+  // What is infinite or no number is stored as a text.
+  std::optional<double> number(int column) const {
     switch (sqlite3_column_type(s_, column)) {
-      case SQLITE_NULL: return nullptr;
-      case SQLITE_TEXT: return text(column);
-      case SQLITE_INTEGER: return integer(column);
+      case SQLITE_NULL: return std::nullopt;
+      case SQLITE_TEXT: return schema::read_number(text(column), "result");
       default: return sqlite3_column_double(s_, column);
     }
   }
@@ -164,6 +174,8 @@ StoredResult kept(const CaseResult& r) {
     k.bias = r.verdict.mean_ratio;
     k.slope = r.verdict.slope_t;
   }
+  for (const auto& [output, row] : r.verdict.evidence.rows)
+    if (row.limit > 0) k.evidence = std::max(k.evidence.value_or(0), row.s / row.limit);
   if (r.seconds != Seconds()) {
     k.seconds = r.seconds.candidate;
     k.judge_seconds = r.seconds.judge;
@@ -220,6 +232,30 @@ const std::vector<const char*>& result_columns() {
   }();
   return columns;
 }
+
+// Reads the columns of a row into the fields that they are named for, without a document between.
+class RowReader {
+ public:
+  explicit RowReader(const Statement& row) : row_(row) {}
+  void operator()(const char*, std::string& value) { value = row_.text(column_++); }
+  void optional(const char*, std::optional<std::string>& value) {
+    if (!row_.is_null(column_)) value = row_.text(column_);
+    ++column_;
+  }
+  void optional(const char*, std::optional<double>& value) { value = row_.number(column_++); }
+  void optional(const char*, std::optional<std::int64_t>& value) {
+    if (!row_.is_null(column_)) value = row_.integer(column_);
+    ++column_;
+  }
+  void unless(const char* name, Json& value, const Json&) {
+    if (!row_.is_null(column_)) value = parse_json(row_.text(column_), name);
+    ++column_;
+  }
+
+ private:
+  const Statement& row_;
+  int column_ = 0;
+};
 
 }  // namespace
 
@@ -508,21 +544,23 @@ std::vector<RunEntry> Store::runs() const {
   return naming(path_, [&] {
     std::vector<RunEntry> all;
     Statement s(db_.get(),
-                "SELECT id, kind, started, title, candidate, commit_id, sentence, (SELECT count(*) "
-                "FROM result WHERE run = id) FROM run ORDER BY id");
+                "SELECT id, kind, started, title, candidate, commit_id, sentence, machine, "
+                "(SELECT count(*) FROM result WHERE run = id) FROM run ORDER BY id");
     while (s.step())
       all.push_back({s.integer(0), s.text(1), s.text(2), s.text(3), s.text(4), s.text(5), s.text(6),
-                     s.integer(7)});
+                     parse_json(s.text(7), "machine"), s.integer(8)});
     return all;
   });
 }
 
 StoredRun Store::run(std::int64_t id) const {
-  try {
-    return naming(path_, [&] { return read_run(id); });
-  } catch (const SchemaError& e) {
-    fail(fmt::format("run {} is damaged: {}", id, e.what()));
-  }
+  return naming(path_, [&] {
+    try {
+      return read_run(id);
+    } catch (const SchemaError& e) {
+      fail(fmt::format("run {} is damaged: {}", id, e.what()));
+    }
+  });
 }
 
 StoredRun Store::read_run(std::int64_t id) const {
@@ -536,22 +574,32 @@ StoredRun Store::read_run(std::int64_t id) const {
                 s.text(3), s.integer(4),
                 s.text(5), parse_json(s.text(6), "machine"),
                 s.text(7), {}};
-  const auto& columns = result_columns();
-  const std::string select =
-      fmt::format("SELECT {} FROM result WHERE run = ? ORDER BY number", fmt::join(columns, ", "));
+  const std::string select = fmt::format("SELECT {} FROM result WHERE run = ? ORDER BY number",
+                                         fmt::join(result_columns(), ", "));
   Statement r(db_.get(), select.c_str());
   r.bind(id);
   while (r.step()) {
-    Json row = Json::object();
-    for (std::size_t k = 0; k < columns.size(); ++k) {
-      Json value = r.json(static_cast<int>(k));
-      if (value.is_null()) continue;
-      const bool json = std::string_view(columns[k]) == "counters" && value.is_string();
-      row[columns[k]] = json ? parse_json(value.get<std::string>(), "counters") : std::move(value);
-    }
-    run.results.push_back(from_json<StoredResult>(row, "result"));
+    RowReader fields(r);
+    describe_fields(fields, run.results.emplace_back());
   }
   return run;
+}
+
+void Store::each_result(const std::function<void(const StoredValues&)>& take) const {
+  naming(path_, [&] {
+    Statement s(
+        db_.get(),
+        "SELECT run, name, worst_ratio, evidence, seconds FROM result ORDER BY run, number");
+    while (s.step()) take({s.integer(0), s.view(1), s.number(2), s.number(3), s.number(4)});
+  });
+}
+
+std::string Store::reproduce(std::int64_t run, const std::string& name) const {
+  return naming(path_, [&] {
+    Statement s(db_.get(), "SELECT reproduce FROM result WHERE run = ? AND name = ?");
+    s.bind(run).bind(name);
+    return s.step() ? s.text(0) : "";
+  });
 }
 
 void Store::export_lines(std::ostream& out) const {

@@ -3,10 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <iosfwd>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "harness/results/bench_run.h"
@@ -35,7 +38,15 @@ StoredRun stored(const Run& run);
 struct RunEntry {
   std::int64_t id = 0;
   std::string kind, started, title, candidate, commit, sentence;
+  Json machine;
   std::int64_t results = 0;
+};
+
+// What is measured over time of a result. A number may be infinite or NaN.
+struct StoredValues {
+  std::int64_t run = 0;
+  std::string_view name;  // until the next result is read
+  std::optional<double> worst_ratio, evidence, seconds;
 };
 
 // A store survives kill -9: a run is in it as a whole or not at all (one transaction in a
@@ -65,6 +76,11 @@ class Store {
   std::vector<RunEntry> runs() const;
   // The run, with the fields that a store keeps. Throws StoreError if there is no such run.
   StoredRun run(std::int64_t id) const;
+
+  // Reads what is measured of all results, run by run, without the rest.
+  void each_result(const std::function<void(const StoredValues&)>& take) const;
+  // The command that runs this result again; empty if none is known.
+  std::string reproduce(std::int64_t run, const std::string& name) const;
 
   // Writes one run a line.
   void export_lines(std::ostream& out) const;

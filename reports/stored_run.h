@@ -16,6 +16,7 @@ struct StoredResult {
   std::optional<std::string> worst_output;
   std::optional<double> worst_ratio;  // the largest error/bound
   std::optional<double> bias, slope;
+  std::optional<double> evidence;  // the largest s over its limit
   std::optional<double> seconds, judge_seconds;
   std::optional<std::int64_t> compared;  // the number of elements
   Json counters;                         // fields that only one kind of run has; null: none
@@ -50,6 +51,7 @@ void describe_fields(Fields& fields, Value& r) {
   fields.optional("judge_seconds", r.judge_seconds);
   fields.unless("counters", r.counters, Json());
   fields.optional("compared", r.compared);
+  fields.optional("evidence", r.evidence);
 }
 
 template <class Fields, Described<StoredRun> Value>

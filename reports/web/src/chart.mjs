@@ -92,7 +92,6 @@ export function figure({
         list.hidden = !show;
         picture.hidden = show;
         button.setAttribute('aria-pressed', String(show));
-        if (!show) draw();
       },
     },
     'Table',
@@ -182,7 +181,11 @@ export function figure({
       new ResizeObserver(() => {
         if (box.clientWidth !== drawn) draw();
       }).observe(box);
-      addEventListener('schemechange', draw);
+      // Behind its table a picture has no width. It is drawn again when it has one.
+      addEventListener('schemechange', () => {
+        drawn = 0;
+        draw();
+      });
     },
     reserve,
   );

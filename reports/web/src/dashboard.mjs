@@ -36,29 +36,28 @@ import {
   start,
   table,
 } from './page.mjs';
+import { resultsOf } from './rows.mjs';
 
 const main = document.querySelector('main');
 let runs = [],
+  alarms = [],
   generated,
   byId = new Map();
 
 function read() {
   const store = data();
   generated = store.generated;
-  // The texts of a store repeat from run to run. The program that fills the page may list each text
-  // once in `strings` and write its number instead.
-  if (store.strings)
-    for (const run of store.runs)
-      for (const r of run.results)
-        for (const k of ['name', 'reason', 'reproduce'])
-          if (typeof r[k] === 'number') r[k] = store.strings[r[k]];
   runs = (store.runs ?? []).map((run) => ({
     ...run,
-    results: run.results ?? [],
+    results: resultsOf(run, store),
     where: machineName(run.machine ?? {}),
   }));
   runs.sort((a, b) => (a.started < b.started ? -1 : a.started > b.started ? 1 : a.id - b.id));
   byId = new Map(runs.map((r) => [String(r.id), r]));
+  alarms = [
+    ...(store.alarms?.alarms ?? []).map((a) => ({ ...a, worse: true })),
+    ...(store.alarms?.better ?? []),
+  ].sort((a, b) => b.first_after.run - a.first_after.run);
 }
 
 // Times can be compared only for one machine, compiler and set of flags.
@@ -78,7 +77,10 @@ const short = (commit) => String(commit ?? '').slice(0, 12);
 
 function median(values) {
   if (values.length === 0) return undefined;
-  const sorted = [...values].sort((a, b) => rank(a) - rank(b)),
+  // An array of numbers sorts much faster than by a function; a run may have a thousand cases.
+  const sorted = values.every((v) => typeof v === 'number')
+      ? Float64Array.from(values).sort()
+      : [...values].sort((a, b) => rank(a) - rank(b)),
     half = sorted.length >> 1;
   return sorted.length % 2 || typeof sorted[half] !== 'number'
     ? sorted[half]
@@ -124,9 +126,33 @@ function places(of, along) {
 
 const most = 12;
 
+// Lines at the places where levels changed, with how many did for the worse or the better. They
+// stand at the first run of the new level.
+function changeLines(changes, at, used) {
+  const counts = new Map();
+  for (const a of changes) {
+    const place = used.findIndex((i) => at[i].runs.some((r) => r.id === a.first_after.run));
+    if (place < 0) continue;
+    const n = counts.get(place) ?? { worse: 0, better: 0 };
+    (n[a.worse ? 'worse' : 'better']++, counts.set(place, n));
+  }
+  return [...counts].map(([xAxis, { worse, better }]) => ({
+    xAxis,
+    lineStyle: { color: colour(worse ? 'bad' : 'good'), type: 'dashed', width: 1.5 },
+    label: {
+      formatter: [worse && `▲${count(worse)}`, better && `▼${count(better)}`]
+        .filter(Boolean)
+        .join(' '),
+      position: 'insideEndTop',
+      rotate: 0,
+      color: colour(worse ? 'bad' : 'good'),
+    },
+  }));
+}
+
 // series: {name, values: by place, dashed}. Values are drawn through axis.place, and axis.show
-// prints them.
-function overTime({ title, note, at, series, axis, bound, state = {} }) {
+// prints them. changes: the change points to mark.
+function overTime({ title, note, at, series, axis, bound, changes = [], state = {} }) {
   const used = at.map((_, i) => i).filter((i) => series.some((s) => has(s.values[i])));
   if (used.length === 0) return null;
   const groups = [...new Set(series.map((s) => s.group ?? s.name))],
@@ -195,7 +221,8 @@ function overTime({ title, note, at, series, axis, bound, state = {} }) {
             showSymbol: used.length <= 120,
             lineStyle: { width: 2, type: s.dashed ? 'dashed' : 'solid' },
             data: used.map((i) => (has(s.values[i]) ? axis.place(s.values[i]) : null)),
-            markLine: bound && k === 0 ? boundLine() : undefined,
+            sampling: used.length > 400 ? 'lttb' : undefined,
+            markLine: k === 0 ? markLines(bound, changeLines(changes, at, used)) : undefined,
           };
         }),
       };
@@ -221,6 +248,11 @@ function overTime({ title, note, at, series, axis, bound, state = {} }) {
         ),
       ),
   });
+}
+
+function markLines(bound, lines) {
+  const marks = boundLine();
+  return { ...marks, data: [...(bound ? marks.data : []), ...lines] };
 }
 
 const ratios = {
@@ -275,7 +307,17 @@ function machineNames(of) {
         ? run.where
         : names.get(run.where);
 }
-const seriesName = (machine) => (r, run) => join(run.candidate, r.dtype, machine(run));
+// A store has a million results and few names of series, so a name is made once for a run.
+function seriesName(machine) {
+  const made = new Map();
+  return (r, run) => {
+    let of = made.get(run);
+    if (!of) made.set(run, (of = new Map()));
+    let name = of.get(r.dtype);
+    if (name === undefined) of.set(r.dtype, (name = join(run.candidate, r.dtype, machine(run))));
+    return name;
+  };
+}
 
 function accuracy(view) {
   const at = places(
@@ -303,6 +345,7 @@ function accuracy(view) {
     series,
     axis: ratios,
     bound: true,
+    changes: view.changes.filter((a) => a.measure === 'accuracy'),
     state: view.state,
   });
 }
@@ -364,7 +407,8 @@ function speed(view) {
       ),
     ),
   );
-  const show = counter === null ? seconds : real;
+  const show = counter === null ? seconds : real,
+    changes = counter === null ? view.changes.filter((a) => a.measure === 'time') : [];
   const few = new Set();
   for (const run of at.flatMap((p) => p.runs))
     for (const r of run.results)
@@ -382,31 +426,33 @@ function speed(view) {
         at,
         series,
         axis: linear(counter ?? 'time', show, { min: 0 }),
+        changes,
         state: view.state,
       }),
     ];
   }
   // With many names, each is shown relative to its own first value, and the picture has the
   // geometric mean of these. So a run with other cases does not make the line jump.
-  const first = new Map(),
+  const firsts = new Map(),
     group = seriesName(view.machine),
     groups = new Map();
   at.forEach((place, i) => {
-    for (const run of place.runs)
+    for (const run of place.runs) {
+      const of = join(run.candidate, view.machine(run));
+      if (!firsts.has(of)) firsts.set(of, new Map());
+      const first = firsts.get(of);
       for (const r of run.results) {
         const v = view.keep(r, run) ? value(r) : null;
         if (!(v > 0)) continue;
-        const key = one(r, run);
-        if (!first.has(key)) first.set(key, v);
+        const before = first.get(r.name);
+        if (before === undefined) first.set(r.name, v);
         const k = group(r, run);
-        if (!groups.has(k))
-          groups.set(
-            k,
-            at.map(() => [0, 0]),
-          );
-        const sum = groups.get(k)[i];
-        ((sum[0] += Math.log(v / first.get(key))), sum[1]++);
+        let sums = groups.get(k);
+        if (!sums) groups.set(k, (sums = at.map(() => [0, 0])));
+        sums[i][0] += Math.log(v / (before ?? v));
+        sums[i][1]++;
       }
+    }
   });
   const series = [...groups].map(([name, sums]) => ({
     name,
@@ -420,6 +466,7 @@ function speed(view) {
       at,
       series,
       axis: linear('ratio to the first', real, { scale: true }),
+      changes,
       state: view.state,
     }),
   ];
@@ -618,7 +665,17 @@ function sum(run) {
 }
 const verdict = (run) => el('span', { class: sum(run).kind || null }, sum(run).words);
 
-const filters = ['candidate', 'dtype', 'machine', 'kind', 'filter', 'along', 'measure', 'sort'];
+const filters = [
+  'candidate',
+  'dtype',
+  'machine',
+  'kind',
+  'filter',
+  'along',
+  'measure',
+  'sort',
+  'changes',
+];
 const only = (state, names) =>
   Object.fromEntries(names.filter((n) => has(state[n])).map((n) => [n, state[n]]));
 
@@ -637,7 +694,13 @@ function overview(state) {
       (!has(state.kind) || r.kind === state.kind),
   );
   const keep = (r) => (!has(state.dtype) || r.dtype === state.dtype) && keepName(r.name);
-  const view = { state: only(state, filters), runs: chosen, keep, machine: machineNames(chosen) };
+  const view = {
+    state: only(state, filters),
+    runs: chosen,
+    keep,
+    machine: machineNames(chosen),
+    changes: changesOf(chosen, has(state.dtype) || has(state.filter) ? keep : null),
+  };
   const set = (change, options) => go({ ...only(address(), filters), ...change }, options);
   const rows = chosen.filter(
     (run) => !(has(state.dtype) || has(state.filter)) || run.results.some((r) => keep(r)),
@@ -677,6 +740,7 @@ function overview(state) {
       : pictures.length === 0
         ? el('p', { class: 'empty' }, 'Nothing fits the filters.')
         : pictures,
+    changeTable(view.changes, view.state),
     el('h2', {}, 'Runs'),
     sortable({
       label: 'Runs',
@@ -753,6 +817,107 @@ function overview(state) {
           class: 'machine',
           value: (r) => r.where,
           cell: (r) => r.where,
+        },
+      ],
+    }),
+  ];
+}
+
+// The change points of these runs. With a filter, those of the cases that it keeps.
+function changesOf(of, keep) {
+  if (alarms.length === 0) return [];
+  const ids = new Set(of.map((run) => run.id)),
+    names = keep && new Set();
+  if (keep) for (const run of of) for (const r of run.results) if (keep(r)) names.add(r.name);
+  return alarms.filter((a) => ids.has(a.first_after.run) && (!names || names.has(a.name)));
+}
+
+const measureWords = { accuracy: 'error / bound', evidence: 's / limit', time: 'time' };
+function changeTable(changes, state) {
+  if (changes.length === 0) return [];
+  const run = ({ run: id, commit, started }) => [
+    el('a', { href: link({ ...state, sort: '', run: id }), title: date({ started }) }, `${id}`),
+    ' ',
+    el('code', { class: 'commit' }, short(commit)),
+  ];
+  const levelText = (a, v) => (has(a.name) && a.measure === 'time' ? seconds(v) : real(v));
+  const worse = changes.filter((a) => a.worse).length;
+  return [
+    el('h2', {}, 'Change points'),
+    el(
+      'p',
+      { class: 'note' },
+      `${plural(worse, 'change')} for the worse, ${count(changes.length - worse)} for the better; the newest first. The level of a suite is the mean of its cases, relative to its first run.`,
+    ),
+    sortable({
+      label: 'Change points',
+      rows: changes,
+      sort: state.changes,
+      onsort: (changed) => go({ ...address(), changes: changed }),
+      limit: 20,
+      empty: '',
+      columns: [
+        {
+          key: 'change',
+          title: 'change',
+          number: true,
+          value: (a) => a.ratio,
+          cell: (a) =>
+            el(
+              'span',
+              { class: a.worse ? 'bad' : 'good' },
+              `${a.worse ? '▲' : '▼'} × ${real(a.ratio)}`,
+            ),
+        },
+        {
+          key: 'of',
+          title: 'of',
+          class: 'when',
+          value: (a) => a.measure,
+          cell: (a) => measureWords[a.measure] ?? a.measure,
+        },
+        {
+          key: 'level',
+          title: 'before → after',
+          class: 'when',
+          value: (a) => a.after,
+          cell: (a) => `${levelText(a, a.before)} → ${levelText(a, a.after)}`,
+        },
+        {
+          key: 'last',
+          title: 'last run before',
+          class: 'when',
+          value: (a) => a.last_before.run,
+          cell: (a) => run(a.last_before),
+        },
+        {
+          key: 'first',
+          title: 'first run after',
+          class: 'when',
+          value: (a) => a.first_after.run,
+          cell: (a) => run(a.first_after),
+        },
+        {
+          key: 'sure',
+          title: 'found',
+          class: 'when',
+          value: (a) => (a.certain ? a.first_after.run : a.found.run),
+          cell: (a) => (a.certain ? 'at once' : `in run ${a.found.run}`),
+        },
+        { key: 'by', title: 'candidate', value: (a) => a.candidate, cell: (a) => a.candidate },
+        {
+          key: 'case',
+          title: 'suite or case',
+          class: 'caseline',
+          value: (a) => a.name ?? '',
+          cell: (a) =>
+            has(a.name)
+              ? el(
+                  'a',
+                  { href: link({ ...state, sort: '', run: a.first_after.run, case: a.name }) },
+                  el('code', { title: a.name }, a.name),
+                )
+              : `all of ${a.suite}`,
         },
       ],
     }),
@@ -974,6 +1139,7 @@ function caseView(state, run, name) {
       values: values.map((v) => v.at(-1) ?? null),
     }));
   const kept = { ...only(state, filters), sort: '', case: name };
+  const changes = changesOf(of, (x) => x.name === name);
   const counters = unique(
     history.flatMap((h) =>
       Object.entries(h.result.counters ?? {})
@@ -1014,6 +1180,7 @@ function caseView(state, run, name) {
       series: lines((x) => x.worst_ratio),
       axis: ratios,
       bound: true,
+      changes: changes.filter((a) => a.measure === 'accuracy'),
       state: kept,
     }),
     overTime({
@@ -1022,6 +1189,7 @@ function caseView(state, run, name) {
       at,
       series: lines((x) => (typeof x.seconds === 'number' ? x.seconds : null)),
       axis: linear('time', seconds, { min: 0 }),
+      changes: changes.filter((a) => a.measure === 'time'),
       state: kept,
     }),
     counters.map((c) =>
@@ -1034,6 +1202,7 @@ function caseView(state, run, name) {
         state: kept,
       }),
     ),
+    changeTable(changes, only(state, filters)),
     el('h3', {}, 'Runs of it'),
     scroller(
       'Runs of it',

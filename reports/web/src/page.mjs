@@ -35,8 +35,16 @@ export function real(x, digits = 3) {
 }
 
 export const exact = (x) => real(x, 9);
+// The formats of the browser take longer to load than a page takes to draw, and most counts are
+// small.
 export const count = (x) =>
-  typeof x === 'number' ? x.toLocaleString('en-US') : has(x) ? String(x) : '';
+  typeof x !== 'number'
+    ? has(x)
+      ? String(x)
+      : ''
+    : Number.isInteger(x) && Math.abs(x) < 1000
+      ? String(x)
+      : x.toLocaleString('en-US');
 export const percent = (part, whole) =>
   whole ? `${(Math.floor((1000 * part) / whole) / 10).toFixed(1)} %` : '';
 

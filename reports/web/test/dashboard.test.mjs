@@ -428,21 +428,154 @@ test('a run that did not pass as a whole is not shown as good', async () => {
   }
 });
 
-test('texts of a store may be listed once', async () => {
-  const data = structuredClone(store),
-    strings = [];
-  for (const r of data.runs)
-    for (const x of r.results)
-      for (const k of ['name', 'reason', 'reproduce'])
-        if (x[k] !== undefined) (strings.push(x[k]), (x[k] = strings.length - 1));
-  const page = await open(
-    { ...data, strings },
-    { hash: `#run=${failed.id}&case=${encodeURIComponent(lost.name)}` },
+// The data as the program writes them: texts and columns that repeat are listed once.
+function byColumns({ runs, ...rest }) {
+  const kinds = [],
+    columns = [],
+    once = (list, value) => {
+      const text = JSON.stringify(value),
+        known = list.findIndex((x) => JSON.stringify(x) === text);
+      return known < 0 ? list.push(value) - 1 : known;
+    };
+  const texts = ['name', 'dtype', 'outcome', 'reason', 'reproduce', 'worst_output', 'compared'],
+    numbers = ['worst_ratio', 'evidence', 'bias', 'slope', 'seconds', 'judge_seconds'];
+  const short = runs.map(({ results, ...run }) => {
+    run.kinds = once(
+      columns,
+      results.map((r) =>
+        once(
+          kinds,
+          texts.map((t) => r[t] ?? null),
+        ),
+      ),
+    );
+    for (const n of numbers)
+      if (results.some((r) => r[n] !== undefined))
+        run[n] = once(
+          columns,
+          results.map((r) => r[n] ?? null),
+        );
+    if (results.some((r) => r.counters)) run.counters = results.map((r) => r.counters ?? null);
+    return run;
+  });
+  return { ...rest, kinds, columns, runs: short };
+}
+
+test('results by columns show what the same results as objects show', async () => {
+  for (const at of [
+    '',
+    `#run=${failed.id}`,
+    `#run=${failed.id}&case=${encodeURIComponent(lost.name)}`,
+    `#run=${store.runs.find((r) => r.kind === 'fuzz').id}`,
+    `#run=${store.runs.find((r) => r.kind === 'benchmark').id}`,
+  ]) {
+    const shown = [];
+    for (const data of [store, byColumns(store)]) {
+      const page = await open(data, { hash: at });
+      for (const button of await page.$$('.toggle')) await button.click();
+      shown.push(await text(page, 'main'));
+      await page.finish();
+    }
+    assert.equal(shown[1], shown[0]);
+    if (at.includes('case'))
+      for (const part of [lost.reason, lost.reproduce]) assert.ok(shown[1].includes(part));
+  }
+});
+
+// A change point of a case for the worse, and one of the suite for the better.
+const changeOf = (more) => ({
+  measure: 'accuracy',
+  suite: 'standard',
+  candidate: 'host',
+  machine: 'AMD EPYC',
+  before: 0.2,
+  after: 0.4,
+  ratio: 2,
+  last_before: { run: 1, started: run(1).started, commit: run(1).commit },
+  first_after: { run: failed.id, started: failed.started, commit: failed.commit },
+  found: { run: failed.id, started: failed.started, commit: failed.commit },
+  certain: true,
+  link: '',
+  ...more,
+});
+const changed = {
+  ...store,
+  alarms: {
+    alarms: [changeOf({ name: lost.name })],
+    better: [changeOf({ measure: 'time', ratio: 0.5, before: 1, after: 0.5, certain: false })],
+  },
+};
+
+test('change points are marked, listed, and lead to their runs and cases', async () => {
+  const page = await open(changed);
+  await drawAll(page);
+  const marks = (title) =>
+    figureOf(page, title).then((f) =>
+      f.$$eval('svg text', (all) => all.map((t) => t.textContent).filter((t) => /[▲▼]/.test(t))),
+    );
+  assert.deepEqual(await marks('Accuracy'), ['▲1']);
+  const headings = await texts(page, 'h2');
+  assert.deepEqual(headings, ['Change points', 'Runs']);
+  const cells = await page.$$eval('[aria-label="Change points"] tbody tr', (all) =>
+    all.map((r) => [...r.children].map((c) => c.textContent)),
   );
-  const all = await text(page, 'main');
-  for (const part of [lost.reason, lost.reproduce]) assert.ok(all.includes(part));
-  assert.equal(await hash(page), `#run=${failed.id}&case=${encodeURIComponent(lost.name)}`);
+  assert.equal(cells.length, 2);
+  const worse = cells.find((c) => c[1] === 'error / bound'),
+    better = cells.find((c) => c[1] === 'time');
+  assert.equal(worse[0], '▲ × 2');
+  assert.equal(worse[2], '0.2 → 0.4');
+  assert.ok(worse[3].includes('1') && worse[3].includes(run(1).commit.slice(0, 12)));
+  assert.ok(worse[4].includes(failed.commit.slice(0, 12)));
+  assert.equal(worse[5], 'at once');
+  assert.equal(better[0], '▼ × 0.5');
+  assert.equal(better.at(-1), 'all of standard');
+  assert.match(await text(page, 'main'), /1 change for the worse, 1 for the better/);
+  // Its own order does not disturb that of the runs.
+  await page.click('[data-sort=change]');
+  await until(page, () => /changes=-change/.test(location.hash));
+  assert.deepEqual((await rows(page)).slice(-1), ['1']);
+  await screenshot(page, 'dashboard-changes');
+  // Both runs and the case are links.
+  await page.click('[aria-label="Change points"] td:nth-child(4) a');
+  await until(page, () => /^#.*run=1$/.test(location.hash));
+  await page.goBack();
+  await until(page, () => document.querySelector('[aria-label="Change points"] .caseline a'));
+  await page.click('[aria-label="Change points"] .caseline a');
+  await until(page, () => /case=/.test(location.hash) && document.querySelector('.line code'));
+  assert.equal((await texts(page, '.line code'))[0], lost.name);
+  await drawAll(page);
+  assert.deepEqual(await marks('Error / bound'), ['▲1']);
+  assert.equal((await page.$$('[aria-label="Change points"] tbody tr')).length, 1);
   await page.finish();
+});
+
+test('filters keep the change points of what they keep', async () => {
+  const page = await open(changed, { hash: `#filter=${encodeURIComponent(lost.name)}` });
+  assert.equal((await page.$$('[aria-label="Change points"] tbody tr')).length, 1);
+  await page.finish();
+  const other = await open(changed, { hash: '#candidate=peer:torch' });
+  assert.equal((await other.$$('[aria-label="Change points"]')).length, 0);
+  await other.finish();
+});
+
+test('change points fit, can be read, and their texts stay texts', async () => {
+  const evil = fixture('runs-hostile').runs[0].title;
+  const data = structuredClone(changed);
+  for (const a of [...data.alarms.alarms, ...data.alarms.better])
+    Object.assign(a, { suite: evil, candidate: evil });
+  data.alarms.alarms[0].last_before.commit = evil;
+  for (const [scheme, width] of [
+    ['light', 1280],
+    ['dark', 360],
+  ]) {
+    const page = await open(data, { scheme, width });
+    await drawAll(page);
+    await screenshot(page, `dashboard-changes-${scheme}-${width}`);
+    await checkLayout(page);
+    await checkContrast(page);
+    await checkHarmless(page);
+    await page.finish();
+  }
 });
 
 // Runs of one day and one minute, with many dtypes.
