@@ -55,6 +55,13 @@ static assay_status supports(int32_t operation, const assay_attention* p, const 
   return ASSAY_UNSUPPORTED;
 }
 
+/* Without it a lenient arithmetic of the ladder would excuse small outputs. */
+static assay_status arithmetic(const assay_attention* p, assay_arithmetic* declared) {
+  (void)p;
+  declared->exp_ulp = declared->log_ulp = 2;
+  return ASSAY_SUCCESS;
+}
+
 static int in_sequence(const assay_attention* p, int64_t b, int64_t j) {
   return (!p->key_length_count || j < p->key_lengths[b]) &&
          (!p->key_start_count || j >= p->key_starts[b]);
@@ -172,6 +179,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   read_environment(&declared);
   assay_kernel_init(&table, "a kernel with conventions");
   table.supports = supports;
+  table.arithmetic = arithmetic;
   table.forward = forward;
   if (getenv("ASSAY_DECLARES")) table.conventions = &declared;
   if (table_version && !strcmp(table_version, "1")) {

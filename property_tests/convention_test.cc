@@ -17,6 +17,7 @@
 #include <nlohmann/json.hpp>
 
 #include "harness/judging/execute.h"
+#include "harness/judging/outputs.h"
 #include "harness/records/record.h"
 #include "problem/conventions.h"
 #include "testing/matchers.h"
@@ -138,8 +139,8 @@ const Meant meant[] = {
      "anchor=1", 1},
     {"end-of-lengths", "attention b=2 h=2 l=9x24 d=16 causal lengths=15,20",
      "anchor:end-of-lengths", "anchor=3", "anchor=2", 1},
-    {"flushes", "attention b=1 h=2 l=9x24 d=16 values=subnormal", "subnormals:flushed",
-     "subnormals=2", "subnormals=1", 0},
+    {"flushes", "attention b=1 h=1 l=4x1 d=4 poke=v:0:0:0:0=4e-40;v:0:0:0:2=-9e-39",
+     "subnormals:flushed", "subnormals=2", "subnormals=1", 0},
 };
 
 TEST_F(ConventionKernel, OursPassesUndeclaredAndDeclared) {
@@ -327,12 +328,12 @@ Verdict judged(const char* line, const Change& change, const Conventions& declar
   change(in.problem, out);
   JudgeOptions options;
   options.conventions = declared;
-  return judge_by_ladder(in.problem, out.view(), 64, options);
+  return judge(in.problem, out.view(), contract_ladder(c.dtype, 64).front(), options);
 }
 
 // cuDNN writes 0 for 4e-40 in bf16.
 TEST(Conventions, FlushedOutputsAreHeldToTheLeastNormalNumber) {
-  const char* line = "attention b=1 h=1 l=4x8 d=8 dtype=bf16 scores=equal values=subnormal";
+  const char* line = "attention b=1 h=1 l=4x1 d=4 dtype=bf16 poke=v:0:0:0:0=4e-40";
   Index written = 0;
   const auto flush_below = [&](double limit) {
     return [&written, limit](const Attention&, const Outputs& out) {

@@ -56,10 +56,10 @@ std::string test_case(const CaseResult& r, bool differs_and_fails) {
       inner = fmt::format("<system-out>suspect: {}</system-out>", reason);
       break;
     case Outcome::convention:
-      inner = fmt::format(differs_and_fails
-                              ? "<failure type=\"convention\" message=\"{0}\">{1}</failure>"
-                              : "<system-out>{0}</system-out>",
-                          reason, escape_xml(r.reproduce));
+      inner = differs_and_fails
+                  ? fmt::format("<failure type=\"convention\" message=\"{}\">{}</failure>", reason,
+                                escape_xml(r.reproduce))
+                  : fmt::format("<system-out>{}</system-out>", reason);
       break;
     case Outcome::pass: break;
   }

@@ -147,7 +147,7 @@ Relation ask_with_nan(const Conventions& conventions, const Attention& p,
                       conventions.of<MaskedNan>() == MaskedNan::ignored;
   if (!strict && !(padded && ask({nan, finite}).how != Relation::How::held)) {
     if (conventions.declares(Convention::masked_nan))
-      return Relation::not_applicable("NaN at a masked key may spread, as is declared");
+      return Relation::not_applicable("NaN at a masked key may spread by convention");
     return Relation::by_convention(fmt::format("NaN at a masked key spreads; {}", why));
   }
   found.why += fmt::format("; {}", why);
@@ -242,12 +242,23 @@ std::string wrong_late_row(const AskedForward& asked, const Outputs& out, Index 
   return {};
 }
 
+bool is_finite(const TensorView& t) {
+  bool finite = true;
+  for_each_index(t.shape, [&](Index b, Index h, Index i, Index d) {
+    finite = finite && std::isfinite(load(t, t.at(b, h, i, d)));
+  });
+  return finite;
+}
+
 // Overwrites the keys that no row of the first `rows` sees. Those rows must not change. With all
 // rows this checks padding; with the early rows it checks that the future does not leak into the
 // past, and that it reaches the rows that see it.
 Relation unseen_keys(const AskedForward& asked, Index rows, const UnseenFill& fill) {
   const ForwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
+  const bool spreads = step.conventions.of<MaskedNan>() == MaskedNan::spreads;
+  if (spreads && !(is_finite(step.in.problem.k) && is_finite(step.in.problem.v)))
+    return Relation::not_applicable("a key holds NaN or an infinity, which may spread");
   const Inputs changed(step.in);
   if (overwrite_unseen_keys(step.c, changed, step.conventions, rows, fill) == 0)
     return Relation::not_applicable("every key is seen");
