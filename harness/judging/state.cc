@@ -24,34 +24,46 @@ void change_lists(Case& c) {
   if (c.sink) *c.sink += 0.5F;
 }
 
-void halve_slopes(Inputs& in) {
-  for (float& slope : in.problem.alibi_slopes) slope /= 2;
-}
-
-}  // namespace
-
-Case with_other_contents(const Case& c) {
+Case with_other_elements(const Case& c) {
   Case other = c;
   other.seed = c.seed ^ 0x5DEECE66D;
   other.scores = Scores::normal;
   other.values = other.gradient = Values::normal;
   other.hidden = Hidden::generated;
   other.pokes.clear();
-  if (other.operation == Operation::product) {
-    other.product.weights = Weights::codes;
-    return other;
-  }
+  if (c.operation == Operation::product) other.product.weights = Weights::codes;
   if (c.keep.pattern != MaskPattern::none) other.keep.pattern = MaskPattern::random;
   if (c.bias.pattern != MaskPattern::none) other.bias.pattern = MaskPattern::normal;
-  other.scale = c.scale.value_or(default_scale(c.shape.dim)) / 2;
-  Case all = other;
-  change_lists(all);
+  return other;
+}
+
+// Whether there is such a case, and the candidate does it.
+bool is_done(const Case& c, const Candidate& candidate) {
   try {
-    check_case(all);
+    check_case(c);
+    return candidate.declines(c).empty();
   } catch (const CaseError&) {
-    return other;
+    return false;
   }
-  return all;
+}
+
+void halve_slopes(Inputs& in) {
+  for (float& slope : in.problem.alibi_slopes) slope /= 2;
+}
+
+}  // namespace
+
+Case with_other_contents(const Case& c, const Candidate& candidate) {
+  Case other = with_other_elements(c);
+  if (c.operation == Operation::product) return other;
+  for (const bool lists : {true, false})
+    for (const bool scale : {true, false}) {
+      Case tried = other;
+      if (lists) change_lists(tried);
+      if (scale) tried.scale = c.scale.value_or(default_scale(c.shape.dim)) / 2;
+      if (is_done(tried, candidate)) return tried;
+    }
+  return other;
 }
 
 std::uint64_t hash_of_line(const std::string& line) {
@@ -94,14 +106,14 @@ std::string growth_of(const std::vector<UsedMemory>& seen, int calls_between) {
 }
 
 Changed<ForwardStep>::Changed(const Asked<ForwardStep>& like)
-    : c(with_other_contents(like.step.c)),
+    : c(with_other_contents(like.step.c, like.candidate)),
       in(c, like.step.in.around),
       step{c, in, like.step.with_lse} {
   halve_slopes(in);
 }
 
 Changed<BackwardStep>::Changed(const Asked<BackwardStep>& like)
-    : c(with_other_contents(like.step.c)),
+    : c(with_other_contents(like.step.c, like.candidate)),
       in(c, like.step.in.around),
       forward(c, true, in.around),
       step{c, in, forward} {
@@ -111,6 +123,8 @@ Changed<BackwardStep>::Changed(const Asked<BackwardStep>& like)
 }
 
 Changed<ProductStep>::Changed(const Asked<ProductStep>& like)
-    : c(with_other_contents(like.step.c)), in(c, like.step.in.around), step{c, in} {}
+    : c(with_other_contents(like.step.c, like.candidate)),
+      in(c, like.step.in.around),
+      step{c, in} {}
 
 }  // namespace assay

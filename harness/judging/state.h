@@ -16,8 +16,8 @@ namespace assay {
 
 // A case of the same shapes, dtypes and layouts, so that its tensors lie at the same addresses in
 // the process of a library. All that may be called contents differs: elements, masks, lengths,
-// starts, offsets, documents, sinks, the scale.
-Case with_other_contents(const Case& c);
+// starts, offsets, documents, sinks, the scale, as far as the candidate does such a case.
+Case with_other_contents(const Case& c, const Candidate& candidate);
 
 // A number that the line determines, on any machine. It chooses which questions a case is asked.
 std::uint64_t hash_of_line(const std::string& line);
@@ -114,7 +114,7 @@ Relation first_call(const Asked<Step>& asked) {
 template <class Step>
 Relation many_calls(const Asked<Step>& asked) {
   constexpr int calls = 200, window = 50;
-  constexpr double most_work = 1 << 18;
+  constexpr double most_work = 1 << 16;
   if (multiply_adds(asked.step.c) > most_work)
     return Relation::not_applicable("the case is too large to be computed 200 times");
   const typename Step::Out out = asked.step.outputs();
@@ -143,7 +143,7 @@ template <class Step>
 Relation two_at_once(const Asked<Step>& asked) {
   if (!asked.candidate.abilities().at_once)
     return Relation::not_applicable("the candidate does not allow two calls at once");
-  constexpr double most_work = 1 << 24, work_of_all_rounds = 1 << 24;
+  constexpr double most_work = 1 << 22, work_of_all_rounds = 1 << 22;
   const double work = std::max(1.0, multiply_adds(asked.step.c));
   if (work > most_work) return Relation::not_applicable("the case is too large to be repeated");
   const int rounds = static_cast<int>(std::clamp(work_of_all_rounds / work, 4.0, 64.0));

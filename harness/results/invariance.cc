@@ -15,7 +15,8 @@ void add(Invariance& x, const std::string& line, const Relation& relation) {
   if (x.cases++ == 0) x.why.clear(), x.answer = Invariance::Answer::yes;
   if (!differs || x.answer == Invariance::Answer::no) return;
   x.answer = Invariance::Answer::no;
-  x.why = relation.why;
+  x.why =
+      relation.is_unpromised() ? relation.why.substr(Relation::unpromised.size()) : relation.why;
   x.line = line;
 }
 
