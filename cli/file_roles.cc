@@ -10,6 +10,7 @@
 #include <system_error>
 #include <vector>
 
+#include "cli/answer_files.h"
 #include "cli/exit_status.h"
 #include "harness/files.h"
 

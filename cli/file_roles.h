@@ -2,8 +2,6 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <set>
-#include <string>
 
 namespace assay {
 
@@ -23,14 +21,10 @@ CLI::Validator stored();
 CLI::Validator read_only();
 // STORE#RUN
 CLI::Validator read_run();
-// A candidate, which is a file if it is lib:PATH, python:FILE::FUNCTION or FILE::FUNCTION.
+// A candidate, which is a file if it is lib:PATH.
 CLI::Validator judged();
 // A folder of programs.
 CLI::Validator programs();
-
-// The regular files that answers of the parsed command follow from: what it reads, and the file of
-// a candidate.
-std::set<std::string> files_of_answers(const CLI::App& command);
 
 // Throws UsageError if a file that the parsed command would write is one that it also reads, or
 // that it also writes for another option. What counts is the file, however its path is spelt.

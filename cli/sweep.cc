@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "cli/commands.h"
+#include "cli/answer_files.h"
 #include "cli/exit_status.h"
 #include "cli/file_roles.h"
 #include "cli/machine.h"
