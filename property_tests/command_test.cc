@@ -166,6 +166,49 @@ TEST_F(Command, RunsGoToOtherPrograms) {
   EXPECT_THAT(read_too.output, HasSubstr("would overwrite a file of STORE="));
 }
 
+// The exit status of an alarm is 1, and everything that says how alarms are told is checked first.
+TEST_F(Command, AStoreRaisesAlarms) {
+  std::ofstream lines(file("lines"));
+  for (int n = 0; n < 12; ++n)
+    lines << nlohmann::json{{"kind", "check"},
+                            {"started", "2026-01-" + std::to_string(10 + n) + "T00:00:00Z"},
+                            {"title", "tiny"},
+                            {"candidate", "host"},
+                            {"seed", 1},
+                            {"commit", "c" + std::to_string(n)},
+                            {"machine", nlohmann::json::object()},
+                            {"sentence", ""},
+                            {"results",
+                             {{{"name", "a"},
+                               {"outcome", "pass"},
+                               {"worst_ratio", n < 11 ? 0.1 : 0.2}}}}}
+                 .dump()
+          << '\n';
+  lines.close();
+  const std::string store = "store " + file("runs.db");
+  ASSERT_EQ(run(store + " --import " + file("lines")).status, 0);
+  const Ran alarm =
+      run(store + " --alarms --json " + file("json") + " --dashboard " + file("page"));
+  EXPECT_EQ(alarm.status, 1) << alarm.output;
+  EXPECT_THAT(alarm.output, HasSubstr("run 11 (2026-01-20T00:00:00Z, c10) to run 12"));
+  EXPECT_THAT(alarm.output, HasSubstr("dashboard: " + file("page") + "#run=12&case=a"));
+  EXPECT_EQ(nlohmann::json::parse(read(file("json")))["alarms"][0]["name"], "a");
+  EXPECT_THAT(read(file("page")), HasSubstr("\"first_after\":{\"commit\":\"c11\""));
+  for (const char* none : {"--alarms time", "--alarms=time,evidence", "--alarms --since 13",
+                           "--alarms --since 2026-01-22", "--alarms --accuracy-margin 200"})
+    EXPECT_EQ(run(store + " " + none).status, 0) << none;
+  for (const auto& [options, words] :
+       {std::pair{"--alarms speed", "'speed' is none of accuracy, evidence and time"},
+        {"--alarms --since 0", "--since=0: the number of a run, or a time as"},
+        {"--alarms --since 2026-13-01", "--since=2026-13-01: the number of a run"},
+        {"--since 3", "--since says how --alarms answers"},
+        {"--json x", "--json says how --alarms answers"}}) {
+    const Ran refused = run(store + " " + options);
+    EXPECT_EQ(refused.status, 2) << options << refused.output;
+    EXPECT_THAT(refused.output, HasSubstr(words));
+  }
+}
+
 // What failing cases share stands above them; failures of one cause are told once.
 TEST_F(Command, FailuresOfARunAreToldByCause) {
   std::ofstream cases(file("cases"));

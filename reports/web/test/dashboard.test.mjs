@@ -414,6 +414,47 @@ test('500 runs of 400 results cost a small multiple of reading them, and answer'
   await page.finish();
 });
 
+// As large a store as the program is measured with (docs/alarms.md).
+test('1,000 runs of 1,000 results by columns cost a small multiple of reading them', async (t) => {
+  const numbers = (scale) =>
+      Array.from({ length: 1000 }, (_, k) => Number((scale * (1 + (k % 97) / 100)).toPrecision(4))),
+    dtypes = ['f32', 'f16', 'bf16'],
+    kinds = Array.from({ length: 1000 }, (_, k) => [
+      `attention b=2 h=6/2 l=${k + 1}x${k + 53} d=40/72 dtype=${dtypes[k % 3]} causal seed=${k}`,
+      dtypes[k % 3],
+      'pass',
+      'every element is inside its bound',
+      `assay check --candidate host --case 'attention l=${k + 1}x${k + 53}'`,
+      'O',
+      1000 + k,
+    ]),
+    columns = [kinds.map((_, k) => k)];
+  const runs = Array.from({ length: 1000 }, (_, i) => ({
+    ...run(1),
+    results: undefined,
+    id: i + 1,
+    commit: `${i}`,
+    started: new Date(Date.UTC(2024, 0, 1 + i)).toISOString(),
+    kinds: 0,
+    worst_ratio: columns.push(numbers(0.1 + i / 2000)) - 1,
+    seconds: columns.push(numbers(0.001 + i / 2e6)) - 1,
+  }));
+  const page = await open({ generated: '', kinds, columns, runs });
+  await page.waitForSelector('.sortable', { timeout: 120000 });
+  const { ScriptDuration, LayoutDuration, RecalcStyleDuration } = await page.metrics(),
+    drawn = 1000 * (ScriptDuration + LayoutDuration + RecalcStyleDuration);
+  const unit = await page.evaluate(() => {
+    const t = performance.now();
+    JSON.parse(document.getElementById('data').textContent);
+    return performance.now() - t;
+  });
+  t.diagnostic(`parse ${unit.toFixed(0)} ms, drawn in ${drawn.toFixed(0)} ms`);
+  assert.ok(drawn < 60 * unit, `${drawn / unit} times the parse until it is drawn`);
+  assert.match(await text(page, '[role=status]'), /1,000 of 1,000 runs/);
+  await drawAll(page);
+  await page.finish();
+});
+
 test('a run that did not pass as a whole is not shown as good', async () => {
   const data = fixture('runs-one');
   for (const [outcome, kind, words] of [
