@@ -17,14 +17,27 @@ constexpr double search_budget = 0x1p29;
 // Fewer columns cannot tell keys apart.
 constexpr Index least_columns = 8;
 // A row is explained if no more than this part of its error is left.
-constexpr double largest_rest = 0.25;
+constexpr double largest_rest = 0.1;
 // A smaller change of a weight is rounding.
 constexpr double least_share = 0.02;
+
+// No more of a row's weight is taken to be missing: if all of it were, nothing would be left to
+// normalize, and any error would be explained.
+constexpr double largest_mass = 0.75;
+
+// What is known of the keys of a row.
+struct RowKeys {
+  Index key0 = 0;
+  RowMajor directions;         // p (O' - v), keys x Dv
+  std::vector<double> weight;  // p, also of hidden keys
+  std::vector<char> visible;
+};
 
 // Keys whose weights change by the same share: one key, or a tile of them.
 struct Part {
   Index begin = 0, end = 0;
   bool hidden = false;  // keys that the row must not see
+  double mass = 0;      // their weights
 };
 
 // O' = sum p (1 - x) v / sum p (1 - x) holds for the candidate's O' and the shares x that its
@@ -33,54 +46,54 @@ struct Part {
 // what is left, with all shares fitted again.
 class RowSearch {
  public:
-  RowSearch(const RowMajor& directions, const std::vector<char>& visible, Index key0,
-            const Eigen::VectorXd& error, double tolerance)
-      : directions_(directions), error_(error), tolerance_(tolerance) {
-    const Index n = directions.rows();
-    for (Index j = 0; j < n; ++j) add({j, j + 1, !visible[usize(j)]}, directions.row(j));
+  RowSearch(const RowKeys& keys, const Eigen::VectorXd& error, double tolerance)
+      : keys_(keys), error_(error), tolerance_(tolerance) {
+    const Index n = keys.directions.rows();
+    for (Index j = 0; j < n; ++j)
+      add({j, j + 1, !keys.visible[usize(j)], keys.weight[usize(j)]}, keys.directions.row(j));
     for (Index width = 16; width <= 512 && width < n; width *= 2)
-      for (const bool hidden : {false, true}) add_tiles(width, hidden, visible, key0);
+      for (const bool hidden : {false, true}) add_tiles(width, hidden);
   }
 
   // The shares of all keys; empty if they do not explain the error.
   std::vector<double> search() {
-    std::vector<double> shares(usize(directions_.rows()), 0);
+    std::vector<double> shares(usize(keys_.directions.rows()), 0);
     if (error_.norm() <= tolerance_) return shares;
     Eigen::VectorXd rest = error_;
     const Index most = std::clamp<Index>(error_.size() / 16, 1, 8);
-    while (std::ssize(chosen_) < most && rest.norm() > std::max(tolerance_, 0.1 * error_.norm()))
+    const double enough = std::max(tolerance_, largest_rest * error_.norm());
+    while (std::ssize(chosen_) < most && rest.norm() > enough)
       if (!choose(rest)) break;
-    if (chosen_.empty() || rest.norm() > std::max(tolerance_, largest_rest * error_.norm()))
-      return {};
+    if (rest.norm() > enough) return {};
     for (std::size_t k = 0; k < chosen_.size(); ++k) {
       const Part& part = parts_[usize(chosen_[k])];
       for (Index j = part.begin; j < part.end; ++j)
-        if (members_of(part, j)) shares[usize(j)] += fitted_(static_cast<Index>(k));
+        if (holds(part, j)) shares[usize(j)] += fitted_(static_cast<Index>(k));
     }
     return shares;
   }
 
  private:
   void add(const Part& part, const Eigen::RowVectorXd& direction) {
+    if (part.mass <= 0 || (!part.hidden && part.mass > largest_mass)) return;
     parts_.push_back(part);
     sums_.push_back(direction.transpose());
   }
 
-  // Tiles begin at multiples of their width.
-  void add_tiles(Index width, bool hidden, const std::vector<char>& visible, Index key0) {
-    hidden_ = visible;
-    for (Index begin = -(key0 % width); begin < directions_.rows(); begin += width) {
-      const Part part{std::max<Index>(begin, 0), std::min(begin + width, directions_.rows()),
-                      hidden};
-      Eigen::RowVectorXd sum = Eigen::RowVectorXd::Zero(directions_.cols());
-      Index members = 0;
-      for (Index j = part.begin; j < part.end; ++j)
-        if (visible[usize(j)] != hidden) sum += directions_.row(j), ++members;
-      if (members > 1) add(part, sum);
-    }
+  bool holds(const Part& part, Index j) const {
+    return (keys_.visible[usize(j)] == 0) == part.hidden;
   }
-  bool members_of(const Part& part, Index j) const {
-    return part.end - part.begin == 1 || hidden_[usize(j)] != part.hidden;
+
+  // Tiles begin at multiples of their width.
+  void add_tiles(Index width, bool hidden) {
+    const Index n = keys_.directions.rows();
+    for (Index begin = -(keys_.key0 % width); begin < n; begin += width) {
+      Part part{std::max<Index>(begin, 0), std::min(begin + width, n), hidden, 0};
+      Eigen::RowVectorXd sum = Eigen::RowVectorXd::Zero(error_.size());
+      for (Index j = part.begin; j < part.end; ++j)
+        if (holds(part, j)) sum += keys_.directions.row(j), part.mass += keys_.weight[usize(j)];
+      add(part, sum);
+    }
   }
 
   // A visible key lacks all of its weight or has it twice, a hidden one has it.
@@ -105,20 +118,25 @@ class RowSearch {
     for (std::size_t k = 0; k < chosen_.size(); ++k)
       all.col(static_cast<Index>(k)) = sums_[usize(chosen_[k])];
     const Eigen::VectorXd fitted = all.colPivHouseholderQr().solve(error_);
-    for (std::size_t k = 0; k < chosen_.size(); ++k)
-      if (!is_possible(parts_[usize(chosen_[k])], fitted(static_cast<Index>(k))))
-        return chosen_.pop_back(), false;
+    double missing = 0;
+    bool possible = true;
+    for (std::size_t k = 0; k < chosen_.size(); ++k) {
+      const Part& part = parts_[usize(chosen_[k])];
+      const double share = fitted(static_cast<Index>(k));
+      possible = possible && is_possible(part, share);
+      missing += part.mass * share;
+    }
+    if (!possible || missing > largest_mass) return chosen_.pop_back(), false;
     fitted_ = fitted;
     rest = error_ - all * fitted_;
     return true;
   }
 
-  const RowMajor& directions_;  // keys x Dv
+  const RowKeys& keys_;
   const Eigen::VectorXd& error_;
   const double tolerance_;
   std::vector<Part> parts_;
   std::vector<Eigen::VectorXd> sums_;
-  std::vector<char> hidden_;
   std::vector<Index> chosen_;
   Eigen::VectorXd fitted_;
 };
@@ -144,21 +162,21 @@ class HeadSearch {
     }
     if (!got.allFinite() || block.row(r).fully_masked || keys() == 0) return {};
     const Eigen::VectorXd error = (got - rows_.exact.row(r)).transpose();
-    std::vector<char> visible(usize(keys()));
-    RowMajor directions(keys(), columns);
+    RowKeys of{block.key0, RowMajor(keys(), columns), {}, {}};
     for (Index j = 0; j < keys(); ++j) {
       const std::size_t pair = block.pair(r, j);
-      visible[usize(j)] = block.visible[pair];
       const double p = block.visible[pair] ? block.weight[pair] : hidden_weight(r, j);
-      directions.row(j) = p * got;
+      of.visible.push_back(block.visible[pair]);
+      of.weight.push_back(p);
+      of.directions.row(j) = p * got;
       if (keeps_weight(p_, block.b, block.h, i, block.key0 + j))
-        directions.row(j) -= p * head_.kv->values.row(block.key0 + j).leftCols(columns);
+        of.directions.row(j) -= p * head_.kv->values.row(block.key0 + j).leftCols(columns);
     }
     const double largest = rows_.exact.row(r).cwiseAbs().maxCoeff();
     const double tolerance = row_limit_of(rows_.out_dtype, columns) *
                              floor_of_row(rows_.out_dtype, largest) *
                              std::sqrt(static_cast<double>(columns));
-    return RowSearch(directions, visible, block.key0, error, tolerance).search();
+    return RowSearch(of, error, tolerance).search();
   }
 
  private:

@@ -4,16 +4,17 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "harness/faults/fault_table.h"
 #include "harness/judging/execute.h"
-#include "harness/judging/painter.h"
 #include "harness/judging/outputs.h"
 #include "harness/results/common_causes.h"
 #include "oracle/diagnosis.h"
+#include "oracle/weight_map.h"
 #include "problem/generate.h"
 #include "problem/random.h"
 #include "testing/emulated_kernel.h"
@@ -273,11 +274,13 @@ TEST(WeightMap, RoundingHidesNoKey) {
   run_emulated(emulations(c.dtype).back(), altered, out.view());
   const Verdict v = judge_by_ladder(in.problem, out.view(), 64);
   ASSERT_EQ(v.outcome, Outcome::fail);
-  const auto weights = weights_of(in.problem, out.view(), nullptr, v, 1);
+  const std::optional<WeightMap> weights =
+      map_weights(in.problem, out.view(), contract_ladder(c.dtype, 64).front(), v, 64, 1);
   ASSERT_TRUE(weights.has_value());
-  for (const OptionalRatios& row : weights->cells) {
-    ASSERT_TRUE(row.front().has_value());
-    EXPECT_NEAR(*row.front(), 1, 0.2);
+  EXPECT_EQ(std::ssize(weights->sampled), 24);
+  for (const WeightMap::Row& row : weights->sampled) {
+    ASSERT_TRUE(row.explained) << row.index;
+    EXPECT_NEAR(row.shares.front(), 1, 0.2) << row.index;
   }
 }
 
