@@ -47,13 +47,25 @@ const char* name_of_operation(int operation) {
     case ASSAY_FORWARD: return "forward";
     case ASSAY_BACKWARD: return "backward";
     case ASSAY_DECODE: return "decode";
+    case quantize_operation: return "quantize";
+    case dequantize_operation: return "dequantize";
+    case append_operation: return "append";
     default: return "product";
   }
 }
 
 assay_dtype c_dtype(Dtype d) {
-  const auto bits = static_cast<std::uint8_t>(format(d).bits);
-  return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT), bits, 1};
+  const auto code = [d]() -> int {
+    switch (d) {
+      case Dtype::bf16: return ASSAY_BFLOAT;
+      case Dtype::f8e4m3: return ASSAY_FLOAT8_E4M3FN;
+      case Dtype::f8e5m2: return ASSAY_FLOAT8_E5M2;
+      case Dtype::f4e2m1: return ASSAY_FLOAT4_E2M1FN;
+      case Dtype::e8m0: return ASSAY_FLOAT8_E8M0FNU;
+      default: return ASSAY_FLOAT;
+    }
+  };
+  return {static_cast<std::uint8_t>(code()), static_cast<std::uint8_t>(format(d).bits), 1};
 }
 
 }  // namespace
@@ -91,36 +103,41 @@ const assay_tensor* KernelCall::describe(const TensorView& t, void* data, Index 
 
 namespace {
 
-// The offsets of the first and the last element of a view.
-std::pair<Index, Index> reach(const TensorView& t) {
+// The bytes that a view reaches, and its first element, which begins at a byte.
+struct Reach {
+  Index first, bytes, element;
+};
+Reach reach(const TensorView& t) {
+  const Index bits = format(t.dtype).bits;
   Index low = t.origin, high = t.origin;
   for (std::size_t k = 0; k < 4; ++k) {
-    if (t.shape[k] == 0) return {0, 0};
+    if (t.shape[k] == 0) return {0, 0, 0};
     const Index far = (t.shape[k] - 1) * t.stride[k];
     (far < 0 ? low : high) += far;
   }
-  return {low, high + 1};
+  if (bits < 8) low = low / 2 * 2;
+  return {low * bits / 8, ((high + 1) * bits + 7) / 8 - low * bits / 8, low};
 }
 
 }  // namespace
 
 const assay_tensor* KernelCall::add_input(const TensorView& t, std::optional<assay_dtype> as) {
   if (!t) return nullptr;
-  const auto [low, high] = reach(t);
-  const Index bytes = format(t.dtype).bits / 8;
-  const std::size_t at =
-      place(usize((high - low) * bytes), false, static_cast<const std::byte*>(t.data) + low * bytes,
-            nullptr, "an input");
-  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - low, as);
+  const Reach r = reach(t);
+  const std::size_t at = place(
+      usize(r.bytes), false, static_cast<const std::byte*>(t.data) + r.first, nullptr, "an input");
+  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - r.element, as);
 }
 
 const assay_tensor* KernelCall::add_output(const TensorView& t) {
   if (!t) return nullptr;
-  const auto [low, high] = reach(t);
-  const Index bytes = format(t.dtype).bits / 8;
-  auto* data = static_cast<std::byte*>(t.data) + low * bytes;
-  const std::size_t at = place(usize((high - low) * bytes), true, data, data, "an output");
-  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - low);
+  const Reach r = reach(t);
+  void* data = add_output_bytes(static_cast<std::byte*>(t.data) + r.first, usize(r.bytes));
+  return describe(t, data, t.origin - r.element);
+}
+
+void* KernelCall::add_output_bytes(void* to, std::size_t bytes) {
+  return reinterpret_cast<void*>(base_ + place(bytes, true, to, to, "an output"));
 }
 
 const assay_tensor* KernelCall::add_shape(const TensorView& t, std::optional<assay_dtype> as) {
@@ -204,7 +221,12 @@ void KernelProcess::start() {
             .forward = response.forward != 0,
             .backward = response.backward != 0,
             .product = response.product != 0,
+            .product_low_bit = response.product_low_bit != 0,
             .decode = response.decode != 0,
+            .quantize = response.quantize != 0,
+            .dequantize = response.dequantize != 0,
+            .cache = response.cache != 0,
+            .append = response.append != 0,
             .lse = response.lse != 0,
             .workspace = response.workspace_function != 0,
             .probes = response.probes != 0};
@@ -327,12 +349,11 @@ std::string KernelProcess::exchange(KernelCall& call, KernelRequest& request,
 }
 
 KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation,
-                                         const assay_attention* problem,
-                                         const assay_dtype& output) {
+                                         const Arguments& arguments, const assay_dtype& output) {
   KernelRequest request;
   request.question = Question::ask;
   request.operation = operation;
-  request.arguments.problem = problem;
+  request.arguments = arguments;
   request.output = output;
   KernelResponse response;
   Answer answer;
@@ -340,29 +361,13 @@ KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation,
   answer.status = response.status;
   answer.reason = response.text;
   answer.workspace = response.workspace;
+  answer.scale_rule = response.scale_rule;
   if (response.has_arithmetic) {
     if (response.arithmetic_status != ASSAY_SUCCESS && answer.finding.empty())
       answer.finding =
           fmt::format("the library's arithmetic function answered {}", response.arithmetic_status);
     answer.arithmetic = response.arithmetic;
   }
-  return answer;
-}
-
-KernelProcess::Answer KernelProcess::ask_product(KernelCall& call, const assay_tensor* a,
-                                                 const assay_low_bit* w,
-                                                 const assay_dtype& output) {
-  KernelRequest request;
-  request.question = Question::ask;
-  request.operation = ASSAY_PRODUCT;
-  request.arguments.a = a;
-  request.arguments.w = w;
-  request.output = output;
-  KernelResponse response;
-  Answer answer;
-  answer.finding = exchange(call, request, response);
-  answer.status = response.status;
-  answer.reason = response.text;
   return answer;
 }
 

@@ -89,7 +89,8 @@ std::optional<assay_kernel> load_kernel(const std::string& library, std::string&
   std::memcpy(&kernel, table, table->struct_size);
   if (kernel.probes != 0 && kernel.probes != 1)
     why = fmt::format("its table has probes = {}, neither 0 nor 1", kernel.probes);
-  else if (!kernel.forward && !kernel.backward && !kernel.product && !kernel.decode)
+  else if (!kernel.forward && !kernel.backward && !kernel.product && !kernel.decode &&
+           !kernel.product_low_bit && !kernel.quantize && !kernel.dequantize && !kernel.append)
     why = "its table has no function";
   else return kernel;
   return std::nullopt;
@@ -156,22 +157,54 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.forward = kernel.forward != nullptr;
   response.backward = kernel.backward != nullptr;
   response.product = kernel.product != nullptr;
+  response.product_low_bit = kernel.product_low_bit != nullptr;
   response.decode = kernel.decode != nullptr;
+  response.quantize = kernel.quantize != nullptr;
+  response.dequantize = kernel.dequantize != nullptr;
+  response.cache = kernel.supports_cache != nullptr;
+  response.append = kernel.append != nullptr;
   response.lse = kernel.no_lse == 0;
   response.probes = kernel.probes;
   response.workspace_function = kernel.workspace != nullptr;
 }
 
+// Asks about the operations that are no attention. Returns false for attention.
+bool ask_without_problem(const assay_kernel& kernel, const KernelRequest& request,
+                         KernelResponse& response, const char*& reason) {
+  const KernelProcess::Arguments& a = request.arguments;
+  const assay_dtype* output = &request.output;
+  switch (request.operation) {
+    case ASSAY_PRODUCT:
+      if (a.a_low && kernel.supports_low_bit)
+        response.status = kernel.supports_low_bit(a.a_low, a.w, output, &reason);
+      if (a.a && kernel.supports_product)
+        response.status = kernel.supports_product(a.a, a.w, output, &reason);
+      return true;
+    case quantize_operation:
+      if (kernel.supports_quantize)
+        response.status = kernel.supports_quantize(a.a, a.to, &response.scale_rule, &reason);
+      return true;
+    case dequantize_operation:
+      if (kernel.supports_dequantize)
+        response.status = kernel.supports_dequantize(a.w, output, &reason);
+      return true;
+    case append_operation:
+      if (kernel.supports_append)
+        response.status = kernel.supports_append(a.k, a.v, a.pages, &reason);
+      return true;
+    default: return false;
+  }
+}
+
 void ask(const assay_kernel& kernel, const KernelRequest& request, KernelResponse& response) {
   const KernelProcess::Arguments& a = request.arguments;
   const char* reason = nullptr;
-  if (request.operation == ASSAY_PRODUCT) {
-    if (kernel.supports_product)
-      response.status = kernel.supports_product(a.a, a.w, &request.output, &reason);
+  if (ask_without_problem(kernel, request, response, reason))
     return copy_text(response.text, reason);
-  }
   if (kernel.supports)
     response.status = kernel.supports(request.operation, a.problem, &request.output, &reason);
+  if (response.status == ASSAY_SUCCESS && a.pages)
+    response.status = kernel.supports_cache(a.problem, a.pages, &request.output, &reason);
   copy_text(response.text, reason);
   if (response.status != ASSAY_SUCCESS) return;
   if (kernel.workspace) response.workspace = kernel.workspace(request.operation, a.problem);
@@ -196,7 +229,14 @@ void compute(const assay_kernel& kernel, const KernelRequest& request, Teller& t
     case ASSAY_DECODE:
       response.status = kernel.decode(a.problem, a.pages, a.o, a.lse, &told);
       break;
-    default: response.status = kernel.product(a.a, a.w, a.c, &told);
+    case quantize_operation: response.status = kernel.quantize(a.a, a.to, &told); break;
+    case dequantize_operation: response.status = kernel.dequantize(a.w, a.c, &told); break;
+    case append_operation:
+      response.status = kernel.append(a.k, a.v, a.slots, a.pages, &told);
+      break;
+    default:
+      response.status = a.a_low ? kernel.product_low_bit(a.a_low, a.w, a.c, &told)
+                                : kernel.product(a.a, a.w, a.c, &told);
   }
   teller.set_open(false);
   // The allocator checks its heap here. A heap that a stray write broke ends the process now, not

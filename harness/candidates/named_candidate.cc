@@ -71,7 +71,7 @@ std::string NamedCandidate::unsupported(const Call& call) const {
              },
              [&](const BackwardCall& c) { return unsupported_problem(c.problem, facts_.features); },
              [](const ProductCall&) { return std::string(); },
-             [](const QuantizeCall&) { return std::string("no quantizer"); }},
+             [](const auto&) { return std::string("no quantizer"); }},
       call);
 }
 
