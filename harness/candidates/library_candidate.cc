@@ -131,12 +131,17 @@ class Library : public Candidate {
                       call);
   }
 
+  // The call would copy every byte between two elements.
+  static constexpr const char* holes = "a tensor whose storage has holes of gigabytes";
+  static bool has_holes(const TensorView& t) {
+    for (std::size_t axis = 0; axis < 4; ++axis)
+      if (t.shape[axis] > 1 && std::abs(t.stride[axis]) > (Index{1} << 32) / t.shape[axis])
+        return true;
+    return false;
+  }
   std::string unsupported_forward(const Attention& p, Dtype out) const {
-    // The call would copy every byte between two elements.
     for (const TensorView* t : {&p.q, &p.k, &p.v})
-      for (std::size_t axis = 0; axis < 4; ++axis)
-        if (t->shape[axis] > 1 && std::abs(t->stride[axis]) > (Index{1} << 32) / t->shape[axis])
-          return "a tensor whose storage has holes of gigabytes";
+      if (has_holes(*t)) return holes;
     return ask(ASSAY_FORWARD, p, out);
   }
   // Every call has a number of rows and of keys of its own.
@@ -144,6 +149,7 @@ class Library : public Candidate {
     const LibraryFacts& facts = process_.facts();
     if (!facts.decode) return "no cache";
     if (std::string why = without_pages(c); !why.empty()) return why;
+    if (has_holes(problem.q)) return holes;
     const bool other = c.cache_dtype() != c.dtype;
     if (other && !facts.cache)
       return fmt::format("a cache in {}: the library has no supports_cache",
@@ -158,6 +164,7 @@ class Library : public Candidate {
   }
   std::string unsupported_append(const TensorView& k, const TensorView& v,
                                  const PageViews& to) const {
+    if (has_holes(k) || has_holes(v)) return holes;
     KernelCall call = process_.call();
     KernelProcess::Arguments a;
     a.k = call.add_shape(k);

@@ -37,17 +37,19 @@ Planned planned_scales(const Case& c, Extents shape) {
   return {Dtype::e8m0, shape, make_layout(LayoutKind::bhsd, shape, 1)};
 }
 
-// The sizes of the pages of a case.
+// The sizes of the pages of a case. The table of a sequence has `each` entries, of which the first
+// `used` may be pages.
 struct PageSizes {
-  Index size, each;
+  Index size, used, each;
   Extents k, v;
   explicit PageSizes(const Case& c) {
     const AttentionShape& s = c.shape;
     const bool paged = c.cache.kind == CacheSpec::Kind::paged;
     size = paged ? c.cache.page : std::max<Index>(s.keys, 1);
-    each = (s.keys + size - 1) / size;
-    k = {each * s.batch, s.kv_heads, size, s.dim};
-    v = {each * s.batch, s.kv_heads, size, s.value_dim};
+    used = (s.keys + size - 1) / size;
+    each = used + (paged ? 1 : 0);
+    k = {used * s.batch, s.kv_heads, size, s.dim};
+    v = {used * s.batch, s.kv_heads, size, s.value_dim};
   }
 };
 
@@ -75,17 +77,14 @@ void store_row(const TensorView& raw, const TensorView& values, Index b, Index g
 
 }  // namespace
 
-Index start_of(const Case& c, Index b) {
-  return c.starts.empty() ? 0 : c.starts[c.starts.size() == 1 ? 0 : usize(b)];
-}
-
 Attention paged_problem(const Case& c, const Attention& whole, Chunk rows) {
   const AttentionShape& s = c.shape;
   const Index keys = s.keys - s.rows + rows.first + rows.count;
   Attention p = rows_of(whole, rows, keys);
-  const auto every = usize(s.batch);
-  p.key_lengths.assign(every, keys);
-  p.offset.assign(every, keys - rows.count);
+  for (Index b = 0; b < s.batch; ++b) {
+    p.key_lengths.push_back(std::min(keys, length_of(c, b)));
+    p.offset.push_back(p.key_lengths.back() - rows.count);
+  }
   for (Index b = 0; b < s.batch && !c.starts.empty(); ++b) p.key_starts.push_back(start_of(c, b));
   p.k = {whole.q.data, whole.q.dtype, {s.batch, s.kv_heads, keys, s.dim}, {}, 0};
   p.v = {whole.q.data, whole.q.dtype, {s.batch, s.kv_heads, keys, s.value_dim}, {}, 0};
@@ -94,10 +93,12 @@ Attention paged_problem(const Case& c, const Attention& whole, Chunk rows) {
 
 std::string without_pages(const Case& c) {
   if (c.cache.kind == CacheSpec::Kind::latent) return "a latent cache in pages";
-  if (c.cache_dtype() == Dtype::f4e2m1)
-    for (const LayoutKind layout : {c.k_layout, c.v_layout})
-      if (layout != LayoutKind::bhsd && layout != LayoutKind::bshd)
-        return fmt::format("pages of nibbles in the layout {}", name_of(layout));
+  for (const LayoutKind layout : {c.k_layout, c.v_layout}) {
+    const bool rows = layout == LayoutKind::bhsd || layout == LayoutKind::bshd;
+    if (layout == LayoutKind::distant || (c.cache_dtype() == Dtype::f4e2m1 && !rows))
+      return fmt::format("pages of {} in the layout {}", format(c.cache_dtype()).name,
+                         name_of(layout));
+  }
   return {};
 }
 
@@ -129,9 +130,9 @@ PagedTokens empty_pages(const Case& c, std::byte filling) {
     made.k.scales = planned_scales(c, sizes.k).filled(filling);
     made.v.scales = planned_scales(c, sizes.v).filled(filling);
   }
-  made.table.assign(usize(sizes.k[0]), -1);
+  made.table.assign(usize(sizes.each * c.shape.batch), -1);
   for (Index b = 0; b < c.shape.batch; ++b)
-    for (Index page = start_of(c, b) / made.size; page < made.each; ++page)
+    for (Index page = start_of(c, b) / made.size; page * made.size < length_of(c, b); ++page)
       made.table[usize(b * made.each + page)] =
           static_cast<std::int32_t>(sizes.k[0] - 1 - (page * c.shape.batch + b));
   return made;
@@ -139,7 +140,7 @@ PagedTokens empty_pages(const Case& c, std::byte filling) {
 
 void store_tokens(const Case& c, const Inputs& in, Index first, Index last, PagedTokens& to) {
   for (Index b = 0; b < c.shape.batch; ++b)
-    for (Index j = std::max(first, start_of(c, b)); j < last; ++j) {
+    for (Index j = std::max(first, start_of(c, b)); j < std::min(last, length_of(c, b)); ++j) {
       const Index page = to.slot_of(b, j) / to.size, slot = j % to.size;
       for (Index g = 0; g < c.shape.kv_heads; ++g) {
         store_row(in.token_k.view(), in.problem.k, b, g, j, page, slot, to.k);

@@ -47,13 +47,12 @@ struct PagedTokens {
     return Index{table[usize(b * each + j / size)]} * size + j % size;
   }
 };
-// How many tokens of a sequence were evicted before its first row.
-Index start_of(const Case& c, Index b);
 // Why such a case has no pages; empty if it has.
 std::string without_pages(const Case& c);
 PageViews page_shapes(const Case& c);
 // Pages without tokens, all of whose bytes are `filling`. They lie in an order of their own: those
-// of one sequence are apart, with falling numbers. The table is for all tokens from `starts` on.
+// of one sequence are apart, with falling numbers. The table is for all tokens from `starts` on,
+// and wider than any sequence needs.
 PagedTokens empty_pages(const Case& c, std::byte filling);
 // Stores the tokens [first, last) of every sequence, as the rule of caches says, and leaves out
 // those before the starts of the case.

@@ -108,7 +108,7 @@ std::string append(const Case& c, Candidate& candidate, const Inputs& in, Index 
   std::vector<Index> slots;
   for (Index b = 0; b < c.shape.batch; ++b)
     for (Index j = first; j < last; ++j)
-      slots.push_back(j < start_of(c, b) ? -1 : pages.rule.slot_of(b, j));
+      slots.push_back(j < start_of(c, b) || j >= length_of(c, b) ? -1 : pages.rule.slot_of(b, j));
   const Request request{AppendCall{k, v, slots, pages.mine}, execution_of(c)};
   const WatchedInputs watched{{{"k", &in.token_k}, {"v", &in.token_v}}};
   if (std::string wrong = call_guarded(candidate, request, watched, {}, Poison::nan);
