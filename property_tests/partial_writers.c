@@ -41,7 +41,7 @@ static const kind kinds[] = {
     {"quantize-int8", "products", quantizer, ASSAY_INT8, 0, 0,
      "reciprocal ties-away wraps truncated-zero"},
     {"dequantize-nvfp4", "products", dequantizer, ASSAY_NVFP4, 0, 0,
-     "scale-in-16-bits swapped flushed-scales"},
+     "tensor-scale-in-16-bits swapped flushed-scales"},
     {"dequantize-int4", "products", dequantizer, ASSAY_INT4, 0, 0,
      "zero-in-16-bits swapped first-zero"},
     {"dequantize-mxfp8", "products", dequantizer, ASSAY_MXFP8_E4M3, 0, 0,
@@ -66,33 +66,33 @@ int main(void) {
 
 #else
 
-#define FAULTS(X)                                 \
-  X(first_scale_of_a, "first-scale-of-a")         \
-  X(a_swapped, "a-swapped")                       \
-  X(last_group_dropped, "last-group-dropped")     \
-  X(no_tensor_scale_of_a, "no-tensor-scale-of-a") \
-  X(flushed_scales, "flushed-scales")             \
-  X(one_scale_for_both, "one-scale-for-both")     \
-  X(ties_away, "ties-away")                       \
-  X(wraps, "wraps")                               \
-  X(ceil_for_floor, "ceil-for-floor")             \
-  X(swapped, "swapped")                           \
-  X(floor_for_rceil, "floor-for-rceil")           \
-  X(no_subnormals, "no-subnormals")               \
-  X(floor_for_even, "floor-for-even")             \
-  X(ceil_for_even, "ceil-for-even")               \
-  X(reciprocal, "reciprocal")                     \
-  X(truncated_zero, "truncated-zero")             \
-  X(scale_in_16_bits, "scale-in-16-bits")         \
-  X(zero_in_16_bits, "zero-in-16-bits")           \
-  X(first_zero, "first-zero")                     \
-  X(nan_as_480, "nan-as-480")                     \
-  X(scale_by_shift, "scale-by-shift")             \
-  X(writes_skipped, "writes-skipped")             \
-  X(page_border, "page-border")                   \
-  X(first_sequence, "first-sequence")             \
-  X(truncates, "truncates")                       \
-  X(one_group, "one-group")                       \
+#define FAULTS(X)                                       \
+  X(first_scale_of_a, "first-scale-of-a")               \
+  X(a_swapped, "a-swapped")                             \
+  X(last_group_dropped, "last-group-dropped")           \
+  X(no_tensor_scale_of_a, "no-tensor-scale-of-a")       \
+  X(flushed_scales, "flushed-scales")                   \
+  X(one_scale_for_both, "one-scale-for-both")           \
+  X(ties_away, "ties-away")                             \
+  X(wraps, "wraps")                                     \
+  X(ceil_for_floor, "ceil-for-floor")                   \
+  X(swapped, "swapped")                                 \
+  X(floor_for_rceil, "floor-for-rceil")                 \
+  X(no_subnormals, "no-subnormals")                     \
+  X(floor_for_even, "floor-for-even")                   \
+  X(ceil_for_even, "ceil-for-even")                     \
+  X(reciprocal, "reciprocal")                           \
+  X(truncated_zero, "truncated-zero")                   \
+  X(tensor_scale_in_16_bits, "tensor-scale-in-16-bits") \
+  X(zero_in_16_bits, "zero-in-16-bits")                 \
+  X(first_zero, "first-zero")                           \
+  X(nan_as_480, "nan-as-480")                           \
+  X(scale_by_shift, "scale-by-shift")                   \
+  X(writes_skipped, "writes-skipped")                   \
+  X(page_border, "page-border")                         \
+  X(first_sequence, "first-sequence")                   \
+  X(truncates, "truncates")                             \
+  X(one_group, "one-group")                             \
   X(scale_rounded, "scale-rounded")
 
 #define NUMBER(fault, name) fault,
@@ -362,9 +362,9 @@ static assay_status dequantize(const assay_low_bit* w, const assay_tensor* to,
   (void)run;
   for (k = 0; k < w->k; ++k)
     for (n = 0; n < w->n; ++n) {
-      float x = number(w, k, n, 0);
-      if (is(scale_in_16_bits)) x = of_bf16(to_bf16(x));
-      store(to, at(to, 0, 0, k, n), x * w->tensor_scale);
+      const float tensor = w->tensor_scale;
+      store(to, at(to, 0, 0, k, n),
+            number(w, k, n, 0) * (is(tensor_scale_in_16_bits) ? of_bf16(to_bf16(tensor)) : tensor));
     }
   return ASSAY_SUCCESS;
 }

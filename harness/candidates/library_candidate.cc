@@ -150,14 +150,13 @@ class Library : public Candidate {
     if (!facts.decode) return "no cache";
     if (std::string why = without_pages(c); !why.empty()) return why;
     if (has_holes(problem.q)) return holes;
-    const bool other = c.cache_dtype() != c.dtype;
-    if (other && !facts.cache)
+    if (c.cache_dtype() != c.dtype && !facts.cache)
       return fmt::format("a cache in {}: the library has no supports_cache",
                          format(c.cache_dtype()).name);
     const PageViews pages = page_shapes(c);
     for (const Chunk& rows : chunks_of(c))
       if (std::string why = ask(ASSAY_DECODE, paged_problem(c, problem, rows), c.out_dtype(),
-                                other ? &pages : nullptr);
+                                facts.cache ? &pages : nullptr);
           !why.empty())
         return why;
     return {};
@@ -172,10 +171,11 @@ class Library : public Candidate {
     a.pages = add_pages(call, to, Pages::shapes, {});
     return reason_of(process_.ask(call, append_operation, a, c_dtype_of(k.dtype)));
   }
-  // What the library does of a cached case: it reads the cache, or writes it.
+  // Suites are drawn for the caches that a library reads; for one that reads none, for those that
+  // it writes.
   std::string declined_cached(const Case& c, const Attention& problem) const {
-    std::string why = unsupported_cached(c, problem);
-    if (why.empty() || !process_.facts().append || !without_pages(c).empty()) return why;
+    if (process_.facts().decode) return unsupported_cached(c, problem);
+    if (std::string why = without_pages(c); !why.empty()) return why;
     return unsupported_append(problem.k, problem.v, page_shapes(c));
   }
   std::string unsupported_backward(const Attention& p, Dtype out) const {

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -75,9 +77,8 @@ struct Pages {
 std::string compare_pages(const Case& c, const Pages& pages, Index first, Index last) {
   for (const Part& part : pages.parts()) {
     for (Index b = 0; b < c.shape.batch; ++b)
-      for (Index j = first; j < last; ++j) {
+      for (Index j = std::max(first, start_of(c, b)); j < std::min(last, length_of(c, b)); ++j) {
         const Index at = pages.rule.slot_of(b, j);
-        if (at < 0) continue;  // evicted before it was stored
         const Index page = at / pages.rule.size, slot = at % pages.rule.size;
         if (std::string wrong = compare_token(part, b, j, page, slot); !wrong.empty()) return wrong;
         take_over_free_bits(part, page, slot);
@@ -139,11 +140,11 @@ JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in) {
     if (!why_unsupported(candidate, AppendCall{k, v, {}, pages.mine}).empty()) return {};
     Index first = 0;
     for (const Index last : steps_of(c)) {
-      if (last > first && judged.wrong.empty())
-        judged.wrong = append(c, candidate, in, first, last, pages);
-      first = std::max(first, last);
+      if (last <= first) continue;
+      judged.wrong = append(c, candidate, in, first, last, pages);
+      if (!judged.wrong.empty()) return judged.wrong = "append: " + judged.wrong, judged;
+      first = last;
     }
-    if (!judged.wrong.empty()) judged.wrong = "append: " + judged.wrong;
   }
   return judged;
 }

@@ -205,6 +205,15 @@ bool take_bits(const CaseRun& run, Output output, const JudgedBits& judged) {
   return judged.wrong.empty();
 }
 
+// Completes the result of a candidate that was judged for nothing else.
+void pass_by_bits(const CaseRun& run, const char* reason) {
+  Verdict& v = run.result.verdict;
+  v.outcome = Outcome::pass;
+  v.reason = reason;
+  v.contract = "the rule, bit for bit";
+  run.end(v.outcome, v.reason);
+}
+
 // Judges what a candidate writes into pages. Returns whether it did and nothing was wrong.
 bool judge_writer(const CaseRun& run, const Inputs& inputs) {
   run.turn(Turn::candidate);
@@ -226,7 +235,7 @@ void run_attention(const CaseRun& run) {
   if (!run.supported({step.call(outputs)})) {
     // A candidate that does not read such a cache may write it, and is judged for that alone then.
     if (run.result.outcome == Outcome::unsupported && judge_writer(run, inputs))
-      run.end(Outcome::pass, "every token is stored by the rule, bit for bit");
+      pass_by_bits(run, "every token is stored by the rule, bit for bit");
     return;
   }
   std::optional<Painter> painter;
@@ -286,7 +295,7 @@ void run_product(const CaseRun& run) {
     // A candidate without this product may have a quantizer or a dequantizer, which are judged
     // alone then.
     if (run.result.outcome == Outcome::unsupported && judge_weights(run, inputs))
-      run.end(Outcome::pass, "every weight is that of the rule, bit for bit");
+      pass_by_bits(run, "every weight is that of the rule, bit for bit");
     return;
   }
   const bool quantized = run.c.product.weights == Weights::quantized;

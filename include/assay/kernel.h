@@ -232,7 +232,7 @@ enum { ASSAY_FORWARD = 0, ASSAY_BACKWARD = 1, ASSAY_PRODUCT = 2, ASSAY_DECODE = 
 typedef struct assay_pages {
   uint32_t version, struct_size;
   /* [pages, Hkv, page_size, D] and [pages, Hkv, page_size, Dv], in the dtype of Q, unless the
-   * kernel says in supports_cache that it does another; unused slots hold NaN */
+   * kernel says in supports_cache that it reads others; unused slots hold NaN */
   const assay_tensor *k, *v;
   int64_t page_size, pages_per_sequence;
   const int32_t* block_table; /* B * pages_per_sequence entries; NULL for append */
@@ -421,8 +421,8 @@ typedef struct assay_kernel {
   assay_status (*supports_dequantize)(const assay_low_bit* w, const assay_dtype* output,
                                       const char** reason);
   assay_status (*dequantize)(const assay_low_bit* w, const assay_tensor* to, const assay_run* run);
-  /* Answers for decode where the pages are not in the dtype of Q, after `supports` has said yes.
-   * NULL means that the kernel does none of these. The tensors have no data here. */
+  /* Answers for the pages of decode, after `supports` has said yes to the problem. NULL means pages
+   * in the dtype of Q, and no others. The tensors have no data here. */
   assay_status (*supports_cache)(const assay_attention* problem, const assay_pages* pages,
                                  const assay_dtype* output, const char** reason);
   /* Writes tokens into pages: token i of sequence b of k [B, Hkv, n, D] and v [B, Hkv, n, Dv], f32,
