@@ -11,6 +11,7 @@ std::string describe(const Element& e) {
     case Output::lse: place = fmt::format("LSE[b={}, h={}, row={}]", e.b, e.h, e.row); break;
     case Output::d_sink: place = fmt::format("dSink[h={}]", e.h); break;
     case Output::c: place = fmt::format("C[row={}, column={}]", e.row, e.column); break;
+    case Output::w: place = fmt::format("W[k={}, n={}]", e.row, e.column); break;
     case Output::dk:
     case Output::dv:
       place = fmt::format("{}[b={}, h={}, key={}, column={}]", name_of(e.output), e.b, e.h, e.row,

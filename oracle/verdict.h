@@ -35,7 +35,7 @@ inline constexpr auto table_of<Outcome> = complete<Named<Outcome>>({
     {Outcome::convention, "convention"},
 });
 
-enum class Output : std::uint8_t { o, lse, dq, dk, dv, d_bias, d_sink, c };
+enum class Output : std::uint8_t { o, lse, dq, dk, dv, d_bias, d_sink, c, w, tokens };
 template <>
 inline constexpr auto table_of<Output> = complete<Named<Output>>({
     {Output::o, "O"},
@@ -46,10 +46,12 @@ inline constexpr auto table_of<Output> = complete<Named<Output>>({
     {Output::d_bias, "dBias"},
     {Output::d_sink, "dSink"},
     {Output::c, "C"},
+    {Output::w, "W"},            // as a quantizer stores it, or a dequantizer reads it
+    {Output::tokens, "tokens"},  // as they are stored in a cache
 });
 
 // One element and how its error compares with its bound. For dK and dV, `row` is a key. For LSE,
-// `column` is -1; for dBias it is a key. C has b = h = 0.
+// `column` is -1; for dBias it is a key. C and W have b = h = 0, and a row of W is a k.
 struct Element {
   Output output = Output::o;
   Index b = 0, h = 0, row = 0, column = -1;

@@ -38,6 +38,17 @@ void check_list(std::string_view field, const std::vector<Index>& list, Index ba
   for (Index n : list) require_range(field, n, 0, keys);
 }
 
+// Sequences with lengths of their own come in one call.
+void check_cached_lengths(const Case& c) {
+  if (c.offset.kind != OffsetSpec::Kind::lengths)
+    refuse("cache=... with lengths: the rows are the last tokens of each sequence: offset=lengths");
+  if (c.cache.kind == CacheSpec::Kind::latent) refuse("cache=latent with lengths");
+  if (!c.starts.empty()) refuse("cache=... with lengths and starts");
+  if (!c.cache.chunks.empty()) refuse("cache=... with lengths and chunks");
+  if (*std::max_element(c.lengths.begin(), c.lengths.end()) != c.shape.keys)
+    refuse(fmt::format("lengths with a cache: the longest sequence has all {} keys", c.shape.keys));
+}
+
 void check_cache(const Case& c) {
   const CacheSpec& k = c.cache;
   if (!k) {
@@ -52,10 +63,10 @@ void check_cache(const Case& c) {
     refuse(fmt::format(
         "cache=...: l={}x{}: the rows are the last tokens, so there are at least as many keys",
         s.rows, s.keys));
-  const bool at_the_end =
-      c.offset.kind == OffsetSpec::Kind::end || (c.offset == OffsetSpec{} && s.rows == s.keys);
-  if (!at_the_end) refuse("cache=...: the rows are the last tokens: offset=end");
-  if (!c.lengths.empty()) refuse("cache=...: lengths are those of the cache");
+  const bool at_the_end = c.offset.kind == OffsetSpec::Kind::end ||
+                          (c.offset == OffsetSpec{} && s.rows == s.keys && c.lengths.empty());
+  if (!c.lengths.empty()) check_cached_lengths(c);
+  else if (!at_the_end) refuse("cache=...: the rows are the last tokens: offset=end");
   for (Index n : c.starts)
     require_range("starts (evicted before the first row)", n, 0, s.keys - s.rows);
   require_range("cache page", k.page, 1, Index{1} << 30);
@@ -162,7 +173,10 @@ bool Poke::operator==(const Poke& o) const {
          std::bit_cast<std::uint64_t>(value) == std::bit_cast<std::uint64_t>(o.value);
 }
 
-bool can_chunk(const Case& c) { return (c.causal || c.window_right == 0) && c.dropout == 0; }
+bool can_chunk(const Case& c) {
+  const bool of_one_length = !c.cache || c.lengths.empty();
+  return (c.causal || c.window_right == 0) && c.dropout == 0 && of_one_length;
+}
 
 void check_case(const Case& c) {
   if (!std::all_of(c.target.begin(), c.target.end(),

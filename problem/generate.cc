@@ -7,6 +7,7 @@
 
 #include "problem/draw.h"
 #include "problem/parallel.h"
+#include "problem/weight_sets.h"
 
 namespace assay {
 namespace {
@@ -236,11 +237,7 @@ Tensor cached_values(const Case& c, const TensorView& tokens, Surroundings aroun
         const double x = std::fabs(load(tokens, tokens.at(b, h, i, d)));
         if (std::isfinite(x)) largest = std::max(largest, x);
       }
-      if (scaled) {
-        int e = -127;
-        while (largest > std::ldexp(format(dtype).max_finite, e)) ++e;
-        scale = std::ldexp(1.0, e);
-      }
+      if (scaled) scale = std::ldexp(1.0, covering_exponent(dtype, largest));
       for (Index d = first; d < last; ++d) {
         double x = round_to(dtype, load(tokens, tokens.at(b, h, i, d)) / scale);
         while (scaled && std::fabs(x) * scale > format(Dtype::f32).max_finite)

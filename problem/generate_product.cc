@@ -66,7 +66,7 @@ std::uint32_t draw_scale(const Case& c, Index t, Index n) {
       return static_cast<std::uint32_t>(encode(
           dtype, (1 + draw.unit(0)) * std::ldexp(1.0, static_cast<int>(draw.word(1) % 7) - 4)));
     // The groups of a column have neighbouring scales, so that no group drowns the others. The
-    // columns run through every finite code above zero.
+    // columns run through every finite code above zero; in f16 every second scale is negative.
     case ScaleFamily::range: {
       const std::uint32_t first = dtype == Dtype::e8m0 ? 0 : 1, last = dtype == Dtype::e8m0 ? 0xFE
                                                                        : dtype == Dtype::f8e4m3
@@ -74,8 +74,10 @@ std::uint32_t draw_scale(const Case& c, Index t, Index n) {
                                                                            : 0x7BFF;
       const auto step = static_cast<std::uint64_t>(last / 60 + 1);
       const std::uint64_t place = static_cast<std::uint64_t>(n) * step + c.seed % step;
-      return first + static_cast<std::uint32_t>((place + static_cast<std::uint64_t>(t) % 3) %
-                                                (last - first + 1));
+      const auto code =
+          first + static_cast<std::uint32_t>((place + static_cast<std::uint64_t>(t) % 3) %
+                                             (last - first + 1));
+      return dtype == Dtype::f16 && (t + n) % 2 ? code | 0x8000 : code;
     }
     case ScaleFamily::smallest: return dtype == Dtype::e8m0 ? 0 : 1;
     case ScaleFamily::largest:

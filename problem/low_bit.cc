@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "problem/weight_sets.h"
+
 namespace assay {
 namespace {
 
@@ -81,6 +83,24 @@ void keep_two_of_four(LowBitMatrix& to, Index quad, Index n, const std::array<do
     return static_cast<std::uint32_t>(encode(Dtype::f4e2m1, x[usize(p)] / scale));
   };
   to.set_kept(quad, n, first, second, code(first), code(second));
+}
+
+// The code of the E8M0 scale of a group with this largest magnitude.
+std::uint64_t power_scale(GroupScale rule, Dtype element, double largest) {
+  if (largest == 0) return 0;
+  const Format& f = assay::format(element);
+  const int top = std::ilogb(f.max_finite);
+  switch (rule) {
+    case GroupScale::ceil: return encode_scale(std::ldexp(largest, -top), ScaleRule::ceil);
+    case GroupScale::rceil: return encode_scale(largest / f.max_finite, ScaleRule::ceil);
+    case GroupScale::even: {
+      const int ulp = std::ilogb(largest) - f.precision + 1;
+      largest = std::ldexp(nearest_integer(std::ldexp(largest, -ulp)), ulp);
+      break;
+    }
+    case GroupScale::floor: break;
+  }
+  return encode_scale(std::ldexp(largest, -top), ScaleRule::floor);
 }
 
 }  // namespace
@@ -164,6 +184,11 @@ void LowBitMatrix::set_kept(Index quad, Index n, int first, int second, std::uin
 
 LowBitMatrix quantize(LowBit format, Index k, Index n, Index group,
                       const std::function<double(Index, Index)>& value, Surroundings around) {
+  return quantize_by(GroupScale::floor, format, k, n, group, value, around);
+}
+
+LowBitMatrix quantize_by(GroupScale rule, LowBit format, Index k, Index n, Index group,
+                         const std::function<double(Index, Index)>& value, Surroundings around) {
   const LowBitTraits& t = traits(format);
   LowBitMatrix to(format, k, n, group, around);
   for (Index c = 0; c < n; ++c)
@@ -192,11 +217,7 @@ LowBitMatrix quantize(LowBit format, Index k, Index n, Index group,
       double scale = 1;
       if (group > 0) {
         if (t.scale == Dtype::e8m0) {
-          code = largest > 0
-                     ? encode_scale(
-                           std::ldexp(largest, -std::ilogb(assay::format(t.element).max_finite)),
-                           ScaleRule::floor)
-                     : 0;
+          code = power_scale(rule, t.element, largest);
         } else if (format == LowBit::nvfp4) {
           code = encode(Dtype::f8e4m3, largest / (6 * tensor_scale));
         } else {

@@ -37,7 +37,7 @@ struct LowBitTraits {
   // 15 for int4.
   bool integer;
   CodeLayout layout;
-  Dtype scale;      // e8m0, f8e4m3 (its sign clear) or f16 (finite, at least 0, or NaN)
+  Dtype scale;      // e8m0, f8e4m3 (its sign clear) or f16 (finite or NaN)
   Index group;      // size along k; the default where it is free
   bool group_free;  // it can be any multiple of 8; for f8 also 0, which means no scales
 };

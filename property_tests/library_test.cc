@@ -147,6 +147,28 @@ TEST_F(Library, ProductsAreAskedFor) {
   EXPECT_THAT(wrong.output, HasSubstr("C is outside its bound"));
 }
 
+// A kernel is asked for what it does of a case: a product of two low-bit matrices, and the tokens
+// of a cache, but neither a product of tensors nor what the cache is read for.
+TEST_F(Library, TheLowBitExampleMultipliesAndAppends) {
+  const std::string library = folder_ / "liblow_bit.so";
+  const Ran made =
+      run(std::string(ASSAY_CC) +
+          " -O2 -ffp-contract=off -fPIC -shared -I" ASSAY_SOURCE_DIR "/include/assay -o " +
+          library + " " ASSAY_SOURCE_DIR "/examples/low_bit/low_bit.c -lm");
+  ASSERT_EQ(made.status, 0) << made.output;
+  const Ran product = check(library, "--case 'product m=3 n=5 k=40 w=mxfp4 a=mxfp4'");
+  EXPECT_EQ(product.status, 0) << product.output;
+  EXPECT_THAT(product.output, HasSubstr("compared: 15 of C;"));
+  const Ran tokens =
+      check(library, "--case 'attention b=2 h=4/2 l=3x9 d=5/3 offset=end cache=paged:4'");
+  EXPECT_EQ(tokens.status, 0) << tokens.output;
+  EXPECT_THAT(tokens.output, HasSubstr("pass: every token is stored by the rule, bit for bit"));
+  EXPECT_THAT(tokens.output, HasSubstr("288 of tokens"));
+  const Ran of_tensors = check(library, "--case 'product m=3 n=5 k=40 w=mxfp4'");
+  EXPECT_EQ(of_tensors.status, 2) << of_tensors.output;
+  EXPECT_THAT(of_tensors.output, HasSubstr("the library has no product"));
+}
+
 // Waits for what must happen soon, and for much longer on a busy machine.
 bool happens(const std::function<bool()>& what) {
   for (int k = 0; k < 6000 && !what(); ++k)

@@ -8,11 +8,14 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <set>
 
 #include "kernels/product/product.h"
 #include "kernels/simd/targets.h"
+#include "oracle/low_bit_operands.h"
 #include "oracle/product.h"
 #include "problem/generate.h"
+#include "problem/weight_sets.h"
 #include "testing/matchers.h"
 
 namespace assay {
@@ -315,6 +318,97 @@ TEST(LowBitEncoders, AgreeOnEveryScaleAndBeside) {
     }
     expect_nearest(format, traits(format).group, std::vector<float>(40, 0.0f));
     expect_nearest(format, traits(format).group, std::vector<float>(40, -3.0f));
+  }
+}
+
+// ---- Rules of scales ----
+
+TEST(GroupScales, AreThoseOfTheirRule) {
+  struct Scales {
+    LowBit format;
+    double largest;
+    int floor, ceil, rceil, even;  // exponents
+  };
+  for (const Scales& s : {Scales{LowBit::mxfp4, 4, 0, 0, 0, 0},
+                          {LowBit::mxfp4, 4.0001, 0, 1, 0, 0},
+                          {LowBit::mxfp4, 6, 0, 1, 0, 0},
+                          {LowBit::mxfp4, 6.0001, 0, 1, 1, 0},
+                          {LowBit::mxfp4, 7, 0, 1, 1, 1},  // between 6 and 8, to the even one
+                          {LowBit::mxfp4, 7.9999, 0, 1, 1, 1},
+                          {LowBit::f8e4m3, 448, 0, 1, 0, 0},
+                          {LowBit::f8e4m3, 480, 0, 1, 1, 0},
+                          {LowBit::f8e4m3, 496, 0, 1, 1, 1},
+                          {LowBit::f8e5m2, 57344, 0, 1, 0, 0},
+                          {LowBit::f8e5m2, 61440, 0, 1, 1, 1},
+                          {LowBit::mxfp4, 0, -127, -127, -127, -127},
+                          {LowBit::mxfp4, 0x1p-149, -127, -127, -127, -127}}) {
+    for (const auto& [rule, wanted] : {std::pair{GroupScale::floor, s.floor},
+                                       {GroupScale::ceil, s.ceil},
+                                       {GroupScale::rceil, s.rceil},
+                                       {GroupScale::even, s.even}}) {
+      const LowBitMatrix made = quantize_by(rule, s.format, 32, 1, 32, [&](Index k, Index) {
+        return k == 5 ? -round_to(Dtype::f32, s.largest) : 0;
+      });
+      EXPECT_EQ(static_cast<int>(bytes_of(made.scales()).at(0)) - 127, wanted)
+          << traits(s.format).name << ' ' << s.largest << ' ' << name_of(rule);
+    }
+  }
+}
+
+// What a quantizer divides takes every code and every tie between two codes, under both scales that
+// its rule may choose.
+TEST(WeightSets, HaveEveryCodeAndEveryTie) {
+  for (const LowBit format : values_of<LowBit>) {
+    const LowBitTraits& t = traits(format);
+    if (t.layout == CodeLayout::sparse) continue;  // keeps two of four
+    const WeightSet set = ties_of(format, t.group);
+    for (const GroupScale rule : {GroupScale::floor, GroupScale::rceil}) {
+      const LowBitMatrix stored = quantize_by(rule, format, set.k, set.n, t.group,
+                                              [&](Index k, Index n) { return set.at(k, n); });
+      const ProductColumns decoded(stored.view(), 0, set.n);
+      std::set<double> quotients;
+      for (Index k = 0; k < set.k; ++k)
+        for (Index n = 0; n < set.n; ++n)
+          if (const double scale = decoded.scale_at(k / decoded.step, n); scale > 0)
+            quotients.insert(set.at(k, n) /
+                             (scale * static_cast<double>(stored.view().tensor_scale)));
+      if (t.integer) {
+        for (double q = 0.5; q < (t.bits == 8 ? 127 : 7); q += 0.5)
+          EXPECT_TRUE(quotients.contains(q) && quotients.contains(-q)) << t.name << ' ' << q;
+        continue;
+      }
+      const auto last = encode(t.element, assay::format(t.element).max_finite);
+      for (std::uint64_t code = 1; code <= last; ++code) {
+        const double x = decode(t.element, code), tie = (x + decode(t.element, code - 1)) / 2;
+        EXPECT_TRUE(quotients.contains(x) && quotients.contains(-x)) << t.name << ' ' << x;
+        EXPECT_TRUE(quotients.contains(tie) && quotients.contains(-tie)) << t.name << ' ' << tie;
+      }
+    }
+  }
+}
+
+// The matrix of a dequantizer has every code in every column, and scales over their whole range.
+TEST(WeightSets, HaveEveryCodeUnderManyScales) {
+  for (const LowBit format : values_of<LowBit>) {
+    const LowBitTraits& t = traits(format);
+    if (t.layout == CodeLayout::sparse) continue;
+    const LowBitMatrix all = codes_of(format, t.group);
+    const ProductColumns decoded(all.view(), 0, all.view().n);
+    std::set<double> scales;
+    for (Index n = 0; n < decoded.count; ++n) {
+      scales.insert(decoded.scale_at(0, n));
+      std::set<double> codes;
+      for (Index k = 0; k < all.view().k; ++k)
+        if (const double x = decoded.code_at(k, n); !std::isnan(x)) codes.insert(x);
+      // 0 and -0 are one number, and a NaN is none.
+      const std::size_t apart = t.integer                  ? 0
+                                : format == LowBit::f8e4m3 ? 3
+                                : format == LowBit::f8e5m2 ? 7
+                                                           : 1;
+      EXPECT_GE(codes.size(), (std::size_t{1} << (t.integer ? t.bits - 1 : t.bits)) - apart)
+          << t.name;
+    }
+    EXPECT_GE(scales.size(), t.scale == Dtype::f8e4m3 ? 120u : 250u) << t.name;
   }
 }
 

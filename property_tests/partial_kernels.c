@@ -107,7 +107,7 @@ static const kind kinds[] = {
     {"paged-bf16", "caches", decoder, -16, 128, grouped | offset, one_row, in_splits, 0, 0, 0,
      "page-border shifted-groups"},
     {"paged-f32", "caches", decoder, 32, 0, grouped | offset | causal | head_dims, any_rows, online,
-     0, 0, 0, "page-border ignores-nan keeps-k"},
+     0, 0, 0, "page-border ignores-nan keeps-k length-of-the-first"},
     {"paged-starts-f16", "caches", decoder, 16, 0, starts | offset | causal | head_dims, any_rows,
      online, 0, 0, 0, "start-of-the-first page-border"},
     {"mxfp4-f32", "products", multiplier, 32, 0, 0, any_rows, 0, 0, ASSAY_MXFP4, 0,

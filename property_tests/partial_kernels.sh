@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Judges the small kernels of partial_kernels.c: the right ones must pass, and every fault must be
-# found. Prints a row for each kind: how many cases of the whole suite the kernel does, how many the
+# Judges the small kernels of partial_kernels.c and partial_writers.c: the right ones must pass, and
+# every fault must be found. Prints a row for each kind: how many cases of the whole suite the kernel does, how many the
 # suite has that is drawn for it, and after how many cases each fault was found.
 #   partial_kernels.sh ASSAY SOURCE [KIND...]    all kinds, if none is named
 # With SAMPLE=N in the environment a right kernel is judged on about N cases of its suite, and with
@@ -11,20 +11,21 @@ shift 2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-kernels=$source/property_tests/partial_kernels.c
 flags=(-std=gnu11 -O2 -ffp-contract=off "-I$source/include")
-"${CC:-cc}" "${flags[@]}" -DLIST -o "$work/list" "$kernels"
-"${CC:-cc}" "${flags[@]}" -shared -fPIC -o "$work/libpartial.so" "$kernels" -lm
-"$work/list" > "$work/kinds"
+for file in partial_kernels partial_writers; do
+  "${CC:-cc}" "${flags[@]}" -DLIST -o "$work/list" "$source/property_tests/$file.c"
+  "${CC:-cc}" "${flags[@]}" -shared -fPIC -o "$work/lib$file.so" "$source/property_tests/$file.c" -lm
+  "$work/list" | sed "s/^/$file /" >> "$work/kinds"
+done
 for kind in "$@"; do
-  grep -q "^$kind " "$work/kinds" || { echo "no kind is named '$kind'" >&2; exit 2; }
+  grep -q "^[^ ]* $kind " "$work/kinds" || { echo "no kind is named '$kind'" >&2; exit 2; }
 done
 
-check() { "$assay" check --no-shrink --kernel "$work/libpartial.so" "$@" < /dev/null 2>&1; }
+check() { "$assay" check --no-shrink --kernel "$work/lib$file.so" "$@" < /dev/null 2>&1; }
 failed=0
 echo "| kernel | suite | of the whole suite | drawn | faults, and the cases until they were found |"
 echo "| --- | --- | --- | --- | --- |"
-while read -r kind suite faults; do
+while read -r file kind suite faults; do
   [ $# -eq 0 ] || [[ " $* " == *" $kind "* ]] || continue
   export ASSAY_PARTIAL=$kind
   unset ASSAY_PARTIAL_FAULT

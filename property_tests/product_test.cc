@@ -476,22 +476,20 @@ TEST_F(Refusals, OfWeightsNameArgumentValueAndLimit) {
   }
   {
     const ProductInputs in(parse_case("product m=2 n=5 k=32 dtype=f32 w=fp4:8 weights=codes"));
-    const std::uint16_t infinite = 0x7C00, negative = 0x8001;
-    std::memcpy(in.w.scales().bytes() + 2 * 6, &infinite, 2);
-    EXPECT_EQ(pack(in.problem.w),
-              "1: scales: code 0x7c00 of group 1 of column 1 is infinite; a scale is finite and at "
-              "least 0, or NaN");
-    std::memcpy(in.w.scales().bytes() + 2 * 6, &negative, 2);
-    EXPECT_EQ(pack(in.problem.w),
-              "1: scales: code 0x8001 of group 1 of column 1 is negative; a scale is finite and at "
-              "least 0, or NaN");
+    for (const std::uint16_t infinite : {0x7C00, 0xFC00}) {
+      std::memcpy(in.w.scales().bytes() + 2 * 6, &infinite, 2);
+      EXPECT_EQ(pack(in.problem.w),
+                fmt::format("1: scales: code {:#x} of group 1 of column 1 is infinite; a scale is "
+                            "finite, or NaN, and in E4M3 it is not negative",
+                            infinite));
+    }
   }
   {
     const ProductInputs in(parse_case("product m=2 n=5 k=32 dtype=f32 w=nvfp4 weights=codes"));
     in.w.scales().bytes()[3] = std::byte{0xB8};
     EXPECT_EQ(pack(in.problem.w),
-              "1: scales: code 0xb8 of group 1 of column 1 is negative; a scale is finite and at "
-              "least 0, or NaN");
+              "1: scales: code 0xb8 of group 1 of column 1 is negative; a scale is finite, or NaN, "
+              "and in E4M3 it is not negative");
   }
   {
     const ProductInputs in(parse_case("product m=2 n=1 k=32 dtype=f32 w=fp4-sparse weights=codes"));

@@ -555,8 +555,8 @@ TEST_F(Records, BytesWithoutAMeaningAreRefused) {
           "w.extra", 3, 16);
   refused("tensor w.scales: scale 1 is negative", "product m=2 n=4 k=64 w=nvfp4", "w.scales", 1,
           0x81);
-  refused("tensor w.scales: scale 0 is negative", "product m=2 n=4 k=64 w=fp4:64", "w.scales", 1,
-          0xBC);
+  refused("tensor w.scales: scale 0 is infinite", "product m=2 n=4 k=64 w=fp4:64 weights=codes",
+          "w.scales", 1, 0xFC);
   refused("tensor w.extra: column 0 keeps positions 1 and 1 of the four from k = 0 on",
           "product m=2 n=4 k=64 w=fp4-sparse", "w.extra", 0, 0x45);
 }

@@ -22,8 +22,9 @@ bool of_keys(Output output) { return output == Output::dk || output == Output::d
 // "O[b=0, h=1, row=2, column=3]"
 std::string place_of(Output output, const Element& e) {
   const std::string column = e.column >= 0 ? fmt::format(", column={}", e.column) : "";
-  // C has no batch and no head.
+  // C and W have no batch and no head.
   if (output == Output::c) return fmt::format("C[row={}{}]", e.row, column);
+  if (output == Output::w) return fmt::format("W[k={}, n={}]", e.row, e.column);
   return fmt::format("{}[b={}, h={}, {}={}{}]", name_of(output), e.b, e.h,
                      of_keys(output) ? "key" : "row", e.row, column);
 }

@@ -16,6 +16,15 @@ TensorView slice(const TensorView& t, Index b, Index first, Index count) {
 
 }  // namespace
 
+Index length_of(const Case& c, Index b) {
+  if (c.lengths.empty()) return c.shape.keys;
+  return c.lengths[c.lengths.size() == 1 ? 0 : usize(b)];
+}
+
+Index start_of(const Case& c, Index b) {
+  return c.starts.empty() ? 0 : c.starts[c.starts.size() == 1 ? 0 : usize(b)];
+}
+
 std::vector<Chunk> chunks_of(const Case& c) {
   std::vector<Chunk> list;
   const std::vector<Index>& sizes = c.cache.chunks;
@@ -94,11 +103,14 @@ kernels::Status run_through_cache(const Case& c, const Inputs& in, const Attenti
   std::unique_ptr<kernels::Cache> cache;
   if (Status status = kernels::Cache::create(config, cache); !status.ok()) return status;
   auto append = [&](Index first, Index count) -> Status {
-    for (Index b = 0; b < s.batch; ++b)
-      if (Status status = calls.append(*cache, b, slice(in.token_k.view(), b, first, count),
-                                       slice(in.token_v.view(), b, first, count));
+    for (Index b = 0; b < s.batch; ++b) {
+      const Index of_b = std::clamp<Index>(length_of(c, b) - first, 0, count);
+      if (of_b == 0) continue;
+      if (Status status = calls.append(*cache, b, slice(in.token_k.view(), b, first, of_b),
+                                       slice(in.token_v.view(), b, first, of_b));
           !status.ok())
         return status;
+    }
     return {};
   };
   const Index past = s.keys - s.rows;
@@ -107,9 +119,7 @@ kernels::Status run_through_cache(const Case& c, const Inputs& in, const Attenti
     if (last > first)
       if (Status status = append(first, last - first); !status.ok()) return status;
   for (Index b = 0; b < s.batch && !c.starts.empty(); ++b)
-    if (Status status = cache->evict(b, c.starts[c.starts.size() == 1 ? 0 : usize(b)]);
-        !status.ok())
-      return status;
+    if (Status status = cache->evict(b, start_of(c, b)); !status.ok()) return status;
   const kernels::UpProjection projection{in.up_k.view(), in.up_v.view()};
   for (const Chunk& rows : chunks_of(c)) {
     if (Status status = append(past + rows.first, rows.count); !status.ok()) return status;

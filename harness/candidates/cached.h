@@ -6,6 +6,11 @@
 
 namespace assay {
 
+// How many tokens a sequence of a cached case has, and how many of them were evicted before its
+// first row.
+Index length_of(const Case& c, Index b);
+Index start_of(const Case& c, Index b);
+
 // The rows of a case that one call computes.
 struct Chunk {
   Index first, count;

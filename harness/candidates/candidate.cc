@@ -101,6 +101,9 @@ class Host : public Candidate {
                [&](const QuantizeCall& c) {
                  const Index group = c.group == 0 ? -1 : c.group;
                  return kernels::quantize_weights(c.w, c.format, {group}, c.to);
+               },
+               [](const auto&) -> Status {
+                 return {kernels::StatusCode::unsupported, "the host's kernels do not do this"};
                }},
         r.call);
   }
@@ -234,7 +237,7 @@ class Faulty : public Candidate {
                              [&](const ProductCall& c) {
                                return run_planted_product(fault_, c.problem, c.c, r.how);
                              },
-                             [&](const QuantizeCall&) -> Status {
+                             [](const auto&) -> Status {
                                return {kernels::StatusCode::unsupported, "no quantizer"};
                              }},
                       r.call);
@@ -281,14 +284,18 @@ Dtype out_dtype(const Call& call) {
                            [](const CachedCall& c) { return c.out.o.dtype; },
                            [](const BackwardCall& c) { return c.out.dq.dtype; },
                            [](const ProductCall& c) { return c.c.dtype; },
-                           [](const QuantizeCall&) { return Dtype::f32; }},
+                           [](const QuantizeCall&) { return Dtype::f32; },
+                           [](const DequantizeCall& c) { return c.to.dtype; },
+                           [](const AppendCall& c) { return c.k.dtype; }},
                     call);
 }
 
 namespace {
 
 constexpr const char *no_forward = "no forward pass", *no_cache = "no cache",
-                     *no_backward = "no backward pass", *no_product = "no low-bit products";
+                     *no_backward = "no backward pass", *no_product = "no low-bit products",
+                     *no_quantizer = "no quantizer", *no_dequantizer = "no dequantizer",
+                     *no_append = "no append";
 
 }  // namespace
 
@@ -299,14 +306,18 @@ std::string lacking_ability(const Candidate& candidate, const Call& call) {
              [&](const CachedCall&) { return can.cache ? "" : no_cache; },
              [&](const BackwardCall&) { return can.backward ? "" : no_backward; },
              [&](const ProductCall&) { return can.product ? "" : no_product; },
-             [&](const QuantizeCall&) { return can.quantizer ? "" : "no quantizer"; }},
+             [&](const QuantizeCall&) { return can.quantizer ? "" : no_quantizer; },
+             [&](const DequantizeCall&) { return can.dequantizer ? "" : no_dequantizer; },
+             [&](const AppendCall&) { return can.append ? "" : no_append; }},
       call);
 }
 
 std::string lacking_ability(const Candidate& candidate, const Case& c) {
   const Abilities can = candidate.abilities();
-  if (c.operation == Operation::product) return can.product ? "" : no_product;
-  if (c.cache) return can.cache ? "" : no_cache;
+  // A candidate that only quantizes or dequantizes is judged on what it does of a product.
+  if (c.operation == Operation::product)
+    return can.product || can.quantizer || can.dequantizer ? "" : no_product;
+  if (c.cache) return can.cache || can.append ? "" : no_cache;
   if (!can.forward) return no_forward;
   return c.operation == Operation::backward && !can.backward ? no_backward : "";
 }

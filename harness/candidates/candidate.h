@@ -17,10 +17,12 @@
 #include "oracle/product.h"
 #include "problem/features.h"
 #include "problem/generate.h"
+#include "problem/weight_sets.h"
 
 namespace assay {
 
 class StageObserver;
+struct PagedTokens;
 
 // The calls that a candidate can be asked to make. Their views belong to the caller and live until
 // the call returns.
@@ -47,15 +49,28 @@ struct ProductCall {
   const Product& problem;
   TensorView c;
 };
-// Encodes f32 weights as the bytes of a low-bit matrix. A group of 0 means one scale for the whole
-// tensor.
+// Encodes f32 weights as the bytes of a low-bit matrix. A group of 0 means no scales. `to` has the
+// sizes of the matrix and the tensor scale by the rule.
 struct QuantizeCall {
   const TensorView& w;
   LowBit format;
   Index group;
   kernels::LowBitBytes& to;
 };
-using Call = std::variant<ForwardCall, CachedCall, BackwardCall, ProductCall, QuantizeCall>;
+// Writes what the bytes of a low-bit matrix mean to a tensor [1, 1, K, N].
+struct DequantizeCall {
+  const LowBitView& w;
+  TensorView to;
+};
+// Writes tokens into the pages of a cache: token i of sequence b of k [B, Hkv, n, D] and
+// v [B, Hkv, n, Dv] goes to slots[b * n + i], and nowhere where that is -1.
+struct AppendCall {
+  const TensorView &k, &v;
+  const std::vector<Index>& slots;
+  PagedTokens& to;
+};
+using Call = std::variant<ForwardCall, CachedCall, BackwardCall, ProductCall, QuantizeCall,
+                          DequantizeCall, AppendCall>;
 
 struct Request {
   Call call;
@@ -73,7 +88,8 @@ kernels::Execution execution_of(const Case& c);
 kernels::Execution on_other_threads(const Case& c);
 
 struct Abilities {
-  bool forward = true, cache = false, backward = false, product = false, quantizer = false;
+  bool forward = true, cache = false, backward = false, product = false, quantizer = false,
+       dequantizer = false, append = false;
   // If false, forward and cached calls do not write LSE, and LSE is not judged.
   bool lse = true;
   bool stages = false;  // it tells its stages to an observer
@@ -120,6 +136,8 @@ class Candidate {
   // contracts.
   virtual std::optional<Arithmetic> arithmetic(const Call& call,
                                                const kernels::Execution& how) const = 0;
+  // The rule by which the quantizer rounds E8M0 scales, for a call that unsupported() has allowed.
+  virtual GroupScale scale_rule(const QuantizeCall&) const { return GroupScale::floor; }
   // Runs the call, which abilities() and unsupported() must allow. Throws CandidateError.
   virtual kernels::Status run(const Request& request) = 0;
 

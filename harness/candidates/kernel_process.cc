@@ -43,8 +43,17 @@ std::vector<std::string> malloc_checks() {
 }
 
 assay_dtype c_dtype(Dtype d) {
-  const auto bits = static_cast<std::uint8_t>(format(d).bits);
-  return {static_cast<std::uint8_t>(d == Dtype::bf16 ? ASSAY_BFLOAT : ASSAY_FLOAT), bits, 1};
+  const auto code = [d]() -> int {
+    switch (d) {
+      case Dtype::bf16: return ASSAY_BFLOAT;
+      case Dtype::f8e4m3: return ASSAY_FLOAT8_E4M3FN;
+      case Dtype::f8e5m2: return ASSAY_FLOAT8_E5M2;
+      case Dtype::f4e2m1: return ASSAY_FLOAT4_E2M1FN;
+      case Dtype::e8m0: return ASSAY_FLOAT8_E8M0FNU;
+      default: return ASSAY_FLOAT;
+    }
+  };
+  return {static_cast<std::uint8_t>(code()), static_cast<std::uint8_t>(format(d).bits), 1};
 }
 
 }  // namespace
@@ -54,6 +63,9 @@ const char* name_of_operation(int operation) {
     case ASSAY_FORWARD: return "forward";
     case ASSAY_BACKWARD: return "backward";
     case ASSAY_DECODE: return "decode";
+    case quantize_operation: return "quantize";
+    case dequantize_operation: return "dequantize";
+    case append_operation: return "append";
     default: return "product";
   }
 }
@@ -91,19 +103,24 @@ const assay_tensor* KernelCall::describe(const TensorView& t, void* data, Index 
 
 namespace {
 
-// The offsets of the first and the last element of a view.
-std::pair<Index, Index> reach(const TensorView& t) {
+// The bytes that a view reaches, and its first element, which begins at a byte.
+struct Reach {
+  Index first, bytes, element;
+};
+Reach reach(const TensorView& t) {
+  const Index bits = format(t.dtype).bits;
   Index low = t.origin, high = t.origin;
   for (std::size_t k = 0; k < 4; ++k) {
-    if (t.shape[k] == 0) return {0, 0};
+    if (t.shape[k] == 0) return {0, 0, 0};
     const Index far = (t.shape[k] - 1) * t.stride[k];
     (far < 0 ? low : high) += far;
   }
-  return {low, high + 1};
+  if (bits < 8) low = low / 2 * 2;
+  return {low * bits / 8, ((high + 1) * bits + 7) / 8 - low * bits / 8, low};
 }
 
 // The parts of a view that hold elements, as bytes from its first one. Axes whose elements lie near
-// one another are one part.
+// one another are one part. An element takes whole bytes.
 std::vector<std::pair<std::size_t, std::size_t>> parts_of(const TensorView& t) {
   constexpr Index most_bytes = 1 << 16;
   const Index width = format(t.dtype).bits / 8;
@@ -113,12 +130,12 @@ std::vector<std::pair<std::size_t, std::size_t>> parts_of(const TensorView& t) {
     (is_near ? far : near).shape[k] = 1;
   }
   near.origin = 0;
-  const auto [low, high] = reach(near);
-  const Index first = reach(t).first;
+  const Reach part = reach(near);
+  const Index first = reach(t).element;
   std::vector<std::pair<std::size_t, std::size_t>> parts;
   for_each_index(far.shape, [&](Index b, Index h, Index i, Index d) {
-    const Index begin = far.at(b, h, i, d) + low - first;
-    parts.emplace_back(usize(begin * width), usize((begin + high - low) * width));
+    const Index begin = far.at(b, h, i, d) + part.element - first;
+    parts.emplace_back(usize(begin * width), usize(begin * width + part.bytes));
   });
   return parts;
 }
@@ -127,12 +144,12 @@ std::vector<std::pair<std::size_t, std::size_t>> parts_of(const TensorView& t) {
 
 std::size_t KernelCall::place(const TensorView& t, bool writable) {
   constexpr Index hole = Index{1} << 28;
-  const auto [low, high] = reach(t);
-  const Index width = format(t.dtype).bits / 8, bytes = (high - low) * width;
-  auto* data = static_cast<std::byte*>(t.data) + low * width;
-  const std::size_t at = place(usize(bytes), writable, data, writable ? data : nullptr,
+  const Reach r = reach(t);
+  auto* data = static_cast<std::byte*>(t.data) + r.first;
+  const std::size_t at = place(usize(r.bytes), writable, data, writable ? data : nullptr,
                                writable ? "an output" : "an input");
-  if (bytes > hole && bytes / 16 > element_count(t.shape) * width)
+  const Index bits = format(t.dtype).bits;
+  if (bits >= 8 && r.bytes > hole && r.bytes / 16 > element_count(t.shape) * bits / 8)
     regions_.back().parts = parts_of(t);
   return at;
 }
@@ -144,13 +161,17 @@ bool KernelCall::has_holes() const {
 const assay_tensor* KernelCall::add_input(const TensorView& t, std::optional<assay_dtype> as) {
   if (!t) return nullptr;
   const std::size_t at = place(t, false);
-  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - reach(t).first, as);
+  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - reach(t).element, as);
 }
 
 const assay_tensor* KernelCall::add_output(const TensorView& t) {
   if (!t) return nullptr;
   const std::size_t at = place(t, true);
-  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - reach(t).first);
+  return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - reach(t).element);
+}
+
+void* KernelCall::add_output_bytes(void* to, std::size_t bytes) {
+  return reinterpret_cast<void*>(base_ + place(bytes, true, to, to, "an output"));
 }
 
 const assay_tensor* KernelCall::add_shape(const TensorView& t, std::optional<assay_dtype> as) {
@@ -234,7 +255,12 @@ void KernelProcess::start() {
             .forward = response.forward != 0,
             .backward = response.backward != 0,
             .product = response.product != 0,
+            .product_low_bit = response.product_low_bit != 0,
             .decode = response.decode != 0,
+            .quantize = response.quantize != 0,
+            .dequantize = response.dequantize != 0,
+            .cache = response.cache != 0,
+            .append = response.append != 0,
             .lse = response.lse != 0,
             .workspace = response.workspace_function != 0,
             .probes = response.probes != 0,
@@ -365,12 +391,11 @@ std::string KernelProcess::exchange(KernelCall& call, KernelRequest& request,
 }
 
 KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation,
-                                         const assay_attention* problem,
-                                         const assay_dtype& output) {
+                                         const Arguments& arguments, const assay_dtype& output) {
   KernelRequest request;
   request.question = Question::ask;
   request.operation = operation;
-  request.arguments.problem = problem;
+  request.arguments = arguments;
   request.output = output;
   KernelResponse response;
   Answer answer;
@@ -378,29 +403,13 @@ KernelProcess::Answer KernelProcess::ask(KernelCall& call, int operation,
   answer.status = response.status;
   answer.reason = response.text;
   answer.workspace = response.workspace;
+  answer.scale_rule = response.scale_rule;
   if (response.has_arithmetic) {
     if (response.arithmetic_status != ASSAY_SUCCESS && answer.finding.empty())
       answer.finding =
           fmt::format("the library's arithmetic function answered {}", response.arithmetic_status);
     answer.arithmetic = response.arithmetic;
   }
-  return answer;
-}
-
-KernelProcess::Answer KernelProcess::ask_product(KernelCall& call, const assay_tensor* a,
-                                                 const assay_low_bit* w,
-                                                 const assay_dtype& output) {
-  KernelRequest request;
-  request.question = Question::ask;
-  request.operation = ASSAY_PRODUCT;
-  request.arguments.a = a;
-  request.arguments.w = w;
-  request.output = output;
-  KernelResponse response;
-  Answer answer;
-  answer.finding = exchange(call, request, response);
-  answer.status = response.status;
-  answer.reason = response.text;
   return answer;
 }
 

@@ -35,12 +35,16 @@ const char* name_of_operation(int operation);
 // The name of the library and what it supports.
 struct LibraryFacts {
   std::string name;
-  bool forward = false, backward = false, product = false, decode = false, lse = true,
+  bool forward = false, backward = false, product = false, product_low_bit = false, decode = false,
+       quantize = false, dequantize = false, cache = false, append = false, lse = true,
        workspace = false, probes = false, reentrant = true;
   int variants = 1;
   Promises promises = 0;
   Conventions conventions;
 };
+
+// Operations beside those of kernel.h, whose numbers no library sees.
+enum { quantize_operation = 64, dequantize_operation, append_operation };
 
 // One call with its arguments. Each add_* copies its argument into shared memory and returns an
 // address that is valid in both processes.
@@ -51,6 +55,8 @@ class KernelCall {
   const assay_tensor* add_output(const TensorView& t);
   // Describes a tensor without memory, for questions about a problem.
   const assay_tensor* add_shape(const TensorView& t, std::optional<assay_dtype> as = {});
+  // Bytes that the library writes; they are copied back.
+  void* add_output_bytes(void* to, std::size_t bytes);
   const void* add_bytes(const void* from, std::size_t bytes);
   template <class T>
   const T* add(const T& value) {
@@ -125,25 +131,28 @@ class KernelProcess {
     std::string reason;
     std::optional<assay_arithmetic> arithmetic;
     std::size_t workspace = 0;
+    std::int32_t scale_rule = ASSAY_SCALE_FLOOR;
   };
-  // Asks whether the library does this, how it computes it, and what workspace it needs.
-  Answer ask(KernelCall& call, int operation, const assay_attention* problem,
-             const assay_dtype& output);
-  Answer ask_product(KernelCall& call, const assay_tensor* a, const assay_low_bit* w,
-                     const assay_dtype& output);
-  // Runs the call and copies the outputs back, unless there is a finding. A pointer that an
-  // operation does not have is null.
+  // The arguments of a call or of a question about it. A pointer that an operation does not have
+  // is null.
   struct Arguments {
     const assay_attention* problem = nullptr;
     const assay_tensor *o = nullptr, *lse = nullptr, *d_o = nullptr;
     const assay_gradients* gradients = nullptr;
     const assay_tensor *a = nullptr, *c = nullptr;
-    const assay_low_bit* w = nullptr;
+    const assay_low_bit *a_low = nullptr, *w = nullptr;  // a or a_low
+    const assay_low_bit_output* to = nullptr;
     const assay_pages* pages = nullptr;
+    const assay_tensor *k = nullptr, *v = nullptr;  // the tokens of append
+    const std::int64_t* slots = nullptr;
     const assay_run* run = nullptr;
   };
+  // Asks whether the library does this, how it computes it, and what workspace it needs.
+  Answer ask(KernelCall& call, int operation, const Arguments& arguments,
+             const assay_dtype& output);
   // Receives each stage that the library tells. The data of a stage are valid only for that call.
   using Probe = std::function<void(const assay_stage&)>;
+  // Runs the call and copies the outputs back, unless there is a finding.
   Answer run(KernelCall& call, int operation, const Arguments& arguments, const Probe& probe = {});
   // Runs two calls, whose arguments lie in the same KernelCall, one after the other. Then runs them
   // at once, from two threads, so many times, or until an output has other bytes than before. The

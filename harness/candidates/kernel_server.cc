@@ -104,7 +104,8 @@ std::optional<assay_kernel> load_kernel(const std::string& library, std::string&
   else if (kernel.invariant_to > all_promises)
     why =
         fmt::format("its table has invariant_to = {}, above {}", kernel.invariant_to, all_promises);
-  else if (!kernel.forward && !kernel.backward && !kernel.product && !kernel.decode)
+  else if (!kernel.forward && !kernel.backward && !kernel.product && !kernel.decode &&
+           !kernel.product_low_bit && !kernel.quantize && !kernel.dequantize && !kernel.append)
     why = "its table has no function";
   else if (kernel.conventions) why = wrong_with(*kernel.conventions);
   if (why.empty()) return kernel;
@@ -172,7 +173,12 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.forward = kernel.forward != nullptr;
   response.backward = kernel.backward != nullptr;
   response.product = kernel.product != nullptr;
+  response.product_low_bit = kernel.product_low_bit != nullptr;
   response.decode = kernel.decode != nullptr;
+  response.quantize = kernel.quantize != nullptr;
+  response.dequantize = kernel.dequantize != nullptr;
+  response.cache = kernel.supports_cache != nullptr;
+  response.append = kernel.append != nullptr;
   response.lse = kernel.no_lse == 0;
   response.probes = kernel.probes;
   response.workspace_function = kernel.workspace != nullptr;
@@ -182,16 +188,43 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   if (kernel.conventions) response.conventions = *kernel.conventions;
 }
 
+// Asks about the operations that are no attention. Returns false for attention.
+bool ask_without_problem(const assay_kernel& kernel, const KernelRequest& request,
+                         KernelResponse& response, const char*& reason) {
+  const KernelProcess::Arguments& a = request.arguments;
+  const assay_dtype* output = &request.output;
+  switch (request.operation) {
+    case ASSAY_PRODUCT:
+      if (a.a_low && kernel.supports_low_bit)
+        response.status = kernel.supports_low_bit(a.a_low, a.w, output, &reason);
+      if (a.a && kernel.supports_product)
+        response.status = kernel.supports_product(a.a, a.w, output, &reason);
+      return true;
+    case quantize_operation:
+      if (kernel.supports_quantize)
+        response.status = kernel.supports_quantize(a.a, a.to, &response.scale_rule, &reason);
+      return true;
+    case dequantize_operation:
+      if (kernel.supports_dequantize)
+        response.status = kernel.supports_dequantize(a.w, output, &reason);
+      return true;
+    case append_operation:
+      if (kernel.supports_append)
+        response.status = kernel.supports_append(a.k, a.v, a.pages, &reason);
+      return true;
+    default: return false;
+  }
+}
+
 void ask(const assay_kernel& kernel, const KernelRequest& request, KernelResponse& response) {
   const KernelProcess::Arguments& a = request.arguments;
   const char* reason = nullptr;
-  if (request.operation == ASSAY_PRODUCT) {
-    if (kernel.supports_product)
-      response.status = kernel.supports_product(a.a, a.w, &request.output, &reason);
+  if (ask_without_problem(kernel, request, response, reason))
     return copy_text(response.text, reason);
-  }
   if (kernel.supports)
     response.status = kernel.supports(request.operation, a.problem, &request.output, &reason);
+  if (response.status == ASSAY_SUCCESS && a.pages)
+    response.status = kernel.supports_cache(a.problem, a.pages, &request.output, &reason);
   copy_text(response.text, reason);
   if (response.status != ASSAY_SUCCESS) return;
   if (kernel.workspace) response.workspace = kernel.workspace(request.operation, a.problem);
@@ -208,7 +241,12 @@ assay_status call(const assay_kernel& kernel, int operation, const KernelProcess
     case ASSAY_FORWARD: return kernel.forward(a.problem, a.o, a.lse, &run);
     case ASSAY_BACKWARD: return kernel.backward(a.problem, a.o, a.lse, a.d_o, a.gradients, &run);
     case ASSAY_DECODE: return kernel.decode(a.problem, a.pages, a.o, a.lse, &run);
-    default: return kernel.product(a.a, a.w, a.c, &run);
+    case quantize_operation: return kernel.quantize(a.a, a.to, &run);
+    case dequantize_operation: return kernel.dequantize(a.w, a.c, &run);
+    case append_operation: return kernel.append(a.k, a.v, a.slots, a.pages, &run);
+    default:
+      return a.a_low ? kernel.product_low_bit(a.a_low, a.w, a.c, &run)
+                     : kernel.product(a.a, a.w, a.c, &run);
   }
 }
 

@@ -74,7 +74,10 @@ class Library : public Candidate {
     return {.forward = facts.forward,
             .cache = facts.decode,
             .backward = facts.backward,
-            .product = facts.product,
+            .product = facts.product || facts.product_low_bit,
+            .quantizer = facts.quantize,
+            .dequantizer = facts.dequantize,
+            .append = facts.append,
             .lse = facts.lse,
             .stages = facts.probes,
             .promises_bits = false,
@@ -89,10 +92,14 @@ class Library : public Candidate {
             [&](const ForwardCall& c) { return ask(ASSAY_FORWARD, c.problem, c.out.o.dtype); },
             [&](const CachedCall& c) { return unsupported_cached(c.c, c.inputs.problem); },
             [&](const BackwardCall& c) { return unsupported_backward(c.problem, c.out.dq.dtype); },
-            [&](const ProductCall& c) {
-              return unsupported_product(c.problem.a, described(c.problem.w), c.c.dtype);
+            [&](const ProductCall& c) { return unsupported_product(c.problem, c.c.dtype); },
+            [&](const QuantizeCall& c) {
+              return unsupported_quantize(c.w, described_output(c.format, c.w, c.group));
             },
-            [](const QuantizeCall&) { return std::string("no quantizer"); }},
+            [&](const DequantizeCall& c) {
+              return unsupported_dequantize(described(c.w), c.to.dtype);
+            },
+            [&](const AppendCall& c) { return unsupported_append(c.k, c.v, c.to.views()); }},
         call);
   }
   Conventions conventions() const override { return process_.facts().conventions; }
@@ -101,7 +108,7 @@ class Library : public Candidate {
     if (std::string lacking = lacking_ability(*this, c); !lacking.empty()) return lacking;
     if (c.operation == Operation::product) return unsupported_product(c);
     const Attention p = assay::described(c);
-    if (c.cache) return unsupported_cached(c, p);
+    if (c.cache) return declined_cached(c, p);
     if (c.operation == Operation::backward)
       if (std::string why = unsupported_backward(p, c.out_dtype()); !why.empty()) return why;
     return ask(ASSAY_FORWARD, p, c.out_dtype());
@@ -111,13 +118,17 @@ class Library : public Candidate {
     if (declared == declared_.end()) return std::nullopt;
     return declared->second;
   }
+  GroupScale scale_rule(const QuantizeCall&) const override { return scale_rule_; }
   Status run(const Request& r) override {
-    return std::visit(ByCall{[&](const ForwardCall& c) { return run(ASSAY_FORWARD, c, r); },
-                             [&](const CachedCall& c) { return decode(c, r); },
-                             [&](const BackwardCall& c) { return run(ASSAY_BACKWARD, c, r); },
-                             [&](const ProductCall& c) { return run(ASSAY_PRODUCT, c, r); },
-                             [](const QuantizeCall&) { return no_quantizer(); }},
-                      r.call);
+    return std::visit(
+        ByCall{[&](const ForwardCall& c) { return run(ASSAY_FORWARD, c, r); },
+               [&](const CachedCall& c) { return decode(c, r); },
+               [&](const BackwardCall& c) { return run(ASSAY_BACKWARD, c, r); },
+               [&](const ProductCall& c) { return run(ASSAY_PRODUCT, c, r); },
+               [&](const QuantizeCall& c) { return run(quantize_operation, c, r); },
+               [&](const DequantizeCall& c) { return run(dequantize_operation, c, r); },
+               [&](const AppendCall& c) { return run(append_operation, c, r); }},
+        r.call);
   }
   std::unique_ptr<Candidate> fresh() const override { return std::make_unique<Library>(path_); }
   Status run_at_once(const Request& one, const Request& other, int rounds) override {
@@ -131,7 +142,11 @@ class Library : public Candidate {
                              },
                              [&](const BackwardCall& c) { return both(ASSAY_BACKWARD, c); },
                              [&](const ProductCall& c) { return both(ASSAY_PRODUCT, c); },
-                             [](const QuantizeCall&) { return no_quantizer(); }},
+                             [](const auto&) -> Status {
+                               throw CandidateDeclined(
+                                   "a call that writes what is compared bit "
+                                   "for bit");
+                             }},
                       one.call);
   }
   std::vector<std::string> wrong_calls(const Call& call) const override {
@@ -155,7 +170,7 @@ class Library : public Candidate {
                              },
                              [&](const BackwardCall& c) { return make(ASSAY_BACKWARD, c); },
                              [&](const ProductCall& c) { return make(ASSAY_PRODUCT, c); },
-                             [](const QuantizeCall&) { return std::string(); }},
+                             [](const auto&) { return std::string(); }},
                       r.call);
   }
   std::optional<UsedMemory> used_memory() override {
@@ -176,38 +191,102 @@ class Library : public Candidate {
 
   // Every call has a number of rows and of keys of its own.
   std::string unsupported_cached(const Case& c, const Attention& problem) const {
-    if (c.cache.kind == CacheSpec::Kind::latent) return "a latent cache for a library";
-    if (c.cache_dtype() != c.dtype)
-      return fmt::format("a cache in {} for a library", format(c.cache_dtype()).name);
+    const LibraryFacts& facts = process_.facts();
+    if (!facts.decode) return "no cache";
+    if (std::string why = without_pages(c); !why.empty()) return why;
+    if (c.cache_dtype() != c.dtype && !facts.cache)
+      return fmt::format("a cache in {}: the library has no supports_cache",
+                         format(c.cache_dtype()).name);
+    const PageViews pages = page_shapes(c);
     for (const Chunk& rows : chunks_of(c))
-      if (std::string why = ask(ASSAY_DECODE, paged_problem(c, problem, rows), c.out_dtype());
+      if (std::string why = ask(ASSAY_DECODE, paged_problem(c, problem, rows), c.out_dtype(),
+                                facts.cache ? &pages : nullptr);
           !why.empty())
         return why;
     return {};
+  }
+  std::string unsupported_append(const TensorView& k, const TensorView& v,
+                                 const PageViews& to) const {
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.k = call.add_shape(k);
+    a.v = call.add_shape(v);
+    a.pages = add_pages(call, to, Pages::shapes, {});
+    return reason_of(process_.ask(call, append_operation, a, c_dtype_of(k.dtype)));
+  }
+  // Suites are drawn for the caches that a library reads; for one that reads none, for those that
+  // it writes.
+  std::string declined_cached(const Case& c, const Attention& problem) const {
+    if (process_.facts().decode) return unsupported_cached(c, problem);
+    if (std::string why = without_pages(c); !why.empty()) return why;
+    return unsupported_append(problem.k, problem.v, page_shapes(c));
   }
   std::string unsupported_backward(const Attention& p, Dtype out) const {
     if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";
     return ask(ASSAY_BACKWARD, p, out);
   }
-  std::string unsupported_product(const TensorView& a, const assay_low_bit& w, Dtype out) const {
-    if (!a) return "a low-bit A for a library";
+  std::string unsupported_product(const Product& p, Dtype out) const {
+    const LibraryFacts& facts = process_.facts();
+    if (!p.a && !facts.product_low_bit) return "a low-bit A: the library has no product_low_bit";
+    if (p.a && !facts.product) return "an A in f32, f16 or bf16: the library has no product";
     KernelCall call = process_.call();
-    return reason_of(process_.ask_product(call, call.add_shape(a), call.add(w), c_dtype_of(out)));
+    KernelProcess::Arguments a;
+    if (p.a) a.a = call.add_shape(p.a);
+    else a.a_low = call.add(described(p.a_low));
+    a.w = call.add(described(p.w));
+    return reason_of(process_.ask(call, ASSAY_PRODUCT, a, c_dtype_of(out)));
   }
-  // The same for the product of a case, whose tensors have no elements.
+  // Asks the library, and keeps the rule by which it rounds scales.
+  std::string unsupported_quantize(const TensorView& w, const assay_low_bit_output& to) const {
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.a = call.add_shape(w);
+    a.to = call.add(to);
+    const KernelProcess::Answer answer =
+        process_.ask(call, quantize_operation, a, c_dtype_of(Dtype::f32));
+    if (std::string why = reason_of(answer); !why.empty()) return why;
+    if (answer.scale_rule < 0 || answer.scale_rule >= count_of<GroupScale>)
+      throw CandidateError(fmt::format("the library's scale_rule = {} is outside [0, {}]",
+                                       answer.scale_rule, count_of<GroupScale> - 1));
+    scale_rule_ = static_cast<GroupScale>(answer.scale_rule);
+    return {};
+  }
+  std::string unsupported_dequantize(const assay_low_bit& w, Dtype out) const {
+    KernelCall call = process_.call();
+    KernelProcess::Arguments a;
+    a.w = call.add(w);
+    return reason_of(process_.ask(call, dequantize_operation, a, c_dtype_of(out)));
+  }
+  // What the library does of a case: the product, the quantizer of its weights, or the dequantizer.
+  // The tensors have no elements.
   std::string unsupported_product(const Case& c) const {
     static std::uint8_t nothing;
-    const ProductSpec& p = c.product;
-    const Extents shape{1, 1, p.m, p.k};
-    const Layout layout = make_layout(c.q_layout, shape, 1);
-    LowBitView w;
-    w.format = p.format;
-    w.k = p.k;
-    w.n = p.n;
-    w.group = p.group_size();
-    TensorView a;
-    if (!p.a_format) a = {&nothing, c.dtype, shape, layout.stride, layout.origin};
-    return unsupported_product(a, described(w), c.out_dtype());
+    const LibraryFacts& facts = process_.facts();
+    const ProductSpec& spec = c.product;
+    Product p;
+    p.w.format = spec.format;
+    p.w.k = spec.k;
+    p.w.n = spec.n;
+    p.w.group = spec.group_size();
+    if (spec.a_format) {
+      p.a_low.format = *spec.a_format;
+      p.a_low.k = spec.k;
+      p.a_low.n = spec.m;
+      p.a_low.group = traits(*spec.a_format).group;
+    } else {
+      const Extents shape{1, 1, spec.m, spec.k};
+      const Layout layout = make_layout(c.q_layout, shape, 1);
+      p.a = {&nothing, c.dtype, shape, layout.stride, layout.origin};
+    }
+    std::string why = "no low-bit products";
+    if (facts.product || facts.product_low_bit) why = unsupported_product(p, c.out_dtype());
+    if (!why.empty() && facts.quantize && spec.weights == Weights::quantized) {
+      const TensorView w{&nothing, Dtype::f32, {1, 1, spec.k, spec.n}, {0, 0, spec.n, 1}, 0};
+      why = unsupported_quantize(w, described_output(spec.format, w, p.w.group));
+    }
+    if (!why.empty() && facts.dequantize)
+      why = unsupported_dequantize(described(p.w), c.out_dtype());
+    return why;
   }
 
   // Passes on the stages that the library tells. The observer sees the type of view that our own
@@ -270,23 +349,89 @@ class Library : public Candidate {
     return a;
   }
 
+  // A low-bit matrix with its bytes.
+  static const assay_low_bit* add_low_bit(KernelCall& call, const LowBitView& m) {
+    const LowBitSizes sizes = sizes_of(m.format, m.k, m.n, m.group);
+    const auto bytes = [&](const std::byte* from, Index count) {
+      return count > 0 ? call.add_bytes(from, usize(count)) : nullptr;
+    };
+    assay_low_bit c = described(m);
+    c.codes = bytes(m.codes, sizes.codes);
+    c.scales = bytes(m.scales, sizes.scales);
+    c.extra = bytes(m.extra, sizes.extra);
+    return call.add(c);
+  }
+
   static KernelProcess::Arguments arguments(KernelCall& call, const ProductCall& c,
                                             const Request& r) {
-    const LowBitView& weights = c.problem.w;
     KernelProcess::Arguments a;
-    a.a = call.add_input(c.problem.a);
-    const LowBitSizes sizes = sizes_of(weights.format, weights.k, weights.n, weights.group);
-    const auto bytes = [&](const std::byte* from, Index count) {
-      return call.add_bytes(from, usize(count));
-    };
-    assay_low_bit w = described(weights);
-    w.codes = bytes(weights.codes, sizes.codes);
-    if (sizes.scales > 0) w.scales = bytes(weights.scales, sizes.scales);
-    if (sizes.extra > 0) w.extra = bytes(weights.extra, sizes.extra);
-    a.w = call.add(w);
+    if (c.problem.a) a.a = call.add_input(c.problem.a);
+    else a.a_low = add_low_bit(call, c.problem.a_low);
+    a.w = add_low_bit(call, c.problem.w);
     a.c = call.add_output(c.c);
     a.run = call.add(plain_run(r));
     return a;
+  }
+
+  static KernelProcess::Arguments arguments(KernelCall& call, const QuantizeCall& c,
+                                            const Request& r) {
+    const auto bytes = [&](std::vector<std::byte>& to) {
+      return to.empty() ? nullptr : call.add_output_bytes(to.data(), to.size());
+    };
+    assay_low_bit_output to = described_output(c.format, c.w, c.group);
+    to.codes = bytes(c.to.codes);
+    to.scales = bytes(c.to.scales);
+    to.extra = bytes(c.to.extra);
+    if (c.format == LowBit::nvfp4)
+      to.tensor_scale =
+          static_cast<float*>(call.add_output_bytes(&c.to.tensor_scale, sizeof(float)));
+    KernelProcess::Arguments a;
+    a.a = call.add_input(c.w);
+    a.to = call.add(to);
+    a.run = call.add(plain_run(r));
+    return a;
+  }
+
+  static KernelProcess::Arguments arguments(KernelCall& call, const DequantizeCall& c,
+                                            const Request& r) {
+    KernelProcess::Arguments a;
+    a.w = add_low_bit(call, c.w);
+    a.c = call.add_output(c.to);
+    a.run = call.add(plain_run(r));
+    return a;
+  }
+
+  static KernelProcess::Arguments arguments(KernelCall& call, const AppendCall& c,
+                                            const Request& r) {
+    KernelProcess::Arguments a;
+    a.k = call.add_input(c.k);
+    a.v = call.add_input(c.v);
+    a.slots = call.add_list(c.slots);
+    a.pages = add_pages(call, c.to.views(), Pages::outputs, {});
+    a.run = call.add(plain_run(r));
+    return a;
+  }
+
+  enum class Pages { shapes, inputs, outputs };
+  static const assay_pages* add_pages(KernelCall& call, const PageViews& views, Pages as,
+                                      const std::vector<std::int32_t>& table) {
+    const auto tensor = [&](const TensorView& t) {
+      return as == Pages::shapes   ? call.add_shape(t)
+             : as == Pages::inputs ? call.add_input(t)
+                                   : call.add_output(t);
+    };
+    assay_pages pages{};
+    pages.version = ASSAY_VERSION;
+    pages.struct_size = sizeof pages;
+    pages.k = tensor(views.k);
+    pages.v = tensor(views.v);
+    pages.k_scales = tensor(views.k_scales);
+    pages.v_scales = tensor(views.v_scales);
+    pages.group_size = views.group;
+    pages.page_size = views.size;
+    pages.pages_per_sequence = views.each;
+    pages.block_table = call.add_list(table);
+    return call.add(pages);
   }
 
   // The rows of a cached call that the library computes at once. `tokens` are those of the cache.
@@ -304,14 +449,7 @@ class Library : public Candidate {
     const Attention& p = d.problem;
     KernelProcess::Arguments a;
     a.problem = add_problem(call, p, Elements::but_keys);
-    assay_pages pages{ASSAY_VERSION,
-                      sizeof(assay_pages),
-                      call.add_input(d.tokens.k.view()),
-                      call.add_input(d.tokens.v.view()),
-                      d.tokens.size,
-                      d.tokens.each,
-                      call.add_list(d.tokens.table)};
-    a.pages = call.add(pages);
+    a.pages = add_pages(call, d.tokens.views(), Pages::inputs, d.tokens.table);
     a.o = call.add_output(shaped(d.out.o, p.shape.value_dim, p));
     if (process_.facts().lse) a.lse = call.add_output(shaped(d.out.lse, 1, p));
     a.run = add_run(call, ASSAY_DECODE, p, d.out.o.dtype, r);
@@ -367,6 +505,18 @@ class Library : public Candidate {
     return c;
   }
 
+  // Describes what a quantizer fills, without its bytes.
+  static assay_low_bit_output described_output(LowBit format, const TensorView& w, Index group) {
+    assay_low_bit_output to{};
+    to.version = ASSAY_VERSION;
+    to.struct_size = sizeof to;
+    to.format = static_cast<std::int32_t>(format);
+    to.k = w.shape[2];
+    to.n = w.shape[3];
+    to.group_size = group == 0 ? -1 : group;
+    return to;
+  }
+
   // The reason why something is not supported; empty if it is supported.
   static std::string reason_of(const KernelProcess::Answer& answer) {
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
@@ -379,10 +529,13 @@ class Library : public Candidate {
   }
 
   // Asks the library, and keeps the arithmetic that it declares for such a problem.
-  std::string ask(int operation, const Attention& p, Dtype out) const {
+  std::string ask(int operation, const Attention& p, Dtype out,
+                  const PageViews* pages = nullptr) const {
     KernelCall call = process_.call();
-    const assay_attention* problem = add_problem(call, p, Elements::none);
-    const KernelProcess::Answer answer = process_.ask(call, operation, problem, c_dtype_of(out));
+    KernelProcess::Arguments a;
+    a.problem = add_problem(call, p, Elements::none);
+    if (pages) a.pages = add_pages(call, *pages, Pages::shapes, {});
+    const KernelProcess::Answer answer = process_.ask(call, operation, a, c_dtype_of(out));
     if (std::string why = reason_of(answer); !why.empty()) return why;
     declared_.erase(operation);
     if (answer.arithmetic) {
@@ -401,9 +554,9 @@ class Library : public Candidate {
     assay_run run = plain_run(r);
     if (!process_.facts().workspace) return call.add(run);
     KernelCall question = process_.call();
-    const assay_attention* problem = add_problem(question, p, Elements::none);
-    const KernelProcess::Answer answer =
-        process_.ask(question, operation, problem, c_dtype_of(out));
+    KernelProcess::Arguments a;
+    a.problem = add_problem(question, p, Elements::none);
+    const KernelProcess::Answer answer = process_.ask(question, operation, a, c_dtype_of(out));
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
     if (answer.workspace > std::size_t{32} << 30)
       throw CandidateError(
@@ -414,14 +567,20 @@ class Library : public Candidate {
   }
 
   static std::span<const WrongCall> wrong_calls_of(const Call& call) {
-    return operation_of(call) == ASSAY_PRODUCT ? wrong_product_calls() : wrong_attention_calls();
+    using Calls = std::span<const WrongCall>;
+    return std::visit(ByCall{[](const ProductCall& c) {
+                               return c.problem.a ? Calls(wrong_product_calls()) : Calls();
+                             },
+                             [](const QuantizeCall&) { return Calls(); },
+                             [](const DequantizeCall&) { return Calls(); },
+                             [](const AppendCall&) { return Calls(); },
+                             [](const auto&) { return Calls(wrong_attention_calls()); }},
+                      call);
   }
   static Status answer_to_wrong(const KernelProcess::Answer& answer, const std::string& what) {
     if (!answer.finding.empty()) throw CandidateError(fmt::format("{}: {}", what, answer.finding));
     return {static_cast<StatusCode>(answer.status), {}};
   }
-
-  static Status no_quantizer() { return {StatusCode::unsupported, "a library has no quantizer"}; }
 
   static Status finish(const KernelProcess::Answer& answer, int operation) {
     if (!answer.finding.empty()) throw CandidateError(answer.finding);
@@ -438,6 +597,7 @@ class Library : public Candidate {
   mutable KernelProcess process_;
   // The arithmetic that the library declared, by operation, when it was last asked about a problem.
   mutable std::map<int, Contract> declared_;
+  mutable GroupScale scale_rule_ = GroupScale::floor;
 };
 
 }  // namespace

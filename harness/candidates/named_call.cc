@@ -134,8 +134,8 @@ NamedCall named(const CachedCall& c, Chunk rows) {
   NamedCall call{"decode", record_line(p, Operation::attention), {}, {}, {}, {}};
   Named in, out;
   in.add("q", p.q);
-  in.add("k_pages", pages->k.view());
-  in.add("v_pages", pages->v.view());
+  in.add("k_pages", pages->k.elements.view());
+  in.add("v_pages", pages->v.elements.view());
   in.to.push_back(
       {"block_table", c_list(pages->table.data(), ASSAY_INT, 32, {c.c.shape.batch, pages->each})});
   in.to.back().tensor.rank = 2;
@@ -194,6 +194,8 @@ std::vector<NamedCall> named_calls(const Call& call) {
                              return calls;
                            },
                            [](const QuantizeCall&) { return std::vector<NamedCall>(); },
+                           [](const DequantizeCall&) { return std::vector<NamedCall>(); },
+                           [](const AppendCall&) { return std::vector<NamedCall>(); },
                            [](const auto& c) { return std::vector<NamedCall>{named(c)}; }},
                     call);
 }

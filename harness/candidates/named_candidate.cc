@@ -64,7 +64,7 @@ std::string NamedCandidate::unsupported(const Call& call) const {
   return std::visit(
       ByCall{[&](const ForwardCall& c) { return unsupported_problem(c.problem, facts_.features); },
              [](const CachedCall& c) -> std::string {
-               if (c.c.cache.kind == CacheSpec::Kind::latent) return "a latent cache in pages";
+               if (std::string why = without_pages(c.c); !why.empty()) return why;
                if (c.c.cache_dtype() != c.c.dtype)
                  return fmt::format("a cache in {} for queries in {}",
                                     format(c.c.cache_dtype()).name, format(c.c.dtype).name);
@@ -72,7 +72,7 @@ std::string NamedCandidate::unsupported(const Call& call) const {
              },
              [&](const BackwardCall& c) { return unsupported_problem(c.problem, facts_.features); },
              [](const ProductCall&) { return std::string(); },
-             [](const QuantizeCall&) { return std::string("no quantizer"); }},
+             [](const auto&) { return std::string("no quantizer"); }},
       call);
 }
 

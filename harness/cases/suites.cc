@@ -344,6 +344,15 @@ Suite caches(const SuiteSeed& seed) {
         "attention b=1 h=5/1 l=2x700 d=128 causal offset=end cache=paged:64 scores=far-negative",
         "attention b=1 h=16/1 l=1x65 d=256 offset=end cache=paged:8 scores=far-positive"})
     add_line(suite.cases, seed, line);
+  // Every sequence has a length of its own: none, one, one around a page, and all.
+  for (const char* rest :
+       {"l=1x64 d=64 cache=paged:16 lengths=0,1,15,17,64",
+        "l=3x65 d=32/48 causal cache=paged:16 lengths=16,65,0,2,3",
+        "l=1x33 d=128 dtype=bf16 cache=paged:32 lengths=31,33,32,1,0",
+        "l=2x24 d=40 window=5,-1 cache=contiguous lengths=0,24,1,2,23",
+        "l=1x48 d=64 cache=paged:7 store=f8e4m3/32 lengths=7,48,6,8,0",
+        "l=4x20 d=24/16 causal cache=paged:4 store=f4e2m1/16 lengths=20,3,5,4,0"})
+    add_line(suite.cases, seed, std::string("attention b=5 h=4/2 offset=lengths ") + rest);
   // In cross attention no mask hides the slots behind the last token of an open page.
   for (const char* cache :
        {"contiguous", "paged:16", "paged:16 store=f8e4m3/16", "paged:7 store=f4e2m1",

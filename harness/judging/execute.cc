@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "harness/judging/append.h"
 #include "harness/judging/invariance.h"
 #include "harness/judging/painter.h"
 #include "harness/judging/quantization.h"
@@ -281,6 +282,42 @@ void keep_weights(const CaseRun& run, const ForwardStep& step, const Outputs& ou
 
 Painter* address_of(std::optional<Painter>& painter) { return painter ? &*painter : nullptr; }
 
+// Counts what was judged bit for bit. Returns false, and completes the result, if something was
+// wrong.
+bool take_bits(const CaseRun& run, Output output, const JudgedBits& judged) {
+  if (!judged.asked) return true;
+  Verdict& v = run.result.verdict;
+  Compared& of = v.outputs[output];
+  of.elements += judged.elements;
+  if (judged.wrong.empty()) {
+    of.inside += judged.elements;
+    v.inside += judged.elements;
+    v.exact += judged.elements;
+  }
+  if (!judged.wrong.empty()) run.end(Outcome::fail, judged.wrong);
+  return judged.wrong.empty();
+}
+
+// Completes the result of a candidate that was judged for nothing else.
+void pass_by_bits(const CaseRun& run, const char* reason) {
+  Verdict& v = run.result.verdict;
+  v.outcome = Outcome::pass;
+  v.reason = reason;
+  v.contract = "the rule, bit for bit";
+  run.end(v.outcome, v.reason);
+}
+
+// Judges what a candidate writes into pages. Returns whether it did and nothing was wrong.
+bool judge_writer(const CaseRun& run, const Inputs& inputs) {
+  run.turn(Turn::candidate);
+  try {
+    const JudgedBits stored = judge_append(run.c, run.candidate, inputs);
+    return take_bits(run, Output::tokens, stored) && stored.asked;
+  } catch (const CandidateError& e) {
+    return run.end(Outcome::fail, e.what()), false;
+  }
+}
+
 void run_attention(const CaseRun& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
@@ -288,13 +325,21 @@ void run_attention(const CaseRun& run) {
   ForwardStep step{run.c, inputs, run.candidate.abilities().lse, run.conventions()};
   const Outputs outputs = step.outputs();
   run.result.seconds.generate = seconds_since(start);
-  if (!run.supported({step.call(outputs)})) return;
+  if (!run.supported({step.call(outputs)})) {
+    // A candidate that does not read such a cache may write it, and is judged for that alone then.
+    if (run.result.outcome == Outcome::unsupported && judge_writer(run, inputs))
+      pass_by_bits(run, "every token is stored by the rule, bit for bit");
+    return;
+  }
   std::optional<Painter> painter;
   if (run.options.pictures) painter.emplace(inputs.problem);
   const auto take = [&](Verdict v) { run.result.verdict = std::move(v); };
   const bool goes_on = judge_step(run, step, outputs, run.judging(address_of(painter)), take);
   step.conventions = run.conventions();
-  if (goes_on) ask_relations(run, step, outputs);
+  if (goes_on) {
+    judge_writer(run, inputs);
+    if (run.result.outcome != Outcome::fail) ask_relations(run, step, outputs);
+  }
   keep_pictures(run, painter);
   keep_weights(run, step, outputs);
 }
@@ -324,6 +369,20 @@ void run_backward(const CaseRun& run) {
   keep_pictures(run, painter);
 }
 
+// Judges what a candidate does with weights apart from products. Returns whether it did something
+// and nothing was wrong.
+bool judge_weights(const CaseRun& run, const ProductInputs& inputs) {
+  run.turn(Turn::candidate);
+  try {
+    const JudgedBits stored = judge_quantizer(run.c, run.candidate);
+    if (!take_bits(run, Output::w, stored)) return false;
+    const JudgedBits read = judge_dequantizer(run.c, run.candidate, inputs);
+    return take_bits(run, Output::w, read) && (stored.asked || read.asked);
+  } catch (const CandidateError& e) {
+    return run.end(Outcome::fail, e.what()), false;
+  }
+}
+
 void run_product(const CaseRun& run) {
   run.turn(Turn::inputs);
   auto start = Clock::now();
@@ -331,7 +390,13 @@ void run_product(const CaseRun& run) {
   const ProductStep step{run.c, inputs};
   const ProductOutput outputs = step.outputs();
   run.result.seconds.generate = seconds_since(start);
-  if (!run.supported({step.call(outputs)})) return;
+  if (!run.supported({step.call(outputs)})) {
+    // A candidate without this product may have a quantizer or a dequantizer, which are judged
+    // alone then.
+    if (run.result.outcome == Outcome::unsupported && judge_weights(run, inputs))
+      pass_by_bits(run, "every weight is that of the rule, bit for bit");
+    return;
+  }
   const bool quantized = run.c.product.weights == Weights::quantized;
   std::optional<Painter> painter;
   if (run.options.pictures) painter.emplace(run.c.product.m, run.c.product.n);
@@ -342,11 +407,8 @@ void run_product(const CaseRun& run) {
           inputs.problem, [&](Index k, Index n) { return original_weight(run.c, k, n); });
   };
   if (judge_step(run, step, outputs, run.judging(address_of(painter)), take)) {
-    std::string wrong;
-    if (quantized && run.candidate.abilities().quantizer)
-      wrong = compare_quantization(run.c, run.candidate, inputs);
-    if (wrong.empty()) ask_relations(run, step, outputs);
-    else run.end(Outcome::fail, wrong);
+    judge_weights(run, inputs);
+    if (run.result.outcome != Outcome::fail) ask_relations(run, step, outputs);
   }
   keep_pictures(run, painter);
 }

@@ -453,8 +453,8 @@ void check_low_bit(const Reader& reader, const std::string& name, const LowBitVi
       reader.fail(fmt::format("tensor {}.scales: scale {} is negative", name, s));
     const unsigned half =
         t.scale == Dtype::f16 ? byte_at(v.scales, 2 * s) | byte_at(v.scales, 2 * s + 1) << 8 : 0;
-    if (half > 0x7FFF) reader.fail(fmt::format("tensor {}.scales: scale {} is negative", name, s));
-    if (half == 0x7C00) reader.fail(fmt::format("tensor {}.scales: scale {} is infinite", name, s));
+    if ((half & 0x7FFF) == 0x7C00)
+      reader.fail(fmt::format("tensor {}.scales: scale {} is infinite", name, s));
   }
   if (v.format == LowBit::int4)
     for (Index s = 0; s < v.groups() * v.n; ++s)

@@ -8,6 +8,7 @@ namespace assay {
 
 void Adequacy::add(const CaseResult& r) {
   if (!r.was_compared() || r.outcome != Outcome::pass) return;
+  if (r.verdict.rows_judged == 0) return;  // what was only compared bit for bit has no power
   const Index tile = std::min<Index>(r.verdict.tile, max_tile);
   Cells& cells = cells_[{r.dtype, tile}];
   cells.tail_lanes = tile - r.tail_step;

@@ -200,6 +200,27 @@ static inline void assay_low_bit_init(assay_low_bit* m, int32_t format, int64_t 
   m->codes = m->scales = m->extra = NULL;
 }
 
+/* How a quantizer rounds the scale of a group where scales are powers of two (E8M0). a is the
+ * largest magnitude of the group; x is the largest number of the element, and e its exponent. A
+ * scale is at least 2^-127. */
+enum {
+  ASSAY_SCALE_FLOOR = 0, /* 2^(floor(log2 a) - e); what is above x saturates */
+  ASSAY_SCALE_CEIL = 1,  /* 2^(ceil(log2 a) - e) */
+  ASSAY_SCALE_RCEIL = 2, /* the least power of two with a <= scale * x */
+  ASSAY_SCALE_EVEN = 3   /* as FLOOR, for a rounded to the precision of the element, ties to even */
+};
+
+/* What a quantizer fills: a matrix [K, N] as in assay_low_bit, with bytes that can be written. */
+typedef struct assay_low_bit_output {
+  uint32_t version, struct_size;
+  int32_t format, reserved;
+  int64_t k, n, group_size;
+  void *codes, *scales, *extra; /* NULL where the format has none */
+  /* NULL, except for ASSAY_NVFP4. It holds the tensor scale by the rule; a quantizer that finds the
+   * scale itself writes it here. */
+  float* tensor_scale;
+} assay_low_bit_output;
+
 /* ---- Kernels --------------------------------------------------------------------------------- */
 
 /* where an `operation` is passed below, it is never ASSAY_PRODUCT */
@@ -210,11 +231,16 @@ enum { ASSAY_FORWARD = 0, ASSAY_BACKWARD = 1, ASSAY_PRODUCT = 2, ASSAY_DECODE = 
  * the sequence. A contiguous cache has one page for each sequence. */
 typedef struct assay_pages {
   uint32_t version, struct_size;
-  /* [pages, Hkv, page_size, D] and [pages, Hkv, page_size, Dv], in the dtype of Q; unused slots
-   * hold NaN */
+  /* [pages, Hkv, page_size, D] and [pages, Hkv, page_size, Dv], in the dtype of Q, unless the
+   * kernel says in supports_cache that it reads others; unused slots hold NaN */
   const assay_tensor *k, *v;
   int64_t page_size, pages_per_sequence;
-  const int32_t* block_table; /* B * pages_per_sequence entries */
+  const int32_t* block_table; /* B * pages_per_sequence entries; NULL for append */
+  /* Of a cache of 8- and 4-bit floats, and NULL otherwise: E8M0 scales, [pages, Hkv, page_size,
+   * groups] in whole bytes. k and v hold codes then. Strides of 4-bit codes count nibbles, the low
+   * one of a byte first, and a row begins at a whole byte. */
+  const assay_tensor *k_scales, *v_scales;
+  int64_t group_size; /* columns that share a scale; 0: all of a token and head */
 } assay_pages;
 
 /* How a kernel computes. The bound of every element is derived from this struct and from the data
@@ -441,6 +467,40 @@ typedef struct assay_kernel {
 
   /* What the kernel means where nobody agreed; NULL declares nothing. */
   const assay_conventions* conventions;
+
+  /* The same product with a low-bit A, whose format is in columns (docs/formats.md): its n counts
+   * the rows of A. supports_low_bit answers for it; a and w have no data there. */
+  assay_status (*supports_low_bit)(const assay_low_bit* a, const assay_low_bit* w,
+                                   const assay_dtype* output, const char** reason);
+  assay_status (*product_low_bit)(const assay_low_bit* a, const assay_low_bit* w,
+                                  const assay_tensor* c, const assay_run* run);
+  /* Quantizes w, which is f32 [1, 1, K, N] with any strides and finite, by the rules of
+   * docs/formats.md. All bytes are compared with those of the rule. supports_quantize may set
+   * *scale_rule to the one of ASSAY_SCALE_... that the kernel follows; it is ASSAY_SCALE_FLOOR
+   * before. w and to have no data there. */
+  assay_status (*supports_quantize)(const assay_tensor* w, const assay_low_bit_output* to,
+                                    int32_t* scale_rule, const char** reason);
+  assay_status (*quantize)(const assay_tensor* w, const assay_low_bit_output* to,
+                           const assay_run* run);
+  /* Writes what w means to f32, f16 or bf16 [1, 1, K, N]: the nearest number, or that number
+   * rounded to binary32 before. */
+  assay_status (*supports_dequantize)(const assay_low_bit* w, const assay_dtype* output,
+                                      const char** reason);
+  assay_status (*dequantize)(const assay_low_bit* w, const assay_tensor* to, const assay_run* run);
+  /* Answers for the pages of decode, after `supports` has said yes to the problem. NULL means pages
+   * in the dtype of Q, and no others. The tensors have no data here. */
+  assay_status (*supports_cache)(const assay_attention* problem, const assay_pages* pages,
+                                 const assay_dtype* output, const char** reason);
+  /* Writes tokens into pages: token i of sequence b of k [B, Hkv, n, D] and v [B, Hkv, n, Dv], f32,
+   * f16 or bf16, goes to the slot s % page_size of the page s / page_size, where s is
+   * slots[b * n + i]. A token with s = -1 goes nowhere. Numbers are rounded to nearest, ties to
+   * even. The scale of a group is the least power of two, at least 2^-127, under which its largest
+   * finite magnitude does not exceed the largest code (docs/formats.md). All bytes are compared
+   * with those of the rule, and other slots must stay as they are. */
+  assay_status (*supports_append)(const assay_tensor* k, const assay_tensor* v,
+                                  const assay_pages* pages, const char** reason);
+  assay_status (*append)(const assay_tensor* k, const assay_tensor* v, const int64_t* slots,
+                         const assay_pages* pages, const assay_run* run);
 } assay_kernel;
 
 static inline void assay_kernel_init(assay_kernel* k, const char* name) {
@@ -459,6 +519,15 @@ static inline void assay_kernel_init(assay_kernel* k, const char* name) {
   k->not_reentrant = k->variant_count = 0;
   k->invariant_to = 0;
   k->conventions = NULL;
+  k->supports_low_bit = NULL;
+  k->product_low_bit = NULL;
+  k->supports_quantize = NULL;
+  k->quantize = NULL;
+  k->supports_dequantize = NULL;
+  k->dequantize = NULL;
+  k->supports_cache = NULL;
+  k->supports_append = NULL;
+  k->append = NULL;
 }
 
 /* The one symbol of your library. It returns a table that lives as long as the library. `version`

@@ -5,6 +5,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_plan.h"
 #include "kernels/c_interface/c_common.h"
+#include "kernels/cache/cache_storage.h"
 #include "kernels/product/product.h"
 #include "kernels/validate.h"
 
@@ -51,6 +52,77 @@ assay_status backward(const assay_attention* problem, const assay_tensor* o,
   });
 }
 
+// K or V in pages, with the scales of 8- and 4-bit floats.
+struct StoredPlane {
+  TensorView t, scales;
+  Index group;
+
+  StoredPlane(const assay_tensor* elements, const assay_tensor* their_scales,
+              const assay_pages& pages)
+      : t(view_of(elements, "pages")),
+        scales(view_of(their_scales, "scales")),
+        group(pages.group_size > 0 ? std::min(pages.group_size, t.shape[3]) : t.shape[3]) {}
+  Index byte_of(Index element) const { return element * format(t.dtype).bits / 8; }
+  StoredColumns columns(Index g) const {
+    StoredColumns c{static_cast<const std::byte*>(t.data) + byte_of(t.at(0, g, 0, 0)),
+                    t.dtype,
+                    t.shape[3],
+                    t.stride[3],
+                    byte_of(t.stride[2]),
+                    byte_of(t.stride[0])};
+    if (!scales) return c;
+    c.scales = static_cast<const std::uint8_t*>(scales.data) + scales.at(0, g, 0, 0);
+    c.group = group;
+    c.row_scales = scales.stride[2];
+    c.page_scales = scales.stride[0];
+    return c;
+  }
+  // Stores row `row` of the tokens of a sequence.
+  void store(const TensorView& tokens, Index g, Index row, Index page, Index slot) const {
+    std::uint8_t* of_row =
+        scales ? static_cast<std::uint8_t*>(scales.data) + scales.at(page, g, slot, 0) : nullptr;
+    encode_token(tokens, g, row, t.dtype, group,
+                 static_cast<std::byte*>(t.data) + byte_of(t.at(page, g, slot, 0)), of_row);
+  }
+};
+
+// Codes of 8 and 4 bits are read, and every token is written, one column beside the other.
+assay_status in_rows(const assay_pages* pages, const char** reason) {
+  for (const assay_tensor* t : {pages->k, pages->v})
+    if (t->strides[3] != 1) return *reason = "columns of pages that lie apart", ASSAY_UNSUPPORTED;
+  return ASSAY_SUCCESS;
+}
+assay_status supports_cache(const assay_attention*, const assay_pages* pages, const assay_dtype*,
+                            const char** reason) {
+  return pages->k_scales ? in_rows(pages, reason) : ASSAY_SUCCESS;
+}
+assay_status supports_append(const assay_tensor*, const assay_tensor*, const assay_pages* pages,
+                             const char** reason) {
+  return in_rows(pages, reason);
+}
+
+assay_status append(const assay_tensor* k, const assay_tensor* v, const std::int64_t* slots,
+                    const assay_pages* pages, const assay_run*) {
+  return guarded([&] {
+    const StoredPlane of_k(pages->k, pages->k_scales, *pages),
+        of_v(pages->v, pages->v_scales, *pages);
+    TensorView tokens_k = view_of(k, "k"), tokens_v = view_of(v, "v");
+    const Index batch = tokens_k.shape[0], heads = tokens_k.shape[1], count = tokens_k.shape[2];
+    for (Index b = 0; b < batch; ++b) {
+      for (Index row = 0; row < count; ++row) {
+        const Index at = slots[b * count + row];
+        for (Index g = 0; at >= 0 && g < heads; ++g) {
+          of_k.store(tokens_k, g, row, at / pages->page_size, at % pages->page_size);
+          of_v.store(tokens_v, g, row, at / pages->page_size, at % pages->page_size);
+        }
+      }
+      tokens_k.origin += tokens_k.stride[0];
+      tokens_v.origin += tokens_v.stride[0];
+    }
+    return Status{};
+  });
+}
+
 assay_status decode(const assay_attention* problem, const assay_pages* pages, const assay_tensor* o,
                     const assay_tensor* lse, const assay_run* run) {
   return guarded([&] {
@@ -59,19 +131,13 @@ assay_status decode(const assay_attention* problem, const assay_pages* pages, co
     if (Status status = validate_attention(p, out, true); !status.ok()) return status;
     const std::vector<Index> table(pages->block_table,
                                    pages->block_table + p.shape.batch * pages->pages_per_sequence);
-    const TensorView k = view_of(pages->k, "k"), v = view_of(pages->v, "v");
+    const StoredPlane k(pages->k, pages->k_scales, *pages), v(pages->v, pages->v_scales, *pages);
     std::vector<StoredKeyValues> stored;
     for (Index b = 0; b < p.shape.batch; ++b)
       for (Index g = 0; g < p.shape.kv_heads; ++g) {
-        const auto rows = [&](const TensorView& t) {
-          const Index bytes = format(t.dtype).bits / 8;
+        const auto rows = [&](const StoredPlane& t) {
           StoredRows r;
-          r.columns = {static_cast<const std::byte*>(t.data) + t.at(0, g, 0, 0) * bytes,
-                       t.dtype,
-                       t.shape[3],
-                       t.stride[3],
-                       t.stride[2] * bytes,
-                       t.stride[0] * bytes};
+          r.columns = t.columns(g);
           r.pages = table.data() + b * pages->pages_per_sequence;
           r.page_size = pages->page_size;
           r.begin = p.key_starts.empty() ? 0 : p.key_starts[usize(b)];
@@ -91,6 +157,35 @@ assay_status multiply(const assay_tensor* a, const assay_low_bit* w, const assay
     if (Status status = PackedWeights::pack(low_bit_view(w, "w"), packed); !status.ok())
       return status;
     return product(view_of(a, "a"), *packed, view_of(c, "c"), run->threads);
+  });
+}
+
+assay_status multiply_low_bit(const assay_low_bit* a, const assay_low_bit* w, const assay_tensor* c,
+                              const assay_run* run) {
+  return guarded([&] {
+    std::shared_ptr<const PackedWeights> packed;
+    if (Status status = PackedWeights::pack(low_bit_view(w, "w"), packed); !status.ok())
+      return status;
+    return product(low_bit_view(a, "a"), *packed, view_of(c, "c"), run->threads);
+  });
+}
+
+void copy(const std::vector<std::byte>& from, void* to) {
+  if (!from.empty()) std::memcpy(to, from.data(), from.size());
+}
+
+assay_status quantize(const assay_tensor* w, const assay_low_bit_output* to, const assay_run*) {
+  return guarded([&] {
+    LowBitBytes bytes;
+    if (Status status = quantize_weights(view_of(w, "w"), low_bit_format(to->format, "to"),
+                                         {to->group_size}, bytes);
+        !status.ok())
+      return status;
+    copy(bytes.codes, to->codes);
+    copy(bytes.scales, to->scales);
+    copy(bytes.extra, to->extra);
+    if (to->tensor_scale) *to->tensor_scale = bytes.tensor_scale;
+    return Status{};
   });
 }
 
@@ -117,6 +212,11 @@ extern "C" const assay_kernel* assay_kernel_entry(std::uint32_t version) {
     k.decode = decode;
     k.product = multiply;
     k.conventions = &ours;
+    k.product_low_bit = multiply_low_bit;
+    k.quantize = quantize;
+    k.supports_cache = supports_cache;
+    k.supports_append = supports_append;
+    k.append = append;
     return k;
   }();
   return version >= ASSAY_VERSION ? &table : nullptr;

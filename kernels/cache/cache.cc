@@ -125,36 +125,42 @@ bool TokenPlane::can_hold(const TensorView& t, Index head, Index row) const {
   return true;
 }
 
-void TokenPlane::encode_row(const TensorView& t, Index row, Index head, Index page, Index slot) {
-  const Index at = (page * heads_ + head) * page_size_ + slot;
-  std::byte* to = data_.get() + at * row_bytes_;
-  if (!is_scaled(dtype_)) {
-    for (Index c = 0; c < columns_; ++c) {
+void encode_token(const TensorView& t, Index head, Index row, Dtype dtype, Index group,
+                  std::byte* to, std::uint8_t* scales) {
+  const Index columns = t.shape[3];
+  if (!is_scaled(dtype)) {
+    for (Index c = 0; c < columns; ++c) {
       const float x = element(t, head, row, c);
-      if (dtype_ == Dtype::f32) {
+      if (dtype == Dtype::f32) {
         std::memcpy(to + 4 * c, &x, 4);
       } else {
-        const std::uint16_t code = dtype_ == Dtype::bf16 ? to_bf16(x) : to_f16(x);
+        const std::uint16_t code = dtype == Dtype::bf16 ? to_bf16(x) : to_f16(x);
         std::memcpy(to + 2 * c, &code, 2);
       }
     }
     return;
   }
-  NarrowFormat f = narrow_format(dtype_);
-  std::memset(to, 0, usize(row_bytes_));
-  for (Index begin = 0; begin < columns_; begin += group_) {
-    const Index end = std::min(begin + group_, columns_);
+  NarrowFormat f = narrow_format(dtype);
+  std::memset(to, 0, usize((columns * f.bits + 7) / 8));
+  for (Index begin = 0; begin < columns; begin += group) {
+    const Index end = std::min(begin + group, columns);
     float absmax = 0;
     for (Index c = begin; c < end; ++c)
       if (const float x = std::fabs(element(t, head, row, c)); std::isfinite(x))
         absmax = std::max(absmax, x);
-    const int exponent = scale_exponent(narrow_format(dtype_), absmax);
-    scales_[usize(at * row_scales_ + begin / group_)] = static_cast<std::uint8_t>(exponent + 127);
+    const int exponent = scale_exponent(narrow_format(dtype), absmax);
+    scales[begin / group] = static_cast<std::uint8_t>(exponent + 127);
     const float inverse = power_of_two(-exponent);
-    f.max_code = max_code_under(narrow_format(dtype_), exponent);
+    f.max_code = max_code_under(narrow_format(dtype), exponent);
     for (Index c = begin; c < end; ++c)
       put_code(f.bits, to, c, encode_narrow(f, element(t, head, row, c) * inverse));
   }
+}
+
+void TokenPlane::encode_row(const TensorView& t, Index row, Index head, Index page, Index slot) {
+  const Index at = (page * heads_ + head) * page_size_ + slot;
+  encode_token(t, head, row, dtype_, group_, data_.get() + at * row_bytes_,
+               scales_.get() + at * row_scales_);
 }
 
 void TokenPlane::copy_slots(Index from, Index to, Index begin, Index end) {

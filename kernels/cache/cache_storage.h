@@ -11,6 +11,11 @@
 
 namespace assay::kernels {
 
+// Stores a token of one head (row `row` of t, which is f32, f16 or bf16) as `columns` elements of
+// `dtype`, and the E8M0 scales of their groups where the dtype has 8 or 4 bits. cache.h says how.
+void encode_token(const TensorView& t, Index head, Index row, Dtype dtype, Index group,
+                  std::byte* to, std::uint8_t* scales);
+
 // Encoded rows of `columns` elements, stored in pages: [page][head][slot][row].
 class TokenPlane {
  public:

@@ -155,14 +155,12 @@ Status check_codes(const LowBitView& w) {
   for (Index n = 0; n < w.n; ++n) {
     for (Index g = 0; g < w.groups(); ++g) {
       const std::uint32_t code = scale_code_of(w, g, n);
-      const bool forbidden = t.scale == Dtype::f8e4m3 ? code > 0x7F
-                             : t.scale == Dtype::f16  ? code >= 0x8000 || code == 0x7C00
-                                                      : false;
-      if (forbidden)
+      const bool negative = t.scale == Dtype::f8e4m3 && code > 0x7F;
+      if (negative || (t.scale == Dtype::f16 && (code & 0x7FFF) == 0x7C00))
         return refuse(
-            fmt::format("scales: code {:#x} of group {} of column {} is {}; a scale is finite and "
-                        "at least 0, or NaN",
-                        code, g, n, code == 0x7C00 ? "infinite" : "negative"));
+            fmt::format("scales: code {:#x} of group {} of column {} is {}; a scale is finite, or "
+                        "NaN, and in E4M3 it is not negative",
+                        code, g, n, negative ? "negative" : "infinite"));
       if (w.format != LowBit::int4) continue;
       const auto zero = static_cast<std::uint32_t>(w.extra[scale_place(w, g, n)]);
       if (zero > 15)

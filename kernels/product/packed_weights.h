@@ -24,7 +24,7 @@ class PackedWeights {
   static constexpr Index panel = 64;
 
   // The status is invalid_arguments for null and for negative numbers, for group sizes that the
-  // format does not have, for codes that it forbids (scales that are negative or infinite, zero
+  // format does not have, for codes that it forbids (infinite scales, negative ones in E4M3, zero
   // points above 15 of int4, metadata of fp4_sparse whose positions do not ascend), and for a
   // tensor scale if the format has none.
   static Status pack(const LowBitView& w, std::shared_ptr<const PackedWeights>& packed);
