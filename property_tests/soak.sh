@@ -24,6 +24,7 @@ say "$seconds s, seed $seed"
 
 # start SECONDS SEED: one process, which tells its end in out.txt.
 start() {
+  : >out.txt  # a kill may come before the process has done that
   nice -n 10 "$assay" check --suite tiny --jobs 1 --no-shrink --time "$1" --seed "$2" --store runs.db >out.txt 2>err.txt &
   process=$!
 }
