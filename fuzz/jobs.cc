@@ -192,6 +192,7 @@ class Jobs {
     for (const char* folder : {"corpus", "findings", "logs", "tmp"}) make_folder(o_.work / folder);
     for (const std::string& t : o_.targets)
       for (const char* folder : {"corpus", "findings"}) make_folder(o_.work / folder / t);
+    lock_ = locked(o_.work);
     load();
   }
 
@@ -493,6 +494,7 @@ class Jobs {
   }
 
   const FuzzOptions& o_;
+  Descriptor lock_;
   JobsState state_;
   std::vector<FuzzFinding> findings_;
   std::set<std::string> known_;
@@ -531,8 +533,6 @@ std::vector<std::string> chosen_targets(const FuzzOptions& options) {
 FuzzSummary fuzz(const FuzzOptions& options) {
   FuzzOptions o = options;
   o.targets = chosen_targets(options);
-  make_folder(o.work);
-  const Descriptor lock = locked(o.work);
   return Jobs(o).run();
 }
 

@@ -2,7 +2,9 @@
 // leaves nothing running. The target is a script that says what libFuzzer says.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -161,6 +163,22 @@ TEST_F(FuzzJobs, LinksThatLeadNowhereAreNoTargets) {
   fs::create_symlink("loop_fuzz", folder_ / "bin" / "loop_fuzz");
   fs::create_symlink("nothing", folder_ / "bin" / "dangling_fuzz");
   EXPECT_EQ(fuzz_targets(folder_ / "bin"), (std::vector<std::string>{"one", "two"}));
+}
+
+// Of two processes in one folder, the second is refused.
+TEST_F(FuzzJobs, AFolderBelongsToOneProcess) {
+  fs::create_directories(options_.work);
+  const int folder = open(options_.work.c_str(), O_RDONLY | O_DIRECTORY);
+  ASSERT_EQ(flock(folder, LOCK_EX), 0);
+  try {
+    fuzz(options_);
+    ADD_FAILURE() << "the jobs ran";
+  } catch (const std::system_error& e) {
+    EXPECT_THAT(e.what(), HasSubstr("another process runs jobs in this folder"));
+  }
+  EXPECT_FALSE(fs::exists(options_.work / "state.json"));
+  close(folder);
+  EXPECT_GT(fuzz(options_).seconds, 0);
 }
 
 TEST_F(FuzzJobs, BadInputIsRefusedByName) {

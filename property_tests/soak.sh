@@ -24,6 +24,7 @@ say "$seconds s, seed $seed"
 
 # start SECONDS SEED: one process, which tells its end in out.txt.
 start() {
+  : >out.txt  # a kill may come before the process has done that
   nice -n 10 "$assay" check --suite tiny --jobs 1 --no-shrink --time "$1" --seed "$2" --store runs.db >out.txt 2>err.txt &
   process=$!
 }
@@ -48,7 +49,7 @@ start $((seconds / 3)) 1
 while kill -0 $process 2>/dev/null; do
   worker=$(pgrep -P $process | head -n 1 || true)
   echo "$SECONDS $(rss_of $process) $(rss_of "${worker:-0}")" >>memory.txt
-  sleep 1
+  sleep $((seconds < 300 ? 0 : 1)).2
 done
 wait $process || die "the process that was not killed failed: $(tail -n 1 err.txt)"
 tail -n 2 out.txt
@@ -77,7 +78,7 @@ PY
 every=$((seconds < 300 ? seconds / 5 : 60))  # the longest time between two kills
 killed=0 ended=1 next=$((SECONDS + RANDOM % every))
 while [ $SECONDS -lt "$seconds" ]; do
-  start $((RANDOM % 20 + 1)) $RANDOM
+  start $((RANDOM % (every / 3 + 1) + 1)) $RANDOM
   while kill -0 $process 2>/dev/null && [ $SECONDS -lt $next ]; do
     watch_disk
     sleep 0.1
