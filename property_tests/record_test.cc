@@ -434,9 +434,14 @@ TEST_F(Records, MasksSayWhatTheySay) {
       with("attention causal offset=end", [](Index, Index, Index i, Index j) { return j <= i + 2; })
           .judged(file()),
       Outcome::pass);
-  EXPECT_EQ(with("attention causal", [](Index, Index, Index i, Index j) { return j <= i + 2; })
-                .judged(file()),
-            Outcome::fail);
+  // Without an offset, where the diagonal begins is a convention.
+  const auto from_the_end = [](Index, Index, Index i, Index j) { return j <= i + 2; };
+  for (const auto& [line, outcome] :
+       {std::pair{"attention causal", Outcome::convention},
+        {"attention causal convention=anchor:bottom-right", Outcome::pass},
+        {"attention causal convention=anchor:top-left", Outcome::fail},
+        {"attention causal offset=0", Outcome::fail}})
+    EXPECT_EQ(with(line, from_the_end).judged(file()), outcome) << line;
   EXPECT_EQ(with("attention window=1,0 offset=1",
                  [](Index, Index, Index i, Index j) { return j >= i && j <= i + 1; })
                 .judged(file()),

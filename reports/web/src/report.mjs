@@ -421,21 +421,13 @@ function verdict() {
         : conventionFails
           ? ['bad', 'No error of arithmetic, but a convention that nobody declared']
           : cases.length === 0
-          ? ['open', 'Nothing was judged']
-          : passed === cases.length
-            ? ['good', 'Every case passed']
-            : passed === 0
-              ? ['open', 'No case passed, none failed']
-              : ['open', `No case failed; ${count(cases.length - passed)} did not pass`];
-  const outcomes = [
-    'fail',
-    'error',
-    'convention',
-    'suspect',
-    'inconclusive',
-    'unsupported',
-    'pass',
-  ]
+            ? ['open', 'Nothing was judged']
+            : passed === cases.length
+              ? ['good', 'Every case passed']
+              : passed === 0
+                ? ['open', 'No case passed, none failed']
+                : ['open', `No case failed; ${count(cases.length - passed)} did not pass`];
+  const outcomes = ['fail', 'error', 'convention', 'suspect', 'inconclusive', 'unsupported', 'pass']
     .map((o) => [o, cases.filter((c) => c.result.outcome === o).length])
     .filter(([, n]) => n > 0);
   return el(
@@ -1124,7 +1116,11 @@ function machine() {
 
 function overview() {
   const parts = [
-    !others && ['failures', `Failures (${count(failures.length)})`, [failureList(), conventions(), notJudged()]],
+    !others && [
+      'failures',
+      `Failures (${count(failures.length)})`,
+      [failureList(), conventions(), notJudged()],
+    ],
     !others && ['power', 'Power', power()],
     run.faults && ['faults', 'Planted faults', faults()],
     run.fuzz && ['fuzz', 'Fuzzing', fuzz()],

@@ -269,6 +269,32 @@ test('what failing cases share stands above them, and each cause once', async ()
   await without.finish();
 });
 
+test('a convention that differs is listed once, with the option that accepts it', async () => {
+  const data = structuredClone(run);
+  data.summary.conventions = [
+    {
+      convention: 'masked-rows:nan',
+      what: 'O of a row that sees no key',
+      cases: 2,
+      rule: 'fail',
+      case: 'attention b=1 h=1 l=4 d=2 starts=4',
+    },
+  ];
+  const page = await open(data);
+  assert.deepEqual(await texts(page, '[aria-label="Conventions that differ"] tbody td'), [
+    '--accept-convention masked-rows:nan',
+    'O of a row that sees no key',
+    '2',
+    'fail',
+    'attention b=1 h=1 l=4 d=2 starts=4',
+  ]);
+  await checkLayout(page);
+  await page.finish();
+  const without = await open(run);
+  assert.equal(await shown(without, '[aria-label="Conventions that differ"]'), 0);
+  await without.finish();
+});
+
 test('a heat map draws every cell and crosses those beyond the bound', async () => {
   const page = await open(run, { hash: '#case=2' });
   await drawAll(page);
