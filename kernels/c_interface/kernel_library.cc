@@ -2,6 +2,8 @@
 // `assay check --kernel` is tested with it.
 #include <assay/kernel.h>
 
+#include <string>
+
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_plan.h"
 #include "kernels/c_interface/c_common.h"
@@ -44,10 +46,17 @@ assay_status backward(const assay_attention* problem, const assay_tensor* o,
   return guarded([&] {
     const Attention p = problem_of(problem);
     const AttentionOutput stored = output_of(p, o, lse);
+    const auto of_shape = [](const assay_tensor* t, const char* name, const Extents& shape) {
+      const TensorView view = view_of(t, name);
+      if (t) expect_shape(view, name, shape);
+      return view;
+    };
+    const AttentionShape& s = p.shape;
     return attention_backward(
-        p, {stored.o, stored.lse, view_of(d_o, "d_o")},
-        {view_of(gradients->dq, "dq"), view_of(gradients->dk, "dk"), view_of(gradients->dv, "dv"),
-         view_of(gradients->d_bias, "d_bias"), view_of(gradients->d_sink, "d_sink")},
+        p, {stored.o, stored.lse, of_shape(d_o, "d_o", s.o_extents())},
+        {of_shape(gradients->dq, "dq", s.q_extents()), of_shape(gradients->dk, "dk", s.k_extents()),
+         of_shape(gradients->dv, "dv", s.v_extents()), view_of(gradients->d_bias, "d_bias"),
+         view_of(gradients->d_sink, "d_sink")},
         run->threads);
   });
 }
@@ -123,15 +132,33 @@ assay_status append(const assay_tensor* k, const assay_tensor* v, const std::int
   });
 }
 
+// Every token of a sequence must lie in a page that is there.
+void check_pages(const Attention& p, const assay_pages& pages, const TensorView& k) {
+  if (pages.page_size < 1) refuse("page_size = " + std::to_string(pages.page_size) + " is below 1");
+  for (Index b = 0; b < p.shape.batch; ++b)
+    for (Index j = p.key_starts.empty() ? 0 : p.key_starts[usize(b)]; j < p.key_lengths[usize(b)];
+         ++j) {
+      const Index place = j / pages.page_size;
+      if (place >= pages.pages_per_sequence)
+        refuse("token " + std::to_string(j) +
+               " lies beyond pages_per_sequence = " + std::to_string(pages.pages_per_sequence));
+      const Index page = pages.block_table[b * pages.pages_per_sequence + place];
+      if (page < 0 || page >= k.shape[0])
+        refuse("page " + std::to_string(page) + " in block_table is outside [0, " +
+               std::to_string(k.shape[0]) + ")");
+    }
+}
+
 assay_status decode(const assay_attention* problem, const assay_pages* pages, const assay_tensor* o,
                     const assay_tensor* lse, const assay_run* run) {
   return guarded([&] {
     const Attention p = problem_of(problem);
     const AttentionOutput out = output_of(p, o, lse);
     if (Status status = validate_attention(p, out, true); !status.ok()) return status;
+    const StoredPlane k(pages->k, pages->k_scales, *pages), v(pages->v, pages->v_scales, *pages);
+    check_pages(p, *pages, k.t);
     const std::vector<Index> table(pages->block_table,
                                    pages->block_table + p.shape.batch * pages->pages_per_sequence);
-    const StoredPlane k(pages->k, pages->k_scales, *pages), v(pages->v, pages->v_scales, *pages);
     std::vector<StoredKeyValues> stored;
     for (Index b = 0; b < p.shape.batch; ++b)
       for (Index g = 0; g < p.shape.kv_heads; ++g) {
