@@ -17,6 +17,7 @@
 #include <set>
 #include <sstream>
 #include <system_error>
+#include <utility>
 
 #include "cli/commands.h"
 #include "cli/exit_status.h"
@@ -41,7 +42,8 @@ struct StoreOptions {
   std::string file;
   // If all are empty, the runs are listed.
   std::string import, benchmarks, export_to, dashboard, openmetrics, otava, bencher;
-  std::string alarms, since, json;
+  bool alarms = false;
+  std::string measures, since, json;
   AlarmRule rule;
 };
 
@@ -114,7 +116,7 @@ std::set<Measure> read_measures(const std::string& text) {
     const std::optional<Measure> measure = value_named<Measure>(word);
     if (!measure)
       throw UsageError(
-          fmt::format("--alarms={}: '{}' is none of accuracy, evidence and time", text, word));
+          fmt::format("--measures={}: '{}' is none of accuracy, evidence and time", text, word));
     measures.insert(*measure);
   }
   return measures;
@@ -138,10 +140,11 @@ void read_since(const std::string& text, AlarmRule& rule) {
 
 // Reads what is asked about alarms, before anything is done.
 void read_alarms(StoreOptions& o) {
-  if (o.alarms.empty() && (!o.since.empty() || !o.json.empty()))
-    throw UsageError(fmt::format("{} says how --alarms answers, which is not there",
-                                 o.since.empty() ? "--json" : "--since"));
-  if (!o.alarms.empty()) o.rule.measures = read_measures(o.alarms);
+  for (const auto& [name, value] :
+       {std::pair{"--measures", &o.measures}, {"--since", &o.since}, {"--json", &o.json}})
+    if (!o.alarms && !value->empty())
+      throw UsageError(fmt::format("{} says how --alarms answers, which is not there", name));
+  if (!o.measures.empty()) o.rule.measures = read_measures(o.measures);
   if (!o.since.empty()) read_since(o.since, o.rule);
 }
 
@@ -188,7 +191,7 @@ int store(StoreOptions o) {
     write_file(o.export_to, lines.str());
   }
   std::optional<Alarms> alarms;
-  if (!o.alarms.empty() || !o.dashboard.empty()) alarms = find_alarms(s, o.rule);
+  if (o.alarms || !o.dashboard.empty()) alarms = find_alarms(s, o.rule);
   if (!o.dashboard.empty()) {
     write_file(o.dashboard, html_dashboard(s, *alarms,
                                            fmt::format("{:%Y-%m-%dT%H:%M:%SZ}",
@@ -196,13 +199,14 @@ int store(StoreOptions o) {
     tell("dashboard: {}\n", o.dashboard);
   }
   write_exchange(o, s);
-  if (std::ranges::all_of(std::array{&o.import, &o.benchmarks, &o.export_to, &o.dashboard,
-                                     &o.openmetrics, &o.otava, &o.bencher, &o.alarms},
+  if (!o.alarms &&
+      std::ranges::all_of(std::array{&o.import, &o.benchmarks, &o.export_to, &o.dashboard,
+                                     &o.openmetrics, &o.otava, &o.bencher},
                           [](const std::string* option) { return option->empty(); }))
     for (const RunEntry& r : s.runs())
       tell("{:>5}  {}  {:<9}  {}  {} on {}: {}\n", r.id, r.started, r.kind, r.commit.substr(0, 10),
            r.candidate, r.title, r.sentence);
-  const bool alarmed = !o.alarms.empty() && tell_alarms(o, *alarms);
+  const bool alarmed = o.alarms && tell_alarms(o, *alarms);
   return static_cast<int>(alarmed ? some_failed : all_passed);
 }
 
@@ -269,12 +273,11 @@ Command add_store(CLI::App& app) {
       ->add_option("--bencher", o->bencher,
                    "Write the last run as JSON in the metric format of Bencher")
       ->check(writable());
-  command
-      ->add_option("--alarms", o->alarms,
-                   "Tell which cases and suites became less accurate, less typical or slower, from "
-                   "which run on: some of accuracy,evidence,time; without a value all three")
-      ->expected(0, 1)
-      ->default_str("accuracy,evidence,time");
+  command->add_flag("--alarms", o->alarms,
+                    "Tell which cases and suites became less accurate, less typical or slower, and "
+                    "from which run on");
+  command->add_option("--measures", o->measures,
+                      "What alarms are asked for: some of accuracy,evidence,time; without it all");
   command->add_option("--since", o->since,
                       "Tell only alarms of changes from this run on, or from this time on");
   command->add_option("--json", o->json, "Write the alarms as JSON, with changes for the better")
@@ -296,7 +299,7 @@ Command add_store(CLI::App& app) {
       "  assay check --suite tiny --store runs.db\n"
       "  assay store runs.db\n"
       "  assay store runs.db --dashboard runs.html\n"
-      "  assay store runs.db --alarms accuracy --since 2026-11-01 --json alarms.json\n"
+      "  assay store runs.db --alarms --measures accuracy --since 2026-11-01 --json alarms.json\n"
       "  assay store runs.db --openmetrics runs.txt --otava runs.json --bencher last.json\n"
       "  assay store runs.db --export runs.jsonl && assay store copy.db --import runs.jsonl");
   return {command, [o] { return store(*o); }};

@@ -194,15 +194,17 @@ TEST_F(Command, AStoreRaisesAlarms) {
   EXPECT_THAT(alarm.output, HasSubstr("dashboard: " + file("page") + "#run=12&case=a"));
   EXPECT_EQ(nlohmann::json::parse(read(file("json")))["alarms"][0]["name"], "a");
   EXPECT_THAT(read(file("page")), HasSubstr("\"first_after\":{\"commit\":\"c11\""));
-  for (const char* none : {"--alarms time", "--alarms=time,evidence", "--alarms --since 13",
-                           "--alarms --since 2026-01-22", "--alarms --accuracy-margin 200"})
+  for (const char* none :
+       {"--alarms --measures time", "--alarms --measures=time,evidence", "--alarms --since 13",
+        "--alarms --since 2026-01-22", "--alarms --accuracy-margin 200"})
     EXPECT_EQ(run(store + " " + none).status, 0) << none;
   for (const auto& [options, words] :
-       {std::pair{"--alarms speed", "'speed' is none of accuracy, evidence and time"},
+       {std::pair{"--alarms --measures speed", "'speed' is none of accuracy, evidence and time"},
         {"--alarms --since 0", "--since=0: the number of a run, or a time as"},
         {"--alarms --since 2026-13-01", "--since=2026-13-01: the number of a run"},
         {"--since 3", "--since says how --alarms answers"},
-        {"--json x", "--json says how --alarms answers"}}) {
+        {"--json x", "--json says how --alarms answers"},
+        {"--measures time", "--measures says how --alarms answers"}}) {
     const Ran refused = run(store + " " + options);
     EXPECT_EQ(refused.status, 2) << options << refused.output;
     EXPECT_THAT(refused.output, HasSubstr(words));
