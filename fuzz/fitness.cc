@@ -22,13 +22,13 @@ std::vector<std::size_t> fitness_of(const Verdict& v) {
   std::vector<std::size_t> counters;
   const auto of = [](Output output) { return static_cast<std::size_t>(output) % 16 * steps; };
   for (const auto& [output, part] : v.outputs) set(counters, of(output), part.worst.ratio, 2, 48);
-  // From a hundredth of the limit on: below it, nothing is suspicious.
+  // From a quarter of the limit on; all that is below sets one counter.
   for (const auto& [output, row] : v.evidence.rows)
-    set(counters, bound_counters + of(output), row.s / row.limit, 8, 56);
+    set(counters, bound_counters + of(output), row.s / row.limit, 8, 16);
   double z = 0;
   for (const FilterAnswer& f : v.evidence.filters) z = std::max(z, f.significance());
   if (v.evidence.z_limit > 0)
-    set(counters, bound_counters + 16 * steps, z / v.evidence.z_limit, 8, 56);
+    set(counters, bound_counters + 16 * steps, z / v.evidence.z_limit, 8, 16);
   return counters;
 }
 
