@@ -30,8 +30,8 @@ std::string left_out(const std::string& suite, std::uint64_t seed, const Feature
   std::vector<std::string> reasons;
   for (const auto& [why, n] : missing) reasons.push_back(fmt::format("{} ({})", why, n));
   return fmt::format(
-      "{} of {} cases of the whole suite need features that the candidate does not have: {}", cases,
-      whole.size(), fmt::join(reasons, ", "));
+      "{} of {} cases of the whole suite need features that the candidate does not have{}{}", cases,
+      whole.size(), reasons.empty() ? "" : ": ", fmt::join(reasons, ", "));
 }
 
 // The line below a case line that points at a column of it, counted from 1.

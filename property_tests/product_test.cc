@@ -476,7 +476,7 @@ TEST_F(Refusals, OfWeightsNameArgumentValueAndLimit) {
   }
   {
     const ProductInputs in(parse_case("product m=2 n=5 k=32 dtype=f32 w=fp4:8 weights=codes"));
-    for (const std::uint16_t infinite : {0x7C00, 0xFC00}) {
+    for (const std::uint16_t infinite : {std::uint16_t{0x7C00}, std::uint16_t{0xFC00}}) {
       std::memcpy(in.w.scales().bytes() + 2 * 6, &infinite, 2);
       EXPECT_EQ(pack(in.problem.w),
                 fmt::format("1: scales: code {:#x} of group 1 of column 1 is infinite; a scale is "
