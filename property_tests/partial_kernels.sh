@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Judges the small kernels of partial_kernels.c and partial_writers.c: the right ones must pass, and
-# every fault must be found. Prints a row for each kind: how many cases of the whole suite the kernel does, how many the
-# suite has that is drawn for it, and after how many cases each fault was found.
+# every fault must be found. Prints a row for each kind: how many cases of the whole suite the kernel
+# does, how many the suite has that is drawn for it, and after how many cases each fault was found.
 #   partial_kernels.sh ASSAY SOURCE [KIND...]    all kinds, if none is named
 # With SAMPLE=N in the environment a right kernel is judged on about N cases of its suite, and with
 # FAULTS=none no fault is tried.
@@ -21,7 +21,7 @@ for kind in "$@"; do
   grep -q "^[^ ]* $kind " "$work/kinds" || { echo "no kind is named '$kind'" >&2; exit 2; }
 done
 
-check() { "$assay" check --no-shrink --kernel "$work/lib$file.so" "$@" < /dev/null 2>&1; }
+check() { "$assay" check --no-shrink --kernel "$work/lib$file.so" "$@" < /dev/null 2>&1 | tr "\r" "\n"; }
 failed=0
 echo "| kernel | suite | of the whole suite | drawn | faults, and the cases until they were found |"
 echo "| --- | --- | --- | --- | --- |"
@@ -31,7 +31,7 @@ while read -r file kind suite faults; do
   unset ASSAY_PARTIAL_FAULT
   drawn=$(check --suite "$suite" --list | wc -l)
   shards=1
-  [ -z "${SAMPLE:-}" ] || shards=$((drawn / SAMPLE + 1))
+  [ -z "${SAMPLE:-}" ] || shards=$((drawn / (SAMPLE + 1) + 1)) # a run of one case has no summary
   if ! check --suite "$suite" --shard "0/$shards" > "$work/log"; then
     cat "$work/log"
     echo "$kind is right, and was failed"
