@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -187,46 +188,52 @@ Relation reversed_batch(const AskedForward& asked) {
   });
 }
 
+Relation same_if_done(const AskedForward& asked, const ForwardStep& other) {
+  const Outputs out = other.outputs();
+  if (const std::string why = asked.candidate.unsupported(other.call(out)); !why.empty())
+    return Relation::not_applicable(why);
+  return same_after(asked, other, execution_of(other.c));
+}
+
+// Whether the elements of the tensors of `x` are those of `y` at the same places. Some families of
+// inputs and masks depend on the number of keys.
+bool are_among(const Attention& x, const Attention& y) {
+  bool same = true;
+  for (const auto& [of, in] :
+       {std::pair{&x.q, &y.q}, {&x.k, &y.k}, {&x.v, &y.v}, {&x.bias, &y.bias}})
+    if (*of)
+      for_each_index(of->shape, [&](Index b, Index h, Index i, Index d) {
+        const double one = load(*of, of->at(b, h, i, d)), other = load(*in, in->at(b, h, i, d));
+        same = same && (one == other || (std::isnan(one) && std::isnan(other)));
+      });
+  if (x.keep)
+    for_each_index(x.shape.pair_extents(), [&](Index b, Index h, Index i, Index j) {
+      same = same && x.keep.at(b, h, i, j) == y.keep.at(b, h, i, j);
+    });
+  return same;
+}
+
 // The same keys, behind which lie others that no row sees.
 Relation longer_keys(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
   const Attention& p = step.in.problem;
-  Case longer = step.c;
+  if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
+  if (p.dropout > 0) return Relation::not_applicable("dropout counts the keys");
   constexpr Index more = 77;
+  Case longer = step.c;
   longer.shape.keys += more;
   if (longer.lengths.empty()) longer.lengths = {step.c.shape.keys};
   if (!p.offset.empty() && step.c.offset.kind == OffsetSpec::Kind::end)
     longer.offset = {OffsetSpec::Kind::fixed, p.offset[0]};
-  if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
   try {
     check_case(longer);
   } catch (const CaseError& e) {
     return Relation::not_applicable(e.what());
   }
   const Inputs in(longer, step.in.around);
-  // Some families of inputs and masks depend on the number of keys.
-  bool same = true;
-  const auto compare = [&](const TensorView& x, const TensorView& y) {
-    for_each_index(x.shape, [&](Index b, Index h, Index i, Index d) {
-      const double one = load(x, x.at(b, h, i, d)), other = load(y, y.at(b, h, i, d));
-      same = same && (one == other || (one != one && other != other));
-    });
-  };
-  compare(p.q, in.problem.q);
-  compare(p.k, in.problem.k);
-  compare(p.v, in.problem.v);
-  if (p.bias) compare(p.bias, in.problem.bias);
-  if (p.keep)
-    for_each_index(step.c.shape.pair_extents(), [&](Index b, Index h, Index i, Index j) {
-      same = same && p.keep.at(b, h, i, j) == in.problem.keep.at(b, h, i, j);
-    });
-  if (!same || p.dropout > 0)
+  if (!are_among(p, in.problem))
     return Relation::not_applicable("the inputs depend on the number of keys");
-  const ForwardStep other{longer, in, step.with_lse};
-  const Outputs out = other.outputs();
-  if (const std::string why = asked.candidate.unsupported(other.call(out)); !why.empty())
-    return Relation::not_applicable(why);
-  return same_after(asked, other, execution_of(longer));
+  return same_if_done(asked, {longer, in, step.with_lse});
 }
 
 Relation other_layout(const AskedForward& asked) {
@@ -236,11 +243,7 @@ Relation other_layout(const AskedForward& asked) {
   const LayoutKind to = c.q_layout == LayoutKind::bhsd ? LayoutKind::bshd : LayoutKind::bhsd;
   c.q_layout = c.k_layout = c.v_layout = to;
   const Inputs in(c, step.in.around);
-  const ForwardStep other{c, in, step.with_lse};
-  const Outputs out = other.outputs();
-  if (const std::string why = asked.candidate.unsupported(other.call(out)); !why.empty())
-    return Relation::not_applicable(why);
-  return same_after(asked, other, execution_of(c));
+  return same_if_done(asked, {c, in, step.with_lse});
 }
 
 constexpr RelationOf<ForwardStep> rows[] = {
