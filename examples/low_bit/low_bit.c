@@ -1,8 +1,9 @@
 /* A product of two MXFP4 matrices, and a writer of pages in fp32, behind the table of kernel.h.
  *
- *     cc -O2 -ffp-contract=off -fPIC -shared -Iinclude/assay examples/low_bit/low_bit.c -o
- * liblow_bit.so -lm assay check --kernel ./liblow_bit.so --suite products assay check --kernel
- * ./liblow_bit.so --suite caches
+ *     cc -O2 -ffp-contract=off -fPIC -shared -Iinclude/assay -o liblow_bit.so \
+ *         examples/low_bit/low_bit.c -lm
+ *     assay check --kernel ./liblow_bit.so --suite products
+ *     assay check --kernel ./liblow_bit.so --suite caches
  *
  * A suite is drawn for what the functions supports_... say, and nothing else is asked. */
 #include "kernel.h"
