@@ -152,6 +152,16 @@ TEST(ChangePoints, AValueThatComesBackIsNotTakenForDeterministicAgain) {
   EXPECT_THAT(places(x), ElementsAre(10, 12, 259));
 }
 
+// However often a rare value comes.
+TEST(ChangePoints, ARareValueDeceivesAFewTimesOnly) {
+  std::mt19937_64 random(9);
+  for (int repetition = 0; repetition < 20; ++repetition) {
+    std::vector<double> x(3000);
+    for (double& v : x) v = random() % 10 == 0 ? 2 : 1;
+    EXPECT_LE(places(x).size(), 4u);
+  }
+}
+
 TEST(ChangePoints, NoiseThatBeginsIsOneChange) {
   std::mt19937_64 random(5);
   std::normal_distribution<double> normal;

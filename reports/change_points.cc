@@ -178,12 +178,13 @@ class Bits {
     const bool came_back = changed && seen_.contains(value);
     run_ = changed ? 1 : run_ + 1;
     longest_ = came_back ? 1 : std::max(longest_, run_);
-    if (came_back) asked_ *= 2;
+    if (came_back) asked_ = std::min(2 * asked_, most_asked);
     seen_.insert(last_ = value);
     return certain;
   }
 
  private:
+  static constexpr std::size_t most_asked = std::size_t{1} << 40;  // no series is as long
   std::size_t asked_, run_ = 0, longest_ = 0;
   double last_ = 0;
   std::unordered_set<double> seen_;
