@@ -251,8 +251,9 @@ TEST(Allocation, AttentionWritesNothingIfAnyFails) {
         rows.push_back(n * 90 / sequences), keys.push_back(n * 180 / sequences);
       all += enumerate({"variable lengths",
                         [&] {
-                          return attention_varlen(f.in.problem, rows, keys, Anchor::bottom_right,
-                                                  f.out.view(), threads);
+                          return attention_varlen(f.in.problem, rows, keys,
+                                                  kernels::Anchor::bottom_right, f.out.view(),
+                                                  threads);
                         },
                         {&f.out.o, &f.out.lse}});
     }

@@ -206,7 +206,7 @@ TEST(LowBitEncoders, AgreeOnEveryTileAndTail) {
       for (Index i = 0; i < k; ++i)
         for (Index j = 0; j < n; ++j)
           rows[usize(i * n + j)] = columns[usize(j * k + i)] =
-              std::ldexp(normal(random), i % 7 - 3);
+              std::ldexp(normal(random), static_cast<int>(i % 7) - 3);
       for (const LowBit format : values_of<LowBit>) {
         const Index group = traits(format).group;
         const LowBitMatrix reference =

@@ -89,8 +89,9 @@ TEST(Varlen, EverySequenceHasTheBitsOfItsOwnCall) {
           for (std::size_t n = 0; n < sequences; ++n)
             packed.offset.push_back(static_cast<Index>(n) - 2);
         const Status status = attention_varlen(
-            packed, cu_rows, cu_keys, anchor == 1 ? Anchor::bottom_right : Anchor::top_left,
-            out.view(), threads);
+            packed, cu_rows, cu_keys,
+            anchor == 1 ? kernels::Anchor::bottom_right : kernels::Anchor::top_left, out.view(),
+            threads);
         ASSERT_TRUE(status.ok()) << status.detail;
         for (std::size_t n = 0; n < sequences; ++n) {
           const Index rows = cu_rows[n + 1] - cu_rows[n], keys = cu_keys[n + 1] - cu_keys[n];
@@ -114,7 +115,8 @@ TEST(Varlen, SequencesWithoutKeysAreZero) {
   const Outputs out(c);
   poison(out.o, Poison::nan);
   const std::vector<Index> cu_rows = {0, 3, 4}, cu_keys = {0, 0, 4};
-  ASSERT_TRUE(attention_varlen(in.problem, cu_rows, cu_keys, Anchor::top_left, out.view()).ok());
+  ASSERT_TRUE(
+      attention_varlen(in.problem, cu_rows, cu_keys, kernels::Anchor::top_left, out.view()).ok());
   EXPECT_EQ(load(out.o.view(), 0), 0);
   EXPECT_EQ(load(out.lse.view(), 2), -INFINITY);
 }
@@ -129,7 +131,7 @@ TEST(Varlen, RefusesWhatCannotBe) {
     Attention p = in.problem;
     p.offset.clear();
     if (change) change(p);
-    const Status status = attention_varlen(p, rows, keys, Anchor::top_left, out.view());
+    const Status status = attention_varlen(p, rows, keys, kernels::Anchor::top_left, out.view());
     EXPECT_EQ(status.code, code);
     EXPECT_EQ(status.detail, words);
     for (Index e = 0; e < 80; ++e) ASSERT_TRUE(holds_poison(out.o.view(), e, Poison::nan));
