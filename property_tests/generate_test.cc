@@ -189,7 +189,7 @@ TEST(GeneratePinned, NormalElementsFollowFromPhilox) {
 // A copy has the same elements in memory of its own, whatever kinds of inputs there are.
 TEST(Generate, CopiesAreTheSameInputsApart) {
   for (const char* fields :
-       {"b=2 h=4/2 l=9x13 d=8/5 bias=random@hij bool=random@bj "
+       {"b=2 h=4/2 l=9x13 d=8/5 bias=normal@hij bool=random@bj "
         "layout=q:padded,k:strided,v:reversed",
         "b=1 h=2 l=5x40 d=16 dtype=bf16 hidden=nan lengths=30 layout=distant poke=v:0:1:3:2=inf",
         "b=2 h=2 l=4x20 d=16 offset=end cache=paged:4 store=f8e4m3/8",
