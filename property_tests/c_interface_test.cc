@@ -318,9 +318,9 @@ const std::vector<Bad>& bad_inputs() {
       {"segments", [](Call& c) { c.problem.query_segment_count = 7; }, 1,
        "Invalid arguments: query_segment has 7 entries, not 2 * 3"},
       {"version 0", [](Call& c) { c.problem.version = 0; }, 1,
-       "Invalid arguments: problem.version = 0 is not between 1 and 1"},
-      {"version 2", [](Call& c) { c.tq.version = 2; }, 1,
-       "Invalid arguments: q.version = 2 is not between 1 and 1"},
+       "Invalid arguments: problem.version = 0 is not between 1 and 2"},
+      {"a later version", [](Call& c) { c.tq.version = ASSAY_VERSION + 1; }, 1,
+       "Invalid arguments: q.version = 3 is not between 1 and 2"},
       {"larger struct", [](Call& c) { c.to.struct_size = 256; }, 1,
        "Invalid arguments: o.struct_size = 256 is not a multiple of 8 from 8 to 104, the size that "
        "this library knows"},

@@ -105,8 +105,8 @@ TEST_F(CProduct, BadInputIsRefusedByNameAndWritesNothing) {
             "Invalid arguments: matrix.format = 8 is outside [0, 7]");
   EXPECT_EQ(refused([](assay_low_bit& m) { m.format = -1; }),
             "Invalid arguments: matrix.format = -1 is outside [0, 7]");
-  EXPECT_EQ(refused([](assay_low_bit& m) { m.version = 2; }),
-            "Invalid arguments: matrix.version = 2 is not between 1 and 1");
+  EXPECT_EQ(refused([](assay_low_bit& m) { m.version = ASSAY_VERSION + 1; }),
+            "Invalid arguments: matrix.version = 3 is not between 1 and 2");
   EXPECT_EQ(refused([](assay_low_bit& m) { m.struct_size = 12; }),
             "Invalid arguments: matrix.struct_size = 12 is not a multiple of 8 from 8 to 64, the "
             "size that this library knows");

@@ -344,7 +344,9 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
 #ifdef TELLS
   table.probes = 1;
 #endif
-  table.not_reentrant = MISTAKE == says_that_it_uses_a_static_buffer;
+  /* What the second one keeps would change under two threads, and show there first. */
+  table.not_reentrant =
+      MISTAKE == says_that_it_uses_a_static_buffer || MISTAKE == keeps_values_by_address;
   if (MISTAKE == has_another_version) table.version = 99;
   if (MISTAKE == has_another_size) table.struct_size = 8;
   return MISTAKE == has_no_table ? NULL : &table;

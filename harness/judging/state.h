@@ -163,6 +163,8 @@ Relation two_at_once(const Asked<Step>& asked) {
                                          rounds);
     });
   if (!wrong.empty()) return Relation::violated(wrong);
+  clear_unread(asked.step, one);
+  clear_unread(other.step, two);
   std::string difference = first_difference(asked.base, one);
   if (difference.empty()) difference = first_difference(alone, two);
   return Relation::unless(difference);

@@ -45,11 +45,16 @@ struct RelationOf {
 };
 
 template <class Step>
+void clear_unread(const Step& step, const typename Step::Out& out) {
+  if constexpr (requires { step.clear_unread(out); }) step.clear_unread(out);
+}
+
+template <class Step>
 std::string run_guarded(const Step& step, Candidate& candidate, const typename Step::Out& out,
                         Poison with, const kernels::Execution& how) {
   std::string wrong =
       call_guarded(candidate, {step.call(out), how}, step.watched(), out.named(), with);
-  if constexpr (requires { step.clear_unread(out); }) step.clear_unread(out);
+  clear_unread(step, out);
   return wrong;
 }
 

@@ -136,7 +136,8 @@ class Quantizer {
   // Writes the scale of column c, and its zero point, and tells what its weights are divided by.
   Status choose_scale(Index c, double& scale, double& zero) {
     if (group_ == 0) return {};
-    const double low = low_[usize(c)], high = high_[usize(c)], largest = std::max(-low, high);
+    const double low = low_[usize(c)], high = high_[usize(c)];
+    const double largest = std::max(high, -low);  // 0 where both are 0, and not -0
     const Index n = n0_ + c;
     std::uint32_t code = 0;
     if (traits_.integer) {
