@@ -50,7 +50,8 @@ def mine(q, k, v, *, causal, scale):
     return right_torch(q, k, v, causal=causal, scale=scale)
 
 
-@assay.kernel("attention", framework="torch")
+# Without the declaration, one row over two keys would have its diagonal at the bottom right.
+@assay.kernel("attention", framework="torch", conventions="anchor:top-left")
 def late_by_one(q, k, v, *, causal, scale):
     """Causality one key too late."""
     import torch
