@@ -48,10 +48,12 @@ export class Bench {
         'clipboard-write',
         'clipboard-sanitized-write',
       ]);
+    this.keeper = setInterval(() => this.front?.bringToFront().catch(() => {}), 1000);
     return this;
   }
 
   async stop() {
+    clearInterval(this.keeper);
     await this.browser?.close();
     this.server?.close();
     if (this.folder) rmSync(this.folder, { recursive: true, force: true });
@@ -101,14 +103,18 @@ export class Bench {
     ]);
     if (before) await page.evaluateOnNewDocument(before);
     await page.goto(url + hash);
-    // After another tab was closed, the tab behind it may come to the front after this one. A
-    // hidden page has no frames, so nothing is drawn.
+    // After another tab was closed, the tab behind it may come to the front after this one, at any
+    // later time. A page that is not in front has no frames: nothing is drawn, and a click or a hover
+    // of the driver, which scrolls first and waits for a frame, would never end. So the page that is
+    // worked with comes to the front again and again.
+    this.front = page;
     await page.bringToFront();
     await page.waitForSelector(template === 'report' ? '#overview, #case' : '.empty, table, h2', {
       timeout: 120000,
     });
     page.wrong = wrong;
     page.finish = async () => {
+      if (this.front === page) this.front = undefined;
       await page.close();
       assert.deepEqual(wrong, []);
     };
