@@ -86,13 +86,26 @@ static void spin(void) {
   }
 }
 
-/* A process of its own session, whose parent has ended. */
-static void start_daemon(void) {
-  if (fork() != 0) return;
-  setsid();
-  if (fork() != 0) _exit(0);
-  leave_id();
-  spin();
+/* Starts a process that leaves its id and spins, and waits until it has left it. A daemon is of its
+ * own session, and its parent has ended. */
+static void start_process(int daemon) {
+  int ends[2];
+  char byte = 0;
+  if (pipe(ends) != 0) return;
+  if (fork() == 0) {
+    close(ends[0]);
+    if (daemon) {
+      setsid();
+      if (fork() != 0) _exit(0);
+    }
+    leave_id();
+    (void)!write(ends[1], &byte, 1);
+    close(ends[1]);
+    spin();
+  }
+  close(ends[1]);
+  (void)!read(ends[0], &byte, 1);
+  close(ends[0]);
 }
 
 /* The parent of a process, or 0 if the process is none of Assay's. */
@@ -240,12 +253,12 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
     return ASSAY_SUCCESS; /* without an answer */
   }
   if (MISTAKE == leaves_daemons) {
-    start_daemon();
+    start_process(1);
     leave_id();
     spin();
   }
   if (MISTAKE == leaves_a_child_and_crashes) {
-    if (fork() == 0) leave_id(), spin();
+    start_process(0);
     *(volatile int*)8 = 1;
   }
   if (MISTAKE == closes_its_socket) {
