@@ -406,5 +406,19 @@ TEST_F(DeclaredStreams, ClosedStreamsLoseWhatIsToldAlone) {
       EXPECT_EQ(run_redirected(failing, "", redirection).status, 2) << failing << redirection;
 }
 
+// The dictionary of the fuzzers says what case lines say. Words that begin with @ list axes.
+TEST(Notation, HasTheWordsOfTheDictionary) {
+  const std::string notation = run("notation").output;
+  std::istringstream lines(read(ASSAY_SOURCE_DIR "/fuzz/dictionaries/case.dict"));
+  int asked = 0;
+  for (std::string line; std::getline(lines, line);) {
+    if (line.starts_with('#') || line.starts_with("\"@")) continue;
+    const std::regex word("[a-z][a-z0-9-]+");
+    for (std::sregex_iterator at(line.begin(), line.end(), word), end; at != end; ++at, ++asked)
+      EXPECT_THAT(notation, HasSubstr(at->str()));
+  }
+  EXPECT_GT(asked, 80);
+}
+
 }  // namespace
 }  // namespace assay

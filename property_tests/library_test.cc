@@ -19,29 +19,18 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "property_tests/run_command.h"
+
 namespace assay {
 namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
-struct Ran {
-  int status;
-  std::string output;
-};
-
-Ran run(const std::string& command) {
-  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-  std::string output;
-  char chunk[4096];
-  for (std::size_t n; (n = fread(chunk, 1, sizeof chunk, pipe)) > 0;) output.append(chunk, n);
-  const int status = pclose(pipe);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), output};
-}
-
 Ran check(const std::string& library,
           const std::string& rest = "--case 'attention b=1 h=1 l=7x9 d=5/3'") {
-  return run(std::string(ASSAY_COMMAND) + " check --no-shrink --kernel " + library + " " + rest);
+  return run_line(std::string(ASSAY_COMMAND) + " check --no-shrink --kernel " + library + " " +
+                  rest);
 }
 
 class Library : public testing::Test {
@@ -76,7 +65,7 @@ class Library : public testing::Test {
   // Builds misbehaving_kernel.c with one mistake.
   std::string built(const std::string& mistake, const std::string& flags = "") {
     const fs::path library = folder_ / ("lib" + mistake + ".so");
-    const Ran r = run(
+    const Ran r = run_line(
         std::string(ASSAY_CC) +
         " -O1 -ffp-contract=off -shared -fPIC -I" ASSAY_SOURCE_DIR "/include -DMISTAKE=" + mistake +
         " " + flags + " -o " + library.string() +
@@ -152,9 +141,9 @@ TEST_F(Library, ProductsAreAskedFor) {
 TEST_F(Library, TheLowBitExampleMultipliesAndAppends) {
   const std::string library = folder_ / "liblow_bit.so";
   const Ran made =
-      run(std::string(ASSAY_CC) +
-          " -O2 -ffp-contract=off -fPIC -shared -I" ASSAY_SOURCE_DIR "/include/assay -o " +
-          library + " " ASSAY_SOURCE_DIR "/examples/low_bit/low_bit.c -lm");
+      run_line(std::string(ASSAY_CC) +
+               " -O2 -ffp-contract=off -fPIC -shared -I" ASSAY_SOURCE_DIR "/include/assay -o " +
+               library + " " ASSAY_SOURCE_DIR "/examples/low_bit/low_bit.c -lm");
   ASSERT_EQ(made.status, 0) << made.output;
   const Ran product = check(library, "--case 'product m=3 n=5 k=40 w=mxfp4 a=mxfp4'");
   EXPECT_EQ(product.status, 0) << product.output;
@@ -279,8 +268,8 @@ TEST_F(Library, LoadingHasALimit) {
               HasSubstr("/lib\\x1b[31m.so did not end within the 1 s of --timeout"));
   for (const auto& [library, what] : {std::pair{entry, "loading lib:"}, {call, "lib:"}}) {
     const std::string record = folder_ / "record.safetensors";
-    const Ran r = run(std::string(ASSAY_COMMAND) + " record --candidate lib:" + library + one +
-                      "-o " + record);
+    const Ran r = run_line(std::string(ASSAY_COMMAND) + " record --candidate lib:" + library + one +
+                           "-o " + record);
     EXPECT_EQ(r.status, 2) << r.output;
     EXPECT_THAT(r.output, HasSubstr(std::string("assay: ") + what + library));
     EXPECT_THAT(r.output, HasSubstr("did not end within the 1 s of --timeout"));
@@ -306,8 +295,8 @@ TEST_F(Library, AShortageIsNoFailure) {
     EXPECT_THAT(r.status, testing::AnyOf(0, 3)) << mib << " MiB: " << r.output;
   }
   for (int descriptors = 8; descriptors < 16; ++descriptors) {
-    const Ran r = run("(ulimit -n " + std::to_string(descriptors) + "; exec " ASSAY_COMMAND +
-                      " check --no-shrink --jobs 1 --kernel " + right + " " + one + ")");
+    const Ran r = run_line("(ulimit -n " + std::to_string(descriptors) + "; exec " ASSAY_COMMAND +
+                           " check --no-shrink --jobs 1 --kernel " + right + " " + one + ")");
     EXPECT_THAT(r.status, testing::AnyOf(0, 3)) << descriptors << ": " << r.output;
   }
 #endif
@@ -335,8 +324,8 @@ TEST_F(Library, AHangEndsWithItsTime) {
 // The stages that a library tells are checked too.
 TEST_F(Library, StagesAreFollowed) {
   const auto trace = [](const std::string& library) {
-    return run(std::string(ASSAY_COMMAND) + " trace --kernel " + library +
-               " 'attention b=1 h=1 l=7x9 d=5/3'");
+    return run_line(std::string(ASSAY_COMMAND) + " trace --kernel " + library +
+                    " 'attention b=1 h=1 l=7x9 d=5/3'");
   };
   const Ran silent = trace(built("none"));
   EXPECT_EQ(silent.status, 2);
@@ -359,8 +348,8 @@ TEST_F(Library, StagesAreFollowed) {
 }
 
 TEST_F(Library, ATraceEndsInItsTime) {
-  const Ran r = run(std::string(ASSAY_COMMAND) + " trace --timeout 2 --kernel " +
-                    built("hangs", "-DTELLS") + " 'attention b=1 h=1 l=7x9 d=5/3'");
+  const Ran r = run_line(std::string(ASSAY_COMMAND) + " trace --timeout 2 --kernel " +
+                         built("hangs", "-DTELLS") + " 'attention b=1 h=1 l=7x9 d=5/3'");
   EXPECT_EQ(r.status, 1);
   EXPECT_THAT(r.output, HasSubstr("did not end within the 2 s of --timeout"));
 }
@@ -403,7 +392,7 @@ TEST_F(Library, AFailureIsTriedAgainInAFreshProcess) {
   ASSERT_NE(at, std::string::npos) << later.output;
   const auto begin = at + mark.size();
   const Ran again =
-      run(ASSAY_COMMAND " " + later.output.substr(begin, later.output.find('\n', at) - begin));
+      run_line(ASSAY_COMMAND " " + later.output.substr(begin, later.output.find('\n', at) - begin));
   EXPECT_EQ(again.status, 1) << again.output;
   const Ran always = check(built("writes_nothing"), all);
   EXPECT_THAT(always.output, HasSubstr("4 cases: 0 passed, 4 failed"));
@@ -461,10 +450,10 @@ TEST_F(Library, WhatItKeepsBetweenCallsIsFound) {
 // calls.
 TEST_F(Library, WhatIsPromisedIsAskedBitForBit) {
   const std::string library = folder_ / "libpartial.so";
-  const Ran made =
-      run(std::string(ASSAY_CC) +
-          " -std=gnu11 -O1 -ffp-contract=off -shared -fPIC -I" ASSAY_SOURCE_DIR "/include -o " +
-          library + " " ASSAY_SOURCE_DIR "/property_tests/partial_kernels.c -lm");
+  const Ran made = run_line(std::string(ASSAY_CC) +
+                            " -std=gnu11 -O1 -ffp-contract=off -shared -fPIC -I" ASSAY_SOURCE_DIR
+                            "/include -o " +
+                            library + " " ASSAY_SOURCE_DIR "/property_tests/partial_kernels.c -lm");
   ASSERT_EQ(made.status, 0) << made.output;
   struct Habit {
     const char *name, *kind, *line, *requirement, *relation, *bits;
@@ -621,12 +610,12 @@ TEST_F(Library, OurKernelsPassAsALibrary) {
 // The first steps of new users take less than a minute.
 TEST_F(Library, ANewProjectBuildsAndPasses) {
   const std::string project = (folder_ / "mine").string();
-  const Ran made = run(std::string(ASSAY_COMMAND) + " new-kernel " + project);
+  const Ran made = run_line(std::string(ASSAY_COMMAND) + " new-kernel " + project);
   ASSERT_EQ(made.status, 0) << made.output;
   EXPECT_THAT(made.output, HasSubstr("assay check --kernel " + project +
                                      "/build/libmy_kernel.so --suite plain"));
-  const Ran built = run("cmake -S " + project + " -B " + project + "/build && cmake --build " +
-                        project + "/build");
+  const Ran built = run_line("cmake -S " + project + " -B " + project + "/build && cmake --build " +
+                             project + "/build");
   ASSERT_EQ(built.status, 0) << built.output;
   const Ran refuses = check(project + "/build/libmy_kernel.so", "--suite refusals");
   EXPECT_EQ(refuses.status, 0) << refuses.output;
@@ -643,9 +632,9 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
                                        "than fp32 \\([1-9]"));
   }
   // It tells its stages.
-  const Ran traced =
-      run(std::string(ASSAY_COMMAND) + " trace --kernel " + project +
-          "/build/libmy_kernel.so 'attention b=1 h=2 l=37x53 d=16 causal bias=normal bool=random'");
+  const Ran traced = run_line(
+      std::string(ASSAY_COMMAND) + " trace --kernel " + project +
+      "/build/libmy_kernel.so 'attention b=1 h=2 l=37x53 d=16 causal bias=normal bool=random'");
   EXPECT_EQ(traced.status, 0) << traced.output;
   EXPECT_THAT(traced.output, HasSubstr("every stage holds; outputs: pass"));
   // A run in which nearly nothing was judged has not passed.
@@ -660,7 +649,7 @@ TEST_F(Library, ANewProjectBuildsAndPasses) {
       EXPECT_THAT(r.output,
                   HasSubstr("91.7% of the cases are unsupported, more than --max-unsupported=90"));
   }
-  const Ran again = run(std::string(ASSAY_COMMAND) + " new-kernel " + project);
+  const Ran again = run_line(std::string(ASSAY_COMMAND) + " new-kernel " + project);
   EXPECT_EQ(again.status, 2);
   EXPECT_THAT(again.output,
               HasSubstr("is there already, and is no empty folder; nothing was written"));

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds every fuzz target into $OUT, as OSS-Fuzz and ClusterFuzzLite ask for it: the compilers, their flags and the engine come
-# from $CC, $CXX, $CFLAGS, $CXXFLAGS and $LIB_FUZZING_ENGINE; what is made on the way lies in $WORK. $ASSAY_FUZZ_TARGETS, if it is set,
+# from $CC, $CXX, $CFLAGS, $CXXFLAGS and $LIB_FUZZING_ENGINE, the sources lie in $SRC/assay; what is made on the way lies in $WORK. $ASSAY_FUZZ_TARGETS, if it is set,
 # names the targets to build.
 set -euo pipefail
-source=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-for name in CC CXX CFLAGS CXXFLAGS LIB_FUZZING_ENGINE WORK OUT; do
+for name in CC CXX CFLAGS CXXFLAGS LIB_FUZZING_ENGINE SRC WORK OUT; do
   [ -n "${!name:-}" ] || { echo "build.sh: \$$name is not set" >&2; exit 2; }
 done
+source=$SRC/assay  # the service runs a copy of this script, which lies in $SRC
 
 # The machine that fuzzes is another one than this: the oracle asks for what every x86-64 server of the last ten years has, and fused
 # multiply-adds in software would take most of the time. A target lies beside the folder of the libraries that it loads.

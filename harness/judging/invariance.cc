@@ -101,6 +101,7 @@ Relation compute_parts(const AskedForward& asked, const Parts& parts_into) {
     const std::string wrong = call_plainly(asked.candidate, request);
     if (!wrong.empty())
       return Relation::violated(fmt::format("{} {} alone: {}", part.what, part.number, wrong));
+    clear_unread(asked.step, out);
     const std::string difference = first_difference(base, out);
     if (!difference.empty())
       return Relation::violated(
@@ -171,7 +172,7 @@ Relation reversed_batch(const AskedForward& asked) {
   const Index batch = step.c.shape.batch;
   if (batch < 2) return Relation::not_applicable("there is one sequence");
   if (step.c.dropout > 0) return Relation::not_applicable("dropout counts the sequences");
-  Inputs changed(step.c, step.in.around);
+  Inputs changed(step.in);
   Attention& p = changed.problem;
   const bool one_mask = p.keep && p.keep.stride[0] == 0;
   // Axes may broadcast, so that several indices share an element that must be exchanged once.
@@ -181,7 +182,7 @@ Relation reversed_batch(const AskedForward& asked) {
   if (p.keep && !one_mask) reverse_blocks(changed.keep, batch);
   for (auto* list : {&p.offset, &p.key_lengths, &p.key_starts}) reverse_blocks(*list, batch);
   for (auto* list : {&p.query_segment, &p.key_segment}) reverse_blocks(*list, batch);
-  const ForwardStep other{step.c, changed, step.with_lse};
+  const ForwardStep other{step.c, changed, step.with_lse, step.conventions};
   return same_after(asked, other, execution_of(step.c), [](const Outputs& out) {
     reverse_batch(out.o.view());
     if (out.lse.view()) reverse_batch(out.lse.view());
@@ -233,7 +234,7 @@ Relation longer_keys(const AskedForward& asked) {
   const Inputs in(longer, step.in.around);
   if (!are_among(p, in.problem))
     return Relation::not_applicable("the inputs depend on the number of keys");
-  return same_if_done(asked, {longer, in, step.with_lse});
+  return same_if_done(asked, {longer, in, step.with_lse, step.conventions});
 }
 
 Relation other_layout(const AskedForward& asked) {
@@ -243,7 +244,7 @@ Relation other_layout(const AskedForward& asked) {
   const LayoutKind to = c.q_layout == LayoutKind::bhsd ? LayoutKind::bshd : LayoutKind::bhsd;
   c.q_layout = c.k_layout = c.v_layout = to;
   const Inputs in(c, step.in.around);
-  return same_if_done(asked, {c, in, step.with_lse});
+  return same_if_done(asked, {c, in, step.with_lse, step.conventions});
 }
 
 constexpr RelationOf<ForwardStep> rows[] = {

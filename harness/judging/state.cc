@@ -2,6 +2,8 @@
 
 #include <array>
 
+#include "harness/fnv1a.h"
+
 namespace assay {
 namespace {
 
@@ -66,11 +68,7 @@ Case with_other_contents(const Case& c, const Candidate& candidate) {
   return other;
 }
 
-std::uint64_t hash_of_line(const std::string& line) {
-  std::uint64_t sum = 14695981039346656037U;  // FNV-1a
-  for (const char c : line) sum = (sum ^ static_cast<unsigned char>(c)) * 1099511628211U;
-  return sum >> 32;
-}
+std::uint64_t hash_of_line(const std::string& line) { return Fnv1a().add(line).value() >> 32; }
 
 double multiply_adds(const Case& c) {
   if (c.operation == Operation::product)
@@ -108,7 +106,7 @@ std::string growth_of(const std::vector<UsedMemory>& seen, int calls_between) {
 Changed<ForwardStep>::Changed(const Asked<ForwardStep>& like)
     : c(with_other_contents(like.step.c, like.candidate)),
       in(c, like.step.in.around),
-      step{c, in, like.step.with_lse} {
+      step{c, in, like.step.with_lse, like.step.conventions} {
   halve_slopes(in);
 }
 
@@ -116,9 +114,9 @@ Changed<BackwardStep>::Changed(const Asked<BackwardStep>& like)
     : c(with_other_contents(like.step.c, like.candidate)),
       in(c, like.step.in.around),
       forward(c, true, in.around),
-      step{c, in, forward} {
+      step{c, in, forward, like.step.conventions} {
   halve_slopes(in);
-  const ForwardStep first{c, in};
+  const ForwardStep first{c, in, true, like.step.conventions};
   wrong = run_guarded(first, like.candidate, forward, Poison::nan, execution_of(c));
 }
 
