@@ -2,6 +2,7 @@
 // shared libraries.
 #pragma once
 
+#include <cstdint>
 #include <algorithm>
 #include <cmath>
 #include <memory>

@@ -4,6 +4,8 @@
 
 #include <assay/kernel.h>
 
+#include <cstdint>
+
 namespace assay::bench {
 
 inline bool is_f32(const assay_dtype& d) { return d.code == ASSAY_FLOAT && d.bits == 32; }

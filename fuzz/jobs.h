@@ -12,6 +12,7 @@
 //   log.txt            one line for each slice
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <string>

@@ -1,6 +1,8 @@
 // Inside judge/: functions of callers as candidates.
 #pragma once
 
+#include <cstdint>
+
 #include "harness/candidates/named_candidate.h"
 #include "judge/answers.h"
 

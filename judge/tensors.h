@@ -1,6 +1,7 @@
 // Inside judge/: named tensors of callers, checked and copied.
 #pragma once
 
+#include <cstdint>
 #include <cstddef>
 #include <deque>
 #include <span>

@@ -2,6 +2,7 @@
 // memory, although their ranges cross.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 
 #include "problem/tensor.h"

@@ -2,6 +2,7 @@
 // bound that follows from a contract.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <vector>

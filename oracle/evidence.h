@@ -4,6 +4,7 @@
 // were set.
 #pragma once
 
+#include <cstdint>
 #include <cmath>
 #include <map>
 #include <string>

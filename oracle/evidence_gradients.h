@@ -2,6 +2,7 @@
 // errors of replicates.
 #pragma once
 
+#include <cstdint>
 #include <utility>
 #include <vector>
 

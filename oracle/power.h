@@ -1,6 +1,7 @@
 // The power certificate: which faults at a key this case could have shown.
 #pragma once
 
+#include <cstdint>
 #include <array>
 #include <bitset>
 

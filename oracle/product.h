@@ -3,6 +3,7 @@
 // where they hold it, big ones elsewhere. Bound: docs/bounds_product.md.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>

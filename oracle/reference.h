@@ -2,6 +2,7 @@
 // follows from a contract.
 #pragma once
 
+#include <cstdint>
 #include <limits>
 #include <memory>
 #include <span>

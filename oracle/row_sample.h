@@ -1,6 +1,7 @@
 // Inside oracle/: the rows that a verdict looks at, where it does not look at all of them.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>

@@ -2,6 +2,7 @@
 // follows from them.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 

@@ -1,6 +1,7 @@
 // The verdict on the outputs of one case, in which every element is compared with its proved bound.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <string>

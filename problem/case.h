@@ -2,6 +2,7 @@
 // the inputs, bit for bit, on any machine. Grammar and every field: case_help(), docs/cases.md.
 #pragma once
 
+#include <cstdint>
 #include <array>
 #include <optional>
 #include <stdexcept>

@@ -3,6 +3,7 @@
 // C interface, judges and reports walk over it.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <stdexcept>
 #include <string>

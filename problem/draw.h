@@ -3,6 +3,7 @@
 
 #include <Random123/philox.h>
 
+#include <cstdint>
 #include <algorithm>
 
 #include "problem/case.h"

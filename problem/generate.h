@@ -7,6 +7,8 @@
 // smaller extents keeps the elements that it still has; shrinking depends on this.
 #pragma once
 
+#include <cstdint>
+
 #include "problem/case.h"
 
 namespace assay {

@@ -11,6 +11,7 @@
 // A row that is missing or in the wrong place is a compile error.
 #pragma once
 
+#include <cstdint>
 #include <array>
 #include <cstddef>
 #include <optional>

@@ -2,6 +2,7 @@
 // quantizers and dequantizers are judged bit for bit.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "problem/low_bit.h"

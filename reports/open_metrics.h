@@ -1,6 +1,7 @@
 // Writes runs as OpenMetrics text, which Prometheus and its relatives read.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -2,6 +2,7 @@
 // problem/dtype.h.
 #pragma once
 
+#include <cstdint>
 #include <cmath>
 #include <memory>
 #include <random>

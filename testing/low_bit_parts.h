@@ -1,6 +1,7 @@
 // The codes and scales of a low-bit matrix as numbers, for kernels that tests emulate.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "oracle/product.h"

@@ -6,6 +6,7 @@
 #include <Random123/philox.h>
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <algorithm>
 #include <cmath>
 #include <optional>

@@ -2,6 +2,7 @@
 // the whole.
 #pragma once
 
+#include <cstdint>
 #include <bit>
 #include <cmath>
 #include <string>

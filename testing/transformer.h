@@ -11,6 +11,7 @@
 // master weights, and gradients pass through the rounding unchanged.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>

@@ -8,6 +8,7 @@
 
 #include <assay/kernel.h>
 
+#include <cstdint>
 #include <cstddef>
 #include <functional>
 #include <optional>

@@ -1,6 +1,7 @@
 // A cached case as a kernel with pages gets it: keys and values in pages, behind a block table.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

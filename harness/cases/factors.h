@@ -6,6 +6,7 @@
 // so take their places.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>

@@ -1,6 +1,7 @@
 // The suites by name, and the cases that they consist of.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>

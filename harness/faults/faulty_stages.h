@@ -1,6 +1,7 @@
 // The stage policy of planted faults.
 #pragma once
 
+#include <cstdint>
 #include <bit>
 #include <cmath>
 

@@ -2,6 +2,7 @@
 // the inputs and what each of them shows.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

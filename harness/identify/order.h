@@ -2,6 +2,7 @@
 // first and each other one meet.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>

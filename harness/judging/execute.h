@@ -1,6 +1,7 @@
 // Runs a candidate on a case and judges its outputs.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 

@@ -1,6 +1,7 @@
 // Inside harness/: one call of a candidate, with a check of everything around its buffers.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>

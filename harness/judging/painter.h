@@ -1,6 +1,7 @@
 // Inside harness/: gathers what a report draws of a case while its elements are judged.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <mutex>
 #include <optional>

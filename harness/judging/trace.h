@@ -2,6 +2,7 @@
 // first difference.
 #pragma once
 
+#include <cstdint>
 #include <array>
 #include <optional>
 #include <string>

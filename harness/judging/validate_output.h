@@ -2,6 +2,7 @@
 // the shapes that it is used with.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <span>

@@ -3,6 +3,7 @@
 // describes the whole format.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>

@@ -1,6 +1,7 @@
 // The conventions in which the cases of a run differ from ours, although nobody declared them.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

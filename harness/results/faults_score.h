@@ -2,6 +2,7 @@
 // field is.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -1,6 +1,7 @@
 // The work and the findings of fuzz jobs: `assay fuzz --json`, and the files that the jobs keep.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -1,6 +1,7 @@
 // What the bits of a row do not depend on, over all cases of a run.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 

@@ -2,6 +2,7 @@
 // keys its rows see. An empty cell holds no element that a bound judged.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>

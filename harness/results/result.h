@@ -1,6 +1,7 @@
 // The result of one case. Judging makes it, workers send it, and reports and stores read it.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>

@@ -3,6 +3,7 @@
 // each field is.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>

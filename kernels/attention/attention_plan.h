@@ -1,6 +1,7 @@
 // The plan of a forward pass, which is made before any SIMD code runs and is shared by all targets.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "kernels/attention/attention.h"

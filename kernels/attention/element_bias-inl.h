@@ -1,4 +1,5 @@
 // Masks and biases that differ from key to key. The file is compiled once for each SIMD target.
+#include <cstdint>
 #include <algorithm>
 #include <limits>
 

@@ -1,4 +1,5 @@
 // Packs stored rows of K and V into fp32 panels. The file is compiled once for each SIMD target.
+#include <cstdint>
 #include <algorithm>
 #include <utility>
 

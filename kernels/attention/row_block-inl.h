@@ -1,5 +1,6 @@
 // A block of query rows against the keys of a split, and the merging of splits. The file is
 // compiled once for each SIMD target.
+#include <cstdint>
 #include <algorithm>
 #include <cmath>
 #include <cstring>

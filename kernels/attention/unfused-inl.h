@@ -2,6 +2,7 @@
 //
 // Every sum is fp32, in an order that depends on the target alone: q.k and the row sum in vector
 // lanes, P V key by key.
+#include <cstdint>
 #include <algorithm>
 #include <cmath>
 #include <limits>

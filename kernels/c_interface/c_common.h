@@ -3,6 +3,7 @@
 
 #include <assay/assay.h>
 
+#include <cstdint>
 #include <atomic>
 #include <cstring>
 #include <exception>

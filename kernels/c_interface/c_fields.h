@@ -3,6 +3,7 @@
 
 #include <assay/kernel.h>
 
+#include <cstdint>
 #include <tuple>
 
 #include "problem/attention.h"

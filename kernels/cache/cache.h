@@ -2,6 +2,7 @@
 // appended tokens would give, after the rounding to the cache's dtype and after no other change.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "kernels/simd/execution.h"

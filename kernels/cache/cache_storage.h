@@ -4,6 +4,7 @@
 
 #include <hwy/aligned_allocator.h>
 
+#include <cstdint>
 #include <vector>
 
 #include "kernels/attention/attention_plan.h"

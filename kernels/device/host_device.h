@@ -1,6 +1,7 @@
 // The host as a device.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 

@@ -4,6 +4,7 @@
 // every row at once. A single row has a loop of its own, over as many vectors as hide the latency
 // of an addition. For many rows, decode_panel() writes fp32 panels, which the register blocks of
 // attention multiply. All three make the same sums.
+#include <cstdint>
 #include <algorithm>
 #include <memory>
 #include <utility>

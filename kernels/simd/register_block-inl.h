@@ -1,5 +1,6 @@
 // Products of a few rows with a panel of packed columns, kept in registers. The file is compiled
 // once for each SIMD target.
+#include <cstdint>
 #include <algorithm>
 #include <limits>
 #include <utility>
