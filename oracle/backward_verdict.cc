@@ -179,14 +179,40 @@ Verdict judge_bounds(const Attention& given, const AttentionBackwardInput& input
   return v;
 }
 
+// The bounds of gradients allow for what the stored O and LSE are off. So they say little where the
+// forward pass meant something else, and gradients are right by a convention only if O and LSE are.
+bool stored_forward_is_right(const ProjectedAttention& problem, const AttentionBackwardInput& input,
+                             const JudgeOptions& options) {
+  JudgeOptions quick = options;
+  quick.judged = nullptr;
+  quick.power = false;
+  quick.evidence = EvidenceRule::off;
+  quick.without_lse = !input.lse;
+  const Verdict v = judge_by_ladder(problem, {input.o, input.lse}, 64, quick);
+  return v.outcome != Outcome::fail && v.outcome != Outcome::error &&
+         v.outcome != Outcome::convention;
+}
+
+// by_convention() for gradients.
+Verdict gradients_by_convention(const Attention& problem, const AttentionBackwardInput& input,
+                                const JudgeOptions& options,
+                                const std::function<Verdict(const JudgeOptions&)>& judge_under) {
+  return by_convention(problem, judge_under(options), options, [&](const JudgeOptions& tried) {
+    Verdict v = judge_under(tried);
+    if (v.outcome != Outcome::fail && !stored_forward_is_right(problem, input, tried))
+      v.outcome = Outcome::fail;
+    return v;
+  });
+}
+
 }  // namespace
 
 Verdict judge_backward(const Attention& problem, const AttentionBackwardInput& input,
                        const AttentionGradients& out, const Contract& contract,
                        const JudgeOptions& options) {
-  Verdict v = by_convention(
-      problem, judge_bounds(problem, input, out, contract, options), options,
-      [&](const JudgeOptions& o) { return judge_bounds(problem, input, out, contract, o); });
+  Verdict v = gradients_by_convention(problem, input, options, [&](const JudgeOptions& o) {
+    return judge_bounds(problem, input, out, contract, o);
+  });
   if (is_weighed(v, options))
     take_evidence(v,
                   weigh_backward(anchored(problem, v.differs.over(options.conventions)), input, out,
@@ -221,7 +247,7 @@ Verdict judge_backward_by_ladder(const Attention& problem, const AttentionBackwa
       return judge_bounds(problem, input, out, c, o);
     });
   };
-  Verdict v = by_convention(problem, judge_under(options), options, judge_under);
+  Verdict v = gradients_by_convention(problem, input, options, judge_under);
   const auto first = std::ranges::find(ladder, v.contract, &Contract::name);
   if (is_weighed(v, options))
     take_evidence(v,

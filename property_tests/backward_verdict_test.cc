@@ -104,6 +104,22 @@ TEST_F(BackwardVerdict, RoundedExactGradientsPass) {
     }
 }
 
+// The bounds allow for what O and LSE are off, and under another diagonal these are far off.
+TEST_F(BackwardVerdict, WrongGradientsAreNoConventionThatOContradicts) {
+  for (const char* dtype : {"f32", "f16", "bf16"}) {
+    prepare(std::string("backward b=1 h=2 l=9x24 d=16 causal dtype=") + dtype);
+    change(dq(), [&](Index b, Index h, Index i, Index d) {
+      return 0.5 + 2 * load(dq(), dq().at(b, h, i, d));
+    });
+    JudgeOptions undeclared;
+    undeclared.conventions = {};
+    EXPECT_THAT(judge_backward(inputs_->problem, input_, out_->view(), contract_, undeclared),
+                FailsWith("dQ is outside its bound"));
+    EXPECT_THAT(judge_backward_by_ladder(inputs_->problem, input_, out_->view(), undeclared),
+                FailsWith("dQ is outside its bound"));
+  }
+}
+
 TEST_F(BackwardVerdict, NanInOneElementOfAnyGradientFails) {
   for (auto [words, member] :
        {std::pair{"dQ is NaN: dQ[b=1, h=1, row=3, column=4]", &GradientOutputs::dq},

@@ -20,7 +20,9 @@ mkdir -p "$folder"/{out,work,src}
 folder=$(cd "$folder" && pwd)
 ln -sfn "$(dirname "$(dirname "$here")")" "$folder/src/assay"
 cp "$here/build.sh" "$folder/src/"
+# Debian's libFuzzer needs the C++ library of gcc beside clang's; the one of the service does not. It is named by its
+# file, because clang reads -lstdc++ as -lc++ where -stdlib=libc++ is given.
 env -i HOME="$HOME" PATH="$PATH" ${CCACHE_DIR:+CCACHE_DIR="$CCACHE_DIR"} \
-  CC=clang-19 CXX=clang++-19 CFLAGS="$flags" CXXFLAGS="$flags -stdlib=libc++" LIB_FUZZING_ENGINE=-fsanitize=fuzzer \
+  CC=clang-19 CXX=clang++-19 CFLAGS="$flags" CXXFLAGS="$flags -stdlib=libc++" LIB_FUZZING_ENGINE='-fsanitize=fuzzer -l:libstdc++.so.6' \
   SRC="$folder/src" WORK="$folder/work" OUT="$folder/out" ${1:+ASSAY_FUZZ_TARGETS="$*"} "$folder/src/build.sh"
 "$here/check_build.sh" "$folder/out" "$sanitizer"
