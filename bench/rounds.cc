@@ -67,6 +67,18 @@ double median(std::vector<double> x) {
   return (x[(x.size() - 1) / 2] + x[x.size() / 2]) / 2;
 }
 
+namespace {
+
+// Why a run failed; empty if it did not. Google Benchmark 1.8 has other names for it than 1.7.
+template <class Run>
+std::string failure_of(const Run& run) {
+  if constexpr (requires { run.skip_message; })
+    return static_cast<bool>(run.skipped) ? run.skip_message : "";
+  else return run.error_occurred ? run.error_message : "";
+}
+
+}  // namespace
+
 // Collects the repetitions of one group. It passes everything on to the reporter that
 // --benchmark_format asked for, as if all groups were one.
 class Rounds::Reporter : public benchmark::BenchmarkReporter {
@@ -84,8 +96,8 @@ class Rounds::Reporter : public benchmark::BenchmarkReporter {
   void ReportRuns(const std::vector<Run>& runs) override {
     for (const Run& run : runs) {
       Samples& samples = samples_[run.run_name.function_name];
-      if (run.error_occurred) {
-        samples.error = run.error_message;
+      if (std::string failure = failure_of(run); !failure.empty()) {
+        samples.error = std::move(failure);
         fmt::print(stderr, "{} failed: {}\n", run.run_name.function_name, samples.error);
         continue;
       }
