@@ -33,14 +33,15 @@ struct TiledSoftmax {
   enum class Maximum : std::uint8_t { running, first, of_tile, scaled_again } maximum = {};
   bool rescales_sum = true, rescales_values = true;
   bool corrections_in_half = false;
-  bool truncates_weights = false;  // to bf16, before P V
-  bool drops_a_lane = false;       // the last one of eight, in the row sum
+  double (*cast)(double) = nullptr;  // of weights, before P V
+  bool drops_a_lane = false;         // the last one of eight, in the row sum
   bool counts_padding = false;  // one key of the last, shorter tile, with score 0, in the row sum
   // The score of masked keys, and of keys behind the last one, in the tiles that rows of a tile
   // load.
   double fill = -std::numeric_limits<double>::infinity();
   bool fills_zeros = false;  // keys outside the interval of a row are not loaded: their V is 0
   bool clamps = false;       // e^x for x <= 0 gives at most 1, whatever x is
+  double exponent = 1;       // every argument of exp is multiplied by it
   // The same of the merge of splits.
   bool merge_rescales_sum = true, merge_rescales_values = true, merge_keeps_first_max = false;
 };
@@ -93,6 +94,21 @@ struct Hypothesis {
 // The hypotheses about O and LSE. Of those with the same outputs the first one is named.
 std::span<const Hypothesis> mask_hypotheses();
 std::span<const Hypothesis> sum_hypotheses();
+
+// Products of numbers in fewer bits than f32 has. Q, K and V are rounded as they are read, which
+// LSE shows exactly. How weights are rounded depends on the running maximum, and is typical of
+// weights in `weight_dtype`.
+struct CoarseProducts {
+  std::string_view name;
+  std::string_view words;
+  double (*rounded)(double);
+  Dtype weight_dtype;
+};
+std::span<const CoarseProducts> coarse_products();
+// Rounds the elements of Q, K and V. False: they are not in f32, or have too many elements.
+bool round_inputs(Alteration& a, double (*rounded)(double));
+// Rounds towards zero to the bits that TF32 has: the format of f32 with ten bits behind the point.
+double truncated_to_tf32(double x);
 
 // Masks that are written out, and copies of tensors, have no more elements than this.
 inline constexpr Index most_altered_elements = Index{1} << 21;

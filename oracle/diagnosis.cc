@@ -22,7 +22,7 @@ constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 // About as many products of numbers as the evaluation of one hypothesis may take.
 constexpr double hypothesis_budget = 0x1p19;
 
-// Loads each head of each K and V once.
+// Loads each head of each K and V once. The tensors outlive it.
 class HeadCache {
  public:
   std::shared_ptr<const KeyValues> load(const Reference& reference, Index b, Index g) {
@@ -162,8 +162,14 @@ class Attentions {
     for (const RowPlace& at : places_)
       if (const auto from = source_of(a, at)) sources[{from->b, from->h}].insert(from->row);
     const Index group = problem_.shape.group();
+    // The storage of altered tensors ends with the alteration, and the next one may have its
+    // address.
+    const bool original =
+        a.problem.k.data == problem_.k.data && a.problem.v.data == problem_.v.data;
+    HeadCache altered;
     const auto load_head = [&](const Reference& reference, Index b, Index h) {
-      return cache_.load(reference, b, a.key_head ? a.key_head(h) : h / group);
+      return (original ? cache_ : altered)
+          .load(reference, b, a.key_head ? a.key_head(h) : h / group);
     };
     Prediction x;
     // One thread: the cache is not locked, and there are few rows.
@@ -263,6 +269,7 @@ Fits fits_of(const Prediction& x, const ExactRows& right, const Typical& typical
     const double sigma = from < 0 ? 0 : typical_after(before, o.norm(), typical.o(from));
     fits.add(rms_error(x.got.row(at), o), rms_error(x.got.row(at), right.o.row(at)),
              std::max(sigma, floor), limit);
+    fits.add_share(x.got.row(at) - right.o.row(at), o - right.o.row(at), std::max(sigma, floor));
     if (!with_lse) continue;
     const double lse = x.exact.lse(at);
     const double lse_sigma =
@@ -314,6 +321,27 @@ void for_each_hypothesis(const Visit& visit) {
     for (const Hypothesis& h : table) visit(h);
 }
 
+// The coarser products that LSE shows, and whose errors of O are as large as those that were given.
+std::vector<Explanation> told_products(Attentions& attentions, const ProjectedAttention& problem,
+                                       const AttentionOutput& out, const Contract& strict,
+                                       const ExactRows& right, const JudgeOptions& options) {
+  std::vector<Explanation> found;
+  for (const CoarseProducts& h : coarse_products()) {
+    Alteration a(problem, out);
+    if (!round_inputs(a, h.rounded)) continue;
+    Contract c = strict;
+    c.weight_dtype = h.weight_dtype;
+    Prediction x = attentions.predict(a, right);
+    const Typical typical = typical_by_replicates(x, c, options);
+    const Fits of_o = fits_of(x, right, typical, out.o.dtype, false),
+               all = fits_of(x, right, typical, out.o.dtype, true);
+    if (of_o.has_the_size() && all.explains())
+      found.push_back(explanation_of(h.name, std::string(h.words), {}, strict.name, of_o));
+  }
+  sort_by_size(found);
+  return found;
+}
+
 }  // namespace
 
 Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out,
@@ -338,7 +366,7 @@ Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out
                   std::move(x)});
     });
   });
-  return trials.explain(attentions.rows(), same, [&](Prediction& x, const auto& take) {
+  Diagnosis d = trials.explain(attentions.rows(), same, [&](Prediction& x, const auto& take) {
     if (!replicates) {
       take(std::string(),
            fits_of(x, right.exact, typical_by_bounds(x.rows), out.o.dtype, with_lse));
@@ -349,6 +377,9 @@ Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out
                                with_lse)))
         return;
   });
+  if (d.explanations.empty() && replicates && with_lse)
+    d.explanations = told_products(attentions, problem, out, ladder.front(), right.exact, options);
+  return d;
 }
 
 std::string sentence_on(const Diagnosis& d) {
@@ -370,6 +401,7 @@ std::string sentence_on(const Diagnosis& d) {
 std::vector<std::string_view> hypothesis_names() {
   std::vector<std::string_view> names;
   for_each_hypothesis([&](const Hypothesis& h) { names.push_back(h.name); });
+  for (const CoarseProducts& h : coarse_products()) names.push_back(h.name);
   add_gradient_hypotheses(names);
   add_product_hypotheses(names);
   return names;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 
+#include "oracle/alteration.h"
 #include "oracle/diagnosis.h"
 #include "oracle/evidence_gradients.h"
 #include "oracle/explain.h"
@@ -25,12 +26,20 @@ struct GradientFormula {
   bool has_softcap_slope = true;
   double factor_of_dp = 1, factor_of_dq = 1, factor_of_dk = 1;
   bool truncates_weights = false, truncates_score_gradients = false;  // to bf16
-  Index rows_end = -1;     // rows from here on give nothing, and their dQ is not written
-  Index keys_end = -1;     // dK and dV of keys from here on are 0
-  Index dq_keys_end = -1;  // keys from here on give nothing to dQ
+  Index rows_end = -1;         // rows from here on give nothing to dK and dV
+  bool writes_all_dq = false;  // also that of those rows, which is otherwise not written
+  Index keys_end = -1;         // dK and dV of keys from here on are 0
+  Index dq_keys_end = -1;      // keys from here on give nothing to dQ
   bool last_head_only = false;
+  double exponent = 1;            // every argument of exp is multiplied by it
   bool clamps_weights = false;    // an exponential for arguments of at most 0 gives at most 1
   bool inverts_triangle = false;  // in dK and dV
+  // The operands of products in fewer bits: all of them, or P before it meets dO. P and dS are
+  // rounded after they are multiplied by `dither`, and are divided by it again: another dither is
+  // another draw of their roundings.
+  double (*rounds_operands)(double) = nullptr;
+  double (*rounds_weights)(double) = nullptr;
+  double dither = 1;
 };
 
 struct GradientHypothesis {
@@ -41,6 +50,8 @@ struct GradientHypothesis {
 };
 
 constexpr Index tiles[] = {8, 16, 32, 64, 128};
+constexpr Index places[] = {2, 3, 4};
+constexpr double log2_e = 1.4426950408889634;
 constexpr Index splits[] = {96, 128, 192, 256, 288, 384, 480, 512, 576, 768, 1024};
 
 bool drop_tail(Index& end, Index extent, Index tile) {
@@ -88,6 +99,24 @@ constexpr GradientHypothesis hypotheses[] = {
        return drop_tail(f.keys_end, f.problem.shape.keys, tile);
      },
      tiles},
+    {"gradient-tails-dropped",
+     "dQ lacks the last, shorter tile of {0} keys, and dK and dV that of {0} rows",
+     [](GradientFormula& f, Index tile) {
+       const AttentionShape& s = f.problem.shape;
+       f.dq_keys_end = s.keys / tile * tile;
+       f.rows_end = s.rows / tile * tile;
+       f.writes_all_dq = true;
+       return f.dq_keys_end < s.keys || f.rows_end < s.rows;
+     },
+     tiles},
+    {"gradient-log2-e-rounded",
+     "log2 e is rounded to {} places behind the point in the backward pass",
+     [](GradientFormula& f, Index n) {
+       const double unit = std::pow(10.0, static_cast<double>(n));
+       f.exponent = std::round(log2_e * unit) / unit / log2_e;
+       return true;
+     },
+     places},
     {"last-head-only", "dK and dV are those of the last head of a group",
      [](GradientFormula& f, Index) {
        f.last_head_only = true;
@@ -112,6 +141,15 @@ constexpr GradientHypothesis hypotheses[] = {
        if (!p.causal || !p.alibi_slopes.empty()) return false;
        p.offset.resize(usize(p.shape.batch), 0);
        for (Index& n : p.offset) ++n;
+       return true;
+     }},
+    {"gradient-causal-early", "the causal diagonal of the backward pass is one key early",
+     [](GradientFormula& f, Index) {
+       Attention& p = f.problem;
+       if (!p.causal || p.window_left >= 0 || p.window_right >= 0 || !p.alibi_slopes.empty())
+         return false;
+       p.offset.resize(usize(p.shape.batch), 0);
+       for (Index& n : p.offset) --n;
        return true;
      }},
     {"gradient-offset-ignored", "the backward pass ignores the offset of causality and windows",
@@ -161,6 +199,22 @@ constexpr GradientHypothesis hypotheses[] = {
      }},
 };
 
+// Coarser arithmetics.
+struct CoarseGradients {
+  std::string_view name;
+  std::string_view words;
+  double (*rounds_operands)(double);
+  double (*rounds_weights)(double);
+};
+constexpr CoarseGradients coarse_gradients[] = {
+    {"gradient-tf32-products", "products of the backward pass are those of TF32 numbers",
+     &truncated_to_tf32, nullptr},
+    {"gradient-weights-in-f8e4m3", "P is rounded to f8e4m3 before it meets dO", nullptr,
+     [](double x) { return round_to(Dtype::f8e4m3, x); }},
+    {"gradient-weights-in-f8e5m2", "P is rounded to f8e5m2 before it meets dO", nullptr,
+     [](double x) { return round_to(Dtype::f8e5m2, x); }},
+};
+
 double truncated_to_bf16(double x) {
   const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
   return static_cast<double>(std::bit_cast<float>(bits & 0xFFFF0000u));
@@ -194,7 +248,7 @@ class GradientSums {
         add_head(f, h, key_head(h), own,
                  gives && (!f.last_head_only || h + 1 == (g_ + 1) * s_.group()), sums);
     }
-    if (f.rows_end >= 0)
+    if (f.rows_end >= 0 && !f.writes_all_dq)
       for (Index k = 0; k < s_.group(); ++k)
         sums.value[0]
             .middleRows(k * s_.rows + f.rows_end, s_.rows - f.rows_end)
@@ -217,7 +271,8 @@ class GradientSums {
     const Pairs own = pairs_of(f, f.problem, h, kv_head);
     sums.has_weights_above_one |= own.has_weights_above_one;
     const auto kv = Reference(f.problem, contract_).load_head(b_, kv_head);
-    const RowMajor keys = kv->keys_transposed.leftCols(s_.keys).transpose();
+    const RowMajor keys =
+        rounded(f.rounds_operands, kv->keys_transposed.leftCols(s_.keys).transpose());
     const double scale = static_cast<double>(f.problem.scale);
     if (gives_dq) {
       RowMajor part = own.score, terms = own.score_terms;
@@ -235,13 +290,19 @@ class GradientSums {
     if (f.rows_end >= 0)
       for (RowMajor* m : {&other.weight, &other.score})
         m->bottomRows(s_.rows - f.rows_end).setZero();
-    const RowMajor q = rows_of(f.problem.q, h), d_o = rows_of(input_.d_o, h);
+    const RowMajor q = rounded(f.rounds_operands, rows_of(f.problem.q, h)),
+                   d_o = rounded(f.rounds_operands, rows_of(input_.d_o, h));
     const double factor = scale * f.factor_of_dk;
     sums.value[1] += factor * (other.score.transpose() * q);
     sums.gauge[1] +=
         factor * factor * other.score_terms.cwiseAbs2().transpose() * q.rowwise().squaredNorm();
     sums.value[2] += other.weight.transpose() * d_o;
     sums.gauge[2] += other.weight.cwiseAbs2().transpose() * d_o.rowwise().squaredNorm();
+  }
+
+  static RowMajor rounded(double (*to)(double), RowMajor m, double dither = 1) {
+    if (to) m = (m * dither).unaryExpr(to) / dither;
+    return m;
   }
 
   // Row i sees the keys behind its diagonal. The offset of a window to the right of -1 is 0, so
@@ -270,9 +331,9 @@ class GradientSums {
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<Index>(i);
     const Block k = reference.evaluate(*kv, h, rows, Keep::scores);
     const RowMajor d_o = rows_of(input_.d_o, h), o = rows_of(input_.o, h);
-    const RowMajor dp =
-        f.factor_of_dp *
-        (d_o * kv->values.middleRows(k.key0, k.count).leftCols(s_.value_dim).transpose());
+    const RowMajor dp = f.factor_of_dp *
+                        (rounded(f.rounds_operands, d_o) *
+                         kv->values.middleRows(k.key0, k.count).leftCols(s_.value_dim).transpose());
     const double keep = p.dropout > 0 ? 1 / (1 - static_cast<double>(p.dropout)) : 1;
     Pairs all{RowMajor::Zero(s_.rows, s_.keys), RowMajor::Zero(s_.rows, s_.keys),
               RowMajor::Zero(s_.rows, s_.keys)};
@@ -287,7 +348,7 @@ class GradientSums {
         if (f.inverts_triangle && f.problem.causal && !p.causal &&
             k.key0 + j <= i + p.offset_of(b_))
           continue;
-        double weight = std::exp(k.row(i).max - k.gap[at] - lse);
+        double weight = std::exp(f.exponent * (k.row(i).max - k.gap[at] - lse));
         constexpr double above_one = 1 + 0x1p-16;  // beyond the rounding of L
         all.has_weights_above_one |= weight > above_one;
         if (f.clamps_weights) weight = std::min(weight, 1.0);
@@ -302,6 +363,9 @@ class GradientSums {
         all.score_terms(i, k.key0 + j) = weight * (std::fabs(own) + std::fabs(delta)) * slope;
       }
     }
+    all.score = rounded(f.rounds_operands, std::move(all.score), f.dither);
+    all.weight = rounded(f.rounds_operands ? f.rounds_operands : f.rounds_weights,
+                         std::move(all.weight), f.dither);
     return all;
   }
 
@@ -376,16 +440,67 @@ Fits fits_of(const EvidenceGroup& group, const GroupSums& right, const GroupSums
   return fits;
 }
 
+// The fits of what was given to what is right, where errors are as large as those of a coarser
+// arithmetic: of the rows whose errors that makes larger, and of the others.
+std::pair<Fits, Fits> fits_of_coarser(const EvidenceGroup& group, const GroupSums& right,
+                                      const std::vector<GroupSums>& draws,
+                                      const std::vector<Eigen::VectorXd>& sigma) {
+  std::pair<Fits, Fits> fits;
+  for (std::size_t n = 0; n < 3; ++n) {
+    const GradientRows& g = group.gradients[n];
+    const double limit = gradient_leeway * row_limit_of(g.dtype, g.exact.cols());
+    for (Index r = 0; r < g.exact.rows(); ++r) {
+      const auto exact = right.value[n].row(r);
+      double square = 0;
+      for (const GroupSums& x : draws) square += std::pow(rms_error(x.value[n].row(r), exact), 2);
+      const double coarse = std::sqrt(square / static_cast<double>(draws.size()));
+      const RowMajor got = g.exact.row(r) + g.error.row(r);
+      const double error = rms_error(got.row(0), exact);
+      constexpr double larger = 4;
+      const bool affected = coarse > larger * sigma[n](r);
+      (affected ? fits.first : fits.second)
+          .add(error, error, std::hypot(coarse, sigma[n](r)), limit);
+    }
+  }
+  return fits;
+}
+
 bool same(const GroupSums& a, const GroupSums& b) {
   for (std::size_t n = 0; n < 3; ++n)
     if (!same_numbers(a.value[n], b.value[n])) return false;
   return true;
 }
 
+// The coarser arithmetics whose errors are as large as those that were given.
+std::vector<Explanation> coarser_arithmetics(const Attention& problem, const AttentionOutput& o,
+                                             const EvidenceGroup& group, const GradientSums& sums,
+                                             const GroupSums& right, const Contract& strict,
+                                             const GroupReplicates& typical) {
+  std::vector<Explanation> found;
+  for (const CoarseGradients& h : coarse_gradients) {
+    Alteration a(problem, o);
+    if (h.rounds_operands && !round_inputs(a, h.rounds_operands)) continue;
+    std::vector<GroupSums> draws;
+    for (const double dither : {1.0, 1.15, 1.32, 1.52}) {
+      GradientFormula f(a.problem);
+      f.rounds_operands = h.rounds_operands;
+      f.rounds_weights = h.rounds_weights;
+      f.dither = dither;
+      draws.push_back(sums.compute(f));
+    }
+    const auto [affected, others] = fits_of_coarser(group, right, draws, typical.sigma);
+    if (affected.has_the_size() && others.given.excess() <= 1)
+      found.push_back(explanation_of(h.name, std::string(h.words), {}, strict.name, affected));
+  }
+  sort_by_size(found);
+  return found;
+}
+
 }  // namespace
 
 void add_gradient_hypotheses(std::vector<std::string_view>& names) {
   for (const GradientHypothesis& h : hypotheses) names.push_back(h.name);
+  for (const CoarseGradients& h : coarse_gradients) names.push_back(h.name);
 }
 
 Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInput& input,
@@ -431,19 +546,27 @@ Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInp
   std::vector<GroupReplicates> typical(ladder.size());
   Index rows = 0;
   for (const GradientRows& gradient : group.gradients) rows += gradient.exact.rows();
-  return trials.explain(rows, same, [&](const GroupSums& x, const auto& take) {
+  const auto typical_of = [&](std::size_t rung) -> const GroupReplicates& {
+    GroupReplicates& t = typical[rung];
+    if (t.sigma.empty())
+      t = replicate(group, ladder[rung], replicate_count, options.seed, options.threads);
+    return t;
+  };
+  Diagnosis d = trials.explain(rows, same, [&](const GroupSums& x, const auto& take) {
     if (problem.q.dtype == Dtype::f64) {
       take(std::string(), fits_of(group, right, x, bounds));
       return;
     }
     for (std::size_t n = 0; n < ladder.size(); ++n) {
-      GroupReplicates& t = typical[n];
-      if (t.sigma.empty())
-        t = replicate(group, ladder[n], replicate_count, options.seed, options.threads);
+      const GroupReplicates& t = typical_of(n);
       if (take(ladder[n].name, fits_of(group, right, x, {t.sigma[0], t.sigma[1], t.sigma[2]})))
         return;
     }
   });
+  if (d.explanations.empty() && problem.q.dtype != Dtype::f64)
+    d.explanations = coarser_arithmetics(problem, {input.o, input.lse}, group, sums, right,
+                                         ladder.front(), typical_of(0));
+  return d;
 }
 
 }  // namespace assay

@@ -84,8 +84,34 @@ struct Fits {
     given.add(error, typical, limit);
     right.add(from_right, typical, limit);
   }
-  // Errors against the prediction are typical, and those against what is right are not.
-  bool explains() const { return !given.empty() && given.excess() <= 1 && !(right.excess() <= 1); }
+  // Of a row: the errors against what is right, and the step from there to the prediction.
+  template <class Error, class Step>
+  void add_share(const Error& error, const Step& step, double typical) {
+    if (!(typical > 0) || !std::isfinite(typical) || !step.allFinite() || !error.allFinite())
+      return;
+    along_ += error.dot(step) / typical / typical;
+    step_ += step.squaredNorm() / typical / typical;
+  }
+  // Errors against the prediction are typical, and those against what is right are not, or they
+  // are the prediction's all the same: small ones in all rows together.
+  bool explains() const {
+    return !given.empty() && given.excess() <= 1 && (!(right.excess() <= 1) || are_the_steps());
+  }
+  // Errors are as large as those of a coarser arithmetic are: typical in every row, and not small.
+  // The next format has eight times, or in eight bits twice, as large errors. A kernel that rounds
+  // once is below what is typical of all schedules.
+  bool has_the_size() const {
+    constexpr double least = 0.25, most = 2;
+    return !given.empty() && given.excess() <= 1 && given.median() >= least &&
+           given.median() <= most;
+  }
+
+ private:
+  bool are_the_steps() const {
+    constexpr double least_z = 8, off = 0.25;
+    return along_ > least_z * std::sqrt(step_) && std::fabs(along_ / step_ - 1) <= off;
+  }
+  double along_ = 0, step_ = 0;
 };
 
 void add_gradient_hypotheses(std::vector<std::string_view>& names);
@@ -95,6 +121,18 @@ inline Diagnosis undiagnosed(const char* why) {
   Diagnosis d;
   d.not_asked = why;
   return d;
+}
+
+inline Explanation explanation_of(std::string_view hypothesis, std::string words,
+                                  std::vector<std::string> same, std::string arithmetic,
+                                  const Fits& fits) {
+  return {std::string(hypothesis), std::move(words),     std::move(same),   std::move(arithmetic),
+          fits.given.median(),     fits.given.largest(), fits.given.limit()};
+}
+// Puts the coarser arithmetic first whose typical errors are nearest to those that were given.
+inline void sort_by_size(std::vector<Explanation>& explanations) {
+  std::ranges::stable_sort(explanations, {},
+                           [](const Explanation& e) { return std::fabs(std::log(e.median)); });
 }
 
 template <class Visit>
@@ -136,10 +174,8 @@ class Trials {
     for (auto& [trial, others] : nearest) {
       ask(trial->prediction, [&](const std::string& arithmetic, const Fits& fits) {
         if (!fits.explains()) return false;
-        const Fit& fit = fits.given;
-        found.push_back({fit.excess(),
-                         {std::string(trial->name), trial->words, others, arithmetic, fit.median(),
-                          fit.largest(), fit.limit()}});
+        found.push_back({fits.given.excess(),
+                         explanation_of(trial->name, trial->words, others, arithmetic, fits)});
         return true;
       });
     }

@@ -10,6 +10,14 @@ namespace {
 constexpr Index tiles[] = {16, 32, 64, 128, 256};
 constexpr Index splits[] = {256, 512, 1024};
 constexpr Index eights[] = {8};
+constexpr Index places[] = {2, 3, 4};
+constexpr Index paddings[] = {8, 16, 32, 64, 128, 256};
+
+Attention with_keys(const Attention& p, Index keys) {
+  Attention longer = p;
+  longer.shape.keys = keys;
+  return longer;
+}
 
 template <class Value>
 bool change_elements(Alteration& a, TensorView& t, const Value& value) {
@@ -76,6 +84,19 @@ bool reads_pairs(Alteration& a, TensorView& t) {
     return (d ^ 1) < from.shape[3] ? static_cast<double>(truncated_bf16_pair(from, b, h, i, d))
                                    : load(from, from.at(b, h, i, d));
   });
+}
+
+bool casts_weights(Alteration& a, Index tile, double (*cast)(double)) {
+  a.softmax.emplace().tile = tile;
+  a.softmax->cast = cast;
+  return true;
+}
+
+// e^x is computed as 2^(x c), where c should be log2 e.
+bool has_log2_e(Alteration& a, double c) {
+  a.softmax.emplace();
+  a.softmax->exponent = c / 1.4426950408889634;
+  return true;
 }
 
 double truncated_to_bf16(double x) {
@@ -383,10 +404,21 @@ constexpr Hypothesis hypotheses[] = {
      },
      tiles},
     {"weights-truncated", "weights are cast to bf16 by truncation (tiles of {})",
+     [](Alteration& a, Index tile) { return casts_weights(a, tile, &truncated_to_bf16); }, tiles},
+    {"weights-in-bf16", "weights are rounded to bf16 before P V (tiles of {})",
      [](Alteration& a, Index tile) {
-       a.softmax.emplace().tile = tile;
-       a.softmax->truncates_weights = true;
-       return true;
+       return a.problem.q.dtype != Dtype::bf16 &&
+              casts_weights(a, tile, [](double x) { return round_to(Dtype::bf16, x); });
+     },
+     tiles},
+    {"weights-in-f8e4m3", "weights are rounded to f8e4m3 before P V (tiles of {})",
+     [](Alteration& a, Index tile) {
+       return casts_weights(a, tile, [](double x) { return round_to(Dtype::f8e4m3, x); });
+     },
+     tiles},
+    {"weights-in-f8e5m2", "weights are rounded to f8e5m2 before P V (tiles of {})",
+     [](Alteration& a, Index tile) {
+       return casts_weights(a, tile, [](double x) { return round_to(Dtype::f8e5m2, x); });
      },
      tiles},
     {"output-truncated", "O is cast to bf16 by truncation",
@@ -418,6 +450,36 @@ constexpr Hypothesis hypotheses[] = {
        return merge_wrongly(a, split, [](TiledSoftmax& s) { s.merge_keeps_first_max = true; });
      },
      splits},
+
+    {"log2-e-rounded", "log2 e is rounded to {} places behind the point",
+     [](Alteration& a, Index n) {
+       const double unit = std::pow(10.0, static_cast<double>(n));
+       return has_log2_e(a, std::round(1.4426950408889634 * unit) / unit);
+     },
+     places},
+    {"log2-e-rounded", "log2 e is rounded to f16",
+     [](Alteration& a, Index) { return has_log2_e(a, round_to(Dtype::f16, 1.4426950408889634)); }},
+    {"log2-e-rounded", "log2 e is rounded to bf16",
+     [](Alteration& a, Index) { return has_log2_e(a, round_to(Dtype::bf16, 1.4426950408889634)); }},
+    {"zeros-behind-keys", "zeros behind the last key take part, up to a multiple of {} keys",
+     [](Alteration& a, Index tile) {
+       const Index keys = a.problem.shape.keys, padded = (keys + tile - 1) / tile * tile;
+       a.change = [longer = with_keys(a.problem, padded), keys](const RowPlace& at, bool masked,
+                                                                Eigen::Ref<Eigen::RowVectorXd> o,
+                                                                double& lse) {
+         const KeyInterval seen = visible_interval(longer, at.b, at.row);
+         const Index zeros = seen.end - std::max(seen.begin, keys);
+         if (zeros <= 0) return;
+         const double theirs = std::log(static_cast<double>(zeros)),
+                      largest = std::max(lse, theirs),
+                      all =
+                          largest + std::log(std::exp(lse - largest) + std::exp(theirs - largest));
+         if (!masked) o *= std::exp(lse - all);
+         lse = all;
+       };
+       return padded > keys && a.problem.key_lengths.empty() && !a.problem.projection;
+     },
+     paddings},
 
     // LSE.
     {"lse-base-two", "LSE is a logarithm to base 2",

@@ -17,12 +17,7 @@ double in_range(double x) {
 }
 
 double exponential(const TiledSoftmax& how, double x) {
-  return in_range(std::exp(how.clamps ? std::min(x, 0.0) : x));
-}
-
-double truncated_to_bf16(double x) {
-  const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
-  return static_cast<double>(std::bit_cast<float>(bits & 0xFFFF0000u));
+  return in_range(std::exp(how.exponent * (how.clamps ? std::min(x, 0.0) : x)));
 }
 
 // The running sums of some keys, or of all splits.
@@ -73,8 +68,7 @@ void sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
       const double weight = exponential(how, row.scores[at] - next);
       if (!(how.drops_a_lane && j % how.tile % 8 == 7)) s.sum += weight;
       if (row.scores[at] == -inf || (row.kept && !row.kept[at])) continue;
-      s.values +=
-          (how.truncates_weights ? truncated_to_bf16(weight) : weight) * values.row(j - row.key0);
+      s.values += (how.cast ? how.cast(weight) : weight) * values.row(j - row.key0);
     }
     const bool shorter = first / how.tile * how.tile + how.tile > row.all_keys;
     if (how.counts_padding && shorter) s.sum += in_range(std::exp(-next));

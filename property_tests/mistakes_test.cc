@@ -1,0 +1,213 @@
+// Mistakes that people make when they write a tiled kernel, in a kernel of plain loops: each is
+// named, whatever the dtype.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "harness/judging/outputs.h"
+#include "oracle/backward_verdict.h"
+#include "oracle/diagnosis.h"
+#include "problem/generate.h"
+
+namespace assay {
+namespace {
+
+using Rounding = std::function<double(double)>;
+
+double same(double x) { return x; }
+double tf32(double x) {
+  return static_cast<double>(
+      std::bit_cast<float>(std::bit_cast<std::uint32_t>(static_cast<float>(x)) & 0xFFFFE000u));
+}
+Rounding rounds_to(Dtype dtype) {
+  return [=](double x) { return round_to(dtype, x); };
+}
+
+struct Mistake {
+  Index zeros_behind = 0;  // keys of zeros that take part behind the last one
+  double exponent = 1;     // of e^x
+  Index early = 0;         // the diagonal is so many keys early
+  Index tile = 1;          // the last, shorter tile is left out of sums
+  Rounding operands = same;
+  Rounding weights = same;  // before they meet V or dO
+};
+
+// Attention of one row or its gradients, without masks but causality.
+class PlainKernel {
+ public:
+  PlainKernel(const Attention& p, Mistake m) : p_(p), s_(p.shape), m_(std::move(m)) {}
+
+  void forward(const AttentionOutput& out) const {
+    for_each_row([&](Index b, Index h, Index i) {
+      const std::vector<double> s = scores(b, h, i);
+      double top = m_.zeros_behind > 0 ? 0 : -INFINITY, sum = 0;
+      for (double x : s) top = std::max(top, x);
+      std::vector<double> o(usize(s_.value_dim), 0.0);
+      for (std::size_t j = 0; j < s.size(); ++j) {
+        const double weight = std::exp(m_.exponent * (s[j] - top));
+        sum += weight;
+        for (Index c = 0; c < s_.value_dim; ++c)
+          o[usize(c)] += m_.operands(m_.weights(weight)) *
+                         element(p_.v, b, h / s_.group(), static_cast<Index>(j), c);
+      }
+      sum += static_cast<double>(m_.zeros_behind) * std::exp(m_.exponent * -top);
+      for (Index c = 0; c < s_.value_dim; ++c)
+        store(out.o, out.o.at(b, h, i, c), sum > 0 ? o[usize(c)] / sum : 0);
+      store(out.lse, out.lse.at(b, h, i, 0), top + std::log(sum));
+    });
+  }
+
+  // dQ, dK and dV, from the stored O and LSE.
+  void backward(const AttentionBackwardInput& in, const AttentionGradients& out) const {
+    std::vector<double> dk(usize(s_.batch * s_.kv_heads * s_.keys * s_.dim), 0.0),
+        dv(usize(s_.batch * s_.kv_heads * s_.keys * s_.value_dim), 0.0);
+    for_each_row([&](Index b, Index h, Index i) {
+      const std::vector<double> s = scores(b, h, i);
+      const Index g = h / s_.group();
+      const double lse = load(in.lse, in.lse.at(b, h, i, 0));
+      double delta = 0;
+      for (Index c = 0; c < s_.value_dim; ++c)
+        delta += load(in.d_o, in.d_o.at(b, h, i, c)) * load(in.o, in.o.at(b, h, i, c));
+      std::vector<double> dq(usize(s_.dim), 0.0);
+      for (std::size_t at = 0; at < s.size(); ++at) {
+        const auto j = static_cast<Index>(at);
+        const double weight = std::exp(m_.exponent * (s[at] - lse));
+        double dp = 0;
+        for (Index c = 0; c < s_.value_dim; ++c)
+          dp += element(in.d_o, b, h, i, c) * element(p_.v, b, g, j, c);
+        const double ds = m_.operands(weight * (dp - delta)),
+                     scaled = static_cast<double>(p_.scale) * ds;
+        const auto key = usize((b * s_.kv_heads + g) * s_.keys + j);
+        const bool row_counts = i < s_.rows / m_.tile * m_.tile;
+        for (Index d = 0; d < s_.dim; ++d) {
+          if (j < s_.keys / m_.tile * m_.tile) dq[usize(d)] += scaled * element(p_.k, b, g, j, d);
+          if (row_counts) dk[key * usize(s_.dim) + usize(d)] += scaled * element(p_.q, b, h, i, d);
+        }
+        for (Index c = 0; c < s_.value_dim && row_counts; ++c)
+          dv[key * usize(s_.value_dim) + usize(c)] +=
+              m_.operands(m_.weights(weight)) * element(in.d_o, b, h, i, c);
+      }
+      for (Index d = 0; d < s_.dim; ++d) store(out.dq, out.dq.at(b, h, i, d), dq[usize(d)]);
+    });
+    std::size_t k = 0, v = 0;
+    for_each_index(out.dk.shape, [&](Index b, Index g, Index j, Index d) {
+      store(out.dk, out.dk.at(b, g, j, d), dk[k++]);
+    });
+    for_each_index(out.dv.shape, [&](Index b, Index g, Index j, Index c) {
+      store(out.dv, out.dv.at(b, g, j, c), dv[v++]);
+    });
+  }
+
+ private:
+  template <class Visit>
+  void for_each_row(const Visit& visit) const {
+    for (Index b = 0; b < s_.batch; ++b)
+      for (Index h = 0; h < s_.query_heads; ++h)
+        for (Index i = 0; i < s_.rows; ++i) visit(b, h, i);
+  }
+  double element(const TensorView& t, Index b, Index h, Index i, Index d) const {
+    return m_.operands(load(t, t.at(b, h, i, d)));
+  }
+  // The scores of the keys that the row sees, from the first key on.
+  std::vector<double> scores(Index b, Index h, Index i) const {
+    const Index end = p_.causal ? std::min(s_.keys, i + p_.offset_of(b) + 1 - m_.early) : s_.keys;
+    std::vector<double> s;
+    for (Index j = 0; j < end; ++j) {
+      double dot = 0;
+      for (Index d = 0; d < s_.dim; ++d)
+        dot += element(p_.q, b, h, i, d) * element(p_.k, b, h / s_.group(), j, d);
+      s.push_back(static_cast<double>(p_.scale) * dot);
+    }
+    return s;
+  }
+
+  const Attention& p_;
+  const AttentionShape& s_;
+  Mistake m_;
+};
+
+struct Made {
+  const char* cause;
+  Mistake mistake;
+  std::vector<std::string> lines;
+};
+
+Diagnosis diagnosis_of(const Mistake& mistake, const std::string& line) {
+  const Case c = parse_case(line);
+  const Inputs in(c);
+  const Outputs out(c, true, Surroundings::bands);
+  PlainKernel(in.problem, mistake).forward(out.view());
+  JudgeOptions options;
+  options.evidence = EvidenceRule::fail;
+  const Verdict v = judge_by_ladder(in.problem, out.view(), 64, options);
+  EXPECT_EQ(v.outcome, Outcome::fail) << line;
+  return diagnose(in.problem, out.view(), nullptr, v, options);
+}
+
+Diagnosis diagnosis_of_gradients(const Mistake& mistake, const std::string& line) {
+  const Case c = parse_case(line);
+  const Inputs in(c);
+  const Outputs forward(c, true, Surroundings::bands);
+  PlainKernel(in.problem, {}).forward(forward.view());
+  const AttentionBackwardInput input{forward.o.view(), forward.lse.view(), in.d_o.view()};
+  const GradientOutputs out(c, in);
+  PlainKernel(in.problem, mistake).backward(input, out.view());
+  JudgeOptions options;
+  options.evidence = EvidenceRule::fail;
+  const Verdict v = judge_backward_by_ladder(in.problem, input, out.view(), options);
+  EXPECT_EQ(v.outcome, Outcome::fail) << line;
+  return diagnose_backward(in.problem, input, out.view(), nullptr, v, options);
+}
+
+const std::string small = " b=1 h=4/2 l=20x50 d=16 dtype=";
+// Sums of few terms show an exponential that is off by a few millionths.
+const std::string thin = " b=1 h=2 l=40x65 d=1 dtype=";
+
+TEST(Mistakes, OfForwardKernelsAreNamed) {
+  const std::vector<Made> all = {
+      {"zeros-behind-keys", {.zeros_behind = 14}, {"f32", "f16", "bf16"}},
+      {"zeros-behind-keys", {.zeros_behind = 78}, {"f32", "f16", "bf16"}},
+      {"causal-early", {.early = 1}, {"f32 causal offset=end", "f16 causal offset=end"}},
+      {"log2-e-rounded", {.exponent = 1.4427 / 1.4426950408889634}, {"f32 thin"}},
+      {"log2-e-rounded", {.exponent = 1.4453125 / 1.4426950408889634}, {"f32", "f16"}},
+      {"tf32-products", {.operands = tf32}, {"f32", "f32 causal offset=end"}},
+      {"bf16-products", {.operands = rounds_to(Dtype::bf16)}, {"f32", "f32 causal offset=end"}},
+      {"weights-in-bf16", {.weights = rounds_to(Dtype::bf16)}, {"f32"}},
+      {"weights-in-f8e4m3", {.weights = rounds_to(Dtype::f8e4m3)}, {"f32", "f16", "bf16"}},
+  };
+  for (const auto& [cause, mistake, lines] : all)
+    for (const std::string& rest : lines) {
+      const std::string line =
+          "attention" + (rest.ends_with("thin") ? thin + rest.substr(0, 3) : small + rest);
+      const Diagnosis d = diagnosis_of(mistake, line);
+      EXPECT_EQ(rank_of(d, cause), 1) << cause << " on " << line << ": " << sentence_on(d);
+    }
+}
+
+TEST(Mistakes, OfGradientsAreNamed) {
+  const std::vector<Made> all = {
+      {"gradient-tails-dropped", {.tile = 32}, {"f32", "f16"}},
+      {"gradient-causal-early", {.early = 1}, {"f32 causal offset=end", "f16 causal offset=end"}},
+      {"gradient-log2-e-rounded",
+       {.exponent = 1.443 / 1.4426950408889634},
+       {"f32", "f32 scores=heavy-tail"}},
+      {"gradient-tf32-products", {.operands = tf32}, {"f32", "f32 causal offset=end"}},
+      {"gradient-weights-in-f8e4m3", {.weights = rounds_to(Dtype::f8e4m3)}, {"f32", "f16", "bf16"}},
+  };
+  for (const auto& [cause, mistake, lines] : all)
+    for (const std::string& rest : lines) {
+      const std::string line =
+          "backward" + (rest.ends_with("thin") ? thin + rest.substr(0, 3) : small + rest);
+      const Diagnosis d = diagnosis_of_gradients(mistake, line);
+      EXPECT_EQ(rank_of(d, cause), 1) << cause << " on " << line << ": " << sentence_on(d);
+    }
+}
+
+}  // namespace
+}  // namespace assay
