@@ -1,5 +1,6 @@
 """Kernels on a GPU: streams, other devices, the frameworks' own kernels, and those in Triton."""
 
+import collections
 import os
 import sys
 
@@ -156,27 +157,28 @@ CASES = [
 ]
 FORWARD = ["attention " + case for case in CASES]
 BACKWARD = ["backward " + case for case in CASES]
-MISTAKES = [
-    "tail unmasked",
-    "tail tile dropped",
-    "strict causality",
-    "accumulator not rescaled",
-    "heads by modulo",
-    "log2 e rounded",
-    "tf32 for f32",
-    "weights in 8 bits",
-]
-GRADIENT_MISTAKES = [
-    "tail tile dropped",
-    "strict causality",
-    "heads by modulo",
-    "log2 e rounded",
-    "tf32 for f32",
-    "weights in 8 bits",
-    "one head of a group alone",
-    "delta left out",
-    "scale of dk left out",
-]
+# Each mistake, and the hypothesis that it is.
+MISTAKES = {
+    "tail unmasked": "zeros-behind-keys",
+    "tail tile dropped": "tail-tile-dropped",
+    "strict causality": "causal-early",
+    "accumulator not rescaled": "values-not-rescaled",
+    "heads by modulo": "kv-head-modulo",
+    "log2 e rounded": "log2-e-rounded",
+    "tf32 for f32": "tf32-products",
+    "weights in 8 bits": "weights-in-f8e4m3",
+}
+GRADIENT_MISTAKES = {
+    "tail tile dropped": "gradient-tails-dropped",
+    "strict causality": "gradient-causal-early",
+    "heads by modulo": "gradient-head-modulo",
+    "log2 e rounded": "gradient-log2-e-rounded",
+    "tf32 for f32": "gradient-tf32-products",
+    "weights in 8 bits": "gradient-weights-in-f8e4m3",
+    "one head of a group alone": "last-head-only",
+    "delta left out": "delta-omitted",
+    "scale of dk left out": "dk-unscaled",
+}
 
 
 @pytest.fixture(scope="module")
@@ -189,14 +191,19 @@ def example():
     return flash_attention
 
 
-def found(kernel, lines):
-    """A mistake is found by a case at least; the others show that it is not everywhere."""
+def found(kernel, lines, cause):
+    """A mistake is found by a case at least, and most failures that say a cause say the true one.
+    Cases that pass show that the mistake is not everywhere."""
     report = assay.check(kernel, case=lines, threads=0, shrink=False)
     assert report.counts["error"] == report.counts["unsupported"] == 0, report
+    assert report.counts["convention"] == 0, report
     assert report.failures, report
+    causes = collections.Counter()
     for failure in report.failures:
         assert "raised" not in failure["reason"], failure["reason"]
-    return report
+        for told in failure.get("diagnosis", {}).get("explanations", [])[:1]:
+            causes[told["hypothesis"]] += 1
+    assert causes.most_common(1)[0][0] == cause, causes
 
 
 def test_a_right_triton_kernel_passes(example):
@@ -208,18 +215,18 @@ def test_its_gradients_pass(example):
 
 
 def test_every_mistake_is_tried(example):
-    assert list(example.MISTAKES) == MISTAKES
-    assert list(example.GRADIENT_MISTAKES) == GRADIENT_MISTAKES
+    assert list(example.MISTAKES) == list(MISTAKES)
+    assert list(example.GRADIENT_MISTAKES) == list(GRADIENT_MISTAKES)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_of_a_triton_kernel_is_found(example, mistake):
-    found(example.broken(mistake), FORWARD)
+def test_a_mistake_of_a_triton_kernel_is_named(example, mistake):
+    found(example.broken(mistake), FORWARD, MISTAKES[mistake])
 
 
 @pytest.mark.parametrize("mistake", GRADIENT_MISTAKES)
-def test_a_mistake_of_its_gradients_is_found(example, mistake):
-    found(example.broken_gradients(mistake), BACKWARD)
+def test_a_mistake_of_its_gradients_is_named(example, mistake):
+    found(example.broken_gradients(mistake), BACKWARD, GRADIENT_MISTAKES[mistake])
 
 
 def test_a_mistake_becomes_a_small_case(example):
