@@ -7,6 +7,7 @@
 import assay
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 
 def _limits(backend):
@@ -58,3 +59,41 @@ flash = _kernel(SDPBackend.FLASH_ATTENTION, ("f16", "bf16"))
 cudnn = _kernel(SDPBackend.CUDNN_ATTENTION, ("f16", "bf16"))
 efficient = _kernel(SDPBackend.EFFICIENT_ATTENTION, ("f32", "f16", "bf16"))
 math = _kernel(SDPBackend.MATH, ("f32", "f16", "bf16"))
+
+
+@assay.kernel("attention", dtypes=("f32", "f16", "bf16"), gradients="autograd", lse=False)
+def cpu(q, k, v, *, causal, scale):
+    more = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=causal, scale=scale, **more
+    )
+
+
+_flex = torch.compile(flex_attention, dynamic=True)
+
+
+def _flex_limits(case):
+    shape = case["shape"]
+    if shape["batch"] * shape["rows"] * shape["keys"] == 0:
+        return "empty tensors"
+    if shape["dim"] != shape["value_dim"] or shape["dim"] not in (16, 32, 64, 128, 256):
+        return "heads of other than 16, 32, 64, 128 or 256 columns, K and V alike"
+    return True
+
+
+@assay.kernel(
+    "attention",
+    device="cuda",
+    dtypes=("f32", "f16", "bf16"),
+    supports=_flex_limits,
+    gradients="autograd",
+    deterministic=False,
+    lse=False,
+)
+def flex(q, k, v, *, causal, scale):
+    mask = None
+    if causal:
+        mask = create_block_mask(
+            lambda b, h, i, j: i >= j, None, None, q.shape[2], k.shape[2], device=q.device
+        )
+    return _flex(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])

@@ -16,8 +16,15 @@ import struct
 
 import torch
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool, "U8": torch.uint8,
-          "I32": torch.int32, "I64": torch.int64}
+DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -31,7 +38,9 @@ def read(path):
         begin, end = facts["data_offsets"]
         piece = bytearray(data[begin:end])
         dtype = DTYPES[facts["dtype"]]
-        tensors[name] = (torch.frombuffer(piece, dtype=dtype) if piece else torch.empty(0, dtype=dtype)).reshape(facts["shape"])
+        tensors[name] = (
+            torch.frombuffer(piece, dtype=dtype) if piece else torch.empty(0, dtype=dtype)
+        ).reshape(facts["shape"])
     return tensors, metadata
 
 
@@ -41,7 +50,11 @@ def write(path, tensors, metadata):
     for name in order:
         t = tensors[name].detach().cpu().contiguous()
         piece = t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
-        header[name] = {"dtype": NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [at, at + len(piece)]}
+        header[name] = {
+            "dtype": NAMES[t.dtype],
+            "shape": list(t.shape),
+            "data_offsets": [at, at + len(piece)],
+        }
         at += len(piece)
         pieces.append(piece)
     text = json.dumps(header).encode()
@@ -74,20 +87,31 @@ def forward(backend, q, k, v, mask, causal, scale):
     if backend == "efficient":
         if mask is not None:
             # The kernel reads rows of a mask in steps of 16 bytes.
-            wide = torch.zeros(*mask.shape[:3], (mask.shape[3] + 15) // 16 * 16, dtype=q.dtype, device=q.device)
+            wide = torch.zeros(
+                *mask.shape[:3], (mask.shape[3] + 15) // 16 * 16, dtype=q.dtype, device=q.device
+            )
             wide[..., : mask.shape[3]] = mask
             mask = wide[..., : mask.shape[3]].expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        got = ops._scaled_dot_product_efficient_attention(q, k, v, mask, True, 0.0, causal, scale=scale)
+        got = ops._scaled_dot_product_efficient_attention(
+            q, k, v, mask, True, 0.0, causal, scale=scale
+        )
         return got[0], got[1][:, :, : q.shape[2]]
     if backend == "cudnn":
         if q.dtype == torch.float32:
             raise Unsupported("float32")
         if causal and q.shape[2] != k.shape[2]:
             raise Unsupported("causal with Lq != Lk, whose diagonal it anchors elsewhere")
-        got = ops._scaled_dot_product_cudnn_attention(q, k, v, mask, True, 0.0, causal, False, scale=scale)
+        got = ops._scaled_dot_product_cudnn_attention(
+            q, k, v, mask, True, 0.0, causal, False, scale=scale
+        )
         return got[0], got[1].reshape(q.shape[:3])
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale), None
+        return (
+            torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, scale=scale
+            ),
+            None,
+        )
 
 
 def run(backend, tensors, line, device):
@@ -105,7 +129,9 @@ def run(backend, tensors, line, device):
     if "bias" in tensors:
         mask = tensors["bias"].to(device).to(q.dtype)
     if "keep" in tensors:
-        hidden = torch.zeros(tensors["keep"].shape, dtype=q.dtype, device=device).masked_fill(~tensors["keep"].bool().to(device), float("-inf"))
+        hidden = torch.zeros(tensors["keep"].shape, dtype=q.dtype, device=device).masked_fill(
+            ~tensors["keep"].bool().to(device), float("-inf")
+        )
         mask = hidden if mask is None else mask + hidden
     if causal and mask is not None:
         raise Unsupported("causal together with a mask")
@@ -117,22 +143,34 @@ def run(backend, tensors, line, device):
     if lse is not None:
         found["lse"] = lse.float()
     if words[0] == "backward":
-        found.update(zip(("dq", "dk", "dv"), torch.autograd.grad(o, (q, k, v), tensors["do"].to(device))))
+        found.update(
+            zip(("dq", "dk", "dv"), torch.autograd.grad(o, (q, k, v), tensors["do"].to(device)))
+        )
     return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("inputs")
     parser.add_argument("outputs")
-    parser.add_argument("--backend", nargs="+", default=["math"], choices=["flash", "efficient", "cudnn", "math"])
+    parser.add_argument(
+        "--backend", nargs="+", default=["math"], choices=["flash", "efficient", "cudnn", "math"]
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     inputs, metadata = read(options.inputs)
-    lines = {key[7:]: line for key, line in metadata.items() if key.startswith("record.")} or {"": metadata["record"]}
+    lines = {key[7:]: line for key, line in metadata.items() if key.startswith("record.")} or {
+        "": metadata["record"]
+    }
     tensors, told, left_out = {}, {"assay": "1"}, collections.Counter()
     for name, line in lines.items():
-        mine = {key[len(name) + 1 :] if name else key: t for key, t in inputs.items() if not name or key.startswith(name + ".")}
+        mine = {
+            key[len(name) + 1 :] if name else key: t
+            for key, t in inputs.items()
+            if not name or key.startswith(name + ".")
+        }
         for backend in options.backend:
             try:
                 found = run(backend, mine, line, options.device)
@@ -141,7 +179,9 @@ def main():
                 continue
             record = f"{backend}-{name}" if name else backend
             tensors.update({f"{record}.{key}": t for key, t in {**mine, **found}.items()})
-            told[f"record.{record}"] = f"{line} kernel=torch-{torch.__version__}-{backend}-{options.device}"
+            told[
+                f"record.{record}"
+            ] = f"{line} kernel=torch-{torch.__version__}-{backend}-{options.device}"
             case = metadata.get(f"case.{name}" if name else "case")
             if case:
                 told[f"case.{record}"] = case
