@@ -87,13 +87,19 @@ std::vector<Contract> contract_ladder(Dtype dtype, Index tile) {
 std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group) {
   std::vector<Contract> ladder;
   bool stores_heads = false;
-  for (Contract c : contract_ladder(dtype, tile)) {
+  const bool may_store_heads = group > 1 && dtype != Dtype::f32;
+  const auto push_stored = [&](Contract c, const std::string& in_what) {
+    c.head_gradient_dtype = dtype;
+    c.name += ", gradients of heads stored in " + in_what;
+    ladder.push_back(std::move(c));
+  };
+  for (const Contract& c : contract_ladder(dtype, tile)) {
+    // A kernel in fp32 that expands the heads stores their gradients before autograd adds them.
+    if (may_store_heads && !stores_heads && c.weight_dtype)
+      push_stored(ladder.back(), std::string(format(dtype).name));
     if (!stores_heads) ladder.push_back(c);
-    stores_heads = stores_heads || (group > 1 && c.weight_dtype);
-    if (!stores_heads) continue;
-    c.head_gradient_dtype = c.weight_dtype;
-    c.name += ", gradients of heads stored in it";
-    ladder.push_back(c);
+    stores_heads = stores_heads || (may_store_heads && c.weight_dtype);
+    if (stores_heads) push_stored(c, "it");
   }
   return ladder;
 }

@@ -78,7 +78,7 @@ struct Contract {
 // lenient.
 std::vector<Contract> contract_ladder(Dtype dtype, Index tile);
 // The same for gradients. If heads share keys, a kernel may also store the gradients of each head
-// in the dtype, from the first rung on whose weights are in it.
+// in the dtype, in fp32 arithmetic and on every rung whose weights are in the dtype.
 std::vector<Contract> backward_ladder(Dtype dtype, Index tile, Index group);
 
 // k u / (1 - k u), Higham's gamma; infinity where k u >= 0.9.

@@ -52,6 +52,13 @@ std::optional<std::size_t> narrowed(Convention c, const Conventions& others,
   return std::nullopt;
 }
 
+// The elements that no bound decided.
+std::int64_t undecided(const Verdict& v) {
+  std::int64_t count = v.hull_only;
+  for (const auto& [reason, elements] : v.excused) count += elements;
+  return count;
+}
+
 }  // namespace
 
 bool has_substitute(MaskedRows rows) {
@@ -161,6 +168,10 @@ Verdict by_convention(const Attention& p, Verdict own, const JudgeOptions& optio
   JudgeOptions found = options;
   found.conventions = *all;
   Verdict v = judge_under(found);
+  // Another diagonal under which elements cannot be judged does not make them right.
+  if (found.conventions.of<Anchor>() != options.conventions.of<Anchor>() &&
+      undecided(v) > undecided(own))
+    return own;
   for (const Convention c : values_of<Convention>)
     if (!options.conventions.declares(c) && all->index(c) != 0) v.differs.declare(c, all->index(c));
   if (v.outcome != Outcome::pass && v.outcome != Outcome::suspect) return v;

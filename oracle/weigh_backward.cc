@@ -47,12 +47,15 @@ RowMajorSingle single_rows(const TensorView& t, Index b, Index h) {
   return m;
 }
 
-// Puts a gradient beside what is exact; `at` is the first row of this part. `gauge` has the sum of
-// weights times |dO| that a row's numbers are made of.
+// Sums of the sizes that the numbers of a row are made of, one after the other.
+using Gauges = std::vector<Eigen::VectorXd>;
+
+// Puts a gradient beside what is exact; `at` is the first row of this part.
 void compare_gradient(const Gradient& exact, const TensorView& out, Index b, Index h, Index at,
-                      const Eigen::VectorXd& gauge, GradientRows& rows) {
+                      const Gauges& gauges, GradientRows& rows) {
   for (Index r = 0; r < exact.rows; ++r) {
-    bool asked = exact.touched[usize(r)] != 0 && !underflows(gauge(r));
+    const auto vanishes = [&](const Eigen::VectorXd& gauge) { return underflows(gauge(r)); };
+    bool asked = exact.touched[usize(r)] != 0 && std::ranges::none_of(gauges, vanishes);
     for (Index d = 0; d < exact.columns; ++d) {
       const auto e = usize(r * exact.columns + d);
       const double got = load(out, out.at(b, h, r, d));
@@ -109,7 +112,11 @@ EvidenceGroup gather_group(const Attention& p, const AttentionBackwardInput& inp
   group.gradients.push_back(empty_rows(Output::dq, out.dq, s.group() * s.rows));
   group.gradients.push_back(empty_rows(Output::dk, out.dk, s.keys));
   group.gradients.push_back(empty_rows(Output::dv, out.dv, s.keys));
-  Eigen::VectorXd of_keys = Eigen::VectorXd::Zero(s.keys);
+  // Of weights times |dO|, of |dS|, and of |dS| times the largest element of Q. Those of a row of
+  // dQ have K in the place of Q.
+  Gauges of_keys(3, Eigen::VectorXd::Zero(s.keys));
+  const double largest_key =
+      group.kv->keys_transposed_absolute.size() ? group.kv->keys_transposed_absolute.maxCoeff() : 0;
   for (Index k = 0; k < s.group(); ++k) {
     const Index h = g * s.group() + k;
     const Block block = forward.evaluate(*group.kv, h, rows);
@@ -125,18 +132,25 @@ EvidenceGroup gather_group(const Attention& p, const AttentionBackwardInput& inp
                                            : -std::numeric_limits<double>::infinity());
     if (p.dropout > 0) head.keep_scale = 1 / (1 - p.dropout);
     const RowMajor gauge = weigh_by_gradient(block, head.d_o, s.keys);
-    of_keys += gauge.colwise().sum().transpose();
-    compare_gradient(exact.dq[usize(k)], out.dq, b, h, k * s.rows, gauge.rowwise().sum(),
-                     group.gradients[0]);
-    group.heads.push_back(std::move(head));
     using Pairs = Eigen::Map<const RowMajorSingle>;
     group.score_part.push_back(
         Pairs(exact.score_part[usize(k)].data(), s.rows, s.keys).cast<double>());
+    const RowMajor ds = group.score_part.back().cwiseAbs();
+    const double scale = std::fabs(static_cast<double>(p.scale));
+    const Eigen::VectorXd largest_query = head.in.q.cwiseAbs().rowwise().maxCoeff().cast<double>();
+    const Eigen::VectorXd of_scores = ds.rowwise().sum();
+    compare_gradient(exact.dq[usize(k)], out.dq, b, h, k * s.rows,
+                     {gauge.rowwise().sum(), of_scores, scale * largest_key * of_scores},
+                     group.gradients[0]);
+    of_keys[0] += gauge.colwise().sum().transpose();
+    of_keys[1] += ds.colwise().sum().transpose();
+    of_keys[2] += scale * ds.transpose() * largest_query;
+    group.heads.push_back(std::move(head));
     group.weight_part.push_back(
         Pairs(exact.weight_part[usize(k)].data(), s.rows, s.keys).cast<double>());
   }
   compare_gradient(exact.dk, out.dk, b, g, 0, of_keys, group.gradients[1]);
-  compare_gradient(exact.dv, out.dv, b, g, 0, of_keys, group.gradients[2]);
+  compare_gradient(exact.dv, out.dv, b, g, 0, {of_keys[0]}, group.gradients[2]);
   return group;
 }
 

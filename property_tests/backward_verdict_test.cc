@@ -120,6 +120,66 @@ TEST_F(BackwardVerdict, WrongGradientsAreNoConventionThatOContradicts) {
   }
 }
 
+// Under another diagonal dP overflows in every row, and nothing could be judged: that explains no
+// NaN at keys that no row sees.
+TEST_F(BackwardVerdict, WhatCannotBeJudgedIsNoConvention) {
+  prepare(
+      "backward b=1 h=1 l=1x131 d=128 dtype=bf16 scale=0.25 causal scores=negative "
+      "values=head-number grad=near-overflow seed=45");
+  for (const TensorView* t : {&dq(), &dk()})
+    change(*t, [](Index, Index, Index, Index) { return nan; });
+  input_.lse = {};
+  JudgeOptions undeclared;
+  undeclared.conventions = {};
+  EXPECT_THAT(judge_backward_by_ladder(inputs_->problem, input_, out_->view(), undeclared),
+              FailsWith("dK is not 0 where no gradient passes"));
+}
+
+// What a kernel without subnormal numbers loses is not typical of any arithmetic, and no fault.
+TEST_F(BackwardVerdict, FlushedGradientsAreNoEvidence) {
+  for (const char* line :
+       {"backward b=2 h=3/1 l=1x131 d=96 dtype=bf16 scores=tiny values=subnormal "
+        "grad=head-number seed=7",
+        "backward b=1 h=2 l=24x40 d=32 dtype=bf16 values=subnormal seed=3",
+        "backward b=1 h=2 l=24x40 d=32 dtype=bf16 scores=near-overflow grad=tiny seed=4"}) {
+    prepare(line);
+    for (const TensorView* t : {&dq(), &dk()})
+      change(*t, [&](Index b, Index h, Index i, Index d) {
+        const double x = load(*t, t->at(b, h, i, d));
+        return std::fabs(x) < 0x1p-126 ? 0 : x;
+      });
+    JudgeOptions options;
+    options.conventions = {};
+    options.evidence = EvidenceRule::fail;
+    const Verdict v = judge_backward_by_ladder(inputs_->problem, input_, out_->view(), options);
+    EXPECT_NE(v.outcome, Outcome::fail) << line << ": " << v.reason;
+  }
+}
+
+// A kernel in fp32 that computes every head alone stores the gradients of the heads in the dtype.
+TEST_F(BackwardVerdict, HeadsStoredFromFp32WeightsPass) {
+  prepare(
+      "backward b=2 h=3/1 l=1x131 d=96 dtype=bf16 scores=tiny values=subnormal grad=head-number "
+      "seed=7");
+  const Attention& p = inputs_->problem;
+  const auto weight = [&](Index b, Index h, Index j) {
+    double dot = 0;
+    for (Index d = 0; d < p.shape.dim; ++d)
+      dot += load(p.q, p.q.at(b, h, 0, d)) * load(p.k, p.k.at(b, 0, j, d));
+    return std::exp(static_cast<double>(p.scale) * dot -
+                    load(input_.lse, input_.lse.at(b, h, 0, 0)));
+  };
+  change(dv(), [&](Index b, Index, Index j, Index c) {
+    double sum = 0;
+    for (Index h = 0; h < p.shape.query_heads; ++h)
+      sum += round_to(Dtype::bf16, weight(b, h, j) * load(input_.d_o, input_.d_o.at(b, h, 0, c)));
+    return sum;
+  });
+  JudgeOptions options;
+  options.evidence = EvidenceRule::fail;
+  EXPECT_THAT(judge_backward_by_ladder(p, input_, out_->view(), options), Passes());
+}
+
 TEST_F(BackwardVerdict, NanInOneElementOfAnyGradientFails) {
   for (auto [words, member] :
        {std::pair{"dQ is NaN: dQ[b=1, h=1, row=3, column=4]", &GradientOutputs::dq},
