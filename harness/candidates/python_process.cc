@@ -223,6 +223,11 @@ void PythonProcess::transfer(const NamedCall& call) {
   const std::string answer = receive_line();
   if (answer.starts_with("declined ")) throw CandidateDeclined(answer.substr(9));
   if (answer.starts_with("finding ")) throw CandidateError(answer.substr(8));
+  if (answer.starts_with("lost ")) {
+    process_->kill();
+    how_it_ended();
+    throw CandidateError(answer.substr(5));
+  }
   if (answer != "done")
     throw CandidateError("the function's process answered " + answer.substr(0, 200));
   for (const NamedTensor& output : call.outputs) {

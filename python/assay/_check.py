@@ -69,7 +69,8 @@ def check(
             makes (docs/evidence.md): "fail", "warn" or "off".
         shrink, shrink_seconds: make the first failures smaller, each for so many seconds.
         isolate: run the kernel in a process of its own, which may crash or hang. The kernel must be
-            a function of a module or of a file.
+            a function of a module or of a file. Once a failure of this process has cost it the
+            device, as a fault of the device's memory does, the other cases run in this way.
         timeout: of one case there, in seconds.
         progress: is called with every result.
     """
@@ -86,13 +87,25 @@ def check(
         if progress is not None:
             progress(result)
 
-    if isolate:
+    def take_isolated(cases: Sequence[str]) -> None:
         with Isolated(k, timeout, judge) as worker:
-            for line in lines["cases"]:
+            for line in cases:
                 take(worker.judge(line))
+
+    if isolate:
+        take_isolated(lines["cases"])
     else:
         for line in lines["cases"]:
             take(k.judge(line, **judge))
+            if results[-1]["outcome"] == "fail" and k.tool.is_lost():
+                # A fault of the device's memory ends all work of its process.
+                rest, shrink = lines["cases"][len(results) :], False
+                try:
+                    take_isolated(rest)
+                except InputError:  # no other process can find the function
+                    for left in rest:
+                        take(k._not_run(left, f"the device answers no more since {line!r}"))
+                break
         for result in [r for r in results if r["outcome"] == "fail"][:_SHRUNK] if shrink else []:
             k.shrink(result, seconds=shrink_seconds, threads=threads, evidence=evidence)
     return Report(k.name, results, lines["unsupported"], suite or "", time.monotonic() - start)
@@ -169,7 +182,10 @@ class Isolated:
             self._end()
             why = f"the function's process {how_it_ended(status)} in the middle of the case"
             return self._failed(line, why)
-        return Result(json.loads(answer))
+        result, lost = json.loads(answer)
+        if lost:
+            self._end()
+        return Result(result)
 
     def _answer(self, process: subprocess.Popen) -> Optional[bytes]:
         """A line of the process; None if it is late, without a line's end if the process ended."""
@@ -187,10 +203,4 @@ class Isolated:
         return found
 
     def _failed(self, line: str, reason: str) -> Dict[str, Any]:
-        return Result(
-            case=line,
-            candidate=self.kernel.candidate,
-            outcome="fail",
-            reason=reason,
-            reproduce=self.kernel._again(line),
-        )
+        return self.kernel._not_run(line, reason, "fail")

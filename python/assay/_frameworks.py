@@ -86,6 +86,10 @@ class Framework:
     def wait(self) -> None:
         """Waits for the work that is queued on the device; here there is none."""
 
+    def is_lost(self) -> bool:
+        """Whether the device answers no more in this process, as after a fault of its memory."""
+        return False
+
     def on_other_stream(self, fill: Callable[[], None], call: Callable[[], Any]) -> Any:
         """Fills the inputs and calls on another stream than the first time; here there are none."""
         fill()
@@ -267,6 +271,15 @@ class Torch(Framework):
     def wait(self) -> None:
         if self.has_streams:
             self.torch.cuda.synchronize(self.device)
+
+    def is_lost(self) -> bool:
+        if not self.has_streams:
+            return False
+        try:
+            self.torch.cuda.synchronize()
+        except Exception:  # the type is another one in each version
+            return True
+        return False
 
     def on_other_stream(self, fill: Callable[[], None], call: Callable[[], Any]) -> Any:
         if not self.has_streams:

@@ -247,6 +247,16 @@ class Kernel:
             reason=why,
         )
 
+    def _not_run(self, line: str, reason: str, outcome: str = "error") -> Dict[str, Any]:
+        """The result of a case that gave no answer."""
+        return Result(
+            case=line,
+            candidate=self.candidate,
+            outcome=outcome,
+            reason=reason,
+            reproduce=self._again(line),
+        )
+
     def _cached(self, line: str, options: Dict[str, Any]) -> Optional[str]:
         """Why the kernel is wrong when other numbers lie at the same addresses as before."""
         words = [w for w in line.split() if not w.startswith("seed=")]

@@ -99,7 +99,9 @@ class Server:
                 "declined " + _one_line(str(e) or "the function raised NotImplementedError")
             )
         except Exception as e:
-            return self.say("finding " + _one_line(ended(e)))
+            lost = self.kernel.tool.is_lost()
+            self.say(("lost " if lost else "finding ") + _one_line(ended(e)))
+            return None
         self.say("done")
         for content in answers:
             self.stream.write(content)

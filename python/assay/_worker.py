@@ -1,4 +1,4 @@
-"""A process that judges a kernel: case lines come in, results go out.
+"""A process that judges a kernel: case lines come in; results go out, and whether it can go on.
 
 `assay.check(isolate=True)` starts it.
 """
@@ -23,7 +23,8 @@ def main() -> int:
     os.dup2(2, 1)  # what the function prints is no answer
     kernel = load(where, device or None, framework)
     for line in sys.stdin:
-        answers.write(json.dumps(kernel.judge(line.strip(), **options)) + "\n")
+        result = kernel.judge(line.strip(), **options)
+        answers.write(json.dumps([result, kernel.tool.is_lost()]) + "\n")
         answers.flush()
     return 0
 

@@ -87,6 +87,17 @@ def hangs(q, k, v):
 
 
 @assay.kernel("attention", framework="torch")
+def loses_the_device(q, k, v, *, causal):
+    """Three heads cost its process the device, of which every later call is told."""
+    tool = loses_the_device.tool
+    if q.shape[1] == 3:
+        tool.is_lost = lambda: True
+    if tool.is_lost():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return right_torch(q, k, v, causal=causal)
+
+
+@assay.kernel("attention", framework="torch")
 def raises(q, k, v):
     raise ValueError("no such tile")
 

@@ -141,6 +141,15 @@ def declines(q, k, v):
 def crashes(q, k, v):
     os.kill(os.getpid(), signal.SIGSEGV)
 
+@assay.kernel("attention", framework="numpy")
+def loses_the_device(q, k, v):
+    tool = loses_the_device.tool
+    if q.shape[1] == 3:
+        tool.is_lost = lambda: True
+    if tool.is_lost():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return right(q, k, v, False, None)
+
 @assay.kernel("attention", lse=False)
 def hangs(q, k, v):
     import time
@@ -203,6 +212,16 @@ def test_what_ends_the_process_costs_one_case():
     assert check("--python", "mine.py::hangs", "--timeout", "4", status=1) == [
         "fail: the candidate did not finish within 4 s"
     ]
+
+
+def test_a_lost_device_costs_one_case():
+    bad = SMALL.replace("h=2/1", "h=3/1")
+    assert bad != SMALL
+    told = check(
+        "--python", "mine.py::loses_the_device", "--jobs", "1", cases=(SMALL, bad, SMALL), status=1
+    )
+    assert [text.split(":")[0] for text in told] == ["pass", "fail", "pass"]
+    assert "illegal memory access" in told[1]
 
 
 def test_a_declared_arithmetic_is_the_contract():

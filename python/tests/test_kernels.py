@@ -429,6 +429,26 @@ def test_a_process_of_its_own():
         assay.check(lambda q, k, v: q, case=fine, isolate=True)
 
 
+def test_a_lost_device_costs_one_case():
+    fine, bad = "attention b=1 h=2 l=3 d=4", "attention b=1 h=3 l=3 d=4"
+    outcomes = ["pass", "fail", "pass", "fail", "pass"]
+    for isolate in (False, True):
+        report = assay.check(
+            kernels.loses_the_device, case=[fine, bad, fine, bad, fine], isolate=isolate
+        )
+        assert [r["outcome"] for r in report] == outcomes, report
+        assert "illegal memory access" in report.results[1]["reason"]
+
+    @assay.kernel("attention", framework="torch")
+    def nowhere(q, k, v, *, causal):
+        nowhere.tool.is_lost = lambda: True
+        raise RuntimeError("CUDA error")
+
+    report = assay.check(nowhere, case=[fine, fine])
+    assert [r["outcome"] for r in report] == ["fail", "error"]
+    assert "the device answers no more since 'attention b=1 h=2" in report.results[1]["reason"]
+
+
 def test_exceptions_are_results():
     fine = "attention b=1 h=1 l=3 d=4"
     assert kernels.raises.judge(fine)["reason"] == "the function raised ValueError: no such tile"
