@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <mutex>
 #include <span>
 #include <tuple>
@@ -20,6 +21,18 @@ namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+double lse_of(MaskedLse lse) {
+  return lse == MaskedLse::minus_infinity ? -inf : lse == MaskedLse::infinity ? inf : 0;
+}
+double lse_of(WeightlessLse lse) {
+  switch (lse) {
+    case WeightlessLse::minus_infinity: return -inf;
+    case WeightlessLse::infinity: return inf;
+    case WeightlessLse::zero: return 0;
+    default: return nan;
+  }
+}
 
 constexpr const char* spread = "NaN of a masked key, which spreads by convention";
 
@@ -67,8 +80,9 @@ class RowJudge {
         tally_(tally.elements),
         contract_(reference.contract()),
         masked_rows_(options.conventions.of<MaskedRows>()),
+        weightless_rows_(options.conventions.of<WeightlessRows>()),
         flushes_(options.conventions.of<Subnormals>() == Subnormals::flushed),
-        reach_(reference.problem(), kv) {}
+        zero_times_nan_(reference.problem(), kv) {}
 
   void judge(Block& block, Index r, bool cross_check, bool certify) {
     ++tally_.verdict.rows_judged;
@@ -77,7 +91,7 @@ class RowJudge {
     if (out_.lse) judge_lse(block, r);
     judge_o(block, r, certify);
   }
-  // The same for a fully masked row whose O is that of row k of a substitute.
+  // The same for a row without weight whose O is that of row k of a substitute.
   void judge_by_substitute(Block& block, Index r, RowJudge& of_substitute, Block& substitute,
                            Index k, bool cross_check) {
     ++tally_.verdict.rows_judged;
@@ -194,9 +208,8 @@ class RowJudge {
     tally_.compare(e);
     if (kind == Kind::nan) ++tally_.verdict.nan_expected;
     if (kind == Kind::minus_infinity) ++tally_.verdict.infinity_expected;
-    if (row.fully_masked && kind == Kind::minus_infinity &&
-        options_.conventions.of<MaskedLse>() == MaskedLse::any)
-      return tally_.excuse("LSE of a fully masked row may be anything");
+    if (kind == Kind::minus_infinity && lse_may_be_anything(row))
+      return tally_.excuse("LSE of a row without weight may be anything");
     if (kind != Kind::nan && untouched(out_.lse, position))
       return tally_.fail(e, "LSE was not written");
     if (kind != Kind::nan && std::isnan(y) && row.query_lost)
@@ -205,23 +218,32 @@ class RowJudge {
     if (finite) return judge_finite_lse(row, e);
     if (kind == Kind::nan)
       return std::isnan(y) ? tally_.inside(e) : tally_.fail(e, "LSE is a number where NaN belongs");
-    if (row.fully_masked) return judge_masked_lse(e);
-    return y == -inf ? tally_.inside(e) : tally_.fail(e, "LSE of a row without weight is not -inf");
+    judge_lse_without_weight(row, e);
   }
 
-  void judge_masked_lse(Element e) {
-    const auto lse = options_.conventions.of<MaskedLse>();
-    e.exact = lse == MaskedLse::minus_infinity ? -inf : lse == MaskedLse::infinity ? inf : 0;
-    if (e.got == e.exact) return tally_.inside(e);
-    tally_.fail(e, lse == MaskedLse::minus_infinity
+  bool lse_may_be_anything(const BlockRow& row) const {
+    const Conventions& meant = options_.conventions;
+    return row.fully_masked ? meant.of<MaskedLse>() == MaskedLse::any
+                            : meant.of<WeightlessLse>() == WeightlessLse::any;
+  }
+
+  // Judges LSE of a row without weight, which convention sets.
+  void judge_lse_without_weight(const BlockRow& row, Element e) {
+    const Conventions& meant = options_.conventions;
+    e.exact = row.fully_masked ? lse_of(meant.of<MaskedLse>()) : lse_of(meant.of<WeightlessLse>());
+    if (e.got == e.exact || (std::isnan(e.got) && std::isnan(e.exact))) return tally_.inside(e);
+    tally_.fail(e, e.exact == -inf
                        ? "LSE of a row without weight is not -inf"
-                       : fmt::format("LSE of a fully masked row is not {}", name_of(lse)));
+                       : fmt::format("LSE of a {} is not {}",
+                                     row.fully_masked ? "fully masked row" : "row without weight",
+                                     row.fully_masked ? name_of(meant.of<MaskedLse>())
+                                                      : name_of(meant.of<WeightlessLse>())));
   }
 
   // Whether NaN in an output of the row may come from a masked key, by convention.
   bool spreads(const Block& block, Index r, Index c) {
     return options_.conventions.of<MaskedNan>() == MaskedNan::spreads &&
-           reach_.reaches(block.h, block.row(r).index, c);
+           zero_times_nan_.of_masked(block.h, block.row(r).index, c);
   }
 
   void judge_finite_lse(const BlockRow& row, const Element& e) {
@@ -257,6 +279,8 @@ class RowJudge {
     }
     if (row.fully_masked && row.lse.kind == Kind::minus_infinity && masked_rows_ >= MaskedRows::nan)
       return judge_masked(e, poisoned);
+    if (is_weightless(row) && weightless_rows_ != WeightlessRows::nan)
+      return judge_weightless(block, r, c, e, poisoned);
     if (o.kind != Kind::finite) return judge_special(block, r, c, e, poisoned);
     if (poisoned) return tally_.fail(e, "O was not written");
     if (row.domain == Domain::must_overflow) return tally_.excuse("scores beyond the range");
@@ -277,6 +301,27 @@ class RowJudge {
     if (poisoned) return tally_.fail(e, "O was not written");
     if (std::isnan(e.got)) return tally_.inside(e, true);
     tally_.fail(e, "a fully masked row of O is not NaN");
+  }
+
+  // Whether the row sees keys, all with a score of -inf.
+  static bool is_weightless(const BlockRow& row) {
+    return !row.fully_masked && row.lse.kind == Kind::minus_infinity;
+  }
+
+  // Judges an element of such a row that is 0, or anything, by convention.
+  void judge_weightless(const Block& block, Index r, Index c, Element e, bool poisoned) {
+    if (weightless_rows_ == WeightlessRows::any)
+      return tally_.excuse("O of a row without weight may be anything");
+    e.exact = 0;
+    if (poisoned) return tally_.fail(e, "O was not written");
+    if (e.got == 0) return tally_.inside(e, true);
+    if (std::isnan(e.got)) {
+      if (block.row(r).query_lost) return tally_.excuse("Q is infinite, and is projected first");
+      if (spreads(block, r, c)) return tally_.excuse(spread);
+      if (zero_times_nan_.of_visible(block.h, block.row(r).index, c))
+        return tally_.excuse("0 times NaN or an infinity of V");
+    }
+    tally_.fail(e, "a row of O without weight is not 0");
   }
 
   // Judges an element that is NaN or infinite because of NaN and infinities in the inputs.
@@ -339,8 +384,9 @@ class RowJudge {
   Tally& tally_;
   const Contract& contract_;
   const MaskedRows masked_rows_;
+  const WeightlessRows weightless_rows_;
   const bool flushes_;
-  MaskedNanReach reach_;
+  ZeroTimesNan zero_times_nan_;
   std::string wrong_substitute_;
   std::vector<double> full_bound_;
   double squares_ = 0, lse_ratio_ = 0;  // of the row: sum of (error / bound)^2 over O; of LSE
@@ -388,49 +434,81 @@ int heads_at_once(const AttentionShape& s, int threads) {
                                             threads > 0 ? threads : hardware_threads()));
 }
 
-// Judges rows of one head. Fully masked rows may have the O of rows of a substitute, with the same
-// indices.
+// Rows without weight whose O is that of the same rows of another problem.
+struct Substituted {
+  Substitute problem;
+  Reference reference;
+  std::string wrong;  // what an element outside its bound is called
+
+  Substituted(Substitute other, const Contract& contract, std::string words)
+      : problem(std::move(other)), reference(problem.problem, contract), wrong(std::move(words)) {}
+};
+
+// Both kinds of these rows, where convention has a substitute.
+class SubstitutedRows {
+ public:
+  SubstitutedRows(const ProjectedAttention& p, const Contract& contract,
+                  const Conventions& conventions) {
+    const auto masked = conventions.of<MaskedRows>();
+    if (std::optional<Substitute> s = substitute(p, masked))
+      masked_.emplace(
+          *std::move(s), contract,
+          fmt::format("a fully masked row of O is not masked-rows:{}", name_of(masked)));
+    const auto weightless = conventions.of<WeightlessRows>();
+    if (std::optional<Substitute> s = substitute(p, weightless))
+      weightless_.emplace(
+          *std::move(s), contract,
+          fmt::format("a row of O without weight is not weightless-rows:{}", name_of(weightless)));
+  }
+  // What stands for this row; null: it is judged as it is.
+  const Substituted* of(const BlockRow& row) const {
+    if (row.lse.kind != Kind::minus_infinity) return nullptr;
+    const std::optional<Substituted>& s = row.fully_masked ? masked_ : weightless_;
+    return s ? &*s : nullptr;
+  }
+
+ private:
+  std::optional<Substituted> masked_, weightless_;
+};
+
+// Judges rows of one head.
 class HeadJudge {
  public:
-  HeadJudge(const Reference& reference, const std::optional<Reference>& substitute, Index b,
-            Index g)
-      : reference_(reference), substitute_(substitute), kv_(reference.load_head(b, g)) {
-    if (substitute) substitute_kv_ = substitute->load_head(b, g);
-  }
+  HeadJudge(const Reference& reference, const SubstitutedRows& substituted, Index b, Index g)
+      : reference_(reference), substituted_(substituted), kv_(reference.load_head(b, g)) {}
 
   // `serial` is the number of the first of the rows.
   void judge(Index h, std::span<const Index> rows, Index serial, const AttentionOutput& out,
              const Extras& extras, const JudgeOptions& options, RowTally& tally) const {
     Block block = reference_.evaluate(*kv_, h, rows);
     RowJudge judge(reference_, *kv_, out, options, tally);
-    std::vector<Index> masked;
+    std::map<const Substituted*, std::vector<Index>> others;
     for (Index r = 0; r < std::ssize(rows); ++r, ++serial) {
-      const BlockRow& row = block.row(r);
-      if (substitute_ && row.fully_masked && row.lse.kind == Kind::minus_infinity)
-        masked.push_back(r);
+      if (const Substituted* other = substituted_.of(block.row(r))) others[other].push_back(r);
       else judge.judge(block, r, extras.cross_checked(serial), extras.certified(serial));
     }
-    if (!masked.empty()) judge_masked(judge, block, masked, out, options, tally);
+    for (const auto& [other, which] : others)
+      judge_by(*other, judge, block, which, out, options, tally);
   }
 
  private:
-  void judge_masked(RowJudge& judge, Block& block, const std::vector<Index>& masked,
-                    const AttentionOutput& out, const JudgeOptions& options,
-                    RowTally& tally) const {
+  void judge_by(const Substituted& substituted, RowJudge& judge, Block& block,
+                const std::vector<Index>& which, const AttentionOutput& out,
+                const JudgeOptions& options, RowTally& tally) const {
     std::vector<Index> rows;
-    for (const Index r : masked) rows.push_back(block.row(r).index);
-    Block other = substitute_->evaluate(*substitute_kv_, block.h, rows);
-    RowJudge of_substitute(*substitute_, *substitute_kv_, out, options, tally);
-    of_substitute.judges_substitute(fmt::format("a fully masked row of O is not masked-rows:{}",
-                                                name_of(options.conventions.of<MaskedRows>())));
-    for (Index k = 0; k < std::ssize(masked); ++k)
-      judge.judge_by_substitute(block, masked[usize(k)], of_substitute, other, k, k == 0);
+    for (const Index r : which) rows.push_back(block.row(r).index);
+    const Reference& reference = substituted.reference;
+    const KeyValuesPointer kv = reference.load_head(block.b, kv_->g);
+    Block other = reference.evaluate(*kv, block.h, rows);
+    RowJudge of_substitute(reference, *kv, out, options, tally);
+    of_substitute.judges_substitute(substituted.wrong);
+    for (Index k = 0; k < std::ssize(which); ++k)
+      judge.judge_by_substitute(block, which[usize(k)], of_substitute, other, k, k == 0);
   }
 
   const Reference& reference_;
-  const std::optional<Reference>& substitute_;
+  const SubstitutedRows& substituted_;
   const KeyValuesPointer kv_;
-  KeyValuesPointer substitute_kv_;
 };
 
 // Judges the chosen rows of every head.
@@ -438,10 +516,7 @@ void judge_rows(const ProjectedAttention& problem, const Contract& contract,
                 const AttentionOutput& out, const std::vector<Index>& rows,
                 const JudgeOptions& options, RowTally& total) {
   const Reference reference(problem, contract);
-  const auto masked_rows = options.conventions.of<MaskedRows>();
-  std::optional<Reference> of_masked_rows;
-  if (has_substitute(masked_rows))
-    of_masked_rows.emplace(substitute(problem, masked_rows), contract);
+  const SubstitutedRows substituted(problem, contract, options.conventions);
   const AttentionShape& s = reference.problem().shape;
   const Index row_count = std::ssize(rows), per_block = reference.block_rows();
   const Index blocks = (row_count + per_block - 1) / per_block;
@@ -449,7 +524,7 @@ void judge_rows(const ProjectedAttention& problem, const Contract& contract,
   std::mutex mutex;
   parallel_for(s.batch * s.kv_heads, heads_at_once(s, options.threads), [&](Index group) {
     const Index b = group / s.kv_heads, g = group % s.kv_heads;
-    const HeadJudge head(reference, of_masked_rows, b, g);
+    const HeadJudge head(reference, substituted, b, g);
     parallel_for(s.group() * blocks, options.threads, [&](Index task) {
       const Index h = g * s.group() + task / blocks, first = task % blocks * per_block;
       const Index count = std::min(per_block, row_count - first);

@@ -22,6 +22,41 @@ TensorView zeros(const Extents& shape) {
   return view;
 }
 
+// bounds.md, 13, Means of V: the problem without scores, and without masks that add to them
+ProjectedAttention with_scores_of_0(const ProjectedAttention& p) {
+  ProjectedAttention other = p;
+  other.q = zeros(p.shape.q_extents());
+  other.k = zeros(p.shape.k_extents());
+  other.softcap = 0;
+  other.alibi_slopes.clear();
+  return other;
+}
+
+// Replaces the bias by one that hides the same keys and adds nothing to others.
+void keep_only_hidden(Substitute& s) {
+  const TensorView given = s.problem.bias;
+  if (!given) return;
+  const double minimum = s.problem.finite_min_masks ? -format(given.dtype).max_finite : -inf;
+  Extents stored = given.shape;
+  Index elements = 1;
+  TensorView only = given;
+  only.dtype = Dtype::f32;
+  only.origin = 0;
+  for (std::size_t axis = 4; axis-- > 0;) {
+    if (given.stride[axis] == 0) stored[axis] = std::min<Index>(stored[axis], 1);
+    only.stride[axis] = given.stride[axis] == 0 ? 0 : elements;
+    elements *= stored[axis];
+  }
+  s.bias.resize(usize(elements));
+  only.data = s.bias.data();
+  for_each_index(stored, [&](Index b, Index h, Index i, Index j) {
+    const double x = load(given, given.at(b, h, i, j));
+    store(only, only.at(b, h, i, j), x == -inf || x == minimum ? -inf : 0);
+  });
+  s.problem.bias = only;
+  s.problem.finite_min_masks = false;
+}
+
 // The first key that belongs to a sequence, and the one after its last.
 KeyInterval keys_of_sequence(const Attention& p, Index b) {
   return {p.key_starts.empty() ? 0 : p.key_starts[usize(b)],
@@ -61,13 +96,10 @@ std::int64_t undecided(const Verdict& v) {
 
 }  // namespace
 
-bool has_substitute(MaskedRows rows) {
-  return rows == MaskedRows::mean_of_v || rows == MaskedRows::mean_within_lengths ||
-         rows == MaskedRows::unmasked;
-}
-
-ProjectedAttention substitute(const ProjectedAttention& p, MaskedRows rows) {
-  ProjectedAttention other = p;
+std::optional<Substitute> substitute(const ProjectedAttention& p, MaskedRows rows) {
+  const bool means = rows == MaskedRows::mean_of_v || rows == MaskedRows::mean_within_lengths;
+  if (!means && rows != MaskedRows::unmasked) return std::nullopt;
+  ProjectedAttention other = means ? with_scores_of_0(p) : p;
   other.causal = false;
   other.offset.clear();
   other.window_left = other.window_right = -1;
@@ -80,14 +112,18 @@ ProjectedAttention substitute(const ProjectedAttention& p, MaskedRows rows) {
     other.key_lengths.clear();
     other.key_starts.clear();
   }
-  if (rows == MaskedRows::unmasked) return other;
-  other.q = zeros(p.shape.q_extents());
-  other.k = zeros(p.shape.k_extents());
-  other.softcap = 0;
-  return other;
+  return Substitute{std::move(other), {}};
 }
 
-// bounds.md, 13: what an fp32 without subnormals loses
+std::optional<Substitute> substitute(const ProjectedAttention& p, WeightlessRows rows) {
+  if (rows == WeightlessRows::mean_of_v) return substitute(p, MaskedRows::mean_of_v);
+  if (rows != WeightlessRows::mean_of_visible) return std::nullopt;
+  Substitute s{with_scores_of_0(p), {}};
+  keep_only_hidden(s);
+  return s;
+}
+
+// bounds.md, 13, Flushed subnormals: what an fp32 without subnormals loses
 Contract flushing(const Contract& contract) {
   constexpr double least_normal = 0x1p-126;
   Contract flushes = contract;
@@ -96,26 +132,35 @@ Contract flushing(const Contract& contract) {
   return flushes;
 }
 
-bool MaskedNanReach::reaches(Index h, Index row, Index c) {
-  if (!kv_.any_key_not_finite && !kv_.any_value_not_finite) return false;
-  if (h != h_ || row != row_) look(h, row);
+bool ZeroTimesNan::of_masked(Index h, Index row, Index c) {
+  if (!anything()) return false;
+  look(h, row);
   return by_key_ || (c >= 0 && by_value_[usize(c)]);
 }
 
-void MaskedNanReach::look(Index h, Index row) {
+bool ZeroTimesNan::of_visible(Index h, Index row, Index c) {
+  if (!anything()) return false;
+  look(h, row);
+  return by_visible_value_[usize(c)];
+}
+
+void ZeroTimesNan::look(Index h, Index row) {
+  if (h == h_ && row == row_) return;
   h_ = h;
   row_ = row;
   by_key_ = false;
   by_value_.assign(usize(p_.shape.value_dim), 0);
+  by_visible_value_ = by_value_;
   RowVisibility seen;
   evaluate_visibility(p_, kv_.b, h, row, seen);
   const KeyInterval keys = keys_of_sequence(p_, kv_.b);
   for (Index j = keys.begin; j < keys.end; ++j) {
-    if (seen.bias[usize(j)] != -inf) continue;
-    by_key_ = by_key_ || kv_.key_not_finite[usize(j)];
+    const bool masked = seen.bias[usize(j)] == -inf;
+    by_key_ = by_key_ || (masked && kv_.key_not_finite[usize(j)]);
     if (!kv_.value_not_finite[usize(j)]) continue;
     for (Index c = 0; c < p_.shape.value_dim; ++c)
-      if (!std::isfinite(load(p_.v, p_.v.at(kv_.b, kv_.g, j, c)))) by_value_[usize(c)] = 1;
+      if (!std::isfinite(load(p_.v, p_.v.at(kv_.b, kv_.g, j, c))))
+        (masked ? by_value_ : by_visible_value_)[usize(c)] = 1;
   }
 }
 
@@ -132,6 +177,8 @@ std::optional<Conventions> explaining_conventions(
     lenient.declare(MaskedLse::any);
     lenient.declare(MaskedNan::spreads);
     lenient.declare(Subnormals::flushed);
+    lenient.declare(WeightlessRows::any);
+    lenient.declare(WeightlessLse::any);
     c = c.over(lenient);
     if (!right(c)) continue;
     bool all = true;

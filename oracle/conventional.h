@@ -13,30 +13,39 @@
 
 namespace assay {
 
-// Whether O of a fully masked row is that of a row of another problem.
-bool has_substitute(MaskedRows rows);
-// This other problem: without masks and, for a mean of V, with scores of 0. Its bound is that of
-// any row, so the verdict on a mean is as strict as on other rows.
-ProjectedAttention substitute(const ProjectedAttention& p, MaskedRows rows);
+// Another problem, whose rows have the O that rows without weight have by convention. For a mean of
+// V its scores are 0. Its bound is that of any row, so the verdict on a mean is as strict as on
+// other rows.
+struct Substitute {
+  ProjectedAttention problem;
+  std::vector<float> bias;  // memory of the problem's bias, if that is not the given one
+};
+// For fully masked rows: without masks.
+std::optional<Substitute> substitute(const ProjectedAttention& p, MaskedRows rows);
+// For rows whose every visible score is -inf: without masks, or with those that hide keys.
+std::optional<Substitute> substitute(const ProjectedAttention& p, WeightlessRows rows);
 
 // The contract of a kernel that flushes subnormals in fp32. bounds.md, 13.
 Contract flushing(const Contract& contract);
 
-// Whether 0 times a NaN or an infinity of a masked key could reach the outputs of a row.
-class MaskedNanReach {
+// Whether 0 times a NaN or an infinity of a key could reach the outputs of a row.
+class ZeroTimesNan {
  public:
-  MaskedNanReach(const ProjectedAttention& p, const KeyValues& kv) : p_(p), kv_(kv) {}
-  // Column c of O; -1: LSE.
-  bool reaches(Index h, Index row, Index c);
+  ZeroTimesNan(const ProjectedAttention& p, const KeyValues& kv) : p_(p), kv_(kv) {}
+  // Of a masked key, to column c of O; -1: LSE.
+  bool of_masked(Index h, Index row, Index c);
+  // Of the V of a visible key whose weight is 0, to column c of O.
+  bool of_visible(Index h, Index row, Index c);
 
  private:
+  bool anything() const { return kv_.any_key_not_finite || kv_.any_value_not_finite; }
   void look(Index h, Index row);
 
   const ProjectedAttention& p_;
   const KeyValues& kv_;
   Index h_ = -1, row_ = -1;
   bool by_key_ = false;
-  std::vector<char> by_value_;
+  std::vector<char> by_value_, by_visible_value_;
 };
 
 // Looks for conventions that nobody declared, and under which outputs are right that fail under

@@ -102,6 +102,15 @@ double extended_score(const Attention& p, Index b, Index h, Index i, Index j) {
              : t;
 }
 
+bool is_weightless(const Attention& p, Index b, Index h, Index i, const RowVisibility& row) {
+  if (row.visible == 0 || !p.sink.empty()) return false;
+  for (Index j = row.begin; j < row.end; ++j) {
+    const double bias = row.bias[usize(j)];
+    if (bias != -inf && extended_score(p, b, h, i, j) + bias != -inf) return false;
+  }
+  return true;
+}
+
 bool keeps_weight(const Attention& p, Index b, Index h, Index i, Index j) {
   if (p.dropout == 0) return true;
   const r123::Philox4x32::ctr_type counter = {

@@ -48,6 +48,10 @@ void evaluate_visibility(const Attention& p, Index b, Index h, Index i, RowVisib
 // NaN or infinities.
 double extended_score(const Attention& p, Index b, Index h, Index i, Index j);
 
+// Whether a row sees keys, has no sink, and every visible score is -inf, by extended-real
+// arithmetic. `row` is its visibility.
+bool is_weightless(const Attention& p, Index b, Index h, Index i, const RowVisibility& row);
+
 // Whether dropout keeps the weight of (b, h, i, j).
 bool keeps_weight(const Attention& p, Index b, Index h, Index i, Index j);
 

@@ -42,6 +42,28 @@ inline constexpr auto table_of<MaskedLse> = complete<Named<MaskedLse>>({
     {MaskedLse::any, "any"},
 });
 
+// O of a row that sees keys, of which every score is -inf, and that has no sink.
+enum class WeightlessRows : std::uint8_t { nan, zero, mean_of_v, mean_of_visible, any };
+template <>
+inline constexpr auto table_of<WeightlessRows> = complete<Named<WeightlessRows>>({
+    {WeightlessRows::nan, "nan"},
+    {WeightlessRows::zero, "zero"},
+    {WeightlessRows::mean_of_v, "mean-of-v"},
+    {WeightlessRows::mean_of_visible, "mean-of-visible"},
+    {WeightlessRows::any, "any"},
+});
+
+// LSE of such a row.
+enum class WeightlessLse : std::uint8_t { minus_infinity, infinity, zero, nan, any };
+template <>
+inline constexpr auto table_of<WeightlessLse> = complete<Named<WeightlessLse>>({
+    {WeightlessLse::minus_infinity, "-inf"},
+    {WeightlessLse::infinity, "inf"},
+    {WeightlessLse::zero, "zero"},
+    {WeightlessLse::nan, "nan"},
+    {WeightlessLse::any, "any"},
+});
+
 // Whether 0 times a NaN or an infinity of a masked key is added. Keys outside the length of their
 // sequence are not meant, because memory there may hold anything.
 enum class MaskedNan : std::uint8_t { ignored, spreads };
@@ -68,7 +90,15 @@ inline constexpr auto table_of<Subnormals> = complete<Named<Subnormals>>({
     {Subnormals::flushed, "flushed"},
 });
 
-enum class Convention : std::uint8_t { masked_rows, masked_lse, masked_nan, anchor, subnormals };
+enum class Convention : std::uint8_t {
+  masked_rows,
+  masked_lse,
+  masked_nan,
+  anchor,
+  subnormals,
+  weightless_rows,
+  weightless_lse,
+};
 
 // The names of all values of an enumeration, in order.
 template <NamedEnum E>
@@ -95,12 +125,18 @@ inline constexpr auto table_of<Convention> = complete<ConventionRow>({
     {Convention::masked_lse, "masked-lse", names_in_order<MaskedLse>,
      "LSE of a row that sees no key", "RowJudge, oracle/attention_verdict.cc", true},
     {Convention::masked_nan, "masked-nan", names_in_order<MaskedNan>,
-     "NaN or infinity at a masked key", "MaskedNanReach, oracle/conventional.cc", false},
+     "NaN or infinity at a masked key", "ZeroTimesNan, oracle/conventional.cc", false},
     {Convention::anchor, "anchor", names_in_order<Anchor>,
      "the diagonal of a problem without an offset", "anchored_offset(), oracle/visibility.cc",
      true},
     {Convention::subnormals, "subnormals", names_in_order<Subnormals>,
      "results below the least normal number", "flushing(), oracle/conventional.cc", false},
+    {Convention::weightless_rows, "weightless-rows", names_in_order<WeightlessRows>,
+     "O of a row whose every visible score is -inf", "RowJudge, oracle/attention_verdict.cc",
+     false},
+    {Convention::weightless_lse, "weightless-lse", names_in_order<WeightlessLse>,
+     "LSE of a row whose every visible score is -inf", "RowJudge, oracle/attention_verdict.cc",
+     false},
 });
 
 template <class E>
@@ -109,7 +145,9 @@ inline constexpr Convention convention_of = [] {
   else if constexpr (std::is_same_v<E, MaskedLse>) return Convention::masked_lse;
   else if constexpr (std::is_same_v<E, MaskedNan>) return Convention::masked_nan;
   else if constexpr (std::is_same_v<E, Anchor>) return Convention::anchor;
-  else return Convention::subnormals;
+  else if constexpr (std::is_same_v<E, Subnormals>) return Convention::subnormals;
+  else if constexpr (std::is_same_v<E, WeightlessRows>) return Convention::weightless_rows;
+  else return Convention::weightless_lse;
 }();
 
 // A text that declares no conventions.

@@ -1,7 +1,8 @@
 /* A right kernel for the tests of conventions: attention in fp32 with causality, lengths, starts
  * and a boolean mask. The environment says what it means where nobody agreed (ASSAY_MEANS, words of
  * the table below) and what it declares (ASSAY_DECLARES, as masked_rows=2,masked_lse=3). With
- * ASSAY_TABLE=1 its table is one of version 1. */
+ * ASSAY_TABLE=1 its table is one of version 1, and with ASSAY_TABLE=5 its conventions are the first
+ * five alone. */
 #include <assay/kernel.h>
 #include <math.h>
 #include <stddef.h>
@@ -26,13 +27,40 @@ enum {
   flushes,
   flushes_more, /* a fault: normal numbers are 0, too */
   nan_in_row_0, /* a fault */
+  weightless_zero,
+  weightless_mean,
+  weightless_visible,
+  weightless_seven, /* no convention */
+  weightless_lse_inf,
+  weightless_lse_zero,
+  weightless_lse_nan,
+  weightless_lse_seven, /* no convention */
   means
 };
-static const char* const words[means] = {
-    "rows-of-mean",   "rows-within",  "rows-unmasked",  "rows-of-nan",
-    "rows-of-seven",  "rows-of-both", "lse-inf",        "lse-zero",
-    "lse-seven",      "spreads",      "spreads-beyond", "bottom-right",
-    "end-of-lengths", "flushes",      "flushes-more",   "nan-in-row-0"};
+static const char* const words[means] = {"rows-of-mean",
+                                         "rows-within",
+                                         "rows-unmasked",
+                                         "rows-of-nan",
+                                         "rows-of-seven",
+                                         "rows-of-both",
+                                         "lse-inf",
+                                         "lse-zero",
+                                         "lse-seven",
+                                         "spreads",
+                                         "spreads-beyond",
+                                         "bottom-right",
+                                         "end-of-lengths",
+                                         "flushes",
+                                         "flushes-more",
+                                         "nan-in-row-0",
+                                         "weightless-zero",
+                                         "weightless-mean",
+                                         "weightless-visible",
+                                         "weightless-seven",
+                                         "weightless-lse-inf",
+                                         "weightless-lse-zero",
+                                         "weightless-lse-nan",
+                                         "weightless-lse-seven"};
 static int meant[means];
 
 static int64_t at(const assay_tensor* t, int64_t b, int64_t h, int64_t i, int64_t d) {
@@ -118,6 +146,20 @@ static void weigh_masked_row(const assay_attention* p, int64_t b, int64_t h, int
   *lse = meant[lse_inf] ? INFINITY : meant[lse_zero] ? 0 : meant[lse_seven] ? 7 : -INFINITY;
 }
 
+/* A row that sees keys, all of whose scores are -infinity. */
+static void weigh_weightless_row(const assay_attention* p, int64_t b, int64_t h, int64_t i,
+                                 float* w, float* sum, float* lse) {
+  const int64_t keys = p->k->shape[2];
+  int64_t j;
+  for (*sum = 0, j = 0; j < keys; ++j)
+    *sum += w[j] = meant[weightless_mean] || (meant[weightless_visible] && sees(p, b, h, i, j));
+  if (meant[weightless_zero]) *sum = 1;
+  if (meant[weightless_lse_inf]) *lse = INFINITY;
+  if (meant[weightless_lse_zero]) *lse = 0;
+  if (meant[weightless_lse_nan]) *lse = NAN;
+  if (meant[weightless_lse_seven]) *lse = 7;
+}
+
 static assay_status forward(const assay_attention* p, const assay_tensor* o,
                             const assay_tensor* lse, const assay_run* run) {
   const int64_t keys = p->k->shape[2];
@@ -129,11 +171,13 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
     for (h = 0; h < o->shape[1]; ++h)
       for (i = 0; i < o->shape[2]; ++i) {
         const int64_t g = h / (p->q->shape[1] / p->k->shape[1]);
-        int masked = 1;
+        int masked = 1, weightless;
         float sum, l;
         for (j = 0; j < keys; ++j) masked = masked && !sees(p, b, h, i, j);
         if (masked) weigh_masked_row(p, b, h, i, w, &sum, &l);
         else sum = weigh(p, b, h, i, 0, w, &l);
+        weightless = !masked && sum == 0;
+        if (weightless) weigh_weightless_row(p, b, h, i, w, &sum, &l);
         ((float*)lse->data)[at(lse, b, h, i, 0)] = stored(l);
         for (d = 0; d < o->shape[3]; ++d) {
           float x = 0;
@@ -142,6 +186,7 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
               x += w[j] * load(p->v, b, g, j, d);
           if (!(masked && sum == 0)) x /= sum;
           if (masked && meant[rows_of_seven]) x = 7;
+          if (weightless && meant[weightless_seven]) x = 7;
           if (i == 0 && meant[nan_in_row_0]) x = NAN;
           ((float*)o->data)[at(o, b, h, i, d)] = stored(x);
         }
@@ -168,6 +213,8 @@ static void read_environment(assay_conventions* declared) {
     if (!strcmp(field, "masked_nan")) declared->masked_nan = k;
     if (!strcmp(field, "anchor")) declared->anchor = k;
     if (!strcmp(field, "subnormals")) declared->subnormals = k;
+    if (!strcmp(field, "weightless_rows")) declared->weightless_rows = k;
+    if (!strcmp(field, "weightless_lse")) declared->weightless_lse = k;
   }
 }
 
@@ -182,6 +229,8 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   table.arithmetic = arithmetic;
   table.forward = forward;
   if (getenv("ASSAY_DECLARES")) table.conventions = &declared;
+  if (table_version && !strcmp(table_version, "5"))
+    declared.struct_size = (uint32_t)offsetof(assay_conventions, weightless_rows);
   if (table_version && !strcmp(table_version, "1")) {
     table.version = 1;
     table.struct_size = (uint32_t)(offsetof(assay_kernel, product) + sizeof table.product);

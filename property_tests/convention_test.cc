@@ -74,6 +74,10 @@ TEST(Conventions, WrongTextsAreRefused) {
 // A case of each mask under which some rows see no key, and some see a few.
 constexpr const char* masked =
     "attention b=2 h=4/2 l=9x24 d=16 causal starts=5,3 bool=empty-rows@bhi";
+// Rows 0 and 1 see keys, and each of their scores is -inf.
+constexpr const char* weightless =
+    "attention b=1 h=1 l=3 d=1/4 causal "
+    "poke=k:0:0:0:0=1;k:0:0:1:0=2;k:0:0:2:0=0.5;q:0:0:0:0=-inf;q:0:0:1:0=-inf";
 constexpr const char* padded = "attention b=2 h=2 l=8x20 d=8 causal starts=4 lengths=11,17";
 
 class ConventionKernel : public testing::Test {
@@ -127,14 +131,28 @@ const Meant meant[] = {
      "anchor:end-of-lengths", "anchor=3", "anchor=2", 1},
     {"flushes", "attention b=1 h=1 l=4x1 d=4 poke=v:0:0:0:0=4e-40;v:0:0:0:2=-9e-39",
      "subnormals:flushed", "subnormals=2", "subnormals=1", 0},
+    {"weightless-zero", weightless, "weightless-rows:zero", "weightless_rows=2",
+     "weightless_rows=1", 0},
+    {"weightless-mean", weightless, "weightless-rows:mean-of-v", "weightless_rows=3",
+     "weightless_rows=4", 0},
+    {"weightless-visible", weightless, "weightless-rows:mean-of-visible", "weightless_rows=4",
+     "weightless_rows=2", 0},
+    {"weightless-lse-inf", weightless, "weightless-lse:inf", "weightless_lse=2", "weightless_lse=1",
+     0},
+    {"weightless-lse-zero", weightless, "weightless-lse:zero", "weightless_lse=3",
+     "weightless_lse=4", 0},
+    {"weightless-lse-nan", weightless, "weightless-lse:nan", "weightless_lse=4", "weightless_lse=2",
+     0},
 };
 
 TEST_F(ConventionKernel, OursPassesUndeclaredAndDeclared) {
-  for (const char* line : {masked, padded}) {
+  for (const char* line : {masked, padded, weightless}) {
     Ran r = check("", line);
     EXPECT_EQ(r.status, 0) << r.output;
     EXPECT_THAT(r.output, HasSubstr("1 case: 1 passed, 0 failed; "));
-    declares("masked_rows=1,masked_lse=1,masked_nan=1,anchor=1,subnormals=1");
+    declares(
+        "masked_rows=1,masked_lse=1,masked_nan=1,anchor=1,subnormals=1,weightless_rows=1,"
+        "weightless_lse=1");
     r = check("", line);
     EXPECT_EQ(r.status, 0) << r.output;
     declares(nullptr);
@@ -194,14 +212,18 @@ TEST_F(ConventionKernel, SeveralAtOnceAreEachTold) {
 }
 
 TEST_F(ConventionKernel, AnyIsDeclaredAndNeverFound) {
-  for (const auto& [words, declared] : {std::pair{"rows-of-seven", "masked-rows:any"},
-                                        {"rows-of-both", "masked-rows:any"},
-                                        {"lse-seven", "masked-lse:any"}}) {
-    Ran r = check(words, masked);
+  for (const auto& [words, line, declared] : std::vector<std::array<const char*, 3>>{
+           {"rows-of-seven", masked, "masked-rows:any"},
+           {"rows-of-both", masked, "masked-rows:any"},
+           {"lse-seven", masked, "masked-lse:any"},
+           {"weightless-seven", weightless, "weightless-rows:any"},
+           {"weightless-zero nan-in-row-0", weightless, "weightless-rows:any"},
+           {"weightless-lse-seven", weightless, "weightless-lse:any"}}) {
+    Ran r = check(words, line);
     EXPECT_EQ(r.status, 1) << words << "\n" << r.output;
     EXPECT_THAT(r.output, AllOf(HasSubstr("fail, proved: "), HasSubstr("1 failed"))) << words;
     // What may be anything is not compared in other calls either.
-    r = check(words, std::string(masked) + " convention=" + declared,
+    r = check(words, std::string(line) + " convention=" + declared,
               "--require batch-invariant,position-invariant,chunk-invariant,layout-invariant");
     EXPECT_EQ(r.status, 0) << words << "\n" << r.output;
   }
@@ -287,11 +309,41 @@ TEST_F(ConventionKernel, ATableOfVersion1Loads) {
   EXPECT_EQ(r.status, 0) << r.output;
 }
 
+// A struct of an older header has five conventions. What lies behind it is not read.
+TEST_F(ConventionKernel, AShorterStructOfConventionsLoads) {
+  setenv("ASSAY_TABLE", "5", 1);
+  declares("masked_rows=5,weightless_rows=2");
+  Ran r = check("rows-of-nan", masked);
+  EXPECT_EQ(r.status, 0) << r.output;
+  r = check("", weightless);
+  EXPECT_EQ(r.status, 0) << r.output;
+  unsetenv("ASSAY_TABLE");
+  r = check("", weightless);
+  EXPECT_EQ(r.status, 1) << r.output;
+}
+
 TEST_F(ConventionKernel, ADeclarationThatCannotBeIsRefused) {
   declares("masked_rows=7");
-  const Ran r = check("", masked);
+  Ran r = check("", masked);
   EXPECT_EQ(r.status, 2) << r.output;
   EXPECT_THAT(r.output, HasSubstr("its conventions have masked-rows = 7, outside [0, 6]"));
+  declares("weightless_lse=6");
+  r = check("", masked);
+  EXPECT_EQ(r.status, 2) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("its conventions have weightless-lse = 6, outside [0, 5]"));
+}
+
+// 0 times a NaN of V is NaN in its column, also where the rows are 0 by convention. Nothing else
+// is.
+TEST_F(ConventionKernel, AWeightlessRowOf0MayMultiplyVBy0) {
+  const std::string line = std::string(weightless) + ";v:0:0:0:2=nan";
+  for (const char* words : {"weightless-zero", "weightless-zero spreads"}) {
+    const Ran r = check(words, line + " convention=weightless-rows:zero");
+    EXPECT_EQ(r.status, 0) << words << "\n" << r.output;
+  }
+  const Ran r = check("weightless-zero nan-in-row-0", line + " convention=weightless-rows:zero");
+  EXPECT_EQ(r.status, 1) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("a row of O without weight is not 0"));
 }
 
 // What the documents say of our own kernels is declared by them.
@@ -364,6 +416,44 @@ TEST(Conventions, EveryMaskedRowMustFollowTheConvention) {
   v = judged(line, means(1e-5));
   EXPECT_EQ(v.outcome, Outcome::fail) << v.reason;
   EXPECT_EQ(v.failures.count("a fully masked row of O is not 0"), 1);
+}
+
+// The mean of the visible keys is that of the keys that a bias does not hide, whatever it adds to
+// others.
+TEST(Conventions, AWeightlessRowMayHoldTheMeanOfItsVisibleKeys) {
+  const char* line =
+      "attention b=1 h=2 l=2x3 d=1/4 bias=normal@bhij "
+      "poke=k:0:0:0:0=1;k:0:0:1:0=2;k:0:0:2:0=0.5;k:0:1:0:0=1;k:0:1:1:0=2;k:0:1:2:0=0.5;"
+      "m:0:0:1:2=-inf;q:0:0:1:0=-inf;q:0:1:1:0=-inf";
+  Index hidden = 0;
+  const auto means = [&](double error) {
+    return [&hidden, error](const Attention& p, const Outputs& out) {
+      const TensorView& o = out.o.view();
+      const double inf = std::numeric_limits<double>::infinity();
+      for (Index h = 0; h < 2; ++h)
+        for (Index c = 0; c < 4; ++c) {
+          double sum = 0, count = 0;
+          for (Index j = 0; j < 3; ++j) {
+            if (load(p.bias, p.bias.at(0, h, 1, j)) == -inf) {
+              ++hidden;
+              continue;
+            }
+            sum += load(p.v, p.v.at(0, h, j, c));
+            ++count;
+          }
+          store(o, o.at(0, h, 1, c), sum / count + (h == 1 && c == 3 ? error : 0));
+        }
+    };
+  };
+  Verdict v = judged(line, means(0));
+  EXPECT_GT(hidden, 0);
+  EXPECT_EQ(v.outcome, Outcome::convention) << v.reason;
+  EXPECT_EQ(v.differs.of<WeightlessRows>(), WeightlessRows::mean_of_visible);
+  v = judged(line, means(1e-5));
+  EXPECT_EQ(v.outcome, Outcome::fail) << v.reason;
+  v = judged(line, means(0), Conventions::parse("weightless-rows:mean-of-v"));
+  EXPECT_EQ(v.outcome, Outcome::fail) << v.reason;
+  EXPECT_EQ(v.failures.count("a row of O without weight is not weightless-rows:mean-of-v"), 1);
 }
 
 // ---- Records ----

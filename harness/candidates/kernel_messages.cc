@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <cstring>
 
 namespace assay {
 
@@ -19,14 +20,20 @@ bool transfer(int socket, void* data, std::size_t bytes, bool out) {
   return true;
 }
 
-std::string wrong_with(const assay_conventions& declared) {
+std::string read_conventions(const assay_conventions& declared, assay_conventions& read) {
+  constexpr std::size_t first_size = offsetof(assay_conventions, weightless_rows);
   if (declared.version < 2 || declared.version > ASSAY_VERSION ||
-      declared.struct_size != sizeof(assay_conventions))
-    return fmt::format("its conventions have version = {} and struct_size = {}, not {} and {}",
-                       declared.version, declared.struct_size, ASSAY_VERSION,
-                       sizeof(assay_conventions));
+      declared.struct_size < first_size || declared.struct_size > sizeof(assay_conventions) ||
+      declared.struct_size % sizeof(std::int32_t) != 0)
+    return fmt::format(
+        "its conventions have version = {} and struct_size = {}, not {} and a multiple of {} from "
+        "{} to {}",
+        declared.version, declared.struct_size, ASSAY_VERSION, sizeof(std::int32_t), first_size,
+        sizeof(assay_conventions));
+  assay_conventions_init(&read);
+  std::memcpy(&read, &declared, declared.struct_size);
   for (const ConventionRow& row : table_of<Convention>) {
-    const std::int32_t value = declared.*c_conventions[static_cast<std::size_t>(row.value)];
+    const std::int32_t value = read.*c_conventions[static_cast<std::size_t>(row.value)];
     if (value < 0 || usize(value) > row.values.size())
       return fmt::format("its conventions have {} = {}, outside [0, {}]", row.name, value,
                          row.values.size());
@@ -34,10 +41,10 @@ std::string wrong_with(const assay_conventions& declared) {
   return {};
 }
 
-Conventions conventions_of(const assay_conventions& declared) {
+Conventions conventions_of(const assay_conventions& read) {
   Conventions found;
   for (const Convention c : values_of<Convention>)
-    if (const std::int32_t value = declared.*c_conventions[static_cast<std::size_t>(c)]; value > 0)
+    if (const std::int32_t value = read.*c_conventions[static_cast<std::size_t>(c)]; value > 0)
       found.declare(c, usize(value - 1));
   return found;
 }

@@ -56,12 +56,15 @@ bool transfer(int socket, void* data, std::size_t bytes, bool out);
 // The field of each convention, in the order of the table of conventions. A field holds 0 if
 // nothing is declared, and otherwise the place of the value in the table, counted from 1.
 inline constexpr std::array c_conventions = {
-    &assay_conventions::masked_rows, &assay_conventions::masked_lse, &assay_conventions::masked_nan,
-    &assay_conventions::anchor, &assay_conventions::subnormals};
+    &assay_conventions::masked_rows,   &assay_conventions::masked_lse,
+    &assay_conventions::masked_nan,    &assay_conventions::anchor,
+    &assay_conventions::subnormals,    &assay_conventions::weightless_rows,
+    &assay_conventions::weightless_lse};
 static_assert(c_conventions.size() == table_of<Convention>.size());
-// What is wrong with conventions that a library declares; empty if nothing is wrong.
-std::string wrong_with(const assay_conventions& declared);
-Conventions conventions_of(const assay_conventions& declared);
+// Reads the conventions that a library declares. A struct of an older header is shorter, and
+// declares nothing of what it lacks. Returns what is wrong with them; empty if nothing is wrong.
+std::string read_conventions(const assay_conventions& declared, assay_conventions& read);
+Conventions conventions_of(const assay_conventions& read);
 
 // What is wrong with a stage that a library tells; empty if nothing is wrong.
 std::string wrong_with(const assay_stage& made);

@@ -107,7 +107,8 @@ std::optional<assay_kernel> load_kernel(const std::string& library, std::string&
   else if (!kernel.forward && !kernel.backward && !kernel.product && !kernel.decode &&
            !kernel.product_low_bit && !kernel.quantize && !kernel.dequantize && !kernel.append)
     why = "its table has no function";
-  else if (kernel.conventions) why = wrong_with(*kernel.conventions);
+  else if (assay_conventions read; kernel.conventions)
+    why = read_conventions(*kernel.conventions, read);
   if (why.empty()) return kernel;
   return std::nullopt;
 }
@@ -185,7 +186,7 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.not_reentrant = kernel.not_reentrant;
   response.variant_count = kernel.variant_count;
   response.invariant_to = kernel.invariant_to;
-  if (kernel.conventions) response.conventions = *kernel.conventions;
+  if (kernel.conventions) read_conventions(*kernel.conventions, response.conventions);
 }
 
 // Asks about the operations that are no attention. Returns false for attention.

@@ -40,17 +40,23 @@ Diagnosis ForwardStep::diagnose(const Out& out, const std::optional<Arithmetic>&
 }
 
 void ForwardStep::clear_unread(const Out& out) const {
-  const bool o = conventions.of<MaskedRows>() == MaskedRows::any;
-  const bool lse = with_lse && conventions.of<MaskedLse>() == MaskedLse::any;
-  if (!o && !lse) return;
+  struct Unread {
+    bool o, lse;
+  };
+  const Unread masked = {conventions.of<MaskedRows>() == MaskedRows::any,
+                         with_lse && conventions.of<MaskedLse>() == MaskedLse::any};
+  const Unread weightless = {conventions.of<WeightlessRows>() == WeightlessRows::any,
+                             with_lse && conventions.of<WeightlessLse>() == WeightlessLse::any};
+  if (!masked.o && !masked.lse && !weightless.o && !weightless.lse) return;
   const Attention p = anchored(in.problem, conventions);
   RowVisibility row;
   for_each_index(p.shape.lse_extents(), [&](Index b, Index h, Index i, Index) {
     evaluate_visibility(p, b, h, i, row);
-    if (row.visible > 0) return;
-    for (Index d = 0; o && d < p.shape.value_dim; ++d)
+    if (row.visible > 0 && !is_weightless(p, b, h, i, row)) return;
+    const Unread& unread = row.visible > 0 ? weightless : masked;
+    for (Index d = 0; unread.o && d < p.shape.value_dim; ++d)
       store(out.o.view(), out.o.view().at(b, h, i, d), 0);
-    if (lse) store(out.lse.view(), out.lse.view().at(b, h, i, 0), 0);
+    if (unread.lse) store(out.lse.view(), out.lse.view().at(b, h, i, 0), 0);
   });
 }
 
@@ -90,15 +96,20 @@ bool reads_masked_keys(const Conventions& conventions) {
   const auto rows = conventions.of<MaskedRows>();
   return rows != MaskedRows::zero && rows != MaskedRows::nan;
 }
+// Whether a row whose every visible score is -inf reads V at keys that it does not see.
+bool weightless_rows_read_all(const Conventions& conventions) {
+  return conventions.of<WeightlessRows>() == WeightlessRows::mean_of_v;
+}
 
 // The keys that some row of the first `rows` sees, through the query heads of kv head g. By
-// convention a row that sees none may read them all.
+// convention a row without weight may read them all.
 std::vector<char> seen_keys(const Attention& p, const Conventions& conventions, Index b, Index g,
                             Index rows) {
   const AttentionShape& s = p.shape;
   std::vector<char> seen(usize(s.keys), 0);
-  const bool reads_all = reads_masked_keys(conventions);
-  if (!masks_elements(p)) {
+  const bool reads_all = reads_masked_keys(conventions),
+             weightless_too = weightless_rows_read_all(conventions);
+  if (!masks_elements(p) && !weightless_too) {
     // The seen keys are a union of intervals, which is the same for every head.
     std::vector<Index> depth(usize(s.keys) + 1, 0);
     for (Index i = 0; i < rows; ++i) {
@@ -118,7 +129,8 @@ std::vector<char> seen_keys(const Attention& p, const Conventions& conventions, 
   for (Index h = g * s.group(); h < (g + 1) * s.group(); ++h)
     for (Index i = 0; i < rows; ++i) {
       evaluate_visibility(p, b, h, i, row);
-      if (row.visible == 0 && reads_all) return std::vector<char>(usize(s.keys), 1);
+      if ((row.visible == 0 && reads_all) || (weightless_too && is_weightless(p, b, h, i, row)))
+        return std::vector<char>(usize(s.keys), 1);
       for (Index j = row.begin; j < row.end; ++j) {
         const auto key = usize(j);
         if (row.bias[key] != -std::numeric_limits<double>::infinity()) seen[key] = 1;

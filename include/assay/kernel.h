@@ -321,13 +321,26 @@ enum {
   ASSAY_ANCHOR_END_OF_LENGTHS = 3,
   /* subnormals: whether results below the least normal number are written as 0 */
   ASSAY_SUBNORMALS_KEPT = 1,
-  ASSAY_SUBNORMALS_FLUSHED = 2
+  ASSAY_SUBNORMALS_FLUSHED = 2,
+  /* weightless_rows: O of a row that sees keys, of which every score is -infinity */
+  ASSAY_WEIGHTLESS_ROWS_NAN = 1,
+  ASSAY_WEIGHTLESS_ROWS_ZERO = 2,
+  ASSAY_WEIGHTLESS_ROWS_MEAN_OF_V = 3, /* of all keys of the tensor */
+  ASSAY_WEIGHTLESS_ROWS_MEAN_OF_VISIBLE = 4,
+  ASSAY_WEIGHTLESS_ROWS_ANY = 5,
+  /* weightless_lse: LSE of such a row */
+  ASSAY_WEIGHTLESS_LSE_MINUS_INFINITY = 1,
+  ASSAY_WEIGHTLESS_LSE_INFINITY = 2,
+  ASSAY_WEIGHTLESS_LSE_ZERO = 3,
+  ASSAY_WEIGHTLESS_LSE_NAN = 4,
+  ASSAY_WEIGHTLESS_LSE_ANY = 5
 };
 
 typedef struct assay_conventions {
   uint32_t version, struct_size;
   int32_t masked_rows, masked_lse, masked_nan, anchor, subnormals;
   int32_t reserved; /* 0 */
+  int32_t weightless_rows, weightless_lse;
 } assay_conventions;
 
 /* Declares nothing. */
@@ -335,6 +348,7 @@ static inline void assay_conventions_init(assay_conventions* c) {
   c->version = ASSAY_VERSION;
   c->struct_size = (uint32_t)sizeof(*c);
   c->masked_rows = c->masked_lse = c->masked_nan = c->anchor = c->subnormals = ASSAY_UNDECLARED;
+  c->weightless_rows = c->weightless_lse = ASSAY_UNDECLARED;
   c->reserved = 0;
 }
 

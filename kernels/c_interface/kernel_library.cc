@@ -227,6 +227,8 @@ extern "C" const assay_kernel* assay_kernel_entry(std::uint32_t version) {
     c.masked_nan = ASSAY_MASKED_NAN_IGNORED;
     c.anchor = ASSAY_ANCHOR_TOP_LEFT;
     c.subnormals = ASSAY_SUBNORMALS_KEPT;
+    c.weightless_rows = ASSAY_WEIGHTLESS_ROWS_NAN;
+    c.weightless_lse = ASSAY_WEIGHTLESS_LSE_MINUS_INFINITY;
     return c;
   }();
   static const assay_kernel table = [] {
