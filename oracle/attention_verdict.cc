@@ -34,8 +34,6 @@ double lse_of(WeightlessLse lse) {
   }
 }
 
-constexpr const char* spread = "NaN of a masked key, which spreads by convention";
-
 // Balls start with the first number of bits. It is doubled up to the last number until every
 // element is decided.
 constexpr long first_ball_bits = 128, last_ball_bits = 512;
@@ -214,7 +212,7 @@ class RowJudge {
       return tally_.fail(e, "LSE was not written");
     if (kind != Kind::nan && std::isnan(y) && row.query_lost)
       return tally_.excuse("Q is infinite, and is projected first");
-    if (std::isnan(y) && spreads(block, r, -1)) return tally_.excuse(spread);
+    if (std::isnan(y) && spreads(block, r, -1)) return tally_.excuse(spreads_by_convention);
     if (finite) return judge_finite_lse(row, e);
     if (kind == Kind::nan)
       return std::isnan(y) ? tally_.inside(e) : tally_.fail(e, "LSE is a number where NaN belongs");
@@ -275,7 +273,7 @@ class RowJudge {
     const bool poisoned = untouched(out_.o, position);
     if (!poisoned && o.kind != Kind::nan && std::isnan(y)) {
       if (row.query_lost) return tally_.excuse("Q is infinite, and is projected first");
-      if (spreads(block, r, c)) return tally_.excuse(spread);
+      if (spreads(block, r, c)) return tally_.excuse(spreads_by_convention);
     }
     if (row.fully_masked && row.lse.kind == Kind::minus_infinity && masked_rows_ >= MaskedRows::nan)
       return judge_masked(e, poisoned);
@@ -317,7 +315,7 @@ class RowJudge {
     if (e.got == 0) return tally_.inside(e, true);
     if (std::isnan(e.got)) {
       if (block.row(r).query_lost) return tally_.excuse("Q is infinite, and is projected first");
-      if (spreads(block, r, c)) return tally_.excuse(spread);
+      if (spreads(block, r, c)) return tally_.excuse(spreads_by_convention);
       if (zero_times_nan_.of_visible(block.h, block.row(r).index, c))
         return tally_.excuse("0 times NaN or an infinity of V");
     }

@@ -27,6 +27,9 @@ struct Gradient {
   std::vector<char> touched;
   std::vector<Taint> taint;        // per element
   std::vector<char> may_overflow;  // per element: its accumulator could leave the range
+  // Per element, if mark_spread() was called: whether it may be NaN because 0 times a NaN or an
+  // infinity is added.
+  std::vector<char> spread;
   // Only for dBias and dSink: the sum of the largest absolute values that the computed terms can
   // have.
   std::vector<double> absolute;

@@ -12,6 +12,7 @@
 #include "oracle/decide.h"
 #include "oracle/gradient_power.h"
 #include "oracle/row_sample.h"
+#include "oracle/spread_gradients.h"
 #include "oracle/tally.h"
 #include "oracle/weigh.h"
 #include "problem/parallel.h"
@@ -80,6 +81,8 @@ class GradientJudge {
     tally_.compare(e);
     if (options_.untouched && options_.untouched(out, position) && !(is_nan && std::isnan(y)))
       return tally_.fail(e, name + " was not written");
+    if (std::isnan(y) && !is_nan && !g.spread.empty() && g.spread[index])
+      return tally_.excuse(spreads_by_convention);
     if (!g.touched[at])
       return y == 0 ? tally_.inside(e, true)
                     : tally_.fail(e, name + " is not 0 where no gradient passes");
@@ -134,7 +137,9 @@ void judge_groups(const Attention& problem, const AttentionBackwardInput& input,
   const int threads = shared.d_bias.rows + shared.d_sink.rows > 0 ? 1 : options.threads;
   parallel_for(s.batch * s.kv_heads, threads, [&](Index task) {
     const Index b = task / s.kv_heads, g = task % s.kv_heads;
-    const GroupGradients exact = reference.evaluate(b, g, rows, shared, certify);
+    GroupGradients exact = reference.evaluate(b, g, rows, shared, certify);
+    if (options.conventions.of<MaskedNan>() == MaskedNan::spreads)
+      mark_spread(problem, input, reference, b, g, rows, exact, shared);
     Tally mine(options);
     if (certify)
       certify_gradients(problem, input.d_o, b, g, exact, out, contract.roundoff,

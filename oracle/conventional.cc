@@ -57,12 +57,6 @@ void keep_only_hidden(Substitute& s) {
   s.problem.finite_min_masks = false;
 }
 
-// The first key that belongs to a sequence, and the one after its last.
-KeyInterval keys_of_sequence(const Attention& p, Index b) {
-  return {p.key_starts.empty() ? 0 : p.key_starts[usize(b)],
-          p.key_lengths.empty() ? p.shape.keys : std::min(p.shape.keys, p.key_lengths[usize(b)])};
-}
-
 // The values of an anchor that make different problems, ours first.
 std::vector<Anchor> anchors_of(const Attention& p, const Conventions& declared) {
   if (declared.declares(Convention::anchor)) return {declared.of<Anchor>()};
@@ -95,6 +89,11 @@ std::int64_t undecided(const Verdict& v) {
 }
 
 }  // namespace
+
+KeyInterval keys_of_sequence(const Attention& p, Index b) {
+  return {p.key_starts.empty() ? 0 : p.key_starts[usize(b)],
+          p.key_lengths.empty() ? p.shape.keys : std::min(p.shape.keys, p.key_lengths[usize(b)])};
+}
 
 std::optional<Substitute> substitute(const ProjectedAttention& p, MaskedRows rows) {
   const bool means = rows == MaskedRows::mean_of_v || rows == MaskedRows::mean_within_lengths;

@@ -25,6 +25,12 @@ std::optional<Substitute> substitute(const ProjectedAttention& p, MaskedRows row
 // For rows whose every visible score is -inf: without masks, or with those that hide keys.
 std::optional<Substitute> substitute(const ProjectedAttention& p, WeightlessRows rows);
 
+// The first key that belongs to a sequence, and the one after its last.
+KeyInterval keys_of_sequence(const Attention& p, Index b);
+// What an element is excused with that is NaN because `masked-nan:spreads` permits it.
+inline constexpr const char* spreads_by_convention =
+    "NaN of a masked key, which spreads by convention";
+
 // The contract of a kernel that flushes subnormals in fp32. bounds.md, 13.
 Contract flushing(const Contract& contract);
 

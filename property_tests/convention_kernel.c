@@ -1,8 +1,8 @@
-/* A right kernel for the tests of conventions: attention in fp32 with causality, lengths, starts
- * and a boolean mask. The environment says what it means where nobody agreed (ASSAY_MEANS, words of
- * the table below) and what it declares (ASSAY_DECLARES, as masked_rows=2,masked_lse=3). With
- * ASSAY_TABLE=1 its table is one of version 1, and with ASSAY_TABLE=5 its conventions are the first
- * five alone. */
+/* A right kernel for the tests of conventions: attention in fp32, forward and backward, with
+ * causality, lengths, starts and a boolean mask. The environment says what it means where nobody
+ * agreed (ASSAY_MEANS, words of the table below) and what it declares (ASSAY_DECLARES, as
+ * masked_rows=2,masked_lse=3). With ASSAY_TABLE=1 its table is one of version 1, and with
+ * ASSAY_TABLE=5 its conventions are the first five alone. */
 #include <assay/kernel.h>
 #include <math.h>
 #include <stddef.h>
@@ -35,6 +35,12 @@ enum {
   weightless_lse_zero,
   weightless_lse_nan,
   weightless_lse_seven, /* no convention */
+  backward_spreads,     /* in the backward pass alone */
+  backward_spreads_beyond,
+  nan_in_dq, /* faults, of the first element of each gradient */
+  nan_in_dk,
+  nan_in_dv,
+  seven_in_dq,
   means
 };
 static const char* const words[means] = {"rows-of-mean",
@@ -60,7 +66,13 @@ static const char* const words[means] = {"rows-of-mean",
                                          "weightless-lse-inf",
                                          "weightless-lse-zero",
                                          "weightless-lse-nan",
-                                         "weightless-lse-seven"};
+                                         "weightless-lse-seven",
+                                         "backward-spreads",
+                                         "backward-spreads-beyond",
+                                         "nan-in-dq",
+                                         "nan-in-dk",
+                                         "nan-in-dv",
+                                         "seven-in-dq"};
 static int meant[means];
 
 static int64_t at(const assay_tensor* t, int64_t b, int64_t h, int64_t i, int64_t d) {
@@ -195,6 +207,68 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
   return ASSAY_SUCCESS;
 }
 
+static float* element(const assay_tensor* t, int64_t b, int64_t h, int64_t i, int64_t d) {
+  return (float*)t->data + at(t, b, h, i, d);
+}
+
+static void fill_with_0(const assay_tensor* t) {
+  int64_t b, h, i, d;
+  for (b = 0; b < t->shape[0]; ++b)
+    for (h = 0; h < t->shape[1]; ++h)
+      for (i = 0; i < t->shape[2]; ++i)
+        for (d = 0; d < t->shape[3]; ++d) *element(t, b, h, i, d) = 0;
+}
+
+/* Whether a pair is added to the gradients: a masked one, whose weight is 0, only by convention. */
+static int is_added(const assay_attention* p, int seen, int64_t b, int64_t j) {
+  return seen || meant[spreads_beyond] || meant[backward_spreads_beyond] ||
+         ((meant[spreads] || meant[backward_spreads]) && in_sequence(p, b, j));
+}
+
+static void add_pair(const assay_attention* p, const assay_tensor* d_o, const assay_gradients* to,
+                     int seen, float lse, float delta, int64_t b, int64_t h, int64_t i, int64_t j) {
+  const int64_t dim = p->q->shape[3], value_dim = p->v->shape[3],
+                g = h / (p->q->shape[1] / p->k->shape[1]);
+  float s = 0, weight, dp = 0, ds;
+  int64_t d;
+  for (d = 0; d < dim; ++d) s += load(p->q, b, h, i, d) * load(p->k, b, g, j, d);
+  s = seen ? s * p->scale : s * 0 - INFINITY;
+  weight = s == -INFINITY ? 0 : expf(s - lse);
+  for (d = 0; d < value_dim; ++d) dp += load(d_o, b, h, i, d) * load(p->v, b, g, j, d);
+  ds = weight * (dp - delta);
+  for (d = 0; d < dim; ++d) {
+    *element(to->dq, b, h, i, d) += p->scale * ds * load(p->k, b, g, j, d);
+    *element(to->dk, b, g, j, d) += p->scale * ds * load(p->q, b, h, i, d);
+  }
+  for (d = 0; d < value_dim; ++d) *element(to->dv, b, g, j, d) += weight * load(d_o, b, h, i, d);
+}
+
+static assay_status backward(const assay_attention* p, const assay_tensor* o,
+                             const assay_tensor* lse, const assay_tensor* d_o,
+                             const assay_gradients* to, const assay_run* run) {
+  int64_t b, h, i, j, d;
+  (void)run;
+  fill_with_0(to->dq);
+  fill_with_0(to->dk);
+  fill_with_0(to->dv);
+  for (b = 0; b < o->shape[0]; ++b)
+    for (h = 0; h < o->shape[1]; ++h)
+      for (i = 0; i < o->shape[2]; ++i) {
+        float delta = 0;
+        for (d = 0; d < o->shape[3]; ++d) delta += load(d_o, b, h, i, d) * load(o, b, h, i, d);
+        for (j = 0; j < p->k->shape[2]; ++j) {
+          const int seen = sees(p, b, h, i, j);
+          if (is_added(p, seen, b, j))
+            add_pair(p, d_o, to, seen, load(lse, b, h, i, 0), delta, b, h, i, j);
+        }
+      }
+  if (meant[nan_in_dq]) *element(to->dq, 0, 0, 0, 0) = NAN;
+  if (meant[nan_in_dk]) *element(to->dk, 0, 0, 0, 0) = NAN;
+  if (meant[nan_in_dv]) *element(to->dv, 0, 0, 0, 0) = NAN;
+  if (meant[seven_in_dq]) *element(to->dq, 0, 0, 0, 0) = 7;
+  return ASSAY_SUCCESS;
+}
+
 static void read_environment(assay_conventions* declared) {
   const char *means_text = getenv("ASSAY_MEANS"), *declares = getenv("ASSAY_DECLARES");
   int k, found, n = 0;
@@ -228,6 +302,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   table.supports = supports;
   table.arithmetic = arithmetic;
   table.forward = forward;
+  table.backward = backward;
   if (getenv("ASSAY_DECLARES")) table.conventions = &declared;
   if (table_version && !strcmp(table_version, "5"))
     declared.struct_size = (uint32_t)offsetof(assay_conventions, weightless_rows);

@@ -78,6 +78,9 @@ constexpr const char* masked =
 constexpr const char* weightless =
     "attention b=1 h=1 l=3 d=1/4 causal "
     "poke=k:0:0:0:0=1;k:0:0:1:0=2;k:0:0:2:0=0.5;q:0:0:0:0=-inf;q:0:0:1:0=-inf";
+// Keys 17 and 12 are seen by no row, and by none of head 1.
+constexpr const char* spread_backward =
+    "backward b=1 h=2 l=9x24 d=16 causal poke=v:0:0:17:3=nan;k:0:1:12:0=inf";
 constexpr const char* padded = "attention b=2 h=2 l=8x20 d=8 causal starts=4 lengths=11,17";
 
 class ConventionKernel : public testing::Test {
@@ -143,6 +146,13 @@ const Meant meant[] = {
      "weightless_lse=4", 0},
     {"weightless-lse-nan", weightless, "weightless-lse:nan", "weightless_lse=4", "weightless_lse=2",
      0},
+
+    {"spreads", spread_backward, "masked-nan:spreads", "masked_nan=2", "masked_nan=1", 0},
+    {"backward-spreads", spread_backward, "masked-nan:spreads", "masked_nan=2", "masked_nan=1", 0},
+    {"backward-spreads", "backward b=1 h=1 l=9x24 d=8 causal poke=q:0:0:3:1=nan",
+     "masked-nan:spreads", "masked_nan=2", "masked_nan=1", 0},
+    {"backward-spreads", "backward b=1 h=1 l=9x24 d=8 causal poke=g:0:0:3:1=inf",
+     "masked-nan:spreads", "masked_nan=2", "masked_nan=1", 0},
 };
 
 TEST_F(ConventionKernel, OursPassesUndeclaredAndDeclared) {
@@ -240,7 +250,16 @@ TEST_F(ConventionKernel, FaultsAreNoConventions) {
            {"spreads-beyond", "attention b=1 h=2 l=9x24 d=16 starts=5 hidden=inf"},
            {"spreads rows-of-nan nan-in-row-0",
             "attention b=1 h=2 l=9x24 d=16 causal starts=5 offset=end poke=v:0:0:23:3=nan"},
-           {"flushes-more", "attention b=1 h=1 l=4x1 d=4 poke=v:0:0:0:0=1e-35"}}) {
+           {"flushes-more", "attention b=1 h=1 l=4x1 d=4 poke=v:0:0:0:0=1e-35"},
+           // A NaN of V reaches dQ of the rows that do not see it and dK of its own key; in this
+           // case no other element of head 0.
+           {"backward-spreads nan-in-dk", spread_backward},
+           {"backward-spreads nan-in-dv", spread_backward},
+           {"backward-spreads nan-in-dq",
+            "backward b=1 h=1 l=9x24 d=8 causal lengths=12 poke=v:0:0:17:3=nan"},
+           {"backward-spreads nan-in-dq", "backward b=1 h=1 l=9x24 d=8 causal poke=g:0:0:3:1=nan"},
+           {"backward-spreads seven-in-dq", spread_backward},
+           {"backward-spreads-beyond", "backward b=1 h=2 l=9x24 d=16 lengths=15 hidden=nan"}}) {
     for (const std::string& options : {std::string(), all}) {
       const Ran r = check(words, line, options);
       EXPECT_EQ(r.status, 1) << words << " " << options << "\n" << r.output;

@@ -62,6 +62,8 @@ Relation negated_gradient(const AskedBackward& asked) {
 Relation unseen_keys_nan(const AskedBackward& asked) {
   const BackwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
+  if (a_key_may_spread(step.conventions, step.in.problem))
+    return Relation::not_applicable("a key holds NaN or an infinity, which may spread");
   return ask_with_nan(step.conventions, step.in.problem, [&](const UnseenFill& fill) {
     const Inputs changed(step.in);
     if (overwrite_unseen_keys(step.c, changed, step.conventions, step.c.shape.rows, fill) == 0)

@@ -144,7 +144,19 @@ bool is_padding(const Attention& p, Index b, Index j) {
          (!p.key_lengths.empty() && j >= p.key_lengths[usize(b)]);
 }
 
+bool is_finite(const TensorView& t) {
+  bool finite = true;
+  for_each_index(t.shape, [&](Index b, Index h, Index i, Index d) {
+    finite = finite && std::isfinite(load(t, t.at(b, h, i, d)));
+  });
+  return finite;
+}
+
 }  // namespace
+
+bool a_key_may_spread(const Conventions& conventions, const Attention& p) {
+  return conventions.of<MaskedNan>() == MaskedNan::spreads && !(is_finite(p.k) && is_finite(p.v));
+}
 
 Relation ask_with_nan(const Conventions& conventions, const Attention& p,
                       const std::function<Relation(const UnseenFill&)>& ask) {
@@ -254,22 +266,13 @@ std::string wrong_late_row(const AskedForward& asked, const Outputs& out, Index 
   return {};
 }
 
-bool is_finite(const TensorView& t) {
-  bool finite = true;
-  for_each_index(t.shape, [&](Index b, Index h, Index i, Index d) {
-    finite = finite && std::isfinite(load(t, t.at(b, h, i, d)));
-  });
-  return finite;
-}
-
 // Overwrites the keys that no row of the first `rows` sees. Those rows must not change. With all
 // rows this checks padding; with the early rows it checks that the future does not leak into the
 // past, and that it reaches the rows that see it.
 Relation unseen_keys(const AskedForward& asked, Index rows, const UnseenFill& fill) {
   const ForwardStep& step = asked.step;
   if (shares_keys(step.c)) return Relation::not_applicable("keys are shared");
-  const bool spreads = step.conventions.of<MaskedNan>() == MaskedNan::spreads;
-  if (spreads && !(is_finite(step.in.problem.k) && is_finite(step.in.problem.v)))
+  if (a_key_may_spread(step.conventions, step.in.problem))
     return Relation::not_applicable("a key holds NaN or an infinity, which may spread");
   const Inputs changed(step.in);
   if (overwrite_unseen_keys(step.c, changed, step.conventions, rows, fill) == 0)

@@ -163,6 +163,9 @@ Index overwrite_unseen_keys(const Case& c, const Inputs& changed, const Conventi
 // and of a candidate of which it is declared that it ignores such NaN.
 Relation ask_with_nan(const Conventions& conventions, const Attention& p,
                       const std::function<Relation(const UnseenFill&)>& ask);
+// Whether the outputs may hold, by convention, the NaN or infinity of a masked key. Then no masked
+// key can be overwritten without a trace.
+bool a_key_may_spread(const Conventions& conventions, const Attention& p);
 // Whether several keys share one place in memory, so that no key can be overwritten alone.
 bool shares_keys(const Case& c);
 
