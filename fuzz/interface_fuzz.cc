@@ -175,6 +175,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, std::size_t siz
       gradients.dv = make.tensor({b, g, keys, e}, code, bits);
       if (p.bias) gradients.d_bias = make.tensor({b, h, rows, keys});
       if (p.sink) gradients.d_sink = make.tensor({1, h, 1, 1});
+      if (in.below(4) == 0) gradients.d_lse = make.tensor({b, h, rows, 1});
       const auto whole = make.snapshot();
       status = assay_attention_backward(at, &p, o, lse, d_o, &gradients);
       if (status != ASSAY_SUCCESS)

@@ -46,7 +46,8 @@ struct assay_case {
     calls = named_calls(ForwardCall{attention->problem, output->view()});
     if (c.operation != Operation::backward) return;
     gradients = std::make_unique<GradientOutputs>(c, *attention);
-    const AttentionBackwardInput in{output->o.view(), output->lse.view(), attention->d_o.view()};
+    const AttentionBackwardInput in{output->o.view(), output->lse.view(), attention->d_o.view(),
+                                    attention->d_lse.view()};
     NamedCall back = named_calls(BackwardCall{attention->problem, in, gradients->view()}).front();
     // These are what the first call answered, and nobody has called anything here.
     std::erase_if(back.inputs,

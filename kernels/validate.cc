@@ -176,6 +176,8 @@ Status validate_backward(const Attention& p, const AttentionBackwardInput& in,
   if (in.d_o && in.d_o.dtype != p.q.dtype)
     return refuse(fmt::format("d_o is {}, q is {}; they must agree", format(in.d_o.dtype).name,
                               format(p.q.dtype).name));
+  if (in.d_lse && in.d_lse.dtype != Dtype::f32)
+    return refuse(fmt::format("d_lse is {}; it must be f32", format(in.d_lse.dtype).name));
   for (auto [name, t] : {std::pair{"dq", &out.dq}, {"dk", &out.dk}, {"dv", &out.dv}})
     if (!is_kernel_dtype(t->dtype))
       return Status{StatusCode::unsupported,
@@ -194,8 +196,9 @@ Status validate_backward(const Attention& p, const AttentionBackwardInput& in,
                               {"dv", footprint_of(out.dv, s.v_extents())},
                               {"d_bias", footprint_of(out.d_bias, d_bias)},
                               {"d_sink", footprint_of(out.d_sink, {1, s.query_heads, 1, 1})}};
-  std::array<Argument, input_count + 3> inputs;
+  std::array<Argument, input_count + 4> inputs;
   write_inputs(p, std::span(inputs).first<input_count>());
+  inputs[input_count + 3] = {"d_lse", footprint_of(in.d_lse, s.lse_extents())};
   inputs[input_count] = {"o", footprint_of(in.o, s.o_extents())};
   inputs[input_count + 1] = {"lse", footprint_of(in.lse, s.lse_extents())};
   inputs[input_count + 2] = {"d_o", footprint_of(in.d_o, s.o_extents())};

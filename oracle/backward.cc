@@ -14,6 +14,10 @@ namespace {
 
 Taint worse(Taint a, Taint b) { return std::max(a, b); }  // the sum of NaN and anything is NaN
 
+Taint taint_of(double x) {
+  return std::isfinite(x) ? Taint::none : std::isnan(x) ? Taint::nan : Taint::anything;
+}
+
 Gradient empty_gradient(Index rows, Index columns) {
   Gradient g;
   g.rows = rows;
@@ -234,6 +238,7 @@ class GroupSum {
     std::vector<RowState> states(usize(rows));
     for (Index r = 0; r < rows; ++r) {
       if (!block.row(r).fully_masked) states[usize(r)] = inspect(block, r, m);
+      else if (x_.has_sink_ && x_.input_.d_lse) add_sink_of_masked_row(block, r);
     }
     if (n == 0) return;
     m.dp.noalias() = m.d_o * kv_->values.middleRows(key0, n).transpose();
@@ -334,11 +339,12 @@ class GroupSum {
     if (row.lse.kind == Kind::nan) state.score_taint = Taint::nan;
   }
 
-  // bounds_backward.md, 7: what of dO and O taints dS.
+  // bounds_backward.md, 7: what of dO, dLSE and O taints dS.
   void read_output_gradient(const Block& block, Index r, RowState& state, Products& m) const {
     const BlockRow& row = block.row(r);
     const Index i = row.index;
     const TensorView &d_o_view = x_.input_.d_o, &o_view = x_.input_.o;
+    state.taint = worse(state.taint, taint_of(lse_gradient_of_row(x_.input_, b_, h_, i)));
     for (Index col = 0; col < s_.value_dim; ++col) {
       const BlockElement& e = block.element(r, col);
       const double d_o = load(d_o_view, d_o_view.at(b_, h_, i, col));
@@ -346,7 +352,7 @@ class GroupSum {
         m.d_o(r, col) = d_o;
       } else {
         state.d_o_finite = false;
-        state.taint = worse(state.taint, std::isnan(d_o) ? Taint::nan : Taint::anything);
+        state.taint = worse(state.taint, taint_of(d_o));
       }
       // If every visible score is -inf, O is NaN. But a kernel may take LSE = -inf for a row
       // without keys.
@@ -419,6 +425,16 @@ class GroupSum {
     if (part.own > 0) sink.ratio[head] = std::max(sink.ratio[head], part.own / part.bound);
   }
 
+  // bounds_backward.md, 5, dSink: LSE of a row that sees no key is the sink, to which its dLSE
+  // goes.
+  void add_sink_of_masked_row(const Block& block, Index r) {
+    const std::vector<double> no_d_o(usize(s_.value_dim), 0);
+    RowState state;
+    state.taint = taint_of(lse_gradient_of_row(x_.input_, b_, h_, block.row(r).index));
+    state.delta = delta_of_row(c_, x_.context_.terms, x_.input_, block, r, no_d_o.data());
+    add_sink(block, r, state);
+  }
+
   // bounds_backward.md, 5, dBias: what a row adds.
   void add_to_bias(const Block& block, Index r, const RowState& state, const Gradient& dq,
                    std::size_t own, const Products& m) {
@@ -451,10 +467,7 @@ class GroupSum {
       if (state.score_taint == Taint::none && state.d_o_finite) continue;
       for (Index col = 0; col < s_.value_dim; ++col) {
         const double d_o = load(d_o_view, d_o_view.at(b_, h_, i, col));
-        const Taint of_column = std::isfinite(d_o) ? Taint::none
-                                : std::isnan(d_o)  ? Taint::nan
-                                                   : Taint::anything;
-        taint(out_.dv, key, col, worse(state.score_taint, of_column));
+        taint(out_.dv, key, col, worse(state.score_taint, taint_of(d_o)));
       }
     }
   }

@@ -15,6 +15,7 @@ namespace assay {
   X(stored_output, 1)            /* of D, what the stored O is off */                           \
   X(delta_sum, 1)                /* of D, the roundings of its sum */                           \
   X(delta_underflow, 1)          /* of D, products that underflow */                            \
+  X(lse_gradient, 1)             /* of D - dLSE, the roundings that dLSE adds */                \
   X(stored_lse, 1)               /* of L, what the stored LSE is off */                         \
   X(kept_lse, 1)                 /* of L, what the LSE is off of a kernel that keeps P */       \
   X(kept_corrections, 1)         /* of L, the corrections that it applies */                    \

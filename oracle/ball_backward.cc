@@ -51,9 +51,11 @@ void load_head(const TensorView& t, Index b, Index h, Matrix& m, bool transposed
 
 // K and V of the kv head, and what all of its query heads have in common.
 struct Group {
-  Group(const Attention& p_, const TensorView& d_o, Index b_, Index g, long bits_)
+  Group(const Attention& p_, const TensorView& d_o, const TensorView& d_lse, Index b_, Index g,
+        long bits_)
       : p(p_),
         d_o_view(d_o),
+        d_lse_view(d_lse),
         b(b_),
         bits(bits_),
         k(p.shape.keys, p.shape.dim),
@@ -70,7 +72,7 @@ struct Group {
   }
 
   const Attention& p;
-  const TensorView& d_o_view;
+  const TensorView &d_o_view, &d_lse_view;
   const Index b;
   const long bits;
   Matrix k, k_transposed, v_transposed;
@@ -105,6 +107,7 @@ class HeadGradients {
     for (Index i = 0; i < p_.shape.rows; ++i) {
       evaluate_visibility(p_, group_.b, h_, i, seen_);
       if (seen_.visible == 0) {
+        if (sink_) arb_add(sink_gradient.get(), sink_gradient.get(), lse_gradient(i).get(), bits_);
         ds_of_pairs.resize(ds_of_pairs.size() + usize(keys_));
         continue;
       }
@@ -122,6 +125,10 @@ class HeadGradients {
   Ball sink_gradient;
 
  private:
+  Ball lse_gradient(Index i) const {
+    const TensorView& t = group_.d_lse_view;
+    return Ball(t ? load(t, t.at(group_.b, h_, i, 0)) : 0.0);
+  }
   bool visible(Index j) const { return seen_.bias[usize(j)] != -inf; }
 
   // Computes the scores, the slope of the softcap at each, and a number near their maximum.
@@ -181,7 +188,8 @@ class HeadGradients {
       if (visible(j)) arb_div(weight_[usize(j)].get(), weight_[usize(j)].get(), total.get(), bits_);
   }
 
-  // Computes D = sum P R dP, which equals dO.O and does not need O, and dS = P (R dP - D).
+  // Computes D = sum P R dP, which equals dO.O and does not need O, less dLSE, and
+  // dS = P (R dP - D).
   void differentiate_weights(Index i) {
     Ball delta(0.0);
     for (Index j = 0; j < keys_; ++j) {
@@ -195,6 +203,7 @@ class HeadGradients {
       arb_mul(dp_(i, j), dp_(i, j), group_.keep_scale.get(), bits_);
       arb_addmul(delta.get(), w, dp_(i, j), bits_);
     }
+    arb_sub(delta.get(), delta.get(), lse_gradient(i).get(), bits_);
     for (Index j = 0; j < keys_; ++j) {
       if (!visible(j)) continue;
       arb_sub(x_.get(), dp_(i, j), delta.get(), bits_);
@@ -226,9 +235,10 @@ class HeadGradients {
 
 }  // namespace
 
-BallGradients::BallGradients(const Attention& p, const TensorView& d_o, Index b, Index g, long bits)
+BallGradients::BallGradients(const Attention& p, const TensorView& d_o, const TensorView& d_lse,
+                             Index b, Index g, long bits)
     : rows_(p.shape.rows), keys_(p.shape.keys), dim_(p.shape.dim), value_dim_(p.shape.value_dim) {
-  Group group(p, d_o, b, g, bits);
+  Group group(p, d_o, d_lse, b, g, bits);
   Matrix dk(keys_, dim_), dv(keys_, value_dim_), part_k(keys_, dim_), part_v(keys_, value_dim_);
   Matrix dq(rows_, dim_);
   for (Index h = g * p.shape.group(); h < (g + 1) * p.shape.group(); ++h) {

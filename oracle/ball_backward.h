@@ -12,7 +12,9 @@ class BallGradients {
  public:
   // Computes the gradients of <dO, O> for the exact O, for all rows of the query heads of kv head
   // g. Inputs must be finite where they are visible.
-  BallGradients(const Attention& p, const TensorView& d_o, Index b, Index g, long bits);
+  // dLSE may be absent.
+  BallGradients(const Attention& p, const TensorView& d_o, const TensorView& d_lse, Index b,
+                Index g, long bits);
 
   using Enclosure = BallRow::Enclosure;
   // `head` is the number of the query head within the group.

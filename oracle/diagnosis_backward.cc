@@ -10,19 +10,21 @@
 #include "oracle/diagnosis.h"
 #include "oracle/evidence_gradients.h"
 #include "oracle/explain.h"
+#include "oracle/stored_forward.h"
 
 namespace assay {
 namespace {
 
 // How a faulty kernel computes the gradients.
 struct GradientFormula {
-  explicit GradientFormula(const Attention& p) : problem(p) {}
+  GradientFormula(const Attention& p, const AttentionBackwardInput& input)
+      : problem(p), reads_lse_gradient(input.d_lse) {}
 
   ProjectedAttention problem;              // from which it computes P again
   std::function<Index(Index h)> key_head;  // empty: the own one
   double lse_factor = 1;
   bool lse_lacks_sink = false;
-  bool subtracts_delta = true, delta_in_bf16 = false;
+  bool subtracts_delta = true, delta_in_bf16 = false, reads_lse_gradient;
   bool has_softcap_slope = true;
   double factor_of_dp = 1, factor_of_dq = 1, factor_of_dk = 1;
   bool truncates_weights = false, truncates_score_gradients = false;  // to bf16
@@ -64,6 +66,8 @@ constexpr GradientHypothesis hypotheses[] = {
      [](GradientFormula& f, Index) { return f.subtracts_delta = false, true; }},
     {"delta-in-bf16", "D is kept in bf16",
      [](GradientFormula& f, Index) { return f.delta_in_bf16 = true; }},
+    {"dlse-omitted", "dLSE is not added to dP - D",
+     [](GradientFormula& f, Index) { return std::exchange(f.reads_lse_gradient, false); }},
     {"dq-scaled-twice", "dQ is multiplied by the scale twice",
      [](GradientFormula& f, Index) {
        f.factor_of_dq = static_cast<double>(f.problem.scale);
@@ -341,6 +345,7 @@ class GradientSums {
       const double lse = lse_of(f, k, i);
       double delta = f.subtracts_delta ? d_o.row(i).dot(o.row(i)) : 0;
       if (f.delta_in_bf16) delta = round_to(Dtype::bf16, delta);
+      if (f.reads_lse_gradient) delta -= lse_gradient_of_row(input_, b_, h, i);
       for (Index j = 0; j < k.count; ++j) {
         const std::size_t at = k.pair(i, j);
         if (!k.visible[at]) continue;
@@ -517,7 +522,7 @@ Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInp
   const auto [b, g] = group_of(s, failed);
   const EvidenceGroup group = gather_group(problem, input, out, ladder.front(), b, g);
   const GradientSums sums(problem, input, ladder.front(), b, g);
-  const GroupSums right = sums.compute(GradientFormula(problem));
+  const GroupSums right = sums.compute(GradientFormula(problem, input));
   std::array<Eigen::VectorXd, 3> bounds;
   for (std::size_t n = 0; n < 3; ++n)
     bounds[n] =
@@ -536,7 +541,7 @@ Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInp
   };
   for (const GradientHypothesis& h : hypotheses)
     for_each_parameter(h.parameters, [&](Index parameter) {
-      GradientFormula f(problem);
+      GradientFormula f(problem, input);
       if (!h.alter(f, parameter)) return;
       const std::string words = fmt::format(fmt::runtime(h.words), parameter);
       if (!try_formula(h, words, f)) return;

@@ -26,7 +26,7 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
     const Eigen::ArrayXd weight = argument.exp() * (1 + offset + per_unit * argument.max(-200.0));
     const double floor = how.flushes ? c.exp_floor : 0;
     p.row(r) = (weight < floor).select(0.0, weight).cast<float>().matrix().transpose();
-    const float delta = in.d_o.row(r).dot(in.o.row(r));
+    const float delta = in.d_o.row(r).dot(in.o.row(r)) - in.d_lse(r);
     if (x.kept.size() > 0) dp.row(r).array() *= x.kept.row(r).array() * in.keep_scale;
     // A kernel that casts P once and computes dS from it (score_gradients_late) may also not.
     RowMajorSingle used = p.row(r);

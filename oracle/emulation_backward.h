@@ -11,6 +11,7 @@ struct EmulatedBackward {
   EmulatedRows in;
   RowMajorSingle o, d_o;  // rows x Dv, as the forward pass stored them
   Eigen::VectorXf lse;    // likewise; -inf for a row without weight
+  Eigen::VectorXf d_lse;  // 0 where there is none
   float keep_scale = 1;   // 1 / (1 - dropout)
 };
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "oracle/conventional.h"
+#include "oracle/stored_forward.h"
 #include "oracle/visibility.h"
 
 namespace assay {
@@ -44,10 +45,12 @@ class Spread {
   // Row i of head h, which is row r of dQ.
   void take(Index h, Index i, Index r) {
     const bool query = !is_finite(p_.q, b_, h, i), d_o = !is_finite(in_.d_o, b_, h, i);
-    if (!any_key_ && !any_value_ && !query && !d_o) return;
+    const bool d_lse = !std::isfinite(lse_gradient_of_row(in_, b_, h, i));
+    if (!any_key_ && !any_value_ && !query && !d_o && !d_lse) return;
     evaluate_visibility(p_, b_, h, i, seen_);
     const bool lse = (query || any_key_) && lse_is_spoilt(h, i);
-    const bool delta = d_o || ((query || any_key_ || any_value_) && !is_finite(in_.o, b_, h, i));
+    const bool delta =
+        d_o || d_lse || ((query || any_key_ || any_value_) && !is_finite(in_.o, b_, h, i));
     for (Index j = keys_.begin; j < keys_.end; ++j) {
       const auto at = usize(j - keys_.begin);
       const bool masked = seen_.bias[usize(j)] == -inf;

@@ -5,6 +5,7 @@
 
 #include "oracle/key_values.h"
 #include "oracle/safety_factors.h"
+#include "oracle/stored_forward.h"
 #include "oracle/visibility.h"
 
 namespace assay {
@@ -236,7 +237,9 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
   const Contract& c = contract_;
   const Block& block = row.block_;
   const BlockRow& known = block.row(0);
-  const double u = c.roundoff, length = static_cast<double>(s.value_dim) + 1;
+  // dLSE is one more term of D.
+  const double u = c.roundoff,
+               length = static_cast<double>(s.value_dim) + (backward_->d_lse ? 2 : 1);
   const auto n = usize(block.count);
   for (auto* list : {&row.probability_, &row.weight_gradient_, &row.score_gradient_})
     list->assign(usize(s.keys), Expected{});
@@ -251,6 +254,10 @@ void StageReference::add_backward(StageRow& row, Index b, Index h, Index i) cons
     stored += x * o;
     stored_absolute += std::fabs(x * o);
   }
+  const double d_lse = lse_gradient_of_row(*backward_, b, h, i);
+  if (!std::isfinite(d_lse)) row.judged_ = false;
+  stored -= d_lse;
+  stored_absolute += std::fabs(d_lse);
   const double lse = load(backward_->lse, backward_->lse.at(b, h, i, 0));
   if (!row.judged_ || (!std::isfinite(lse) && !known.fully_masked)) {
     row.judged_ = false;

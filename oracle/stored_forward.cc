@@ -36,6 +36,10 @@ double lse_error_of_kept_weights(const Contract& c, const BackwardTerms& terms, 
 
 }  // namespace
 
+double lse_gradient_of_row(const AttentionBackwardInput& input, Index b, Index h, Index i) {
+  return input.d_lse ? load(input.d_lse, input.d_lse.at(b, h, i, 0)) : 0;
+}
+
 // bounds_backward.md, 1: D and E_D
 Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
                    const AttentionBackwardInput& input, const Block& block, Index row,
@@ -53,13 +57,21 @@ Delta delta_of_row(const Contract& c, const BackwardTerms& terms,
     absolute += std::fabs(x * e.value);
     d.radius += std::fabs(x) * e.radius;
   }
+  const double given = lse_gradient_of_row(input, block.b, block.h, i);
+  const double d_lse = std::isfinite(given) ? given : 0, size = std::fabs(d_lse);
   const double length = static_cast<double>(columns) + 1;
-  const double gamma64 = gamma_factor(length + 1, unit64);
-  d.radius = d.radius * (1 + safety::evaluation) + gamma64 * absolute;
-  d.error = terms[Term::stored_output] * std::fabs(defect) +
-            terms[Term::delta_sum] * gamma_factor(length, c.roundoff) * d.stored +
-            gamma64 * (d.stored + absolute) + d.radius +
+  const double gamma64 = gamma_factor(length + 2, unit64);
+  const double sum = gamma_factor(length, c.roundoff) * d.stored;
+  d.value -= d_lse;
+  d.radius = d.radius * (1 + safety::evaluation) + gamma64 * (absolute + size);
+  d.error = terms[Term::stored_output] * std::fabs(defect) + terms[Term::delta_sum] * sum +
+            gamma64 * (d.stored + absolute + size) + d.radius +
             terms[Term::delta_underflow] * (length * c.product_floor);
+  // bounds_backward.md, 1, dLSE: it is one more term of the sum
+  if (d_lse != 0)
+    d.error += terms[Term::lse_gradient] *
+               (gamma_factor(length + 1, c.roundoff) * (d.stored + size) - sum);
+  d.stored += size;
   return d;
 }
 

@@ -7,14 +7,17 @@
 
 namespace assay {
 
-// D = sum dO O of a row. Columns in which dO, or one of the two O, is not a finite number are left
-// out.
+// D = sum dO O of a row, less dLSE where the loss depends on LSE. Columns in which dO, or one of
+// the two O, is not a finite number are left out, and so is a dLSE that is not.
 struct Delta {
   double value = 0;
   double error = 0;   // E_D: the error of the D that a kernel computes from the stored O
   double radius = 0;  // the error of the oracle's D
-  double stored = 0;  // sum |dO O| over the stored O
+  double stored = 0;  // sum |dO O| over the stored O, and |dLSE|
 };
+
+// dLSE of a row; 0 where there is none.
+double lse_gradient_of_row(const AttentionBackwardInput& input, Index b, Index h, Index i);
 
 // Computes D of the row `row` of head h in a block. dO is given as doubles, with 0 where it is not
 // finite.

@@ -7,6 +7,7 @@
 #include "oracle/backward.h"
 #include "oracle/evidence_gradients.h"
 #include "oracle/shares.h"
+#include "oracle/stored_forward.h"
 #include "oracle/weigh.h"
 #include "problem/parallel.h"
 
@@ -125,6 +126,9 @@ EvidenceGroup gather_group(const Attention& p, const AttentionBackwardInput& inp
     head.o = single_rows(input.o, b, h);
     head.d_o = single_rows(input.d_o, b, h);
     head.lse.resize(s.rows);
+    head.d_lse.resize(s.rows);
+    for (Index i = 0; i < s.rows; ++i)
+      head.d_lse(i) = static_cast<float>(lse_gradient_of_row(input, b, h, i));
     for (Index i = 0; i < s.rows; ++i)
       head.lse(i) = static_cast<float>(input.lse ? load(input.lse, input.lse.at(b, h, i, 0))
                                        : block.row(i).lse.kind == Kind::finite

@@ -185,9 +185,10 @@ struct AttentionOutput {
 };
 
 // What the backward pass reads besides the problem: dO, and O and LSE as the forward pass stored
-// them.
+// them. Shapes are as in AttentionOutput; LSE is f32, dO has the dtype of Q.
 struct AttentionBackwardInput {
-  TensorView o, lse, d_o;  // shapes as in AttentionOutput; LSE is f32, dO has the dtype of Q
+  TensorView o, lse, d_o;
+  TensorView d_lse{};  // the gradient of LSE, f32; absent where the loss does not depend on LSE
 };
 
 // dQ, dK and dV have the shapes of Q, K and V. dBias is f32 [B, Hq, Lq, Lk], with strides of 0

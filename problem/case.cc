@@ -245,6 +245,8 @@ void check_case(const Case& c) {
     refuse(fmt::format("layout=g:{}: only backward has a dO", name_of(*c.d_o_layout)));
   if (c.operation != Operation::backward && c.gradient != Values::normal)
     refuse(fmt::format("grad={}: only backward has a dO", name_of(c.gradient)));
+  if (c.operation != Operation::backward && c.lse_gradient)
+    refuse(fmt::format("dlse={}: only backward has a dLSE", name_of(*c.lse_gradient)));
   if (c.finite_min_masks && c.bias.pattern == MaskPattern::none)
     refuse("finite_min_masks needs bias=...");
   check_cache(c);
@@ -296,13 +298,14 @@ Index case_bytes(const Case& c) {
                : bytes * (m.varies[0] ? s.batch : 1) * (m.varies[1] ? s.query_heads : 1) *
                      (m.varies[2] ? s.rows : 1) * (m.varies[3] ? s.keys : 1);
   };
-  // The bytes of dO and of all gradients; each gradient has the size of its input.
+  // The bytes of dO, dLSE and all gradients; each gradient has the size of its input.
   const Index backward =
       c.operation != Operation::backward
           ? 0
           : tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) +
                 tensor(c.o_layout, s.query_heads, s.rows, s.value_dim, in) +
                 tensor(c.d_o_layout.value_or(c.o_layout), s.query_heads, s.rows, s.value_dim, in) +
+                tensor(c.d_o_layout.value_or(c.o_layout), s.query_heads, s.rows, 1, 4) +
                 tensor(c.k_layout, s.kv_heads, s.keys, s.dim, in) +
                 tensor(c.v_layout, s.kv_heads, s.keys, s.value_dim, in) + mask(c.bias, 4) +
                 4 * s.query_heads;

@@ -105,7 +105,8 @@ struct Case {
   std::uint64_t dropout_seed = 0;
   Scores scores = Scores::normal;
   Values values = Values::normal;
-  Values gradient = Values::normal;  // of dO
+  Values gradient = Values::normal;    // of dO
+  std::optional<Values> lse_gradient;  // of dLSE; absent: the loss does not depend on LSE
   Hidden hidden = Hidden::generated;
   std::vector<Poke> pokes;
   std::uint64_t seed = 1;

@@ -457,6 +457,12 @@ std::vector<Field> input_fields() {
          return c.gradient == defaults.gradient ? "" : std::string(name_of(c.gradient));
        },
        [](Case& c, Cursor& in) { c.gradient = in.value<Values>(); }},
+      {"dlse",
+       "family of dLSE, as values (backward only); without it the loss does not depend on LSE",
+       [](const Case& c) {
+         return c.lse_gradient ? std::string(name_of(*c.lse_gradient)) : std::string();
+       },
+       [](Case& c, Cursor& in) { c.lse_gradient = in.value<Values>(); }},
       {"hidden",
        "what K and V hold where lengths and starts hide them: " + one_of(values_of<Hidden>),
        [](const Case& c) {

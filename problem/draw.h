@@ -29,7 +29,8 @@ enum class Stream : std::uint32_t {
   a,
   codes,
   scales,
-  zeros
+  zeros,
+  d_lse
 };
 
 // 128 random bits of one position.

@@ -39,6 +39,7 @@ constexpr Flag features_of_attention[] = {
     {"alibi", [](const Case& c) { return c.alibi; }},
     {"sink", [](const Case& c) { return c.sink.has_value(); }},
     {"dropout", [](const Case& c) { return c.dropout != 0; }},
+    {"dlse", [](const Case& c) { return c.lse_gradient.has_value(); }},
     {"store", [](const Case& c) { return bool(c.cache) && c.cache_dtype() != c.dtype; }},
 };
 

@@ -389,7 +389,25 @@ ScoresContext context_of(const Case& c, const Attention& a) {
           large, static_cast<int>(bits)};
 }
 
-// Q, K, V and, for gradients, dO.
+// dO and, where the case has it, dLSE.
+void make_output_gradients(const Case& c, Inputs& in) {
+  const AttentionShape& s = c.shape;
+  // A packed tensor has room for Q, K and V only, so these are laid out otherwise.
+  const LayoutKind given = c.d_o_layout.value_or(c.o_layout);
+  const LayoutKind kind = given == LayoutKind::packed ? LayoutKind::bshd : given;
+  const auto fill_with = [&](Tensor& t, Dtype dtype, const Extents& shape, Values family,
+                             Stream stream) {
+    t = Tensor(dtype, shape, make_layout(kind, shape, s.query_heads), in.around);
+    fill(t.view(), [&](const Position& p) {
+      return value(family, Draw(c.seed, stream, p), p, dtype, shape[3]);
+    });
+  };
+  fill_with(in.d_o, c.dtype, s.o_extents(), c.gradient, Stream::d_o);
+  if (c.lse_gradient)
+    fill_with(in.d_lse, Dtype::f32, s.lse_extents(), *c.lse_gradient, Stream::d_lse);
+}
+
+// Q, K, V and, for gradients, dO and dLSE.
 void make_tensors(const Case& c, Inputs& in) {
   const AttentionShape& s = c.shape;
   Attention& a = in.problem;
@@ -411,13 +429,7 @@ void make_tensors(const Case& c, Inputs& in) {
     return padding.hidden_or(a.v, p,
                              value(c.values, Draw(c.seed, Stream::v, p), p, c.dtype, s.value_dim));
   });
-  if (c.operation != Operation::backward) return;
-  // A packed tensor has room for Q, K and V only, so dO is laid out otherwise.
-  const LayoutKind kind = c.d_o_layout.value_or(c.o_layout);
-  in.d_o = make(kind == LayoutKind::packed ? LayoutKind::bshd : kind, s.o_extents());
-  fill(in.d_o.view(), [&](const Position& p) {
-    return value(c.gradient, Draw(c.seed, Stream::d_o, p), p, c.dtype, s.value_dim);
-  });
+  if (c.operation == Operation::backward) make_output_gradients(c, in);
 }
 
 // The number of elements of a mask, without the axes along which it broadcasts.
@@ -539,6 +551,7 @@ Inputs::Inputs(const Inputs& other)
       v(other.v),
       bias(other.bias),
       d_o(other.d_o),
+      d_lse(other.d_lse),
       token_k(other.token_k),
       token_v(other.token_v),
       up_k(other.up_k),

@@ -23,7 +23,7 @@ struct Inputs {
 
   const Surroundings around;  // around every tensor
   Tensor q, k, v, bias;
-  Tensor d_o;  // backward only
+  Tensor d_o, d_lse;  // backward only; dLSE only where the case has it
   // Only for a cache: the tokens as they are appended. They are K and V or, for a latent cache, c
   // [B, 1, Lk, rank], the rotary part [B, 1, Lk, rotary] and the up-projections. problem.k and
   // problem.v then hold, in f64, what the cache means after its rounding.

@@ -26,7 +26,9 @@ const char* const features[] = {
     " dropout=0.4:9",
     " bias=normal@j window=9,4",
     " docs=5,30 bool=random",
-    " softcap=20 alibi bias=normal@bij sink=6 dropout=0.2:3 causal offset=end"};
+    " softcap=20 alibi bias=normal@bij sink=6 dropout=0.2:3 causal offset=end",
+    " dlse=normal",
+    " sink=2 dlse=huge causal"};
 
 struct Tightness {
   std::map<Output, double> ratio;
@@ -68,7 +70,8 @@ TEST_P(EmulatedBackward, NeverViolatesTheBoundOfItsContract) {
       const Outputs forward(c);
       const GradientOutputs gradients(c, inputs);
       run_emulated(e, inputs.problem, forward.view());
-      const AttentionBackwardInput in{forward.o.view(), forward.lse.view(), inputs.d_o.view()};
+      const AttentionBackwardInput in{forward.o.view(), forward.lse.view(), inputs.d_o.view(),
+                                      inputs.d_lse.view()};
       run_emulated_backward(e, inputs.problem, in, gradients.view());
       const Verdict v = judge_backward(inputs.problem, in, gradients.view(), e.contract);
       const std::lock_guard lock(mutex);

@@ -67,6 +67,10 @@ TEST_P(BackwardOnTarget, AgreesWithPlainLoops) {
            "attention b=1 h=2 l=40x40 d=16 scores=key-sink dtype=f16",
            "attention b=1 h=2 l=40x140 d=16 scores=growing",
            "attention b=1 h=2 l=40x140 d=16 scale=0",
+           "backward b=2 h=4/2 l=100x97 d=24/40 causal dlse=normal",
+           "backward b=2 h=2 l=26x55 d=32 softcap=5 sink=0.5 dropout=0.3:9 causal dlse=uniform",
+           "backward b=2 h=4/2 l=13x99 d=8 bool=empty-rows bias=normal@hj sink=1 dlse=huge",
+           "backward b=2 h=4/2 l=13x99 d=8 bool=empty-rows bias=normal dtype=bf16 dlse=normal",
        }) {
     const Backward t(parse_case(line));
     const PlainReference exact(t);
@@ -314,6 +318,9 @@ TEST(BackwardPass, RefusesWhatCannotBe) {
   expect([](P&, In& in, Out&) { in.d_o = {}; }, bad, "d_o is null");
   expect([](P&, In& in, Out&) { in.d_o.dtype = Dtype::f16; }, bad,
          "d_o is f16, q is f32; they must agree");
+  expect([](P&, In& in, Out&) { in.d_lse = in.o; }, bad, "d_lse");
+  expect([](P&, In& in, Out&) { in.d_lse = in.lse, in.d_lse.dtype = Dtype::f16; }, bad,
+         "d_lse is f16; it must be f32");
   expect([](P&, In&, Out& out) { out.dq = {}; }, bad, "dq is null");
   expect([](P&, In&, Out& out) { out.dk = {}; }, bad, "dk is null");
   expect([](P&, In&, Out& out) { out.dv = {}; }, bad, "dv is null");

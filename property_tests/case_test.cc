@@ -573,6 +573,7 @@ TEST(Case, BackwardAndCaches) {
   EXPECT_EQ(latent.cache.chunks, (std::vector<Index>{2, 1}));
   for (const char* line :
        {"backward b=1 h=2 l=4 d=8 dtype=f32 grad=ones poke=g:0:1:3:7=nan",
+        "backward b=1 h=2 l=4 d=8 dtype=f32 grad=ones dlse=normal",
         "attention b=1 h=1 l=4 d=8 dtype=f16 cache=contiguous",
         "attention b=1 h=1 l=4 d=8 dtype=f16 causal cache=paged:3 store=f4e2m1/16 chunks=1",
         "attention b=1 h=2 l=3x9 d=24/8 dtype=bf16 causal offset=end cache=latent:5:32+8 "
@@ -595,6 +596,7 @@ TEST(Case, ImpossibleBackwardsAndCaches) {
   for (auto [line, words] :
        {std::pair{"attention b=1 h=1 l=4 d=8 grad=ones", "grad=ones: only backward has a dO"},
         {"attention b=1 h=1 l=4 d=8 poke=g:0:0:0:0=1", "only backward has a dO"},
+        {"attention b=1 h=1 l=4 d=8 dlse=ones", "dlse=ones: only backward has a dLSE"},
         {"backward b=1 h=1 l=4 d=8 cache=contiguous", "no backward pass through a cache"},
         {"backward b=1 h=1 l=4 d=8/6 poke=g:0:0:0:6=1", "index 6 of axis 3 is outside [0, 6)"},
         {"attention b=1 h=1 l=4 d=8 store=f16", "store and chunks need cache"},

@@ -41,6 +41,8 @@ enum {
   nan_in_dk,
   nan_in_dv,
   seven_in_dq,
+  takes_dlse, /* backward takes the gradient of LSE */
+  ignores_dlse,
   means
 };
 static const char* const words[means] = {"rows-of-mean",
@@ -72,7 +74,9 @@ static const char* const words[means] = {"rows-of-mean",
                                          "nan-in-dq",
                                          "nan-in-dk",
                                          "nan-in-dv",
-                                         "seven-in-dq"};
+                                         "seven-in-dq",
+                                         "takes-dlse",
+                                         "ignores-dlse"};
 static int meant[means];
 
 static int64_t at(const assay_tensor* t, int64_t b, int64_t h, int64_t i, int64_t d) {
@@ -256,6 +260,7 @@ static assay_status backward(const assay_attention* p, const assay_tensor* o,
       for (i = 0; i < o->shape[2]; ++i) {
         float delta = 0;
         for (d = 0; d < o->shape[3]; ++d) delta += load(d_o, b, h, i, d) * load(o, b, h, i, d);
+        if (to->d_lse && !meant[ignores_dlse]) delta -= load(to->d_lse, b, h, i, 0);
         for (j = 0; j < p->k->shape[2]; ++j) {
           const int seen = sees(p, b, h, i, j);
           if (is_added(p, seen, b, j))
@@ -303,6 +308,7 @@ const assay_kernel* assay_kernel_entry(uint32_t version) {
   table.arithmetic = arithmetic;
   table.forward = forward;
   table.backward = backward;
+  table.d_lse = meant[takes_dlse];
   if (getenv("ASSAY_DECLARES")) table.conventions = &declared;
   if (table_version && !strcmp(table_version, "5"))
     declared.struct_size = (uint32_t)offsetof(assay_conventions, weightless_rows);

@@ -365,6 +365,21 @@ TEST_F(ConventionKernel, AWeightlessRowOf0MayMultiplyVBy0) {
   EXPECT_THAT(r.output, HasSubstr("a row of O without weight is not 0"));
 }
 
+// The gradient of LSE is given to a kernel that takes it, and to no other.
+TEST_F(ConventionKernel, DlseIsAskedOfKernelsThatTakeIt) {
+  const char* line =
+      "backward b=2 h=4/2 l=9x24 d=16 causal starts=3,0 dlse=normal layout=g:strided";
+  Ran r = check("takes-dlse", line);
+  EXPECT_EQ(r.status, 0) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("1 case: 1 passed, 0 failed; "));
+  r = check("takes-dlse ignores-dlse", line);
+  EXPECT_EQ(r.status, 1) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("fail, proved: d"));
+  r = check("", line);
+  EXPECT_EQ(r.status, 2) << r.output;
+  EXPECT_THAT(r.output, HasSubstr("the library takes no gradient of LSE"));
+}
+
 // What the documents say of our own kernels is declared by them.
 TEST(Conventions, OurKernelsAreHeldToOurs) {
   const auto host = make_candidate("host");

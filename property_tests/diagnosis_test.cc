@@ -67,6 +67,7 @@ const std::vector<Planted> planted = {
     {"output-truncated", "attention b=1 h=2 l=9x50 d=16"},
     {"dim-tail-dropped", "attention b=1 h=2 l=9x50 d=20"},
     {"delta-omitted", "backward b=1 h=2 l=20x30 d=16"},
+    {"dlse-ignored", "backward b=1 h=2 l=20x30 d=16 dlse=normal"},
     {"query-gradient-scaled-twice", "backward b=1 h=2 l=20x30 d=16"},
     {"key-gradient-unscaled", "backward b=1 h=2 l=20x30 d=16"},
     {"softcap-slope-omitted", "backward b=1 h=2 l=20x30 d=16 softcap=1"},

@@ -37,7 +37,7 @@ struct Prepared {
       : inputs(c),
         forward(c),
         gradients(c, inputs),
-        in{forward.o.view(), forward.lse.view(), inputs.d_o.view()} {
+        in{forward.o.view(), forward.lse.view(), inputs.d_o.view(), inputs.d_lse.view()} {
     EXPECT_TRUE(kernels::attention_forward(inputs.problem, forward.view(), 1).ok());
     for (Index i = 0; i < c.shape.rows; ++i) rows.push_back(i);
   }
@@ -58,6 +58,8 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
         c.scores = static_cast<Scores>(s);
         c.values = static_cast<Values>((usize(s) * 5 + m) % count_of<Values>);
         c.gradient = static_cast<Values>((usize(s) * 7 + 3 * m) % count_of<Values>);
+        if ((usize(s) + m) % 2 == 0)
+          c.lse_gradient = static_cast<Values>((usize(s) * 3 + 5 * m) % count_of<Values>);
         c.seed = cases.size() + 1;
         cases.push_back(c);
       }
@@ -73,7 +75,7 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
     const GroupGradients fp64 = reference.evaluate(0, 0, x.rows, shared);
     const std::vector<double> bias = shared.d_bias.value;
     reference.finish(shared);
-    const BallGradients balls(x.inputs.problem, x.inputs.d_o.view(), 0, 0, 256);
+    const BallGradients balls(x.inputs.problem, x.in.d_o, x.in.d_lse, 0, 0, 256);
     const std::lock_guard lock(mutex);
     auto check = [&](const char* what, const Gradient& g, Index row, Index column,
                      const BallRow::Enclosure& ball) {
@@ -126,32 +128,37 @@ TEST(GradientEnclosure, OfFp64ContainsTheBallsEverywhere) {
   EXPECT_LT(wide, elements / 100);
 }
 
-// d<dO, O>/dx by a five-point rule on the forward balls. The arithmetic is exact except for an
-// error of order h^4.
+// d(<dO, O> + <dLSE, LSE>)/dx by a five-point rule on the forward balls. The arithmetic is exact
+// except for an error of order h^4.
 TEST(GradientEnclosure, BallsAgreeWithFiniteDifferencesOfTheForwardBalls) {
   constexpr double h = 0x1p-18;
   std::int64_t compared = 0;
   double largest = 0;
   for (const char* features :
        {"", " causal offset=end", " softcap=2 sink=0.5", " bias=normal@hij alibi", " dropout=0.4:3",
-        " starts=2 window=5,1 bias=normal@j softcap=1.5 sink=2 dropout=0.3:4"}) {
+        " starts=2 window=5,1 bias=normal@j softcap=1.5 sink=2 dropout=0.3:4", " dlse=normal",
+        " causal starts=2 sink=0.25 softcap=2 dlse=uniform"}) {
     const Case c = parse_case(std::string("backward b=1 h=2/1 l=5x7 d=4/3 dtype=f64") + features);
     Inputs inputs(c);
     Attention& p = inputs.problem;
-    const BallGradients balls(p, inputs.d_o.view(), 0, 0, 256);
-    // <dO, O> as a pair of doubles.
+    const BallGradients balls(p, inputs.d_o.view(), inputs.d_lse.view(), 0, 0, 256);
+    // <dO, O> + <dLSE, LSE> as a pair of doubles.
     auto objective = [&] {
       double value = 0, low = 0;
+      const auto add = [&](double x, double y, double y_low) {
+        const double product = x * y, error = std::fma(x, y, -product);
+        const double sum = value + product, back = sum - value;  // TwoSum
+        low += ((value - (sum - back)) + (product - back)) + error + x * y_low;
+        value = sum;
+      };
       for (Index head = 0; head < 2; ++head)
         for (Index i = 0; i < c.shape.rows; ++i) {
           const BallRow row(p, 0, head, i, 256);
-          for (Index d = 0; d < c.shape.value_dim; ++d) {
-            const double x = load(inputs.d_o.view(), inputs.d_o.view().at(0, head, i, d));
-            const double product = x * row.o(d), error = std::fma(x, row.o(d), -product);
-            const double sum = value + product, back = sum - value;  // TwoSum
-            low += ((value - (sum - back)) + (product - back)) + error + x * row.o_low(d);
-            value = sum;
-          }
+          for (Index d = 0; d < c.shape.value_dim; ++d)
+            add(load(inputs.d_o.view(), inputs.d_o.view().at(0, head, i, d)), row.o(d),
+                row.o_low(d));
+          if (const TensorView& d_lse = inputs.d_lse.view())
+            add(load(d_lse, d_lse.at(0, head, i, 0)), row.lse(), row.lse_low());
         }
       return std::pair{value, low};
     };

@@ -157,6 +157,7 @@ TEST_F(Records, WhatIsWrittenIsReadBackAndPasses) {
            "backward b=2 h=4/2 l=9x13 d=8/5 dtype=bf16 causal offset=end bias=normal@bj sink=1 "
            "softcap=20",
            "backward b=1 h=2 l=11 d=16 dropout=0.1:3 grad=cancel layout=k:shared-head",
+           "backward b=2 h=2/1 l=5x7 d=8 dlse=normal layout=padded",
            "product m=5 n=70 k=100 dtype=bf16 w=nvfp4",
            "product m=2 n=16 k=128 w=fp4-sparse",
            "product m=3 n=9 k=40 dtype=f16 w=int4:8 weights=codes zeros=edges",
@@ -200,6 +201,7 @@ TEST_F(Records, AWrongKernelsRecordFails) {
            {"fault:scale-off-by-one-percent", "attention b=1 h=2 l=9x13 d=8"},
            {"fault:kv-head-modulo", "attention b=1 h=4/2 l=9x13 d=8 dtype=bf16"},
            {"fault:delta-omitted", "backward b=1 h=2 l=9x13 d=8"},
+           {"fault:dlse-ignored", "backward b=1 h=2 l=9x13 d=8 dlse=normal"},
            {"fault:scale-dropped", "product m=3 n=5 k=64 w=mxfp4"}}) {
     const std::unique_ptr<Candidate> wrong = make_candidate(fault);
     write_records(file(), {parse_case(line)}, wrong.get());
@@ -587,6 +589,45 @@ TEST_F(Records, GradientsWithoutLse) {
     EXPECT_EQ(result.outcome, outcome) << candidate << ": " << result.reason;
     EXPECT_EQ(result.verdict.compared(Output::lse), 0);
   }
+}
+
+// With one key P is 1 and O is V, so all gradients come of dLSE: dQ is scale * dLSE * K.
+TEST_F(Records, TheGradientOfLseIsAnInput) {
+  constexpr float scale = 0.70710678F;
+  const std::vector<float> zero = {0, 0}, k = {1, 1}, v = {1, 2}, lse = {scale}, d_lse = {1};
+  const auto outcome = [&](float dq_element, const char* name, const std::vector<Index>& shape) {
+    const std::vector<float> q = {1, 0}, dq = {dq_element, dq_element}, dk = {dq_element, 0};
+    const auto tensor = [](const char* called, std::vector<Index> extents,
+                           const std::vector<float>& data) {
+      const std::size_t bytes = 4 * data.size();
+      return TensorToStore{called, "F32", std::move(extents), bytes,
+                           [&data, bytes](const auto& put) { put(data.data(), bytes); }};
+    };
+    const std::vector<Index> row = {1, 1, 1, 2};
+    std::vector<TensorToStore> tensors = {
+        tensor("q", row, q),   tensor("k", row, k),           tensor("v", row, v),
+        tensor("o", row, v),   tensor("lse", {1, 1, 1}, lse), tensor("do", row, zero),
+        tensor("dq", row, dq), tensor("dk", row, dk),         tensor("dv", row, zero)};
+    if (name) tensors.push_back(tensor(name, shape, d_lse));
+    write_safetensors(file(), tensors, {{"assay", "1"}, {"record", "backward"}});
+    const RecordFile read(file());
+    return verify(read, read.read("")).outcome;
+  };
+  const auto refused = [&](const char* name, const std::vector<Index>& shape, const char* words) {
+    try {
+      outcome(0, name, shape);
+      ADD_FAILURE() << words;
+    } catch (const FileError& e) {
+      EXPECT_THAT(e.what(), HasSubstr(words));
+    }
+  };
+  EXPECT_EQ(outcome(0, nullptr, {}), Outcome::pass);
+  EXPECT_EQ(outcome(scale, nullptr, {}), Outcome::fail);
+  EXPECT_EQ(outcome(scale, "dlse", {1, 1, 1}), Outcome::pass);
+  EXPECT_EQ(outcome(0, "dlse", {1, 1, 1}), Outcome::fail);
+  EXPECT_EQ(outcome(-scale, "dlse", {1, 1, 1}), Outcome::fail);
+  refused("dlse", {1, 1}, "tensor dlse has shape [1, 1], not [1, 1, 1]");
+  refused("dsoftmax_lse", {1, 1, 1}, "dlse");
 }
 
 // A NaN gradient is not taken for a sum that left the range of fp16.

@@ -37,6 +37,7 @@ struct Small {
   Index heads = 1;  // that share the keys, with the same inputs
   Index rows = 1, keys = 1, dim = 1, value_dim = 1;
   Values q = all(0), k = all(1), v = all(1), d_o = all(1);
+  std::optional<double> d_lse;
   float scale = 1, softcap = 0, dropout = 0;
   std::optional<float> sink;
   bool sums_bias = false;  // sum dBias over all rows
@@ -60,6 +61,7 @@ class World {
     k = tensor(s.keys, s.dim, s.k);
     v = tensor(s.keys, s.value_dim, s.v);
     d_o = tensor(s.rows, s.value_dim, s.d_o);
+    d_lse = tensor(s.rows, 1, Small::all(s.d_lse.value_or(0)));
     dq = tensor(s.rows, s.dim, Small::all(0));
     dk = tensor(s.keys, s.dim, Small::all(0));
     dv = tensor(s.keys, s.value_dim, Small::all(0));
@@ -96,7 +98,8 @@ class World {
     return view;
   }
   AttentionBackwardInput input() const {
-    return {of_all_heads(o), s.stores_lse ? of_all_heads(lse) : TensorView{}, of_all_heads(d_o)};
+    return {of_all_heads(o), s.stores_lse ? of_all_heads(lse) : TensorView{}, of_all_heads(d_o),
+            s.d_lse ? of_all_heads(d_lse) : TensorView{}};
   }
   AttentionGradients gradients() const {
     AttentionGradients g{of_all_heads(dq), dk.view(), dv.view(), {}, {}};
@@ -110,7 +113,7 @@ class World {
 
   Small s;
   Attention problem;
-  Tensor q, k, v, d_o, bias, o, lse, dq, dk, dv, d_bias, d_sink;
+  Tensor q, k, v, d_o, d_lse, bias, o, lse, dq, dk, dv, d_bias, d_sink;
 
  private:
   void forward() {
@@ -212,9 +215,9 @@ class Kernel {
     return sum;
   }
 
-  // Computes D without FMA.
+  // Computes D without FMA, beginning with -dLSE.
   double delta(Index i) {
-    double sum = 0;
+    double sum = -s_.d_lse.value_or(0);
     for (Index c = 0; c < s_.value_dim; ++c) {
       const double o = load(w_.o.view(), w_.o.view().at(0, 0, i, c));
       sum = rounded(sum + with_floor(s_.d_o(i, c) * o));
@@ -391,6 +394,12 @@ const std::vector<Case>& cases() {
        [](Small& s, Contract& c) {
          s.value_dim = 32;
          c.product_floor = 0x1p-16;
+       }},
+      {Term::lse_gradient, Gradients::dq,
+       [](Small& s, Contract&) {
+         s.value_dim = 32;
+         s.d_o = Small::all(0x1p-20);
+         s.d_lse = 1;
        }},
       {Term::stored_lse, Gradients::dv, [](Small& s, Contract&) { s.lse_off = 0x1p-8; }},
       {Term::kept_lse, Gradients::dv,

@@ -435,7 +435,9 @@ void run_emulated_backward(const Emulation& e, const Attention& p, const Attenti
         for (Index i = 0; i < s.rows; ++i) {
           const std::vector<float> o = row_of(in.o, b, h, i), d_o = row_of(in.d_o, b, h, i);
           const auto lse = static_cast<float>(load(in.lse, in.lse.at(b, h, i, 0)));
-          const float delta = dot(Accumulation::fma, d_o, o, 0);
+          const float d_lse =
+              in.d_lse ? static_cast<float>(load(in.d_lse, in.d_lse.at(b, h, i, 0))) : 0;
+          const float delta = dot(Accumulation::fma, d_o, o, 0) - d_lse;
           GradientTerms row;
           for (const Row::Pair& x : Row(e, p, b, h, i).backward(lse)) {
             const bool kept = p.dropout == 0 || keeps_weight(p, b, h, i, x.key);

@@ -67,7 +67,9 @@ struct Backward {
     return g;
   }
 
-  AttentionBackwardInput input() const { return {o.view(), lse.view(), d_o_in.q.view()}; }
+  AttentionBackwardInput input() const {
+    return {o.view(), lse.view(), d_o_in.q.view(), in.d_lse.view()};
+  }
   AttentionGradients output() const {
     return {dq.view(), dk.view(), dv.view(), d_bias.view(), d_sink.view()};
   }
@@ -221,8 +223,11 @@ class PlainReference {
             std::exp(s[n] - top) / sum * kept(p_, b, h, i, keys[n]) * get(p_.v, b, g, keys[n], c);
     for (Index c = 0; c < Dv; ++c) store(o, o.at(b, h, i, c), out[index(c)]);
     store(lse_view, lse_view.at(b, h, i, 0), top + std::log(sum));
+    const TensorView& d_lse_view = t_.in.d_lse.view();
+    const double d_lse = d_lse_view ? get(d_lse_view, b, h, i, 0) : 0;
     if (keys.empty()) {
       store(lse_view, lse_view.at(b, h, i, 0), sink ? z : -INFINITY);
+      if (sink) d_sink[index(h)].add(d_lse, 4 * u * std::fabs(d_lse));
       return;
     }
     // From here on, O and LSE are what was stored.
@@ -232,7 +237,8 @@ class PlainReference {
       const double x = get(d_o, b, h, i, c) * get(o, b, h, i, c);
       delta += x, delta_terms += std::fabs(x);
     }
-    const double delta_error = 2 * (static_cast<double>(Dv) + 2) * u * delta_terms;
+    delta -= d_lse, delta_terms += std::fabs(d_lse);
+    const double delta_error = 2 * (static_cast<double>(Dv) + 3) * u * delta_terms;
     if (sink) {
       const double w = std::exp(z - lse);
       d_sink[index(h)].add(

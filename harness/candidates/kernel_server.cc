@@ -98,6 +98,8 @@ std::optional<assay_kernel> load_kernel(const std::string& library, std::string&
     why = fmt::format("its table has probes = {}, neither 0 nor 1", kernel.probes);
   else if (kernel.not_reentrant != 0 && kernel.not_reentrant != 1)
     why = fmt::format("its table has not_reentrant = {}, neither 0 nor 1", kernel.not_reentrant);
+  else if (kernel.d_lse != 0 && kernel.d_lse != 1)
+    why = fmt::format("its table has d_lse = {}, neither 0 nor 1", kernel.d_lse);
   else if (kernel.variant_count < 0 || kernel.variant_count > most_variants)
     why = fmt::format("its table has variant_count = {}, outside [0, {}]", kernel.variant_count,
                       most_variants);
@@ -185,6 +187,7 @@ void describe(const assay_kernel& kernel, KernelResponse& response) {
   response.workspace_function = kernel.workspace != nullptr;
   response.not_reentrant = kernel.not_reentrant;
   response.variant_count = kernel.variant_count;
+  response.d_lse = kernel.d_lse;
   response.invariant_to = kernel.invariant_to;
   if (kernel.conventions) read_conventions(*kernel.conventions, response.conventions);
 }

@@ -88,18 +88,19 @@ class Library : public Candidate {
   }
   std::string unsupported(const Call& call) const override {
     return std::visit(
-        ByCall{
-            [&](const ForwardCall& c) { return ask(ASSAY_FORWARD, c.problem, c.out.o.dtype); },
-            [&](const CachedCall& c) { return unsupported_cached(c.c, c.inputs.problem); },
-            [&](const BackwardCall& c) { return unsupported_backward(c.problem, c.out.dq.dtype); },
-            [&](const ProductCall& c) { return unsupported_product(c.problem, c.c.dtype); },
-            [&](const QuantizeCall& c) {
-              return unsupported_quantize(c.w, described_output(c.format, c.w, c.group));
-            },
-            [&](const DequantizeCall& c) {
-              return unsupported_dequantize(described(c.w), c.to.dtype);
-            },
-            [&](const AppendCall& c) { return unsupported_append(c.k, c.v, c.to.views()); }},
+        ByCall{[&](const ForwardCall& c) { return ask(ASSAY_FORWARD, c.problem, c.out.o.dtype); },
+               [&](const CachedCall& c) { return unsupported_cached(c.c, c.inputs.problem); },
+               [&](const BackwardCall& c) {
+                 return unsupported_backward(c.problem, c.out.dq.dtype, bool{c.in.d_lse});
+               },
+               [&](const ProductCall& c) { return unsupported_product(c.problem, c.c.dtype); },
+               [&](const QuantizeCall& c) {
+                 return unsupported_quantize(c.w, described_output(c.format, c.w, c.group));
+               },
+               [&](const DequantizeCall& c) {
+                 return unsupported_dequantize(described(c.w), c.to.dtype);
+               },
+               [&](const AppendCall& c) { return unsupported_append(c.k, c.v, c.to.views()); }},
         call);
   }
   Conventions conventions() const override { return process_.facts().conventions; }
@@ -110,7 +111,9 @@ class Library : public Candidate {
     const Attention p = assay::described(c);
     if (c.cache) return declined_cached(c, p);
     if (c.operation == Operation::backward)
-      if (std::string why = unsupported_backward(p, c.out_dtype()); !why.empty()) return why;
+      if (std::string why = unsupported_backward(p, c.out_dtype(), c.lse_gradient.has_value());
+          !why.empty())
+        return why;
     return ask(ASSAY_FORWARD, p, c.out_dtype());
   }
   std::optional<Arithmetic> arithmetic(const Call& call, const kernels::Execution&) const override {
@@ -221,8 +224,9 @@ class Library : public Candidate {
     if (std::string why = without_pages(c); !why.empty()) return why;
     return unsupported_append(problem.k, problem.v, page_shapes(c));
   }
-  std::string unsupported_backward(const Attention& p, Dtype out) const {
+  std::string unsupported_backward(const Attention& p, Dtype out, bool d_lse) const {
     if (!process_.facts().lse) return "no LSE in the library, which its backward pass would read";
+    if (d_lse && !process_.facts().d_lse) return "the library takes no gradient of LSE";
     return ask(ASSAY_BACKWARD, p, out);
   }
   std::string unsupported_product(const Product& p, Dtype out) const {
@@ -344,6 +348,7 @@ class Library : public Candidate {
     g.dv = call.add_output(c.out.dv);
     g.d_bias = call.add_output(c.out.d_bias);
     g.d_sink = call.add_output(c.out.d_sink);
+    if (c.in.d_lse) g.d_lse = call.add_input(shaped(c.in.d_lse, 1, p));
     a.gradients = call.add(g);
     a.run = add_run(call, ASSAY_BACKWARD, p, c.out.dq.dtype, r);
     return a;

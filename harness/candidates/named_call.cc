@@ -81,12 +81,17 @@ TensorView shaped(TensorView t, Index columns, const Attention& p) {
   return t;
 }
 
+// A tensor of one number for each row, if it is there.
+void add_rows(Named& named, const char* name, const TensorView& t, const Attention& p) {
+  if (!t) return;
+  assay_tensor rows = c_tensor(shaped(t, 1, p));
+  rows.rank = 3;
+  named.to.push_back({name, rows});
+}
+
 void add_outputs(Named& named, const AttentionOutput& out, const Attention& p) {
   named.add("o", shaped(out.o, p.shape.value_dim, p));
-  if (!out.lse) return;
-  assay_tensor lse = c_tensor(shaped(out.lse, 1, p));
-  lse.rank = 3;
-  named.to.push_back({"lse", lse});
+  add_rows(named, "lse", out.lse, p);
 }
 
 NamedCall named(const ForwardCall& c) {
@@ -111,6 +116,7 @@ NamedCall named(const BackwardCall& c) {
   in.add_masks(c.problem);
   add_outputs(in, {c.in.o, c.in.lse}, c.problem);
   in.add("do", shaped(c.in.d_o, c.problem.shape.value_dim, c.problem));
+  add_rows(in, "dlse", c.in.d_lse, c.problem);
   out.add("dq", c.out.dq);
   out.add("dk", c.out.dk);
   out.add("dv", c.out.dv);

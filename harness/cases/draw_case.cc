@@ -199,7 +199,9 @@ void draw_anything(Choices& in, Case& c, CaseKind kind) {
       break;
     case 8:
       if (kind == CaseKind::backward && in.flag()) c.d_o_layout = in.any<LayoutKind>();
-      else if (kind == CaseKind::backward) c.gradient = in.any<Values>();
+      else if (kind == CaseKind::backward && in.flag()) c.gradient = in.any<Values>();
+      else if (kind == CaseKind::backward && c.lse_gradient) c.lse_gradient.reset();
+      else if (kind == CaseKind::backward) c.lse_gradient = in.any<Values>();
       else if (kind == CaseKind::product)
         (in.flag() ? c.q_layout : c.o_layout) = in.of(
             {LayoutKind::bhsd, LayoutKind::padded, LayoutKind::strided, LayoutKind::reversed});
@@ -326,6 +328,7 @@ Case cross_cases(const Case& a, const Case& b, CaseKind kind, Choices in) {
   take([&](Case& n) { n.dropout = b.dropout, n.dropout_seed = b.dropout_seed; });
   take([&](Case& n) { n.scores = b.scores; });
   take([&](Case& n) { n.values = b.values, n.gradient = b.gradient; });
+  take([&](Case& n) { n.lse_gradient = b.lse_gradient; });
   take([&](Case& n) { n.hidden = b.hidden; });
   take([&](Case& n) { n.pokes = b.pokes; });
   take([&](Case& n) { n.cache = b.cache; });

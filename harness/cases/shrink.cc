@@ -190,6 +190,7 @@ std::vector<Case> smaller(const Case& c) {
   step([&](Case& n) { n.starts.clear(); });
   step([&](Case& n) { n.alibi = false; });
   step([&](Case& n) { n.sink.reset(); });
+  step([&](Case& n) { n.lse_gradient.reset(); });
   step([&](Case& n) { n.softcap = 0; });
   step([&](Case& n) { n.dropout = 0, n.dropout_seed = 0; });
   step([&](Case& n) { n.scale.reset(); });

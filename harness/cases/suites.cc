@@ -212,11 +212,19 @@ Suite backward(const SuiteSeed& seed) {
     add_visible_specials(suite.cases, seed, fields);
     add_line(suite.cases, seed, fmt::format("{} poke=g:0:0:4:1=nan;g:0:1:0:2=inf", fields));
   }
-  for (const char* line : {"backward b=1 h=2 l=1x128 d=64 scores=negative",
-                           "backward b=1 h=2 l=65x128 d=32 scores=negative",
-                           "backward b=3 h=6/2 l=33x70 d=64 causal layout=g:padded",
-                           "backward b=2 h=4 l=200x450 d=64 dtype=bf16 causal offset=end rows=6",
-                           "backward b=9 h=2 l=20x40 d=128"})
+  for (const char* line :
+       {"backward b=1 h=2 l=1x128 d=64 scores=negative",
+        "backward b=1 h=2 l=65x128 d=32 scores=negative",
+        "backward b=3 h=6/2 l=33x70 d=64 causal layout=g:padded",
+        "backward b=2 h=4 l=200x450 d=64 dtype=bf16 causal offset=end rows=6",
+        "backward b=9 h=2 l=20x40 d=128", "backward b=1 h=2 l=20x37 d=64 dlse=normal",
+        "backward b=2 h=4/2 l=97x130 d=64 causal offset=end dlse=uniform",
+        "backward b=1 h=2 l=20x37 d=40/24 dtype=bf16 dlse=huge",
+        "backward b=1 h=2 l=33x70 d=64 dtype=f16 softcap=20 dlse=normal",
+        "backward b=2 h=2 l=9x24 d=16 starts=5,3 causal sink=0.5 dlse=normal",
+        "backward b=1 h=4 l=20x37 d=32 bias=normal dropout=0.2:7 dlse=cancel",
+        "backward b=1 h=2 l=20x37 d=64 grad=tiny dlse=head-number layout=g:strided",
+        "backward b=1 h=2 l=20x37 d=64 lengths=30 alibi dlse=signed-zeros"})
     add_line(suite.cases, seed, line);
   // The cases have several splits of keys and several tiles of rows, one element short of a tile or
   // one beyond it.

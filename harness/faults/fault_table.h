@@ -232,6 +232,7 @@ inline constexpr auto planted_faults = [] {
        "the maxima and the sums of the splits share their memory"},
 
       {"delta-omitted", "F33", backward, "D = sum dO O is not subtracted from dP", "delta-omitted"},
+      {"dlse-ignored", "F33", backward, "dLSE is not added to dP - D", "dlse-omitted"},
       {"delta-in-bf16", "F20", backward, "D is kept in bf16", "delta-in-bf16"},
       {"query-gradient-scaled-twice", "F32", backward,
        "dQ is multiplied by the scale of the scores twice", "dq-scaled-twice"},

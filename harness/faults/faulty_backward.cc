@@ -38,6 +38,7 @@ kernels::Status run_planted_backward(const PlantedFault& planted, const Attentio
   if (fault == "backward-without-bias"_fault) p.bias = {};
   if (fault == "backward-without-dropout"_fault) p.dropout = 0;
   if (fault == "backward-draws-anew"_fault) ++p.dropout_seed;
+  if (fault == "dlse-ignored"_fault) read.d_lse = {};
   const Tensor lse = misread_lse(fault, p, in.lse);
   read.lse = lse.view();
   Tensor d_bias;

@@ -46,7 +46,7 @@ std::vector<ArithmeticFit> fit_arithmetics(const Record& r, int threads) {
     case Operation::backward:
       return fit_each(backward_ladder(dtype, tile, r.problem.shape.group()),
                       [&](const Contract& c) {
-                        const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o};
+                        const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o, r.d_lse};
                         return judge_backward(r.problem, input, r.gradients, c, options);
                       });
     default:

@@ -17,7 +17,8 @@ WatchedInputs BackwardStep::watched() const {
            {"bias", &in.bias},
            {"o", &forward.o},
            {"lse", &forward.lse},
-           {"d_o", &in.d_o}},
+           {"d_o", &in.d_o},
+           {"d_lse", &in.d_lse}},
           &in.keep};
 }
 
@@ -51,11 +52,13 @@ void negate_gradients(const GradientOutputs& out) {
   for (Index e = 0; flat && e < elements; ++e) store(flat, e, -load(flat, e));
 }
 
-// -dO instead of dO negates every gradient.
+// -dO and -dLSE instead of dO and dLSE negate every gradient.
 Relation negated_gradient(const AskedBackward& asked) {
   const BackwardStep& step = asked.step;
   const Inputs changed(step.in);
   if (!scale_exactly(changed.d_o, -1)) return Relation::not_applicable("dO is not finite");
+  if (changed.d_lse.view() && !scale_exactly(changed.d_lse, -1))
+    return Relation::not_applicable("dLSE is not finite");
   return same_after(asked, with_inputs(step, changed), execution_of(step.c), negate_gradients);
 }
 

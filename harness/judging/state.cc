@@ -31,6 +31,7 @@ Case with_other_elements(const Case& c) {
   other.seed = c.seed ^ 0x5DEECE66D;
   other.scores = Scores::normal;
   other.values = other.gradient = Values::normal;
+  if (c.lse_gradient) other.lse_gradient = Values::normal;
   other.hidden = Hidden::generated;
   other.pokes.clear();
   if (c.operation == Operation::product) other.product.weights = Weights::codes;

@@ -118,7 +118,7 @@ struct BackwardStep {
   Call call(const Out& out) const;
   WatchedInputs watched() const;
   AttentionBackwardInput input() const {
-    return {forward.o.view(), forward.lse.view(), in.d_o.view()};
+    return {forward.o.view(), forward.lse.view(), in.d_o.view(), in.d_lse.view()};
   }
   Verdict judge(const Out& out, const std::optional<Arithmetic>& arithmetic,
                 const JudgeOptions& options) const;

@@ -43,6 +43,9 @@ constexpr std::pair<std::string_view, std::string_view> usual_names[] = {
     {"d_o", "do"},
     {"grad_out", "do"},
     {"grad_output", "do"},
+    {"d_lse", "dlse"},
+    {"grad_lse", "dlse"},
+    {"dsoftmax_lse", "dlse"},
     {"grad_q", "dq"},
     {"grad_k", "dk"},
     {"grad_v", "dv"},
@@ -354,17 +357,23 @@ void read_masks(Reader& reader, RecordLine& line, Record& r) {
 
 // Reads LSE, [B, Hq, Lq] or with a last extent of 1. An LSE in base 2 is converted to natural units
 // in double, whose rounding is negligible.
-TensorView read_lse(Reader& reader, RecordLine& line, Record& r, const StoredTensor& t) {
-  const AttentionShape& s = r.problem.shape;
+// A number for each row, F32.
+TensorView read_rows(Reader& reader, const char* name, const AttentionShape& s,
+                     const StoredTensor& t) {
   std::vector<Index> shape = t.shape;
   if (shape.size() < 4) shape.push_back(1);
   if (shape.size() == 3) shape.insert(shape.begin(), 1);
   if (!std::ranges::equal(shape, s.lse_extents()))
     reader.fail(fmt::format(
-        "tensor lse has shape {}, not [{}, {}, {}]: batch, query heads, rows, whatever the layout",
-        shape_text(t.shape), s.batch, s.query_heads, s.rows));
-  TensorView v = reader.floats("lse", t, shape);
-  if (v.dtype != Dtype::f32) reader.fail(fmt::format("tensor lse is {}, not F32", t.dtype));
+        "tensor {} has shape {}, not [{}, {}, {}]: batch, query heads, rows, whatever the layout",
+        name, shape_text(t.shape), s.batch, s.query_heads, s.rows));
+  TensorView v = reader.floats(name, t, shape);
+  if (v.dtype != Dtype::f32) reader.fail(fmt::format("tensor {} is {}, not F32", name, t.dtype));
+  return v;
+}
+
+TensorView read_lse(Reader& reader, RecordLine& line, Record& r, const StoredTensor& t) {
+  const TensorView v = read_rows(reader, "lse", r.problem.shape, t);
   const std::string unit = line.text("lse").value_or("natural");
   if (unit == "natural") return v;
   if (unit != "base2") reader.fail(fmt::format("lse={}: natural or base2", unit));
@@ -419,6 +428,7 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
       reader.fail("lse=base2: gradients are judged with a natural LSE in F32");
     r.d_o = tensor("do", "gradients are those of <dO, O>");
     check_shape(reader, "do", r.d_o, rows);
+    if (const StoredTensor* t = reader.find("dlse")) r.d_lse = read_rows(reader, "dlse", s, *t);
     const char* all = "the operation backward needs dq, dk and dv";
     r.gradients.dq = tensor("dq", all);
     r.gradients.dk = tensor("dk", all);
@@ -437,7 +447,7 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
     const Tensor stand_in(Dtype::f32, rows_alone,
                           {{s.query_heads * s.rows, s.rows, 1, 1}, 0, element_count(rows_alone)});
     status = kernels::validate_backward(
-        p, {r.out.o, r.out.lse ? r.out.lse : stand_in.view(), r.d_o}, r.gradients);
+        p, {r.out.o, r.out.lse ? r.out.lse : stand_in.view(), r.d_o, r.d_lse}, r.gradients);
   }
   if (!status.ok()) reader.fail(status.detail);
 }
@@ -621,6 +631,7 @@ std::string differs_from_case(const Record& r) {
   for (const TensorField& field : attention_tensors)
     if (!same_elements(p.*field.tensor, q.*field.tensor)) return std::string(field.name);
   if (r.operation == Operation::backward && !same_elements(in.d_o.view(), r.d_o)) return "do";
+  if (!in.d_lse.view() != !r.d_lse || !same_elements(in.d_lse.view(), r.d_lse)) return "dlse";
   bool differs = !p.keep != !q.keep;
   for_each_list([&](const auto& field) {
     // A missing offset means 0, so the offsets are compared below.
@@ -821,7 +832,7 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
                                           r.out, declared, v, judging);
   if (r.operation == Operation::backward && v.outcome != Outcome::fail &&
       v.outcome != Outcome::error) {
-    const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o};
+    const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o, r.d_lse};
     judging.conventions = judging.conventions.over(v.differs);
     const Verdict gradients =
         declared ? judge_backward(r.problem, input, r.gradients, *declared, judging)

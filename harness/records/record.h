@@ -27,7 +27,7 @@ struct Record {
   Attention problem;
   Conventions conventions;  // those that the line declares
   AttentionOutput out;      // lse may be absent
-  TensorView d_o;
+  TensorView d_o, d_lse;    // dLSE may be absent
   AttentionGradients gradients;
   Product product;
   TensorView c;

@@ -151,6 +151,8 @@ std::string describe(const Recorded& r, bool with_outputs, const std::string& ke
     }
     for_each_list([&](const auto& field) { to.add_list(field.recorded, p.*field.list); });
     if (r.gradients) to.add("do", r.inputs->d_o.view());
+    if (r.inputs->d_lse.view())
+      to.add("dlse", r.inputs->d_lse.view(), {s.batch, s.query_heads, s.rows});
     if (with_outputs) {
       to.add("o", r.outputs->o.view());
       to.add("lse", r.outputs->lse.view(), {s.batch, s.query_heads, s.rows});

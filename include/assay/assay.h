@@ -196,10 +196,11 @@ ASSAY_API assay_status assay_dispatch_enable(assay_context context, int32_t enab
 
 /* ---- Backward -------------------------------------------------------------------------------- */
 
-/* Computes the gradients of <dO, O>. o and lse are what assay_attention_forward stored; both are
- * needed. d_o has the shape of o and the dtype of q. assay_gradients in kernel.h describes the
- * shapes and dtypes of the gradients: dq, dk and dv are needed, d_bias and d_sink may be NULL.
- * d_sink is refused if the problem has no sink. Every element of every gradient is written. */
+/* Computes the gradients of <dO, O> + <dLSE, LSE>; dLSE is gradients->d_lse, or 0 if that is NULL.
+ * o and lse are what assay_attention_forward stored; both are needed. d_o has the shape of o and
+ * the dtype of q. assay_gradients in kernel.h describes the shapes and dtypes of the gradients: dq,
+ * dk and dv are needed, d_bias and d_sink may be NULL. d_sink is refused if the problem has no
+ * sink. Every element of every gradient is written. */
 ASSAY_API assay_status assay_attention_backward(assay_context context,
                                                 const assay_attention* problem,
                                                 const assay_tensor* o, const assay_tensor* lse,

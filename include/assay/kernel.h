@@ -153,16 +153,21 @@ static inline void assay_attention_init(assay_attention* a) {
 /* The gradients that a backward pass writes. dQ, dK and dV have the shapes of Q, K and V, and are
  * f32, f16 or bf16 each. d_bias is f32 [B, Hq, Lq, Lk], with stride 0 where the bias broadcasts:
  * such an element receives the sum over the dimension. d_sink is f32 [1, Hq, 1, 1]. d_bias and
- * d_sink may be NULL. */
+ * d_sink may be NULL.
+ *
+ * d_lse is an input, the gradient of LSE: f32 [B, Hq, Lq, 1], or NULL if the loss does not depend
+ * on LSE. dS = P (dP - D + dLSE), as ring attention needs it. A kernel whose table has d_lse = 0
+ * always gets NULL. */
 typedef struct assay_gradients {
   uint32_t version, struct_size;
   const assay_tensor *dq, *dk, *dv, *d_bias, *d_sink;
+  const assay_tensor* d_lse;
 } assay_gradients;
 
 static inline void assay_gradients_init(assay_gradients* g) {
   g->version = ASSAY_VERSION;
   g->struct_size = (uint32_t)sizeof(*g);
-  g->dq = g->dk = g->dv = g->d_bias = g->d_sink = NULL;
+  g->dq = g->dk = g->dv = g->d_bias = g->d_sink = g->d_lse = NULL;
 }
 
 /* The low-bit formats. docs/formats.md describes the bytes, values and groups of each. */
@@ -515,6 +520,9 @@ typedef struct assay_kernel {
                                   const assay_pages* pages, const char** reason);
   assay_status (*append)(const assay_tensor* k, const assay_tensor* v, const int64_t* slots,
                          const assay_pages* pages, const assay_run* run);
+  /* 1: backward takes the gradient of LSE, gradients->d_lse */
+  int32_t d_lse;
+  int32_t reserved; /* 0 */
 } assay_kernel;
 
 static inline void assay_kernel_init(assay_kernel* k, const char* name) {
@@ -542,6 +550,7 @@ static inline void assay_kernel_init(assay_kernel* k, const char* name) {
   k->supports_cache = NULL;
   k->supports_append = NULL;
   k->append = NULL;
+  k->d_lse = k->reserved = 0;
 }
 
 /* The one symbol of your library. It returns a table that lives as long as the library. `version`

@@ -25,8 +25,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
 
-// Computes D_i = sum_c dO O for one tile of rows. D_i is 0 for rows that see no key, whatever dO
-// holds there.
+// Computes D_i = sum_c dO O, less dLSE_i if the loss depends on LSE, for one tile of rows. dO and,
+// if there is no sink, dLSE have no effect on rows that see no key, whatever they hold there.
 struct DeltaRows {
   explicit DeltaRows(const BackwardPlan& plan)
       : o(allocate_floats(plan.padded_value_dim)), d_o(allocate_floats(plan.padded_value_dim)) {
@@ -51,12 +51,20 @@ void compute_delta(const BackwardPlan& plan, Index head, Index tile, const Stage
     Vector sum = hn::Zero(d);
     for (Index c = 0; c < plan.padded_value_dim; c += n)
       sum = hn::MulAdd(hn::Load(d, rows.o.get() + c), hn::Load(d, rows.d_o.get() + c), sum);
-    float delta = hn::GetLane(hn::SumOfLanes(d, sum));
-    if (!(std::fabs(delta) <= std::numeric_limits<float>::max())) {
+    const auto is_finite = [](float x) {
+      return std::fabs(x) <= std::numeric_limits<float>::max();
+    };
+    const TensorView& given = plan.in.d_lse;
+    float delta = hn::GetLane(hn::SumOfLanes(d, sum)),
+          d_lse = given ? static_cast<const float*>(given.data)[given.at(b, h, i, 0)] : 0;
+    if (!is_finite(delta) || !is_finite(d_lse)) {
       const KeyRange range = stages.visible(p, b, i, visible_keys(p, b, i));
-      if (!ElementBias(p).keeps_any(b, h, i, range)) delta = 0;
+      if (!ElementBias(p).keeps_any(b, h, i, range)) {
+        delta = 0;
+        if (p.sink.empty()) d_lse = 0;
+      }
     }
-    delta = stages.row_delta(delta);
+    delta = stages.row_delta(delta) - d_lse;
     if constexpr (Stages::observes) stages.at(Stage::delta, {b, h, i, 0, 1, 1, &delta, 1});
     plan.delta[head * s.rows + i] = delta;
   }

@@ -14,7 +14,7 @@ struct BackwardPlan {
   int threads = 0;
   Index padded_dim = 0, padded_value_dim = 0;
   Index row_tiles = 0, splits = 0;
-  float* delta = nullptr;  // sum_c dO O: [B][Hq][Lq]
+  float* delta = nullptr;  // sum_c dO O, less dLSE: [B][Hq][Lq]
 
   // A wave is `wave_groups` (batch, kv head) pairs with all their splits, or one pair with
   // `wave_splits` of its splits.

@@ -231,8 +231,9 @@ assay_status assay_attention_backward(assay_context context, const assay_attenti
     if (!lse) refuse("lse is null");
     if (!d_o) refuse("d_o is null");
     const AttentionOutput forward = output_of(p, o, lse);
-    const AttentionBackwardInput in{forward.o, forward.lse, gradient_of(d_o, "d_o", s.o_extents())};
     const assay_gradients g = read_struct(gradients, "gradients", assay_gradients{});
+    const AttentionBackwardInput in{forward.o, forward.lse, gradient_of(d_o, "d_o", s.o_extents()),
+                                    gradient_of(g.d_lse, "d_lse", s.lse_extents())};
     for (auto [name, t] : {std::pair{"dq", g.dq}, {"dk", g.dk}, {"dv", g.dv}})
       if (!t) refuse(std::string(name) + " is null");
     AttentionGradients out;

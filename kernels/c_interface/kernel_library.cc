@@ -246,6 +246,7 @@ extern "C" const assay_kernel* assay_kernel_entry(std::uint32_t version) {
     k.supports_cache = supports_cache;
     k.supports_append = supports_append;
     k.append = append;
+    k.d_lse = 1;
     return k;
   }();
   return version >= ASSAY_VERSION ? &table : nullptr;

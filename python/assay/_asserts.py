@@ -253,6 +253,7 @@ def assert_backward(
     k: Any,
     v: Any,
     lse: Any = None,
+    dlse: Any = None,
     d_bias: Any = None,
     d_sink: Any = None,
     threads: int = 1,
@@ -263,11 +264,12 @@ def assert_backward(
     name: str = "assert_backward",
     **problem: Any,
 ) -> Dict[str, Any]:
-    """Proves that dq, dk and dv are the gradients of <do, o>, or raises Failure.
+    """Proves that dq, dk and dv are the gradients of <do, o> + <dlse, lse>, or raises Failure.
 
     Args:
         dq, dk, dv: in the shapes of q, k and v.
         do, o: [B, Hq, Lq, Dv]; o and lse are what the forward pass stored, and are judged as well.
+        dlse: [B, Hq, Lq] in f32, for a loss that depends on lse.
         d_bias, d_sink: in f32, in the shape of the bias and [Hq].
         problem: the keywords of assert_attention that say what was asked (causal, ...).
     """
@@ -449,7 +451,20 @@ def record(
     write_record(path, line, _attention_tensors(tensors), case)
 
 
-_RECORDED = _PROBLEM | {"q", "k", "v", "o", "lse", "do", "dq", "dk", "dv", "d_bias", "d_sink"}
+_RECORDED = _PROBLEM | {
+    "q",
+    "k",
+    "v",
+    "o",
+    "lse",
+    "do",
+    "dlse",
+    "dq",
+    "dk",
+    "dv",
+    "d_bias",
+    "d_sink",
+}
 
 
 def _kept(keyword: str) -> str:

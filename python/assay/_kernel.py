@@ -148,6 +148,8 @@ class Kernel:
         else:
             for keyword in self._takes.keywords:
                 found += KEYWORDS.get(keyword, ())
+            if self._gradients_take and "dlse" in self._gradients_take.keywords:
+                found.append("dlse")
             if self.operation == "decode":
                 found += ["cache=contiguous", "cache=paged", "offset"]
                 found.remove("empty")
@@ -320,6 +322,8 @@ def _signature(function: Callable[..., Any], operation: str) -> _Takes:
     known = set(PRODUCT_KEYWORDS) if operation == "product" else set(KEYWORDS)
     if operation == "decode":
         known -= {"lengths"}
+    if operation != "backward":
+        known -= {"dlse"}
     tensors = len(POSITIONAL[operation])
     if operation == "product":
         tensors = 2

@@ -42,6 +42,7 @@ KEYWORDS: Dict[str, Tuple[str, ...]] = {
     "dropout": ("dropout",),
     "dropout_seed": ("dropout",),
     "finite_min_masks": ("finite-min-masks",),
+    "dlse": ("dlse",),
     "out_dtype": ("out",),
 }
 PAIRS = (("query_segment", "key_segment"), ("dropout", "dropout_seed"))

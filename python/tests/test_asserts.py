@@ -185,6 +185,18 @@ def test_gradients():
         assay.assert_backward(dq, dk, dv, **asked, tau=1)
 
 
+def test_gradients_of_a_loss_that_depends_on_lse():
+    torch.manual_seed(12)
+    q, k, v = (torch.randn(1, 2, 7, 4, requires_grad=True) for _ in range(3))
+    o, lse = right_torch(q, k, v, causal=True)
+    do, dlse = torch.randn_like(o), torch.randn_like(lse)
+    dq, dk, dv = torch.autograd.grad((o, lse), (q, k, v), (do, dlse))
+    asked = dict(do=do, o=o, q=q, k=k, v=v, lse=lse, causal=True)
+    assay.assert_backward(dq, dk, dv, dlse=dlse, **asked)
+    with pytest.raises(assay.Failure, match="dQ"):
+        assay.assert_backward(dq, dk, dv, **asked)
+
+
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
 def test_decode_from_pages(layout):
     torch.manual_seed(13)

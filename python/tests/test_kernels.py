@@ -185,6 +185,24 @@ def test_gradients_by_autograd_and_by_a_function():
         result = kernel.judge(line)
         assert result["outcome"] == "pass", result["reason"]
         assert set(result["elements"]["compared"]) >= {"O", "dQ", "dK", "dV"}
+
+    def with_dlse(q, k, v, o, lse, do, *, causal, scale, dlse):
+        with torch.enable_grad():
+            leaves = [t.detach().clone().requires_grad_() for t in (q, k, v)]
+            again = right_torch(*leaves, causal=causal, scale=scale)
+            return torch.autograd.grad(
+                again, leaves, (do, torch.zeros_like(lse) if dlse is None else dlse)
+            )
+
+    for kernel in (attention(forward, gradients=with_dlse), assay.kernel("backward")(with_dlse)):
+        assert "dlse" in kernel.features
+        for case in (line, line + " dlse=normal"):
+            assert kernel.judge(case)["outcome"] == "pass"
+    assert "dlse" not in attention(forward, gradients=by_hand).features
+    ignoring = assay.kernel("backward")(
+        lambda *t, causal, scale, dlse: by_hand(*t, causal=causal, scale=scale)
+    )
+    assert ignoring.judge(line + " dlse=normal")["outcome"] == "fail"
     wrong = assay.kernel("backward")(
         lambda *t, causal, scale: [g * 1.001 for g in by_hand(*t, causal=causal, scale=scale)]
     )
