@@ -131,6 +131,7 @@ def _attention(line: _Line, operation: str) -> None:
     line.one_of("values", _VALUES.split())
     if operation == "backward":
         line.one_of("grad", _GRADIENTS.split())
+        line.optional("dlse", st.sampled_from(["normal", "huge", "signed-zeros"]))
     elif not decode:
         _layout(line)
 
