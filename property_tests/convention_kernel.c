@@ -28,6 +28,7 @@ enum {
   flushes_more, /* a fault: normal numbers are 0, too */
   nan_in_row_0, /* a fault */
   weightless_zero,
+  weightless_times_v, /* 0, and 0 times V is added */
   weightless_mean,
   weightless_visible,
   weightless_seven, /* no convention */
@@ -62,6 +63,7 @@ static const char* const words[means] = {"rows-of-mean",
                                          "flushes-more",
                                          "nan-in-row-0",
                                          "weightless-zero",
+                                         "weightless-times-v",
                                          "weightless-mean",
                                          "weightless-visible",
                                          "weightless-seven",
@@ -169,7 +171,7 @@ static void weigh_weightless_row(const assay_attention* p, int64_t b, int64_t h,
   int64_t j;
   for (*sum = 0, j = 0; j < keys; ++j)
     *sum += w[j] = meant[weightless_mean] || (meant[weightless_visible] && sees(p, b, h, i, j));
-  if (meant[weightless_zero]) *sum = 1;
+  if (meant[weightless_zero] || meant[weightless_times_v]) *sum = 1;
   if (meant[weightless_lse_inf]) *lse = INFINITY;
   if (meant[weightless_lse_zero]) *lse = 0;
   if (meant[weightless_lse_nan]) *lse = NAN;
@@ -198,7 +200,8 @@ static assay_status forward(const assay_attention* p, const assay_tensor* o,
         for (d = 0; d < o->shape[3]; ++d) {
           float x = 0;
           for (j = 0; j < keys; ++j)
-            if (w[j] != 0 || meant[spreads_beyond] || (meant[spreads] && in_sequence(p, b, j)))
+            if (w[j] != 0 || (weightless && meant[weightless_times_v] && sees(p, b, h, i, j)) ||
+                meant[spreads_beyond] || (meant[spreads] && in_sequence(p, b, j)))
               x += w[j] * load(p->v, b, g, j, d);
           if (!(masked && sum == 0)) x /= sum;
           if (masked && meant[rows_of_seven]) x = 7;
@@ -277,10 +280,11 @@ static assay_status backward(const assay_attention* p, const assay_tensor* o,
 static void read_environment(assay_conventions* declared) {
   const char *means_text = getenv("ASSAY_MEANS"), *declares = getenv("ASSAY_DECLARES");
   int k, found, n = 0;
-  for (k = 0; means_text && k < means; ++k) {
-    const char* place = strstr(means_text, words[k]);
-    const size_t length = strlen(words[k]);
-    meant[k] = place && (place[length] == ' ' || place[length] == '\0');
+  char told[256], word[64];
+  snprintf(told, sizeof told, " %s ", means_text ? means_text : "");
+  for (k = 0; k < means; ++k) {
+    snprintf(word, sizeof word, " %s ", words[k]);
+    meant[k] = strstr(told, word) != NULL;
   }
   assay_conventions_init(declared);
   for (; declares && *declares; declares += n + (declares[n] == ',')) {

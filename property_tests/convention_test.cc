@@ -356,7 +356,7 @@ TEST_F(ConventionKernel, ADeclarationThatCannotBeIsRefused) {
 // is.
 TEST_F(ConventionKernel, AWeightlessRowOf0MayMultiplyVBy0) {
   const std::string line = std::string(weightless) + ";v:0:0:0:2=nan";
-  for (const char* words : {"weightless-zero", "weightless-zero spreads"}) {
+  for (const char* words : {"weightless-zero", "weightless-times-v"}) {
     const Ran r = check(words, line + " convention=weightless-rows:zero");
     EXPECT_EQ(r.status, 0) << words << "\n" << r.output;
   }

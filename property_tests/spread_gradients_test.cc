@@ -56,7 +56,9 @@ class SpreadingKernel {
       for (Index c = 0; c < s.value_dim; ++c)
         delta += at(d_o_, b, h, i, c) * at(given.o, b, h, i, c);
       for_each_key(b, h, i, [&](Index j, double score) {
-        const double weight = score == -inf ? 0 : std::exp(score - at(given.lse, b, h, i, 0));
+        // A row that sees no key has an LSE of -inf, to which kernels give weights of 0.
+        const double lse = at(given.lse, b, h, i, 0);
+        const double weight = lse == -inf ? (std::isnan(score) ? nan : 0) : std::exp(score - lse);
         double dp = 0;
         for (Index c = 0; c < s.value_dim; ++c) dp += at(d_o_, b, h, i, c) * at(p_.v, b, g, j, c);
         const double ds = weight * (dp - delta);

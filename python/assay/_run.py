@@ -139,7 +139,7 @@ def case_of(
         name = word.split("=")[0]
         if name not in known and name in ("window", "sink", "dropout", "starts", "lengths"):
             said["features"].append(name)
-    said["features"] += [n for n in ("bias",) if n in given]
+    said["features"] += [n for n in ("bias", "dlse") if n in given]
     return said
 
 
