@@ -318,7 +318,7 @@ TEST(BackwardPass, RefusesWhatCannotBe) {
   expect([](P&, In& in, Out&) { in.d_o = {}; }, bad, "d_o is null");
   expect([](P&, In& in, Out&) { in.d_o.dtype = Dtype::f16; }, bad,
          "d_o is f16, q is f32; they must agree");
-  expect([](P&, In& in, Out&) { in.d_lse = in.o; }, bad, "d_lse");
+  expect([](P&, In& in, Out& out) { in.d_lse = out.dq; }, bad, "d_lse");
   expect([](P&, In& in, Out&) { in.d_lse = in.lse, in.d_lse.dtype = Dtype::f16; }, bad,
          "d_lse is f16; it must be f32");
   expect([](P&, In&, Out& out) { out.dq = {}; }, bad, "dq is null");
