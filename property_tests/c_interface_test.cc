@@ -597,6 +597,27 @@ TEST(CInterface, Backward) {
             ASSAY_INVALID_ARGUMENTS);
   EXPECT_EQ(assay_attention_backward(c.context, &c.problem, &c.to, &c.tlse, &td_o, nullptr),
             ASSAY_INVALID_ARGUMENTS);
+  // A loss that is the sum of LSE: with equal weights dQ is the scaled mean of K.
+  std::fill(d_o.begin(), d_o.end(), 0.0f);
+  std::vector<float> d_lse(c.lse.size(), 1);
+  assay_tensor td_lse = c.tlse;
+  td_lse.data = d_lse.data();
+  g.d_lse = &td_lse;
+  ASSERT_EQ(assay_attention_backward(c.context, &c.problem, &c.to, &c.tlse, &td_o, &g), 0)
+      << assay_last_error();
+  const auto keys = static_cast<std::size_t>(c.tk.shape[2]),
+             dim = static_cast<std::size_t>(c.tk.shape[3]);
+  float sum = 0;
+  for (std::size_t j = 0; j < keys; ++j) sum += c.k[j * dim];
+  EXPECT_NE(sum, 0);
+  EXPECT_NEAR(dq[0], sum / static_cast<float>(keys) / std::sqrt(static_cast<float>(dim)), 1e-5);
+  for (float x : dv) EXPECT_EQ(x, 0);
+  td_lse.shape[2] = 1;
+  refused("d_lse.shape[2] = 1 is not 3");
+  td_lse = c.tlse;
+  td_lse.data = dk.data();
+  refused("dk overlaps d_lse");
+  g.d_lse = nullptr;
   // Inputs may overlap one another: here dO is O.
   EXPECT_EQ(assay_attention_backward(c.context, &c.problem, &c.to, &c.tlse, &c.to, &g), 0)
       << assay_last_error();
