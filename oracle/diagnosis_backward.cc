@@ -243,6 +243,9 @@ class GradientSums {
                const Contract& contract, Index b, Index g)
       : s_(right.shape), input_(input), contract_(contract), b_(b), g_(g) {}
 
+  // The formula of a right kernel, for a problem that was altered.
+  GradientFormula right(const Attention& problem) const { return {problem, input_}; }
+
   GroupSums compute(const GradientFormula& f) const {
     GroupSums sums(s_);
     const auto key_head = [&](Index h) { return f.key_head ? f.key_head(h) : h / s_.group(); };
@@ -487,7 +490,7 @@ std::vector<Explanation> coarser_arithmetics(const Attention& problem, const Att
     if (h.rounds_operands && !round_inputs(a, h.rounds_operands)) continue;
     std::vector<GroupSums> draws;
     for (const double dither : {1.0, 1.15, 1.32, 1.52}) {
-      GradientFormula f(a.problem);
+      GradientFormula f = sums.right(a.problem);
       f.rounds_operands = h.rounds_operands;
       f.rounds_weights = h.rounds_weights;
       f.dither = dither;
