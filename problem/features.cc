@@ -40,6 +40,8 @@ constexpr Flag features_of_attention[] = {
     {"sink", [](const Case& c) { return c.sink.has_value(); }},
     {"dropout", [](const Case& c) { return c.dropout != 0; }},
     {"store", [](const Case& c) { return bool(c.cache) && c.cache_dtype() != c.dtype; }},
+    {"scales", [](const Case& c) { return c.cache.scale != CacheScale::e8m0; }},
+    {"pages", [](const Case& c) { return c.cache.order != PageOrder::apart; }},
 };
 
 template <NamedEnum E>
