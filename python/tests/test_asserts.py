@@ -41,6 +41,30 @@ def test_masks_compose():
             assay.assert_attention(o, **{name: t for name, t in asked.items() if name != left_out})
 
 
+def test_tokens_of_a_cache():
+    torch.manual_seed(9)
+    q, k, v = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
+
+    def stored(tokens, read=lambda scale: scale):
+        scale = tokens.abs().amax(-1, keepdim=True) / 448
+        return (tokens / scale).to(torch.float8_e4m3fn).float() * read(scale)
+
+    o, lse = right_torch(q, stored(k), stored(v))
+    asked = dict(q=q, k=k, v=v, lse=lse, store="f8e4m3:f32")
+    assay.assert_attention(o, **asked)
+    with pytest.raises(assay.Failure):
+        assay.assert_attention(o, **{**asked, "store": None})
+    o, lse = right_torch(q, stored(k, lambda s: 2 ** s.log2().ceil()), stored(v))
+    with pytest.raises(assay.Failure):
+        assay.assert_attention(o, **{**asked, "lse": lse})
+    scales = dict(k_scales=torch.full([1], 0.01), v_scales=torch.full([1], 0.01))
+    given = [(t / 0.01).clamp(-448, 448).to(torch.float8_e4m3fn).float() * 0.01 for t in (k, v)]
+    o, lse = right_torch(q, *given)
+    assay.assert_attention(o, **{**asked, "lse": lse, "store": "f8e4m3:f32-tensor"}, **scales)
+    with pytest.raises(assay.InputError, match="store"):
+        assay.assert_attention(o, **{**asked, "store": "f8 e4m3"})
+
+
 def test_a_failure_says_where_in_under_ten_lines(small):
     o = small.pop("o").clone()
     o[1, 2, 3, 4] += 1e-3
