@@ -66,7 +66,7 @@ double scale_for(const Case& c, double largest) {
 }  // namespace
 
 Index columns_of_a_scale(const Case& c, Index columns) {
-  return has_scales(c) && c.cache.group > 0 ? c.cache.group : columns;
+  return has_scales(c) && c.cache.group > 0 ? c.cache.group : std::max<Index>(columns, 1);
 }
 
 Tensor scales_of_tokens(const Case& c, const TensorView& tokens, Surroundings around) {

@@ -8,7 +8,7 @@
 
 namespace assay {
 
-// How many columns of a token and head share a scale.
+// How many columns of a token and head share a scale; at least 1.
 Index columns_of_a_scale(const Case& c, Index columns);
 
 // The scales of tokens [B, H, L, columns], as f64 [B, H, L, groups]; empty if the cache has none.

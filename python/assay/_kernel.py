@@ -149,7 +149,7 @@ class Kernel:
             for keyword in self._takes.keywords:
                 found += KEYWORDS.get(keyword, ())
             if self.operation == "decode":
-                found += ["cache=contiguous", "cache=paged", "offset"]
+                found += ["cache=contiguous", "cache=paged", "pages", "offset"]
                 found.remove("empty")
         found.append({"decode": "attention"}.get(self.operation, self.operation))
         if self.gradients is not None:
