@@ -45,9 +45,13 @@ def test_tokens_of_a_cache():
     torch.manual_seed(9)
     q, k, v = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
 
+    def e4m3(x):
+        step = 2.0 ** (x.abs().clamp(min=2**-6).log2().floor() - 3)
+        return ((x / step).round() * step).clamp(-448, 448)
+
     def stored(tokens, read=lambda scale: scale):
         scale = tokens.abs().amax(-1, keepdim=True) / 448
-        return (tokens / scale).to(torch.float8_e4m3fn).float() * read(scale)
+        return e4m3(tokens / scale) * read(scale)
 
     o, lse = right_torch(q, stored(k), stored(v))
     asked = dict(q=q, k=k, v=v, lse=lse, store="f8e4m3:f32")
@@ -58,8 +62,7 @@ def test_tokens_of_a_cache():
     with pytest.raises(assay.Failure):
         assay.assert_attention(o, **{**asked, "lse": lse})
     scales = dict(k_scales=torch.full([1], 0.01), v_scales=torch.full([1], 0.01))
-    given = [(t / 0.01).clamp(-448, 448).to(torch.float8_e4m3fn).float() * 0.01 for t in (k, v)]
-    o, lse = right_torch(q, *given)
+    o, lse = right_torch(q, *(e4m3(t / scales["k_scales"]) * scales["k_scales"] for t in (k, v)))
     assay.assert_attention(o, **{**asked, "lse": lse, "store": "f8e4m3:f32-tensor"}, **scales)
     with pytest.raises(assay.InputError, match="store"):
         assay.assert_attention(o, **{**asked, "store": "f8 e4m3"})
