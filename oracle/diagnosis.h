@@ -20,7 +20,7 @@ struct Explanation {
   std::vector<std::string> same;
   std::string arithmetic;  // of which the errors are typical; empty: they are inside their bounds
   double median = 0, largest = 0;  // of s over the rows that were asked
-  double limit = 0;                // of s
+  double limit = 0;                // of s; 0: no s was asked, and every element is inside its bound
 };
 
 struct Diagnosis {

@@ -115,7 +115,7 @@ void score_rows(const EvidenceRows& rows, const Replicates& typical, Evidence& e
 Evidence weigh(const ProjectedAttention& problem, const AttentionOutput& out,
                const Contract& strict, std::span<const Contract> contracts,
                const std::vector<SuspectRow>& suspects, const JudgeOptions& options) {
-  if (problem.projection) return not_asked("K and V are computed from a latent cache");
+  if (problem.projection) return not_asked("K and V are products that the kernel computes");
   if (problem.q.dtype == Dtype::f64 || out.o.dtype == Dtype::f64)
     return not_asked("replicates compute in binary32");
   // Codes times scales: kernels multiply by the scale before or after the sums.

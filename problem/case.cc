@@ -49,10 +49,37 @@ void check_cached_lengths(const Case& c) {
     refuse(fmt::format("lengths with a cache: the longest sequence has all {} keys", c.shape.keys));
 }
 
+// f32 scales: of codes with at most 8 bits, whose tokens are f32 numbers.
+void check_scales(const Case& c) {
+  const CacheSpec& k = c.cache;
+  if (k.scale == CacheScale::e8m0) return;
+  const std::string store =
+      fmt::format("store={}:{}", format(c.cache_dtype()).name, name_of(k.scale));
+  if (format(c.cache_dtype()).bits > 8) refuse(store + ": only f8 and f4 have scales");
+  if (k.kind == CacheSpec::Kind::latent) refuse(store + ": the scales of a latent cache are e8m0");
+  if (c.dtype == Dtype::f64) refuse(store + " with dtype=f64: a token is f32, f16 or bf16");
+  if (k.group > 0 && k.scale != CacheScale::f32)
+    refuse(
+        fmt::format("{} with groups of {}: a scale belongs to more than a group", store, k.group));
+}
+
+// K and V in one buffer have rows of one length, and no layout of their own.
+void check_order(const Case& c) {
+  if (c.cache.order == PageOrder::apart) return;
+  const std::string pages = fmt::format("pages={}", name_of(c.cache.order));
+  if (c.cache.kind != CacheSpec::Kind::paged) refuse(pages + " needs cache=paged");
+  if (c.shape.dim != c.shape.value_dim)
+    refuse(fmt::format("{}: K and V share rows, so d={}/{} cannot be", pages, c.shape.dim,
+                       c.shape.value_dim));
+  for (const LayoutKind l : {c.k_layout, c.v_layout})
+    if (l != LayoutKind::bhsd)
+      refuse(fmt::format("{} with layout={}: pages lie either way", pages, name_of(l)));
+}
+
 void check_cache(const Case& c) {
   const CacheSpec& k = c.cache;
   if (!k) {
-    if (k != CacheSpec{}) refuse("store and chunks need cache=...");
+    if (k != CacheSpec{}) refuse("store, pages and chunks need cache=...");
     return;
   }
   if (c.operation == Operation::backward)
@@ -86,6 +113,8 @@ void check_cache(const Case& c) {
                        format(dtype).name));
   if (k.group > 0 && format(dtype).bits > 8)
     refuse(fmt::format("store={}/{}: only f8 and f4 have scales", format(dtype).name, k.group));
+  check_scales(c);
+  check_order(c);
   if (dtype == Dtype::f4e2m1 && (c.hidden == Hidden::nan || c.hidden == Hidden::infinity))
     refuse("hidden=nan or inf: f4e2m1 has neither");
   for (const Poke& p : c.pokes)
@@ -319,6 +348,9 @@ Index case_bytes(const Case& c) {
   const Index cached =
       c.cache ? 24 * s.batch * s.kv_heads * s.keys * (s.dim + s.value_dim) +
                     4 * s.batch * slots * slot +
+                    (c.cache.scale == CacheScale::e8m0
+                         ? 0
+                         : 8 * s.batch * s.kv_heads * s.keys * (s.dim + s.value_dim + 2)) +
                     (latent ? 12 * s.kv_heads * (s.dim + s.value_dim) * c.cache.rank : 0)
               : 0;
   return backward + cached + tensor(c.q_layout, s.query_heads, s.rows, s.dim, in) +

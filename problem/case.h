@@ -40,6 +40,32 @@ inline constexpr auto table_of<Operation> = complete<Named<Operation>>({
     {Operation::product, "product"},
 });
 
+// What a scale of a cache of 8- and 4-bit floats is, and what shares it: a group of columns of one
+// token and head (e8m0, f32), a token with all its heads, a head in a page, or the whole of K or V.
+// The scales of pages and tensors are given: who writes tokens finds them in their place.
+enum class CacheScale : std::uint8_t { e8m0, f32, f32_token, f32_page, f32_tensor };
+template <>
+inline constexpr auto table_of<CacheScale> = complete<Named<CacheScale>>({
+    {CacheScale::e8m0, "e8m0"},
+    {CacheScale::f32, "f32"},
+    {CacheScale::f32_token, "f32-token"},
+    {CacheScale::f32_page, "f32-page"},
+    {CacheScale::f32_tensor, "f32-tensor"},
+});
+constexpr bool is_given(CacheScale s) {
+  return s == CacheScale::f32_page || s == CacheScale::f32_tensor;
+}
+
+// How K and V lie in the pages that a kernel gets: in a buffer each, or in one buffer, as
+// [page][2][tokens][heads][D] or as [page][tokens][heads][2][D].
+enum class PageOrder : std::uint8_t { apart, halves, rows };
+template <>
+inline constexpr auto table_of<PageOrder> = complete<Named<PageOrder>>({
+    {PageOrder::apart, "apart"},
+    {PageOrder::halves, "halves"},
+    {PageOrder::rows, "rows"},
+});
+
 // Says that keys and values come out of a cache. The rows are those of the last tokens that were
 // appended.
 struct CacheSpec {
@@ -48,6 +74,8 @@ struct CacheSpec {
   Index rank = 64, rotary = 8;  // only for latent
   std::optional<Dtype> dtype;   // of the storage; the dtype of Q if absent
   Index group = 0;              // elements that share a scale, 0: all of a token's; for f8 and f4
+  CacheScale scale = CacheScale::e8m0;  // for f8 and f4
+  PageOrder order = PageOrder::apart;   // only for paged
   // The rows of each call; the last number is repeated. Empty: one call.
   std::vector<Index> chunks;
   bool operator==(const CacheSpec&) const = default;

@@ -499,16 +499,28 @@ std::vector<Field> cache_fields() {
        [](Case& c, Cursor& in) { parse_cache(in, c.cache); }},
       {"store",
        "dtype of the cache, and elements a scale (f8, f4): f8e4m3/32; default: that of Q, one "
-       "scale a token",
+       "scale a token and head; scales are " +
+           one_of(values_of<CacheScale>) + ": f8e4m3/32:f32",
        [](const Case& c) {
-         if (!c.cache.dtype && c.cache.group == 0) return std::string();
+         const CacheSpec& k = c.cache;
+         if (!k.dtype && k.group == 0 && k.scale == CacheScale::e8m0) return std::string();
          return std::string(format(c.cache_dtype()).name) +
-                (c.cache.group > 0 ? fmt::format("/{}", c.cache.group) : "");
+                (k.group > 0 ? fmt::format("/{}", k.group) : "") +
+                (k.scale != CacheScale::e8m0 ? fmt::format(":{}", name_of(k.scale)) : "");
        },
        [](Case& c, Cursor& in) {
          c.cache.dtype = in.value<Dtype>();
          if (in.accept('/')) c.cache.group = in.integer();
+         if (in.accept(':')) c.cache.scale = in.value<CacheScale>();
        }},
+      {"pages",
+       "how K and V lie in the pages that a kernel gets: " + one_of(values_of<PageOrder>) +
+           " (in one buffer, [page][2][tokens][heads][D] or [page][tokens][heads][2][D])",
+       [](const Case& c) {
+         return c.cache.order == PageOrder::apart ? std::string()
+                                                  : std::string(name_of(c.cache.order));
+       },
+       [](Case& c, Cursor& in) { c.cache.order = in.value<PageOrder>(); }},
       {"chunks",
        "rows of each call after another, the last again and again: 5,1; default: one call",
        [](const Case& c) { return print_list(c.cache.chunks); },

@@ -41,6 +41,8 @@ constexpr Flag features_of_attention[] = {
     {"dropout", [](const Case& c) { return c.dropout != 0; }},
     {"dlse", [](const Case& c) { return c.lse_gradient.has_value(); }},
     {"store", [](const Case& c) { return bool(c.cache) && c.cache_dtype() != c.dtype; }},
+    {"scales", [](const Case& c) { return c.cache.scale != CacheScale::e8m0; }},
+    {"pages", [](const Case& c) { return c.cache.order != PageOrder::apart; }},
 };
 
 template <NamedEnum E>

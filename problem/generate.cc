@@ -5,9 +5,9 @@
 #include <cmath>
 #include <limits>
 
+#include "problem/cached_tokens.h"
 #include "problem/draw.h"
 #include "problem/parallel.h"
-#include "problem/weight_sets.h"
 
 namespace assay {
 namespace {
@@ -216,39 +216,6 @@ Tensor contiguous(Dtype dtype, const Extents& shape, Surroundings around) {
   return Tensor(dtype, shape, make_layout(LayoutKind::bhsd, shape, 1), around);
 }
 
-// The numbers that a cache holds after rounding, in f64. In f8 and f4 each group has a scale. It is
-// the least 2^e, e >= -127, with which the largest finite magnitude of the group does not exceed
-// the largest number of the dtype. Numbers saturate at the largest code whose value times the scale
-// is in the range of f32.
-Tensor cached_values(const Case& c, const TensorView& tokens, Surroundings around) {
-  const Dtype dtype = c.cache_dtype();
-  Tensor out = contiguous(Dtype::f64, tokens.shape, around);
-  const TensorView& to = out.view();
-  const Index columns = tokens.shape[3];
-  const bool scaled = format(dtype).bits <= 8;
-  const Index group = scaled && c.cache.group > 0 ? c.cache.group : columns;
-  parallel_for(tokens.shape[0] * tokens.shape[1] * tokens.shape[2], 0, [&](Index row) {
-    const Index i = row % tokens.shape[2], h = row / tokens.shape[2] % tokens.shape[1],
-                b = row / tokens.shape[2] / tokens.shape[1];
-    for (Index first = 0; first < columns; first += group) {
-      const Index last = std::min(columns, first + group);
-      double largest = 0, scale = 1;
-      for (Index d = first; d < last; ++d) {
-        const double x = std::fabs(load(tokens, tokens.at(b, h, i, d)));
-        if (std::isfinite(x)) largest = std::max(largest, x);
-      }
-      if (scaled) scale = std::ldexp(1.0, covering_exponent(dtype, largest));
-      for (Index d = first; d < last; ++d) {
-        double x = round_to(dtype, load(tokens, tokens.at(b, h, i, d)) / scale);
-        while (scaled && std::fabs(x) * scale > format(Dtype::f32).max_finite)
-          x = decode(dtype, encode(dtype, x) - 1);
-        store(to, to.at(b, h, i, d), scale * x);
-      }
-    }
-  });
-  return out;
-}
-
 // Fills tokens of rank + rotary elements, up-projections with a gain of about 1, and the K and V
 // that they mean.
 void fill_latent(const Case& c, Inputs& in) {
@@ -267,8 +234,10 @@ void fill_latent(const Case& c, Inputs& in) {
   fill(in.token_v.view(), normal(Stream::rotary, 1));
   fill(in.up_k.view(), normal(Stream::up_k, gain));
   fill(in.up_v.view(), normal(Stream::up_v, gain));
-  const Tensor latent = cached_values(c, in.token_k.view(), in.around),
-               turned = cached_values(c, in.token_v.view(), in.around);
+  in.k_scales = scales_of_tokens(c, in.token_k.view(), in.around);
+  in.v_scales = scales_of_tokens(c, in.token_v.view(), in.around);
+  const Tensor latent = values_of_tokens(c, in.token_k.view(), in.k_scales.view(), in.around),
+               turned = values_of_tokens(c, in.token_v.view(), in.v_scales.view(), in.around);
   ProjectedAttention& a = in.problem;
   const Extents k_shape = s.k_extents(), v_shape = s.v_extents();
   in.k = contiguous(Dtype::f64, k_shape, in.around);
@@ -537,10 +506,16 @@ Inputs::Inputs(const Case& c, Surroundings around_) : around(around_) {
   if (c.cache && c.cache.kind != CacheSpec::Kind::latent) {
     token_k = std::move(k);
     token_v = std::move(v);
-    k = cached_values(c, token_k.view(), around);
-    v = cached_values(c, token_v.view(), around);
+    k_scales = scales_of_tokens(c, token_k.view(), around);
+    v_scales = scales_of_tokens(c, token_v.view(), around);
+    k = values_of_tokens(c, token_k.view(), k_scales.view(), around);
+    v = values_of_tokens(c, token_v.view(), v_scales.view(), around);
     problem.k = k.view();
     problem.v = v.view();
+    if (c.cache.scale == CacheScale::e8m0) return;
+    k_absolute = magnitudes_of(problem.k, around);
+    v_absolute = magnitudes_of(problem.v, around);
+    problem.projection = {k_absolute.view(), v_absolute.view(), 1, 0};
   }
 }
 
@@ -558,6 +533,8 @@ Inputs::Inputs(const Inputs& other)
       up_v(other.up_v),
       k_absolute(other.k_absolute),
       v_absolute(other.v_absolute),
+      k_scales(other.k_scales),
+      v_scales(other.v_scales),
       keep(other.keep),
       problem(other.problem) {
   problem.q = q.view();

@@ -28,6 +28,8 @@ struct Inputs {
   // [B, 1, Lk, rank], the rotary part [B, 1, Lk, rotary] and the up-projections. problem.k and
   // problem.v then hold, in f64, what the cache means after its rounding.
   Tensor token_k, token_v, up_k, up_v, k_absolute, v_absolute;
+  // The scales of the tokens of a cache with 8- or 4-bit floats: f64 [B, H, Lk, groups].
+  Tensor k_scales, v_scales;
   std::vector<std::uint8_t> keep;
   ProjectedAttention problem;
 };

@@ -736,6 +736,49 @@ TEST(GenerateCache, HoldsRoundedTokens) {
   }
 }
 
+// f32 scales, of what shares them: the largest magnitude / 448, rounded once; three quarters of
+// that where scales are given, so that large numbers saturate.
+TEST(GenerateCache, ScalesInF32) {
+  const auto shares = [](std::string_view kind, const Extents& one, const Extents& other) {
+    if (kind == "f32-tensor") return true;
+    if (one[0] != other[0]) return false;
+    if (kind == "f32-token") return one[2] == other[2];
+    if (one[1] != other[1]) return false;
+    if (kind == "f32-page") return one[2] / 3 == other[2] / 3;
+    return one[2] == other[2] && (kind == "f32" || one[3] / 16 == other[3] / 16);
+  };
+  for (const char* kind : {"f32", "groups", "f32-token", "f32-page", "f32-tensor"}) {
+    const std::string_view name(kind);
+    const Case c = parse_case(
+        std::string("attention b=2 h=2 l=7 d=24 scores=heavy-tail cache=paged:3 store=f8e4m3") +
+        (name == "groups" ? "/16:f32" : ":" + std::string(name)));
+    const Inputs in(c);
+    const TensorView &tokens = in.token_v.view(), &read = in.problem.v;
+    std::vector<Extents> all;
+    for_each_index(tokens.shape,
+                   [&](Index b, Index h, Index i, Index d) { all.push_back({b, h, i, d}); });
+    const auto element = [](const TensorView& t, const Extents& p) {
+      return load(t, t.at(p[0], p[1], p[2], p[3]));
+    };
+    Index saturated = 0;
+    for (const Extents& p : all) {
+      float largest = 0;
+      for (const Extents& other : all)
+        if (shares(name, p, other))
+          largest = std::max(largest, std::fabs(static_cast<float>(element(tokens, other))));
+      const bool given = name == "f32-page" || name == "f32-tensor";
+      const float scale = (given ? 0.75f : 1.0f) * (largest / 448.0f);
+      const float x = static_cast<float>(element(tokens, p));
+      const double code = decode(Dtype::f8e4m3, encode(Dtype::f8e4m3, x / scale));
+      EXPECT_EQ(element(read, p), code * scale) << name;
+      saturated += std::fabs(x / scale) > 464;
+    }
+    EXPECT_EQ(saturated > 0, name == "f32-page" || name == "f32-tensor") << name;
+    EXPECT_EQ(in.problem.projection.length, 1);
+    EXPECT_EQ(element(in.problem.projection.v_absolute, all[5]), std::fabs(element(read, all[5])));
+  }
+}
+
 TEST(GenerateCache, LatentKeysAreProjectedTokens) {
   const Case c =
       parse_case("attention b=2 h=4/2 l=3x5 d=9/4 offset=end cache=latent:2:16+3 store=bf16");

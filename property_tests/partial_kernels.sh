@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Judges the small kernels of partial_kernels.c and partial_writers.c: the right ones must pass, and
+# Judges the small kernels of partial_kernels.c, _writers.c and _caches.c: the right ones must pass, and
 # every fault must be found. Prints a row for each kind: how many cases of the whole suite the kernel
 # does, how many the suite has that is drawn for it, and after how many cases each fault was found.
 #   partial_kernels.sh ASSAY SOURCE [KIND...]    all kinds, if none is named
@@ -12,7 +12,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 flags=(-std=gnu11 -O2 -ffp-contract=off "-I$source/include")
-for file in partial_kernels partial_writers; do
+for file in partial_kernels partial_writers partial_caches; do
   "${CC:-cc}" "${flags[@]}" -DLIST -o "$work/list" "$source/property_tests/$file.c"
   "${CC:-cc}" "${flags[@]}" -shared -fPIC -o "$work/lib$file.so" "$source/property_tests/$file.c" -lm
   "$work/list" | sed "s/^/$file /" >> "$work/kinds"

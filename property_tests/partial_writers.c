@@ -377,8 +377,9 @@ static int is_of(const assay_dtype* d, int bits) {
   return d->code == (bits == -16 ? ASSAY_BFLOAT : ASSAY_FLOAT) && d->bits == abs(bits);
 }
 
-/* Codes that lie side by side. */
+/* Codes that lie side by side, and scales of E8M0. */
 static int has_such_rows(const assay_pages* p) {
+  if (p->k_scales && p->k_scales->dtype.code != ASSAY_FLOAT8_E8M0FNU) return 0;
   return is_of(&p->k->dtype, now->format) && p->k->strides[3] == 1 && p->v->strides[3] == 1;
 }
 

@@ -420,6 +420,69 @@ TEST_F(Records, LayoutsRanksUnitsAndAlignment) {
   EXPECT_EQ(single.judged(file()), Outcome::pass);
 }
 
+// What a reader makes of tokens that a cache stores as E4M3 with f32 scales. `read` is the scale
+// that it takes for a scale.
+std::vector<float> through_cache(const std::vector<float>& tokens, Index columns,
+                                 const std::function<float(float)>& read) {
+  std::vector<float> found;
+  for (std::size_t first = 0; first < tokens.size(); first += usize(columns)) {
+    float largest = 0;
+    for (std::size_t d = 0; d < usize(columns); ++d)
+      largest = std::max(largest, std::fabs(tokens[first + d]));
+    const float scale = largest / 448;
+    for (std::size_t d = 0; d < usize(columns); ++d)
+      found.push_back(static_cast<float>(
+                          decode(Dtype::f8e4m3, encode(Dtype::f8e4m3, tokens[first + d] / scale))) *
+                      read(scale));
+  }
+  return found;
+}
+
+// The tokens of a record are those that were appended, if its line says how the cache stores them.
+// A reader that takes another scale than the writer is found, and its fault is named.
+TEST_F(Records, TokensOfACache) {
+  constexpr Index dim = 32;
+  const Made tokens = Made::attention(2, 4, 2, 3, 11, dim);
+  const auto answered = [&](const std::function<float(float)>& read, const char* line) {
+    Made m = tokens;
+    for (const char* name : {"k", "v"}) m.values(name) = through_cache(m.values(name), dim, read);
+    m.answer(all);
+    for (const char* name : {"k", "v"}) m.values(name) = Made(tokens).values(name);
+    m.metadata["record"] = line;
+    return m;
+  };
+  const auto same = [](float scale) { return scale; };
+  const auto power = [](float scale) { return std::exp2(std::ceil(std::log2(scale))); };
+  EXPECT_EQ(answered(same, "attention store=f8e4m3:f32").judged(file()), Outcome::pass);
+  EXPECT_EQ(answered(same, "attention").judged(file()), Outcome::fail);
+  EXPECT_EQ(answered(same, "attention store=f8e4m3").judged(file()), Outcome::fail);
+  const Made wrong = answered(power, "attention store=f8e4m3:f32");
+  EXPECT_EQ(wrong.judged(file()), Outcome::fail);
+  const RecordFile read(file());
+  EXPECT_THAT(sentence_on(verify(read, read.read("")).diagnosis),
+              HasSubstr("looks like: scales of the cache are rounded up to a power of two"));
+  // The scales of a page or a tensor are given.
+  Made given = answered(same, "attention store=f8e4m3:f32-tensor");
+  EXPECT_THAT(given.refused(file()), HasSubstr("the scales of pages and tensors are given"));
+  for (const char* name : {"k_scales", "v_scales"}) given.tensors[name] = {"F32", {1}, {0.01f}};
+  EXPECT_EQ(given.judged(file()), Outcome::fail);
+  for (const char* name : {"k", "v"})
+    for (float& x : given.values(name))
+      x = static_cast<float>(decode(Dtype::f8e4m3, encode(Dtype::f8e4m3, x / 0.01f))) * 0.01f;
+  given.answer(all);
+  for (const char* name : {"k", "v"}) given.values(name) = Made(tokens).values(name);
+  EXPECT_EQ(given.judged(file()), Outcome::pass);
+  given.values("k_scales")[0] = 0;
+  EXPECT_THAT(given.refused(file()), HasSubstr("k_scales holds 0; a scale is finite and above 0"));
+  Made other = tokens;
+  other.answer(all);
+  for (const auto& [line, words] : {std::pair{"attention store=f16:f32", "only f8 and f4"},
+                                    {"attention store=f9", "store: expected one of"}}) {
+    other.metadata["record"] = line;
+    EXPECT_THAT(other.refused(file()), HasSubstr(words));
+  }
+}
+
 TEST_F(Records, MasksSayWhatTheySay) {
   Made m = Made::attention(2, 4, 2, 4, 6, 6);
   const auto with = [&](const std::string& line,

@@ -28,12 +28,23 @@ std::string unsupported_dtype(const Attention& p, Dtype out) {
   return {};
 }
 
+// The caches of this project have scales of E8M0, and lay out their pages themselves.
+std::string unsupported_cache(const CacheSpec& k) {
+  if (k.scale != CacheScale::e8m0)
+    return fmt::format("a cache with scales of {}", name_of(k.scale));
+  if (k.order != PageOrder::apart) return fmt::format("pages={}", name_of(k.order));
+  return {};
+}
+
 // In attention calls the candidates of this file take the three dtypes of attention; empty for
 // products and for those dtypes.
 std::string unsupported_dtype(const Call& call) {
   const auto of = [&](const Attention& p) { return unsupported_dtype(p, out_dtype(call)); };
   return std::visit(ByCall{[&](const ForwardCall& c) { return of(c.problem); },
-                           [&](const CachedCall& c) { return of(c.inputs.problem); },
+                           [&](const CachedCall& c) {
+                             const std::string why = unsupported_cache(c.c.cache);
+                             return why.empty() ? of(c.inputs.problem) : why;
+                           },
                            [&](const BackwardCall& c) { return of(c.problem); },
                            [](const auto&) { return std::string(); }},
                     call);

@@ -170,6 +170,34 @@ const assay_tensor* KernelCall::add_output(const TensorView& t) {
   return describe(t, reinterpret_cast<void*>(base_ + at), t.origin - reach(t).element);
 }
 
+std::vector<const assay_tensor*> KernelCall::add_pages(std::span<const TensorView> views,
+                                                       bool writable,
+                                                       std::span<const Index> pages) {
+  if (!views[0]) return std::vector<const assay_tensor*>(views.size(), nullptr);
+  Index first = reach(views[0]).first, last = first;
+  for (const TensorView& t : views) {
+    const Reach r = reach(t);
+    first = std::min(first, r.first);
+    last = std::max(last, r.first + r.bytes);
+  }
+  auto* data = static_cast<std::byte*>(views[0].data) + first;
+  const std::size_t at = place(usize(last - first), writable, data, writable ? data : nullptr,
+                               writable ? "an output" : "an input");
+  std::vector<const assay_tensor*> described;
+  for (const TensorView& t : views) {
+    for (const Index page : pages) {
+      TensorView one = t;
+      one.origin = t.at(page, 0, 0, 0);
+      one.shape[0] = 1;
+      const Reach r = reach(one);
+      regions_.back().parts.emplace_back(usize(r.first - first), usize(r.first - first + r.bytes));
+    }
+    described.push_back(describe(t, reinterpret_cast<void*>(base_ + at),
+                                 t.origin - first * 8 / format(t.dtype).bits));
+  }
+  return described;
+}
+
 void* KernelCall::add_output_bytes(void* to, std::size_t bytes) {
   return reinterpret_cast<void*>(base_ + place(bytes, true, to, to, "an output"));
 }

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <functional>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -57,6 +58,10 @@ class KernelCall {
   // Describes a tensor without memory, for questions about a problem.
   const assay_tensor* add_shape(const TensorView& t, std::optional<assay_dtype> as = {});
   // Bytes that the library writes; they are copied back.
+  // Views of one storage, in one region. Only these pages of the views are copied (all bytes, if
+  // none is named). Null for views without data.
+  std::vector<const assay_tensor*> add_pages(std::span<const TensorView> views, bool writable,
+                                             std::span<const Index> pages);
   void* add_output_bytes(void* to, std::size_t bytes);
   const void* add_bytes(const void* from, std::size_t bytes);
   template <class T>

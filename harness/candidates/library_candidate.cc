@@ -420,18 +420,25 @@ class Library : public Candidate {
   enum class Pages { shapes, inputs, outputs };
   static const assay_pages* add_pages(KernelCall& call, const PageViews& views, Pages as,
                                       const std::vector<std::int32_t>& table) {
-    const auto tensor = [&](const TensorView& t) {
-      return as == Pages::shapes   ? call.add_shape(t)
-             : as == Pages::inputs ? call.add_input(t)
-                                   : call.add_output(t);
+    const auto add = [&](const std::vector<TensorView>& of) {
+      if (as != Pages::shapes) return call.add_pages(of, as == Pages::outputs, views.used);
+      std::vector<const assay_tensor*> shapes;
+      for (const TensorView& t : of) shapes.push_back(call.add_shape(t));
+      return shapes;
     };
     assay_pages pages{};
     pages.version = ASSAY_VERSION;
     pages.struct_size = sizeof pages;
-    pages.k = tensor(views.k);
-    pages.v = tensor(views.v);
-    pages.k_scales = tensor(views.k_scales);
-    pages.v_scales = tensor(views.v_scales);
+    if (views.together) {
+      const auto both = add({views.k, views.v});
+      pages.k = both[0];
+      pages.v = both[1];
+    } else {
+      pages.k = add({views.k})[0];
+      pages.v = add({views.v})[0];
+    }
+    pages.k_scales = add({views.k_scales})[0];
+    pages.v_scales = add({views.v_scales})[0];
     pages.group_size = views.group;
     pages.page_size = views.size;
     pages.pages_per_sequence = views.each;

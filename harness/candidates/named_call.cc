@@ -140,8 +140,8 @@ NamedCall named(const CachedCall& c, Chunk rows) {
   NamedCall call{"decode", record_line(p, Operation::attention), {}, {}, {}, {}};
   Named in, out;
   in.add("q", p.q);
-  in.add("k_pages", pages->k.elements.view());
-  in.add("v_pages", pages->v.elements.view());
+  in.add("k_pages", pages->k.elements);
+  in.add("v_pages", pages->v.elements);
   in.to.push_back(
       {"block_table", c_list(pages->table.data(), ASSAY_INT, 32, {c.c.shape.batch, pages->each})});
   in.to.back().tensor.rank = 2;

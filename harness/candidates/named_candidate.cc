@@ -68,6 +68,8 @@ std::string NamedCandidate::unsupported(const Call& call) const {
                if (c.c.cache_dtype() != c.c.dtype)
                  return fmt::format("a cache in {} for queries in {}",
                                     format(c.c.cache_dtype()).name, format(c.c.dtype).name);
+               if (c.c.k_layout == LayoutKind::distant || c.c.v_layout == LayoutKind::distant)
+                 return "pages so far apart";
                return {};
              },
              [&](const BackwardCall& c) { return unsupported_problem(c.problem, facts_.features); },

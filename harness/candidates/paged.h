@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,18 +14,27 @@ namespace assay {
 // lengths, offsets and starts are those of the sequences at that time.
 Attention paged_problem(const Case& c, const Attention& whole, Chunk rows);
 
-// K or V in pages [pages, Hkv, size, columns]: elements, or codes and the E8M0 scales
-// [pages, Hkv, size, groups] of `group` columns each. The layouts are those that the case gives to
-// K and V, with a page in the place of a sequence.
+// K or V in pages [pages, Hkv, size, columns]: elements, or codes and the scales
+// [pages, Hkv, size, groups] of `group` columns each, E8M0 or f32. Strides of scales are 0 along
+// what shares a scale. The layouts are those that the case gives to K and V, with a page in the
+// place of a sequence, or those of its page order.
 struct PagedTensor {
-  Tensor elements, scales;  // without scales, the second tensor is empty
-  Index group = 0;          // 0: one scale for all columns
+  TensorView elements, scales;
+  Index group = 0;  // 0: one scale for all columns
 };
 
 // Pages as views, which have no data where only the shapes are asked for.
 struct PageViews {
   TensorView k, v, k_scales, v_scales;
   Index size = 0, each = 0, group = 0;
+  bool together = false;    // K and V lie in one buffer
+  std::vector<Index> used;  // of a pool with holes: the pages that may hold tokens; empty: all
+};
+
+// A part of the memory of pages that may hold tokens.
+struct PagedBytes {
+  const char* of;
+  std::span<std::byte> bytes;
 };
 
 // The tokens that the sequences have at the time of `problem`. Token j of sequence b is the slot
@@ -33,16 +43,20 @@ struct PagedTokens {
   PagedTensor k, v;
   Index size = 0, each = 0;
   std::vector<std::int32_t> table;  // -1: the page holds no token of the sequence
+  Index spare = -1;                 // a page of a paged cache that belongs to no sequence
+  bool together = false;
+  std::vector<Index> used;
+  // What the views point into: K and V, or both in one, and their scales.
+  std::vector<Tensor> storage;
 
   PageViews views() const {
-    return {k.elements.view(),
-            v.elements.view(),
-            k.scales.view(),
-            v.scales.view(),
-            size,
-            each,
-            k.group};
+    return {k.elements, v.elements, k.scales, v.scales, size, each, k.group, together, used};
   }
+  // All that may hold tokens, in the same order for pages of the same case.
+  std::vector<PagedBytes> parts() const;
+  bool guards_intact() const;
+  // Copies all tokens of a page, as who manages pages does before a shared page is written.
+  void copy_page(Index from, Index to) const;
   // Where a token goes: page * size + slot.
   Index slot_of(Index b, Index j) const {
     return Index{table[usize(b * each + j / size)]} * size + j % size;
@@ -51,13 +65,19 @@ struct PagedTokens {
 // Why such a case has no pages; empty if it has.
 std::string without_pages(const Case& c);
 PageViews page_shapes(const Case& c);
-// Pages without tokens, all of whose bytes are `filling`. They lie in an order of their own: those
-// of one sequence are apart, with falling numbers. The table is for all tokens from `starts` on,
-// and wider than any sequence needs.
-PagedTokens empty_pages(const Case& c, std::byte filling);
-// Stores the tokens [first, last) of every sequence, as the rule of caches says, and leaves out
-// those before the starts of the case.
-void store_tokens(const Case& c, const Inputs& in, Index first, Index last, PagedTokens& to);
+// Pages without tokens, all of whose bytes are `filling`, but for scales that are given. They lie
+// in an order of their own: those of one sequence are apart, with falling numbers; with
+// layout=distant they are spread over a pool of 3 * 2^16 + 1 pages and more than 2^32 elements,
+// whose other pages take no memory. The table is for all tokens from `starts` on, and wider than
+// any sequence needs.
+PagedTokens empty_pages(const Case& c, const Inputs& in, std::byte filling);
+// Stores the tokens [first, last) of every sequence in slots[b * (last - first) + i], as the rule
+// of caches says. Nothing is stored where that is -1.
+void store_tokens(const Case& c, const Inputs& in, Index first, Index last,
+                  std::span<const Index> slots, PagedTokens& to);
+// The slots of these tokens by the table; -1 before the starts of the case and behind the end of a
+// sequence.
+std::vector<Index> slots_of(const Case& c, const PagedTokens& pages, Index first, Index last);
 // The tokens of `problem`. Slots that no token fills hold NaN, and so do their scales.
 PagedTokens paged_tokens(const Case& c, const Inputs& in, const Attention& problem);
 

@@ -174,7 +174,10 @@ std::vector<Case> smaller(const Case& c) {
   step([&](Case& n) { n.gradient = plain.gradient; });
   step([&](Case& n) { n.cache = {}; });
   step([&](Case& n) { n.cache.chunks.clear(); });
-  step([&](Case& n) { n.cache.dtype.reset(), n.cache.group = 0; });
+  step([&](Case& n) { n.cache.order = PageOrder::apart; });
+  step([&](Case& n) { n.cache.scale = CacheScale::e8m0; });
+  step(
+      [&](Case& n) { n.cache.dtype.reset(), n.cache.group = 0, n.cache.scale = CacheScale::e8m0; });
   step([&](Case& n) {
     if (n.cache) n.cache.kind = CacheSpec::Kind::contiguous;
   });

@@ -313,6 +313,27 @@ std::vector<Level> layouts_of_tokens() {
           "layout=q:padded,k:strided,v:reversed"};
 }
 
+// What the caches of other people have, and that of this project has not: f32 scales, K and V in
+// one buffer, and pools that 32-bit offsets and 16-bit page numbers do not reach.
+void add_foreign_caches(std::vector<Factor>& factors) {
+  add_levels(
+      factors, "store",
+      {"store=f8e4m3:f32", "store=f8e4m3/32:f32", "store=f8e4m3:f32-token", "store=f8e4m3:f32-page",
+       "store=f8e4m3:f32-tensor", "store=f8e5m2:f32", stored_as_f4("store=f4e2m1/16:f32")});
+  const auto pages = [](const char* fields, bool one_length) {
+    return Level(fields, [=](Case& c) {
+      const bool plain = c.k_layout == LayoutKind::bhsd && c.v_layout == LayoutKind::bhsd;
+      if (c.cache.kind == CacheSpec::Kind::paged && plain &&
+          (!one_length || c.shape.dim == c.shape.value_dim))
+        set_fields(c, fields);
+    });
+  };
+  factors.push_back({"pages",
+                     {"", pages("pages=halves", true), pages("pages=rows", true),
+                      pages("layout=k:distant,v:distant", false)},
+                     false});
+}
+
 // Keys and values that come through a cache.
 Suite caches(const SuiteSeed& seed) {
   std::vector<Factor> factors = forward_factors();
@@ -336,6 +357,7 @@ Suite caches(const SuiteSeed& seed) {
        true});
   factors.push_back(
       {"chunks", {"", chunks("chunks=1"), chunks("chunks=5,1"), chunks("chunks=17,30")}, true});
+  if (!seed.has.has_all()) add_foreign_caches(factors);
   Suite suite{"caches",
               "prefill in chunks and decode through caches of every kind and dtype: every pair of "
               "features, every triple of structural ones",

@@ -18,15 +18,10 @@ struct Part {
   const PagedTensor &mine, &rule;
 };
 
-bool same_bytes(const Tensor& a, const Tensor& b) {
-  return a.size_in_bytes() == b.size_in_bytes() &&
-         (a.size_in_bytes() == 0 || std::memcmp(a.bytes(), b.bytes(), a.size_in_bytes()) == 0);
-}
-
 // Takes over from the candidate what no rule says: the bits of a NaN, and the nibble behind a row
 // of an odd number of nibbles.
 void take_over_free_bits(const Part& part, Index page, Index slot) {
-  const TensorView &mine = part.mine.elements.view(), &rule = part.rule.elements.view();
+  const TensorView &mine = part.mine.elements, &rule = part.rule.elements;
   const auto copy = [&](Index at) {
     const Index bytes = format(mine.dtype).bits / 8;
     std::memcpy(static_cast<std::byte*>(rule.data) + at * bytes,
@@ -64,9 +59,9 @@ std::string compare_token(const Part& part, Index b, Index j, Index page, Index 
       }
     return {};
   };
-  std::string wrong = compare("scale", part.mine.scales.view(), part.rule.scales.view());
+  std::string wrong = compare("scale", part.mine.scales, part.rule.scales);
   if (!wrong.empty()) return wrong;
-  return compare("column", part.mine.elements.view(), part.rule.elements.view());
+  return compare("column", part.mine.elements, part.rule.elements);
 }
 
 struct Pages {
@@ -74,22 +69,30 @@ struct Pages {
   std::array<Part, 2> parts() const { return {{{"K", mine.k, rule.k}, {"V", mine.v, rule.v}}}; }
 };
 
-std::string compare_pages(const Case& c, const Pages& pages, Index first, Index last) {
-  for (const Part& part : pages.parts()) {
-    for (Index b = 0; b < c.shape.batch; ++b)
-      for (Index j = std::max(first, start_of(c, b)); j < std::min(last, length_of(c, b)); ++j) {
-        const Index at = pages.rule.slot_of(b, j);
-        const Index page = at / pages.rule.size, slot = at % pages.rule.size;
-        if (std::string wrong = compare_token(part, b, j, page, slot); !wrong.empty()) return wrong;
-        take_over_free_bits(part, page, slot);
-      }
-    if (!same_bytes(part.mine.elements, part.rule.elements) ||
-        !same_bytes(part.mine.scales, part.rule.scales))
-      return fmt::format("a byte of the pages of {} that belongs to no new token was changed",
-                         part.name);
-    if (!part.mine.elements.guards_intact() || !part.mine.scales.guards_intact())
-      return fmt::format("the pages of {}: a guard band was overwritten", part.name);
+// The tokens [first, last) of every sequence, and the slots that they go to.
+struct Appended {
+  Index first, last;
+  std::vector<Index> slots;
+};
+
+std::string compare_pages(const Pages& pages, const Appended& tokens) {
+  for (std::size_t n = 0; n < tokens.slots.size(); ++n) {
+    const Index at = tokens.slots[n], count = tokens.last - tokens.first;
+    if (at < 0) continue;
+    for (const Part& part : pages.parts()) {
+      const Index page = at / pages.rule.size, slot = at % pages.rule.size;
+      const auto b = static_cast<Index>(n) / count,
+                 j = tokens.first + static_cast<Index>(n) % count;
+      if (std::string wrong = compare_token(part, b, j, page, slot); !wrong.empty()) return wrong;
+      take_over_free_bits(part, page, slot);
+    }
   }
+  const std::vector<PagedBytes> mine = pages.mine.parts(), rule = pages.rule.parts();
+  for (std::size_t n = 0; n < mine.size(); ++n)
+    if (!std::ranges::equal(mine[n].bytes, rule[n].bytes))
+      return fmt::format("a byte of the pages of {} that belongs to no new token was changed",
+                         mine[n].of);
+  if (!pages.mine.guards_intact()) return "a guard band of the pages was overwritten";
   return {};
 }
 
@@ -101,22 +104,18 @@ TensorView tokens_of(const TensorView& t, Index first, Index last) {
   return part;
 }
 
-// Appends the tokens [first, last) of every sequence in one call, and compares.
-std::string append(const Case& c, Candidate& candidate, const Inputs& in, Index first, Index last,
+// Appends tokens in one call, and compares.
+std::string append(const Case& c, Candidate& candidate, const Inputs& in, const Appended& tokens,
                    Pages& pages) {
-  const TensorView k = tokens_of(in.token_k.view(), first, last),
-                   v = tokens_of(in.token_v.view(), first, last);
-  std::vector<Index> slots;
-  for (Index b = 0; b < c.shape.batch; ++b)
-    for (Index j = first; j < last; ++j)
-      slots.push_back(j < start_of(c, b) || j >= length_of(c, b) ? -1 : pages.rule.slot_of(b, j));
-  const Request request{AppendCall{k, v, slots, pages.mine}, execution_of(c)};
+  const TensorView k = tokens_of(in.token_k.view(), tokens.first, tokens.last),
+                   v = tokens_of(in.token_v.view(), tokens.first, tokens.last);
+  const Request request{AppendCall{k, v, tokens.slots, pages.mine}, execution_of(c)};
   const WatchedInputs watched{{{"k", &in.token_k}, {"v", &in.token_v}}};
   if (std::string wrong = call_guarded(candidate, request, watched, {}, Poison::nan);
       !wrong.empty())
     return wrong;
-  store_tokens(c, in, first, last, pages.rule);
-  return compare_pages(c, pages, first, last);
+  store_tokens(c, in, tokens.first, tokens.last, tokens.slots, pages.rule);
+  return compare_pages(pages, tokens);
 }
 
 // The numbers of tokens after each call.
@@ -127,6 +126,79 @@ std::vector<Index> steps_of(const Case& c) {
   return steps;
 }
 
+// A call that writes where tokens were before, as those who manage the pages of many sequences make
+// it. A page is copied before.
+struct Rewriting {
+  const char* name;
+  Appended tokens;
+  Index copied_from = -1;
+};
+
+// The tokens [0, count) of every sequence, each with its slot; -1 for a token that goes nowhere.
+template <class Slot>
+Appended first_tokens(const Case& c, Index count, const Slot& slot) {
+  Appended tokens{0, count, {}};
+  for (Index b = 0; b < c.shape.batch; ++b)
+    for (Index i = 0; i < count; ++i) tokens.slots.push_back(slot(b, i));
+  return tokens;
+}
+
+// Sequences are cut back and appended to again; they go round in a ring; a page that one sequence
+// dropped belongs to another one; and a sequence that shares its last page with its source gets a
+// copy of that page, into which it writes while the source writes into its own.
+std::vector<Rewriting> rewritings(const Case& c, const PagedTokens& pages) {
+  const auto begin = [&](Index b) { return start_of(c, b); };
+  const auto stored = [&](Index b) { return std::max<Index>(0, length_of(c, b) - begin(b)); };
+  const Index third = std::max<Index>(1, c.shape.keys / 3);
+  std::vector<Rewriting> all;
+  all.push_back({"a sequence that was cut back", first_tokens(c, third, [&](Index b, Index i) {
+                   return i < stored(b) && third <= stored(b)
+                              ? pages.slot_of(b, length_of(c, b) - third + i)
+                              : -1;
+                 })});
+  all.push_back({"a ring of pages", first_tokens(c, third, [&](Index b, Index i) {
+                   const Index n = stored(b);
+                   return third < n ? pages.slot_of(b, begin(b) + (n - third / 2 - 1 + i) % n) : -1;
+                 })});
+  const Index last = c.shape.batch - 1;
+  if (pages.spare < 0 || last < 0 || stored(0) == 0) return all;
+  const Index dropped = pages.slot_of(0, begin(0)) / pages.size * pages.size;
+  const Index reused = std::min(pages.size, c.shape.keys);
+  all.push_back(
+      {"a page that another sequence dropped",
+       first_tokens(c, reused, [&](Index b, Index i) { return b == last ? dropped + i : -1; })});
+  const Index open = pages.slot_of(0, length_of(c, 0) - 1), slot = open % pages.size;
+  all.push_back(
+      {"a copy of a page that a fork shared",
+       first_tokens(c, 1,
+                    [&](Index b, Index) { return b == 0 ? pages.spare * pages.size + slot : -1; }),
+       open / pages.size});
+  all.push_back({"a page whose copy a fork has",
+                 first_tokens(c, 1, [&](Index b, Index) { return b == 0 ? open : -1; })});
+  return all;
+}
+
+// What is wrong with the pages after every call; empty if nothing is.
+std::string judge_calls(const Case& c, Candidate& candidate, const Inputs& in, Pages& pages) {
+  Index first = 0;
+  for (const Index last : steps_of(c)) {
+    if (last <= first) continue;
+    if (std::string wrong =
+            append(c, candidate, in, {first, last, slots_of(c, pages.rule, first, last)}, pages);
+        !wrong.empty())
+      return "append: " + wrong;
+    first = last;
+  }
+  if (c.shape.keys == 0) return {};
+  for (const Rewriting& r : rewritings(c, pages.rule)) {
+    for (const PagedTokens* p : {&pages.mine, &pages.rule})
+      if (r.copied_from >= 0) p->copy_page(r.copied_from, p->spare);
+    if (std::string wrong = append(c, candidate, in, r.tokens, pages); !wrong.empty())
+      return fmt::format("append to {}: {}", r.name, wrong);
+  }
+  return {};
+}
+
 }  // namespace
 
 JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in) {
@@ -134,17 +206,12 @@ JudgedBits judge_append(const Case& c, Candidate& candidate, const Inputs& in) {
   const Index stored = c.shape.batch * c.shape.kv_heads * c.shape.keys;
   JudgedBits judged{true, stored * (c.shape.dim + c.shape.value_dim), {}};
   for (const std::byte filling : {std::byte{0xFF}, std::byte{0x11}}) {
-    Pages pages{empty_pages(c, filling), empty_pages(c, filling)};
+    Pages pages{empty_pages(c, in, filling), empty_pages(c, in, filling)};
     const TensorView k = tokens_of(in.token_k.view(), 0, c.shape.keys),
                      v = tokens_of(in.token_v.view(), 0, c.shape.keys);
     if (!why_unsupported(candidate, AppendCall{k, v, {}, pages.mine}).empty()) return {};
-    Index first = 0;
-    for (const Index last : steps_of(c)) {
-      if (last <= first) continue;
-      judged.wrong = append(c, candidate, in, first, last, pages);
-      if (!judged.wrong.empty()) return judged.wrong = "append: " + judged.wrong, judged;
-      first = last;
-    }
+    judged.wrong = judge_calls(c, candidate, in, pages);
+    if (!judged.wrong.empty()) return judged;
   }
   return judged;
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "harness/judging/scale_faults.h"
 #include "harness/judging/step.h"
 #include "oracle/visibility.h"
 
@@ -36,7 +37,12 @@ Verdict ForwardStep::judge(const Out& out, const std::optional<Arithmetic>& arit
 Diagnosis ForwardStep::diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
                                 const Verdict& failed, const JudgeOptions& options) const {
   const Contract* contract = arithmetic ? &std::get<Contract>(*arithmetic) : nullptr;
-  return assay::diagnose(anchored(in.problem, conventions), out.view(), contract, failed, options);
+  const ProjectedAttention problem = anchored(in.problem, conventions);
+  Diagnosis found = assay::diagnose(problem, out.view(), contract, failed, options);
+  if (c.cache && c.cache.kind != CacheSpec::Kind::latent)
+    explain_by_scales({problem, in.k_scales.view(), in.v_scales.view(), c.cache.group}, out.view(),
+                      contract, options, found);
+  return found;
 }
 
 void ForwardStep::clear_unread(const Out& out) const {

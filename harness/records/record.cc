@@ -15,13 +15,16 @@
 #include <utility>
 
 #include "harness/judging/painter.h"
+#include "harness/judging/scale_faults.h"
 #include "harness/text.h"
 #include "kernels/validate.h"
 #include "oracle/visibility.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/diagnosis.h"
 #include "oracle/product.h"
+#include "problem/cached_tokens.h"
 #include "problem/clock.h"
+#include "problem/generate.h"
 #include "problem/read_number.h"
 
 namespace assay {
@@ -394,6 +397,63 @@ void read_conventions(Reader& reader, RecordLine& line, Record& r) {
   }
 }
 
+// Reads scales that are given, [B, Hkv, Lk, 1] or what broadcasts to that.
+Tensor given_scales(Reader& reader, const char* name, const TensorView& tokens) {
+  const StoredTensor& t = reader.need(name, "the scales of pages and tensors are given");
+  Extents shape = tokens.shape;
+  shape[3] = 1;
+  const TensorView given = broadcast_floats(reader, name, t, shape);
+  Tensor scales(Dtype::f64, shape, make_layout(LayoutKind::bhsd, shape, 1));
+  for_each_index(shape, [&](Index b, Index h, Index j, Index d) {
+    const double scale = load(given, given.at(b, h, j, d));
+    if (!(scale > 0 && std::isfinite(scale)))
+      reader.fail(fmt::format("tensor {} holds {}; a scale is finite and above 0", name, scale));
+    store(scales.view(), scales.view().at(b, h, j, d), scale);
+  });
+  return scales;
+}
+
+// k and v are the tokens as they were appended, if the line says how the cache stores them. The
+// kernel read what the rule of caches makes of them.
+void read_store(Reader& reader, RecordLine& line, Record& r) {
+  const auto text = line.text("store");
+  if (!text) return;
+  if (r.operation == Operation::backward) reader.fail("store=: gradients do not go into a cache");
+  ProjectedAttention& p = r.problem;
+  Case c;
+  c.shape = p.shape;
+  c.shape.rows = std::min(c.shape.rows, c.shape.keys);
+  c.offset.kind = OffsetSpec::Kind::end;
+  c.dtype = p.q.dtype;
+  try {
+    set_fields(c, "cache=contiguous store=" + *text);
+    check_case(c);
+  } catch (const CaseError& e) {
+    reader.fail(e.what());
+  }
+  const auto keep = [&](Tensor t) {
+    r.owned.push_back(std::move(t));
+    return r.owned.back().view();
+  };
+  const bool given = is_given(c.cache.scale), is_product = c.cache.scale != CacheScale::e8m0;
+  const auto stored = [&](TensorView& tokens, const char* name, TensorView& scales,
+                          TensorView& magnitudes) {
+    Tensor of = given ? given_scales(reader, name, tokens)
+                      : scales_of_tokens(c, tokens, Surroundings::bands);
+    if (of.view()) scales = keep(std::move(of));
+    try {
+      tokens = keep(values_of_tokens(c, tokens, scales, Surroundings::bands));
+    } catch (const std::domain_error& e) {
+      reader.fail(fmt::format("store={}: {}", *text, e.what()));
+    }
+    if (is_product) magnitudes = keep(magnitudes_of(tokens));
+  };
+  stored(p.k, "k_scales", r.k_scales, p.projection.k_absolute);
+  stored(p.v, "v_scales", r.v_scales, p.projection.v_absolute);
+  p.projection.length = is_product ? 1 : 0;
+  r.scale_group = c.cache.group;
+}
+
 void read_attention(Reader& reader, RecordLine& line, Record& r) {
   read_conventions(reader, line, r);
   const bool backward = r.operation == Operation::backward;
@@ -450,6 +510,7 @@ void read_attention(Reader& reader, RecordLine& line, Record& r) {
         p, {r.out.o, r.out.lse ? r.out.lse : stand_in.view(), r.d_o, r.d_lse}, r.gradients);
   }
   if (!status.ok()) reader.fail(status.detail);
+  read_store(reader, line, r);
 }
 
 // Refuses bytes to which docs/formats.md gives no meaning.
@@ -826,10 +887,14 @@ CaseResult verify(const RecordFile& file, const Record& r, const VerifyOptions& 
   if (product) v = judge_product_by_ladder(r.product, r.c, judging);
   else if (declared) v = judge(r.problem, r.out, *declared, judging);
   else v = judge_by_ladder(r.problem, r.out, 64, judging);
-  if (v.outcome == Outcome::fail)
-    result.diagnosis = product ? diagnose_product(r.product, r.c, nullptr, v, judging)
-                               : diagnose(anchored<Attention>(r.problem, judging.conventions),
-                                          r.out, declared, v, judging);
+  if (v.outcome == Outcome::fail && product) {
+    result.diagnosis = diagnose_product(r.product, r.c, nullptr, v, judging);
+  } else if (v.outcome == Outcome::fail) {
+    const ProjectedAttention problem = anchored(r.problem, judging.conventions);
+    result.diagnosis = diagnose(problem, r.out, declared, v, judging);
+    explain_by_scales({problem, r.k_scales, r.v_scales, r.scale_group}, r.out, declared, judging,
+                      result.diagnosis);
+  }
   if (r.operation == Operation::backward && v.outcome != Outcome::fail &&
       v.outcome != Outcome::error) {
     const AttentionBackwardInput input{r.out.o, r.out.lse, r.d_o, r.d_lse};

@@ -24,7 +24,11 @@ struct Record {
   std::string kernel = "recorded";
   std::string case_line;  // written by `assay record`; empty: the inputs come from somewhere else
   Operation operation = Operation::attention;
-  Attention problem;
+  ProjectedAttention problem;
+  // Of a record whose line says how K and V are stored: the scales of their tokens, and how many
+  // columns share one (0: all).
+  TensorView k_scales, v_scales;
+  Index scale_group = 0;
   Conventions conventions;  // those that the line declares
   AttentionOutput out;      // lse may be absent
   TensorView d_o, d_lse;    // dLSE may be absent

@@ -237,13 +237,16 @@ enum { ASSAY_FORWARD = 0, ASSAY_BACKWARD = 1, ASSAY_PRODUCT = 2, ASSAY_DECODE = 
 typedef struct assay_pages {
   uint32_t version, struct_size;
   /* [pages, Hkv, page_size, D] and [pages, Hkv, page_size, Dv], in the dtype of Q, unless the
-   * kernel says in supports_cache that it reads others; unused slots hold NaN */
+   * kernel says in supports_cache that it reads others; unused slots hold NaN, and unused pages of
+   * a pool with holes hold 0. K and V may be views of one buffer, whose rows lie side by side. */
   const assay_tensor *k, *v;
   int64_t page_size, pages_per_sequence;
   const int32_t* block_table; /* B * pages_per_sequence entries; NULL for append */
-  /* Of a cache of 8- and 4-bit floats, and NULL otherwise: E8M0 scales, [pages, Hkv, page_size,
-   * groups] in whole bytes. k and v hold codes then. Strides of 4-bit codes count nibbles, the low
-   * one of a byte first, and a row begins at a whole byte. */
+  /* Of a cache of 8- and 4-bit floats, and NULL otherwise: scales in E8M0 or f32, [pages, Hkv,
+   * page_size, groups]. k and v hold codes then. Strides of 4-bit codes count nibbles, the low one
+   * of a byte first, and a row begins at a whole byte. An f32 scale may belong to more than a group
+   * of a token and head: the stride of scales is 0 along all heads, all slots of a page, or all
+   * pages that share it. */
   const assay_tensor *k_scales, *v_scales;
   int64_t group_size; /* columns that share a scale; 0: all of a token and head */
 } assay_pages;
@@ -513,9 +516,13 @@ typedef struct assay_kernel {
   /* Writes tokens into pages: token i of sequence b of k [B, Hkv, n, D] and v [B, Hkv, n, Dv], f32,
    * f16 or bf16, goes to the slot s % page_size of the page s / page_size, where s is
    * slots[b * n + i]. A token with s = -1 goes nowhere. Numbers are rounded to nearest, ties to
-   * even. The scale of a group is the least power of two, at least 2^-127, under which its largest
-   * finite magnitude does not exceed the largest code (docs/formats.md). All bytes are compared
-   * with those of the rule, and other slots must stay as they are. */
+   * even. A scale of E8M0 is the least power of two, at least 2^-127, under which the largest
+   * finite magnitude of its group does not exceed the largest code (docs/formats.md). An f32 scale
+   * is that magnitude / the largest code, rounded to f32, and at least 2^-126; an element / the
+   * scale is rounded to f32, too, before it is rounded to a code. If slots share a scale, it is in
+   * its place already and stays as it is. All bytes are compared with those of the rule, and other
+   * slots must stay as they are. A slot may hold a token already: sequences are cut back, and rings
+   * of pages are written again. */
   assay_status (*supports_append)(const assay_tensor* k, const assay_tensor* v,
                                   const assay_pages* pages, const char** reason);
   assay_status (*append)(const assay_tensor* k, const assay_tensor* v, const int64_t* slots,

@@ -101,12 +101,19 @@ assay_status in_rows(const assay_pages* pages, const char** reason) {
     if (t->strides[3] != 1) return *reason = "columns of pages that lie apart", ASSAY_UNSUPPORTED;
   return ASSAY_SUCCESS;
 }
+bool has_own_scales(const assay_pages* pages, const char** reason) {
+  if (!pages->k_scales || pages->k_scales->dtype.code == ASSAY_FLOAT8_E8M0FNU) return true;
+  *reason = "scales of a cache that are not E8M0";
+  return false;
+}
 assay_status supports_cache(const assay_attention*, const assay_pages* pages, const assay_dtype*,
                             const char** reason) {
+  if (!has_own_scales(pages, reason)) return ASSAY_UNSUPPORTED;
   return pages->k_scales ? in_rows(pages, reason) : ASSAY_SUCCESS;
 }
 assay_status supports_append(const assay_tensor*, const assay_tensor*, const assay_pages* pages,
                              const char** reason) {
+  if (!has_own_scales(pages, reason)) return ASSAY_UNSUPPORTED;
   return in_rows(pages, reason);
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
@@ -49,6 +50,7 @@ def attention_line(
     dropout: float = 0.0,
     dropout_seed: Optional[int] = None,
     finite_min_masks: bool = False,
+    store: Optional[str] = None,
     layout: str = "bhsd",
     lse_base: str = "natural",
     conventions: Conventions = None,
@@ -62,6 +64,10 @@ def attention_line(
         words.append("causal")
     if flag("finite_min_masks", finite_min_masks):
         words.append("finite-min-masks")
+    if store is not None:
+        if not re.fullmatch("[a-z0-9/:-]+", store):
+            raise InputError("store", f"{store!r} is no way to store tokens, as 'f8e4m3:f32'")
+        words.append("store=" + store)
     if scale is not None:
         words.append("scale=" + float32_text("scale", scale))
     if softcap is not None and finite("softcap", softcap) != 0:
@@ -190,6 +196,9 @@ def assert_attention(
     dropout: float = 0.0,
     dropout_seed: Optional[int] = None,
     finite_min_masks: bool = False,
+    store: Optional[str] = None,
+    k_scales: Any = None,
+    v_scales: Any = None,
     conventions: Conventions = None,
     layout: str = "bhsd",
     lse_base: str = "natural",
@@ -221,6 +230,9 @@ def assert_attention(
         alibi_slopes, sink: [Hq] in f32.
         dropout, dropout_seed: probability, and the key of Philox4x32-10.
         finite_min_masks: the most negative finite number of the bias's dtype means -inf.
+        store: k and v are tokens as they were appended to a cache that stores them so: "f8e4m3/32",
+            "f8e4m3:f32" (docs/records.md). The kernel read what the cache made of them.
+        k_scales, v_scales: the scales of store="...:f32-page" and "...:f32-tensor".
         conventions: what the kernel means where nobody agreed, as {"masked-rows": "mean-of-v"}
             (docs/semantics.md, Conventions). Where nothing is declared, outputs that are right by
             another convention say so in the text of the failure.

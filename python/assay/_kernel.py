@@ -151,7 +151,7 @@ class Kernel:
             if self._gradients_take and "dlse" in self._gradients_take.keywords:
                 found.append("dlse")
             if self.operation == "decode":
-                found += ["cache=contiguous", "cache=paged", "offset"]
+                found += ["cache=contiguous", "cache=paged", "pages", "offset"]
                 found.remove("empty")
         found.append({"decode": "attention"}.get(self.operation, self.operation))
         if self.gradients is not None:

@@ -41,6 +41,33 @@ def test_masks_compose():
             assay.assert_attention(o, **{name: t for name, t in asked.items() if name != left_out})
 
 
+def test_tokens_of_a_cache():
+    torch.manual_seed(9)
+    q, k, v = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
+
+    def e4m3(x):
+        step = 2.0 ** (x.abs().clamp(min=2**-6).log2().floor() - 3)
+        return ((x / step).round() * step).clamp(-448, 448)
+
+    def stored(tokens, read=lambda scale: scale):
+        scale = tokens.abs().amax(-1, keepdim=True) / 448
+        return e4m3(tokens / scale) * read(scale)
+
+    o, lse = right_torch(q, stored(k), stored(v))
+    asked = dict(q=q, k=k, v=v, lse=lse, store="f8e4m3:f32")
+    assay.assert_attention(o, **asked)
+    with pytest.raises(assay.Failure):
+        assay.assert_attention(o, **{**asked, "store": None})
+    o, lse = right_torch(q, stored(k, lambda s: 2 ** s.log2().ceil()), stored(v))
+    with pytest.raises(assay.Failure):
+        assay.assert_attention(o, **{**asked, "lse": lse})
+    scales = dict(k_scales=torch.full([1], 0.01), v_scales=torch.full([1], 0.01))
+    o, lse = right_torch(q, *(e4m3(t / scales["k_scales"]) * scales["k_scales"] for t in (k, v)))
+    assay.assert_attention(o, **{**asked, "lse": lse, "store": "f8e4m3:f32-tensor"}, **scales)
+    with pytest.raises(assay.InputError, match="store"):
+        assay.assert_attention(o, **{**asked, "store": "f8 e4m3"})
+
+
 def test_a_failure_says_where_in_under_ten_lines(small):
     o = small.pop("o").clone()
     o[1, 2, 3, 4] += 1e-3

@@ -233,6 +233,8 @@ def test_decode_over_pages():
     kernel = assay.kernel("decode", framework="torch")(decode)
     for line in (
         "attention b=2 h=4/2 l=1x9 d=8 causal offset=end cache=paged:4",
+        "attention b=2 h=4/2 l=1x9 d=8 causal offset=end cache=paged:4 pages=halves",
+        "attention b=2 h=4/2 l=3x9 d=8 causal offset=end cache=paged:4 pages=rows",
         "attention b=1 h=1 l=5x9 d=4 causal offset=end cache=contiguous chunks=2,1",
     ):
         result = kernel.judge(line)
