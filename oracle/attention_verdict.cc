@@ -19,6 +19,8 @@ namespace assay {
 namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
+constexpr const char* lost_infinity =
+    "an infinity of Q or K is projected first, or meets what is read as 0";
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
 constexpr const char* spread = "NaN of a masked key, which spreads by convention";
@@ -199,8 +201,7 @@ class RowJudge {
       return tally_.excuse("LSE of a fully masked row may be anything");
     if (kind != Kind::nan && untouched(out_.lse, position))
       return tally_.fail(e, "LSE was not written");
-    if (kind != Kind::nan && std::isnan(y) && row.query_lost)
-      return tally_.excuse("Q is infinite, and is projected first");
+    if (kind != Kind::nan && std::isnan(y) && row.nan_excused) return tally_.excuse(lost_infinity);
     if (std::isnan(y) && spreads(block, r, -1)) return tally_.excuse(spread);
     if (finite) return judge_finite_lse(row, e);
     if (kind == Kind::nan)
@@ -252,7 +253,7 @@ class RowJudge {
     tally_.compare(e);
     const bool poisoned = untouched(out_.o, position);
     if (!poisoned && o.kind != Kind::nan && std::isnan(y)) {
-      if (row.query_lost) return tally_.excuse("Q is infinite, and is projected first");
+      if (row.nan_excused) return tally_.excuse(lost_infinity);
       if (spreads(block, r, c)) return tally_.excuse(spread);
     }
     if (row.fully_masked && row.lse.kind == Kind::minus_infinity && masked_rows_ >= MaskedRows::nan)
