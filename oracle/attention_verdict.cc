@@ -20,6 +20,8 @@ namespace assay {
 namespace {
 
 constexpr double inf = std::numeric_limits<double>::infinity();
+constexpr const char* lost_infinity =
+    "an infinity of Q or K is projected first, or meets what is read as 0";
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
 double lse_of(MaskedLse lse) {
@@ -210,8 +212,7 @@ class RowJudge {
       return tally_.excuse("LSE of a row without weight may be anything");
     if (kind != Kind::nan && untouched(out_.lse, position))
       return tally_.fail(e, "LSE was not written");
-    if (kind != Kind::nan && std::isnan(y) && row.query_lost)
-      return tally_.excuse("Q is infinite, and is projected first");
+    if (kind != Kind::nan && std::isnan(y) && row.nan_excused) return tally_.excuse(lost_infinity);
     if (std::isnan(y) && spreads(block, r, -1)) return tally_.excuse(spreads_by_convention);
     if (finite) return judge_finite_lse(row, e);
     if (kind == Kind::nan)
@@ -272,7 +273,7 @@ class RowJudge {
     tally_.compare(e);
     const bool poisoned = untouched(out_.o, position);
     if (!poisoned && o.kind != Kind::nan && std::isnan(y)) {
-      if (row.query_lost) return tally_.excuse("Q is infinite, and is projected first");
+      if (row.nan_excused) return tally_.excuse(lost_infinity);
       if (spreads(block, r, c)) return tally_.excuse(spreads_by_convention);
     }
     if (row.fully_masked && row.lse.kind == Kind::minus_infinity && masked_rows_ >= MaskedRows::nan)
@@ -314,7 +315,7 @@ class RowJudge {
     if (poisoned) return tally_.fail(e, "O was not written");
     if (e.got == 0) return tally_.inside(e, true);
     if (std::isnan(e.got)) {
-      if (block.row(r).query_lost) return tally_.excuse("Q is infinite, and is projected first");
+      if (block.row(r).nan_excused) return tally_.excuse(lost_infinity);
       if (spreads(block, r, c)) return tally_.excuse(spreads_by_convention);
       if (zero_times_nan_.of_visible(block.h, block.row(r).index, c))
         return tally_.excuse("0 times NaN or an infinity of V");

@@ -27,11 +27,14 @@ class BallRow::Evaluation {
     capped_.assign(keys, std::numeric_limits<double>::quiet_NaN());
     score_.resize(keys);
     weight_.resize(keys);
+    double square = 0;
     for (Index d = 0; d < p.shape.dim; ++d) {
       const double x = load(p.q, p.q.at(b, h, i, d));
       q_finite_ = q_finite_ && std::isfinite(x);
       q_.push_back(finite_or_zero(x));
+      square += q_.back() * q_.back();
     }
+    row.truth_.query_norm = std::sqrt(square) * (1 + safety::norm);
     row.gap_.assign(keys, inf);
     for (auto* v : {&row.dot_, &row.absolute_, &row.prefix_, &row.weight_}) v->assign(keys, 0);
     row.magnitude_ = seen_.magnitude;

@@ -61,6 +61,11 @@ struct Perturbations {
   bool small = false;
 };
 
+// The absolute error of a weight that is too small for its dtype, or that is read as 0.
+double least_weight(const Contract& c) {
+  return std::max(c.weight_dtype ? half_min_subnormal(*c.weight_dtype) : 0, c.operand_floor);
+}
+
 // bounds.md, 3, Weights divided first: the division rounds every weight, and what underflows does
 // so below the divided weights, which are at most 1
 void divide_first(const Contract& c, const BoundTerms& terms, Perturbations& k) {
@@ -68,8 +73,7 @@ void divide_first(const Contract& c, const BoundTerms& terms, Perturbations& k) 
       terms[BoundTerm::division] * safety::one_rounding * c.division_roundings * c.roundoff;
   k.cast_roundoff = division + k.cast_roundoff * (1 + division);
   k.cast_floor = terms[BoundTerm::division] * c.product_floor;
-  if (c.weight_dtype)
-    k.cast_floor += terms[BoundTerm::weight_cast_underflow] * half_min_subnormal(*c.weight_dtype);
+  k.cast_floor += terms[BoundTerm::weight_cast_underflow] * least_weight(c);
 }
 
 // bounds.md, 3: what rounds the weights of a row
@@ -80,11 +84,9 @@ Perturbations perturbations(const Contract& c, const BoundContext& x, const RowT
   const double unit =
       std::exp(std::min(0.0, t.max - t.lse) + std::min(e.delta, safety::largest_expm1_argument));
   Perturbations k;
-  if (c.weight_dtype) {
+  if (c.weight_dtype)
     k.cast_roundoff = terms[BoundTerm::weight_cast] * unit_roundoff(*c.weight_dtype);
-    k.cast_floor =
-        terms[BoundTerm::weight_cast_underflow] * half_min_subnormal(*c.weight_dtype) * unit;
-  }
+  k.cast_floor = terms[BoundTerm::weight_cast_underflow] * least_weight(c) * unit;
   if (c.divides_first) divide_first(c, terms, k);
   k.exp_floor = terms[BoundTerm::exp_underflow] * c.exp_floor * unit;
   // The three roundings are those of 1 - p, of its inverse, and of the product with it.
@@ -260,7 +262,8 @@ bool uses_order(const Contract& c) { return c.ordered && c.splits == 1; }
 
 // bounds.md, 9: whether all X_k are products of two roundoffs
 bool tail_is_second_order(const Contract& c, const BoundContext& x) {
-  return !c.weight_dtype && !c.divides_first && !c.products_rounded && !x.dropout;
+  return !c.weight_dtype && c.operand_floor == 0 && !c.divides_first && !c.products_rounded &&
+         !x.dropout;
 }
 
 // bounds.md, 6: kappa
@@ -314,9 +317,8 @@ double outside_hull(const Contract& c, const BoundContext& x, const RowBound& b,
                     double largest_value) {
   const double divided_u = c.divides_first ? c.division_roundings * c.roundoff : 0;
   const double cast_u = divided_u + (c.weight_dtype ? unit_roundoff(*c.weight_dtype) : 0);
-  const double cast_floor = ((c.weight_dtype ? half_min_subnormal(*c.weight_dtype) : 0) +
-                             (c.divides_first ? c.product_floor : 0)) *
-                            static_cast<double>(b.keys);
+  const double cast_floor =
+      (least_weight(c) + (c.divides_first ? c.product_floor : 0)) * static_cast<double>(b.keys);
   return x.terms[BoundTerm::hull] * safety::hull *
          (cast_u + cast_floor + b.gamma_n + b.gamma_l +
           safety::roundings_of_quotient * c.roundoff) *
@@ -329,6 +331,9 @@ double divided(const Contract& c, const BoundContext& x, const RowBound& b, doub
   const double roundings = static_cast<double>(b.keys) + static_cast<double>(b.tiles) +
                            3 * static_cast<double>(b.merges) + 2;
   bound += x.terms[BoundTerm::value_underflow] * roundings * c.product_floor;
+  // The weights add up to 1, but for what they err.
+  bound +=
+      x.terms[BoundTerm::value_operands] * safety::sum_of_weights * c.operand_floor * x.keep_scale;
   const double division =
       x.terms[BoundTerm::division] * safety::one_rounding * c.division_roundings * c.roundoff;
   return (bound * (1 + division) + division * magnitude) * (1 + safety::evaluation);

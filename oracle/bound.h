@@ -23,7 +23,8 @@ struct BoundContext {
   double scale = 1;
   double softcap = 0;
   bool dropout = false;
-  Index projection = 0;  // products in each sum that gives an element of K or V
+  double keep_scale = 1;  // 1 / (1 - p) under dropout
+  Index projection = 0;   // products in each sum that gives an element of K or V
   BoundTerms terms = {};
 };
 
@@ -38,6 +39,7 @@ struct RowTruth {
   const double* absolute = nullptr;
   double absolute_limit = 0;          // an upper bound of all sums |q||k_j|
   double key_norm = 0;                // an upper bound of the norms of all k_j
+  double query_norm = 0;              // an upper bound of the norm of q
   const double* prefix = nullptr;     // sum over d of |partial sums of q.k_j|; null: not computed
   const double* weight = nullptr;     // p_j
   const double* magnitude = nullptr;  // sum of |biases|; null: no bias

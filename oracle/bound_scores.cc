@@ -50,6 +50,8 @@ DotCoefficients dot_coefficients(const Contract& c, const BoundContext& x, const
   k.floor =
       terms[BoundTerm::dot_underflow] * (2 * dim + 2) * c.product_floor * std::max(1.0, x.scale);
   // By Cauchy and Schwarz, the elements of a key add up to at most sqrt(D) times its norm.
+  k.floor += terms[BoundTerm::dot_operands] * c.operand_floor * std::sqrt(dim) *
+             (t.key_norm + t.query_norm) * (1 + gamma_n) * k.scale;
   if (c.query_dtype)
     k.floor += terms[BoundTerm::query_underflow] * half_min_subnormal(*c.query_dtype) *
                std::sqrt(dim) * t.key_norm * (1 + gamma_n);

@@ -17,6 +17,7 @@ namespace assay {
   X(dot_second_order, 1)       /* eps^2 N^2 a_j */                          \
   X(dot_products, 1)           /* products rounded before they are added */ \
   X(dot_underflow, 1)          /* (2 D + 2) phi */                          \
+  X(dot_operands, 1)           /* elements of Q and K that are read as 0 */ \
   X(query_prescale, 1)         /* a query rounded after scaling */          \
   X(query_prescale_product, 1) /* its product with the scale */             \
   X(query_underflow, 1)        /* half its least subnormal times |k| */     \
@@ -56,6 +57,7 @@ namespace assay {
   X(denominator, 3)            /* 1 - defect */                             \
   X(hull, 3)                   /* what lies outside the hull of V */        \
   X(value_underflow, 3)        /* of the products with V */                 \
+  X(value_operands, 3)         /* elements of V that are read as 0 */       \
   X(division, 3)               /* by the row sum */                         \
   X(lse_weights, 4)            /* -log1p(-defect) */                        \
   X(log, 4)                    /* log_ulp */                                \

@@ -183,10 +183,14 @@ class OnlineSoftmax {
   RowMajorSingle out_;
 };
 
-}  // namespace
+// The numbers that dot products read: those below the floor are 0.
+RowMajorSingle as_operand(const Contract& c, const SingleRef& m) {
+  const auto floor = static_cast<float>(c.operand_floor);
+  return m.unaryExpr([floor](float x) { return std::fabs(x) < floor ? 0.0f : x; });
+}
 
-void add_product(const Contract& c, const Schedule& how, const SingleRef& a, const SingleRef& b,
-                 RowMajorSingle& sum) {
+void add_operands(const Contract& c, const Schedule& how, const SingleRef& a, const SingleRef& b,
+                  RowMajorSingle& sum) {
   const Index n = a.cols();
   if (how.three_parts) {
     RowMajorSingle high_a = a, high_b = b;
@@ -226,6 +230,14 @@ void add_product(const Contract& c, const Schedule& how, const SingleRef& a, con
       sum.noalias() += a.middleCols(k, w) * b.middleRows(k, w);
     }
   }
+}
+
+}  // namespace
+
+void add_product(const Contract& c, const Schedule& how, const SingleRef& a, const SingleRef& b,
+                 RowMajorSingle& sum) {
+  if (c.operand_floor == 0) add_operands(c, how, a, b, sum);
+  else add_operands(c, how, as_operand(c, a), as_operand(c, b), sum);
 }
 
 RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const EmulatedRows& in,

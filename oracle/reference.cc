@@ -160,7 +160,7 @@ void BlockEvaluation::load_queries() {
       if (std::isfinite(element)) m_.q(r, d) = element;
       else any_not_finite_ = true;
       const bool projected = c_.absorbed && d < p_.projection.columns;
-      if (std::isinf(element) && projected && state(r).seen.visible > 0) row.query_lost = true;
+      if (std::isinf(element) && projected && state(r).seen.visible > 0) row.nan_excused = true;
     }
   }
 }
@@ -217,6 +217,8 @@ void BlockEvaluation::score_keys(Index r) {
     std::fill(scores, scores + first, -inf);
     std::fill(scores + last, scores + n, -inf);
     classify_scores(p_, kv_, block_, r, known.seen, scores);
+    if (reads_factor_as_zero(c_, p_, kv_, block_, row.index, known.seen))
+      block_.row(r).nan_excused = true;
   }
 }
 
@@ -290,6 +292,7 @@ RowTruth BlockEvaluation::truth_of(Index r) {
   t.absolute = from(m_.absolute, with_absolute_);
   t.absolute_limit = absolute_limit_;
   t.key_norm = kv_.largest_key_norm;
+  t.query_norm = m_.q.row(r).norm() * (1 + safety::norm);
   t.prefix = from(m_.prefix, c_.ordered && block_.count > 0);
   t.weight = from(m_.weight, true);
   t.magnitude = from(m_.magnitude, additions_ > 0);
@@ -345,7 +348,7 @@ void BlockEvaluation::weigh(Index r) {
     classify_values(p_, kv_, block_, r, state(r).seen, m_.gap.row(r).data(),
                     -std::log(c_.exp_floor) - 1 - bound.gap_error);
   row.exact = allows_exact_rows(c_, p_) && !bound.may_overflow && block_.count > 0 &&
-              is_exact_row(p_, kv_, m_.q.row(r).data(), t);
+              is_exact_row(c_, p_, kv_, m_.q.row(r).data(), t);
   if (row.exact) row.domain = Domain::bounded;
 }
 
@@ -483,6 +486,7 @@ Reference::Reference(const ProjectedAttention& problem, const Contract& contract
   context_.scale = static_cast<double>(problem.scale);
   context_.softcap = static_cast<double>(problem.softcap);
   context_.dropout = problem.dropout > 0;
+  context_.keep_scale = 1 / (1 - static_cast<double>(problem.dropout));
   context_.projection = problem.projection.length;
   context_.terms = terms;
 }

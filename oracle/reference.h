@@ -52,8 +52,9 @@ struct BlockRow {
   bool fully_masked = false;
   bool needs_ball = false;  // fp64 is not accurate enough for the bound
   // The contract multiplies Q by a projection before it meets any key, and this product is
-  // infinite. The row may then become NaN.
-  bool query_lost = false;
+  // infinite; or it reads as 0 what an infinity of Q or K is multiplied by. The row may then become
+  // NaN.
+  bool nan_excused = false;
 };
 
 // Some rows of one head, and all keys that at least one of them sees. Matrices are row-major.

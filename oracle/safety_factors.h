@@ -33,6 +33,9 @@ inline constexpr double one_rounding_twice = 1.02;
 // The products of pairs of these errors add less than a tenth of that sum.
 inline constexpr double hull = 1.1;
 
+// What the weights add up to after they were divided by their sum: 1, but for the rounding of the
+// weights (at most 2^-4, of e4m3) and of the row sum.
+inline constexpr double sum_of_weights = 1.1;
 // The roundings relative to the largest value: the division (1 or 2), the correction for a sink,
 // and the last addition.
 inline constexpr double roundings_of_quotient = 4;

@@ -19,8 +19,9 @@ bool weights_are_exact(const RowTruth& t) {
 }
 
 // Whether every partial sum of q.k is a multiple of one quantum, and small enough to be exact in
-// fp32.
-bool scores_are_exact(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t) {
+// fp32. Neither quanta nor sums may be so small that they are read as 0.
+bool scores_are_exact(const Contract& c, const Attention& p, const KeyValues& kv, const double* q,
+                      const RowTruth& t) {
   double largest_absolute_dot = 0;
   for (Index j = 0; j < t.count; ++j) {
     double sum = 0;
@@ -31,8 +32,10 @@ bool scores_are_exact(const Attention& p, const KeyValues& kv, const double* q, 
   double q_quantum = inf;
   for (Index d = 0; d < p.shape.dim; ++d) q_quantum = std::min(q_quantum, quantum_of(q[d]));
   const bool all_zero = q_quantum == inf || kv.key_quantum() == inf;
-  const double products = all_zero ? 0 : largest_absolute_dot / (q_quantum * kv.key_quantum());
-  return products < safety::exact_quanta;
+  if (all_zero) return true;
+  const double quantum = q_quantum * kv.key_quantum();
+  return std::min({q_quantum, kv.key_quantum(), quantum}) >= c.operand_floor &&
+         largest_absolute_dot / quantum < safety::exact_quanta;
 }
 
 // Whether the same holds for the sums of one column over the values that count.
@@ -76,6 +79,24 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
   }
 }
 
+// bounds.md, 14: an infinity times what is read as 0
+bool reads_factor_as_zero(const Contract& c, const Attention& p, const KeyValues& kv,
+                          const Block& block, Index row, const RowVisibility& seen) {
+  if (c.operand_floor == 0) return false;
+  const auto lost = [&](double x, double y) {
+    return std::isinf(x) && y != 0 && std::fabs(y) < c.operand_floor;
+  };
+  for (Index j = seen.begin; j < seen.end; ++j) {
+    if (seen.bias[usize(j)] == -inf) continue;
+    for (Index d = 0; d < p.shape.dim; ++d) {
+      const double q = load(p.q, p.q.at(block.b, block.h, row, d)),
+                   k = load(p.k, p.k.at(block.b, kv.g, j, d));
+      if (lost(q, k) || lost(k, q)) return true;
+    }
+  }
+  return false;
+}
+
 // bounds.md, 8, NaN and infinities: of a value
 void classify_values(const Attention& p, const KeyValues& kv, Block& block, Index r,
                      const RowVisibility& seen, const double* gap, double largest_gap) {
@@ -107,13 +128,14 @@ bool allows_exact_rows(const Contract& c, const ProjectedAttention& p) {
 }
 
 // bounds.md, 8, Exact rows: which rows they are
-bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t) {
+bool is_exact_row(const Contract& c, const Attention& p, const KeyValues& kv, const double* q,
+                  const RowTruth& t) {
   const bool plain = !t.has_sink && t.additions == 0 && p.dropout == 0 && p.softcap == 0;
   if (t.max != 0 || t.live == 0 || !plain) return false;
-  if (!weights_are_exact(t) || !scores_are_exact(p, kv, q, t)) return false;
+  if (!weights_are_exact(t) || !scores_are_exact(c, p, kv, q, t)) return false;
   if (std::count(t.gap, t.gap + t.count, 0.0) == 1) return true;
-  for (Index c = 0; c < p.shape.value_dim; ++c)
-    if (!column_is_exact(kv, t, c)) return false;
+  for (Index column = 0; column < p.shape.value_dim; ++column)
+    if (!column_is_exact(kv, t, column)) return false;
   return true;
 }
 
@@ -128,7 +150,8 @@ ExactElement exact_element(const Contract& c, double sum, double count, double n
       safety::rest_of_both_sums * n_live * std::exp(-safety::gap_of_zero_weight) * largest_value;
   const double division = safety::one_rounding * c.division_roundings * c.roundoff * std::fabs(o);
   // A kernel that flushes may lose each product and each sum below the least normal number.
-  const double lost = c.product_floor > safety::least_subnormal ? 2 * c.product_floor : 0;
+  const double lost =
+      (c.product_floor > safety::least_subnormal ? 2 * c.product_floor : 0) + c.operand_floor;
   return {o, rest + (power_of_two ? 0 : safety::unit64 * std::fabs(o)),
           safety::rest_of_kernel * rest + lost + c.division_roundings * c.product_floor +
               (power_of_two ? 0 : division)};

@@ -18,9 +18,14 @@ void classify_scores(const Attention& p, const KeyValues& kv, Block& block, Inde
 void classify_values(const Attention& p, const KeyValues& kv, Block& block, Index r,
                      const RowVisibility& seen, const double* gap, double largest_gap);
 
+// Whether a visible score multiplies an infinity by a number that the contract reads as 0.
+bool reads_factor_as_zero(const Contract& c, const Attention& p, const KeyValues& kv,
+                          const Block& block, Index row, const RowVisibility& seen);
+
 // Whether all keys that keep weight have a score of exactly 0, and no sum of the row is rounded in
 // any order.
-bool is_exact_row(const Attention& p, const KeyValues& kv, const double* q, const RowTruth& t);
+bool is_exact_row(const Contract& c, const Attention& p, const KeyValues& kv, const double* q,
+                  const RowTruth& t);
 
 // Whether such a row may be judged without tolerance under a contract.
 bool allows_exact_rows(const Contract& c, const ProjectedAttention& p);

@@ -48,6 +48,8 @@ class Row {
   static double rounded(double x, double roundoff, double direction) {
     return x + direction * roundoff * std::fabs(x);
   }
+  // Whether the contract allows that x is read as 0.
+  bool is_lost(double x) const { return std::fabs(x) < c_.operand_floor; }
   double value(Index j) const { return load(p_.v, p_.v.at(0, 0, j, 0)); }
   bool kept(Index j) const { return p_.dropout == 0 || keeps_weight(p_, 0, 0, 0, j); }
   double effective_value(Index j) const { return kept(j) ? keep_scale_ * value(j) : 0; }
@@ -66,7 +68,9 @@ class Row {
         q = stored(*c_.query_dtype,
                    rounded(q * static_cast<double>(p_.scale), u_, direction * sign_of(k)),
                    direction * sign_of(k));
+      // What is read as 0 errs towards `direction` if that is where the product is not.
       double product = q * k;
+      if (is_lost(q) || is_lost(k)) product = direction * sign_of(product) < 0 ? 0 : product;
       if (is_tiny(product, c_.product_floor)) product += direction * c_.product_floor;
       if (c_.products_rounded) product = rounded(product, u_, direction);
       const bool rounds = d > 0 || !c_.products_rounded;
@@ -188,6 +192,7 @@ class Row {
     if (p_.dropout > 0)
       for (int k = 0; k < 3; ++k) w = rounded(k == 0 ? w * keep_scale_ : w, u_, direction);
     double product = w * value(j);
+    if (is_lost(value(j)) && d_ * sign_of(product) < 0) product = 0;
     if (is_tiny(product, c_.product_floor)) product += d_ * c_.product_floor;
     if (c_.products_rounded) product = rounded(product, u_, d_);
     x.o = x.o == 0 && c_.products_rounded ? product : accumulate(x.o + product, c_.dot_roundoff);

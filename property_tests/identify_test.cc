@@ -10,6 +10,7 @@
 #include "harness/identify/fit.h"
 #include "harness/identify/identify.h"
 #include "harness/judging/outputs.h"
+#include "kernels/simd/targets.h"
 #include "testing/emulated_kernel.h"
 
 namespace assay {
@@ -82,6 +83,12 @@ TEST_P(Identify, TellsEveryEmulatedArithmetic) {
       EXPECT_EQ(told["row sum"], "of weights " + (e.contract.sum_from_rounded
                                                       ? "rounded to " + expected_weights(e.contract)
                                                       : "that are not rounded"));
+    // Sums in binary32 hold the subnormal numbers of f16.
+    const bool flushed = e.accumulation == Accumulation::flushing_fma && GetParam() != Dtype::f16;
+    EXPECT_EQ(told["Q K, subnormals"] != "kept", flushed);
+    // A binary16 accumulator of P V holds none of those of bf16 and f32.
+    const bool too_small = e.accumulation == Accumulation::half && GetParam() != Dtype::f16;
+    EXPECT_EQ(told["P V, subnormals"] != "kept", flushed || too_small);
     const bool stored = e.contract.score_dtype.has_value();
     EXPECT_EQ(told["scores"],
               stored ? std::string(format(*e.contract.score_dtype).name) : "not rounded");
@@ -107,6 +114,21 @@ TEST(IdentifyHost, EveryStatementHasItsInput) {
   }
   const auto back = from_json<Identification>(to_json(told), "identification");
   EXPECT_EQ(back.statements, told.statements);
+}
+
+// On a machine without the instruction, the host computes bf16 in fp32.
+TEST(IdentifyHost, PairsOfBf16AreNamed) {
+  const bool in_pairs = kernels::Target::named("AVX3_BF16").has_value();
+  if (!in_pairs) std::printf("not run on this machine: AVX3_BF16\n");
+  const std::unique_ptr<Candidate> host = make_candidate("host");
+  std::map<std::string, std::string> told;
+  for (const Statement& s : identify(*host, attention_in(Dtype::bf16)).statements)
+    told[s.subject] = s.answer;
+  EXPECT_EQ(told["P"], in_pairs ? "bf16" : "not rounded");
+  EXPECT_EQ(told["Q K, order of sums"], "one column after another");
+  EXPECT_EQ(told["P V, sums"], "24 bits, rounded to nearest (binary32)");
+  for (const char* sums : {"Q K, subnormals", "P V, subnormals"})
+    EXPECT_EQ(told[sums], in_pairs ? "read or written as 0, as by VDPBF16PS" : "kept");
 }
 
 TEST(IdentifyRecord, AnArithmeticFitsRightOutputsAndNoneFitsWrongOnes) {

@@ -60,7 +60,9 @@ const std::vector<Room> rooms = {
      {"fmt/", "Random123/", "Eigen/", "arb.h", "arb_mat.h", "flint/"}},
 
     {"kernels/", {"kernels/*", WHAT_KERNELS_SEE}, {"fmt/"}},
-    {"kernels/simd/", {"kernels/*", "kernels/simd/", WHAT_KERNELS_SEE}, {"fmt/", "hwy/"}},
+    {"kernels/simd/",
+     {"kernels/*", "kernels/simd/", WHAT_KERNELS_SEE},
+     {"fmt/", "hwy/", "immintrin.h"}},
     {"kernels/attention/",
      {"kernels/*", "kernels/attention/", "kernels/simd/", WHAT_KERNELS_SEE},
      {"fmt/", "hwy/"}},

@@ -76,6 +76,11 @@ const std::vector<TermCase>& term_cases() {
                      {0x1p-8f, 0x1p-8f, 0x1p-8f, 0x1p-8f, 0x1p-8f, 0x1p-8f, 0x1p-8f, 0x1p-8f},
                      {1000, -1000});
        }},
+      {T::dot_operands, "a query of 2^-10 that is read as 0, keys of 2^8",
+       [](Contract& c) {
+         c.operand_floor = 0x1.8p-10;
+         return tiny({0x1p-10f}, {-0x1p8f, 0x1p8f}, {-1000, 1000});
+       }},
       {T::query_prescale, "a query rounded to bf16 after it was scaled",
        [](Contract& c) {
          c.query_dtype = Dtype::bf16;
@@ -294,6 +299,12 @@ const std::vector<TermCase>& term_cases() {
        [](Contract& c) {
          c.product_floor = 0x1p-25;
          return tiny({1}, {0.125f, 0.125f}, {0x1p-16f, -0x1p-16f});
+       }},
+      {T::value_operands, "values of 2^-10 that are read as 0",
+       [](Contract& c) {
+         c.operand_floor = 0x1.8p-10;
+         return tiny({1}, {0.125f, 0.125f, 0.125f, 0.125f},
+                     {0x1p-10f, 0x1p-10f, 0x1p-10f, 0x1p-10f});
        }},
       {T::lse_weights, "an exponential of 4 ulp, in LSE",
        [](Contract& c) {

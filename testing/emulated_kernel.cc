@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "oracle/visibility.h"
+#include "testing/flushing_fma.h"
 
 namespace assay {
 namespace {
@@ -24,6 +25,9 @@ float dot(Accumulation how, const std::vector<float>& a, const std::vector<float
   switch (how) {
     case Accumulation::fma:
       for (std::size_t k = 0; k < n; ++k) sum = std::fma(a[k], b[k], sum);
+      return sum;
+    case Accumulation::flushing_fma:
+      for (std::size_t k = 0; k < n; ++k) sum = flushing_fma(a[k], b[k], sum);
       return sum;
     case Accumulation::rounded_products:
       for (std::size_t k = 0; k < n; ++k) {
@@ -311,6 +315,7 @@ std::vector<Emulation> emulations(Dtype dtype) {
       c.product_floor = 0x1p-25;
       c.largest = 65504;
     }
+    if (a == Accumulation::flushing_fma) c.product_floor = c.operand_floor = 0x1p-126;
     if (exp == ExpModel::base_two_fused) {
       c.fused_argument = true;
       c.argument_roundings = 2;
@@ -351,7 +356,11 @@ std::vector<Emulation> emulations(Dtype dtype) {
   add("truncating blocks of 16", Accumulation::truncating_block, ExpModel::precise, plain);
   add("truncating blocks of 16, splits", Accumulation::truncating_block, ExpModel::precise,
       [](Contract& c) { c.tile = 16, c.split_keys = 48; });
+  add("fp32, sums that flush", Accumulation::flushing_fma, ExpModel::precise, plain);
   if (dtype != Dtype::f32) {
+    add("sums that flush, weights in the dtype, splits", Accumulation::flushing_fma,
+        ExpModel::precise,
+        [=](Contract& c) { c.weight_dtype = dtype, c.tile = 16, c.split_keys = 32; });
     add("weights in the dtype, splits", Accumulation::fma, ExpModel::base_two_fused,
         [=](Contract& c) { c.weight_dtype = dtype, c.tile = 16, c.split_keys = 32; });
     add("weights in the dtype", Accumulation::fma, ExpModel::base_two_fused,

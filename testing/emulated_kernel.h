@@ -8,7 +8,7 @@
 
 namespace assay {
 
-enum class Accumulation { fma, rounded_products, half, truncating_block };
+enum class Accumulation { fma, flushing_fma, rounded_products, half, truncating_block };
 enum class ExpModel { precise, base_two_fused, noisy };
 
 struct Emulation {

@@ -214,7 +214,8 @@ void JudgedArithmetic::attention(const Attention& problem, const AttentionOutput
   ++attentions;
   JudgeOptions options;
   options.power = false;
-  add(judge(problem, out, host_contract(problem, kernels::Target().name()), options));
+  add(judge(problem, out, host_forward_contract(problem, problem.k.dtype, kernels::Target()),
+            options));
 }
 
 void JudgedArithmetic::attention_backward(const Attention& problem,

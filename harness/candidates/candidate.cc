@@ -60,14 +60,18 @@ const Attention* attention_of(const Call& call) {
       call);
 }
 
-Arithmetic host_arithmetic(const Call& call, const std::string& target) {
+Arithmetic host_arithmetic(const Call& call, const kernels::Target& target) {
   return std::visit(
       ByCall{[&](const CachedCall& c) -> Arithmetic {
-               return host_contract(c.inputs.problem, target);
+               return host_forward_contract(c.inputs.problem, c.c.cache_dtype(), target);
              },
-             [&](const ForwardCall& c) -> Arithmetic { return host_contract(c.problem, target); },
-             [&](const BackwardCall& c) -> Arithmetic { return host_contract(c.problem, target); },
-             [&](const auto&) -> Arithmetic { return host_product_contract(target); }},
+             [&](const ForwardCall& c) -> Arithmetic {
+               return host_forward_contract(c.problem, c.problem.k.dtype, target);
+             },
+             [&](const BackwardCall& c) -> Arithmetic {
+               return host_contract(c.problem, target.name());
+             },
+             [&](const auto&) -> Arithmetic { return host_product_contract(target.name()); }},
       call);
 }
 
@@ -92,7 +96,7 @@ class Host : public Candidate {
   std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
   std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
     if (!declares_) return std::nullopt;
-    return host_arithmetic(call, how.target.name());
+    return host_arithmetic(call, how.target);
   }
   Status run(const Request& r) override {
     return std::visit(
@@ -145,7 +149,7 @@ class Sdpa : public Candidate {
   std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
   // The arithmetic of the kernel that the last run chose.
   std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
-    if (dispatcher_.counters().dispatched > 0) return host_arithmetic(call, how.target.name());
+    if (dispatcher_.counters().dispatched > 0) return host_arithmetic(call, how.target);
     return unfused_contract(how.target.name());
   }
   Status run(const Request& r) override {
@@ -191,7 +195,7 @@ class OnDevice : public Candidate {
     return flushes() ? flushes() : "";
   }
   std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
-    if (device_ == "host") return host_arithmetic(call, how.target.name());
+    if (device_ == "host") return host_arithmetic(call, how.target);
     if (attention_of(call)) return device_contract(limits_.name);
     return device_product_contract(limits_.name);
   }
@@ -235,9 +239,13 @@ class Faulty : public Candidate {
   std::string unsupported(const Call& call) const override { return unsupported_dtype(call); }
   std::optional<Arithmetic> arithmetic(const Call& call, const Execution& how) const override {
     if (!declares_) return std::nullopt;
-    return host_arithmetic(call, std::string(planted_fault_target(how.target)));
+    return host_arithmetic(call, planted_fault_target(how.target));
   }
-  Status run(const Request& r) override {
+  // Stages that decide wrongly are compiled for products of floats alone, so pairs of bf16 would
+  // not be the arithmetic that is declared.
+  Status run(const Request& asked) override {
+    Request r = asked;
+    r.how.target = planted_fault_target(asked.how.target);
     return std::visit(ByCall{[&](const ForwardCall& c) { return run_forward(c, r); },
                              [&](const CachedCall& c) {
                                if (of_backward_)

@@ -1,6 +1,7 @@
 #include "harness/candidates/contracts.h"
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_pairs.h"
 #include "kernels/device/kernel_parameters.h"
 
 namespace assay {
@@ -49,6 +50,18 @@ Contract host_contract(const ProjectedAttention& problem, const std::string& tar
     c.ordered = false;
     c.tile = 64;
   }
+  return c;
+}
+
+Contract host_forward_contract(const ProjectedAttention& problem, Dtype stored,
+                               const kernels::Target& target) {
+  Contract c = host_contract(problem, target.name());
+  if (problem.projection || !kernels::computes_in_pairs(target, problem.q.dtype, stored, stored))
+    return c;
+  c.name = "host, pairs of bf16 that flush, weights in bf16, " + target.name();
+  c.tile = kernels::forward_tiling_of_pairs(problem.shape.dim, problem.shape.value_dim).keys;
+  c.weight_dtype = Dtype::bf16;
+  c.product_floor = c.operand_floor = 0x1p-126;
   return c;
 }
 

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "kernels/simd/targets.h"
 #include "oracle/contract.h"
 #include "oracle/product.h"
 
@@ -10,6 +11,10 @@ namespace assay {
 
 // The arithmetic of kernels/attention/attention-inl.h on a SIMD target, which has Highway's name.
 Contract host_contract(const ProjectedAttention& problem, const std::string& target);
+// The arithmetic of attention_forward, which computes in pairs of bf16 where the target can and Q
+// and the stored K and V are bf16.
+Contract host_forward_contract(const ProjectedAttention& problem, Dtype stored,
+                               const kernels::Target& target);
 // The arithmetic of kernels/attention/unfused-inl.h.
 Contract unfused_contract(const std::string& target);
 

@@ -27,7 +27,7 @@ void run_faulty_forward(ForwardPlan& plan, const void* stages) {
 void run_faulty_backward(const BackwardPlan& plan, const void* stages) {
   backward(plan, *static_cast<const FaultyStages*>(stages));
 }
-const char* faulty_target_name() { return hwy::TargetName(HWY_TARGET); }
+std::int64_t faulty_target_bit() { return HWY_TARGET; }
 
 }  // namespace assay::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -41,7 +41,7 @@ namespace assay {
 namespace kernels {
 HWY_EXPORT(run_faulty_forward);
 HWY_EXPORT(run_faulty_backward);
-HWY_EXPORT(faulty_target_name);
+HWY_EXPORT(faulty_target_bit);
 }  // namespace kernels
 
 void FaultyStages::mask_wrongly(const kernels::StageView& view) const {
@@ -107,9 +107,9 @@ kernels::RunBackward faulty_backward(const kernels::Target& target) {
   using namespace kernels;
   return ASSAY_OF_TARGET(run_faulty_backward, target);
 }
-std::string_view planted_fault_target(const kernels::Target& target) {
+kernels::Target planted_fault_target(const kernels::Target& target) {
   using namespace kernels;
-  return ASSAY_OF_TARGET(faulty_target_name, target)();
+  return Target::of_bit(ASSAY_OF_TARGET(faulty_target_bit, target)());
 }
 
 }  // namespace assay

@@ -40,6 +40,6 @@ kernels::Status run_planted_product(const PlantedFault& fault, const Product& pr
 kernels::Status run_planted_cache(const PlantedFault& fault, const Case& c, const Inputs& inputs,
                                   const AttentionOutput& out, const kernels::Execution& how);
 // The target whose code a call on `target` runs.
-std::string_view planted_fault_target(const kernels::Target& target);
+kernels::Target planted_fault_target(const kernels::Target& target);
 
 }  // namespace assay

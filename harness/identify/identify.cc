@@ -59,6 +59,7 @@ void ask_about_attention(Candidate& candidate, Dtype dtype, Identification& told
     tell_input_bits(sums, dtype, told);
     tell_sums(sums, told);
   }
+  tell_subnormals(probe, weights, coarse, told);
 }
 
 void ask_about_product(Candidate& candidate, const Case& asked, Identification& told) {

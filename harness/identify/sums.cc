@@ -228,6 +228,39 @@ std::optional<KnownSums> tell_sums(const VisibleSums& given, Identification& tol
   return known;
 }
 
+void tell_subnormals(const Probe& probe, const std::optional<Dtype>& weights, bool by_lse,
+                     Identification& told) {
+  const bool in_pairs = probe.dtype() == Dtype::bf16 && weights == Dtype::bf16;
+  const int subnormal = format(probe.dtype()).min_exponent - 1;
+  const double small = std::ldexp(1, subnormal), dim = static_cast<double>(probe.dim());
+  // Key 0 has a score of about 8, and all others have 0.
+  const int product = std::min(0, std::ilogb(8 / (probe.scale() * dim)));
+  const double large = std::ldexp(1, product - subnormal);
+  const ProbeAnswer of_scores = probe.ask(
+      [&](Index, Index) { return small; }, [&](Index j, Index) { return j == 0 ? large : 0.0; },
+      [](Index j, Index c) { return (c == 0) == (j == 0) && c < 2 ? 1.0 : 0.0; });
+  const double others = static_cast<double>(probe.keys() - 1),
+               weight = by_lse ? std::exp(of_scores.lse[0]) - others
+                               : others * of_scores.at(0, 0) / of_scores.at(0, 1);
+  const auto tell = [&](const char* subject, bool kept, std::string input) {
+    told.statements.push_back({subject,
+                               kept       ? "kept"
+                               : in_pairs ? "read or written as 0, as by VDPBF16PS"
+                                          : "read or written as 0",
+                               std::move(input)});
+  };
+  tell("Q K, subnormals", std::log(weight) > probe.scale() * dim * std::ldexp(0.5, product),
+       fmt::format(
+           "Q = {}, K = {} at key 0 and 0 at the others: the weight of key 0 is {:.3g} times "
+           "that of another",
+           power(small), power(large), weight));
+  const ProbeAnswer of_values =
+      probe.ask([](Index, Index) { return 0.0; }, [](Index, Index) { return 0.0; },
+                [&](Index, Index) { return small; });
+  tell("P V, subnormals", of_values.at(0, 0) > small / 2,
+       fmt::format("Q = 0, V = {}: O is {:.3g}", power(small), of_values.at(0, 0)));
+}
+
 int tell_input_bits(const VisibleSums& sums, Dtype dtype, Identification& told) {
   const int most = format(dtype).precision - 1;
   std::vector<Summands> all;

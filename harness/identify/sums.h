@@ -68,6 +68,11 @@ std::optional<KnownSums> tell_sums(const VisibleSums& sums, Identification& told
 // Says how many bits of inputs of this dtype enter the sums, and returns the number.
 int tell_input_bits(const VisibleSums& sums, Dtype dtype, Identification& told);
 
+// Says what becomes of the subnormal numbers of a dtype in q.k and in P V. `weights` is the dtype
+// of P, if it has one.
+void tell_subnormals(const Probe& probe, const std::optional<Dtype>& weights, bool by_lse,
+                     Identification& told);
+
 // "2^7" of a power of two.
 std::string power(double x);
 

@@ -229,9 +229,25 @@ Relation negated_values(const AskedForward& asked) {
                     [](const Outputs& out) { negate_elements(out.o.view()); });
 }
 
+// Whether products that read numbers below `floor` as 0 read another set of elements as 0 after
+// they were multiplied by `factor`.
+bool crosses_floor(const TensorView& t, double factor, double floor) {
+  bool crosses = false;
+  for_each_index(t.shape, [&](Index b, Index h, Index i, Index d) {
+    const double x = std::fabs(load(t, t.at(b, h, i, d)));
+    crosses = crosses || (x != 0 && (x < floor) != (x * factor < floor));
+  });
+  return crosses;
+}
+
 // 2 Q and K / 2 instead of Q and K change no product.
 Relation exchanged_scale(const AskedForward& asked) {
   const ForwardStep& step = asked.step;
+  const auto contract =
+      declared<Contract>(asked.candidate, step.call(asked.base), execution_of(step.c));
+  if (contract && (crosses_floor(step.in.problem.q, 2, contract->operand_floor) ||
+                   crosses_floor(step.in.problem.k, 0.5, contract->operand_floor)))
+    return Relation::not_applicable("other elements of Q or K would be read as 0");
   const Inputs changed(step.in);
   if (!scale_exactly(changed.q, 2) || !scale_exactly(changed.k, 0.5))
     return Relation::not_applicable("Q or K would round");

@@ -13,6 +13,7 @@
 #include "harness/judging/step.h"
 #include "harness/shortage.h"
 #include "harness/text.h"
+#include "kernels/simd/bf16_dots.h"
 #include "oracle/backward_verdict.h"
 #include "oracle/stages.h"
 
@@ -367,7 +368,8 @@ Trace trace_case(const Case& c, Candidate& candidate) {
   if (!candidate.abilities().stages)
     throw std::invalid_argument(fmt::format("{} does not tell its stages", candidate.name()));
   const Inputs inputs(c);
-  const kernels::Execution how{1, execution_of(c).target};
+  // The host tells its stages where it multiplies floats.
+  const kernels::Execution how{1, kernels::without_bf16_dots(execution_of(c).target)};
   const ForwardStep forward{c, inputs, candidate.abilities().lse};
   const Outputs outputs = forward.outputs();
   if (const std::string why = why_unsupported(candidate, forward.call(outputs)); !why.empty())

@@ -5,7 +5,8 @@
 // P V is one FMA chain over the keys of a tile, on top of the rescaled accumulator. The row sum is
 // summed within a tile, in any order, and then over the tiles of a split. Each split starts from
 // nothing, and splits are merged in order (RowBlock::merge). All sums are fp32, whatever the inputs
-// are.
+// are. Pairs of bf16 (Operands::pairs) have the same order, weights in bf16, and fused
+// multiply-adds that flush subnormal numbers.
 //
 // Masked keys get a weight of exactly 0. A tile or a split that no row of a block sees is skipped,
 // which changes no bit. Tiles and splits begin at key 0, and D and Dv alone decide their lengths.
@@ -13,9 +14,11 @@
 // computes the row.
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 
 #include "kernels/attention/attention_plan.h"
 #include "kernels/attention/pack-inl.h"
+#include "kernels/attention/pack_pairs-inl.h"
 #include "kernels/attention/row_block-inl.h"
 #include "kernels/attention/stages.h"
 #include "problem/parallel.h"
@@ -29,6 +32,9 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace assay::kernels::HWY_NAMESPACE {
+
+template <Operands operands, class Stages>
+using PackerOf = std::conditional_t<operands == Operands::pairs, PairPacker, Packer<Stages>>;
 
 // Gives the tiles of one of the wave's groups, which were packed before.
 struct TilesInMemory {
@@ -47,7 +53,7 @@ struct TilesInMemory {
 // Gives tiles that are packed when they are asked for, or rows as they are stored. The scores no
 // longer need the keys when the values are loaded, so one scratch, small enough for L1, holds
 // either.
-template <class Stages>
+template <class SomePacker>
 struct TilesOnTheFly {
   static constexpr bool stored = true;
   PanelRows panel(Index tile, Index j) const { return packer.panel(group, tile, j); }
@@ -59,7 +65,7 @@ struct TilesOnTheFly {
     return scratch;
   }
   PackedValues values(Index tile) const { return packer.values(group, tile, scratch); }
-  Packer<Stages>& packer;
+  SomePacker& packer;
   const Index group;
   float* const scratch;
 };
@@ -77,18 +83,19 @@ void for_waves(ForwardPlan& plan, const Wave& wave) {
 
 // Packs K and V of the wave's groups, then computes every block of rows of every query head that
 // reads them.
-template <class Stages>
+template <Operands operands, class Stages>
 void forward_by_rows(ForwardPlan& plan, const Stages& stages) {
+  using TilePacker = PackerOf<operands, Stages>;
+  using Block = RowBlock<operands, Stages>;
   const AttentionShape& s = plan.problem->shape;
   const Index tile_keys = plan.tile_keys(), tile_values = plan.tile_values();
   const PackedKeyValues& packed = plan.packed;
   const Index blocks = (s.rows + plan.tiling.rows - 1) / plan.tiling.rows;
-  ScratchPool<Packer<Stages>> packers(plan.wave_groups * plan.tiles, plan.threads, [&] {
-    return std::make_unique<Packer<Stages>>(plan, stages);
+  ScratchPool<TilePacker> packers(plan.wave_groups * plan.tiles, plan.threads,
+                                  [&] { return std::make_unique<TilePacker>(plan, stages); });
+  ScratchPool<Block> row_blocks(plan.wave_groups * s.group() * blocks, plan.threads, [&] {
+    return std::make_unique<Block>(plan, stages, plan.tiling.rows);
   });
-  ScratchPool<RowBlock<Stages>> row_blocks(
-      plan.wave_groups * s.group() * blocks, plan.threads,
-      [&] { return std::make_unique<RowBlock<Stages>>(plan, stages, plan.tiling.rows); });
   for_waves(plan, [&] {
     parallel_for(plan.groups * plan.tiles, plan.threads, [&](Index task) {
       const auto packer = packers.take();
@@ -121,8 +128,10 @@ void forward_by_rows(ForwardPlan& plan, const Stages& stages) {
 // The rows of all query heads that read one (batch, kv head) pair form one block. Tasks compute
 // splits. A task packs tile after tile into a scratch that stays in cache, or reads tiles as they
 // are stored if only a few rows need them. The results of the splits are merged at the end.
-template <class Stages>
+template <Operands operands, class Stages>
 void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
+  using TilePacker = PackerOf<operands, Stages>;
+  using Block = RowBlock<operands, Stages>;
   const AttentionShape& s = plan.problem->shape;
   const Index stacked = plan.stacked_rows(), stride = plan.padded_value_dim;
   const auto partial = [&](Index item, Index row) {
@@ -136,8 +145,8 @@ void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
         : packer(of, with),
           block(of, with, rows),
           tile(allocate_floats(std::max(of.tile_keys(), of.tile_values()))) {}
-    Packer<Stages> packer;
-    RowBlock<Stages> block;
+    TilePacker packer;
+    Block block;
     hwy::AlignedFreeUniquePtr<float[]> tile;
   };
   // The scratches of the splits also merge the results of the splits.
@@ -149,7 +158,7 @@ void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
                 per_task = std::max<Index>(1, items / (8 * threads));
     parallel_for((items + per_task - 1) / per_task, plan.threads, [&](Index task) {
       const auto scratch = pool.take();
-      RowBlock<Stages>& block = scratch->block;
+      Block& block = scratch->block;
       for (Index item = task * per_task; item < std::min(items, (task + 1) * per_task); ++item) {
         const Index group = plan.first_group + item / plan.splits, split = item % plan.splits;
         const Index first_head = group % s.kv_heads * s.group();
@@ -159,9 +168,9 @@ void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
                           stages.kv_head(head + heads, s.group()) == read;)
             ++heads;
           block.place(group / s.kv_heads, head, heads, 0, s.rows);
-          block.attend(
-              split, TilesOnTheFly<Stages>{scratch->packer, group / s.kv_heads * s.kv_heads + read,
-                                           scratch->tile.get()});
+          block.attend(split, TilesOnTheFly<TilePacker>{scratch->packer,
+                                                        group / s.kv_heads * s.kv_heads + read,
+                                                        scratch->tile.get()});
           const RowState from = block.split_state(),
                          to = partial(item, (head - first_head) * s.rows);
           std::copy_n(from.max, block.rows(), to.max);
@@ -173,7 +182,7 @@ void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
     parallel_for(plan.groups, plan.threads, [&](Index index) {
       const Index group = plan.first_group + index;
       const auto scratch = pool.take();
-      RowBlock<Stages>& block = scratch->block;
+      Block& block = scratch->block;
       block.place(group / s.kv_heads, group % s.kv_heads * s.group(), s.group(), 0, s.rows);
       for (Index split = 0; split < stages.merged_splits(plan.splits); ++split)
         block.merge(partial(index * plan.splits + split, 0));
@@ -182,10 +191,10 @@ void forward_by_splits(ForwardPlan& plan, const Stages& stages) {
   });
 }
 
-template <class Stages>
+template <Operands operands = Operands::floats, class Stages>
 void forward(ForwardPlan& plan, const Stages& stages) {
-  if (plan.by_split) forward_by_splits(plan, stages);
-  else forward_by_rows(plan, stages);
+  if (plan.by_split) forward_by_splits<operands>(plan, stages);
+  else forward_by_rows<operands>(plan, stages);
 }
 
 }  // namespace assay::kernels::HWY_NAMESPACE

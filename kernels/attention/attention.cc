@@ -21,6 +21,8 @@ HWY_AFTER_NAMESPACE();
 #include <algorithm>
 #include <new>
 
+#include "kernels/attention/attention_pairs.h"
+#include "kernels/simd/bf16_dots.h"
 #include "kernels/simd/by_target.h"
 #include "kernels/validate.h"
 
@@ -29,15 +31,30 @@ namespace assay::kernels {
 HWY_EXPORT(run_forward);
 HWY_EXPORT(target_name);
 
-ForwardTiling forward_tiling(Index dim, Index value_dim) {
-  // A tile of K and V in fp32 stays within 128 KiB, which is a sixth of the L2 cache for which the
+namespace {
+
+ForwardTiling tiling_of(Index dim, Index value_dim, Index elements_of_a_word) {
+  // A packed tile of K and V stays within 128 KiB, which is a sixth of the L2 cache for which the
   // tiles are chosen. With fewer than 64 keys, the work that every tile causes (row maxima,
   // corrections) would cost noticeable time.
-  return {96, dim + value_dim <= 160 ? 128 : 64, 512};
+  return {96, dim + value_dim <= 160 * elements_of_a_word ? 128 : 64, 512};
+}
+
+}  // namespace
+
+ForwardTiling forward_tiling(Index dim, Index value_dim) { return tiling_of(dim, value_dim, 1); }
+
+ForwardTiling forward_tiling_of_pairs(Index dim, Index value_dim) {
+  return tiling_of(dim, value_dim, 2);
+}
+
+bool computes_in_pairs(const Target& target, Dtype q, Dtype stored_k, Dtype stored_v) {
+  return has_bf16_dots(target) && q == Dtype::bf16 && stored_k == Dtype::bf16 &&
+         stored_v == Dtype::bf16;
 }
 
 std::string attention_forward_target(const Target& target) {
-  return ASSAY_OF_TARGET(target_name, target)();
+  return has_bf16_dots(target) ? target.name() : ASSAY_OF_TARGET(target_name, target)();
 }
 
 StoredKeyValues stored_key_values(const Attention& p, Index b, Index g) {
@@ -52,8 +69,11 @@ StoredKeyValues stored_key_values(const Attention& p, Index b, Index g) {
   return {rows(p.k, p.shape.dim), rows(p.v, p.shape.value_dim)};
 }
 
-Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads,
-                    RunForward run, const void* stages) {
+namespace {
+
+// Calls run(stored) with K and V of a valid problem.
+template <class Run>
+Status with_stored(const Attention& problem, const AttentionOutput& out, const Run& run) {
   if (Status status = validate_attention(problem, out); !status.ok()) return status;
   const AttentionShape& s = problem.shape;
   try {
@@ -61,20 +81,31 @@ Status plan_and_run(const Attention& problem, const AttentionOutput& out, int th
     stored.reserve(usize(s.batch * s.kv_heads));
     for (Index b = 0; b < s.batch; ++b)
       for (Index g = 0; g < s.kv_heads; ++g) stored.push_back(stored_key_values(problem, b, g));
-    return run_stored(problem, std::move(stored), out, threads, run, stages);
+    return run(std::move(stored));
   } catch (const std::bad_alloc&) {
     return out_of_memory("the list of key/value heads");
   }
 }
 
+}  // namespace
+
+Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads,
+                    RunForward run, const void* stages) {
+  return with_stored(problem, out, [&](std::vector<StoredKeyValues> stored) {
+    return run_stored(problem, std::move(stored), out, threads, run, stages);
+  });
+}
+
 Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
-                  const AttentionOutput& out, int threads, RunForward run, const void* stages) {
+                  const AttentionOutput& out, int threads, RunForward run, const void* stages,
+                  Operands operands) {
   const AttentionShape& s = problem.shape;
   if (s.batch == 0 || s.rows == 0) return {};
   ForwardPlan plan;
   plan.problem = &problem;
   plan.out = out;
-  plan.tiling = forward_tiling(s.dim, s.value_dim);
+  plan.operands = operands;
+  plan.tiling = tiling_of(s.dim, s.value_dim, plan.elements_of_a_word());
   plan.threads = threads;
   plan.stored = std::move(stored);
   plan.tiles = (s.keys + plan.tiling.keys - 1) / plan.tiling.keys;
@@ -83,9 +114,11 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
   // If all rows fit into one block of rows, packing K and V into memory gains nothing.
   plan.by_split = s.rows <= plan.tiling.rows && plan.stacked_rows() <= plan.tiling.rows;
 
-  const Index keys = plan.tiles * plan.tiling.keys, states = plan.splits * plan.stacked_rows();
+  const Index states = plan.splits * plan.stacked_rows();
+  const Index key_floats = plan.tiles * plan.tile_keys(),
+              value_floats = plan.tiles * plan.tile_values();
   const Index group_floats =
-      plan.by_split ? states * (2 + plan.padded_value_dim) : keys * (s.dim + plan.padded_value_dim);
+      plan.by_split ? states * (2 + plan.padded_value_dim) : key_floats + value_floats;
   const Index all_groups = s.batch * s.kv_heads;
   constexpr Index workspace_floats = (Index{512} << 20) / 4;
   const Index wave = plan.wave_groups =
@@ -98,9 +131,9 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
       return p;
     };
     const auto block_0 = allocate(plan.by_split ? plan.partial.max : plan.packed.keys,
-                                  plan.by_split ? states : keys * s.dim);
+                                  plan.by_split ? states : key_floats);
     const auto block_1 = allocate(plan.by_split ? plan.partial.accumulator : plan.packed.values,
-                                  (plan.by_split ? states : keys) * plan.padded_value_dim);
+                                  plan.by_split ? states * plan.padded_value_dim : value_floats);
     const auto sums = allocate(plan.partial.sum, plan.by_split ? states : 0);
     const auto flags = allocate(plan.packed.values_not_finite, plan.by_split ? 0 : plan.tiles);
     run(plan, stages);
@@ -112,13 +145,21 @@ Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
 
 Status forward_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
                       const AttentionOutput& out, const Execution& how, const void*) {
+  // All heads of a cache have one dtype.
+  const Dtype k = stored.empty() ? Dtype::f32 : stored[0].keys.columns.dtype,
+              v = stored.empty() ? Dtype::f32 : stored[0].values.columns.dtype;
+  if (computes_in_pairs(how.target, problem.q.dtype, k, v))
+    return run_stored(problem, std::move(stored), out, how.threads, forward_of_pairs(), nullptr,
+                      Operands::pairs);
   return run_stored(problem, std::move(stored), out, how.threads,
                     ASSAY_OF_TARGET(run_forward, how.target), nullptr);
 }
 
 Status attention_forward(const Attention& problem, const AttentionOutput& out,
                          const Execution& how) {
-  return plan_and_run(problem, out, how.threads, ASSAY_OF_TARGET(run_forward, how.target), nullptr);
+  return with_stored(problem, out, [&](std::vector<StoredKeyValues> stored) {
+    return forward_stored(problem, std::move(stored), out, how, nullptr);
+  });
 }
 
 }  // namespace assay::kernels

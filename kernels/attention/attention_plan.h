@@ -45,7 +45,11 @@ struct StoredKeyValues {
 
 StoredKeyValues stored_key_values(const Attention& problem, Index b, Index g);
 
-// K and V of `groups` consecutive (batch, kv head) pairs, packed in fp32.
+// What the products multiply: fp32 numbers, or pairs of bf16 (kernels/simd/bf16_pairs.h).
+enum class Operands { floats, pairs };
+
+// K and V of `groups` consecutive (batch, kv head) pairs, packed in fp32. If the operands are
+// pairs, D and the tile keys of V are counted in words of two.
 struct PackedKeyValues {
   float* keys = nullptr;    // [group][tile][panel of keys][D][panel width]
   float* values = nullptr;  // [group][tile][panel of columns][tile keys][panel width]
@@ -62,6 +66,7 @@ struct PartialRows {
 struct ForwardPlan {
   const Attention* problem = nullptr;
   AttentionOutput out;
+  Operands operands = Operands::floats;
   ForwardTiling tiling{};
   int threads = 0;
   std::vector<StoredKeyValues> stored;  // for every (batch, kv head) pair
@@ -75,21 +80,28 @@ struct ForwardPlan {
   Index tiles = 0, splits = 0;        // of the keys
   Index padded_value_dim = 0;
 
-  // How many floats a packed tile has.
-  Index tile_keys() const { return tiling.keys * problem->shape.dim; }
-  Index tile_values() const { return tiling.keys * padded_value_dim; }
+  Index elements_of_a_word() const { return operands == Operands::pairs ? 2 : 1; }
+  // How many floats, or words, a packed tile has.
+  Index tile_keys() const {
+    const Index n = elements_of_a_word();
+    return tiling.keys * ((problem->shape.dim + n - 1) / n);
+  }
+  Index tile_values() const { return tiling.keys / elements_of_a_word() * padded_value_dim; }
   // How many rows of all query heads read one (batch, kv head) pair.
   Index stacked_rows() const { return problem->shape.group() * problem->shape.rows; }
 };
 
-// The kernel: forward() of a target and of a policy.
+// The kernel: forward() of a target, of operands and of a policy.
 using RunForward = void (*)(ForwardPlan& plan, const void* stages);
-// Validates the problem, makes the plan, and runs the kernel.
+// Validates the problem, makes the plan, and runs a kernel that multiplies floats.
 Status plan_and_run(const Attention& problem, const AttentionOutput& out, int threads,
                     RunForward run, const void* stages);
 // Makes the plan for a problem that is valid and whose K and V are `stored`, and runs the kernel.
 Status run_stored(const Attention& problem, std::vector<StoredKeyValues> stored,
-                  const AttentionOutput& out, int threads, RunForward run, const void* stages);
+                  const AttentionOutput& out, int threads, RunForward run, const void* stages,
+                  Operands operands = Operands::floats);
+// The kernel that multiplies pairs; null if this program holds none.
+RunForward forward_of_pairs();
 
 // Computes attention over a valid problem whose K and V are `stored`, wherever a cache keeps them.
 // The production kernel ignores `context`.

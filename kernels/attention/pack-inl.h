@@ -54,6 +54,15 @@ inline std::pair<const std::byte*, Index> rows_in_place(const StoredRows& rows, 
   return {c.data + page * c.page_bytes + slot * c.row_bytes, c.row_bytes};
 }
 
+// The first key of a tile; then, relative to it, the keys that are there.
+struct TileRows {
+  Index key0, begin, end;
+};
+inline TileRows rows_of_tile(const StoredRows& stored, Index width, Index tile) {
+  const Index key0 = tile * width, begin = std::clamp<Index>(stored.begin - key0, 0, width);
+  return {key0, begin, std::clamp<Index>(stored.end - key0, begin, width)};
+}
+
 // Returns the bytes from row j to the row that is fetched into the cache while row j is read, or 0
 // if no such row is left.
 inline Index bytes_ahead(const StoredRows& rows, Index j) {
@@ -220,8 +229,18 @@ struct ValuesInPlace {
   const std::byte* data = nullptr;
   Index count = 0;
   Dtype dtype = Dtype::f32;
-  Index stride = 0, ahead = 0;  // as in PanelRows
+  Index stride = 0, ahead = 0;       // as in PanelRows
+  const std::byte* zeros = nullptr;  // of pairs: a row of zeros
 };
+
+// As many of the values [j, j + count) as lie in one page, where they are stored; without data if
+// they cannot be read there.
+inline ValuesInPlace first_run(const StoredRows& stored, Index j, Index count) {
+  const Index run =
+      stored.pages ? std::min(count, stored.page_size - stored.place_of(j).slot) : count;
+  const auto [data, stride] = rows_in_place(stored, j, run);
+  return {data, run, stored.columns.dtype, stride, bytes_ahead(stored, j)};
+}
 
 // Packs tiles of K and V. Keys that are not there become 0, up to the end of the panel; nothing
 // reads beyond that.
@@ -283,11 +302,7 @@ class Packer {
     const StoredRows& stored = plan_.stored[usize(group)].values;
     if (!reads_in_place(stored.columns.dtype) || plan_.problem->shape.value_dim % panel_width != 0)
       return {};
-    const Index j = tile * plan_.tiling.keys + keys.begin, count = keys.end - keys.begin;
-    const Index run =
-        stored.pages ? std::min(count, stored.page_size - stored.place_of(j).slot) : count;
-    const auto [data, stride] = rows_in_place(stored, j, run);
-    return {data, run, stored.columns.dtype, stride, bytes_ahead(stored, j)};
+    return first_run(stored, tile * plan_.tiling.keys + keys.begin, keys.end - keys.begin);
   }
 
   PackedValues values(Index group, Index tile, float* to) {
@@ -337,16 +352,10 @@ class Packer {
     return !Stages::observes && (dtype != Dtype::f16 || converts_f16);
   }
 
-  struct Range {
-    // the first key of the tile; then, relative to it, the keys that are there
-    Index key0, begin, end;
-  };
-  Range place(const StoredRows& stored, Index group, Index tile) {
+  TileRows place(const StoredRows& stored, Index group, Index tile) {
     b_ = group / plan_.problem->shape.kv_heads;
     g_ = group % plan_.problem->shape.kv_heads;
-    const Index width = plan_.tiling.keys, key0 = tile * width,
-                begin = std::clamp<Index>(stored.begin - key0, 0, width);
-    return {key0, begin, std::clamp<Index>(stored.end - key0, begin, width)};
+    return rows_of_tile(stored, plan_.tiling.keys, tile);
   }
 
   const ForwardPlan& plan_;

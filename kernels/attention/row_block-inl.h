@@ -2,6 +2,7 @@
 // compiled once for each SIMD target.
 #include <cstdint>
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -12,6 +13,7 @@
 #include "kernels/attention/dropout.h"
 #include "kernels/attention/element_bias-inl.h"
 #include "kernels/attention/pack-inl.h"
+#include "kernels/simd/bf16_pairs.h"
 #include "kernels/simd/register_block-inl.h"
 #include "kernels/attention/stages.h"
 
@@ -35,8 +37,15 @@ struct RowState {
   float* accumulator;  // [row][accumulator stride]
 };
 
-template <class Stages>
+template <Operands operands, class Stages>
 class RowBlock {
+  static constexpr bool in_pairs = operands == Operands::pairs;
+  static_assert(!in_pairs || (panel_width == bf16::panel_width &&
+                              score_stride == bf16::score_stride && block_rows == 12));
+  // How many floats, or words, hold so many elements.
+  static constexpr Index per_word = in_pairs ? 2 : 1;
+  static constexpr Index words_of(Index elements) { return (elements + per_word - 1) / per_word; }
+
  public:
   RowBlock(const ForwardPlan& plan, const Stages& stages, Index rows)
       : plan_(plan),
@@ -153,7 +162,7 @@ class RowBlock {
       float* row = total_.accumulator + r * accumulator_stride_;
       if (!p_.sink.empty()) add_sink(p_.sink[block_[r].head], m, sum, row);
       if (sum != 0) {
-        const float inverse = 1.0f / sum;
+        const float inverse = (in_pairs ? keep_scale() : 1.0f) / sum;
         // The sign of a 0 would depend on the masked keys that passed by. Adding 0 makes every zero
         // +0.
         for (Index c = 0; c < s_.value_dim; ++c) row[c] = row[c] * inverse + 0.0f;
@@ -201,9 +210,17 @@ class RowBlock {
         load_row(p_.q, b_, row.head, row.row, s_.dim, q_row_.get());
         if constexpr (Stages::observes)
           stages_.at(Stage::query, {b_, row.head, row.row, 0, 1, s_.dim, q_row_.get(), s_.dim});
-        for (Index d = 0; d < s_.dim; ++d) interleaved[d * count + i] = q_row_[d];
+        for (Index w = 0; w < words_of(s_.dim); ++w)
+          interleaved[w * count + i] = in_pairs ? pair_at(q_row_.get(), 2 * w) : q_row_[w];
       }
     });
+  }
+
+  // Numbers that are bf16 already, as a word.
+  float pair_at(const float* row, Index d) const {
+    const auto first = std::bit_cast<std::uint32_t>(row[d]),
+               second = d + 1 < s_.dim ? std::bit_cast<std::uint32_t>(row[d + 1]) : 0;
+    return std::bit_cast<float>(first | second >> 16);
   }
 
   bool few_rows() const { return rows_ < static_cast<Index>(block_rows); }
@@ -231,12 +248,16 @@ class RowBlock {
   void score_packed(const float* keys) {
     const float scale = stages_.scale(p_.scale);
     const KeyRange any = seen_in_tile(0, rows_);
+    const Index words = words_of(s_.dim);
     if (rows_ == 1) {
-      for_panels(any.begin / panel_width * panel_width, any.end,
-                 [&](auto panels, Index panel) HWY_ATTR {
-                   score_row(panels, q_.get(), s_.dim, keys + panel * s_.dim, scale,
-                             scores_.get() + panel);
-                 });
+      for_panels(
+          any.begin / panel_width * panel_width, any.end, [&](auto panels, Index panel) HWY_ATTR {
+            const float* from = keys + panel * words;
+            float* to = scores_.get() + panel;
+            if constexpr (in_pairs)
+              bf16::score_row(panels.size(), q_.get(), words, from, panel_width * words, scale, to);
+            else score_row(panels, q_.get(), words, from, scale, to);
+          });
     } else {
       // A panel of keys stays in L1 while all rows pass.
       for (Index panel = any.begin / panel_width * panel_width; panel < any.end;
@@ -244,8 +265,10 @@ class RowBlock {
         for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
           const KeyRange& seen = seen_[r];
           if (panel + panel_width <= seen.begin || panel >= seen.end) return;
-          score_panel(block, q_.get() + r * s_.dim, s_.dim, keys + panel * s_.dim, scale,
-                      scores_.get() + r * score_stride + panel);
+          const float *q = q_.get() + r * s_.dim, *from = keys + panel * words;
+          float* to = scores_.get() + r * score_stride + panel;
+          if constexpr (in_pairs) bf16::score_panel(block.size(), q, words, from, scale, to);
+          else score_panel(block, q, words, from, scale, to);
         });
     }
   }
@@ -260,12 +283,21 @@ class RowBlock {
       const KeyRange any = seen_in_tile(0, rows_);
       for (Index j = any.begin / panel_width * panel_width; j < any.end; j += panel_width) {
         const PanelRows keys = tiles.panel(tile, j);
-        with_dtype(keys.dtype, [&](auto dtype) HWY_ATTR {
-          for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
-            score_rows<dtype()>(block, q_.get() + r * s_.dim, s_.dim, keys, scale,
-                                scores_.get() + r * score_stride + j);
+        if constexpr (in_pairs) {
+          for_small_blocks(0, rows_, [&](auto block, Index r) {
+            bf16::score_rows(
+                block.size(), q_.get() + r * s_.dim, s_.dim,
+                {{keys.half[0], keys.half[1]}, keys.stride, {keys.ahead[0], keys.ahead[1]}}, scale,
+                scores_.get() + r * score_stride + j);
           });
-        });
+        } else {
+          with_dtype(keys.dtype, [&](auto dtype) HWY_ATTR {
+            for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
+              score_rows<dtype()>(block, q_.get() + r * s_.dim, s_.dim, keys, scale,
+                                  scores_.get() + r * score_stride + j);
+            });
+          });
+        }
       }
       return true;
     }
@@ -335,18 +367,24 @@ class RowBlock {
     observe(Stage::rescale, correction_, 1, 1);
     observe(Stage::weights, scores_.get(), width_, score_stride);
     observe(Stage::row_sum, split_.sum, 1, 1);
+    if constexpr (in_pairs)
+      for (Index r = 0; r < rows_; ++r)
+        bf16::pack_weights(scores_.get() + r * score_stride, width_);
   }
+
+  float keep_scale() const { return 1.0f / (1.0f - p_.dropout); }
 
   // Applies dropout after the row sums, because the normaliser is computed before dropout.
   void drop_weights() {
-    const float keep_scale = 1.0f / (1.0f - p_.dropout);
+    // A scaled weight would be rounded to bf16 with its scale. Pairs are scaled in the end instead.
+    const float scale = in_pairs ? 1.0f : keep_scale();
     const std::uint64_t threshold = dropout_threshold(p_.dropout);
     for (Index r = 0; r < rows_; ++r)
       for (Index j = 0; j < width_; ++j) {
         float& w = scores_[r * score_stride + j];
         if (w == 0) continue;
         w = dropout_word(p_.dropout_seed, b_, block_[r].head, block_[r].row, key0_ + j) >= threshold
-                ? w * keep_scale
+                ? w * scale
                 : 0.0f;
       }
   }
@@ -359,8 +397,9 @@ class RowBlock {
     for_row_blocks(rows_, [&](auto block, Index r) HWY_ATTR {
       const KeyRange& seen = seen_[r];
       accumulate_block(block, r, seen, [&](Index c) {
-        return PackedOperand{values.data + c * width_ + seen.begin * panel_width,
-                             panel_width * width_};
+        return PackedOperand{
+            values.data + c * (width_ / per_word) + seen.begin / per_word * panel_width,
+            panel_width * (width_ / per_word)};
       });
     });
   }
@@ -370,15 +409,24 @@ class RowBlock {
   HWY_INLINE void accumulate_block(Block block, Index r, const KeyRange& seen,
                                    const Values& values) {
     if (seen.begin >= seen.end) return;
+    // A word may hold the weight of a key that nobody sees, which is 0, and its finite value.
+    const Index first = seen.begin / per_word, words = words_of(seen.end) - first;
+    const float* weights = scores_.get() + r * score_stride + first;
     if (rows_ == 1)
       return for_panels(0, s_.value_dim, [&](auto panels, Index c) HWY_ATTR {
-        value_row(panels, scores_.get() + seen.begin, values(c), seen.end - seen.begin,
-                  correction_[0], split_.accumulator + c);
+        float* to = split_.accumulator + c;
+        if constexpr (in_pairs)
+          bf16::value_row(panels.size(), weights, values(c).row, values(c).panel_step, words,
+                          correction_[0], to);
+        else value_row(panels, weights, values(c), words, correction_[0], to);
       });
-    for (Index c = 0; c < s_.value_dim; c += panel_width)
-      value_panel(block, scores_.get() + r * score_stride + seen.begin, values(c),
-                  seen.end - seen.begin, correction_ + r,
-                  split_.accumulator + r * accumulator_stride_ + c, accumulator_stride_);
+    for (Index c = 0; c < s_.value_dim; c += panel_width) {
+      float* to = split_.accumulator + r * accumulator_stride_ + c;
+      if constexpr (in_pairs)
+        bf16::value_panel(block.size(), weights, values(c).row, words, correction_ + r, to,
+                          accumulator_stride_);
+      else value_panel(block, weights, values(c), words, correction_ + r, to, accumulator_stride_);
+    }
   }
 
   // For a few rows that see the same keys of the tile. No weight here belongs to a masked pair, so
@@ -395,21 +443,56 @@ class RowBlock {
         const ValuesInPlace values = tiles.values_in_place(tile, seen);
         if (!values.data) return false;
         const KeyRange run{seen.begin, seen.begin + values.count};
-        with_dtype(values.dtype, [&](auto dtype) HWY_ATTR {
-          const auto from = [&](Index c) {
-            return StoredOperand<dtype()>{values.data + c * bytes_of<dtype()>, values.stride,
-                                          values.ahead};
-          };
-          for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
-            accumulate_block(block, r, run, from);
-          });
-        });
-        std::fill_n(correction_, rows_, 1.0f);
         seen.begin = run.end;
+        if constexpr (in_pairs) {
+          accumulate_pairs_in_place(run, values);
+        } else {
+          with_dtype(values.dtype, [&](auto dtype) HWY_ATTR {
+            const auto from = [&](Index c) {
+              return StoredOperand<dtype()>{values.data + c * bytes_of<dtype()>, values.stride,
+                                            values.ahead};
+            };
+            for_small_blocks(0, rows_, [&](auto block, Index r) HWY_ATTR {
+              accumulate_block(block, r, run, from);
+            });
+          });
+          std::fill_n(correction_, rows_, 1.0f);
+        }
       }
       return true;
     }
     return false;
+  }
+
+  // The weights of a word lie side by side from an even key on. Where the run has only one of the
+  // two keys, zeros stand for the values of the other.
+  void accumulate_pairs_in_place(const KeyRange& run, const ValuesInPlace& values) {
+    const Index step = values.stride, head = run.begin % 2,
+                words = (run.end - run.begin - head) / 2;
+    const std::byte* rows = values.data + head * step;
+    if (head == 1) add_stored_pairs(run.begin / 2, 1, {values.zeros, values.data, 0, 0});
+    add_stored_pairs((run.begin + head) / 2, words, {rows, rows + step, 2 * step, values.ahead});
+    if (run.end % 2 == 1 && run.begin + head < run.end)
+      add_stored_pairs(run.end / 2, 1, {rows + 2 * words * step, values.zeros, 0, 0});
+  }
+  void add_stored_pairs(Index word, Index words, const bf16::ValueRows& values) {
+    const auto from = [&](Index c) {
+      return bf16::ValueRows{values.first + 2 * c, values.second + 2 * c, values.stride,
+                             values.ahead};
+    };
+    if (rows_ == 1)
+      for_panels(0, s_.value_dim, [&](auto panels, Index c) {
+        bf16::value_row(panels.size(), scores_.get() + word, from(c), words, correction_[0],
+                        split_.accumulator + c);
+      });
+    else
+      for_small_blocks(0, rows_, [&](auto block, Index r) {
+        for (Index c = 0; c < s_.value_dim; c += panel_width)
+          bf16::value_panel(block.size(), scores_.get() + r * score_stride + word, from(c), words,
+                            correction_ + r, split_.accumulator + r * accumulator_stride_ + c,
+                            accumulator_stride_);
+      });
+    std::fill_n(correction_, rows_, 1.0f);
   }
 
   // For a tile in which V holds an infinity or a NaN: only the values that a row sees may reach the
@@ -418,15 +501,26 @@ class RowBlock {
     for (Index r = 0; r < rows_; ++r) {
       float* row = split_.accumulator + r * accumulator_stride_;
       for (Index c = 0; c < s_.value_dim; ++c) row[c] *= correction_[r];
-      for (Index j = 0; j < width_; ++j) {
-        if (!is_visible(r, key0_ + j)) continue;
-        const float w = scores_[r * score_stride + j];
-        for (Index c = 0; c < s_.value_dim; ++c)
-          row[c] = multiply_add_one(
-              w, values[c / panel_width * panel_width * width_ + j * panel_width + c % panel_width],
-              row[c]);
+      for (Index w = 0; w < width_ / per_word; ++w) {
+        const float weight = scores_[r * score_stride + w];
+        if constexpr (in_pairs) add_visible_pair(r, w, weight, values, row);
+        else if (is_visible(r, key0_ + w)) add_visible(w, weight, values, row);
       }
     }
+  }
+
+  void add_visible(Index j, float weight, const float* values, float* row) const {
+    for (Index c = 0; c < s_.value_dim; ++c)
+      row[c] = multiply_add_one(
+          weight,
+          values[c / panel_width * panel_width * width_ + j * panel_width + c % panel_width],
+          row[c]);
+  }
+  void add_visible_pair(Index r, Index w, float weight, const float* values, float* row) const {
+    const std::uint32_t kept = (is_visible(r, key0_ + 2 * w) ? 0xFFFF0000 : 0) |
+                               (is_visible(r, key0_ + 2 * w + 1) ? 0x0000FFFF : 0);
+    for (Index c = 0; kept != 0 && c < s_.value_dim; c += panel_width)
+      bf16::add_word(weight, values + c * (width_ / 2) + w * panel_width, kept, row + c);
   }
 
   bool is_visible(Index r, Index key) const {
