@@ -4,7 +4,9 @@
 #include <cmath>
 #include <limits>
 
+#include "harness/candidates/cached.h"
 #include "harness/judging/step.h"
+#include "oracle/stored_tokens.h"
 #include "oracle/visibility.h"
 
 namespace assay {
@@ -33,10 +35,32 @@ Verdict ForwardStep::judge(const Out& out, const std::optional<Arithmetic>& arit
   return judge_by_ladder(in.problem, out.view(), 64, options);
 }
 
+namespace {
+
+// What the case says of how its cache came about, as run_through_cache() fills it.
+StoredTokens stored_tokens(const Case& c, const Inputs& in) {
+  StoredTokens s;
+  s.dtype = c.cache_dtype();
+  s.group = c.cache.group;
+  s.page = c.cache.kind == CacheSpec::Kind::contiguous ? 0 : c.cache.page;
+  s.k = in.token_k.view();
+  s.v = in.token_v.view();
+  const Index past = c.shape.keys - c.shape.rows;
+  s.appends = {0, past / 3, past};
+  for (const Chunk& rows : chunks_of(c)) s.appends.push_back(past + rows.first + rows.count);
+  s.appends.erase(std::unique(s.appends.begin(), s.appends.end()), s.appends.end());
+  return s;
+}
+
+}  // namespace
+
 Diagnosis ForwardStep::diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
                                 const Verdict& failed, const JudgeOptions& options) const {
   const Contract* contract = arithmetic ? &std::get<Contract>(*arithmetic) : nullptr;
-  return assay::diagnose(anchored(in.problem, conventions), out.view(), contract, failed, options);
+  std::optional<StoredTokens> stored;
+  if (c.cache) stored = stored_tokens(c, in);
+  return assay::diagnose(anchored(in.problem, conventions), out.view(), contract, failed, options,
+                         stored ? &*stored : nullptr);
 }
 
 void ForwardStep::clear_unread(const Out& out) const {
