@@ -156,9 +156,10 @@ Command add_identify(CLI::App& app) {
                     ->check(CLI::IsMember({"f16", "bf16", "f32"}))
                     ->excludes(record);
   command
-      ->add_option("--case", o->line,
-                   "What is asked, as words of a case line: 'product dtype=f16 w=int4:64'. "
-                   "Shapes and inputs are chosen")
+      ->add_option(
+          "--case", o->line,
+          "What is asked, as words of a case line: 'backward dtype=bf16', 'product dtype=f16 "
+          "w=int4:64'. Shapes and inputs are chosen")
       ->excludes(record)
       ->excludes(dtype);
   command->add_option("--json", o->json, "Write the answers to this file")->check(writable());
@@ -173,6 +174,7 @@ Command add_identify(CLI::App& app) {
       "failed.\n\nExamples:\n"
       "  assay identify --candidate host --dtype bf16\n"
       "  assay identify --kernel mine/build/libmy_kernel.so --json arithmetic.json\n"
+      "  assay identify --case 'backward dtype=bf16'\n"
       "  assay identify --case 'product dtype=bf16 w=nvfp4'\n"
       "  assay identify --record dump.safetensors");
   return {command, [o] { return run(*o); }};

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "oracle/key_values.h"
+#include "oracle/stored_tokens.h"
 #include "oracle/visibility.h"
 
 namespace assay {
@@ -34,16 +35,26 @@ struct TiledSoftmax {
   bool rescales_sum = true, rescales_values = true;
   bool corrections_in_half = false;
   double (*cast)(double) = nullptr;  // of weights, before P V
-  bool drops_a_lane = false;         // the last one of eight, in the row sum
+  bool drops_a_lane = false;         // the last key of each tile is not in the row sum
   bool counts_padding = false;  // one key of the last, shorter tile, with score 0, in the row sum
   // The score of masked keys, and of keys behind the last one, in the tiles that rows of a tile
   // load.
   double fill = -std::numeric_limits<double>::infinity();
-  bool fills_zeros = false;  // keys outside the interval of a row are not loaded: their V is 0
-  bool clamps = false;       // e^x for x <= 0 gives at most 1, whatever x is
-  double exponent = 1;       // every argument of exp is multiplied by it
+  bool fills_zeros = false;      // keys outside the interval of a row are not loaded: their V is 0
+  bool clamps = false;           // e^x for x <= 0 gives at most 1, whatever x is
+  bool zero_sum_is_nan = false;  // a row that sees a key and whose sum is 0 is 0 / 0
+  // Rows whose exponentials or sums leave the range of binary32 follow. Where they do not, all that
+  // is predicted is that such a row is wrong: what an exponential gives there is the kernel's own.
+  bool tells_beyond_range = true;
+  double exponent = 1;  // every argument of exp is multiplied by it
   // The same of the merge of splits.
   bool merge_rescales_sum = true, merge_rescales_values = true, merge_keeps_first_max = false;
+  bool merge_reads_sum_for_max = false;
+
+  // Whether the masked keys that are loaded with a row matter.
+  bool loads_masked_keys() const {
+    return fill > -std::numeric_limits<double>::infinity() || maximum == Maximum::of_tile;
+  }
 };
 
 // The keys of a row from key0 on.
@@ -55,19 +66,25 @@ struct SoftmaxRow {
   double sink = -std::numeric_limits<double>::infinity();
   double scale = 1;
 };
+// What is foreseen of a row: nothing, its outputs, or that they are wrong.
+enum class Foreseen : std::uint8_t { nothing, outputs, wrong };
 // Computes O and LSE of a row; `values` are those of the keys from key0 on.
-void sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
-                  const Eigen::Ref<const RowMajor, 0, Eigen::OuterStride<>>& values,
-                  Eigen::Ref<Eigen::RowVectorXd> o, double& lse);
+Foreseen sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
+                      const Eigen::Ref<const RowMajor, 0, Eigen::OuterStride<>>& values,
+                      Eigen::Ref<Eigen::RowVectorXd> o, double& lse);
 
 struct Alteration {
-  Alteration(const ProjectedAttention& p, const AttentionOutput& o) : problem(p), out(o) {}
+  Alteration(const ProjectedAttention& p, const AttentionOutput& o,
+             const StoredTokens* cache = nullptr)
+      : problem(p), out(o), stored(cache) {}
   Alteration(const Alteration&) = delete;
   Alteration& operator=(const Alteration&) = delete;
 
   ProjectedAttention problem;
   AttentionOutput out;                     // where a reader finds what the kernel wrote
+  const StoredTokens* stored;              // null: nothing is known of a cache
   bool unwritten = false;                  // some element of O was not written
+  std::vector<RowPlace> failing;           // the rows that are wrong, of those that are asked
   std::function<Index(Index h)> key_head;  // the kv head that a head reads; empty: its own
   // The row from which the outputs of a row come; nothing: they are NaN. Empty: every row is its
   // own.
@@ -77,6 +94,8 @@ struct Alteration {
   std::function<void(const RowPlace&, bool masked, Eigen::Ref<Eigen::RowVectorXd> o, double& lse)>
       change;
   bool of_o = true, of_lse = true;  // which outputs are altered; the other ones are right
+  std::function<bool(const RowPlace&)>
+      tells;  // whether the outputs of a row follow; empty: they do
   // The storage of altered tensors and masks.
   std::deque<Tensor> tensors;
   std::vector<std::uint8_t> keep;
@@ -94,6 +113,7 @@ struct Hypothesis {
 // The hypotheses about O and LSE. Of those with the same outputs the first one is named.
 std::span<const Hypothesis> mask_hypotheses();
 std::span<const Hypothesis> sum_hypotheses();
+std::span<const Hypothesis> cache_hypotheses();
 
 // Products of numbers in fewer bits than f32 has. Q, K and V are rounded as they are read, which
 // LSE shows exactly. How weights are rounded depends on the running maximum, and is typical of

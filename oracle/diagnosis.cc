@@ -47,7 +47,7 @@ class HeadCache {
 struct ExactRows {
   RowMajor o;
   Eigen::VectorXd lse;
-  std::vector<char> known;  // per row: a bound decides it
+  std::vector<Foreseen> known;
 };
 
 // What a problem, altered or not, gives in the rows that are asked.
@@ -57,6 +57,7 @@ struct Prediction {
   ExactRows exact;           // of the asked rows
   RowMajor got;
   Eigen::VectorXd got_lse;
+  bool of_o = true;  // O is altered
 };
 
 double number_of(const Certified& x) {
@@ -85,16 +86,16 @@ KeyInterval loaded_by_tile(const Attention& p, Index b, Index row, Index row_til
 }
 
 // The outputs of an evaluated row with the altered sums.
-void sum_row(const Attention& p, const TiledSoftmax& how, Index row_tile, const EvidenceHead& head,
-             Index r, Eigen::Ref<Eigen::RowVectorXd> o, double& lse) {
+Foreseen sum_row(const Attention& p, const TiledSoftmax& how, Index row_tile,
+                 const EvidenceHead& head, Index r, Eigen::Ref<Eigen::RowVectorXd> o, double& lse) {
   const Block& k = head.block;
   const Index i = k.row(r).index;
   // Masked keys that are loaded take part.
   Index begin = k.key0, end = k.key0 + k.count;
   SoftmaxRow row;
-  if (how.fill > -inf) {
+  if (how.loads_masked_keys()) {
     const KeyInterval own = loaded_by_tile(p, k.b, i, row_tile);
-    if (own.begin >= own.end) return;
+    if (own.begin >= own.end) return Foreseen::outputs;
     begin = own.begin / how.tile * how.tile;
     end = (own.end + how.tile - 1) / how.tile * how.tile;
     const Index columns = end - begin;
@@ -102,7 +103,7 @@ void sum_row(const Attention& p, const TiledSoftmax& how, Index row_tile, const 
     end = std::min(how.fills_zeros ? own.end : end, p.shape.keys);
     row.padding = columns - (end - begin);
   }
-  if (begin >= end) return;
+  if (begin >= end) return Foreseen::outputs;
   std::vector<double> scores(usize(end - begin), how.fill);
   std::vector<char> kept(scores.size(), 1);
   for (Index j = begin; j < end; ++j) {
@@ -118,7 +119,8 @@ void sum_row(const Attention& p, const TiledSoftmax& how, Index row_tile, const 
   row.kept = kept.data();
   row.scale = static_cast<double>(p.scale);
   if (!p.sink.empty()) row.sink = static_cast<double>(p.sink[usize(k.h)]);
-  sum_in_tiles(how, row, head.kv->values.middleRows(begin, end - begin).leftCols(o.size()), o, lse);
+  return sum_in_tiles(how, row, head.kv->values.middleRows(begin, end - begin).leftCols(o.size()),
+                      o, lse);
 }
 
 class Attentions {
@@ -145,12 +147,14 @@ class Attentions {
 
   Prediction predict(const Alteration& a, const ExactRows& right) {
     Prediction x = evaluate(a);
+    x.of_o = a.of_o;
     if (!a.of_o) x.exact.o = right.o;
     if (!a.of_lse) x.exact.lse = right.lse;
     return x;
   }
 
   Index rows() const { return std::ssize(places_); }
+  const RowPlace& place(Index at) const { return places_[usize(at)]; }
 
  private:
   std::optional<RowPlace> source_of(const Alteration& a, const RowPlace& at) const {
@@ -188,7 +192,8 @@ class Attentions {
         index[{head.block.b, head.block.h, head.block.row(r).index}] = head.first + r;
     const Index n = rows();
     x.exact = {RowMajor::Constant(n, problem_.shape.value_dim, nan),
-               Eigen::VectorXd::Constant(n, nan), std::vector<char>(usize(n), 1)};
+               Eigen::VectorXd::Constant(n, nan),
+               std::vector<Foreseen>(usize(n), Foreseen::outputs)};
     for (Index at = 0; at < n; ++at) {
       const auto from = source_of(a, places_[usize(at)]);
       x.taken.push_back(from ? index.at(*from) : -1);
@@ -197,6 +202,8 @@ class Attentions {
       x.exact.lse(at) = all.lse(x.taken.back());
       x.exact.known[usize(at)] = all.known[usize(x.taken.back())];
     }
+    for (Index at = 0; a.tells && at < n; ++at)
+      if (!a.tells(places_[usize(at)])) x.exact.known[usize(at)] = Foreseen::nothing;
   }
 
   // Reads what the kernel gave.
@@ -212,7 +219,8 @@ class Attentions {
   }
 
   ExactRows outputs_of(const Alteration& a, const EvidenceRows& rows) const {
-    ExactRows all{rows.exact, rows.lse, std::vector<char>(usize(rows.rows()), 0)};
+    ExactRows all{rows.exact, rows.lse,
+                  std::vector<Foreseen>(usize(rows.rows()), Foreseen::nothing)};
     Eigen::RowVectorXd o(rows.exact.cols());
     for (const EvidenceHead& head : rows.heads)
       for (Index r = 0; r < head.rows(); ++r) {
@@ -220,13 +228,14 @@ class Attentions {
         const BlockRow& row = head.block.row(r);
         for (Index c = 0; c < o.size(); ++c) o(c) = number_of(head.block.element(r, c));
         double lse = number_of(row.lse);
-        if (a.softmax) sum_row(a.problem, *a.softmax, strict_.row_tile, head, r, o, lse);
+        Foreseen foreseen = Foreseen::outputs;
+        if (a.softmax) foreseen = sum_row(a.problem, *a.softmax, strict_.row_tile, head, r, o, lse);
         for (Index c = 0; c < o.size(); ++c)
           if (std::fabs(o(c)) >= overflow_threshold(out_.o.dtype)) o(c) = std::copysign(inf, o(c));
         if (a.change) a.change({head.block.b, head.block.h, row.index}, row.fully_masked, o, lse);
         all.o.row(at) = o;
         all.lse(at) = lse;
-        all.known[usize(at)] = is_known(row);
+        if (is_known(row)) all.known[usize(at)] = foreseen;
       }
     return all;
   }
@@ -251,15 +260,40 @@ double typical_after(double before, double after, double typical) {
   return grown * typical;
 }
 
+// Whether the outputs of some row that has weights are foreseen.
+bool foresees(const ExactRows& x) {
+  for (Index at = 0; at < x.lse.size(); ++at)
+    if (x.known[usize(at)] == Foreseen::outputs && x.lse(at) != -inf) return true;
+  return std::ranges::find(x.known, Foreseen::wrong) == x.known.end();
+}
+
+// Whether a row is wrong, if errors of the row `from` of `typical` are typical of it.
+bool is_wrong(const Prediction& right, Index at, const Typical& typical, Index from, double limit,
+              bool with_lse) {
+  const double error = rms_error(right.got.row(at), right.exact.o.row(at));
+  if (!(error <= limit * typical.o(from))) return true;
+  return with_lse &&
+         !(error_of(right.got_lse(at), right.exact.lse(at)) <= lse_limit * typical.lse(from));
+}
+// A row that is foreseen to be wrong fits least of those that fit, if it is.
+void add_wrong_row(Fits& fits, bool wrong, double limit) {
+  fits.add(wrong ? 0.99 * limit : inf, wrong ? inf : 0, 1, limit);
+}
+
 // The s of all asked rows, O before LSE: those of what the kernel gave, and those of what is right.
-Fits fits_of(const Prediction& x, const ExactRows& right, const Typical& typical, Dtype out,
+Fits fits_of(const Prediction& x, const Prediction& right, const Typical& typical, Dtype out,
              bool with_lse) {
   Fits fits;
   const double limit = row_limit_of(out, x.exact.o.cols());
   // Of sums that the source did not have.
   const double roundoff = 2 * unit_roundoff(Dtype::f32);
+  if (!foresees(x.exact)) return fits;
   for (Index at = 0; at < x.exact.o.rows(); ++at) {
-    if (!x.exact.known[usize(at)]) continue;
+    if (x.exact.known[usize(at)] == Foreseen::nothing) continue;
+    if (x.exact.known[usize(at)] == Foreseen::wrong) {
+      add_wrong_row(fits, is_wrong(right, at, typical, x.taken[usize(at)], limit, with_lse), limit);
+      continue;
+    }
     const Index from = x.taken[usize(at)];
     const auto o = x.exact.o.row(at);
     const double before = from < 0 ? 0 : x.rows.exact.row(from).norm();
@@ -267,15 +301,18 @@ Fits fits_of(const Prediction& x, const ExactRows& right, const Typical& typical
     double floor = largest > 0 && std::isfinite(largest) ? floor_of_row(out, largest) : 0;
     if (from >= 0 && before == 0 && floor > 0) floor += roundoff * largest;
     const double sigma = from < 0 ? 0 : typical_after(before, o.norm(), typical.o(from));
-    fits.add(rms_error(x.got.row(at), o), rms_error(x.got.row(at), right.o.row(at)),
-             std::max(sigma, floor), limit);
-    fits.add_share(x.got.row(at) - right.o.row(at), o - right.o.row(at), std::max(sigma, floor));
+    if (x.of_o || from >= 0)
+      fits.add(rms_error(x.got.row(at), o), rms_error(right.got.row(at), right.exact.o.row(at)),
+               std::max(sigma, floor), limit);
+    if (x.of_o || from >= 0)
+      fits.add_share(right.got.row(at) - right.exact.o.row(at), o - right.exact.o.row(at),
+                     std::max(sigma, floor));
     if (!with_lse) continue;
     const double lse = x.exact.lse(at);
     const double lse_sigma =
         from < 0 ? 0
                  : typical_after(std::fabs(x.rows.lse(from)), std::fabs(lse), typical.lse(from));
-    fits.add(error_of(x.got_lse(at), lse), error_of(x.got_lse(at), right.lse(at)),
+    fits.add(error_of(x.got_lse(at), lse), error_of(right.got_lse(at), right.exact.lse(at)),
              std::isfinite(lse) ? std::max(lse_sigma, floor_of_lse(lse)) : 0, lse_limit);
   }
   return fits;
@@ -317,21 +354,22 @@ bool has_replicates(const ProjectedAttention& p, const AttentionOutput& out) {
 
 template <class Visit>
 void for_each_hypothesis(const Visit& visit) {
-  for (const std::span<const Hypothesis> table : {mask_hypotheses(), sum_hypotheses()})
+  for (const std::span<const Hypothesis> table :
+       {mask_hypotheses(), sum_hypotheses(), cache_hypotheses()})
     for (const Hypothesis& h : table) visit(h);
 }
 
 // The coarser products that LSE shows, and whose errors of O are as large as those that were given.
 std::vector<Explanation> told_products(Attentions& attentions, const ProjectedAttention& problem,
                                        const AttentionOutput& out, const Contract& strict,
-                                       const ExactRows& right, const JudgeOptions& options) {
+                                       const Prediction& right, const JudgeOptions& options) {
   std::vector<Explanation> found;
   for (const CoarseProducts& h : coarse_products()) {
     Alteration a(problem, out);
     if (!round_inputs(a, h.rounded)) continue;
     Contract c = strict;
     c.weight_dtype = h.weight_dtype;
-    Prediction x = attentions.predict(a, right);
+    Prediction x = attentions.predict(a, right.exact);
     const Typical typical = typical_by_replicates(x, c, options);
     const Fits of_o = fits_of(x, right, typical, out.o.dtype, false),
                all = fits_of(x, right, typical, out.o.dtype, true);
@@ -345,41 +383,54 @@ std::vector<Explanation> told_products(Attentions& attentions, const ProjectedAt
 }  // namespace
 
 Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out,
-                   const Contract* contract, const Verdict& failed, const JudgeOptions& options) {
+                   const Contract* contract, const Verdict& failed, const JudgeOptions& options,
+                   const StoredTokens* stored) {
   if (problem.shape.batch == 0 || problem.shape.rows == 0) return undiagnosed("there is no row");
   const std::vector<Contract> ladder =
       contract ? std::vector<Contract>{*contract} : contract_ladder(problem.q.dtype, 64);
   Attentions attentions(problem, out, ladder.front(), failed, options);
-  const Prediction right = attentions.right();
+  Prediction right = attentions.right();
   const bool unwritten = failed.failures.contains("O was not written");
   const bool replicates = has_replicates(problem, out), with_lse = bool{out.lse};
+  const Typical typical = replicates ? typical_by_replicates(right, ladder.front(), options)
+                                     : typical_by_bounds(right.rows);
+  const double limit = row_limit_of(out.o.dtype, right.got.cols());
+  std::vector<RowPlace> failing;
+  for (Index at = 0; at < attentions.rows(); ++at)
+    if (is_wrong(right, at, typical, right.taken[usize(at)], limit, with_lse))
+      failing.push_back(attentions.place(at));
   Trials<Prediction> trials;
   for_each_hypothesis([&](const Hypothesis& h) {
     for_each_parameter(h.parameters, [&](Index parameter) {
-      Alteration a(problem, out);
+      Alteration a(problem, out, stored);
       a.unwritten = unwritten;
+      a.failing = failing;
       if (!h.alter(a, parameter)) return;
       Prediction x = attentions.predict(a, right.exact);
       if (same(x, right)) return;
-      const Fits fits = fits_of(x, right.exact, typical_by_bounds(x.rows), out.o.dtype, with_lse);
+      const Fits fits = fits_of(x, right, typical_by_bounds(x.rows), out.o.dtype, with_lse);
       trials.add({h.name, fmt::format(fmt::runtime(h.words), parameter), fits.given.excess(),
                   std::move(x)});
     });
   });
   Diagnosis d = trials.explain(attentions.rows(), same, [&](Prediction& x, const auto& take) {
     if (!replicates) {
-      take(std::string(),
-           fits_of(x, right.exact, typical_by_bounds(x.rows), out.o.dtype, with_lse));
+      take(std::string(), fits_of(x, right, typical_by_bounds(x.rows), out.o.dtype, with_lse));
       return;
     }
     for (const Contract& c : ladder)
-      if (take(c.name, fits_of(x, right.exact, typical_by_replicates(x, c, options), out.o.dtype,
-                               with_lse)))
+      if (take(c.name,
+               fits_of(x, right, typical_by_replicates(x, c, options), out.o.dtype, with_lse)))
         return;
   });
   if (d.explanations.empty() && replicates && with_lse)
-    d.explanations = told_products(attentions, problem, out, ladder.front(), right.exact, options);
+    d.explanations = told_products(attentions, problem, out, ladder.front(), right, options);
   return d;
+}
+
+Diagnosis diagnose(const ProjectedAttention& problem, const AttentionOutput& out,
+                   const Contract* contract, const Verdict& failed, const JudgeOptions& options) {
+  return diagnose(problem, out, contract, failed, options, nullptr);
 }
 
 std::string sentence_on(const Diagnosis& d) {
@@ -407,6 +458,7 @@ std::vector<std::string_view> hypothesis_names() {
   for (const CoarseProducts& h : coarse_products()) names.push_back(h.name);
   add_gradient_hypotheses(names);
   add_product_hypotheses(names);
+  add_shared_hypotheses(names);
   return names;
 }
 

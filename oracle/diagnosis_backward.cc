@@ -51,7 +51,7 @@ struct GradientHypothesis {
   std::span<const Index> parameters = {};
 };
 
-constexpr Index tiles[] = {8, 16, 32, 64, 128};
+constexpr Index tiles[] = {8, 16, 32, 48, 64, 96, 128};
 constexpr Index places[] = {2, 3, 4};
 constexpr double log2_e = 1.4426950408889634;
 constexpr Index splits[] = {96, 128, 192, 256, 288, 384, 480, 512, 576, 768, 1024};
@@ -399,6 +399,16 @@ class GradientSums {
   const Index b_, g_;
 };
 
+// Whether dBias or dSink fails, and no other gradient does.
+bool is_shared_alone(const Verdict& failed) {
+  const Output first = failed.first_failure.output;
+  if (failed.outside == 0 || (first != Output::d_bias && first != Output::d_sink)) return false;
+  return std::ranges::all_of(failed.outputs, [](const auto& of) {
+    return of.first == Output::d_bias || of.first == Output::d_sink ||
+           !(of.second.worst.bound > 0 && of.second.worst.ratio > 1);
+  });
+}
+
 // The group of the element that failed first.
 std::pair<Index, Index> group_of(const AttentionShape& s, const Verdict& failed) {
   Element e = failed.first_failure;
@@ -517,6 +527,10 @@ Diagnosis diagnose_backward(const Attention& problem, const AttentionBackwardInp
   const AttentionShape& s = problem.shape;
   if (s.batch == 0 || s.rows == 0 || s.keys == 0) return undiagnosed("there is no gradient");
   if (failed.rows_judged < failed.rows_total) return undiagnosed("only some rows were judged");
+  if (is_shared_alone(failed))
+    return diagnose_shared(
+        problem, input, out,
+        contract ? *contract : backward_ladder(problem.q.dtype, 64, s.group()).front());
   if (s.group() * s.rows * s.keys > most_gradient_pairs / 8)
     return undiagnosed("a group has too many pairs");
   const std::vector<Contract> ladder =

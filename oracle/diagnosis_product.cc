@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <optional>
 
 #include "oracle/diagnosis.h"
 #include "oracle/explain.h"
@@ -39,8 +40,9 @@ struct AlteredProduct {
   std::function<double(const ProductReading&, Index k, Index n)> code;
   std::function<double(const ProductReading&, Index t, Index n)> scale;
   std::function<double(const ProductReading&, double x, Index m, Index n)> output;
-  double tensor_scale = 1;  // a factor
-  Index k_end;              // terms from here on are left out
+  double tensor_scale = 1;     // a factor
+  Index k_end;                 // terms from here on are left out
+  std::optional<Dtype> total;  // the sum over groups is rounded to it after each group
 };
 
 struct ProductHypothesis {
@@ -51,6 +53,11 @@ struct ProductHypothesis {
 };
 
 constexpr Index widths[] = {8, 16, 32, 64, 128};
+
+bool round_totals(AlteredProduct& a, const ProductReading& r, Dtype total) {
+  a.total = total;
+  return r.has_scales();
+}
 
 bool is_fp4(const ProductReading& r) { return !r.traits_of.integer && r.traits_of.bits == 4; }
 
@@ -250,6 +257,14 @@ constexpr ProductHypothesis hypotheses[] = {
        return r.w.count % width != 0;
      },
      widths},
+    {"totals-in-half", "the sum over groups is kept in f16",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       return round_totals(a, r, Dtype::f16);
+     }},
+    {"totals-in-bf16", "the sum over groups is kept in bf16",
+     [](AlteredProduct& a, const ProductReading& r, Index) {
+       return round_totals(a, r, Dtype::bf16);
+     }},
     {"product-nan", "every element is NaN",
      [](AlteredProduct& a, const ProductReading&, Index) {
        a.output = [](const ProductReading&, double, Index, Index) { return nan; };
@@ -270,7 +285,14 @@ RowMajor product_of(const ProductReading& r, const AlteredProduct& a, const Prod
                 (a.scale ? a.scale(r, t, n) : r.scale(t, n)) * factor;
     }
   }
-  RowMajor c = s.a.leftCols(a.k_end) * w;
+  // Sums that are not rounded can be added up in any order.
+  const Index step = a.total ? r.w.step : a.k_end;
+  RowMajor c = RowMajor::Zero(s.a.rows(), columns);
+  for (Index k = 0, count; k < a.k_end; k += count) {
+    count = std::min(step, a.k_end - k);
+    c += s.a.middleCols(k, count) * w.middleRows(k, count);
+    if (a.total) c = c.unaryExpr([&](double x) { return factor * round_to(*a.total, x / factor); });
+  }
   for (double& x : std::span(c.data(), usize(c.size())))
     if (std::fabs(x) >= overflow_threshold(s.out))
       x = std::copysign(std::numeric_limits<double>::infinity(), x);

@@ -43,7 +43,7 @@ bool same_numbers(const Matrix& a, const Matrix& b) {
   for (Index k = 0; k < a.size(); ++k) {
     const double x = a.data()[k], y = b.data()[k], error = error_of(x, y);
     const double size = std::max({part_of_largest * largest, std::fabs(x), std::fabs(y)});
-    if (error != 0 && !(error <= rounding * size)) return false;
+    if (!std::isfinite(error) || error > rounding * size) return false;
   }
   return true;
 }
@@ -116,6 +116,11 @@ struct Fits {
 
 void add_gradient_hypotheses(std::vector<std::string_view>& names);
 void add_product_hypotheses(std::vector<std::string_view>& names);
+void add_shared_hypotheses(std::vector<std::string_view>& names);
+
+// Diagnoses dBias and dSink.
+Diagnosis diagnose_shared(const Attention& problem, const AttentionBackwardInput& input,
+                          const AttentionGradients& out, const Contract& contract);
 
 inline Diagnosis undiagnosed(const char* why) {
   Diagnosis d;

@@ -98,6 +98,31 @@ bool shift_scores(Alteration& a) {
   });
 }
 
+// Each sequence has one key more, behind its length: the last one again, or zeros.
+bool read_slot_behind(Alteration& a, bool repeats_last) {
+  ProjectedAttention& p = a.problem;
+  if (p.projection || masks_elements(p) || p.shape.keys == 0) return false;
+  const std::vector<Index> lengths = p.key_lengths.empty()
+                                         ? std::vector<Index>(usize(p.shape.batch), p.shape.keys)
+                                         : p.key_lengths;
+  const auto lengthen = [&](TensorView& t) {
+    const TensorView from = t;
+    Extents longer = from.shape;
+    ++longer[2];
+    return replace(a, t, longer, [&](Index b, Index g, Index j, Index c) {
+      const Index length = lengths[usize(b)];
+      if (j == length)
+        return repeats_last && length > 0 ? load(from, from.at(b, g, length - 1, c)) : 0.0;
+      return j < from.shape[2] ? load(from, from.at(b, g, j, c)) : 0.0;
+    });
+  };
+  if (!lengthen(p.k) || !lengthen(p.v)) return false;
+  ++p.shape.keys;
+  p.key_lengths = lengths;
+  for (Index& n : p.key_lengths) ++n;
+  return true;
+}
+
 constexpr Hypothesis hypotheses[] = {
     // Causality and windows.
     {"causal-late", "the causal diagonal is one key late",
@@ -266,6 +291,10 @@ constexpr Hypothesis hypotheses[] = {
        for (Index& n : p.key_starts) n = std::max<Index>(n - 1, 0);
        return !p.key_lengths.empty() || !p.key_starts.empty();
      }},
+    {"slot-behind-read", "the slot behind the last key is read, which holds the last key again",
+     [](Alteration& a, Index) { return read_slot_behind(a, true); }},
+    {"slot-behind-read", "the slot behind the last key is read, which holds zeros",
+     [](Alteration& a, Index) { return read_slot_behind(a, false); }},
     {"lengths-ignored", "the lengths of the sequences are ignored",
      [](Alteration& a, Index) { return ignores(a.problem.key_lengths); }},
     {"starts-ignored", "the starts of the sequences are ignored",

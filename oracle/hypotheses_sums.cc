@@ -1,6 +1,7 @@
 // The known faults of heads and rows, of tensors, of dropout and of the sums over tiles.
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "oracle/alteration.h"
 
@@ -9,7 +10,8 @@ namespace {
 
 constexpr Index tiles[] = {16, 32, 64, 128, 256};
 constexpr Index splits[] = {256, 512, 1024};
-constexpr Index eights[] = {8};
+constexpr Index lanes[] = {4, 8, 16, 32, 64, 128};
+constexpr Index distances[] = {1, 2, 4, 8, 16, 32, 64, 128};
 constexpr Index places[] = {2, 3, 4};
 constexpr Index paddings[] = {8, 16, 32, 64, 128, 256};
 
@@ -43,9 +45,112 @@ bool merge_wrongly(Alteration& a, Index split, void (*change)(TiledSoftmax&)) {
   return true;
 }
 
+// Only where the changed strides stay inside the tensor.
+bool strides_fit(const TensorView& of, const Extents& other) {
+  for (std::size_t axis = 0; axis < 4; ++axis)
+    if (other[axis] < 0 || other[axis] > of.stride[axis]) return false;
+  return other != of.stride;
+}
+Extents packed_strides(const Extents& e) { return {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}; }
+
+// The same, with what follows inside the range of binary32 alone.
+bool in_range_alone(Alteration& a, bool applies) {
+  if (!applies) return false;
+  a.softmax->zero_sum_is_nan = true;
+  a.softmax->tells_beyond_range = false;
+  return true;
+}
+bool maximum_of_tile(Alteration& a, Index tile) {
+  return sum_wrongly(a, tile, [](TiledSoftmax& s) { s.maximum = TiledSoftmax::Maximum::of_tile; });
+}
+bool maximum_scaled_again(Alteration& a, Index tile) {
+  a.softmax.emplace().tile = tile;
+  a.softmax->maximum = TiledSoftmax::Maximum::scaled_again;
+  return true;
+}
+bool merged_maximum(Alteration& a, Index split) {
+  return merge_wrongly(a, split, [](TiledSoftmax& s) { s.merge_keeps_first_max = true; });
+}
+
+// Splits of {} keys are merged one after the other from the first key on, or from the first one
+// that a row of the same tile of rows may see.
+bool leading_splits_are_nan(Alteration& a, Index split, bool from_first_key) {
+  a.change = [=, p = a.problem](const RowPlace& at, bool, Eigen::Ref<Eigen::RowVectorXd> o,
+                                double& lse) {
+    RowVisibility row;
+    evaluate_visibility(p, at.b, at.h, at.row, row);
+    Index first = p.shape.keys;
+    for (Index j = row.end; j-- > row.begin;)
+      if (row.bias[usize(j)] != -std::numeric_limits<double>::infinity()) first = j;
+    const Index begin = from_first_key ? 0 : visible_interval(p, at.b, at.row).begin;
+    if (first < std::min((begin / split + 1) * split, p.shape.keys)) return;
+    o.setConstant(std::numeric_limits<double>::quiet_NaN());
+    lse = std::numeric_limits<double>::quiet_NaN();
+  };
+  return a.problem.shape.keys > 0;
+}
+
+// Of the keys of the tiles that a row loads, those that no interval leaves to it (or that it does
+// not see at all) have weight 0, and 0 * NaN is NaN.
+bool masked_values_spread(Alteration& a, Index tile, bool single_keys) {
+  if (a.problem.projection || (single_keys && !masks_elements(a.problem))) return false;
+  a.of_lse = false;
+  a.change = [=, p = a.problem](const RowPlace& at, bool masked, Eigen::Ref<Eigen::RowVectorXd> o,
+                                double&) {
+    const KeyInterval own = visible_interval(p, at.b, at.row);
+    if (masked || own.begin >= own.end) return;
+    RowVisibility row;
+    evaluate_visibility(p, at.b, at.h, at.row, row);
+    const Index g = at.h / p.shape.group();
+    const Index end = std::min((own.end + tile - 1) / tile * tile, p.shape.keys);
+    for (Index j = own.begin / tile * tile; j < end; ++j) {
+      const bool inside = j >= own.begin && j < own.end;
+      const bool seen = j >= row.begin && j < row.end &&
+                        row.bias[usize(j)] != -std::numeric_limits<double>::infinity();
+      if (single_keys ? seen : inside) continue;
+      for (Index c = 0; c < o.size(); ++c)
+        if (!std::isfinite(load(p.v, p.v.at(at.b, g, j, c))))
+          o(c) = std::numeric_limits<double>::quiet_NaN();
+    }
+  };
+  return true;
+}
+
+// What the memory of O holds in binary32, as far as it reaches.
+bool output_in_twice_the_width(Alteration& a) {
+  TensorView& o = a.out.o;
+  const Extents packed = packed_strides(o.shape);
+  const Index count = element_count(o.shape);
+  if (format(o.dtype).bits != 16 || o.stride != packed || count > most_altered_elements)
+    return false;
+  const TensorView from = o;
+  // As it lies in memory: a half of a number may look like NaN.
+  const auto bits = [&](Index at) {
+    return std::uint32_t{static_cast<const std::uint16_t*>(from.data)[from.origin + at]};
+  };
+  const TensorView to =
+      a.tensors.emplace_back(Dtype::f32, o.shape, Layout{packed, 0, count}).view();
+  for (Index at = 0; at < count / 2; ++at)
+    store(to, at,
+          decode(Dtype::f32, static_cast<std::uint64_t>(bits(2 * at + 1)) << 16 | bits(2 * at)));
+  o = to;
+  a.of_lse = false;
+  a.tells = [=, shape = o.shape](const RowPlace& at) {
+    return to.at(at.b, at.h, at.row, 0) + shape[3] <= count / 2;
+  };
+  return true;
+}
+
 bool rows_come_from(Alteration& a, std::function<std::optional<RowPlace>(const RowPlace&)> source) {
   a.source = std::move(source);
   return true;
+}
+bool failing_rows_come_from(Alteration& a, Index heads, Index rows) {
+  const std::set<RowPlace> failing(a.failing.begin(), a.failing.end());
+  return !failing.empty() && rows_come_from(a, [=](const RowPlace& at) {
+    const RowPlace from{at.b, at.h - heads, at.row - rows};
+    return failing.contains(at) && from.h >= 0 && from.row >= 0 ? from : at;
+  });
 }
 template <class Wrong>
 bool is_zero_where(Alteration& a, const Wrong& wrong) {
@@ -105,14 +210,6 @@ double truncated_to_bf16(double x) {
   return decode(Dtype::bf16, encode(Dtype::bf16, r) - 1);
 }
 
-// Only where the changed strides stay inside the tensor.
-bool strides_fit(const TensorView& of, const Extents& other) {
-  for (std::size_t axis = 0; axis < 4; ++axis)
-    if (other[axis] < 0 || other[axis] > of.stride[axis]) return false;
-  return other != of.stride;
-}
-Extents packed_strides(const Extents& e) { return {e[1] * e[2] * e[3], e[2] * e[3], e[3], 1}; }
-
 constexpr Hypothesis hypotheses[] = {
     // Heads, batches and rows.
     {"kv-head-modulo", "query head h reads kv head h mod Hkv",
@@ -151,6 +248,15 @@ constexpr Hypothesis hypotheses[] = {
                 return RowPlace{at.b, at.h, std::max<Index>(at.row - 1, 0)};
               });
      }},
+    {"stale-rows", "the rows that fail have the outputs of the row {} before them",
+     [](Alteration& a, Index by) { return failing_rows_come_from(a, 0, by); }, distances},
+    {"stale-rows", "the rows that fail have O of the row {} before them",
+     [](Alteration& a, Index by) { return a.of_lse = false, failing_rows_come_from(a, 0, by); },
+     distances},
+    {"stale-rows", "the rows that fail have the outputs of the head before",
+     [](Alteration& a, Index) { return failing_rows_come_from(a, 1, 0); }},
+    {"stale-rows", "the rows that fail have O of the head before",
+     [](Alteration& a, Index) { return a.of_lse = false, failing_rows_come_from(a, 1, 0); }},
     {"lse-in-head-zero", "all heads write their LSE where head 0 does",
      [](Alteration& a, Index) {
        const Index last = a.problem.shape.query_heads - 1;
@@ -257,6 +363,14 @@ constexpr Hypothesis hypotheses[] = {
        o.stride = packed;
        return true;
      }},
+    {"output-in-binary32", "binary32 is written to the memory of O, which has 16 bits",
+     [](Alteration& a, Index) { return output_in_twice_the_width(a); }},
+    {"masked-values-spread",
+     "NaN or an infinity in V reaches rows that load its tile of {} keys and do not see it",
+     [](Alteration& a, Index tile) { return masked_values_spread(a, tile, false); }, tiles},
+    {"masked-values-spread",
+     "NaN or an infinity in V at a masked key reaches rows that load its tile of {} keys",
+     [](Alteration& a, Index tile) { return masked_values_spread(a, tile, true); }, tiles},
     {"value-columns-as-dim", "as many columns of O are written as Q has; the others are 0",
      [](Alteration& a, Index) {
        const Index columns = a.problem.shape.dim;
@@ -356,12 +470,17 @@ constexpr Hypothesis hypotheses[] = {
        a.softmax.emplace().first_max = 0;
        return true;
      }},
+    {"maximum-from-zero", "the running maximum starts at 0; a row whose weights vanish is 0 / 0",
+     [](Alteration& a, Index) {
+       a.softmax.emplace().first_max = 0;
+       a.softmax->zero_sum_is_nan = true;
+       return true;
+     }},
     {"maximum-of-tile", "the running maximum is that of the tile of {} keys alone",
-     [](Alteration& a, Index tile) {
-       return sum_wrongly(a, tile,
-                          [](TiledSoftmax& s) { s.maximum = TiledSoftmax::Maximum::of_tile; });
-     },
-     tiles},
+     [](Alteration& a, Index tile) { return maximum_of_tile(a, tile); }, tiles},
+    {"maximum-of-tile",
+     "the running maximum is that of the tile of {} keys alone, inside the range of binary32",
+     [](Alteration& a, Index tile) { return in_range_alone(a, maximum_of_tile(a, tile)); }, tiles},
     {"maximum-of-first-tile",
      "the maximum of the first tile of {} keys is kept, and no weight exceeds 1",
      [](Alteration& a, Index tile) {
@@ -378,24 +497,23 @@ constexpr Hypothesis hypotheses[] = {
      },
      tiles},
     {"maximum-scaled-again", "the row maximum is scaled twice (tiles of {})",
-     [](Alteration& a, Index tile) {
-       a.softmax.emplace().tile = tile;
-       a.softmax->maximum = TiledSoftmax::Maximum::scaled_again;
-       return true;
-     },
+     [](Alteration& a, Index tile) { return maximum_scaled_again(a, tile); }, tiles},
+    {"maximum-scaled-again",
+     "the row maximum is scaled twice (tiles of {}), inside the range of binary32",
+     [](Alteration& a, Index tile) { return in_range_alone(a, maximum_scaled_again(a, tile)); },
      tiles},
     {"corrections-in-half", "corrections e^(m - m') are kept in fp16 (tiles of {})",
      [](Alteration& a, Index tile) {
        return sum_wrongly(a, tile, [](TiledSoftmax& s) { s.corrections_in_half = true; });
      },
      tiles},
-    {"lane-missing", "the row sum lacks the last of eight lanes (tiles of {})",
-     [](Alteration& a, Index tile) {
-       a.softmax.emplace().tile = tile;
+    {"lane-missing", "the row sum lacks the last of {} lanes",
+     [](Alteration& a, Index count) {
+       a.softmax.emplace().tile = count;
        a.softmax->drops_a_lane = true;
        return true;
      },
-     eights},
+     lanes},
     {"padding-in-sum", "a padded key of the last tile of {} keys enters the row sum with score 0",
      [](Alteration& a, Index tile) {
        a.softmax.emplace().tile = tile;
@@ -446,10 +564,24 @@ constexpr Hypothesis hypotheses[] = {
      },
      splits},
     {"merged-maximum", "the maximum of the first split of {} keys is kept",
+     [](Alteration& a, Index split) { return merged_maximum(a, split); }, splits},
+    {"merged-maximum",
+     "the maximum of the first split of {} keys is kept, inside the range of binary32",
+     [](Alteration& a, Index split) { return in_range_alone(a, merged_maximum(a, split)); },
+     splits},
+    {"merged-sum-for-maximum", "the sums of splits of {} keys are read for their maxima",
      [](Alteration& a, Index split) {
-       return merge_wrongly(a, split, [](TiledSoftmax& s) { s.merge_keeps_first_max = true; });
+       a.softmax.emplace();
+       a.softmax->tile = a.softmax->split = split;
+       a.softmax->merge_reads_sum_for_max = true;
+       return true;
      },
      splits},
+    {"leading-split-nan", "a row that sees nothing in the first split of {} keys is NaN",
+     [](Alteration& a, Index split) { return leading_splits_are_nan(a, split, true); }, splits},
+    {"leading-split-nan",
+     "a row that sees nothing in the first split of {} keys that it loads is NaN",
+     [](Alteration& a, Index split) { return leading_splits_are_nan(a, split, false); }, splits},
 
     {"log2-e-rounded", "log2 e is rounded to {} places behind the point",
      [](Alteration& a, Index n) {

@@ -20,6 +20,15 @@ double exponential(const TiledSoftmax& how, double x) {
   return in_range(std::exp(how.exponent * (how.clamps ? std::min(x, 0.0) : x)));
 }
 
+// What is foreseen of a row in binary32, if `exponent` is the largest argument of its exponentials.
+// Near the ends of the range, nothing is.
+Foreseen foreseen_of(double exponent, double sum) {
+  constexpr double largest = 88.7, some_factors = 12, smallest_sum = 0x1p-100;
+  if (exponent > largest + some_factors || sum == 0) return Foreseen::wrong;
+  if (exponent > largest - some_factors || sum < smallest_sum) return Foreseen::nothing;
+  return Foreseen::outputs;
+}
+
 // The running sums of some keys, or of all splits.
 struct Sums {
   explicit Sums(Index columns, double first_max = -inf)
@@ -46,27 +55,31 @@ double next_maximum(const TiledSoftmax& how, double running, double of_tile, dou
 
 }  // namespace
 
-void sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
-                  const Eigen::Ref<const RowMajor, 0, Eigen::OuterStride<>>& values,
-                  Eigen::Ref<Eigen::RowVectorXd> o, double& lse) {
+Foreseen sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
+                      const Eigen::Ref<const RowMajor, 0, Eigen::OuterStride<>>& values,
+                      Eigen::Ref<Eigen::RowVectorXd> o, double& lse) {
   const Index n = std::ssize(row.scores), end = row.key0 + n;
+  bool sees = false, lost = false;
+  double exponent = 0;
   const auto add_tile = [&](Sums& s, Index first, Index last) {
     double of_tile = -inf;
     for (Index j = first; j < last; ++j)
       of_tile = std::max(of_tile, row.scores[usize(j - row.key0)]);
     if (of_tile == -inf) {
       // A maximum that is that of the tile alone is lost, and the sums with it.
-      if (how.maximum == TiledSoftmax::Maximum::of_tile) s = Sums(o.size());
+      if (how.maximum == TiledSoftmax::Maximum::of_tile) s = Sums(o.size()), lost = true;
       return;
     }
+    sees = true, lost = false;
     const double next = next_maximum(how, s.max, of_tile, row.scale);
+    exponent = std::max({exponent, s.max - next, of_tile - next});
     const double c = correction(how, s.max, next, how.corrections_in_half);
     if (how.rescales_sum) s.sum = in_range(s.sum * c);
     if (how.rescales_values) s.values *= c;
     for (Index j = first; j < last; ++j) {
       const auto at = usize(j - row.key0);
       const double weight = exponential(how, row.scores[at] - next);
-      if (!(how.drops_a_lane && j % how.tile % 8 == 7)) s.sum += weight;
+      if (!(how.drops_a_lane && j % how.tile == how.tile - 1)) s.sum += weight;
       if (row.scores[at] == -inf || (row.kept && !row.kept[at])) continue;
       s.values += (how.cast ? how.cast(weight) : weight) * values.row(j - row.key0);
     }
@@ -84,10 +97,12 @@ void sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
          t += how.tile)
       add_tile(part, std::max({t, row.key0, from}), std::min({t + how.tile, end, from + split}));
     if (part.max == -inf) continue;
+    if (how.merge_reads_sum_for_max) part.max = part.sum;
     const double max =
         how.merge_keeps_first_max && all.max > -inf ? all.max : std::max(all.max, part.max);
     const double c = correction(how, all.max, max, false),
                  d = correction(how, part.max, max, false);
+    exponent = std::max({exponent, all.max - max, part.max - max});
     all.sum = all.sum * (how.merge_rescales_sum ? c : 1) + part.sum * d;
     all.values = all.values * (how.merge_rescales_values ? c : 1) + part.values * d;
     all.max = max;
@@ -99,12 +114,14 @@ void sum_in_tiles(const TiledSoftmax& how, const SoftmaxRow& row,
     all.max = max;
   }
   if (all.sum == 0) {
-    o.setZero();
+    o.setConstant(how.zero_sum_is_nan && sees ? std::numeric_limits<double>::quiet_NaN() : 0);
     lse = -inf;
-    return;
+  } else {
+    o = all.values / all.sum;
+    lse = all.max + std::log(all.sum);
   }
-  o = all.values / all.sum;
-  lse = all.max + std::log(all.sum);
+  if (how.tells_beyond_range || !sees || (lost && all.sum == 0)) return Foreseen::outputs;
+  return foreseen_of(exponent, all.sum);
 }
 
 }  // namespace assay

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "harness/faults/fault_table.h"
+#include "harness/judging/behaviour.h"
 #include "harness/judging/execute.h"
 #include "harness/judging/outputs.h"
 #include "harness/results/common_causes.h"
@@ -89,6 +90,71 @@ const std::vector<Planted> planted = {
     {"half-read-as-quarter", "product m=3 n=20 k=64 w=mxfp4"},
     {"kept-positions-mirrored", "product m=3 n=20 k=128 w=fp4-sparse"},
     {"depth-tail-dropped", "product m=3 n=20 k=68 w=mxfp4"},
+    {"masked-values-reach-product", "attention b=1 h=2 l=24x40 d=16 causal poke=v:0:0:30:3=nan"},
+    {"output-of-16-bits-written-as-f32", "attention b=1 h=2 l=9x50 d=16 dtype=bf16"},
+    {"output-of-16-bits-written-as-f32", "attention b=1 h=2 l=9x50 d=16 dtype=f16"},
+    {"output-written-packed", "attention b=1 h=2 l=9x50 d=16 layout=o:padded"},
+    {"lse-of-all-heads-in-one", "attention b=1 h=3 l=9x50 d=16"},
+    {"max-of-tile-only", "attention b=1 h=2 l=40x300 d=16 causal offset=100"},
+    {"row-max-scaled-twice", "attention b=1 h=2 l=9x50 d=16 poke=q:0:0:3:0=3000"},
+    {"last-lane-missing-from-row-sum", "attention b=1 h=4/2 l=1x50 d=16"},
+    {"merged-max-stale", "attention b=1 h=8 l=2x1200 d=64 causal offset=end alibi"},
+    {"empty-split-gives-nan", "attention b=1 h=2 l=2x1200 d=64 causal offset=end starts=700"},
+    {"partial-sums-alias-maxima", "attention b=1 h=2 l=2x1200 d=64"},
+    {"bias-gradient-overwritten", "backward b=2 h=2 l=20x30 d=16 bias=normal@ij"},
+    {"sink-gradient-sign", "backward b=1 h=2 l=20x30 d=16 sink=2"},
+    {"slot-past-length-read", "attention b=2 h=2 l=5x37 d=16 offset=end cache=paged:16"},
+    {"page-table-off-by-one", "attention b=1 h=2 l=4x64 d=16 offset=end cache=paged:16"},
+    {"page-table-off-by-one", "attention b=1 h=2 l=4x64 d=16 offset=end cache=latent:16:32+8"},
+    {"pages-taken-as-consecutive",
+     "attention b=2 h=2 l=4x61 d=16 causal offset=end cache=paged:16"},
+    {"written-past-the-new-length",
+     "attention b=1 h=2 l=6x40 d=16 causal offset=end cache=paged:16 chunks=3"},
+    {"scale-of-neighbour-group",
+     "attention b=1 h=2 l=4x40 d=32 offset=end cache=paged:16 store=f8e4m3/16"},
+    {"scale-of-first-token",
+     "attention b=1 h=2 l=4x40 d=32 offset=end cache=paged:16 store=f8e4m3"},
+    {"offset-code-read-as-e2m1",
+     "attention b=1 h=2 l=4x40 d=32 offset=end cache=paged:16 store=f4e2m1/16"},
+    {"uniform-code-read-as-e4m3",
+     "attention b=1 h=2 l=4x40 d=32 offset=end cache=paged:16 store=f8e4m3/16"},
+    {"f4-saturates-at-four",
+     "attention b=1 h=2 l=4x40 d=32 offset=end cache=paged:16 store=f4e2m1/16"},
+    {"totals-in-half-precision", "product m=3 n=20 k=128 w=mxfp4"},
+    {"added-to-the-output", "product m=3 n=20 k=64 w=mxfp4"},
+    {"row-beyond-the-last-stored", "product m=3 n=20 k=64 w=mxfp4"},
+};
+
+// A fault, a case that shows it, and what it is not.
+struct Confusable {
+  const char* fault;
+  const char* line;
+  const char* other;
+};
+
+const std::vector<Confusable> confusable = {
+    {"padding-key-leaks", "attention b=1 h=2 l=9x50 d=16 lengths=33", "slot-behind-read"},
+    {"slot-past-length-read", "attention b=2 h=2 l=5x37 d=16 offset=end cache=paged:16",
+     "last-key-dropped"},
+    {"page-table-off-by-one", "attention b=2 h=2 l=4x64 d=16 offset=end cache=paged:16",
+     "pages-in-a-row"},
+    {"pages-taken-as-consecutive", "attention b=2 h=2 l=4x61 d=16 causal offset=end cache=paged:16",
+     "kv-batch-zero"},
+    {"scale-of-neighbour-group",
+     "attention b=1 h=2 l=4x40 d=32 offset=end cache=paged:16 store=f8e4m3/16",
+     "stored-scale-of-first-token"},
+    {"f4-saturates-at-four",
+     "attention b=1 h=2 l=4x40 d=32 offset=end cache=paged:16 store=f4e2m1/16",
+     "stored-offset-code"},
+    {"merged-sum-not-corrected", "attention b=1 h=2 l=2x1200 d=64", "merged-sum-for-maximum"},
+    {"empty-split-gives-nan", "attention b=2 h=2 l=2x1200 d=64 causal offset=end starts=700,0",
+     "all-nan"},
+    {"sink-gradient-sign", "backward b=2 h=2 l=20x30 d=16 sink=2", "dsink-of-last-batch"},
+    {"bias-gradient-overwritten", "backward b=2 h=2 l=20x30 d=16 bias=normal@ij", "dbias-zero"},
+    {"totals-in-half-precision", "product m=3 n=20 k=128 w=mxfp4", "totals-in-bf16"},
+    {"padding-of-rows-not-zeroed", "product m=3 n=20 k=68 w=mxfp4", "adds-to-output"},
+    {"output-truncated", "attention b=1 h=2 l=9x50 d=16", "output-in-binary32"},
+    {"scale-off-by-one-percent", "attention b=1 h=4 l=9x50 d=16 alibi", "maximum-scaled-again"},
 };
 
 TEST(Diagnosis, PlantedFaultsAreNamedFirst) {
@@ -99,6 +165,45 @@ TEST(Diagnosis, PlantedFaultsAreNamedFirst) {
     const Diagnosis d = diagnosis_of(line, std::string("fault:") + name);
     EXPECT_EQ(rank_of(d, fault->cause), 1) << name << " on " << line << ": " << sentence_on(d);
   }
+}
+
+TEST(Diagnosis, OthersAreNotNamed) {
+  for (const auto& [name, line, other] : confusable) {
+    const Diagnosis d = diagnosis_of(line, std::string("fault:") + name);
+    EXPECT_EQ(rank_of(d, other), 0) << name << " on " << line << ": " << sentence_on(d);
+  }
+}
+
+// Where two faults have the same outputs, both are told: of one row, the newest key is the last.
+TEST(Diagnosis, WhatCannotBeToldApartIsListed) {
+  const Diagnosis d =
+      diagnosis_of("attention b=1 h=2 l=1x33 d=16 offset=end cache=contiguous store=f32",
+                   "fault:newest-token-not-seen");
+  EXPECT_EQ(rank_of(d, "newest-key-dropped"), 1) << sentence_on(d);
+  EXPECT_EQ(rank_of(d, "last-key-dropped"), 1) << sentence_on(d);
+}
+
+// What the behaviour tells takes the place of what errors look like, and is read back.
+TEST(Diagnosis, BehaviourIsRead) {
+  const CaseResult r =
+      execute(parse_case("product m=3 n=20 k=64 w=mxfp4"),
+              *make_candidate("fault:row-beyond-the-last-stored"), {.relations = false});
+  ASSERT_EQ(r.outcome, Outcome::fail);
+  EXPECT_FALSE(r.was_compared());
+  EXPECT_EQ(sentence_on(r.diagnosis),
+            "looks like: the outputs are right, and other memory was overwritten");
+  CaseResult back;
+  read_json(to_json(r), "result", back);
+  EXPECT_EQ(rank_of(back.diagnosis, "writes-beside"), 1);
+}
+
+TEST(Diagnosis, WhatACallLeavesBehindIsNamed) {
+  ExecuteOptions options;
+  options.power = false;
+  const CaseResult r = execute(parse_case("attention b=1 h=2 l=9x50 d=16 causal"),
+                               *make_candidate("fault:window-of-previous-call"), options);
+  ASSERT_EQ(r.outcome, Outcome::fail) << r.reason;
+  EXPECT_EQ(rank_of(r.diagnosis, "call-before-kept"), 1) << sentence_on(r.diagnosis);
 }
 
 // The outputs of a kernel that rounds to 16 bits are diagnosed without a contract as well.
@@ -183,9 +288,10 @@ TEST(Diagnosis, IsReadBackWhole) {
   EXPECT_EQ(rank_of(read.diagnosis, "no such"), 0);
 }
 
-// A cause in the table of faults is the name of a hypothesis.
+// A cause in the table of faults is the name of a hypothesis, or of a behaviour.
 TEST(Diagnosis, CausesAreHypotheses) {
-  const std::vector<std::string_view> names = hypothesis_names();
+  std::vector<std::string_view> names = hypothesis_names();
+  for (const Behaviour& b : behaviours) names.push_back(b.name);
   for (const PlantedFault& f : planted_faults)
     if (!f.cause.empty())
       EXPECT_NE(std::ranges::find(names, f.cause), names.end())

@@ -160,7 +160,7 @@ class FaultyStorage {
     }
     if (fault_ == "zero-group-divided"_fault && c.row_scales > 0) {
       const bool four_bits = c.dtype == Dtype::f4e2m1;
-      const Index group = four_bits ? c.group / 2 : c.group;
+      const Index group = four_bits ? (c.group + 1) / 2 : c.group;
       const std::byte magnitude{four_bits ? std::uint8_t{0x77} : std::uint8_t{0x7F}};
       edit(c, r, [&](std::byte* row, std::uint8_t* scales, Index) {
         for (Index n = 0; n < c.row_scales; ++n)

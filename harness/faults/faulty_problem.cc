@@ -51,7 +51,6 @@ MisreadProblem::MisreadProblem(Fault fault, const Attention& problem, const Atte
       if (p_.window_left >= 0) window_of_last_call = p_.window_left;
       else p_.window_left = window_of_last_call;
       break;
-    case "lse-of-all-heads-in-one"_fault: out_.lse.stride[1] = 0; break;
     default: break;
   }
   misread_masks(fault);

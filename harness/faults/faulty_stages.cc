@@ -33,6 +33,7 @@ std::int64_t faulty_target_bit() { return HWY_TARGET; }
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <map>
 #include <vector>
 
 #include "kernels/simd/by_target.h"
@@ -66,9 +67,11 @@ void FaultyStages::mask_wrongly(const kernels::StageView& view) const {
   }
 }
 
-// Subtracts the dropped lane from the row sums, whose stage comes after the weights of the tile.
+// Subtracts the dropped lane from the row sums. Their stage comes after the weights of all heads of
+// the tile.
 void FaultyStages::drop_lane(kernels::Stage stage, const kernels::StageView& view) const {
-  static thread_local std::vector<float> lane;
+  static thread_local std::map<Index, std::vector<float>> lanes;
+  std::vector<float>& lane = lanes[view.head];
   if (stage == kernels::Stage::weights) {
     lane.assign(usize(view.rows), 0);
     for (Index r = 0; r < view.rows; ++r)

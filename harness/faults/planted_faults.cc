@@ -23,6 +23,20 @@ void write_as_floats(const TensorView& o) {
               results.size() / 2 * sizeof(float));
 }
 
+// Runs with an LSE of its own, and then writes that of every head where head 0 has its own.
+template <class Run>
+kernels::Status with_heads_in_one(const AttentionOutput& out, const Run& run) {
+  const TensorView& lse = out.lse;
+  if (!lse) return run(out);
+  const Tensor own(lse.dtype, lse.shape, make_layout(LayoutKind::bhsd, lse.shape, 1));
+  const kernels::Status status = run({out.o, own.view()});
+  if (status.ok())
+    for_each_index(lse.shape, [&](Index b, Index h, Index i, Index c) {
+      store(lse, lse.at(b, 0, i, c), load(own.view(), own.view().at(b, h, i, c)));
+    });
+  return status;
+}
+
 }  // namespace
 
 bool reaches(const PlantedFault& fault, const Case& c) {
@@ -49,6 +63,11 @@ kernels::Status run_planted_fault(const PlantedFault& fault, const Attention& pr
   if (fault.fault == "wide-heads-return-ok"_fault && problem.shape.dim > 128) return {};
   static std::atomic<bool> called = false;
   if (fault.fault == "first-call-writes-nothing"_fault && !called.exchange(true)) return {};
+  if (fault.fault == "lse-of-all-heads-in-one"_fault)
+    return with_heads_in_one(out, [&](const AttentionOutput& to) {
+      const FaultyStages stages(no_fault, problem);
+      return kernels::plan_and_run(problem, to, how.threads, faulty_forward(how.target), &stages);
+    });
   const MisreadProblem misread(fault.fault, problem, out);
   FaultyStages stages(fault.fault, misread.problem());
   stages.threads = how.threads > 0 ? how.threads : hardware_threads();

@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "harness/identify/gradients.h"
 #include "harness/identify/product.h"
 #include "harness/identify/softmax.h"
 #include "harness/identify/sums.h"
@@ -18,7 +19,7 @@ Case fields_read(const Case& asked) {
   Case read;
   read.operation = asked.operation;
   read.dtype = asked.dtype;
-  if (asked.operation == Operation::attention) return read;
+  if (asked.operation != Operation::product) return read;
   read.out = asked.out;
   read.product.format = asked.product.format;
   read.product.group = asked.product.group;
@@ -29,9 +30,6 @@ Case fields_read(const Case& asked) {
 void check_asked(const Case& asked) {
   const auto refuse = [](const std::string& why) { throw std::invalid_argument(why); };
   const bool product = asked.operation == Operation::product;
-  if (!product && asked.operation != Operation::attention)
-    refuse(fmt::format("{}: inputs are chosen for attention and for products",
-                       name_of(asked.operation)));
   if (asked.dtype != Dtype::f32 && asked.dtype != Dtype::f16 && asked.dtype != Dtype::bf16)
     refuse(
         fmt::format("dtype={}: inputs are chosen in f32, f16 or bf16", format(asked.dtype).name));
@@ -62,6 +60,20 @@ void ask_about_attention(Candidate& candidate, Dtype dtype, Identification& told
   tell_subnormals(probe, weights, coarse, told);
 }
 
+void ask_about_backward(Candidate& candidate, Dtype dtype, Identification& told) {
+  const BackwardProbe probe(candidate, dtype, 1);
+  told.line = print_case(probe.shape());
+  tell_gradient_weights(probe, told);
+  tell_score_gradients(probe, told);
+  tell_gradient_sums(probe, told);
+  if (dtype == Dtype::f32) return;  // heads that are rounded to f32 are as right as others
+  try {
+    tell_grouped_heads(BackwardProbe(candidate, dtype, 4), told);
+  } catch (const CandidateDeclined&) {
+    told.not_told.emplace_back("dV, grouped heads: the kernel takes none");
+  }
+}
+
 void ask_about_product(Candidate& candidate, const Case& asked, Identification& told) {
   const ProductProbe probe(candidate, asked);
   told.line = print_case(probe.shape());
@@ -76,8 +88,11 @@ Identification identify(Candidate& candidate, const Case& asked) {
   told.candidate = candidate.name();
   told.line = print_case(asked);
   try {
-    if (asked.operation == Operation::attention) ask_about_attention(candidate, asked.dtype, told);
-    else ask_about_product(candidate, asked, told);
+    switch (asked.operation) {
+      case Operation::attention: ask_about_attention(candidate, asked.dtype, told); break;
+      case Operation::backward: ask_about_backward(candidate, asked.dtype, told); break;
+      case Operation::product: ask_about_product(candidate, asked, told); break;
+    }
   } catch (const CandidateDeclined& e) {
     told.outcome = Asking::unsupported;
     told.reason = e.what();

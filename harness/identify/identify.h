@@ -55,9 +55,9 @@ void describe_fields(Fields& fields, Value& told) {
   fields("not told", told.not_told);
 }
 
-// Asks a candidate about attention or about a product, as `asked` says by its operation, its dtype
-// (f32, f16 or bf16) and, for a product, by out, w and a (absent, or in FP8 as w then is). The
-// other fields have their defaults: the inputs and the shape are chosen here. Throws
+// Asks a candidate about attention, its gradients or a product, as `asked` says by its operation,
+// its dtype (f32, f16 or bf16) and, for a product, by out, w and a (absent, or in FP8 as w then
+// is). The other fields have their defaults: the inputs and the shape are chosen here. Throws
 // std::invalid_argument, naming the field, for anything else.
 Identification identify(Candidate& candidate, const Case& asked);
 

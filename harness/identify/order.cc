@@ -48,7 +48,7 @@ std::string words_for_lanes(const SumOrder& o, const std::string& summand) {
 std::optional<SumOrder> order_of(const MeetingSizes& sizes) {
   SumOrder o;
   o.length = std::ssize(sizes) + 1;
-  for (o.tile = o.length; o.tile >= 2; o.tile = o.tile % 2 == 0 ? o.tile / 2 : 0)
+  for (o.tile = o.length; o.tile >= 2; --o.tile)
     for (o.block = 1; o.block <= o.tile; o.block *= 2)
       if (gives(o, sizes)) return o;
   for (o.lanes = o.length; o.lanes >= 2; o.lanes = o.lanes % 2 == 0 ? o.lanes / 2 : 0)

@@ -3,33 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <optional>
-#include <span>
 #include <vector>
+
+#include "harness/identify/formats.h"
 
 namespace assay {
 namespace {
-
-// A number in a format; nullopt: it is not rounded.
-double stored(std::optional<Dtype> dtype, double x) { return dtype ? round_to(*dtype, x) : x; }
-std::string words_for(std::optional<Dtype> dtype) {
-  return dtype ? std::string(format(*dtype).name) : "not rounded";
-}
-constexpr std::array<std::optional<Dtype>, 5> formats{std::nullopt, Dtype::f16, Dtype::bf16,
-                                                      Dtype::f8e4m3, Dtype::f8e5m2};
-
-// How many of the numbers that a model gives agree with those that were computed, within the
-// rounding of the output and the tolerance.
-struct Fit {
-  Index agree = 0, asked = 0;
-  bool fits() const { return asked > 0 && agree * 16 >= asked * 15; }
-  void add(double computed, double model, double tolerance) {
-    ++asked;
-    agree += std::fabs(computed - model) <= tolerance ? 1 : 0;
-  }
-};
 
 // Rows of two keys that count: key 0 with the score 0, key 1 with the score -t; the others are far
 // below. V is -w in key 0 and 1 in key 1, where w is e^-t rounded to the dtype. O is then what the
@@ -66,17 +47,13 @@ TwoWeights ask_two_weights(const Probe& probe) {
   return all;
 }
 
-// The relative error of a weight that is not rounded: more than fast exponentials have, and less
-// than binary16.
-constexpr double exp_error = 0x1p-16;
-
-Fit fit_weights(const TwoWeights& all, Dtype out, std::optional<Dtype> dtype, bool divided) {
-  Fit fit;
+Agreement fit_weights(const TwoWeights& all, Dtype out, StoredFormat dtype, bool divided) {
+  Agreement fit;
   for (std::size_t n = 0; n < all.o.size(); ++n) {
     const double p = std::exp(-all.t[n]), sum = 1 + p;
     const double model = divided ? stored(dtype, p / sum) - all.w[n] * stored(dtype, 1 / sum)
                                  : (stored(dtype, p) - all.w[n]) / sum;
-    fit.add(all.o[n], model, 1.01 * half_ulp(out, model) + exp_error * p);
+    fit.add(all.o[n], model, 1.01 * half_ulp(out, model) + weight_error * p);
   }
   return fit;
 }
@@ -100,8 +77,8 @@ std::optional<Dtype> tell_weights(const Probe& probe, Identification& told) {
       "64 rows of two keys, scores 0 and -t, t from 0.75 to 5; V = -w and 1 with w = e^-t in " +
       std::string(format(probe.dtype()).name);
   for (const bool divided : {false, true})
-    for (const std::optional<Dtype> dtype : formats) {
-      const Fit fit = fit_weights(all, probe.dtype(), dtype, divided);
+    for (const StoredFormat dtype : stored_formats) {
+      const Agreement fit = fit_weights(all, probe.dtype(), dtype, divided);
       if (!fit.fits()) continue;
       told.statements.push_back(
           {"P", words_for(dtype) + (divided ? ", after it was divided by the row sum" : ""),
@@ -146,11 +123,11 @@ void tell_row_sum(const Probe& probe, Identification& told) {
   const double others = static_cast<double>(probe.keys() - 1);
   const std::string input =
       fmt::format("64 rows of {} keys, one score 0, the others -t, t from 0.75 to 5", probe.keys());
-  for (const std::optional<Dtype> dtype : formats) {
-    Fit fit;
+  for (const StoredFormat dtype : stored_formats) {
+    Agreement fit;
     for (std::size_t n = 0; n < lse.size(); ++n) {
       const double p = std::exp(-probe.scale() * queries[n]);
-      fit.add(lse[n], std::log(1 + others * stored(dtype, p)), exp_error);
+      fit.add(lse[n], std::log(1 + others * stored(dtype, p)), weight_error);
     }
     if (!fit.fits()) continue;
     told.statements.push_back(
@@ -166,7 +143,7 @@ void tell_scores(const Probe& probe, bool by_lse, Identification& told) {
   // Key 0 has a score between 64 and 128, key 1 one that is lower by t, the others are far below.
   constexpr Index count = 64;
   const double key = 32, lower = 7;
-  Fit fits[formats.size()];
+  Agreement fits[stored_formats.size()];
   for (Index first = 0; first < count; first += probe.rows()) {
     const auto high = [&](Index i) {
       return round_to(probe.dtype(), (64 + static_cast<double>(first + i)) / (key * probe.scale()));
@@ -185,19 +162,20 @@ void tell_scores(const Probe& probe, bool by_lse, Identification& told) {
                   [](Index j, Index c) { return j == 1 && c == 0 ? 1.0 : 0.0; });
     for (Index i = 0; i < probe.rows() && first + i < count; ++i) {
       const double s = probe.scale() * high(i) * key, t = probe.scale() * low(i) * lower;
-      for (std::size_t f = 0; f < formats.size(); ++f) {
-        const double p = std::exp(stored(formats[f], s - t) - stored(formats[f], s));
+      for (std::size_t f = 0; f < stored_formats.size(); ++f) {
+        const double p = std::exp(stored(stored_formats[f], s - t) - stored(stored_formats[f], s));
         if (!by_lse) fits[f].add(answer.at(i, 0), p / (1 + p), 0x1p-7 * p / (1 + p));
-        else fits[f].add(answer.lse[usize(i)], stored(formats[f], s) + std::log1p(p), 0x1p-13);
+        else
+          fits[f].add(answer.lse[usize(i)], stored(stored_formats[f], s) + std::log1p(p), 0x1p-13);
       }
     }
   }
   const std::string input =
       "64 rows of two keys with scores between 64 and 128 that differ by t, "
       "t from 0.9 to 1.8";
-  for (std::size_t f = 0; f < formats.size(); ++f)
+  for (std::size_t f = 0; f < stored_formats.size(); ++f)
     if (fits[f].fits()) {
-      told.statements.push_back({"scores", words_for(formats[f]),
+      told.statements.push_back({"scores", words_for(stored_formats[f]),
                                  fmt::format("{}: {} of {} outputs are those of this format", input,
                                              fits[f].agree, fits[f].asked)});
       return;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "harness/judging/append.h"
+#include "harness/judging/behaviour.h"
 #include "harness/judging/invariance.h"
 #include "harness/judging/painter.h"
 #include "harness/judging/quantization.h"
@@ -26,6 +27,7 @@ constexpr const char* other_order = "the candidate may add up in another order t
 // What the runs after the first gave.
 struct Repeated {
   std::string wrong;       // what a call did wrong
+  bool answered = true;    // that call said OK
   std::string difference;  // of the first run that differs from the first of all
   int runs = 1, others = 0;
   // All runs with the same poison agree; all runs but the first agree.
@@ -112,7 +114,8 @@ Repeated run_again(const CaseRun& run, const Step& step, const typename Step::Ou
   for (int k = 1; k < run.options.repeat || (r.others > 0 && k < enough); ++k) {
     const bool even = k % 2 == 0;
     typename Step::Out out = step.outputs();
-    r.wrong = run_guarded(step, run.candidate, out, even ? Poison::nan : Poison::large, run.how);
+    r.wrong = run_guarded(step, run.candidate, out, even ? Poison::nan : Poison::large, run.how,
+                          &r.answered);
     if (!r.wrong.empty()) return r;
     const std::string difference = first_difference(first, out);
     if (!difference.empty() && r.difference.empty()) r.difference = difference;
@@ -126,6 +129,34 @@ Repeated run_again(const CaseRun& run, const Step& step, const typename Step::Ou
   return r;
 }
 
+// Looks for the cause of outputs that fail.
+template <class Step>
+void look_for_cause(const CaseRun& run, const Step& step, const typename Step::Out& first,
+                    const std::optional<Arithmetic>& arithmetic, const Verdict& failed,
+                    const JudgeOptions& judging) {
+  if (!run.options.diagnosis) return;
+  Diagnosis& d = run.result.diagnosis;
+  d = step.diagnose(first, arithmetic, failed, judging);
+  run.turn(Turn::candidate);
+  if (is_right_on_zeros(step, run.candidate, run.how, first, arithmetic, judging))
+    explain_by(adds_to_output, d);
+  run.turn(Turn::verdict);
+}
+
+// The same where the candidate has overwritten what it should not: its outputs are judged for the
+// cause alone.
+template <class Step>
+void look_for_cause_of_writes(const CaseRun& run, const Step& step, const typename Step::Out& first,
+                              JudgeOptions judging) {
+  judging.judged = nullptr;
+  judging.power = judging.statistics = false;
+  run.turn(Turn::verdict);
+  const std::optional<Arithmetic> arithmetic = run.candidate.arithmetic(step.call(first), run.how);
+  const Verdict own = step.judge(first, arithmetic, judging);
+  if (own.outcome == Outcome::fail) look_for_cause(run, step, first, arithmetic, own, judging);
+  else if (run.options.diagnosis) explain_by(writes_beside, run.result.diagnosis);
+}
+
 // Makes the guarded calls, judges the outputs of the first, and compares the outputs of all.
 // `take(verdict)` puts the verdict into the result. Returns whether the case may go on; if it may
 // not, its result is complete.
@@ -134,19 +165,26 @@ bool judge_step(const CaseRun& run, const Step& step, const typename Step::Out& 
                 const JudgeOptions& judging, const Take& take) {
   run.turn(Turn::candidate);
   auto start = Clock::now();
-  const std::string wrong = run_guarded(step, run.candidate, first, Poison::nan, run.how);
-  if (!wrong.empty()) return run.end(Outcome::fail, wrong), false;
+  bool answered = false;
+  const std::string wrong =
+      run_guarded(step, run.candidate, first, Poison::nan, run.how, &answered);
+  if (!wrong.empty()) {
+    if (answered) look_for_cause_of_writes(run, step, first, judging);
+    return run.end(Outcome::fail, wrong), false;
+  }
   run.result.seconds.candidate += seconds_since(start);
   const Repeated repeated = run_again(run, step, first);
-  if (!repeated.wrong.empty()) return run.end(Outcome::fail, repeated.wrong), false;
+  if (!repeated.wrong.empty()) {
+    if (repeated.answered) look_for_cause_of_writes(run, step, first, judging);
+    return run.end(Outcome::fail, repeated.wrong), false;
+  }
 
   start = Clock::now();
   run.turn(Turn::verdict);
   const std::optional<Arithmetic> arithmetic = run.candidate.arithmetic(step.call(first), run.how);
   const Verdict own = step.judge(first, arithmetic, judging);
   take(own);
-  if (own.outcome == Outcome::fail && run.options.diagnosis)
-    run.result.diagnosis = step.diagnose(first, arithmetic, own, judging);
+  if (own.outcome == Outcome::fail) look_for_cause(run, step, first, arithmetic, own, judging);
   run.result.seconds.judge += seconds_since(start);
   const Verdict& v = run.result.verdict;
   run.end(v.outcome, v.reason);
@@ -258,8 +296,10 @@ void ask_relations(const CaseRun& run, const Step& step, const typename Step::Ou
     }
   }
   for (const auto& [name, relation] : found)
-    if (relation.how == Relation::How::violated)
+    if (relation.how == Relation::How::violated) {
+      if (name == "after-another") explain_by(keeps_a_call, run.result.diagnosis);
       return run.end(Outcome::fail, fmt::format("relation {} {}", name, text_of(relation)));
+    }
   if (!run.options.refusals) return;
   const std::function<void(const Case&)> begins = [](const Case&) {};
   run.asks("refuses", run.c);

@@ -4,8 +4,10 @@
 #include <cmath>
 #include <limits>
 
+#include "harness/candidates/cached.h"
 #include "harness/judging/scale_faults.h"
 #include "harness/judging/step.h"
+#include "oracle/stored_tokens.h"
 #include "oracle/visibility.h"
 
 namespace assay {
@@ -34,12 +36,36 @@ Verdict ForwardStep::judge(const Out& out, const std::optional<Arithmetic>& arit
   return judge_by_ladder(in.problem, out.view(), 64, options);
 }
 
+namespace {
+
+// What the case says of how its cache came about, as run_through_cache() fills it.
+StoredTokens stored_tokens(const Case& c, const Inputs& in) {
+  StoredTokens s;
+  s.dtype = c.cache_dtype();
+  s.group = c.cache.group;
+  s.page = c.cache.kind == CacheSpec::Kind::contiguous ? 0 : c.cache.page;
+  s.k = in.token_k.view();
+  s.v = in.token_v.view();
+  const Index past = c.shape.keys - c.shape.rows;
+  s.appends = {0, past / 3, past};
+  for (const Chunk& rows : chunks_of(c)) s.appends.push_back(past + rows.first + rows.count);
+  s.appends.erase(std::unique(s.appends.begin(), s.appends.end()), s.appends.end());
+  return s;
+}
+
+}  // namespace
+
 Diagnosis ForwardStep::diagnose(const Out& out, const std::optional<Arithmetic>& arithmetic,
                                 const Verdict& failed, const JudgeOptions& options) const {
   const Contract* contract = arithmetic ? &std::get<Contract>(*arithmetic) : nullptr;
   const ProjectedAttention problem = anchored(in.problem, conventions);
-  Diagnosis found = assay::diagnose(problem, out.view(), contract, failed, options);
-  if (c.cache && c.cache.kind != CacheSpec::Kind::latent)
+  // Scales in f32 are known as they are, and the tokens that they came from are not asked.
+  const bool has_scales = static_cast<bool>(in.k_scales.view());
+  std::optional<StoredTokens> stored;
+  if (c.cache && !has_scales) stored = stored_tokens(c, in);
+  Diagnosis found =
+      assay::diagnose(problem, out.view(), contract, failed, options, stored ? &*stored : nullptr);
+  if (has_scales)
     explain_by_scales({problem, in.k_scales.view(), in.v_scales.view(), c.cache.group}, out.view(),
                       contract, options, found);
   return found;

@@ -73,10 +73,12 @@ std::string failure_in(const std::function<kernels::Status()>& call) {
 }
 
 std::string call_guarded(Candidate& candidate, const Request& request, const WatchedInputs& inputs,
-                         const NamedOutputs& outputs, Poison with) {
+                         const NamedOutputs& outputs, Poison with, bool* answered) {
+  if (answered) *answered = false;
   for (const auto& [output, t] : outputs) poison(*t, with);
   const std::vector<std::byte> before = bytes_of(inputs);
   if (std::string failure = call_plainly(candidate, request); !failure.empty()) return failure;
+  if (answered) *answered = true;
   for (const auto& [name, t] : inputs.tensors)
     if (!t->guards_intact()) return fmt::format("{}: a guard band was overwritten", name);
   for (const auto& [output, t] : outputs)

@@ -23,10 +23,11 @@ struct WatchedInputs {
 
 // Fills the outputs with poison, runs the request, and checks everything around the buffers.
 // Returns what went wrong ("o: a guard band was overwritten", "status 5 ..."); empty if nothing
-// did. Throws ShortageError or std::bad_alloc if the machine lacked something, also if the
-// candidate says so: that is no fault of the candidate.
+// did. `answered` is set to whether the candidate said OK. Throws ShortageError or std::bad_alloc
+// if the machine lacked something, also if the candidate says so: that is no fault of the
+// candidate.
 std::string call_guarded(Candidate& candidate, const Request& request, const WatchedInputs& inputs,
-                         const NamedOutputs& outputs, Poison with);
+                         const NamedOutputs& outputs, Poison with, bool* answered = nullptr);
 // Runs the request without these checks. Returns "status 5 ..." or an empty text.
 std::string call_plainly(Candidate& candidate, const Request& request);
 // The same for any call of a candidate.

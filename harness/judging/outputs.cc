@@ -12,6 +12,7 @@ std::size_t bytes_of(Dtype dtype) { return usize(format(dtype).bits / 8); }
 
 std::uint64_t poison_code(Dtype dtype, Poison with) {
   const bool narrow = format(dtype).bits == 16 && dtype != Dtype::bf16;
+  if (with == Poison::zero) return 0;
   if (with == Poison::large) return encode(dtype, narrow ? 60000.0 : 1e30);
   switch (dtype) {
     case Dtype::f16: return 0x7C5A;

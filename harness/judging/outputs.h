@@ -53,7 +53,7 @@ struct ProductOutput {
 // The values that fill an output before a call. The NaN is a signalling one with a payload of its
 // own, so that an element that was never written is recognised: whatever computes with it gets a
 // quiet NaN.
-enum class Poison { nan, large };
+enum class Poison { nan, large, zero };
 void poison(const Tensor& t, Poison with);
 bool holds_poison(const TensorView& t, Index position, Poison with);
 // Whether the bytes between the elements of a poisoned output are still as poison() left them.

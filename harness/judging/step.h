@@ -51,9 +51,9 @@ void clear_unread(const Step& step, const typename Step::Out& out) {
 
 template <class Step>
 std::string run_guarded(const Step& step, Candidate& candidate, const typename Step::Out& out,
-                        Poison with, const kernels::Execution& how) {
+                        Poison with, const kernels::Execution& how, bool* answered = nullptr) {
   std::string wrong =
-      call_guarded(candidate, {step.call(out), how}, step.watched(), out.named(), with);
+      call_guarded(candidate, {step.call(out), how}, step.watched(), out.named(), with, answered);
   clear_unread(step, out);
   return wrong;
 }

@@ -239,8 +239,6 @@ void describe_verdict(Fields& fields, Value& r) {
   fields.unless("differs", differs, {});
   if constexpr (Fields::reads) v.differs = conventions_named(differs);
   fields.unless("by_evidence", v.by_evidence, false);
-  fields.object_if("diagnosis", r.diagnosis.was_asked(),
-                   [&](auto& diagnosis) { describe_fields(diagnosis, r.diagnosis); });
   fields.object("bias", [&](auto& bias) {
     bias("mean_ratio", v.mean_ratio);
     bias("slope_t", v.slope_t);
@@ -263,6 +261,8 @@ void describe_fields(Fields& fields, Value& r) {
   fields.unless("seconds", r.seconds, Seconds());
   fields.unless("relations", r.relations, Relations());
   fields.optional("quantization", r.quantization);
+  fields.object_if("diagnosis", r.diagnosis.was_asked(),
+                   [&](auto& diagnosis) { describe_fields(diagnosis, r.diagnosis); });
   if constexpr (Fields::reads) {
     if (fields.has("contract")) describe_verdict(fields, r);
     Pictures pictures;

@@ -199,12 +199,13 @@ ASSAY_JUDGE_API assay_status assay_judge_shrink(const char* line, const assay_fe
                                                 assay_text** answer);
 
 /* Tells the arithmetic of a function from its answers to chosen inputs (docs/identify.md). `line`
- * says what is asked: "attention dtype=bf16", or "product dtype=bf16 w=int4:64", with `out` and `a`
- * where they are others; inputs and shapes are chosen. `name` is that of the function in the
- * answer; NULL: "function". `no_lse` and `features` are those of assay_judge_function, and every
- * call is made once. Answers {"candidate", "case": the shape, "outcome", "reason", "statements":
- * [{"subject", "answer", "input"}], "not told": [...]}, where the outcome is "told"; "unsupported"
- * for a function that takes none of the shapes; or "fail" for one that did what no kernel may do.
+ * says what is asked: "attention dtype=bf16", "backward dtype=bf16", or "product dtype=bf16
+ * w=int4:64", with `out` and `a` where they are others; inputs and shapes are chosen. `name` is
+ * that of the function in the answer; NULL: "function". `no_lse` and `features` are those of
+ * assay_judge_function, and every call is made once. Answers {"candidate", "case": the shape,
+ * "outcome", "reason", "statements": [{"subject", "answer", "input"}], "not told": [...]}, where
+ * the outcome is "told"; "unsupported" for a function that takes none of the shapes; or "fail" for
+ * one that did what no kernel may do.
  */
 ASSAY_JUDGE_API assay_status assay_judge_identify(const char* line, assay_function function,
                                                   void* user, int32_t no_lse,

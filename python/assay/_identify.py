@@ -107,6 +107,7 @@ def identify(
     *,
     w: Optional[str] = None,
     a: Optional[str] = None,
+    gradients: bool = False,
     device: Optional[str] = None,
 ) -> Identification:
     """Tells in which arithmetic a function computes, whatever it declares.
@@ -125,14 +126,21 @@ def identify(
     Of a low-bit product it tells the order and the bits of the sum, whether products and
     dequantized weights are rounded, and where scales are multiplied in.
 
+        assay.identify(mine, "bf16", gradients=True)["dS before dK"]
+
+    Of gradients it tells the format of P before dV and of dS before dK, the sums of dP, dV, dK and
+    dQ, and whether grouped heads are rounded before they are added.
+
     Args:
-        function: made by `assay.kernel` of "attention" or "product"; a plain function is a kernel
-            of attention: q, k, v [B, H, L, D] to o, or to (o, lse). What shows in LSE alone is told
-            of the latter only.
+        function: made by `assay.kernel` of "attention", "backward" or "product"; a plain function
+            is a kernel of attention: q, k, v [B, H, L, D] to o, or to (o, lse). What shows in LSE
+            alone is told of the latter only.
         dtype: of q, k and v, or of A and C: "f32", "f16" or "bf16".
         w: the format of W, and its group size where it is another: "nvfp4", "int4:64". For
             products alone, which need it.
         a: the format of A where it is low-bit: "f8e4m3" or "f8e5m2", as W then is.
+        gradients: asks the gradients of a kernel of attention that has them, instead of its
+            outputs.
         device: where the inputs lie, instead of the kernel's own.
 
     Raises:
@@ -142,12 +150,14 @@ def identify(
             shape or dtype.
     """
     k = (function if isinstance(function, Kernel) else Kernel(function)).on(device)
-    if k.operation not in ("attention", "product"):
+    if k.operation == "decode":
         raise InputError("function", f"{k.name} is a kernel of {k.operation}, which nothing asks")
+    if gradients and not (k.operation == "backward" or k.gradients is not None):
+        raise InputError("gradients", f"{k.name} has none")
     one_of("dtype", dtype, _DTYPES)
     if (w is None) == (k.operation == "product"):
         raise InputError("w", f"{w!r}: the format of W, for a product and for nothing else")
-    line = f"{k.operation} dtype={dtype}"
+    line = f"{'backward' if gradients else k.operation} dtype={dtype}"
     line += "".join(f" {name}={text}" for name, text in (("w", w), ("a", a)) if text is not None)
     run = _Asked(k, {})
     answer = ask_json(
@@ -163,7 +173,7 @@ def identify(
     if run.interrupted is not None:
         raise run.interrupted
     if run.learned_no_lse:  # the first call showed it
-        return identify(k, dtype, w=w, a=a)
+        return identify(k, dtype, w=w, a=a, gradients=gradients)
     if answer["outcome"] == "unsupported":
         raise Unsupported(f"{k.name}: {answer['reason']}")
     if answer["outcome"] == "fail":

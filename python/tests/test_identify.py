@@ -213,6 +213,62 @@ def test_bad_input_is_refused_by_name(make, words):
         make()
 
 
+def gradients_of(rounds, add=in_order, by_head=False):
+    """The gradients of attention in binary32. P and dS are rounded before they are multiplied."""
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def function(q, k, v, o, lse, do, *, scale):
+        dtype, group = q.dtype, q.shape[1] // k.shape[1]
+        q, k, v, o, do = (t.astype(np.float32) for t in (q, k, v, o, do))
+        k, v = (np.repeat(t, group, 1) for t in (k, v))
+
+        def product(x, y):  # [B, H, I, N] times [B, H, N, D]
+            return add(x.transpose(3, 0, 1, 2)[..., None] * y.transpose(2, 0, 1, 3)[:, :, :, None])
+
+        def of_heads(t):
+            heads = t.reshape(t.shape[0], -1, group, *t.shape[2:]).swapaxes(0, 2).swapaxes(1, 2)
+            return add(heads.astype(dtype).astype(np.float32) if by_head else heads).astype(dtype)
+
+        p = np.exp(product(q, k.swapaxes(2, 3)) * np.float32(scale) - lse[..., None])
+        ds = p * (product(do, v.swapaxes(2, 3)) - (do * o).sum(-1, keepdims=True))
+        p, ds = rounds(p), rounds(ds)
+        dq = product(ds, k) * np.float32(scale)
+        dk = product(ds.swapaxes(2, 3), q) * np.float32(scale)
+        dv = product(p.swapaxes(2, 3), do)
+        return dq.astype(dtype), of_heads(dk), of_heads(dv)
+
+    return assay.kernel("backward", framework="numpy", name="gradients")(function)
+
+
+@pytest.mark.parametrize("rounds, answer", [(f16, "f16"), (bf16, "bf16"), (None, "not rounded")])
+def test_gradients(rounds, answer):
+    told = assay.identify(gradients_of(rounds or (lambda x: x)), "f16")
+    assert told.case == "backward b=1 h=1 l=128 d=64 dtype=f16"
+    assert told["P before dV"] == told["dS before dK"] == answer
+    assert told["dV, order of sums"] == "one row after another"
+    assert told["dQ, order of sums"] == "one key after another"
+    assert told["dV, sums"] == told["dK, sums"] == told["dQ, sums"] == told["dP, sums"] == BINARY32
+    assert told["dV, grouped heads"] == "added before they are rounded"
+
+
+def test_grouped_heads_that_are_rounded():
+    told = assay.identify(gradients_of(lambda x: x, by_head=True), "f16")
+    assert told["dV, grouped heads"] == "each rounded to f16, then added in more bits"
+
+
+def test_gradients_by_autograd():
+    torch = pytest.importorskip("torch")
+
+    @assay.kernel("attention", framework="torch", gradients="autograd")
+    def mine(q, k, v):
+        return torch.softmax(q @ k.transpose(2, 3) * q.shape[3] ** -0.5, 3) @ v
+
+    told = assay.identify(mine, "f32", gradients=True)
+    assert told["P before dV"] == told["dS before dK"] == "not rounded"
+    with pytest.raises(assay.InputError, match="gradients: .* has none"):
+        assay.identify(emulated(), "f32", gradients=True)
+
+
 def product_of(dequantize, by_group):
     """A product with int8 weights in binary32, one term after another."""
 

@@ -1,0 +1,64 @@
+// Inside harness/: what the behaviour of a candidate says of why it fails, besides the numbers of
+// its outputs: that it reads them, that it writes beside them, that it keeps something.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <string_view>
+
+#include "harness/judging/step.h"
+
+namespace assay {
+
+struct Behaviour {
+  std::string_view name, words;
+};
+inline constexpr Behaviour adds_to_output{
+    "adds-to-output", "what lay in an output takes part: with zeros there the outputs are right"};
+inline constexpr Behaviour writes_beside{"writes-beside",
+                                         "the outputs are right, and other memory was overwritten"};
+inline constexpr Behaviour keeps_a_call{"call-before-kept",
+                                        "something of a call for another problem is kept"};
+inline constexpr std::array behaviours = {adds_to_output, writes_beside, keeps_a_call};
+
+// Puts the behaviour in the place of the explanations, which do without it. Its limit of s is 0,
+// because no errors tell it.
+inline void explain_by(const Behaviour& behaviour, Diagnosis& d) {
+  Explanation e;
+  e.hypothesis = behaviour.name;
+  e.words = behaviour.words;
+  d.explanations = {std::move(e)};
+  d.rows_asked = std::max<Index>(d.rows_asked, 1);
+  d.not_asked.clear();
+}
+
+// Whether some element is a NaN that the candidate computed.
+inline bool has_computed_nan(const NamedOutputs& outputs) {
+  for (const auto& [output, t] : outputs) {
+    if (!t->view()) continue;
+    bool found = false;
+    for_each_index(t->view().shape, [&](Index b, Index h, Index i, Index j) {
+      const Index at = t->view().at(b, h, i, j);
+      found =
+          found || (std::isnan(load(t->view(), at)) && !holds_poison(t->view(), at, Poison::nan));
+    });
+    if (found) return true;
+  }
+  return false;
+}
+
+// Whether outputs that are NaN after poison of NaN are right after zeros.
+template <class Step>
+bool is_right_on_zeros(const Step& step, Candidate& candidate, const kernels::Execution& how,
+                       const typename Step::Out& first, const std::optional<Arithmetic>& arithmetic,
+                       JudgeOptions judging) {
+  if (!has_computed_nan(first.named())) return false;
+  const typename Step::Out zeroed = step.outputs();
+  if (!run_guarded(step, candidate, zeroed, Poison::zero, how).empty()) return false;
+  judging.power = judging.statistics = false;
+  judging.judged = nullptr;
+  judging.untouched = nullptr;
+  return step.judge(zeroed, arithmetic, judging).outcome == Outcome::pass;
+}
+
+}  // namespace assay
