@@ -443,11 +443,10 @@ std::string sentence_on(const Diagnosis& d) {
     std::string like = e.words;
     if (!e.same.empty())
       like += fmt::format(", which is the same here as {}", fmt::join(e.same, ", "));
-    likes.push_back(e.limit > 0
-                        ? fmt::format("{} (errors against that are typical: s {:.2g}, at most "
-                                      "{:.2g})",
-                                      like, e.median, e.largest)
-                        : like + " (every element is inside its bound then)");
+    if (e.limit > 0)
+      like += fmt::format(" (errors against that are typical: s {:.2g}, at most {:.2g})", e.median,
+                          e.largest);
+    likes.push_back(like);
   }
   return fmt::format("looks like: {}", fmt::join(likes, "; or "));
 }
