@@ -43,7 +43,7 @@ void enter_domain() {
   const long version =
       syscall(SYS_landlock_create_ruleset, nullptr, 0, LANDLOCK_CREATE_RULESET_VERSION);
   if (version < first_that_allows_renaming) return;  // also where there is no Landlock
-  landlock_ruleset_attr handled{};  // newer headers have more fields
+  landlock_ruleset_attr handled{};                   // newer headers have more fields
   handled.handled_access_fs = LANDLOCK_ACCESS_FS_REFER;
   const int rules = static_cast<int>(
       syscall(SYS_landlock_create_ruleset, &handled, sizeof handled.handled_access_fs, 0));

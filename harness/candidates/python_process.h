@@ -27,7 +27,8 @@ namespace assay {
 //   NAME CODE BITS BYTES SHAPE... of each input and each output
 // and the bytes of the inputs. The answer is "done" and the bytes of the outputs, or "finding
 // SENTENCE", or "declined SENTENCE", or "lost SENTENCE": a finding after which the device answers
-// this process no more, and the next call starts another one. What the function prints goes to standard error.
+// this process no more, and the next call starts another one. What the function prints goes to
+// standard error.
 class PythonProcess {
  public:
   // Throws std::invalid_argument if the process refuses, or cannot be started.
