@@ -118,13 +118,14 @@ class Isolated:
         import inspect
 
         source = inspect.getsourcefile(inspect.unwrap(kernel.function))
-        if source is None or not os.path.exists(source) or "." in kernel.name:
+        held = kernel._held_as
+        if source is None or not os.path.exists(source) or held is None:
             raise InputError(
                 "isolate",
                 f"{kernel.name} is no function at the top of a file, for another process",
             )
         self.kernel, self.timeout, self.options = kernel, timeout, options
-        self.where = f"{os.path.abspath(source)}::{kernel.name}"
+        self.where = f"{os.path.abspath(source)}::{held}"
         self.process: Optional[subprocess.Popen] = None
 
     def __enter__(self) -> "Isolated":

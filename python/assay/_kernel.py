@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Union
 
 from ._frameworks import Framework, Input, framework, framework_names, guess
@@ -124,13 +125,25 @@ class Kernel:
         return other
 
     @property
+    def _held_as(self) -> Optional[str]:
+        """The name under which its module holds it; None where it was made in a function."""
+        module = sys.modules.get(getattr(inspect.unwrap(self.function), "__module__", None) or "")
+        for name, value in vars(module).items() if module is not None else ():
+            if value is self.function or (
+                isinstance(value, Kernel) and value.function is self.function
+            ):
+                return name
+        return None
+
+    @property
     def candidate(self) -> str:
         """The name under which `assay check --candidate` finds it again."""
         try:
             file = os.path.relpath(inspect.getsourcefile(inspect.unwrap(self.function)) or "?")
         except (TypeError, ValueError):
             file = "?"
-        return f"python:{file}::{self.name}" + (f"@{self._device}" if self._device else "")
+        held = self._held_as or self.name
+        return f"python:{file}::{held}" + (f"@{self._device}" if self._device else "")
 
     @property
     def features(self) -> List[str]:

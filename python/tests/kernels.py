@@ -97,6 +97,16 @@ def loses_the_device(q, k, v, *, causal):
     return right_torch(q, k, v, causal=causal)
 
 
+def _made(name):
+    def attend(q, k, v, *, causal):
+        return right_torch(q, k, v, causal=causal)
+
+    return assay.kernel("attention", framework="torch", name=name)(attend)
+
+
+made = _made("another name")
+
+
 @assay.kernel("attention", framework="torch")
 def raises(q, k, v):
     raise ValueError("no such tile")

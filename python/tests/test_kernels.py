@@ -449,6 +449,13 @@ def test_a_process_of_its_own():
         assay.check(lambda q, k, v: q, case=fine, isolate=True)
 
 
+def test_a_kernel_is_found_by_the_name_that_its_module_has():
+    report = assay.check(kernels.made, case="attention b=1 h=2 l=3 d=4", isolate=True)
+    assert report.ok, report
+    assert report.title == "another name"
+    assert report.results[0]["candidate"].endswith("kernels.py::made")
+
+
 def test_a_lost_device_costs_one_case():
     fine, bad = "attention b=1 h=2 l=3 d=4", "attention b=1 h=3 l=3 d=4"
     outcomes = ["pass", "fail", "pass", "fail", "pass"]
