@@ -243,11 +243,15 @@ void add_product(const Contract& c, const Schedule& how, const SingleRef& a, con
 RowMajorSingle emulated_scores(const Contract& c, const Schedule& how, const EmulatedRows& in,
                                RowMajorSingle* slope) {
   RowMajorSingle q = in.q;
-  const bool prescaled = c.query_dtype || how.scales_query;
-  if (prescaled) q *= in.scale;
+  const bool by_root = how.scales_both && !c.query_dtype && in.scale > 0;
+  const bool prescaled = c.query_dtype || how.scales_query || by_root;
+  const float root = by_root ? std::sqrt(in.scale) : 1;
+  if (prescaled) q *= by_root ? root : in.scale;
   if (c.query_dtype) round_all(*c.query_dtype, q);
   RowMajorSingle s = RowMajorSingle::Zero(q.rows(), in.count);
-  const auto keys = in.kv->keys_transposed_single.middleCols(in.key0, in.count);
+  const auto own_keys = in.kv->keys_transposed_single.middleCols(in.key0, in.count);
+  const RowMajorSingle scaled_keys = by_root ? RowMajorSingle(own_keys * root) : RowMajorSingle();
+  const SingleRef keys = by_root ? SingleRef(scaled_keys) : SingleRef(own_keys);
   if (how.dim_seed == 0) {
     add_product(c, how, q, keys, s);
   } else {
@@ -284,6 +288,7 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.base_two = c.fused_argument;
   how.normalizes_first = c.divides_first || (!c.ordered && c.weight_dtype && serial % 2 != 0);
   how.late_maximum = !c.ordered && random.below(3) == 0;
+  how.scales_both = !c.ordered && !c.weight_dtype && serial % 4 == 3;
   how.rounds_unscaled = serial % 4 < 2;
   how.three_parts = c.fused_argument && !c.ordered && !c.weight_dtype && serial % 2 != 0;
   how.exp_offset = unit();

@@ -22,7 +22,10 @@ struct Schedule {
   Index dot_part = 0;         // q.k is summed in parts of this length; 0: at once
   Index half_part = 16;       // terms that an fp16 accumulator takes at once
   bool scales_query = false;  // Q is multiplied by the scale, not the scores
-  bool base_two = false;      // 2^x with log2 e folded into the argument
+  // Q and K are multiplied by the root of the scale: its square is another scale, and all scores of
+  // a row are off together.
+  bool scales_both = false;
+  bool base_two = false;          // 2^x with log2 e folded into the argument
   bool normalizes_first = false;  // weights are divided by the row sum before P V
   bool late_maximum = false;      // the running maximum lags behind: weights above 1 occur
   bool three_parts = false;       // a product of fp32 numbers is three products of TF32 numbers

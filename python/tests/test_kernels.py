@@ -449,6 +449,27 @@ def test_a_process_of_its_own():
         assay.check(lambda q, k, v: q, case=fine, isolate=True)
 
 
+def test_a_scale_of_two_roots_is_typical_of_fp32():
+    """The math attention of torch multiplies Q and K by the root of the scale each."""
+
+    @assay.kernel(
+        "attention",
+        framework="torch",
+        gradients="autograd",
+        lse=False,
+        arithmetic="fp32 accumulation, fp32 weights",
+    )
+    def attend(q, k, v, *, causal, scale):
+        s = (q * math.sqrt(scale)) @ (k * math.sqrt(scale)).transpose(-1, -2)
+        if causal:
+            s = s.masked_fill(torch.ones(s.shape[-2:]).triu(1).bool(), -math.inf)
+        return s.softmax(-1) @ v
+
+    line = "backward b=1 h=1 l=41x383 d=192/128 dtype=f32 causal scores=heavy-tail values=ramp"
+    for seed in (7, 150, 151):
+        attend.check(f"{line} seed={seed}")
+
+
 def test_a_kernel_is_found_by_the_name_that_its_module_has():
     report = assay.check(kernels.made, case="attention b=1 h=2 l=3 d=4", isolate=True)
     assert report.ok, report
