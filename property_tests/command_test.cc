@@ -615,7 +615,7 @@ TEST_F(Command, ListsAndExplains) {
 
 TEST_F(Command, UndeclaredKernelsAreHeldToTheLadder) {
   const Ran r =
-      run("check --candidate host-undeclared --case 'attention b=1 h=2 l=9x13 d=8 dtype=bf16'");
+      run("check --candidate host-undeclared --case 'attention b=1 h=2 l=9x13 d=8 dtype=f16'");
   EXPECT_EQ(r.status, 0) << r.output;
   EXPECT_THAT(r.output, HasSubstr("contract: fp32 accumulation, fp32 weights"));
 }

@@ -489,7 +489,8 @@ TEST(Judge, BadQuestionsAboutArithmeticAreRefused) {
   expect_refused(asked("product w=int8 m=3", answer, 0, nullptr),
                  "the operation, dtype, out, w and a are read (product");
   expect_refused(asked("product w=mxfp4 a=mxfp4", answer, 0, nullptr), "a=mxfp4 w=mxfp4: codes");
-  expect_refused(asked("backward dtype=f16", answer, 0, nullptr), "backward: inputs are chosen");
+  expect_refused(asked("backward dtype=f16 causal", answer, 0, nullptr),
+                 "the operation and the dtype are read (backward");
   expect_refused(asked("attention dtype=f16", nullptr, 0, nullptr), "function is NULL");
   expect_refused(asked("attention dtype=f16", answer, 3, nullptr), "no_lse is 3");
   expect_refused(asked("attention dtype=f16", answer, 0, ""), "name is empty");

@@ -1,4 +1,4 @@
-// Inside harness/: the arithmetic of a backward pass.
+// The arithmetic of a backward pass.
 #pragma once
 
 #include "harness/identify/backward_probe.h"

@@ -1,4 +1,4 @@
-// Inside harness/: what the behaviour of a candidate says of why it fails, besides the numbers of
+// What the behaviour of a candidate says of why it fails, besides the numbers of
 // its outputs: that it reads them, that it writes beside them, that it keeps something.
 #pragma once
 

@@ -60,7 +60,7 @@ Diagnosis ForwardStep::diagnose(const Out& out, const std::optional<Arithmetic>&
   const Contract* contract = arithmetic ? &std::get<Contract>(*arithmetic) : nullptr;
   const ProjectedAttention problem = anchored(in.problem, conventions);
   // Scales in f32 are known as they are, and the tokens that they came from are not asked.
-  const bool has_scales = static_cast<bool>(in.k_scales.view());
+  const bool has_scales = c.cache && c.cache.scale != CacheScale::e8m0;
   std::optional<StoredTokens> stored;
   if (c.cache && !has_scales) stored = stored_tokens(c, in);
   Diagnosis found =
