@@ -39,7 +39,8 @@ class Row:
         for row in evidence.get("rows", {}).values():
             self.s = max(self.s, row["s"] / row["limit"])
         for found in evidence.get("filters", []):
-            self.z = max(self.z, found["z"] / evidence["z_limit"])
+            if abs(found["share"]) >= found["least"]:  # less is rounding
+                self.z = max(self.z, abs(found["z"]) / evidence["z_limit"])
 
     def text(self):
         passed = self.outcomes["pass"] + self.outcomes["suspect"]
