@@ -65,12 +65,14 @@ class OnlineSoftmax {
         how_(how),
         in_(in),
         exp_(c, how),
+        offset_(c.ordered ? in.key0 % how.tile : 0),
         max_(Columns::Constant(in.q.rows(), -inf)),
         sum_(Columns::Zero(in.q.rows())),
         out_(RowMajorSingle::Zero(in.q.rows(), in.kv->values_single.cols())) {}
 
   EmulatedOutputs run(const RowMajorSingle& scores) {
     for (Index t : how_.order) {
+      if (width_of(t) == 0) continue;
       RowMajorSingle p = weigh_tile(scores, t);
       if (!how_.normalizes_first) add_values(p, t);
     }
@@ -85,8 +87,8 @@ class OnlineSoftmax {
   }
 
  private:
-  Index first_of(Index t) const { return t * how_.tile; }
-  Index width_of(Index t) const { return std::min(how_.tile, in_.count - first_of(t)); }
+  Index first_of(Index t) const { return std::clamp<Index>(t * how_.tile - offset_, 0, in_.count); }
+  Index width_of(Index t) const { return first_of(t + 1) - first_of(t); }
 
   void raise_maximum(Index r, float m) {
     if (m == max_(r)) return;
@@ -179,6 +181,9 @@ class OnlineSoftmax {
   const Schedule& how_;
   const EmulatedRows& in_;
   Exponential exp_;
+  // Declared tiles begin at multiples of their width, and where they begin decides how weights are
+  // rounded. This many keys of the first one lie before those that are given.
+  const Index offset_;
   Columns max_, sum_;
   RowMajorSingle out_;
 };
@@ -299,7 +304,8 @@ Schedule draw_schedule(const Contract& c, Index keys, SplitMix64& random, Index 
   how.keep_scale = unit();
   how.flushes = serial % 2 == 0;
   how.sums_in_order = serial % 3 == 0;
-  how.order.resize(usize((keys + how.tile - 1) / how.tile));
+  // Declared tiles may begin before the first key.
+  how.order.resize(usize((keys + how.tile - 1) / how.tile + (c.ordered ? 1 : 0)));
   std::iota(how.order.begin(), how.order.end(), Index{0});
   if (!c.ordered)
     for (std::size_t k = how.order.size(); k > 1; --k)

@@ -44,6 +44,7 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
                         RowMajorSingle::Zero(n, dv)};
   for (Index t : how.order) {
     const Index first = t * how.tile, width = std::min(how.tile, n - first);
+    if (width <= 0) continue;
     add_product(c, how, RowMajorSingle(ds.middleCols(first, width)), keys.middleRows(first, width),
                 out.dq);
   }

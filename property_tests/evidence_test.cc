@@ -138,5 +138,25 @@ TEST(Evidence, EmulationRoundsAsTheFormatsDo) {
   }
 }
 
+// Where tiles begin decides relative to which maximum weights are rounded. Few keys and equal
+// scores leave nothing to chance.
+TEST(Evidence, DeclaredTilesBeginAtTheirMultiples) {
+  Emulation e = emulations(Dtype::bf16).front();
+  e.contract.ordered = true;
+  e.contract.products_rounded = false;
+  e.contract.weight_dtype = Dtype::bf16;
+  e.contract.tile = 64;
+  const Case c = parse_case(
+      "attention b=1 h=3/1 l=126x251 d=20/1 dtype=bf16 out=f32 causal offset=end window=5,-1 "
+      "bool=random bias=minus-infinity alibi scores=ties values=uniform seed=10015");
+  const Inputs in(c);
+  const Outputs out(c);
+  run_emulated(e, in.problem, out.view());
+  JudgeOptions options;
+  options.evidence = EvidenceRule::fail;
+  const Verdict v = judge(in.problem, out.view(), e.contract, options);
+  EXPECT_EQ(v.outcome, Outcome::pass) << v.reason;
+}
+
 }  // namespace
 }  // namespace assay

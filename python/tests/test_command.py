@@ -217,9 +217,7 @@ def test_what_ends_the_process_costs_one_case():
 def test_a_lost_device_costs_one_case():
     bad = SMALL.replace("h=2/1", "h=3/1")
     assert bad != SMALL
-    told = check(
-        "--python", "mine.py::loses_the_device", "--jobs", "1", cases=(SMALL, bad, SMALL), status=1
-    )
+    told = check("--python", "mine.py::loses_the_device", cases=(SMALL, bad, SMALL), status=1)
     assert [text.split(":")[0] for text in told] == ["pass", "fail", "pass"]
     assert "illegal memory access" in told[1]
 
