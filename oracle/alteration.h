@@ -129,6 +129,8 @@ std::span<const CoarseProducts> coarse_products();
 bool round_inputs(Alteration& a, double (*rounded)(double));
 // Rounds towards zero to the bits that TF32 has: the format of f32 with ten bits behind the point.
 double truncated_to_tf32(double x);
+// The same for bf16.
+double truncated_to_bf16(double x);
 
 // Masks that are written out, and copies of tensors, have no more elements than this.
 inline constexpr Index most_altered_elements = Index{1} << 21;

@@ -1,11 +1,17 @@
 // Products of numbers in fewer bits than f32 has.
 #include <bit>
-#include <cmath>
+#include <cstdint>
 
 #include "oracle/alteration.h"
 
 namespace assay {
 namespace {
+
+// The bits of x in binary32 that the mask has.
+double with_bits(double x, std::uint32_t mask) {
+  const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
+  return static_cast<double>(std::bit_cast<float>(bits & mask));
+}
 
 double rounded_to_tf32(double x) { return truncated_to_tf32(x + (x - truncated_to_tf32(x))); }
 
@@ -36,10 +42,8 @@ bool round_inputs(Alteration& a, double (*rounded)(double)) {
   return true;
 }
 
-double truncated_to_tf32(double x) {
-  const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
-  return static_cast<double>(std::bit_cast<float>(bits & 0xFFFFE000u));
-}
+double truncated_to_tf32(double x) { return with_bits(x, 0xFFFFE000u); }
+double truncated_to_bf16(double x) { return with_bits(x, 0xFFFF0000u); }
 
 std::span<const CoarseProducts> coarse_products() { return products; }
 

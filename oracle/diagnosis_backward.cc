@@ -2,7 +2,6 @@
 // the weights of the reference, with the L and D that a kernel reads.
 #include <fmt/format.h>
 
-#include <bit>
 #include <cmath>
 #include <functional>
 
@@ -218,11 +217,6 @@ constexpr CoarseGradients coarse_gradients[] = {
     {"gradient-weights-in-f8e5m2", "P is rounded to f8e5m2 before it meets dO", nullptr,
      [](double x) { return round_to(Dtype::f8e5m2, x); }},
 };
-
-double truncated_to_bf16(double x) {
-  const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
-  return static_cast<double>(std::bit_cast<float>(bits & 0xFFFF0000u));
-}
 
 // dQ (the heads below one another), dK and dV of a group, and for each of their rows the root of
 // the sum of the squares of its terms.

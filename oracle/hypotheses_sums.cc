@@ -204,12 +204,6 @@ bool has_log2_e(Alteration& a, double c) {
   return true;
 }
 
-double truncated_to_bf16(double x) {
-  const double r = round_to(Dtype::bf16, x);
-  if (std::fabs(r) <= std::fabs(x)) return r;
-  return decode(Dtype::bf16, encode(Dtype::bf16, r) - 1);
-}
-
 constexpr Hypothesis hypotheses[] = {
     // Heads, batches and rows.
     {"kv-head-modulo", "query head h reads kv head h mod Hkv",
