@@ -37,13 +37,16 @@ case "$name" in
   -*) cat "$SYSTEM/packages" ;;
   *) grep -qx "$name" "$SYSTEM/packages" && echo "install ok installed" ;;
 esac'
+# What it says is longer than a pipe holds: whoever stops reading at the first line that matters ends it.
 tool apt-cache '
 [ -f "$SYSTEM/updated" ] || exit 0
+set -e
 case "$#" in
   1) printf " 500 http://packages stable/main\n     origin packages\n" ;;
   *) candidate=1; ! grep -qx "$2" "$SYSTEM/lacks" || candidate="(none)"
-     printf "%s:\n  Installed: (none)\n  Candidate: %s\n" "$2" "$candidate" ;;
-esac'
+     printf "%s:\n  Installed: (none)\n  Candidate: %s\n  Version table:\n" "$2" "$candidate" ;;
+esac
+printf "%0100000d\n" 0'
 tool sudo 'exec "$@"'
 for name in node npm; do tool "$name" ''; done
 
