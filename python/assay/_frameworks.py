@@ -83,9 +83,6 @@ class Framework:
     def poison(self, wanted: Sequence[Tuple[Sequence[int], str]], codes: Dict[str, int]) -> None:
         """Fills memory that the next allocations of such tensors will get again."""
 
-    def wait(self) -> None:
-        """Waits for the work that is queued on the device; here there is none."""
-
     def is_lost(self) -> bool:
         """Whether the device answers no more in this process, as after a fault of its memory."""
         return False
@@ -268,10 +265,6 @@ class Torch(Framework):
                 )
         del held
 
-    def wait(self) -> None:
-        if self.has_streams:
-            self.torch.cuda.synchronize(self.device)
-
     def is_lost(self) -> bool:
         if not self.has_streams:
             return False
@@ -309,10 +302,14 @@ class Jax(Framework):
         except ImportError as e:
             raise InputError("framework", f"jax cannot be imported: {e}") from None
         self.jax, self.jnp, self.numpy = jax, jnp, numpy
+        kind, _, index = device.partition(":")
         try:
-            self.where = jax.devices("gpu" if device.startswith("cuda") else device)[0]
+            there = jax.devices("gpu" if kind == "cuda" else kind)
         except RuntimeError as e:
             raise InputError("device", f"{device!r}: {e}") from None
+        if not (index or "0").isdecimal() or int(index or "0") >= len(there):
+            raise InputError("device", f"{device!r}: jax has {', '.join(map(str, there))}")
+        self.where = there[int(index or "0")]
         self.device = device
         self.dtypes = ("f32", "f16", "bf16") + (("f64",) if jax.config.jax_enable_x64 else ())
         self.names = {
@@ -349,6 +346,7 @@ class Jax(Framework):
 
 class Cupy(Framework):
     name = "cupy"
+    has_streams = True
     layouts = ("bshd", "packed", "padded", "strided", "shared-head", "shared-batch", "reversed")
 
     def __init__(self, device: str = "cuda"):
@@ -357,9 +355,13 @@ class Cupy(Framework):
             import numpy
         except ImportError as e:
             raise InputError("framework", f"cupy cannot be imported: {e}") from None
-        if not device.startswith("cuda"):
-            raise InputError("device", f"{device!r}: cupy has cuda alone")
-        self.cupy, self.device = cupy, device
+        here = cupy.cuda.Device().id if cupy.is_available() else None
+        if here is None or device not in ("cuda", f"cuda:{here}"):
+            raise InputError(
+                "device",
+                f"{device!r}: cupy has {'no GPU' if here is None else f'cuda:{here}, the current one'}",
+            )
+        self.cupy, self.numpy, self.device = cupy, numpy, device
         self.host = Numpy()
         self.dtypes = ("f64", "f32", "f16")
 
@@ -375,11 +377,60 @@ class Cupy(Framework):
             [t.shape[a] for a in axes],
             [t.strides[a] * width for a in axes],
         )
-        return Input(name, value, bytes(content), storage.data.ptr, lambda: storage.get().tobytes())
+
+        def refill(new: bytes) -> Callable[[], None]:
+            host = self.numpy.frombuffer(new, dtype=storage.dtype) if new else self.numpy.empty(0)
+            there = self.cupy.asarray(host)
+
+            def put() -> None:
+                if new:
+                    storage[...] = there
+
+            return put
+
+        return Input(
+            name,
+            value,
+            bytes(content),
+            storage.data.ptr,
+            lambda: storage.get().tobytes(),
+            refill,
+        )
 
     def check_type(self, name: str, value: Any) -> None:
         if type(value) is not self.cupy.ndarray:
             raise Finding(f"{name} is {_type(value)}, not a cupy array")
+
+    def poison(self, wanted: Sequence[Tuple[Sequence[int], str]], codes: Dict[str, int]) -> None:
+        held = [
+            self.cupy.full(shape, codes[dtype], dtype=f"u{width_of(dtype)}")
+            for shape, dtype in wanted
+            for _ in range(2)
+        ]
+        del held
+
+    def is_lost(self) -> bool:
+        try:
+            self.cupy.cuda.runtime.deviceSynchronize()
+        except self.cupy.cuda.runtime.CUDARuntimeError:
+            return True
+        return False
+
+    def on_other_stream(self, fill: Callable[[], None], call: Callable[[], Any]) -> Any:
+        busy = self.cupy.RawKernel(
+            'extern "C" __global__ void busy() { long long t = clock64() + 20000000; '
+            "while (clock64() < t); }",
+            "busy",
+        )
+        stream = self.cupy.cuda.Stream(non_blocking=True)
+        self.cupy.cuda.runtime.deviceSynchronize()
+        with stream:
+            # As with torch: work on any other stream reads what was there before.
+            busy((1,), (1,), ())
+            fill()
+            found = call()
+            stream.synchronize()
+        return found
 
 
 def _type(value: Any) -> str:

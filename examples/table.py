@@ -1,6 +1,7 @@
-"""How right kernels of torch are: a row of a table for each kernel and dtype.
+"""How right kernels are: a row of a table for each kernel and dtype.
 
-    python3 examples/torch/table.py --suite smoke --suite backward --seed 2 flash cudnn efficient math flex cpu
+    python3 examples/table.py --suite smoke --suite backward --seed 2 \\
+        examples/torch/attention_kernels.py::flash examples/jax/attention_kernels.py::xla
 
 A row says how many cases passed of those that were judged; those that differ by a convention, and
 those that fail, each with its line below the table; the largest error/bound by output; and how near
@@ -9,15 +10,11 @@ evidence came to its limits: the largest s of a row and z of a question, as part
 
 import argparse
 import collections
-import os
+import importlib.util
 import sys
 
 import assay
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import attention_kernels as kernels
-
-NAMES = ("flash", "cudnn", "efficient", "math", "flex", "cpu")
 OUTPUTS = ("O", "LSE", "dQ", "dK", "dV")
 
 
@@ -50,12 +47,19 @@ class Row:
         return f"{passed} of {judged} | {others} | {ratios} | {self.s:.2f} | {self.z:.2f}"
 
 
-def rows_of(name, suites, seed):
+def kernel_of(where):
+    """The kernel of FILE.py::FUNCTION. The module is kept by its file: two may have one name."""
+    file, _, name = where.partition("::")
+    specification = importlib.util.spec_from_file_location(file, file)
+    module = sys.modules[file] = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def rows_of(kernel, suites, seed):
     rows = collections.defaultdict(Row)
     for suite in suites:
-        report = assay.check(
-            getattr(kernels, name), suite=suite, seed=seed, threads=0, shrink=False
-        )
+        report = assay.check(kernel, suite=suite, seed=seed, threads=0, shrink=False)
         for result in report:
             if result["outcome"] != "unsupported":
                 rows[result.get("dtype", "?")].add(result)
@@ -64,7 +68,7 @@ def rows_of(name, suites, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="+", choices=NAMES)
+    parser.add_argument("kernels", nargs="+", metavar="FILE.py::FUNCTION")
     parser.add_argument("--suite", action="append", required=True)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
@@ -73,8 +77,9 @@ def main():
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     told = []
-    for name in asked.names:
-        for dtype, row in sorted(rows_of(name, asked.suite, asked.seed).items()):
+    for where in asked.kernels:
+        name = where.partition("::")[2]
+        for dtype, row in sorted(rows_of(kernel_of(where), asked.suite, asked.seed).items()):
             print(f"| {name} | {dtype} | {row.text()} |", flush=True)
             told += [f"{name}: {line}" for line in row.told]
     print("\n".join(told), flush=True)
