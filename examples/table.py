@@ -11,7 +11,8 @@ with the question and its case below the table.
 
 import argparse
 import collections
-import importlib.util
+import importlib
+import os
 import sys
 
 import assay
@@ -52,18 +53,24 @@ class Row:
 
 
 def kernel_of(where):
-    """The kernel of FILE.py::FUNCTION. The module is kept by its file: two may have one name."""
+    """The kernel of FILE.py::FUNCTION. The path begins at this folder: files may share a name."""
     file, _, name = where.partition("::")
-    specification = importlib.util.spec_from_file_location(file, file)
-    module = sys.modules[file] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return getattr(module, name)
+    sys.path.insert(0, os.getcwd())
+    return getattr(importlib.import_module(os.path.splitext(file)[0].replace(os.sep, ".")), name)
 
 
-def rows_of(kernel, suites, seed):
+def reports_of(kernel, asked):
+    for suite in asked.suite:
+        yield assay.check(kernel, suite=suite, seed=asked.seed, threads=0, shrink=False)
+    if asked.cases:
+        with open(asked.cases) as file:
+            lines = [line for line in map(str.strip, file) if line and not line.startswith("#")]
+        yield assay.check(kernel, case=lines, threads=0, shrink=False)
+
+
+def rows_of(kernel, asked):
     rows = collections.defaultdict(Row)
-    for suite in suites:
-        report = assay.check(kernel, suite=suite, seed=seed, threads=0, shrink=False)
+    for report in reports_of(kernel, asked):
         for result in report:
             if result["outcome"] != "unsupported":
                 rows[result.get("dtype", "?")].add(result)
@@ -73,7 +80,8 @@ def rows_of(kernel, suites, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kernels", nargs="+", metavar="FILE.py::FUNCTION")
-    parser.add_argument("--suite", action="append", required=True)
+    parser.add_argument("--suite", action="append", default=[])
+    parser.add_argument("--cases", metavar="FILE", help="case lines, one a line")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     print(
@@ -83,7 +91,7 @@ def main():
     told = []
     for where in asked.kernels:
         name = where.partition("::")[2]
-        for dtype, row in sorted(rows_of(kernel_of(where), asked.suite, asked.seed).items()):
+        for dtype, row in sorted(rows_of(kernel_of(where), asked).items()):
             print(f"| {name} | {dtype} | {row.text()} |", flush=True)
             told += [f"{name}: {line}" for line in row.told]
             told += [f"{name}: z {row.z:.2f}: {row.asked}"] if row.asked else []

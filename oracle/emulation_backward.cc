@@ -3,24 +3,33 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 namespace assay {
 namespace {
 
 // The LSE that follows from the scores of a row. An error of the largest score is one of all
 // weights of the row, which a stored LSE would have brought with it.
-double lse_of_scores(const Schedule& how, const EmulatedRows& x, const Eigen::ArrayXd& s) {
+double lse_of_scores(const EmulatedRows& x, const Eigen::ArrayXd& s) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   const double sink = x.has_sink ? static_cast<double>(x.sink) : -infinity;
   const double max = std::max(s.maxCoeff(), sink);
   if (!(max > -infinity)) return max;
-  const double lse = max + std::log((s - max).exp().sum() + std::exp(sink - max));
-  return how.keeps_weights ? lse : static_cast<double>(static_cast<float>(lse));
+  return max + std::log((s - max).exp().sum() + std::exp(sink - max));
+}
+
+// exp(s - lse) before its own error. A kernel that computes 2^x multiplies both numbers by log2 e;
+// the product with lse is rounded, and the other one is fused into the difference.
+Eigen::ArrayXd weights_of_row(const Schedule& how, const Eigen::ArrayXd& s, double lse) {
+  if (!how.base_two) return (s - lse).cast<float>().cast<double>().exp();
+  constexpr double log2e = std::numbers::log2e_v<float>;
+  const auto subtracted = static_cast<double>(static_cast<float>(lse * log2e));
+  return ((s * log2e - subtracted).cast<float>().cast<double>() * std::numbers::ln2).exp();
 }
 
 }  // namespace
 
-EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
+EmulatedGradients emulate_backward(const Contract& c, const Schedule& how, const Schedule& forward,
                                    const EmulatedBackward& in) {
   const EmulatedRows& x = in.in;
   const Index rows = x.q.rows(), n = x.count, dv = in.o.cols();
@@ -30,17 +39,23 @@ EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
       x.kv->values_single.middleRows(x.key0, n).leftCols(dv) / in.keep_scale;
   RowMajorSingle slope;
   const RowMajorSingle s = emulated_scores(c, how, x, &slope);
+  const bool own_lse = in.lse.size() == 0;
+  // A backward pass that computes its scores anew rounds them otherwise than the forward pass.
+  const RowMajorSingle& forward_scores =
+      own_lse && !how.keeps_weights ? emulated_scores(c, forward, x) : s;
   RowMajorSingle p = RowMajorSingle::Zero(rows, n), dp = p, ds = p;
   add_product(c, how, in.d_o, RowMajorSingle(values.transpose()), dp);
   const double offset = how.exp_offset * c.exp_ulp * 0x1p-23,
                per_unit = how.exp_slope * c.exp_ulp_per_unit * 0x1p-23;
   for (Index r = 0; r < rows; ++r) {
     const Eigen::ArrayXd scores = s.row(r).transpose().array().cast<double>();
-    const double lse =
-        in.lse.size() > 0 ? static_cast<double>(in.lse(r)) : lse_of_scores(how, x, scores);
+    double lse = own_lse
+                     ? lse_of_scores(x, forward_scores.row(r).transpose().array().cast<double>())
+                     : static_cast<double>(in.lse(r));
     if (!(lse > -std::numeric_limits<double>::infinity())) continue;
-    const Eigen::ArrayXd argument = (scores - lse).cast<float>().cast<double>();
-    const Eigen::ArrayXd weight = argument.exp() * (1 + offset + per_unit * argument.max(-200.0));
+    if (!how.keeps_weights) lse = static_cast<double>(static_cast<float>(lse));
+    const Eigen::ArrayXd weight =
+        weights_of_row(how, scores, lse) * (1 + offset + per_unit * (scores - lse).max(-200.0));
     const double floor = how.flushes ? c.exp_floor : 0;
     p.row(r) = (weight < floor).select(0.0, weight).cast<float>().matrix().transpose();
     const float delta = in.d_o.row(r).dot(in.o.row(r)) - in.d_lse(r);

@@ -11,7 +11,7 @@ struct EmulatedBackward {
   EmulatedRows in;
   RowMajorSingle o, d_o;  // rows x Dv, as the forward pass stored them
   // Likewise; -inf for a row without weight. Empty for a kernel that gives no LSE: its gradients
-  // rest on an LSE, or on weights, of its own, which have the errors of its scores.
+  // rest on an LSE, or on weights, of its own, which have the errors of scores of its own.
   Eigen::VectorXf lse;
   Eigen::VectorXf d_lse;  // 0 where there is none
   float keep_scale = 1;   // 1 / (1 - dropout)
@@ -21,7 +21,8 @@ struct EmulatedGradients {
   RowMajorSingle dq;      // rows x D
   RowMajorSingle dk, dv;  // count x D, count x Dv: this head's part, for the keys from key0 on
 };
-EmulatedGradients emulate_backward(const Contract& c, const Schedule& how,
+// `forward` is the schedule of the forward pass, from which the LSE comes where none is given.
+EmulatedGradients emulate_backward(const Contract& c, const Schedule& how, const Schedule& forward,
                                    const EmulatedBackward& in);
 
 }  // namespace assay

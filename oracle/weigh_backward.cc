@@ -168,8 +168,9 @@ std::vector<RowMajorSingle> replicate_group(const EvidenceGroup& group, const Co
     const Index rows = head.in.q.rows();
     if (head.in.count > 0) {
       SplitMix64 random(SplitMix64::number(seed, usize(serial)));
-      EmulatedGradients part =
-          emulate_backward(c, draw_schedule(c, head.in.count, random, serial), head);
+      const Schedule how = draw_schedule(c, head.in.count, random, serial);
+      const Schedule forward = draw_schedule(c, head.in.count, random, serial);
+      EmulatedGradients part = emulate_backward(c, how, forward, head);
       if (c.head_gradient_dtype)
         for (RowMajorSingle* m : {&part.dk, &part.dv}) round_all(*c.head_gradient_dtype, *m);
       sums[0].middleRows(first, rows) = part.dq;
