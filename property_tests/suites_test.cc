@@ -69,11 +69,12 @@ TEST(Suites, EveryDecodeKernelGetsUnequalLengths) {
       return plain && c.operation == Operation::attention && heads(c.shape) ? "" : "another case";
     });
   };
-  for (const Features& has :
-       {reads([](const AttentionShape& s) { return s.query_heads == s.kv_heads; }),
-        reads([](const AttentionShape& s) { return s.kv_heads == 1; }),
-        reads([](const AttentionShape& s) { return s.query_heads == 1; }),
-        reads([](const AttentionShape& s) { return s.rows == 1; })}) {
+  const std::pair<const char*, Features> kinds[] = {
+      {"no groups", reads([](const AttentionShape& s) { return s.query_heads == s.kv_heads; })},
+      {"one head of keys", reads([](const AttentionShape& s) { return s.kv_heads == 1; })},
+      {"one head", reads([](const AttentionShape& s) { return s.query_heads == 1; })},
+      {"one row", reads([](const AttentionShape& s) { return s.rows == 1; })}};
+  for (const auto& [kind, has] : kinds) {
     std::set<std::string> seen;
     int unequal = 0;
     for (const Case& c : make_suite("caches", 1, has).cases) {
@@ -85,8 +86,8 @@ TEST(Suites, EveryDecodeKernelGetsUnequalLengths) {
         if (n % c.cache.page == c.cache.page - 1) seen.insert("page - 1");
       }
     }
-    EXPECT_GE(unequal, 30);
-    EXPECT_EQ(seen.size(), 5u) << testing::PrintToString(seen);
+    EXPECT_GE(unequal, 30) << kind;
+    EXPECT_EQ(seen.size(), 5u) << kind << testing::PrintToString(seen);
   }
 }
 

@@ -226,7 +226,6 @@ Suite backward(const SuiteSeed& seed) {
         "backward b=1 h=2 l=20x37 d=64 grad=tiny dlse=head-number layout=g:strided",
         "backward b=1 h=2 l=20x37 d=64 lengths=30 alibi dlse=signed-zeros"})
     add_line(suite.cases, seed, line);
-  add_diagonals_of_gradients(suite.cases, seed);
   // The cases have several splits of keys and several tiles of rows, one element short of a tile or
   // one beyond it.
   for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
@@ -251,6 +250,7 @@ Suite backward(const SuiteSeed& seed) {
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   }
+  add_diagonals_of_gradients(suite.cases, seed);
   return suite;
 }
 
@@ -351,6 +351,7 @@ Level own_lengths(const char* name, const std::function<Index(const Case&, Index
 
 // What most kernels that decode are called with, and those of this project in a few cases alone.
 void add_lengths(std::vector<Factor>& factors) {
+  add_levels(factors, "heads", {"b=3 h=1"});
   factors.push_back(
       {"lengths of sequences",
        {"",
@@ -403,18 +404,16 @@ Suite caches(const SuiteSeed& seed) {
         "attention b=17 h=2 l=1x33 d=64 offset=end cache=paged:16",
         "attention b=1 h=71/1 l=1x96 d=64 dtype=f16 offset=end cache=paged:32",
         "attention b=1 h=5/1 l=2x700 d=128 causal offset=end cache=paged:64 scores=far-negative",
-        "attention b=1 h=16/1 l=1x65 d=256 offset=end cache=paged:8 scores=far-positive",
-        "attention b=2 h=4/2 l=150x900 d=64 causal offset=end cache=paged:16 rows=4",
-        "attention b=3 h=8/2 l=5x1030 d=128 dtype=bf16 causal offset=end cache=contiguous rows=3"})
+        "attention b=1 h=16/1 l=1x65 d=256 offset=end cache=paged:8 scores=far-positive"})
     add_line(suite.cases, seed, line);
   // Every sequence has a length of its own: none, one, one around a page, and all.
-  for (const char* rest : {"l=1x64 d=64 cache=paged:16 lengths=0,1,15,17,64",
-                           "l=3x65 d=32/48 causal cache=paged:16 lengths=16,65,0,2,3",
-                           "l=1x33 d=128 dtype=bf16 cache=paged:32 lengths=31,33,32,1,0",
-                           "l=2x24 d=40 window=5,-1 cache=contiguous lengths=0,24,1,2,23",
-                           "l=1x48 d=64 cache=paged:7 store=f8e4m3/32 lengths=7,48,6,8,0",
-                           "l=4x20 d=24/16 causal cache=paged:4 store=f4e2m1/16 lengths=20,3,5,4,0",
-                           "l=1x700 d=64 cache=paged:16 lengths=700,513,17,384,0"})
+  for (const char* rest :
+       {"l=1x64 d=64 cache=paged:16 lengths=0,1,15,17,64",
+        "l=3x65 d=32/48 causal cache=paged:16 lengths=16,65,0,2,3",
+        "l=1x33 d=128 dtype=bf16 cache=paged:32 lengths=31,33,32,1,0",
+        "l=2x24 d=40 window=5,-1 cache=contiguous lengths=0,24,1,2,23",
+        "l=1x48 d=64 cache=paged:7 store=f8e4m3/32 lengths=7,48,6,8,0",
+        "l=4x20 d=24/16 causal cache=paged:4 store=f4e2m1/16 lengths=20,3,5,4,0"})
     add_line(suite.cases, seed, std::string("attention b=5 h=4/2 offset=lengths ") + rest);
   // In cross attention no mask hides the slots behind the last token of an open page.
   for (const char* cache :
@@ -434,6 +433,12 @@ Suite caches(const SuiteSeed& seed) {
     c.seed = seed + suite.cases.size();
     suite.cases.push_back(std::move(c));
   }
+  for (const char* line :
+       {"attention b=2 h=4/2 l=150x900 d=64 causal offset=end cache=paged:16 rows=4",
+        "attention b=3 h=8/2 l=5x1030 d=128 dtype=bf16 causal offset=end cache=contiguous rows=3",
+        "attention b=5 h=4/2 l=1x700 d=64 cache=paged:16 offset=lengths "
+        "lengths=700,513,17,384,0"})
+    add_line(suite.cases, seed, line);
   return suite;
 }
 
@@ -803,6 +808,8 @@ Suite refusals(const SuiteSeed& seed) {
             {"attention b=2 h=4/2 l=2x9 d=64 causal offset=end cache=paged:4",
              "attention b=2 h=4/2 l=1x9 d=64 offset=end cache=paged:4",
              "attention b=2 h=2 l=1x9 d=64 offset=end cache=paged:4"});
+  for (const LowBit format_of : values_of<LowBit>)
+    add_line(suite.cases, seed, fmt::format("product m=3 n=64 k=256 w={}", traits(format_of).name));
   // Writers that round have other pages, with scales.
   for (const char* store : {"bf16", "f8e4m3", "f8e4m3/32", "f4e2m1/16", "f8e4m3:f32",
                             "f8e4m3:f32-token", "f8e4m3:f32-page", "f8e4m3:f32-tensor"})
@@ -815,8 +822,6 @@ Suite refusals(const SuiteSeed& seed) {
   for (const char* formats :
        {"w=mxfp4 a=mxfp4", "w=nvfp4 a=nvfp4", "w=mxfp4 a=f8e4m3", "w=f8e4m3 a=f8e4m3"})
     add_line(suite.cases, seed, fmt::format("product m=3 n=64 k=256 {}", formats));
-  for (const LowBit format_of : values_of<LowBit>)
-    add_line(suite.cases, seed, fmt::format("product m=3 n=64 k=256 w={}", traits(format_of).name));
   return suite;
 }
 
