@@ -268,6 +268,7 @@ static struct newest {
   int64_t slot;
   float k[most_newest];
 } newest[8];
+static int64_t last_token; /* of the sequence of which a row is computed */
 
 static void keep_newest(const assay_tensor* k, int64_t b, int64_t i, int64_t s) {
   const int64_t columns = k->shape[3];
@@ -327,7 +328,7 @@ static float cached(const assay_pages* p, const assay_tensor* t, const assay_ten
   float scale;
   if (now->scales == plain) return ((const float*)t->data)[place];
   scale = kept(*scale_at(p, scales, page, g, slot, d));
-  if (is(newest_unrounded) && t == p->k && b < 8 &&
+  if (is(newest_unrounded) && t == p->k && b < 8 && j == last_token &&
       newest[b].slot == page * p->page_size + slot + 1) {
     const float x = newest[b].k[g * t->shape[3] + d];
     if (nearest(x / scale) == ((const uint8_t*)t->data)[place]) return x;
@@ -355,6 +356,7 @@ static void decode_row(const assay_attention* p, const assay_pages* c, const ass
   int64_t end = p->key_lengths[b], j, d;
   float max = -INFINITY, sum = 0;
   if ((p->flags & ASSAY_CAUSAL) && end > first + i + 1) end = first + i + 1;
+  if (is(newest_unrounded)) last_token = p->key_lengths[b] - 1;
   for (j = begin; j < end; ++j) {
     score[j] = 0;
     for (d = 0; d < p->q->shape[3]; ++d)
